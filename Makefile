@@ -1,0 +1,32 @@
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+BIN := .venv/bin
+READY := .venv/.ready
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
+
+.PHONY: run lab test
+
+run: $(READY)  ## execute the solved labs; pages with pictures in build/
+	@$(BIN)/labkit run
+
+lab: $(READY)  ## open the student notebooks
+	@$(BIN)/jupyter-lab --notebook-dir=notebooks
+
+test: $(READY)  ## everything that must hold
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/labkit build --check
+	$(BIN)/pytest tests
+	$(BIN)/pytest $(NBVAL) solutions notebooks
+
+# A Debian without python3-venv has no ensurepip: then the pip of $(PYTHON) fills the environment.
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed, for instance: make PYTHON=python3.12'; exit 1; }
+	@$(PYTHON) -m venv .venv >/dev/null || { \
+	  $(PYTHON) -m venv --clear --without-pip .venv && \
+	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } || \
+	  { echo 'No virtual environment: sudo apt install python3-venv, then again'; exit 1; }
+	@echo 'Installing the libraries (minutes, once) ...'
+	@$(BIN)/python -m pip install --quiet -e '.[dev]' $(addprefix -c ,$(CONSTRAINTS))
+	@touch $@

@@ -1,0 +1,10 @@
+"""The package that the labs import: `start` gives a lab its header and its checks."""
+
+__version__ = "0.1.0"
+
+
+def start(stem):
+    """Begin lab `stem`: print its header; return `(lab, check)`, the lab and the checks it uses."""
+    from labkit.lab import start
+
+    return start(stem)

@@ -1,0 +1,298 @@
+"""Checks of lab 2. The reference is the dense layer `W + (alpha / r) B A`, autograd, or torch."""
+
+import math
+
+import torch
+
+from labkit.checks.compare import expect_close, expect_number, randn
+from labkit.checks.quiz import judge
+from labkit.grading.contract import exercise, expect, generator, observe
+from labkit.probes import lab02 as probe
+
+
+def _matrices(d_out, d_in, r, rng):
+    return (randn(d_out, d_in, rng=rng), randn(r, d_in, rng=rng), randn(d_out, r, rng=rng))
+
+
+def _dense(x, W, A, B, scale):
+    return x @ (W + scale * B @ A).T
+
+
+def _forward_guesses(x, W, A, B, alpha):
+    r = len(A)
+    return {
+        "alpha is not divided by r": _dense(x, W, A, B, alpha),
+        "the scaling alpha / r is missing": _dense(x, W, A, B, 1.0),
+        "alpha is divided by sqrt(r): that is rank-stabilised LoRA (2.8)": _dense(
+            x, W, A, B, alpha / math.sqrt(r)
+        ),
+        "the scaling is r / alpha, upside down": _dense(x, W, A, B, r / alpha),
+        "this is the frozen layer alone; the update is missing": _dense(x, W, A, B, 0.0),
+        "this is the update alone; the frozen x @ W.T is missing": _dense(
+            x, W * 0, A, B, alpha / r
+        ),
+        "the scaling falls on the frozen part too": _dense(x, W * alpha / r, A, B, alpha / r),
+    }
+
+
+@exercise("2.1", points=2)
+def matches_dense(lora_forward):
+    """equals the dense formula for any leading shape, and never forms B @ A"""
+    rng = generator()
+    alpha, r = 12.0, 3
+    W, A, B = _matrices(7, 5, r, rng)
+    for lead in [(4,), (2, 3), ()]:
+        x = randn(*lead, 5, rng=rng)
+        call = f"lora_forward with x of shape {tuple(x.shape)}"
+        guesses = _forward_guesses(x, W, A, B, alpha)
+        wanted = _dense(x, W, A, B, alpha / r)
+        expect_close(observe(lora_forward, x, W, A, B, alpha), wanted, call, guesses)
+    W, A, B = _matrices(64, 96, 2, rng)
+    made = observe(probe.largest_new_tensor, lora_forward, randn(1, 96), W, A, B, alpha)
+    hint = "compute x @ A.T first, then @ B.T: two thin products"
+    expect(made < W.numel(), f"it makes a tensor of {made:,} numbers, as large as W; {hint}")
+
+
+@exercise("2.2", points=4)
+def layer(LoRALinear):
+    """starts as the base layer, adds exactly the scaled update, trains A and B and nothing else"""
+    rng, r, alpha = generator(), 4, 12.0
+    W, A, B = _matrices(48, 256, r, rng)
+    bias, x = randn(48, rng=rng), randn(6, 256, rng=rng)
+    new = observe(probe.new_layer, LoRALinear, W, bias, r, alpha, x)
+    _expect_start(new, x, W, bias, r, alpha)
+    _expect_flags(new["flags"])
+    _expect_forward(LoRALinear, x, W, bias, A, B, alpha)
+    _expect_dropout(LoRALinear, x, W, bias, A, B, alpha)
+    after = observe(probe.layer_after_step, LoRALinear, W, bias, r, alpha, A, B, x)
+    kept = torch.equal(after["W"], W) and torch.equal(after["bias"], bias)
+    expect(kept, "a training step changed the base layer: freeze its weight and bias")
+    moved = not torch.equal(after["A"], A) and not torch.equal(after["B"], B)
+    expect(moved, "a training step left A or B as it was: both are nn.Parameter in the forward?")
+    kinds = observe(probe.layer_kinds, LoRALinear, W, bias, r, alpha)
+    same = kinds[:3] == ["bfloat16"] * 3
+    expect(same, f"over a bf16 base, A, B and the output are {', '.join(kinds[:3])}: use its dtype")
+    expect(kinds[3:] == ["meta"] * 2, "A or B is not on base.weight's device: pass device=")
+
+
+def _expect_start(new, x, W, bias, r, alpha):
+    """A random, B zero, the sizes, the scaling, and the output of the base layer."""
+    expect_number(new["scaling"], alpha / r, "layer.scaling", {"not divided by r": alpha})
+    expect_number(new["r"], r, "layer.r")
+    shapes = f"A is (r, d_in) = {(r, 256)} and B is (d_out, r) = {(48, r)}"
+    right = new["A"].shape == (r, 256) and new["B"].shape == (48, r)
+    expect(right, f"A has shape {tuple(new['A'].shape)}, B {tuple(new['B'].shape)}; {shapes}")
+    hint = "B must start at zero, so that training starts from the base model"
+    expect(not new["B"].any(), f"B is not zero at the start; {hint}")
+    hint = "with B zero as well no gradient ever flows"
+    expect(new["A"].any(), f"A is all zeros; {hint}. Draw it at random")
+    expect(not torch.equal(new["A"], new["A2"]), "two layers got the same A: draw it at random")
+    std, mean = new["A"].std().item(), new["A"].mean().item()
+    usual = "kaiming_uniform_(A, a=sqrt(5)) gives about 0.036 here"
+    expect(0.003 < std < 0.5, f"A has standard deviation {std:.2g} for d_in = 256; {usual}")
+    expect(abs(mean) < 0.3 * std, f"A has mean {mean:.2g}: draw it around zero")
+    guesses = {"the base layer's bias is lost": x @ W.T}
+    expect_close(new["y"], x @ W.T + bias, "a new layer's output", guesses)
+
+
+def _expect_flags(flags):
+    """Exactly A and B are parameters that train."""
+    for name in ("A", "B"):
+        hint = "wrap it in nn.Parameter, or the optimizer never sees it"
+        expect(name in flags, f"{name} is not a parameter; {hint}")
+        expect(flags[name], f"{name} does not require grad")
+    open_ones = [n for n, trains in flags.items() if trains and n not in ("A", "B")]
+    expect(not open_ones, f"{', '.join(open_ones)} still trains: freeze the base layer")
+
+
+def _expect_forward(LoRALinear, x, W, bias, A, B, alpha):
+    """With and without bias the output is the dense layer's."""
+    for b in (bias, None):
+        args = (LoRALinear, W, b, len(A), alpha, A, B, 0.0, True, x)
+        shift = 0 if b is None else b
+        guesses = {k: v + shift for k, v in _forward_guesses(x, W, A, B, alpha).items()}
+        wanted = _dense(x, W, A, B, alpha / len(A)) + shift
+        call = "the layer's output, base without bias" if b is None else "the layer's output"
+        expect_close(observe(probe.layer_output, *args), wanted, call, guesses)
+
+
+def _expect_dropout(LoRALinear, x, W, bias, A, B, alpha):
+    """Dropout acts in training only, and on the update's path only."""
+    r = len(A)
+    wanted = _dense(x, W, A, B, alpha / r) + bias
+    still = observe(probe.layer_output, LoRALinear, W, bias, r, alpha, A, B, 0.5, False, x)
+    expect_close(still, wanted, "with dropout=0.5 in eval() the output")
+    noisy = observe(probe.layer_output, LoRALinear, W, bias, r, alpha, A, B, 0.5, True, x)
+    expect(not torch.allclose(noisy, wanted), "dropout=0.5 changes nothing in train(): is it used?")
+    base = observe(probe.layer_output, LoRALinear, W, bias, r, alpha, A, B * 0, 0.5, True, x)
+    hint = "it belongs on the x that goes into A"
+    expect(torch.allclose(base, x @ W.T + bias, atol=1e-4), f"dropout hits the base path; {hint}")
+
+
+@exercise("2.3", points=3)
+def gradients(lora_gradients):
+    """equals autograd, and dA is zero while B is zero"""
+    rng, alpha, r = generator(), 8.0, 2
+    W, A, B = _matrices(7, 5, r, rng)
+    x, dY = randn(6, 5, rng=rng), randn(6, 7, rng=rng)
+    for start in (B, B * 0):
+        got = observe(lora_gradients, x, W, A, start, alpha, dY)
+        pair = isinstance(got, list) and len(got) == 2
+        expect(pair, "lora_gradients must return the pair (dA, dB)")
+        wanted = _autograd(x, W, A, start, alpha, dY)
+        s = alpha / r
+        for name, mine, theirs in zip(("dA", "dB"), got, wanted, strict=True):
+            guesses = {
+                "the factor alpha / r is missing": theirs / s,
+                "alpha is not divided by r": theirs * r,
+                "averaged over the batch; a gradient sums over it": theirs / len(x),
+            }
+            where = " when B is zero" if not start.any() else ""
+            expect_close(mine, theirs, name + where, guesses)
+
+
+def _autograd(x, W, A, B, alpha, dY):
+    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+    return torch.autograd.grad(_dense(x, W, A, B, alpha / len(A)), (A, B), dY)
+
+
+@exercise("2.4", points=3)
+def injects(inject):
+    """replaces exactly the named projections in place, and freezes everything else"""
+    for targets in (["q_proj", "v_proj"], ["k_proj"]):
+        got = observe(probe.injected, inject, targets, 2, 4.0)
+        wanted = {f"layers.{i}.attn.{name}" for i in range(2) for name in targets}
+        call = f"inject(model, {targets}, r=2, alpha=4.0)"
+        _expect_names(set(got["shapes"]), wanted, call)
+        expect_number(got["count"], len(wanted), f"the number that {call} returns")
+        expect(all(s == [2, 8] for s in got["shapes"].values()), f"{call}: r is not passed on")
+        before, after = got["y"]
+        hint = "a fresh LoRA layer must not change the model: is B zero, is the base layer kept?"
+        expect(torch.allclose(before, after, atol=1e-5), f"{call} changed the output; {hint}")
+        trains = {name for name, flag in got["flags"].items() if flag}
+        adapters = {f"{name}.{part}" for name in wanted for part in "AB"}
+        extra = sorted(trains - adapters)
+        expect(not extra, f"after {call}, {', '.join(extra[:3])} still trains: freeze it all first")
+        expect(trains == adapters, f"{call} froze A or B: freeze before you add the layers")
+
+
+def _expect_names(adapted, wanted, call):
+    nested = [name for name in adapted if name.endswith(".base")]
+    hint = "collect the modules in a list before you replace any"
+    expect(not nested, f"{call} wrapped a wrapped layer ({', '.join(nested[:1])}); {hint}")
+    near = sorted(adapted - wanted)
+    hint = "compare the last part of the dotted name with ==, not `in` or endswith"
+    expect(not near, f"{call} also replaced {', '.join(near[:2])}; {hint}")
+    missing = sorted(wanted - adapted)
+    hint = "set the new layer on its parent module: setattr(parent, name, layer)"
+    expect(not missing, f"{call} left {', '.join(missing[:2])} as it was; {hint}")
+
+
+@exercise("2.5", points=2)
+def counts(count_params):
+    """counts 921,600 of 135,436,608 on the real model's shapes, tied weights once"""
+    model = probe._Model()
+    every = list(model.parameters())  # torch lists a shared tensor once
+    total = sum(p.numel() for p in every)
+    trainable = sum(p.numel() for n, p in model.named_parameters() if "norm" in n)
+    tied = {"the tied head is counted twice": total + model.head.weight.numel()}
+    got = observe(probe.counted, count_params)
+    pair = isinstance(got, list) and len(got) == 2
+    expect(pair, "count_params must return the pair (trainable, total)")
+    swapped = {"this is the total: return (trainable, total) in this order": total}
+    tensors = {"this counts tensors, not their numbers: use numel()": len(every)}
+    expect_number(got[0], trainable, "trainable, on a small model", swapped)
+    frozen = {"frozen parameters belong to the total": trainable}
+    expect_number(got[1], total, "the total, on a small model", tied | frozen | tensors)
+    got = observe(probe.counted_smollm2, count_params, 16)
+    expect_number(got[0], 921_600, "trainable, SmolLM2 with r=16 on q and v")
+    tied = {"the tied embedding and head are counted twice": 135_436_608 + 28_311_552}
+    expect_number(got[1], 135_436_608, "the total, SmolLM2 with r=16 on q and v", tied)
+
+
+@exercise("2.6", points=3)
+def merges(merge_, unmerge_, LoRALinear):
+    """W becomes W + (alpha / r) B A, the output stays, twice is once, and unmerging undoes it"""
+    rng, r, alpha = generator(), 3, 12.0
+    W, A, B = _matrices(7, 5, r, rng)
+    bias, x = randn(7, rng=rng), randn(4, 5, rng=rng)
+    seen = observe(probe.merging, merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x)
+    update = alpha / r * B @ A
+    guesses = {
+        "alpha is not divided by r": W + alpha * B @ A,
+        "the scaling is missing": W + B @ A,
+        "nothing was added": W,
+        "this is the update alone: add it to W": update,
+    }
+    twice = {"merging twice added the update twice: remember that it is merged": W + 2 * update}
+    expect_close(seen["once"][0], W + update, "base.weight after merge_", guesses)
+    expect_close(seen["twice"][0], W + update, "base.weight after merge_ twice", twice)
+    below = {"unmerging twice took it away twice": W - update, "the update stays": W + update}
+    expect_close(seen["back"][0], W, "base.weight after unmerge_", below, tol=1e-5)
+    expect_close(seen["end"][0], W, "base.weight after unmerge_ twice", below, tol=1e-5)
+    y = _dense(x, W, A, B, alpha / r) + bias
+    double = {
+        "the update counts twice; forward must skip A and B while merged": y + x @ update.T,
+        "the update is gone; nothing adds it now": x @ W.T + bias,
+    }
+    for name, when in (("once", "merge_"), ("twice", "merge_ twice"), ("end", "unmerge_")):
+        expect_close(seen[name][1], y, f"the output after {when}", double)
+    hint = "change it under torch.no_grad()"
+    expect(seen["leaf"] == [True, False], f"base.weight joined the autograd graph; {hint}")
+    wanted = _square_gradients(x, W, bias, A, B, alpha)
+    for name, mine, theirs in zip("AB", seen["grads"], wanted, strict=True):
+        expect(mine is not None, f"after unmerge_, {name} gets no gradient any more")
+        expect_close(mine, theirs, f"the gradient of {name} after unmerge_")
+
+
+def _square_gradients(x, W, bias, A, B, alpha):
+    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+    loss = (_dense(x, W, A, B, alpha / len(A)) + bias).square().sum()
+    return torch.autograd.grad(loss, (A, B))
+
+
+@exercise("2.7", points=3)
+def round_trip(adapter_state, load_adapter_, LoRALinear):
+    """holds A and B of every layer and nothing else; loads them back; says which key is wrong"""
+    rng, r = generator(), 2
+    A, B = randn(r, 2 * r, rng=rng), randn(2 * r, r, rng=rng)
+    args = (adapter_state, load_adapter_, LoRALinear, A, B, r)
+    got = observe(probe.round_trip, *args)
+    state, tensors = got["state"], [A, B, A + 2, B - 2]
+    expect(isinstance(state, dict), "adapter_state must return a dict of name to tensor")
+    hint = "A and B of two adapted layers are four"
+    more = ", ".join(list(state)[:6])
+    expect(len(state) == 4, f"the state holds {len(state)} tensors ({more}); {hint}")
+    for wanted in tensors:
+        found = any(v.shape == wanted.shape and torch.equal(v, wanted) for v in state.values())
+        expect(found, f"the state ({more}) lacks an A or a B, or holds a changed one")
+    for name, mine, theirs in zip(("A", "B", "A", "B"), got["loaded"], tensors, strict=True):
+        unchanged = {"still as before: copy into the parameter in place": theirs * 0}
+        expect_close(mine, theirs, f"{name} after load_adapter_", unchanged)
+    for change in ("missing", "extra"):
+        key, told = observe(probe.load_error, *args, change)
+        expect(told is not None, f"load_adapter_ says nothing about a{_n(change)} key ({key})")
+        expect(key in told, f"on a{_n(change)} key the error is {told!r}: name the key, {key}")
+
+
+def _n(word):
+    return f"n {word}" if word[0] in "aeiou" else f" {word}"
+
+
+@exercise("2.8", points=1)
+def scales(scaling):
+    """alpha / r, and alpha / sqrt(r) when rank-stabilised"""
+    for alpha, r in [(32, 16), (16.0, 8), (8, 2)]:
+        root = {"that is alpha / sqrt(r): the default is alpha / r": alpha / math.sqrt(r)}
+        alone = {"alpha is not divided": float(alpha), "it is upside down": r / alpha}
+        expect_number(observe(scaling, alpha, r), alpha / r, f"scaling({alpha}, {r})", root | alone)
+        call = f"scaling({alpha}, {r}, rank_stabilized=True)"
+        plain = {"rank_stabilized changes nothing": alpha / r, "sqrt of all": (alpha / r) ** 0.5}
+        got = observe(scaling, alpha, r, True)
+        expect_number(got, alpha / math.sqrt(r), call, plain)
+
+
+@exercise("2.9", points=3)
+def quiz(quiz):
+    """three questions"""
+    return judge(quiz, "02")

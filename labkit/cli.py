@@ -1,0 +1,168 @@
+"""The `labkit` command. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labkit.errors import LabError
+
+app = typer.Typer(
+    epilog="Example: labkit run 1 2",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command and exit: 0, 1 for a failed run, 2 for bad input, 130 for Ctrl-C."""
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        sys.exit(app(args or ["--help"], prog_name="labkit", standalone_mode=False))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # what typer raises for a bad argument
+        if not usage and not isinstance(error, LabError | ValueError | OSError):
+            raise
+        line = " ".join((usage() if usage else str(error)).split())
+        print(f"labkit: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def course_root() -> Path:
+    """Return the folder of the course: the one we are in, else the one labkit was installed from.
+
+    Raises LabError where there is none.
+    """
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]):
+        if (folder / "labs").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    raise LabError("no course here: go to the folder that you cloned (it holds labs/)")
+
+
+def _console(json_wanted: bool):
+    """Return the console for people: stderr when stdout carries data."""
+    from rich.console import Console
+
+    return Console(stderr=json_wanted)
+
+
+def _without_iri_grammar() -> None:
+    """Keep jsonschema, under nbformat, from compiling a grammar for 1.2 s that no notebook needs.
+
+    It is optional there: without it, addresses with non-ASCII characters are not validated.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)
+
+
+def _print_json(data: object) -> None:
+    print(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"labkit {version('lora-labs')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """LoRA Labs: six hands-on labs on LoRA and QLoRA."""
+
+
+@app.command(epilog="Example: labkit doctor --json")
+def doctor(as_json: Json = False) -> int:
+    """Say what this machine can run, and the mend for what it cannot."""
+    from labkit.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        _print_findings(findings)
+    return int(any(finding.verdict == "bad" for finding in findings))
+
+
+def _print_findings(findings: list) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "warn": "yellow", "bad": "red"}
+    table = Table("what", "", "value", "note", box=None)
+    for f in findings:
+        table.add_row(f.what, Text(f.verdict, colours[f.verdict]), Text(f.value), Text(f.mend))
+    _console(False).print(table)
+
+
+@app.command(epilog="Example: labkit fetch")
+def fetch(as_json: Json = False) -> None:
+    """Bring the model and the data into the cache (done on first use anyway)."""
+    from labkit import models, tasks
+    from labkit.doctor import MODEL
+
+    console, rows = _console(as_json), []
+    jobs = {f"model {MODEL}": lambda: str(models.fetch(MODEL))}
+    for split in ("train", "test"):
+        jobs[f"task home, {split}"] = lambda s=split: f"{len(tasks.load('home', s))} examples"
+    for name, job in jobs.items():
+        start = time.perf_counter()
+        row = {"what": name, "result": job(), "seconds": round(time.perf_counter() - start, 1)}
+        rows.append(row)
+        console.print(f"{name}: {row['result']}, {row['seconds']} s", markup=False, soft_wrap=True)
+    if as_json:
+        _print_json(rows)
+
+
+@app.command(epilog="Example: labkit build --check")
+def build(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 on drift.")] = False,
+) -> int:
+    """Build notebooks/ and solutions/ from labs/."""
+    _without_iri_grammar()
+    from labkit import notebooks
+
+    changed = notebooks.build(course_root(), check)
+    for name in changed:
+        print(f"{'differs from its master' if check else 'written'}: {name}")
+    if not changed:
+        print("all notebooks are current")
+    elif check:
+        print("run 'labkit build' and commit the result")
+    return int(check and bool(changed))
+
+
+@app.command(epilog="Example: labkit run 2 --out build")
+def run(
+    labs: Annotated[list[str] | None, typer.Argument(help="2, 02 or 02_lora; default all.")] = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for pages.")] = Path("build"),
+    as_json: Json = False,
+) -> int:
+    """Execute solved labs with live progress; leave pages with their pictures and a summary."""
+    _without_iri_grammar()
+    from labkit.run import run as run_labs
+
+    console = _console(as_json)
+    try:
+        results = run_labs(labs or [], course_root(), out, console)
+    except KeyboardInterrupt:
+        console.print(f"stopped; what is done is in {out / 'index.html'}", soft_wrap=True)
+        raise
+    if as_json:
+        _print_json([asdict(result) for result in results])
+    console.print(f"pages: {out / 'index.html'}", markup=False, soft_wrap=True)
+    return int(any(result.status != "ok" for result in results))

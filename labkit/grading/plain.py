@@ -1,0 +1,42 @@
+"""Plain data: all that a check ever sees of a learner's objects."""
+
+
+def plain(value):
+    """`value` with every tensor detached, on the CPU and copied; TypeError for what isn't plain.
+
+    Plain are None, bool, int, float, str, tensors, and lists, tuples (as lists) and dicts of them;
+    NumPy scalars become Python numbers, a pandas DataFrame a dict of its columns as lists.
+    """
+    import torch
+
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    kind = type(value)
+    if kind.__module__ == "numpy":
+        return torch.from_numpy(value).clone() if value.ndim else value.item()
+    if kind.__name__ == "DataFrame":
+        return {str(name): column.tolist() for name, column in value.items()}
+    raise TypeError(f"it returned {_a(kind.__name__)}, which a check cannot read")
+
+
+def copied(data):
+    """`data` with tensors cloned (grad flag kept) in nested lists, tuples and dicts."""
+    import torch
+
+    if isinstance(data, torch.Tensor):
+        return data.detach().clone().requires_grad_(data.requires_grad)
+    if type(data) in (list, tuple):
+        return type(data)(copied(item) for item in data)
+    if type(data) is dict:
+        return {key: copied(item) for key, item in data.items()}
+    return data
+
+
+def _a(noun):
+    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"

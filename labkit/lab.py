@@ -1,0 +1,129 @@
+"""A lab in a notebook: its header, its experiments, `reveal`, and the score."""
+
+import ast
+import importlib
+import json
+from pathlib import Path
+
+import torch
+from IPython import get_ipython
+from IPython.display import Code, display
+
+from labkit import models, plots
+from labkit.errors import LabError
+from labkit.grading import contract
+
+MARKS = {"passed": "✓", "revealed": "◐", "failed": "✗", "missing": "○"}
+
+
+def start(stem):
+    """`(lab, check)` for lab `stem`, such as "02_lora"; prints the header and seeds torch."""
+    models.hush_libraries()
+    plots.use_style()
+    check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
+    importlib.import_module(f"labkit.plots.lab{stem[:2]}")
+    contract.session.records.clear()
+    lab = Lab(stem, check)
+    torch.manual_seed(lab.seed)
+    print(lab.header())
+    return lab, check
+
+
+class Lab:
+    """What one notebook shares: device, precision, seed, and which exercises stand."""
+
+    def __init__(self, stem, check):
+        self.stem, self.seed = stem, 0
+        self.device = models.device()
+        self.dtype = models.precision(self.device)
+        marked = [getattr(f, "exercise", None) for f in vars(check).values()]
+        self.exercises = sorted((m for m in marked if m), key=lambda m: m["id"])
+
+    def header(self):
+        """Two lines: the machine and its precision; the model and where it comes from."""
+        on_gpu = self.device == "cuda"
+        chip = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
+        kind = str(self.dtype).removeprefix("torch.")
+        return (
+            f"Lab {int(self.stem[:2])} · {chip} · {kind} · seed {self.seed} · torch "
+            f"{torch.__version__.split('+')[0]}\nModel: {models.source()}"
+        )
+
+    def experiment(self, title, seconds, needs=()):
+        """Announce an experiment and its time; False, with the reason, when exercises are open.
+
+        `needs` lists the ids of the exercises whose functions the experiment runs.
+        """
+        open_ids = [id for id in needs if self._status(id) not in ("passed", "revealed")]
+        if open_ids:
+            names = ", ".join(f"{id} ({self._find(id)['name']})" for id in open_ids)
+            print(f'◇ {title}: waits for {names}. Stuck? lab.reveal("{open_ids[0]}")')
+            return False
+        wait = f"about {seconds} s" if seconds >= 2 else "a moment"
+        print(f"◆ {title} · {wait} on two CPU cores")
+        return True
+
+    def reveal(self, id):
+        """Show and run the solved cell of exercise `id`; it counts as revealed, with no points."""
+        exercise = self._find(id)
+        source = _solved_cell(self.stem, exercise["names"])
+        display(Code(source, language="python"))
+        get_ipython().run_cell(source, store_history=False).raise_error()
+        record = {key: exercise[key] for key in ("id", "name", "points")}
+        contract.session.records[id] = record | {"status": "revealed", "earned": 0, "message": ""}
+        print(f"◐ {id} is revealed: read it, then go on. It earns no points.")
+
+    def score(self):
+        """A table of the exercises: passed, revealed, open, and the points."""
+        rows = [self._row(exercise) for exercise in self.exercises]
+        earned, possible = (sum(row[key] for row in rows) for key in ("earned", "points"))
+        lines = [
+            f"{MARKS[row['status']]} {row['id']}  {row['name']:<22} "
+            f"{row['earned']} of {row['points']}  {row['status']}"
+            for row in rows
+        ]
+        text = "\n".join([*lines, f"{earned} of {possible} points"])
+        _publish(text, "score", {"lab": self.stem, "exercises": rows})
+
+    def headline(self, text):
+        """Show the lab's one-line result; `labkit run` puts it into its summary."""
+        _publish(f"▶ {text}", "headline", {"headline": text})
+
+    def _status(self, id):
+        return contract.session.records.get(id, {}).get("status", "missing")
+
+    def _row(self, exercise):
+        row = {key: exercise[key] for key in ("id", "name", "points")}
+        record = contract.session.records.get(row["id"], {"status": "missing", "earned": 0})
+        return row | {key: record[key] for key in ("status", "earned")}
+
+    def _find(self, id):
+        for exercise in self.exercises:
+            if exercise["id"] == id:
+                return exercise
+        known = ", ".join(exercise["id"] for exercise in self.exercises)
+        raise LabError(f"There is no exercise {id!r} in this lab: {known}")
+
+
+def _publish(text, kind, data):
+    """Display `text`, with `data` beside it for programs that read the executed notebook."""
+    mime = f"application/vnd.labkit.{kind}+json"
+    display({"text/plain": text, mime: data}, raw=True)
+
+
+def _solved_cell(stem, names):
+    """The source of the cell in solutions/ that defines one of `names`."""
+    here = Path(__file__).parent
+    for folder in (here.parent / "solutions", here / "_solutions"):
+        path = folder / f"{stem}.ipynb"
+        if path.exists():
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+            return next(source for source in sources if _defines(source, names))
+    raise LabError("The solutions are not part of this copy of the course, so nothing is revealed")
+
+
+def _defines(source, names):
+    """Whether `source` defines a function or class of `names`."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return any(isinstance(n, kinds) and n.name in names for n in ast.parse(source).body)

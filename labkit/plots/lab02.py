@@ -1,0 +1,111 @@
+"""Figures of lab 2."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from labkit.plots.style import INK, PALETTE, figure, smooth
+
+PARTS = {"weights": PALETTE[0], "gradients": PALETTE[4], "optimizer": PALETTE[1]}
+
+
+def thin_matrices(d_out, d_in, r):
+    """W, B and A drawn to scale as rectangles; sizes in numbers."""
+    fig, ax = figure(height=3.4)
+    gap, share = 0.32 * d_in, r * (d_out + d_in) / (d_out * d_in)
+    _box(ax, 0, 0, d_in, d_out, PALETTE[0], f"W\n{d_out} × {d_in}\n{d_out * d_in:,} frozen")
+    left = d_in + gap
+    _box(ax, left, 0, r, d_out, PALETTE[1])
+    _box(ax, left + 2.2 * r, d_out - r, d_in, r, PALETTE[1])
+    ax.text(d_in + gap / 2, d_out / 2, "+ (α/r) ·", ha="center", va="center", fontsize=13)
+    ax.text(left + 1.6 * r, d_out / 2, f"B  {d_out} × {r}", va="center")
+    ax.text(left + 2.2 * r + d_in / 2, d_out - 2 * r, f"A  {r} × {d_in}", ha="center", va="top")
+    ax.set(xlim=(-10, left + 3 * r + d_in), ylim=(-10, d_out + 10), aspect="equal")
+    ax.axis("off")
+    ax.set_title(f"At r = {r} the two thin matrices hold {share:.1%} of W's numbers")
+    plt.close(fig)
+    return fig
+
+
+def _box(ax, x, y, width, height, colour, label=""):
+    ax.add_patch(Rectangle((x, y), width, height, facecolor=colour, alpha=0.85))
+    ax.text(x + width / 2, y + height / 2, label, ha="center", va="center", color="white")
+
+
+def first_gradients(norms):
+    """Gradient norms of A and B in the first steps; `norms` maps each name to a list."""
+    fig, ax = figure(height=2.8)
+    for name, colour, marker in (("A", PALETTE[0], "o"), ("B", PALETTE[1], "s")):
+        ax.plot(norms[name], color=colour, marker=marker, ms=4)
+        ax.annotate(f" {name}", (len(norms[name]) - 1, norms[name][-1]), color=colour, va="center")
+    ax.set(xlabel="step", ylabel="gradient norm", ylim=(-0.02 * max(norms["B"]), None))
+    ax.set_title(f"At step 0 the gradient of A is {norms['A'][0]:.0f}: A has to wait for B")
+    plt.close(fig)
+    return fig
+
+
+def budget(curves, memory):
+    """Loss against seconds, and bytes held by kind, for each run by name.
+
+    `curves` maps a name to an object with `losses` and `seconds`; `memory` maps it to a dict of
+    bytes for weights, gradients and optimizer.
+    """
+    fig, (left, right) = figure(2, width=9.5, height=3.6, width_ratios=(3, 2))
+    for (name, curve), colour in zip(curves.items(), PALETTE[1::-1], strict=False):
+        left.plot(curve.seconds, smooth(curve.losses), color=colour)
+        where = (curve.seconds[-1], smooth(curve.losses)[-1])
+        left.annotate(name, where, (0, 9), textcoords="offset points", color=colour, ha="right")
+    left.set(xlabel="seconds", ylabel="training loss", yscale="log")
+    seconds = [curve.seconds[-1] for curve in curves.values()]
+    left.set_title(f"LoRA takes {seconds[0] / seconds[1]:.0%} of the time …")
+    _memory_bars(right, memory)
+    totals = [sum(parts.values()) for parts in memory.values()]
+    right.set_title(f"… and holds {totals[0] / totals[1]:.0%} of the bytes")
+    plt.close(fig)
+    return fig
+
+
+def _memory_bars(ax, memory):
+    floor = np.zeros(len(memory))
+    for part, colour in PARTS.items():
+        sizes = np.array([parts[part] / 1e9 for parts in memory.values()])
+        ax.bar(list(memory), sizes, bottom=floor, color=colour, width=0.55, label=part)
+        floor += sizes
+    for x, total in enumerate(floor):
+        ax.text(x, total, f"{total:.2f} GB", ha="center", va="bottom", color=INK)
+    ax.set(ylabel="GB held between steps", ylim=(0, floor.max() * 1.15))
+    ax.legend(loc="upper left")
+
+
+def merge_rounding(differences):
+    """Histogram of |logit difference| by precision; `differences` maps a dtype to a tensor."""
+    fig, ax = figure(height=2.8)
+    worst = {}
+    for (name, gap), colour in zip(differences.items(), PALETTE, strict=False):
+        values = gap.abs().flatten().numpy()
+        worst[name] = values.max()
+        logs = np.log10(np.maximum(values, 1e-8))
+        ax.hist(logs, bins=60, range=(-8, 1), color=colour, alpha=0.75)
+        ax.text(np.median(logs), ax.get_ylim()[1], name, color=colour, ha="center", va="bottom")
+    ax.set(xlabel="|logit merged − logit unmerged|, power of ten", ylabel="logits", yticks=[])
+    text = ", ".join(f"{value:.0e} in {name}" for name, value in worst.items())
+    ax.set_title(f"Merging moves a logit by at most {text}", pad=20)
+    plt.close(fig)
+    return fig
+
+
+def update_sizes(ranks, rows):
+    """Relative update size against rank on log axes; `rows` maps a scaling rule to sizes."""
+    fig, ax = figure(height=3.2)
+    for (name, sizes), colour, marker in zip(rows.items(), PALETTE, "os", strict=False):
+        ax.plot(ranks, sizes, color=colour, marker=marker)
+        ax.annotate(f"  {name}", (ranks[-1], sizes[-1]), color=colour, va="center")
+    ax.set(xscale="log", yscale="log", xlabel="rank r", ylabel="|update| / |W|")
+    ax.set_xticks(ranks, [str(r) for r in ranks], minor=False)
+    ax.set_xlim(None, ranks[-1] * 3)
+    plain, stable = (sizes[-1] / sizes[0] for sizes in rows.values())
+    ax.set_title(
+        f"From r={ranks[0]} to {ranks[-1]} the update changes {plain:.1f}x or {stable:.1f}x"
+    )
+    plt.close(fig)
+    return fig

@@ -1,0 +1,58 @@
+"""The look that all figures share, and the loss curve that grows while a model trains."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+# Okabe and Ito's colours: told apart by colour-blind readers and in grey print
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+INK = "#333333"
+
+
+def use_style():
+    """Set the labs' look for every figure that follows."""
+    plt.rcParams.update(
+        {
+            "axes.edgecolor": INK,
+            "axes.grid": True,
+            "axes.labelcolor": INK,
+            "axes.prop_cycle": plt.cycler(color=PALETTE),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 12,
+            "axes.titleweight": "bold",
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 110,
+            "figure.facecolor": "white",
+            "font.size": 10.5,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+            "lines.linewidth": 2,
+        }
+    )
+
+
+def figure(n_columns=1, width=7.2, height=3.6, **options):
+    """A figure with `n_columns` axes side by side: `(figure, axes)`; inches."""
+    return plt.subplots(1, n_columns, figsize=(width, height), **options)
+
+
+def smooth(values, weight=0.8):
+    """Exponential moving average of `values`, corrected for its start; an array as long."""
+    kept, total, out = 0.0, 0.0, []
+    for value in values:
+        kept, total = weight * kept + value, weight * total + 1
+        out.append(kept / total)
+    return np.array(out)
+
+
+def growing_loss(losses, steps, title):
+    """Loss so far against step, with room for the `steps` to come; a figure, not yet shown."""
+    fig, ax = figure(height=2.6)
+    x = range(1, len(losses) + 1)
+    ax.plot(x, losses, color=PALETTE[0], alpha=0.3, lw=1)
+    ax.plot(x, smooth(losses), color=PALETTE[0])
+    ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats a token)")
+    ax.set_title(title)
+    plt.close(fig)
+    return fig

@@ -1,0 +1,196 @@
+"""What runs beside the learner's code in lab 2, and brings plain data back to its checks."""
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+
+class _LargestNew(TorchDispatchMode):
+    """Notes the largest tensor that gets a storage of its own, in numbers."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.known = {t.untyped_storage().data_ptr() for t in inputs}
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for t in tree_flatten(out)[0]:
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in self.known:
+                self.largest = max(self.largest, t.numel())
+        return out
+
+
+def largest_new_tensor(f, *tensors):
+    """The size, in numbers, of the largest tensor that `f(*tensors)` makes; views don't count."""
+    with _LargestNew([t for t in tensors if isinstance(t, torch.Tensor)]) as seen:
+        f(*tensors)
+    return seen.largest
+
+
+def _base(W, bias, dtype=torch.float32):
+    linear = nn.Linear(W.shape[1], W.shape[0], bias=bias is not None, dtype=dtype)
+    with torch.no_grad():
+        linear.weight.copy_(W)
+        if bias is not None:
+            linear.bias.copy_(bias)
+    return linear
+
+
+def _layer(LoRALinear, W, bias, r, alpha, A=None, B=None, dropout=0.0, dtype=torch.float32):
+    layer = LoRALinear(_base(W, bias, dtype), r, alpha, dropout)
+    if A is not None:
+        with torch.no_grad():
+            layer.A.copy_(A)
+            layer.B.copy_(B)
+    return layer
+
+
+def new_layer(LoRALinear, W, bias, r, alpha, x):
+    """A fresh layer as data: A of two layers, B, scaling, r, flags of its parameters, output."""
+    first, second = (_layer(LoRALinear, W, bias, r, alpha) for _ in range(2))
+    for name in ("A", "B"):
+        if isinstance(getattr(first, name), nn.Module):
+            raise TypeError(f"{name} is a module, wanted an nn.Parameter")
+    flags = {name: p.requires_grad for name, p in first.named_parameters()}
+    numbers = {"r": first.r, "scaling": first.scaling, "flags": flags, "y": first(x)}
+    return numbers | {"A": first.A, "A2": second.A, "B": first.B, "W": first.base.weight}
+
+
+def layer_output(LoRALinear, W, bias, r, alpha, A, B, dropout, training, x):
+    """`layer(x)` with the given A and B, in training or evaluation mode."""
+    return _layer(LoRALinear, W, bias, r, alpha, A, B, dropout).train(training)(x)
+
+
+def layer_kinds(LoRALinear, W, bias, r, alpha):
+    """`[dtype of A, of B, of the output]` for a bf16 base, and the device of A for one on meta."""
+    layer = _layer(LoRALinear, W, bias, r, alpha, dtype=torch.bfloat16)
+    y = layer(torch.ones(1, W.shape[1], dtype=torch.bfloat16))
+    apart = LoRALinear(nn.Linear(4, 4, device="meta"), 2, 4)
+    kinds = [str(t.dtype).removeprefix("torch.") for t in (layer.A, layer.B, y)]
+    return [*kinds, apart.A.device.type, apart.B.device.type]
+
+
+def layer_after_step(LoRALinear, W, bias, r, alpha, A, B, x):
+    """The base weight and bias, A and B after one SGD step on every trainable parameter."""
+    layer = _layer(LoRALinear, W, bias, r, alpha, A, B)
+    optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.1)
+    layer(x).square().mean().backward()
+    optimizer.step()
+    return {"W": layer.base.weight, "bias": layer.base.bias, "A": layer.A, "B": layer.B}
+
+
+class _Attention(nn.Module):
+    """Projections with names that invite a mistake: `kq_proj` only ends like `q_proj`."""
+
+    def __init__(self, d):
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj", "kq_proj"):
+            setattr(self, name, nn.Linear(d, d, bias=name != "v_proj"))
+        self.norm = nn.LayerNorm(d)
+
+    def forward(self, x):
+        y = self.q_proj(x) * self.k_proj(x) + self.kq_proj(x)
+        return self.norm(self.v_proj(y.tanh()))
+
+
+class _Model(nn.Module):
+    """Two attention blocks, an embedding and a head that is tied to it."""
+
+    def __init__(self, d=8, vocab=11):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, d)
+        self.layers = nn.ModuleList(nn.ModuleDict({"attn": _Attention(d)}) for _ in range(2))
+        self.head = nn.Linear(d, vocab, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = x + layer["attn"](x)
+        return self.head(x)
+
+
+def injected(inject, targets, r, alpha):
+    """What `inject` does to a small model: count, adapted modules, flags, outputs around it."""
+    model, ids = _Model(), torch.arange(11)
+    before = model(ids)
+    count = inject(model, targets, r, alpha)
+    adapted = [n for n, m in model.named_modules() if hasattr(m, "A") and hasattr(m, "B")]
+    shapes = {n: list(model.get_submodule(n).A.shape) for n in adapted}
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    return {"count": count, "shapes": shapes, "flags": flags, "y": [before, model(ids)]}
+
+
+def counted(count_params):
+    """`count_params` of a small model with a tied head, its blocks frozen but for the norms."""
+    model = _Model()
+    for name, p in model.named_parameters():
+        p.requires_grad_("norm" in name)
+    return count_params(model)
+
+
+def counted_smollm2(count_params, r):
+    """`count_params` of SmolLM2-135M on the meta device with PEFT's LoRA on q and v."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True))
+        config = LoraConfig(r=r, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        return count_params(get_peft_model(model, config))
+
+
+def merging(merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x):
+    """Weight and output: at first, merged, merged again, unmerged, unmerged again; and flags."""
+    layer = _layer(LoRALinear, W, bias, r, alpha, A, B).eval()
+    seen = {"start": [layer.base.weight.clone(), layer(x)]}
+    for name, act in (("once", merge_), ("twice", merge_), ("back", unmerge_), ("end", unmerge_)):
+        act(layer)
+        seen[name] = [layer.base.weight.clone(), layer(x)]
+    seen["leaf"] = [layer.base.weight.is_leaf, layer.base.weight.requires_grad]
+    layer(x).square().sum().backward()
+    seen["grads"] = [layer.A.grad, layer.B.grad]
+    return seen
+
+
+def _adapted(LoRALinear, A, B, r):
+    """Two adapted layers with a plain one between, the first with the given A and B."""
+    square = r * 2
+    model = nn.Sequential(*(nn.Linear(square, square) for _ in range(3)))
+    for i in (0, 2):
+        model[i] = LoRALinear(model[i], r, 4)
+        with torch.no_grad():
+            model[i].A.copy_(A + i)
+            model[i].B.copy_(B - i)
+    return model
+
+
+def round_trip(adapter_state, load_adapter_, LoRALinear, A, B, r):
+    """The state of one model, and the A and B of another (all zeros before) that loads it."""
+    state = adapter_state(_adapted(LoRALinear, A, B, r))
+    other = _adapted(LoRALinear, A * 0, B * 0, r)
+    load_adapter_(other, state)
+    loaded = [getattr(other[i], name) for i in (0, 2) for name in ("A", "B")]
+    return {"state": state, "loaded": loaded}
+
+
+def load_error(adapter_state, load_adapter_, LoRALinear, A, B, r, change):
+    """`[key, message]` of what `load_adapter_` raises when a key is missing or extra, or None."""
+    model = _adapted(LoRALinear, A, B, r)
+    state = dict(adapter_state(model))
+    key = next(iter(state)) if change == "missing" else "no.such.layer.A"
+    if change == "missing":
+        del state[key]
+    else:
+        state[key] = A
+    try:
+        load_adapter_(model, state)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        return [key, f"{type(error).__name__}: {error}"]
+    return [key, None]

@@ -1,0 +1,98 @@
+"""Live progress of a run: a bar a lab on a terminal, a line a heading elsewhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+
+def bars(console: Console) -> Progress:
+    """Return the display that the Bars live in; off where the console is not a terminal."""
+    return Progress(
+        TextColumn("{task.fields[lab]}"),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        Left(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+class Left(ProgressColumn):
+    """The time that the experiments still take, as the lab itself announces it."""
+
+    def render(self, task: Task) -> Text:
+        """Return it in seconds, counting down while the task runs."""
+        seconds = task.fields["seconds"] - (time.monotonic() - task.fields["since"])
+        return Text("" if task.finished or seconds < 1 else f"~{seconds:.0f} s left")
+
+
+class Bar:
+    """The progress of one lab: which cell, under which heading."""
+
+    def __init__(self, progress: Progress, lab: str, cells: list):
+        self.progress, self.lab = progress, lab
+        self.headings = nearest_headings(cells, lab)
+        self.seconds = [experiment_seconds(cell.source) for cell in cells]
+        self.heading = ""
+        self.task = progress.add_task("", start=False, total=len(cells), lab=lab, **self._left(0))
+
+    def at(self, index: int) -> None:
+        """Show that cell number index runs now."""
+        self.progress.start_task(self.task)
+        if self.progress.disable and self.headings[index] != self.heading:
+            self._say(f"cell {index + 1} of {len(self.seconds)}  {self.headings[index]}")
+        self.heading = self.headings[index]
+        self.progress.update(
+            self.task, completed=index, description=self.heading, **self._left(index)
+        )
+
+    def end(self, status: str) -> None:
+        """Show how the lab ended."""
+        self.progress.stop_task(self.task)
+        done = {"completed": len(self.seconds)} if status == "ok" else {}
+        self.progress.update(self.task, description=status, seconds=0, **done)
+        if self.progress.disable:
+            self._say(status)
+
+    def _left(self, index: int) -> dict[str, float]:
+        return {"seconds": sum(self.seconds[index:]), "since": time.monotonic()}
+
+    def _say(self, text: str) -> None:
+        self.progress.console.print(f"{self.lab}  {text}", markup=False, highlight=False)
+
+
+def nearest_headings(cells: list, first: str) -> list[str]:
+    """Return for each cell the last markdown heading at or above it (`first` where none is)."""
+    headings, latest = [], first
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            latest = (re.findall(r"^#+ +(.+)", cell.source, re.MULTILINE) or [latest])[-1]
+        headings.append(latest)
+    return headings
+
+
+def experiment_seconds(source: str) -> float:
+    """Return the time that `lab.experiment(title, seconds)` in a cell announces, else 0."""
+    try:
+        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+        call = next(node for node in calls if ast.unparse(node.func) == "lab.experiment")
+        named = [key.value for key in call.keywords if key.arg == "seconds"]
+        return float(ast.literal_eval((named or call.args[1:])[0]))
+    except (SyntaxError, StopIteration, IndexError, ValueError, TypeError):
+        return 0.0  # no such call, or not a plain number: this only feeds the display

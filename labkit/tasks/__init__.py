@@ -1,0 +1,29 @@
+"""The tasks that the labs train on."""
+
+import importlib
+
+from labkit.errors import LabError
+
+NAMES = ("home", "chat")
+SPLITS = ("train", "test")
+
+
+class UnknownName(LabError, ValueError):
+    """A task, split, source or check that does not exist; the message offers those that do."""
+
+    def __init__(self, what, given, known):
+        super().__init__(f"no {what} {given!r}: there is {', '.join(known)}")
+
+
+def load(name, split="train", **options):
+    """Split of a task as a `datasets.Dataset` with a `messages` column; its module has the options.
+
+    `home`: full=False, seed=0. `chat`: source="bundled" or "no_robots".
+    """
+    for what, given, known in (("task", name, NAMES), ("split", split, SPLITS)):
+        if given not in known:
+            raise UnknownName(what, given, known)
+    import datasets
+
+    task = importlib.import_module(f"{__name__}.{name}")
+    return datasets.Dataset.from_list(task.rows(split, **options))

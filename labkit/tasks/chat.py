@@ -1,0 +1,122 @@
+"""Task `chat`: short instructions, many of which name a constraint that a program can verify."""
+
+import ast
+import json
+import re
+from importlib import resources
+
+from labkit.errors import LabError
+from labkit.tasks import UnknownName
+
+FILE = resources.files(__package__) / "chat.jsonl"
+NO_ROBOTS = "HuggingFaceH4/no_robots"  # CC-BY-NC: downloaded, never bundled
+BULLET = re.compile(r"^\s*[-*•] +\S", re.MULTILINE)
+NUMBERED = re.compile(r"^\s*\d+[.)] +\S", re.MULTILINE)
+SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
+WORD = re.compile(r"\w[\w'\u2019-]*")
+
+
+class NoDownload(LabError, RuntimeError):
+    """The data set could not be brought here."""
+
+    def __init__(self, split, reason):
+        offline = f"the bundled set works offline: load('chat', {split!r})"
+        super().__init__(f"could not download {NO_ROBOTS} ({reason}); {offline}")
+
+
+def rows(split="train", source="bundled"):
+    """Rows of one split as dicts: `messages`, `category`, `check` ("" when there is none)."""
+    if source == "no_robots":
+        return _no_robots(split)
+    if source != "bundled":
+        raise UnknownName("source", source, ("bundled", "no_robots"))
+    lines = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+    return [
+        {"messages": _messages(line), "category": line["category"], "check": line["check"]}
+        for line in lines
+        if line["split"] == split
+    ]
+
+
+def follows(check, text):
+    """Whether `text` obeys `check`, such as "bullets:3"; ValueError for a check we don't know."""
+    name, _, wanted = check.partition(":")
+    if name not in CHECKS:
+        raise UnknownName("check", check, CHECKS)
+    return bool(CHECKS[name](text.strip(), wanted))
+
+
+def _messages(line):
+    return [
+        {"role": "user", "content": line["prompt"]},
+        {"role": "assistant", "content": line["answer"]},
+    ]
+
+
+def _no_robots(split):
+    import datasets
+
+    from labkit.download import hub_answers
+
+    if not hub_answers():  # else the libraries would try again for half a minute
+        raise NoDownload(split, "the Hugging Face hub does not answer")
+    try:
+        loaded = datasets.load_dataset(NO_ROBOTS, split=split)
+    except Exception as error:  # a proxy, a moved repository, a full disk: all end the same way
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise NoDownload(split, lines[0]) from None
+    return [
+        {"messages": row["messages"], "category": row["category"].lower(), "check": ""}
+        for row in loaded
+    ]
+
+
+def _unfenced(text):
+    """The text without a code fence around it."""
+    return re.sub(r"^```\w*\n(.*?)\n?```$", r"\1", text, flags=re.DOTALL)
+
+
+def _parsed(text):
+    """The JSON value of a text; None where it isn't JSON."""
+    try:
+        return json.loads(_unfenced(text))
+    except ValueError:
+        return None
+
+
+def _is_python(text):
+    """Whether it parses, and is more than a bare word, which would parse too."""
+    try:
+        body = ast.parse(_unfenced(text)).body
+    except (SyntaxError, ValueError):
+        return False
+    return any(not isinstance(getattr(node, "value", None), ast.Name) for node in body)
+
+
+def _has_keys(value, keys):
+    return isinstance(value, dict) and sorted(value) == sorted(keys.split(","))
+
+
+def _n_words(text):
+    return len(WORD.findall(text))
+
+
+CHECKS = {
+    "bullets": lambda text, n: len(BULLET.findall(text)) == int(n),
+    "numbered": lambda text, n: len(NUMBERED.findall(text)) == int(n),
+    "lines": lambda text, n: len([line for line in text.splitlines() if line.strip()]) == int(n),
+    "sentences": lambda text, n: len(SENTENCE_END.findall(text)) == int(n),
+    "words": lambda text, n: _n_words(text) == int(n),
+    "max_words": lambda text, n: 0 < _n_words(text) <= int(n),
+    "json": lambda text, _: isinstance(_parsed(text), (dict, list)),
+    "json_keys": lambda text, keys: _has_keys(_parsed(text), keys),
+    "python": lambda text, _: _is_python(text),
+    "lowercase": lambda text, _: text.islower(),
+    "uppercase": lambda text, _: text.isupper(),
+    "ends_with_question": lambda text, _: text.endswith("?"),
+    "starts_with": lambda text, start: text.startswith(start),
+    "ends_with": lambda text, end: text.endswith(end),
+    "contains": lambda text, word: word.lower() in map(str.lower, WORD.findall(text)),
+    "avoids": lambda text, word: text and word.lower() not in map(str.lower, WORD.findall(text)),
+    "one_of": lambda text, options: text in options.split("|"),
+}

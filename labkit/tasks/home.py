@@ -1,0 +1,229 @@
+"""Task `home`: spoken smart-home commands and their JSON, from home-assistant-intents' templates.
+
+A command is one reading of a sentence template with its slots filled. The test split holds only
+templates, readings and open values (names, rooms, items, numbers, colours) that training lacks.
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+
+from hassil import parse_sentence, sample_expression
+
+EVERYDAY = (
+    "HassClimateGetTemperature",
+    "HassClimateSetTemperature",
+    "HassGetState",
+    "HassGetWeather",
+    "HassLightSet",
+    "HassSetVolume",
+    "HassShoppingListAddItem",
+    "HassStartTimer",
+    "HassTurnOff",
+    "HassTurnOn",
+)
+SYSTEM = "Home intent as JSON."
+ROWS = {"train": 200, "test": 30}  # at most, per intent
+TRIES = 40  # per wanted row
+HELD_OUT = 4  # one template in four and one open value in four are for the test split
+SLOT = re.compile(r"\{(\w+?)(?:__(\w+))?\}")  # {list} or {list__slot}
+ODD = re.compile(r"\b(\w+) \1\b|.{81}")  # "are the lights on on the first floor", or too long
+WORDS = resources.files(__package__) / "home_words.toml"
+TEMPLATES = resources.files("home_assistant_intents") / "data" / "en.json"
+PACKAGES = ("home-assistant-intents", "hassil")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A sentence template: its text in the package, its readings, and what goes with them."""
+
+    intent: str
+    source: str
+    readings: list  # "turn on the {name}"; one that stands twice is twice as likely
+    fixed: dict  # slots that the template sets by itself
+    domains: list  # "light", "fan", …: whose names fit {name}
+
+    def slots(self):
+        """(list, slot) pairs that the readings leave open."""
+        return [(name, slot or name) for name, slot in SLOT.findall(self.readings[0])]
+
+    def shape(self):
+        """What one must have seen to answer it: lists with their slots, fixed slots, domains."""
+        return (*sorted(self.slots()), *sorted(self.fixed.items()), *self.domains)
+
+    def pools(self):
+        """The names of the word pools that it draws from."""
+        named = [f"name.{domain}" for domain in self.domains] or ["name"]
+        lists = dict.fromkeys(name for name, _ in self.slots())
+        return [pool for name in lists for pool in (named if name == "name" else [name])]
+
+
+def rows(split="train", full=False, seed=0):
+    """Rows of one split as dicts; built on first use, then read from the cache."""
+    from labkit.models import cache_dir
+
+    kind = "full" if full else "everyday"
+    path = cache_dir() / "tasks" / f"home-{kind}-{seed}-{_inputs()}.jsonl"
+    if not path.exists():
+        _write_whole(path, build(full, seed))
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in found if row.pop("split") == split]
+
+
+def build(full=False, seed=0):
+    """Both splits as JSONL text: the same on every machine for a seed and package version."""
+    rng = random.Random(seed)
+    words = tomllib.loads(WORDS.read_text(encoding="utf-8"))
+    package = json.loads(TEMPLATES.read_text(encoding="utf-8"))
+    pools = _pools(words, package["lists"], rng)
+    parts = {"train": [], "test": []}
+    for intent in sorted(package["intents"]) if full else EVERYDAY:
+        for split, groups in _split(_templates(intent, package, words, pools), pools, rng).items():
+            parts[split].append(groups)
+    trained = {r for part in parts["train"] for g in part.values() for t in g for r in t.readings}
+    texts, out = set(), []
+    for split, known in (("train", set()), ("test", trained)):
+        drawn = [row for g in parts[split] for row in _draw(g, split, pools, known, texts, rng)]
+        rng.shuffle(drawn)
+        out += [json.dumps(row, ensure_ascii=False) + "\n" for row in drawn]
+    return "".join(out)
+
+
+def _inputs():
+    """A short hash of all that a build depends on: this file, the words, the two packages."""
+    parts = [Path(__file__).read_bytes(), WORDS.read_bytes(), TEMPLATES.read_bytes()]
+    parts += [metadata.version(name).encode() for name in PACKAGES]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+def _write_whole(path, text):
+    """Write beside `path`, then move into place: nobody ever reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    with open(handle, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+    os.replace(part, path)
+
+
+def _pools(words, lists, rng):
+    """Pool -> split -> [(what is said, value)]; the key is "closed" where both splits share it."""
+    open_pools = {name: [(text, text) for text in texts] for name, texts in words["lists"].items()}
+    for domain, names in words["names"].items():
+        open_pools[f"name.{domain}"] = [(text, text) for text in names]
+    for name, spans in words["numbers"].items():
+        sign = lists.get(name, {}).get("range", {}).get("multiplier", 1)
+        numbers = [n for first, last, step in spans for n in range(first, last + 1, step)]
+        open_pools[name] = [(str(n), n * sign) for n in numbers]
+    pools = {}
+    for name, pool in open_pools.items():
+        rng.shuffle(pool)
+        cut = len(pool) // HELD_OUT
+        pools[name] = {"test": pool[:cut], "train": pool[cut:]}
+    for name, spec in lists.items():
+        values = [v for v in spec.get("values", []) if isinstance(v, dict)]
+        said = words["closed"].get(name) or {value["in"]: value["out"] for value in values}
+        if said and name not in pools:
+            spoken = [(text, out) for form, out in said.items() for text in _readings(form, {})]
+            pools[name] = {"closed": spoken}
+    return pools
+
+
+def _templates(intent, package, words, pools):
+    """The templates of one intent that we can fill and that people say, in the package's order."""
+    wording = words["wording"]
+    rules = package["expansion_rules"] | dict(wording["rules"])
+    rules = {name: parse_sentence(text) for name, text in rules.items()}
+    found = []
+    for block in package["intents"][intent]["data"]:
+        domains = block.get("requires_context", {}).get("domain", [])
+        domains = [domain for domain in domains if f"name.{domain}" in pools]
+        for source in block["sentences"]:
+            text = source
+            for pattern, replacement in wording["edits"]:
+                text = re.sub(pattern, replacement, text)
+            if not any(re.search(pattern, source) for pattern in wording["skip"]):
+                readings = _readings(text, rules)
+                found.append(Template(intent, source, readings, block.get("slots", {}), domains))
+    return [template for template in found if all(name in pools for name in template.pools())]
+
+
+def _readings(text, rules):
+    """Every sentence that a template's text can be read as, with its slots left open."""
+    marked = re.sub(r"\{(\w+):(\w+)\}", r"{\1__\2}", text)  # hassil drops the slot's name
+    expression = parse_sentence(marked).expression
+    sentences = sample_expression(expression, expansion_rules=rules, expand_lists=False)
+    return [" ".join(sentence.split()) for sentence in sentences]
+
+
+def _split(templates, pools, rng):
+    """Split -> shape -> templates; a held-out template leaves others of its shape in training.
+
+    So the test asks in new words, but never for a kind of answer that training did not show.
+    A shape without open values is for training alone: nothing in it could be unseen.
+    """
+    groups, halves = {}, {"train": {}, "test": {}}
+    for template in templates:
+        groups.setdefault(template.shape(), []).append(template)
+    for shape, group in groups.items():
+        sources = sorted({template.source for template in group})
+        rng.shuffle(sources)
+        is_open = any("closed" not in pools[name] for name in group[0].pools())
+        cut = max(1, len(sources) // HELD_OUT) if is_open and len(sources) > 1 else 0
+        for split, part in (("test", sources[:cut]), ("train", sources[cut:])):
+            if part:
+                halves[split][shape] = [t for t in group if t.source in part]
+    return halves
+
+
+def _draw(groups, split, pools, known, texts, rng):
+    """Up to ROWS[split] rows of one intent: no text twice, no reading that is in `known`."""
+    shapes, drawn = list(groups), []
+    weights = [math.sqrt(len(g)) / max(2, len(g[0].slots())) for g in groups.values()]
+    for _ in range(TRIES * ROWS[split] if shapes else 0):
+        template = rng.choice(groups[rng.choices(shapes, weights)[0]])
+        reading = rng.choice(template.readings)
+        text, slots = _fill(template, reading, split, pools, rng)
+        if reading not in known and text not in texts and not ODD.search(text):
+            texts.add(text)
+            drawn.append(_row(template, split, text, slots))
+        if len(drawn) == ROWS[split]:
+            break
+    return drawn
+
+
+def _fill(template, reading, split, pools, rng):
+    """The command as spoken, and its slots."""
+    domain = rng.choice(template.domains) if template.domains else ""
+    slots = dict(template.fixed)
+
+    def say(match):
+        name, slot = match.groups()
+        pool = pools[f"name.{domain}" if name == "name" else name]
+        said, slots[slot or name] = rng.choice(pool.get("closed") or pool[split])
+        return said
+
+    text = SLOT.sub(say, reading).lower()
+    return re.sub(r"\ba (?=(8|11|18)\b)", "an ", text), slots
+
+
+def _row(template, split, text, slots):
+    """One example; the answer is compact JSON, the intent first and then the slots by name."""
+    answer = {"intent": template.intent} | dict(sorted(slots.items()))
+    answer = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+    turns = (("system", SYSTEM), ("user", text), ("assistant", answer))
+    return {
+        "text": text,
+        "answer": answer,
+        "intent": template.intent,
+        "template": f"{template.intent}: {template.source}",
+        "messages": [{"role": role, "content": content} for role, content in turns],
+        "split": split,
+    }

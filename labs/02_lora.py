@@ -1,0 +1,621 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Lab 2 · LoRA from scratch
+#
+# You will write LoRA in about forty lines of PyTorch, put it into a real language model, and
+# teach that model a job it cannot do. Then you will measure what people say about LoRA:
+# what it saves, what it does not save, and what happens when you merge it.
+#
+# About 60 minutes of your time. The experiments take under four minutes on two CPU cores.
+
+# %%
+import labkit
+
+lab, check = labkit.start("02_lora")
+
+# %%
+import copy
+import math
+
+import torch
+from IPython.display import display
+from torch import nn
+
+from labkit import generation, live, models, plots, tasks, training
+
+# %% [markdown]
+# ## The idea
+#
+# A linear layer computes $y = W x$ with a big matrix $W$ of shape `(d_out, d_in)`. Fine-tuning
+# changes it to $W + \Delta W$. LoRA keeps $W$ frozen and writes the change as two thin matrices:
+#
+# $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r).$$
+#
+# The *rank* $r$ is small: 4, 8, 16. Lab 1 asked how much a low-rank change can hold. Here we
+# train one.
+
+# %%
+display(plots.lab02.thin_matrices(d_out=576, d_in=576, r=16))
+
+# %% [markdown]
+# The picture is to scale: one square projection of the model we will train. Blue is frozen.
+# Orange is all that learns, and all that a LoRA file on disk contains.
+
+# %% [markdown]
+# ### Exercise 2.1 · `lora_forward`
+#
+# ●●○ · 8 min · 2 points
+#
+# Compute the layer's output with its update. `x` may have any leading shape: one vector, a batch,
+# a batch of sequences. Never build $BA$: it is as large as $W$, and the whole point is to avoid
+# matrices of that size. The check measures the largest tensor you make.
+#
+# <details><summary>Hint</summary>
+#
+# Matrix products can be grouped as you like. Which grouping of `x`, `A` and `B` keeps every
+# intermediate result thin? Mind which side each matrix multiplies from: `nn.Linear` computes
+# `x @ W.T`.
+# </details>
+
+
+# %%
+def lora_forward(x, W, A, B, alpha):
+    """x (..., d_in), W (d_out, d_in), A (r, d_in), B (d_out, r) -> (..., d_out)."""
+    # BEGIN SOLUTION
+    r = A.shape[0]
+    return x @ W.T + (alpha / r) * (x @ A.T) @ B.T
+    # END SOLUTION
+
+
+# %%
+check.matches_dense(lora_forward)
+
+# %% [markdown]
+# Dividing by $r$ looks like a detail. It is the detail that goes wrong most often in other
+# people's code: a widely used book had it right in one copy of its LoRA and wrong in another
+# for a year. Without it, doubling the rank doubles the size of the update's first steps.
+
+# %% [markdown]
+# ### Exercise 2.2 · `LoRALinear`
+#
+# ●●● · 15 min · 4 points
+#
+# Now the layer. It wraps an existing `nn.Linear` and has the attributes `base`, `A`, `B`, `r` and
+# `scaling` (which is $\alpha / r$).
+#
+# - `base` stays as it is, bias included, and is frozen: no gradient for it.
+# - `A` is drawn at random. `nn.init.kaiming_uniform_(A, a=math.sqrt(5))` is what PEFT does.
+# - `B` starts at zero, so the new layer computes exactly what the old one did.
+# - Both have the dtype and the device of `base.weight`.
+# - Dropout falls on the `x` that enters `A`, never on the base path.
+# - Keep a flag `merged`, false at first. While it is true, `forward` returns `base(x)` alone.
+#   Exercise 2.6 will set it.
+
+
+# %%
+class LoRALinear(nn.Module):
+    """A frozen nn.Linear `base` plus the trainable update (alpha / r) B A."""
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        # BEGIN SOLUTION
+        self.base = base.requires_grad_(False)
+        self.r, self.scaling, self.merged = r, alpha / r, False
+        like = {"dtype": base.weight.dtype, "device": base.weight.device}
+        self.A = nn.Parameter(torch.empty(r, base.in_features, **like))
+        self.B = nn.Parameter(torch.zeros(base.out_features, r, **like))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.dropout = nn.Dropout(dropout)
+        # END SOLUTION
+
+    def forward(self, x):
+        """x (..., d_in) -> (..., d_out)."""
+        # BEGIN SOLUTION
+        if self.merged:
+            return self.base(x)
+        return self.base(x) + self.scaling * (self.dropout(x) @ self.A.T) @ self.B.T
+        # END SOLUTION
+
+
+# %%
+check.layer(LoRALinear)
+
+# %% [markdown]
+# ## Why B is zero and A is not
+#
+# Three starts are possible. Both random: the first forward pass already differs from the base
+# model. Both zero: you will see what happens in a moment. One zero: the product is zero, and
+# one of the two gets a gradient. To see which, derive the gradients.
+
+# %% [markdown]
+# ### Exercise 2.3 · `lora_gradients`
+#
+# ●●● · 12 min · 3 points
+#
+# Given `dY`, the gradient of the loss with respect to the layer's output, return the gradients of
+# `A` and `B`, by hand: no `backward()`. `x` is `(n, d_in)` and `dY` is `(n, d_out)`.
+#
+# <details><summary>Hint</summary>
+#
+# Write the update as two layers, `h = x Aᵀ` and `y = s h Bᵀ` with `s = alpha / r`. The rule for a
+# linear layer `y = h Bᵀ` is: gradient of `B` is `dYᵀ h`, gradient of `h` is `dY B`. Use it twice.
+# </details>
+
+
+# %%
+def lora_gradients(x, W, A, B, alpha, dY):
+    """x (n, d_in), dY (n, d_out) -> (dA (r, d_in), dB (d_out, r))."""
+    # BEGIN SOLUTION
+    s = alpha / A.shape[0]
+    dH = s * dY @ B  # (n, r)
+    return dH.T @ x, s * dY.T @ (x @ A.T)
+    # END SOLUTION
+
+
+# %%
+check.gradients(lora_gradients)
+
+# %% [markdown]
+# Read your own formula: $dA$ has the factor $B$. While $B$ is zero, $A$ gets no gradient. $dB$ has
+# the factor $A$, which is random, so $B$ moves at the first step, and $A$ follows at the second.
+# With both at zero, nothing ever moves. The next cell shows it on a toy layer.
+
+# %% tags=["experiment"]
+if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
+    torch.manual_seed(0)
+    layer, x, goal = LoRALinear(nn.Linear(32, 32), 4, 8), torch.randn(64, 32), torch.randn(64, 32)
+    optimizer = torch.optim.SGD([layer.A, layer.B], lr=0.3)
+    norms = {"A": [], "B": []}
+    for _ in range(12):
+        optimizer.zero_grad()
+        (layer(x) - goal).square().mean().backward()
+        for name in norms:
+            norms[name].append(getattr(layer, name).grad.norm().item())
+        optimizer.step()
+    display(plots.lab02.first_gradients(norms))
+
+# %% [markdown]
+# Look at step 0: the gradient of `A` is exactly zero. It grows as `B` grows. So "LoRA starts at
+# the base model" is true, and for one step it trains only one of its two matrices.
+
+# %% [markdown]
+# ## Into the model
+#
+# SmolLM2-135M has 30 blocks. Each has seven linear layers: `q_proj`, `k_proj`, `v_proj` and
+# `o_proj` in its attention, `gate_proj`, `up_proj` and `down_proj` in its MLP.
+
+# %% [markdown]
+# ### Exercise 2.4 · `inject`
+#
+# ●●● · 12 min · 3 points
+#
+# Replace every `nn.Linear` whose own name is in `targets` by a `LoRALinear`, in place. Freeze
+# everything else. Return how many you replaced.
+#
+# A layer's own name is the last part of its dotted name: `q_proj` in
+# `model.layers.0.self_attn.q_proj`.
+#
+# <details><summary>Hint</summary>
+#
+# `model.named_modules()` gives dotted names. `model.get_submodule("a.b")` gives the parent of
+# `a.b.q_proj`, and `setattr` puts a new child there. Take care not to change the tree while you
+# walk it, and to freeze before you add what must train.
+# </details>
+
+
+# %%
+def inject(model, targets, r, alpha):
+    """Put LoRA on the named projections of `model`, in place; return how many were replaced."""
+    # BEGIN SOLUTION
+    model.requires_grad_(False)
+    found = [name for name, m in model.named_modules() if name.split(".")[-1] in targets]
+    for name in found:
+        parent, _, child = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, child, LoRALinear(getattr(owner, child), r, alpha))
+    return len(found)
+    # END SOLUTION
+
+
+# %%
+check.injects(inject)
+
+# %% [markdown]
+# ### Exercise 2.5 · `count_params`
+#
+# ●○○ · 5 min · 2 points
+#
+# How many numbers train, and how many are there? Count a tensor that two modules share once:
+# SmolLM2's embedding and output head are one matrix of 28 million numbers.
+
+
+# %%
+def count_params(model):
+    """(trainable, total): how many numbers, shared tensors counted once."""
+    # BEGIN SOLUTION
+    params = list(model.parameters())  # a shared tensor comes once
+    return sum(p.numel() for p in params if p.requires_grad), sum(p.numel() for p in params)
+    # END SOLUTION
+
+
+# %%
+check.counts(count_params)
+
+# %% tags=["experiment"]
+if lab.experiment("What trains, at four settings", 4, needs=["2.2", "2.4", "2.5"]):
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    everything = [*attention, "gate_proj", "up_proj", "down_proj"]
+    for r, targets in [(4, ["q_proj", "v_proj"]), (16, ["q_proj", "v_proj"]), (8, everything)]:
+        model, tokenizer = models.load()
+        n = inject(model, targets, r, alpha=2 * r)
+        trainable, total = count_params(model)
+        share = f"{trainable / total:.3%}"
+        print(f"r={r:<3} {n:3} layers: {trainable:>9,} of {total:,} train ({share})")
+
+# %% [markdown]
+# People write that this model trains 131,072 numbers at r=16. That is one 4096 × 4096 matrix, not
+# this model: q and v over 30 layers are 921,600. And "LoRA trains under 1%" depends on what you
+# adapt: on all linear layers of a small model, rank 8 is already near 2%.
+
+# %% [markdown]
+# ## A job to learn
+#
+# The task is `home`: a spoken command in, a JSON intent out. The test commands use sentence
+# patterns, rooms, devices and numbers that never occur in training, so memory does not help.
+
+# %%
+home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
+unseen = unseen.shuffle(seed=1).select(range(60))
+for row in home.select(range(0, 2000, 500)):
+    print(f"{row['text']}\n    {row['answer']}")
+
+# %% [markdown]
+# Training is a plain PyTorch loop. `training.batches` tokenizes and shuffles;
+# `training.answer_loss` is the mean cross-entropy over the tokens of the answer. The learning rate
+# falls to zero along a line.
+
+
+# %%
+def train(model, title, steps=60, learning_rate=2e-3):
+    """Train what requires grad, in place; return (live curve, optimizer)."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, learning_rate, weight_decay=0.0)
+    curve = live.Curve(title, steps)
+    model.train()
+    for step, batch in enumerate(training.batches(home, tokenizer, size=16, steps=steps)):
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+        loss = training.answer_loss(model, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        curve.add(loss)
+    return curve, optimizer
+
+
+# %% tags=["experiment"]
+if lab.experiment("What the base model answers", 12, needs=["2.2", "2.4"]):
+    torch.manual_seed(lab.seed)
+    model, tokenizer = models.load()
+    base_answers = generation.answers(model, tokenizer, unseen["messages"])
+    base_loss = training.held_out_loss(model, tokenizer, unseen)
+    hits = sum(a == b for a, b in zip(base_answers, unseen["answer"], strict=True))
+    print(f"Base model: {hits} of {len(unseen)} right, loss {base_loss:.2f}")
+
+# %% tags=["experiment"]
+if lab.experiment("Your LoRA learns `home`", 75, needs=["2.2", "2.4"]):
+    torch.manual_seed(lab.seed)
+    inject(model, everything, r=8, alpha=16)
+    curve, optimizer = train(model, "Your LoRA on home")
+    memory = {"LoRA": training.bytes_held(model, optimizer)}
+
+# %% tags=["experiment"]
+if lab.experiment("Before and after", 10, needs=["2.2", "2.4"]):
+    lora_answers = generation.answers(model, tokenizer, unseen["messages"])
+    lora_loss = training.held_out_loss(model, tokenizer, unseen)
+    hits = sum(a == b for a, b in zip(lora_answers, unseen["answer"], strict=True))
+    lora_match = hits / len(unseen)
+    print(f"With your LoRA: {hits} of {len(unseen)} right, loss {lora_loss:.2f}")
+    told = {"base": base_answers, "your LoRA": lora_answers}
+    display(plots.compare_answers(unseen["text"], unseen["answer"], told, rows=8))
+
+# %% [markdown]
+# Read the rows, not only the number. The base model chats. The tuned one always answers in JSON,
+# mostly with the right intent. Where it fails, look at how: a slot put under the wrong key, or a
+# device mistaken for a room. It learned a format and a mapping from a few hundred examples.
+
+# %% [markdown]
+# ## Against full fine-tuning
+#
+# The same 60 batches, the same loop, every weight trainable. Two things differ. The weights stay
+# in fp32, because bf16 would round small steps away. And the learning rate is twenty times lower:
+# at LoRA's rate full fine-tuning falls apart.
+
+# %% tags=["experiment"]
+if lab.experiment("Full fine-tuning on the same budget", 130, needs=["2.2", "2.4"]):
+    torch.manual_seed(lab.seed)
+    whole, _ = models.load(dtype=torch.float32)
+    full_curve, full_optimizer = train(whole, "Full fine-tuning on home", learning_rate=1e-4)
+    memory["full"] = training.bytes_held(whole, full_optimizer)
+    full_loss = training.held_out_loss(whole, tokenizer, unseen)
+    full_answers = generation.answers(whole, tokenizer, unseen["messages"])
+    hits = sum(a == b for a, b in zip(full_answers, unseen["answer"], strict=True))
+    print(f"Full fine-tuning: {hits} of {len(unseen)} right, loss {full_loss:.2f}")
+
+# %% tags=["experiment"]
+if lab.experiment("Time, memory and loss side by side", 1, needs=["2.2", "2.4"]):
+    display(plots.lab02.budget({"LoRA": curve, "full": full_curve}, memory))
+    held = {"LoRA": lora_loss, "full": full_loss}
+    for name, run in [("LoRA", curve), ("full", full_curve)]:
+        megabytes = sum(memory[name].values()) / 1e6
+        seconds = f"{run.seconds[-1]:.0f} s, {megabytes:,.0f} MB held"
+        print(f"{name}: {seconds}, held-out loss {held[name]:.3f}")
+
+# %% [markdown]
+# Look at the right panel. LoRA's gradients and Adam moments almost vanish. The frozen weights do
+# not: they have to be there. Part of the gap is precision: frozen weights can rest in bf16,
+# trained ones cannot. What neither bar shows is the activations, which LoRA leaves nearly as they
+# were. That answers the question learners ask most: "why does LoRA not save more memory?"
+#
+# In time LoRA saves less than its parameter count suggests. The forward pass is the same, and the
+# gradient still has to travel through every layer. Only the products that give $dW$ fall away.
+
+# %% [markdown]
+# ## Merge
+#
+# After training the update can be added to $W$. Then the layer costs what it did before, and
+# nobody can tell that it was ever LoRA.
+
+# %% [markdown]
+# ### Exercise 2.6 · `merge_`, `unmerge_`
+#
+# ●●○ · 8 min · 3 points
+#
+# `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place; `unmerge_` takes it away.
+# Calling either twice is the same as once. The output never changes. Outside these two calls
+# nothing merges: in this course no `train()` or `eval()` does it behind your back.
+
+
+# %%
+def merge_(layer):
+    """Add the update of `layer` to its base weight, in place, once."""
+    # BEGIN SOLUTION
+    if not layer.merged:
+        with torch.no_grad():
+            layer.base.weight += layer.scaling * layer.B @ layer.A
+        layer.merged = True
+    # END SOLUTION
+
+
+def unmerge_(layer):
+    """Take the update of `layer` away again, in place, if it was merged."""
+    # BEGIN SOLUTION
+    if layer.merged:
+        with torch.no_grad():
+            layer.base.weight -= layer.scaling * layer.B @ layer.A
+        layer.merged = False
+    # END SOLUTION
+
+
+# %%
+check.merges(merge_, unmerge_, LoRALinear)
+
+# %% tags=["experiment"]
+if lab.experiment("Is a merged model the same model?", 15, needs=["2.2", "2.4", "2.6"]):
+    ids = tokenizer(unseen["text"][:8], return_tensors="pt", padding=True)
+    rounding = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        twin = copy.deepcopy(model).to(dtype).eval()
+        layers = [m for m in twin.modules() if isinstance(m, LoRALinear)]
+        with torch.no_grad():
+            apart = twin(**ids).logits
+            for layer in layers:
+                merge_(layer)
+            rounding[str(dtype)[6:]] = (twin(**ids).logits - apart).float()
+    display(plots.lab02.merge_rounding(rounding))
+
+# %% [markdown]
+# In fp32 the merged model is the same to about the sixth digit. In bf16 it is not: $W$ keeps
+# three digits, so part of the update is rounded away as it is added. "Merging is exact" is true of
+# the formula and false of the file. Lab 6 measures whether anybody notices.
+
+# %% [markdown]
+# ## Save and load
+#
+# ### Exercise 2.7 · `adapter_state`, `load_adapter_`
+#
+# ●●○ · 8 min · 3 points
+#
+# `adapter_state` returns the `A` and `B` of every LoRA layer by dotted name, and nothing else.
+# `load_adapter_` copies such a dict back into a model that has the same layers. A key that is
+# missing or that fits nowhere is an error, and the error names it: an adapter that loads half way
+# is worse than one that does not load.
+#
+# <details><summary>Hint</summary>
+#
+# `named_modules()` tells you which modules are `LoRALinear`. Compare two sets of names before you
+# copy anything.
+# </details>
+
+
+# %%
+def adapter_state(model):
+    """{"dotted.name.A": tensor, "dotted.name.B": tensor, ...} of every LoRALinear in `model`."""
+    # BEGIN SOLUTION
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, LoRALinear)]
+    return {f"{name}.{key}": getattr(m, key).detach() for name, m in layers for key in "AB"}
+    # END SOLUTION
+
+
+def load_adapter_(model, state):
+    """Copy `state` into the LoRA layers of `model`; KeyError for a missing or unknown name."""
+    # BEGIN SOLUTION
+    mine = adapter_state(model)
+    if wrong := sorted(mine.keys() ^ state.keys()):
+        raise KeyError(f"missing or unknown: {', '.join(wrong)}")
+    for name, tensor in mine.items():
+        tensor.copy_(state[name])
+    # END SOLUTION
+
+
+# %%
+check.round_trip(adapter_state, load_adapter_, LoRALinear)
+
+# %% tags=["experiment"]
+if lab.experiment("How large is what you learned?", 2, needs=["2.2", "2.4", "2.5", "2.7"]):
+    learned = adapter_state(model)
+    adapter_bytes = sum(t.nbytes for t in learned.values())
+    model_bytes = sum(p.nbytes for p in model.parameters()) - adapter_bytes
+    print(f"{len(learned)} tensors, {adapter_bytes / 1e6:.2f} MB in {model.dtype}")
+    print(
+        f"the model they belong to: {model_bytes / 1e6:.0f} MB, {model_bytes / adapter_bytes:.0f}x"
+    )
+
+# %% [markdown]
+# One base model and many such files: that is why adapters are pleasant to serve. You will meet
+# "an adapter is 10 to 50 MB" and "a few KB". Neither is a law: the size is
+# $r\,(d_\text{in} + d_\text{out})$ summed over the adapted layers, times the bytes of a number.
+
+# %% [markdown]
+# ## Scaling
+#
+# ### Exercise 2.8 · `scaling`
+#
+# ●○○ · 3 min · 1 point
+#
+# LoRA scales its update by $\alpha / r$. Rank-stabilised LoRA uses $\alpha / \sqrt{r}$.
+
+
+# %%
+def scaling(alpha, r, rank_stabilized=False):
+    """The factor before B A, a float."""
+    # BEGIN SOLUTION
+    return alpha / math.sqrt(r) if rank_stabilized else alpha / r
+    # END SOLUTION
+
+
+# %%
+check.scales(scaling)
+
+# %% [markdown]
+# Does the choice matter? Train a few steps at each rank with the same $\alpha$ and the same
+# learning rate, and measure how far the weights have moved: the size of the update relative to
+# the size of $W$.
+
+
+# %%
+def update_size(r, stabilized, steps=4, alpha=16):
+    """Mean of |update| / |W| over the adapted layers after a few steps at rank r."""
+    torch.manual_seed(0)
+    model, _ = models.load()
+    inject(model, ["q_proj", "v_proj"], r, alpha=r * scaling(alpha, r, stabilized))
+    layers = [m for m in model.modules() if isinstance(m, LoRALinear)]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    for batch in training.batches(home, tokenizer, size=8, steps=steps):
+        training.answer_loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    sizes = [(m.scaling * m.B @ m.A).norm() / m.base.weight.norm() for m in layers]
+    return torch.stack(sizes).mean().item()
+
+
+# %% tags=["experiment"]
+if lab.experiment("How far a few steps go, by rank", 40, needs=["2.2", "2.4", "2.8"]):
+    ranks, rows = [4, 16, 64, 256], {"alpha / r": [], "alpha / sqrt(r)": []}
+    for r in live.progress(ranks, "ranks"):
+        rows["alpha / r"].append(update_size(r, stabilized=False))
+        rows["alpha / sqrt(r)"].append(update_size(r, stabilized=True))
+    display(plots.lab02.update_sizes(ranks, rows))
+
+# %% [markdown]
+# The steeper of two curves is the one whose step size depends on the rank. Under a fixed $\alpha$
+# the two rules give different answers to "does a higher rank help?", because they change
+# capacity and step size together. Whenever you read a comparison of ranks, ask which rule it used
+# and whether the learning rate was tuned again. Lab 5 does both.
+
+# %% [markdown]
+# ## Is it really LoRA?
+#
+# The last test of your code is somebody else's. Copy your trained `A` and `B` into a PEFT model
+# with the same configuration and compare the logits.
+
+# %% tags=["experiment"]
+if lab.experiment("Your adapter inside PEFT", 8, needs=["2.2", "2.4", "2.7"]):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=everything, task_type="CAUSAL_LM")
+    theirs = get_peft_model(models.load(dtype=torch.float32)[0], config).eval()
+    mine = {f"base_model.model.{name}": tensor for name, tensor in adapter_state(model).items()}
+    for name, tensor in theirs.named_parameters():
+        key = name.replace("lora_A.default.weight", "A").replace("lora_B.default.weight", "B")
+        if key in mine:
+            tensor.data.copy_(mine[key])
+    with torch.no_grad():
+        gap = (theirs(**ids).logits - copy.deepcopy(model).float().eval()(**ids).logits).abs().max()
+    print(f"largest difference of a logit: {gap:.1e}")
+
+# %% [markdown]
+# Equal to rounding. What you wrote is LoRA, and what PEFT adds in a file of a hundred kilobytes is
+# generality: more layer types, several adapters, quantised bases. Lab 3 uses it.
+
+# %% [markdown]
+# ### Exercise 2.9 · Quiz
+#
+# ●○○ · 5 min · 3 points
+#
+# **q1. Why does `B` start at zero and `A` not?**
+# (a) It does not matter: training soon repairs a random product.
+# (b) The product is zero, so training starts at the base model, and `B` still gets a gradient.
+# (c) Zero is only a habit; both could be zero and training would run as well.
+# (d) With `A` zero and `B` random the layer could not train at all.
+#
+# **q2. LoRA cuts the memory of training. Which part shrinks most?**
+# (a) The weights. (b) The activations. (c) Gradients and optimizer states.
+# (d) The work of the forward pass.
+#
+# **q3. Compare r=8, alpha=16 with r=64, alpha=128.**
+# (a) The same multiplier on BA; the second has eight times the parameters and more room to overfit.
+# (b) The second takes steps eight times larger. (c) The same number of parameters.
+# (d) The second takes eight times as long a step.
+
+
+# %%
+def quiz():
+    """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a"}."""
+    # BEGIN SOLUTION
+    return {"q1": "b", "q2": "c", "q3": "a"}
+    # END SOLUTION
+
+
+# %%
+check.quiz(quiz)
+
+# %% [markdown]
+# ## What you know now
+#
+# - LoRA is two thin matrices beside a frozen one, scaled by $\alpha / r$. `B` starts at zero.
+# - It saves gradients and optimizer states. The weights, and most activations, stay.
+# - An adapter is a small file. Merging is exact in the formula and rounded in bf16.
+# - A rank is never compared alone: scaling and learning rate come with it.
+
+# %%
+lab.score()
+
+# %% tags=["experiment"]
+if lab.experiment("The result in one line", 0, needs=["2.2", "2.4"]):
+    share = f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.1f}M numbers"
+    lab.headline(
+        f"own LoRA, {share}: exact match on unseen commands 0% → {lora_match:.0%}, "
+        f"loss {base_loss:.2f} → {lora_loss:.2f} in {curve.seconds[-1]:.0f} s"
+    )

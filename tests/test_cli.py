@@ -1,0 +1,168 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labkit import cli, doctor, models, tasks
+from labkit.errors import LabError
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "transformers", "datasets", "pandas", "matplotlib", "nbclient", "nbconvert"}
+COMMANDS = ["doctor", "fetch", "build", "run"]
+
+
+def call(*args):
+    """Run the command in this process and return its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(args))
+    return caught.value.code or 0
+
+
+@pytest.mark.parametrize("program", ["import labkit", "from labkit.cli import main; main(['-h'])"])
+def test_nothing_heavy_is_imported_before_it_is_needed(program):
+    code = (
+        f"import sys\ntry: exec({program!r})\nexcept SystemExit: pass\n"
+        f"print('HEAVY', sorted({HEAVY} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command, capsys):
+    assert call(command, "--help") == 0
+    assert f"Example: labkit {command}" in capsys.readouterr().out
+
+
+def test_help_lists_the_commands_and_is_what_no_argument_gives(capsys):
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+    assert call() == 0
+    assert capsys.readouterr().out == text
+
+
+def test_version(capsys):
+    assert call("--version") == 0
+    assert re.fullmatch(r"labkit \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["rnu"], "No such command 'rnu'"),
+        (["build", "--chek"], "--chek"),
+        (["run", "99"], "no lab is called '99'"),
+        (["run", "--out", "pyproject.toml"], "is a file"),
+        (["build", "extra"], "unexpected extra argument"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(monkeypatch, tmp_path, capsys, args, said):
+    monkeypatch.chdir(course(tmp_path))
+    assert call(*args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("labkit: ") and said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def course(folder):
+    """Make a course of one small lab in folder."""
+    (folder / "labs").mkdir()
+    text = "# %% [markdown]\n# # Lab 1 · Tiny\n\n# %%\nx = 1\n"
+    (folder / "labs/01_tiny.py").write_text(text, "utf-8")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def test_build_and_its_check(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(course(tmp_path))
+    assert call("build", "--check") == 1
+    assert "notebooks/01_tiny.ipynb" in capsys.readouterr().out
+    assert not (tmp_path / "notebooks").exists()
+    assert call("build") == 0
+    assert call("build", "--check") == 0
+
+
+def test_wrong_master_is_one_line(monkeypatch, tmp_path, capsys):
+    master = course(tmp_path) / "labs/01_tiny.py"
+    master.write_text(master.read_text("utf-8") + "# BEGIN SOLUTION\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert call("build") == 2
+    assert capsys.readouterr().err.startswith("labkit: labs/01_tiny.py, line 6: ")
+
+
+def test_no_course_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages/labkit/cli.py"))
+    assert call("build") == 2
+    assert "no course here" in capsys.readouterr().err
+
+
+def test_fetch_says_where_and_how_long(monkeypatch, capsys):
+    monkeypatch.setattr(models, "fetch", lambda name: Path("/cache") / name)
+    monkeypatch.setattr(tasks, "load", lambda name, split: range({"train": 3, "test": 2}[split]))
+    assert call("fetch", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["result"] for row in rows] == [
+        str(Path("/cache/smollm2-135m")),
+        "3 examples",
+        "2 examples",
+    ]
+    assert all(row["seconds"] >= 0 for row in rows)
+
+
+def test_fetch_without_a_source_is_one_line(monkeypatch, capsys):
+    def unavailable(name):
+        raise LabError("no network: put the file there")
+
+    monkeypatch.setattr(models, "fetch", unavailable)
+    assert call("fetch") == 2
+    assert capsys.readouterr().err == "labkit: no network: put the file there\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def broken(name):
+        raise AssertionError("a fault")
+
+    monkeypatch.setattr(models, "fetch", broken)
+    with pytest.raises(AssertionError, match="a fault"):
+        cli.main(["fetch"])
+
+
+def test_doctor_examines_everything(capsys):
+    assert call("doctor", "--json") in (0, 1)
+    findings = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
+    wanted = "python, torch, gpu, precision, cores, memory, disk, model, sandbox, kernel"
+    assert ", ".join(findings) == wanted
+    assert findings["torch"]["verdict"] == "ok"
+    assert all(row["verdict"] == "ok" or row["mend"] for row in findings.values())
+
+
+def test_doctor_goes_on_when_something_is_broken(monkeypatch, tmp_path, capsys):
+    def broken(*_):
+        raise ImportError("libtorch is gone\nand more")
+
+    monkeypatch.setattr(models, "device", broken)
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "not" / "there"))
+    monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
+    assert call("doctor", "--json") == 1
+    findings = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
+    assert findings["gpu"]["verdict"] == "bad"
+    assert findings["gpu"]["value"] == "ImportError: libtorch is gone"
+    assert findings["model"]["verdict"] == "warn" and "fetch" in findings["model"]["mend"]
+    assert findings["disk"]["value"].endswith("GiB free")
+    assert findings["sandbox"]["verdict"] == "warn"
+    assert not (tmp_path / "not").exists()
+
+
+def test_doctor_table_fits_one_screen(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    call("doctor")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    assert any(line.split()[:2] == ["python", "ok"] for line in lines)

@@ -1,0 +1,209 @@
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+from labkit.notebooks import BuildError, build, cut
+
+ROOT = Path(__file__).parents[1]
+MASTERS = sorted((ROOT / "labs").glob("[0-9][0-9]_*.py"))
+BLOCK = re.compile(r" *# BEGIN SOLUTION\n(.*?) *# END SOLUTION\n", re.DOTALL)
+MASTER = '''\
+# ---
+# jupyter:
+#   jupytext:
+#     format_name: percent
+# ---
+
+# %% [markdown]
+# # Lab 7 · Tiny
+#
+# What it is about.
+
+# %%
+%matplotlib inline
+x = 1
+
+# %% tags=["experiment"] slideshow={"slide_type": "slide"}
+class Twice:
+    def once(self, value):
+        """Return value."""
+        # BEGIN SOLUTION
+        # why this works
+        doubled = value + value
+
+        return doubled / 2
+        # END SOLUTION
+
+    def zero(self):
+        # BEGIN SOLUTION
+        return 0
+        # END SOLUTION
+'''
+
+
+@pytest.fixture
+def course(tmp_path):
+    (tmp_path / "labs").mkdir()
+    (tmp_path / "labs/07_tiny.py").write_text(MASTER, "utf-8")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def cells(path):
+    return nbformat.read(path, as_version=4).cells
+
+
+def test_student_notebook_has_counted_stubs_and_the_solved_one_the_code(course):
+    assert build(course) == ["notebooks/07_tiny.ipynb", "solutions/07_tiny.ipynb"]
+    student = cells(course / "notebooks/07_tiny.ipynb")
+    solved = cells(course / "solutions/07_tiny.ipynb")
+    assert student[3].source == (
+        "class Twice:\n"
+        "    def once(self, value):\n"
+        '        """Return value."""\n'
+        "        # TODO: about 2 lines\n"
+        "        raise NotImplementedError\n"
+        "\n"
+        "    def zero(self):\n"
+        "        # TODO: about 1 line\n"
+        "        raise NotImplementedError"
+    )
+    assert "doubled = value + value" in solved[3].source
+    assert "SOLUTION" not in solved[3].source
+    assert student[1].source == solved[1].source
+    assert student[2].source == solved[2].source == "%matplotlib inline\nx = 1"
+
+
+def test_notebook_files_hold_no_noise_and_the_same_bytes_each_time(course):
+    build(course)
+    path = course / "notebooks/07_tiny.ipynb"
+    text = path.read_text("utf-8")
+    book = json.loads(text)
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 4)
+    assert set(book["metadata"]) == {"kernelspec", "language_info"}
+    assert text.endswith("}\n") and not text.endswith("\n\n")
+    assert [cell["metadata"] for cell in book["cells"]] == [{}, {}, {}, {"tags": ["experiment"]}]
+    for cell in book["cells"]:
+        assert "id" not in cell
+        assert cell.get("outputs", []) == [] and cell.get("execution_count") is None
+    nbformat.validate(nbformat.reads(text, as_version=nbformat.NO_CONVERT))
+    path.unlink()
+    assert build(course) == ["notebooks/07_tiny.ipynb"]
+    assert path.read_text("utf-8") == text
+    assert build(course) == []
+
+
+def test_check_names_a_hand_edit_and_leaves_it(course):
+    build(course)
+    path = course / "solutions/07_tiny.ipynb"
+    path.write_text(path.read_text("utf-8").replace("x = 1", "x = 2"), "utf-8")
+    assert build(course, check=True) == ["solutions/07_tiny.ipynb"]
+    assert "x = 2" in path.read_text("utf-8")
+
+
+def test_a_fork_changes_one_line(course):
+    project = course / "pyproject.toml"
+    text = re.sub(
+        r'Repository = ".*"', 'Repository = "https://github.com/me/mine"', project.read_text()
+    )
+    project.write_text(re.sub(r'^version = ".*"', 'version = "9.8.7"', text, flags=re.MULTILINE))
+    build(course)
+    title, bootstrap, *_ = cells(course / "notebooks/07_tiny.ipynb")
+    first, _, second, *_ = title.source.split("\n")
+    assert first == "# Lab 7 · Tiny"
+    assert "/github/me/mine/blob/v9.8.7/notebooks/07_tiny.ipynb" in second
+    assert "git+https://github.com/me/mine@v9.8.7" in bootstrap.source
+    assert "\n" not in bootstrap.source
+
+
+def test_bootstrap_does_nothing_where_labkit_is_installed(course):
+    build(course)
+    source = cells(course / "notebooks/07_tiny.ipynb")[1].source
+    exec(source, {})  # there is no get_ipython here, so an attempt to install would raise
+    missing = source.replace('"labkit"', '"labkit_that_is_not_there"')
+    with pytest.raises(NameError, match="get_ipython"):
+        exec(missing, {})
+
+
+HEAD = "# %% [markdown]\n# # T\n\n# %%\ndef f():\n"  # the body begins in line 6
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("    # BEGIN SOLUTION\n    pass\n", "line 6: BEGIN SOLUTION without END"),
+        ("    pass\n    # END SOLUTION\n", "line 7: END SOLUTION without BEGIN"),
+        (
+            "    # BEGIN SOLUTION\n    # BEGIN SOLUTION\n    pass\n    # END SOLUTION\n",
+            "line 7: BEGIN SOLUTION inside the block of line 6",
+        ),
+        (
+            "    # BEGIN SOLUTION\n    pass\n    # END SOLUTION\n    # END SOLUTION\n",
+            "line 9: END SOLUTION without BEGIN",
+        ),
+        (
+            "    # BEGIN SOLUTION\n    pass\n\n# %%\n    # END SOLUTION\n",
+            "line 6: the solution block runs into the cell of line 9",
+        ),
+        (
+            "    # BEGIN SOLUTION\n    pass\n# END SOLUTION\n",
+            "line 8: END SOLUTION is not indented",
+        ),
+        ("    # BEGIN SOLUTION\n    # only words\n    # END SOLUTION\n", "line 6: .* no code"),
+        ("    #BEGIN SOLUTION\n    pass\n    # END SOLUTION\n", "line 6: a mark is"),
+        ("    # begin solution\n    pass\n    # end solution\n", "line 6: a mark is"),
+        ("    # BEGIN SOLUTION 2.1\n    pass\n    # END SOLUTION\n", "line 6: a mark is"),
+    ],
+)
+def test_wrong_marks_are_named_with_their_line_and_nothing_is_written(course, body, message):
+    (course / "labs/07_tiny.py").write_text(HEAD + body, "utf-8")
+    with pytest.raises(BuildError, match=rf"^labs/07_tiny\.py, {message}") as caught:
+        build(course)
+    assert "\n" not in str(caught.value)
+    assert not (course / "notebooks").exists()
+
+
+def test_a_master_without_a_title_is_an_error(course):
+    (course / "labs/07_tiny.py").write_text("# %%\nx = 1\n", "utf-8")
+    with pytest.raises(BuildError, match=r"line 1: .*title"):
+        build(course)
+
+
+def test_generated_notebooks_are_current():
+    assert build(ROOT, check=True) == []
+    stems = {path.stem for path in (ROOT / "solutions").glob("*.ipynb")}
+    assert stems == {path.stem for path in MASTERS}
+
+
+@pytest.mark.parametrize("master", MASTERS, ids=lambda path: path.stem)
+def test_no_solution_line_reaches_the_student(master):
+    text = master.read_text("utf-8")
+    public = BLOCK.sub("", text)  # what a line outside of any block says is no secret
+    student = "\n".join(cell.source for cell in cells(ROOT / f"notebooks/{master.stem}.ipynb"))
+    blocks = BLOCK.findall(text)
+    assert len(blocks) == text.count("BEGIN SOLUTION") > 0
+    secret = {line.strip() for block in blocks for line in block.splitlines()}
+    secret = {line for line in secret if len(line) > 12 and line not in public}
+    assert secret
+    assert [line for line in secret if line in student] == []
+
+
+@pytest.mark.parametrize("folder", ["notebooks", "solutions"])
+@pytest.mark.parametrize("master", MASTERS, ids=lambda path: path.stem)
+def test_every_cell_is_python(master, folder):
+    for cell in cells(ROOT / folder / f"{master.stem}.ipynb"):
+        if cell.cell_type == "code":
+            ast.parse(TransformerManager().transform_cell(cell.source))
+
+
+def test_student_stub_raises_where_the_solution_was():
+    scope = {}
+    exec(cut("def f():\n    # BEGIN SOLUTION\n    return 1\n    # END SOLUTION\n"), scope)
+    with pytest.raises(NotImplementedError):
+        scope["f"]()

@@ -1,0 +1,186 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from rich.console import Console
+
+from labkit import cli
+from labkit.notebooks import build
+from labkit.progress import Left, bars, experiment_seconds, nearest_headings
+from labkit.run import UnknownLab, find_labs, run
+
+ROOT = Path(__file__).parents[1]
+HEAD = """\
+# %% [markdown]
+# # Lab {number} · {title}
+
+# %%
+import sys
+from IPython.display import display
+"""
+SCORE = """
+# %% [markdown]
+# ## The score
+
+# %%
+exercises = [
+    {{"id": "1", "name": "first", "points": 1, "earned": 1, "status": "passed"}},
+    {{"id": "2", "name": "second", "points": 1, "earned": 1, "status": "{status}"}},
+]
+score = {{"lab": "x", "exercises": exercises}}
+display({{"application/vnd.labkit.score+json": score, "text/plain": "2 points"}}, raw=True)
+headline = {{"headline": "exact match <0> to 1"}}
+display({{"application/vnd.labkit.headline+json": headline, "text/plain": "-"}}, raw=True)
+print("noise of a bar", file=sys.stderr)
+print(sys.executable)
+"""
+RAISES = """
+# %% [markdown]
+# ## Merging
+
+# %%
+raise ValueError("of this\\nand more")
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A course of three labs (passes, raises, does not pass), executed once."""
+    course = tmp_path_factory.mktemp("course")
+    (course / "labs").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", course)
+    bodies = {"01_good": SCORE.format(status="passed"), "02_raises": RAISES}
+    bodies["03_short"] = SCORE.format(status="missing")
+    for number, (stem, body) in enumerate(bodies.items(), 1):
+        text = HEAD.format(number=number, title=stem) + body
+        (course / f"labs/{stem}.py").write_text(text, "utf-8")
+    build(course)
+    console = Console(record=True, width=120)
+    results = run([], course, course / "out", console)
+    return course, {result.lab: result for result in results}, console.export_text()
+
+
+def test_a_lab_that_passes_has_its_numbers(ran):
+    _, results, _ = ran
+    good = results["01_good"]
+    assert (good.status, good.error) == ("ok", "")
+    assert (good.passed, good.exercises, good.headline) == (2, 2, "exact match <0> to 1")
+    assert 0 < good.seconds < 60
+    if sys.platform == "linux":
+        assert 10e6 < good.peak_bytes < 1e9
+
+
+def test_a_lab_that_raises_is_named_and_the_next_one_runs(ran):
+    _, results, printed = ran
+    assert results["02_raises"].status == "failed"
+    assert results["02_raises"].error == "in 'Merging': ValueError: of this"
+    assert "02_raises: in 'Merging': ValueError: of this" in printed
+    assert results["03_short"].exercises == 2
+
+
+def test_an_exercise_that_did_not_pass_fails_the_lab(ran):
+    _, results, _ = ran
+    assert results["03_short"].status == "failed"
+    assert results["03_short"].error == "not passed: 2 second"
+    assert results["03_short"].passed == 1
+
+
+def test_the_kernel_is_this_python_and_noise_stays_out_of_the_page(ran):
+    course, *_ = ran
+    page = (course / "out/01_good.html").read_text("utf-8")
+    assert f"{sys.executable}\n</pre>" in page
+    assert "noise of a bar\n</pre>" not in page
+    assert "<title>Lab 1 · 01_good</title>" in page
+
+
+def test_the_failing_page_shows_the_traceback(ran):
+    course, *_ = ran
+    assert "Traceback" in (course / "out/02_raises.html").read_text("utf-8")
+
+
+def test_index_and_summary_say_the_same(ran):
+    course, results, printed = ran
+    index = (course / "out/index.html").read_text("utf-8")
+    summary = json.loads((course / "out/summary.json").read_text("utf-8"))
+    assert [row["lab"] for row in summary] == list(results)
+    for row in summary:
+        assert row == vars(results[row["lab"]])
+        assert f'href="{row["lab"]}.html"' in index
+        assert row["lab"] in printed
+    assert "exact match &lt;0&gt; to 1" in index
+    assert "of this" in index
+
+
+def test_solved_notebooks_on_disk_stay_unexecuted(ran):
+    course, *_ = ran
+    assert build(course, check=True) == []
+
+
+def test_exit_code_and_json_of_the_command(ran, monkeypatch, capfd):
+    course, *_ = ran
+    monkeypatch.chdir(course / "labs")  # the course is found from inside
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run", "1", "--out", str(course / "again"), "--json"])
+    assert caught.value.code == 0
+    (row,) = json.loads(capfd.readouterr().out)
+    assert (row["lab"], row["status"]) == ("01_good", "ok")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run", "02_raises", "--out", str(course / "again")])
+    assert caught.value.code == 1
+
+
+def test_ctrl_c_leaves_what_is_done(ran, monkeypatch):
+    course, *_ = ran
+
+    def interrupted(book, folder, at_cell):
+        at_cell(0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("labkit.run.execute", interrupted)
+    monkeypatch.chdir(course)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run", "1", "--out", "stopped"])
+    assert caught.value.code == 130
+    (row,) = json.loads((course / "stopped/summary.json").read_text("utf-8"))
+    assert row["status"] == "stopped"
+    assert (course / "stopped/01_good.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["2"], ["02_raises"]),
+        (["03", "1"], ["01_good", "03_short"]),
+        (["solutions/02_raises.ipynb", "2"], ["02_raises"]),
+        ([], ["01_good", "02_raises", "03_short"]),
+    ],
+)
+def test_lab_names(ran, names, wanted):
+    assert find_labs(names, ran[0]) == wanted
+
+
+@pytest.mark.parametrize(("name", "near"), [("02_rases", "02_raises"), ("9", "01_good, 02_raises")])
+def test_an_unknown_lab_gets_the_nearest_names(ran, name, near):
+    with pytest.raises(UnknownLab, match=f"no lab is called '{name}'.*{near}"):
+        find_labs([name], ran[0])
+
+
+def test_headings_and_announced_seconds():
+    cell = nbformat.v4.new_markdown_cell
+    cells = [cell("words"), cell("# One\n\n## Two"), nbformat.v4.new_code_cell("# no heading")]
+    assert nearest_headings(cells, "00_x") == ["00_x", "Two", "Two"]
+    assert experiment_seconds('if lab.experiment("a (b, 3)", 40, needs=(f,)):\n    pass') == 40
+    assert experiment_seconds('if lab.experiment("a", seconds=1.5):\n    pass') == 1.5
+    assert experiment_seconds("%matplotlib inline\nlab.experiment('a', 3)") == 0
+    assert experiment_seconds("x = 1") == 0
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(90, "~80 s left"), (5, "")])
+def test_time_left_counts_down_to_nothing(monkeypatch, seconds, shown):
+    monkeypatch.setattr("labkit.progress.time.monotonic", lambda: 110.0)
+    with bars(Console(quiet=True)) as progress:
+        number = progress.add_task("", seconds=seconds, since=100.0)
+        assert Left().render(progress.tasks[number]).plain == shown

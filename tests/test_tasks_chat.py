@@ -1,0 +1,84 @@
+"""Task `chat`: answers obey their checks, and the checks tell right from wrong."""
+
+import datasets
+import pytest
+
+from labkit import download, tasks
+from labkit.tasks import chat
+
+
+def test_chat_has_ten_categories_in_both_splits():
+    train, test = tasks.load("chat", "train"), tasks.load("chat", "test")
+    assert set(train.column_names) == {"messages", "category", "check"}
+    assert set(train["category"]) == set(test["category"]) and len(set(train["category"])) == 10
+    prompts = [row["messages"][0]["content"] for part in (train, test) for row in part]
+    assert len(prompts) == len(set(prompts)) == len(train) + len(test)
+    assert len(train) == 4 * len(test)
+
+
+@pytest.mark.parametrize("split", tasks.SPLITS)
+def test_chat_answers_obey_their_checks(split):
+    for row in chat.rows(split):
+        user, assistant = row["messages"]
+        assert (user["role"], assistant["role"]) == ("user", "assistant")
+        assert 0 < len(assistant["content"].split()) < 80
+        if row["check"]:
+            assert chat.follows(row["check"], assistant["content"]), assistant["content"]
+
+
+CASES = {
+    "bullets:2": ("- a\n- b", "- a\n- b\n- c"),
+    "numbered:2": ("1. a\n2. b", "1. a\nb"),
+    "lines:2": ("a\n\nb", "a"),
+    "sentences:2": ("It costs 3.50 today. Buy it!", "One. Two. Three."),
+    "words:2": ("well-known fact", "a well-known fact"),
+    "max_words:3": ("one two three", "one two three four"),
+    "json": ('```json\n{"a": 1}\n```', "{'a': 1}"),
+    "json_keys:b,a": ('{"a": 1, "b": 2}', '{"a": 1}'),
+    "python": ("def f(x):\n    return x", "The function returns x."),
+    "lowercase": ("all lower case.", "Not lower case."),
+    "uppercase": ("LOUD, 2 TIMES", "Not loud"),
+    "ends_with_question": ("Fine. And you? ", "And you? Fine."),
+    "starts_with:Dear Ann": ("Dear Ann,\nhello", "Hello, Dear Ann"),
+    "ends_with:Bye": ("See you. Bye", "Bye, see you"),
+    "contains:however": ("However, no.", "whatsoever"),
+    "avoids:very": ("Every one", "A Very good one"),
+    "one_of:yes|no": ("yes", "yes, it is"),
+}
+
+
+@pytest.mark.parametrize("check", CASES)
+def test_follows_tells_right_from_wrong(check):
+    right, wrong = CASES[check]
+    assert chat.follows(check, right) and not chat.follows(check, wrong)
+    assert not chat.follows(check, "")
+
+
+def test_every_check_is_tried_and_every_used_check_exists():
+    assert {check.partition(":")[0] for check in CASES} == set(chat.CHECKS)
+    used = {row["check"].partition(":")[0] for split in tasks.SPLITS for row in chat.rows(split)}
+    assert used - {""} <= set(chat.CHECKS)
+
+
+def test_no_robots_is_mapped_to_the_same_columns(monkeypatch):
+    row = {"messages": [{"role": "user", "content": "Hi"}], "category": "Chat", "prompt": "Hi"}
+    monkeypatch.setattr(download, "hub_answers", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: [row])
+    found = tasks.load("chat", "test", source="no_robots")[0]
+    assert found == {"messages": row["messages"], "category": "chat", "check": ""}
+
+
+def test_no_robots_without_network_is_one_clear_line(monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("cannot reach the hub\nfor a long list of reasons")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    for answers, reason in ((True, "cannot reach the hub"), (False, "does not answer")):
+        monkeypatch.setattr(download, "hub_answers", lambda answers=answers: answers)
+        with pytest.raises(RuntimeError, match=rf"^.*{reason}.*works offline.*\Z"):
+            tasks.load("chat", source="no_robots")
+
+
+def test_unknown_check_is_refused():
+    with pytest.raises(ValueError, match="bullets"):
+        chat.follows("rhymes", "text")
