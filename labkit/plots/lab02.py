@@ -54,8 +54,9 @@ def budget(curves, memory):
     for (name, curve), colour in zip(curves.items(), PALETTE[1::-1], strict=False):
         left.plot(curve.seconds, smooth(curve.losses), color=colour)
         where = (curve.seconds[-1], smooth(curve.losses)[-1])
-        left.annotate(name, where, (0, 9), textcoords="offset points", color=colour, ha="right")
+        left.annotate(name, where, (5, 0), textcoords="offset points", color=colour)
     left.set(xlabel="seconds", ylabel="training loss", yscale="log")
+    left.set_xlim(0, 1.12 * max(curve.seconds[-1] for curve in curves.values()))
     seconds = [curve.seconds[-1] for curve in curves.values()]
     left.set_title(f"LoRA takes {seconds[0] / seconds[1]:.0%} of the time …")
     _memory_bars(right, memory)
@@ -77,19 +78,21 @@ def _memory_bars(ax, memory):
     ax.legend(loc="upper left")
 
 
-def merge_rounding(differences):
-    """Histogram of |logit difference| by precision; `differences` maps a dtype to a tensor."""
-    fig, ax = figure(height=2.8)
-    worst = {}
-    for (name, gap), colour in zip(differences.items(), PALETTE, strict=False):
-        values = gap.abs().flatten().numpy()
-        worst[name] = values.max()
-        logs = np.log10(np.maximum(values, 1e-8))
-        ax.hist(logs, bins=60, range=(-8, 1), color=colour, alpha=0.75)
-        ax.text(np.median(logs), ax.get_ylim()[1], name, color=colour, ha="center", va="bottom")
-    ax.set(xlabel="|logit merged − logit unmerged|, power of ten", ylabel="logits", yticks=[])
-    text = ", ".join(f"{value:.0e} in {name}" for name, value in worst.items())
-    ax.set_title(f"Merging moves a logit by at most {text}", pad=20)
+def merge_rounding(gaps):
+    """Histograms of |logit difference| on a log axis; `gaps` maps a name to a tensor."""
+    fig, ax = figure(height=3)
+    typical = {}
+    for (name, gap), colour in zip(gaps.items(), PALETTE, strict=False):
+        logs = np.log10(np.maximum(gap.abs().flatten().numpy(), 1e-8))
+        typical[name] = 10 ** np.median(logs)
+        ax.hist(logs, bins=80, range=(-8, 1), color=colour, histtype="stepfilled", alpha=0.3)
+        counts, _, _ = ax.hist(logs, bins=80, range=(-8, 1), color=colour, histtype="step", lw=1.5)
+        shift = 0.08 * list(gaps).index(name)
+        top = counts.max() * (0.55 + 3 * shift)
+        ax.annotate(name, (np.median(logs) - 0.9, top), color=colour, ha="right")
+    ax.set(xlabel="|difference of a logit|, power of ten", ylabel="logits", yticks=[])
+    text = ", ".join(f"{value:.0e} ({name})" for name, value in typical.items())
+    ax.set_title(f"Typical distance from the unmerged fp32 model:\n{text}")
     plt.close(fig)
     return fig
 

@@ -1,0 +1,148 @@
+"""Seconds a training step takes: `labkit.finetuning` against TRL's SFTTrainer as it comes.
+
+Both train LoRA r=16 on q and v of the real model, on the same `home` commands in the same batches,
+with the same seed, learning rate and schedule. TRL's side has TRL's defaults: weights in fp32
+with bf16 autocast, its padding, its checkpointing. The two take turns, a step each, in one process,
+so that whatever else the machine does slows both.
+
+    python benchmarks/train_step.py --steps 20 --out build/train_step.json
+"""
+
+import argparse
+import json
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from labkit import models, tasks
+from labkit.finetuning import lean_trainer
+
+WARM_UP = 3  # steps that are run and not timed
+
+
+class Turns(TrainerCallback):
+    """One of several trainers in threads: a step when it is its turn, timed, then the next one's.
+
+    A turn is all of a step: fetching and padding the batch, forward, backward, optimizer, logging.
+    """
+
+    def __init__(self, mine, next_one):
+        self.mine, self.next_one = mine, next_one
+        self.seconds, self.losses = [], []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._wait()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+            self.seconds.append(time.perf_counter() - self.begun)
+            self.next_one.release()
+            if state.global_step < state.max_steps:
+                self._wait()
+
+    def _wait(self):
+        self.mine.acquire()
+        self.begun = time.perf_counter()
+
+
+def settings(options, **more):
+    """The SFTConfig of both sides; logging every step is what the loss curves need."""
+    return SFTConfig(
+        output_dir=str(Path(options.out or "build").parent / "train_step"),
+        max_steps=options.steps + WARM_UP,
+        per_device_train_batch_size=options.batch,
+        learning_rate=options.learning_rate,
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **more,
+    )
+
+
+def trainers(options):
+    """TRL's trainer with its defaults, and labkit's, for the same examples in the same order."""
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"])
+    rows = tasks.load("home", "train").select(range(16 * (options.steps + WARM_UP)))
+    examples = rows.map(
+        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
+        remove_columns=rows.column_names,
+    )
+    more = {"bf16": False} if options.no_autocast else {}
+    path = str(models.fetch())
+    theirs = SFTTrainer(path, settings(options, **more), train_dataset=examples, peft_config=lora)
+    model, tokenizer = models.load(device="cpu")
+    return {
+        "trl": theirs,
+        "labkit": lean_trainer(model, tokenizer, examples, lora, settings(options)),
+    }
+
+
+def race(runners):
+    """Run both trainers in turns; `{name: Turns}` with seconds and losses of each step."""
+    gates = [threading.Semaphore(i == 0) for i in range(len(runners))]
+    turns, threads = {}, []
+    for i, (name, trainer) in enumerate(runners.items()):
+        turns[name] = Turns(gates[i], gates[(i + 1) % len(gates)])
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(turns[name])
+        threads.append(threading.Thread(target=trainer.train))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return turns
+
+
+def report(turns, options):
+    """What was measured, as a dict of numbers and lists."""
+    seconds = {name: statistics.median(t.seconds[WARM_UP:]) for name, t in turns.items()}
+    losses = {name: t.losses for name, t in turns.items()}
+    gaps = [abs(a - b) for a, b in zip(*losses.values(), strict=True)]
+    return {
+        "ratio": seconds["labkit"] / seconds["trl"],
+        "seconds_per_step": seconds,
+        "largest_loss_difference": max(gaps),
+        "losses": losses,
+        "all_seconds": {name: t.seconds for name, t in turns.items()},
+        "settings": vars(options)
+        | {"threads": torch.get_num_threads(), "torch": torch.__version__},
+    }
+
+
+def show(found):
+    """Print both loss curves side by side, then the ratio."""
+    print(f"{'step':>4} {'trl':>8} {'labkit':>8}   (loss, nats a token)")
+    for step, (a, b) in enumerate(zip(*found["losses"].values(), strict=True), start=1):
+        print(f"{step:>4} {a:>8.4f} {b:>8.4f}")
+    trl, ours = (found["seconds_per_step"][name] for name in ("trl", "labkit"))
+    print(f"largest difference of the losses {found['largest_loss_difference']:.3f}")
+    print(f"median step: trl {trl:.2f} s, labkit {ours:.2f} s: ratio {found['ratio']:.3f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20, help=f"timed steps, after {WARM_UP} more")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--no-autocast", action="store_true", help="TRL with bf16=False")
+    parser.add_argument("--out", help="write what was measured here, as JSON")
+    options = parser.parse_args()
+    models.hush_libraries()
+    found = report(race(trainers(options)), options)
+    show(found)
+    if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.out).write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""`finetune`: TRL's SFTTrainer without waste on a CPU, drawn live, cached by configuration.
+
+What is not TRL's own: the common prompt prefix is computed once a batch, logits exist at answer
+positions only, nothing is checkpointed, weights stay in the model's precision. Dataset, order,
+optimizer, schedule, clipping and loss are TRL's (`benchmarks/train_step.py` compares the two).
+"""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from IPython import get_ipython
+from IPython.display import display
+from peft import PeftModel
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTTrainer
+
+from labkit import live, models, plots, training
+from labkit.errors import LabError
+
+PACKAGES = ("lora-labs", "peft", "torch", "transformers", "trl")
+NO_MATTER = (
+    "output_dir",
+    "run_name",
+    "project",
+    "logging_",
+    "log_",
+    "save_",
+    "hub_",
+    "push_to_hub",
+)
+
+
+class AlreadyAdapted(LabError, ValueError):
+    """The base model still carries an adapter, and a second one would be added to it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A tuned model: `model` (in eval mode), its loss at each step, and its adapter's folder."""
+
+    model: PeftModel
+    losses: list
+    seconds: float  # of the training, also when it was done earlier
+    folder: Path
+    cached: bool
+
+
+def finetune(model, tokenizer, dataset, peft_config, args, title="Fine-tuning", cache=True):
+    """Train a LoRA as `SFTTrainer` does with these arguments, and return a `Result`.
+
+    `dataset` has the columns `prompt` and `completion`, or `messages`, whose last one is the
+    answer. `args` is an SFTConfig; its learning rate, schedule, steps, batches, lengths, clipping
+    and seed hold, its precision, checkpointing, logging and saving do not. `model` is changed: it
+    becomes the base of `Result.model`. With `cache`, the same call a second time loads the result.
+    """
+    if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
+        raise AlreadyAdapted("this model has an adapter already: load the base model afresh")
+    folder = models.cache_dir() / "runs" / _key(model, tokenizer, dataset, peft_config, args)
+    if cache and (folder / "history.json").exists():
+        return _stored(model, folder, title)
+    tuned, history = _train(lean_trainer(model, tokenizer, dataset, peft_config, args), title)
+    _keep(tuned, history, folder)
+    return Result(tuned, history["losses"], history["seconds"], folder / "adapter", cached=False)
+
+
+def lean_trainer(model, tokenizer, dataset, peft_config, args):
+    """The trainer that `finetune` runs, not yet started; it changes `model` in place."""
+    forward = vars(model).get("forward")
+    trainer = LeanTrainer(
+        model=model,
+        args=_lean(args, model),
+        train_dataset=_rows(dataset, tokenizer),
+        data_collator=lambda rows: training.collate(rows, tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        peft_config=copy.deepcopy(peft_config),  # PEFT writes into it
+    )
+    vars(model).pop("forward", None)  # SFTTrainer's own, which would keep the model in memory
+    if forward is not None:
+        model.forward = forward
+    return trainer
+
+
+class LeanTrainer(SFTTrainer):
+    """SFTTrainer on the batches of `training.collate`: the same loss for less work."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The answer tokens' losses, summed, over their number in all accumulated batches."""
+        if return_outputs:
+            raise NotImplementedError("LeanTrainer makes no logits of prompts to return")
+        mean = training.answer_loss(model, inputs, autocast=None if self.args.bf16 else False)
+        n_tokens = (inputs["labels"][:, 1:] != training.IGNORED).sum()
+        return mean * n_tokens / (n_tokens if num_items_in_batch is None else num_items_in_batch)
+
+
+class _Losses(TrainerCallback):
+    """Notes each step's loss; in a notebook a curve grows with it."""
+
+    def __init__(self, title):
+        self.title, self.losses, self.curve = title, [], None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if get_ipython():
+            self.curve = live.Curve(self.title, state.max_steps)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+            if self.curve:
+                self.curve.add(logs["loss"])
+
+
+def _lean(args, model):
+    """A copy of an SFTConfig with what `finetune` decides: precision, checkpointing, silence.
+
+    Weights are used in the precision they have; bf16 autocast helps fp32 weights only, and fp16
+    weights need the gradient scaler that `fp16=True` brings.
+    """
+    known = {field.name for field in fields(args)}
+    checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & known
+    return replace(
+        args,
+        **dict.fromkeys(checkpointing, False),
+        bf16=bool(args.bf16) and model.dtype == torch.float32,
+        fp16=model.dtype == torch.float16,
+        use_cpu=model.device.type == "cpu",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _rows(dataset, tokenizer):
+    """Conversations as token ids with labels; a prompt-completion dataset is TRL's to prepare."""
+    if "messages" not in dataset.column_names:
+        return dataset
+    return Dataset.from_list([training.encode(tokenizer, m) for m in dataset["messages"]])
+
+
+def _train(trainer, title):
+    """The tuned model in eval mode, and the history of its training."""
+    noted = _Losses(title)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(noted)
+    begun = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - begun
+    tuned = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return tuned.eval(), {"losses": noted.losses, "seconds": seconds}
+
+
+def _key(model, tokenizer, dataset, peft_config, args):
+    """A hash of all that a result depends on: weights, tokens, rows, settings, versions."""
+    settings = _lean(args, model).to_dict()
+    lora = peft_config.to_dict() | {"base_model_name_or_path": None}
+    parts = {
+        "args": {k: v for k, v in settings.items() if not k.startswith(NO_MATTER)},
+        "lora": lora,
+        "rows": dataset.to_list(),
+        "template": tokenizer.chat_template,
+        "tokenizer": tokenizer.get_vocab(),
+        "device": model.device.type,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_sorted).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _sorted(value):
+    """JSON for a set (in order) and for anything else that JSON does not know."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _keep(tuned, history, folder):
+    """Write adapter and history beside `folder`, then move them into place whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as scratch:
+        made = Path(scratch) / "run"
+        tuned.save_pretrained(made / "adapter")
+        (made / "history.json").write_text(json.dumps(history))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
+
+
+def _stored(model, folder, title):
+    """The result that an earlier call left in `folder`; its curve and one line are shown."""
+    history = json.loads((folder / "history.json").read_text())
+    losses, seconds = history["losses"], history["seconds"]
+    tuned = PeftModel.from_pretrained(model, folder / "adapter").eval()
+    print(f"{title}: from the cache, trained earlier in {seconds:.0f} s (cache=False trains anew)")
+    display(plots.growing_loss(losses, len(losses), title))
+    return Result(tuned, losses, seconds, folder / "adapter", cached=True)

@@ -1,0 +1,52 @@
+"""Shared by the tests of the checks."""
+
+import pytest
+
+from labkit.grading import contract
+
+
+@pytest.fixture(autouse=True)
+def fresh_session():
+    """Each test begins with no exercise judged."""
+    contract.session.records.clear()
+
+
+@pytest.fixture
+def rejects():
+    """`rejects(check, *objects)` -> the one-line message that the check answers with."""
+
+    def message(check, *objects):
+        with pytest.raises(contract.CheckFailed) as caught:
+            check(*objects)
+        text = str(caught.value)
+        assert "\n" not in text, "a message is one line"
+        assert text.startswith(f"✗ {check.exercise['id']} "), text
+        return text
+
+    return message
+
+
+@pytest.fixture
+def accepts(capsys):
+    """`accepts(check, *objects)`: the check prints a pass and the exercise has its points."""
+
+    def judge(check, *objects):
+        check(*objects)
+        assert capsys.readouterr().out.startswith("✓ ")
+        record = contract.session.records[check.exercise["id"]]
+        assert record["status"] == "passed"
+        assert record["earned"] == record["points"] == check.exercise["points"]
+
+    return judge
+
+
+@pytest.fixture
+def not_written(capsys):
+    """`not_written(check, *objects)`: the stub is told from a wrong answer, and nothing raises."""
+
+    def judge(check, *objects):
+        check(*objects)
+        assert "not written yet" in capsys.readouterr().out
+        assert contract.session.records[check.exercise["id"]]["status"] == "missing"
+
+    return judge

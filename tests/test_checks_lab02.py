@@ -1,0 +1,573 @@
+"""Lab 2's checks: stubs, wrong answers that learners give, right answers written differently."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from labkit.checks import lab02 as check
+
+# --- right answers -------------------------------------------------------------------------
+
+
+def lora_forward(x, W, A, B, alpha):
+    return x @ W.T + alpha / len(A) * ((x @ A.T) @ B.T)
+
+
+def forward_linear(x, W, A, B, alpha):
+    r, _ = A.shape
+    return F.linear(x, W) + F.linear(F.linear(x, A), B).mul(alpha).div(r)
+
+
+def forward_einsum(x, W, A, B, alpha):
+    h = torch.einsum("...i,ri->...r", x, A)
+    return torch.einsum("...i,oi->...o", x, W) + torch.einsum(
+        "...r,or->...o", h, B * alpha / len(A)
+    )
+
+
+class LoRALinear(nn.Module):
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        self.base, self.r, self.scaling, self.merged = base, r, alpha / r, False
+        for p in base.parameters():
+            p.requires_grad = False
+        w = base.weight
+        self.A = nn.Parameter(torch.randn(r, w.shape[1], dtype=w.dtype, device=w.device) * 0.02)
+        self.B = nn.Parameter(w.new_zeros(w.shape[0], r))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x):
+        y = self.base(x)
+        if not self.merged:
+            y = y + F.linear(F.linear(self.drop(x), self.A), self.B) * self.scaling
+        return y
+
+
+class ByScaling(LoRALinear):
+    """Merging by setting the scaling to zero needs no flag in forward."""
+
+    def forward(self, x):
+        return self.base(x) + self.scaling * self.drop(x) @ self.A.T @ self.B.T
+
+
+class WithNumpyNames(LoRALinear):
+    """Another order of the work: scale x first; functional dropout."""
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(base, r, alpha, dropout)
+        self.p = dropout
+        nn.init.normal_(self.A, std=1 / r)
+
+    def forward(self, x):
+        if self.merged:
+            return self.base(x)
+        h = F.dropout(x, self.p, self.training) * self.scaling
+        return self.base(x) + (h @ self.A.mT) @ self.B.mT
+
+
+def lora_gradients(x, W, A, B, alpha, dY):
+    s = alpha / len(A)
+    return s * B.T @ dY.T @ x, s * dY.T @ x @ A.T
+
+
+def gradients_einsum(x, W, A, B, alpha, dY):
+    s = alpha / A.size(0)
+    dA = torch.einsum("no,or,ni->ri", dY, B, x) * s
+    return [dA, torch.einsum("no,ri,ni->or", dY, A, x) * s]
+
+
+def gradients_autograd(x, W, A, B, alpha, dY):
+    A, B = A.detach().requires_grad_(), B.detach().requires_grad_()
+    lora_forward(x, W, A, B, alpha).backward(dY)
+    return A.grad, B.grad
+
+
+def inject(model, targets, r, alpha):
+    for p in model.parameters():
+        p.requires_grad = False
+    n = 0
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if name in targets and isinstance(child, nn.Linear):
+                setattr(module, name, LoRALinear(child, r, alpha))
+                n += 1
+    return n
+
+
+def inject_by_path(model, targets, r, alpha):
+    model.requires_grad_(False)
+    names = [n for n, _ in model.named_modules() if any(n.endswith("." + t) for t in targets)]
+    for name in names:
+        model.set_submodule(name, LoRALinear(model.get_submodule(name), r=r, alpha=alpha))
+    return len(names)
+
+
+def inject_recursive(model, targets, r, alpha, top=True):
+    if top:
+        model.requires_grad_(False)
+    count = 0
+    for name, child in model.named_children():
+        if name.split(".")[-1] in targets:
+            model._modules[name] = LoRALinear(child, r, alpha)
+            count += 1
+        else:
+            count += inject_recursive(child, targets, r, alpha, top=False)
+    return count
+
+
+def count_params(model):
+    n = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(k for k, trains in n if trains), sum(k for k, _ in n)
+
+
+def count_by_id(model):
+    seen = {id(p): p for _, p in model.named_parameters(remove_duplicate=False)}
+    trainable = total = 0
+    for p in seen.values():
+        total += math.prod(p.shape)
+        trainable += math.prod(p.shape) * p.requires_grad
+    return [trainable, total]
+
+
+def count_with_filter(model):
+    size = lambda ps: sum(map(torch.numel, ps))  # noqa: E731
+    return size(filter(lambda p: p.requires_grad, model.parameters())), size(model.parameters())
+
+
+def merge_(layer):
+    if not layer.merged:
+        layer.base.weight.data += layer.scaling * (layer.B.data @ layer.A.data)
+        layer.merged = True
+
+
+def unmerge_(layer):
+    if layer.merged:
+        layer.base.weight.data -= layer.scaling * (layer.B.data @ layer.A.data)
+        layer.merged = False
+
+
+def merge_keep(layer):
+    if not hasattr(layer, "kept"):
+        layer.kept = layer.base.weight.detach().clone()
+        with torch.no_grad():
+            layer.base.weight.add_(layer.B @ layer.A, alpha=layer.scaling)
+        layer.merged = True
+
+
+def unmerge_keep(layer):
+    if hasattr(layer, "kept"):
+        with torch.no_grad():
+            layer.base.weight.copy_(layer.kept)
+        del layer.kept
+        layer.merged = False
+
+
+@torch.no_grad()
+def merge_by_scaling(layer):
+    if layer.scaling:
+        layer.was = layer.scaling
+        layer.base.weight += layer.was * layer.B @ layer.A
+        layer.scaling = 0.0
+
+
+@torch.no_grad()
+def unmerge_by_scaling(layer):
+    if not layer.scaling:
+        layer.scaling = layer.was
+        layer.base.weight -= layer.was * layer.B @ layer.A
+
+
+def adapter_state(model):
+    return {
+        f"{name}.{k}": getattr(m, k).detach().clone()
+        for name, m in model.named_modules()
+        if hasattr(m, "scaling")
+        for k in ("A", "B")
+    }
+
+
+def state_by_names(model):
+    return {n: p for n, p in model.named_parameters() if n.split(".")[-1] in ("A", "B")}
+
+
+def state_from_dict(model):
+    return {n: t for n, t in model.state_dict().items() if n.endswith((".A", ".B"))}
+
+
+def load_adapter_(model, state):
+    own = state_by_names(model)
+    for name in own:
+        if name not in state:
+            raise KeyError(f"missing {name}")
+    for name, tensor in state.items():
+        if name not in own:
+            raise ValueError(f"{name} fits nowhere")
+        own[name].data.copy_(tensor)
+
+
+def load_strict(model, state):
+    missing = {n for n in model.state_dict() if n.endswith((".A", ".B"))} - set(state)
+    found = model.load_state_dict(state, strict=False)
+    if missing or found.unexpected_keys:
+        raise RuntimeError(f"missing {missing}, unexpected {found.unexpected_keys}")
+
+
+def load_asserting(model, state):
+    own = state_from_dict(model)
+    assert own.keys() == state.keys(), f"keys differ: {own.keys() ^ state.keys()}"
+    with torch.no_grad():
+        for name, p in state_by_names(model).items():
+            p.copy_(state[name])
+
+
+def scaling(alpha, r, rank_stabilized=False):
+    return alpha / (math.sqrt(r) if rank_stabilized else r)
+
+
+def scaling_power(alpha, r, rank_stabilized=False):
+    return alpha * r ** (-0.5 if rank_stabilized else -1)
+
+
+def scaling_int(alpha, r, rank_stabilized=False):
+    return alpha / r**0.5 if rank_stabilized else alpha // r
+
+
+def quiz():
+    return {"q1": "b", "q2": "c", "q3": "a"}
+
+
+RIGHT = [
+    (check.matches_dense, lora_forward),
+    (check.matches_dense, forward_linear),
+    (check.matches_dense, forward_einsum),
+    (check.layer, LoRALinear),
+    (check.layer, ByScaling),
+    (check.layer, WithNumpyNames),
+    (check.gradients, lora_gradients),
+    (check.gradients, gradients_einsum),
+    (check.gradients, gradients_autograd),
+    (check.injects, inject),
+    (check.injects, inject_by_path),
+    (check.injects, inject_recursive),
+    (check.counts, count_params),
+    (check.counts, count_by_id),
+    (check.counts, count_with_filter),
+    (check.merges, merge_, unmerge_, LoRALinear),
+    (check.merges, merge_keep, unmerge_keep, LoRALinear),
+    (check.merges, merge_by_scaling, unmerge_by_scaling, ByScaling),
+    (check.round_trip, adapter_state, load_adapter_, LoRALinear),
+    (check.round_trip, state_by_names, load_strict, LoRALinear),
+    (check.round_trip, state_from_dict, load_asserting, LoRALinear),
+    (check.scales, scaling),
+    (check.scales, scaling_power),
+    (check.scales, scaling_int),
+    (check.quiz, quiz),
+    (check.quiz, lambda: {"q3": " A", "q1": "B", "q2": "C "}),
+]
+
+
+@pytest.mark.parametrize("case", RIGHT, ids=lambda c: getattr(c[1], "__name__", "?"))
+def test_right_answers_pass(case, accepts):
+    accepts(*case)
+
+
+# --- wrong answers, each with a word of the message that names what the learner thought -------
+
+
+def _layer(**changes):
+    """A LoRALinear with one thing wrong: `init(self, base, r, alpha)` or `forward(self, x)`."""
+
+    class Wrong(LoRALinear):
+        def __init__(self, base, r, alpha, dropout=0.0):
+            super().__init__(base, r, alpha, dropout)
+            changes.get("init", lambda *_: None)(self, base, r, alpha)
+
+    if "forward" in changes:
+        Wrong.forward = changes["forward"]
+    return Wrong
+
+
+def _set(name, make):
+    return lambda self, base, r, alpha: setattr(self, name, make(self, base, r, alpha))
+
+
+def _param(make):
+    return lambda self, base, r, alpha: nn.Parameter(make(r, base.in_features))
+
+
+def _as_module(self, base, r, alpha):
+    del self.A
+    self.A = nn.Linear(base.in_features, r, bias=False)
+
+
+def _as_tensor(self, base, r, alpha):
+    data = self.A.data
+    del self.A
+    self.A = data
+
+
+def _update(self, x):
+    return self.scaling * self.drop(x) @ self.A.T @ self.B.T
+
+
+LAYERS = [
+    (_layer(init=_set("scaling", lambda s, b, r, alpha: alpha)), "scaling"),
+    (_layer(init=lambda s, *_: nn.init.normal_(s.B)), "B is not zero"),
+    (_layer(init=lambda s, *_: nn.init.zeros_(s.A)), "A is all zeros"),
+    (_layer(init=lambda s, *_: nn.init.ones_(s.A)), "same A"),
+    (_layer(init=lambda s, *_: nn.init.normal_(s.A)), "standard deviation"),
+    (_layer(init=lambda s, *_: nn.init.uniform_(s.A, 0, 0.1)), "around zero"),
+    (_layer(init=_set("A", _param(lambda r, d: torch.randn(d, r) / d))), "shape"),
+    (_layer(init=_as_module), "nn.Parameter"),
+    (_layer(init=_as_tensor), "not a parameter"),
+    (_layer(init=lambda s, b, *_: b.requires_grad_()), "freeze"),
+    (_layer(init=lambda s, b, *_: b.weight.requires_grad_()), "base.weight still trains"),
+    (_layer(init=lambda s, *_: s.A.requires_grad_(False)), "A does not require grad"),
+    (_layer(forward=lambda s, x: x @ s.base.weight.T + _update(s, x)), "bias is lost"),
+    (_layer(forward=lambda s, x: s.base(x) + _update(s, x) * s.r), "alpha is not divided by r"),
+    (_layer(forward=lambda s, x: s.base(x)), "update is missing"),
+    (_layer(forward=lambda s, x: s.base(s.drop(x)) + _update(s, x)), "dropout hits the base"),
+    (
+        _layer(forward=lambda s, x: s.base(x) + s.scaling * x @ s.A.T @ s.B.T),
+        "dropout=0.5 changes nothing",
+    ),
+    (
+        _layer(forward=lambda s, x: s.base(x) + s.scaling * F.dropout(x, s.drop.p) @ s.A.T @ s.B.T),
+        "eval",
+    ),
+    (_layer(init=_set("B", lambda s, b, r, a: nn.Parameter(s.B.data.float()))), "bf16 base"),
+    (
+        _layer(init=_set("A", lambda s, b, r, a: nn.Parameter(torch.rand(r, b.in_features) - 0.5))),
+        "bf16 base",
+    ),
+]
+
+
+def _inject_with(find, freeze=True, after=False, wrap=LoRALinear, count=len):
+    def inject(model, targets, r, alpha):
+        if freeze and not after:
+            model.requires_grad_(False)
+        names = [n for n, m in model.named_modules() if find(n, targets)]
+        for name in names:
+            model.set_submodule(name, wrap(model.get_submodule(name), r, alpha))
+        if after:
+            model.requires_grad_(False)
+        return count(names)
+
+    return inject
+
+
+def _last(name, targets):
+    return name.split(".")[-1] in targets
+
+
+def _inside(name, targets):
+    return any(t in name for t in targets)
+
+
+def _endswith(name, targets):
+    return name.endswith(tuple(targets))
+
+
+def _no_bias(base, r, alpha):
+    plain = nn.Linear(base.in_features, base.out_features, bias=False)
+    return LoRALinear(plain, r, alpha)
+
+
+def _nested(base, r, alpha):
+    layer = LoRALinear(base, r, alpha)
+    layer.base = LoRALinear(base, r, alpha)
+    return layer
+
+
+INJECTIONS = [
+    (_inject_with(_inside), "also replaced"),
+    (_inject_with(_endswith), "also replaced"),
+    (_inject_with(_last, freeze=False), "still trains"),
+    (_inject_with(_last, after=True), "froze A or B"),
+    (_inject_with(_last, count=lambda names: None), "return"),
+    (_inject_with(_last, count=lambda names: names), "list"),
+    (_inject_with(_last, wrap=_no_bias), "changed the output"),
+    (_inject_with(_last, wrap=_nested), "wrapped a wrapped layer"),
+    (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, 4, a)), "r is not passed"),
+    (_inject_with(lambda n, t: n.startswith("layers.0") and _last(n, t)), "left layers.1"),
+]
+
+
+def _grown(layer):
+    layer.base.weight = nn.Parameter(layer.base.weight + layer.scaling * layer.B @ layer.A)
+    layer.merged = True
+
+
+def _every_time(layer):
+    layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
+    layer.merged = True
+
+
+def _no_flag(layer):
+    if not hasattr(layer, "done"):
+        layer.done = True
+        layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
+
+
+def _unscaled(layer):
+    layer.base.weight.data += layer.B.data @ layer.A.data
+    layer.merged = True
+
+
+def _only_flag(layer):
+    layer.merged = True
+
+
+def _nothing(layer):
+    layer.merged = False
+
+
+def _forget(layer):
+    unmerge_(layer)
+    layer.A.requires_grad_(False)
+
+
+def _no_load(model, state):
+    return None
+
+
+def _load_quietly(model, state):
+    for name, p in state_by_names(model).items():
+        if name in state:
+            p.data.copy_(state[name])
+
+
+def _load_vaguely(model, state):
+    if state.keys() != state_by_names(model).keys():
+        raise ValueError("wrong keys")
+    load_adapter_(model, state)
+
+
+def _tied_twice(model):
+    return sum(t.numel() for t in model.state_dict().values())
+
+
+WRONG = [
+    *[(check.layer, (layer,), word) for layer, word in LAYERS],
+    *[(check.injects, (f,), word) for f, word in INJECTIONS],
+    *[
+        (check.matches_dense, (f,), word)
+        for f, word in [
+            (lambda x, W, A, B, alpha: x @ W.T + alpha * x @ A.T @ B.T, "not divided by r"),
+            (lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T, "scaling alpha / r is missing"),
+            (lambda x, W, A, B, alpha: x @ W.T, "update is missing"),
+            (lambda x, W, A, B, alpha: alpha / len(A) * x @ A.T @ B.T, "frozen x @ W.T is missing"),
+            (lambda x, W, A, B, alpha: x @ (W + alpha / len(A) * B @ A).T, "as large as W"),
+            (lambda x, W, A, B, alpha: x @ W + x @ A @ B, "RuntimeError"),
+            (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "wanted"),
+            (lambda x, W, A, B, alpha: None, "return"),
+            (
+                lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) ** 0.5 * x @ A.T @ B.T,
+                "rank-stabilised",
+            ),
+        ]
+    ],
+    *[
+        (check.gradients, (f,), word)
+        for f, word in [
+            (lambda x, W, A, B, a, dY: (B.T @ dY.T @ x, dY.T @ x @ A.T), "factor alpha / r"),
+            (lambda x, W, A, B, a, dY: (a * B.T @ dY.T @ x, a * dY.T @ x @ A.T), "not divided"),
+            (lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY)[::-1], "dA has shape"),
+            (lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY)[0], "pair"),
+            (lambda x, W, A, B, a, dY: [g / 6 for g in lora_gradients(x, W, A, B, a, dY)], "sums"),
+            (lambda x, W, A, B, a, dY: [-g for g in lora_gradients(x, W, A, B, a, dY)], "sign"),
+            (lambda x, W, A, B, a, dY: [g.T for g in lora_gradients(x, W, A, B, a, dY)], "transp"),
+        ]
+    ],
+    *[
+        (check.counts, (f,), word)
+        for f, word in [
+            (lambda m: count_params(m)[::-1], "order"),
+            (lambda m: sum(p.numel() for p in m.parameters()), "pair"),
+            (
+                lambda m: (count_params(m)[0], sum(t.numel() for t in m.state_dict().values())),
+                "tied",
+            ),
+            (lambda m: (count_params(m)[0], count_params(m)[0]), "frozen parameters belong"),
+            (lambda m: (count_params(m)[0], len(list(m.parameters()))), "numel"),
+            (lambda m: (count_params(m)[1], count_params(m)[1]), "total"),
+        ]
+    ],
+    (check.merges, (_grown, unmerge_, LoRALinear), "twice"),
+    (check.merges, (_every_time, unmerge_, LoRALinear), "added the update twice"),
+    (check.merges, (_no_flag, _nothing, LoRALinear), "update stays"),
+    (check.merges, (_unscaled, unmerge_, LoRALinear), "scaling is missing"),
+    (check.merges, (_only_flag, unmerge_, LoRALinear), "nothing was added"),
+    (check.merges, (merge_, _forget, LoRALinear), "gradient of A|A gets no gradient"),
+    (check.merges, (merge_, unmerge_, ByScaling), "counts twice"),
+    (check.round_trip, (lambda m: m.state_dict(), load_adapter_, LoRALinear), "holds"),
+    (check.round_trip, (lambda m: list(state_by_names(m)), load_adapter_, LoRALinear), "dict"),
+    (check.round_trip, (adapter_state, _no_load, LoRALinear), "still as before"),
+    (check.round_trip, (adapter_state, _load_quietly, LoRALinear), "says nothing"),
+    (check.round_trip, (adapter_state, _load_vaguely, LoRALinear), "name the key"),
+    (
+        check.round_trip,
+        (lambda m: {k[-1]: v for k, v in adapter_state(m).items()}, load_adapter_, LoRALinear),
+        "four",
+    ),
+    (check.scales, (lambda alpha, r, rank_stabilized=False: alpha,), "not divided"),
+    (check.scales, (lambda alpha, r, rank_stabilized=False: r / alpha,), "upside down"),
+    (check.scales, (lambda alpha, r, rank_stabilized=False: alpha / r,), "changes nothing"),
+    (check.scales, (lambda alpha, r, rank_stabilized=False: alpha / math.sqrt(r),), "sqrt"),
+    (check.quiz, (lambda: {"q1": "b", "q2": "c", "q3": "b"},), "2 of 3"),
+    (check.quiz, (lambda: ["b", "c", "a"],), "dict"),
+    (check.quiz, (lambda: {"q1": "b", "q2": "?", "q3": "a"},), "q2 wants one of"),
+    (check.quiz, (lambda: {"q1": "b"},), "q2 wants one of"),
+]
+
+
+@pytest.mark.parametrize("i", range(len(WRONG)))
+def test_wrong_answers_are_told_what_they_thought(i, rejects):
+    judge, objects, word = WRONG[i]
+    message = rejects(judge, *objects)
+    assert any(part in message for part in word.split("|")), message
+
+
+def test_a_quiz_keeps_the_points_of_the_right_letters(rejects):
+    rejects(check.quiz, lambda: {"q1": "b", "q2": "c", "q3": "b"})
+    from labkit.grading import contract
+
+    assert contract.session.records["2.9"]["earned"] == 2
+
+
+# --- stubs ---------------------------------------------------------------------------------
+
+
+def _stub(*args, **kwargs):
+    raise NotImplementedError
+
+
+class _StubLayer(nn.Module):
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        raise NotImplementedError
+
+
+STUBS = [
+    (check.matches_dense, _stub),
+    (check.layer, _StubLayer),
+    (check.gradients, _stub),
+    (check.injects, _stub),
+    (check.counts, _stub),
+    (check.merges, _stub, _stub, LoRALinear),
+    (check.merges, merge_, unmerge_, _StubLayer),
+    (check.round_trip, _stub, _stub, LoRALinear),
+    (check.round_trip, adapter_state, load_adapter_, _StubLayer),
+    (check.round_trip, adapter_state, _stub, LoRALinear),
+    (check.scales, _stub),
+    (check.quiz, _stub),
+]
+
+
+@pytest.mark.parametrize("case", STUBS, ids=lambda c: c[0].__name__)
+def test_stubs_are_not_written_yet(case, not_written):
+    not_written(*case)
