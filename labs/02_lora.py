@@ -533,6 +533,7 @@ def update_size(r, stabilized, steps=4, alpha=16):
     """Mean of |update| / |W| over the adapted layers after a few steps at rank r."""
     torch.manual_seed(0)
     model, _ = models.load()
+    # the layer divides by r once more, hence the factor
     inject(model, ["q_proj", "v_proj"], r, alpha=r * scaling(alpha, r, stabilized))
     layers = [m for m in model.modules() if isinstance(m, LoRALinear)]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
@@ -553,10 +554,11 @@ if lab.experiment("How far a few steps go, by rank", 40, needs=["2.2", "2.4", "2
     display(plots.lab02.update_sizes(ranks, rows))
 
 # %% [markdown]
-# The steeper of two curves is the one whose step size depends on the rank. Under a fixed $\alpha$
-# the two rules give different answers to "does a higher rank help?", because they change
-# capacity and step size together. Whenever you read a comparison of ranks, ask which rule it used
-# and whether the learning rate was tuned again. Lab 5 does both.
+# A flat curve means that a step is as large at every rank. A falling one means that a higher rank
+# also takes smaller steps. So at a fixed $\alpha$, $\alpha / r$ changes two things when you raise $r$:
+# the capacity and the speed. Whoever then finds that "a higher rank does not help" may have
+# measured the speed. Whenever you read a comparison of ranks, ask which rule it used and whether
+# the learning rate was tuned again. Lab 5 does both.
 
 # %% [markdown]
 # ## Is it really LoRA?

@@ -108,7 +108,8 @@ def update_sizes(ranks, rows):
     ax.set_xlim(None, ranks[-1] * 3)
     plain, stable = (sizes[-1] / sizes[0] for sizes in rows.values())
     ax.set_title(
-        f"From r={ranks[0]} to {ranks[-1]} the update changes {plain:.1f}x or {stable:.1f}x"
+        f"From r={ranks[0]} to r={ranks[-1]} the update's size is multiplied\n"
+        f"by {plain:.1f} under alpha / r, by {stable:.1f} under alpha / sqrt(r)"
     )
     plt.close(fig)
     return fig
