@@ -1,7 +1,7 @@
 """`finetune`: TRL's SFTTrainer without waste on a CPU, drawn live, cached by configuration.
 
-What is not TRL's own: the common prompt prefix is computed once a batch, logits exist at answer
-positions only, nothing is checkpointed, weights stay in the model's precision. Dataset, order,
+What is not TRL's own: batches hold no padding and their common prefix once, logits exist where
+answers are, nothing is checkpointed, weights keep the model's precision. Rows, their order,
 optimizer, schedule, clipping and loss are TRL's (`benchmarks/train_step.py` compares the two).
 """
 
@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from IPython import get_ipython
 from IPython.display import display
@@ -24,7 +25,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from labkit import live, models, plots, training
+from labkit import live, models, packing, plots, training
 from labkit.errors import LabError
 
 PACKAGES = ("lora-labs", "peft", "torch", "transformers", "trl")
@@ -80,7 +81,7 @@ def lean_trainer(model, tokenizer, dataset, peft_config, args):
         model=model,
         args=_lean(args, model),
         train_dataset=_rows(dataset, tokenizer),
-        data_collator=lambda rows: training.collate(rows, tokenizer.pad_token_id),
+        data_collator=packing.pack,
         processing_class=tokenizer,
         peft_config=copy.deepcopy(peft_config),  # PEFT writes into it
     )
@@ -91,15 +92,21 @@ def lean_trainer(model, tokenizer, dataset, peft_config, args):
 
 
 class LeanTrainer(SFTTrainer):
-    """SFTTrainer on the batches of `training.collate`: the same loss for less work."""
+    """SFTTrainer on the batches of `packing.pack`: the same loss for less work."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The answer tokens' losses, summed, over their number in all accumulated batches."""
         if return_outputs:
             raise NotImplementedError("LeanTrainer makes no logits of prompts to return")
-        mean = training.answer_loss(model, inputs, autocast=None if self.args.bf16 else False)
-        n_tokens = (inputs["labels"][:, 1:] != training.IGNORED).sum()
-        return mean * n_tokens / (n_tokens if num_items_in_batch is None else num_items_in_batch)
+        base = self.accelerator.unwrap_model(model).get_base_model()
+        targets = inputs["labels"][0, 1:]
+        asked = targets != packing.IGNORED
+        autocast = self.args.bf16 and models.precision(base.device.type) == torch.bfloat16
+        with torch.autocast(base.device.type, torch.bfloat16, enabled=autocast):
+            hidden = packing.hidden_states(base.get_decoder(), inputs)[0, :-1]
+            logits = base.get_output_embeddings()(hidden[asked])
+        total = F.cross_entropy(logits.float(), targets[asked], reduction="sum")
+        return total / (asked.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 class _Losses(TrainerCallback):

@@ -60,7 +60,7 @@ def _expect_cut(best_rank_r, call, W, r, guesses):
 
 
 def _cut_guesses(W, r):
-    U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)  # signs as the learner's, in fp32
     head = torch.arange(len(S)) < r
     columns, rows = W.clone(), W.clone()
     columns[:, r:], rows[r:] = 0, 0
@@ -96,8 +96,8 @@ def errors(relative_error):
         expect_number(got, wanted, call, _error_guesses(W, r), tol=1e-3)
     thin = randn(8, 2, rng=rng) @ randn(2, 5, rng=rng)
     hint = "1 - head / total can fall below zero by rounding: sum the tail, or clamp"
-    for X, r, why in [(thin, 2, "W has rank 2"), (thin, 5, "W has rank 2"), (W, 9, "W is 6 x 6")]:
-        call = f"relative_error(W, {r}), where {why},"
+    for X, r, kind in [(thin, 2, "of rank 2"), (thin, 5, "of rank 2"), (W, 9, "of shape (6, 6)")]:
+        call = f"relative_error(W, {r}) for W {kind}"
         got = _ask(call, hint, relative_error, X, r)
         expect(got == got, f"{call} is NaN; {hint}")
         if type(got) not in (int, float) or abs(got) > 2e-3:
@@ -131,15 +131,15 @@ def _error_guesses(W, r):
 @exercise("1.3", points=2)
 def parameters(lora_params, break_even_rank):
     """131,072 for 4096 x 4096 at r=16, linear in r; the largest rank that still saves"""
-    m, n, rank = torch.randint(20, 90, (3,), generator=generator()).tolist()
-    shapes = [(m, m + n), (m + n, m)]
+    m, rank = torch.randint(20, 90, (2,), generator=generator()).tolist()
+    shapes = [(m, 3 * m + 1), (3 * m + 1, m)]  # no common factor, so no rank breaks exactly even
     for d_out, d_in, r in [(*shapes[0], rank), (*shapes[1], 2), (4096, 4096, 16)]:
         guesses = {
             "it multiplies the sides; two thin matrices add, r d_in + d_out r": r * d_out * d_in,
             "this is W; LoRA stores A and B": d_out * d_in,
             "this is A alone; B has d_out r more": r * d_in,
             "this is B alone; A has r d_in more": r * d_out,
-            "it takes W for square": 2 * r * d_out,
+            "it takes W for square, d_out x d_out": 2 * r * d_out,
             "it takes W for square, d_in x d_in": 2 * r * d_in,
             "an r x r matrix is counted too; LoRA has A and B only": r * (d_out + d_in + r),
             "it grows with r squared; A and B each grow linearly": r * r * (d_out + d_in),
@@ -172,24 +172,26 @@ def _expect_break_even(break_even_rank, d_out, d_in):
 @exercise("1.4", points=3)
 def ranks(energy_rank, stable_rank):
     """squared singular values, the boundary included; the scale of W does not matter"""
-    rng, flat = generator(), torch.tensor([2.0, 2.0, 2.0, 2.0, 0.0])
+    rng, flat = generator(), torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0])
     for fraction, wanted in [(0.75, 3), (0.25, 1), (0.51, 3), (1.0, 4)]:
-        call = f"energy_rank([2, 2, 2, 2, 0], {fraction})"
+        call = f"energy_rank([.25, .25, .25, .25, 0], {fraction})"
+        undivided = "the sum of squares is compared as it is: divide by the whole energy"
         guesses = {
-            "the sum is not divided by the whole energy": 1,
             "one too many: the energy must reach the fraction, not exceed it": wanted + 1,
             "one too few: a position counts from 0, a rank from 1": wanted - 1,
+            "that much may be left out; `fraction` is to be kept": _first(flat**2, 1 - fraction),
             "that is a share; a rank is a number of singular values": wanted / 5,
+            undivided: 6,
+            f"{undivided}, sum(s²)": 5,
         }
         got = _ask(call, "the whole energy is the sum of s²", energy_rank, flat, fraction)
         expect_number(got, wanted, call, guesses)
     for scale in (1, 100):
-        s = (2 * randn(16, rng=rng)).exp().sort(descending=True).values
+        s = (1 + 4 * torch.rand(40, generator=rng)).sort(descending=True).values
         for fraction in (0.6, 0.9, 0.99):
-            call = f"energy_rank(s, {fraction}) for 16 random s times {scale}"
+            call = f"energy_rank(s, {fraction}) for 40 random s times {scale}"
             guesses = {
                 "energy is the squared singular value; these are not squared": _first(s, fraction),
-                "that much may be left out; `fraction` is to be kept": _first(s**2, 1 - fraction),
                 "s is squared twice": _first(s**4, fraction),
             }
             got = observe(energy_rank, scale * s, fraction)

@@ -1,6 +1,7 @@
 """The tasks that the labs train on."""
 
 import importlib
+from pathlib import Path
 
 from labkit.errors import LabError
 
@@ -27,3 +28,9 @@ def load(name, split="train", **options):
 
     task = importlib.import_module(f"{__name__}.{name}")
     return datasets.Dataset.from_list(task.rows(split, **options))
+
+
+def general():
+    """Ten paragraphs of everyday English, written for this course: to see what a model forgets."""
+    text = (Path(__file__).parent / "general.txt").read_text(encoding="utf-8")
+    return text.strip().split("\n\n")

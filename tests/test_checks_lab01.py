@@ -1,0 +1,426 @@
+"""Lab 1's checks: stubs, wrong answers that learners give, right answers written differently."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from labkit.checks import lab01 as check
+from labkit.grading import contract
+
+svd, svdvals = torch.linalg.svd, torch.linalg.svdvals
+
+# --- right answers -------------------------------------------------------------------------
+
+
+def best_rank_r(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return U[:, :r] @ torch.diag(S[:r]) @ Vh[:r]
+
+
+def best_by_masking(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    S[r:] = 0
+    return torch.einsum("ik,k,kj->ij", U, S, Vh)
+
+
+def best_by_outer(W, r):
+    U, S, V = torch.svd(W)
+    terms = zip(U.T[:r], S[:r], V.T[:r], strict=True)
+    return sum(s * torch.outer(u, v) for u, s, v in terms)
+
+
+def best_in_numpy(W, r):
+    U, S, Vh = np.linalg.svd(W.numpy(), full_matrices=False)
+    return torch.from_numpy((U[:, :r] * S[:r]) @ Vh[:r, :])
+
+
+def best_by_projection(W, r):
+    Vh = svd(W.double()).Vh[:r]
+    return (W.double() @ Vh.T @ Vh).to(W.dtype)
+
+
+def relative_error(W, r):
+    s = svdvals(W)
+    return (s[r:].norm() / s.norm()).item()
+
+
+def error_from_head(W, r):
+    energy = svdvals(W).square().cumsum(0)
+    r = min(r, len(energy))
+    return math.sqrt(max(0.0, 1 - (energy[r - 1] / energy[-1]).item()))
+
+
+def error_from_svd(W, r):
+    _, S, _ = svd(W)
+    return float(torch.sqrt((S[r:] ** 2).sum() / (S**2).sum()))
+
+
+def error_over_the_norm(W, r):
+    return (svdvals(W)[r:].norm() / torch.linalg.norm(W)).item()
+
+
+def error_by_products(W, r):
+    return np.sqrt(np.sum(svdvals(W).numpy()[r:] ** 2) / (W * W).sum().item())
+
+
+def error_from_gram(W, r):
+    energy = torch.linalg.eigvalsh(W.T @ W).clamp(min=0).flip(0)
+    return (energy[r:].sum() / energy.sum()).sqrt().item()
+
+
+def lora_params(d_out, d_in, r):
+    return r * (d_out + d_in)
+
+
+def params_by_shape(d_out, d_in, r):
+    return math.prod((r, d_in)) + math.prod((d_out, r))
+
+
+def params_by_numel(d_out, d_in, r):
+    meta = {"device": "meta"}
+    return torch.empty(r, d_in, **meta).numel() + torch.empty(d_out, r, **meta).numel()
+
+
+def break_even_rank(d_out, d_in):
+    return (d_out * d_in - 1) // (d_out + d_in)
+
+
+def break_even_by_ceil(d_out, d_in):
+    return math.ceil(d_out * d_in / (d_out + d_in)) - 1
+
+
+def break_even_by_search(d_out, d_in):
+    r = 0
+    while lora_params(d_out, d_in, r + 1) < d_out * d_in:
+        r += 1
+    return r
+
+
+def energy_rank(s, fraction):
+    share = s.square().cumsum(0) / s.square().sum()
+    return int((share < fraction).sum()) + 1
+
+
+def energy_by_search(s, fraction):
+    energy = (s**2).cumsum(0)
+    return torch.searchsorted(energy, fraction * energy[-1]).item() + 1
+
+
+def energy_by_loop(s, fraction):
+    total, kept = sum(x * x for x in s.tolist()), 0.0
+    for r, x in enumerate(s.tolist(), start=1):
+        kept += x * x
+        if kept >= fraction * total:
+            return r
+    return len(s)
+
+
+def energy_by_argmax(s, fraction):
+    share = np.cumsum(s.numpy() ** 2) / np.sum(s.numpy() ** 2)
+    return np.argmax(share >= fraction) + 1
+
+
+def stable_rank(W):
+    return (torch.linalg.matrix_norm(W) ** 2 / torch.linalg.matrix_norm(W, 2) ** 2).item()
+
+
+def stable_from_values(W):
+    s = svdvals(W)
+    return float((s / s[0]).square().sum())
+
+
+def stable_in_numpy(W):
+    return np.linalg.norm(W.numpy(), "fro") ** 2 / np.linalg.norm(W.numpy(), 2) ** 2
+
+
+def truncate_update(W0, W1, r):
+    return W0 + best_rank_r(W1 - W0, r)
+
+
+def truncate_backwards(W0, W1, r):
+    return W0 - best_by_projection(W0 - W1, r)
+
+
+def truncate_by_rest(W0, W1, r):
+    U, S, Vh = svd(W1 - W0, full_matrices=False)
+    return W1 - (U[:, r:] * S[r:]) @ Vh[r:]
+
+
+def subspace_point(theta0, P, z):
+    return theta0 + P @ z
+
+
+def point_by_columns(theta0, P, z):
+    return theta0.clone().add_((P * z).sum(dim=1))
+
+
+def point_by_addmv(theta0, P, z):
+    return torch.addmv(theta0, P, z)
+
+
+def project_gradient(P, grad_theta):
+    return P.T @ grad_theta
+
+
+def project_row(P, grad_theta):
+    return grad_theta @ P
+
+
+def project_einsum(P, grad_theta):
+    return torch.einsum("Dd,D->d", P, grad_theta)
+
+
+RIGHT = [
+    (check.optimal, best_rank_r),
+    (check.optimal, best_by_masking),
+    (check.optimal, best_by_outer),
+    (check.optimal, best_in_numpy),
+    (check.optimal, best_by_projection),
+    (check.errors, relative_error),
+    (check.errors, error_from_head),
+    (check.errors, error_from_svd),
+    (check.errors, error_over_the_norm),
+    (check.errors, error_by_products),
+    (check.errors, error_from_gram),
+    (check.parameters, lora_params, break_even_rank),
+    (check.parameters, params_by_shape, break_even_by_ceil),
+    (check.parameters, params_by_numel, break_even_by_search),
+    (check.ranks, energy_rank, stable_rank),
+    (check.ranks, energy_by_search, stable_from_values),
+    (check.ranks, energy_by_loop, stable_in_numpy),
+    (check.ranks, energy_by_argmax, stable_rank),
+    (check.truncates, truncate_update),
+    (check.truncates, truncate_backwards),
+    (check.truncates, truncate_by_rest),
+    (check.subspace, subspace_point, project_gradient),
+    (check.subspace, point_by_columns, project_row),
+    (check.subspace, point_by_addmv, project_einsum),
+    (check.quiz, lambda: {"q1": "c", "q2": "a", "q3": "d"}),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("case", RIGHT, ids=lambda c: c[1].__name__)
+def test_right_answers_pass(case, seed, accepts, monkeypatch):
+    monkeypatch.setattr(contract.session, "seed", seed)
+    accepts(*case)
+
+
+# --- wrong answers, each with a word of the message that names what the learner thought -------
+
+
+def _cut(f):
+    """An answer to 1.1 from `f(U, S, Vh, r)`."""
+
+    def best_rank_r(W, r):
+        return f(*svd(W, full_matrices=False), r)
+
+    return best_rank_r
+
+
+def _first_columns(W, r):
+    out = torch.zeros_like(W)
+    out[:, :r] = W[:, :r]
+    return out
+
+
+def _in_place(W, r):
+    return W.copy_(best_rank_r(W, r))
+
+
+CUTS = [
+    (_cut(lambda U, S, Vh, r: U[:, :r] * S[:r] @ Vh.T[:r]), "already"),
+    (_cut(lambda U, S, Vh, r: U[:, :r] @ torch.diag(S[:r]) @ Vh[:, :r].T), "already"),
+    (_cut(lambda U, S, Vh, r: (U[:r].T * S[:r]) @ Vh[:r]), "rows of U"),
+    (_first_columns, "first r columns of W"),
+    (lambda W, r: W[:, :r], "not fewer columns"),
+    (_cut(lambda U, S, Vh, r: U[:, :r]), "multiply the factors out"),
+    (_cut(lambda U, S, Vh, r: (U[:, -r:] * S[-r:]) @ Vh[-r:]), "smallest"),
+    (_cut(lambda U, S, Vh, r: U[:, :r] @ Vh[:r]), "S are missing"),
+    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r].sqrt()) @ Vh[:r]), "sqrt(S)"),
+    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r] ** 2) @ Vh[:r]), "twice"),
+    (_cut(lambda U, S, Vh, r: (U[:, r:] * S[r:]) @ Vh[r:]), "leaves out"),
+    (_cut(lambda U, S, Vh, r: (U[:, : r + 1] * S[: r + 1]) @ Vh[: r + 1]), "r + 1"),
+    (_cut(lambda U, S, Vh, r: (U[:, : r - 1] * S[: r - 1]) @ Vh[: r - 1]), "r - 1"),
+    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r], Vh[:r])), "a list"),
+    (lambda W, r: W, "nothing is cut"),
+    (lambda W, r: (lambda s: s.U[:, :r] * s.S[:r] @ s.Vh[:r])(svd(W)), "full_matrices=False"),
+    (_in_place, "in place"),
+    (lambda W, r: None, "return"),
+]
+
+
+def _error(f):
+    """An answer to 1.2 from `f(s, r)`, which gives a tensor."""
+    return lambda W, r: f(svdvals(W), r).item()
+
+
+ERRORS = [
+    (_error(lambda s, r: s[r:].sum() / s.sum()), "not squared"),
+    (_error(lambda s, r: (s[r:].sum() / s.sum()).sqrt()), "not squared"),
+    (_error(lambda s, r: (s[r:] ** 2).sum() / (s**2).sum()), "square root"),
+    (_error(lambda s, r: s[r] / s[0]), "spectral"),
+    (_error(lambda s, r: s[:r].norm() / s.norm()), "head"),
+    (_error(lambda s, r: (s[:r] ** 2).sum() / (s**2).sum()), "share of the energy"),
+    (_error(lambda s, r: 1 - s[:r].norm() / s.norm()), "norms do not"),
+    (_error(lambda s, r: s[r:].norm()), "divide by |W|"),
+    (_error(lambda s, r: s[r + 1 :].norm() / s.norm()), "too late"),
+    (_error(lambda s, r: s[r - 1 :].norm() / s.norm()), "too early"),
+    (_error(lambda s, r: s[r] / s.norm()), "one singular value"),
+    (lambda W, r: svdvals(W)[r:].norm() / W.norm(), ".item()"),
+    (lambda W, r: ((W - best_rank_r(W, r)).norm() / W.norm()).item(), "multiplied out"),
+    (lambda W, r: ((W - best_by_outer(W, r)).norm() / W.norm()).item(), "multiplied out"),
+    (lambda W, r: math.sqrt(-1) if r == 9 else relative_error(W, r), "clamp"),
+    (lambda W, r: math.nan if r > 3 else relative_error(W, r), "NaN"),
+]
+
+PARAMETERS = [
+    (lambda o, i, r: o * i * r, break_even_rank, "add"),
+    (lambda o, i, r: o * i, break_even_rank, "this is W"),
+    (lambda o, i, r: r * i, break_even_rank, "A alone"),
+    (lambda o, i, r: r * o, break_even_rank, "B alone"),
+    (lambda o, i, r: 2 * r * o, break_even_rank, "square"),
+    (lambda o, i, r: 2 * r * i, break_even_rank, "square"),
+    (lambda o, i, r: r * (o + i + r), break_even_rank, "r x r"),
+    (lambda o, i, r: r * r * (o + i), break_even_rank, "linearly"),
+    (lambda o, i, r: 131_072, break_even_rank, "wanted"),
+    (lora_params, lambda o, i: o * i // (o + i), "strictly fewer"),
+    (lora_params, lambda o, i: o * i // (o + i) + 1, "one too many"),
+    (lora_params, lambda o, i: o * i // (o + i) - 1, "one too few"),
+    (lora_params, lambda o, i: o * i / (o + i), "round down"),
+    (lora_params, lambda o, i: float((o * i - 1) // (o + i)), "int"),
+    (lora_params, lambda o, i: i // 2, "square"),
+    (lora_params, lambda o, i: min(o, i) // 2, "square"),
+    (lora_params, lambda o, i: min(o, i), "full rank"),
+]
+
+
+def _share(s, power=2):
+    return (s**power).cumsum(0) / (s**power).sum()
+
+
+def _energy(f):
+    return lambda s, fraction: int(f(s, fraction))
+
+
+ENERGY = [
+    (_energy(lambda s, f: (_share(s, 1) < f).sum() + 1), "not squared"),
+    (_energy(lambda s, f: (_share(s, 4) < f).sum() + 1), "twice"),
+    (_energy(lambda s, f: (_share(s) <= f).sum() + 1), "one too many"),
+    (_energy(lambda s, f: (_share(s) < f).sum()), "one too few"),
+    (_energy(lambda s, f: (_share(s) >= f).int().argmax()), "one too few"),
+    (_energy(lambda s, f: ((s**2).cumsum(0) < f).sum() + 1), "divide by"),
+    (lambda s, f: energy_rank(s, f) / len(s), "share"),
+    (lambda s, f: energy_rank(s, 1 - f), "left out"),
+    (lambda s, f: (_share(s) < f).sum() + 1, ".item()"),
+]
+STABLE = [
+    (lambda W: W.norm().item() / svdvals(W)[0].item(), "not squared"),
+    (lambda W: (svdvals(W).sum() / svdvals(W)[0]).item(), "not squared"),
+    (lambda W: (W.norm() ** 2 / svdvals(W)[0]).item(), "spectral norm is not squared"),
+    (lambda W: (torch.norm(W) ** 2 / torch.norm(W, 2) ** 2).item(), "matrix_norm"),
+    (lambda W: torch.linalg.matrix_rank(W).item(), "the rank"),
+    (lambda W: (W.norm() ** 2 / W.abs().max() ** 2).item(), "largest entry"),
+    (lambda W: 1 / stable_rank(W), "upside down"),
+    (lambda W: W.norm().item() ** 2, "divided"),
+]
+
+
+def _adds_in_place(W0, W1, r):
+    W0 += best_rank_r(W1 - W0, r)
+    return W0
+
+
+UPDATES = [
+    (lambda W0, W1, r: best_rank_r(W1, r), "it cuts W1"),
+    (lambda W0, W1, r: W0 + best_rank_r(W1, r), "cuts W1 and adds W0"),
+    (lambda W0, W1, r: best_rank_r(W0, r) + W1 - W0, "it cuts W0"),
+    (lambda W0, W1, r: best_rank_r(W0, r) + best_rank_r(W1 - W0, r), "W0 too"),
+    (lambda W0, W1, r: best_rank_r(W1 - W0, r), "add it to W0"),
+    (lambda W0, W1, r: W0 + best_rank_r(W0 - W1, r), "backwards"),
+    (lambda W0, W1, r: W1 + best_rank_r(W1 - W0, r), "already"),
+    (lambda W0, W1, r: W0 + best_rank_r(W1, r) - best_rank_r(W0, r), "one by one"),
+    (lambda W0, W1, r: W1, "nothing is cut"),
+    (_adds_in_place, "in place"),
+]
+
+
+def _moves_theta0(theta0, P, z):
+    theta0 += P @ z
+    return theta0
+
+
+SUBSPACE = [
+    (lambda t, P, z: P @ z, project_gradient, "theta0 is missing"),
+    (lambda t, P, z: t - P @ z, project_gradient, "subtracted"),
+    (lambda t, P, z: t + P.T @ z, project_gradient, "P.T @ z"),
+    (lambda t, P, z: t + P @ z / len(t) ** 0.5, project_gradient, "scaled"),
+    (lambda t, P, z: P @ (t + z), project_gradient, "wanted"),
+    (_moves_theta0, project_gradient, "in place"),
+    (subspace_point, lambda P, g: P @ g, "transpose"),
+    (subspace_point, lambda P, g: P.T @ g if P.shape[0] != P.shape[1] else P @ g, "transpose"),
+    (subspace_point, lambda P, g: torch.linalg.pinv(P) @ g, "inverts"),
+    (subspace_point, lambda P, g: P.T @ g / len(g), "averaged"),
+    (subspace_point, lambda P, g: (P / P.norm(dim=0)).T @ g, "normalised"),
+    (subspace_point, lambda P, g: -P.T @ g, "sign"),
+    (subspace_point, lambda P, g: g[: P.shape[1]], "wanted"),
+]
+
+WRONG = [
+    *((check.optimal, f, word) for f, word in CUTS),
+    *((check.errors, f, word) for f, word in ERRORS),
+    *((check.parameters, f, g, word) for f, g, word in PARAMETERS),
+    *((check.ranks, f, stable_rank, word) for f, word in ENERGY),
+    *((check.ranks, energy_rank, g, word) for g, word in STABLE),
+    *((check.truncates, f, word) for f, word in UPDATES),
+    *((check.subspace, f, g, word) for f, g, word in SUBSPACE),
+    (check.quiz, lambda: {"q1": "a", "q2": "b", "q3": "c"}, "0 of 3"),
+    (check.quiz, lambda: {"q1": "c", "q2": "a", "q3": "b"}, "redundant, not noise"),
+    (check.quiz, lambda: {"q1": "c", "q2": "a"}, "q3 wants"),
+    (check.quiz, lambda: ["c", "a", "d"], "dict"),
+]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("case", WRONG, ids=lambda c: f"{c[0].exercise['id']} {c[-1]}")
+def test_wrong_answers_hear_what_is_wrong(case, seed, rejects, monkeypatch):
+    monkeypatch.setattr(contract.session, "seed", seed)
+    *call, word = case
+    assert word in rejects(*call)
+
+
+# --- the stub ------------------------------------------------------------------------------
+
+
+def stub(*_):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "check",
+    [f for f in vars(check).values() if hasattr(f, "exercise")],
+    ids=lambda f: f.exercise["id"],
+)
+def test_stub_is_not_written_yet(check, not_written):
+    not_written(check, *[stub] * len(check.exercise["names"]))
+
+
+def test_half_an_exercise_is_not_written_yet(not_written):
+    not_written(check.parameters, lora_params, stub)
+    not_written(check.ranks, energy_rank, stub)
+    not_written(check.subspace, stub, project_gradient)
+
+
+# --- anchors -------------------------------------------------------------------------------
+
+
+def test_the_numbers_that_people_quote():
+    assert lora_params(4096, 4096, 16) == 131_072
+    assert break_even_rank(4096, 4096) == 2047
+
+
+def test_a_wrong_count_is_told_against_the_right_one(rejects):
+    told = rejects(check.parameters, lambda o, i, r: lora_params(o, i, r) + (o == 4096), stub)
+    assert "131,073" in told and "131,072" in told
