@@ -140,6 +140,7 @@ def _lean(args, model):
         bf16=bool(args.bf16) and model.dtype == torch.float32,
         fp16=model.dtype == torch.float16,
         use_cpu=model.device.type == "cpu",
+        logging_strategy="steps",
         logging_steps=1,
         save_strategy="no",
         report_to="none",

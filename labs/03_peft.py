@@ -448,8 +448,8 @@ if lab.experiment("Forgetting", 12, needs=["3.1", "3.3", "3.4", "3.6"]):
 
 # %% [markdown]
 # The texts are ten paragraphs about tides, bread and bridges, nothing of either task. A bar above
-# the dotted line is forgetting. LoRA limits the damage and does not prevent it. With the adapter off, the base
-# model is untouched, and that is the real safety.
+# the dotted line is forgetting. LoRA limits the damage and does not prevent it. With the adapter
+# off, the base model is untouched, and that is the real safety.
 
 # %% [markdown]
 # ## What is on disk

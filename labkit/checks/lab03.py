@@ -1,0 +1,370 @@
+"""Checks of lab 3. The reference is PEFT itself, or a formula of the check's own."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from labkit.checks.compare import expect_close, expect_number
+from labkit.checks.quiz import judge
+from labkit.grading.contract import exercise, expect, generator, observe
+from labkit.probes import lab03 as probe
+
+
+def _draw(low, high, rng):
+    """An int from low to high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=rng))
+
+
+def _words(rng, low, high):
+    ids = torch.randint(len(probe.WORDS), (_draw(low, high, rng),), generator=rng)
+    return " ".join(probe.WORDS[i] for i in ids)
+
+
+def _expect_object(got, kind, call):
+    """The learner returned an object of the right kind, so the probe brings its fields."""
+    hint = " (is `return` missing?)" if got.get("is") == "NoneType" else ""
+    expect("is" not in got, f"{call} gave a {got.get('is')}{hint}, wanted a {kind}")
+
+
+@exercise("3.1", points=2)
+def config(lora_config):
+    """alpha is twice the rank for any rank; dropout, bias, task and targets are as asked"""
+    rng = generator()
+    ranks = torch.randperm(40, generator=rng)[:3] + 3
+    targets = [["q_proj", "v_proj"], ["up_proj", "down_proj", "o_proj"], "all-linear"]
+    for r, layers in zip(ranks.tolist(), targets, strict=True):
+        call = f"lora_config({r}, {layers!r})"
+        got = observe(probe.config_fields, lora_config, r, layers)
+        _expect_object(got, "LoraConfig", call)
+        expect_number(got["r"], r, f"{call}: r")
+        once = {"that is the rank itself, wanted twice the rank": r}
+        expect_number(got["lora_alpha"], 2 * r, f"{call}: lora_alpha", once)
+        zero = {"0 is PEFT's default: pass lora_dropout": 0.0}
+        expect_number(got["lora_dropout"], 0.05, f"{call}: lora_dropout", zero)
+        expect(got["bias"] == "none", f'{call}: bias is {got["bias"]!r}, wanted "none"')
+        hint = "without it PEFT does not know that this is a language model"
+        task = got["task_type"]
+        expect(task == "CAUSAL_LM", f'{call}: task_type is {task}, wanted "CAUSAL_LM"; {hint}')
+        _expect_targets(got["target_modules"], layers, call)
+
+
+def _expect_targets(got, layers, call):
+    wanted = layers if isinstance(layers, str) else sorted(layers)
+    split = isinstance(layers, str) and isinstance(got, list) and got == sorted(set(layers))
+    expect(not split, f'{call}: "all-linear" was taken apart into letters; pass targets as it is')
+    hint = "targets is not passed on"
+    expect(got == wanted, f"{call}: target_modules is {got}, wanted {wanted}; {hint}")
+
+
+ADAPTED = [
+    ("SmolLM2-135M", ("q_proj", "v_proj")),
+    ("Llama-2-7B", ("q_proj", "v_proj")),
+    ("Llama-3.1-8B", ("q_proj", "k_proj", "v_proj", "o_proj")),
+    ("Llama-3.1-8B", "all-linear"),
+]
+
+
+def _count_guesses(shapes, r):
+    pairs = shapes.values()
+    d_out, d_in = sum(o for o, _ in pairs), sum(i for _, i in pairs)
+    dense = sum(o * i for o, i in pairs)
+    return {
+        "A is (r, d_in) and B is (d_out, r): add d_out and d_in, don't multiply them": r * dense,
+        "this counts the dense weights": dense,
+        "this counts A only; B has d_out * r more": r * d_in,
+        "this counts B only; A has r * d_in more": r * d_out,
+        "r is missing": d_out + d_in,
+        "d_out is used twice, as if matrices were square": 2 * r * d_out,
+        "d_in is used twice, as if matrices were square": 2 * r * d_in,
+        "this is twice as much; each matrix is in shapes once": 2 * r * (d_out + d_in),
+        "r counts quadratically here; it is linear": r * r * (d_out + d_in),
+        "this counts one matrix; sum over shapes": r * sum(next(iter(pairs))),
+    }
+
+
+@exercise("3.2", points=2)
+def counts(count_lora_params):
+    """equals PEFT's count on SmolLM2-135M, Llama-2-7B and Llama-3.1-8B"""
+    rng = generator()
+    for _ in range(2):
+        r = _draw(3, 9, rng)
+        names = [f"layers.{i}.{part}" for i in range(2) for part in ("q_proj", "mlp.up_proj")]
+        shapes = {name: (_draw(10, 49, rng), _draw(50, 99, rng)) for name in names}
+        wanted = r * sum(sum(pair) for pair in shapes.values())
+        call = f"count_lora_params({{{names[0]!r}: {shapes[names[0]]}, … 3 more}}, r={r})"
+        got = observe(count_lora_params, shapes, r)
+        expect_number(got, wanted, call, _count_guesses(shapes, r))
+    for model, targets in ADAPTED:
+        shapes, wanted = probe.peft_count(model, targets)
+        layers = targets if isinstance(targets, str) else ", ".join(targets)
+        call = f"count_lora_params of {model}, {layers}, r=16"
+        got = observe(count_lora_params, shapes, 16)
+        expect_number(got, wanted, call, _count_guesses(shapes, 16))
+
+
+def _talk(rng, roles):
+    return [{"role": role, "content": f"{_words(rng, 4, 9)} {i}"} for i, role in enumerate(roles)]
+
+
+@exercise("3.3", points=3)
+def prompt_completion(to_prompt_completion):
+    """the last answer alone is the completion; all turns before it are the prompt"""
+    rng, turn = generator(), ["user", "assistant"]
+    for roles in (turn, ["system", *turn], ["system", *turn, *turn], turn * 3):
+        messages = _talk(rng, roles)
+        example = {"messages": messages, "intent": "HassTurnOn"}
+        got, left = observe(probe.prompt_completion, to_prompt_completion, example)
+        call = f"of {', '.join(roles)}"
+        pair = isinstance(got, dict) and {"prompt", "completion"} <= set(got)
+        expect(pair, 'to_prompt_completion must return {"prompt": [...], "completion": [...]}')
+        _expect_completion(got["completion"], messages, call)
+        _expect_prompt(got["prompt"], messages, call)
+        hint = "slice with [:-1] and [-1:] instead of pop()"
+        expect(left == messages, f"it changed the example's own messages; {hint}")
+
+
+def _turns(part, name, call):
+    """A list of messages as (role, content) pairs; else what is wrong with it."""
+    hint = "give a list of messages, so that TRL applies the model's chat template"
+    expect(not isinstance(part, str), f"{name} {call} is text; {hint}")
+    expect(not isinstance(part, dict), f"{name} {call} is a single message: put it in a list")
+    good = isinstance(part, list) and all(isinstance(m, dict) for m in part)
+    expect(good, f"{name} {call} is {str(part)[:40]}; {hint}")
+    keys = all("role" in m and "content" in m for m in part)
+    expect(keys, f"{name} {call}: a message lost its role or content")
+    return [(m["role"], m["content"]) for m in part]
+
+
+def _expect_completion(part, messages, call):
+    got, wanted = (_turns(p, "completion", call) for p in (part, messages))
+    hint = "the completion is the last answer alone, or the loss falls on the prompt too"
+    expect(got != wanted, f"completion {call} holds the whole conversation; {hint}")
+    first = next(pair for pair in wanted if pair[0] == "assistant")
+    early = got == [first] != wanted[-1:]
+    expect(not early, f"completion {call} is the first answer, wanted the last; use [-1:]")
+    every = got == [pair for pair in wanted if pair[0] == "assistant"] != wanted[-1:]
+    expect(not every, f"completion {call} holds every answer; earlier ones belong to the prompt")
+    told = ", ".join(role for role, _ in got) or "nothing"
+    expect(got == wanted[-1:], f"completion {call} is {told}, wanted the last message alone")
+
+
+def _expect_prompt(part, messages, call):
+    got, wanted = (_turns(p, "prompt", call) for p in (part, messages))
+    hint = "then the model reads what it should write"
+    expect(wanted[-1] not in got, f"prompt {call} includes the answer; {hint}")
+    told = ", ".join(role for role, _ in got) or "nothing"
+    hint = "all that comes before the last answer, system message and earlier turns included"
+    expect(got == wanted[:-1], f"prompt {call} is {told}, wanted {hint}")
+
+
+PRECISION = {  # use_cpu, bf16, fp16
+    "cpu": (True, False, False),
+    "t4": (False, False, True),
+    "a100": (False, True, False),
+}
+WHY = {
+    ("cpu", "use_cpu"): "pass use_cpu=True, or a GPU of the machine would be taken",
+    ("cpu", "bf16"): "TRL's default is bf16=True unless fp16 is set: say bf16=False",
+    ("cpu", "fp16"): "fp16 needs a GPU's gradient scaler",
+    ("t4", "use_cpu"): "the GPU would idle",
+    ("t4", "bf16"): "a T4 has no bf16: fp16=True, bf16=False",
+    ("t4", "fp16"): "a T4 has fp16 and no bf16; without either all runs in fp32",
+    ("a100", "use_cpu"): "the GPU would idle",
+    ("a100", "bf16"): "Ampere and newer have bf16, which needs no gradient scaler",
+    ("a100", "fp16"): "use bf16 where there is bf16",
+}
+
+
+@exercise("3.4", points=3)
+def sft(sft_config):
+    """the right precision on CPU, T4 and A100, a learning rate for LoRA, today's names"""
+    for device, wanted in PRECISION.items():
+        call = f'sft_config("out-{device}", "{device}")'
+        got = observe(probe.sft_fields, sft_config, f"out-{device}", device)
+        _expect_object(got, "SFTConfig", call)
+        for name, flag in zip(("use_cpu", "bf16", "fp16"), wanted, strict=True):
+            hint = WHY[device, name]
+            mine = bool(got[name])
+            expect(mine == flag, f"{call}: {name} is {mine}, wanted {flag}; {hint}")
+        folder = str(got["output_dir"]).rstrip("/")
+        expect(folder == f"out-{device}", f"{call}: output_dir is {folder!r}; pass it on")
+        _expect_rate(got["learning_rate"], call)
+        length = got["max_length"]
+        hint = "None cuts nothing, and one long example may fill the memory"
+        expect(length is not None, f"{call}: max_length is None: {hint}")
+        expect(32 <= length <= 4096, f"{call}: max_length is {length}, wanted about 512")
+        hint = "completion_only_loss=False puts the loss on the prompt too"
+        expect(got["completion_only_loss"] is not False, f"{call}: {hint}; leave it out")
+
+
+def _expect_rate(rate, call):
+    told = f"{call}: learning_rate is {rate:g}"
+    hint = "that suits full fine-tuning (TRL's default is 2e-5); LoRA wants 2e-4 or so"
+    expect(rate >= 1e-4, f"{told}: {hint}")
+    expect(rate <= 5e-3, f"{told}: too large even for LoRA, which wants 2e-4 or so")
+
+
+def _command(rng):
+    """A command as data, of a shape like the answers of `home`, with two names in a list."""
+    names = [probe.WORDS[i] for i in torch.randperm(len(probe.WORDS), generator=rng)[:2]]
+    slots = {"brightness": _draw(2, 99, rng), "rooms": names, "dim": True}
+    return {"intent": f"Hass{_words(rng, 1, 1).title()}", "slots": slots}
+
+
+def _match_cases(data):
+    """`(prediction, is it right?, what a wrong verdict means)` for the reference `data`."""
+    slots, text = data["slots"], json.dumps(data)
+    turned = {"slots": dict(reversed(slots.items())), "intent": data["intent"]}
+    more, less = data | {"area": "hall"}, {"intent": data["intent"]}
+    lists = data | {"slots": slots | {"rooms": slots["rooms"][::-1]}}
+    values = data | {"slots": slots | {"brightness": 1}}
+    spaces = "spaces outside of strings are not data: parse both, don't compare text"
+    whole = "all of the prediction must be JSON; text around it, or `in`, is not enough"
+    return [
+        (json.dumps(turned), True, "order of keys is not data: parse both, don't compare text"),
+        (f" \n{json.dumps(data, indent=2)}\n", True, spaces),
+        (json.dumps(data, separators=(",", ":")), True, spaces),
+        (json.dumps(values), False, "same keys, other values: compare the parsed data with =="),
+        (json.dumps(lists), False, "the order in a list is data"),
+        (json.dumps(more), False, "one key more is another answer"),
+        (json.dumps(less), False, "one key less is another answer"),
+        (f"Sure! {text}", False, whole),
+        (f"{text} {text}", False, whole),
+        (str(data), False, "single quotes and True are Python, not JSON: use json.loads"),
+        (text[:-3], False, "half an answer is no JSON, so it is wrong"),
+        ("", False, "text that is no JSON is wrong"),
+        ("null", False, "null is JSON, and another answer"),
+        (f"[{text}]", False, "a list of one answer is another answer"),
+    ]
+
+
+@exercise("3.5", points=3)
+def matches(exact_match):
+    """the share of equal JSON data; key order and spaces don't count, invalid JSON is wrong"""
+    rng = generator()
+    commands = [_command(rng) for _ in range(5)]
+    right = [json.dumps(c) for c in commands]
+    other = [json.dumps(c | {"intent": "HassNevermind"}) for c in commands]
+    got = observe(probe.matched, exact_match, right[:3] + other[3:], right)
+    call = "exact_match of 5 predictions, 3 right"
+    number = {"this is the number of matches": 3, "this is in percent; a share is from 0 to 1": 60}
+    swapped = {"this is the share of wrong ones": 0.4}
+    expect_number(got, 0.6, call, number | swapped)
+    got = observe(probe.matched, exact_match, [*right[:2], other[2], "I can't", ""], right)
+    call = "exact_match of 5 predictions, 2 right, 2 no JSON"
+    valid = {"divide by all of them: invalid ones are wrong, not absent": 2 / 3}
+    counted = {"an invalid prediction counts as right": 0.8}
+    expect_number(got, 0.4, call, valid | counted | {"this is the number of matches": 2})
+    for prediction, wanted, why in _match_cases(commands[0]):
+        got = observe(probe.matched, exact_match, [prediction], right[:1])
+        call = f"exact_match([{_short(prediction)}], [{_short(right[0])}])"
+        expect_number(got, float(wanted), call, {why: 1.0 - wanted})
+
+
+def _short(text):
+    return repr(text if len(text) < 95 else f"{text[:60]} … {text[-30:]}")
+
+
+@torch.no_grad()
+def _losses(model, ids, shift=1):
+    """Negative log-likelihood, in nats, of each token from `shift` on."""
+    logits = model(input_ids=ids[None]).logits[0].double()
+    return F.cross_entropy(logits[: len(ids) - shift], ids[shift:], reduction="none")
+
+
+def _perplexity_guesses(model, tokenizer, texts):
+    """The perplexity of the texts, and what a misconception gives in its place."""
+    ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
+    losses = [_losses(model, i) for i in ids]
+    every, means = torch.cat(losses), torch.stack([x.mean() for x in losses])
+    sizes = torch.tensor([float(len(i)) for i in ids])
+    padded = torch.nn.utils.rnn.pad_sequence(ids, True, tokenizer.pad_token_id)
+    by_id = torch.cat(
+        [x[i[1:] != tokenizer.pad_token_id] for x, i in zip(losses, ids, strict=True)]
+    )
+    logs = {
+        "the texts' mean losses are averaged; sum losses and tokens, then divide": means.mean(),
+        "weighed by tokens, but n tokens make n - 1 predictions": means @ sizes / sizes.sum(),
+        "divided by all tokens, but the first has no prediction": every.sum() / sizes.sum(),
+        "padding counts; mask it": torch.cat([_losses(model, row) for row in padded]).mean(),
+        "real <end> tokens are left out; find padding by attention_mask, not by id": by_id.mean(),
+        "the texts are joined, so each reads the one before": _losses(model, torch.cat(ids)).mean(),
+        "logits at position t predict token t + 1": torch.cat(
+            [_losses(model, i, shift=0) for i in ids]
+        ).mean(),
+    }
+    mean = every.mean().item()
+    plain = {
+        "this is the mean of the texts' perplexities; long texts count more": means.exp().mean().item(),
+        "this is the mean loss; exp is missing": mean,
+        "this is 2 to the power of a loss in nats; use exp": 2**mean,
+        "this is the mean loss in bits": mean / math.log(2),
+    }
+    return math.exp(mean), {k: v.exp().item() for k, v in logs.items()} | plain
+
+
+@exercise("3.6", points=3)
+def perplexity_weighs_tokens(perplexity):
+    """exp of the mean loss of all predicted tokens, padding left out"""
+    rng = generator()
+    seed = _draw(1, 10**6, rng)
+    model, tokenizer = probe.tiny_language_model(seed)
+    one = [_words(rng, 9, 9)]
+    several = [_words(rng, n, n) for n in (3, 17, 5, 26, 2, 11)]
+    ended = [f"{text} <end>" for text in several]
+    for texts, name in ((one, "one text"), (several, "6 texts"), (ended, "6 texts with <end>")):
+        wanted, guesses = _perplexity_guesses(model, tokenizer, texts)
+        got = observe(probe.perplexity_of, perplexity, seed, texts)
+        expect_number(got, wanted, f"perplexity of {name}", guesses, tol=1e-3)
+
+
+@exercise("3.7", points=3)
+def adapter_folder(adapter_bytes, load_tuned):
+    """the size of adapter_model.safetensors; a PeftModel in eval mode with the same logits"""
+    rng = generator()
+    seed = _draw(1, 10**6, rng)
+    ids = torch.randint(len(probe.WORDS), (2, 9), generator=rng)
+    for r in (2, 5):
+        base, tuned = probe.tiny_adapted(seed, r)
+        _expect_bytes(observe(probe.bytes_told, adapter_bytes, seed, r), tuned)
+        got = observe(probe.reloaded, load_tuned, seed, r, ids)
+        hint = ""
+        if got.get("is") == "LlamaForCausalLM":
+            hint = " (a plain model: merged, or never adapted)"
+        _expect_object(got, "PeftModel", f"load_tuned(base, folder){hint}")
+        expect(not got["training"], "load_tuned left it in train mode, with dropout: call .eval()")
+        with torch.no_grad():
+            wanted, plain = (m(input_ids=ids).logits for m in (tuned, base))
+        fresh = {"these are the base model's: the saved adapter isn't loaded": plain}
+        expect_close(got["logits"], wanted, "the logits after load_tuned", fresh)
+
+
+def _expect_bytes(got, tuned):
+    with tempfile.TemporaryDirectory() as folder:
+        probe.save_adapter(tuned, folder)
+        sizes = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
+    wanted = sizes["adapter_model.safetensors"]
+    tensors = sum(p.numel() for n, p in tuned.named_parameters() if "lora_" in n)
+    guesses = {
+        "this is the whole folder": sum(sizes.values()),
+        "this is adapter_config.json; the weights are in the .safetensors": sizes[
+            "adapter_config.json"
+        ],
+        "this is optimizer.pt; the weights are in adapter_model.safetensors": sizes["optimizer.pt"],
+        "this is in kilobytes": wanted / 1024,
+        "this is in thousands of bytes": wanted / 1000,
+        "this is in megabytes": wanted / 1e6,
+        "this counts numbers, not bytes": tensors,
+        "these are the tensors alone; the file has a header too: ask for its size": 4 * tensors,
+    }
+    expect_number(got, wanted, "adapter_bytes(folder)", guesses)
+
+
+@exercise("3.8", points=3)
+def quiz(quiz):
+    """three questions"""
+    return judge(quiz, "03")

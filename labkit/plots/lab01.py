@@ -1,0 +1,187 @@
+"""Figures of lab 1."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import PercentFormatter
+
+from labkit.plots.style import INK, PALETTE, figure
+
+BLUE, ORANGE, GREEN = PALETTE[:3]
+
+
+def _headed(fig, title):
+    """`fig` under a title that spans its axes, closed."""
+    fig.suptitle(title, x=0.01, ha="left", weight="bold", size=12)
+    plt.close(fig)
+    return fig
+
+
+def rank_grid(pictures, errors):
+    """Grey pictures in two rows; both arguments map a rank to a picture or its error (0 to 1)."""
+    fig, axes = plt.subplots(2, len(pictures) // 2, figsize=(9.5, 6.0))
+    for ax, r in zip(axes.flat, pictures, strict=True):
+        _picture(ax, pictures[r], f"r = {r} · error {errors[r]:.1%}")
+    good = min(r for r in errors if errors[r] < 0.1)
+    return _headed(fig, f"Rank {good} of {max(errors)} is within 10% of the photograph")
+
+
+def one_picture(picture, title):
+    """One grey picture (0 black to 1 white) under its title."""
+    fig, ax = figure(width=3.4, height=4.0)
+    _picture(ax, picture, title)
+    plt.close(fig)
+    return fig
+
+
+def _picture(ax, picture, title):
+    ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    ax.set_title(title, fontsize=10, weight="normal")
+    ax.axis("off")
+
+
+def error_and_cost(costs, errors, r_even):
+    """Error against numbers stored, as a share of the matrix; `errors` maps a name to a list."""
+    fig, ax = figure(height=3.4)
+    spot = int(np.searchsorted(costs, 0.45))
+    for (name, values), colour in zip(errors.items(), (BLUE, ORANGE), strict=True):
+        ax.plot(costs, values, color=colour)
+        where = (costs[spot], values[spot])
+        ax.annotate(name, where, (6, 6), textcoords="offset points", color=colour)
+    ax.axvline(1, color=INK, ls=":", lw=1.2)
+    ax.text(1.01, 0.98, f" r = {r_even} is the last\n that saves", va="top", color=INK)
+    ax.set(xlim=(0, 1.35), ylim=(0, 1.02), ylabel="relative error")
+    ax.set_xlabel("numbers stored, as a share of the matrix")
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    fifth = int(np.searchsorted(costs, 0.2))
+    photo, noise = (values[fifth] for values in errors.values())
+    ax.set_title(
+        f"A fifth of the numbers: error {photo:.0%} on the photograph, {noise:.0%} on noise"
+    )
+    plt.close(fig)
+    return fig
+
+
+def spectra(real, random):
+    """Singular values over |W|, a panel for each name; both arguments map a name to an array."""
+    fig, axes = figure(len(real), width=10, height=3.2, sharey=True)
+    tops = []
+    for ax, (name, s) in zip(axes, real.items(), strict=True):
+        for values, colour, style in ((random[name], ORANGE, "--"), (s, BLUE, "-")):
+            ax.plot(values / np.linalg.norm(values), color=colour, ls=style)
+        tops.append(f"{name} {s[0] / random[name][0] * _norm(random[name]) / _norm(s):.1f}x")
+        ax.set_title(name, fontsize=10.5, weight="normal")
+        ax.set(yscale="log", xlabel="position", ylim=(2e-3, 1))
+    axes[0].set_ylabel("singular value / |W|")
+    axes[0].text(330, 0.05, "random", color=ORANGE)
+    axes[0].text(25, 0.17, "trained", color=BLUE)
+    return _headed(fig, "Largest singular value against random: " + ", ".join(tops))
+
+
+def _norm(s):
+    return np.linalg.norm(s)
+
+
+def rank_strips(panels, title):
+    """Dots by kind of projection, an axis a panel.
+
+    `panels` maps an axis label to {series: {kind: values}}; a series of one value a kind is
+    drawn as a dash.
+    """
+    fig, axes = figure(len(panels), width=10, height=3.6, squeeze=False)
+    for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
+        for (name, kinds), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
+            for x, values in enumerate(kinds.values()):
+                single = len(values) == 1
+                spread = np.linspace(-0.25, 0.25, len(values)) if not single else [0]
+                shape = {"marker": "_", "s": 420, "lw": 2} if single else {"s": 16, "alpha": 0.75}
+                ax.scatter(x + np.array(spread), values, color=colour, **shape)
+            last = np.median(list(kinds.values())[-1])
+            ax.text(x + 0.45, last, name, color=colour, va="center")
+        ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
+        ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4))
+        ax.grid(axis="x", visible=False)
+    return _headed(fig, title)
+
+
+def energy_and_gain(ranks, energy, gain):
+    """Share of the update's energy, and of the loss gain, that a cut to each rank keeps."""
+    fig, ax = figure(height=3.6)
+    for name, values, colour, marker in (
+        ("loss gain kept", gain, BLUE, "o"),
+        ("energy kept", energy, ORANGE, "s"),
+    ):
+        ax.plot(ranks, values, color=colour, marker=marker)
+        lift = -16 if values is energy else 9
+        spot = (ranks[2], values[2])
+        ax.annotate(name, spot, (4, lift), textcoords="offset points", color=colour)
+    ax.axhline(1, color=INK, ls=":", lw=1.2)
+    ax.set(xscale="log", xlabel="rank that every update is cut to", ylim=(0, 1.06))
+    ax.set_xticks(ranks, [str(r) for r in ranks])
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    at = ranks.index(8)
+    ax.set_title(f"Rank 8 keeps {energy[at]:.0%} of the energy and {gain[at]:.0%} of the gain")
+    plt.close(fig)
+    return fig
+
+
+def parts_of_update(parts):
+    """Paired bars; `parts` maps what is kept of the update to (share of energy, of the gain)."""
+    fig, ax = figure(height=2.9)
+    y = np.arange(len(parts))[::-1]
+    for shift, which, name, colour in ((0.19, 0, "energy", ORANGE), (-0.19, 1, "gain", BLUE)):
+        values = [pair[which] for pair in parts.values()]
+        ax.barh(y + shift, values, height=0.34, color=colour)
+        for place, value in zip(y + shift, values, strict=True):
+            ax.text(max(value, 0) + 0.01, place, f"{value:.0%} {name}", va="center", color=colour)
+    ax.set_yticks(y, list(parts))
+    ax.set(xlim=(min(0, *(g for _, g in parts.values())), 1.18), xlabel="share of the full update")
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.grid(axis="y", visible=False)
+    gains = [gain for _, gain in parts.values()]
+    ax.set_title(f"The top 8 alone gain {gains[0]:.0%}, all the others alone {gains[1]:.0%}")
+    plt.close(fig)
+    return fig
+
+
+def learned_factors(errors, bound, A_svd, A_learned):
+    """How a trained B A nears the Eckart-Young bound, and the angles between the rows of A."""
+    fig, axes = figure(3, width=10, height=3.3, width_ratios=(1.7, 1, 1))
+    axes[0].plot(errors, color=BLUE)
+    axes[0].axhline(bound, color=INK, ls=":", lw=1.5)
+    axes[0].text(len(errors), bound, f"bound {bound:.3f}", ha="right", va="top", color=INK)
+    axes[0].annotate(
+        f"B A, {errors[-1]:.3f} at the end", (len(errors) * 0.25, errors[0]), color=BLUE
+    )
+    axes[0].set(
+        xlabel="step", ylabel="relative error", ylim=(bound - 0.08 * (errors[0] - bound), None)
+    )
+    for ax, A, name in (
+        (axes[1], A_svd, "rows of A from the SVD"),
+        (axes[2], A_learned, "learned"),
+    ):
+        unit = A / np.linalg.norm(A, axis=1, keepdims=True)
+        ax.imshow(np.abs(unit @ unit.T), cmap="Blues", vmin=0, vmax=1)
+        ax.set_title(name, fontsize=10.5, weight="normal")
+        ax.set(xticks=[], yticks=[], xlabel="|cosine| between rows")
+    worst = np.abs(unit @ unit.T - np.eye(len(unit))).max()
+    return _headed(
+        fig, f"The learned product meets the bound; its rows lean on each other, to {worst:.2f}"
+    )
+
+
+def intrinsic(dims, accuracies, full, d90):
+    """Accuracy against dimension; the last three map the number of parameters D to their values."""
+    fig, ax = figure(height=3.7)
+    for (D, values), colour, marker in zip(accuracies.items(), (BLUE, ORANGE), "os", strict=True):
+        ax.plot(dims, values, color=colour, marker=marker, ms=5)
+        ax.axhline(0.9 * full[D], color=colour, ls=":", lw=1.2)
+        ax.plot([d90[D]] * 2, [0, values[dims.index(d90[D])]], color=colour, ls="--", lw=1.2)
+    ax.text(dims[0], 0.9 * min(full.values()) - 0.02, "90% of full training", va="top", color=INK)
+    ax.set(xscale="log", xlabel="dimension d of the flat", ylabel="accuracy", ylim=(0, 1.03))
+    ax.set_xticks(dims, [str(d) for d in dims])
+    ax.minorticks_off()
+    texts = [f"d = {d} of {D:,}" for D, d in d90.items()]
+    ax.set_title(f"90% of full training takes {' and '.join(texts)} parameters")
+    plt.close(fig)
+    return fig

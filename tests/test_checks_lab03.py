@@ -1,0 +1,585 @@
+"""Lab 3's checks: stubs, wrong answers that learners give, right answers written differently."""
+
+import ast
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from trl import SFTConfig
+
+from labkit.checks import lab03 as check
+from labkit.grading import contract
+from labkit.probes import lab03 as probe
+
+# --- right answers -------------------------------------------------------------------------
+
+
+def config_of(**changes):
+    """A `lora_config` with some fields changed: values, or functions of (r, targets)."""
+
+    def lora_config(r, targets):
+        fields = {"r": r, "lora_alpha": 2 * r, "lora_dropout": 0.05, "bias": "none"}
+        fields |= {"target_modules": targets, "task_type": "CAUSAL_LM"}
+        new = {k: v(r, targets) if callable(v) else v for k, v in changes.items()}
+        return LoraConfig(**fields | new)
+
+    return lora_config
+
+
+def config_briefly(r, targets):
+    return LoraConfig(TaskType.CAUSAL_LM, r=r, target_modules=targets, lora_alpha=r + r) or None
+
+
+def config_in_steps(r, targets):
+    config = LoraConfig(r=r, lora_alpha=2.0 * r, lora_dropout=1 / 20, task_type=TaskType.CAUSAL_LM)
+    config.target_modules = targets if isinstance(targets, str) else set(targets)
+    return config
+
+
+def config_tuple(r, targets):
+    targets = targets if isinstance(targets, str) else tuple(targets)
+    return config_of(target_modules=targets)(r, targets)
+
+
+def count_lora_params(shapes, r):
+    return sum(r * (d_out + d_in) for d_out, d_in in shapes.values())
+
+
+def count_in_loop(shapes, r):
+    total = 0
+    for d_out, d_in in shapes.values():
+        total += r * d_in + d_out * r
+    return total
+
+
+def count_with_tensors(shapes, r):
+    return int(r * torch.tensor(list(shapes.values())).sum().item())
+
+
+def to_prompt_completion(example):
+    return {"prompt": example["messages"][:-1], "completion": [example["messages"][-1]]}
+
+
+def prompt_unpacked(example):
+    *prompt, answer = example["messages"]
+    return dict(prompt=tuple(prompt), completion=(answer,))
+
+
+def prompt_kept(example):
+    example["prompt"] = [dict(m) for m in example["messages"][:-1]]
+    example["completion"] = example["messages"][-1:]
+    return example
+
+
+def prompt_popped_copy(example):
+    messages = list(example.pop("messages"))
+    example["messages"] = messages[:]
+    answer = messages.pop()
+    return {**example, "prompt": messages, "completion": [answer]}
+
+
+def sft_of(**changes):
+    """An `sft_config` with some fields changed: values, or functions of the device."""
+
+    def sft_config(output_dir, device):
+        fields = {"output_dir": output_dir, "use_cpu": device == "cpu", "learning_rate": 2e-4}
+        fields |= {"bf16": device == "a100", "fp16": device == "t4", "max_length": 512}
+        new = {k: v(device) if callable(v) else v for k, v in changes.items()}
+        return SFTConfig(**fields | new)
+
+    return sft_config
+
+
+def sft_by_table(output_dir, device):
+    kinds = {"cpu": {"use_cpu": True, "bf16": False}, "t4": {"fp16": True}, "a100": {"bf16": True}}
+    return SFTConfig(output_dir, learning_rate=1e-3, warmup_steps=0.1, **kinds[device])
+
+
+def sft_from_path(output_dir, device):
+    make = sft_of(max_length=1024, gradient_checkpointing=False, report_to=[], packing=False)
+    return make(Path(output_dir), device)
+
+
+def exact_match(predictions, references):
+    hits = 0
+    for prediction, reference in zip(predictions, references, strict=True):
+        try:
+            hits += json.loads(prediction) == json.loads(reference)
+        except json.JSONDecodeError:
+            pass
+    return hits / len(references)
+
+
+def _parsed(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return object()
+
+
+def match_by_helper(predictions, references):
+    same = [_parsed(p) == _parsed(r) for p, r in zip(predictions, references, strict=True)]
+    return sum(same) / len(same)
+
+
+def match_canonical(predictions, references):
+    def canon(text):
+        try:
+            return json.dumps(json.loads(text), sort_keys=True)
+        except Exception:
+            return None
+
+    pairs = zip(predictions, references, strict=True)
+    return torch.tensor([float(canon(p) == canon(r)) for p, r in pairs]).mean().item()
+
+
+def _nll(model, ids, labels):
+    """Summed loss and number of predictions, labels of -100 left out."""
+    with torch.no_grad():
+        logits = model(ids).logits[:, :-1].float()
+    labels = labels[:, 1:]
+    total = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="sum")
+    return total.item(), (labels != -100).sum().item()
+
+
+def perplexity(model, tokenizer, texts):
+    pairs = [_nll(model, ids, ids) for ids in (_ids(tokenizer, text) for text in texts)]
+    return math.exp(sum(t for t, _ in pairs) / sum(n for _, n in pairs))
+
+
+def _ids(tokenizer, text):
+    return tokenizer(text, return_tensors="pt")["input_ids"]
+
+
+def perplexity_padded(model, tokenizer, texts):
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    total, count = _nll(model, batch["input_ids"], labels)
+    return float(torch.tensor(total / count).exp())
+
+
+def perplexity_left(model, tokenizer, texts):
+    tokenizer.padding_side = "left"
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        logp = model(**batch).logits.log_softmax(-1)[:, :-1]
+    ids, keep = batch["input_ids"][:, 1:], batch["attention_mask"][:, :-1]
+    picked = logp.gather(-1, ids[..., None])[..., 0]
+    return math.exp(-(picked * keep).sum() / keep.sum())
+
+
+def perplexity_by_loss(model, tokenizer, texts):
+    total = count = 0
+    for text in texts:
+        ids = _ids(tokenizer, text)
+        n = ids.shape[1] - 1
+        total, count = total + model(ids, labels=ids).loss.item() * n, count + n
+    return math.exp(total / count)
+
+
+def adapter_bytes(folder):
+    return (folder / "adapter_model.safetensors").stat().st_size
+
+
+def bytes_os(folder):
+    return os.path.getsize(os.path.join(folder, "adapter_model.safetensors"))
+
+
+def bytes_read(folder):
+    return sum(len(path.read_bytes()) for path in Path(str(folder)).glob("*.safetensors"))
+
+
+def load_tuned(base, folder):
+    return PeftModel.from_pretrained(base, folder).eval()
+
+
+def load_by_parts(base, folder):
+    model = get_peft_model(base, PeftConfig.from_pretrained(folder))
+    set_peft_model_state_dict(model, load_peft_weights(str(folder)))
+    model.eval()
+    return model
+
+
+def load_named(base, folder):
+    model = PeftModel.from_pretrained(base, f"{folder}", adapter_name="home", is_trainable=True)
+    return model.train(False)
+
+
+def quiz():
+    return {"q1": "c", "q2": "d", "q3": "b"}
+
+
+RIGHT = [
+    (check.config, config_of()),
+    (check.config, config_in_steps),
+    (check.config, config_tuple),
+    (check.config, config_of(init_lora_weights=True, inference_mode=False)),
+    (check.counts, count_lora_params),
+    (check.counts, count_in_loop),
+    (check.counts, count_with_tensors),
+    (check.prompt_completion, to_prompt_completion),
+    (check.prompt_completion, prompt_unpacked),
+    (check.prompt_completion, prompt_kept),
+    (check.prompt_completion, prompt_popped_copy),
+    (check.sft, sft_of()),
+    (check.sft, sft_by_table),
+    (check.sft, sft_from_path),
+    (check.matches, exact_match),
+    (check.matches, match_by_helper),
+    (check.matches, match_canonical),
+    (check.perplexity_weighs_tokens, perplexity),
+    (check.perplexity_weighs_tokens, perplexity_padded),
+    (check.perplexity_weighs_tokens, perplexity_left),
+    (check.perplexity_weighs_tokens, perplexity_by_loss),
+    (check.adapter_folder, adapter_bytes, load_tuned),
+    (check.adapter_folder, bytes_os, load_by_parts),
+    (check.adapter_folder, bytes_read, load_named),
+    (check.quiz, quiz),
+    (check.quiz, lambda: {"q3": " B", "q1": "C", "q2": "d "}),
+]
+
+
+@pytest.mark.parametrize("case", RIGHT, ids=lambda c: getattr(c[1], "__name__", "?"))
+def test_right_answers_pass(case, accepts):
+    accepts(*case)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "count"),
+    [
+        ("SmolLM2-135M", ("q_proj", "v_proj"), 921_600),
+        ("Llama-2-7B", ("q_proj", "v_proj"), 8_388_608),
+        ("Llama-3.1-8B", ("q_proj", "k_proj", "v_proj", "o_proj"), 13_631_488),
+        ("Llama-3.1-8B", "all-linear", 41_943_040),
+    ],
+)
+def test_peft_counts_what_is_published(model, targets, count):
+    assert probe.peft_count(model, targets)[1] == count
+
+
+# --- wrong answers, each with a word of the message that names what the learner thought -------
+
+
+def _letters(r, targets):
+    return list(targets)
+
+
+CONFIGS = [
+    (config_briefly, "lora_dropout"),
+    (config_of(lora_alpha=32), "lora_alpha"),
+    (config_of(lora_alpha=lambda r, t: r), "rank itself"),
+    (config_of(r=8), "r gave 8"),
+    (config_of(lora_dropout=0.0), "pass lora_dropout"),
+    (config_of(bias="all"), 'wanted "none"'),
+    (config_of(task_type=None), "language model"),
+    (config_of(target_modules=["q_proj", "v_proj"]), "not passed on"),
+    (config_of(target_modules=_letters), "letters"),
+    (lambda r, targets: {"r": r}, "gave a dict"),
+    (lambda r, targets: None, "return"),
+]
+
+COUNTS = [
+    (lambda shapes, r: sum(r * o * i for o, i in shapes.values()), "don't multiply"),
+    (lambda shapes, r: sum(o * i for o, i in shapes.values()), "dense"),
+    (lambda shapes, r: sum(r * i for o, i in shapes.values()), "A only"),
+    (lambda shapes, r: sum(r * o for o, i in shapes.values()), "B only"),
+    (lambda shapes, r: sum(2 * r * o for o, i in shapes.values()), "square"),
+    (lambda shapes, r: sum(2 * r * i for o, i in shapes.values()), "square"),
+    (lambda shapes, r: sum(o + i for o, i in shapes.values()), "r is missing"),
+    (lambda shapes, r: sum(16 * (o + i) for o, i in shapes.values()), "wanted"),
+    (lambda shapes, r: 2 * count_lora_params(shapes, r), "twice as much"),
+    (lambda shapes, r: r * count_lora_params(shapes, r), "quadratically"),
+    (lambda shapes, r: r * sum(next(iter(shapes.values()))), "one matrix"),
+    (lambda shapes, r: float(count_lora_params(shapes, r)), "int"),
+    (lambda shapes, r: print(end=""), "return"),
+]
+
+
+def _split(cut):
+    """An answer from `cut(messages) -> (prompt, completion)`."""
+    return lambda e: dict(zip(("prompt", "completion"), cut(e["messages"]), strict=True))
+
+
+def _text(messages):
+    return "\n".join(m["content"] for m in messages)
+
+
+PROMPTS = [
+    (_split(lambda m: (m[:-1], m[-1]["content"])), "completion of user, assistant is text"),
+    (_split(lambda m: (_text(m[:-1]), m[-1:])), "chat template"),
+    (_split(lambda m: (_text(m[:-1]), _text(m[-1:]))), "chat template"),
+    (_split(lambda m: (m[:-1], m[-1])), "put it in a list"),
+    (_split(lambda m: (m[:-1], m)), "whole conversation"),
+    (_split(lambda m: (m, m[-1:])), "includes the answer"),
+    (_split(lambda m: (m[-2:-1], m[-1:])), "system message and earlier turns"),
+    (_split(lambda m: ([t for t in m if t["role"] != "assistant"], m[-1:])), "earlier turns"),
+    (_split(lambda m: (m[:-1], [t for t in m if t["role"] == "assistant"])), "every answer"),
+    (_split(lambda m: (m[:1], m[1:])), "completion of system, user, assistant is user, assistant"),
+    (_split(lambda m: (m[:-1], [next(t for t in m if t["role"] == "assistant")])), "first answer"),
+    (_split(lambda m: (m[:-1], [m[-1]["content"]])), "list of messages"),
+    (lambda e: {"completion": [e["messages"].pop()], "prompt": e["messages"]}, "pop"),
+    (lambda e: (e["messages"][:-1], e["messages"][-1:]), "must return"),
+    (lambda e: {"messages": e["messages"]}, "must return"),
+    (lambda e: None, "must return"),
+]
+
+SFTS = [
+    (sft_of(use_cpu=False), "use_cpu=True"),
+    (sft_of(use_cpu=True), "idle"),
+    (lambda o, d: SFTConfig(o, learning_rate=2e-4), "use_cpu=True, bf16=False"),
+    (lambda o, d: SFTConfig(o, learning_rate=2e-4, use_cpu=d == "cpu"), "say bf16=False"),
+    (sft_of(bf16=lambda d: d != "cpu", fp16=False), "T4 has no bf16"),
+    (sft_of(bf16=False, fp16=lambda d: d == "a100"), "fp32"),
+    (sft_of(bf16=False, fp16=lambda d: d != "cpu"), "no gradient scaler"),
+    (sft_of(learning_rate=2e-5), "full fine-tuning"),
+    (sft_of(learning_rate=0.2), "too large"),
+    (sft_of(max_length=None), "memory"),
+    (sft_of(max_length=8), "about 512"),
+    (sft_of(max_seq_length=512), "max_length now"),
+    (sft_of(warmup_ratio=0.1), "warmup_steps now"),
+    (sft_of(torch_dtype="float32"), "dtype now"),
+    (sft_of(tokenizer=None), "processing_class"),
+    (sft_of(nonsense=1), "unexpected keyword argument 'nonsense'"),
+    (sft_of(completion_only_loss=False), "prompt too"),
+    (sft_of(output_dir="here"), "pass it on"),
+    (lambda o, d: {"output_dir": o}, "gave a dict"),
+    (lambda o, d: None, "return"),
+]
+
+
+def _match(same, divide=None):
+    """An exact_match by `same(prediction, reference)`."""
+
+    def wrong(predictions, references):
+        hits = sum(same(p, r) for p, r in zip(predictions, references, strict=True))
+        return hits / (divide or len)(references)
+
+    return wrong
+
+
+def _of_valid(predictions, references):
+    pairs = [(p, r) for p, r in zip(predictions, references, strict=True) if _is_json(p)]
+    return exact_match(*zip(*pairs, strict=True))
+
+
+def _is_json(text):
+    try:
+        return json.loads(text) is not None
+    except ValueError:
+        return False
+
+
+def _keys(p, r):
+    return (
+        _is_json(p)
+        and isinstance(json.loads(p), dict)
+        and json.loads(p).keys() == json.loads(r).keys()
+    )
+
+
+def _python(p, r):
+    try:
+        return ast.literal_eval(p.replace("true", "True").strip()) == json.loads(r)
+    except (ValueError, SyntaxError):
+        return False
+
+
+def _unsorted(p, r):
+    def sort(x):
+        if isinstance(x, dict):
+            return {k: sort(v) for k, v in x.items()}
+        return sorted(map(str, x)) if isinstance(x, list) else x
+
+    return _is_json(p) and sort(json.loads(p)) == sort(json.loads(r))
+
+
+def _subset(p, r):
+    mine = json.loads(p) if _is_json(p) else {}
+    return isinstance(mine, dict) and all(mine.get(k) == v for k, v in json.loads(r).items())
+
+
+def _skip_errors(p, r):
+    try:
+        return json.loads(p) == json.loads(r)
+    except ValueError:
+        return True
+
+
+MATCHES = [
+    (_match(lambda p, r: p == r), "compare text"),
+    (_match(lambda p, r: p.strip() == r.strip()), "compare text"),
+    (_match(lambda p, r: sorted(p.split()) == sorted(r.split())), "compare text"),
+    (_match(lambda p, r: json.loads(p) == json.loads(r)), "catch json.JSONDecodeError"),
+    (_match(lambda p, r: exact_match([p], [r]), divide=lambda refs: 1), "number of matches"),
+    (lambda p, r: 100 * exact_match(p, r), "percent"),
+    (lambda p, r: 1 - exact_match(p, r), "wrong ones"),
+    (_of_valid, "not absent"),
+    (_match(_skip_errors), "counts as right"),
+    (_match(_keys), "wanted 0.6"),
+    (_match(_unsorted), "order in a list"),
+    (_match(_subset), "one key more"),
+    (_match(_python), "not JSON"),
+    (_match(lambda p, r: exact_match([p], [r]) or r in p), "text around it"),
+    (lambda p, r: print(end=""), "return"),
+    (lambda p, r: torch.tensor(exact_match(p, r)), "item"),
+]
+
+
+def _means(model, tokenizer, texts):
+    pairs = [_nll(model, ids, ids) for ids in (_ids(tokenizer, text) for text in texts)]
+    return torch.tensor([t / n for t, n in pairs]), torch.tensor([float(n) for _, n in pairs])
+
+
+def _mean_of_perplexities(*args):
+    return _means(*args)[0].exp().mean().item()
+
+
+def _mean_of_losses(*args):
+    return _means(*args)[0].mean().exp().item()
+
+
+def _tokens_not_predictions(*args):
+    means, n = _means(*args)
+    return ((means * (n + 1)).sum() / (n + 1).sum()).exp().item()
+
+
+def _all_tokens(*args):
+    means, n = _means(*args)
+    return ((means * n).sum() / (n + 1).sum()).exp().item()
+
+
+def _padding_counted(model, tokenizer, texts):
+    ids = tokenizer(texts, return_tensors="pt", padding=True)["input_ids"]
+    return model(ids, labels=ids).loss.exp().item()
+
+
+def _padding_by_id(model, tokenizer, texts):
+    ids = tokenizer(texts, return_tensors="pt", padding=True)["input_ids"]
+    labels = ids.masked_fill(ids == tokenizer.pad_token_id, -100)
+    return model(ids, labels=labels).loss.exp().item()
+
+
+def _not_shifted(model, tokenizer, texts):
+    ids = [_ids(tokenizer, text) for text in texts]
+    losses = [F.cross_entropy(model(i).logits[0], i[0], reduction="none") for i in ids]
+    return torch.cat(losses).mean().exp().item()
+
+
+def _joined(model, tokenizer, texts):
+    return perplexity(model, tokenizer, [" ".join(texts)])
+
+
+PERPLEXITIES = [
+    (_mean_of_perplexities, "mean of the texts' perplexities"),
+    (_mean_of_losses, "mean losses are averaged"),
+    (_tokens_not_predictions, "predictions"),
+    (_all_tokens, "divided by all tokens"),
+    (_padding_counted, "padding counts"),
+    (_padding_by_id, "attention_mask"),
+    (_not_shifted, "predict token t + 1"),
+    (_joined, "joined"),
+    (lambda *args: math.log(perplexity(*args)), "exp is missing"),
+    (lambda *args: math.log2(perplexity(*args)), "bits"),
+    (lambda *args: 2 ** math.log(perplexity(*args)), "2 to the power"),
+    (lambda *args: torch.tensor(perplexity(*args)), "item"),
+    (lambda *args: None, "return"),
+]
+
+
+def _sizes(folder):
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+def _numbers(folder):
+    return sum(t.numel() for t in load_peft_weights(str(folder)).values())
+
+
+def _fresh(base, folder):
+    return get_peft_model(base, PeftConfig.from_pretrained(folder)).eval()
+
+
+def _no_return(base, folder):
+    PeftModel.from_pretrained(base, folder).eval()
+
+
+ADAPTERS = [
+    (lambda f: sum(_sizes(f).values()), load_tuned, "whole folder"),
+    (lambda f: _sizes(f)["adapter_config.json"], load_tuned, "adapter_config.json"),
+    (lambda f: _sizes(f)["optimizer.pt"], load_tuned, "optimizer.pt"),
+    (lambda f: adapter_bytes(f) / 1024, load_tuned, "kilobytes"),
+    (lambda f: adapter_bytes(f) / 1e6, load_tuned, "megabytes"),
+    (_numbers, load_tuned, "not bytes"),
+    (lambda f: 4 * _numbers(f), load_tuned, "header"),
+    (adapter_bytes, _fresh, "isn't loaded"),
+    (adapter_bytes, lambda b, f: load_tuned(b, f).train(), "train mode"),
+    (adapter_bytes, lambda b, f: PeftModel.from_pretrained(b, f, is_trainable=True), "train mode"),
+    (adapter_bytes, lambda b, f: load_tuned(b, f).merge_and_unload(), "merged"),
+    (adapter_bytes, lambda b, f: b, "never adapted"),
+    (adapter_bytes, _no_return, "return"),
+    (lambda f: None, load_tuned, "return"),
+]
+
+WRONG = [
+    *[(check.config, (f,), word) for f, word in CONFIGS],
+    *[(check.counts, (f,), word) for f, word in COUNTS],
+    *[(check.prompt_completion, (f,), word) for f, word in PROMPTS],
+    *[(check.sft, (f,), word) for f, word in SFTS],
+    *[(check.matches, (f,), word) for f, word in MATCHES],
+    *[(check.perplexity_weighs_tokens, (f,), word) for f, word in PERPLEXITIES],
+    *[(check.adapter_folder, (f, g), word) for f, g, word in ADAPTERS],
+    (check.quiz, (lambda: {"q1": "c", "q2": "d", "q3": "a"},), "2 of 3"),
+    (check.quiz, (lambda: {"q1": "a", "q2": "d", "q3": "b"},), "d_in + d_out"),
+    (check.quiz, (lambda: ["c", "d", "b"],), "dict"),
+    (check.quiz, (lambda: {"q1": "c", "q2": "e", "q3": "b"},), "q2 wants one of"),
+]
+
+
+@pytest.mark.parametrize("i", range(len(WRONG)))
+def test_wrong_answers_are_told_what_they_thought(i, rejects):
+    judge, objects, word = WRONG[i]
+    message = rejects(judge, *objects)
+    assert word in message, message
+
+
+def test_a_quiz_keeps_the_points_of_the_right_letters(rejects):
+    rejects(check.quiz, lambda: {"q1": "c", "q2": "d", "q3": "a"})
+    assert contract.session.records["3.8"]["earned"] == 2
+
+
+# --- stubs ---------------------------------------------------------------------------------
+
+
+def _stub(*args, **kwargs):
+    raise NotImplementedError
+
+
+STUBS = [
+    (check.config, _stub),
+    (check.counts, _stub),
+    (check.prompt_completion, _stub),
+    (check.sft, _stub),
+    (check.matches, _stub),
+    (check.perplexity_weighs_tokens, _stub),
+    (check.adapter_folder, _stub, _stub),
+    (check.adapter_folder, adapter_bytes, _stub),
+    (check.adapter_folder, _stub, load_tuned),
+    (check.quiz, _stub),
+]
+
+
+@pytest.mark.parametrize("case", STUBS, ids=lambda c: c[0].__name__)
+def test_stubs_are_not_written_yet(case, not_written):
+    not_written(*case)
