@@ -98,15 +98,12 @@ class LeanTrainer(SFTTrainer):
         """The answer tokens' losses, summed, over their number in all accumulated batches."""
         if return_outputs:
             raise NotImplementedError("LeanTrainer makes no logits of prompts to return")
-        base = self.accelerator.unwrap_model(model).get_base_model()
-        targets = inputs["labels"][0, 1:]
-        asked = targets != packing.IGNORED
+        base = self.accelerator.unwrap_model(model)
         autocast = self.args.bf16 and models.precision(base.device.type) == torch.bfloat16
         with torch.autocast(base.device.type, torch.bfloat16, enabled=autocast):
-            hidden = packing.hidden_states(base.get_decoder(), inputs)[0, :-1]
-            logits = base.get_output_embeddings()(hidden[asked])
-        total = F.cross_entropy(logits.float(), targets[asked], reduction="sum")
-        return total / (asked.sum() if num_items_in_batch is None else num_items_in_batch)
+            logits, targets = training.answer_logits(base, inputs)
+        total = F.cross_entropy(logits.float(), targets, reduction="sum")
+        return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 
 
 class _Losses(TrainerCallback):
@@ -142,6 +139,7 @@ def _lean(args, model):
         use_cpu=model.device.type == "cpu",
         logging_strategy="steps",
         logging_steps=1,
+        eval_strategy="no",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from labkit import models, tasks, training
+from labkit import models, packing, tasks, training
 from labkit.generation import answers
 
 
@@ -47,7 +47,7 @@ def test_loss_and_gradients_are_those_of_transformers(model, tokenizer, home, n_
     wanted.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    loss = training.answer_loss(model, training.collate(rows), autocast=False)
+    loss = training.answer_loss(model, packing.pack(rows), autocast=False)
     loss.backward()
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
     for name, p in model.named_parameters():
@@ -56,25 +56,26 @@ def test_loss_and_gradients_are_those_of_transformers(model, tokenizer, home, n_
 
 def test_a_shared_system_message_is_computed_once(tokenizer, home):
     rows = [training.encode(tokenizer, messages) for messages in home["messages"][:8]]
-    batch = training.collate(rows)
-    assert "Home intent" in tokenizer.decode(batch["prefix_ids"][0])
+    batch = packing.pack(rows)
+    ids, where = batch["input_ids"][0], batch["rows"]
+    prefix = ids[: int(where[0, 0])].tolist()
+    assert "Home intent" in tokenizer.decode(prefix)
     for i, row in enumerate(rows):
-        kept = batch["attention_mask"][i].bool()[batch["prefix_ids"].shape[1] :]
-        ids = batch["prefix_ids"][0].tolist() + batch["input_ids"][i][kept].tolist()
-        assert ids == row["input_ids"]
+        assert prefix + ids[where[i][where[i] >= 0]].tolist() == row["input_ids"]
+    assert len(ids) == sum(len(row["input_ids"]) - len(prefix) for row in rows) + len(prefix)
 
 
 def test_equal_prompts_still_leave_the_answers_their_own_loss(model):
     rows = [
         {"input_ids": [5, 6, 7, answer], "labels": [-100, -100, -100, answer]} for answer in (8, 9)
     ]
-    loss = training.answer_loss(model, training.collate(rows), autocast=False)
+    loss = training.answer_loss(model, packing.pack(rows), autocast=False)
     torch.testing.assert_close(loss, _plain_loss(model, rows))
 
 
 def test_only_the_answer_has_labels(tokenizer, home):
     row = training.encode(tokenizer, home[0]["messages"])
-    told = [token for token in row["labels"] if token != training.IGNORED]
+    told = [token for token in row["labels"] if token != packing.IGNORED]
     assert tokenizer.decode(told, skip_special_tokens=True).strip() == home[0]["answer"]
 
 
@@ -85,20 +86,17 @@ def test_a_conversation_without_answer_is_refused(tokenizer):
 
 def test_batches_see_every_row_once_a_pass_and_repeat_by_seed(tokenizer, home):
     def seen(seed):
-        return [batch["labels"].tolist() for batch in training.batches(home, tokenizer, 8, 5, seed)]
+        found = training.batches(home, tokenizer, 8, 5, seed)
+        return [token for batch in found for token in batch["labels"][0].tolist() if token != -100]
 
-    first = seen(0)
-    assert len(first) == 5
-    assert sum(len(labels) for labels in first) == len(home)
-    flat = [tuple(t for t in row if t != -100) for labels in first for row in labels]
-    answers = [training.encode(tokenizer, m)["labels"] for m in home["messages"]]
-    assert sorted(flat) == sorted(tuple(t for t in row if t != -100) for row in answers)
-    assert seen(0) == first != seen(1)
+    rows = [training.encode(tokenizer, messages)["labels"] for messages in home["messages"]]
+    assert sorted(seen(0)) == sorted(token for row in rows for token in row if token != -100)
+    assert seen(0) == seen(0) != seen(1)
 
 
 def test_a_batch_larger_than_the_data_is_the_data(tokenizer, home):
     (batch,) = training.batches(home.select(range(3)), tokenizer, size=16, steps=1)
-    assert len(batch["input_ids"]) == 3
+    assert len(batch["rows"]) == 3
 
 
 def test_held_out_loss_weighs_tokens_and_restores_the_mode(model, tokenizer, home):

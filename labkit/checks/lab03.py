@@ -42,7 +42,7 @@ def config(lora_config):
         _expect_object(got, "LoraConfig", call)
         expect_number(got["r"], r, f"{call}: r")
         once = {"that is the rank itself, wanted twice the rank": r}
-        expect_number(got["lora_alpha"], 2 * r, f"{call}: lora_alpha", once)
+        expect_number(got["lora_alpha"], 2.0 * r, f"{call}: lora_alpha", once)
         zero = {"0 is PEFT's default: pass lora_dropout": 0.0}
         expect_number(got["lora_dropout"], 0.05, f"{call}: lora_dropout", zero)
         expect(got["bias"] == "none", f'{call}: bias is {got["bias"]!r}, wanted "none"')
@@ -281,7 +281,7 @@ def _perplexity_guesses(model, tokenizer, texts):
     ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
     losses = [_losses(model, i) for i in ids]
     every, means = torch.cat(losses), torch.stack([x.mean() for x in losses])
-    sizes = torch.tensor([float(len(i)) for i in ids])
+    sizes = torch.tensor([len(i) for i in ids]).double()
     padded = torch.nn.utils.rnn.pad_sequence(ids, True, tokenizer.pad_token_id)
     by_id = torch.cat(
         [x[i[1:] != tokenizer.pad_token_id] for x, i in zip(losses, ids, strict=True)]
@@ -297,9 +297,9 @@ def _perplexity_guesses(model, tokenizer, texts):
             [_losses(model, i, shift=0) for i in ids]
         ).mean(),
     }
-    mean = every.mean().item()
+    mean, each = every.mean().item(), means.exp().mean().item()
     plain = {
-        "this is the mean of the texts' perplexities; long texts count more": means.exp().mean().item(),
+        "this is the mean of the texts' perplexities; long texts count more": each,
         "this is the mean loss; exp is missing": mean,
         "this is 2 to the power of a loss in nats; use exp": 2**mean,
         "this is the mean loss in bits": mean / math.log(2),
@@ -351,10 +351,7 @@ def _expect_bytes(got, tuned):
     tensors = sum(p.numel() for n, p in tuned.named_parameters() if "lora_" in n)
     guesses = {
         "this is the whole folder": sum(sizes.values()),
-        "this is adapter_config.json; the weights are in the .safetensors": sizes[
-            "adapter_config.json"
-        ],
-        "this is optimizer.pt; the weights are in adapter_model.safetensors": sizes["optimizer.pt"],
+        **{f"this is {name}; wanted adapter_model.safetensors": n for name, n in sizes.items()},
         "this is in kilobytes": wanted / 1024,
         "this is in thousands of bytes": wanted / 1000,
         "this is in megabytes": wanted / 1e6,

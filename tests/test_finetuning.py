@@ -1,0 +1,222 @@
+"""finetune: TRL's losses for less work, results kept whole or not at all. And packed rows."""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from labkit import models, packing, tasks, training
+from labkit.finetuning import AlreadyAdapted, finetune
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load()[1]
+
+
+@pytest.fixture(scope="module")
+def home():
+    return tasks.load("home", "train").select(range(48))
+
+
+@pytest.fixture(scope="module")
+def pairs(home):
+    return home.map(
+        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
+        remove_columns=home.column_names,
+    )
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """The folder for results, empty."""
+    monkeypatch.setattr(models, "cache_dir", lambda: tmp_path)
+    return tmp_path / "runs"
+
+
+def tiny(seed=0):
+    """A random Llama of two layers in fp32, two query heads for one key head."""
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152}
+    return LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True)).eval()
+
+
+def lora(r=4, targets="all-linear"):
+    return LoraConfig(r=r, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
+
+
+def config(folder, **more):
+    options = {"max_steps": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+    return SFTConfig(str(folder), use_cpu=True, bf16=False, **quiet, **options | more)
+
+
+def padded_loss(model, rows):
+    """transformers' own loss on rows padded right."""
+    n = max(len(row["input_ids"]) for row in rows)
+    batch = {"input_ids": [], "labels": [], "attention_mask": []}
+    for row in rows:
+        pad = n - len(row["input_ids"])
+        batch["input_ids"].append(row["input_ids"] + [0] * pad)
+        batch["labels"].append(row["labels"] + [-100] * pad)
+        batch["attention_mask"].append([1] * (n - pad) + [0] * pad)
+    return model(**{key: torch.tensor(value) for key, value in batch.items()}).loss
+
+
+def packed_loss(model, rows):
+    batch = packing.pack(rows)
+    hidden = packing.hidden_states(model.get_decoder(), batch)
+    logits = model.get_output_embeddings()(hidden)
+    return F.cross_entropy(logits[0, :-1], batch["labels"][0, 1:])
+
+
+def encoded(tokenizer, home, n):
+    return [training.encode(tokenizer, messages) for messages in home["messages"][:n]]
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+@pytest.mark.parametrize("prompts_too", [False, True])
+def test_packed_loss_and_gradients_are_those_of_padded_rows(tokenizer, home, n, prompts_too):
+    model, rows = tiny(), encoded(tokenizer, home, n)
+    if prompts_too:
+        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
+    wanted = padded_loss(model, rows)
+    wanted.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    loss = packed_loss(model, rows)
+    loss.backward()
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_packed_batch_holds_every_token_once_and_the_prefix_once(tokenizer, home):
+    rows = encoded(tokenizer, home, 9)
+    batch = packing.pack(rows)
+    ids, p = batch["input_ids"][0], int(batch["rows"][0, 0])
+    assert "Home intent" in tokenizer.decode(ids[:p])
+    assert len(ids) == p + sum(len(row["input_ids"]) - p for row in rows)
+    for row, places in zip(rows, batch["rows"], strict=True):
+        own = places[places >= 0]
+        assert ids[:p].tolist() + ids[own].tolist() == row["input_ids"]
+        assert batch["position_ids"][0, own].tolist() == list(range(p, len(row["input_ids"])))
+
+
+def test_a_row_sees_nothing_of_its_neighbours(tokenizer, home):
+    model, rows = tiny(), encoded(tokenizer, home, 3)
+    other = [rows[0], rows[1], encoded(tokenizer, home, 5)[4]]
+    hidden = []
+    for chosen in (rows, other):
+        batch = packing.pack(chosen)
+        places = batch["rows"][0]
+        states = packing.hidden_states(model.get_decoder(), batch)[0]
+        hidden.append(states[places[places >= 0]])
+    torch.testing.assert_close(*hidden, rtol=0, atol=1e-6)
+
+
+def test_packing_leaves_the_models_attention_as_it_was(tokenizer, home):
+    model = tiny()
+    ids = torch.tensor([encoded(tokenizer, home, 1)[0]["input_ids"]])
+    before = model(ids).logits
+    packed_loss(model, encoded(tokenizer, home, 3))
+    assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_losses_and_adapter_are_those_of_sfttrainer(tokenizer, pairs, runs, accumulate):
+    args = config(runs, max_steps=4, gradient_accumulation_steps=accumulate)
+    plain = SFTTrainer(
+        tiny(), args, train_dataset=pairs, processing_class=tokenizer, peft_config=lora()
+    )
+    plain.train()
+    wanted = [entry["loss"] for entry in plain.state.log_history if "loss" in entry]
+    got = finetune(tiny(), tokenizer, pairs, lora(), args)
+    assert got.losses == pytest.approx(wanted, abs=1e-4)
+    assert wanted[-1] < wanted[0] - 0.05, "nothing was learned, so nothing was compared"
+    theirs = dict(plain.model.named_parameters())
+    for name, p in got.model.named_parameters():
+        torch.testing.assert_close(p, theirs[name], rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_messages_train_on_their_last_answer(tokenizer, home, pairs, runs):
+    two = [finetune(tiny(), tokenizer, rows, lora(), config(runs)) for rows in (home, pairs)]
+    assert two[0].losses == pytest.approx(two[1].losses, abs=1e-5)
+
+
+def test_the_learners_settings_hold(tokenizer, pairs, runs):
+    slow = finetune(tiny(), tokenizer, pairs, lora(), config(runs, learning_rate=1e-6, max_steps=2))
+    assert len(slow.losses) == 2
+    B = [p for name, p in slow.model.named_parameters() if "lora_B" in name]
+    assert 0 < max(p.abs().max() for p in B) < 1e-5
+
+
+def test_the_result_is_a_plain_peft_model_in_eval_mode(tokenizer, pairs, runs):
+    base = tiny()
+    result = finetune(base, tokenizer, pairs, lora(), config(runs, max_steps=1))
+    assert isinstance(result.model, PeftModel) and not result.model.training
+    assert result.model.get_base_model() is base
+    assert "forward" not in vars(base), "SFTTrainer's forward is still there"
+    assert not base.model.gradient_checkpointing
+
+
+def test_the_same_call_again_comes_from_the_cache(tokenizer, pairs, runs, capsys):
+    settings = lora()
+    first = finetune(tiny(), tokenizer, pairs, settings, config(runs))
+    assert settings.target_modules == "all-linear", "the learner's own config was changed"
+    capsys.readouterr()
+    again = finetune(tiny(), tokenizer, pairs, settings, config(runs / "elsewhere"))
+    assert (first.cached, again.cached) == (False, True)
+    assert again.losses == first.losses and again.seconds == first.seconds
+    assert "from the cache" in capsys.readouterr().out
+    ids = torch.arange(12)[None]
+    torch.testing.assert_close(again.model(ids).logits, first.model(ids).logits)
+    assert not again.model.training
+
+
+@pytest.mark.parametrize("change", ["rate", "rank", "rows", "weights", "targets"])
+def test_another_configuration_is_another_result(tokenizer, pairs, runs, change):
+    first = finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1))
+    model, rows, settings, args = tiny(), pairs, lora(), config(runs, max_steps=1)
+    if change == "rate":
+        args = dataclasses.replace(args, learning_rate=2e-2)
+    elif change == "rank":
+        settings = lora(r=5)
+    elif change == "rows":
+        rows = pairs.select(range(47))
+    elif change == "weights":
+        model = tiny(seed=1)
+    else:
+        settings = lora(targets=["q_proj"])
+    other = finetune(model, tokenizer, rows, settings, args)
+    assert not other.cached and other.folder != first.folder
+
+
+def test_without_cache_it_trains_anew(tokenizer, pairs, runs):
+    for _ in range(2):
+        result = finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1), cache=False)
+        assert not result.cached and result.folder.is_dir()
+
+
+def test_an_interrupted_write_leaves_nothing(tokenizer, pairs, runs, monkeypatch):
+    def interrupted(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", interrupted)
+        finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1))
+    assert list(runs.iterdir()) == []
+    assert not finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1)).cached
+
+
+def test_a_model_with_an_adapter_is_refused(tokenizer, pairs, runs):
+    result = finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1))
+    for model in (result.model, result.model.get_base_model()):
+        with pytest.raises(AlreadyAdapted, match="load the base model afresh"):
+            finetune(model, tokenizer, pairs, lora(), config(runs))
