@@ -600,19 +600,26 @@ if lab.experiment("Your adapter inside PEFT", 8, needs=["2.2", "2.4", "2.7"]):
 # ●○○ · 5 min · 3 points
 #
 # **q1. Why does `B` start at zero and `A` not?**
-# (a) It does not matter: training soon repairs a random product.
-# (b) The product is zero, so training starts at the base model, and `B` still gets a gradient.
-# (c) Zero is only a habit; both could be zero and training would run as well.
-# (d) With `A` zero and `B` random the layer could not train at all.
+#
+# - (a) It does not matter: training soon repairs a random product.
+# - (b) The product is zero, so training starts at the base model, and `B` still gets a gradient.
+# - (c) Zero is only a habit; both could be zero and training would run as well.
+# - (d) With `A` zero and `B` random the layer could not train at all.
 #
 # **q2. LoRA cuts the memory of training. Which part shrinks most?**
-# (a) The weights. (b) The activations. (c) Gradients and optimizer states.
-# (d) The work of the forward pass.
+#
+# - (a) The weights.
+# - (b) The activations.
+# - (c) Gradients and optimizer states.
+# - (d) The work of the forward pass.
 #
 # **q3. Compare r=8, alpha=16 with r=64, alpha=128.**
-# (a) The same multiplier on BA; the second has eight times the parameters and more room to overfit.
-# (b) The second takes steps eight times larger. (c) The same number of parameters.
-# (d) The second takes eight times as long a step.
+#
+# - (a) The same factor before BA; the second has eight times the parameters and more room to
+#   overfit.
+# - (b) The second takes steps eight times larger.
+# - (c) The same number of parameters.
+# - (d) The second takes eight times as long a step.
 
 
 # %%

@@ -531,23 +531,26 @@ else:
 # ●○○ · 5 min · 3 points
 #
 # **q1. You change `targets` from q and v to all linear layers, both with r=16. What happens?**
-# (a) Nothing to the count: it depends on the rank alone.
-# (b) The memory of the base model grows about fivefold.
-# (c) About five or six times the trainable parameters, most of them in the MLPs.
-# (d) The model gets worse: MLPs hold its knowledge and must stay untouched.
+#
+# - (a) Nothing to the count: it depends on the rank alone.
+# - (b) The memory of the base model grows about fivefold.
+# - (c) About five or six times the trainable parameters, most of them in the MLPs.
+# - (d) The model gets worse: MLPs hold its knowledge and must stay untouched.
 #
 # **q2. A run on 300 examples: the loss spikes and the gradient norm jumps with it. After the second
 # epoch the training loss still falls and the held-out loss rises. What do you change?**
-# (a) Raise `r` and `alpha`, so that the adapter can hold all the examples.
-# (b) Raise the learning rate to get past the spikes, and train longer.
-# (c) Set `max_grad_norm=0.3` and nothing else: both have one cause.
-# (d) Lower the learning rate or `max_grad_norm`; fewer epochs, lower `r` or more dropout.
+#
+# - (a) Raise `r` and `alpha`, so that the adapter can hold all the examples.
+# - (b) Raise the learning rate to get past the spikes, and train longer.
+# - (c) Set `max_grad_norm=0.3` and nothing else: both have one cause.
+# - (d) Lower the learning rate or `max_grad_norm`; fewer epochs, lower `r` or more dropout.
 #
 # **q3. Why does the loss fall on the answer only?**
-# (a) The prompt is masked, so attention cannot see it and the model has to know the answer.
-# (b) The prompt is given. With loss on it too, much of the gradient goes into predicting users.
-# (c) It halves the time of a step, since the prompt need not pass through the model.
-# (d) Tokens of the prompt have no label; a loss on them would be zero anyway.
+#
+# - (a) The prompt is masked, so attention cannot see it and the model has to know the answer.
+# - (b) The prompt is given. With loss on it too, much of the gradient goes into predicting users.
+# - (c) It halves the time of a step, since the prompt need not pass through the model.
+# - (d) Tokens of the prompt have no label; a loss on them would be zero anyway.
 
 
 # %%

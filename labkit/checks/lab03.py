@@ -26,8 +26,11 @@ def _words(rng, low, high):
 
 def _expect_object(got, kind, call):
     """The learner returned an object of the right kind, so the probe brings its fields."""
-    hint = " (is `return` missing?)" if got.get("is") == "NoneType" else ""
-    expect("is" not in got, f"{call} gave a {got.get('is')}{hint}, wanted a {kind}")
+    told = {
+        "NoneType": "None (is `return` missing?)",
+        "LlamaForCausalLM": "a plain LlamaForCausalLM (merged, or never adapted)",
+    }.get(got.get("is"), f"a {got.get('is')}")
+    expect("is" not in got, f"{call} gave {told}, wanted the type {kind}")
 
 
 @exercise("3.1", points=2)
@@ -283,6 +286,9 @@ def _perplexity_guesses(model, tokenizer, texts):
     every, means = torch.cat(losses), torch.stack([x.mean() for x in losses])
     sizes = torch.tensor([len(i) for i in ids]).double()
     padded = torch.nn.utils.rnn.pad_sequence(ids, True, tokenizer.pad_token_id)
+    edge = torch.cat(
+        [_losses(model, row[: len(i) + 1]) for row, i in zip(padded, ids, strict=True)]
+    )
     by_id = torch.cat(
         [x[i[1:] != tokenizer.pad_token_id] for x, i in zip(losses, ids, strict=True)]
     )
@@ -291,6 +297,7 @@ def _perplexity_guesses(model, tokenizer, texts):
         "weighed by tokens, but n tokens make n - 1 predictions": means @ sizes / sizes.sum(),
         "divided by all tokens, but the first has no prediction": every.sum() / sizes.sum(),
         "padding counts; mask it": torch.cat([_losses(model, row) for row in padded]).mean(),
+        "the first padding after a text counts; mask the targets, mask[:, 1:]": edge.mean(),
         "real <end> tokens are left out; find padding by attention_mask, not by id": by_id.mean(),
         "the texts are joined, so each reads the one before": _losses(model, torch.cat(ids)).mean(),
         "logits at position t predict token t + 1": torch.cat(
@@ -332,10 +339,7 @@ def adapter_folder(adapter_bytes, load_tuned):
         base, tuned = probe.tiny_adapted(seed, r)
         _expect_bytes(observe(probe.bytes_told, adapter_bytes, seed, r), tuned)
         got = observe(probe.reloaded, load_tuned, seed, r, ids)
-        hint = ""
-        if got.get("is") == "LlamaForCausalLM":
-            hint = " (a plain model: merged, or never adapted)"
-        _expect_object(got, "PeftModel", f"load_tuned(base, folder){hint}")
+        _expect_object(got, "PeftModel", "load_tuned(base, folder)")
         expect(not got["training"], "load_tuned left it in train mode, with dropout: call .eval()")
         with torch.no_grad():
             wanted, plain = (m(input_ids=ids).logits for m in (tuned, base))
