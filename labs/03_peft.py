@@ -465,7 +465,7 @@ if lab.experiment("Forgetting", 12, needs=["3.1", "3.3", "3.4", "3.6"]):
 
 # %%
 def adapter_bytes(folder):
-    """Bytes of the adapter's weights in `folder`, an int."""
+    """Bytes of the adapter's weights in `folder` (a Path), an int."""
     # BEGIN SOLUTION
     return (Path(folder) / "adapter_model.safetensors").stat().st_size
     # END SOLUTION
