@@ -2,8 +2,8 @@
 
 Both train LoRA r=16 on q and v of the real model, on the same `home` commands in the same batches,
 with the same seed, learning rate and schedule. TRL's side has TRL's defaults: weights in fp32
-with bf16 autocast, its padding, its checkpointing. The two take turns, a step each, in one process,
-so that whatever else the machine does slows both.
+with bf16 autocast, its padding, its checkpointing. The two take turns, a step each, in one process, and
+the ratio is the median of the steps' ratios: whatever else the machine does slows both.
 
     python benchmarks/train_step.py --steps 20 --out build/train_step.json
 """
@@ -104,12 +104,13 @@ def race(runners):
 
 def report(turns, options):
     """What was measured, as a dict of numbers and lists."""
-    seconds = {name: statistics.median(t.seconds[WARM_UP:]) for name, t in turns.items()}
+    timed = {name: t.seconds[WARM_UP:] for name, t in turns.items()}
+    pairs = zip(timed["labkit"], timed["trl"], strict=True)
     losses = {name: t.losses for name, t in turns.items()}
     gaps = [abs(a - b) for a, b in zip(*losses.values(), strict=True)]
     return {
-        "ratio": seconds["labkit"] / seconds["trl"],
-        "seconds_per_step": seconds,
+        "ratio": statistics.median(ours / theirs for ours, theirs in pairs),
+        "seconds_per_step": {name: statistics.median(times) for name, times in timed.items()},
         "largest_loss_difference": max(gaps),
         "losses": losses,
         "all_seconds": {name: t.seconds for name, t in turns.items()},

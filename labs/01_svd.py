@@ -115,9 +115,9 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
     display(plots.lab01.rank_grid(pictures, {r: relative_error(photo, r) for r in shown}))
 
 # %% [markdown]
-# Rank 1 is one column of brightness times one row. At rank 10 you know there is a person, at 50 you
-# could recognise her. Note where the error is: smooth areas are right early, edges come late. "Low
-# rank" means that rows are mixtures of few patterns, and a face has more patterns than a curtain.
+# Rank 1 is one column of brightness times one row. At rank 5 there is a person, at 20 you would
+# recognise her. Note where the error is: smooth areas are right early, edges and medals come late.
+# "Low rank" means that every row is a mixture of a few patterns.
 
 # %% tags=["experiment"]
 if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
@@ -190,14 +190,14 @@ if lab.experiment("What the numbers buy", 4, needs=["1.2", "1.3"]):
 #
 # - the **energy rank**: how many leading values hold a given fraction of the energy;
 # - the **stable rank** $\lVert W \rVert_F^2 / \lVert W \rVert_2^2$: the whole energy over that of
-#   the largest direction. It is 1 when one direction has it all, and the full rank when all are equal.
+#   the largest direction. It is 1 when one direction has it all, the full rank when all are equal.
 #
 # ### Exercise 1.4 · `energy_rank`, `stable_rank`
 #
 # ●●○ · 8 min · 3 points
 #
-# `energy_rank(s, fraction)` gets singular values, largest first, and returns the smallest rank whose
-# energy is *at least* the fraction of the whole. `stable_rank(W)` is a float.
+# `energy_rank(s, fraction)` gets singular values, largest first, and returns the smallest rank
+# whose energy is *at least* the fraction of the whole. `stable_rank(W)` is a float.
 #
 # <details><summary>Hint</summary>
 #
@@ -245,9 +245,9 @@ if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
     display(plots.lab01.spectra(real, noise))
 
 # %% [markdown]
-# The blue curves start higher and end lower than the dashed ones: training has given some directions
-# more weight. But none of them falls off a cliff. There is no rank at which you could say "the rest
-# is nothing". Now the same for every fifth block, as two numbers a matrix.
+# Training has given some directions of `q_proj` and the MLP more weight than chance would, and
+# hardly any in `v_proj`. But no curve falls off a cliff. There is no rank at which you could say
+# "the rest is nothing". Now every fifth block, with your two numbers for each matrix.
 
 
 # %%
@@ -259,37 +259,37 @@ def by_kind(values):
     return kinds
 
 
+def r90(W):
+    """How many directions of W hold 90% of its energy."""
+    return energy_rank(torch.linalg.svdvals(W), 0.9)
+
+
 # %% tags=["experiment"]
-if lab.experiment("Ranks of trained and random matrices", 8, needs=["1.4"]):
-    some = {n: W.float() for n, W in start.items() if int(n.split(".")[2]) % 5 == 0}
-    summaries = {
-        "rank for 90% of the energy": lambda W: energy_rank(torch.linalg.svdvals(W), 0.9),
-        "stable rank": stable_rank,
-    }
-    panels = {}
-    for label, rank_of in summaries.items():
-        trained = by_kind({n: rank_of(W) for n, W in live.progress(some.items(), label)})
-        one_block = {n: W for n, W in some.items() if ".5." in n}
-        random = by_kind({n: rank_of(torch.randn_like(W)) for n, W in one_block.items()})
-        panels[label] = {"trained": trained, "random": random}
+if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"]):
+    some = [n for n in start if int(n.split(".")[2]) % 5 == 0]
+    panels = {"rank for 90% of the energy": r90, "stable rank": stable_rank}
+    for label, rank_of in list(panels.items()):
+        trained = {n: rank_of(start[n].float()) for n in live.progress(some, label)}
+        random = {n: rank_of(torch.randn_like(start[n].float())) for n in some[:7]}
+        panels[label] = {"trained": by_kind(trained), "random": by_kind(random)}
     title = "Trained matrices need a lower rank than random ones, yet not a low one"
     display(plots.lab01.rank_strips(panels, title))
-    weights_r90 = torch.tensor(sum(panels["rank for 90% of the energy"]["trained"].values(), []))
-    print(f"90% of the energy of a trained matrix: rank {weights_r90.median()} (median)")
+    kept = sorted(1 - relative_error(start[n].float(), 8) ** 2 for n in some)
+    print(f"rank 8 would keep {kept[len(kept) // 2]:.0%} of a matrix's energy (median)")
 
 # %% [markdown]
-# Each dot is a matrix; the dash is a random one. Queries and keys have the most structure, values and
-# the MLP nearly none. The stable rank differs more, because it only asks how much the largest
-# direction stands out.
+# Each dot is a matrix, block by block from left to right; the dash is a random one. Queries and keys
+# have the most structure, values and the MLP have little. The stable rank differs more, because it
+# only asks how much the largest direction stands out.
 #
-# So the weights are *not* low-rank. Cutting them to rank 8 would destroy the model. LoRA never says
-# they are: it says that the *change* is.
+# So the weights are *not* low-rank, and the number below the picture says what a cut to rank 8 would
+# leave of them. LoRA never says that they are. It says that their *change* is.
 
 # %% [markdown]
 # ## What does fine-tuning change?
 #
-# Take the weights before, $W_0$, and after, $W_1$. The update is $W_1 - W_0$. To ask what a rank-$r$
-# update could have done, replace the update by its best rank-$r$ part and leave $W_0$ whole.
+# Take the weights before, $W_0$, and after, $W_1$. The update is $W_1 - W_0$. To ask what an update
+# of rank $r$ could have done, replace it by its best rank-$r$ part and leave $W_0$ whole.
 #
 # ### Exercise 1.5 · `truncate_update`
 #
@@ -350,9 +350,9 @@ if lab.experiment("A short full fine-tune", 45, needs=["1.4", "1.5"]):
     print(f"{n_trained:,} numbers trained; held-out loss {loss_before:.2f} → {loss_after:.2f}")
 
 # %% [markdown]
-# The model has learned most of the task. What did it do to the matrices? One SVD of each update
-# serves all that follows. It is what `truncate_update` does inside, and the cell compares the two on
-# one matrix.
+# The loss on commands of unseen patterns has fallen by most of what it was. What did that do to the
+# matrices? One SVD of each update serves all that follows. It is what your `truncate_update` does
+# inside; the cell compares the two on one matrix.
 
 # %% tags=["experiment"]
 if lab.experiment("The spectrum of the update", 12, needs=["1.4", "1.5"]):
@@ -361,7 +361,7 @@ if lab.experiment("The spectrum of the update", 12, needs=["1.4", "1.5"]):
         U, S, Vh = torch.linalg.svd(W.detach() - start[name], full_matrices=False)
         factors[name], spectra[name] = (U * S, Vh), S
     name = "model.layers.15.self_attn.q_proj.weight"
-    W0, W1 = start[name].float(), matrices[name].detach()
+    W0, W1 = start[name].float(), matrices[name].detach().clone().clone()
     shared = W0 + factors[name][0][:, :8] @ factors[name][1][:8]
     print(f"same as truncate_update, to {(shared - truncate_update(W0, W1, 8)).abs().max():.0e}")
     update_r90 = {name: energy_rank(S, 0.9) for name, S in spectra.items()}
@@ -374,10 +374,10 @@ if lab.experiment("The spectrum of the update", 12, needs=["1.4", "1.5"]):
     display(plots.lab01.rank_strips({"rank for 90% of the energy": both}, title))
 
 # %% [markdown]
-# Two things are true at once. The update is far lower in rank than the weights it changes. And it is
-# not as low as people say: "rank 4 to 8 holds over 90% of the signal" is a sentence you will meet,
-# and for this update it is wrong, if signal means energy. Published measurements on longer runs find
-# full fine-tuning updates of rank 10 to 100 times the usual LoRA ranks (Biderman et al., 2024).
+# Two things are true at once. The update is far lower in rank than the weights it changes. And it
+# is not as low as people say. "Rank 4 to 8 holds over 90% of the signal" is a sentence you will
+# meet; if signal means energy, it is wrong for this update. Longer runs on larger models find the
+# same: full fine-tuning updates of 10 to 100 times the usual LoRA ranks (Biderman et al., 2024).
 #
 # But nobody fine-tunes to collect energy. What matters is the loss.
 
@@ -412,12 +412,13 @@ if lab.experiment("Every update cut to rank r", 16, needs=["1.4", "1.5"]):
     print("loss     ", *(f"{loss:6.2f}" for loss in losses), f"   uncut {loss_after:.2f}")
 
 # %% [markdown]
-# This is the picture of the lab. The orange curve says that the update is not low-rank. The blue one
-# says that it hardly matters: a low-rank cut keeps most of the gain. A claim about energy and a claim
-# about loss are two claims. The first is wrong here, the second right.
+# This is the picture of the lab. "Gain" is how far the held-out loss falls; 100% is what the whole
+# update achieves. The orange curve says that the update is not low-rank. The blue one says that it
+# hardly matters: a low-rank cut keeps most of the gain. A claim about energy and a claim about loss
+# are two claims. The first is wrong here, the second right.
 #
-# Is the rest noise, then? Keep only the rest and see. And is any small set of directions good enough?
-# Keep the part of the update that acts on 8 random input directions.
+# Is the rest noise, then? Keep only the rest and see. And are any 8 directions good enough? Keep the
+# part of the update that acts on 8 random input directions.
 
 # %% tags=["experiment"]
 if lab.experiment("Top, rest and random directions", 6, needs=["1.4", "1.5"]):
@@ -437,17 +438,19 @@ if lab.experiment("Top, rest and random directions", 6, needs=["1.4", "1.5"]):
     display(plots.lab01.parts_of_update(parts))
 
 # %% [markdown]
-# The shares of the gain do not add up to 100%. With the eight leading directions gone, what is left
-# still lowers the loss: the update says the same thing several times. So the tail is redundant rather
-# than noise. Random directions, in contrast, are worth next to nothing at the same rank. Few
-# directions suffice, but they must be the right ones, and finding them is what training does.
+# The shares of energy of the first two add up to 100%; the shares of the gain do not. With the eight
+# leading directions gone, what is left still lowers the loss: the update says the same thing more
+# than once. So the tail is redundant rather than noise. Random directions are worth next to nothing
+# at the same rank. Few directions suffice, but they must be the right ones. Finding them is what
+# training does.
 
 # %% [markdown]
 # ## LoRA is not an SVD
 #
-# You will read that LoRA is "a constrained SVD of the update". It is not. LoRA never sees the update;
-# it follows the loss. Eckart-Young only *bounds* it: no $BA$ of rank 8 can be nearer to an update than
-# the SVD's. Even a $BA$ trained for nothing but this distance does not become the SVD.
+# You will read that LoRA is "a constrained SVD of the update". It is not. LoRA never sees the
+# update; it follows the loss. Eckart-Young only *bounds* it: no $BA$ of rank 8 can be nearer to the
+# update than its first eight terms. Even a $BA$ that is trained for nothing but this distance does
+# not become the SVD.
 
 # %% tags=["experiment"]
 if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", "1.5"]):
@@ -466,16 +469,17 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
     display(plots.lab01.learned_factors(errors, relative_error(goal, 8), *(M.cpu() for M in rows)))
 
 # %% [markdown]
-# The product meets the bound. The factors do not meet the SVD's: their rows are neither orthogonal
-# nor ordered. They need not be. For any invertible $R$, $(BR)(R^{-1}A)$ is the same update. So do not
-# read meaning into single rows of a trained $A$; the subspace they span is what counts (Lab 5).
+# Left: the product comes down to the bound and not below. Right: white off the diagonal means
+# orthogonal. The rows of the learned $A$ are not, and nothing orders them. They need not be: for any
+# invertible $R$, $(BR)(R^{-1}A)$ is the same update. So do not read meaning into single rows of a
+# trained $A$. The subspace that they span is what counts (Lab 5).
 
 # %% [markdown]
 # ## Another small number: intrinsic dimension
 #
 # One more result is often quoted as "fine-tuning is low-rank": 200 parameters reach 90% of full
-# fine-tuning on one task (Aghajanyan et al., 2020). They measured something else. All $D$ parameters of
-# a network are one vector $\theta$. Pick a random flat of dimension $d$ through the start,
+# fine-tuning on one task (Aghajanyan et al., 2020). They measured something else. All $D$ parameters
+# of a network are one vector $\theta$. Pick a random flat of dimension $d$ through the start,
 #
 # $$\theta = \theta_0 + P z, \qquad P: (D, d) \text{ fixed and random}, \quad z: (d,),$$
 #
@@ -485,8 +489,8 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
 #
 # ●●○ · 6 min · 3 points
 #
-# `subspace_point` gives $\theta$. `project_gradient` turns the gradient with respect to $\theta$ into
-# the gradient with respect to $z$. Neither changes its inputs.
+# `subspace_point` gives $\theta$. `project_gradient` turns the gradient with respect to $\theta$
+# into the gradient with respect to $z$. Neither changes its inputs.
 #
 # <details><summary>Hint</summary>
 #
@@ -589,13 +593,14 @@ if lab.experiment("Training in random flats", 15, needs=["1.4", "1.6"]):
     print(f"rank of the first layer's update at d = {dims[5]}: {runs[5][1]} of {width}")
 
 # %% [markdown]
-# The dotted lines are 90% of full training, the dashed ones mark the first $d$ we tried that gets
-# there. A few hundred numbers do the work of many thousands. And three times the parameters do not
-# ask for three times the dimension: $d_{90}$ describes the task more than the network.
+# The dotted line is 90% of full training, the dashed one marks the first $d$ we tried that gets
+# there. A few hundred numbers do the work of many thousands. And the two curves lie on each other:
+# three times the parameters do not ask for three times the dimension. $d_{90}$ describes the task
+# more than the network.
 #
 # But read the line below the picture. A flat of dimension 50 moved the first layer by a matrix of
 # *full* rank. A small intrinsic dimension says that few numbers suffice; a low matrix rank says that
-# few directions do. LoRA makes the second bet, one matrix at a time. Neither result proves the other.
+# few directions do. LoRA bets on the second, one matrix at a time. Neither proves the other.
 
 # %% [markdown]
 # ### Exercise 1.7 · Quiz
@@ -609,7 +614,8 @@ if lab.experiment("Training in random flats", 15, needs=["1.4", "1.6"]):
 #
 # **q2. You train LoRA with r=8. How does its BA relate to the update of full fine-tuning?**
 # (a) The best rank-8 part bounds how near BA can come; BA itself is learned from the loss.
-# (b) BA is the best rank-8 part of that update. (c) BA can be nearer to it than the best rank-8 part.
+# (b) BA is the best rank-8 part of that update.
+# (c) BA can be nearer to that update than its best rank-8 part is.
 # (d) The columns of B are its first eight singular directions.
 #
 # **q3. A rank-8 cut kept about two thirds of the energy and nearly all of the gain. What follows?**
@@ -632,11 +638,12 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - The first $r$ terms of the SVD are the best a rank-$r$ matrix can do, and the tail of the singular
-#   values says how good that is.
+# - The first $r$ terms of the SVD are the best that rank $r$ can do, and the singular values that
+#   are left say how good that is.
 # - Two thin matrices cost $r\,(d_\text{out} + d_\text{in})$ numbers: linear in the rank.
-# - The weights of a real model are far from low-rank. Its update is lower, and still not low in energy.
-# - A low-rank cut of the update keeps most of the gain all the same. That, and not energy, is LoRA's bet.
+# - The weights of a real model are far from low-rank. Their update is lower, and still not low in
+#   energy. A low-rank cut of it keeps most of the gain all the same: that is LoRA's bet.
+# - The right few directions count, not their number: random ones gain next to nothing.
 # - Few directions, few parameters and few numbers on disk are three different statements.
 #
 # Lab 2 trains the two thin matrices directly.
@@ -646,8 +653,8 @@ lab.score()
 
 # %% tags=["experiment"]
 if lab.experiment("The result in one line", 0, needs=["1.4", "1.5", "1.6"]):
-    flat, of = list(d90.values())[0], list(d90)[0]
+    D = min(d90)
     lab.headline(
-        f"full update cut to rank 8: {energy[3]:.0%} of its energy, {gains[3]:.0%} of the loss gain "
-        f"(90% of the energy takes rank {middle}); d90 = {flat} of {of:,} parameters"
+        f"a full update cut to rank 8 keeps {energy[3]:.0%} of its energy and {gains[3]:.0%} of the "
+        f"gain (rank {middle} for 90% of the energy); d90 is {d90[D]} of {D:,} parameters"
     )

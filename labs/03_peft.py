@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from IPython.display import display
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from labkit import finetuning, generation, models, plots, tasks, training
@@ -281,6 +281,7 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 25, needs=["3.1", "3.
         processing_class=tokenizer,
         peft_config=lora_config(16, "all-linear"),
     )
+    trainer.remove_callback(PrinterCallback)
     begun = time.perf_counter()
     trainer.train()
     plain_seconds = (time.perf_counter() - begun) / 3
@@ -288,7 +289,7 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 25, needs=["3.1", "3.
     del trainer
 
 # %% [markdown]
-# Much of that time goes into things a small run on a CPU does not need. `finetuning.finetune` is
+# Much of that time goes into things that a small run on a CPU does not need. `finetuning.finetune` is
 # the same trainer without them:
 #
 # - frozen weights rest in bf16 where the CPU multiplies bf16, and the adapters stay in fp32
@@ -433,8 +434,9 @@ if lab.experiment("Three prompts, two models", 25, needs=["3.1", "3.3", "3.4"]):
     display(plots.compare_answers(prompts, None, replies, rows=3))
 
 # %% [markdown]
-# Look at length and shape more than at wisdom: the tuned model has taken over the short, direct
-# manner of its 48 examples. It knows nothing that it did not know before.
+# Look at length and shape more than at wisdom. The tuned model answers shorter and more directly, the
+# manner of its 48 examples. It knows nothing that it did not know before, and where it runs out of
+# words it repeats itself, as small models do without sampling.
 
 # %% tags=["experiment"]
 if lab.experiment("Forgetting", 12, needs=["3.1", "3.3", "3.4", "3.6"]):
@@ -448,8 +450,12 @@ if lab.experiment("Forgetting", 12, needs=["3.1", "3.3", "3.4", "3.6"]):
 
 # %% [markdown]
 # The texts are ten paragraphs about tides, bread and bridges, nothing of either task. A bar above
-# the dotted line is forgetting. LoRA limits the damage and does not prevent it. With the adapter
-# off, the base model is untouched, and that is the real safety.
+# the dotted line is forgetting: when we ran it, `home` made ordinary English about a tenth more
+# surprising, after two minutes on commands and JSON. A bar below the line is no miracle either:
+# the answers of `chat` are plain English, and the model moved a little towards such text.
+#
+# LoRA limits the damage and does not prevent it. With the adapter off, the base model is
+# untouched, and that is the real safety.
 
 # %% [markdown]
 # ## What is on disk
@@ -499,7 +505,7 @@ if lab.experiment("The adapter's folder, opened", 4, needs=["3.1", "3.3", "3.4",
 if lab.experiment("Two adapters, one base", 12, needs=["3.1", "3.3", "3.4", "3.7"]):
     both = load_tuned(models.load()[0], tuned.folder)
     both.load_adapter(chatty.folder, adapter_name="chat")
-    command = [home[0]["messages"][:-1]]
+    command = [unseen[0]["messages"]]
     for name in ("default", "chat"):
         both.set_adapter(name)
         print(f"{name:<8} {generation.answers(both, tokenizer, command)[0][:70]!r}")

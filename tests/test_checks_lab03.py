@@ -25,16 +25,6 @@ from labkit.checks import lab03 as check
 from labkit.grading import contract
 from labkit.probes import lab03 as probe
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny models on two threads of a busy machine wait for each other: 70 s in place of 7."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # --- right answers -------------------------------------------------------------------------
 
 

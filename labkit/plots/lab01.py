@@ -70,7 +70,7 @@ def spectra(real, random):
             ax.plot(values / np.linalg.norm(values), color=colour, ls=style)
         tops.append(f"{name} {s[0] / random[name][0] * _norm(random[name]) / _norm(s):.1f}x")
         ax.set_title(name, fontsize=10.5, weight="normal")
-        ax.set(yscale="log", xlabel="position", ylim=(2e-3, 1))
+        ax.set(yscale="log", xlabel="position", ylim=(2e-3, 0.4))
     axes[0].set_ylabel("singular value / |W|")
     axes[0].text(330, 0.05, "random", color=ORANGE)
     axes[0].text(25, 0.17, "trained", color=BLUE)
@@ -98,7 +98,7 @@ def rank_strips(panels, title):
             last = np.median(list(kinds.values())[-1])
             ax.text(x + 0.45, last, name, color=colour, va="center")
         ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
-        ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4))
+        ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.7))
         ax.grid(axis="x", visible=False)
     return _headed(fig, title)
 
@@ -111,9 +111,8 @@ def energy_and_gain(ranks, energy, gain):
         ("energy kept", energy, ORANGE, "s"),
     ):
         ax.plot(ranks, values, color=colour, marker=marker)
-        lift = -16 if values is energy else 9
-        spot = (ranks[2], values[2])
-        ax.annotate(name, spot, (4, lift), textcoords="offset points", color=colour)
+        spot = (ranks[3], values[3])
+        ax.annotate(name, spot, (6, -16), textcoords="offset points", color=colour)
     ax.axhline(1, color=INK, ls=":", lw=1.2)
     ax.set(xscale="log", xlabel="rank that every update is cut to", ylim=(0, 1.06))
     ax.set_xticks(ranks, [str(r) for r in ranks])
@@ -146,42 +145,41 @@ def parts_of_update(parts):
 
 def learned_factors(errors, bound, A_svd, A_learned):
     """How a trained B A nears the Eckart-Young bound, and the angles between the rows of A."""
-    fig, axes = figure(3, width=10, height=3.3, width_ratios=(1.7, 1, 1))
+    fig, axes = figure(3, width=10, height=3.2, width_ratios=(1.7, 1, 1))
     axes[0].plot(errors, color=BLUE)
     axes[0].axhline(bound, color=INK, ls=":", lw=1.5)
-    axes[0].text(len(errors), bound, f"bound {bound:.3f}", ha="right", va="top", color=INK)
-    axes[0].annotate(
-        f"B A, {errors[-1]:.3f} at the end", (len(errors) * 0.25, errors[0]), color=BLUE
-    )
-    axes[0].set(
-        xlabel="step", ylabel="relative error", ylim=(bound - 0.08 * (errors[0] - bound), None)
-    )
-    for ax, A, name in (
-        (axes[1], A_svd, "rows of A from the SVD"),
-        (axes[2], A_learned, "learned"),
-    ):
+    axes[0].text(0, bound - 0.01, f"Eckart-Young bound {bound:.3f}", va="top", color=INK)
+    spot = (len(errors) // 8, errors[len(errors) // 8])
+    axes[0].annotate("learned B A", spot, (8, 4), textcoords="offset points", color=BLUE)
+    axes[0].set(xlabel="step", ylabel="relative error", ylim=(bound - 0.12, None))
+    for ax, A, name in ((axes[1], A_svd, "A from the SVD"), (axes[2], A_learned, "learned A")):
         unit = A / np.linalg.norm(A, axis=1, keepdims=True)
         ax.imshow(np.abs(unit @ unit.T), cmap="Blues", vmin=0, vmax=1)
         ax.set_title(name, fontsize=10.5, weight="normal")
         ax.set(xticks=[], yticks=[], xlabel="|cosine| between rows")
     worst = np.abs(unit @ unit.T - np.eye(len(unit))).max()
-    return _headed(
-        fig, f"The learned product meets the bound; its rows lean on each other, to {worst:.2f}"
-    )
+    ends = f"ends at {errors[-1]:.3f}, the bound is {bound:.3f}"
+    return _headed(fig, f"The learned product {ends}; two of its rows have cosine {worst:.2f}")
 
 
 def intrinsic(dims, accuracies, full, d90):
     """Accuracy against dimension; the last three map the number of parameters D to their values."""
     fig, ax = figure(height=3.7)
-    for (D, values), colour, marker in zip(accuracies.items(), (BLUE, ORANGE), "os", strict=True):
+    styles = zip((BLUE, ORANGE), "os", ((-8, 10), (10, -14)), ("right", "left"), strict=True)
+    spot = len(dims) // 2
+    for D, (colour, marker, shift, side) in zip(accuracies, styles, strict=True):
+        values = accuracies[D]
         ax.plot(dims, values, color=colour, marker=marker, ms=5)
-        ax.axhline(0.9 * full[D], color=colour, ls=":", lw=1.2)
         ax.plot([d90[D]] * 2, [0, values[dims.index(d90[D])]], color=colour, ls="--", lw=1.2)
-    ax.text(dims[0], 0.9 * min(full.values()) - 0.02, "90% of full training", va="top", color=INK)
+        where = {"xytext": shift, "textcoords": "offset points", "ha": side}
+        ax.annotate(f"D = {D:,}", (dims[spot], values[spot]), color=colour, **where)
+    level = 0.9 * np.mean(list(full.values()))
+    ax.axhline(level, color=INK, ls=":", lw=1.2)
+    ax.text(dims[0], level - 0.02, "90% of full training", va="top", color=INK)
     ax.set(xscale="log", xlabel="dimension d of the flat", ylabel="accuracy", ylim=(0, 1.03))
     ax.set_xticks(dims, [str(d) for d in dims])
     ax.minorticks_off()
-    texts = [f"d = {d} of {D:,}" for D, d in d90.items()]
-    ax.set_title(f"90% of full training takes {' and '.join(texts)} parameters")
+    texts = [f"{d} of {D:,} parameters" for D, d in d90.items()]
+    ax.set_title(f"$d_{{90}}$ is {' and '.join(texts)}")
     plt.close(fig)
     return fig
