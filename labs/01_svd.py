@@ -278,12 +278,12 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
     print(f"rank 8 would keep {kept[len(kept) // 2]:.0%} of a matrix's energy (median)")
 
 # %% [markdown]
-# Each dot is a matrix, block by block from left to right; the dash is a random one. Queries and keys
-# have the most structure, values and the MLP have little. The stable rank differs more, because it
-# only asks how much the largest direction stands out.
+# Each dot is a matrix, block by block from left to right; the dash is a random one. Queries and
+# keys have the most structure, values and the MLP have little. The stable rank differs more,
+# because it only asks how much the largest direction stands out.
 #
-# So the weights are *not* low-rank, and the number below the picture says what a cut to rank 8 would
-# leave of them. LoRA never says that they are. It says that their *change* is.
+# So the weights are *not* low-rank, and the number below the picture says what a cut to rank 8
+# would leave of them. LoRA never says that they are. It says that their *change* is.
 
 # %% [markdown]
 # ## What does fine-tuning change?
@@ -417,8 +417,8 @@ if lab.experiment("Every update cut to rank r", 16, needs=["1.4", "1.5"]):
 # hardly matters: a low-rank cut keeps most of the gain. A claim about energy and a claim about loss
 # are two claims. The first is wrong here, the second right.
 #
-# Is the rest noise, then? Keep only the rest and see. And are any 8 directions good enough? Keep the
-# part of the update that acts on 8 random input directions.
+# Is the rest noise, then? Keep only the rest and see. And are any 8 directions good enough? Keep
+# the part of the update that acts on 8 random input directions.
 
 # %% tags=["experiment"]
 if lab.experiment("Top, rest and random directions", 6, needs=["1.4", "1.5"]):
@@ -438,11 +438,11 @@ if lab.experiment("Top, rest and random directions", 6, needs=["1.4", "1.5"]):
     display(plots.lab01.parts_of_update(parts))
 
 # %% [markdown]
-# The shares of energy of the first two add up to 100%; the shares of the gain do not. With the eight
-# leading directions gone, what is left still lowers the loss: the update says the same thing more
-# than once. So the tail is redundant rather than noise. Random directions are worth next to nothing
-# at the same rank. Few directions suffice, but they must be the right ones. Finding them is what
-# training does.
+# The shares of energy of the first two add up to 100%; the shares of the gain do not. With the
+# eight leading directions gone, what is left still lowers the loss: the update says the same
+# thing more than once. So the tail is redundant rather than noise. Random directions are worth
+# next to nothing at the same rank. Few directions suffice, but they must be the right ones.
+# Finding them is what training does.
 
 # %% [markdown]
 # ## LoRA is not an SVD
@@ -470,16 +470,17 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
 
 # %% [markdown]
 # Left: the product comes down to the bound and not below. Right: white off the diagonal means
-# orthogonal. The rows of the learned $A$ are not, and nothing orders them. They need not be: for any
-# invertible $R$, $(BR)(R^{-1}A)$ is the same update. So do not read meaning into single rows of a
-# trained $A$. The subspace that they span is what counts (Lab 5).
+# orthogonal. The rows of the learned $A$ are not, and nothing orders them. They need not be: for
+# any invertible $R$, $(BR)(R^{-1}A)$ is the same update. So do not read meaning into single rows
+# of a trained $A$. The subspace that they span is what counts (Lab 5).
 
 # %% [markdown]
 # ## Another small number: intrinsic dimension
 #
 # One more result is often quoted as "fine-tuning is low-rank": 200 parameters reach 90% of full
-# fine-tuning on one task (Aghajanyan et al., 2020). They measured something else. All $D$ parameters
-# of a network are one vector $\theta$. Pick a random flat of dimension $d$ through the start,
+# fine-tuning on one task (Aghajanyan et al., 2020). They measured something else. All $D$
+# parameters of a network are one vector $\theta$. Pick a random flat of dimension $d$ through the
+# start,
 #
 # $$\theta = \theta_0 + P z, \qquad P: (D, d) \text{ fixed and random}, \quad z: (d,),$$
 #
@@ -599,8 +600,8 @@ if lab.experiment("Training in random flats", 15, needs=["1.4", "1.6"]):
 # more than the network.
 #
 # But read the line below the picture. A flat of dimension 50 moved the first layer by a matrix of
-# *full* rank. A small intrinsic dimension says that few numbers suffice; a low matrix rank says that
-# few directions do. LoRA bets on the second, one matrix at a time. Neither proves the other.
+# *full* rank. A small intrinsic dimension says that few numbers suffice; a low matrix rank says
+# that few directions do. LoRA bets on the second, one matrix at a time. Neither proves the other.
 
 # %% [markdown]
 # ### Exercise 1.7 · Quiz
@@ -655,6 +656,6 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["1.4", "1.5", "1.6"]):
     D = min(d90)
     lab.headline(
-        f"a full update cut to rank 8 keeps {energy[3]:.0%} of its energy and {gains[3]:.0%} of the "
+        f"a full update cut to rank 8 keeps {energy[3]:.0%} of its energy, {gains[3]:.0%} of its "
         f"gain (rank {middle} for 90% of the energy); d90 is {d90[D]} of {D:,} parameters"
     )

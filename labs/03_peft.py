@@ -289,8 +289,8 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 25, needs=["3.1", "3.
     del trainer
 
 # %% [markdown]
-# Much of that time goes into things that a small run on a CPU does not need. `finetuning.finetune` is
-# the same trainer without them:
+# Much of that time goes into things that a small run on a CPU does not need. `finetuning.finetune`
+# is the same trainer without them:
 #
 # - frozen weights rest in bf16 where the CPU multiplies bf16, and the adapters stay in fp32
 #   (PEFT keeps them so, whatever the base);
@@ -434,9 +434,9 @@ if lab.experiment("Three prompts, two models", 25, needs=["3.1", "3.3", "3.4"]):
     display(plots.compare_answers(prompts, None, replies, rows=3))
 
 # %% [markdown]
-# Look at length and shape more than at wisdom. The tuned model answers shorter and more directly, the
-# manner of its 48 examples. It knows nothing that it did not know before, and where it runs out of
-# words it repeats itself, as small models do without sampling.
+# Look at length and shape more than at wisdom. The tuned model answers shorter and more directly,
+# the manner of its 48 examples. It knows nothing that it did not know before, and where it runs
+# out of words it repeats itself, as small models do without sampling.
 
 # %% tags=["experiment"]
 if lab.experiment("Forgetting", 12, needs=["3.1", "3.3", "3.4", "3.6"]):
