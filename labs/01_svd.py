@@ -361,7 +361,7 @@ if lab.experiment("The spectrum of the update", 12, needs=["1.4", "1.5"]):
         U, S, Vh = torch.linalg.svd(W.detach() - start[name], full_matrices=False)
         factors[name], spectra[name] = (U * S, Vh), S
     name = "model.layers.15.self_attn.q_proj.weight"
-    W0, W1 = start[name].float(), matrices[name].detach().clone().clone()
+    W0, W1 = start[name].float(), matrices[name].detach().clone()
     shared = W0 + factors[name][0][:, :8] @ factors[name][1][:8]
     print(f"same as truncate_update, to {(shared - truncate_update(W0, W1, 8)).abs().max():.0e}")
     update_r90 = {name: energy_rank(S, 0.9) for name, S in spectra.items()}
@@ -609,20 +609,25 @@ if lab.experiment("Training in random flats", 15, needs=["1.4", "1.6"]):
 # ●○○ · 5 min · 3 points
 #
 # **q1. A 4096 × 4096 layer gets LoRA with r=16. What happens to the memory of training it?**
-# (a) The weights shrink 128-fold. (b) The activations shrink 128-fold.
-# (c) Gradients and optimizer states shrink 128-fold; the weights and most activations stay.
-# (d) Nothing shrinks but the file on disk.
+#
+# - (a) The weights shrink 128-fold.
+# - (b) The activations shrink 128-fold.
+# - (c) Gradients and optimizer states shrink 128-fold; the weights and most activations stay.
+# - (d) Nothing shrinks but the file on disk.
 #
 # **q2. You train LoRA with r=8. How does its BA relate to the update of full fine-tuning?**
-# (a) The best rank-8 part bounds how near BA can come; BA itself is learned from the loss.
-# (b) BA is the best rank-8 part of that update.
-# (c) BA can be nearer to that update than its best rank-8 part is.
-# (d) The columns of B are its first eight singular directions.
+#
+# - (a) The best rank-8 part bounds how near BA can come; BA itself is learned from the loss.
+# - (b) BA is the best rank-8 part of that update.
+# - (c) BA can be nearer to that update than its best rank-8 part is.
+# - (d) The columns of B are its first eight singular directions.
 #
 # **q3. A rank-8 cut kept about two thirds of the energy and nearly all of the gain. What follows?**
-# (a) The update has rank 8. (b) The other third of the energy is noise.
-# (c) Eight numbers a matrix would do, since the intrinsic dimension is small.
-# (d) Few directions can do most of the task, although the update is not low-rank in energy.
+#
+# - (a) The update has rank 8.
+# - (b) The other third of the energy is noise.
+# - (c) Eight numbers a matrix would do, since the intrinsic dimension is small.
+# - (d) Few directions can do most of the task, although the update is not low-rank in energy.
 
 
 # %%
