@@ -2,8 +2,8 @@
 
 Both train LoRA r=16 on q and v of the real model, on the same `home` commands in the same batches,
 with the same seed, learning rate and schedule. TRL's side has TRL's defaults: weights in fp32
-with bf16 autocast, its padding, its checkpointing. The two take turns, a step each, in one process, and
-the ratio is the median of the steps' ratios: whatever else the machine does slows both.
+with bf16 autocast, its padding, its checkpointing. The two take turns, a step each, in one
+process, and the ratio is the median of the steps' ratios: what else the machine does slows both.
 
     python benchmarks/train_step.py --steps 20 --out build/train_step.json
 """
