@@ -172,10 +172,10 @@ check.parameters(lora_params, break_even_rank)
 # %% tags=["experiment"]
 if lab.experiment("What the numbers buy", 4, needs=["1.2", "1.3"]):
     noise = torch.rand(photo.shape, generator=torch.Generator().manual_seed(lab.seed)) - 0.5
-    steps = range(1, 190, 4)
-    costs = [lora_params(*photo.shape, r) / photo.numel() for r in steps]
+    ranks = range(1, 190, 8)
+    costs = [lora_params(*photo.shape, r) / photo.numel() for r in ranks]
     errors = {"photograph": photo, "noise": noise}
-    errors = {name: [relative_error(W, r) for r in steps] for name, W in errors.items()}
+    errors = {name: [relative_error(W, r) for r in ranks] for name, W in errors.items()}
     display(plots.lab01.error_and_cost(costs, errors, break_even_rank(*photo.shape)))
 
 # %% [markdown]
@@ -421,7 +421,7 @@ if lab.experiment("Every update cut to rank r", 16, needs=["1.4", "1.5"]):
 # the part of the update that acts on 8 random input directions.
 
 # %% tags=["experiment"]
-if lab.experiment("Top, rest and random directions", 6, needs=["1.4", "1.5"]):
+if lab.experiment("Top, rest and random directions", 7, needs=["1.4", "1.5"]):
     torch.manual_seed(lab.seed)
 
     def random_inputs(US, Vh, r=8):
@@ -525,7 +525,7 @@ check.subspace(subspace_point, project_gradient)
 
 
 # %%
-def fit(net, step, x, y, steps=300):
+def fit(net, step, x, y, steps=200):
     """`step(loss)` after each batch; then the accuracy of `net` on the last 400 commands."""
     for _ in range(steps):
         i = torch.randint(1600, (256,))
@@ -576,7 +576,7 @@ def fit_in_flat(width, d, x, y):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Training in random flats", 15, needs=["1.4", "1.6"]):
+if lab.experiment("Training in random flats", 10, needs=["1.4", "1.6"]):
     commands = tasks.load("home", "train").shuffle(seed=0)
     intents = sorted(set(commands["intent"]))
     y = torch.tensor([intents.index(name) for name in commands["intent"]])

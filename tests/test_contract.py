@@ -58,6 +58,16 @@ def test_an_error_names_the_line_of_the_cell(rejects):
     assert "TypeError" in message and "line 3 of the cell" in message
 
 
+def test_a_matrix_the_wrong_way_round_is_hinted_at(rejects):
+    message = rejects(doubles, lambda x: torch.ones(2, 3) @ torch.ones(2, 3))
+    assert "shapes cannot be multiplied" in message and "transpose" in message
+
+
+def test_a_check_called_without_its_object_says_how():
+    with pytest.raises(CheckFailed, match=r"called as check\.doubles\(double\)"):
+        doubles()
+
+
 def test_a_revealed_exercise_stays_revealed():
     record = {"id": "9.1", "name": "double", "points": 2, "earned": 0}
     contract.session.records["9.1"] = record | {"status": "revealed", "message": ""}

@@ -57,6 +57,11 @@ class Session:
             raise CheckFailed(error) from None
 
 
+HINTS = {
+    "shapes cannot be multiplied": "; is a transpose (.T) missing or one too many?",
+    "size of tensor a": "; do the two have the shapes you think?",
+    "is not defined": "; was the cell that defines it run?",
+}
 session = Session()
 
 
@@ -91,23 +96,26 @@ def exercise(id, points):
 
     def decorate(check):
         names = list(inspect.signature(check).parameters)
+        listed = ", ".join(names)
 
         @functools.wraps(check)
         def judged(*objects):
             record = {"id": id, "name": names[0], "points": points, "earned": 0}
             session.exercise = id
+            if len(objects) != len(names):
+                raise CheckFailed(f"This check is called as check.{check.__name__}({listed})")
             try:
                 note = check(*objects)
             except NotWritten:
                 session.records.setdefault(id, record | {"status": "missing", "message": ""})
-                print(f"○ {id} {', '.join(names)}: not written yet")
+                print(f"○ {id} {listed}: not written yet")
             except CheckFailed as failure:
                 _record(record, "failed", failure.earned, str(failure))
                 failure.args = (f"✗ {id} {names[0]}: {failure}",)
                 raise failure from None
             else:
                 _record(record, "passed", points, "")
-                print(f"✓ {id} {', '.join(names)}: {note or inspect.getdoc(check)}")
+                print(f"✓ {id} {listed}: {note or inspect.getdoc(check)}")
 
         judged.exercise = {"id": id, "name": names[0], "names": names, "points": points}
         return judged
@@ -126,6 +134,7 @@ def _record(record, status, earned, message):
 def _told(error):
     """One line on an exception in the learner's code: which, where, and the line itself."""
     what = f"{type(error).__name__}: {error}".strip(": ")
+    what += next((hint for sign, hint in HINTS.items() if sign in what), "")
     trace, place = error.__traceback__, None
     while trace:
         name = trace.tb_frame.f_code.co_filename
