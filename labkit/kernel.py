@@ -9,9 +9,11 @@ from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from traitlets import default
+
+CELL_SECONDS = 3600  # a cell that takes longer hangs
 
 
 class KernelOfThisPython(AsyncKernelManager):
@@ -35,7 +37,7 @@ def execute(
     client = NotebookClient(
         book,
         kernel_manager_class=KernelOfThisPython,
-        timeout=None,
+        timeout=CELL_SECONDS,
         startup_timeout=180,
         coalesce_streams=True,
         extra_arguments=["--log-level=CRITICAL"],  # what a cell writes is not affected
@@ -53,6 +55,8 @@ def execute(
                 peak = peak_bytes(client.km)
     except CellExecutionError as error:
         failure = f"{error.ename}: {error.evalue.strip()}"
+    except CellTimeoutError:
+        failure = f"a cell ran longer than {CELL_SECONDS // 60} minutes"
     except DeadKernelError:
         failure = "the kernel died (out of memory?)"
     except RuntimeError as error:  # the kernel did not start

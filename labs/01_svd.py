@@ -123,11 +123,14 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
 if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
     import ipywidgets
 
-    def show(r):
+    def picture(r):
         title = f"r = {r} · error {relative_error(photo, r):.1%}"
-        display(plots.lab01.one_picture(best_rank_r(photo, r), title))
+        return plots.png(plots.lab01.one_picture(best_rank_r(photo, r), title))
 
-    ipywidgets.interact(show, r=ipywidgets.IntSlider(10, 1, 256, continuous_update=False))
+    slider = ipywidgets.IntSlider(10, 1, 256, description="rank r", continuous_update=False)
+    image = ipywidgets.Image(value=picture(slider.value), width=420)
+    slider.observe(lambda change: setattr(image, "value", picture(change["new"])), "value")
+    display(ipywidgets.VBox([slider, image]))
 
 # %% [markdown]
 # ## What a low rank costs
@@ -170,7 +173,7 @@ check.parameters(lora_params, break_even_rank)
 # Few numbers are only good if they are enough. Compare the photograph with pure noise.
 
 # %% tags=["experiment"]
-if lab.experiment("What the numbers buy", 4, needs=["1.2", "1.3"]):
+if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
     noise = torch.rand(photo.shape, generator=torch.Generator().manual_seed(lab.seed)) - 0.5
     ranks = range(1, 190, 8)
     costs = [lora_params(*photo.shape, r) / photo.numel() for r in ranks]
@@ -355,7 +358,7 @@ if lab.experiment("A short full fine-tune", 45, needs=["1.4", "1.5"]):
 # inside; the cell compares the two on one matrix.
 
 # %% tags=["experiment"]
-if lab.experiment("The spectrum of the update", 12, needs=["1.4", "1.5"]):
+if lab.experiment("The SVD of every update", 10, needs=["1.4", "1.5"]):
     factors, spectra = {}, {}
     for name, W in live.progress(matrices.items(), "SVD of each update"):
         U, S, Vh = torch.linalg.svd(W.detach() - start[name], full_matrices=False)
@@ -364,6 +367,9 @@ if lab.experiment("The spectrum of the update", 12, needs=["1.4", "1.5"]):
     W0, W1 = start[name].float(), matrices[name].detach().clone()
     shared = W0 + factors[name][0][:, :8] @ factors[name][1][:8]
     print(f"same as truncate_update, to {(shared - truncate_update(W0, W1, 8)).abs().max():.0e}")
+
+# %% tags=["experiment"]
+if lab.experiment("How many directions an update takes", 1, needs=["1.2", "1.4", "1.5"]):
     update_r90 = {name: energy_rank(S, 0.9) for name, S in spectra.items()}
     middle = int(torch.tensor(list(update_r90.values())).median())
     title = f"90% of an update's energy takes rank {middle} at the median, not 4 or 8"
@@ -453,7 +459,7 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.4", "1.5"]):
 # not become the SVD.
 
 # %% tags=["experiment"]
-if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", "1.5"]):
+if lab.experiment("B and A trained towards one update", 2, needs=["1.2", "1.4", "1.5"]):
     torch.manual_seed(lab.seed)
     goal = (W1 - W0) / (W1 - W0).norm()
     A, B = torch.randn(8, 576).to(goal) * 0.05, torch.zeros(576, 8).to(goal)
@@ -525,6 +531,13 @@ check.subspace(subspace_point, project_gradient)
 
 
 # %%
+def network(width):
+    """A fresh network on 576 inputs, its parameters, and these as one vector."""
+    torch.manual_seed(lab.seed)
+    net = nn.Sequential(nn.Linear(576, width), nn.ReLU(), nn.Linear(width, 10))
+    return net, list(net.parameters()), parameters_to_vector(net.parameters()).detach()
+
+
 def fit(net, step, x, y, steps=200):
     """`step(loss)` after each batch; then the accuracy of `net` on the last 400 commands."""
     for _ in range(steps):
@@ -533,13 +546,11 @@ def fit(net, step, x, y, steps=200):
     return (net(x[1600:]).argmax(1) == y[1600:]).float().mean().item()
 
 
-def network(width):
-    """A fresh network on 576 inputs, its parameters, and these as one vector."""
-    torch.manual_seed(lab.seed)
-    net = nn.Sequential(nn.Linear(576, width), nn.ReLU(), nn.Linear(width, 10))
-    return net, list(net.parameters()), parameters_to_vector(net.parameters()).detach()
+# %% [markdown]
+# First with all parameters, then in a flat. Your two functions are the whole difference.
 
 
+# %%
 def fit_fully(width, x, y):
     """Accuracy when all parameters train."""
     net, params, _ = network(width)
@@ -551,10 +562,6 @@ def fit_fully(width, x, y):
         optimizer.step()
 
     return fit(net, step, x, y)
-
-
-# %% [markdown]
-# And the same in a flat. Your two functions are the whole difference.
 
 
 # %%
@@ -658,7 +665,7 @@ check.quiz(quiz)
 lab.score()
 
 # %% tags=["experiment"]
-if lab.experiment("The result in one line", 0, needs=["1.4", "1.5", "1.6"]):
+if lab.experiment("The result in one line", 0, needs=["1.2", "1.4", "1.5", "1.6"]):
     D = min(d90)
     lab.headline(
         f"a full update cut to rank 8 keeps {energy[3]:.0%} of its energy, {gains[3]:.0%} of its "

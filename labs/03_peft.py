@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 from IPython.display import display
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -144,6 +144,8 @@ if lab.experiment("What r=16 trains in three models", 6, needs=["3.2"]):
 # %% [markdown]
 # Numbers that circulate, next to yours:
 #
+# - *"SmolLM2-135M, q and v, r=16: 131,072, or 0.097%."* 131,072 is one matrix of 4096 × 4096.
+#   PEFT and you agree on seven times as much.
 # - *"Llama-3.1-8B, all-linear, r=16: 13,631,488 of 4,544,075,776."* 13.6 million is q, k, v and o
 #   only. And the total is a 4-bit model counted by `numel()`, which sees two weights as one.
 # - *"Llama-2-7B, q and v, r=16: 4.2 million."* That is rank 8.
@@ -261,7 +263,7 @@ check.matches(exact_match)
 # ## Train on `home`
 #
 # First the trainer as TRL gives it, for three steps, so that you have seen it. It is the whole
-# program: a model, a dataset, two configurations.
+# program: a model, a dataset, two configurations. It brings its own table of losses.
 
 # %% tags=["experiment"]
 if lab.experiment("Three steps of SFTTrainer as it comes", 25, needs=["3.1", "3.3", "3.4"]):
@@ -271,8 +273,8 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 25, needs=["3.1", "3.
         sft_config("build/home", kind),
         max_steps=3,
         per_device_train_batch_size=16,
-        disable_tqdm=True,
-        logging_strategy="no",
+        logging_steps=1,
+        disable_tqdm=False,
     )
     trainer = SFTTrainer(
         models.load(dtype=torch.float32)[0],
@@ -502,26 +504,30 @@ if lab.experiment("The adapter's folder, opened", 4, needs=["3.1", "3.3", "3.4",
 # point on a line: rank times shapes times bytes.
 
 # %% tags=["experiment"]
-if lab.experiment("Two adapters, one base", 12, needs=["3.1", "3.3", "3.4", "3.7"]):
+if lab.experiment("Two adapters, one base", 20, needs=["3.1", "3.3", "3.4", "3.7"]):
     both = load_tuned(models.load()[0], tuned.folder)
     both.load_adapter(chatty.folder, adapter_name="chat")
-    command = [unseen[0]["messages"]]
-    for name in ("default", "chat"):
-        both.set_adapter(name)
-        print(f"{name:<8} {generation.answers(both, tokenizer, command)[0][:70]!r}")
+    questions, spoken = [unseen[0]["messages"], turns[2]], {}
+    for name, adapter in [("home", "default"), ("chat", "chat")]:
+        both.set_adapter(adapter)
+        spoken[name] = generation.answers(both, tokenizer, questions)
     with both.disable_adapter():
-        print(f"{'(none)':<8} {generation.answers(both, tokenizer, command)[0][:70]!r}")
+        spoken["neither"] = generation.answers(both, tokenizer, questions)
+    display(plots.compare_answers([unseen[0]["text"], prompts[2]], None, spoken))
 
 # %% [markdown]
-# One base in memory, and a switch. Lab 6 measures what the switch costs and mixes adapters in one
-# batch. When the base is on the hub as well, one call loads both, because the adapter's
-# configuration names its base:
+# One base in memory, three ways to answer, and `set_adapter` to switch. Lab 6 measures what a
+# switch costs and mixes adapters in one batch.
 #
-# ```python
-# from peft import AutoPeftModelForCausalLM
-# model = AutoPeftModelForCausalLM.from_pretrained("your-name/home-lora")
-# ```
-#
+# The configuration in the folder names its base, so one call can load both, from a folder or from
+# the hub.
+
+# %% tags=["experiment"]
+if lab.experiment("Base and adapter in one call", 3, needs=["3.1", "3.3", "3.4", "3.7"]):
+    whole = AutoPeftModelForCausalLM.from_pretrained(tuned.folder)
+    print(f"{type(whole).__name__}, base in {whole.get_base_model().dtype}")
+
+# %% [markdown]
 # Sharing an adapter is one call too. The next cell does nothing until you give a name and a token.
 
 # %% tags=["experiment"]

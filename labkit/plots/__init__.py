@@ -4,7 +4,16 @@ What all labs share is here; each lab's own figures are in the module of its num
 `labkit.start` imports: `plots.lab02.budget(...)`.
 """
 
-from labkit.plots.style import INK, PALETTE, figure, growing_loss, smooth, use_style
+from labkit.plots.style import INK, PALETTE, figure, growing_loss, png, smooth, use_style
 from labkit.plots.tables import compare_answers
 
-__all__ = ["INK", "PALETTE", "compare_answers", "figure", "growing_loss", "smooth", "use_style"]
+__all__ = [
+    "INK",
+    "PALETTE",
+    "compare_answers",
+    "figure",
+    "growing_loss",
+    "png",
+    "smooth",
+    "use_style",
+]

@@ -1,5 +1,7 @@
 """The look that all figures share, and the loss curve that grows while a model trains."""
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -56,3 +58,10 @@ def growing_loss(losses, steps, title):
     ax.set_title(title)
     plt.close(fig)
     return fig
+
+
+def png(fig):
+    """The bytes of `fig` as a PNG image, for an image widget."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png")
+    return buffer.getvalue()
