@@ -10,7 +10,7 @@ run: $(READY)  ## execute the solved labs; pages with pictures in build/
 	@$(BIN)/labkit run
 
 lab: $(READY)  ## open the student notebooks
-	@$(BIN)/jupyter-lab --notebook-dir=notebooks
+	@$(BIN)/jupyter-lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: $(READY)  ## everything that must hold
 	$(BIN)/ruff check .
