@@ -25,6 +25,8 @@ import labkit
 lab, check = labkit.start("01_svd")
 
 # %%
+import statistics
+
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -262,6 +264,11 @@ def by_kind(values):
     return kinds
 
 
+def middle(kinds):
+    """The median of all numbers in such a dict."""
+    return round(statistics.median(number for values in kinds.values() for number in values))
+
+
 def r90(W):
     """How many directions of W hold 90% of its energy."""
     return energy_rank(torch.linalg.svdvals(W), 0.9)
@@ -275,8 +282,9 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
         trained = {n: rank_of(start[n].float()) for n in live.progress(some, label)}
         random = {n: rank_of(torch.randn_like(start[n].float())) for n in some[:7]}
         panels[label] = {"trained": by_kind(trained), "random": by_kind(random)}
-    title = "Trained matrices need a lower rank than random ones, yet not a low one"
-    display(plots.lab01.rank_strips(panels, title))
+    typical = {name: middle(kinds) for name, kinds in panels["rank for 90% of the energy"].items()}
+    title = "Rank for 90% of the energy, median: {trained} trained, {random} random"
+    display(plots.lab01.rank_strips(panels, title.format(**typical)))
     kept = sorted(1 - relative_error(start[n].float(), 8) ** 2 for n in some)
     print(f"rank 8 would keep {kept[len(kept) // 2]:.0%} of a matrix's energy (median)")
 
@@ -370,13 +378,10 @@ if lab.experiment("The SVD of every update", 10, needs=["1.4", "1.5"]):
 
 # %% tags=["experiment"]
 if lab.experiment("How many directions an update takes", 1, needs=["1.2", "1.4", "1.5"]):
-    update_r90 = {name: energy_rank(S, 0.9) for name, S in spectra.items()}
-    middle = int(torch.tensor(list(update_r90.values())).median())
-    title = f"90% of an update's energy takes rank {middle} at the median, not 4 or 8"
-    both = {
-        "update": by_kind(update_r90),
-        "weights": panels["rank for 90% of the energy"]["trained"],
-    }
+    update_r90 = by_kind({name: energy_rank(S, 0.9) for name, S in spectra.items()})
+    weights_r90 = panels["rank for 90% of the energy"]["trained"]
+    title = f"90% of an update's energy takes rank {middle(update_r90)} at the median"
+    both = {"update": update_r90, "weights": weights_r90}
     display(plots.lab01.rank_strips({"rank for 90% of the energy": both}, title))
 
 # %% [markdown]
@@ -669,5 +674,5 @@ if lab.experiment("The result in one line", 0, needs=["1.2", "1.4", "1.5", "1.6"
     D = min(d90)
     lab.headline(
         f"a full update cut to rank 8 keeps {energy[3]:.0%} of its energy, {gains[3]:.0%} of its "
-        f"gain (rank {middle} for 90% of the energy); d90 is {d90[D]} of {D:,} parameters"
+        f"gain (rank {middle(update_r90)} for 90% of the energy); d90 is {d90[D]} of {D:,} numbers"
     )
