@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from IPython.display import display
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback
+from transformers import AutoModelForCausalLM, LlamaConfig
 from trl import SFTConfig, SFTTrainer
 
 from labkit import finetuning, generation, models, plots, tasks, training
@@ -266,16 +266,16 @@ check.matches(exact_match)
 # program: a model, a dataset, two configurations. It brings its own table of losses.
 
 # %% tags=["experiment"]
-if lab.experiment("Three steps of SFTTrainer as it comes", 25, needs=["3.1", "3.3", "3.4"]):
+if lab.experiment("Settings for the runs", 0, needs=["3.3", "3.4"]):
     pairs = home.map(to_prompt_completion, remove_columns=home.column_names)
     kind = "cpu" if lab.device == "cpu" else "t4" if lab.dtype == torch.float16 else "a100"
-    args = replace(
-        sft_config("build/home", kind),
-        max_steps=3,
-        per_device_train_batch_size=16,
-        logging_steps=1,
-        disable_tqdm=False,
-    )
+    few = dict(max_steps=3, per_device_train_batch_size=16)
+    shown = dict(logging_steps=1, disable_tqdm=False, save_strategy="no")
+    args = replace(sft_config("build/home", kind), **few, **shown)
+    print(f"{len(pairs)} examples, {args.max_steps} steps of {args.per_device_train_batch_size}")
+
+# %% tags=["experiment"]
+if lab.experiment("Three steps of SFTTrainer as it comes", 25, needs=["3.1", "3.3", "3.4"]):
     trainer = SFTTrainer(
         models.load(dtype=torch.float32)[0],
         args,
@@ -283,10 +283,9 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 25, needs=["3.1", "3.
         processing_class=tokenizer,
         peft_config=lora_config(16, "all-linear"),
     )
-    trainer.remove_callback(PrinterCallback)
     begun = time.perf_counter()
     trainer.train()
-    plain_seconds = (time.perf_counter() - begun) / 3
+    plain_seconds = (time.perf_counter() - begun) / args.max_steps
     print(f"{plain_seconds:.1f} s a step")
     del trainer
 
@@ -307,13 +306,12 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 25, needs=["3.1", "3.
 
 # %% tags=["experiment"]
 if lab.experiment("PEFT and TRL learn `home`", 80, needs=["3.1", "3.3", "3.4"]):
-    short = dict(per_device_train_batch_size=16, learning_rate=2e-3)
     tuned = finetuning.finetune(
         models.load()[0],
         tokenizer,
         pairs,
         lora_config(16, "all-linear"),
-        replace(args, max_steps=50, **short),
+        replace(args, max_steps=50, learning_rate=2e-3),
         title="home, r=16, all-linear",
     )
     print(f"{tuned.seconds / 50:.1f} s a step; as TRL comes it was {plain_seconds:.1f} s")
