@@ -54,3 +54,20 @@ def not_written(capsys):
         assert contract.session.records[check.exercise["id"]]["status"] == "missing"
 
     return judge
+
+
+@pytest.fixture(scope="session")
+def padded_loss():
+    """`padded_loss(model, rows)`: transformers' own loss on rows padded right, prompts masked."""
+
+    def loss(model, rows):
+        n = max(len(row["input_ids"]) for row in rows)
+        batch = {"input_ids": [], "labels": [], "attention_mask": []}
+        for row in rows:
+            pad = n - len(row["input_ids"])
+            batch["input_ids"].append(row["input_ids"] + [0] * pad)
+            batch["labels"].append(row["labels"] + [-100] * pad)
+            batch["attention_mask"].append([1] * (n - pad) + [0] * pad)
+        return model(**{key: torch.tensor(value) for key, value in batch.items()}).loss
+
+    return loss

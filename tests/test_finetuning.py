@@ -57,18 +57,6 @@ def config(folder, **more):
     return SFTConfig(str(folder), use_cpu=True, bf16=False, **quiet, **options | more)
 
 
-def padded_loss(model, rows):
-    """transformers' own loss on rows padded right."""
-    n = max(len(row["input_ids"]) for row in rows)
-    batch = {"input_ids": [], "labels": [], "attention_mask": []}
-    for row in rows:
-        pad = n - len(row["input_ids"])
-        batch["input_ids"].append(row["input_ids"] + [0] * pad)
-        batch["labels"].append(row["labels"] + [-100] * pad)
-        batch["attention_mask"].append([1] * (n - pad) + [0] * pad)
-    return model(**{key: torch.tensor(value) for key, value in batch.items()}).loss
-
-
 def packed_loss(model, rows):
     batch = packing.pack(rows)
     hidden = packing.hidden_states(model.get_decoder(), batch)
@@ -82,7 +70,9 @@ def encoded(tokenizer, home, n):
 
 @pytest.mark.parametrize("n", [1, 2, 9])
 @pytest.mark.parametrize("prompts_too", [False, True])
-def test_packed_loss_and_gradients_are_those_of_padded_rows(tokenizer, home, n, prompts_too):
+def test_packed_loss_and_gradients_are_those_of_padded_rows(
+    tokenizer, home, n, prompts_too, padded_loss
+):
     model, rows = tiny(), encoded(tokenizer, home, n)
     if prompts_too:
         rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]

@@ -28,22 +28,10 @@ def model():
     return LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True))
 
 
-def _plain_loss(model, rows):
-    """The loss of transformers itself, on rows padded right, prompts masked."""
-    n = max(len(row["input_ids"]) for row in rows)
-    batch = {"input_ids": [], "labels": [], "attention_mask": []}
-    for row in rows:
-        pad = n - len(row["input_ids"])
-        batch["input_ids"].append(row["input_ids"] + [0] * pad)
-        batch["labels"].append(row["labels"] + [-100] * pad)
-        batch["attention_mask"].append([1] * (n - pad) + [0] * pad)
-    return model(**{key: torch.tensor(value) for key, value in batch.items()}).loss
-
-
 @pytest.mark.parametrize("n_rows", [1, 2, 7])
-def test_loss_and_gradients_are_those_of_transformers(model, tokenizer, home, n_rows):
+def test_loss_and_gradients_are_those_of_transformers(model, tokenizer, home, n_rows, padded_loss):
     rows = [training.encode(tokenizer, messages) for messages in home["messages"][:n_rows]]
-    wanted = _plain_loss(model, rows)
+    wanted = padded_loss(model, rows)
     wanted.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -65,12 +53,12 @@ def test_a_shared_system_message_is_computed_once(tokenizer, home):
     assert len(ids) == sum(len(row["input_ids"]) - len(prefix) for row in rows) + len(prefix)
 
 
-def test_equal_prompts_still_leave_the_answers_their_own_loss(model):
+def test_equal_prompts_still_leave_the_answers_their_own_loss(model, padded_loss):
     rows = [
         {"input_ids": [5, 6, 7, answer], "labels": [-100, -100, -100, answer]} for answer in (8, 9)
     ]
     loss = training.answer_loss(model, packing.pack(rows), autocast=False)
-    torch.testing.assert_close(loss, _plain_loss(model, rows))
+    torch.testing.assert_close(loss, padded_loss(model, rows))
 
 
 def test_only_the_answer_has_labels(tokenizer, home):
@@ -99,14 +87,14 @@ def test_a_batch_larger_than_the_data_is_the_data(tokenizer, home):
     assert len(batch["rows"]) == 3
 
 
-def test_held_out_loss_weighs_tokens_and_restores_the_mode(model, tokenizer, home):
+def test_held_out_loss_weighs_tokens_and_restores_the_mode(model, tokenizer, home, padded_loss):
     rows = [training.encode(tokenizer, messages) for messages in home["messages"]]
     model.train()
     got = training.held_out_loss(model, tokenizer, home, size=7)
     assert model.training
     model.eval()
     with torch.no_grad():
-        wanted = _plain_loss(model, rows).item()
+        wanted = padded_loss(model, rows).item()
     # computed in bf16 where the CPU has it
     assert got == pytest.approx(wanted, rel=5e-3)
 
