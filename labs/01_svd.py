@@ -105,8 +105,8 @@ def relative_error(W, r):
 check.errors(relative_error)
 
 # %% [markdown]
-# A photograph is a matrix too. This one comes with matplotlib: Grace Hopper, who wrote the first
-# compiler.
+# A photograph is a matrix too. This one comes with matplotlib: Grace Hopper, who wrote one of
+# the first compilers.
 
 # %% tags=["experiment"]
 if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
@@ -374,7 +374,8 @@ if lab.experiment("The SVD of every update", 10, needs=["1.4", "1.5"]):
     name = "model.layers.15.self_attn.q_proj.weight"
     W0, W1 = start[name].float(), matrices[name].detach().clone()
     shared = W0 + factors[name][0][:, :8] @ factors[name][1][:8]
-    print(f"same as truncate_update, to {(shared - truncate_update(W0, W1, 8)).abs().max():.0e}")
+    gap = (shared - truncate_update(W0, W1, 8)).abs().max() / W1.abs().max()
+    print(f"rank 8 from these factors and by truncate_update: {gap:.1g} apart")
 
 # %% tags=["experiment"]
 if lab.experiment("How many directions an update takes", 1, needs=["1.2", "1.4", "1.5"]):
@@ -476,22 +477,23 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.2", "1.4", 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    rows = [factors[name][1][:8], A.detach()]
-    display(plots.lab01.learned_factors(errors, relative_error(goal, 8), *(M.cpu() for M in rows)))
+    learned, top = A.detach().cpu().numpy(), factors[name][1][:8].cpu().numpy()
+    display(plots.lab01.learned_factors(errors, relative_error(goal, 8), learned, top))
 
 # %% [markdown]
-# Left: the product comes down to the bound and not below. Right: white off the diagonal means
-# orthogonal. The rows of the learned $A$ are not, and nothing orders them. They need not be: for
-# any invertible $R$, $(BR)(R^{-1}A)$ is the same update. So do not read meaning into single rows
-# of a trained $A$. The subspace that they span is what counts (Lab 5).
+# Left: the product comes down to the bound and not below. Middle: the pale squares say that the
+# rows of the learned $A$ are not quite orthogonal. Right: were it the SVD, this would be a
+# diagonal. Instead each learned row is a mixture of the SVD's, in no order. Nothing forbids it:
+# for any invertible $R$, $(BR)(R^{-1}A)$ is the same update. So do not read meaning into single
+# rows of a trained $A$. The subspace that they span is what counts (Lab 5).
 
 # %% [markdown]
 # ## Another small number: intrinsic dimension
 #
 # One more result is often quoted as "fine-tuning is low-rank": 200 parameters reach 90% of full
-# fine-tuning on one task (Aghajanyan et al., 2020). They measured something else. All $D$
-# parameters of a network are one vector $\theta$. Pick a random flat of dimension $d$ through the
-# start,
+# fine-tuning of RoBERTa on a paraphrase task (Aghajanyan et al., 2020). They measured
+# something else. All $D$ parameters of a network are one vector $\theta$. Pick a random flat of
+# dimension $d$ through the start,
 #
 # $$\theta = \theta_0 + P z, \qquad P: (D, d) \text{ fixed and random}, \quad z: (d,),$$
 #
@@ -532,7 +534,7 @@ check.subspace(subspace_point, project_gradient)
 # %% [markdown]
 # For the real model $P$ would not fit in memory, so we take a small network: it reads the mean of
 # the model's own word vectors of a `home` command and names one of ten intents. It is trained on
-# 1,600 commands and scored on 400 others.
+# 1,600 commands and scored on 400 others of the same patterns.
 
 
 # %%
@@ -607,7 +609,7 @@ if lab.experiment("Training in random flats", 10, needs=["1.4", "1.6"]):
 
 # %% [markdown]
 # The dotted line is 90% of full training, the dashed one marks the first $d$ we tried that gets
-# there. A few hundred numbers do the work of many thousands. And the two curves lie on each other:
+# there. A few hundred numbers do the work of many thousands. And the two curves nearly coincide:
 # three times the parameters do not ask for three times the dimension. $d_{90}$ describes the task
 # more than the network.
 #
@@ -634,7 +636,7 @@ if lab.experiment("Training in random flats", 10, needs=["1.4", "1.6"]):
 # - (c) BA can be nearer to that update than its best rank-8 part is.
 # - (d) The columns of B are its first eight singular directions.
 #
-# **q3. A rank-8 cut kept about two thirds of the energy and nearly all of the gain. What follows?**
+# **q3. A rank-8 cut kept about two thirds of the energy and most of the gain. What follows?**
 #
 # - (a) The update has rank 8.
 # - (b) The other third of the energy is noise.

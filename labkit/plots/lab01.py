@@ -98,7 +98,7 @@ def rank_strips(panels, title):
             last = np.median(list(kinds.values())[-1])
             ax.text(x + 0.45, last, name, color=colour, va="center")
         ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
-        ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.7))
+        ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4 * len(panels) - 0.1))
         ax.grid(axis="x", visible=False)
     return _headed(fig, title)
 
@@ -143,7 +143,7 @@ def parts_of_update(parts):
     return fig
 
 
-def learned_factors(errors, bound, A_svd, A_learned):
+def learned_factors(errors, bound, A_learned, A_svd):
     """How a trained B A nears the Eckart-Young bound, and the angles between the rows of A."""
     fig, axes = figure(3, width=10, height=3.2, width_ratios=(1.7, 1, 1))
     axes[0].plot(errors, color=BLUE)
@@ -152,14 +152,12 @@ def learned_factors(errors, bound, A_svd, A_learned):
     spot = (len(errors) // 8, errors[len(errors) // 8])
     axes[0].annotate("learned B A", spot, (8, 4), textcoords="offset points", color=BLUE)
     axes[0].set(xlabel="step", ylabel="relative error", ylim=(bound - 0.12, None))
-    for ax, A, name in ((axes[1], A_svd, "A from the SVD"), (axes[2], A_learned, "learned A")):
-        unit = A / np.linalg.norm(A, axis=1, keepdims=True)
-        ax.imshow(np.abs(unit @ unit.T), cmap="Blues", vmin=0, vmax=1)
-        ax.set_title(name, fontsize=10.5, weight="normal")
-        ax.set(xticks=[], yticks=[], xlabel="|cosine| between rows")
-    worst = np.abs(unit @ unit.T - np.eye(len(unit))).max()
-    ends = f"ends at {errors[-1]:.3f}, the bound is {bound:.3f}"
-    return _headed(fig, f"The learned product {ends}; two of its rows have cosine {worst:.2f}")
+    mine, theirs = (M / np.linalg.norm(M, axis=1, keepdims=True) for M in (A_learned, A_svd))
+    for ax, other, name in ((axes[1], mine, "learned rows"), (axes[2], theirs, "the SVD's rows")):
+        ax.imshow(np.abs(mine @ other.T), cmap="Blues", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[], xlabel=f"|cosine| with {name}")
+    axes[1].set_ylabel("rows of the learned A")
+    return _headed(fig, f"The learned product ends at {errors[-1]:.3f}, the bound is {bound:.3f}")
 
 
 def intrinsic(dims, accuracies, full, d90):
@@ -179,7 +177,7 @@ def intrinsic(dims, accuracies, full, d90):
     ax.set(xscale="log", xlabel="dimension d of the flat", ylabel="accuracy", ylim=(0, 1.03))
     ax.set_xticks(dims, [str(d) for d in dims])
     ax.minorticks_off()
-    texts = [f"{d} of {D:,} parameters" for D, d in d90.items()]
-    ax.set_title(f"$d_{{90}}$ is {' and '.join(texts)}")
+    texts = [f"{d} of {D:,}" for D, d in d90.items()]
+    ax.set_title(f"90% of full training takes {' and '.join(texts)} parameters")
     plt.close(fig)
     return fig
