@@ -1,5 +1,9 @@
 """Task `chat`: answers obey their checks, and the checks tell right from wrong."""
 
+import re
+from collections import Counter
+from itertools import combinations
+
 import datasets
 import pytest
 
@@ -10,10 +14,40 @@ from labkit.tasks import chat
 def test_chat_has_ten_categories_in_both_splits():
     train, test = tasks.load("chat", "train"), tasks.load("chat", "test")
     assert set(train.column_names) == {"messages", "category", "check"}
-    assert set(train["category"]) == set(test["category"]) and len(set(train["category"])) == 10
+    assert len(train) == 300 and len(test) == 60 and len(train) == 5 * len(test)
+    for part, size in ((train, 30), (test, 6)):
+        assert list(Counter(part["category"]).values()) == [size] * 10
+    assert set(train["category"]) == set(test["category"])
     prompts = [row["messages"][0]["content"] for part in (train, test) for row in part]
     assert len(prompts) == len(set(prompts)) == len(train) + len(test)
-    assert len(train) == 4 * len(test)
+
+
+def word_grams(text, n=3):
+    """The sets of n words in a row: what two texts share shows how close they are."""
+    words = re.findall(r"\w+", text.lower())
+    return set(zip(*(words[start:] for start in range(n)), strict=False))
+
+
+def too_alike(texts, limit=0.3):
+    """Pairs of texts, longer than six words each, that share too many of their 3-grams."""
+    grams = [(text, word_grams(text)) for text in texts if len(text.split()) > 6]
+    return [
+        (one, other)
+        for (one, ours), (other, theirs) in combinations(grams, 2)
+        if len(ours & theirs) >= limit * len(ours | theirs)
+    ]
+
+
+@pytest.mark.parametrize("role", (0, 1), ids=("prompts", "answers"))
+def test_chat_has_no_near_duplicates_within_or_across_splits(role):
+    texts = [row["messages"][role]["content"] for part in tasks.SPLITS for row in chat.rows(part)]
+    assert too_alike(texts) == []
+
+
+def test_near_duplicates_are_found():
+    one, other = "Plan a day by the sea in three steps.", "Plan a day by the sea in four steps."
+    assert too_alike([one, other, "Why is the sky blue? Answer in one sentence."]) == [(one, other)]
+    assert too_alike(["Code only.", "Code only."]) == []
 
 
 @pytest.mark.parametrize("split", tasks.SPLITS)
@@ -30,8 +64,11 @@ CASES = {
     "bullets:2": ("- a\n- b", "- a\n- b\n- c"),
     "numbered:2": ("1. a\n2. b", "1. a\nb"),
     "lines:2": ("a\n\nb", "a"),
+    "paragraphs:2": ("a\nb\n\nc", "a\nb"),
+    "items:2": ("red wine, tea", "- red wine,\n- tea"),
     "sentences:2": ("It costs 3.50 today. Buy it!", "One. Two. Three."),
     "words:2": ("well-known fact", "a well-known fact"),
+    "min_words:3": ("one two three", "one two"),
     "max_words:3": ("one two three", "one two three four"),
     "json": ('```json\n{"a": 1}\n```', "{'a': 1}"),
     "json_keys:b,a": ('{"a": 1, "b": 2}', '{"a": 1}'),
@@ -43,6 +80,8 @@ CASES = {
     "ends_with:Bye": ("See you. Bye", "Bye, see you"),
     "contains:however": ("However, no.", "whatsoever"),
     "avoids:very": ("Every one", "A Very good one"),
+    "lacks:,": ("no comma", "one, two"),
+    "number": ("-3.5", "3 apples"),
     "one_of:yes|no": ("yes", "yes, it is"),
 }
 
@@ -54,10 +93,11 @@ def test_follows_tells_right_from_wrong(check):
     assert not chat.follows(check, "")
 
 
-def test_every_check_is_tried_and_every_used_check_exists():
+def test_every_check_is_tried_and_used_in_both_splits():
     assert {check.partition(":")[0] for check in CASES} == set(chat.CHECKS)
-    used = {row["check"].partition(":")[0] for split in tasks.SPLITS for row in chat.rows(split)}
-    assert used - {""} <= set(chat.CHECKS)
+    for split in tasks.SPLITS:
+        used = {row["check"].partition(":")[0] for row in chat.rows(split)}
+        assert used == {"", *chat.CHECKS}
 
 
 def test_no_robots_is_mapped_to_the_same_columns(monkeypatch):

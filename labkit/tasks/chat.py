@@ -12,6 +12,7 @@ FILE = resources.files(__package__) / "chat.jsonl"
 NO_ROBOTS = "HuggingFaceH4/no_robots"  # CC-BY-NC: downloaded, never bundled
 BULLET = re.compile(r"^\s*[-*•] +\S", re.MULTILINE)
 NUMBERED = re.compile(r"^\s*\d+[.)] +\S", re.MULTILINE)
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
 SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 WORD = re.compile(r"\w[\w'\u2019-]*")
 
@@ -97,6 +98,11 @@ def _has_keys(value, keys):
     return isinstance(value, dict) and sorted(value) == sorted(keys.split(","))
 
 
+def _n_filled(parts):
+    """How many of the parts hold more than blanks."""
+    return sum(bool(part.strip()) for part in parts)
+
+
 def _n_words(text):
     return len(WORD.findall(text))
 
@@ -104,9 +110,12 @@ def _n_words(text):
 CHECKS = {
     "bullets": lambda text, n: len(BULLET.findall(text)) == int(n),
     "numbered": lambda text, n: len(NUMBERED.findall(text)) == int(n),
-    "lines": lambda text, n: len([line for line in text.splitlines() if line.strip()]) == int(n),
+    "lines": lambda text, n: _n_filled(text.splitlines()) == int(n),
+    "paragraphs": lambda text, n: _n_filled(re.split(r"\n\s*\n", text)) == int(n),
+    "items": lambda text, n: "\n" not in text and _n_filled(text.split(",")) == int(n),
     "sentences": lambda text, n: len(SENTENCE_END.findall(text)) == int(n),
     "words": lambda text, n: _n_words(text) == int(n),
+    "min_words": lambda text, n: _n_words(text) >= int(n),
     "max_words": lambda text, n: 0 < _n_words(text) <= int(n),
     "json": lambda text, _: isinstance(_parsed(text), (dict, list)),
     "json_keys": lambda text, keys: _has_keys(_parsed(text), keys),
@@ -118,5 +127,7 @@ CHECKS = {
     "ends_with": lambda text, end: text.endswith(end),
     "contains": lambda text, word: word.lower() in map(str.lower, WORD.findall(text)),
     "avoids": lambda text, word: text and word.lower() not in map(str.lower, WORD.findall(text)),
+    "lacks": lambda text, mark: text and mark not in text,
+    "number": lambda text, _: NUMBER.fullmatch(text),
     "one_of": lambda text, options: text in options.split("|"),
 }

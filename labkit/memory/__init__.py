@@ -1,0 +1,1 @@
+"""Memory of training: measured (`measure`), simulated (`simulate`), in closed form (`budget`)."""

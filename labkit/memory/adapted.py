@@ -1,0 +1,163 @@
+"""Build the model that is trained, on the meta device, and turn it into fake tensors."""
+
+import difflib
+import math
+import warnings
+
+import torch
+from torch import nn
+
+from labkit.memory.settings import BadSetting
+
+BLOCK, BLOCK_OF_SCALES = 64, 256  # bitsandbytes' block sizes for NF4 and for its scales
+
+
+def build(config, settings):
+    """The model on the meta device, adapted as `settings` say, and its number of parameters.
+
+    The number is of the model without adapter, tied weights once, nothing packed.
+    """
+    import transformers
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForCausalLM.from_config(
+            config,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=settings.attention,
+        )
+        n_params = sum(parameter.numel() for parameter in model.parameters())
+        if settings.method == "qlora":
+            _quantise(model, settings)
+        if settings.method != "full":
+            model = _with_adapter(model, settings)
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train(), n_params
+
+
+def _quantise(model, settings):
+    """Replace linear layers by bitsandbytes' as transformers does when it loads in 4-bit."""
+    from transformers import BitsAndBytesConfig
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=settings.double_quant,
+        bnb_4bit_compute_dtype=torch.float16 if settings.dtype == "float16" else torch.bfloat16,
+    )
+    replace_with_bnb_linear(model, get_keys_to_not_convert(model), how)
+    model.is_loaded_in_4bit = True
+
+
+def _with_adapter(model, settings):
+    import peft
+
+    _check_targets(model, settings)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if settings.method == "qlora" and settings.prepare_kbit:
+        _upcast(model)
+    names = settings.target_names
+    lora = peft.LoraConfig(
+        r=settings.rank,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        lora_dropout=settings.dropout,
+        task_type="CAUSAL_LM",
+    )
+    adapted = peft.get_peft_model(model, lora, low_cpu_mem_usage=True)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(getattr(torch, settings.adapter_dtype))
+    return adapted
+
+
+def _upcast(model):
+    """What `prepare_model_for_kbit_training` does to parameters that are not 4-bit."""
+    from bitsandbytes.nn import Params4bit
+
+    for parameter in model.parameters():
+        if not isinstance(parameter, Params4bit):
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def linear_shapes(model):
+    """Names and shapes `(d_out, d_in)` of the linear layers that an adapter can go on."""
+    head = model.get_output_embeddings()
+    shapes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            shapes[name] = (module.out_features, module.in_features)
+        elif type(module).__name__ == "Conv1D":
+            shapes[name] = tuple(module.weight.shape[::-1])
+    return shapes
+
+
+def _check_targets(model, settings):
+    shapes = linear_shapes(model)
+    names = settings.target_names
+    known = sorted({name.rsplit(".", 1)[-1] for name in shapes})
+    if names != ["all-linear"]:
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise BadSetting(f"no layer {name!r}: there is {', '.join(known)}{hint}")
+        shapes = {name: s for name, s in shapes.items() if name.rsplit(".", 1)[-1] in names}
+    widest = max(shapes, key=lambda name: min(shapes[name]))
+    if settings.rank > (limit := min(shapes[widest])):
+        d_out, d_in = shapes[widest]
+        layer = f"{widest.rsplit('.', 1)[-1]} ({d_out} x {d_in})"
+        raise BadSetting(f"rank {settings.rank} is impossible: {layer} has rank {limit} at most")
+
+
+def into_fake(model):
+    """Replace every parameter and buffer by a fake one; call it inside a FakeTensorMode."""
+    from bitsandbytes.nn import Linear4bit
+
+    made = {}  # tied parameters stay tied
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is None:
+                continue
+            if id(old) not in made:
+                packed = isinstance(module, Linear4bit) and name == "weight"
+                made[id(old)] = old, _packed(module) if packed else _like(old)
+            module._parameters[name] = made[id(old)][1]
+        for name, old in module._buffers.items():
+            if old is not None:
+                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype)
+
+
+def _like(parameter):
+    data = torch.empty(parameter.shape, dtype=parameter.dtype)
+    return nn.Parameter(data, requires_grad=parameter.requires_grad)
+
+
+def _packed(layer):
+    """The NF4 weight of a layer as bitsandbytes keeps it: two codes a byte, and its scales."""
+    from bitsandbytes.functional import QuantState
+
+    n = layer.in_features * layer.out_features
+    blocks = math.ceil(n / BLOCK)
+    nested = layer.weight.compress_statistics
+    scales = QuantState(
+        absmax=torch.empty(math.ceil(blocks / BLOCK_OF_SCALES)),
+        code=torch.empty(256),
+        blocksize=BLOCK_OF_SCALES,
+        dtype=torch.float32,
+    )
+    weight = nn.Parameter(torch.empty((n + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
+    weight.quant_state = QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8 if nested else torch.float32),
+        shape=torch.Size((layer.out_features, layer.in_features)),
+        code=torch.empty(16),
+        blocksize=BLOCK,
+        quant_type="nf4",
+        dtype=layer.compute_dtype,
+        offset=torch.empty(()) if nested else None,
+        state2=scales if nested else None,
+    )
+    return weight

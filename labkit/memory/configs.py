@@ -1,0 +1,86 @@
+"""Find the configuration of a model: built in, a local config.json, or on the hub."""
+
+import difflib
+import json
+import tomllib
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from labkit.errors import LabError
+
+
+class BadModel(LabError, ValueError):
+    """A model whose configuration is not to be had, or which is no causal language model."""
+
+
+@cache
+def built_in():
+    """Dimensions of the built-in models, `{name: {field: value}}`."""
+    text = (resources.files(__package__) / "configs.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def find(model):
+    """The transformers configuration of `model`: a built-in name, a path, or a hub id.
+
+    A path is a config.json or the folder that holds one. Raises BadModel, in one line.
+    """
+    name = str(model)
+    if name.lower() in built_in():
+        return _configure(built_in()[name.lower()], name)
+    path = Path(name)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.is_file():
+        return _configure(_read(path), name)
+    if path.name == "config.json" or path.suffix == ".json":
+        raise BadModel(f"no file {path}")
+    return _configure(_from_hub(name), name)
+
+
+def _read(path):
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadModel(f"{path} is not JSON: {error}") from None
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        raise BadModel(f"{path} names no model_type: it is not a transformers configuration")
+    return fields
+
+
+def _from_hub(name):
+    from labkit.download import hub_answers
+
+    near = difflib.get_close_matches(name.lower().split("/")[-1], built_in(), n=3, cutoff=0.5)
+    offer = f"nearest: {', '.join(near)}" if near else f"built in: {', '.join(built_in())}"
+    if "/" not in name:
+        raise BadModel(f"no model {name!r}; {offer}")
+    if not hub_answers():
+        raise BadModel(f"no file {name!r} here, and the Hugging Face hub does not answer; {offer}")
+    import transformers
+
+    try:
+        return transformers.PretrainedConfig.get_config_dict(name)[0]
+    except OSError as error:
+        raise BadModel(f"{name}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _configure(fields, name):
+    """The configuration object; BadModel where transformers has no causal LM for it."""
+    import transformers
+
+    fields = dict(fields)
+    kind = fields.pop("model_type", None)
+    if fields.get("sliding_window") == 0:  # TOML has no null
+        fields["sliding_window"] = None
+    try:
+        config = transformers.AutoConfig.for_model(kind, **fields)
+    except Exception as error:  # unknown types, dimensions that don't divide: all in one line
+        raise BadModel(f"{name}: {' '.join(str(error).split())[:200]}") from None
+    made_for = " ".join(fields.get("architectures") or ["ForCausalLM"])
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or not any(
+        causal in made_for for causal in ("CausalLM", "LMHead")
+    ):
+        raise BadModel(f"{name} ({kind}, {made_for}) is no causal language model")
+    return config

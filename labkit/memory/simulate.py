@@ -1,0 +1,139 @@
+"""Simulate a training step of any causal LM without allocating it: peak, categories, timeline.
+
+The model is built on the meta device by transformers, PEFT and bitsandbytes themselves, then a
+step runs on fake tensors: shapes and dtypes without data. A `Ledger` follows their storages. So
+the simulation holds and frees what the libraries of this environment hold and free, and no weights
+are ever allocated.
+
+What it does not see: the CUDA context and library workspaces, the allocator's rounding and
+fragmentation (`max_memory_reserved`), and what kernels allocate inside themselves.
+"""
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from labkit.memory import adapted, optimizers
+from labkit.memory.ledger import CATEGORIES, Ledger
+
+PHASES = ("forward", "backward", "step")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One training step after the first; all in bytes.
+
+    peak: at most held on the device. by_category: what the peak consisted of; sums to `peak`.
+    static: weights, gradients and optimizer states, as they are when all three exist.
+    phases: the peak of each of forward, backward and step.
+    paged: optimizer states in paged memory, which can leave the GPU and are not in `peak`.
+    n_params, n_trainable: numbers, packed weights counted as what they stand for.
+    timeline: None, or a `Timeline`.
+    """
+
+    peak: int
+    by_category: dict
+    static: dict
+    phases: dict
+    paged: int
+    n_params: int
+    n_trainable: int
+    timeline: "Timeline | None" = None
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Bytes held after each allocation or release of the step.
+
+    held: (events, categories) int64, in the order of `ledger.CATEGORIES`.
+    starts: {phase: index of its first event}.
+    """
+
+    held: np.ndarray
+    starts: dict
+
+
+def simulate(config, settings, timeline=False):
+    """Simulate one step of the causal LM that `config` describes; a `Simulation`.
+
+    Raises BadSetting for targets or a rank that the model cannot have.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model, n_params = adapted.build(config, settings)
+        n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        with FakeTensorMode():
+            adapted.into_fake(model)
+            return _step(model, settings, n_params, n_trainable, timeline)
+
+
+def _step(model, settings, n_params, n_trainable, timeline):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    ledger = Ledger("meta", keep_events=True)
+    ledger.hold(model)
+    with ledger:
+        optimizer, paged = _earlier_step(trained, settings, ledger)
+        static = {name: n for name, n in ledger.now().items() if name in CATEGORIES[:3]}
+        if settings.accumulation == 1:
+            optimizer.zero_grad()
+        ledger.peak = ledger.total
+        ids = torch.zeros(settings.batch, settings.seq, dtype=torch.long)
+        ledger.mark("forward")
+        loss = _loss(model, ids, settings)
+        ledger.mark("backward")
+        loss.backward()
+        ledger.mark("step")
+        optimizer.step()
+    history = _history(ledger)
+    return Simulation(
+        peak=ledger.peak,
+        by_category=ledger.by_category(),
+        static=static,
+        phases=_phase_peaks(history),
+        paged=paged,
+        n_params=n_params,
+        n_trainable=n_trainable,
+        timeline=history if timeline else None,
+    )
+
+
+def _earlier_step(trained, settings, ledger):
+    """Leave what an earlier step leaves: optimizer states, and gradients until they are cleared."""
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+        ledger.add(parameter.grad, "gradients")
+    optimizer, paged = optimizers.make(trained, settings.optim)
+    optimizer.step()
+    return optimizer, paged
+
+
+def _loss(model, ids, settings):
+    kept = settings.answer_tokens or 0
+    compute = torch.float16 if settings.dtype == "float16" else torch.bfloat16
+    cast = contextlib.nullcontext()
+    if settings.autocast:
+        cast = torch.autocast("cpu", compute)
+    with cast:
+        out = model(input_ids=ids, labels=ids[:, -kept:], use_cache=False, logits_to_keep=kept)
+        return out.loss
+
+
+def _history(ledger):
+    """The ledger's events from the first mark on, with what each storage turned out to be for."""
+    events = np.frombuffer(ledger.events, dtype=np.int64).reshape(-1, 2)
+    names = [CATEGORIES.index(ledger.category(number)) for number in events[:, 0].tolist()]
+    changes = np.zeros((len(events), len(CATEGORIES)), dtype=np.int64)
+    changes[np.arange(len(events)), names] = events[:, 1]
+    first = ledger.marks[0][0]
+    held = changes.cumsum(axis=0)[max(first - 1, 0) :]
+    return Timeline(held, {name: at - first for at, name in ledger.marks})
+
+
+def _phase_peaks(history):
+    totals, starts = history.held.sum(axis=1), [*history.starts.values(), None]
+    spans = zip(history.starts, starts[:-1], starts[1:], strict=True)
+    return {name: int(totals[start : end and end + 1].max()) for name, start, end in spans}
