@@ -1,4 +1,7 @@
-"""Shared by the tests of the checks."""
+"""Shared by the tests."""
+
+import re
+from itertools import combinations
 
 import pytest
 import torch
@@ -71,3 +74,23 @@ def padded_loss():
         return model(**{key: torch.tensor(value) for key, value in batch.items()}).loss
 
     return loss
+
+
+@pytest.fixture(scope="session")
+def too_alike():
+    """`too_alike(texts)`: pairs, longer than six words each, that share too many word 3-grams."""
+
+    def word_grams(text, n=3):
+        words = re.findall(r"\w+", text.lower())
+        return set(zip(*(words[start:] for start in range(n)), strict=False))
+
+    def pairs(texts, limit=0.3):
+        grams = [(text, word_grams(text)) for text in texts if len(text.split()) > 6]
+        return [
+            (one, other)
+            for (one, ours), (other, theirs) in combinations(grams, 2)
+            if not ours.isdisjoint(theirs)  # says at once that most share nothing
+            and len(ours & theirs) >= limit * len(ours | theirs)
+        ]
+
+    return pairs

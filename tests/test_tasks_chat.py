@@ -1,8 +1,6 @@
 """Task `chat`: answers obey their checks, and the checks tell right from wrong."""
 
-import re
 from collections import Counter
-from itertools import combinations
 
 import datasets
 import pytest
@@ -22,29 +20,13 @@ def test_chat_has_ten_categories_in_both_splits():
     assert len(prompts) == len(set(prompts)) == len(train) + len(test)
 
 
-def word_grams(text, n=3):
-    """The sets of n words in a row: what two texts share shows how close they are."""
-    words = re.findall(r"\w+", text.lower())
-    return set(zip(*(words[start:] for start in range(n)), strict=False))
-
-
-def too_alike(texts, limit=0.3):
-    """Pairs of texts, longer than six words each, that share too many of their 3-grams."""
-    grams = [(text, word_grams(text)) for text in texts if len(text.split()) > 6]
-    return [
-        (one, other)
-        for (one, ours), (other, theirs) in combinations(grams, 2)
-        if len(ours & theirs) >= limit * len(ours | theirs)
-    ]
-
-
 @pytest.mark.parametrize("role", (0, 1), ids=("prompts", "answers"))
-def test_chat_has_no_near_duplicates_within_or_across_splits(role):
+def test_chat_has_no_near_duplicates_within_or_across_splits(too_alike, role):
     texts = [row["messages"][role]["content"] for part in tasks.SPLITS for row in chat.rows(part)]
     assert too_alike(texts) == []
 
 
-def test_near_duplicates_are_found():
+def test_near_duplicates_are_found(too_alike):
     one, other = "Plan a day by the sea in three steps.", "Plan a day by the sea in four steps."
     assert too_alike([one, other, "Why is the sky blue? Answer in one sentence."]) == [(one, other)]
     assert too_alike(["Code only.", "Code only."]) == []

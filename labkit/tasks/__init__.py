@@ -5,7 +5,7 @@ from pathlib import Path
 
 from labkit.errors import LabError
 
-NAMES = ("home", "chat")
+NAMES = ("home", "chat", "tickets")
 SPLITS = ("train", "test")
 
 
@@ -20,6 +20,7 @@ def load(name, split="train", **options):
     """Split of a task as a `datasets.Dataset` with a `messages` column; its module has the options.
 
     `home`: full=False, seed=0. `chat`: source="bundled" or "no_robots".
+    `tickets`: groups, all of `tickets.GROUPS` or some.
     """
     for what, given, known in (("task", name, NAMES), ("split", split, SPLITS)):
         if given not in known:

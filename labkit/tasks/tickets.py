@@ -1,0 +1,141 @@
+"""Task `tickets`: what a customer of a smart-home shop wants, as one of 48 categories."""
+
+import json
+from importlib import resources
+from statistics import fmean
+
+from labkit.tasks import UnknownName
+
+FILE = resources.files(__package__) / "tickets.jsonl"
+SYSTEM = "Support desk."  # without one, SmolLM2's chat template adds a longer one
+QUESTION = "Category of this ticket?"
+OTHER = "other"  # an answer that names no category
+# group -> its categories, easily confused with each other
+GROUPS = {
+    "billing": (
+        "refund_request",
+        "refund_status",
+        "chargeback",
+        "duplicate_charge",
+        "wrong_amount",
+        "payment_declined",
+        "payment_method_change",
+        "invoice_copy",
+    ),
+    "subscription": (
+        "cancel_subscription",
+        "pause_subscription",
+        "upgrade_plan",
+        "downgrade_plan",
+        "unwanted_renewal",
+        "trial_question",
+    ),
+    "orders": (
+        "order_status",
+        "order_change",
+        "order_cancellation",
+        "missing_item",
+        "wrong_item",
+        "damaged_item",
+    ),
+    "delivery": (
+        "late_delivery",
+        "lost_parcel",
+        "delivered_not_received",
+        "address_change",
+        "customs_fees",
+    ),
+    "returns": ("return_request", "return_label", "exchange_request", "warranty_claim"),
+    "account": (
+        "password_reset",
+        "two_factor_problem",
+        "account_locked",
+        "hacked_account",
+        "email_change",
+        "account_deletion",
+        "merge_accounts",
+    ),
+    "technical": (
+        "app_crash",
+        "slow_app",
+        "sync_problem",
+        "installation_help",
+        "api_error",
+        "outage_report",
+    ),
+    "service": (
+        "product_question",
+        "stock_question",
+        "discount_code_problem",
+        "gift_card_problem",
+        "feature_request",
+        "staff_complaint",
+    ),
+}
+CATEGORIES = tuple(category for group in GROUPS.values() for category in group)
+GROUP_OF = {category: group for group, categories in GROUPS.items() for category in categories}
+
+
+def rows(split="train", groups=tuple(GROUPS)):
+    """Rows of one split as dicts, by category: `messages category group style text`."""
+    for group in groups:
+        if group not in GROUPS:
+            raise UnknownName("group", group, GROUPS)
+    lines = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+    return [
+        _row(line)
+        for line in lines
+        if line["split"] == split and GROUP_OF[line["category"]] in groups
+    ]
+
+
+def zero_shot(text, categories=CATEGORIES):
+    """Messages that ask a model which was never trained on the task: they list the categories."""
+    task = f"Choose the category of this ticket from: {', '.join(categories)}."
+    return _asked(f"{task}\nAnswer with the category only.\n\nTicket: {text}")
+
+
+def hits(predictions, rows):
+    """For each answer whether it names its row's category; case and outer blanks don't count."""
+    pairs = zip(predictions, rows, strict=True)
+    return [_named(told) == row["category"] for told, row in pairs]
+
+
+def accuracy(predictions, rows):
+    """The share of `hits`, from 0 to 1; ValueError where there is nothing to score."""
+    return fmean(hits(predictions, rows))
+
+
+def confusion(predictions, rows):
+    """Counts as a DataFrame (48, 49): a row is the ticket's category, a column the answer's.
+
+    The last column, `other`, counts answers that name no category.
+    """
+    import pandas as pd
+
+    wanted = [row["category"] for row in rows]
+    pairs = pd.DataFrame({"ticket": wanted, "answer": [_named(told) for told in predictions]})
+    counts = pd.crosstab(pairs["ticket"], pairs["answer"])
+    return counts.reindex(index=CATEGORIES, columns=(*CATEGORIES, OTHER), fill_value=0)
+
+
+def _named(answer):
+    """The category that an answer names, or OTHER."""
+    name = answer.strip().lower()
+    return name if name in GROUP_OF else OTHER
+
+
+def _asked(content):
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
+
+
+def _row(line):
+    category, text = line["category"], line["text"]
+    answer = {"role": "assistant", "content": category}
+    return {
+        "messages": [*_asked(f"{QUESTION}\n{text}"), answer],
+        "category": category,
+        "group": GROUP_OF[category],
+        "style": line["style"],
+        "text": text,
+    }

@@ -1,0 +1,157 @@
+"""Task `tickets`: read as a person would read them; scoring tells right answers from wrong."""
+
+import json
+import re
+from collections import Counter
+
+import datasets
+import pytest
+
+from labkit import tasks
+from labkit.tasks import tickets
+
+LINES = [json.loads(line) for line in tickets.FILE.read_text(encoding="utf-8").splitlines()]
+TEXTS = [line["text"] for line in LINES]
+STYLES = {
+    "train": {"plain": 8, "rude": 3, "misspelt": 4, "long": 2, "two_issue": 3},
+    "test": {"plain": 2, "rude": 1, "misspelt": 1, "long": 1, "two_issue": 1},
+}
+
+
+def spoken(text):
+    """The words of a text in lower case, one blank between them and at both ends."""
+    return f" {' '.join(re.findall('[a-z0-9]+', text.lower()))} "
+
+
+def wordings(category):
+    """How a ticket could spell its label: "customs fees", "customsfees", "custom fee"."""
+    words = category.split("_")
+    singular = [word.removesuffix("s") for word in words]
+    forms = {form.join(some) for form in (" ", "") for some in (words, singular)}
+    return forms | ({"charge back", "charged back"} if category == "chargeback" else set())
+
+
+def test_there_are_48_categories_in_8_groups():
+    assert len(tickets.GROUPS) == 8
+    assert len(tickets.CATEGORIES) == len(set(tickets.CATEGORIES)) == 48
+    for group, categories in tickets.GROUPS.items():
+        assert {tickets.GROUP_OF[category] for category in categories} == {group}
+        assert group not in tickets.CATEGORIES
+
+
+def test_every_category_has_its_share_of_splits_and_styles():
+    found = Counter((line["category"], line["split"], line["style"]) for line in LINES)
+    assert found == {
+        (category, split, style): n
+        for category in tickets.CATEGORIES
+        for split, styles in STYLES.items()
+        for style, n in styles.items()
+    }
+
+
+def test_file_is_in_order():
+    order = [(tickets.CATEGORIES.index(n["category"]), n["split"] == "test") for n in LINES]
+    assert order == sorted(order)
+
+
+def test_no_near_duplicates_within_or_across_splits(too_alike):
+    assert too_alike(TEXTS) == []
+
+
+def test_texts_are_clean():
+    for text in TEXTS:
+        assert text.isascii() and text == " ".join(text.split()), text
+        assert not re.search(r"\S@\S|https?:|www\.|\d{6}", text), "an address or number: " + text
+
+
+def test_lengths_are_those_of_the_style():
+    for line in LINES:
+        shortest, longest = (60, 110) if line["style"] == "long" else (8, 45)
+        assert shortest <= len(line["text"].split()) <= longest, line["text"]
+
+
+def test_no_ticket_spells_its_label():
+    for line in LINES:
+        said = spoken(line["text"])
+        assert not [form for form in wordings(line["category"]) if f" {form} " in said], said
+
+
+def test_leaks_would_be_found():
+    assert " refund status " in spoken("What's my REFUND-status?")
+    assert {"refund status", "refundstatus"} <= wordings("refund_status")
+    assert {"customs fees", "custom fee", "customsfees"} <= wordings("customs_fees")
+
+
+def test_no_word_gives_a_category_away():
+    """None stands in most of a category's tickets and hardly anywhere else."""
+    words = [(line["category"], word) for line in LINES for word in {*spoken(line["text"]).split()}]
+    everywhere = Counter(word for _, word in words)
+    for (category, word), n in Counter(words).items():
+        assert n <= 26 * 2 / 3 or n < everywhere[word] / 3, (category, word)
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 960), ("test", 288)])
+def test_load_gives_the_columns(split, size):
+    loaded = tasks.load("tickets", split)
+    assert isinstance(loaded, datasets.Dataset) and len(loaded) == size
+    assert set(loaded.column_names) == {"messages", "category", "group", "style", "text"}
+    for row in loaded:
+        system, user, assistant = row["messages"]
+        assert system == {"role": "system", "content": tickets.SYSTEM}
+        assert user == {"role": "user", "content": f"{tickets.QUESTION}\n{row['text']}"}
+        assert assistant == {"role": "assistant", "content": row["category"]}
+        assert row["category"] in tickets.GROUPS[row["group"]]
+
+
+def test_some_groups_can_be_taken():
+    loaded = tasks.load("tickets", "test", groups=["returns", "orders"])
+    assert set(loaded["group"]) == {"orders", "returns"} and len(loaded) == 60
+    with pytest.raises(ValueError, match="billing, subscription"):
+        tasks.load("tickets", groups=["returns", "sales"])
+
+
+def test_prompts_are_short_and_only_the_zero_shot_one_lists_categories():
+    for row in tickets.rows("test"):
+        asked = row["messages"][:-1]
+        assert sum(len(turn["content"]) for turn in asked) < len(row["text"]) + 50
+    system, user = tickets.zero_shot("Where is my lamp?")
+    assert (system["role"], user["role"]) == ("system", "user")
+    assert user["content"].endswith("Where is my lamp?")
+    assert all(category in user["content"] for category in tickets.CATEGORIES)
+    assert "app_crash" not in tickets.zero_shot("Hi", ["refund_request"])[1]["content"]
+
+
+ROWS = [{"category": name} for name in ("app_crash", "app_crash", "slow_app", "api_error")]
+ANSWERS = [" App_Crash\n", "slow_app", "slow_app", "I cannot tell."]
+
+
+def test_accuracy_counts_names_whatever_their_case():
+    assert tickets.hits(ANSWERS, ROWS) == [True, False, True, False]
+    assert tickets.accuracy(ANSWERS, ROWS) == 0.5
+    truth = tasks.load("tickets", "test")
+    assert tickets.accuracy([row["messages"][-1]["content"] for row in truth], truth) == 1
+
+
+@pytest.mark.parametrize("wrong", ["", "other", "app", "app crash", "app_crash slow_app"])
+def test_answers_that_name_no_category_are_wrong(wrong):
+    assert tickets.hits([wrong], ROWS[:1]) == [False]
+
+
+def test_confusion_has_a_row_a_category_and_a_column_for_other_answers():
+    table = tickets.confusion(ANSWERS, ROWS)
+    assert tuple(table.index) == tickets.CATEGORIES
+    assert tuple(table.columns) == (*tickets.CATEGORIES, tickets.OTHER)
+    assert table.loc["app_crash", "app_crash"] == table.loc["app_crash", "slow_app"] == 1
+    assert table.loc["slow_app", "slow_app"] == table.loc["api_error", tickets.OTHER] == 1
+    assert table.to_numpy().sum() == len(ROWS)
+
+
+@pytest.mark.parametrize("score", [tickets.hits, tickets.accuracy, tickets.confusion])
+def test_answers_without_a_row_are_refused(score):
+    with pytest.raises(ValueError):
+        score(ANSWERS[1:], ROWS)
+
+
+def test_nothing_to_score_is_refused():
+    with pytest.raises(ValueError):
+        tickets.accuracy([], [])
