@@ -166,3 +166,51 @@ def run(
         _print_json([asdict(result) for result in results])
     console.print(f"pages: {out / 'index.html'}", markup=False, soft_wrap=True)
     return int(any(result.status != "ok" for result in results))
+
+
+@app.command(epilog="Example: labkit memory llama-2-70b --method qlora --checkpointing --fit 48GB")
+def memory(
+    model: Annotated[
+        str | None, typer.Argument(help="A name, a config.json or its folder, a hub id.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="full, lora or qlora.")] = "lora",
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
+    targets: Annotated[str, typer.Option(help="all-linear, or q_proj,v_proj,…")] = "all-linear",
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 1,
+    seq: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
+    optim: Annotated[str, typer.Option(help="As transformers names it.")] = "adamw_torch_fused",
+    checkpointing: Annotated[bool, typer.Option(help="Recompute layers in backward.")] = False,
+    attention: Annotated[str, typer.Option(help="sdpa (fused) or eager.")] = "sdpa",
+    answer_tokens: Annotated[int | None, typer.Option(help="Logits for the last so many.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the base; bfloat16, full: float32.")] = None,
+    adapter_dtype: Annotated[str, typer.Option(help="Of the adapters.")] = "float32",
+    autocast: Annotated[bool, typer.Option(help="Multiply in 16 bits.")] = True,
+    dropout: Annotated[float, typer.Option(help="Of the adapters' inputs.")] = 0.0,
+    double_quant: Annotated[bool, typer.Option(help="Quantise the scales too.")] = True,
+    prepare_kbit: Annotated[bool, typer.Option(help="Cast the rest of QLoRA to fp32.")] = False,
+    padded: Annotated[bool, typer.Option(help="Rows of different lengths.")] = False,
+    accumulation: Annotated[int, typer.Option(help="Micro-batches a step.")] = 1,
+    fit: Annotated[str | None, typer.Option(help="What fits: 16GB, 24GB, 48GB, 80GB.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Save a picture here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a training step takes: simulated without weights, and in closed form."""
+    asked = dict(locals())
+    from labkit.memory import configs
+    from labkit.memory.settings import Settings, parse_size
+
+    if model is None:
+        raise LabError(f"say a model: {', '.join(configs.built_in())}, or a config.json")
+    for name in ("model", "fit", "plot", "as_json"):
+        del asked[name]
+    settings, limit = Settings(**asked), parse_size(fit) if fit else None
+    config = configs.find(model)
+    from labkit.memory import report
+
+    found = report.examine(model, config, settings, limit)
+    if plot:
+        report.figure(found).savefig(plot)
+    if as_json:
+        _print_json(report.as_data(found))
+    else:
+        report.show(found, _console(False))

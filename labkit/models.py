@@ -95,11 +95,13 @@ def load(name="smollm2-135m", dtype=None, device=None):
 
 def hush_libraries():
     """Keep progress bars, notices and deprecation warnings of libraries out of the labs."""
+    import logging
     import warnings
 
     import datasets
     import transformers
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

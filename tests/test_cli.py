@@ -12,7 +12,7 @@ from labkit.errors import LabError
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "datasets", "pandas", "matplotlib", "nbclient", "nbconvert"}
-COMMANDS = ["doctor", "fetch", "build", "run"]
+COMMANDS = ["doctor", "fetch", "build", "run", "memory"]
 
 
 def call(*args):
@@ -59,6 +59,15 @@ def test_version(capsys):
         (["run", "99"], "no lab is called '99'"),
         (["run", "--out", "pyproject.toml"], "is a file"),
         (["build", "extra"], "unexpected extra argument"),
+        (["memory"], "say a model: smollm2-135m, "),
+        (["memory", "lama-2-7b"], "no model 'lama-2-7b'; nearest: llama-2-7b"),
+        (["memory", "smollm2-135m", "--rank", "0"], "rank must be a whole number from 1"),
+        (["memory", "smollm2-135m", "--rank", "9999"], "rank 9999 is impossible: "),
+        (["memory", "smollm2-135m", "--batch", "-1"], "batch must be a whole number from 1"),
+        (["memory", "smollm2-135m", "--method", "dora"], "none of full, lora, qlora"),
+        (["memory", "smollm2-135m", "--targets", "query"], "no layer 'query': there is down_proj"),
+        (["memory", "smollm2-135m", "--fit", "much"], "can't read the size 'much'"),
+        (["memory", "pyproject.toml"], "is not JSON"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(monkeypatch, tmp_path, capsys, args, said):
@@ -166,3 +175,44 @@ def test_doctor_table_fits_one_screen(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24
     assert any(line.split()[:2] == ["python", "ok"] for line in lines)
+
+
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 300}
+SMALL |= {"model_type": "llama", "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"]}
+
+
+def test_memory_as_data_with_what_fits(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    args = ["--method", "qlora", "--rank", "2", "--fit", "20MB", "--json"]
+    assert call("memory", str(tmp_path), *args) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["rank"] == 2
+    assert found["simulated"]["static"] == found["closed_form"]["static"]
+    assert sum(found["simulated"]["by_category"].values()) == found["simulated"]["peak"]
+    assert found["fit"]["limit"] == 20_000_000
+    assert found["fit"]["fits"] == (found["simulated"]["peak"] <= 20_000_000)
+    assert list(found["fit"]["largest_batch"]) == ["512", "1024", "2048", "4096", "8192"]
+
+
+def test_memory_side_by_side_with_a_picture(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    picture = tmp_path / "memory.png"
+    assert call("memory", str(tmp_path), "--plot", str(picture), "--fit", "16GB") == 0
+    text = capsys.readouterr().out
+    for word in (
+        "simulated",
+        "closed form",
+        "SwiGLU",
+        "L T x [3 f x bytes",
+        "fits",
+        "largest batch",
+    ):
+        assert word in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_of_another_architecture_has_no_closed_form(tmp_path, capsys):
+    gpt2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300}
+    (tmp_path / "config.json").write_text(json.dumps(gpt2))
+    assert call("memory", str(tmp_path), "--method", "full") == 0
+    assert "no closed form for 'gpt2'" in " ".join(capsys.readouterr().out.split())

@@ -1,6 +1,7 @@
 """Build the model that is trained, on the meta device, and turn it into fake tensors."""
 
 import difflib
+import logging
 import math
 import warnings
 
@@ -8,6 +9,9 @@ import torch
 from torch import nn
 
 from labkit.memory.settings import BadSetting
+
+# on import it misses an optional kernel for inference on CPUs, and says so
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 BLOCK, BLOCK_OF_SCALES = 64, 256  # bitsandbytes' block sizes for NF4 and for its scales
 
@@ -31,13 +35,14 @@ def build(config, settings):
             _quantise(model, settings)
         if settings.method != "full":
             model = _with_adapter(model, settings)
-    if settings.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if settings.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train(), n_params
 
 
 def _quantise(model, settings):
     """Replace linear layers by bitsandbytes' as transformers does when it loads in 4-bit."""
+    from bitsandbytes.nn import Linear4bit
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -49,6 +54,9 @@ def _quantise(model, settings):
         bnb_4bit_compute_dtype=torch.float16 if settings.dtype == "float16" else torch.bfloat16,
     )
     replace_with_bnb_linear(model, get_keys_to_not_convert(model), how)
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and module.bias is not None:  # loaded in its own dtype
+            module.bias.data = module.bias.data.to(getattr(torch, settings.dtype))
     model.is_loaded_in_4bit = True
 
 

@@ -1,6 +1,7 @@
 """What a training step is: the settings that decide its memory, checked once."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 
 from labkit.errors import LabError
@@ -18,6 +19,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
     "adapter_dtype": ("float32", "bfloat16", "float16"),
 }
+UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 AT_LEAST = {"rank": 1, "batch": 1, "seq": 2, "answer_tokens": 2, "accumulation": 1}
 
 
@@ -34,6 +36,8 @@ class Settings:
         "q_proj,v_proj". PEFT keeps adapters in float32 by default, whatever the base is.
     optim: as in transformers' `optim`.
     batch, seq: sequences a step and tokens a sequence, padding included.
+    padded: rows differ in length. Then attention needs a mask, and grouped keys and values are
+        repeated for every query head, since the fused kernel takes no groups beside a mask.
     accumulation: with 2 or more, gradients of earlier micro-batches are held during forward.
     checkpointing: recompute each decoder layer in backward (non-reentrant).
     attention: sdpa (fused, holds no scores) or eager (holds them).
@@ -50,6 +54,7 @@ class Settings:
     optim: str = "adamw_torch_fused"
     batch: int = 1
     seq: int = 512
+    padded: bool = False
     accumulation: int = 1
     checkpointing: bool = False
     attention: str = "sdpa"
@@ -89,3 +94,13 @@ class Settings:
     def but(self, **changes):
         """The same settings with some changed."""
         return dataclasses.replace(self, **changes)
+
+
+def parse_size(text):
+    """Bytes of "24GB" or "23.5GiB"; a bare number is in GB. Raises BadSetting."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MG]i?B)?\s*", str(text), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise BadSetting(
+            f"can't read the size {str(text)!r}: write 16GB, 24GB, 48GB, 80GB or 22GiB"
+        )
+    return int(float(match[1]) * UNITS[(match[2] or "GB").upper()])

@@ -10,12 +10,11 @@ fragmentation (`max_memory_reserved`), and what kernels allocate inside themselv
 """
 
 import contextlib
-import math
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from labkit.memory import adapted, optimizers
@@ -58,17 +57,35 @@ class Timeline:
     starts: dict
 
 
-def simulate(config, settings, timeline=False):
+def simulate(config, settings, timeline=False, device="cuda"):
     """Simulate one step of the causal LM that `config` describes; a `Simulation`.
 
+    device: "cuda" or "cpu", which keep dropout's mask in one byte and in four.
     Raises BadSetting for targets or a rank that the model cannot have.
     """
-    with torch.random.fork_rng(devices=[]):
-        model, n_params = adapted.build(config, settings)
-        n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        with FakeTensorMode():
-            adapted.into_fake(model)
-            return _step(model, settings, n_params, n_trainable, timeline)
+    model, n_params = adapted.build(config, settings)
+    n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with _whole_sequences(), _dropout_of(device), FakeTensorMode():
+        adapted.into_fake(model)
+        return _step(model, settings, n_params, n_trainable, timeline)
+
+
+def _whole_sequences():
+    """Let transformers see that a row is one sequence: it looks at data, which fakes don't have."""
+    from transformers import masking_utils
+
+    return mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
+
+
+def _dropout_of(device):
+    """On a GPU torch fuses dropout, and what is kept for backward is a mask of one byte."""
+    if device == "cpu":
+        return contextlib.nullcontext()
+
+    def fused(x, p=0.5, training=True, inplace=False):
+        return torch.native_dropout(x, p, True)[0] if training and p else x
+
+    return mock.patch.object(torch.nn.functional, "dropout", fused)
 
 
 def _step(model, settings, n_params, n_trainable, timeline):
@@ -117,9 +134,11 @@ def _loss(model, ids, settings):
     cast = contextlib.nullcontext()
     if settings.autocast:
         cast = torch.autocast("cpu", compute)
+    batch = {"input_ids": ids, "labels": ids[:, -kept:]}
+    if settings.padded:
+        batch["attention_mask"] = torch.ones_like(ids)
     with cast:
-        out = model(input_ids=ids, labels=ids[:, -kept:], use_cache=False, logits_to_keep=kept)
-        return out.loss
+        return model(**batch, use_cache=False, logits_to_keep=kept).loss
 
 
 def _history(ledger):

@@ -4,6 +4,7 @@ What all labs share is here; each lab's own figures are in the module of its num
 `labkit.start` imports: `plots.lab02.budget(...)`.
 """
 
+from labkit.plots import memory
 from labkit.plots.style import INK, PALETTE, figure, growing_loss, png, smooth, use_style
 from labkit.plots.tables import compare_answers
 
@@ -13,6 +14,7 @@ __all__ = [
     "compare_answers",
     "figure",
     "growing_loss",
+    "memory",
     "png",
     "smooth",
     "use_style",

@@ -1,0 +1,222 @@
+"""Peak memory of a training step: simulated against measured, and against published figures.
+
+Measured: two steps of a real model with random weights on this machine, under
+`labkit.memory.measure.track` on a CPU, with `torch.cuda.max_memory_allocated` beside it on a GPU.
+Simulated: `labkit.memory.simulate` with the same settings, before the model exists.
+Beside both: what `accelerate estimate-memory` says of the same model, where it has a row (training
+with Adam; it knows no adapters, batches or lengths).
+
+    python benchmarks/memory_accuracy.py --out build/memory_accuracy.json
+"""
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from labkit import models
+from labkit.memory import configs
+from labkit.memory.measure import track
+from labkit.memory.settings import Settings
+from labkit.memory.simulate import simulate
+
+SMALL = {  # hidden, ffn, layers, heads, key-value heads, vocabulary, tied
+    "gqa-untied": (256, 688, 4, 8, 2, 8000, False),
+    "mha-tied": (320, 1024, 6, 5, 5, 12000, True),
+    "mha-untied": (512, 1376, 3, 8, 8, 4000, False),
+    "gqa-tied-qwen": (384, 1536, 5, 6, 2, 16000, True),
+}
+ON_GPU = ("smollm2-135m", "llama-3.2-1b", "llama-2-7b")
+
+
+def small_config(name):
+    """A small random-weight configuration of `SMALL`."""
+    hidden, ffn, layers, heads, kv, vocab, tied = SMALL[name]
+    kind = transformers.Qwen2Config if "qwen" in name else transformers.LlamaConfig
+    return kind(
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        vocab_size=vocab,
+        tie_word_embeddings=tied,
+    )
+
+
+def cases(device):
+    """What is compared: (name, configuration, settings)."""
+    names = list(SMALL) + (list(ON_GPU) if device == "cuda" else ["smollm2-135m"])
+    for name in names:
+        config = small_config(name) if name in SMALL else configs.find(name)
+        for method in ("full", "lora", "qlora"):
+            if method == "full" and name == "llama-2-7b":
+                continue  # 108 GB of states
+            for checkpointing in (False, True):
+                seq = 512 if name in ON_GPU[1:] else 256
+                yield (
+                    name,
+                    config,
+                    Settings(method=method, checkpointing=checkpointing, batch=2, seq=seq),
+                )
+    config = small_config("gqa-untied")
+    for other in (
+        {"attention": "eager"},
+        {"answer_tokens": 16},
+        {"padded": True},
+        {"dropout": 0.05},
+        {"accumulation": 2, "method": "full"},
+        {"autocast": False},
+        {"targets": "q_proj,v_proj", "rank": 4},
+        {"optim": "adamw_torch", "method": "full"},
+        {"dtype": "bfloat16", "method": "full"},
+        {"method": "qlora", "prepare_kbit": True},
+        {"method": "qlora", "double_quant": False},
+    ):
+        yield "gqa-untied", config, Settings(batch=4, seq=128).but(**other)
+
+
+def real_model(config, settings, device):
+    """The model with random weights, loaded and adapted by the libraries as a user would."""
+    import peft
+
+    with tempfile.TemporaryDirectory() as folder:
+        dtype = getattr(torch, settings.dtype)
+        transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+        quantised = None
+        if settings.method == "qlora":
+            quantised = transformers.BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=settings.double_quant,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=settings.attention,
+            quantization_config=quantised,
+            device_map={"": device},
+        )
+    if settings.prepare_kbit:
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if settings.method != "full":
+        names = settings.target_names
+        lora = peft.LoraConfig(
+            r=settings.rank,
+            target_modules=names[0] if names == ["all-linear"] else names,
+            lora_dropout=settings.dropout,
+            task_type="CAUSAL_LM",
+        )
+        model = peft.get_peft_model(model, lora)
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def measure(config, settings, device):
+    """Two steps of the real model, the second with states in place; what `track` found."""
+    model = real_model(config, settings, device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    how = {"fused": True} if settings.optim.endswith("fused") else {"foreach": True}
+    optimizer = torch.optim.AdamW(trained, **how)
+    ids = torch.randint(config.vocab_size, (settings.batch, settings.seq), device=device)
+    kept = settings.answer_tokens or 0
+    batch = {"input_ids": ids, "labels": ids[:, -kept:]}
+    if settings.padded:
+        batch["attention_mask"] = torch.ones_like(ids)
+        batch["attention_mask"][0, -1] = 0
+    with track(model, optimizer, device=device) as peak:
+        for _step in range(2):
+            for _ in range(settings.accumulation):
+                cast = torch.autocast(device, torch.bfloat16)
+                with cast if settings.autocast else contextlib.nullcontext():
+                    loss = model(**batch, use_cache=False, logits_to_keep=kept).loss
+                loss.backward()
+                del loss
+            optimizer.step()
+            optimizer.zero_grad()
+    return peak
+
+
+def estimate_of_accelerate(config, settings):
+    """Bytes that `accelerate estimate-memory` names for training with Adam; None without a row."""
+    from accelerate.commands.estimate import estimate_training_usage
+    from accelerate.utils import calculate_maximum_sizes
+
+    if settings.method != "full":
+        return None
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    total, _ = calculate_maximum_sizes(model)
+    precision = "bfloat16" if settings.autocast else "float32"
+    return max(estimate_training_usage(total, precision).values())
+
+
+def compare(name, config, settings, device):
+    """One row: what was simulated, measured and estimated, in bytes, and relative errors."""
+    began = time.perf_counter()
+    simulated = simulate(config, settings)
+    seconds = time.perf_counter() - began
+    found = measure(config, settings, device)
+    measured = found.allocated_bytes if device == "cuda" else found.bytes
+    theirs = estimate_of_accelerate(config, settings)
+    plain = Settings(method=settings.method, batch=settings.batch, seq=settings.seq)
+    return {
+        "model": name,
+        "settings": {
+            key: value
+            for key, value in vars(settings).items()
+            if value != getattr(plain, key) or key == "method"
+        },
+        "simulated": simulated.peak,
+        "measured": measured,
+        "error": simulated.peak / measured - 1,
+        "accelerate": theirs,
+        "accelerate_error": theirs and theirs / measured - 1,
+        "by_category": {"simulated": simulated.by_category, "measured": found.by_category},
+        "rss_grown": found.rss_peak_bytes - found.rss_start_bytes,
+        "reserved": found.reserved_bytes,
+        "seconds_to_simulate": seconds,
+    }
+
+
+def show(row):
+    extra = ", ".join(f"{k} {v}" for k, v in row["settings"].items() if k != "method")
+    theirs = row["accelerate_error"]
+    print(
+        f"{row['model']:<14} {row['settings']['method']:<6} {extra:<26}"
+        f" {row['simulated'] / 1e6:>9.1f} {row['measured'] / 1e6:>9.1f} {row['error']:>+8.2%}"
+        + (f" {theirs:>+12.0%}" if theirs is not None else ""),
+        flush=True,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default=models.device())
+    parser.add_argument("--only", help="models whose name contains this")
+    parser.add_argument("--out", help="write what was measured here, as JSON")
+    options = parser.parse_args()
+    models.hush_libraries()
+    print(f"{'model':<14} {'method':<6} {'':<26} {'simulated':>9} {'measured':>9}   error", end="")
+    print("   accelerate   (MB)")
+    rows = []
+    for name, config, settings in cases(options.device):
+        if not options.only or options.only in name:
+            rows.append(compare(name, config, settings, options.device))
+            show(rows[-1])
+    worst = max(rows, key=lambda row: abs(row["error"]))
+    print(f"largest error {worst['error']:+.2%} ({worst['model']}, {worst['settings']})")
+    if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.out).write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

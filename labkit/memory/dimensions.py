@@ -1,0 +1,98 @@
+"""The numbers that the closed form is made of: dimensions of a Llama-style decoder, and widths.
+
+Letters, here and in every formula: V vocabulary, h hidden size, f intermediate size, L layers,
+H query heads, d head size, q = H d, k = d x key-value heads, r rank, T = batch x seq tokens,
+A positions with logits; "bytes" is the width of a number in the dtype that applies.
+"""
+
+import math
+
+from labkit.errors import LabError
+from labkit.memory.settings import BadSetting
+
+FAMILY = ("llama", "mistral", "qwen2")
+SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class NoClosedForm(LabError, ValueError):
+    """An architecture that the closed form doesn't cover; the simulation does."""
+
+
+class Dimensions:
+    """Dimensions of `config` and widths in bytes under `settings`."""
+
+    def __init__(self, config, settings):
+        if config.model_type not in FAMILY:
+            known = ", ".join(FAMILY)
+            raise NoClosedForm(f"no closed form for {config.model_type!r}: it covers {known}")
+        self.config, self.settings = config, settings
+        self.h, self.f, self.V = config.hidden_size, config.intermediate_size, config.vocab_size
+        self.L, self.H = config.num_hidden_layers, config.num_attention_heads
+        self.d = getattr(config, "head_dim", None) or self.h // self.H
+        self.q, self.k = self.H * self.d, config.num_key_value_heads * self.d
+        self.tied = config.tie_word_embeddings
+        self.full = settings.method == "full"
+        self.T = settings.batch * settings.seq
+        self.A = settings.batch * (settings.answer_tokens or settings.seq)
+        self.matrices = {  # (d_out, d_in) of each in one layer
+            "q_proj": (self.q, self.h),
+            "k_proj": (self.k, self.h),
+            "v_proj": (self.k, self.h),
+            "o_proj": (self.h, self.q),
+            "gate_proj": (self.f, self.h),
+            "up_proj": (self.f, self.h),
+            "down_proj": (self.h, self.f),
+        }
+        self.targets = self._targets()
+        self._set_widths()
+
+    def _set_widths(self):
+        s = self.settings
+        self.base = SIZE[s.dtype]  # weights as loaded
+        upcast = s.method == "qlora" and s.prepare_kbit
+        self.rest = 4 if upcast else self.base  # embeddings, norms, biases, head
+        self.stream = self.rest  # the residual stream takes the embeddings' dtype
+        self.adapter = SIZE[s.adapter_dtype]
+        self.trained = self.base if self.full else self.adapter
+        self.attention = 2 if s.autocast or self.stream == 2 else 4
+        self.mlp = 2 if self.stream == 2 or (s.autocast and not upcast) else 4
+
+    def _targets(self):
+        names = self.settings.target_names
+        if self.full:
+            return {}
+        if names == ["all-linear"]:
+            return self.matrices
+        if unknown := [name for name in names if name not in self.matrices]:
+            raise BadSetting(f"no layer {unknown[0]!r}: there is {', '.join(self.matrices)}")
+        return {name: self.matrices[name] for name in self.matrices if name in names}
+
+    @property
+    def n_linear(self):
+        """Numbers in the linear layers of all decoder layers, without biases."""
+        return self.L * sum(math.prod(shape) for shape in self.matrices.values())
+
+    @property
+    def biases(self):
+        """Numbers in each bias of one layer, a list."""
+        if self.config.model_type == "qwen2":
+            return [self.q, self.k, self.k]
+        attention = getattr(self.config, "attention_bias", False)
+        mlp = getattr(self.config, "mlp_bias", False)
+        return [self.q, self.k, self.k, self.h] * attention + [self.f, self.f, self.h] * mlp
+
+    @property
+    def n_adapter(self):
+        """Numbers in all adapters: L sum r (d_in + d_out)."""
+        return self.L * self.settings.rank * sum(sum(shape) for shape in self.targets.values())
+
+    @property
+    def trained_tensors(self):
+        """Numbers in each tensor that is trained, a list."""
+        if not self.full:
+            r = self.settings.rank
+            return self.L * [
+                n for d_out, d_in in self.targets.values() for n in (r * d_in, d_out * r)
+            ]
+        layer = [math.prod(shape) for shape in self.matrices.values()] + self.biases + 2 * [self.h]
+        return [self.V * self.h] * (2 - self.tied) + self.L * layer + [self.h]

@@ -1,0 +1,195 @@
+"""What `labkit memory` says: simulation and closed form side by side, and what fits."""
+
+from dataclasses import asdict, dataclass
+
+from labkit.memory import budget, fit
+from labkit.memory.dimensions import NoClosedForm
+from labkit.memory.ledger import CATEGORIES
+from labkit.memory.simulate import Simulation, simulate
+
+GB = 10**9
+COLOURS = dict(zip(CATEGORIES, ("blue", "red", "green", "magenta", "yellow", "white"), strict=True))
+ROOM = {  # what makes room, in the order in which one tries it
+    "gradient checkpointing": {"checkpointing": True},
+    "states in 8 bits, paged": {"optim": "paged_adamw_8bit"},
+    "logits for 64 answer tokens": {"answer_tokens": 64},
+    "4-bit base (qlora)": {"method": "qlora", "dtype": "bfloat16"},
+}
+
+
+@dataclass
+class Report:
+    """Everything that was asked of one model and one set of settings."""
+
+    model: str
+    settings: object
+    simulated: Simulation
+    closed: budget.Budget | None
+    why_not: str = ""
+    limit: int | None = None
+    batches: dict | None = None
+    room: list | None = None
+
+    @property
+    def fits(self):
+        """Whether the step as given fits into `limit`; None without a limit."""
+        return self.limit and self.simulated.peak <= self.limit
+
+
+def examine(model, config, settings, limit=None):
+    """The `Report` on one step of `config`; with `limit` bytes, also what fits into them."""
+    simulated = simulate(config, settings, timeline=True)
+    report = Report(str(model), settings, simulated, None, limit=limit)
+    try:
+        report.closed = budget.closed_form(config, settings)
+    except NoClosedForm as error:
+        report.why_not = str(error)
+    if limit:
+        report.batches = fit.largest_batches(config, settings, limit)
+        report.room = _room(config, report)
+    return report
+
+
+def _room(config, report):
+    """`(change, bytes at the peak)` for each thing that makes room, added one to the other."""
+    rows, settings = [], report.settings
+    for name, change in ROOM.items():
+        changed = {key: value for key, value in change.items() if getattr(settings, key) != value}
+        if settings.seq <= change.get("answer_tokens", 0) or not changed:
+            continue
+        settings = settings.but(**changed)
+        rows.append((name, simulate(config, settings).peak))
+    return rows
+
+
+def as_data(report):
+    """The report as plain data, bytes throughout."""
+    simulated = asdict(report.simulated)
+    del simulated["timeline"]
+    closed = None
+    if report.closed:
+        closed = {"peak": report.closed.peak, "static": report.closed.static()}
+        closed |= {"moments": report.closed.moments}
+        closed |= {"terms": [asdict(term) for term in report.closed.terms]}
+    out = {"model": report.model, "settings": asdict(report.settings)}
+    out |= {"simulated": simulated, "closed_form": closed}
+    if report.limit:
+        largest = {str(length): batch for length, batch in report.batches.items()}
+        out["fit"] = {"limit": report.limit, "fits": report.fits, "largest_batch": largest}
+        out["fit"]["more_room"] = [{"change": name, "peak": peak} for name, peak in report.room]
+    return out
+
+
+def show(report, console):
+    """Print the report."""
+    from rich.text import Text
+
+    console.print(Text(_headline(report), "bold"))
+    console.print(_settings_line(report.settings), style="dim", highlight=False)
+    console.print(_bar(report.simulated, min(console.width, 100) - 12))
+    console.print(_table(report))
+    console.print(_verdict(report), highlight=False)
+    if report.limit:
+        _show_fit(report, console)
+
+
+def _headline(report):
+    s = report.simulated
+    share = 100 * s.n_trainable / s.n_params
+    return (
+        f"{report.model}, {report.settings.method}: {_gb(s.peak)} GB at the peak"
+        f" ({s.n_params / GB:.3g} B parameters, {s.n_trainable / 1e6:.4g} M trained, {share:.3g}%)"
+    )
+
+
+def _settings_line(settings):
+    s = settings
+    parts = [f"batch {s.batch} x {s.seq} tokens", s.optim, f"{s.dtype} base", s.attention]
+    if s.method != "full":
+        parts.insert(1, f"rank {s.rank} on {s.targets}")
+    parts += ["autocast"] * s.autocast + ["checkpointing"] * s.checkpointing
+    return ", ".join(parts)
+
+
+def _bar(simulated, width):
+    """The peak as one stacked bar; a letter in each part, so that colour isn't needed."""
+    from rich.text import Text
+
+    bar = Text()
+    for name in CATEGORIES:
+        n = round(width * simulated.by_category[name] / simulated.peak)
+        if n:
+            label = name[: n - 2].center(n) if n > 4 else " " * n
+            bar.append(label, f"black on {COLOURS[name]}")
+    bar.append(f" {_gb(simulated.peak)} GB")
+    return bar
+
+
+def _table(report):
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("GB", box=None, header_style="bold", pad_edge=False)
+    table.add_column("simulated", justify="right")
+    table.add_column("closed form", justify="right")
+    table.add_column("formula", style="dim", overflow="fold")
+    static = report.simulated.static
+    for category in CATEGORIES[:-1]:
+        ours = static.get(category, report.simulated.by_category[category])
+        closed = _gb(report.closed.total(category)) if report.closed else "-"
+        table.add_row(category, _gb(ours), closed, style=f"bold {COLOURS[category]}")
+        for term in report.closed.terms if report.closed else ():
+            if term.category == category:
+                table.add_row(f"  {term.name}", "", _gb(term.bytes), escape(term.formula))
+    if report.simulated.paged:
+        table.add_row("paged states", _gb(report.simulated.paged), "", "can leave the GPU")
+    closed = _gb(report.closed.peak) if report.closed else "-"
+    table.add_row("peak", _gb(report.simulated.peak), closed, style="bold")
+    return table
+
+
+def _verdict(report):
+    phases = report.simulated.phases
+    phase = max(phases, key=phases.get)
+    rest = "not all of the above is held at once: gradients come as activations go"
+    line = f"The peak is in {phase}; {rest}."
+    if not report.closed:
+        return f"{line} ({report.why_not})"
+    moment = max(report.closed.moments, key=report.closed.moments.get)
+    off = report.closed.peak / report.simulated.peak - 1
+    return f"{line} The closed form puts it {moment}, {off:+.1%} from the simulation."
+
+
+def _show_fit(report, console):
+    from rich.table import Table
+
+    limit = f"{report.limit / GB:.4g} GB"
+    answer, left = ("fits", "to spare") if report.fits else ("does not fit", "too much")
+    gap = _gb(abs(report.limit - report.simulated.peak))
+    console.print(
+        f"\nBatch {report.settings.batch} x {report.settings.seq} {answer} into {limit}:", end=" "
+    )
+    console.print(f"{gap} GB {left}. CUDA's own context (about 0.5 GB) and gaps come on top.")
+    table = Table("length", "largest batch", "tokens", box=None, pad_edge=False)
+    for length, batch in report.batches.items():
+        table.add_row(str(length), str(batch) if batch else "none", str(length * batch))
+    console.print(table)
+    for name, peak in report.room:
+        verdict = "fits" if peak <= report.limit else "does not fit"
+        console.print(f"  with {name}: {_gb(peak)} GB, {verdict}", highlight=False)
+
+
+def _gb(n_bytes):
+    return f"{n_bytes / GB:,.3f}"
+
+
+def figure(report):
+    """Bars of the simulation and the closed form, and the timeline: what `--plot` saves."""
+    from labkit.plots import memory, use_style
+
+    use_style()
+    rows = {"simulated": report.simulated.by_category}
+    if report.closed:
+        moment = ("activations", "temporary", "weights", "optimizer")
+        rows["closed form"] = {name: report.closed.total(name) for name in moment}
+    return memory.bars_and_timeline(rows, report.simulated, _headline(report), report.limit)

@@ -1,0 +1,113 @@
+"""Figures of memory: stacked bars, and a training step from forward to the optimizer."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from labkit.memory.ledger import CATEGORIES
+from labkit.plots.style import INK, PALETTE, figure
+
+COLOURS = dict(zip(CATEGORIES, [*PALETTE[:5], "#999999"], strict=True))
+HATCHES = dict(zip(CATEGORIES, ["", "//", "..", "\\\\", "xx", ""], strict=True))
+GB = 10**9
+
+
+def bars(rows, title, limit=None):
+    """Stacked bars of memory by category, one a row.
+
+    rows: {label: {category: bytes}}, categories of `labkit.memory.ledger.CATEGORIES`.
+    limit: bytes of a card, drawn as a line.
+    """
+    fig, ax = figure(height=1.2 + 0.5 * len(rows))
+    draw_bars(ax, rows, limit)
+    ax.set_title(title)
+    plt.close(fig)
+    return fig
+
+
+def timeline(simulation, title=None):
+    """Bytes held through one step of a `Simulation` that was made with `timeline=True`."""
+    fig, ax = figure(width=8.4, height=3.4)
+    draw_timeline(ax, simulation)
+    top = max(simulation.phases, key=simulation.phases.get)
+    ax.set_title(title or f"The peak, {simulation.peak / GB:.2f} GB, is in {top}")
+    plt.close(fig)
+    return fig
+
+
+def bars_and_timeline(rows, simulation, title, limit=None):
+    """Both in one figure: what `labkit memory --plot` saves."""
+    fig, axes = figure(2, width=12, height=3.8, width_ratios=(1, 1.3))
+    draw_bars(axes[0], rows, limit)
+    draw_timeline(axes[1], simulation)
+    fig.suptitle(title, x=0.01, ha="left", weight="bold")
+    plt.close(fig)
+    return fig
+
+
+def draw_bars(ax, rows, limit=None):
+    """Draw the bars of `bars` into `ax`, with totals at their ends and a legend of what occurs."""
+    left = np.zeros(len(rows))
+    for category in CATEGORIES:
+        widths = np.array([row.get(category, 0) / GB for row in rows.values()])
+        if widths.any():
+            ax.barh(
+                range(len(rows)),
+                widths,
+                left=left,
+                color=COLOURS[category],
+                hatch=HATCHES[category],
+                edgecolor="white",
+                label=category,
+            )
+            left += widths
+    for i, total in enumerate(left):
+        ax.annotate(f"{total:.3g} GB", (total, i), (5, 0), textcoords="offset points", va="center")
+    if limit:
+        ax.axvline(limit / GB, color=INK, ls="--", lw=1.2)
+        spot = (limit / GB, len(rows) - 0.5)
+        ax.annotate(f"{limit / GB:.0f} GB ", spot, (0, 2), textcoords="offset points", ha="center")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set(xlabel="GB", xlim=(0, 1.22 * max(*left, (limit or 0) / GB)))
+    ax.figure.legend(ncols=6, fontsize=9, loc="outside lower left", handlelength=1.6)
+
+
+def draw_timeline(ax, simulation):
+    """Draw the stacked areas of `timeline` into `ax`, with the phases marked."""
+    held, starts = _thinned(simulation.timeline)
+    x = np.arange(len(held))
+    for name in CATEGORIES:
+        below = held[:, : CATEGORIES.index(name)].sum(axis=1) / GB
+        mine = held[:, CATEGORIES.index(name)] / GB
+        if mine.max() > 0.003 * held.sum(axis=1).max() / GB:
+            ax.fill_between(
+                x, below, below + mine, color=COLOURS[name], hatch=HATCHES[name], ec="white", lw=0
+            )
+            _name_area(ax, name, below, mine, held.sum(axis=1).max() / GB)
+    top = held.sum(axis=1).max() / GB
+    for name, at in starts.items():
+        ax.axvline(at, color=INK, lw=0.8)
+        side = "left" if at < 0.9 * len(held) else "right"
+        ax.annotate(f" {name} ", (at, 1.08 * top), ha=side, va="center", fontsize=9.5, color=INK)
+    ax.set(xlim=(0, len(held) - 1), ylim=(0, 1.16 * top), ylabel="GB held")
+    ax.set(xlabel="allocations and releases, in order", xticks=[])
+
+
+def _name_area(ax, name, below, mine, top):
+    """Write the name of an area into its thickest part, where it is thick enough to hold it."""
+    thick = np.flatnonzero(mine >= 0.95 * mine.max())
+    at = int(thick[len(thick) // 2])
+    if mine[at] > 0.07 * top:
+        spot = (at, below[at] + mine[at] / 2)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.85}
+        ax.annotate(name, spot, ha="center", va="center", fontsize=9, bbox=box)
+
+
+def _thinned(timeline, n=1500):
+    """At most about n samples, each the highest of its stretch, and where the phases begin."""
+    held = timeline.held
+    every = max(1, len(held) // n)
+    totals = held.sum(axis=1)
+    picks = [i + int(np.argmax(totals[i : i + every])) for i in range(0, len(held), every)]
+    return held[picks], {name: at // every for name, at in timeline.starts.items()}

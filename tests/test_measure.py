@@ -1,0 +1,211 @@
+"""`track` counts bytes as closed forms say and as torch's own CPU allocator reports them."""
+
+import gc
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
+
+from labkit.memory import measure
+from labkit.memory.ledger import CATEGORIES
+from labkit.memory.measure import track
+
+MB = 1 << 20  # bytes of a float tensor with 2**18 numbers
+
+
+def block(n=1):
+    return torch.zeros(n, 1 << 18)
+
+
+def allocators_peak(job):
+    """Bytes at most allocated above the start, from the CPU allocator's own event log."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
+        job()
+    events = log.profiler.kineto_results.events()
+    changes = [
+        (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
+    ]
+    total = peak = 0
+    for *_, n_bytes in sorted(changes):
+        total += n_bytes
+        peak = max(peak, total)
+    return peak
+
+
+def tiny(**more):
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500}
+    config = transformers.LlamaConfig(**sizes, **heads, **more)
+    return transformers.AutoModelForCausalLM.from_config(config).train()
+
+
+def step(model, optimizer, ids):
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_a_training_step_peaks_where_the_allocator_says(tied, checkpointing):
+    model = tiny(tie_word_embeddings=tied)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ids = torch.randint(500, (2, 48))
+    step(model, optimizer, ids)
+    with track(model, optimizer) as peak:
+        step(model, optimizer, ids)
+    allocated = allocators_peak(lambda: step(model, optimizer, ids))
+    # random-number states, which recomputation keeps, are made outside the dispatcher's sight
+    assert peak.grown_bytes == pytest.approx(allocated, rel=0.01 if checkpointing else 1e-6)
+
+
+def test_categories_of_a_step_are_what_the_shapes_say():
+    model = nn.Sequential(nn.Linear(256, 512), nn.Tanh(), nn.Linear(512, 256))
+    n_bytes = sum(p.nbytes for p in model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    x = torch.randn(64, 256)
+    with track(model, optimizer) as first:
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert first.by_category["weights"] == first.by_category["gradients"] == n_bytes
+    assert first.by_category["optimizer"] >= n_bytes
+    optimizer.zero_grad()
+    with track(model, optimizer) as second:
+        loss = model(x).square().sum()
+        loss.backward()
+    assert second.by_category["weights"] == n_bytes
+    assert second.by_category["optimizer"] == 2 * n_bytes + 4 * 4
+    assert set(second.by_category) == set(CATEGORIES)
+    assert sum(second.by_category.values()) == second.bytes
+    assert second.start_bytes == 3 * n_bytes + 4 * 4
+
+
+def test_activations_are_what_backward_still_needs():
+    layers = nn.Sequential(
+        *[nn.Sequential(nn.Linear(64, 64, bias=False), nn.Tanh()) for _ in range(4)]
+    )
+    x = torch.randn(1024, 64)
+    with track(layers) as plain:
+        layers(x).sum().backward()
+    # each tanh keeps its output; at the peak, in the last linear's backward, three are left
+    assert plain.by_category["activations"] == pytest.approx(3 * x.nbytes, rel=1e-4)
+    with track(layers) as none, torch.no_grad():
+        layers(x)
+    assert none.by_category["activations"] == 0
+    with track(layers) as recomputed:
+        y = x.clone().requires_grad_()
+        for layer in layers:
+            y = checkpoint(layer, y, use_reentrant=False)
+        y.sum().backward()
+    assert recomputed.by_category["activations"] > 0
+
+
+def test_views_and_shared_storages_count_once():
+    with track(block()) as peak:
+        a = block(2)
+        b = a[1:].view(-1)
+        c = a.t().detach()
+        assert b.untyped_storage()._cdata == c.untyped_storage()._cdata
+    assert peak.bytes == peak.end_bytes == (1 + 2) * MB
+
+
+def test_a_storage_lives_as_long_as_its_last_view():
+    with track(torch.zeros(1)) as peak:
+        view = block(3)[:1]
+        gc.collect()
+        more = block()
+        del view
+        block(2)
+    assert more.nbytes == MB
+    assert peak.bytes == 4 * MB + 4
+    assert peak.end_bytes == MB + 4
+
+
+def test_growth_in_place_is_seen():
+    with track(torch.zeros(1)) as peak:
+        x = block()
+        x.resize_(4, 1 << 18)
+        x.resize_(1, 10)
+    assert peak.bytes == 4 * MB + 4
+    assert peak.end_bytes == x.untyped_storage().nbytes() + 4
+
+
+def test_nested_blocks_each_see_their_own_peak():
+    with track(torch.zeros(1)) as outer:
+        a = block(2)
+        with track(torch.zeros(1)) as inner:
+            block(3)
+        del a
+        block(4)
+    assert inner.bytes == 3 * MB + 4
+    assert outer.bytes == 5 * MB + 4 + 4
+
+
+def test_a_block_that_raises_is_measured_up_to_there():
+    with pytest.raises(RuntimeError, match="stop"), track(torch.zeros(1)) as peak:
+        block(2)
+        raise RuntimeError("stop")
+    assert peak.bytes == 2 * MB + 4
+    with track(torch.zeros(1)) as after:
+        block()
+    assert after.bytes == MB + 4
+
+
+def test_without_arguments_everything_in_the_process_counts():
+    model, loose = nn.Linear(512, 512, bias=False), block(2)
+    with track() as peak:
+        model(torch.randn(8, 512))
+    assert peak.by_category["weights"] >= MB
+    assert peak.by_category["other"] >= loose.nbytes
+    with track(model) as alone:
+        pass
+    assert alone.bytes == alone.by_category["weights"] == MB
+
+
+def test_gradients_of_an_earlier_step_and_of_models_made_inside_are_told_apart():
+    with track(torch.zeros(1)) as peak:
+        model = nn.Linear(512, 512, bias=False)
+        model(torch.randn(4, 512)).sum().backward()
+    assert peak.by_category["weights"] == MB
+    assert peak.by_category["gradients"] == MB
+    with track(model) as later:
+        pass
+    assert later.by_category["gradients"] == MB
+
+
+def test_quantised_weights_count_with_what_they_carry():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = bitsandbytes.nn.Linear4bit(128, 256, bias=False, quant_type="nf4").to("cpu")
+    n = 128 * 256
+    carried = n // 2 + n // 64 + -(-n // (64 * 256)) * 4 + 16 * 4 + 256 * 4 + 4
+    with track(layer) as peak:
+        pass
+    assert peak.by_category["weights"] == peak.bytes == carried
+
+
+def test_resident_memory_stands_beside():
+    with track(torch.zeros(1)) as peak:
+        torch.ones(64, 1 << 18)  # touched, so that the pages are really there
+    assert peak.rss_peak_bytes - peak.rss_start_bytes > 32 * MB
+    assert peak.allocated_bytes is peak.reserved_bytes is None
+
+
+def test_cuda_peaks_survive_nesting(monkeypatch):
+    """The allocator has one peak: an inner block resets it, the outer one must not lose its own."""
+    now = {"peak": 0}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: now["peak"])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2 * now["peak"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: now.update(peak=0))
+    with track(torch.zeros(1), device="cuda") as outer:
+        now["peak"] = 100
+        with track(torch.zeros(1), device="cuda") as inner:
+            now["peak"] = 30
+    assert (inner.allocated_bytes, inner.reserved_bytes) == (30, 60)
+    assert (outer.allocated_bytes, outer.reserved_bytes) == (100, 200)
+    assert not measure._open

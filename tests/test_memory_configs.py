@@ -1,0 +1,66 @@
+"""Configurations are found by name, path or hub id; what is none is one clear line."""
+
+import json
+
+import pytest
+import transformers
+
+from labkit import download
+from labkit.memory import configs
+
+
+def test_built_in_names_need_no_exact_case():
+    assert configs.find("SmolLM2-135M").hidden_size == 576
+    assert configs.find("llama-2-70B").num_key_value_heads == 8
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_a_local_config_is_read(tmp_path, as_folder):
+    transformers.Qwen3Config(hidden_size=64, num_hidden_layers=2).save_pretrained(tmp_path)
+    path = tmp_path if as_folder else tmp_path / "config.json"
+    assert type(configs.find(path)) is transformers.Qwen3Config
+    assert configs.find(str(path)).hidden_size == 64
+
+
+def test_a_hub_id_is_read_when_the_hub_answers(monkeypatch):
+    fields = {"model_type": "llama", "hidden_size": 64, "architectures": ["LlamaForCausalLM"]}
+    monkeypatch.setattr(download, "hub_answers", lambda: True)
+    monkeypatch.setattr(transformers.PretrainedConfig, "get_config_dict", lambda name: (fields, {}))
+    assert configs.find("somebody/llama-64").hidden_size == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("lama-2-7b", "no model 'lama-2-7b'; nearest: llama-2-7b"),
+        ("zzz", "no model 'zzz'; built in: smollm2-135m"),
+        ("meta-llama/Llama-3.1-8B", "hub does not answer; nearest: llama-3.1-8b"),
+        ("there/is/none/config.json", "no file there/is/none/config.json"),
+    ],
+)
+def test_unknown_models_offer_the_nearest(name, line, monkeypatch):
+    monkeypatch.setattr(download, "hub_answers", lambda: False)
+    with pytest.raises(configs.BadModel, match=line) as error:
+        configs.find(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "names no model_type"),
+        ('{"hidden_size": 4}', "names no model_type"),
+        ('{"model_type": "nonsense"}', "nonsense"),
+        ('{"model_type": "vit"}', "is no causal language model"),
+        ('{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}', "no causal"),
+        ('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}', "no causal language"),
+        (json.dumps({"model_type": "llama", "hidden_size": 100, "num_attention_heads": 7}), "100"),
+    ],
+)
+def test_configs_that_are_no_causal_lm(tmp_path, text, line):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(configs.BadModel, match=line) as error:
+        configs.find(path)
+    assert "\n" not in str(error.value)

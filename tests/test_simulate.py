@@ -1,0 +1,260 @@
+"""A simulated step holds what a real one holds, and what published counts say."""
+
+import resource
+
+import peft
+import pytest
+import torch
+import transformers
+
+from labkit.memory import configs, fit, optimizers
+from labkit.memory.measure import track
+from labkit.memory.settings import BadSetting, Settings, parse_size
+from labkit.memory.simulate import simulate
+
+SHAPES = {  # hidden, ffn, layers, heads, key-value heads, vocabulary, tied
+    "grouped, untied": (96, 256, 3, 6, 2, 700, False),
+    "tied": (64, 160, 2, 4, 4, 900, True),
+}
+CASES = [
+    {},
+    {"method": "full"},
+    {"method": "full", "checkpointing": True, "accumulation": 2},
+    {"method": "full", "dtype": "bfloat16", "optim": "adamw_torch"},
+    {"checkpointing": True, "targets": "q_proj,v_proj"},
+    {"method": "qlora"},
+    {"method": "qlora", "double_quant": False, "prepare_kbit": True},
+    {"padded": True, "dropout": 0.1, "autocast": False},
+    {"attention": "eager", "answer_tokens": 5},
+]
+
+
+def config_of(shape):
+    hidden, ffn, layers, heads, kv, vocab, tied = SHAPES[shape]
+    return transformers.LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        vocab_size=vocab,
+        tie_word_embeddings=tied,
+    )
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Builds the model that a case describes, through `from_pretrained`, PEFT and bitsandbytes."""
+
+    def build(config, settings):
+        dtype = getattr(torch, settings.dtype)
+        transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(tmp_path)
+        how = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=settings.double_quant,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path,
+            dtype=dtype,
+            attn_implementation=settings.attention,
+            quantization_config=how if settings.method == "qlora" else None,
+            device_map={"": "cpu"},
+        )
+        if settings.prepare_kbit:
+            model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if settings.method != "full":
+            names = settings.target_names
+            targets = names[0] if names == ["all-linear"] else names
+            lora = peft.LoraConfig(
+                r=settings.rank,
+                target_modules=targets,
+                lora_dropout=settings.dropout,
+                task_type="CAUSAL_LM",
+            )
+            model = peft.get_peft_model(model, lora)
+        if settings.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model.train()
+
+    return build
+
+
+def two_steps(model, settings):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    fused = settings.optim.endswith("fused")
+    optimizer = torch.optim.AdamW(trained, fused=fused, foreach=not fused)
+    ids, kept = torch.randint(500, (settings.batch, settings.seq)), settings.answer_tokens or 0
+    batch = {"input_ids": ids, "labels": ids[:, -kept:], "logits_to_keep": kept}
+    if settings.padded:
+        batch["attention_mask"] = torch.ones_like(ids)
+        batch["attention_mask"][0, -1] = 0
+    for _ in range(2):
+        for _ in range(settings.accumulation):
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast):
+                loss = model(**batch, use_cache=False).loss
+            loss.backward()
+            del loss
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_peak_is_that_of_a_real_step(case, shape, real):
+    config, settings = config_of(shape), Settings(**{"batch": 2, "seq": 40, "rank": 4} | case)
+    simulated = simulate(config, settings, device="cpu")
+    model = real(config, settings)
+    with track(model, device="cpu") as peak:
+        two_steps(model, settings)
+    # indices, masks and random-number states are a few kB, which counts in models this small
+    assert simulated.peak == pytest.approx(peak.bytes, rel=0.01)
+    for category in ("weights", "activations"):
+        measured = peak.by_category[category]
+        assert simulated.by_category[category] == pytest.approx(measured, rel=0.02, abs=20_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_params"),
+    {
+        "smollm2-135m": 134_515_008,
+        "llama-2-7b": 6_738_415_616,
+        "llama-3.1-8b": 8_030_261_248,
+        "llama-3.2-3b": 3_212_749_824,
+        "qwen2.5-0.5b": 494_032_768,
+        "mistral-7b": 7_248_023_552,
+    }.items(),
+)
+def test_built_in_models_have_their_published_size(name, n_params):
+    assert simulate(configs.find(name), Settings(seq=8)).n_params == n_params
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "rank", "n"),
+    [
+        ("smollm2-135m", "q_proj,v_proj", 16, 921_600),
+        ("llama-2-7b", "q_proj,v_proj", 16, 8_388_608),
+        ("llama-2-7b", "all-linear", 64, 159_907_840),
+        ("llama-3.1-8b", "q_proj,k_proj,v_proj,o_proj", 16, 13_631_488),
+    ],
+)
+def test_adapters_have_their_published_size(name, targets, rank, n):
+    settings = Settings(targets=targets, rank=rank, seq=8)
+    assert simulate(configs.find(name), settings).n_trainable == n
+
+
+def test_seventy_billion_parameters_take_no_memory_of_ours():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    settings = Settings(method="qlora", checkpointing=True)
+    found = simulate(configs.find("llama-2-70b"), settings)
+    assert found.static["weights"] > 37e9
+    grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kb < 1e6
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_states_are_those_of_bitsandbytes(bits):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (100, 5_000, 4_096 * 7 + 3)]
+    kind = bitsandbytes.optim.AdamW8bit if bits == 8 else bitsandbytes.optim.AdamW32bit
+    theirs = kind(parameters)
+    for i, parameter in enumerate(parameters):
+        theirs.init_state(theirs.param_groups[0], parameter, 0, i)
+    name = "adamw_bnb_8bit" if bits == 8 else "paged_adamw_32bit"
+    ours, _ = optimizers.make(parameters, name)
+    ours.step()
+
+    def held(optimizer):
+        states = [t for s in optimizer.state.values() for t in s.values()]
+        return sorted(
+            {t.data_ptr(): t.nbytes for t in states if isinstance(t, torch.Tensor)}.values()
+        )
+
+    assert held(ours) == held(theirs)
+
+
+def test_paged_states_leave_the_gpu_only_when_they_are_large():
+    config = configs.find("llama-2-7b")
+    paged = simulate(config, Settings(optim="paged_adamw_32bit", seq=8))
+    plain = simulate(config, Settings(seq=8))
+    r = 16  # of the seven pairs of a layer only A of down and B of gate and up are large enough
+    assert paged.paged == 32 * 3 * r * 11_008 * 2 * 4
+    assert paged.static["optimizer"] + paged.paged == pytest.approx(
+        plain.static["optimizer"], rel=1e-4
+    )
+
+
+def test_the_timeline_adds_up():
+    found = simulate(config_of("tied"), Settings(seq=16), timeline=True)
+    totals = found.timeline.held.sum(axis=1)
+    assert totals.max() == found.peak == max(found.phases.values())
+    assert list(found.timeline.starts) == ["forward", "backward", "step"]
+    assert (found.timeline.held >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"rank": 0}, "rank must be a whole number from 1, not 0"),
+        ({"batch": -2}, "batch must be a whole number from 1, not -2"),
+        ({"method": "lore"}, "method 'lore' is none of full, lora, qlora"),
+        ({"optim": "sgd"}, "optim 'sgd' is none of"),
+        ({"dropout": 1.5}, "dropout must lie in 0 to 1"),
+        ({"answer_tokens": 99, "seq": 10}, "99 answer tokens don't fit in seq 10"),
+        ({"targets": " , "}, "targets must be all-linear or names"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(change, line):
+    with pytest.raises(BadSetting, match=line):
+        Settings(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"rank": 5000}, r"rank 5000 is impossible: .*\(96 x 96\)|has rank 96 at most"),
+        ({"targets": "q_prj"}, "no layer 'q_prj': .*did you mean q_proj"),
+    ],
+)
+def test_targets_and_ranks_that_a_model_cannot_have(change, line):
+    with pytest.raises(BadSetting, match=line):
+        simulate(config_of("grouped, untied"), Settings(**change))
+
+
+def test_other_architectures_simulate_too():
+    gpt2 = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=300)
+    for method in ("full", "lora", "qlora"):
+        assert simulate(gpt2, Settings(method=method, seq=16)).peak > 0
+
+
+@pytest.mark.parametrize("limit", [5, 12, 100, 101, 5000])
+def test_largest_is_exact_on_convex_peaks(limit):
+    def peak(n):
+        return max(10 + n, 3 * n, 7 * n - 200)
+
+    n = fit.largest(peak, limit)
+    assert (n == 0 or peak(n) <= limit) and peak(n + 1) > limit
+
+
+def test_largest_batches_fit_and_one_more_does_not():
+    config, settings = config_of("tied"), Settings(rank=2)
+    limit = 3 * simulate(config, settings.but(batch=2, seq=64)).peak
+    found = fit.largest_batches(config, settings, limit, lengths=(64, 128, 192))
+    for length, batch in found.items():
+        assert simulate(config, settings.but(batch=batch, seq=length)).peak <= limit
+        assert simulate(config, settings.but(batch=batch + 1, seq=length)).peak > limit
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("16GB", 16e9), ("24 gb", 24e9), ("1.5GiB", 1.5 * 2**30), ("80", 80e9)]
+)
+def test_sizes_are_read(text, n_bytes):
+    assert parse_size(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "big", "-4GB", "0GB", "16TB"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(BadSetting, match="write 16GB"):
+        parse_size(text)
