@@ -1,7 +1,8 @@
 """Peak memory of a training step: simulated against measured, and against published figures.
 
-Measured: two steps of a real model with random weights on this machine, under
-`labkit.memory.measure.track` on a CPU, with `torch.cuda.max_memory_allocated` beside it on a GPU.
+Measured: steps of a real model with random weights on this machine, under
+`labkit.memory.measure.track` on a CPU, by `torch.cuda.max_memory_allocated` on a GPU. On a CPU a
+third column is the peak in the allocator's own log of events, which torch's profiler keeps.
 Simulated: `labkit.memory.simulate` with the same settings, before the model exists.
 Beside both: what `accelerate estimate-memory` says of the same model, where it has a row (training
 with Adam; it knows no adapters, batches or lengths).
@@ -10,14 +11,16 @@ with Adam; it knows no adapters, batches or lengths).
 """
 
 import argparse
-import contextlib
+import itertools
 import json
+import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 import transformers
+from torch.profiler import ProfilerActivity, profile
 
 from labkit import models
 from labkit.memory import configs
@@ -119,8 +122,22 @@ def real_model(config, settings, device):
     return model.train()
 
 
+def allocators_peak(job):
+    """Bytes at most allocated above the start, from the CPU allocator's log of events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
+        job()
+    events = log.profiler.kineto_results.events()
+    changes = [
+        (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
+    ]
+    return max(itertools.accumulate(n_bytes for *_, n_bytes in sorted(changes)))
+
+
 def measure(config, settings, device):
-    """Two steps of the real model, the second with states in place; what `track` found."""
+    """What `track` found in two steps; seconds of a step without and with it; the allocator's peak.
+
+    The allocator's peak is of one more step, in which weights and states are in place.
+    """
     model = real_model(config, settings, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     how = {"fused": True} if settings.optim.endswith("fused") else {"foreach": True}
@@ -131,17 +148,29 @@ def measure(config, settings, device):
     if settings.padded:
         batch["attention_mask"] = torch.ones_like(ids)
         batch["attention_mask"][0, -1] = 0
+
+    def step():
+        for _ in range(settings.accumulation):
+            cast = torch.autocast(device, torch.bfloat16, enabled=settings.autocast)
+            with cast:
+                loss = model(**batch, use_cache=False, logits_to_keep=kept).loss
+            loss.backward()
+            del loss
+        optimizer.step()
+        optimizer.zero_grad()
+
     with track(model, optimizer, device=device) as peak:
-        for _step in range(2):
-            for _ in range(settings.accumulation):
-                cast = torch.autocast(device, torch.bfloat16)
-                with cast if settings.autocast else contextlib.nullcontext():
-                    loss = model(**batch, use_cache=False, logits_to_keep=kept).loss
-                loss.backward()
-                del loss
-            optimizer.step()
-            optimizer.zero_grad()
-    return peak
+        step()
+        step()
+    began = time.perf_counter()
+    step()
+    plain = time.perf_counter() - began
+    began = time.perf_counter()
+    with track(model, optimizer, device=device):
+        step()
+    tracked = time.perf_counter() - began
+    logged = peak.end_bytes + allocators_peak(step) if device == "cpu" else None
+    return peak, plain, tracked, logged
 
 
 def estimate_of_accelerate(config, settings):
@@ -163,7 +192,7 @@ def compare(name, config, settings, device):
     began = time.perf_counter()
     simulated = simulate(config, settings)
     seconds = time.perf_counter() - began
-    found = measure(config, settings, device)
+    found, plain_seconds, tracked_seconds, logged = measure(config, settings, device)
     measured = found.allocated_bytes if device == "cuda" else found.bytes
     theirs = estimate_of_accelerate(config, settings)
     plain = Settings(method=settings.method, batch=settings.batch, seq=settings.seq)
@@ -177,6 +206,8 @@ def compare(name, config, settings, device):
         "simulated": simulated.peak,
         "measured": measured,
         "error": simulated.peak / measured - 1,
+        "allocator_log": logged,
+        "seconds_a_step": {"plain": plain_seconds, "tracked": tracked_seconds},
         "accelerate": theirs,
         "accelerate_error": theirs and theirs / measured - 1,
         "by_category": {"simulated": simulated.by_category, "measured": found.by_category},
@@ -192,6 +223,7 @@ def show(row):
     print(
         f"{row['model']:<14} {row['settings']['method']:<6} {extra:<26}"
         f" {row['simulated'] / 1e6:>9.1f} {row['measured'] / 1e6:>9.1f} {row['error']:>+8.2%}"
+        f" {(row['allocator_log'] or 0) / 1e6:>9.1f}"
         + (f" {theirs:>+12.0%}" if theirs is not None else ""),
         flush=True,
     )
@@ -204,7 +236,10 @@ def main():
     parser.add_argument("--out", help="write what was measured here, as JSON")
     options = parser.parse_args()
     models.hush_libraries()
-    print(f"{'model':<14} {'method':<6} {'':<26} {'simulated':>9} {'measured':>9}   error", end="")
+    print(
+        f"{'model':<14} {'method':<6} {'':<26} {'simulated':>9} {'measured':>9}   error allocator",
+        end="",
+    )
     print("   accelerate   (MB)")
     rows = []
     for name, config, settings in cases(options.device):
@@ -212,6 +247,9 @@ def main():
             rows.append(compare(name, config, settings, options.device))
             show(rows[-1])
     worst = max(rows, key=lambda row: abs(row["error"]))
+    times = [row["seconds_a_step"] for row in rows]
+    slower = statistics.median(t["tracked"] / t["plain"] - 1 for t in times)
+    print(f"track() makes a step {slower:+.0%} slower (median of all rows)")
     print(f"largest error {worst['error']:+.2%} ({worst['model']}, {worst['settings']})")
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,9 @@ class Report:
     closed: budget.Budget | None
     why_not: str = ""
     limit: int | None = None
-    batches: dict | None = None
     room: list | None = None
+    batches: dict | None = None
+    batches_with: str | None = None
 
     @property
     def fits(self):
@@ -45,21 +46,29 @@ def examine(model, config, settings, limit=None):
     except NoClosedForm as error:
         report.why_not = str(error)
     if limit:
-        report.batches = fit.largest_batches(config, settings, limit)
-        report.room = _room(config, report)
+        _find_room(config, report)
     return report
 
 
-def _room(config, report):
-    """`(change, bytes at the peak)` for each thing that makes room, added one to the other."""
-    rows, settings = [], report.settings
+def _find_room(config, report):
+    """Fill in what makes room, and the largest batches with the first settings that fit."""
+    steps = list(_room(config, report.settings))
+    report.room = [(name, peak) for name, _, peak in steps]
+    given = ("the settings as given", report.settings, report.simulated.peak)
+    for name, settings, peak in (given, *steps):
+        if peak <= report.limit:
+            report.batches_with = name
+            report.batches = fit.largest_batches(config, settings, report.limit)
+            return
+
+
+def _room(config, settings):
+    """`(change, settings, bytes at the peak)` for each thing that makes room, one on the other."""
     for name, change in ROOM.items():
         changed = {key: value for key, value in change.items() if getattr(settings, key) != value}
-        if settings.seq <= change.get("answer_tokens", 0) or not changed:
-            continue
-        settings = settings.but(**changed)
-        rows.append((name, simulate(config, settings).peak))
-    return rows
+        if changed and settings.seq > change.get("answer_tokens", 0):
+            settings = settings.but(**changed)
+            yield name, settings, simulate(config, settings).peak
 
 
 def as_data(report):
@@ -74,8 +83,9 @@ def as_data(report):
     out = {"model": report.model, "settings": asdict(report.settings)}
     out |= {"simulated": simulated, "closed_form": closed}
     if report.limit:
-        largest = {str(length): batch for length, batch in report.batches.items()}
+        largest = {str(length): batch for length, batch in (report.batches or {}).items()}
         out["fit"] = {"limit": report.limit, "fits": report.fits, "largest_batch": largest}
+        out["fit"]["largest_batch_with"] = report.batches_with
         out["fit"]["more_room"] = [{"change": name, "peak": peak} for name, peak in report.room]
     return out
 
@@ -170,13 +180,17 @@ def _show_fit(report, console):
         f"\nBatch {report.settings.batch} x {report.settings.seq} {answer} into {limit}:", end=" "
     )
     console.print(f"{gap} GB {left}. CUDA's own context (about 0.5 GB) and gaps come on top.")
+    for name, peak in report.room:
+        verdict = "fits" if peak <= report.limit else "does not fit"
+        console.print(f"  then with {name}: {_gb(peak)} GB, {verdict}", highlight=False)
+    if not report.batches:
+        console.print("Nothing of this makes it fit.")
+        return
     table = Table("length", "largest batch", "tokens", box=None, pad_edge=False)
     for length, batch in report.batches.items():
         table.add_row(str(length), str(batch) if batch else "none", str(length * batch))
+    console.print(f"The largest batch that fits, with {report.batches_with}:")
     console.print(table)
-    for name, peak in report.room:
-        verdict = "fits" if peak <= report.limit else "does not fit"
-        console.print(f"  with {name}: {_gb(peak)} GB, {verdict}", highlight=False)
 
 
 def _gb(n_bytes):
