@@ -214,3 +214,25 @@ def memory(
         _print_json(report.as_data(found))
     else:
         report.show(found, _console(False))
+
+
+@app.command(epilog="Example: labkit claims A1 A18")
+def claims(
+    ids: Annotated[list[str] | None, typer.Argument(help="A1, A2, …; default all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List what is said about LoRA, what is right, and the lab and cell that measure it."""
+    from labkit.claims import load
+
+    found = load(ids or [])
+    if as_json:
+        _print_json([asdict(claim) for claim in found])
+        return
+    from rich.text import Text
+
+    console = _console(False)
+    for claim in found:
+        console.print(Text.assemble((f"{claim.id} ", "bold"), claim.claim))
+        console.print(Text.assemble((f"   {claim.verdict}: ", "yellow"), claim.right))
+        places = "; ".join(f"{lab}, {cell}" for lab, cell in claim.where)
+        console.print(Text(f"   {places or 'not measured in this course'}", "dim"))

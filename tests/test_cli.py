@@ -12,7 +12,7 @@ from labkit.errors import LabError
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "datasets", "pandas", "matplotlib", "nbclient", "nbconvert"}
-COMMANDS = ["doctor", "fetch", "build", "run", "memory"]
+COMMANDS = ["doctor", "fetch", "build", "run", "memory", "claims"]
 
 
 def call(*args):
@@ -59,6 +59,7 @@ def test_version(capsys):
         (["run", "99"], "no lab is called '99'"),
         (["run", "--out", "pyproject.toml"], "is a file"),
         (["build", "extra"], "unexpected extra argument"),
+        (["claims", "B7"], "no claim 'B7': there are A1 to A36"),
         (["memory"], "say a model: smollm2-135m, "),
         (["memory", "lama-2-7b"], "no model 'lama-2-7b'; nearest: llama-2-7b"),
         (["memory", "smollm2-135m", "--rank", "0"], "rank must be a whole number from 1"),

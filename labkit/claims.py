@@ -1,0 +1,40 @@
+"""The claims that the course tests, each with its verdict and where it is measured."""
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+
+from labkit.errors import LabError
+
+VERDICTS = ("holds", "corrected", "depends", "not testable here")
+
+
+class NoClaim(LabError, ValueError):
+    """A claim that isn't in the list."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim as one meets it, a verdict of `VERDICTS`, what is right, and where it is measured.
+
+    where: (lab, heading or experiment) pairs; empty when nothing in the course measures it.
+    """
+
+    id: str
+    claim: str
+    verdict: str
+    right: str
+    where: tuple = ()
+
+
+def load(ids=()):
+    """The claims, all or those of `ids` ("A3", "a3"); raises NoClaim for one that isn't there."""
+    text = (resources.files(__package__) / "claims.toml").read_text(encoding="utf-8")
+    found = {
+        name: Claim(id=name, **fields | {"where": tuple(map(tuple, fields.get("where", ())))})
+        for name, fields in tomllib.loads(text).items()
+    }
+    for name in ids:
+        if name.upper() not in found:
+            raise NoClaim(f"no claim {name!r}: there are A1 to A{len(found)}")
+    return [found[name.upper()] for name in ids] if ids else list(found.values())
