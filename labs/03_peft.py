@@ -391,8 +391,8 @@ check.perplexity_weighs_tokens(perplexity)
 # ## A second task: `chat`
 #
 # Instructions in the `messages` format, many of them *verifiable*: exactly three bullets, valid
-# JSON, one sentence. With 48 examples this is not about making a good assistant. It is about seeing
-# what a little data changes.
+# JSON, one sentence. There are 300, of which the model sees 144. That makes no good assistant. It
+# shows what a little data changes.
 
 # %% tags=["experiment"]
 if lab.experiment("A short fine-tune on `chat`", 45, needs=["3.1", "3.3", "3.4"]):
@@ -407,7 +407,7 @@ if lab.experiment("A short fine-tune on `chat`", 45, needs=["3.1", "3.3", "3.4"]
     )
 
 # %% tags=["experiment"]
-if lab.experiment("Held-out loss and instructions followed", 12, needs=["3.1", "3.3", "3.4"]):
+if lab.experiment("Held-out loss and instructions followed", 35, needs=["3.1", "3.3", "3.4"]):
     for name, model in [("base", models.load()[0]), ("chat-tuned", chatty.model)]:
         loss = training.held_out_loss(model, tokenizer, asked)
         answers = generation.answers(model, tokenizer, asked["messages"], max_new_tokens=80)
@@ -415,9 +415,9 @@ if lab.experiment("Held-out loss and instructions followed", 12, needs=["3.1", "
         print(f"{name:<11} loss {loss:.2f}, {sum(kept)} of {len(kept)} instructions followed")
 
 # %% [markdown]
-# Twelve held-out examples are few: one more or one less followed means nothing. The loss, a mean
-# over all their tokens, is the steadier figure. Now the same three prompts to both, with the same
-# settings.
+# Forty checks are few: three more or three less followed mean nothing. The loss, a mean over all
+# tokens of the 60 held-out answers, is the steadier figure. Now the same three prompts to both,
+# with the same settings.
 
 # %% tags=["experiment"]
 if lab.experiment("Three prompts, two models", 25, needs=["3.1", "3.3", "3.4"]):
@@ -435,7 +435,7 @@ if lab.experiment("Three prompts, two models", 25, needs=["3.1", "3.3", "3.4"]):
 
 # %% [markdown]
 # Look at length and shape more than at wisdom. The tuned model answers shorter and more directly,
-# the manner of its 48 examples. It knows nothing that it did not know before, and where it runs
+# the manner of its examples. It knows nothing that it did not know before, and where it runs
 # out of words it repeats itself, as small models do without sampling.
 
 # %% tags=["experiment"]

@@ -1,0 +1,407 @@
+"""Checks of lab 4. The reference is bitsandbytes, labkit.memory, or a formula of its own."""
+
+import functools
+
+import torch
+
+from labkit.checks import guesses04 as guesses
+from labkit.checks.compare import expect_close, expect_number, expect_shape, randn
+from labkit.checks.guesses04 import peaks_of
+from labkit.checks.quiz import judge
+from labkit.grading.contract import CheckFailed, exercise, expect, generator, observe
+from labkit.probes import lab04 as probe
+
+
+def _draw(low, high, rng):
+    """An int from low to high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=rng))
+
+
+def _expect_integers(got, n, call, low, high):
+    """`got` is an integer tensor of n numbers in low..high; returned flat."""
+    expect(isinstance(got, torch.Tensor), f"{call} gave no tensor of integers")
+    hint = "rounding gives floats: convert them, .to(torch.int8) or .to(torch.uint8)"
+    whole = not got.is_floating_point() and got.dtype != torch.bool
+    expect(whole, f"{call} gave {str(got.dtype).removeprefix('torch.')}; {hint}")
+    expect(got.numel() == n, f"{call} gave {got.numel()} integers, wanted {n}")
+    got = got.flatten().long()
+    worst = got[(got - (low + high) / 2).abs().argmax()].item() if n else low
+    expect(low <= worst <= high, f"{call} holds {worst}, wanted {low} to {high}")
+    return got
+
+
+def _number(value, call):
+    """A Python float of a number or of a tensor with one."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    expect(type(value) in (int, float), f"{call} is no single number")
+    return float(value)
+
+
+@exercise("4.1", points=2)
+def absmax(absmax_quantize, absmax_dequantize):
+    """off by half a step at most, as far for -x as for x, and zeros stay zeros"""
+    rng = generator()
+    for bits in (8, 4, 3, 2):
+        x = randn(40, 25, rng=rng) * _draw(1, 50, rng)
+        x[3, 4] = -1.5 * x.abs().max()
+        top = 2 ** (bits - 1) - 1
+        call = f"absmax_quantize(x, {bits})"
+        q, scale, back = observe(
+            probe.absmax_round_trip, absmax_quantize, absmax_dequantize, x, bits
+        )
+        expect_shape(q, x.shape, f"q of {call}")
+        _number(scale, f"scale of {call}")
+        whole = _expect_integers(q, x.numel(), f"q of {call}", -top - 1, top)
+        _expect_half_a_step(back, x, top, f"{bits} bits, quantized and dequantized:")
+        mirrored = observe(probe.absmax_round_trip, absmax_quantize, absmax_dequantize, -x, bits)[0]
+        expect(
+            torch.equal(mirrored.flatten().long(), -whole),
+            f"{call}: q of -x is not -q; use -{top} to {top}",
+        )
+    zeros = torch.zeros(5)
+    q, _, back = observe(probe.absmax_round_trip, absmax_quantize, absmax_dequantize, zeros, 4)
+    hint = "absmax is 0 there: don't divide by it"
+    expect(not back.isnan().any(), f"zeros give NaN; {hint}")
+    expect(not q.any() and not back.any(), f"zeros don't stay zeros; {hint}")
+
+
+def _expect_half_a_step(back, x, top, call):
+    expect_shape(back, x.shape, call)
+    expect(torch.isfinite(back).all(), f"{call} NaN or infinity")
+    step = (x.abs().max() / top).item()
+    error = ((back - x).abs().max() / step).item()
+    if error <= 0.5 + 1e-3:
+        return
+    for message, guess in guesses.absmax(x, top).items():
+        if torch.allclose(back, guess, rtol=1e-3, atol=1e-3 * step):
+            raise CheckFailed(f"{call} {message}")
+    wanted = f"wanted half a step at most, a step being absmax / {top}"
+    raise CheckFailed(f"{call} the largest error is {error:.2f} steps; {wanted}")
+
+
+@exercise("4.2", points=3)
+def codebook(nf4_codebook):
+    """the 16 values of bitsandbytes to 1e-6, from quantiles"""
+    got = observe(probe.codebook, nf4_codebook)
+    values, call = got["values"], "nf4_codebook()"
+    for message, guess in guesses.codebook().items():
+        same = isinstance(values, torch.Tensor) and values.shape == guess.shape
+        if same and (values.double() - guess).abs().max() < 1e-5:
+            raise CheckFailed(f"{call}: {message}")
+    expect_shape(values, torch.Size([16]), call)
+    values, wanted = values.double(), _bitsandbytes_codebook()
+    expect(torch.isfinite(values).all(), f"{call} holds NaN or infinity: a quantile at 0 or 1?")
+    expect((values.diff() > 0).all(), f"{call} is not in ascending order: sort it")
+    error = (values - wanted).abs()
+    worst = int(error.argmax())
+    told = f"value {worst} is {values[worst]:.7f}, wanted {wanted[worst]:.7f}"
+    expect(error.max() <= 1e-6, f"{call}: {told}, to 1e-6")
+    typed = sum(any(abs(x - w) < 1e-3 for x in got["numbers"]) for w in wanted.tolist())
+    expect(typed < 5, f"{call} holds {typed} of the values as numbers: compute them from quantiles")
+    expect(not got["names"], f"{call} asks bitsandbytes for its table: compute it from quantiles")
+
+
+def _bitsandbytes_codebook():
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type("nf4", device="cpu").double()
+
+
+def _bitsandbytes_codes(w):
+    """Codes (n,) and packed bytes as bitsandbytes stores them in NF4."""
+    from bitsandbytes.functional import quantize_4bit
+
+    stored = quantize_4bit(w, blocksize=64, quant_type="nf4")[0].flatten()
+    return torch.stack([stored >> 4, stored & 15], 1).flatten()[: w.numel()].long(), stored
+
+
+BLOCKWISE = [((6, 64), None), ((3, 100), None), ((7,), None), ((5, 27), 32)]
+
+
+@exercise("4.3", points=3)
+def blockwise(quantize_blockwise, dequantize_blockwise):
+    """the nearest code everywhere, the codes of bitsandbytes, a ragged last block, zeros"""
+    rng = generator()
+    nf4, odd = _bitsandbytes_codebook().float(), torch.tensor([-1, -0.3, 0, 0.1, 0.45, 1])
+    for shape, block in BLOCKWISE:
+        w, book = randn(*shape, rng=rng), nf4 if block is None else odd
+        w *= 1 + 20 * torch.rand(shape[0], *[1] * (w.dim() - 1), generator=rng)
+        call = f"quantize_blockwise of w {shape}" + (f", block={block}" if block else "")
+        codes, peaks = observe(probe.blockwise, quantize_blockwise, w, book, block)
+        codes = _expect_codes(codes, w, book, block or 64, call)
+        _expect_peaks(peaks, w, block or 64, call)
+        if block is None:
+            _expect_same_codes(codes, w, book, call)
+            _expect_restored(quantize_blockwise, dequantize_blockwise, w, book)
+    _expect_zeros(quantize_blockwise, dequantize_blockwise, nf4)
+
+
+def _expect_zeros(quantize_blockwise, dequantize_blockwise, nf4):
+    """A block of zeros before another one keeps its zeros, and NaN is nowhere on the way."""
+    w, hint = torch.cat([torch.zeros(64), torch.ones(64)]), "its absmax is 0: don't divide by it"
+    codes = observe(probe.blockwise, quantize_blockwise, w, nf4, None)[0].flatten()
+    wanted = (codes[:64] == 7).all()
+    expect(wanted, f"a block of zeros has code {codes[0]}, wanted 7, which is 0.0; {hint}")
+    args = (quantize_blockwise, dequantize_blockwise, w, nf4)
+    back = observe(probe.blockwise_round_trip, *args)[:64]
+    expect(not back.isnan().any(), f"a block of zeros gives NaN; {hint}")
+    expect(not back.any(), "a block of zeros does not come back as zeros")
+
+
+def _expect_same_codes(codes, w, book, call):
+    """The codes of bitsandbytes; where two codes are equally near, either will do."""
+    theirs, _ = _bitsandbytes_codes(w)
+    scaled = w.flatten() / peaks_of(w, 64)[0]
+    further = (scaled - book[codes]).abs() - (scaled - book[theirs]).abs() > 1e-5
+    n = int((further & (codes != theirs)).sum())
+    expect(n == 0, f"{n} codes of {call} differ from those of bitsandbytes")
+
+
+def _expect_codes(codes, w, book, block, call):
+    padded = -w.numel() % block
+    more = isinstance(codes, torch.Tensor) and codes.numel() == w.numel() + padded != w.numel()
+    hint = f"cut the padding off, {w.numel()} numbers have {w.numel()} codes"
+    expect(not more, f"{call}: the last block is ragged; {hint}")
+    codes = _expect_integers(codes, w.numel(), f"codes of {call}", 0, len(book) - 1)
+    each, _ = peaks_of(w, block)
+    scaled = w.flatten() / each
+    gap = (scaled[:, None] - book).abs()
+    off = gap.gather(1, codes[:, None])[:, 0] - gap.amin(1) > 1e-5  # at a midpoint both will do
+    for message, guess in guesses.codes(w, book, block).items():
+        if off.any() and torch.equal(codes, guess):
+            raise CheckFailed(f"codes of {call}: {message}")
+    expect(not off.any(), f"{int(off.sum())} of {len(off)} codes of {call} are not the nearest")
+    return codes
+
+
+def _expect_peaks(peaks, w, block, call):
+    wanted = peaks_of(w, block)[1]
+    expect(isinstance(peaks, torch.Tensor), f"absmax of {call} is no tensor")
+    told = f"absmax of {call} holds {peaks.numel()} numbers, wanted {len(wanted)}: one a block"
+    expect(peaks.numel() == len(wanted), told)
+    inverse = {"upside down: it is 1 / absmax": 1 / wanted}
+    expect_close(peaks.flatten(), wanted, f"absmax of {call}", inverse)
+
+
+def _expect_restored(quantize_blockwise, dequantize_blockwise, w, book):
+    codes, _ = _bitsandbytes_codes(w)
+    each, peaks = peaks_of(w, 64)
+    looked_up, shape = book[codes], tuple(w.shape)
+    wrong = {
+        "absmax is missing": looked_up,
+        "each block has its own absmax, and this takes one for all": looked_up * peaks[0],
+        "the codes are not looked up in the codebook": codes * each,
+    }
+    wrong = {message: value.view(shape) for message, value in wrong.items()}
+    wanted = (looked_up * each).view(shape)
+    got = observe(dequantize_blockwise, codes, peaks, book, shape)
+    expect_close(got, wanted, f"dequantize_blockwise to {shape}", wrong)
+    args = (quantize_blockwise, dequantize_blockwise, w, book)
+    back = observe(probe.blockwise_round_trip, *args)
+    expect_close(back, wanted, f"w {shape} quantized and dequantized", wrong)
+
+
+@exercise("4.4", points=2)
+def packs(pack_nibbles, unpack_nibbles):
+    """the very bytes that bitsandbytes stores, odd lengths too, and the codes come back"""
+    rng, note = generator(), None
+    for n in (192, 2 * _draw(3, 20, rng) + 1, 1):
+        codes, stored = _bitsandbytes_codes(randn(n, rng=rng))
+        got = observe(pack_nibbles, codes.to(torch.uint8))
+        _expect_bytes(got, stored, codes, f"pack_nibbles of {n} code{'s' * (n > 1)}")
+        if n % 2 and got.flatten()[-1] != stored[-1]:
+            note = "right; after an odd number of codes bitsandbytes fills with 7, its zero"
+        _expect_unpacked(observe(unpack_nibbles, stored), stored)
+    return note
+
+
+def _expect_bytes(got, stored, codes, call):
+    expect(isinstance(got, torch.Tensor), f"{call} gave no tensor (is `return` missing?)")
+    kind = str(got.dtype).removeprefix("torch.")
+    expect(got.dtype == torch.uint8, f"{call} gave {kind}, wanted uint8: a byte is 8 bits")
+    size = f"wanted {len(stored)}: two codes a byte, an odd one gets a byte of its own"
+    expect(got.numel() == len(stored), f"{call} gave {got.numel()} bytes; {size}")
+    odd = len(codes) % 2
+    wrong = guesses.packed(torch.cat([codes, codes.new_full((odd,), 7)]))
+    if odd:  # what fills the last byte is free
+        got, stored = (torch.cat([x[:-1], x[-1:] >> 4]) for x in (got.flatten(), stored))
+        wrong = {message: torch.cat([x[:-1], x[-1:] >> 4]) for message, x in wrong.items()}
+    expect_close(got.flatten(), stored, call, wrong)
+
+
+def _expect_unpacked(got, stored):
+    call = f"unpack_nibbles of {len(stored)} byte{'s' * (len(stored) > 1)}"
+    high, low = stored >> 4, stored & 15
+    wrong = {
+        "the high nibble comes first": torch.stack([low, high], 1).flatten(),
+        "the two codes of a byte are neighbours": torch.cat([high, low]),
+    }
+    got = _expect_integers(got, 2 * len(stored), call, 0, 255)
+    expect_close(got, torch.stack([high, low], 1).flatten(), call, wrong)
+
+
+@exercise("4.5", points=3)
+def doubles(double_quantize, bits_per_param):
+    """the scales come back to half a step of 8 bits a block; 4.5 and 4.127 bits a parameter"""
+    rng = generator()
+    for n, block in ((600, None), (100, 32), (256, None)):
+        absmax = 2.5 + randn(n, rng=rng).abs()
+        absmax[-1] = 40.0  # it may spoil its own block, no other
+        call = f"double_quantize of {n} scales" + (f", block={block}" if block else "")
+        _expect_doubled(observe(probe.doubled, double_quantize, absmax, block), absmax, block, call)
+    same, call = torch.full((64,), 3.0), "double_quantize of 64 equal scales"
+    back = _undone(*observe(probe.doubled, double_quantize, same, None), 256, call)
+    hint = "less their mean they are all 0, and so is that block's scale: don't divide by it"
+    expect(not back.isnan().any(), f"{call} gives NaN; {hint}")
+    expect_close(back, same, f"{call}, undone,")
+    for block in (64, 32, 128):
+        for double in (False, True):
+            _expect_bits(observe(bits_per_param, block, double), block, double)
+    _expect_bits(observe(bits_per_param), 64, False)
+
+
+def _undone(q, scale, offset, block, call):
+    """q * scale + offset, with a scale a block."""
+    expect(isinstance(q, torch.Tensor), f"q of {call} is no tensor")
+    q = _expect_integers(q, q.numel(), f"q of {call}", -128, 127)
+    blocks = -(-len(q) // block)
+    expect(isinstance(scale, torch.Tensor), f"scale of {call} is no tensor: one number a block")
+    told = f"scale of {call} holds {scale.numel()} numbers, wanted {blocks}: one a block of {block}"
+    expect(scale.numel() == blocks, told)
+    return q * _spread(scale, block, len(q)) + _number(offset, f"offset of {call}")
+
+
+def _spread(scale, block, n):
+    return scale.flatten().repeat_interleave(block)[:n]
+
+
+def _expect_doubled(got, absmax, block, call):
+    (q, scale, offset), block, mean = got, block or 256, absmax.mean().item()
+    none = {"subtract the mean first: the 8 bits then cover the differences alone": 0.0}
+    expect_number(_number(offset, "offset"), mean, f"offset of {call}, the mean of absmax,", none)
+    _expect_integers(q, len(absmax), f"q of {call}", -128, 127)
+    step = peaks_of(absmax - mean, block)[0] / 127
+    steps_off = (_undone(*got, block, call) - absmax).abs() / step
+    if (steps_off <= 0.5 + 2e-3).all():
+        return
+    q, each = q.flatten(), _spread(scale, block, len(absmax))
+    for message, wrong in {
+        "q / scale + offset gives the scales; wanted q * scale + offset": q / each + mean,
+        "q * scale / 127 + offset gives the scales; put the 127 into scale": q * each / 127 + mean,
+        "offset was not taken off before rounding": q * each,
+    }.items():
+        if ((wrong - absmax).abs() <= step).all():
+            raise CheckFailed(f"{call}: {message}")
+    hint = "is each block scaled by its own largest distance from the mean, and rounded?"
+    worst = f"a scale is off by {steps_off.max():.2f} steps, wanted 0.5"
+    raise CheckFailed(f"{call}: undone, {worst}; {hint}")
+
+
+def _expect_bits(got, block, double):
+    wanted = 4 + (8 / block + 32 / (block * 256) if double else 32 / block)
+    call = f"bits_per_param({block}, double_quant={double})"
+    expect_number(got, wanted, call, guesses.bits(block, double), tol=1e-5)
+
+
+DTYPES = {"cpu": ("bfloat16", "float32"), "t4": ("float16",), "a100": ("bfloat16",)}
+WHY = {
+    "cpu": "fp16 is slow or missing on a CPU",
+    "t4": "a T4 has no bf16 arithmetic, and fp32 is slow there",
+    "a100": "bf16 has the range of fp32, and this GPU has it",
+}
+COUNTED = [  # (name, packed, tied, adapted)
+    ("a 4-bit model", True, False, False),
+    ("a 4-bit model with a tied head", True, True, False),
+    ("a 4-bit model with LoRA on q and v", True, True, True),
+    ("a model that is not quantized", False, False, False),
+]
+
+
+@exercise("4.6", points=3)
+def config(qlora_config, true_param_count):
+    """NF4 with double quantization, the right compute dtype; packed weights counted in full"""
+    for device, dtypes in DTYPES.items():
+        call = f'qlora_config("{device}")'
+        got = observe(probe.config_fields, qlora_config, device)
+        expect("is" not in got, f"{call} gave a {got.get('is')}, wanted a BitsAndBytesConfig")
+        expect(got["load_in_4bit"], f"{call} does not load in 4 bits: load_in_4bit=True")
+        kind = got["bnb_4bit_quant_type"]
+        expect(kind == "nf4", f'{call}: bnb_4bit_quant_type is "{kind}" (fp4 is the default)')
+        hint = "bnb_4bit_use_double_quant=True"
+        expect(got["bnb_4bit_use_double_quant"], f"{call}: no double quantization; {hint}")
+        dtype = got["bnb_4bit_compute_dtype"].removeprefix("torch.")
+        told = f"{call}: bnb_4bit_compute_dtype is {dtype}, wanted {' or '.join(dtypes)}"
+        expect(dtype in dtypes, f"{told}: {WHY[device]}")
+    for name, *kind in COUNTED:
+        wanted, wrong = _count_and_guesses(*kind)
+        got = observe(probe.counted, true_param_count, *kind)
+        expect_number(got, wanted, f"true_param_count of {name}", wrong)
+
+
+@functools.cache
+def _count_and_guesses(packed, tied, adapted):
+    """The parameters of the same model before it was packed, and what a misconception gives."""
+    stored = list(probe.tiny_llama(packed, tied, adapted).parameters())
+    plain = probe.tiny_llama(False, tied, adapted)
+    wanted = sum(p.numel() for p in plain.parameters())
+    naive = sum(p.numel() for p in stored)
+    return wanted, {
+        "packed weights hold two numbers a byte, and numel() counts bytes": naive,
+        "only packed weights count twice; embeddings and norms are not packed": 2 * naive,
+        "the tied embedding and head are one tensor": (
+            wanted + plain.get_input_embeddings().weight.numel()
+        ),
+        "this counts what trains; count all": sum(p.numel() for p in stored if p.requires_grad),
+        "this counts packed weights alone": (
+            2 * sum(p.numel() for p in stored if p.dtype == torch.uint8)
+        ),
+    }
+
+
+@exercise("4.7", points=2)
+def rule(training_bytes):
+    """full and lora agree with labkit.memory, qlora with 4.127 bits a base parameter"""
+    rng = generator()
+    for method in ("full", "lora"):
+        n, trainable, wanted = _simulated(method, rng)
+        _expect_parts(observe(training_bytes, n, trainable, method), n, trainable, method, wanted)
+    n, trainable = _draw(1, 9, rng) * 10**9, _draw(100, 900, rng) * 10**6
+    wanted = {"weights": 4.126953 / 8 * n + 4 * trainable}
+    wanted |= {"gradients": 4.0 * trainable, "optimizer": 8.0 * trainable}
+    _expect_parts(observe(training_bytes, n, trainable, "qlora"), n, trainable, "qlora", wanted)
+
+
+def _simulated(method, rng):
+    """`(n_params, n_trainable, bytes)` of a small random model, as labkit.memory simulates it."""
+    from transformers import LlamaConfig
+
+    from labkit.memory.settings import Settings
+    from labkit.memory.simulate import simulate
+
+    config = LlamaConfig(
+        hidden_size=64 * _draw(2, 4, rng),
+        intermediate_size=100 * _draw(2, 5, rng),
+        num_hidden_layers=_draw(1, 3, rng),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=_draw(300, 900, rng),
+    )
+    done = simulate(config, Settings(method=method, rank=8 * _draw(3, 6, rng), seq=4))
+    return done.n_params, done.n_trainable, {k: float(v) for k, v in done.static.items()}
+
+
+def _expect_parts(got, n, trainable, method, wanted):
+    call = f'training_bytes({n:,}, {trainable:,}, "{method}")'
+    good = isinstance(got, dict) and set(wanted) <= set(got)
+    expect(good, f'{call} must return a dict with "weights", "gradients" and "optimizer"')
+    wrong = guesses.training_parts(n, trainable, method)
+    for part, size in wanted.items():
+        value = float(got[part]) if type(got[part]) is int else got[part]
+        expect_number(value, size, f"{part} of {call}", wrong[part], tol=5e-3)
+
+
+@exercise("4.8", points=3)
+def quiz(quiz):
+    """three questions"""
+    return judge(quiz, "04")

@@ -1,0 +1,51 @@
+"""What was measured beforehand, and what a lab has measured already: both as plain tables.
+
+Sweeps over many seeds take longer than a lab may. Their rows are CSV files beside this module,
+each made by a script in benchmarks/ that can be run again: rank_sweep.csv by rank_sweep.py,
+tickets.csv by tickets_study.py.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+from importlib import resources
+from importlib.metadata import version
+
+PACKAGES = ("peft", "torch", "transformers", "trl")
+
+
+def load(name):
+    """The measured table `name` as a DataFrame: an empty cell is empty text, `nan` no number."""
+    import pandas as pd
+
+    with (resources.files(__package__) / f"{name}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, keep_default_na=False, na_values=["nan"])
+
+
+def spread(frame, by="learning_rate", column="loss"):
+    """Mean, lowest, highest and number of `column` for each value of `by`; failed runs left out."""
+    groups = frame.dropna(subset=[column]).groupby(by)[column]
+    names = {"mean": "mean", "low": "min", "high": "max", "runs": "size"}
+    return groups.agg(**names).reset_index()
+
+
+def remember(measure, **settings):
+    """`measure(**settings)`, a dict of plain data; the same settings again come from the cache.
+
+    The cache is keyed by the function's source, the settings and the versions of the libraries.
+    """
+    from labkit import models
+
+    known = {"source": inspect.getsource(measure), "settings": settings, "device": models.device()}
+    known["versions"] = {name: version(name) for name in PACKAGES}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    path = models.cache_dir() / "measured" / f"{digest}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    found = measure(**settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(found), encoding="utf-8")
+    os.replace(partial, path)
+    return found

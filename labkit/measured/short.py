@@ -1,0 +1,173 @@
+"""The short runs of lab 5: `home` in 24 steps of 4 commands, as in benchmarks/rank_sweep.py."""
+
+import time
+
+import pandas as pd
+import torch
+
+from labkit import finetuning, generation, live, measured, models, tasks, training
+from labkit.memory import configs
+from labkit.memory.measure import track
+
+STEPS, BATCH = 24, 4
+PLACES = {
+    "q, v": ("q_proj", "v_proj"),
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "MLPs": ("gate_proj", "up_proj", "down_proj"),
+}
+PLACES["all-linear"] = PLACES["attention"] + PLACES["MLPs"]
+
+
+def shapes(name, place):
+    """{dotted name: (d_out, d_in)} of model `name`'s projections in PLACES[place]."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configs.find(name))
+    chosen = [(n, m) for n, m in model.named_modules() if n.split(".")[-1] in PLACES[place]]
+    return {n: tuple(m.weight.shape) for n, m in chosen}
+
+
+def lora(rank, alpha, **switches):
+    """A LoraConfig on all linear layers; `switches` are PEFT's own."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM", **switches
+    )
+
+
+def arguments(learning_rate, seed, steps=STEPS, batch=BATCH):
+    """An SFTConfig: linear decay to zero, no warm-up, clipping at 1."""
+    from trl import SFTConfig
+
+    return SFTConfig(
+        output_dir="build/short",
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        use_cpu=models.device() == "cpu",
+        bf16=False,
+        report_to="none",
+    )
+
+
+def train(rank, alpha, learning_rate, seed):
+    """LoRA of `home` on 96 commands, a `finetuning.Result`; the seed draws A and the data."""
+    model, tokenizer = models.load()
+    commands = tasks.load("home").shuffle(seed=seed).select(range(STEPS * BATCH))
+    title = f"r={rank}, alpha={alpha}, learning rate {learning_rate:g}"
+    torch.manual_seed(seed)
+    args = arguments(learning_rate, seed)
+    return finetuning.finetune(model, tokenizer, commands, lora(rank, alpha), args, title)
+
+
+def judged(n):
+    """The first n of the 100 unseen commands that runs are judged by."""
+    return tasks.load("home", "test").shuffle(seed=1).select(range(n))
+
+
+def measure(rank, alpha, learning_rate, seed):
+    """One run as a row of figures (`figures`); the same settings again come from the cache."""
+    settings = dict(rank=rank, alpha=alpha, learning_rate=learning_rate, seed=seed)
+    return measured.remember(figures, **settings)
+
+
+def figures(rank, alpha, learning_rate, seed):
+    """Parameters, peak of a step, seconds, size of the file, held-out loss, share exactly right."""
+    tuned, (_, tokenizer), unseen = (
+        train(rank, alpha, learning_rate, seed),
+        models.load(),
+        judged(40),
+    )
+    told = generation.answers(tuned.model, tokenizer, unseen["messages"])
+    exact = [a == b for a, b in zip(told, unseen["answer"], strict=True)]
+    file = tuned.folder / "adapter_model.safetensors"
+    return {
+        "trainable": sum(p.numel() for n, p in tuned.model.named_parameters() if "lora_" in n),
+        "peak_mb": round(two_steps(lora(rank, alpha))[0] / 1e6),
+        "seconds": round(tuned.seconds, 1),
+        "adapter_mb": round(file.stat().st_size / 1e6, 1),
+        "loss": round(training.held_out_loss(tuned.model, tokenizer, judged(100)), 4),
+        "exact": sum(exact) / len(exact),
+    }
+
+
+def two_steps(config):
+    """Peak bytes over two training steps of 4 commands, and the seconds of the second."""
+    from peft import get_peft_model
+
+    base, tokenizer = models.load()
+    model = get_peft_model(base, config).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    batches = list(training.batches(tasks.load("home"), tokenizer, BATCH, steps=2))
+    with track(model, optimizer) as peak:
+        for batch in batches:
+            begun = time.perf_counter()
+            training.answer_loss(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return peak.bytes, time.perf_counter() - begun
+
+
+def few_examples(rank, alpha, learning_rate, seed):
+    """`memorise`, as a DataFrame; the same settings again come from the cache."""
+    settings = dict(rank=rank, alpha=alpha, learning_rate=learning_rate, seed=seed)
+    rows = measured.remember(memorise, **settings)["rows"]
+    return pd.DataFrame(rows, columns=["rank", "step", "train_loss", "held_out_loss"])
+
+
+def memorise(rank, alpha, learning_rate, seed, n=16, steps=40, every=8):
+    """Losses while LoRA sees n commands again and again: rows of rank, step, train, held out."""
+    from peft import get_peft_model
+
+    base, tokenizer = models.load()
+    few, unseen = tasks.load("home").shuffle(seed=seed).select(range(n)), judged(60)
+    torch.manual_seed(seed)
+    model = get_peft_model(base, lora(rank, alpha)).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.0, fused=True)
+    rows, batches = [], list(training.batches(few, tokenizer, BATCH, steps, seed))
+    for step, batch in enumerate(live.progress(batches, f"r={rank}, {n} commands"), start=1):
+        training.answer_loss(model, batch).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % every == 0:
+            losses = [training.held_out_loss(model, tokenizer, part) for part in (few, unseen)]
+            rows.append([rank, step, *losses])
+    return {"rows": rows}
+
+
+def by_rule(runs):
+    """{rule: {rank: spread over seeds at each learning rate}} of the file's rank study."""
+    runs = runs[runs["study"] == "rank"]
+    stable, same = runs["variant"] == "rslora", runs["rank"] == 16  # r=16 is in all three
+    frames = {
+        "alpha = 32": runs[~stable & (runs["alpha"] == 32)],
+        "alpha = 2r": runs[~stable & (runs["alpha"] == 2 * runs["rank"])],
+        "8 / sqrt(r)": runs[stable | same],
+    }
+    return {
+        rule: {rank: measured.spread(part) for rank, part in frame.groupby("rank")}
+        for rule, frame in frames.items()
+    }
+
+
+def grid(similarity, A1, A2, columns=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)):
+    """`similarity(A1, A2, i, j)` as a DataFrame: every i of A1's rank, some j up to A2's."""
+    columns = [j for j in columns if j <= len(A2)]
+    rows = range(1, len(A1) + 1)
+    values = [[similarity(A1, A2, i, j) for j in columns] for i in rows]
+    return pd.DataFrame(values, index=rows, columns=columns)
+
+
+def factors(tuned, layer=15, name="q_proj"):
+    """Of one adapted attention projection: A (r, d_in), and (r, d_in) that spans as B A does.
+
+    With B = Q R, Q orthonormal, B A and R A have the same right singular vectors and values.
+    """
+    module = tuned.model.get_base_model().model.layers[layer].self_attn.get_submodule(name)
+    A, B = (part["default"].weight.detach().float() for part in (module.lora_A, module.lora_B))
+    return A, torch.linalg.qr(B).R @ A

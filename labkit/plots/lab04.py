@@ -1,0 +1,156 @@
+"""Figures of lab 4."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from labkit.plots.style import INK, PALETTE, figure, smooth
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "temporary")
+COLOURS = dict(zip(PARTS, (PALETTE[0], PALETTE[4], PALETTE[1], PALETTE[5], "#BBBBBB"), strict=True))
+
+
+def spoiled(clean, spoilt, outlier):
+    """Histograms of the same numbers after 4-bit rounding, without and with one outlier."""
+    fig, axes = figure(2, width=9.5, height=2.8, sharey=True)
+    for ax, values, colour in zip(axes, (clean, spoilt), PALETTE, strict=False):
+        levels, counts = np.unique(values.numpy().round(4), return_counts=True)
+        share = counts / counts.sum()
+        ax.bar(levels, share, width=0.3, color=colour)
+        ax.set(xlim=(-5, 5), xlabel="value after rounding")
+        zeros = share[np.abs(levels).argmin()]
+        ax.set_title(f"{len(levels)} values in use, {zeros:.1%} of the numbers are 0")
+    axes[0].set_ylabel("share")
+    axes[1].text(0.4, 0.8, f"beside one\noutlier of {outlier:g}", color=PALETTE[1])
+    axes[0].set_ylim(0, 1.02)
+    plt.close(fig)
+    return fig
+
+
+def codebooks(books):
+    """The values of each codebook as ticks under the normal density; `books` name -> tensor."""
+    fig, ax = figure(height=3.4)
+    x = np.linspace(-1, 1, 400)
+    density = np.exp(-((x * 2.4) ** 2) / 2)  # a block of 64 normal numbers ends near 2.4 sigma
+    ax.fill_between(x, density, color=PALETTE[0], alpha=0.15)
+    ax.text(0.42, 0.75, "weights of a block,\ndivided by their absmax", color=INK)
+    for row, ((name, values), colour) in enumerate(zip(books.items(), PALETTE, strict=False)):
+        y = -0.22 - 0.27 * row
+        ax.vlines(values.numpy(), y - 0.09, y + 0.09, color=colour, lw=2)
+        ax.text(-1.06, y, name, ha="right", va="center", color=colour)
+    near = {name: int((values.abs() < 0.5).sum()) for name, values in books.items()}
+    ax.set(yticks=[], xlabel="value", xlim=(-1.03, 1.03), ylim=(-0.4 - 0.27 * row, 1.05))
+    ax.spines["left"].set_visible(False)
+    told = ", ".join(f"{name} {n}" for name, n in near.items())
+    ax.set_title(f"Values between -0.5 and 0.5, where most weights are:\n{told}")
+    plt.close(fig)
+    return fig
+
+
+def errors(frame):
+    """Relative error of each format (column) in each case (row), a line a format."""
+    fig, ax = figure(height=3.4)
+    y = np.arange(len(frame))[::-1]
+    for name, colour, marker in zip(frame.columns, PALETTE, "osD^", strict=False):
+        ax.plot(frame[name], y, color=colour, marker=marker, ms=8, ls="", label=name)
+    ax.set_yticks(y, frame.index)
+    ax.set(xlabel="root mean square error / size of the weights", xlim=(0, None))
+    ax.set_ylim(-0.5, len(frame) - 0.5)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, 0.98))
+    best = frame.idxmin(axis=1)
+    wins = int((best == frame.columns[0]).sum())
+    ax.set_title(f"{frame.columns[0]} has the smallest error in {wins} of {len(frame)} cases")
+    plt.close(fig)
+    return fig
+
+
+def perplexities(rows):
+    """What each format adds to the loss; `rows` name -> (nats a token, standard error, ppl)."""
+    fig, ax = figure(height=2.8)
+    names = sorted(rows, key=lambda name: -rows[name][0])
+    extra, spread, ppl = (np.array([rows[name][i] for name in names]) for i in range(3))
+    colours = [PALETTE[0] if name == "NF4" else PALETTE[5] for name in names]
+    ax.barh(names, extra, xerr=spread, color=colours, height=0.6, ecolor=INK, capsize=3)
+    for y, value in enumerate(ppl):
+        ax.text(extra[y] + spread[y] + 0.01, y, f"perplexity {value:.0f}", va="center", color=INK)
+    ax.set(xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.35 * extra.max()))
+    ax.set_title(f"{names[-1]} adds {extra[-1]:.2f} nats a token, {names[0]} {extra[0]:.2f}")
+    plt.close(fig)
+    return fig
+
+
+def block_sizes(rows):
+    """Error against bits a parameter; `rows` scales' kind -> list of (block, bits, error)."""
+    fig, ax = figure(height=3.2)
+    for (name, points), colour, marker in zip(rows.items(), PALETTE, "os", strict=False):
+        _, bits, error = zip(*points, strict=True)
+        ax.plot(bits, error, color=colour, marker=marker)
+        shift, side = ((5, 4), "left") if marker == "o" else ((-7, -4), "right")
+        for block, x, y in points:
+            how = {"textcoords": "offset points", "ha": side, "fontsize": 9, "color": colour}
+            ax.annotate(str(block), (x, y), shift, **how)
+        ax.annotate(f"   {name}", (bits[0], error[0]), color=colour, va="top")
+    ax.set(xlabel="bits a parameter", ylabel="relative error")
+    ax.set_xlim(3.9, 1.06 * max(bits for points in rows.values() for _, bits, _ in points))
+    ax.margins(y=0.15)
+    saved = [points[[b for b, *_ in points].index(64)][1] for points in rows.values()]
+    ax.set_title(f"At block 64: {saved[0]:.3f} bits with fp32 scales, {saved[1]:.3f} with 8-bit")
+    plt.close(fig)
+    return fig
+
+
+def losses(curves):
+    """Training loss against step; `curves` name -> object with `losses` and `seconds`."""
+    fig, ax = figure(height=3)
+    for (name, curve), colour, style in zip(curves.items(), PALETTE, ("-", "--"), strict=False):
+        steps = range(1, len(curve.losses) + 1)
+        ax.plot(steps, curve.losses, color=colour, alpha=0.3, lw=1)
+        ax.plot(steps, smooth(curve.losses, 0.6), color=colour, ls=style, label=name)
+    ax.set(xlabel="step", ylabel="training loss", xlim=(1, len(curve.losses)), yscale="log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend()
+    first, second = (smooth(curve.losses, 0.6)[-1] for curve in curves.values())
+    ax.set_title(f"The same batches: {first:.2f} and {second:.2f} at the end")
+    plt.close(fig)
+    return fig
+
+
+def memory_of_a_step(rows, title, limit=None, unit="MB"):
+    """Stacked bars of a peak by category; `rows` name -> dict of bytes; `limit` in units."""
+    fig, ax = figure(height=0.9 + 0.55 * len(rows), width=8.2)
+    divisor, names = {"MB": 1e6, "GB": 1e9}[unit], list(rows)[::-1]
+    left = np.zeros(len(names))
+    for part in PARTS:
+        sizes = np.array([rows[name].get(part, 0) / divisor for name in names])
+        ax.barh(names, sizes, left=left, color=COLOURS[part], height=0.62, label=part)
+        left += sizes
+    for y, total in enumerate(left):
+        ax.text(total, y, f" {total:,.0f} {unit}", va="center", color=INK)
+    if limit:
+        ax.axvline(limit, color=INK, ls="--", lw=1.5)
+        ax.text(limit, len(names) - 0.45, f" {limit} {unit} card", va="bottom", color=INK)
+    ax.set(xlabel=f"{unit} at the peak of a step", xlim=(0, 1.18 * max(left.max(), limit or 0)))
+    ax.set_ylim(-0.5, len(names) - 0.1)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS))
+    ax.set_title(title)
+    plt.close(fig)
+    return fig
+
+
+def step_times(sizes, rows):
+    """Seconds of a step against commands in it; `rows` name -> list of medians."""
+    fig, ax = figure(height=2.8)
+    for (name, seconds), colour, marker in zip(rows.items(), PALETTE, "os", strict=False):
+        ax.plot(sizes, seconds, color=colour, marker=marker)
+        ax.annotate(f"  {name}", (sizes[-1], seconds[-1]), color=colour, va="center")
+    ax.set_xticks(sizes, [str(n) for n in sizes])
+    ax.set(xlabel="commands in a step", ylabel="seconds a step", ylim=(0, None))
+    ax.set_xlim(0, sizes[-1] * 1.2)
+    first, last = (rows["QLoRA"][i] / rows["LoRA"][i] - 1 for i in (0, -1))
+    told = f"{first:+.0%} with {sizes[0]} command a step, {last:+.0%} with {sizes[-1]}"
+    ax.set_title(f"QLoRA's time against LoRA's:\n{told}")
+    plt.close(fig)
+    return fig

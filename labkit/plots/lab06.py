@@ -1,0 +1,140 @@
+"""Figures of lab 6."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from labkit.plots.style import INK, PALETTE, figure
+
+MARKERS = "osD^v"
+FLOOR = 1e-8  # what fp32 cannot tell from zero
+
+
+def by_layer(errors, title, label):
+    """A relative error for each adapted layer on a log axis; `errors` maps a name to a list.
+
+    Errors of zero are drawn at the bottom of the axis.
+    """
+    fig, ax = figure(height=3.2)
+    kinds = zip(errors.items(), PALETTE, MARKERS, strict=False)
+    for (name, values), colour, marker in kinds:
+        values = np.maximum(values, FLOOR)
+        ax.plot(values, marker, color=colour, ms=3.5, alpha=0.7)
+        place = (len(values) * 1.01, np.median(values))
+        ax.annotate(f"{name}\nmedian {np.median(values):.2g}", place, color=colour, va="center")
+    ax.set(yscale="log", xlabel="adapted layer, first block to last", ylabel=label)
+    ax.set_xlim(0, 1.28 * max(len(values) for values in errors.values()))
+    ax.set_title(title)
+    plt.close(fig)
+    return fig
+
+
+def divergences(kls, title):
+    """Horizontal bars of KL (nats a token) on a log axis; `kls` maps a name to a number."""
+    fig, ax = figure(height=0.45 * len(kls) + 1.3)
+    places, values = np.arange(len(kls))[::-1], np.maximum(list(kls.values()), FLOOR)
+    ax.barh(places, values, color=PALETTE[0], height=0.6)
+    for y, value in zip(places, values, strict=True):
+        told = f"{value:.2g}" if value > FLOOR else f"below {FLOOR:.0e}"
+        ax.text(value, y, f" {told}", va="center", color=INK)
+    ax.set(xscale="log", xlabel="KL from the model that was trained, nats a token (log)")
+    ax.set_xlim(values.min() / 4, values.max() * 30)
+    ax.set_yticks(places, list(kls))
+    ax.grid(axis="y", visible=False)
+    ax.set_title(title)
+    plt.close(fig)
+    return fig
+
+
+def both_tasks(scores, tasks, title):
+    """Two horizontal bars a mixture, one a task, in percent.
+
+    `scores` maps a mixture to a pair of shares; `tasks` names the two tasks.
+    """
+    fig, ax = figure(height=0.5 * len(scores) + 1.2)
+    places = np.arange(len(scores))[::-1]
+    for i, (task, colour) in enumerate(zip(tasks, PALETTE, strict=False)):
+        shares = np.array([100 * pair[i] for pair in scores.values()])
+        y = places + (0.5 - i) * 0.38
+        hatch = "" if i == 0 else "//"
+        ax.barh(y, shares, 0.36, color=colour, hatch=hatch, edgecolor="white", label=task)
+        for place, share in zip(y, shares, strict=True):
+            ax.text(share + 0.8, place, f"{share:.0f}", va="center", color=INK, fontsize=9)
+    ax.set_yticks(places, list(scores))
+    ax.set(xlabel="right to the letter, % of held-out examples", xlim=(0, None))
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0)
+    ax.set_title(title, pad=26)
+    plt.close(fig)
+    return fig
+
+
+def weight_curves(weights, curves, title):
+    """Loss against the weight that both adapters get; `curves` maps a task to losses."""
+    fig, ax = figure(height=3.2)
+    for (task, losses), colour, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
+        ax.plot(weights, losses, color=colour, marker=marker)
+        ax.annotate(f"  {task}", (weights[-1], losses[-1]), color=colour, va="center")
+    ax.set(xlabel="weight w of both adapters", ylabel="loss, nats a token", ylim=(0, None))
+    ax.set_xlim(None, weights[-1] + 0.2 * (weights[-1] - weights[0]))
+    ax.set_title(title)
+    plt.close(fig)
+    return fig
+
+
+def fleet(base_bytes, adapter_bytes, seconds):
+    """Memory for n customers, apart and merged, and the seconds that a change of adapter takes.
+
+    `seconds` maps a way to change to its seconds.
+    """
+    fig, (left, right) = figure(2, width=9.5, height=3.4, width_ratios=(3, 2))
+    n = np.array([1, 3, 10, 30, 100, 300, 1000])
+    merged, shared = n * base_bytes / 1e9, (base_bytes + n * adapter_bytes) / 1e9
+    left.plot(n, merged, color=PALETTE[1], marker="s")
+    left.plot(n, shared, color=PALETTE[0], marker="o")
+    beside = {"textcoords": "offset points", "va": "center"}
+    left.annotate(
+        "merged: a model each", (n[3], merged[3]), (-10, 6), ha="right", color=PALETTE[1], **beside
+    )
+    left.annotate(
+        "one base and adapters", (n[3], shared[3]), (10, -8), ha="left", color=PALETTE[0], **beside
+    )
+    left.set(xscale="log", yscale="log", xlabel="customers", ylabel="GB of weights")
+    hundred = 100 * base_bytes / (base_bytes + 100 * adapter_bytes)
+    left.set_title(f"100 customers: {hundred:.0f}x less memory …")
+    names, values = list(seconds), list(seconds.values())
+    places = np.arange(len(names))[::-1]
+    right.barh(places, [1000 * v for v in values], color=PALETTE[0], height=0.55)
+    for y, value in zip(places, values, strict=True):
+        right.text(1000 * value, y, f" {_duration(value)}", va="center", color=INK)
+    right.set(xscale="log", xlabel="milliseconds (log)")
+    right.set_xlim(250 * min(values), 15_000 * max(values))
+    right.set_yticks(places, names)
+    right.grid(axis="y", visible=False)
+    right.set_title(f"… and a switch in {_duration(values[0])}")
+    plt.close(fig)
+    return fig
+
+
+def _duration(seconds):
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def speeds(rates, title):
+    """Bars of tokens a second; `rates` maps a name to the rates of repeated runs.
+
+    The bar is the median, the whisker goes from the slowest to the fastest run.
+    """
+    fig, ax = figure(height=0.45 * len(rates) + 1.3)
+    places = np.arange(len(rates))[::-1]
+    for y, runs, colour in zip(places, rates.values(), PALETTE, strict=False):
+        middle = np.median(runs)
+        ax.barh(y, middle, color=colour, height=0.6)
+        ax.plot([min(runs), max(runs)], [y, y], color=INK, lw=1.5, marker="|")
+        ax.text(max(runs), y, f"  {middle:.0f}", va="center", color=INK)
+    ax.set_yticks(places, list(rates))
+    ax.set(xlabel="new tokens a second, one prompt at a time", xlim=(0, None))
+    ax.margins(x=0.1)
+    ax.grid(axis="y", visible=False)
+    ax.set_title(title)
+    plt.close(fig)
+    return fig

@@ -1,0 +1,138 @@
+"""What runs beside the learner's code in lab 4, and brings plain data back to its checks."""
+
+import contextlib
+import tempfile
+from unittest import mock
+
+import torch
+
+CONFIG_FIELDS = (
+    *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"),
+    "bnb_4bit_compute_dtype",
+)
+TABLES = ("get_4bit_type", "create_normal_map", "_get_4bit_code", "dequantize_4bit")
+
+
+def _several(result, count, call):
+    """`result` as a list, once it has the right number of parts."""
+    if not isinstance(result, tuple | list) or len(result) != count:
+        raise TypeError(f"{call} has to return {count} things; it gave {type(result).__name__}")
+    return list(result)
+
+
+def absmax_round_trip(absmax_quantize, absmax_dequantize, x, bits):
+    """`[q, scale, x again]`."""
+    q, scale = _several(absmax_quantize(x, bits), 2, "absmax_quantize")
+    return [q, scale, absmax_dequantize(q, scale)]
+
+
+def codebook(nf4_codebook):
+    """The codebook, and numbers and names that its code holds, to tell a table from a formula."""
+    numbers, names = _written(nf4_codebook, set())
+    return {"values": nf4_codebook(), "numbers": numbers, "names": sorted(names & set(TABLES))}
+
+
+def _written(function, seen):
+    """Floats written in a function, its globals and the functions that it calls; names used."""
+    code = getattr(function, "__code__", None)
+    numbers, names, codes = [], set(), [code] if code else []
+    while codes:
+        code = codes.pop()
+        codes += [c for c in code.co_consts if hasattr(c, "co_consts")]
+        numbers += _numbers(code.co_consts)
+        names |= set(code.co_names)
+    for name in names - seen:
+        thing = getattr(function, "__globals__", {}).get(name)
+        seen.add(name)
+        if callable(thing) and getattr(thing, "__module__", "") == function.__module__:
+            more, others = _written(thing, seen)
+            numbers, names = numbers + more, names | others
+        numbers += _numbers([thing])
+    return numbers, names
+
+
+def _numbers(things):
+    found = []
+    for thing in things:
+        if type(thing) is float:
+            found.append(thing)
+        elif isinstance(thing, tuple | list):
+            found += _numbers(thing)
+        elif isinstance(thing, torch.Tensor) and thing.numel() <= 64:
+            found += thing.flatten().tolist()
+        elif type(thing).__module__ == "numpy" and getattr(thing, "size", 99) <= 64:
+            found += _numbers(thing.reshape(-1).tolist())
+    return found
+
+
+def blockwise(quantize_blockwise, w, codebook, block):
+    """`[codes, absmax]`; `block` None leaves the default."""
+    size = () if block is None else (block,)
+    return _several(quantize_blockwise(w, codebook, *size), 2, "quantize_blockwise")
+
+
+def blockwise_round_trip(quantize_blockwise, dequantize_blockwise, w, codebook):
+    """`w` quantized in blocks of 64 and dequantized."""
+    codes, absmax = blockwise(quantize_blockwise, w, codebook, None)
+    return dequantize_blockwise(codes, absmax, codebook, tuple(w.shape))
+
+
+def doubled(double_quantize, absmax, block):
+    """`[q, scale, offset]`; `block` None leaves the default."""
+    size = () if block is None else (block,)
+    return _several(double_quantize(absmax, *size), 3, "double_quantize")
+
+
+def config_fields(qlora_config, device):
+    """The fields of the BitsAndBytesConfig as data, made as on a machine with that device."""
+    from transformers import BitsAndBytesConfig
+
+    with _hardware(device):
+        config = qlora_config(device)
+    if not isinstance(config, BitsAndBytesConfig):
+        return {"is": type(config).__name__}
+    fields = {name: getattr(config, name) for name in CONFIG_FIELDS}
+    return fields | {"bnb_4bit_compute_dtype": str(config.bnb_4bit_compute_dtype)}
+
+
+@contextlib.contextmanager
+def _hardware(device):
+    """What torch says of the machine, for answers that ask it: none, a T4 or an A100."""
+    answers = {
+        "is_available": device != "cpu",
+        "is_bf16_supported": device == "a100",
+        "get_device_capability": {"a100": (8, 0), "t4": (7, 5)}.get(device, (0, 0)),
+        "get_device_name": {"a100": "NVIDIA A100-SXM4-40GB", "t4": "Tesla T4"}.get(device, ""),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, answer in answers.items():
+            stack.enter_context(mock.patch(f"torch.cuda.{name}", return_value=answer))
+        yield
+
+
+def tiny_llama(packed, tied, adapted):
+    """A Llama of one layer, saved and loaded, in 4-bit when `packed`, with LoRA when `adapted`."""
+    from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+    size = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True}
+    how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        LlamaForCausalLM(LlamaConfig(**size, **heads, tie_word_embeddings=tied)).save_pretrained(
+            folder
+        )
+        config = BitsAndBytesConfig(**how) if packed else None
+        model = LlamaForCausalLM.from_pretrained(
+            folder, quantization_config=config, device_map={"": "cpu"}
+        )
+    if not adapted:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng():
+        return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+
+
+def counted(true_param_count, *kind):
+    """`true_param_count` of the tiny Llama of that kind."""
+    return true_param_count(tiny_llama(*kind))

@@ -1,0 +1,157 @@
+"""What runs beside the learner's code in lab 6, and brings plain data back to its checks."""
+
+import functools
+
+import torch
+
+from labkit.probes.lab03 import WORDS, tiny_language_model
+
+ADAPTERS = {"home": 2, "homely": 3, "tickets": 4}  # name -> rank
+TARGETS = ("q_proj", "v_proj", "down_proj")
+NEW_TOKENS = 48
+
+
+def merged(merged_weight, W, A, B, alpha):
+    """`[what it returns, its dtype, W afterwards]`."""
+    result = merged_weight(W, A, B, alpha)
+    return [result, str(getattr(result, "dtype", None)), W]
+
+
+def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
+    """`[what it returns, its dtype]`; a byte tensor used as an index is explained."""
+    try:
+        result = merge_quantized(W4, absmax, codebook, A, B, alpha, shape)
+    except IndexError as error:
+        if "mask" in str(error):
+            error.args = ("torch takes a uint8 index for a mask: write codebook[W4.long()]",)
+        raise
+    return [result, str(getattr(result, "dtype", None))]
+
+
+def souped(soup, states, weights):
+    """`[what it returns, the states afterwards]`; weights=None is left to the default."""
+    result = soup(states) if weights is None else soup(states, weights)
+    return [result, states]
+
+
+def soup_error(soup, states):
+    """The message of what `soup` raises, or None."""
+    try:
+        soup(states)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def tiny_served(seed, brief=False):
+    """A tiny Llama with three adapters, `home` active, and its tokenizer as `model.tokenizer`.
+
+    It is left as a trainer would leave it: in training mode, with dropout, set to sample. With
+    `brief`, the weights of `tickets` are in bf16.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    base, tokenizer = tiny_language_model(seed)
+    base.generation_config.update(eos_token_id=0, pad_token_id=0, do_sample=True)
+    model = None
+    for name, r in ADAPTERS.items():
+        config = LoraConfig(r=r, lora_dropout=0.5, target_modules=list(TARGETS))
+        with torch.random.fork_rng():
+            if model is None:
+                model = get_peft_model(base, config, adapter_name=name)
+            else:
+                model.add_adapter(name, config)
+    _fill(model, torch.Generator().manual_seed(seed + 1), brief)
+    model.set_adapter("home")
+    model.tokenizer = base.tokenizer = tokenizer
+    return model.train()
+
+
+def _fill(model, rng, brief):
+    """Adapters that change answers: random numbers from `rng` in every A and B."""
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data = torch.randn(p.shape, generator=rng) * 0.7
+            if brief and ".tickets." in name:
+                p.data = p.data.bfloat16()
+
+
+def swapped(swap_cost, seed, name):
+    """What `swap_cost(model, name)` returns, and the active adapters afterwards."""
+    model = tiny_served(seed, brief=True)
+    cost = swap_cost(model, name)
+    return {"cost": cost, "active": list(model.base_model.active_adapters)}
+
+
+def routed(route, seed, prompts, adapter_names):
+    """The texts that `route` returns, and the largest batch that the model saw."""
+    model, sizes = tiny_served(seed), [0]
+    embedding = model.get_input_embeddings()
+    embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    try:
+        texts = route(model, prompts, adapter_names)
+    except (IndexError, NameError) as error:
+        hint = "; take the tokenizer from the model: model.tokenizer"
+        error.args = (f"{error}{hint}", *error.args[1:])
+        raise
+    return {"texts": texts, "batch": max(sizes)}
+
+
+@functools.cache
+def answered_alone(seed, prompts, adapter_names):
+    """Each prompt's answer by itself, greedy, with its own adapter ("__base__" for none)."""
+    model = tiny_served(seed).eval()
+    texts = []
+    for prompt, name in zip(prompts, adapter_names, strict=True):
+        if name == "__base__":
+            with model.disable_adapter():
+                texts += answered(model, [prompt])
+        else:
+            model.set_adapter(name)
+            texts += answered(model, [prompt])
+    return texts
+
+
+def answered_together(seed, prompts, adapter_names, side, masked):
+    """A mixed batch, with the padding on `side`, with or without its attention mask."""
+    model = tiny_served(seed).eval()
+    return answered(model, list(prompts), list(adapter_names), side, masked)
+
+
+@torch.no_grad()
+def answered(model, prompts, adapter_names=None, side="left", masked=True):
+    """Greedy answers to a batch, without the prompts."""
+    batch = model.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side=side)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    extra = {} if adapter_names is None else {"adapter_names": adapter_names}
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask if masked else torch.ones_like(mask),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        **extra,
+    )
+    return model.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+
+
+def adapter_bytes(seed):
+    """Bytes of each adapter by name, and what they are confused with, all from the tensors."""
+    model = tiny_served(seed, brief=True)
+
+    def total(part, size=lambda p: p.nbytes):
+        return sum(size(p) for name, p in model.named_parameters() if part(name))
+
+    return {
+        "bytes": {a: total(lambda n, a=a: f".{a}." in n) for a in ADAPTERS},
+        "numbers": {a: total(lambda n, a=a: f".{a}." in n, torch.numel) for a in ADAPTERS},
+        "half": {a: total(lambda n, a=a: f"lora_A.{a}." in n) for a in ADAPTERS},
+        "model": total(lambda n: True),
+        "base": total(lambda n: "lora_" not in n),
+    }
+
+
+def words(rng, n):
+    """`n` words that the tiny tokenizer knows, as text."""
+    return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=rng))

@@ -1,0 +1,646 @@
+"""Lab 4's checks: stubs, wrong answers that learners give, right answers written differently."""
+
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import BitsAndBytesConfig
+
+from labkit.checks import lab04 as check
+
+# --- right answers -------------------------------------------------------------------------
+
+
+def absmax_quantize(x, bits):
+    top = 2 ** (bits - 1) - 1
+    scale = x.abs().max() / top
+    return torch.round(x / scale.clamp_min(1e-12)).to(torch.int8), scale
+
+
+def absmax_dequantize(q, scale):
+    return q * scale
+
+
+def quantize_upside_down(x, bits):
+    """The scale multiplies in quantizing and divides afterwards; a Python float; int32."""
+    peak = x.abs().max().item()
+    scale = (2 ** (bits - 1) - 1) / peak if peak else 1.0
+    return (x * scale).round().int(), scale
+
+
+def dequantize_upside_down(q, scale):
+    return q.float() / scale
+
+
+def quantize_clamped(x, bits):
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    scale = max(float(x.abs().max()), 1e-8) / high
+    return torch.clamp(torch.floor(x / scale + 0.5), low, high).to(torch.int16), scale
+
+
+def nf4_codebook():
+    normal, offset = torch.distributions.Normal(0, 1), 0.9677083
+    above = normal.icdf(torch.linspace(offset, 0.5, 9)[:-1])
+    below = -normal.icdf(torch.linspace(offset, 0.5, 8)[:-1])
+    values = torch.cat([below, torch.zeros(1), above]).sort().values
+    return values / values.max()
+
+
+def codebook_standard_library():
+    inverse, offset = NormalDist().inv_cdf, (31 / 32 + 29 / 30) / 2
+    above = [inverse(0.5 + (offset - 0.5) * i / 8) for i in range(1, 9)]
+    below = [-inverse(0.5 + (offset - 0.5) * i / 7) for i in range(7, 0, -1)]
+    return torch.tensor([*below, 0.0, *above]) / above[-1]
+
+
+def codebook_erfinv():
+    p = torch.linspace(0.5, 0.9677083, 9, dtype=torch.float64)
+    m = torch.linspace(0.5, 0.9677083, 8, dtype=torch.float64)
+    above, below = (torch.special.ndtri(v)[1:] for v in (p, m))
+    return torch.cat([-below.flip(0), above.new_zeros(1), above]) / above.max()
+
+
+def quantize_blockwise(w, codebook, block=64):
+    flat = w.flatten()
+    rows = F.pad(flat, (0, -flat.numel() % block)).view(-1, block)
+    absmax = rows.abs().amax(1)
+    scaled = rows / absmax.clamp_min(1e-12)[:, None]
+    codes = torch.bucketize(scaled, (codebook[1:] + codebook[:-1]) / 2)
+    return codes.flatten()[: flat.numel()].to(torch.uint8), absmax
+
+
+def dequantize_blockwise(codes, absmax, codebook, shape):
+    each = absmax.repeat_interleave(64)[: codes.numel()]
+    return (codebook[codes.long()] * each).reshape(shape)
+
+
+def quantize_argmin(w, codebook, block=64):
+    """Distances to every code, int64 codes, absmax as a column, ones for blocks of zeros."""
+    flat, codes, peaks = w.reshape(-1), [], []
+    for start in range(0, flat.numel(), block):
+        part = flat[start : start + block]
+        peak = part.abs().max()
+        peaks.append(peak)
+        scaled = part / peak if peak > 0 else part
+        codes.append((scaled.unsqueeze(1) - codebook).abs().argmin(dim=1))
+    return torch.cat(codes), torch.stack(peaks)[:, None]
+
+
+def dequantize_padded(codes, absmax, codebook, shape):
+    n = codes.numel()
+    rows = F.pad(codebook[codes.int()].view(-1), (0, -n % 64)).view(-1, 64)
+    return (rows * absmax.view(-1, 1)).view(-1)[:n].view(*shape)
+
+
+def pack_nibbles(codes):
+    codes = F.pad(codes, (0, codes.numel() % 2), value=7)
+    return codes[::2] << 4 | codes[1::2]
+
+
+def unpack_nibbles(packed):
+    return torch.stack([packed >> 4, packed & 15], dim=1).flatten()
+
+
+def pack_zero_filled(codes):
+    codes = codes.to(torch.int32)
+    if len(codes) % 2:
+        codes = torch.cat([codes, codes.new_zeros(1)])
+    return (codes.view(-1, 2) @ torch.tensor([16, 1], dtype=torch.int32)).to(torch.uint8)[:, None]
+
+
+def unpack_divmod(packed):
+    out = torch.empty(2 * packed.numel(), dtype=torch.long)
+    out[0::2], out[1::2] = packed.long() // 16, packed.long() % 16
+    return out
+
+
+def double_quantize(absmax, block=256):
+    offset = absmax.mean()
+    rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
+    scale = rows.abs().amax(1) / 127
+    q = (rows / scale.clamp_min(1e-12)[:, None]).round().to(torch.int8)
+    return q.flatten()[: len(absmax)], scale, offset
+
+
+def double_in_a_loop(absmax, block=256):
+    offset = absmax.mean().item()
+    parts, scales = [], []
+    for part in (absmax - offset).split(block):
+        scale = part.abs().max().item() / 127 or 1.0
+        parts.append((part / scale).round().int())
+        scales.append(scale)
+    return torch.cat(parts), torch.tensor(scales), offset
+
+
+def bits_per_param(block=64, double_quant=False):
+    return 4 + (8 / block + 32 / (block * 256) if double_quant else 32 / block)
+
+
+def bits_counted(block=64, double_quant=False):
+    n = block * 256
+    scales = n // block * (8 if double_quant else 32) + (32 if double_quant else 0)
+    return (4 * n + scales) / n
+
+
+def qlora_config(device):
+    dtype = {"t4": torch.float16, "a100": torch.bfloat16}.get(device, torch.float32)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def config_by_name(device):
+    how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    kind = "float16" if device == "t4" else "bfloat16"
+    return BitsAndBytesConfig(**how, bnb_4bit_compute_dtype=kind)
+
+
+def config_by_hardware(device):
+    fast = not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] >= 8
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if fast else torch.float16,
+    )
+
+
+def true_param_count(model):
+    return sum(
+        p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in model.parameters()
+    )
+
+
+def count_by_state(model):
+    total = 0
+    for _, p in model.named_parameters():
+        state = getattr(p, "quant_state", None)
+        total += int(np.prod(state.shape)) if state is not None else p.numel()
+    return total
+
+
+def count_by_library(model):
+    return model.num_parameters()
+
+
+def training_bytes(n_params, n_trainable, method):
+    if method == "full":
+        return {"weights": 4 * n_params, "gradients": 4 * n_params, "optimizer": 8 * n_params}
+    base = 2 * n_params if method == "lora" else n_params * (4 + 8 / 64 + 32 / 64 / 256) / 8
+    adapter = {"gradients": 4 * n_trainable, "optimizer": 8 * n_trainable}
+    return {"weights": base + 4 * n_trainable} | adapter
+
+
+def bytes_with_a_total(n_params, n_trainable, method):
+    bits = {"full": 0, "lora": 16, "qlora": 4.127}[method]
+    parts = {
+        "optimizer": 8.0 * n_trainable,
+        "gradients": 4.0 * n_trainable,
+        "weights": n_params * bits / 8 + 4.0 * n_trainable,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def quiz():
+    return {"q1": "c", "q2": "b", "q3": "d"}
+
+
+RIGHT = [
+    (check.absmax, absmax_quantize, absmax_dequantize),
+    (check.absmax, quantize_upside_down, dequantize_upside_down),
+    (check.absmax, quantize_clamped, absmax_dequantize),
+    (check.codebook, nf4_codebook),
+    (check.codebook, codebook_standard_library),
+    (check.codebook, codebook_erfinv),
+    (check.blockwise, quantize_blockwise, dequantize_blockwise),
+    (check.blockwise, quantize_argmin, dequantize_padded),
+    (check.blockwise, quantize_blockwise, dequantize_padded),
+    (check.packs, pack_nibbles, unpack_nibbles),
+    (check.packs, pack_zero_filled, unpack_divmod),
+    (check.doubles, double_quantize, bits_per_param),
+    (check.doubles, double_in_a_loop, bits_counted),
+    (check.config, qlora_config, true_param_count),
+    (check.config, config_by_name, count_by_state),
+    (check.config, config_by_hardware, count_by_library),
+    (check.rule, training_bytes),
+    (check.rule, bytes_with_a_total),
+    (check.quiz, quiz),
+    (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "b "}),
+]
+
+
+@pytest.mark.parametrize("case", RIGHT, ids=lambda c: getattr(c[1], "__name__", "?"))
+def test_right_answers_pass(case, accepts):
+    accepts(*case)
+
+
+# --- wrong answers, each with a word of the message that names what the learner thought -------
+
+
+def _quantize(rounding, peak=lambda x: x.abs().max(), kind=torch.int8, top=None):
+    def quantize(x, bits):
+        high = top(bits) if top else 2 ** (bits - 1) - 1
+        scale = peak(x) / high
+        q = rounding(x / scale.clamp_min(1e-12))
+        return q.clamp(-high - 1, high).to(kind), scale
+
+    return quantize
+
+
+def _per_row(x, bits):
+    scale = x.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return (x / scale.clamp_min(1e-12)).round().to(torch.int8), scale
+
+
+def _full_range(x, bits):
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    scale = x.abs().max().clamp_min(1e-12) / -low
+    return (x / scale).round().clamp(low, high).to(torch.int8), scale
+
+
+ABSMAX = [
+    ((_quantize(torch.trunc), absmax_dequantize), "cuts off instead of rounding"),
+    ((_quantize(torch.floor), absmax_dequantize), "rounds down"),
+    ((_quantize(torch.round, lambda x: x.max()), absmax_dequantize), "not from abs().max()"),
+    ((_quantize(torch.round, kind=torch.float32), absmax_dequantize), "rounding gives floats"),
+    ((_quantize(torch.round, top=lambda b: 2**b - 1), absmax_dequantize), "steps"),
+    (
+        (_quantize(torch.round, kind=torch.int16, top=lambda b: 2**b - 1), absmax_dequantize),
+        "holds",
+    ),
+    ((_full_range, absmax_dequantize), "use -127 to 127"),
+    ((_per_row, absmax_dequantize), "single number"),
+    ((absmax_quantize, dequantize_upside_down), "steps"),
+    ((absmax_quantize, lambda q, scale: q.float()), "steps"),
+    ((lambda x, bits: absmax_quantize(x, bits)[0], absmax_dequantize), "return 2 things"),
+    ((lambda x, bits: None, absmax_dequantize), "return 2 things"),
+    ((absmax_quantize, lambda q, scale: None), "return"),
+]
+
+TABLE = [
+    *(-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
+    *(0.0795803, 0.1609302, 0.24611230, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+]
+
+
+def _typed_in():
+    return torch.tensor(TABLE)
+
+
+def _typed_inside():
+    below = [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004]
+    above = [0.0795803, 0.1609302, 0.24611230, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0]
+    return torch.tensor([*below, 0.0, *above])
+
+
+def _asks_bitsandbytes():
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type("nf4", device="cpu")
+
+
+def _quantile_table(probabilities):
+    return torch.special.ndtri(torch.tensor(probabilities, dtype=torch.float64))
+
+
+def _paper():
+    edges = _quantile_table([i / 17 for i in range(1, 17)])
+    means = (edges[1:] + edges[:-1]) / 2
+    return means / means.max()
+
+
+def _one_row():
+    values = _quantile_table(np.linspace(1 - 0.9677083, 0.9677083, 16).tolist())
+    return values / values.max()
+
+
+def _not_scaled():
+    return nf4_codebook() * _quantile_table([0.9677083])
+
+
+def _wrong_offset():
+    above = _quantile_table(np.linspace(31 / 32, 0.5, 9)[:-1].tolist())
+    below = -_quantile_table(np.linspace(31 / 32, 0.5, 8)[:-1].tolist())
+    return torch.cat([below, above.new_zeros(1), above]).sort().values / above.max()
+
+
+CODEBOOKS = [
+    (_typed_in, "as numbers"),
+    (_typed_inside, "as numbers"),
+    (_asks_bitsandbytes, "asks bitsandbytes"),
+    (_paper, "averages of neighbours"),
+    (_one_row, "hold no zero"),
+    (_not_scaled, "divide by the largest"),
+    (_wrong_offset, "29/30"),
+    (lambda: -nf4_codebook().flip(0), "eight values belong above zero"),
+    (lambda: nf4_codebook().flip(0), "ascending"),
+    (lambda: torch.linspace(-1, 1, 16), "evenly spaced"),
+    (lambda: nf4_codebook()[1:], "shape"),
+    (lambda: nf4_codebook() + 3e-6, "to 1e-6"),
+    (lambda: nf4_codebook().tolist(), "a list"),
+]
+
+
+def _codes_of(scaled, absmax, codebook, n):
+    codes = (scaled.reshape(-1, 1) - codebook).abs().argmin(1)[:n]
+    return codes.to(torch.uint8), absmax
+
+
+def _whole(w, codebook, block=64):
+    parts = w.flatten().split(block)
+    peaks = torch.stack([p.abs().max() for p in parts])
+    return _codes_of(w / w.abs().max(), peaks, codebook, w.numel())
+
+
+def _rows(w, codebook, block=64):
+    peaks = torch.stack([p.abs().max() for p in w.flatten().split(block)])
+    return _codes_of(w / w.abs().amax(-1, keepdim=True), peaks, codebook, w.numel())
+
+
+def _with(rounding=None, peak=lambda rows: rows.abs().amax(1), cut=True, clamp=1e-12, swap=False):
+    def quantize(w, codebook, block=64):
+        flat = w.flatten()
+        rows = F.pad(flat, (0, -flat.numel() % block)).view(-1, block)
+        scaled = rows / peak(rows).clamp_min(clamp)[:, None]
+        middle = (codebook[1:] + codebook[:-1]) / 2
+        codes = (rounding or (lambda s, c: torch.bucketize(s, middle)))(scaled, codebook)
+        codes = codes.flatten()[: flat.numel() if cut else None].to(torch.uint8)
+        return (peak(rows), codes) if swap else (codes, peak(rows))
+
+    return quantize
+
+
+def _below(scaled, codebook):
+    return (torch.bucketize(scaled, codebook, right=True) - 1).clamp(0, len(codebook) - 1)
+
+
+def _ignores_block(w, codebook, block=64):
+    return quantize_blockwise(w, codebook)
+
+
+def _zero_divided(w, codebook, block=64):
+    parts = w.flatten().split(block)
+    codes = [(p[:, None] / p.abs().max() - codebook).abs().argmin(1) for p in parts]
+    return torch.cat(codes), torch.stack([p.abs().max() for p in parts])
+
+
+def _nan_back(codes, absmax, codebook, shape):
+    back = dequantize_blockwise(codes, absmax, codebook, shape)
+    return back / back.abs().max() * back.abs().max()
+
+
+def _drops_absmax(codes, absmax, codebook, shape):
+    return codebook[codes.long()].view(shape)
+
+
+def _one_absmax(codes, absmax, codebook, shape):
+    return (codebook[codes.long()] * absmax.flatten()[0]).view(shape)
+
+
+def _not_shaped(codes, absmax, codebook, shape):
+    return dequantize_blockwise(codes, absmax, codebook, (-1,))
+
+
+BLOCKS = [
+    ((_whole, dequantize_blockwise), "one absmax for all"),
+    ((_rows, dequantize_blockwise), "rows of w are no blocks"),
+    ((_with(_below), dequantize_blockwise), "next code below"),
+    ((_with(torch.bucketize), dequantize_blockwise), "next code above"),
+    ((_with(peak=lambda rows: rows.amax(1)), dequantize_blockwise), "not abs().max()"),
+    ((_with(cut=False), dequantize_blockwise), "cut the padding off"),
+    ((_with(swap=True), dequantize_blockwise), "rounding gives floats|integers"),
+    ((_zero_divided, dequantize_blockwise), "don't divide by it"),
+    ((_ignores_block, dequantize_blockwise), "not the nearest|absmax of"),
+    ((quantize_blockwise, _drops_absmax), "absmax is missing"),
+    ((quantize_blockwise, _one_absmax), "has its own absmax"),
+    ((quantize_blockwise, _not_shaped), "shape"),
+    ((quantize_blockwise, lambda *a: None), "return"),
+    ((quantize_blockwise, lambda c, a, b, s: _nan_back(c, a * 0, b, s)), "NaN"),
+    ((lambda w, c, block=64: quantize_blockwise(w, c, block)[0], dequantize_blockwise), "2 things"),
+]
+
+
+def _pack_by(pair):
+    def pack(codes):
+        codes = F.pad(codes, (0, codes.numel() % 2), value=7)
+        return pair(codes)
+
+    return pack
+
+
+PACKS = [
+    (_pack_by(lambda c: c[1::2] << 4 | c[::2]), unpack_nibbles, "high nibble"),
+    (_pack_by(lambda c: c[: len(c) // 2] << 4 | c[len(c) // 2 :]), unpack_nibbles, "two halves"),
+    (_pack_by(lambda c: c[::2] + c[1::2]), unpack_nibbles, "adds the two"),
+    (_pack_by(lambda c: c[::2].long() * 16 + c[1::2]), unpack_nibbles, "uint8"),
+    (lambda c: c, unpack_nibbles, "two codes a byte"),
+    (lambda c: c[: len(c) // 2 * 2 : 2] << 4 | c[1::2], unpack_nibbles, "odd one"),
+    (lambda c: c[::2] << 4 | c[1::2], unpack_nibbles, "raised"),
+    (lambda c: None, unpack_nibbles, "return"),
+    (pack_nibbles, lambda p: torch.stack([p & 15, p >> 4], 1).flatten(), "high nibble"),
+    (pack_nibbles, lambda p: torch.cat([p >> 4, p & 15]), "neighbours"),
+    (pack_nibbles, lambda p: p >> 4, "integers"),
+    (pack_nibbles, lambda p: torch.stack([p / 16, p & 15], 1).flatten(), "float32"),
+]
+
+
+def _not_centred(absmax, block=256):
+    rows = F.pad(absmax, (0, -len(absmax) % block)).view(-1, block)
+    scale = rows.abs().amax(1) / 127
+    return (rows / scale[:, None]).round().to(torch.int8).flatten()[: len(absmax)], scale, 0.0
+
+
+def _upside(absmax, block=256):
+    q, scale, offset = double_quantize(absmax, block)
+    return q, 1 / scale, offset
+
+
+def _times_127(absmax, block=256):
+    q, scale, offset = double_quantize(absmax, block)
+    return q, scale * 127, offset
+
+
+def _one_scale(absmax, block=256):
+    q, scale, offset = double_quantize(absmax, len(absmax))
+    return q, scale.expand(-(-len(absmax) // block)), offset
+
+
+def _truncated(absmax, block=256):
+    offset = absmax.mean()
+    rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
+    scale = rows.abs().amax(1) / 127
+    return (rows / scale[:, None]).to(torch.int8).flatten()[: len(absmax)], scale, offset
+
+
+def _four_bits(absmax, block=256):
+    q, scale, offset = double_quantize(absmax, block)
+    return (q / 16).round().to(torch.int8), scale * 16, offset
+
+
+def _zero_scale(absmax, block=256):
+    offset = absmax.mean()
+    rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
+    scale = rows.abs().amax(1) / 127
+    q = (rows / scale[:, None]).round().to(torch.int8).flatten()[: len(absmax)]
+    return q, scale / scale * scale, offset
+
+
+DOUBLES = [
+    (_not_centred, bits_per_param, "subtract the mean"),
+    (_upside, bits_per_param, "wanted q * scale"),
+    (_times_127, bits_per_param, "put the 127"),
+    (_one_scale, bits_per_param, "each block"),
+    (_truncated, bits_per_param, "rounded"),
+    (_four_bits, bits_per_param, "steps"),
+    (_zero_scale, bits_per_param, "NaN"),
+    (lambda a, block=256: double_quantize(a, 256), bits_per_param, "one a block of 32"),
+    (lambda a, block=256: double_quantize(a, block)[:2], bits_per_param, "return 3 things"),
+    (
+        lambda a, block=256: (a - a.mean(), torch.ones(-(-len(a) // block)), a.mean()),
+        bits_per_param,
+        "rounding gives floats",
+    ),
+    (double_quantize, lambda block=64, double_quant=False: 4.0, "wanted 4.5"),
+    (double_quantize, lambda block=64, double_quant=False: 4 + 32 / block, "changes nothing"),
+    (double_quantize, lambda block=64, double_quant=False: 4 + 16 / block, "fp32, 32 bits"),
+    (double_quantize, lambda block=64, double_quant=False: 32 / block, "add 4 bits"),
+    (double_quantize, lambda b=64, d=False: bits_per_param(b, d) / 8, "bytes"),
+    (double_quantize, lambda b=64, d=False: 4 + (8 if d else 32) / b, "scales have scales"),
+    (double_quantize, lambda b=64, d=False: bits_per_param(b, not d), "stay fp32"),
+    (double_quantize, lambda b=64, d=False: bits_per_param(64, d), "wanted 5"),
+]
+
+
+def _config(**changes):
+    how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return lambda device: BitsAndBytesConfig(
+        **(how | {"bnb_4bit_compute_dtype": "float16" if device == "t4" else "bfloat16"} | changes)
+    )
+
+
+def _total(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def _tied_twice(model):
+    head = model.get_output_embeddings().weight
+    return true_param_count(model) + (head.numel() if model.config.tie_word_embeddings else 0)
+
+
+CONFIGS = [
+    (_config(bnb_4bit_quant_type="fp4"), true_param_count, "fp4 is the default"),
+    (_config(bnb_4bit_use_double_quant=False), true_param_count, "double"),
+    (_config(bnb_4bit_compute_dtype="bfloat16"), true_param_count, "T4 has no bf16"),
+    (_config(bnb_4bit_compute_dtype="float16"), true_param_count, "wanted bfloat16"),
+    (_config(bnb_4bit_compute_dtype=None), true_param_count, "float32"),
+    (_config(load_in_4bit=False, load_in_8bit=True), true_param_count, "load_in_4bit"),
+    (lambda device: {"load_in_4bit": True}, true_param_count, "BitsAndBytesConfig"),
+    (lambda device: None, true_param_count, "BitsAndBytesConfig"),
+    (qlora_config, _total, "numel() counts bytes"),
+    (qlora_config, lambda m: 2 * _total(m), "not packed"),
+    (qlora_config, _tied_twice, "one tensor"),
+    (
+        qlora_config,
+        lambda m: 2 * sum(p.numel() for p in m.parameters() if p.dtype == torch.uint8),
+        "packed weights alone",
+    ),
+    (qlora_config, lambda m: str(true_param_count(m)), "text"),
+]
+
+
+def _bytes(weights=None, gradients=4, optimizer=8, adapter=4, trains=True):
+    base = {"full": 0, "lora": 2, "qlora": 4.126953 / 8} | (weights or {})
+
+    def rule(n_params, n_trainable, method):
+        t = n_trainable if trains else n_params
+        return {
+            "weights": base[method] * n_params + adapter * n_trainable,
+            "gradients": gradients * t,
+            "optimizer": optimizer * t,
+        }
+
+    return rule
+
+
+RULES = [
+    (_bytes(gradients=2), "what trains is kept in fp32"),
+    (_bytes(optimizer=4), "two moments"),
+    (_bytes(optimizer=2), "moments are fp32"),
+    (_bytes(trains=False), "frozen weights have none"),
+    (_bytes(adapter=2), "kept in fp32"),
+    (lambda n, t, m: _bytes(adapter=4 if m == "full" else 0)(n, t, m), "adapter's own weights"),
+    (lambda n, t, m: _bytes(adapter=4 if m == "full" else 2)(n, t, m), "adapter is fp32"),
+    (_bytes({"lora": 4}), "rests in 16 bits"),
+    (_bytes({"qlora": 0.5}), "nothing for the scales"),
+    (_bytes({"qlora": 4.5 / 8}), "4.127"),
+    (_bytes({"qlora": 4.126953}), "8 make a byte"),
+    (_bytes({"qlora": 2}), "4-bit here"),
+    (lambda n, t, m: sum(training_bytes(n, t, m).values()), "a dict"),
+    (lambda n, t, m: {"weights": 1}, "a dict"),
+]
+
+WRONG = [
+    *[(check.absmax, functions, word) for functions, word in ABSMAX],
+    *[(check.codebook, (f,), word) for f, word in CODEBOOKS],
+    *[(check.blockwise, functions, word) for functions, word in BLOCKS],
+    *[(check.packs, (pack, unpack), word) for pack, unpack, word in PACKS],
+    *[(check.doubles, (double, bits), word) for double, bits, word in DOUBLES],
+    *[(check.config, (config, count), word) for config, count, word in CONFIGS],
+    *[(check.rule, (f,), word) for f, word in RULES],
+    (check.quiz, (lambda: {"q1": "b", "q2": "b", "q3": "d"},), "2 of 3"),
+    (check.quiz, (lambda: {"q1": "c"},), "q2 wants one of"),
+]
+
+
+@pytest.mark.parametrize("i", range(len(WRONG)))
+def test_wrong_answers_are_told_what_they_thought(i, rejects):
+    judge, objects, word = WRONG[i]
+    message = rejects(judge, *objects)
+    assert any(part in message for part in word.split("|")), message
+
+
+def test_a_block_of_zeros_is_no_nan_anywhere(rejects):
+    def back(codes, absmax, codebook, shape):
+        each = absmax.repeat_interleave(64)[: codes.numel()]
+        return (codebook[codes.long()] / (1 / each)).view(shape) * (each / each).view(shape)
+
+    assert "divide by it" in rejects(check.blockwise, quantize_blockwise, back)
+
+
+def test_the_filler_of_an_odd_number_is_free_and_told(capsys):
+    check.packs(pack_zero_filled, unpack_nibbles)
+    assert "fills with 7" in capsys.readouterr().out
+
+
+# --- stubs ---------------------------------------------------------------------------------
+
+
+def _stub(*args, **kwargs):
+    raise NotImplementedError
+
+
+STUBS = [
+    (check.absmax, _stub, _stub),
+    (check.absmax, absmax_quantize, _stub),
+    (check.codebook, _stub),
+    (check.blockwise, _stub, _stub),
+    (check.blockwise, quantize_blockwise, _stub),
+    (check.packs, _stub, _stub),
+    (check.packs, pack_nibbles, _stub),
+    (check.doubles, _stub, _stub),
+    (check.doubles, double_quantize, _stub),
+    (check.config, _stub, _stub),
+    (check.config, qlora_config, _stub),
+    (check.rule, _stub),
+    (check.quiz, _stub),
+]
+
+
+@pytest.mark.parametrize("case", STUBS, ids=lambda c: c[0].__name__)
+def test_stubs_are_not_written_yet(case, not_written):
+    not_written(*case)

@@ -1,0 +1,562 @@
+"""Lab 5's checks: stubs, wrong answers that learners give, right answers written differently."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from labkit import measured
+from labkit.checks import lab05 as check
+from labkit.measured import short
+
+# --- right answers -------------------------------------------------------------------------
+
+
+def param_table(shapes, ranks):
+    per_rank = sum(o + i for o, i in shapes.values())
+    total = sum(o * i for o, i in shapes.values())
+    rows = [(r, r * per_rank, 100 * r * per_rank / total) for r in ranks]
+    return pd.DataFrame(rows, columns=["rank", "trainable", "percent"])
+
+
+def table_vectorised(shapes, ranks):
+    sizes = np.array(list(shapes.values()))
+    frame = pd.DataFrame({"rank": ranks})
+    frame["trainable"] = frame["rank"] * sizes.sum()
+    frame["percent"] = frame["trainable"] / sizes.prod(axis=1).sum() * 100
+    return frame
+
+
+def table_sorted_with_more(shapes, ranks):
+    frame = param_table(shapes, ranks).sort_values("rank").round({"percent": 2})
+    return frame.assign(bytes=4 * frame["trainable"])
+
+
+def table_by_rank(shapes, ranks):
+    return table_vectorised(shapes, ranks).astype({"trainable": float}).set_index("rank")
+
+
+def sweep(train_fn, ranks, learning_rates, alpha_of):
+    rows = []
+    for rank in ranks:
+        for rate in learning_rates:
+            row = {"rank": rank, "alpha": alpha_of(rank), "learning_rate": rate, "error": ""}
+            try:
+                row |= train_fn(rank=rank, alpha=alpha_of(rank), learning_rate=rate, seed=0)
+            except Exception as error:
+                row["error"] = str(error)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def sweep_positional(train_fn, ranks, learning_rates, alpha_of):
+    def one(rate, rank):
+        try:
+            return train_fn(rank, alpha_of(rank), rate, 7) | {"error": None}
+        except Exception as error:
+            return {"error": repr(error)}
+
+    pairs = list(itertools.product(learning_rates, ranks))
+    told = pd.DataFrame([one(*pair) for pair in pairs])
+    told["learning_rate"], told["rank"] = zip(*pairs, strict=True)
+    return told.assign(alpha=told["rank"].map(alpha_of), seed=7)
+
+
+def sweep_as_index(train_fn, ranks, learning_rates, alpha_of):
+    frame = sweep(train_fn, ranks, learning_rates, alpha_of)
+    frame["error"] = frame["error"].replace("", None)
+    return frame.set_index(["rank", "learning_rate"])
+
+
+def sweep_concat(train_fn, ranks, learning_rates, alpha_of):
+    frames = []
+    for rank, learning_rate in itertools.product(ranks, learning_rates):
+        setting = {"rank": rank, "alpha": float(alpha_of(rank)), "learning_rate": learning_rate}
+        try:
+            found = train_fn(**setting, seed=123)
+        except (RuntimeError, ValueError) as error:
+            found = {"loss": math.nan, "error": f"{type(error).__name__}: {error}"}
+        frames.append(pd.DataFrame([setting | found]))
+    frame = pd.concat(frames, ignore_index=True)
+    return frame if "error" in frame else frame.assign(error="")
+
+
+def matched_rank(shapes, budget):
+    return budget // sum(o + i for o, i in shapes.values())
+
+
+def rank_counted(shapes, budget):
+    r = 0
+    while sum((r + 1) * (o + i) for o, i in shapes.values()) <= budget:
+        r += 1
+    return r
+
+
+def rank_floor(shapes, budget):
+    return math.floor(budget / np.array(list(shapes.values())).sum())
+
+
+def subspace_similarity(A1, A2, i, j):
+    U1 = torch.linalg.svd(A1, full_matrices=False).Vh[:i]
+    U2 = torch.linalg.svd(A2, full_matrices=False).Vh[:j]
+    return (U1 @ U2.T).square().sum().item() / min(i, j)
+
+
+def similarity_norm(A1, A2, i, j):
+    V1, V2 = (torch.svd(A)[2] for A in (A1, A2))
+    return float(torch.linalg.matrix_norm(V1[:, :i].T @ V2[:, :j]) ** 2 / min(i, j))
+
+
+def similarity_full(A1, A2, i, j):
+    V1, V2 = (np.linalg.svd(A.double().numpy())[2] for A in (A1, A2))
+    return np.linalg.norm(V1[:i] @ V2[:j].T) ** 2 / min(i, j)
+
+
+def similarity_angles(A1, A2, i, j):
+    V1, V2 = (torch.linalg.svd(A.T, full_matrices=False).U for A in (A1, A2))
+    return torch.linalg.svdvals(V1[:, :i].T @ V2[:, :j]).pow(2).sum().div(min(i, j)).item()
+
+
+def pareto(frame, cost, quality):
+    keep = []
+    for _, row in frame.iterrows():
+        no_worse = (frame[cost] <= row[cost]) & (frame[quality] >= row[quality])
+        better = (frame[cost] < row[cost]) | (frame[quality] > row[quality])
+        keep.append(not (no_worse & better).any() and row[quality] == row[quality])
+    return frame[keep]
+
+
+def pareto_sorted(frame, cost, quality):
+    frame = frame.dropna(subset=[quality]).sort_values([cost, quality], ascending=[True, False])
+    before = frame.groupby(cost)[quality].max().cummax().shift(fill_value=-math.inf)
+    top = frame.groupby(cost)[quality].transform("max")
+    kept = (frame[quality] == top) & (frame[quality] > frame[cost].map(before))
+    return frame[kept].reset_index(drop=True)
+
+
+def pareto_arrays(frame, cost, quality):
+    frame = frame[frame[quality].notna()]
+    c, q = frame[cost].to_numpy(), frame[quality].to_numpy()
+    no_worse = (c[:, None] <= c) & (q[:, None] >= q)
+    better = (c[:, None] < c) | (q[:, None] > q)
+    return frame.iloc[np.flatnonzero(~(no_worse & better).any(0))]
+
+
+def overfit_gap(history):
+    rows = []
+    for rank, part in history.groupby("rank"):
+        part = part.sort_values("step")
+        held = part["held_out_loss"]
+        last = part.iloc[-1]
+        rows.append(
+            {
+                "rank": rank,
+                "best_step": part.loc[held.idxmin(), "step"],
+                "gap": last["held_out_loss"] - last["train_loss"],
+                "rise": last["held_out_loss"] - held.min(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def gap_vectorised(history):
+    ordered = history.sort_values(["rank", "step"])
+    last = ordered.groupby("rank").last()
+    best = ordered.loc[ordered.groupby("rank")["held_out_loss"].idxmin()].set_index("rank")
+    return pd.DataFrame(
+        {
+            "best_step": best["step"],
+            "gap": last["held_out_loss"] - last["train_loss"],
+            "rise": last["held_out_loss"] - best["held_out_loss"],
+        }
+    )
+
+
+def gap_pivoted(history):
+    held = history.pivot(index="step", columns="rank", values="held_out_loss").sort_index()
+    train = history.pivot(index="step", columns="rank", values="train_loss").sort_index()
+    table = pd.DataFrame({"best_step": held.idxmin(), "gap": (held - train).iloc[-1]})
+    return table.assign(rise=held.iloc[-1] - held.min(), worst=held.max()).reset_index()
+
+
+def quiz():
+    return {"q1": "c", "q2": "b", "q3": "d"}
+
+
+RIGHT = [
+    *[
+        (check.counts, f)
+        for f in (param_table, table_vectorised, table_sorted_with_more, table_by_rank)
+    ],
+    *[(check.sweeps, f) for f in (sweep, sweep_positional, sweep_as_index, sweep_concat)],
+    *[(check.fits, f) for f in (matched_rank, rank_counted, rank_floor)],
+    (check.overlaps, subspace_similarity),
+    (check.overlaps, similarity_norm),
+    (check.overlaps, similarity_full),
+    (check.overlaps, similarity_angles),
+    *[(check.not_beaten, f) for f in (pareto, pareto_sorted, pareto_arrays)],
+    *[(check.gap, f) for f in (overfit_gap, gap_vectorised, gap_pivoted)],
+    (check.quiz, quiz),
+    (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "B "}),
+]
+
+
+@pytest.mark.parametrize("case", RIGHT, ids=lambda c: getattr(c[1], "__name__", "?"))
+def test_right_answers_pass(case, accepts):
+    accepts(*case)
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_right_answers_pass_whatever_the_seed(seed, monkeypatch, accepts):
+    from labkit.grading import contract
+
+    monkeypatch.setattr(contract.session, "seed", seed)
+    for case in RIGHT:
+        accepts(*case)
+
+
+# --- wrong answers, each with a word of the message that names what the learner thought -------
+
+
+def _table(trainable, percent=None):
+    """A `param_table` from formulas of (sum of sides, dense numbers, rank)."""
+
+    def wrong(shapes, ranks):
+        sides = sum(o + i for o, i in shapes.values())
+        dense = sum(o * i for o, i in shapes.values())
+        part = percent or (lambda n, dense: 100 * n / dense)
+        rows = [(r, n := trainable(sides, dense, r), part(n, dense)) for r in ranks]
+        return pd.DataFrame(rows, columns=["rank", "trainable", "percent"])
+
+    return wrong
+
+
+def _linear(sides, dense, r):
+    return r * sides
+
+
+def _one_side(k):
+    def wrong(shapes, ranks):
+        total = sum(o * i for o, i in shapes.values())
+        counts = [r * sum(pair[k] for pair in shapes.values()) for r in ranks]
+        percents = [100 * n / total for n in counts]
+        return pd.DataFrame({"rank": ranks, "trainable": counts, "percent": percents})
+
+    return wrong
+
+
+TABLES = [
+    (_table(lambda sides, dense, r: r * r * sides), "not quadratic"),
+    (_table(lambda sides, dense, r: r * dense), "add the sides"),
+    (_table(_linear, lambda n, dense: n / dense), "times 100"),
+    (_table(_linear, lambda n, dense: 100 * n / (n + dense)), "without the adapter's"),
+    (_table(_linear, lambda n, dense: round(100 * n / dense)), "rounded too much"),
+    (_table(_linear, lambda n, dense: 100 * dense / n), "in percent of the adapter"),
+    (lambda s, r: param_table(s, r).rename(columns={"trainable": "n"}), "no column trainable"),
+    (_one_side(0), "B only"),
+    (_one_side(1), "A only"),
+    (lambda shapes, ranks: None, "return"),
+    (lambda shapes, ranks: param_table(shapes, ranks).to_dict("records"), "a list"),
+    (lambda shapes, ranks: param_table(shapes, ranks[:1]), "one row a rank"),
+    (lambda shapes, ranks: param_table(dict(list(shapes.items())[:1]), ranks), "one matrix"),
+]
+
+
+def _sweep(pairs=None, alpha=None, seed=None, keep=True, catch=Exception, text=str, result=None):
+    """A `sweep` with one thing wrong."""
+
+    def wrong(train_fn, ranks, rates, alpha_of):
+        rows, last = [], {}
+        for k, (rank, rate) in enumerate((pairs or itertools.product)(ranks, rates)):
+            a = (alpha or alpha_of)(rank)
+            row = {"rank": rank, "alpha": a, "learning_rate": rate, "error": ""}
+            try:
+                found = train_fn(rank, a, rate, seed(k) if seed else 0)
+                row |= result(found) if result else found
+                last = found
+            except catch as error:
+                if not keep:
+                    continue
+                row["error"] = text(error)
+                row |= last if keep == "stale" else {}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    return wrong
+
+
+class _Never(Exception):
+    """Nothing raises it."""
+
+
+def _stops(train_fn, ranks, rates, alpha_of):
+    rows = []
+    try:
+        for rank, rate in itertools.product(ranks, rates):
+            row = {"rank": rank, "alpha": alpha_of(rank), "learning_rate": rate, "error": ""}
+            rows.append(row)
+            row |= train_fn(rank, alpha_of(rank), rate, 0)
+    except Exception as error:
+        rows[-1]["error"] = str(error)
+    return pd.DataFrame(rows)
+
+
+def _no_seed(train_fn, ranks, rates, alpha_of):
+    return sweep(lambda seed, **s: train_fn(**s), ranks, rates, alpha_of)
+
+
+def _no_error_column(train_fn, ranks, rates, alpha_of):
+    return sweep(train_fn, ranks, rates, alpha_of).drop(columns="error")
+
+
+SWEEPS = [
+    (_sweep(pairs=zip), "two loops"),
+    (_sweep(pairs=lambda a, b: 2 * list(itertools.product(a, b))), "one a pair"),
+    (_sweep(alpha=lambda r: r), "alpha_of"),
+    (_sweep(alpha=lambda r: 2 * r), "alpha_of"),
+    (_sweep(seed=lambda k: k), "one seed for all"),
+    (_sweep(keep=False), "one for each pair"),
+    (_sweep(keep="stale"), "never got one"),
+    (_sweep(catch=_Never), "Broken"),
+    (_sweep(catch=BaseException), "Ctrl-C"),
+    (_sweep(text=lambda error: "failed"), "keep the exception's text"),
+    (_sweep(text=lambda error: type(error).__name__), "keep the exception's text"),
+    (_sweep(result=lambda found: {}), "no column loss"),
+    (_sweep(result=lambda found: {"loss": found["loss"]}), "no column score"),
+    (_sweep(result=lambda found: {"result": found}), "no column loss"),
+    (_stops, "go on after a failure"),
+    (_no_error_column, "no column error"),
+    (_no_seed, "argument: 'seed'"),
+    (lambda train_fn, ranks, rates, alpha_of: None, "return"),
+]
+
+
+def _sides(shapes):
+    return sum(o + i for o, i in shapes.values())
+
+
+RANKS = [
+    (lambda shapes, budget: math.ceil(budget / _sides(shapes)), "round down"),
+    (lambda shapes, budget: round(budget / _sides(shapes)), "round down"),
+    (lambda shapes, budget: budget / _sides(shapes), "wanted"),
+    (lambda shapes, budget: (budget - 1) // _sides(shapes), "meets the budget exactly"),
+    (lambda shapes, budget: budget // sum(o * i for o, i in shapes.values()), "dense"),
+    (lambda shapes, budget: min(budget // (o + i) for o, i in shapes.values()), "one matrix"),
+    (lambda shapes, budget: max(1, budget // _sides(shapes)), "over the budget"),
+    (lambda shapes, budget: None, "return"),
+]
+
+
+def _overlap(cut=None, scale=None, power=2):
+    """A `subspace_similarity` that cuts or scales wrongly."""
+
+    def wrong(A1, A2, i, j):
+        V1, V2 = (torch.linalg.svd(A, full_matrices=False)[2] for A in (A1, A2))
+        U1, U2 = (cut or (lambda V, k: V[:k].T))(V1, i), (cut or (lambda V, k: V[:k].T))(V2, j)
+        total = (U1.T @ U2).norm() ** power
+        return total.item() / (scale or min)(i, j)
+
+    return wrong
+
+
+OVERLAPS = [
+    (_overlap(scale=lambda i, j: 1), "divide by min"),
+    (_overlap(scale=max), "divide by min"),
+    (_overlap(scale=lambda i, j: i), "divide by min"),
+    (_overlap(scale=lambda i, j: j), "divide by min"),
+    (_overlap(scale=lambda i, j: i * j), "divide by min"),
+    (_overlap(power=1), "not squared"),
+    (_overlap(cut=lambda V, k: V[:, :k]), "columns of Vh|RuntimeError"),
+    (lambda A1, A2, i, j: (A1[:i] @ A2[:j].T).square().sum().item() / min(i, j), "rows of A"),
+    (lambda A1, A2, i, j: subspace_similarity(A1.T, A2.T, i, j), "RuntimeError|wanted"),
+    (lambda A1, A2, i, j: torch.tensor(subspace_similarity(A1, A2, i, j)), "item"),
+    (lambda A1, A2, i, j: subspace_similarity(A1, A2, j, i), "swapped|wanted"),
+    (lambda A1, A2, i, j: None, "return"),
+]
+
+
+def _strictly(frame, cost, quality):
+    keep = [
+        not ((frame[cost] < row[cost]) & (frame[quality] > row[quality])).any()
+        for _, row in frame.iterrows()
+    ]
+    return frame[keep]
+
+
+def _drop_ties(frame, cost, quality):
+    return pareto(frame, cost, quality).drop_duplicates([cost, quality])
+
+
+def _cheapest_best(frame, cost, quality):
+    frame = frame.sort_values(cost)
+    return frame[frame[quality] >= frame[quality].cummax()]
+
+
+def _turned(frame, cost, quality):
+    return pareto(frame.assign(**{quality: -frame[quality]}), cost, quality)
+
+
+def _with_failed(frame, cost, quality):
+    kept = pareto(frame, cost, quality)
+    return pd.concat([kept, frame[frame[quality].isna()]])
+
+
+def _keeps_itself_out(frame, cost, quality):
+    keep = [
+        not ((frame[cost] <= row[cost]) & (frame[quality] >= row[quality])).any()
+        for _, row in frame.iterrows()
+    ]
+    return frame[keep]
+
+
+FRONTS = [
+    (_strictly, "no worse in both"),
+    (_drop_ties, "keep both"),
+    (_cheapest_best, "stays|gone"),
+    (_turned, "is gone|stays"),
+    (_with_failed, "on no front"),
+    (_keeps_itself_out, "is gone"),
+    (lambda frame, cost, quality: frame, "stays"),
+    (lambda frame, cost, quality: frame.nlargest(1, quality), "is gone"),
+    (lambda frame, cost, quality: pareto(frame, cost, quality)[[cost, quality]], "no column run"),
+    (lambda frame, cost, quality: list(pareto(frame, cost, quality)["run"]), "a list"),
+    (lambda frame, cost, quality: None, "return"),
+]
+
+
+def _gap(**columns):
+    """An `overfit_gap` with columns replaced: functions of one rank's rows, sorted by step."""
+
+    def wrong(history):
+        right = overfit_gap(history)
+        for name, f in columns.items():
+            groups = history.sort_values("step").groupby("rank")
+            right[name] = [f(part.reset_index(drop=True)) for _, part in groups]
+        return right
+
+    return wrong
+
+
+def _difference(part):
+    return part["held_out_loss"] - part["train_loss"]
+
+
+GAPS = [
+    (_gap(best_step=lambda p: p.loc[p["train_loss"].idxmin(), "step"]), "training loss is lowest"),
+    (_gap(best_step=lambda p: p["held_out_loss"].idxmin()), "position"),
+    (_gap(gap=lambda p: -_difference(p).iloc[-1]), "sign"),
+    (_gap(gap=lambda p: _difference(p).loc[p["held_out_loss"].idxmin()]), "best step"),
+    (_gap(gap=lambda p: _difference(p).mean()), "mean"),
+    (_gap(gap=lambda p: p["held_out_loss"].iloc[-1] / p["train_loss"].iloc[-1]), "divides"),
+    (_gap(rise=lambda p: p["held_out_loss"].min() - p["held_out_loss"].iloc[-1]), "sign"),
+    (_gap(rise=lambda p: p["held_out_loss"].iloc[0] - p["held_out_loss"].min()), "first step"),
+    (_gap(rise=lambda p: _difference(p).iloc[-1]), "held-out alone"),
+    (lambda history: overfit_gap(history).drop(columns="rise"), "no column rise"),
+    (lambda history: overfit_gap(history)[::-1], "rising order"),
+    (lambda history: overfit_gap(history).head(1), "one row a rank"),
+    (lambda history: overfit_gap(history.assign(step=range(len(history)))), "wanted"),
+    (lambda history: None, "return"),
+]
+
+WRONG = [
+    *[(check.counts, f, word) for f, word in TABLES],
+    *[(check.sweeps, f, word) for f, word in SWEEPS],
+    *[(check.fits, f, word) for f, word in RANKS],
+    *[(check.overlaps, f, word) for f, word in OVERLAPS],
+    *[(check.not_beaten, f, word) for f, word in FRONTS],
+    *[(check.gap, f, word) for f, word in GAPS],
+    (check.quiz, lambda: {"q1": "c", "q2": "b", "q3": "a"}, "2 of 3"),
+    (check.quiz, lambda: ["c", "b", "d"], "dict"),
+    (check.quiz, lambda: {"q1": "c", "q2": "e", "q3": "d"}, "q2 wants one of"),
+]
+
+
+@pytest.mark.parametrize("i", range(len(WRONG)))
+def test_wrong_answers_are_told_what_they_thought(i, rejects):
+    judge, answer, word = WRONG[i]
+    message = rejects(judge, answer)
+    assert any(part in message for part in word.split("|")), message
+
+
+# --- stubs ---------------------------------------------------------------------------------
+
+
+def _stub(*args, **kwargs):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        check.counts,
+        check.sweeps,
+        check.fits,
+        check.overlaps,
+        check.not_beaten,
+        check.gap,
+        check.quiz,
+    ],
+)
+def test_a_stub_is_not_written_yet(judge, not_written):
+    not_written(judge, _stub)
+
+
+# --- what was measured beforehand ----------------------------------------------------------
+
+
+def test_each_measured_run_stands_once_and_has_a_loss_or_an_error():
+    runs = measured.load("rank_sweep")
+    settings = ["study", "rank", "alpha", "learning_rate", "seed", "variant", "targets"]
+    assert not runs.duplicated(settings).any()
+    assert (runs["loss"].notna() | (runs["error"] != "")).all()
+
+
+def test_every_rule_has_three_ranks_and_meets_the_others_at_16():
+    rules = short.by_rule(measured.load("rank_sweep"))
+    assert all(set(lines) == {4, 16, 64} for lines in rules.values())
+    first, *others = (lines[16] for lines in rules.values())
+    assert all(first.equals(line) for line in others)
+
+
+def test_the_spread_leaves_failed_runs_out():
+    runs = pd.DataFrame({"learning_rate": [1, 1, 2, 2], "loss": [0.2, 0.4, math.nan, 0.5]})
+    spread = measured.spread(runs)
+    assert spread["mean"].tolist() == pytest.approx([0.3, 0.5])
+    assert spread["low"].tolist() == [0.2, 0.5]
+    assert spread["high"].tolist() == [0.4, 0.5]
+    assert spread["runs"].tolist() == [2, 1]
+
+
+def test_a_measurement_is_made_once_for_the_same_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    made = []
+
+    def double(n):
+        made.append(n)
+        return {"twice": 2 * n}
+
+    assert [measured.remember(double, n=n)["twice"] for n in (3, 4, 3)] == [6, 8, 6]
+    assert made == [3, 4]
+
+
+def test_the_reduced_factor_spans_what_the_update_spans():
+    A, B = torch.randn(4, 30), torch.randn(20, 4)
+    leaf = torch.nn.Module()
+    leaf.lora_A, leaf.lora_B = ({"default": torch.nn.Linear(1, 1)} for _ in "AB")
+    leaf.lora_A["default"].weight = torch.nn.Parameter(A)
+    leaf.lora_B["default"].weight = torch.nn.Parameter(B)
+    attention = torch.nn.Module()
+    attention.q_proj = leaf
+    block = torch.nn.Module()
+    block.self_attn = attention
+    base = SimpleNamespace(model=SimpleNamespace(layers=[block]))
+    tuned = SimpleNamespace(model=SimpleNamespace(get_base_model=lambda: base))
+    same, reduced = short.factors(tuned, layer=0)
+    assert torch.equal(same, A)
+    assert subspace_similarity(reduced, B @ A, 2, 2) == pytest.approx(1, abs=1e-4)
+    values = torch.linalg.svdvals(B @ A)[:4]
+    assert torch.allclose(torch.linalg.svdvals(reduced), values, rtol=1e-4)
