@@ -236,3 +236,55 @@ def claims(
         console.print(Text.assemble((f"   {claim.verdict}: ", "yellow"), claim.right))
         places = "; ".join(f"{lab}, {cell}" for lab, cell in claim.where)
         console.print(Text(f"   {places or 'not measured in this course'}", "dim"))
+
+
+@app.command(epilog="Example: labkit export graded --canvas gradebook.csv")
+def export(
+    out: Annotated[Path, typer.Argument(help="What 'labkit grade --out' wrote.")],
+    canvas: Annotated[Path | None, typer.Option(help="The gradebook that Canvas exported.")] = None,
+    moodle: Annotated[Path | None, typer.Option(help="The grading worksheet of Moodle.")] = None,
+    gradescope: Annotated[bool, typer.Option(help="A file a submission.")] = False,
+    lab: Annotated[str | None, typer.Option(help="2, 02 or 02_lora, if there are several.")] = None,
+    column: Annotated[str | None, typer.Option(help="Title of the column to fill.")] = None,
+) -> int:
+    """Fill the grades into the table of another system; exit 1 if somebody should look."""
+    from labkit.grading import exports
+
+    if (canvas is not None) + (moodle is not None) + gradescope != 1:
+        raise LabError("say one of --canvas GRADEBOOK.csv, --moodle WORKSHEET.csv, --gradescope")
+    if gradescope:
+        print(f"written: {exports.to_gradescope(out)}")
+        return 0
+    name, fill = ("canvas.csv", exports.canvas) if canvas else ("moodle.csv", exports.moodle)
+    done = fill(exports.results_in(out), canvas or moodle, lab, column)
+    (out / name).write_text(done.text, "utf-8", newline="")
+    print(f"written: {out / name}, {done.matched} students with points")
+    for line in [*done.remarks, *(f"LOOK: {problem}" for problem in done.problems)]:
+        print(line)
+    return int(bool(done.problems))
+
+
+@app.command(epilog="Example: labkit release --out for-students")
+def release(
+    out: Annotated[Path, typer.Option(file_okay=False, help="A new folder.")],
+    gradescope: Annotated[
+        bool, typer.Option("--gradescope", help="Make autograders instead, one zip a lab.")
+    ] = False,
+    checks: Annotated[
+        Path | None, typer.Option(exists=True, help="Private checks for the autograders.")
+    ] = None,
+    repository: Annotated[
+        str | None, typer.Option(help="Where you will publish it; Colab installs from there.")
+    ] = None,
+) -> None:
+    """Make what students get: the course without solutions, masters and tests."""
+    _without_iri_grammar()
+    from labkit.grading import release as made
+
+    if checks and not gradescope:
+        raise LabError("--checks are private: they go into --gradescope's zips, not to students")
+    if gradescope:
+        files = made.autograders(course_root(), out, checks)
+    else:
+        files = made.release(course_root(), out, repository)
+    print(f"written: {len(files)} files in {out}")

@@ -1,0 +1,165 @@
+"""Grades as Canvas and Moodle read them: their own table, with one column filled in.
+
+Canvas: downloads are called `lastfirst[_LATE]_USER_ATTACHMENT_file` (lib/content_zipper.rb), the
+gradebook has Student, ID, ..., Section, then a column an assignment, in points, and a row "Points
+Possible" (lib/gradebook_importer.rb, both in github.com/instructure/canvas-lms).
+Moodle: downloads lie in `Full Name_NUMBER_assignsubmission_file_/`, the offline grading worksheet
+has Identifier ("Participant NUMBER"), Grade, Maximum Grade, Last modified (grade) and often
+Feedback comments (mod/assign/feedback/offline/importgradeslib.php in github.com/moodle/moodle).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from labkit.errors import LabError
+from labkit.grading import gradescope, report, summary, tables
+
+CANVAS = re.compile(r"(?=_(\d+)_\d+_)")  # at every place where it could be the student's number
+MOODLE = re.compile(r"_(\d+)_assignsubmission_")
+
+
+class Export(NamedTuple):
+    """A filled table, how many submissions are in it, and what somebody should look at."""
+
+    text: str
+    matched: int
+    problems: list[str]
+    remarks: list[str]
+
+
+def results_in(out: Path) -> list[dict]:
+    """Return the rows of the results.json that grading left in `out`; LabError if there is none."""
+    path = out / "results.json"
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise LabError(f"{path} isn't there: labkit grade SUBMISSIONS --out {out}") from None
+    except ValueError as error:
+        raise LabError(f"{path} is not JSON: {error}") from None
+
+
+def to_gradescope(out: Path) -> Path:
+    """Write a file a submission, as Gradescope reads it, into a folder of `out`; that folder."""
+    folder = out / "gradescope"
+    rows = results_in(out)
+    folder.mkdir(exist_ok=True)
+    for row, page in zip(rows, report.page_names([r["submission"] for r in rows]), strict=True):
+        text = json.dumps(gradescope.as_gradescope(row), indent=1)
+        (folder / f"{page.removesuffix('.html')}.json").write_text(text, "utf-8")
+    return folder
+
+
+def pick(results: list[dict], lab: str | None = None) -> tuple[str, list[dict], list[str]]:
+    """Return the lab to export ("2", "02" or "02_lora"), its rows, and a line on each other one.
+
+    Raises LabError where the lab is not clear.
+    """
+    rows = [summary.whole(row) for row in results]
+    labs = sorted({row["lab"] for row in rows} - {""})
+    same = {name: (name, name.partition("_")[0], tables.number_of(name)) for name in labs}
+    found = [name for name in labs if lab is None or lab in same[name]]
+    if len(found) != 1:
+        raise LabError(f"say --lab with one of the labs that were graded: {', '.join(labs)}")
+    lost = [f"no lab: {row['submission']}: {row['reason']}" for row in rows if not row["lab"]]
+    return found[0], [row for row in rows if row["lab"] == found[0]], lost
+
+
+def canvas(results: list[dict], gradebook: Path, lab=None, column=None) -> Export:
+    """Return the gradebook that Canvas exported, with this lab's points, to be imported again.
+
+    Other assignments are left out, so nothing else changes. Raises LabError for another table.
+    """
+    lab, rows, problems = pick(results, lab)
+    table, separator = tables.read(gradebook)
+    head = table[0]
+    if not {"ID", "Section"} <= set(head):
+        raise LabError(f"{gradebook} is no Canvas gradebook: it has no column ID or no Section")
+    id_at, first = head.index("ID"), head.index("Section") + 1
+    possible = next((line for line in table if "Points Possible" in line[0]), [""] * len(head))
+    open_ones = [i for i in range(first, len(head)) if "read only" not in possible[i]]
+    at = tables.column(head, open_ones, column, lab)
+    roster = {line[id_at].strip(): line for line in table[1:] if line[id_at].strip()}
+    names = {id: _letters("".join(line[:id_at])) for id, line in roster.items()}
+    chosen, more = _match(rows, lambda name: _canvas_id(name, names))
+    for id, row in chosen.items():
+        roster[id][at] = tables.points(row, possible[at])
+    text = tables.written([[*line[:first], line[at]] for line in table], separator)
+    remarks = [*tables.scale(rows, possible[at]), f"column: {head[at]}"]
+    remarks += [f"no submission of {len(roster) - len(chosen)} in the gradebook"]
+    return Export(text, len(chosen), problems + more, remarks)
+
+
+def _canvas_id(name: str, names: dict[str, str]) -> str | None:
+    """Return the student's number in a file name; learners choose parts of it, so names decide."""
+    file = name.rpartition("/")[2]
+    places = [(m.start(), m[1]) for m in CANVAS.finditer(file) if m[1] in names]
+    named = {
+        id for start, id in places if names[id] == _letters(file[:start].removesuffix("_LATE"))
+    }
+    likely = named or {id for _, id in places}  # a group's files bear the name of the group
+    return likely.pop() if len(likely) == 1 else None
+
+
+def _letters(text: str) -> str:
+    """Return a name as its sorted letters: "Doe, Jane", "Jane Doe" and "doejane" are one."""
+    return "".join(sorted(re.sub(r"\W", "", text.lower())))
+
+
+def moodle(results: list[dict], worksheet: Path, lab=None, column=None) -> Export:
+    """Return the grading worksheet of a Moodle assignment with grades and feedback filled in."""
+    lab, rows, problems = pick(results, lab)
+    table, separator = tables.read(worksheet)
+    head = table[0]
+    numbers = {m[0]: line for line in table[1:] if (m := re.search(r"\d+$", line[0].strip()))}
+    if not numbers or len(head) < 3:
+        raise LabError(f"{worksheet} is no Moodle grading worksheet: no 'Participant 123' in it")
+    at = tables.column(head, [i for i, title in enumerate(head) if i], column or "Grade", lab)
+    most = head.index("Maximum Grade") if "Maximum Grade" in head else None
+    words = head.index("Feedback comments") if "Feedback comments" in head else None
+    chosen, more = _match(rows, lambda name: m[1] if (m := MOODLE.search(name)) else None, numbers)
+    for number, row in chosen.items():
+        line = numbers[number]
+        line[at] = tables.points(row, line[most] if most else "")
+        if words and not line[words].strip():
+            line[words] = _feedback(row)
+        if "Grade can be changed" in head and line[head.index("Grade can be changed")] == "No":
+            more.append(f"Moodle refuses to change the grade of {row['submission']}")
+    remarks = tables.scale(rows, next(iter(numbers.values()))[most] if most else "")
+    remarks += [f"no submission of {len(numbers) - len(chosen)} in the worksheet"]
+    return Export(tables.written(table, separator), len(chosen), problems + more, remarks)
+
+
+def _feedback(row: dict) -> str:
+    """Return the verdicts as HTML, which is what Moodle's comments are."""
+    lines = [f"{row['earned']:g} of {row['possible']:g} points"]
+    lines += [
+        f"{e['id']} {e['name']}: {e['earned']:g} of {e['points']:g}, {e['status']}. {e['message']}"
+        for e in row["exercises"]
+    ]
+    return "<br>".join(html.escape(line.strip()) for line in lines)
+
+
+def _match(rows, find, known=None) -> tuple[dict[str, dict], list[str]]:
+    """Return the best submission of each student, and a line on all that need a look."""
+    found, problems = defaultdict(list), []
+    for row in rows:
+        id = find(row["submission"])
+        if id is None or (known is not None and id not in known):
+            problems.append(f"not matched: {row['submission']}")
+            continue
+        found[id].append(row)
+        if row["status"] != "graded":
+            state = f"{row['status']}: {row['reason']}".rstrip(": ")
+            problems.append(f"{row['submission']} is {state}; it gets {row['earned']:g} points")
+    best = {id: max(rows, key=lambda row: row["earned"]) for id, rows in found.items()}
+    for several in found.values():
+        if len(several) > 1:
+            listed = ", ".join(row["submission"] for row in several)
+            problems.append(f"{len(several)} of one student, the best counts: {listed}")
+    return best, problems

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Gradescope runs this once, as root on Ubuntu, when it builds the image of the autograder.
+set -euo pipefail
+source=$(cd "$(dirname "$0")" && pwd)
+home=${AUTOGRADER:-/autograder}
+
+export DEBIAN_FRONTEND=noninteractive
+apt-get update
+apt-get install -y --no-install-recommends bubblewrap python3-venv
+
+# uv takes the Python of the image if it is new enough, and brings one if it is not (Ubuntu 22.04).
+python3 -m venv "$home/uv"
+"$home/uv/bin/pip" install --quiet uv
+uv=$home/uv/bin/uv
+"$uv" venv --quiet --python '>=3.11,<3.14' "$home/venv"
+export VIRTUAL_ENV=$home/venv
+# The torch without CUDA is 3 GB smaller; where its index does not answer, the usual one does.
+"$uv" pip install --quiet torch --index-url https://download.pytorch.org/whl/cpu ||
+  "$uv" pip install --quiet torch
+"$uv" pip install --quiet "$source" -c "$source/constraints.txt"
+"$home/venv/bin/labkit" --version
