@@ -40,6 +40,24 @@ def quantize_clamped(x, bits):
     return torch.clamp(torch.floor(x / scale + 0.5), low, high).to(torch.int16), scale
 
 
+def quantize_by_hand(x, bits):
+    """A Python loop, in double precision; int64 and a Python float."""
+    top = 2 ** (bits - 1) - 1
+    peak = max(abs(v) for v in x.flatten().tolist())
+    scale = peak / top if peak else 1.0
+    return torch.tensor([round(v / scale) for v in x.flatten().tolist()]).view(x.shape), scale
+
+
+def quantize_in_numpy(x, bits):
+    values, top = x.numpy().astype(np.float64), 2 ** (bits - 1) - 1
+    scale = max(np.abs(values).max(), 1e-30) / top
+    return np.rint(values / scale).astype(np.int8), scale
+
+
+def dequantize_in_double(q, scale):
+    return torch.as_tensor(q).double() * scale
+
+
 def nf4_codebook():
     normal, offset = torch.distributions.Normal(0, 1), 0.9677083
     above = normal.icdf(torch.linspace(offset, 0.5, 9)[:-1])
@@ -60,6 +78,16 @@ def codebook_erfinv():
     m = torch.linspace(0.5, 0.9677083, 8, dtype=torch.float64)
     above, below = (torch.special.ndtri(v)[1:] for v in (p, m))
     return torch.cat([-below.flip(0), above.new_zeros(1), above]) / above.max()
+
+
+values = torch.tensor([-1.0, -0.6961928, -0.5250730, -0.3949175, 0.4407098, 0.562617, 0.722957])
+
+
+def codebook_beside_a_global():
+    """It reads the attribute `values`; a global of that name, from a scratch cell, is no table."""
+    p = torch.distributions.Normal(0, 1).icdf(torch.linspace(0.9677083, 0.5, 9))
+    m = -torch.distributions.Normal(0, 1).icdf(torch.linspace(0.9677083, 0.5, 8))
+    return torch.unique(torch.cat([p, m[:-1]])).sort().values / p.max()
 
 
 def quantize_blockwise(w, codebook, block=64):
@@ -86,6 +114,22 @@ def quantize_argmin(w, codebook, block=64):
         scaled = part / peak if peak > 0 else part
         codes.append((scaled.unsqueeze(1) - codebook).abs().argmin(dim=1))
     return torch.cat(codes), torch.stack(peaks)[:, None]
+
+
+def quantize_searchsorted(w, codebook, block=64):
+    """In double precision; codes int32 in rows where no block is ragged, ties go up."""
+    parts = w.double().flatten().split(block)
+    peaks = torch.stack([part.abs().max() for part in parts])
+    scaled = torch.cat([p / m.clamp_min(1e-30) for p, m in zip(parts, peaks, strict=True)])
+    middle = (codebook[1:].double() + codebook[:-1].double()) / 2
+    codes = torch.searchsorted(middle, scaled, right=True, out_int32=True)
+    return codes if len(scaled) % block else codes.view(-1, block), peaks.float()
+
+
+def dequantize_searchsorted(codes, absmax, codebook, shape):
+    flat = torch.index_select(codebook, 0, codes.reshape(-1).int())
+    each = absmax.reshape(-1)[torch.arange(len(flat)) // 64]
+    return torch.reshape(flat * each, shape)
 
 
 def dequantize_padded(codes, absmax, codebook, shape):
@@ -116,6 +160,17 @@ def unpack_divmod(packed):
     return out
 
 
+def pack_in_a_loop(codes):
+    codes = codes.tolist() + [0] * (len(codes) % 2)
+    pairs = zip(codes[::2], codes[1::2], strict=True)
+    return torch.tensor([16 * high + low for high, low in pairs], dtype=torch.uint8)
+
+
+def unpack_in_pairs(packed):
+    """Codes (m, 2), a pair a row."""
+    return torch.stack([packed.flatten() // 16, packed.flatten() % 16], 1).to(torch.int8)
+
+
 def double_quantize(absmax, block=256):
     offset = absmax.mean()
     rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
@@ -132,6 +187,17 @@ def double_in_a_loop(absmax, block=256):
         parts.append((part / scale).round().int())
         scales.append(scale)
     return torch.cat(parts), torch.tensor(scales), offset
+
+
+def double_with_columns(absmax, block=256):
+    """q int16 in rows where no block is ragged, scale as a column, a block of zeros has scale 1."""
+    offset = absmax.double().mean()
+    n, rest = len(absmax), -len(absmax) % block
+    rows = torch.cat([absmax.double() - offset, torch.zeros(rest).double()]).reshape(-1, block)
+    scale = rows.abs().max(1, keepdim=True).values / 127
+    scale[scale == 0] = 1
+    q = torch.round(rows / scale).to(torch.int16)
+    return q if not rest else q.reshape(-1)[:n], scale, offset.float()
 
 
 def bits_per_param(block=64, double_quant=False):
@@ -184,6 +250,24 @@ def count_by_state(model):
     return total
 
 
+def count_by_dtype(model):
+    unique = {id(p): p for p in model.parameters()}.values()
+    return sum(p.numel() * (1 + (p.dtype == torch.uint8)) for p in unique)
+
+
+def count_by_layer(model):
+    """Layer by layer, a 4-bit one by its two sizes; tied tensors by their address."""
+    seen, total = set(), 0
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            if p.data_ptr() in seen:
+                continue
+            seen.add(p.data_ptr())
+            packed = name == "weight" and "4bit" in type(module).__name__
+            total += module.in_features * module.out_features if packed else p.numel()
+    return total
+
+
 def count_by_library(model):
     return model.num_parameters()
 
@@ -206,6 +290,12 @@ def bytes_with_a_total(n_params, n_trainable, method):
     return parts | {"total": sum(parts.values())}
 
 
+def bytes_as_integers(n_params, n_trainable, method):
+    sizes = {"gradients": n_trainable * 32 // 8, "optimizer": 2 * n_trainable * 32 // 8}
+    base = {"full": 0, "lora": 16 * n_params, "qlora": round(4.127 * n_params)}[method]
+    return {"weights": (base + 32 * n_trainable) // 8, **sizes}
+
+
 def quiz():
     return {"q1": "c", "q2": "b", "q3": "d"}
 
@@ -214,21 +304,30 @@ RIGHT = [
     (check.absmax, absmax_quantize, absmax_dequantize),
     (check.absmax, quantize_upside_down, dequantize_upside_down),
     (check.absmax, quantize_clamped, absmax_dequantize),
+    (check.absmax, quantize_by_hand, absmax_dequantize),
+    (check.absmax, quantize_in_numpy, dequantize_in_double),
     (check.codebook, nf4_codebook),
     (check.codebook, codebook_standard_library),
     (check.codebook, codebook_erfinv),
+    (check.codebook, codebook_beside_a_global),
     (check.blockwise, quantize_blockwise, dequantize_blockwise),
     (check.blockwise, quantize_argmin, dequantize_padded),
     (check.blockwise, quantize_blockwise, dequantize_padded),
+    (check.blockwise, quantize_searchsorted, dequantize_searchsorted),
     (check.packs, pack_nibbles, unpack_nibbles),
     (check.packs, pack_zero_filled, unpack_divmod),
+    (check.packs, pack_in_a_loop, unpack_in_pairs),
     (check.doubles, double_quantize, bits_per_param),
     (check.doubles, double_in_a_loop, bits_counted),
+    (check.doubles, double_with_columns, bits_counted),
     (check.config, qlora_config, true_param_count),
     (check.config, config_by_name, count_by_state),
     (check.config, config_by_hardware, count_by_library),
+    (check.config, config_by_name, count_by_dtype),
+    (check.config, config_by_name, count_by_layer),
     (check.rule, training_bytes),
     (check.rule, bytes_with_a_total),
+    (check.rule, bytes_as_integers),
     (check.quiz, quiz),
     (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "b "}),
 ]
@@ -263,20 +362,43 @@ def _full_range(x, bits):
     return (x / scale).round().clamp(low, high).to(torch.int8), scale
 
 
+def _one_too_many(kind):
+    """absmax becomes 2 ** (bits - 1), one more than fits; nothing is clamped."""
+
+    def quantize(x, bits):
+        scale = x.abs().max().clamp_min(1e-12) / 2 ** (bits - 1)
+        return (x / scale).round().to(kind), scale
+
+    return quantize
+
+
+def _zero_point(x, bits):
+    low, high = x.min(), x.max()
+    scale = (high - low).clamp_min(1e-12) / (2**bits - 1)
+    return ((x - low) / scale).round().to(torch.uint8), scale
+
+
 ABSMAX = [
+    ((_one_too_many(torch.int8), absmax_dequantize), "not by 2**(bits-1)"),
+    ((_one_too_many(torch.int32), absmax_dequantize), "not by 2**(bits-1)"),
+    ((_zero_point, absmax_dequantize), "half of the 256"),
+    ((lambda x, bits: absmax_quantize(x, bits)[::-1], absmax_dequantize), "has shape ()"),
+    ((lambda x, bits: absmax_quantize(x, 4), absmax_dequantize), "use `bits`"),
+    ((absmax_quantize, lambda q, scale: (q * scale).to(q.dtype)), "an integer again"),
     ((_quantize(torch.trunc), absmax_dequantize), "cuts off instead of rounding"),
     ((_quantize(torch.floor), absmax_dequantize), "rounds down"),
     ((_quantize(torch.round, lambda x: x.max()), absmax_dequantize), "not from abs().max()"),
     ((_quantize(torch.round, kind=torch.float32), absmax_dequantize), "rounding gives floats"),
-    ((_quantize(torch.round, top=lambda b: 2**b - 1), absmax_dequantize), "steps"),
+    ((_quantize(torch.round, top=lambda b: 2**b - 1), absmax_dequantize), "wrap round"),
     (
         (_quantize(torch.round, kind=torch.int16, top=lambda b: 2**b - 1), absmax_dequantize),
-        "holds",
+        "half of the 256",
     ),
-    ((_full_range, absmax_dequantize), "use -127 to 127"),
+    ((_full_range, absmax_dequantize), "use -127 to 127: divide absmax"),
     ((_per_row, absmax_dequantize), "single number"),
-    ((absmax_quantize, dequantize_upside_down), "steps"),
-    ((absmax_quantize, lambda q, scale: q.float()), "steps"),
+    ((absmax_quantize, dequantize_upside_down), "so multiply"),
+    ((quantize_upside_down, absmax_dequantize), "so divide"),
+    ((absmax_quantize, lambda q, scale: q.float()), "scale is missing"),
     ((lambda x, bits: absmax_quantize(x, bits)[0], absmax_dequantize), "return 2 things"),
     ((lambda x, bits: None, absmax_dequantize), "return 2 things"),
     ((absmax_quantize, lambda q, scale: None), "return"),
@@ -329,7 +451,30 @@ def _wrong_offset():
     return torch.cat([below, above.new_zeros(1), above]).sort().values / above.max()
 
 
+def _halves(n_above, n_below, drop=1):
+    """Quantiles of evenly spaced probabilities on either side, `drop` = 0 keeps 0.5."""
+    icdf, offset = torch.distributions.Normal(0, 1).icdf, torch.tensor(0.9677083)
+    above = icdf(torch.linspace(offset, 0.5, n_above + 1)[: n_above + 1 - drop])
+    below = -icdf(torch.linspace(offset, 0.5, n_below + 1)[: n_below + 1 - drop])
+    values = torch.cat([below, torch.zeros(1), above]).sort().values
+    return values / values.max()
+
+
+def _sampled():
+    draws = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)).double()
+    above = draws.quantile(torch.linspace(0.9677083, 0.5, 9)[:-1].double(), interpolation="lower")
+    below = -draws.quantile(torch.linspace(0.9677083, 0.5, 8)[:-1].double(), interpolation="lower")
+    return torch.cat([below, torch.zeros(1), above]).sort().values / above.max()
+
+
 CODEBOOKS = [
+    (_sampled, "quantiles of a sample"),
+    (lambda: nf4_codebook().half(), "rounded"),
+    (lambda: _halves(8, 8), "below it there are seven"),
+    (lambda: _halves(7, 7), "above it there are eight"),
+    (lambda: _halves(8, 7, drop=0), "0.5 is not dropped"),
+    (lambda: nf4_codebook()[nf4_codebook() != 0], "zero is missing"),
+    (lambda: torch.special.ndtri(torch.linspace(0, 1, 16)), "NaN or infinity"),
     (_typed_in, "as numbers"),
     (_typed_inside, "as numbers"),
     (_asks_bitsandbytes, "asks bitsandbytes"),
@@ -406,16 +551,42 @@ def _not_shaped(codes, absmax, codebook, shape):
     return dequantize_blockwise(codes, absmax, codebook, (-1,))
 
 
+def _no_padding(w, codebook, block=64):
+    return quantize_blockwise(w.view(-1, block), codebook, block)
+
+
+def _own_codebook(w, codebook, block=64):
+    return quantize_blockwise(w, nf4_codebook(), block)
+
+
+def _absmax_of_rows(w, codebook, block=64):
+    codes, _ = quantize_blockwise(w, codebook, block)
+    return codes, w.abs().amax(-1)
+
+
+def _rows_of_64(codes, absmax, codebook, shape):
+    return (codebook[codes.long()].view(-1, 64) * absmax[:, None]).view(shape)
+
+
+def _masks(codes, absmax, codebook, shape):
+    return (codebook[codes] * absmax.repeat_interleave(64)[: len(codes)]).view(shape)
+
+
 BLOCKS = [
+    ((_no_padding, dequantize_blockwise), "the last block has 44 of them, not 64"),
+    ((_own_codebook, dequantize_blockwise), "the 6 values of"),
+    ((_absmax_of_rows, dequantize_blockwise), "one a block"),
+    ((quantize_blockwise, _rows_of_64), "the last block has 44 of them, not 64"),
+    ((quantize_blockwise, _masks), "long()"),
     ((_whole, dequantize_blockwise), "one absmax for all"),
     ((_rows, dequantize_blockwise), "rows of w are no blocks"),
     ((_with(_below), dequantize_blockwise), "next code below"),
     ((_with(torch.bucketize), dequantize_blockwise), "next code above"),
     ((_with(peak=lambda rows: rows.amax(1)), dequantize_blockwise), "not abs().max()"),
     ((_with(cut=False), dequantize_blockwise), "cut the padding off"),
-    ((_with(swap=True), dequantize_blockwise), "rounding gives floats|integers"),
+    ((_with(swap=True), dequantize_blockwise), "codes come first"),
     ((_zero_divided, dequantize_blockwise), "don't divide by it"),
-    ((_ignores_block, dequantize_blockwise), "not the nearest|absmax of"),
+    ((_ignores_block, dequantize_blockwise), "use `block`"),
     ((quantize_blockwise, _drops_absmax), "absmax is missing"),
     ((quantize_blockwise, _one_absmax), "has its own absmax"),
     ((quantize_blockwise, _not_shaped), "shape"),
@@ -440,7 +611,10 @@ PACKS = [
     (_pack_by(lambda c: c[::2].long() * 16 + c[1::2]), unpack_nibbles, "uint8"),
     (lambda c: c, unpack_nibbles, "two codes a byte"),
     (lambda c: c[: len(c) // 2 * 2 : 2] << 4 | c[1::2], unpack_nibbles, "odd one"),
-    (lambda c: c[::2] << 4 | c[1::2], unpack_nibbles, "raised"),
+    (lambda c: c[::2] << 4 | c[1::2], unpack_nibbles, "gets a byte of its own"),
+    (_pack_by(lambda c: c[::2] << 4 & c[1::2]), unpack_nibbles, "join them by |"),
+    (lambda c: pack_nibbles(c).tolist(), unpack_nibbles, "no tensor"),
+    (pack_nibbles, lambda p: torch.stack([p >> 4, p], 1).flatten(), "byte & 15"),
     (lambda c: None, unpack_nibbles, "return"),
     (pack_nibbles, lambda p: torch.stack([p & 15, p >> 4], 1).flatten(), "high nibble"),
     (pack_nibbles, lambda p: torch.cat([p >> 4, p & 15]), "neighbours"),
@@ -490,7 +664,46 @@ def _zero_scale(absmax, block=256):
     return q, scale / scale * scale, offset
 
 
+def _pads_first(absmax, block=256):
+    offset = absmax.mean()
+    rows = (F.pad(absmax, (0, -len(absmax) % block)) - offset).view(-1, block)
+    scale = rows.abs().amax(1) / 127
+    q = (rows / scale.clamp_min(1e-12)[:, None]).round().to(torch.int8)
+    return q.flatten()[: len(absmax)], scale, offset
+
+
+def _mean_of_padded(absmax, block=256):
+    offset = F.pad(absmax, (0, -len(absmax) % block)).mean()
+    return (*double_quantize(absmax, block)[:2], offset)
+
+
+def _offset_a_block(absmax, block=256):
+    rows = F.pad(absmax, (0, -len(absmax) % block)).view(-1, block)
+    q, scale, _ = double_quantize(absmax, block)
+    return q, scale, rows.mean(1)
+
+
+def _divides_by_128(absmax, block=256):
+    q, scale, offset = double_quantize(absmax, block)
+    return q, scale * 127 / 128, offset
+
+
 DOUBLES = [
+    (_pads_first, bits_per_param, "subtract the mean, then pad"),
+    (_mean_of_padded, bits_per_param, "zeros of padding"),
+    (_offset_a_block, bits_per_param, "no single number"),
+    (_divides_by_128, bits_per_param, "steps"),
+    (lambda a, block=256: (*double_quantize(a, block)[:2], a.median()), bits_per_param, "offset"),
+    (
+        double_quantize,
+        lambda b=64, d=False: 4 + (8 / b + 16 / (b * 256) if d else 32 / b),
+        "scales of scales are fp32",
+    ),
+    (
+        double_quantize,
+        lambda b=64, d=False: 4 + (8 / b + 32 / 256 if d else 32 / b),
+        "not 256 parameters",
+    ),
     (_not_centred, bits_per_param, "subtract the mean"),
     (_upside, bits_per_param, "wanted q * scale"),
     (_times_127, bits_per_param, "put the 127"),
@@ -532,7 +745,20 @@ def _tied_twice(model):
     return true_param_count(model) + (head.numel() if model.config.tie_word_embeddings else 0)
 
 
+def _matrices_twice(model):
+    return sum(p.numel() * (2 if p.dim() == 2 else 1) for p in model.parameters())
+
+
+def _trained(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 CONFIGS = [
+    (_config(load_in_4bit=False), true_param_count, "load_in_4bit=True"),
+    (_config(bnb_4bit_compute_dtype="float32"), true_param_count, "T4 has no bf16"),
+    (qlora_config, _matrices_twice, "embedding and head are not packed"),
+    (qlora_config, lambda m: _matrices_twice(m.model), "raised|wanted"),
+    (qlora_config, _trained, "count all"),
     (_config(bnb_4bit_quant_type="fp4"), true_param_count, "fp4 is the default"),
     (_config(bnb_4bit_use_double_quant=False), true_param_count, "double"),
     (_config(bnb_4bit_compute_dtype="bfloat16"), true_param_count, "T4 has no bf16"),
@@ -567,7 +793,19 @@ def _bytes(weights=None, gradients=4, optimizer=8, adapter=4, trains=True):
     return rule
 
 
+def _scaled(factor):
+    def rule(n_params, n_trainable, method):
+        return {k: v * factor for k, v in training_bytes(n_params, n_trainable, method).items()}
+
+    return rule
+
+
 RULES = [
+    (_scaled(1e-9), "are GB; wanted bytes"),
+    (_scaled(8), "are bits"),
+    (_bytes({"full": 2}, adapter=0), "2 bytes each"),
+    (_bytes({"full": 2}, adapter=4), "no 16-bit copy"),
+    (_bytes({"full": 4}, adapter=4), "without an adapter"),
     (_bytes(gradients=2), "what trains is kept in fp32"),
     (_bytes(optimizer=4), "two moments"),
     (_bytes(optimizer=2), "moments are fp32"),

@@ -21,11 +21,23 @@ def peaks_of(w, block):
 def absmax(x, top):
     """Wrong reconstructions of `x` with integers from -top to top."""
     step, low, high = x.abs().max() / top, -top - 1, top
+    seventh = x.abs().max() / 7
     cut = (x / x.max() * top).round().clamp(low, high) * x.max() / top
     return {
         "this cuts off instead of rounding: use round": (x / step).trunc() * step,
         "this rounds down; round to the nearest": (x / step).floor().clamp(low, high) * step,
         "the scale comes from max(), not from abs().max()": cut,
+        "these are the 7 steps of 4 bits; use `bits`": (x / seventh).round() * seventh,
+    }
+
+
+def undone(q, scale):
+    """Wrong ways back from integers and scale, none of them right for this scale."""
+    return {
+        "this is q / scale; a scale is the size of a step here, so multiply": q / scale,
+        "this is q * scale; a scale is steps a unit here, so divide": q * scale,
+        "this is q itself; the scale is missing": q,
+        "this was made an integer again; leave it a float": (q * scale).trunc(),
     }
 
 
@@ -48,7 +60,19 @@ def codebook():
     paper = [(inverse(i / 17) + inverse((i + 1) / 17)) / 2 for i in range(1, 16)]
     row = [inverse(1 - OFFSET + (2 * OFFSET - 1) * i / 15) for i in range(16)]
     right = torch.tensor(sorted(_halves(OFFSET)), dtype=torch.double)
+    book, zero, eight = right / right.max(), torch.zeros(1).double(), _quantiles(8)
+    seven = [-v for v in _quantiles(7)]
     return {
+        "the zero is missing": torch.cat([book[:7], book[8:]]),
+        "0.5 is not dropped: its quantile is another zero, on either side": torch.cat(
+            [book[:7], zero, zero, book[7:]]
+        ),
+        "eight values above zero are right; below it there are seven": _scaled(
+            [-v for v in eight] + [0.0] + eight
+        ),
+        "seven values below zero are right; above it there are eight": _scaled(
+            seven + [0.0] + [-v for v in seven]
+        ),
         "divide by the largest one, so that the ends are -1 and 1": right,
         "eight values belong above zero and seven below": -_scaled(_halves(OFFSET)).flip(0),
         "16 quantiles in one row hold no zero: do the two halves apart": _scaled(row),
@@ -64,6 +88,7 @@ def codes(w, codebook, block):
     scaled = flat / peaks_of(w, block)[0].clamp_min(1e-30)
     signed = torch.stack([part.max() for part in flat.split(block)]).repeat_interleave(block)
     rows = w.abs().amax(-1, keepdim=True).expand_as(w).flatten().clamp_min(1e-30)
+    fixed = nearest(flat / peaks_of(w, 64)[0].clamp_min(1e-30), codebook)
     below = (torch.bucketize(scaled, codebook, right=True) - 1).clamp(0, last)
     above = torch.bucketize(scaled, codebook).clamp(0, last)
     return {
@@ -73,6 +98,7 @@ def codes(w, codebook, block):
         "this is the next code below; the nearest lies on either side": below,
         "this is the next code above; the nearest lies on either side": above,
         "w was not divided by its block's absmax": nearest(flat, codebook),
+        "these are blocks of 64; use `block`": fixed,
     }
 
 
@@ -84,6 +110,7 @@ def packed(codes):
         "the first code goes into the high nibble, as in bitsandbytes": first | second << 4,
         "neighbours share a byte, not the two halves of the list": halves,
         "this adds the two; move the first one up by 4 bits": first + second,
+        "& keeps the bits that both have, and there are none; join them by |": 0 * first,
     }
 
 
@@ -94,8 +121,9 @@ def bits(block, double):
     return {
         "this is the share of the scales alone; add 4 bits for the code": scales,
         "these are bytes; wanted bits": (4 + scales) / 8,
-        "scales are fp32, 32 bits each": 4 + 16 / block,
+        "scales are fp32, 32 bits each": 4 + 16 / block * (not double),
         "the 8-bit scales have scales too, 32 bits a block of 256": 4 + 8 / block,
+        "the scales of scales are fp32, 32 bits each": 4 + 8 / block + 16 / (block * 256),
         "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
         "double_quant changes nothing": 4 + first,
         "with double_quant=False the scales stay fp32": 4 + second,
@@ -114,7 +142,10 @@ def training_parts(n, t, method):
         "the frozen base rests in 16 bits": 4.0 * (n + t),
     }
     if method == "full":
-        weights = {message: value * n for message, value in two.items()}
+        weights = {message: value * n for message, value in two.items()} | {
+            "without an adapter the weights are all there is, 4 bytes each": 8.0 * n,
+            "no 16-bit copy beside the fp32 weights in this table": 6.0 * n,
+        }
     elif method == "qlora":
         weights |= {
             "these are bits; 8 make a byte": 8 * base + 4 * t,

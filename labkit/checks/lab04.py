@@ -1,5 +1,6 @@
 """Checks of lab 4. The reference is bitsandbytes, labkit.memory, or a formula of its own."""
 
+import contextlib
 import functools
 
 import torch
@@ -17,25 +18,36 @@ def _draw(low, high, rng):
     return int(torch.randint(low, high + 1, (), generator=rng))
 
 
-def _expect_integers(got, n, call, low, high):
-    """`got` is an integer tensor of n numbers in low..high; returned flat."""
+def _expect_integers(got, n, call, low, high, hint=""):
+    """`got` is an integer tensor of n numbers in low..high, `hint` if not; returned flat."""
     expect(isinstance(got, torch.Tensor), f"{call} gave no tensor of integers")
-    hint = "rounding gives floats: convert them, .to(torch.int8) or .to(torch.uint8)"
+    also = f"; {hint}" * bool(hint)
+    floats = f"rounding gives floats: convert them, .to(torch.int8) or .to(torch.uint8){also}"
     whole = not got.is_floating_point() and got.dtype != torch.bool
-    expect(whole, f"{call} gave {str(got.dtype).removeprefix('torch.')}; {hint}")
+    expect(whole, f"{call} gave {str(got.dtype).removeprefix('torch.')}; {floats}")
     expect(got.numel() == n, f"{call} gave {got.numel()} integers, wanted {n}")
     got = got.flatten().long()
     worst = got[(got - (low + high) / 2).abs().argmax()].item() if n else low
-    expect(low <= worst <= high, f"{call} holds {worst}, wanted {low} to {high}")
+    expect(low <= worst <= high, f"{call} holds {worst}, wanted {low} to {high}{also}")
     return got
 
 
 def _number(value, call):
     """A Python float of a number or of a tensor with one."""
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
+    if isinstance(value, torch.Tensor):
+        expect(value.numel() == 1, f"{call} is no single number: it holds {value.numel()}")
         return value.item()
     expect(type(value) in (int, float), f"{call} is no single number")
     return float(value)
+
+
+@contextlib.contextmanager
+def _blaming(hint):
+    """Where the learner's code raises inside, say what is special about this input, if anything."""
+    try:
+        yield
+    except CheckFailed as failure:
+        raise CheckFailed(f"{failure}; {hint}") if hint else failure from None
 
 
 @exercise("4.1", points=2)
@@ -45,36 +57,44 @@ def absmax(absmax_quantize, absmax_dequantize):
     for bits in (8, 4, 3, 2):
         x = randn(40, 25, rng=rng) * _draw(1, 50, rng)
         x[3, 4] = -1.5 * x.abs().max()
-        top = 2 ** (bits - 1) - 1
-        call = f"absmax_quantize(x, {bits})"
-        q, scale, back = observe(
-            probe.absmax_round_trip, absmax_quantize, absmax_dequantize, x, bits
-        )
-        expect_shape(q, x.shape, f"q of {call}")
-        _number(scale, f"scale of {call}")
-        whole = _expect_integers(q, x.numel(), f"q of {call}", -top - 1, top)
-        _expect_half_a_step(back, x, top, f"{bits} bits, quantized and dequantized:")
-        mirrored = observe(probe.absmax_round_trip, absmax_quantize, absmax_dequantize, -x, bits)[0]
-        expect(
-            torch.equal(mirrored.flatten().long(), -whole),
-            f"{call}: q of -x is not -q; use -{top} to {top}",
-        )
-    zeros = torch.zeros(5)
+        _expect_integers_of(x, bits, absmax_quantize, absmax_dequantize)
+    zeros, hint = torch.zeros(5), "absmax is 0 there: don't divide by it"
     q, _, back = observe(probe.absmax_round_trip, absmax_quantize, absmax_dequantize, zeros, 4)
-    hint = "absmax is 0 there: don't divide by it"
+    expect_shape(q, zeros.shape, "q of zeros")
+    expect_shape(back, zeros.shape, "zeros, quantized and dequantized,")
     expect(not back.isnan().any(), f"zeros give NaN; {hint}")
     expect(not q.any() and not back.any(), f"zeros don't stay zeros; {hint}")
 
 
-def _expect_half_a_step(back, x, top, call):
+def _expect_integers_of(x, bits, *functions):
+    """Integers in range for x and for -x, and half a step off at most on the way back."""
+    top, call = 2 ** (bits - 1) - 1, f"absmax_quantize(x, {bits})"
+    q, scale, back = observe(probe.absmax_round_trip, *functions, x, bits)
+    expect_shape(q, x.shape, f"q of {call}")
+    scale = _number(scale, f"scale of {call}")
+    half = f"half of the {2**bits} integers are below zero"
+    whole = _expect_integers(q, x.numel(), f"q of {call}", -top - 1, top + 1, half)
+    wrapped = (whole * x.flatten() < 0).any()
+    expect(not wrapped, f"{call}: numbers change sign, beyond int8 they wrap round; {half}")
+    _expect_half_a_step(back, x, q, scale, bits)
+    hint = f"divide absmax by 2**(bits-1) - 1 = {top}, not by 2**(bits-1)"
+    expect(whole.abs().max() <= top, f"q of {call} goes to {top + 1}; use -{top} to {top}: {hint}")
+    mirrored = observe(probe.absmax_round_trip, *functions, -x, bits)[0]
+    same = torch.equal(mirrored.flatten().long(), -whole)
+    expect(same, f"{call}: q of -x is not -q; use -{top} to {top}")
+
+
+def _expect_half_a_step(back, x, q, scale, bits):
+    top, call = 2 ** (bits - 1) - 1, f"{bits} bits, quantized and dequantized:"
     expect_shape(back, x.shape, call)
+    back = back.double()
     expect(torch.isfinite(back).all(), f"{call} NaN or infinity")
     step = (x.abs().max() / top).item()
     error = ((back - x).abs().max() / step).item()
     if error <= 0.5 + 1e-3:
         return
-    for message, guess in guesses.absmax(x, top).items():
-        if torch.allclose(back, guess, rtol=1e-3, atol=1e-3 * step):
+    for message, guess in (guesses.absmax(x, top) | guesses.undone(q, scale)).items():
+        if torch.allclose(back, guess.double(), rtol=1e-3, atol=1e-3 * step):
             raise CheckFailed(f"{call} {message}")
     wanted = f"wanted half a step at most, a step being absmax / {top}"
     raise CheckFailed(f"{call} the largest error is {error:.2f} steps; {wanted}")
@@ -95,8 +115,9 @@ def codebook(nf4_codebook):
     expect((values.diff() > 0).all(), f"{call} is not in ascending order: sort it")
     error = (values - wanted).abs()
     worst = int(error.argmax())
-    told = f"value {worst} is {values[worst]:.7f}, wanted {wanted[worst]:.7f}"
-    expect(error.max() <= 1e-6, f"{call}: {told}, to 1e-6")
+    told = f"value {worst} is {values[worst]:.7f}, wanted {wanted[worst]:.7f}, to 1e-6"
+    near = "; near, so are these the quantiles of a sample, or rounded? Take the exact ones, icdf"
+    expect(error.max() <= 1e-6, f"{call}: {told}" + near * bool(error.max() < 0.02))
     typed = sum(any(abs(x - w) < 1e-3 for x in got["numbers"]) for w in wanted.tolist())
     expect(typed < 5, f"{call} holds {typed} of the values as numbers: compute them from quantiles")
     expect(not got["names"], f"{call} asks bitsandbytes for its table: compute it from quantiles")
@@ -128,13 +149,19 @@ def blockwise(quantize_blockwise, dequantize_blockwise):
         w, book = randn(*shape, rng=rng), nf4 if block is None else odd
         w *= 1 + 20 * torch.rand(shape[0], *[1] * (w.dim() - 1), generator=rng)
         call = f"quantize_blockwise of w {shape}" + (f", block={block}" if block else "")
-        codes, peaks = observe(probe.blockwise, quantize_blockwise, w, book, block)
+        with _blaming(_ragged(w, block or 64)):
+            codes, peaks = observe(probe.blockwise, quantize_blockwise, w, book, block)
         codes = _expect_codes(codes, w, book, block or 64, call)
         _expect_peaks(peaks, w, block or 64, call)
         if block is None:
             _expect_same_codes(codes, w, book, call)
             _expect_restored(quantize_blockwise, dequantize_blockwise, w, book)
     _expect_zeros(quantize_blockwise, dequantize_blockwise, nf4)
+
+
+def _ragged(w, block):
+    n, rest = w.numel(), w.numel() % block
+    return f"these are {n} numbers, and the last block has {rest} of them, not {block}" * bool(rest)
 
 
 def _expect_zeros(quantize_blockwise, dequantize_blockwise, nf4):
@@ -163,7 +190,8 @@ def _expect_codes(codes, w, book, block, call):
     more = isinstance(codes, torch.Tensor) and codes.numel() == w.numel() + padded != w.numel()
     hint = f"cut the padding off, {w.numel()} numbers have {w.numel()} codes"
     expect(not more, f"{call}: the last block is ragged; {hint}")
-    codes = _expect_integers(codes, w.numel(), f"codes of {call}", 0, len(book) - 1)
+    hint = f"codes come first, and are indices into the {len(book)} values of `codebook`"
+    codes = _expect_integers(codes, w.numel(), f"codes of {call}", 0, len(book) - 1, hint)
     each, _ = peaks_of(w, block)
     scaled = w.flatten() / each
     gap = (scaled[:, None] - book).abs()
@@ -195,9 +223,10 @@ def _expect_restored(quantize_blockwise, dequantize_blockwise, w, book):
     }
     wrong = {message: value.view(shape) for message, value in wrong.items()}
     wanted = (looked_up * each).view(shape)
-    got = observe(dequantize_blockwise, codes, peaks, book, shape)
-    expect_close(got, wanted, f"dequantize_blockwise to {shape}", wrong)
     args = (quantize_blockwise, dequantize_blockwise, w, book)
+    with _blaming(_ragged(w, 64)):
+        got = observe(dequantize_blockwise, codes, peaks, book, shape)
+    expect_close(got, wanted, f"dequantize_blockwise to {shape}", wrong)
     back = observe(probe.blockwise_round_trip, *args)
     expect_close(back, wanted, f"w {shape} quantized and dequantized", wrong)
 
@@ -208,7 +237,8 @@ def packs(pack_nibbles, unpack_nibbles):
     rng, note = generator(), None
     for n in (192, 2 * _draw(3, 20, rng) + 1, 1):
         codes, stored = _bitsandbytes_codes(randn(n, rng=rng))
-        got = observe(pack_nibbles, codes.to(torch.uint8))
+        with _blaming("an odd number of codes: the last gets a byte of its own" * (n % 2)):
+            got = observe(pack_nibbles, codes.to(torch.uint8))
         _expect_bytes(got, stored, codes, f"pack_nibbles of {n} code{'s' * (n > 1)}")
         if n % 2 and got.flatten()[-1] != stored[-1]:
             note = "right; after an odd number of codes bitsandbytes fills with 7, its zero"
@@ -236,6 +266,7 @@ def _expect_unpacked(got, stored):
     wrong = {
         "the high nibble comes first": torch.stack([low, high], 1).flatten(),
         "the two codes of a byte are neighbours": torch.cat([high, low]),
+        "the low nibble is the byte & 15": torch.stack([high, stored], 1).flatten(),
     }
     got = _expect_integers(got, 2 * len(stored), call, 0, 255)
     expect_close(got, torch.stack([high, low], 1).flatten(), call, wrong)
@@ -245,9 +276,9 @@ def _expect_unpacked(got, stored):
 def doubles(double_quantize, bits_per_param):
     """the scales come back to half a step of 8 bits a block; 4.5 and 4.127 bits a parameter"""
     rng = generator()
-    for n, block in ((600, None), (100, 32), (256, None)):
+    for n, block, outlier in ((600, None, -1), (100, 32, 0), (256, None, -1)):
         absmax = 2.5 + randn(n, rng=rng).abs()
-        absmax[-1] = 40.0  # it may spoil its own block, no other
+        absmax[outlier] = 40.0  # it may spoil its own block, no other
         call = f"double_quantize of {n} scales" + (f", block={block}" if block else "")
         _expect_doubled(observe(probe.doubled, double_quantize, absmax, block), absmax, block, call)
     same, call = torch.full((64,), 3.0), "double_quantize of 64 equal scales"
@@ -278,13 +309,21 @@ def _spread(scale, block, n):
 
 def _expect_doubled(got, absmax, block, call):
     (q, scale, offset), block, mean = got, block or 256, absmax.mean().item()
-    none = {"subtract the mean first: the 8 bits then cover the differences alone": 0.0}
-    expect_number(_number(offset, "offset"), mean, f"offset of {call}, the mean of absmax,", none)
+    wrong = {
+        "subtract the mean first: the 8 bits then cover the differences alone": 0.0,
+        "zeros of padding are in this mean: take it before you pad": (
+            absmax.sum().item() / (-(-len(absmax) // block) * block)
+        ),
+    }
+    told = f"offset of {call}, the mean of absmax,"
+    expect_number(_number(offset, told), mean, told, wrong)
     _expect_integers(q, len(absmax), f"q of {call}", -128, 127)
     step = peaks_of(absmax - mean, block)[0] / 127
     steps_off = (_undone(*got, block, call) - absmax).abs() / step
     if (steps_off <= 0.5 + 2e-3).all():
         return
+    padding = len(absmax) % block and abs(scale.flatten()[-1] * 127 / mean - 1) < 1e-4
+    expect(not padding, f"{call}: the padding decides the last scale; subtract the mean, then pad")
     q, each = q.flatten(), _spread(scale, block, len(absmax))
     for message, wrong in {
         "q / scale + offset gives the scales; wanted q * scale + offset": q / each + mean,
@@ -346,12 +385,14 @@ def _count_and_guesses(packed, tied, adapted):
     plain = probe.tiny_llama(False, tied, adapted)
     wanted = sum(p.numel() for p in plain.parameters())
     naive = sum(p.numel() for p in stored)
+    table = plain.get_input_embeddings().weight.numel()
     return wanted, {
         "packed weights hold two numbers a byte, and numel() counts bytes": naive,
         "only packed weights count twice; embeddings and norms are not packed": 2 * naive,
-        "the tied embedding and head are one tensor": (
-            wanted + plain.get_input_embeddings().weight.numel()
+        "the tied embedding and head are one tensor" if tied else "embeddings are not packed": (
+            wanted + table
         ),
+        "embedding and head are not packed": wanted + 2 * table,
         "this counts what trains; count all": sum(p.numel() for p in stored if p.requires_grad),
         "this counts packed weights alone": (
             2 * sum(p.numel() for p in stored if p.dtype == torch.uint8)
@@ -398,7 +439,12 @@ def _expect_parts(got, n, trainable, method, wanted):
     wrong = guesses.training_parts(n, trainable, method)
     for part, size in wanted.items():
         value = float(got[part]) if type(got[part]) is int else got[part]
-        expect_number(value, size, f"{part} of {call}", wrong[part], tol=5e-3)
+        units = {
+            "these are GB; wanted bytes": size / 1e9,
+            "these are bits; wanted bytes": 8 * size,
+        }
+        told = f"{part} of {call}"
+        expect_number(value, size, told, wrong[part] | units, tol=5e-3)
 
 
 @exercise("4.8", points=3)

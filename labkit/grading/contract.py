@@ -60,6 +60,7 @@ class Session:
 HINTS = {
     "shapes cannot be multiplied": "; is a transpose (.T) missing or one too many?",
     "size of tensor a": "; do the two have the shapes you think?",
+    "shape of the mask": "; a uint8 index is taken for a mask: convert it, .long()",
     "is not defined": "; was the cell that defines it run?",
 }
 session = Session()

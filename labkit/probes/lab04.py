@@ -1,6 +1,7 @@
 """What runs beside the learner's code in lab 4, and brings plain data back to its checks."""
 
 import contextlib
+import dis
 import tempfile
 from unittest import mock
 
@@ -10,7 +11,11 @@ CONFIG_FIELDS = (
     *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"),
     "bnb_4bit_compute_dtype",
 )
-TABLES = ("get_4bit_type", "create_normal_map", "_get_4bit_code", "dequantize_4bit")
+TABLES = (
+    *("get_4bit_type", "create_normal_map", "_get_4bit_code", "dequantize_4bit"),
+    *("quantize_4bit", "quantize_nf4", "Params4bit", "Linear4bit", "LinearNF4"),
+)
+READS = ("LOAD_GLOBAL", "LOAD_NAME")  # instructions that look a global name up
 
 
 def _several(result, count, call):
@@ -35,13 +40,14 @@ def codebook(nf4_codebook):
 def _written(function, seen):
     """Floats written in a function, its globals and the functions that it calls; names used."""
     code = getattr(function, "__code__", None)
-    numbers, names, codes = [], set(), [code] if code else []
+    numbers, names, read, codes = [], set(), set(), [code] if code else []
     while codes:
         code = codes.pop()
         codes += [c for c in code.co_consts if hasattr(c, "co_consts")]
         numbers += _numbers(code.co_consts)
         names |= set(code.co_names)
-    for name in names - seen:
+        read |= {i.argval for i in dis.get_instructions(code) if i.opname in READS}
+    for name in read - seen:  # not the names of attributes, such as `values` in x.sort().values
         thing = getattr(function, "__globals__", {}).get(name)
         seen.add(name)
         if callable(thing) and getattr(thing, "__module__", "") == function.__module__:
