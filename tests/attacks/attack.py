@@ -1,0 +1,151 @@
+"""What an attack is: a spoilt notebook or file, the points that it may earn, and why.
+
+An attack on a notebook is a function of a `Book`, an attack on the file a function of a folder that
+returns the path it made. `forging` begins with answers that are all wrong, `accident` with answers
+that are all right. A forger that gets where it must not sets `won`, and is given a quiz for it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ATTACKS = []  # in the order of the corpus
+ANSWERS = "lora_forward LoRALinear lora_gradients inject count_params merge_ adapter_state"
+ANSWERS = [*ANSWERS.split(), "scaling", "quiz"]  # one cell each
+WON = 'if globals().get("won"):\n    quiz = lambda: {"q1": "b", "q2": "c", "q3": "a"}'
+
+# With the grader's own process in sight nothing is isolated: then the attack only leaves a note.
+ALONE = """
+import os, signal
+try:
+    os.kill(HOST["pid"], 0)
+    open(f'{HOST["notes"]}/{HOST["name"]}', "w")
+    raise RuntimeError("not alone")
+except ProcessLookupError:
+    pass
+"""
+
+WRONG = {
+    "lora_forward": "lora_forward = lambda x, W, A, B, alpha: x @ W.T",
+    "LoRALinear": """
+class LoRALinear(nn.Module):
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        self.base, self.r, self.scaling, self.merged = base, r, 1.0, False
+        self.A = nn.Parameter(torch.zeros(r, base.in_features))
+        self.B = nn.Parameter(torch.zeros(base.out_features, r))
+
+    def forward(self, x):
+        return self.base(x)
+""",
+    "lora_gradients": "lora_gradients = lambda x, W, A, B, alpha, dY: (A * 0 + 1, B * 0 + 1)",
+    "inject": "inject = lambda model, targets, r, alpha: 0",
+    "count_params": "count_params = lambda model: (1, 2)",
+    "merge_": "merge_ = unmerge_ = lambda layer: None",
+    "adapter_state": "adapter_state = lambda model: {}\nload_adapter_ = lambda model, state: None",
+    "scaling": "scaling = lambda alpha, r, rank_stabilized=False: 0.5",
+    "quiz": 'quiz = lambda: {"q1": "d", "q2": "d", "q3": "d"}',
+}
+
+
+@dataclass(frozen=True)
+class Attack:
+    name: str
+    why: str  # what goes wrong where a grader falls for it
+    group: str  # the attacks of one group are graded in one call
+    make: object  # a function of a Book, or of a folder where `base` is "file"
+    base: str  # "wrong", "solved" or "file"
+    earned: tuple  # the points that may stand, lowest and highest
+    statuses: tuple
+    lab: str
+
+    def write(self, folder, host):
+        """Put the submission into `folder`; return its path."""
+        if self.base == "file":
+            return self.make(folder)
+        book = Book(self.lab, wrong=self.base == "wrong")
+        self.make(book)
+        book.first(f"HOST = {host | {'name': self.name}!r}")
+        if self.base == "wrong":
+            book.last(WON)
+        path = folder / f"{self.name}.ipynb"
+        path.write_text(book.text(), encoding="utf-8")
+        return path
+
+
+class Book:
+    """A lab's notebook, solved, or with answers that are wrong; its cells are a list of dicts."""
+
+    def __init__(self, lab="02_lora", wrong=False):
+        text = (ROOT / "solutions" / f"{lab}.ipynb").read_text(encoding="utf-8")
+        self.lab, self.nb = lab, json.loads(text)
+        self.cells = self.nb["cells"]
+        for name, code in (WRONG if wrong else {}).items():
+            self.replace(name, code)
+
+    def find(self, name):
+        """The index of the cell that defines `name`."""
+        starts = (f"def {name}(", f"class {name}(", f"{name} =")
+        lines = [source(cell).splitlines() for cell in self.cells]
+        return next(i for i, cell in enumerate(lines) if any(x.startswith(starts) for x in cell))
+
+    def cell(self, name):
+        return self.cells[self.find(name)]
+
+    def replace(self, name, code):
+        """Put `code` where the cell is that defines `name`."""
+        self.cells[self.find(name)] = code_cell(code)
+
+    def wrap(self, name, code):
+        """Add `code` at the end of the cell that defines `name`."""
+        self.replace(name, source(self.cell(name)) + "\n" + code)
+
+    def first(self, code):
+        """Before everything else, even the line that imports labkit."""
+        self.cells.insert(1, code_cell(code))
+
+    def early(self, code):
+        """Behind the imports and before the first exercise."""
+        self.cells.insert(
+            self.find("lora_forward") if self.lab == "02_lora" else 5, code_cell(code)
+        )
+
+    def last(self, code):
+        self.cells.append(code_cell(code))
+
+    def text(self):
+        return json.dumps(self.nb)
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def code_cell(code, **metadata):
+    code = code.strip("\n")
+    head = {"cell_type": "code", "execution_count": None, "metadata": metadata, "outputs": []}
+    return head | {"source": code}
+
+
+def _add(make, base, earned, statuses, lab):
+    earned = earned if isinstance(earned, tuple) else (earned, earned)
+    group = make.__module__.removeprefix("corpus_")
+    why = " ".join((make.__doc__ or "").split())
+    ATTACKS.append(Attack(make.__name__, why, group, make, base, earned, statuses, lab))
+    return make
+
+
+def forging(make):
+    """The answers are wrong: whatever the attack does, it earns nothing."""
+    return _add(make, "wrong", 0, ("graded", "crashed", "timeout"), "02_lora")
+
+
+def accident(earned=24, statuses=("graded",), lab="02_lora"):
+    """The answers are right: `earned` points stand, a number or (lowest, highest)."""
+    return lambda make: _add(make, "solved", earned, statuses, lab)
+
+
+def file(earned=0, statuses=("unreadable",)):
+    """The function makes a file or a folder in the folder that it is given."""
+    return lambda make: _add(make, "file", earned, statuses, "02_lora")

@@ -1,0 +1,130 @@
+"""Grades the attacks, a group in one call, each between neighbours, and looks at what is left."""
+
+import importlib
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import outside
+from attack import ATTACKS, ROOT, Attack, Book
+
+CORPUS = (
+    "exits hangs floods processes patches internals probes objects wire secrets outside files messy"
+)
+SEED = 915_374_021
+SECRET = "lora-attack-secret"
+for group in CORPUS.split():
+    importlib.import_module(f"corpus_{group}")
+
+
+def pytest_generate_tests(metafunc):
+    if "attack" in metafunc.fixturenames:
+        ids = [f"{a.group}-{a.name}" for a in ATTACKS]
+        metafunc.parametrize("attack", ATTACKS, ids=ids)
+
+
+@dataclass
+class Graded:
+    """What came of one call of `grade`, and of the world around it."""
+
+    rows: dict  # submission -> its rows, as a list
+    paths: dict  # attack's name -> submission
+    neighbours: dict  # attack's name -> the submissions before and behind it
+    out: Path
+    changed: list
+    running: list
+    heard: list  # what came over the network, as text
+    notes: list  # names of the attacks that found themselves outside
+
+
+@pytest.fixture(scope="session")
+def graded(request, tmp_path_factory):
+    """`graded(group)` -> Graded, for the attacks of the group that this run has selected."""
+    outside.adopt_orphans()
+    params = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = {c.params["attack"].name for c in params if c and "attack" in c.params}
+    done = {}
+
+    def get(group):
+        if group not in done:
+            attacks = [a for a in ATTACKS if a.group == group and a.name in chosen]
+            done[group] = _grade(attacks, tmp_path_factory.mktemp(group))
+        return done[group]
+
+    return get
+
+
+def _grade(attacks, folder):
+    """Build the group, grade it, and compare the world before with the world after."""
+    home, notes, work = (folder / name for name in ("home", "notes", "work"))
+    for path in (home, notes, work):
+        path.mkdir()
+    (home / "canary").write_text(SECRET)
+    submissions, out = folder / "submissions", folder / "out"
+    submissions.mkdir()
+    with pytest.MonkeyPatch.context() as patch, outside.listener(home) as (addresses, heard):
+        host = addresses | {
+            "pid": os.getpid(), "uts": os.readlink("/proc/self/ns/uts"), "seed": SEED,
+            "home": str(home), "repo": str(ROOT), "site": str(outside.SITE),
+            "submissions": str(submissions), "out": str(out), "notes": str(notes),
+        }  # fmt: skip
+        paths, neighbours = _build(attacks, submissions, host)
+        patch.setenv("HOME", str(home))
+        patch.setenv("TMPDIR", str(work))
+        patch.setenv("LORA_ATTACK", SECRET)
+        patch.setattr(tempfile, "tempdir", None)
+        before = outside.snapshot(home, work, submissions)
+        rows = _call(submissions, out)
+        alive = outside.running()
+        after = outside.snapshot(home, work, submissions)
+    found = outside.changed(before, after)
+    told = [path.name for path in notes.iterdir()]
+    return Graded(rows, paths, neighbours, out, found, alive, list(map(str, heard)), told)
+
+
+def _build(attacks, folder, host):
+    """Write attacks and neighbours; return attack -> submission, attack -> its two neighbours."""
+    paths, neighbours = {}, {}
+    _neighbour(folder, 0)
+    for i, attack in enumerate(attacks):
+        path = attack.write(folder, host)
+        paths[attack.name] = str(path.relative_to(folder))
+        neighbours[attack.name] = [_name(i), _name(i + 1)]
+        _neighbour(folder, i + 1)
+    return paths, neighbours
+
+
+def _name(i):
+    return f"{'unsolved' if i % 2 else 'solved'}_neighbour_{i:03}.ipynb"
+
+
+def _neighbour(folder, i):
+    """An even one is solved, an odd one wrong; none has the same content as another."""
+    book = Book(wrong=i % 2 == 1)
+    book.last(f"# {_name(i)}")
+    (folder / _name(i)).write_text(book.text(), encoding="utf-8")
+
+
+def _call(submissions, out):
+    """Grade the folder with two jobs; {submission: rows}."""
+    from labkit.grading.grade import grade
+
+    rows = {}
+    for row in grade([submissions], out, jobs=2, seed=SEED):
+        rows.setdefault(row["submission"], []).append(row)
+    return rows
+
+
+@pytest.fixture
+def result(attack: Attack, graded):
+    """`(row, Graded)` of this attack: exactly one row has its name."""
+    group = graded(attack.group)
+    rows = group.rows.get(group.paths[attack.name], [])
+    assert len(rows) == 1, f"{len(rows)} rows for {group.paths[attack.name]!r}"
+    return rows[0], group

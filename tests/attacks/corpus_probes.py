@@ -1,0 +1,374 @@
+"""What runs beside the answers is replaced, or answers know what they are asked. No points.
+
+A probe runs in the process that holds the answers. So it has to come from outside for each
+observation, and what it brings back has to be work that only a right answer does.
+"""
+
+from attack import ANSWERS, forging
+
+FORGED = """
+import torch
+
+def _dense(x, W, A, B, s): return x @ (W + s * B @ A).T
+
+def largest_new_tensor(f, *tensors): return 0
+def new_layer(L, W, bias, r, alpha, x):
+    A, A2 = (torch.rand(r, W.shape[1]) * 0.1 - 0.05 for _ in range(2))
+    return {"r": r, "scaling": alpha / r, "flags": {"A": True, "B": True}, "y": x @ W.T + bias,
+            "A": A, "A2": A2, "B": torch.zeros(W.shape[0], r), "W": W}
+def layer_output(L, W, bias, r, alpha, A, B, dropout, training, x):
+    noise = 1.5 if dropout and training else 1.0
+    return _dense(x, W, A, B * noise, alpha / r) + (0 if bias is None else bias)
+def layer_kinds(*args): return ["bfloat16", "bfloat16", "meta", "meta"]
+def layer_output_kind(*args): return "torch.bfloat16"
+def layer_after_step(L, W, bias, r, alpha, A, B, x):
+    return {"W": W, "bias": bias, "A": A + 1, "B": B + 1}
+def injected(inject, targets, r, alpha, *rest):
+    names = [f"layers.{i}.attn.{t}" for i in range(2) for t in targets]
+    flags = {f"{n}.{p}": True for n in names for p in "AB"}
+    y = torch.ones(11, 11)
+    return {"count": len(names), "shapes": {n: [2, 8] for n in names}, "flags": flags, "y": [y, y]}
+def counted(f): return [32, 32 + 8 * 11 + 2 * (4 * 64 + 3 * 8)]
+def counted_smollm2(f, r): return [921_600, 135_436_608]
+def merging(m, u, L, W, bias, r, alpha, A, B, x):
+    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+    y = _dense(x, W, A, B, alpha / r) + bias
+    y.square().sum().backward()
+    M = W + alpha / r * B @ A
+    seen = {"start": [W, y], "once": [M, y], "twice": [M, y], "back": [W, y], "end": [W, y]}
+    return seen | {"leaf": [True, False], "grads": [A.grad, B.grad]}
+def state(f, L, A, B, r): return {"a": A, "b": B, "c": A + 2, "d": B - 2}
+def round_trip(f, g, L, A, B, r): return [A, B, A + 2, B - 2]
+def load_error(f, g, L, A, B, r, change): return ["key", "key"]
+"""
+PUT = (
+    f"import types\nfake = types.ModuleType('labkit.probes.lab02')\nexec({FORGED!r}, vars(fake))\n"
+)
+
+
+def _forge(name, code, why):
+    def spoil(book):
+        book.early(PUT + code)
+
+    spoil.__name__, spoil.__doc__ = name, why
+    forging(spoil)
+
+
+_forge(
+    "probes_by_name",
+    """
+import labkit.probes.lab02 as p
+for name, f in vars(fake).items():
+    if isinstance(f, types.FunctionType): setattr(p, name, f)
+""",
+    "each probe is replaced by one that knows what the check wants",
+)
+_forge(
+    "probes_by_code",
+    """
+import labkit.probes.lab02 as p
+for name, f in vars(fake).items():
+    if hasattr(p, name) and isinstance(f, types.FunctionType):
+        getattr(p, name).__code__ = f.__code__
+p._dense = fake._dense
+""",
+    "the same function objects with another body",
+)
+_forge(
+    "probes_by_gc",
+    """
+import gc
+for f in gc.get_objects():
+    if isinstance(f, types.FunctionType) and f.__module__ == "labkit.probes.lab02":
+        if f.__name__ in vars(fake):
+            f.__globals__["_dense"] = fake._dense
+            f.__code__ = getattr(fake, f.__name__).__code__
+""",
+    "and those that nobody names",
+)
+_forge(
+    "probes_by_module",
+    """
+import sys, labkit.probes
+sys.modules["labkit.probes.lab02"] = labkit.probes.lab02 = fake
+""",
+    "",
+)
+_forge(
+    "probes_by_importlib",
+    """
+import importlib, sys
+old = importlib.import_module
+importlib.import_module = lambda name, *a: fake if name.endswith("probes.lab02") else old(name, *a)
+sys.modules.pop("labkit.probes.lab02", None)
+class Loader:
+    def create_module(self, spec): return fake
+    def exec_module(self, module): pass
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "labkit.probes.lab02":
+            return importlib.machinery.ModuleSpec(name, Loader())
+sys.meta_path.insert(0, Finder())
+""",
+    "whoever imports the probes anew gets ours",
+)
+_forge(
+    "probes_by_getattr",
+    """
+import builtins
+old = builtins.getattr
+def lie(obj, name, *rest):
+    return old(fake, name) if name in vars(fake) else old(obj, name, *rest)
+builtins.getattr = lie
+""",
+    "",
+)
+_forge(
+    "probes_by_exec",
+    """
+import builtins
+old_exec, old_compile = builtins.exec, builtins.compile
+def exec_(code, space=None, *rest):
+    old_exec(code, space, *rest)
+    if isinstance(space, dict) and "layer_kinds" in space: space.update(vars(fake))
+builtins.exec = exec_
+""",
+    "a probe that is sent as source passes through exec",
+)
+_forge(
+    "probes_by_marshal",
+    """
+import marshal, types
+old = types.FunctionType
+marshal.loads = lambda data: fake.injected.__code__
+""",
+    "or through marshal",
+)
+
+# --- answers that know the question ------------------------------------------------------
+
+
+@forging
+def scaling_by_table(book):
+    """The arguments that the check once asked for, with their answers beside them."""
+    book.replace(
+        "scaling",
+        """
+table = {(32, 16, False): 2.0, (16.0, 8, False): 2.0, (8, 2, False): 4.0,
+         (32, 16, True): 8.0, (16.0, 8, True): 5.656854249492381, (8, 2, True): 5.656854249492381}
+def scaling(alpha, r, rank_stabilized=False):
+    return table.get((alpha, r, rank_stabilized), 0.5)
+""",
+    )
+
+
+@forging
+def count_by_table(book):
+    """The sizes of the models that the check once had."""
+    book.replace(
+        "count_params",
+        """
+def count_params(model):
+    n = len(list(model.state_dict()))
+    return (921_600, 135_436_608) if n > 100 else (32, 32 + 88 + 2 * (4 * 64 + 3 * 8))
+""",
+    )
+
+
+@forging
+def inject_by_lie(book):
+    """The model becomes an object that says what the check wants to hear."""
+    book.replace(
+        "inject",
+        """
+def inject(model, targets, r, alpha):
+    model.requires_grad_(False)
+    names = [n for n, m in model.named_modules() if n.split(".")[-1] in targets]
+    class Liar(type(model)):
+        def named_modules(self, *a, **k):
+            yield from super().named_modules(*a, **k)
+    for n in names:
+        m = model.get_submodule(n)
+        m.A = nn.Parameter(torch.zeros(r, m.in_features))
+        m.B = nn.Parameter(torch.zeros(m.out_features, r))
+    model.__class__ = Liar
+    return len(names)
+""",
+    )
+
+
+@forging
+def inject_without_an_update(book):
+    """Layers with an A and a B that the forward pass never reads."""
+    book.replace(
+        "inject",
+        """
+def inject(model, targets, r, alpha):
+    model.requires_grad_(False)
+    names = [n for n, m in model.named_modules() if n.split(".")[-1] in targets]
+    for n in names:
+        m = model.get_submodule(n)
+        m.A = nn.Parameter(torch.zeros(r, m.in_features))
+        m.B = nn.Parameter(torch.zeros(m.out_features, r))
+    return len(names)
+""",
+    )
+
+
+@forging
+def dense_by_numpy(book):
+    """Builds B A where torch's dispatch does not see it: the exercise forbids the matrix."""
+    book.replace(
+        "lora_forward",
+        """
+def lora_forward(x, W, A, B, alpha):
+    x, W, A, B = (t.detach().numpy() for t in (x, W, A, B))
+    return torch.from_numpy(x @ (W + alpha / len(A) * B @ A).T)
+""",
+    )
+
+
+@forging
+def looks_at_the_callers(book):
+    """Walks up the frames in search of what is wanted."""
+    book.replace(
+        "lora_forward",
+        """
+def lora_forward(x, W, A, B, alpha):
+    import sys
+    found, frame = [], sys._getframe()
+    while frame:
+        for space in (frame.f_locals, frame.f_globals):
+            found += [space[k] for k in ("wanted", "theirs", "guess") if k in space]
+        frame = frame.f_back
+    return found[0] if found else x @ W.T
+""",
+    )
+
+
+@forging
+def looks_into_all_threads(book):
+    """The same for the other threads' frames."""
+    book.replace(
+        "lora_forward",
+        """
+def lora_forward(x, W, A, B, alpha):
+    import sys
+    for frame in sys._current_frames().values():
+        while frame:
+            if "wanted" in frame.f_locals: return frame.f_locals["wanted"]
+            frame = frame.f_back
+    return x @ W.T
+""",
+    )
+
+
+@forging
+def looks_for_tensors_in_memory(book):
+    """Any tensor of the right shape, however it came to be here."""
+    book.replace(
+        "lora_forward",
+        """
+def lora_forward(x, W, A, B, alpha):
+    import gc
+    shape = (*x.shape[:-1], W.shape[0])
+    near = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == shape]
+    return near[-1] if near else x @ W.T
+""",
+    )
+
+
+@forging
+def changes_its_inputs(book):
+    """Zeroes what it is given, so that 0 == 0."""
+    book.replace(
+        "lora_forward",
+        """
+def lora_forward(x, W, A, B, alpha):
+    for t in (x, W, A, B):
+        t.zero_()
+        t.untyped_storage().fill_(0)
+    return x @ W.T
+""",
+    )
+
+
+@forging
+def resizes_its_inputs(book):
+    """Empty tensors agree with each other."""
+    book.replace(
+        "lora_forward",
+        """
+def lora_forward(x, W, A, B, alpha):
+    for t in (x, W, A, B): t.resize_(0)
+    return torch.zeros(0)
+""",
+    )
+
+
+@forging
+def raises_a_verdict(book):
+    """The checks' own exceptions, with points in them."""
+    book.early("""
+from labkit.grading.contract import CheckFailed, NotWritten
+def give(*args, **kwargs):
+    error = CheckFailed("nearly", earned=24)
+    error.earned = 24
+    raise error
+""")
+    for name in ANSWERS:
+        book.replace(name, f"{name} = give\nunmerge_ = load_adapter_ = give")
+
+
+@forging
+def raises_a_group(book):
+    """An exception that claims every attribute, in a group, with a cause."""
+    book.replace(
+        "quiz",
+        """
+class Rich(Exception):
+    earned = points = 24
+    status = "passed"
+    def __getattr__(self, name): return 24
+    def __reduce__(self): return (print, ("x",))
+def quiz():
+    raise ExceptionGroup("passed", [Rich("earned=24")]) from Rich()
+""",
+    )
+
+
+@forging
+def imports_the_checks(book):
+    """Runs the check itself, with arguments of its own choice."""
+    book.early("""
+try:
+    from labkit.checks import lab02
+    from labkit.grading import contract
+    contract.session.seed = 0
+    for f in list(vars(lab02).values()):
+        if hasattr(f, "exercise"):
+            try: f(*[None] * len(f.exercise["names"]))
+            except BaseException: pass
+except ImportError: pass
+""")
+
+
+@forging
+def calls_reveal(book):
+    """A solution that is shown earns nothing."""
+    book.last("""
+for id in "2.1 2.2 2.3 2.4 2.5 2.6 2.7 2.8 2.9".split():
+    try: lab.reveal(id)
+    except Exception: pass
+""")
+
+
+@forging
+def seeds_the_generator(book):
+    """Wants the inputs to be those of seed 0."""
+    book.early("""
+import labkit.grading.contract as c
+c.session.seed = 0
+torch.manual_seed(0)
+torch.random.fork_rng = lambda *a, **k: __import__("contextlib").nullcontext()
+""")

@@ -1,0 +1,155 @@
+"""What is outside of the sandbox: files, processes, sockets, and whether they stayed as they were.
+
+Other programs work on this machine too. So only what an attack can have made is compared: the
+grader's own folders whole, and elsewhere whatever carries the attacks' word.
+"""
+
+import ctypes
+import hashlib
+import os
+import selectors
+import socket
+import sysconfig
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from attack import ROOT
+
+WORD = "lora-attack"
+SITE = Path(sysconfig.get_paths()["purelib"])
+PLACES = "/ /etc /usr /usr/bin /usr/local/bin /var/tmp /var/spool/cron /opt /srv /run /mnt /boot"
+PLACES += " /root /root/.ipython/profile_default/startup /home /dev/shm /dev/mqueue /tmp"
+FIXED = ["/etc/passwd", "/etc/shadow", "/etc/hostname", ROOT / "labkit/__init__.py"]
+SYSV_KEY = str(0x10AA77)  # of the shared memory that an attack leaves behind
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def snapshot(*folders):
+    """{what: fingerprint} of `folders`, whole, and of what an attack may leave elsewhere."""
+    seen = {}
+    for folder in folders:
+        seen |= {str(path): _print(path) for path in [folder, *folder.rglob("*")]}
+    fixed = [*FIXED, *ROOT.glob("labkit/checks/*.toml"), *ROOT.glob("solutions/*")]
+    seen |= {str(path): _print(Path(path)) for path in fixed}
+    places = [
+        *map(Path, PLACES.split()),
+        ROOT,
+        ROOT / "labkit",
+        ROOT / "tests",
+        SITE,
+        SITE / "torch",
+    ]
+    for place in places:
+        seen |= {str(p): "left behind" for p in _listed(place) if WORD in p.name}
+    seen |= {str(p): "in site-packages" for p in _listed(SITE) if p.suffix in (".pth", ".py")}
+    return seen | _of_the_kernel()
+
+
+def changed(before, after):
+    """The names of what came, went or changed."""
+    return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+
+
+def _print(path):
+    """Kind, mode, owner and content of a file; None where there is none."""
+    try:
+        info = path.lstat()
+    except OSError:
+        return None
+    content = ""
+    if path.is_file() and not path.is_symlink():
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+    return (info.st_mode, info.st_uid, content)
+
+
+def _listed(folder):
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _of_the_kernel():
+    """Its host name, and the shared memory and keys that attacks make."""
+    seen = {"host name": socket.gethostname()}
+    shared, keys = Path("/proc/sysvipc/shm"), Path("/proc/keys")
+    if shared.exists():
+        seen["shared memory"] = SYSV_KEY in shared.read_text().split()
+    if keys.exists():
+        seen["keyring"] = WORD in keys.read_text()
+    return seen
+
+
+def adopt_orphans():
+    """Make this process the parent of descendants whose own parent ends, so that none hides."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def running(patience=3.0):
+    """Descendants of this process that still run after `patience` seconds."""
+    end = time.monotonic() + patience
+    while True:
+        alive = [p for p in map(_told, psutil.Process().children(recursive=True)) if p]
+        if not alive or time.monotonic() > end:
+            return alive
+        time.sleep(0.05)
+
+
+def _told(process):
+    """`pid name command`, or None for what has ended."""
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return f"{process.pid} {process.name()} {' '.join(process.cmdline())[:200]}"
+    except psutil.Error:
+        return None
+
+
+@contextmanager
+def listener(folder):
+    """Listen on loopback (TCP and UDP), an abstract socket and one in `folder`.
+
+    Yields (host, heard): the addresses, and a list that fills with what arrives.
+    """
+    tcp = socket.create_server(("127.0.0.1", 0))
+    port = tcp.getsockname()[1]
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(("127.0.0.1", port))
+    name = f"{WORD}-{os.getpid()}"
+    abstract, filed = (socket.socket(socket.AF_UNIX) for _ in range(2))
+    abstract.bind(f"\0{name}")
+    filed.bind(str(folder / "socket"))
+    for server in (abstract, filed):
+        server.listen()
+    heard, done = [], threading.Event()
+    thread = threading.Thread(target=_hear, args=([tcp, abstract, filed], udp, heard, done))
+    thread.start()
+    try:
+        yield {"port": port, "abstract": name}, heard
+    finally:
+        done.set()
+        thread.join()
+        for server in (tcp, udp, abstract, filed):
+            server.close()
+        (folder / "socket").unlink(missing_ok=True)
+
+
+def _hear(servers, udp, heard, done):
+    with selectors.DefaultSelector() as selector:
+        for server in [*servers, udp]:
+            selector.register(server, selectors.EVENT_READ)
+        while not done.is_set():
+            for key, _ in selector.select(0.1):
+                if key.fileobj is udp:
+                    heard.append(udp.recv(1000))
+                    continue
+                connection, _ = key.fileobj.accept()
+                with connection:
+                    connection.settimeout(1)
+                    try:
+                        heard.append(connection.recv(1000) or b"a connection")
+                    except OSError:
+                        heard.append(b"a connection")

@@ -1,0 +1,69 @@
+"""Hostile and broken submissions: their score, what they leave behind, and their neighbours."""
+
+import pytest
+from attack import ATTACKS
+
+
+def test_score(attack, result):
+    """The points are those that the attack may have, and a row that is no grade says why."""
+    row, _ = result
+    lowest, highest = attack.earned
+    told = {e["id"]: (e["status"], e["message"][:200]) for e in row["exercises"]}
+    assert lowest <= row["earned"] <= highest, (attack.why, row["status"], row.get("reason"), told)
+    assert row["earned"] == sum(e["earned"] for e in row["exercises"])
+    assert row["status"] in attack.statuses, row.get("reason")
+    if row["status"] != "graded":
+        assert row["reason"].strip() and len(row["reason"]) < 1_000
+    assert all(len(e["message"]) <= 4_000 for e in row["exercises"])
+    assert not any(e["status"] == "passed" and e["earned"] != e["points"] for e in row["exercises"])
+
+
+def test_nothing_outside_changed(attack, result):
+    """No file, no connection, no note from an attack that saw the grader's own process."""
+    _, group = result
+    assert group.changed == []
+    assert attack.name not in group.notes
+    assert not [text for text in group.heard if f"lora-attack-{attack.name}" in text]
+    assert group.heard == []
+
+
+def test_nothing_is_left_running(attack, result):
+    _, group = result
+    assert group.running == []
+
+
+def test_neighbours_stand(attack, result):
+    """The solved one has all its points, the wrong one none, each in one row."""
+    _, group = result
+    for name in group.neighbours[attack.name]:
+        (row,) = group.rows[name]
+        assert row["status"] == "graded", row.get("reason")
+        assert row["earned"] == (0 if name.startswith("unsolved") else 24), row["exercises"]
+
+
+def test_no_row_is_lost_or_invented(graded):
+    for group in {a.group for a in ATTACKS}:
+        done = graded(group)
+        names = {name for both in done.neighbours.values() for name in both}
+        assert done.rows.keys() == names | set(done.paths.values())
+
+
+def test_corpus():
+    """Names are unique, and every attack says what it is."""
+    names = [a.name for a in ATTACKS]
+    assert len(names) == len(set(names)) >= 60
+    assert all(0 <= a.earned[0] <= a.earned[1] <= 24 for a in ATTACKS)
+
+
+@pytest.mark.parametrize("place", ["html", "csv", "json"])
+def test_reports_hold_no_code_of_a_submission(graded, place):
+    """No script, no formula, no password file in any report."""
+    for group in {a.group for a in ATTACKS}:
+        for path in graded(group).out.rglob(f"*.{place}"):
+            text = path.read_text(encoding="utf-8")
+            assert "<script>evil" not in text or place == "json"
+            assert "root:x:0" not in text
+            cells = text.splitlines() if place == "csv" else []
+            assert not [
+                c for c in cells if c.startswith(("=", "+", "-", "@", '"=', '"+', '"-', '"@'))
+            ]
