@@ -1,0 +1,275 @@
+"""The tables of Canvas and Moodle, and Gradescope's results, from rows as in results.json."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from labkit import cli
+from labkit.errors import LabError
+from labkit.grading import exports, gradescope
+
+CANVAS = """\
+Student,ID,SIS User ID,SIS Login ID,Section,Lab 2: LoRA (771),Essay (772),Final Score
+    Points Possible,,,,,40,10,(read only)
+"Doe, Jane",12345,s1,jdoe,A,,7,70
+"Lovelace, Ada",12346,s2,ada,A,3,8,80
+"Gödel, Kurt",12347,s3,kurt,"A, B",,9,90
+"evil_12346, ",999,s4,evil,A,,0,0
+"""
+MOODLE = (
+    "Identifier,Full name,Email address,Status,Grade,Maximum Grade,Grade can be changed,"
+    "Last modified (submission),Last modified (grade),Feedback comments\r\n"
+    'Participant 501,Jane Doe,j@x.org,"Submitted for grading - ",,100.00,Yes,"Monday, 1",-,\r\n'
+    'Participant 502,Ada Lovelace,a@x.org,"Submitted for grading - ",1.00,100.00,No,-,-,seen\r\n'
+    "Participant 50,Kurt Gödel,k@x.org,No submission,,100.00,Yes,-,-,\r\n"
+)
+
+
+def row(submission, earned=15, lab="02_lora", **more):
+    """One row of results.json, of twenty possible points."""
+    tries = [
+        {"id": "2.1", "name": "lora_forward", "points": 5, "earned": 5, "status": "passed"},
+        {"id": "2.9", "name": "quiz", "points": 15, "earned": earned - 5, "status": "failed"},
+    ]
+    tries[0]["message"], tries[1]["message"] = "", "<script>1 of 3 right"
+    known = {"submission": submission, "lab": lab, "earned": earned, "possible": 20}
+    return known | {"seconds": 0.5, "status": "graded", "exercises": tries} | more
+
+
+def table(text, separator=","):
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
+
+
+@pytest.fixture
+def gradebook(tmp_path):
+    """`gradebook(text)`: a file with that text."""
+
+    def make(text, encoding="utf-8"):
+        path = tmp_path / "book.csv"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return make
+
+
+def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
+    rows = [row("doejane_12345_67890_02_lora-1.ipynb"), row("gödelkurt_LATE_12347_5_a.ipynb", 20)]
+    done = exports.canvas(rows, gradebook(CANVAS))
+    assert done.text.splitlines() == [
+        "Student,ID,SIS User ID,SIS Login ID,Section,Lab 2: LoRA (771)",
+        "    Points Possible,,,,,40",
+        '"Doe, Jane",12345,s1,jdoe,A,30',
+        '"Lovelace, Ada",12346,s2,ada,A,3',
+        '"Gödel, Kurt",12347,s3,kurt,"A, B",40',
+        '"evil_12346, ",999,s4,evil,A,',
+    ]
+    assert done.matched == 2 and done.problems == []
+    assert "scaled: 20 points here are 40 there" in done.remarks
+    assert "no submission of 2 in the gradebook" in done.remarks
+
+
+@pytest.mark.parametrize(
+    ("name", "student"),
+    [
+        ("sub/folder/doejane_12345_67890_x.ipynb", "Doe, Jane"),
+        ("doejane_12345_67890_12346_5_x.ipynb", "Doe, Jane"),  # the tail is the learner's
+        ("evil_12346_999_5_x.ipynb", "evil_12346, "),  # and so is the name
+        ("group7_12347_5_x.ipynb", "Gödel, Kurt"),  # a group's file bears its own name
+        ("group7_12347_12346_5_x.ipynb", None),  # two readings, and no name decides
+        ("lovelaceada_12346_999_5_x.ipynb", "Lovelace, Ada"),
+        ("doejane_77777_67890_x.ipynb", None),
+        ("anon_4fZq1_67890_x.ipynb", None),
+        ("02_lora.ipynb", None),
+        ("12345.ipynb", None),
+    ],
+)
+def test_canvas_matches_on_the_number_and_is_not_fooled(gradebook, name, student):
+    done = exports.canvas([row(name, 10)], gradebook(CANVAS))
+    filled = [r["Student"] for r in table(done.text) if r["Lab 2: LoRA (771)"] == "20"]
+    assert filled == ([student] if student else [])
+    assert done.problems == ([] if student else [f"not matched: {name}"])
+
+
+def test_what_needs_a_look_is_listed_and_nothing_is_lost(gradebook):
+    rows = [
+        row("doejane_12345_1_a.ipynb", 8),
+        row("doejane_12345_2_b.ipynb", 12),
+        row("lovelaceada_12346_3_c.ipynb", 6, status="timeout", reason="600 s are over"),
+        row("nobody.ipynb"),
+        row("zip.ipynb", 0, None, status="unreadable", reason="this is not JSON", exercises=[]),
+    ]
+    done = exports.canvas(rows, gradebook(CANVAS))
+    assert [r["Lab 2: LoRA (771)"] for r in table(done.text)] == ["40", "24", "12", "", ""]
+    assert done.problems == [
+        "no lab: zip.ipynb: this is not JSON",
+        "lovelaceada_12346_3_c.ipynb is timeout: 600 s are over; it gets 6 points",
+        "not matched: nobody.ipynb",
+        "2 of one student, the best counts: doejane_12345_1_a.ipynb, doejane_12345_2_b.ipynb",
+    ]
+
+
+def test_the_lab_and_the_column_are_said_when_they_are_not_clear(gradebook):
+    book = gradebook(CANVAS)
+    rows = [row("doejane_12345_1_a.ipynb"), row("doejane_12345_2_b.ipynb", lab="03_peft")]
+    with pytest.raises(LabError, match=r"say --lab .*: 02_lora, 03_peft"):
+        exports.canvas(rows, book)
+    with pytest.raises(LabError, match=r"say --lab .*: 02_lora, 03_peft"):
+        exports.canvas(rows, book, lab="5")
+    with pytest.raises(LabError, match=r"that takes 03_peft: 'Lab 2: LoRA \(771\)', 'Essay"):
+        exports.canvas(rows, book, lab="3")
+    done = exports.canvas(rows, book, lab="03", column="essay")
+    assert [r["Essay (772)"] for r in table(done.text)] == ["10", "7.5", "8", "9", "0"]
+    with pytest.raises(LabError, match="that takes Final Score"):
+        exports.canvas(rows, book, lab="3", column="Final Score")
+
+
+@pytest.mark.parametrize(
+    "title", ["Lab 2", "lab 02 (5)", "LAB-2: adapters (5)", "hand in 02_lora (5)"]
+)
+def test_titles_that_name_the_lab_are_found(gradebook, title):
+    text = f"Student,ID,Section,{title},Lab 12 (6),Lab 20 (7)\nDoe,12345,A,,,\n"
+    done = exports.canvas([row("doe_12345_1_a.ipynb")], gradebook(text))
+    assert table(done.text) == [{"Student": "Doe", "ID": "12345", "Section": "A", title: "15"}]
+
+
+def test_semicolons_decimal_commas_and_a_byte_order_mark(gradebook):
+    text = "Student;ID;Section;Lab 2\n  Points Possible;;;10,0\nDoe;12345;A;\n"
+    done = exports.canvas([row("doe_12345_1_a.ipynb", 15)], gradebook(text, "utf-8-sig"))
+    assert done.text.splitlines()[2] == "Doe;12345;A;7,5"
+
+
+@pytest.mark.parametrize("fill", [exports.canvas, exports.moodle])
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\x00\x01\n", '"' + "x" * 200_000])
+def test_another_file_is_one_line(gradebook, fill, text):
+    with pytest.raises(LabError, match=r"book\.csv") as caught:
+        fill([row("a.ipynb")], gradebook(text))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(LabError, match="UTF-8"):
+        fill([row("a.ipynb")], gradebook("é", "latin-1"))
+    with pytest.raises(FileNotFoundError):
+        fill([row("a.ipynb")], gradebook("").with_name("none.csv"))
+
+
+def test_moodle_gets_its_worksheet_with_grade_and_feedback(gradebook):
+    rows = [
+        row("Jane Doe_501_assignsubmission_file_/02_lora.ipynb", 11),
+        row("Ada Lovelace_502_assignsubmission_file_x_50_assignsubmission_file_.ipynb", 20),
+        row("Some One_503_assignsubmission_file_/02_lora.ipynb"),
+    ]
+    done = exports.moodle(rows, gradebook(MOODLE))
+    jane, ada, kurt = table(done.text)
+    assert (jane["Grade"], ada["Grade"], kurt["Grade"]) == ("55", "100", "")
+    assert jane["Feedback comments"].split("<br>") == [
+        "11 of 20 points",
+        "2.1 lora_forward: 5 of 5, passed.",
+        "2.9 quiz: 6 of 15, failed. &lt;script&gt;1 of 3 right",
+    ]
+    assert ada["Feedback comments"] == "seen" and kurt["Feedback comments"] == ""
+    assert done.matched == 2 and "scaled: 20 points here are 100 there" in done.remarks
+    assert done.problems == [
+        f"not matched: {rows[2]['submission']}",
+        f"Moodle refuses to change the grade of {rows[1]['submission']}",
+    ]
+    before = table(MOODLE)
+    for line, old in zip((jane, ada, kurt), before, strict=True):
+        same = line.keys() - {"Grade", "Feedback comments"}
+        assert {key: line[key] for key in same} == {key: old[key] for key in same}
+
+
+def test_moodle_in_another_language(gradebook):
+    text = "ID;Vollständiger Name;Bewertung\nTeilnehmer/in501;Jane Doe;\n"
+    rows = [row("Jane Doe_501_assignsubmission_file/x.ipynb")]
+    with pytest.raises(LabError, match=r"say --column .* 'Bewertung'"):
+        exports.moodle(rows, gradebook(text))
+    done = exports.moodle(rows, gradebook(text), column="Bewertung")
+    assert done.text.splitlines()[1] == "Teilnehmer/in501;Jane Doe;15"
+
+
+VISIBLE = {"hidden", "after_due_date", "after_published", "visible"}
+
+
+def expect_gradescope(result):
+    """The fields that Gradescope documents, with their types and values, and no other."""
+    assert result.keys() <= {
+        *("score", "output", "output_format", "tests", "execution_time", "visibility"),
+        *("stdout_visibility", "extra_data", "leaderboard", "test_output_format"),
+    }
+    assert isinstance(result["score"], int | float) and isinstance(result["output"], str)
+    assert result["stdout_visibility"] == "hidden"
+    for test in result["tests"]:
+        assert test.keys() == {
+            *("score", "max_score", "name", "number", "status", "output", "output_format"),
+            "visibility",
+        }
+        assert test["status"] in ("passed", "failed") and test["visibility"] in VISIBLE
+        assert test["output_format"] == "text"  # so that no message becomes markup
+        assert 0 <= test["score"] <= test["max_score"] and isinstance(test["output"], str)
+    json.dumps(result)
+
+
+def test_gradescope_gets_a_test_an_exercise():
+    result = gradescope.as_gradescope(row("a.ipynb", 11))
+    expect_gradescope(result)
+    assert (result["score"], result["execution_time"]) == (11, 0.5)
+    assert [(t["number"], t["status"], t["score"]) for t in result["tests"]] == [
+        ("2.1", "passed", 5),
+        ("2.9", "failed", 6),
+    ]
+    assert result["tests"][1]["output"] == "<script>1 of 3 right"
+
+
+def test_gradescope_hears_of_what_was_not_graded():
+    lost = row("a.ipynb", 0, None, status="unreadable", reason="this is not JSON", exercises=[])
+    result = gradescope.as_gradescope(lost)
+    expect_gradescope(result)
+    assert (result["score"], result["output"]) == (0, "unreadable: this is not JSON")
+
+
+def test_only_the_lab_of_the_assignment_counts_and_of_it_the_best():
+    rows = [row("a.ipynb", 9), row("b.ipynb", 12), row("c.ipynb", 20, lab="01_svd")]
+    assert gradescope.choose(rows, "02_lora")["submission"] == "b.ipynb"
+    none = gradescope.as_gradescope(gradescope.choose(rows, "03_peft"))
+    assert none["score"] == 0 and "no notebook of 03_peft" in none["output"]
+    assert "c.ipynb (01_svd)" in none["output"]
+    assert "nothing" in gradescope.choose([], "03_peft")["reason"]
+
+
+def call(*args):
+    """Run the command in this process and return its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["export", *map(str, args)])
+    return caught.value.code or 0
+
+
+def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradebook, capsys):
+    rows = [row("doejane_12345_1_a.ipynb"), row("x/../../doejane_12345_1_a.ipynb")]
+    (tmp_path / "results.json").write_text(json.dumps(rows[:1]))
+    assert call(tmp_path, "--canvas", gradebook(CANVAS)) == 0
+    assert "students with points: 1" in capsys.readouterr().out
+    assert table((tmp_path / "canvas.csv").read_text("utf-8"))[1]["Lab 2: LoRA (771)"] == "30"
+    assert call(tmp_path, "--moodle", gradebook(MOODLE)) == 1
+    assert "LOOK: not matched: doejane_12345_1_a.ipynb" in capsys.readouterr().out
+    assert (tmp_path / "moodle.csv").is_file()
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    assert call(tmp_path, "--gradescope") == 0
+    files = list((tmp_path / "gradescope").iterdir())
+    assert len(files) == 2
+    for file in files:
+        expect_gradescope(json.loads(file.read_text("utf-8")))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "say one of --canvas GRADEBOOK.csv, --moodle"),
+        (["--gradescope", "--moodle", "x.csv"], "say one of"),
+        (["--gradescope"], "results.json isn't there: labkit grade"),
+        (["--moodle", "x.csv"], "results.json isn't there"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, args, said):
+    assert call(tmp_path, *args) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and said in told.err and told.err.count("\n") == 1

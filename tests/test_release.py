@@ -1,0 +1,212 @@
+"""What students and Gradescope get: nothing that gives an answer away, and all that is needed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from labkit import cli, notebooks
+from labkit.checks import quiz
+from labkit.errors import LabError
+from labkit.grading import release
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r" *# BEGIN SOLUTION\n(.*?) *# END SOLUTION\n", re.DOTALL)
+TEXT = {".py", ".ipynb", ".md", ".toml", ".j2", ".txt", ".yml", ".csv", ".js", ".sh", ""}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A copy of the course with what a release is made of, built; nobody changes it."""
+    root = tmp_path_factory.mktemp("built") / "course"
+    for name in ("labs", "labkit"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    for name in ("pyproject.toml", "Makefile", *release.AS_IT_IS):
+        shutil.copy(ROOT / name, root)
+    notebooks.build(root)
+    return root
+
+
+@pytest.fixture
+def course(built, tmp_path):
+    """A course to change."""
+    return shutil.copytree(built, tmp_path / "course")
+
+
+@pytest.fixture(scope="module")
+def students(built, tmp_path_factory):
+    """The folder that students get."""
+    out = tmp_path_factory.mktemp("release") / "students"
+    release.release(built, out)
+    return out
+
+
+def secret_blocks():
+    """(lab, lines) of each solution block, without lines that stand outside of any block too."""
+    for master in sorted((ROOT / "labs").glob("[0-9][0-9]_*.py")):
+        text = master.read_text("utf-8")
+        public = BLOCK.sub("", text)
+        for block in BLOCK.findall(text):
+            lines = [line.strip() for line in block.splitlines()]
+            yield master.stem, [line for line in lines if len(line) > 12 and line not in public]
+
+
+def lines_of(path):
+    """What a student reads in a file, each line stripped."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
+def test_students_get_this_and_nothing_else(students):
+    top = {path.name for path in students.iterdir()}
+    assert top == {
+        *("README.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt"),
+        *("environment.yml", ".gitignore", "labkit", "notebooks"),
+    }
+    files = [path for path in students.rglob("*") if path.is_file()]
+    assert not [path for path in files if "__pycache__" in path.parts or path.suffix == ".pyc"]
+    ours = {p.relative_to(ROOT) for p in (ROOT / "labkit").rglob("*.py") if p.is_file()}
+    assert ours <= {path.relative_to(students) for path in files}
+    assert {p.suffix for p in files} <= TEXT | {".b64", ".jsonl", ".json"}
+
+
+def test_no_solution_line_reaches_a_student(students):
+    files = [p for p in students.rglob("*") if p.is_file() and p.suffix in TEXT]
+    texts = {str(path.relative_to(students)): lines_of(path) for path in files}
+    blocks = list(secret_blocks())
+    assert sum(len(lines) for _, lines in blocks) > 100
+    for lab, block in blocks:
+        own = texts[f"notebooks/{lab}.ipynb"]
+        assert [line for line in block if line in own] == []
+        # elsewhere a line may be what anyone writes (`with torch.no_grad():`), not two in a row
+        pairs = ["\n".join(pair) for pair in pairwise(block)]
+        assert [(name, p) for p in pairs for name, text in texts.items() if p in text] == []
+
+
+def test_notebooks_are_the_same_bytes_unless_published_elsewhere(students, built, tmp_path):
+    for path in sorted((built / "notebooks").glob("*.ipynb")):
+        assert (students / "notebooks" / path.name).read_bytes() == path.read_bytes()
+    release.release(built, tmp_path / "mine", repository="https://github.com/me/mine")
+    text = (tmp_path / "mine/notebooks/02_lora.ipynb").read_text("utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert "git+https://github.com/me/mine@v" in text
+    assert project["urls"]["Repository"] not in text
+
+
+def test_the_wheel_of_a_release_wants_no_solutions(students):
+    before = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    after = tomllib.loads((students / "pyproject.toml").read_text("utf-8"))
+    wheel = before["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel.pop("force-include") == {"solutions": "labkit/_solutions"}
+    assert after == before
+    assert (students / after["project"]["readme"]).is_file()
+
+
+def run_in(folder, code, *options):
+    """Run Python with labkit from `folder`, in it, and return what it printed."""
+    env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_lab_works_from_a_release_and_reveals_nothing(students):
+    told = run_in(
+        students,
+        """
+import labkit
+print(labkit.__file__)
+lab, check = labkit.start("02_lora")
+check.scales(lambda alpha, r, rank_stabilized=False: alpha / r ** (.5 if rank_stabilized else 1))
+check.quiz(lambda: {"q1": "b", "q2": "c", "q3": "a"})
+try:
+    lab.reveal("2.1")
+except labkit.errors.LabError as error:
+    print("SAID", error)
+""",
+    ).splitlines()
+    assert Path(told[0]) == students / "labkit" / "__init__.py"
+    assert any(line.startswith("✓ 2.8 scaling") for line in told)
+    assert any(line.startswith("✓ 2.9 quiz") for line in told)
+    said = "The solutions are not part of this copy of the course, so nothing is revealed"
+    assert told[-1] == f"SAID {said}"
+
+
+def test_quiz_keys_are_packed_and_are_the_same(students, monkeypatch):
+    assert not list(students.rglob("quiz*.toml"))
+    keys = {path.stem[4:]: quiz.read_key(path.stem[4:]) for path in HERE.glob("quiz*.toml")}
+    monkeypatch.setattr(quiz, "__file__", str(students / "labkit/checks/quiz.py"))
+    assert {number: quiz.read_key(number) for number in keys} == keys and len(keys) >= 6
+    for path in students.rglob("quiz*.b64"):
+        assert "answer" not in path.read_text() and "right" not in path.read_text()
+
+
+HERE = Path(quiz.__file__).parent
+
+
+def test_the_makefile_keeps_the_target_that_students_need(students):
+    text = (students / "Makefile").read_text("utf-8")
+    assert re.findall(r"(?m)^([a-z]+):", text) == ["lab"] and ".PHONY: lab\n" in text
+    assert not re.search("nbval|pytest|labkit run", text, re.IGNORECASE)
+    if shutil.which("make"):
+        args = ["make", "--dry-run", "--always-make", "-C", str(students), "lab"]
+        plan = subprocess.run(args, capture_output=True, text=True, check=True).stdout
+        assert "pip install" in plan and "jupyter-lab --notebook-dir=notebooks" in plan
+
+
+def test_the_readme_names_every_lab(students):
+    links = re.findall(r"\]\((notebooks/.*?)\)", (students / "README.md").read_text("utf-8"))
+    assert links == [f"notebooks/{path.stem}.ipynb" for path in release._masters(ROOT)]
+    assert all((students / link).is_file() for link in links)
+
+
+def call(*args):
+    """Run the command in this process and return its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["release", *map(str, args)])
+    return caught.value.code or 0
+
+
+@pytest.mark.parametrize("options", [[], ["--gradescope"]])
+def test_half_built_is_refused_in_one_line(course, tmp_path, monkeypatch, capsys, options):
+    master = course / "labs/02_lora.py"
+    master.write_text(master.read_text("utf-8") + "\n# %% [markdown]\n# More.\n", "utf-8")
+    monkeypatch.chdir(course)
+    assert call("--out", tmp_path / "out", *options) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1 and "notebooks/02_lora.ipynb" in told.err
+    assert "run 'labkit build' first" in told.err and not (tmp_path / "out").exists()
+
+
+def test_a_changed_pyproject_is_refused(course, tmp_path):
+    project = course / "pyproject.toml"
+    text = project.read_text("utf-8").replace("wheel.force-include]", "wheel.force_include]")
+    project.write_text(text, "utf-8")
+    with pytest.raises(LabError, match="would still want the solutions"):
+        release.release(course, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [([], "is not empty"), (["--checks", "pyproject.toml"], "--checks are private")],
+)
+def test_bad_input_is_one_line(built, tmp_path, monkeypatch, capsys, options, said):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/grades.csv").write_text("keep")
+    monkeypatch.chdir(built)
+    assert call("--out", tmp_path / "full", *options) == 2
+    told = capsys.readouterr()
+    assert said in told.err and told.err.count("\n") == 1
+    assert (tmp_path / "full/grades.csv").read_text() == "keep"
