@@ -33,6 +33,19 @@ def merged_in_place(W, A, B, alpha):
     return out
 
 
+def merged_by_transposes(W, A, B, alpha):
+    """(AᵀBᵀ)ᵀ is BA."""
+    return (W.float() + (A.T @ B.T).T * (alpha / A.shape[0])).to(W.dtype)
+
+
+def merged_as_a_loop(W, A, B, alpha):
+    """The sum of r outer products, as LoRA is sometimes introduced."""
+    total = W.detach().clone().to(torch.float64)
+    for a, b in zip(A, B.T, strict=True):
+        total += torch.outer(b, a) * alpha / A.shape[0]
+    return torch.nn.Parameter(total.to(W.dtype), requires_grad=False)
+
+
 def merge_quantized(W4, absmax, codebook, A, B, alpha, shape):
     scales = absmax.repeat_interleave(64)[: len(W4)]
     W = (codebook[W4.long()] * scales).reshape(shape)
@@ -51,6 +64,18 @@ def quantized_by_index(W4, absmax, codebook, A, B, alpha, shape):
     places = torch.arange(W4.numel()) // 64
     W = torch.take(codebook, W4.to(torch.int64)) * absmax[places]
     return W.view(shape).float() + (B.float() @ A.float()) * (alpha / A.shape[0])
+
+
+def quantized_by_select(W4, absmax, codebook, A, B, alpha, shape):
+    flat = codebook.index_select(0, W4.long()).double()
+    flat = flat * absmax.double().repeat_interleave(64).narrow(0, 0, len(W4))
+    update = (alpha * B.double() @ A.double()) / A.shape[0]
+    return (flat.view(shape) + update).float()
+
+
+def quantized_in_pieces(W4, absmax, codebook, A, B, alpha, shape):
+    runs = [codebook[c.long()] * m for c, m in zip(W4.split(64), absmax, strict=True)]
+    return torch.cat(runs).reshape(shape) + (B @ A) * (alpha / len(A))
 
 
 def combine_linear(adapters, weights):
@@ -81,6 +106,26 @@ def cat_by_roots(adapters, weights):
     pairs = list(zip(adapters, weights, strict=True))
     A = torch.cat([A * math.sqrt(abs(w)) for (A, _), w in pairs], 0)
     return [A, torch.cat([B * math.copysign(math.sqrt(abs(w)), w) for (_, B), w in pairs], -1)]
+
+
+def cat_into_zeros(adapters, weights):
+    """Filled block by block, in double precision."""
+    total = sum(A.shape[0] for A, _ in adapters)
+    A = torch.zeros(total, adapters[0][0].shape[1], dtype=torch.float64)
+    B = torch.zeros(adapters[0][1].shape[0], total, dtype=torch.float64)
+    at = 0
+    for (a, b), w in zip(adapters, weights, strict=True):
+        A[at : at + len(a)], B[:, at : at + len(a)] = a, w * b
+        at += len(a)
+    return A, B
+
+
+def linear_in_loop(adapters, weights):
+    A, B = (torch.zeros_like(part) for part in adapters[0])
+    for (a, b), w in zip(adapters, weights, strict=True):
+        A += w**0.5 * a
+        B += w**0.5 * b
+    return A, B
 
 
 def soup(states, weights=None):
@@ -119,6 +164,20 @@ def soup_running(states, weights=None):
     return out
 
 
+def soup_by_mean(states, weights=None):
+    """The mean where no weights are given."""
+    for key in {key for state in states for key in state}:
+        for i, state in enumerate(states):
+            if key not in state:
+                raise ValueError(f"state {i} has no {key!r}")
+    if weights is None:
+        return {k: torch.stack([s[k] for s in states]).mean(dim=0) for k in states[-1]}
+    return {
+        k: torch.stack([s[k] * w for s, w in zip(states, weights, strict=True)]).sum(0)
+        for k in states[0]
+    }
+
+
 def swap_cost(model, adapter_name):
     begun = time.perf_counter()
     model.set_adapter(adapter_name)
@@ -141,6 +200,16 @@ def swap_by_flags(model, adapter_name):
     model.base_model.set_adapter(adapter_name)
     n = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return {"seconds": time.perf_counter() - begun, "bytes": n}
+
+
+def swap_by_layers(model, adapter_name):
+    """Bytes from the layers' own dicts."""
+    begun = time.monotonic()
+    model.set_adapter(adapter_name)
+    seconds = time.monotonic() - begun
+    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    parts = [p.weight for m in layers for p in (m.lora_A[adapter_name], m.lora_B[adapter_name])]
+    return dict(seconds=seconds, bytes=sum(p.numel() * p.itemsize for p in parts))
 
 
 def _batch(model, prompts, side="left", **kwargs):
@@ -186,8 +255,35 @@ def route_sorted(model, prompts, adapter_names):
     return [text for _, text in sorted(zip(order, texts, strict=True))]
 
 
-def route_grouped(model, prompts, adapter_names):
-    """One batch an adapter: not mixed, and right."""
+def route_by_text(model, prompts, adapter_names):
+    """All decoded, and the prompt's letters cut off."""
+    for module in model.modules():
+        module.training = False
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    texts = model.tokenizer.batch_decode(out, skip_special_tokens=True)
+    return [text[len(prompt) :].strip() for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def route_with_config(model, prompts, adapter_names):
+    """The settings in a GenerationConfig, the padding by hand."""
+    from transformers import GenerationConfig
+
+    ids = [model.tokenizer(p)["input_ids"] for p in prompts]
+    n, pad = max(map(len, ids)), model.tokenizer.pad_token_id
+    batch = {
+        "input_ids": torch.tensor([[pad] * (n - len(x)) + x for x in ids]),
+        "attention_mask": torch.tensor([[0] * (n - len(x)) + [1] * len(x) for x in ids]),
+    }
+    config = GenerationConfig(
+        max_new_tokens=48, do_sample=False, eos_token_id=pad, pad_token_id=pad
+    )
+    out = model.eval().generate(**batch, adapter_names=adapter_names, generation_config=config)
+    return model.tokenizer.batch_decode(out[:, n:], skip_special_tokens=True)
+
+
+def _route_grouped(model, prompts, adapter_names):
+    """One batch an adapter: the right answers, and the base runs once for each adapter."""
     model.eval()
     told = [None] * len(prompts)
     for name in sorted(set(adapter_names)):
@@ -217,22 +313,40 @@ def kl_by_logsumexp(logits_p, logits_q):
     return each.sum().item() / each.numel()
 
 
+def kl_as_xlogy(logits_p, logits_q):
+    """F.kl_div takes a target that is a probability of zero; its logarithm is never asked for."""
+    q, p = F.log_softmax(logits_q, dim=-1), F.softmax(logits_p, dim=-1)
+    return F.kl_div(q, p, reduction="none").sum(-1).mean().item()
+
+
+def kl_from_entropies(logits_p, logits_q):
+    """Cross-entropy less entropy."""
+    p, q = (x.double().reshape(-1, x.shape[-1]) for x in (logits_p, logits_q))
+    target = p.softmax(1)
+    return (F.cross_entropy(q, target) - F.cross_entropy(p, target)).item()
+
+
 def quiz():
     return {"q1": "c", "q2": "b", "q3": "d"}
 
 
 RIGHT = [
     *[(check.merges, f) for f in (merged_weight, merged_double, merged_promoted, merged_in_place)],
+    *[(check.merges, f) for f in (merged_by_transposes, merged_as_a_loop)],
     *[(check.merges_quantized, f) for f in (merge_quantized, quantized_padded, quantized_by_index)],
+    *[(check.merges_quantized, f) for f in (quantized_by_select, quantized_in_pieces)],
     (check.combines, combine_linear, combine_cat),
     (check.combines, linear_stacked, cat_on_b),
     (check.combines, combine_linear, cat_by_roots),
-    *[(check.mixes, f) for f in (soup, soup_normalised, soup_running)],
+    (check.combines, linear_in_loop, cat_into_zeros),
+    *[(check.mixes, f) for f in (soup, soup_normalised, soup_running, soup_by_mean)],
     (check.serves, swap_cost, route),
     (check.serves, swap_by_state, route_by_side),
     (check.serves, swap_by_flags, route_sorted),
-    (check.serves, swap_cost, route_grouped),
+    (check.serves, swap_by_layers, route_by_text),
+    (check.serves, swap_cost, route_with_config),
     *[(check.divergence, f) for f in (kl_divergence, kl_functional, kl_by_logsumexp)],
+    *[(check.divergence, f) for f in (kl_as_xlogy, kl_from_entropies)],
     (check.quiz, quiz),
     (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "b "}),
 ]
@@ -280,6 +394,18 @@ def _all_in_w_dtype(W, A, B, alpha):
     return W + alpha / len(A) * B.to(W.dtype) @ A.to(W.dtype)
 
 
+def _in_float_of_w(W, A, B, alpha):
+    """In fp32 `W.float()` is W itself, so += writes into it."""
+    total = W.float()
+    total += alpha / len(A) * B @ A
+    return total.to(W.dtype)
+
+
+def _scaled_twice(W, A, B, alpha):
+    s = alpha / len(A)
+    return (W.float() + (s * B) @ (s * A)).to(W.dtype)
+
+
 def _on_w(W, A, B, alpha):
     W += alpha / len(A) * B @ A
     return W
@@ -293,6 +419,13 @@ MERGES = [
     (_scaled(lambda alpha, r: 0.0), "update is missing"),
     (_scaled(lambda alpha, r: alpha / r, keep=0.0), "update alone"),
     (_scaled(lambda alpha, r: -alpha / r), "taken away"),
+    (_scaled(lambda alpha, r: alpha // r), "rounds down"),
+    (_scaled_twice, "comes twice"),
+    (lambda W, A, B, alpha: _scaled(lambda a, r: a / A.shape[1])(W, A, B, alpha), "by d_in"),
+    (lambda W, A, B, alpha: _scaled(lambda a, r: a / B.shape[0])(W, A, B, alpha), "by d_out"),
+    (lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "do the two have the shapes"),
+    (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).tolist(), "tensor"),
+    (_in_float_of_w, "changed W itself"),
     (lambda W, A, B, alpha: W.float() + alpha / len(A) * B @ A, "W's dtype"),
     (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "shapes|RuntimeError"),
     (_in_w_dtype, "rounded otherwise"),
@@ -339,7 +472,36 @@ def _scaled_all(W4, absmax, codebook, A, B, alpha, shape):
     return (codebook[W4.long()].reshape(shape) + alpha / len(A) * B @ A) * scales
 
 
+def _into_codes(W4, absmax, codebook, A, B, alpha, shape):
+    """The update is added to the codes, where it rounds to nothing."""
+    codes = (W4.reshape(shape) + alpha / len(A) * B @ A).round().clamp(0, 15)
+    return _dequantized(codes.flatten(), absmax, codebook, shape)
+
+
+def _sixteen_first(W4, absmax, codebook, A, B, alpha, shape):
+    base = _dequantized(W4, absmax, codebook, shape).bfloat16()
+    return base.float() + alpha / len(A) * B @ A
+
+
+def _all_sixteen(W4, absmax, codebook, A, B, alpha, shape):
+    base = _dequantized(W4, absmax, codebook, shape).bfloat16()
+    return base.float() + (alpha / len(A) * B @ A).bfloat16().float()
+
+
+def _unpacked(W4, absmax, codebook, A, B, alpha, shape):
+    """The codes are taken for two to a byte."""
+    codes = torch.stack([W4 >> 4, W4 & 15], dim=-1).flatten()
+    return codebook[codes.long()].reshape(shape) + alpha / len(A) * B @ A
+
+
 QUANTIZED = [
+    (_into_codes, "rounded away with the codes"),
+    (_sixteen_first, "weights are rounded to 16 bits before the sum"),
+    (_all_sixteen, "update and the weights are rounded to 16 bits"),
+    (_unpacked, "nothing to unpack"),
+    (_merge_then(lambda W, *_: W.double()), "float32"),
+    (_with_base(_dequantized, lambda a, r: a // r), "rounds down"),
+    (_with_base(_dequantized, lambda a, r: -a / r), "taken away"),
     (_merge_then(_requantize), "quantised again"),
     (_merge_then(_requantize_anew), "quantised again"),
     (_merge_then(lambda W, *_: W.bfloat16()), "bf16"),
@@ -413,7 +575,41 @@ def _normalised(adapters, weights):
     return combine_cat(adapters, [w / sum(weights) for w in weights])
 
 
+def _linear_in_place(adapters, weights):
+    A, B = adapters[0]
+    A *= math.sqrt(weights[0])
+    B *= math.sqrt(weights[0])
+    for (a, b), w in zip(adapters[1:], weights[1:], strict=True):
+        A += math.sqrt(w) * a
+        B += math.sqrt(w) * b
+    return A, B
+
+
+def _cat_in_place(adapters, weights):
+    for (A, _), w in zip(adapters, weights, strict=True):
+        A *= w
+    return torch.cat([A for A, _ in adapters]), torch.cat([B for _, B in adapters], dim=1)
+
+
+def _linear_normalised(adapters, weights):
+    return combine_linear(adapters, [w / sum(weights) for w in weights])
+
+
+def _in_half(adapters, weights):
+    """Right to three digits: not exact."""
+    return tuple(part.bfloat16().float() for part in combine_cat(adapters, weights))
+
+
 COMBINES = [
+    (_linear_in_place, combine_cat, "changed the adapters"),
+    (combine_linear, _cat_in_place, "changed the adapters"),
+    (_linear_normalised, combine_cat, "normalised"),
+    (lambda a, w: combine_linear(a, w[::-1]), combine_cat, "another order"),
+    (combine_linear, _cat(math.sqrt, _one), "one factor carries sqrt(w)"),
+    (combine_linear, _cat(_one, math.sqrt), "one factor carries sqrt(w)"),
+    (combine_linear, _in_half, "differ most"),
+    (combine_linear, lambda a, w: combine_cat(a, w)[::-1], "rows"),
+    (combine_linear, lambda a, w: torch.stack(combine_cat(a, w)), "it raised"),
     (_linear(lambda w: w, lambda w: w), combine_cat, "sqrt"),
     (_linear(lambda w: w, _one), combine_cat, "A alone"),
     (_linear(_one, lambda w: w), combine_cat, "B alone"),
@@ -477,10 +673,34 @@ def _into_first(states, weights=None):
     return total
 
 
+def _zeros_for_missing(states, weights=None):
+    weights = weights or [1 / len(states)] * len(states)
+    every = set().union(*states)
+    return {k: sum(w * s.get(k, 0) for s, w in zip(states, weights, strict=True)) for k in every}
+
+
+def _by_number_of_keys(states, weights=None):
+    return soup(states, weights or [1 / len(states[0])] * len(states))
+
+
+def _counted(states, weights=None):
+    """An error, but one that says how many keys and not which."""
+    sizes = {len(s) for s in states}
+    if len(sizes) > 1:
+        raise ValueError(f"states of {sorted(sizes)} keys")
+    return soup(states, weights)
+
+
 SOUPS = [
+    (_zeros_for_missing, "says nothing"),
+    (_by_number_of_keys, "number of keys"),
+    (_counted, "name norm in it"),
+    (lambda s, w=None: soup(s, w)["norm"], "dict"),
+    (lambda s, w=None: soup(s[-1:]), "last state alone"),
+    (lambda states, weights=None: soup(states, weights) | {"r": 1}, "has the keys"),
     (_quiet, "says nothing"),
     (_first_keys, "says nothing"),
-    (_vague, "name the key"),
+    (_vague, "name norm"),
     (_by_place, "it raised|wanted|differ"),
     (_into_first, "changed the states"),
     (lambda s, w=None: soup(s, [1.0] * len(s)), "this is the sum"),
@@ -507,7 +727,32 @@ def _sum(tensors, name, of=lambda p: p.nbytes, part="lora_"):
     return sum(of(p) for n, p in tensors.items() if part in n and name in n)
 
 
+def _milliseconds(model, adapter_name):
+    cost = swap_cost(model, adapter_name)
+    return cost | {"seconds": 1000 * cost["seconds"] + 1000}
+
+
+def _time_of_day(model, adapter_name):
+    return swap_cost(model, adapter_name) | {"seconds": time.time()}
+
+
+def _clock_stopped_early(model, adapter_name):
+    begun = time.perf_counter()
+    seconds = time.perf_counter() - begun
+    return swap_cost(model, adapter_name) | {"seconds": seconds}
+
+
+def _active_too_early(model, adapter_name):
+    """The bytes are those of the adapter that was active before the switch."""
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return swap_cost(model, adapter_name) | {"bytes": trained}
+
+
 SWAPS = [
+    (_milliseconds, "milliseconds"),
+    (_time_of_day, "time of day"),
+    (_clock_stopped_early, "two looks at the clock"),
+    (_active_too_early, "bytes"),
     (_cost(lambda t, n: _sum(t, f".{n}."), switch=False), "set_adapter"),
     (_cost(lambda t, n: _sum(t, n)), "with its dots"),
     (_cost(lambda t, n: _sum(t, "")), "all adapters"),
@@ -564,7 +809,41 @@ def _dropout_alone(model, prompts, adapter_names):
     return told
 
 
+def _with_special_tokens(model, prompts, adapter_names):
+    batch = _batch(model.eval(), prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    return model.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :])
+
+
+def _leaves_it_switched(model, prompts, adapter_names):
+    texts = route(model, prompts, adapter_names)
+    model.set_adapter(adapter_names[1])
+    return texts
+
+
+def _cut_by_each_prompt(model, prompts, adapter_names):
+    """Cut where the prompt would end without its padding."""
+    batch = _batch(model.eval(), prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    sizes = batch["attention_mask"].sum(1)
+    rows = [row[n:] for row, n in zip(out, sizes, strict=True)]
+    return model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def _in_two_halves(model, prompts, adapter_names):
+    half = len(prompts) // 2
+    first = route(model, prompts[:half], adapter_names[:half])
+    return first + route(model, prompts[half:], adapter_names[half:])
+
+
 ROUTES = [
+    (_route_grouped, "at most 2 prompts at a time"),
+    (_in_two_halves, "at most 3 prompts at a time"),
+    (_with_special_tokens, "skip_special_tokens"),
+    (_leaves_it_switched, "leaves tickets active"),
+    (_cut_by_each_prompt, "is not what"),
+    (_route(max_new_tokens=None, max_length=48), "stops early"),
+    (_route(side="right", names=None), "is not what"),
     (_route(side="right"), "padded on the right"),
     (_route(masked=False), "padding is read as text"),
     (_route(side="right", masked=False), "padded on the right|read as text"),
@@ -621,7 +900,34 @@ def _distributions(p, q):
     return kl.kl_divergence(Categorical(logits=p), Categorical(logits=q))
 
 
+def _plus_a_little(p, q):
+    p, q = p.softmax(-1), q.softmax(-1)
+    return (p * ((p + 1e-9).log() - (q + 1e-9).log())).sum(-1)
+
+
+def _along(dim):
+    def each(p, q):
+        log_p, log_q = p.log_softmax(dim), q.log_softmax(dim)
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    return each
+
+
 DIVERGENCES = [
+    (_kl_with(_plus_a_little), "log_softmax"),
+    (_kl_with(_along(0)), "over dimension 0"),
+    (_kl_with(_along(1)), "over dimension 1"),
+    (_kl_with(_each, lambda x: x[..., -1].mean().item()), "last token|largest token"),
+    (_kl_with(_each, lambda x: x.max().item()), "largest token"),
+    (_kl_with(_each, lambda x: x.tolist()), "a list"),
+    (
+        _kl_with(lambda p, q: p.log_softmax(-1).exp() * (q - p), lambda x: x.sum(-1).mean().item()),
+        "wanted",
+    ),
+    (
+        lambda p, q: F.kl_div(p.log_softmax(-1), q.log_softmax(-1), log_target=True).item(),
+        "wanted",
+    ),
     (_kl_with(_distributions), "log_softmax"),
     (_kl_with(lambda p, q: _each(q, p)), "KL(q||p)"),
     (lambda p, q: F.kl_div(p.log_softmax(-1), q.softmax(-1), reduction="batchmean").item(), "q||p"),

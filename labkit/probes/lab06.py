@@ -1,6 +1,7 @@
 """What runs beside the learner's code in lab 6, and brings plain data back to its checks."""
 
 import functools
+import time
 
 import torch
 
@@ -21,11 +22,19 @@ def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
     """`[what it returns, its dtype]`; a byte tensor used as an index is explained."""
     try:
         result = merge_quantized(W4, absmax, codebook, A, B, alpha, shape)
-    except IndexError as error:
+    except (IndexError, RuntimeError) as error:
         if "mask" in str(error):
             error.args = ("torch takes a uint8 index for a mask: write codebook[W4.long()]",)
+        elif str(2 * W4.numel()) in str(error):
+            error.args = (f"{error}; W4 holds one code a byte, there is nothing to unpack",)
         raise
     return [result, str(getattr(result, "dtype", None))]
+
+
+def combined(combine, adapters, weights):
+    """`[what it returns, the adapters afterwards]`."""
+    result = combine(adapters, weights)
+    return [result, adapters]
 
 
 def souped(soup, states, weights):
@@ -79,14 +88,16 @@ def _fill(model, rng, brief):
 
 
 def swapped(swap_cost, seed, name):
-    """What `swap_cost(model, name)` returns, and the active adapters afterwards."""
+    """What `swap_cost(model, name)` returns, the active adapters then, and the call's seconds."""
     model = tiny_served(seed, brief=True)
+    begun = time.perf_counter()
     cost = swap_cost(model, name)
-    return {"cost": cost, "active": list(model.base_model.active_adapters)}
+    took = time.perf_counter() - begun
+    return {"cost": cost, "active": list(model.base_model.active_adapters), "took": took}
 
 
 def routed(route, seed, prompts, adapter_names):
-    """The texts that `route` returns, and the largest batch that the model saw."""
+    """The texts that `route` returns, the largest batch seen, and the active adapters then."""
     model, sizes = tiny_served(seed), [0]
     embedding = model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
@@ -96,7 +107,8 @@ def routed(route, seed, prompts, adapter_names):
         hint = "; take the tokenizer from the model: model.tokenizer"
         error.args = (f"{error}{hint}", *error.args[1:])
         raise
-    return {"texts": texts, "batch": max(sizes)}
+    active = list(model.base_model.active_adapters)
+    return {"texts": texts, "batch": max(sizes), "active": active}
 
 
 @functools.cache

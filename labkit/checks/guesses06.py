@@ -1,0 +1,179 @@
+"""What misconceptions give in lab 6: a message for each, and the tensor or number it leads to."""
+
+import math
+
+import torch
+
+BLOCK = 64
+SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
+
+
+def scalings(W, update, r, alpha, d_out, d_in):
+    """Wrong versions of `W + update`, where `update` is the right one, (alpha / r) B A."""
+    return {
+        "alpha is not divided by r": W + r * update,
+        "alpha // r rounds down: divide with /": W + update * (alpha // r) * r / alpha,
+        "the scaling alpha / r is missing": W + update * r / alpha,
+        "the scaling is r / alpha, upside down": W + update * (r / alpha) ** 2,
+        "the scaling alpha / r comes twice": W + update * alpha / r,
+        "alpha is divided by sqrt(r): that is rank-stabilised LoRA": W + update * math.sqrt(r),
+        "alpha is divided by d_in; r is A.shape[0]": W + update * r / d_in,
+        "alpha is divided by d_out; r is A.shape[0]": W + update * r / d_out,
+        "the update is missing": W,
+        "this is the update alone: add it to W": update,
+        "the update is taken away: a merge adds it": W - update,
+    }
+
+
+def nearest(blocks, absmax, codebook):
+    """The codes (uint8) whose values lie nearest to numbers in rows that share an absmax."""
+    return (blocks[..., None] / absmax[:, None, None] - codebook).abs().argmin(-1).byte()
+
+
+def quantized(W4, absmax, codebook, update, shape, r, alpha):
+    """Wrong versions of the dequantised matrix plus `update`."""
+    n, values = len(W4), codebook[W4.long()]
+    scales = absmax.repeat_interleave(BLOCK)[:n]
+    base = (values * scales).reshape(shape)
+    by_column = (values * scales).reshape(shape[1], shape[0]).T
+    tiled = (values * absmax.repeat(BLOCK)[:n]).reshape(shape)
+    sixteen = "are rounded to 16 bits before the sum; stay in fp32"
+    known = scalings(base, update, r, alpha, *shape)
+    known["the update is missing, or was rounded away with the codes"] = known.pop(
+        "the update is missing"
+    )
+    return known | {
+        **requantized(base + update, absmax, codebook),
+        "the sum is rounded to bf16; add in fp32 and stay there": (base + update).bfloat16(),
+        "the sum is rounded to fp16; add in fp32 and stay there": (base + update).half(),
+        f"the dequantised weights {sixteen}": base.bfloat16() + update,
+        f"the update and the weights {sixteen}": base.bfloat16().float() + update.bfloat16(),
+        "absmax scales the update too": ((values + update.flatten()) * scales).reshape(shape),
+        "absmax is missing: codebook values lie in [-1, 1]": values.reshape(shape) + update,
+        "the codes are taken for numbers; look them up in codebook": (W4 * scales).reshape(shape)
+        + update,
+        "absmax belongs to blocks of 64 neighbours: repeat_interleave, not repeat": tiled + update,
+        "the numbers are laid out by columns; W is stored row by row": by_column + update,
+    }
+
+
+def requantized(total, absmax, codebook):
+    """The sum rounded to the grid once more, with the old absmax and with a new one."""
+    n = total.numel()
+    blocks = torch.nn.functional.pad(total.flatten(), (0, -n % BLOCK)).reshape(-1, BLOCK)
+
+    def rounded(scale):
+        values = codebook[nearest(blocks, scale, codebook).long()] * scale[:, None]
+        return values.flatten()[:n].reshape(total.shape)
+
+    return {
+        "the sum was quantised again, and the update is lost": rounded(absmax),
+        "the sum was quantised again, with a new absmax": rounded(blocks.abs().amax(1)),
+    }
+
+
+def summed(adapters, weights):
+    """The weighted sum of the updates, in fp64: what `cat` must give."""
+    return sum(w * B.double() @ A.double() for (A, B), w in zip(adapters, weights, strict=True))
+
+
+def crossed(adapters, weights_A, weights_B):
+    """The product of weighted sums of the factors, cross terms included."""
+    A = sum(w * A for (A, _), w in zip(adapters, weights_A, strict=True))
+    B = sum(w * B for (_, B), w in zip(adapters, weights_B, strict=True))
+    return B @ A
+
+
+def concatenated(adapters, weights):
+    """Wrong products of `combine_cat`."""
+    n, total = len(weights), sum(weights)
+    wrong = {
+        "both factors carry the weight, so the product has its square": [w * w for w in weights],
+        "the weights are not used": [1.0] * n,
+        SAY_IT_ALL: [w / n for w in weights],
+        "the weights are normalised; take them as they are": [w / total for w in weights],
+        "both factors carry the sign of the weight, so a minus is lost": [abs(w) for w in weights],
+        "the weights are in another order than the adapters": weights[::-1],
+    }
+    if min(weights) >= 0:
+        wrong["one factor carries sqrt(w) and the other nothing: the whole w on one of them"] = [
+            math.sqrt(w) for w in weights
+        ]
+    return {message: summed(adapters, parts) for message, parts in wrong.items()}
+
+
+def added(adapters, weights):
+    """Wrong products of `combine_linear`."""
+    ones, n = [1.0] * len(weights), len(weights)
+    pairs = {
+        "each factor carries w, so a term has w squared: give each sqrt(w)": (weights, weights),
+        "A alone is weighted: give each factor sqrt(w)": (weights, ones),
+        "B alone is weighted: give each factor sqrt(w)": (ones, weights),
+        "the weights are not used": (ones, ones),
+    }
+    roots = [math.sqrt(w) for w in weights]
+    for message, parts in {
+        SAY_IT_ALL: [x / n for x in roots],
+        "the weights are normalised; take them as they are": [
+            x / math.sqrt(sum(weights)) for x in roots
+        ],
+        "the weights are in another order than the adapters": roots[::-1],
+    }.items():
+        pairs[message] = (parts, parts)
+    return {message: crossed(adapters, *parts) for message, parts in pairs.items()}
+
+
+def souped(states, name, parts):
+    """Wrong means of the tensors `name` of all states."""
+    n, keys = len(states), len(states[0])
+
+    def mixed(factors):
+        return sum(f * s[name] for f, s in zip(factors, states, strict=True))
+
+    return {
+        "this is the sum; divide it by the number of states": mixed([1.0] * n),
+        "divided by the number of states; the weights sum to 1 already": mixed(
+            [w / n for w in parts]
+        ),
+        "divided by the number of keys, not of states": mixed([1 / keys] * n),
+        "the weights are not used": mixed([1 / n] * n),
+        "the weights are in another order than the states": mixed(parts[::-1]),
+        "this is the first state alone": states[0][name],
+        "this is the last state alone": states[-1][name],
+    }
+
+
+def kl(p, q, dim=-1):
+    """KL(p||q) of each token in nats, in fp64; another `dim` is where learners normalise too."""
+    log_p, log_q = (x.double().log_softmax(dim) for x in (p, q))
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def divergences(p, q):
+    """Wrong numbers for the mean KL(p||q) a token."""
+    each, back, vocab = kl(p, q), kl(q, p), p.shape[-1]
+    mean = each.mean().item()
+    middle = (0.5 * (p.double().softmax(-1) + q.double().softmax(-1))).log()
+    cross = -(p.double().softmax(-1) * q.double().log_softmax(-1)).sum(-1).mean().item()
+    raw = (p.double() * (p.double() - q.double())).sum(-1).mean().item()
+    wrong = {"this is KL(q||p); p is the first argument": back.mean().item()}
+    if p.dim() == 3:
+        wrong["divided by the number of sequences, not of tokens"] = each.sum().item() / len(p)
+    for dim in range(p.dim() - 1):
+        message = f"softmax runs over dimension {dim}, not over the vocabulary: dim=-1"
+        wrong[message] = kl(p, q, dim).mean().item()
+    return wrong | {
+        "this is the sum over tokens; take the mean": each.sum().item(),
+        "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,
+        "this is in bits; nats are wanted": mean / math.log(2),
+        "the sign is turned round": -mean,
+        "this is KL(q||p) with its sign turned round": -back.mean().item(),
+        "this is the cross-entropy; the entropy of p is missing": cross,
+        "this is symmetric; KL(p||q) alone is wanted": (0.5 * (each + back)).mean().item(),
+        "this is the Jensen-Shannon divergence": (0.5 * (kl(p, middle) + kl(q, middle)))
+        .mean()
+        .item(),
+        "this is the largest token's, not the mean": each.max().item(),
+        "this is the last token's, not the mean": each[..., -1].mean().item(),
+        "softmax of the logits is missing": raw,
+    }

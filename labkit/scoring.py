@@ -1,0 +1,37 @@
+"""Scores without generating: one forward pass tells whether greedy decoding would be right.
+
+Greedy decoding gives an answer to the letter if and only if, with the right answer as input, the
+most likely next token is the right one at every place.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from labkit import packing, training
+
+
+def score(model, tokenizer, dataset):
+    """(share of answers right to the letter, mean loss in nats a token) of conversations."""
+    right, losses = [], []
+    for logits, targets, lengths in _answers(model, tokenizer, dataset):
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+        hits = (logits.argmax(-1) == targets).split(lengths)
+        right += [bool(hit[:-1].all()) for hit in hits]  # the last token, a newline, is never asked
+    return sum(right) / len(right), torch.cat(losses).mean().item()
+
+
+def said(model, tokenizer, dataset):
+    """The logits (k, vocab), fp32 and on the CPU, at the k answer tokens of conversations."""
+    return torch.cat([logits.cpu() for logits, *_ in _answers(model, tokenizer, dataset)])
+
+
+@torch.no_grad()
+def _answers(model, tokenizer, dataset, size=24):
+    """Yield (logits (k, vocab), targets (k,), tokens of each answer) for batches of `dataset`."""
+    rows = [training.encode(tokenizer, messages) for messages in dataset["messages"]]
+    rows.sort(key=lambda row: len(row["input_ids"]))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        lengths = [sum(y != packing.IGNORED for y in row["labels"]) for row in part]
+        logits, targets = training.answer_logits(model.eval(), packing.pack(part))
+        yield logits.float(), targets, lengths

@@ -1,0 +1,83 @@
+"""A model folder served over OpenAI's protocol by `transformers serve`, a process of its own."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from labkit.errors import LabError
+
+NEEDS = ("fastapi", "openai", "uvicorn")
+INSTALL = "pip install 'lora-labs[serve]'"
+
+
+class NotServed(LabError, RuntimeError):
+    """The server did not start."""
+
+
+def missing():
+    """The packages of the extra `serve` that are not installed, a list."""
+    return [name for name in NEEDS if not find_spec(name)]
+
+
+@contextmanager
+def transformers_serve(folder, seconds=120):
+    """Serve the model in `folder` on this machine while the block runs; yields the base URL.
+
+    The server needs no network. Raises NotServed when a package is missing, when the server ends,
+    or when it does not answer within `seconds`.
+    """
+    if missing():
+        raise NotServed(f"{', '.join(missing())} missing: {INSTALL}")
+    port = _free_port()
+    command = [_command(), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen(command, env=os.environ | quiet, stdout=log, stderr=log)
+        try:
+            _wait(server, f"http://127.0.0.1:{port}/health", seconds, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            _stop(server)
+
+
+def _stop(server):
+    server.terminate()
+    try:
+        server.wait(10)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _command():
+    """The `transformers` that belongs to this Python, else the one on the path."""
+    here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return shutil.which("transformers", path=here) or "transformers"
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait(server, address, seconds, log):
+    """Return once `address` answers; NotServed with the server's last line when it does not."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            return urllib.request.urlopen(address, timeout=2).close()
+        except OSError:
+            time.sleep(0.3)
+    log.seek(0)
+    lines = [line.strip() for line in log if line.strip()] or ["it said nothing"]
+    state = "ended" if server.poll() is not None else f"did not answer in {seconds} s"
+    raise NotServed(f"transformers serve {state}: {lines[-1]}")

@@ -1,0 +1,66 @@
+"""Scores from one forward pass are those of generation and of transformers' own loss."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from labkit import packing, scoring, training
+from labkit.probes.lab03 import tiny_language_model
+from labkit.probes.lab06 import words
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }} "
+    "{% if m['role'] == 'assistant' %}<end> turn {% endif %}{% endfor %}"
+)
+
+
+def conversation(prompt, answer):
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture(scope="module")
+def told():
+    """A tiny model, its tokenizer, prompts and its greedy answers, which end by themselves."""
+    model, tokenizer = tiny_language_model(seed=11)
+    model.generation_config.update(eos_token_id=0, pad_token_id=0)
+    tokenizer.chat_template = TEMPLATE
+    rng = torch.Generator().manual_seed(0)
+    prompts = [words(rng, 2 + i % 5) for i in range(40)]
+    pairs = [(prompt, greedy(model, tokenizer, prompt)) for prompt in prompts]
+    pairs = [(p, a) for p, a in pairs if 1 < len(a.split()) < 40 and "<unk>" not in a]
+    assert len(pairs) > 7
+    return model, tokenizer, pairs
+
+
+def greedy(model, tokenizer, prompt):
+    """The answer up to its end, by `generate`."""
+    ids = tokenizer(prompt, return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=48, do_sample=False)
+    return tokenizer.decode(out[0, ids["input_ids"].shape[1] :]).partition(" <end>")[0]
+
+
+def rows(pairs):
+    return Dataset.from_dict({"messages": [conversation(*pair) for pair in pairs]})
+
+
+def test_what_the_model_says_is_right_and_nothing_else(told):
+    model, tokenizer, pairs = told
+    assert scoring.score(model, tokenizer, rows(pairs))[0] == 1
+    changed = [
+        (prompt, f"{answer} blue" if i % 2 else answer.partition(" ")[2])
+        for i, (prompt, answer) in enumerate(pairs)
+    ]
+    assert scoring.score(model, tokenizer, rows(changed))[0] == 0
+    half = [changed[0], pairs[1], changed[2], pairs[3]]
+    assert scoring.score(model, tokenizer, rows(half))[0] == 0.5
+
+
+def test_the_loss_and_the_logits_are_those_of_padded_rows(told, padded_loss):
+    model, tokenizer, pairs = told
+    data = rows(pairs)
+    encoded = [training.encode(tokenizer, messages) for messages in data["messages"]]
+    wanted = padded_loss(model, encoded).item()
+    assert scoring.score(model, tokenizer, data)[1] == pytest.approx(wanted, rel=1e-5)
+    logits = scoring.said(model, tokenizer, data)
+    n_targets = sum(y != packing.IGNORED for row in encoded for y in row["labels"])
+    assert logits.shape == (n_targets, model.config.vocab_size) and logits.dtype == torch.float32
