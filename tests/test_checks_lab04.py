@@ -1,11 +1,14 @@
 """Lab 4's checks: stubs, wrong answers that learners give, right answers written differently."""
 
+from pathlib import Path
 from statistics import NormalDist
 
+import jupytext
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bitsandbytes import functional as bnb
 from transformers import BitsAndBytesConfig
 
 from labkit.checks import lab04 as check
@@ -853,6 +856,49 @@ def test_a_block_of_zeros_is_no_nan_anywhere(rejects):
 def test_the_filler_of_an_odd_number_is_free_and_told(capsys):
     check.packs(pack_zero_filled, unpack_nibbles)
     assert "fills with 7" in capsys.readouterr().out
+
+
+# --- the lab's own solutions, against bitsandbytes ------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """What the solved cells of the lab define, by name."""
+    names = {"torch": torch, "F": F}
+    lab = Path(__file__).parent.parent / "labs" / "04_qlora.py"
+    for cell in jupytext.read(lab).cells:
+        if cell.source.startswith("def ") and "# BEGIN SOLUTION" in cell.source:
+            exec(cell.source, names)
+    return names
+
+
+SHAPES = [(96, 64), (37, 100), (5, 7, 11), (129,), (1,)]  # whole, ragged, odd, ragged and odd
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bytes_scales_and_weights_are_those_of_bitsandbytes(solved, shape, dtype):
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+    w.view(-1)[:1] *= 30  # an outlier
+    book = solved["nf4_codebook"]()
+    codes, absmax = solved["quantize_blockwise"](w, book)
+    stored, state = bnb.quantize_4bit(w, quant_type="nf4")
+    assert (book - state.code).abs().max() <= 1e-6
+    assert torch.equal(solved["pack_nibbles"](codes), stored.flatten())
+    assert torch.equal(solved["unpack_nibbles"](stored.flatten())[: w.numel()], codes)
+    assert torch.equal(absmax, state.absmax)
+    back = solved["dequantize_blockwise"](codes, absmax, book, w.shape)
+    theirs = bnb.dequantize_4bit(stored, state)
+    torch.testing.assert_close(back.to(dtype), theirs, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_bits_are_what_bitsandbytes_stores(solved, double):
+    n = 64 * 256 * 8
+    stored, state = bnb.quantize_4bit(torch.randn(n), compress_statistics=double, quant_type="nf4")
+    scales = [state.absmax, state.state2.absmax] if double else [state.absmax]
+    bits = 8 * sum(t.nbytes for t in [stored, *scales]) / n
+    assert solved["bits_per_param"](double_quant=double) == bits == (4.126953125 if double else 4.5)
 
 
 # --- stubs ---------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def codebooks(books):
     """The values of each codebook as ticks under the normal density; `books` name -> tensor."""
     fig, ax = figure(height=3.4)
     x = np.linspace(-1, 1, 400)
-    density = np.exp(-((x * 2.4) ** 2) / 2)  # a block of 64 normal numbers ends near 2.4 sigma
+    density = np.exp(-((x * 2.6) ** 2) / 2)  # a block of 64 normal numbers ends near 2.6 sigma
     ax.fill_between(x, density, color=PALETTE[0], alpha=0.15)
     ax.text(0.42, 0.75, "weights of a block,\ndivided by their absmax", color=INK)
     for row, ((name, values), colour) in enumerate(zip(books.items(), PALETTE, strict=False)):
