@@ -207,7 +207,8 @@ def memory(
     config = configs.find(model)
     from labkit.memory import report
 
-    found = report.examine(model, config, settings, limit)
+    with _console(True).status("simulating a step") as status:
+        found = report.examine(model, config, settings, limit, say=status.update)
     if plot:
         report.figure(found).savefig(plot)
     if as_json:

@@ -37,8 +37,11 @@ class Report:
         return self.limit and self.simulated.peak <= self.limit
 
 
-def examine(model, config, settings, limit=None):
-    """The `Report` on one step of `config`; with `limit` bytes, also what fits into them."""
+def examine(model, config, settings, limit=None, say=lambda text: None):
+    """The `Report` on one step of `config`; with `limit` bytes, also what fits into them.
+
+    say: is told in a few words what is being simulated, since a large model takes a while.
+    """
     simulated = simulate(config, settings, timeline=True)
     report = Report(str(model), settings, simulated, None, limit=limit)
     try:
@@ -46,28 +49,30 @@ def examine(model, config, settings, limit=None):
     except NoClosedForm as error:
         report.why_not = str(error)
     if limit:
-        _find_room(config, report)
+        _find_room(config, report, say)
     return report
 
 
-def _find_room(config, report):
+def _find_room(config, report, say):
     """Fill in what makes room, and the largest batches with the first settings that fit."""
-    steps = list(_room(config, report.settings))
+    steps = list(_room(config, report.settings, say))
     report.room = [(name, peak) for name, _, peak in steps]
     given = ("the settings as given", report.settings, report.simulated.peak)
     for name, settings, peak in (given, *steps):
         if peak <= report.limit:
+            say(f"searching the largest batch with {name}")
             report.batches_with = name
             report.batches = fit.largest_batches(config, settings, report.limit)
             return
 
 
-def _room(config, settings):
+def _room(config, settings, say):
     """`(change, settings, bytes at the peak)` for each thing that makes room, one on the other."""
     for name, change in ROOM.items():
         changed = {key: value for key, value in change.items() if getattr(settings, key) != value}
         if changed and settings.seq > change.get("answer_tokens", 0):
             settings = settings.but(**changed)
+            say(f"simulating with {name}")
             yield name, settings, simulate(config, settings).peak
 
 
