@@ -28,21 +28,23 @@ lab, check = labkit.start("06_merging")
 # %%
 import copy
 import math
+import os
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import peft
 import torch
-import torch.nn.functional as F
 from bitsandbytes import functional as bnb
 from IPython.display import display
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig
 
-from labkit import finetuning, live, models, packing, plots, tasks, training
+from labkit import finetuning, live, models, plots, serving, tasks
+from labkit.scoring import said, score
 
 # %% [markdown]
 # ## Merge
@@ -84,6 +86,9 @@ check.merges(merged_weight)
 
 
 # %%
+OPTIONS = {"tickets": {"groups": ("delivery", "returns", "technical")}}
+
+
 def as_pairs(dataset):
     """The dataset as prompts and completions, which is what TRL takes."""
     return dataset.map(
@@ -99,9 +104,6 @@ def lora_config(r=16, alpha=32):
 
 
 # %%
-OPTIONS = {"tickets": {"groups": ("delivery", "returns", "technical")}}
-
-
 def train(base, task, steps, size, rate, title=None):
     """Train an adapter for `task` on `base`, or take it from the cache; its folder."""
     args = SFTConfig(
@@ -133,30 +135,8 @@ if lab.experiment("Three adapters, three minutes the first time", 5, needs=["6.1
 # %% [markdown]
 # To score a model quickly: greedy decoding gives an answer to the letter if and only if, with the
 # right answer as input, the most likely next token is the right one at every place. One forward
-# pass tells that for a whole batch, and the loss with it.
-
-
-# %%
-@torch.no_grad()
-def answer_logits(model, dataset, size=24):
-    """Yield (logits (k, vocab), targets (k,), tokens an answer) for batches of `dataset`."""
-    rows = [training.encode(tokenizer, messages) for messages in dataset["messages"]]
-    rows.sort(key=lambda row: len(row["input_ids"]))
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        lengths = [sum(y != packing.IGNORED for y in row["labels"]) for row in part]
-        yield *training.answer_logits(model.eval(), packing.pack(part)), lengths
-
-
-# %%
-def score(model, dataset):
-    """(share of answers right to the letter, mean loss in nats a token)."""
-    right, losses = [], []
-    for logits, targets, lengths in answer_logits(model, dataset):
-        losses.append(F.cross_entropy(logits.float(), targets, reduction="none"))
-        hits = (logits.argmax(-1) == targets).split(lengths)
-        right += [bool(hit[:-1].all()) for hit in hits]  # the last token, a newline, is never asked
-    return sum(right) / len(right), torch.cat(losses).mean().item()
+# pass tells that for a whole batch, and the loss with it. `score` returns both;
+# `said` returns the logits at the tokens of the answers.
 
 
 # %%
@@ -165,6 +145,13 @@ def examples(task, split, n):
     return tasks.load(task, split, **OPTIONS.get(task, {})).shuffle(seed=1).select(range(n))
 
 
+def prompt_of(messages):
+    """The text that the model continues: the messages up to the user's last, in its template."""
+    asked = [m for m in messages if m["role"] != "assistant"]
+    return tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+
+
+# %%
 def trio(dtype=None):
     """The base with the three adapters on it, a PeftModel."""
     model = PeftModel.from_pretrained(models.load(dtype=dtype)[0], folders["home"], "home")
@@ -174,13 +161,13 @@ def trio(dtype=None):
     return model.eval()
 
 
-# %%
 def adapted(model):
     """(dotted name in the base model, layer) of every layer that has adapters."""
     pairs = model.get_base_model().named_modules()
     return [(name, layer) for name, layer in pairs if hasattr(layer, "lora_A")]
 
 
+# %%
 def factors(layer, name):
     """A, B and alpha of adapter `name` of a layer."""
     A, B = layer.lora_A[name].weight.data, layer.lora_B[name].weight.data
@@ -191,10 +178,10 @@ def factors(layer, name):
 if lab.experiment("What each adapter can do", 15, needs=["6.1"]):
     served = trio()
     held_out = {name: examples(name, "test", 48) for name in ("home", "tickets")}
-    alone = {"base": [score(base, data) for data in held_out.values()]}
+    alone = {"base": [score(base, tokenizer, data) for data in held_out.values()]}
     for name in ("home", "tickets"):
         served.set_adapter(name)
-        alone[name] = [score(served, data) for data in held_out.values()]
+        alone[name] = [score(served, tokenizer, data) for data in held_out.values()]
     for name, pairs in alone.items():
         for task, (right, loss) in zip(held_out, pairs, strict=True):
             print(f"{name:<8} on {task:<8} {right:>4.0%} right, loss {loss:.2f}")
@@ -269,11 +256,6 @@ check.divergence(kl_divergence)
 
 
 # %%
-def said(model, dataset):
-    """The logits (k, vocab) at the k answer tokens of `dataset`, in fp32."""
-    return torch.cat([logits.float() for logits, *_ in answer_logits(model, dataset)])
-
-
 def merged(model, name, dtype=None):
     """A plain model with adapter `name` of `model` in its weights, by your `merged_weight`."""
     plain = models.load(dtype=dtype)[0]
@@ -285,19 +267,22 @@ def merged(model, name, dtype=None):
 
 # %% tags=["experiment"]
 if lab.experiment("Merging, measured where it counts", 15, needs=["6.1", "6.6"]):
-    few = held_out["home"].select(range(24))
+    few, half = held_out["home"].select(range(24)), torch.bfloat16
     served.set_adapter("home")
-    exact = said(copy.deepcopy(served).float(), few)
-    shipped = merged(served, "home")
-    gaps = {
-        "fp32, merged": kl_divergence(exact, said(merged(served, "home", torch.float32), few)),
-        "bf16, apart": kl_divergence(exact, said(served, few)),
-        "bf16, merged": kl_divergence(exact, said(shipped, few)),
-        "bf16, no adapter": kl_divergence(exact, said(base, few)),
+    exact = said(copy.deepcopy(served).float(), tokenizer, few)
+    ways = {
+        "fp32, merged": merged(served, "home", torch.float32),
+        "bf16, apart": trio(half),
+        "bf16, merged": merged(served, "home", half),
+        "bf16, no adapter": models.load(dtype=half)[0],
     }
-    display(plots.lab06.divergences(gaps, "What merging changes, and what the adapter changed"))
-    for name, model in (("apart", served), ("merged", shipped)):
-        print("bf16, {}: {:.0%} right, loss {:.3f}".format(name, *score(model, held_out["home"])))
+    gaps = {name: kl_divergence(exact, said(m, tokenizer, few)) for name, m in ways.items()}
+    low, all_of_it = gaps["bf16, merged"], gaps["bf16, no adapter"]
+    title = f"Merging in bf16 costs {low:.1g} nats, the adapter is worth {all_of_it:.1f}"
+    display(plots.lab06.divergences(gaps, title))
+    for name in ("bf16, apart", "bf16, merged"):
+        right, loss = score(ways[name], tokenizer, held_out["home"])
+        print(f"{name}: {right:.0%} right, loss {loss:.3f}")
 
 # %% [markdown]
 # The ruler is the model that you trained, in fp32, before merging. Read from the bottom: the last
@@ -326,6 +311,7 @@ def tokens_per_second(model, prompt, n=32):
 
 # %% tags=["experiment"]
 if lab.experiment("Speed with and without merging", 15, needs=["6.1", "6.6"]):
+    shipped = merged(served, "home")
     contenders = {"base": base, "merged": shipped, "adapter apart": served}
     rates = {name: [] for name in contenders}
     for _ in live.progress(range(4), "rounds"):
@@ -385,7 +371,7 @@ check.merges_quantized(merge_quantized)
 # Train a QLoRA adapter for `home`, for real, with bitsandbytes' 4-bit layers.
 
 
-# %%
+# %% tags=["experiment"]
 def in_4_bit():
     """The base model with its linear layers in NF4."""
     config = BitsAndBytesConfig(
@@ -397,7 +383,6 @@ def in_4_bit():
     return AutoModelForCausalLM.from_pretrained(models.fetch(), quantization_config=config, **how)
 
 
-# %% tags=["experiment"]
 if lab.experiment("QLoRA learns `home`, a minute the first time", 5, needs=["6.1", "6.2", "6.6"]):
     q_folder = train(in_4_bit(), "home", 25, 16, 2e-3, title="home, QLoRA")
     trained = PeftModel.from_pretrained(in_4_bit(), q_folder, "home").eval()
@@ -418,21 +403,12 @@ def rounded(W):
     return bnb.dequantize_4bit(*bnb.quantize_4bit(W, blocksize=64, quant_type="nf4"))
 
 
-def into(change):
-    """A plain model, each adapted weight replaced by change(W, A, B, alpha)."""
-    plain = models.load()[0]
-    for path, layer in adapted(trained):
-        weight = plain.get_submodule(path).weight
-        weight.data = change(weight.data, *factors(layer, "home")).to(weight.dtype)
-    return plain
-
-
-# %%
 def dequantized_merge(W, A, B, alpha):
     """The update added to what NF4 makes of W, in fp32, by your `merge_quantized`."""
     return merge_quantized(*quantized(W), A, B, alpha, W.shape)
 
 
+# %%
 def dequantized_then_4_bits(W, A, B, alpha):
     """The same, rounded to NF4 once more."""
     return rounded(dequantized_merge(W, A, B, alpha))
@@ -443,9 +419,18 @@ def original_then_4_bits(W, A, B, alpha):
     return rounded(merged_weight(W.float(), A, B, alpha))
 
 
+def into(change):
+    """A plain model, each adapted weight replaced by change(W, A, B, alpha)."""
+    plain = models.load()[0]
+    for path, layer in adapted(trained):
+        weight = plain.get_submodule(path).weight
+        weight.data = change(weight.data, *factors(layer, "home")).to(weight.dtype)
+    return plain
+
+
 # %% tags=["experiment"]
 if lab.experiment("One adapter, merged in every way", 45, needs=["6.1", "6.2", "6.6"]):
-    wanted, commands = said(trained, held_out["home"]), held_out["home"]
+    wanted, commands = said(trained, tokenizer, held_out["home"]), held_out["home"]
     ways = {
         "dequantised base, 16 bits": into(dequantized_merge),
         "16-bit original": into(merged_weight),
@@ -456,10 +441,10 @@ if lab.experiment("One adapter, merged in every way", 45, needs=["6.1", "6.2", "
         ).merge_and_unload(),
         "original, no adapter": base,
     }
-    kls, marks = {}, {"as trained": score(trained, commands)}
+    kls, marks = {}, {"as trained": score(trained, tokenizer, commands)}
     for name, model in live.progress(ways.items(), "ways", total=len(ways)):
-        kls[name] = kl_divergence(wanted, said(model, commands))
-        marks[name] = score(model, commands)
+        kls[name] = kl_divergence(wanted, said(model, tokenizer, commands))
+        marks[name] = score(model, tokenizer, commands)
     best = min(kls, key=kls.get)
     display(plots.lab06.divergences(kls, f"Closest to what was trained: {best}"))
 
@@ -476,7 +461,7 @@ if lab.experiment("Closer is not the same as better", 1, needs=["6.1", "6.2", "6
     print(f"\nan update is {ratio:.2f} times as large as the rounding of its layer (median)")
 
 # %% [markdown]
-# Read the bars from the top.
+# Read the dots from the top. Each step to the right along the axis is ten times as far.
 #
 # *Into the dequantised base*, stored in 16 bits: as good as identical. These are the very numbers
 # that the adapter was trained on.
@@ -513,7 +498,7 @@ if lab.experiment("Closer is not the same as better", 1, needs=["6.1", "6.2", "6
 # ●●● · 10 min · 3 points
 #
 # `adapters` is a list of pairs `(A, B)`, each with the update $BA$ (the scaling is in it already).
-# Return one pair `(A, B)`.
+# Return one pair `(A, B)` of new tensors: the adapters are needed again.
 #
 # - `combine_cat` stacks: its product is exactly $\sum_i w_i B_i A_i$. Ranks may differ and add up.
 #   Weights may be negative.
@@ -652,9 +637,9 @@ def install(model, name, combine, weights):
 
 def install_file_soup(model):
     """A new adapter `files averaged` of `model`: A averaged with A, and B with B."""
-    states = [get_peft_model_state_dict(model, adapter_name=n) for n in ("home", "tickets")]
+    states = [peft.get_peft_model_state_dict(model, adapter_name=n) for n in ("home", "tickets")]
     model.add_adapter("files averaged", LoraConfig(r=16, lora_alpha=32, target_modules=layers7))
-    set_peft_model_state_dict(model, soup(states), adapter_name="files averaged")
+    peft.set_peft_model_state_dict(model, soup(states), adapter_name="files averaged")
 
 
 # %% tags=["experiment"]
@@ -676,10 +661,10 @@ if lab.experiment("Both tasks, every mixture", 40, needs=["6.1", "6.3", "6.4"]):
     names = [name for name in mixed.peft_config if name not in folders]
     for name in live.progress(names, "mixtures"):
         mixed.set_adapter(name)
-        table[name] = [score(mixed, data) for data in held_out.values()]
+        table[name] = [score(mixed, tokenizer, data) for data in held_out.values()]
     shares = {name: [right for right, _ in pair] for name, pair in table.items()}
     top = max(shares[name][0] for name in names)
-    title = f"`home`: {shares['home'][0]:.0%} by the specialist, {top:.0%} by the best mixture"
+    title = f"home: {shares['home'][0]:.0%} by the specialist, {top:.0%} by the best mixture"
     display(plots.lab06.both_tasks(shares, both, title))
     for name, pair in table.items():
         print(f"{name:<16} loss on home {pair[0][1]:.2f}, on tickets {pair[1][1]:.2f}")
@@ -703,7 +688,7 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.3", "6.4"]):
         install(mixed, "trial", combine_cat, [w, w])
         mixed.set_adapter("trial")
         for name in both:
-            curves[name].append(score(mixed, practice[name])[1])
+            curves[name].append(score(mixed, tokenizer, practice[name])[1])
         mixed.delete_adapter("trial")
     sums = [sum(pair) for pair in zip(*curves.values(), strict=True)]
     best_w = strengths[sums.index(min(sums))]
@@ -731,7 +716,7 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.3", "6.4"]):
 # PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:
 # greedy, at most 48 new tokens, without the prompt and without special tokens. Prompts come ready
 # to tokenize; the tokenizer is `model.tokenizer`. Do not rely on the state in which you get the
-# model or the tokenizer.
+# model or the tokenizer, and leave the adapter active that was.
 #
 # <details><summary>Hint</summary>
 #
@@ -766,13 +751,6 @@ def route(model, prompts, adapter_names):
 
 # %%
 check.serves(swap_cost, route)
-
-
-# %%
-def prompt_of(messages):
-    """The text that the model continues: the messages up to the user's last, in its template."""
-    asked = [m for m in messages if m["role"] != "assistant"]
-    return tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
 
 
 # %% tags=["experiment"]
@@ -827,18 +805,32 @@ if lab.experiment("One base, three adapters, one batch", 20, needs=["6.1", "6.5"
 #
 # ## Ship it
 #
-# Merged, the model is a plain model: it saves, loads and serves without PEFT.
+# Merged, the model is a plain model: it saves, loads and serves without PEFT. In practice you
+# write three lines. `PeftConfig` reads an adapter's folder without loading a weight;
+# `AutoPeftModelForCausalLM` loads the adapter and the base that its configuration names;
+# `merge_and_unload` returns the merged base.
 
 # %% tags=["experiment"]
-if lab.experiment("Save, and reload with plain transformers", 5, needs=["6.1", "6.6"]):
+if lab.experiment("Merge and save, reload with plain transformers", 5, needs=["6.1", "6.6"]):
+    config = PeftConfig.from_pretrained(folders["home"])
+    print(f"{config.peft_type.value} of rank {config.r}, alpha {config.lora_alpha}, for one base")
+    whole = AutoPeftModelForCausalLM.from_pretrained(folders["home"], dtype=lab.dtype)
     shelf = tempfile.TemporaryDirectory()  # it vanishes with this notebook
     shop = Path(shelf.name) / "home-merged"
-    shipped.save_pretrained(shop)
+    whole.merge_and_unload().save_pretrained(shop)
     tokenizer.save_pretrained(shop)
     again = AutoModelForCausalLM.from_pretrained(shop, dtype="auto").eval()
-    gap = kl_divergence(said(shipped, few), said(again, few))
     print(", ".join(sorted(path.name for path in shop.iterdir())))
-    print(f"{type(again).__name__} in {again.dtype}; KL from the model that was saved: {gap:.1e}")
+    mine = dict(shipped.named_parameters())
+    same = sum(torch.equal(p, mine[name].cpu()) for name, p in again.named_parameters())
+    print(f"{type(again).__name__}, {again.dtype}: {same} of {len(mine)} tensors equal your merge")
+
+# %% tags=["experiment"]
+repository = ""  # for instance "your-name/home-merged"
+if repository and os.environ.get("HF_TOKEN"):
+    again.push_to_hub(repository, private=True)
+else:
+    print("Not pushed: set `repository` above and HF_TOKEN in the environment")
 
 # %% [markdown]
 # And it speaks the protocol that everybody's clients speak. `transformers serve` is an OpenAI
@@ -846,69 +838,20 @@ if lab.experiment("Save, and reload with plain transformers", 5, needs=["6.1", "
 # extra `serve`.
 
 
-# %%
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import urllib.request
-from importlib.util import find_spec
-
-
-def start_server(folder, port):
-    """`transformers serve` for a folder, as a process of its own that needs no network."""
-    here = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = [shutil.which("transformers", path=here), "serve", str(folder), "--port", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, **quiet)
-
-
-# %%
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(address, server, seconds=60):
-    """Return once the server answers; RuntimeError when it ends or takes too long."""
-    for _ in range(2 * seconds):
-        try:
-            return urllib.request.urlopen(f"{address}/health", timeout=2).close()
-        except OSError:
-            time.sleep(0.5)
-        if server.poll() is not None:
-            break
-    raise RuntimeError("the server did not start")
-
-
-def ask(client, row):
-    """What the served model answers to a row of `home`."""
-    asked = {"model": str(shop), "messages": row["messages"][:-1]}
-    reply = client.chat.completions.create(**asked, max_tokens=48, temperature=0)
-    return reply.choices[0].message.content
-
-
 # %% tags=["experiment"]
-if lab.experiment("Serve it, and ask it as any client would", 15, needs=["6.1", "6.6"]):
-    missing = [name for name in ("openai", "fastapi", "uvicorn") if not find_spec(name)]
-    if missing:
-        print(f"Not served: {', '.join(missing)} missing. pip install 'lora-labs[serve]' brings it")
+if lab.experiment("Serve it, and ask it as any client would", 20, needs=["6.1", "6.6"]):
+    if serving.missing():
+        print(f"Not served: {', '.join(serving.missing())} missing. {serving.INSTALL} brings it")
     else:
         from openai import OpenAI
 
-        address = f"http://localhost:{free_port()}"
-        server = start_server(shop, address.rpartition(":")[2])
-        try:
-            wait_for(address, server)
-            client = OpenAI(base_url=f"{address}/v1", api_key="none", timeout=60)
-            for row in held_out["home"].select(range(3)):
-                print(f"{row['text']}\n    {ask(client, row)}")
-        finally:
-            server.terminate()
-            server.wait()
+        with serving.transformers_serve(shop) as address:
+            client = OpenAI(base_url=address, api_key="none", timeout=60)
+            for row in held_out["home"].select(range(4)):
+                asked = {"model": str(shop), "messages": row["messages"][:-1]}
+                reply = client.chat.completions.create(**asked, max_tokens=48, temperature=0)
+                told = reply.choices[0].message.content.strip()
+                print(f"{row['text']}\n  {'✓' if told == row['answer'] else '✗'} {told}")
 
 # %% [markdown]
 # The client names a model and sends messages, as it would to any provider. Nothing in the request

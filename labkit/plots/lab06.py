@@ -22,20 +22,20 @@ def by_layer(errors, title, label):
         place = (len(values) * 1.01, np.median(values))
         ax.annotate(f"{name}\nmedian {np.median(values):.2g}", place, color=colour, va="center")
     ax.set(yscale="log", xlabel="adapted layer, first block to last", ylabel=label)
-    ax.set_xlim(0, 1.28 * max(len(values) for values in errors.values()))
+    n_layers = max(len(values) for values in errors.values())
+    ax.set_xlim(0, 1.28 * n_layers)
+    ax.set_xticks(range(0, n_layers + 1, 50))
     ax.set_title(title)
     plt.close(fig)
     return fig
 
 
 def divergences(kls, title):
-    """Horizontal bars of KL (nats a token) on a log axis; `kls` maps a name to a number."""
+    """A dot of KL (nats a token) on a log axis for each entry of `kls`, name to number."""
     fig, ax = figure(height=0.45 * len(kls) + 1.3)
     places, values = np.arange(len(kls))[::-1], np.maximum(list(kls.values()), FLOOR)
-    ax.barh(places, values, color=PALETTE[0], height=0.6)
-    for y, value in zip(places, values, strict=True):
-        told = f"{value:.2g}" if value > FLOOR else f"below {FLOOR:.0e}"
-        ax.text(value, y, f" {told}", va="center", color=INK)
+    told = [f"{v:.2g}" if v > FLOOR else f"below {FLOOR:.0e}" for v in values]
+    _dots(ax, places, values, told)
     ax.set(xscale="log", xlabel="KL from the model that was trained, nats a token (log)")
     ax.set_xlim(values.min() / 4, values.max() * 30)
     ax.set_yticks(places, list(kls))
@@ -43,6 +43,15 @@ def divergences(kls, title):
     ax.set_title(title)
     plt.close(fig)
     return fig
+
+
+def _dots(ax, places, values, labels):
+    """Dots with a label each, on faint lines from the left edge: a log axis has no zero."""
+    ax.hlines(places, 0, values, color=PALETTE[0], alpha=0.35, lw=2)
+    ax.plot(values, places, "o", color=PALETTE[0], ms=8)
+    for y, value, label in zip(places, values, labels, strict=True):
+        ax.annotate(label, (value, y), (9, 0), textcoords="offset points", va="center", color=INK)
+    ax.set_ylim(places.min() - 0.6, places.max() + 0.6)
 
 
 def both_tasks(scores, tasks, title):
@@ -69,11 +78,17 @@ def both_tasks(scores, tasks, title):
 
 
 def weight_curves(weights, curves, title):
-    """Loss against the weight that both adapters get; `curves` maps a task to losses."""
+    """Loss against the weight that both adapters get; `curves` maps two tasks to losses.
+
+    A dashed line marks the weight with the lowest sum of losses.
+    """
     fig, ax = figure(height=3.2)
+    top = max(losses[-1] for losses in curves.values())
     for (task, losses), colour, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
         ax.plot(weights, losses, color=colour, marker=marker)
-        ax.annotate(f"  {task}", (weights[-1], losses[-1]), color=colour, va="center")
+        side = "bottom" if losses[-1] == top else "top"
+        ax.annotate(f"  {task}", (weights[-1], losses[-1]), color=colour, va=side)
+    ax.axvline(weights[np.sum(list(curves.values()), axis=0).argmin()], color=INK, ls=":", lw=1.5)
     ax.set(xlabel="weight w of both adapters", ylabel="loss, nats a token", ylim=(0, None))
     ax.set_xlim(None, weights[-1] + 0.2 * (weights[-1] - weights[0]))
     ax.set_title(title)
@@ -98,15 +113,17 @@ def fleet(base_bytes, adapter_bytes, seconds):
     left.annotate(
         "one base and adapters", (n[3], shared[3]), (10, -8), ha="left", color=PALETTE[0], **beside
     )
+    left.vlines(100, shared[4], merged[4], color=INK, ls=":", lw=1.5)
     left.set(xscale="log", yscale="log", xlabel="customers", ylabel="GB of weights")
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_formatter("{x:g}")
     hundred = 100 * base_bytes / (base_bytes + 100 * adapter_bytes)
     left.set_title(f"100 customers: {hundred:.0f}x less memory …")
     names, values = list(seconds), list(seconds.values())
     places = np.arange(len(names))[::-1]
-    right.barh(places, [1000 * v for v in values], color=PALETTE[0], height=0.55)
-    for y, value in zip(places, values, strict=True):
-        right.text(1000 * value, y, f" {_duration(value)}", va="center", color=INK)
+    _dots(right, places, [1000 * v for v in values], [_duration(v) for v in values])
     right.set(xscale="log", xlabel="milliseconds (log)")
+    right.xaxis.set_major_formatter("{x:g}")
     right.set_xlim(250 * min(values), 15_000 * max(values))
     right.set_yticks(places, names)
     right.grid(axis="y", visible=False)
