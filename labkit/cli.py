@@ -265,6 +265,46 @@ def export(
     return int(bool(done.problems))
 
 
+@app.command(epilog="Example: labkit grade submissions/ --out grades")
+def grade(
+    paths: Annotated[list[Path], typer.Argument(help="Notebooks, or folders of them.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for grades and pages.")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="Side by side; default a core.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the checks' inputs; default random.")] = None,
+    checks: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Your own checks, a .py file.")
+    ] = None,
+    unsafe: Annotated[bool, typer.Option("--unsafe", help="Go on without a sandbox.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Dask workers on this machine.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler, tcp://…:8786.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Grade submissions, each in its sandbox; a second call grades only what is new."""
+    from labkit.grading import show
+    from labkit.grading.grade import grade as grade_all
+
+    console = _console(as_json)
+    if unsafe:
+        show.loud(console)
+    with show.progress(console) as told:
+        rows = grade_all(
+            paths,
+            out,
+            jobs=jobs,
+            seed=seed,
+            checks=checks,
+            unsafe=unsafe,
+            progress=told,
+            workers=workers,
+            scheduler=scheduler,
+        )
+    if as_json:
+        _print_json(rows)
+    show.summary(rows, out, console)
+
+
 @app.command(epilog="Example: labkit release --out for-students")
 def release(
     out: Annotated[Path, typer.Option(file_okay=False, help="A new folder.")],

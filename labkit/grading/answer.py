@@ -1,0 +1,52 @@
+"""What answers the judge inside a submission's process: it calls, and sends plain data back.
+
+The judge ships this module, the contract and the probes after the submission's cells have run, so
+that what a cell does to them is without effect. It is not trusted: the judge checks every reply.
+"""
+
+import sys
+
+from labkit.grading import contract, wire
+
+
+class Undefined(wire.WireError):
+    """The submission does not define the name that the judge asks for."""
+
+
+def serve(sock, namespace, most):
+    """Answer the judge's questions about the objects in `namespace` until it hangs up."""
+    while frame := wire.receive(sock, most):
+        wire.send(sock, b"R", answered(frame[1], namespace))
+
+
+def answered(body, namespace):
+    """The reply to one question: its nonce, how it went, and a value or a message."""
+
+    def resolve(name):
+        module, _, attribute = name.rpartition(":")
+        if module:
+            return getattr(sys.modules[module], attribute)
+        if name not in namespace:
+            raise Undefined(name)
+        return namespace[name]
+
+    nonce = body[: body.index(b"\n")].decode()
+    try:
+        ask = wire.unpack(body[len(nonce) + 1 :], resolve)
+        how, what = _called(ask)
+        return wire.pack([nonce, how, what])
+    except Undefined as name:
+        return wire.pack([nonce, "undefined", str(name)])
+    except Exception as error:  # plain() or pack() on an object that is no data
+        told = f"it returned something that a check cannot read ({type(error).__name__})"
+        return wire.pack([nonce, "failed", told])
+
+
+def _called(ask):
+    try:
+        value = contract.Session(seed=ask["seed"]).call(ask["f"], ask["data"])
+        return "value", value
+    except contract.NotWritten:
+        return "missing", ""
+    except contract.CheckFailed as failure:
+        return "failed", str(failure)

@@ -1,0 +1,20 @@
+"""What a submission may use."""
+
+from dataclasses import dataclass
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds are wall time; bytes and processes are what a submission may add to the warm ones."""
+
+    cell_seconds: float = 20
+    exercise_seconds: float = 20
+    total_seconds: float = 120  # of all cells; exercises have their own
+    memory_bytes: int = 2048 * MIB
+    processes: int = 64
+    file_bytes: int = 64 * MIB
+    disk_bytes: int = 256 * MIB
+    reply_bytes: int = 32 * MIB
+    notebook_bytes: int = 32 * MIB

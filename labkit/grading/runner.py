@@ -1,0 +1,116 @@
+"""The process that runs a submission's cells. It takes orders from its supervisor.
+
+The supervisor forks it from a warm process; whatever the cells do to it, it costs this process at
+most. Orders and answers are small JSON messages on a SOCK_SEQPACKET pair.
+"""
+
+import base64
+import json
+import marshal
+import os
+import signal
+import socket
+import sys
+import types
+from os import _exit, fork, getpid, getppid, kill, waitpid
+
+from labkit.grading import wire
+
+ORDER_BYTES = 1 << 16
+TOLD = 400  # characters of an error message that go back
+
+
+def obey(channel, shell, cells, most):
+    """Run cells and serve exercises as ordered, for ever; the supervisor kills this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        message, fds, _, _ = socket.recv_fds(channel, ORDER_BYTES, 1)
+        if not message:
+            _exit(0)
+        order = json.loads(message)
+        if "run" in order:
+            _run(channel, shell, cells, order)
+        elif "settle" in order:  # a fork has no threads but this one
+            _succeed(channel)
+        else:
+            _serve(channel, shell, fds[0], order, most)
+
+
+def _tell(channel, **what):
+    channel.send(json.dumps(what).encode())
+
+
+def _run(channel, shell, cells, order):
+    """Run one cell; when ordered `apart`, in a fork, so that its end costs nothing but itself."""
+    index, before = order["run"], None
+    if order["apart"]:
+        pid = fork()
+        if pid:
+            waitpid(pid, 0)  # a fork that gets through its cell kills this process
+            _tell(channel, lost=index)
+            return
+        before = getppid()
+    me = getpid()
+    _tell(channel, pid=me)
+    told = run_cell(shell, cells[index])
+    if getpid() != me:  # the cell forked, and this is the copy
+        _exit(0)
+    if before:
+        kill(before, signal.SIGKILL)
+    _tell(channel, done=index, error=told)
+
+
+def run_cell(shell, source):
+    """The error of the cell as one line, or None."""
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        result = shell.run_cell(source, store_history=False, silent=True)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        error = result.error_before_exec or result.error_in_exec
+    except BaseException as raised:  # an interrupt between the lines, or a patched shell
+        error = raised
+    try:
+        return f"{type(error).__name__}: {error}"[:TOLD] if error is not None else None
+    except Exception:  # an error whose text raises
+        return type(error).__name__
+
+
+def _succeed(channel):
+    before = getpid()
+    pid = fork()
+    if pid:
+        waitpid(pid, 0)
+        return
+    kill(before, signal.SIGKILL)
+    _tell(channel, pid=getpid())
+
+
+def _serve(channel, shell, fd, order, most):
+    """Fork a process that answers the judge on `fd` from the state that the cells left."""
+    try:
+        while waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+    pid = fork()
+    if pid:
+        os.close(fd)
+        _tell(channel, pid=pid)
+        return
+    channel.close()
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sock = socket.socket(fileno=fd)
+    _, body = wire.receive(sock, most)
+    load(body)["labkit.grading.answer"].serve(sock, shell.user_ns, most)
+    _exit(0)
+
+
+def load(body):
+    """`{name: module}` of the code that the judge shipped, executed afresh, in the order given."""
+    modules = {}
+    for name, code in json.loads(body):
+        modules[name] = sys.modules[name] = types.ModuleType(name)
+        modules[name].__file__ = f"<{name}>"
+        exec(marshal.loads(base64.b64decode(code)), modules[name].__dict__)
+    return modules

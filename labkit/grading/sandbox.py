@@ -1,0 +1,111 @@
+"""The outer wall: bubblewrap around the warm process. (Docstring is completed below.)"""
+
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import labkit
+
+MISSING = (
+    "no sandbox here: install bubblewrap (Linux: the package 'bubblewrap'), or say --unsafe to "
+    "run submissions with limits only"
+)
+UNSAFE = (
+    " NO SANDBOX: submissions run as you, with limits only. They can read your files, write where "
+    "you can, and reach the network. Grade only what you trust. "
+)
+PACKAGE = Path(labkit.__file__).resolve().parent
+HIDDEN = ("checks", "_solutions")
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
+ETC = (
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+    "ssl",
+    "alternatives",
+)
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/tmp",
+    "TMPDIR": "/tmp",
+    "LANG": "C.UTF-8",
+    "MPLBACKEND": "Agg",
+    "IPYTHONDIR": "/tmp/ipython",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PIP_NO_INDEX": "1",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "LABKIT_CACHE": "/cache",
+}
+
+
+def available():
+    """The path of bubblewrap, or None."""
+    return shutil.which("bwrap") if sys.platform == "linux" else None
+
+
+def command(fd, unsafe=False):
+    """The command that starts the warm process with its control socket as descriptor `fd`."""
+    start = [sys.executable, "-m", "labkit.grading.zygote", str(fd)]
+    if unsafe:
+        return [*start, "bare"]
+    return [*_outer_wall(), "--", *start, "nested"]
+
+
+def environment(unsafe=False):
+    """The environment of the warm process: nothing is inherited."""
+    return dict(ENVIRONMENT)
+
+
+def _outer_wall():
+    wall = [available(), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    wall += ["--unshare-cgroup-try", "--as-pid-1", "--die-with-parent", "--new-session"]
+    if os.getuid():
+        wall.append("--unshare-user")
+    for path in SYSTEM:
+        wall += _as_it_is(path)
+    for name in ETC:
+        wall += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    bound = [*_prefixes(), str(PACKAGE)]
+    for folder in sorted({str(p) for path in bound for p in Path(path).parents} - {"/"}):
+        wall += ["--perms", "0755", "--dir", folder]  # bubblewrap's own would be closed to others
+    for path in bound:
+        wall += ["--ro-bind", path, path]
+    for name in HIDDEN:
+        if (PACKAGE / name).exists():
+            wall += ["--tmpfs", str(PACKAGE / name), "--remount-ro", str(PACKAGE / name)]
+    wall += ["--proc", "/proc", "--ro-bind", "/proc", "/run/proc", "--dev", "/dev"]
+    wall += ["--perms", "1777", "--tmpfs", "/tmp", "--perms", "1777", "--tmpfs", "/cache"]
+    return [*wall, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+
+
+def _as_it_is(path):
+    """A system folder: a link stays a link, and one that is missing stays away."""
+    if os.path.islink(path):
+        return ["--symlink", os.readlink(path), path]
+    return ["--ro-bind", path, path] if os.path.isdir(path) else []
+
+
+def _prefixes():
+    """The folders that hold Python and its packages, those inside others left out."""
+    found = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
+    found |= {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    found |= {str(Path(p).resolve()) for p in found}
+    found = sorted(p for p in found if os.path.isdir(p))
+    covered = [p for p in found if any(p == s or p.startswith(f"{s}/") for s in SYSTEM)]
+    kept = []
+    for path in found:
+        if path not in covered and not any(path == k or path.startswith(f"{k}/") for k in kept):
+            kept.append(path)
+    return kept

@@ -1,0 +1,129 @@
+"""A submission as it arrives: untrusted bytes that may or may not be a notebook."""
+
+import ast
+import json
+import re
+from dataclasses import dataclass, field
+
+START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d_\w+)[\"']")
+CELLS, SOURCE = 20_000, 1 << 20  # how many cells, and characters in one that is looked into
+
+
+class Unreadable(Exception):
+    """This is no notebook that can be graded; the message is the reason."""
+
+
+@dataclass
+class Submission:
+    """The code cells of a notebook in their order."""
+
+    cells: list  # sources
+    experiments: set = field(default_factory=set)  # indices of cells tagged as experiments
+    started: set = field(default_factory=set)  # stems of labs that it starts
+
+    def __post_init__(self):
+        self.trees = [_tree(source) for source in self.cells]
+        self.defines = [_defined(tree) for tree in self.trees]
+
+    def cell_of(self, name):
+        """Index of the last cell that defines `name`, or None."""
+        return max((i for i, names in enumerate(self.defines) if name in names), default=None)
+
+    def names(self):
+        """All names that its cells define."""
+        return set().union(*self.defines) if self.defines else set()
+
+    def revealed(self):
+        """The ids of exercises that it reveals."""
+        return set().union(*(_revealed(tree) for tree in self.trees)) if self.trees else set()
+
+
+def read(data):
+    """The submission in the bytes of a notebook file; Unreadable with the reason."""
+    if not data:
+        raise Unreadable("the file is empty")
+    try:
+        book = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise Unreadable("the file is not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"not a notebook: no valid JSON ({_brief(error)})") from None
+    if not isinstance(book, dict):
+        raise Unreadable("not a notebook: JSON without cells")
+    if "worksheets" in book or book.get("nbformat") in (1, 2, 3):
+        raise Unreadable(
+            "an old notebook (nbformat below 4): open it in Jupyter and save it once more"
+        )
+    cells = book.get("cells")
+    if not isinstance(cells, list):
+        raise Unreadable("not a notebook: JSON without a list of cells")
+    if len(cells) > CELLS:
+        raise Unreadable(f"{len(cells):,} cells, at most {CELLS:,} are read")
+    return _submission(cells)
+
+
+def _submission(cells):
+    sources, experiments, started = [], set(), set()
+    for cell in cells:
+        if not isinstance(cell, dict) or cell.get("cell_type") != "code":
+            continue
+        source = _source(cell)
+        started |= set(START.findall(source))
+        metadata = cell.get("metadata")
+        tags = metadata.get("tags") if isinstance(metadata, dict) else None
+        if isinstance(tags, list) and "experiment" in tags:
+            experiments.add(len(sources))
+        sources.append(source)
+    if not any(source.strip() for source in sources):
+        raise Unreadable("the notebook has no code")
+    return Submission(sources, experiments, started)
+
+
+def _source(cell):
+    source = cell.get("source", "")
+    if isinstance(source, list):
+        source = "".join(line for line in source if isinstance(line, str))
+    return source if isinstance(source, str) else ""
+
+
+def _brief(error):
+    return str(error).partition("\n")[0][:80]
+
+
+def _tree(source):
+    """The parsed cell, magics and shell lines blanked; None when it is no Python."""
+    if len(source) > SOURCE:
+        return None
+    if source.lstrip().startswith("%%"):
+        source = source.lstrip().partition("\n")[2]
+    lines = ["pass" if line.startswith(("%", "!", "?")) else line for line in source.split("\n")]
+    try:
+        return ast.parse("\n".join(lines))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _defined(tree):
+    """Names that the cell's top level defines: functions, classes, assignments."""
+    names = set()
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            targets = [t for target in node.targets for t in ast.walk(target)]
+            names |= {t.id for t in targets if isinstance(t, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return names
+
+
+def _revealed(tree):
+    """Ids in calls of `lab.reveal("…")`, wherever they stand."""
+    found = set()
+    for node in ast.walk(tree) if tree else ():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            values = [*node.args, *(k.value for k in node.keywords)]
+            texts = [v.value for v in values if isinstance(v, ast.Constant)]
+            if node.func.attr == "reveal" and texts:
+                found.add(str(texts[0]))
+    return found

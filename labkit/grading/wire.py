@@ -1,0 +1,164 @@
+"""Plain data as bytes, for the way between the judge and the process that holds a submission.
+
+A message is a frame on a stream socket: one byte for its kind, four for its length, the body. A
+body of data is JSON for the structure and safetensors for the tensors. Nothing in it can run code,
+and what arrives from a submission is checked: size, depth, number of parts, kinds and shapes.
+"""
+
+import json
+import struct
+
+HEAD = struct.Struct(">cI")
+SIZES = struct.Struct(">I")
+DEPTH, PARTS, DIMENSIONS = 32, 100_000, 16
+
+
+class WireError(Exception):
+    """What arrived is no message of ours: cut off, too large, or forged."""
+
+
+def send(sock, kind, body=b""):
+    """Write one frame; `kind` is a single byte."""
+    sock.sendall(HEAD.pack(kind, len(body)) + body)
+
+
+def receive(sock, most):
+    """`(kind, body)` of the next frame, None at the end; WireError above `most` bytes."""
+    head = _exactly(sock, HEAD.size)
+    if head is None:
+        return None
+    kind, size = HEAD.unpack(head)
+    if size > most:
+        raise WireError(f"a message of {size:,} bytes, allowed are {most:,}")
+    body = _exactly(sock, size)
+    if body is None:
+        raise WireError("a message was cut off")
+    return kind, body
+
+
+def _exactly(sock, size):
+    """`size` bytes, or None when the other side closes before the first one."""
+    parts, missing = [], size
+    while missing:
+        part = sock.recv(min(missing, 1 << 20))
+        if not part:
+            if parts:
+                raise WireError("a message was cut off")
+            return None
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def pack(value, reference=None):
+    """`value` as bytes; TypeError for what is no data.
+
+    `reference(x)` may name an object that stays where it is: text, or None.
+    """
+    tensors = []
+    text = json.dumps(_encoded(value, tensors, reference)).encode()
+    return SIZES.pack(len(text)) + text + (_saved(tensors) if tensors else b"")
+
+
+def unpack(body, resolve=None):
+    """What `pack` was given; WireError for anything else.
+
+    `resolve(name)` finds the objects that were sent by name; without it names are refused, and so
+    are tuples, dtypes and tensors that require grad: a reply holds plain data only.
+    """
+    try:
+        (size,) = SIZES.unpack_from(body)
+        tree = json.loads(body[SIZES.size : SIZES.size + size])
+        tensors = _loaded(body[SIZES.size + size :])
+        return _Decoder(tensors, resolve).decoded(tree, 0)
+    except WireError:
+        raise
+    except Exception as error:  # whatever a forged message makes json or safetensors raise
+        raise WireError(f"not a message: {type(error).__name__}") from None
+
+
+def _encoded(value, tensors, reference):
+    import torch
+
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return {"t": len(tensors) - 1, "grad": value.requires_grad}
+    if type(value) is list:
+        return [_encoded(item, tensors, reference) for item in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_encoded(item, tensors, reference) for item in value]}
+    if isinstance(value, dict):
+        pairs = [[k, v] for k, v in value.items()]
+        return {"dict": _encoded(pairs, tensors, reference)}
+    if isinstance(value, torch.dtype | torch.device):
+        return {type(value).__name__: str(value).removeprefix("torch.")}
+    name = reference(value) if reference else None
+    if name is None:
+        raise TypeError(f"a {type(value).__name__} is no data")
+    return {"name": name}
+
+
+def _saved(tensors):
+    from safetensors.torch import save
+
+    whole = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(tensors)}
+    return save(whole)
+
+
+def _loaded(data):
+    from safetensors.torch import load
+
+    return load(bytes(data)) if data else {}
+
+
+class _Decoder:
+    """Turns the tree of a message back; counts its parts, so that a small one can't grow large."""
+
+    def __init__(self, tensors, resolve):
+        self.tensors, self.resolve, self.parts = tensors, resolve, 0
+
+    def decoded(self, tree, depth):
+        self.parts += 1
+        if depth > DEPTH or self.parts > PARTS:
+            raise WireError("a message nested too deeply or of too many parts")
+        if tree is None or type(tree) in (bool, int, float, str):
+            return tree
+        if type(tree) is list:
+            return [self.decoded(item, depth + 1) for item in tree]
+        if "dict" in tree:
+            return self._dict(tree["dict"], depth)
+        if "t" in tree:
+            return self._tensor(self.tensors[str(tree["t"])], tree["grad"])
+        if self.resolve is None:
+            raise WireError("a reply that holds more than plain data")
+        return self._special(tree, depth)
+
+    def _dict(self, pairs, depth):
+        found = {}
+        for key, value in pairs:
+            key = self.decoded(key, depth + 1)
+            if self.resolve is None and type(key) is not str:
+                raise WireError("a reply with a key that is no text")
+            found[key] = self.decoded(value, depth + 1)
+        return found
+
+    def _tensor(self, tensor, grad):
+        if tensor.dim() > DIMENSIONS or any(n > 2**31 for n in tensor.shape):
+            raise WireError("a reply with a tensor of a strange shape")
+        if grad and self.resolve is None:
+            raise WireError("a reply with a tensor that requires grad")
+        return tensor.requires_grad_() if grad else tensor
+
+    def _special(self, tree, depth):
+        import torch
+
+        ((kind, value),) = tree.items()
+        if kind == "tuple":
+            return tuple(self.decoded(item, depth + 1) for item in value)
+        if kind == "dtype":
+            return getattr(torch, value)
+        if kind == "device":
+            return torch.device(value)
+        return self.resolve(value)

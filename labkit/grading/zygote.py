@@ -1,0 +1,157 @@
+"""The warm process: it has imported what labs import, and forks once per submission.
+
+It runs inside the outer wall (`sandbox.command`) and holds no secret: no seed, no check, no
+solution, no submission. The judge sends it a socket per submission; it answers with a byte when
+every process of that submission is gone.
+"""
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+NOBODY = 65534
+
+
+def main():
+    """Serve the judge on file descriptor argv[1] until it hangs up."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    unprivileged()
+    from labkit.grading import wall
+    from labkit.grading.limits import Limits
+
+    limits = Limits(**json.loads(control.recv(4096)))
+    shell = warm()
+    nested = sys.argv[2] == "nested" and _can_nest(limits)
+    control.sendall(json.dumps({"nested": nested}).encode())
+    while True:
+        _, fds, _, _ = socket.recv_fds(control, 1, 1)
+        if not fds:
+            os._exit(0)
+        pid = os.fork() if nested or sys.argv[2] == "bare" else 0
+        if pid == 0:
+            control.close()
+            _become_supervisor(fds[0], shell, limits, nested)
+        os.close(fds[0])
+        _wait(pid, control)
+        wall.reap()
+        control.sendall(b".")
+
+
+def unprivileged():
+    """Root becomes nobody, so that limits bind it, too."""
+    if os.getuid() == 0 and sys.argv[2] != "bare":
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def _can_nest(limits):
+    """Whether the kernel gives a submission a process tree of its own inside this one."""
+    from labkit.grading import wall
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            wall.enclose(limits)
+            os._exit(0)
+        except OSError as error:
+            print(error, flush=True)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _become_supervisor(fd, shell, limits, nested):
+    """Never returns."""
+    from labkit.grading import supervisor, wall
+
+    try:
+        if nested:
+            wall.enclose(limits)
+        else:
+            wall.own_process_tree()
+            wall.clean(limits)
+        link = socket.socket(fileno=fd)
+        supervisor.supervise(link, shell, limits, lambda: wall.close_in(limits))
+    finally:
+        wall.kill_others(None)
+        os._exit(0)
+
+
+def _wait(pid, control):
+    """Until process `pid` has ended; kill it when the judge says so or is gone."""
+    end = os.pidfd_open(pid)
+    ready = select.select([end, control], [], [])[0]
+    if control in ready:
+        control.recv(1)
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(end)
+
+
+def warm():
+    """Import and touch what labs use; the IPython shell that runs cells."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import datasets  # noqa: F401
+    import matplotlib.pyplot
+    import pandas  # noqa: F401
+    import torch
+    import torch._dynamo
+    import torch.testing
+
+    import labkit
+    from labkit import generation, live, models, plots, tasks, training  # noqa: F401
+    from labkit.grading import answer, quiet, runner, wire  # noqa: F401
+
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda n: None  # a pool of threads would not survive a fork
+    models.hush_libraries()
+    for stem in ("01", "02", "03", "04", "05", "06"):
+        __import__(f"labkit.plots.lab{stem}")
+    labkit.start = quiet.start
+    _touch(torch)
+    shell = _shell()
+    gc.collect()
+    gc.freeze()
+    return shell
+
+
+def _touch(torch):
+    """What libraries load late."""
+    import bitsandbytes  # noqa: F401
+    from peft import LoraConfig, PeftModel, get_peft_model  # noqa: F401
+    from transformers import (  # noqa: F401
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+
+
+def _shell():
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    shell = InteractiveShell.instance(config=config)
+    for name in ("showtraceback", "showsyntaxerror", "showindentationerror"):
+        setattr(shell, name, lambda *args, **kwargs: None)
+    shell.display_formatter.active_types = ["text/plain"]
+    shell.run_cell("0", store_history=False, silent=True)
+    return shell
+
+
+if __name__ == "__main__":
+    main()
