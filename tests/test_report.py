@@ -3,6 +3,7 @@
 import base64
 import csv
 import hashlib
+import html
 import json
 import random
 import re
@@ -14,7 +15,9 @@ from urllib.parse import unquote
 import pytest
 
 from labkit.grading import report, summary
+from labkit.grading.highlight import highlighted
 
+ROOT = Path(__file__).parents[1]
 LABS = {
     "02_lora": "lora_forward LoRALinear lora_gradients inject count_params merge_ adapter_state "
     "scaling quiz",
@@ -322,6 +325,39 @@ def test_of_a_quiz_each_wrong_answer_counts():
     }
 
 
+def test_highlighting_loses_nothing():
+    for path in ROOT.glob("labkit/**/*.py"):
+        source = path.read_text("utf-8")
+        text = html.unescape(re.sub(r"</?span[^>]*>", "", highlighted(source)))
+        assert text.strip("\n") == source.strip("\n"), path
+
+
+def test_highlighting_tells_strings_comments_keywords_and_numbers_apart():
+    source = """def f1(x=2.5e3):  # the 'one'\n    return rf'a#{x}' + 'open\n    pass"""
+    found = re.findall(r'<span class="(\w)">(.*?)</span>', highlighted(source), re.DOTALL)
+    assert [(kind, html.unescape(text)) for kind, text in found] == [
+        ("k", "def"),
+        ("m", "2.5e3"),
+        ("c", "# the 'one'"),
+        ("k", "return"),
+        ("s", "rf'a#{x}'"),
+        ("s", "'open"),
+        ("k", "pass"),
+    ]
+    doc = highlighted('"""if\\n# 1"""')
+    assert doc.count('class="s"') == 2 and 'class="k"' not in doc and 'class="c"' not in doc
+
+
+UGLY = ["f'{", '\\"', '"""', "'", "(", "rb", "\\", "'''\\'", " ", "1.", "é'", "\r\n#", "\x00"]
+
+
+@pytest.mark.parametrize("ugly", UGLY)
+def test_highlighting_takes_no_time_whatever_is_sent(ugly):
+    start = time.process_time()
+    text = highlighted(ugly * (20_000 // len(ugly)))
+    assert time.process_time() - start < 2 and len(text) < 1_000_000
+
+
 def test_a_huge_cell_and_message_are_cut_and_quick(tmp_path):
     results, sources = graded_class(1)
     name = results[0]["submission"]
@@ -339,5 +375,5 @@ def test_a_thousand_submissions_take_seconds(tmp_path):
     results, sources = graded_class(1000)
     start = time.process_time()
     report.write(tmp_path, results, sources)
-    assert time.process_time() - start < 20  # about 5 on an idle core; quadratic would be minutes
+    assert time.process_time() - start < 15  # 3 on an idle core; what is quadratic takes minutes
     assert (tmp_path / "index.html").stat().st_size < 6_000_000

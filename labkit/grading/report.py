@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 from labkit.grading import summary
@@ -98,6 +98,8 @@ def class_page(rows: list[dict]) -> str:
 
 def feedback_page(row: dict, sources: dict[str, str]) -> str:
     """Return the page of one submission: each exercise, its points, the message, the own cell."""
+    from labkit.grading.highlight import highlighted
+
     exercises = []
     for exercise in row["exercises"]:
         source = sources.get(exercise["id"], "")
@@ -108,23 +110,6 @@ def feedback_page(row: dict, sources: dict[str, str]) -> str:
         }
         exercises.append(exercise | shown)
     return _template("grading_feedback.html.j2").render(row=row, exercises=exercises, marks=MARKS)
-
-
-@lru_cache(maxsize=4096)
-def highlighted(source: str) -> str:
-    """Return Python as HTML, everything escaped; many learners share a cell, so it is kept."""
-    from markupsafe import Markup
-    from pygments import highlight
-
-    return Markup(highlight(source, *_highlighter())) if source.strip() else ""
-
-
-@cache
-def _highlighter():
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-
-    return PythonLexer(), HtmlFormatter(nowrap=True)
 
 
 @cache
