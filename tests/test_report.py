@@ -344,7 +344,7 @@ def test_highlighting_tells_strings_comments_keywords_and_numbers_apart():
         ("s", "'open"),
         ("k", "pass"),
     ]
-    doc = highlighted('"""if\\n# 1"""')
+    doc = highlighted('"""if\n# 1"""')
     assert doc.count('class="s"') == 2 and 'class="k"' not in doc and 'class="c"' not in doc
 
 
