@@ -4,7 +4,9 @@ The judge ships this module, the contract and the probes after the submission's 
 that what a cell does to them is without effect. It is not trusted: the judge checks every reply.
 """
 
+import json
 import sys
+import types
 
 from labkit.grading import contract, wire
 
@@ -30,10 +32,13 @@ def answered(body, namespace):
             raise Undefined(name)
         return namespace[name]
 
-    nonce = body[: body.index(b"\n")].decode()
+    head, _, body = body.partition(b"\n")
+    head = json.loads(head)
+    nonce = head["nonce"]
     try:
-        ask = wire.unpack(body[len(nonce) + 1 :], resolve)
-        how, what = _called(ask)
+        for source in head["sources"]:
+            _add(source)
+        how, what = _called(wire.unpack(body, resolve))
         return wire.pack([nonce, how, what])
     except Undefined as name:
         return wire.pack([nonce, "undefined", str(name)])
@@ -44,9 +49,15 @@ def answered(body, namespace):
 
 def _called(ask):
     try:
-        value = contract.Session(seed=ask["seed"]).call(ask["f"], ask["data"])
-        return "value", value
+        return "value", contract.Session(seed=ask["seed"]).call(ask["f"], ask["data"])
     except contract.NotWritten:
         return "missing", ""
     except contract.CheckFailed as failure:
         return "failed", str(failure)
+
+
+def _add(source):
+    """Define what an instructor's own check needs here."""
+    name = "labkit_private_checks"
+    module = sys.modules.setdefault(name, types.ModuleType(name))
+    exec(compile(source, f"<{name}>", "exec"), module.__dict__)

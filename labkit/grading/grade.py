@@ -49,7 +49,8 @@ def grade(
             results[name] = saved or (row, {})
         else:
             todo.append((key, name, data, seed))
-    make = lambda: pool.JudgeProcess(limits, unsafe, checks and str(checks))  # noqa: E731
+    checks = checks and str(Path(checks).resolve())
+    make = lambda cores: pool.JudgeProcess(limits, unsafe, checks, cores)  # noqa: E731
     try:
         for key, row, sources in pool.work(todo, jobs or _jobs(), make):
             _save(out, key, [row, sources])

@@ -1,265 +1,234 @@
 """The trusted process: runs the checks, asks the submission's process, and makes the verdict."""
 
-import base64
 import contextlib
 import importlib
 import io
 import json
-import marshal
-import secrets
+import os
 import socket
-import subprocess
 import sys
 import time
-from dataclasses import asdict
-from pathlib import Path
 
-from labkit.grading import contract, sandbox, submission, wire
+from labkit.errors import LabError
+from labkit.grading import contract, private, submission, wire
 from labkit.grading.contract import CheckFailed
 from labkit.grading.limits import Limits
-from labkit.grading.remote import Forged, Gone, Learner, RemoteSession, Undefined
+from labkit.grading.remote import Down, Forged, Gone, Learner, RemoteSession, Undefined
+from labkit.grading.shipped import shipped
+from labkit.grading.warm import WarmProcess
 
 STEMS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging")
-SHIPPED = ("labkit.errors", "labkit.grading.plain", "labkit.grading.contract")
-SHIPPED += ("labkit.grading.wire", "labkit.grading.answer")
-LINE = 600  # characters of a message
+MESSAGE = 600  # characters of a message
+SLOW = 15  # seconds that cells may wait for their turn, beyond their own time
 
 
 class Judge:
     """Grades submissions one after another, with one warm process."""
 
     def __init__(self, limits=None, unsafe=False, checks=None):
+        self.limits = limits or Limits()
+        self.warm = WarmProcess(self.limits, unsafe)
+        self.path, self.own, self.known = checks, [], {}
+
+    def start(self):
+        """Get ready; the warm process warms up meanwhile. LabError when something is missing."""
+        self.warm.begin()
         import torch
 
         torch.set_num_threads(1)
-        self.limits, self.unsafe = limits or Limits(), unsafe
-        self.zygote = None
-        self.exercises = {}
-
-    # --- the warm process
-
-    def start(self):
-        """Start the warm process and wait until it is warm."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self.zygote = subprocess.Popen(
-                sandbox.command(theirs.fileno(), self.unsafe),
-                env=sandbox.environment(self.unsafe),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        self.control = ours
-        ours.sendall(json.dumps(asdict(self.limits)).encode())
-        answer = ours.recv(4096)
-        if not answer:
-            raise contract.LabError("the sandbox does not start")
-        self.nested = json.loads(answer)["nested"]
+        try:
+            self.own = private.load(self.path) if self.path else []
+            self.warm.wait()
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self):
         """End the warm process."""
-        if self.zygote:
-            self.control.close()
-            self.zygote.kill()
-            self.zygote.wait()
-            self.zygote = None
-
-    @contextlib.contextmanager
-    def _link(self):
-        """A socket to a new submission's supervisor; afterwards all its processes are gone."""
-        if self.zygote is None or self.zygote.poll() is not None:
-            self.start()
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                socket.send_fds(self.control, [b"s"], [theirs.fileno()])
-            ours.settimeout(self.limits.total_seconds + self.limits.exercise_seconds + 60)
-            try:
-                yield ours
-            finally:
-                ours.close()
-                self._ended()
-
-    def _ended(self):
-        self.control.settimeout(10)
-        try:
-            if self.nested or self.unsafe:
-                try:
-                    done = self.control.recv(1)
-                except TimeoutError:
-                    self.control.send(b"k")
-                    done = self.control.recv(1)
-                if done == b".":
-                    return
-        except OSError:
-            pass
-        finally:
-            self.control.settimeout(None)
-        self.stop()
-
-    # --- grading
+        self.warm.end()
 
     def grade(self, name, data, seed):
-        """`(row, sources)`: the row of results.json, and the cell of each exercise."""
+        """`(row, sources)`: the row of results.json, and the learner's cell of each exercise."""
         begun = time.monotonic()
-        row = {"submission": name, "lab": None, "earned": 0, "possible": 0}
+        row = {"submission": name, "lab": None, "earned": 0, "possible": 0, "seconds": 0.0}
         try:
             work = submission.read(data)
             stem = self._lab(work)
         except submission.Unreadable as reason:
-            row |= {"seconds": 0.0, "status": "unreadable", "reason": str(reason), "exercises": []}
-            return row, {}
-        checks = self._checks(stem)
-        records = self._records(work, stem, checks, seed)
+            return row | {"status": "unreadable", "reason": str(reason), "exercises": []}, {}
+        checks = self.checks(stem)
+        records, state = Case(self, work, stem, checks, seed).judged()
         row |= {
             "lab": stem,
             "earned": sum(record["earned"] for record in records),
             "possible": sum(record["points"] for record in records),
             "seconds": round(time.monotonic() - begun, 3),
-            "status": "graded",
-            "exercises": records,
         }
-        return row, self._sources(work, checks)
+        return row | state | {"exercises": records}, _sources(work, checks)
 
     def _lab(self, work):
-        known = [stem for stem in STEMS if stem in work.started]
-        if len(known) == 1:
-            return known[0]
+        """The stem of the lab that a submission is of; Unreadable when it is of none."""
         names = work.names() - {"quiz"}
-        found = {
-            s: sum(c.exercise["name"] in names for c in self._checks(s)) for s in known or STEMS
-        }
-        best = max(found, key=found.get)
-        if not found[best]:
+        fits = {s: len(names & set(_first_names(self.checks(s)))) for s in STEMS}
+        started = [stem for stem in STEMS if stem in work.started]
+        best = max(started or STEMS, key=fits.get)
+        if not fits[best] and not started:
             raise submission.Unreadable("no lab of this course: it defines none of the exercises")
         return best
 
-    def _checks(self, stem):
-        if stem not in self.exercises:
+    def checks(self, stem):
+        """The checks of a lab, by the id of their exercise; an instructor's own come on top."""
+        if stem not in self.known:
             module = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
             found = [f for f in vars(module).values() if getattr(f, "exercise", None)]
-            self.exercises[stem] = sorted(found, key=lambda f: f.exercise["id"])
-        return self.exercises[stem]
+            found += [f for f in self.own if private.of_lab(f, stem)]
+            by_id = {f.exercise["id"]: f for f in found}
+            self.known[stem] = [by_id[id] for id in sorted(by_id, key=_natural)]
+        return self.known[stem]
 
-    def _sources(self, work, checks):
-        sources = {}
-        for check in checks:
-            cells = {work.cell_of(name) for name in check.exercise["names"]} - {None}
-            sources[check.exercise["id"]] = "\n\n".join(work.cells[i] for i in sorted(cells))
-        return sources
 
-    def _records(self, work, stem, checks, seed):
-        names = {name for check in checks for name in check.exercise["names"]}
-        run = [
-            source if i not in work.experiments or names & work.defines[i] else ""
-            for i, source in enumerate(work.cells)
+def _natural(id):
+    """Sorts "2.10" behind "2.9"."""
+    return [
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in id.split(".")
+    ]
+
+
+def _first_names(checks):
+    return [name for check in checks for name in check.exercise["names"]]
+
+
+def _sources(work, checks):
+    """{exercise id: the cells that define its objects}, as they came last."""
+    sources = {}
+    for check in checks:
+        cells = {work.cell_of(name) for name in check.exercise["names"]} - {None}
+        sources[check.exercise["id"]] = "\n\n".join(work.cells[i] for i in sorted(cells))
+    return sources
+
+
+class Case:
+    """One submission before the judge."""
+
+    def __init__(self, judge, work, stem, checks, seed):
+        self.judge, self.work, self.stem, self.checks = judge, work, stem, checks
+        self.limits, self.seed = judge.limits, seed
+        self.went = {}  # index of a cell -> (how, why) it went wrong
+        self.used = False  # whether the process that answers has served an exercise
+
+    def judged(self):
+        """`(records, {"status": …})`: the exercises as in results.json, and how all went."""
+        records, down = [], None
+        revealed = self.work.revealed()
+        with self.judge.warm.submission() as link:
+            self.session = RemoteSession(link, self.seed, self.limits)
+            try:
+                self._run_cells(link)
+            except (Down, OSError, wire.WireError, ValueError) as error:
+                down = str(error) or "the submission's processes ended"
+            for check in self.checks:
+                record = {key: check.exercise[key] for key in ("id", "name", "points")}
+                if check.exercise["id"] in revealed:
+                    told = ("revealed", 0, "the solution was revealed")
+                elif down:
+                    told = ("error", 0, down)
+                else:
+                    try:
+                        told = self._exercise(check)
+                    except Down as error:
+                        down, told = str(error), ("error", 0, str(error))
+                status, earned, message = told
+                message = line(message)
+                records.append(record | {"earned": earned, "status": status, "message": message})
+        return records, {"status": "crashed", "reason": down} if down else {"status": "graded"}
+
+    def _run_cells(self, link):
+        """Have the cells run, but for experiments, and ship what the exercises need."""
+        names = set(_first_names(self.checks))
+        cells = [
+            source if i not in self.work.experiments or names & self.work.defines[i] else ""
+            for i, source in enumerate(self.work.cells)
         ]
-        with self._link() as link:
-            wire.send(link, b"C", json.dumps(run).encode())
-            frame = wire.receive(link, self.limits.reply_bytes)
-            went = {index: (how, why) for index, how, why in json.loads(frame[1])}
-            wire.send(link, b"B", bundle(stem))
-            session = RemoteSession(link, seed, self.limits)
-            return [self._judged(check, session, work, went) for check in checks]
+        wire.send(link, b"C", json.dumps(cells).encode())
+        end = time.monotonic() + 2 * self.limits.total_seconds + SLOW
+        frame = wire.receive(link, self.limits.reply_bytes, end)
+        if frame is None or frame[0] != b"D":
+            raise Down(frame[1].decode() if frame else "")
+        self.went = {index: (how, why) for index, how, why in json.loads(frame[1])}
+        wire.send(link, b"B", shipped(self.stem))
 
-    def _judged(self, check, session, work, went):
-        """The record of one exercise, as in results.json."""
-        about = check.exercise
-        record = {"id": about["id"], "name": about["name"], "points": about["points"], "earned": 0}
-        if about["id"] in work.revealed():
-            return record | {"status": "revealed", "message": "the solution was revealed"}
-        fresh = False
+    def _exercise(self, check):
+        """`(status, earned, message)`. What does not pass is tried once more in a fresh process."""
+        fresh = not self.used
         while True:
-            wire.send(session.link, b"N", b"1" if fresh else b"0")
-            status, earned, message, again = self._verdict(check, session, work, went)
-            if not again or fresh:
-                break
+            self.session.asked = 0
+            try:
+                wire.send(self.session.link, b"N", b"1" if fresh else b"0")
+            except OSError:
+                raise Down("the submission's processes ended") from None
+            status, earned, message, ended = self._verdict(check)
+            self.used = not ended and (self.used or self.session.asked > 0)
+            if fresh or status in ("passed", "missing"):
+                return status, earned, message
             fresh = True
-        return record | {"status": status, "earned": earned, "message": line(message)}
 
-    def _verdict(self, check, session, work, went):
-        """`(status, earned, message, whether a fresh process may do better)`."""
-        about = check.exercise
-        session.exercise = about["id"]
-        session.asked = 0
-        session.records.clear()
-        contract.session = session
+    def _verdict(self, check):
+        """`(status, earned, message, whether the process that answers has ended)`."""
+        id, names = check.exercise["id"], check.exercise["names"]
+        contract.session, records = self.session, self.session.records
+        records.clear()
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                check(*(Learner(name) for name in about["names"]))
+                check(*map(Learner, names))
         except CheckFailed:
-            record = session.records[about["id"]]
-            return "failed", record["earned"], record["message"], True
+            pass
         except Undefined as name:
-            return (*_undefined(str(name), work, went), False)
+            return *self._undefined(str(name)), False
         except Gone as gone:
-            return gone.how, 0, str(gone), not gone.fresh
+            return gone.how, 0, str(gone), True
         except Forged as forged:
-            return "error", 0, str(forged), True
-        except Exception as error:
+            return "error", 0, str(forged), False
+        except Down:
+            raise
+        except Exception as error:  # a check that trips over data of a form that nobody foresaw
             told = f"the answer has a form that the check cannot read ({type(error).__name__})"
-            return "failed", 0, told, True
-        record = session.records[about["id"]]
+            return "failed", 0, told, False
+        record = records[id]
         return record["status"], record["earned"], record["message"], False
 
-
-def _undefined(name, work, went):
-    """`(status, earned, message)` of an exercise whose object is not there."""
-    cell = work.cell_of(name)
-    if cell is None:
+    def _undefined(self, name):
+        """`(status, earned, message)` of an exercise whose object is not there."""
+        how, why = self.went.get(self.work.cell_of(name), ("", ""))
+        if how == "raised":
+            return "missing", 0, f"{name} is not defined: its cell raised {why}"
+        if how:
+            return how, 0, f"{name} is not defined, of its cell: {why}"
         return "missing", 0, f"{name} is not defined"
-    how, why = went.get(cell, ("", ""))
-    if how == "raised":
-        return "missing", 0, f"{name} is not defined: its cell raised {why}"
-    if how:
-        return how, 0, f"{name} is not defined: {why} (its cell)"
-    return "missing", 0, f"{name} is not defined"
 
 
 def line(message):
     """One line of printable text, cut to a length that a table can take."""
-    text = "".join(c if c.isprintable() else " " for c in str(message))
-    return " ".join(text.encode("utf-8", "replace").decode().split())[:LINE]
-
-
-_bundles = {}
-
-
-def bundle(stem):
-    """The code that is shipped into a submission's process: contract, wire and probes, compiled."""
-    if stem not in _bundles:
-        importlib.import_module(f"labkit.probes.lab{stem[:2]}")
-        probes = [n for n in sys.modules if n.startswith("labkit.probes.lab")]
-        names = [*SHIPPED, *sorted(probes, key=lambda n: n.endswith(stem[:2]))]
-        _bundles[stem] = json.dumps([[name, _compiled(name)] for name in names]).encode()
-    return _bundles[stem]
-
-
-def _compiled(name):
-    source = Path(importlib.import_module(name).__file__).read_text(encoding="utf-8")
-    code = compile(source, f"<{name}>", "exec")
-    return base64.b64encode(marshal.dumps(code)).decode()
-
-
-def seed_of(seed):
-    """The seed that was asked for, else a random one."""
-    return secrets.randbits(48) if seed is None else seed
+    text = "".join(c if c.isprintable() else " " for c in str(message)[: 4 * MESSAGE])
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:MESSAGE]
 
 
 def main():
     """Serve a controller on descriptor argv[1]: a notebook comes, a row goes."""
     link = socket.socket(fileno=int(sys.argv[1]))
     setup = json.loads(wire.receive(link, 1 << 20)[1])
+    if setup["cores"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, setup["cores"])
     judge = Judge(Limits(**setup["limits"]), setup["unsafe"], setup["checks"])
     try:
         judge.start()
-        wire.send(link, b"H", json.dumps({"nested": judge.nested}).encode())
+        wire.send(link, b"H", json.dumps({"nested": judge.warm.nested}).encode())
         while frame := wire.receive(link, judge.limits.notebook_bytes + (1 << 20)):
             head, _, data = frame[1].partition(b"\n")
             asked = json.loads(head)
             row, sources = judge.grade(asked["name"], data, asked["seed"])
             wire.send(link, b"R", json.dumps([row, sources]).encode())
+    except LabError as error:
+        wire.send(link, b"X", str(error).encode())
     except (KeyboardInterrupt, BrokenPipeError):
         pass
     finally:

@@ -1,6 +1,7 @@
 """Judges at work: processes that import torch once and grade one submission after another."""
 
 import json
+import os
 import queue
 import socket
 import subprocess
@@ -15,8 +16,8 @@ from labkit.grading import wire
 class JudgeProcess:
     """One judge with its warm process, driven over a socket."""
 
-    def __init__(self, limits, unsafe=False, checks=None):
-        self.setup = {"limits": asdict(limits), "unsafe": unsafe, "checks": checks}
+    def __init__(self, limits, unsafe=False, checks=None, cores=None):
+        self.setup = {"limits": asdict(limits), "unsafe": unsafe, "checks": checks, "cores": cores}
         self.most, self.process = 256 << 20, None
 
     def start(self):
@@ -71,15 +72,16 @@ def crashed(name, reason):
 def work(todo, jobs, make):
     """Yield `(key, row, sources)` for each `(key, name, data, seed)` of `todo` as it is done.
 
-    `data` is a function that gives the bytes. `make()` gives a judge; `jobs` work side by side.
+    `data` is a function that gives the bytes. `make(cores)` gives a judge; `jobs` work side by
+    side, each on cores of its own, so that no submission takes another one's time.
     """
     waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
     for item in todo:
         waiting.put(item)
     stop = threading.Event()
 
-    def serve():
-        judge = make()
+    def serve(cores):
+        judge = make(cores)
         try:
             while not stop.is_set():
                 key, name, data, seed = waiting.get_nowait()
@@ -91,7 +93,8 @@ def work(todo, jobs, make):
         finally:
             judge.stop()
 
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(jobs, len(todo)))]
+    shares = _shares(min(jobs, len(todo)))
+    threads = [threading.Thread(target=serve, args=[c], daemon=True) for c in shares]
     for thread in threads:
         thread.start()
     try:
@@ -104,3 +107,10 @@ def work(todo, jobs, make):
         stop.set()
         for thread in threads:
             thread.join(30)
+
+
+def _shares(jobs):
+    """The cores of each job; None where they can't be shared out evenly enough."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = sorted(affinity(0)) if affinity else []
+    return [cores[i::jobs] if len(cores) >= jobs else None for i in range(jobs)]

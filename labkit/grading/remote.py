@@ -4,9 +4,13 @@ import hashlib
 import inspect
 import json
 import secrets
+import time
 
-from labkit.grading import wire
+from labkit.grading import private, wire
 from labkit.grading.contract import CheckFailed, NotWritten, Session
+
+HOWS = ("value", "missing", "failed", "undefined")
+PATIENCE = 30  # seconds more than an exercise may take, for the supervisor to say so
 
 
 class Learner:
@@ -23,13 +27,20 @@ class Undefined(Exception):
 class Gone(Exception):
     """The process that answers ended, or took too long; `how` is "timeout" or "error"."""
 
-    def __init__(self, how, why, fresh=True):
+    def __init__(self, how, why):
         super().__init__(why)
-        self.how, self.fresh = how, fresh
+        self.how = how
+
+
+class Down(Exception):
+    """The submission's supervisor is gone, and no exercise can be judged any more."""
 
 
 class Forged(Exception):
     """A reply is no answer to the question: broken, or made up."""
+
+    def __init__(self):
+        super().__init__("forged or broken reply")
 
 
 class RemoteSession(Session):
@@ -42,47 +53,56 @@ class RemoteSession(Session):
 
     def call(self, f, data):
         """As `Session.call`: the same results, and the same exceptions."""
-        nonce = secrets.token_hex(8)
+        nonce, sources = secrets.token_hex(8), []
         self.asked += 1
-        question = {"seed": self._seed(), "f": f, "data": list(data)}
-        wire.send(self.link, b"A", f"{nonce}\n".encode() + wire.pack(question, _name))
-        how, what = self._reply(nonce)
+        question = {"seed": self.their_seed(), "f": f, "data": list(data)}
+        body = wire.pack(question, lambda thing: _reference(thing, sources))
+        head = json.dumps({"nonce": nonce, "sources": sources}).encode()
+        try:
+            wire.send(self.link, b"A", head + b"\n" + body)
+            how, what = self._reply(nonce)
+        except OSError:
+            raise Down("the submission's processes ended") from None
         if how == "value":
             return what
         if how == "missing":
             raise NotWritten
         if type(what) is not str:
-            raise Forged("forged or broken reply")
+            raise Forged
         if how == "undefined":
             raise Undefined(what)
         raise CheckFailed(what)
 
-    def _seed(self):
+    def their_seed(self):
         """A seed for the learner's random numbers that tells nothing about ours."""
         text = f"{self.seed}:{self.exercise}:{self.asked}:theirs"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
     def _reply(self, nonce):
-        frame = wire.receive(self.link, self.limits.reply_bytes)
+        end = time.monotonic() + self.limits.total_seconds + self.limits.exercise_seconds
+        frame = wire.receive(self.link, self.limits.reply_bytes, end + PATIENCE)
         if frame is None:
-            raise Gone("error", "the submission's process ended")
+            raise Down("the submission's processes ended")
         if frame[0] == b"G":
-            told = json.loads(frame[1])
-            raise Gone(told["how"], told["why"], told["fresh"])
+            raise Gone(**json.loads(frame[1]))
         try:
-            reply = wire.unpack(frame[1])
-            came, how, what = reply
+            came, how, what = wire.unpack(frame[1])
         except (wire.WireError, TypeError, ValueError):
-            raise Forged("forged or broken reply") from None
-        if came != nonce or how not in ("value", "missing", "failed", "undefined"):
-            raise Forged("forged or broken reply")
+            raise Forged from None
+        if came != nonce or how not in HOWS:
+            raise Forged
         return how, what
 
 
-def _name(thing):
-    """How an object that stays on the other side is named on the wire."""
+def _reference(thing, sources):
+    """How an object that stays on the other side is named on the wire; None for data.
+
+    `sources` collects the source of an instructor's own functions, which the other side lacks.
+    """
     if isinstance(thing, Learner):
         return thing.name
-    if inspect.isfunction(thing):
-        return f"{thing.__module__}:{thing.__qualname__}"
-    return None
+    if not inspect.isfunction(thing):
+        return None
+    if thing.__module__ == private.NAME:
+        sources.append(private.source_for(thing.__name__))
+    return f"{thing.__module__}:{thing.__qualname__}"

@@ -1,18 +1,18 @@
 """The process that runs a submission's cells. It takes orders from its supervisor.
 
-The supervisor forks it from a warm process; whatever the cells do to it, it costs this process at
-most. Orders and answers are small JSON messages on a SOCK_SEQPACKET pair.
+Whatever the cells do to it, it costs this process at most. Orders and answers are small JSON
+messages on a SOCK_SEQPACKET pair.
 """
 
 import base64
+import contextlib
 import json
 import marshal
-import os
 import signal
 import socket
 import sys
 import types
-from os import _exit, fork, getpid, getppid, kill, waitpid
+from os import WNOHANG, _exit, close, fork, getpid, getppid, kill, setsid, waitpid
 
 from labkit.grading import wire
 
@@ -29,35 +29,35 @@ def obey(channel, shell, cells, most):
             _exit(0)
         order = json.loads(message)
         if "run" in order:
-            _run(channel, shell, cells, order)
-        elif "settle" in order:  # a fork has no threads but this one
-            _succeed(channel)
+            _run(channel, shell, cells, order["run"], order["apart"])
+        elif "settle" in order:
+            _settle(channel)
         else:
-            _serve(channel, shell, fds[0], order, most)
+            _serve(channel, shell, fds[0], most)
 
 
 def _tell(channel, **what):
     channel.send(json.dumps(what).encode())
 
 
-def _run(channel, shell, cells, order):
-    """Run one cell; when ordered `apart`, in a fork, so that its end costs nothing but itself."""
-    index, before = order["run"], None
-    if order["apart"]:
+def _run(channel, shell, cells, index, apart):
+    """Run one cell; when `apart`, in a fork, so that its end costs nothing but this cell."""
+    before = None
+    if apart:
         pid = fork()
         if pid:
             waitpid(pid, 0)  # a fork that gets through its cell kills this process
             _tell(channel, lost=index)
             return
         before = getppid()
+        _tell(channel, pid=getpid())
     me = getpid()
-    _tell(channel, pid=me)
-    told = run_cell(shell, cells[index])
+    error = run_cell(shell, cells[index])
     if getpid() != me:  # the cell forked, and this is the copy
         _exit(0)
     if before:
         kill(before, signal.SIGKILL)
-    _tell(channel, done=index, error=told)
+    _tell(channel, done=index, error=error)
 
 
 def run_cell(shell, source):
@@ -71,11 +71,12 @@ def run_cell(shell, source):
         error = raised
     try:
         return f"{type(error).__name__}: {error}"[:TOLD] if error is not None else None
-    except Exception:  # an error whose text raises
-        return type(error).__name__
+    except BaseException:  # an error whose text raises
+        return "an error without a text"
 
 
-def _succeed(channel):
+def _settle(channel):
+    """Go on as a fork: it has no thread but this one."""
     before = getpid()
     pid = fork()
     if pid:
@@ -85,20 +86,18 @@ def _succeed(channel):
     _tell(channel, pid=getpid())
 
 
-def _serve(channel, shell, fd, order, most):
+def _serve(channel, shell, fd, most):
     """Fork a process that answers the judge on `fd` from the state that the cells left."""
-    try:
-        while waitpid(-1, os.WNOHANG)[0]:
+    with contextlib.suppress(ChildProcessError):
+        while waitpid(-1, WNOHANG)[0]:
             pass
-    except ChildProcessError:
-        pass
     pid = fork()
     if pid:
-        os.close(fd)
+        close(fd)
         _tell(channel, pid=pid)
         return
     channel.close()
-    os.setsid()
+    setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sock = socket.socket(fileno=fd)
     _, body = wire.receive(sock, most)

@@ -63,9 +63,12 @@ def command(fd, unsafe=False):
     return [*_outer_wall(), "--", *start, "nested"]
 
 
-def environment(unsafe=False):
-    """The environment of the warm process: nothing is inherited."""
-    return dict(ENVIRONMENT)
+def environment(scratch=None):
+    """The environment of the warm process: nothing is inherited. `scratch` stands in for /tmp."""
+    if scratch is None:
+        return dict(ENVIRONMENT)
+    moved = {name: value.replace("/tmp", scratch) for name, value in ENVIRONMENT.items()}
+    return moved | {"LABKIT_CACHE": os.path.join(scratch, "cache")}
 
 
 def _outer_wall():

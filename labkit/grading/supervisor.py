@@ -1,292 +1,126 @@
 """Process 1 of a submission's own process tree. It runs none of its code and holds no secret.
 
-It is forked from the warm process, forks the runner of the cells, keeps the time and counts
-processes and memory, and carries messages between the judge and the process that answers. When
-all is lost it kills every other process and starts again from its own clean state.
+It is forked from the warm process, has the cells run, keeps the time, counts processes and memory,
+and carries messages between the judge and the process that answers. What is lost it starts again.
+
+Frames from the judge: C, the cells; B, the code to ship; N, a new exercise; A, a question. Frames
+to the judge: D, how the cells went; R, a reply; G, the process that should have replied is gone.
 """
 
-import contextlib
 import json
-import os
 import select
-import signal
 import socket
 import time
 
-from labkit.grading import runner, wall, wire
-
-TICK = 0.05  # seconds between two looks at processes and memory
-GRACE = 1.0  # seconds from an interrupt to the end
-RESTARTS = 12
+from labkit.grading import tree, wire
+from labkit.grading.cells import TICK, Cells, Excess, Lost
 
 
-class Lost(Exception):
-    """The process that was asked is gone; the message says why."""
+def supervise(link, shell, limits):
+    """Serve one judge over the socket `link` until it hangs up."""
+    _, body = wire.receive(link, 4 * limits.notebook_bytes)
+    cells = Cells(json.loads(body), shell, limits)
+    try:
+        cells.run()
+        told = [[index, *what] for index, what in sorted(cells.told.items())]
+        wire.send(link, b"D", json.dumps(told).encode())
+        _carry(link, Answers(cells, limits), limits)
+    except Lost as lost:
+        wire.send(link, b"X", str(lost).encode())
+    finally:
+        cells.end()
 
-    def __init__(self, how, why):
-        super().__init__(why)
-        self.how = how  # "timeout" or "error"
 
-
-def supervise(link, shell, limits, begin):
-    """Serve one judge over the socket `link` until it hangs up. `begin` runs first in runners."""
-    frame = wire.receive(link, limits.notebook_bytes * 4)
-    keeper = Keeper(json.loads(frame[1]), shell, limits, begin)
-    wire.send(link, b"D", json.dumps(keeper.run_cells()).encode())
+def _carry(link, answers, limits):
     while frame := wire.receive(link, limits.reply_bytes):
         kind, body = frame
         if kind == b"B":
-            keeper.bundle = body
+            answers.code = body
         elif kind == b"N":
-            keeper.next_exercise(fresh=body == b"1")
+            answers.next_exercise(fresh=body == b"1")
         else:
             try:
-                wire.send(link, b"R", keeper.ask(body))
+                wire.send(link, b"R", answers.ask(body))
             except Lost as lost:
-                told = {"how": lost.how, "why": str(lost), "fresh": keeper.fresh}
+                told = {"how": lost.how, "why": str(lost)}
                 wire.send(link, b"G", json.dumps(told).encode())
 
 
-class Keeper:
-    """Keeps a submission's processes: the runner of its cells and the one that answers."""
+class Answers:
+    """The process that answers the judge: a fork of the state that the cells left.
 
-    def __init__(self, cells, shell, limits, begin):
-        self.cells, self.shell, self.limits, self.begin = cells, shell, limits, begin
-        self.told = {}  # index of a cell -> what went wrong
-        self.skip, self.apart, self.restarts = set(), False, 0
-        self.pid = self.answerer = self.bundle = None
-        self.fresh, self.settled, self.deadline = True, False, 0.0
-        self.over = time.monotonic() + limits.total_seconds
+    It serves one exercise after another for as long as nothing goes wrong.
+    """
 
-    # --- cells
-
-    def run_cells(self):
-        """Run all cells; `[[index, how, message], ...]` of those that went wrong."""
-        self._start()
-        done = 0
-        while done < len(self.cells):
-            try:
-                self._run_from(done)
-                done = len(self.cells)
-            except Lost:
-                self._again()
-                done = 0
-        return [[index, *what] for index, what in sorted(self.told.items())]
-
-    def _start(self):
-        """Fork a runner from the clean state."""
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if self.pid == 0:
-            self.channel.close()
-            try:
-                self.begin()
-                runner.obey(theirs, self.shell, self.cells, self.limits.reply_bytes)
-            finally:
-                os._exit(1)
-        theirs.close()
-        self.settled, self.base = False, None
-
-    def _again(self):
-        """Kill every process and start anew, from now on with each cell in its own fork."""
-        wall.kill_others(self.pid)
-        self.channel.close()
-        self.answerer, self.apart = None, True
-        self.restarts += 1
-        wall.clean()
-        self._start()
-
-    def _run_from(self, first):
-        for index in range(first, len(self.cells)):
-            if index in self.skip:
-                continue
-            if time.monotonic() > self.over or self.restarts > RESTARTS:
-                self.told.setdefault(index, ["timeout", "there was no time left for this cell"])
-                continue
-            self._run(index)
-
-    def _run(self, index):
-        """Run one cell. Lost when the runner is gone, so that only a new start helps."""
-        self._order(run=index, apart=self.apart)
-        begun = self._answer(time.monotonic() + 5, index)
-        pid = begun.get("pid")
-        if type(pid) is not int or pid < 2:
-            self._blame(index, "error", "it disturbed the grader")
-        if not self.apart:
-            pid = self.pid
-        end = min(time.monotonic() + self.limits.cell_seconds, self.over + GRACE)
-        try:
-            answer = self._answer(end, index)
-        except TimeoutError:
-            self.told[index] = ["timeout", f"it ran longer than {self.limits.cell_seconds:g} s"]
-            answer = self._stop(pid, index)
-        if answer.get("done") == index:
-            self.pid = pid
-            if index not in self.told and answer.get("error"):
-                self.told[index] = ["raised", str(answer["error"])]
-        elif answer.get("lost") == index:
-            self.told.setdefault(index, ["error", "it ended its process"])
-        else:
-            self._blame(index, "error", "it disturbed the grader")
-
-    def _stop(self, pid, index):
-        """Interrupt a cell that takes too long, then kill it."""
-        _kill(pid, signal.SIGINT)
-        try:
-            return self._answer(time.monotonic() + GRACE, index)
-        except TimeoutError:
-            self.skip.add(index)
-            _kill(pid, signal.SIGKILL)
-            return self._answer(time.monotonic() + 5, index)
-
-    def _blame(self, index, how, why):
-        """The cell took everything with it: leave it out from now on, and start again."""
-        self.told.setdefault(index, [how, why])
-        self.skip.add(index)
-        raise Lost(how, why)
-
-    def _order(self, fds=(), **order):
-        try:
-            socket.send_fds(self.channel, [json.dumps(order).encode()], list(fds))
-        except OSError:
-            raise Lost("error", "the process is gone") from None
-
-    def _answer(self, end, index):
-        """The runner's next message; TimeoutError at `end`, Lost when it can't come any more."""
-        while True:
-            ready = select.select([self.channel], [], [], TICK)[0]
-            if ready:
-                try:
-                    message = self.channel.recv(runner.ORDER_BYTES)
-                    answer = json.loads(message) if message else None
-                except (OSError, ValueError, RecursionError):
-                    answer = None
-                if isinstance(answer, dict):
-                    return answer
-                self._gone(index)
-            wrong = wall.excess(self.limits)
-            if wrong:
-                self._blame(index, "error", wrong)
-            if not _alive(self.pid) and not (self.apart and wall.others()):
-                self._gone(index)
-            if time.monotonic() > end:
-                raise TimeoutError
-
-    def _gone(self, index):
-        """No runner is left: the first time, each cell is tried again, one by one."""
-        if self.apart:
-            self._blame(index, "error", "it ended its process and all others")
-        raise Lost("error", "the process is gone")
-
-    # --- exercises
+    def __init__(self, cells, limits):
+        self.cells, self.limits = cells, limits
+        self.line = self.pid = self.code = None
+        self.settled, self.end = False, 0.0
 
     def next_exercise(self, fresh):
-        """Begin an exercise and its time; `fresh` asks for a process that served none."""
-        if fresh and self.answerer:
+        """Begin an exercise and its time; `fresh` asks for a process that has served none."""
+        if fresh:
             self._hang_up()
-        self.fresh = self.answerer is None
-        self.deadline = time.monotonic() + self.limits.exercise_seconds
+        self.end = time.monotonic() + self.limits.exercise_seconds
 
     def ask(self, body):
-        """The reply of the process that answers. Lost when there is none in time."""
-        if self.answerer is None:
-            self._call()
+        """The reply to a question. Lost when there is none in time."""
         try:
-            self.line.settimeout(self.limits.exercise_seconds)
+            if self.pid is None:
+                self._call()
+            self.line.settimeout(max(0.1, self.end - time.monotonic()))
             wire.send(self.line, b"A", body)
             return self._reply()
         except TimeoutError:
             self._hang_up()
-            raise Lost(
-                "timeout", f"it took longer than {self.limits.exercise_seconds:g} s"
-            ) from None
+            told = f"it took longer than {self.limits.exercise_seconds:g} s"
+            raise Lost(told, "timeout") from None
         except (OSError, wire.WireError) as error:
             self._hang_up()
-            what = str(error) if isinstance(error, wire.WireError) else "its process ended"
-            raise Lost("error", what) from None
+            broken = isinstance(error, wire.WireError)
+            raise Lost(str(error) if broken else "its process ended") from None
         except Lost:
             self._hang_up()
             raise
 
     def _reply(self):
         while not select.select([self.line], [], [], TICK)[0]:
-            wrong = wall.excess(self.limits)
-            if wrong:
-                raise Lost("error", wrong)
-            if time.monotonic() > self.deadline:
+            if wrong := tree.excess(self.limits):
+                raise Excess(wrong)
+            if not tree.alive(self.pid):
+                raise Lost("its process ended")
+            if time.monotonic() > self.end:
                 raise TimeoutError
-        self.line.settimeout(max(0.1, self.deadline - time.monotonic()))
-        frame = wire.receive(self.line, self.limits.reply_bytes)
+        frame = wire.receive(self.line, self.limits.reply_bytes, self.end)
         if frame is None or frame[0] != b"R":
-            raise Lost("error", "its process ended")
+            raise Lost("its process ended")
         return frame[1]
 
     def _call(self):
-        """Have the runner fork a process that answers; start again once if it can't."""
-        for attempt in range(2):
-            try:
-                self._settle()
-                ours, theirs = socket.socketpair()
-                with theirs:
-                    self._order(fds=[theirs.fileno()], serve=True)
-                pid = self._answer(time.monotonic() + 5, -1).get("pid")
-                if type(pid) is not int or pid < 2:
-                    raise Lost("error", "it disturbed the grader")
-                self.line, self.answerer, self.fresh = ours, pid, True
-                self.line.settimeout(5)
-                wire.send(self.line, b"B", self.bundle)
-                return
-            except (Lost, TimeoutError, OSError):
-                if attempt or self.restarts > RESTARTS:
-                    raise Lost("error", "its process could not be started") from None
-                self._again()
-                self.over = time.monotonic() + self.limits.total_seconds
-                self.run_cells_again()
-
-    def run_cells_again(self):
-        """Reach the state after the cells once more."""
+        """Have a process forked that answers; where the state is lost, reach it once more."""
         try:
-            self._run_from(0)
-        except Lost:
-            self._again()
-            self._run_from(0)
+            self._fork()
+        except (Lost, TimeoutError, OSError):
+            self.cells.run()
+            self.settled = False
+            self._fork()
+            self.end = time.monotonic() + self.limits.exercise_seconds
 
-    def _settle(self):
-        """Leave nothing of the cells but one process with one thread."""
-        if self.settled:
-            return
-        if wall.threads(self.pid) != 1:
-            self._order(settle=True)
-            pid = self._answer(time.monotonic() + 5, -1).get("pid")
-            if type(pid) is int and pid > 1:
-                self.pid = pid
-        wall.kill_others(None, keep=self.pid)
-        self.settled = True
+    def _fork(self):
+        if not self.settled:
+            self.cells.settle()
+            self.settled = True
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.cells.order(fds=[theirs.fileno()], serve=True)
+        self.line, self.pid = ours, self.cells.new_pid()
+        self.line.settimeout(self.limits.exercise_seconds)
+        wire.send(self.line, b"B", self.code)
 
     def _hang_up(self):
-        """Kill the process that answers, and all that it left behind."""
-        if self.answerer:
+        """End the process that answers, and all that it has started."""
+        if self.pid:
             self.line.close()
-            _kill(self.answerer, signal.SIGKILL)
-            wall.kill_others(None, keep=self.pid)
-        self.answerer = None
-
-
-def _kill(pid, sign):
-    if type(pid) is int and pid > 1:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, sign)
-
-
-def _alive(pid):
-    """Whether `pid` runs; reaps what has ended."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-    try:
-        os.kill(pid, 0)
-        return True
-    except ProcessLookupError:
-        return False
+            tree.kill_group(self.pid)
+            tree.kill_but(self.cells.pid)
+        self.pid = None

@@ -7,6 +7,7 @@ and what arrives from a submission is checked: size, depth, number of parts, kin
 
 import json
 import struct
+import time
 
 HEAD = struct.Struct(">cI")
 SIZES = struct.Struct(">I")
@@ -22,24 +23,33 @@ def send(sock, kind, body=b""):
     sock.sendall(HEAD.pack(kind, len(body)) + body)
 
 
-def receive(sock, most):
-    """`(kind, body)` of the next frame, None at the end; WireError above `most` bytes."""
-    head = _exactly(sock, HEAD.size)
+def receive(sock, most, end=None):
+    """`(kind, body)` of the next frame, None when the other side hangs up.
+
+    WireError for more than `most` bytes. TimeoutError when it is not whole at the time `end`, on
+    the monotonic clock.
+    """
+    head = _exactly(sock, HEAD.size, end)
     if head is None:
         return None
     kind, size = HEAD.unpack(head)
     if size > most:
         raise WireError(f"a message of {size:,} bytes, allowed are {most:,}")
-    body = _exactly(sock, size)
+    body = _exactly(sock, size, end)
     if body is None:
         raise WireError("a message was cut off")
     return kind, body
 
 
-def _exactly(sock, size):
+def _exactly(sock, size, end):
     """`size` bytes, or None when the other side closes before the first one."""
     parts, missing = [], size
     while missing:
+        if end is not None:  # each part has the time that is left: bytes that drip buy none
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            sock.settimeout(left)
         part = sock.recv(min(missing, 1 << 20))
         if not part:
             if parts:

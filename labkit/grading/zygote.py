@@ -20,7 +20,7 @@ def main():
     """Serve the judge on file descriptor argv[1] until it hangs up."""
     control = socket.socket(fileno=int(sys.argv[1]))
     unprivileged()
-    from labkit.grading import wall
+    from labkit.grading import tree
     from labkit.grading.limits import Limits
 
     limits = Limits(**json.loads(control.recv(4096)))
@@ -37,7 +37,7 @@ def main():
             _become_supervisor(fds[0], shell, limits, nested)
         os.close(fds[0])
         _wait(pid, control)
-        wall.reap()
+        tree.reap()
         control.sendall(b".")
 
 
@@ -66,18 +66,16 @@ def _can_nest(limits):
 
 def _become_supervisor(fd, shell, limits, nested):
     """Never returns."""
-    from labkit.grading import supervisor, wall
+    from labkit.grading import supervisor, tree, wall
 
     try:
         if nested:
             wall.enclose(limits)
         else:
-            wall.own_process_tree()
-            wall.clean(limits)
-        link = socket.socket(fileno=fd)
-        supervisor.supervise(link, shell, limits, lambda: wall.close_in(limits))
+            wall.own_tree()
+        supervisor.supervise(socket.socket(fileno=fd), shell, limits)
     finally:
-        wall.kill_others(None)
+        tree.kill_but()
         os._exit(0)
 
 
@@ -114,11 +112,26 @@ def warm():
     for stem in ("01", "02", "03", "04", "05", "06"):
         __import__(f"labkit.plots.lab{stem}")
     labkit.start = quiet.start
+    tasks.load = _remembered(tasks.load)
     _touch(torch)
     shell = _shell()
     gc.collect()
     gc.freeze()
     return shell
+
+
+def _remembered(load):
+    """`tasks.load` that has `home` at hand, which takes a third of a second to read."""
+    import copy
+
+    ready = {("home", split): load("home", split) for split in ("train", "test")}
+
+    def quick(name, split="train", **options):
+        if options or (name, split) not in ready:
+            return load(name, split, **options)
+        return copy.copy(ready[name, split])
+
+    return quick
 
 
 def _touch(torch):

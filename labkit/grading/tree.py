@@ -1,0 +1,136 @@
+"""The processes of a submission: counted, measured and killed by their supervisor.
+
+Inside a sandbox the supervisor is process 1 of a tree of its own, and may kill all others. Without
+one it knows the process groups that it has started, and nothing else.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+
+LINUX = sys.platform == "linux"
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MANY = 4  # processes from which on shared pages are told from private ones, which takes longer
+
+_enclosed = False
+
+
+def enclosed():
+    """Whether this process is process 1 of a tree of its own."""
+    return _enclosed
+
+
+def own():
+    """Say that this process is process 1 of a tree of its own, if it is."""
+    global _enclosed
+    _enclosed = os.getpid() == 1
+
+
+def others():
+    """The ids of all processes of this tree but this one; [] where there is no such tree."""
+    return [int(n) for n in os.listdir("/proc") if n.isdigit() and n != "1"] if _enclosed else []
+
+
+def alive(pid):
+    """Whether `pid` is there and has not ended."""
+    reap()
+    if LINUX:
+        return _state(pid) not in "ZX"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _state(pid):
+    """The letter that the kernel gives to the state of a process; "X" when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "X"
+
+
+def threads(pid):
+    """How many threads a process has; 1 where that can't be known."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) if LINUX else 1
+    except OSError:
+        return 1
+
+
+def memory(pid):
+    """`(private bytes, mapped bytes)` of a process; zeros when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            mapped, held, shared = map(int, file.read().split()[:3])
+    except (OSError, ValueError):
+        return 0, 0
+    return (held - shared) * PAGE, mapped * PAGE
+
+
+def _proportional(pid):
+    """Bytes of a process, each page that several share divided among them."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return int(file.read().partition("\nPss:")[2].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def excess(limits):
+    """What the processes of this tree have too much of, as one line; None while all is well."""
+    running = others()
+    if len(running) > limits.processes:
+        return f"it started more than {limits.processes} processes"
+    base = memory(1)[0]
+    taken = sum(max(0, memory(pid)[0] - base) for pid in running)
+    if len(running) > MANY:  # pages copied from the warm process count, too
+        taken = max(taken, sum(map(_proportional, running)) - base)
+    if taken > limits.memory_bytes:
+        return f"it took more than {limits.memory_bytes >> 20:,} MiB of memory"
+    return None
+
+
+def kill(pid, sign=signal.SIGKILL):
+    """Signal one process."""
+    if type(pid) is int and pid > 1:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, sign)
+
+
+def kill_group(pid):
+    """Kill a process that leads a group, and the group."""
+    if type(pid) is int and pid > 1 and pid != os.getpgid(0):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+    kill(pid)
+
+
+def kill_but(keep=None):
+    """Kill every process of this tree but this one and `keep`, and wait until they are gone."""
+    if not _enclosed:
+        return
+    if keep is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        reap()
+        left = [pid for pid in others() if pid != keep and _state(pid) not in "ZX"]
+        if not left:
+            return
+        for pid in left:
+            kill(pid)
+        select.select([], [], [], 0.001)
+
+
+def reap():
+    """Collect children that have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
