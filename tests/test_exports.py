@@ -234,6 +234,8 @@ def test_only_the_lab_of_the_assignment_counts_and_of_it_the_best():
     assert none["score"] == 0 and "no notebook of 03_peft" in none["output"]
     assert "c.ipynb (01_svd)" in none["output"]
     assert "nothing" in gradescope.choose([], "03_peft")["reason"]
+    lost = row("a.ipynb", 0, None, status="unreadable", reason="the file is empty")
+    assert gradescope.choose([lost], "02_lora") is lost
 
 
 def call(*args):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,111 @@ def test_bad_input_is_one_line(built, tmp_path, monkeypatch, capsys, options, sa
     told = capsys.readouterr()
     assert said in told.err and told.err.count("\n") == 1
     assert (tmp_path / "full/grades.csv").read_text() == "keep"
+
+
+@pytest.fixture(scope="module")
+def zips(built, tmp_path_factory):
+    """The folder of autograders, with private checks inside."""
+    out = tmp_path_factory.mktemp("zips") / "gradescope"
+    checks = out.with_name("mine.py")
+    checks.write_text("PRIVATE = 1\n", "utf-8")
+    assert release.autograders(built, out, checks) == sorted(p.name for p in out.iterdir())
+    return out
+
+
+@pytest.fixture
+def harness(zips, tmp_path):
+    """What Gradescope does with lab 2's zip, under a folder of ours: (home, environment)."""
+    home = tmp_path / "autograder"
+    for name in ("source", "submission", "results"):
+        (home / name).mkdir(parents=True)
+    with zipfile.ZipFile(zips / "02_lora.zip") as archive:
+        for info in archive.infolist():
+            path = Path(archive.extract(info, home / "source"))
+            path.chmod(info.external_attr >> 16 & 0o777)
+    (home / "source/private_checks.py").unlink()
+    shutil.copy(home / "source/run_autograder", home)
+    installed = {"PYTHON": sys.executable}  # this checkout, which the zip was made of
+    return home, os.environ | installed | {"AUTOGRADER": str(home)}
+
+
+def stub(folder, name, lines="exit 0"):
+    """A program in folder that notes how it was called, and does nothing else but lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(f'#!/bin/sh\necho "{name} $*" >> "$CALLS"\n{lines}\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_every_lab_has_its_autograder_and_no_answer_in_it(zips):
+    for path in zips.iterdir():
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+            run = archive.read("run_autograder").decode()
+        assert {"setup.sh", "run_autograder", "pyproject.toml", "constraints.txt"} <= names
+        assert {"README.md", "labkit/cli.py", "private_checks.py"} <= names
+        assert not [n for n in names if n.endswith(".ipynb") or n.startswith(("labs", "tests"))]
+        assert f" {path.stem} " in run and "LAB" not in run
+
+
+def test_setup_asks_for_everything_that_the_autograder_needs(harness, tmp_path):
+    home, env = harness
+    programs = tmp_path / "programs"
+    stub(programs, "apt-get")
+    stub(home / "uv/bin", "pip", f'cp {stub(tmp_path, "uv")} "$AUTOGRADER/uv/bin/uv"')
+    stub(programs, "python3")  # instead of making an environment
+    stub(home / "venv/bin", "labkit")
+    env |= {"PATH": f"{programs}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    done = subprocess.run([str(home / "source/setup.sh")], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    source = home / "source"
+    assert any(re.match(r"apt-get install .*\bbubblewrap\b", call) for call in calls)
+    assert f"python3 -m venv {home}/uv" in calls
+    assert f"uv pip install --quiet {source} -c {source}/constraints.txt" in calls
+    assert calls[-1] == "labkit --version"
+
+
+@pytest.mark.parametrize("wall", [True, False])
+def test_the_autograder_grades_a_submission_for_real(harness, tmp_path, wall):
+    home, env = harness
+    shutil.copy(ROOT / "solutions/02_lora.ipynb", home / "submission")
+    if not wall:
+        stub(tmp_path / "programs", "bwrap", "exit 1")
+        env |= {"PATH": f"{tmp_path / 'programs'}:{env['PATH']}", "CALLS": os.devnull}
+    run = [str(home / "run_autograder")]
+    done = subprocess.run(run, env=env, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((home / "results/results.json").read_text("utf-8"))
+    assert result["output"] == "02_lora: 24 of 24 points", done.stdout
+    assert [test["number"] for test in result["tests"]] == [f"2.{i}" for i in range(1, 10)]
+    assert all(test["status"] == "passed" for test in result["tests"])
+    assert result["score"] == sum(test["max_score"] for test in result["tests"]) == 24
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "the grader stopped (labkit: no notebook"),
+        ({"notes.txt": "hello"}, "the grader stopped (labkit: no notebook"),
+        ({"02_lora.ipynb": "{"}, "unreadable: not a notebook"),
+    ],
+)
+def test_results_are_written_whatever_was_handed_in(harness, files, said):
+    home, env = harness
+    for name, text in files.items():
+        (home / "submission" / name).write_text(text)
+    run = [str(home / "run_autograder")]
+    done = subprocess.run(run, env=env, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((home / "results/results.json").read_text("utf-8"))
+    assert result["score"] == 0 and said in result["output"]
+
+
+def test_private_checks_are_passed_on(harness):
+    home, env = harness
+    (home / "source/private_checks.py").write_text("1 / 0\n")
+    run = ["bash", "-x", str(home / "run_autograder")]
+    done = subprocess.run(run, env=env | {"PYTHON": "echo"}, capture_output=True, text=True)
+    assert done.stdout.split()[-3:] == ["--", "--checks", "source/private_checks.py"]

@@ -45,9 +45,20 @@ def choose(rows: list[dict], lab: str) -> dict:
     of_lab = [row for row in rows if row.get("lab") == lab]
     if of_lab:
         return max(of_lab, key=lambda row: row["earned"])
+    if len(rows) == 1 and not rows[0].get("lab"):
+        return rows[0]
     listed = ", ".join(f"{r['submission']} ({r.get('lab') or r.get('reason')})" for r in rows)
     reason = f"no notebook of {lab} was handed in, but {listed or 'nothing'}"
     return {"submission": "", "status": "unreadable", "reason": reason}
+
+
+def walled() -> bool:
+    """Whether bubblewrap works here: a container may forbid it, and then is the only wall."""
+    alone = ["bwrap", "--ro-bind", "/", "/", "--unshare-pid", "--unshare-net", "true"]
+    try:
+        return subprocess.run(alone, capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -61,16 +72,15 @@ def main(argv: list[str] | None = None) -> None:
     with TemporaryDirectory() as out:
         command = [sys.executable, "-c", "from labkit.cli import main; main()", "grade"]
         command += [str(args.submission), "--out", out, *args.options]
+        command += [] if walled() else ["--unsafe"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         print(done.stdout, done.stderr)  # Gradescope shows it to instructors only
-        try:
-            rows = json.loads((Path(out) / "results.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            last = (done.stderr.strip() or "no results").splitlines()[-1]
-            rows, reason = [], f"the grader stopped ({last}): tell your instructor"
+        if done.returncode:
+            last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+            reason = f"the grader stopped ({last}): tell your instructor"
             row = {"submission": "", "status": "crashed", "reason": reason}
         else:
-            row = choose(rows, args.lab)
+            row = choose(json.loads((Path(out) / "results.json").read_text("utf-8")), args.lab)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps(as_gradescope(row), indent=1), "utf-8")
 

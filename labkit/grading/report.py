@@ -104,7 +104,7 @@ def feedback_page(row: dict, sources: dict[str, str]) -> str:
     for exercise in row["exercises"]:
         source = sources.get(exercise["id"], "")
         shown = {
-            "message": exercise["message"][:LONGEST_MESSAGE],
+            "message": exercise["message"][:LONGEST_MESSAGE].replace(" | ", "\n"),  # a quiz's
             "source": highlighted(source[:LONGEST_SOURCE]),
             "cut": len(source) > LONGEST_SOURCE,
         }

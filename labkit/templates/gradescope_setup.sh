@@ -12,6 +12,7 @@ apt-get install -y --no-install-recommends bubblewrap python3-venv
 python3 -m venv "$home/uv"
 "$home/uv/bin/pip" install --quiet uv
 uv=$home/uv/bin/uv
+export UV_PYTHON_INSTALL_DIR=$home/python
 "$uv" venv --quiet --python '>=3.11,<3.14' "$home/venv"
 export VIRTUAL_ENV=$home/venv
 # The torch without CUDA is 3 GB smaller; where its index does not answer, the usual one does.
