@@ -88,9 +88,9 @@ if lab.experiment("One outlier among 4096 numbers", 1, needs=["4.1"]):
     display(plots.lab04.spoiled(clean, spoilt[:-1], outlier))
 
 # %% [markdown]
-# On the right one number in 4097 has changed, and the others have lost nearly all they had to
-# say. Trained matrices do have such weights: you will measure it. The answer is a scale for every
-# small *block* of weights. An outlier then spoils its own block and no other.
+# On the right a single number has joined the 4096, and they have lost nearly all they had to say.
+# Trained matrices do have such weights: you will measure it. The answer is a scale for every small
+# *block* of weights. An outlier then spoils its own block and no other.
 #
 # ## Which sixteen values?
 #

@@ -21,6 +21,7 @@ def spoiled(clean, spoilt, outlier):
         zeros = share[np.abs(levels).argmin()]
         ax.set_title(f"{len(levels)} values in use, {zeros:.1%} of the numbers are 0")
     axes[0].set_ylabel("share")
+    axes[0].text(0.4, 0.8, "without\noutlier", color=PALETTE[0])
     axes[1].text(0.4, 0.8, f"beside one\noutlier of {outlier:g}", color=PALETTE[1])
     axes[0].set_ylim(0, 1.02)
     plt.close(fig)
@@ -54,7 +55,8 @@ def errors(frame):
     for name, colour, marker in zip(frame.columns, PALETTE, "osD^", strict=False):
         ax.plot(frame[name], y, color=colour, marker=marker, ms=8, ls="", label=name)
     ax.set_yticks(y, frame.index)
-    ax.set(xlabel="root mean square error / size of the weights", xlim=(0, None))
+    ax.set(xlabel="root mean square error / size of the weights")
+    ax.set_xlim(0, 1.05 * frame.to_numpy().max())
     ax.set_ylim(-0.5, len(frame) - 0.5)
     ax.legend(loc="upper left", bbox_to_anchor=(0, 0.98))
     best = frame.idxmin(axis=1)
