@@ -13,13 +13,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import outside
 from attack import ATTACKS, ROOT, Attack, Book
+from batch import SEED, grade_all, shown
 
-CORPUS = (
-    "exits hangs floods processes patches internals probes objects wire secrets outside files messy"
-)
-SEED = 915_374_021
+CORPUS = "exits hangs floods processes patches internals probes aimed objects wire secrets"
+CORPUS = [*CORPUS.split(), "outside", "files", "messy"]
+
 SECRET = "lora-attack-secret"
-for group in CORPUS.split():
+for group in CORPUS:
     importlib.import_module(f"corpus_{group}")
 
 
@@ -80,7 +80,7 @@ def _grade(attacks, folder):
         patch.setenv("LORA_ATTACK", SECRET)
         patch.setattr(tempfile, "tempdir", None)
         before = outside.snapshot(home, work, submissions)
-        rows = _call(submissions, out)
+        rows = grade_all(submissions, out)
         alive = outside.running()
         after = outside.snapshot(home, work, submissions)
     found = outside.changed(before, after)
@@ -94,7 +94,7 @@ def _build(attacks, folder, host):
     _neighbour(folder, 0)
     for i, attack in enumerate(attacks):
         path = attack.write(folder, host)
-        paths[attack.name] = str(path.relative_to(folder))
+        paths[attack.name] = shown(path.relative_to(folder))
         neighbours[attack.name] = [_name(i), _name(i + 1)]
         _neighbour(folder, i + 1)
     return paths, neighbours
@@ -109,16 +109,6 @@ def _neighbour(folder, i):
     book = Book(wrong=i % 2 == 1)
     book.last(f"# {_name(i)}")
     (folder / _name(i)).write_text(book.text(), encoding="utf-8")
-
-
-def _call(submissions, out):
-    """Grade the folder with two jobs; {submission: rows}."""
-    from labkit.grading.grade import grade
-
-    rows = {}
-    for row in grade([submissions], out, jobs=2, seed=SEED):
-        rows.setdefault(row["submission"], []).append(row)
-    return rows
 
 
 @pytest.fixture

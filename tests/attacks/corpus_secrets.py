@@ -123,11 +123,11 @@ for path in walk(HOST["submissions"], "/tmp", "/var/tmp", "/dev/shm", "/mnt", "/
 _hunt(
     "other_submissions_in_memory",
     """
-import gc
+import gc, re  # the pattern is not the word, so that this cell does not find itself
 for o in gc.get_objects():
     if isinstance(o, (dict, list, tuple)):
         for v in (o.values() if isinstance(o, dict) else o):
-            if isinstance(v, str) and "solved_" + "neighbour" in v: won = True
+            if isinstance(v, str) and re.search("solved[_]neighbour_0", v): won = True
 """,
     "the worker that it was forked from has graded others",
 )
@@ -147,14 +147,14 @@ _hunt(
     "own_memory",
     """
 import re
-secret = b"both stay zero " + b"for ever"
+secret = re.compile(b"both stay zero [f]or ever")  # does not find itself
 with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as mem:
     for line in maps:
         a, b = (int(n, 16) for n in line.split()[0].split("-"))
         if " rw" in line and b - a < 1 << 28:
             try:
                 mem.seek(a)
-                if secret in mem.read(b - a): won = True
+                if secret.search(mem.read(b - a)): won = True
             except (OSError, ValueError, OverflowError): pass
 """,
     "the pages of this process, for a sentence of the quiz key",

@@ -1,0 +1,57 @@
+"""Submissions that change while a batch is graded: each is a row, and the batch goes on."""
+
+import os
+
+import pytest
+from attack import Book
+from batch import grade_all
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four right submissions, told apart by a comment."""
+    place = tmp_path / "submissions"
+    place.mkdir()
+    for name in "abcd":
+        book = Book()
+        book.last(f"# {name}")
+        (place / f"{name}.ipynb").write_text(book.text(), encoding="utf-8")
+    return place
+
+
+def _vanish(path):
+    path.unlink()
+
+
+def _become_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _become_a_link(path):
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+
+
+def _become_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("change", [_vanish, _become_a_pipe, _become_a_link, _become_a_folder])
+def test_what_changes_after_the_start_is_a_row_with_a_reason(folder, tmp_path, change):
+    changed = []
+
+    def after_the_first(done, total, row):
+        if not changed:
+            names = {"a.ipynb", "b.ipynb", "c.ipynb", "d.ipynb"} - {row["submission"]}
+            changed.append(max(names))
+            change(folder / changed[0])
+
+    rows = grade_all(folder, tmp_path / "out", jobs=1, progress=after_the_first)
+    assert rows.keys() == {"a.ipynb", "b.ipynb", "c.ipynb", "d.ipynb"}
+    for name, (row,) in rows.items():
+        if name in changed:
+            assert row["status"] != "graded" and row["reason"] and row["earned"] == 0
+        else:
+            assert (row["status"], row["earned"]) == ("graded", 24)
