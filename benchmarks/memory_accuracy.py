@@ -190,7 +190,7 @@ def estimate_of_accelerate(config, settings):
 def compare(name, config, settings, device):
     """One row: what was simulated, measured and estimated, in bytes, and relative errors."""
     began = time.perf_counter()
-    simulated = simulate(config, settings)
+    simulated = simulate(config, settings, device=device)
     seconds = time.perf_counter() - began
     found, plain_seconds, tracked_seconds, logged = measure(config, settings, device)
     measured = found.allocated_bytes if device == "cuda" else found.bytes

@@ -160,7 +160,10 @@ def _moments(m, terms):
     if s.method == "qlora":  # the largest matrix, dequantised, and its scales
         largest = max(math.prod(shape) for shape in m.matrices.values())
         in_layer += 2 * largest + 4 * largest // BLOCK
-    table = 2 * m.V * m.h * m.trained * (m.full and m.tied)  # used twice: two gradients, added
+    # A tied matrix has two gradients. Autograd adds the second in place to the first, unless that
+    # is the view which a product without a cast leaves: then the sum is a third.
+    more = 1 if s.autocast and m.rest == 4 else 2
+    table = more * m.V * m.h * m.trained * (m.full and m.tied)
     step = sum(held.values())
     if s.optim == "adamw_torch":  # foreach takes the roots of all second moments at once
         step += sum(m.trained_tensors) * m.trained

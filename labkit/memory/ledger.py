@@ -57,6 +57,8 @@ class Ledger(TorchDispatchMode):
         self._hooked = WeakTensorKeyDictionary()
         self._handles = []
         self._count = 0
+        self._late = None  # (storage id, bytes) of a sum that autograd makes in place
+        self._viewed = set()  # storages of which backward made a view
 
     def __enter__(self):
         self._handles.append(register_optimizer_step_post_hook(self._after_step))
@@ -66,10 +68,12 @@ class Ledger(TorchDispatchMode):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._catch_up()
         self._end_of_rise()
         return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._catch_up()
         in_backward = torch._C._current_graph_task_id() != -1
         recording = torch.is_grad_enabled()
         if self._waiting and in_backward and not recording:
@@ -81,13 +85,29 @@ class Ledger(TorchDispatchMode):
             self._change(0, -self._live[0])
         out = func(*args, **(kwargs or {}))
         waits = recording or not in_backward
+        late = not waits and self._in_place_elsewhere(func, args)
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, torch.Tensor):
-                self.add(tensor, waits=waits)
+                self.add(tensor, waits=waits, late=late)
         return out
 
-    def add(self, tensor, category=None, waits=False):
-        """Count the storage of `tensor`, once; with a category, say what it is for."""
+    def _in_place_elsewhere(self, func, args):
+        """Whether autograd, without us, would write the result of `func` over its first argument.
+
+        Two gradients of one tensor are summed in place unless the first is a view, which keeps
+        its base alive, and never under a dispatch mode: can_accumulate_inplace in torch's
+        csrc/autograd/input_buffer.cpp.
+        """
+        if func.is_view:
+            self._viewed.add(self._number(args[0]))
+        return func is torch.ops.aten.add.Tensor and self._number(args[0]) not in self._viewed
+
+    def add(self, tensor, category=None, waits=False, late=False):
+        """Count the storage of `tensor`, once; with a category, say what it is for.
+
+        late: count it after the release that follows, if one does before the next operation.
+        """
+        self._catch_up()
         try:
             storage = tensor.untyped_storage()
         except NotImplementedError:  # sparse layouts have none
@@ -103,7 +123,10 @@ class Ledger(TorchDispatchMode):
             self._count = number = self._count + 1
             gone = weakref.ref(storage, partial(self._freed, address))
             self._entries[address] = (number, gone)
-            self._change(number, n_bytes)
+            if late:
+                self._live[number], self._late = 0, (number, n_bytes)
+            else:
+                self._change(number, n_bytes)
             if waits:
                 self._waiting.add(number)
         if category:
@@ -127,15 +150,18 @@ class Ledger(TorchDispatchMode):
 
     def mark(self, name):
         """Name the phase that begins now, for the timeline."""
+        self._catch_up()
         self.marks.append((len(self.events) // 2 if self.events is not None else 0, name))
 
     def by_category(self):
         """Bytes of each category at the peak, a dict that sums to `peak`."""
+        self._catch_up()
         self._end_of_rise()
         return self._summed(self._at_peak)
 
     def now(self):
         """Bytes of each category at this moment, a dict that sums to `total`."""
+        self._catch_up()
         return self._summed(self._live)
 
     def category(self, number):
@@ -149,6 +175,8 @@ class Ledger(TorchDispatchMode):
         return out
 
     def _number(self, tensor):
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            return None
         entry = self._entries.get(tensor.untyped_storage()._cdata)
         return entry and entry[0]
 
@@ -162,6 +190,12 @@ class Ledger(TorchDispatchMode):
         if self.events is not None and n_bytes:
             self.events.extend((number, n_bytes))
 
+    def _catch_up(self):
+        """Count the sum that was left for later."""
+        if self._late:
+            late, self._late = self._late, None
+            self._change(*late)
+
     def _end_of_rise(self):
         """Keep what is held now if this is the highest so far: it is about to shrink."""
         if self._rising:
@@ -170,10 +204,14 @@ class Ledger(TorchDispatchMode):
     def _freed(self, address, reference):
         number, current = self._entries.get(address, (None, None))
         if current is reference:  # else the address was taken by a new storage meanwhile
+            if self._late and self._late[0] == number:
+                self._catch_up()
             del self._entries[address]
             self._change(number, -self._live[number])
             del self._live[number]
             self._waiting.discard(number)
+            self._viewed.discard(number)
+            self._catch_up()
 
     def _settle(self):
         """Backward begins (or a recomputation ended): what waits was held for it."""
