@@ -23,6 +23,7 @@ TOLD = 400  # characters of an error message that go back
 def obey(channel, shell, cells, most):
     """Run cells and serve exercises as ordered, for ever; the supervisor kills this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    modules = dict(sys.modules)  # a cell may throw them out, or put others in their place
     while True:
         message, fds, _, _ = socket.recv_fds(channel, ORDER_BYTES, 1)
         if not message:
@@ -33,6 +34,7 @@ def obey(channel, shell, cells, most):
         elif "settle" in order:
             _settle(channel)
         else:
+            sys.modules.update(modules)
             _serve(channel, shell, fds[0], most)
 
 
