@@ -303,9 +303,9 @@ if lab.experiment("Perplexity in four formats", 0, needs=["4.2", "4.3"]):
 # The bars are differences token by token, so the standard error is that of the rounding's effect
 # and not of the text. Two things to see.
 #
-# - NF4 is ahead by both measures. INT4 and the FP4 of bitsandbytes need not come in the order of
-#   their errors: the printed difference says how sure that is. A mean square weighs all weights
-#   alike, and the model does not.
+# - NF4 is ahead by both measures, though its lead over E2M1 is no larger than the error bars. INT4
+#   and the FP4 of bitsandbytes need not come in the order of their errors: the printed difference
+#   says how sure that is. A mean square weighs all weights alike, and the model does not.
 # - Four bits are not free. "NF4 loses nothing" is said of models fifty and five hundred times as
 #   large, and after fine-tuning. The QLoRA paper's own mean perplexities over several models are
 #   34.3 for INT4, 31.1 for E2M1 and 27.4 for NF4 with double quantization. A small model has less
@@ -746,7 +746,8 @@ if lab.experiment("Claimed, ruled, simulated", 0, needs=["4.7"]):
     display(pd.DataFrame(table, columns=names).round(1).set_index(["model", "method"]))
 
 # %% [markdown]
-# *Static* is what stays between steps; *peak* adds this step's activations.
+# *Static* is what stays between steps; *peak* adds this step's activations. With full fine-tuning
+# and one short sequence the two are equal: activations are gone when all gradients are there.
 #
 # - **Full**: the claim is half of what it takes. It counts 8 bytes a parameter, all in fp16, Adam
 #   included. Small updates vanish in fp16 weights, so practice keeps fp32 for what trains: 16

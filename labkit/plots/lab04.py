@@ -130,7 +130,9 @@ def memory_of_a_step(rows, title, limit=None, unit="MB"):
         ax.barh(names, sizes, left=left, color=COLOURS[part], height=0.62, label=part)
         left += sizes
     for y, total in enumerate(left):
-        ax.text(total, y, f" {total:,.0f} {unit}", va="center", color=INK)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the card's line
+        how = {"textcoords": "offset points", "va": "center", "color": INK, "bbox": paper}
+        ax.annotate(f"{total:,.0f} {unit}", (total, y), (5, 0), **how)
     if limit:
         ax.axvline(limit, color=INK, ls="--", lw=1.5)
         ax.text(limit, len(names) - 0.45, f" {limit} {unit} card", va="bottom", color=INK)
