@@ -25,6 +25,8 @@ def by_layer(errors, title, label):
     n_layers = max(len(values) for values in errors.values())
     ax.set_xlim(0, 1.28 * n_layers)
     ax.set_xticks(range(0, n_layers + 1, 50))
+    every = np.maximum(np.concatenate(list(errors.values())), FLOOR)
+    ax.set_ylim(every.min() / 5, every.max() * 5)  # room for the labels
     ax.set_title(title)
     plt.close(fig)
     return fig
@@ -147,7 +149,7 @@ def speeds(rates, title):
         middle = np.median(runs)
         ax.barh(y, middle, color=colour, height=0.6)
         ax.plot([min(runs), max(runs)], [y, y], color=INK, lw=1.5, marker="|")
-        ax.text(max(runs), y, f"  {middle:.0f}", va="center", color=INK)
+        ax.text(max(runs), y, f"  {middle:.3g}", va="center", color=INK)
     ax.set_yticks(places, list(rates))
     ax.set(xlabel="new tokens a second, one prompt at a time", xlim=(0, None))
     ax.margins(x=0.1)
