@@ -232,7 +232,10 @@ def scaling_power(alpha, r, rank_stabilized=False):
 
 
 def scaling_int(alpha, r, rank_stabilized=False):
-    return alpha / r**0.5 if rank_stabilized else alpha // r
+    """An int where the division leaves nothing over."""
+    if rank_stabilized:
+        return alpha / r**0.5
+    return alpha / r if alpha % r else int(alpha // r)
 
 
 def quiz():
@@ -383,6 +386,13 @@ def _nested(base, r, alpha):
     return layer
 
 
+def _hung(base, r, alpha):
+    """A and B of the right shapes that nothing reads."""
+    base.A = nn.Parameter(torch.randn(r, base.in_features))
+    base.B = nn.Parameter(torch.zeros(base.out_features, r))
+    return base
+
+
 INJECTIONS = [
     (_inject_with(_inside), "also replaced"),
     (_inject_with(_endswith), "also replaced"),
@@ -393,6 +403,9 @@ INJECTIONS = [
     (_inject_with(_last, wrap=_no_bias), "changed the output"),
     (_inject_with(_last, wrap=_nested), "wrapped a wrapped layer"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, 4, a)), "r is not passed"),
+    (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, r, r)), "alpha is not passed on"),
+    (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, r, a * r)), "not divided by r"),
+    (_inject_with(_last, wrap=_hung), "change nothing"),
     (_inject_with(lambda n, t: n.startswith("layers.0") and _last(n, t)), "left layers.1"),
 ]
 
@@ -514,9 +527,12 @@ WRONG = [
         (lambda m: {k[-1]: v for k, v in adapter_state(m).items()}, load_adapter_, LoRALinear),
         "four",
     ),
+    (check.counts, (lambda model: [32, 640],), "trainable, on a small model"),
     (check.scales, (lambda alpha, r, rank_stabilized=False: alpha,), "not divided"),
     (check.scales, (lambda alpha, r, rank_stabilized=False: r / alpha,), "upside down"),
     (check.scales, (lambda alpha, r, rank_stabilized=False: alpha / r,), "changes nothing"),
+    (check.scales, (lambda alpha, r, rs=False: alpha / r**0.5 if rs else alpha // r,), "with /"),
+    (check.scales, ({(32, 16): 2.0}.get,), "wanted"),
     (check.scales, (lambda alpha, r, rank_stabilized=False: alpha / math.sqrt(r),), "sqrt"),
     (check.quiz, (lambda: {"q1": "b", "q2": "c", "q3": "b"},), "2 of 3"),
     (check.quiz, (lambda: ["b", "c", "a"],), "dict"),

@@ -166,22 +166,53 @@ def _autograd(x, W, A, B, alpha, dY):
 
 @exercise("2.4", points=3)
 def injects(inject):
-    """replaces exactly the named projections in place, and freezes everything else"""
+    """replaces exactly the named projections in place, freezes the rest, adds the scaled update"""
+    rng, r, alpha = generator(), 2, 6.0
+    weights = {name: randn(*p.shape, rng=rng) for name, p in probe._Model().named_parameters()}
     for targets in (["q_proj", "v_proj"], ["k_proj"]):
-        got = observe(probe.injected, inject, targets, 2, 4.0)
-        wanted = {f"layers.{i}.attn.{name}" for i in range(2) for name in targets}
-        call = f"inject(model, {targets}, r=2, alpha=4.0)"
-        _expect_names(set(got["shapes"]), wanted, call)
-        expect_number(got["count"], len(wanted), f"the number that {call} returns")
-        expect(all(s == [2, 8] for s in got["shapes"].values()), f"{call}: r is not passed on")
-        before, after = got["y"]
-        hint = "a fresh LoRA layer must not change the model: is B zero, is the base layer kept?"
-        expect(torch.allclose(before, after, atol=1e-5), f"{call} changed the output; {hint}")
+        names = [f"layers.{i}.attn.{name}" for i in range(2) for name in targets]
+        factors = {name: (randn(r, 8, rng=rng), randn(8, r, rng=rng)) for name in names}
+        got = observe(probe.injected, inject, targets, r, alpha, weights, factors)
+        call = f"inject(model, {targets}, r={r}, alpha={alpha})"
+        _expect_names(set(got["shapes"]), set(names), call)
+        expect_number(got["count"], len(names), f"the number that {call} returns")
+        expect(all(s == [r, 8] for s in got["shapes"].values()), f"{call}: r is not passed on")
+        _expect_outputs(got["y"], weights, factors, alpha, call)
         trains = {name for name, flag in got["flags"].items() if flag}
-        adapters = {f"{name}.{part}" for name in wanted for part in "AB"}
+        adapters = {f"{name}.{part}" for name in names for part in "AB"}
         extra = sorted(trains - adapters)
         expect(not extra, f"after {call}, {', '.join(extra[:3])} still trains: freeze it all first")
         expect(trains == adapters, f"{call} froze A or B: freeze before you add the layers")
+
+
+def _expect_outputs(outputs, weights, factors, alpha, call):
+    """The model as it was with fresh layers, the dense formula's once A and B are set."""
+    outputs = [y.double() if isinstance(y, torch.Tensor) else y for y in outputs]
+    plain = _output(weights, factors, 0.0)
+    hint = "a fresh LoRA layer must not change the model: is B zero, is the base layer kept?"
+    same = isinstance(outputs[1], torch.Tensor) and outputs[1].shape == plain.shape
+    same = same and torch.allclose(outputs[1], plain, rtol=1e-3, atol=1e-4)
+    expect(same, f"{call} changed the output; {hint}")
+    r = len(next(iter(factors.values()))[0])
+    guesses = {
+        "alpha is not passed on: the factor is 1": _output(weights, factors, 1.0),
+        "alpha is not divided by r": _output(weights, factors, alpha),
+        "the factor is r / alpha: r and alpha have changed places": _output(
+            weights, factors, r / alpha
+        ),
+        "the layers change nothing: their A and B are not in forward": plain,
+    }
+    wanted = _output(weights, factors, alpha / r)
+    expect_close(outputs[2], wanted, f"after {call}, with A and B set, the output", guesses, 1e-3)
+
+
+def _output(weights, factors, scale):
+    """The small model's output, in fp64, with `scale` B A added to the weights in `factors`."""
+    weights = {name: tensor.double() for name, tensor in weights.items()}
+    for name, (A, B) in factors.items():
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] + scale * (B @ A).double()
+    with torch.no_grad():
+        return probe.small_model(weights, torch.double)(torch.arange(11))
 
 
 def _expect_names(adapted, wanted, call):
@@ -199,12 +230,14 @@ def _expect_names(adapted, wanted, call):
 @exercise("2.5", points=2)
 def counts(count_params):
     """counts 921,600 of 135,436,608 on the real model's shapes, tied weights once"""
-    model = probe._Model()
+    rng = generator()
+    d, vocab = (int(torch.randint(low, 40, (), generator=rng)) for low in (6, 11))
+    model = probe._Model(d, vocab)
     every = list(model.parameters())  # torch lists a shared tensor once
     total = sum(p.numel() for p in every)
     trainable = sum(p.numel() for n, p in model.named_parameters() if "norm" in n)
     tied = {"the tied head is counted twice": total + model.head.weight.numel()}
-    got = observe(probe.counted, count_params)
+    got = observe(probe.counted, count_params, d, vocab)
     pair = isinstance(got, list) and len(got) == 2
     expect(pair, "count_params must return the pair (trainable, total)")
     swapped = {"this is the total: return (trainable, total) in this order": total}
@@ -291,9 +324,12 @@ def _n(word):
 @exercise("2.8", points=1)
 def scales(scaling):
     """alpha / r, and alpha / sqrt(r) when rank-stabilised"""
-    for alpha, r in [(32, 16), (16.0, 8), (8, 2)]:
+    rng = generator()
+    draws = [int(torch.randint(low, 64, (), generator=rng)) for low in (33, 33, 3, 17)]
+    for alpha, r in [(32, 16), (float(draws[0]), draws[2]), (draws[1], draws[3])]:
         root = {"that is alpha / sqrt(r): the default is alpha / r": alpha / math.sqrt(r)}
         alone = {"alpha is not divided": float(alpha), "it is upside down": r / alpha}
+        alone["// drops the fraction: divide with /"] = alpha // r
         expect_number(observe(scaling, alpha, r), alpha / r, f"scaling({alpha}, {r})", root | alone)
         call = f"scaling({alpha}, {r}, rank_stabilized=True)"
         plain = {"rank_stabilized changes nothing": alpha / r, "sqrt of all": (alpha / r) ** 0.5}

@@ -117,20 +117,34 @@ class _Model(nn.Module):
         return self.head(x)
 
 
-def injected(inject, targets, r, alpha):
-    """What `inject` does to a small model: count, adapted modules, flags, outputs around it."""
-    model, ids = _Model(), torch.arange(11)
-    before = model(ids)
+def injected(inject, targets, r, alpha, weights, factors):
+    """What `inject` does to a small model with these weights: count, adapted modules, flags, and
+    its outputs before, after, and with `factors` {name: (A, B)} in place of the fresh A and B."""
+    model, ids = small_model(weights), torch.arange(11)
+    y = [model(ids)]
     count = inject(model, targets, r, alpha)
     adapted = [n for n, m in model.named_modules() if hasattr(m, "A") and hasattr(m, "B")]
     shapes = {n: list(model.get_submodule(n).A.shape) for n in adapted}
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
-    return {"count": count, "shapes": shapes, "flags": flags, "y": [before, model(ids)]}
+    y.append(model(ids))
+    for name in factors.keys() & shapes.keys():
+        layer = model.get_submodule(name)
+        if layer.A.shape == factors[name][0].shape:
+            layer.A.data, layer.B.data = factors[name]
+    return {"count": count, "shapes": shapes, "flags": flags, "y": [*y, model(ids)]}
 
 
-def counted(count_params):
+def small_model(weights, dtype=torch.float32):
+    """The small model with these weights {name: tensor}; the tied head comes with the embedding."""
+    vocab, d = weights["embed.weight"].shape
+    model = _Model(d, vocab).to(dtype)
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+def counted(count_params, d, vocab):
     """`count_params` of a small model with a tied head, its blocks frozen but for the norms."""
-    model = _Model()
+    model = _Model(d, vocab)
     for name, p in model.named_parameters():
         p.requires_grad_("norm" in name)
     return count_params(model)
