@@ -116,11 +116,20 @@ def model() -> Finding:
 
 
 def sandbox() -> Finding:
-    """The program that isolates submissions when they are graded."""
-    if shutil.which("bwrap"):
-        return Finding("sandbox", "bubblewrap")
-    mend = "only for grading: install the package 'bubblewrap' (Linux)"
-    return Finding("sandbox", "none", "warn", mend)
+    """What isolates submissions when they are graded."""
+    if not shutil.which("bwrap"):
+        mend = "only for grading: install the package 'bubblewrap' (Linux), or grade with --unsafe"
+        return Finding("sandbox", "none", "warn", mend)
+    from labkit.grading.sandbox import trial
+
+    found = trial()
+    if found == "nested":
+        return Finding("sandbox", "bubblewrap, and a process tree a submission inside it")
+    if found == "alone":
+        mend = "only for grading: no nested user namespaces here, so each submission warms up anew"
+        return Finding("sandbox", "bubblewrap, one warm process a submission", "warn", mend)
+    mend = f"only for grading: bubblewrap may not do its work here ({found})"
+    return Finding("sandbox", "bubblewrap, which fails", "warn", mend)
 
 
 def kernel() -> Finding:

@@ -1,11 +1,13 @@
 """Judges at work: processes that import torch once and grade one submission after another."""
 
+import contextlib
 import json
 import os
 import queue
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import asdict
 
@@ -23,18 +25,22 @@ class JudgeProcess:
     def start(self):
         """Start the process; LabError when no sandbox can be had."""
         self.link, theirs = socket.socketpair()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "labkit.grading.judge", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self.errors,
                 start_new_session=True,
             )
         wire.send(self.link, b"S", json.dumps(self.setup).encode())
         frame = wire.receive(self.link, self.most)
         if frame is None or frame[0] != b"H":
+            reason = self._last_error() if frame is None else frame[1].decode()
             self.stop()
-            raise LabError("the sandbox does not start" if frame is None else frame[1].decode())
+            raise LabError(reason)
 
     def grade(self, name, data, seed):
         """`(row, sources)`; a judge that dies costs this submission a row that says so."""
@@ -47,19 +53,31 @@ class JudgeProcess:
         except (OSError, wire.WireError):
             frame = None
         if frame is None:
+            reason = f"the grader itself ended: {self._last_error()}"
             self.stop()
-            return crashed(name, "the grader itself ended while it worked on this one"), {}
+            return crashed(name, reason), {}
         return tuple(json.loads(frame[1]))
 
+    def _last_error(self):
+        self.kill()
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else "it was killed"
+
+    def kill(self):
+        """End the process at once, and with it all that it started; `grade` then returns."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
     def stop(self):
-        """End the process and all that it started."""
+        """End the process, and all that it started."""
         if self.process:
             self.link.close()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            self.kill()
+            self.errors.close()
             self.process = None
 
 
@@ -69,32 +87,40 @@ def crashed(name, reason):
     return row | {"status": "crashed", "reason": reason, "exercises": []}
 
 
-def work(todo, jobs, make):
-    """Yield `(key, row, sources)` for each `(key, name, data, seed)` of `todo` as it is done.
+def unreadable(name, reason):
+    """A row of a submission that is no notebook."""
+    return crashed(name, reason) | {"status": "unreadable"}
 
-    `data` is a function that gives the bytes. `make(cores)` gives a judge; `jobs` work side by
-    side, each on cores of its own, so that no submission takes another one's time.
+
+def gone(name):
+    """A row of a submission that is not there any more, or not the same, when its turn comes."""
+    return unreadable(name, "the file was changed or removed while grading went on")
+
+
+def work(todo, jobs, make):
+    """Yield `(key, row, sources)` for each `(key, name, read, seed)` of `todo` as it is done.
+
+    `read()` gives the bytes, or None when the file has changed. `make(cores)` gives a judge; `jobs`
+    work side by side, each on cores of its own, so that no submission takes another one's time.
     """
-    waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
+    waiting, done, judges = queue.SimpleQueue(), queue.SimpleQueue(), []
     for item in todo:
         waiting.put(item)
-    stop = threading.Event()
 
-    def serve(cores):
-        judge = make(cores)
+    def serve(judge):
         try:
-            while not stop.is_set():
-                key, name, data, seed = waiting.get_nowait()
-                done.put((key, *judge.grade(name, data(), seed)))
+            while True:
+                key, name, read, seed = waiting.get_nowait()
+                data = read()
+                row = (gone(name), {}) if data is None else judge.grade(name, data, seed)
+                done.put((key, *row))
         except queue.Empty:
-            pass
-        except BaseException as error:
-            done.put(error)
-        finally:
             judge.stop()
+        except BaseException as error:  # it ends the batch, in the thread that waits for it
+            done.put(error)
 
-    shares = _shares(min(jobs, len(todo)))
-    threads = [threading.Thread(target=serve, args=[c], daemon=True) for c in shares]
+    judges = [make(cores) for cores in _shares(min(jobs, len(todo)))]
+    threads = [threading.Thread(target=serve, args=[judge], daemon=True) for judge in judges]
     for thread in threads:
         thread.start()
     try:
@@ -103,14 +129,20 @@ def work(todo, jobs, make):
             if isinstance(item, BaseException):
                 raise item
             yield item
-    finally:
-        stop.set()
         for thread in threads:
-            thread.join(30)
+            thread.join()
+    finally:  # after Ctrl-C judges are still at work
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.get_nowait()
+        for judge in judges:
+            judge.kill()
+        for thread in threads:
+            thread.join(10)
 
 
 def _shares(jobs):
-    """The cores of each job; None where they can't be shared out evenly enough."""
+    """The cores of each job; None where there are not enough for one each."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = sorted(affinity(0)) if affinity else []
     return [cores[i::jobs] if len(cores) >= jobs else None for i in range(jobs)]

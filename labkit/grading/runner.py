@@ -23,19 +23,34 @@ TOLD = 400  # characters of an error message that go back
 def obey(channel, shell, cells, most):
     """Run cells and serve exercises as ordered, for ever; the supervisor kills this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    modules = dict(sys.modules)  # a cell may throw them out, or put others in their place
+    mend = _mender()
     while True:
         message, fds, _, _ = socket.recv_fds(channel, ORDER_BYTES, 1)
         if not message:
             _exit(0)
         order = json.loads(message)
+        mend("run" not in order)
         if "run" in order:
             _run(channel, shell, cells, order["run"], order["apart"])
         elif "settle" in order:
             _settle(channel)
         else:
-            sys.modules.update(modules)
             _serve(channel, shell, fds[0], most)
+
+
+def _mender():
+    """A function that puts back what a cell should not take from the next ones.
+
+    These are the standard streams and the modules; with `all`, also modules that were replaced.
+    """
+    modules, streams = dict(sys.modules), (sys.stdin, sys.stdout, sys.stderr)
+
+    def mend(all):
+        sys.stdin, sys.stdout, sys.stderr = streams
+        if all or len(sys.modules) < len(modules):
+            sys.modules.update(modules)
+
+    return mend
 
 
 def _tell(channel, **what):

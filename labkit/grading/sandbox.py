@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -61,6 +62,16 @@ def command(fd, unsafe=False):
     if unsafe:
         return [*start, "bare"]
     return [*_outer_wall(), "--", *start, "nested"]
+
+
+def trial():
+    """How submissions can be isolated here: "nested" or "alone", else what bubblewrap says."""
+    start = [sys.executable, "-m", "labkit.grading.zygote", "-", "trial"]
+    done = subprocess.run(
+        [*_outer_wall(), "--", *start], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    told = (done.stdout if done.returncode == 0 else done.stderr).strip()
+    return told.splitlines()[-1] if told else f"it ended with {done.returncode}"
 
 
 def environment(scratch=None):
