@@ -67,7 +67,7 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
     ]
     assert done.matched == 2 and done.problems == []
     assert "scaled: 20 points here are 40 there" in done.remarks
-    assert "no submission of 2 in the gradebook" in done.remarks
+    assert "without a submission: 2" in done.remarks
 
 
 @pytest.mark.parametrize(
@@ -260,6 +260,11 @@ def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradeboo
     assert len(files) == 2
     for file in files:
         expect_gradescope(json.loads(file.read_text("utf-8")))
+
+
+def test_help_has_an_example(capsys):
+    assert call("--help") == 0
+    assert "Example: labkit export" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from labkit import cli, notebooks
 from labkit.checks import quiz
 from labkit.errors import LabError
-from labkit.grading import release
+from labkit.grading import private, release
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r" *# BEGIN SOLUTION\n(.*?) *# END SOLUTION\n", re.DOTALL)
@@ -177,6 +177,22 @@ def call(*args):
     with pytest.raises(SystemExit) as caught:
         cli.main(["release", *map(str, args)])
     return caught.value.code or 0
+
+
+def test_help_has_an_example(capsys):
+    assert call("--help") == 0
+    assert "Example: labkit release" in capsys.readouterr().out
+
+
+def test_the_checks_in_the_guide_are_checks(tmp_path):
+    guide = (ROOT / "docs/instructor.md").read_text("utf-8")
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "@exercise" in b]
+    found = []
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"guide{number}.py"
+        path.write_text(block, "utf-8")
+        found += [check.exercise["id"] for check in private.load(path)]
+    assert found == ["2.10", "2.9", "7.1"]
 
 
 @pytest.mark.parametrize("options", [[], ["--gradescope"]])

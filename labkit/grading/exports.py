@@ -91,7 +91,7 @@ def canvas(results: list[dict], gradebook: Path, lab=None, column=None) -> Expor
         roster[id][at] = tables.points(row, possible[at])
     text = tables.written([[*line[:first], line[at]] for line in table], separator)
     remarks = [*tables.scale(rows, possible[at]), f"column: {head[at]}"]
-    remarks += [f"no submission of {len(roster) - len(chosen)} in the gradebook"]
+    remarks += [f"without a submission: {len(roster) - len(chosen)}"]
     return Export(text, len(chosen), problems + more, remarks)
 
 
@@ -131,7 +131,7 @@ def moodle(results: list[dict], worksheet: Path, lab=None, column=None) -> Expor
         if "Grade can be changed" in head and line[head.index("Grade can be changed")] == "No":
             more.append(f"Moodle refuses to change the grade of {row['submission']}")
     remarks = tables.scale(rows, next(iter(numbers.values()))[most] if most else "")
-    remarks += [f"no submission of {len(numbers) - len(chosen)} in the worksheet"]
+    remarks += [f"without a submission: {len(numbers) - len(chosen)}"]
     return Export(tables.written(table, separator), len(chosen), problems + more, remarks)
 
 
