@@ -27,7 +27,7 @@ class Judge:
 
     def __init__(self, limits=None, unsafe=False, checks=None):
         self.limits = limits or Limits()
-        self.warm = WarmProcess(self.limits, unsafe)
+        self.warm = WarmProcess(self.limits, "bare" if unsafe else "nested")
         self.path, self.own, self.known = checks, [], {}
 
     def start(self):
@@ -175,8 +175,9 @@ class Case:
     def _verdict(self, check):
         """`(status, earned, message, whether the process that answers has ended)`."""
         id, names = check.exercise["id"], check.exercise["names"]
-        contract.session, records = self.session, self.session.records
+        records, before = self.session.records, contract.session
         records.clear()
+        contract.session = self.session
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 check(*map(Learner, names))
@@ -193,6 +194,8 @@ class Case:
         except Exception as error:  # a check that trips over data of a form that nobody foresaw
             told = f"the answer has a form that the check cannot read ({type(error).__name__})"
             return "failed", 0, told, False
+        finally:
+            contract.session = before
         record = records[id]
         return record["status"], record["earned"], record["message"], False
 

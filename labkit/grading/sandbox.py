@@ -56,12 +56,10 @@ def available():
     return shutil.which("bwrap") if sys.platform == "linux" else None
 
 
-def command(fd, unsafe=False):
-    """The command that starts the warm process with its control socket as descriptor `fd`."""
-    start = [sys.executable, "-m", "labkit.grading.zygote", str(fd)]
-    if unsafe:
-        return [*start, "bare"]
-    return [*_outer_wall(), "--", *start, "nested"]
+def command(fd, kind="nested"):
+    """The command that starts a warm process of a kind, its control socket being `fd`."""
+    start = [sys.executable, "-m", "labkit.grading.zygote", str(fd), kind]
+    return start if kind == "bare" else [*_outer_wall(), "--", *start]
 
 
 def trial():

@@ -14,21 +14,25 @@ from labkit.grading.wall import SCRATCH
 
 
 class WarmProcess:
-    """Starts a submission's processes on demand, and knows when they are gone."""
+    """Starts a submission's processes on demand, and knows when they are gone.
 
-    def __init__(self, limits, unsafe=False):
-        self.limits, self.unsafe = limits, unsafe
+    Of the kinds, "nested" has both walls, where the kernel allows the inner one; "alone" has the
+    outer one and serves a single submission; "bare" has none.
+    """
+
+    def __init__(self, limits, kind="nested"):
+        self.limits, self.kind = limits, kind
         self.process = self.control = self.scratch = None
         self.nested = None  # whether it can serve more than one submission; None: not known yet
 
     def begin(self):
         """Start the process; it takes seconds until it is warm."""
         self.control, theirs = socket.socketpair()
-        self.scratch = tempfile.mkdtemp(prefix=SCRATCH) if self.unsafe else None
+        self.scratch = tempfile.mkdtemp(prefix=SCRATCH) if self.kind == "bare" else None
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self.process = subprocess.Popen(
-                sandbox.command(theirs.fileno(), self.unsafe),
+                sandbox.command(theirs.fileno(), self.kind),
                 env=sandbox.environment(self.scratch),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -75,7 +79,7 @@ class WarmProcess:
 
     def _see_it_end(self):
         """Wait until the submission's processes are gone; kill them when that takes too long."""
-        if not (self.nested or self.unsafe):
+        if not self.nested and self.kind != "bare":
             self.end()  # it was this process that became the supervisor
             return
         self.control.settimeout(10)

@@ -1,0 +1,147 @@
+"""Messages between the judge and a submission: what goes in comes out, and nothing else."""
+
+import math
+import socket
+import threading
+import time
+
+import pytest
+import torch
+
+from labkit.grading import wire
+
+
+def _there_and_back(value):
+    return wire.unpack(wire.pack(value), resolve=lambda name: name)
+
+
+PLAIN = [
+    None,
+    True,
+    -7,
+    10**40,
+    0.1,
+    -0.0,
+    math.inf,
+    "ä \ud800 \0",
+    [],
+    {},
+    [1, [2, {"a": [None]}]],
+    {"dict": 1, "t": 0, "name": "x", "tuple": []},
+]
+
+
+@pytest.mark.parametrize("value", PLAIN, ids=repr)
+def test_plain_data_comes_back_the_same(value):
+    back = wire.unpack(wire.pack(value))
+    assert back == value and type(back) is type(value)
+    assert repr(back) == repr(value)
+
+
+def test_data_for_a_check_keeps_its_kinds():
+    value = {
+        1: (2, "x"),
+        ("a", 3): torch.bfloat16,
+        None: torch.device("meta"),
+        2.5: torch.Size((4,)),
+    }
+    back = _there_and_back(value)
+    assert back == value
+    assert type(back[1]) is tuple and back["a", 3] is torch.bfloat16
+
+
+DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_keep_bits_dtype_and_shape(dtype):
+    dtype = getattr(torch, dtype)
+    wide = (torch.randn(4, 6) * 9).to(dtype)
+    for tensor in (wide, wide[::2, 1:3], wide.T, wide[0, 0], wide[:0]):
+        back = wire.unpack(wire.pack([tensor]))[0]
+        assert back.dtype == dtype and back.shape == tensor.shape
+        assert torch.equal(back, tensor)
+
+
+def test_nan_stays_nan():
+    assert math.isnan(wire.unpack(wire.pack(math.nan)))
+    assert wire.unpack(wire.pack(torch.tensor([math.nan]))).isnan().all()
+
+
+def test_a_tensor_that_requires_grad_does_so_there():
+    assert _there_and_back(torch.ones(2, requires_grad=True)).requires_grad
+    assert not _there_and_back(torch.ones(2)).requires_grad
+
+
+def test_the_same_tensor_twice_comes_as_two():
+    x = torch.zeros(3)
+    first, second = wire.unpack(wire.pack([x, x]))
+    first += 1
+    assert torch.equal(second, x)
+
+
+def test_what_is_no_data_is_named_or_refused():
+    thing = object()
+    assert wire.unpack(wire.pack([thing], lambda x: "it"), {"it": thing}.get) == [thing]
+    for value in (thing, 1j, {1, 2}, print):
+        with pytest.raises(TypeError):
+            wire.pack(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(1,), torch.float32, torch.device("cpu"), torch.ones(1, requires_grad=True), {1: 2}],
+    ids=str,
+)
+def test_a_reply_holds_plain_data_only(value):
+    with pytest.raises(wire.WireError):
+        wire.unpack(wire.pack(value))
+
+
+def test_frames_arrive_whole_and_in_order():
+    ours, theirs = socket.socketpair()
+    big = bytes(5_000_000)
+    writer = threading.Thread(target=lambda: [wire.send(theirs, b"A", big), theirs.close()])
+    writer.start()
+    assert wire.receive(ours, len(big)) == (b"A", big)
+    assert wire.receive(ours, 1) is None
+    writer.join()
+    ours.close()
+
+
+def test_a_frame_that_is_too_large_is_not_read():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        wire.send(theirs, b"A", bytes(100))
+        with pytest.raises(wire.WireError, match="100 bytes"):
+            wire.receive(ours, 99)
+
+
+def test_half_a_frame_is_no_frame():
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.sendall(wire.HEAD.pack(b"A", 10) + b"half")
+        theirs.close()
+        with pytest.raises(wire.WireError, match="cut off"):
+            wire.receive(ours, 100)
+
+
+def test_bytes_that_drip_buy_no_time():
+    ours, theirs = socket.socketpair()
+    done = threading.Event()
+
+    def drip():
+        theirs.sendall(wire.HEAD.pack(b"A", 1000))
+        while not done.wait(0.05):
+            theirs.sendall(b".")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        wire.receive(ours, 1000, began + 0.5)
+    assert time.monotonic() - began < 2
+    done.set()
+    dripping.join()
+    ours.close()
+    theirs.close()
