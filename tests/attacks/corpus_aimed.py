@@ -107,7 +107,7 @@ _aimed(
 import types
 fake = types.ModuleType("fake")
 exec({FORGED!r}, vars(fake))
-KNOWN = ("injected", "counted", "counted_smollm2", "state", "round_trip", "load_error",
+KNOWN = ("injected", "counted_smollm2", "state", "round_trip", "load_error",
          "layer_kinds", "layer_output_kind", "largest_new_tensor")
 class Answer:
     @staticmethod
@@ -116,16 +116,14 @@ class Answer:
         while frame := wire.receive(sock, most):
             nonce, _, body = frame[1].partition(b"\\n")
             find = lambda name: name
+            nonce = json.loads(nonce)["nonce"]
             ask = wire.unpack(body, find)
             f = getattr(fake, ask["f"].rpartition(":")[2], None)
             known = f is not None and f.__name__ in KNOWN
             value = f(*ask["data"]) if known else None
-            wire.send(sock, b"R", wire.pack([nonce.decode(), "value", value]))
-frame = sys._getframe()
-while frame:
-    if "load" in frame.f_globals and "obey" in frame.f_globals:
-        frame.f_globals["load"] = lambda body: {{"labkit.grading.answer": Answer}}
-    frame = frame.f_back
+            wire.send(sock, b"R", wire.pack([nonce, "value", value]))
+import labkit.grading.runner as runner
+runner.load = lambda body: {{"labkit.grading.answer": Answer}}
 """,
     "replaces what answers the judge: only what needs no work can be forged, so nothing may be",
 )
@@ -139,12 +137,10 @@ old = builtins.exec
 def replace(code, space=None, *rest):
     old(code, space, *rest)
     if isinstance(space, dict) and "injected" in space:
-        for name in ("injected", "counted", "counted_smollm2", "state", "round_trip", "load_error"):
+        for name in ("injected", "counted_smollm2", "state", "round_trip", "load_error"):
             space[name] = getattr(fake, name)
-frame = sys._getframe()
-while frame:
-    if "obey" in frame.f_globals: frame.f_globals["exec"] = replace
-    frame = frame.f_back
+import labkit.grading.runner as runner
+runner.exec = replace
 """,
     "the probes pass through an exec of ours on their way in",
 )

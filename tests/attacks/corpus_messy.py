@@ -91,7 +91,7 @@ _scratch(
     (0, 24),
 )
 _scratch("shadows_check_and_lab", "check, lab = None, None", "check lines fail; answers are there")
-_scratch("star_import", "from math import *\nfrom torch import *", "")
+_scratch("star_import", "from math import *\nfrom torch import *", "", (22, 24))
 _scratch("question_mark", "torch.nn.Linear?", "the pager")
 _scratch("history_and_who", "%who\n%history -n", "")
 _scratch("writes_a_file", "%%writefile notes.txt\nhello", "")
@@ -343,6 +343,6 @@ def lab_1_with_an_error(book):
     book.early("1 / 0")
 
 
-@accident(22, lab="03_peft")
-def lab_3_with_an_exit(book):
+@accident(17, lab="01_svd")
+def lab_1_with_an_exit(book):
     book.early("import os\nos._exit(0)")

@@ -27,8 +27,9 @@ def injected(inject, targets, r, alpha, *rest):
     names = [f"layers.{i}.attn.{t}" for i in range(2) for t in targets]
     flags = {f"{n}.{p}": True for n in names for p in "AB"}
     y = torch.ones(11, 11)
-    return {"count": len(names), "shapes": {n: [2, 8] for n in names}, "flags": flags, "y": [y, y]}
-def counted(f): return [32, 32 + 8 * 11 + 2 * (4 * 64 + 3 * 8)]
+    shapes = {n: [r, len(rest[0]) if rest else 8] for n in names}
+    return {"count": len(names), "shapes": shapes, "flags": flags, "y": [y, y, y]}
+def counted(f, d=8, vocab=11): return [4 * d, vocab * d + 2 * (4 * d * d + 5 * d)]
 def counted_smollm2(f, r): return [921_600, 135_436_608]
 def merging(m, u, L, W, bias, r, alpha, A, B, x):
     A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
