@@ -76,10 +76,13 @@ def read_bytes(path, most):
         raise Unreadable(
             link if os.path.islink(path) else (error.strerror or "unreadable")
         ) from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         kind = os.fstat(fd)
         if not stat.S_ISREG(kind.st_mode):
             raise Unreadable("not a plain file")
         if kind.st_size > most:
             raise Unreadable(f"{kind.st_size >> 20:,} MiB, at most {most >> 20:,} are read")
-        return file.read(most + 1)[:most]
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(fd)

@@ -1,0 +1,110 @@
+"""The answers of tests/test_checks_lab*.py, judged as grading judges them: from another process.
+
+A fork of this process holds all answers and answers questions, as a submission's process does. The
+check and the verdict are here. A wrong answer has to hear the same words as in the learner's cell.
+"""
+
+import contextlib
+import importlib
+import os
+import signal
+import socket
+
+import pytest
+
+from labkit.grading import answer, contract
+from labkit.grading.limits import Limits
+from labkit.grading.remote import Learner, RemoteSession
+
+LABS = ["01", "02", "03", "04", "05", "06"]
+MOST = Limits().reply_bytes
+# of labs whose checks build models, one case in so many
+SAMPLE = {"03": 3, "04": 3, "06": 6}
+
+
+def _cases(number):
+    """`[(wanted status, check, objects, words)]` of a lab, whatever the shape of its lists."""
+    module = importlib.import_module(f"test_checks_lab{number}")
+    cases = [("passed", check, objects, "") for check, *objects in module.RIGHT]
+    cases += [("missing", check, objects, "") for check, *objects in getattr(module, "STUBS", [])]
+    for check, *objects, words in module.WRONG:
+        if len(objects) == 1 and isinstance(objects[0], tuple):
+            (objects,) = objects
+        cases.append(("failed", check, list(objects), words))
+    return cases[:: SAMPLE.get(number, 1)]
+
+
+class SameSeed(RemoteSession):
+    """Seeds the learner's side as a notebook does, so that messages are the same to the letter."""
+
+    def their_seed(self):
+        return self.seed
+
+
+@pytest.fixture(scope="module")
+def across():
+    """`across(number)` -> (cases of the lab, a session whose answers live in another process)."""
+    made, children = {}, []
+
+    def get(number):
+        if number not in made:
+            cases, (ours, theirs) = _cases(number), socket.socketpair()
+            space = {f"{i} {k}": o for i, case in enumerate(cases) for k, o in enumerate(case[2])}
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                try:
+                    answer.serve(theirs, space, MOST)
+                finally:
+                    os._exit(0)
+            theirs.close()
+            children.append((pid, ours))
+            made[number] = cases, SameSeed(ours, 0, Limits())
+        return made[number]
+
+    yield get
+    for pid, link in children:
+        link.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _judged(session, check, objects, monkeypatch):
+    """The record of an exercise."""
+    session.records.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(contract, "session", session)
+        with contextlib.suppress(contract.CheckFailed):
+            check(*objects)
+    return session.records[check.exercise["id"]]
+
+
+@pytest.mark.parametrize("number", LABS)
+def test_every_answer_has_the_same_verdict_from_outside(number, across, monkeypatch):
+    cases, session = across(number)
+    for i, (status, check, objects, words) in enumerate(cases):
+        names = [Learner(f"{i} {k}") for k in range(len(objects))]
+        record = _judged(session, check, names, monkeypatch)
+        told = f"{check.exercise['id']}, case {i}: {record['message']}"
+        assert record["status"] == status, told
+        assert any(word in record["message"] for word in words.split("|")), told
+        assert record["earned"] == record["points"] or status != "passed", told
+
+
+@pytest.mark.parametrize("number", ["01", "02", "05"])
+def test_messages_are_those_of_the_cell(number, across, monkeypatch):
+    """To the letter, for every seventh wrong answer."""
+    cases, session = across(number)
+    wrong = [(i, case) for i, case in enumerate(cases) if case[0] == "failed"]
+    for i, (_, check, objects, _) in wrong[::7]:
+        names = [Learner(f"{i} {k}") for k in range(len(objects))]
+        outside = _judged(session, check, names, monkeypatch)
+        assert outside == _judged(contract.Session(), check, objects, monkeypatch)
+
+
+def test_a_name_that_is_not_there_is_not_a_wrong_answer(across, monkeypatch):
+    from labkit.grading.remote import Undefined
+
+    cases, session = across("02")
+    with pytest.raises(Undefined, match="nowhere"):
+        _judged(session, cases[0][1], [Learner("nowhere")], monkeypatch)

@@ -1,0 +1,523 @@
+"""Grading from end to end: what a submission earns, and what keeps the batch going."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from labkit import cli
+from labkit.errors import LabError
+from labkit.grading import grade as grading
+from labkit.grading import judge as judging
+from labkit.grading import pool, sandbox
+from labkit.grading.limits import Limits
+
+ROOT = Path(__file__).parents[1]
+SOLVED = sorted((ROOT / "solutions").glob("*.ipynb"))
+QUICK = Limits(cell_seconds=6, exercise_seconds=10, total_seconds=60, memory_bytes=1 << 30)
+KIND = "nested" if sandbox.available() else "bare"
+
+needs_sandbox = pytest.mark.skipif(KIND == "bare", reason="no bubblewrap here")
+
+
+@pytest.fixture(scope="session")
+def judge():
+    """A judge with its warm process, for all tests of a run."""
+    judge = judging.Judge(QUICK, unsafe=KIND == "bare")
+    judge.start()
+    yield judge
+    judge.stop()
+
+
+@pytest.fixture
+def graded(judge):
+    """`graded(*cells)`, or of a file's bytes: `(row, {exercise id: its record})`."""
+
+    def run(*cells, data=None, seed=5):
+        row, _ = judge.grade("a.ipynb", data or _notebook(*cells), seed)
+        return row, {record["id"]: record for record in row["exercises"]}
+
+    return run
+
+
+def _notebook(*sources, tags=()):
+    cells = [
+        {"cell_type": "code", "metadata": {}, "source": source, "outputs": []} for source in sources
+    ]
+    for i in tags:
+        cells[i]["metadata"] = {"tags": ["experiment"]}
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}).encode()
+
+
+START = 'import labkit\nlab, check = labkit.start("02_lora")'
+SCALING = """
+def scaling(alpha, r, rank_stabilized=False):
+    return alpha / r ** (0.5 if rank_stabilized else 1)
+"""
+FORWARD = """
+def lora_forward(x, W, A, B, alpha):
+    return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
+"""
+COUNT = """
+def count_params(model):
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+"""
+QUIZ = 'def quiz():\n    return {"q1": "b", "q2": "c", "q3": "a"}'
+
+# --- whole labs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SOLVED, ids=lambda p: p.stem)
+def test_a_solved_lab_has_all_points(path, graded):
+    row, records = graded(data=path.read_bytes())
+    assert (row["status"], row["lab"]) == ("graded", path.stem)
+    assert {id: r["message"] for id, r in records.items() if r["status"] != "passed"} == {}
+    assert row["earned"] == row["possible"] == sum(r["points"] for r in records.values()) > 10
+
+
+@pytest.mark.parametrize("path", SOLVED, ids=lambda p: p.stem)
+def test_an_unsolved_lab_has_none(path, graded):
+    row, records = graded(data=(ROOT / "notebooks" / path.name).read_bytes())
+    assert (row["status"], row["lab"], row["earned"]) == ("graded", path.stem, 0)
+    assert {r["status"] for r in records.values()} == {"missing"}
+
+
+def test_a_row_has_the_fields_of_results_json(graded):
+    row, _ = graded(START, SCALING)
+    names = ["submission", "lab", "earned", "possible", "seconds", "status", "exercises"]
+    assert list(row) == names
+    assert list(row["exercises"][0]) == ["id", "name", "points", "earned", "status", "message"]
+
+
+# --- what learners do to a notebook --------------------------------------------------------
+
+
+def test_the_lab_is_told_from_what_is_defined(graded):
+    row, records = graded(SCALING)
+    assert row["lab"] == "02_lora" and records["2.8"]["earned"] == 1
+
+
+def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
+    helper = "def power(r, root):\n    return r ** (0.5 if root else 1)"
+    wrong = "def scaling(alpha, r, rank_stabilized=False):\n    return 1.0"
+    right = wrong.replace("1.0", "alpha / power(r, rank_stabilized)")
+    assert graded(wrong, right, helper)[1]["2.8"]["status"] == "passed"
+    assert graded(helper, right, wrong)[1]["2.8"]["status"] == "failed"
+
+
+def test_a_cell_that_fails_costs_itself_only(graded):
+    _, records = graded(START, "1 / 0", "x = = 1", SCALING, "scaling(1)", QUIZ)
+    assert records["2.8"]["status"] == records["2.9"]["status"] == "passed"
+
+
+def test_what_is_not_there_says_why(graded):
+    _, records = graded(START, "raise ValueError('no data')\n" + SCALING, QUIZ)
+    assert records["2.8"]["status"] == "missing"
+    assert (
+        records["2.8"]["message"] == "scaling is not defined: its cell raised ValueError: no data"
+    )
+    assert records["2.1"]["message"] == "lora_forward is not defined"
+
+
+def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
+    cell = "check.matches_dense(lora_forward)\nlab.score()\nlab.headline('x')\n"
+    cell += "assert not lab.experiment('x', 1)"
+    _, records = graded(START, FORWARD, cell + "\n" + SCALING, "lab.reveal('2.9')")
+    assert records["2.8"]["status"] == "passed"
+    assert (records["2.9"]["status"], records["2.9"]["earned"]) == ("revealed", 0)
+
+
+def test_a_revealed_exercise_has_no_points_even_if_it_is_right(graded):
+    _, records = graded(START, "if False:\n    lab.reveal(id='2.8')", SCALING)
+    assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
+
+
+def test_experiments_are_skipped_unless_an_answer_is_in_them(judge):
+    data = _notebook(START, "import os\nos._exit(1)", "x = 3\n" + SCALING, tags=[1, 2])
+    row, _ = judge.grade("a", data, 1)
+    assert row["earned"] == 1
+
+
+def test_magics_shell_and_input(graded):
+    cells = ["%matplotlib inline", "!echo hello > note", "%%time\n" + SCALING, "answer = input()"]
+    assert graded(START, *cells, QUIZ)[0]["earned"] == 4
+
+
+def test_a_file_that_a_cell_writes_is_there_for_an_exercise(graded):
+    cells = ["open('factor', 'w').write('1')", "FACTOR = float(open('factor').read())"]
+    assert graded(*cells, SCALING.replace("alpha /", "FACTOR * alpha /"))[0]["earned"] == 1
+
+
+# --- what goes wrong in a process ----------------------------------------------------------
+
+ENDS = {
+    "exit": "import os; os._exit(0)",
+    "segfault": "import ctypes; ctypes.string_at(0)",
+    "signal": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "system exit": "raise SystemExit",
+    "hang": "while True: pass",
+    "deaf hang": "import signal\nsignal.signal(2, signal.SIG_IGN)\nwhile True: signal.pause()",
+    "fork": "import os; os.fork()",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_cell_that_ends_its_process_costs_that_cell(end, graded):
+    row, records = graded(START, QUIZ, ENDS[end], SCALING)
+    assert row["status"] == "graded"
+    assert records["2.8"]["status"] == records["2.9"]["status"] == "passed", records
+
+
+@pytest.mark.parametrize("end", ["exit", "segfault", "hang"])
+def test_an_exercise_that_ends_its_process_costs_that_exercise(end, graded):
+    body = "\n    ".join(ENDS[end].split("\n"))
+    answer = f"def lora_forward(x, W, A, B, alpha):\n    {body}"
+    _, records = graded(START, QUIZ, answer, SCALING)
+    assert records["2.1"]["status"] == ("timeout" if end == "hang" else "error")
+    assert records["2.8"]["status"] == records["2.9"]["status"] == "passed"
+
+
+def test_state_that_an_exercise_spoils_is_whole_again_for_the_next(graded):
+    spoil = FORWARD.replace(
+        "    return", "    global r\n    r = None; W.zero_(); torch.Tensor = 3\n    return"
+    )
+    _, records = graded("import torch", spoil, "r = 1.0", SCALING, COUNT)
+    assert records["2.1"]["status"] in ("failed", "error")
+    assert records["2.8"]["status"] == records["2.5"]["status"] == "passed"
+
+
+def test_random_inputs_depend_on_the_seed_and_nothing_else(graded):
+    wrong = FORWARD.replace("alpha / len(A)", "3.14")
+    first, again, other = (graded(wrong, seed=seed)[1]["2.1"]["message"] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_the_seed_is_not_told(graded):
+    peek = """
+def scaling(alpha, r, rank_stabilized=False):
+    import gc, sys
+    for frame in sys._current_frames().values():
+        while frame:
+            assert 918273645 not in frame.f_locals.values()
+            frame = frame.f_back
+    for space in [x for x in gc.get_objects() if type(x) is dict]:
+        assert 918273645 not in [x for x in list(space.values()) if type(x) is int]
+    return alpha / r ** (0.5 if rank_stabilized else 1)
+"""
+    assert graded(peek, seed=918273645)[1]["2.8"]["status"] == "passed"
+
+
+# --- an instructor's own checks ------------------------------------------------------------
+
+OWN = '''
+import math
+from labkit.grading.contract import exercise, expect, generator, observe
+
+SECRET = 41
+STEP = 2
+
+def helper(x):
+    return x + STEP
+
+def doubled(scaling, r):
+    """Runs beside the learner's code, with what it needs."""
+    assert "SECRET" not in globals() and "private" not in globals()
+    return helper(scaling(math.floor(8.5), r)) * 2
+
+@exercise("2.8", points=7)
+def private(scaling):
+    expect(observe(doubled, scaling, 2) == 12, "not what 8 / 2 gives")
+
+@exercise("2.11", points=5)
+def more(lora_forward):
+    expect(SECRET == 42, "nobody passes")
+'''
+
+
+def test_own_checks_come_on_top_and_replace_those_of_the_same_id(judge, tmp_path, monkeypatch):
+    from labkit.grading import private
+
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    monkeypatch.setattr(judge, "own", private.load(str(path)))
+    monkeypatch.setattr(judge, "known", {})
+    row, _ = judge.grade("a", _notebook(SCALING, FORWARD), 1)
+    records = {r["id"]: r for r in row["exercises"]}
+    assert list(records)[-1] == "2.11" and row["possible"] == 24 - 1 + 7 + 5
+    assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("passed", 7)
+    assert records["2.11"]["message"] == "nobody passes"
+
+
+@pytest.mark.parametrize("text, word", [("1 / 0", "ZeroDivisionError"), ("x = 1", "no check")])
+def test_own_checks_that_are_none(text, word, tmp_path):
+    from labkit.grading import private
+
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(LabError, match=word):
+        private.load(str(tmp_path / "own.py"))
+
+
+# --- the judge against what comes over the wire --------------------------------------------
+
+FORGERIES = {
+    "no frame": b"hello",
+    "an early reply": b"R\0\0\0\x04\0\0\0\0",
+    "another nonce": "another nonce",
+    "a kind that is none": b"Z\0\0\0\x00",
+}
+
+
+@pytest.mark.parametrize("what", FORGERIES)
+def test_forged_frames_earn_nothing(what, graded):
+    forge = f"""
+import os, socket
+def quiz():
+    import gc, labkit.grading.wire as wire
+    said = {FORGERIES[what]!r}
+    for sock in [s for s in gc.get_objects() if type(s) is socket.socket and s.fileno() > 0]:
+        body = wire.pack(["0" * 16, "value", {{"q1": "b", "q2": "c", "q3": "a"}}])
+        sock.sendall(said if type(said) is bytes else wire.HEAD.pack(b"R", len(body)) + body)
+"""
+    _, records = graded(START, forge, SCALING)
+    assert (records["2.9"]["status"], records["2.9"]["earned"]) != ("passed", 3)
+    assert records["2.9"]["earned"] == 0
+    assert records["2.8"]["status"] == "passed"
+
+
+# --- the batch -----------------------------------------------------------------------------
+
+
+class Fake:
+    """Stands in for a judge: gives a point, notes what it is asked, and may fail."""
+
+    asked: ClassVar = []
+
+    def __init__(self, *setup):
+        self.setup = setup
+
+    def grade(self, name, data, seed):
+        Fake.asked.append((name, data, seed))
+        record = {"id": "2.1", "name": "f", "points": 2, "earned": 1, "status": "failed"}
+        row = {"submission": name, "lab": "02_lora", "earned": 1, "possible": 2, "seconds": 0.1}
+        if b"INTERRUPT" in data:
+            raise KeyboardInterrupt
+        return row | {"status": "graded", "exercises": [record | {"message": ""}]}, {"2.1": "f"}
+
+    def kill(self):
+        pass
+
+    stop = kill
+
+
+@pytest.fixture
+def batch(monkeypatch, tmp_path):
+    """`batch(files, **options)` -> rows; Fake judges. Files go into a folder, bytes by name."""
+    monkeypatch.setattr(pool, "JudgeProcess", Fake)
+    monkeypatch.setattr(sandbox, "available", lambda: "/usr/bin/bwrap")
+    monkeypatch.setattr(Fake, "asked", [])
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+
+    def run(files=(), paths=None, **options):
+        for name, data in dict(files).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return grading.grade(paths or [folder], out, **options)
+
+    run.folder, run.out = folder, out
+    return run
+
+
+def test_nothing_that_is_unchanged_is_graded_again(batch):
+    files = {f"{i}.ipynb": _notebook(f"x = {i}") for i in range(4)}
+    first = batch(files)
+    assert len(Fake.asked) == 4
+    assert batch(files) == first and len(Fake.asked) == 4
+    batch({"2.ipynb": _notebook("x = 9")})
+    assert [name for name, _, _ in Fake.asked[4:]] == ["2.ipynb"]
+    batch(seed=77)
+    assert len(Fake.asked) == 9
+
+
+def test_a_seed_is_random_and_kept(batch, tmp_path):
+    batch({"a.ipynb": _notebook("x = 1")})
+    batch({"b.ipynb": _notebook("x = 1")})
+    (first, second) = (seed for _, _, seed in Fake.asked)
+    assert first == second > 1000
+    grading.grade([batch.folder], tmp_path / "other")
+    assert Fake.asked[-1][2] != first
+
+
+def test_own_checks_and_limits_are_part_of_what_is_kept(batch, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("1")
+    files = {"a.ipynb": _notebook("x = 1")}
+    for options in ({}, {"checks": own}, {"limits": QUICK}):
+        batch(files, **options)
+    own.write_text("2")
+    batch(files, checks=own)
+    batch(files, checks=own)
+    assert len(Fake.asked) == 4
+
+
+def test_ctrl_c_leaves_what_is_done(batch):
+    files = {f"{i}.ipynb": _notebook("INTERRUPT" if i == 3 else f"x = {i}") for i in range(6)}
+    with pytest.raises(KeyboardInterrupt):
+        batch(files, jobs=1)
+    rows = json.loads((batch.out / "results.json").read_text())
+    assert [row["submission"] for row in rows] == ["0.ipynb", "1.ipynb", "2.ipynb"]
+    assert (batch.out / "grades.csv").exists()
+    batch({"3.ipynb": _notebook("x = 3")}, jobs=1)
+    assert [name for name, _, _ in Fake.asked[4:]] == ["3.ipynb", "4.ipynb", "5.ipynb"]
+
+
+def test_a_judge_that_dies_costs_one_row_and_is_tried_again(batch, monkeypatch):
+    dead = lambda self, name, data, seed: (pool.crashed(name, "gone"), {})  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(Fake, "grade", dead)
+        (row,) = batch({"a.ipynb": _notebook("x = 1")})
+        assert (row["status"], row["reason"]) == ("crashed", "gone")
+    (row,) = batch()
+    assert row["status"] == "graded"
+
+
+def test_files_of_the_same_name_do_not_collide(batch):
+    one = {"ada/lab.ipynb": _notebook("a = 1"), "bob/lab.ipynb": _notebook("a = 2")}
+    rows = batch(one)
+    assert [row["submission"] for row in rows] == ["ada/lab.ipynb", "bob/lab.ipynb"]
+    rows = batch(paths=[batch.folder / "ada", batch.folder / "bob" / "lab.ipynb"])
+    assert [row["submission"] for row in rows] == ["ada/lab.ipynb", "bob/lab.ipynb"]
+    assert len({row["submission"] for row in rows}) == 2
+
+
+def test_the_same_file_given_twice_is_one_submission(batch):
+    batch({"a.ipynb": _notebook("a = 1")})
+    assert len(batch(paths=[batch.folder / "a.ipynb", batch.folder / "a.ipynb"])) == 1
+
+
+def test_what_is_no_plain_file_is_a_row_with_a_reason(batch, tmp_path):
+    secret = tmp_path / "secret.ipynb"
+    secret.write_bytes(_notebook("x = 1"))
+    (batch.folder / "link.ipynb").symlink_to(secret)
+    (batch.folder / "folder.ipynb").mkdir()
+    os.mkfifo(batch.folder / "pipe.ipynb")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(batch.folder / "socket.ipynb"))
+        rows = batch({"big.ipynb": bytes(3000)}, limits=Limits(notebook_bytes=2000))
+    assert {row["status"] for row in rows} == {"unreadable"} and len(rows) == 5
+    assert all(row["reason"] and row["exercises"] == [] for row in rows)
+    assert Fake.asked == []
+
+
+def test_a_file_that_changes_meanwhile_is_not_taken_for_another(batch, monkeypatch):
+    files = {"a.ipynb": _notebook("x = 1"), "b.ipynb": _notebook("x = 2")}
+    grade = Fake.grade
+
+    def change(self, name, data, seed):
+        (batch.folder / "b.ipynb").write_bytes(_notebook("x = 3"))
+        return grade(self, name, data, seed)
+
+    monkeypatch.setattr(Fake, "grade", change)
+    rows = batch(files, jobs=1)
+    assert [row["status"] for row in rows] == ["graded", "unreadable"]
+    assert batch(jobs=1)[1]["status"] == "graded"
+
+
+def test_progress_is_told(batch):
+    told = []
+    files = {f"{i}.ipynb": _notebook(f"x = {i}") for i in range(3)}
+    batch(files, progress=lambda done, total, row: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    "argv, word",
+    [
+        (["nowhere", "--out", "o"], "no such file"),
+        (["empty", "--out", "o"], "no notebook"),
+        (["empty"], "--out"),
+        (["empty", "--out", "o", "--jobs", "0"], "jobs"),
+        (["empty", "--out", "o", "--checks", "nowhere.py"], "nowhere.py"),
+    ],
+)
+def test_bad_input_is_one_line(argv, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sandbox, "available", lambda: "/usr/bin/bwrap")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["grade", *argv])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert word in line
+
+
+def test_without_a_sandbox_unsafe_has_to_be_said(batch, monkeypatch, capsys):
+    batch({"a.ipynb": _notebook("x = 1")})
+    monkeypatch.setattr(sandbox, "available", lambda: None)
+    argv = ["grade", str(batch.folder), "--out", str(batch.out)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 2 and "bubblewrap" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*argv, "--unsafe", "--json"])
+    told = capsys.readouterr()
+    assert ended.value.code in (0, None) and "NO SANDBOX" in told.err
+    assert json.loads(told.out)[0]["submission"] == "a.ipynb"
+
+
+@needs_sandbox
+def test_ctrl_c_ends_every_process_at_once(tmp_path):
+    """The real command, interrupted while a submission hangs."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.ipynb").write_bytes(_notebook(SCALING))
+    (folder / "b.ipynb").write_bytes(_notebook(SCALING, "while True: pass"))
+    code = "from labkit import cli; cli.main()"
+    argv = ["grade", str(folder), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    run = subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.DEVNULL)
+    results = tmp_path / "out" / "graded"
+    end = time.monotonic() + 240
+    while not list(results.glob("*.json")) and time.monotonic() < end:
+        time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(30) == 130
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert row["submission"] == "a.ipynb" and row["earned"] == 1
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _bytes(p)]
+    assert left == []
+
+
+def _bytes(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_judges_work_side_by_side_on_their_own_cores():
+    assert pool._shares(1) == [sorted(os.sched_getaffinity(0))]
+    cores = len(os.sched_getaffinity(0))
+    shares = pool._shares(cores)
+    assert sorted(c for share in shares for c in share) == sorted(os.sched_getaffinity(0))
+    assert pool._shares(cores + 1) == [None] * (cores + 1)
+
+
+def test_a_batch_ends_when_a_judge_cannot_start(monkeypatch):
+    class Broken(Fake):
+        def grade(self, *_):
+            raise LabError("the sandbox does not start")
+
+    before = threading.active_count()
+    todo = [(str(i), str(i), lambda: b"x", 1) for i in range(5)]
+    with pytest.raises(LabError, match="does not start"):
+        list(pool.work(todo, 2, Broken))
+    assert threading.active_count() == before
