@@ -89,7 +89,7 @@ def _outer_wall():
         wall += _as_it_is(path)
     for name in ETC:
         wall += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    bound = [*_prefixes(), str(PACKAGE)]
+    bound = [*prefixes(), str(PACKAGE)]
     for folder in sorted({str(p) for path in bound for p in Path(path).parents} - {"/"}):
         wall += ["--perms", "0755", "--dir", folder]  # bubblewrap's own would be closed to others
     for path in bound:
@@ -109,7 +109,7 @@ def _as_it_is(path):
     return ["--ro-bind", path, path] if os.path.isdir(path) else []
 
 
-def _prefixes():
+def prefixes():
     """The folders that hold Python and its packages, those inside others left out."""
     found = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
     found |= {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}

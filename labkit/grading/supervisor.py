@@ -9,6 +9,7 @@ to the judge: D, how the cells went; R, a reply; G, the process that should have
 
 import json
 import select
+import signal
 import socket
 import time
 
@@ -18,6 +19,7 @@ from labkit.grading.cells import TICK, Cells, Excess, Lost
 
 def supervise(link, shell, limits):
     """Serve one judge over the socket `link` until it hangs up."""
+    _be_deaf()
     _, body = wire.receive(link, 4 * limits.notebook_bytes)
     cells = Cells(json.loads(body), shell, limits)
     try:
@@ -29,6 +31,13 @@ def supervise(link, shell, limits):
         wire.send(link, b"X", str(lost).encode())
     finally:
         cells.end()
+
+
+def _be_deaf():
+    """Ignore what has a handler: no other signal of its own tree reaches process 1."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _carry(link, answers, limits):

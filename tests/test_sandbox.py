@@ -1,0 +1,302 @@
+"""The walls around a submission, seen from inside: what cells reach, and what they cannot."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from labkit import doctor
+from labkit.grading import sandbox, seccomp, tree, wire
+from labkit.grading.limits import MIB, Limits
+from labkit.grading.warm import WarmProcess
+
+pytestmark = pytest.mark.skipif(not sandbox.available(), reason="no bubblewrap here")
+
+ROOT = Path(__file__).parents[1]
+SMALL = Limits(
+    cell_seconds=8,
+    exercise_seconds=8,
+    total_seconds=40,
+    memory_bytes=600 * MIB,
+    processes=24,
+    file_bytes=8 * MIB,
+    disk_bytes=16 * MIB,
+)
+
+
+@pytest.fixture(scope="module", params=["nested", "alone"])
+def warm(request):
+    """A warm process with both walls, and one with the outer wall alone."""
+    process = WarmProcess(SMALL, request.param)
+    yield process
+    process.end()
+
+
+@pytest.fixture(scope="module")
+def nested():
+    process = WarmProcess(SMALL, "nested")
+    process.wait()
+    if not process.nested:
+        process.end()
+        pytest.skip("no nested user namespaces here")
+    yield process
+    process.end()
+
+
+def _run(warm, *cells):
+    """{index: [how, message]} of the cells that went wrong, run as a submission's."""
+    with warm.submission() as link:
+        wire.send(link, b"C", json.dumps(cells).encode())
+        kind, body = wire.receive(link, 1 << 24, time.monotonic() + 120)
+        assert kind == b"D", body
+        return {index: [how, why] for index, how, why in json.loads(body)}
+
+
+def _told(warm, expression, before=""):
+    """The value of an expression inside the sandbox, as the text of an error brings it out."""
+    cell = (
+        f"import os, socket, json\n{before}\nraise Exception('VALUE ' + json.dumps({expression}))"
+    )
+    ((how, why),) = _run(warm, cell).values()
+    assert how == "raised", why
+    assert "VALUE " in why, why
+    return json.loads(why.partition("VALUE ")[2])
+
+
+def test_what_is_inside(warm, monkeypatch):
+    """One pass, because a process with the outer wall alone serves a single submission."""
+    monkeypatch.setenv("A_SECRET_OF_MINE", "1")
+    code = f"""
+home = os.path.exists({str(Path.home() / ".bashrc")!r})
+variables = ["A_SECRET_OF_MINE" in os.environ, "PATH" in os.environ]
+pids = len([n for n in os.listdir("/proc") if n.isdigit()])
+addresses = [name for _, name in socket.if_nameindex()]
+"""
+    value = "[variables, home, pids, os.getcwd(), os.getuid() == 0, addresses]"
+    assert _told(warm, value, code) == [[False, True], False, 2, "/tmp/work", False, ["lo"]]
+
+
+PATHS = [
+    ROOT / "solutions",
+    ROOT / "labs",
+    ROOT / "tests",
+    ROOT / ".git",
+    ROOT / "labkit" / "checks" / "lab02.py",
+    ROOT / "labkit" / "checks" / "quiz02.toml",
+    Path("/etc/passwd"),
+    Path("/etc/shadow"),
+    Path("/var"),
+    Path("/home"),
+    Path("/sys"),
+    Path("/run/proc"),
+]
+
+
+def test_what_is_secret_is_not_there(nested):
+    paths = [str(path) for path in PATHS if path.exists() or path == Path("/run/proc")]
+    assert _told(nested, f"[p for p in {paths} if os.path.exists(p)]") == []
+
+
+def test_writing_is_possible_in_scratch_space_only(nested):
+    tries = ["/", "/usr", "/etc", "/dev", "/cache", "/run", "/proc", "/work", sys.prefix, str(ROOT)]
+    tries += [str(ROOT / "labkit"), "/tmp", "/dev/shm", "."]
+    code = f"""
+wrote = []
+for folder in {tries}:
+    try: open(os.path.join(folder, "x"), "w").close(); wrote.append(folder)
+    except OSError: pass
+"""
+    assert _told(nested, "wrote", code) == ["/tmp", "/dev/shm", "."]
+
+
+def test_nothing_of_one_submission_reaches_the_next(nested):
+    leave = """
+import os, subprocess, ctypes
+open("/tmp/note", "w").write("x"); open("/dev/shm/note", "w").write("x")
+assert ctypes.CDLL(None).shmget(0x51AB, 4096, 0o1666) >= 0
+subprocess.Popen(["sleep", "60"], start_new_session=True)
+import torch
+torch.left_behind = True
+"""
+    assert _run(nested, leave) == {}
+    code = "import ctypes, torch\nshared = ctypes.CDLL(None).shmget(0x51AB, 4096, 0o666)"
+    code += "\npids = [n for n in os.listdir('/proc') if n.isdigit()]"
+    code += "\nnotes = [os.path.exists(f'{folder}/note') for folder in ('/tmp', '/dev/shm')]"
+    value = "[notes, shared, hasattr(torch, 'left_behind'), len(pids)]"
+    assert _told(nested, value, code) == [[False, False], -1, False, 2]
+
+
+def test_there_is_no_way_out_to_the_network(nested):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = f"""
+failed = 0
+for host in ("127.0.0.1", "10.0.0.1", "1.1.1.1"):
+    try: socket.create_connection((host, {server.getsockname()[1]}), timeout=2)
+    except OSError: failed += 1
+"""
+        assert _told(nested, "failed", code) == 3
+
+
+def test_privileges_are_gone(nested):
+    code = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
+fields = [int(status[k].strip(), 16) for k in ("CapPrm", "CapEff", "CapInh")]
+fields += [int(status[k]) for k in ("NoNewPrivs", "Seccomp")]
+calls = [libc.unshare(0x10000000), libc.unshare(0x20000), libc.ptrace(16, 1, 0, 0)]
+calls += [libc.mount(b"t", b"/tmp", b"tmpfs", 0, None), libc.setuid(0), libc.chroot(b"/tmp")]
+calls += [libc.sched_setaffinity(0, 8, b"\\xff" * 8)]
+"""
+    fields, calls = _told(nested, "[fields, calls]", code)
+    assert fields == [0, 0, 0, 1, 2]
+    assert calls == [-1] * 7
+
+
+def test_the_supervisor_cannot_be_touched(nested):
+    code = """
+import signal
+done = []
+for sign in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT):
+    os.kill(1, sign)
+for name in ("mem", "environ", "maps", "fd", "root"):
+    path = f"/proc/1/{name}"
+    try: os.listdir(path) if name in ("fd", "root") else open(path).read(1)
+    except OSError: continue
+    done.append(name)
+"""
+    assert _told(nested, "done", code) == []
+
+
+SLEEPERS = """
+import threading, time
+for _ in range(200): threading.Thread(target=time.sleep, args=[60], daemon=True).start()
+"""
+BREEDERS = """
+import os, time
+for _ in range(20):
+    if not os.fork():
+        x = bytearray(b"x") * (200 << 20)
+        time.sleep(60)
+time.sleep(30)
+"""
+HOGS = {
+    "forks": ("import os, time\nwhile True:\n    if not os.fork(): time.sleep(60)", ""),
+    "threads": (SLEEPERS, "thread"),
+    "memory": ("x = bytearray(2 << 30)", "MemoryError"),
+    "memory by tensors": ("import torch\nx = torch.ones(1 << 30)", "memory"),
+    "memory by processes": (BREEDERS, "MiB of memory"),
+    "a file": ("open('big', 'wb').write(bytes(64 << 20))", "File too large"),
+    "files": ("for i in range(20): open(str(i), 'wb').write(bytes(4 << 20))", "No space"),
+    "output": ("print('x' * (1 << 28))", None),
+}
+
+
+@pytest.mark.parametrize("what", HOGS)
+def test_a_hog_costs_its_cell_and_nothing_else(what, nested):
+    source, word = HOGS[what]
+    began = time.monotonic()
+    after = "import os\nopen('/tmp/after', 'w').write('x' * 1000)" if word != "No space" else "1"
+    told = _run(nested, "kept = 7", source, "assert kept == 7", after)
+    assert set(told) == ({1} if word is not None else set()), told
+    assert word is None or word in told[1][1], told
+    assert time.monotonic() - began < 60
+    assert nested.process.poll() is None
+
+
+def test_a_tree_is_gone_when_the_judge_hangs_up(nested):
+    """Also in the middle of a cell that ignores all signals."""
+    deaf = "import signal, time\nfor s in (2, 15): signal.signal(s, signal.SIG_IGN)\ntime.sleep(60)"
+    with nested.submission() as link:
+        wire.send(link, b"C", json.dumps([deaf]).encode())
+        time.sleep(1)
+        began = time.monotonic()
+    assert time.monotonic() - began < 30
+    assert _run(nested, "x = 1") == {}
+
+
+def test_the_warm_process_ends_with_its_judge(nested):
+    process = WarmProcess(SMALL, "nested")
+    process.wait()
+    process.control.close()
+    process.process.wait(10)
+    process.end()
+
+
+def test_memory_of_the_warm_process(nested):
+    import psutil
+
+    children = psutil.Process(nested.process.pid).children(recursive=True)
+    assert sum(p.memory_info().rss for p in children) < 1.5e9
+
+
+def test_an_ordinary_user_has_both_walls():
+    """Only root can try this: another user, if that one can read the interpreter."""
+    if os.getuid() or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv")
+    code = "from labkit.grading import sandbox; print(sandbox.trial())"
+    user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    # /root may be closed to others: a view of this machine in which it is open
+    view = [sandbox.available(), "--dev-bind", "/", "/"]
+    closed = [p for path in sandbox.prefixes() for p in reversed(Path(path).parents)]
+    for folder in dict.fromkeys(str(p) for p in closed if not p.stat().st_mode & 1):
+        view += ["--perms", "0755", "--tmpfs", folder]
+        inside = [str(p) for p in closed if str(p).startswith(f"{folder}/")]
+        for below in dict.fromkeys(inside):
+            view += ["--perms", "0755", "--dir", below]
+    for path in sandbox.prefixes():
+        view += ["--ro-bind", path, path]
+    done = subprocess.run(
+        [*view, *user, sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+    )
+    assert done.stdout.strip() == "nested", done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+def test_the_filter_is_well_formed(machine):
+    """Every jump lands inside the program, and every path ends in a return."""
+    steps = seccomp.program(machine)
+    assert len(steps) % 8 == 0 and len(steps) // 8 < 4096
+    import struct
+
+    parsed = [struct.unpack_from("<HBBI", steps, i) for i in range(0, len(steps), 8)]
+    for i, (code, yes, no, _) in enumerate(parsed):
+        if code in (seccomp.EQUAL, seccomp.ANY_BIT):
+            assert i + 1 + max(yes, no) < len(parsed)
+    assert parsed[-1][0] == seccomp.RETURN and parsed[-1][3] == seccomp.ALLOW
+
+
+def test_a_machine_without_a_filter_has_none():
+    assert seccomp.program("s390x") == b""
+
+
+def test_doctor_says_how_submissions_are_isolated(monkeypatch):
+    for told, verdict in (("nested", "ok"), ("alone", "warn"), ("Operation not permitted", "warn")):
+        monkeypatch.setattr(sandbox, "trial", lambda told=told: told)
+        found = doctor.sandbox()
+        assert found.verdict == verdict and (verdict == "ok" or found.mend)
+    assert "Operation not permitted" in found.mend
+
+
+def test_outside_of_a_tree_nothing_is_killed():
+    """Where this process is not process 1 of its own tree, `kill_but` does nothing."""
+    assert not tree.enclosed() and tree.others() == []
+    sleeper = subprocess.Popen(["sleep", "30"])
+    tree.kill_but()
+    tree.kill_but(sleeper.pid)
+    assert sleeper.poll() is None
+    tree.kill(sleeper.pid)
+    assert sleeper.wait(5) == -9
+    for pid in (1, 0, -1, None, True, "2"):
+        tree.kill(pid)
+        tree.kill_group(pid)
