@@ -6,7 +6,7 @@ from labkit.grading.grade import grade
 from labkit.grading.limits import Limits
 
 SEED = 915_374_021
-LIMITS = Limits(cell_seconds=4, exercise_seconds=5, total_seconds=30)
+LIMITS = Limits(cell_seconds=3, exercise_seconds=4, total_seconds=20)
 
 
 def grade_all(folder, out, jobs=2, progress=None):

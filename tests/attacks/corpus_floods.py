@@ -120,14 +120,14 @@ def logging_flood(book):
 
 @accident(24)
 def fork_storm(book):
-    """2,000 processes at most, 20 seconds at most."""
+    """2,000 processes at most, 10 seconds at most."""
     book.early("""
 import os, time
 for _ in range(2_000):
     try: child = os.fork()
     except OSError: break
     if not child:
-        time.sleep(20)
+        time.sleep(10)
         os._exit(0)
 """)
 
@@ -143,7 +143,7 @@ def grow(depth):
         except OSError: break
         if not child:
             grow(depth - 1)
-            time.sleep(20)
+            time.sleep(10)
             os._exit(0)
         depth -= 1
 grow(10)
@@ -156,7 +156,7 @@ def thread_storm(book):
     book.early("""
 import threading, time
 try:
-    for _ in range(3_000): threading.Thread(target=time.sleep, args=(20,), daemon=True).start()
+    for _ in range(3_000): threading.Thread(target=time.sleep, args=(10,), daemon=True).start()
 except RuntimeError: pass
 """)
 
@@ -167,7 +167,7 @@ def shell_storm(book):
     book.early("""
 import subprocess
 try:
-    for _ in range(300): subprocess.Popen(["sleep", "20"])
+    for _ in range(300): subprocess.Popen(["sleep", "10"])
 except OSError: pass
 """)
 
