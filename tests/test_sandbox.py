@@ -119,13 +119,14 @@ def test_nothing_of_one_submission_reaches_the_next(nested):
     leave = """
 import os, subprocess, ctypes
 open("/tmp/note", "w").write("x"); open("/dev/shm/note", "w").write("x")
-assert ctypes.CDLL(None).shmget(0x51AB, 4096, 0o1666) >= 0
+assert ctypes.CDLL(None).shmget(0x51AB, 4096, 0o1666) == -1
+assert ctypes.CDLL(None).msgget(0x51AB, 0o1666) >= 0
 subprocess.Popen(["sleep", "60"], start_new_session=True)
 import torch
 torch.left_behind = True
 """
     assert _run(nested, leave) == {}
-    code = "import ctypes, torch\nshared = ctypes.CDLL(None).shmget(0x51AB, 4096, 0o666)"
+    code = "import ctypes, torch\nshared = ctypes.CDLL(None).msgget(0x51AB, 0o666)"
     code += "\npids = [n for n in os.listdir('/proc') if n.isdigit()]"
     code += "\nnotes = [os.path.exists(f'{folder}/note') for folder in ('/tmp', '/dev/shm')]"
     value = "[notes, shared, hasattr(torch, 'left_behind'), len(pids)]"

@@ -140,5 +140,5 @@ def _load(out, key):
 def _save(out, key, data):
     """Write one result whole or not at all."""
     partial = out / DONE / f"{key}.partial"
-    partial.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    partial.write_text(json.dumps(data), encoding="utf-8")
     os.replace(partial, partial.with_suffix(".json"))

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from importlib.util import find_spec
 
 from labkit.errors import LabError
 from labkit.grading import contract, private, submission, wire
@@ -17,6 +18,7 @@ from labkit.grading.remote import Down, Forged, Gone, Learner, RemoteSession, Un
 from labkit.grading.shipped import shipped
 from labkit.grading.warm import WarmProcess
 
+# of the labs, for a notebook whose line `labkit.start(…)` is gone
 STEMS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging")
 MESSAGE = 600  # characters of a message
 SLOW = 15  # seconds that cells may wait for their turn, beyond their own time
@@ -69,9 +71,9 @@ class Judge:
     def _lab(self, work):
         """The stem of the lab that a submission is of; Unreadable when it is of none."""
         names = work.names() - {"quiz"}
-        fits = {s: len(names & set(_first_names(self.checks(s)))) for s in STEMS}
-        started = [stem for stem in STEMS if stem in work.started]
-        best = max(started or STEMS, key=fits.get)
+        started = sorted(s for s in work.started if find_spec(f"labkit.checks.lab{s[:2]}"))
+        fits = {s: len(names & set(_names(self.checks(s)))) for s in started or STEMS}
+        best = max(fits, key=fits.get)
         if not fits[best] and not started:
             raise submission.Unreadable("no lab of this course: it defines none of the exercises")
         return best
@@ -94,7 +96,7 @@ def _natural(id):
     ]
 
 
-def _first_names(checks):
+def _names(checks):
     return [name for check in checks for name in check.exercise["names"]]
 
 
@@ -124,8 +126,8 @@ class Case:
             self.session = RemoteSession(link, self.seed, self.limits)
             try:
                 self._run_cells(link)
-            except (Down, OSError, wire.WireError, ValueError) as error:
-                down = str(error) or "the submission's processes ended"
+            except (Down, OSError, wire.WireError, ValueError, TypeError) as error:
+                down = line(error) or "the submission's processes ended"
             for check in self.checks:
                 record = {key: check.exercise[key] for key in ("id", "name", "points")}
                 if check.exercise["id"] in revealed:
@@ -144,7 +146,7 @@ class Case:
 
     def _run_cells(self, link):
         """Have the cells run, but for experiments, and ship what the exercises need."""
-        names = set(_first_names(self.checks))
+        names = set(_names(self.checks))
         cells = [
             source if i not in self.work.experiments or names & self.work.defines[i] else ""
             for i, source in enumerate(self.work.cells)
@@ -154,7 +156,7 @@ class Case:
         frame = wire.receive(link, self.limits.reply_bytes, end)
         if frame is None or frame[0] != b"D":
             raise Down(frame[1].decode() if frame else "")
-        self.went = {index: (how, why) for index, how, why in json.loads(frame[1])}
+        self.went = {int(index): (str(how), str(why)) for index, how, why in json.loads(frame[1])}
         wire.send(link, b"B", shipped(self.stem))
 
     def _exercise(self, check):

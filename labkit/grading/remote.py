@@ -84,7 +84,8 @@ class RemoteSession(Session):
         if frame is None:
             raise Down("the submission's processes ended")
         if frame[0] == b"G":
-            raise Gone(**json.loads(frame[1]))
+            told = json.loads(frame[1])
+            raise Gone("timeout" if told["how"] == "timeout" else "error", str(told["why"]))
         try:
             came, how, what = wire.unpack(frame[1])
         except (wire.WireError, TypeError, ValueError):

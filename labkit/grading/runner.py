@@ -5,18 +5,22 @@ messages on a SOCK_SEQPACKET pair.
 """
 
 import base64
+import builtins
 import contextlib
 import json
 import marshal
+import resource
 import signal
 import socket
 import sys
 import types
+import warnings
 from os import WNOHANG, _exit, close, fork, getpid, getppid, kill, setsid, waitpid
 
 from labkit.grading import wire
 
 ORDER_BYTES = 1 << 16
+SPARE = 12  # processes and descriptors that cells can't use up
 TOLD = 400  # characters of an error message that go back
 
 
@@ -41,16 +45,30 @@ def obey(channel, shell, cells, most):
 def _mender():
     """A function that puts back what a cell should not take from the next ones.
 
-    These are the standard streams and the modules; with `all`, also modules that were replaced.
+    These are the standard streams and the modules; with `all`, also modules and built-in functions
+    that were replaced, and the filters of warnings.
     """
     modules, streams = dict(sys.modules), (sys.stdin, sys.stdout, sys.stderr)
+    space = vars(builtins)
+    originals, filters = dict(space), list(warnings.filters)
 
     def mend(all):
         sys.stdin, sys.stdout, sys.stderr = streams
+        if all:
+            space.update(originals)
+            warnings.filters[:] = filters
         if all or len(sys.modules) < len(modules):
             sys.modules.update(modules)
 
     return mend
+
+
+def _spare(n):
+    """Keep `n` processes and descriptors of those allowed from the cells, for what comes after."""
+    for which in (resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
+        hard = resource.getrlimit(which)[1]
+        if hard != resource.RLIM_INFINITY:
+            resource.setrlimit(which, (max(1, hard - n), hard))
 
 
 def _tell(channel, **what):
@@ -69,7 +87,9 @@ def _run(channel, shell, cells, index, apart):
         before = getppid()
         _tell(channel, pid=getpid())
     me = getpid()
+    _spare(SPARE)
     error = run_cell(shell, cells[index])
+    _spare(0)
     if getpid() != me:  # the cell forked, and this is the copy
         _exit(0)
     if before:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 import labkit
@@ -27,6 +28,7 @@ ETC = (
     "localtime",
     "mime.types",
     "ssl",
+    "fonts",
     "alternatives",
 )
 ENVIRONMENT = {
@@ -59,28 +61,41 @@ def available():
 def command(fd, kind="nested"):
     """The command that starts a warm process of a kind, its control socket being `fd`."""
     start = [sys.executable, "-m", "labkit.grading.zygote", str(fd), kind]
-    return start if kind == "bare" else [*_outer_wall(), "--", *start]
+    return start if kind == "bare" else [*_outer_wall(kind), "--", *start]
 
 
+@cache
 def trial():
     """How submissions can be isolated here: "nested" or "alone", else what bubblewrap says."""
     start = [sys.executable, "-m", "labkit.grading.zygote", "-", "trial"]
     done = subprocess.run(
-        [*_outer_wall(), "--", *start], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+        [*_outer_wall("nested"), "--", *start],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     told = (done.stdout if done.returncode == 0 else done.stderr).strip()
     return told.splitlines()[-1] if told else f"it ended with {done.returncode}"
 
 
-def environment(scratch=None):
-    """The environment of the warm process: nothing is inherited. `scratch` stands in for /tmp."""
-    if scratch is None:
-        return dict(ENVIRONMENT)
-    moved = {name: value.replace("/tmp", scratch) for name, value in ENVIRONMENT.items()}
-    return moved | {"LABKIT_CACHE": os.path.join(scratch, "cache")}
+def environment(folder=None):
+    """The environment of the warm process: nothing is inherited. `folder` is its scratch space."""
+    found = {
+        name: value.replace("/tmp", folder or scratch()) for name, value in ENVIRONMENT.items()
+    }
+    found["PYTHONPATH"] = str(PACKAGE.parent)
+    return found | ({"LABKIT_CACHE": os.path.join(folder, "cache")} if folder else {})
 
 
-def _outer_wall():
+def scratch():
+    """Where scratch space is mounted: /tmp, unless Python or the course lie below it."""
+    below = any(Path("/tmp") in Path(path).parents for path in [*prefixes(), str(PACKAGE)])
+    return "/scratch" if below else "/tmp"
+
+
+def _outer_wall(kind):
+    """Bubblewrap and its options: what is not named here does not exist inside."""
     wall = [available(), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     wall += ["--unshare-cgroup-try", "--as-pid-1", "--die-with-parent", "--new-session"]
     if os.getuid():
@@ -89,17 +104,28 @@ def _outer_wall():
         wall += _as_it_is(path)
     for name in ETC:
         wall += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    wall += ["--proc", "/proc", "--dev", "/dev", "--dir", "/run"]
+    for path in dict.fromkeys(("/tmp", scratch(), "/cache")):
+        wall += ["--perms", "1777", "--tmpfs", path]
+    if kind == "nested":  # the kernel lets us mount another /proc only where a whole one is seen
+        wall += ["--ro-bind", "/proc", "/run/proc"]
     bound = [*prefixes(), str(PACKAGE)]
-    for folder in sorted({str(p) for path in bound for p in Path(path).parents} - {"/"}):
+    for folder in sorted({str(p) for path in bound for p in Path(path).parents} - {"/", "/tmp"}):
         wall += ["--perms", "0755", "--dir", folder]  # bubblewrap's own would be closed to others
     for path in bound:
         wall += ["--ro-bind", path, path]
-    for name in HIDDEN:
-        if (PACKAGE / name).exists():
-            wall += ["--tmpfs", str(PACKAGE / name), "--remount-ro", str(PACKAGE / name)]
-    wall += ["--proc", "/proc", "--ro-bind", "/proc", "/run/proc", "--dev", "/dev"]
-    wall += ["--perms", "1777", "--tmpfs", "/tmp", "--perms", "1777", "--tmpfs", "/cache"]
-    return [*wall, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+    for path in _hidden():
+        wall += ["--tmpfs", path, "--remount-ro", path]
+    if scratch() != "/tmp":
+        wall += ["--remount-ro", "/tmp"]
+    return [*wall, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", scratch()]
+
+
+def _hidden():
+    """Folders of checks and solutions, of the labkit in use and of every copy beside Python."""
+    places = {PACKAGE, *(Path(sysconfig.get_path(n)) / "labkit" for n in ("purelib", "platlib"))}
+    found = [place / name for place in places for name in HIDDEN]
+    return sorted({str(path) for path in found if path.is_dir()})
 
 
 def _as_it_is(path):

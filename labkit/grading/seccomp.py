@@ -24,6 +24,7 @@ X86_64 = dict(
     clock_settime=227, adjtimex=159, sethostname=170, setdomainname=171, iopl=172, ioperm=173,
     open_by_handle_at=304, name_to_handle_at=303, fanotify_init=300, sched_setaffinity=203,
     sched_setscheduler=144, sched_setattr=314, vmsplice=278, personality=135,
+    memfd_create=319, memfd_secret=447, shmget=29,
 )  # fmt: skip
 AARCH64 = dict(
     clone=220, clone3=435, unshare=97, setns=268,
@@ -37,6 +38,7 @@ AARCH64 = dict(
     clock_settime=112, adjtimex=171, sethostname=161, setdomainname=162,
     open_by_handle_at=265, name_to_handle_at=264, fanotify_init=262, sched_setaffinity=122,
     sched_setscheduler=119, sched_setattr=274, vmsplice=75, personality=92,
+    memfd_create=279, memfd_secret=447, shmget=194,
 )  # fmt: skip
 MACHINES = {"x86_64": (0xC000003E, X86_64), "aarch64": (0xC00000B7, AARCH64)}
 

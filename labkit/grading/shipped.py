@@ -1,11 +1,11 @@
 """The code that the judge ships into a submission's process, compiled once."""
 
 import base64
-import importlib
 import json
 import marshal
 import re
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 PARTS = ("errors", "grading.plain", "grading.contract", "grading.wire", "grading.answer")
@@ -15,7 +15,7 @@ PROBES = re.compile(r"^from labkit\.probes(?:\.(lab\d\d))? import (lab\d\d)?", r
 @cache
 def shipped(stem):
     """The contract, the wire and a lab's probes as `runner.load` takes them, in bytes."""
-    probes = _with_imports(f"lab{stem[:2]}")
+    probes = _with_imports(f"lab{stem[:2]}") if find_spec(f"labkit.probes.lab{stem[:2]}") else []
     names = [f"labkit.{part}" for part in PARTS] + [f"labkit.probes.{name}" for name in probes]
     return json.dumps([[name, _compiled(name)] for name in names]).encode()
 
@@ -33,4 +33,4 @@ def _compiled(name):
 
 
 def _source(name):
-    return Path(importlib.util.find_spec(name).origin).read_text(encoding="utf-8")
+    return Path(find_spec(name).origin).read_text(encoding="utf-8")

@@ -6,7 +6,12 @@ import re
 from dataclasses import dataclass, field
 
 START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d_\w+)[\"']")
-CELLS, SOURCE = 20_000, 1 << 20  # how many cells, and characters in one that is looked into
+DEFINITION = re.compile(
+    r"^(?:async +)?(?:def|class) +(\w+)|^(\w+) *(?::[^=\n]*)?=(?!=)", re.MULTILINE
+)
+REVEAL = re.compile(r"\.\s*reveal\(\s*(?:id\s*=\s*)?[\"'](.+?)[\"']")
+CELLS = 20_000
+PARSED = 200_000  # characters in one cell that are parsed, and five times as many in all
 
 
 class Unreadable(Exception):
@@ -22,8 +27,17 @@ class Submission:
     started: set = field(default_factory=set)  # stems of labs that it starts
 
     def __post_init__(self):
-        self.trees = [_tree(source) for source in self.cells]
-        self.defines = [_defined(tree) for tree in self.trees]
+        left, self.defines, self._reveals = 5 * PARSED, [], set()
+        for source in self.cells:
+            tree = _tree(source) if len(source) <= min(left, PARSED) else None
+            left -= len(source) if tree else 0
+            if tree:
+                self.defines.append(_defined(tree))
+                self._reveals |= _revealed(tree)
+            else:  # no Python, or too long to be parsed
+                found = DEFINITION.findall(source)
+                self.defines.append({name for pair in found for name in pair if name})
+                self._reveals |= set(REVEAL.findall(source))
 
     def cell_of(self, name):
         """Index of the last cell that defines `name`, or None."""
@@ -35,7 +49,7 @@ class Submission:
 
     def revealed(self):
         """The ids of exercises that it reveals."""
-        return set().union(*(_revealed(tree) for tree in self.trees)) if self.trees else set()
+        return self._reveals
 
 
 def read(data):
@@ -92,8 +106,6 @@ def _brief(error):
 
 def _tree(source):
     """The parsed cell, magics and shell lines blanked; None when it is no Python."""
-    if len(source) > SOURCE:
-        return None
     if source.lstrip().startswith("%%"):
         source = source.lstrip().partition("\n")[2]
     lines = ["pass" if line.startswith(("%", "!", "?")) else line for line in source.split("\n")]
@@ -106,7 +118,7 @@ def _tree(source):
 def _defined(tree):
     """Names that the cell's top level defines: functions, classes, assignments."""
     names = set()
-    for node in tree.body if tree else ():
+    for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign):
@@ -120,7 +132,7 @@ def _defined(tree):
 def _revealed(tree):
     """Ids in calls of `lab.reveal("…")`, wherever they stand."""
     found = set()
-    for node in ast.walk(tree) if tree else ():
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             values = [*node.args, *(k.value for k in node.keywords)]
             texts = [v.value for v in values if isinstance(v, ast.Constant)]

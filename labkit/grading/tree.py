@@ -12,7 +12,6 @@ import sys
 import time
 
 LINUX = sys.platform == "linux"
-PAGE = os.sysconf("SC_PAGE_SIZE")
 MANY = 4  # processes from which on shared pages are told from private ones, which takes longer
 
 _enclosed = False
@@ -64,13 +63,14 @@ def threads(pid):
 
 
 def memory(pid):
-    """`(private bytes, mapped bytes)` of a process; zeros when it is gone."""
+    """`(bytes held besides files, mapped bytes)` of a process; zeros when it is gone."""
     try:
-        with open(f"/proc/{pid}/statm") as file:
-            mapped, held, shared = map(int, file.read().split()[:3])
-    except (OSError, ValueError):
+        with open(f"/proc/{pid}/status") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        held = [int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem", "VmSize")]
+    except (OSError, ValueError, KeyError):  # a process that has ended maps nothing
         return 0, 0
-    return (held - shared) * PAGE, mapped * PAGE
+    return (held[0] + held[1]) * 1024, held[2] * 1024
 
 
 def _proportional(pid):

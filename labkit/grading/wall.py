@@ -90,14 +90,13 @@ def _mount_proc():
 
 def clean(limits):
     """Give the submission empty scratch space: /tmp, or the folder that was made for it."""
+    scratch = os.environ["TMPDIR"]
     if _tmpfs:
-        _libc.umount2(b"/tmp", DETACH)  # fails the first time: what bubblewrap mounted stays
+        _libc.umount2(scratch.encode(), DETACH)  # not the first time: bubblewrap's mount stays
         options = f"size={limits.disk_bytes},nr_inodes=20000,mode=1777"
-        _mount("tmpfs", "/tmp", NOSUID | NODEV, options)
-    elif tree.enclosed():
-        _remove_within("/tmp")
-    elif Path(os.environ["TMPDIR"]).name.startswith(SCRATCH):
-        _remove_within(os.environ["TMPDIR"])
+        _mount("tmpfs", scratch, NOSUID | NODEV, options)
+    elif tree.enclosed() or Path(scratch).name.startswith(SCRATCH):
+        _remove_within(scratch)
     os.makedirs(_work(), exist_ok=True)
 
 

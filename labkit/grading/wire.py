@@ -12,6 +12,7 @@ import time
 HEAD = struct.Struct(">cI")
 SIZES = struct.Struct(">I")
 DEPTH, PARTS, DIMENSIONS = 32, 100_000, 16
+TEXT_BYTES = 4 << 20  # of the structure, tensors apart: more would take the judge long to read
 
 
 class WireError(Exception):
@@ -78,6 +79,8 @@ def unpack(body, resolve=None):
     """
     try:
         (size,) = SIZES.unpack_from(body)
+        if size > TEXT_BYTES:
+            raise WireError(f"a message of {size:,} bytes besides its tensors")
         tree = json.loads(body[SIZES.size : SIZES.size + size])
         tensors = _loaded(body[SIZES.size + size :])
         return _Decoder(tensors, resolve).decoded(tree, 0)

@@ -6,8 +6,10 @@ every process of that submission is gone.
 """
 
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -118,8 +120,8 @@ def warm():
     torch.set_num_threads(1)
     torch.set_num_threads = lambda n: None  # a pool of threads would not survive a fork
     models.hush_libraries()
-    for stem in ("01", "02", "03", "04", "05", "06"):
-        __import__(f"labkit.plots.lab{stem}")
+    for found in pkgutil.iter_modules(plots.__path__):
+        importlib.import_module(f"labkit.plots.{found.name}")
     labkit.start = quiet.start
     tasks.load = _remembered(tasks.load)
     _touch(torch)
