@@ -65,12 +65,21 @@ _raw(
     "no lab in it",
 )
 _raw("no_cells", lambda: _solved(cells=[]).encode(), "")
-_raw("lab_that_does_not_exist", lambda: Book().text().replace("02_lora", "99_none").encode(), "")
-_raw(
-    "lab_name_with_a_path",
-    lambda: Book().text().replace("02_lora", "../../../../etc/passwd").encode(),
-    "a stem that becomes a path or a module",
-)
+
+
+@file((0, 24), EITHER)
+def lab_that_does_not_exist(folder):
+    """A name that is no lab: judged by its answers, or a row with a reason."""
+    return _put(
+        folder, "lab_that_does_not_exist", Book().text().replace("02_lora", "99_x").encode()
+    )
+
+
+@file((0, 24), EITHER)
+def lab_name_with_a_path(folder):
+    """A name that would become a path or a module."""
+    text = Book().text().replace("02_lora", "../../../../etc/passwd")
+    return _put(folder, "lab_name_with_a_path", text.encode())
 
 
 @file((0, 24), EITHER)
@@ -270,7 +279,7 @@ _named("<script>evil()<|script>.ipynb", "the class page must escape it")
 _named("=1+cmd|'!A1.ipynb", "a spreadsheet would run it as a formula")
 _named("a,b;c.ipynb", "columns of a CSV file")
 _named("%2e%2e%2fup.ipynb", "")
-_named("..\\..\\evil.ipynb", "a path on Windows")
+_named("a\\..\\..\\evil.ipynb", "a path on Windows")
 _named("Übung 2 – Größe.ipynb", "")
 _named("宿題🙂.ipynb", "")
 _named("\u202egnp.ipynb", "turns the direction of the text round")
