@@ -164,10 +164,10 @@ def grid(similarity, A1, A2, columns=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))
 
 
 def factors(tuned, layer=15, name="q_proj"):
-    """Of one adapted attention projection: A (r, d_in), and (r, d_in) that spans as B A does.
+    """Of one adapted attention projection: A (r, d_in), and (r, d_out) that spans as (B A)ᵀ does.
 
-    With B = Q R, Q orthonormal, B A and R A have the same right singular vectors and values.
+    With Aᵀ = Q R, Q orthonormal, B A and B Rᵀ have the same left singular vectors and values.
     """
     module = tuned.model.get_base_model().model.layers[layer].self_attn.get_submodule(name)
     A, B = (part["default"].weight.detach().float() for part in (module.lora_A, module.lora_B))
-    return A, torch.linalg.qr(B).R @ A
+    return A, torch.linalg.qr(A.T).R @ B.T

@@ -135,11 +135,9 @@ def rate_ratio(lines):
         place = (row["learning_rate"], row["mean"])
         text = f"{name}\nbest at {row['learning_rate']:g}"
         ax.annotate(
-            text, place, (0, -12), "data", "offset points", color=colour, va="top", ha="center"
+            text, place, (-20, 14), "data", "offset points", color=colour, va="bottom", ha="center"
         )
     ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss")
-    low, high = ax.get_ylim()
-    ax.set_ylim(low / 1.6, high)
     _plain_ticks(ax)
     first, second = best.values()
     ax.set_title(
@@ -172,18 +170,19 @@ def _cycle(n):
     return [PALETTE[i % len(PALETTE)] for i in range(n)]
 
 
-def overlaps(panels):
+def overlaps(panels, title):
     """Heatmaps of subspace similarity; `panels` maps a title to a frame, index i and columns j."""
-    fig, axes = figure(len(panels), width=3.5 * len(panels), height=3.2)
-    for ax, (title, frame) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+    fig, axes = figure(len(panels), width=3.5 * len(panels), height=3.5)
+    for ax, (name, frame) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         image = ax.imshow(frame, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
         ax.set_xticks(range(len(frame.columns)), frame.columns)
         ax.set_yticks(range(len(frame)), frame.index)
         ax.set(xlabel="j, directions of r=64")
-        ax.set_title(title, fontsize=11)
+        ax.set_title(name, fontsize=11)
         ax.grid(visible=False)
     np.atleast_1d(axes)[0].set_ylabel("i, directions of r=8")
     fig.colorbar(image, ax=axes, label="similarity")
+    fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     plt.close(fig)
     return fig
 
@@ -199,9 +198,12 @@ def front(frame, kept, title):
         ax.plot(rows["trainable"], rows["loss"], marker, color=colour, ms=7)
     line = kept.sort_values("trainable")
     ax.plot(line["trainable"], line["loss"], color=PALETTE[1], lw=1.2)
+    low = frame["trainable"] < 1.5 * frame["trainable"].min()  # several stand close together
     for _, row in frame.iterrows():
         place = (row["trainable"], row["loss"])
-        ax.annotate(row["label"], place, (7, 5), textcoords="offset points", fontsize=9)
+        under = low[row.name] and row["loss"] == frame["loss"][low].min()
+        offset = (7, -14) if under else (7, 5)
+        ax.annotate(row["label"], place, offset, textcoords="offset points", fontsize=9)
     ax.set(xscale="log", xlabel="trainable parameters (log)", ylabel="held-out loss")
     ax.set_xlim(None, 3 * frame["trainable"].max())
     ax.margins(y=0.15)
