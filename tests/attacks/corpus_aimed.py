@@ -174,6 +174,7 @@ try:
         if free() < 4000: break
         kept.append(os.memfd_create("x"))
         os.write(kept[-1], bytes(60 << 20))
+        taken = len(kept) * 60 > 3000
 except OSError: pass
 """,
     "files without a name, neither mapped nor on a disk",
@@ -191,6 +192,7 @@ for i in range(16):
     if at in (None, 2**64 - 1): break
     ctypes.memset(at, 1, 512 << 20)
     libc.shmdt(at)
+    taken = (i + 1) * 512 > 3000
 """,
     "segments that nobody has attached",
 )
