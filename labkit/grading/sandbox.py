@@ -1,4 +1,23 @@
-"""The outer wall: bubblewrap around the warm process. (Docstring is completed below.)"""
+"""The outer wall: bubblewrap around the warm process from which each submission is forked.
+
+What holds, with both walls: a submission sees Python, its packages, /usr and this package without
+checks and solutions, all read-only; no home, no environment, no network, no process but its own.
+It writes to scratch space in memory, which is gone with it. It has no capability, gains none, and a
+filter refuses system calls that labs don't need. Memory, processes, disk and time are bounded, by
+limits of each process and by a supervisor that looks twenty times a second. When it ends, the
+kernel ends its whole process tree. Points are given in another process, outside of the wall.
+
+What does not hold. Submissions share the kernel with the machine: a flaw in the kernel is a way
+out, for which this is no virtual machine. Between two looks memory may pass its bound. A submission
+can see how busy the machine is. Its code and the probes share a process, so a check that looks at
+the form of an answer, not at results that need work, can be lied to; checks are written with that
+in mind. The same holds for a learner who knows an instructor's check and answers it alone.
+
+Where the kernel allows no user namespace inside bubblewrap's ("alone"), a submission has no process
+tree inside the outer wall. Then each has a warm process of its own, which takes seconds to start.
+Without bubblewrap ("bare") only limits of each process are left: a submission can do what the
+grader's user can.
+"""
 
 import os
 import shutil
