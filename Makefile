@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 
-.PHONY: run lab test
+.PHONY: run lab test attacks
 
 run: $(READY)  ## execute the solved labs; pages with pictures in build/
 	@$(BIN)/labkit run
@@ -18,6 +18,9 @@ test: $(READY)  ## everything that must hold
 	$(BIN)/labkit build --check
 	$(BIN)/pytest tests
 	$(BIN)/pytest $(NBVAL) solutions notebooks
+
+attacks: $(READY)  ## every hostile submission, not only a choice of each kind (half an hour)
+	LABKIT_ATTACKS=all $(BIN)/pytest tests/attacks
 
 # A Debian without python3-venv has no ensurepip: then the pip of $(PYTHON) fills the environment.
 $(READY): pyproject.toml $(CONSTRAINTS)
