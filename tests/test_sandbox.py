@@ -78,8 +78,8 @@ variables = ["A_SECRET_OF_MINE" in os.environ, "PATH" in os.environ]
 pids = len([n for n in os.listdir("/proc") if n.isdigit()])
 addresses = [name for _, name in socket.if_nameindex()]
 """
-    value = "[variables, home, pids, os.getcwd(), os.getuid() == 0, addresses]"
-    assert _told(warm, value, code) == [[False, True], False, 2, "/tmp/work", False, ["lo"]]
+    value = "[variables, home, pids, os.path.basename(os.getcwd()), os.getuid() == 0, addresses]"
+    assert _told(warm, value, code) == [[False, True], False, 2, "work", False, ["lo"]]
 
 
 PATHS = [
