@@ -14,6 +14,7 @@ share counted once (PSS, looked at twice a second).
 
 import argparse
 import json
+import os
 import random
 import re
 import shutil
@@ -73,7 +74,14 @@ def measured(command, folder):
     """Run a command; `(seconds, peak bytes, what it printed)`. Raises when it fails."""
     began, log = time.perf_counter(), folder / "log.txt"
     with log.open("w") as out:
-        process = psutil.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
+        path = f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"  # nbgrader's helpers
+        process = psutil.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"PATH": path},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
         peak, done = [0], threading.Event()
         watcher = threading.Thread(target=watch, args=(process, peak, done), daemon=True)
         watcher.start()
