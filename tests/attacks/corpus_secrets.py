@@ -94,7 +94,7 @@ _hunt(
     + """
 import marshal
 for path in walk(HOST["repo"] + "/labkit", "/tmp"):
-    if "checks" in path and path.endswith(".pyc"): won = True
+    if "/labkit/checks/" in path and path.endswith(".pyc"): won = True
 """,
     "bytecode of a hidden source",
 )
