@@ -105,20 +105,20 @@ def test_what_is_secret_is_not_there(nested):
 
 def test_writing_is_possible_in_scratch_space_only(nested):
     tries = ["/", "/usr", "/etc", "/dev", "/cache", "/run", "/proc", "/work", sys.prefix, str(ROOT)]
-    tries += [str(ROOT / "labkit"), "/tmp", "/dev/shm", "."]
+    tries += [str(ROOT / "labkit"), sandbox.scratch(), "/dev/shm", "."]
     code = f"""
 wrote = []
 for folder in {tries}:
     try: open(os.path.join(folder, "x"), "w").close(); wrote.append(folder)
     except OSError: pass
 """
-    assert _told(nested, "wrote", code) == ["/tmp", "/dev/shm", "."]
+    assert _told(nested, "wrote", code) == [sandbox.scratch(), "/dev/shm", "."]
 
 
 def test_nothing_of_one_submission_reaches_the_next(nested):
     leave = """
 import os, subprocess, ctypes
-open("/tmp/note", "w").write("x"); open("/dev/shm/note", "w").write("x")
+open("../note", "w").write("x"); open("/dev/shm/note", "w").write("x")
 assert ctypes.CDLL(None).shmget(0x51AB, 4096, 0o1666) == -1
 assert ctypes.CDLL(None).msgget(0x51AB, 0o1666) >= 0
 subprocess.Popen(["sleep", "60"], start_new_session=True)
@@ -128,7 +128,7 @@ torch.left_behind = True
     assert _run(nested, leave) == {}
     code = "import ctypes, torch\nshared = ctypes.CDLL(None).msgget(0x51AB, 0o666)"
     code += "\npids = [n for n in os.listdir('/proc') if n.isdigit()]"
-    code += "\nnotes = [os.path.exists(f'{folder}/note') for folder in ('/tmp', '/dev/shm')]"
+    code += "\nnotes = [os.path.exists(f'{folder}/note') for folder in ('..', '/dev/shm')]"
     value = "[notes, shared, hasattr(torch, 'left_behind'), len(pids)]"
     assert _told(nested, value, code) == [[False, False], -1, False, 2]
 
@@ -203,7 +203,7 @@ HOGS = {
 def test_a_hog_costs_its_cell_and_nothing_else(what, nested):
     source, word = HOGS[what]
     began = time.monotonic()
-    after = "import os\nopen('/tmp/after', 'w').write('x' * 1000)" if word != "No space" else "1"
+    after = "import os\nopen('after', 'w').write('x' * 1000)" if word != "No space" else "1"
     told = _run(nested, "kept = 7", source, "assert kept == 7", after)
     assert set(told) == ({1} if word is not None else set()), told
     assert word is None or word in told[1][1], told

@@ -118,6 +118,6 @@ def _titles(root: Path) -> list[tuple[str, str]]:
 
 def makefile(text: str) -> str:
     """Return the course's Makefile with the one target that students need: `lab`."""
-    blocks = [b for b in text.split("\n\n") if not b.startswith(("run:", "test:"))]
-    kept = "\n\n".join(blocks).replace(".PHONY: run lab test", ".PHONY: lab")
+    blocks = [b for b in text.split("\n\n") if not b.startswith(("run:", "test:", "attacks:"))]
+    kept = "\n\n".join(blocks).replace(".PHONY: run lab test attacks", ".PHONY: lab")
     return re.sub(r"(?m)^NBVAL .*\n", "", kept)
