@@ -162,6 +162,7 @@ def otter(python, books, folder):
     write(books, folder / "in")
     runs = []
     for name in books:
+        (folder / f"out_{name}").mkdir()
         command = [program, "run", "-a", "autograder.zip", "-o", f"out_{name}", f"in/{name}.ipynb"]
         runs.append(measured(command, folder))
     return sum(run[0] for run in runs), max(run[1] for run in runs), runs[-1][2]
