@@ -181,7 +181,7 @@ for _ in range(200): threading.Thread(target=time.sleep, args=[60], daemon=True)
 """
 BREEDERS = """
 import os, time
-for _ in range(20):
+for _ in range(8):  # below the limit on processes, above that on memory
     if not os.fork():
         x = bytearray(b"x") * (200 << 20)
         time.sleep(60)
