@@ -1,13 +1,14 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
+OUT ?= build
 BIN := .venv/bin
 READY := .venv/.ready
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 
 .PHONY: run lab test attacks
 
-run: $(READY)  ## execute the solved labs; pages with pictures in build/
-	@$(BIN)/labkit run
+run: $(READY)  ## execute the solved labs; a site with pictures in build/ (or OUT=folder)
+	@$(BIN)/labkit run --out $(OUT)
 
 lab: $(READY)  ## open the student notebooks
 	@$(BIN)/jupyter-lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

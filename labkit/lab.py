@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def start(stem):
     models.hush_libraries()
     plots.use_style()
     check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
-    importlib.import_module(f"labkit.plots.lab{stem[:2]}")
+    if importlib.util.find_spec(f"labkit.plots.lab{stem[:2]}"):
+        importlib.import_module(f"labkit.plots.lab{stem[:2]}")
     contract.session.records.clear()
     lab = Lab(stem, check)
     torch.manual_seed(lab.seed)

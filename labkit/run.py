@@ -72,7 +72,7 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
             try:
                 _run_lab(book, root / "solutions", results[-1], shown[stem])
             finally:
-                pages.write(out, book, results)
+                pages.write(out, root, list(books), book, results)
     print_summary(results, console)
     return results
 
