@@ -648,7 +648,7 @@ if lab.experiment("Where the bytes of a step are", 26, needs=["4.6"]):
     peaks = {name: step_memory(variant) for name, variant in variants.items()}
     ratio = sum(peaks["LoRA"].values()) / sum(peaks["QLoRA"].values())
     title = f"LoRA's peak is {ratio:.2f} times QLoRA's"
-    display(plots.lab04.memory_of_a_step(peaks, title))
+    display(plots.memory.bars(peaks, title))
     del variants
 
 # %% [markdown]
@@ -792,7 +792,7 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 38, needs=["4.7"]):
     fits = [name for name, step in steps.items() if step.peak < 48e9]
     title = f"{len(fits)} of {len(steps)} settings stay below 48 GB"
     peaks = {name: step.by_category for name, step in steps.items()}
-    display(plots.lab04.memory_of_a_step(peaks, title, limit=48, unit="GB"))
+    display(plots.memory.bars(peaks, title, limit=48e9))
 
 # %% [markdown]
 # So "QLoRA trains 70B on one 48 GB card" is true and conditional: with checkpointing, short

@@ -130,7 +130,7 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25, needs=[
     share = gigabytes["r=64"] / gigabytes["full"]
     more = gigabytes["r=64"] - gigabytes["r=4"]
     title = f"r=64 on all linear layers: {share:.0%} of full fine-tuning's peak"
-    display(plots.lab05.peaks(rows, title))
+    display(plots.memory.bars(rows, title))
     print(f"from r=4 to r=64 the peak grows by {more:.1f} GB, to {gigabytes['r=64']:.1f} GB")
 
 # %% [markdown]

@@ -26,7 +26,7 @@ def test_bars_stack_to_the_total_and_show_the_limit():
         ends[row] = max(ends.get(row, 0), bar.get_x() + bar.get_width())
     assert ends == {0: 6, 1: 3}
     texts = {text.get_text().strip() for text in ax.texts}
-    assert {"6 GB", "3 GB", "8 GB"} <= texts
+    assert {"6 GB", "3 GB", "8 GB card"} <= texts
     assert ax.get_title(loc="left") + ax.get_title() == "Full is twice LoRA"
     assert not plt.fignum_exists(fig.number)
 

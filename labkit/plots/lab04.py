@@ -6,9 +6,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from labkit.plots.style import INK, PALETTE, figure, smooth
 
-PARTS = ("weights", "gradients", "optimizer", "activations", "temporary")
-COLOURS = dict(zip(PARTS, (PALETTE[0], PALETTE[4], PALETTE[1], PALETTE[5], "#BBBBBB"), strict=True))
-
 
 def spoiled(clean, spoilt, outlier):
     """Histograms of the same numbers after 4-bit rounding, without and with one outlier."""
@@ -116,30 +113,6 @@ def losses(curves):
     ax.legend()
     first, second = (smooth(curve.losses, 0.6)[-1] for curve in curves.values())
     ax.set_title(f"The same batches: {first:.2f} and {second:.2f} at the end")
-    plt.close(fig)
-    return fig
-
-
-def memory_of_a_step(rows, title, limit=None, unit="MB"):
-    """Stacked bars of a peak by category; `rows` name -> dict of bytes; `limit` in units."""
-    fig, ax = figure(height=0.9 + 0.55 * len(rows), width=8.2)
-    divisor, names = {"MB": 1e6, "GB": 1e9}[unit], list(rows)[::-1]
-    left = np.zeros(len(names))
-    for part in PARTS:
-        sizes = np.array([rows[name].get(part, 0) / divisor for name in names])
-        ax.barh(names, sizes, left=left, color=COLOURS[part], height=0.62, label=part)
-        left += sizes
-    for y, total in enumerate(left):
-        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the card's line
-        how = {"textcoords": "offset points", "va": "center", "color": INK, "bbox": paper}
-        ax.annotate(f"{total:,.0f} {unit}", (total, y), (5, 0), **how)
-    if limit:
-        ax.axvline(limit, color=INK, ls="--", lw=1.5)
-        ax.text(limit, len(names) - 0.45, f" {limit} {unit} card", va="bottom", color=INK)
-    ax.set(xlabel=f"{unit} at the peak of a step", xlim=(0, 1.18 * max(left.max(), limit or 0)))
-    ax.set_ylim(-0.5, len(names) - 0.1)
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS))
-    ax.set_title(title)
     plt.close(fig)
     return fig
 

@@ -6,14 +6,6 @@ import numpy as np
 from labkit.plots.style import INK, PALETTE, figure
 
 MARKERS = "osD^v"
-KINDS = {
-    "weights": PALETTE[0],
-    "gradients": PALETTE[4],
-    "optimizer": PALETTE[1],
-    "activations": PALETTE[5],
-    "temporary": PALETTE[3],
-    "other": "#999999",
-}
 
 
 def counts(tables):
@@ -34,27 +26,6 @@ def counts(tables):
     ax.set_title(
         f"{ranks[-1] / ranks[0]:.0f} times the rank, {factor} times the parameters: a line"
     )
-    plt.close(fig)
-    return fig
-
-
-def peaks(rows, title):
-    """Stacked bars in GB of the peak of a step; `rows` maps a name to {category: bytes}."""
-    fig, ax = figure(height=3.2)
-    floor = np.zeros(len(rows))
-    for kind, colour in KINDS.items():
-        sizes = np.array([parts.get(kind, 0) / 1e9 for parts in rows.values()])
-        if sizes.max() < 0.02 * max(sum(parts.values()) for parts in rows.values()) / 1e9:
-            floor += sizes
-            continue
-        ax.bar(list(rows), sizes, bottom=floor, color=colour, width=0.6, label=kind)
-        floor += sizes
-    for x, total in enumerate(floor):
-        ax.text(x, total, f"{total:.1f}", ha="center", va="bottom", color=INK)
-    ax.set(ylabel="GB at the peak", ylim=(0, 1.15 * floor.max()))
-    ax.grid(axis="x", visible=False)
-    ax.legend(loc="upper left")
-    ax.set_title(title)
     plt.close(fig)
     return fig
 

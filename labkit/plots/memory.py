@@ -12,7 +12,7 @@ GB = 10**9
 
 
 def bars(rows, title, limit=None):
-    """Stacked bars of memory by category, one a row.
+    """Stacked bars of memory by category, one a row; in MB when all of them are below 2 GB.
 
     rows: {label: {category: bytes}}, categories of `labkit.memory.ledger.CATEGORIES`.
     limit: bytes of a card, drawn as a line.
@@ -46,9 +46,11 @@ def bars_and_timeline(rows, simulation, title, limit=None):
 
 def draw_bars(ax, rows, limit=None):
     """Draw the bars of `bars` into `ax`, with totals at their ends and a legend of what occurs."""
+    largest = max(limit or 0, *(sum(row.values()) for row in rows.values()))
+    unit, size = ("GB", 10**9) if largest >= 2 * GB else ("MB", 10**6)
     left = np.zeros(len(rows))
     for category in CATEGORIES:
-        widths = np.array([row.get(category, 0) / GB for row in rows.values()])
+        widths = np.array([row.get(category, 0) / size for row in rows.values()])
         if widths.any():
             ax.barh(
                 range(len(rows)),
@@ -60,16 +62,18 @@ def draw_bars(ax, rows, limit=None):
                 label=category,
             )
             left += widths
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the card's line
     for i, total in enumerate(left):
-        ax.annotate(f"{total:.3g} GB", (total, i), (5, 0), textcoords="offset points", va="center")
+        text = f"{total:.3g} {unit}" if total < 1000 else f"{total:,.0f} {unit}"
+        how = {"textcoords": "offset points", "va": "center", "bbox": paper}
+        ax.annotate(text, (total, i), (5, 0), **how)
     if limit:
-        ax.axvline(limit / GB, color=INK, ls="--", lw=1.2)
-        spot = (limit / GB, len(rows) - 0.5)
-        ax.annotate(f"{limit / GB:.0f} GB ", spot, (0, 2), textcoords="offset points", ha="center")
+        ax.axvline(limit / size, color=INK, ls="--", lw=1.2)
+        ax.text(limit / size, -0.55, f" {limit / size:.0f} {unit} card", va="bottom", color=INK)
     ax.set_yticks(range(len(rows)), rows)
-    ax.invert_yaxis()
+    ax.set_ylim(len(rows) - 0.4, -1 if limit else -0.6)  # the first row on top
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel="GB", xlim=(0, 1.22 * max(*left, (limit or 0) / GB)))
+    ax.set(xlabel=f"{unit} at the peak of a step", xlim=(0, 1.22 * largest / size))
     ax.figure.legend(ncols=6, fontsize=9, loc="outside lower left", handlelength=1.6)
 
 
