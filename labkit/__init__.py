@@ -5,6 +5,8 @@ __version__ = "0.1.0"
 
 def start(stem):
     """Begin lab `stem`: print its header; return `(lab, check)`, the lab and the checks it uses."""
+    from labkit.colab import hide_old_torchao
     from labkit.lab import start
 
+    hide_old_torchao()
     return start(stem)

@@ -19,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+# the extra `jupyter`, which Colab and graders do without
+NOTEBOOKS = ("ipykernel", "jupyter_client", "jupytext", "nbclient", "nbconvert", "nbformat")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -29,6 +31,11 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(app(args or ["--help"], prog_name="labkit", standalone_mode=False))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if error.name not in NOTEBOOKS:
+            raise
+        print(f"labkit: {error.name} is missing: pip install -e '.[jupyter]'", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # what typer raises for a bad argument
         if not usage and not isinstance(error, LabError | ValueError | OSError):

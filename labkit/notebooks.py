@@ -16,6 +16,18 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# With --target nothing that is installed changes. What comes after is in labkit/colab.py.
+BOOTSTRAP = """\
+# @title Set-up: brings the course to Colab; where it is installed, this cell does nothing
+import importlib.util, os, subprocess, sys
+
+if not importlib.util.find_spec("labkit"):
+    folder = os.path.expanduser("~/.lora-labs")
+    pip = [sys.executable, "-m", "pip", "install", "-qqU", "--no-deps", "--target", folder]
+    if subprocess.run([*pip, "COURSE"]).returncode == 0:
+        sys.path.insert(0, folder)
+        from labkit import colab; colab.bring_libraries()
+    else: print("✗ The course could not be fetched. With a network, run this cell again.")"""
 
 
 class BuildError(LabError, ValueError):
@@ -98,6 +110,7 @@ def to_notebook(text: str, name: str, project: dict) -> str:
     cells.insert(1, nbformat.v4.new_code_cell(bootstrap(project)))
     book = {"nbformat": 4, "nbformat_minor": 4, "metadata": METADATA}  # 4.4: no cell ids yet
     book["cells"] = [_plain(cell) for cell in cells]
+    book["cells"][1]["metadata"] = {"cellView": "form"}  # Colab shows the title in its place
     return nbformat.writes(nbformat.from_dict(book)) + "\n"
 
 
@@ -123,10 +136,8 @@ def badge(name: str, project: dict) -> str:
 
 
 def bootstrap(project: dict) -> str:
-    """Return the line that installs the course in Colab and does nothing where it is installed."""
-    pinned = f"git+{_repository(project)}@v{project['version']}"
-    here = 'from importlib.util import find_spec; find_spec("labkit")'
-    return f'{here} or get_ipython().run_line_magic("pip", "install -q {pinned}");'
+    """Return the cell that brings the course to Colab and does nothing where it is installed."""
+    return BOOTSTRAP.replace("COURSE", f"git+{_repository(project)}@v{project['version']}")
 
 
 def _repository(project: dict) -> str:

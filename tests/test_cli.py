@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import cli, doctor, models, tasks
+from labkit import cli, doctor, hardware, models, tasks
 from labkit.errors import LabError
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +78,14 @@ def test_bad_input_is_one_line_and_exit_2(monkeypatch, tmp_path, capsys, args, s
     assert captured.out == ""
     assert captured.err.startswith("labkit: ") and said in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_without_the_extra_for_notebooks_the_line_names_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(course(tmp_path))
+    monkeypatch.setitem(sys.modules, "jupytext", None)
+    assert call("build") == 2
+    told = capsys.readouterr().err
+    assert told == "labkit: jupytext is missing: pip install -e '.[jupyter]'\n"
 
 
 def course(folder):
@@ -157,7 +165,7 @@ def test_doctor_goes_on_when_something_is_broken(monkeypatch, tmp_path, capsys):
     def broken(*_):
         raise ImportError("libtorch is gone\nand more")
 
-    monkeypatch.setattr(models, "device", broken)
+    monkeypatch.setattr(hardware, "device", broken)
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "not" / "there"))
     monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
     assert call("doctor", "--json") == 1

@@ -2,6 +2,8 @@ import ast
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -88,7 +90,8 @@ def test_notebook_files_hold_no_noise_and_the_same_bytes_each_time(course):
     assert (book["nbformat"], book["nbformat_minor"]) == (4, 4)
     assert set(book["metadata"]) == {"kernelspec", "language_info"}
     assert text.endswith("}\n") and not text.endswith("\n\n")
-    assert [cell["metadata"] for cell in book["cells"]] == [{}, {}, {}, {"tags": ["experiment"]}]
+    metadata = [{}, {"cellView": "form"}, {}, {"tags": ["experiment"]}]
+    assert [cell["metadata"] for cell in book["cells"]] == metadata
     for cell in book["cells"]:
         assert "id" not in cell
         assert cell.get("outputs", []) == [] and cell.get("execution_count") is None
@@ -119,16 +122,21 @@ def test_a_fork_changes_one_line(course):
     assert first == "# Lab 7 · Tiny"
     assert "/github/me/mine/blob/v9.8.7/notebooks/07_tiny.ipynb" in second
     assert "git+https://github.com/me/mine@v9.8.7" in bootstrap.source
-    assert "\n" not in bootstrap.source
 
 
-def test_bootstrap_does_nothing_where_labkit_is_installed(course):
+def test_bootstrap_does_nothing_where_labkit_is_installed(course, monkeypatch, capsys):
     build(course)
     source = cells(course / "notebooks/07_tiny.ipynb")[1].source
-    exec(source, {})  # there is no get_ipython here, so an attempt to install would raise
-    missing = source.replace('"labkit"', '"labkit_that_is_not_there"')
-    with pytest.raises(NameError, match="get_ipython"):
-        exec(missing, {})
+    calls, path = [], list(sys.path)
+    monkeypatch.setattr(
+        subprocess, "run", lambda args: calls.append(args) or subprocess.CompletedProcess(args, 1)
+    )
+    exec(source, {})
+    assert (calls, sys.path, capsys.readouterr().out) == ([], path, "")
+    exec(source.replace('"labkit"', '"labkit_that_is_not_there"'), {})
+    assert [call[-1] for call in calls] == ["git+https://github.com/lora-labs/lora-labs@v0.1.0"]
+    told = capsys.readouterr().out
+    assert told.startswith("✗ The course could not be fetched") and told.count("\n") == 1
 
 
 HEAD = "# %% [markdown]\n# # T\n\n# %%\ndef f():\n"  # the body begins in line 6

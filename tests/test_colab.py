@@ -1,0 +1,303 @@
+"""The first cell of a notebook in a simulated Colab: nothing of the course, other versions of the
+libraries, `google.colab`, no folder of ours. No network: git and pip are sent to local copies."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+ADDRESS, VERSION = "https://github.com/lora-labs/lora-labs", "v0.1.0"
+# from Colab's list of January 2026 (googlecolab/backend-info), as far as it meets our needs
+COLAB = {
+    "accelerate": "1.12.0",
+    "datasets": "4.0.0",
+    "google-colab": "1.0.0",
+    "ipykernel": "6.17.1",
+    "ipython": "7.34.0",
+    "ipywidgets": "7.7.1",
+    "jinja2": "3.1.6",
+    "matplotlib": "3.10.0",
+    "numpy": "2.0.2",
+    "pandas": "2.2.2",
+    "peft": "0.18.1",
+    "platformdirs": "4.5.1",
+    "psutil": "5.9.5",
+    "pygments": "2.19.2",
+    "rich": "13.9.4",
+    "safetensors": "0.7.0",
+    "torch": "2.9.0+cu126",
+    "torchao": "0.10.0",
+    "transformers": "4.57.6",
+    "typer": "0.21.1",
+}
+LACKS = {"bitsandbytes", "gguf", "hassil", "home-assistant-intents", "transformers", "trl"}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Environment variables that lead the course's address to a repository with this tree."""
+    tree = tmp_path_factory.mktemp("published")
+    for name in ("labkit", "solutions"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    author = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
+    commit = [*author, "commit", "-qm", "All of it"]
+    for command in (["init", "-q"], ["add", "."], commit, ["tag", VERSION]):
+        subprocess.run(["git", *command], cwd=tree, check=True)
+    return {
+        "GIT_CONFIG_COUNT": "2",
+        "GIT_CONFIG_KEY_0": f"url.file://{tree}.insteadOf",
+        "GIT_CONFIG_VALUE_0": ADDRESS,
+        "GIT_CONFIG_KEY_1": "safe.directory",
+        "GIT_CONFIG_VALUE_1": "*",
+    }
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory):
+    """A folder that pip takes for its index: the newest of all that we need, and the builder."""
+    folder = tmp_path_factory.mktemp("wheels")
+    repack("hatchling", folder)  # pip builds labkit with it
+    for need in needs("lora-labs"):
+        make_wheel(need.name, importlib.metadata.version(need.name), folder)
+    return folder
+
+
+def needs(name):
+    """What an installed package requires, extras aside: a list of requirements."""
+    found = map(Requirement, importlib.metadata.requires(name) or [])
+    return [need for need in found if not need.marker or need.marker.evaluate({"extra": ""})]
+
+
+def repack(name, folder):
+    """Make the wheels of an installed package and of what it requires again."""
+    for need in needs(name):
+        repack(need.name, folder)
+    dist = importlib.metadata.distribution(name)
+    tags = re.findall(r"^Tag: (.+)$", dist.read_text("WHEEL"), re.MULTILINE)
+    path = folder / f"{name.replace('-', '_')}-{dist.version}-{max(tags)}.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in dist.files:
+            if ".." not in file.parts and file.suffix != ".pyc":
+                archive.write(file.locate(), str(file))
+
+
+def make_wheel(name, version, folder):
+    """Make a wheel that holds a module with its version and nothing else."""
+    module = name.replace("-", "_")
+    info = f"{module}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{module}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{module}/__init__.py", f"__version__ = {version!r}\n")
+        archive.writestr(f"{info}/METADATA", metadata(name, version))
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+def metadata(name, version):
+    return f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+
+
+def put(name, version, site):
+    """Put an installed package into the folder `site`: a module that knows its version."""
+    package = site / name.replace("-", "/" if name == "google-colab" else "_")
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"__version__ = {version!r}\n")
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(metadata(name, version))
+
+
+def make_environment(python, folder):
+    """A virtual environment with pip and nothing else: its python and its site-packages."""
+    subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for part in {file.parts[0] for file in importlib.metadata.files("pip")} - {".."}:
+        shutil.copytree(importlib.metadata.distribution("pip").locate_file(part), site / part)
+    return folder / "bin" / "python", site
+
+
+def environment(home, published, wheels):
+    """The variables of a process in Colab."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
+    quiet = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1"}
+    return kept | pip | quiet | published | {"HOME": str(home)}
+
+
+def fingerprint(folder):
+    """What a folder holds, in one line."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    parts = [f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def first_cell():
+    """The cell as a learner gets it."""
+    return nbformat.read(ROOT / "notebooks/02_lora.ipynb", 4).cells[1].source
+
+
+@pytest.fixture(scope="module")
+def newer_python():
+    """Colab's Python: 3.12 or 3.13, which need not be the one that runs the tests."""
+    for name in ("python3.12", "python3.13"):
+        for folder in os.environ["PATH"].split(os.pathsep):
+            path = shutil.which(name, path=folder)
+            if (
+                path
+                and not subprocess.run(
+                    [path, "-c", "import venv"], stderr=subprocess.DEVNULL
+                ).returncode
+            ):
+                return path
+    pytest.skip("there is neither a python3.12 nor a python3.13 here")
+
+
+@pytest.fixture
+def colab(tmp_path, newer_python, published, wheels):
+    """`colab(code, read_only=False, **variables)`: what the code prints there."""
+    python, site = make_environment(newer_python, tmp_path / "colab")
+    for name, version in COLAB.items():
+        put(name, version, site)
+    for name in ("home", "content"):
+        (tmp_path / name).mkdir()
+
+    def run(code, read_only=False, **variables):
+        before = fingerprint(tmp_path / "colab")
+        wall = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", site, site] if read_only else []
+        done = subprocess.run(
+            [*wall, python, "-c", code],
+            cwd=tmp_path / "content",
+            env=environment(tmp_path / "home", published, wheels) | variables,
+            capture_output=True,
+            text=True,
+        )
+        assert fingerprint(tmp_path / "colab") == before, "the installation was changed"
+        assert not list((tmp_path / "content").iterdir())
+        return done.stdout, done.stderr
+
+    return run
+
+
+LOOK = """
+import json, importlib.metadata, pathlib, labkit, torch, transformers, trl, google.colab
+print(json.dumps({m.__name__: [m.__file__, m.__version__] for m in (torch, transformers, trl)}))
+print((pathlib.Path(labkit.__file__).parent / "_solutions/02_lora.ipynb").exists())
+"""
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_is_missing_comes_beside_what_is_there(colab, tmp_path, read_only):
+    if read_only and not shutil.which("bwrap"):
+        pytest.skip("bubblewrap makes the installation read-only, and is not here")
+    out, err = colab(first_cell() + LOOK, read_only)
+    assert err == ""
+    bringing, done, modules, has_solutions = out.splitlines()
+    assert set(re.findall(r"([\w-]+)==", bringing)) == LACKS
+    assert "as it was" in done and has_solutions == "True"
+    modules = json.loads(modules)
+    assert modules["torch"][1] == COLAB["torch"] and "site-packages" in modules["torch"][0]
+    assert modules["transformers"][0].startswith(str(tmp_path / "home/.lora-labs"))
+    assert modules["transformers"][1] == importlib.metadata.version("transformers")
+    out, err = colab(first_cell() + LOOK, read_only)  # the kernel was restarted
+    assert "Bringing" not in out and "The course is here" in out and err == ""
+
+
+def test_an_address_that_does_not_answer_is_one_line_at_the_end(colab):
+    out, err = colab(first_cell(), GIT_CONFIG_KEY_0="url.file:///nowhere.insteadOf")
+    assert out.splitlines()[-1].startswith("✗ The course could not be fetched")
+    assert "Traceback" not in err
+
+
+RETRY = """
+import subprocess, sys
+cell = {cell!r}
+try:
+    exec(cell)
+except Exception as error:
+    print(error._render_traceback_())
+import os
+os.environ["PIP_FIND_LINKS"] = {wheels!r}
+exec(cell)
+"""
+
+
+def test_a_library_that_does_not_come_is_one_line_and_the_cell_can_run_again(
+    colab, tmp_path, wheels
+):
+    some = tmp_path / "some"
+    shutil.copytree(wheels, some, ignore=shutil.ignore_patterns("trl*"))
+    code = RETRY.format(cell=first_cell(), wheels=str(wheels))
+    out, err = colab(code, PIP_FIND_LINKS=str(some))
+    failed, *_, done = out.splitlines()
+    assert re.search(r"✗ The libraries could not be brought\. pip says: .*trl", failed)
+    assert "as it was" in done and err == ""
+
+
+@pytest.fixture
+def kernel(tmp_path, published, monkeypatch):
+    """The name of a kernel in a Colab of this Python with our real libraries, but for two."""
+    python, site = make_environment(sys.executable, tmp_path / "colab")
+    lacks = ("hassil", "home_assistant_intents")
+    hidden = ("labkit", "lora_labs", "torchao", "google", *lacks)
+    for entry in Path(importlib.metadata.distribution("torch").locate_file("")).iterdir():
+        known = entry.name.startswith(hidden) or (site / entry.name).exists()
+        if not known and entry.suffix != ".pth":
+            (site / entry.name).symlink_to(entry)
+    put("google-colab", "1.0.0", site)
+    put("torchao", "0.10.0", site)
+    (tmp_path / "wheels").mkdir()
+    for name in ("hatchling", *lacks):
+        repack(name, tmp_path / "wheels")
+    spec = {
+        "argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Colab",
+        "language": "python",
+        "env": environment(tmp_path, published, tmp_path / "wheels") | {"OMP_NUM_THREADS": "1"},
+    }
+    (tmp_path / "kernels/colab").mkdir(parents=True)
+    (tmp_path / "kernels/colab/kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    return "colab"
+
+
+ADAPT = """
+import peft, transformers
+config = transformers.LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+    num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+small = transformers.LlamaForCausalLM(config)
+peft.get_peft_model(small, peft.LoraConfig(target_modules=["q_proj"])).print_trainable_parameters()
+import hassil, home_assistant_intents, torch
+print(torch.__file__, hassil.__file__)
+"""
+
+
+def test_the_first_cells_of_a_lab_show_pictures_and_reveal(kernel, tmp_path):
+    book = nbformat.read(ROOT / "notebooks/02_lora.ipynb", 4)
+    (last,) = [i for i, cell in enumerate(book.cells) if "thin_matrices(" in cell.source]
+    more = ['lab.reveal("2.1")', "check.matches_dense(lora_forward)", ADAPT]
+    book.cells = book.cells[: last + 1] + [nbformat.v4.new_code_cell(code) for code in more]
+    (tmp_path / "content").mkdir()
+    place = {"metadata": {"path": str(tmp_path / "content")}}
+    NotebookClient(book, kernel_name=kernel, timeout=300, resources=place).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    assert [output for output in outputs if output.get("name") == "stderr"] == []
+    told = "".join(output.get("text", "") for output in outputs)
+    assert "Bringing hassil==" in told and "Lab 2" in told
+    assert "2.1 is revealed" in told and "✓ 2.1" in told
+    pictures = [output.get("data", {}).get("image/png", "") for output in outputs]
+    assert [len(picture) > 5000 for picture in pictures if picture] == [True]
+    assert f"{tmp_path}/colab/" in told and f"{tmp_path}/.lora-labs/hassil" in told
+    assert "trainable params" in told, "peft works beside the torchao of Colab"
