@@ -1,10 +1,46 @@
-"""What moves while you wait: a progress line, and a loss curve that draws itself."""
+"""What moves while you wait: a countdown, a progress line, and a loss curve that draws itself."""
 
 import time
+from html import escape
 
+from IPython import get_ipython
 from IPython.display import HTML, display
 
 REDRAW_SECONDS = 2.0  # a picture a second would cost more than the training step beside it
+COUNTDOWN = """<style>
+@property --labkit-left {{ syntax: "<integer>"; inherits: false; initial-value: 0; }}
+@keyframes labkit-{seconds} {{ from {{ --labkit-left: {seconds}; }} to {{ --labkit-left: 0; }} }}
+.labkit-{seconds}::after {{ animation: labkit-{seconds} {seconds}s linear;
+  counter-reset: left var(--labkit-left); content: counter(left) " s left"; }}
+</style>{text} · <span class="labkit-{seconds}"></span>"""
+_pace = 1.0  # how many times longer than announced the last long experiment took here
+
+
+def announce(title, seconds):
+    """Say that an experiment begins and how long it takes; in the end, what it took.
+
+    A browser counts down meanwhile, by itself: the kernel is busy until the cell ends.
+    """
+    wait = round(seconds * _pace)
+    text = f"◆ {title} · about {wait} s" + (" here" if _pace > 1.2 else " on two CPU cores")
+    shell = get_ipython()
+    if shell is None or seconds < 2:
+        print(text if seconds >= 2 else f"◆ {title} · a moment")
+        return
+    html = COUNTDOWN.format(seconds=wait, text=escape(text))
+    handle = display({"text/plain": text, "text/html": html}, raw=True, display_id=True)
+    begun = time.perf_counter()
+
+    def ended(result):
+        global _pace
+        shell.events.unregister("post_run_cell", ended)
+        took = time.perf_counter() - begun
+        if result.success and seconds >= 10:
+            _pace = max(1.0, took / seconds)  # what was kept from before says nothing of the pace
+        said = f"◆ {title} · took {took:.0f} s"
+        handle.update({"text/plain": said, "text/html": escape(said)}, raw=True)
+
+    shell.events.register("post_run_cell", ended)
 
 
 def progress(items, label, total=None):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 import labkit
 from labkit import live
@@ -22,7 +22,7 @@ def shown(monkeypatch):
     seen = []
 
     class Handle:
-        def update(self, thing):
+        def update(self, thing, **options):
             seen.append(thing)
 
     def display(thing=None, **options):
@@ -62,6 +62,28 @@ def test_an_experiment_waits_for_open_exercises(lab, capsys):
     )
     assert lab.experiment("Training", 60, needs=["2.8"]) is True
     assert "about 60 s" in capsys.readouterr().out
+
+
+def test_an_experiment_counts_down_and_says_what_it_took(lab, shown, monkeypatch):
+    lab, _ = lab
+    shell, clock = InteractiveShell.instance(), [100.0]
+    monkeypatch.setattr("labkit.live.get_ipython", lambda: shell)
+    monkeypatch.setattr("labkit.live.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("labkit.live._pace", 1.0)
+    result = ExecutionResult(None)
+    waits = []
+    for took in (60, 8, 5):
+        assert lab.experiment("A < B", 20)
+        waits.append(shown[-1])
+        clock[0] += took
+        shell.events.trigger("post_run_cell", result)
+        assert shown[-1]["text/plain"] == f"◆ A < B · took {took} s"
+        shell.events.trigger("post_run_cell", result)  # of the next cell, which is no experiment
+        assert len(shown) == 2 * len(waits)
+    assert waits[0]["text/plain"] == "◆ A < B · about 20 s on two CPU cores"
+    assert "A &lt; B" in waits[0]["text/html"] and "labkit-20 20s" in waits[0]["text/html"]
+    assert waits[1]["text/plain"] == "◆ A < B · about 60 s here"  # this machine takes three times
+    assert waits[2]["text/plain"] == "◆ A < B · about 20 s on two CPU cores"
 
 
 def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch):

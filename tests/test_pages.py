@@ -38,10 +38,11 @@ class Links(HTMLParser):
 def site(tmp_path_factory):
     """{page: what is in it} of a site with the guides of this course and two small labs."""
     out = tmp_path_factory.mktemp("site")
-    code = nbformat.v4.new_code_cell("x")
     data = {"image/png": DOT, "text/plain": "-"}
-    code.outputs = [nbformat.v4.new_output("display_data", data=data)]
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Lab"), code, code])
+    cells = [nbformat.v4.new_code_cell("x") for _ in range(2)]
+    for cell in cells:
+        cell.outputs = [nbformat.v4.new_output("display_data", data=data)]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Lab"), *cells])
     from labkit.run import LabResult
 
     results = []
