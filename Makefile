@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 
-.PHONY: run lab test attacks
+.PHONY: run lab test attacks test-gpu
 
 run: $(READY)  ## execute the solved labs; a site with pictures in build/ (or OUT=folder)
 	@$(BIN)/labkit run --out $(OUT)
@@ -22,6 +22,10 @@ test: $(READY)  ## everything that must hold
 
 attacks: $(READY)  ## every hostile submission, not only a choice of each kind (half an hour)
 	LABKIT_ATTACKS=all $(BIN)/pytest tests/attacks
+
+test-gpu: $(READY)  ## the CUDA paths, on a machine that has a card; figures in build/gpu.json
+	@$(BIN)/pytest -m gpu -rs tests/gpu; status=$$?; \
+	  test ! -f build/gpu.json || cat build/gpu.json; exit $$status
 
 # A Debian without python3-venv has no ensurepip: then the pip of $(PYTHON) fills the environment.
 $(READY): pyproject.toml $(CONSTRAINTS)

@@ -22,7 +22,7 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from labkit import models
+from labkit import hardware, models
 from labkit.memory import configs
 from labkit.memory.measure import track
 from labkit.memory.settings import Settings
@@ -231,7 +231,7 @@ def show(row):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default=models.device())
+    parser.add_argument("--device", default=hardware.device())
     parser.add_argument("--only", help="models whose name contains this")
     parser.add_argument("--out", help="write what was measured here, as JSON")
     options = parser.parse_args()

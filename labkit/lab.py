@@ -10,7 +10,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import Code, display
 
-from labkit import models, plots
+from labkit import hardware, live, models, plots
 from labkit.errors import LabError
 from labkit.grading import contract
 
@@ -19,6 +19,7 @@ MARKS = {"passed": "✓", "revealed": "◐", "failed": "✗", "missing": "○"}
 
 def start(stem):
     """`(lab, check)` for lab `stem`, such as "02_lora"; prints the header and seeds torch."""
+    hardware.one_card()
     models.hush_libraries()
     plots.use_style()
     check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
@@ -36,8 +37,8 @@ class Lab:
 
     def __init__(self, stem, check):
         self.stem, self.seed = stem, 0
-        self.device = models.device()
-        self.dtype = models.precision(self.device)
+        self.device = hardware.device()
+        self.dtype = hardware.precision(self.device)
         marked = [getattr(f, "exercise", None) for f in vars(check).values()]
         self.exercises = sorted((m for m in marked if m), key=lambda m: m["id"])
 
@@ -46,6 +47,8 @@ class Lab:
         on_gpu = self.device == "cuda"
         chip = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
         kind = str(self.dtype).removeprefix("torch.")
+        if self.dtype == torch.float16:
+            kind += ", weights float32"
         return (
             f"Lab {int(self.stem[:2])} · {chip} · {kind} · seed {self.seed} · torch "
             f"{torch.__version__.split('+')[0]}\nModel: {models.source()}"
@@ -56,14 +59,31 @@ class Lab:
 
         `needs` lists the ids of the exercises whose functions the experiment runs.
         """
+        if self._waits(title, needs):
+            return False
+        live.announce(title, seconds)
+        return True
+
+    def gpu(self, title, known, needs=()):
+        """Whether an experiment for a GPU runs; else one line, which ends in what is `known` of it.
+
+        `known` says what it would show, and what others measured, with the source.
+        """
+        if self._waits(title, needs):
+            return False
+        if self.device == "cuda":
+            print(f"◆ {title} · on {torch.cuda.get_device_name()}")
+            return True
+        print(f"◇ {title}: there is no GPU here. {known}")
+        return False
+
+    def _waits(self, title, needs):
+        """Whether exercises are open that an experiment runs; it says so in a line."""
         open_ids = [id for id in needs if self._status(id) not in ("passed", "revealed")]
         if open_ids:
             names = ", ".join(f"{id} ({self._find(id)['name']})" for id in open_ids)
             print(f'◇ {title}: waits for {names}. Stuck? lab.reveal("{open_ids[0]}")')
-            return False
-        wait = f"about {seconds} s" if seconds >= 2 else "a moment"
-        print(f"◆ {title} · {wait} on two CPU cores")
-        return True
+        return bool(open_ids)
 
     def reveal(self, id):
         """Show and run the solved cell of exercise `id`; it counts as revealed, with no points."""

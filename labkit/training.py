@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from labkit import packing
-from labkit.models import precision
+from labkit.hardware import precision
 
 
 def encode(tokenizer, messages):

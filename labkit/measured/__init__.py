@@ -35,9 +35,13 @@ def remember(measure, **settings):
 
     The cache is keyed by the function's source, the settings and the versions of the libraries.
     """
-    from labkit import models
+    from labkit import hardware, models
 
-    known = {"source": inspect.getsource(measure), "settings": settings, "device": models.device()}
+    known = {
+        "source": inspect.getsource(measure),
+        "settings": settings,
+        "device": hardware.device(),
+    }
     known["versions"] = {name: version(name) for name in PACKAGES}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
     path = models.cache_dir() / "measured" / f"{digest}.json"

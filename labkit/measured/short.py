@@ -5,7 +5,7 @@ import time
 import pandas as pd
 import torch
 
-from labkit import finetuning, generation, live, measured, models, tasks, training
+from labkit import finetuning, generation, hardware, live, measured, models, tasks, training
 from labkit.memory import configs
 from labkit.memory.measure import track
 
@@ -47,7 +47,7 @@ def arguments(learning_rate, seed, steps=STEPS, batch=BATCH):
         per_device_train_batch_size=batch,
         learning_rate=learning_rate,
         seed=seed,
-        use_cpu=models.device() == "cpu",
+        use_cpu=hardware.device() == "cpu",
         bf16=False,
         report_to="none",
     )

@@ -1,0 +1,120 @@
+"""What this machine trains with: device, number formats, model and batch. Decided here alone."""
+
+import os
+
+SMALLEST = "smollm2-135m"  # the model of the labs
+LARGER = ("smollm2-1.7b", "smollm2-360m")  # what `default_model` tries, in this order
+KNOWN = ("smollm2-1.7b", "llama-2-7b", "llama-2-13b", "llama-2-70b")  # by size, for `largest_qlora`
+KEPT_FREE = 1.5 * 2**30  # bytes of a card for CUDA's context, workspaces and gaps
+
+
+def device():
+    """`"cuda"` where there is an NVIDIA GPU, else `"cpu"`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision(device):
+    """The dtype to multiply in: bf16 where the hardware does it, fp16 on a T4, else fp32."""
+    import torch
+
+    if device == "cuda":
+        ampere = torch.cuda.get_device_capability()[0] >= 8
+        return torch.bfloat16 if ampere else torch.float16
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    fast = any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def weights(device):
+    """The dtype to keep weights in: bf16 where the hardware multiplies it, else fp32.
+
+    Not fp16 on a T4: fp16 has too little range for gradients. A gradient scaler helps, which a
+    trainer has and a plain loop has not; and it refuses trained weights in fp16.
+    """
+    import torch
+
+    return torch.bfloat16 if precision(device) == torch.bfloat16 else torch.float32
+
+
+def attention(device):
+    """transformers' `attn_implementation`.
+
+    On a CPU plain matrix products: on sequences as short as the labs' a training step takes
+    1.03 s that way, 1.17 s with the fused kernel, whose backward is slow.
+    """
+    return "eager" if device == "cpu" else "sdpa"
+
+
+def flags(device):
+    """SFTConfig's three switches for this machine: mixed precision where there is a GPU."""
+    import torch
+
+    kind = precision(device)
+    return {
+        "use_cpu": device == "cpu",
+        "bf16": device == "cuda" and kind == torch.bfloat16,
+        "fp16": device == "cuda" and kind == torch.float16,
+    }
+
+
+def one_card():
+    """Let this process see one card: a notebook is one process, and Trainer would take them all.
+
+    It does nothing once CUDA is in use, or where CUDA_VISIBLE_DEVICES says which to see.
+    """
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
+
+def card_bytes():
+    """Memory of the card in bytes; 0 without one."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if device() == "cuda" else 0
+
+
+def default_model():
+    """The model to train where nobody says which: `LABKIT_MODEL`, else by the card's memory.
+
+    On a CPU the smallest. On a card the largest whose LoRA step of 4 x 512 tokens leaves a fifth
+    of it free.
+    """
+    if chosen := os.environ.get("LABKIT_MODEL"):
+        return chosen
+    room = 0.8 * card_bytes()
+    fitting = (name for name in LARGER if room and _peak(name, "lora", batch=4) <= room)
+    return next(fitting, SMALLEST)
+
+
+def largest_qlora(n_bytes):
+    """The largest of `KNOWN` that QLoRA trains on a card of `n_bytes`; None where none fits.
+
+    One sequence of 512 tokens, checkpointed, r=16 on all linear layers, paged 8-bit AdamW.
+    """
+    saving = {"checkpointing": True, "optim": "paged_adamw_8bit"}
+    fitting = [n for n in KNOWN if _peak(n, "qlora", **saving) <= n_bytes - KEPT_FREE]
+    return fitting[-1] if fitting else None
+
+
+def micro_batch(name, method, total, n_processes=1, seq=512):
+    """The largest of `total`, `total` / 2, … rows of `seq` tokens that a process can hold.
+
+    The rest of its `total` rows is accumulated, so the gradient is the same. Processes must agree,
+    so it counts all memory and not what is free: of the card, or half of the host's.
+    """
+    import psutil
+
+    room = 0.8 * card_bytes() or 0.5 * psutil.virtual_memory().total / n_processes
+    while total % 2 == 0 and _peak(name, method, batch=total, seq=seq) > room:
+        total //= 2
+    return total
+
+
+def _peak(name, method, **more):
+    """Peak bytes of a training step of model `name` on this machine, by the closed form."""
+    from labkit.memory import budget, configs
+    from labkit.memory.settings import Settings
+
+    dtype = str(weights(device())).removeprefix("torch.")
+    return budget.closed_form(configs.find(name), Settings(method=method, dtype=dtype, **more)).peak

@@ -1,0 +1,97 @@
+"""The model that `simulate` imagines, for real: random weights, made where they will live.
+
+Layer by layer on the device, and in 4 bits at once, so that a 7-billion QLoRA needs neither a
+download nor 14 GB of the host. What a step of it takes is what a step of the trained model takes.
+"""
+
+import torch
+from torch import nn
+
+from labkit.memory import adapted
+from labkit.memory.measure import track
+
+BNB = {  # names of bitsandbytes' optimizers
+    "adamw_bnb_8bit": "AdamW8bit",
+    "paged_adamw_32bit": "PagedAdamW32bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+}
+
+
+def real_model(config, settings, device):
+    """The adapted model of `config` with random weights on `device`, in training mode."""
+    from bitsandbytes.nn import Linear4bit
+
+    model, _ = adapted.build(config, settings)  # on the meta device
+    base = getattr(model, "get_base_model", lambda: model)()
+    made = {}  # tied parameters stay tied
+    for module in model.modules():
+        packed = isinstance(module, Linear4bit)
+        for name, old in module._parameters.items():
+            if old is not None and id(old) not in made:
+                quantise = packed and name == "weight"
+                new = _quantised(module, device) if quantise else _empty(old, device)
+                made[id(old)] = old, new
+            module._parameters[name] = None if old is None else made[id(old)][1]
+        for name, old in module._buffers.items():
+            if old is not None:
+                module._buffers[name] = torch.empty_like(old, device=device)
+        if not packed:
+            base._init_weights(module)  # transformers' own start, of rotary tables too
+        elif module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def _empty(parameter, device):
+    data = torch.empty_like(parameter, device=device)
+    return nn.Parameter(data, requires_grad=parameter.requires_grad)
+
+
+def _quantised(layer, device):
+    """A random matrix of the layer's shape in NF4, quantised by bitsandbytes."""
+    shape = layer.out_features, layer.in_features
+    values = torch.randn(shape, device=device, dtype=layer.compute_dtype) * 0.02
+    nested = layer.weight.compress_statistics
+    made = type(layer.weight)(
+        values, requires_grad=False, compress_statistics=nested, quant_type="nf4", module=layer
+    )
+    return made.to(device)
+
+
+def optimizer_of(model, settings):
+    """The optimizer that `settings.optim` names, on what trains."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if settings.optim in BNB:
+        import bitsandbytes
+
+        return getattr(bitsandbytes.optim, BNB[settings.optim])(trained)
+    how = {"fused": True} if settings.optim.endswith("fused") else {"foreach": True}
+    return torch.optim.AdamW(trained, **how)
+
+
+def step(model, optimizer, settings):
+    """One training step on random tokens; its loss, a float."""
+    kind, vocab = model.device.type, model.config.vocab_size
+    compute = torch.float16 if settings.dtype == "float16" else torch.bfloat16
+    kept = settings.answer_tokens or 0
+    for _ in range(settings.accumulation):
+        ids = torch.randint(vocab, (settings.batch, settings.seq), device=model.device)
+        with torch.autocast(kind, compute, enabled=settings.autocast):
+            labels = ids[:, -kept:]
+            loss = model(input_ids=ids, labels=labels, use_cache=False, logits_to_keep=kept).loss
+        loss.backward()
+        found = loss.item()
+        del loss
+    optimizer.step()
+    optimizer.zero_grad()
+    return found
+
+
+def peak_of_steps(config, settings, device, n=2):
+    """What n real steps hold at most: a `measure.Peak`. The first makes the optimizer's states."""
+    model = real_model(config, settings, device)
+    optimizer = optimizer_of(model, settings)
+    with track(model, optimizer, device=device) as peak:
+        for _ in range(n):
+            step(model, optimizer, settings)
+    return peak

@@ -1,0 +1,78 @@
+"""The CUDA paths, and the same bodies in small on the CPU.
+
+What is marked `gpu` runs by `make test-gpu` where there is a card, and is skipped elsewhere. It
+leaves its figures in build/gpu.json.
+"""
+
+import gc
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
+FIGURES = Path(__file__).parents[2] / "build" / "gpu.json"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip tests for a GPU where there is none, or where nobody asked for them."""
+    if not torch.cuda.is_available():
+        reason = "there is no CUDA here: make test-gpu, on a machine that has a card"
+    elif config.option.markexpr != "gpu":
+        reason = "make test-gpu runs it"
+    else:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def machine():
+    """Card, driver and versions, as plain data."""
+    found = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        capability = f"{card.major}.{card.minor}"
+        found |= {"card": card.name, "card_bytes": card.total_memory, "capability": capability}
+    if shutil.which("nvidia-smi"):
+        ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        told = subprocess.run(ask, capture_output=True, text=True).stdout.split()
+        found["driver"] = told[0] if told else None
+    return found
+
+
+def write(path, test, figures):
+    """Add the figures of a test to the JSON file at `path`, beside the machine they are of."""
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    if known.get("machine") != machine():  # figures of another machine are not mixed in
+        known = {"machine": machine(), "tests": {}}
+    known["tests"][test] = figures
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known, indent=1), encoding="utf-8")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Where the test runs; a card is left as empty as it was found."""
+    yield request.param
+    if request.param == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def record(request, device, tmp_path):
+    """`record(name=value, …)` writes figures; those of the CPU go nowhere that lasts."""
+
+    def note(**figures):
+        path = FIGURES if device == "cuda" else tmp_path / "gpu.json"
+        write(path, request.node.name, figures)
+        return path
+
+    return note

@@ -1,0 +1,203 @@
+"""Each test has two sizes: small on the CPU, real on a card. The body is the same."""
+
+import itertools
+import json
+
+import bitsandbytes as bnb
+import peft
+import pytest
+import torch
+import transformers
+from torch.profiler import ProfilerActivity, profile
+from trl import SFTConfig
+
+from labkit import finetuning, hardware, models, tasks
+from labkit.memory import configs, real
+from labkit.memory.measure import track
+from labkit.memory.settings import Settings
+from labkit.memory.simulate import simulate
+
+
+def small():
+    """A Llama of three layers with grouped keys."""
+    shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 700}
+    return transformers.LlamaConfig(**shape, **heads)
+
+
+def settings_of(device, **more):
+    """Settings in 16 bits: in fp16 on a card without bf16."""
+    half = device == "cuda" and hardware.precision(device) == torch.float16
+    return Settings(dtype="float16" if half else "bfloat16", **more)
+
+
+def held_peak(peak, device):
+    """Bytes that torch's allocator held at most on a card; those of all tensors on a CPU."""
+    return peak.allocated_bytes if device == "cuda" else peak.bytes
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_qlora_takes_what_was_simulated(device, record, checkpointing):
+    config = configs.find("llama-2-7b") if device == "cuda" else small()
+    seq = 512 if device == "cuda" else 64
+    settings = settings_of(device, method="qlora", seq=seq, checkpointing=checkpointing)
+    simulated = simulate(config, settings, device=device).peak
+    before = torch.cuda.memory_allocated() if device == "cuda" else 0
+    if device == "cuda" and simulated > torch.cuda.mem_get_info()[0]:
+        pytest.skip(f"the card has less than the {simulated / 1e9:.1f} GB that it takes")
+    peak = real.peak_of_steps(config, settings, device)
+    measured = held_peak(peak, device) - before
+    record(simulated=simulated, measured=measured, tracked=peak.bytes, reserved=peak.reserved_bytes)
+    assert measured == pytest.approx(simulated, rel=0.03)
+
+
+def test_track_says_what_torchs_allocator_says(device, record):
+    config = configs.find("smollm2-135m") if device == "cuda" else small()
+    settings = settings_of(device, batch=4, seq=256 if device == "cuda" else 64)
+    model = real.real_model(config, settings, device)
+    optimizer = real.optimizer_of(model, settings)
+    real.step(model, optimizer, settings)  # states, and cuBLAS' workspaces, exist from here on
+    if device == "cuda":
+        torch.cuda.synchronize()
+        start = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        real.step(model, optimizer, settings)
+        grown, slack = torch.cuda.max_memory_allocated() - start, {"rel": 0.02}
+    else:
+        grown, slack = _logged_peak(lambda: real.step(model, optimizer, settings)), {"abs": 1000}
+    with track(model, optimizer, device=device) as peak:
+        real.step(model, optimizer, settings)
+    record(allocator=grown, tracked=peak.grown_bytes)
+    assert peak.grown_bytes == pytest.approx(grown, **slack)
+
+
+def _logged_peak(job):
+    """Bytes at most allocated above the start, from the CPU allocator's own log of events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
+        job()
+    events = log.profiler.kineto_results.events()
+    changes = [
+        (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
+    ]
+    return max(itertools.accumulate(n_bytes for *_, n_bytes in sorted(changes)))
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_paged_adamw_steps_as_adamw_does_while_its_states_come_and_go(device, record):
+    n = 1 << 22 if device == "cuda" else 1 << 17  # from 100,000 numbers a state is paged
+    start = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    paged, plain = (torch.nn.Parameter(start.clone().to(device)) for _ in range(2))
+    how = {"lr": 1e-2, "weight_decay": 0.0}  # the two apply decay at different moments
+    ours, theirs = bnb.optim.PagedAdamW32bit([paged], **how), torch.optim.AdamW([plain], **how)
+    grown = []
+    for seed in range(4):
+        gradient = torch.randn(n, generator=torch.Generator().manual_seed(seed + 1)).to(device)
+        for parameter, optimizer in ((paged, ours), (plain, theirs)):
+            before = torch.cuda.memory_allocated() if device == "cuda" else 0
+            parameter.grad = gradient.clone()
+            optimizer.step()
+            parameter.grad = None
+            grown.append(torch.cuda.memory_allocated() - before if device == "cuda" else 0)
+        if device == "cuda":  # out to the host's memory; the next step brings them back
+            bnb.functional.GlobalPageManager.get_instance().prefetch_all(to_cpu=True)
+            torch.cuda.synchronize()
+    states = ours.state[paged]
+    gap = (paged - plain).abs().max().item()
+    record(states=2 * 4 * n, grown_paged=grown[0], grown_plain=grown[1], largest_difference=gap)
+    assert gap < 1e-5 and (plain.cpu() - start).abs().max() > 1e-2
+    if device == "cuda":
+        assert all(getattr(states[name], "is_paged", False) for name in ("state1", "state2"))
+        assert grown[0] < n and grown[1] >= 2 * 4 * n  # paged states are not the allocator's
+
+
+def adapted(device, *names):
+    """A random model in fp32 with a random adapter of each name, in eval mode."""
+    config = configs.find("smollm2-135m") if device == "cuda" else small()
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for i, name in enumerate(names):
+        lora = peft.LoraConfig(r=4 + i, target_modules="all-linear", task_type="CAUSAL_LM")
+        if i == 0:
+            model = peft.get_peft_model(model, lora, adapter_name=name)
+        else:
+            model.add_adapter(name, lora)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_merged_model_is_the_unmerged_one(device, record):
+    model = adapted(device, "home")
+    ids = torch.randint(model.config.vocab_size, (2, 40), device=device)
+    with model.disable_adapter():
+        base = model(input_ids=ids).logits
+    apart = model(input_ids=ids).logits
+    merged = model.merge_and_unload()(input_ids=ids).logits
+    moved, gap = ((logits - apart).abs().max().item() for logits in (base, merged))
+    record(adapter_moves_logits_by=moved, merging_moves_them_by=gap)
+    assert moved > 0.01
+    assert gap < 1e-3 * moved  # rounding of fp32
+
+
+@torch.no_grad()
+def test_a_mixed_batch_is_one_by_one(device, record):
+    names = ["home", "tickets", "chat"]
+    model = adapted(device, *names)
+    ids = torch.randint(model.config.vocab_size, (5, 24), device=device)
+    asked = ["chat", "home", "__base__", "tickets", "home"]
+    together = model(input_ids=ids, adapter_names=asked).logits
+    alone = []
+    for row, name in zip(ids, asked, strict=True):
+        if name == "__base__":
+            with model.disable_adapter():
+                alone.append(model(input_ids=row[None]).logits)
+        else:
+            model.set_adapter(name)
+            alone.append(model(input_ids=row[None]).logits)
+    alone = torch.cat(alone)
+    gap = (together - alone).abs().max().item()
+    between = (alone[1] - model(input_ids=ids[1:2], adapter_names=["chat"]).logits).abs().max()
+    record(mixed_against_alone=gap, between_adapters=between.item())
+    assert between > 0.01
+    assert gap < 1e-3 * between
+
+
+def test_finetune_learns_in_the_dtype_of_this_machine(device, record, tmp_path, monkeypatch):
+    try:
+        model, tokenizer = models.load(device=device)
+    except models.download.ModelUnavailable as error:
+        pytest.skip(str(error))
+    if device == "cpu":
+        config = small()
+        config.vocab_size = len(tokenizer)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    rows = tasks.load("home").select(range(64))
+    monkeypatch.setattr(models, "cache_dir", lambda: tmp_path)
+    lora = peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    args = SFTConfig(
+        str(tmp_path),
+        max_steps=8,
+        per_device_train_batch_size=8,
+        learning_rate=5e-3,
+        report_to="none",
+        **hardware.flags(device),
+    )
+    result = finetuning.finetune(model, tokenizer, rows, lora, args)
+    trained = {p.dtype for name, p in result.model.named_parameters() if "lora_" in name}
+    base = str(result.model.get_base_model().dtype)
+    record(losses=result.losses, seconds=result.seconds, weights=base)
+    assert trained == {torch.float32}
+    assert result.losses[-1] < result.losses[0] - 0.05
+
+
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+def test_figures_are_kept_with_the_machine_they_are_of(record):
+    record(a=1)
+    found = json.loads(record(a=2).read_text("utf-8"))
+    assert list(found["tests"].values()) == [{"a": 2}]
+    assert found["machine"]["torch"] == torch.__version__
+    assert {"python", "cuda", "transformers", "peft", "bitsandbytes"} <= set(found["machine"])

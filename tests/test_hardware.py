@@ -1,0 +1,216 @@
+"""What is decided for a card, without one: torch.cuda's answers are faked."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig
+
+from labkit import doctor, download, finetuning, hardware, models
+
+GIB = 2**30
+CARDS = {  # compute capability, memory
+    "Tesla T4": ((7, 5), 14.6 * GIB),
+    "RTX 3060": ((8, 6), 11.6 * GIB),
+    "A100": ((8, 0), 79.3 * GIB),
+    "MX450": ((7, 5), 1.9 * GIB),
+}
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """`card(name)` puts one of CARDS into this machine."""
+
+    def put(name):
+        capability, n_bytes = CARDS[name]
+        seen = SimpleNamespace(name=name, total_memory=int(n_bytes))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: seen)
+
+    return put
+
+
+@pytest.fixture
+def no_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def tiny(dtype=torch.float32):
+    """A random Llama of two layers."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, vocab_size=300)
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def test_a_t4_multiplies_fp16_and_keeps_weights_in_fp32(card):
+    card("Tesla T4")
+    assert hardware.device() == "cuda"
+    assert hardware.precision("cuda") == torch.float16
+    assert hardware.weights("cuda") == torch.float32
+    assert hardware.flags("cuda") == {"use_cpu": False, "bf16": False, "fp16": True}
+    assert hardware.attention("cuda") == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["RTX 3060", "A100"])
+def test_ampere_and_newer_have_bf16(card, name):
+    card(name)
+    assert hardware.precision("cuda") == hardware.weights("cuda") == torch.bfloat16
+    assert hardware.flags("cuda") == {"use_cpu": False, "bf16": True, "fp16": False}
+
+
+@pytest.mark.parametrize("fast, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_has_bf16_where_it_is_fast(no_card, monkeypatch, fast, dtype):
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda: fast, raising=False)
+    assert hardware.precision("cpu") == hardware.weights("cpu") == dtype
+    assert hardware.flags("cpu") == {"use_cpu": True, "bf16": False, "fp16": False}
+
+
+def test_a_notebook_sees_one_card_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    hardware.one_card()
+    assert hardware.os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    hardware.one_card()
+    assert hardware.os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_the_default_model_follows_the_card(card, no_card, monkeypatch):
+    monkeypatch.delenv("LABKIT_MODEL", raising=False)
+    assert hardware.default_model() == "smollm2-135m"
+    found = {}
+    for name in CARDS:
+        card(name)
+        found[name] = hardware.default_model()
+    assert found["A100"] == "smollm2-1.7b" and found["MX450"] == "smollm2-135m"
+    # a T4 keeps fp32 weights, so the larger one does not fit though its memory is larger
+    assert found["Tesla T4"] == "smollm2-360m"
+    monkeypatch.setenv("LABKIT_MODEL", "smollm2-360m")
+    assert hardware.default_model() == "smollm2-360m"
+
+
+def test_without_a_hub_the_default_is_the_labs_model(card, monkeypatch, tmp_path, capsys):
+    card("A100")
+    monkeypatch.delenv("LABKIT_MODEL", raising=False)
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(download, "hub_answers", lambda: False)
+    assert models.default() == "smollm2-135m"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("smollm2-1.7b would fit on this card, but no hub answers")
+    monkeypatch.setenv("LABKIT_MODEL", "smollm2-1.7b")  # who asks for it is told
+    with pytest.raises(download.ModelUnavailable, match="on the Hugging Face hub alone"):
+        models.default()
+
+
+def test_the_largest_qlora_grows_with_the_card():
+    sizes = [1, 4, 8, 12, 24, 48]
+    found = [hardware.largest_qlora(n * GIB) for n in sizes]
+    assert found[0] is None and found[-1] == "llama-2-70b"
+    known = [hardware.KNOWN.index(name) for name in found[1:]]
+    assert known == sorted(known) and len(set(known)) == len(hardware.KNOWN)
+
+
+def test_a_batch_is_halved_until_a_step_fits(card):
+    card("A100")
+    assert hardware.micro_batch("smollm2-135m", "lora", 16) == 16
+    card("MX450")
+    small = hardware.micro_batch("smollm2-135m", "lora", 16)
+    assert small in (1, 2, 4, 8)
+    card("Tesla T4")
+    assert small < hardware.micro_batch("smollm2-135m", "lora", 16)
+    assert hardware.micro_batch("llama-2-70b", "lora", 12) == 3  # nothing fits
+
+
+def test_a_gradient_scaler_refuses_trained_weights_in_fp16():
+    """Why `weights` are fp32 on a T4, and adapters everywhere: on a GPU the scaler is the same."""
+    scaler = torch.amp.GradScaler("cpu")
+    for dtype, refused in ((torch.float32, False), (torch.float16, True)):
+        weight = torch.nn.Parameter(torch.ones(2, dtype=dtype))
+        optimizer = torch.optim.AdamW([weight])
+        scaler.scale(weight.sum()).backward()
+        if refused:
+            with pytest.raises(ValueError, match="unscale FP16 gradients"):
+                scaler.unscale_(optimizer)
+        else:
+            scaler.unscale_(optimizer)
+            assert torch.equal(weight.grad, torch.ones(2))
+
+
+def test_plain_adam_in_fp16_loses_what_fp32_keeps():
+    """Why a plain loop has fp32 weights on a T4: small gradients square to zero in fp16."""
+    moved = {}
+    for dtype in (torch.float32, torch.float16):
+        weight = torch.nn.Parameter(torch.full((2,), 0.5, dtype=dtype))
+        optimizer = torch.optim.AdamW([weight], lr=1e-3, weight_decay=0.0)
+        weight.grad = torch.full_like(weight, 1e-4)
+        optimizer.step()
+        moved[dtype] = (weight - 0.5).abs().max().item()
+    assert moved[torch.float32] == pytest.approx(1e-3, rel=0.01)
+    assert moved[torch.float16] != pytest.approx(1e-3, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    "machine, weights, asked, wanted",
+    [
+        ("Tesla T4", torch.float32, {"fp16": True}, (False, True)),
+        ("Tesla T4", torch.float32, {}, (False, False)),
+        ("Tesla T4", torch.float16, {}, (False, True)),  # whoever loads in fp16 gets the scaler
+        ("A100", torch.float32, {"bf16": True}, (True, False)),
+        ("A100", torch.bfloat16, {"bf16": True}, (False, False)),  # nothing to cast
+    ],
+)
+def test_what_finetune_multiplies_in(card, tmp_path, machine, weights, asked, wanted):
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False)
+    for name, value in asked.items():  # as made on that machine, which would check its card
+        object.__setattr__(args, name, value)
+    card(machine)
+    model = SimpleNamespace(dtype=weights, device=torch.device("cuda"))
+    assert finetuning.mixed_precision(args, model) == {"bf16": wanted[0], "fp16": wanted[1]}
+
+
+@pytest.mark.parametrize("base", [torch.float16, torch.float32])
+def test_finetune_trains_in_fp32_under_a_gradient_scaler(monkeypatch, tmp_path, base):
+    def trl(model, args, peft_config, **options):
+        adapted = get_peft_model(model, peft_config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:  # as SFTTrainer does with the adapters of a 4-bit model
+                parameter.data = parameter.data.to(torch.bfloat16)
+        return SimpleNamespace(model=adapted, args=args)
+
+    monkeypatch.setattr(finetuning, "LeanTrainer", trl)
+    monkeypatch.setattr(finetuning, "_rows", lambda dataset, tokenizer: dataset)
+    monkeypatch.setattr(finetuning, "_lean", lambda args, model: SimpleNamespace(fp16=True))
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = finetuning.lean_trainer(tiny(base), None, None, lora, None)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert trained and {p.dtype for p in trained} == {torch.float32}
+    assert trainer.model.get_base_model().dtype == base
+
+
+def test_doctor_on_a_t4_and_on_an_a100(card, monkeypatch):
+    monkeypatch.setattr(doctor, "_four_bits_fail", lambda: "")
+    card("Tesla T4")
+    assert doctor.precision().value == "float16, adapters float32"
+    assert "gradient scaler" in doctor.precision().mend
+    found = doctor.gpu()
+    assert (found.value, found.verdict) == ("Tesla T4, 15 GiB", "ok")
+    assert found.mend.endswith(": llama-2-13b")
+    card("A100")
+    assert doctor.precision().value == "bfloat16, adapters float32"
+    assert doctor.gpu().mend.endswith(": llama-2-70b")
+
+
+def test_doctor_says_what_bitsandbytes_says(card, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no kernel image for sm_61\nand more")
+
+    card("Tesla T4")
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
+    monkeypatch.setattr("bitsandbytes.functional.quantize_4bit", broken)
+    found = doctor.gpu()
+    assert found.verdict == "warn" and "pip install -U bitsandbytes" in found.mend
+    assert found.value == "Tesla T4, 15 GiB; bitsandbytes: RuntimeError: no kernel image for sm_61"

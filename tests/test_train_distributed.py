@@ -1,0 +1,94 @@
+"""`accelerate launch -m labkit.train`: two processes give the loss of one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from labkit import models
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a random Llama of two layers in fp32 and the tokenizer of the labs."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152}
+    LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True)).save_pretrained(
+        folder
+    )
+    models.load()[1].save_pretrained(folder)
+    return folder
+
+
+def train(model, out, n_processes, batch=8):
+    """Train 4 steps of `batch` rows in so many processes; figures, and the adapter's tensors.
+
+    In fp32, whose rounding is far below what a lost or doubled gradient would do.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # --cpu would start one process, whatever their number; --multi_gpu starts all, and without a
+    # card each of them finds the CPU
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu"]
+    launch += ["--num_processes", str(n_processes), "--main_process_port", str(port)]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    if n_processes == 1:  # as one runs it without accelerate's launcher
+        launch = []
+    what = ["--model", str(model), "--steps", "4", "--batch", str(batch), "--rows", "64"]
+    what += ["--learning-rate", "0.01", "--dtype", "float32"]
+    what += ["--out", str(out / "figures.json")]
+    env = os.environ | {
+        "LABKIT_CACHE": str(out),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, *launch, "-m", "labkit.train", *what]
+    done = subprocess.run(command, cwd=out, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads((out / "figures.json").read_text("utf-8"))
+    return figures, load_file(Path(figures["adapter"]) / "adapter_model.safetensors")
+
+
+def test_two_processes_give_the_loss_and_the_adapter_of_one(model, tmp_path):
+    runs = {}
+    for n in (1, 2):
+        (tmp_path / str(n)).mkdir()
+        runs[n] = train(model, tmp_path / str(n), n)
+    (one, alone), (two, shared) = runs[1], runs[2]
+    assert (one["processes"], one["rows_a_process"]) == (1, 8)
+    assert (two["processes"], two["rows_a_process"]) == (2, 4)
+    assert one["losses"][-1] < one["losses"][0] - 0.1, "nothing was learned or compared"
+    # the same rows in the same order; sums in fp32 in another order differ in the last digits
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    for name, tensor in alone.items():
+        assert (shared[name] - tensor).norm() < 1e-3 * tensor.norm(), name
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(model, tmp_path):
+    from labkit.errors import LabError
+    from labkit.train import _arguments
+
+    with pytest.raises(LabError, match="a batch of 9 rows is not to be shared by 2 processes"):
+        _arguments(str(model), "lora", 9, 2, 1, 1e-3, 0)
+
+
+def test_a_batch_that_does_not_fit_is_accumulated(model, tmp_path, monkeypatch):
+    from labkit import hardware
+    from labkit.train import _arguments
+
+    monkeypatch.setattr(hardware, "micro_batch", lambda *asked: 2)
+    args = _arguments(str(model), "lora", 16, 2, 1, 1e-3, 0)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
