@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,22 @@ def forward_einsum(x, W, A, B, alpha):
     return torch.einsum("...i,oi->...o", x, W) + torch.einsum(
         "...r,or->...o", h, B * alpha / len(A)
     )
+
+
+def forward_in_place(x, W, A, B, alpha):
+    """addmm, out= and += on tensors of its own; A is scaled where it lies."""
+    rows = x.reshape(-1, x.shape[-1]).to(W.dtype)
+    A *= alpha / len(A)
+    y = torch.empty(len(rows), len(W), dtype=W.dtype)
+    torch.addmm(torch.mm(rows, W.t(), out=y), rows @ A.t(), B.t(), out=y)
+    y += 0
+    return y.view(*x.shape[:-1], -1)
+
+
+def forward_in_numpy(x, W, A, B, alpha):
+    """Two thin products, as they should be."""
+    x, W, A, B = (t.numpy() for t in (x, W, A, B))
+    return torch.from_numpy(np.asarray(x @ W.T + alpha / len(A) * (x @ A.T) @ B.T))
 
 
 class LoRALinear(nn.Module):
@@ -246,6 +263,8 @@ RIGHT = [
     (check.matches_dense, lora_forward),
     (check.matches_dense, forward_linear),
     (check.matches_dense, forward_einsum),
+    (check.matches_dense, forward_in_place),
+    (check.matches_dense, forward_in_numpy),
     (check.layer, LoRALinear),
     (check.layer, ByScaling),
     (check.layer, WithNumpyNames),
@@ -444,6 +463,21 @@ def _forget(layer):
     layer.A.requires_grad_(False)
 
 
+def _dense_in_numpy(x, W, A, B, alpha):
+    x, W, A, B = (t.numpy() for t in (x, W, A, B))
+    return torch.from_numpy(np.asarray(x @ (W + alpha / len(A) * B @ A).T))
+
+
+def _dense_in_place(x, W, A, B, alpha):
+    return x @ W.addmm_(B, A, alpha=alpha / len(A)).T
+
+
+def _dense_in_lists(x, W, A, B, alpha):
+    across = list(zip(*A.tolist(), strict=True))
+    update = [[sum(map(float.__mul__, row, a)) for a in across] for row in B.tolist()]
+    return x @ W.T + alpha / len(A) * x @ torch.tensor(update).T
+
+
 def _no_load(model, state):
     return None
 
@@ -475,6 +509,9 @@ WRONG = [
             (lambda x, W, A, B, alpha: x @ W.T, "update is missing"),
             (lambda x, W, A, B, alpha: alpha / len(A) * x @ A.T @ B.T, "frozen x @ W.T is missing"),
             (lambda x, W, A, B, alpha: x @ (W + alpha / len(A) * B @ A).T, "as large as W"),
+            (_dense_in_numpy, "as large as W"),
+            (_dense_in_place, "as large as W"),
+            (_dense_in_lists, "as large as W"),
             (lambda x, W, A, B, alpha: x @ W + x @ A @ B, "RuntimeError"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "wanted"),
             (lambda x, W, A, B, alpha: None, "return"),

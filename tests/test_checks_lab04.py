@@ -381,7 +381,16 @@ def _zero_point(x, bits):
     return ((x - low) / scale).round().to(torch.uint8), scale
 
 
+KEPT = []
+
+
+def _keeps_x(x, bits):
+    KEPT[:] = [x.clone()]
+    return absmax_quantize(x, bits)
+
+
 ABSMAX = [
+    ((_keeps_x, lambda q, scale: KEPT[0]), "those that q stands for"),
     ((_one_too_many(torch.int8), absmax_dequantize), "not by 2**(bits-1)"),
     ((_one_too_many(torch.int32), absmax_dequantize), "not by 2**(bits-1)"),
     ((_zero_point, absmax_dequantize), "half of the 256"),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model_state_dict
 
 from labkit.checks import lab06 as check
+from labkit.checks import served06 as served
 from labkit.probes import lab06 as probe
 
 # --- right answers -------------------------------------------------------------------------
@@ -999,7 +1000,7 @@ def test_a_mixed_batch_gives_different_answers():
     """The tiny adapters differ, else a wrong route could pass."""
     prompts = ("turn on the lamp", "the blue fan")
     names = (*probe.ADAPTERS, "__base__")
-    told = [tuple(probe.answered_alone(7, prompts, (name,) * 2)) for name in names]
+    told = [tuple(served.answered_alone(7, prompts, (name,) * 2)) for name in names]
     assert len(set(told)) == len(names)
 
 

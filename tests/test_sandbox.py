@@ -77,9 +77,22 @@ home = os.path.exists({str(Path.home() / ".bashrc")!r})
 variables = ["A_SECRET_OF_MINE" in os.environ, "PATH" in os.environ]
 pids = len([n for n in os.listdir("/proc") if n.isdigit()])
 addresses = [name for _, name in socket.if_nameindex()]
+home |= os.path.exists("/run/proc")
 """
     value = "[variables, home, pids, os.path.basename(os.getcwd()), os.getuid() == 0, addresses]"
     assert _told(warm, value, code) == [[False, True], False, 2, "work", False, ["lo"]]
+
+
+def test_where_nesting_fails_the_wall_that_shows_the_host_is_not_used(monkeypatch):
+    """Bubblewrap's own /proc is covered in places, so behind the wall for "alone" nothing nests."""
+    real = sandbox.command
+    monkeypatch.setattr(sandbox, "command", lambda fd, kind: [*real(fd, "alone")[:-1], kind])
+    process = WarmProcess(SMALL, "nested")
+    try:
+        process.wait()
+        assert (process.kind, process.nested) == ("alone", False)
+    finally:
+        process.end()
 
 
 PATHS = [

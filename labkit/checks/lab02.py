@@ -47,8 +47,8 @@ def matches_dense(lora_forward):
         guesses = _forward_guesses(x, W, A, B, alpha)
         wanted = _dense(x, W, A, B, alpha / r)
         expect_close(observe(lora_forward, x, W, A, B, alpha), wanted, call, guesses)
-    W, A, B = _matrices(64, 96, 2, rng)
-    made = observe(probe.largest_new_tensor, lora_forward, randn(1, 96), W, A, B, alpha)
+    W, A, B = _matrices(256, 384, 2, rng)  # far larger than what Python itself makes meanwhile
+    made = observe(probe.largest_new_tensor, lora_forward, randn(1, 384), W, A, B, alpha)
     hint = "compute x @ A.T first, then @ B.T: two thin products"
     expect(made < W.numel(), f"it makes a tensor of {made:,} numbers, as large as W; {hint}")
 
@@ -296,25 +296,42 @@ def _square_gradients(x, W, bias, A, B, alpha):
 def round_trip(adapter_state, load_adapter_, LoRALinear):
     """holds A and B of every layer and nothing else; loads them back; says which key is wrong"""
     rng, r = generator(), 2
-    A, B = randn(r, 2 * r, rng=rng), randn(2 * r, r, rng=rng)
-    state = observe(probe.state, adapter_state, LoRALinear, A, B, r)
-    tensors = [A, B, A + 2, B - 2]
+    A, B, x = (randn(*shape, rng=rng) for shape in ((r, 2 * r), (2 * r, r), (3, 2 * r)))
+    state = observe(probe.state, adapter_state, LoRALinear, A, B, x)
+    tensors = [*_trained(A, B, x), *_trained(A + 2, B - 2, x)]
     expect(isinstance(state, dict), "adapter_state must return a dict of name to tensor")
     hint = "A and B of two adapted layers are four"
     more = ", ".join(list(state)[:6])
     expect(len(state) == 4, f"the state holds {len(state)} tensors ({more}); {hint}")
     for wanted in tensors:
-        found = any(v.shape == wanted.shape and torch.equal(v, wanted) for v in state.values())
+        found = any(_same(value, wanted) for value in state.values())
         expect(found, f"the state ({more}) lacks an A or a B, or holds a changed one")
-    args = (adapter_state, load_adapter_, LoRALinear, A, B, r)
+    args = (adapter_state, load_adapter_, LoRALinear, A, B, x)
     loaded = observe(probe.round_trip, *args)
     for name, mine, theirs in zip(("A", "B", "A", "B"), loaded, tensors, strict=True):
         unchanged = {"still as before: copy into the parameter in place": theirs * 0}
         expect_close(mine, theirs, f"{name} after load_adapter_", unchanged)
-    for change in ("missing", "extra"):
-        key, told = observe(probe.load_error, *args, change)
+    which = int(torch.randint(4, (), generator=rng))
+    for change, key, missing in (
+        ("missing", list(state)[which], which),
+        ("extra", probe.EXTRA, None),
+    ):
+        told = observe(probe.load_error, *args, missing)
         expect(told is not None, f"load_adapter_ says nothing about a{_n(change)} key ({key})")
         expect(key in told, f"on a{_n(change)} key the error is {told!r}: name the key, {key}")
+
+
+def _trained(A, B, x):
+    """A and B after the step that `probe.state` takes, by the dense formula in fp64."""
+    A, B = (t.double().requires_grad_() for t in (A, B))
+    dA, dB = torch.autograd.grad((x.double() @ (B @ A).T).square().mean(), (A, B))
+    return [(t - 0.1 * d).detach().float() for t, d in ((A, dA), (B, dB))]
+
+
+def _same(got, wanted):
+    """Equal but for rounding in fp32; one that went through 16 bits is not."""
+    right = isinstance(got, torch.Tensor) and got.shape == wanted.shape
+    return right and torch.allclose(got.float(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def _n(word):

@@ -82,6 +82,7 @@ def _expect_integers_of(x, bits, *functions):
     mirrored = observe(probe.absmax_round_trip, *functions, -x, bits)[0]
     same = torch.equal(mirrored.flatten().long(), -whole)
     expect(same, f"{call}: q of -x is not -q; use -{top} to {top}")
+    _expect_from_q(back, whole, x, bits)
 
 
 def _expect_half_a_step(back, x, q, scale, bits):
@@ -98,6 +99,15 @@ def _expect_half_a_step(back, x, q, scale, bits):
             raise CheckFailed(f"{call} {message}")
     wanted = f"wanted half a step at most, a step being absmax / {top}"
     raise CheckFailed(f"{call} the largest error is {error:.2f} steps; {wanted}")
+
+
+def _expect_from_q(back, whole, x, bits):
+    """What comes back is q times a step: made from q, not x itself, kept on the way."""
+    top = 2 ** (bits - 1) - 1
+    step = (x.abs().max() / top).item()
+    off = (back.flatten().double() - whole * step).abs().max().item() / step
+    told = f"{bits} bits, quantized and dequantized: the numbers are not those that q stands for"
+    expect(off < 0.1, f"{told}, q * absmax / {top}")
 
 
 @exercise("4.2", points=3)
@@ -286,7 +296,7 @@ def doubles(double_quantize, bits_per_param):
     hint = "less their mean they are all 0, and so is that block's scale: don't divide by it"
     expect(not back.isnan().any(), f"{call} gives NaN; {hint}")
     expect_close(back, same, f"{call}, undone,")
-    for block in (64, 32, 128):
+    for block in (64, 32, _draw(70, 300, rng)):
         for double in (False, True):
             _expect_bits(observe(bits_per_param, block, double), block, double)
     _expect_bits(observe(bits_per_param), 64, False)
@@ -372,17 +382,19 @@ def config(qlora_config, true_param_count):
         dtype = got["bnb_4bit_compute_dtype"].removeprefix("torch.")
         told = f"{call}: bnb_4bit_compute_dtype is {dtype}, wanted {' or '.join(dtypes)}"
         expect(dtype in dtypes, f"{told}: {WHY[device]}")
+    rng = generator()
+    size = (_draw(40, 70, rng), 8 * _draw(9, 15, rng))
     for name, *kind in COUNTED:
-        wanted, wrong = _count_and_guesses(*kind)
-        got = observe(probe.counted, true_param_count, *kind)
+        wanted, wrong = _count_and_guesses(*kind, *size)
+        got = observe(probe.counted, true_param_count, *kind, *size)
         expect_number(got, wanted, f"true_param_count of {name}", wrong)
 
 
 @functools.cache
-def _count_and_guesses(packed, tied, adapted):
+def _count_and_guesses(packed, tied, adapted, *size):
     """The parameters of the same model before it was packed, and what a misconception gives."""
-    stored = list(probe.tiny_llama(packed, tied, adapted).parameters())
-    plain = probe.tiny_llama(False, tied, adapted)
+    stored = list(probe.tiny_llama(packed, tied, adapted, *size).parameters())
+    plain = probe.tiny_llama(False, tied, adapted, *size)
     wanted = sum(p.numel() for p in plain.parameters())
     naive = sum(p.numel() for p in stored)
     table = plain.get_input_embeddings().weight.numel()

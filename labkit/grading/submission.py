@@ -12,6 +12,7 @@ DEFINITION = re.compile(
 REVEAL = re.compile(r"\.\s*reveal\(\s*(?:id\s*=\s*)?[\"'](.+?)[\"']")
 CELLS = 20_000
 PARSED = 200_000  # characters in one cell that are parsed, and five times as many in all
+CODE = 8_000_000  # characters of code in all; the course's own notebooks have 12,000 to 23,000
 
 
 class Unreadable(Exception):
@@ -29,8 +30,9 @@ class Submission:
     def __post_init__(self):
         left, self.defines, self._reveals = 5 * PARSED, [], set()
         for source in self.cells:
-            tree = _tree(source) if len(source) <= min(left, PARSED) else None
-            left -= len(source) if tree else 0
+            short = len(source) <= min(left, PARSED)
+            left -= len(source) if short else 0
+            tree = _tree(source) if short else None
             if tree:
                 self.defines.append(_defined(tree))
                 self._reveals |= _revealed(tree)
@@ -90,6 +92,8 @@ def _submission(cells):
         sources.append(source)
     if not any(source.strip() for source in sources):
         raise Unreadable("the notebook has no code")
+    if (size := sum(map(len, sources))) > CODE:
+        raise Unreadable(f"{size:,} characters of code, at most {CODE:,} are run")
     return Submission(sources, experiments, started)
 
 

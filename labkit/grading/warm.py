@@ -58,6 +58,15 @@ class WarmProcess:
                 self.end()
                 raise LabError(f"the sandbox does not start: {reason}")
             self.nested = json.loads(answer)["nested"]
+            if self.kind == "nested" and not self.nested:
+                self._go_without()
+
+    def _go_without(self):
+        """Start again as "alone": the wall that is made for nesting shows the host's processes."""
+        self.end()
+        self.kind = "alone"
+        self.begin()
+        self.wait()
 
     def _last_error(self):
         self.process.wait()

@@ -1,9 +1,13 @@
 """What runs beside the learner's code in lab 2, and brings plain data back to its checks."""
 
+import tracemalloc
+
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+
+EXTRA = "no.such.layer.A"
 
 
 class _LargestNew(TorchDispatchMode):
@@ -22,11 +26,32 @@ class _LargestNew(TorchDispatchMode):
         return out
 
 
-def largest_new_tensor(f, *tensors):
-    """The size, in numbers, of the largest tensor that `f(*tensors)` makes; views don't count."""
-    with _LargestNew([t for t in tensors if isinstance(t, torch.Tensor)]) as seen:
-        f(*tensors)
-    return seen.largest
+def largest_new_tensor(f, *data):
+    """The size, in numbers, of the largest tensor that `f(*data)` makes; views don't count.
+
+    An input that it writes over counts. So do arrays of NumPy and lists, as bytes / 4.
+    """
+    tensors = [item for item in data if isinstance(item, torch.Tensor)]
+    before = [t.clone() for t in tensors]
+    with _LargestNew(tensors) as seen:
+        f(*data)
+    changed = [t.numel() for t, old in zip(tensors, before, strict=True) if not torch.equal(t, old)]
+    return max(seen.largest, *changed, _allocated(f, *data) // 4)
+
+
+def _allocated(f, *data):
+    """The most bytes that Python and NumPy hold at once for `f(*data)`; torch's are not seen."""
+    started = not tracemalloc.is_tracing()
+    if started:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        held = tracemalloc.get_traced_memory()[0]
+        f(*data)
+        return tracemalloc.get_traced_memory()[1] - held
+    finally:
+        if started:
+            tracemalloc.stop()
 
 
 def _base(W, bias, dtype=torch.float32):
@@ -176,43 +201,53 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x):
     return seen
 
 
-def _adapted(LoRALinear, A, B, r):
-    """Two adapted layers with a plain one between, the first with the given A and B."""
-    square = r * 2
+def _trained(A, B, x):
+    """A and B after a step of gradient descent on the mean square of `x A' B'`.
+
+    Without it the state would be what the check sends, and an echo would be right.
+    """
+    with torch.enable_grad():
+        A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+        dA, dB = torch.autograd.grad((x @ A.T @ B.T).square().mean(), (A, B))
+    return (A - 0.1 * dA).detach(), (B - 0.1 * dB).detach()
+
+
+def _adapted(LoRALinear, A, B, x):
+    """Two adapted layers with a plain one between, A and B a step from those given."""
+    r, square = A.shape
     model = nn.Sequential(*(nn.Linear(square, square) for _ in range(3)))
     for i in (0, 2):
-        model[i] = LoRALinear(model[i], r, 4)
+        layer = model[i] = LoRALinear(model[i], r, 4)
         with torch.no_grad():
-            model[i].A.copy_(A + i)
-            model[i].B.copy_(B - i)
+            for part, data in zip((layer.A, layer.B), _trained(A + i, B - i, x), strict=True):
+                part.copy_(data)
     return model
 
 
-def state(adapter_state, LoRALinear, A, B, r):
+def state(adapter_state, LoRALinear, A, B, x):
     """The state of a model with two adapted layers."""
-    return adapter_state(_adapted(LoRALinear, A, B, r))
+    return adapter_state(_adapted(LoRALinear, A, B, x))
 
 
-def round_trip(adapter_state, load_adapter_, LoRALinear, A, B, r):
-    """A and B of both layers of a model (zeros before) that loads the state of another."""
-    other = _adapted(LoRALinear, A * 0, B * 0, r)
-    load_adapter_(other, adapter_state(_adapted(LoRALinear, A, B, r)))
+def round_trip(adapter_state, load_adapter_, LoRALinear, A, B, x):
+    """A and B of both layers of a model (others before) that loads the state of another."""
+    other = _adapted(LoRALinear, A * 0, B * 0, x)
+    load_adapter_(other, adapter_state(_adapted(LoRALinear, A, B, x)))
     return [getattr(other[i], name) for i in (0, 2) for name in ("A", "B")]
 
 
-def load_error(adapter_state, load_adapter_, LoRALinear, A, B, r, change):
-    """`[key, message]` of what `load_adapter_` raises when a key is missing or extra, or None."""
-    model = _adapted(LoRALinear, A, B, r)
+def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, missing):
+    """The error of `load_adapter_` as text, or None: one key too many, or number `missing` gone."""
+    model = _adapted(LoRALinear, A, B, x)
     state = dict(adapter_state(model))
-    key = next(iter(state)) if change == "missing" else "no.such.layer.A"
-    if change == "missing":
-        del state[key]
+    if missing is None:
+        state[EXTRA] = A
     else:
-        state[key] = A
+        del state[list(state)[missing]]
     try:
         load_adapter_(model, state)
     except NotImplementedError:
         raise
     except Exception as error:
-        return [key, f"{type(error).__name__}: {error}"]
-    return [key, None]
+        return f"{type(error).__name__}: {error}"
+    return None

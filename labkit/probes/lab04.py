@@ -116,12 +116,16 @@ def _hardware(device):
         yield
 
 
-def tiny_llama(packed, tied, adapted):
-    """A Llama of one layer, saved and loaded, in 4-bit when `packed`, with LoRA when `adapted`."""
+def tiny_llama(packed, tied, adapted, vocab, mlp):
+    """A Llama of one layer, saved and loaded, in 4-bit when `packed`, with LoRA when `adapted`.
+
+    `vocab` and `mlp` are its vocabulary and the width of its MLP.
+    """
     from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-    size = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 1}
+    size = {"vocab_size": vocab, "hidden_size": 32, "intermediate_size": mlp}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True}
+    size["num_hidden_layers"] = 1
     how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         LlamaForCausalLM(LlamaConfig(**size, **heads, tie_word_embeddings=tied)).save_pretrained(
@@ -140,5 +144,5 @@ def tiny_llama(packed, tied, adapted):
 
 
 def counted(true_param_count, *kind):
-    """`true_param_count` of the tiny Llama of that kind."""
+    """`true_param_count` of the tiny Llama of that kind and size."""
     return true_param_count(tiny_llama(*kind))

@@ -17,7 +17,7 @@ from batch import SEED, grade_all, shown
 
 from labkit.grading import sandbox
 
-CORPUS = "exits hangs floods processes patches internals probes aimed objects wire secrets"
+CORPUS = "exits hangs floods processes patches internals probes labs aimed objects wire secrets"
 CORPUS = [*CORPUS.split(), "outside", "files", "messy"]
 
 SECRET = "lora-attack-secret"

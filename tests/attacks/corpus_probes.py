@@ -38,9 +38,9 @@ def merging(m, u, L, W, bias, r, alpha, A, B, x):
     M = W + alpha / r * B @ A
     seen = {"start": [W, y], "once": [M, y], "twice": [M, y], "back": [W, y], "end": [W, y]}
     return seen | {"leaf": [True, False], "grads": [A.grad, B.grad]}
-def state(f, L, A, B, r): return {"a": A, "b": B, "c": A + 2, "d": B - 2}
-def round_trip(f, g, L, A, B, r): return [A, B, A + 2, B - 2]
-def load_error(f, g, L, A, B, r, change): return ["key", "key"]
+def state(f, L, A, B, x): return {"a": A, "b": B, "c": A + 2, "d": B - 2}
+def round_trip(f, g, L, A, B, x): return [A, B, A + 2, B - 2]
+def load_error(f, g, L, A, B, x, missing): return "a b c d no.such.layer.A"
 """
 PUT = (
     f"import types\nfake = types.ModuleType('labkit.probes.lab02')\nexec({FORGED!r}, vars(fake))\n"

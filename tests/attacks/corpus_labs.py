@@ -1,0 +1,320 @@
+"""The other labs: answers learnt by heart, kept on the way, or told by a probe that is replaced.
+
+All other answers are right, so each attack costs the points of its exercise and no more.
+"""
+
+from attack import accident
+
+LABS = {"01_svd": 17, "03_peft": 22, "04_qlora": 21, "05_rank": 19, "06_merging": 19}
+
+# Puts functions of `fake` in the place of those of the same name that the judge ships.
+REPLACE = """
+class fake:
+    {}
+import labkit.grading.runner as runner
+def replace(code, space=None, *rest, run=exec):
+    run(code, space, *rest)
+    if isinstance(space, dict):
+        space.update({{k: f for k, f in vars(fake).items() if k in space and k[0] != "_"}})
+runner.exec = replace
+"""
+
+
+def _learnt(lab, points, name, cell, code, why):
+    """The cell that defines `cell` becomes `code`; the exercise's points are lost."""
+
+    def spoil(book):
+        book.replace(cell, code)
+
+    spoil.__name__, spoil.__doc__ = name, why
+    accident(LABS[lab] - points, lab=lab)(spoil)
+
+
+def _told(lab, points, name, cell, wrong, probes, why):
+    """As `_learnt`, and probes of the lab are replaced: methods of a class, as source."""
+    lines = "\n    ".join(probes.strip("\n").splitlines())
+
+    def spoil(book):
+        book.replace(cell, wrong)
+        book.last(REPLACE.format(lines))
+
+    spoil.__name__, spoil.__doc__ = name, why
+    accident(LABS[lab] - points, lab=lab)(spoil)
+
+
+# Each call gives the next of `values`, and the last one for ever.
+IN_TURN = """
+def in_turn(*values):
+    values = list(values)
+    return lambda *args, **kwargs: values.pop(0) if len(values) > 1 else values[0]
+"""
+
+# --- lab 1 -------------------------------------------------------------------------------
+
+_learnt(
+    "01_svd",
+    2,
+    "parameters_by_table",
+    "lora_params",
+    """
+def lora_params(d_out, d_in, r):
+    return {(4096, 4096, 16): 131_072, (40, 60, 4): 400, (30, 91, 7): 847}.get((d_out, d_in, r), 1)
+def break_even_rank(d_out, d_in):
+    table = {(6, 3): 1, (3, 6): 1, (4096, 4096): 2047, (1536, 576): 418, (1, 1): 0}
+    return table.get((d_out, d_in), min(d_out, d_in) // 2)
+""",
+    "the sizes that the text names, with their answers",
+)
+_told(
+    "01_svd",
+    2,
+    "error_that_builds_nothing",
+    "relative_error",
+    "relative_error = lambda W, r: 0.5",
+    "def builds_approximation(f, W, r): return False",
+    "the number is wrong, whatever the probe says of how it came",
+)
+_told(
+    "01_svd",
+    2,
+    "approximation_by_echo",
+    "best_rank_r",
+    "best_rank_r = lambda W, r: W",
+    "def inputs_after(f, *data): return list(data)",
+    "W itself has any rank",
+)
+_learnt(
+    "01_svd",
+    3,
+    "ranks_in_turn",
+    "energy_rank",
+    IN_TURN + "energy_rank = in_turn(3, 1, 3, 4, 14, 28, 37)\nstable_rank = in_turn(2.5, 2.5, 6.0)",
+    "the first answers are the same for all seeds, the others are not",
+)
+
+# --- lab 3 -------------------------------------------------------------------------------
+
+_learnt(
+    "03_peft",
+    3,
+    "matches_in_turn",
+    "exact_match",
+    IN_TURN + "exact_match = in_turn(0.6, 0.4, *[1.0] * 3, *[0.0] * 11)",
+    "the verdicts in the order in which the check once asked for them",
+)
+_learnt(
+    "03_peft",
+    3,
+    "adapter_bytes_in_turn",
+    "adapter_bytes",
+    IN_TURN
+    + """
+adapter_bytes = in_turn(2_808, 5_504)
+def load_tuned(base, folder):
+    return PeftModel.from_pretrained(base, folder).eval()
+""",
+    "two sizes that depend on the rank alone",
+)
+_told(
+    "03_peft",
+    2,
+    "counts_of_published_models",
+    "count_lora_params",
+    """
+def count_lora_params(shapes, r):
+    known = {60: 921_600, 64: 8_388_608, 128: 13_631_488, 224: 41_943_040}
+    return known.get(len(shapes), 1)
+""",
+    "def peft_count(*args): return {}, 1",
+    "the models that the text names",
+)
+_told(
+    "03_peft",
+    3,
+    "adapter_that_is_not_loaded",
+    "load_tuned",
+    """
+def adapter_bytes(folder): return (folder / "adapter_model.safetensors").stat().st_size
+def load_tuned(base, folder): return base
+""",
+    """
+def reloaded(f, seed, r, ids):
+    return {"training": False, "logits": torch.zeros(*ids.shape, 19)}
+""",
+    "the probe says that all went well, without the numbers",
+)
+
+# --- lab 4 -------------------------------------------------------------------------------
+
+_learnt(
+    "04_qlora",
+    2,
+    "absmax_that_remembers",
+    "absmax_quantize",
+    """
+kept = []
+def absmax_quantize(x, bits):
+    kept[:] = [x.clone()]
+    return torch.zeros(x.shape, dtype=torch.int8), 1.0
+def absmax_dequantize(q, scale):
+    return kept[0]
+""",
+    "what comes back is what went in, and q is never read",
+)
+_told(
+    "04_qlora",
+    2,
+    "absmax_by_echo",
+    "absmax_quantize",
+    "absmax_quantize = absmax_dequantize = lambda *args: None",
+    "def absmax_round_trip(f, g, x, bits): return [torch.zeros(x.shape).to(torch.int8), 1.0, x]",
+    "the same, by the probe",
+)
+_learnt(
+    "04_qlora",
+    3,
+    "packed_count_in_turn",
+    "true_param_count",
+    """
+def qlora_config(device):
+    dtype = torch.float16 if device == "t4" else torch.bfloat16
+    how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(**how, bnb_4bit_compute_dtype=dtype)
+"""
+    + IN_TURN
+    + "true_param_count = in_turn(15_680, 14_080, 14_304, 15_680)",
+    "four numbers, of models of one size",
+)
+_learnt(
+    "04_qlora",
+    3,
+    "bits_by_table",
+    "double_quantize",
+    """
+def double_quantize(absmax, block=256):
+    offset = absmax.mean()
+    parts = (absmax - offset).split(block)
+    scale = torch.stack([p.abs().max() / 127 for p in parts])
+    each = scale.clamp_min(1e-12).repeat_interleave(block)[: len(absmax)]
+    return ((absmax - offset) / each).round().to(torch.int8), scale, offset
+def bits_per_param(block=64, double_quant=False):
+    table = {64: (4.5, 4.126953125), 32: (5.0, 4.25390625), 128: (4.25, 4.0634765625)}
+    return table.get(block, (4.5, 4.127))[double_quant]
+""",
+    "three block sizes that anybody would ask for",
+)
+
+# --- lab 5 -------------------------------------------------------------------------------
+
+_told(
+    "05_rank",
+    4,
+    "sweep_without_runs",
+    "sweep",
+    "sweep = lambda *args: None",
+    """
+def interrupted(f): return True
+def swept(f, ranks, rates, rule, results, fails):
+    pairs = [(r, x) for r in ranks for x in rates]
+    frame = {"rank": [r for r, _ in pairs], "learning_rate": [x for _, x in pairs]}
+    frame |= {"alpha": [2 * r for r, _ in pairs], "error": [None] * len(pairs)}
+    frame |= {name: [0.0] * len(pairs) for name in results}
+    return {"frame": frame, "calls": [[r, 2 * r, x, 0] for r, x in pairs]}
+""",
+    "a frame of the right form for runs that nobody made",
+)
+_learnt(
+    "05_rank",
+    2,
+    "ranks_that_fit_by_table",
+    "matched_rank",
+    "matched_rank = lambda shapes, budget: {120: 10, 90: 6, 210: 4}.get(len(shapes), 8)",
+    "the model that the text names",
+)
+_told(
+    "05_rank",
+    3,
+    "front_of_everything",
+    "pareto",
+    "pareto = lambda frame, cost, quality: frame",
+    "def front(f, columns, index, cost, quality): return columns",
+    "the frame that was sent",
+)
+_told(
+    "05_rank",
+    2,
+    "gap_by_echo",
+    "overfit_gap",
+    "overfit_gap = lambda history: history",
+    """
+def gaps(f, columns):
+    n = len(set(columns["rank"]))
+    zeros = {"gap": [0.0] * n, "rise": [0.0] * n}
+    return {"rank": sorted(set(columns["rank"])), "best_step": [10] * n} | zeros
+""",
+    "the ranks are right, and nothing else",
+)
+
+# --- lab 6 -------------------------------------------------------------------------------
+
+_learnt(
+    "06_merging",
+    2,
+    "soup_that_blames_the_norm",
+    "soup",
+    """
+def soup(states, weights=None):
+    weights = weights or [1 / len(states)] * len(states)
+    try:
+        return {k: sum(w * s[k] for w, s in zip(weights, states))
+                for k in ("layers.0.A", "layers.0.B", "norm")}
+    except KeyError:
+        raise ValueError("norm") from None
+""",
+    "says the one key that used to be missing",
+)
+SWAPPED = """
+def swapped(f, seed, name):
+    sizes = {"home": 3_072, "homely": 4_608, "tickets": 3_072}
+    return {"cost": {"seconds": 1e-3, "bytes": sizes[name]}, "active": [name], "took": 1e-3}
+"""
+_told(
+    "06_merging",
+    4,
+    "texts_of_the_reference",
+    "route",
+    "swap_cost = route = lambda *args: None",
+    SWAPPED
+    + """
+def routed(f, seed, prompts, names):
+    import labkit.probes.lab06 as probe
+    texts = probe.answered_alone(seed, tuple(prompts), tuple(names))
+    return {"texts": texts, "batch": len(prompts), "active": ["home"]}
+""",
+    "the check's own reference, where it is shipped with the probes",
+)
+_told(
+    "06_merging",
+    4,
+    "bytes_by_table",
+    "swap_cost",
+    """
+swap_cost = None
+def route(model, prompts, adapter_names):
+    batch = model.eval().tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    new = out[:, batch["input_ids"].shape[1] :]
+    return model.tokenizer.batch_decode(new, skip_special_tokens=True)
+""",
+    SWAPPED,
+    "an adapter's bytes depend on its rank alone",
+)
+_told(
+    "06_merging",
+    2,
+    "weight_by_echo",
+    "merged_weight",
+    "merged_weight = lambda W, A, B, alpha: W",
+    "def merged(f, W, A, B, alpha): return [W, str(W.dtype), W]",
+    "a small update can't be seen in bf16; it can here",
+)
