@@ -13,12 +13,11 @@ from pathlib import Path
 import jinja2
 import nbformat
 from markupsafe import Markup
-from nbconvert import HTMLExporter
-from nbconvert.filters import markdown2html
 
-from labkit import claims
+from labkit import claims, offline
 
 TEMPLATES = Path(__file__).parent / "templates"
+SET_UP = "# @title Set-up"  # the cell for Colab, which tells a reader nothing
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -41,10 +40,11 @@ def lab_page(book: nbformat.NotebookNode, title: str, nav: str = "") -> str:
     """Return an executed notebook as HTML, pictures inside, without progress bars and stderr."""
     book = nbformat.from_dict(book)
     book.metadata = book.metadata | {"title": title}
+    book.cells = [cell for cell in book.cells if not cell.source.startswith(SET_UP)]
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
-    exporter = HTMLExporter(
+    exporter = offline.Exporter(
         template_name="lab", template_file=str(TEMPLATES / "lab.html.j2"), embed_images=True
     )
     return exporter.from_notebook_node(book, resources={"nav": nav})[0]
@@ -70,7 +70,7 @@ def write_guides(out: Path, root: Path, stems: list[str]) -> None:
     links = _links(root, stems)
     for path in _guides(root):
         page, text = f"{path.stem}.html", path.read_text("utf-8")
-        body = Markup(re.sub(r'(href="[\w-]+)\.md\b', r"\1.html", markdown2html(text)))
+        body = Markup(re.sub(r'(href="[\w-]+)\.md\b', r"\1.html", offline.to_html(text)))
         made = _render("site_guide", links, page, title=_title(text), body=body)
         (out / page).write_text(made, "utf-8")
     found = claims.load()
@@ -87,7 +87,7 @@ def index_page(rows: list[dict], root: Path, links: list[tuple]) -> str:
     guides = []
     for path in _guides(root):
         text = path.read_text("utf-8")
-        summary = " ".join(text.split("\n\n")[1].split())
+        summary = Markup(offline.to_html(text.split("\n\n")[1]))
         guides.append({"page": f"{path.stem}.html", "title": _title(text), "summary": summary})
     return _render("index", links, "index.html", labs=rows, guides=guides)
 
