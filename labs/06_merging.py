@@ -270,18 +270,20 @@ if lab.experiment("Merging, measured where it counts", 15, needs=["6.1", "6.6"])
     few, half = held_out["home"].select(range(24)), torch.bfloat16
     served.set_adapter("home")
     exact = said(copy.deepcopy(served).float(), tokenizer, few)
-    ways = {
-        "fp32, merged": merged(served, "home", torch.float32),
-        "bf16, apart": trio(half),
-        "bf16, merged": merged(served, "home", half),
-        "bf16, no adapter": models.load(dtype=half)[0],
+    ways = {  # made one at a time: each is a whole model
+        "fp32, merged": lambda: merged(served, "home", torch.float32),
+        "bf16, apart": lambda: trio(half),
+        "bf16, merged": lambda: merged(served, "home", half),
+        "bf16, no adapter": lambda: models.load(dtype=half)[0],
     }
-    gaps = {name: kl_divergence(exact, said(m, tokenizer, few)) for name, m in ways.items()}
+    gaps = {}
+    for name, make in live.progress(ways.items(), "ways", total=len(ways)):
+        gaps[name] = kl_divergence(exact, said(make(), tokenizer, few))
     low, all_of_it = gaps["bf16, merged"], gaps["bf16, no adapter"]
     title = f"Merging in bf16 costs {low:.2g} nats, the adapter is worth {all_of_it:.1f}"
     display(plots.lab06.divergences(gaps, title))
     for name in ("bf16, apart", "bf16, merged"):
-        right, loss = score(ways[name], tokenizer, held_out["home"])
+        right, loss = score(ways[name](), tokenizer, held_out["home"])
         print(f"{name}: {right:.0%} right, loss {loss:.3f}")
 
 # %% [markdown]
@@ -433,17 +435,18 @@ def into(change):
 if lab.experiment("One adapter, merged in every way", 45, needs=["6.1", "6.2", "6.6"]):
     wanted, commands = said(trained, tokenizer, held_out["home"]), held_out["home"]
     ways = {
-        "dequantised base, 16 bits": into(dequantized_merge),
-        "16-bit original": into(merged_weight),
-        "original, then 4 bits": into(original_then_4_bits),
-        "dequantised, then 4 bits": into(dequantized_then_4_bits),
-        "PEFT's merge in 4 bits": PeftModel.from_pretrained(
+        "dequantised base, 16 bits": lambda: into(dequantized_merge),
+        "16-bit original": lambda: into(merged_weight),
+        "original, then 4 bits": lambda: into(original_then_4_bits),
+        "dequantised, then 4 bits": lambda: into(dequantized_then_4_bits),
+        "PEFT's merge in 4 bits": lambda: PeftModel.from_pretrained(
             in_4_bit(), q_folder
         ).merge_and_unload(),
-        "original, no adapter": base,
+        "original, no adapter": lambda: base,
     }
     kls, marks = {}, {"as trained": score(trained, tokenizer, commands)}
-    for name, model in live.progress(ways.items(), "ways", total=len(ways)):
+    for name, make in live.progress(ways.items(), "ways", total=len(ways)):
+        model = make()
         kls[name] = kl_divergence(wanted, said(model, tokenizer, commands))
         marks[name] = score(model, tokenizer, commands)
     best = min(kls, key=kls.get)
