@@ -37,7 +37,7 @@ def announce(title, seconds):
         took = time.perf_counter() - begun
         if result.success and seconds >= 10:
             _pace = max(1.0, took / seconds)  # what was kept from before says nothing of the pace
-        said = f"◆ {title} · took {took:.0f} s"
+        said = f"◆ {title} · {'took' if result.success else 'stopped after'} {took:.0f} s"
         handle.update({"text/plain": said, "text/html": escape(said)}, raw=True)
 
     shell.events.register("post_run_cell", ended)
@@ -72,7 +72,7 @@ class Curve:
     def add(self, loss):
         """Note the loss of one more step; redraw when the picture is older than two seconds."""
         now = time.perf_counter()
-        self.losses.append(float(loss))
+        self.losses.append(loss.item() if hasattr(loss, "item") else float(loss))
         self.seconds.append(now - self._begun)
         if now - self._shown > REDRAW_SECONDS or len(self.losses) == self.steps:
             self._shown = now
