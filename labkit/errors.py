@@ -4,8 +4,9 @@
 class LabError(Exception):
     """Something a person can mend; its message is one line, and notebooks show that line alone."""
 
-    colour = "33"  # ANSI yellow
-
     def _render_traceback_(self):
-        """The traceback that IPython prints: the message, nothing else."""
-        return [f"\x1b[{self.colour}m{self}\x1b[0m"]
+        """The traceback that IPython prints: the message, nothing else.
+
+        Without a colour of its own: notebooks put it on red, where red letters are hard to read.
+        """
+        return [str(self)]

@@ -130,6 +130,7 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
         return plots.png(plots.lab01.one_picture(best_rank_r(photo, r), title))
 
     slider = ipywidgets.IntSlider(10, 1, 256, description="rank r", continuous_update=False)
+    slider.layout.width = "420px"
     image = ipywidgets.Image(value=picture(slider.value), width=420)
     slider.observe(lambda change: setattr(image, "value", picture(change["new"])), "value")
     display(ipywidgets.VBox([slider, image]))

@@ -18,8 +18,6 @@ from labkit.grading.plain import copied, plain
 class CheckFailed(LabError):
     """The answer is wrong; `earned` holds the points that stand all the same."""
 
-    colour = "31"  # ANSI red
-
     def __init__(self, message, earned=0):
         super().__init__(" ".join(str(message).split()))
         self.earned = earned

@@ -1,0 +1,158 @@
+"""A JupyterLab on a copy of the student notebooks, and a browser that opens them."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+ROOT = Path(__file__).parents[2]
+SHOTS = ROOT / "build" / "screenshots"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox",  # it runs as root in a container
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+TOKEN = "a-learner"
+PATIENCE = int(
+    __import__("os").environ.get("PATIENCE", "120000")
+)  # milliseconds: a busy machine takes long to load torch
+QUIET = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
+}
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A folder with the student notebooks and JupyterLab's settings."""
+    home = tmp_path_factory.mktemp("jupyter")
+    shutil.copytree(ROOT / "notebooks", home / "notebooks")
+    for name, values in QUIET.items():
+        set_up(home, name, values)
+    return home
+
+
+def set_up(home, name, values):
+    """Write JupyterLab's own settings file, which it reads when a page loads."""
+    path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+@pytest.fixture(scope="session")
+def address(home):
+    """Where JupyterLab answers."""
+    folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+    own = {name: str(home / name.lower()) for name in (*folders, "JUPYTERLAB_WORKSPACES_DIR")}
+    own["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--ServerApp.root_dir={home / 'notebooks'}", f"--ServerApp.port={port}"]
+    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}"]
+    with open(home / "log", "w") as log:
+        process = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/api", process, home / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def wait_for(address, process, log):
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            return urllib.request.urlopen(address, timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"JupyterLab does not answer:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=program, args=FLAGS)
+
+
+@pytest.fixture
+def notebook(browser, home, address, request):
+    """`notebook(name, theme)` opens a notebook in a window of a laptop's size."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    expect.set_options(timeout=PATIENCE)
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.set_default_timeout(PATIENCE)
+
+    def opened(name, theme):
+        set_up(home, "apputils-extension/themes", {"theme": f"JupyterLab {theme}"})
+        page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset")
+        expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle")  # a kernel is there
+        return Notebook(page)
+
+    yield opened
+    page.screenshot(path=SHOTS / f"end-of-{request.node.name}.png")  # what a failure looked like
+    page.close()
+
+
+class Notebook:
+    """A notebook that is open in the browser."""
+
+    def __init__(self, page):
+        self.page = page
+
+    def cell(self, code):
+        """The code cell whose source holds `code`."""
+        source = self.page.locator(".jp-InputArea", has_text=code)
+        return self.page.locator(".jp-CodeCell").filter(has=source).first
+
+    def write(self, old, new):
+        """Put `new` into the cell that holds `old`."""
+        self.cell(old).locator(".cm-content").click()
+        self.page.keyboard.press("ControlOrMeta+A")
+        self.page.keyboard.insert_text(new)
+
+    def start(self, code):
+        """Start the cell that holds `code`; the cell."""
+        cell = self.cell(code)
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("ControlOrMeta+Enter")
+        return cell
+
+    def run(self, code, errors=0):
+        """Run the cell that holds `code` to its end; its output. No library may chatter in it."""
+        cell, prompt = self.cell(code), self.cell(code).locator(".jp-InputPrompt")
+        before = prompt.inner_text()
+        self.start(code)
+        expect(prompt).not_to_have_text(before)
+        expect(prompt).to_have_text(re.compile(r"\[\d+\]:"))
+        expect(cell.locator("[data-mime-type$=stderr]")).to_have_count(errors)
+        return cell.locator(".jp-Cell-outputArea")
+
+    def shoot(self, name, part):
+        """Keep a picture of the window, with `part` of the page in view."""
+        part.scroll_into_view_if_needed()
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+    def save(self):
+        """Save, so that the notebook can be opened again as it is."""
+        self.page.keyboard.press("ControlOrMeta+S")
+        expect(self.page.locator(".jp-mod-dirty")).to_have_count(0)

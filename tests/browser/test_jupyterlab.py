@@ -1,0 +1,117 @@
+"""What a learner does and sees. The pictures in build/screenshots are there to be looked at."""
+
+from playwright.sync_api import expect
+
+WRONG = """def lora_forward(x, W, A, B, alpha):
+    return x @ W.T + alpha * (x @ A.T) @ B.T"""
+RIGHT = WRONG.replace("alpha *", "alpha / A.shape[0] *")
+SIX_STEPS = """live.REDRAW_SECONDS = 0.2  # so that a fast machine shows it growing too
+model, tokenizer = models.load()
+inject(model, ["q_proj", "v_proj"], r=8, alpha=16)
+curve, optimizer = train(model, "Your LoRA on home", steps=6)"""
+# each picture that the page shows from here on, and the text beside it
+WATCH = """cell => {
+  window.seen = new Set();
+  const look = () => cell.querySelectorAll("img").forEach(image => window.seen.add(image.src));
+  new MutationObserver(look).observe(cell, {childList: true, subtree: true, attributes: true});
+}"""
+# WCAG's contrast of an element's text with what lies behind it
+CONTRAST = """element => {
+  const light = colour => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(
+      v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ink = light(getComputedStyle(element).color);
+  let behind = element;
+  while (/, 0\\)$|transparent/.test(getComputedStyle(behind).backgroundColor))
+    behind = behind.parentElement;
+  const paper = light(getComputedStyle(behind).backgroundColor);
+  return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+}"""
+
+
+def begin(book, stem):
+    """Run the cells that each lab begins with."""
+    book.run("find_spec")
+    header = book.run(f'labkit.start("{stem}")')
+    expect(header).to_contain_text("Model: SmolLM2-135M-Instruct")
+    book.run("plots, tasks, training")
+
+
+def readable(part):
+    """Whether text stands out from what lies behind it as WCAG AA asks."""
+    return part.evaluate(CONTRAST) >= 4.5
+
+
+def test_lab_2_from_a_wrong_answer_to_a_trained_model(notebook):
+    book = notebook("02_lora.ipynb", "Light")
+    begin(book, "02_lora")
+    expect(book.run("thin_matrices").locator("img")).to_be_visible()
+    book.shoot("lab2-begin", book.cell("thin_matrices"))
+    check = "check.matches_dense"
+    book.run("def lora_forward")
+    expect(book.run(check)).to_contain_text("○ 2.1 lora_forward: not written yet")
+    for answer, verdict, name in ((WRONG, "✗ 2.1", "wrong"), (RIGHT, "✓ 2.1", "right")):
+        book.write("def lora_forward", answer)
+        book.run("def lora_forward")
+        told = book.run(check, errors=int(name == "wrong"))
+        expect(told).to_contain_text(verdict)
+        assert "\n" not in told.inner_text().strip(), "a verdict is one line"
+        assert readable(told.locator("pre > *, pre").last)
+        book.shoot(f"lab2-{name}", told)
+    learn(book)
+    book.save()
+    again = notebook("02_lora.ipynb", "Dark")
+    again.shoot("lab2-dark-begin", again.cell("thin_matrices"))
+    again.shoot("lab2-dark-live", again.cell("REDRAW_SECONDS"))
+
+
+def learn(book):
+    """Reveal what training needs, and see the curve of six steps move and finish."""
+    for exercise, check in (("2.2", "check.layer"), ("2.4", "check.injects")):
+        book.write(check, f'lab.reveal("{exercise}")')
+        told = book.run(f'reveal("{exercise}")')
+        expect(told).to_contain_text(f"◐ {exercise} is revealed")
+    book.shoot("lab2-revealed", told)
+    book.run('tasks.load("home", "train")')
+    book.run("def train(")
+    book.write("Your LoRA learns", SIX_STEPS)
+    cell = book.cell("REDRAW_SECONDS")
+    cell.evaluate(WATCH)
+    book.run("REDRAW_SECONDS")
+    expect(cell.locator("code")).to_contain_text("6/6")
+    assert len(book.page.evaluate("[...window.seen]")) >= 3, "the curve moved"
+    book.shoot("lab2-live", cell.locator("img"))
+
+
+def test_lab_1_the_slider_changes_the_picture(notebook):
+    book = notebook("01_svd.ipynb", "Dark")
+    begin(book, "01_svd")
+    book.write("check.optimal", 'lab.reveal("1.1"); lab.reveal("1.2")')
+    book.run('lab.reveal("1.1")')
+    expect(book.run("A photograph, rank by rank").locator("img")).to_be_visible()
+    book.shoot("lab1-dark-photo", book.cell("A photograph, rank by rank"))
+    part = book.run("Move the slider")
+    picture, readout = part.locator("img"), part.locator(".widget-readout")
+    expect(readout).to_have_text("10")
+    before, source = picture.screenshot(), picture.get_attribute("src")
+    drag(book.page, part.locator(".noUi-handle"), 60)
+    expect(readout).not_to_have_text("10")
+    expect(picture).not_to_have_attribute("src", source)
+    assert picture.screenshot() != before
+    book.shoot("lab1-dark-slider", part)
+    book.save()
+    again = notebook("01_svd.ipynb", "Light")
+    again.shoot("lab1-photo", again.cell("A photograph, rank by rank"))
+
+
+def drag(page, handle, pixels):
+    """Drag `handle` to the right with the mouse."""
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + pixels, y, steps=10)
+    page.mouse.up()
