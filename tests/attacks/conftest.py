@@ -26,24 +26,21 @@ for group in CORPUS:
 
 
 EACH = 7  # attacks of a group in a usual run; LABKIT_ATTACKS=all (make attacks) takes every one
-OPEN = {  # weaknesses that are known; docs/instructor.md names them
-    "answers_for_the_grader": "2.7 can be answered by echoing, once the probe is replaced",
-    "shipped_code_replaced": "2.7 can be answered by echoing, once the probe is replaced",
-    "dense_by_numpy": "2.1 does not see a product that is made in NumPy",
-    "cells_that_parse_slowly": "20 MB of cells take Python's parser more than a minute",
-}
+ALWAYS = (  # these got through once
+    *("answers_for_the_grader", "shipped_code_replaced", "dense_by_numpy"),
+    *("cells_that_parse_slowly", "matches_in_turn", "absmax_that_remembers"),
+    *("packed_count_in_turn", "soup_that_blames_the_norm", "texts_of_the_reference"),
+)
 
 
 def selected():
-    """The attacks of this run, as pytest parameters; known weaknesses are expected to fail."""
+    """The attacks of this run, as pytest parameters."""
     seen, params = {}, []
     for attack in ATTACKS:
         seen[attack.group] = seen.get(attack.group, 0) + 1
         every = os.environ.get("LABKIT_ATTACKS") == "all"
-        if every or seen[attack.group] <= EACH or attack.name in list(OPEN)[:3]:
-            why = OPEN.get(attack.name)
-            marks = [pytest.mark.xfail(reason=why, strict=False)] if why else []
-            params.append(pytest.param(attack, marks=marks, id=f"{attack.group}-{attack.name}"))
+        if every or seen[attack.group] <= EACH or attack.name in ALWAYS:
+            params.append(pytest.param(attack, id=f"{attack.group}-{attack.name}"))
     return params
 
 
@@ -103,6 +100,7 @@ def _grade(attacks, folder):
         patch.setenv("HOME", str(home))
         patch.setenv("TMPDIR", str(work))
         patch.setenv("LORA_ATTACK", SECRET)
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))  # the judge's own torch
         patch.setattr(tempfile, "tempdir", None)
         before = outside.snapshot(home, work, submissions)
         rows = grade_all(submissions, out)
