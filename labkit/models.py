@@ -83,20 +83,6 @@ def load(name="smollm2-135m", dtype=None, device=None, **options):
     return model.to(where).eval(), transformers.AutoTokenizer.from_pretrained(found)
 
 
-def load_nf4(name="smollm2-135m", dtype=None):
-    """The same with linear layers in NF4, double-quantised: the base of QLoRA on this machine."""
-    import transformers
-
-    where = hardware.device()
-    how = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=hardware.precision(where),
-    )
-    return load(name, dtype, quantization_config=how, device_map={"": where})
-
-
 def default():
     """`hardware.default_model()`, once it is here; else the labs' model, and a line says so."""
     name = hardware.default_model()

@@ -47,8 +47,8 @@ def main(
         name = model or models.default()
         models.path(name)
         data = _rows(task, rows)
-        load = models.load_nf4 if method == "qlora" else models.load
-    base, tokenizer = load(name, dtype=getattr(torch, dtype, None))
+    how = _in_4_bits() if method == "qlora" else {}
+    base, tokenizer = models.load(name, dtype=getattr(torch, dtype, None), **how)
     args = _arguments(name, method, batch, state.num_processes, steps, learning_rate, seed)
     begun = time.perf_counter()
     result = _finetune(base, tokenizer, data, rank, args, f"{task} on {Path(name).name}")
@@ -61,6 +61,18 @@ def _rows(task, n):
 
     data = tasks.load(task)
     return data.select(range(min(n, len(data)))) if n else data
+
+
+def _in_4_bits():
+    """How `from_pretrained` loads the base of a QLoRA on this process's device."""
+    from labkit import hardware
+    from labkit.memory.adapted import in_4_bits
+    from labkit.memory.settings import Settings
+
+    where = hardware.device()
+    kind = str(hardware.precision(where)).removeprefix("torch.")
+    settings = Settings(method="qlora", dtype=kind)
+    return {"quantization_config": in_4_bits(settings), "device_map": {"": where}}
 
 
 def _arguments(name, method, batch, n_processes, steps, learning_rate, seed):

@@ -678,9 +678,10 @@ known = (
     "measured 13.84 GB for Llama-2-7B in NF4 on an A100, 21.30 GB in bf16."
 )
 if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
-    large = models.default()
+    large, kind = models.default(), "t4" if lab.dtype == torch.float16 else "a100"
+    how = {"quantization_config": qlora_config(kind), "device_map": {"": lab.device}}
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    tuned = get_peft_model(models.load_nf4(large)[0], config).train()
+    tuned = get_peft_model(models.load(large, **how)[0], config).train()
     torch.cuda.reset_peak_memory_stats()
     paged = train(tuned, f"QLoRA of {large}", make=bnb.optim.PagedAdamW32bit)
     peak = torch.cuda.max_memory_allocated() / 1e9

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 import labkit
@@ -62,6 +63,27 @@ def test_an_experiment_waits_for_open_exercises(lab, capsys):
     )
     assert lab.experiment("Training", 60, needs=["2.8"]) is True
     assert "about 60 s" in capsys.readouterr().out
+
+
+def test_a_cell_for_a_gpu_is_one_line_without_one(lab, capsys, monkeypatch):
+    lab, _ = lab
+    lab.device = "cpu"
+    assert not lab.gpu("Paging", "litgpt measured 13.84 GB on an A100.")
+    line = "◇ Paging: there is no GPU here. litgpt measured 13.84 GB on an A100.\n"
+    assert capsys.readouterr().out == line
+    assert not lab.gpu("Paging", "13.84 GB.", needs=["2.1"])
+    assert "waits for 2.1" in capsys.readouterr().out
+    lab.device = "cuda"
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    assert lab.gpu("Paging", "13.84 GB.")
+    assert capsys.readouterr().out == "◆ Paging · on Tesla T4\n"
+
+
+def test_the_header_says_what_a_t4_computes_in(lab, monkeypatch):
+    lab, _ = lab
+    lab.device, lab.dtype = "cuda", torch.float16
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    assert " · Tesla T4 · float16, weights float32 · seed 0 · " in lab.header()
 
 
 def test_an_experiment_counts_down_and_says_what_it_took(lab, shown, monkeypatch):

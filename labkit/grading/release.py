@@ -118,6 +118,10 @@ def _titles(root: Path) -> list[tuple[str, str]]:
 
 def makefile(text: str) -> str:
     """Return the course's Makefile with the one target that students need: `lab`."""
-    blocks = [b for b in text.split("\n\n") if not b.startswith(("run:", "test:", "attacks:"))]
-    kept = "\n\n".join(blocks).replace(".PHONY: run lab test attacks", ".PHONY: lab")
+    blocks = [
+        b
+        for b in text.split("\n\n")
+        if not b.startswith(("run:", "test:", "test-gpu:", "attacks:"))
+    ]
+    kept = "\n\n".join(blocks).replace(".PHONY: run lab test attacks test-gpu", ".PHONY: lab")
     return re.sub(r"(?m)^NBVAL .*\n", "", kept)

@@ -43,9 +43,19 @@ def build(config, settings):
 def _quantise(model, settings):
     """Replace linear layers by bitsandbytes' as transformers does when it loads in 4-bit."""
     from bitsandbytes.nn import Linear4bit
-    from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
+
+    replace_with_bnb_linear(model, get_keys_to_not_convert(model), in_4_bits(settings))
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and module.bias is not None:  # loaded in its own dtype
+            module.bias.data = module.bias.data.to(getattr(torch, settings.dtype))
+    model.is_loaded_in_4bit = True
+
+
+def in_4_bits(settings):
+    """The `BitsAndBytesConfig` of these settings."""
+    from transformers import BitsAndBytesConfig
 
     how = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -53,11 +63,7 @@ def _quantise(model, settings):
         bnb_4bit_use_double_quant=settings.double_quant,
         bnb_4bit_compute_dtype=torch.float16 if settings.dtype == "float16" else torch.bfloat16,
     )
-    replace_with_bnb_linear(model, get_keys_to_not_convert(model), how)
-    for module in model.modules():
-        if isinstance(module, Linear4bit) and module.bias is not None:  # loaded in its own dtype
-            module.bias.data = module.bias.data.to(getattr(torch, settings.dtype))
-    model.is_loaded_in_4bit = True
+    return how
 
 
 def _with_adapter(model, settings):

@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from labkit import hardware
+
+hardware.one_card()  # as in a notebook
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 FIGURES = Path(__file__).parents[2] / "build" / "gpu.json"
 

@@ -48,7 +48,8 @@ def test_qlora_takes_what_was_simulated(device, record, checkpointing):
     peak = real.peak_of_steps(config, settings, device)
     measured = held_peak(peak, device) - before
     record(simulated=simulated, measured=measured, tracked=peak.bytes, reserved=peak.reserved_bytes)
-    assert measured == pytest.approx(simulated, rel=0.03)
+    # a card adds cuBLAS' workspaces and the allocator's rounding
+    assert measured == pytest.approx(simulated, rel=0.03 if device == "cuda" else 0.001)
 
 
 def test_track_says_what_torchs_allocator_says(device, record):
