@@ -668,7 +668,6 @@ if lab.experiment("Where the bytes of a step are", 26, needs=["4.6"]):
 # comes back when it is needed. It does not make the states smaller. It lets a peak pass that lasts
 # for a moment, such as one long sequence. In a Trainer it is `optim="paged_adamw_32bit"`, or
 # `"paged_adamw_8bit"`, whose states are smaller too.
-
 #
 # The cell takes the largest SmolLM2 that your card has room for, up to 1.7 billion parameters.
 
