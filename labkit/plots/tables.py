@@ -28,7 +28,7 @@ def compare_answers(questions, wanted, answers, rows=8):
 
 def _code(text, limit=280):
     short = text if len(text) <= limit else text[:limit] + " …"
-    return f"<small>{escape(short)}</small>"
+    return f'<span style="font-size:0.93em">{escape(short)}</span>'
 
 
 def _row(cells, tag):

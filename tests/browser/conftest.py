@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from labkit import models
+
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "build" / "screenshots"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -38,7 +40,8 @@ QUIET = {
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
-    """A folder with the student notebooks and JupyterLab's settings."""
+    """A folder with the student notebooks and JupyterLab's settings; the model is in the cache."""
+    models.fetch()
     home = tmp_path_factory.mktemp("jupyter")
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
     for name, values in QUIET.items():

@@ -5,10 +5,10 @@ from playwright.sync_api import expect
 WRONG = """def lora_forward(x, W, A, B, alpha):
     return x @ W.T + alpha * (x @ A.T) @ B.T"""
 RIGHT = WRONG.replace("alpha *", "alpha / A.shape[0] *")
-SIX_STEPS = """live.REDRAW_SECONDS = 0.2  # so that a fast machine shows it growing too
+FOUR_STEPS = """live.REDRAW_SECONDS = 0.2  # so that a fast machine shows it growing too
 model, tokenizer = models.load()
 inject(model, ["q_proj", "v_proj"], r=8, alpha=16)
-curve, optimizer = train(model, "Your LoRA on home", steps=6)"""
+curve, optimizer = train(model, "Your LoRA on home", steps=4)"""
 # each picture that the page shows from here on, and the text beside it
 WATCH = """cell => {
   window.seen = new Set();
@@ -36,6 +36,7 @@ def begin(book, stem):
     book.run("find_spec")
     header = book.run(f'labkit.start("{stem}")')
     expect(header).to_contain_text("Model: SmolLM2-135M-Instruct")
+    book.shoot(f"{stem}-header", header)
     book.run("plots, tasks, training")
 
 
@@ -48,7 +49,7 @@ def test_lab_2_from_a_wrong_answer_to_a_trained_model(notebook):
     book = notebook("02_lora.ipynb", "Light")
     begin(book, "02_lora")
     expect(book.run("thin_matrices").locator("img")).to_be_visible()
-    book.shoot("lab2-begin", book.cell("thin_matrices"))
+    book.shoot("02_lora-begin", book.cell("thin_matrices"))
     check = "check.matches_dense"
     book.run("def lora_forward")
     expect(book.run(check)).to_contain_text("○ 2.1 lora_forward: not written yet")
@@ -59,30 +60,30 @@ def test_lab_2_from_a_wrong_answer_to_a_trained_model(notebook):
         expect(told).to_contain_text(verdict)
         assert "\n" not in told.inner_text().strip(), "a verdict is one line"
         assert readable(told.locator("pre > *, pre").last)
-        book.shoot(f"lab2-{name}", told)
+        book.shoot(f"02_lora-{name}", told)
     learn(book)
     book.save()
     again = notebook("02_lora.ipynb", "Dark")
-    again.shoot("lab2-dark-begin", again.cell("thin_matrices"))
-    again.shoot("lab2-dark-live", again.cell("REDRAW_SECONDS"))
+    again.shoot("02_lora-dark-begin", again.cell("thin_matrices"))
+    again.shoot("02_lora-dark-live", again.cell("REDRAW_SECONDS"))
 
 
 def learn(book):
-    """Reveal what training needs, and see the curve of six steps move and finish."""
+    """Reveal what training needs, and see the curve of four steps move and finish."""
     for exercise, check in (("2.2", "check.layer"), ("2.4", "check.injects")):
         book.write(check, f'lab.reveal("{exercise}")')
         told = book.run(f'reveal("{exercise}")')
         expect(told).to_contain_text(f"◐ {exercise} is revealed")
-    book.shoot("lab2-revealed", told)
+    book.shoot("02_lora-revealed", told)
     book.run('tasks.load("home", "train")')
     book.run("def train(")
-    book.write("Your LoRA learns", SIX_STEPS)
+    book.write("Your LoRA learns", FOUR_STEPS)
     cell = book.cell("REDRAW_SECONDS")
     cell.evaluate(WATCH)
     book.run("REDRAW_SECONDS")
-    expect(cell.locator("code")).to_contain_text("6/6")
+    expect(cell.locator("code")).to_contain_text("4/4")
     assert len(book.page.evaluate("[...window.seen]")) >= 3, "the curve moved"
-    book.shoot("lab2-live", cell.locator("img"))
+    book.shoot("02_lora-live", cell.locator("img"))
 
 
 def test_lab_1_the_slider_changes_the_picture(notebook):
@@ -91,7 +92,7 @@ def test_lab_1_the_slider_changes_the_picture(notebook):
     book.write("check.optimal", 'lab.reveal("1.1"); lab.reveal("1.2")')
     book.run('lab.reveal("1.1")')
     expect(book.run("A photograph, rank by rank").locator("img")).to_be_visible()
-    book.shoot("lab1-dark-photo", book.cell("A photograph, rank by rank"))
+    book.shoot("01_svd-dark-photo", book.cell("A photograph, rank by rank"))
     part = book.run("Move the slider")
     picture, readout = part.locator("img"), part.locator(".widget-readout")
     expect(readout).to_have_text("10")
@@ -99,11 +100,12 @@ def test_lab_1_the_slider_changes_the_picture(notebook):
     drag(book.page, part.locator(".noUi-handle"), 60)
     expect(readout).not_to_have_text("10")
     expect(picture).not_to_have_attribute("src", source)
+    picture.evaluate("image => image.decode()")
     assert picture.screenshot() != before
-    book.shoot("lab1-dark-slider", part)
+    book.shoot("01_svd-dark-slider", part)
     book.save()
     again = notebook("01_svd.ipynb", "Light")
-    again.shoot("lab1-photo", again.cell("A photograph, rank by rank"))
+    again.shoot("01_svd-photo", again.cell("A photograph, rank by rank"))
 
 
 def drag(page, handle, pixels):
