@@ -11,7 +11,7 @@ DEFINITION = re.compile(
 )
 REVEAL = re.compile(r"\.\s*reveal\(\s*(?:id\s*=\s*)?[\"'](.+?)[\"']")
 CELLS = 20_000
-PARSED = 200_000  # characters in one cell that are parsed, and five times as many in all
+PARSED = 200_000  # characters in one cell that are parsed, and twice as many in all
 CODE = 8_000_000  # characters of code in all; the course's own notebooks have 12,000 to 23,000
 
 
@@ -28,7 +28,7 @@ class Submission:
     started: set = field(default_factory=set)  # stems of labs that it starts
 
     def __post_init__(self):
-        left, self.defines, self._reveals = 5 * PARSED, [], set()
+        left, self.defines, self._reveals = 2 * PARSED, [], set()
         for source in self.cells:
             short = len(source) <= min(left, PARSED)
             left -= len(source) if short else 0
