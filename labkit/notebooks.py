@@ -16,6 +16,8 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# Colab and JupyterLab show the first line of the set-up cell in its place
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 # With --target nothing that is installed changes. What comes after is in labkit/colab.py.
 BOOTSTRAP = """\
 # @title Set-up: brings the course to Colab; where it is installed, this cell does nothing
@@ -110,7 +112,7 @@ def to_notebook(text: str, name: str, project: dict) -> str:
     cells.insert(1, nbformat.v4.new_code_cell(bootstrap(project)))
     book = {"nbformat": 4, "nbformat_minor": 4, "metadata": METADATA}  # 4.4: no cell ids yet
     book["cells"] = [_plain(cell) for cell in cells]
-    book["cells"][1]["metadata"] = {"cellView": "form"}  # Colab shows the title in its place
+    book["cells"][1]["metadata"] = FOLDED
     return nbformat.writes(nbformat.from_dict(book)) + "\n"
 
 

@@ -90,7 +90,8 @@ def test_notebook_files_hold_no_noise_and_the_same_bytes_each_time(course):
     assert (book["nbformat"], book["nbformat_minor"]) == (4, 4)
     assert set(book["metadata"]) == {"kernelspec", "language_info"}
     assert text.endswith("}\n") and not text.endswith("\n\n")
-    metadata = [{}, {"cellView": "form"}, {}, {"tags": ["experiment"]}]
+    folded = {"cellView": "form", "jupyter": {"source_hidden": True}}
+    metadata = [{}, folded, {}, {"tags": ["experiment"]}]
     assert [cell["metadata"] for cell in book["cells"]] == metadata
     for cell in book["cells"]:
         assert "id" not in cell
