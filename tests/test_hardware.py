@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
-from labkit import doctor, download, finetuning, hardware, models
+from labkit import doctor, download, hardware, lean, models
 
 GIB = 2**30
 CARDS = {  # compute capability, memory
@@ -169,7 +169,7 @@ def test_what_finetune_multiplies_in(card, tmp_path, machine, weights, asked, wa
         object.__setattr__(args, name, value)
     card(machine)
     model = SimpleNamespace(dtype=weights, device=torch.device("cuda"))
-    assert finetuning.mixed_precision(args, model) == {"bf16": wanted[0], "fp16": wanted[1]}
+    assert lean.mixed_precision(args, model) == {"bf16": wanted[0], "fp16": wanted[1]}
 
 
 @pytest.mark.parametrize("base", [torch.float16, torch.float32])
@@ -181,14 +181,14 @@ def test_finetune_trains_in_fp32_under_a_gradient_scaler(monkeypatch, tmp_path, 
                 parameter.data = parameter.data.to(torch.bfloat16)
         return SimpleNamespace(model=adapted, args=args)
 
-    monkeypatch.setattr(finetuning, "LeanTrainer", trl)
-    monkeypatch.setattr(finetuning, "_rows", lambda dataset, tokenizer: dataset)
-    monkeypatch.setattr(finetuning, "_lean", lambda args, model: SimpleNamespace(fp16=True))
+    monkeypatch.setattr(lean, "LeanTrainer", trl)
+    monkeypatch.setattr(lean, "_rows", lambda dataset, tokenizer: dataset)
+    monkeypatch.setattr(lean, "settings", lambda args, model: SimpleNamespace(fp16=True))
     lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = finetuning.lean_trainer(tiny(base), None, None, lora, None)
-    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    made = lean.lean_trainer(tiny(base), None, None, lora, None)
+    trained = [p for p in made.model.parameters() if p.requires_grad]
     assert trained and {p.dtype for p in trained} == {torch.float32}
-    assert trainer.model.get_base_model().dtype == base
+    assert made.model.get_base_model().dtype == base
 
 
 def test_doctor_on_a_t4_and_on_an_a100(card, monkeypatch):
