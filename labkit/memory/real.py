@@ -76,9 +76,12 @@ def step(model, optimizer, settings):
     kept = settings.answer_tokens or 0
     for _ in range(settings.accumulation):
         ids = torch.randint(vocab, (settings.batch, settings.seq), device=model.device)
+        batch = {"input_ids": ids, "labels": ids[:, -kept:]}
+        if settings.padded:
+            batch["attention_mask"] = torch.ones_like(ids)
+            batch["attention_mask"][0, -1] = 0
         with torch.autocast(kind, compute, enabled=settings.autocast):
-            labels = ids[:, -kept:]
-            loss = model(input_ids=ids, labels=labels, use_cache=False, logits_to_keep=kept).loss
+            loss = model(**batch, use_cache=False, logits_to_keep=kept).loss
         loss.backward()
         found = loss.item()
         del loss
