@@ -1,5 +1,6 @@
 """What students and Gradescope get: nothing that gives an answer away, and all that is needed."""
 
+import contextlib
 import json
 import os
 import re
@@ -185,14 +186,36 @@ def test_help_has_an_example(capsys):
 
 
 def test_the_checks_in_the_guide_are_checks(tmp_path):
-    guide = (ROOT / "docs/instructor.md").read_text("utf-8")
-    blocks = [b for b in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "@exercise" in b]
+    blocks = [b for b in code_of("instructor") + code_of("maintainer") if "@exercise" in b]
     found = []
     for number, block in enumerate(blocks):
         path = tmp_path / f"guide{number}.py"
         path.write_text(block, "utf-8")
         found += [check.exercise["id"] for check in private.load(path)]
     assert found == ["2.10", "2.9", "7.1"]
+
+
+def test_the_lab_in_the_guide_is_a_lab(tmp_path, capsys):
+    master, checks = code_of("maintainer")
+    path = tmp_path / "lab07.py"
+    path.write_text(checks, "utf-8")
+    (norm,) = private.load(path)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    for solved, verdict in ((True, "✓ 7.1"), (False, "○ 7.1")):
+        text = notebooks.to_notebook(notebooks.cut(master, solved), "07", project)
+        cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"]]
+        assert any('labkit.start("07_norms")' in cell for cell in cells)
+        names = {}
+        exec(next(cell for cell in cells if "def update_norm" in cell), names)
+        with contextlib.suppress(LabError):
+            norm(names["update_norm"])
+        assert verdict in capsys.readouterr().out
+
+
+def code_of(guide):
+    """The Python blocks of a guide."""
+    text = (ROOT / "docs" / f"{guide}.md").read_text("utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.mark.parametrize("options", [[], ["--gradescope"]])
