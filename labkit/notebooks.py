@@ -18,13 +18,14 @@ METADATA = {
 }
 # Colab and JupyterLab show the first line of the set-up cell in its place
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
-# With --target nothing that is installed changes. What comes after is in labkit/colab.py.
+# With --target nothing that is installed changes. The folder is called site-packages: a module from
+# elsewhere dill, and so datasets, would pickle by value. What comes after is in labkit/colab.py.
 BOOTSTRAP = """\
 # @title Set-up: brings the course to Colab; where it is installed, this cell does nothing
 import importlib.util, os, subprocess, sys
 
 if not importlib.util.find_spec("labkit"):
-    folder = os.path.expanduser("~/.lora-labs")
+    folder = os.path.expanduser("~/.lora-labs/site-packages")
     pip = [sys.executable, "-m", "pip", "install", "-qqU", "--no-deps", "--target", folder]
     if subprocess.run([*pip, "COURSE"]).returncode == 0:
         sys.path.insert(0, folder)
