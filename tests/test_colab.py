@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from nbclient import NotebookClient
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-ADDRESS, VERSION = "https://github.com/lora-labs/lora-labs", "v0.1.0"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # from Colab's list of January 2026 (googlecolab/backend-info), as far as it meets our needs
 COLAB = {
     "accelerate": "1.12.0",
@@ -55,12 +56,12 @@ def published(tmp_path_factory):
         shutil.copy(ROOT / name, tree)
     author = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
     commit = [*author, "commit", "-qm", "All of it"]
-    for command in (["init", "-q"], ["add", "."], commit, ["tag", VERSION]):
+    for command in (["init", "-q"], ["add", "."], commit, ["tag", f"v{PROJECT['version']}"]):
         subprocess.run(["git", *command], cwd=tree, check=True)
     return {
         "GIT_CONFIG_COUNT": "2",
         "GIT_CONFIG_KEY_0": f"url.file://{tree}.insteadOf",
-        "GIT_CONFIG_VALUE_0": ADDRESS,
+        "GIT_CONFIG_VALUE_0": PROJECT["urls"]["Repository"],
         "GIT_CONFIG_KEY_1": "safe.directory",
         "GIT_CONFIG_VALUE_1": "*",
     }

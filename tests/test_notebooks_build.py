@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -135,7 +136,9 @@ def test_bootstrap_does_nothing_where_labkit_is_installed(course, monkeypatch, c
     exec(source, {})
     assert (calls, sys.path, capsys.readouterr().out) == ([], path, "")
     exec(source.replace('"labkit"', '"labkit_that_is_not_there"'), {})
-    assert [call[-1] for call in calls] == ["git+https://github.com/lora-labs/lora-labs@v0.1.0"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = f"git+{project['urls']['Repository']}@v{project['version']}"
+    assert [call[-1] for call in calls] == [wanted]
     told = capsys.readouterr().out
     assert told.startswith("✗ The course could not be fetched") and told.count("\n") == 1
 
