@@ -29,10 +29,12 @@ def bring_libraries():
         if wanted := missing():
             print(f"Bringing {', '.join(wanted)}. A minute or two …", flush=True)
             _pip("--upgrade", "--no-deps", "--target", FOLDER, *wanted)
-            importlib.invalidate_caches()
     except BaseException:
-        _forget_labkit()
+        sys.path[:] = [path for path in sys.path if path != FOLDER]
+        _unload({"labkit"})  # so that the first cell begins anew when it is run again
         raise
+    importlib.invalidate_caches()
+    _unload(_older())
     print("The course is here. What was installed before is as it was.")
 
 
@@ -56,10 +58,16 @@ def _pip(*arguments):
         raise LabError(f"✗ The libraries could not be brought. pip says: {reason}")
 
 
-def _forget_labkit():
-    """Undo the import, so that the first cell of the notebook begins anew when it is run again."""
-    sys.path[:] = [path for path in sys.path if path != FOLDER]
-    for name in [name for name in sys.modules if name.partition(".")[0] == "labkit"]:
+def _older():
+    """Modules that were loaded before and that the folder has too: Colab begins with pyarrow."""
+    own = {path.name.partition(".")[0] for path in Path(FOLDER).iterdir()} & set(sys.modules)
+    files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in own}
+    return {name for name, file in files.items() if not file.startswith(FOLDER)}
+
+
+def _unload(packages):
+    """Forget the modules of `packages`; the next import finds the folder's."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
         del sys.modules[name]
 
 
