@@ -481,7 +481,9 @@ def test_ctrl_c_ends_every_process_at_once(tmp_path):
     folder.mkdir()
     (folder / "a.ipynb").write_bytes(_notebook(SCALING))
     (folder / "b.ipynb").write_bytes(_notebook(SCALING, "while True: pass"))
-    code = "from labkit import cli; cli.main()"
+    # a shell's background job ignores SIGINT, and so would what these tests start from there
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from labkit import cli; cli.main()"
     argv = ["grade", str(folder), "--out", str(tmp_path / "out"), "--jobs", "1"]
     run = subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.DEVNULL)
     results = tmp_path / "out" / "graded"
