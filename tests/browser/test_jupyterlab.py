@@ -35,11 +35,13 @@ def begin(book, stem):
     """Run the cells that each lab begins with; the first is folded and has nothing to do here."""
     folded = book.page.locator(".jp-CodeCell").first
     expect(folded).to_contain_text("Set-up: brings the course to Colab")
-    folded.locator(".jp-InputPrompt").click()
-    book.page.keyboard.press("ControlOrMeta+Enter")
+    book.page.locator(".jp-MarkdownCell h1").click()
+    for _ in range(2):
+        book.page.keyboard.press("Shift+Enter")
     header = book.run(f'labkit.start("{stem}")')
     expect(header).to_contain_text("Model: SmolLM2-135M-Instruct")
     expect(book.cell("labkit.start").locator(".jp-InputPrompt")).to_have_text("[2]:")
+    expect(folded.locator(".jp-InputPlaceholder")).to_be_visible()
     expect(folded.locator(".jp-OutputArea-output")).to_have_count(0)
     book.shoot(f"{stem}-header", header)
     book.run("plots, tasks, training")
