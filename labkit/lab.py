@@ -28,6 +28,9 @@ def start(stem):
     contract.session.records.clear()
     lab = Lab(stem, check)
     torch.manual_seed(lab.seed)
+    names = [name for exercise in lab.exercises for name in exercise["names"]]
+    for name in names if get_ipython() else ():  # a check before its cell is no traceback
+        get_ipython().user_ns.setdefault(name, contract.NotRun(name))
     print(lab.header())
     return lab, check
 
@@ -45,7 +48,8 @@ class Lab:
     def header(self):
         """Two lines: the machine and its precision; the model and where it comes from."""
         on_gpu = self.device == "cuda"
-        chip = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
+        n = torch.get_num_threads()
+        chip = torch.cuda.get_device_name() if on_gpu else f"{n} CPU thread{'s' * (n > 1)}"
         kind = str(self.dtype).removeprefix("torch.")
         if self.dtype == torch.float16:
             kind += ", weights float32"

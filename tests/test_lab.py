@@ -86,6 +86,22 @@ def test_the_header_says_what_a_t4_computes_in(lab, monkeypatch):
     assert " · Tesla T4 · float16, weights float32 · seed 0 · " in lab.header()
 
 
+def test_a_check_before_its_cell_is_one_line(monkeypatch, capsys):
+    shell = InteractiveShell.instance()
+    names = {"lora_forward": scaling}  # what is there already stays
+    monkeypatch.setattr(shell, "user_ns", names)
+    monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
+    _, check = labkit.start("02_lora")
+    capsys.readouterr()
+    assert names["lora_forward"] is scaling
+    check.scales(names["scaling"])
+    assert capsys.readouterr().out == "○ 2.8 scaling: its cell has not been run yet\n"
+    with pytest.raises(NameError, match="'scaling' is not defined"):
+        names["scaling"](16, 8)
+    check.scales(scaling)
+    assert "✓ 2.8" in capsys.readouterr().out
+
+
 def test_an_experiment_counts_down_and_says_what_it_took(lab, shown, monkeypatch):
     lab, _ = lab
     shell, clock = InteractiveShell.instance(), [100.0]

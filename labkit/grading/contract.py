@@ -27,6 +27,17 @@ class NotWritten(Exception):
     """The learner's stub is still there."""
 
 
+class NotRun:
+    """Stands for an exercise's function or class in a notebook until its cell is run."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, *_, **__):
+        """NameError: what the name would have been without this."""
+        raise NameError(f"name {self.name!r} is not defined: run its cell first")
+
+
 @dataclass
 class Session:
     """Where the learner's code lives and which seed the inputs come from: here, and 0."""
@@ -103,6 +114,9 @@ def exercise(id, points):
             session.exercise = id
             if len(objects) != len(names):
                 raise CheckFailed(f"This check is called as check.{check.__name__}({listed})")
+            if absent := [o.name for o in objects if isinstance(o, NotRun)]:
+                print(f"○ {id} {absent[0]}: its cell has not been run yet")
+                return
             try:
                 note = check(*objects)
             except NotWritten:
