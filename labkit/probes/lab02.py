@@ -176,16 +176,22 @@ def counted(count_params, d, vocab):
 
 
 def counted_smollm2(count_params, r):
-    """`count_params` of SmolLM2-135M on the meta device with PEFT's LoRA on q and v."""
-    from peft import LoraConfig, get_peft_model
+    """`count_params` of SmolLM2-135M on the meta device with A and B on q and v, the rest frozen.
+
+    Not by PEFT, which looks at every module many times: this is asked for each submission.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152}
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True))
-        config = LoraConfig(r=r, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        return count_params(get_peft_model(model, config))
+        model.requires_grad_(False)
+        for layer in model.model.layers:
+            for base in (layer.self_attn.q_proj, layer.self_attn.v_proj):
+                base.A = nn.Parameter(torch.empty(r, base.in_features))
+                base.B = nn.Parameter(torch.empty(base.out_features, r))
+        return count_params(model)
 
 
 def merging(merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x):
