@@ -12,17 +12,23 @@ from labkit import packing, training
 
 def score(model, tokenizer, dataset):
     """(share of answers right to the letter, mean loss in nats a token) of conversations."""
+    return _marks(_answers(model, tokenizer, dataset))
+
+
+def said(model, tokenizer, dataset):
+    """`score`, and third the logits (k, vocab), fp32 and on the CPU, at the k answer tokens."""
+    parts = [(x.cpu(), y.cpu(), n) for x, y, n in _answers(model, tokenizer, dataset)]
+    return *_marks(parts), torch.cat([logits for logits, *_ in parts])
+
+
+def _marks(parts):
+    """(share of answers right, mean loss) of what `_answers` yields."""
     right, losses = [], []
-    for logits, targets, lengths in _answers(model, tokenizer, dataset):
+    for logits, targets, lengths in parts:
         losses.append(F.cross_entropy(logits, targets, reduction="none"))
         hits = (logits.argmax(-1) == targets).split(lengths)
         right += [bool(hit[:-1].all()) for hit in hits]  # the last token, a newline, is never asked
     return sum(right) / len(right), torch.cat(losses).mean().item()
-
-
-def said(model, tokenizer, dataset):
-    """The logits (k, vocab), fp32 and on the CPU, at the k answer tokens of conversations."""
-    return torch.cat([logits.cpu() for logits, *_ in _answers(model, tokenizer, dataset)])
 
 
 @torch.no_grad()
