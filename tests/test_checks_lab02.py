@@ -149,6 +149,11 @@ def count_by_id(model):
     return [trainable, total]
 
 
+def count_by_address(model):
+    once = {p.data_ptr(): p for p in model.parameters()}.values()
+    return sum(p.numel() for p in once if p.requires_grad), sum(p.numel() for p in once)
+
+
 def count_with_filter(model):
     size = lambda ps: sum(map(torch.numel, ps))  # noqa: E731
     return size(filter(lambda p: p.requires_grad, model.parameters())), size(model.parameters())
@@ -277,6 +282,7 @@ RIGHT = [
     (check.counts, count_params),
     (check.counts, count_by_id),
     (check.counts, count_with_filter),
+    (check.counts, count_by_address),
     (check.merges, merge_, unmerge_, LoRALinear),
     (check.merges, merge_keep, unmerge_keep, LoRALinear),
     (check.merges, merge_by_scaling, unmerge_by_scaling, ByScaling),
@@ -350,6 +356,8 @@ LAYERS = [
     (_layer(init=lambda s, *_: s.A.requires_grad_(False)), "A does not require grad"),
     (_layer(forward=lambda s, x: x @ s.base.weight.T + _update(s, x)), "bias is lost"),
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x) * s.r), "alpha is not divided by r"),
+    (_layer(init=lambda s, *_: setattr(s, "scaling", s.scaling // 1)), "//"),
+    (_layer(forward=lambda s, x: s.base(x) + _update(s, x) * (s.scaling // 1 / s.scaling)), "//"),
     (_layer(forward=lambda s, x: s.base(x)), "update is missing"),
     (_layer(forward=lambda s, x: s.base(s.drop(x)) + _update(s, x)), "dropout hits the base"),
     (
@@ -424,6 +432,7 @@ INJECTIONS = [
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, 4, a)), "r is not passed"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, r, r)), "alpha is not passed on"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, r, a * r)), "not divided by r"),
+    (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, r, a // r * r)), "//"),
     (_inject_with(_last, wrap=_hung), "change nothing"),
     (_inject_with(lambda n, t: n.startswith("layers.0") and _last(n, t)), "left layers.1"),
 ]
@@ -513,7 +522,9 @@ WRONG = [
             (_dense_in_place, "as large as W"),
             (_dense_in_lists, "as large as W"),
             (lambda x, W, A, B, alpha: x @ W + x @ A @ B, "RuntimeError"),
-            (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "wanted"),
+            (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "by d_out"),
+            (lambda x, W, A, B, alpha: x @ W.T + alpha / len(A.T) * x @ A.T @ B.T, "by d_in"),
+            (lambda x, W, A, B, alpha: x @ W.T + alpha // len(A) * x @ A.T @ B.T, "//"),
             (lambda x, W, A, B, alpha: None, "return"),
             (
                 lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) ** 0.5 * x @ A.T @ B.T,
@@ -526,6 +537,13 @@ WRONG = [
         for f, word in [
             (lambda x, W, A, B, a, dY: (B.T @ dY.T @ x, dY.T @ x @ A.T), "factor alpha / r"),
             (lambda x, W, A, B, a, dY: (a * B.T @ dY.T @ x, a * dY.T @ x @ A.T), "not divided"),
+            (
+                lambda x, W, A, B, a, dY: (
+                    a // len(A) * B.T @ dY.T @ x,
+                    a // len(A) * dY.T @ x @ A.T,
+                ),
+                "//",
+            ),
             (lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY)[::-1], "dA has shape"),
             (lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY)[0], "pair"),
             (lambda x, W, A, B, a, dY: [g / 6 for g in lora_gradients(x, W, A, B, a, dY)], "sums"),
@@ -543,6 +561,12 @@ WRONG = [
                 "tied",
             ),
             (lambda m: (count_params(m)[0], count_params(m)[0]), "frozen parameters belong"),
+            (
+                lambda m: [
+                    sum(p.numel() for p in m.parameters() if p.requires_grad == t) for t in (1, 0)
+                ],
+                "what trains belongs",
+            ),
             (lambda m: (count_params(m)[0], len(list(m.parameters()))), "numel"),
             (lambda m: (count_params(m)[1], count_params(m)[1]), "total"),
         ]

@@ -363,6 +363,11 @@ def _overlap(cut=None, scale=None, power=2):
     return wrong
 
 
+def _first_rows(A1, A2, i, j):
+    Q1, Q2 = torch.linalg.qr(A1[:i].T)[0], torch.linalg.qr(A2[:j].T)[0]
+    return (Q1.T @ Q2).square().sum().item() / min(i, j)
+
+
 OVERLAPS = [
     (_overlap(scale=lambda i, j: 1), "divide by min"),
     (_overlap(scale=max), "divide by min"),
@@ -372,6 +377,7 @@ OVERLAPS = [
     (_overlap(power=1), "not squared"),
     (_overlap(cut=lambda V, k: V[:, :k]), "columns of Vh|RuntimeError"),
     (lambda A1, A2, i, j: (A1[:i] @ A2[:j].T).square().sum().item() / min(i, j), "rows of A"),
+    (_first_rows, "first rows"),
     (lambda A1, A2, i, j: subspace_similarity(A1.T, A2.T, i, j), "RuntimeError|wanted"),
     (lambda A1, A2, i, j: torch.tensor(subspace_similarity(A1, A2, i, j)), "item"),
     (lambda A1, A2, i, j: subspace_similarity(A1, A2, j, i), "swapped|wanted"),
@@ -445,9 +451,18 @@ def _difference(part):
     return part["held_out_loss"] - part["train_loss"]
 
 
+def _unsorted(history):
+    """The last row of the table for the last step."""
+    last = history.groupby("rank").last()
+    right = overfit_gap(history).set_index("rank")
+    right["gap"] = last["held_out_loss"] - last["train_loss"]
+    return right.reset_index()
+
+
 GAPS = [
     (_gap(best_step=lambda p: p.loc[p["train_loss"].idxmin(), "step"]), "training loss is lowest"),
     (_gap(best_step=lambda p: p["held_out_loss"].idxmin()), "position"),
+    (_unsorted, "sort by step"),
     (_gap(gap=lambda p: -_difference(p).iloc[-1]), "sign"),
     (_gap(gap=lambda p: _difference(p).loc[p["held_out_loss"].idxmin()]), "best step"),
     (_gap(gap=lambda p: _difference(p).mean()), "mean"),

@@ -78,6 +78,8 @@ def overlaps(A1, A2, i, j):
     """Wrong subspace similarities, where they differ from the right one."""
     total, least = overlap(A1, A2, i, j), min(i, j)
     rows = (A1[:i].double() @ A2[:j].double().T).square().sum().item()
+    Q1, Q2 = (torch.linalg.qr(A.double().T)[0] for A in (A1[:i], A2[:j]))
+    first = (Q1.T @ Q2).square().sum().item()
     guesses = {
         "divide by min(i, j)": total,
         "the Frobenius norm is not squared": math.sqrt(total) / least,
@@ -86,6 +88,7 @@ def overlaps(A1, A2, i, j):
         "divide by min(i, j), not by j": total / j,
         "divide by min(i, j), not by i * j": total / (i * j),
         "these are rows of A, not singular vectors": rows / least,
+        "this is the span of the first rows of A, not of its top singular vectors": first / least,
     }
     if j <= len(A1) and i <= len(A2):
         guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
@@ -120,22 +123,28 @@ def why_lost(name, rows):
     return "no other row is as good in both and better in one"
 
 
-def gap_of(steps, train, held, best):
-    """The right row of `overfit_gap` for one rank, and wrong ones for each column."""
+def gap_of(steps, train, held, best, at):
+    """The right row of `overfit_gap` for one rank, and wrong ones for each column.
+
+    `at` is the step whose row comes last in the table.
+    """
     gaps = [h - t for h, t in zip(held, train, strict=True)]
     right = {"best_step": steps[best], "gap": gaps[-1], "rise": held[-1] - held[best]}
+    unsorted = "that takes the last row of the table; its last step is elsewhere: sort by step"
     guesses = {
         "best_step": {
             "that is the last step, where the training loss is lowest": steps[-1],
             "that is a position in the table; wanted is the value of step": best,
         },
         "gap": {
+            unsorted: gaps[at],
             "the sign is turned round: held-out minus training loss": -gaps[-1],
             "that is the gap at the best step; wanted is the last step's": gaps[best],
             "that is the mean over the steps; wanted is the last step's": sum(gaps) / len(gaps),
             "that divides; wanted is a difference": held[-1] / train[-1],
         },
         "rise": {
+            unsorted: held[at] - held[best],
             "the sign is turned round: last minus lowest": held[best] - held[-1],
             "that is the fall since the first step": held[0] - held[best],
             "that compares with the training loss; wanted is held-out alone": gaps[-1],

@@ -9,6 +9,8 @@ from labkit.checks.quiz import judge
 from labkit.grading.contract import exercise, expect, generator, observe
 from labkit.probes import lab02 as probe
 
+FLOORED = "// drops the fraction: divide with /"
+
 
 def _matrices(d_out, d_in, r, rng):
     return (randn(d_out, d_in, rng=rng), randn(r, d_in, rng=rng), randn(d_out, r, rng=rng))
@@ -22,6 +24,9 @@ def _forward_guesses(x, W, A, B, alpha):
     r = len(A)
     return {
         "alpha is not divided by r": _dense(x, W, A, B, alpha),
+        FLOORED: _dense(x, W, A, B, alpha // r),
+        "alpha is divided by d_in; r is A.shape[0]": _dense(x, W, A, B, alpha / A.shape[1]),
+        "alpha is divided by d_out; r is B.shape[1]": _dense(x, W, A, B, alpha / len(B)),
         "the scaling alpha / r is missing": _dense(x, W, A, B, 1.0),
         "alpha is divided by sqrt(r): that is rank-stabilised LoRA (2.8)": _dense(
             x, W, A, B, alpha / math.sqrt(r)
@@ -39,7 +44,7 @@ def _forward_guesses(x, W, A, B, alpha):
 def matches_dense(lora_forward):
     """equals the dense formula for any leading shape, and never forms B @ A"""
     rng = generator()
-    alpha, r = 12.0, 3
+    alpha, r = 10.0, 3  # here and below r does not divide alpha: // is not /
     W, A, B = _matrices(7, 5, r, rng)
     for lead in [(4,), (2, 3), ()]:
         x = randn(*lead, 5, rng=rng)
@@ -56,7 +61,7 @@ def matches_dense(lora_forward):
 @exercise("2.2", points=4)
 def layer(LoRALinear):
     """starts as the base layer, adds exactly the scaled update, trains A and B and nothing else"""
-    rng, r, alpha = generator(), 4, 12.0
+    rng, r, alpha = generator(), 4, 14.0
     W, A, B = _matrices(48, 256, r, rng)
     bias, x = randn(48, rng=rng), randn(6, 256, rng=rng)
     new = observe(probe.new_layer, LoRALinear, W, bias, r, alpha, x)
@@ -74,7 +79,8 @@ def layer(LoRALinear):
 
 def _expect_start(new, x, W, bias, r, alpha):
     """A random, B zero, the sizes, the scaling, and the output of the base layer."""
-    expect_number(new["scaling"], alpha / r, "layer.scaling", {"not divided by r": alpha})
+    wrong = {"not divided by r": alpha, FLOORED: alpha // r}
+    expect_number(new["scaling"], alpha / r, "layer.scaling", wrong)
     expect_number(new["r"], r, "layer.r")
     shapes = f"A is (r, d_in) = {(r, 256)} and B is (d_out, r) = {(48, r)}"
     right = new["A"].shape == (r, 256) and new["B"].shape == (48, r)
@@ -140,7 +146,7 @@ def _expect_dropout(LoRALinear, x, W, bias, A, B, alpha):
 @exercise("2.3", points=3)
 def gradients(lora_gradients):
     """equals autograd, and dA is zero while B is zero"""
-    rng, alpha, r = generator(), 8.0, 2
+    rng, alpha, r = generator(), 7.0, 2
     W, A, B = _matrices(7, 5, r, rng)
     x, dY = randn(6, 5, rng=rng), randn(6, 7, rng=rng)
     for start in (B, B * 0):
@@ -153,6 +159,7 @@ def gradients(lora_gradients):
             guesses = {
                 "the factor alpha / r is missing": theirs / s,
                 "alpha is not divided by r": theirs * r,
+                FLOORED: theirs / s * (alpha // r),
                 "averaged over the batch; a gradient sums over it": theirs / len(x),
             }
             where = " when B is zero" if not start.any() else ""
@@ -167,7 +174,7 @@ def _autograd(x, W, A, B, alpha, dY):
 @exercise("2.4", points=3)
 def injects(inject):
     """replaces exactly the named projections in place, freezes the rest, adds the scaled update"""
-    rng, r, alpha = generator(), 2, 6.0
+    rng, r, alpha = generator(), 2, 5.0
     weights = {name: randn(*p.shape, rng=rng) for name, p in probe._Model().named_parameters()}
     for targets in (["q_proj", "v_proj"], ["k_proj"]):
         names = [f"layers.{i}.attn.{name}" for i in range(2) for name in targets]
@@ -197,6 +204,7 @@ def _expect_outputs(outputs, weights, factors, alpha, call):
     guesses = {
         "alpha is not passed on: the factor is 1": _output(weights, factors, 1.0),
         "alpha is not divided by r": _output(weights, factors, alpha),
+        FLOORED: _output(weights, factors, alpha // r),
         "the factor is r / alpha: r and alpha have changed places": _output(
             weights, factors, r / alpha
         ),
@@ -243,7 +251,10 @@ def counts(count_params):
     swapped = {"this is the total: return (trainable, total) in this order": total}
     tensors = {"this counts tensors, not their numbers: use numel()": len(every)}
     expect_number(got[0], trainable, "trainable, on a small model", swapped)
-    frozen = {"frozen parameters belong to the total": trainable}
+    frozen = {
+        "frozen parameters belong to the total": trainable,
+        "what trains belongs to the total too": total - trainable,
+    }
     expect_number(got[1], total, "the total, on a small model", tied | frozen | tensors)
     got = observe(probe.counted_smollm2, count_params, 16)
     expect_number(got[0], 921_600, "trainable, SmolLM2 with r=16 on q and v")
@@ -254,13 +265,14 @@ def counts(count_params):
 @exercise("2.6", points=3)
 def merges(merge_, unmerge_, LoRALinear):
     """W becomes W + (alpha / r) B A, the output stays, twice is once, and unmerging undoes it"""
-    rng, r, alpha = generator(), 3, 12.0
+    rng, r, alpha = generator(), 3, 10.0
     W, A, B = _matrices(7, 5, r, rng)
     bias, x = randn(7, rng=rng), randn(4, 5, rng=rng)
     seen = observe(probe.merging, merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x)
     update = alpha / r * B @ A
     guesses = {
         "alpha is not divided by r": W + alpha * B @ A,
+        FLOORED: W + alpha // r * B @ A,
         "the scaling is missing": W + B @ A,
         "nothing was added": W,
         "this is the update alone: add it to W": update,
@@ -346,7 +358,7 @@ def scales(scaling):
     for alpha, r in [(32, 16), (float(draws[0]), draws[2]), (draws[1], draws[3])]:
         root = {"that is alpha / sqrt(r): the default is alpha / r": alpha / math.sqrt(r)}
         alone = {"alpha is not divided": float(alpha), "it is upside down": r / alpha}
-        alone["// drops the fraction: divide with /"] = alpha // r
+        alone[FLOORED] = alpha // r
         expect_number(observe(scaling, alpha, r), alpha / r, f"scaling({alpha}, {r})", root | alone)
         call = f"scaling({alpha}, {r}, rank_stabilized=True)"
         plain = {"rank_stabilized changes nothing": alpha / r, "sqrt of all": (alpha / r) ** 0.5}

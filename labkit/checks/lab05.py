@@ -273,15 +273,17 @@ def gap(overfit_gap):
 
 def _history(rng):
     """Columns of a history in shuffled order, and {rank: (right row, guesses)}."""
-    rows, wanted = [], {}
+    rows, curves = [], {}
     steps = [10 * k for k in range(1, 8)]
     for r in (_draw(2, 5, rng), _draw(6, 20, rng), _draw(30, 64, rng)):
         train = sorted((_draw(100, 900, rng) / 1000 for _ in steps), reverse=True)
         best = _draw(1, 4, rng)
         held = [1.0 + abs(k - best) * _draw(50, 90, rng) / 1000 for k in range(len(steps))]
         rows += [[r, s, t, h] for s, t, h in zip(steps, train, held, strict=True)]
-        wanted[r] = guess.gap_of(steps, train, held, best)
+        curves[r] = (train, held, best)
     rows = [rows[i] for i in torch.randperm(len(rows), generator=rng).tolist()]
+    last = {r: steps.index(step) for r, step, *_ in rows}  # where the table's last row of r is
+    wanted = {r: guess.gap_of(steps, *curve, last[r]) for r, curve in curves.items()}
     names = ("rank", "step", "train_loss", "held_out_loss")
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)), wanted
 

@@ -176,9 +176,11 @@ def counted(count_params, d, vocab):
 
 
 def counted_smollm2(count_params, r):
-    """`count_params` of SmolLM2-135M on the meta device with A and B on q and v, the rest frozen.
+    """`count_params` of SmolLM2-135M's shapes with A and B on q and v, the rest frozen.
 
-    Not by PEFT, which looks at every module many times: this is asked for each submission.
+    Not by PEFT, which looks at every module many times: this is asked for each submission. The
+    memory is never written, so it costs nothing; on the meta device all tensors would have one
+    address, and whoever tells tensors apart by `data_ptr()` would be wrong.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -186,12 +188,16 @@ def counted_smollm2(count_params, r):
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152}
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True))
-        model.requires_grad_(False)
-        for layer in model.model.layers:
-            for base in (layer.self_attn.q_proj, layer.self_attn.v_proj):
-                base.A = nn.Parameter(torch.empty(r, base.in_features))
-                base.B = nn.Parameter(torch.empty(base.out_features, r))
-        return count_params(model)
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            room = torch.empty(p.shape, dtype=torch.bfloat16)
+            setattr(module, name, nn.Parameter(room, requires_grad=False))
+    model.lm_head.weight = model.model.embed_tokens.weight
+    for layer in model.model.layers:
+        for base in (layer.self_attn.q_proj, layer.self_attn.v_proj):
+            base.A = nn.Parameter(torch.empty(r, base.in_features))
+            base.B = nn.Parameter(torch.empty(base.out_features, r))
+    return count_params(model)
 
 
 def merging(merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x):
