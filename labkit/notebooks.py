@@ -24,7 +24,10 @@ BOOTSTRAP = """\
 # @title Set-up: brings the course to Colab; where it is installed, this cell does nothing
 import importlib.util, os, subprocess, sys
 
-if not importlib.util.find_spec("labkit"):
+here = importlib.util.find_spec("labkit")
+if not here and os.path.isdir("../labkit"):
+    print("✗ This kernel is not the course's Python. Choose the one in .venv, or use: make lab")
+elif not here:
     folder = os.path.expanduser("~/.lora-labs/site-packages")
     pip = [sys.executable, "-m", "pip", "install", "-qqU", "--no-deps", "--target", folder]
     if subprocess.run([*pip, "COURSE"]).returncode == 0:

@@ -223,6 +223,15 @@ def test_an_address_that_does_not_answer_is_one_line_at_the_end(colab):
     assert "Traceback" not in err
 
 
+def test_in_a_clone_another_python_is_named_and_nothing_is_fetched(tmp_path):
+    (tmp_path / "labkit").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    bare = [sys.executable, "-I", "-S", "-c", first_cell()]  # -S: none of what is installed
+    told = subprocess.run(bare, cwd=tmp_path / "notebooks", capture_output=True, text=True)
+    wanted = "✗ This kernel is not the course's Python. Choose the one in .venv, or use: make lab\n"
+    assert (told.stdout, told.stderr) == (wanted, "")
+
+
 RETRY = """
 import subprocess, sys
 cell = {cell!r}
