@@ -290,9 +290,9 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
     print(f"rank 8 would keep {kept[len(kept) // 2]:.0%} of a matrix's energy (median)")
 
 # %% [markdown]
-# Each dot is a matrix, block by block from left to right; the dash is a random one. Queries and
-# keys have the most structure, values and the MLP have little. The stable rank differs more,
-# because it only asks how much the largest direction stands out.
+# Each dot is a matrix, block by block from left to right; the dash is a random one. By energy,
+# queries and keys have the most structure, values and the MLP have little. The stable rank differs
+# more, in the MLP as well, because it only asks how much the largest direction stands out.
 #
 # So the weights are *not* low-rank, and the number below the picture says what a cut to rank 8
 # would leave of them. LoRA never says that they are. It says that their *change* is.
@@ -452,18 +452,18 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.4", "1.5"]):
 
 # %% [markdown]
 # The shares of energy of the first two add up to 100%; the shares of the gain do not. With the
-# eight leading directions gone, what is left still lowers the loss: the update says the same
-# thing more than once. So the tail is redundant rather than noise. Random directions are worth
-# next to nothing at the same rank. Few directions suffice, but they must be the right ones.
-# Finding them is what training does.
+# eight leading directions gone, what is left still lowers the loss: the update says the same thing
+# more than once. So the tail is redundant rather than noise. Random directions are worth next to
+# nothing at the same rank. Few directions of this update suffice, but they must be its leading
+# ones. Training is freer: it can fit `B` to the directions that `A` happens to have (lab 5).
 
 # %% [markdown]
 # ## LoRA is not an SVD
 #
 # You will read that LoRA is "a constrained SVD of the update". It is not. LoRA never sees the
 # update; it follows the loss. Eckart-Young only *bounds* it: no $BA$ of rank 8 can be nearer to the
-# update than its first eight terms. Even a $BA$ that is trained for nothing but this distance does
-# not become the SVD.
+# update than its first eight terms. Even when $BA$ is trained for nothing but this distance, `B`
+# and `A` do not become the factors of the SVD.
 
 # %% tags=["experiment"]
 if lab.experiment("B and A trained towards one update", 2, needs=["1.2", "1.4", "1.5"]):
@@ -664,7 +664,8 @@ check.quiz(quiz)
 # - Two thin matrices cost $r\,(d_\text{out} + d_\text{in})$ numbers: linear in the rank.
 # - The weights of a real model are far from low-rank. Their update is lower, and still not low in
 #   energy. A low-rank cut of it keeps most of the gain all the same: that is LoRA's bet.
-# - The right few directions count, not their number: random ones gain next to nothing.
+# - A few leading directions of a finished update do most of its work; as many random ones gain next
+#   to nothing.
 # - Few directions, few parameters and few numbers on disk are three different statements.
 #
 # Lab 2 trains the two thin matrices directly.

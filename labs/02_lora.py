@@ -84,7 +84,7 @@ check.matches_dense(lora_forward)
 # %% [markdown]
 # Dividing by $r$ looks like a detail. It is the detail that goes wrong most often in other
 # people's code: a widely used book had it right in one copy of its LoRA and wrong in another
-# for a year. Without it, doubling the rank doubles the size of the update's first steps.
+# for a year. Without it, the update's first steps grow with the rank, at the same $\alpha$.
 
 # %% [markdown]
 # ### Exercise 2.2 · `LoRALinear`
@@ -135,7 +135,7 @@ check.layer(LoRALinear)
 # ## Why B is zero and A is not
 #
 # Three starts are possible. Both random: the first forward pass already differs from the base
-# model. Both zero: you will see what happens in a moment. One zero: the product is zero, and
+# model. Both zero: your formulas will say what happens. One zero: the product is zero, and
 # one of the two gets a gradient. To see which, derive the gradients.
 
 # %% [markdown]
@@ -169,7 +169,7 @@ check.gradients(lora_gradients)
 # %% [markdown]
 # Read your own formula: $dA$ has the factor $B$. While $B$ is zero, $A$ gets no gradient. $dB$ has
 # the factor $A$, which is random, so $B$ moves at the first step, and $A$ follows at the second.
-# With both at zero, nothing ever moves. The next cell shows it on a toy layer.
+# With both at zero, nothing ever moves. The next cell shows the usual start on a toy layer.
 
 # %% tags=["experiment"]
 if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
@@ -253,7 +253,7 @@ def count_params(model):
 check.counts(count_params)
 
 # %% tags=["experiment"]
-if lab.experiment("What trains, at four settings", 4, needs=["2.2", "2.4", "2.5"]):
+if lab.experiment("What trains, at three settings", 4, needs=["2.2", "2.4", "2.5"]):
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
     everything = [*attention, "gate_proj", "up_proj", "down_proj"]
     for r, targets in [(4, ["q_proj", "v_proj"]), (16, ["q_proj", "v_proj"]), (8, everything)]:
@@ -374,12 +374,14 @@ if lab.experiment("Time, memory and loss side by side", 1, needs=["2.2", "2.4"])
 
 # %% [markdown]
 # Look at the right panel. LoRA's gradients and Adam moments almost vanish. The frozen weights do
-# not: they have to be there. Part of the gap is precision: frozen weights can rest in bf16,
-# trained ones cannot. What neither bar shows is the activations, which LoRA leaves nearly as they
-# were. That answers the question learners ask most: "why does LoRA not save more memory?"
+# not: they have to be there. Where LoRA's blue bar is half as high, that is precision: frozen
+# weights may rest in bf16, in which full fine-tuning's small steps would be rounded away. What
+# neither bar shows is the activations, which LoRA leaves nearly as they were. That answers the
+# question learners ask most: "why does LoRA not save more memory?"
 #
 # In time LoRA saves less than its parameter count suggests. The forward pass is the same, and the
-# gradient still has to travel through every layer. Only the products that give $dW$ fall away.
+# gradient still has to travel through every layer. What falls away are the products that give
+# $dW$, and most of the optimizer's work.
 
 # %% [markdown]
 # ## Merge
@@ -563,11 +565,11 @@ if lab.experiment("How far a few steps go, by rank", 20, needs=["2.2", "2.4", "2
     display(plots.lab02.update_sizes(ranks, rows))
 
 # %% [markdown]
-# A flat curve means that a step is as large at every rank. A falling one means that a higher rank
-# also takes smaller steps. So with a fixed $\alpha$ and the rule $\alpha / r$, raising $r$ changes
-# two things: the capacity and the speed. Whoever then finds that "a higher rank does not help" may
-# have measured the speed. Whenever you read a comparison of ranks, ask which rule it used and
-# whether the learning rate was tuned again. Lab 5 does both.
+# A flat curve means that the norm of the update is as large at every rank. A falling one means that
+# it shrinks as the rank grows. The norm is not yet the speed of learning: much of an early update
+# is random, and the loss sees the part that adds up. Lab 5 measures which rule keeps the speed
+# alike. Whenever you read a comparison of ranks, ask which rule it used and whether the learning
+# rate was tuned again.
 
 # %% [markdown]
 # ## Is it really LoRA?
@@ -617,9 +619,9 @@ if lab.experiment("Your adapter inside PEFT", 8, needs=["2.2", "2.4", "2.7"]):
 #
 # - (a) The same factor before BA; the second has eight times the parameters and more room to
 #   overfit.
-# - (b) The second takes steps eight times larger.
+# - (b) The second multiplies BA by eight times as much.
 # - (c) The same number of parameters.
-# - (d) The second takes eight times as long a step.
+# - (d) A step of the second takes eight times as many seconds.
 
 
 # %%

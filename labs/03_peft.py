@@ -50,8 +50,8 @@ from labkit.tasks import chat
 # A `LoraConfig` for a causal language model: rank `r`, adapters on `targets`, `lora_alpha` twice
 # the rank, dropout 0.05, no bias. `targets` is a list of layer names, or the word `"all-linear"`.
 #
-# Twice the rank is a habit, not a law. It fixes the factor before $BA$ at 2, so that you may
-# change the rank without changing the size of a step. Lab 2 showed what happens otherwise.
+# Twice the rank is a habit, not a law. It fixes the factor before $BA$ at 2, and so a higher rank
+# takes larger steps. Lab 5 measures what that does to a comparison of ranks.
 
 
 # %%
@@ -95,7 +95,7 @@ if lab.experiment("Three configurations on the real model", 4, needs=["3.1"]):
 #
 # Predict that number for any model, from shapes alone. `shapes` maps the name of each adapted
 # matrix to `(d_out, d_in)`. Mind that key and value projections are narrower than the query's in
-# most of today's models (grouped-query attention), and that an MLP is wider than it is long.
+# most of today's models (grouped-query attention), and that the MLP's matrices are not square.
 
 
 # %%
@@ -188,8 +188,8 @@ if lab.experiment("Which tokens carry the loss", 1, needs=["3.3"]):
     display(plots.lab03.loss_tokens(tokens, [y != -100 for y in encoded["labels"]]))
 
 # %% [markdown]
-# The marked tokens are all that the model is asked to predict. With the loss on everything, most
-# of it would fall on text the user writes, and the model would practise asking for a lamp.
+# The marked tokens are all that the model is asked to predict. With the loss on everything, more
+# than half of the tokens would be prompt, and the model would practise asking for a lamp as well.
 
 # %% [markdown]
 # ## How to train
@@ -344,7 +344,7 @@ if lab.experiment("Exact match and intent accuracy", 1, needs=["3.1", "3.3", "3.
     display(plots.lab03.scores(groups, title.replace("0%", f"{exact['base']:.0%}", 1)))
 
 # %% [markdown]
-# Two metrics, two stories. The intent is nearly solved: ten classes, many examples of each. The
+# Two metrics, two stories. The intent is mostly right: ten classes, many examples of each. The
 # exact answer also needs every slot under the right key with words the model never saw. Report the
 # metric that your user feels. A smart home that puts the lamp under the wrong key does nothing.
 
@@ -360,7 +360,7 @@ if lab.experiment("Exact match and intent accuracy", 1, needs=["3.1", "3.3", "3.
 # predicted by nothing and does not count either.
 #
 # Two traps. Averaging the perplexities of texts is another quantity. And in this tokenizer the
-# padding token is the end-of-text token, so do not find padding by its id: use the attention mask.
+# padding token also ends each message, so do not find padding by its id: use the attention mask.
 #
 # <details><summary>Hint</summary>
 #

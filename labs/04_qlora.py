@@ -157,9 +157,9 @@ if lab.experiment("Four codebooks", 1, needs=["4.2"]):
     display(plots.lab04.codebooks(books))
 
 # %% [markdown]
-# Look at the middle, where the weights are. NF4 is denser there than INT4 without being coarse at
-# the ends. The FP4 of bitsandbytes spends three codes on 0 and $\pm 0.005$, which hardly differ,
-# and leaves wide gaps beside them.
+# Look at the middle, where the weights are. NF4 is denser there than INT4, and pays with wide gaps
+# at the ends, where few weights are. The FP4 of bitsandbytes spends four codes on 0 (twice) and
+# $\pm 0.005$, which hardly differ, and leaves wide gaps beside them.
 #
 # ### Exercise 4.3 · `quantize_blockwise`, `dequantize_blockwise`
 #
@@ -506,8 +506,9 @@ if lab.experiment("Load it in 4 bits, and prepare it for training", 6, needs=["4
 #   4 bits has such a total under the fraction bar.
 # - The model did not shrink to a quarter. Embedding and head stay in 16 bits, and here they are
 #   28 of 135 million parameters. In a 7-billion model they are 4%.
-# - `prepare_model_for_kbit_training` casts everything that is not packed to fp32, for stability. On
-#   this model it takes back a good part of what 4 bits saved. Large vocabularies feel it too.
+# - `prepare_model_for_kbit_training` casts everything that is not packed to fp32, for stability.
+#   Where it was bf16 before, it takes back a good part of what 4 bits saved on this model. Large
+#   vocabularies feel it too.
 #
 # ## Train both
 #
@@ -568,7 +569,8 @@ if lab.experiment("LoRA and QLoRA on home", 90, needs=["4.6"]):
     gain = {name: start["LoRA"] - end[name] for name in end}
     for name in end:
         print(f"{name:<5} held-out loss {start[name]:.3f} → {end[name]:.3f}")
-    print(f"QLoRA gains {gain['QLoRA'] / gain['LoRA']:.0%} of what LoRA gains")
+    share = gain["QLoRA"] / gain["LoRA"]
+    print(f"counted from the model before NF4, QLoRA gains {share:.0%} of what LoRA gains")
 
 # %% [markdown]
 # Compare the two columns. Before training the rounding costs a few tenths of a nat. Afterwards most
@@ -577,7 +579,7 @@ if lab.experiment("LoRA and QLoRA on home", 90, needs=["4.6"]):
 # the reason why its adapter belongs to the rounded weights. Merging it elsewhere is delicate; lab 6
 # measures how much.
 #
-# One seed does not tell 0.02 from nothing. Lab 5 repeats runs before it compares.
+# One seed does not tell a few hundredths from nothing. Lab 5 repeats runs before it compares.
 #
 # ## "QLoRA trains 30% slower"
 #
@@ -654,13 +656,14 @@ if lab.experiment("Where the bytes of a step are", 26, needs=["4.6"]):
 # %% [markdown]
 # Blue is what QLoRA shrinks, and it is all that it shrinks. Gradients and Adam's states were small
 # already, thanks to LoRA. Activations are as before: the same tokens pass through the same layers
-# in the same 16 bits. Preparing adds twice: fp32 embeddings, and fp32 between the layers. What cuts
-# activations is checkpointing, which works with plain LoRA as well.
+# in the same format. Where that is bf16, preparing adds twice: fp32 embeddings, and fp32 between
+# the layers. What cuts activations is checkpointing, which works with plain LoRA as well.
 #
 # So "four times" is the packed weights alone: $16 / 4.127 = 3.88$. Of everything it is less, and
-# how much less depends on how much of your peak is weights. litgpt measured 21.30 against 13.84 GB
-# for Llama-2-7B on an A100: 1.54 times. If a run of yours is over by its activations, QLoRA alone
-# will not save it.
+# how much less depends on how much of your peak is weights. In 2023 litgpt measured 21.30 against
+# 13.84 GB for Llama-2-7B on an A100: 1.54 times. bitsandbytes kept inputs then that it no longer
+# keeps; simulated today it is 1.88. If a run of yours is over by its activations, QLoRA alone will
+# not save it.
 #
 # ## With a GPU
 #
@@ -801,10 +804,11 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 38, needs=["4.7"]):
 
 # %% [markdown]
 # So "QLoRA trains 70B on one 48 GB card" is true and conditional: with checkpointing, short
-# sequences and a small batch. Leave out the checkpointing and it does not fit. Look at the last bar
-# too: the simulation does not see the CUDA context, workspaces and fragmentation, for which you
-# should keep one or two GB. `labkit memory llama-2-70b --method qlora` does the same from the
-# command line.
+# sequences and a small batch. Leave out the checkpointing and it does not fit. Two things are not
+# in the bars. Paged states count as moved to the CPU; on the card they would be 0.4 GB more. And
+# the simulation does not see the CUDA context, workspaces and fragmentation, for which you should
+# keep one or two GB. `labkit memory llama-2-70b --method qlora` does the same from the command
+# line.
 #
 # With a GPU you need not believe the simulation. The next cell makes Llama-2-7B on the card, with
 # random weights, which take the same memory as trained ones, in 4 bits from the start. Then it

@@ -464,7 +464,8 @@ if lab.experiment("Closer is not the same as better", 1, needs=["6.1", "6.2", "6
     print(f"\nan update is {ratio:.2f} times as large as the rounding of its layer (median)")
 
 # %% [markdown]
-# Read the dots from the top. Each step to the right along the axis is ten times as far.
+# Read the dots from the top. The axis is logarithmic: from mark to mark it is a hundred times as
+# far.
 #
 # *Into the dequantised base*: as good as identical. These are the very numbers that the adapter was
 # trained on. What little remains is the rounding of the sum to the model's own format, bf16 or
@@ -780,9 +781,9 @@ if lab.experiment("What a swap costs", 3, needs=["6.1", "6.5"]):
 # %% [markdown]
 # Left, read the two lines at 100 customers: a merged copy for each, or one base and a hundred
 # adapters. Right, the three waits. A swap moves no weights at all: it changes which of them the
-# layers use. Loading from disk takes longer, and here an adapter takes no less than the model. It
-# is a small part of the bytes, but hundreds of small tensors and modules have to be made, while the
-# file of so small a model is merely mapped into memory. With 14 GB it would be another picture.
+# layers use. Loading from disk takes longer, and here an adapter takes a good part of what the
+# model takes, where that stays in bf16 even as much. It is a small part of the bytes, but hundreds
+# of small tensors and modules have to be made. With a model of 14 GB it would be another picture.
 #
 # So "swapping takes megabytes and no reload" holds. "Hundreds of adapters on one base" is a matter
 # of memory. Systems made for it, such as S-LoRA, keep thousands in main memory and fetch to the GPU
