@@ -185,6 +185,7 @@ def test_moodle_in_another_language(gradebook):
         exports.moodle(rows, gradebook(text))
     done = exports.moodle(rows, gradebook(text), column="Bewertung")
     assert done.text.splitlines()[1] == "Teilnehmer/in501;Jane Doe;15"
+    assert "no column Maximum Grade: points are not scaled" in done.remarks
 
 
 VISIBLE = {"hidden", "after_due_date", "after_published", "visible"}

@@ -17,7 +17,7 @@ from labkit import cli
 from labkit.errors import LabError
 from labkit.grading import grade as grading
 from labkit.grading import judge as judging
-from labkit.grading import pool, sandbox
+from labkit.grading import pool, sandbox, zygote
 from labkit.grading.limits import Limits
 
 ROOT = Path(__file__).parents[1]
@@ -523,3 +523,18 @@ def test_a_batch_ends_when_a_judge_cannot_start(monkeypatch):
     with pytest.raises(LabError, match="does not start"):
         list(pool.work(todo, 2, Broken))
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_waiting_needs_no_pidfd_which_linux_alone_has(pidfd, monkeypatch):
+    if not pidfd:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    for said, seconds in ((b"", 0.1), (b"x", 60)):
+        ours, theirs = socket.socketpair()
+        child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
+        ours.sendall(said)
+        begun = time.monotonic()
+        zygote._wait(child.pid, theirs)
+        assert time.monotonic() - begun < 30
+        with pytest.raises(ProcessLookupError):
+            os.kill(child.pid, 0)

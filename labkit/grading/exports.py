@@ -131,6 +131,7 @@ def moodle(results: list[dict], worksheet: Path, lab=None, column=None) -> Expor
         if "Grade can be changed" in head and line[head.index("Grade can be changed")] == "No":
             more.append(f"Moodle refuses to change the grade of {row['submission']}")
     remarks = tables.scale(rows, next(iter(numbers.values()))[most] if most else "")
+    remarks += ["no column Maximum Grade: points are not scaled"] if most is None else []
     remarks += [f"without a submission: {len(numbers) - len(chosen)}"]
     return Export(tables.written(table, separator), len(chosen), problems + more, remarks)
 
