@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -103,8 +104,9 @@ def _grade(attacks, folder):
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))  # the judge's own torch
         patch.setattr(tempfile, "tempdir", None)
         before = outside.snapshot(home, work, submissions)
+        others = {p.pid for p in psutil.Process().children(recursive=True)}  # of other tests
         rows = grade_all(submissions, out)
-        alive = outside.running()
+        alive = outside.running(but=others)
         after = outside.snapshot(home, work, submissions)
     found = outside.changed(before, after)
     told = [path.name for path in notes.iterdir()]

@@ -88,11 +88,12 @@ def adopt_orphans():
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def running(patience=3.0):
-    """Descendants of this process that still run after `patience` seconds."""
+def running(but=(), patience=3.0):
+    """Descendants of this process, but for the pids `but`, that run after `patience` seconds."""
     end = time.monotonic() + patience
     while True:
-        alive = [p for p in map(_told, psutil.Process().children(recursive=True)) if p]
+        alive = [_told(p) for p in psutil.Process().children(recursive=True) if p.pid not in but]
+        alive = [told for told in alive if told]
         if not alive or time.monotonic() > end:
             return alive
         time.sleep(0.05)
