@@ -85,14 +85,14 @@ def train(run):
 def _losses(run):
     from transformers import PrinterCallback
 
-    from labkit import finetuning, models, tasks, training
+    from labkit import lean, models, tasks, training
 
     full = run.rank == 0
     model, tokenizer = models.load(dtype=torch.float32 if full else torch.bfloat16)
     torch.manual_seed(run.seed)  # the draw of A
     home = tasks.load("home").shuffle(seed=run.seed).select(range(STEPS * BATCH))
     config = None if full else lora(run)
-    trainer = finetuning.lean_trainer(model, tokenizer, home, config, arguments(run))
+    trainer = lean.lean_trainer(model, tokenizer, home, config, arguments(run))
     if run.variant == "lora+":
         trainer.optimizer = plus(trainer.model, run.learning_rate)
     trainer.remove_callback(PrinterCallback)

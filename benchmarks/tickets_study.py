@@ -19,7 +19,7 @@ from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
-from labkit import finetuning, generation, models, tasks
+from labkit import generation, lean, models, tasks
 from labkit.tasks import tickets
 
 FOLDER = Path(__file__).parents[1] / "labkit" / "measured"
@@ -80,7 +80,7 @@ def trainer_of(method, seed, steps=STEPS):
         bf16=method == "full",
         report_to="none",
     )
-    return finetuning.lean_trainer(model, tokenizer, tasks.load("tickets"), config, args), tokenizer
+    return lean.lean_trainer(model, tokenizer, tasks.load("tickets"), config, args), tokenizer
 
 
 def tuned(method, seed):

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from labkit import models, tasks
-from labkit.finetuning import lean_trainer
+from labkit.lean import lean_trainer
 
 WARM_UP = 3  # steps that are run and not timed
 

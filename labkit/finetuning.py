@@ -18,7 +18,6 @@ from transformers import PrinterCallback, TrainerCallback
 
 from labkit import lean, live, models, plots
 from labkit.errors import LabError
-from labkit.lean import lean_trainer
 
 PACKAGES = ("lora-labs", "peft", "torch", "transformers", "trl")
 NO_MATTER = (
@@ -62,7 +61,7 @@ def finetune(model, tokenizer, dataset, peft_config, args, title="Fine-tuning", 
     folder = models.cache_dir() / "runs" / _key(model, tokenizer, dataset, peft_config, args)
     if cache and (folder / "history.json").exists():
         return _stored(model, folder, title)
-    trainer = lean_trainer(model, tokenizer, dataset, peft_config, args)
+    trainer = lean.lean_trainer(model, tokenizer, dataset, peft_config, args)
     tuned, history = _train(trainer, title)
     if trainer.accelerator.is_main_process:
         _keep(tuned, history, folder)

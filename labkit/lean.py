@@ -20,18 +20,16 @@ from labkit import hardware, packing, training
 
 def lean_trainer(model, tokenizer, dataset, peft_config, args):
     """The trainer that `finetune` runs, not yet started; it changes `model` in place."""
-    forward, chosen = vars(model).get("forward"), settings(args, model)
-    trainer = LeanTrainer(
-        model=model,
-        args=chosen,
-        train_dataset=_rows(dataset, tokenizer),
-        data_collator=packing.pack,
-        processing_class=tokenizer,
-        peft_config=copy.deepcopy(peft_config),  # PEFT writes into it
-    )
-    vars(model).pop("forward", None)  # SFTTrainer's own, which would keep the model in memory
-    if forward is not None:
-        model.forward = forward
+    chosen = settings(args, model)
+    with _own_forward(model):  # SFTTrainer's, left on it, would keep the model in memory
+        trainer = LeanTrainer(
+            model=model,
+            args=chosen,
+            train_dataset=_rows(dataset, tokenizer),
+            data_collator=packing.pack,
+            processing_class=tokenizer,
+            peft_config=copy.deepcopy(peft_config),  # PEFT writes into it
+        )
     if chosen.fp16:  # its gradient scaler takes fp32 alone, and TRL makes QLoRA's adapters bf16
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
@@ -45,7 +43,8 @@ class LeanTrainer(SFTTrainer):
     def train(self, *args, **options):
         """As Trainer's; meanwhile the base model returns logits and targets of answer tokens."""
         base = getattr(self.model, "get_base_model", lambda: self.model)()
-        with _returning(base, partial(_answer_logits, base)):
+        with _own_forward(base):
+            base.forward = partial(_answer_logits, base)
             return super().train(*args, **options)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -71,10 +70,9 @@ def _answer_logits(base, rows=None, **batch):
 
 
 @contextmanager
-def _returning(model, forward):
-    """Give `model` another forward for a while."""
+def _own_forward(model):
+    """Give `model` its own forward back in the end, whatever was put in its place meanwhile."""
     own = vars(model).get("forward")
-    model.forward = forward
     try:
         yield
     finally:
