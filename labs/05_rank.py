@@ -580,7 +580,7 @@ if lab.experiment("Five adapters: loss, seconds, memory", 25, needs=["5.2"]):
     switches = {"LoRA": {}, "rsLoRA": {"use_rslora": True}, "DoRA": {"use_dora": True}}
     switches |= {"PiSSA": {"init_lora_weights": "pissa"}, "LoRA+": {}}
     named, rows = runs[runs["study"] == "variants"], []
-    plain = runs.query("study == 'rank' and rank == 16 and alpha == 32 and seed < 2")
+    plain = runs.query("study == 'rank' and rank == 16 and alpha == 32 and seed in @named.seed")
     for name in live.progress(list(switches), "variants"):
         line = measured.spread(named[named["variant"] == name.lower()])
         line = measured.spread(plain) if line.empty else line

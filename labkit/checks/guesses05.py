@@ -126,7 +126,7 @@ def why_lost(name, rows):
 def gap_of(steps, train, held, best, at):
     """The right row of `overfit_gap` for one rank, and wrong ones for each column.
 
-    `at` is the step whose row comes last in the table.
+    `at` says which of the steps comes last in the table, `best` which has the lowest held-out loss.
     """
     gaps = [h - t for h, t in zip(held, train, strict=True)]
     right = {"best_step": steps[best], "gap": gaps[-1], "rise": held[-1] - held[best]}
