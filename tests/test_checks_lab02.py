@@ -535,7 +535,7 @@ WRONG = [
     *[
         (check.gradients, (f,), word)
         for f, word in [
-            (lambda x, W, A, B, a, dY: (B.T @ dY.T @ x, dY.T @ x @ A.T), "factor alpha / r"),
+            (lambda x, W, A, B, a, dY: (B.T @ dY.T @ x, dY.T @ x @ A.T), "scaling alpha / r"),
             (lambda x, W, A, B, a, dY: (a * B.T @ dY.T @ x, a * dY.T @ x @ A.T), "not divided"),
             (
                 lambda x, W, A, B, a, dY: (
@@ -574,7 +574,7 @@ WRONG = [
     (check.merges, (_grown, unmerge_, LoRALinear), "twice"),
     (check.merges, (_every_time, unmerge_, LoRALinear), "added the update twice"),
     (check.merges, (_no_flag, _nothing, LoRALinear), "update stays"),
-    (check.merges, (_unscaled, unmerge_, LoRALinear), "scaling is missing"),
+    (check.merges, (_unscaled, unmerge_, LoRALinear), "scaling alpha / r is missing"),
     (check.merges, (_only_flag, unmerge_, LoRALinear), "nothing was added"),
     (check.merges, (merge_, _forget, LoRALinear), "gradient of A|A gets no gradient"),
     (check.merges, (merge_, unmerge_, ByScaling), "counts twice"),

@@ -4,21 +4,16 @@ import math
 
 import torch
 
+from labkit.checks.guesses02 import factors
+
 BLOCK = 64
 SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
 
 
 def scalings(W, update, r, alpha, d_out, d_in):
     """Wrong versions of `W + update`, where `update` is the right one, (alpha / r) B A."""
-    return {
-        "alpha is not divided by r": W + r * update,
-        "alpha // r rounds down: divide with /": W + update * (alpha // r) * r / alpha,
-        "the scaling alpha / r is missing": W + update * r / alpha,
-        "the scaling is r / alpha, upside down": W + update * (r / alpha) ** 2,
-        "the scaling alpha / r comes twice": W + update * alpha / r,
-        "alpha is divided by sqrt(r): that is rank-stabilised LoRA": W + update * math.sqrt(r),
-        "alpha is divided by d_in; r is A.shape[0]": W + update * r / d_in,
-        "alpha is divided by d_out; r is A.shape[0]": W + update * r / d_out,
+    known = factors(alpha, r, d_out, d_in)
+    return {message: W + update / (alpha / r) * factor for message, factor in known.items()} | {
         "the update is missing": W,
         "this is the update alone: add it to W": update,
         "the update is taken away: a merge adds it": W - update,

@@ -4,40 +4,16 @@ import math
 
 import torch
 
+from labkit.checks import guesses02 as guesses
 from labkit.checks.compare import expect_close, expect_number, randn
+from labkit.checks.guesses02 import dense
 from labkit.checks.quiz import judge
 from labkit.grading.contract import exercise, expect, generator, observe
 from labkit.probes import lab02 as probe
 
-FLOORED = "// drops the fraction: divide with /"
-
 
 def _matrices(d_out, d_in, r, rng):
     return (randn(d_out, d_in, rng=rng), randn(r, d_in, rng=rng), randn(d_out, r, rng=rng))
-
-
-def _dense(x, W, A, B, scale):
-    return x @ (W + scale * B @ A).T
-
-
-def _forward_guesses(x, W, A, B, alpha):
-    r = len(A)
-    return {
-        "alpha is not divided by r": _dense(x, W, A, B, alpha),
-        FLOORED: _dense(x, W, A, B, alpha // r),
-        "alpha is divided by d_in; r is A.shape[0]": _dense(x, W, A, B, alpha / A.shape[1]),
-        "alpha is divided by d_out; r is B.shape[1]": _dense(x, W, A, B, alpha / len(B)),
-        "the scaling alpha / r is missing": _dense(x, W, A, B, 1.0),
-        "alpha is divided by sqrt(r): that is rank-stabilised LoRA (2.8)": _dense(
-            x, W, A, B, alpha / math.sqrt(r)
-        ),
-        "the scaling is r / alpha, upside down": _dense(x, W, A, B, r / alpha),
-        "this is the frozen layer alone; the update is missing": _dense(x, W, A, B, 0.0),
-        "this is the update alone; the frozen x @ W.T is missing": _dense(
-            x, W * 0, A, B, alpha / r
-        ),
-        "the scaling falls on the frozen part too": _dense(x, W * alpha / r, A, B, alpha / r),
-    }
 
 
 @exercise("2.1", points=2)
@@ -49,9 +25,9 @@ def matches_dense(lora_forward):
     for lead in [(4,), (2, 3), ()]:
         x = randn(*lead, 5, rng=rng)
         call = f"lora_forward with x of shape {tuple(x.shape)}"
-        guesses = _forward_guesses(x, W, A, B, alpha)
-        wanted = _dense(x, W, A, B, alpha / r)
-        expect_close(observe(lora_forward, x, W, A, B, alpha), wanted, call, guesses)
+        known = guesses.forward(x, W, A, B, alpha)
+        wanted = dense(x, W, A, B, alpha / r)
+        expect_close(observe(lora_forward, x, W, A, B, alpha), wanted, call, known)
     W, A, B = _matrices(256, 384, 2, rng)  # far larger than what Python itself makes meanwhile
     made = observe(probe.largest_new_tensor, lora_forward, randn(1, 384), W, A, B, alpha)
     hint = "compute x @ A.T first, then @ B.T: two thin products"
@@ -79,8 +55,8 @@ def layer(LoRALinear):
 
 def _expect_start(new, x, W, bias, r, alpha):
     """A random, B zero, the sizes, the scaling, and the output of the base layer."""
-    wrong = {"not divided by r": alpha, FLOORED: alpha // r}
-    expect_number(new["scaling"], alpha / r, "layer.scaling", wrong)
+    known = guesses.factors(alpha, r, *W.shape)
+    expect_number(new["scaling"], alpha / r, "layer.scaling", known)
     expect_number(new["r"], r, "layer.r")
     shapes = f"A is (r, d_in) = {(r, 256)} and B is (d_out, r) = {(48, r)}"
     right = new["A"].shape == (r, 256) and new["B"].shape == (48, r)
@@ -94,8 +70,8 @@ def _expect_start(new, x, W, bias, r, alpha):
     usual = "kaiming_uniform_(A, a=sqrt(5)) gives about 0.036 here"
     expect(0.003 < std < 0.5, f"A has standard deviation {std:.2g} for d_in = 256; {usual}")
     expect(abs(mean) < 0.3 * std, f"A has mean {mean:.2g}: draw it around zero")
-    guesses = {"the base layer's bias is lost": x @ W.T}
-    expect_close(new["y"], x @ W.T + bias, "a new layer's output", guesses)
+    known = {"the base layer's bias is lost": x @ W.T}
+    expect_close(new["y"], x @ W.T + bias, "a new layer's output", known)
 
 
 def _expect_kinds(LoRALinear, W, bias, r, alpha):
@@ -123,16 +99,16 @@ def _expect_forward(LoRALinear, x, W, bias, A, B, alpha):
     for b in (bias, None):
         args = (LoRALinear, W, b, len(A), alpha, A, B, 0.0, True, x)
         shift = 0 if b is None else b
-        guesses = {k: v + shift for k, v in _forward_guesses(x, W, A, B, alpha).items()}
-        wanted = _dense(x, W, A, B, alpha / len(A)) + shift
+        known = {k: v + shift for k, v in guesses.forward(x, W, A, B, alpha).items()}
+        wanted = dense(x, W, A, B, alpha / len(A)) + shift
         call = "the layer's output, base without bias" if b is None else "the layer's output"
-        expect_close(observe(probe.layer_output, *args), wanted, call, guesses)
+        expect_close(observe(probe.layer_output, *args), wanted, call, known)
 
 
 def _expect_dropout(LoRALinear, x, W, bias, A, B, alpha):
     """Dropout acts in training only, and on the update's path only."""
     r = len(A)
-    wanted = _dense(x, W, A, B, alpha / r) + bias
+    wanted = dense(x, W, A, B, alpha / r) + bias
     still = observe(probe.layer_output, LoRALinear, W, bias, r, alpha, A, B, 0.5, False, x)
     expect_close(still, wanted, "with dropout=0.5 in eval() the output")
     noisy = observe(probe.layer_output, LoRALinear, W, bias, r, alpha, A, B, 0.5, True, x)
@@ -154,21 +130,15 @@ def gradients(lora_gradients):
         pair = isinstance(got, list) and len(got) == 2
         expect(pair, "lora_gradients must return the pair (dA, dB)")
         wanted = _autograd(x, W, A, start, alpha, dY)
-        s = alpha / r
         for name, mine, theirs in zip(("dA", "dB"), got, wanted, strict=True):
-            guesses = {
-                "the factor alpha / r is missing": theirs / s,
-                "alpha is not divided by r": theirs * r,
-                FLOORED: theirs / s * (alpha // r),
-                "averaged over the batch; a gradient sums over it": theirs / len(x),
-            }
+            known = guesses.gradient(theirs, alpha, r, len(x))
             where = " when B is zero" if not start.any() else ""
-            expect_close(mine, theirs, name + where, guesses)
+            expect_close(mine, theirs, name + where, known)
 
 
 def _autograd(x, W, A, B, alpha, dY):
     A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
-    return torch.autograd.grad(_dense(x, W, A, B, alpha / len(A)), (A, B), dY)
+    return torch.autograd.grad(dense(x, W, A, B, alpha / len(A)), (A, B), dY)
 
 
 @exercise("2.4", points=3)
@@ -201,17 +171,11 @@ def _expect_outputs(outputs, weights, factors, alpha, call):
     same = same and torch.allclose(outputs[1], plain, rtol=1e-3, atol=1e-4)
     expect(same, f"{call} changed the output; {hint}")
     r = len(next(iter(factors.values()))[0])
-    guesses = {
-        "alpha is not passed on: the factor is 1": _output(weights, factors, 1.0),
-        "alpha is not divided by r": _output(weights, factors, alpha),
-        FLOORED: _output(weights, factors, alpha // r),
-        "the factor is r / alpha: r and alpha have changed places": _output(
-            weights, factors, r / alpha
-        ),
-        "the layers change nothing: their A and B are not in forward": plain,
-    }
+    factor_of = {"alpha is not passed on: the factor is 1": 1.0} | guesses.factors(alpha, r)
+    known = {message: _output(weights, factors, factor) for message, factor in factor_of.items()}
+    known["the layers change nothing: their A and B are not in forward"] = plain
     wanted = _output(weights, factors, alpha / r)
-    expect_close(outputs[2], wanted, f"after {call}, with A and B set, the output", guesses, 1e-3)
+    expect_close(outputs[2], wanted, f"after {call}, with A and B set, the output", known, 1e-3)
 
 
 def _output(weights, factors, scale):
@@ -269,21 +233,14 @@ def merges(merge_, unmerge_, LoRALinear):
     W, A, B = _matrices(7, 5, r, rng)
     bias, x = randn(7, rng=rng), randn(4, 5, rng=rng)
     seen = observe(probe.merging, merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x)
-    update = alpha / r * B @ A
-    guesses = {
-        "alpha is not divided by r": W + alpha * B @ A,
-        FLOORED: W + alpha // r * B @ A,
-        "the scaling is missing": W + B @ A,
-        "nothing was added": W,
-        "this is the update alone: add it to W": update,
-    }
+    update, known = alpha / r * B @ A, guesses.merged(W, A, B, alpha)
     twice = {"merging twice added the update twice: remember that it is merged": W + 2 * update}
-    expect_close(seen["once"][0], W + update, "base.weight after merge_", guesses)
+    expect_close(seen["once"][0], W + update, "base.weight after merge_", known)
     expect_close(seen["twice"][0], W + update, "base.weight after merge_ twice", twice)
     below = {"unmerging twice took it away twice": W - update, "the update stays": W + update}
     expect_close(seen["back"][0], W, "base.weight after unmerge_", below, tol=1e-5)
     expect_close(seen["end"][0], W, "base.weight after unmerge_ twice", below, tol=1e-5)
-    y = _dense(x, W, A, B, alpha / r) + bias
+    y = dense(x, W, A, B, alpha / r) + bias
     double = {
         "the update counts twice; forward must skip A and B while merged": y + x @ update.T,
         "the update is gone; nothing adds it now": x @ W.T + bias,
@@ -300,7 +257,7 @@ def merges(merge_, unmerge_, LoRALinear):
 
 def _square_gradients(x, W, bias, A, B, alpha):
     A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
-    loss = (_dense(x, W, A, B, alpha / len(A)) + bias).square().sum()
+    loss = (dense(x, W, A, B, alpha / len(A)) + bias).square().sum()
     return torch.autograd.grad(loss, (A, B))
 
 
@@ -356,10 +313,8 @@ def scales(scaling):
     rng = generator()
     draws = [int(torch.randint(low, 64, (), generator=rng)) for low in (33, 33, 3, 17)]
     for alpha, r in [(32, 16), (float(draws[0]), draws[2]), (draws[1], draws[3])]:
-        root = {"that is alpha / sqrt(r): the default is alpha / r": alpha / math.sqrt(r)}
-        alone = {"alpha is not divided": float(alpha), "it is upside down": r / alpha}
-        alone[FLOORED] = alpha // r
-        expect_number(observe(scaling, alpha, r), alpha / r, f"scaling({alpha}, {r})", root | alone)
+        known = guesses.factors(alpha, r)
+        expect_number(observe(scaling, alpha, r), alpha / r, f"scaling({alpha}, {r})", known)
         call = f"scaling({alpha}, {r}, rank_stabilized=True)"
         plain = {"rank_stabilized changes nothing": alpha / r, "sqrt of all": (alpha / r) ** 0.5}
         got = observe(scaling, alpha, r, True)
