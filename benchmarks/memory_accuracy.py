@@ -162,12 +162,15 @@ def measure(config, settings, device):
     with track(model, optimizer, device=device) as peak:
         step()
         step()
+    hardware.wait()
     began = time.perf_counter()
     step()
+    hardware.wait()
     plain = time.perf_counter() - began
     began = time.perf_counter()
     with track(model, optimizer, device=device):
         step()
+    hardware.wait()
     tracked = time.perf_counter() - began
     logged = peak.end_bytes + allocators_peak(step) if device == "cpu" else None
     return peak, plain, tracked, logged

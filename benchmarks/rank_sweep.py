@@ -17,13 +17,10 @@ from pathlib import Path
 
 import torch
 
+from labkit.measured.short import BATCH, PLACES, STEPS
+
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rank_sweep.csv"
-TARGETS = {
-    "all-linear": "all-linear",
-    "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
-    "MLPs": ["gate_proj", "up_proj", "down_proj"],
-}
-STEPS, BATCH = 24, 4
+TARGETS = {"all-linear": "all-linear"} | {n: list(PLACES[n]) for n in ("attention", "MLPs")}
 VARIANTS = {
     "": {},
     "rslora": {"use_rslora": True},

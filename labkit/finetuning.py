@@ -19,7 +19,7 @@ from transformers import PrinterCallback, TrainerCallback
 from labkit import lean, live, models, plots
 from labkit.errors import LabError
 
-PACKAGES = ("lora-labs", "peft", "torch", "transformers", "trl")
+PACKAGES = ("accelerate", "bitsandbytes", "lora-labs", "peft", "torch", "transformers", "trl")
 NO_MATTER = (
     "output_dir",
     "run_name",

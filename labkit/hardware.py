@@ -67,6 +67,14 @@ def one_card():
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
+def wait():
+    """Until the card has done all it was told; only then does a clock tell the time it took."""
+    import torch
+
+    if device() == "cuda":
+        torch.cuda.synchronize()
+
+
 def card_bytes():
     """Memory of the card in bytes; 0 without one."""
     import torch
@@ -112,9 +120,19 @@ def micro_batch(name, method, total, n_processes=1, seq=512):
 
 
 def _peak(name, method, **more):
-    """Peak bytes of a training step of model `name` on this machine, by the closed form."""
+    """Peak bytes of a training step of model `name` on this machine, by the closed form.
+
+    The step is `finetune`'s: packed rows hold their scores as eager attention does, and weights in
+    bf16 are multiplied without autocast.
+    """
     from labkit.memory import budget, configs
     from labkit.memory.settings import Settings
 
-    dtype = str(weights(device())).removeprefix("torch.")
-    return budget.closed_form(configs.find(name), Settings(method=method, dtype=dtype, **more)).peak
+    where = device()
+    how = {
+        "method": method,
+        "dtype": str(weights(where)).removeprefix("torch."),
+        "attention": "eager",
+        "autocast": weights(where) != precision(where),
+    }
+    return budget.closed_form(configs.find(name), Settings(**how | more)).peak

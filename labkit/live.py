@@ -71,8 +71,8 @@ class Curve:
 
     def add(self, loss):
         """Note the loss of one more step; redraw when the picture is older than two seconds."""
-        now = time.perf_counter()
         self.losses.append(loss.item() if hasattr(loss, "item") else float(loss))
+        now = time.perf_counter()  # after item(), which waits for a GPU
         self.seconds.append(now - self._begun)
         if now - self._shown > REDRAW_SECONDS or len(self.losses) == self.steps:
             self._shown = now

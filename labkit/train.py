@@ -10,6 +10,7 @@ each process takes its share of every batch, and the loss is that of one process
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -41,6 +42,8 @@ def main(
 
     from labkit import hardware, models
 
+    if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
+        hardware.one_card()
     models.hush_libraries()
     state = PartialState(cpu=hardware.device() == "cpu")  # this process's card becomes "cuda"
     with state.local_main_process_first():  # one process fetches, the others find it

@@ -43,7 +43,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig
 
-from labkit import finetuning, live, models, plots, serving, tasks
+from labkit import finetuning, hardware, live, models, plots, serving, tasks
 from labkit.scoring import said, score
 
 # %% [markdown]
@@ -55,7 +55,7 @@ from labkit.scoring import said, score
 #
 # Return the weight with the update in it, $W + \frac{\alpha}{r} B A$, as a new tensor. `W` is often
 # in bf16, `A` and `B` are in fp32. Add in fp32 and cast the sum once, to the dtype of `W`. Leave
-# `W` as it was: the next adapter needs it.
+# `W` as it was, and `A` and `B` too: the next merge needs them.
 #
 # <details><summary>Hint</summary>
 #
@@ -112,10 +112,8 @@ def train(base, task, steps, size, rate, title=None):
         max_length=512,
         max_steps=steps,
         per_device_train_batch_size=size,
-        use_cpu=lab.device == "cpu",
-        bf16=lab.device == "cuda" and lab.dtype == torch.bfloat16,
-        fp16=lab.dtype == torch.float16,
         report_to="none",
+        **hardware.flags(lab.device),
     )
     rows = as_pairs(tasks.load(task, "train", **OPTIONS.get(task, {})))
     return finetuning.finetune(base, tokenizer, rows, lora_config(), args, title or task).folder
@@ -212,8 +210,8 @@ if lab.experiment("How much of an update arrives", 2, needs=["6.1"]):
 
 # %% [markdown]
 # Each dot is a layer: how far the change of its weight is from the update that was trained. In fp32
-# the two agree to about six digits. In bf16 about an eighth of each update is rounded away: where
-# the update is smaller than half the distance between two neighbouring bf16 numbers, nothing
+# the two agree to about six digits. In bf16 what arrives is off by about an eighth of the update.
+# Where the update is smaller than half the distance between two neighbouring bf16 numbers, nothing
 # happens at all.
 #
 # That sounds like a disaster. Is it one? For that we need a ruler.
@@ -224,8 +222,8 @@ if lab.experiment("How much of an update arrives", 2, needs=["6.1"]):
 #
 # ●●○ · 8 min · 2 points
 #
-# (Exercises are numbered as in the curriculum; this one comes early, because everything that
-# follows is measured with it.)
+# (Exercises are numbered by topic. This one comes early, because everything that follows is
+# measured with it.)
 #
 # How much does a model $q$ differ from the model $p$ in what it would *say*? Per token,
 #
@@ -280,8 +278,11 @@ if lab.experiment("Merging, measured where it counts", 15, needs=["6.1", "6.6"])
     for name, make in live.progress(ways.items(), "ways", total=len(ways)):
         *marks[name], logits = said(make(), tokenizer, commands)
         gaps[name] = kl_divergence(exact, logits)
-    low, all_of_it = gaps["bf16, merged"], gaps["bf16, no adapter"]
-    title = f"Merging in bf16 costs {low:.2g} nats, the adapter is worth {all_of_it:.1f}"
+    low, apart, all_of_it = (gaps[f"bf16, {way}"] for way in ("merged", "apart", "no adapter"))
+    title = (
+        f"bf16 costs {low:.2g} nats merged and {apart:.2g} apart,\n"
+        f"the adapter is worth {all_of_it:.1f}"
+    )
     display(plots.lab06.divergences(gaps, title))
     for name, (right, loss) in marks.items():
         print(f"{name:<16} {right:>4.0%} right, loss {loss:.3f}")
@@ -347,7 +348,7 @@ if lab.experiment("Speed with and without merging", 12, needs=["6.1", "6.6"]):
 # The second way. `W4` holds one code a weight, as in lab 4 before packing: uint8, flat, row by row.
 # Each run of 64 neighbours shares one entry of `absmax`; the last run may be shorter. A weight is
 # its code's value in `codebook` times its `absmax`. Dequantise, add the update in fp32, and return
-# an fp32 matrix of `shape`.
+# an fp32 matrix of `shape`. Leave all inputs as they were.
 #
 # <details><summary>Hint</summary>
 #
@@ -382,8 +383,7 @@ def in_4_bit():
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=lab.dtype,
     )
-    how = {"dtype": lab.dtype, "device_map": lab.device, "attn_implementation": "eager"}
-    return AutoModelForCausalLM.from_pretrained(models.fetch(), quantization_config=config, **how)
+    return models.load(quantization_config=config, device_map={"": lab.device})[0]
 
 
 if lab.experiment("QLoRA learns `home`, a minute the first time", 5, needs=["6.1", "6.2", "6.6"]):
@@ -464,27 +464,28 @@ if lab.experiment("Closer is not the same as better", 1, needs=["6.1", "6.2", "6
     print(f"\nan update is {ratio:.2f} times as large as the rounding of its layer (median)")
 
 # %% [markdown]
-# Read the dots from the top. The axis is logarithmic: from mark to mark it is a hundred times as
-# far.
+# Read the dots from the top. The axis is logarithmic: read the numbers at the dots, not the
+# distances.
 #
 # *Into the dequantised base*: as good as identical. These are the very numbers that the adapter was
 # trained on. What little remains is the rounding of the sum to the model's own format, bf16 or
 # fp32 (the lab's first lines name it).
 #
-# *Into the original*: another model, at more than a hundred times the KL. The last line says
-# why: NF4's rounding changed each layer about ten times as much as the update does, and the adapter
-# was trained around these errors. It still knows its job. The KL says how close, the loss says how
-# good: when we ran it, the loss went up from 0.27 to 0.33, though the original is the better base.
+# *Into the original*: another model, at a hundred times the KL or more. The last line says why:
+# NF4's rounding changed each layer about ten times as much as the update does, and the adapter was
+# trained around these errors. It still knows its job. The KL says how close, the loss says how
+# good: when we ran it, the loss went up by 0.06, though the original is the better base.
 #
-# *Dequantised, then 4 bits*, by hand or by PEFT: the update is gone, and you are back at the base.
-# Dequantised weights lie *exactly* on the grid's sixteen values. A step that is much smaller than
-# the grid's rounds straight back, in nearly every weight.
+# *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone. Compare the last dot,
+# a base with no adapter at all. Dequantised weights lie *exactly* on the grid's sixteen values. A
+# step that is much smaller than the grid's rounds straight back, in nearly every weight.
 #
 # *Original, then 4 bits*: the surprise. The original does not lie on the grid. Most of its weights
 # round to the very value the adapter was trained on; those near a boundary go up or down, and the
 # update decides often enough to survive on average. When we ran it, this 4-bit model was closer to
-# the trained one than the original with its update: a KL of 0.02 against 0.07. (Trust the losses
-# more than the shares: with 36 commands, a quarter right is a quarter give or take seven points.)
+# the trained one than the original with its update: a KL of 0.02 to 0.03 against 0.07 to 0.08, on
+# two machines. (Trust the losses more than the shares: with 36 commands, a quarter right is a
+# quarter give or take seven points.)
 #
 # So "never merge in 4 bits" is right for the dequantised base and wrong for the original, and
 # "always merge into the original" is not what the KL says.
@@ -625,9 +626,10 @@ check.mixes(soup)
 # gives the same with weights of a half. The other averages the *adapter files*, `A` with `A` and
 # `B` with `B`. Its product is a quarter of each update, plus a quarter of the cross terms.
 #
-# PEFT's `add_weighted_adapter` has more: TIES drops the smaller half of the numbers and, where two
-# adapters disagree in sign, keeps the stronger side. DARE drops a random half and doubles the rest.
-# Both work on `A` and on `B` apart here, so cross terms come with them.
+# PEFT's `add_weighted_adapter` has more. With `density=0.5` half of the numbers are dropped. TIES
+# drops the smaller half and, where two adapters disagree in sign, keeps the stronger side. It
+# averages what is left, so its "1 + 1" is a mean where `cat`'s is a sum. DARE drops a random half
+# and doubles the rest. Both work on `A` and on `B` apart here, so cross terms come with them.
 
 # %%
 layers7 = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -677,11 +679,12 @@ if lab.experiment("Both tasks, every mixture", 30, needs=["6.1", "6.3", "6.4"]):
         print(f"{name:<16} loss on home {pair[0][1]:.2f}, on tickets {pair[1][1]:.2f}")
 
 # %% [markdown]
-# On `home`, where every token of an answer must be right, hardly any answer survives a mixture to
-# the letter. On `tickets`, whose answer is one short label, the better mixtures come close to the
-# specialist, within the noise of 36 examples. The losses tell it with less noise: every mixture is
-# far better than the wrong parent, and worse than the right one. Two adapters that were trained
-# apart pull at the same weights, and disturb each other.
+# On `home` every token of an answer must be right. When we ran it, the best mixture kept about a
+# third of the specialist's right answers, and most kept fewer. On `tickets`, whose answer is one
+# short label, the better ones came out at or below the specialist, by an amount that 36 examples
+# cannot settle. The losses tell it with less noise: every mixture is far better than the wrong
+# parent, and worse than the right one. Two adapters that were trained apart pull at the same
+# weights, and disturb each other.
 #
 # So "a soup beats each of its adapters" is not what you see here. The paper that made the word
 # popular for LoRA *learns* the weights of a concatenation, for tasks that need both skills at once:
@@ -703,9 +706,10 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.3", "6.4"]):
     display(plots.lab06.weight_curves(strengths, curves, f"Lowest sum of losses at w = {best_w}"))
 
 # %% [markdown]
-# The weights are a dial, not a law. Turn it up and `tickets` gains for a while, and `home` loses
-# early; the dotted line marks the compromise, found on training examples. Neither "a half each" nor
-# "one each" is special: the best point has to be found on data, as the paper does for every layer.
+# The weights are a dial, not a law. Turn it up: to about 0.8 both gain. Beyond, `home` loses and
+# `tickets` hardly moves. The dotted line marks the compromise, found on training examples. Neither
+# "a half each" nor "one each" is special: the best point has to be found on data, as the paper does
+# for every layer.
 #
 # ## Keep them apart
 #
@@ -782,12 +786,14 @@ if lab.experiment("What a swap costs", 3, needs=["6.1", "6.5"]):
 # Left, read the two lines at 100 customers: a merged copy for each, or one base and a hundred
 # adapters. Right, the three waits. A swap moves no weights at all: it changes which of them the
 # layers use. Loading from disk takes longer, and here an adapter takes a good part of what the
-# model takes, where that stays in bf16 even as much. It is a small part of the bytes, but hundreds
-# of small tensors and modules have to be made. With a model of 14 GB it would be another picture.
+# model takes, where that stays in bf16 as much or more. It is a small part of the bytes, but
+# hundreds of small tensors and modules have to be made. With a model of 14 GB it would be another
+# picture.
 #
-# So "swapping takes megabytes and no reload" holds. "Hundreds of adapters on one base" is a matter
-# of memory. Systems made for it, such as S-LoRA, keep thousands in main memory and fetch to the GPU
-# what the next batch needs.
+# So "swapping takes megabytes and no reload" is half right. A swap reloads nothing, and it moves
+# nothing either. What a new adapter costs is its 20 MB. "Hundreds of adapters on one base" is a
+# matter of memory. Systems made for it, such as S-LoRA, keep thousands in main memory and fetch to
+# the GPU what the next batch needs.
 
 # %% tags=["experiment"]
 if lab.experiment("One base, three adapters, one batch", 20, needs=["6.1", "6.5"]):
@@ -807,13 +813,15 @@ if lab.experiment("One base, three adapters, one batch", 20, needs=["6.1", "6.5"
 # %% [markdown]
 # Three jobs, one forward pass: the base computes once for all rows, and each row adds its own thin
 # products. How much time a batch saves depends on the machine. On a GPU eight rows cost hardly more
-# than one. A CPU has no idle arithmetic to give away, every row is padded to the longest prompt and
-# waits for the longest answer: when we ran it on a busy CPU, the batch took 40 s, and one by one
-# took 49 s. What you gain there is memory, one base instead of three.
+# than one. A CPU gains less, but it gains: every new token reads all the weights, and a batch reads
+# them once for all rows. Against that, every row is padded to the longest prompt and waits for the
+# longest answer. On two CPUs we saw a fifth and a half of the time saved (40 s against 49 on a
+# busy one, 7.5 against 14.7 on the other). And there is one base in memory instead of three.
 #
 # Where an answer differs, two tokens were nearly tied, and bf16 rounded a batch of eight otherwise
-# than a batch of one; in our run that happened to two of the eight. It happens with any model, with
-# or without adapters. The exercise's check runs in fp32, where all agree.
+# than a batch of one. In one of our runs that happened to two of the eight, in another to none. It
+# happens with any model, with or without adapters. The exercise's check runs in fp32, where all
+# agree.
 #
 # ## Ship it
 #
@@ -829,7 +837,7 @@ if lab.experiment("Merge and save, reload with plain transformers", 5, needs=["6
         f"{config.peft_type.value} of rank {config.r}, alpha {config.lora_alpha}, "
         f"on {Path(config.base_model_name_or_path).name}"
     )
-    whole = AutoPeftModelForCausalLM.from_pretrained(folders["home"], dtype=lab.dtype)
+    whole = AutoPeftModelForCausalLM.from_pretrained(folders["home"], dtype=base.dtype)
     shelf = tempfile.TemporaryDirectory()  # it vanishes with this notebook
     shop = Path(shelf.name) / "home-merged"
     whole.merge_and_unload().save_pretrained(shop)
@@ -915,9 +923,10 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - Merging is exact in fp32. In bf16 it loses part of each number and almost none of the meaning.
-# - A QLoRA adapter belongs to the dequantised weights. Rounding that sum to 4 bits again throws the
-#   update away; rounding the original plus the update does not.
+# - Merging is exact to rounding in fp32. In bf16 each update arrives a little off, and almost none
+#   of what it does is lost.
+# - A QLoRA adapter belongs to the dequantised weights. Rounding that sum to 4 bits again throws
+#   nearly all of the update away; rounding the original plus the update does not.
 # - Updates add up by concatenation. Averaging `A` and `B` is something else, and a mixture is a
 #   compromise between its parents.
 # - One base serves many adapters, in one batch. A merged model is quicker and serves one.
@@ -930,6 +939,7 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["6.1", "6.2", "6.3", "6.4", "6.5", "6.6"]):
     lab.headline(
         f"KL of a QLoRA merge: {kls['dequantised base']:.1g} dequantised, "
-        f"{kls['original']:.2g} original, {kls['dequantised, then 4 bits']:.1f} in 4 bits; "
-        f"a swap takes {1000 * waits['swap']:.0f} ms and {costs[0]['bytes'] / 1e6:.0f} MB"
+        f"{kls['original']:.2g} original; both rounded to 4 bits: "
+        f"{kls['dequantised, then 4 bits']:.1f} and {kls['original, then 4 bits']:.2g}; "
+        f"a swap takes {1000 * waits['swap']:.0f} ms, an adapter {costs[0]['bytes'] / 1e6:.0f} MB"
     )

@@ -79,6 +79,42 @@ def test_a_notebook_sees_one_card_unless_told_otherwise(monkeypatch):
     assert hardware.os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
+def test_training_without_a_launcher_sees_one_card(monkeypatch):
+    from labkit import train
+
+    class Started(Exception):
+        pass
+
+    def stop():
+        raise Started
+
+    monkeypatch.setattr(train, "_in_4_bits", stop)
+    monkeypatch.setattr(models, "hush_libraries", stop)
+    for launcher, seen in ((None, "0"), ("1", None)):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        if launcher:
+            monkeypatch.setenv("LOCAL_RANK", launcher)
+        with pytest.raises(Started):
+            train.main()
+        assert hardware.os.environ.get("CUDA_VISIBLE_DEVICES") == seen
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_a_micro_batch_counts_the_scores_that_packed_rows_hold(no_card, monkeypatch):
+    """Attention scores of 4 rows of 512 tokens are held, as the trainer holds them."""
+    from labkit.memory import budget, configs
+    from labkit.memory.settings import Settings
+
+    plain = {"method": "lora", "dtype": "float32", "batch": 4}
+    monkeypatch.setattr(hardware, "weights", lambda device: torch.float32)
+    monkeypatch.setattr(hardware, "precision", lambda device: torch.float32)
+    fused = budget.closed_form(configs.find("smollm2-1.7b"), Settings(**plain)).peak
+    config = configs.find("smollm2-1.7b")
+    scores = 4 * config.num_attention_heads * 512**2 * 4 * config.num_hidden_layers
+    assert hardware._peak("smollm2-1.7b", "lora", batch=4) > fused + 0.9 * scores
+
+
 def test_the_default_model_follows_the_card(card, no_card, monkeypatch):
     monkeypatch.delenv("LABKIT_MODEL", raising=False)
     assert hardware.default_model() == "smollm2-135m"

@@ -219,3 +219,11 @@ def test_student_stub_raises_where_the_solution_was():
     exec(cut("def f():\n    # BEGIN SOLUTION\n    return 1\n    # END SOLUTION\n"), scope)
     with pytest.raises(NotImplementedError):
         scope["f"]()
+
+
+@pytest.mark.parametrize("master", MASTERS, ids=lambda path: path.stem)
+def test_token_ids_follow_the_model_to_its_device(master):
+    """A tokenizer makes tensors on the CPU; on a GPU the model does not lie there."""
+    for line in master.read_text("utf-8").splitlines():
+        if 'return_tensors="pt"' in line:
+            assert ".to(" in line.split("return_tensors")[1], line

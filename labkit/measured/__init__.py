@@ -12,7 +12,7 @@ import os
 from importlib import resources
 from importlib.metadata import version
 
-PACKAGES = ("peft", "torch", "transformers", "trl")
+PACKAGES = ("lora-labs", "peft", "torch", "transformers", "trl")
 
 
 def load(name):
@@ -23,9 +23,9 @@ def load(name):
         return pd.read_csv(file, keep_default_na=False, na_values=["nan"])
 
 
-def spread(frame, by="learning_rate", column="loss"):
-    """Mean, lowest, highest and number of `column` for each value of `by`; failed runs left out."""
-    groups = frame.dropna(subset=[column]).groupby(by)[column]
+def spread(frame):
+    """Mean, lowest, highest and number of the losses of each learning rate, failures left out."""
+    groups = frame.dropna(subset=["loss"]).groupby("learning_rate")["loss"]
     names = {"mean": "mean", "low": "min", "high": "max", "runs": "size"}
     return groups.agg(**names).reset_index()
 

@@ -20,8 +20,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from labkit.memory import adapted, optimizers
 from labkit.memory.ledger import CATEGORIES, Ledger
 
-PHASES = ("forward", "backward", "step")
-
 
 @dataclass(frozen=True)
 class Simulation:

@@ -3,7 +3,7 @@
 import io
 
 import matplotlib.pyplot as plt
-import numpy as np
+import pandas as pd
 
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -41,11 +41,7 @@ def figure(n_columns=1, width=7.2, height=3.6, **options):
 
 def smooth(values, weight=0.8):
     """Exponential moving average of `values`, corrected for its start; an array as long."""
-    kept, total, out = 0.0, 0.0, []
-    for value in values:
-        kept, total = weight * kept + value, weight * total + 1
-        out.append(kept / total)
-    return np.array(out)
+    return pd.Series(values).ewm(alpha=1 - weight).mean().to_numpy()
 
 
 def growing_loss(losses, steps, title):
