@@ -20,7 +20,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # the extra `jupyter`, which Colab and graders do without
-NOTEBOOKS = ("ipykernel", "jupyter_client", "jupytext", "nbclient", "nbconvert", "nbformat")
+NOTEBOOKS = (
+    "ipykernel",
+    "jupyter_client",
+    "jupytext",
+    "latex2mathml",
+    "nbclient",
+    "nbconvert",
+    "nbformat",
+)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

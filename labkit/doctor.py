@@ -143,15 +143,15 @@ def sandbox() -> Finding:
     if not shutil.which("bwrap"):
         mend = "only for grading: install the package 'bubblewrap' (Linux), or grade with --unsafe"
         return Finding("sandbox", "none", "warn", mend)
-    from labkit.grading.sandbox import trial
+    from labkit.grading import sandbox as walls
 
-    found = trial()
+    found = walls.trial()
     if found == "nested":
         return Finding("sandbox", "bubblewrap, and a process tree a submission inside it")
     if found == "alone":
         mend = "only for grading: no nested user namespaces here, so each submission warms up anew"
         return Finding("sandbox", "bubblewrap, one warm process a submission", "warn", mend)
-    mend = f"only for grading: bubblewrap may not do its work here ({found})"
+    mend = f"only for grading: bubblewrap may not do its work here ({walls.mend(found)})"
     return Finding("sandbox", "bubblewrap, which fails", "warn", mend)
 
 

@@ -13,6 +13,7 @@ from IPython.display import Code, display
 from labkit import hardware, live, models, plots
 from labkit.errors import LabError
 from labkit.grading import contract
+from labkit.grading.summary import natural
 
 MARKS = {"passed": "✓", "revealed": "◐", "failed": "✗", "missing": "○"}
 
@@ -43,7 +44,7 @@ class Lab:
         self.device = hardware.device()
         self.dtype = hardware.precision(self.device)
         marked = [getattr(f, "exercise", None) for f in vars(check).values()]
-        self.exercises = sorted((m for m in marked if m), key=lambda m: m["id"])
+        self.exercises = sorted((m for m in marked if m), key=lambda m: natural(m["id"]))
 
     def header(self):
         """Two lines: the machine and its precision; the model and where it comes from."""

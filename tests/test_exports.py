@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 
 import pytest
 
@@ -226,6 +227,19 @@ def test_gradescope_hears_of_what_was_not_graded():
     result = gradescope.as_gradescope(lost)
     expect_gradescope(result)
     assert (result["score"], result["output"]) == (0, "unreadable: this is not JSON")
+
+
+def test_gradescope_grades_without_a_sandbox_only_where_none_starts(tmp_path):
+    for reason, calls in (("the sandbox does not start: no", 2), ("no notebook in 'x'", 1)):
+        notes = tmp_path / str(calls)
+        code = (
+            "import sys, pathlib; notes = pathlib.Path(sys.argv[1])\n"
+            "notes.open('a').write(' '.join(sys.argv[2:]) + ';')\n"
+            "sys.exit(0 if '--unsafe' in sys.argv else 'labkit: ' + sys.argv[2])"
+        )
+        done = gradescope.graded([sys.executable, "-c", code, str(notes), reason])
+        assert (done.returncode == 0) == (calls == 2)
+        assert notes.read_text().count(";") == calls
 
 
 def test_only_the_lab_of_the_assignment_counts_and_of_it_the_best():

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -505,6 +506,22 @@ def _bytes(path):
         return b""
 
 
+def test_there_are_no_more_jobs_than_memory_for_them(monkeypatch):
+    cores = len(os.sched_getaffinity(0))
+    for free, jobs in ((2**40, cores), (3 * 2**29, 1), (2**20, 1)):
+        found = SimpleNamespace(available=free)
+        monkeypatch.setattr(grading.psutil, "virtual_memory", lambda found=found: found)
+        assert grading._jobs() == jobs
+
+
+def test_while_a_submission_is_graded_no_experiment_runs():
+    from labkit.grading import quiet
+
+    lab, _ = quiet.start("04_qlora")
+    assert lab.experiment("Time of a step", 10, needs=["4.6"]) is False
+    assert lab.gpu("QLoRA with paged AdamW", "It would train.", needs=["4.6"]) is False
+
+
 def test_judges_work_side_by_side_on_their_own_cores():
     assert pool._shares(1) == [sorted(os.sched_getaffinity(0))]
     cores = len(os.sched_getaffinity(0))
@@ -525,10 +542,13 @@ def test_a_batch_ends_when_a_judge_cannot_start(monkeypatch):
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("pidfd", [True, False])
-def test_waiting_needs_no_pidfd_which_linux_alone_has(pidfd, monkeypatch):
-    if not pidfd:
-        monkeypatch.delattr(os, "pidfd_open", raising=False)
+def test_other_systems_are_told_where_grading_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(grading.sys, "platform", "darwin")
+    with pytest.raises(LabError, match="grading needs Linux"):
+        grading.grade([tmp_path], tmp_path / "out")
+
+
+def test_a_warm_process_waits_until_its_child_ends_or_the_judge_says_kill():
     for said, seconds in ((b"", 0.1), (b"x", 60)):
         ours, theirs = socket.socketpair()
         child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])

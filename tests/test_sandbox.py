@@ -302,6 +302,16 @@ def test_doctor_says_how_submissions_are_isolated(monkeypatch):
     assert "Operation not permitted" in found.mend
 
 
+def test_where_ubuntu_forbids_the_sandbox_the_remedy_is_named(monkeypatch):
+    for setting, told in (("1\n", True), ("0\n", False)):
+        monkeypatch.setattr(sandbox.Path, "exists", lambda path: True)
+        monkeypatch.setattr(sandbox.Path, "read_text", lambda path, setting=setting: setting)
+        line = sandbox.mend("bwrap: setting up uid map: Permission denied")
+        assert line.startswith("bwrap: setting up uid map: Permission denied")
+        name = "kernel.apparmor_restrict_unprivileged_userns=0"
+        assert line.endswith(f"sudo sysctl {name}") == told and (name in line) == told
+
+
 def test_outside_of_a_tree_nothing_is_killed():
     """Where this process is not process 1 of its own tree, `kill_but` does nothing."""
     assert not tree.enclosed() and tree.others() == []

@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 from contextlib import closing
 from pathlib import Path
+
+import psutil
 
 from labkit.errors import LabError
 from labkit.grading import cluster, pool, report, sandbox
@@ -41,6 +44,8 @@ def grade(
     instructor's own. `workers` or `scheduler` have Dask do the work. LabError for bad input; when
     it is interrupted, what is done is written all the same.
     """
+    if sys.platform != "linux":
+        raise LabError("grading needs Linux: on Windows use WSL, on a Mac a Linux container")
     out = Path(out)
     if not unsafe and not scheduler and not sandbox.available():
         raise LabError(sandbox.MISSING)
@@ -85,8 +90,10 @@ def _work(todo, setup, jobs, workers, scheduler):
 
 
 def _jobs():
+    """One a core, where each has a GiB of memory."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return max(1, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(cores, psutil.virtual_memory().available >> 30))
 
 
 def _look(name, path, limits):

@@ -16,6 +16,7 @@ from labkit.grading.contract import CheckFailed
 from labkit.grading.limits import Limits
 from labkit.grading.remote import Down, Forged, Gone, Learner, RemoteSession, Undefined
 from labkit.grading.shipped import shipped
+from labkit.grading.summary import natural
 from labkit.grading.warm import WarmProcess
 
 # of the labs, for a notebook whose line `labkit.start(…)` is gone
@@ -85,15 +86,8 @@ class Judge:
             found = [f for f in vars(module).values() if getattr(f, "exercise", None)]
             found += [f for f in self.own if private.of_lab(f, stem)]
             by_id = {f.exercise["id"]: f for f in found}
-            self.known[stem] = [by_id[id] for id in sorted(by_id, key=_natural)]
+            self.known[stem] = [by_id[id] for id in sorted(by_id, key=natural)]
         return self.known[stem]
-
-
-def _natural(id):
-    """Sorts "2.10" behind "2.9"."""
-    return [
-        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in id.split(".")
-    ]
 
 
 def _names(checks):

@@ -34,6 +34,7 @@ class JudgeProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=self.errors,
                 start_new_session=True,
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},  # checks need no card
             )
         wire.send(self.link, b"S", json.dumps(self.setup).encode())
         frame = wire.receive(self.link, self.most)

@@ -30,6 +30,10 @@ class QuietLab(Lab):
         """False: an experiment is not graded."""
         return False
 
+    def gpu(self, title, known, needs=()):
+        """False, as for any experiment."""
+        return False
+
     def reveal(self, id):
         """LabError: the solutions are not here."""
         raise LabError(f"{id} is not revealed while a submission is graded")

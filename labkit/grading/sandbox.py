@@ -74,7 +74,7 @@ ENVIRONMENT = {
 
 def available():
     """The path of bubblewrap, or None."""
-    return shutil.which("bwrap") if sys.platform == "linux" else None
+    return shutil.which("bwrap")
 
 
 def command(fd, kind="nested"):
@@ -96,6 +96,14 @@ def trial():
     )
     told = (done.stdout if done.returncode == 0 else done.stderr).strip()
     return told.splitlines()[-1] if told else f"it ended with {done.returncode}"
+
+
+def mend(reason):
+    """`reason`, with what to do where Ubuntu's AppArmor keeps bubblewrap from its work."""
+    limit = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+    if limit.exists() and limit.read_text().strip() == "1":
+        return f"{reason}; Ubuntu forbids it: sudo sysctl kernel.{limit.name}=0"
+    return reason
 
 
 def environment(folder=None):

@@ -8,10 +8,8 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import time
 
-LINUX = sys.platform == "linux"
 MANY = 4  # processes from which on shared pages are told from private ones, which takes longer
 
 _enclosed = False
@@ -36,13 +34,7 @@ def others():
 def alive(pid):
     """Whether `pid` is there and has not ended."""
     reap()
-    if LINUX:
-        return _state(pid) not in "ZX"
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    return _state(pid) not in "ZX"
 
 
 def _state(pid):
@@ -57,7 +49,7 @@ def _state(pid):
 def threads(pid):
     """How many threads a process has; 1 where that can't be known."""
     try:
-        return len(os.listdir(f"/proc/{pid}/task")) if LINUX else 1
+        return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return 1
 

@@ -71,8 +71,7 @@ def _new_user():
 def own_tree():
     """Shield this process, the supervisor, from those that it starts."""
     tree.own()
-    if tree.LINUX:
-        _call("prctl", SET_DUMPABLE, 0, 0, 0, 0)
+    _call("prctl", SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _mount(kind, where, flags, options=None):
@@ -118,11 +117,10 @@ def close_in(limits):
     os.setsid()
     os.chdir(_work())
     _limit(limits)
-    if tree.LINUX:
-        _drop_capabilities()
-        _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        seccomp.install()
-        _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)
+    _drop_capabilities()
+    _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    seccomp.install()
+    _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def _limit(limits):
@@ -132,9 +130,8 @@ def _limit(limits):
         "NOFILE": 256,
         "CORE": 0,
         "CPU": int(limits.total_seconds + 20 * limits.exercise_seconds),
+        "AS": tree.memory(os.getpid())[1] + limits.memory_bytes,
     }
-    if tree.LINUX:  # macOS does not keep it
-        wanted["AS"] = tree.memory(os.getpid())[1] + limits.memory_bytes
     if tree.enclosed():  # elsewhere it would count all processes of this user
         wanted["NPROC"] = limits.processes
     for name, value in wanted.items():

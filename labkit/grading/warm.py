@@ -56,7 +56,7 @@ class WarmProcess:
             if not answer:
                 reason = self._last_error()
                 self.end()
-                raise LabError(f"the sandbox does not start: {reason}")
+                raise LabError(f"the sandbox does not start: {sandbox.mend(reason)}")
             self.nested = json.loads(answer)["nested"]
             if self.kind == "nested" and not self.nested:
                 self._go_without()

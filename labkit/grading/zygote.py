@@ -92,16 +92,12 @@ def _become_supervisor(fd, shell, limits, nested):
 
 def _wait(pid, control):
     """Until process `pid` has ended; kill it when the judge says so or is gone."""
-    end = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None  # Linux alone has it
-    watched, patience = ([control], 0.01) if end is None else ([control, end], None)
-    while not os.waitpid(pid, os.WNOHANG)[0]:
-        if control in select.select(watched, [], [], patience)[0]:
-            control.recv(1)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            break
-    if end is not None:
-        os.close(end)
+    end = os.pidfd_open(pid)
+    if control in select.select([control, end], [], [])[0]:
+        control.recv(1)
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(end)
 
 
 def warm():
