@@ -145,8 +145,8 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 # ●○○ · 5 min · 2 points
 #
 # `lora_params` counts the numbers in $A$, `(r, d_in)`, and $B$, `(d_out, r)`. `break_even_rank` is
-# the largest rank at which they hold strictly fewer numbers than $W$. Both are ints, and $W$ need
-# not be square.
+# the largest rank at which they hold strictly fewer numbers than $W$, 0 where no rank saves. Both
+# are ints, and $W$ need not be square.
 
 
 # %%
@@ -185,9 +185,9 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
     display(plots.lab01.error_and_cost(costs, errors, break_even_rank(*photo.shape)))
 
 # %% [markdown]
-# On the photograph the error falls at once. On noise, every direction is worth as much as any
-# other, and the price buys little. So a low rank is no free lunch. It is a bet that the matrix
-# has structure, and the singular values say whether the bet is good.
+# On the photograph the error falls at once. On noise no direction stands out: the singular values
+# fall slowly, and the price buys little. So a low rank is no free lunch. It is a bet that the
+# matrix has structure, and the singular values say whether the bet is good.
 
 # %% [markdown]
 # ## Two ways to put a spectrum into one number
@@ -252,8 +252,9 @@ if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
 
 # %% [markdown]
 # Training has given some directions of `q_proj` and the MLP more weight than chance would, and
-# hardly any in `v_proj`. But no curve falls off a cliff. There is no rank at which you could say
-# "the rest is nothing". Now every fifth block, with your two numbers for each matrix.
+# hardly any in `v_proj`. But no curve falls off a cliff that chance would not have: the last values
+# of a square matrix like `q_proj` are near zero, trained or random. There is no rank at which you
+# could say "the rest is nothing". Now every fifth block, with your two numbers for each matrix.
 
 
 # %%
@@ -452,10 +453,12 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.4", "1.5"]):
 
 # %% [markdown]
 # The shares of energy of the first two add up to 100%; the shares of the gain do not. With the
-# eight leading directions gone, what is left still lowers the loss: the update says the same thing
-# more than once. So the tail is redundant rather than noise. Random directions are worth next to
-# nothing at the same rank. Few directions of this update suffice, but they must be its leading
-# ones. Training is freer: it can fit `B` to the directions that `A` happens to have (lab 5).
+# eight leading directions gone, what is left still lowers the loss. So the tail is not noise. That
+# the gains add up to more than 100% does not yet mean that both parts say the same: the loss falls
+# steeply at first, and any good part of an update gets most of the way. Random directions are worth
+# next to nothing at the same rank. Few directions of this update suffice, but they must be its
+# leading ones. Training is freer: it can fit `B` to the directions that `A` happens to have
+# (lab 5).
 
 # %% [markdown]
 # ## LoRA is not an SVD

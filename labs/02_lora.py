@@ -95,10 +95,12 @@ check.matches_dense(lora_forward)
 # `scaling` (which is $\alpha / r$).
 #
 # - `base` stays as it is, bias included, and is frozen: no gradient for it.
-# - `A` is drawn at random. `nn.init.kaiming_uniform_(A, a=math.sqrt(5))` is what PEFT does.
+# - `A` is drawn at random, about as small as $1/\sqrt{d_\text{in}}$.
+#   `nn.init.kaiming_uniform_(A, a=math.sqrt(5))` is what PEFT does.
 # - `B` starts at zero, so the new layer computes exactly what the old one did.
 # - Both have the dtype and the device of `base.weight`.
-# - Dropout falls on the `x` that enters `A`, never on the base path.
+# - Dropout falls on the `x` that enters `A`, never on the base path. `x` itself stays as it is.
+# - Gradients flow back to `x` on both paths: layers before this one may train.
 # - Keep a flag `merged`, false at first. While it is true, `forward` returns `base(x)` alone.
 #   Exercise 2.6 will set it.
 
@@ -144,7 +146,7 @@ check.layer(LoRALinear)
 # ●●● · 12 min · 3 points
 #
 # Given `dY`, the gradient of the loss with respect to the layer's output, return the gradients of
-# `A` and `B`, by hand: no `backward()`. `x` is `(n, d_in)` and `dY` is `(n, d_out)`.
+# `A` and `B`, by hand: no `backward()` or other autograd. `x` is `(n, d_in)`, `dY` is `(n, d_out)`.
 #
 # <details><summary>Hint</summary>
 #
@@ -204,7 +206,7 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
 # everything else. Return how many you replaced.
 #
 # A layer's own name is the last part of its dotted name: `q_proj` in
-# `model.layers.0.self_attn.q_proj`.
+# `model.layers.0.self_attn.q_proj`. A layer of the model itself has no dot in its name.
 #
 # <details><summary>Hint</summary>
 #
@@ -272,7 +274,8 @@ if lab.experiment("What trains, at three settings", 4, needs=["2.2", "2.4", "2.5
 # ## A job to learn
 #
 # The task is `home`: a spoken command in, a JSON intent out. The test commands use sentence
-# patterns, rooms, devices and numbers that never occur in training, so memory does not help.
+# patterns, rooms and devices that never occur in training, and numbers that are mostly new to their
+# slot. So memory does not help.
 
 # %%
 home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
@@ -342,15 +345,18 @@ if lab.experiment("Before and after", 10, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # Read the rows, not only the number. The base model chats. The tuned one always answers in JSON,
-# mostly with the right intent. Where it fails, look at how: a slot put under the wrong key, or a
-# device mistaken for a room. It learned a format and a mapping from a few hundred examples.
+# mostly with the right intent. Where it fails, look at how: a slot left out, a value that nobody
+# said, a word under the wrong key. It learned a format and a mapping from a few hundred examples.
 
 # %% [markdown]
 # ## Against full fine-tuning
 #
 # The same 45 batches, the same loop, every weight trainable. Two things differ. The weights stay
-# in fp32, because bf16 would round small steps away. And the learning rate is twenty times lower:
-# at LoRA's rate full fine-tuning falls apart.
+# in fp32, because bf16 would round small steps away. And the learning rate is twenty times lower;
+# lab 5 shows the losses of both at several rates.
+#
+# (Your `A` and `B` have the format of the base. Where that is bf16, most of their steps survive the
+# rounding, for LoRA's rate is large. PEFT keeps them in fp32, see lab 3.)
 
 # %% tags=["experiment"]
 if lab.experiment("Full fine-tuning on the same budget", 110, needs=["2.2", "2.4"]):
@@ -395,8 +401,9 @@ if lab.experiment("Time, memory and loss side by side", 1, needs=["2.2", "2.4"])
 # ●●○ · 8 min · 3 points
 #
 # `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place; `unmerge_` takes it away.
-# Calling either twice is the same as once. The output never changes. Outside these two calls
-# nothing merges: in this course no `train()` or `eval()` does it behind your back.
+# Calling either twice is the same as once, and between two merges the layer may train. The output
+# never changes, and `base.weight` stays the same Parameter. Outside these two calls nothing merges:
+# in this course no `train()` or `eval()` does it behind your back.
 
 
 # %%
@@ -432,12 +439,12 @@ def logits_of(model, dtype, merged):
         if merged and isinstance(layer, LoRALinear):
             merge_(layer)
     with torch.no_grad():
-        return twin(**ids).logits[ids["attention_mask"].bool()].float()
+        return twin(**ids).logits[ids["attention_mask"].bool()].float().cpu()
 
 
 # %% tags=["experiment"]
 if lab.experiment("Is a merged model the same model?", 10, needs=["2.2", "2.4", "2.6"]):
-    ids = tokenizer(unseen["text"][:8], return_tensors="pt", padding=True)
+    ids = tokenizer(unseen["text"][:8], return_tensors="pt", padding=True).to(model.device)
     exact = logits_of(model, torch.float32, merged=False)
     gaps = {
         "fp32, merged": logits_of(model, torch.float32, merged=True) - exact,
@@ -462,10 +469,10 @@ if lab.experiment("Is a merged model the same model?", 10, needs=["2.2", "2.4", 
 #
 # ●●○ · 8 min · 3 points
 #
-# `adapter_state` returns the `A` and `B` of every LoRA layer by dotted name, and nothing else.
-# `load_adapter_` copies such a dict back into a model that has the same layers. A key that is
-# missing or that fits nowhere is an error, and the error names it: an adapter that loads half way
-# is worse than one that does not load.
+# `adapter_state` returns the `A` and `B` of every LoRA layer, and nothing else. A key is the dotted
+# name of the layer, then `.A` or `.B`. `load_adapter_` copies such a dict into the parameters of a
+# model that has the same layers. A key that is missing or that fits nowhere is an error, and the
+# error names it: an adapter that loads half way is worse than one that does not load.
 #
 # <details><summary>Hint</summary>
 #

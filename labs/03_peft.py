@@ -49,6 +49,7 @@ from labkit.tasks import chat
 #
 # A `LoraConfig` for a causal language model: rank `r`, adapters on `targets`, `lora_alpha` twice
 # the rank, dropout 0.05, no bias. `targets` is a list of layer names, or the word `"all-linear"`.
+# All else stays at PEFT's defaults.
 #
 # Twice the rank is a habit, not a law. It fixes the factor before $BA$ at 2, and so a higher rank
 # takes larger steps. Lab 5 measures what that does to a comparison of ranks.
@@ -237,9 +238,9 @@ check.sft(sft_config)
 #
 # ●●○ · 6 min · 3 points
 #
-# The share of predictions that are the same JSON *data* as their reference. Order of keys and
-# spaces do not count. A prediction that is no JSON is wrong; it must not stop the evaluation, since
-# the base model gives nothing else.
+# The share of predictions that are the same JSON *data* as their reference. The order of keys does
+# not count, nor do spaces outside of strings. Capitals do, and `5` is not `"5"`. A prediction that
+# is no JSON is wrong; it must not stop the evaluation, since the base model gives nothing else.
 
 
 # %%
@@ -356,8 +357,8 @@ if lab.experiment("Exact match and intent accuracy", 1, needs=["3.1", "3.3", "3.
 # ●●● · 12 min · 3 points
 #
 # The perplexity of a model over texts is $\exp$ of the mean negative log-likelihood *per token*:
-# a long text counts more than a short one. Padding must not count. The first token of a text is
-# predicted by nothing and does not count either.
+# a long text counts more than a short one, and no text is cut. Padding must not count. The first
+# token of a text is predicted by nothing and does not count either.
 #
 # Two traps. Averaging the perplexities of texts is another quantity. And in this tokenizer the
 # padding token also ends each message, so do not find padding by its id: use the attention mask.
@@ -454,8 +455,9 @@ if lab.experiment("Forgetting", 12, needs=["3.1", "3.3", "3.4", "3.6"]):
 # surprising, after two minutes on commands and JSON. A bar below the line is no miracle either:
 # the answers of `chat` are plain English, and the model moved a little towards such text.
 #
-# LoRA limits the damage and does not prevent it. With the adapter off, the base model is
-# untouched, and that is the real safety.
+# LoRA does not prevent forgetting. (That it forgets less than full fine-tuning is a result of
+# Biderman et al., 2024, and not measured here.) With the adapter off, the base model is untouched,
+# and that is the real safety.
 
 # %% [markdown]
 # ## What is on disk
@@ -497,7 +499,7 @@ if lab.experiment("The adapter's folder, opened", 4, needs=["3.1", "3.3", "3.4",
     print(f"{n:,} numbers in {adapter_bytes(tuned.folder) / n:.2f} bytes each")
 
 # %% [markdown]
-# Four bytes a number: the adapter was trained, and is stored, in fp32 although its base is in bf16.
+# Four bytes a number: the adapter was trained, and is stored, in fp32, whatever its base is in.
 # "Adapters train in bf16" is not PEFT's default. And "an adapter is 10 to 50 MB" is one
 # point on a line: rank times shapes times bytes.
 

@@ -70,10 +70,10 @@ def spectra(real, random):
             ax.plot(values / np.linalg.norm(values), color=colour, ls=style)
         tops.append(f"{name} {s[0] / random[name][0] * _norm(random[name]) / _norm(s):.1f}x")
         ax.set_title(name, fontsize=10.5, weight="normal")
-        ax.set(yscale="log", xlabel="position", ylim=(2e-3, 0.4))
+        ax.set(yscale="log", xlabel="position", ylim=(1e-4, 0.5))
     axes[0].set_ylabel("singular value / |W|")
-    axes[0].text(330, 0.05, "random", color=ORANGE)
-    axes[0].text(25, 0.17, "trained", color=BLUE)
+    axes[0].text(310, 0.06, "random", color=ORANGE)
+    axes[0].text(25, 0.2, "trained", color=BLUE)
     return _headed(fig, "Largest singular value against random: " + ", ".join(tops))
 
 

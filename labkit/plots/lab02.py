@@ -51,13 +51,18 @@ def budget(curves, memory):
     bytes for weights, gradients and optimizer.
     """
     fig, (left, right) = figure(2, width=9.5, height=3.6, width_ratios=(3, 2))
-    for (name, curve), colour in zip(curves.items(), PALETTE[1::-1], strict=False):
-        left.plot(curve.seconds, smooth(curve.losses), color=colour)
-        where = (curve.seconds[-1], smooth(curve.losses)[-1])
-        left.annotate(name, where, (5, 0), textcoords="offset points", color=colour)
-    left.set(xlabel="seconds", ylabel="training loss", yscale="log")
-    left.set_xlim(0, 1.12 * max(curve.seconds[-1] for curve in curves.values()))
     seconds = [curve.seconds[-1] for curve in curves.values()]
+    at = min(seconds) / 3  # both curves fall: the lower one is named on its left, below
+    heights = [np.interp(at, c.seconds, smooth(c.losses)) for c in curves.values()]
+    kinds = zip(curves.items(), PALETTE[1::-1], heights, strict=False)
+    for (name, curve), colour, height in kinds:
+        left.plot(curve.seconds, smooth(curve.losses), color=colour)
+        lower = height == min(heights)
+        shift, side = ((-6, -4), ("right", "top")) if lower else ((6, 4), ("left", "bottom"))
+        how = {"textcoords": "offset points", "ha": side[0], "va": side[1], "color": colour}
+        left.annotate(name, (at, height), shift, **how)
+    left.set(xlabel="seconds", ylabel="training loss", yscale="log")
+    left.set_xlim(0, 1.03 * max(seconds))
     left.set_title(f"LoRA takes {seconds[0] / seconds[1]:.0%} of the time …")
     _memory_bars(right, memory)
     totals = [sum(parts.values()) for parts in memory.values()]
@@ -86,10 +91,10 @@ def merge_rounding(gaps):
         logs = np.log10(np.maximum(gap.abs().flatten().numpy(), 1e-8))
         typical[name] = 10 ** np.median(logs)
         ax.hist(logs, bins=80, range=(-8, 1), color=colour, histtype="stepfilled", alpha=0.3)
-        counts, _, _ = ax.hist(logs, bins=80, range=(-8, 1), color=colour, histtype="step", lw=1.5)
-        shift = 0.08 * list(gaps).index(name)
-        top = counts.max() * (0.55 + 3 * shift)
-        ax.annotate(name, (np.median(logs) - 0.9, top), color=colour, ha="right")
+        ax.hist(logs, bins=80, range=(-8, 1), color=colour, histtype="step", lw=1.5)
+        height = 0.85 - 0.2 * (list(gaps).index(name) % 2)  # in turns: two may lie on each other
+        where = {"xycoords": ax.get_xaxis_transform(), "ha": "right", "va": "center"}
+        ax.annotate(name, (np.median(logs) - 0.9, height), color=colour, **where)
     ax.set(xlabel="|difference of a logit|, power of ten", ylabel="logits", yticks=[])
     text = ", ".join(f"{value:.0e} ({name})" for name, value in typical.items())
     ax.set_title(f"Typical distance from the unmerged fp32 model:\n{text}")

@@ -122,9 +122,11 @@ def step_times(sizes, rows):
     fig, ax = figure(height=2.8)
     for (name, seconds), colour, marker in zip(rows.items(), PALETTE, "os", strict=False):
         ax.plot(sizes, seconds, color=colour, marker=marker)
-        ax.annotate(f"  {name}", (sizes[-1], seconds[-1]), color=colour, va="center")
+        side = "bottom" if seconds[-1] == max(other[-1] for other in rows.values()) else "top"
+        ax.annotate(f"  {name}", (sizes[-1], seconds[-1]), color=colour, va=side)
     ax.set_xticks(sizes, [str(n) for n in sizes])
-    ax.set(xlabel="commands in a step", ylabel="seconds a step", ylim=(0, None))
+    ax.set(xlabel="commands in a step", ylabel="seconds a step")
+    ax.set_ylim(0, 1.18 * max(map(max, rows.values())))
     ax.set_xlim(0, sizes[-1] * 1.2)
     first, last = (rows["QLoRA"][i] / rows["LoRA"][i] - 1 for i in (0, -1))
     told = f"{first:+.0%} with {sizes[0]} command a step, {last:+.0%} with {sizes[-1]}"

@@ -45,7 +45,7 @@ def one_rate(frames, learning_rate):
     ax.set_xticks(ranks, [str(r) for r in ranks], minor=False)
     ax.set_xticks([], minor=True)
     ax.set_xlim(None, ranks[-1] * 3)
-    text = "; ".join(f"{name}: x{span:.1f}" for name, span in spans.items())
+    text = "; ".join(f"{name}: x{span:.2f}" for name, span in spans.items())
     ax.set_title(f"Learning rate {learning_rate:g}, worst loss over best:\n{text}")
     plt.close(fig)
     return fig
@@ -127,7 +127,8 @@ def dots(groups, title, xlabel, fmt="{:.2f}"):
     ):
         mean = float(np.mean(values))
         ax.barh(y, mean, color=colour, alpha=0.35, height=0.6)
-        ax.plot(values, [y] * len(values), "o", color=colour, ms=6, mec="white")
+        aside = np.linspace(0.15, -0.15, len(values)) if len(values) > 1 else 0  # dots may coincide
+        ax.plot(values, np.full(len(values), y) + aside, "o", color=colour, ms=6, mec="white")
         ax.text(max([mean, *values]), y, "  " + fmt.format(mean), va="center", color=INK)
     ax.set_yticks(places, list(groups))
     ax.set(xlabel=xlabel, xlim=(0, 1.18 * max(max(v) for v in groups.values())))
@@ -186,6 +187,7 @@ def front(frame, kept, title):
 def overfitting(history, title):
     """Training and held-out loss against step, one colour a rank; columns as in overfit_gap."""
     fig, ax = figure(height=3.4)
+    top = history.loc[history["step"] == history["step"].max(), "held_out_loss"].max()
     for (rank, part), colour, marker in zip(
         history.groupby("rank"), PALETTE, MARKERS, strict=False
     ):
@@ -193,11 +195,13 @@ def overfitting(history, title):
         ax.plot(part["step"], part["held_out_loss"], color=colour, marker=marker, ms=4)
         ax.plot(part["step"], part["train_loss"], color=colour, ls=":", marker=marker, ms=4)
         last = part.iloc[-1]
+        side = "bottom" if last["held_out_loss"] == top else "top"
         text = f"  r={rank}, held out"
-        ax.annotate(text, (last["step"], last["held_out_loss"]), color=colour, va="center")
+        ax.annotate(text, (last["step"], last["held_out_loss"]), color=colour, va=side)
     ax.annotate("  training (dotted)", (last["step"], last["train_loss"]), color=INK, va="center")
     ax.set(xlabel="step", ylabel="loss (nats a token)")
-    ax.set_ylim(-0.04 * history["held_out_loss"].max(), None)
+    highest = history[["held_out_loss", "train_loss"]].to_numpy().max()
+    ax.set_ylim(-0.04 * highest, 1.12 * highest)
     ax.set_xlim(None, 1.28 * history["step"].max())
     ax.set_title(title)
     plt.close(fig)
