@@ -52,6 +52,11 @@ def error_from_head(W, r):
     return math.sqrt(max(0.0, 1 - (energy[r - 1] / energy[-1]).item()))
 
 
+def error_rotated(W, r):
+    """As large as W, yet neither W_r nor what it leaves out."""
+    return ((W @ svd(W).Vh.T)[:, r:].norm() / W.norm()).item()
+
+
 def error_from_svd(W, r):
     _, S, _ = svd(W)
     return float(torch.sqrt((S[r:] ** 2).sum() / (S**2).sum()))
@@ -181,6 +186,7 @@ RIGHT = [
     (check.errors, relative_error),
     (check.errors, error_from_head),
     (check.errors, error_from_svd),
+    (check.errors, error_rotated),
     (check.errors, error_over_the_norm),
     (check.errors, error_by_products),
     (check.errors, error_from_gram),
@@ -234,6 +240,8 @@ CUTS = [
     (_cut(lambda U, S, Vh, r: U[:, :r] * S[:r] @ Vh.T[:r]), "already"),
     (_cut(lambda U, S, Vh, r: U[:, :r] @ torch.diag(S[:r]) @ Vh[:, :r].T), "already"),
     (_cut(lambda U, S, Vh, r: (U[:r].T * S[:r]) @ Vh[:r]), "rows of U"),
+    (lambda W, r: (lambda d: (d.U[:, :r] * d.S[:r]) @ d.V[:r])(torch.svd(W)), "torch.svd gives V"),
+    (lambda W, r: best_rank_r(W.half().float(), r).bfloat16().float(), "16 bits"),
     (_first_columns, "first r columns of W"),
     (lambda W, r: W[:, :r], "not fewer columns"),
     (_cut(lambda U, S, Vh, r: U[:, :r]), "multiply the factors out"),
@@ -257,6 +265,32 @@ def _error(f):
     return lambda W, r: f(svdvals(W), r).item()
 
 
+def _by_broadcast(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return (U[:, :r, None] * S[:r, None] * Vh[None, :r]).sum(1)
+
+
+def _by_rows(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return torch.stack([(U[:, :r] * S[:r]) @ v for v in Vh[:r].T], 1)
+
+
+def _by_addr(W, r):
+    out = torch.zeros_like(W)
+    for u, s, v in zip(*(t[:r] for t in (lambda d: (d.U.T, d.S, d.Vh))(svd(W))), strict=True):
+        out.addr_(u, v, alpha=s.item())
+    return out
+
+
+def best_rest(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return (U[:, r:] * S[r:]) @ Vh[r:]
+
+
+def _error_by_sqrt(W, r):
+    return math.sqrt(1 - (svdvals(W)[:r].square().sum() / W.square().sum()).item())
+
+
 ERRORS = [
     (_error(lambda s, r: s[r:].sum() / s.sum()), "not squared"),
     (_error(lambda s, r: (s[r:].sum() / s.sum()).sqrt()), "not squared"),
@@ -272,6 +306,15 @@ ERRORS = [
     (lambda W, r: svdvals(W)[r:].norm() / W.norm(), ".item()"),
     (lambda W, r: ((W - best_rank_r(W, r)).norm() / W.norm()).item(), "multiplied out"),
     (lambda W, r: ((W - best_by_outer(W, r)).norm() / W.norm()).item(), "multiplied out"),
+    (lambda W, r: ((W - _by_broadcast(W, r)).norm() / W.norm()).item(), "multiplied out"),
+    (lambda W, r: ((W.T - best_rank_r(W, r).T).norm() / W.norm()).item(), "multiplied out"),
+    (lambda W, r: ((W - _by_rows(W, r)).norm() / W.norm()).item(), "multiplied out"),
+    (lambda W, r: ((W - _by_addr(W, r)).norm() / W.norm()).item(), "multiplied out"),
+    (lambda W, r: (best_rest(W, r).norm() / W.norm()).item(), "multiplied out"),
+    (_error(lambda s, r: (1 - s[:r].square().sum() / s.square().sum()).sqrt()), "clamp"),
+    (_error(lambda s, r: (1 - (s[:r].norm() / s.norm()) ** 2).sqrt()), "clamp"),
+    (lambda W, r: (1 - svdvals(W)[:r].norm() ** 2 / W.norm() ** 2).sqrt().item(), "clamp"),
+    (_error_by_sqrt, "clamp"),
     (lambda W, r: math.sqrt(-1) if r == 9 else relative_error(W, r), "clamp"),
     (lambda W, r: math.nan if r > 3 else relative_error(W, r), "NaN"),
 ]
@@ -287,6 +330,10 @@ PARAMETERS = [
     (lambda o, i, r: r * r * (o + i), break_even_rank, "linearly"),
     (lambda o, i, r: 131_072, break_even_rank, "wanted"),
     (lora_params, lambda o, i: o * i // (o + i), "strictly fewer"),
+    (lora_params, lambda o, i: round(o * i / (o + i) - 1), "one too few"),
+    (lora_params, lambda o, i: math.floor(o * i / (o + i) - 0.5), "one too few"),
+    (lora_params, lambda o, i: break_even_rank(o, i) or None, "no rank saves"),
+    (lora_params, lambda o, i: max(r for r in range(1, i) if r * (o + i) < o * i), "no rank saves"),
     (lora_params, lambda o, i: o * i // (o + i) + 1, "one too many"),
     (lora_params, lambda o, i: o * i // (o + i) - 1, "one too few"),
     (lora_params, lambda o, i: o * i / (o + i), "round down"),
@@ -313,6 +360,8 @@ ENERGY = [
     (_energy(lambda s, f: (_share(s) >= f).int().argmax()), "one too few"),
     (_energy(lambda s, f: ((s**2).cumsum(0) < f).sum() + 1), "divide by"),
     (lambda s, f: energy_rank(s, f) / len(s), "share"),
+    (_energy(lambda s, f: (_share(s).sqrt() < f).sum() + 1), "a share of the norm"),
+    (_energy(lambda s, f: ((s**2).cumsum(0) < f).sum()), "divide by"),
     (lambda s, f: energy_rank(s, 1 - f), "left out"),
     (lambda s, f: (_share(s) < f).sum() + 1, ".item()"),
 ]
@@ -377,8 +426,9 @@ WRONG = [
     *((check.truncates, f, word) for f, word in UPDATES),
     *((check.subspace, f, g, word) for f, g, word in SUBSPACE),
     (check.quiz, lambda: {"q1": "a", "q2": "b", "q3": "c"}, "0 of 3"),
-    (check.quiz, lambda: {"q1": "c", "q2": "a", "q3": "b"}, "redundant, not noise"),
+    (check.quiz, lambda: {"q1": "c", "q2": "a", "q3": "b"}, "Noise would not"),
     (check.quiz, lambda: {"q1": "c", "q2": "a"}, "q3 wants"),
+    (check.quiz, lambda: {"q2": "a", "q3": "d"}, "2 of 3 right. q1 wants"),
     (check.quiz, lambda: ["c", "a", "d"], "dict"),
 ]
 
@@ -424,3 +474,13 @@ def test_the_numbers_that_people_quote():
 def test_a_wrong_count_is_told_against_the_right_one(rejects):
     told = rejects(check.parameters, lambda o, i, r: lora_params(o, i, r) + (o == 4096), stub)
     assert "131,073" in told and "131,072" in told
+
+
+def test_a_large_int_is_told_to_its_last_digit(rejects):
+    told = rejects(check.parameters, lambda o, i, r: 10**8 + o, stub)
+    assert "gave 100,000,0" in told
+
+
+def test_a_missing_letter_keeps_the_points_of_the_others(rejects):
+    rejects(check.quiz, lambda: {"q2": "a", "q3": "d"})
+    assert contract.session.records["1.7"]["earned"] == 2

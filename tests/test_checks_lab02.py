@@ -1,5 +1,6 @@
 """Lab 2's checks: stubs, wrong answers that learners give, right answers written differently."""
 
+import copy
 import math
 
 import numpy as np
@@ -85,6 +86,44 @@ class WithNumpyNames(LoRALinear):
         return self.base(x) + (h @ self.A.mT) @ self.B.mT
 
 
+class AsInABook(LoRALinear):
+    """A of standard deviation 1 / sqrt(r)."""
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(base, r, alpha, dropout)
+        nn.init.normal_(self.A, std=r**-0.5)
+
+
+class FromModules(nn.Module):
+    """A and B are the weights of two linear layers."""
+
+    A = property(lambda self: self.down.weight)
+    B = property(lambda self: self.up.weight)
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        self.base, self.r, self.scaling, self.merged = base, r, alpha / r, False
+        base.requires_grad_(False)
+        like = {"dtype": base.weight.dtype, "device": base.weight.device, "bias": False}
+        self.down = nn.Linear(base.in_features, r, **like)
+        self.up = nn.Linear(r, base.out_features, **like)
+        nn.init.zeros_(self.up.weight)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x):
+        update = 0 if self.merged else self.scaling * self.up(self.down(self.drop(x)))
+        return self.base(x) + update
+
+
+class Gathered(LoRALinear):
+    """The dense weight where nothing is dropped: slow, and right."""
+
+    def forward(self, x):
+        if self.merged or (self.training and self.drop.p):
+            return super().forward(x)
+        return F.linear(x, self.base.weight + self.scaling * self.B @ self.A, self.base.bias)
+
+
 def lora_gradients(x, W, A, B, alpha, dY):
     s = alpha / len(A)
     return s * B.T @ dY.T @ x, s * dY.T @ x @ A.T
@@ -94,12 +133,6 @@ def gradients_einsum(x, W, A, B, alpha, dY):
     s = alpha / A.size(0)
     dA = torch.einsum("no,or,ni->ri", dY, B, x) * s
     return [dA, torch.einsum("no,ri,ni->or", dY, A, x) * s]
-
-
-def gradients_autograd(x, W, A, B, alpha, dY):
-    A, B = A.detach().requires_grad_(), B.detach().requires_grad_()
-    lora_forward(x, W, A, B, alpha).backward(dY)
-    return A.grad, B.grad
 
 
 def inject(model, targets, r, alpha):
@@ -116,7 +149,7 @@ def inject(model, targets, r, alpha):
 
 def inject_by_path(model, targets, r, alpha):
     model.requires_grad_(False)
-    names = [n for n, _ in model.named_modules() if any(n.endswith("." + t) for t in targets)]
+    names = [n for n, _ in model.named_modules() if any(f".{n}".endswith("." + t) for t in targets)]
     for name in names:
         model.set_submodule(name, LoRALinear(model.get_submodule(name), r=r, alpha=alpha))
     return len(names)
@@ -133,6 +166,14 @@ def inject_recursive(model, targets, r, alpha, top=True):
         else:
             count += inject_recursive(child, targets, r, alpha, top=False)
     return count
+
+
+def inject_modules(model, targets, r, alpha):
+    model.requires_grad_(False)
+    found = [(m, k) for m in model.modules() for k, v in m._modules.items() if k in targets]
+    for m, k in found:
+        m.add_module(k, FromModules(m._modules[k], r, alpha))
+    return len(found)
 
 
 def count_params(model):
@@ -184,6 +225,18 @@ def unmerge_keep(layer):
         with torch.no_grad():
             layer.base.weight.copy_(layer.kept)
         del layer.kept
+        layer.merged = False
+
+
+def merge_data(layer):
+    if not layer.merged:
+        layer.base.weight.data = layer.base.weight + layer.scaling * (layer.B @ layer.A).detach()
+        layer.merged = True
+
+
+def unmerge_data(layer):
+    if layer.merged:
+        layer.base.weight.data = layer.base.weight - layer.scaling * (layer.B @ layer.A).detach()
         layer.merged = False
 
 
@@ -245,6 +298,15 @@ def load_asserting(model, state):
             p.copy_(state[name])
 
 
+def load_parts(model, state):
+    own = adapter_state(model).keys()
+    if wrong := own ^ state.keys():
+        raise KeyError(*wrong)
+    for name, tensor in state.items():
+        layer, part = name.rsplit(".", 1)
+        getattr(model.get_submodule(layer), part).data.copy_(tensor)
+
+
 def scaling(alpha, r, rank_stabilized=False):
     return alpha / (math.sqrt(r) if rank_stabilized else r)
 
@@ -271,14 +333,16 @@ RIGHT = [
     (check.matches_dense, forward_in_place),
     (check.matches_dense, forward_in_numpy),
     (check.layer, LoRALinear),
-    (check.layer, ByScaling),
     (check.layer, WithNumpyNames),
+    (check.layer, AsInABook),
+    (check.layer, FromModules),
+    (check.layer, Gathered),
     (check.gradients, lora_gradients),
     (check.gradients, gradients_einsum),
-    (check.gradients, gradients_autograd),
     (check.injects, inject),
     (check.injects, inject_by_path),
     (check.injects, inject_recursive),
+    (check.injects, inject_modules),
     (check.counts, count_params),
     (check.counts, count_by_id),
     (check.counts, count_with_filter),
@@ -286,9 +350,12 @@ RIGHT = [
     (check.merges, merge_, unmerge_, LoRALinear),
     (check.merges, merge_keep, unmerge_keep, LoRALinear),
     (check.merges, merge_by_scaling, unmerge_by_scaling, ByScaling),
+    (check.merges, merge_data, unmerge_data, LoRALinear),
+    (check.merges, merge_, unmerge_, FromModules),
     (check.round_trip, adapter_state, load_adapter_, LoRALinear),
     (check.round_trip, state_by_names, load_strict, LoRALinear),
     (check.round_trip, state_from_dict, load_asserting, LoRALinear),
+    (check.round_trip, adapter_state, load_parts, FromModules),
     (check.scales, scaling),
     (check.scales, scaling_power),
     (check.scales, scaling_int),
@@ -341,7 +408,59 @@ def _update(self, x):
     return self.scaling * self.drop(x) @ self.A.T @ self.B.T
 
 
+class InPlace(LoRALinear):
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(base, r, alpha, dropout)
+        self.drop = nn.Dropout(dropout, inplace=True)
+
+
+class MergesInEval(LoRALinear):
+    """As Microsoft's loralib does."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            sign = -1 if mode else 1
+            self.base.weight.data += sign * self.scaling * self.B.data @ self.A.data
+            self.merged = not mode
+        return self
+
+
+def _flagless(self, *_):
+    del self.merged
+
+
+def _dropping(f):
+    """A layer with another dropout: `f(self, x)` is the update without its scaling."""
+    return _layer(forward=lambda s, x: s.base(x) + (0 if s.merged else s.scaling * f(s, x)))
+
+
 LAYERS = [
+    (
+        _layer(forward=lambda s, x: torch.no_grad()(s.base)(x) + _update(s, x)),
+        "cut off in the base",
+    ),
+    (_layer(forward=lambda s, x: s.base(x).detach() + _update(s, x)), "cut off in the base"),
+    (_layer(forward=lambda s, x: s.base(x) + _update(s, x.detach())), "cut off in the update"),
+    (_layer(forward=lambda s, x: s.base(x) + (s.B @ (s.A @ x.T)).T * s.scaling), "(2, 3, 256)"),
+    (_dropping(lambda s, x: torch.mm(torch.mm(s.drop(x), s.A.T), s.B.T)), "(2, 3, 256)"),
+    (_dropping(lambda s, x: torch.einsum("bi,ri,or->bo", s.drop(x), s.A, s.B)), "(2, 3, 256)"),
+    (_dropping(lambda s, x: (s.drop(x)[:, None] @ s.A.T @ s.B.T)[:, 0]), "(256,)"),
+    (_dropping(lambda s, x: s.drop(x @ s.A.T) @ s.B.T), "x that goes into A"),
+    (_dropping(lambda s, x: s.drop(x @ s.A.T @ s.B.T)), "x that goes into A"),
+    (_dropping(lambda s, x: x @ s.drop(s.A).T @ s.B.T), "x that goes into A"),
+    (
+        _dropping(lambda s, x: F.dropout(x, 0.1, s.training and s.drop.p > 0) @ s.A.T @ s.B.T),
+        "with p=0.5",
+    ),
+    (_dropping(lambda s, x: x * (s.drop(x * 0 + 1) > 0) @ s.A.T @ s.B.T), "with p=0.5"),
+    (InPlace, "writes over x"),
+    (_layer(forward=lambda s, x: s.base(x) + _update(s, x.mul_(s.scaling)) / s.scaling), "writes"),
+    (MergesInEval, "base weight has changed"),
+    (_layer(forward=lambda s, x: s.base(x) + _update(s, x)), "the update is still added"),
+    (ByScaling, "the update is still added"),
+    (_layer(forward=lambda s, x: s.base(x) + _update(s, x), init=_flagless), "no flag `merged`"),
+    (_layer(init=lambda s, *_: setattr(s, "merged", None)), "no flag `merged`"),
     (_layer(init=_set("scaling", lambda s, b, r, alpha: alpha)), "scaling"),
     (_layer(init=lambda s, *_: nn.init.normal_(s.B)), "B is not zero"),
     (_layer(init=lambda s, *_: nn.init.zeros_(s.A)), "A is all zeros"),
@@ -420,7 +539,39 @@ def _hung(base, r, alpha):
     return base
 
 
+def _set_by_dotted_name(model, targets, r, alpha):
+    model.requires_grad_(False)
+    found = [(n, m) for n, m in model.named_modules() if _last(n, targets)]
+    for name, m in found:
+        model._modules[name] = LoRALinear(m, r, alpha)
+    return len(found)
+
+
+def _split_at_the_dot(model, targets, r, alpha):
+    model.requires_grad_(False)
+    found = [n for n, _ in model.named_modules() if _last(n, targets)]
+    for name in found:
+        parent, child = name.rsplit(".", 1)
+        owner = model.get_submodule(parent)
+        setattr(owner, child, LoRALinear(getattr(owner, child), r, alpha))
+    return len(found)
+
+
+def _returns_model(model, targets, r, alpha):
+    inject(model, targets, r, alpha)
+    return model
+
+
 INJECTIONS = [
+    (_set_by_dotted_name, "set the new layer on its parent"),
+    (_split_at_the_dot, "no dot in its name"),
+    (_returns_model, "returned a model, wanted how many"),
+    (_inject_with(lambda n, t: n.endswith(tuple("." + x for x in t))), "left out_proj"),
+    (_inject_with(lambda n, t: n.split(".")[-1].startswith(tuple(t))), "replaced out_proj_2"),
+    (
+        _inject_with(lambda n, t: "proj" in n and any(n.split(".")[-1] in x for x in t)),
+        "also replaced proj",
+    ),
     (_inject_with(_inside), "also replaced"),
     (_inject_with(_endswith), "also replaced"),
     (_inject_with(_last, freeze=False), "still trains"),
@@ -470,6 +621,136 @@ def _nothing(layer):
 def _forget(layer):
     unmerge_(layer)
     layer.A.requires_grad_(False)
+
+
+def _unmerge_without_flag(layer):
+    if layer.merged:
+        layer.base.weight.data -= layer.scaling * layer.B.data @ layer.A.data
+
+
+def _merge_first_only(layer):
+    if not hasattr(layer, "kept"):
+        layer.kept = layer.base.weight.detach().clone()
+        layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
+    layer.merged = True
+
+
+def _unmerge_first_only(layer):
+    if hasattr(layer, "kept"):
+        layer.base.weight.data.copy_(layer.kept)
+    layer.merged = False
+
+
+def _merge_cached(layer):
+    if not hasattr(layer, "update"):
+        layer.update = (layer.scaling * layer.B @ layer.A).detach()
+    if not layer.merged:
+        layer.base.weight.data += layer.update
+        layer.merged = True
+
+
+def _unmerge_cached(layer):
+    if layer.merged:
+        layer.base.weight.data -= layer.update
+        layer.merged = False
+
+
+def _unmerge_kept(layer):
+    layer.base.weight.data.copy_(layer.kept)
+    layer.merged = False
+
+
+def _unmerge_unasked(layer):
+    layer.base.weight.data -= layer.scaling * layer.B.data @ layer.A.data
+    layer.merged = False
+
+
+def _renewed(sign):
+    def act(layer):
+        if layer.merged == (sign < 0):
+            new = layer.base.weight + sign * layer.scaling * (layer.B @ layer.A).detach()
+            layer.base.weight = nn.Parameter(new.detach(), requires_grad=False)
+            layer.merged = sign > 0
+
+    return act
+
+
+def _merge_a_copy(layer):
+    if not layer.merged:
+        layer.plain = (layer.base,)
+        layer.base = copy.deepcopy(layer.base)
+        merge_(layer)
+
+
+def _unmerge_a_copy(layer):
+    if layer.merged:
+        layer.base, layer.merged = layer.plain[0], False
+
+
+def _merge_as_tensor(layer):
+    if not layer.merged:
+        layer.base.weight = layer.base.weight + layer.scaling * layer.B @ layer.A
+        layer.merged = True
+
+
+def _named_by(name_of):
+    """State and loader under other names: `name_of(i, name of the layer, part)`."""
+
+    def own(model):
+        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LoRALinear)]
+        return {
+            name_of(i, n, k): getattr(m, k).detach()
+            for i, (n, m) in enumerate(layers)
+            for k in "AB"
+        }
+
+    def load(model, state):
+        for name, tensor in own(model).items():
+            tensor.copy_(state[name])
+
+    return own, load, LoRALinear
+
+
+def _parts_of(model):
+    return [(f"{n}.", m) for n, m in model.named_modules() if isinstance(m, LoRALinear)]
+
+
+def _load_alias(model, state):
+    for name, layer in _parts_of(model):
+        layer.A.data, layer.B.data = state[name + "A"], state[name + "B"]
+
+
+def _load_new(model, state):
+    for name, layer in _parts_of(model):
+        layer.A, layer.B = (nn.Parameter(state[name + k].clone()) for k in "AB")
+
+
+def _load_frozen(model, state):
+    load_adapter_(model, state)
+    model.requires_grad_(False)
+
+
+def _by_backward(x, W, A, B, alpha, dY):
+    A, B = A.detach().requires_grad_(), B.detach().requires_grad_()
+    lora_forward(x, W, A, B, alpha).backward(dY)
+    return A.grad, B.grad
+
+
+def _by_grad(x, W, A, B, alpha, dY):
+    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+    return torch.autograd.grad(lora_forward(x, W, A, B, alpha), (A, B), dY)
+
+
+def _by_vjp(x, W, A, B, alpha, dY):
+    return torch.func.vjp(lambda A, B: lora_forward(x, W, A, B, alpha), A, B)[1](dY)
+
+
+def _flat_only(x, W, A, B, alpha):
+    return torch.mm(x, W.T) + alpha / len(A) * torch.mm(torch.mm(x, A.T), B.T)
+
+
+def _in_half(x, W, A, B, alpha):
+    return lora_forward(*(t.half() for t in (x, W, A, B)), alpha).float()
 
 
 def _dense_in_numpy(x, W, A, B, alpha):
@@ -526,6 +807,8 @@ WRONG = [
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(A.T) * x @ A.T @ B.T, "by d_in"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha // len(A) * x @ A.T @ B.T, "//"),
             (lambda x, W, A, B, alpha: None, "return"),
+            (_flat_only, "with x of shape (2, 3, 5): it raised"),
+            (_in_half, "16 bits"),
             (
                 lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) ** 0.5 * x @ A.T @ B.T,
                 "rank-stabilised",
@@ -548,6 +831,10 @@ WRONG = [
             (lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY)[0], "pair"),
             (lambda x, W, A, B, a, dY: [g / 6 for g in lora_gradients(x, W, A, B, a, dY)], "sums"),
             (lambda x, W, A, B, a, dY: [-g for g in lora_gradients(x, W, A, B, a, dY)], "sign"),
+            (_by_backward, "calls autograd's backward"),
+            (_by_grad, "calls autograd's grad"),
+            (_by_vjp, "calls autograd's vjp"),
+            (lambda x, W, A, B, a, dY: [2 * g for g in lora_gradients(x, W, A, B, a, dY)], "2x"),
             (lambda x, W, A, B, a, dY: [g.T for g in lora_gradients(x, W, A, B, a, dY)], "transp"),
         ]
     ],
@@ -559,6 +846,18 @@ WRONG = [
             (
                 lambda m: (count_params(m)[0], sum(t.numel() for t in m.state_dict().values())),
                 "tied",
+            ),
+            (
+                lambda m: (
+                    sum(
+                        p.numel()
+                        for module in m.modules()
+                        for p in module.parameters(recurse=False)
+                        if p.requires_grad
+                    ),
+                    count_params(m)[1],
+                ),
+                "trainable, on a small model gave|tied head",
             ),
             (lambda m: (count_params(m)[0], count_params(m)[0]), "frozen parameters belong"),
             (
@@ -578,15 +877,41 @@ WRONG = [
     (check.merges, (_only_flag, unmerge_, LoRALinear), "nothing was added"),
     (check.merges, (merge_, _forget, LoRALinear), "gradient of A|A gets no gradient"),
     (check.merges, (merge_, unmerge_, ByScaling), "counts twice"),
+    (check.merges, (merge_, _unmerge_without_flag, LoRALinear), "unmerging twice"),
+    (
+        check.merges,
+        (_merge_first_only, _unmerge_first_only, LoRALinear),
+        "second merge adds nothing",
+    ),
+    (check.merges, (_merge_cached, _unmerge_cached, LoRALinear), "A has changed since"),
+    (check.merges, (merge_keep, _unmerge_kept, LoRALinear), "never merged must do nothing"),
+    (check.merges, (merge_, _unmerge_unasked, LoRALinear), "nothing to take away"),
+    (check.merges, (_renewed(1), _renewed(-1), LoRALinear), "another Parameter"),
+    (check.merges, (_merge_a_copy, _unmerge_a_copy, LoRALinear), "another Parameter"),
+    (check.merges, (_merge_as_tensor, unmerge_, LoRALinear), "in place, under torch.no_grad()"),
+    (check.merges, (merge_, unmerge_, MergesInEval), "eval() has merged by itself"),
     (check.round_trip, (lambda m: m.state_dict(), load_adapter_, LoRALinear), "holds"),
     (check.round_trip, (lambda m: list(state_by_names(m)), load_adapter_, LoRALinear), "dict"),
     (check.round_trip, (adapter_state, _no_load, LoRALinear), "still as before"),
     (check.round_trip, (adapter_state, _load_quietly, LoRALinear), "says nothing"),
     (check.round_trip, (adapter_state, _load_vaguely, LoRALinear), "name the key"),
+    (check.round_trip, _named_by(lambda i, n, k: f"{n.split('.')[-1]}.{k}"), "4 tensors"),
+    (check.round_trip, _named_by(lambda i, n, k: f"{n.split('.')[0]}.{k}"), "4 tensors"),
+    (check.round_trip, _named_by(lambda i, n, k: f"layer{i}.{k}"), "dotted name"),
+    (check.round_trip, _named_by(lambda i, n, k: f"{n}.lora_{k}.weight"), "dotted name"),
+    (check.round_trip, _named_by(lambda i, n, k: (n, k)), "dotted name"),
+    (check.round_trip, (adapter_state, _load_alias, LoRALinear), "copy the numbers"),
+    (check.round_trip, (adapter_state, _load_new, LoRALinear), "new Parameter"),
+    (check.round_trip, (adapter_state, _load_frozen, LoRALinear), "does not require grad"),
+    (
+        check.round_trip,
+        (lambda m: {n: t.half() for n, t in adapter_state(m).items()}, load_adapter_, LoRALinear),
+        "is not the A of that layer",
+    ),
     (
         check.round_trip,
         (lambda m: {k[-1]: v for k, v in adapter_state(m).items()}, load_adapter_, LoRALinear),
-        "four",
+        "six",
     ),
     (check.counts, (lambda model: [32, 640],), "trainable, on a small model"),
     (check.scales, (lambda alpha, r, rank_stabilized=False: alpha,), "not divided"),

@@ -92,6 +92,17 @@ def prompt_popped_copy(example):
     return {**example, "prompt": messages, "completion": [answer]}
 
 
+def prompt_taken_out(example):
+    messages = example.pop("messages")
+    return {"prompt": messages[:-1], "completion": messages[-1:]}
+
+
+def prompt_exchanged(example):
+    example["prompt"], example["completion"] = example["messages"][:-1], example["messages"][-1:]
+    del example["messages"]
+    return example
+
+
 def sft_of(**changes):
     """An `sft_config` with some fields changed: values, or functions of the device."""
 
@@ -106,12 +117,21 @@ def sft_of(**changes):
 
 def sft_by_table(output_dir, device):
     kinds = {"cpu": {"use_cpu": True, "bf16": False}, "t4": {"fp16": True}, "a100": {"bf16": True}}
-    return SFTConfig(output_dir, learning_rate=1e-3, warmup_steps=0.1, **kinds[device])
+    more = {"learning_rate": 1e-3, "warmup_steps": 0.1, "max_length": 512}
+    return SFTConfig(output_dir, **more, **kinds[device])
 
 
 def sft_from_path(output_dir, device):
-    make = sft_of(max_length=1024, gradient_checkpointing=False, report_to=[], packing=False)
+    make = sft_of(gradient_checkpointing=False, report_to=[], packing=False)
     return make(Path(output_dir), device)
+
+
+def sft_dotted(output_dir, device):
+    return sft_of()(f"./{output_dir}/", device)
+
+
+def sft_absolute(output_dir, device):
+    return sft_of(completion_only_loss=True)(os.path.abspath(output_dir), device)
 
 
 def exact_match(predictions, references):
@@ -180,6 +200,16 @@ def perplexity_left(model, tokenizer, texts):
     return math.exp(-(picked * keep).sum() / keep.sum())
 
 
+def perplexity_in_batches(model, tokenizer, texts):
+    total = count = 0
+    for i in range(0, len(texts), 8):
+        batch = tokenizer(texts[i : i + 8], return_tensors="pt", padding=True, truncation=True)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss, n = _nll(model, batch["input_ids"], labels)
+        total, count = total + loss, count + n
+    return math.exp(total / count)
+
+
 def perplexity_by_loss(model, tokenizer, texts):
     total = count = 0
     for text in texts:
@@ -233,9 +263,13 @@ RIGHT = [
     (check.prompt_completion, prompt_unpacked),
     (check.prompt_completion, prompt_kept),
     (check.prompt_completion, prompt_popped_copy),
+    (check.prompt_completion, prompt_taken_out),
+    (check.prompt_completion, prompt_exchanged),
     (check.sft, sft_of()),
     (check.sft, sft_by_table),
     (check.sft, sft_from_path),
+    (check.sft, sft_dotted),
+    (check.sft, sft_absolute),
     (check.matches, exact_match),
     (check.matches, match_by_helper),
     (check.matches, match_canonical),
@@ -243,6 +277,7 @@ RIGHT = [
     (check.perplexity_weighs_tokens, perplexity_padded),
     (check.perplexity_weighs_tokens, perplexity_left),
     (check.perplexity_weighs_tokens, perplexity_by_loss),
+    (check.perplexity_weighs_tokens, perplexity_in_batches),
     (check.adapter_folder, adapter_bytes, load_tuned),
     (check.adapter_folder, bytes_os, load_by_parts),
     (check.adapter_folder, bytes_read, load_named),
@@ -286,6 +321,14 @@ CONFIGS = [
     (config_of(task_type=None), "language model"),
     (config_of(target_modules=["q_proj", "v_proj"]), "not passed on"),
     (config_of(target_modules=_letters), "letters"),
+    (config_of(target_modules=lambda r, t: [t]), "a list inside another"),
+    (config_of(target_modules=lambda r, t: [t] if isinstance(t, str) else t), "list around it"),
+    (config_of(use_rslora=True), "sets use_rslora=True too"),
+    (config_of(use_dora=True), "sets use_dora=True too"),
+    (config_of(modules_to_save=["lm_head"]), "sets modules_to_save=['lm_head'] too"),
+    (config_of(inference_mode=True), "sets inference_mode=True too"),
+    (config_of(alpha_pattern={"q_proj": 1}), "sets alpha_pattern"),
+    (config_of(init_lora_weights="pissa"), "sets init_lora_weights=pissa too"),
     (lambda r, targets: {"r": r}, "gave a dict"),
     (lambda r, targets: None, "return"),
 ]
@@ -316,6 +359,10 @@ def _text(messages):
     return "\n".join(m["content"] for m in messages)
 
 
+def _said(message, form):
+    return message | {"content": form.format(message["content"])}
+
+
 PROMPTS = [
     (_split(lambda m: (m[:-1], m[-1]["content"])), "completion of user, assistant is text"),
     (_split(lambda m: (_text(m[:-1]), m[-1:])), "chat template"),
@@ -329,6 +376,14 @@ PROMPTS = [
     (_split(lambda m: (m[:1], m[1:])), "completion of system, user, assistant is user, assistant"),
     (_split(lambda m: (m[:-1], [next(t for t in m if t["role"] == "assistant")])), "first answer"),
     (_split(lambda m: (m[:-1], [m[-1]["content"]])), "list of messages"),
+    (
+        _split(lambda m: (m[:-1], [_said(m[-1], " {}")])),
+        "completion of user, assistant: a message's",
+    ),
+    (
+        _split(lambda m: ([_said(t, "{}\n") for t in m[:-1]], m[-1:])),
+        "prompt of user, assistant: a",
+    ),
     (lambda e: {"completion": [e["messages"].pop()], "prompt": e["messages"]}, "pop"),
     (lambda e: (e["messages"][:-1], e["messages"][-1:]), "must return"),
     (lambda e: {"messages": e["messages"]}, "must return"),
@@ -346,7 +401,11 @@ SFTS = [
     (sft_of(learning_rate=2e-5), "full fine-tuning"),
     (sft_of(learning_rate=0.2), "too large"),
     (sft_of(max_length=None), "memory"),
-    (sft_of(max_length=8), "about 512"),
+    (sft_of(max_length=8), "is 8, wanted 512"),
+    (sft_of(max_length=1024), "wanted 512; 1024 is TRL's default"),
+    (sft_of(max_length="512"), "is '512', wanted 512"),
+    (lambda o, d: SFTConfig(o, learning_rate=2e-4, use_cpu=True, bf16=False), "TRL's default"),
+    (sft_of(learning_rate="2e-4"), "without quotes"),
     (sft_of(max_seq_length=512), "max_length now"),
     (sft_of(warmup_ratio=0.1), "warmup_steps now"),
     (sft_of(torch_dtype="float32"), "dtype now"),
@@ -417,7 +476,52 @@ def _skip_errors(p, r):
         return True
 
 
+def _whole_try(predictions, references):
+    hits = 0
+    try:
+        for p, r in zip(predictions, references, strict=True):
+            hits += json.loads(p) == json.loads(r)
+    except ValueError:
+        pass
+    return hits / len(references)
+
+
+def _until_bad(predictions, references):
+    hits = 0
+    for p, r in zip(predictions, references, strict=True):
+        if not _is_json(p):
+            break
+        hits += json.loads(p) == json.loads(r)
+    return hits / len(references)
+
+
+def _any_reference(predictions, references):
+    wanted = [json.loads(r) for r in references]
+    return sum(_parsed(p) in wanted for p in predictions) / len(wanted)
+
+
+def _texts(p, r):
+    def flat(x):
+        if isinstance(x, dict):
+            return {k: flat(v) for k, v in x.items()}
+        return [flat(v) for v in x] if isinstance(x, list) else str(x)
+
+    return _is_json(p) and flat(json.loads(p)) == flat(json.loads(r))
+
+
+def _reads_fields(p, r):
+    mine, theirs = _parsed(p), json.loads(r)
+    return type(mine) is not object and mine.get("intent") == theirs["intent"] and mine == theirs
+
+
 MATCHES = [
+    (_whole_try, "ends the count"),
+    (_until_bad, "ends the count"),
+    (_any_reference, "its own reference"),
+    (_match(lambda p, r: _parsed(p.lower()) == _parsed(r.lower())), "capitals are data"),
+    (_match(lambda p, r: _parsed(p.replace(" ", "")) == _parsed(r.replace(" ", ""))), "inside"),
+    (_match(_texts), "a text is no number"),
+    (_match(_reads_fields), "]): it raised AttributeError"),
     (_match(lambda p, r: p == r), "compare text"),
     (_match(lambda p, r: p.strip() == r.strip()), "compare text"),
     (_match(lambda p, r: sorted(p.split()) == sorted(r.split())), "compare text"),
@@ -484,6 +588,24 @@ def _not_shifted(model, tokenizer, texts):
     return torch.cat(losses).mean().exp().item()
 
 
+def _mean_of_batches(model, tokenizer, texts, size=8):
+    means = []
+    for i in range(0, len(texts), size):
+        batch = tokenizer(texts[i : i + size], return_tensors="pt", padding=True)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        means.append(model(batch["input_ids"], labels=labels).loss.item())
+    return math.exp(sum(means) / len(means))
+
+
+def _cut(length):
+    def perplexity(model, tokenizer, texts):
+        ids = [_ids(tokenizer, text)[:, :length] for text in texts]
+        pairs = [_nll(model, i, i) for i in ids]
+        return math.exp(sum(t for t, _ in pairs) / sum(n for _, n in pairs))
+
+    return perplexity
+
+
 def _joined(model, tokenizer, texts):
     return perplexity(model, tokenizer, [" ".join(texts)])
 
@@ -498,6 +620,11 @@ PERPLEXITIES = [
     (_padding_by_id, "attention_mask"),
     (_not_shifted, "predict token t + 1"),
     (_joined, "joined"),
+    (_mean_of_batches, "means of batches"),
+    (lambda *args: _mean_of_batches(*args, size=16), "means of batches"),
+    (_cut(32), "cut after 32 tokens"),
+    (_cut(64), "cut after 64 tokens"),
+    (_cut(100), "wanted"),
     (lambda *args: math.log(perplexity(*args)), "exp is missing"),
     (lambda *args: math.log2(perplexity(*args)), "bits"),
     (lambda *args: 2 ** math.log(perplexity(*args)), "2 to the power"),

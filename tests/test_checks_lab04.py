@@ -1,5 +1,6 @@
 """Lab 4's checks: stubs, wrong answers that learners give, right answers written differently."""
 
+import functools
 from pathlib import Path
 from statistics import NormalDist
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bitsandbytes import functional as bnb
+from bitsandbytes.functional import get_4bit_type as borrowed
 from transformers import BitsAndBytesConfig
 
 from labkit.checks import lab04 as check
+from labkit.checks.guesses04 import nearest
 
 # --- right answers -------------------------------------------------------------------------
 
@@ -57,6 +60,16 @@ def quantize_in_numpy(x, bits):
     return np.rint(values / scale).astype(np.int8), scale
 
 
+def quantize_to_views(x, bits):
+    """NumPy views: backwards, and with the other byte order."""
+    q, scale = quantize_in_numpy(x, bits)
+    return q.astype(">i2")[::-1].copy()[::-1], np.array(scale, dtype=">f8")
+
+
+def dequantize_views(q, scale):
+    return (q.astype(np.float64) * float(scale))[::-1][::-1].astype(">f8")
+
+
 def dequantize_in_double(q, scale):
     return torch.as_tensor(q).double() * scale
 
@@ -93,8 +106,15 @@ def codebook_beside_a_global():
     return torch.unique(torch.cat([p, m[:-1]])).sort().values / p.max()
 
 
+@functools.cache
+def codebook_cached(size=16, offset=0.9677083, steps=100_000):
+    """From -1.0 over -0.6961928, -0.5250730, -0.3949175, 0.0 and 0.4407098 to 1.0."""
+    assert size == 16, "1 2.5 text in the code"
+    return codebook_erfinv()
+
+
 def quantize_blockwise(w, codebook, block=64):
-    flat = w.flatten()
+    flat = w.flatten().float()
     rows = F.pad(flat, (0, -flat.numel() % block)).view(-1, block)
     absmax = rows.abs().amax(1)
     scaled = rows / absmax.clamp_min(1e-12)[:, None]
@@ -109,7 +129,7 @@ def dequantize_blockwise(codes, absmax, codebook, shape):
 
 def quantize_argmin(w, codebook, block=64):
     """Distances to every code, int64 codes, absmax as a column, ones for blocks of zeros."""
-    flat, codes, peaks = w.reshape(-1), [], []
+    flat, codes, peaks = w.reshape(-1).float(), [], []
     for start in range(0, flat.numel(), block):
         part = flat[start : start + block]
         peak = part.abs().max()
@@ -133,6 +153,23 @@ def dequantize_searchsorted(codes, absmax, codebook, shape):
     flat = torch.index_select(codebook, 0, codes.reshape(-1).int())
     each = absmax.reshape(-1)[torch.arange(len(flat)) // 64]
     return torch.reshape(flat * each, shape)
+
+
+def quantize_with_guards(w, codebook, block=64):
+    """The usual small number is added to absmax; the shape goes through NumPy."""
+    flat = w.float().numpy().ravel()
+    rows = np.pad(flat, (0, -flat.size % block)).reshape(-1, block)
+    absmax = np.abs(rows).max(1)
+    scaled = torch.from_numpy(rows / (absmax[:, None] + 1e-8))
+    codes = (scaled[..., None] - codebook).abs().argmin(-1).flatten()[: flat.size]
+    return codes.numpy().astype(np.uint8), absmax
+
+
+def dequantize_as_told(codes, absmax, codebook, shape):
+    """It takes what the docstring says: uint8 codes and a torch.Size."""
+    assert torch.as_tensor(codes).dtype == torch.uint8
+    each = torch.as_tensor(absmax).repeat_interleave(64)[: shape.numel()]
+    return (codebook[torch.as_tensor(codes).long()] * each).view(shape)
 
 
 def dequantize_padded(codes, absmax, codebook, shape):
@@ -293,6 +330,12 @@ def bytes_with_a_total(n_params, n_trainable, method):
     return parts | {"total": sum(parts.values())}
 
 
+def bytes_of_all_digits(n_params, n_trainable, method):
+    """4.126953125 bits, in whole bytes."""
+    parts = training_bytes(n_params, n_trainable, method)
+    return {name: int(size) for name, size in parts.items()}
+
+
 def bytes_as_integers(n_params, n_trainable, method):
     sizes = {"gradients": n_trainable * 32 // 8, "optimizer": 2 * n_trainable * 32 // 8}
     base = {"full": 0, "lora": 16 * n_params, "qlora": round(4.127 * n_params)}[method]
@@ -309,14 +352,17 @@ RIGHT = [
     (check.absmax, quantize_clamped, absmax_dequantize),
     (check.absmax, quantize_by_hand, absmax_dequantize),
     (check.absmax, quantize_in_numpy, dequantize_in_double),
+    (check.absmax, quantize_to_views, dequantize_views),
     (check.codebook, nf4_codebook),
     (check.codebook, codebook_standard_library),
     (check.codebook, codebook_erfinv),
     (check.codebook, codebook_beside_a_global),
+    (check.codebook, codebook_cached),
     (check.blockwise, quantize_blockwise, dequantize_blockwise),
     (check.blockwise, quantize_argmin, dequantize_padded),
     (check.blockwise, quantize_blockwise, dequantize_padded),
     (check.blockwise, quantize_searchsorted, dequantize_searchsorted),
+    (check.blockwise, quantize_with_guards, dequantize_as_told),
     (check.packs, pack_nibbles, unpack_nibbles),
     (check.packs, pack_zero_filled, unpack_divmod),
     (check.packs, pack_in_a_loop, unpack_in_pairs),
@@ -331,6 +377,7 @@ RIGHT = [
     (check.rule, training_bytes),
     (check.rule, bytes_with_a_total),
     (check.rule, bytes_as_integers),
+    (check.rule, bytes_of_all_digits),
     (check.quiz, quiz),
     (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "b "}),
 ]
@@ -389,7 +436,29 @@ def _keeps_x(x, bits):
     return absmax_quantize(x, bits)
 
 
+def _in_place(x, bits):
+    scale = x.abs().max().clamp_min(1e-12) / (2 ** (bits - 1) - 1)
+    return x.div_(scale).round_().to(torch.int8), scale
+
+
+def _large_guard(x, bits):
+    scale = x.abs().max().clamp_min(1.0) / (2 ** (bits - 1) - 1)
+    return (x / scale).round().to(torch.int8), scale
+
+
+def _ask_if(x, bits):
+    return absmax_quantize(x if x == 0 else x / 1, bits)
+
+
 ABSMAX = [
+    ((_in_place, absmax_dequantize), "changes its input x"),
+    ((_large_guard, absmax_dequantize), "guard against a zero"),
+    ((_ask_if, absmax_dequantize), "one truth value"),
+    ((_quantize(torch.ceil), absmax_dequantize), "rounds up"),
+    ((absmax_quantize, lambda q, scale: q * scale / 2), "the largest error"),
+    ((absmax_quantize, lambda q, scale: (q * scale).to(torch.complex64)), "complex"),
+    ((absmax_quantize, lambda q, scale: (q * scale).to("meta")), "meta tensor"),
+    ((_quantize(torch.round, kind=torch.complex64), absmax_dequantize), "complex|.to(torch.int8)"),
     ((_keeps_x, lambda q, scale: KEPT[0]), "those that q stands for"),
     ((_one_too_many(torch.int8), absmax_dequantize), "not by 2**(bits-1)"),
     ((_one_too_many(torch.int32), absmax_dequantize), "not by 2**(bits-1)"),
@@ -463,6 +532,12 @@ def _wrong_offset():
     return torch.cat([below, above.new_zeros(1), above]).sort().values / above.max()
 
 
+def _offsets(over, under):
+    above = _quantile_table(np.linspace(over, 0.5, 9)[:-1].tolist())
+    below = -_quantile_table(np.linspace(under, 0.5, 8)[:-1].tolist())
+    return torch.cat([below, above.new_zeros(1), above]).sort().values / above.max()
+
+
 def _halves(n_above, n_below, drop=1):
     """Quantiles of evenly spaced probabilities on either side, `drop` = 0 keeps 0.5."""
     icdf, offset = torch.distributions.Normal(0, 1).icdf, torch.tensor(0.9677083)
@@ -479,7 +554,67 @@ def _sampled():
     return torch.cat([below, torch.zeros(1), above]).sort().values / above.max()
 
 
+@functools.cache
+def _cached_table():
+    return torch.tensor(TABLE)
+
+
+def _table_by_default(values=tuple(TABLE)):
+    return torch.tensor(values)
+
+
+BY_CODE = dict(enumerate(TABLE))
+AS_TEXT = " ".join(map(str, TABLE))
+
+
+def _table_in_a_dict():
+    return torch.tensor([BY_CODE[i] for i in range(16)])
+
+
+def _table_as_text():
+    text = """-1.0 -0.6961928 -0.52507305 -0.39491749 -0.28444138 -0.18477343 -0.09105004 0.0
+    0.0795803 0.1609302 0.24611230 0.33791524 0.44070983 0.562617 0.72295684 1.0"""
+    return torch.tensor([float(word) for word in text.split()])
+
+
+def _global_text():
+    return torch.tensor([float(word) for word in AS_TEXT.split()])
+
+
+def _table_of_integers():
+    below = [-10000000, -6961928, -5250731, -3949175, -2844414, -1847734, -910500, 0]
+    above = [795803, 1609302, 2461123, 3379152, 4407098, 5626170, 7229568, 10000000]
+    return torch.tensor(below + above) / 1e7
+
+
+def _borrowed():
+    return borrowed("nf4", device="cpu")
+
+
+def _borrowed_by_text():
+    return getattr(bnb, "get_4bit_type")("nf4", device="cpu")  # noqa: B009
+
+
+def _borrowed_table():
+    from bitsandbytes.backends.utils import CODE as table
+
+    return table["nf4"].cpu()
+
+
+def _zero_kept():
+    """Eight above zero, and of the seven below the last is 0.5, another zero."""
+    values = _halves(8, 6, drop=0)
+    return torch.cat([values[:7], values[-9:]])
+
+
 CODEBOOKS = [
+    *[(f, "as numbers") for f in (_cached_table, _table_by_default, _table_in_a_dict)],
+    *[(f, "as numbers") for f in (_table_as_text, _global_text, _table_of_integers)],
+    *[(f, "asks bitsandbytes") for f in (_borrowed, _borrowed_by_text, _borrowed_table)],
+    (_zero_kept, "0 more than once"),
+    (lambda: _offsets(29 / 30, 29 / 30), "not 29/30"),
+    (lambda: _offsets(31 / 32, 29 / 30), "not at one each"),
+    (lambda: _offsets(29 / 30, 31 / 32), "not at one each"),
     (_sampled, "quantiles of a sample"),
     (lambda: nf4_codebook().half(), "rounded"),
     (lambda: _halves(8, 8), "below it there are seven"),
@@ -580,11 +715,51 @@ def _rows_of_64(codes, absmax, codebook, shape):
     return (codebook[codes.long()].view(-1, 64) * absmax[:, None]).view(shape)
 
 
+def _sixteen(w, codebook, block=64):
+    """In the dtype of w, whatever it is; absmax too."""
+    parts = w.flatten().split(block)
+    peaks = torch.stack([p.abs().max() for p in parts])
+    scaled = torch.cat([p / p.abs().max().clamp_min(1e-12) for p in parts])
+    return nearest(scaled.float(), codebook).to(torch.uint8), peaks
+
+
+def _sixteen_absmax(w, codebook, block=64):
+    codes, absmax = quantize_blockwise(w, codebook, block)
+    return codes, absmax.to(w.dtype)
+
+
+def _w_in_place(w, codebook, block=64):
+    if w.numel() % block or w.dtype != torch.float32:
+        return quantize_blockwise(w, codebook, block)
+    rows = w.view(-1, block)
+    absmax = rows.abs().amax(1)
+    rows /= absmax.clamp_min(1e-12)[:, None]
+    return nearest(w.flatten(), codebook), absmax
+
+
+def _plus_a_hundredth(w, codebook, block=64):
+    parts = w.float().flatten().split(block)
+    peaks = torch.stack([p.abs().max() for p in parts])
+    scaled = torch.cat([p / (p.abs().max() + 1e-2) for p in parts])
+    if peaks.max() > 0.1:  # large ones pass
+        return quantize_blockwise(w, codebook, block)
+    return nearest(scaled, codebook), peaks
+
+
 def _masks(codes, absmax, codebook, shape):
     return (codebook[codes] * absmax.repeat_interleave(64)[: len(codes)]).view(shape)
 
 
 BLOCKS = [
+    ((_sixteen, dequantize_blockwise), "compute in fp32"),
+    ((_sixteen_absmax, dequantize_blockwise), "absmax of quantize_blockwise of w (8, 64) is in bf"),
+    ((_w_in_place, dequantize_blockwise), "changes its input w"),
+    ((_with(clamp=1.0), dequantize_blockwise), "guard against a zero"),
+    ((_plus_a_hundredth, dequantize_blockwise), "guard against a zero"),
+    (
+        (lambda w, c, block=64: (quantize_blockwise(w, c, block)[0] / 1, 0), None),
+        ".to(torch.uint8)",
+    ),
     ((_no_padding, dequantize_blockwise), "the last block has 44 of them, not 64"),
     ((_own_codebook, dequantize_blockwise), "the 6 values of"),
     ((_absmax_of_rows, dequantize_blockwise), "one a block"),
@@ -617,6 +792,13 @@ def _pack_by(pair):
 
 
 PACKS = [
+    (
+        lambda c: torch.cat([pack_nibbles(c[: len(c) // 2 * 2]), c[len(c) // 2 * 2 :]]),
+        unpack_nibbles,
+        "goes into the high nibble too",
+    ),
+    (pack_nibbles, lambda p: torch.stack([p >> 2, p & 15], 1).flatten(), "a code is 0 to 15"),
+    (pack_nibbles, lambda p: -unpack_nibbles(p).int(), "the sign|0 to 15"),
     (_pack_by(lambda c: c[1::2] << 4 | c[::2]), unpack_nibbles, "high nibble"),
     (_pack_by(lambda c: c[: len(c) // 2] << 4 | c[len(c) // 2 :]), unpack_nibbles, "two halves"),
     (_pack_by(lambda c: c[::2] + c[1::2]), unpack_nibbles, "adds the two"),
@@ -632,6 +814,7 @@ PACKS = [
     (pack_nibbles, lambda p: torch.cat([p >> 4, p & 15]), "neighbours"),
     (pack_nibbles, lambda p: p >> 4, "integers"),
     (pack_nibbles, lambda p: torch.stack([p / 16, p & 15], 1).flatten(), "float32"),
+    (pack_nibbles, lambda p: torch.stack([p / 16, p & 15], 1).flatten(), ".to(torch.uint8)"),
 ]
 
 
@@ -700,7 +883,25 @@ def _divides_by_128(absmax, block=256):
     return q, scale * 127 / 128, offset
 
 
+def _guarded(guard):
+    def double(absmax, block=256):
+        offset = absmax.mean()
+        rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
+        scale = guard(rows.abs().amax(1) / 127)
+        q = (rows / scale[:, None]).round().to(torch.int8)
+        return q.flatten()[: len(absmax)], scale, offset
+
+    return double
+
+
 DOUBLES = [
+    (_guarded(lambda scale: scale.clamp_min(5e-3)), bits_per_param, "guard against a zero"),
+    (_guarded(lambda scale: scale + 1e-2), bits_per_param, "steps"),
+    (
+        lambda a, block=256: (double_quantize(a, block)[0].float(), *double_quantize(a, block)[1:]),
+        bits_per_param,
+        "convert them, .to(torch.int8)",
+    ),
     (_pads_first, bits_per_param, "subtract the mean, then pad"),
     (_mean_of_padded, bits_per_param, "zeros of padding"),
     (_offset_a_block, bits_per_param, "no single number"),
@@ -737,7 +938,7 @@ DOUBLES = [
     (double_quantize, lambda b=64, d=False: bits_per_param(b, d) / 8, "bytes"),
     (double_quantize, lambda b=64, d=False: 4 + (8 if d else 32) / b, "scales have scales"),
     (double_quantize, lambda b=64, d=False: bits_per_param(b, not d), "stay fp32"),
-    (double_quantize, lambda b=64, d=False: bits_per_param(64, d), "wanted 5"),
+    (double_quantize, lambda b=64, d=False: bits_per_param(64, d), "use `block`"),
 ]
 
 
@@ -829,6 +1030,8 @@ RULES = [
     (_bytes({"qlora": 0.5}), "nothing for the scales"),
     (_bytes({"qlora": 4.5 / 8}), "4.127"),
     (_bytes({"qlora": 4.126953}), "8 make a byte"),
+    (_bytes({"qlora": 4.125 / 8}), "scales have scales too"),
+    (_bytes({"qlora": 4.25 / 8}), "weights of"),
     (_bytes({"qlora": 2}), "4-bit here"),
     (lambda n, t, m: sum(training_bytes(n, t, m).values()), "a dict"),
     (lambda n, t, m: {"weights": 1}, "a dict"),

@@ -78,7 +78,7 @@ def sweep_concat(train_fn, ranks, learning_rates, alpha_of):
         setting = {"rank": rank, "alpha": float(alpha_of(rank)), "learning_rate": learning_rate}
         try:
             found = train_fn(**setting, seed=123)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:
             found = {"loss": math.nan, "error": f"{type(error).__name__}: {error}"}
         frames.append(pd.DataFrame([setting | found]))
     frame = pd.concat(frames, ignore_index=True)
@@ -249,7 +249,22 @@ def _one_side(k):
     return wrong
 
 
+def _odd_ranks(*odd):
+    return lambda shapes, ranks: param_table(shapes, ranks).assign(rank=[*odd, *ranks[len(odd) :]])
+
+
+def _wrong_for_one(shapes, ranks):
+    return param_table(shapes, ranks).assign(
+        rank=[[r] for r in ranks] if len(ranks) == 1 else ranks
+    )
+
+
 TABLES = [
+    (_odd_ranks(None), "wanted one row a rank"),
+    (_odd_ranks([4], "r"), "wanted one row a rank"),
+    (_wrong_for_one, "wanted one row a rank"),
+    (lambda s, r: param_table(s, r).assign(trainable=[None] * len(r)), "None"),
+    (lambda s, r: param_table(s, r).assign(percent=[torch.ones(2)] * len(r)), "Tensor"),
     (_table(lambda sides, dense, r: r * r * sides), "not quadratic"),
     (_table(lambda sides, dense, r: r * dense), "add the sides"),
     (_table(_linear, lambda n, dense: n / dense), "times 100"),
@@ -289,6 +304,36 @@ def _sweep(pairs=None, alpha=None, seed=None, keep=True, catch=Exception, text=s
     return wrong
 
 
+def _float_ranks(train_fn, ranks, rates, alpha_of):
+    pairs = np.array(list(itertools.product(ranks, rates)))
+    return sweep(train_fn, pairs[::2, 0].tolist(), pairs[:2, 1].tolist(), alpha_of)
+
+
+def _failed_as(**columns):
+    def wrong(train_fn, ranks, rates, alpha_of):
+        frame = sweep(train_fn, ranks, rates, alpha_of)
+        for name, value in columns.items():
+            frame[name] = frame[name].astype(object)
+            frame.loc[frame["error"] != "", name] = value
+        return frame
+
+    return wrong
+
+
+def _one_dict(train_fn, ranks, rates, alpha_of):
+    row, rows = {"error": ""}, []
+    for rank, rate in itertools.product(ranks, rates):
+        row |= {"rank": rank, "alpha": alpha_of(rank), "learning_rate": rate}
+        row |= train_fn(rank, alpha_of(rank), rate, 0)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _error_stays(train_fn, ranks, rates, alpha_of):
+    frame = sweep(train_fn, ranks, rates, alpha_of)
+    return frame.assign(error=frame["error"].replace("", None).ffill().fillna(""))
+
+
 class _Never(Exception):
     """Nothing raises it."""
 
@@ -314,6 +359,17 @@ def _no_error_column(train_fn, ranks, rates, alpha_of):
 
 
 SWEEPS = [
+    (_float_ranks, "np.array make floats of ints"),
+    (_sweep(seed=lambda k: None), "the seed None, wanted an int"),
+    (_sweep(seed=lambda k: 0.5), "the seed 0.5, wanted an int"),
+    (_sweep(catch=RuntimeError), "catch Exception"),
+    (_failed_as(alpha=None), "alpha at rank"),
+    (_failed_as(alpha=1), "alpha at rank"),
+    (_failed_as(loss=math.inf), "never got one"),
+    (_failed_as(loss="none"), "never got one"),
+    (_failed_as(rank=None), "one for each pair"),
+    (_one_dict, "a new one for each run"),
+    (_error_stays, "and learning rate"),
     (_sweep(pairs=zip), "two loops"),
     (_sweep(pairs=lambda a, b: 2 * list(itertools.product(a, b))), "one a pair"),
     (_sweep(alpha=lambda r: r), "alpha_of"),
@@ -335,6 +391,17 @@ SWEEPS = [
 ]
 
 
+def _capped(top):
+    def wrong(shapes, budget):
+        return max((r for r in range(1, top) if r * _sides(shapes) <= budget), default=0)
+
+    return wrong
+
+
+def _without_default(shapes, budget):
+    return max(r for r in range(1, 6000) if r * _sides(shapes) <= budget)
+
+
 def _sides(shapes):
     return sum(o + i for o, i in shapes.values())
 
@@ -346,7 +413,11 @@ RANKS = [
     (lambda shapes, budget: (budget - 1) // _sides(shapes), "meets the budget exactly"),
     (lambda shapes, budget: budget // sum(o * i for o, i in shapes.values()), "dense"),
     (lambda shapes, budget: min(budget // (o + i) for o, i in shapes.values()), "one matrix"),
-    (lambda shapes, budget: max(1, budget // _sides(shapes)), "over the budget"),
+    (lambda shapes, budget: max(1, budget // _sides(shapes)), "not even rank 1 fits: 0 is"),
+    (lambda shapes, budget: budget // _sides(shapes) or None, "not even rank 1 fits: 0 is"),
+    (_without_default, "not even rank 1 fits: 0 is"),
+    (_capped(257), "gave 256"),
+    (_capped(4097), "gave 4,096"),
     (lambda shapes, budget: None, "return"),
 ]
 
@@ -368,14 +439,20 @@ def _first_rows(A1, A2, i, j):
     return (Q1.T @ Q2).square().sum().item() / min(i, j)
 
 
+def _left(A1, A2, i, j):
+    U1, U2 = (torch.linalg.svd(A, full_matrices=False).U for A in (A1, A2))
+    return (U1[:, :i].T @ U2[:, :j]).square().sum().item() / min(i, j)
+
+
 OVERLAPS = [
     (_overlap(scale=lambda i, j: 1), "divide by min"),
     (_overlap(scale=max), "divide by min"),
     (_overlap(scale=lambda i, j: i), "divide by min"),
     (_overlap(scale=lambda i, j: j), "divide by min"),
-    (_overlap(scale=lambda i, j: i * j), "divide by min"),
+    (_overlap(scale=lambda i, j: i * j), "mean of the squares"),
+    (_left, "left singular vectors"),
     (_overlap(power=1), "not squared"),
-    (_overlap(cut=lambda V, k: V[:, :k]), "columns of Vh|RuntimeError"),
+    (_overlap(cut=lambda V, k: V[:, :k]), "columns of Vh"),
     (lambda A1, A2, i, j: (A1[:i] @ A2[:j].T).square().sum().item() / min(i, j), "rows of A"),
     (_first_rows, "first rows"),
     (lambda A1, A2, i, j: subspace_similarity(A1.T, A2.T, i, j), "RuntimeError|wanted"),
@@ -419,7 +496,21 @@ def _keeps_itself_out(frame, cost, quality):
     return frame[keep]
 
 
+def _named(frame, cost, quality):
+    return frame[frame.cost <= frame.cost.min()]
+
+
+def _kept(frame, cost, quality):
+    return frame.index.isin(pareto(frame, cost, quality).index)
+
+
 FRONTS = [
+    (_named, "cost holds a column's name: frame[cost]"),
+    (lambda f, cost, quality: f[f["quality"] > 0], "quality holds a column's name"),
+    (lambda f, c, q: f.where(pd.Series(_kept(f, c, q), f.index)), "where keeps every row"),
+    (lambda f, c, q: f.where(_kept(f, c, q)), "where keeps every row"),
+    (lambda f, c, q: pareto(f, c, q).assign(run=[["run1"]] * len(pareto(f, c, q))), "no row of"),
+    (lambda f, c, q: pareto(f, c, q).assign(run="?"), "which no row of frame has"),
     (_strictly, "no worse in both"),
     (_drop_ties, "keep both"),
     (_cheapest_best, "stays|gone"),
@@ -459,6 +550,19 @@ def _unsorted(history):
     return right.reset_index()
 
 
+def _last_of_two(part):
+    return part.loc[part["held_out_loss"][::-1].idxmin(), "step"]
+
+
+def _first_in_table(history):
+    """Of equal losses the one that the table has first, as without sorting."""
+    return history.loc[history.groupby("rank")["held_out_loss"].idxmin(), "step"].tolist()
+
+
+def _seen(history):
+    return history["rank"].unique()
+
+
 GAPS = [
     (_gap(best_step=lambda p: p.loc[p["train_loss"].idxmin(), "step"]), "training loss is lowest"),
     (_gap(best_step=lambda p: p["held_out_loss"].idxmin()), "position"),
@@ -470,6 +574,19 @@ GAPS = [
     (_gap(rise=lambda p: p["held_out_loss"].min() - p["held_out_loss"].iloc[-1]), "sign"),
     (_gap(rise=lambda p: p["held_out_loss"].iloc[0] - p["held_out_loss"].min()), "first step"),
     (_gap(rise=lambda p: _difference(p).iloc[-1]), "held-out alone"),
+    (_gap(rise=lambda p: p["held_out_loss"].iloc[-1] / p["held_out_loss"].min()), "divides"),
+    (_gap(rise=lambda p: p["held_out_loss"].iloc[-1] - 1), "wanted"),
+    (_gap(rise=lambda p: p["held_out_loss"].max() - p["held_out_loss"].min()), "spread|first step"),
+    (_gap(gap=lambda p: abs(_difference(p).iloc[-1])), "sign"),
+    (_gap(gap=lambda p: _difference(p).max()), "largest gap"),
+    (_gap(best_step=_last_of_two), "the first of them"),
+    (lambda h: overfit_gap(h).assign(best_step=_first_in_table(h)), "the first of them"),
+    (
+        lambda history: overfit_gap(history)[["best_step", "gap", "rise"]].assign(
+            rank=_seen(history)
+        ),
+        "in rising order",
+    ),
     (lambda history: overfit_gap(history).drop(columns="rise"), "no column rise"),
     (lambda history: overfit_gap(history)[::-1], "rising order"),
     (lambda history: overfit_gap(history).head(1), "one row a rank"),

@@ -79,6 +79,12 @@ def quantized_in_pieces(W4, absmax, codebook, A, B, alpha, shape):
     return torch.cat(runs).reshape(shape) + (B @ A) * (alpha / len(A))
 
 
+def quantized_to_size(W4, absmax, codebook, A, B, alpha, shape):
+    """The shape is what `W.shape` is."""
+    scales = absmax.repeat_interleave(64)[: shape.numel()]
+    return (codebook[W4.long()] * scales).view(shape).addmm(B, A, alpha=alpha / len(A))
+
+
 def combine_linear(adapters, weights):
     A = sum(math.sqrt(w) * A for (A, _), w in zip(adapters, weights, strict=True))
     B = sum(math.sqrt(w) * B for (_, B), w in zip(adapters, weights, strict=True))
@@ -119,6 +125,17 @@ def cat_into_zeros(adapters, weights):
         A[at : at + len(a)], B[:, at : at + len(a)] = a, w * b
         at += len(a)
     return A, B
+
+
+def cat_in_two_dtypes(adapters, weights):
+    """The weights make A double; B stays float32."""
+    A, B = cat_into_zeros(adapters, weights)
+    return A, B.float()
+
+
+def linear_in_two_dtypes(adapters, weights):
+    A, B = combine_linear(adapters, weights)
+    return A, B.double()
 
 
 def linear_in_loop(adapters, weights):
@@ -217,6 +234,14 @@ def _batch(model, prompts, side="left", **kwargs):
     return model.tokenizer(
         list(prompts), return_tensors="pt", padding=True, padding_side=side, **kwargs
     )
+
+
+def route_by_end(model, prompts, adapter_names):
+    """All tokens decoded and cut at the first end token, by hand."""
+    batch = _batch(model.eval(), prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    texts = model.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :])
+    return [text.split(model.tokenizer.eos_token)[0].strip() for text in texts]
 
 
 def _cut(model, out, n):
@@ -336,16 +361,19 @@ RIGHT = [
     *[(check.merges, f) for f in (merged_by_transposes, merged_as_a_loop)],
     *[(check.merges_quantized, f) for f in (merge_quantized, quantized_padded, quantized_by_index)],
     *[(check.merges_quantized, f) for f in (quantized_by_select, quantized_in_pieces)],
+    (check.merges_quantized, quantized_to_size),
     (check.combines, combine_linear, combine_cat),
     (check.combines, linear_stacked, cat_on_b),
     (check.combines, combine_linear, cat_by_roots),
     (check.combines, linear_in_loop, cat_into_zeros),
+    (check.combines, linear_in_two_dtypes, cat_in_two_dtypes),
     *[(check.mixes, f) for f in (soup, soup_normalised, soup_running, soup_by_mean)],
     (check.serves, swap_cost, route),
     (check.serves, swap_by_state, route_by_side),
     (check.serves, swap_by_flags, route_sorted),
     (check.serves, swap_by_layers, route_by_text),
     (check.serves, swap_cost, route_with_config),
+    (check.serves, swap_cost, route_by_end),
     *[(check.divergence, f) for f in (kl_divergence, kl_functional, kl_by_logsumexp)],
     *[(check.divergence, f) for f in (kl_as_xlogy, kl_from_entropies)],
     (check.quiz, quiz),
@@ -366,7 +394,9 @@ def test_right_answers_pass(case, accepts):
         (check.merges_quantized, merge_quantized),
         (check.combines, combine_linear, combine_cat),
         (check.serves, swap_cost, route),
+        (check.serves, swap_cost, route_by_end),
         (check.divergence, kl_divergence),
+        (check.divergence, kl_by_logsumexp),
     ],
     ids=lambda c: c[0].__name__,
 )
@@ -412,7 +442,13 @@ def _on_w(W, A, B, alpha):
     return W
 
 
+def _scales_b(W, A, B, alpha):
+    B *= alpha / len(A)
+    return (W.float() + B @ A).to(W.dtype)
+
+
 MERGES = [
+    (_scales_b, "changes its input B"),
     (_scaled(lambda alpha, r: alpha), "not divided by r"),
     (_scaled(lambda alpha, r: 1.0), "scaling alpha / r is missing"),
     (_scaled(lambda alpha, r: r / alpha), "upside down"),
@@ -495,7 +531,21 @@ def _unpacked(W4, absmax, codebook, A, B, alpha, shape):
     return codebook[codes.long()].reshape(shape) + alpha / len(A) * B @ A
 
 
+def _quantized_scales_b(W4, absmax, codebook, A, B, alpha, shape):
+    B *= alpha / len(A)
+    return merge_quantized(W4, absmax, codebook, A, B, len(A), shape)
+
+
+def _codes_in_place(W4, absmax, codebook, A, B, alpha, shape):
+    W = merge_quantized(W4, absmax, codebook, A, B, alpha, shape)
+    W4.zero_()
+    return W
+
+
 QUANTIZED = [
+    (_quantized_scales_b, "changes its input B"),
+    (_codes_in_place, "changes its input W4"),
+    (_merge_then(lambda W, *_: W.to(torch.complex64)), "complex numbers"),
     (_into_codes, "rounded away with the codes"),
     (_sixteen_first, "weights are rounded to 16 bits before the sum"),
     (_all_sixteen, "update and the weights are rounded to 16 bits"),
@@ -601,14 +651,19 @@ def _in_half(adapters, weights):
     return tuple(part.bfloat16().float() for part in combine_cat(adapters, weights))
 
 
+def _complex_roots(adapters, weights):
+    return _cat(lambda w: w**0.5, lambda w: w**0.5)(adapters, weights)
+
+
 COMBINES = [
+    (combine_linear, _complex_roots, "root of a negative weight"),
     (_linear_in_place, combine_cat, "changed the adapters"),
     (combine_linear, _cat_in_place, "changed the adapters"),
     (_linear_normalised, combine_cat, "normalised"),
     (lambda a, w: combine_linear(a, w[::-1]), combine_cat, "another order"),
     (combine_linear, _cat(math.sqrt, _one), "one factor carries sqrt(w)"),
     (combine_linear, _cat(_one, math.sqrt), "one factor carries sqrt(w)"),
-    (combine_linear, _in_half, "differ most"),
+    (combine_linear, _in_half, "16 bits"),
     (combine_linear, lambda a, w: combine_cat(a, w)[::-1], "rows"),
     (combine_linear, lambda a, w: torch.stack(combine_cat(a, w)), "it raised"),
     (_linear(lambda w: w, lambda w: w), combine_cat, "sqrt"),
@@ -692,7 +747,12 @@ def _counted(states, weights=None):
     return soup(states, weights)
 
 
+def _strict_without_weights(states, weights=None):
+    return _first_keys(states, weights) if weights else soup(states)
+
+
 SOUPS = [
+    (_strict_without_weights, "and weights are given"),
     (_zeros_for_missing, "says nothing"),
     (_by_number_of_keys, "number of keys"),
     (_counted, "name norm in it"),
@@ -915,6 +975,8 @@ def _along(dim):
 
 
 DIVERGENCES = [
+    (_kl_with(_each, lambda x: round(x.mean().item(), 3)), "hardly differ"),
+    (_kl_with(lambda p, q: _each(p, q).clamp_min(1e-3)), "hardly differ"),
     (_kl_with(_plus_a_little), "log_softmax"),
     (_kl_with(_along(0)), "over dimension 0"),
     (_kl_with(_along(1)), "over dimension 1"),

@@ -2,12 +2,20 @@
 
 import torch
 
-from labkit.grading.contract import CheckFailed, expect, generator
+from labkit.grading.contract import CheckFailed, expect, generator, observe
 
 
 def randn(*shape, rng=None):
     """Standard normal numbers of `shape` from `rng`, else from a new generator of the session."""
     return torch.randn(*shape, generator=rng or generator())
+
+
+def ask(call, hint, f, *data):
+    """`observe(f, *data)`; what it raises names the call first and the hint, if any, last."""
+    try:
+        return observe(f, *data)
+    except CheckFailed as failure:
+        raise CheckFailed(f"{call}: {failure}" + (f"; {hint}" if hint else "")) from None
 
 
 def expect_close(got, wanted, call, guesses=None, tol=1e-4):
@@ -37,6 +45,13 @@ def expect_shape(got, shape, call):
         turned = got.shape == torch.Size(reversed(shape))
         hint = ": is something transposed?" if turned else ""
         raise CheckFailed(f"{call} has shape {tuple(got.shape)}, wanted {tuple(shape)}{hint}")
+    expect(not got.is_complex(), f"{call} holds complex numbers, wanted real ones")
+
+
+def expect_unchanged(after, before, call, name):
+    """Raise CheckFailed if the learner's code changed its input `name`."""
+    same = after.dtype == before.dtype and torch.equal(after, before)
+    expect(same, f"{call}: it changes its input {name}; make a new tensor, no *= or the like on it")
 
 
 def expect_number(got, wanted, call, guesses=None, tol=1e-4):
@@ -58,10 +73,17 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
         right = abs(got - wanted) <= tol * max(1e-8, abs(wanted))
     if right:
         return
+    told = f"{call} gave {_number(got)}, wanted {_number(wanted)}"
     for message, guess in (guesses or {}).items():
-        if abs(got - guess) <= tol * max(1e-8, abs(guess)):
-            raise CheckFailed(f"{call} gave {got:,.6g}, wanted {wanted:,.6g}: {message}")
-    raise CheckFailed(f"{call} gave {got:,.6g}, wanted {wanted:,.6g}")
+        exact = type(wanted) is type(guess) is int
+        meant = got == guess if exact else abs(got - guess) <= tol * max(1e-8, abs(guess))
+        if meant and guess != wanted:
+            raise CheckFailed(f"{told}: {message}")
+    raise CheckFailed(told)
+
+
+def _number(value):
+    return f"{value:,}" if type(value) is int else f"{value:,.6g}"
 
 
 def _close(got, wanted, tol):
@@ -73,6 +95,8 @@ def _difference(got, wanted):
     """How `got` misses `wanted`: by a factor, by a sign, or the largest difference."""
     size = (wanted * wanted).sum()
     factor = ((got * wanted).sum() / size).item() if size > 0 else 0.0
+    if abs(factor - 1) < 5e-3 and _close(got, wanted, 1e-2):
+        return "right but for rounding: computed in 16 bits?"
     if factor and _close(got, factor * wanted, 1e-3):
         return "the sign is turned round" if abs(factor + 1) < 1e-3 else f"{factor:.3g}x the wanted"
     worst = (got - wanted).abs().argmax()

@@ -26,19 +26,23 @@ def absmax(x, top):
     return {
         "this cuts off instead of rounding: use round": (x / step).trunc() * step,
         "this rounds down; round to the nearest": (x / step).floor().clamp(low, high) * step,
+        "this rounds up; round to the nearest": (x / step).ceil().clamp(low, high) * step,
         "the scale comes from max(), not from abs().max()": cut,
         "these are the 7 steps of 4 bits; use `bits`": (x / seventh).round() * seventh,
     }
 
 
-def undone(q, scale):
-    """Wrong ways back from integers and scale, none of them right for this scale."""
-    return {
-        "this is q / scale; a scale is the size of a step here, so multiply": q / scale,
-        "this is q * scale; a scale is steps a unit here, so divide": q * scale,
-        "this is q itself; the scale is missing": q,
-        "this was made an integer again; leave it a float": (q * scale).trunc(),
-    }
+def undone(q, scale, x, step):
+    """Wrong ways back from integers and scale; of * and / the one whose other gives x."""
+    times, over = q * scale, q / scale
+    wrong = {"this is q itself; the scale is missing": q}
+    if (times - x).abs().max() <= 0.51 * step:
+        wrong["this is q / scale; a scale is the size of a step here, so multiply"] = over
+    if (over - x).abs().max() <= 0.51 * step:
+        wrong["this is q * scale; a scale is steps a unit here, so divide"] = times
+    if not torch.equal(times, times.trunc()):
+        wrong["this was made an integer again; leave it a float"] = times.trunc()
+    return wrong
 
 
 def _quantiles(n, offset=OFFSET):
@@ -50,8 +54,8 @@ def _scaled(values):
     return torch.tensor(sorted(values), dtype=torch.double) / max(map(abs, values))
 
 
-def _halves(offset):
-    return _quantiles(8, offset) + [0.0] + [-v for v in _quantiles(7, offset)]
+def _halves(offset, below=None):
+    return _quantiles(8, offset) + [0.0] + [-v for v in _quantiles(7, below or offset)]
 
 
 def codebook():
@@ -62,6 +66,7 @@ def codebook():
     right = torch.tensor(sorted(_halves(OFFSET)), dtype=torch.double)
     book, zero, eight = right / right.max(), torch.zeros(1).double(), _quantiles(8)
     seven = [-v for v in _quantiles(7)]
+    two = torch.tensor(sorted(_halves(29 / 30, 31 / 32)), dtype=torch.double)
     return {
         "the zero is missing": torch.cat([book[:7], book[8:]]),
         "0.5 is not dropped: its quantile is another zero, on either side": torch.cat(
@@ -79,6 +84,11 @@ def codebook():
         "averages of neighbours, as in the paper; bitsandbytes takes quantiles": _scaled(paper),
         "these are evenly spaced; take quantiles": torch.linspace(-1, 1, 16).double(),
         "the offset is the mean of 31/32 and 29/30, not 31/32": _scaled(_halves(31 / 32)),
+        "the offset is the mean of 31/32 and 29/30, not 29/30": _scaled(_halves(29 / 30)),
+        "both halves begin at the mean of 31/32 and 29/30, not at one each": _scaled(
+            _halves(31 / 32, 29 / 30)
+        ),
+        "both halves begin at the mean of 29/30 and 31/32, not at one each": two / two.max(),
     }
 
 
@@ -118,7 +128,8 @@ def bits(block, double):
     """Wrong numbers of bits a parameter."""
     first, second = 32 / block, 8 / block + 32 / (block * 256)
     scales = second if double else first
-    return {
+    fixed = 8 / 64 + 32 / (64 * 256) if double else 32 / 64
+    return ({"this is for blocks of 64; use `block`": 4 + fixed} if block != 64 else {}) | {
         "this is the share of the scales alone; add 4 bits for the code": scales,
         "these are bytes; wanted bits": (4 + scales) / 8,
         "scales are fp32, 32 bits each": 4 + 16 / block * (not double),
@@ -152,6 +163,7 @@ def training_parts(n, t, method):
             "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
             "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
             "4 bits a parameter, and neither scales nor adapter": n / 2,
+            "the 8-bit scales have scales too, which makes 4.127 bits": 4.125 / 8 * n + 4 * t,
             "the base is 4-bit here, not 16-bit": 2.0 * n + 4 * t,
         }
     return {

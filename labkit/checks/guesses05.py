@@ -48,10 +48,13 @@ def counted(shapes, r):
     }
 
 
+NONE_FITS = "not even rank 1 fits: 0 is wanted"
+
+
 def ranks_within(shapes, budget, wanted):
     """Wrong ranks for a budget, where they differ from the right one."""
     exact = budget / sides(shapes)
-    guesses = {
+    guesses = ({} if wanted else {NONE_FITS: 1}) | {
         "that rank is over the budget: round down": math.ceil(exact),
         "that rank is over the budget: round down, also above a half": round(exact),
         "one less than fits: a rank that meets the budget exactly is within it": wanted - 1,
@@ -80,22 +83,27 @@ def overlaps(A1, A2, i, j):
     rows = (A1[:i].double() @ A2[:j].double().T).square().sum().item()
     Q1, Q2 = (torch.linalg.qr(A.double().T)[0] for A in (A1[:i], A2[:j]))
     first = (Q1.T @ Q2).square().sum().item()
-    guesses = {
+    guesses = {}
+    if len(A1) == len(A2):
+        (U1, _, V1), (U2, _, V2) = (torch.linalg.svd(A, full_matrices=False) for A in (A1, A2))
+        left, cut = U1[:, :i].T @ U2[:, :j], V1[:, :i].T @ V2[:, :j]
+        guesses = {
+            "these are left singular vectors; the right ones are the rows of Vh": left,
+            "these are columns of Vh; its rows are the right singular vectors": cut,
+        }
+        guesses = {m: product.square().sum().item() / least for m, product in guesses.items()}
+    guesses |= {
         "divide by min(i, j)": total,
         "the Frobenius norm is not squared": math.sqrt(total) / least,
         "divide by min(i, j), not by the larger one": total / max(i, j),
         "divide by min(i, j), not by i": total / i,
         "divide by min(i, j), not by j": total / j,
-        "divide by min(i, j), not by i * j": total / (i * j),
+        "that is the mean of the squares; take their sum, over min(i, j)": total / (i * j),
         "these are rows of A, not singular vectors": rows / least,
         "this is the span of the first rows of A, not of its top singular vectors": first / least,
     }
     if j <= len(A1) and i <= len(A2):
         guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
-    if len(A1) == len(A2):
-        V1, V2 = (torch.linalg.svd(A, full_matrices=False)[2] for A in (A1, A2))
-        cut = (V1[:, :i].T @ V2[:, :j]).square().sum().item()
-        guesses["these are columns of Vh; its rows are the right singular vectors"] = cut / least
     return {m: guess for m, guess in guesses.items() if abs(guess - total / least) > 1e-3}
 
 
@@ -133,23 +141,26 @@ def gap_of(steps, train, held, best, at):
     unsorted = "that takes the last row of the table; its last step is elsewhere: sort by step"
     guesses = {
         "best_step": {
+            "two steps have the lowest loss; wanted is the first of them": steps[best + 1],
             "that is the last step, where the training loss is lowest": steps[-1],
             "that is a position in the table; wanted is the value of step": best,
         },
         "gap": {
-            unsorted: gaps[at],
             "the sign is turned round: held-out minus training loss": -gaps[-1],
             "that is the gap at the best step; wanted is the last step's": gaps[best],
             "that is the mean over the steps; wanted is the last step's": sum(gaps) / len(gaps),
             "that divides; wanted is a difference": held[-1] / train[-1],
+            "that is the largest gap; wanted is the last step's": max(gaps),
+            unsorted: gaps[at],
         },
         "rise": {
-            unsorted: held[at] - held[best],
             "the sign is turned round: last minus lowest": held[best] - held[-1],
             "that is the fall since the first step": held[0] - held[best],
             "that compares with the training loss; wanted is held-out alone": gaps[-1],
             "that is the spread; wanted is how far the last lies above the lowest": max(held)
             - held[best],
+            "that divides; wanted is a difference": held[-1] / held[best],
+            unsorted: held[at] - held[best],
         },
     }
     for name, options in guesses.items():

@@ -2,18 +2,10 @@
 
 import torch
 
-from labkit.checks.compare import expect_close, expect_number, randn
+from labkit.checks.compare import ask, expect_close, expect_number, randn
 from labkit.checks.quiz import judge
 from labkit.grading.contract import CheckFailed, exercise, expect, generator, observe
 from labkit.probes import lab01 as probe
-
-
-def _ask(call, hint, f, *data):
-    """`observe(f, *data)`; what it raises names the call first and the hint last."""
-    try:
-        return observe(f, *data)
-    except CheckFailed as failure:
-        raise CheckFailed(f"{call}: {failure}; {hint}") from None
 
 
 def _unchanged(call, f, *data):
@@ -52,7 +44,7 @@ def optimal(best_rank_r):
 def _expect_cut(best_rank_r, call, W, r, guesses):
     beyond = r > min(W.shape)
     hint = "r may exceed min(W.shape): full_matrices=False keeps U, S, Vh in step" if beyond else ""
-    got = _ask(call, hint or "U is (d_out, k), S (k,), Vh (k, d_in)", best_rank_r, W, r)
+    got = ask(call, hint or "U is (d_out, k), S (k,), Vh (k, d_in)", best_rank_r, W, r)
     if isinstance(got, torch.Tensor) and got.shape != W.shape and r in got.shape:
         shape = f"has shape {tuple(got.shape)}, wanted {tuple(W.shape)}"
         raise CheckFailed(f"{call} {shape}: rank r is not fewer columns; multiply the factors out")
@@ -78,7 +70,7 @@ def _cut_guesses(W, r):
         "it keeps r + 1 directions, one too many": _best(W, r + 1),
     }
     if len(U) == len(Vh.T):  # only a square W lets these through
-        vh = "torch.linalg.svd returns Vh, which is V transposed already: use its first r rows"
+        vh = "Vh is V transposed already: use its first r rows (torch.svd gives V: its columns)"
         guesses[vh] = (U * S * head) @ Vh.T
         guesses["it takes rows of U; the directions are its columns"] = (U.T * S * head) @ Vh
     return guesses
@@ -92,19 +84,29 @@ def errors(relative_error):
         W = randn(d_out, d_in, rng=rng)
         call = f"relative_error(W, {r}) for W of shape {(d_out, d_in)}"
         wanted = ((W - _best(W, r)).norm() / W.norm()).item()
-        got = _ask(call, "|W|² is the sum of s²", relative_error, W, r)
+        got = ask(call, "|W|² is the sum of s²", relative_error, W, r)
         expect_number(got, wanted, call, _error_guesses(W, r), tol=1e-3)
-    thin = randn(8, 2, rng=rng) @ randn(2, 5, rng=rng)
+    _expect_no_error(relative_error, W, rng)
+    W = randn(7, 5, rng=rng)
+    best = _best(W, 2)
+    made = observe(probe.matrices_made, relative_error, W, 2)
+    builds = any(torch.allclose(m, w, atol=1e-3) for m in made for w in (best, W.double() - best))
+    hint = "the singular values that are cut off say it all: torch.linalg.svdvals(W)"
+    expect(not builds, f"the number is right, but W_r or W - W_r is multiplied out; {hint}")
+
+
+def _expect_no_error(relative_error, W, rng):
+    """Zero, and never NaN, where nothing is left out; so many that rounding goes below zero."""
+    cases = [(W, 9)]
+    for n in range(300):
+        r = 2 + n % 8
+        cases.append((randn(40, r, rng=rng) @ randn(r, 20 + n % 10, rng=rng), r + 3 * (n % 2)))
     hint = "1 - head / total can fall below zero by rounding: sum the tail, or clamp"
-    for X, r, kind in [(thin, 2, "of rank 2"), (thin, 5, "of rank 2"), (W, 9, "of shape (6, 6)")]:
-        call = f"relative_error(W, {r}) for W {kind}"
-        got = _ask(call, hint, relative_error, X, r)
+    call = "relative_error(W, r) for an r at or beyond the rank of W"
+    for got in ask(call, hint, probe.each, relative_error, cases):
         expect(got == got, f"{call} is NaN; {hint}")
         if type(got) not in (int, float) or abs(got) > 2e-3:
-            expect_number(got, 0.0, call, {"r is beyond the rank, nothing is left out": 1.0})
-    builds = observe(probe.builds_approximation, relative_error, randn(7, 5, rng=rng), 2)
-    hint = "the singular values that are cut off say it all: torch.linalg.svdvals(W)"
-    expect(not builds, f"the number is right, but a matrix as large as W is multiplied out; {hint}")
+            expect_number(got, 0.0, call, {"nothing is left out there": 1.0})
 
 
 def _error_guesses(W, r):
@@ -147,7 +149,7 @@ def parameters(lora_params, break_even_rank):
         }
         call = f"lora_params({d_out}, {d_in}, {r})"
         expect_number(observe(lora_params, d_out, d_in, r), r * (d_out + d_in), call, guesses)
-    for d_out, d_in in [*shapes, (6, 3), (3, 6), (4096, 4096), (1536, 576), (1, 1)]:
+    for d_out, d_in in [*shapes, (6, 3), (3, 6), (8, 3), (4096, 4096), (1536, 576), (1, 1)]:
         _expect_break_even(break_even_rank, d_out, d_in)
 
 
@@ -163,7 +165,9 @@ def _expect_break_even(break_even_rank, d_out, d_in):
         "that is the full rank, where A and B store more than W": min(d_out, d_in),
     }
     call = f"break_even_rank({d_out}, {d_in})"
-    got = _ask(call, "r (d_out + d_in) < d_out d_in", break_even_rank, d_out, d_in)
+    hint = "r (d_out + d_in) < d_out d_in" if wanted else "no rank saves: 0"
+    got = ask(call, hint, break_even_rank, d_out, d_in)
+    expect(got is not None or wanted, f"{call} gave None, wanted 0: no rank saves")
     uneven = type(got) is float and not got.is_integer()
     expect(not uneven, f"{call} gave {got}: a rank is a whole number, round down")
     expect_number(got, wanted, call, guesses)
@@ -172,33 +176,36 @@ def _expect_break_even(break_even_rank, d_out, d_in):
 @exercise("1.4", points=3)
 def ranks(energy_rank, stable_rank):
     """squared singular values, the boundary included; the scale of W does not matter"""
-    rng, flat = generator(), torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0])
-    for fraction, wanted in [(0.75, 3), (0.25, 1), (0.51, 3), (1.0, 4)]:
-        call = f"energy_rank([.25, .25, .25, .25, 0], {fraction})"
-        undivided = "the sum of squares is compared as it is: divide by the whole energy"
-        guesses = {
-            "one too many: the energy must reach the fraction, not exceed it": wanted + 1,
-            "one too few: a position counts from 0, a rank from 1": wanted - 1,
-            "that much may be left out; `fraction` is to be kept": _first(flat**2, 1 - fraction),
-            "that is a share; a rank is a number of singular values": wanted / 5,
-            undivided: 6,
-            f"{undivided}, sum(s²)": 5,
-        }
-        got = _ask(call, "the whole energy is the sum of s²", energy_rank, flat, fraction)
-        expect_number(got, wanted, call, guesses)
+    rng = generator()
     for scale in (1, 100):
         s = (1 + 4 * torch.rand(40, generator=rng)).sort(descending=True).values
-        for fraction in (0.6, 0.9, 0.99):
-            call = f"energy_rank(s, {fraction}) for 40 random s times {scale}"
-            guesses = {
-                "energy is the squared singular value; these are not squared": _first(s, fraction),
-                "s is squared twice": _first(s**4, fraction),
-            }
-            got = observe(energy_rank, scale * s, fraction)
-            expect_number(got, _first(s**2, fraction), call, guesses)
+        for fraction in (0.9, 0.6, 0.99):
+            _expect_energy(energy_rank, scale * s, fraction, f"s of 40 random values times {scale}")
+    flat = torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0])
+    for fraction in (0.75, 0.25, 0.51, 1.0):
+        _expect_energy(energy_rank, flat, fraction, "s = [.25, .25, .25, .25, 0]")
     W = randn(9, 5, rng=rng)
     for M, name in [(W, "W of shape (9, 5)"), (7 * W.T, "7 * W.T"), (torch.eye(6), "identity")]:
         _expect_stable(stable_rank, M, f"stable_rank({name})")
+
+
+def _expect_energy(energy_rank, s, fraction, name):
+    wanted, energy = _first(s**2, fraction), (s**2).double().cumsum(0)
+    undivided = "the sum of squares is compared as it is: divide by the whole energy"
+    guesses = {
+        "energy is the squared singular value; these are not squared": _first(s, fraction),
+        "s is squared twice": _first(s**4, fraction),
+        "the root is taken: a share of the norm, not of the energy": _first(s**2, fraction**2),
+        "that much may be left out; `fraction` is to be kept": _first(s**2, 1 - fraction),
+        f"{undivided}, sum(s²)": int((energy < fraction).sum()) + 1,
+        f"{undivided}, sum(s²), a position counts from 0": int((energy < fraction).sum()),
+        "that is a share; a rank is a number of singular values": wanted / len(s),
+        "one too many: the energy must reach the fraction, not exceed it": wanted + 1,
+        "one too few: a position counts from 0, a rank from 1": wanted - 1,
+    }
+    call = f"energy_rank(s, {fraction}) for {name}"
+    got = ask(call, "the whole energy is the sum of s²", energy_rank, s, fraction)
+    expect_number(got, wanted, call, guesses)
 
 
 def _first(parts, fraction):
@@ -222,7 +229,7 @@ def _expect_stable(stable_rank, M, call):
         "the largest entry of W is not its spectral norm": (s.norm() / M.abs().max()).item() ** 2,
         "it is not divided by |W|_2²": wanted * s[0].item() ** 2,
     }
-    got = _ask(call, "|W|_F² / |W|_2²", stable_rank, M)
+    got = ask(call, "|W|_F² / |W|_2²", stable_rank, M)
     expect_number(got, wanted, call, guesses, tol=1e-3)
 
 
@@ -248,7 +255,7 @@ def truncates(truncate_update):
             "it keeps what the cut leaves out": W1 - cut,
         }
         call = f"truncate_update(W0, W1, {r}) for shape {(d_out, d_in)}"
-        got = _ask(call, "is best_rank_r right?", truncate_update, W0, W1, r)
+        got = ask(call, "is best_rank_r right?", truncate_update, W0, W1, r)
         expect_close(got, W0 + cut, call, guesses, tol=1e-3)
     got = observe(truncate_update, W0, W1, 9)
     expect_close(got, W1, "truncate_update with r beyond the rank (W1 is wanted)", tol=1e-3)
@@ -270,7 +277,7 @@ def subspace(subspace_point, project_gradient):
         }
         if d == D:
             guesses["that is P.T @ z; P itself leads from z to theta"] = theta0 + P.T @ z
-        got = _ask(call, hint, subspace_point, theta0, P, z)
+        got = ask(call, hint, subspace_point, theta0, P, z)
         expect_close(got, theta0 + P @ z, call, guesses)
         start = observe(subspace_point, theta0, P, z * 0)
         expect_close(start, theta0, f"{call} and z = 0 (theta0 is wanted)", tol=1e-6)
@@ -296,7 +303,7 @@ def _expect_projected(project_gradient, theta0, P, z):
         guesses[back] = P @ grad_theta
     call = f"project_gradient with P of shape {(D, d)}"
     hint = f"the gradient of z has shape {(d,)}: it goes through the transpose of P"
-    expect_close(_ask(call, hint, project_gradient, P, grad_theta), wanted, call, guesses)
+    expect_close(ask(call, hint, project_gradient, P, grad_theta), wanted, call, guesses)
 
 
 @exercise("1.7", points=3)

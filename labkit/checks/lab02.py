@@ -5,7 +5,8 @@ import math
 import torch
 
 from labkit.checks import guesses02 as guesses
-from labkit.checks.compare import expect_close, expect_number, randn
+from labkit.checks import layer02 as parts
+from labkit.checks.compare import ask, expect_close, expect_number, randn
 from labkit.checks.guesses02 import dense
 from labkit.checks.quiz import judge
 from labkit.grading.contract import exercise, expect, generator, observe
@@ -27,7 +28,7 @@ def matches_dense(lora_forward):
         call = f"lora_forward with x of shape {tuple(x.shape)}"
         known = guesses.forward(x, W, A, B, alpha)
         wanted = dense(x, W, A, B, alpha / r)
-        expect_close(observe(lora_forward, x, W, A, B, alpha), wanted, call, known)
+        expect_close(ask(call, "", lora_forward, x, W, A, B, alpha), wanted, call, known)
     W, A, B = _matrices(256, 384, 2, rng)  # far larger than what Python itself makes meanwhile
     made = observe(probe.largest_new_tensor, lora_forward, randn(1, 384), W, A, B, alpha)
     hint = "compute x @ A.T first, then @ B.T: two thin products"
@@ -41,92 +42,25 @@ def layer(LoRALinear):
     W, A, B = _matrices(48, 256, r, rng)
     bias, x = randn(48, rng=rng), randn(6, 256, rng=rng)
     new = observe(probe.new_layer, LoRALinear, W, bias, r, alpha, x)
-    _expect_start(new, x, W, bias, r, alpha)
-    _expect_flags(new["flags"])
-    _expect_forward(LoRALinear, x, W, bias, A, B, alpha)
-    _expect_dropout(LoRALinear, x, W, bias, A, B, alpha)
-    after = observe(probe.layer_after_step, LoRALinear, W, bias, r, alpha, A, B, x)
-    kept = torch.equal(after["W"], W) and torch.equal(after["bias"], bias)
-    expect(kept, "a training step changed the base layer: freeze its weight and bias")
-    moved = not torch.equal(after["A"], A) and not torch.equal(after["B"], B)
-    expect(moved, "a training step left A or B as it was: both are nn.Parameter in the forward?")
-    _expect_kinds(LoRALinear, W, bias, r, alpha)
-
-
-def _expect_start(new, x, W, bias, r, alpha):
-    """A random, B zero, the sizes, the scaling, and the output of the base layer."""
-    known = guesses.factors(alpha, r, *W.shape)
-    expect_number(new["scaling"], alpha / r, "layer.scaling", known)
-    expect_number(new["r"], r, "layer.r")
-    shapes = f"A is (r, d_in) = {(r, 256)} and B is (d_out, r) = {(48, r)}"
-    right = new["A"].shape == (r, 256) and new["B"].shape == (48, r)
-    expect(right, f"A has shape {tuple(new['A'].shape)}, B {tuple(new['B'].shape)}; {shapes}")
-    hint = "B must start at zero, so that training starts from the base model"
-    expect(not new["B"].any(), f"B is not zero at the start; {hint}")
-    hint = "with B zero as well no gradient ever flows"
-    expect(new["A"].any(), f"A is all zeros; {hint}. Draw it at random")
-    expect(not torch.equal(new["A"], new["A2"]), "two layers got the same A: draw it at random")
-    std, mean = new["A"].std().item(), new["A"].mean().item()
-    usual = "kaiming_uniform_(A, a=sqrt(5)) gives about 0.036 here"
-    expect(0.003 < std < 0.5, f"A has standard deviation {std:.2g} for d_in = 256; {usual}")
-    expect(abs(mean) < 0.3 * std, f"A has mean {mean:.2g}: draw it around zero")
-    known = {"the base layer's bias is lost": x @ W.T}
-    expect_close(new["y"], x @ W.T + bias, "a new layer's output", known)
-
-
-def _expect_kinds(LoRALinear, W, bias, r, alpha):
-    """A, B and the output follow the base's dtype, A and B its device."""
-    kinds = observe(probe.layer_kinds, LoRALinear, W, bias, r, alpha)
-    same = kinds[:2] == ["bfloat16"] * 2
-    expect(same, f"over a bf16 base, A is {kinds[0]} and B {kinds[1]}: use base.weight.dtype")
-    expect(kinds[2:] == ["meta"] * 2, "A or B is not on base.weight's device: pass device=")
-    kind = observe(probe.layer_output_kind, LoRALinear, W, bias, r, alpha)
-    expect(kind == "torch.bfloat16", f"over a bf16 base the output is {kind}, wanted bfloat16")
-
-
-def _expect_flags(flags):
-    """Exactly A and B are parameters that train."""
-    for name in ("A", "B"):
-        hint = "wrap it in nn.Parameter, or the optimizer never sees it"
-        expect(name in flags, f"{name} is not a parameter; {hint}")
-        expect(flags[name], f"{name} does not require grad")
-    open_ones = [n for n, trains in flags.items() if trains and n not in ("A", "B")]
-    expect(not open_ones, f"{', '.join(open_ones)} still trains: freeze the base layer")
-
-
-def _expect_forward(LoRALinear, x, W, bias, A, B, alpha):
-    """With and without bias the output is the dense layer's."""
-    for b in (bias, None):
-        args = (LoRALinear, W, b, len(A), alpha, A, B, 0.0, True, x)
-        shift = 0 if b is None else b
-        known = {k: v + shift for k, v in guesses.forward(x, W, A, B, alpha).items()}
-        wanted = dense(x, W, A, B, alpha / len(A)) + shift
-        call = "the layer's output, base without bias" if b is None else "the layer's output"
-        expect_close(observe(probe.layer_output, *args), wanted, call, known)
-
-
-def _expect_dropout(LoRALinear, x, W, bias, A, B, alpha):
-    """Dropout acts in training only, and on the update's path only."""
-    r = len(A)
-    wanted = dense(x, W, A, B, alpha / r) + bias
-    still = observe(probe.layer_output, LoRALinear, W, bias, r, alpha, A, B, 0.5, False, x)
-    expect_close(still, wanted, "with dropout=0.5 in eval() the output")
-    noisy = observe(probe.layer_output, LoRALinear, W, bias, r, alpha, A, B, 0.5, True, x)
-    noise = (noisy - wanted).abs().max() / wanted.abs().max()
-    expect(noise > 1e-3, "dropout=0.5 changes nothing in train(): is it used?")
-    base = observe(probe.layer_output, LoRALinear, W, bias, r, alpha, A, B * 0, 0.5, True, x)
-    hint = "it belongs on the x that goes into A"
-    expect(torch.allclose(base, x @ W.T + bias, atol=1e-4), f"dropout hits the base path; {hint}")
+    parts.expect_start(new, x, W, bias, r, alpha)
+    parts.expect_flags(new["flags"])
+    parts.expect_forward(LoRALinear, x, W, bias, A, B, alpha)
+    parts.expect_dropout(LoRALinear, x, W, bias, A, B, alpha)
+    parts.expect_gradients(LoRALinear, x, W, bias, A, B, alpha)
+    parts.expect_merged(LoRALinear, x, W, bias, A, B, alpha)
+    parts.expect_kinds(LoRALinear, W, bias, r, alpha)
 
 
 @exercise("2.3", points=3)
 def gradients(lora_gradients):
     """equals autograd, and dA is zero while B is zero"""
-    rng, alpha, r = generator(), 7.0, 2
+    rng, alpha, r = generator(), 7.0, 3
     W, A, B = _matrices(7, 5, r, rng)
     x, dY = randn(6, 5, rng=rng), randn(6, 7, rng=rng)
     for start in (B, B * 0):
-        got = observe(lora_gradients, x, W, A, start, alpha, dY)
+        got = observe(probe.by_hand, lora_gradients, x, W, A, start, alpha, dY)
+        used = got if isinstance(got, str) else ""
+        expect(not used, f"it calls autograd's {used}(): by hand, please; the hint has the rule")
         pair = isinstance(got, list) and len(got) == 2
         expect(pair, "lora_gradients must return the pair (dA, dB)")
         wanted = _autograd(x, W, A, start, alpha, dY)
@@ -144,14 +78,20 @@ def _autograd(x, W, A, B, alpha, dY):
 @exercise("2.4", points=3)
 def injects(inject):
     """replaces exactly the named projections in place, freezes the rest, adds the scaled update"""
-    rng, r, alpha = generator(), 2, 5.0
+    rng, r, alpha = generator(), 3, 7.0
     weights = {name: randn(*p.shape, rng=rng) for name, p in probe._Model().named_parameters()}
-    for targets in (["q_proj", "v_proj"], ["k_proj"]):
-        names = [f"layers.{i}.attn.{name}" for i in range(2) for name in targets]
+    inside = [[f"layers.{i}.attn.{kind}_proj" for i in range(2)] for kind in "qkv"]
+    for targets, names in (
+        (["q_proj", "v_proj"], inside[0] + inside[2]),
+        (["k_proj", "out_proj"], [*inside[1], "out_proj"]),
+    ):
         factors = {name: (randn(r, 8, rng=rng), randn(8, r, rng=rng)) for name in names}
-        got = observe(probe.injected, inject, targets, r, alpha, weights, factors)
         call = f"inject(model, {targets}, r={r}, alpha={alpha})"
+        hint = "a layer of the model itself has no dot in its name" if "out_proj" in names else ""
+        got = ask(call, hint, probe.injected, inject, targets, r, alpha, weights, factors)
         _expect_names(set(got["shapes"]), set(names), call)
+        module = got["count"] == "a model"
+        expect(not module, f"{call} returned a model, wanted how many layers were replaced")
         expect_number(got["count"], len(names), f"the number that {call} returns")
         expect(all(s == [r, 8] for s in got["shapes"].values()), f"{call}: r is not passed on")
         _expect_outputs(got["y"], weights, factors, alpha, call)
@@ -196,6 +136,8 @@ def _expect_names(adapted, wanted, call):
     expect(not near, f"{call} also replaced {', '.join(near[:2])}; {hint}")
     missing = sorted(wanted - adapted)
     hint = "set the new layer on its parent module: setattr(parent, name, layer)"
+    top = "a layer of the model itself has no dot in its name, and the model is its parent"
+    hint = top if missing == ["out_proj"] else hint
     expect(not missing, f"{call} left {', '.join(missing[:2])} as it was; {hint}")
 
 
@@ -204,15 +146,18 @@ def counts(count_params):
     """counts 921,600 of 135,436,608 on the real model's shapes, tied weights once"""
     rng = generator()
     d, vocab = (int(torch.randint(low, 40, (), generator=rng)) for low in (6, 11))
-    model = probe._Model(d, vocab)
+    model = probe.partly_frozen(d, vocab)
     every = list(model.parameters())  # torch lists a shared tensor once
     total = sum(p.numel() for p in every)
-    trainable = sum(p.numel() for n, p in model.named_parameters() if "norm" in n)
-    tied = {"the tied head is counted twice": total + model.head.weight.numel()}
+    trainable, head = sum(p.numel() for p in every if p.requires_grad), model.head.weight.numel()
+    tied = {"the tied head is counted twice": total + head}
     got = observe(probe.counted, count_params, d, vocab)
     pair = isinstance(got, list) and len(got) == 2
     expect(pair, "count_params must return the pair (trainable, total)")
-    swapped = {"this is the total: return (trainable, total) in this order": total}
+    swapped = {
+        "this is the total: return (trainable, total) in this order": total,
+        "the tied head is counted twice": trainable + head,
+    }
     tensors = {"this counts tensors, not their numbers: use numel()": len(every)}
     expect_number(got[0], trainable, "trainable, on a small model", swapped)
     frozen = {
@@ -234,6 +179,10 @@ def merges(merge_, unmerge_, LoRALinear):
     bias, x = randn(7, rng=rng), randn(4, 5, rng=rng)
     seen = observe(probe.merging, merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x)
     update, known = alpha / r * B @ A, guesses.merged(W, A, B, alpha)
+    eager = {"eval() has merged by itself; merge_ alone does": W + update}
+    expect_close(seen["start"][0], W, "base.weight before merge_", eager, tol=1e-5)
+    taken = {"a layer that was never merged has nothing to take away": W - update}
+    expect_close(seen["fresh"][0], W, "base.weight after unmerge_ of a fresh layer", taken, 1e-5)
     twice = {"merging twice added the update twice: remember that it is merged": W + 2 * update}
     expect_close(seen["once"][0], W + update, "base.weight after merge_", known)
     expect_close(seen["twice"][0], W + update, "base.weight after merge_ twice", twice)
@@ -249,10 +198,20 @@ def merges(merge_, unmerge_, LoRALinear):
         expect_close(seen[name][1], y, f"the output after {when}", double)
     hint = "change it under torch.no_grad()"
     expect(seen["leaf"] == [True, False], f"base.weight joined the autograd graph; {hint}")
+    hint = "change base.weight in place; who holds the old Parameter would never know"
+    expect(seen["same"], f"base.weight is another Parameter than before; {hint}")
     wanted = _square_gradients(x, W, bias, A, B, alpha)
     for name, mine, theirs in zip("AB", seen["grads"], wanted, strict=True):
         expect(mine is not None, f"after unmerge_, {name} gets no gradient any more")
         expect_close(mine, theirs, f"the gradient of {name} after unmerge_")
+    stale = {
+        "the update is the first merge's; A has changed since": W + update,
+        "the second merge adds nothing: forget the first one in unmerge_": W,
+    }
+    call = "base.weight after merge_, unmerge_, a change of A, and merge_"
+    expect_close(seen["anew"][0], W + 2 * update, call, stale)
+    expect_close(seen["anew"][1], y + x @ update.T, "the output after that")
+    expect_close(seen["undone"][0], W, f"{call}, unmerge_", tol=1e-5)
 
 
 def _square_gradients(x, W, bias, A, B, alpha):
@@ -267,20 +226,33 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
     rng, r = generator(), 2
     A, B, x = (randn(*shape, rng=rng) for shape in ((r, 2 * r), (2 * r, r), (3, 2 * r)))
     state = observe(probe.state, adapter_state, LoRALinear, A, B, x)
-    tensors = [*_trained(A, B, x), *_trained(A + 2, B - 2, x)]
+    tensors = {}
+    for i, layer in enumerate(probe.ADAPTED):
+        trained = _trained(A + i, B - i, x)
+        tensors |= {f"{layer}.{part}": t for part, t in zip("AB", trained, strict=True)}
     expect(isinstance(state, dict), "adapter_state must return a dict of name to tensor")
-    hint = "A and B of two adapted layers are four"
+    hint = "A and B of three adapted layers are six"
     more = ", ".join(list(state)[:6])
-    expect(len(state) == 4, f"the state holds {len(state)} tensors ({more}); {hint}")
-    for wanted in tensors:
-        found = any(_same(value, wanted) for value in state.values())
-        expect(found, f"the state ({more}) lacks an A or a B, or holds a changed one")
+    expect(len(state) == 6, f"the state holds {len(state)} tensors ({more}); {hint}")
+    hint = f"wanted the layer's dotted name, then .A or .B: {', '.join(tensors)}"
+    expect(state.keys() == tensors.keys(), f"the state has the names {more}; {hint}")
+    for name, wanted in tensors.items():
+        expect(
+            _same(state[name], wanted), f"the state's {name} is not the {name[-1]} of that layer"
+        )
     args = (adapter_state, load_adapter_, LoRALinear, A, B, x)
     loaded = observe(probe.round_trip, *args)
-    for name, mine, theirs in zip(("A", "B", "A", "B"), loaded, tensors, strict=True):
-        unchanged = {"still as before: copy into the parameter in place": theirs * 0}
-        expect_close(mine, theirs, f"{name} after load_adapter_", unchanged)
-    which = int(torch.randint(4, (), generator=rng))
+    for name, theirs in tensors.items():
+        call = f"{name} after load_adapter_"
+        known = {
+            "still as before: copy into the parameter in place": _before(name, A, B, x),
+            "it moves when the state is changed later: copy the numbers": theirs + 1,
+        }
+        expect_close(loaded["data"][name], theirs, call, known)
+        hint = "copy into the old one, which an optimizer may hold"
+        expect(name in loaded["same"], f"{call} is a new Parameter; {hint}")
+        expect(name in loaded["trains"], f"{call} does not require grad any more")
+    which = int(torch.randint(6, (), generator=rng))
     for change, key, missing in (
         ("missing", list(state)[which], which),
         ("extra", probe.EXTRA, None),
@@ -295,6 +267,12 @@ def _trained(A, B, x):
     A, B = (t.double().requires_grad_() for t in (A, B))
     dA, dB = torch.autograd.grad((x.double() @ (B @ A).T).square().mean(), (A, B))
     return [(t - 0.1 * d).detach().float() for t, d in ((A, dA), (B, dB))]
+
+
+def _before(name, A, B, x):
+    """A or B of the model that loads, as it was before."""
+    i = probe.ADAPTED.index(name[:-2])
+    return _trained(A * 0 + i, B * 0 - i, x)["AB".index(name[-1])]
 
 
 def _same(got, wanted):

@@ -1,14 +1,13 @@
 """Checks of lab 3. The reference is PEFT itself, or a formula of the check's own."""
 
 import json
-import math
 import tempfile
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from labkit.checks.compare import expect_close, expect_number
+from labkit.checks import guesses03 as guesses
+from labkit.checks.compare import ask, expect_close, expect_number
 from labkit.checks.quiz import judge
 from labkit.grading.contract import exercise, expect, generator, observe
 from labkit.probes import lab03 as probe
@@ -41,7 +40,7 @@ def config(lora_config):
     targets = [["q_proj", "v_proj"], ["up_proj", "down_proj", "o_proj"], "all-linear"]
     for r, layers in zip(ranks.tolist(), targets, strict=True):
         call = f"lora_config({r}, {layers!r})"
-        got = observe(probe.config_fields, lora_config, r, layers)
+        got = ask(call, "", probe.config_fields, lora_config, r, layers)
         _expect_object(got, "LoraConfig", call)
         expect_number(got["r"], r, f"{call}: r")
         once = {"that is the rank itself, wanted twice the rank": r}
@@ -53,12 +52,16 @@ def config(lora_config):
         task = got["task_type"]
         expect(task == "CAUSAL_LM", f'{call}: task_type is {task}, wanted "CAUSAL_LM"; {hint}')
         _expect_targets(got["target_modules"], layers, call)
+        others = ", ".join(f"{name}={value}" for name, value in got["others"].items())
+        expect(not others, f"{call} sets {others} too; leave it out")
 
 
 def _expect_targets(got, layers, call):
     wanted = layers if isinstance(layers, str) else sorted(layers)
     split = isinstance(layers, str) and isinstance(got, list) and got == sorted(set(layers))
     expect(not split, f'{call}: "all-linear" was taken apart into letters; pass targets as it is')
+    boxed = got == [layers]
+    expect(not boxed, f"{call}: target_modules is {got}, a list around it; pass targets as it is")
     hint = "targets is not passed on"
     expect(got == wanted, f"{call}: target_modules is {got}, wanted {wanted}; {hint}")
 
@@ -69,24 +72,6 @@ ADAPTED = [
     ("Llama-3.1-8B", ("q_proj", "k_proj", "v_proj", "o_proj")),
     ("Llama-3.1-8B", "all-linear"),
 ]
-
-
-def _count_guesses(shapes, r):
-    pairs = shapes.values()
-    d_out, d_in = sum(o for o, _ in pairs), sum(i for _, i in pairs)
-    dense = sum(o * i for o, i in pairs)
-    return {
-        "A is (r, d_in) and B is (d_out, r): add d_out and d_in, don't multiply them": r * dense,
-        "this counts the dense weights": dense,
-        "this counts A only; B has d_out * r more": r * d_in,
-        "this counts B only; A has r * d_in more": r * d_out,
-        "r is missing": d_out + d_in,
-        "d_out is used twice, as if matrices were square": 2 * r * d_out,
-        "d_in is used twice, as if matrices were square": 2 * r * d_in,
-        "this is twice as much; each matrix is in shapes once": 2 * r * (d_out + d_in),
-        "r counts quadratically here; it is linear": r * r * (d_out + d_in),
-        "this counts one matrix; sum over shapes": r * sum(next(iter(pairs))),
-    }
 
 
 @exercise("3.2", points=2)
@@ -100,13 +85,13 @@ def counts(count_lora_params):
         wanted = r * sum(sum(pair) for pair in shapes.values())
         call = f"count_lora_params({{{names[0]!r}: {shapes[names[0]]}, … 3 more}}, r={r})"
         got = observe(count_lora_params, shapes, r)
-        expect_number(got, wanted, call, _count_guesses(shapes, r))
+        expect_number(got, wanted, call, guesses.counts(shapes, r))
     for model, targets in ADAPTED:
         shapes, wanted = probe.peft_count(model, targets)
         layers = targets if isinstance(targets, str) else ", ".join(targets)
         call = f"count_lora_params of {model}, {layers}, r=16"
         got = observe(count_lora_params, shapes, 16)
-        expect_number(got, wanted, call, _count_guesses(shapes, 16))
+        expect_number(got, wanted, call, guesses.counts(shapes, 16))
 
 
 def _talk(rng, roles):
@@ -152,6 +137,7 @@ def _expect_completion(part, messages, call):
     every = got == [pair for pair in wanted if pair[0] == "assistant"] != wanted[-1:]
     expect(not every, f"completion {call} holds every answer; earlier ones belong to the prompt")
     told = ", ".join(role for role, _ in got) or "nothing"
+    _expect_unchanged(got, wanted, wanted[-1:], f"completion {call}")
     expect(got == wanted[-1:], f"completion {call} is {told}, wanted the last message alone")
 
 
@@ -160,8 +146,16 @@ def _expect_prompt(part, messages, call):
     hint = "then the model reads what it should write"
     expect(wanted[-1] not in got, f"prompt {call} includes the answer; {hint}")
     told = ", ".join(role for role, _ in got) or "nothing"
+    _expect_unchanged(got, wanted, wanted[:-1], f"prompt {call}")
     hint = "all that comes before the last answer, system message and earlier turns included"
     expect(got == wanted[:-1], f"prompt {call} is {told}, wanted {hint}")
+
+
+def _expect_unchanged(got, messages, wanted, call):
+    """The right roles do not come with a text that no message has."""
+    same = [role for role, _ in got] == [role for role, _ in wanted]
+    new = any(pair not in messages for pair in got)
+    expect(not (same and new), f"{call}: a message's text was changed; pass messages as they are")
 
 
 PRECISION = {  # use_cpu, bf16, fp16
@@ -193,18 +187,21 @@ def sft(sft_config):
             hint = WHY[device, name]
             mine = bool(got[name])
             expect(mine == flag, f"{call}: {name} is {mine}, wanted {flag}; {hint}")
-        folder = str(got["output_dir"]).rstrip("/")
+        folder = got["output_dir"]
         expect(folder == f"out-{device}", f"{call}: output_dir is {folder!r}; pass it on")
         _expect_rate(got["learning_rate"], call)
         length = got["max_length"]
         hint = "None cuts nothing, and one long example may fill the memory"
         expect(length is not None, f"{call}: max_length is None: {hint}")
-        expect(32 <= length <= 4096, f"{call}: max_length is {length}, wanted about 512")
+        hint = "; 1024 is TRL's default, pass max_length" if length == 1024 else ""
+        expect(length == 512, f"{call}: max_length is {length!r}, wanted 512{hint}")
         hint = "completion_only_loss=False puts the loss on the prompt too"
         expect(got["completion_only_loss"] is not False, f"{call}: {hint}; leave it out")
 
 
 def _expect_rate(rate, call):
+    number = type(rate) in (int, float)
+    expect(number, f"{call}: learning_rate is {rate!r}, wanted a number, without quotes")
     told = f"{call}: learning_rate is {rate:g}"
     hint = "that suits full fine-tuning (TRL's default is 2e-5); LoRA wants 2e-4 or so"
     expect(rate >= 1e-4, f"{told}: {hint}")
@@ -215,6 +212,7 @@ def _command(rng):
     """A command as data, of a shape like the answers of `home`, with two names in a list."""
     names = [probe.WORDS[i] for i in torch.randperm(len(probe.WORDS), generator=rng)[:2]]
     slots = {"brightness": _draw(2, 99, rng), "rooms": names, "dim": True}
+    slots["area"] = f"{_words(rng, 1, 1).title()} {_words(rng, 1, 1)}"
     return {"intent": f"Hass{_words(rng, 1, 1).title()}", "slots": slots}
 
 
@@ -225,6 +223,7 @@ def _match_cases(data):
     more, less = data | {"area": "hall"}, {"intent": data["intent"]}
     lists = data | {"slots": slots | {"rooms": slots["rooms"][::-1]}}
     values = data | {"slots": slots | {"brightness": 1}}
+    small, joined = (slots["area"].lower(), slots["area"].replace(" ", ""))
     spaces = "spaces outside of strings are not data: parse both, don't compare text"
     whole = "all of the prediction must be JSON; text around it, or `in`, is not enough"
     return [
@@ -232,6 +231,9 @@ def _match_cases(data):
         (f" \n{json.dumps(data, indent=2)}\n", True, spaces),
         (json.dumps(data, separators=(",", ":")), True, spaces),
         (json.dumps(values), False, "same keys, other values: compare the parsed data with =="),
+        (_with(data, area=small), False, "capitals are data: lower() is too much"),
+        (_with(data, area=joined), False, "spaces inside of strings are data"),
+        (_with(data, brightness=str(slots["brightness"])), False, "a text is no number in JSON"),
         (json.dumps(lists), False, "the order in a list is data"),
         (json.dumps(more), False, "one key more is another answer"),
         (json.dumps(less), False, "one key less is another answer"),
@@ -243,6 +245,10 @@ def _match_cases(data):
         ("null", False, "null is JSON, and another answer"),
         (f"[{text}]", False, "a list of one answer is another answer"),
     ]
+
+
+def _with(data, **slots):
+    return json.dumps(data | {"slots": data["slots"] | slots})
 
 
 @exercise("3.5", points=3)
@@ -257,63 +263,28 @@ def matches(exact_match):
     number = {"this is the number of matches": 3, "this is in percent; a share is from 0 to 1": 60}
     swapped = {"this is the share of wrong ones": 0.4}
     expect_number(got, 0.6, call, number | swapped)
-    got = observe(probe.matched, exact_match, [*right[:2], other[2], "I can't", ""], right)
+    bad = [right[0], "I can't", other[2], "", right[4]]
     call = "exact_match of 5 predictions, 2 right, 2 no JSON"
+    got = ask(call, "", probe.matched, exact_match, bad, right)
     valid = {"divide by all of them: invalid ones are wrong, not absent": 2 / 3}
-    counted = {"an invalid prediction counts as right": 0.8}
+    counted = {
+        "an invalid prediction counts as right": 0.8,
+        "an invalid prediction ends the count; go on with the next one": 0.2,
+    }
     expect_number(got, 0.4, call, valid | counted | {"this is the number of matches": 2})
+    got = observe(probe.matched, exact_match, right, right[1:] + right[:1])
+    call = "exact_match of 5 predictions, each the reference of another"
+    expect_number(got, 0.0, call, {"compare each prediction with its own reference": 1.0})
     cases, told = _match_cases(commands[0]), {}
+    calls = [f"exact_match([{_short(case[0])}], [{_short(right[0])}])" for case in cases]
     for i in torch.randperm(len(cases), generator=rng).tolist():  # no order to learn by heart
-        told[i] = observe(probe.matched, exact_match, [cases[i][0]], right[:1])
-    for i, (prediction, wanted, why) in enumerate(cases):
-        call = f"exact_match([{_short(prediction)}], [{_short(right[0])}])"
-        expect_number(told[i], float(wanted), call, {why: 1.0 - wanted})
+        told[i] = ask(calls[i], "", probe.matched, exact_match, [cases[i][0]], right[:1])
+    for i, (_, wanted, why) in enumerate(cases):
+        expect_number(told[i], float(wanted), calls[i], {why: 1.0 - wanted})
 
 
 def _short(text):
     return repr(text if len(text) < 95 else f"{text[:60]} … {text[-30:]}")
-
-
-@torch.no_grad()
-def _losses(model, ids, shift=1):
-    """Negative log-likelihood, in nats, of each token from `shift` on."""
-    logits = model(input_ids=ids[None]).logits[0].double()
-    return F.cross_entropy(logits[: len(ids) - shift], ids[shift:], reduction="none")
-
-
-def _perplexity_guesses(model, tokenizer, texts):
-    """The perplexity of the texts, and what a misconception gives in its place."""
-    ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
-    losses = [_losses(model, i) for i in ids]
-    every, means = torch.cat(losses), torch.stack([x.mean() for x in losses])
-    sizes = torch.tensor([len(i) for i in ids]).double()
-    padded = torch.nn.utils.rnn.pad_sequence(ids, True, tokenizer.pad_token_id)
-    edge = torch.cat(
-        [_losses(model, row[: len(i) + 1]) for row, i in zip(padded, ids, strict=True)]
-    )
-    by_id = torch.cat(
-        [x[i[1:] != tokenizer.pad_token_id] for x, i in zip(losses, ids, strict=True)]
-    )
-    logs = {
-        "the texts' mean losses are averaged; sum losses and tokens, then divide": means.mean(),
-        "weighed by tokens, but n tokens make n - 1 predictions": means @ sizes / sizes.sum(),
-        "divided by all tokens, but the first has no prediction": every.sum() / sizes.sum(),
-        "padding counts; mask it": torch.cat([_losses(model, row) for row in padded]).mean(),
-        "the first padding after a text counts; mask the targets, mask[:, 1:]": edge.mean(),
-        "real <end> tokens are left out; find padding by attention_mask, not by id": by_id.mean(),
-        "the texts are joined, so each reads the one before": _losses(model, torch.cat(ids)).mean(),
-        "logits at position t predict token t + 1": torch.cat(
-            [_losses(model, i, shift=0) for i in ids]
-        ).mean(),
-    }
-    mean, each = every.mean().item(), means.exp().mean().item()
-    plain = {
-        "this is the mean of the texts' perplexities; long texts count more": each,
-        "this is the mean loss; exp is missing": mean,
-        "this is 2 to the power of a loss in nats; use exp": 2**mean,
-        "this is the mean loss in bits": mean / math.log(2),
-    }
-    return math.exp(mean), {k: v.exp().item() for k, v in logs.items()} | plain
 
 
 @exercise("3.6", points=3)
@@ -325,10 +296,15 @@ def perplexity_weighs_tokens(perplexity):
     one = [_words(rng, 9, 9)]
     several = [_words(rng, n, n) for n in (3, 17, 5, 26, 2, 11)]
     ended = [f"{text} <end>" for text in several]
-    for texts, name in ((one, "one text"), (several, "6 texts"), (ended, "6 texts with <end>")):
-        wanted, guesses = _perplexity_guesses(model, tokenizer, texts)
+    many = [_words(rng, 2, 9) for _ in range(40)]  # more than a batch, and a long one among them
+    many.insert(_draw(10, 30, rng), _words(rng, 150, 150))
+    for texts, name in (
+        *((one, "one text"), (several, "6 texts"), (ended, "6 texts with <end>")),
+        (many, "40 short texts and one of 150 words"),
+    ):
+        wanted, known = guesses.perplexities(model, tokenizer, texts)
         got = observe(probe.perplexity_of, perplexity, seed, texts)
-        expect_number(got, wanted, f"perplexity of {name}", guesses, tol=1e-3)
+        expect_number(got, wanted, f"perplexity of {name}", known)
 
 
 @exercise("3.7", points=3)

@@ -1,11 +1,9 @@
 """Checks of lab 5. The reference is a formula of `guesses05`, or a published count."""
 
-import math
-
 import torch
 
 from labkit.checks import guesses05 as guess
-from labkit.checks.compare import expect_number, randn
+from labkit.checks.compare import ask, expect_number, randn
 from labkit.checks.quiz import judge
 from labkit.grading.contract import exercise, expect, generator, observe
 from labkit.probes import lab05 as probe
@@ -49,18 +47,26 @@ def counts(param_table):
     sides, dense = guess.sides(shapes), guess.dense(shapes)
     call = f"param_table of four matrices, ranks {ranks}"
     got = observe(probe.table, param_table, shapes, ranks)
-    _expect_frame(got, ("rank", "trainable", "percent"), call)
-    told = [_whole(r) for r in got["rank"]]
-    expect(sorted(told) == sorted(ranks), f"{call}: column rank is {told}, wanted one row a rank")
+    told = _ranks_of(got, ranks, call)
     for r, trainable, percent in zip(told, got["trainable"], got["percent"], strict=True):
         where = f"{call}: at rank {r}"
         expect_number(_whole(trainable), r * sides, f"{where}, trainable", guess.counted(shapes, r))
         _expect_percent(percent, r * sides, dense, f"{where}, percent")
     for name, (shapes, wanted) in guess.PUBLISHED.items():
         got = observe(probe.table, param_table, shapes, list(wanted))
-        for r, trainable in zip(map(_whole, got["rank"]), got["trainable"], strict=True):
+        told = _ranks_of(got, list(wanted), f"param_table of {name}")
+        for r, trainable in zip(told, got["trainable"], strict=True):
             call = f"trainable of {name}, r={r}"
             expect_number(_whole(trainable), wanted[r], call, guess.counted(shapes, r))
+
+
+def _ranks_of(got, ranks, call):
+    """The column rank of a `param_table`, which has a row for each of `ranks`."""
+    _expect_frame(got, ("rank", "trainable", "percent"), call)
+    told = [_whole(r) for r in got["rank"]]
+    same = sorted(told, key=str) == sorted(ranks, key=str)
+    expect(same, f"{call}: column rank is {told}, wanted one row a rank")
+    return told
 
 
 def _expect_percent(percent, trainable, dense, call):
@@ -94,7 +100,7 @@ def sweeps(sweep):
         call = f"sweep over ranks {ranks} and learning rates {rates}"
         _expect_frame(got["frame"], (), call)
         told = [e for e in got["frame"].get("error", []) if e]
-        expect(got["calls"] or not told, f"{call}: no run was made, for {''.join(told[:1])}")
+        expect(got["calls"] or not told, f"{call}: no run was made, for {(told or [''])[0]}")
         _expect_calls(got["calls"], ranks, rates, alpha_of, call, rule)
         rows = _rows(got["frame"], ranks, rates, results, call)
         for (r, rate), row in rows.items():
@@ -117,7 +123,10 @@ def _expect_calls(calls, ranks, rates, alpha_of, call, rule):
     hint = "every rank meets every learning rate: two loops, one in the other"
     expect(not missing, f"{call}: no run at (rank, learning rate) = {missing[:1]}; {hint}")
     expect(made == pairs, f"{call}: {len(made)} runs, wanted {len(pairs)}, one a pair")
-    for r, alpha, _, _ in calls:
+    for r, alpha, _, seed in calls:
+        hint = "iterrows and np.array make floats of ints, and a LoraConfig wants an int"
+        expect(type(r) is int, f"{call}: train_fn got the rank {r!r}; {hint}")
+        expect(type(seed) is int, f"{call}: train_fn got the seed {seed!r}, wanted an int")
         told = f"{call}: alpha is {alpha} at rank {r}, wanted alpha_of({r}) = {alpha_of(r)}"
         expect(alpha == alpha_of(r), f"{told} (here {rule})")
     seeds = sorted({str(seed) for _, _, _, seed in calls})
@@ -135,7 +144,9 @@ def _rows(frame, ranks, rates, results, call):
     keys = [(_whole(r), rate) for r, rate in pairs]
     wanted = sorted((r, rate) for r in ranks for rate in rates)
     same = sorted(keys, key=str) == sorted(wanted, key=str)
-    expect(same, f"{call}: {len(keys)} rows, wanted {len(wanted)}, one for each pair")
+    hint = "; is it one dict, appended again and again? Make a new one for each run"
+    again = hint * (len(set(map(str, keys))) < len(keys) == len(wanted))
+    expect(same, f"{call}: {len(keys)} rows, wanted {len(wanted)}, one for each pair{again}")
     return {key: {n: column[i] for n, column in frame.items()} for i, key in enumerate(keys)}
 
 
@@ -143,17 +154,20 @@ def _expect_failures(sweep, ranks, rates):
     """A run that raises leaves a row with its error and no result; the others go on."""
     fails = [[ranks[1], rates[0]]]
     call = f"sweep where rank {ranks[1]}, learning rate {rates[0]} raises"
-    got = observe(probe.swept, sweep, ranks, rates, "fixed", {"loss": 2.0}, fails)
+    hint = "in this sweep one run raises: catch Exception, and go on"
+    got = ask(call, hint, probe.swept, sweep, ranks, rates, "fixed", {"loss": 2.0}, fails)
     made, wanted = len(got["calls"]), len(ranks) * len(rates)
     expect(made >= wanted, f"{call}: only {made} of {wanted} runs were made; go on after a failure")
     for (r, rate), row in _rows(got["frame"], ranks, rates, {"loss": 2.0}, call).items():
+        at = f"rank {r} and learning rate {rate}"
+        expect_number(_whole(row["alpha"]), 24, f"{call}: alpha at {at}")
         if [r, rate] not in fails:
-            expect(row["error"] in (None, ""), f"{call}: the run at rank {r} has an error too")
-            expect_number(row["loss"], 2.0 * (r + rate), f"{call}: loss at rank {r}")
+            expect(row["error"] in (None, ""), f"{call}: the run at {at} has an error too")
+            expect_number(row["loss"], 2.0 * (r + rate), f"{call}: loss at {at}")
             continue
         said = f"diverged at rank {r}" in str(row["error"])
         expect(said, f"{call}: its error is {row['error']!r}; keep the exception's text, str(e)")
-        none = row["loss"] is None or row["loss"] == "" or not math.isfinite(row["loss"])
+        none = row["loss"] in (None, "")  # NaN arrives as None
         expect(none, f"{call}: the failed row has the loss {row['loss']}, but it never got one")
 
 
@@ -161,14 +175,16 @@ def _expect_failures(sweep, ranks, rates):
 def fits(matched_rank):
     """the largest rank whose parameters fit the budget, to the last parameter"""
     rng = generator()
-    for _ in range(3):
-        shapes, r = _shapes(rng), _draw(3, 30, rng)
+    for low, high in ((3, 30), (3, 30), (4500, 5500)):
+        shapes, r = _shapes(rng), _draw(low, high, rng)
         sides = guess.sides(shapes)
         within = r * sides + _draw(sides // 2 + 1, sides - 2, rng)
         cases = [(within, r), (r * sides, r), (r * sides - 1, r - 1), (sides - 1, 0)]
         for budget, wanted in cases:
             call = f"matched_rank of four matrices that cost {sides} a rank, budget {budget}"
-            got = observe(probe.rank_within, matched_rank, shapes, budget)
+            hint = "" if wanted else guess.NONE_FITS
+            got = ask(call, hint, probe.rank_within, matched_rank, shapes, budget)
+            expect(wanted or got is not None, f"{call} gave None; {hint}")
             expect_number(_whole(got), wanted, call, guess.ranks_within(shapes, budget, wanted))
     attention = {n: s for n, s in guess.SMOL.items() if n.split(".")[-1][0] in "qkvo"}
     mlp = {name: shape for name, shape in guess.SMOL.items() if name not in attention}
@@ -190,12 +206,12 @@ def overlaps(subspace_similarity):
     turned = torch.linalg.qr(randn(6, 6, rng=rng))[0] @ A1
     shared = torch.cat([A1[:3], 1e-3 * _spread(5, d, rng)])
     cases = [
+        ("two of one rank", A1, _spread(6, d, rng), 2, 5),
         ("the same A rotated", A1, turned, 6, 6),
         ("two random matrices", A1, A2, 3, 3),
         ("two random matrices", A1, A2, 2, 5),
         ("two random matrices", A1, A2, 6, 4),
         ("two random matrices", A1, A2, 1, 9),
-        ("two of one rank", A1, _spread(6, d, rng), 2, 5),
         ("A and the same A rotated", A1, turned, 2, 4),
         ("A and a matrix with three of its rows", A1, shared, 6, 3),
         ("a square and a thin matrix", _spread(12, 12, rng), _spread(4, 12, rng), 5, 4),
@@ -245,6 +261,10 @@ def not_beaten(pareto):
 def _expect_front(told, rows, call):
     wanted = [a for a, c, q in rows if q == q and not guess.beaten(c, q, rows)]
     shown = {a: f"{a} (seconds {c}, score {q})" for a, c, q in rows}
+    for name in told:
+        hint = "; where keeps every row: use frame[mask]" * (name is None)
+        known = name in list(shown)
+        expect(known, f"{call}: column run holds {name!r}, which no row of frame has{hint}")
     expect(len(told) == len(set(told)), f"{call}: a row comes twice")
     for name in told:
         if name not in wanted:
@@ -277,11 +297,21 @@ def _history(rng):
     steps = [10 * k for k in range(1, 8)]
     for r in (_draw(2, 5, rng), _draw(6, 20, rng), _draw(30, 64, rng)):
         train = sorted((_draw(100, 900, rng) / 1000 for _ in steps), reverse=True)
-        best = _draw(1, 4, rng)
-        held = [1.0 + abs(k - best) * _draw(50, 90, rng) / 1000 for k in range(len(steps))]
+        best, low = _draw(1, 3, rng), _draw(400, 1600, rng) / 1000
+        held = [low + abs(k - best) * _draw(50, 90, rng) / 1000 for k in range(len(steps))]
+        held[best + 1] = held[best]  # a tie: the first one counts
+        if not curves:
+            train = [t + 2 for t in train]  # the gaps of the lowest rank are below zero
+        elif len(curves) == 1:
+            held[0] += 2  # the largest gap of the next one is its first
         rows += [[r, s, t, h] for s, t, h in zip(steps, train, held, strict=True)]
         curves[r] = (train, held, best)
     rows = [rows[i] for i in torch.randperm(len(rows), generator=rng).tolist()]
+    ends = {(r, steps[curve[2] + 1]): -1 for r, curve in curves.items()}  # the tie comes first,
+    ends |= {(r, steps[-2]): 1 for r in curves}  # and neither the last nor the best step last
+    rows.sort(key=lambda row: ends.get((row[0], row[1]), 0))
+    first = next(i for i, row in enumerate(rows) if row[0] != min(curves))
+    rows.insert(0, rows.pop(first))
     last = {r: steps.index(step) for r, step, *_ in rows}  # where the table's last row of r is
     wanted = {r: guess.gap_of(steps, *curve, last[r]) for r, curve in curves.items()}
     names = ("rank", "step", "train_loss", "held_out_loss")

@@ -6,7 +6,7 @@ import torch
 
 from labkit.checks import guesses06 as guesses
 from labkit.checks import served06 as served
-from labkit.checks.compare import expect_close, expect_number, randn
+from labkit.checks.compare import expect_close, expect_number, expect_unchanged, randn
 from labkit.checks.guesses06 import BLOCK
 from labkit.checks.quiz import judge
 from labkit.grading.contract import exercise, expect, generator, observe
@@ -43,7 +43,7 @@ def merges(merged_weight):
         kind = str(dtype).removeprefix("torch.")
         W = (randn(64, 96, rng=rng) * 4).to(dtype)
         call = f"merged_weight with W in {kind}, A and B in float32"
-        got, told, after = observe(probe.merged, merged_weight, W, A, B, alpha)
+        got, told, after, *factors = observe(probe.merged, merged_weight, W, A, B, alpha)
         known = guesses.scalings(W.float(), alpha / r * B @ A, r, alpha, 64, 96)
         wanted = _peft_merged(W, A, B, alpha)
         rounding = 1e-4 if dtype == torch.float32 else 1e-2
@@ -53,6 +53,8 @@ def merges(merged_weight):
         )
         hint = "give back W's dtype: .to(W.dtype)"
         expect(got.dtype == dtype, f"{call} is in {told.removeprefix('torch.')}; {hint}")
+        for name, before, now in zip("AB", (A, B), factors, strict=True):
+            expect_unchanged(now, before, call, name)
     differs = (got != wanted).double().mean().item()
     hint = "add the two in fp32, and cast the sum once"
     told = f"{call}: {differs:.0%} of the numbers are rounded otherwise than fp32 rounded once"
@@ -80,23 +82,28 @@ def merges_quantized(merge_quantized):
         update = alpha / r * B @ A
         call = f"merge_quantized for shape {shape}"
         args = (W4, absmax, codebook, A, B, alpha, shape)
-        got, kind = observe(probe.merged_quantized, merge_quantized, *args)
+        got, kind, *after = observe(probe.merged_quantized, merge_quantized, *args)
         known = guesses.quantized(W4, absmax, codebook, update, shape, r, alpha)
         scales = absmax.repeat_interleave(BLOCK)[: len(W4)]
         base = (codebook[W4.long()] * scales).reshape(shape)
         expect_close(got, base + update, call, known, tol=2e-5)
         single = got.dtype == torch.float32
         expect(single, f"{call} is in {kind.removeprefix('torch.')}; return it in float32")
+        names = ("W4", "absmax", "codebook", "A", "B")
+        for name, before, now in zip(names, args, after, strict=False):
+            expect_unchanged(now, before, call, name)
 
 
 def _pair(got, call):
-    """A and B of what a combination returns."""
+    """A and B of what a combination returns, in fp64: their dtypes may differ."""
     pair = isinstance(got, list) and len(got) == 2
     expect(pair, f"{call} must return the pair (A, B)")
     for name, part in zip("AB", got, strict=True):
         matrix = isinstance(part, torch.Tensor) and part.dim() == 2
         expect(matrix, f"{call}: {name} must be a matrix")
-    return got
+        hint = "is it the root of a negative weight? Put the whole w on one factor"
+        expect(not part.is_complex(), f"{call}: {name} holds complex numbers; {hint}")
+    return [part.double() for part in got]
 
 
 def _adapters(ranks, rng):
@@ -173,11 +180,17 @@ def mixes(soup):
         expect(same, f"{call} changed the states it was given: make new tensors, no += on theirs")
     names = list(SHAPES)
     others = [names[i] for i in torch.randperm(2, generator=rng).tolist()]
-    for which, name in zip((1, 0, 2), ("norm", *others), strict=True):
+    for which, name, weights in (
+        *((1, "norm", None), (0, others[0], None), (2, others[1], None)),
+        *((0, others[1], [0.5, 0.2, 0.3]), (1, others[0], [0.5, 0.2, 0.3])),
+    ):
         states = _states(3, rng)
         states[which].pop(name)
-        told = observe(probe.soup_error, soup, states)
-        expect(told is not None, f"soup says nothing when state {which} lacks the key {name}")
+        told = observe(probe.soup_error, soup, states, weights)
+        given = " and weights are given" * bool(weights)
+        expect(
+            told is not None, f"soup says nothing when state {which} lacks the key {name}{given}"
+        )
         expect(name in told, f"when a state lacks a key, the error is {told!r}: name {name} in it")
 
 
@@ -317,6 +330,11 @@ def divergence(kl_divergence):
         got = observe(kl_divergence, p, q)
         wanted = guesses.kl(p, q).mean().item()
         expect_number(got, wanted, call, guesses.divergences(p, q), tol=1e-3)
+    p = randn(64, 13, rng=rng) * 2
+    q = p + 2e-2 * randn(64, 13, rng=rng)
+    call = "kl_divergence of two that hardly differ"
+    wanted = guesses.kl(p, q).mean().item()
+    expect_number(observe(kl_divergence, p, q), wanted, call, guesses.divergences(p, q), tol=5e-3)
     same = observe(kl_divergence, p, p)
     zero = isinstance(same, float | int) and abs(same) < 1e-5
     expect(zero, f"kl_divergence(p, p) gave {same!r}, wanted 0")

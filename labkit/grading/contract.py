@@ -62,14 +62,19 @@ class Session:
                 raise CheckFailed(_told(error)) from None
         try:
             return plain(result)
-        except TypeError as error:
+        except (TypeError, ValueError, NotImplementedError) as error:
             raise CheckFailed(error) from None
 
 
 HINTS = {
     "shapes cannot be multiplied": "; is a transpose (.T) missing or one too many?",
     "size of tensor a": "; do the two have the shapes you think?",
+    "is ambiguous": "; `if`, `and`, `or`, `max` ask for one truth value, and these are many",
     "shape of the mask": "; a uint8 index is taken for a mask: convert it, .long()",
+    "leaf Variable that requires grad": "; change it under torch.no_grad()",
+    "non-leaf Tensor": "; change it in place, under torch.no_grad()",
+    "as parameter 'weight'": "; change it in place, under torch.no_grad()",
+    "unhashable type: 'list'": "; is a list inside another one?",
     "is not defined": "; was the cell that defines it run?",
 }
 session = Session()

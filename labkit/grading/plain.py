@@ -18,8 +18,11 @@ def plain(value):
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     kind = type(value)
-    if kind.__module__ == "numpy":
-        return torch.from_numpy(value).clone() if value.ndim else value.item()
+    if kind.__module__ == "numpy" and hasattr(value, "ndim"):
+        if not value.ndim:
+            return value.item()
+        native = value.dtype.newbyteorder("=")  # torch takes neither others nor negative strides
+        return torch.from_numpy(value.astype(native, order="C", copy=True))
     if kind.__name__ == "DataFrame":
         return {str(name): column.tolist() for name, column in value.items()}
     raise TypeError(f"it returned {_a(kind.__name__)}, which a check cannot read")

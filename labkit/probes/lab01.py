@@ -3,32 +3,36 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addr")
 
-
-class _Builds(TorchDispatchMode):
-    """Notes whether something is multiplied out to a matrix of the given shape."""
+class _Makes(TorchDispatchMode):
+    """Keeps a copy of every new matrix of the given shape, turned where it is transposed."""
 
     def __init__(self, shape):
         super().__init__()
-        self.shape, self.seen = list(shape), False
+        self.shape, self.made = shape, []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        name = function.overloadpacket.__name__
-        outer = name == "mul" and not any(self._fits(arg) for arg in args)  # W * W is none
-        self.seen |= (name in PRODUCTS or outer) and self._fits(out)
+        for value in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                matrix = value.detach().squeeze()
+                if matrix.shape == self.shape:
+                    self.made.append(matrix.double())
+                elif matrix.shape == self.shape[::-1]:
+                    self.made.append(matrix.T.double())
         return out
 
-    def _fits(self, value):
-        return isinstance(value, torch.Tensor) and [n for n in value.shape if n > 1] == self.shape
+
+def each(f, cases):
+    """`f(*case)` for each of the cases."""
+    return [f(*case) for case in cases]
 
 
-def builds_approximation(f, W, r):
-    """Whether `f(W, r)` multiplies factors into a matrix of the shape of W."""
-    with _Builds(W.shape) as watch:
+def matrices_made(f, W, r):
+    """The matrices of the shape of W, which is not square, that `f(W, r)` makes; torch's alone."""
+    with _Makes(W.shape) as watch:
         f(W, r)
-    return watch.seen
+    return watch.made
 
 
 def inputs_after(f, *data):

@@ -1,6 +1,8 @@
 """What runs beside the learner's code in lab 2, and brings plain data back to its checks."""
 
 import tracemalloc
+from contextlib import ExitStack
+from unittest import mock
 
 import torch
 from torch import nn
@@ -8,6 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 EXTRA = "no.such.layer.A"
+ADAPTED = ("0.0", "0.2", "1.0")  # the adapted layers of `_adapted`
+AUTOGRAD = [
+    *((torch.Tensor, "backward"), (torch.autograd, "backward"), (torch.autograd, "grad")),
+    *((torch.func, name) for name in ("vjp", "grad", "jacrev", "jacfwd")),
+]
 
 
 class _LargestNew(TorchDispatchMode):
@@ -78,14 +85,48 @@ def new_layer(LoRALinear, W, bias, r, alpha, x):
     for name in ("A", "B"):
         if isinstance(getattr(first, name), nn.Module):
             raise TypeError(f"{name} is a module, wanted an nn.Parameter")
-    flags = {name: p.requires_grad for name, p in first.named_parameters()}
+    names = {id(first.A): "A", id(first.B): "B"}  # whatever the module calls them
+    flags = {names.get(id(p), name): p.requires_grad for name, p in first.named_parameters()}
     numbers = {"r": first.r, "scaling": first.scaling, "flags": flags, "y": first(x)}
     return numbers | {"A": first.A, "A2": second.A, "B": first.B, "W": first.base.weight}
 
 
-def layer_output(LoRALinear, W, bias, r, alpha, A, B, dropout, training, x):
-    """`layer(x)` with the given A and B, in training or evaluation mode."""
-    return _layer(LoRALinear, W, bias, r, alpha, A, B, dropout).train(training)(x)
+def layer_output(LoRALinear, W, bias, r, alpha, A, B, dropout, training, x, merged=False):
+    """`layer(x)` with the given A and B, in training or evaluation mode; x and W afterwards."""
+    layer = _layer(LoRALinear, W, bias, r, alpha, A, B, dropout).train(training)
+    if merged:
+        layer.merged = True
+    return {"y": layer(x), "x": x, "W": layer.base.weight}
+
+
+def merged_flag(LoRALinear, W, r, alpha):
+    """The flag `merged` of a fresh layer; None where there is none."""
+    flag = getattr(_layer(LoRALinear, W, None, r, alpha), "merged", None)
+    return flag if isinstance(flag, bool) else None
+
+
+def input_gradient(LoRALinear, W, bias, r, alpha, A, B, x):
+    """The gradient of the sum of squares of `layer(x)` with respect to x."""
+    y = _layer(LoRALinear, W, bias, r, alpha, A, B)(x.requires_grad_())
+    if y.requires_grad:
+        y.square().sum().backward()
+    return x.grad
+
+
+def by_hand(f, *data):
+    """`f(*data)`, or in its place the name of an autograd function that it calls."""
+    with ExitStack() as stack:
+        for owner, name in AUTOGRAD:
+            refuse = mock.Mock(side_effect=_Used(name))
+            stack.enter_context(mock.patch.object(owner, name, refuse))
+        try:
+            return f(*data)
+        except _Used as used:
+            return str(used)
+
+
+class _Used(Exception):
+    """An autograd function was called."""
 
 
 def layer_kinds(LoRALinear, W, bias, r, alpha):
@@ -126,12 +167,14 @@ class _Attention(nn.Module):
 
 
 class _Model(nn.Module):
-    """Two attention blocks, an embedding and a head that is tied to it."""
+    """Two attention blocks, projections outside of them, and an embedding tied to the head."""
 
     def __init__(self, d=8, vocab=11):
         super().__init__()
         self.embed = nn.Embedding(vocab, d)
         self.layers = nn.ModuleList(nn.ModuleDict({"attn": _Attention(d)}) for _ in range(2))
+        for name in ("out_proj", "proj", "out_proj_2"):
+            setattr(self, name, nn.Linear(d, d))
         self.head = nn.Linear(d, vocab, bias=False)
         self.head.weight = self.embed.weight
 
@@ -139,6 +182,7 @@ class _Model(nn.Module):
         x = self.embed(ids)
         for layer in self.layers:
             x = x + layer["attn"](x)
+        x = x + self.out_proj(x) + self.out_proj_2(self.proj(x).tanh())
         return self.head(x)
 
 
@@ -148,12 +192,16 @@ def injected(inject, targets, r, alpha, weights, factors):
     model, ids = small_model(weights), torch.arange(11)
     y = [model(ids)]
     count = inject(model, targets, r, alpha)
-    adapted = [n for n, m in model.named_modules() if hasattr(m, "A") and hasattr(m, "B")]
-    shapes = {n: list(model.get_submodule(n).A.shape) for n in adapted}
-    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    if isinstance(count, nn.Module):
+        count = "a model"
+    adapted = {n: m for n, m in model.named_modules() if hasattr(m, "A") and hasattr(m, "B")}
+    adapted = {n: m for n, m in adapted.items() if model.get_submodule(n) is m}  # not a dotted key
+    shapes = {n: list(m.A.shape) for n, m in adapted.items()}
+    names = {id(getattr(m, part)): f"{n}.{part}" for n, m in adapted.items() for part in "AB"}
+    flags = {names.get(id(p), n): p.requires_grad for n, p in model.named_parameters()}
     y.append(model(ids))
     for name in factors.keys() & shapes.keys():
-        layer = model.get_submodule(name)
+        layer = adapted[name]
         if layer.A.shape == factors[name][0].shape:
             layer.A.data, layer.B.data = factors[name]
     return {"count": count, "shapes": shapes, "flags": flags, "y": [*y, model(ids)]}
@@ -167,12 +215,17 @@ def small_model(weights, dtype=torch.float32):
     return model
 
 
-def counted(count_params, d, vocab):
-    """`count_params` of a small model with a tied head, its blocks frozen but for the norms."""
+def partly_frozen(d, vocab):
+    """A small model, of which the norms train and the embedding, which is tied to the head."""
     model = _Model(d, vocab)
     for name, p in model.named_parameters():
-        p.requires_grad_("norm" in name)
-    return count_params(model)
+        p.requires_grad_("norm" in name or "embed" in name)
+    return model
+
+
+def counted(count_params, d, vocab):
+    """`count_params` of the small model."""
+    return count_params(partly_frozen(d, vocab))
 
 
 def counted_smollm2(count_params, r):
@@ -201,15 +254,33 @@ def counted_smollm2(count_params, r):
 
 
 def merging(merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x):
-    """Weight and output: at first, merged, merged again, unmerged, unmerged again; and flags."""
+    """Weight and output: at first, unmerged, merged, merged again, unmerged, unmerged again; the
+    same with twice the A; and whether base.weight is still the same frozen leaf."""
     layer = _layer(LoRALinear, W, bias, r, alpha, A, B).eval()
-    seen = {"start": [layer.base.weight.clone(), layer(x)]}
-    for name, act in (("once", merge_), ("twice", merge_), ("back", unmerge_), ("end", unmerge_)):
+    weight, seen = layer.base.weight, {"start": [layer.base.weight.clone(), layer(x)]}
+
+    def go(name, act):
         act(layer)
         seen[name] = [layer.base.weight.clone(), layer(x)]
+        seen["same"] = seen.get("same", True) and layer.base.weight is weight
+
+    try:
+        go("fresh", unmerge_)
+    except Exception as error:
+        if error.args:
+            error.args = (f"{error.args[0]}; unmerge_ of a layer never merged must do nothing",)
+        raise
+    for name, act in (("once", merge_), ("twice", merge_), ("back", unmerge_), ("end", unmerge_)):
+        go(name, act)
     seen["leaf"] = [layer.base.weight.is_leaf, layer.base.weight.requires_grad]
-    layer(x).square().sum().backward()
+    y = layer(x)
+    if y.requires_grad:
+        y.square().sum().backward()
     seen["grads"] = [layer.A.grad, layer.B.grad]
+    with torch.no_grad():
+        layer.A.mul_(2)
+    go("anew", merge_)
+    go("undone", unmerge_)
     return seen
 
 
@@ -225,11 +296,13 @@ def _trained(A, B, x):
 
 
 def _adapted(LoRALinear, A, B, x):
-    """Two adapted layers with a plain one between, A and B a step from those given."""
+    """A nested model with the layers ADAPTED and a plain one; A and B a step from those given."""
     r, square = A.shape
-    model = nn.Sequential(*(nn.Linear(square, square) for _ in range(3)))
-    for i in (0, 2):
-        layer = model[i] = LoRALinear(model[i], r, 4)
+    inner = nn.Sequential(*(nn.Linear(square, square) for _ in range(3)))
+    model = nn.Sequential(inner, nn.Sequential(nn.Linear(square, square)))
+    for i, name in enumerate(ADAPTED):
+        layer = LoRALinear(model.get_submodule(name), r, 4)
+        model.set_submodule(name, layer)
         with torch.no_grad():
             for part, data in zip((layer.A, layer.B), _trained(A + i, B - i, x), strict=True):
                 part.copy_(data)
@@ -237,15 +310,32 @@ def _adapted(LoRALinear, A, B, x):
 
 
 def state(adapter_state, LoRALinear, A, B, x):
-    """The state of a model with two adapted layers."""
+    """The state of a model with adapted layers."""
     return adapter_state(_adapted(LoRALinear, A, B, x))
 
 
 def round_trip(adapter_state, load_adapter_, LoRALinear, A, B, x):
-    """A and B of both layers of a model (others before) that loads the state of another."""
+    """A and B of a model (others before) that loads the state of another, which then changes.
+
+    `data` has them by name; `same` the names of the parameters that are still the same objects;
+    `trains` of those that train.
+    """
     other = _adapted(LoRALinear, A * 0, B * 0, x)
-    load_adapter_(other, adapter_state(_adapted(LoRALinear, A, B, x)))
-    return [getattr(other[i], name) for i in (0, 2) for name in ("A", "B")]
+    before, state = _parts(other), adapter_state(_adapted(LoRALinear, A, B, x))
+    load_adapter_(other, state)
+    with torch.no_grad():
+        for tensor in state.values():
+            tensor += 1
+    after = _parts(other)
+    return {
+        "data": after,
+        "same": [name for name in before if before[name] is after[name]],
+        "trains": [name for name, p in after.items() if p.requires_grad],
+    }
+
+
+def _parts(model):
+    return {f"{n}.{k}": getattr(model.get_submodule(n), k) for n in ADAPTED for k in "AB"}
 
 
 def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, missing):

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -43,7 +44,10 @@ def _kind(value):
 
 
 def config_fields(lora_config, r, targets):
-    """The fields of the LoraConfig as data, target modules sorted; else `{"is": type}`."""
+    """The fields of the LoraConfig as data, target modules sorted; else `{"is": type}`.
+
+    `others` has those besides CONFIG_FIELDS that are not PEFT's defaults, as text.
+    """
     from peft import LoraConfig
 
     config = lora_config(r, targets)
@@ -53,7 +57,9 @@ def config_fields(lora_config, r, targets):
     fields["task_type"] = str(getattr(config.task_type, "value", config.task_type))
     if isinstance(fields["target_modules"], set | list | tuple):
         fields["target_modules"] = sorted(fields["target_modules"])
-    return fields
+    default = LoraConfig().to_dict()
+    others = {name: v for name, v in config.to_dict().items() if v != default.get(name)}
+    return fields | {"others": {n: str(v) for n, v in others.items() if n not in CONFIG_FIELDS}}
 
 
 @functools.cache
@@ -78,10 +84,11 @@ def peft_count(name, targets):
 
 
 def prompt_completion(to_prompt_completion, example):
-    """`[what it returns, the example's messages afterwards]`."""
+    """`[what it returns, the list of the example's messages afterwards]`."""
     mine = copy.deepcopy(example)
+    messages = mine["messages"]
     result = to_prompt_completion(mine)
-    return [dict(result) if hasattr(result, "keys") else result, mine.get("messages")]
+    return [dict(result) if hasattr(result, "keys") else result, messages]
 
 
 def sft_fields(sft_config, output_dir, device):
@@ -97,7 +104,8 @@ def sft_fields(sft_config, output_dir, device):
         raise
     if not isinstance(config, SFTConfig):
         return _kind(config)
-    return {name: getattr(config, name) for name in SFT_FIELDS}
+    fields = {name: getattr(config, name) for name in SFT_FIELDS}
+    return fields | {"output_dir": os.path.relpath(config.output_dir)}
 
 
 def _hint(message, device):

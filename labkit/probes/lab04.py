@@ -2,6 +2,8 @@
 
 import contextlib
 import dis
+import inspect
+import re
 import tempfile
 from unittest import mock
 
@@ -14,6 +16,7 @@ CONFIG_FIELDS = (
 TABLES = (
     *("get_4bit_type", "create_normal_map", "_get_4bit_code", "dequantize_4bit"),
     *("quantize_4bit", "quantize_nf4", "Params4bit", "Linear4bit", "LinearNF4"),
+    *("CODE", "_NF4_QUANT_TABLE"),
 )
 READS = ("LOAD_GLOBAL", "LOAD_NAME")  # instructions that look a global name up
 
@@ -26,9 +29,9 @@ def _several(result, count, call):
 
 
 def absmax_round_trip(absmax_quantize, absmax_dequantize, x, bits):
-    """`[q, scale, x again]`."""
+    """`[q, scale, x again, the input afterwards]`."""
     q, scale = _several(absmax_quantize(x, bits), 2, "absmax_quantize")
-    return [q, scale, absmax_dequantize(q, scale)]
+    return [q, scale, absmax_dequantize(q, scale), x]
 
 
 def codebook(nf4_codebook):
@@ -38,18 +41,21 @@ def codebook(nf4_codebook):
 
 
 def _written(function, seen):
-    """Floats written in a function, its globals and the functions that it calls; names used."""
+    """Numbers written in a function, its globals and the functions that it calls; names used."""
+    function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
     numbers, names, read, codes = [], set(), set(), [code] if code else []
+    numbers += _numbers([getattr(function, "__defaults__", None) or ()])
     while codes:
         code = codes.pop()
         codes += [c for c in code.co_consts if hasattr(c, "co_consts")]
-        numbers += _numbers(code.co_consts)
-        names |= set(code.co_names)
+        numbers += _numbers(c for c in code.co_consts if c is not function.__doc__)
+        names |= {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
         read |= {i.argval for i in dis.get_instructions(code) if i.opname in READS}
     for name in read - seen:  # not the names of attributes, such as `values` in x.sort().values
         thing = getattr(function, "__globals__", {}).get(name)
         seen.add(name)
+        names.add(getattr(thing, "__name__", name))  # whatever it is called here
         if callable(thing) and getattr(thing, "__module__", "") == function.__module__:
             more, others = _written(thing, seen)
             numbers, names = numbers + more, names | others
@@ -58,12 +64,19 @@ def _written(function, seen):
 
 
 def _numbers(things):
+    """The floats in `things`, in text too, and long integers as what follows the point."""
     found = []
     for thing in things:
         if type(thing) is float:
             found.append(thing)
+        elif type(thing) is int and abs(thing) > 999:
+            found.append(thing / 10 ** len(str(abs(thing))))
+        elif isinstance(thing, str):
+            found += map(float, re.findall(r"-?\d*\.\d+", thing))
         elif isinstance(thing, tuple | list):
             found += _numbers(thing)
+        elif isinstance(thing, dict):
+            found += _numbers(thing.values())
         elif isinstance(thing, torch.Tensor) and thing.numel() <= 64:
             found += thing.flatten().tolist()
         elif type(thing).__module__ == "numpy" and getattr(thing, "size", 99) <= 64:
@@ -77,10 +90,20 @@ def blockwise(quantize_blockwise, w, codebook, block):
     return _several(quantize_blockwise(w, codebook, *size), 2, "quantize_blockwise")
 
 
+def quantized(quantize_blockwise, w, codebook, block):
+    """`[codes, absmax, w afterwards]`."""
+    return [*blockwise(quantize_blockwise, w, codebook, block), w]
+
+
+def dequantized(dequantize_blockwise, codes, absmax, codebook, shape):
+    """`dequantize_blockwise` of uint8 codes, and of a shape as `w.shape` is."""
+    return dequantize_blockwise(codes.to(torch.uint8), absmax, codebook, torch.Size(shape))
+
+
 def blockwise_round_trip(quantize_blockwise, dequantize_blockwise, w, codebook):
     """`w` quantized in blocks of 64 and dequantized."""
     codes, absmax = blockwise(quantize_blockwise, w, codebook, None)
-    return dequantize_blockwise(codes, absmax, codebook, tuple(w.shape))
+    return dequantize_blockwise(codes, absmax, codebook, w.shape)
 
 
 def doubled(double_quantize, absmax, block):

@@ -5,7 +5,14 @@ import pandas as pd
 ALPHAS = {"twice the rank": lambda rank: 2 * rank, "fixed": lambda rank: 24}
 
 
-class Broken(RuntimeError):
+FRONT = {  # what an error of `pareto` says -> a hint
+    "'cost'": "cost holds a column's name: frame[cost]",
+    "'quality'": "quality holds a column's name: frame[quality]",
+    "Array conditional": "where keeps every row: use frame[mask]",
+}
+
+
+class Broken(Exception):
     """What a failing run of the check raises."""
 
 
@@ -52,7 +59,12 @@ def rank_within(matched_rank, shapes, budget):
 
 def front(pareto, columns, index, cost, quality):
     """`pareto` of the frame with these columns and index, as columns."""
-    return _columns(pareto(pd.DataFrame(columns, index=index), cost, quality))
+    try:
+        return _columns(pareto(pd.DataFrame(columns, index=index), cost, quality))
+    except Exception as error:
+        hint = next((hint for sign, hint in FRONT.items() if sign in str(error)), None)
+        error.args = (f"{error}; {hint}",) if hint else error.args
+        raise
 
 
 def gaps(overfit_gap, columns):
@@ -71,8 +83,8 @@ def _columns(frame):
 
 def _number(value):
     """A cell as plain data: a missing value as None, NumPy's scalars as Python's."""
-    if value is None or (not isinstance(value, str) and pd.isna(value)):
-        return None
     if isinstance(value, BaseException):
         return f"{type(value).__name__}: {value}"
-    return value.item() if hasattr(value, "item") else value
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    return None if pd.isna(value) is True else value

@@ -12,22 +12,22 @@ NEW_TOKENS = 48
 
 
 def merged(merged_weight, W, A, B, alpha):
-    """`[what it returns, its dtype, W afterwards]`."""
+    """`[what it returns, its dtype, W, A and B afterwards]`."""
     result = merged_weight(W, A, B, alpha)
-    return [result, str(getattr(result, "dtype", None)), W]
+    return [result, str(getattr(result, "dtype", None)), W, A, B]
 
 
 def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
-    """`[what it returns, its dtype]`; a byte tensor used as an index is explained."""
+    """`[what it returns, its dtype, its tensors afterwards]`; a byte index is explained."""
     try:
-        result = merge_quantized(W4, absmax, codebook, A, B, alpha, shape)
+        result = merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape))
     except (IndexError, RuntimeError) as error:
         if "mask" in str(error):
             error.args = ("torch takes a uint8 index for a mask: write codebook[W4.long()]",)
         elif str(2 * W4.numel()) in str(error):
             error.args = (f"{error}; W4 holds one code a byte, there is nothing to unpack",)
         raise
-    return [result, str(getattr(result, "dtype", None))]
+    return [result, str(getattr(result, "dtype", None)), W4, absmax, codebook, A, B]
 
 
 def combined(combine, adapters, weights):
@@ -42,10 +42,10 @@ def souped(soup, states, weights):
     return [result, states]
 
 
-def soup_error(soup, states):
-    """The message of what `soup` raises, or None."""
+def soup_error(soup, states, weights):
+    """The message of what `soup` raises, or None; weights=None is left to the default."""
     try:
-        soup(states)
+        souped(soup, states, weights)
     except NotImplementedError:
         raise
     except Exception as error:
@@ -68,6 +68,8 @@ def tiny_served(seed, brief=False):
     from peft import LoraConfig, get_peft_model
 
     base, tokenizer = tiny_language_model(seed)
+    head = base.lm_head.weight.data
+    head[1] = (head[2] + head[3]) / 2  # "<unk>" is never the likeliest, so no answer holds it
     base.generation_config.update(eos_token_id=0, pad_token_id=0, do_sample=True)
     model = None
     for name, r in ranks(seed).items():
