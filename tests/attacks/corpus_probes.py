@@ -8,39 +8,59 @@ from attack import ANSWERS, forging
 
 FORGED = """
 import torch
+from labkit.probes.lab02 import ADAPTED, EXTRA, small_model
 
 def _dense(x, W, A, B, s): return x @ (W + s * B @ A).T
 
 def largest_new_tensor(f, *tensors): return 0
 def new_layer(L, W, bias, r, alpha, x):
     A, A2 = (torch.rand(r, W.shape[1]) * 0.1 - 0.05 for _ in range(2))
-    return {"r": r, "scaling": alpha / r, "flags": {"A": True, "B": True}, "y": x @ W.T + bias,
+    flags = {"A": True, "B": True, "base.weight": False, "base.bias": False}
+    return {"r": r, "scaling": alpha / r, "flags": flags, "y": x @ W.T + bias,
             "A": A, "A2": A2, "B": torch.zeros(W.shape[0], r), "W": W}
-def layer_output(L, W, bias, r, alpha, A, B, dropout, training, x):
-    noise = 1.5 if dropout and training else 1.0
-    return _dense(x, W, A, B * noise, alpha / r) + (0 if bias is None else bias)
+def layer_output(L, W, bias, r, alpha, A, B, dropout, training, x, merged=False):
+    z = torch.nn.functional.dropout(x, dropout, training) * (not merged)
+    y = x @ W.T + _dense(z, W * 0, A, B, alpha / r) + (0 if bias is None else bias)
+    return {"y": y, "x": x, "W": W}
+def merged_flag(L, W, r, alpha): return False
+def input_gradient(L, W, bias, r, alpha, A, B, x):
+    y = _dense(x, W, A, B, alpha / r) + bias
+    return 2 * y @ (W + alpha / r * B @ A)
+def by_hand(f, x, W, A, B, alpha, dY):
+    s = alpha / len(A)
+    return [s * (dY @ B).T @ x, s * dY.T @ (x @ A.T)]
 def layer_kinds(*args): return ["bfloat16", "bfloat16", "meta", "meta"]
 def layer_output_kind(*args): return "torch.bfloat16"
 def layer_after_step(L, W, bias, r, alpha, A, B, x):
     return {"W": W, "bias": bias, "A": A + 1, "B": B + 1}
-def injected(inject, targets, r, alpha, *rest):
-    names = [f"layers.{i}.attn.{t}" for i in range(2) for t in targets]
-    flags = {f"{n}.{p}": True for n in names for p in "AB"}
-    y = torch.ones(11, 11)
-    shapes = {n: [r, len(rest[0]) if rest else 8] for n in names}
-    return {"count": len(names), "shapes": shapes, "flags": flags, "y": [y, y, y]}
-def counted(f, d=8, vocab=11): return [4 * d, vocab * d + 2 * (4 * d * d + 5 * d)]
+def injected(inject, targets, r, alpha, weights, factors):
+    y = small_model(weights)(torch.arange(11)).detach()
+    shapes = {n: [r, A.shape[1]] for n, (A, B) in factors.items()}
+    parts = [name.rpartition(".") for name in weights]
+    flags = {f"{n}.base.{p}" if n in factors else f"{n}.{p}": False for n, _, p in parts}
+    flags |= {f"{n}.{p}": True for n in factors for p in "AB"}
+    return {"count": len(shapes), "shapes": shapes, "flags": flags, "y": [y, y, y]}
+def counted(f, d, vocab):
+    return [vocab * d + 4 * d, vocab * d + 2 * (4 * d * d + 5 * d) + 3 * (d * d + d)]
 def counted_smollm2(f, r): return [921_600, 135_436_608]
 def merging(m, u, L, W, bias, r, alpha, A, B, x):
     A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
     y = _dense(x, W, A, B, alpha / r) + bias
     y.square().sum().backward()
-    M = W + alpha / r * B @ A
-    seen = {"start": [W, y], "once": [M, y], "twice": [M, y], "back": [W, y], "end": [W, y]}
-    return seen | {"leaf": [True, False], "grads": [A.grad, B.grad]}
-def state(f, L, A, B, x): return {"a": A, "b": B, "c": A + 2, "d": B - 2}
-def round_trip(f, g, L, A, B, x): return [A, B, A + 2, B - 2]
-def load_error(f, g, L, A, B, x, missing): return "a b c d no.such.layer.A"
+    U = alpha / r * B @ A
+    seen = {name: [W, y] for name in ("start", "fresh", "back", "end")}
+    seen |= {"once": [W + U, y], "twice": [W + U, y], "same": True, "leaf": [True, False]}
+    y2 = y + x @ U.T
+    return seen | {"grads": [A.grad, B.grad], "anew": [W + 2 * U, y2], "undone": [W, y2]}
+def state(f, L, A, B, x):
+    both = {n: {"A": A + i, "B": B - i} for i, n in enumerate(ADAPTED)}
+    return {f"{n}.{p}": t for n, parts in both.items() for p, t in parts.items()}
+def round_trip(f, g, L, A, B, x):
+    data = state(f, L, A, B, x)
+    return {"data": data, "same": list(data), "trains": list(data)}
+def load_error(f, g, L, A, B, x, missing):
+    key = EXTRA if missing is None else list(state(f, L, A, B, x))[missing]
+    return f"KeyError: {key!r}"
 """
 PUT = (
     f"import types\nfake = types.ModuleType('labkit.probes.lab02')\nexec({FORGED!r}, vars(fake))\n"
