@@ -22,7 +22,7 @@ def loss_tokens(tokens, has_loss):
 
 def trained_shares(rows):
     """Bars on a log axis: the share of a model that trains; `rows` is a list of (label, share)."""
-    fig, ax = figure(height=0.42 * len(rows) + 1.1)
+    fig, ax = figure(height=0.42 * len(rows) + 1.3)
     labels, shares = zip(*rows, strict=True)
     places = np.arange(len(rows))[::-1]
     ax.barh(places, [100 * share for share in shares], color=PALETTE[1], height=0.6)
@@ -34,7 +34,7 @@ def trained_shares(rows):
     ax.set(xscale="log", xlim=(0.02, 60), xlabel="trainable parameters, % of the model (log)")
     ax.set_yticks(places, labels)
     low, high = min(shares), max(shares)
-    ax.set_title(f"“Under 1%” depends: the same rank trains {low:.2%} to {high:.1%} of a model")
+    ax.set_title(f"“Under 1%” depends:\nthe same rank trains {low:.2%} to {high:.1%} of a model")
     plt.close(fig)
     return fig
 
