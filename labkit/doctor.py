@@ -140,11 +140,11 @@ def model() -> Finding:
 
 def sandbox() -> Finding:
     """What isolates submissions when they are graded."""
-    if not shutil.which("bwrap"):
-        mend = "only for grading: install the package 'bubblewrap' (Linux), or grade with --unsafe"
-        return Finding("sandbox", "none", "warn", mend)
     from labkit.grading import sandbox as walls
 
+    if not walls.available():
+        mend = "only for grading: install the package 'bubblewrap' (Linux), or grade with --unsafe"
+        return Finding("sandbox", "none", "warn", mend)
     found = walls.trial()
     if found == "nested":
         return Finding("sandbox", "bubblewrap, and a process tree a submission inside it")

@@ -2,6 +2,8 @@
 
 import math
 
+NOTHING = "nothing was added: the update is missing"
+
 
 def factors(alpha, r, d_out=None, d_in=None):
     """What is taken for alpha / r: a message for each, and the number it leads to."""
@@ -40,11 +42,11 @@ def gradient(right, alpha, r, tokens):
     }
 
 
-def merged(W, A, B, alpha):
-    """Wrong weights after a merge."""
-    known = factors(alpha, len(A), *W.shape)
-    return {message: W + factor * B @ A for message, factor in known.items()} | {
-        "nothing was added": W,
-        "this is the update alone: add it to W": alpha / len(A) * B @ A,
-        "the update is taken away: a merge adds it": W - alpha / len(A) * B @ A,
+def merged(W, update, alpha, r):
+    """Wrong versions of `W + update`, where `update` is the right one, (alpha / r) B A."""
+    known, product = factors(alpha, r, *W.shape), update / (alpha / r)
+    return {message: W + factor * product for message, factor in known.items()} | {
+        NOTHING: W,
+        "this is the update alone: add it to W": update,
+        "the update is taken away: a merge adds it": W - update,
     }

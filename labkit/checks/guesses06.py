@@ -4,20 +4,10 @@ import math
 
 import torch
 
-from labkit.checks.guesses02 import factors
+from labkit.checks.guesses02 import NOTHING, merged
 
 BLOCK = 64
 SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
-
-
-def scalings(W, update, r, alpha, d_out, d_in):
-    """Wrong versions of `W + update`, where `update` is the right one, (alpha / r) B A."""
-    known = factors(alpha, r, d_out, d_in)
-    return {message: W + update / (alpha / r) * factor for message, factor in known.items()} | {
-        "the update is missing": W,
-        "this is the update alone: add it to W": update,
-        "the update is taken away: a merge adds it": W - update,
-    }
 
 
 def nearest(blocks, absmax, codebook):
@@ -33,10 +23,8 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
     by_column = (values * scales).reshape(shape[1], shape[0]).T
     tiled = (values * absmax.repeat(BLOCK)[:n]).reshape(shape)
     sixteen = "are rounded to 16 bits before the sum; stay in fp32"
-    known = scalings(base, update, r, alpha, *shape)
-    known["the update is missing, or was rounded away with the codes"] = known.pop(
-        "the update is missing"
-    )
+    known = merged(base, update, alpha, r)
+    known["the update is missing, or was rounded away with the codes"] = known.pop(NOTHING)
     return known | {
         **requantized(base + update, absmax, codebook),
         "the sum is rounded to bf16; add in fp32 and stay there": (base + update).bfloat16(),

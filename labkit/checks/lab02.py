@@ -178,7 +178,8 @@ def merges(merge_, unmerge_, LoRALinear):
     W, A, B = _matrices(7, 5, r, rng)
     bias, x = randn(7, rng=rng), randn(4, 5, rng=rng)
     seen = observe(probe.merging, merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x)
-    update, known = alpha / r * B @ A, guesses.merged(W, A, B, alpha)
+    update = alpha / r * B @ A
+    known = guesses.merged(W, update, alpha, r)
     eager = {"eval() has merged by itself; merge_ alone does": W + update}
     expect_close(seen["start"][0], W, "base.weight before merge_", eager, tol=1e-5)
     taken = {"a layer that was never merged has nothing to take away": W - update}

@@ -91,9 +91,7 @@ def _work(todo, setup, jobs, workers, scheduler):
 
 def _jobs():
     """One a core, where each has a GiB of memory."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(cores, psutil.virtual_memory().available >> 30))
+    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available >> 30))
 
 
 def _look(name, path, limits):

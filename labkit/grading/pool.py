@@ -144,6 +144,5 @@ def work(todo, jobs, make):
 
 def _shares(jobs):
     """The cores of each job; None where there are not enough for one each."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = sorted(affinity(0)) if affinity else []
+    cores = sorted(os.sched_getaffinity(0))
     return [cores[i::jobs] if len(cores) >= jobs else None for i in range(jobs)]
