@@ -169,11 +169,16 @@ def run(
 ) -> int:
     """Execute solved labs with live progress; leave pages with their pictures and a summary."""
     _without_iri_grammar()
+    from labkit import notebooks
+    from labkit.run import find_labs
     from labkit.run import run as run_labs
 
-    console = _console(as_json)
+    console, root = _console(as_json), course_root()
+    stems = find_labs(labs or [], root)
+    if notebooks.build(root, check=True):
+        console.print("labs/ was edited and not built: what runs is older. See 'labkit build'")
     try:
-        results = run_labs(labs or [], course_root(), out, console)
+        results = run_labs(stems, root, out, console)
     except KeyboardInterrupt:
         console.print(f"stopped; what is done is in {out / 'index.html'}", soft_wrap=True)
         raise

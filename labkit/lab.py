@@ -43,8 +43,8 @@ class Lab:
         self.stem, self.seed = stem, 0
         self.device = hardware.device()
         self.dtype = hardware.precision(self.device)
-        marked = [getattr(f, "exercise", None) for f in vars(check).values()]
-        self.exercises = sorted((m for m in marked if m), key=lambda m: natural(m["id"]))
+        marked = [f.exercise for f in contract.checks_of(check)]
+        self.exercises = sorted(marked, key=lambda exercise: natural(exercise["id"]))
 
     def header(self):
         """Two lines: the machine and its precision; the model and where it comes from."""

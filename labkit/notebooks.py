@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -11,6 +12,7 @@ from labkit.errors import LabError
 MARK = re.compile(r"( *)# (BEGIN|END) SOLUTION")
 NEARLY_A_MARK = re.compile(r"\b(BEGIN|END)[\s_-]*SOLUTION", re.IGNORECASE)
 CELL = re.compile(r"# ?%%")
+MAGIC = re.compile(r"^( *)[%!].*", re.MULTILINE)
 FOLDERS = {"notebooks": False, "solutions": True}  # folder -> is it solved?
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -47,19 +49,34 @@ def build(root: Path, check: bool = False) -> list[str]:
     """
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     changed = []
-    for master in sorted((root / "labs").glob("[0-9][0-9]_*.py")):
+    for master in sorted((root / "labs").glob("*.py")):
         text = master.read_text("utf-8")
-        for folder, solved in FOLDERS.items():
-            name = f"{folder}/{master.stem}.ipynb"
-            try:
-                new = to_notebook(cut(text, solved), name, project)
-            except BuildError as error:
-                raise BuildError(f"labs/{master.name}, {error}") from None
+        try:
+            names = {f"{folder}/{master.stem}.ipynb": solved for folder, solved in FOLDERS.items()}
+            made = {name: to_notebook(cut(text, names[name]), name, project) for name in names}
+            _look_over(master.stem, text)
+        except BuildError as error:
+            raise BuildError(f"labs/{master.name}, {error}") from None
+        for name, new in made.items():
             if _read(root / name) != new:
                 changed.append(name)
                 if not check:
                     _write(root / name, new)
     return changed
+
+
+def _look_over(stem: str, text: str) -> None:
+    """Raise BuildError for what would be noticed late: name, syntax, and which lab is started."""
+    if not re.fullmatch(r"\d\d_\w+", stem):
+        raise BuildError("line 1: a master is called by two digits and a name, like 07_norms.py")
+    try:
+        ast.parse(MAGIC.sub(r"\1pass", text))
+    except SyntaxError as error:
+        raise BuildError(f"line {error.lineno}: {error.msg}") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        started = re.search(r"labkit\.start\(\W*(\w+)", line)
+        if started and started[1] != stem:
+            raise BuildError(f"line {number}: this is lab {stem!r}, and starts {started[1]!r}")
 
 
 def cut(text: str, solved: bool = False) -> str:

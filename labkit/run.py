@@ -119,7 +119,7 @@ def print_summary(results: list[LabResult], console: Console) -> None:
     for r in results:
         peak = f"{r.peak_bytes / 1e9:.1f}" if r.peak_bytes else "-"
         status = Text(r.status, "green" if r.status == "ok" else "red")
-        passed = f"{r.passed}/{r.exercises}"
+        passed = f"{r.passed}/{r.exercises}" if r.exercises else "-"
         table.add_row(r.lab, f"{r.seconds:.0f}", passed, peak, status, escape(r.headline))
     console.print(table)
     for r in results:

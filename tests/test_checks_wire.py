@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from labkit.grading import answer, contract
 from labkit.grading.limits import Limits
 from labkit.grading.remote import Learner, RemoteSession
 
-LABS = ["01", "02", "03", "04", "05", "06"]
+LABS = sorted(path.stem[-2:] for path in Path(__file__).parent.glob("test_checks_lab??.py"))
 MOST = Limits().reply_bytes
 # of labs whose checks build models, one case in so many
 SAMPLE = {"03": 3, "04": 3, "06": 6}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import cli, doctor, hardware, models, tasks
+from labkit import cli, doctor, hardware, models, run, tasks
 from labkit.errors import LabError
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +104,18 @@ def test_build_and_its_check(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "notebooks").exists()
     assert call("build") == 0
     assert call("build", "--check") == 0
+
+
+def test_running_what_is_older_than_its_master_is_said(monkeypatch, tmp_path, capsys):
+    master = course(tmp_path) / "labs/01_tiny.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "run", lambda *_: [])
+    call("build")
+    call("run")
+    assert "not built" not in capsys.readouterr().out
+    master.write_text(master.read_text("utf-8").replace("x = 1", "x = 2"), "utf-8")
+    call("run")
+    assert "labs/ was edited and not built" in capsys.readouterr().out
 
 
 def test_wrong_master_is_one_line(monkeypatch, tmp_path, capsys):

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+from rich.console import Console
 
 from labkit import cli
 from labkit.errors import LabError
 from labkit.grading import grade as grading
 from labkit.grading import judge as judging
-from labkit.grading import pool, sandbox, zygote
+from labkit.grading import pool, sandbox, show, submission, zygote
 from labkit.grading.limits import Limits
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,13 @@ def test_a_solved_lab_has_all_points(path, graded):
     row, records = graded(data=path.read_bytes())
     assert (row["status"], row["lab"]) == ("graded", path.stem)
     assert {id: r["message"] for id, r in records.items() if r["status"] != "passed"} == {}
-    assert row["earned"] == row["possible"] == sum(r["points"] for r in records.values()) > 10
+    assert row["earned"] == row["possible"] == sum(r["points"] for r in records.values()) > 0
+
+
+@pytest.mark.parametrize("path", SOLVED, ids=lambda p: p.stem)
+def test_without_its_first_line_a_lab_is_known_by_its_functions(path, judge):
+    found = submission.read(path.read_bytes().replace(b"labkit.start", b"print"))
+    assert not found.started and judge._lab(found) == path.stem
 
 
 @pytest.mark.parametrize("path", SOLVED, ids=lambda p: p.stem)
@@ -258,7 +265,44 @@ def test_own_checks_come_on_top_and_replace_those_of_the_same_id(judge, tmp_path
     assert records["2.11"]["message"] == "nobody passes"
 
 
-@pytest.mark.parametrize("text, word", [("1 / 0", "ZeroDivisionError"), ("x = 1", "no check")])
+BAD = """
+from labkit.grading.contract import exercise, observe
+
+@exercise("2.8", points=7)
+def misspelt(scaling):
+    obsreve(scaling, 8, 2)
+
+@exercise("2.11", points=5)
+def unforeseen(scaling):
+    observe(scaling, 8, 2).shape
+"""
+
+
+def test_a_check_that_is_broken_is_not_the_learners_fault(judge, tmp_path, monkeypatch, capsys):
+    from labkit.grading import private
+
+    path = tmp_path / "own.py"
+    path.write_text(BAD)
+    monkeypatch.setattr(judge, "own", private.load(str(path)))
+    monkeypatch.setattr(judge, "known", {})
+    row, _ = judge.grade("a", _notebook(SCALING), 1)
+    records = {r["id"]: r for r in row["exercises"]}
+    told = "the check itself is broken: NameError in own.py, line 6: name 'obsreve' is not defined"
+    assert (records["2.8"]["status"], records["2.8"]["message"]) == ("error", told)
+    told = "a form that the check cannot read (AttributeError in own.py, line 10)"
+    assert records["2.11"]["status"] == "failed" and told in records["2.11"]["message"]
+    show.summary([row, row], tmp_path, Console(width=200))
+    assert "LOOK, 2 times in 2.8: the check itself is broken" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("x = 1", "no check"),
+        (BAD.replace("2.11", "2.8"), "two checks are of exercise 2.8"),
+    ],
+)
 def test_own_checks_that_are_none(text, word, tmp_path):
     from labkit.grading import private
 

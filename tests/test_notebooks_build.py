@@ -1,4 +1,5 @@
 import ast
+import importlib
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
+from labkit.grading.contract import checks_of
 from labkit.notebooks import BuildError, build, cut
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +62,23 @@ def course(tmp_path):
 
 def cells(path):
     return nbformat.read(path, as_version=4).cells
+
+
+@pytest.mark.parametrize(
+    "name, before, after, said",
+    [
+        ("07_tiny", "x = 1", "x = (1", "labs/07_tiny.py, line 14: '\\(' was never closed"),
+        ("07_tiny", "x = 1", 'labkit.start("07_tinny")', "line 14: .* '07_tiny', .* '07_tinny'"),
+        ("7_tiny", "", "", "labs/7_tiny.py, line 1: .* two digits"),
+        ("07-tiny", "", "", "labs/07-tiny.py, line 1: .* two digits"),
+    ],
+)
+def test_what_would_be_noticed_late_is_said_when_building(course, name, before, after, said):
+    (course / "labs/07_tiny.py").unlink()
+    (course / f"labs/{name}.py").write_text(MASTER.replace(before, after, 1), "utf-8")
+    with pytest.raises(BuildError, match=said):
+        build(course)
+    assert not (course / "notebooks").exists()
 
 
 def test_student_notebook_has_counted_stubs_and_the_solved_one_the_code(course):
@@ -227,3 +246,18 @@ def test_token_ids_follow_the_model_to_its_device(master):
     for line in master.read_text("utf-8").splitlines():
         if 'return_tensors="pt"' in line:
             assert ".to(" in line.split("return_tensors")[1], line
+
+
+EXERCISE = re.compile(r"# ### Exercise (\S+) · ?(.*)\n#\n# [●○]+ · \d+ min · (\d+) points?\n")
+
+
+@pytest.mark.parametrize("master", MASTERS, ids=lambda path: path.stem)
+def test_points_and_names_of_the_text_are_the_checks(master):
+    checks = checks_of(importlib.import_module(f"labkit.checks.lab{master.stem[:2]}"))
+    exercises = {check.exercise["id"]: check.exercise for check in checks}
+    told = {id: rest for id, *rest in EXERCISE.findall(master.read_text("utf-8"))}
+    assert told.keys() == exercises.keys()
+    for id, (title, points) in told.items():
+        names = re.findall(r"`(\w+)`", title) or [title.lower()]
+        assert names == exercises[id]["names"][: len(names)]  # what follows is from before
+        assert int(points) == exercises[id]["points"], id

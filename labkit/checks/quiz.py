@@ -35,6 +35,7 @@ def judge(quiz, number):
 def read_key(number):
     """Lab `number`'s key: quizNN.toml, which in a student's copy is packed as quizNN.b64."""
     path = Path(__file__).parent / f"quiz{number}.toml"
-    if not path.exists():
-        return tomllib.loads(base64.b64decode(path.with_suffix(".b64").read_bytes()).decode())
+    packed = path.with_suffix(".b64")
+    if packed.exists():
+        return tomllib.loads(base64.b64decode(packed.read_bytes()).decode())
     return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -77,6 +77,7 @@ HINTS = {
     "unhashable type: 'list'": "; is a list inside another one?",
     "is not defined": "; was the cell that defines it run?",
 }
+BROKEN = "the check itself is broken"  # begins what grading says then, to the instructor
 session = Session()
 
 
@@ -139,6 +140,15 @@ def exercise(id, points):
         return judged
 
     return decorate
+
+
+def checks_of(module):
+    """The checks in a module of `labkit.checks`, in its order; LabError for an id that two have."""
+    checks = [f for f in vars(module).values() if getattr(f, "exercise", None)]
+    ids = [check.exercise["id"] for check in checks]
+    if twice := sorted({id for id in ids if ids.count(id) > 1}):
+        raise LabError(f"{module.__name__}: two checks are of exercise {twice[0]}")
+    return checks
 
 
 def _record(record, status, earned, message):

@@ -2,25 +2,28 @@
 
 import contextlib
 import importlib
+import inspect
 import io
 import json
 import os
 import socket
 import sys
 import time
+import traceback
 from importlib.util import find_spec
+from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.grading import contract, private, submission, wire
-from labkit.grading.contract import CheckFailed
+from labkit.grading.contract import BROKEN, CheckFailed
 from labkit.grading.limits import Limits
 from labkit.grading.remote import Down, Forged, Gone, Learner, RemoteSession, Undefined
 from labkit.grading.shipped import shipped
 from labkit.grading.summary import natural
 from labkit.grading.warm import WarmProcess
 
-# of the labs, for a notebook whose line `labkit.start(…)` is gone
-STEMS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging")
+# what learners' data cannot bring about: an exception of these kinds is the check's own mistake
+OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
 MESSAGE = 600  # characters of a message
 SLOW = 15  # seconds that cells may wait for their turn, beyond their own time
 
@@ -73,7 +76,7 @@ class Judge:
         """The stem of the lab that a submission is of; Unreadable when it is of none."""
         names = work.names() - {"quiz"}
         started = sorted(s for s in work.started if find_spec(f"labkit.checks.lab{s[:2]}"))
-        fits = {s: len(names & set(_names(self.checks(s)))) for s in started or STEMS}
+        fits = {s: len(names & set(_names(self.checks(s)))) for s in started or _labs()}
         best = max(fits, key=fits.get)
         if not fits[best] and not started:
             raise submission.Unreadable("no lab of this course: it defines none of the exercises")
@@ -83,11 +86,25 @@ class Judge:
         """The checks of a lab, by the id of their exercise; an instructor's own come on top."""
         if stem not in self.known:
             module = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
-            found = [f for f in vars(module).values() if getattr(f, "exercise", None)]
+            found = contract.checks_of(module)
             found += [f for f in self.own if private.of_lab(f, stem)]
             by_id = {f.exercise["id"]: f for f in found}
             self.known[stem] = [by_id[id] for id in sorted(by_id, key=natural)]
         return self.known[stem]
+
+
+def _labs():
+    """The stems of all labs: of a clone's notebooks, or of the solved ones in an installed labkit.
+
+    For a notebook whose line `labkit.start(…)` is gone.
+    """
+    here = Path(__file__).parents[1]
+    return sorted(
+        path.stem
+        for folder in (here.parent / "notebooks", here / "_solutions")
+        for path in folder.glob("[0-9][0-9]_*.ipynb")
+        if find_spec(f"labkit.checks.lab{path.stem[:2]}")
+    )
 
 
 def _names(checks):
@@ -187,8 +204,10 @@ class Case:
             return "error", 0, str(forged), False
         except Down:
             raise
+        except OWN_MISTAKES as error:
+            return "error", 0, f"{BROKEN}: {_where(error, check)}: {error}", False
         except Exception as error:  # a check that trips over data of a form that nobody foresaw
-            told = f"the answer has a form that the check cannot read ({type(error).__name__})"
+            told = f"the answer has a form that the check cannot read ({_where(error, check)})"
             return "failed", 0, told, False
         finally:
             contract.session = before
@@ -203,6 +222,14 @@ class Case:
         if how:
             return how, 0, f"{name} is not defined, of its cell: {why}"
         return "missing", 0, f"{name} is not defined"
+
+
+def _where(error, check):
+    """An exception's kind, and the last file and line of a check that it came through."""
+    own = inspect.unwrap(check).__code__.co_filename
+    frames = traceback.extract_tb(error.__traceback__)
+    at = [f for f in frames if f.filename == own or "checks" in Path(f.filename).parts][-1]
+    return f"{type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
 
 
 def line(message):

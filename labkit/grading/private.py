@@ -11,6 +11,7 @@ import sys
 from functools import cache
 
 from labkit.errors import LabError
+from labkit.grading import contract
 
 NAME = "labkit_private_checks"
 
@@ -24,8 +25,7 @@ def load(path):
         spec.loader.exec_module(module)
     except Exception as error:
         raise LabError(f"{path} does not import: {type(error).__name__}: {error}") from None
-    found = [f for f in vars(module).values() if getattr(f, "exercise", None)]
-    mine = [f for f in found if f.__module__ == NAME]
+    mine = [check for check in contract.checks_of(module) if check.__module__ == NAME]
     if not mine:
         raise LabError(f"{path} has no check: mark a function with @exercise(id, points=…)")
     return mine

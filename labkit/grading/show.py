@@ -7,6 +7,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from labkit.grading import sandbox
+from labkit.grading.contract import BROKEN
+from labkit.grading.summary import by_lab, whole
+
+FEW = 12  # submissions that are listed one by one
 
 
 @contextlib.contextmanager
@@ -31,12 +35,22 @@ def loud(console):
 
 
 def summary(rows, out, console):
-    """A line a status and where the pages are; what could not be graded is named."""
+    """The points, what could not be graded, what has to be looked at, and where the pages are."""
     states = Counter(row["status"] for row in rows)
     told = ", ".join(f"{n} {status}" for status, n in states.most_common())
-    console.print(f"{len(rows)} submissions: {told}", markup=False, soft_wrap=True)
+    lines = [f"{len(rows)} submissions: {told}"]
+    if len(rows) <= FEW:
+        graded = [row for row in rows if row["status"] == "graded"]
+        lines += [f"  {r['submission']}: {r['earned']} of {r['possible']} points" for r in graded]
+    else:
+        labs = [lab for lab in by_lab(map(whole, rows)) if lab["median"] is not None]
+        lines += [f"  {g['lab']}: median {g['median']:.0f}%, {g['full']} with all" for g in labs]
     for row in rows:
         if row["status"] != "graded":
-            line = f"  {row['submission']}: {row['status']}, {row.get('reason', '')}"
-            console.print(line, markup=False, soft_wrap=True)
-    console.print(f"pages: {out / 'index.html'}", markup=False, soft_wrap=True)
+            lines.append(f"  {row['submission']}: {row['status']}, {row.get('reason', '')}")
+    exercises = (exercise for row in rows for exercise in row["exercises"])
+    broken = Counter((e["id"], e["message"]) for e in exercises if BROKEN in e["message"])
+    lines += [f"  LOOK, {n} times in {id}: {message}" for (id, message), n in broken.items()]
+    lines.append(f"pages: {out / 'index.html'}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
