@@ -5,10 +5,12 @@ BIN := .venv/bin
 READY := .venv/.ready
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 
-.PHONY: run lab test attacks test-gpu
+.PHONY: setup run lab test attacks test-gpu
 
 run: $(READY)  ## execute the solved labs; a site with pictures in build/ (or OUT=folder)
 	@$(BIN)/labkit run --out $(OUT)
+
+setup: $(READY)  ## .venv with all that is needed; the other targets do it, too
 
 lab: $(READY)  ## open the student notebooks
 	@$(BIN)/jupyter-lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -59,8 +59,11 @@ def course_root() -> Path:
     Raises LabError where there is none.
     """
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]):
-        if (folder / "labs").is_dir() and (folder / "pyproject.toml").is_file():
-            return folder
+        if (folder / "pyproject.toml").is_file():
+            if (folder / "labs").is_dir():
+                return folder
+            if (folder / "labkit/cli.py").is_file():
+                raise LabError(f"{folder} has no labs/: it is a copy of the course for students")
     raise LabError("no course here: go to the folder that you cloned (it holds labs/)")
 
 
@@ -303,6 +306,7 @@ def grade(
 ) -> None:
     """Grade submissions, each in its sandbox; a second call grades only what is new."""
     from labkit.grading import show
+    from labkit.grading.collect import others
     from labkit.grading.grade import grade as grade_all
 
     console = _console(as_json)
@@ -322,7 +326,7 @@ def grade(
         )
     if as_json:
         _print_json(rows)
-    show.summary(rows, out, console)
+    show.summary(rows, out, console, others(paths, out))
 
 
 @app.command(epilog="Example: labkit release --out for-students")

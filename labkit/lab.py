@@ -87,7 +87,8 @@ class Lab:
         open_ids = [id for id in needs if self._status(id) not in ("passed", "revealed")]
         if open_ids:
             names = ", ".join(f"{id} ({self._find(id)['name']})" for id in open_ids)
-            print(f'◇ {title}: waits for {names}. Stuck? lab.reveal("{open_ids[0]}")')
+            stuck = f' Stuck? lab.reveal("{open_ids[0]}")' if _solved_book(self.stem) else ""
+            print(f"◇ {title}: waits for {names}.{stuck}")
         return bool(open_ids)
 
     def reveal(self, id):
@@ -138,16 +139,21 @@ def _publish(text, kind, data):
     display({"text/plain": text, mime: data}, raw=True)
 
 
+def _solved_book(stem):
+    """The path of the solved notebook; None in a copy of the course without solutions."""
+    here = Path(__file__).parent
+    paths = (here.parent / "solutions" / f"{stem}.ipynb", here / "_solutions" / f"{stem}.ipynb")
+    return next((path for path in paths if path.exists()), None)
+
+
 def _solved_cell(stem, names):
     """The source of the cell in solutions/ that defines one of `names`."""
-    here = Path(__file__).parent
-    for folder in (here.parent / "solutions", here / "_solutions"):
-        path = folder / f"{stem}.ipynb"
-        if path.exists():
-            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-            sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-            return next(source for source in sources if _defines(source, names))
-    raise LabError("The solutions are not part of this copy of the course, so nothing is revealed")
+    path = _solved_book(stem)
+    if path is None:
+        raise LabError(contract.WITHHELD)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    return next(source for source in sources if _defines(source, names))
 
 
 def _defines(source, names):

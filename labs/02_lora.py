@@ -472,7 +472,8 @@ if lab.experiment("Is a merged model the same model?", 10, needs=["2.2", "2.4", 
 # `adapter_state` returns the `A` and `B` of every LoRA layer, and nothing else. A key is the dotted
 # name of the layer, then `.A` or `.B`. `load_adapter_` copies such a dict into the parameters of a
 # model that has the same layers. A key that is missing or that fits nowhere is an error, and the
-# error names it: an adapter that loads half way is worse than one that does not load.
+# error names it. Then nothing is copied: an adapter that loads half way is worse than one that does
+# not load.
 #
 # <details><summary>Hint</summary>
 #

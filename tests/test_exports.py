@@ -9,7 +9,7 @@ import pytest
 
 from labkit import cli
 from labkit.errors import LabError
-from labkit.grading import exports, gradescope
+from labkit.grading import exports, gradescope, tables
 
 CANVAS = """\
 Student,ID,SIS User ID,SIS Login ID,Section,Lab 2: LoRA (771),Essay (772),Final Score
@@ -187,6 +187,30 @@ def test_moodle_in_another_language(gradebook):
     done = exports.moodle(rows, gradebook(text), column="Bewertung")
     assert done.text.splitlines()[1] == "Teilnehmer/in501;Jane Doe;15"
     assert "no column Maximum Grade: points are not scaled" in done.remarks
+    assert "no column Feedback comments: verdicts stay out" in done.remarks
+
+
+@pytest.mark.parametrize(
+    "before, after, said",
+    [
+        ("", "15", []),
+        ("12", "15", []),  # a better one, as after another hand-in
+        ("15", "15", []),
+        ("19.5", "15", ["a.ipynb had 19.5, and gets 15"]),
+        ("EX", "EX", ["a.ipynb has 'EX', which stays; graded 15"]),
+    ],
+)
+def test_a_grade_that_stood_there_is_not_lost_in_silence(before, after, said):
+    line = ["x", before]
+    assert tables.put(line, 1, "15", "a.ipynb") == said
+    assert line == ["x", after]
+
+
+def test_a_file_that_is_named_after_another_lab_is_said():
+    rows = [row("ada/02_lora.ipynb"), row("bob/02_lora.ipynb") | {"lab": "04_qlora"}]
+    _, of_lab, problems = exports.pick(rows, "2")
+    assert [r["submission"] for r in of_lab] == ["ada/02_lora.ipynb"]
+    assert problems == ["bob/02_lora.ipynb is 04_qlora, whatever its name says"]
 
 
 VISIBLE = {"hidden", "after_due_date", "after_published", "visible"}

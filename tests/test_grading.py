@@ -20,6 +20,8 @@ from labkit.errors import LabError
 from labkit.grading import grade as grading
 from labkit.grading import judge as judging
 from labkit.grading import pool, sandbox, show, submission, zygote
+from labkit.grading.collect import others
+from labkit.grading.contract import WITHHELD
 from labkit.grading.limits import Limits
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,13 @@ def scaling(alpha, r, rank_stabilized=False):
 FORWARD = """
 def lora_forward(x, W, A, B, alpha):
     return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
+"""
+MERGES = """
+def merge_(layer):
+    layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
+
+def unmerge_(layer):
+    layer.base.weight.data -= layer.scaling * layer.B.data @ layer.A.data
 """
 COUNT = """
 def count_params(model):
@@ -224,6 +233,67 @@ def scaling(alpha, r, rank_stabilized=False):
     assert graded(peek, seed=918273645)[1]["2.8"]["status"] == "passed"
 
 
+NAMELESS = "def lora_fwd(x, W, A, B, alpha):\n    return x"
+STUB = "def scaling(alpha, r, rank_stabilized=False):\n    raise NotImplementedError"
+
+
+@pytest.mark.parametrize(
+    "id, cells, status, message",
+    [
+        ("2.1", [NAMELESS], "missing", "lora_forward is not defined; there is lora_fwd"),
+        ("2.8", [STUB], "missing", ""),
+        ("2.8", [STUB, "def scaling(alpha, r:"], "missing", "its cell raised SyntaxError: "),
+        ("2.8", ["def scaling(alpha, r):\n  x = (1"], "missing", "'(' was never closed (line 2)"),
+        ("2.9", ["quiz = {'q1': 'a'}"], "failed", "is it still a function, begun by def?"),
+    ],
+)
+def test_what_is_not_there_has_a_reason(graded, id, cells, status, message):
+    _, records = graded(START, *cells)
+    assert records[id]["status"] == status
+    assert message in records[id]["message"] and bool(message) == bool(records[id]["message"])
+
+
+def test_an_answer_in_a_cell_of_text_is_named(graded):
+    book = json.loads(_notebook(START))
+    book["cells"].append({"cell_type": "markdown", "metadata": {}, "source": SCALING})
+    _, records = graded(data=json.dumps(book).encode())
+    assert "a cell that is not of the kind Code" in records["2.8"]["message"]
+
+
+def test_a_cell_that_ends_its_process_is_told_beside_the_grade(graded):
+    row, records = graded(START, SCALING, "import os\nos._exit(0)")
+    assert (row["status"], records["2.8"]["status"]) == ("graded", "passed")
+    assert row["reason"] == "code cell 3: it ended its process"
+
+
+def test_a_slip_in_the_layer_is_named_where_its_use_fails(graded):
+    layer = """
+import torch
+class LoRALinear(torch.nn.Module):
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        self.base, self.r, self.scaling, self.merged = base, r, alpha, False
+        self.A = torch.nn.Parameter(torch.randn(r, base.in_features) / 30)
+        self.B = torch.nn.Parameter(torch.zeros(base.out_features, r))
+
+    def forward(self, x):
+        return self.base(x) + self.scaling * x @ self.A.T @ self.B.T
+"""
+    _, records = graded(START, layer, MERGES)
+    assert "alpha is not divided by r" in records["2.2"]["message"]
+    assert "mend 2.2 first" in records["2.6"]["message"]
+    assert "mend" not in records["2.2"]["message"]
+
+
+def test_what_could_not_be_revealed_costs_nothing(graded):
+    error = {"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "traceback": []}
+    book = json.loads(_notebook(START, SCALING, 'lab.reveal("2.8")'))
+    for outputs, status in ([error], "passed"), ([], "revealed"):
+        book["cells"][2]["outputs"] = outputs
+        _, records = graded(data=json.dumps(book).encode())
+        assert records["2.8"]["status"] == status
+
+
 # --- an instructor's own checks ------------------------------------------------------------
 
 OWN = '''
@@ -301,6 +371,7 @@ def test_a_check_that_is_broken_is_not_the_learners_fault(judge, tmp_path, monke
         ("1 / 0", "ZeroDivisionError"),
         ("x = 1", "no check"),
         (BAD.replace("2.11", "2.8"), "two checks are of exercise 2.8"),
+        (BAD.replace("2.11", "9.1"), "9.1 is of lab 9, and there is none"),
     ],
 )
 def test_own_checks_that_are_none(text, word, tmp_path):
@@ -380,6 +451,24 @@ def batch(monkeypatch, tmp_path):
 
     run.folder, run.out = folder, out
     return run
+
+
+def test_a_notebook_in_capitals_is_one_and_what_is_none_is_named(batch, capsys):
+    files = {"a/02.IPYNB": _notebook("x = 1"), "b.zip": b"PK", "c/d.py": b"", ".hidden": b""}
+    rows = batch(files)
+    assert [row["submission"] for row in rows] == ["a/02.IPYNB"]
+    left = others([batch.folder], batch.out)
+    assert left == ["b.zip", "d.py"]
+    show.summary(rows, batch.out, Console(width=200), left)
+    assert "not looked at, for it is no .ipynb: b.zip, d.py" in capsys.readouterr().out
+
+
+def test_a_large_class_is_told_by_lab(capsys):
+    score = {"earned": 12, "possible": 24, "exercises": []}
+    rows = [{"submission": f"{i}", "lab": "02_lora", "status": "graded"} | score for i in range(13)]
+    rows[0]["earned"] = 24
+    show.summary(rows, Path("out"), Console(width=200))
+    assert "02_lora: median 50%, 1 with all" in capsys.readouterr().out
 
 
 def test_nothing_that_is_unchanged_is_graded_again(batch):

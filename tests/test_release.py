@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 import zipfile
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def built(tmp_path_factory):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
     for name in ("pyproject.toml", "Makefile", *release.AS_IT_IS):
         shutil.copy(ROOT / name, root)
+    shutil.copytree(ROOT / "docs", root / "docs")
     notebooks.build(root)
     return root
 
@@ -72,7 +74,7 @@ def test_students_get_this_and_nothing_else(students):
     top = {path.name for path in students.iterdir()}
     assert top == {
         *("README.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt"),
-        *("environment.yml", ".gitignore", "labkit", "notebooks"),
+        *("environment.yml", ".gitignore", "labkit", "notebooks", "docs"),
     }
     files = [path for path in students.rglob("*") if path.is_file()]
     assert not [path for path in files if "__pycache__" in path.parts or path.suffix == ".pyc"]
@@ -159,7 +161,8 @@ HERE = Path(quiz.__file__).parent
 
 def test_the_makefile_keeps_the_target_that_students_need(students):
     text = (students / "Makefile").read_text("utf-8")
-    assert re.findall(r"(?m)^([a-z]+):", text) == ["lab"] and ".PHONY: lab\n" in text
+    assert re.findall(r"(?m)^([a-z]+):", text) == ["setup", "lab"]
+    assert ".PHONY: setup lab\n" in text
     assert not re.search("nbval|pytest|labkit run", text, re.IGNORECASE)
     if shutil.which("make"):
         args = ["make", "--dry-run", "--always-make", "-C", str(students), "lab"]
@@ -186,20 +189,26 @@ def test_help_has_an_example(capsys):
 
 
 def test_the_checks_in_the_guide_are_checks(tmp_path):
-    blocks = [b for b in code_of("instructor") + code_of("maintainer") if "@exercise" in b]
-    found = []
-    for number, block in enumerate(blocks):
-        path = tmp_path / f"guide{number}.py"
-        path.write_text(block, "utf-8")
-        found += [check.exercise["id"] for check in private.load(path)]
-    assert found == ["2.10", "2.9", "7.1"]
+    blocks = [block for block in code_of("instructor") if "@exercise" in block]
+    path = tmp_path / "mine.py"
+    path.write_text("\n\n".join(blocks), "utf-8")
+    assert [check.exercise["id"] for check in private.load(path)] == ["2.10", "2.9", "2.11"]
 
 
-def test_the_lab_in_the_guide_is_a_lab(tmp_path, capsys):
-    master, checks = code_of("maintainer")
-    path = tmp_path / "lab07.py"
-    path.write_text(checks, "utf-8")
-    (norm,) = private.load(path)
+def test_the_lab_in_the_guide_is_a_lab(capsys, monkeypatch, accepts, rejects):
+    master, checks, tests = code_of("maintainer")
+    module = types.ModuleType("labkit.checks.lab07")
+    exec(checks, vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("labkit.checks.lab07", module, raising=False)
+    answers = {}
+    exec(tests, answers)
+    for case in answers["RIGHT"]:
+        accepts(*case)
+    for check, answer, words in answers["WRONG"]:
+        assert words in rejects(check, answer)
+    capsys.readouterr()
+    norm = module.norm
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     for solved, verdict in ((True, "✓ 7.1"), (False, "○ 7.1")):
         text = notebooks.to_notebook(notebooks.cut(master, solved), "07", project)
@@ -335,8 +344,8 @@ def test_the_autograder_grades_a_submission_for_real(harness, tmp_path, wall):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "the grader stopped (labkit: no notebook"),
-        ({"notes.txt": "hello"}, "the grader stopped (labkit: no notebook"),
+        ({}, "there is no notebook: hand in the .ipynb file"),
+        ({"notes.txt": "hello"}, "there is no notebook: hand in the .ipynb file"),
         ({"02_lora.ipynb": "{"}, "unreadable: not a notebook"),
     ],
 )

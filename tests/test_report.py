@@ -293,6 +293,14 @@ def tries(id, *outcomes):
     return [same | dict(zip(keys, outcome, strict=True)) for outcome in outcomes]
 
 
+def test_a_submission_that_is_gone_leaves_no_page(tmp_path):
+    results, sources = graded_class(3)
+    report.write(tmp_path, results, sources)
+    report.write(tmp_path, results[:1], sources)
+    pages = [page.name for page in (tmp_path / "feedback").iterdir()]
+    assert pages == report.page_names([results[0]["submission"]])
+
+
 def test_the_class_page_counts_what_was_misunderstood():
     easy = tries("1.1", ("passed", 2, ""), ("passed", 2, ""), ("passed", 2, ""))
     hard = tries("1.10", ("failed", 0, "got 3.5"), ("failed", 0, "got -4e-3"), ("missing", 0, ""))

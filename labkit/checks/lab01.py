@@ -233,7 +233,7 @@ def _expect_stable(stable_rank, M, call):
     expect_number(got, wanted, call, guesses, tol=1e-3)
 
 
-@exercise("1.5", points=2)
+@exercise("1.5", points=2, after="1.1")
 def truncates(truncate_update):
     """W0 plus the best rank-r part of W1 - W0; W0 itself stays whole"""
     rng = generator()

@@ -38,7 +38,7 @@ def matches_dense(lora_forward):
 @exercise("2.2", points=4)
 def layer(LoRALinear):
     """starts as the base layer, adds exactly the scaled update, trains A and B and nothing else"""
-    rng, r, alpha = generator(), 4, 14.0
+    rng, r, alpha = generator(), 5, 14.0
     W, A, B = _matrices(48, 256, r, rng)
     bias, x = randn(48, rng=rng), randn(6, 256, rng=rng)
     new = observe(probe.new_layer, LoRALinear, W, bias, r, alpha, x)
@@ -63,6 +63,8 @@ def gradients(lora_gradients):
         expect(not used, f"it calls autograd's {used}(): by hand, please; the hint has the rule")
         pair = isinstance(got, list) and len(got) == 2
         expect(pair, "lora_gradients must return the pair (dA, dB)")
+        shapes = [getattr(part, "shape", None) for part in got]
+        expect(shapes != [B.shape, A.shape], "dB comes first: return the pair (dA, dB)")
         wanted = _autograd(x, W, A, start, alpha, dY)
         for name, mine, theirs in zip(("dA", "dB"), got, wanted, strict=True):
             known = guesses.gradient(theirs, alpha, r, len(x))
@@ -75,7 +77,7 @@ def _autograd(x, W, A, B, alpha, dY):
     return torch.autograd.grad(dense(x, W, A, B, alpha / len(A)), (A, B), dY)
 
 
-@exercise("2.4", points=3)
+@exercise("2.4", points=3, after="2.2")
 def injects(inject):
     """replaces exactly the named projections in place, freezes the rest, adds the scaled update"""
     rng, r, alpha = generator(), 3, 7.0
@@ -171,7 +173,7 @@ def counts(count_params):
     expect_number(got[1], 135_436_608, "the total, SmolLM2 with r=16 on q and v", tied)
 
 
-@exercise("2.6", points=3)
+@exercise("2.6", points=3, after="2.2")
 def merges(merge_, unmerge_, LoRALinear):
     """W becomes W + (alpha / r) B A, the output stays, twice is once, and unmerging undoes it"""
     rng, r, alpha = generator(), 3, 10.0
@@ -195,8 +197,10 @@ def merges(merge_, unmerge_, LoRALinear):
         "the update counts twice; forward must skip A and B while merged": y + x @ update.T,
         "the update is gone; nothing adds it now": x @ W.T + bias,
     }
-    for name, when in (("once", "merge_"), ("twice", "merge_ twice"), ("end", "unmerge_")):
+    for name, when in (("once", "merge_"), ("twice", "merge_ twice")):
         expect_close(seen[name][1], y, f"the output after {when}", double)
+    double = {"forward adds the update twice": y + x @ update.T}
+    expect_close(seen["end"][1], y, "the output after unmerge_", double)
     hint = "change it under torch.no_grad()"
     expect(seen["leaf"] == [True, False], f"base.weight joined the autograd graph; {hint}")
     hint = "change base.weight in place; who holds the old Parameter would never know"
@@ -221,7 +225,7 @@ def _square_gradients(x, W, bias, A, B, alpha):
     return torch.autograd.grad(loss, (A, B))
 
 
-@exercise("2.7", points=3)
+@exercise("2.7", points=3, after="2.2")
 def round_trip(adapter_state, load_adapter_, LoRALinear):
     """holds A and B of every layer and nothing else; loads them back; says which key is wrong"""
     rng, r = generator(), 2
@@ -260,7 +264,10 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
     ):
         told = observe(probe.load_error, *args, missing)
         expect(told is not None, f"load_adapter_ says nothing about a{_n(change)} key ({key})")
-        expect(key in told, f"on a{_n(change)} key the error is {told!r}: name the key, {key}")
+        error, kept = told
+        expect(key in error, f"on a{_n(change)} key the error is {error!r}: name the key, {key}")
+        hint = "compare all names before you copy"
+        expect(kept, f"on a{_n(change)} key it raises, and has copied some already: {hint}")
 
 
 def _trained(A, B, x):

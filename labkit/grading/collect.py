@@ -18,8 +18,8 @@ def collect(paths, out):
     for path in map(Path, paths):
         if not os.path.lexists(path):
             raise LabError(f"no such file or folder: {path}")
-        if path.is_dir() and not path.is_symlink() and path.suffix != ".ipynb":
-            found += [(path, book) for book in _books(path, Path(out))]
+        if path.is_dir() and not path.is_symlink() and not _is_book(path.name):
+            found += [(path, file) for file in _files(path, Path(out)) if _is_book(file.name)]
         else:
             found.append((path.parent, path))
     if not found:
@@ -27,15 +27,26 @@ def collect(paths, out):
     return dict(sorted(_named(list(dict.fromkeys(found))).items()))
 
 
-def _books(folder, out):
-    """The notebooks below `folder`; links to folders are not followed, hidden ones left out."""
+def others(paths, out):
+    """Names of files in the folders of `paths` that are not looked at: zips, scripts, texts."""
+    folders = [Path(path) for path in paths if Path(path).is_dir()]
+    found = (file for folder in folders for file in _files(folder, Path(out)))
+    return sorted({_shown(file.name) for file in found if not _is_book(file.name)})
+
+
+def _is_book(name):
+    return name.lower().endswith(".ipynb")
+
+
+def _files(folder, out):
+    """The files below `folder`; links to folders are not followed, what is hidden is left out."""
     for root, folders, files in os.walk(folder):
         here = Path(root)
-        odd = [name for name in folders if name.endswith(".ipynb")]
+        odd = [name for name in folders if _is_book(name)]
         keep = [n for n in folders if not n.startswith(".") and n not in odd]
         folders[:] = sorted(n for n in keep if (here / n).resolve() != out.resolve())
         for name in sorted([*files, *odd]):
-            if name.endswith(".ipynb") and not name.startswith("."):
+            if not name.startswith("."):
                 yield here / name
 
 
@@ -81,7 +92,8 @@ def read_bytes(path, most):
         if not stat.S_ISREG(kind.st_mode):
             raise Unreadable("not a plain file")
         if kind.st_size > most:
-            raise Unreadable(f"{kind.st_size >> 20:,} MiB, at most {most >> 20:,} are read")
+            size = f"{kind.st_size >> 20:,} MiB, at most {most >> 20:,} are read"
+            raise Unreadable(f"{size}: clear the outputs and save it once more")
         with open(fd, "rb", closefd=False) as file:
             return file.read(most)
     finally:

@@ -75,9 +75,12 @@ HINTS = {
     "non-leaf Tensor": "; change it in place, under torch.no_grad()",
     "as parameter 'weight'": "; change it in place, under torch.no_grad()",
     "unhashable type: 'list'": "; is a list inside another one?",
+    "object is not callable": "; is it still a function, begun by def?",
     "is not defined": "; was the cell that defines it run?",
 }
+WITHHELD = "The solutions are not part of this copy of the course, so nothing is revealed"
 BROKEN = "the check itself is broken"  # begins what grading says then, to the instructor
+ODD = "the answer has a form that the check cannot read"  # or so it seems: the same goes for it
 session = Session()
 
 
@@ -104,9 +107,10 @@ def expect(condition, message, earned=0):
         raise CheckFailed(message, earned)
 
 
-def exercise(id, points):
+def exercise(id, points, after=None):
     """Mark a function as the check of exercise `id`; its parameters name the learner's objects.
 
+    `after` is the id of an exercise whose object this one uses: if that one fails, so may this.
     The check passes by returning: text to show beside the verdict, else its docstring is shown.
     """
 
@@ -129,6 +133,8 @@ def exercise(id, points):
                 session.records.setdefault(id, record | {"status": "missing", "message": ""})
                 print(f"○ {id} {listed}: not written yet")
             except CheckFailed as failure:
+                if session.records.get(after, {}).get("status") == "failed":
+                    failure.args = (f"{failure} (mend {after} first: it fails, and is used here)",)
                 _record(record, "failed", failure.earned, str(failure))
                 failure.args = (f"✗ {id} {names[0]}: {failure}",)
                 raise failure from None

@@ -67,6 +67,10 @@ def pick(results: list[dict], lab: str | None = None) -> tuple[str, list[dict], 
     if len(found) != 1:
         raise LabError(f"say --lab with one of the labs that were graded: {', '.join(labs)}")
     lost = [f"no lab: {row['submission']}: {row['reason']}" for row in rows if not row["lab"]]
+    for row in rows:
+        named = {name for name in labs if name in row["submission"].rpartition("/")[2]}
+        if named and row["lab"] not in named:
+            lost.append(f"{row['submission']} is {row['lab'] or 'no lab'}, whatever its name says")
     return found[0], [row for row in rows if row["lab"] == found[0]], lost
 
 
@@ -88,7 +92,7 @@ def canvas(results: list[dict], gradebook: Path, lab=None, column=None) -> Expor
     names = {id: _letters("".join(line[:id_at])) for id, line in roster.items()}
     chosen, more = _match(rows, lambda name: _canvas_id(name, names))
     for id, row in chosen.items():
-        roster[id][at] = tables.points(row, possible[at])
+        more += tables.put(roster[id], at, tables.points(row, possible[at]), row["submission"])
     text = tables.written([[*line[:first], line[at]] for line in table], separator)
     remarks = [*tables.scale(rows, possible[at]), f"column: {head[at]}"]
     remarks += [f"without a submission: {len(roster) - len(chosen)}"]
@@ -116,22 +120,27 @@ def moodle(results: list[dict], worksheet: Path, lab=None, column=None) -> Expor
     lab, rows, problems = pick(results, lab)
     table, separator = tables.read(worksheet)
     head = table[0]
-    numbers = {m[0]: line for line in table[1:] if (m := re.search(r"\d+$", line[0].strip()))}
+    numbers = {m[1]: line for line in table[1:] if (m := re.search(r"\D(\d+)$", line[0].strip()))}
     if not numbers or len(head) < 3:
         raise LabError(f"{worksheet} is no Moodle grading worksheet: no 'Participant 123' in it")
+    if column is None and "Grade" not in head:
+        listed = ", ".join(repr(title) for title in head[1:] if title)
+        raise LabError(f"{worksheet} has no column Grade: say --column with one of {listed}")
     at = tables.column(head, [i for i, title in enumerate(head) if i], column or "Grade", lab)
     most = head.index("Maximum Grade") if "Maximum Grade" in head else None
     words = head.index("Feedback comments") if "Feedback comments" in head else None
     chosen, more = _match(rows, lambda name: m[1] if (m := MOODLE.search(name)) else None, numbers)
     for number, row in chosen.items():
         line = numbers[number]
-        line[at] = tables.points(row, line[most] if most else "")
+        points = tables.points(row, line[most] if most else "")
+        more += tables.put(line, at, points, row["submission"])
         if words and not line[words].strip():
             line[words] = _feedback(row)
         if "Grade can be changed" in head and line[head.index("Grade can be changed")] == "No":
             more.append(f"Moodle refuses to change the grade of {row['submission']}")
     remarks = tables.scale(rows, next(iter(numbers.values()))[most] if most else "")
     remarks += ["no column Maximum Grade: points are not scaled"] if most is None else []
+    remarks += ["no column Feedback comments: verdicts stay out"] if words is None else []
     remarks += [f"without a submission: {len(numbers) - len(chosen)}"]
     return Export(tables.written(table, separator), len(chosen), problems + more, remarks)
 

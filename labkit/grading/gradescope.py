@@ -81,7 +81,10 @@ def main(argv: list[str] | None = None) -> None:
         command += [str(args.submission), "--out", out, *args.options]
         done = graded(command)
         print(done.stdout, done.stderr)  # Gradescope shows it to instructors only
-        if done.returncode:
+        if done.returncode and "no notebook" in _last_line(done):
+            reason = "there is no notebook: hand in the .ipynb file"
+            row = {"submission": "", "status": "unreadable", "reason": reason}
+        elif done.returncode:
             reason = f"the grader stopped ({_last_line(done)}): tell your instructor"
             row = {"submission": "", "status": "crashed", "reason": reason}
         else:

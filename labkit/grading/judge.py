@@ -1,6 +1,7 @@
 """The trusted process: runs the checks, asks the submission's process, and makes the verdict."""
 
 import contextlib
+import difflib
 import importlib
 import inspect
 import io
@@ -15,13 +16,15 @@ from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.grading import contract, private, submission, wire
-from labkit.grading.contract import BROKEN, CheckFailed
+from labkit.grading.contract import BROKEN, ODD, CheckFailed
 from labkit.grading.limits import Limits
 from labkit.grading.remote import Down, Forged, Gone, Learner, RemoteSession, Undefined
 from labkit.grading.shipped import shipped
 from labkit.grading.summary import natural
 from labkit.grading.warm import WarmProcess
 
+# of the labs, for a notebook whose line `labkit.start(…)` is gone
+STEMS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging")
 # what learners' data cannot bring about: an exception of these kinds is the check's own mistake
 OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
 MESSAGE = 600  # characters of a message
@@ -76,7 +79,7 @@ class Judge:
         """The stem of the lab that a submission is of; Unreadable when it is of none."""
         names = work.names() - {"quiz"}
         started = sorted(s for s in work.started if find_spec(f"labkit.checks.lab{s[:2]}"))
-        fits = {s: len(names & set(_names(self.checks(s)))) for s in started or _labs()}
+        fits = {s: len(names & set(_names(self.checks(s)))) for s in started or STEMS}
         best = max(fits, key=fits.get)
         if not fits[best] and not started:
             raise submission.Unreadable("no lab of this course: it defines none of the exercises")
@@ -91,20 +94,6 @@ class Judge:
             by_id = {f.exercise["id"]: f for f in found}
             self.known[stem] = [by_id[id] for id in sorted(by_id, key=natural)]
         return self.known[stem]
-
-
-def _labs():
-    """The stems of all labs: of a clone's notebooks, or of the solved ones in an installed labkit.
-
-    For a notebook whose line `labkit.start(…)` is gone.
-    """
-    here = Path(__file__).parents[1]
-    return sorted(
-        path.stem
-        for folder in (here.parent / "notebooks", here / "_solutions")
-        for path in folder.glob("[0-9][0-9]_*.ipynb")
-        if find_spec(f"labkit.checks.lab{path.stem[:2]}")
-    )
 
 
 def _names(checks):
@@ -153,7 +142,10 @@ class Case:
                 status, earned, message = told
                 message = line(message)
                 records.append(record | {"earned": earned, "status": status, "message": message})
-        return records, {"status": "crashed", "reason": down} if down else {"status": "graded"}
+        if down:
+            return records, {"status": "crashed", "reason": down}
+        troubles = self._troubles()
+        return records, {"status": "graded"} | ({"reason": line(troubles)} if troubles else {})
 
     def _run_cells(self, link):
         """Have the cells run, but for experiments, and ship what the exercises need."""
@@ -189,7 +181,7 @@ class Case:
         """`(status, earned, message, whether the process that answers has ended)`."""
         id, names = check.exercise["id"], check.exercise["names"]
         records, before = self.session.records, contract.session
-        records.clear()
+        records.pop(id, None)
         contract.session = self.session
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -197,7 +189,7 @@ class Case:
         except CheckFailed:
             pass
         except Undefined as name:
-            return *self._undefined(str(name)), False
+            return *self._undefined(str(name), names), False
         except Gone as gone:
             return gone.how, 0, str(gone), True
         except Forged as forged:
@@ -207,21 +199,39 @@ class Case:
         except OWN_MISTAKES as error:
             return "error", 0, f"{BROKEN}: {_where(error, check)}: {error}", False
         except Exception as error:  # a check that trips over data of a form that nobody foresaw
-            told = f"the answer has a form that the check cannot read ({_where(error, check)})"
-            return "failed", 0, told, False
+            return "failed", 0, f"{ODD} ({_where(error, check)})", False
         finally:
             contract.session = before
         record = records[id]
+        if record["status"] == "missing":  # the stub; did what came after it go wrong?
+            later = [self._of_cell(name) for name in names]
+            record["message"] = next(filter(None, later), "")
         return record["status"], record["earned"], record["message"], False
 
-    def _undefined(self, name):
+    def _undefined(self, name, names):
         """`(status, earned, message)` of an exercise whose object is not there."""
+        told = f"{name} is not defined"
+        if why := self._of_cell(name):
+            how = self.went[self.work.cell_of(name)][0]
+            return "missing" if how == "raised" else how, 0, f"{told}: {why}"
+        if name in self.work.elsewhere:
+            return "missing", 0, f"{told}: it stands in a cell that is not of the kind Code"
+        others = self.work.names() - set(_names(self.checks))
+        if near := difflib.get_close_matches(name, sorted(others), 1, 0.75):
+            return "missing", 0, f"{told}; there is {near[0]}"
+        return "missing", 0, told
+
+    def _of_cell(self, name):
+        """What went wrong with the cell that defines `name`; empty if nothing did."""
         how, why = self.went.get(self.work.cell_of(name), ("", ""))
         if how == "raised":
-            return "missing", 0, f"{name} is not defined: its cell raised {why}"
-        if how:
-            return how, 0, f"{name} is not defined, of its cell: {why}"
-        return "missing", 0, f"{name} is not defined"
+            return f"its cell raised {why}"
+        return f"its cell {why.removeprefix('it ')}" if why.startswith("it ") else why
+
+    def _troubles(self):
+        """The cells that hung, or that took their process with them, as one text."""
+        ended = [(i, why) for i, (how, why) in sorted(self.went.items()) if how != "raised"]
+        return "; ".join(f"code cell {i + 1}: {why}" for i, why in ended[:5])
 
 
 def _where(error, check):

@@ -28,13 +28,23 @@ def load(path):
     mine = [check for check in contract.checks_of(module) if check.__module__ == NAME]
     if not mine:
         raise LabError(f"{path} has no check: mark a function with @exercise(id, points=…)")
+    for check in mine:
+        number = _lab_of(check)
+        if number is not None and not importlib.util.find_spec(f"labkit.checks.lab{number:02}"):
+            told = f"{check.exercise['id']} is of lab {number}, and there is none"
+            raise LabError(f"{path}: {told}")
     return mine
+
+
+def _lab_of(check):
+    """The lab's number in an id such as "2.10"; None where it begins with none."""
+    number = check.exercise["id"].partition(".")[0]
+    return int(number) if number.isdecimal() else None
 
 
 def of_lab(check, stem):
     """Whether a private check belongs to a lab: "2.10" to lab 2, an id without a number to all."""
-    number = check.exercise["id"].partition(".")[0]
-    return not number.isdecimal() or int(number) == int(stem[:2])
+    return _lab_of(check) in (None, int(stem[:2]))
 
 
 @cache

@@ -16,6 +16,7 @@ from labkit.errors import LabError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 AS_IT_IS = (".gitignore", "LICENSE", "constraints.txt", "environment.yml")
+GUIDES = ("learner.md", "troubleshooting.md", "memory.md", "gpu.md")
 NOT_SHIPPED = ("__pycache__", "_solutions", ".*")
 SOLUTIONS = re.compile(r"\n\[tool\.hatch\.build\.targets\.wheel\.force-include\]\n[^\[]*\n(?=\[)")
 
@@ -37,6 +38,9 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
         (out / name).write_text(text, "utf-8", newline="\n")
     for name in AS_IT_IS:
         shutil.copy(root / name, out / name)
+    (out / "docs").mkdir()
+    for name in GUIDES:
+        shutil.copy(root / "docs" / name, out / "docs" / name)
     (out / "Makefile").write_text(makefile((root / "Makefile").read_text("utf-8")), "utf-8")
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
@@ -117,11 +121,12 @@ def _titles(root: Path) -> list[tuple[str, str]]:
 
 
 def makefile(text: str) -> str:
-    """Return the course's Makefile with the one target that students need: `lab`."""
+    """Return the course's Makefile with the targets that students need: `setup` and `lab`."""
     blocks = [
         b
         for b in text.split("\n\n")
         if not b.startswith(("run:", "test:", "test-gpu:", "attacks:"))
     ]
-    kept = "\n\n".join(blocks).replace(".PHONY: run lab test attacks test-gpu", ".PHONY: lab")
+    phony = (".PHONY: setup run lab test attacks test-gpu", ".PHONY: setup lab")
+    kept = "\n\n".join(blocks).replace(*phony)
     return re.sub(r"(?m)^NBVAL .*\n", "", kept)

@@ -39,6 +39,8 @@ def write(out: Path, results: list[dict], sources: dict[str, dict[str, str]]) ->
     pages = page_names([row["submission"] for row in results])
     rows = [summary.whole(row) | {"page": page} for row, page in zip(results, pages, strict=True)]
     _put(out / "grades.csv", grades(rows))
+    for old in {page.name for page in (out / "feedback").glob("*.html")} - set(pages):
+        (out / "feedback" / old).unlink()  # of a submission that is no longer among these
     for row in rows:
         _put(out / "feedback" / row["page"], feedback_page(row, sources.get(row["submission"], {})))
     _put(out / "index.html", class_page(rows))

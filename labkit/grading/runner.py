@@ -4,6 +4,7 @@ Whatever the cells do to it, it costs this process at most. Orders and answers a
 messages on a SOCK_SEQPACKET pair.
 """
 
+import ast
 import base64
 import builtins
 import contextlib
@@ -107,9 +108,20 @@ def run_cell(shell, source):
     except BaseException as raised:  # an interrupt between the lines, or a patched shell
         error = raised
     try:
+        if isinstance(error, SyntaxError):
+            error = _mistake(source) or error
+            return f"{type(error).__name__}: {error.msg} (line {error.lineno})"[:TOLD]
         return f"{type(error).__name__}: {error}"[:TOLD] if error is not None else None
     except BaseException:  # an error whose text raises
         return "an error without a text"
+
+
+def _mistake(source):
+    """Python's own error of a cell, which says more than IPython's "incomplete input"."""
+    try:
+        ast.parse(source)
+    except SyntaxError as error:
+        return error
 
 
 def _settle(channel):

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from labkit.grading import sandbox
-from labkit.grading.contract import BROKEN
+from labkit.grading.contract import BROKEN, ODD
 from labkit.grading.summary import by_lab, whole
 
 FEW = 12  # submissions that are listed one by one
@@ -34,7 +34,7 @@ def loud(console):
     console.print(Text(sandbox.UNSAFE, "bold white on red"), soft_wrap=True)
 
 
-def summary(rows, out, console):
+def summary(rows, out, console, others=()):
     """The points, what could not be graded, what has to be looked at, and where the pages are."""
     states = Counter(row["status"] for row in rows)
     told = ", ".join(f"{n} {status}" for status, n in states.most_common())
@@ -49,8 +49,13 @@ def summary(rows, out, console):
         if row["status"] != "graded":
             lines.append(f"  {row['submission']}: {row['status']}, {row.get('reason', '')}")
     exercises = (exercise for row in rows for exercise in row["exercises"])
-    broken = Counter((e["id"], e["message"]) for e in exercises if BROKEN in e["message"])
+    broken = Counter(
+        (e["id"], e["message"]) for e in exercises if BROKEN in e["message"] or ODD in e["message"]
+    )
     lines += [f"  LOOK, {n} times in {id}: {message}" for (id, message), n in broken.items()]
+    if others:
+        more = f" and {len(others) - FEW} more" if len(others) > FEW else ""
+        lines.append(f"  not looked at, for it is no .ipynb: {', '.join(others[:FEW])}{more}")
     lines.append(f"pages: {out / 'index.html'}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

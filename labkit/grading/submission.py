@@ -5,6 +5,8 @@ import json
 import re
 from dataclasses import dataclass, field
 
+from labkit.grading.contract import WITHHELD
+
 START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d_\w+)[\"']")
 DEFINITION = re.compile(
     r"^(?:async +)?(?:def|class) +(\w+)|^(\w+) *(?::[^=\n]*)?=(?!=)", re.MULTILINE
@@ -26,20 +28,23 @@ class Submission:
     cells: list  # sources
     experiments: set = field(default_factory=set)  # indices of cells tagged as experiments
     started: set = field(default_factory=set)  # stems of labs that it starts
+    in_vain: set = field(default_factory=set)  # indices of cells whose `reveal` had nothing to show
+    elsewhere: set = field(default_factory=set)  # names that cells which are not code define
 
     def __post_init__(self):
         left, self.defines, self._reveals = 2 * PARSED, [], set()
-        for source in self.cells:
+        for i, source in enumerate(self.cells):
             short = len(source) <= min(left, PARSED)
             left -= len(source) if short else 0
             tree = _tree(source) if short else None
             if tree:
                 self.defines.append(_defined(tree))
-                self._reveals |= _revealed(tree)
+                shown = _revealed(tree)
             else:  # no Python, or too long to be parsed
                 found = DEFINITION.findall(source)
                 self.defines.append({name for pair in found for name in pair if name})
-                self._reveals |= set(REVEAL.findall(source))
+                shown = set(REVEAL.findall(source))
+            self._reveals |= shown if i not in self.in_vain else set()
 
     def cell_of(self, name):
         """Index of the last cell that defines `name`, or None."""
@@ -50,7 +55,7 @@ class Submission:
         return set().union(*self.defines) if self.defines else set()
 
     def revealed(self):
-        """The ids of exercises that it reveals."""
+        """The ids of exercises whose solutions it has been shown."""
         return self._reveals
 
 
@@ -79,22 +84,27 @@ def read(data):
 
 
 def _submission(cells):
-    sources, experiments, started = [], set(), set()
+    sources, experiments, started, in_vain, elsewhere = [], set(), set(), set(), set()
     for cell in cells:
-        if not isinstance(cell, dict) or cell.get("cell_type") != "code":
+        if not isinstance(cell, dict):
             continue
         source = _source(cell)
+        if cell.get("cell_type") != "code":
+            elsewhere |= {name for pair in DEFINITION.findall(source[:PARSED]) for name in pair}
+            continue
         started |= set(START.findall(source))
         metadata = cell.get("metadata")
         tags = metadata.get("tags") if isinstance(metadata, dict) else None
         if isinstance(tags, list) and "experiment" in tags:
             experiments.add(len(sources))
+        if WITHHELD in str(cell.get("outputs"))[:PARSED]:
+            in_vain.add(len(sources))
         sources.append(source)
     if not any(source.strip() for source in sources):
         raise Unreadable("the notebook has no code")
     if (size := sum(map(len, sources))) > CODE:
         raise Unreadable(f"{size:,} characters of code, at most {CODE:,} are run")
-    return Submission(sources, experiments, started)
+    return Submission(sources, experiments, started, in_vain, elsewhere)
 
 
 def _source(cell):

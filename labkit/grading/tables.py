@@ -33,6 +33,19 @@ def points(row: dict, most: str) -> str:
     return text.replace(".", ",") if "," in most else text
 
 
+def put(line: list[str], at: int, text: str, name: str) -> list[str]:
+    """Fill in a grade; a line where something else stood there that somebody may have written.
+
+    What is no number, such as EX for excused, stays. A lower grade than before is filled in.
+    """
+    before = line[at].strip()
+    old, new = _number(before), _number(text)
+    if before and old is None:
+        return [f"{name} has {before!r}, which stays; graded {text}"]
+    line[at] = text
+    return [f"{name} had {before}, and gets {text}"] if before and new < old else []
+
+
 def number_of(lab: str) -> str:
     """Return "2" for "02_lora"."""
     return lab.partition("_")[0].lstrip("0")

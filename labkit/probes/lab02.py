@@ -339,9 +339,13 @@ def _parts(model):
 
 
 def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, missing):
-    """The error of `load_adapter_` as text, or None: one key too many, or number `missing` gone."""
-    model = _adapted(LoRALinear, A, B, x)
-    state = dict(adapter_state(model))
+    """`[the error of load_adapter_ as text, whether A and B are as before]`; None without an error.
+
+    The state has one key too many, or number `missing` is gone.
+    """
+    model, other = (_adapted(LoRALinear, M, B, x) for M in (A, A + 1))
+    before = {name: part.detach().clone() for name, part in _parts(model).items()}
+    state = dict(adapter_state(other))
     if missing is None:
         state[EXTRA] = A
     else:
@@ -351,5 +355,6 @@ def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, missing):
     except NotImplementedError:
         raise
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        kept = all(torch.equal(part, before[name]) for name, part in _parts(model).items())
+        return [f"{type(error).__name__}: {error}", kept]
     return None
