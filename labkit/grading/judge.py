@@ -28,6 +28,7 @@ STEMS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging")
 # what learners' data cannot bring about: an exception of these kinds is the check's own mistake
 OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
 MESSAGE = 600  # characters of a message
+NAMES = 1000  # of a submission, among which one is sought that is nearly right
 SLOW = 15  # seconds that cells may wait for their turn, beyond their own time
 
 
@@ -216,8 +217,8 @@ class Case:
             return "missing" if how == "raised" else how, 0, f"{told}: {why}"
         if name in self.work.elsewhere:
             return "missing", 0, f"{told}: it stands in a cell that is not of the kind Code"
-        others = self.work.names() - set(_names(self.checks))
-        if near := difflib.get_close_matches(name, sorted(others), 1, 0.75):
+        others = sorted(self.work.names() - set(_names(self.checks)))[:NAMES]
+        if near := difflib.get_close_matches(name, others, 1, 0.75):
             return "missing", 0, f"{told}; there is {near[0]}"
         return "missing", 0, told
 

@@ -109,7 +109,8 @@ def run_cell(shell, source):
         error = raised
     try:
         if isinstance(error, SyntaxError):
-            error = _mistake(source) or error
+            if error.msg == "incomplete input":
+                error = _mistake(source) or error
             return f"{type(error).__name__}: {error.msg} (line {error.lineno})"[:TOLD]
         return f"{type(error).__name__}: {error}"[:TOLD] if error is not None else None
     except BaseException:  # an error whose text raises
@@ -117,7 +118,7 @@ def run_cell(shell, source):
 
 
 def _mistake(source):
-    """Python's own error of a cell, which says more than IPython's "incomplete input"."""
+    """Python's own error of a cell, which says more than IPython's "incomplete input"; or None."""
     try:
         ast.parse(source)
     except SyntaxError as error:
