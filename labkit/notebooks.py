@@ -50,10 +50,11 @@ def build(root: Path, check: bool = False) -> list[str]:
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     changed = []
     for master in sorted((root / "labs").glob("*.py")):
-        text = master.read_text("utf-8")
+        text, made = master.read_text("utf-8"), {}
         try:
-            names = {f"{folder}/{master.stem}.ipynb": solved for folder, solved in FOLDERS.items()}
-            made = {name: to_notebook(cut(text, names[name]), name, project) for name in names}
+            for folder, solved in FOLDERS.items():
+                name = f"{folder}/{master.stem}.ipynb"
+                made[name] = to_notebook(cut(text, solved), name, project)
             _look_over(master.stem, text)
         except BuildError as error:
             raise BuildError(f"labs/{master.name}, {error}") from None

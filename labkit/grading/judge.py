@@ -190,7 +190,7 @@ class Case:
         except CheckFailed:
             pass
         except Undefined as name:
-            return *self._undefined(str(name), names), False
+            return *self._undefined(str(name)), False
         except Gone as gone:
             return gone.how, 0, str(gone), True
         except Forged as forged:
@@ -205,16 +205,16 @@ class Case:
             contract.session = before
         record = records[id]
         if record["status"] == "missing":  # the stub; did what came after it go wrong?
-            later = [self._of_cell(name) for name in names]
+            later = [self._of_cell(name)[1] for name in names]
             record["message"] = next(filter(None, later), "")
         return record["status"], record["earned"], record["message"], False
 
-    def _undefined(self, name, names):
+    def _undefined(self, name):
         """`(status, earned, message)` of an exercise whose object is not there."""
         told = f"{name} is not defined"
-        if why := self._of_cell(name):
-            how = self.went[self.work.cell_of(name)][0]
-            return "missing" if how == "raised" else how, 0, f"{told}: {why}"
+        status, why = self._of_cell(name)
+        if why:
+            return status, 0, f"{told}: {why}"
         if name in self.work.elsewhere:
             return "missing", 0, f"{told}: it stands in a cell that is not of the kind Code"
         others = sorted(self.work.names() - set(_names(self.checks)))[:NAMES]
@@ -223,11 +223,11 @@ class Case:
         return "missing", 0, told
 
     def _of_cell(self, name):
-        """What went wrong with the cell that defines `name`; empty if nothing did."""
+        """`(status, what went wrong)` of the cell that defines `name`; both empty if all went."""
         how, why = self.went.get(self.work.cell_of(name), ("", ""))
         if how == "raised":
-            return f"its cell raised {why}"
-        return f"its cell {why.removeprefix('it ')}" if why.startswith("it ") else why
+            return "missing", f"its cell raised {why}"
+        return how, f"its cell {why.removeprefix('it ')}" if why.startswith("it ") else why
 
     def _troubles(self):
         """The cells that hung, or that took their process with them, as one text."""

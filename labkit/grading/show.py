@@ -49,9 +49,8 @@ def summary(rows, out, console, others=()):
         if row["status"] != "graded":
             lines.append(f"  {row['submission']}: {row['status']}, {row.get('reason', '')}")
     exercises = (exercise for row in rows for exercise in row["exercises"])
-    broken = Counter(
-        (e["id"], e["message"]) for e in exercises if BROKEN in e["message"] or ODD in e["message"]
-    )
+    odd = (e for e in exercises if e["message"].startswith((BROKEN, ODD)))
+    broken = Counter((e["id"], e["message"]) for e in odd)
     lines += [f"  LOOK, {n} times in {id}: {message}" for (id, message), n in broken.items()]
     if others:
         more = f" and {len(others) - FEW} more" if len(others) > FEW else ""

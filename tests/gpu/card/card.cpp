@@ -1,9 +1,9 @@
 // A CUDA device made of the host's memory, for a torch without CUDA.
 //
 // Its tensors are of the device cuda:0 and hold memory of an allocator that counts, in blocks of
-// 512 bytes as CUDA's does. An operation on them is done by the CPU's kernel, on the same memory; one
-// that mixes devices raises, as on a card. So a missing `.to(device)` shows without a card, and so
-// does what torch.cuda would say of memory. No CUDA kernel runs, and nothing is asynchronous.
+// 512 bytes as CUDA's does. An operation on them is done by the CPU's kernel, on the same memory;
+// one that mixes devices raises, as on a card. So a missing `.to(device)` shows without a card, and
+// so does what torch.cuda would say of memory. No CUDA kernel runs, and nothing is asynchronous.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -168,6 +168,23 @@ static bool takes_host_indices(const std::string& name) {
   return name == "aten::index" || name == "aten::index_put_" || name == "aten::_index_put_impl_";
 }
 
+// Each tensor in an argument or a result, replaced.
+template <class F>
+static void replace(c10::IValue& slot, F f) {
+  if (slot.isTensor()) {
+    slot = f(slot.toTensor());
+  } else if (slot.isTensorList()) {
+    std::vector<Tensor> all;
+    for (const Tensor& t : slot.toTensorVector()) all.push_back(f(t));
+    slot = c10::IValue(all);
+  } else if (slot.isOptionalTensorList()) {
+    c10::List<std::optional<Tensor>> all;
+    for (const std::optional<Tensor>& t : slot.toOptionalTensorVector())
+      all.push_back(t ? std::optional<Tensor>(f(*t)) : t);
+    slot = c10::IValue(all);
+  }
+}
+
 static void by_the_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto first = stack->size() - schema.arguments().size();
@@ -186,20 +203,9 @@ static void by_the_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) 
 
   for (auto i = first; i < stack->size(); i++) {
     auto& slot = (*stack)[i];
-    if (slot.isTensor()) {
-      slot = moved(slot.toTensor(), false);
-    } else if (slot.isTensorList()) {
-      std::vector<Tensor> all;
-      for (const Tensor& t : slot.toTensorVector()) all.push_back(moved(t, false));
-      slot = c10::IValue(all);
-    } else if (slot.isOptionalTensorList()) {
-      c10::List<std::optional<Tensor>> all;
-      for (const std::optional<Tensor>& t : slot.toOptionalTensorVector())
-        all.push_back(t ? std::optional<Tensor>(moved(*t, takes_host_indices(schema.name()))) : t);
-      slot = c10::IValue(all);
-    } else if (slot.isDevice() && slot.toDevice().is_cuda()) {
-      slot = c10::IValue(c10::Device(c10::kCPU));
-    }
+    const bool indices = slot.isOptionalTensorList() && takes_host_indices(schema.name());
+    replace(slot, [&](const Tensor& t) { return moved(t, indices); });
+    if (slot.isDevice() && slot.toDevice().is_cuda()) slot = c10::IValue(c10::Device(c10::kCPU));
   }
   TORCH_CHECK(seen.empty() || !mixed, schema.name(), ": Expected all tensors to be on the same ",
               "device, but found at least two devices, cuda:0 and cpu!");
@@ -209,16 +215,8 @@ static void by_the_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) 
     if (pair.host.sizes() != pair.card.sizes()) at::native::resize_(pair.card, pair.host.sizes());
     if (pair.host.storage().data() != pair.data) on_host(pair.card).copy_(pair.host);
   }
-  for (auto i = stack->size() - schema.returns().size(); i < stack->size(); i++) {
-    auto& slot = (*stack)[i];
-    if (slot.isTensor()) {
-      slot = on_card(slot.toTensor(), seen);
-    } else if (slot.isTensorList()) {
-      std::vector<Tensor> all;
-      for (const Tensor& t : slot.toTensorVector()) all.push_back(on_card(t, seen));
-      slot = c10::IValue(all);
-    }
-  }
+  for (auto i = stack->size() - schema.returns().size(); i < stack->size(); i++)
+    replace((*stack)[i], [&](const Tensor& t) { return on_card(t, seen); });
 }
 
 // ---- the few that make, share or move memory
@@ -275,27 +273,15 @@ static int64_t plain_attention(const Tensor&, const Tensor&, const Tensor&,
 
 // From fp16 to fp32 in one kernel: torch asks for it on a card only, and the CPU has none.
 
-static Tensor softmax(const Tensor& x, int64_t dim, bool half_to_float) {
+template <Tensor (*f)(const Tensor&, int64_t, bool)>
+static Tensor to_fp32(const Tensor& x, int64_t dim, bool half_to_float) {
   const auto host = on_host(x);
-  return on_card(at::_softmax(half_to_float ? host.to(at::kFloat) : host, dim, false), {});
+  return on_card(f(half_to_float ? host.to(at::kFloat) : host, dim, false), {});
 }
 
-static Tensor log_softmax(const Tensor& x, int64_t dim, bool half_to_float) {
-  const auto host = on_host(x);
-  return on_card(at::_log_softmax(half_to_float ? host.to(at::kFloat) : host, dim, false), {});
-}
-
-static Tensor softmax_backward(const Tensor& grad, const Tensor& y, int64_t dim,
-                               at::ScalarType type) {
-  const auto found = at::_softmax_backward_data(on_host(grad), on_host(y), dim, y.scalar_type());
-  return on_card(found.to(type), {});
-}
-
-static Tensor log_softmax_backward(const Tensor& grad, const Tensor& y, int64_t dim,
-                                   at::ScalarType type) {
-  const auto found =
-      at::_log_softmax_backward_data(on_host(grad), on_host(y), dim, y.scalar_type());
-  return on_card(found.to(type), {});
+template <Tensor (*f)(const Tensor&, const Tensor&, int64_t, at::ScalarType)>
+static Tensor from_fp32(const Tensor& grad, const Tensor& y, int64_t dim, at::ScalarType type) {
+  return on_card(f(on_host(grad), on_host(y), dim, y.scalar_type()).to(type), {});
 }
 
 // Products of 16-bit matrices that come out in fp32: torch has them for a card only.
@@ -343,8 +329,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("addmm.dtype", &addmm);
   m.impl("addmm.dtype_out", &addmm_out);
   m.impl("mm.dtype", &mm);
-  m.impl("_softmax", &softmax);
-  m.impl("_log_softmax", &log_softmax);
-  m.impl("_softmax_backward_data", &softmax_backward);
-  m.impl("_log_softmax_backward_data", &log_softmax_backward);
+  m.impl("_softmax", &to_fp32<at::_softmax>);
+  m.impl("_log_softmax", &to_fp32<at::_log_softmax>);
+  m.impl("_softmax_backward_data", &from_fp32<at::_softmax_backward_data>);
+  m.impl("_log_softmax_backward_data", &from_fp32<at::_log_softmax_backward_data>);
 }
