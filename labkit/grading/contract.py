@@ -256,7 +256,7 @@ class Verdict(NamedTuple):
 
 
 def _judge(check, objects, after, points):
-    """The Verdict on the learner's own objects, else with the course's own of `after` among them."""
+    """The Verdict on the learner's objects, else with the course's own of `after` among them."""
     try:
         own = _verdict(check, objects, points)
     except NoAnswer:
