@@ -21,6 +21,7 @@ class JudgeProcess:
     def __init__(self, limits, unsafe=False, checks=None, cores=None):
         self.setup = {"limits": asdict(limits), "unsafe": unsafe, "checks": checks, "cores": cores}
         self.most, self.process = 256 << 20, None
+        self.started = self.over = False  # whether it has once got ready; whether it is to end
 
     def start(self):
         """Start the process; LabError when no sandbox can be had."""
@@ -42,31 +43,52 @@ class JudgeProcess:
             reason = self._last_error() if frame is None else frame[1].decode()
             self.stop()
             raise LabError(reason)
+        self.started = True
 
     def grade(self, name, data, seed):
-        """`(row, sources)`; a judge that dies costs this submission a row that says so."""
-        try:
-            if self.process is None:
-                self.start()
-            head = json.dumps({"name": name, "seed": seed}).encode()
-            wire.send(self.link, b"G", head + b"\n" + data)
-            frame = wire.receive(self.link, self.most)
-        except (OSError, wire.WireError):
-            frame = None
-        if frame is None:
-            reason = f"the grader itself ended: {self._last_error()}"
+        """`(row, sources)`. A judge that dies is replaced, and the submission graded once more.
+
+        One that dies again costs it a row that says so. LabError when none can start at all.
+        """
+        for last in (False, True):
+            try:
+                return self._graded(name, data, seed)
+            except (OSError, wire.WireError):
+                reason = f"the grader itself ended: {self._last_error()}"
+            except LabError as error:  # the sandbox does not start
+                if not self.started:
+                    raise
+                reason = str(error)
             self.stop()
-            return crashed(name, reason), {}
+            if last or self.over:
+                return crashed(name, reason), {}
+
+    def _graded(self, name, data, seed):
+        if self.process is None and self.over:
+            raise ConnectionError
+        if self.process is None:
+            self.start()
+        head = json.dumps({"name": name, "seed": seed}).encode()
+        wire.send(self.link, b"G", head + b"\n" + data)
+        frame = wire.receive(self.link, self.most)
+        if frame is None:
+            raise ConnectionError
+        if frame[0] != b"R":
+            raise LabError(frame[1].decode())
         return tuple(json.loads(frame[1]))
 
     def _last_error(self):
-        self.kill()
+        self._end()
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1][:300] if lines else "it was killed"
 
     def kill(self):
         """End the process at once, and with it all that it started; `grade` then returns."""
+        self.over = True
+        self._end()
+
+    def _end(self):
         if self.process:
             self.process.kill()
             self.process.wait()
@@ -77,7 +99,7 @@ class JudgeProcess:
             self.link.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
-            self.kill()
+            self._end()
             self.errors.close()
             self.process = None
 
