@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
+from labkit.grading import needs
 from labkit.grading.contract import WITHHELD
 
 START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d_\w+)[\"']")
@@ -33,10 +34,12 @@ class Submission:
 
     def __post_init__(self):
         left, self.defines, self._reveals = 2 * PARSED, [], set()
+        self._needs = []  # of each cell, as `needs.of_cell` has it; None for what is no Python
         for i, source in enumerate(self.cells):
             short = len(source) <= min(left, PARSED)
             left -= len(source) if short else 0
             tree = _tree(source) if short else None
+            self._needs.append(needs.of_cell(_python(source), tree) if tree else None)
             if tree:
                 self.defines.append(_defined(tree))
                 shown = _revealed(tree)
@@ -49,6 +52,10 @@ class Submission:
     def cell_of(self, name):
         """Index of the last cell that defines `name`, or None."""
         return max((i for i, names in enumerate(self.defines) if name in names), default=None)
+
+    def needed(self, names):
+        """Indices of the cells on which `names` may depend."""
+        return needs.cells_for(names, self._needs)
 
     def names(self):
         """All names that its cells define."""
@@ -118,13 +125,18 @@ def _brief(error):
     return str(error).partition("\n")[0][:80]
 
 
-def _tree(source):
-    """The parsed cell, magics and shell lines blanked; None when it is no Python."""
+def _python(source):
+    """The cell, magics and shell lines blanked."""
     if source.lstrip().startswith("%%"):
         source = source.lstrip().partition("\n")[2]
     lines = ["pass" if line.startswith(("%", "!", "?")) else line for line in source.split("\n")]
+    return "\n".join(lines)
+
+
+def _tree(source):
+    """The parsed cell; None when it is no Python."""
     try:
-        return ast.parse("\n".join(lines))
+        return ast.parse(_python(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
