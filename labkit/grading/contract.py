@@ -269,7 +269,7 @@ def _judge(check, objects, after, points):
     if not source:
         return _dependent(own, after)
     with session.lent(names, source) as theirs:
-        lent = _verdict(check, objects | theirs, points)
+        lent = _verdict(check, {n: theirs.get(n, o) for n, o in objects.items()}, points)
     told = f"judged with the course's own {', '.join(names)}, since {after} is open"
     if lent.status == "missing":
         return lent
