@@ -45,6 +45,12 @@ class Session:
     seed: int = 0
     exercise: str = ""  # the id of the one that is being checked
     records: dict = field(default_factory=dict)  # exercise id -> dict as in results.json
+    lent: dict = field(default_factory=dict)  # exercise id -> the course's objects, as lent last
+
+    def clear(self):
+        """Forget all that was judged and lent."""
+        self.records.clear()
+        self.lent.clear()
 
     def call(self, f, data):
         """`f(*data)` as plain data; raises NotWritten, or CheckFailed when `f` raises."""
@@ -79,6 +85,7 @@ HINTS = {
     "is not defined": "; was the cell that defines it run?",
 }
 WITHHELD = "The solutions are not part of this copy of the course, so nothing is revealed"
+LENT = "is lent: it runs, its source stays hidden, and it earns no points"
 BROKEN = "the check itself is broken"  # begins what grading says then, to the instructor
 ODD = "the answer has a form that the check cannot read"  # or so it seems: the same goes for it
 session = Session()
@@ -127,9 +134,14 @@ def exercise(id, points, after=None):
             if absent := [o.name for o in objects if isinstance(o, NotRun)]:
                 print(f"○ {id} {absent[0]}: its cell has not been run yet")
                 return
+            if any(own is one for own in objects for one in session.lent.get(id, ())):
+                print(f"◐ {id} {LENT}: this is the course's, not yours")
+                return
             try:
                 note = check(*objects)
             except NotWritten:
+                if session.records.get(id, {}).get("status") == "lent":  # and now the stub is back
+                    del session.records[id]
                 session.records.setdefault(id, record | {"status": "missing", "message": ""})
                 print(f"○ {id} {listed}: not written yet")
             except CheckFailed as failure:
