@@ -1,5 +1,6 @@
 """A lab in a notebook: its header, its experiments, `reveal`, and the score."""
 
+import functools
 import importlib
 import importlib.util
 
@@ -24,12 +25,14 @@ def start(stem):
     check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
     if importlib.util.find_spec(f"labkit.plots.lab{stem[:2]}"):
         importlib.import_module(f"labkit.plots.lab{stem[:2]}")
-    contract.session.clear()
-    lab = Lab(stem, check)
+    lab, shell, session = Lab(stem, check), get_ipython(), contract.session
+    session.clear()
+    session.reference = functools.partial(reference.reference, stem)
+    session.namespace = shell.user_ns if shell else {}
     torch.manual_seed(lab.seed)
     names = [name for exercise in lab.exercises for name in exercise["names"]]
-    for name in names if get_ipython() else ():  # a check before its cell is no traceback
-        get_ipython().user_ns.setdefault(name, contract.NotRun(name))
+    for name in names if shell else ():  # a check before its cell is no traceback
+        session.namespace.setdefault(name, contract.NotRun(name))
     print(lab.header())
     return lab, check
 
@@ -112,7 +115,7 @@ class Lab:
             print(f"✓ {id} has passed already: yours stays.")
             return
         else:
-            contract.session.lent[id] = _lend(id, source, cells)
+            contract.session.loans[id] = _lend(id, source, cells)
             record |= {"status": "lent", "earned": 0, "message": ""}
             print(f"◐ {id} {contract.LENT}. Write your own any time: it then counts.")
         contract.session.records[id] = record

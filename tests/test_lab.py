@@ -14,6 +14,7 @@ import labkit
 from labkit import live
 from labkit.errors import LabError
 from labkit.grading import contract
+from labkit.reference import reference
 
 
 def scaling(alpha, r, rank_stabilized=False):
@@ -204,12 +205,24 @@ def test_a_stub_that_is_back_closes_the_experiment_again(release):
     lab.reveal("2.8")
     assert lab.experiment("Runs", 1, needs=["2.8"])
     labkit.start("02_lora")
-    assert contract.session.lent == {} == contract.session.records
+    assert contract.session.loans == {} == contract.session.records
 
 
 def test_what_is_not_there_is_not_lent(release):
     with pytest.raises(LabError, match="not part of this copy"):
         release[0].reveal("2.9")
+
+
+def test_an_answer_is_judged_beside_the_courses_own_of_what_is_open(monkeypatch, capsys):
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr(shell, "user_ns", {})
+    monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
+    _, check = labkit.start("02_lora")
+    exec(reference("02_lora", "2.4"), shell.user_ns)
+    shell.user_ns["LoRALinear"] = contract.NotRun("LoRALinear")
+    check.injects(shell.user_ns["inject"])
+    assert "✓ 2.4 inject" in capsys.readouterr().out
+    assert isinstance(shell.user_ns["LoRALinear"], contract.NotRun)
 
 
 def test_reveal_of_an_unknown_exercise_lists_the_known(lab):
