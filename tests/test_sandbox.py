@@ -116,6 +116,16 @@ def test_what_is_secret_is_not_there(nested):
     assert _told(nested, f"[p for p in {paths} if os.path.exists(p)]") == []
 
 
+def test_what_could_tell_an_answer_is_hidden_in_every_copy_of_the_course(tmp_path, monkeypatch):
+    for name in ("checks", "_solutions", "_lent", "probes"):
+        (tmp_path / "labkit" / name).mkdir(parents=True)
+    monkeypatch.setattr(sandbox, "PACKAGE", tmp_path / "labkit")
+    wall = sandbox._outer_wall("nested")
+    hidden = {wall[i + 1] for i, word in enumerate(wall) if word == "--tmpfs"}
+    wanted = {str(tmp_path / "labkit" / name) for name in ("checks", "_solutions", "_lent")}
+    assert wanted <= hidden and str(tmp_path / "labkit/probes") not in hidden
+
+
 def test_writing_is_possible_in_scratch_space_only(nested):
     tries = ["/", "/usr", "/etc", "/dev", "/cache", "/run", "/proc", "/work", sys.prefix, str(ROOT)]
     tries += [str(ROOT / "labkit"), sandbox.scratch(), "/dev/shm", "."]

@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from labkit.grading.contract import WITHHELD
+from labkit.grading.contract import LENT, WITHHELD
 
 START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d_\w+)[\"']")
 DEFINITION = re.compile(
@@ -28,7 +28,7 @@ class Submission:
     cells: list  # sources
     experiments: set = field(default_factory=set)  # indices of cells tagged as experiments
     started: set = field(default_factory=set)  # stems of labs that it starts
-    in_vain: set = field(default_factory=set)  # indices of cells whose `reveal` had nothing to show
+    in_vain: set = field(default_factory=set)  # indices of cells whose `reveal` showed nothing
     elsewhere: set = field(default_factory=set)  # names that cells which are not code define
 
     def __post_init__(self):
@@ -97,7 +97,8 @@ def _submission(cells):
         tags = metadata.get("tags") if isinstance(metadata, dict) else None
         if isinstance(tags, list) and "experiment" in tags:
             experiments.add(len(sources))
-        if WITHHELD in str(cell.get("outputs"))[:PARSED]:
+        told = str(cell.get("outputs"))[:PARSED]
+        if WITHHELD in told or LENT in told:
             in_vain.add(len(sources))
         sources.append(source)
     if not any(source.strip() for source in sources):
