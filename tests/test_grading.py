@@ -20,7 +20,7 @@ from labkit.errors import LabError
 from labkit.grading import grade as grading
 from labkit.grading import judge as judging
 from labkit.grading import pool, sandbox, show, submission, zygote
-from labkit.grading.collect import others
+from labkit.grading.collect import left_out
 from labkit.grading.contract import WITHHELD
 from labkit.grading.limits import Limits
 
@@ -457,8 +457,7 @@ def test_a_notebook_in_capitals_is_one_and_what_is_none_is_named(batch, capsys):
     files = {"a/02.IPYNB": _notebook("x = 1"), "b.zip": b"PK", "c/d.py": b"", ".hidden": b""}
     rows = batch(files)
     assert [row["submission"] for row in rows] == ["a/02.IPYNB"]
-    left = others([batch.folder], batch.out)
-    assert left == ["b.zip", "d.py"]
+    left = left_out([batch.folder], batch.out)
     show.summary(rows, batch.out, Console(width=200), left)
     assert "not looked at, for it is no .ipynb: b.zip, d.py" in capsys.readouterr().out
 
