@@ -15,9 +15,10 @@ from functools import cache
 from pathlib import Path
 
 from labkit.grading import kept, summary
+from labkit.grading.limits import LONGEST_SOURCE
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-LONGEST_SOURCE, LONGEST_MESSAGE = 20_000, 2_000  # characters shown on a page
+LONGEST_MESSAGE = 2_000  # characters shown on a page
 MARKS = {
     "passed": "✓",
     "revealed": "◐",
