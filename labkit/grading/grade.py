@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from labkit.errors import LabError
-from labkit.grading import cluster, kept, pool, report, sandbox
+from labkit.grading import cluster, pool, report, sandbox, store
 from labkit.grading.collect import collect, listed, read_bytes
 from labkit.grading.limits import Limits
 from labkit.grading.submission import Unreadable
@@ -48,11 +48,11 @@ def grade(
     out = Path(out)
     _expect_a_sandbox(unsafe, scheduler)
     found = collect(paths, out)
-    (out / kept.FOLDER).mkdir(parents=True, exist_ok=True)
-    seed = kept.seed_of(out, seed)
-    before = kept.entries(out)
+    (out / store.FOLDER).mkdir(parents=True, exist_ok=True)
+    seed = store.seed_of(out, seed)
+    before = store.entries(out)
     found, renamed = _as_before(found, before)
-    version = kept.depends_on(checks, limits, seed)
+    version = store.depends_on(checks, limits, seed)
     books = [_look(name, path, version, limits) for name, path in found.items()]
     again = _chosen(again, found)
     todo = [book for book in books if book.name in again or not _stands(book, before)]
@@ -61,7 +61,7 @@ def grade(
         begin = len(books) - len(todo) + 1
         with closing(_rows(todo, seed, setup, jobs, workers, scheduler)) as graded:
             for done, (book, row, sources) in enumerate(graded, begin):
-                kept.save(out, _entry(book, row, sources))
+                store.save(out, _entry(book, row, sources))
                 if progress:
                     progress(done, len(books), row)
     finally:
@@ -179,10 +179,10 @@ def _entry(book, row, sources):
 
 def _report(out, renamed):
     """Write the reports of all that was ever graded into the folder; the rows."""
-    with kept.locked(out):
+    with store.locked(out):
         for name in renamed:
-            kept.forget(out, name)
-        entries = kept.entries(out)
+            store.forget(out, name)
+        entries = store.entries(out)
         found = {row["submission"]: row for row in report.rows_in(out)}
         found |= {name: entry["row"] for name, entry in entries.items()}
         rows = [found[name] for name in sorted(found.keys() - renamed)]

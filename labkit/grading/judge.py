@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import io
@@ -16,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from pkgutil import iter_modules
 
-from labkit import checks
+import labkit.checks
 from labkit.errors import LabError
 from labkit.grading import contract, private, submission, wire
 from labkit.grading.contract import BROKEN, ODD, CheckFailed
@@ -25,6 +26,7 @@ from labkit.grading.remote import Down, Forged, Gone, Learner, RemoteSession, Un
 from labkit.grading.shipped import shipped
 from labkit.grading.summary import natural
 from labkit.grading.warm import WarmProcess
+from labkit.reference import reference
 
 # what learners' data cannot bring about: an exception of these kinds is the check's own mistake
 OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
@@ -105,9 +107,9 @@ def stems():
 
     What a submission calls its lab is text of a stranger's: its number alone is used.
     """
-    found = (re.fullmatch(r"lab(\d\d)", part.name) for part in iter_modules(checks.__path__))
+    found = (re.fullmatch(r"lab(\d\d)", part.name) for part in iter_modules(labkit.checks.__path__))
     numbers = sorted(match[1] for match in found if match)
-    package = Path(checks.__file__).parents[1]
+    package = Path(labkit.checks.__file__).parents[1]
     folders = [package / "_solutions", package / "_lent"]
     folders += [package.parent / name for name in ("solutions", "notebooks", "labs")]
     files = (file for folder in folders for file in folder.glob("[0-9][0-9]_*.*"))
@@ -152,6 +154,7 @@ class Case:
         revealed = self.work.revealed()
         with self.judge.warm.submission() as link:
             self.session = RemoteSession(link, self.seed, self.limits)
+            self.session.reference = functools.partial(reference, self.stem)
             try:
                 self._run_cells(link)
             except (Down, OSError, wire.WireError, ValueError, TypeError) as error:
@@ -191,17 +194,18 @@ class Case:
         wire.send(link, b"B", shipped(self.stem))
 
     def _exercise(self, check):
-        """`(status, earned, message)`. What does not pass is tried once more in a fresh process."""
-        fresh = not self.used
+        """`(status, earned, message)`. What does not pass is tried again in a fresh process.
+
+        What ended its process is tried again even where that was a fresh one: a busy machine may
+        have ended it.
+        """
+        fresh, tries = not self.used, 0
         while True:
-            self.session.asked = 0
-            try:
-                wire.send(self.session.link, b"N", b"1" if fresh else b"0")
-            except OSError:
-                raise Down("the submission's processes ended") from None
+            self.session.begin(fresh)
             status, earned, message, ended = self._verdict(check)
             self.used = not ended and (self.used or self.session.asked > 0)
-            if fresh or status in ("passed", "missing"):
+            tries += 1
+            if status in ("passed", "missing") or (fresh and (status != "error" or tries > 1)):
                 return status, earned, message
             fresh = True
 
@@ -232,8 +236,8 @@ class Case:
             contract.session = before
         record = records[id]
         if record["status"] == "missing":  # the stub; did what came after it go wrong?
-            later = [self._of_cell(name)[1] for name in names]
-            record["message"] = next(filter(None, later), "")
+            told = [record["message"], *(self._of_cell(name)[1] for name in names)]
+            record["message"] = next(filter(None, told), "")
         return record["status"], record["earned"], record["message"], False
 
     def _undefined(self, name):

@@ -1,134 +1,117 @@
-"""What a folder of grades keeps: one small file a submission, which all its reports are made of.
+"""What a learner's code has to leave as it found it: its inputs, and the settings of torch.
 
-Several graders may work on one folder at a time. Each file is written whole under a name of its own
-and moved into place; what is read, merged and written again is so under a lock.
+A check makes no list of inputs that it compares: every call goes through here.
 """
 
 import contextlib
-import hashlib
-import json
-import os
-import re
-import secrets
-import sys
-from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 
-from labkit.grading import summary
+import torch
 
-FOLDER = "graded"  # below the folder of the grades
-PACKAGE = Path(__file__).parents[1]
-LIBRARIES = {"bitsandbytes", "numpy", "pandas", "peft", "torch", "transformers"}
-NO_GRADE = {"__pycache__", "templates"}  # folders of the package that no grade depends on
+NEW = "make a new one, with no *=, no [...] = and no inplace=True on it"
 
 
-def depends_on(checks, limits, seed):
-    """A digest of what grades depend on besides the notebook: code, libraries, limits, seed."""
-    digest = hashlib.sha256(f"{limits} {seed} {sys.version} {_libraries()}".encode())
-    solutions = sorted((PACKAGE.parent / "solutions").glob("*.ipynb"))
-    for file in [*_package(), *solutions, *([Path(checks)] if checks else [])]:
-        data = file.read_bytes()
-        digest.update(f"{file.name} {len(data)} ".encode() + data)
-    return digest.digest()
+def changes(before, after, name):
+    """What was done to the input `name`, as one line each: [] where it is as it was.
+
+    `before` is a `picture` of it, `after` the object itself.
+    """
+    if isinstance(after, torch.nn.Module):
+        return _changes_of_model(before, picture(after), name)
+    return [] if same(before, after) else [f"it changes its input {name} in place: {NEW}"]
 
 
-def _package():
-    for root, folders, files in os.walk(PACKAGE):
-        folders[:] = sorted(set(folders) - NO_GRADE)
-        yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
+def picture(thing):
+    """A copy of `thing` to compare it with later; of a model its modes, flags, adapters, weights.
+
+    Tensors, arrays, tables, lists, tuples, dicts are copied; all else stands for itself.
+    """
+    if isinstance(thing, torch.nn.Module):
+        return {
+            "its training mode": {name: m.training for name, m in thing.named_modules()},
+            "what of it trains": {name: p.requires_grad for name, p in thing.named_parameters()},
+            "its active adapter": _adapters(thing),
+            "its hooks": {name: _hooks(m) for name, m in thing.named_modules()},
+            "its weights": {name: picture(t) for name, t in thing.state_dict().items()},
+        }
+    if isinstance(thing, torch.Tensor):
+        return thing.detach().clone()
+    if type(thing) in (list, tuple):
+        return type(thing)(map(picture, thing))
+    if isinstance(thing, dict):
+        return {key: picture(value) for key, value in thing.items()}
+    array = hasattr(thing, "dtype") and hasattr(thing, "copy")
+    return thing.copy() if array or _table(thing) else thing
 
 
-def _libraries():
-    """The libraries that the course asks for, with the versions that are installed."""
-    names = set(LIBRARIES)
-    with contextlib.suppress(PackageNotFoundError):
-        asked = (line for line in requires("lora-labs") or () if "extra ==" not in line)
-        names |= {re.match(r"[\w.-]+", line)[0] for line in asked}
-    found = []
-    for name in sorted(names):
-        with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
-    return found
+def same(before, after):
+    """Whether two pieces of data are equal: kind, shape and numbers, NaN being equal to NaN."""
+    if isinstance(before, torch.Tensor):
+        alike = isinstance(after, torch.Tensor) and before.dtype == after.dtype
+        return alike and before.shape == after.shape and _equal(before, after.detach())
+    if type(before) is not type(after):
+        return False
+    if isinstance(before, list | tuple):
+        return len(before) == len(after) and all(map(same, before, after))
+    if isinstance(before, dict):
+        return list(before) == list(after) and all(same(before[k], after[k]) for k in before)
+    if _table(before):
+        return before.equals(after) and list(before.columns) == list(after.columns)
+    if hasattr(before, "dtype"):
+        return before.dtype == after.dtype and before.tobytes() == after.tobytes()
+    return before is after or before == after or before != before
+
+
+def _equal(a, b):
+    """Equal to the bit, or both NaN; tensors without numbers have none that differ."""
+    if a.device.type == "meta" or b.device.type == "meta":
+        return True
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _table(thing):
+    return type(thing).__name__ == "DataFrame"
+
+
+def _adapters(model):
+    """The active adapter of each of PEFT's layers, and whether they are switched off."""
+    layers = {n: m for n, m in model.named_modules() if hasattr(m, "active_adapters")}
+    return {
+        name: [str(m.active_adapters), getattr(m, "disable_adapters", False)]
+        for name, m in layers.items()
+        if not callable(m.active_adapters)
+    }
+
+
+def _hooks(module):
+    return [len(module._forward_hooks), len(module._forward_pre_hooks)]
+
+
+def _changes_of_model(before, after, name):
+    told = []
+    for what, was in before.items():
+        if not same(was, after[what]):
+            at = next((k for k in was if not same(was[k], after[what].get(k))), "")
+            told.append(f"it leaves {name} changed: {what}{f' (at {at})' * bool(at)}; put it back")
+    return told
 
 
 @contextlib.contextmanager
-def locked(out):
-    """Nobody else reads and writes the reports of the folder meanwhile."""
-    import fcntl  # not on Windows, where nothing is graded
+def settings(seed, told):
+    """Settings of torch that are those from before afterwards; what was changed goes into `told`.
 
-    with open(out / FOLDER / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def seed_of(out, seed=None):
-    """The seed given, else the one that this folder has, else a new random one; it is kept."""
-    file = out / FOLDER / "seed"
-    with locked(out):
-        if seed is None:
-            with contextlib.suppress(OSError, ValueError):
-                return int(file.read_text("utf-8"))
-            seed = secrets.randbits(48)
-        put(file, str(seed).encode())
-    return seed
-
-
-def entries(out):
-    """`{submission: entry}` of all that was graded into the folder; what is malformed is left out.
-
-    An entry has the `key` that its grade depends on ("" if the next call has to grade it again),
-    the `path` and the `digest` of the notebook, its `row` and its `sources`.
+    Random numbers begin at `seed` inside; drawing some is no change, seeding them anew is one.
     """
-    found = {}
-    for file in sorted((out / FOLDER).glob("*.json"), key=_written):
-        if entry := _entry(file):
-            found[entry["row"]["submission"]] = entry
-    return found
-
-
-def _written(file):
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:  # another grader has replaced it
-        return 0
-
-
-def _entry(file):
-    try:
-        entry = json.loads(file.read_text("utf-8"))
-        if isinstance(entry, list):  # as an earlier version left it
-            row, sources = entry
-            entry = {"key": "", "path": "", "digest": "", "row": row, "sources": sources}
-        row, sources, texts = entry["row"], entry["sources"], ("key", "path", "digest")
-        sound = summary.sound(row) and all(isinstance(entry[name], str) for name in texts)
-        cells = isinstance(sources, dict) and all(isinstance(c, str) for c in sources.values())
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return entry if sound and cells else None
-
-
-def save(out, entry):
-    """Keep the entry of a submission, in place of the one before."""
-    put(_file(out, entry["row"]["submission"]), json.dumps(entry).encode())
-
-
-def forget(out, submission):
-    """Remove what is kept of a submission."""
-    _file(out, submission).unlink(missing_ok=True)
-
-
-def _file(out, submission):
-    name = hashlib.sha256(submission.encode("utf-8", "surrogatepass")).hexdigest()
-    return out / FOLDER / f"{name}.json"
-
-
-def put(path, data):
-    """Write a file whole or not at all, also where two do at a time; an OSError names it."""
-    part = path.with_name(f".{path.name[:60]}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if torch.initial_seed() != seed:
+                told.append("it seeds torch's random numbers for everybody: leave the seed alone")
+            if torch.is_grad_enabled() != grad:
+                told.append("it leaves gradients switched off or on: use `with torch.no_grad():`")
+            if torch.get_default_dtype() != dtype:
+                told.append("it changes torch's default dtype for everybody: say dtype= instead")
+            torch.set_grad_enabled(grad)
+            torch.set_default_dtype(dtype)

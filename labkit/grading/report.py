@@ -14,7 +14,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from labkit.grading import kept, summary
+from labkit.grading import store, summary
 from labkit.grading.limits import LONGEST_SOURCE
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -139,4 +139,4 @@ def _template(name: str):
 
 def _put(path: Path, text: str) -> None:
     """Write the file whole or not at all; a half character from a file name becomes \\udcXX."""
-    kept.put(path, text.encode("utf-8", "backslashreplace"))
+    store.put(path, text.encode("utf-8", "backslashreplace"))

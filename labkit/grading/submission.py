@@ -176,7 +176,7 @@ def _defined(tree):
 
 
 def _calls(body):
-    """Yield the ids in calls of `lab.reveal("…")` that run with the cell: in no function or class."""
+    """Yield the ids in calls of `lab.reveal("…")` that run with the cell: in no function."""
     waiting = list(body)
     while waiting:
         node = waiting.pop()
