@@ -162,7 +162,7 @@ class Case:
             for check in self.checks:
                 record = {key: check.exercise[key] for key in ("id", "name", "points")}
                 if check.exercise["id"] in revealed:
-                    told = ("revealed", 0, "the solution was revealed")
+                    told = ("revealed", 0, revealed[check.exercise["id"]])
                 elif down:
                     told = ("error", 0, down)
                 else:

@@ -34,7 +34,8 @@ class Submission:
     elsewhere: set = field(default_factory=set)  # names that cells which are not code define
 
     def __post_init__(self):
-        left, self.defines, self._reveals = 2 * PARSED, [], set(self.shown)
+        left, self.defines = 2 * PARSED, []
+        self._reveals = dict.fromkeys(self.shown, "the solution was revealed")
         for i, source in enumerate(self.cells):
             short = len(source) <= min(left, PARSED)
             left -= len(source) if short else 0
@@ -45,7 +46,8 @@ class Submission:
                 continue
             self.defines.append(_defined(tree))
             if i in self.silent and (RUNS.match(source) or not source.lstrip().startswith("%%")):
-                self._reveals |= set(_calls(tree.body))
+                told = f"code cell {i + 1} reveals the solution; if it showed none, remove the call"
+                self._reveals = dict.fromkeys(_calls(tree.body), told) | self._reveals
 
     def cell_of(self, name):
         """Index of the last cell that defines `name`, or None."""
@@ -56,7 +58,7 @@ class Submission:
         return set().union(*self.defines) if self.defines else set()
 
     def revealed(self):
-        """The ids of exercises whose solutions it has been shown.
+        """`{id: how that is known}` of exercises whose solutions it has been shown.
 
         Those that an output says, and those that a cell asks for where it is not indented in a
         function, unless its outputs say otherwise or it was not run. Text about it counts nothing.
