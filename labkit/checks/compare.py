@@ -15,7 +15,9 @@ def ask(call, hint, f, *data):
     try:
         return observe(f, *data)
     except CheckFailed as failure:
-        raise CheckFailed(f"{call}: {failure}" + (f"; {hint}" if hint else "")) from None
+        raise CheckFailed(
+            f"{call}: {failure}" + (f"; {hint}" if hint else ""), bare=not hint
+        ) from None
 
 
 def expect_close(got, wanted, call, guesses=None, tol=1e-4):
@@ -32,7 +34,7 @@ def expect_close(got, wanted, call, guesses=None, tol=1e-4):
     for message, guess in (guesses or {}).items():
         if guess.shape == got.shape and _close(got, guess.double(), tol):
             raise CheckFailed(f"{call}: {message}")
-    raise CheckFailed(f"{call}: {_difference(got, wanted)}")
+    raise CheckFailed(f"{call}: {_difference(got, wanted)}", bare=True)
 
 
 def expect_shape(got, shape, call):
@@ -79,7 +81,7 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
         meant = got == guess if exact else abs(got - guess) <= tol * max(1e-8, abs(guess))
         if meant and guess != wanted:
             raise CheckFailed(f"{told}: {message}")
-    raise CheckFailed(told)
+    raise CheckFailed(told, bare=True)
 
 
 def _number(value):

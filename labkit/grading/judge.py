@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import io
@@ -22,6 +23,7 @@ from labkit.grading.remote import Down, Forged, Gone, Learner, RemoteSession, Un
 from labkit.grading.shipped import shipped
 from labkit.grading.summary import natural
 from labkit.grading.warm import WarmProcess
+from labkit.reference import reference
 
 # of the labs, for a notebook whose line `labkit.start(…)` is gone
 STEMS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging")
@@ -125,6 +127,7 @@ class Case:
         revealed = self.work.revealed()
         with self.judge.warm.submission() as link:
             self.session = RemoteSession(link, self.seed, self.limits)
+            self.session.reference = functools.partial(reference, self.stem)
             try:
                 self._run_cells(link)
             except (Down, OSError, wire.WireError, ValueError, TypeError) as error:
@@ -164,17 +167,18 @@ class Case:
         wire.send(link, b"B", shipped(self.stem))
 
     def _exercise(self, check):
-        """`(status, earned, message)`. What does not pass is tried once more in a fresh process."""
-        fresh = not self.used
+        """`(status, earned, message)`. What does not pass is tried again in a fresh process.
+
+        What ended its process is tried again even where that was a fresh one: a busy machine may
+        have ended it.
+        """
+        fresh, tries = not self.used, 0
         while True:
-            self.session.asked = 0
-            try:
-                wire.send(self.session.link, b"N", b"1" if fresh else b"0")
-            except OSError:
-                raise Down("the submission's processes ended") from None
+            self.session.begin(fresh)
             status, earned, message, ended = self._verdict(check)
             self.used = not ended and (self.used or self.session.asked > 0)
-            if fresh or status in ("passed", "missing"):
+            tries += 1
+            if status in ("passed", "missing") or (fresh and (status != "error" or tries > 1)):
                 return status, earned, message
             fresh = True
 
@@ -205,8 +209,8 @@ class Case:
             contract.session = before
         record = records[id]
         if record["status"] == "missing":  # the stub; did what came after it go wrong?
-            later = [self._of_cell(name)[1] for name in names]
-            record["message"] = next(filter(None, later), "")
+            told = [record["message"], *(self._of_cell(name)[1] for name in names)]
+            record["message"] = next(filter(None, told), "")
         return record["status"], record["earned"], record["message"], False
 
     def _undefined(self, name):

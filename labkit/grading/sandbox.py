@@ -38,7 +38,7 @@ UNSAFE = (
     "you can, and reach the network. Grade only what you trust. "
 )
 PACKAGE = Path(labkit.__file__).resolve().parent
-HIDDEN = ("checks", "_solutions")
+HIDDEN = ("checks", "_solutions", "_lent")
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
 ETC = (
     "ld.so.cache",
