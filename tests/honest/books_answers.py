@@ -6,8 +6,15 @@ from honest import honest
 
 @honest()
 def lambdas(book):
-    book.replace("lora_forward", "lora_forward = lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * x @ A.T @ B.T")  # fmt: skip
-    book.replace("scaling", "scaling = lambda a, r, rank_stabilized=False: a / (r**.5 if rank_stabilized else r)")  # fmt: skip
+    book.replace(
+        "lora_forward",
+        "lora_forward = lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * x @ A.T @ B.T",
+    )
+    book.replace(
+        "scaling",
+        "scaling = lambda alpha, r, rank_stabilized=False: (\n"
+        "    alpha / math.sqrt(r) if rank_stabilized else alpha / r\n)",
+    )
     book.replace("quiz", 'quiz = lambda: dict(q1="B", q2=" c", q3="A")')
 
 
@@ -81,8 +88,8 @@ def class_that_grows(book):
 @honest()
 def dataclass_within(book):
     book.early(
-        "from dataclasses import dataclass, field\nfrom collections import namedtuple\n\n@dataclass\n"
-        "class Settings:\n    alpha: float = 8\n    r: int = 4\n    def factor(self):\n"
+        "from dataclasses import dataclass, field\nfrom collections import namedtuple\n\n"
+        "@dataclass\nclass Settings:\n    alpha: float = 8\n    r: int = 4\n    def factor(self):\n"
         "        return self.alpha / self.r"
     )
     book.replace(
@@ -97,8 +104,8 @@ def first_attempt_wrong(book):
     """A wrong one above the right one; its asserts fail."""
     book.early(
         "def lora_forward(x, W, A, B, alpha):\n    return x @ W.T + alpha * x @ A.T @ B.T\n\n"
-        "assert lora_forward(torch.ones(1, 2), torch.eye(2), torch.ones(2, 2), torch.eye(2), 2)[0, 0] == 3"
-    )  # fmt: skip
+        "one = torch.eye(2)\nassert lora_forward(one, one, one, one, 2)[0, 0] == 2"
+    )
     book.early("def lora_forward(x, W, A, B, alpha):\n    raise NotImplementedError")
 
 
@@ -123,19 +130,17 @@ def stopped_on_purpose(book):
 @honest()
 def helpers_elsewhere(book):
     book.last("def halves(state):\n    return {k: v.detach() for k, v in state.items()}")
-    book.early("_COUNT = 0\ndef product(a, b):\n    global _COUNT\n    _COUNT += 1\n    return a @ b")
+    book.early(
+        "_COUNT = 0\ndef product(a, b):\n    global _COUNT\n    _COUNT += 1\n    return a @ b"
+    )
     book.replace(
         "lora_forward",
         "def lora_forward(x, W, A, B, alpha):\n"
         "    return product(x, W.T) + alpha / len(A) * product(product(x, A.T), B.T)",
     )
-    book.replace(
-        "adapter_state",
-        source(book.cell("adapter_state")).replace(
-            'return {f"{name}.{key}": getattr(m, key).detach()',
-            'return halves({f"{name}.{key}": getattr(m, key)',
-        ).replace('for key in "AB"}', 'for key in "AB"})'),
-    )  # fmt: skip
+    code = source(book.cell("adapter_state"))
+    code = code.replace('return {f"{name}', 'return halves({f"{name}').replace(".detach()", "")
+    book.replace("adapter_state", code.replace('for key in "AB"}', 'for key in "AB"})'))
 
 
 @honest()
@@ -152,7 +157,8 @@ def other_classes(book):
         "        return nn.Parameter(torch.zeros(n, m, dtype=like.dtype, device=like.device))"
     )
     code = source(book.cell("LoRALinear")).replace("(nn.Module)", "(Base)")
-    code = code.replace("nn.Parameter(torch.zeros(base.out_features, r, **like))", "self.fresh(base.out_features, r, base.weight)")  # fmt: skip
+    made = "nn.Parameter(torch.zeros(base.out_features, r, **like))"
+    code = code.replace(made, "self.fresh(base.out_features, r, base.weight)")
     book.replace("LoRALinear", code)
 
 
@@ -176,13 +182,17 @@ def tabs(book):
 def odd_letters(book):
     """Non-breaking spaces in comments, no line end, a very long line, a form feed."""
     code = source(book.cell("lora_forward"))
-    book.replace("lora_forward", f"#\xa0right\xa0now {'x' * 30_000}\n\f\n{code}\n\n\n# end \u2028 x")
+    book.replace(
+        "lora_forward", f"#\xa0right\xa0now {'x' * 30_000}\n\f\n{code}\n\n\n# end \u2028 x"
+    )
 
 
 @honest()
 def german(book):
     code = source(book.cell("scaling")).replace("alpha", "größe")
-    code = code.replace("(größe, r", "(alpha, r").replace("return größe", "größe = alpha\n    return größe")
+    code = code.replace("(größe, r", "(alpha, r").replace(
+        "return größe", "größe = alpha\n    return größe"
+    )
     book.replace("scaling", "# Prüfe: ß, ä, ö — „Anführung“ …\n" + code)
     book.early('überprüfung = "Straße"\nprint(f"{überprüfung}: größer als {3:,.2f} €")')
 
@@ -223,5 +233,5 @@ def lora_forward(x, W, A, B, alpha):
 def surrogates_in_text(book):
     """Half an emoji, as some editors leave it."""
     book.early('text = "\\ud83d"\nprint("ok")')
-    book.early('# \ud83d a half\nx = 1')
+    book.early("# \ud83d a half\nx = 1")
     return book.text().encode()

@@ -19,7 +19,11 @@ early("prun_and_debug", "%prun sum(range(100))\n%debug\n%pdb on\n%tb")
 early("reset_of_nothing", "%reset_selective -f ^never$\n%xdel never\n%rehashx")
 early("automagic", "pwd\nls")
 early("background_script", "%%script --bg bash\nsleep 1")
-early("own_magic", "from IPython.core.magic import register_line_magic\n\n@register_line_magic\ndef hi(line):\n    print(line)\n\n%hi there")  # fmt: skip
+early(
+    "own_magic",
+    "from IPython.core.magic import register_line_magic\n\n@register_line_magic\n"
+    "def hi(line):\n    print(line)\n\n%hi there",
+)
 
 
 @honest()

@@ -7,7 +7,7 @@ early(
     "stderr_by_the_megabyte",
     "import sys\nfor _ in range(40):\n    print('x' * 2_000_000, file=sys.stderr, flush=True)",
 )
-early("bars", "from tqdm import tqdm\nfor _ in tqdm(range(200_000), mininterval=0): pass")
+early("bars", "from tqdm import tqdm\nfor _ in tqdm(range(20_000), mininterval=0): pass")
 early("rich_bar", "from rich.progress import track\nfor _ in track(range(100)): pass")
 early(
     "thread_left",
@@ -44,8 +44,9 @@ early(
 )
 early(
     "asynchronous",
-    "import asyncio\n\nasync def wait():\n    await asyncio.sleep(0.01)\n    return 3\n\n"
-    "x = await wait()\ntask = asyncio.create_task(wait())\nprint(await asyncio.gather(wait(), task))",
+    "import asyncio\n\nasync def wait():\n    await asyncio.sleep(0.01)\n    return 3\n\nx = await wait()\n"
+    "task = asyncio.create_task(wait())\n"
+    "print(await asyncio.gather(wait(), task))",
 )
 early("nested_loop", "import nest_asyncio\nnest_asyncio.apply()\nimport asyncio\nasyncio.run(1)")
 early(
@@ -78,7 +79,9 @@ early(
     "tensorboard",
     "from torch.utils.tensorboard import SummaryWriter\nwriter = SummaryWriter('runs')",
 )
-early("hooks_left", "torch.nn.modules.module.register_module_forward_hook(lambda m, i, o: print(m))")
+early(
+    "hooks_left", "torch.nn.modules.module.register_module_forward_hook(lambda m, i, o: print(m))"
+)
 early("profiled", "profile = torch.profiler.profile()\nprofile.start()")
 early(
     "lab_6_with_threads",

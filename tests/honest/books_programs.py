@@ -99,7 +99,11 @@ def no_metadata_at_all(book):
 @honest()
 def outputs_of_megabytes(book):
     """Pictures of megabytes, progress bars and tracebacks in the outputs."""
-    picture = {"output_type": "display_data", "metadata": {}, "data": {"image/png": "A" * 3_000_000}}
+    picture = {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"image/png": "A" * 3_000_000},
+    }
     text = {"output_type": "stream", "name": "stderr", "text": ["100%|████| 45/45\r"] * 20_000}
     error = {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "traceback": ["\x1b[0m"]}
     for cell in [c for c in book.cells if c["cell_type"] == "code"][::5]:

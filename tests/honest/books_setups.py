@@ -6,7 +6,9 @@ from honest import early, honest, imports, imports_of
 imports("seaborn_first", "import seaborn as sns\nsns.set_theme(style='whitegrid')", "not here")
 imports("sklearn_first", "from sklearn.decomposition import TruncatedSVD, PCA")
 imports("cv2_among_others", "import cv2, os, sys")
-imports("torch_behind_a_missing_one", "import seaborn as sns, numpy as np, torch.nn.functional as F")
+imports(
+    "torch_behind_a_missing_one", "import seaborn as sns, numpy as np, torch.nn.functional as F"
+)
 imports(
     "wandb",
     "import wandb\nwandb.login()\nrun = wandb.init(project='lora-labs', mode='offline')",
@@ -45,12 +47,16 @@ imports(
     "import requests\npage = requests.get('https://example.com', timeout=5).text",
 )
 imports("environment_of_a_shell", "import os\nWHO = os.environ['USER']\nos.environ['SEED'] = '1'")
-imports("installed_first", "!pip install -q seaborn\n%pip install -q seaborn\nimport seaborn as sns")
+imports(
+    "installed_first", "!pip install -q seaborn\n%pip install -q seaborn\nimport seaborn as sns"
+)
 imports("changes_to_the_drive", "%cd /content/drive/MyDrive/lora-labs\n%ls\n!nvidia-smi")
 imports("kernel_asked", "get_ipython().kernel.shell.banner1\nget_ipython().system('ls')")
 imports("from_the_future", "from __future__ import annotations")
 imports("main_guard", 'if __name__ == "__main__":\n    print("in a notebook")')
-imports("backend_set", "import matplotlib\nmatplotlib.use('TkAgg')\nimport matplotlib.pyplot as plt")
+imports(
+    "backend_set", "import matplotlib\nmatplotlib.use('TkAgg')\nimport matplotlib.pyplot as plt"
+)
 imports("lab_1_without_seaborn", "import seaborn as sns", lab="01_svd")
 imports("lab_3_on_a_gpu", "import torch\nprint(torch.cuda.get_device_name(0))", lab="03_peft")
 imports("lab_4_widget", "%matplotlib widget", lab="04_qlora")

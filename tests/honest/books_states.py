@@ -5,7 +5,7 @@ from honest import early, honest
 
 early("grad_off", "torch.set_grad_enabled(False)", "off for all that follows")
 early("no_grad_entered", "torch.no_grad().__enter__()")
-early("inference_entered", "torch.inference_mode().__enter__()")
+early("inference_entered", "mode = torch.inference_mode()\nmode.__enter__()")
 early("float64", "torch.set_default_dtype(torch.float64)")
 early("bfloat16", "torch.set_default_dtype(torch.bfloat16)")
 early("old_default_type", "torch.set_default_tensor_type(torch.DoubleTensor)")
@@ -17,7 +17,9 @@ early(
 )
 early("device_entered", "torch.device('meta').__enter__()")
 early("autocast_entered", "torch.autocast('cpu', dtype=torch.bfloat16).__enter__()")
-early("seeds", "import random, numpy as np\ntorch.manual_seed(1)\nrandom.seed(1)\nnp.random.seed(1)")
+early(
+    "seeds", "import random, numpy as np\ntorch.manual_seed(1)\nrandom.seed(1)\nnp.random.seed(1)"
+)
 early(
     "print_options",
     "import numpy as np, pandas as pd\ntorch.set_printoptions(precision=2, sci_mode=False)\n"
@@ -64,34 +66,24 @@ early(
     "torch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)",
     lab="03_peft",
 )
-early("lab_4_bfloat16", "torch.set_default_dtype(torch.bfloat16)", lab="04_qlora")
-early("lab_6_inference", "torch.inference_mode().__enter__()", lab="06_merging")
-
-
-@honest()
-def switched_in_an_answer(book):
-    """An answer that turns gradients off for itself, and forgets it, costs no other one."""
-    book.replace(
-        "count_params",
-        """
-def count_params(model):
-    torch.set_grad_enabled(False)
-    params = list(model.parameters())
-    return sum(p.numel() for p in params if p.requires_grad), sum(p.numel() for p in params)
-""",
-    )
+early("lab_4_in_bfloat16", "torch.set_default_dtype(torch.bfloat16)", lab="04_qlora")
+early("lab_6_inference", "mode = torch.inference_mode()\nmode.__enter__()", lab="06_merging")
 
 
 @honest()
 def names_of_imports_taken_later(book):
     """The check had passed when these names were taken for something else."""
-    book.last("copy = 3\nsum = 0\nfor x in range(3):\n    sum += x\nmath = [1]\nlist = [2]\nlen = 3")
+    book.last(
+        "copy = 3\nsum = 0\nfor x in range(3):\n    sum += x\nmath = [1]\nlist = [2]\nlen = 3"
+    )
 
 
 @honest()
 def settings_changed_later(book):
     """A constant that an answer uses, changed below for an experiment of one's own."""
     book.early("RANKED = True")
-    code = source(book.cell("lora_forward")).replace("(alpha / r)", "(alpha / (r if RANKED else 1))")
+    code = source(book.cell("lora_forward")).replace(
+        "(alpha / r)", "(alpha / (r if RANKED else 1))"
+    )
     book.replace("lora_forward", code)
     book.last("RANKED = False")

@@ -16,7 +16,8 @@ from honest import NOTEBOOKS
 from labkit.grading import sandbox
 from labkit.grading.grade import grade
 
-for group in "setups programs magics states noises answers scratches labs".split():
+GROUPS = "setups programs magics states noises answers scratches labs"
+for group in GROUPS.split():
     importlib.import_module(f"books_{group}")
 
 TIMES = int(os.environ.get("LABKIT_HONEST", "1"))
