@@ -296,7 +296,7 @@ def test_a_cell_that_ends_its_process_is_told_beside_the_grade(graded):
     assert row["reason"] == "code cell 3: it ended its process"
 
 
-def test_a_slip_in_the_layer_is_named_where_its_use_fails(graded):
+def test_a_slip_in_the_layer_costs_nothing_where_it_is_used(graded):
     layer = """
 import torch
 class LoRALinear(torch.nn.Module):
@@ -311,8 +311,34 @@ class LoRALinear(torch.nn.Module):
 """
     _, records = graded(START, layer, MERGES)
     assert "alpha is not divided by r" in records["2.2"]["message"]
-    assert "mend 2.2 first" in records["2.6"]["message"]
-    assert "mend" not in records["2.2"]["message"]
+    assert "course's own" not in records["2.2"]["message"]
+    assert "never merged has nothing to take away" in records["2.6"]["message"]
+    assert "judged with the course's own 2.1 and 2.2" in records["2.6"]["message"]
+
+
+OPEN = {
+    "absent": lambda source: "pass",
+    "stub": lambda source: "class LoRALinear:\n    pass",
+    "raises": lambda source: f"1 / 0\n{source}",
+    "wrong": lambda source: source.replace("alpha / r", "alpha"),
+    "ends its process": lambda source: source.replace(
+        "super().__init__()", "import os; os.abort()"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_an_open_exercise_costs_its_own_points_and_no_others(kind, graded):
+    book = json.loads((ROOT / "solutions" / "02_lora.ipynb").read_text("utf-8"))
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("class LoRALinear"):
+            cell["source"] = OPEN[kind](source)
+    row, records = graded(data=json.dumps(book).encode())
+    lost = {id: r["message"] for id, r in records.items() if r["status"] != "passed"}
+    assert lost.keys() == {"2.2"}
+    assert row["earned"] == row["possible"] - 4
+    assert "judged with the course's own 2.2" in records["2.4"]["message"]
 
 
 def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):

@@ -8,7 +8,7 @@ import secrets
 import time
 
 from labkit.grading import private, wire
-from labkit.grading.contract import CheckFailed, NoAnswer, NotWritten, Session
+from labkit.grading.contract import NAMES, CheckFailed, NoAnswer, NotWritten, Session
 
 HOWS = ("value", "missing", "failed", "undefined")
 FAULTS = 8  # that one reply may tell besides its value
@@ -52,7 +52,7 @@ class RemoteSession(Session):
         super().__init__(seed=seed)
         self.link, self.limits = link, limits
         self.asked = 0
-        self.lending = None  # names and source of the course's own objects, while they stand in
+        self.lending = []  # [names, source] of the course's own objects, while they stand in
         self.spent = False  # whether the process that answers must not serve another exercise
 
     def call(self, f, data):
@@ -88,14 +88,14 @@ class RemoteSession(Session):
         self.asked, self.spent = 0, False
 
     @contextlib.contextmanager
-    def lent(self, names, source):
+    def lent(self, sources):
         """As `Session.lent`, in a process of its own. Yields nothing: objects go by their names."""
         self.begin(fresh=True)
-        self.lending, self.spent = [names, source], True
+        self.lending, self.spent = [[NAMES[id], source] for id, source in sources.items()], True
         try:
             yield {}
         finally:
-            self.lending = None
+            self.lending = []
 
     def their_seed(self):
         """A seed for the learner's random numbers that tells nothing about ours."""
