@@ -117,6 +117,22 @@ def test_what_is_secret_is_not_there(nested):
     assert _told(nested, f"[p for p in {paths} if os.path.exists(p)]") == []
 
 
+def test_what_is_secret_is_hidden_in_every_copy_of_the_course(tmp_path, monkeypatch):
+    """In the base Python, in environments below it, and where the whole course lies in one."""
+    places = ["lib/python3.11/site-packages", "envs/lora/lib/python3.11/site-packages", "src/lora"]
+    secret = {f"{place}/labkit/{name}" for place in places for name in ("checks", "_solutions")}
+    secret |= {"src/lora/labs"}
+    for name in [*secret, f"{places[0]}/other/checks", f"{places[0]}/labs", "labs"]:
+        (tmp_path / name).mkdir(parents=True)
+    before = set(sandbox._hidden())
+    sandbox._hidden.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "prefixes", lambda: [str(tmp_path)])
+        found = set(sandbox._hidden()) - before
+    sandbox._hidden.cache_clear()
+    assert found == {str(tmp_path / name) for name in secret}
+
+
 def test_writing_is_possible_in_scratch_space_only(nested):
     tries = ["/", "/usr", "/etc", "/dev", "/cache", "/run", "/proc", "/work", sys.prefix, str(ROOT)]
     tries += [str(ROOT / "labkit"), sandbox.scratch(), "/dev/shm", "."]
