@@ -30,10 +30,15 @@ def forward_einsum(x, W, A, B, alpha):
     )
 
 
-def forward_in_place(x, W, A, B, alpha):
-    """addmm, out= and += on tensors of its own; A is scaled where it lies."""
-    rows = x.reshape(-1, x.shape[-1]).to(W.dtype)
+def forward_that_scales_a(x, W, A, B, alpha):
     A *= alpha / len(A)
+    return x @ W.T + x @ A.T @ B.T
+
+
+def forward_in_place(x, W, A, B, alpha):
+    """addmm, out= and += on tensors of its own."""
+    rows = x.reshape(-1, x.shape[-1]).to(W.dtype)
+    A = A * (alpha / len(A))
     y = torch.empty(len(rows), len(W), dtype=W.dtype)
     torch.addmm(torch.mm(rows, W.t(), out=y), rows @ A.t(), B.t(), out=y)
     y += 0
@@ -811,6 +816,7 @@ WRONG = [
     *[
         (check.matches_dense, (f,), word)
         for f, word in [
+            (forward_that_scales_a, "changes its input A"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha * x @ A.T @ B.T, "not divided by r"),
             (lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T, "scaling alpha / r is missing"),
             (lambda x, W, A, B, alpha: x @ W.T, "update is missing"),

@@ -120,9 +120,10 @@ def test_what_is_secret_is_not_there(nested):
 def test_what_is_secret_is_hidden_in_every_copy_of_the_course(tmp_path, monkeypatch):
     """In the base Python, in environments below it, and where the whole course lies in one."""
     places = ["lib/python3.11/site-packages", "envs/lora/lib/python3.11/site-packages", "src/lora"]
-    secret = {f"{place}/labkit/{name}" for place in places for name in ("checks", "_solutions")}
-    secret |= {"src/lora/labs"}
-    for name in [*secret, f"{places[0]}/other/checks", f"{places[0]}/labs", "labs"]:
+    names = ("checks", "_solutions", "_lent")
+    secret = {f"{place}/labkit/{name}" for place in places for name in names} | {"src/lora/labs"}
+    others = [f"{places[0]}/{name}" for name in ("labkit/probes", "other/checks", "labs")]
+    for name in [*secret, *others, "labs"]:
         (tmp_path / name).mkdir(parents=True)
     before = set(sandbox._hidden())
     sandbox._hidden.cache_clear()

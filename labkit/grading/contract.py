@@ -3,28 +3,50 @@
 A check is written once. It reaches a learner's object by `observe` alone: in a notebook that calls
 the object here; a grader puts another `Session` in place, which asks the process that holds the
 learner's code. Both ways the check sees plain data only, and decides itself.
+
+What a check finds wrong within `part` is collected, so that a learner hears all of it at once. An
+exercise that uses another one's object is judged with the course's own in its place when that one
+is open. Inputs and torch's settings have to be as before: `observe` looks, for every check.
 """
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import linecache
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from labkit.errors import LabError
+from labkit.grading.kept import changes, picture, settings
 from labkit.grading.plain import copied, plain
+
+AND = " | "  # between the faults of one answer
+MOST = 4  # faults that are told at once
+OTHER = 1 << 40  # so that a learner's manual_seed(0) is seen
 
 
 class CheckFailed(LabError):
-    """The answer is wrong; `earned` holds the points that stand all the same."""
+    """The answer is wrong; `earned` holds the points that stand all the same.
 
-    def __init__(self, message, earned=0):
+    `bare` says that the message only tells numbers apart: one that names a mistake comes first.
+    """
+
+    def __init__(self, message, earned=0, bare=False):
         super().__init__(" ".join(str(message).split()))
-        self.earned = earned
+        self.earned, self.bare = earned, bare
+
+    def _render_traceback_(self):
+        """The faults one below the other."""
+        return str(self).split(AND)
 
 
 class NotWritten(Exception):
     """The learner's stub is still there."""
+
+
+class NoAnswer(Exception):
+    """The learner's process has not answered: the object is not there, or its call ended it."""
 
 
 class NotRun:
@@ -45,25 +67,76 @@ class Session:
     seed: int = 0
     exercise: str = ""  # the id of the one that is being checked
     records: dict = field(default_factory=dict)  # exercise id -> dict as in results.json
+    loans: dict = field(default_factory=dict)  # exercise id -> the course's objects, as lent last
+    faults: list = field(default_factory=list)  # CheckFailed, of the check that runs
+    reference: object = None  # exercise id -> source of the course's own object, or None
+    namespace: dict = field(default_factory=dict)  # where the learner's code looks names up
+
+    def clear(self):
+        """Forget all that was judged and lent, and where solutions come from."""
+        self.records.clear()
+        self.loans.clear()
+        self.reference, self.namespace = None, {}
 
     def call(self, f, data):
-        """`f(*data)` as plain data; raises NotWritten, or CheckFailed when `f` raises."""
-        import torch
+        """`f(*data)` as plain data; raises NotWritten, or CheckFailed when `f` raises.
 
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+        What `f` leaves changed, of its inputs or of torch's settings, goes into `faults`.
+        """
+        told, given = [], copied(data)
+        before = picture(list(data))
+        with settings(self.seed + OTHER, told):
             try:
-                result = f(*copied(data))
+                result = f(*given)
             except NotImplementedError as error:
                 if error.args:  # torch raises it too, with a message
                     raise CheckFailed(_told(error)) from None
                 raise NotWritten from None
+            except CheckFailed:
+                raise
             except Exception as error:
                 raise CheckFailed(_told(error)) from None
+        for name, was, now in zip(_parameters(f, len(given)), before, given, strict=True):
+            told += changes(was, now, name)
+        self.faults += [CheckFailed(text) for text in told]
         try:
             return plain(result)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise CheckFailed(error) from None
+
+    @contextlib.contextmanager
+    def lent(self, names, source):
+        """Have the course's own objects, which `source` defines, in the place of the learner's.
+
+        Yields `{name: object}`.
+        """
+        own = defined_by(source)
+        missing, before = object(), dict(self.namespace)
+        self.namespace.update({name: own[name] for name in names})
+        try:
+            yield {name: own[name] for name in names}
+        finally:
+            for name in names:
+                if before.get(name, missing) is missing:
+                    del self.namespace[name]
+                else:
+                    self.namespace[name] = before[name]
+
+
+def defined_by(source):
+    """The names that the course's own `source` defines; a traceback shows no line of it."""
+    space = {"__name__": "lent"}
+    exec(compile(source, "<the course's own>", "exec"), space)
+    return space
+
+
+def _parameters(f, n):
+    """Names of a function's first `n` parameters, as far as it tells."""
+    try:
+        names = list(inspect.signature(f).parameters)
+    except (TypeError, ValueError):
+        names = []
+    return (names + [f"number {i + 1}" for i in range(len(names), n)])[:n]
 
 
 HINTS = {
@@ -79,6 +152,7 @@ HINTS = {
     "is not defined": "; was the cell that defines it run?",
 }
 WITHHELD = "The solutions are not part of this copy of the course, so nothing is revealed"
+LENT = "is lent: it runs, its source stays hidden, and it earns no points"
 BROKEN = "the check itself is broken"  # begins what grading says then, to the instructor
 ODD = "the answer has a form that the check cannot read"  # or so it seems: the same goes for it
 session = Session()
@@ -107,45 +181,161 @@ def expect(condition, message, earned=0):
         raise CheckFailed(message, earned)
 
 
+@contextlib.contextmanager
+def part():
+    """A part of a check: where it fails the check goes on, and tells it with all others."""
+    try:
+        yield
+    except CheckFailed as failure:
+        session.faults.append(failure)
+
+
+def kept(f, *args):
+    """`f(*args)`, for probes that make inputs themselves; CheckFailed if it leaves one changed.
+
+    Of a model count its training mode, what trains, the active adapter, hooks and weights.
+    """
+    before = [picture(arg) for arg in args]
+    result = f(*args)
+    names = _parameters(f, len(args))
+    told = [
+        t for name, *pair in zip(names, before, args, strict=True) for t in changes(*pair, name)
+    ]
+    if told:
+        raise CheckFailed(AND.join(told))
+    return result
+
+
+NAMES = {}  # exercise id -> the learner's objects that it is about
+
+
 def exercise(id, points, after=None):
     """Mark a function as the check of exercise `id`; its parameters name the learner's objects.
 
-    `after` is the id of an exercise whose object this one uses: if that one fails, so may this.
-    The check passes by returning: text to show beside the verdict, else its docstring is shown.
+    `after` is the id of an exercise whose objects this one uses: while that one is open, the
+    course's own stand in. The check passes by returning: text to show beside the verdict, else its
+    docstring is shown.
     """
 
     def decorate(check):
         names = list(inspect.signature(check).parameters)
-        listed = ", ".join(names)
+        NAMES[id] = [name for name in names if name not in NAMES.get(after, ())]
 
         @functools.wraps(check)
         def judged(*objects):
-            record = {"id": id, "name": names[0], "points": points, "earned": 0}
             session.exercise = id
             if len(objects) != len(names):
+                listed = ", ".join(names)
                 raise CheckFailed(f"This check is called as check.{check.__name__}({listed})")
-            if absent := [o.name for o in objects if isinstance(o, NotRun)]:
-                print(f"○ {id} {absent[0]}: its cell has not been run yet")
+            objects = dict(zip(names, objects, strict=True))
+            if absent := _not_run(objects, after):
+                print(f"○ {id} {absent}: its cell has not been run yet")
                 return
-            try:
-                note = check(*objects)
-            except NotWritten:
-                session.records.setdefault(id, record | {"status": "missing", "message": ""})
-                print(f"○ {id} {listed}: not written yet")
-            except CheckFailed as failure:
-                if session.records.get(after, {}).get("status") == "failed":
-                    failure.args = (f"{failure} (mend {after} first: it fails, and is used here)",)
-                _record(record, "failed", failure.earned, str(failure))
-                failure.args = (f"✗ {id} {names[0]}: {failure}",)
-                raise failure from None
-            else:
-                _record(record, "passed", points, "")
-                print(f"✓ {id} {listed}: {note or inspect.getdoc(check)}")
+            if any(own is one for own in objects.values() for one in session.loans.get(id, ())):
+                print(f"◐ {id} {LENT}: this is the course's, not yours")
+                return
+            record = {"id": id, "name": names[0], "points": points, "earned": 0}
+            _say(record, names, _judge(check, objects, after, points))
 
         judged.exercise = {"id": id, "name": names[0], "names": names, "points": points}
+        judged.exercise["after"] = after
         return judged
 
     return decorate
+
+
+def _not_run(objects, after):
+    """The first name whose cell was not run; of exercise `after` only where nothing stands in."""
+    lent = NAMES.get(after, ()) if _stand_in(after) else ()
+    absent = [name for name, o in objects.items() if isinstance(o, NotRun) and name not in lent]
+    return absent[0] if absent else None
+
+
+def _stand_in(after):
+    """The source of the course's own object for exercise `after`, when it is open; else None."""
+    standing = session.records.get(after, {}).get("status") in ("passed", "revealed", "lent")
+    return None if after is None or standing or not session.reference else session.reference(after)
+
+
+class Verdict(NamedTuple):
+    """How one exercise went; `message` is kept, `note` is what the check says of a pass."""
+
+    status: str
+    earned: int
+    message: str = ""
+    note: str = ""
+
+
+def _judge(check, objects, after, points):
+    """The Verdict on the learner's objects, else with the course's own of `after` among them."""
+    try:
+        own = _verdict(check, objects, points)
+    except NoAnswer:
+        if not _stand_in(after):
+            raise
+        own = Verdict("missing", 0)
+    if own.status == "passed" or after is None:
+        return own
+    source, names = _stand_in(after), NAMES.get(after, [])
+    if not source:
+        return _dependent(own, after)
+    with session.lent(names, source) as theirs:
+        given = {name: theirs.get(name, own) for name, own in objects.items()}
+        lent = _verdict(check, given, points)
+    told = f"judged with the course's own {', '.join(names)}, since {after} is open"
+    if lent.status == "missing":
+        return lent
+    return lent._replace(message=f"{lent.message} ({told})" if lent.message else told)
+
+
+def _dependent(own, after):
+    """The verdict `own`, with a word on the exercise that it depends on where that one is open."""
+    status = session.records.get(after, {}).get("status", "missing")
+    if status not in ("failed", "missing"):
+        return own
+    why = "fails" if status == "failed" else "is not written yet, or not checked"
+    told = f"mend {after} first: it {why}, and is used here"
+    return own._replace(message=f"{own.message} ({told})" if own.message else told)
+
+
+def _verdict(check, objects, points):
+    """The Verdict of one run of a check."""
+    session.faults = faults = []
+    try:
+        note = check(*objects.values())
+    except NotWritten:
+        if not faults:
+            return Verdict("missing", 0)
+    except CheckFailed as failure:
+        faults.append(failure)
+    if faults:
+        return Verdict("failed", max(fault.earned for fault in faults), _joined(faults))
+    return Verdict("passed", points, "", note or inspect.getdoc(check))
+
+
+def _joined(faults):
+    """All faults in one line: those that name a mistake first, each mistake once."""
+    said = {}
+    for fault in sorted(faults, key=lambda fault: fault.bare):
+        for text in str(fault).split(AND):
+            said.setdefault(text.rpartition(": ")[2], text)
+    return AND.join(list(said.values())[:MOST])
+
+
+def _say(record, names, verdict):
+    """Keep the verdict and print it; a failure is raised."""
+    id, listed, (status, earned, told, note) = record["id"], ", ".join(names), verdict
+    beside = f" ({told})" if told else ""
+    if status == "missing":
+        if session.records.get(id, {}).get("status") == "lent":  # and now the stub is back
+            del session.records[id]
+        session.records.setdefault(id, record | {"status": status, "message": told})
+        print(f"○ {id} {listed}: not written yet{beside}")
+        return
+    _record(record, status, earned, told)
+    if status == "failed":
+        raise CheckFailed(f"✗ {id} {names[0]}: {told}")
+    print(f"✓ {id} {listed}: {note}{beside}")
 
 
 def checks_of(module):

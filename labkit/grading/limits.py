@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 MIB = 2**20
+LONGEST_SOURCE = 20_000  # characters of a cell that a feedback page shows
 
 
 @dataclass(frozen=True)

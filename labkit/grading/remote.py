@@ -1,5 +1,6 @@
 """The session in which a check judges objects that live in another process."""
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -7,9 +8,10 @@ import secrets
 import time
 
 from labkit.grading import private, wire
-from labkit.grading.contract import CheckFailed, NotWritten, Session
+from labkit.grading.contract import CheckFailed, NoAnswer, NotWritten, Session
 
 HOWS = ("value", "missing", "failed", "undefined")
+FAULTS = 8  # that one reply may tell besides its value
 PATIENCE = 30  # seconds more than an exercise may take, for the supervisor to say so
 
 
@@ -20,11 +22,11 @@ class Learner:
         self.name = name
 
 
-class Undefined(Exception):
+class Undefined(NoAnswer):
     """The submission does not define this name."""
 
 
-class Gone(Exception):
+class Gone(NoAnswer):
     """The process that answers ended, or took too long; `how` is "timeout" or "error"."""
 
     def __init__(self, how, why):
@@ -50,6 +52,8 @@ class RemoteSession(Session):
         super().__init__(seed=seed)
         self.link, self.limits = link, limits
         self.asked = 0
+        self.lending = None  # names and source of the course's own objects, while they stand in
+        self.spent = False  # whether the process that answers must not serve another exercise
 
     def call(self, f, data):
         """As `Session.call`: the same results, and the same exceptions."""
@@ -57,12 +61,14 @@ class RemoteSession(Session):
         self.asked += 1
         question = {"seed": self.their_seed(), "f": f, "data": list(data)}
         body = wire.pack(question, lambda thing: _reference(thing, sources))
-        head = json.dumps({"nonce": nonce, "sources": sources}).encode()
+        head = {"nonce": nonce, "sources": sources, "lent": self.lending}
+        head = json.dumps(head).encode()
         try:
             wire.send(self.link, b"A", head + b"\n" + body)
-            how, what = self._reply(nonce)
+            how, what, told = self._reply(nonce)
         except OSError:
             raise Down("the submission's processes ended") from None
+        self.faults += [CheckFailed(text) for text in told]
         if how == "value":
             return what
         if how == "missing":
@@ -72,6 +78,24 @@ class RemoteSession(Session):
         if how == "undefined":
             raise Undefined(what)
         raise CheckFailed(what)
+
+    def begin(self, fresh=False):
+        """Begin an exercise, or a new try at it; `fresh` asks for a process that served none."""
+        try:
+            wire.send(self.link, b"N", b"1" if fresh or self.spent else b"0")
+        except OSError:
+            raise Down("the submission's processes ended") from None
+        self.asked, self.spent = 0, False
+
+    @contextlib.contextmanager
+    def lent(self, names, source):
+        """As `Session.lent`, in a process of its own. Yields nothing: objects go by their names."""
+        self.begin(fresh=True)
+        self.lending, self.spent = [names, source], True
+        try:
+            yield {}
+        finally:
+            self.lending = None
 
     def their_seed(self):
         """A seed for the learner's random numbers that tells nothing about ours."""
@@ -87,12 +111,13 @@ class RemoteSession(Session):
             told = json.loads(frame[1])
             raise Gone("timeout" if told["how"] == "timeout" else "error", str(told["why"]))
         try:
-            came, how, what = wire.unpack(frame[1])
+            came, how, what, told = wire.unpack(frame[1])
         except (wire.WireError, TypeError, ValueError):
             raise Forged from None
-        if came != nonce or how not in HOWS:
+        texts = type(told) is list and all(type(text) is str for text in told)
+        if came != nonce or how not in HOWS or not texts:
             raise Forged
-        return how, what
+        return how, what, told[:FAULTS]
 
 
 def _reference(thing, sources):

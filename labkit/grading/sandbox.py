@@ -38,7 +38,7 @@ UNSAFE = (
     "you can, and reach the network. Grade only what you trust. "
 )
 PACKAGE = Path(labkit.__file__).resolve().parent
-HIDDEN = ("checks", "_solutions")
+HIDDEN = ("checks", "_solutions", "_lent")
 MASTERS = ("labs", "solutions")  # beside labkit, where the whole course is
 DEPTH = 8  # of folders that are searched for other copies
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")

@@ -8,7 +8,14 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-PARTS = ("errors", "grading.plain", "grading.contract", "grading.wire", "grading.answer")
+PARTS = (
+    "errors",
+    "grading.plain",
+    "grading.kept",
+    "grading.contract",
+    "grading.wire",
+    "grading.answer",
+)
 PROBES = re.compile(r"^from labkit\.probes(?:\.(lab\d\d))? import (lab\d\d)?", re.MULTILINE)
 
 

@@ -127,6 +127,7 @@ def warm():
 
     torch.set_num_threads(1)
     torch.set_num_threads = lambda n: None  # a pool of threads would not survive a fork
+    torch.set_default_device = quiet.device_setter(torch.set_default_device)
     models.hush_libraries()
     for found in pkgutil.iter_modules(plots.__path__):
         importlib.import_module(f"labkit.plots.{found.name}")

@@ -1,0 +1,135 @@
+"""What stands in for an exercise that is open: source made from the course's own solution."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import builtins
+import importlib
+import json
+import re
+import symtable
+import zlib
+from pathlib import Path
+
+from labkit.grading import contract
+
+MAGIC = re.compile(r"^( *)[%!?].*", re.MULTILINE)
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
+IMPORTS = (ast.Import, ast.ImportFrom)
+
+
+def reference(stem: str, id: str) -> str | None:
+    """Source that defines the solved objects of exercise `id` of lab `stem`, and works alone.
+
+    Before them stand the imports that they use, and the functions that they call. None for a quiz,
+    for an id that the lab has not, and where there are no solutions.
+    """
+    names = names_of(stem, id)
+    cells = solved_cells(stem) if names else None
+    return "\n\n\n".join(needed(cells, names)) + "\n" if cells else None
+
+
+def names_of(stem: str, id: str) -> list[str]:
+    """The names that the check of exercise `id` asks for; none of a quiz or an unknown id."""
+    module = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
+    exercises = (check.exercise for check in contract.checks_of(module))
+    names = next((exercise["names"] for exercise in exercises if exercise["id"] == id), [])
+    return [] if names == ["quiz"] else names
+
+
+def solved_book(stem: str) -> Path | None:
+    """The solved notebook of a clone or a wheel; None in a copy of the course without solutions."""
+    here = Path(__file__).parent
+    paths = (here.parent / "solutions" / f"{stem}.ipynb", here / "_solutions" / f"{stem}.ipynb")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def solved_cells(stem: str) -> list[str] | None:
+    """Code cells that hold the lab's solutions and imports; None where there are none.
+
+    They are those of the solved notebook but for experiments, or what `packed` kept of them.
+    """
+    if book := solved_book(stem):
+        return code_cells(book)
+    lent = Path(__file__).parent / "_lent" / f"{stem}.b64"
+    if not lent.is_file():
+        return None
+    return json.loads(zlib.decompress(base64.b64decode(lent.read_bytes())))
+
+
+def packed(solved: Path, student: Path) -> bytes:
+    """What a release has of a solved notebook: the exercises without their text, and no quiz.
+
+    An exercise is a cell that the student's notebook has otherwise.
+    """
+    cells = code_cells(solved)
+    pairs = zip(cells, code_cells(student), strict=True)
+    names = set().union(*(defined(mine) for mine, theirs in pairs if mine != theirs)) - {"quiz"}
+    text = json.dumps(needed(cells, sorted(names)))
+    return base64.encodebytes(zlib.compress(text.encode(), 9))
+
+
+def code_cells(book: Path) -> list[str]:
+    """The sources of a notebook's code cells, experiments left out."""
+    cells = json.loads(book.read_text(encoding="utf-8"))["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    plain = [cell for cell in cells if "experiment" not in cell["metadata"].get("tags", [])]
+    return ["".join(cell["source"]) for cell in plain]
+
+
+def needed(cells: list[str], names: list[str]) -> list[str]:
+    """The imports and the cells that define `names` and all that these use, in their order."""
+    homes = {name: i for i, cell in reversed(list(enumerate(cells))) for name in defined(cell)}
+    imports = {name: line for cell in cells for name, line in _imported(cell).items()}
+    chosen, lines, open_names = set(), {}, list(names)
+    while open_names:
+        name = open_names.pop()
+        if name not in homes:
+            lines |= {name: imports[name]} if name in imports else {}
+        elif homes[name] not in chosen:
+            chosen.add(homes[name])
+            open_names += sorted(_used(cells[homes[name]]))
+    head = [lines[name] for name in imports if name in lines]
+    return ["\n".join(head)] * bool(head) + [cells[i] for i in sorted(chosen)]
+
+
+def imports(cells: list[str], cell: str) -> list[str]:
+    """The statements that import what a cell of `cells` uses."""
+    lines = {name: line for one in cells for name, line in _imported(one).items()}
+    return [line for name, line in lines.items() if name in _used(cell)]
+
+
+def defined(cell: str) -> set[str]:
+    """The functions and classes that a cell defines."""
+    return {node.name for node in _body(cell) if isinstance(node, DEFINITIONS)}
+
+
+def _imported(cell: str) -> dict[str, str]:
+    """{name: the statement that imports it alone} of a cell's top level."""
+    found = {}
+    for node in _body(cell):
+        for alias in node.names if isinstance(node, IMPORTS) else ():
+            name = alias.asname or alias.name.partition(".")[0]
+            one = {"module": node.module, "level": 0} if isinstance(node, ast.ImportFrom) else {}
+            found[name] = ast.unparse(type(node)(names=[alias], **one))
+    return found
+
+
+def _body(cell: str) -> list[ast.stmt]:
+    """The statements of a cell; magics and shell lines count as nothing."""
+    try:
+        return ast.parse(MAGIC.sub(r"\1pass", cell)).body
+    except SyntaxError:
+        return []
+
+
+def _used(cell: str) -> set[str]:
+    """Names that a cell takes from outside of its functions."""
+    tables, found = [symtable.symtable(MAGIC.sub(r"\1pass", cell), "cell", "exec")], set()
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        top = table.get_type() == "module"
+        found |= {s.get_name() for s in table.get_symbols() if s.is_global() or top}
+    return found - set(dir(builtins))
