@@ -121,14 +121,21 @@ def test_what_is_secret_is_not_there(nested):
     assert _told(nested, f"[p for p in {paths} if os.path.exists(p)]") == []
 
 
-def test_what_could_tell_an_answer_is_hidden_in_every_copy_of_the_course(tmp_path, monkeypatch):
-    for name in ("checks", "_solutions", "_lent", "probes"):
-        (tmp_path / "labkit" / name).mkdir(parents=True)
-    monkeypatch.setattr(sandbox, "PACKAGE", tmp_path / "labkit")
-    wall = sandbox._outer_wall("nested")
-    hidden = {wall[i + 1] for i, word in enumerate(wall) if word == "--tmpfs"}
-    wanted = {str(tmp_path / "labkit" / name) for name in ("checks", "_solutions", "_lent")}
-    assert wanted <= hidden and str(tmp_path / "labkit/probes") not in hidden
+def test_what_is_secret_is_hidden_in_every_copy_of_the_course(tmp_path, monkeypatch):
+    """In the base Python, in environments below it, and where the whole course lies in one."""
+    places = ["lib/python3.11/site-packages", "envs/lora/lib/python3.11/site-packages", "src/lora"]
+    names = ("checks", "_solutions", "_lent")
+    secret = {f"{place}/labkit/{name}" for place in places for name in names} | {"src/lora/labs"}
+    others = [f"{places[0]}/{name}" for name in ("labkit/probes", "other/checks", "labs")]
+    for name in [*secret, *others, "labs"]:
+        (tmp_path / name).mkdir(parents=True)
+    before = set(sandbox._hidden())
+    sandbox._hidden.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "prefixes", lambda: [str(tmp_path)])
+        found = set(sandbox._hidden()) - before
+    sandbox._hidden.cache_clear()
+    assert found == {str(tmp_path / name) for name in secret}
 
 
 def test_writing_is_possible_in_scratch_space_only(nested):
