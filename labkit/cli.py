@@ -281,7 +281,7 @@ def export(
         return 0
     name, fill = ("canvas.csv", exports.canvas) if canvas else ("moodle.csv", exports.moodle)
     done = fill(exports.results_in(out), canvas or moodle, lab, column)
-    (out / name).write_text(done.text, "utf-8", newline="")
+    (out / name).write_bytes(done.data())
     print(f"written: {out / name}; students with points: {done.matched}")
     for line in [*done.remarks, *(f"LOOK: {problem}" for problem in done.problems)]:
         print(line)
