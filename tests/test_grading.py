@@ -24,7 +24,7 @@ from labkit.grading import grade as grading
 from labkit.grading import judge as judging
 from labkit.grading import pool, sandbox, show, store, submission, zygote
 from labkit.grading.collect import left_out
-from labkit.grading.contract import WITHHELD
+from labkit.grading.contract import LENT, WITHHELD
 from labkit.grading.limits import Limits
 
 ROOT = Path(__file__).parents[1]
@@ -178,6 +178,11 @@ def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
     assert (records["2.9"]["status"], records["2.9"]["earned"]) == ("revealed", 0)
 
 
+def test_what_stands_below_a_reveal_is_run(graded):
+    _, records = graded(START, 'lab.reveal("2.1")\n' + SCALING)
+    assert records["2.8"]["status"] == "passed"
+
+
 def test_a_revealed_exercise_has_no_points_even_if_it_is_right(graded):
     _, records = graded(START, "if True:\n    lab.reveal(id='2.8')", SCALING)
     assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
@@ -310,10 +315,11 @@ class LoRALinear(torch.nn.Module):
     assert "mend" not in records["2.2"]["message"]
 
 
-def test_what_could_not_be_revealed_costs_nothing(graded):
+def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):
     error = {"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "traceback": []}
+    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.8 {LENT}.\n"]}
     book = json.loads(_notebook(START, SCALING, 'lab.reveal("2.8")'))
-    for outputs, status in ([error], "passed"), ([], "revealed"):
+    for outputs, status in ([error], "passed"), ([lent], "passed"), ([], "revealed"):
         book["cells"][2]["outputs"] = outputs
         _, records = graded(data=json.dumps(book).encode())
         assert records["2.8"]["status"] == status

@@ -31,6 +31,7 @@ from labkit.reference import reference
 # what learners' data cannot bring about: an exception of these kinds is the check's own mistake
 OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
 MESSAGE = 600  # characters of a message
+UNDEFINED = re.compile(r"\bname '(\w+)' is not defined")
 NAMES = 1000  # of a submission, among which one is sought that is nearly right
 SLOW = 15  # seconds that cells may wait for their turn, beyond their own time
 
@@ -238,6 +239,7 @@ class Case:
         if record["status"] == "missing":  # the stub; did what came after it go wrong?
             told = [record["message"], *(self._of_cell(name)[1] for name in names)]
             record["message"] = next(filter(None, told), "")
+        record["message"] += self._cause(record["message"])
         return record["status"], record["earned"], record["message"], False
 
     def _undefined(self, name):
@@ -257,8 +259,20 @@ class Case:
         """`(status, what went wrong)` of the cell that defines `name`; both empty if all went."""
         how, why = self.went.get(self.work.cell_of(name), ("", ""))
         if how == "raised":
-            return "missing", f"its cell raised {why}"
+            return "missing", f"its cell raised {why}{self._cause(why)}"
         return how, f"its cell {why.removeprefix('it ')}" if why.startswith("it ") else why
+
+    def _cause(self, message):
+        """Why the name that `message` says is not defined is not there, in brackets; or ""."""
+        for name in UNDEFINED.findall(message):
+            cell = self.work.cell_of(name)
+            if cell in self.went:
+                how, why = self.went[cell]
+                told = f"raised {why}" if how == "raised" else why.removeprefix("it ")
+                return f" ({name} should come from code cell {cell + 1}, which {told})"
+            if cell in self.work.experiments:
+                return f" ({name} comes from code cell {cell + 1}, an experiment: none is run here)"
+        return ""
 
     def _troubles(self):
         """The cells that hung, or that took their process with them, as one text."""

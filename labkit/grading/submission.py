@@ -13,6 +13,7 @@ SHOWN = re.compile(r"^◐ ([\w.]{1,20}) is revealed", re.MULTILINE)  # what `lab
 RUNS = re.compile(r"\s*%%(?:time|timeit|capture|prun)\b.*\n?")  # what is below these is run here
 MAGIC = re.compile(r"^([ \t]*)(?:[%!?](?:.*\\\n)*.*|[\w.]+\?{1,2}[ ]*)$", re.MULTILINE)
 ASSIGNED = re.compile(r"^([ \t]*\w[\w, ]*=[ ]*)[%!](?:.*\\\n)*.*$", re.MULTILINE)  # files = !ls
+OWN_NAMES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 CELLS = 20_000
 PARSED = 200_000  # characters in one cell that are parsed, and twice as many in all
 CODE = 8_000_000  # characters of code in all; the course's own notebooks have 12,000 to 23,000
@@ -164,16 +165,18 @@ def _tree(source):
 
 
 def _defined(tree):
-    """Names that the cell's top level defines: functions, classes, assignments."""
-    names = set()
-    for node in tree.body:
+    """Names that the cell binds outside of its functions and classes."""
+    names, waiting = set(), list(tree.body)
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
-        elif isinstance(node, ast.Assign):
-            targets = [t for target in node.targets for t in ast.walk(target)]
-            names |= {t.id for t in targets if isinstance(t, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names.add(node.target.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(part.asname or part.name).partition(".")[0] for part in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif not isinstance(node, OWN_NAMES):
+            waiting += ast.iter_child_nodes(node)
     return names
 
 
