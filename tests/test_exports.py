@@ -407,6 +407,7 @@ def test_only_the_lab_of_the_assignment_counts_and_of_it_the_best():
     assert "nothing" in gradescope.choose([], "03_peft")["reason"]
     lost = row("a.ipynb", 0, None, status="unreadable", reason="the file is empty")
     assert gradescope.choose([lost], "02_lora") is lost
+    assert gradescope.choose([row("a.ipynb", lab="02")], "02_lora")["lab"] == "02_lora"
 
 
 def call(*args):

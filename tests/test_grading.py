@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -631,16 +632,17 @@ def test_a_judge_that_was_ended_on_purpose_does_not_begin_again(tmp_path, monkey
 
 
 @needs_sandbox
-def test_a_judge_killed_in_the_middle_costs_nothing(tmp_path):
-    """The real one, killed while a cell waits."""
+@pytest.mark.parametrize("who", ["judge", "warm process"])
+def test_what_is_killed_in_the_middle_costs_nothing(who):
+    """The real ones, while a cell waits."""
     judge = pool.JudgeProcess(QUICK)
     judge.start()
-    first = judge.process
-    data = _notebook("import time\ntime.sleep(4)", SCALING)
-    killer = threading.Timer(1, first.kill)
+    first = psutil.Process(judge.process.pid)
+    victims = [first] if who == "judge" else first.children(recursive=True)[::-1]
+    killer = threading.Timer(1, lambda: [victim.kill() for victim in victims])
     killer.start()
-    row, _ = judge.grade("a.ipynb", data, 1)
-    assert judge.process is not first and first.returncode == -signal.SIGKILL
+    row, _ = judge.grade("a.ipynb", _notebook("import time\ntime.sleep(4)", SCALING), 1)
+    assert judge.process.pid != first.pid and not first.is_running()
     judge.stop()
     assert (row["status"], row["earned"]) == ("graded", 1)
 
@@ -667,7 +669,7 @@ def test_a_file_that_comes_later_adds_a_row_and_deletes_nothing(batch, tmp_path)
     notes = []
     rows = batch(paths=[late], notes=notes)
     assert rows[:3] == first and rows[3]["submission"] == "zoe.ipynb"
-    assert notes == ["of earlier calls: 3"]
+    assert notes == ["rows of earlier calls: 3"]
     assert json.loads((batch.out / "results.json").read_text()) == rows
     assert len((batch.out / "grades.csv").read_text().splitlines()) == 5
     pages = sorted(path.name for path in (batch.out / "feedback").iterdir())
