@@ -100,7 +100,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """LoRA Labs: six hands-on labs on LoRA and QLoRA."""
+    """LoRA Labs: hands-on labs on LoRA and QLoRA."""
 
 
 @app.command(epilog="Example: labkit doctor --json")
