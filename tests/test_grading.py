@@ -71,6 +71,13 @@ SCALING = """
 def scaling(alpha, r, rank_stabilized=False):
     return alpha / r ** (0.5 if rank_stabilized else 1)
 """
+SOLVED_SCALING = """
+import math
+
+def scaling(alpha, r, rank_stabilized=False):
+    # as the course has it
+    return alpha / math.sqrt(r) if rank_stabilized else alpha / r
+"""
 FORWARD = """
 def lora_forward(x, W, A, B, alpha):
     return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
@@ -188,8 +195,28 @@ def test_what_stands_below_a_reveal_is_run(graded):
 
 
 def test_a_revealed_exercise_has_no_points_even_if_it_is_right(graded):
-    _, records = graded(START, "if True:\n    lab.reveal(id='2.8')", SCALING)
+    _, records = graded(START, "if True:\n    lab.reveal(id='2.8')", SOLVED_SCALING)
     assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
+    assert records["2.8"]["message"].startswith("code cell 2 reveals the solution; if it showed")
+    book = json.loads(_notebook(START, 'lab.reveal("2.8")', SCALING))
+    text = "◐ 2.8 is revealed: read it, then go on. It earns no points.\n"
+    book["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text}]
+    _, records = graded(data=json.dumps(book).encode())
+    assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
+
+
+def test_an_answer_of_ones_own_counts_where_outputs_that_would_tell_were_cleared(graded):
+    _, records = graded(START, SCALING, 'lab.reveal("2.8")')
+    assert records["2.8"]["status"] == "passed"
+
+
+def test_what_was_lent_and_has_no_answer_says_so(graded):
+    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.8 {LENT}.\n"]}
+    book = json.loads(_notebook(START, STUB, 'lab.reveal("2.8")'))
+    book["cells"][2]["outputs"] = [lent]
+    _, records = graded(data=json.dumps(book).encode())
+    assert records["2.8"]["status"] == "missing"
+    assert records["2.8"]["message"].startswith("the course lent this one")
 
 
 def test_experiments_are_skipped_unless_an_answer_is_in_them(judge):
@@ -349,7 +376,7 @@ def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):
     error = {"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "traceback": []}
     lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.8 {LENT}.\n"]}
     book = json.loads(_notebook(START, SCALING, 'lab.reveal("2.8")'))
-    for outputs, status in ([error], "passed"), ([lent], "passed"), ([], "revealed"):
+    for outputs, status in ([error], "passed"), ([lent], "passed"), ([], "passed"):
         book["cells"][2]["outputs"] = outputs
         _, records = graded(data=json.dumps(book).encode())
         assert records["2.8"]["status"] == status
@@ -734,16 +761,17 @@ def test_a_judge_that_was_ended_on_purpose_does_not_begin_again(tmp_path, monkey
 
 
 @needs_sandbox
-def test_a_judge_killed_in_the_middle_costs_nothing(tmp_path):
-    """The real one, killed while a cell waits."""
+@pytest.mark.parametrize("who", ["judge", "warm process"])
+def test_what_is_killed_in_the_middle_costs_nothing(who):
+    """The real ones, while a cell waits."""
     judge = pool.JudgeProcess(QUICK)
     judge.start()
-    first = judge.process
-    data = _notebook("import time\ntime.sleep(4)", SCALING)
-    killer = threading.Timer(1, first.kill)
+    first = psutil.Process(judge.process.pid)
+    victims = [first] if who == "judge" else first.children(recursive=True)[::-1]
+    killer = threading.Timer(1, lambda: [victim.kill() for victim in victims])
     killer.start()
-    row, _ = judge.grade("a.ipynb", data, 1)
-    assert judge.process is not first and first.returncode == -signal.SIGKILL
+    row, _ = judge.grade("a.ipynb", _notebook("import time\ntime.sleep(4)", SCALING), 1)
+    assert judge.process.pid != first.pid and not first.is_running()
     judge.stop()
     assert (row["status"], row["earned"]) == ("graded", 1)
 
@@ -770,7 +798,7 @@ def test_a_file_that_comes_later_adds_a_row_and_deletes_nothing(batch, tmp_path)
     notes = []
     rows = batch(paths=[late], notes=notes)
     assert rows[:3] == first and rows[3]["submission"] == "zoe.ipynb"
-    assert notes == ["of earlier calls: 3"]
+    assert notes == ["rows of earlier calls: 3"]
     assert json.loads((batch.out / "results.json").read_text()) == rows
     assert len((batch.out / "grades.csv").read_text().splitlines()) == 5
     pages = sorted(path.name for path in (batch.out / "feedback").iterdir())

@@ -19,11 +19,12 @@ from pkgutil import iter_modules
 
 import labkit.checks
 from labkit.errors import LabError
-from labkit.grading import contract, private, submission, wire
+from labkit.grading import contract, own, private, submission, wire
 from labkit.grading.contract import BROKEN, ODD, CheckFailed
 from labkit.grading.limits import LONGEST_SOURCE, TIME_UP, Limits
 from labkit.grading.remote import PATIENCE, Down, Forged, Gone, Learner, RemoteSession, Undefined
 from labkit.grading.shipped import shipped
+from labkit.grading.submission import PARSED
 from labkit.grading.summary import natural
 from labkit.grading.warm import WarmProcess
 from labkit.reference import reference
@@ -31,6 +32,7 @@ from labkit.reference import reference
 # what learners' data cannot bring about: an exception of these kinds is the check's own mistake
 OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
 MESSAGE = 600  # characters of a message
+LENT = "the course lent this one"
 UNDEFINED = re.compile(r"\bname '(\w+)' is not defined")
 NAMES = 1000  # of a submission, among which one is sought that is nearly right
 
@@ -159,7 +161,7 @@ class Case:
     def judged(self):
         """`(records, {"status": …})`: the exercises as in results.json, and how all went."""
         records, down = [], None
-        revealed = self.work.revealed()
+        revealed = self._revealed()
         with self.judge.warm.submission() as link:
             self.session = RemoteSession(link, self.seed, self.limits, self.over)
             self.session.reference = functools.partial(_reference, self.stem)
@@ -181,6 +183,8 @@ class Case:
                     except Down as error:
                         down, told = str(error), ("error", 0, str(error))
                 status, earned, message = told
+                if status == "missing" and check.exercise["id"] in self.work.lent:
+                    message = f"{LENT}, and no answer of one's own is here"
                 message = line(message)
                 records.append(record | {"earned": earned, "status": status, "message": message})
         if down:
@@ -193,6 +197,20 @@ class Case:
     def _time_up(self):
         told = f"it took more than {self.limits.submission_seconds:g} s in all, graded until then"
         return line("; ".join(filter(None, [told, self._troubles()])))
+
+    def _revealed(self):
+        """`{id: how that is known}` of exercises that earn nothing, for their solutions were seen.
+
+        Without the outputs nobody knows whether a call showed the solution, or lent it unseen: then
+        an answer counts that is not the solution itself.
+        """
+        found = dict(self.work.asked)
+        for check in self.checks:
+            id, name = check.exercise["id"], check.exercise["names"][0]
+            cell = self.work.cell_of(name) if id in found else None
+            if cell is not None and own.is_own(self.stem, name, self.work.cells[cell][:PARSED]):
+                del found[id]
+        return found | dict.fromkeys(self.work.shown, "the solution was revealed")
 
     def _run_cells(self, link):
         """Have the cells run, but for experiments, and ship what the exercises need."""
