@@ -284,7 +284,8 @@ def _judge(check, objects, after, points):
     if not source:
         return _dependent(own, after)
     with session.lent(names, source) as theirs:
-        lent = _verdict(check, {n: theirs.get(n, o) for n, o in objects.items()}, points)
+        given = {name: theirs.get(name, own) for name, own in objects.items()}
+        lent = _verdict(check, given, points)
     told = f"judged with the course's own {', '.join(names)}, since {after} is open"
     if lent.status == "missing":
         return lent

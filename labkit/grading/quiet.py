@@ -47,3 +47,13 @@ def start(stem):
     """`(lab, check)` that do nothing; torch is seeded as in a notebook."""
     torch.manual_seed(0)
     return QuietLab(stem), _Anything()
+
+
+def device_setter(set_default_device):
+    """`torch.set_default_device` that leaves it where it is when there is no such device here."""
+
+    def setter(device):
+        if device is None or torch.device(device).type in ("cpu", "meta"):
+            set_default_device(device)
+
+    return setter
