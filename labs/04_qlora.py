@@ -18,7 +18,8 @@
 # and then check what people say: that a 70-billion model trains on one 48 GB card, that QLoRA
 # needs four times less than LoRA, that it costs 30% of speed and no quality.
 #
-# About 75 minutes of your time. The experiments take under five minutes on two CPU cores.
+# About 110 minutes if you know PyTorch well (65 for the exercises), up to 155 if you do not. The
+# experiments take under five minutes on two CPU cores.
 
 # %%
 import labkit

@@ -20,8 +20,8 @@
 # In this lab you compare ranks fairly. It is harder than it looks: the most common comparison
 # changes two things at once.
 #
-# About 60 minutes of your time. The experiments take under eight minutes on two CPU cores, and
-# seconds when you run them again.
+# About 80 minutes if you know PyTorch well (52 for the exercises), up to 110 if you do not. The
+# experiments take under eight minutes on two CPU cores, and seconds when you run them again.
 
 # %%
 import labkit
