@@ -629,6 +629,8 @@ if lab.experiment("Training in random flats", 10, needs=["1.4", "1.6"]):
 #
 # ●○○ · 5 min · 3 points
 #
+# The first letter that you check counts; then read what it says.
+#
 # **q1. A 4096 × 4096 layer gets LoRA with r=16. What happens to the memory of training it?**
 #
 # - (a) The weights shrink 128-fold.

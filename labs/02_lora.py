@@ -623,6 +623,8 @@ if lab.experiment("Your adapter inside PEFT", 8, needs=["2.2", "2.4", "2.7"]):
 #
 # ●○○ · 5 min · 3 points
 #
+# The first letter that you check counts; then read what it says.
+#
 # **q1. Why does `B` start at zero and `A` not?**
 #
 # - (a) It does not matter: training soon repairs a random product.

@@ -551,6 +551,8 @@ if lab.experiment("Share the adapter, if you like", 0, needs=["3.1", "3.3", "3.4
 #
 # ●○○ · 5 min · 3 points
 #
+# The first letter that you check counts; then read what it says.
+#
 # **q1. You change `targets` from q and v to all linear layers, both with r=16. What happens?**
 #
 # - (a) Nothing to the count: it depends on the rank alone.

@@ -837,6 +837,8 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # ●○○ · 5 min · 3 points
 #
+# The first letter that you check counts; then read what it says.
+#
 # **q1. What do "4-bit storage" and "16-bit compute" mean?**
 #
 # - (a) The GPU multiplies 4-bit codes and adds the products in 16 bits.

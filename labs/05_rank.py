@@ -762,6 +762,8 @@ if lab.experiment("Who confuses what", 1, needs=["5.5"]):
 #
 # ●○○ · 5 min · 3 points
 #
+# The first letter that you check counts; then read what it says.
+#
 # **q1. A colleague trains r = 4, 16, 64 with alpha = 2r at learning rate 2e-4, three seeds each,
 # and finds r=64 clearly best. What does this show?**
 #

@@ -890,6 +890,8 @@ if lab.experiment("Serve it, and ask it as any client would", 20, needs=["6.1", 
 #
 # ●○○ · 5 min · 3 points
 #
+# The first letter that you check counts; then read what it says.
+#
 # **q1. Why is merging a QLoRA adapter delicate?**
 #
 # - (a) The update is in 16 bits and the base in 4, and the two cannot be added.
