@@ -44,7 +44,8 @@ early(
 )
 early(
     "asynchronous",
-    "import asyncio\n\nasync def wait():\n    await asyncio.sleep(0.01)\n    return 3\n\nx = await wait()\n"
+    "import asyncio\n\nasync def wait():\n    await asyncio.sleep(0.01)\n    return 3\n\n"
+    "x = await wait()\n"
     "task = asyncio.create_task(wait())\n"
     "print(await asyncio.gather(wait(), task))",
 )
