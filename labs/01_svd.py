@@ -17,7 +17,8 @@
 # find out what that means, and whether it is true. You will cut a photograph, then the weights of
 # a real language model, then what fine-tuning did to them.
 #
-# About 45 minutes of your time. The experiments take under two minutes on two CPU cores.
+# About 55 minutes if you know PyTorch well (41 for the exercises), up to 85 if you do not. The
+# experiments take under two minutes on two CPU cores.
 
 # %%
 import labkit
@@ -56,8 +57,9 @@ from labkit import live, models, plots, tasks, training
 #
 # ●●○ · 7 min · 2 points
 #
-# Return the matrix of rank at most `r` that is nearest to `W`. The Eckart-Young theorem says which:
-# keep the first `r` terms of the sum. An `r` beyond the rank is fine, then nothing is cut.
+# Return the matrix of rank at most `r` that is nearest to `W`, in the Frobenius norm (the root of
+# the sum of all squared entries). The Eckart-Young theorem says which: keep the first `r` terms of
+# the sum. An `r` beyond the rank is fine, then nothing is cut.
 #
 # <details><summary>Hint</summary>
 #
@@ -83,9 +85,8 @@ check.optimal(best_rank_r)
 #
 # ●●○ · 6 min · 2 points
 #
-# How far is that matrix from $W$? Return $\lVert W - W_r \rVert / \lVert W \rVert$ as a float, with
-# the Frobenius norm (the root of the sum of all squared entries). Do not build $W_r$: the singular
-# values alone tell you.
+# How far is that matrix from $W$? Return $\lVert W - W_r \rVert / \lVert W \rVert$ as a float, in
+# the Frobenius norm. Do not build $W_r$: the singular values alone tell you.
 #
 # <details><summary>Hint</summary>
 #
@@ -205,7 +206,7 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
 # ●●○ · 8 min · 3 points
 #
 # `energy_rank(s, fraction)` gets singular values, largest first, and returns the smallest rank
-# whose energy is *at least* the fraction of the whole. `stable_rank(W)` is a float.
+# whose energy is *at least* the fraction of the whole, an int. `stable_rank(W)` is a float.
 #
 # <details><summary>Hint</summary>
 #
@@ -627,6 +628,8 @@ if lab.experiment("Training in random flats", 10, needs=["1.4", "1.6"]):
 # ### Exercise 1.7 · Quiz
 #
 # ●○○ · 5 min · 3 points
+#
+# The first letter that you check counts; then read what it says.
 #
 # **q1. A 4096 × 4096 layer gets LoRA with r=16. What happens to the memory of training it?**
 #

@@ -68,12 +68,16 @@ class Session:
     exercise: str = ""  # the id of the one that is being checked
     records: dict = field(default_factory=dict)  # exercise id -> dict as in results.json
     loans: dict = field(default_factory=dict)  # exercise id -> the course's objects, as lent last
+    letters: dict = field(default_factory=dict)  # id of a quiz -> {question: its first letter}
     faults: list = field(default_factory=list)  # CheckFailed, of the check that runs
     reference: object = None  # exercise id -> source of the course's own object, or None
     namespace: dict = field(default_factory=dict)  # where the learner's code looks names up
 
     def clear(self):
-        """Forget all that was judged and lent, and where solutions come from."""
+        """Forget what was judged and lent, and where solutions come from.
+
+        The first letters of a quiz stay: a lab that is started again does not make them new.
+        """
         self.records.clear()
         self.loans.clear()
         self.reference, self.namespace = None, {}
