@@ -145,6 +145,24 @@ def test_what_is_not_there_says_why(graded):
     assert records["2.1"]["message"] == "lora_forward is not defined"
 
 
+def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
+    uses = "def lora_forward(x, W, A, B, alpha):\n    return sns.nothing(x)"
+    _, records = graded(START, "import seaborn as sns", "raise KeyError\nroot = 2", uses, SCALING)
+    cause = "(sns should come from code cell 2, which raised ModuleNotFoundError: No module named"
+    assert cause in records["2.1"]["message"]
+    layer = "class LoRALinear(sns.Module): pass"
+    _, records = graded(START, "import seaborn as sns", layer)
+    assert records["2.2"]["message"].startswith("LoRALinear is not defined: its cell raised Name")
+    assert cause in records["2.2"]["message"]
+
+
+def test_a_name_of_an_experiment_is_told(judge):
+    uses = "def scaling(alpha, r, rank_stabilized=False):\n    return best / r"
+    row, _ = judge.grade("a", _notebook(START, "best = 3", uses, tags=[1]), 1)
+    message = next(e["message"] for e in row["exercises"] if e["id"] == "2.8")
+    assert "(best comes from code cell 2, an experiment: none is run here)" in message
+
+
 def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
     cell = "check.matches_dense(lora_forward)\nlab.score()\nlab.headline('x')\n"
     cell += "assert not lab.experiment('x', 1)"
