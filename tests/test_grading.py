@@ -156,6 +156,16 @@ def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
     assert graded(helper, right, wrong)[1]["2.8"]["status"] == "failed"
 
 
+def test_a_name_that_a_later_cell_takes_costs_no_answer(graded):
+    uses = "import math\ndef scaling(alpha, r, rank_stabilized=False):\n"
+    uses += "    return alpha / max(math.sqrt(r) if rank_stabilized else r, ROOT)"
+    _, records = graded("ROOT = 1", uses, "max = 3; math, ROOT = None, 'x'")
+    assert records["2.8"]["status"] == "passed"
+    assert records["2.8"]["message"].endswith("cells below use its names anew: ROOT, math, max")
+    wrong = uses.replace("else r,", "else 1,")
+    assert graded("ROOT = 1", wrong, "max = 3")[1]["2.8"]["status"] == "failed"
+
+
 def test_a_cell_that_fails_costs_itself_only(graded):
     _, records = graded(START, "1 / 0", "x = = 1", SCALING, "scaling(1)", QUIZ)
     assert records["2.8"]["status"] == records["2.9"]["status"] == "passed"

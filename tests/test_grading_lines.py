@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from labkit.grading import lines
 from labkit.grading.mend import mender
@@ -20,7 +21,9 @@ def run(monkeypatch, tmp_path):
     """`run(cell)` -> (its first error as one line, whether its last line, `done = 1`, ran)."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    shell = InteractiveShell()
+    config = Config()
+    config.HistoryManager.enabled = False
+    shell = InteractiveShell(config=config)
     shell.showtraceback = lambda *args, **kwargs: None
     errors = lines.prepare(shell)
 

@@ -53,8 +53,8 @@ _scratch("changes_folder", "import os, tempfile\nos.chdir(tempfile.mkdtemp())", 
 _scratch(
     "removes_its_folder", "import os, shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)", ""
 )
-_scratch("default_dtype", "torch.set_default_dtype(torch.float64)", "", (22, 24))
-_scratch("grad_off", "torch.set_grad_enabled(False)", "off for all that follows", (15, 24))
+_scratch("default_dtype", "torch.set_default_dtype(torch.float64)", "")
+_scratch("grad_off", "torch.set_grad_enabled(False)", "off for all that follows")
 _scratch("many_threads", "torch.set_num_threads(64)", "")
 _scratch("seeds_torch", "torch.manual_seed(0)", "")
 _scratch("deterministic", "torch.use_deterministic_algorithms(True)", "")
