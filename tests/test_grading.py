@@ -167,6 +167,16 @@ def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
     assert graded(helper, right, wrong)[1]["2.8"]["status"] == "failed"
 
 
+def test_a_name_that_a_later_cell_takes_costs_no_answer(graded):
+    uses = "import math\ndef scaling(alpha, r, rank_stabilized=False):\n"
+    uses += "    return alpha / max(math.sqrt(r) if rank_stabilized else r, ROOT)"
+    _, records = graded("ROOT = 1", uses, "max = 3; math, ROOT = None, 'x'")
+    assert records["2.8"]["status"] == "passed"
+    assert records["2.8"]["message"].endswith("cells below use its names anew: ROOT, math, max")
+    wrong = uses.replace("else r,", "else 1,")
+    assert graded("ROOT = 1", wrong, "max = 3")[1]["2.8"]["status"] == "failed"
+
+
 def test_a_cell_that_fails_costs_itself_only(graded):
     _, records = graded(START, "1 / 0", "x = = 1", SCALING, "scaling(1)", QUIZ)
     assert records["2.8"]["status"] == records["2.9"]["status"] == "passed"
@@ -179,6 +189,24 @@ def test_what_is_not_there_says_why(graded):
         records["2.8"]["message"] == "scaling is not defined: its cell raised ValueError: no data"
     )
     assert records["2.1"]["message"] == "lora_forward is not defined"
+
+
+def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
+    uses = "def lora_forward(x, W, A, B, alpha):\n    return sns.nothing(x)"
+    _, records = graded(START, "import seaborn as sns", "raise KeyError\nroot = 2", uses, SCALING)
+    cause = "(sns should come from code cell 2, which raised ModuleNotFoundError: No module named"
+    assert cause in records["2.1"]["message"]
+    layer = "class LoRALinear(sns.Module): pass"
+    _, records = graded(START, "import seaborn as sns", layer)
+    assert records["2.2"]["message"].startswith("LoRALinear is not defined: its cell raised Name")
+    assert cause in records["2.2"]["message"]
+
+
+def test_a_name_of_an_experiment_is_told(judge):
+    uses = "def scaling(alpha, r, rank_stabilized=False):\n    return best / r"
+    row, _ = judge.grade("a", _notebook(START, "best = 3", uses, tags=[1]), 1)
+    message = next(e["message"] for e in row["exercises"] if e["id"] == "2.8")
+    assert "(best comes from code cell 2, an experiment: none is run here)" in message
 
 
 def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):

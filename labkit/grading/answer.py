@@ -4,6 +4,7 @@ The judge ships this module, the contract and the probes after the submission's 
 that what a cell does to them is without effect. It is not trusted: the judge checks every reply.
 """
 
+import builtins
 import json
 import sys
 import types
@@ -15,13 +16,16 @@ class Undefined(wire.WireError):
     """The submission does not define the name that the judge asks for."""
 
 
-def serve(sock, namespace, most):
-    """Answer the judge's questions about the objects in `namespace` until it hangs up."""
+def serve(sock, namespace, states, most):
+    """Answer the judge's questions about the objects in `namespace` until it hangs up.
+
+    `states` says how its names stood below a cell, by the index of that cell.
+    """
     while frame := wire.receive(sock, most):
-        wire.send(sock, b"R", answered(frame[1], namespace))
+        wire.send(sock, b"R", answered(frame[1], namespace, states))
 
 
-def answered(body, namespace):
+def answered(body, namespace, states):
     """The reply to one question: its nonce, how it went, and a value or a message."""
 
     def resolve(name):
@@ -38,6 +42,8 @@ def answered(body, namespace):
     try:
         for source in head["sources"]:
             _add(source)
+        if head["then"] in states:
+            _as_then(states[head["then"]], namespace)
         for names, source in head["lent"]:
             _lend(names, source, namespace)
         how, what, told = _called(wire.unpack(body, resolve))
@@ -59,6 +65,13 @@ def _called(ask):
     except contract.CheckFailed as failure:
         how, what = "failed", str(failure)
     return how, what, [str(fault) for fault in session.faults]
+
+
+def _as_then(state, namespace):
+    """Put names back to `state`; those that came later stay, unless they hide a built-in one."""
+    for name in vars(builtins).keys() & namespace.keys() - state.keys():
+        del namespace[name]
+    namespace.update(state)
 
 
 def _lend(names, source, namespace):

@@ -179,7 +179,7 @@ class Case:
                     told = ("timeout", 0, TIME_UP)
                 else:
                     try:
-                        told = self._exercise(check)
+                        told = self._as_then(check, self._exercise(check))
                     except Down as error:
                         down, told = str(error), ("error", 0, str(error))
                 status, earned, message = told
@@ -244,6 +244,29 @@ class Case:
             if status in ("passed", "missing") or (in_fresh and (status != "error" or tries > 1)):
                 return status, earned, message
             fresh = True
+
+    def _as_then(self, check, told):
+        """`told`; for an exercise that failed how it goes with names as its own cell left them.
+
+        In a notebook its check ran there. A later cell may have taken a name that it uses for
+        something else (`sum = 0`), which is no fault of its answer.
+        """
+        cells = [self.work.cell_of(name) for name in check.exercise["names"]]
+        if told[0] != "failed" or None in cells:
+            return told
+        taken = self.work.taken_below(max(cells)) - set(check.exercise["names"])
+        if not taken:
+            return told
+        self.session.then = max(cells)
+        self.session.begin(fresh=True)
+        try:
+            status, earned, _, _ = self._verdict(check)
+        finally:
+            self.session.then, self.session.spent = None, True
+        if status != "passed":
+            return told
+        names = ", ".join(sorted(taken)[:5])
+        return status, earned, f"right where it stands; cells below use its names anew: {names}"
 
     def _verdict(self, check):
         """`(status, earned, message, whether the process that answers has ended)`."""

@@ -55,6 +55,7 @@ class RemoteSession(Session):
         self.over = over or time.monotonic() + limits.submission_seconds
         self.asked = 0
         self.lending = []  # [names, source] of the course's own objects, while they stand in
+        self.then = None  # index of the cell below which names are to stand as they did then
         self.spent = False  # whether the process that answers must not serve another exercise
 
     def call(self, f, data):
@@ -63,7 +64,7 @@ class RemoteSession(Session):
         self.asked += 1
         question = {"seed": self.their_seed(), "f": f, "data": list(data)}
         body = wire.pack(question, lambda thing: _reference(thing, sources))
-        head = {"nonce": nonce, "sources": sources, "lent": self.lending}
+        head = {"nonce": nonce, "sources": sources, "lent": self.lending, "then": self.then}
         head = json.dumps(head).encode()
         try:
             wire.send(self.link, b"A", head + b"\n" + body)

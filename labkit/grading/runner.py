@@ -18,10 +18,11 @@ from functools import partial
 from os import WNOHANG, _exit, close, fork, getpid, getppid, kill, setsid, waitpid
 
 from labkit.grading import lines, wire
-from labkit.grading.mend import mender
+from labkit.grading.mend import mender, small_names
 
 ORDER_BYTES = 1 << 16
 SPARE = 12  # processes and descriptors that cells can't use up
+STATES = 400  # cells after which it is kept how names stand
 TOLD = 400  # characters of an error message that go back
 
 
@@ -29,6 +30,7 @@ def obey(channel, shell, cells, most):
     """Run cells and serve exercises as ordered, for ever; the supervisor kills this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     mend, errors = mender(), lines.prepare(shell)
+    states = {}  # index of a cell -> how names stood below it
     while True:
         message, fds, _, _ = socket.recv_fds(channel, ORDER_BYTES, 1)
         if not message:
@@ -37,10 +39,12 @@ def obey(channel, shell, cells, most):
         mend("run" not in order)
         if "run" in order:
             _run(channel, partial(run_cell, shell, errors), cells, order["run"], order["apart"])
+            if len(states) < STATES:
+                states[order["run"]] = small_names(shell)
         elif "settle" in order:
             _settle(channel)
         else:
-            _serve(channel, shell, fds[0], most)
+            _serve(channel, (shell.user_ns, states, most), fds[0])
 
 
 def _spare(n):
@@ -127,8 +131,11 @@ def _settle(channel):
     _take_over(before)
 
 
-def _serve(channel, shell, fd, most):
-    """Fork a process that answers the judge on `fd` from the state that the cells left."""
+def _serve(channel, what, fd):
+    """Fork a process that answers the judge on `fd` from the state that the cells left.
+
+    `what` are the namespace, its earlier states, and the most bytes of a question.
+    """
     with contextlib.suppress(ChildProcessError):
         while waitpid(-1, WNOHANG)[0]:
             pass
@@ -141,8 +148,8 @@ def _serve(channel, shell, fd, most):
     setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sock = socket.socket(fileno=fd)
-    _, body = wire.receive(sock, most)
-    load(body)["labkit.grading.answer"].serve(sock, shell.user_ns, most)
+    _, body = wire.receive(sock, what[-1])
+    load(body)["labkit.grading.answer"].serve(sock, *what)
     _exit(0)
 
 

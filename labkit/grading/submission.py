@@ -1,6 +1,7 @@
 """A submission as it arrives: untrusted bytes that may or may not be a notebook."""
 
 import ast
+import builtins
 import json
 import re
 from dataclasses import dataclass, field
@@ -67,6 +68,12 @@ class Submission:
     def names(self):
         """All names that its cells define."""
         return set().union(*self.defines) if self.defines else set()
+
+    def taken_below(self, index):
+        """Names that were there at cell `index`, built-in ones too, and that later cells bind."""
+        before = set().union(dir(builtins), *self.defines[: index + 1])
+        later = range(index + 1, len(self.cells))
+        return before & set().union(*(self.defines[i] for i in later if i not in self.experiments))
 
 
 def read(data):
