@@ -57,9 +57,9 @@ from labkit import live, models, plots, tasks, training
 #
 # ●●○ · 7 min · 2 points
 #
-# Return the matrix of rank at most `r` that is nearest to `W`, in the Frobenius norm (the root of
-# the sum of all squared entries). The Eckart-Young theorem says which: keep the first `r` terms of
-# the sum. An `r` beyond the rank is fine, then nothing is cut.
+# Return the matrix of rank at most `r` that is nearest to `W`: the one that leaves the least sum of
+# squared differences, which is the distance in the *Frobenius norm*. The Eckart-Young theorem says
+# which: keep the first `r` terms of the sum. An `r` beyond the rank is fine, then nothing is cut.
 #
 # <details><summary>Hint</summary>
 #
@@ -85,8 +85,9 @@ check.optimal(best_rank_r)
 #
 # ●●○ · 6 min · 2 points
 #
-# How far is that matrix from $W$? Return $\lVert W - W_r \rVert / \lVert W \rVert$ as a float, in
-# the Frobenius norm. Do not build $W_r$: the singular values alone tell you.
+# How far is that matrix from $W$? Return $\lVert W - W_r \rVert / \lVert W \rVert$ as a float, with
+# the Frobenius norm (the root of the sum of all squared entries). Build neither $W_r$ nor
+# $W - W_r$: the singular values alone tell you. It is 0 where $r$ is the rank or more.
 #
 # <details><summary>Hint</summary>
 #
@@ -149,7 +150,8 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 #
 # `lora_params` counts the numbers in $A$, `(r, d_in)`, and $B$, `(d_out, r)`. `break_even_rank` is
 # the largest rank at which they hold strictly fewer numbers than $W$, 0 where no rank saves. Both
-# are ints, and $W$ need not be square.
+# are ints, and $W$ need not be square. *Strictly*, for at equality the rank has become smaller and
+# nothing was saved: where $W$ is square and its side even, this is half the side.
 
 
 # %%

@@ -1,8 +1,10 @@
 """Comparisons that say what is wrong: shape, dtype, a known misconception, or by how much."""
 
+import re
+
 import torch
 
-from labkit.grading.contract import CheckFailed, expect, generator, observe
+from labkit.grading.contract import CheckFailed, expect, generator, observe, part
 
 
 def randn(*shape, rng=None):
@@ -20,6 +22,31 @@ def ask(call, hint, f, *data):
         ) from None
 
 
+def every(judge, cases):
+    """`judge(*case)` for all cases, as parts of a check; returns what it gave where it didn't fail.
+
+    Of the failures those are told that name a mistake, each once; if none does, the first alone.
+    """
+    given, failures = [], {}
+    for case in cases:
+        try:
+            given.append(judge(*case))
+        except CheckFailed as failure:
+            failures.setdefault(_kernel(str(failure)), failure)
+    named = [failure for failure in failures.values() if not failure.bare]
+    for failure in named or list(failures.values())[:1]:
+        with part():
+            raise failure
+    return given
+
+
+def _kernel(text):
+    """What is the same in a message for another case: without its call and its numbers."""
+    if raised := re.search(r"it raised \w+", text):
+        return raised[0]
+    return re.sub(r"\d+", "", re.split(r": | gave | has shape | holds ", text)[-1])
+
+
 def expect_close(got, wanted, call, guesses=None, tol=1e-4):
     """Raise CheckFailed unless tensor `got` equals `wanted` to `tol`, relative to its size.
 
@@ -32,7 +59,9 @@ def expect_close(got, wanted, call, guesses=None, tol=1e-4):
     if _close(got, wanted, tol):
         return
     for message, guess in (guesses or {}).items():
-        if guess.shape == got.shape and _close(got, guess.double(), tol):
+        if guess.shape != got.shape or _close(wanted, guess.double(), tol):
+            continue
+        if _close(got, guess.double(), tol):
             raise CheckFailed(f"{call}: {message}")
     raise CheckFailed(f"{call}: {_difference(got, wanted)}", bare=True)
 
@@ -81,7 +110,52 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
         meant = got == guess if exact else _near(got, guess, tol)
         if meant and guess != wanted:
             raise CheckFailed(f"{told}: {message}")
-    raise CheckFailed(told, bare=True)
+    raise CheckFailed(told + _displayed(got, wanted), bare=True)
+
+
+def _displayed(got, wanted):
+    """What to say of a number that is right but for how it is displayed."""
+    if type(wanted) is int or not wanted:
+        return ""
+    if abs(got / 100 - wanted) <= 1e-3 * abs(wanted):
+        return ": that is in percent; the number itself is wanted"
+    if any(got == round(wanted, n) for n in range(type(got) is float, 6)):
+        return ": that is rounded; the number itself is wanted"
+    return ""
+
+
+def expect_numbers(asked):
+    """`expect_number` for all of `asked`, each `(call, got, wanted, guesses)`, guesses alike named.
+
+    A guess is told when it gives every wrong number, best when it gives the right ones as well: a
+    small int is soon right by accident.
+    """
+    wrong = []
+    for call, got, wanted, guesses in asked:
+        try:
+            expect_number(got, wanted, call)
+        except CheckFailed as failure:
+            if not failure.bare:
+                raise
+            wrong.append((failure, got, wanted, guesses))
+    if not wrong:
+        return
+    failure, got, wanted, guesses = wrong[0]
+    fits = {
+        message: sum(_meant(got, guesses[message]) for _, got, _, guesses in asked)
+        for message in guesses
+        if all(_meant(got, guesses[message]) for _, got, _, guesses in wrong)
+    }
+    if fits:
+        expect_number(
+            got, wanted, str(failure).partition(" gave ")[0], {max(fits, key=fits.get): got}
+        )
+    raise failure
+
+
+def _meant(got, guess):
+    exact = type(got) is type(guess) is int
+    return got == guess if exact else abs(got - guess) <= 1e-3 * max(1e-8, abs(guess))
 
 
 def _near(got, wanted, tol):
