@@ -1,5 +1,7 @@
 """Comparisons that say what is wrong: shape, dtype, a known misconception, or by how much."""
 
+import contextlib
+
 import torch
 
 from labkit.grading.contract import CheckFailed, expect, generator, observe
@@ -18,6 +20,26 @@ def ask(call, hint, f, *data):
         raise CheckFailed(
             f"{call}: {failure}" + (f"; {hint}" if hint else ""), bare=not hint
         ) from None
+
+
+@contextlib.contextmanager
+def likeliest():
+    """Yields `case`: of all that fails in a `with case():`, the first that names a mistake counts.
+
+    Where none does, the first that fails counts. For cases that show the same few mistakes.
+    """
+    faults = []
+
+    @contextlib.contextmanager
+    def case():
+        try:
+            yield
+        except CheckFailed as failure:
+            faults.append(failure)
+
+    yield case
+    if faults:
+        raise min(faults, key=lambda fault: fault.bare)
 
 
 def expect_close(got, wanted, call, guesses=None, tol=1e-4):
@@ -82,6 +104,28 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
         if meant and guess != wanted:
             raise CheckFailed(f"{told}: {message}")
     raise CheckFailed(told, bare=True)
+
+
+def expect_numbers(cases, tol=1e-4):
+    """`expect_number` of several `(call, got, wanted, guesses)` that show the same mistakes.
+
+    A guess is named if it explains each of them that fails; one that lacks it says nothing.
+    """
+    failing = []
+    for call, got, wanted, guesses in cases:
+        try:
+            expect_number(got, wanted, call, tol=tol)
+        except CheckFailed as failure:
+            if not failure.bare:
+                raise
+            failing.append((failure, got, guesses))
+    for failure, _, guesses in failing:
+        for message in guesses:
+            told = [(g, known[message]) for _, g, known in failing if message in known]
+            if all(abs(g - guess) <= tol * max(1e-8, abs(guess)) for g, guess in told):
+                raise CheckFailed(f"{failure}: {message}")
+    if failing:
+        raise failing[0][0]
 
 
 def _number(value):
