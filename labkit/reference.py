@@ -94,6 +94,12 @@ def needed(cells: list[str], names: list[str]) -> list[str]:
     return ["\n".join(head)] * bool(head) + [cells[i] for i in sorted(chosen)]
 
 
+def imports(cells: list[str], cell: str) -> list[str]:
+    """The statements that import what a cell of `cells` uses."""
+    lines = {name: line for one in cells for name, line in _imported(one).items()}
+    return [line for name, line in lines.items() if name in _used(cell)]
+
+
 def defined(cell: str) -> set[str]:
     """The functions and classes that a cell defines."""
     return {node.name for node in _body(cell) if isinstance(node, DEFINITIONS)}

@@ -28,6 +28,8 @@ lab, check = labkit.start("01_svd")
 import statistics
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from IPython.display import display
@@ -349,7 +351,7 @@ def fine_tune(model, tokenizer, title, steps=20, learning_rate=2e-4):
 
 
 # %% tags=["experiment"]
-if lab.experiment("A short full fine-tune", 45, needs=["1.4", "1.5"]):
+if lab.experiment("A short full fine-tune", 45, needs=["1.1", "1.4", "1.5"]):
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(48))
     tuned, _ = models.load(dtype=torch.float32)
     tuned.requires_grad_(False)
@@ -368,7 +370,7 @@ if lab.experiment("A short full fine-tune", 45, needs=["1.4", "1.5"]):
 # inside; the cell compares the two on one matrix.
 
 # %% tags=["experiment"]
-if lab.experiment("The SVD of every update", 10, needs=["1.4", "1.5"]):
+if lab.experiment("The SVD of every update", 10, needs=["1.1", "1.4", "1.5"]):
     factors, spectra = {}, {}
     for name, W in live.progress(matrices.items(), "SVD of each update"):
         U, S, Vh = torch.linalg.svd(W.detach() - start[name], full_matrices=False)
@@ -380,7 +382,7 @@ if lab.experiment("The SVD of every update", 10, needs=["1.4", "1.5"]):
     print(f"rank 8 from these factors and by truncate_update: {gap:.1g} apart")
 
 # %% tags=["experiment"]
-if lab.experiment("How many directions an update takes", 1, needs=["1.2", "1.4", "1.5"]):
+if lab.experiment("How many directions an update takes", 1, needs=["1.1", "1.2", "1.4", "1.5"]):
     update_r90 = by_kind({name: energy_rank(S, 0.9) for name, S in spectra.items()})
     weights_r90 = panels["rank for 90% of the energy"]["trained"]
     title = f"90% of an update's energy takes rank {middle(update_r90)} at the median"
@@ -414,7 +416,7 @@ def gain(loss):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Every update cut to rank r", 16, needs=["1.4", "1.5"]):
+if lab.experiment("Every update cut to rank r", 16, needs=["1.1", "1.4", "1.5"]):
     ranks, losses, energy = [1, 2, 4, 8, 16, 32, 64], [], []
     for r in live.progress(ranks, "ranks"):
         loss, share = try_update(lambda US, Vh, r=r: US[:, :r] @ Vh[:r])
@@ -435,7 +437,7 @@ if lab.experiment("Every update cut to rank r", 16, needs=["1.4", "1.5"]):
 # the part of the update that acts on 8 random input directions.
 
 # %% tags=["experiment"]
-if lab.experiment("Top, rest and random directions", 7, needs=["1.4", "1.5"]):
+if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.5"]):
     torch.manual_seed(lab.seed)
 
     def random_inputs(US, Vh, r=8):
@@ -469,7 +471,7 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.4", "1.5"]):
 # and `A` do not become the factors of the SVD.
 
 # %% tags=["experiment"]
-if lab.experiment("B and A trained towards one update", 2, needs=["1.2", "1.4", "1.5"]):
+if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", "1.4", "1.5"]):
     torch.manual_seed(lab.seed)
     goal = (W1 - W0) / (W1 - W0).norm()
     A, B = torch.randn(8, 576).to(goal) * 0.05, torch.zeros(576, 8).to(goal)
@@ -677,7 +679,7 @@ check.quiz(quiz)
 lab.score()
 
 # %% tags=["experiment"]
-if lab.experiment("The result in one line", 0, needs=["1.2", "1.4", "1.5", "1.6"]):
+if lab.experiment("The result in one line", 0, needs=["1.1", "1.2", "1.4", "1.5", "1.6"]):
     D = min(d90)
     lab.headline(
         f"a full update cut to rank 8 keeps {energy[3]:.0%} of its energy, {gains[3]:.0%} of its "

@@ -28,7 +28,10 @@ lab, check = labkit.start("02_lora")
 import copy
 import math
 
+import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from IPython.display import display
 from torch import nn
 
@@ -197,6 +200,10 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
 # SmolLM2-135M has 30 blocks. Each has seven linear layers: `q_proj`, `k_proj`, `v_proj` and
 # `o_proj` in its attention, `gate_proj`, `up_proj` and `down_proj` in its MLP.
 
+# %%
+attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+everything = [*attention, "gate_proj", "up_proj", "down_proj"]
+
 # %% [markdown]
 # ### Exercise 2.4 · `inject`
 #
@@ -256,8 +263,6 @@ check.counts(count_params)
 
 # %% tags=["experiment"]
 if lab.experiment("What trains, at three settings", 4, needs=["2.2", "2.4", "2.5"]):
-    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    everything = [*attention, "gate_proj", "up_proj", "down_proj"]
     for r, targets in [(4, ["q_proj", "v_proj"]), (16, ["q_proj", "v_proj"]), (8, everything)]:
         model, tokenizer = models.load()
         n = inject(model, targets, r, alpha=2 * r)
@@ -434,8 +439,14 @@ check.merges(merge_, unmerge_, LoRALinear)
 
 
 # %%
+def some_commands(model):
+    """Eight test commands as the model reads them: ids and attention mask, on its device."""
+    return tokenizer(unseen["text"][:8], return_tensors="pt", padding=True).to(model.device)
+
+
 def logits_of(model, dtype, merged):
     """Logits (k, vocab), in fp32, of a copy of `model` in `dtype`, at the k real tokens."""
+    ids = some_commands(model)
     twin = copy.deepcopy(model).to(dtype).eval()
     for layer in twin.modules():
         if merged and isinstance(layer, LoRALinear):
@@ -446,7 +457,6 @@ def logits_of(model, dtype, merged):
 
 # %% tags=["experiment"]
 if lab.experiment("Is a merged model the same model?", 10, needs=["2.2", "2.4", "2.6"]):
-    ids = tokenizer(unseen["text"][:8], return_tensors="pt", padding=True).to(model.device)
     exact = logits_of(model, torch.float32, merged=False)
     gaps = {
         "fp32, merged": logits_of(model, torch.float32, merged=True) - exact,
@@ -598,6 +608,7 @@ if lab.experiment("Your adapter inside PEFT", 8, needs=["2.2", "2.4", "2.7"]):
         key = name.replace("lora_A.default.weight", "A").replace("lora_B.default.weight", "B")
         if key in mine:
             tensor.data.copy_(mine[key])
+    ids = some_commands(theirs)
     with torch.no_grad():
         gap = (theirs(**ids).logits - copy.deepcopy(model).float().eval()(**ids).logits).abs().max()
     print(f"largest difference of a logit: {gap:.1e}")

@@ -31,9 +31,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from IPython.display import display
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 from trl import SFTConfig, SFTTrainer
 
@@ -77,9 +81,12 @@ check.config(lora_config)
 # Three configurations you will meet in practice. Read what PEFT prints, and compare the last line
 # with the first: the same rank, several times the parameters.
 
+# %%
+attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+mlp = ["gate_proj", "up_proj", "down_proj"]
+
 # %% tags=["experiment"]
 if lab.experiment("Three configurations on the real model", 4, needs=["3.1"]):
-    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
     for name, targets in [
         ("q and v", ["q_proj", "v_proj"]),
         ("attention", attention),
@@ -133,7 +140,7 @@ if lab.experiment("What r=16 trains in three models", 6, needs=["3.2"]):
             **wide, intermediate_size=14336, vocab_size=128256, num_key_value_heads=8
         ),
     }
-    mlp, rows = ["gate_proj", "up_proj", "down_proj"], []
+    rows = []
     for name, config in sizes.items():
         for label, targets in [("q, v", ["q_proj", "v_proj"]), ("all-linear", attention + mlp)]:
             shapes, total = shapes_of(config, targets)
@@ -490,12 +497,12 @@ def load_tuned(base, folder):
 check.adapter_folder(adapter_bytes, load_tuned)
 
 # %% tags=["experiment"]
-if lab.experiment("The adapter's folder, opened", 4, needs=["3.1", "3.3", "3.4", "3.7"]):
+if lab.experiment("The adapter's folder, opened", 4, needs=["3.1", "3.2", "3.3", "3.4", "3.7"]):
     for file in sorted(tuned.folder.iterdir()):
         print(f"{file.name:<28}{file.stat().st_size:>12,} bytes")
     saved = PeftConfig.from_pretrained(tuned.folder)
     print(f"\nr={saved.r}, alpha={saved.lora_alpha}, on {', '.join(sorted(saved.target_modules))}")
-    n = count_lora_params(shapes_of(base.config, attention + mlp)[0], 16)
+    n = count_lora_params(shapes_of(models.load()[0].config, attention + mlp)[0], 16)
     print(f"{n:,} numbers in {adapter_bytes(tuned.folder) / n:.2f} bytes each")
 
 # %% [markdown]
@@ -532,10 +539,11 @@ if lab.experiment("Base and adapter in one call", 3, needs=["3.1", "3.3", "3.4",
 
 # %% tags=["experiment"]
 repository = ""  # for instance "your-name/home-lora"
-if repository and os.environ.get("HF_TOKEN") and tuned:
-    tuned.model.push_to_hub(repository, private=True)
-else:
-    print("Not pushed: set `repository` above and HF_TOKEN in the environment")
+if lab.experiment("Share the adapter, if you like", 0, needs=["3.1", "3.3", "3.4"]):
+    if repository and os.environ.get("HF_TOKEN"):
+        tuned.model.push_to_hub(repository, private=True)
+    else:
+        print("Not pushed: set `repository` above and HF_TOKEN in the environment")
 
 # %% [markdown]
 # ### Exercise 3.8 · Quiz

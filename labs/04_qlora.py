@@ -29,12 +29,13 @@ lab, check = labkit.start("04_qlora")
 import time
 
 import bitsandbytes as bnb
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from IPython.display import display
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
-from torch.nn import functional as F
 from transformers import BitsAndBytesConfig
 
 from labkit import hardware, live, models, plots, tasks, training

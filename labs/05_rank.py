@@ -35,7 +35,9 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from IPython.display import display
+from torch import nn
 
 from labkit import finetuning, generation, live, measured, models, plots, tasks
 from labkit.measured import short

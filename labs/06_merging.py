@@ -34,12 +34,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import peft
 import torch
+import torch.nn.functional as F
 from bitsandbytes import functional as bnb
 from IPython.display import display
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig
 
@@ -850,10 +853,11 @@ if lab.experiment("Merge and save, reload with plain transformers", 5, needs=["6
 
 # %% tags=["experiment"]
 repository = ""  # for instance "your-name/home-merged"
-if repository and os.environ.get("HF_TOKEN"):
-    again.push_to_hub(repository, private=True)
-else:
-    print("Not pushed: set `repository` above and HF_TOKEN in the environment")
+if lab.experiment("Share the merged model, if you like", 0, needs=["6.1", "6.6"]):
+    if repository and os.environ.get("HF_TOKEN"):
+        again.push_to_hub(repository, private=True)
+    else:
+        print("Not pushed: set `repository` above and HF_TOKEN in the environment")
 
 # %% [markdown]
 # And it speaks the protocol that everybody's clients speak. `transformers serve` is an OpenAI

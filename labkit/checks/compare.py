@@ -94,13 +94,13 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
         )
         right = got == wanted
     else:
-        right = abs(got - wanted) <= tol * max(1e-8, abs(wanted))
+        right = _near(got, wanted, tol)
     if right:
         return
     told = f"{call} gave {_number(got)}, wanted {_number(wanted)}"
     for message, guess in (guesses or {}).items():
         exact = type(wanted) is type(guess) is int
-        meant = got == guess if exact else abs(got - guess) <= tol * max(1e-8, abs(guess))
+        meant = got == guess if exact else _near(got, guess, tol)
         if meant and guess != wanted:
             raise CheckFailed(f"{told}: {message}")
     raise CheckFailed(told, bare=True)
@@ -122,14 +122,24 @@ def expect_numbers(cases, tol=1e-4):
     for failure, _, guesses in failing:
         for message in guesses:
             told = [(g, known[message]) for _, g, known in failing if message in known]
-            if all(abs(g - guess) <= tol * max(1e-8, abs(guess)) for g, guess in told):
+            if all(_near(g, guess, tol) for g, guess in told):
                 raise CheckFailed(f"{failure}: {message}")
     if failing:
         raise failing[0][0]
 
 
+def _near(got, wanted, tol):
+    """Whether two numbers are equal to `tol`, relative to the second; an int may be of any size."""
+    try:
+        return abs(got - wanted) <= tol * max(1e-8, abs(wanted))
+    except OverflowError:  # an int that no float holds
+        return False
+
+
 def _number(value):
-    return f"{value:,}" if type(value) is int else f"{value:,.6g}"
+    if type(value) is int:
+        return f"{value:,}" if value.bit_length() < 200 else f"an int of {value.bit_length()} bits"
+    return f"{value:,.6g}"
 
 
 def _close(got, wanted, tol):

@@ -67,9 +67,16 @@ class Session:
     seed: int = 0
     exercise: str = ""  # the id of the one that is being checked
     records: dict = field(default_factory=dict)  # exercise id -> dict as in results.json
+    loans: dict = field(default_factory=dict)  # exercise id -> the course's objects, as lent last
     faults: list = field(default_factory=list)  # CheckFailed, of the check that runs
     reference: object = None  # exercise id -> source of the course's own object, or None
     namespace: dict = field(default_factory=dict)  # where the learner's code looks names up
+
+    def clear(self):
+        """Forget all that was judged and lent, and where solutions come from."""
+        self.records.clear()
+        self.loans.clear()
+        self.reference, self.namespace = None, {}
 
     def call(self, f, data):
         """`f(*data)` as plain data; raises NotWritten, or CheckFailed when `f` raises.
@@ -146,6 +153,7 @@ HINTS = {
     "is not defined": "; was the cell that defines it run?",
 }
 WITHHELD = "The solutions are not part of this copy of the course, so nothing is revealed"
+LENT = "is lent: it runs, its source stays hidden, and it earns no points"
 BROKEN = "the check itself is broken"  # begins what grading says then, to the instructor
 ODD = "the answer has a form that the check cannot read"  # or so it seems: the same goes for it
 session = Session()
@@ -229,6 +237,9 @@ def exercise(id, points, after=None):
             if absent := _not_run(objects, after):
                 print(f"○ {id} {absent}: its cell has not been run yet")
                 return
+            if any(own is one for own in objects.values() for one in session.loans.get(id, ())):
+                print(f"◐ {id} {LENT}: this is the course's, not yours")
+                return
             record = {"id": id, "name": names[0], "points": points, "earned": 0}
             _say(record, names, _judge(check, objects, after, points))
 
@@ -275,7 +286,8 @@ def _judge(check, objects, after, points):
     if not source:
         return _dependent(own, after)
     with session.lent(names, source) as theirs:
-        lent = _verdict(check, objects | theirs, points)
+        given = {name: theirs.get(name, own) for name, own in objects.items()}
+        lent = _verdict(check, given, points)
     told = f"judged with the course's own {', '.join(names)}, since {after} is open"
     if lent.status == "missing":
         return lent
@@ -321,6 +333,8 @@ def _say(record, names, verdict):
     id, listed, (status, earned, told, note) = record["id"], ", ".join(names), verdict
     beside = f" ({told})" if told else ""
     if status == "missing":
+        if session.records.get(id, {}).get("status") == "lent":  # and now the stub is back
+            del session.records[id]
         session.records.setdefault(id, record | {"status": status, "message": told})
         print(f"○ {id} {listed}: not written yet{beside}")
         return

@@ -8,28 +8,30 @@ import inspect
 import io
 import json
 import os
+import re
 import socket
 import sys
 import time
 import traceback
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
+from pkgutil import iter_modules
 
+import labkit.checks
 from labkit.errors import LabError
 from labkit.grading import contract, private, submission, wire
 from labkit.grading.contract import BROKEN, ODD, CheckFailed
-from labkit.grading.limits import Limits
+from labkit.grading.limits import LONGEST_SOURCE, Limits
 from labkit.grading.remote import Down, Forged, Gone, Learner, RemoteSession, Undefined
 from labkit.grading.shipped import shipped
 from labkit.grading.summary import natural
 from labkit.grading.warm import WarmProcess
 from labkit.reference import reference
 
-# of the labs, for a notebook whose line `labkit.start(…)` is gone
-STEMS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging")
 # what learners' data cannot bring about: an exception of these kinds is the check's own mistake
 OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
 MESSAGE = 600  # characters of a message
+UNDEFINED = re.compile(r"\bname '(\w+)' is not defined")
 NAMES = 1000  # of a submission, among which one is sought that is nearly right
 SLOW = 15  # seconds that cells may wait for their turn, beyond their own time
 
@@ -80,9 +82,10 @@ class Judge:
 
     def _lab(self, work):
         """The stem of the lab that a submission is of; Unreadable when it is of none."""
-        names = work.names() - {"quiz"}
-        started = sorted(s for s in work.started if find_spec(f"labkit.checks.lab{s[:2]}"))
-        fits = {s: len(names & set(_names(self.checks(s)))) for s in started or STEMS}
+        names, known = work.names() - {"quiz"}, stems()
+        started = [known[number] for number in sorted(work.started & known.keys())]
+        tried = started or known.values()
+        fits = {stem: len(names & set(_names(self.checks(stem)))) for stem in tried}
         best = max(fits, key=fits.get)
         if not fits[best] and not started:
             raise submission.Unreadable("no lab of this course: it defines none of the exercises")
@@ -99,16 +102,41 @@ class Judge:
         return self.known[stem]
 
 
+@cache
+def stems():
+    """{"02": "02_lora"} of the labs that have checks. One without a notebook here is "02".
+
+    What a submission calls its lab is text of a stranger's: its number alone is used.
+    """
+    found = (re.fullmatch(r"lab(\d\d)", part.name) for part in iter_modules(labkit.checks.__path__))
+    numbers = sorted(match[1] for match in found if match)
+    package = Path(labkit.checks.__file__).parents[1]
+    folders = [package / "_solutions", package / "_lent"]
+    folders += [package.parent / name for name in ("solutions", "notebooks", "labs")]
+    files = (file for folder in folders for file in folder.glob("[0-9][0-9]_*.*"))
+    names = {file.stem[:2]: file.stem for file in files}
+    return {number: names.get(number, number) for number in numbers}
+
+
 def _names(checks):
     return [name for check in checks for name in check.exercise["names"]]
 
 
 def _sources(work, checks):
-    """{exercise id: the cells that define its objects}, as they came last."""
+    """{exercise id: the cells that define its own objects}, as they came last.
+
+    An object is of the exercise whose check names it first, else of the first that uses it.
+    """
+    owner = {check.exercise["names"][0]: check for check in reversed(checks)}
+    for check in checks:
+        for name in check.exercise["names"]:
+            owner.setdefault(name, check)
     sources = {}
     for check in checks:
-        cells = {work.cell_of(name) for name in check.exercise["names"]} - {None}
-        sources[check.exercise["id"]] = "\n\n".join(work.cells[i] for i in sorted(cells))
+        names = [n for n in check.exercise["names"] if owner[n] is check]
+        cells = {work.cell_of(name) for name in names or check.exercise["names"][:1]} - {None}
+        text = "\n\n".join(work.cells[i] for i in sorted(cells))
+        sources[check.exercise["id"]] = text[: LONGEST_SOURCE + 1]
     return sources
 
 
@@ -135,7 +163,7 @@ class Case:
             for check in self.checks:
                 record = {key: check.exercise[key] for key in ("id", "name", "points")}
                 if check.exercise["id"] in revealed:
-                    told = ("revealed", 0, "the solution was revealed")
+                    told = ("revealed", 0, revealed[check.exercise["id"]])
                 elif down:
                     told = ("error", 0, down)
                 else:
@@ -211,6 +239,7 @@ class Case:
         if record["status"] == "missing":  # the stub; did what came after it go wrong?
             told = [record["message"], *(self._of_cell(name)[1] for name in names)]
             record["message"] = next(filter(None, told), "")
+        record["message"] += self._cause(record["message"])
         return record["status"], record["earned"], record["message"], False
 
     def _undefined(self, name):
@@ -230,8 +259,20 @@ class Case:
         """`(status, what went wrong)` of the cell that defines `name`; both empty if all went."""
         how, why = self.went.get(self.work.cell_of(name), ("", ""))
         if how == "raised":
-            return "missing", f"its cell raised {why}"
+            return "missing", f"its cell raised {why}{self._cause(why)}"
         return how, f"its cell {why.removeprefix('it ')}" if why.startswith("it ") else why
+
+    def _cause(self, message):
+        """Why the name that `message` says is not defined is not there, in brackets; or ""."""
+        for name in UNDEFINED.findall(message):
+            cell = self.work.cell_of(name)
+            if cell in self.went:
+                how, why = self.went[cell]
+                told = f"raised {why}" if how == "raised" else why.removeprefix("it ")
+                return f" ({name} should come from code cell {cell + 1}, which {told})"
+            if cell in self.work.experiments:
+                return f" ({name} comes from code cell {cell + 1}, an experiment: none is run here)"
+        return ""
 
     def _troubles(self):
         """The cells that hung, or that took their process with them, as one text."""

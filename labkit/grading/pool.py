@@ -14,6 +14,9 @@ from dataclasses import asdict
 from labkit.errors import LabError
 from labkit.grading import wire
 
+JUDGE = ("-m", "labkit.grading.judge")
+GONE = "the file was changed or removed while grading went on"
+
 
 class JudgeProcess:
     """One judge with its warm process, driven over a socket."""
@@ -21,6 +24,7 @@ class JudgeProcess:
     def __init__(self, limits, unsafe=False, checks=None, cores=None):
         self.setup = {"limits": asdict(limits), "unsafe": unsafe, "checks": checks, "cores": cores}
         self.most, self.process = 256 << 20, None
+        self.over = False  # whether somebody has ended it for good
 
     def start(self):
         """Start the process; LabError when no sandbox can be had."""
@@ -28,7 +32,7 @@ class JudgeProcess:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "labkit.grading.judge", str(theirs.fileno())],
+                [sys.executable, *JUDGE, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -44,7 +48,17 @@ class JudgeProcess:
             raise LabError(reason)
 
     def grade(self, name, data, seed):
-        """`(row, sources)`; a judge that dies costs this submission a row that says so."""
+        """`(row, sources)`. Where the grader's processes die, all is tried once more in fresh ones.
+
+        It may have been the machine's fault. The second time it is a row that says so.
+        """
+        row, sources = self._grade(name, data, seed)
+        if row["status"] == "crashed" and not self.over:
+            self.stop()
+            row, sources = self._grade(name, data, seed)
+        return row, sources
+
+    def _grade(self, name, data, seed):
         try:
             if self.process is None:
                 self.start()
@@ -53,20 +67,24 @@ class JudgeProcess:
             frame = wire.receive(self.link, self.most)
         except (OSError, wire.WireError):
             frame = None
-        if frame is None:
-            reason = f"the grader itself ended: {self._last_error()}"
+        if frame is None or frame[0] != b"R":
+            reason = self._last_error() if frame is None else frame[1].decode(errors="replace")
             self.stop()
-            return crashed(name, reason), {}
+            return crashed(name, f"the grader itself ended: {reason}"), {}
         return tuple(json.loads(frame[1]))
 
     def _last_error(self):
-        self.kill()
+        self._end()
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1][:300] if lines else "it was killed"
 
     def kill(self):
-        """End the process at once, and with it all that it started; `grade` then returns."""
+        """End the process at once and for good, and all that it started; `grade` then returns."""
+        self.over = True
+        self._end()
+
+    def _end(self):
         if self.process:
             self.process.kill()
             self.process.wait()
@@ -77,7 +95,7 @@ class JudgeProcess:
             self.link.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
-            self.kill()
+            self._end()
             self.errors.close()
             self.process = None
 
@@ -95,7 +113,7 @@ def unreadable(name, reason):
 
 def gone(name):
     """A row of a submission that is not there any more, or not the same, when its turn comes."""
-    return unreadable(name, "the file was changed or removed while grading went on")
+    return unreadable(name, GONE)
 
 
 def work(todo, jobs, make):

@@ -132,7 +132,7 @@ def _outer_wall(kind):
     for name in ETC:
         wall += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     wall += ["--proc", "/proc", "--dev", "/dev", "--dir", "/run"]
-    for path in dict.fromkeys(("/tmp", scratch(), "/cache")):
+    for path in dict.fromkeys(("/tmp", scratch(), "/cache", "/dev/shm")):
         wall += ["--perms", "1777", "--tmpfs", path]
     if kind == "nested":  # the kernel lets us mount another /proc only where a whole one is seen
         wall += ["--ro-bind", "/proc", "/run/proc"]
