@@ -1,5 +1,6 @@
 """Comparisons that say what is wrong: shape, dtype, a known misconception, or by how much."""
 
+import contextlib
 import re
 
 import torch
@@ -45,6 +46,26 @@ def _kernel(text):
     if raised := re.search(r"it raised \w+", text):
         return raised[0]
     return re.sub(r"\d+", "", re.split(r": | gave | has shape | holds ", text)[-1])
+
+
+@contextlib.contextmanager
+def likeliest():
+    """Yields `case`: of all that fails in a `with case():`, the first that names a mistake counts.
+
+    Where none does, the first that fails counts. For cases that show the same few mistakes.
+    """
+    faults = []
+
+    @contextlib.contextmanager
+    def case():
+        try:
+            yield
+        except CheckFailed as failure:
+            faults.append(failure)
+
+    yield case
+    if faults:
+        raise min(faults, key=lambda fault: fault.bare)
 
 
 def expect_close(got, wanted, call, guesses=None, tol=1e-4):
@@ -124,38 +145,28 @@ def _displayed(got, wanted):
     return ""
 
 
-def expect_numbers(asked):
-    """`expect_number` for all of `asked`, each `(call, got, wanted, guesses)`, guesses alike named.
+def expect_numbers(cases, tol=1e-4):
+    """`expect_number` of several `(call, got, wanted, guesses)` that show the same mistakes.
 
-    A guess is told when it gives every wrong number, best when it gives the right ones as well: a
-    small int is soon right by accident.
+    A guess is told when it explains each of them that fails and that has it; of several the one
+    that gives the right ones as well, since a small int is soon right by accident.
     """
-    wrong = []
-    for call, got, wanted, guesses in asked:
+    failing = []
+    for call, got, wanted, guesses in cases:
         try:
-            expect_number(got, wanted, call)
+            expect_number(got, wanted, call, tol=tol)
         except CheckFailed as failure:
             if not failure.bare:
                 raise
-            wrong.append((failure, got, wanted, guesses))
-    if not wrong:
-        return
-    failure, got, wanted, guesses = wrong[0]
-    fits = {
-        message: sum(_meant(got, guesses[message]) for _, got, _, guesses in asked)
-        for message in guesses
-        if all(_meant(got, guesses[message]) for _, got, _, guesses in wrong)
-    }
+            failing.append((failure, got, guesses))
+    fits = {}
+    for message in {message: 0 for _, _, guesses in failing for message in guesses}:
+        if all(_near(got, known[message], 1e-3) for _, got, known in failing if message in known):
+            fits[message] = sum(_near(c[1], c[3][message], 1e-3) for c in cases if message in c[3])
     if fits:
-        expect_number(
-            got, wanted, str(failure).partition(" gave ")[0], {max(fits, key=fits.get): got}
-        )
-    raise failure
-
-
-def _meant(got, guess):
-    exact = type(got) is type(guess) is int
-    return got == guess if exact else abs(got - guess) <= 1e-3 * max(1e-8, abs(guess))
+        raise CheckFailed(f"{failing[0][0]}: {max(fits, key=fits.get)}")
+    if failing:
+        raise failing[0][0]
 
 
 def _near(got, wanted, tol):
