@@ -100,7 +100,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """LoRA Labs: six hands-on labs on LoRA and QLoRA."""
+    """LoRA Labs: hands-on labs on LoRA and QLoRA."""
 
 
 @app.command(epilog="Example: labkit doctor --json")
@@ -281,7 +281,7 @@ def export(
         return 0
     name, fill = ("canvas.csv", exports.canvas) if canvas else ("moodle.csv", exports.moodle)
     done = fill(exports.results_in(out), canvas or moodle, lab, column)
-    (out / name).write_text(done.text, "utf-8", newline="")
+    (out / name).write_bytes(done.data())
     print(f"written: {out / name}; students with points: {done.matched}")
     for line in [*done.remarks, *(f"LOOK: {problem}" for problem in done.problems)]:
         print(line)
@@ -302,17 +302,25 @@ def grade(
         int | None, typer.Option(min=1, help="Dask workers on this machine.")
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler, tcp://…:8786.")] = None,
+    again: Annotated[
+        list[str] | None, typer.Option(help="Grade this one afresh: a name, a part of it, a *.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Grade submissions, each in its sandbox; a second call grades only what is new."""
     from labkit.grading import show
-    from labkit.grading.collect import others
+    from labkit.grading.collect import left_out
     from labkit.grading.grade import grade as grade_all
 
-    console = _console(as_json)
+    console, now, notes = _console(as_json), [], []
     if unsafe:
         show.loud(console)
     with show.progress(console) as told:
+
+        def progress(done, total, row):
+            now.append(row)
+            told(done, total, row)
+
         rows = grade_all(
             paths,
             out,
@@ -320,13 +328,15 @@ def grade(
             seed=seed,
             checks=checks,
             unsafe=unsafe,
-            progress=told,
+            progress=progress,
             workers=workers,
             scheduler=scheduler,
+            again=again or (),
+            notes=notes,
         )
     if as_json:
         _print_json(rows)
-    show.summary(rows, out, console, others(paths, out))
+    show.summary(rows, out, console, notes + left_out(paths, out), now)
 
 
 @app.command(epilog="Example: labkit release --out for-students")

@@ -133,7 +133,7 @@ def model() -> Finding:
     """Where the model is, or that it is not here yet."""
     from labkit import models
 
-    if models.folder(MODEL).exists():
+    if models.complete(MODEL):
         return Finding("model", models.source(MODEL))
     return Finding("model", models.source(MODEL), "warn", "'labkit fetch' brings it now")
 

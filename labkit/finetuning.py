@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from IPython.display import display
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 
-from labkit import lean, live, models, plots
+from labkit import fingerprint, lean, live, models, plots
 from labkit.errors import LabError
 
 PACKAGES = ("accelerate", "bitsandbytes", "lora-labs", "peft", "torch", "transformers", "trl")
@@ -99,7 +98,7 @@ def _train(trainer, title):
 
 
 def _key(model, tokenizer, dataset, peft_config, args):
-    """A hash of all that a result depends on: weights, tokens, rows, settings, versions."""
+    """A hash of all that a result depends on: weights, tokens, rows, settings, code, versions."""
     settings = lean.settings(args, model).to_dict()
     settings["local_rank"] = -1  # processes share one result
     lora = peft_config.to_dict() | {"base_model_name_or_path": None}
@@ -110,7 +109,8 @@ def _key(model, tokenizer, dataset, peft_config, args):
         "template": tokenizer.chat_template,
         "tokenizer": tokenizer.get_vocab(),
         "device": model.device.type,
-        "versions": {name: version(name) for name in PACKAGES},
+        "code": fingerprint.code(fingerprint.TRAINING),
+        "versions": fingerprint.versions(PACKAGES),
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_sorted).encode())
     for name, tensor in model.state_dict().items():

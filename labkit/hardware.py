@@ -122,11 +122,14 @@ def micro_batch(name, method, total, n_processes=1, seq=512):
 def _peak(name, method, **more):
     """Peak bytes of a training step of model `name` on this machine, by the closed form.
 
-    The step is `finetune`'s: packed rows hold their scores as eager attention does, and weights in
-    bf16 are multiplied without autocast.
+    Of an architecture that it doesn't cover the step is simulated, which takes seconds. The step is
+    `finetune`'s: packed rows hold their scores as eager attention does, and weights in bf16 are
+    multiplied without autocast.
     """
     from labkit.memory import budget, configs
+    from labkit.memory.dimensions import NoClosedForm
     from labkit.memory.settings import Settings
+    from labkit.memory.simulate import simulate
 
     where = device()
     how = {
@@ -135,4 +138,8 @@ def _peak(name, method, **more):
         "attention": "eager",
         "autocast": weights(where) != precision(where),
     }
-    return budget.closed_form(configs.find(name), Settings(**how | more)).peak
+    config, settings = configs.find(name), Settings(**how | more)
+    try:
+        return budget.closed_form(config, settings).peak
+    except NoClosedForm:
+        return simulate(config, settings).peak

@@ -1,21 +1,20 @@
 """A lab in a notebook: its header, its experiments, `reveal`, and the score."""
 
-import ast
+import functools
 import importlib
 import importlib.util
-import json
-from pathlib import Path
 
 import torch
 from IPython import get_ipython
 from IPython.display import Code, display
 
-from labkit import hardware, live, models, plots
+from labkit import hardware, live, models, plots, reference
 from labkit.errors import LabError
 from labkit.grading import contract
 from labkit.grading.summary import natural
 
-MARKS = {"passed": "✓", "revealed": "◐", "failed": "✗", "missing": "○"}
+MARKS = {"passed": "✓", "revealed": "◐", "lent": "◐", "failed": "✗", "missing": "○"}
+WORKS = ("passed", "revealed", "lent")  # the exercise's objects are there, and an experiment runs
 
 
 def start(stem):
@@ -26,12 +25,14 @@ def start(stem):
     check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
     if importlib.util.find_spec(f"labkit.plots.lab{stem[:2]}"):
         importlib.import_module(f"labkit.plots.lab{stem[:2]}")
-    contract.session.records.clear()
-    lab = Lab(stem, check)
+    lab, shell, session = Lab(stem, check), get_ipython(), contract.session
+    session.clear()
+    session.reference = functools.partial(reference.reference, stem)
+    session.namespace = shell.user_ns if shell else {}
     torch.manual_seed(lab.seed)
     names = [name for exercise in lab.exercises for name in exercise["names"]]
-    for name in names if get_ipython() else ():  # a check before its cell is no traceback
-        get_ipython().user_ns.setdefault(name, contract.NotRun(name))
+    for name in names if shell else ():  # a check before its cell is no traceback
+        session.namespace.setdefault(name, contract.NotRun(name))
     print(lab.header())
     return lab, check
 
@@ -84,22 +85,36 @@ class Lab:
 
     def _waits(self, title, needs):
         """Whether exercises are open that an experiment runs; it says so in a line."""
-        open_ids = [id for id in needs if self._status(id) not in ("passed", "revealed")]
+        open_ids = [id for id in needs if self._status(id) not in WORKS]
         if open_ids:
             names = ", ".join(f"{id} ({self._find(id)['name']})" for id in open_ids)
-            stuck = f' Stuck? lab.reveal("{open_ids[0]}")' if _solved_book(self.stem) else ""
+            helps = reference.solved_cells(self.stem)
+            stuck = f' Stuck? lab.reveal("{open_ids[0]}")' if helps else ""
             print(f"◇ {title}: waits for {names}.{stuck}")
         return bool(open_ids)
 
     def reveal(self, id):
-        """Show and run the solved cell of exercise `id`; it counts as revealed, with no points."""
+        """Show and run the solved cell of exercise `id`; it counts as revealed, with no points.
+
+        In a copy of the course without solutions it is lent: it runs and is not shown. LabError
+        where there is nothing to lend, as of a quiz.
+        """
         exercise = self._find(id)
-        source = _solved_cell(self.stem, exercise["names"])
-        display(Code(source, language="python"))
-        get_ipython().run_cell(source, store_history=False).raise_error()
-        record = {key: exercise[key] for key in ("id", "name", "points")}
-        contract.session.records[id] = record | {"status": "revealed", "earned": 0, "message": ""}
-        print(f"◐ {id} is revealed: read it, then go on. It earns no points.")
+        cells = reference.solved_cells(self.stem) or []
+        source = next((c for c in cells if exercise["name"] in reference.defined(c)), None)
+        if source is None:
+            raise LabError(contract.WITHHELD)
+        if reference.solved_book(self.stem):
+            display(Code(source, language="python"))
+            get_ipython().run_cell(source, store_history=False).raise_error()
+            self._note(exercise, "revealed")
+            print(f"◐ {id} is revealed: read it, then go on. It earns no points.")
+        elif self._status(id) == "passed":
+            print(f"✓ {id} has passed already: yours stays.")
+        else:
+            contract.session.loans[id] = _lend(id, source, cells)
+            self._note(exercise, "lent")
+            print(f"◐ {id} {contract.LENT}. Write your own any time: it then counts.")
 
     def score(self):
         """A table of the exercises: passed, revealed, open, and the points."""
@@ -120,6 +135,15 @@ class Lab:
     def _status(self, id):
         return contract.session.records.get(id, {}).get("status", "missing")
 
+    def _note(self, exercise, status):
+        """Record an exercise that earns nothing."""
+        record = {key: exercise[key] for key in ("id", "name", "points")}
+        contract.session.records[exercise["id"]] = record | {
+            "status": status,
+            "earned": 0,
+            "message": "",
+        }
+
     def _row(self, exercise):
         row = {key: exercise[key] for key in ("id", "name", "points")}
         record = contract.session.records.get(row["id"], {"status": "missing", "earned": 0})
@@ -139,24 +163,14 @@ def _publish(text, kind, data):
     display({"text/plain": text, mime: data}, raw=True)
 
 
-def _solved_book(stem):
-    """The path of the solved notebook; None in a copy of the course without solutions."""
-    here = Path(__file__).parent
-    paths = (here.parent / "solutions" / f"{stem}.ipynb", here / "_solutions" / f"{stem}.ipynb")
-    return next((path for path in paths if path.exists()), None)
-
-
-def _solved_cell(stem, names):
-    """The source of the cell in solutions/ that defines one of `names`."""
-    path = _solved_book(stem)
-    if path is None:
-        raise LabError(contract.WITHHELD)
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    return next(source for source in sources if _defines(source, names))
-
-
-def _defines(source, names):
-    """Whether `source` defines a function or class of `names`."""
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    return any(isinstance(n, kinds) and n.name in names for n in ast.parse(source).body)
+def _lend(id, source, cells):
+    """Define the objects of a solved cell in the notebook; a list of them. No source is kept."""
+    names = get_ipython().user_ns
+    for line in reference.imports(cells, source):
+        fresh = {}
+        exec(line, fresh)
+        del fresh["__builtins__"]
+        for name, module in fresh.items():
+            names.setdefault(name, module)
+    exec(compile(source, f"<lent {id}>", "exec"), names)
+    return [names[name] for name in sorted(reference.defined(source))]

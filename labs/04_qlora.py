@@ -18,7 +18,8 @@
 # and then check what people say: that a 70-billion model trains on one 48 GB card, that QLoRA
 # needs four times less than LoRA, that it costs 30% of speed and no quality.
 #
-# About 75 minutes of your time. The experiments take under five minutes on two CPU cores.
+# About 110 minutes if you know PyTorch well (65 for the exercises), up to 155 if you do not. The
+# experiments take under five minutes on two CPU cores.
 
 # %%
 import labkit
@@ -29,12 +30,13 @@ lab, check = labkit.start("04_qlora")
 import time
 
 import bitsandbytes as bnb
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from IPython.display import display
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
-from torch.nn import functional as F
 from transformers import BitsAndBytesConfig
 
 from labkit import hardware, live, models, plots, tasks, training
@@ -834,6 +836,8 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 # ### Exercise 4.8 · Quiz
 #
 # ●○○ · 5 min · 3 points
+#
+# The first letter that you check counts; then read what it says.
 #
 # **q1. What do "4-bit storage" and "16-bit compute" mean?**
 #

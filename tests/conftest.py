@@ -15,7 +15,8 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def fresh_session():
     """Each test begins with no exercise judged."""
-    contract.session.records.clear()
+    contract.session.clear()
+    contract.session.letters.clear()
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from labkit.checks.compare import expect_close, expect_number
+from labkit.checks.compare import expect_close, expect_number, expect_numbers, likeliest
 from labkit.grading import contract
-from labkit.grading.contract import CheckFailed, exercise, expect, generator, observe
+from labkit.grading.contract import CheckFailed, exercise, expect, generator, kept, observe, part
 from labkit.grading.plain import plain
 
 
@@ -82,6 +82,21 @@ def test_what_the_learner_changes_in_place_stays_outside():
     assert torch.equal(x, torch.ones(3))
 
 
+def test_what_a_probe_finds_changed_is_a_fault_and_its_result_arrives_all_the_same(monkeypatch):
+    def probe(f):
+        return contract.kept(f, [1, 2])
+
+    def grow(numbers):
+        numbers.append(3)
+        return len(numbers)
+
+    monkeypatch.setattr(contract.session, "faults", [])
+    assert observe(probe, len) == 2 and contract.sound()
+    assert observe(probe, grow) == 3
+    assert "changes its input numbers in place" in str(contract.session.faults[0])
+    assert observe(probe, len) == 2 and len(contract.session.faults) == 1
+
+
 def test_the_learners_random_numbers_leave_ours_alone():
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -141,6 +156,252 @@ def test_expect_number_says_how_it_misses(got, wanted, word):
         expect_number(got, wanted, "f(x)")
 
 
+def test_a_guess_has_to_explain_every_case_that_fails():
+    cases = [("f(1)", 2.0, 1.0, {"doubled": 2.0, "plus 1": 2.0, "other": 2.0})]
+    cases += [("f(5)", 5.0, 5.0, {"doubled": 10.0}), ("f(3)", 4.0, 3.0, {"doubled": 6.0})]
+    with pytest.raises(CheckFailed, match=r"f\(1\) gave 2, wanted 1: plus 1$") as caught:
+        expect_numbers(cases)
+    assert not caught.value.bare
+    with pytest.raises(CheckFailed, match=r"wanted 5$") as caught:
+        expect_numbers([("f(5)", 7.0, 5.0, {"doubled": 10.0})])
+    assert caught.value.bare
+
+
+def test_of_several_cases_the_one_that_names_a_mistake_is_told():
+    with pytest.raises(CheckFailed, match=r"^named$"), likeliest() as case:
+        for text, bare in (("numbers", True), ("named", False), ("another", False)):
+            with case():
+                raise CheckFailed(text, bare=bare)
+
+
+@pytest.mark.parametrize("wanted", [3.0, 3])
+def test_an_int_that_no_float_holds_is_a_wrong_number(wanted):
+    with pytest.raises(CheckFailed, match=r"an int of 1329 bits, wanted 3"):
+        expect_number(10**400, wanted, "f(x)", {"upside down": 0.3})
+
+
 def test_a_guess_names_the_misconception():
     with pytest.raises(CheckFailed, match="not halved"):
         expect_number(4.0, 2.0, "f(x)", {"not halved": 4.0})
+
+
+@exercise("9.2", points=3)
+def sums(total):
+    """sums"""
+    with part():
+        expect_number(observe(total, [1, 2]), 3, "total([1, 2])", {"that is the product": 2})
+    with part():
+        expect_number(observe(total, [4, 5]), 9, "total([4, 5])", {"that is the product": 20})
+    with part():
+        expect(observe(total, []) == 0, "the sum of nothing is 0")
+
+
+def test_all_faults_are_told_at_once_and_named_ones_come_first(rejects):
+    message = rejects(sums, lambda xs: 7)
+    wanted = [
+        "the sum of nothing is 0",
+        "total([1, 2]) gave 7, wanted 3",
+        "total([4, 5]) gave 7, wanted 9",
+    ]
+    assert message == "✗ 9.2 total: " + " | ".join(wanted)
+    assert contract.session.records["9.2"]["message"] == " | ".join(wanted)
+
+
+def test_one_misconception_is_told_once(rejects):
+    message = rejects(sums, lambda xs: int(np.prod(xs)) if xs else 0)
+    assert message == "✗ 9.2 total: total([1, 2]) gave 2, wanted 3: that is the product"
+
+
+def test_a_notebook_shows_one_fault_a_line():
+    with pytest.raises(CheckFailed) as caught:
+        sums(lambda xs: 7)
+    assert len(caught.value._render_traceback_()) == 3
+
+
+def test_what_raises_everywhere_is_told_once(rejects):
+    message = rejects(sums, lambda xs: xs.nothing)
+    assert message.count("AttributeError") == 1
+
+
+def test_a_stub_is_missing_in_a_check_of_parts(not_written):
+    def total(xs):
+        raise NotImplementedError
+
+    not_written(sums, total)
+
+
+@exercise("9.3", points=2)
+def doubled_all(twice):
+    """doubles whatever it gets"""
+    for thing in (torch.ones(3), [1, 2], {"a": 1}, pd.DataFrame({"a": [1]})):
+        observe(_twice, twice, thing)
+
+
+def _twice(twice, thing):
+    twice(thing)
+
+
+CHANGES = [
+    lambda x: x.mul_(2) if isinstance(x, torch.Tensor) else x,
+    lambda x: x.append(1) if isinstance(x, list) else x,
+    lambda x: x.update(b=1) if isinstance(x, dict) else x,
+    lambda x: x.insert(0, "b", [2]) if isinstance(x, pd.DataFrame) else x,
+]
+
+
+@pytest.mark.parametrize("twice", CHANGES, ids=["tensor", "list", "dict", "frame"])
+def test_what_is_changed_in_place_is_told_by_every_check(twice, rejects):
+    assert "it changes its input thing in place" in rejects(doubled_all, twice)
+
+
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        (lambda x: torch.manual_seed(0), "random numbers"),
+        (lambda x: torch.set_grad_enabled(False), "gradients"),
+        (lambda x: torch.set_default_dtype(torch.float64), "default dtype"),
+    ],
+)
+def test_settings_of_torch_are_told_and_put_back(setting, words, rejects):
+    state = torch.get_rng_state()
+    assert words in rejects(doubled_all, setting)
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_random_numbers_may_be_drawn(accepts):
+    accepts(doubled_all, lambda x: torch.randn(3))
+
+
+def _model():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "f, words",
+    [
+        (lambda model: model.train(), "training mode"),
+        (lambda model: model[0].weight.requires_grad_(False), "what of it trains"),
+        (lambda model: model[0].weight.data.add_(1), "its weights (at 0.weight)"),
+        (lambda model: model[0].register_forward_hook(print), "hooks"),
+        (lambda model: model.append(torch.nn.ReLU()), "training mode"),
+    ],
+)
+def test_a_model_is_given_back_as_it_was(f, words):
+    told = _faults(f, _model())
+    assert "it leaves model changed" in told and words in told
+
+
+def _faults(f, model):
+    """What `kept` finds changed by `f(model)`, as text."""
+    session = contract.Session()
+
+    def probe():
+        kept(f, model)
+
+    session.call(probe, ())
+    return " ".join(map(str, session.faults))
+
+
+def test_another_active_adapter_is_a_change():
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=16)
+    base = LlamaForCausalLM(LlamaConfig(**small, num_attention_heads=2, num_key_value_heads=2))
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]), "first")
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"]))
+
+    def asks(model):
+        model.set_adapter("second")
+
+    assert "its active adapter" in _faults(asks, model)
+
+    def gives_back(model):
+        model.set_adapter("second")
+        model.set_adapter("first")
+
+    model.set_adapter("first")
+    assert not _faults(gives_back, model)
+
+
+@exercise("9.4", points=2, after="9.1")
+def quadrupled(quadruple):
+    """quadruples"""
+    expect_number(observe(quadruple, 3), 12, "quadruple(3)")
+
+
+@exercise("9.5", points=2, after="9.1")
+def applied(times, double):
+    """doubles so many times"""
+    expect_number(observe(_times, times, double, 3), 24, "times(double, 3)")
+
+
+def _times(times, double, n):
+    return times(double, n)
+
+
+@pytest.fixture
+def learner(monkeypatch):
+    """A learner's names, and the course's own `double` at hand for where it is open."""
+    space = {"__name__": "__main__"}
+    exec("def quadruple(x):\n    return double(double(x))", space)
+    monkeypatch.setattr(contract.session, "namespace", space)
+    sources = {"9.1": "def double(x):\n    return 2 * x"}
+    monkeypatch.setattr(contract.session, "reference", sources.get)
+    return space
+
+
+def _stub(x):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("double", [None, _stub, lambda x: x], ids=["absent", "stub", "wrong"])
+def test_an_open_exercise_is_stood_in_for(double, learner, capsys):
+    if double:
+        learner["double"] = double
+    quadrupled(learner["quadruple"])
+    assert "judged with the course's own 9.1, which is open" in capsys.readouterr().out
+    assert contract.session.records["9.4"]["earned"] == 2
+    assert learner.get("double") is double, "what stood in is gone afterwards"
+
+
+def test_what_stands_in_is_an_argument_too(learner, capsys):
+    applied(lambda double, n: double(double(double(n))), contract.NotRun("double"))
+    assert "9.5" in capsys.readouterr().out
+    assert contract.session.records["9.5"]["status"] == "passed"
+
+
+def test_nothing_stands_in_for_what_has_passed(learner, rejects):
+    learner["double"] = lambda x: 2 * x
+    doubles(learner["double"])
+    assert "course's own" not in rejects(quadrupled, lambda x: learner["double"](x))
+
+
+def test_a_wrong_answer_is_wrong_with_what_stands_in(learner, rejects):
+    learner["double"] = _stub
+    told = rejects(quadrupled, eval("lambda x: double(x)", learner))
+    assert "quadruple(3) gave 6, wanted 12 (judged with the course's own 9.1" in told
+
+
+def test_a_stub_stays_missing_with_what_stands_in(learner, not_written):
+    learner["double"] = _stub
+    not_written(quadrupled, _stub)
+
+
+def test_what_comes_later_does_not_stand_in(learner, rejects):
+    contract.session.reference = {"9.4": "def quadruple(x):\n    return 4 * x"}.get
+    told = rejects(doubles, eval("lambda x: quadruple(x / 2)", {"quadruple": _stub} | learner))
+    assert "course's own" not in told
+
+
+def test_a_mistake_that_has_nothing_to_do_with_what_is_open_is_told_plainly(learner, rejects):
+    assert rejects(quadrupled, lambda x: 5) == "✗ 9.4 quadruple: quadruple(3) gave 5, wanted 12"
+
+
+def test_what_stands_in_shows_none_of_its_lines(learner, rejects):
+    sources = {"9.1": "def double(x):\n    secret = x.nothing\n    return secret"}
+    contract.session.reference = sources.get
+    told = rejects(quadrupled, learner["quadruple"])
+    assert "AttributeError" in told and "secret" not in told

@@ -1,8 +1,11 @@
 """Grading from end to end: what a submission earns, and what keeps the batch going."""
 
 import contextlib
+import csv
+import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,9 +24,9 @@ from labkit import cli
 from labkit.errors import LabError
 from labkit.grading import grade as grading
 from labkit.grading import judge as judging
-from labkit.grading import pool, sandbox, show, submission, zygote
-from labkit.grading.collect import others
-from labkit.grading.contract import WITHHELD
+from labkit.grading import pool, sandbox, show, store, submission, zygote
+from labkit.grading.collect import left_out
+from labkit.grading.contract import LENT, WITHHELD
 from labkit.grading.limits import Limits
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +70,13 @@ START = 'import labkit\nlab, check = labkit.start("02_lora")'
 SCALING = """
 def scaling(alpha, r, rank_stabilized=False):
     return alpha / r ** (0.5 if rank_stabilized else 1)
+"""
+SOLVED_SCALING = """
+import math
+
+def scaling(alpha, r, rank_stabilized=False):
+    # as the course has it
+    return alpha / math.sqrt(r) if rank_stabilized else alpha / r
 """
 FORWARD = """
 def lora_forward(x, W, A, B, alpha):
@@ -112,6 +122,28 @@ def test_an_unsolved_lab_has_none(path, graded):
     assert {r["status"] for r in records.values()} == {"missing"}
 
 
+@pytest.mark.parametrize("name", ["02_lora_v2", "02_" + "a" * 200_000])
+def test_what_a_notebook_calls_its_lab_is_not_repeated(name, graded):
+    row, records = graded(f"import labkit\nlab, check = labkit.start('{name}')", SCALING)
+    assert (row["lab"], records["2.8"]["status"]) == ("02_lora", "passed")
+
+
+def test_the_labs_are_those_that_have_checks_and_are_called_as_their_notebooks(monkeypatch):
+    found = {path.stem[:2]: path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py")}
+    assert judging.stems() == found and len(found) >= 6
+    judging.stems.cache_clear()
+    monkeypatch.setattr(judging.labkit.checks, "__file__", "/nowhere/labkit/checks/__init__.py")
+    assert judging.stems() == {number: number for number in found}
+    judging.stems.cache_clear()
+
+
+def test_a_page_shows_the_cells_of_its_own_exercise(judge):
+    data = _notebook(START, "class LoRALinear: pass", MERGES, SCALING)
+    _, sources = judge.grade("a.ipynb", data, 1)
+    assert sources["2.2"] == "class LoRALinear: pass" and sources["2.8"] == SCALING
+    assert sources["2.6"] == MERGES and sources["2.7"] == ""
+
+
 def test_a_row_has_the_fields_of_results_json(graded):
     row, _ = graded(START, SCALING)
     names = ["submission", "lab", "earned", "possible", "seconds", "status", "exercises"]
@@ -135,6 +167,16 @@ def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
     assert graded(helper, right, wrong)[1]["2.8"]["status"] == "failed"
 
 
+def test_a_name_that_a_later_cell_takes_costs_no_answer(graded):
+    uses = "import math\ndef scaling(alpha, r, rank_stabilized=False):\n"
+    uses += "    return alpha / max(math.sqrt(r) if rank_stabilized else r, ROOT)"
+    _, records = graded("ROOT = 1", uses, "max = 3; math, ROOT = None, 'x'")
+    assert records["2.8"]["status"] == "passed"
+    assert records["2.8"]["message"].endswith("cells below use its names anew: ROOT, math, max")
+    wrong = uses.replace("else r,", "else 1,")
+    assert graded("ROOT = 1", wrong, "max = 3")[1]["2.8"]["status"] == "failed"
+
+
 def test_a_cell_that_fails_costs_itself_only(graded):
     _, records = graded(START, "1 / 0", "x = = 1", SCALING, "scaling(1)", QUIZ)
     assert records["2.8"]["status"] == records["2.9"]["status"] == "passed"
@@ -149,6 +191,24 @@ def test_what_is_not_there_says_why(graded):
     assert records["2.1"]["message"] == "lora_forward is not defined"
 
 
+def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
+    uses = "def lora_forward(x, W, A, B, alpha):\n    return sns.nothing(x)"
+    _, records = graded(START, "import seaborn as sns", "raise KeyError\nroot = 2", uses, SCALING)
+    cause = "(sns should come from code cell 2, which raised ModuleNotFoundError: No module named"
+    assert cause in records["2.1"]["message"]
+    layer = "class LoRALinear(sns.Module): pass"
+    _, records = graded(START, "import seaborn as sns", layer)
+    assert records["2.2"]["message"].startswith("LoRALinear is not defined: its cell raised Name")
+    assert cause in records["2.2"]["message"]
+
+
+def test_a_name_of_an_experiment_is_told(judge):
+    uses = "def scaling(alpha, r, rank_stabilized=False):\n    return best / r"
+    row, _ = judge.grade("a", _notebook(START, "best = 3", uses, tags=[1]), 1)
+    message = next(e["message"] for e in row["exercises"] if e["id"] == "2.8")
+    assert "(best comes from code cell 2, an experiment: none is run here)" in message
+
+
 def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
     cell = "check.matches_dense(lora_forward)\nlab.score()\nlab.headline('x')\n"
     cell += "assert not lab.experiment('x', 1)"
@@ -157,9 +217,34 @@ def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
     assert (records["2.9"]["status"], records["2.9"]["earned"]) == ("revealed", 0)
 
 
+def test_what_stands_below_a_reveal_is_run(graded):
+    _, records = graded(START, 'lab.reveal("2.1")\n' + SCALING)
+    assert records["2.8"]["status"] == "passed"
+
+
 def test_a_revealed_exercise_has_no_points_even_if_it_is_right(graded):
-    _, records = graded(START, "if False:\n    lab.reveal(id='2.8')", SCALING)
+    _, records = graded(START, "if True:\n    lab.reveal(id='2.8')", SOLVED_SCALING)
     assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
+    assert records["2.8"]["message"].startswith("code cell 2 reveals the solution; if it showed")
+    book = json.loads(_notebook(START, 'lab.reveal("2.8")', SCALING))
+    text = "◐ 2.8 is revealed: read it, then go on. It earns no points.\n"
+    book["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text}]
+    _, records = graded(data=json.dumps(book).encode())
+    assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
+
+
+def test_an_answer_of_ones_own_counts_where_outputs_that_would_tell_were_cleared(graded):
+    _, records = graded(START, SCALING, 'lab.reveal("2.8")')
+    assert records["2.8"]["status"] == "passed"
+
+
+def test_what_was_lent_and_has_no_answer_says_so(graded):
+    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.8 {LENT}.\n"]}
+    book = json.loads(_notebook(START, STUB, 'lab.reveal("2.8")'))
+    book["cells"][2]["outputs"] = [lent]
+    _, records = graded(data=json.dumps(book).encode())
+    assert records["2.8"]["status"] == "missing"
+    assert records["2.8"]["message"].startswith("the course lent this one")
 
 
 def test_experiments_are_skipped_unless_an_answer_is_in_them(judge):
@@ -270,7 +355,7 @@ def test_a_cell_that_ends_its_process_is_told_beside_the_grade(graded):
     assert row["reason"] == "code cell 3: it ended its process"
 
 
-def test_a_slip_in_the_layer_is_named_where_its_use_fails(graded):
+def test_a_slip_in_the_layer_costs_nothing_where_it_is_used(graded):
     layer = """
 import torch
 class LoRALinear(torch.nn.Module):
@@ -285,14 +370,41 @@ class LoRALinear(torch.nn.Module):
 """
     _, records = graded(START, layer, MERGES)
     assert "alpha is not divided by r" in records["2.2"]["message"]
-    assert "mend 2.2 first" in records["2.6"]["message"]
-    assert "mend" not in records["2.2"]["message"]
+    assert "course's own" not in records["2.2"]["message"]
+    assert "never merged has nothing to take away" in records["2.6"]["message"]
+    assert "judged with the course's own 2.1 and 2.2" in records["2.6"]["message"]
 
 
-def test_what_could_not_be_revealed_costs_nothing(graded):
+OPEN = {
+    "absent": lambda source: "pass",
+    "stub": lambda source: "class LoRALinear:\n    pass",
+    "raises": lambda source: f"1 / 0\n{source}",
+    "wrong": lambda source: source.replace("alpha / r", "alpha"),
+    "ends its process": lambda source: source.replace(
+        "super().__init__()", "import os; os.abort()"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_an_open_exercise_costs_its_own_points_and_no_others(kind, graded):
+    book = json.loads((ROOT / "solutions" / "02_lora.ipynb").read_text("utf-8"))
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("class LoRALinear"):
+            cell["source"] = OPEN[kind](source)
+    row, records = graded(data=json.dumps(book).encode())
+    lost = {id: r["message"] for id, r in records.items() if r["status"] != "passed"}
+    assert lost.keys() == {"2.2"}
+    assert row["earned"] == row["possible"] - 4
+    assert "judged with the course's own 2.2" in records["2.4"]["message"]
+
+
+def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):
     error = {"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "traceback": []}
+    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.8 {LENT}.\n"]}
     book = json.loads(_notebook(START, SCALING, 'lab.reveal("2.8")'))
-    for outputs, status in ([error], "passed"), ([], "revealed"):
+    for outputs, status in ([error], "passed"), ([lent], "passed"), ([], "passed"):
         book["cells"][2]["outputs"] = outputs
         _, records = graded(data=json.dumps(book).encode())
         assert records["2.8"]["status"] == status
@@ -561,8 +673,7 @@ def test_a_notebook_in_capitals_is_one_and_what_is_none_is_named(batch, capsys):
     files = {"a/02.IPYNB": _notebook("x = 1"), "b.zip": b"PK", "c/d.py": b"", ".hidden": b""}
     rows = batch(files)
     assert [row["submission"] for row in rows] == ["a/02.IPYNB"]
-    left = others([batch.folder], batch.out)
-    assert left == ["b.zip", "d.py"]
+    left = left_out([batch.folder], batch.out)
     show.summary(rows, batch.out, Console(width=200), left)
     assert "not looked at, for it is no .ipynb: b.zip, d.py" in capsys.readouterr().out
 
@@ -618,14 +729,79 @@ def test_ctrl_c_leaves_what_is_done(batch):
     assert [name for name, _, _ in Fake.asked[4:]] == ["3.ipynb", "4.ipynb", "5.ipynb"]
 
 
-def test_a_judge_that_dies_costs_one_row_and_is_tried_again(batch, monkeypatch):
-    dead = lambda self, name, data, seed: (pool.crashed(name, "gone"), {})  # noqa: E731
-    with monkeypatch.context() as patch:
-        patch.setattr(Fake, "grade", dead)
+@pytest.mark.parametrize("status", ["crashed", "timeout"])
+def test_what_the_machine_may_have_spoilt_is_graded_again_by_the_next_call(batch, status):
+    record = {"id": "2.1", "name": "f", "points": 2, "earned": 0, "status": "error", "message": ""}
+    spoilt = {"status": status, "reason": "it is", "lab": "02_lora", "exercises": [record]}
+    grade = lambda self, name, data, seed: (pool.crashed(name, "") | spoilt, {})  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fake, "grade", grade)
         (row,) = batch({"a.ipynb": _notebook("x = 1")})
-        assert (row["status"], row["reason"]) == ("crashed", "gone")
+        assert (row["status"], row["reason"]) == (status, "it is")
     (row,) = batch()
-    assert row["status"] == "graded"
+    assert row["status"] == "graded" and "reason" not in row
+    batch()
+    assert len(Fake.asked) == 1
+
+
+# what stands in for a judge's process: the first one dies in the middle of its work, and says so
+DYING = """
+import json, os, signal, socket, sys
+from pathlib import Path
+from labkit.grading import wire
+link = socket.socket(fileno=int(sys.argv[-1]))
+wire.receive(link, 1 << 20)
+wire.send(link, b"H", b"{}")
+while frame := wire.receive(link, 1 << 20):
+    name = json.loads(frame[1].partition(b"\\n")[0])["name"]
+    deaths = Path(sys.argv[1])
+    n = int(deaths.read_text())
+    deaths.write_text(str(max(0, n - 1)))
+    row = {"submission": name, "status": "crashed" if n else "graded", "exercises": []}
+    if n and sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    wire.send(link, b"R", json.dumps([row | {"pid": os.getpid()}, {}]).encode())
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "told"])
+def test_a_submission_whose_judge_dies_is_graded_in_a_fresh_one_at_once(how, tmp_path, monkeypatch):
+    deaths = tmp_path / "deaths"
+    monkeypatch.setattr(pool, "JUDGE", ("-c", DYING, str(deaths), how))
+    for n, status, left in ((0, "graded", "0"), (1, "graded", "0"), (3, "crashed", "1")):
+        deaths.write_text(str(n))
+        judge = pool.JudgeProcess(QUICK)
+        row, _ = judge.grade("a.ipynb", b"", 1)
+        assert (row["status"], deaths.read_text()) == (status, left)
+        if status == "graded":
+            assert row["pid"] == judge.process.pid
+        judge.stop()
+
+
+def test_a_judge_that_was_ended_on_purpose_does_not_begin_again(tmp_path, monkeypatch):
+    (tmp_path / "deaths").write_text("1")
+    monkeypatch.setattr(pool, "JUDGE", ("-c", DYING, str(tmp_path / "deaths"), "killed"))
+    judge = pool.JudgeProcess(QUICK)
+    judge.start()
+    judge.kill()
+    row, _ = judge.grade("a.ipynb", b"", 1)
+    assert row["status"] == "crashed" and judge.process is None
+
+
+@needs_sandbox
+@pytest.mark.parametrize("who", ["judge", "warm process"])
+def test_what_is_killed_in_the_middle_costs_nothing(who):
+    """The real ones, while a cell waits."""
+    judge = pool.JudgeProcess(QUICK)
+    judge.start()
+    first = psutil.Process(judge.process.pid)
+    victims = [first] if who == "judge" else first.children(recursive=True)[::-1]
+    killer = threading.Timer(1, lambda: [victim.kill() for victim in victims])
+    killer.start()
+    row, _ = judge.grade("a.ipynb", _notebook("import time\ntime.sleep(4)", SCALING), 1)
+    assert judge.process.pid != first.pid and not first.is_running()
+    judge.stop()
+    assert (row["status"], row["earned"]) == ("graded", 1)
 
 
 def test_files_of_the_same_name_do_not_collide(batch):
@@ -640,6 +816,218 @@ def test_files_of_the_same_name_do_not_collide(batch):
 def test_the_same_file_given_twice_is_one_submission(batch):
     batch({"a.ipynb": _notebook("a = 1")})
     assert len(batch(paths=[batch.folder / "a.ipynb", batch.folder / "a.ipynb"])) == 1
+
+
+def test_a_file_that_comes_later_adds_a_row_and_deletes_nothing(batch, tmp_path):
+    first = batch({f"{name}.ipynb": _notebook(f"x = {name!r}") for name in "abc"})
+    late = tmp_path / "late" / "zoe.ipynb"
+    late.parent.mkdir()
+    late.write_bytes(_notebook("x = 'z'"))
+    notes = []
+    rows = batch(paths=[late], notes=notes)
+    assert rows[:3] == first and rows[3]["submission"] == "zoe.ipynb"
+    assert notes == ["rows of earlier calls: 3"]
+    assert json.loads((batch.out / "results.json").read_text()) == rows
+    assert len((batch.out / "grades.csv").read_text().splitlines()) == 5
+    pages = sorted(path.name for path in (batch.out / "feedback").iterdir())
+    assert pages == ["a.html", "b.html", "c.html", "zoe.html"]
+    assert "<code>" in (batch.out / "feedback/a.html").read_text()  # its cell is still shown
+    assert len(Fake.asked) == 4
+
+
+def test_a_file_that_is_gone_keeps_its_row_and_is_told(batch):
+    batch({"a.ipynb": _notebook("x = 1"), "b.ipynb": _notebook("x = 2")})
+    (batch.folder / "a.ipynb").unlink()
+    notes = []
+    rows = batch(notes=notes)
+    assert [row["submission"] for row in rows] == ["a.ipynb", "b.ipynb"]
+    assert "LOOK: the file is no longer there, the row stays: a.ipynb" in notes
+
+
+def test_the_same_name_is_graded_anew_and_another_file_of_that_name_is_told(batch, tmp_path):
+    batch({"ada/x.ipynb": _notebook("x = 1")})
+    again, notes = tmp_path / "again" / "ada" / "x.ipynb", []
+    again.parent.mkdir(parents=True)
+    for source, told in (("x = 1", False), ("x = 2", True)):
+        again.write_bytes(_notebook(source))
+        (row,) = batch(paths=[tmp_path / "again"], notes=notes)
+        assert row["submission"] == "ada/x.ipynb"
+        assert any("LOOK: graded in place of another file" in note for note in notes) == told
+
+
+def test_one_file_is_one_row_however_it_is_given(batch):
+    batch({"ada/x.ipynb": _notebook("x = 1")})
+    (row,) = batch(paths=[batch.folder / "ada" / "x.ipynb"])
+    assert row["submission"] == "ada/x.ipynb" and len(Fake.asked) == 1
+    (row,) = batch(paths=[batch.folder.parent])
+    assert row["submission"] == "in/ada/x.ipynb" and len(Fake.asked) == 2
+    assert [page.name[:8] for page in (batch.out / "feedback").iterdir()] == ["in-ada-x"]
+
+
+@pytest.mark.parametrize(
+    "again, chosen",
+    [
+        (["doe_1_2_a.ipynb"], ["doe_1_2_a.ipynb"]),
+        (["DOE"], ["doe_1_2_a.ipynb", "doe_1_3_b.ipynb"]),
+        (["*_b.*"], ["doe_1_3_b.ipynb"]),
+        (["roe", "_3_"], ["doe_1_3_b.ipynb", "roe_2_4_a.ipynb"]),
+    ],
+)
+def test_again_grades_one_student_afresh(batch, again, chosen):
+    batch({f"{n}.ipynb": _notebook("x = 1") for n in ("doe_1_2_a", "doe_1_3_b", "roe_2_4_a")})
+    rows = batch(again=again)
+    assert sorted(name for name, _, _ in Fake.asked[3:]) == chosen and len(rows) == 3
+    with pytest.raises(LabError, match="--again nobody: no submission here"):
+        batch(again=["nobody"])
+
+
+def test_two_graders_of_one_folder_lose_and_double_nothing(batch, tmp_path):
+    def one(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(20):
+            (folder / f"{name}{i}.ipynb").write_bytes(_notebook(f"x = {i}"))
+        shared = tmp_path / "shared.ipynb"
+        shared.write_bytes(_notebook("x = 1"))
+        try:
+            grading.grade([folder, shared], batch.out, jobs=2)
+        except BaseException as error:
+            wrong.append(error)
+
+    wrong, threads = [], [threading.Thread(target=one, args=[name]) for name in "pqr"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    rows = json.loads((batch.out / "results.json").read_text())
+    names = [row["submission"] for row in rows]
+    assert sorted(names) == sorted(
+        ["shared.ipynb", *(f"{name}{i}.ipynb" for name in "pqr" for i in range(20))]
+    )
+    assert len({seed for _, _, seed in Fake.asked}) == 1, "the folder has one seed"
+    assert len(list((batch.out / "feedback").iterdir())) == 61
+    assert not list(batch.out.rglob("*.part"))
+
+
+BROKEN_FILES = ["", "x", "null", "[]", "[1]", "{}", '{"row": 1}', "[[], {}]", "[" * 100_000, "\xff"]
+
+
+@pytest.mark.parametrize("text", BROKEN_FILES, ids=range(len(BROKEN_FILES)))
+def test_what_is_malformed_in_the_folder_is_made_anew(batch, text):
+    files = {"a.ipynb": _notebook("x = 1"), "b.ipynb": _notebook("x = 2")}
+    first = batch(files)
+    broken = next((batch.out / "graded").glob("*.json"))
+    for file in (broken, batch.out / "graded" / "seed", batch.out / "results.json"):
+        file.write_bytes(text.encode("latin-1"))
+    assert batch(files) == first
+    assert json.loads((batch.out / "results.json").read_text()) == first
+
+
+def test_rows_that_only_results_json_has_stay(batch):
+    batch({"a.ipynb": _notebook("x = 1"), "b.ipynb": _notebook("x = 2")})
+    for file in (batch.out / "graded").glob("*.json"):
+        file.unlink()
+    page = (batch.out / "feedback/b.html").read_text()
+    rows = batch(paths=[batch.folder / "a.ipynb"])
+    assert [row["submission"] for row in rows] == ["a.ipynb", "b.ipynb"]
+    assert (batch.out / "feedback/b.html").read_text() == page
+
+
+def test_a_folder_of_an_earlier_version_is_read(batch):
+    rows = batch({"a.ipynb": _notebook("x = 1"), "b.ipynb": _notebook("x = 2")})
+    for file in list((batch.out / "graded").glob("*.json")):
+        entry = json.loads(file.read_text())
+        file.with_name("f" * 64 + file.name).write_text(json.dumps([entry["row"], {"2.1": "old"}]))
+        file.unlink()
+    assert batch(paths=[batch.folder / "a.ipynb"]) == rows
+    assert "old" in (batch.out / "feedback/b.html").read_text()
+
+
+def test_a_full_disk_is_named(batch, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*seed'"):
+        grading.grade([ROOT / "notebooks"], batch.out)
+
+
+def test_all_of_the_course_and_its_libraries_decide_whether_a_grade_stands(monkeypatch, tmp_path):
+    package = tmp_path / "labkit"
+    shutil.copytree(ROOT / "labkit", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "solutions").mkdir()
+    monkeypatch.setattr(store, "PACKAGE", package)
+    found = [store.depends_on(None, QUICK, 1)]
+    assert store.depends_on(None, QUICK, 1) == found[0]
+    parts = ("grading/runner.py", "grading/wire.py", "grading/cells.py", "memory/budget.py")
+    parts += ("checks/quiz02.toml", "tasks/tickets.jsonl", "probes/lab02.py", "lab.py")
+    for part in (*parts, "../solutions/02_lora.ipynb"):
+        with (package / part).open("a") as file:
+            file.write("\n")
+        found.append(store.depends_on(None, QUICK, 1))
+    monkeypatch.setattr(store, "version", lambda name: "0" if name == "peft" else "1")
+    found.append(store.depends_on(None, QUICK, 1))
+    monkeypatch.setattr(store, "version", lambda name: "1")
+    found.append(store.depends_on(None, QUICK, 1))
+    assert len(set(found)) == len(found) == 12
+    (package / "templates/grading_base.html.j2").write_text("a page is no grade")
+    assert store.depends_on(None, QUICK, 1) == found[-1]
+
+
+def test_a_link_to_a_folder_is_followed_where_it_is_given_and_told_where_it_is_found(batch):
+    batch({"a.ipynb": _notebook("x = 1"), "sub/b.ipynb": _notebook("x = 2")})
+    link = batch.folder.parent / "link"
+    link.symlink_to(batch.folder)
+    (batch.folder / "more").symlink_to(batch.folder / "sub")
+    rows = grading.grade([link], batch.out.with_name("other"))
+    assert [row["submission"] for row in rows] == ["a.ipynb", "sub/b.ipynb"]
+    assert {row["status"] for row in rows} == {"graded"}
+    told = left_out([link], batch.out)
+    assert told == ["LOOK: not looked at, for it is a link to a folder: more"]
+
+
+def test_what_is_hidden_is_counted_and_litter_is_left_out(batch):
+    names = (".b.ipynb", ".old/c.ipynb", "__MACOSX/._a.ipynb", "__MACOSX/a.ipynb", "._a.ipynb")
+    names += (".ipynb_checkpoints/a-checkpoint.ipynb", ".DS_Store", "a.ipynb")
+    (row,) = batch({name: _notebook("x = 1") for name in names})
+    assert row["submission"] == "a.ipynb"
+    told = left_out([batch.folder], batch.out)
+    assert told == ["not looked at, for it is hidden (2): .b.ipynb, .old"]
+
+
+def test_a_folder_that_cannot_be_read_is_told(batch, monkeypatch):
+    batch({"a.ipynb": _notebook("x = 1"), "sub/b.ipynb": _notebook("x = 2")})
+    scan = os.scandir
+
+    def closed(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    (line,) = left_out([batch.folder], batch.out)
+    assert line.startswith("LOOK: not looked at, for it cannot be read: ") and "sub" in line
+
+
+@pytest.mark.parametrize(
+    "name, late",
+    [
+        ("doejane_LATE_12345_67890_02_lora.ipynb", True),
+        ("x/anon_LATE_4fZq1_67890_02_lora.ipynb", True),
+        ("doejane_12345_67890_02_lora.ipynb", False),
+        ("doejane_12345_67890_is_it_LATE_1_2_.ipynb", False),  # the tail is the learner's
+        ("LATE.ipynb", False),
+    ],
+)
+def test_what_canvas_calls_late_is_told(batch, name, late, capsys):
+    (row,) = batch({name: _notebook("x = 1")})
+    assert row.get("late", False) == late
+    (line,) = csv.DictReader((batch.out / "grades.csv").open(encoding="utf-8", newline=""))
+    assert line["late"] == ("late" if late else "")
+    assert ("late</b>" in (batch.out / "index.html").read_text("utf-8")) == late
+    show.summary([row], batch.out, Console(width=200))
+    assert (f"late: {name}" in capsys.readouterr().out) == late
 
 
 def test_what_is_no_plain_file_is_a_row_with_a_reason(batch, tmp_path):

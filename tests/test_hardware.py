@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
 from labkit import doctor, download, hardware, lean, models
@@ -159,6 +159,14 @@ def test_a_batch_is_halved_until_a_step_fits(card):
     card("Tesla T4")
     assert small < hardware.micro_batch("smollm2-135m", "lora", 16)
     assert hardware.micro_batch("llama-2-70b", "lora", 12) == 3  # nothing fits
+
+
+def test_a_micro_batch_of_another_architecture_is_simulated(card, tmp_path):
+    card("A100")
+    config = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=300)
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(tmp_path)
+    assert hardware.micro_batch(str(tmp_path), "lora", 4, seq=32) == 4
 
 
 def test_a_gradient_scaler_refuses_trained_weights_in_fp16():

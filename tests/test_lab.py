@@ -1,7 +1,10 @@
 """A lab in a notebook: header, experiments, reveal, score, and live pictures."""
 
+import base64
+import json
 import subprocess
 import sys
+import zlib
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 import labkit
 from labkit import live
 from labkit.errors import LabError
+from labkit.grading import contract
+from labkit.reference import reference
 
 
 def scaling(alpha, r, rank_stabilized=False):
@@ -137,6 +142,87 @@ def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch):
     (row,) = [row for row in record["exercises"] if row["id"] == "2.8"]
     assert (row["status"], row["earned"]) == ("revealed", 0)
     assert lab.experiment("Training", 1, needs=["2.8"])
+
+
+def test_reveal_shows_the_cell_of_its_own_exercise(lab, shown, monkeypatch):
+    lab, _ = lab
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
+    shell.run_cell("import torch")
+    lab.reveal("2.6")  # its check takes LoRALinear, too, which comes first in the notebook
+    assert "def merge_" in shown[0].data and "class LoRALinear" not in shown[0].data
+
+
+def test_reveal_reads_over_magics(lab, shown, monkeypatch, tmp_path):
+    lab, _ = lab
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
+    cells = ["%matplotlib inline\nimport math", "!pip list\nfiles = !ls", "def scaling(): pass"]
+    cells = [{"cell_type": "code", "metadata": {}, "source": source} for source in cells]
+    book = tmp_path / "solutions/02_lora.ipynb"
+    book.parent.mkdir()
+    book.write_text(json.dumps({"cells": cells}), "utf-8")
+    monkeypatch.setattr("labkit.reference.__file__", str(tmp_path / "labkit/reference.py"))
+    lab.reveal("2.8")
+    assert shown[0].data == "def scaling(): pass"
+
+
+@pytest.fixture
+def release(lab, monkeypatch, tmp_path):
+    """`(lab, check, names)` where there are no solutions to show; two are lent."""
+    cells = ["import math", "def scaling(alpha, r, rank_stabilized=False):\n    return alpha / r"]
+    text = base64.encodebytes(zlib.compress(json.dumps(cells).encode()))
+    (tmp_path / "labkit/_lent").mkdir(parents=True)
+    (tmp_path / "labkit/_lent/02_lora.b64").write_bytes(text)
+    monkeypatch.setattr("labkit.reference.__file__", str(tmp_path / "labkit/reference.py"))
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
+    return *lab, shell.user_ns
+
+
+def test_what_is_lent_earns_nothing_and_ones_own_does(release, capsys):
+    lab, check, names = release
+    lab.reveal("2.8")
+    check.scales(names["scaling"])  # is not even asked
+    told = capsys.readouterr().out
+    assert "◐ 2.8 is lent" in told and "✓" not in told and "✗" not in told
+    assert contract.session.records["2.8"]["status"] == "lent"
+    assert lab.experiment("Runs", 1, needs=["2.8"])
+    check.scales(scaling)
+    record = contract.session.records["2.8"]
+    assert (record["status"], record["earned"]) == ("passed", 1)
+
+
+def test_a_stub_that_is_back_closes_the_experiment_again(release):
+    lab, check, _ = release
+
+    def stub(alpha, r, rank_stabilized=False):
+        raise NotImplementedError
+
+    lab.reveal("2.8")
+    check.scales(stub)
+    assert not lab.experiment("Waits", 1, needs=["2.8"])
+    lab.reveal("2.8")
+    assert lab.experiment("Runs", 1, needs=["2.8"])
+    labkit.start("02_lora")
+    assert contract.session.loans == {} == contract.session.records
+
+
+def test_what_is_not_there_is_not_lent(release):
+    with pytest.raises(LabError, match="not part of this copy"):
+        release[0].reveal("2.9")
+
+
+def test_an_answer_is_judged_beside_the_courses_own_of_what_is_open(monkeypatch, capsys):
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr(shell, "user_ns", {})
+    monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
+    _, check = labkit.start("02_lora")
+    exec(reference("02_lora", "2.4"), shell.user_ns)
+    shell.user_ns["LoRALinear"] = contract.NotRun("LoRALinear")
+    check.injects(shell.user_ns["inject"])
+    assert "✓ 2.4 inject" in capsys.readouterr().out
+    assert isinstance(shell.user_ns["LoRALinear"], contract.NotRun)
 
 
 def test_reveal_of_an_unknown_exercise_lists_the_known(lab):

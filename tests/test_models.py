@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from labkit import download, models
+from labkit import doctor, download, models
 from labkit.download import ModelUnavailable
 
 
@@ -60,6 +60,20 @@ def test_a_second_fetch_touches_nothing(cache, monkeypatch):
     (folder / "source.txt").write_text("here")
     monkeypatch.setattr(download, "bring", lambda *_: pytest.fail("fetched again"))
     assert models.fetch("tiny") == folder
+
+
+def test_what_is_not_whole_is_told_fetched_anew_and_kept_aside(cache, monkeypatch):
+    monkeypatch.setattr(doctor, "MODEL", "tiny")
+    fields = {**vars(models.MODELS["tiny"]), "gguf_sha256": hashlib.sha256(b"weights").hexdigest()}
+    monkeypatch.setattr(models, "MODELS", {"tiny": download.Entry(**fields)})
+    monkeypatch.setattr(download, "_convert", _pretend_to_convert)
+    folder = cache / "models" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("half")
+    assert doctor.model().verdict == "warn"
+    assert (models.fetch("tiny") / "model.safetensors").read_bytes() == b"weights"
+    assert doctor.model().verdict == "ok"
+    assert (cache / "models" / "tiny.incomplete" / "config.json").read_text() == "half"
 
 
 def test_a_damaged_file_is_refused_and_leaves_nothing(cache):

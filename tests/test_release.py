@@ -17,7 +17,7 @@ import pytest
 from labkit import cli, notebooks
 from labkit.checks import quiz
 from labkit.errors import LabError
-from labkit.grading import private, release
+from labkit.grading import contract, private, release
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r" *# BEGIN SOLUTION\n(.*?) *# END SOLUTION\n", re.DOTALL)
@@ -125,26 +125,90 @@ def run_in(folder, code, *options):
     return done.stdout
 
 
-def test_a_lab_works_from_a_release_and_reveals_nothing(students):
-    told = run_in(
-        students,
-        """
-import labkit
-print(labkit.__file__)
-lab, check = labkit.start("02_lora")
-check.scales(lambda alpha, r, rank_stabilized=False: alpha / r ** (.5 if rank_stabilized else 1))
-check.quiz(lambda: {"q1": "b", "q2": "c", "q3": "a"})
-try:
-    lab.reveal("2.1")
-except labkit.errors.LabError as error:
-    print("SAID", error)
-""",
-    ).splitlines()
+LAB = """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_cell('import labkit; lab, check = labkit.start("02_lora")').raise_error()
+names, records = shell.user_ns, labkit.grading.contract.session.records
+lab, check = names["lab"], names["check"]
+right = lambda alpha, r, rank_stabilized=False: alpha / r ** (.5 if rank_stabilized else 1)
+"""
+
+
+def test_a_lab_works_from_a_release(students):
+    code = "import labkit\nprint(labkit.__file__)" + LAB
+    code += "check.scales(right)\n"
+    code += 'check.quiz(lambda: {"q1": "b", "q2": "c", "q3": "a"})\n'
+    told = run_in(students, code).splitlines()
     assert Path(told[0]) == students / "labkit" / "__init__.py"
     assert any(line.startswith("✓ 2.8 scaling") for line in told)
     assert any(line.startswith("✓ 2.9 quiz") for line in told)
-    said = "The solutions are not part of this copy of the course, so nothing is revealed"
-    assert told[-1] == f"SAID {said}"
+
+
+def test_a_release_lends_what_it_does_not_show(students):
+    code = """
+import inspect, labkit, traceback
+LABlab.experiment("Waits", 1, needs=["2.2", "2.4"])
+lab.reveal("2.4")  # uses the learner's LoRALinear, as the solution does when it is revealed
+import torch
+from torch import nn
+lent = names["inject"]
+class LoRALinear(nn.Linear):
+    def __init__(self, base, r, alpha): super().__init__(1, 1)
+names["LoRALinear"] = LoRALinear
+model = nn.Sequential(nn.Linear(2, 2))
+assert lent(model, ["0"], 2, 4) == 1 and type(model[0]) is LoRALinear
+lab.reveal("2.2")
+assert lab.experiment("Runs", 1, needs=["2.2", "2.4"])
+layer = names["LoRALinear"](nn.Linear(4, 3), 2, 8)
+assert layer(torch.ones(1, 4)).shape == (1, 3)
+for thing in (lent, names["LoRALinear"], names["LoRALinear"].forward):
+    try: print("SOURCE", inspect.getsource(thing))
+    except (OSError, TypeError): pass
+try: layer(torch.ones(1, 5))
+except RuntimeError: trace = traceback.format_exc()
+assert "<lent 2.2>" in trace and "self.base(x)" not in trace
+shell.run_cell("inject??")
+check.injects(lent)
+lab.reveal("2.8")
+check.scales(names["scaling"])
+print([records[id]["status"] + str(records[id]["earned"]) for id in ("2.2", "2.4", "2.8")])
+check.scales(right)
+lab.reveal("2.8")
+print(records["2.8"]["status"], records["2.8"]["earned"])
+try: lab.reveal("2.9")
+except labkit.errors.LabError as error: print("SAID", error)
+"""
+    told = run_in(students, code.replace("LAB", LAB))
+    lines = told.splitlines()
+    lent = "is lent: it runs, its source stays hidden, and it earns no points"
+    assert 'waits for 2.2 (LoRALinear), 2.4 (inject). Stuck? lab.reveal("2.2")' in told
+    assert f"◐ 2.2 {lent}. Write your own any time: it then counts." in lines
+    assert f"◐ 2.4 {lent}: this is the course's, not yours" in lines
+    assert lines[-1] == f"SAID {contract.WITHHELD}"
+    assert "SOURCE" not in told and "get_submodule" not in told
+    assert "['lent0', 'lent0', 'lent0']" in lines
+    assert "✓ 2.8 has passed already: yours stays." in lines and "passed 1" in lines
+
+
+def test_every_exercise_but_quizzes_is_lent(students):
+    stems = [path.stem for path in release._masters(ROOT)]
+    assert {path.stem for path in (students / "labkit/_lent").iterdir()} == set(stems)
+    code = """
+import labkit
+from labkit import reference
+from IPython.core.interactiveshell import InteractiveShell
+InteractiveShell.instance()
+for stem in STEMS:
+    lab, check = labkit.start(stem)
+    for exercise in lab.exercises:
+        if exercise["name"] != "quiz":
+            lab.reveal(exercise["id"])
+            assert lab.experiment("Runs", 0, needs=[exercise["id"]])
+    assert reference.reference(stem, lab.exercises[-1]["id"]) is None
+print("all")
+"""
+    assert run_in(students, code.replace("STEMS", repr(stems))).splitlines()[-1] == "all"
 
 
 def test_quiz_keys_are_packed_and_are_the_same(students, monkeypatch):

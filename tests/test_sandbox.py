@@ -1,5 +1,6 @@
 """The walls around a submission, seen from inside: what cells reach, and what they cannot."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -120,6 +121,23 @@ def test_what_is_secret_is_not_there(nested):
     assert _told(nested, f"[p for p in {paths} if os.path.exists(p)]") == []
 
 
+def test_what_is_secret_is_hidden_in_every_copy_of_the_course(tmp_path, monkeypatch):
+    """In the base Python, in environments below it, and where the whole course lies in one."""
+    places = ["lib/python3.11/site-packages", "envs/lora/lib/python3.11/site-packages", "src/lora"]
+    names = ("checks", "_solutions", "_lent")
+    secret = {f"{place}/labkit/{name}" for place in places for name in names} | {"src/lora/labs"}
+    others = [f"{places[0]}/{name}" for name in ("labkit/probes", "other/checks", "labs")]
+    for name in [*secret, *others, "labs"]:
+        (tmp_path / name).mkdir(parents=True)
+    before = set(sandbox._hidden())
+    sandbox._hidden.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "prefixes", lambda: [str(tmp_path)])
+        found = set(sandbox._hidden()) - before
+    sandbox._hidden.cache_clear()
+    assert found == {str(tmp_path / name) for name in secret}
+
+
 def test_writing_is_possible_in_scratch_space_only(nested):
     tries = ["/", "/usr", "/etc", "/dev", "/cache", "/run", "/proc", "/work", sys.prefix, str(ROOT)]
     tries += [str(ROOT / "labkit"), sandbox.scratch(), "/dev/shm", "."]
@@ -136,18 +154,133 @@ def test_nothing_of_one_submission_reaches_the_next(nested):
     leave = """
 import os, subprocess, ctypes
 open("../note", "w").write("x"); open("/dev/shm/note", "w").write("x")
-assert ctypes.CDLL(None).shmget(0x51AB, 4096, 0o1666) == -1
-assert ctypes.CDLL(None).msgget(0x51AB, 0o1666) >= 0
+for fd in range(3): os.set_blocking(fd, False)
 subprocess.Popen(["sleep", "60"], start_new_session=True)
 import torch
 torch.left_behind = True
 """
     assert _run(nested, leave) == {}
-    code = "import ctypes, torch\nshared = ctypes.CDLL(None).msgget(0x51AB, 0o666)"
+    code = "import torch\nflags = [os.get_blocking(fd) for fd in range(3)]"
     code += "\npids = [n for n in os.listdir('/proc') if n.isdigit()]"
     code += "\nnotes = [os.path.exists(f'{folder}/note') for folder in ('..', '/dev/shm')]"
-    value = "[notes, shared, hasattr(torch, 'left_behind'), len(pids)]"
-    assert _told(nested, value, code) == [[False, False], -1, False, 2]
+    value = "[notes, flags, hasattr(torch, 'left_behind'), len(pids)]"
+    assert _told(nested, value, code) == [[False, False], [True] * 3, False, 2]
+
+
+def test_devices_keep_no_time_that_the_next_could_read(nested):
+    """They are the machine's own, and anybody may set their times to now."""
+    code = """
+import pty
+touched = []
+for name in ("null", "zero", "full", "random", "urandom", "tty", "pts/ptmx"):
+    try: os.utime(f"/dev/{name}"); touched.append(name)
+    except OSError: pass
+works = len(open("/dev/urandom", "rb").read(8)) == 8 and len(pty.openpty()) == 2
+"""
+    assert _told(nested, "[touched, works]", code) == [[], True]
+
+
+def test_a_submission_has_a_network_of_its_own_that_is_down(nested):
+    """Nothing of another one's sockets is left there, and no address can be reached."""
+    code = "routes = '127.0.0.1' in open('/proc/net/fib_trie').read()"
+    code += (
+        "\nnames = [n for line in open('/proc/net/unix').readlines()[1:] for n in line.split()[7:]]"
+    )
+    assert _told(nested, "[routes, names]", code) == [False, []]
+
+
+REFUSED = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+def failed(name, *args):
+    return getattr(libc, name)(*args) == -1 and errno.errorcode[ctypes.get_errno()]
+context, fd = ctypes.c_ulong(), os.open("/usr", os.O_RDONLY)
+sysv = [failed("semget", 0, 1, 0o600), failed("msgget", 0, 0o600), failed("shmget", 0, 1, 0o600)]
+queue = failed("syscall", NUMBERS["mq_open"], b"x", os.O_CREAT | os.O_RDWR, 0o600, None)
+aio = failed("syscall", NUMBERS["io_setup"], 1, ctypes.byref(context))
+watch = failed("inotify_init1", 0)
+families = [failed("socket", family, 1, 0) for family in (2, 10, 38, 40)]
+families += [failed("socket", 16, 3, protocol) for protocol in (0, 4)]
+inode = [failed("fcntl", fd, command, 0) for command in (1024, 1026, 1036)]
+"""
+
+
+def test_what_the_kernel_counts_for_nobody_is_refused(warm):
+    """Queues, semaphores and watches of the kernel, sockets that lead elsewhere, leases, hints."""
+    numbers = seccomp.MACHINES[os.uname().machine][1]
+    code = f"NUMBERS = {numbers}" + REFUSED
+    value = "[sysv, queue, aio, watch, families, inode]"
+    families = ["ENETUNREACH"] * 2 + ["EAFNOSUPPORT"] * 2 + [False, "EAFNOSUPPORT"]
+    wanted = [["EPERM"] * 3, "EPERM", "EPERM", "EPERM", families, ["EINVAL"] * 3]
+    assert _told(warm, value, code) == wanted
+
+
+LOCKS = """
+import fcntl, os
+fd = os.open({path!r}, os.O_RDONLY)
+fcntl.flock(fd, fcntl.LOCK_EX)
+fcntl.lockf(fd, fcntl.LOCK_SH)
+"""
+
+
+def test_a_lock_on_a_file_of_the_machine_is_none(nested):
+    path = ROOT / "labkit" / "__init__.py"
+    with nested.submission() as link, open(path, "rb+") as file:
+        wire.send(link, b"C", json.dumps([LOCKS.format(path=str(path))]).encode())
+        assert json.loads(wire.receive(link, 1 << 24, time.monotonic() + 120)[1]) == []
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+HONEST = {
+    "a manager": """
+import multiprocessing
+with multiprocessing.get_context("fork").Manager() as manager:
+    shared = manager.dict(a=1)
+    assert shared["a"] == 1
+""",
+    "workers that load data": """
+import torch
+loader = torch.utils.data.DataLoader(torch.arange(8), batch_size=4, num_workers=2)
+assert sum(batch.sum().item() for batch in loader) == 28
+""",
+    "an event loop": """
+import asyncio, threading
+async def three(): return await asyncio.to_thread(lambda: 3)
+found = []
+thread = threading.Thread(target=lambda: found.append(asyncio.run(three())))
+thread.start(); thread.join()
+assert found == [3]
+""",
+    "a pair of sockets": """
+import socket
+a, b = socket.socketpair()
+a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+a.sendall(b"x"); assert b.recv(1) == b"x"
+assert socket.gethostname()
+""",
+    "locks on files": """
+import filelock, sqlite3
+with filelock.FileLock("a.lock", timeout=1): pass
+with sqlite3.connect("a.db") as base:
+    base.execute("create table t (x)"); base.execute("insert into t values (1)")
+assert sqlite3.connect("a.db").execute("select x from t").fetchall() == [(1,)]
+""",
+    "a download that fails": """
+import requests
+try: requests.get("https://huggingface.co", timeout=5)
+except requests.ConnectionError: pass
+try: requests.get("http://127.0.0.1:8000", timeout=5)
+except requests.ConnectionError: pass
+""",
+    "a program": "import subprocess; assert subprocess.run(['true']).returncode == 0",
+    "streams": "import os; assert [os.write(2, b'x'), os.read(0, 1)] == [1, b'']",
+}
+
+
+def test_honest_code_goes_on_working(warm):
+    told = _run(warm, *HONEST.values())
+    assert {list(HONEST)[index]: why for index, why in told.items()} == {}
 
 
 DESCRIPTORS = """
@@ -254,12 +387,23 @@ for _ in range(8):  # below the limit on processes, above that on memory
         time.sleep(60)
 time.sleep(30)
 """
+SOCKETS = """
+import os, socket, time
+kept = []
+for _ in range(3):
+    if os.fork(): continue
+    while len(kept) < 100: kept.append(socket.socketpair())
+    time.sleep(30)
+while len(kept) < 110: kept.append(socket.socketpair())
+time.sleep(30)
+"""
 HOGS = {
     "forks": ("import os, time\nwhile True:\n    if not os.fork(): time.sleep(60)", ""),
     "threads": (SLEEPERS, "thread"),
     "memory": ("x = bytearray(2 << 30)", "MemoryError"),
     "memory by tensors": ("import torch\nx = torch.ones(1 << 30)", "memory"),
     "memory by processes": (BREEDERS, "MiB of memory"),
+    "sockets": (SOCKETS, "512 sockets"),
     "a file": ("open('big', 'wb').write(bytes(64 << 20))", "File too large"),
     "files": ("for i in range(20): open(str(i), 'wb').write(bytes(4 << 20))", "No space"),
     "output": ("print('x' * (1 << 28))", None),
@@ -295,6 +439,22 @@ def test_the_warm_process_ends_with_its_judge(nested):
     process.control.close()
     process.process.wait(10)
     process.end()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_each_warm_process_of_root_is_a_user_of_its_own(nested):
+    """What the kernel counts by user, processes above all, is not shared with others."""
+    import psutil
+
+    other = WarmProcess(SMALL, "alone")
+    try:
+        other.wait()
+        found = [psutil.Process(w.process.pid).children(True)[-1] for w in (nested, other)]
+        users = [set(process.uids()) for process in found]
+        assert all(len(user) == 1 and user & {0, 65534} == set() for user in users)
+        assert users[0] != users[1]
+    finally:
+        other.end()
 
 
 def test_memory_of_the_warm_process(nested):

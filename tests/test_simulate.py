@@ -238,6 +238,17 @@ def test_largest_is_exact_on_convex_peaks(limit):
     assert (n == 0 or peak(n) <= limit) and peak(n + 1) > limit
 
 
+def test_largest_asks_few_times_where_small_batches_cost_nothing():
+    asked = []
+
+    def peak(n):
+        asked.append(n)
+        return max(1000, 7 * n)
+
+    assert fit.largest(peak, 1_000_000) == 142857
+    assert len(set(asked)) <= 14
+
+
 def test_largest_batches_fit_and_one_more_does_not():
     config, settings = config_of("tied"), Settings(rank=2)
     limit = 3 * simulate(config, settings.but(batch=2, seq=64)).peak

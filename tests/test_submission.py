@@ -1,17 +1,20 @@
 """What of a notebook is read, and how much of it is parsed."""
 
 import json
+import time
 
 import pytest
 
 from labkit.grading import submission
 
 
-def _book(*sources, outputs=()):
+def _book(*sources, outputs=(), counts=()):
     cells = [
         {"cell_type": "code", "metadata": {}, "outputs": list(outputs), "source": source}
         for source in sources
     ]
+    for cell, count in zip(cells, counts, strict=False):
+        cell["execution_count"] = count
     return json.dumps({"nbformat": 4, "cells": cells}).encode()
 
 
@@ -44,4 +47,87 @@ def test_what_is_parsed_is_bounded_also_where_it_is_no_python(end, monkeypatch):
 
 def test_ten_thousand_cells_are_all_read():
     work = submission.read(_book(*[f"x_{i} = {i}" for i in range(10_000)], 'lab.reveal("2.1")'))
-    assert len(work.names()) == 10_000 and work.revealed() == {"2.1"}
+    assert len(work.names()) == 10_000 and set(work.asked) == {"2.1"}
+
+
+# --- what counts as a reveal ---------------------------------------------------------------
+
+WRITTEN = {
+    "a comment": "# lab.reveal('2.1') would cost points",
+    "a comment where the cell is no Python": "x = = 1  # lab.reveal('2.1')",
+    "a comment below a shell line": "files = !ls\n# lab.reveal('2.1')",
+    "text": "print(\"lab.reveal('2.1')\")",
+    "a cell that is too long": "# lab.reveal('2.1')\n" + "x = 1\n" * 40_000,
+    "a function that nobody calls": "def stuck():\n    lab.reveal('2.1')",
+    "a method": "class A:\n    def f(self):\n        lab.reveal('2.1')",
+    "a lambda": "stuck = lambda: lab.reveal('2.1')",
+    "what never runs": "if False:\n    lab.reveal('2.1')",
+    "a file that is written": "%%writefile notes.py\nlab.reveal('2.1')",
+    "HTML": "%%html\nlab.reveal('2.1')",
+    "no text": "lab.reveal(id)",
+}
+ASKED = {
+    "a call": "lab.reveal('2.1')",
+    "by its name": "lab.reveal(id='2.1')",
+    "after a magic": "%matplotlib inline\nlab.reveal('2.1')",
+    "after a shell line": "!pip install \\\n  x\nlab.reveal('2.1')",
+    "after files = !ls": "files = !ls\nlab.reveal('2.1')",
+    "after a question": "lab.reveal?\nlab.reveal('2.1')",
+    "timed": "%%time\nlab.reveal('2.1')",
+    "captured": "%%capture\nlab.reveal('2.1')",
+    "in a branch": "if x:\n    pass\nelse:\n    lab.reveal('2.1')",
+    "in try": "try:\n    lab.reveal('2.1')\nexcept Exception:\n    pass",
+}
+
+
+@pytest.mark.parametrize("source", WRITTEN.values(), ids=WRITTEN)
+def test_who_only_wrote_about_a_reveal_has_seen_nothing(source):
+    work = submission.read(_book(source))
+    assert not work.asked and not work.shown
+
+
+@pytest.mark.parametrize("source", ASKED.values(), ids=ASKED)
+def test_a_call_counts_where_outputs_were_cleared(source):
+    (told,) = submission.read(_book("x = 1", source)).asked.values()
+    assert "code cell 2 " in told
+
+
+def _stream(text):
+    return {"output_type": "stream", "name": "stdout", "text": text}
+
+
+@pytest.mark.parametrize(
+    "lines", ["◐ 2.1 is revealed: read it", ["…\n", "◐ 2.1 is revealed: read"]]
+)
+def test_what_an_output_shows_counts_wherever_it_came_from(lines):
+    work = submission.read(_book("show('2.1')", outputs=[_stream(lines)]))
+    assert work.shown == {"2.1"} and not work.lent
+    work = submission.read(_book("show('2.1')", outputs=[_stream("◐ 2.1 is lent: it runs")]))
+    assert work.lent == {"2.1"} and not work.shown
+
+
+def test_a_call_whose_outputs_show_no_solution_does_not_count():
+    error = {"output_type": "error", "ename": "LabError", "evalue": "no such exercise"}
+    for outputs in [error], [_stream("something else")], [_stream("see: ◐ 2.1 is revealed")]:
+        work = submission.read(_book("lab.reveal('2.1')", outputs=outputs))
+        assert not work.asked and not work.shown
+
+
+def test_a_call_in_a_cell_that_was_not_run_does_not_count():
+    for counts, revealed in (((1, None), False), ((1, 2), True), ((None, None), True)):
+        work = submission.read(_book("x = 1", "lab.reveal('2.1')", counts=counts))
+        assert bool(work.asked) == revealed, counts
+
+
+@pytest.mark.parametrize(
+    "ugly", ["\n", " ", "%a\n", "a ", "a,", "x = !a\\\n", "a.", "?", "\t", "x=" * 2]
+)
+def test_reading_a_cell_takes_no_time_whatever_is_sent(ugly):
+    begun = time.process_time()
+    submission.read(_book(*[ugly * (submission.PARSED // len(ugly)) + "\n)(" for _ in range(2)]))
+    assert time.process_time() - begun < 20  # a quadratic expression takes hours
+
+
+@pytest.mark.parametrize("name", ["02_lora", "02_lora_v2", "02_" + "a" * 200_000])
+def test_of_what_a_notebook_calls_its_lab_the_number_is_read(name):
+    assert submission.read(_book(f"labkit.start('{name}')")).started == {"02"}

@@ -8,46 +8,91 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.grading.submission import Unreadable
 
+LITTER = ("._", ".DS_Store", ".ipynb_checkpoints")  # left by macOS and Jupyter, no student's work
+FEW = 12  # names that a line lists
+
 
 def collect(paths, out):
     """`{name: path}` of the notebooks in files and folders, each name once, in order.
 
-    LabError for a path that isn't there, and when there is no notebook at all.
+    A path that is a link to a folder is followed; links below it are not. LabError for a path that
+    isn't there, and when there is no notebook at all.
     """
     found = []
     for path in map(Path, paths):
         if not os.path.lexists(path):
             raise LabError(f"no such file or folder: {path}")
-        if path.is_dir() and not path.is_symlink() and not _is_book(path.name):
+        if path.is_dir() and not _is_book(path.name):
             found += [(path, file) for file in _files(path, Path(out)) if _is_book(file.name)]
         else:
             found.append((path.parent, path))
     if not found:
-        raise LabError(f"no notebook (*.ipynb) in {', '.join(map(str, paths))}")
+        more = "".join(f"; {line}" for line in left_out(paths, out))
+        raise LabError(f"no notebook (*.ipynb) in {', '.join(map(str, paths))}{more}")
     return dict(sorted(_named(list(dict.fromkeys(found))).items()))
 
 
-def others(paths, out):
-    """Names of files in the folders of `paths` that are not looked at: zips, scripts, texts."""
-    folders = [Path(path) for path in paths if Path(path).is_dir()]
-    found = (file for folder in folders for file in _files(folder, Path(out)))
-    return sorted({_shown(file.name) for file in found if not _is_book(file.name)})
+def left_out(paths, out):
+    """Lines on what in the folders of `paths` is not looked at, a kind a line."""
+    odd = {"link": [], "hidden": [], "closed": []}
+    folders = [p for p in map(Path, paths) if p.is_dir() and not _is_book(p.name)]
+    files = [file.name for folder in folders for file in _files(folder, Path(out), odd)]
+    kinds = {
+        "not looked at, for it is no .ipynb": [name for name in files if not _is_book(name)],
+        "LOOK: not looked at, for it is a link to a folder": odd["link"],
+        "LOOK: not looked at, for it cannot be read": odd["closed"],
+        f"not looked at, for it is hidden ({len(odd['hidden'])})": odd["hidden"],
+    }
+    return [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
+
+
+def listed(names):
+    """The first of some names, in order and each once, and how many more there are."""
+    names = sorted({_shown(str(name)) for name in names})
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
 
 def _is_book(name):
     return name.lower().endswith(".ipynb")
 
 
-def _files(folder, out):
-    """The files below `folder`; links to folders are not followed, what is hidden is left out."""
-    for root, folders, files in os.walk(folder):
+def _files(folder, out, odd=None):
+    """The files below `folder`, but for what is hidden and what links to folders lead to.
+
+    `odd`, when given, gets the paths of links to folders, of what is hidden, and of folders that
+    cannot be read.
+    """
+    odd = odd or {"link": [], "hidden": [], "closed": []}
+    for root, folders, files in os.walk(
+        folder, onerror=lambda error: odd["closed"].append(error.filename)
+    ):
         here = Path(root)
-        odd = [name for name in folders if _is_book(name)]
-        keep = [n for n in folders if not n.startswith(".") and n not in odd]
-        folders[:] = sorted(n for n in keep if (here / n).resolve() != out.resolve())
-        for name in sorted([*files, *odd]):
+        keep, books = [], []
+        for name in folders:
+            kind = _kind(here / name)
+            if kind in odd:
+                odd[kind].append((here / name).relative_to(folder))
+            elif kind == "book":
+                books.append(name)
+            elif kind == "folder" and (here / name).resolve() != out.resolve():
+                keep.append(name)
+        folders[:] = sorted(keep)
+        for name in sorted([*files, *books]):
             if not name.startswith("."):
                 yield here / name
+            elif not name.startswith(LITTER):
+                odd["hidden"].append((here / name).relative_to(folder))
+
+
+def _kind(folder):
+    """What an entry of a folder that is a folder counts as."""
+    if folder.name.startswith(LITTER) or folder.name == "__MACOSX":
+        return "litter"
+    if folder.name.startswith("."):
+        return "hidden"
+    if _is_book(folder.name):
+        return "book"  # it becomes a row that says what it is
+    return "link" if folder.is_symlink() else "folder"
 
 
 def _named(found):

@@ -8,28 +8,32 @@ import inspect
 import io
 import json
 import os
+import re
 import socket
 import sys
 import time
 import traceback
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
+from pkgutil import iter_modules
 
+import labkit.checks
 from labkit.errors import LabError
-from labkit.grading import contract, private, submission, wire
+from labkit.grading import contract, own, private, submission, wire
 from labkit.grading.contract import BROKEN, ODD, CheckFailed
-from labkit.grading.limits import TIME_UP, Limits
+from labkit.grading.limits import LONGEST_SOURCE, TIME_UP, Limits
 from labkit.grading.remote import PATIENCE, Down, Forged, Gone, Learner, RemoteSession, Undefined
 from labkit.grading.shipped import shipped
+from labkit.grading.submission import PARSED
 from labkit.grading.summary import natural
 from labkit.grading.warm import WarmProcess
 from labkit.reference import reference
 
-# of the labs, for a notebook whose line `labkit.start(…)` is gone
-STEMS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging")
 # what learners' data cannot bring about: an exception of these kinds is the check's own mistake
 OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
 MESSAGE = 600  # characters of a message
+LENT = "the course lent this one"
+UNDEFINED = re.compile(r"\bname '(\w+)' is not defined")
 NAMES = 1000  # of a submission, among which one is sought that is nearly right
 
 
@@ -83,9 +87,10 @@ class Judge:
 
     def _lab(self, work):
         """The stem of the lab that a submission is of; Unreadable when it is of none."""
-        names = work.names() - {"quiz"}
-        started = sorted(s for s in work.started if find_spec(f"labkit.checks.lab{s[:2]}"))
-        fits = {s: len(names & set(_names(self.checks(s)))) for s in started or STEMS}
+        names, known = work.names() - {"quiz"}, stems()
+        started = [known[number] for number in sorted(work.started & known.keys())]
+        tried = started or known.values()
+        fits = {stem: len(names & set(_names(self.checks(stem)))) for stem in tried}
         best = max(fits, key=fits.get)
         if not fits[best] and not started:
             raise submission.Unreadable("no lab of this course: it defines none of the exercises")
@@ -102,16 +107,44 @@ class Judge:
         return self.known[stem]
 
 
+@cache
+def stems():
+    """{"02": "02_lora"} of the labs that have checks. One without a notebook here is "02".
+
+    What a submission calls its lab is text of a stranger's: its number alone is used.
+    """
+    found = (re.fullmatch(r"lab(\d\d)", part.name) for part in iter_modules(labkit.checks.__path__))
+    numbers = sorted(match[1] for match in found if match)
+    package = Path(labkit.checks.__file__).parents[1]
+    folders = [package / "_solutions", package / "_lent"]
+    folders += [package.parent / name for name in ("solutions", "notebooks", "labs")]
+    files = (file for folder in folders for file in folder.glob("[0-9][0-9]_*.*"))
+    names = {file.stem[:2]: file.stem for file in files}
+    return {number: names.get(number, number) for number in numbers}
+
+
+_reference = cache(reference)
+
+
 def _names(checks):
     return [name for check in checks for name in check.exercise["names"]]
 
 
 def _sources(work, checks):
-    """{exercise id: the cells that define its objects}, as they came last."""
+    """{exercise id: the cells that define its own objects}, as they came last.
+
+    An object is of the exercise whose check names it first, else of the first that uses it.
+    """
+    owner = {check.exercise["names"][0]: check for check in reversed(checks)}
+    for check in checks:
+        for name in check.exercise["names"]:
+            owner.setdefault(name, check)
     sources = {}
     for check in checks:
-        cells = {work.cell_of(name) for name in check.exercise["names"]} - {None}
-        sources[check.exercise["id"]] = "\n\n".join(work.cells[i] for i in sorted(cells))
+        names = [n for n in check.exercise["names"] if owner[n] is check]
+        cells = {work.cell_of(name) for name in names or check.exercise["names"][:1]} - {None}
+        text = "\n\n".join(work.cells[i] for i in sorted(cells))
+        sources[check.exercise["id"]] = text[: LONGEST_SOURCE + 1]
     return sources
 
 
@@ -128,10 +161,10 @@ class Case:
     def judged(self):
         """`(records, {"status": …})`: the exercises as in results.json, and how all went."""
         records, down = [], None
-        revealed = self.work.revealed()
+        revealed = self._revealed()
         with self.judge.warm.submission() as link:
             self.session = RemoteSession(link, self.seed, self.limits, self.over)
-            self.session.reference = functools.partial(reference, self.stem)
+            self.session.reference = functools.partial(_reference, self.stem)
             try:
                 self._run_cells(link)
             except (Down, OSError, wire.WireError, ValueError, TypeError) as error:
@@ -139,17 +172,19 @@ class Case:
             for check in self.checks:
                 record = {key: check.exercise[key] for key in ("id", "name", "points")}
                 if check.exercise["id"] in revealed:
-                    told = ("revealed", 0, "the solution was revealed")
+                    told = ("revealed", 0, revealed[check.exercise["id"]])
                 elif down:
                     told = ("error", 0, down)
                 elif time.monotonic() > self.over:
                     told = ("timeout", 0, TIME_UP)
                 else:
                     try:
-                        told = self._exercise(check)
+                        told = self._as_then(check, self._exercise(check))
                     except Down as error:
                         down, told = str(error), ("error", 0, str(error))
                 status, earned, message = told
+                if status == "missing" and check.exercise["id"] in self.work.lent:
+                    message = f"{LENT}, and no answer of one's own is here"
                 message = line(message)
                 records.append(record | {"earned": earned, "status": status, "message": message})
         if down:
@@ -162,6 +197,20 @@ class Case:
     def _time_up(self):
         told = f"it took more than {self.limits.submission_seconds:g} s in all, graded until then"
         return line("; ".join(filter(None, [told, self._troubles()])))
+
+    def _revealed(self):
+        """`{id: how that is known}` of exercises that earn nothing, for their solutions were seen.
+
+        Without the outputs nobody knows whether a call showed the solution, or lent it unseen: then
+        an answer counts that is not the solution itself.
+        """
+        found = dict(self.work.asked)
+        for check in self.checks:
+            id, name = check.exercise["id"], check.exercise["names"][0]
+            cell = self.work.cell_of(name) if id in found else None
+            if cell is not None and own.is_own(self.stem, name, self.work.cells[cell][:PARSED]):
+                del found[id]
+        return found | dict.fromkeys(self.work.shown, "the solution was revealed")
 
     def _run_cells(self, link):
         """Have the cells run, but for experiments, and ship what the exercises need."""
@@ -191,9 +240,33 @@ class Case:
             status, earned, message, ended = self._verdict(check)
             self.used = not ended and (self.used or self.session.asked > 0)
             tries += 1
-            if status in ("passed", "missing") or (fresh and (status != "error" or tries > 1)):
+            in_fresh = fresh or self.session.spent
+            if status in ("passed", "missing") or (in_fresh and (status != "error" or tries > 1)):
                 return status, earned, message
             fresh = True
+
+    def _as_then(self, check, told):
+        """`told`; for an exercise that failed how it goes with names as its own cell left them.
+
+        In a notebook its check ran there. A later cell may have taken a name that it uses for
+        something else (`sum = 0`), which is no fault of its answer.
+        """
+        cells = [self.work.cell_of(name) for name in check.exercise["names"]]
+        if told[0] != "failed" or None in cells:
+            return told
+        taken = self.work.taken_below(max(cells)) - set(check.exercise["names"])
+        if not taken:
+            return told
+        self.session.then = max(cells)
+        self.session.begin(fresh=True)
+        try:
+            status, earned, _, _ = self._verdict(check)
+        finally:
+            self.session.then, self.session.spent = None, True
+        if status != "passed":
+            return told
+        names = ", ".join(sorted(taken)[:5])
+        return status, earned, f"right where it stands; cells below use its names anew: {names}"
 
     def _verdict(self, check):
         """`(status, earned, message, whether the process that answers has ended)`."""
@@ -224,6 +297,7 @@ class Case:
         if record["status"] == "missing":  # the stub; did what came after it go wrong?
             told = [record["message"], *(self._of_cell(name)[1] for name in names)]
             record["message"] = next(filter(None, told), "")
+        record["message"] += self._cause(record["message"])
         return record["status"], record["earned"], record["message"], False
 
     def _undefined(self, name):
@@ -243,8 +317,20 @@ class Case:
         """`(status, what went wrong)` of the cell that defines `name`; both empty if all went."""
         how, why = self.went.get(self.work.cell_of(name), ("", ""))
         if how == "raised":
-            return "missing", f"its cell raised {why}"
+            return "missing", f"its cell raised {why}{self._cause(why)}"
         return how, f"its cell {why.removeprefix('it ')}" if why.startswith("it ") else why
+
+    def _cause(self, message):
+        """Why the name that `message` says is not defined is not there, in brackets; or ""."""
+        for name in UNDEFINED.findall(message):
+            cell = self.work.cell_of(name)
+            if cell in self.went:
+                how, why = self.went[cell]
+                told = f"raised {why}" if how == "raised" else why.removeprefix("it ")
+                return f" ({name} should come from code cell {cell + 1}, which {told})"
+            if cell in self.work.experiments:
+                return f" ({name} comes from code cell {cell + 1}, an experiment: none is run here)"
+        return ""
 
     def _troubles(self):
         """The cells that hung, or that took their process with them, as one text."""

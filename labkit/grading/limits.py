@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 MIB = 2**20
+LONGEST_SOURCE = 20_000  # characters of a cell that a feedback page shows
 TIME_UP = "the time of the whole submission is used up"
 
 
@@ -26,6 +27,7 @@ class Limits:
     submission_seconds: float = 600  # what was graded by then stands
     memory_bytes: int = 2048 * MIB
     processes: int = 64
+    sockets: int = 512  # each holds up to 208 KiB of memory that counts as nobody's
     file_bytes: int = 64 * MIB
     disk_bytes: int = 256 * MIB
     reply_bytes: int = 32 * MIB

@@ -14,6 +14,9 @@ from dataclasses import asdict
 from labkit.errors import LabError
 from labkit.grading import wire
 
+JUDGE = ("-m", "labkit.grading.judge")
+GONE = "the file was changed or removed while grading went on"
+
 
 class JudgeProcess:
     """One judge with its warm process, driven over a socket."""
@@ -29,7 +32,7 @@ class JudgeProcess:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "labkit.grading.judge", str(theirs.fileno())],
+                [sys.executable, *JUDGE, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -46,22 +49,28 @@ class JudgeProcess:
         self.started = True
 
     def grade(self, name, data, seed):
-        """`(row, sources)`. A judge that dies is replaced, and the submission graded once more.
+        """`(row, sources)`. Where the grader's processes die, all is tried once more in fresh ones.
 
-        One that dies again costs it a row that says so. LabError when none can start at all.
+        It may have been the machine's fault. The second time it is a row that says so. LabError
+        when none can start at all.
         """
-        for last in (False, True):
-            try:
-                return self._graded(name, data, seed)
-            except (OSError, wire.WireError):
-                reason = f"the grader itself ended: {self._last_error()}"
-            except LabError as error:  # the sandbox does not start
-                if not self.started:
-                    raise
-                reason = str(error)
+        row, sources = self._grade(name, data, seed)
+        if row["status"] == "crashed" and not self.over:
             self.stop()
-            if last or self.over:
-                return crashed(name, reason), {}
+            row, sources = self._grade(name, data, seed)
+        return row, sources
+
+    def _grade(self, name, data, seed):
+        try:
+            return self._graded(name, data, seed)
+        except (OSError, wire.WireError):
+            reason = f"the grader itself ended: {self._last_error()}"
+        except LabError as error:  # the sandbox does not start
+            if not self.started:
+                raise
+            reason = str(error)
+        self.stop()
+        return crashed(name, reason), {}
 
     def _graded(self, name, data, seed):
         if self.process is None and self.over:
@@ -74,7 +83,7 @@ class JudgeProcess:
         if frame is None:
             raise ConnectionError
         if frame[0] != b"R":
-            raise LabError(frame[1].decode())
+            raise LabError(frame[1].decode(errors="replace"))
         return tuple(json.loads(frame[1]))
 
     def _last_error(self):
@@ -84,7 +93,7 @@ class JudgeProcess:
         return lines[-1][:300] if lines else "it was killed"
 
     def kill(self):
-        """End the process at once, and with it all that it started; `grade` then returns."""
+        """End the process at once and for good, and all that it started; `grade` then returns."""
         self.over = True
         self._end()
 
@@ -117,7 +126,7 @@ def unreadable(name, reason):
 
 def gone(name):
     """A row of a submission that is not there any more, or not the same, when its turn comes."""
-    return unreadable(name, "the file was changed or removed while grading went on")
+    return unreadable(name, GONE)
 
 
 def work(todo, jobs, make):

@@ -2,7 +2,6 @@
 
 import torch
 
-from labkit.errors import LabError
 from labkit.lab import Lab
 
 
@@ -35,8 +34,7 @@ class QuietLab(Lab):
         return False
 
     def reveal(self, id):
-        """LabError: the solutions are not here."""
-        raise LabError(f"{id} is not revealed while a submission is graded")
+        """Nothing: the solutions are not here, and what stands below in the cell still counts."""
 
     def score(self):
         """Nothing: the grader keeps the score."""
@@ -49,3 +47,13 @@ def start(stem):
     """`(lab, check)` that do nothing; torch is seeded as in a notebook."""
     torch.manual_seed(0)
     return QuietLab(stem), _Anything()
+
+
+def device_setter(set_default_device):
+    """`torch.set_default_device` that leaves it where it is when there is no such device here."""
+
+    def setter(device):
+        if device is None or torch.device(device).type in ("cpu", "meta"):
+            set_default_device(device)
+
+    return setter

@@ -1,4 +1,7 @@
-"""What students get, and what Gradescope gets: the course without solutions, masters and tests."""
+"""What students get, and what Gradescope gets: the course without solutions, masters and tests.
+
+What `lab.reveal` lends there is packed: it runs, and nobody reads it by looking through the folder.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from pathlib import Path
 
 import jinja2
 
-from labkit import notebooks
+from labkit import notebooks, reference
 from labkit.errors import LabError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 AS_IT_IS = (".gitignore", "LICENSE", "constraints.txt", "environment.yml")
 GUIDES = ("learner.md", "troubleshooting.md", "memory.md", "gpu.md")
-NOT_SHIPPED = ("__pycache__", "_solutions", ".*")
+NOT_SHIPPED = ("__pycache__", "_solutions", "_lent", ".*")
 SOLUTIONS = re.compile(r"\n\[tool\.hatch\.build\.targets\.wheel\.force-include\]\n[^\[]*\n(?=\[)")
 
 
@@ -101,6 +104,10 @@ def _package(root: Path, out: Path, repository: str | None = None) -> None:
     for key in (out / "labkit" / "checks").glob("quiz*.toml"):
         key.with_suffix(".b64").write_bytes(base64.encodebytes(key.read_bytes()))
         key.unlink()
+    (out / "labkit" / "_lent").mkdir()
+    for master in _masters(root):
+        books = (root / folder / f"{master.stem}.ipynb" for folder in ("solutions", "notebooks"))
+        (out / "labkit" / "_lent" / f"{master.stem}.b64").write_bytes(reference.packed(*books))
     text, n = SOLUTIONS.subn("\n", (root / "pyproject.toml").read_text("utf-8"))
     if n != 1 or "solutions" in tomllib.loads(text)["tool"]["hatch"]["build"]["targets"]["wheel"]:
         raise LabError("pyproject.toml changed: its wheel would still want the solutions")

@@ -9,16 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from labkit.grading import summary
+from labkit.grading import store, summary
+from labkit.grading.limits import LONGEST_SOURCE
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-LONGEST_SOURCE, LONGEST_MESSAGE = 20_000, 2_000  # characters shown on a page
+LONGEST_MESSAGE = 2_000  # characters shown on a page
 MARKS = {
     "passed": "✓",
     "revealed": "◐",
@@ -33,6 +33,7 @@ def write(out: Path, results: list[dict], sources: dict[str, dict[str, str]]) ->
     """Write results.json, grades.csv, index.html and feedback/*.html into the folder `out`.
 
     `results` are rows as in results.json; sources[submission][exercise id] is the learner's cell.
+    A page that is there stays as it is when the sources of its submission are not given.
     """
     (out / "feedback").mkdir(parents=True, exist_ok=True)
     _put(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
@@ -42,8 +43,19 @@ def write(out: Path, results: list[dict], sources: dict[str, dict[str, str]]) ->
     for old in {page.name for page in (out / "feedback").glob("*.html")} - set(pages):
         (out / "feedback" / old).unlink()  # of a submission that is no longer among these
     for row in rows:
-        _put(out / "feedback" / row["page"], feedback_page(row, sources.get(row["submission"], {})))
+        path, cells = out / "feedback" / row["page"], sources.get(row["submission"])
+        if cells is not None or not path.exists():
+            _put(path, feedback_page(row, cells or {}))
     _put(out / "index.html", class_page(rows))
+
+
+def rows_in(out: Path) -> list[dict]:
+    """Return the rows of the results.json in `out`; none where it is missing or malformed."""
+    try:
+        rows = json.loads((out / "results.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [row for row in rows if summary.sound(row)] if isinstance(rows, list) else []
 
 
 def page_names(submissions: list[str]) -> list[str]:
@@ -73,9 +85,10 @@ def grades(rows: list[dict]) -> str:
     import pandas as pd
 
     ids = sorted({e["id"] for row in rows for e in row["exercises"]}, key=summary.natural)
-    known = ["submission", "lab", "earned", "possible", "percent", "status", "reason"]
+    known = ["submission", "lab", "earned", "possible", "percent", "status", "reason", "late"]
     cells = [
         {key: _cell(row[key]) if isinstance(row[key], str) else row[key] for key in known}
+        | {"late": "late" if row["late"] else ""}
         | {e["id"]: e["earned"] for e in row["exercises"]}
         for row in rows
     ]
@@ -126,6 +139,4 @@ def _template(name: str):
 
 def _put(path: Path, text: str) -> None:
     """Write the file whole or not at all; a half character from a file name becomes \\udcXX."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(text.encode("utf-8", "backslashreplace"))
-    os.replace(part, path)
+    store.put(path, text.encode("utf-8", "backslashreplace"))

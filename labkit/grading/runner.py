@@ -6,7 +6,6 @@ messages on a SOCK_SEQPACKET pair.
 
 import ast
 import base64
-import builtins
 import contextlib
 import json
 import marshal
@@ -15,20 +14,23 @@ import signal
 import socket
 import sys
 import types
-import warnings
+from functools import partial
 from os import WNOHANG, _exit, close, fork, getpid, getppid, kill, setsid, waitpid
 
-from labkit.grading import wire
+from labkit.grading import lines, wire
+from labkit.grading.mend import mender, small_names
 
 ORDER_BYTES = 1 << 16
 SPARE = 12  # processes and descriptors that cells can't use up
+STATES = 400  # cells after which it is kept how names stand
 TOLD = 400  # characters of an error message that go back
 
 
 def obey(channel, shell, cells, most):
     """Run cells and serve exercises as ordered, for ever; the supervisor kills this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    mend = _mender()
+    mend, errors = mender(), lines.prepare(shell)
+    states = {}  # index of a cell -> how names stood below it
     while True:
         message, fds, _, _ = socket.recv_fds(channel, ORDER_BYTES, 1)
         if not message:
@@ -36,32 +38,13 @@ def obey(channel, shell, cells, most):
         order = json.loads(message)
         mend("run" not in order)
         if "run" in order:
-            _run(channel, shell, cells, order["run"], order["apart"])
+            _run(channel, partial(run_cell, shell, errors), cells, order["run"], order["apart"])
+            if len(states) < STATES:
+                states[order["run"]] = small_names(shell)
         elif "settle" in order:
             _settle(channel)
         else:
-            _serve(channel, shell, fds[0], most)
-
-
-def _mender():
-    """A function that puts back what a cell should not take from the next ones.
-
-    These are the standard streams and the modules; with `all`, also modules and built-in functions
-    that were replaced, and the filters of warnings.
-    """
-    modules, streams = dict(sys.modules), (sys.stdin, sys.stdout, sys.stderr)
-    space = vars(builtins)
-    originals, filters = dict(space), list(warnings.filters)
-
-    def mend(all):
-        sys.stdin, sys.stdout, sys.stderr = streams
-        if all:
-            space.update(originals)
-            warnings.filters[:] = filters
-        if all or len(sys.modules) < len(modules):
-            sys.modules.update(modules)
-
-    return mend
+            _serve(channel, (shell.user_ns, states, most), fds[0])
 
 
 def _spare(n):
@@ -76,7 +59,7 @@ def _tell(channel, **what):
     channel.send(json.dumps(what).encode())
 
 
-def _run(channel, shell, cells, index, apart):
+def _run(channel, run, cells, index, apart):
     """Run one cell; when `apart`, in a fork, so that its end costs nothing but this cell."""
     before = getpid()
     if apart:
@@ -88,7 +71,7 @@ def _run(channel, shell, cells, index, apart):
         _tell(channel, pid=getpid())
     me = getpid()
     _spare(SPARE)
-    error = run_cell(shell, cells[index])
+    error = run(cells[index])
     _spare(0)
     if getpid() != me:  # the cell forked, and this is the copy
         _exit(0)
@@ -104,13 +87,15 @@ def _take_over(before):
             kill(before, signal.SIGKILL)
 
 
-def run_cell(shell, source):
-    """The error of the cell as one line, or None."""
+def run_cell(shell, errors, source):
+    """The first error of the cell as one line, or None; `errors` is what `lines.prepare` gave."""
+    errors.clear()
     try:
+        lines.renew()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         result = shell.run_cell(source, store_history=False, silent=True)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        error = result.error_before_exec or result.error_in_exec
+        error = next(iter(errors), result.error_before_exec or result.error_in_exec)
     except BaseException as raised:  # an interrupt between the lines, or a patched shell
         error = raised
     try:
@@ -146,8 +131,11 @@ def _settle(channel):
     _take_over(before)
 
 
-def _serve(channel, shell, fd, most):
-    """Fork a process that answers the judge on `fd` from the state that the cells left."""
+def _serve(channel, what, fd):
+    """Fork a process that answers the judge on `fd` from the state that the cells left.
+
+    `what` are the namespace, its earlier states, and the most bytes of a question.
+    """
     with contextlib.suppress(ChildProcessError):
         while waitpid(-1, WNOHANG)[0]:
             pass
@@ -160,8 +148,8 @@ def _serve(channel, shell, fd, most):
     setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sock = socket.socket(fileno=fd)
-    _, body = wire.receive(sock, most)
-    load(body)["labkit.grading.answer"].serve(sock, shell.user_ns, most)
+    _, body = wire.receive(sock, what[-1])
+    load(body)["labkit.grading.answer"].serve(sock, *what)
     _exit(0)
 
 

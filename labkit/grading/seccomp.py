@@ -1,4 +1,9 @@
-"""A filter for system calls that no lab needs and that attacks on the kernel or neighbours do."""
+"""A filter for system calls that no lab needs and that attacks on the kernel or neighbours do.
+
+Some are refused. Locks on files and the size of a socket's buffers do nothing and report success:
+a lock on a file of the machine is seen by all that read it, and libraries that lock their own
+files (sqlite, filelock) go on. So a submission's processes do not exclude each other.
+"""
 
 import ctypes
 import errno
@@ -6,14 +11,26 @@ import platform
 import struct
 
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
+PRETEND = REFUSE  # an error of number 0: the call is left out and returns 0
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
+NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 NAMESPACES = 0x7E020000 | 0x00000080  # the CLONE_NEW* flags
 X32 = 0x40000000
+FAMILIES = {  # of sockets: only those within a submission; the others' error is the usual one
+    1: ALLOW,  # AF_UNIX
+    2: REFUSE | errno.ENETUNREACH,  # AF_INET
+    10: REFUSE | errno.ENETUNREACH,  # AF_INET6
+}
+SOL_SOCKET, SO_SNDBUF, SO_RCVBUF = 1, 7, 8
+AF_NETLINK, NETLINK_ROUTE = 16, 0  # lists the network's interfaces
+# of fcntl: copies and flags of a descriptor, what a lock is, pipes, seals; others reach the inode
+COMMANDS = dict.fromkeys((0, 1, 2, 3, 4, 5, 36, 1030, 1031, 1032, 1033, 1034), ALLOW)
+COMMANDS |= dict.fromkeys((6, 7, 37, 38), PRETEND)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
 
-# name -> number; the first four are handled apart
+# name -> number; those of the first two lines are handled apart
 X86_64 = dict(
-    clone=56, clone3=435, unshare=272, setns=308,
+    clone=56, clone3=435, socket=41, socketpair=53, setsockopt=54, fcntl=72, flock=73,
+    unshare=272, setns=308,
     ptrace=101, process_vm_readv=310, process_vm_writev=311, process_madvise=440, kcmp=312,
     pidfd_getfd=438, mount=165, umount2=166, pivot_root=155, chroot=161, open_tree=428,
     move_mount=429, fsopen=430, fsconfig=431, fsmount=432, fspick=433, mount_setattr=442,
@@ -25,9 +42,12 @@ X86_64 = dict(
     open_by_handle_at=304, name_to_handle_at=303, fanotify_init=300, sched_setaffinity=203,
     sched_setscheduler=144, sched_setattr=314, vmsplice=278, personality=135,
     memfd_create=319, memfd_secret=447, shmget=29,
+    semget=64, msgget=68, mq_open=240, io_setup=206, inotify_init=253, inotify_init1=294,
+    landlock_create_ruleset=444, cachestat=451,
 )  # fmt: skip
 AARCH64 = dict(
-    clone=220, clone3=435, unshare=97, setns=268,
+    clone=220, clone3=435, socket=198, socketpair=199, setsockopt=208, fcntl=25, flock=32,
+    unshare=97, setns=268,
     ptrace=117, process_vm_readv=270, process_vm_writev=271, process_madvise=440, kcmp=272,
     pidfd_getfd=438, mount=40, umount2=39, pivot_root=41, chroot=51, open_tree=428,
     move_mount=429, fsopen=430, fsconfig=431, fsmount=432, fspick=433, mount_setattr=442,
@@ -39,12 +59,49 @@ AARCH64 = dict(
     open_by_handle_at=265, name_to_handle_at=264, fanotify_init=262, sched_setaffinity=122,
     sched_setscheduler=119, sched_setattr=274, vmsplice=75, personality=92,
     memfd_create=279, memfd_secret=447, shmget=194,
+    semget=190, msgget=186, mq_open=180, io_setup=0, inotify_init1=26,
+    landlock_create_ruleset=444, cachestat=451,
 )  # fmt: skip
 MACHINES = {"x86_64": (0xC000003E, X86_64), "aarch64": (0xC00000B7, AARCH64)}
 
 
 def _step(code, yes, no, value):
     return struct.pack("<HBBI", code, yes, no, value)
+
+
+def _when(number, steps):
+    """`steps`, which end in a return, for one system call; others pass them by."""
+    return [_step(EQUAL, 0, len(steps), number), *steps]
+
+
+def _by(argument, verdicts, other):
+    """The verdict on an argument's value, `other` for a value that is not listed."""
+    steps = [_step(LOAD, 0, 0, ARGUMENTS + 8 * argument)]
+    for value, verdict in verdicts.items():
+        steps += [_step(EQUAL, 0, 1, value), _step(RETURN, 0, 0, verdict)]
+    return [*steps, _step(RETURN, 0, 0, other)]
+
+
+def _sockets(numbers):
+    """The steps for sockets: which there may be, and that their buffers keep their size."""
+    netlink = _by(2, {NETLINK_ROUTE: ALLOW}, REFUSE | errno.EAFNOSUPPORT)
+    family = _by(0, FAMILIES, REFUSE | errno.EAFNOSUPPORT)
+    family[1:1] = _when(AF_NETLINK, netlink)
+    size = _by(2, {SO_SNDBUF: PRETEND, SO_RCVBUF: PRETEND}, ALLOW)
+    level = [_step(LOAD, 0, 0, ARGUMENTS + 8), *_when(SOL_SOCKET, size), _step(RETURN, 0, 0, ALLOW)]
+    return [
+        *_when(numbers.pop("socket"), family),
+        *_when(numbers.pop("socketpair"), family),
+        *_when(numbers.pop("setsockopt"), level),
+    ]
+
+
+def _locks(numbers):
+    """The steps for locks, and for what else goes through a descriptor to a file."""
+    return [
+        *_when(numbers.pop("flock"), [_step(RETURN, 0, 0, PRETEND)]),
+        *_when(numbers.pop("fcntl"), _by(1, COMMANDS, REFUSE | errno.EINVAL)),
+    ]
 
 
 def program(machine):
@@ -54,15 +111,17 @@ def program(machine):
     audit, numbers = MACHINES[machine]
     numbers = dict(numbers)
     clone, clone3 = numbers.pop("clone"), numbers.pop("clone3")
+    apart = _sockets(numbers) + _locks(numbers)
     steps = [_step(LOAD, 0, 0, ARCHITECTURE), _step(EQUAL, 1, 0, audit), _step(RETURN, 0, 0, KILL)]
     steps.append(_step(LOAD, 0, 0, NUMBER))
     if machine == "x86_64":
         steps += [_step(ANY_BIT, 0, 1, X32), _step(RETURN, 0, 0, KILL)]
     for number in numbers.values():
         steps += [_step(EQUAL, 0, 1, number), _step(RETURN, 0, 0, REFUSE | errno.EPERM)]
+    steps += apart
     # glibc falls back from clone3, whose flags a filter can't see, to clone
     steps += [_step(EQUAL, 0, 1, clone3), _step(RETURN, 0, 0, REFUSE | errno.ENOSYS)]
-    steps += [_step(EQUAL, 0, 3, clone), _step(LOAD, 0, 0, FIRST_ARGUMENT)]
+    steps += [_step(EQUAL, 0, 3, clone), _step(LOAD, 0, 0, ARGUMENTS)]
     steps += [_step(ANY_BIT, 0, 1, NAMESPACES), _step(RETURN, 0, 0, REFUSE | errno.EPERM)]
     return b"".join([*steps, _step(RETURN, 0, 0, ALLOW)])
 

@@ -1,18 +1,22 @@
 """A submission as it arrives: untrusted bytes that may or may not be a notebook."""
 
 import ast
+import builtins
 import json
 import re
 from dataclasses import dataclass, field
 
 from labkit.grading import needs
-from labkit.grading.contract import WITHHELD
 
-START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d_\w+)[\"']")
+START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d)_")
 DEFINITION = re.compile(
     r"^(?:async +)?(?:def|class) +(\w+)|^(\w+) *(?::[^=\n]*)?=(?!=)", re.MULTILINE
 )
-REVEAL = re.compile(r"\.\s*reveal\(\s*(?:id\s*=\s*)?[\"'](.+?)[\"']")
+REVEALED = re.compile(r"^◐ ([\w.]{1,20}) is (revealed|lent)\b", re.MULTILINE)  # by `lab.reveal`
+RUNS = re.compile(r"\s*%%(?:time|timeit|capture|prun)\b.*\n?")  # what is below these is run here
+MAGIC = re.compile(r"^([ \t]*)(?:[%!?](?:.*\\\n)*.*|[\w.]+\?{1,2}[ ]*)$", re.MULTILINE)
+ASSIGNED = re.compile(r"^([ \t]*\w[\w, ]*=[ ]*)[%!](?:.*\\\n)*.*$", re.MULTILINE)  # files = !ls
+OWN_NAMES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 CELLS = 20_000
 PARSED = 200_000  # characters in one cell that are parsed, and twice as many in all
 CODE = 8_000_000  # characters of code in all; the course's own notebooks have 12,000 to 23,000
@@ -28,26 +32,30 @@ class Submission:
 
     cells: list  # sources
     experiments: set = field(default_factory=set)  # indices of cells tagged as experiments
-    started: set = field(default_factory=set)  # stems of labs that it starts
-    in_vain: set = field(default_factory=set)  # indices of cells whose `reveal` had nothing to show
+    started: set = field(default_factory=set)  # numbers of labs that it starts, such as "02"
+    silent: set = field(default_factory=set)  # indices of cells that leave open whether they ran
+    shown: set = field(default_factory=set)  # ids whose solutions outputs say were shown
+    lent: set = field(default_factory=set)  # ids whose objects outputs say were lent, unseen
     elsewhere: set = field(default_factory=set)  # names that cells which are not code define
 
     def __post_init__(self):
-        left, self.defines, self._reveals = 2 * PARSED, [], set()
+        left, self.defines = 2 * PARSED, []
+        self.asked = {}  # id -> which cell asks for its solution, without outputs that say more
         self._needs = []  # of each cell, as `needs.of_cell` has it; None for what is no Python
         for i, source in enumerate(self.cells):
             short = len(source) <= min(left, PARSED)
             left -= len(source) if short else 0
-            tree = _tree(source) if short else None
-            self._needs.append(needs.of_cell(_python(source), tree) if tree else None)
-            if tree:
-                self.defines.append(_defined(tree))
-                shown = _revealed(tree)
-            else:  # no Python, or too long to be parsed
+            parsed = _parsed(source) if short else None
+            self._needs.append(needs.of_cell(*parsed) if parsed else None)
+            if parsed is None:  # no Python, or too long to be parsed
                 found = DEFINITION.findall(source)
                 self.defines.append({name for pair in found for name in pair if name})
-                shown = set(REVEAL.findall(source))
-            self._reveals |= shown if i not in self.in_vain else set()
+                continue
+            tree = parsed[1]
+            self.defines.append(_defined(tree))
+            if i in self.silent and (RUNS.match(source) or not source.lstrip().startswith("%%")):
+                told = f"code cell {i + 1} reveals the solution; if it showed none, remove the call"
+                self.asked = dict.fromkeys(_calls(tree.body), told) | self.asked
 
     def cell_of(self, name):
         """Index of the last cell that defines `name`, or None."""
@@ -61,9 +69,11 @@ class Submission:
         """All names that its cells define."""
         return set().union(*self.defines) if self.defines else set()
 
-    def revealed(self):
-        """The ids of exercises whose solutions it has been shown."""
-        return self._reveals
+    def taken_below(self, index):
+        """Names that were there at cell `index`, built-in ones too, and that later cells bind."""
+        before = set().union(dir(builtins), *self.defines[: index + 1])
+        later = range(index + 1, len(self.cells))
+        return before & set().union(*(self.defines[i] for i in later if i not in self.experiments))
 
 
 def read(data):
@@ -91,77 +101,109 @@ def read(data):
 
 
 def _submission(cells):
-    sources, experiments, started, in_vain, elsewhere = [], set(), set(), set(), set()
-    for cell in cells:
-        if not isinstance(cell, dict):
-            continue
-        source = _source(cell)
-        if cell.get("cell_type") != "code":
-            elsewhere |= {name for pair in DEFINITION.findall(source[:PARSED]) for name in pair}
-            continue
-        started |= set(START.findall(source))
-        metadata = cell.get("metadata")
-        tags = metadata.get("tags") if isinstance(metadata, dict) else None
-        if isinstance(tags, list) and "experiment" in tags:
-            experiments.add(len(sources))
-        if WITHHELD in str(cell.get("outputs"))[:PARSED]:
-            in_vain.add(len(sources))
-        sources.append(source)
+    cells = [cell for cell in cells if isinstance(cell, dict)]
+    code = [cell for cell in cells if cell.get("cell_type") == "code"]
+    texts = [_source(cell)[:PARSED] for cell in cells if cell.get("cell_type") != "code"]
+    sources = [_source(cell) for cell in code]
     if not any(source.strip() for source in sources):
         raise Unreadable("the notebook has no code")
     if (size := sum(map(len, sources))) > CODE:
         raise Unreadable(f"{size:,} characters of code, at most {CODE:,} are run")
-    return Submission(sources, experiments, started, in_vain, elsewhere)
+    printed = (text for cell in code for text in _printed(cell))
+    revealed = [found for text in printed for found in REVEALED.findall(text)]
+    return Submission(
+        sources,
+        experiments={i for i, cell in enumerate(code) if "experiment" in _tags(cell)},
+        started=set().union(*(START.findall(source) for source in sources)),
+        silent=_silent(code),
+        shown={id for id, how in revealed if how == "revealed"},
+        lent={id for id, how in revealed if how == "lent"},
+        elsewhere={n for text in texts for pair in DEFINITION.findall(text) for n in pair},
+    )
+
+
+def _tags(cell):
+    metadata = cell.get("metadata")
+    tags = metadata.get("tags") if isinstance(metadata, dict) else None
+    return tags if isinstance(tags, list) else []
+
+
+def _silent(code):
+    """Indices of cells without outputs that have run, as far as the notebook's numbers tell."""
+    counted = any(isinstance(cell.get("execution_count"), int) for cell in code)
+    empty = [i for i, cell in enumerate(code) if not cell.get("outputs")]
+    return {i for i in empty if not counted or code[i].get("execution_count") is not None}
+
+
+def _printed(cell):
+    """The texts that a cell's outputs show."""
+    outputs = cell.get("outputs")
+    for output in outputs if isinstance(outputs, list) else ():
+        if isinstance(output, dict):
+            data = output.get("data")
+            plain = data.get("text/plain") if isinstance(data, dict) else None
+            yield from (_text(found) for found in (output.get("text"), plain) if found)
 
 
 def _source(cell):
-    source = cell.get("source", "")
-    if isinstance(source, list):
-        source = "".join(line for line in source if isinstance(line, str))
-    return source if isinstance(source, str) else ""
+    return _text(cell.get("source", ""))
+
+
+def _text(found):
+    """The text that a notebook holds as one string or as a list of lines; else an empty one."""
+    if isinstance(found, list):
+        found = "".join(line for line in found if isinstance(line, str))
+    return found if isinstance(found, str) else ""
 
 
 def _brief(error):
     return str(error).partition("\n")[0][:80]
 
 
-def _python(source):
-    """The cell, magics and shell lines blanked."""
+def _parsed(source):
+    """`(text, tree)` of a cell, magics and shell lines blanked; None when it is no Python.
+
+    By expressions that take linear time: IPython's own transformer reads a cell once a magic.
+    """
     if source.lstrip().startswith("%%"):
         source = source.lstrip().partition("\n")[2]
-    lines = ["pass" if line.startswith(("%", "!", "?")) else line for line in source.split("\n")]
-    return "\n".join(lines)
-
-
-def _tree(source):
-    """The parsed cell; None when it is no Python."""
-    try:
-        return ast.parse(_python(source))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+    blanked = ASSIGNED.sub(r"\1None", MAGIC.sub(r"\1pass", source))
+    for text in dict.fromkeys((source, blanked)):
+        try:
+            return text, ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+    return None
 
 
 def _defined(tree):
-    """Names that the cell's top level defines: functions, classes, assignments."""
-    names = set()
-    for node in tree.body:
+    """Names that the cell binds outside of its functions and classes."""
+    names, waiting = set(), list(tree.body)
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
-        elif isinstance(node, ast.Assign):
-            targets = [t for target in node.targets for t in ast.walk(target)]
-            names |= {t.id for t in targets if isinstance(t, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names.add(node.target.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(part.asname or part.name).partition(".")[0] for part in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif not isinstance(node, OWN_NAMES):
+            waiting += ast.iter_child_nodes(node)
     return names
 
 
-def _revealed(tree):
-    """Ids in calls of `lab.reveal("…")`, wherever they stand."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            values = [*node.args, *(k.value for k in node.keywords)]
-            texts = [v.value for v in values if isinstance(v, ast.Constant)]
-            if node.func.attr == "reveal" and texts:
-                found.add(str(texts[0]))
-    return found
+def _calls(body):
+    """Yield the ids in calls of `lab.reveal("…")` that run with the cell: in no function."""
+    waiting = list(body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Constant):
+            waiting += node.body if node.test.value else node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Attribute) and called.attr == "reveal":
+            values = [*node.args[:1], *(k.value for k in node.keywords if k.arg == "id")]
+            yield from (v.value for v in values if isinstance(getattr(v, "value", None), str))

@@ -14,10 +14,29 @@ LONGEST = 240  # characters of a message on the class page
 def whole(row: dict) -> dict:
     """Return a row of results.json with every key that a page needs, and its percent."""
     row = {"lab": "", "reason": "", "earned": 0, "possible": 0, "exercises": []} | row
+    row["late"] = bool(row.get("late"))
     row["lab"], row["reason"] = row["lab"] or "", row["reason"] or ""
     row["exercises"] = [e | {"message": e.get("message") or ""} for e in row["exercises"] or []]
     possible = row["possible"]
     return row | {"percent": round(100 * row["earned"] / possible, 1) if possible else None}
+
+
+def sound(row: object) -> bool:
+    """Return whether this is a row of results.json, with what pages and exports compute with."""
+    try:
+        row = whole(row)
+    except (TypeError, AttributeError):
+        return False
+    return (
+        _has(row, str, "submission", "status", "lab", "reason")
+        and _has(row, (int, float), "earned", "possible")
+        and all(_has(e, str, "id", "name", "status", "message") for e in row["exercises"])
+        and all(_has(e, (int, float), "points", "earned") for e in row["exercises"])
+    )
+
+
+def _has(found: dict, kinds, *keys: str) -> bool:
+    return all(isinstance(found.get(key), kinds) for key in keys)
 
 
 def natural(id: str) -> list:
@@ -79,14 +98,15 @@ def _exercise(tries: list[dict]) -> dict:
 def frequent(messages, most: int = 3) -> list[tuple[int, str]]:
     """Return the most frequent messages with their counts; numbers that differ don't tell apart.
 
-    Of a quiz's message each wrong answer counts by itself.
+    Of a message with several parts, a quiz's or one of several faults, each part counts by itself,
+    and once.
     """
     counts, shown = Counter(), {}
     for message in messages:
-        parts = [part for part in message.split(" | ") if not RIGHT.match(part)]
-        for part in filter(None, parts):
-            line = re.sub(r"^\d+ of \d+ right\. ", "", part)
-            key = NUMBER.sub("#", line[:LONGEST])
-            counts[key] += 1
+        parts = [part.strip() for part in message.split(" | ") if not RIGHT.match(part)]
+        lines = [re.sub(r"^\d+ of \d+ right\. ", "", part) for part in filter(None, parts)]
+        found = {NUMBER.sub("#", line[:LONGEST]): line for line in reversed(lines)}
+        counts.update(found.keys())
+        for key, line in found.items():
             shown.setdefault(key, line if len(line) <= LONGEST else f"{line[:LONGEST]}…")
     return [(count, shown[key]) for key, count in counts.most_common(most)]

@@ -106,11 +106,22 @@ def _proportional(pid):
         return 0
 
 
+def sockets():
+    """How many sockets the network of this tree has, also those that are under way or closed."""
+    try:
+        with open("/proc/net/sockstat") as file:
+            return int(file.readline().split()[2])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def excess(limits):
     """What the processes of this tree have too much of, as one line; None while all is well."""
     running = others()
     if len(running) > limits.processes:
         return f"it started more than {limits.processes} processes"
+    if _enclosed and sockets() > limits.sockets:
+        return f"it opened more than {limits.sockets} sockets"
     base = memory(1)[0]
     taken = sum(max(0, memory(pid)[0] - base) for pid in running)
     if len(running) > MANY:  # pages copied from the warm process count, too

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from labkit.grading import seccomp, tree
 
-NEW_NS, NEW_IPC, NEW_USER, NEW_PID = 0x00020000, 0x08000000, 0x10000000, 0x20000000
+NEW_NS, NEW_IPC, NEW_USER = 0x00020000, 0x08000000, 0x10000000
+NEW_PID, NEW_NET = 0x20000000, 0x40000000
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
 DETACH = 2
 CAPABILITIES_3 = 0x20080522  # the version of the structure that capset takes
+DEVICES = ("pts", "null", "zero", "full", "random", "urandom", "tty")
 SCRATCH = "labkit-grading-"  # how the folder begins that a submission gets where nothing is mounted
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -41,7 +43,7 @@ def enclose(limits):
     with contextlib.suppress(OSError):  # when memory is short, a submission goes first
         Path("/proc/self/oom_score_adj").write_text("500")
     _new_user()
-    _call("unshare", NEW_PID | NEW_NS | NEW_IPC)
+    _call("unshare", NEW_PID | NEW_NS | NEW_IPC | NEW_NET)  # its loopback stays down
     pid = os.fork()
     if pid:
         os.closerange(0, 1024)
@@ -51,7 +53,9 @@ def enclose(limits):
     _call("mount", None, b"/", None, REC | PRIVATE, None)
     _mount_proc()
     _mount("tmpfs", "/run", RDONLY | NOSUID | NODEV | NOEXEC, "size=4k")
-    _call("mount", None, b"/cache", None, REMOUNT | BIND | RDONLY | NOSUID | NODEV, None)
+    _read_only("/cache")
+    for name in DEVICES:  # can be used all the same, but keeps no time that the next could read
+        _read_only(f"/dev/{name}")
     _mount("tmpfs", "/dev/shm", NOSUID | NODEV, f"size={limits.disk_bytes},mode=1777")
     _tmpfs = True
     own_tree()
@@ -77,6 +81,12 @@ def own_tree():
 def _mount(kind, where, flags, options=None):
     data = options.encode() if options else None
     _call("mount", kind.encode(), where.encode(), kind.encode(), flags, data)
+
+
+def _read_only(where):
+    """Make a mount read-only; what it forbids already it goes on forbidding."""
+    known = os.statvfs(where).f_flag & (NOSUID | NODEV | NOEXEC)  # the same numbers as of mounts
+    _call("mount", None, where.encode(), None, REMOUNT | BIND | RDONLY | known, None)
 
 
 def _mount_proc():
@@ -115,6 +125,7 @@ def _remove_within(folder):
 def close_in(limits):
     """Give up every privilege, for good, and set the limits; then a submission's cells may run."""
     os.setsid()
+    _open_nothing()
     os.chdir(_work())
     _limit(limits)
     _drop_capabilities()
@@ -123,12 +134,22 @@ def close_in(limits):
     _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)
 
 
+def _open_nothing():
+    """Standard streams of its own: flags and offset of those inherited outlive a submission."""
+    nothing = os.open("/dev/null", os.O_RDWR)
+    for fd in range(3):
+        os.dup2(nothing, fd)
+    os.close(nothing)
+
+
 def _limit(limits):
     """Limits of each process; those of the whole tree are the supervisor's affair."""
     wanted = {
         "FSIZE": limits.file_bytes,
         "NOFILE": 256,
         "CORE": 0,
+        "MSGQUEUE": 0,
+        "SIGPENDING": 1024,  # timers, too, which are memory of the kernel
         "CPU": int(limits.total_seconds + 20 * limits.exercise_seconds),
         "AS": tree.memory(os.getpid())[1] + limits.memory_bytes,
     }

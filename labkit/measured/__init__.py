@@ -10,7 +10,6 @@ import inspect
 import json
 import os
 from importlib import resources
-from importlib.metadata import version
 
 PACKAGES = ("lora-labs", "peft", "torch", "transformers", "trl")
 
@@ -33,16 +32,18 @@ def spread(frame):
 def remember(measure, **settings):
     """`measure(**settings)`, a dict of plain data; the same settings again come from the cache.
 
-    The cache is keyed by the function's source, the settings and the versions of the libraries.
+    The cache is keyed by the function, all code that trains and judges, the settings and the
+    versions of the libraries.
     """
-    from labkit import hardware, models
+    from labkit import fingerprint, hardware, models
 
     known = {
         "source": inspect.getsource(measure),
+        "code": fingerprint.code(fingerprint.TRAINING + fingerprint.JUDGING),
+        "versions": fingerprint.versions(PACKAGES),
         "settings": settings,
         "device": hardware.device(),
     }
-    known["versions"] = {name: version(name) for name in PACKAGES}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
     path = models.cache_dir() / "measured" / f"{digest}.json"
     if path.exists():

@@ -35,8 +35,8 @@ def largest(peak, limit):
         return 0
     low, high = 1, 2
     while peak(high) <= limit:
-        slope = peak(high) - peak(low)
-        step = (limit - peak(high)) // slope if slope > 0 else high
+        slope = (peak(high) - peak(low)) / (high - low)
+        step = int((limit - peak(high)) / slope) if slope > 0 else high
         low, high = high, high + max(1, step)
     while high - low > 1:
         slope = (peak(high) - peak(low)) / (high - low)

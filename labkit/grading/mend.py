@@ -1,0 +1,121 @@
+"""What a cell should not take from what comes after it is put back."""
+
+import builtins
+import contextlib
+import os
+import signal
+import sys
+import warnings
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, ModuleType
+
+import numpy as np
+import torch
+from torch import overrides
+
+SMALL = (int, float, bool, type(None), type, ModuleType, FunctionType, BuiltinFunctionType, partial)
+TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+HANDLED = ("ALRM", "CHLD", "HUP", "PIPE", "PROF", "TERM", "USR1", "USR2", "VTALRM")
+
+
+def mender():
+    """`mend(all)`, which puts back what is there now.
+
+    Between cells these are the standard streams, the modules, and signals and timers. With `all`,
+    before an exercise is asked, also modules and built-in functions that were replaced, the filters
+    of warnings, and switches of Python, numpy and torch that go for all code.
+    """
+    modules, streams = dict(sys.modules), (sys.stdin, sys.stdout, sys.stderr)
+    always, before_answers = [_signals()], [_python(), *_torch(), partial(np.seterr, **np.geterr())]
+
+    def mend(all):
+        sys.stdin, sys.stdout, sys.stderr = map(_open, streams)
+        for put_back in [*always, *before_answers] if all else always:
+            with contextlib.suppress(Exception):
+                put_back()
+        if all or len(sys.modules) < len(modules):
+            sys.modules.update(modules)
+
+    return mend
+
+
+def small_names(shell):
+    """{name: object} of what a notebook defines, as far as it is code or a small constant."""
+    try:
+        return {k: v for k, v in shell.user_ns.items() if k[:1] != "_" and _small(v)}
+    except Exception:  # of a namespace that is none any more
+        return {}
+
+
+def _small(thing):
+    """Whether to keep a thing costs next to nothing: data that a cell deletes has to go."""
+    return isinstance(thing, SMALL) or (type(thing) is str and len(thing) < 200)
+
+
+def _open(stream):
+    """A stream, or where it was closed one to nowhere."""
+    return open(os.devnull, "r+") if getattr(stream, "closed", False) else stream
+
+
+def _signals():
+    numbers = [getattr(signal, f"SIG{name}") for name in HANDLED]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+
+    def put_back():
+        for timer in TIMERS:
+            signal.setitimer(timer, 0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    return put_back
+
+
+def _python():
+    space, limit = vars(builtins), sys.getrecursionlimit()
+    originals, filters = dict(space), list(warnings.filters)
+
+    def put_back():
+        space.update(originals)
+        warnings.filters[:] = filters
+        sys.settrace(None)
+        sys.setprofile(None)
+        sys.setrecursionlimit(max(limit, sys.getrecursionlimit()))
+
+    return put_back
+
+
+def _torch():
+    """Functions that each put one switch of torch back; bound now, before a cell replaces them."""
+    switches = [
+        partial(torch.set_grad_enabled, torch.is_grad_enabled()),
+        partial(torch.set_default_dtype, torch.get_default_dtype()),
+        partial(torch.autograd.set_detect_anomaly, torch.is_anomaly_enabled()),
+        partial(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()),
+        partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()),
+        partial(torch.set_flush_denormal, False),
+        partial(torch.set_default_device, None),
+        _modes_left(overrides._len_torch_function_stack, overrides._pop_mode),
+        _inference_left(torch.is_inference_mode_enabled, torch.inference_mode),
+    ]
+    return switches + [partial(torch.set_autocast_enabled, d, False) for d in ("cpu", "cuda")]
+
+
+def _modes_left(depth, pop):
+    """`with torch.device("meta"):` and the like, entered and never left."""
+
+    def put_back():
+        while depth():
+            pop()
+
+    return put_back
+
+
+def _inference_left(on, mode):
+    kept = []  # the switch goes back when this object goes
+
+    def put_back():
+        if on():
+            kept.append(mode(False))
+            kept[-1].__enter__()
+
+    return put_back

@@ -1,0 +1,255 @@
+"""Right answers, written otherwise than the course does."""
+
+import importlib.util
+
+from attack import code_cell, source
+from honest import honest
+
+
+@honest()
+def lambdas(book):
+    book.replace(
+        "lora_forward",
+        "lora_forward = lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * x @ A.T @ B.T",
+    )
+    book.replace(
+        "scaling",
+        "scaling = lambda alpha, r, rank_stabilized=False: (\n"
+        "    alpha / math.sqrt(r) if rank_stabilized else alpha / r\n)",
+    )
+    book.replace("quiz", 'quiz = lambda: dict(q1="B", q2=" c", q3="A")')
+
+
+@honest()
+def annotated(book):
+    """Type annotations, with names from typing and from later."""
+    book.replace(
+        "lora_forward",
+        """
+from __future__ import annotations
+from typing import Callable
+from torch import Tensor
+
+Shape = tuple[int, ...]
+def lora_forward(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float | Later) -> Tensor:
+    r: int = A.shape[0]
+    scale: float = alpha / r
+    return x @ W.T + scale * (x @ A.T) @ B.T
+""",
+    )
+    book.replace(
+        "scaling",
+        "from typing import Callable\nscaling: Callable[..., float] = "
+        "lambda alpha, r, rank_stabilized=False: alpha / (math.sqrt(r) if rank_stabilized else r)",
+    )
+
+
+@honest()
+def decorated(book):
+    """no_grad, cache, partial and a decorator of one's own."""
+    book.early(
+        "import functools, time\n\ndef timed(f):\n    @functools.wraps(f)\n"
+        "    def inner(*args, **kwargs):\n        begun = time.time()\n"
+        "        result = f(*args, **kwargs)\n        print(f'{time.time() - begun:.3f} s')\n"
+        "        return result\n    return inner"
+    )
+    for name in ("lora_gradients", "count_params"):
+        book.replace(name, "@timed\n@torch.no_grad()\n" + source(book.cell(name)))
+    book.wrap("scaling", "scaling = functools.partial(scaling)")
+
+
+@honest()
+def compiled_by_torch_script(book):
+    code = source(book.cell("lora_gradients")).replace(
+        "(x, W, A, B, alpha, dY)", "(x, W, A, B, alpha: float, dY)"
+    )
+    book.replace("lora_gradients", "@torch.jit.script\n" + code)
+
+
+@honest()
+def class_over_cells(book):
+    """`forward` in a cell of its own, put into the class behind it."""
+    head, _, forward = source(book.cell("LoRALinear")).partition("    def forward(")
+    lines = ("    def forward(" + forward).splitlines()
+    book.replace("LoRALinear", head)
+    free = "\n".join(line[4:] for line in lines)
+    book.cells.insert(
+        book.find("LoRALinear") + 1, code_cell(free + "\n\nLoRALinear.forward = forward")
+    )
+
+
+@honest()
+def class_that_grows(book):
+    """A class that inherits from itself, cell by cell."""
+    head, _, forward = source(book.cell("LoRALinear")).partition("    def forward(")
+    book.replace("LoRALinear", head)
+    grown = "class LoRALinear(LoRALinear):\n    def forward(" + forward
+    book.cells.insert(book.find("LoRALinear") + 1, code_cell(grown))
+
+
+@honest()
+def dataclass_within(book):
+    book.early(
+        "from dataclasses import dataclass, field\nfrom collections import namedtuple\n\n"
+        "@dataclass\nclass Settings:\n    alpha: float = 8\n    r: int = 4\n    def factor(self):\n"
+        "        return self.alpha / self.r"
+    )
+    book.replace(
+        "lora_forward",
+        "def lora_forward(x, W, A, B, alpha):\n    s = Settings(alpha, len(A)).factor()\n"
+        "    return x @ W.T + s * (x @ A.T) @ B.T",
+    )
+
+
+@honest()
+def first_attempt_wrong(book):
+    """A wrong one above the right one; its asserts fail."""
+    book.early(
+        "def lora_forward(x, W, A, B, alpha):\n    return x @ W.T + alpha * x @ A.T @ B.T\n\n"
+        "one = torch.eye(2)\nassert lora_forward(one, one, one, one, 2)[0, 0] == 2"
+    )
+    book.early("def lora_forward(x, W, A, B, alpha):\n    raise NotImplementedError")
+
+
+@honest()
+def first_attempt_commented_out(book):
+    code = source(book.cell("inject"))
+    old = "\n".join("# " + line for line in code.splitlines())
+    book.replace("inject", old + "\n\n" + code + "\n\n'''\n" + code.replace('"""', '"') + "\n'''")
+
+
+@honest()
+def stopped_on_purpose(book):
+    """What stands below a line that stops the cell does not run in Jupyter: nor here."""
+    wrong = "def lora_forward(x, W, A, B, alpha):\n    return x"
+    book.last(f"raise SystemExit('old things below')\n{wrong}")
+    book.last(f"assert False, 'not now'\n{wrong}")
+    book.last(f"1 / 0\n{wrong}")
+    book.last(f"STOP\n{wrong}")
+    book.last(f"int('stop')\n{wrong}")
+
+
+@honest()
+def helpers_elsewhere(book):
+    book.last("def halves(state):\n    return {k: v.detach() for k, v in state.items()}")
+    book.early(
+        "_COUNT = 0\ndef product(a, b):\n    global _COUNT\n    _COUNT += 1\n    return a @ b"
+    )
+    book.replace(
+        "lora_forward",
+        "def lora_forward(x, W, A, B, alpha):\n"
+        "    return product(x, W.T) + alpha / len(A) * product(product(x, A.T), B.T)",
+    )
+    code = source(book.cell("adapter_state"))
+    code = code.replace('return {f"{name}', 'return halves({f"{name}').replace(".detach()", "")
+    book.replace("adapter_state", code.replace('for key in "AB"}', 'for key in "AB"})'))
+
+
+@honest()
+def asserts_of_their_own(book):
+    book.wrap("lora_forward", "x = torch.randn(2, 3)\nassert lora_forward(x, x, x, x, 1) is None")
+    book.wrap("scaling", "assert scaling(16, 4) == 4.0\nassert scaling(16, 4, True) == 8.0")
+
+
+@honest()
+def other_classes(book):
+    """A layer that inherits, with a helper as static method and a property."""
+    book.early(
+        "class Base(nn.Module):\n    @staticmethod\n    def fresh(n, m, like):\n"
+        "        return nn.Parameter(torch.zeros(n, m, dtype=like.dtype, device=like.device))"
+    )
+    code = source(book.cell("LoRALinear")).replace("(nn.Module)", "(Base)")
+    made = "nn.Parameter(torch.zeros(base.out_features, r, **like))"
+    code = code.replace(made, "self.fresh(base.out_features, r, base.weight)")
+    book.replace("LoRALinear", code)
+
+
+@honest()
+def defined_under_a_condition(book):
+    """Not at the top level of its cell."""
+    lines = source(book.cell("count_params")).splitlines()
+    book.replace("count_params", "if True:\n" + "\n".join("    " + line for line in lines))
+    lines = source(book.cell("scaling")).splitlines()
+    body = "try:\n" + "\n".join("    " + line for line in lines)
+    book.replace("scaling", body + "\nexcept Exception as e:\n    print(e)")
+
+
+@honest()
+def tabs(book):
+    for name in ("lora_forward", "LoRALinear", "merge_"):
+        book.replace(name, source(book.cell(name)).replace("    ", "\t"))
+
+
+@honest()
+def odd_letters(book):
+    """Non-breaking spaces in comments, no line end, a very long line, a form feed."""
+    code = source(book.cell("lora_forward"))
+    book.replace(
+        "lora_forward", f"#\xa0right\xa0now {'x' * 30_000}\n\f\n{code}\n\n\n# end \u2028 x"
+    )
+
+
+@honest()
+def german(book):
+    code = source(book.cell("scaling")).replace("alpha", "größe")
+    code = code.replace("(größe, r", "(alpha, r").replace(
+        "return größe", "größe = alpha\n    return größe"
+    )
+    book.replace("scaling", "# Prüfe: ß, ä, ö — „Anführung“ …\n" + code)
+    book.early('überprüfung = "Straße"\nprint(f"{überprüfung}: größer als {3:,.2f} €")')
+
+
+@honest()
+def chinese(book):
+    """Comments, names, punctuation and text in Chinese."""
+    book.replace(
+        "lora_forward",
+        """
+def 缩放(甲, 秩):
+    # 返回缩放系数（全角括号，全角逗号）
+    return 甲 / 秩
+
+def lora_forward(x, W, A, B, alpha):
+    系数 = 缩放(alpha, A.shape[0])
+    print("计算中……", 系数)
+    return x @ W.T + 系数 * (x @ A.T) @ B.T
+""",
+    )
+
+
+@honest()
+def arabic_and_emoji(book):
+    book.replace(
+        "lora_forward",
+        """
+def lora_forward(x, W, A, B, alpha):
+    # من اليمين إلى اليسار \u202e abc \u202c 🎉🚀
+    معامل = alpha / A.shape[0]
+    print(f"النتيجة 🎯 {معامل}")
+    return x @ W.T + معامل * (x @ A.T) @ B.T
+""",
+    )
+
+
+@honest()
+def surrogates_in_text(book):
+    """Half an emoji, as some editors leave it."""
+    book.early('text = "\\ud83d"\nprint("ok")')
+    book.early("# \ud83d a half\nx = 1")
+    return book.text().encode()
+
+
+if importlib.util.find_spec("scipy"):
+
+    @honest("01_svd")
+    def with_scipy(book):
+        book.replace(
+            "best_rank_r",
+            """
+from scipy.linalg import svd
+
+def best_rank_r(W, r):
+    U, S, Vh = svd(W.numpy(), full_matrices=False)
+    return torch.from_numpy((U[:, :r] * S[:r]) @ Vh[:r])
+""",
+        )

@@ -1,0 +1,47 @@
+"""Each lab, as solved, and with what people change in it."""
+
+from attack import source
+from honest import honest
+
+LABS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging")
+
+
+def _as_it_is(lab):
+    def make(book):
+        pass
+
+    make.__name__ = f"lab_{int(lab[:2])}_as_it_is"
+    honest(lab)(make)
+
+
+for lab in LABS:
+    _as_it_is(lab)
+
+
+@honest("01_svd")
+def lab_1_without_tags(book):
+    """Experiments lose their tags in Colab, and are cells that fail or are skipped."""
+    for cell in book.cells:
+        cell["metadata"] = {}
+
+
+@honest("01_svd")
+def lab_1_upper_case_quiz(book):
+    book.replace("quiz", 'def quiz():\n    return {"q1": "C", "q2": "A", "q3": "D"}')
+
+
+@honest("03_peft")
+def lab_3_cells_of_experiments_deleted(book):
+    book.cells[:] = [c for c in book.cells if "lab.experiment" not in source(c)]
+
+
+@honest("04_qlora")
+def lab_4_scores_everywhere(book):
+    book.cells[:] = [c for c in book.cells if c["cell_type"] == "code"]
+    book.last("lab.score()")
+    book.early("lab.score()")
+
+
+@honest("06_merging")
+def lab_6_with_a_repository(book):
+    book.early("repository = 'me/home-merged'\nimport os\nos.environ['HF_TOKEN'] = 'hf_xxx'")

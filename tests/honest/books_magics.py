@@ -1,0 +1,93 @@
+"""Magics and lines for the shell."""
+
+from attack import source
+from honest import early, honest
+
+early("time_and_timeit", "%time x = sum(range(100))\n%timeit -n 2 -r 1 sum(range(100))")
+early("timed_cell", "%%time\nx = 1\nprint(x)")
+early("timeit_cell", "%%timeit -n 1 -r 1\nsum(range(100))")
+early("bash_cell", "%%bash\nnvidia-smi\nls -la\nexit 3")
+early("shell_lines", "!nvidia-smi\n!ls -la\nfiles = !ls\nprint(files)\n!echo {files} $HOME")
+early("env_and_config", "%env SEED=1\n%env\n%config IPCompleter.greedy = True\n%xmode Verbose")
+early("store_and_who", "x = 1\n%store x\n%store -r x\n%who\n%whos\n%history -n\n%lsmagic")
+early("help_lines", "?torch.nn\ntorch.nn.Linear?\n??lora\nhelp(torch.relu)\n%pinfo torch")
+early("pip_lines", "%pip install -q einops\n!pip install -q einops\n%conda list\n!uv pip list")
+early("html_and_javascript", "%%html\n<b>hello</b>")
+early("javascript", "%%javascript\nalert(1)")
+early("latex_and_markdown", "%%latex\n$x$")
+early("prun_and_debug", "%prun sum(range(100))\n%debug\n%pdb on\n%tb")
+early("reset_of_nothing", "%reset_selective -f ^never$\n%xdel never\n%rehashx")
+early("automagic", "pwd\nls")
+early("background_script", "%%script --bg bash\nsleep 1")
+early(
+    "own_magic",
+    "from IPython.core.magic import register_line_magic\n\n@register_line_magic\n"
+    "def hi(line):\n    print(line)\n\n%hi there",
+)
+
+
+@honest()
+def module_written_and_imported(book):
+    """`%%writefile`, then an import: Jupyter finds modules in the folder of the notebook."""
+    book.early("%%writefile mine.py\ndef product(a, b):\n    return a @ b")
+    book.replace(
+        "lora_forward",
+        """
+import mine
+
+def lora_forward(x, W, A, B, alpha):
+    return mine.product(x, W.T) + alpha / len(A) * mine.product(mine.product(x, A.T), B.T)
+""",
+    )
+
+
+@honest()
+def module_missed_first(book):
+    """Imported before it is written: the folder's list of modules must not be an old one."""
+    book.early("import mine2")
+    book.early("import mine2")
+    code = source(book.cell("lora_forward"))
+    book.early(f"%%writefile mine2.py\n{code}")
+    del book.cells[book.find("lora_forward") + 1]
+    book.last("from mine2 import lora_forward")
+
+
+@honest()
+def package_written_and_imported(book):
+    book.early("import os\nos.makedirs('lib/parts', exist_ok=True)\n!touch lib/__init__.py")
+    book.early("%%writefile lib/parts/scale.py\ndef factor(alpha, r):\n    return alpha / r")
+    book.early("from lib.parts.scale import factor")
+    book.replace(
+        "lora_forward",
+        "def lora_forward(x, W, A, B, alpha):\n"
+        "    return x @ W.T + factor(alpha, A.shape[0]) * (x @ A.T) @ B.T",
+    )
+
+
+@honest()
+def script_run(book):
+    """%run keeps the names that the script defined."""
+    book.early(f"%%writefile answers.py\n{source(book.cell('count_params'))}")
+    book.replace("count_params", "%run answers.py")
+
+
+@honest()
+def answers_in_a_timed_cell(book):
+    for name in ("lora_forward", "LoRALinear", "merge_"):
+        book.replace(name, "%%time\n" + source(book.cell(name)))
+
+
+@honest()
+def answers_in_a_captured_cell(book):
+    for name in ("lora_forward", "LoRALinear", "merge_"):
+        book.replace(name, "%%capture kept\n" + source(book.cell(name)) + "\nprint('done')")
+
+
+@honest()
+def answer_behind_a_shell_line(book):
+    book.replace("inject", "!nvidia-smi\nfiles = !ls\n" + source(book.cell("inject")))
+
+
+@honest()
+def answer_behind_help(book):
+    book.replace("count_params", source(book.cell("count_params")) + "\n\ncount_params?")

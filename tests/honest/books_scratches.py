@@ -1,0 +1,37 @@
+"""Cells that fail at the learner's as well."""
+
+from honest import early, honest
+
+early("division", "1 / 0")
+early("interrupted", "raise KeyboardInterrupt")
+early("failed_assert", "assert 1 == 2, 'hm'")
+early("syntax", "def f(:\n    pass")
+early("unfinished", "for i in range(3):")
+early("indented", "  x = 1\n y = 2")
+early("answer_of_an_experiment", "print(lora_answers[0])\ncurves['loss'].plot()")
+early("exit_called", "exit()")
+early("sys_exit", "import sys\nsys.exit(0)")
+early("quits", "quit")
+early("os_exit", "import os\nos._exit(1)")
+early("restarts_its_kernel", "import os\nos.kill(os.getpid(), 9)", "as is told for Colab")
+early("aborts", "import ctypes\nctypes.string_at(0)", "a crash")
+early("recursion", "def f():\n    return f()\nf()")
+early("asks", "n = int(input('rank? '))\nwhile n not in (4, 8):\n    n = int(input('again? '))")
+early("missing_file", "state = torch.load('adapter.pt')\nimport json\njson.load(open('x.json'))")
+early("model_not_here", "from transformers import AutoModel\nm = AutoModel.from_pretrained('gpt2')")
+early("dataset_not_here", "from datasets import load_dataset\nd = load_dataset('imdb')")
+early("markdown_as_code", "## My notes\n- LoRA has *two* matrices\n- that is all")
+early("shell_without_mark", "pip install seaborn")
+early("deletes_names", "x = 1\ndel x\ndel y")
+early("raises_a_group", "raise ExceptionGroup('many', [ValueError(1), KeyError(2)])")
+early("odd_repr", "class R:\n    def __repr__(self):\n        raise ValueError\nR()")
+early("lab_1_division", "1 / 0", lab="01_svd")
+early("lab_5_interrupt", "raise KeyboardInterrupt", lab="05_rank")
+
+
+@honest()
+def fails_all_over(book):
+    """A failing cell behind each answer."""
+    for name in ("lora_forward", "LoRALinear", "inject", "count_params", "merge_", "scaling"):
+        book.wrap(name, f"{name}()")
+    book.last("undefined")
