@@ -339,8 +339,8 @@ class LoRALinear(torch.nn.Module):
 """
     _, records = graded(START, layer, MERGES)
     assert "alpha is not divided by r" in records["2.2"]["message"]
-    assert "mend 2.2 first" in records["2.6"]["message"]
-    assert "mend" not in records["2.2"]["message"]
+    assert "since 2.2 is open" in records["2.6"]["message"]
+    assert "is open" not in records["2.2"]["message"]
 
 
 def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):
