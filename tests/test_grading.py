@@ -1,5 +1,6 @@
 """Grading from end to end: what a submission earns, and what keeps the batch going."""
 
+import contextlib
 import csv
 import errno
 import json
@@ -93,6 +94,8 @@ def count_params(model):
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 """
+ALL = {"lora_forward", "LoRALinear", "lora_gradients", "inject", "count_params"}
+ALL |= {"merge_", "unmerge_", "adapter_state", "load_adapter_", "scaling", "quiz"}
 QUIZ = 'def quiz():\n    return {"q1": "b", "q2": "c", "q3": "a"}'
 
 # --- whole labs ----------------------------------------------------------------------------
@@ -164,6 +167,16 @@ def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
     assert graded(helper, right, wrong)[1]["2.8"]["status"] == "failed"
 
 
+def test_a_name_that_a_later_cell_takes_costs_no_answer(graded):
+    uses = "import math\ndef scaling(alpha, r, rank_stabilized=False):\n"
+    uses += "    return alpha / max(math.sqrt(r) if rank_stabilized else r, ROOT)"
+    _, records = graded("ROOT = 1", uses, "max = 3; math, ROOT = None, 'x'")
+    assert records["2.8"]["status"] == "passed"
+    assert records["2.8"]["message"].endswith("cells below use its names anew: ROOT, math, max")
+    wrong = uses.replace("else r,", "else 1,")
+    assert graded("ROOT = 1", wrong, "max = 3")[1]["2.8"]["status"] == "failed"
+
+
 def test_a_cell_that_fails_costs_itself_only(graded):
     _, records = graded(START, "1 / 0", "x = = 1", SCALING, "scaling(1)", QUIZ)
     assert records["2.8"]["status"] == records["2.9"]["status"] == "passed"
@@ -176,6 +189,24 @@ def test_what_is_not_there_says_why(graded):
         records["2.8"]["message"] == "scaling is not defined: its cell raised ValueError: no data"
     )
     assert records["2.1"]["message"] == "lora_forward is not defined"
+
+
+def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
+    uses = "def lora_forward(x, W, A, B, alpha):\n    return sns.nothing(x)"
+    _, records = graded(START, "import seaborn as sns", "raise KeyError\nroot = 2", uses, SCALING)
+    cause = "(sns should come from code cell 2, which raised ModuleNotFoundError: No module named"
+    assert cause in records["2.1"]["message"]
+    layer = "class LoRALinear(sns.Module): pass"
+    _, records = graded(START, "import seaborn as sns", layer)
+    assert records["2.2"]["message"].startswith("LoRALinear is not defined: its cell raised Name")
+    assert cause in records["2.2"]["message"]
+
+
+def test_a_name_of_an_experiment_is_told(judge):
+    uses = "def scaling(alpha, r, rank_stabilized=False):\n    return best / r"
+    row, _ = judge.grade("a", _notebook(START, "best = 3", uses, tags=[1]), 1)
+    message = next(e["message"] for e in row["exercises"] if e["id"] == "2.8")
+    assert "(best comes from code cell 2, an experiment: none is run here)" in message
 
 
 def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
@@ -324,7 +355,7 @@ def test_a_cell_that_ends_its_process_is_told_beside_the_grade(graded):
     assert row["reason"] == "code cell 3: it ended its process"
 
 
-def test_a_slip_in_the_layer_is_named_where_its_use_fails(graded):
+def test_a_slip_in_the_layer_costs_nothing_where_it_is_used(graded):
     layer = """
 import torch
 class LoRALinear(torch.nn.Module):
@@ -339,8 +370,34 @@ class LoRALinear(torch.nn.Module):
 """
     _, records = graded(START, layer, MERGES)
     assert "alpha is not divided by r" in records["2.2"]["message"]
-    assert "since 2.2 is open" in records["2.6"]["message"]
-    assert "is open" not in records["2.2"]["message"]
+    assert "course's own" not in records["2.2"]["message"]
+    assert "never merged has nothing to take away" in records["2.6"]["message"]
+    assert "judged with the course's own 2.1 and 2.2" in records["2.6"]["message"]
+
+
+OPEN = {
+    "absent": lambda source: "pass",
+    "stub": lambda source: "class LoRALinear:\n    pass",
+    "raises": lambda source: f"1 / 0\n{source}",
+    "wrong": lambda source: source.replace("alpha / r", "alpha"),
+    "ends its process": lambda source: source.replace(
+        "super().__init__()", "import os; os.abort()"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_an_open_exercise_costs_its_own_points_and_no_others(kind, graded):
+    book = json.loads((ROOT / "solutions" / "02_lora.ipynb").read_text("utf-8"))
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("class LoRALinear"):
+            cell["source"] = OPEN[kind](source)
+    row, records = graded(data=json.dumps(book).encode())
+    lost = {id: r["message"] for id, r in records.items() if r["status"] != "passed"}
+    assert lost.keys() == {"2.2"}
+    assert row["earned"] == row["possible"] - 4
+    assert "judged with the course's own 2.2" in records["2.4"]["message"]
 
 
 def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):
@@ -351,6 +408,106 @@ def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):
         book["cells"][2]["outputs"] = outputs
         _, records = graded(data=json.dumps(book).encode())
         assert records["2.8"]["status"] == status
+
+
+# --- a machine that is busy, or short of memory ---------------------------------------------
+
+LEFT_BEHIND = {
+    "a thread": "import threading, time\nthreading.Thread(target=time.sleep, args=[60]).start()",
+    "a pool": """
+import multiprocessing
+pool = multiprocessing.get_context("fork").Pool(2)
+assert pool.map(abs, [-1, 2]) == [1, 2]
+""",
+    "a pool of threads": """
+from concurrent.futures import ThreadPoolExecutor
+pool = ThreadPoolExecutor(4)
+assert list(pool.map(abs, [-1, 2])) == [1, 2]
+""",
+    "a loader": """
+import torch
+loader = torch.utils.data.DataLoader(
+    torch.arange(8), 2, num_workers=2, persistent_workers=True, multiprocessing_context="fork"
+)
+batches = iter(loader)
+assert len(next(batches)) == 2
+""",
+    "a progress bar": """
+import time
+from tqdm.auto import tqdm
+bar = tqdm(total=9)
+for _ in range(3): bar.update(); time.sleep(0.05)
+""",
+}
+
+
+@pytest.fixture
+def busy():
+    """Other processes that compute, two a core."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(spin) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    yield
+    for other in others:
+        other.kill()
+        other.wait()
+
+
+def test_what_cells_leave_running_costs_nothing_on_a_busy_machine(graded, busy):
+    for what, cell in LEFT_BEHIND.items():
+        row, records = graded(START, cell, SCALING, QUIZ, cell)
+        assert row["earned"] == 4 and "reason" not in row, (what, row.get("reason"), records)
+
+
+@needs_sandbox
+def test_a_warm_process_that_is_killed_costs_nobody_anything(judge, graded):
+    """As the kernel does where memory is short: between two submissions, and in one."""
+
+    def kill():
+        inside = psutil.Process(judge.warm.process.pid).children(recursive=True)
+        for process in inside:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    assert graded(SCALING)[0]["earned"] == 1
+    kill()
+    assert graded(SCALING)[0]["earned"] == 1
+    later = threading.Timer(1, kill)
+    later.start()
+    row, _ = graded(SCALING, "import time\ntime.sleep(3)")
+    later.join()
+    assert (row["status"], row["earned"]) == ("graded", 1), row
+
+
+# --- time -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    """A judge whose submissions have little time."""
+    limits = Limits(cell_seconds=3, exercise_seconds=4, total_seconds=4, submission_seconds=25)
+    judge = judging.Judge(limits, unsafe=KIND == "bare")
+    judge.start()
+    yield judge
+    judge.stop()
+
+
+def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
+    slow = "import time\ntime.sleep(2)\n"
+    data = _notebook(START, *[slow] * 4, slow + SCALING, slow + QUIZ, *[slow] * 2)
+    row, _ = hasty.grade("a", data, 5)
+    assert (row["status"], row["earned"]) == ("graded", 4), row
+    assert "code cell 9: there was no time left for this cell" in row["reason"]
+
+
+def test_a_submission_has_an_end(hasty):
+    """Each of eight exercises hangs, and takes its four seconds; the first one is right."""
+    hang = "\n".join(f"def {name}(*args):\n    while True: pass" for name in ALL - {"lora_forward"})
+    row, _ = hasty.grade("a", _notebook(START, FORWARD, hang), 5)
+    assert row["status"] == "timeout" and row["seconds"] < 60
+    assert "it took more than 25 s in all, graded until then" in row["reason"]
+    told = {record["id"]: (record["status"], record["message"]) for record in row["exercises"]}
+    assert told["2.1"][0] == "passed" and row["earned"] == 2
+    assert told["2.9"] == ("timeout", "the time of the whole submission is used up")
 
 
 # --- an instructor's own checks ------------------------------------------------------------
@@ -1017,12 +1174,12 @@ def test_other_systems_are_told_where_grading_runs(tmp_path, monkeypatch):
 
 
 def test_a_warm_process_waits_until_its_child_ends_or_the_judge_says_kill():
-    for said, seconds in ((b"", 0.1), (b"x", 60)):
-        ours, theirs = socket.socketpair()
+    for said, seconds in ((b"k6", 0.1), (b"k7", 60)):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
         ours.sendall(said)
         begun = time.monotonic()
-        zygote._wait(child.pid, theirs)
+        zygote._wait(child.pid, theirs, b"7")
         assert time.monotonic() - begun < 30
         with pytest.raises(ProcessLookupError):
             os.kill(child.pid, 0)

@@ -1,9 +1,12 @@
 """A submission as it arrives: untrusted bytes that may or may not be a notebook."""
 
 import ast
+import builtins
 import json
 import re
 from dataclasses import dataclass, field
+
+from labkit.grading import needs
 
 START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d)_")
 DEFINITION = re.compile(
@@ -38,14 +41,17 @@ class Submission:
     def __post_init__(self):
         left, self.defines = 2 * PARSED, []
         self.asked = {}  # id -> which cell asks for its solution, without outputs that say more
+        self._needs = []  # of each cell, as `needs.of_cell` has it; None for what is no Python
         for i, source in enumerate(self.cells):
             short = len(source) <= min(left, PARSED)
             left -= len(source) if short else 0
-            tree = _tree(source) if short else None
-            if tree is None:  # no Python, or too long to be parsed
+            parsed = _parsed(source) if short else None
+            self._needs.append(needs.of_cell(*parsed) if parsed else None)
+            if parsed is None:  # no Python, or too long to be parsed
                 found = DEFINITION.findall(source)
                 self.defines.append({name for pair in found for name in pair if name})
                 continue
+            tree = parsed[1]
             self.defines.append(_defined(tree))
             if i in self.silent and (RUNS.match(source) or not source.lstrip().startswith("%%")):
                 told = f"code cell {i + 1} reveals the solution; if it showed none, remove the call"
@@ -55,9 +61,19 @@ class Submission:
         """Index of the last cell that defines `name`, or None."""
         return max((i for i, names in enumerate(self.defines) if name in names), default=None)
 
+    def needed(self, names):
+        """Indices of the cells on which `names` may depend."""
+        return needs.cells_for(names, self._needs)
+
     def names(self):
         """All names that its cells define."""
         return set().union(*self.defines) if self.defines else set()
+
+    def taken_below(self, index):
+        """Names that were there at cell `index`, built-in ones too, and that later cells bind."""
+        before = set().union(dir(builtins), *self.defines[: index + 1])
+        later = range(index + 1, len(self.cells))
+        return before & set().union(*(self.defines[i] for i in later if i not in self.experiments))
 
 
 def read(data):
@@ -144,8 +160,8 @@ def _brief(error):
     return str(error).partition("\n")[0][:80]
 
 
-def _tree(source):
-    """The parsed cell, magics and shell lines blanked; None when it is no Python.
+def _parsed(source):
+    """`(text, tree)` of a cell, magics and shell lines blanked; None when it is no Python.
 
     By expressions that take linear time: IPython's own transformer reads a cell once a magic.
     """
@@ -154,7 +170,7 @@ def _tree(source):
     blanked = ASSIGNED.sub(r"\1None", MAGIC.sub(r"\1pass", source))
     for text in dict.fromkeys((source, blanked)):
         try:
-            return ast.parse(text)
+            return text, ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
     return None
