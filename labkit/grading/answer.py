@@ -44,8 +44,8 @@ def answered(body, namespace, states):
             _add(source)
         if head["then"] in states:
             _as_then(states[head["then"]], namespace)
-        if head["lent"]:
-            _lend(*head["lent"], namespace)
+        for names, source in head["lent"]:
+            _lend(names, source, namespace)
         how, what, told = _called(wire.unpack(body, resolve))
         return wire.pack([nonce, how, what, told])
     except Undefined as name:
@@ -75,13 +75,13 @@ def _as_then(state, namespace):
 
 
 def _lend(names, source, namespace):
-    """Put the course's own objects in the place of the submission's; this process has them on."""
-    if LENT.get("source") != source:
-        LENT.update(contract.defined_by(source), source=source)
-    namespace.update({name: LENT[name] for name in names})
+    """Put the course's own objects in the place of the submission's, for as long as this lives."""
+    if source not in LENT:
+        LENT[source] = contract.defined_by(source)
+    namespace.update({name: LENT[source][name] for name in names})
 
 
-LENT = {}  # what the last source that was lent defines
+LENT = {}  # source -> what it defines
 
 
 def _add(source):

@@ -61,14 +61,13 @@ def _tell(channel, **what):
 
 def _run(channel, run, cells, index, apart):
     """Run one cell; when `apart`, in a fork, so that its end costs nothing but this cell."""
-    before = None
+    before = getpid()
     if apart:
         pid = fork()
         if pid:
             waitpid(pid, 0)  # a fork that gets through its cell kills this process
             _tell(channel, lost=index)
             return
-        before = getppid()
         _tell(channel, pid=getpid())
     me = getpid()
     _spare(SPARE)
@@ -76,9 +75,16 @@ def _run(channel, run, cells, index, apart):
     _spare(0)
     if getpid() != me:  # the cell forked, and this is the copy
         _exit(0)
-    if before:
-        kill(before, signal.SIGKILL)
+    if apart:
+        _take_over(before)
     _tell(channel, done=index, error=error)
+
+
+def _take_over(before):
+    """End the process `before`, of which this one is a fork."""
+    if getppid() == before:  # else it has ended, and its number may be another one's
+        with contextlib.suppress(ProcessLookupError):
+            kill(before, signal.SIGKILL)
 
 
 def run_cell(shell, errors, source):
@@ -111,14 +117,18 @@ def _mistake(source):
 
 
 def _settle(channel):
-    """Go on as a fork: it has no thread but this one."""
+    """Go on as a fork: it has no thread but this one.
+
+    The supervisor knows of the fork by what it tells, and takes the end of the process that it
+    knows for a loss: so the fork tells first.
+    """
     before = getpid()
     pid = fork()
     if pid:
         waitpid(pid, 0)
         return
-    kill(before, signal.SIGKILL)
     _tell(channel, pid=getpid())
+    _take_over(before)
 
 
 def _serve(channel, what, fd):
