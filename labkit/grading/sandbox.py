@@ -39,6 +39,8 @@ UNSAFE = (
 )
 PACKAGE = Path(labkit.__file__).resolve().parent
 HIDDEN = ("checks", "_solutions", "_lent")
+MASTERS = ("labs", "solutions")  # beside labkit, where the whole course is
+DEPTH = 8  # of folders that are searched for other copies
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
 ETC = (
     "ld.so.cache",
@@ -148,11 +150,24 @@ def _outer_wall(kind):
     return [*wall, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", scratch()]
 
 
+@cache
 def _hidden():
-    """Folders of checks and solutions, of the labkit in use and of every copy beside Python."""
-    places = {PACKAGE, *(Path(sysconfig.get_path(n)) / "labkit" for n in ("purelib", "platlib"))}
-    found = [place / name for place in places for name in HIDDEN]
+    """Folders of checks and solutions that a submission would see else, of all copies there are."""
+    roots = [*prefixes(), *(path for path in SYSTEM if not os.path.islink(path))]
+    copies = {copy for root in roots for copy in _copies(root)}
+    found = [copy / name for copy in {PACKAGE, *copies} for name in HIDDEN]
+    whole = {copy.parent for copy in copies if not copy.parent.name.endswith("-packages")}
+    found += [folder / name for folder in whole for name in MASTERS]
     return sorted({str(path) for path in found if path.is_dir()})
+
+
+def _copies(root):
+    """The labkits below a folder, whether installed or in a copy of the whole course."""
+    for where, folders, _ in os.walk(root):
+        if "labkit" in folders:
+            yield Path(where, "labkit")
+        if where.endswith("-packages") or where.count("/") - root.count("/") >= DEPTH:
+            folders.clear()
 
 
 def _as_it_is(path):
