@@ -55,7 +55,7 @@ def across():
             if pid == 0:
                 ours.close()
                 try:
-                    answer.serve(theirs, space, MOST)
+                    answer.serve(theirs, space, {}, MOST)
                 finally:
                     os._exit(0)
             theirs.close()
@@ -72,7 +72,8 @@ def across():
 
 def _judged(session, check, objects, monkeypatch):
     """The record of an exercise."""
-    session.records.clear()
+    session.clear()
+    session.letters.clear()
     with monkeypatch.context() as patch:
         patch.setattr(contract, "session", session)
         with contextlib.suppress(contract.CheckFailed):
