@@ -2,10 +2,10 @@
 
 The judge ships this module, the contract and the probes after the submission's cells have run, so
 that what a cell does to them is without effect. It is not trusted: the judge checks every reply.
+What a cell did to Python and torch has its effect here, and so has whatever an answer does.
 """
 
 import json
-import sys
 import types
 
 from labkit.grading import contract, wire
@@ -15,19 +15,22 @@ class Undefined(wire.WireError):
     """The submission does not define the name that the judge asks for."""
 
 
-def serve(sock, namespace, most):
-    """Answer the judge's questions about the objects in `namespace` until it hangs up."""
+def serve(sock, namespace, modules, most):
+    """Answer the judge's questions about the objects in `namespace` until it hangs up.
+
+    `modules` are those that were shipped, by name.
+    """
     while frame := wire.receive(sock, most):
-        wire.send(sock, b"R", answered(frame[1], namespace))
+        wire.send(sock, b"R", answered(frame[1], namespace, modules))
 
 
-def answered(body, namespace):
+def answered(body, namespace, modules):
     """The reply to one question: its nonce, how it went, and a value or a message."""
 
     def resolve(name):
         module, _, attribute = name.rpartition(":")
         if module:
-            return getattr(sys.modules[module], attribute)
+            return getattr(modules[module], attribute)
         if name not in namespace:
             raise Undefined(name)
         return namespace[name]
@@ -37,7 +40,7 @@ def answered(body, namespace):
     nonce = head["nonce"]
     try:
         for source in head["sources"]:
-            _add(source)
+            _add(source, modules)
         if head["lent"]:
             _lend(*head["lent"], namespace)
         how, what, told = _called(wire.unpack(body, resolve))
@@ -71,8 +74,8 @@ def _lend(names, source, namespace):
 LENT = {}  # what the last source that was lent defines
 
 
-def _add(source):
+def _add(source, modules):
     """Define what an instructor's own check needs here."""
     name = "labkit_private_checks"
-    module = sys.modules.setdefault(name, types.ModuleType(name))
+    module = modules.setdefault(name, types.ModuleType(name))
     exec(compile(source, f"<{name}>", "exec"), module.__dict__)

@@ -30,6 +30,7 @@ EACH = 7  # attacks of a group in a usual run; LABKIT_ATTACKS=all (make attacks)
 ALWAYS = (  # these got through once
     *("answers_for_the_grader", "shipped_code_replaced", "dense_by_numpy"),
     *("cells_that_parse_slowly", "matches_in_turn", "absmax_that_remembers"),
+    *("probes_by_a_dict", "probes_by_the_loader", "probes_by_the_class_of_modules"),
     *("packed_count_in_turn", "soup_that_blames_the_norm", "texts_of_the_reference"),
 )
 
