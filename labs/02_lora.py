@@ -17,7 +17,8 @@
 # teach that model a job it cannot do. Then you will measure what people say about LoRA:
 # what it saves, what it does not save, and what happens when you merge it.
 #
-# About 60 minutes of your time. The experiments take under four minutes on two CPU cores.
+# About 85 minutes if you know PyTorch well (76 for the exercises), up to 140 if you do not. The
+# experiments take under four minutes on two CPU cores.
 
 # %%
 import labkit
@@ -245,8 +246,8 @@ check.injects(inject)
 #
 # ●○○ · 5 min · 2 points
 #
-# How many numbers train, and how many are there? Count a tensor that two modules share once:
-# SmolLM2's embedding and output head are one matrix of 28 million numbers.
+# How many numbers train, and how many are there? Return the pair, two ints. Count a tensor that two
+# modules share once: SmolLM2's embedding and output head are one matrix of 28 million numbers.
 
 
 # %%
@@ -409,8 +410,8 @@ if lab.experiment("Time, memory and loss side by side", 1, needs=["2.2", "2.4"])
 #
 # `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place; `unmerge_` takes it away.
 # Calling either twice is the same as once, and between two merges the layer may train. The output
-# never changes, and `base.weight` stays the same Parameter. Outside these two calls nothing merges:
-# in this course no `train()` or `eval()` does it behind your back.
+# never changes, but for rounding, and `base.weight` stays the same Parameter. Outside these two
+# calls nothing merges: in this course no `train()` or `eval()` does it behind your back.
 
 
 # %%
@@ -621,6 +622,8 @@ if lab.experiment("Your adapter inside PEFT", 8, needs=["2.2", "2.4", "2.7"]):
 # ### Exercise 2.9 · Quiz
 #
 # ●○○ · 5 min · 3 points
+#
+# The first letter that you check counts; then read what it says.
 #
 # **q1. Why does `B` start at zero and `A` not?**
 #

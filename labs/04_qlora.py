@@ -18,7 +18,8 @@
 # and then check what people say: that a 70-billion model trains on one 48 GB card, that QLoRA
 # needs four times less than LoRA, that it costs 30% of speed and no quality.
 #
-# About 75 minutes of your time. The experiments take under five minutes on two CPU cores.
+# About 110 minutes if you know PyTorch well (65 for the exercises), up to 155 if you do not. The
+# experiments take under five minutes on two CPU cores.
 
 # %%
 import labkit
@@ -835,6 +836,8 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 # ### Exercise 4.8 · Quiz
 #
 # ●○○ · 5 min · 3 points
+#
+# The first letter that you check counts; then read what it says.
 #
 # **q1. What do "4-bit storage" and "16-bit compute" mean?**
 #

@@ -20,8 +20,8 @@
 # In this lab you compare ranks fairly. It is harder than it looks: the most common comparison
 # changes two things at once.
 #
-# About 60 minutes of your time. The experiments take under eight minutes on two CPU cores, and
-# seconds when you run them again.
+# About 80 minutes if you know PyTorch well (52 for the exercises), up to 110 if you do not. The
+# experiments take under eight minutes on two CPU cores, and seconds when you run them again.
 
 # %%
 import labkit
@@ -54,7 +54,8 @@ from labkit.tasks import tickets
 # ●○○ · 5 min · 2 points
 #
 # A table of what LoRA trains at each of several ranks. `shapes` maps the name of each adapted
-# matrix to its `(d_out, d_in)`. One row a rank, and these columns:
+# matrix to its `(d_out, d_in)`. One row a rank, in the order of `ranks` and labelled 0, 1, 2, …
+# (pandas does that by itself). These are columns, none of them the index:
 #
 # | column | what |
 # |---|---|
@@ -161,11 +162,12 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25, needs=[
 # - `alpha` is `alpha_of(rank)`.
 # - The seed decides the draw of `A` and the order of the data. Use one seed, an int, for all runs,
 #   so that they differ in nothing but the two settings.
+# - Pass each rank as the int that it is: settings go into a file, and NumPy's ints do not.
 # - A run that raises must not cost you the others: it stays in the table with the text of its
-#   exception, and without results. (Ctrl-C must still stop the sweep.)
+#   exception, and without results (NaN). (Ctrl-C must still stop the sweep.)
 #
 # The frame has the columns `rank`, `alpha`, `learning_rate`, all that `train_fn` returned, and
-# `error`: the text, or `""` where all went well.
+# `error`: the text, or `""` where all went well. Its rows may be in any order.
 #
 # <details><summary>Hint</summary>
 #
@@ -346,8 +348,8 @@ if lab.experiment("Two learning-rate curves", 0, needs=["5.2"]):
 #
 # ●○○ · 4 min · 2 points
 #
-# The largest rank at which adapters on `shapes` have at most `budget` parameters in all; 0 when
-# not even rank 1 fits.
+# The largest rank at which adapters on `shapes` have at most `budget` parameters in all, an int; 0
+# when not even rank 1 fits. Nothing but the budget limits it.
 
 
 # %%
@@ -466,6 +468,9 @@ if lab.experiment("A of r=8 against A of r=64, two seeds", 40, needs=["5.4"]):
 # Keep the rows that no other row beats. Low `cost` is good, high `quality` is good. A row is
 # beaten when another one is no worse in both and better in one. So two equal rows do not beat each
 # other: both stay. A row whose quality is missing (a failed run) never stays.
+#
+# Rows that stay keep all their columns and their labels, in any order. Two rows of `frame` may have
+# one label. Leave `frame` itself as it is.
 
 
 # %%
@@ -514,7 +519,8 @@ if lab.experiment("The front of this lab's settings", 1, needs=["5.1", "5.2", "5
 # ●●○ · 8 min · 2 points
 #
 # `history` has one row an evaluation, with the columns `rank`, `step`, `train_loss` and
-# `held_out_loss`, in any order. Return one row a rank, in rising order of rank:
+# `held_out_loss`, in any order. Each rank has its own last step: runs may be of different length.
+# Leave `history` as it is. Return one row a rank, in rising order of rank, with these columns:
 #
 # | column | what |
 # |---|---|
@@ -761,6 +767,8 @@ if lab.experiment("Who confuses what", 1, needs=["5.5"]):
 # ### Exercise 5.7 · Quiz
 #
 # ●○○ · 5 min · 3 points
+#
+# The first letter that you check counts; then read what it says.
 #
 # **q1. A colleague trains r = 4, 16, 64 with alpha = 2r at learning rate 2e-4, three seeds each,
 # and finds r=64 clearly best. What does this show?**

@@ -31,13 +31,17 @@ def table_vectorised(shapes, ranks):
     return frame
 
 
-def table_sorted_with_more(shapes, ranks):
-    frame = param_table(shapes, ranks).sort_values("rank").round({"percent": 2})
+def table_rounded_with_more(shapes, ranks):
+    frame = param_table(shapes, ranks).round({"percent": 2})
     return frame.assign(bytes=4 * frame["trainable"])
 
 
 def table_by_rank(shapes, ranks):
-    return table_vectorised(shapes, ranks).astype({"trainable": float}).set_index("rank")
+    """The ranks are an index on the way."""
+    per_rank = sum(map(sum, shapes.values()))
+    frame = pd.DataFrame({"trainable": [r * per_rank for r in ranks]}, index=ranks)
+    frame["percent"] = frame["trainable"] * 100.0 / sum(o * i for o, i in shapes.values())
+    return frame.astype({"trainable": float}).rename_axis("rank").reset_index()
 
 
 def sweep(train_fn, ranks, learning_rates, alpha_of):
@@ -56,7 +60,7 @@ def sweep(train_fn, ranks, learning_rates, alpha_of):
 def sweep_positional(train_fn, ranks, learning_rates, alpha_of):
     def one(rate, rank):
         try:
-            return train_fn(rank, alpha_of(rank), rate, 7) | {"error": None}
+            return train_fn(rank, alpha_of(rank), rate, 7) | {"error": ""}
         except Exception as error:
             return {"error": repr(error)}
 
@@ -67,9 +71,23 @@ def sweep_positional(train_fn, ranks, learning_rates, alpha_of):
 
 
 def sweep_as_index(train_fn, ranks, learning_rates, alpha_of):
-    frame = sweep(train_fn, ranks, learning_rates, alpha_of)
-    frame["error"] = frame["error"].replace("", None)
-    return frame.set_index(["rank", "learning_rate"])
+    """An index on the way, and rows in another order."""
+    frame = sweep(train_fn, ranks, learning_rates, alpha_of).set_index(["rank", "learning_rate"])
+    return frame.sort_index(ascending=False).reset_index()
+
+
+def sweep_that_stops(train_fn, ranks, learning_rates, alpha_of):
+    """Ctrl-C ends it, and what was done is returned."""
+    rows, pairs = [], [(r, rate) for rate in learning_rates for r in ranks]
+    for rank, learning_rate in pairs:
+        setting = dict(rank=rank, alpha=alpha_of(rank), learning_rate=learning_rate)
+        try:
+            rows.append({**setting, **train_fn(**setting, seed=42), "error": ""})
+        except KeyboardInterrupt:
+            break
+        except Exception as error:
+            rows.append({**setting, "error": f"{error!r}"})
+    return pd.DataFrame(rows)
 
 
 def sweep_concat(train_fn, ranks, learning_rates, alpha_of):
@@ -82,7 +100,7 @@ def sweep_concat(train_fn, ranks, learning_rates, alpha_of):
             found = {"loss": math.nan, "error": f"{type(error).__name__}: {error}"}
         frames.append(pd.DataFrame([setting | found]))
     frame = pd.concat(frames, ignore_index=True)
-    return frame if "error" in frame else frame.assign(error="")
+    return frame.assign(error=frame.get("error", pd.Series(index=frame.index)).fillna(""))
 
 
 def matched_rank(shapes, budget):
@@ -135,7 +153,7 @@ def pareto_sorted(frame, cost, quality):
     before = frame.groupby(cost)[quality].max().cummax().shift(fill_value=-math.inf)
     top = frame.groupby(cost)[quality].transform("max")
     kept = (frame[quality] == top) & (frame[quality] > frame[cost].map(before))
-    return frame[kept].reset_index(drop=True)
+    return frame[kept]
 
 
 def pareto_arrays(frame, cost, quality):
@@ -163,7 +181,7 @@ def overfit_gap(history):
     return pd.DataFrame(rows)
 
 
-def gap_vectorised(history):
+def by_rank(history):
     ordered = history.sort_values(["rank", "step"])
     last = ordered.groupby("rank").last()
     best = ordered.loc[ordered.groupby("rank")["held_out_loss"].idxmin()].set_index("rank")
@@ -174,6 +192,18 @@ def gap_vectorised(history):
             "rise": last["held_out_loss"] - best["held_out_loss"],
         }
     )
+
+
+def gap_vectorised(history):
+    return by_rank(history).reset_index()
+
+
+def gap_filled(history):
+    """Shorter runs end in NaN, which is filled from above."""
+    held = history.pivot(index="step", columns="rank", values="held_out_loss").sort_index()
+    train = history.pivot(index="step", columns="rank", values="train_loss").sort_index()
+    table = pd.DataFrame({"best_step": held.idxmin(), "gap": (held - train).ffill().iloc[-1]})
+    return table.assign(rise=held.ffill().iloc[-1] - held.min()).reset_index()
 
 
 def gap_pivoted(history):
@@ -190,16 +220,17 @@ def quiz():
 RIGHT = [
     *[
         (check.counts, f)
-        for f in (param_table, table_vectorised, table_sorted_with_more, table_by_rank)
+        for f in (param_table, table_vectorised, table_rounded_with_more, table_by_rank)
     ],
     *[(check.sweeps, f) for f in (sweep, sweep_positional, sweep_as_index, sweep_concat)],
+    (check.sweeps, sweep_that_stops),
     *[(check.fits, f) for f in (matched_rank, rank_counted, rank_floor)],
     (check.overlaps, subspace_similarity),
     (check.overlaps, similarity_norm),
     (check.overlaps, similarity_full),
     (check.overlaps, similarity_angles),
     *[(check.not_beaten, f) for f in (pareto, pareto_sorted, pareto_arrays)],
-    *[(check.gap, f) for f in (overfit_gap, gap_vectorised, gap_pivoted)],
+    *[(check.gap, f) for f in (overfit_gap, gap_vectorised, gap_filled)],
     (check.quiz, quiz),
     (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "B "}),
 ]
@@ -260,11 +291,16 @@ def _wrong_for_one(shapes, ranks):
 
 
 TABLES = [
-    (_odd_ranks(None), "wanted one row a rank"),
-    (_odd_ranks([4], "r"), "wanted one row a rank"),
-    (_wrong_for_one, "wanted one row a rank"),
-    (lambda s, r: param_table(s, r).assign(trainable=[None] * len(r)), "None"),
-    (lambda s, r: param_table(s, r).assign(percent=[torch.ones(2)] * len(r)), "Tensor"),
+    (_odd_ranks(None), "one row a rank"),
+    (_odd_ranks([4], "r"), "column rank holds a list"),
+    (_wrong_for_one, "column rank holds a list"),
+    (lambda s, r: param_table(s, r).assign(trainable=[None] * len(r)), "is missing (NaN)"),
+    (lambda s, r: param_table(s, r).assign(percent=[torch.ones(2)] * len(r)), "a tensor"),
+    (lambda s, r: param_table(s, r).set_index("rank"), "the index here, not a column"),
+    (lambda s, r: param_table(s, r).sort_values("rank"), "keep the order of ranks"),
+    (lambda s, r: param_table(s, sorted(r)), "keep the order of ranks"),
+    (lambda s, r: param_table(s, r).set_index("rank", drop=False), "labelled"),
+    (lambda s, r: pd.concat([param_table(s, [x]) for x in r]), "ignore_index=True"),
     (_table(lambda sides, dense, r: r * r * sides), "not quadratic"),
     (_table(lambda sides, dense, r: r * dense), "add the sides"),
     (_table(_linear, lambda n, dense: n / dense), "times 100"),
@@ -363,6 +399,11 @@ SWEEPS = [
     (_sweep(seed=lambda k: None), "the seed None, wanted an int"),
     (_sweep(seed=lambda k: 0.5), "the seed 0.5, wanted an int"),
     (_sweep(catch=RuntimeError), "catch Exception"),
+    (lambda f, r, x, a: sweep(f, r, x, a).set_index("rank"), "the index here, not a column"),
+    (lambda f, r, x, a: sweep(f, r, x, a).replace({"error": {"": None}}), 'wanted is ""'),
+    (lambda f, r, x, a: sweep(f, np.array(r), x, a), "LoraConfig wants int(rank)"),
+    (_sweep(text=lambda error: error), "an exception; wanted is its text"),
+    (_sweep(text=lambda error: error.args), "column error holds a tuple"),
     (_failed_as(alpha=None), "alpha at rank"),
     (_failed_as(alpha=1), "alpha at rank"),
     (_failed_as(loss=math.inf), "never got one"),
@@ -409,15 +450,18 @@ def _sides(shapes):
 RANKS = [
     (lambda shapes, budget: math.ceil(budget / _sides(shapes)), "round down"),
     (lambda shapes, budget: round(budget / _sides(shapes)), "round down"),
-    (lambda shapes, budget: budget / _sides(shapes), "wanted"),
+    (lambda shapes, budget: budget / _sides(shapes), "fraction of a rank"),
+    (lambda shapes, budget: float(budget // _sides(shapes)), "wanted the int"),
+    (lambda shapes, budget: np.floor(budget / _sides(shapes)), "wanted the int"),
+    (lambda s, budget: min(budget // _sides(s), *map(min, s.values())), "the budget alone does"),
     (lambda shapes, budget: (budget - 1) // _sides(shapes), "meets the budget exactly"),
     (lambda shapes, budget: budget // sum(o * i for o, i in shapes.values()), "dense"),
     (lambda shapes, budget: min(budget // (o + i) for o, i in shapes.values()), "one matrix"),
     (lambda shapes, budget: max(1, budget // _sides(shapes)), "not even rank 1 fits: 0 is"),
     (lambda shapes, budget: budget // _sides(shapes) or None, "not even rank 1 fits: 0 is"),
     (_without_default, "not even rank 1 fits: 0 is"),
-    (_capped(257), "gave 256"),
-    (_capped(4097), "gave 4,096"),
+    (_capped(257), "is the search over"),
+    (_capped(4097), "is the search over"),
     (lambda shapes, budget: None, "return"),
 ]
 
@@ -504,22 +548,41 @@ def _kept(frame, cost, quality):
     return frame.index.isin(pareto(frame, cost, quality).index)
 
 
+def _in_place(frame, cost, quality):
+    frame.dropna(subset=[quality], inplace=True)
+    return pareto(frame, cost, quality)
+
+
+def _by_labels(frame, cost, quality):
+    return frame.loc[pareto(frame, cost, quality).index]
+
+
+def _fixed_names(frame, cost, quality):
+    return pareto(frame, "seconds", "score")
+
+
 FRONTS = [
+    (_in_place, "changes its input frame in place"),
+    (_by_labels, "two rows have one label"),
+    (_fixed_names, "other names: frame[cost]"),
+    (lambda f, c, q: pareto(f.dropna(), c, q), "dropna(subset=[quality])"),
+    (lambda f, c, q: pareto(f, c, q).reset_index(drop=True), "keep the labels"),
+    (lambda f, c, q: pareto(f, c, q).fillna(0), "note of"),
     (_named, "cost holds a column's name: frame[cost]"),
     (lambda f, cost, quality: f[f["quality"] > 0], "quality holds a column's name"),
     (lambda f, c, q: f.where(pd.Series(_kept(f, c, q), f.index)), "where keeps every row"),
     (lambda f, c, q: f.where(_kept(f, c, q)), "where keeps every row"),
-    (lambda f, c, q: pareto(f, c, q).assign(run=[["run1"]] * len(pareto(f, c, q))), "no row of"),
+    (lambda f, c, q: pareto(f, c, q).assign(run=[["run1"]] * len(pareto(f, c, q))), "holds a list"),
     (lambda f, c, q: pareto(f, c, q).assign(run="?"), "which no row of frame has"),
-    (_strictly, "no worse in both"),
+    (_strictly, "ties in one and is better"),
     (_drop_ties, "keep both"),
     (_cheapest_best, "stays|gone"),
-    (_turned, "is gone|stays"),
+    (_turned, "quality is turned round"),
     (_with_failed, "on no front"),
-    (_keeps_itself_out, "is gone"),
+    (_keeps_itself_out, "beats itself"),
     (lambda frame, cost, quality: frame, "stays"),
-    (lambda frame, cost, quality: frame.nlargest(1, quality), "is gone"),
-    (lambda frame, cost, quality: pareto(frame, cost, quality)[[cost, quality]], "no column run"),
+    (lambda frame, cost, quality: frame.nlargest(1, quality), "best alone"),
+    (lambda frame, cost, quality: pareto(frame, cost, quality)[[cost, quality]], "no column"),
     (lambda frame, cost, quality: list(pareto(frame, cost, quality)["run"]), "a list"),
     (lambda frame, cost, quality: None, "return"),
 ]
@@ -563,7 +626,21 @@ def _seen(history):
     return history["rank"].unique()
 
 
+def _gap_in_place(history):
+    history.sort_values("step", inplace=True)
+    return overfit_gap(history)
+
+
+def _last_of_all(history):
+    """The last step of the longest run for every rank."""
+    return overfit_gap(history).merge(history[history["step"] == history["step"].max()]["rank"])
+
+
 GAPS = [
+    (_gap_in_place, "changes its input history in place"),
+    (_last_of_all, "ranks may end at different steps"),
+    (gap_pivoted, "ranks may have different steps"),
+    (by_rank, "rank is the index here"),
     (_gap(best_step=lambda p: p.loc[p["train_loss"].idxmin(), "step"]), "training loss is lowest"),
     (_gap(best_step=lambda p: p["held_out_loss"].idxmin()), "position"),
     (_unsorted, "sort by step"),
@@ -585,7 +662,7 @@ GAPS = [
         lambda history: overfit_gap(history)[["best_step", "gap", "rise"]].assign(
             rank=_seen(history)
         ),
-        "in rising order",
+        "beside other ranks",
     ),
     (lambda history: overfit_gap(history).drop(columns="rise"), "no column rise"),
     (lambda history: overfit_gap(history)[::-1], "rising order"),

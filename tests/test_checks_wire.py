@@ -56,7 +56,7 @@ def across():
             if pid == 0:
                 ours.close()
                 try:
-                    answer.serve(theirs, space, sys.modules, MOST)
+                    answer.serve(theirs, sys.modules, space, {}, MOST)
                 finally:
                     os._exit(0)
             theirs.close()

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from labkit.checks.compare import expect_close, expect_number
+from labkit.checks.compare import expect_close, expect_number, expect_numbers, likeliest
 from labkit.grading import contract
 from labkit.grading.contract import CheckFailed, exercise, expect, generator, kept, observe, part
 from labkit.grading.plain import plain
@@ -82,6 +82,21 @@ def test_what_the_learner_changes_in_place_stays_outside():
     assert torch.equal(x, torch.ones(3))
 
 
+def test_what_a_probe_finds_changed_is_a_fault_and_its_result_arrives_all_the_same(monkeypatch):
+    def probe(f):
+        return contract.kept(f, [1, 2])
+
+    def grow(numbers):
+        numbers.append(3)
+        return len(numbers)
+
+    monkeypatch.setattr(contract.session, "faults", [])
+    assert observe(probe, len) == 2 and contract.sound()
+    assert observe(probe, grow) == 3
+    assert "changes its input numbers in place" in str(contract.session.faults[0])
+    assert observe(probe, len) == 2 and len(contract.session.faults) == 1
+
+
 def test_the_learners_random_numbers_leave_ours_alone():
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -139,6 +154,24 @@ def test_expect_close_takes_rounding_and_other_dtypes():
 def test_expect_number_says_how_it_misses(got, wanted, word):
     with pytest.raises(CheckFailed, match=word):
         expect_number(got, wanted, "f(x)")
+
+
+def test_a_guess_has_to_explain_every_case_that_fails():
+    cases = [("f(1)", 2.0, 1.0, {"doubled": 2.0, "plus 1": 2.0, "other": 2.0})]
+    cases += [("f(5)", 5.0, 5.0, {"doubled": 10.0}), ("f(3)", 4.0, 3.0, {"doubled": 6.0})]
+    with pytest.raises(CheckFailed, match=r"f\(1\) gave 2, wanted 1: plus 1$") as caught:
+        expect_numbers(cases)
+    assert not caught.value.bare
+    with pytest.raises(CheckFailed, match=r"wanted 5$") as caught:
+        expect_numbers([("f(5)", 7.0, 5.0, {"doubled": 10.0})])
+    assert caught.value.bare
+
+
+def test_of_several_cases_the_one_that_names_a_mistake_is_told():
+    with pytest.raises(CheckFailed, match=r"^named$"), likeliest() as case:
+        for text, bare in (("numbers", True), ("named", False), ("another", False)):
+            with case():
+                raise CheckFailed(text, bare=bare)
 
 
 @pytest.mark.parametrize("wanted", [3.0, 3])
@@ -256,9 +289,19 @@ def _model():
     ],
 )
 def test_a_model_is_given_back_as_it_was(f, words):
-    with pytest.raises(CheckFailed) as caught:
-        kept(f, _model())
-    assert "it leaves model changed" in str(caught.value) and words in str(caught.value)
+    told = _faults(f, _model())
+    assert "it leaves model changed" in told and words in told
+
+
+def _faults(f, model):
+    """What `kept` finds changed by `f(model)`, as text."""
+    session = contract.Session()
+
+    def probe():
+        kept(f, model)
+
+    session.call(probe, ())
+    return " ".join(map(str, session.faults))
 
 
 def test_another_active_adapter_is_a_change():
@@ -273,15 +316,14 @@ def test_another_active_adapter_is_a_change():
     def asks(model):
         model.set_adapter("second")
 
-    with pytest.raises(CheckFailed, match="its active adapter"):
-        kept(asks, model)
+    assert "its active adapter" in _faults(asks, model)
 
     def gives_back(model):
         model.set_adapter("second")
         model.set_adapter("first")
 
     model.set_adapter("first")
-    kept(gives_back, model)
+    assert not _faults(gives_back, model)
 
 
 @exercise("9.4", points=2, after="9.1")
@@ -320,7 +362,7 @@ def test_an_open_exercise_is_stood_in_for(double, learner, capsys):
     if double:
         learner["double"] = double
     quadrupled(learner["quadruple"])
-    assert "judged with the course's own double, since 9.1 is open" in capsys.readouterr().out
+    assert "judged with the course's own 9.1, which is open" in capsys.readouterr().out
     assert contract.session.records["9.4"]["earned"] == 2
     assert learner.get("double") is double, "what stood in is gone afterwards"
 
@@ -340,7 +382,7 @@ def test_nothing_stands_in_for_what_has_passed(learner, rejects):
 def test_a_wrong_answer_is_wrong_with_what_stands_in(learner, rejects):
     learner["double"] = _stub
     told = rejects(quadrupled, eval("lambda x: double(x)", learner))
-    assert "quadruple(3) gave 6, wanted 12 (judged with the course's own double" in told
+    assert "quadruple(3) gave 6, wanted 12 (judged with the course's own 9.1" in told
 
 
 def test_a_stub_stays_missing_with_what_stands_in(learner, not_written):
@@ -348,11 +390,14 @@ def test_a_stub_stays_missing_with_what_stands_in(learner, not_written):
     not_written(quadrupled, _stub)
 
 
-def test_where_nothing_can_stand_in_the_open_exercise_is_named(learner, monkeypatch, capsys):
-    monkeypatch.setattr(contract.session, "reference", None)
-    learner["double"] = _stub
-    quadrupled(learner["quadruple"])
-    assert "mend 9.1 first: it is not written yet" in capsys.readouterr().out
+def test_what_comes_later_does_not_stand_in(learner, rejects):
+    contract.session.reference = {"9.4": "def quadruple(x):\n    return 4 * x"}.get
+    told = rejects(doubles, eval("lambda x: quadruple(x / 2)", {"quadruple": _stub} | learner))
+    assert "course's own" not in told
+
+
+def test_a_mistake_that_has_nothing_to_do_with_what_is_open_is_told_plainly(learner, rejects):
+    assert rejects(quadrupled, lambda x: 5) == "✗ 9.4 quadruple: quadruple(3) gave 5, wanted 12"
 
 
 def test_what_stands_in_shows_none_of_its_lines(learner, rejects):

@@ -50,10 +50,14 @@ def nested():
     process.end()
 
 
+def _task(*cells, needed=(), seconds=100):
+    return json.dumps({"cells": cells, "needed": needed, "seconds": seconds}).encode()
+
+
 def _run(warm, *cells):
     """{index: [how, message]} of the cells that went wrong, run as a submission's."""
     with warm.submission() as link:
-        wire.send(link, b"C", json.dumps(cells).encode())
+        wire.send(link, b"C", _task(*cells))
         kind, body = wire.receive(link, 1 << 24, time.monotonic() + 120)
         assert kind == b"D", body
         return {index: [how, why] for index, how, why in json.loads(body)}
@@ -279,6 +283,56 @@ def test_honest_code_goes_on_working(warm):
     assert {list(HONEST)[index]: why for index, why in told.items()} == {}
 
 
+DESCRIPTORS = """
+import fcntl, os
+found = {}
+for name in os.listdir("/proc/self/fd"):
+    try: kind = os.readlink(f"/proc/self/fd/{name}").partition(":")[0]
+    except OSError: continue  # the one that lists them
+    found[int(name)] = [kind, fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE]
+"""
+
+
+def test_a_submission_has_no_descriptor_that_another_one_had(warm):
+    """Three that lead nowhere, and the way to its own supervisor."""
+    found = _told(warm, "found", DESCRIPTORS)
+    nowhere = [[found.pop(n), mode] for n, mode in (("0", 0), ("1", 1), ("2", 1))]
+    assert all(descriptor == ["/dev/null", mode] for descriptor, mode in nowhere)
+    assert list(found.values()) == [["socket", os.O_RDWR]]
+
+
+def test_what_is_written_to_the_standard_streams_reaches_nobody(nested):
+    leave = """
+import os
+for fd in (0, 1, 2):
+    try: os.write(fd, b"an answer")
+    except OSError: pass
+    try: os.lseek(fd, 1 << 40, 0); os.ftruncate(fd, 100)
+    except OSError: pass
+"""
+    assert _run(nested, leave) == {}
+    read = """
+got = []
+for fd in (0, 1, 2):
+    try: got.append(open(f"/proc/self/fd/{fd}", "rb").read(100).decode())
+    except OSError: got.append("")
+    os.write(max(fd, 1), b"and one can write")
+"""
+    assert _told(nested, "got", read) == ["", "", ""]
+
+
+def test_a_hundred_megabytes_of_progress_bars_do_no_harm(nested):
+    bars = """
+import os, sys
+from tqdm import tqdm
+line = "\\r" + "#" * (1 << 20)
+for _ in range(100): print(line, file=sys.stderr)
+for _ in tqdm(range(20_000), mininterval=0, miniters=1): pass
+os.write(2, line.encode()); sys.stdout.flush(); sys.stderr.flush()
+"""
+    assert _run(nested, bars, bars) == {}
+
+
 def test_there_is_no_way_out_to_the_network(nested):
     with socket.create_server(("127.0.0.1", 0)) as server:
         code = f"""
@@ -372,7 +426,7 @@ def test_a_tree_is_gone_when_the_judge_hangs_up(nested):
     """Also in the middle of a cell that ignores all signals."""
     deaf = "import signal, time\nfor s in (2, 15): signal.signal(s, signal.SIG_IGN)\ntime.sleep(60)"
     with nested.submission() as link:
-        wire.send(link, b"C", json.dumps([deaf]).encode())
+        wire.send(link, b"C", _task(deaf))
         time.sleep(1)
         began = time.monotonic()
     assert time.monotonic() - began < 30

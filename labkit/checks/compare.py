@@ -1,8 +1,11 @@
 """Comparisons that say what is wrong: shape, dtype, a known misconception, or by how much."""
 
+import contextlib
+import re
+
 import torch
 
-from labkit.grading.contract import CheckFailed, expect, generator, observe
+from labkit.grading.contract import CheckFailed, expect, generator, observe, part
 
 
 def randn(*shape, rng=None):
@@ -20,6 +23,51 @@ def ask(call, hint, f, *data):
         ) from None
 
 
+def every(judge, cases):
+    """`judge(*case)` for all cases, as parts of a check; returns what it gave where it didn't fail.
+
+    Of the failures those are told that name a mistake, each once; if none does, the first alone.
+    """
+    given, failures = [], {}
+    for case in cases:
+        try:
+            given.append(judge(*case))
+        except CheckFailed as failure:
+            failures.setdefault(_kernel(str(failure)), failure)
+    named = [failure for failure in failures.values() if not failure.bare]
+    for failure in named or list(failures.values())[:1]:
+        with part():
+            raise failure
+    return given
+
+
+def _kernel(text):
+    """What is the same in a message for another case: without its call and its numbers."""
+    if raised := re.search(r"it raised \w+", text):
+        return raised[0]
+    return re.sub(r"\d+", "", re.split(r": | gave | has shape | holds ", text)[-1])
+
+
+@contextlib.contextmanager
+def likeliest():
+    """Yields `case`: of all that fails in a `with case():`, the first that names a mistake counts.
+
+    Where none does, the first that fails counts. For cases that show the same few mistakes.
+    """
+    faults = []
+
+    @contextlib.contextmanager
+    def case():
+        try:
+            yield
+        except CheckFailed as failure:
+            faults.append(failure)
+
+    yield case
+    if faults:
+        raise min(faults, key=lambda fault: fault.bare)
+
+
 def expect_close(got, wanted, call, guesses=None, tol=1e-4):
     """Raise CheckFailed unless tensor `got` equals `wanted` to `tol`, relative to its size.
 
@@ -32,7 +80,9 @@ def expect_close(got, wanted, call, guesses=None, tol=1e-4):
     if _close(got, wanted, tol):
         return
     for message, guess in (guesses or {}).items():
-        if guess.shape == got.shape and _close(got, guess.double(), tol):
+        if guess.shape != got.shape or _close(wanted, guess.double(), tol):
+            continue
+        if _close(got, guess.double(), tol):
             raise CheckFailed(f"{call}: {message}")
     raise CheckFailed(f"{call}: {_difference(got, wanted)}", bare=True)
 
@@ -81,7 +131,42 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
         meant = got == guess if exact else _near(got, guess, tol)
         if meant and guess != wanted:
             raise CheckFailed(f"{told}: {message}")
-    raise CheckFailed(told, bare=True)
+    raise CheckFailed(told + _displayed(got, wanted), bare=True)
+
+
+def _displayed(got, wanted):
+    """What to say of a number that is right but for how it is displayed."""
+    if type(wanted) is int or not wanted:
+        return ""
+    if abs(got / 100 - wanted) <= 1e-3 * abs(wanted):
+        return ": that is in percent; the number itself is wanted"
+    if any(got == round(wanted, n) for n in range(type(got) is float, 6)):
+        return ": that is rounded; the number itself is wanted"
+    return ""
+
+
+def expect_numbers(cases, tol=1e-4):
+    """`expect_number` of several `(call, got, wanted, guesses)` that show the same mistakes.
+
+    A guess is told when it explains each of them that fails and that has it; of several the one
+    that gives the right ones as well, since a small int is soon right by accident.
+    """
+    failing = []
+    for call, got, wanted, guesses in cases:
+        try:
+            expect_number(got, wanted, call, tol=tol)
+        except CheckFailed as failure:
+            if not failure.bare:
+                raise
+            failing.append((failure, got, guesses))
+    fits = {}
+    for message in {message: 0 for _, _, guesses in failing for message in guesses}:
+        if all(_near(got, known[message], 1e-3) for _, got, known in failing if message in known):
+            fits[message] = sum(_near(c[1], c[3][message], 1e-3) for c in cases if message in c[3])
+    if fits:
+        raise CheckFailed(f"{failing[0][0]}: {max(fits, key=fits.get)}")
+    if failing:
+        raise failing[0][0]
 
 
 def _near(got, wanted, tol):

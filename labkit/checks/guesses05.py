@@ -45,6 +45,36 @@ def counted(shapes, r):
         "d_out is used twice, as if matrices were square": 2 * r * d_out,
         "d_in is used twice, as if matrices were square": 2 * r * d_in,
         "this counts one matrix; sum over shapes": r * sum(next(iter(shapes.values()))),
+        "this counts the last matrix alone; sum over shapes": r * sum(list(shapes.values())[-1]),
+        "the rank is missing: that is what one rank costs": d_out + d_in,
+        "twice too many: A has r * d_in numbers and B d_out * r": 2 * r * (d_out + d_in),
+        "this counts bytes; wanted are numbers": 4 * r * (d_out + d_in),
+        "one more d_out for each matrix: LoRA has no bias": r * (d_out + d_in) + d_out,
+        "this counts the matrices themselves too; wanted is the adapter alone": dense(shapes)
+        + r * (d_out + d_in),
+        "that is r + d_out + d_in: a factor of r has r times its side": sum(
+            r + sum(pair) for pair in shapes.values()
+        ),
+    }
+
+
+def percents(shapes, r):
+    """Wrong percentages at rank r."""
+    trainable, whole = r * sides(shapes), dense(shapes)
+    each = [100 * r * sum(pair) / (pair[0] * pair[1]) for pair in shapes.values()]
+    return {
+        "that is a share: times 100": trainable / whole,
+        "divide by the numbers in the matrices, without the adapter's": 100
+        * trainable
+        / (whole + trainable),
+        "that is the mean of the matrices' own percentages; add up first, then divide": sum(each)
+        / len(each),
+        "that is the sum of the matrices' own percentages; add up first, then divide": sum(each),
+        "rounded too much: keep two digits at least": round(100 * trainable / whole, 1),
+        "rounded too much: keep the digits": round(100 * trainable / whole),
+        "that is the dense matrices in percent of the adapter": 100 * whole / trainable,
+        "divided by d_out + d_in; a matrix has d_out * d_in numbers": 100 * r,
+        "that is what is left: 100 minus the wanted": 100 - 100 * trainable / whole,
     }
 
 
@@ -54,15 +84,31 @@ NONE_FITS = "not even rank 1 fits: 0 is wanted"
 def ranks_within(shapes, budget, wanted):
     """Wrong ranks for a budget, where they differ from the right one."""
     exact = budget / sides(shapes)
-    guesses = ({} if wanted else {NONE_FITS: 1}) | {
-        "that rank is over the budget: round down": math.ceil(exact),
-        "that rank is over the budget: round down, also above a half": round(exact),
-        "one less than fits: a rank that meets the budget exactly is within it": wanted - 1,
-        "one matrix alone may use it all; sum over shapes": min(
-            budget // sum(pair) for pair in shapes.values()
-        ),
-        "that divides by the dense size; a rank costs d_out + d_in": budget // dense(shapes),
-    }
+    d_out, d_in = (sum(pair[k] for pair in shapes.values()) for k in (0, 1))
+    guesses = (
+        ({} if wanted else {NONE_FITS: 1})
+        | {
+            "that rank is over the budget: round down": math.ceil(exact),
+            "that rank is over the budget: round down, also above a half": round(exact),
+            "one less than fits: a rank that meets the budget exactly is within it": wanted - 1,
+            "one matrix alone may use it all; sum over shapes": min(
+                budget // sum(pair) for pair in shapes.values()
+            ),
+            "that divides by the dense size; a rank costs d_out + d_in": budget // dense(shapes),
+            "a rank costs A's row too: d_out + d_in": budget // d_out,
+            "a rank costs B's column too: d_out + d_in": budget // d_in,
+            "only the first matrix is counted; sum over shapes": budget
+            // sum(next(iter(shapes.values()))),
+            "that is what the rank costs; wanted is the rank": wanted * sides(shapes),
+            "no matrix sets a limit here, the budget alone does": min(
+                wanted, *(min(pair) for pair in shapes.values())
+            ),
+            "a power of two is not asked for, take the largest rank that fits": 2
+            ** max(wanted, 1).bit_length()
+            // 2,
+        }
+        | {"that is a fraction of a rank: round down, with //": exact}
+    )
     return {message: guess for message, guess in guesses.items() if guess != wanted}
 
 
@@ -78,84 +124,110 @@ def overlap(A1, A2, i, j):
 
 
 def overlaps(A1, A2, i, j):
-    """Wrong subspace similarities, where they differ from the right one."""
+    """Wrong subspace similarities, some of them the right number by chance."""
     total, least = overlap(A1, A2, i, j), min(i, j)
-    rows = (A1[:i].double() @ A2[:j].double().T).square().sum().item()
-    Q1, Q2 = (torch.linalg.qr(A.double().T)[0] for A in (A1[:i], A2[:j]))
-    first = (Q1.T @ Q2).square().sum().item()
+    A1, A2 = A1.double(), A2.double()
+    (U1, S1, V1), (U2, S2, V2) = (torch.linalg.svd(A, full_matrices=False) for A in (A1, A2))
+    Q1, Q2 = (torch.linalg.qr(A.T)[0] for A in (A1[:i], A2[:j]))
+    product, own = V1[:i] @ V2[:j].T, V1[-i:] @ V2[-j:].T
+    shifted = [torch.linalg.svd(A - A.mean(0), full_matrices=False)[2] for A in (A1, A2)]
     guesses = {}
     if len(A1) == len(A2):
-        (U1, _, V1), (U2, _, V2) = (torch.linalg.svd(A, full_matrices=False) for A in (A1, A2))
-        left, cut = U1[:, :i].T @ U2[:, :j], V1[:, :i].T @ V2[:, :j]
         guesses = {
-            "these are left singular vectors; the right ones are the rows of Vh": left,
-            "these are columns of Vh; its rows are the right singular vectors": cut,
+            "these are left singular vectors; the right ones are the rows of Vh": U1[:, :i].T
+            @ U2[:, :j],
+            "these are columns of Vh; its rows are the right singular vectors": V1[:, :i].T
+            @ V2[:, :j],
         }
-        guesses = {m: product.square().sum().item() / least for m, product in guesses.items()}
+    guesses |= {
+        "these are rows of A, not singular vectors": A1[:i] @ A2[:j].T,
+        "this is the span of the first rows of A, not of its top singular vectors": Q1.T @ Q2,
+        "these are the last singular vectors; the top ones come first in Vh": own,
+        "the singular values are in it; wanted are the directions alone": S1[:i, None]
+        * product
+        * S2[:j],
+        "the rows were centred first, as PCA does; take A as it is": shifted[0][:i]
+        @ shifted[1][:j].T,
+    }
+    guesses = {message: M.square().sum().item() / least for message, M in guesses.items()}
+    values = torch.linalg.svdvals(product)
     guesses |= {
         "divide by min(i, j)": total,
         "the Frobenius norm is not squared": math.sqrt(total) / least,
+        "the norm is squared and divided: no square root of it all": math.sqrt(total / least),
+        "square the whole norm once: divide by min(i, j), not by its square": total / least**2,
         "divide by min(i, j), not by the larger one": total / max(i, j),
         "divide by min(i, j), not by i": total / i,
         "divide by min(i, j), not by j": total / j,
+        "divide by min(i, j), not by the square root of i * j": total / math.sqrt(i * j),
+        "divide by min(i, j), not by min(r1, r2)": total / min(len(A1), len(A2)),
         "that is the mean of the squares; take their sum, over min(i, j)": total / (i * j),
-        "these are rows of A, not singular vectors": rows / least,
-        "this is the span of the first rows of A, not of its top singular vectors": first / least,
+        "that is the mean of the sizes; square each, and sum": product.abs().mean().item(),
+        "the entries are not squared, only made positive": product.abs().sum().item() / least,
+        "the entries are not squared": product.sum().item() / least,
+        "the largest singular value is another norm: Frobenius sums all squares": (
+            values.max() ** 2
+        ).item()
+        / least,
+        "the sum of singular values is another norm: Frobenius sums their squares": (
+            values.sum().item() / least
+        ),
+        "that is one minus it: 1 where one span contains the other": 1 - total / least,
+        "only the pairs on the diagonal are counted; every direction meets every other": (
+            product.diagonal().square().sum().item() / least
+        ),
     }
     if j <= len(A1) and i <= len(A2):
         guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
-    return {m: guess for m, guess in guesses.items() if abs(guess - total / least) > 1e-3}
+    return guesses
 
 
-def beaten(cost, quality, rows):
-    """Whether a row (name, cost, quality) is no worse in both and better in one."""
-    return any(c <= cost and q >= quality and (c, q) != (cost, quality) for _, c, q in rows)
-
-
-def why_extra(name, rows):
-    """Why row `name` does not belong on the front."""
-    cost, quality = next((c, q) for a, c, q in rows if a == name)
-    if quality != quality:
-        return "a run without a score is on no front"
-    by, c, q = next(row for row in rows if beaten(cost, quality, [row]))
-    what = "no worse in both and better in one"
-    return f"{by} (seconds {c}, score {q}) is {what}: lower cost, higher quality"
-
-
-def why_lost(name, rows):
-    """Why row `name` does belong on the front."""
-    own = next((c, q) for a, c, q in rows if a == name)
-    twin = next((a for a, c, q in rows if (c, q) == own and a != name), None)
-    if twin:
-        return f"{twin} is equal in both, and equal rows do not beat each other: keep both"
-    return "no other row is as good in both and better in one"
-
-
-def gap_of(steps, train, held, best, at):
+def gap_of(steps, train, held, best, at, labels):
     """The right row of `overfit_gap` for one rank, and wrong ones for each column.
 
     `at` says which of the steps comes last in the table, `best` which has the lowest held-out loss.
+    `labels` are those of the two rows that have it.
     """
     gaps = [h - t for h, t in zip(held, train, strict=True)]
     right = {"best_step": steps[best], "gap": gaps[-1], "rise": held[-1] - held[best]}
-    unsorted = "that takes the last row of the table; its last step is elsewhere: sort by step"
+    unsorted = "your last row is not the last step: sort by step"
     guesses = {
         "best_step": {
             "two steps have the lowest loss; wanted is the first of them": steps[best + 1],
+            "that is the step of the highest held-out loss": steps[held.index(max(held))],
+            "that is the step of the smallest gap; wanted is the lowest held-out loss": steps[
+                gaps.index(min(gaps))
+            ],
+            "that is the step of the largest gap; wanted is the lowest held-out loss": steps[
+                gaps.index(max(gaps))
+            ],
+            "that is the lowest loss; wanted is its step": held[best],
             "that is the last step, where the training loss is lowest": steps[-1],
             "that is a position in the table; wanted is the value of step": best,
+            "idxmin gives the label of a row; wanted is its step": labels[0],
+            "idxmin gives the label of a row; wanted is the value of step there": labels[1],
         },
         "gap": {
             "the sign is turned round: held-out minus training loss": -gaps[-1],
             "that is the gap at the best step; wanted is the last step's": gaps[best],
             "that is the mean over the steps; wanted is the last step's": sum(gaps) / len(gaps),
             "that divides; wanted is a difference": held[-1] / train[-1],
+            "that is the lowest held-out minus the lowest training loss; wanted is the last "
+            "step's": min(held) - min(train),
+            "that is the last held-out minus the first training loss": held[-1] - train[0],
+            "that is the last held-out loss alone; take the training loss from it": held[-1],
             "that is the largest gap; wanted is the last step's": max(gaps),
+            "that is the gap at the first step; wanted is the last step's": gaps[0],
             unsorted: gaps[at],
         },
         "rise": {
             "the sign is turned round: last minus lowest": held[best] - held[-1],
             "that is the fall since the first step": held[0] - held[best],
+            "that compares with the first step; wanted is the lowest": held[-1] - held[0],
+            "that is the rise of the last step alone; wanted is that above the lowest": held[-1]
+            - held[-2],
+            "that is the rise of the gap; wanted is held-out alone": gaps[-1] - gaps[best],
+            "that is the last loss itself; take the lowest from it": held[-1],
             "that compares with the training loss; wanted is held-out alone": gaps[-1],
             "that is the spread; wanted is how far the last lies above the lowest": max(held)
             - held[best],
@@ -163,6 +235,4 @@ def gap_of(steps, train, held, best, at):
             unsorted: held[at] - held[best],
         },
     }
-    for name, options in guesses.items():
-        guesses[name] = {m: g for m, g in options.items() if abs(g - right[name]) > 1e-4}
     return right, guesses

@@ -19,10 +19,11 @@ from os import WNOHANG, _exit, close, fork, getpid, getppid, kill, setsid, waitp
 from types import FunctionType, ModuleType, SimpleNamespace
 
 from labkit.grading import lines, wire
-from labkit.grading.mend import mender
+from labkit.grading.mend import mender, small_names
 
 ORDER_BYTES = 1 << 16
 SPARE = 12  # processes and descriptors that cells can't use up
+STATES = 400  # cells after which it is kept how names stand
 TOLD = 400  # characters of an error message that go back
 
 
@@ -48,6 +49,7 @@ def untouched(module):
 def _obey(channel, shell, cells, most):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     mend, errors = mender(), lines.prepare(shell)
+    states = {}  # index of a cell -> how names stood below it
     while True:
         message, fds, _, _ = socket.recv_fds(channel, ORDER_BYTES, 1)
         if not message:
@@ -56,10 +58,12 @@ def _obey(channel, shell, cells, most):
         mend("run" not in order)
         if "run" in order:
             _run(channel, partial(run_cell, shell, errors), cells, order["run"], order["apart"])
+            if len(states) < STATES:
+                states[order["run"]] = small_names(shell)
         elif "settle" in order:
             _settle(channel)
         else:
-            _serve(channel, shell, fds[0], most)
+            _serve(channel, (shell.user_ns, states, most), fds[0])
 
 
 def _spare(n):
@@ -76,14 +80,13 @@ def _tell(channel, **what):
 
 def _run(channel, run, cells, index, apart):
     """Run one cell; when `apart`, in a fork, so that its end costs nothing but this cell."""
-    before = None
+    before = getpid()
     if apart:
         pid = fork()
         if pid:
             waitpid(pid, 0)  # a fork that gets through its cell kills this process
             _tell(channel, lost=index)
             return
-        before = getppid()
         _tell(channel, pid=getpid())
     me = getpid()
     _spare(SPARE)
@@ -91,9 +94,16 @@ def _run(channel, run, cells, index, apart):
     _spare(0)
     if getpid() != me:  # the cell forked, and this is the copy
         _exit(0)
-    if before:
-        kill(before, signal.SIGKILL)
+    if apart:
+        _take_over(before)
     _tell(channel, done=index, error=error)
+
+
+def _take_over(before):
+    """End the process `before`, of which this one is a fork."""
+    if getppid() == before:  # else it has ended, and its number may be another one's
+        with contextlib.suppress(ProcessLookupError):
+            kill(before, signal.SIGKILL)
 
 
 def run_cell(shell, errors, source):
@@ -126,18 +136,25 @@ def _mistake(source):
 
 
 def _settle(channel):
-    """Go on as a fork: it has no thread but this one."""
+    """Go on as a fork: it has no thread but this one.
+
+    The supervisor knows of the fork by what it tells, and takes the end of the process that it
+    knows for a loss: so the fork tells first.
+    """
     before = getpid()
     pid = fork()
     if pid:
         waitpid(pid, 0)
         return
-    kill(before, signal.SIGKILL)
     _tell(channel, pid=getpid())
+    _take_over(before)
 
 
-def _serve(channel, shell, fd, most):
-    """Fork a process that answers the judge on `fd` from the state that the cells left."""
+def _serve(channel, what, fd):
+    """Fork a process that answers the judge on `fd` from the state that the cells left.
+
+    `what` are the namespace, its earlier states, and the most bytes of a question.
+    """
     with contextlib.suppress(ChildProcessError):
         while waitpid(-1, WNOHANG)[0]:
             pass
@@ -150,8 +167,8 @@ def _serve(channel, shell, fd, most):
     setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sock = plain_socket(fileno=fd)
-    modules = load(wire.receive(sock, most)[1])
-    modules["labkit.grading.answer"].serve(sock, shell.user_ns, modules, most)
+    modules = load(wire.receive(sock, what[-1])[1])
+    modules["labkit.grading.answer"].serve(sock, modules, *what)
     _exit(0)
 
 

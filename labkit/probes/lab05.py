@@ -1,6 +1,10 @@
 """What runs beside the learner's code in lab 5, and brings plain data back to its checks."""
 
+import contextlib
+
 import pandas as pd
+
+from labkit.grading.contract import kept
 
 ALPHAS = {"twice the rank": lambda rank: 2 * rank, "fixed": lambda rank: 24}
 
@@ -8,7 +12,11 @@ ALPHAS = {"twice the rank": lambda rank: 2 * rank, "fixed": lambda rank: 24}
 FRONT = {  # what an error of `pareto` says -> a hint
     "'cost'": "cost holds a column's name: frame[cost]",
     "'quality'": "quality holds a column's name: frame[quality]",
+    "'seconds'": "here the columns have other names: frame[cost], frame[quality]",
+    "'score'": "here the columns have other names: frame[cost], frame[quality]",
     "Array conditional": "where keeps every row: use frame[mask]",
+    "Unalignable boolean": "mask and frame have different rows: make both from the same frame",
+    "identically-labeled": "compare with the row's values: frame[cost] <= row[cost]",
 }
 
 
@@ -17,7 +25,7 @@ class Broken(Exception):
 
 
 def swept(sweep, ranks, learning_rates, rule, results, fails):
-    """`sweep` on a training function that notes its calls: the frame as columns, and the calls.
+    """`sweep` on a training function that notes its calls: the frame as data, and the calls.
 
     `rule` names one of ALPHAS. `results` is `{name: factor}`: a run returns the factor times
     `rank + learning_rate`. `fails` lists the pairs `[rank, learning_rate]` that raise.
@@ -25,42 +33,46 @@ def swept(sweep, ranks, learning_rates, rule, results, fails):
     calls = []
 
     def train_fn(rank, alpha, learning_rate, seed):
-        calls.append([rank, alpha, learning_rate, seed])
+        calls.append([_given(value) for value in (rank, alpha, learning_rate, seed)])
         if [rank, learning_rate] in fails:
             raise Broken(f"diverged at rank {rank}")
         return {name: factor * (rank + learning_rate) for name, factor in results.items()}
 
-    frame = sweep(train_fn, ranks, learning_rates, ALPHAS[rule])
-    return {"frame": _columns(frame), "calls": calls}
+    frame = kept(sweep, train_fn, ranks, learning_rates, ALPHAS[rule])
+    return {"frame": _data(frame), "calls": calls}
 
 
 def interrupted(sweep):
-    """Whether Ctrl-C in a run leaves `sweep`."""
+    """How many runs `sweep` makes when Ctrl-C is pressed in each."""
+    calls = []
 
     def train_fn(rank, alpha, learning_rate, seed):
+        calls.append(rank)
         raise KeyboardInterrupt
 
-    try:
-        sweep(train_fn, [2], [0.1], ALPHAS["fixed"])
-    except KeyboardInterrupt:
-        return True
-    return False
+    with contextlib.suppress(KeyboardInterrupt):
+        sweep(train_fn, [2, 3], [0.1, 0.2], ALPHAS["fixed"])
+    return len(calls)
 
 
 def table(param_table, shapes, ranks):
-    """`param_table` of shapes that arrive as lists, as columns."""
-    return _columns(param_table({name: tuple(shape) for name, shape in shapes.items()}, ranks))
+    """`param_table` of shapes that arrive as lists, as data."""
+    return _data(kept(param_table, _tuples(shapes), ranks))
 
 
 def rank_within(matched_rank, shapes, budget):
     """`matched_rank` of shapes that arrive as lists."""
-    return matched_rank({name: tuple(shape) for name, shape in shapes.items()}, budget)
+    return kept(matched_rank, _tuples(shapes), budget)
+
+
+def _tuples(shapes):
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def front(pareto, columns, index, cost, quality):
-    """`pareto` of the frame with these columns and index, as columns."""
+    """`pareto` of the frame with these columns and index, as data."""
     try:
-        return _columns(pareto(pd.DataFrame(columns, index=index), cost, quality))
+        return _data(kept(pareto, pd.DataFrame(columns, index=index), cost, quality))
     except Exception as error:
         hint = next((hint for sign, hint in FRONT.items() if sign in str(error)), None)
         error.args = (f"{error}; {hint}",) if hint else error.args
@@ -68,23 +80,35 @@ def front(pareto, columns, index, cost, quality):
 
 
 def gaps(overfit_gap, columns):
-    """`overfit_gap` of the history with these columns, as columns."""
-    return _columns(overfit_gap(pd.DataFrame(columns)))
+    """`overfit_gap` of the history with these columns, as data."""
+    return _data(kept(overfit_gap, pd.DataFrame(columns)))
 
 
-def _columns(frame):
-    """A DataFrame's columns as lists; a named index counts as one. Others as they are, by kind."""
+def _data(frame):
+    """A DataFrame's columns as lists, its row labels and their names; others by kind alone."""
     if not isinstance(frame, pd.DataFrame):
         return {"is": type(frame).__name__}
-    named = [name for name in frame.index.names if name is not None and name not in frame]
-    frame = frame.reset_index(level=named)
-    return {str(name): [_number(value) for value in frame[name]] for name in frame}
+    return {
+        "columns": {str(n): [_cell(v) for v in frame.iloc[:, k]] for k, n in enumerate(frame)},
+        "twice": [str(name) for name in frame.columns[frame.columns.duplicated()]],
+        "labels": [_cell(label) for label in frame.index],
+        "index": [str(name) for name in frame.index.names if name is not None],
+    }
 
 
-def _number(value):
-    """A cell as plain data: a missing value as None, NumPy's scalars as Python's."""
-    if isinstance(value, BaseException):
-        return f"{type(value).__name__}: {value}"
+def _cell(value):
+    """A cell as plain data: a missing value as None, others than text and numbers by kind."""
     if getattr(value, "ndim", None) == 0:
         value = value.item()
-    return None if pd.isna(value) is True else value
+    if value is None or (isinstance(value, float) and value != value) or value is pd.NA:
+        return None
+    if isinstance(value, bool | int | float | str):
+        return value
+    return {"is": "exception" if isinstance(value, BaseException) else type(value).__name__}
+
+
+def _given(value):
+    """What the training function got: Python's numbers as they are, others by kind."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return {"is": type(value).__name__}

@@ -19,7 +19,7 @@ from batch import SEED, grade_all, shown
 from labkit.grading import sandbox
 
 CORPUS = "exits hangs floods processes patches internals probes labs aimed objects wire secrets"
-CORPUS = [*CORPUS.split(), "outside", "files", "messy"]
+CORPUS = [*CORPUS.split(), "outside", "files", "messy", "channels"]
 
 SECRET = "lora-attack-secret"
 for group in CORPUS:
@@ -106,7 +106,7 @@ def _grade(attacks, folder):
         patch.setattr(tempfile, "tempdir", None)
         before = outside.snapshot(home, work, submissions)
         others = {p.pid for p in psutil.Process().children(recursive=True)}  # of other tests
-        rows = grade_all(submissions, out)
+        rows = grade_all(submissions, out, jobs=1 if group == "channels" else 2)
         alive = outside.running(but=others)
         after = outside.snapshot(home, work, submissions)
     found = outside.changed(before, after)
