@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def across():
             if pid == 0:
                 ours.close()
                 try:
-                    answer.serve(theirs, space, {}, MOST)
+                    answer.serve(theirs, sys.modules, space, {}, MOST)
                 finally:
                     os._exit(0)
             theirs.close()
