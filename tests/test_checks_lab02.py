@@ -120,13 +120,19 @@ class FromModules(nn.Module):
         return self.base(x) + update
 
 
-class Gathered(LoRALinear):
-    """The dense weight where nothing is dropped: slow, and right."""
+class InFp32(LoRALinear):
+    """A and B in fp32 whatever the base, as in PEFT."""
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(base, r, alpha, dropout)
+        self.A, self.B = (nn.Parameter(part.data.float()) for part in (self.A, self.B))
 
     def forward(self, x):
-        if self.merged or (self.training and self.drop.p):
-            return super().forward(x)
-        return F.linear(x, self.base.weight + self.scaling * self.B @ self.A, self.base.bias)
+        y = self.base(x)
+        if self.merged:
+            return y
+        h = self.drop(x).to(self.A.dtype) @ self.A.T
+        return (y + self.scaling * h @ self.B.T).to(y.dtype)
 
 
 def lora_gradients(x, W, A, B, alpha, dY):
@@ -154,7 +160,8 @@ def inject(model, targets, r, alpha):
 
 def inject_by_path(model, targets, r, alpha):
     model.requires_grad_(False)
-    names = [n for n, _ in model.named_modules() if any(f".{n}".endswith("." + t) for t in targets)]
+    linear = [n for n, m in model.named_modules() if type(m) is nn.Linear]
+    names = [n for n in linear if any(f".{n}".endswith("." + t) for t in targets)]
     for name in names:
         model.set_submodule(name, LoRALinear(model.get_submodule(name), r=r, alpha=alpha))
     return len(names)
@@ -165,7 +172,7 @@ def inject_recursive(model, targets, r, alpha, top=True):
         model.requires_grad_(False)
     count = 0
     for name, child in model.named_children():
-        if name.split(".")[-1] in targets:
+        if name in targets and hasattr(child, "in_features"):
             model._modules[name] = LoRALinear(child, r, alpha)
             count += 1
         else:
@@ -175,7 +182,9 @@ def inject_recursive(model, targets, r, alpha, top=True):
 
 def inject_modules(model, targets, r, alpha):
     model.requires_grad_(False)
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     found = [(m, k) for m in model.modules() for k, v in m._modules.items() if k in targets]
+    found = [(m, k) for m, k in found if any(m._modules[k] is one for one in linear)]
     for m, k in found:
         m.add_module(k, FromModules(m._modules[k], r, alpha))
     return len(found)
@@ -269,12 +278,24 @@ def adapter_state(model):
     }
 
 
+def _names(model):
+    layers = [n for n, m in model.named_modules() if hasattr(m, "base")]
+    return [f"{n}.{k}" for n in layers for k in "AB"]
+
+
 def state_by_names(model):
-    return {n: p for n, p in model.named_parameters() if n.split(".")[-1] in ("A", "B")}
+    names = _names(model)
+    return {n: p for n, p in model.named_parameters() if n in names}
 
 
 def state_from_dict(model):
-    return {n: t for n, t in model.state_dict().items() if n.endswith((".A", ".B"))}
+    return {n: model.state_dict()[n] for n in _names(model)}
+
+
+def _fit(own, state):
+    for name in own.keys() & state.keys():
+        if own[name].shape != state[name].shape:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}")
 
 
 def load_adapter_(model, state):
@@ -284,22 +305,30 @@ def load_adapter_(model, state):
             raise KeyError(f"missing {name}")
     for name in state:
         if name not in own:
-            raise ValueError(f"{name} fits nowhere")
+            raise KeyError(f"{name} fits nowhere")
+    _fit(own, state)
     for name, tensor in state.items():
         own[name].data.copy_(tensor)
 
 
 def load_strict(model, state):
-    missing = {n for n in model.state_dict() if n.endswith((".A", ".B"))} - set(state)
-    unknown = set(state) - set(model.state_dict())
+    missing, unknown = set(_names(model)) - set(state), set(state) - set(_names(model))
     if missing or unknown:
-        raise RuntimeError(f"missing {missing}, unexpected {unknown}")
+        raise KeyError(f"missing {missing}, unexpected {unknown}")
+    _fit(model.state_dict(), state)
     model.load_state_dict(state, strict=False)
+
+
+class Unknown(KeyError):
+    pass
 
 
 def load_asserting(model, state):
     own = state_from_dict(model)
-    assert own.keys() == state.keys(), f"keys differ: {own.keys() ^ state.keys()}"
+    if own.keys() != state.keys():
+        raise Unknown(f"keys differ: {own.keys() ^ state.keys()}")
+    for name in own:
+        assert own[name].shape == state[name].shape, name
     with torch.no_grad():
         for name, p in state_by_names(model).items():
             p.copy_(state[name])
@@ -309,6 +338,7 @@ def load_parts(model, state):
     own = adapter_state(model).keys()
     if wrong := own ^ state.keys():
         raise KeyError(*wrong)
+    _fit(adapter_state(model), state)
     for name, tensor in state.items():
         layer, part = name.rsplit(".", 1)
         getattr(model.get_submodule(layer), part).data.copy_(tensor)
@@ -343,7 +373,7 @@ RIGHT = [
     (check.layer, WithNumpyNames),
     (check.layer, AsInABook),
     (check.layer, FromModules),
-    (check.layer, Gathered),
+    (check.layer, InFp32),
     (check.gradients, lora_gradients),
     (check.gradients, gradients_einsum),
     (check.injects, inject),
@@ -458,9 +488,9 @@ LAYERS = [
     (_dropping(lambda s, x: x @ s.drop(s.A).T @ s.B.T), "x that goes into A"),
     (
         _dropping(lambda s, x: F.dropout(x, 0.1, s.training and s.drop.p > 0) @ s.A.T @ s.B.T),
-        "with p=0.5",
+        "with p=0.25",
     ),
-    (_dropping(lambda s, x: x * (s.drop(x * 0 + 1) > 0) @ s.A.T @ s.B.T), "with p=0.5"),
+    (_dropping(lambda s, x: x * (s.drop(x * 0 + 1) > 0) @ s.A.T @ s.B.T), "what is kept must grow"),
     (InPlace, "writes over x"),
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x.mul_(s.scaling)) / s.scaling), "writes"),
     (MergesInEval, "base weight has changed"),
@@ -488,11 +518,11 @@ LAYERS = [
     (_layer(forward=lambda s, x: s.base(s.drop(x)) + _update(s, x)), "dropout hits the base"),
     (
         _layer(forward=lambda s, x: s.base(x) + s.scaling * x @ s.A.T @ s.B.T),
-        "dropout=0.5 changes nothing",
+        "dropout=0.25 changes nothing",
     ),
     (
         _layer(forward=lambda s, x: s.base(x) + s.scaling * F.dropout(x, s.drop.p) @ s.A.T @ s.B.T),
-        "eval",
+        "pass self.training",
     ),
     (_layer(init=_set("B", lambda s, b, r, a: nn.Parameter(s.B.data.float()))), "bf16 base"),
     (
@@ -571,7 +601,7 @@ def _returns_model(model, targets, r, alpha):
 
 INJECTIONS = [
     (_set_by_dotted_name, "set the new layer on its parent"),
-    (_split_at_the_dot, "no dot in its name"),
+    (_split_at_the_dot, "stands at the root: its parent is the model"),
     (_returns_model, "returned a model, wanted how many"),
     (_inject_with(lambda n, t: n.endswith(tuple("." + x for x in t))), "left out_proj"),
     (_inject_with(lambda n, t: n.split(".")[-1].startswith(tuple(t))), "replaced out_proj_2"),
@@ -585,7 +615,7 @@ INJECTIONS = [
     (_inject_with(_last, after=True), "froze A or B"),
     (_inject_with(_last, count=lambda names: None), "return"),
     (_inject_with(_last, count=lambda names: names), "list"),
-    (_inject_with(_last, wrap=_no_bias), "changed the output"),
+    (_inject_with(_last, wrap=_no_bias), "the layer itself"),
     (_inject_with(_last, wrap=_nested), "wrapped a wrapped layer"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, 4, a)), "r is not passed"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, r, r)), "alpha is not passed on"),
@@ -786,7 +816,7 @@ def _load_quietly(model, state):
 
 
 def _load_halfway(model, state):
-    missing = {n for n in model.state_dict() if n.endswith((".A", ".B"))} - set(state)
+    missing = set(_names(model)) - set(state)
     found = model.load_state_dict(state, strict=False)
     if missing or found.unexpected_keys:
         raise RuntimeError(f"missing {missing}, unexpected {found.unexpected_keys}")
@@ -802,7 +832,7 @@ def _load_until(model, state):
 
 def _load_vaguely(model, state):
     if state.keys() != state_by_names(model).keys():
-        raise ValueError("wrong keys")
+        raise KeyError("wrong keys")
     load_adapter_(model, state)
 
 
@@ -823,7 +853,7 @@ WRONG = [
             (lambda x, W, A, B, alpha: alpha / len(A) * x @ A.T @ B.T, "frozen x @ W.T is missing"),
             (lambda x, W, A, B, alpha: x @ (W + alpha / len(A) * B @ A).T, "as large as W"),
             (_dense_in_numpy, "as large as W"),
-            (_dense_in_place, "as large as W"),
+            (_dense_in_place, "in place"),
             (_dense_in_lists, "as large as W"),
             (lambda x, W, A, B, alpha: x @ W + x @ A @ B, "RuntimeError"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "by d_out"),
@@ -854,9 +884,9 @@ WRONG = [
             (lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY)[0], "pair"),
             (lambda x, W, A, B, a, dY: [g / 6 for g in lora_gradients(x, W, A, B, a, dY)], "sums"),
             (lambda x, W, A, B, a, dY: [-g for g in lora_gradients(x, W, A, B, a, dY)], "sign"),
-            (_by_backward, "calls autograd's backward"),
-            (_by_grad, "calls autograd's grad"),
-            (_by_vjp, "calls autograd's vjp"),
+            (_by_backward, "calls autograd: by hand"),
+            (_by_grad, "calls autograd: by hand"),
+            (_by_vjp, "calls autograd: by hand"),
             (lambda x, W, A, B, a, dY: [2 * g for g in lora_gradients(x, W, A, B, a, dY)], "2x"),
             (lambda x, W, A, B, a, dY: [g.T for g in lora_gradients(x, W, A, B, a, dY)], "transp"),
         ]
