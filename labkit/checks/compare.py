@@ -124,6 +124,11 @@ def _displayed(got, wanted):
     return ""
 
 
+def expect_kind(got, call):
+    """Raise CheckFailed unless `got` is a Python number."""
+    expect_number(got, got if type(got) in (int, float) else 1.0, call)
+
+
 def expect_numbers(asked):
     """`expect_number` for all of `asked`, each `(call, got, wanted, guesses)`, guesses alike named.
 

@@ -40,11 +40,13 @@ def forward(x, W, A, B, alpha):
     }
 
 
-def gradient(right, alpha, r, tokens):
+def gradient(right, alpha, r, dY):
     """Wrong gradients of A or B; `right` is autograd's."""
     unscaled = right / (alpha / r)
     return {message: unscaled * factor for message, factor in factors(alpha, r).items()} | {
-        "averaged over the batch; a gradient sums over it": right / tokens,
+        "averaged over the batch; a gradient sums over it": right / len(dY),
+        "averaged over all numbers of dY; a gradient sums over them": right / dY.numel(),
+        "it is zero for every A and B: dA is zero only while B is": right * 0,
         "the sign is turned round: the gradient itself is asked, no step downhill": -right,
     }
 
@@ -69,19 +71,22 @@ def stabilised(alpha, r):
         "r comes twice: alpha / sqrt(r) alone": alpha / r / math.sqrt(r),
         "alpha is multiplied by the root: divide": alpha * math.sqrt(r),
         "the root is taken twice": alpha / r**0.25,
+        "the root belongs to r; alpha is divided by its own": math.sqrt(alpha),
+        "// drops the fraction: divide with /": alpha // math.sqrt(r),
         "alpha is missing": 1 / math.sqrt(r),
         "upside down: alpha / sqrt(r)": math.sqrt(r) / alpha,
     }
 
 
-def counted(trainable, total, tied, every_one):
+def counted(trainable, total, tied, model=None):
     """`[(the right number, {message: wrong one})]` for what trains and for all there is."""
-    sizes = [p.numel() for p in every_one]
     first = {
         "this is the total: return (trainable, total) in this order": total,
         "the tied tensor is counted twice": trainable + tied,
         "this is what is frozen; count what requires grad": total - trainable,
         "what trains is told by requires_grad, not by a name": 0,
+        "these are bytes; how many numbers is asked": 4 * trainable,
+        "these are millions; the number itself is asked": trainable / 1e6,
     }
     second = {
         "the tied tensor, embedding and head, is counted twice": total + tied,
@@ -90,11 +95,21 @@ def counted(trainable, total, tied, every_one):
         "what trains belongs to the total too": total - trainable,
         "these are bytes; how many numbers is asked": 4 * total,
         "these are bytes of 16 bits; how many numbers is asked": 2 * total,
+        "these are millions; the number itself is asked": total / 1e6,
+        "that is the share that trains; how many there are is asked": trainable / total,
     }
-    if sizes:
-        tensors = "this counts tensors, not their numbers: use numel()"
-        trains = [p.requires_grad for p in every_one]
-        lengths = "this sums first dimensions: use numel()"
-        first |= {tensors: sum(trains), lengths: sum(len(p) for p in every_one if p.requires_grad)}
-        second |= {tensors: len(sizes), lengths: sum(map(len, every_one))}
+    if model:
+        first |= _counts([p for p in model.parameters() if p.requires_grad])
+        second |= _counts(list(model.parameters()))
+        nested = [p for module in model.modules() for p in module.parameters()]
+        again = "modules() and parameters() both go all the way down; one of them is enough"
+        first[again] = sum(p.numel() for p in nested if p.requires_grad)
+        second[again] = sum(p.numel() for p in nested)
     return [(trainable, first), (total, second)]
+
+
+def _counts(params):
+    return {
+        "this counts tensors, not their numbers: use numel()": len(params),
+        "this sums first dimensions: use numel()": sum(map(len, params)),
+    }

@@ -7,7 +7,15 @@ import torch
 
 from labkit.checks import guesses02 as guesses
 from labkit.checks import layer02, merge02, model02
-from labkit.checks.compare import ask, every, expect_close, expect_number, expect_numbers, randn
+from labkit.checks.compare import (
+    ask,
+    every,
+    expect_close,
+    expect_kind,
+    expect_number,
+    expect_numbers,
+    randn,
+)
 from labkit.checks.guesses02 import dense
 from labkit.checks.quiz import judge
 from labkit.grading.contract import CheckFailed, exercise, expect, generator, observe, part
@@ -24,7 +32,8 @@ def _r_told(f):
     try:
         yield
     except CheckFailed as failure:
-        if "name 'r' is not defined" in str(failure) or "r" in observe(probe.global_names, f):
+        unknown = any(f"name '{name}' is not defined" in str(failure) for name in ("r", "rank"))
+        if unknown or "r" in observe(probe.global_names, f):
             raise CheckFailed("r is no argument here: it is A.shape[0]") from None
         raise
 
@@ -42,12 +51,17 @@ def matches_dense(lora_forward):
             hint = "x @ W.T has the leading shape of x" if x.ndim != 2 else ""
             got = ask(call, hint, lora_forward, x, W, A, B, alpha)
             wanted = dense(x, W, A, B, alpha / r)
+            flat = isinstance(got, torch.Tensor) and got.numel() == wanted.numel()
+            lost = f"{call} has shape {tuple(getattr(got, 'shape', ()))}: x's leading shape is lost"
+            expect(not flat or got.shape == wanted.shape, lost)
             expect_close(got, wanted, call, guesses.forward(x, W, A, B, alpha))
 
     cases = [(randn(*lead, 5, rng=rng),) for lead in [(4,), (2, 3), ()]]
-    right = every(judge, cases)
-    if not right:
+    if not every(judge, cases):
         return
+    with part():
+        array = observe(probe.kind, lora_forward, *cases[0], W, A, B, alpha) == "ndarray"
+        expect(not array, "lora_forward gave a NumPy array, wanted a tensor")
     with part():
         W, A, B = _matrices(256, 384, 2, rng)  # far larger than what Python itself makes meanwhile
         made = observe(probe.forward_work, lora_forward, randn(1, 384), W, A, B, alpha)
@@ -92,9 +106,9 @@ def _expect_gradient(lora_gradients, name, x, W, A, B, alpha, dY):
         expect(shapes != [B.shape, A.shape], "dB comes first: return the pair (dA, dB)")
         which = ("dA", "dB").index(name)
         right = _autograd(x, W, A, B, alpha, dY)[which]
-        known = guesses.gradient(right, alpha, len(A), len(x))
+        known = guesses.gradient(right, alpha, len(A), dY)
         where = "" if B.any() else " when B is zero"
-        if name == "dA" and not B.any():
+        if not B.any() and name == "dA" and isinstance(got[0][0], torch.Tensor):
             known["dA has the factor B, so it is zero here"] = got[0][which]
         expect_close(got[0][which], right, name + where, known)
 
@@ -107,7 +121,7 @@ def _autograd(x, W, A, B, alpha, dY):
 @exercise("2.4", points=3, after="2.2")
 def injects(inject):
     """replaces exactly the named projections in place, freezes the rest, adds the scaled update"""
-    rng, r, alpha = generator(), 3, 7.0
+    rng, r, alpha, asked = generator(), 3, 7, []
     inside = [[f"layers.{i}.attn.{kind}_proj" for i in range(2)] for kind in "qkv"]
     for targets, names in (
         (["q_proj", "v_proj"], inside[0] + inside[2]),
@@ -115,7 +129,13 @@ def injects(inject):
         (["proj", "down_proj"], ["proj"]),  # rest.down_proj is an nn.Identity
     ):
         with part():
-            model02.expect_injected(inject, targets, names, r, alpha, rng)
+            call, got = model02.expect_injected(inject, targets, names, r, alpha, rng)
+            known = {"only those at the root are counted": sum("." not in name for name in names)}
+            asked.append((call, got["count"], len(names), known))
+            if not got["shapes"].keys() >= set(names):
+                break
+    with part():
+        expect_numbers(asked)
 
 
 @exercise("2.5", points=2)
@@ -124,15 +144,14 @@ def counts(count_params):
     rng = generator()
     d, vocab = (int(torch.randint(low, 40, (), generator=rng)) for low in (6, 11))
     model = probe.partly_frozen(d, vocab)
-    every_one = list(model.parameters())  # torch lists a shared tensor once
-    total = sum(p.numel() for p in every_one)
-    trainable = sum(p.numel() for p in every_one if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())  # torch lists a shared tensor once
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     where = "on a small model"
-    known = guesses.counted(trainable, total, model.head.weight.numel(), every_one)
+    known = guesses.counted(trainable, total, model.head.weight.numel(), model)
     right = _expect_counts(observe(probe.counted, count_params, d, vocab), known, where)
     if right:
         where, tied = "SmolLM2 with r=16 on q and v", 28_311_552
-        known = guesses.counted(921_600, 135_436_608, tied, [])
+        known = guesses.counted(921_600, 135_436_608, tied)
         _expect_counts(observe(probe.counted_smollm2, count_params, 16), known, where)
 
 
@@ -187,15 +206,17 @@ def scales(scaling):
         asked = every(lambda *case, on=stabilised: _asked_scaling(scaling, *case, on), cases)
         with part():
             expect_numbers(asked)
+        if len(asked) < len(cases):
+            break
 
 
 def _asked_scaling(scaling, alpha, r, stabilised):
-    if not stabilised:
-        call = f"scaling({alpha}, {r})"
-        return call, ask(call, "", scaling, alpha, r), alpha / r, guesses.factors(alpha, r)
-    call = f"scaling({alpha}, {r}, rank_stabilized=True)"
-    got = ask(call, "", scaling, alpha, r, True)
-    return call, got, alpha / math.sqrt(r), guesses.stabilised(alpha, r)
+    call = f"scaling({alpha}, {r}{', rank_stabilized=True' if stabilised else ''})"
+    got = ask(call, "", scaling, alpha, r, *[True] * stabilised)
+    expect_kind(got, call)
+    if stabilised:
+        return call, got, alpha / math.sqrt(r), guesses.stabilised(alpha, r)
+    return call, got, alpha / r, guesses.factors(alpha, r)
 
 
 @exercise("2.9", points=3)

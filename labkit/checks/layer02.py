@@ -14,11 +14,13 @@ P = 0.25  # not one half, so that what is dropped and what is kept are two share
 def expect_layer(LoRALinear, x, W, bias, A, B, alpha):
     """All of it; a class that cannot be made or has wrong shapes ends it at once."""
     r, given = len(A), (LoRALinear, x, W, bias, A, B, alpha)
-    new = observe(probe.new_layer, LoRALinear, W, bias, r, alpha, x)
+    new = _new(LoRALinear, W, bias, r, alpha, x)
     shapes = f"A is (r, d_in) = {tuple(A.shape)} and B is (d_out, r) = {tuple(B.shape)}"
     mine = [getattr(new[name], "shape", None) for name in "AB"]
     told = f"A has shape {tuple(mine[0] or ())}, B {tuple(mine[1] or ())}; {shapes}"
     expect(mine == [A.shape, B.shape], told)
+    kept = torch.equal(new["W"], W) and torch.equal(new["bias"], bias)
+    expect(kept, "base has other weights than before: it stays as it is")
     with part():
         _expect_start(new, x, W, bias)
     with part():
@@ -26,7 +28,8 @@ def expect_layer(LoRALinear, x, W, bias, A, B, alpha):
     with part():
         expect_number(new["r"], r, "layer.r")
     with part():
-        _expect_base(new, W, bias)
+        hint = "self.base = base; a copy takes its memory again, and merges would miss the model"
+        expect(new["same"], f"layer.base is not the module that was given: {hint}")
     with part():
         _expect_flags(new["flags"])
     with part():
@@ -54,12 +57,12 @@ def _expect_start(new, x, W, bias):
     expect_close(new["y"], x @ W.T + bias, "a new layer's output", known)
 
 
-def _expect_base(new, W, bias):
-    """`base` is the module that was given, with its numbers."""
-    hint = "self.base = base; a copy costs as much memory again, and merges would miss the model"
-    expect(new["same"], f"layer.base is not the module that was given: {hint}")
-    kept = torch.equal(new["W"], W) and torch.equal(new["bias"], bias)
-    expect(kept, "base has other weights than before: it stays as it is")
+def _new(*args):
+    try:
+        return observe(probe.new_layer, *args)
+    except CheckFailed as failure:
+        names = "; its attributes are base, A, B, r, scaling, merged"
+        raise CheckFailed(f"{failure}{names * ('has no attribute' in str(failure))}") from None
 
 
 def _expect_flags(flags):
@@ -93,11 +96,15 @@ def _expect_forward(LoRALinear, x, W, bias, A, B, alpha):
     def judge(b, z):
         shift = 0 if b is None else b
         known = {k: v + shift for k, v in guesses.forward(z, W, A, B, alpha).items()}
-        known |= {"the bias is scaled": dense(z, W, A, B, alpha / r) + alpha / r * shift}
+        right = dense(z, W, A, B, alpha / r)
+        if b is not None:
+            known["the base layer's bias is lost"] = right
+            known["the bias comes twice"] = right + 2 * b
+            known["the bias is scaled"] = right + alpha / r * b
         call = "the layer's output" + (", base without bias" if b is None else "")
         call += "" if z is x else f" for x of shape {tuple(z.shape)}"
         got = _output(call, LoRALinear, W, b, r, alpha, A, B, 0.0, True, z)
-        expect_close(got, dense(z, W, A, B, alpha / r) + shift, call, known)
+        expect_close(got, right + shift, call, known)
 
     several, one = randn(2, 3, W.shape[1]), x[0]
     cases = [(bias, x), (None, x), (bias, several), (bias, one)]
@@ -126,6 +133,8 @@ def _expect_dropout(LoRALinear, x, W, bias, A, B, alpha):
 
     resting = output(B, False, x)
     if not torch.allclose(resting, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item()):
+        alone = torch.allclose(resting, x @ W.T + bias, rtol=1e-3, atol=1e-2)
+        expect(not alone, "in eval() the update is missing: only the flag `merged` leaves it out")
         hint = "pass self.training to F.dropout, or make nn.Dropout in __init__"
         raise CheckFailed(f"dropout still works in eval(): {hint}")
     noise = (output(B, True, x) - wanted).abs().max() / wanted.abs().max()
@@ -171,7 +180,7 @@ def _expect_gradients(LoRALinear, x, W, bias, A, B, alpha):
     expect_close(got, wanted, "the gradient that the layer sends back to x", known, tol=1e-3)
     after = observe(probe.layer_after_step, LoRALinear, W, bias, r, alpha, A, B, x)
     kept = torch.equal(after["W"], W) and torch.equal(after["bias"], bias)
-    expect(kept, "a training step changed the base layer: freeze its weight and bias")
+    expect(kept, "a training step changed the base layer: freeze the base layer")
     moved = not torch.equal(after["A"], A) and not torch.equal(after["B"], B)
     expect(moved, "a training step left A or B as it was: both are nn.Parameter in the forward?")
 
@@ -207,5 +216,6 @@ def _expect_kinds(LoRALinear, x, W, bias, A, B, alpha):
     expect(kinds[2:] == ["meta"] * 2, "A or B is not on base.weight's device: pass device=")
     hint = "where A and B are fp32, bring x to them, x.to(A.dtype), and the sum to the base's dtype"
     call = "the layer over a bf16 base"
-    kind = ask(call, hint, probe.layer_output_kind, LoRALinear, W, bias, r, alpha)
+    kind, made = ask(call, hint, probe.layer_output_kind, LoRALinear, W, bias, r, alpha)
     expect(kind == "bfloat16", f"{call} gives {kind}, wanted bfloat16: {hint}")
+    expect_thin(made, "forward, over a bf16 base,")

@@ -5,14 +5,19 @@ import torch
 from labkit.checks import guesses02 as guesses
 from labkit.checks.compare import expect_close
 from labkit.checks.guesses02 import dense
-from labkit.grading.contract import expect, observe, part
+from labkit.grading.contract import CheckFailed, expect, observe, part
 from labkit.probes import lab02 as probe
 
 
 def expect_merging(merge_, unmerge_, LoRALinear, W, bias, A, B, x, alpha):
     """The weight at each stage, then the outputs, then what has to stay as it is."""
     functions, r = (merge_, unmerge_, LoRALinear), len(A)
-    seen = observe(probe.merging, *functions, W, bias, r, alpha, A, B, x)
+    try:
+        seen = observe(probe.merging, *functions, W, bias, r, alpha, A, B, x)
+    except CheckFailed as failure:
+        shapes = "size of tensor" in str(failure) or "cannot be multiplied" in str(failure)
+        hint = "; B @ A is (d_out, r) times (r, d_in), as W is (d_out, d_in)"
+        raise CheckFailed(f"{failure}{hint * shapes}") from None
     update = alpha / r * B @ A
     with part():
         _expect_kept(seen)
@@ -39,6 +44,8 @@ def _expect_kept(seen):
     for key, message in told.items():
         with part():
             expect(seen[key], message)
+    told = "base.weight trains after a merge and its undoing: it stays frozen"
+    expect(seen["leaf"] != [True, True], told)
     hint = "change it under torch.no_grad()"
     expect(seen["leaf"] == [True, False], f"base.weight joined the autograd graph; {hint}")
 
@@ -47,7 +54,10 @@ def _expect_weights(seen, W, update, alpha, r):
     known = guesses.merged(W, update, alpha, r)
     eager = {"eval() has merged by itself; merge_ alone does": W + update}
     expect_close(seen["start"][0], W, "base.weight before merge_", eager, tol=1e-5)
-    taken = {"a layer that was never merged has nothing to take away": W - update}
+    taken = {
+        "a layer that was never merged has nothing to take away": W - update,
+        "unmerge_ adds the update; it takes it away, where it was merged": W + update,
+    }
     expect_close(seen["fresh"][0], W, "base.weight after unmerge_ of a fresh layer", taken, 1e-5)
     twice = {
         "merging twice added the update twice: remember that it is merged": W + 2 * update,

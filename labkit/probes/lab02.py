@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from labkit.grading.contract import kept
+from labkit.probes.lab01 import kind  # noqa: F401 - asked for by the check
 
 EXTRA = "no.such.layer.A"
 DECOY = "1.1.A"  # no A of a LoRA layer
@@ -159,15 +160,15 @@ def input_gradient(LoRALinear, W, bias, r, alpha, A, B, x):
     return x.grad
 
 
-def by_hand(f, *data):
-    """`f(*data)` with the operations it took; or the word autograd if it takes gradients."""
+def by_hand(f, x, W, A, B, alpha, dY):
+    """What `f` returns and the operations it took; or the word autograd if it takes gradients."""
     with ExitStack() as stack:
         for owner, name in ENGINE:
             refuse = mock.Mock(side_effect=_Used(name))
             stack.enter_context(mock.patch.object(owner, name, refuse))
         try:
             with _Work([], math.inf) as work:
-                return [f(*data), work.calls]
+                return [f(x, W, A, B, alpha, dY), work.calls]
         except _Used:
             return "autograd"
 
@@ -185,10 +186,12 @@ def layer_kinds(LoRALinear, W, bias, r, alpha):
 
 
 def layer_output_kind(LoRALinear, W, bias, r, alpha):
-    """The dtype of the output over a bf16 base."""
+    """The dtype of the output over a bf16 base, and what is made there that is as large as W."""
     layer = _layer(LoRALinear, W, bias, r, alpha, dtype=torch.bfloat16)
-    kind = layer(torch.ones(1, W.shape[1], dtype=torch.bfloat16)).dtype
-    return str(kind).removeprefix("torch.")
+    inputs = [layer.A, layer.B, layer.base.weight, layer.base.bias]
+    with _Work(inputs, W.numel()) as work:
+        y = layer(torch.ones(1, W.shape[1], dtype=torch.bfloat16))
+    return [str(y.dtype).removeprefix("torch."), _named(work.large, W, layer.A, layer.B)]
 
 
 def layer_after_step(LoRALinear, W, bias, r, alpha, A, B, x):
