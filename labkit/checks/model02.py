@@ -102,7 +102,7 @@ def _expect_names(adapted, wanted, call):
     hint = "compare the last part of the dotted name with ==, not `in` or endswith"
     expect(not near, f"{call} also replaced {', '.join(near[:2])}; {hint}")
     missing = sorted(wanted - adapted)
-    hint = "set the new layer on its parent module: setattr(parent, name, layer)"
+    hint = "set the new layer on its parent module in this very model: setattr(parent, name, layer)"
     if len(missing) == 1 and "." not in missing[0]:
         hint = f"{missing[0]} {ROOT}"
     expect(not missing, f"{call} left {', '.join(missing[:2])} as it was; {hint}")

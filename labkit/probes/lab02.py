@@ -204,17 +204,17 @@ def layer_after_step(LoRALinear, W, bias, r, alpha, A, B, x):
 
 
 class _Attention(nn.Module):
-    """Projections with names that invite a mistake: `kq_proj` only ends like `q_proj`."""
+    """Names that invite a mistake: `kq_proj` only ends like `q_proj`, and a norm has an A."""
 
     def __init__(self, d):
         super().__init__()
         for name in ("q_proj", "k_proj", "v_proj", "kq_proj"):
             setattr(self, name, nn.Linear(d, d, bias=name != "v_proj"))
-        self.norm = nn.LayerNorm(d)
+        self.normA = nn.LayerNorm(d)
 
     def forward(self, x):
         y = self.q_proj(x) * self.k_proj(x) + self.kq_proj(x)
-        return self.norm(self.v_proj(y.tanh()))
+        return self.normA(self.v_proj(y.tanh()))
 
 
 class _Model(nn.Module):
