@@ -145,6 +145,11 @@ def _displayed(got, wanted):
     return ""
 
 
+def expect_kind(got, call):
+    """Raise CheckFailed unless `got` is a Python number."""
+    expect_number(got, got if type(got) in (int, float) else 1.0, call)
+
+
 def expect_numbers(cases, tol=1e-4):
     """`expect_number` of several `(call, got, wanted, guesses)` that show the same mistakes.
 
