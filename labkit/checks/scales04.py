@@ -2,7 +2,7 @@
 
 import torch
 
-from labkit.checks import guesses04 as guesses
+from labkit.checks import sizes04 as guesses
 from labkit.checks.compare import expect_close, expect_number, randn
 from labkit.checks.draws import draw
 from labkit.checks.guesses04 import peaks_of
@@ -54,6 +54,10 @@ def _spread(scale, block, n):
 
 def _expect_doubled(got, absmax, block, call, tol):
     (q, scale, offset), block, mean = got, block or 256, absmax.mean().item()
+    sizes = [x.numel() if isinstance(x, torch.Tensor) else 1 for x in got]
+    n, blocks = len(absmax), -(-len(absmax) // block)
+    turned = sizes in ([n, 1, blocks], [blocks, n, 1], [1, n, blocks]) and blocks > 1
+    expect(not turned, f"{call}: q comes first, then scale, then offset")
     wrong = {
         "subtract the mean first: the 8 bits then cover the differences alone": 0.0,
         "zeros of padding are in this mean: take it before you pad": (
@@ -88,9 +92,17 @@ def _expect_no_other_way(q, scale, absmax, block, call):
         if ((wrong - absmax).abs() <= step).all():
             raise CheckFailed(f"{call}: {message}")
     if torch.allclose(scale, peaks_of(around, block)[1] / 127, rtol=1e-4):
+        for message, wrong in guesses.eight_bits(around, absmax, each, mean).items():
+            if (q - wrong).abs().max() < 1:
+                raise CheckFailed(f"q of {call}: {message}")
+        less = q.abs().max() < 127
+        expect(
+            not less, f"{call}: q goes to {int(q.abs().max())}: is the scale larger in dividing?"
+        )
         return
-    for message, wrong in guesses.scales_of_scales(around, block).items():
-        if torch.allclose(scale, wrong, rtol=1e-4):
+    for message, wrong in guesses.scales_of_scales(around, mean, block).items():
+        full = max(1, len(absmax) // block)  # what is done with a shorter one is no sign
+        if torch.allclose(scale[:full], wrong[:full], rtol=1e-4):
             raise CheckFailed(f"scale of {call}: {message}")
 
 
