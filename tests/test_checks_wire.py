@@ -73,7 +73,8 @@ def across():
 
 def _judged(session, check, objects, monkeypatch):
     """The record of an exercise."""
-    session.records.clear()
+    session.clear()
+    session.letters.clear()
     with monkeypatch.context() as patch:
         patch.setattr(contract, "session", session)
         with contextlib.suppress(contract.CheckFailed):

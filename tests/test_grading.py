@@ -910,7 +910,20 @@ def test_two_graders_of_one_folder_lose_and_double_nothing(batch, tmp_path):
     assert not list(batch.out.rglob("*.part"))
 
 
-BROKEN_FILES = ["", "x", "null", "[]", "[1]", "{}", '{"row": 1}', "[[], {}]", "[" * 100_000, "\xff"]
+BROKEN_FILES = [
+    "",
+    "9" * 30,
+    "-1",
+    "x",
+    "null",
+    "[]",
+    "[1]",
+    "{}",
+    '{"row": 1}',
+    "[[], {}]",
+    "[" * 100_000,
+    "\xff",
+]
 
 
 @pytest.mark.parametrize("text", BROKEN_FILES, ids=range(len(BROKEN_FILES)))
@@ -1072,6 +1085,7 @@ def test_progress_is_told(batch):
         (["empty", "--out", "o"], "no notebook"),
         (["empty"], "--out"),
         (["empty", "--out", "o", "--jobs", "0"], "jobs"),
+        (["empty", "--out", "o", "--seed", "9" * 30], "seed"),
         (["empty", "--out", "o", "--checks", "nowhere.py"], "nowhere.py"),
     ],
 )

@@ -132,8 +132,8 @@ def makefile(text: str) -> str:
     blocks = [
         b
         for b in text.split("\n\n")
-        if not b.startswith(("run:", "test:", "test-gpu:", "attacks:"))
+        if not b.startswith(("run:", "test:", "test-gpu:", "attacks:", "honest:"))
     ]
-    phony = (".PHONY: setup run lab test attacks test-gpu", ".PHONY: setup lab")
+    phony = (".PHONY: setup run lab test attacks honest test-gpu", ".PHONY: setup lab")
     kept = "\n\n".join(blocks).replace(*phony)
     return re.sub(r"(?m)^NBVAL .*\n", "", kept)

@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 from _socket import socket as plain_socket
-from functools import partial
 from marshal import loads
 from os import WNOHANG, _exit, close, fork, getpid, getppid, kill, setsid, waitpid
 from types import FunctionType, ModuleType, SimpleNamespace
@@ -50,6 +49,12 @@ def _obey(channel, shell, cells, most):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     mend, errors = mender(), lines.prepare(shell)
     states = {}  # index of a cell -> how names stood below it
+
+    def run(source):
+        error = run_cell(shell, errors, source)
+        mend(False)  # at once: an alarm of the cell's must not end this process
+        return error
+
     while True:
         message, fds, _, _ = socket.recv_fds(channel, ORDER_BYTES, 1)
         if not message:
@@ -57,7 +62,7 @@ def _obey(channel, shell, cells, most):
         order = json.loads(message)
         mend("run" not in order)
         if "run" in order:
-            _run(channel, partial(run_cell, shell, errors), cells, order["run"], order["apart"])
+            _run(channel, run, cells, order["run"], order["apart"])
             if len(states) < STATES:
                 states[order["run"]] = small_names(shell)
         elif "settle" in order:

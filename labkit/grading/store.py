@@ -18,6 +18,7 @@ from labkit.grading import summary
 
 FOLDER = "graded"  # below the folder of the grades
 PACKAGE = Path(__file__).parents[1]
+SEEDS = 2**63  # what torch takes
 LIBRARIES = {"bitsandbytes", "numpy", "pandas", "peft", "torch", "transformers"}
 NO_GRADE = {"__pycache__", "templates"}  # folders of the package that no grade depends on
 
@@ -67,7 +68,9 @@ def seed_of(out, seed=None):
     with locked(out):
         if seed is None:
             with contextlib.suppress(OSError, ValueError):
-                return int(file.read_text("utf-8"))
+                found = int(file.read_text("utf-8"))
+                if 0 <= found < SEEDS:
+                    return found
             seed = secrets.randbits(48)
         put(file, str(seed).encode())
     return seed
