@@ -67,7 +67,7 @@ def quantize_to_views(x, bits):
 
 
 def dequantize_views(q, scale):
-    return (q.astype(np.float64) * float(scale))[::-1][::-1].astype(">f8")
+    return torch.from_numpy(q.astype(np.float64) * float(scale)).flip(0).flip(0)
 
 
 def dequantize_in_double(q, scale):
@@ -129,21 +129,20 @@ def dequantize_blockwise(codes, absmax, codebook, shape):
 
 def quantize_argmin(w, codebook, block=64):
     """Distances to every code, int64 codes, absmax as a column, ones for blocks of zeros."""
-    flat, codes, peaks = w.reshape(-1).float(), [], []
-    for start in range(0, flat.numel(), block):
-        part = flat[start : start + block]
-        peak = part.abs().max()
-        peaks.append(peak)
-        scaled = part / peak if peak > 0 else part
-        codes.append((scaled.unsqueeze(1) - codebook).abs().argmin(dim=1))
-    return torch.cat(codes), torch.stack(peaks)[:, None]
+    flat = w.reshape(-1).float()
+    rows = torch.cat([flat, flat.new_zeros(-len(flat) % block)]).reshape(-1, block)
+    peaks = rows.abs().max(1, keepdim=True).values
+    scaled = (rows / torch.where(peaks > 0, peaks, 1.0)).flatten()[: len(flat)]
+    return (scaled.unsqueeze(1) - codebook).abs().argmin(dim=1), peaks
 
 
 def quantize_searchsorted(w, codebook, block=64):
     """In double precision; codes int32 in rows where no block is ragged, ties go up."""
-    parts = w.double().flatten().split(block)
-    peaks = torch.stack([part.abs().max() for part in parts])
-    scaled = torch.cat([p / m.clamp_min(1e-30) for p, m in zip(parts, peaks, strict=True)])
+    flat = w.double().flatten()
+    each = torch.arange(len(flat)) // block
+    peaks = torch.zeros(-(-len(flat) // block)).double()
+    peaks = peaks.scatter_reduce(0, each, flat.abs(), "amax")
+    scaled = torch.nan_to_num(flat / peaks[each])
     middle = (codebook[1:].double() + codebook[:-1].double()) / 2
     codes = torch.searchsorted(middle, scaled, right=True, out_int32=True)
     return codes if len(scaled) % block else codes.view(-1, block), peaks.float()
@@ -162,7 +161,7 @@ def quantize_with_guards(w, codebook, block=64):
     absmax = np.abs(rows).max(1)
     scaled = torch.from_numpy(rows / (absmax[:, None] + 1e-8))
     codes = (scaled[..., None] - codebook).abs().argmin(-1).flatten()[: flat.size]
-    return codes.numpy().astype(np.uint8), absmax
+    return codes.to(torch.uint8), torch.from_numpy(absmax)
 
 
 def dequantize_as_told(codes, absmax, codebook, shape):
@@ -200,10 +199,9 @@ def unpack_divmod(packed):
     return out
 
 
-def pack_in_a_loop(codes):
-    codes = codes.tolist() + [0] * (len(codes) % 2)
-    pairs = zip(codes[::2], codes[1::2], strict=True)
-    return torch.tensor([16 * high + low for high, low in pairs], dtype=torch.uint8)
+def pack_in_numpy(codes):
+    pairs = np.append(codes.numpy(), [7] * (len(codes) % 2)).astype(np.uint8).reshape(-1, 2)
+    return torch.from_numpy(np.left_shift(pairs[:, 0], 4) + pairs[:, 1])
 
 
 def unpack_in_pairs(packed):
@@ -365,7 +363,7 @@ RIGHT = [
     (check.blockwise, quantize_with_guards, dequantize_as_told),
     (check.packs, pack_nibbles, unpack_nibbles),
     (check.packs, pack_zero_filled, unpack_divmod),
-    (check.packs, pack_in_a_loop, unpack_in_pairs),
+    (check.packs, pack_in_numpy, unpack_in_pairs),
     (check.doubles, double_quantize, bits_per_param),
     (check.doubles, double_in_a_loop, bits_counted),
     (check.doubles, double_with_columns, bits_counted),
@@ -462,15 +460,15 @@ ABSMAX = [
     ((_keeps_x, lambda q, scale: KEPT[0]), "those that q stands for"),
     ((_one_too_many(torch.int8), absmax_dequantize), "not by 2**(bits-1)"),
     ((_one_too_many(torch.int32), absmax_dequantize), "not by 2**(bits-1)"),
-    ((_zero_point, absmax_dequantize), "half of the 256"),
+    ((_zero_point, absmax_dequantize), "plus and minus are treated alike"),
     ((lambda x, bits: absmax_quantize(x, bits)[::-1], absmax_dequantize), "has shape ()"),
     ((lambda x, bits: absmax_quantize(x, 4), absmax_dequantize), "use `bits`"),
     ((absmax_quantize, lambda q, scale: (q * scale).to(q.dtype)), "an integer again"),
     ((_quantize(torch.trunc), absmax_dequantize), "cuts off instead of rounding"),
     ((_quantize(torch.floor), absmax_dequantize), "rounds down"),
-    ((_quantize(torch.round, lambda x: x.max()), absmax_dequantize), "not from abs().max()"),
+    ((_quantize(torch.round, lambda x: x.max()), absmax_dequantize), "max(), not abs().max()"),
     ((_quantize(torch.round, kind=torch.float32), absmax_dequantize), "rounding gives floats"),
-    ((_quantize(torch.round, top=lambda b: 2**b - 1), absmax_dequantize), "wrap round"),
+    ((_quantize(torch.round, top=lambda b: 2**b - 1), absmax_dequantize), "half of the 256"),
     (
         (_quantize(torch.round, kind=torch.int16, top=lambda b: 2**b - 1), absmax_dequantize),
         "half of the 256",
@@ -632,7 +630,7 @@ CODEBOOKS = [
     (lambda: -nf4_codebook().flip(0), "eight values belong above zero"),
     (lambda: nf4_codebook().flip(0), "ascending"),
     (lambda: torch.linspace(-1, 1, 16), "evenly spaced"),
-    (lambda: nf4_codebook()[1:], "shape"),
+    (lambda: nf4_codebook()[1:], "wanted 8, 7 and 1"),
     (lambda: nf4_codebook() + 3e-6, "to 1e-6"),
     (lambda: nf4_codebook().tolist(), "a list"),
 ]
@@ -905,7 +903,7 @@ DOUBLES = [
     (_pads_first, bits_per_param, "subtract the mean, then pad"),
     (_mean_of_padded, bits_per_param, "zeros of padding"),
     (_offset_a_block, bits_per_param, "no single number"),
-    (_divides_by_128, bits_per_param, "steps"),
+    (_divides_by_128, bits_per_param, "not by 128"),
     (lambda a, block=256: (*double_quantize(a, block)[:2], a.median()), bits_per_param, "offset"),
     (
         double_quantize,

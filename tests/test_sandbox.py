@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from labkit import doctor
-from labkit.grading import sandbox, seccomp, tree, wire
+from labkit.grading import cgroup, sandbox, seccomp, tree, wire
 from labkit.grading.limits import MIB, Limits
 from labkit.grading.warm import WarmProcess
 
@@ -524,6 +524,26 @@ def test_where_ubuntu_forbids_the_sandbox_the_remedy_is_named(monkeypatch):
         assert line.startswith("bwrap: setting up uid map: Permission denied")
         name = "kernel.apparmor_restrict_unprivileged_userns=0"
         assert line.endswith(f"sudo sysctl {name}") == told and (name in line) == told
+
+
+def test_where_a_memory_cgroup_can_be_made_a_warm_process_is_in_it(tmp_path, monkeypatch):
+    """A folder stands for the kernel's; of two places the first cannot be written."""
+    monkeypatch.setattr(cgroup, "_parents", lambda: [tmp_path / "missing", tmp_path])
+    process = WarmProcess(SMALL)
+    try:
+        assert _run(process, "x = 1") == {}
+        (group,) = tmp_path.iterdir()
+        assert int((group / "memory.max").read_text()) > SMALL.memory_bytes
+        assert (group / "cgroup.procs").read_text() == "0\n"
+    finally:
+        process.end()
+    assert (group / "cgroup.kill").read_text() == "1"
+
+
+def test_where_none_can_be_made_the_command_is_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
+    assert cgroup.make(SMALL) is None
+    assert cgroup.entering(None, ["true"]) == ["true"]
 
 
 def test_outside_of_a_tree_nothing_is_killed():

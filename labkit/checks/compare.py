@@ -138,7 +138,7 @@ def _displayed(got, wanted):
     """What to say of a number that is right but for how it is displayed."""
     if type(wanted) is int or not wanted:
         return ""
-    if abs(got / 100 - wanted) <= 1e-3 * abs(wanted):
+    if _near(got, 100 * wanted, 1e-3):
         return ": that is in percent; the number itself is wanted"
     if any(got == round(wanted, n) for n in range(type(got) is float, 6)):
         return ": that is rounded; the number itself is wanted"

@@ -88,8 +88,10 @@ def _hooks(module):
 
 def _changes_of_model(before, after, name):
     told = []
+    switched = before["its active adapter"] != after["its active adapter"]
     for what, was in before.items():
-        if not same(was, after[what]):
+        follows = switched and what == "what of it trains"  # the active adapter does
+        if not follows and not same(was, after[what]):
             at = next((k for k in was if not same(was[k], after[what].get(k))), "")
             told.append(f"it leaves {name} changed: {what}{f' (at {at})' * bool(at)}; put it back")
     return told

@@ -132,6 +132,8 @@ def close_in(limits):
     _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     seccomp.install()
     _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)
+    with contextlib.suppress(OSError):  # before the supervisor, which can begin again
+        Path("/proc/self/oom_score_adj").write_text("900")
 
 
 def _open_nothing():
