@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -917,6 +918,14 @@ def test_two_graders_of_one_folder_lose_and_double_nothing(batch, tmp_path):
     assert len({seed for _, _, seed in Fake.asked}) == 1, "the folder has one seed"
     assert len(list((batch.out / "feedback").iterdir())) == 61
     assert not list(batch.out.rglob("*.part"))
+
+
+def test_a_disk_without_locks_serves_one_grader(batch, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    assert len(batch({"a.ipynb": _notebook("x = 1")})) == 1
 
 
 BROKEN_FILES = [

@@ -59,7 +59,8 @@ def locked(out):
     import fcntl  # not on Windows, where nothing is graded
 
     with open(out / FOLDER / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a disk that knows no locks serves one grader
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
