@@ -874,6 +874,18 @@ def test_one_file_is_one_row_however_it_is_given(batch):
     assert [page.name[:8] for page in (batch.out / "feedback").iterdir()] == ["in-ada-x"]
 
 
+def test_one_student_of_moodle_is_called_as_in_the_whole_class(batch):
+    names = [f"{who}_assignsubmission_file_/x.ipynb" for who in ("Ada L_501", "Bob M_502")]
+    for name in names:
+        file = batch.folder / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(_notebook(f"x = {name!r}"))
+    batch(paths=[batch.folder / names[0]])
+    rows = batch(paths=[(batch.folder / names[1]).parent])
+    assert [row["submission"] for row in rows] == names
+    assert batch() == rows and len(Fake.asked) == 2
+
+
 @pytest.mark.parametrize(
     "again, chosen",
     [
