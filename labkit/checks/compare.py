@@ -132,8 +132,8 @@ def expect_kind(got, call):
 def expect_numbers(asked):
     """`expect_number` for all of `asked`, each `(call, got, wanted, guesses)`, guesses alike named.
 
-    A guess is told when it gives every wrong number, best when it gives the right ones as well: a
-    small int is soon right by accident.
+    A guess is told when it gives every wrong number. One that gives the right ones as well comes
+    first: a small int is soon right by accident.
     """
     wrong = []
     for call, got, wanted, guesses in asked:
@@ -146,15 +146,11 @@ def expect_numbers(asked):
     if not wrong:
         return
     failure, got, wanted, guesses = wrong[0]
-    fits = {
-        message: sum(_meant(got, guesses[message]) for _, got, _, guesses in asked)
-        for message in guesses
-        if all(_meant(got, guesses[message]) for _, got, _, guesses in wrong)
-    }
-    if fits:
-        expect_number(
-            got, wanted, str(failure).partition(" gave ")[0], {max(fits, key=fits.get): got}
-        )
+    known = [m for m in guesses if all(_meant(got, others[m]) for _, got, _, others in wrong)]
+    whole = [m for m in known if all(_meant(got, others[m]) for _, got, _, others in asked)]
+    if known:
+        call = str(failure).partition(" gave ")[0]
+        expect_number(got, wanted, call, {(whole or known)[0]: got})
     raise failure
 
 
