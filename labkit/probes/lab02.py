@@ -29,6 +29,11 @@ class _Work(TorchDispatchMode):
         self.known = {t.untyped_storage().data_ptr() for t in inputs}
         self.size, self.calls, self.large = size, 0, []
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """Not: to skip its compiler torch would import it first, which takes seconds."""
+        return False
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.calls += 1
         out = function(*args, **(kwargs or {}))
