@@ -293,7 +293,10 @@ def grade(
     paths: Annotated[list[Path], typer.Argument(help="Notebooks, or folders of them.")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for grades and pages.")],
     jobs: Annotated[int | None, typer.Option(min=1, help="Side by side; default a core.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the checks' inputs; default random.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Of the checks' inputs; default random."),
+    ] = None,
     checks: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Your own checks, a .py file.")
     ] = None,

@@ -171,8 +171,8 @@ def adapted(model):
 
 # %%
 def factors(layer, name):
-    """A, B and alpha of adapter `name` of a layer."""
-    A, B = layer.lora_A[name].weight.data, layer.lora_B[name].weight.data
+    """A and B in fp32, and alpha, of adapter `name` of a layer."""
+    A, B = layer.lora_A[name].weight.data.float(), layer.lora_B[name].weight.data.float()
     return A, B, layer.scaling[name] * len(A)
 
 
@@ -233,9 +233,9 @@ if lab.experiment("How much of an update arrives", 2, needs=["6.1"]):
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_v p_v \,(\log p_v - \log q_v)$$
 #
-# over the vocabulary, in nats. Return the mean over all tokens, a Python float. The logits have
-# any leading shape, `(n, vocab)` or `(batch, n, vocab)`. They may be large: the result must never
-# be infinite or NaN.
+# over the vocabulary, in nats. Return the mean over all tokens, a Python float. The logits are in
+# fp32 and have any leading shape, `(n, vocab)` or `(batch, n, vocab)` or longer. They may be large:
+# the result must never be infinite or NaN.
 #
 # <details><summary>Hint</summary>
 #
@@ -509,7 +509,7 @@ if lab.experiment("Closer is not the same as better", 1, needs=["6.1", "6.2", "6
 # ●●● · 10 min · 3 points
 #
 # `adapters` is a list of pairs `(A, B)`, each with the update $BA$ (the scaling is in it already).
-# Return one pair `(A, B)` of new tensors: the adapters are needed again.
+# Return one pair `(A, B)` of new tensors: the adapters are needed again. A weight may be 0.
 #
 # - `combine_cat` stacks: its product is exactly $\sum_i w_i B_i A_i$. Ranks may differ and add up.
 #   Weights may be negative.
@@ -606,7 +606,7 @@ if lab.experiment("How far each combination is from the sum", 2, needs=["6.1", "
 # A *soup* is simpler still: average the state dicts of several models, key by key. Without
 # `weights` all count the same; with `weights`, which sum to 1, it is the weighted mean. If a key is
 # missing in one of them, raise an error that names it: a soup that drops a layer in silence is
-# worse than none. Don't change the states.
+# worse than none. All tensors are in fp32, and so is their mean. Don't change the states.
 
 
 # %%
@@ -726,13 +726,15 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.3", "6.4"]):
 #
 # `swap_cost` makes `adapter_name` the active adapter of a `PeftModel` and returns what that takes:
 # `{"seconds": ..., "bytes": ...}`. Bytes are those of this adapter's own tensors, in whatever dtype
-# they are. Mind that one name can be the beginning of another: `home` and `homely`.
+# they are. Mind that one name can be a part of another: `home`, `homely`, `sweet-home`. Nothing
+# else of the model changes.
 #
 # `route` answers a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch.
 # PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:
 # greedy, at most 48 new tokens, without the prompt and without special tokens. Prompts come ready
-# to tokenize; the tokenizer is `model.tokenizer`. Do not rely on the state in which you get the
-# model or the tokenizer, and leave the adapter active that was.
+# to tokenize, of any length and with special tokens in them, as chat templates write them; the
+# tokenizer is `model.tokenizer`. Do not rely on the state in which you get the model or the
+# tokenizer, and give both back in it: the active adapter, training mode, padding side and all else.
 #
 # <details><summary>Hint</summary>
 #
@@ -759,7 +761,9 @@ def route(model, prompts, adapter_names):
     pad = {"padding": True, "padding_side": "left"}
     batch = model.tokenizer(prompts, return_tensors="pt", **pad).to(model.device)
     settings = {"max_new_tokens": 48, "do_sample": False}
+    training = model.training
     out = model.eval().generate(**batch, adapter_names=adapter_names, **settings)
+    model.train(training)
     new = out[:, batch["input_ids"].shape[1] :]
     return [s.strip() for s in model.tokenizer.batch_decode(new, skip_special_tokens=True)]
     # END SOLUTION

@@ -677,7 +677,7 @@ MATCHES = [
     (_match(lambda p, r: eval(p) == eval(r)), "json.loads instead of eval"),
     (lambda p, r: float(json.loads(p) == json.loads(r)), "one text"),
     (_match(lambda p, r: sorted(p) == sorted(r)), "compare text"),
-    (_match(lambda p, r: _is_json(p) and json.loads(p)["slots"] is None), "may be null"),
+    (_match(lambda p, r: _is_json(p) and json.loads(p).keys() and exact_match([p], [r])), "null"),
     (_whole_try, "ends the count"),
     (_until_bad, "ends the count"),
     (_any_reference, "its own reference"),

@@ -1,5 +1,7 @@
 """Lab 6's checks: stubs, wrong answers that learners give, right answers written differently."""
 
+import copy
+import functools
 import math
 import time
 
@@ -236,9 +238,25 @@ def _batch(model, prompts, side="left", **kwargs):
     )
 
 
+def back(route):
+    """`route` in eval mode, and the mode of each part as before afterwards."""
+
+    @functools.wraps(route)
+    def given_back(model, *args):
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            return route(model.eval(), *args)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    return given_back
+
+
+@back
 def route_by_end(model, prompts, adapter_names):
     """All tokens decoded and cut at the first end token, by hand."""
-    batch = _batch(model.eval(), prompts)
+    batch = _batch(model, prompts)
     out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
     texts = model.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :])
     return [text.split(model.tokenizer.eos_token)[0].strip() for text in texts]
@@ -249,17 +267,20 @@ def _cut(model, out, n):
 
 
 def route(model, prompts, adapter_names):
+    training = model.training
     model.eval()
     batch = _batch(model, prompts)
     out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    model.train(training)
     return [text.strip() for text in _cut(model, out, batch["input_ids"].shape[1])]
 
 
+@back
 def route_by_side(model, prompts, adapter_names):
-    model.eval()
     tokenizer = model.tokenizer
-    tokenizer.padding_side = "left"
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
     batch = tokenizer(prompts, padding=True, return_tensors="pt")
+    tokenizer.padding_side = side
     with torch.inference_mode():
         out = model.generate(
             input_ids=batch.input_ids,
@@ -281,16 +302,27 @@ def route_sorted(model, prompts, adapter_names):
     return [text for _, text in sorted(zip(order, texts, strict=True))]
 
 
+@back
+def route_on_a_copy_of_the_tokenizer(model, prompts, adapter_names):
+    """The model is large, its tokenizer is not."""
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
+    batch = tokenizer(prompts, padding="longest", return_tensors="pt")
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    new = out[:, batch["input_ids"].size(1) :].tolist()
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
+
+
+@back
 def route_by_text(model, prompts, adapter_names):
     """All decoded, and the prompt's letters cut off."""
-    for module in model.modules():
-        module.training = False
     batch = _batch(model, prompts)
     out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
     texts = model.tokenizer.batch_decode(out, skip_special_tokens=True)
     return [text[len(prompt) :].strip() for text, prompt in zip(texts, prompts, strict=True)]
 
 
+@back
 def route_with_config(model, prompts, adapter_names):
     """The settings in a GenerationConfig, the padding by hand."""
     from transformers import GenerationConfig
@@ -304,13 +336,13 @@ def route_with_config(model, prompts, adapter_names):
     config = GenerationConfig(
         max_new_tokens=48, do_sample=False, eos_token_id=pad, pad_token_id=pad
     )
-    out = model.eval().generate(**batch, adapter_names=adapter_names, generation_config=config)
+    out = model.generate(**batch, adapter_names=adapter_names, generation_config=config)
     return model.tokenizer.batch_decode(out[:, n:], skip_special_tokens=True)
 
 
+@back
 def _route_grouped(model, prompts, adapter_names):
     """One batch an adapter: the right answers, and the base runs once for each adapter."""
-    model.eval()
     told = [None] * len(prompts)
     for name in sorted(set(adapter_names)):
         chosen = [i for i, n in enumerate(adapter_names) if n == name]
@@ -371,7 +403,7 @@ RIGHT = [
     (check.serves, swap_cost, route),
     (check.serves, swap_by_state, route_by_side),
     (check.serves, swap_by_flags, route_sorted),
-    (check.serves, swap_by_layers, route_by_text),
+    (check.serves, swap_by_layers, route_on_a_copy_of_the_tokenizer),
     (check.serves, swap_cost, route_with_config),
     (check.serves, swap_cost, route_by_end),
     *[(check.divergence, f) for f in (kl_divergence, kl_functional, kl_by_logsumexp)],
@@ -462,12 +494,12 @@ MERGES = [
     (lambda W, A, B, alpha: _scaled(lambda a, r: a / B.shape[0])(W, A, B, alpha), "by d_out"),
     (lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "do the two have the shapes"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).tolist(), "tensor"),
-    (_in_float_of_w, "changed W itself"),
+    (_in_float_of_w, "changes its input W in place"),
     (lambda W, A, B, alpha: W.float() + alpha / len(A) * B @ A, "W's dtype"),
     (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "shapes|RuntimeError"),
     (_in_w_dtype, "rounded otherwise"),
     (_all_in_w_dtype, "rounded otherwise|RuntimeError"),
-    (_on_w, "changed W itself"),
+    (_on_w, "changes its input W in place"),
     (lambda W, A, B, alpha: None, "None"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).T, "transposed"),
 ]
@@ -657,8 +689,8 @@ def _complex_roots(adapters, weights):
 
 COMBINES = [
     (combine_linear, _complex_roots, "root of a negative weight"),
-    (_linear_in_place, combine_cat, "changed the adapters"),
-    (combine_linear, _cat_in_place, "changed the adapters"),
+    (_linear_in_place, combine_cat, "changes its input adapters in place"),
+    (combine_linear, _cat_in_place, "changes its input adapters in place"),
     (_linear_normalised, combine_cat, "normalised"),
     (lambda a, w: combine_linear(a, w[::-1]), combine_cat, "another order"),
     (combine_linear, _cat(math.sqrt, _one), "one factor carries sqrt(w)"),
@@ -753,17 +785,17 @@ def _strict_without_weights(states, weights=None):
 
 SOUPS = [
     (_strict_without_weights, "and weights are given"),
-    (_zeros_for_missing, "says nothing"),
+    (_zeros_for_missing, "raises nothing"),
     (_by_number_of_keys, "number of keys"),
-    (_counted, "name norm in it"),
+    (_counted, "the key's name is not in it"),
     (lambda s, w=None: soup(s, w)["norm"], "dict"),
     (lambda s, w=None: soup(s[-1:]), "last state alone"),
     (lambda states, weights=None: soup(states, weights) | {"r": 1}, "has the keys"),
-    (_quiet, "says nothing"),
-    (_first_keys, "says nothing"),
-    (_vague, "name norm"),
+    (_quiet, "raises nothing"),
+    (_first_keys, "raises nothing"),
+    (_vague, "the key's name is not in it"),
     (_by_place, "it raised|wanted|differ"),
-    (_into_first, "changed the states"),
+    (_into_first, "changes its input states in place"),
     (lambda s, w=None: soup(s, [1.0] * len(s)), "this is the sum"),
     (lambda s, w=None: soup(s), "weights are not used"),
     (lambda s, w=None: soup(s, [x / len(s) for x in w] if w else None), "sum to 1 already"),
@@ -809,13 +841,32 @@ def _active_too_early(model, adapter_name):
     return swap_cost(model, adapter_name) | {"bytes": trained}
 
 
+def _swap_on_a_copy(model, adapter_name):
+    return swap_cost(copy.deepcopy(model), adapter_name)
+
+
+def _swap_and_eval(model, adapter_name):
+    return swap_cost(model.eval(), adapter_name)
+
+
+def _milliseconds_and_numbers(model, adapter_name):
+    cost = _cost(lambda t, n: _sum(t, f".{n}.", lambda p: p.numel()))(model, adapter_name)
+    return cost | {"seconds": 1000 * cost["seconds"] + 1000}
+
+
 SWAPS = [
+    (_swap_on_a_copy, "copies the whole model"),
+    (_swap_and_eval, "changes more than the adapter: its training mode"),
+    (_milliseconds_and_numbers, "milliseconds"),
+    (_milliseconds_and_numbers, "numbers, not bytes"),
+    (_cost(lambda t, n: sum(p.nbytes for k, p in t.items() if f"{n}." in k)), "names end so"),
+    (_cost(lambda t, n: sum(p.nbytes for k, p in t.items() if f".{n}" in k)), "names begin so"),
     (_milliseconds, "milliseconds"),
     (_time_of_day, "time of day"),
     (_clock_stopped_early, "two looks at the clock"),
     (_active_too_early, "bytes"),
     (_cost(lambda t, n: _sum(t, f".{n}."), switch=False), "set_adapter"),
-    (_cost(lambda t, n: _sum(t, n)), "with its dots"),
+    (_cost(lambda t, n: _sum(t, n)), "with both its dots"),
     (_cost(lambda t, n: _sum(t, "")), "all adapters"),
     (_cost(lambda t, n: sum(p.nbytes for p in t.values())), "whole model"),
     (_cost(lambda t, n: sum(p.nbytes for k, p in t.items() if "lora" not in k)), "base model"),
@@ -831,6 +882,7 @@ SWAPS = [
 
 
 def _route(side="left", masked=True, cut=True, names=lambda n: n, mode=False, **options):
+    @back
     def wrong(model, prompts, adapter_names):
         model.train(mode)
         batch = _batch(model, prompts, side)
@@ -870,8 +922,9 @@ def _dropout_alone(model, prompts, adapter_names):
     return told
 
 
+@back
 def _with_special_tokens(model, prompts, adapter_names):
-    batch = _batch(model.eval(), prompts)
+    batch = _batch(model, prompts)
     out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
     return model.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :])
 
@@ -882,9 +935,10 @@ def _leaves_it_switched(model, prompts, adapter_names):
     return texts
 
 
+@back
 def _cut_by_each_prompt(model, prompts, adapter_names):
     """Cut where the prompt would end without its padding."""
-    batch = _batch(model.eval(), prompts)
+    batch = _batch(model, prompts)
     out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
     sizes = batch["attention_mask"].sum(1)
     rows = [row[n:] for row, n in zip(out, sizes, strict=True)]
@@ -897,14 +951,93 @@ def _in_two_halves(model, prompts, adapter_names):
     return first + route(model, prompts[half:], adapter_names[half:])
 
 
+def _stays_in_eval(model, prompts, adapter_names):
+    model.eval()
+    return route(model, prompts, adapter_names)
+
+
+def _left_for_good(model, prompts, adapter_names):
+    model.tokenizer.padding_side = "left"
+    return route(model, prompts, adapter_names)
+
+
+def _first_one_active(model, prompts, adapter_names):
+    model.set_adapter(adapter_names[0])
+    return route(model, prompts, adapter_names)
+
+
+def _on_a_copy(model, prompts, adapter_names):
+    return route(copy.deepcopy(model), prompts, adapter_names)
+
+
+@back
+def _cut_to_sixteen(model, prompts, adapter_names):
+    batch = _batch(model, prompts, truncation=True, max_length=16)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    return _cut(model, out, batch["input_ids"].shape[1])
+
+
+@back
+def _new_pad_token(model, prompts, adapter_names):
+    model.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    return route(model, prompts, adapter_names)
+
+
+@back
+def _masked_by_pad(model, prompts, adapter_names):
+    """The end of a turn is the padding token, and is masked inside the prompts."""
+    ids = _batch(model, prompts)["input_ids"]
+    given = {"attention_mask": (ids != model.tokenizer.pad_token_id).long()}
+    settings = {"adapter_names": adapter_names, "max_new_tokens": 48, "do_sample": False}
+    out = model.generate(input_ids=ids, **given, **settings)
+    return _cut(model, out, ids.shape[1])
+
+
+@back
+def _cut_by_words(model, prompts, adapter_names):
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    texts = model.tokenizer.batch_decode(out, skip_special_tokens=True)
+    return [" ".join(t.split()[len(p.split()) :]) for t, p in zip(texts, prompts, strict=True)]
+
+
+@back
+def _settings_left(model, prompts, adapter_names):
+    model.generation_config.update(do_sample=False, max_new_tokens=48)
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names)
+    return _cut(model, out, batch["input_ids"].shape[1])
+
+
+def _both_wrong(model, prompts, adapter_names):
+    """The mode is not given back, and the padding is on the wrong side."""
+    model.eval()
+    return _route(side="right")(model, prompts, adapter_names)
+
+
 ROUTES = [
+    (_stays_in_eval, "its training mode; put it back"),
+    (_left_for_good, "tokenizer.padding_side is left, it was right"),
+    (_first_one_active, "its active adapter; put it back"),
+    (_on_a_copy, "copies the whole model"),
+    (_cut_to_sixteen, "no truncation"),
+    (_new_pad_token, "pad with one that exists"),
+    (_masked_by_pad, "hides tokens inside the prompts"),
+    (route_by_text, "special tokens vanish in decoding"),
+    (_cut_by_words, "special tokens vanish in decoding"),
+    (_settings_left, "generation_config.do_sample is False"),
+    (_both_wrong, "its training mode"),
+    (_both_wrong, "padded on the right"),
+    (_route(repetition_penalty=1.3), "repetition_penalty=1.3"),
+    (_route(num_beams=3), "num_beams=3"),
+    (_route(no_repeat_ngram_size=2), "no_repeat_ngram_size=2"),
     (_route_grouped, "at most 2 prompts at a time"),
     (_in_two_halves, "at most 3 prompts at a time"),
     (_with_special_tokens, "skip_special_tokens"),
-    (_leaves_it_switched, "leaves tickets active"),
-    (_cut_by_each_prompt, "is not what"),
-    (_route(max_new_tokens=None, max_length=48), "stops early"),
-    (_route(side="right", names=None), "is not what"),
+    (_leaves_it_switched, "its active adapter"),
+    (_cut_by_each_prompt, "a part of the prompt stands before"),
+    (_route(max_new_tokens=None, max_length=48), "max_length counts the prompt, too"),
+    (_route(side="right", names=None), "is not what|stands before"),
     (_route(side="right"), "padded on the right"),
     (_route(masked=False), "padding is read as text"),
     (_route(side="right", masked=False), "padded on the right|read as text"),
@@ -912,7 +1045,7 @@ ROUTES = [
     (_route(names=None), "home answered all"),
     (_route(names=lambda names: ["tickets"] * len(names)), "tickets answered all"),
     (_route(names=lambda names: ["__base__"] * len(names)), "base model answered"),
-    (_route(names=lambda names: names[::-1]), "is not what"),
+    (_route(names=lambda names: names[::-1]), "adapter_names are in another order"),
     (_route(mode=True), "training mode"),
     (_route(do_sample=True), "greedy"),
     (_route(max_new_tokens=5), "stops early"),
@@ -1023,6 +1156,8 @@ WRONG = [
     *[(check.mixes, (f,), word) for f, word in SOUPS],
     *[(check.serves, (f, route), word) for f, word in SWAPS],
     *[(check.serves, (swap_cost, f), word) for f, word in ROUTES],
+    (check.serves, (_milliseconds, _route(side="right")), "milliseconds"),
+    (check.serves, (_milliseconds, _route(side="right")), "padded on the right"),
     *[(check.divergence, (f,), word) for f, word in DIVERGENCES],
     (check.quiz, (lambda: {"q1": "c", "q2": "b", "q3": "a"},), "2 of 3"),
     (check.quiz, (lambda: ["c", "b", "d"],), "dict"),

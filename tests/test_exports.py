@@ -57,6 +57,7 @@ def gradebook(tmp_path):
 
 def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
     rows = [row("doejane_12345_67890_02_lora-1.ipynb"), row("gödelkurt_LATE_12347_5_a.ipynb", 20)]
+    rows[1]["late"] = True
     done = exports.canvas(rows, gradebook(CANVAS))
     assert done.text.splitlines() == [
         "Student,ID,SIS User ID,SIS Login ID,Section,Lab 2: LoRA (771)",
@@ -69,6 +70,7 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
     assert done.matched == 2 and done.problems == []
     assert "scaled: 20 points here are 40 there" in done.remarks
     assert "without a submission: 2" in done.remarks
+    assert "late, and nothing is taken off: gödelkurt_LATE_12347_5_a.ipynb" in done.remarks
 
 
 @pytest.mark.parametrize(

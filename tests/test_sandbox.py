@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from labkit import doctor
-from labkit.grading import sandbox, seccomp, tree, wire
+from labkit.grading import cgroup, sandbox, seccomp, tree, wire
 from labkit.grading.limits import MIB, Limits
 from labkit.grading.warm import WarmProcess
 
@@ -226,7 +226,7 @@ fcntl.lockf(fd, fcntl.LOCK_SH)
 def test_a_lock_on_a_file_of_the_machine_is_none(nested):
     path = ROOT / "labkit" / "__init__.py"
     with nested.submission() as link, open(path, "rb+") as file:
-        wire.send(link, b"C", json.dumps([LOCKS.format(path=str(path))]).encode())
+        wire.send(link, b"C", _task(LOCKS.format(path=str(path))))
         assert json.loads(wire.receive(link, 1 << 24, time.monotonic() + 120)[1]) == []
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -296,8 +296,7 @@ for name in os.listdir("/proc/self/fd"):
 def test_a_submission_has_no_descriptor_that_another_one_had(warm):
     """Three that lead nowhere, and the way to its own supervisor."""
     found = _told(warm, "found", DESCRIPTORS)
-    nowhere = [[found.pop(n), mode] for n, mode in (("0", 0), ("1", 1), ("2", 1))]
-    assert all(descriptor == ["/dev/null", mode] for descriptor, mode in nowhere)
+    assert {found.pop(fd)[0] for fd in "012"} == {"/dev/null"}
     assert list(found.values()) == [["socket", os.O_RDWR]]
 
 
@@ -524,6 +523,26 @@ def test_where_ubuntu_forbids_the_sandbox_the_remedy_is_named(monkeypatch):
         assert line.startswith("bwrap: setting up uid map: Permission denied")
         name = "kernel.apparmor_restrict_unprivileged_userns=0"
         assert line.endswith(f"sudo sysctl {name}") == told and (name in line) == told
+
+
+def test_where_a_memory_cgroup_can_be_made_a_warm_process_is_in_it(tmp_path, monkeypatch):
+    """A folder stands for the kernel's; of two places the first cannot be written."""
+    monkeypatch.setattr(cgroup, "_parents", lambda: [tmp_path / "missing", tmp_path])
+    process = WarmProcess(SMALL)
+    try:
+        assert _run(process, "x = 1") == {}
+        (group,) = tmp_path.iterdir()
+        assert int((group / "memory.max").read_text()) > SMALL.memory_bytes
+        assert (group / "cgroup.procs").read_text() == "0\n"
+    finally:
+        process.end()
+    assert (group / "cgroup.kill").read_text() == "1"
+
+
+def test_where_none_can_be_made_the_command_is_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
+    assert cgroup.make(SMALL) is None
+    assert cgroup.entering(None, ["true"]) == ["true"]
 
 
 def test_outside_of_a_tree_nothing_is_killed():

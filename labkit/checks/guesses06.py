@@ -140,8 +140,8 @@ def divergences(p, q):
     cross = -(p.double().softmax(-1) * q.double().log_softmax(-1)).sum(-1).mean().item()
     raw = (p.double() * (p.double() - q.double())).sum(-1).mean().item()
     wrong = {"this is KL(q||p); p is the first argument": back.mean().item()}
-    if p.dim() == 3:
-        wrong["divided by the number of sequences, not of tokens"] = each.sum().item() / len(p)
+    for message, tokens in _denominators(p.shape).items():
+        wrong[message] = each.sum().item() / tokens
     for dim in range(p.dim() - 1):
         message = f"softmax runs over dimension {dim}, not over the vocabulary: dim=-1"
         wrong[message] = kl(p, q, dim).mean().item()
@@ -160,3 +160,23 @@ def divergences(p, q):
         "this is the last token's, not the mean": each[..., -1].mean().item(),
         "softmax of the logits is missing": raw,
     }
+
+
+def _denominators(shape):
+    """What the sum is divided by in the place of the number of tokens."""
+    if len(shape) == 2:
+        return {"count the tokens of any leading shape: p[..., 0].numel()": math.prod(shape)}
+    found = {
+        "divided by the number of sequences, not of tokens": shape[0],
+        "divided by one sequence's tokens; divide by all": shape[-2],
+    }
+    if len(shape) == 4:
+        found["divided by the second size alone; divide by all tokens"] = shape[1]
+        found["count the tokens of any leading shape: p[..., 0].numel()"] = shape[0] * shape[1]
+    return found
+
+
+def rough(got, wanted):
+    """A number that is close and not close enough."""
+    near = isinstance(got, float) and abs(got - wanted) < 0.02 * abs(wanted)
+    return {"right but for rounding: computed in 16 bits, or rounded?": got} if near else {}

@@ -7,6 +7,7 @@ from labkit.checks.compare import (
     ask,
     every,
     expect_close,
+    expect_kind,
     expect_number,
     expect_numbers,
     randn,
@@ -97,13 +98,8 @@ def _asked_error(relative_error, W, r):
     if got != got:
         hint = "a root of something below zero? 1 - head can be; sum the tail"
         raise CheckFailed(f"{call} is NaN; {hint}")
-    _expect_kind(got, call)
+    expect_kind(got, call)
     return call, got, wanted, guesses.errors(W, r)
-
-
-def _expect_kind(got, call):
-    """Expect that `got` is a number at all."""
-    expect_number(got, got if type(got) in (int, float) else 1.0, call)
 
 
 def _expect_not_built(relative_error, W):
@@ -195,7 +191,7 @@ def _asked_energy(energy_rank, s, fraction, name):
 def _asked_stable(stable_rank, name, M):
     call = f"stable_rank({name})"
     got = ask(call, "|W|_F² / |W|_2²", stable_rank, M)
-    _expect_kind(got, call)
+    expect_kind(got, call)
     return call, got, *guesses.stable(M)
 
 

@@ -184,7 +184,7 @@ def _thought(got, wanted, seed, texts):
     told = [
         *["the model was in train mode, where dropout is at work"] * got["training"],
         *["a token such as BOS stands before each text: add none"] * got["began"],
-        *(message for message, number in known if _near(value, number, 2e-5)),
+        *(message for message, number in known if _near(value, number, 5e-6)),
     ]
     if 1 < got["longest"] < longest - 1:  # one may read all tokens but the last
         least = f"a text has {longest} tokens, and the model saw {got['longest']} at most"

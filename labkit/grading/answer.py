@@ -2,11 +2,11 @@
 
 The judge ships this module, the contract and the probes after the submission's cells have run, so
 that what a cell does to them is without effect. It is not trusted: the judge checks every reply.
+What a cell did to Python and torch has its effect here, and so has whatever an answer does.
 """
 
 import builtins
 import json
-import sys
 import types
 
 from labkit.grading import contract, wire
@@ -16,22 +16,23 @@ class Undefined(wire.WireError):
     """The submission does not define the name that the judge asks for."""
 
 
-def serve(sock, namespace, states, most):
+def serve(sock, modules, namespace, states, most):
     """Answer the judge's questions about the objects in `namespace` until it hangs up.
 
-    `states` says how its names stood below a cell, by the index of that cell.
+    `modules` are those that were shipped, by name; `states` says how names of the namespace stood
+    below a cell, by the index of that cell.
     """
     while frame := wire.receive(sock, most):
-        wire.send(sock, b"R", answered(frame[1], namespace, states))
+        wire.send(sock, b"R", answered(frame[1], modules, namespace, states))
 
 
-def answered(body, namespace, states):
+def answered(body, modules, namespace, states):
     """The reply to one question: its nonce, how it went, and a value or a message."""
 
     def resolve(name):
         module, _, attribute = name.rpartition(":")
         if module:
-            return getattr(sys.modules[module], attribute)
+            return getattr(modules[module], attribute)
         if name not in namespace:
             raise Undefined(name)
         return namespace[name]
@@ -41,7 +42,7 @@ def answered(body, namespace, states):
     nonce = head["nonce"]
     try:
         for source in head["sources"]:
-            _add(source)
+            _add(source, modules)
         if head["then"] in states:
             _as_then(states[head["then"]], namespace)
         for names, source in head["lent"]:
@@ -84,8 +85,8 @@ def _lend(names, source, namespace):
 LENT = {}  # source -> what it defines
 
 
-def _add(source):
+def _add(source, modules):
     """Define what an instructor's own check needs here."""
     name = "labkit_private_checks"
-    module = sys.modules.setdefault(name, types.ModuleType(name))
+    module = modules.setdefault(name, types.ModuleType(name))
     exec(compile(source, f"<{name}>", "exec"), module.__dict__)

@@ -155,6 +155,8 @@ HINTS = {
     "as parameter 'weight'": "; change it in place, under torch.no_grad()",
     "unhashable type: 'list'": "; is a list inside another one?",
     "object is not callable": "; is it still a function, begun by def?",
+    "has no attribute 'append'": "; collect dicts in a list, and make one table of it at the end",
+    "unexpected keyword argument": "; do the parameters have the names that the text says?",
     "is not defined": "; was the cell that defines it run?",
 }
 WITHHELD = "The solutions are not part of this copy of the course, so nothing is revealed"
@@ -330,6 +332,8 @@ def _verdict(check, objects, points):
 
 def _joined(faults):
     """All faults in one line: those that name a mistake first, each mistake once."""
+    if len(faults) == 1:  # such as a quiz, whose answers are all told
+        return str(faults[0])
     said = {}
     for fault in sorted(faults, key=lambda fault: fault.bare):
         for text in str(fault).split(AND):

@@ -111,7 +111,7 @@ def canvas(results: list[dict], gradebook: Path, lab=None, column=None) -> Expor
         more += tables.put(roster[id], at, tables.points(row, possible[at]), row["submission"])
     text = tables.written([[*line[:first], line[at]] for line in table], form)
     remarks = [*tables.scale(rows, possible[at]), f"column: {head[at]}"]
-    remarks += [f"without a submission: {len(roster) - len(chosen)}"]
+    remarks += [f"without a submission: {len(roster) - len(chosen)}", *_late(chosen)]
     return Export(text, len(chosen), problems + more, remarks, form)
 
 
@@ -153,7 +153,7 @@ def moodle(results: list[dict], worksheet: Path, lab=None, column=None) -> Expor
     remarks += tables.scale(rows, "" if most is None else next(iter(numbers.values()))[most])
     more += ["no column for the highest grade is known: no points are scaled"] * (most is None)
     more += ["no column for comments is known: verdicts stay out"] * (words is None)
-    remarks += [f"without a submission: {len(numbers) - len(chosen)}"]
+    remarks += [f"without a submission: {len(numbers) - len(chosen)}", *_late(chosen)]
     text = tables.written(table, form)
     return Export(text, len(chosen), problems + more, remarks, form)
 
@@ -166,6 +166,12 @@ def _feedback(row: dict) -> str:
         for e in row["exercises"]
     ]
     return "<br>".join(html.escape(line.strip()) for line in lines)
+
+
+def _late(chosen: dict[str, dict]) -> list[str]:
+    """Return a line on who was late, for nothing is taken off."""
+    names = [row["submission"] for row in chosen.values() if row["late"]]
+    return [f"late, and nothing is taken off: {listed(names)}"] if names else []
 
 
 def _match(rows, find, known=None) -> tuple[dict[str, dict], list[str]]:

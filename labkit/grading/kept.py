@@ -48,12 +48,12 @@ def same(before, after):
     if isinstance(before, torch.Tensor):
         alike = isinstance(after, torch.Tensor) and before.dtype == after.dtype
         return alike and before.shape == after.shape and _equal(before, after.detach())
+    if isinstance(before, dict) and isinstance(after, dict):  # the picture of any is a plain one
+        return list(before) == list(after) and all(same(before[k], after[k]) for k in before)
     if type(before) is not type(after):
         return False
     if isinstance(before, list | tuple):
         return len(before) == len(after) and all(map(same, before, after))
-    if isinstance(before, dict):
-        return list(before) == list(after) and all(same(before[k], after[k]) for k in before)
     if _table(before):
         return before.equals(after) and list(before.columns) == list(after.columns)
     if hasattr(before, "dtype"):
@@ -88,8 +88,10 @@ def _hooks(module):
 
 def _changes_of_model(before, after, name):
     told = []
+    switched = before["its active adapter"] != after["its active adapter"]
     for what, was in before.items():
-        if not same(was, after[what]):
+        follows = switched and what == "what of it trains"  # the active adapter does
+        if not follows and not same(was, after[what]):
             at = next((k for k in was if not same(was[k], after[what].get(k))), "")
             told.append(f"it leaves {name} changed: {what}{f' (at {at})' * bool(at)}; put it back")
     return told

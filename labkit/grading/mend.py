@@ -25,16 +25,18 @@ def mender():
     before an exercise is asked, also modules and built-in functions that were replaced, the filters
     of warnings, and switches of Python, numpy and torch that go for all code.
     """
-    modules, streams = dict(sys.modules), (sys.stdin, sys.stdout, sys.stderr)
+    real, modules = sys.modules, dict(sys.modules)
+    streams = sys.stdin, sys.stdout, sys.stderr
     always, before_answers = [_signals()], [_python(), *_torch(), partial(np.seterr, **np.geterr())]
 
     def mend(all):
+        sys.modules = real
         sys.stdin, sys.stdout, sys.stderr = map(_open, streams)
         for put_back in [*always, *before_answers] if all else always:
             with contextlib.suppress(Exception):
                 put_back()
-        if all or len(sys.modules) < len(modules):
-            sys.modules.update(modules)
+        if all or len(real) < len(modules):
+            real.update(modules)
 
     return mend
 

@@ -1,22 +1,35 @@
 """The outer wall: bubblewrap around the warm process from which each submission is forked.
 
 What holds, with both walls: a submission sees Python, its packages, /usr and this package without
-checks and solutions, all read-only; no home, no environment, no network, no process but its own.
-It writes to scratch space in memory, which is gone with it. It has no capability, gains none, and a
-filter refuses system calls that labs don't need. Memory, processes, disk and time are bounded, by
-limits of each process and by a supervisor that looks twenty times a second. When it ends, the
-kernel ends its whole process tree. Points are given in another process, outside of the wall.
+checks and solutions, all read-only; no home, no environment, no process but its own. Its network is
+its own, too, and down; the only sockets are those between its own processes. It writes to scratch
+space in memory, which is gone with it. It has no capability, gains none, and a filter refuses
+system calls that labs don't need. Memory, processes, sockets, disk and time are bounded, by limits
+of each process and by a supervisor that looks twenty times a second. When it ends, the kernel ends
+its whole process tree. Points are given in another process, outside of the wall.
+
+One leaves nothing for the next: its files, sockets, locks, queues, keys and standard streams are
+its own, and of the machine's files and devices it changes neither content nor times nor hints.
 
 What does not hold. Submissions share the kernel with the machine: a flaw in the kernel is a way
-out, for which this is no virtual machine. Between two looks memory may pass its bound. A submission
-can see how busy the machine is. Its code and the probes share a process, so a check that looks at
-the form of an answer, not at results that need work, can be lied to; checks are written with that
-in mind. The same holds for a learner who knows an instructor's check and answers it alone.
+out, for which this is no virtual machine. Between two looks memory may pass its bound. The kernel's
+own memory (pipes, mappings, tables of pages) is bounded by the number of processes and descriptors,
+at a gibibyte or so; a memory cgroup (`cgroup`) counts it, where one can be made. What the kernel
+counts for the whole machine can be read: how busy it is, how many files are open, and how fast a
+file is read, which tells whether another process has read it lately. Two that agree on it can pass
+some bits that way, while both run or one after the other.
+
+Its code and the probes share a process, so a check that looks at the form of an answer, not at
+results that need work, can be lied to; checks are written with that in mind. The same holds for a
+learner who knows an instructor's check and answers it alone.
 
 Where the kernel allows no user namespace inside bubblewrap's ("alone"), a submission has no process
 tree inside the outer wall. Then each has a warm process of its own, which takes seconds to start.
-Without bubblewrap ("bare") only limits of each process are left: a submission can do what the
-grader's user can.
+It can set the times of devices such as /dev/null to now, which the next one sees, and files that it
+writes to scratch space are memory that nobody counts but a cgroup.
+
+Without bubblewrap ("bare") the limits of each process and the filter are left: a submission can do
+what the grader's user can, but for the network.
 """
 
 import os

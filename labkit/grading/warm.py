@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 
 from labkit.errors import LabError
-from labkit.grading import sandbox
+from labkit.grading import cgroup, sandbox
 from labkit.grading.wall import SCRATCH
 
 GONE = 60  # seconds in which the processes of a submission end when they are told or killed
@@ -26,7 +26,7 @@ class WarmProcess:
 
     def __init__(self, limits, kind="nested"):
         self.limits, self.kind = limits, kind
-        self.process = self.control = self.scratch = None
+        self.process = self.control = self.scratch = self.group = None
         self.nested = None  # whether it can serve more than one submission; None: not known yet
         self.number = 0  # of the submission, in what is said of it to and fro
 
@@ -37,9 +37,10 @@ class WarmProcess:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.scratch = tempfile.mkdtemp(prefix=SCRATCH) if self.kind == "bare" else None
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self.group = cgroup.make(self.limits)
         with theirs:
             self.process = subprocess.Popen(
-                sandbox.command(theirs.fileno(), self.kind),
+                cgroup.entering(self.group, sandbox.command(theirs.fileno(), self.kind)),
                 env=sandbox.environment(self.scratch),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -142,6 +143,7 @@ class WarmProcess:
             self.errors.close()
             self.process.kill()
             self.process.wait()
+            cgroup.remove(self.group)
             if self.scratch:
                 shutil.rmtree(self.scratch, ignore_errors=True)
-        self.process = self.scratch = None
+        self.process = self.scratch = self.group = None

@@ -4,42 +4,50 @@ import time
 
 import torch
 
+from labkit.grading.contract import CheckFailed, kept
+from labkit.grading.kept import picture, same
 from labkit.probes.lab03 import WORDS, tiny_language_model
 
-ADAPTERS = ("home", "homely", "tickets")
+ADAPTERS = ("home", "homely", "sweet-home", "tickets")
 TARGETS = ("q_proj", "v_proj", "down_proj")
 NEW_TOKENS = 48
-
-
-def merged(merged_weight, W, A, B, alpha):
-    """`[what it returns, its dtype, W, A and B afterwards]`."""
-    result = merged_weight(W, A, B, alpha)
-    return [result, str(getattr(result, "dtype", None)), W, A, B]
+NOT_GREEDY = {  # what generate may be told -> what leaves greedy decoding as it is
+    "do_sample": (False, None),
+    "num_beams": (1, None),
+    "repetition_penalty": (1, 1.0, None),
+    "no_repeat_ngram_size": (0, None),
+    "min_new_tokens": (0, None),
+    "min_length": (0, None),
+    "max_length": (None, 20),
+    "num_return_sequences": (1, None),
+    "stop_strings": (None,),
+    "suppress_tokens": (None,),
+    "bad_words_ids": (None,),
+    "penalty_alpha": (None,),
+}
+ROUTE = {  # what an error of `route` says -> a hint
+    "max_length": "max_length counts the prompt, too: ask for max_new_tokens",
+    "training mode": "model.eval() first, and afterwards as it was",
+    "is not defined": "take the tokenizer from the model: model.tokenizer",
+    "out of range": "take the tokenizer from the model: model.tokenizer",
+}
 
 
 def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
-    """`[what it returns, its dtype, its tensors afterwards]`; a byte index is explained."""
+    """What it returns; a byte index is explained."""
     try:
-        result = merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape))
+        return merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape))
     except (IndexError, RuntimeError) as error:
         if "mask" in str(error):
             error.args = ("torch takes a uint8 index for a mask: write codebook[W4.long()]",)
         elif str(2 * W4.numel()) in str(error):
             error.args = (f"{error}; W4 holds one code a byte, there is nothing to unpack",)
         raise
-    return [result, str(getattr(result, "dtype", None)), W4, absmax, codebook, A, B]
-
-
-def combined(combine, adapters, weights):
-    """`[what it returns, the adapters afterwards]`."""
-    result = combine(adapters, weights)
-    return [result, adapters]
 
 
 def souped(soup, states, weights):
-    """`[what it returns, the states afterwards]`; weights=None is left to the default."""
-    result = soup(states) if weights is None else soup(states, weights)
-    return [result, states]
+    """What it returns; weights=None is left to the default."""
+    return soup(states) if weights is None else soup(states, weights)
 
 
 def soup_error(soup, states, weights):
@@ -54,9 +62,9 @@ def soup_error(soup, states, weights):
 
 
 def ranks(seed):
-    """{adapter: rank}: 2 for home, others for the rest, by the seed."""
-    others = torch.randint(3, 9, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return dict(zip(ADAPTERS, (2, *others), strict=True))
+    """{adapter: rank}: 2 for home, others for the rest, by the seed; no sum of some is another."""
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(seed)).tolist()
+    return dict(zip(ADAPTERS, (2, *((3, 7, 11)[i] for i in order)), strict=True))
 
 
 def tiny_served(seed, brief=False):
@@ -95,27 +103,92 @@ def _fill(model, rng, brief):
 
 
 def swapped(swap_cost, seed, name):
-    """What `swap_cost(model, name)` returns, the active adapters then, and the call's seconds."""
+    """What `swap_cost(model, name)` returns, the active adapters then, and the call's seconds.
+
+    `changed` tells what else it changed of the model; another adapter is active before.
+    """
     model = tiny_served(seed, brief=True)
+    before = "homely" if name == "sweet-home" else "sweet-home"
+    model.set_adapter(before)
+    _forbid_copies(model)
+    was = picture(model)
     begun = time.perf_counter()
     cost = swap_cost(model, name)
     took = time.perf_counter() - begun
-    return {"cost": cost, "active": list(model.base_model.active_adapters), "took": took}
+    meant = ("its active adapter", "what of it trains")
+    now = picture(model)
+    changed = [what for what in was if not same(was[what], now[what])]
+    return {
+        "cost": cost,
+        "active": list(model.base_model.active_adapters),
+        "before": before,
+        "took": took,
+        "changed": [what for what in changed if what not in meant],
+    }
 
 
 def routed(route, seed, prompts, adapter_names):
-    """The texts that `route` returns, the largest batch seen, and the active adapters then."""
-    model, sizes = tiny_served(seed), [0]
+    """What `route` returns, and how: the largest batch and length seen, generate's options.
+
+    `changed` tells what it changed of the tokenizer and the settings of generation. The adapter
+    that is active is neither the first nor the last to answer.
+    """
+    model, sizes, options = tiny_served(seed), [(0, 0)], {}
+    model.set_adapter("sweet-home")
+    base, tokenizer = model.get_base_model(), model.tokenizer
     embedding = model.get_input_embeddings()
-    embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[:2])))
+    base.generate = _noting(base.generate, options)
+    _forbid_copies(model)
+    before, size = _settings(base, tokenizer), len(tokenizer)
     try:
-        texts = route(model, prompts, adapter_names)
-    except (IndexError, NameError) as error:
-        hint = "; take the tokenizer from the model: model.tokenizer"
-        error.args = (f"{error}{hint}", *error.args[1:])
+        texts = kept(route, model, prompts, adapter_names)
+    except (IndexError, NameError, ValueError) as error:
+        hint = next((hint for sign, hint in ROUTE.items() if sign in str(error)), None)
+        if len(tokenizer) > size:
+            hint = "a token id lies outside the embedding: pad with one that exists, eos_token"
+        error.args = (f"{error}; {hint}",) if hint else error.args
         raise
-    active = list(model.base_model.active_adapters)
-    return {"texts": texts, "batch": max(sizes), "active": active}
+    now = _settings(base, tokenizer)
+    return {
+        "texts": texts,
+        "batch": max(rows for rows, _ in sizes),
+        "longest": max(tokens for _, tokens in sizes),
+        "options": options,
+        "changed": {what: [was, now[what]] for what, was in before.items() if was != now[what]},
+    }
+
+
+def _settings(base, tokenizer):
+    settings = base.generation_config.to_dict()
+    settings = {f"generation_config.{name}": str(value) for name, value in settings.items()}
+    names = ("padding_side", "truncation_side", "pad_token", "eos_token")
+    settings |= {f"tokenizer.{name}": str(getattr(tokenizer, name)) for name in names}
+    return settings | {"len(tokenizer)": str(len(tokenizer))}
+
+
+def _noting(generate, options):
+    """`generate` that puts into `options`, as text, what is not greedy in its arguments."""
+
+    def noted(*args, **kwargs):
+        given = kwargs.get("generation_config")
+        told = given.to_dict() if hasattr(given, "to_dict") else {}
+        for name, value in (told | kwargs).items():
+            if name in NOT_GREEDY and value not in NOT_GREEDY[name]:
+                options[name] = str(value)
+        return generate(*args, **kwargs)
+
+    return noted
+
+
+def _forbid_copies(model):
+    """A copy of the model costs its whole memory, so making one is told at once."""
+
+    def refuse(memo):
+        raise CheckFailed("it copies the whole model; work on the one that is there")
+
+    model.__deepcopy__ = model.base_model.__deepcopy__ = refuse
+    model.get_base_model().__deepcopy__ = refuse
 
 
 def words(rng, n):
