@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 
-.PHONY: setup run lab test attacks test-gpu
+.PHONY: setup run lab test attacks honest test-gpu
 
 run: $(READY)  ## execute the solved labs; a site with pictures in build/ (or OUT=folder)
 	@$(BIN)/labkit run --out $(OUT)
@@ -24,6 +24,9 @@ test: $(READY)  ## everything that must hold
 
 attacks: $(READY)  ## every hostile submission, not only a choice of each kind (half an hour)
 	LABKIT_ATTACKS=all $(BIN)/pytest tests/attacks
+
+honest: $(READY)  ## right notebooks, ten times at load 6: none may lose a point (an hour)
+	LABKIT_HONEST=10 $(BIN)/pytest tests/honest
 
 test-gpu: $(READY)  ## the CUDA paths, on a machine that has a card; figures in build/gpu.json
 	@$(BIN)/pytest -m gpu -rs tests/gpu; status=$$?; \

@@ -100,7 +100,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """LoRA Labs: six hands-on labs on LoRA and QLoRA."""
+    """LoRA Labs: hands-on labs on LoRA and QLoRA."""
 
 
 @app.command(epilog="Example: labkit doctor --json")
@@ -281,7 +281,7 @@ def export(
         return 0
     name, fill = ("canvas.csv", exports.canvas) if canvas else ("moodle.csv", exports.moodle)
     done = fill(exports.results_in(out), canvas or moodle, lab, column)
-    (out / name).write_text(done.text, "utf-8", newline="")
+    (out / name).write_bytes(done.data())
     print(f"written: {out / name}; students with points: {done.matched}")
     for line in [*done.remarks, *(f"LOOK: {problem}" for problem in done.problems)]:
         print(line)
@@ -293,7 +293,10 @@ def grade(
     paths: Annotated[list[Path], typer.Argument(help="Notebooks, or folders of them.")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for grades and pages.")],
     jobs: Annotated[int | None, typer.Option(min=1, help="Side by side; default a core.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the checks' inputs; default random.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Of the checks' inputs; default random."),
+    ] = None,
     checks: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Your own checks, a .py file.")
     ] = None,

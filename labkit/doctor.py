@@ -140,17 +140,24 @@ def model() -> Finding:
 
 def sandbox() -> Finding:
     """What isolates submissions when they are graded."""
+    from labkit.grading import cgroup
     from labkit.grading import sandbox as walls
+    from labkit.grading.limits import Limits
 
     if not walls.available():
         mend = "only for grading: install the package 'bubblewrap' (Linux), or grade with --unsafe"
         return Finding("sandbox", "none", "warn", mend)
     found = walls.trial()
+    group = cgroup.make(Limits())
+    cgroup.remove(group)
+    bound = ", all in a memory cgroup" if group else ""
     if found == "nested":
-        return Finding("sandbox", "bubblewrap, and a process tree a submission inside it")
+        value = f"bubblewrap, and a process tree a submission inside it{bound}"
+        mend = "" if group else "no memory cgroup here: memory of the kernel is bounded in part"
+        return Finding("sandbox", value, "ok", mend)
     if found == "alone":
         mend = "only for grading: no nested user namespaces here, so each submission warms up anew"
-        return Finding("sandbox", "bubblewrap, one warm process a submission", "warn", mend)
+        return Finding("sandbox", f"bubblewrap, one warm process a submission{bound}", "warn", mend)
     mend = f"only for grading: bubblewrap may not do its work here ({walls.mend(found)})"
     return Finding("sandbox", "bubblewrap, which fails", "warn", mend)
 

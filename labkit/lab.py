@@ -88,9 +88,8 @@ class Lab:
         open_ids = [id for id in needs if self._status(id) not in WORKS]
         if open_ids:
             names = ", ".join(f"{id} ({self._find(id)['name']})" for id in open_ids)
-            stuck = (
-                f' Stuck? lab.reveal("{open_ids[0]}")' if reference.solved_cells(self.stem) else ""
-            )
+            helps = reference.solved_cells(self.stem)
+            stuck = f' Stuck? lab.reveal("{open_ids[0]}")' if helps else ""
             print(f"◇ {title}: waits for {names}.{stuck}")
         return bool(open_ids)
 
@@ -105,20 +104,17 @@ class Lab:
         source = next((c for c in cells if exercise["name"] in reference.defined(c)), None)
         if source is None:
             raise LabError(contract.WITHHELD)
-        record = {key: exercise[key] for key in ("id", "name", "points")}
         if reference.solved_book(self.stem):
             display(Code(source, language="python"))
             get_ipython().run_cell(source, store_history=False).raise_error()
-            record |= {"status": "revealed", "earned": 0, "message": ""}
+            self._note(exercise, "revealed")
             print(f"◐ {id} is revealed: read it, then go on. It earns no points.")
         elif self._status(id) == "passed":
             print(f"✓ {id} has passed already: yours stays.")
-            return
         else:
             contract.session.loans[id] = _lend(id, source, cells)
-            record |= {"status": "lent", "earned": 0, "message": ""}
+            self._note(exercise, "lent")
             print(f"◐ {id} {contract.LENT}. Write your own any time: it then counts.")
-        contract.session.records[id] = record
 
     def score(self):
         """A table of the exercises: passed, revealed, open, and the points."""
@@ -138,6 +134,15 @@ class Lab:
 
     def _status(self, id):
         return contract.session.records.get(id, {}).get("status", "missing")
+
+    def _note(self, exercise, status):
+        """Record an exercise that earns nothing."""
+        record = {key: exercise[key] for key in ("id", "name", "points")}
+        contract.session.records[exercise["id"]] = record | {
+            "status": status,
+            "earned": 0,
+            "message": "",
+        }
 
     def _row(self, exercise):
         row = {key: exercise[key] for key in ("id", "name", "points")}

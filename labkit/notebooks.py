@@ -13,6 +13,8 @@ MARK = re.compile(r"( *)# (BEGIN|END) SOLUTION")
 NEARLY_A_MARK = re.compile(r"\b(BEGIN|END)[\s_-]*SOLUTION", re.IGNORECASE)
 CELL = re.compile(r"# ?%%")
 MAGIC = re.compile(r"^( *)[%!].*", re.MULTILINE)
+MINUTES = re.compile(r"^# [●○]+ · (\d+) min · ", re.MULTILINE)  # of an exercise
+TOLD = re.compile(r"\((\d+) for the exercises\)")  # in the first cell: all of them
 FOLDERS = {"notebooks": False, "solutions": True}  # folder -> is it solved?
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -67,14 +69,18 @@ def build(root: Path, check: bool = False) -> list[str]:
 
 
 def _look_over(stem: str, text: str) -> None:
-    """Raise BuildError for what would be noticed late: name, syntax, and which lab is started."""
+    """Raise BuildError for what would be noticed late: name, syntax, lab started, minutes."""
     if not re.fullmatch(r"\d\d_\w+", stem):
         raise BuildError("line 1: a master is called by two digits and a name, like 07_norms.py")
     try:
         ast.parse(MAGIC.sub(r"\1pass", text))
     except SyntaxError as error:
         raise BuildError(f"line {error.lineno}: {error.msg}") from None
+    in_all = sum(map(int, MINUTES.findall(text)))
     for number, line in enumerate(text.splitlines(), 1):
+        told = TOLD.search(line)
+        if told and int(told[1]) != in_all:
+            raise BuildError(f"line {number}: the exercises take {in_all} minutes, not {told[1]}")
         started = re.search(r"labkit\.start\(\W*(\w+)", line)
         if started and started[1] != stem:
             raise BuildError(f"line {number}: this is lab {stem!r}, and starts {started[1]!r}")

@@ -26,8 +26,10 @@ def reference(stem: str, id: str) -> str | None:
     for an id that the lab has not, and where there are no solutions.
     """
     names = names_of(stem, id)
-    cells = solved_cells(stem) if names else None
-    return "\n\n\n".join(needed(cells, names)) + "\n" if cells else None
+    cells = solved_cells(stem) or []
+    if not names or set(names) - set().union(*map(defined, cells)):
+        return None
+    return "\n\n\n".join(needed(cells, names)) + "\n"
 
 
 def names_of(stem: str, id: str) -> list[str]:

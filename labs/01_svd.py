@@ -17,7 +17,8 @@
 # find out what that means, and whether it is true. You will cut a photograph, then the weights of
 # a real language model, then what fine-tuning did to them.
 #
-# About 45 minutes of your time. The experiments take under two minutes on two CPU cores.
+# About 55 minutes if you know PyTorch well (41 for the exercises), up to 85 if you do not. The
+# experiments take under two minutes on two CPU cores.
 
 # %%
 import labkit
@@ -56,8 +57,9 @@ from labkit import live, models, plots, tasks, training
 #
 # ●●○ · 7 min · 2 points
 #
-# Return the matrix of rank at most `r` that is nearest to `W`. The Eckart-Young theorem says which:
-# keep the first `r` terms of the sum. An `r` beyond the rank is fine, then nothing is cut.
+# Return the matrix of rank at most `r` that is nearest to `W`: the one that leaves the least sum of
+# squared differences, which is the distance in the *Frobenius norm*. The Eckart-Young theorem says
+# which: keep the first `r` terms of the sum. An `r` beyond the rank is fine, then nothing is cut.
 #
 # <details><summary>Hint</summary>
 #
@@ -84,8 +86,8 @@ check.optimal(best_rank_r)
 # ●●○ · 6 min · 2 points
 #
 # How far is that matrix from $W$? Return $\lVert W - W_r \rVert / \lVert W \rVert$ as a float, with
-# the Frobenius norm (the root of the sum of all squared entries). Do not build $W_r$: the singular
-# values alone tell you.
+# the Frobenius norm (the root of the sum of all squared entries). Build neither $W_r$ nor
+# $W - W_r$: the singular values alone tell you. It is 0 where $r$ is the rank or more.
 #
 # <details><summary>Hint</summary>
 #
@@ -148,7 +150,8 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 #
 # `lora_params` counts the numbers in $A$, `(r, d_in)`, and $B$, `(d_out, r)`. `break_even_rank` is
 # the largest rank at which they hold strictly fewer numbers than $W$, 0 where no rank saves. Both
-# are ints, and $W$ need not be square.
+# are ints, and $W$ need not be square. *Strictly*, for at equality the rank has become smaller and
+# nothing was saved: where $W$ is square and its side even, this is half the side.
 
 
 # %%
@@ -205,7 +208,7 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
 # ●●○ · 8 min · 3 points
 #
 # `energy_rank(s, fraction)` gets singular values, largest first, and returns the smallest rank
-# whose energy is *at least* the fraction of the whole. `stable_rank(W)` is a float.
+# whose energy is *at least* the fraction of the whole, an int. `stable_rank(W)` is a float.
 #
 # <details><summary>Hint</summary>
 #
@@ -627,6 +630,8 @@ if lab.experiment("Training in random flats", 10, needs=["1.4", "1.6"]):
 # ### Exercise 1.7 · Quiz
 #
 # ●○○ · 5 min · 3 points
+#
+# The first letter that you check counts; then read what it says.
 #
 # **q1. A 4096 × 4096 layer gets LoRA with r=16. What happens to the memory of training it?**
 #

@@ -17,7 +17,8 @@
 # runs the training, and you decide: which layers, which data, which loss, which metric, and
 # whether what came out is good. This lab is about those decisions.
 #
-# About 60 minutes of your time. The experiments take under five minutes on two CPU cores.
+# About 65 minutes if you know PyTorch well (53 for the exercises), up to 95 if you do not. The
+# experiments take under five minutes on two CPU cores.
 
 # %%
 import labkit
@@ -51,9 +52,10 @@ from labkit.tasks import chat
 #
 # ●○○ · 4 min · 2 points
 #
-# A `LoraConfig` for a causal language model: rank `r`, adapters on `targets`, `lora_alpha` twice
-# the rank, dropout 0.05, no bias. `targets` is a list of layer names, or the word `"all-linear"`.
-# All else stays at PEFT's defaults.
+# A `LoraConfig` for a causal language model: rank `r`, adapters on `targets`, alpha twice the rank,
+# dropout 0.05, no bias. `targets` is a list of layer names, or the word `"all-linear"`. PEFT calls
+# these `r`, `target_modules`, `lora_alpha`, `lora_dropout`, `bias` (`"none"`) and `task_type`
+# (`"CAUSAL_LM"`). All else stays at PEFT's defaults.
 #
 # Twice the rank is a habit, not a law. It fixes the factor before $BA$ at 2, and so a higher rank
 # takes larger steps. Lab 5 measures what that does to a comparison of ranks.
@@ -170,7 +172,7 @@ if lab.experiment("What r=16 trains in three models", 6, needs=["3.2"]):
 # TRL puts the loss on the completion only when it can tell prompt and completion apart. Turn an
 # example with `messages` into `{"prompt": [...], "completion": [...]}`, both lists of messages, so
 # that TRL applies the model's own chat template. Everything before the last answer is prompt,
-# earlier turns included.
+# earlier turns included. Leave the list of messages itself as it is: slices make new ones.
 
 
 # %%
@@ -215,8 +217,11 @@ if lab.experiment("Which tokens carry the loss", 1, needs=["3.3"]):
 # | `"a100"` | Ampere and newer: `bf16=True` |
 #
 # Set `max_length` to 512, and a learning rate that suits LoRA. TRL's default, 2e-5, is a rate for
-# full fine-tuning; LoRA wants about ten times as much or more. (Names change: what older
-# tutorials call `max_seq_length` and `warmup_ratio` is `max_length` and `warmup_steps` today.)
+# full fine-tuning; LoRA wants about ten times as much or more, up to 5e-3. (Names change: what
+# older tutorials call `max_seq_length` and `warmup_ratio` is `max_length` and `warmup_steps` now.)
+#
+# On a machine without such a GPU `SFTConfig(bf16=True)` raises an error, so you can call only your
+# own case by hand. The check tries all three, and lets each believe that its card is there.
 
 
 # %%
@@ -246,8 +251,9 @@ check.sft(sft_config)
 # ●●○ · 6 min · 3 points
 #
 # The share of predictions that are the same JSON *data* as their reference. The order of keys does
-# not count, nor do spaces outside of strings. Capitals do, and `5` is not `"5"`. A prediction that
-# is no JSON is wrong; it must not stop the evaluation, since the base model gives nothing else.
+# not count, nor do spaces outside of strings. Capitals do, `5` is not `"5"`, and `true` is not `1`,
+# though Python's `True == 1`: written again by `json.dumps` the two differ. A prediction that is no
+# JSON is wrong; it must not stop the evaluation, since the base model gives nothing else.
 
 
 # %%
@@ -255,9 +261,10 @@ def exact_match(predictions, references):
     """Share of predictions equal to their reference as JSON data, a float from 0 to 1."""
     # BEGIN SOLUTION
     hits = 0
-    for prediction, reference in zip(predictions, references, strict=True):
+    for pair in zip(predictions, references, strict=True):
         try:
-            hits += json.loads(prediction) == json.loads(reference)
+            texts = [json.dumps(json.loads(text), sort_keys=True) for text in pair]
+            hits += texts[0] == texts[1]
         except json.JSONDecodeError:
             pass
     return hits / len(references)
@@ -367,13 +374,16 @@ if lab.experiment("Exact match and intent accuracy", 1, needs=["3.1", "3.3", "3.
 # a long text counts more than a short one, and no text is cut. Padding must not count. The first
 # token of a text is predicted by nothing and does not count either.
 #
-# Two traps. Averaging the perplexities of texts is another quantity. And in this tokenizer the
+# Three traps. Averaging the perplexities of texts is another quantity. In this tokenizer the
 # padding token also ends each message, so do not find padding by its id: use the attention mask.
+# And a text is its own tokens and no others: add no BOS before it and no end after it.
+#
+# The model comes in eval mode, without dropout, and stays in it.
 #
 # <details><summary>Hint</summary>
 #
-# Logits at position t predict token t+1. One text at a time needs no padding at all; ten short
-# texts are quick either way.
+# Logits at position t predict token t+1, so `logits[:, :-1]` meets `ids[:, 1:]`. Keep two sums over
+# all texts, of losses and of predictions, and divide once, at the end.
 # </details>
 
 
@@ -474,8 +484,9 @@ if lab.experiment("Forgetting", 12, needs=["3.1", "3.3", "3.4", "3.6"]):
 # ●●○ · 6 min · 3 points
 #
 # `save_pretrained` left a folder. `adapter_bytes` returns the size of the file that holds the
-# adapter's weights, not of the folder. `load_tuned` puts that adapter onto a fresh base model,
-# ready to answer: in eval mode, or dropout would still be at work.
+# adapter's weights, `adapter_model.safetensors`, not of the folder. `load_tuned` puts that adapter
+# onto `base`, the model that it is given, ready to answer: in eval mode, or dropout would still be
+# at work. It loads no other base, and merges nothing.
 
 
 # %%
@@ -513,9 +524,10 @@ if lab.experiment("The adapter's folder, opened", 4, needs=["3.1", "3.2", "3.3",
 # %% tags=["experiment"]
 if lab.experiment("Two adapters, one base", 20, needs=["3.1", "3.3", "3.4", "3.7"]):
     both = load_tuned(models.load()[0], tuned.folder)
+    first = both.active_adapter  # "default", unless you gave it another name
     both.load_adapter(chatty.folder, adapter_name="chat")
     questions, spoken = [unseen[0]["messages"], turns[2]], {}
-    for name, adapter in [("home", "default"), ("chat", "chat")]:
+    for name, adapter in [("home", first), ("chat", "chat")]:
         both.set_adapter(adapter)
         spoken[name] = generation.answers(both, tokenizer, questions)
     with both.disable_adapter():
@@ -549,6 +561,8 @@ if lab.experiment("Share the adapter, if you like", 0, needs=["3.1", "3.3", "3.4
 # ### Exercise 3.8 · Quiz
 #
 # ●○○ · 5 min · 3 points
+#
+# The first letter that you check counts; then read what it says.
 #
 # **q1. You change `targets` from q and v to all linear layers, both with r=16. What happens?**
 #

@@ -18,7 +18,8 @@
 # and then check what people say: that a 70-billion model trains on one 48 GB card, that QLoRA
 # needs four times less than LoRA, that it costs 30% of speed and no quality.
 #
-# About 75 minutes of your time. The experiments take under five minutes on two CPU cores.
+# About 110 minutes if you know PyTorch well (65 for the exercises), up to 155 if you do not. The
+# experiments take under five minutes on two CPU cores.
 
 # %%
 import labkit
@@ -56,7 +57,9 @@ from labkit.memory.measure import track
 # The simplest answer: evenly spaced integers and one scale for the whole tensor. With `bits` bits
 # use the integers from $-(2^{b-1}-1)$ to $2^{b-1}-1$, for 4 bits $-7 \dots 7$, so that plus and
 # minus are treated alike. The largest absolute value of `x` gets the largest integer; the rest is
-# rounded to the nearest. A tensor of zeros must come back as zeros. Leave `x` as it was.
+# rounded to the nearest. What comes back is a tensor of floats. Zeros come back as zeros: no NaN
+# may arise on the way, since no integer stands for it. And numbers below 1e-6 are treated as
+# large ones are: a guard against a division by zero must be far smaller. Leave `x` as it was.
 
 
 # %%
@@ -105,7 +108,8 @@ if lab.experiment("One outlier among 4096 numbers", 1, needs=["4.1"]):
 #
 # ●●○ · 10 min · 3 points
 #
-# The sixteen values, ascending, derived and not typed in:
+# The sixteen values, ascending, a tensor of floats, derived and not typed in. (To compare with
+# bitsandbytes' own table is fine, to take them from it is not.)
 #
 # 1. Take probabilities from 0.9677083 down to 0.5. (That number is the mean of 31/32 and 29/30, the
 #    middles of the outermost of 16 and of 15 equal shares.)
@@ -168,8 +172,9 @@ if lab.experiment("Four codebooks", 1, needs=["4.2"]):
 #
 # Flatten `w` and cut it into blocks of `block` numbers; the last one may be shorter. Divide each
 # block by its absmax, and replace every number by the index of the *nearest* codebook value. The
-# codebook is ascending, from -1 to 1. A block of zeros has absmax 0 and must not become NaN.
-# Compute in fp32, as bitsandbytes does, whatever the dtype of `w`, and leave `w` as it was.
+# codebook is ascending, from -1 to 1. A block of zeros has absmax 0, which you return as it is, and
+# must not become NaN; numbers below 1e-6 are treated as others are. Compute in fp32, as
+# bitsandbytes does, whatever the dtype of `w`, and leave `w` as it was. All results are tensors.
 #
 # `dequantize_blockwise` is the way back: look up, multiply by the block's absmax, restore the
 # shape. Its blocks are of 64. No Python loop over blocks, please: a small model has 1.6 million.
@@ -325,6 +330,7 @@ if lab.experiment("Perplexity in four formats", 0, needs=["4.2", "4.3"]):
 # number of codes the last low nibble is filler; bitsandbytes writes 7, the code of NF4's zero.
 #
 # `unpack_nibbles` gives two codes a byte, filler included: whoever knows the length cuts it off.
+# Leave the inputs as they were, and no Python loop over the codes: a small model has 106 million.
 
 
 # %%
@@ -374,7 +380,8 @@ if lab.experiment("Your bytes and theirs, for every layer", 12, needs=["4.2", "4
 # - `offset`: the mean of all of `absmax`, one number.
 #
 # Then `absmax[i]` is about `q[i] * scale[i // block] + offset`. All equal scales are a case to
-# think of. (bitsandbytes does the same with another table of 256 values, denser near zero.)
+# think of: no NaN may arise on the way. Leave `absmax` as it was; `q` and `scale` are tensors.
+# (bitsandbytes does the same with another table of 256 values, denser near zero.)
 #
 # `bits_per_param`: 4 for the code, and a share of the scales. Without double quantization an fp32
 # scale serves `block` weights. With it the scale has 8 bits, and 256 of them share an fp32 scale.
@@ -437,6 +444,7 @@ if lab.experiment("Which block size, and what 8-bit scales cost", 3, needs=["4.2
 # transformers quantizes while it loads. Write the `BitsAndBytesConfig`: 4 bits, NF4 (the default
 # is FP4), double quantization, and the compute dtype, in which looked-up weights are multiplied:
 # bf16 on `"a100"` (Ampere and newer), fp16 on `"t4"`, which has no bf16, bf16 or fp32 on `"cpu"`.
+# All else stays at its defaults.
 #
 # A packed weight is a `uint8` tensor of half the length, so `numel()` counts bytes. Let
 # `true_param_count` return how many parameters the model really has, shared tensors once. In
@@ -703,8 +711,10 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
 # | `"lora"` | base in bf16, adapter in fp32 | of the adapter, fp32 | of the adapter |
 # | `"qlora"` | base in NF4 with double quantization, adapter in fp32 | as lora | as lora |
 #
+# A number in fp32 takes 4 bytes, one in bf16 2, and one in NF4 with double quantization the bits of
+# exercise 4.5: take the whole base as packed. Adam's two moments are two numbers, 8 bytes.
 # `n_params` is the base's, `n_trainable` the adapter's (for `"full"` the two are the same number,
-# and there is no adapter). Check your sum for `"full"`: 16 bytes a parameter.
+# and there is no adapter). Check your sum for `"full"`: 16 bytes a parameter, 4 + 4 + 8.
 
 
 # %%
@@ -756,7 +766,8 @@ if lab.experiment("Llama-2 with 7, 13 and 70 billion parameters", 45, needs=["4.
 if lab.experiment("Claimed, ruled, simulated", 0, needs=["4.7"]):
     table = []
     for (size, method), step in simulated.items():
-        rule = sum(training_bytes(step.n_params, step.n_trainable, method).values())
+        ruled = training_bytes(step.n_params, step.n_trainable, method)
+        rule = float(ruled["weights"] + ruled["gradients"] + ruled["optimizer"])
         gigabytes = [n / 1e9 for n in (rule, sum(step.static.values()), step.peak)]
         guess = my_guess[size][method]
         table.append([size, method, claimed[size][method], guess, *gigabytes])
@@ -835,6 +846,8 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 # ### Exercise 4.8 · Quiz
 #
 # ●○○ · 5 min · 3 points
+#
+# The first letter that you check counts; then read what it says.
 #
 # **q1. What do "4-bit storage" and "16-bit compute" mean?**
 #

@@ -20,8 +20,8 @@
 # In this lab you compare ranks fairly. It is harder than it looks: the most common comparison
 # changes two things at once.
 #
-# About 60 minutes of your time. The experiments take under eight minutes on two CPU cores, and
-# seconds when you run them again.
+# About 80 minutes if you know PyTorch well (52 for the exercises), up to 110 if you do not. The
+# experiments take under eight minutes on two CPU cores, and seconds when you run them again.
 
 # %%
 import labkit
@@ -767,6 +767,8 @@ if lab.experiment("Who confuses what", 1, needs=["5.5"]):
 # ### Exercise 5.7 · Quiz
 #
 # ●○○ · 5 min · 3 points
+#
+# The first letter that you check counts; then read what it says.
 #
 # **q1. A colleague trains r = 4, 16, 64 with alpha = 2r at learning rate 2e-4, three seeds each,
 # and finds r=64 clearly best. What does this show?**

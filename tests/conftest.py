@@ -16,6 +16,7 @@ torch.set_num_threads(1)
 def fresh_session():
     """Each test begins with no exercise judged."""
     contract.session.clear()
+    contract.session.letters.clear()
 
 
 @pytest.fixture

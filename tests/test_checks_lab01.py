@@ -41,6 +41,21 @@ def best_by_projection(W, r):
     return (W.double() @ Vh.T @ Vh).to(W.dtype)
 
 
+def best_by_left_projection(W, r):
+    U = torch.linalg.eigh(W @ W.T).eigenvectors[:, -r:]
+    return U @ (U.T @ W)
+
+
+def best_by_diag_embed(W, r):
+    U, S, Vh = svd(W)
+    k = min(r, len(S))
+    return U[:, :k] @ torch.diag_embed(S[:k]) @ Vh[:k]
+
+
+def best_by_transposing(W, r):
+    return best_rank_r(W.T, r).T if W.shape[0] < W.shape[1] else best_by_masking(W, r)
+
+
 def relative_error(W, r):
     s = svdvals(W)
     return (s[r:].norm() / s.norm()).item()
@@ -73,6 +88,21 @@ def error_by_products(W, r):
 def error_from_gram(W, r):
     energy = torch.linalg.eigvalsh(W.T @ W).clamp(min=0).flip(0)
     return (energy[r:].sum() / energy.sum()).sqrt().item()
+
+
+def error_in_numpy(W, r):
+    s = np.linalg.svd(np.asarray(W), compute_uv=False)
+    return np.sqrt((s[r:] ** 2).sum() / (s**2).sum())
+
+
+def error_in_numpy_with_factors(W, r):
+    _, s, _ = np.linalg.svd(W.numpy(), full_matrices=False)
+    return float(np.linalg.norm(s[r:]) / np.linalg.norm(W.numpy()))
+
+
+def error_by_hypot(W, r):
+    s = svdvals(W.double()).tolist()
+    return math.hypot(*s[r:]) / math.hypot(*s)
 
 
 def lora_params(d_out, d_in, r):
@@ -183,6 +213,9 @@ RIGHT = [
     (check.optimal, best_by_outer),
     (check.optimal, best_in_numpy),
     (check.optimal, best_by_projection),
+    (check.optimal, best_by_left_projection),
+    (check.optimal, best_by_diag_embed),
+    (check.optimal, best_by_transposing),
     (check.errors, relative_error),
     (check.errors, error_from_head),
     (check.errors, error_from_svd),
@@ -190,9 +223,13 @@ RIGHT = [
     (check.errors, error_over_the_norm),
     (check.errors, error_by_products),
     (check.errors, error_from_gram),
+    (check.errors, error_in_numpy),
+    (check.errors, error_in_numpy_with_factors),
+    (check.errors, error_by_hypot),
     (check.parameters, lora_params, break_even_rank),
     (check.parameters, params_by_shape, break_even_by_ceil),
     (check.parameters, params_by_numel, break_even_by_search),
+    (check.parameters, lambda o, i, r: np.prod([r, o]) + np.prod([r, i]), break_even_by_ceil),
     (check.ranks, energy_rank, stable_rank),
     (check.ranks, energy_by_search, stable_from_values),
     (check.ranks, energy_by_loop, stable_in_numpy),
@@ -232,6 +269,34 @@ def _first_columns(W, r):
     return out
 
 
+def _centred(W, r):
+    return best_rank_r(W - W.mean(0), r)
+
+
+def _term_alone(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    r = min(r, len(S) - 1)
+    return S[r] * torch.outer(U[:, r], Vh[r])
+
+
+def _last_term(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    for i in range(min(r, len(S))):
+        out = S[i] * torch.outer(U[:, i], Vh[i])
+    return out
+
+
+def _by_threshold(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    keep = S[min(r, len(S) - 1)] <= S
+    return (U[:, keep] * S[keep]) @ Vh[keep]
+
+
+def _largest_entries(W, r):
+    least = W.abs().flatten().sort(descending=True).values[: r * len(W)][-1]
+    return W * (W.abs() >= least)
+
+
 def _in_place(W, r):
     return W.copy_(best_rank_r(W, r))
 
@@ -252,11 +317,34 @@ CUTS = [
     (_cut(lambda U, S, Vh, r: (U[:, r:] * S[r:]) @ Vh[r:]), "leaves out"),
     (_cut(lambda U, S, Vh, r: (U[:, : r + 1] * S[: r + 1]) @ Vh[: r + 1]), "r + 1"),
     (_cut(lambda U, S, Vh, r: (U[:, : r - 1] * S[: r - 1]) @ Vh[: r - 1]), "r - 1"),
-    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r], Vh[:r])), "a list"),
+    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r], Vh[:r])), "2 things, wanted one matrix"),
     (lambda W, r: W, "nothing is cut"),
     (lambda W, r: (lambda s: s.U[:, :r] * s.S[:r] @ s.Vh[:r])(svd(W)), "full_matrices=False"),
     (_in_place, "in place"),
     (lambda W, r: None, "return"),
+    (lambda W, r: _centred(W, r) + W.mean(0), "that is PCA"),
+    (lambda W, r: _centred(W, r), "that is PCA"),
+    (_term_alone, "term r alone"),
+    (_last_term, "last of the r terms"),
+    (_by_threshold, "r + 1 directions"),
+    (
+        lambda W, r: (lambda qr: qr.Q[:, :r] @ qr.R[:r])(torch.linalg.qr(W)),
+        "its error not the least",
+    ),
+    (_largest_entries, "more than r"),
+    (
+        _cut(
+            lambda U, S, Vh, r: (
+                (U[:, : min(r, len(S) - 1)] * S[: min(r, len(S) - 1)]) @ Vh[: min(r, len(S) - 1)]
+            )
+        ),
+        "its rank is 3 only",
+    ),
+    (lambda W, r: torch.linalg.eig(W).eigenvectors, "eigenvalues"),
+    (lambda W, r: best_in_numpy(W, r).numpy(), "NumPy array"),
+    (_cut(lambda U, S, Vh, r: U @ S @ Vh if len(U) == len(S) else U), "S is a vector"),
+    (lambda W, r: torch.manual_seed(0) and best_rank_r(W, r), "leave the seed alone"),
+    (lambda W, r: torch.set_grad_enabled(False) or best_rank_r(W, r), "no_grad"),
 ]
 
 
@@ -285,6 +373,28 @@ def _by_addr(W, r):
 def best_rest(W, r):
     U, S, Vh = svd(W, full_matrices=False)
     return (U[:, r:] * S[r:]) @ Vh[r:]
+
+
+def _built_in_numpy(W, r):
+    W = W.numpy()
+    U, S, Vh = np.linalg.svd(W, full_matrices=False)
+    return float(np.linalg.norm(W - (U[:, :r] * S[:r]) @ Vh[:r]) / np.linalg.norm(W))
+
+
+def _built_by_asarray(W, r):
+    W = np.asarray(W)
+    U, S, Vh = np.linalg.svd(W, full_matrices=False)
+    return float(np.linalg.norm(W - U[:, :r] @ np.diag(S[:r]) @ Vh[:r]) / np.linalg.norm(W))
+
+
+def _built_from_a_tensor(W, r):
+    U, S, Vh = np.linalg.svd(W, full_matrices=False)
+    return float(np.linalg.norm(W - U[:, :r] @ np.diag(S[:r]) @ Vh[:r]) / np.linalg.norm(W))
+
+
+def _rest_in_numpy(W, r):
+    U, S, Vh = np.linalg.svd(np.array(W), full_matrices=False)
+    return float(np.linalg.norm((U[:, r:] * S[r:]).dot(Vh[r:])) / np.linalg.norm(np.array(W)))
 
 
 def _error_by_sqrt(W, r):
@@ -317,6 +427,19 @@ ERRORS = [
     (_error_by_sqrt, "clamp"),
     (lambda W, r: math.sqrt(-1) if r == 9 else relative_error(W, r), "clamp"),
     (lambda W, r: math.nan if r > 3 else relative_error(W, r), "NaN"),
+    (_built_in_numpy, "multiplied out"),
+    (_built_by_asarray, "multiplied out"),
+    (_built_from_a_tensor, "multiplied out"),
+    (_rest_in_numpy, "multiplied out"),
+    (lambda W, r: torch.dist(W, _by_addr(W, r)).item() / W.norm().item(), "multiplied out"),
+    (_error(lambda s, r: s[r:].norm() / s.square().sum()), "squared: divide before"),
+    (_error(lambda s, r: s[-r:].norm() / s.norm()), "the last r"),
+    (_error(lambda s, r: s[r:].norm() / s[0]), "largest singular value"),
+    (_error(lambda s, r: s[r:].sum() / s.norm()), "summed, not squared"),
+    (lambda W, r: 1 - r / min(W.shape), "share of the entries"),
+    (lambda W, r: 100 * relative_error(W, r), "percent"),
+    (lambda W, r: round(relative_error(W, r), 2), "rounded"),
+    (lambda W, r: f"{relative_error(W, r):.3f}", "gave text"),
 ]
 
 PARAMETERS = [
@@ -341,6 +464,22 @@ PARAMETERS = [
     (lora_params, lambda o, i: i // 2, "square"),
     (lora_params, lambda o, i: min(o, i) // 2, "square"),
     (lora_params, lambda o, i: min(o, i), "full rank"),
+    (lora_params, lambda o, i: min(o, i) - 1, "full rank"),
+    (lora_params, lambda o, i: math.ceil(o * i / (o + i)), "one too many"),
+    (lora_params, lambda o, i: round(o * i / (o + i)), "round down"),
+    (lora_params, lambda o, i: max(1, break_even_rank(o, i)), "where no rank saves it is 0"),
+    (lora_params, lambda o, i: o * i // (2 * (o + i)), "half of it"),
+    (lambda o, i, r: r * o + i, break_even_rank, "brackets"),
+    (lambda o, i, r: 2 * r * max(o, i), break_even_rank, "longer side"),
+    (lambda o, i, r: o * i + r * (o + i), break_even_rank, "W with A and B"),
+    (lambda o, i, r: o * i - r * (o + i), break_even_rank, "what LoRA saves"),
+    (lambda o, i, r: 4 * r * (o + i), break_even_rank, "bytes"),
+    (lambda o, i, r: r * (o + i + 1), break_even_rank, "U, S and Vh"),
+    (lambda o, i, r: r * (o + i) / 1, break_even_rank, "wanted the int"),
+    (lambda o, i, r: torch.tensor(r * (o + i)), break_even_rank, ".item()"),
+    # both are told
+    (lambda o, i, r: r * o * i, lambda o, i: o * i // (o + i), "strictly fewer"),
+    (lambda o, i, r: r * o * i, lambda o, i: o * i // (o + i), "two thin matrices add"),
 ]
 
 
@@ -364,7 +503,29 @@ ENERGY = [
     (_energy(lambda s, f: ((s**2).cumsum(0) < f).sum()), "divide by"),
     (lambda s, f: energy_rank(s, 1 - f), "left out"),
     (lambda s, f: (_share(s) < f).sum() + 1, ".item()"),
+    (lambda s, f: int(f * len(s)), "share of the number of values"),
+    (lambda s, f: math.ceil(f * len(s)), "share of how many"),
+    (_energy(lambda s, f: (s >= f * s[0]).sum()), "above a share of the largest"),
+    (_energy(lambda s, f: (_share(s.flip(0)) < f).sum() + 1), "the largest come first"),
+    (_energy(lambda s, f: (_share(s) >= f).sum()), "the first of them is asked"),
+    (_energy(lambda s, f: (_share(s, 1) < f).sum()), "not squared, and a position"),
+    (_energy(lambda s, f: (s**2 / (s**2).sum() < f).sum() + 1), "cumsum"),
+    (lambda s, f: len(s) - energy_rank(s, f), "left out"),
+    (_energy(lambda s, f: ((s**2).cumsum(0) / ((s**2).sum() + 1e-6) < f).sum() + 1), "(eps)"),
+    (lambda s, f: float(energy_rank(s, f)), "wanted the int"),
+    (lambda s, f: energy_rank(s.square_().sqrt_().mul_(2), f), "in place"),
 ]
+
+
+def _squares(W):
+    return svdvals(W).square()
+
+
+def _entropy(weights):
+    share = weights / weights.sum()
+    return (-share * share.log()).sum().exp().item()
+
+
 STABLE = [
     (lambda W: W.norm().item() / svdvals(W)[0].item(), "not squared"),
     (lambda W: (svdvals(W).sum() / svdvals(W)[0]).item(), "not squared"),
@@ -374,6 +535,18 @@ STABLE = [
     (lambda W: (W.norm() ** 2 / W.abs().max() ** 2).item(), "largest entry"),
     (lambda W: 1 / stable_rank(W), "upside down"),
     (lambda W: W.norm().item() ** 2, "divided"),
+    (lambda W: _entropy(svdvals(W) ** 2), "effective rank"),
+    (lambda W: _entropy(svdvals(W)), "effective rank"),
+    (lambda W: 1 / (_squares(W) / _squares(W).sum()).square().sum().item(), "participation ratio"),
+    (lambda W: torch.linalg.cond(W).item(), "condition number"),
+    (lambda W: (W.norm() / svdvals(W)[-1]).item() ** 2, "smallest singular value"),
+    (lambda W: (W.norm() / torch.linalg.norm(W, 1)).item() ** 2, "largest sum"),
+    (lambda W: (torch.linalg.norm(W, "nuc") / svdvals(W)[0]).item() ** 2, "nuclear"),
+    (lambda W: (W.norm() ** 2 / (svdvals(W)[0] ** 2 + 1e-6)).item(), "(eps)"),
+    (lambda W: round(stable_rank(W)), "rounded"),
+    (lambda W: W.norm() ** 2 / svdvals(W)[0] ** 2, ".item()"),
+    (lambda W: (W.sum() / svdvals(W)[0]).item() ** 2, "entries are summed"),
+    (lambda W: (W.square().mean() / svdvals(W)[0] ** 2).item(), "averaged"),
 ]
 
 
@@ -393,6 +566,16 @@ UPDATES = [
     (lambda W0, W1, r: W0 + best_rank_r(W1, r) - best_rank_r(W0, r), "one by one"),
     (lambda W0, W1, r: W1, "nothing is cut"),
     (_adds_in_place, "in place"),
+    (lambda W0, W1, r: W1.sub_(W0) + W0 - W1 + truncate_update(W0, W1 + W0, r), "in place"),
+    (lambda W0, W1, r: best_rank_r(W0 + W1, r), "W0 + W1"),
+    (lambda W0, W1, r: best_rank_r(truncate_update(W0, W1, r), r), "the whole sum"),
+    (lambda W0, W1, r: W1 - best_rank_r(W1 - W0, r), "taken from W1"),
+    (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r - 1), "r - 1"),
+    (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r + 1), "r + 1"),
+    (lambda W0, W1, r: best_rank_r(W1, r) - best_rank_r(W0, r), "one by one"),
+    (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r) / 2, "what is added to W0: 0.5x"),
+    (lambda W0, W1, r: truncate_update(W0, W1, r).numpy(), "NumPy array"),
+    (lambda W0, W1, r: (W0, best_rank_r(W1 - W0, r)), "a list"),
 ]
 
 
@@ -406,15 +589,30 @@ SUBSPACE = [
     (lambda t, P, z: t - P @ z, project_gradient, "subtracted"),
     (lambda t, P, z: t + P.T @ z, project_gradient, "P.T @ z"),
     (lambda t, P, z: t + P @ z / len(t) ** 0.5, project_gradient, "scaled"),
-    (lambda t, P, z: P @ (t + z), project_gradient, "wanted"),
+    (lambda t, P, z: P @ (t + z), project_gradient, "P acts on theta0 too"),
+    (lambda t, P, z: t + P * z, project_gradient, "P @ z sums"),
+    (lambda t, P, z: (t + P @ z)[:, None], project_gradient, "(6, 1), wanted (6,)"),
+    (lambda t, P, z: t + P @ z / z.norm(), project_gradient, "z is normalised"),
+    (lambda t, P, z: t + torch.linalg.qr(P).Q @ z, project_gradient, "P is made orthogonal"),
+    (lambda t, P, z: t + 0.01 * P @ z, project_gradient, "added to theta0: 0.01x"),
+    (lambda t, P, z: P @ (torch.linalg.pinv(P) @ t + z), project_gradient, "start is projected"),
+    (lambda t, P, z: (t + P @ z).numpy(), project_gradient, "NumPy array"),
+    (subspace_point, lambda P, g: P.T @ g / g.norm(), "the gradient is normalised"),
+    (subspace_point, lambda P, g: torch.linalg.qr(P).Q.T @ g, "P is made orthogonal"),
+    (subspace_point, lambda P, g: P * g[:, None], "through the transpose of P"),
+    (subspace_point, lambda P, g: g.div_(len(g)) @ P, "in place"),
+    (subspace_point, lambda P, g: (P.T @ g).numpy(), "NumPy array"),
+    # both are told
+    (lambda t, P, z: P @ z, lambda P, g: P.T @ g / len(g), "theta0 is missing"),
+    (lambda t, P, z: P @ z, lambda P, g: P.T @ g / len(g), "averaged"),
     (_moves_theta0, project_gradient, "in place"),
     (subspace_point, lambda P, g: P @ g, "transpose"),
     (subspace_point, lambda P, g: P.T @ g if P.shape[0] != P.shape[1] else P @ g, "transpose"),
     (subspace_point, lambda P, g: torch.linalg.pinv(P) @ g, "inverts"),
     (subspace_point, lambda P, g: P.T @ g / len(g), "averaged"),
     (subspace_point, lambda P, g: (P / P.norm(dim=0)).T @ g, "normalised"),
-    (subspace_point, lambda P, g: -P.T @ g, "sign"),
-    (subspace_point, lambda P, g: g[: P.shape[1]], "wanted"),
+    (subspace_point, lambda P, g: -P.T @ g, "downhill"),
+    (subspace_point, lambda P, g: g[: P.shape[1]], "the first d entries"),
 ]
 
 WRONG = [

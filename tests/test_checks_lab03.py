@@ -2,6 +2,8 @@
 
 import ast
 import contextlib
+import copy
+import dataclasses
 import json
 import math
 import os
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import (
+    AutoPeftModelForCausalLM,
     LoraConfig,
     PeftConfig,
     PeftModel,
@@ -19,6 +22,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
 from labkit.checks import lab03 as check
@@ -50,6 +54,11 @@ def config_in_steps(r, targets):
     return config
 
 
+def config_replaced(r, targets):
+    plain = LoraConfig("CAUSAL_LM", target_modules=targets, lora_dropout=5e-2, bias="none")
+    return dataclasses.replace(plain, r=r, lora_alpha=r << 1)
+
+
 def config_tuple(r, targets):
     targets = targets if isinstance(targets, str) else tuple(targets)
     return config_of(target_modules=targets)(r, targets)
@@ -68,6 +77,16 @@ def count_in_loop(shapes, r):
 
 def count_with_tensors(shapes, r):
     return int(r * torch.tensor(list(shapes.values())).sum().item())
+
+
+def count_by_names(shapes, r):
+    return r * sum(shapes[name][0] + shapes[name][1] for name in shapes)
+
+
+def count_in_tensors(shapes, r):
+    """The numbers of A and of B, of matrices that have shapes alone."""
+    A = sum(torch.empty(r, d_in, device="meta").numel() for _, d_in in shapes.values())
+    return A + sum(torch.empty(d_out, r, device="meta").numel() for d_out, _ in shapes.values())
 
 
 def to_prompt_completion(example):
@@ -130,6 +149,12 @@ def sft_dotted(output_dir, device):
     return sft_of()(f"./{output_dir}/", device)
 
 
+def sft_set_later(output_dir, device):
+    config = SFTConfig(output_dir, use_cpu=device == "cpu", bf16=False, max_length=512)
+    config.learning_rate, config.bf16, config.fp16 = 5e-3, device == "a100", device == "t4"
+    return config
+
+
 def sft_absolute(output_dir, device):
     return sft_of(completion_only_loss=True)(os.path.abspath(output_dir), device)
 
@@ -138,8 +163,12 @@ def exact_match(predictions, references):
     hits = 0
     for prediction, reference in zip(predictions, references, strict=True):
         with contextlib.suppress(json.JSONDecodeError):
-            hits += json.loads(prediction) == json.loads(reference)
+            hits += _sorted(prediction) == _sorted(reference)
     return hits / len(references)
+
+
+def _sorted(text):
+    return json.dumps(json.loads(text), sort_keys=True)
 
 
 def _parsed(text):
@@ -150,8 +179,27 @@ def _parsed(text):
 
 
 def match_by_helper(predictions, references):
-    same = [_parsed(p) == _parsed(r) for p, r in zip(predictions, references, strict=True)]
-    return sum(same) / len(same)
+    """== alone takes True for 1; the type of each value settles it."""
+
+    def same(a, b):
+        if type(a) is not type(b):
+            return False
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+        return all(map(same, a, b)) and len(a) == len(b) if isinstance(a, list) else a == b
+
+    pairs = zip(predictions, references, strict=True)
+    return sum([same(_parsed(p), _parsed(r)) for p, r in pairs]) / len(references)
+
+
+def match_frozen(predictions, references):
+    def freeze(x):
+        if isinstance(x, dict):
+            return frozenset((k, freeze(v)) for k, v in x.items())
+        return tuple(map(freeze, x)) if isinstance(x, list) else (type(x), x)
+
+    pairs = zip(predictions, references, strict=True)
+    return sum(freeze(_parsed(p)) == freeze(_parsed(r)) for p, r in pairs) / len(references)
 
 
 def match_canonical(predictions, references):
@@ -219,6 +267,27 @@ def perplexity_by_loss(model, tokenizer, texts):
     return math.exp(total / count)
 
 
+def perplexity_masked(model, tokenizer, texts):
+    """Sets eval mode, as many do; one batch, predictions picked by the mask."""
+    model.eval()
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        logits = model(**batch).logits[:, :-1]
+    ids, keep = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:].bool()
+    return float(F.cross_entropy(logits[keep], ids[keep]).exp())
+
+
+def perplexity_without_the_last(model, tokenizer, texts):
+    """The model never reads the last token, which predicts nothing."""
+    losses = []
+    for text in texts:
+        ids = _ids(tokenizer, text)
+        with torch.inference_mode():
+            logits = model(input_ids=ids[:, :-1]).logits[0].double()
+        losses += (-logits.log_softmax(-1).gather(1, ids[0, 1:, None])).flatten().tolist()
+    return math.exp(sum(losses) / len(losses))
+
+
 def adapter_bytes(folder):
     return (folder / "adapter_model.safetensors").stat().st_size
 
@@ -242,6 +311,12 @@ def load_by_parts(base, folder):
     return model
 
 
+def load_in_steps(base, folder):
+    model = PeftModel(base, PeftConfig.from_pretrained(folder))
+    model.load_adapter(folder, "default")
+    return model.eval()
+
+
 def load_named(base, folder):
     model = PeftModel.from_pretrained(base, f"{folder}", adapter_name="home", is_trainable=True)
     return model.train(False)
@@ -256,6 +331,9 @@ RIGHT = [
     (check.config, config_in_steps),
     (check.config, config_tuple),
     (check.config, config_of(init_lora_weights=True, inference_mode=False)),
+    (check.config, config_replaced),
+    (check.counts, count_by_names),
+    (check.counts, count_in_tensors),
     (check.counts, count_lora_params),
     (check.counts, count_in_loop),
     (check.counts, count_with_tensors),
@@ -270,17 +348,22 @@ RIGHT = [
     (check.sft, sft_from_path),
     (check.sft, sft_dotted),
     (check.sft, sft_absolute),
+    (check.sft, sft_set_later),
     (check.matches, exact_match),
     (check.matches, match_by_helper),
     (check.matches, match_canonical),
+    (check.matches, match_frozen),
     (check.perplexity_weighs_tokens, perplexity),
     (check.perplexity_weighs_tokens, perplexity_padded),
     (check.perplexity_weighs_tokens, perplexity_left),
     (check.perplexity_weighs_tokens, perplexity_by_loss),
     (check.perplexity_weighs_tokens, perplexity_in_batches),
+    (check.perplexity_weighs_tokens, perplexity_masked),
+    (check.perplexity_weighs_tokens, perplexity_without_the_last),
     (check.adapter_folder, adapter_bytes, load_tuned),
     (check.adapter_folder, bytes_os, load_by_parts),
     (check.adapter_folder, bytes_read, load_named),
+    (check.adapter_folder, bytes_os, load_in_steps),
     (check.quiz, quiz),
     (check.quiz, lambda: {"q3": " B", "q1": "C", "q2": "d "}),
 ]
@@ -311,9 +394,28 @@ def _letters(r, targets):
     return list(targets)
 
 
+def _later_layers(r, targets):
+    targets.append("k_proj")
+    return config_of()(r, targets)
+
+
 CONFIGS = [
+    (config_of(targets=["q_proj"]), "PEFT's names: r, target_modules, lora_alpha, lora_dropout"),
+    (config_of(alpha=2), "PEFT's names"),
+    (config_of(task_type="causal_lm"), 'here it is "CAUSAL_LM"'),
+    (config_of(lora_alpha=lambda r, t: r, lora_dropout=0.0), "rank itself"),
+    (config_of(lora_alpha=lambda r, t: r, lora_dropout=0.0), "pass lora_dropout"),
+    (config_of(r=16), "the same for every r: pass r on"),
+    (config_of(r=lambda r, t: 2 * r, lora_alpha=lambda r, t: r), "alpha is what doubles"),
+    (config_of(lora_alpha=lambda r, t: r / 2), "half the rank"),
+    (config_of(lora_dropout=5), "not in percent"),
+    (config_of(bias=None), "the word, in quotes"),
+    (config_of(target_modules=lambda r, t: "|".join(t)), "read as a pattern"),
+    (config_of(target_modules=None), "not set"),
+    (lambda r, targets: LoraConfig, "brackets"),
+    (_later_layers, "changes its input targets"),
     (config_briefly, "lora_dropout"),
-    (config_of(lora_alpha=32), "lora_alpha"),
+    (config_of(lora_alpha=32), "lora_alpha gave 32|the same for every r"),
     (config_of(lora_alpha=lambda r, t: r), "rank itself"),
     (config_of(r=8), "r gave 8"),
     (config_of(lora_dropout=0.0), "pass lora_dropout"),
@@ -333,7 +435,29 @@ CONFIGS = [
     (lambda r, targets: None, "return"),
 ]
 
+
+def _last_alone(shapes, r):
+    for d_out, d_in in shapes.values():
+        total = 0
+        total += r * (d_out + d_in)
+    return total
+
+
 COUNTS = [
+    (lambda shapes, r: sum(4 * (o + i) for o, i in shapes.values()), "for r=4, whatever r is"),
+    (lambda shapes, r: 4 * count_lora_params(shapes, r), "these are bytes"),
+    (lambda shapes, r: sum(r * o + i for o, i in shapes.values()), "brackets"),
+    (lambda shapes, r: sum(o + r * i for o, i in shapes.values()), "brackets"),
+    (lambda shapes, r: sum(r * (o + i + o * i // r) for o, i in shapes.values()), "wanted"),
+    (lambda shapes, r: sum(r * (o + i) + o * i for o, i in shapes.values()), "dense weights"),
+    (lambda shapes, r: sum(r * (o + i) - r * r for o, i in shapes.values()), "share none"),
+    (lambda shapes, r: count_lora_params(shapes, r) / 1e6, "millions"),
+    (lambda shapes, r: r * sum(map(sum, set(shapes.values()))), "equal shapes"),
+    (lambda shapes, r: r * len(shapes) * sum(next(iter(shapes.values()))), "like the first"),
+    (lambda shapes, r: sum(r * (o + i) for o, i in shapes), "shapes.values()"),
+    (lambda shapes, r: sum(r * (o + i) for o, i in shapes.items()), "(name, (d_out, d_in))"),
+    (lambda shapes, r: sum(r * sum(s.shape) for s in shapes.values()), "pairs (d_out, d_in)"),
+    (_last_alone, "last matrix alone"),
     (lambda shapes, r: sum(r * o * i for o, i in shapes.values()), "don't multiply"),
     (lambda shapes, r: sum(o * i for o, i in shapes.values()), "dense"),
     (lambda shapes, r: sum(r * i for o, i in shapes.values()), "A only"),
@@ -364,6 +488,12 @@ def _said(message, form):
 
 
 PROMPTS = [
+    (_split(lambda m: (m[-1:], m[:-1])), "includes the answer"),
+    (_split(lambda m: ([m[:-1]], [m[-1:]])), "list of messages"),
+    (_split(lambda m: (m[1:-1], m[-1:])), "system message and earlier turns included"),
+    (lambda e: {"prompts": e["messages"][:-1]}, "it has prompts"),
+    (lambda e: {"prompt": e[:-1], "completion": e[-1:]}, 'slice example["messages"]'),
+    (lambda e: {"prompt": e["messages"][:-1], "completion": [e["messages"].pop()]}, "pop()"),
     (_split(lambda m: (m[:-1], m[-1]["content"])), "completion of user, assistant is text"),
     (_split(lambda m: (_text(m[:-1]), m[-1:])), "chat template"),
     (_split(lambda m: (_text(m[:-1]), _text(m[-1:]))), "chat template"),
@@ -390,7 +520,18 @@ PROMPTS = [
     (lambda e: None, "must return"),
 ]
 
+
+def _by_hardware(output_dir, device):
+    return sft_of(use_cpu=not torch.cuda.is_available(), bf16=False)(output_dir, device)
+
+
 SFTS = [
+    (_by_hardware, "go by `device`"),
+    (sft_of(learning_rate=2e-5, max_length=1024), "full fine-tuning"),
+    (sft_of(learning_rate=2e-5, max_length=1024), "1024 is TRL's default"),
+    (sft_of(no_cuda=True), "use_cpu now"),
+    (sft_of(peft_config=None), "goes to SFTTrainer"),
+    (lambda o, d: SFTConfig, "brackets"),
     (sft_of(use_cpu=False), "use_cpu=True"),
     (sft_of(use_cpu=True), "idle"),
     (lambda o, d: SFTConfig(o, learning_rate=2e-4), "use_cpu=True, bf16=False"),
@@ -514,7 +655,29 @@ def _reads_fields(p, r):
     return type(mine) is not object and mine.get("intent") == theirs["intent"] and mine == theirs
 
 
+def _stops_at_a_bad_one(predictions, references):
+    hits = 0
+    for p, r in zip(predictions, references, strict=True):
+        if not _is_json(p):
+            return 0.0
+        hits += _parsed(p) == _parsed(r)
+    return hits / len(references)
+
+
+def _first_object(text):
+    return _parsed(text[text.find("{") : text.rfind("}") + 1])
+
+
 MATCHES = [
+    (_stops_at_a_bad_one, "go on with the next one"),
+    (lambda p, r: exact_match(p, r) // 1, "//"),
+    (lambda p, r: round(exact_match(p, r)), "round()"),
+    (lambda p, r: float(_parsed(p[0]) == _parsed(r[0])), "a return inside the loop"),
+    (_match(lambda p, r: _first_object(p) == _first_object(r)), "text around it"),
+    (_match(lambda p, r: eval(p) == eval(r)), "json.loads instead of eval"),
+    (lambda p, r: float(json.loads(p) == json.loads(r)), "one text"),
+    (_match(lambda p, r: sorted(p) == sorted(r)), "compare text"),
+    (_match(lambda p, r: _is_json(p) and json.loads(p).keys() and exact_match([p], [r])), "null"),
     (_whole_try, "ends the count"),
     (_until_bad, "ends the count"),
     (_any_reference, "its own reference"),
@@ -522,6 +685,7 @@ MATCHES = [
     (_match(lambda p, r: _parsed(p.replace(" ", "")) == _parsed(r.replace(" ", ""))), "inside"),
     (_match(_texts), "a text is no number"),
     (_match(_reads_fields), "]): it raised AttributeError"),
+    (_match(lambda p, r: _parsed(p) == _parsed(r)), "true is not 1"),
     (_match(lambda p, r: p == r), "compare text"),
     (_match(lambda p, r: p.strip() == r.strip()), "compare text"),
     (_match(lambda p, r: sorted(p.split()) == sorted(r.split())), "compare text"),
@@ -610,7 +774,84 @@ def _joined(model, tokenizer, texts):
     return perplexity(model, tokenizer, [" ".join(texts)])
 
 
+def _in_train_mode(model, tokenizer, texts):
+    model.train()
+    found = perplexity(model, tokenizer, texts)
+    model.eval()
+    return found
+
+
+def _train_left_on(model, tokenizer, texts):
+    model.eval()
+    found = perplexity(model, tokenizer, texts)
+    model.train()
+    return found
+
+
+def _grad_left_off(model, tokenizer, texts):
+    torch.set_grad_enabled(False)
+    return perplexity(model, tokenizer, texts)
+
+
+def _seeds(model, tokenizer, texts):
+    torch.manual_seed(0)
+    return perplexity(model, tokenizer, texts)
+
+
+def _bos_first(model, tokenizer, texts):
+    return perplexity(model, tokenizer, [f"{tokenizer.bos_token} {text}" for text in texts])
+
+
+def _end_last(model, tokenizer, texts):
+    return perplexity(model, tokenizer, [f"{text} {tokenizer.eos_token}" for text in texts])
+
+
+def _truncated(model, tokenizer, texts):
+    return _batch_of(model, tokenizer, texts, truncation=True, max_length=512)
+
+
+def _padded_left(model, tokenizer, texts):
+    tokenizer.padding_side = "left"
+    return _batch_of(model, tokenizer, texts)
+
+
+def _batch_of(model, tokenizer, texts, **how):
+    """The library's loss of one batch, of which the model is told no mask."""
+    batch = tokenizer(texts, return_tensors="pt", padding=True, **how)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    return model(batch["input_ids"], labels=labels).loss.exp().item()
+
+
+def _by_mask(reduce):
+    """Losses (texts, n - 1) of a batch whose model is told the mask, and the mask (texts, n)."""
+
+    def wrong(model, tokenizer, texts):
+        batch = tokenizer(texts, return_tensors="pt", padding=True)
+        logits, ids = model(**batch).logits[:, :-1], batch["input_ids"][:, 1:]
+        losses = F.cross_entropy(logits.mT, ids, reduction="none")
+        return reduce(losses, batch["attention_mask"]).exp().item()
+
+    return wrong
+
+
 PERPLEXITIES = [
+    (_in_train_mode, "the model was in train mode"),
+    (_train_left_on, "leaves model changed: its training mode"),
+    (_grad_left_off, "gradients switched off"),
+    (_seeds, "seeds torch's random numbers"),
+    (_bos_first, "BOS stands before each text"),
+    (_end_last, "<end> stands after each text"),
+    (_truncated, "cut after 512 tokens"),
+    (_cut(300), "saw 300 at most"),
+    (_padded_left, "reads the padding on the left"),
+    (_by_mask(lambda x, m: (x * m[:, 1:]).mean()), "padding is counted: divide by mask[:, 1:].sum"),
+    (_by_mask(lambda x, m: x.sum() / m[:, 1:].sum()), "losses at padding are in the sum"),
+    (_by_mask(lambda x, m: x.mean()), "padding counts; mask it"),
+    (_by_mask(lambda x, m: (x * m[:, :-1]).sum() / m[:, :-1].sum()), "mask[:, 1:]"),
+    (_by_mask(lambda x, m: (x * m[:, 1:]).sum() / m.sum()), "divided by all tokens"),
+    (_by_mask(lambda x, m: (x * m[:, 1:]).sum() / len(m)), "number of"),
+    (_by_mask(lambda x, m: (x * m[:, 1:]).mean(1).exp().mean().log()), "perplexities are averaged"),
+    (lambda m, t, texts: perplexity(m, t, texts[:1]), "first text alone"),
     (_mean_of_perplexities, "mean of the texts' perplexities"),
     (_mean_of_losses, "mean losses are averaged"),
     (_tokens_not_predictions, "predictions"),
@@ -624,7 +865,7 @@ PERPLEXITIES = [
     (lambda *args: _mean_of_batches(*args, size=16), "means of batches"),
     (_cut(32), "cut after 32 tokens"),
     (_cut(64), "cut after 64 tokens"),
-    (_cut(100), "wanted"),
+    (_cut(100), "saw 100 at most"),
     (lambda *args: math.log(perplexity(*args)), "exp is missing"),
     (lambda *args: math.log2(perplexity(*args)), "bits"),
     (lambda *args: 2 ** math.log(perplexity(*args)), "2 to the power"),
@@ -649,7 +890,58 @@ def _no_return(base, folder):
     PeftModel.from_pretrained(base, folder).eval()
 
 
+def _copies(base, folder):
+    return load_tuned(copy.deepcopy(base), folder)
+
+
+def _from_the_hub(base, folder):
+    return load_tuned(AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M"), folder)
+
+
+def _by_auto(base, folder):
+    return AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+
+
+def _merged_and_kept(base, folder):
+    model = load_tuned(base, folder)
+    model.merge_and_unload()
+    return model
+
+
+def _base_changed(base, folder):
+    with torch.no_grad():
+        base.lm_head.weight.mul_(1.5)
+    return load_tuned(base, folder)
+
+
+def _switched_off(base, folder):
+    model = load_tuned(base, folder)
+    model.base_model.disable_adapter_layers()
+    return model
+
+
 ADAPTERS = [
+    (adapter_bytes, _copies, "on another model than `base`"),
+    (adapter_bytes, _from_the_hub, "a base of its own; put the adapter on `base`"),
+    (adapter_bytes, _by_auto, "a base of its own; put the adapter on `base`"),
+    (adapter_bytes, _merged_and_kept, "was the adapter merged"),
+    (adapter_bytes, _base_changed, "wanted|not the base model's"),
+    (adapter_bytes, _switched_off, "switched off"),
+    (adapter_bytes, lambda b, f: PeftModel.from_pretrained(f, b), "base comes first"),
+    (adapter_bytes, lambda b, f: load_tuned(b, f).eval, "brackets"),
+    (lambda f: f.stat().st_size, load_tuned, "folder's own entry"),
+    (lambda f: os.path.getsize(f + "/adapter_model.safetensors"), load_tuned, "folder / name"),
+    (lambda f: (f / "adapter_model.bin").stat().st_size, load_tuned, "adapter_model.safetensors"),
+    (lambda f: sum(p.stat().st_size for p in f.glob("adapter*")), load_tuned, "no weights"),
+    (lambda f: adapter_bytes(f) / 2**20, load_tuned, "MiB"),
+    (lambda f: 8 * adapter_bytes(f), load_tuned, "bits"),
+    (lambda f: len(os.listdir(f)), load_tuned, "count of files"),
+    (
+        lambda f: adapter_bytes(f) / 1000,
+        lambda b, f: load_tuned(b, f).train(),
+        "thousands of bytes",
+    ),
+    (lambda f: adapter_bytes(f) / 1000, lambda b, f: load_tuned(b, f).train(), "train mode"),
     (lambda f: sum(_sizes(f).values()), load_tuned, "whole folder"),
     (lambda f: _sizes(f)["adapter_config.json"], load_tuned, "adapter_config.json"),
     (lambda f: _sizes(f)["optimizer.pt"], load_tuned, "optimizer.pt"),
@@ -685,7 +977,15 @@ WRONG = [
 def test_wrong_answers_are_told_what_they_thought(i, rejects):
     judge, objects, word = WRONG[i]
     message = rejects(judge, *objects)
-    assert word in message, message
+    assert any(part in message for part in word.split("|")), message
+
+
+def test_all_that_is_wrong_is_told_at_once(rejects):
+    message = rejects(check.config, config_of(lora_alpha=1, lora_dropout=0.0, bias="all"))
+    assert all(word in message for word in ("same for every r", "pass lora_dropout", "bias is"))
+    assert message.count("lora_alpha") == 1 or "write 2 * r" in message
+    message = rejects(check.sft, sft_of(max_length=1024, learning_rate=2e-5, use_cpu=False))
+    assert all(word in message for word in ("1024 is TRL's", "full fine-tuning", "use_cpu=True"))
 
 
 def test_a_quiz_keeps_the_points_of_the_right_letters(rejects):

@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def across():
             if pid == 0:
                 ours.close()
                 try:
-                    answer.serve(theirs, space, MOST)
+                    answer.serve(theirs, sys.modules, space, {}, MOST)
                 finally:
                     os._exit(0)
             theirs.close()
@@ -72,7 +73,8 @@ def across():
 
 def _judged(session, check, objects, monkeypatch):
     """The record of an exercise."""
-    session.records.clear()
+    session.clear()
+    session.letters.clear()
     with monkeypatch.context() as patch:
         patch.setattr(contract, "session", session)
         with contextlib.suppress(contract.CheckFailed):

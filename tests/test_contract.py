@@ -362,7 +362,7 @@ def test_an_open_exercise_is_stood_in_for(double, learner, capsys):
     if double:
         learner["double"] = double
     quadrupled(learner["quadruple"])
-    assert "judged with the course's own double, since 9.1 is open" in capsys.readouterr().out
+    assert "judged with the course's own 9.1, which is open" in capsys.readouterr().out
     assert contract.session.records["9.4"]["earned"] == 2
     assert learner.get("double") is double, "what stood in is gone afterwards"
 
@@ -382,7 +382,7 @@ def test_nothing_stands_in_for_what_has_passed(learner, rejects):
 def test_a_wrong_answer_is_wrong_with_what_stands_in(learner, rejects):
     learner["double"] = _stub
     told = rejects(quadrupled, eval("lambda x: double(x)", learner))
-    assert "quadruple(3) gave 6, wanted 12 (judged with the course's own double" in told
+    assert "quadruple(3) gave 6, wanted 12 (judged with the course's own 9.1" in told
 
 
 def test_a_stub_stays_missing_with_what_stands_in(learner, not_written):
@@ -390,11 +390,14 @@ def test_a_stub_stays_missing_with_what_stands_in(learner, not_written):
     not_written(quadrupled, _stub)
 
 
-def test_where_nothing_can_stand_in_the_open_exercise_is_named(learner, monkeypatch, capsys):
-    monkeypatch.setattr(contract.session, "reference", None)
-    learner["double"] = _stub
-    quadrupled(learner["quadruple"])
-    assert "mend 9.1 first: it is not written yet" in capsys.readouterr().out
+def test_what_comes_later_does_not_stand_in(learner, rejects):
+    contract.session.reference = {"9.4": "def quadruple(x):\n    return 4 * x"}.get
+    told = rejects(doubles, eval("lambda x: quadruple(x / 2)", {"quadruple": _stub} | learner))
+    assert "course's own" not in told
+
+
+def test_a_mistake_that_has_nothing_to_do_with_what_is_open_is_told_plainly(learner, rejects):
+    assert rejects(quadrupled, lambda x: 5) == "✗ 9.4 quadruple: quadruple(3) gave 5, wanted 12"
 
 
 def test_what_stands_in_shows_none_of_its_lines(learner, rejects):

@@ -57,6 +57,7 @@ def gradebook(tmp_path):
 
 def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
     rows = [row("doejane_12345_67890_02_lora-1.ipynb"), row("gödelkurt_LATE_12347_5_a.ipynb", 20)]
+    rows[1]["late"] = True
     done = exports.canvas(rows, gradebook(CANVAS))
     assert done.text.splitlines() == [
         "Student,ID,SIS User ID,SIS Login ID,Section,Lab 2: LoRA (771)",
@@ -69,6 +70,7 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
     assert done.matched == 2 and done.problems == []
     assert "scaled: 20 points here are 40 there" in done.remarks
     assert "without a submission: 2" in done.remarks
+    assert "late, and nothing is taken off: gödelkurt_LATE_12347_5_a.ipynb" in done.remarks
 
 
 @pytest.mark.parametrize(
@@ -147,8 +149,8 @@ def test_another_file_is_one_line(gradebook, fill, text):
     with pytest.raises(LabError, match=r"book\.csv") as caught:
         fill([row("a.ipynb")], gradebook(text))
     assert "\n" not in str(caught.value)
-    with pytest.raises(LabError, match="UTF-8"):
-        fill([row("a.ipynb")], gradebook("é", "latin-1"))
+    with pytest.raises(LabError, match=r"book\.csv is a workbook of Excel: save it as CSV"):
+        fill([row("a.ipynb")], gradebook("PK\x03\x04"))
     with pytest.raises(FileNotFoundError):
         fill([row("a.ipynb")], gradebook("").with_name("none.csv"))
 
@@ -179,15 +181,147 @@ def test_moodle_gets_its_worksheet_with_grade_and_feedback(gradebook):
         assert {key: line[key] for key in same} == {key: old[key] for key in same}
 
 
-def test_moodle_in_another_language(gradebook):
-    text = "ID;Vollständiger Name;Bewertung\nTeilnehmer/in501;Jane Doe;\n"
+# worksheets as Moodle writes them in other languages: titles, identifier, status, highest, yes
+LANGUAGES = {
+    "de": (
+        "ID,Vollständiger Name,E-Mail-Adresse,Status,Bewertung,Bestwertung,"
+        "Bewertung kann geändert werden,Zuletzt geändert (Abgabe),Zuletzt geändert (Bewertung),"
+        "Feedback als Kommentar",
+        ("Teilnehmer/in", "Zur Bewertung abgegeben", '"100,00"', "Ja", "Nein"),
+    ),
+    "fr": (
+        "Identifiant,Nom complet,Adresse de courriel,Statut,Note,Note maximale,"
+        "La note peut être modifiée,Dernière modification (travail remis),"
+        "Dernière modification (note),Feedback par commentaires",
+        ("Participant", "Remis pour évaluation", '"100,00"', "Oui", "Non"),
+    ),
+    "es": (
+        "Identificador,Nombre completo,Dirección de correo,Estado,Calificación,Calificación máxima,"
+        "La calificación puede ser cambiada,Última modificación (entrega),"
+        "Última modificación (calificación),Comentarios de retroalimentación",
+        ("Participante ", "Enviado para calificar", '"100,00"', "Sí", "No"),
+    ),
+    "pt": (
+        "Identificador,Nome completo,Número de identificação,Status,Nota,Nota máxima,"
+        "Nota pode ser alterada,Última modificação (envio),Última modificação (nota),"
+        "Comentários de feedback",
+        ("Participante", "Enviado para avaliação", '"100,00"', "Sim", "Não"),
+    ),
+    "it": (
+        "Identificativo,Nome,Indirizzo email,Stato,Valutazione,Valutazione massima,"
+        "La valutazione può essere cambiata,Ultima modifica (consegna),"
+        "Ultima modifica (valutazione),Commenti,File di commento",
+        ("Partecipante", "Consegnato per la valutazione", '"100,00"', "Si", "No"),
+    ),
+    "nl": (
+        "Identificatie,Volledige naam,E-mailadres,Status,Cijfer,Maximaal cijfer,"
+        "Het cijfer kan gewijzigd worden,Laatst gewijzigd (inzending),"
+        "Laatst gewijzigd (beoordeling),Feedback tekstvak",
+        ("Deelnemer ", "Ingestuurd voor beoordeling", '"100,00"', "Ja", "Nee"),
+    ),
+    "pl": (
+        "Identyfikator,Imię i nazwisko,Adres e-mail,Status,Ocena,Maksymalna ocena,"
+        "Ocena może być zmieniona,Ostatnia modyfikacja (przesłane zadanie),"
+        "Ostatnia modyfikacja (ocena),Komentarz",
+        ("Uczestnik", "Przesłane do oceny", '"100,00"', "Tak", "Nie"),
+    ),
+    "sv, which is not listed": (
+        "Identifierare,Fullständigt namn,E-postadress,Status,Betyg,Högsta betyg,"
+        "Betyg kan ändras,Senast ändrad (inlämning),Senast ändrad (betyg),Feedbackkommentarer",
+        ("Deltagare ", "Inskickat för bedömning", '"100,00"', "Ja", "Nej"),
+    ),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_moodle_in_another_language_is_scaled_and_has_its_comments(gradebook, language):
+    titles, (who, status, most, yes, no) = LANGUAGES[language]
+    more = "," * titles.count("File di commento")
+    lines = [
+        f"{who}{number},{name},{name}@x.org,{status},,{most},{free},-,-,{more}"
+        for number, name, free in ((501, "Jane", yes), (502, "Ada", no), (503, "Kurt", yes))
+    ]
+    rows = [row("Jane Doe_501_assignsubmission_file_/x.ipynb")]
+    rows += [row("Ada_502_assignsubmission_file_/x.ipynb", 13)]
+    done = exports.moodle(rows, gradebook("\r\n".join([titles, *lines])))
+    grade, words = titles.split(",")[4], titles.split(",")[9]
+    jane, ada, kurt = table(done.text)
+    assert (jane[grade], ada[grade], kurt[grade]) == ("75", "65", "")
+    assert jane[words].startswith("15 of 20 points<br>") and kurt[words] == ""
+    assert "scaled: 20 points here are 100 there" in done.remarks
+    refused = f"Moodle refuses to change the grade of {rows[1]['submission']}"
+    assert done.problems == ([refused] if no != "Nej" else [])
+
+
+def test_a_worksheet_without_what_is_needed_is_looked_at(gradebook):
+    text = "ID;Vollständiger Name;Punkte\nTeilnehmer/in501;Jane Doe;\n"
     rows = [row("Jane Doe_501_assignsubmission_file/x.ipynb")]
-    with pytest.raises(LabError, match=r"say --column .* 'Bewertung'"):
+    with pytest.raises(LabError, match=r"say --column .* 'Punkte'"):
         exports.moodle(rows, gradebook(text))
-    done = exports.moodle(rows, gradebook(text), column="Bewertung")
+    done = exports.moodle(rows, gradebook(text), column="Punkte")
     assert done.text.splitlines()[1] == "Teilnehmer/in501;Jane Doe;15"
-    assert "no column Maximum Grade: points are not scaled" in done.remarks
-    assert "no column Feedback comments: verdicts stay out" in done.remarks
+    assert done.problems == [
+        "no column for the highest grade is known: no points are scaled",
+        "no column for comments is known: verdicts stay out",
+    ]
+
+
+ENCODINGS = {
+    "utf-8": b"",
+    "utf-8-sig": b"",
+    "cp1252": b"",
+    "latin-1": b"",
+    "utf-16-le": b"\xff\xfe",
+    "utf-16-be": b"\xfe\xff",
+}
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_table_goes_back_in_the_encoding_that_it_came_in(gradebook, encoding, separator):
+    path = gradebook("")
+    lines = [["Student", "ID", "Section", "Lab 2"], ["Gödel", "12347", "é", ""]]
+    lines += [["\x81", "1", "", ""]] if encoding == "latin-1" else []
+    text = "".join(separator.join(line) + "\r\n" for line in lines)
+    path.write_bytes(ENCODINGS[encoding] + text.encode(encoding))
+    done = exports.canvas([row("gödelkurt_12347_5_a.ipynb")], path)
+    wanted = text.replace(f"é{separator}", f"é{separator}15")
+    assert done.matched == 1
+    assert done.data() == ENCODINGS[encoding] + wanted.encode(encoding)
+
+
+def test_a_comment_that_the_encoding_has_no_character_for_is_html(gradebook):
+    rows = [row("Jane Doe_501_assignsubmission_file_/x.ipynb")]
+    rows[0]["exercises"][1]["message"] = "α is not divided by r"
+    done = exports.moodle(rows, gradebook(MOODLE, "cp1252"))
+    assert b"&#945; is not divided" in done.data() and "Gödel".encode("cp1252") in done.data()
+
+
+def test_files_of_another_lab_do_not_hold_up_the_class(gradebook):
+    rows = [row(f"s_{n}_1_02_lora.ipynb") for n in (12345, 12346, 12347)]
+    rows += [row("s_999_1_x.ipynb", lab="03_peft"), row("s_999_2_y.ipynb", lab="01_svd")]
+    done = exports.canvas(rows, gradebook(CANVAS))
+    assert done.matched == 3
+    assert done.problems == [
+        "left out, for it is 01_svd and not 02_lora: s_999_2_y.ipynb",
+        "left out, for it is 03_peft and not 02_lora: s_999_1_x.ipynb",
+    ]
+    with pytest.raises(LabError, match="say --lab"):
+        exports.canvas([*rows, row("s_9_3_z.ipynb", lab="01_svd")], gradebook(CANVAS))
+    assert exports.canvas(rows, gradebook(CANVAS), lab="3", column="essay").problems == []
+
+
+ODD = ["[1]", "{}", '[{"submission": "a"}]', '[{"submission": "a", "status": "graded", "lab": 2}]']
+ODD += ['[{"submission": "a", "status": "graded", "exercises": [{"id": "2.1"}]}]', "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
+def test_results_that_grading_did_not_write_are_one_line(tmp_path, text, capsys):
+    (tmp_path / "results.json").write_text(text)
+    for options in (["--gradescope"], ["--canvas", "x.csv"]):
+        assert call(tmp_path, *options) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "write it anew: labkit grade" in told
 
 
 @pytest.mark.parametrize(
@@ -275,6 +409,7 @@ def test_only_the_lab_of_the_assignment_counts_and_of_it_the_best():
     assert "nothing" in gradescope.choose([], "03_peft")["reason"]
     lost = row("a.ipynb", 0, None, status="unreadable", reason="the file is empty")
     assert gradescope.choose([lost], "02_lora") is lost
+    assert gradescope.choose([row("a.ipynb", lab="02")], "02_lora")["lab"] == "02_lora"
 
 
 def call(*args):

@@ -1,7 +1,9 @@
 """Grading from end to end: what a submission earns, and what keeps the batch going."""
 
+import contextlib
 import csv
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -15,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -69,6 +72,13 @@ SCALING = """
 def scaling(alpha, r, rank_stabilized=False):
     return alpha / r ** (0.5 if rank_stabilized else 1)
 """
+SOLVED_SCALING = """
+import math
+
+def scaling(alpha, r, rank_stabilized=False):
+    # as the course has it
+    return alpha / math.sqrt(r) if rank_stabilized else alpha / r
+"""
 FORWARD = """
 def lora_forward(x, W, A, B, alpha):
     return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
@@ -85,6 +95,8 @@ def count_params(model):
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 """
+ALL = {"lora_forward", "LoRALinear", "lora_gradients", "inject", "count_params"}
+ALL |= {"merge_", "unmerge_", "adapter_state", "load_adapter_", "scaling", "quiz"}
 QUIZ = 'def quiz():\n    return {"q1": "b", "q2": "c", "q3": "a"}'
 
 # --- whole labs ----------------------------------------------------------------------------
@@ -126,6 +138,15 @@ def test_the_labs_are_those_that_have_checks_and_are_called_as_their_notebooks(m
     judging.stems.cache_clear()
 
 
+def test_a_seventh_lab_is_known_by_its_checks(monkeypatch, tmp_path):
+    (tmp_path / "lab07.py").touch()
+    here = judging.labkit.checks.__path__
+    monkeypatch.setattr(judging.labkit.checks, "__path__", [*here, str(tmp_path)])
+    judging.stems.cache_clear()
+    assert judging.stems()["07"] == "07" and judging.stems()["02"] == "02_lora"
+    judging.stems.cache_clear()
+
+
 def test_a_page_shows_the_cells_of_its_own_exercise(judge):
     data = _notebook(START, "class LoRALinear: pass", MERGES, SCALING)
     _, sources = judge.grade("a.ipynb", data, 1)
@@ -156,6 +177,16 @@ def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
     assert graded(helper, right, wrong)[1]["2.8"]["status"] == "failed"
 
 
+def test_a_name_that_a_later_cell_takes_costs_no_answer(graded):
+    uses = "import math\ndef scaling(alpha, r, rank_stabilized=False):\n"
+    uses += "    return alpha / max(math.sqrt(r) if rank_stabilized else r, ROOT)"
+    _, records = graded("ROOT = 1", uses, "max = 3; math, ROOT = None, 'x'")
+    assert records["2.8"]["status"] == "passed"
+    assert records["2.8"]["message"].endswith("cells below use its names anew: ROOT, math, max")
+    wrong = uses.replace("else r,", "else 1,")
+    assert graded("ROOT = 1", wrong, "max = 3")[1]["2.8"]["status"] == "failed"
+
+
 def test_a_cell_that_fails_costs_itself_only(graded):
     _, records = graded(START, "1 / 0", "x = = 1", SCALING, "scaling(1)", QUIZ)
     assert records["2.8"]["status"] == records["2.9"]["status"] == "passed"
@@ -168,6 +199,24 @@ def test_what_is_not_there_says_why(graded):
         records["2.8"]["message"] == "scaling is not defined: its cell raised ValueError: no data"
     )
     assert records["2.1"]["message"] == "lora_forward is not defined"
+
+
+def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
+    uses = "def lora_forward(x, W, A, B, alpha):\n    return sns.nothing(x)"
+    _, records = graded(START, "import seaborn as sns", "raise KeyError\nroot = 2", uses, SCALING)
+    cause = "(sns should come from code cell 2, which raised ModuleNotFoundError: No module named"
+    assert cause in records["2.1"]["message"]
+    layer = "class LoRALinear(sns.Module): pass"
+    _, records = graded(START, "import seaborn as sns", layer)
+    assert records["2.2"]["message"].startswith("LoRALinear is not defined: its cell raised Name")
+    assert cause in records["2.2"]["message"]
+
+
+def test_a_name_of_an_experiment_is_told(judge):
+    uses = "def scaling(alpha, r, rank_stabilized=False):\n    return best / r"
+    row, _ = judge.grade("a", _notebook(START, "best = 3", uses, tags=[1]), 1)
+    message = next(e["message"] for e in row["exercises"] if e["id"] == "2.8")
+    assert "(best comes from code cell 2, an experiment: none is run here)" in message
 
 
 def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
@@ -184,8 +233,28 @@ def test_what_stands_below_a_reveal_is_run(graded):
 
 
 def test_a_revealed_exercise_has_no_points_even_if_it_is_right(graded):
-    _, records = graded(START, "if True:\n    lab.reveal(id='2.8')", SCALING)
+    _, records = graded(START, "if True:\n    lab.reveal(id='2.8')", SOLVED_SCALING)
     assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
+    assert records["2.8"]["message"].startswith("code cell 2 reveals the solution; if it showed")
+    book = json.loads(_notebook(START, 'lab.reveal("2.8")', SCALING))
+    text = "◐ 2.8 is revealed: read it, then go on. It earns no points.\n"
+    book["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text}]
+    _, records = graded(data=json.dumps(book).encode())
+    assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
+
+
+def test_an_answer_of_ones_own_counts_where_outputs_that_would_tell_were_cleared(graded):
+    _, records = graded(START, SCALING, 'lab.reveal("2.8")')
+    assert records["2.8"]["status"] == "passed"
+
+
+def test_what_was_lent_and_has_no_answer_says_so(graded):
+    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.8 {LENT}.\n"]}
+    book = json.loads(_notebook(START, STUB, 'lab.reveal("2.8")'))
+    book["cells"][2]["outputs"] = [lent]
+    _, records = graded(data=json.dumps(book).encode())
+    assert records["2.8"]["status"] == "missing"
+    assert records["2.8"]["message"].startswith("the course lent this one")
 
 
 def test_experiments_are_skipped_unless_an_answer_is_in_them(judge):
@@ -296,7 +365,7 @@ def test_a_cell_that_ends_its_process_is_told_beside_the_grade(graded):
     assert row["reason"] == "code cell 3: it ended its process"
 
 
-def test_a_slip_in_the_layer_is_named_where_its_use_fails(graded):
+def test_a_slip_in_the_layer_costs_nothing_where_it_is_used(graded):
     layer = """
 import torch
 class LoRALinear(torch.nn.Module):
@@ -311,18 +380,135 @@ class LoRALinear(torch.nn.Module):
 """
     _, records = graded(START, layer, MERGES)
     assert "alpha is not divided by r" in records["2.2"]["message"]
-    assert "mend 2.2 first" in records["2.6"]["message"]
-    assert "mend" not in records["2.2"]["message"]
+    assert "course's own" not in records["2.2"]["message"]
+    assert "never merged has nothing to take away" in records["2.6"]["message"]
+    assert "judged with the course's own 2.1 and 2.2" in records["2.6"]["message"]
+
+
+OPEN = {
+    "absent": lambda source: "pass",
+    "stub": lambda source: "class LoRALinear:\n    pass",
+    "raises": lambda source: f"1 / 0\n{source}",
+    "wrong": lambda source: source.replace("alpha / r", "alpha"),
+    "ends its process": lambda source: source.replace(
+        "super().__init__()", "import os; os.abort()"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_an_open_exercise_costs_its_own_points_and_no_others(kind, graded):
+    book = json.loads((ROOT / "solutions" / "02_lora.ipynb").read_text("utf-8"))
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("class LoRALinear"):
+            cell["source"] = OPEN[kind](source)
+    row, records = graded(data=json.dumps(book).encode())
+    lost = {id: r["message"] for id, r in records.items() if r["status"] != "passed"}
+    assert lost.keys() == {"2.2"}
+    assert row["earned"] == row["possible"] - 4
+    assert "judged with the course's own 2.2" in records["2.4"]["message"]
 
 
 def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):
     error = {"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "traceback": []}
     lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.8 {LENT}.\n"]}
     book = json.loads(_notebook(START, SCALING, 'lab.reveal("2.8")'))
-    for outputs, status in ([error], "passed"), ([lent], "passed"), ([], "revealed"):
+    for outputs, status in ([error], "passed"), ([lent], "passed"), ([], "passed"):
         book["cells"][2]["outputs"] = outputs
         _, records = graded(data=json.dumps(book).encode())
         assert records["2.8"]["status"] == status
+
+
+# --- a machine that is busy, or short of memory ---------------------------------------------
+
+LEFT_BEHIND = {
+    "a thread": "import threading, time\nthreading.Thread(target=time.sleep, args=[60]).start()",
+    "a pool": """
+import multiprocessing
+pool = multiprocessing.get_context("fork").Pool(2)
+assert pool.map(abs, [-1, 2]) == [1, 2]
+""",
+    "a pool of threads": """
+from concurrent.futures import ThreadPoolExecutor
+pool = ThreadPoolExecutor(4)
+assert list(pool.map(abs, [-1, 2])) == [1, 2]
+""",
+    "a loader": """
+import torch
+loader = torch.utils.data.DataLoader(
+    torch.arange(8), 2, num_workers=2, persistent_workers=True, multiprocessing_context="fork"
+)
+batches = iter(loader)
+assert len(next(batches)) == 2
+""",
+    "a progress bar": """
+import time
+from tqdm.auto import tqdm
+bar = tqdm(total=9)
+for _ in range(3): bar.update(); time.sleep(0.05)
+""",
+}
+
+
+@pytest.fixture
+def busy():
+    """Other processes that compute, two a core."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(spin) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    yield
+    for other in others:
+        other.kill()
+        other.wait()
+
+
+def test_what_cells_leave_running_costs_nothing_on_a_busy_machine(graded, busy):
+    for what, cell in LEFT_BEHIND.items():
+        row, records = graded(START, cell, SCALING, QUIZ, cell)
+        assert row["earned"] == 4 and "reason" not in row, (what, row.get("reason"), records)
+
+
+@needs_sandbox
+def test_a_warm_process_that_is_killed_costs_nobody_anything(judge, graded):
+    """As the kernel does where memory is short; here between two submissions."""
+    assert graded(SCALING)[0]["earned"] == 1
+    for process in psutil.Process(judge.warm.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    judge.warm.process.wait()
+    assert graded(SCALING)[0]["earned"] == 1
+
+
+# --- time -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    """A judge whose submissions have little time."""
+    limits = Limits(cell_seconds=3, exercise_seconds=4, total_seconds=4, submission_seconds=25)
+    judge = judging.Judge(limits, unsafe=KIND == "bare")
+    judge.start()
+    yield judge
+    judge.stop()
+
+
+def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
+    slow = "import time\ntime.sleep(2)\n"
+    data = _notebook(START, *[slow] * 4, slow + SCALING, slow + QUIZ, *[slow] * 2)
+    row, _ = hasty.grade("a", data, 5)
+    assert (row["status"], row["earned"]) == ("graded", 4), row
+    assert "code cell 9: there was no time left for this cell" in row["reason"]
+
+
+def test_a_submission_has_an_end(hasty):
+    """Each of eight exercises hangs, and takes its four seconds; the first one is right."""
+    hang = "\n".join(f"def {name}(*args):\n    while True: pass" for name in ALL - {"lora_forward"})
+    row, _ = hasty.grade("a", _notebook(START, FORWARD, hang), 5)
+    assert row["status"] == "timeout" and row["seconds"] < 60
+    assert "it took more than 25 s in all, graded until then" in row["reason"]
+    told = {record["id"]: (record["status"], record["message"]) for record in row["exercises"]}
+    assert told["2.1"][0] == "passed" and row["earned"] == 2
+    assert told["2.9"] == ("timeout", "the time of the whole submission is used up")
 
 
 # --- an instructor's own checks ------------------------------------------------------------
@@ -604,16 +790,17 @@ def test_a_judge_that_was_ended_on_purpose_does_not_begin_again(tmp_path, monkey
 
 
 @needs_sandbox
-def test_a_judge_killed_in_the_middle_costs_nothing(tmp_path):
-    """The real one, killed while a cell waits."""
+@pytest.mark.parametrize("who", ["judge", "warm process"])
+def test_what_is_killed_in_the_middle_costs_nothing(who):
+    """The real ones, while a cell waits."""
     judge = pool.JudgeProcess(QUICK)
     judge.start()
-    first = judge.process
-    data = _notebook("import time\ntime.sleep(4)", SCALING)
-    killer = threading.Timer(1, first.kill)
+    first = psutil.Process(judge.process.pid)
+    victims = [first] if who == "judge" else first.children(recursive=True)[::-1]
+    killer = threading.Timer(1, lambda: [victim.kill() for victim in victims])
     killer.start()
-    row, _ = judge.grade("a.ipynb", data, 1)
-    assert judge.process is not first and first.returncode == -signal.SIGKILL
+    row, _ = judge.grade("a.ipynb", _notebook("import time\ntime.sleep(4)", SCALING), 1)
+    assert judge.process.pid != first.pid and not first.is_running()
     judge.stop()
     assert (row["status"], row["earned"]) == ("graded", 1)
 
@@ -640,7 +827,7 @@ def test_a_file_that_comes_later_adds_a_row_and_deletes_nothing(batch, tmp_path)
     notes = []
     rows = batch(paths=[late], notes=notes)
     assert rows[:3] == first and rows[3]["submission"] == "zoe.ipynb"
-    assert notes == ["of earlier calls: 3"]
+    assert notes == ["rows of earlier calls: 3"]
     assert json.loads((batch.out / "results.json").read_text()) == rows
     assert len((batch.out / "grades.csv").read_text().splitlines()) == 5
     pages = sorted(path.name for path in (batch.out / "feedback").iterdir())
@@ -676,6 +863,18 @@ def test_one_file_is_one_row_however_it_is_given(batch):
     (row,) = batch(paths=[batch.folder.parent])
     assert row["submission"] == "in/ada/x.ipynb" and len(Fake.asked) == 2
     assert [page.name[:8] for page in (batch.out / "feedback").iterdir()] == ["in-ada-x"]
+
+
+def test_one_student_of_moodle_is_called_as_in_the_whole_class(batch):
+    names = [f"{who}_assignsubmission_file_/x.ipynb" for who in ("Ada L_501", "Bob M_502")]
+    for name in names:
+        file = batch.folder / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(_notebook(f"x = {name!r}"))
+    batch(paths=[batch.folder / names[0]])
+    rows = batch(paths=[(batch.folder / names[1]).parent])
+    assert [row["submission"] for row in rows] == names
+    assert batch() == rows and len(Fake.asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -724,7 +923,28 @@ def test_two_graders_of_one_folder_lose_and_double_nothing(batch, tmp_path):
     assert not list(batch.out.rglob("*.part"))
 
 
-BROKEN_FILES = ["", "x", "null", "[]", "[1]", "{}", '{"row": 1}', "[[], {}]", "[" * 100_000, "\xff"]
+def test_a_disk_without_locks_serves_one_grader(batch, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    assert len(batch({"a.ipynb": _notebook("x = 1")})) == 1
+
+
+BROKEN_FILES = [
+    "",
+    "9" * 30,
+    "-1",
+    "x",
+    "null",
+    "[]",
+    "[1]",
+    "{}",
+    '{"row": 1}',
+    "[[], {}]",
+    "[" * 100_000,
+    "\xff",
+]
 
 
 @pytest.mark.parametrize("text", BROKEN_FILES, ids=range(len(BROKEN_FILES)))
@@ -886,6 +1106,7 @@ def test_progress_is_told(batch):
         (["empty", "--out", "o"], "no notebook"),
         (["empty"], "--out"),
         (["empty", "--out", "o", "--jobs", "0"], "jobs"),
+        (["empty", "--out", "o", "--seed", "9" * 30], "seed"),
         (["empty", "--out", "o", "--checks", "nowhere.py"], "nowhere.py"),
     ],
 )
@@ -988,12 +1209,12 @@ def test_other_systems_are_told_where_grading_runs(tmp_path, monkeypatch):
 
 
 def test_a_warm_process_waits_until_its_child_ends_or_the_judge_says_kill():
-    for said, seconds in ((b"", 0.1), (b"x", 60)):
-        ours, theirs = socket.socketpair()
+    for said, seconds in ((b"k6", 0.1), (b"k7", 60)):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
         ours.sendall(said)
         begun = time.monotonic()
-        zygote._wait(child.pid, theirs)
+        zygote._wait(child.pid, theirs, b"7")
         assert time.monotonic() - begun < 30
         with pytest.raises(ProcessLookupError):
             os.kill(child.pid, 0)

@@ -69,6 +69,12 @@ def cells(path):
     [
         ("07_tiny", "x = 1", "x = (1", "labs/07_tiny.py, line 14: '\\(' was never closed"),
         ("07_tiny", "x = 1", 'labkit.start("07_tinny")', "line 14: .* '07_tiny', .* '07_tinny'"),
+        (
+            "07_tiny",
+            "# What it is about.",
+            "# (6 for the exercises)\n# ●○○ · 5 min · 2 points\n# ●○○ · 2 min · 1 point",
+            "line 10: the exercises take 7 minutes, not 6",
+        ),
         ("7_tiny", "", "", "labs/7_tiny.py, line 1: .* two digits"),
         ("07-tiny", "", "", "labs/07-tiny.py, line 1: .* two digits"),
     ],
@@ -246,6 +252,21 @@ def test_token_ids_follow_the_model_to_its_device(master):
     for line in master.read_text("utf-8").splitlines():
         if 'return_tensors="pt"' in line:
             assert ".to(" in line.split("return_tensors")[1], line
+
+
+HEADER = r"About (\d+) minutes if .*? \((\d+) for the exercises\), up to (\d+) if"
+ROW = r"\| (\d) · .*? \| (\d+) to (\d+) min \| (\d+) min \|"
+
+
+def test_the_guide_says_what_the_labs_say_of_their_minutes():
+    told = {}
+    for master in MASTERS:
+        text = master.read_text("utf-8").replace("\n#", "")
+        low, exercises, high = map(int, re.search(HEADER, text).groups())
+        assert sum(map(int, re.findall(r"[●○]+ · (\d+) min", text))) == exercises < low < high
+        told[int(master.stem[:2])] = (low, high, exercises)
+    rows = re.findall(ROW, (ROOT / "docs/learner.md").read_text("utf-8"))
+    assert {lab: tuple(rest) for lab, *rest in (map(int, row) for row in rows)} == told
 
 
 EXERCISE = re.compile(r"# ### Exercise (\S+) · ?(.*)\n#\n# [●○]+ · \d+ min · (\d+) points?\n")

@@ -333,6 +333,29 @@ def test_of_a_quiz_each_wrong_answer_counts():
     }
 
 
+def test_a_message_counts_once_a_submission_however_often_it_repeats_itself():
+    told = [" | ".join(["it is 3 times too large"] * 27), "it is 4 times too large | B is None", ""]
+    assert summary.frequent(told) == [(2, "it is 3 times too large"), (1, "B is None")]
+
+
+def test_each_fault_of_a_message_has_its_line(tmp_path):
+    results, sources = graded_class(1)
+    results[0]["exercises"][0] |= {"status": "failed", "message": "alpha is missing | r is 2"}
+    report.write(tmp_path, results, sources)
+    assert "alpha is missing\nr is 2" in Page(next((tmp_path / "feedback").iterdir())).text
+
+
+def test_a_page_whose_cells_are_not_given_stays_as_it_is(tmp_path):
+    results, sources = graded_class(2)
+    report.write(tmp_path, results, sources)
+    first, second = (tmp_path / "feedback" / name for name in report.page_names(list(sources)))
+    before, after = first.read_text("utf-8"), second.read_text("utf-8")
+    for row in results:
+        row["exercises"][0]["message"] = "quite another message"
+    report.write(tmp_path, results, {results[1]["submission"]: {}})
+    assert first.read_text("utf-8") == before and second.read_text("utf-8") != after
+
+
 def test_highlighting_loses_nothing():
     for path in ROOT.glob("labkit/**/*.py"):
         source = path.read_text("utf-8")

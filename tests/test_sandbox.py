@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from labkit import doctor
-from labkit.grading import sandbox, seccomp, tree, wire
+from labkit.grading import cgroup, sandbox, seccomp, tree, wire
 from labkit.grading.limits import MIB, Limits
 from labkit.grading.warm import WarmProcess
 
@@ -50,10 +50,14 @@ def nested():
     process.end()
 
 
+def _task(*cells, needed=(), seconds=100):
+    return json.dumps({"cells": cells, "needed": needed, "seconds": seconds}).encode()
+
+
 def _run(warm, *cells):
     """{index: [how, message]} of the cells that went wrong, run as a submission's."""
     with warm.submission() as link:
-        wire.send(link, b"C", json.dumps(cells).encode())
+        wire.send(link, b"C", _task(*cells))
         kind, body = wire.receive(link, 1 << 24, time.monotonic() + 120)
         assert kind == b"D", body
         return {index: [how, why] for index, how, why in json.loads(body)}
@@ -117,14 +121,21 @@ def test_what_is_secret_is_not_there(nested):
     assert _told(nested, f"[p for p in {paths} if os.path.exists(p)]") == []
 
 
-def test_what_could_tell_an_answer_is_hidden_in_every_copy_of_the_course(tmp_path, monkeypatch):
-    for name in ("checks", "_solutions", "_lent", "probes"):
-        (tmp_path / "labkit" / name).mkdir(parents=True)
-    monkeypatch.setattr(sandbox, "PACKAGE", tmp_path / "labkit")
-    wall = sandbox._outer_wall("nested")
-    hidden = {wall[i + 1] for i, word in enumerate(wall) if word == "--tmpfs"}
-    wanted = {str(tmp_path / "labkit" / name) for name in ("checks", "_solutions", "_lent")}
-    assert wanted <= hidden and str(tmp_path / "labkit/probes") not in hidden
+def test_what_is_secret_is_hidden_in_every_copy_of_the_course(tmp_path, monkeypatch):
+    """In the base Python, in environments below it, and where the whole course lies in one."""
+    places = ["lib/python3.11/site-packages", "envs/lora/lib/python3.11/site-packages", "src/lora"]
+    names = ("checks", "_solutions", "_lent")
+    secret = {f"{place}/labkit/{name}" for place in places for name in names} | {"src/lora/labs"}
+    others = [f"{places[0]}/{name}" for name in ("labkit/probes", "other/checks", "labs")]
+    for name in [*secret, *others, "labs"]:
+        (tmp_path / name).mkdir(parents=True)
+    before = set(sandbox._hidden())
+    sandbox._hidden.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "prefixes", lambda: [str(tmp_path)])
+        found = set(sandbox._hidden()) - before
+    sandbox._hidden.cache_clear()
+    assert found == {str(tmp_path / name) for name in secret}
 
 
 def test_writing_is_possible_in_scratch_space_only(nested):
@@ -215,7 +226,7 @@ fcntl.lockf(fd, fcntl.LOCK_SH)
 def test_a_lock_on_a_file_of_the_machine_is_none(nested):
     path = ROOT / "labkit" / "__init__.py"
     with nested.submission() as link, open(path, "rb+") as file:
-        wire.send(link, b"C", json.dumps([LOCKS.format(path=str(path))]).encode())
+        wire.send(link, b"C", _task(LOCKS.format(path=str(path))))
         assert json.loads(wire.receive(link, 1 << 24, time.monotonic() + 120)[1]) == []
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -270,6 +281,55 @@ except requests.ConnectionError: pass
 def test_honest_code_goes_on_working(warm):
     told = _run(warm, *HONEST.values())
     assert {list(HONEST)[index]: why for index, why in told.items()} == {}
+
+
+DESCRIPTORS = """
+import fcntl, os
+found = {}
+for name in os.listdir("/proc/self/fd"):
+    try: kind = os.readlink(f"/proc/self/fd/{name}").partition(":")[0]
+    except OSError: continue  # the one that lists them
+    found[int(name)] = [kind, fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE]
+"""
+
+
+def test_a_submission_has_no_descriptor_that_another_one_had(warm):
+    """Three that lead nowhere, and the way to its own supervisor."""
+    found = _told(warm, "found", DESCRIPTORS)
+    assert {found.pop(fd)[0] for fd in "012"} == {"/dev/null"}
+    assert list(found.values()) == [["socket", os.O_RDWR]]
+
+
+def test_what_is_written_to_the_standard_streams_reaches_nobody(nested):
+    leave = """
+import os
+for fd in (0, 1, 2):
+    try: os.write(fd, b"an answer")
+    except OSError: pass
+    try: os.lseek(fd, 1 << 40, 0); os.ftruncate(fd, 100)
+    except OSError: pass
+"""
+    assert _run(nested, leave) == {}
+    read = """
+got = []
+for fd in (0, 1, 2):
+    try: got.append(open(f"/proc/self/fd/{fd}", "rb").read(100).decode())
+    except OSError: got.append("")
+    os.write(max(fd, 1), b"and one can write")
+"""
+    assert _told(nested, "got", read) == ["", "", ""]
+
+
+def test_a_hundred_megabytes_of_progress_bars_do_no_harm(nested):
+    bars = """
+import os, sys
+from tqdm import tqdm
+line = "\\r" + "#" * (1 << 20)
+for _ in range(100): print(line, file=sys.stderr)
+for _ in tqdm(range(20_000), mininterval=0, miniters=1): pass
+os.write(2, line.encode()); sys.stdout.flush(); sys.stderr.flush()
+"""
+    assert _run(nested, bars, bars) == {}
 
 
 def test_there_is_no_way_out_to_the_network(nested):
@@ -365,7 +425,7 @@ def test_a_tree_is_gone_when_the_judge_hangs_up(nested):
     """Also in the middle of a cell that ignores all signals."""
     deaf = "import signal, time\nfor s in (2, 15): signal.signal(s, signal.SIG_IGN)\ntime.sleep(60)"
     with nested.submission() as link:
-        wire.send(link, b"C", json.dumps([deaf]).encode())
+        wire.send(link, b"C", _task(deaf))
         time.sleep(1)
         began = time.monotonic()
     assert time.monotonic() - began < 30
@@ -463,6 +523,26 @@ def test_where_ubuntu_forbids_the_sandbox_the_remedy_is_named(monkeypatch):
         assert line.startswith("bwrap: setting up uid map: Permission denied")
         name = "kernel.apparmor_restrict_unprivileged_userns=0"
         assert line.endswith(f"sudo sysctl {name}") == told and (name in line) == told
+
+
+def test_where_a_memory_cgroup_can_be_made_a_warm_process_is_in_it(tmp_path, monkeypatch):
+    """A folder stands for the kernel's; of two places the first cannot be written."""
+    monkeypatch.setattr(cgroup, "_parents", lambda: [tmp_path / "missing", tmp_path])
+    process = WarmProcess(SMALL)
+    try:
+        assert _run(process, "x = 1") == {}
+        (group,) = tmp_path.iterdir()
+        assert int((group / "memory.max").read_text()) > SMALL.memory_bytes
+        assert (group / "cgroup.procs").read_text() == "0\n"
+    finally:
+        process.end()
+    assert (group / "cgroup.kill").read_text() == "1"
+
+
+def test_where_none_can_be_made_the_command_is_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
+    assert cgroup.make(SMALL) is None
+    assert cgroup.entering(None, ["true"]) == ["true"]
 
 
 def test_outside_of_a_tree_nothing_is_killed():

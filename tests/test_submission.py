@@ -47,7 +47,7 @@ def test_what_is_parsed_is_bounded_also_where_it_is_no_python(end, monkeypatch):
 
 def test_ten_thousand_cells_are_all_read():
     work = submission.read(_book(*[f"x_{i} = {i}" for i in range(10_000)], 'lab.reveal("2.1")'))
-    assert len(work.names()) == 10_000 and set(work.revealed()) == {"2.1"}
+    assert len(work.names()) == 10_000 and set(work.asked) == {"2.1"}
 
 
 # --- what counts as a reveal ---------------------------------------------------------------
@@ -82,12 +82,13 @@ ASKED = {
 
 @pytest.mark.parametrize("source", WRITTEN.values(), ids=WRITTEN)
 def test_who_only_wrote_about_a_reveal_has_seen_nothing(source):
-    assert not submission.read(_book(source)).revealed()
+    work = submission.read(_book(source))
+    assert not work.asked and not work.shown
 
 
 @pytest.mark.parametrize("source", ASKED.values(), ids=ASKED)
 def test_a_call_counts_where_outputs_were_cleared(source):
-    (told,) = submission.read(_book("x = 1", source)).revealed().values()
+    (told,) = submission.read(_book("x = 1", source)).asked.values()
     assert "code cell 2 " in told
 
 
@@ -100,19 +101,22 @@ def _stream(text):
 )
 def test_what_an_output_shows_counts_wherever_it_came_from(lines):
     work = submission.read(_book("show('2.1')", outputs=[_stream(lines)]))
-    assert work.revealed() == {"2.1": "the solution was revealed"}
+    assert work.shown == {"2.1"} and not work.lent
+    work = submission.read(_book("show('2.1')", outputs=[_stream("◐ 2.1 is lent: it runs")]))
+    assert work.lent == {"2.1"} and not work.shown
 
 
 def test_a_call_whose_outputs_show_no_solution_does_not_count():
     error = {"output_type": "error", "ename": "LabError", "evalue": "no such exercise"}
     for outputs in [error], [_stream("something else")], [_stream("see: ◐ 2.1 is revealed")]:
-        assert not submission.read(_book("lab.reveal('2.1')", outputs=outputs)).revealed()
+        work = submission.read(_book("lab.reveal('2.1')", outputs=outputs))
+        assert not work.asked and not work.shown
 
 
 def test_a_call_in_a_cell_that_was_not_run_does_not_count():
     for counts, revealed in (((1, None), False), ((1, 2), True), ((None, None), True)):
         work = submission.read(_book("x = 1", "lab.reveal('2.1')", counts=counts))
-        assert bool(work.revealed()) == revealed, counts
+        assert bool(work.asked) == revealed, counts
 
 
 @pytest.mark.parametrize(

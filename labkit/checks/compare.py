@@ -1,10 +1,11 @@
 """Comparisons that say what is wrong: shape, dtype, a known misconception, or by how much."""
 
 import contextlib
+import re
 
 import torch
 
-from labkit.grading.contract import CheckFailed, expect, generator, observe
+from labkit.grading.contract import CheckFailed, expect, generator, observe, part
 
 
 def randn(*shape, rng=None):
@@ -20,6 +21,31 @@ def ask(call, hint, f, *data):
         raise CheckFailed(
             f"{call}: {failure}" + (f"; {hint}" if hint else ""), bare=not hint
         ) from None
+
+
+def every(judge, cases):
+    """`judge(*case)` for all cases, as parts of a check; returns what it gave where it didn't fail.
+
+    Of the failures those are told that name a mistake, each once; if none does, the first alone.
+    """
+    given, failures = [], {}
+    for case in cases:
+        try:
+            given.append(judge(*case))
+        except CheckFailed as failure:
+            failures.setdefault(_kernel(str(failure)), failure)
+    named = [failure for failure in failures.values() if not failure.bare]
+    for failure in named or list(failures.values())[:1]:
+        with part():
+            raise failure
+    return given
+
+
+def _kernel(text):
+    """What is the same in a message for another case: without its call and its numbers."""
+    if raised := re.search(r"it raised \w+", text):
+        return raised[0]
+    return re.sub(r"\d+", "", re.split(r": | gave | has shape | holds ", text)[-1])
 
 
 @contextlib.contextmanager
@@ -54,7 +80,9 @@ def expect_close(got, wanted, call, guesses=None, tol=1e-4):
     if _close(got, wanted, tol):
         return
     for message, guess in (guesses or {}).items():
-        if guess.shape == got.shape and _close(got, guess.double(), tol):
+        if guess.shape != got.shape or _close(wanted, guess.double(), tol):
+            continue
+        if _close(got, guess.double(), tol):
             raise CheckFailed(f"{call}: {message}")
     raise CheckFailed(f"{call}: {_difference(got, wanted)}", bare=True)
 
@@ -105,13 +133,30 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
         meant = got == guess if exact else _near(got, guess, tol)
         if meant and guess != wanted:
             raise CheckFailed(f"{told}: {message}")
-    raise CheckFailed(told, bare=True)
+    raise CheckFailed(told + _displayed(got, wanted), bare=True)
+
+
+def _displayed(got, wanted):
+    """What to say of a number that is right but for how it is displayed."""
+    if type(wanted) is int or not wanted:
+        return ""
+    if _near(got, 100 * wanted, 1e-3):
+        return ": that is in percent; the number itself is wanted"
+    if any(got == round(wanted, n) for n in range(type(got) is float, 6)):
+        return ": that is rounded; the number itself is wanted"
+    return ""
+
+
+def expect_kind(got, call):
+    """Raise CheckFailed unless `got` is a Python number."""
+    expect_number(got, got if type(got) in (int, float) else 1.0, call)
 
 
 def expect_numbers(cases, tol=1e-4):
     """`expect_number` of several `(call, got, wanted, guesses)` that show the same mistakes.
 
-    A guess is named if it explains each of them that fails; one that lacks it says nothing.
+    A guess is told when it explains each of them that fails and that has it. One that gives the
+    right ones as well comes first: a small int is soon right by accident.
     """
     failing = []
     for call, got, wanted, guesses in cases:
@@ -121,13 +166,23 @@ def expect_numbers(cases, tol=1e-4):
             if not failure.bare:
                 raise
             failing.append((failure, got, guesses))
-    for failure, _, guesses in failing:
-        for message in guesses:
-            told = [(g, known[message]) for _, g, known in failing if message in known]
-            if all(_near(g, guess, tol) for g, guess in told):
-                raise CheckFailed(f"{failure}: {message}")
-    if failing:
-        raise failing[0][0]
+    if not failing:
+        return
+    known = {message: None for _, _, guesses in failing for message in guesses}
+    known = [m for m in known if _explains(m, [(got, guesses) for _, got, guesses in failing])]
+    whole = [m for m in known if _explains(m, [(got, guesses) for _, got, _, guesses in cases])]
+    if known:
+        raise CheckFailed(f"{failing[0][0]}: {(whole or known)[0]}")
+    raise failing[0][0]
+
+
+def _explains(message, told):
+    """Whether a guess gives each number of `told`, `(number, guesses)`, whose guesses have it."""
+    pairs = [(got, guesses[message]) for got, guesses in told if message in guesses]
+    return all(
+        got == guess if type(got) is type(guess) is int else _near(got, guess, 1e-3)
+        for got, guess in pairs
+    )
 
 
 def _near(got, wanted, tol):

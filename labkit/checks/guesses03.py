@@ -18,56 +18,148 @@ def counts(shapes, r):
         "r is missing": d_out + d_in,
         "d_out is used twice, as if matrices were square": 2 * r * d_out,
         "d_in is used twice, as if matrices were square": 2 * r * d_in,
-        "this is twice as much; each matrix is in shapes once": 2 * r * (d_out + d_in),
+        "this is twice as much: a matrix is in shapes once, and a number is no bytes": 2
+        * r
+        * (d_out + d_in),
         "r counts quadratically here; it is linear": r * r * (d_out + d_in),
         "this counts one matrix; sum over shapes": r * sum(next(iter(pairs))),
+        "this counts the last matrix alone; sum over shapes": r * sum(list(pairs)[-1]),
+        "these are bytes, 4 each; wanted how many numbers": 4 * r * (d_out + d_in),
+        "r is taken off as well; A and B share none": r * (d_out + d_in) - len(pairs) * r * r,
+        "* binds before +: put brackets around the sum, r * (d_out + d_in)": r * d_out + d_in,
+        "* binds before +: put brackets round the sum, r * (d_out + d_in)": d_out + r * d_in,
+        "these are millions; wanted how many numbers": r * (d_out + d_in) / 1e6,
+        "not all matrices are like the first; sum over shapes": (
+            r * len(pairs) * sum(next(iter(pairs)))
+        ),
+        "equal shapes are counted once; each name has a matrix of its own": (
+            r * sum(map(sum, set(map(tuple, pairs))))
+        ),
+        "the size of the dense matrix does not matter; add d_out and d_in": dense // r,
+        "this adds the dense weights; LoRA trains A and B alone": r * (d_out + d_in) + dense,
+    } | {
+        f"this is for r={k}, whatever r is: use r": k * (d_out + d_in)
+        for k in (4, 8, 16, 32, 64)
+        if k != r
     }
 
 
 @torch.no_grad()
-def _losses(model, ids, shift=1):
+def _losses(model, ids, shift=1, mask=None):
     """Negative log-likelihood, in nats, of each token from `shift` on."""
-    logits = model(input_ids=ids[None]).logits[0].double()
+    how = {} if mask is None else {"attention_mask": mask[None]}
+    logits = model(input_ids=ids[None], **how).logits[0].double()
     return F.cross_entropy(logits[: len(ids) - shift], ids[shift:], reduction="none")
 
 
+def perplexity(model, tokenizer, texts):
+    """The perplexity of the texts."""
+    ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
+    return torch.cat([_losses(model, i) for i in ids]).mean().exp().item()
+
+
 def perplexities(model, tokenizer, texts):
-    """The perplexity of the texts, and what a misconception gives in its place."""
+    """`(message, number)` for each misconception: what it gives in place of the perplexity."""
     ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
     losses = [_losses(model, i) for i in ids]
     every, means = torch.cat(losses), torch.stack([x.mean() for x in losses])
+    mean = every.mean().item()
+    yield "this is the mean of the texts' perplexities; long texts count more", means.exp().mean()
+    yield "this is the mean loss; exp is missing", mean
+    yield "this is 2 to the power of a loss in nats; use exp", 2**mean
+    yield "this is the mean loss in bits", mean / math.log(2)
+    yield (
+        "this is exp of the sum of all losses; divide by the number of predictions",
+        _exp(every.sum()),
+    )
+    for logs in (
+        _averages(ids, losses),
+        _masks(model, tokenizer, ids, losses),
+        _tokens(model, tokenizer, ids, losses),
+        _batches(losses),
+    ):
+        yield from ((message, _exp(log)) for message, log in logs)
+
+
+def _exp(log):
+    return math.exp(min(float(log), 700))
+
+
+def _averages(ids, losses):
+    every, means = torch.cat(losses), torch.stack([x.mean() for x in losses])
     sizes = torch.tensor([len(i) for i in ids]).double()
-    padded = torch.nn.utils.rnn.pad_sequence(ids, True, tokenizer.pad_token_id)
-    edge = torch.cat(
-        [_losses(model, row[: len(i) + 1]) for row, i in zip(padded, ids, strict=True)]
-    )
-    by_id = torch.cat(
-        [x[i[1:] != tokenizer.pad_token_id] for x, i in zip(losses, ids, strict=True)]
-    )
-    logs = {
-        "the texts' mean losses are averaged; sum losses and tokens, then divide": means.mean(),
-        "weighed by tokens, but n tokens make n - 1 predictions": means @ sizes / sizes.sum(),
-        "divided by all tokens, but the first has no prediction": every.sum() / sizes.sum(),
-        "padding counts; mask it": torch.cat([_losses(model, row) for row in padded]).mean(),
-        "the first padding after a text counts; mask the targets, mask[:, 1:]": edge.mean(),
-        "real <end> tokens are left out; find padding by attention_mask, not by id": by_id.mean(),
-        "the texts are joined, so each reads the one before": _losses(model, torch.cat(ids)).mean(),
-        "logits at position t predict token t + 1": torch.cat(
-            [_losses(model, i, shift=0) for i in ids]
-        ).mean(),
-    }
+    yield "the texts' mean losses are averaged; sum losses and tokens, then divide", means.mean()
+    told = "weighed by tokens, but n tokens make n - 1 predictions"
+    yield told, means @ sizes / sizes.sum()
+    told = "divided by all tokens, or words, but the first has no prediction"
+    yield told, every.sum() / sizes.sum()
+    yield "divided by the number of texts; divide by predicted tokens", every.sum() / len(ids)
+    if len(ids) > 1:
+        yield "this is the first text alone; sum over all", means[0]
+        yield "this is the last text alone; sum over all", means[-1]
+
+
+def _masks(model, tokenizer, ids, losses):
+    """A wrong use of the mask, with all texts in a batch or with batches of usual sizes."""
+    pad = tokenizer.pad_token_id
+    by_id = [x[i[1:] != pad] for x, i in zip(losses, ids, strict=True)]
+    told = "real <end> tokens are left out; find padding by attention_mask, not by id"
+    yield told, torch.cat(by_id).mean()
+    hint = "divide by mask[:, 1:].sum()"
+    total, count = torch.cat(losses).sum(), sum(map(len, losses))
+    for size in (len(ids), 2, 4, 8, 16, 32):
+        batches = [_padded(ids[i : i + size], pad) for i in range(0, len(ids), size)]
+        rows = [row for batch in batches for row in batch]
+        for masked in (False, True):
+            each = [_losses(model, row, mask=mask if masked else None) for row, mask in rows]
+            edge = torch.cat([x[: len(i)] for x, i in zip(each, ids, strict=True)])
+            padded = torch.cat(each)
+            yield f"padding is counted: {hint}", total / len(padded)
+            yield f"padding is counted: {hint}", total / (len(padded) + len(rows))
+            yield f"losses at padding are in the sum: mask them, and {hint}", padded.sum() / count
+            yield "padding counts; mask it, in the sum and in the count", padded.mean()
+            told = "the first padding after a text counts; mask the targets, mask[:, 1:]"
+            yield told, edge.mean()
+            yield told, edge.sum() / count
+    longest = max(map(len, losses))
+    shares = torch.stack([x.sum() / longest for x in losses])
+    yield f"padding is counted, and perplexities are averaged: {hint}", shares.exp().mean().log()
+    left = [torch.nn.functional.pad(i, (longest + 1 - len(i), 0), value=pad) for i in ids]
+    left = [(_losses(model, row), len(x)) for row, x in zip(left, losses, strict=True)]
+    told = "the model reads the padding on the left: pass attention_mask"
+    for first in (0, 1):  # whether the padding predicts the first token, and that counts
+        yield told, torch.cat([x[-n - first :] for x, n in left]).mean()
+
+
+def _padded(ids, pad):
+    """`(row, attention mask)` of each text in a batch, padded on the right."""
+    rows = torch.nn.utils.rnn.pad_sequence(ids, True, pad)
+    masks = torch.nn.utils.rnn.pad_sequence([torch.ones_like(i) for i in ids], True, 0)
+    return list(zip(rows, masks, strict=True))
+
+
+def _tokens(model, tokenizer, ids, losses):
+    """Texts that are joined, shifted, longer or shorter than they are, or padded on the left."""
+    joined = _losses(model, torch.cat(ids))
+    yield "the texts are joined, so each reads the one before", joined.mean()
+    still = [_losses(model, i, shift=0) for i in ids]
+    yield "logits at position t predict token t + 1", torch.cat(still).mean()
+    begin, end = torch.tensor([tokenizer.bos_token_id]), torch.tensor([tokenizer.eos_token_id])
+    begun = [_losses(model, torch.cat([begin, i])) for i in ids]
+    told = "a token such as BOS stands before each text: add none"
+    yield f"{told}; the text's first token is predicted by nothing", torch.cat(begun).mean()
+    yield told, torch.cat([x[1:] for x in begun]).mean()
+    ended = torch.cat([_losses(model, torch.cat([i, end])) for i in ids])
+    yield "an <end> stands after each text: add nothing to it", ended.mean()
+    for length in (16, 32, 64, 128, 256, 512):
+        kept = torch.cat([x[: length - 1] for x in losses])
+        yield f"texts are cut after {length} tokens: cut none", kept.mean()
+
+
+def _batches(losses):
     for size in (2, 4, 8, 16, 32):
         parts = [torch.cat(losses[i : i + size]).mean() for i in range(0, len(losses), size)]
-        message = f"the means of batches (here of {size}) are averaged; sum losses and tokens"
-        logs[message] = torch.stack(parts).mean()
-    for length in (16, 32, 64, 128):
-        kept = torch.cat([x[: length - 1] for x in losses])
-        logs[f"texts are cut after {length} tokens: no truncation, or a longer one"] = kept.mean()
-    mean, each = every.mean().item(), means.exp().mean().item()
-    plain = {
-        "this is the mean of the texts' perplexities; long texts count more": each,
-        "this is the mean loss; exp is missing": mean,
-        "this is 2 to the power of a loss in nats; use exp": 2**mean,
-        "this is the mean loss in bits": mean / math.log(2),
-    }
-    return math.exp(mean), {k: v.exp().item() for k, v in logs.items()} | plain
+        told = f"the means of batches (here of {size}) are averaged; sum losses and tokens"
+        yield told, torch.stack(parts).mean()
+        told = f"the perplexities of batches (here of {size}) are averaged; sum losses and tokens"
+        yield told, torch.stack(parts).exp().mean().log()

@@ -18,6 +18,29 @@ def peaks_of(w, block):
     return peaks.repeat_interleave(block)[: w.numel()], peaks
 
 
+def scales(x, bits):
+    """The right scale of 4.1 and, by message, those of misconceptions."""
+    top, peak = 2 ** (bits - 1) - 1, x.abs().max().item()
+    half = f"half of the {2**bits} integers are below zero: divide by 2**(bits-1) - 1 = {top}"
+    steps = f"divide absmax by 2**(bits-1) - 1 = {top}, not by 2**(bits-1)"
+    return peak / top, {
+        "the scale is max(), not abs().max()": x.max().item() / top,
+        "the scale is max(), not abs().max(), and it is not divided": x.max().item(),
+        "the scale is min(), not abs().max()": x.min().abs().item() / top,
+        "the scale goes from min to max; plus and minus are treated alike here: absmax": (
+            (x.max() - x.min()).item() / (2**bits - 1)
+        ),
+        f"use -{top} to {top}: {steps}": peak / (top + 1),
+        half: peak / (2**bits - 1),
+        f"{half}, not by 2**bits": peak / 2**bits,
+        "the scale is absmax itself; divide it by the largest integer": peak,
+        "the scale is the mean of |x|; take the largest": x.abs().mean().item() / top,
+        "the scale is a standard deviation; take the largest": x.std().item() / top,
+        f"^ is no power in Python: 2 ** (bits - 1) - 1 = {top}": peak / ((2 ^ (bits - 1)) - 1 or 1),
+        f"-1 belongs to the exponent alone: 2 ** (bits - 1) - 1 = {top}": peak / 2 ** (bits - 2),
+    }
+
+
 def absmax(x, top):
     """Wrong reconstructions of `x` with integers from -top to top."""
     step, low, high = x.abs().max() / top, -top - 1, top
@@ -27,7 +50,7 @@ def absmax(x, top):
         "this cuts off instead of rounding: use round": (x / step).trunc() * step,
         "this rounds down; round to the nearest": (x / step).floor().clamp(low, high) * step,
         "this rounds up; round to the nearest": (x / step).ceil().clamp(low, high) * step,
-        "the scale comes from max(), not from abs().max()": cut,
+        "the scale is max(), not abs().max()": cut,
         "these are the 7 steps of 4 bits; use `bits`": (x / seventh).round() * seventh,
     }
 
@@ -35,7 +58,13 @@ def absmax(x, top):
 def undone(q, scale, x, step):
     """Wrong ways back from integers and scale; of * and / the one whose other gives x."""
     times, over = q * scale, q / scale
-    wrong = {"this is q itself; the scale is missing": q}
+    top = round((x.abs().max() / step).item())
+    wrong = {
+        "this is q itself; the scale is missing": q,
+        "this was rounded again; leave it as it is": times.round(),
+        "multiply by scale alone: the largest integer is in it already": times * top,
+        "0 stands for 0 here: nothing is added to q": times + (top + 1) * scale,
+    }
     if (times - x).abs().max() <= 0.51 * step:
         wrong["this is q / scale; a scale is the size of a step here, so multiply"] = over
     if (over - x).abs().max() <= 0.51 * step:
@@ -67,7 +96,16 @@ def codebook():
     book, zero, eight = right / right.max(), torch.zeros(1).double(), _quantiles(8)
     seven = [-v for v in _quantiles(7)]
     two = torch.tensor(sorted(_halves(29 / 30, 31 / 32)), dtype=torch.double)
+    one = torch.tensor([1.0], dtype=torch.double)
     return {
+        "begin with nine and eight probabilities: less the 0.5 they are eight and seven": _scaled(
+            _quantiles(7) + [0.0] + [-v for v in _quantiles(6)]
+        ),
+        "cdf goes from values to probabilities; the way back is icdf": _by(torch.special.ndtr),
+        "erfinv wants 2 p - 1 of a probability p": _by(torch.special.erfinv),
+        "the ends are the largest quantile divided by itself; don't set them": torch.cat(
+            [-one, book[1:-1] * right.max(), one]
+        ),
         "the zero is missing": torch.cat([book[:7], book[8:]]),
         "0.5 is not dropped: its quantile is another zero, on either side": torch.cat(
             [book[:7], zero, zero, book[7:]]
@@ -92,6 +130,14 @@ def codebook():
     }
 
 
+def _by(function):
+    """The recipe with another function than the quantiles."""
+    p = [torch.linspace(OFFSET, 0.5, n + 1, dtype=torch.double)[:-1] for n in (8, 7)]
+    above, below = map(function, p)
+    values = torch.cat([-below, above.new_zeros(1), above]).sort().values
+    return values / values.max()
+
+
 def codes(w, codebook, block):
     """Wrong codes of `w`."""
     flat, last = w.flatten(), len(codebook) - 1
@@ -101,7 +147,10 @@ def codes(w, codebook, block):
     fixed = nearest(flat / peaks_of(w, 64)[0].clamp_min(1e-30), codebook)
     below = (torch.bucketize(scaled, codebook, right=True) - 1).clamp(0, last)
     above = torch.bucketize(scaled, codebook).clamp(0, last)
+    parts = [p for row in w.view(-1, w.shape[-1]) for p in row.split(block)]
+    begun = torch.cat([p.abs().max().clamp_min(1e-30).expand(len(p)) for p in parts])
     return {
+        "blocks begin anew in each row: flatten first": nearest(flat / begun, codebook),
         "one absmax for all of w; take one a block": nearest(flat / w.abs().max(), codebook),
         "rows of w are no blocks; flatten w first": nearest(flat / rows, codebook),
         "the scale is max(), not abs().max()": nearest(flat / signed[: len(flat)], codebook),
@@ -112,62 +161,40 @@ def codes(w, codebook, block):
     }
 
 
+def restored(codes, peaks, book, shape):
+    """Wrong weights from codes and the absmax of blocks of 64."""
+    each, looked_up = peaks.repeat_interleave(64)[: len(codes)], book[codes]
+    tiled = peaks.repeat(len(codes))[: len(codes)]
+    wrong = {
+        "absmax is missing": looked_up,
+        "each block has its own absmax, and this takes one for all": looked_up * peaks[0],
+        "the codes are not looked up in the codebook": codes * each,
+        "repeat() runs through all blocks again and again; repeat_interleave": looked_up * tiled,
+        "absmax divides here; multiply": looked_up / each,
+        "a scale serves 64 numbers, also where the last block is shorter": looked_up
+        * peaks.repeat_interleave(max(1, len(codes) // len(peaks))).repeat(2)[: len(codes)],
+    }
+    return {message: value.view(shape) for message, value in wrong.items()}
+
+
 def packed(codes):
     """Wrong bytes of an even number of codes."""
     first, second, half = codes[::2], codes[1::2], len(codes) // 2
+    byte = codes.to(torch.uint8)
+    bound = (byte[::2] << (4 + byte[1::2])).long()  # as torch has it, in 8 bits
     halves = codes[:half] << 4 | codes[half:]
     return {
         "the first code goes into the high nibble, as in bitsandbytes": first | second << 4,
         "neighbours share a byte, not the two halves of the list": halves,
+        "+ binds before <<: brackets": bound,
+        "+ binds before << (and * before both): brackets": first << (4 + second) & 255,
+        "4 bits are a factor of 16, not of 4": 4 * first + second,
+        "the first one has to move up by 4 bits, not by 2": first << 2 | second,
+        "two of ten decimal digits are no nibbles: 16 * first + second": 10 * first + second,
+        "this multiplies the two; move the first one up by 4 bits": first * second,
+        "the first one has to move up by 4 bits: << 4": first | second,
+        "the first one has to move up by 4 bits: << 4, and | joins them": first ^ second,
+        "the first one is gone: up by 4 bits is << 4": second,
         "this adds the two; move the first one up by 4 bits": first + second,
         "& keeps the bits that both have, and there are none; join them by |": 0 * first,
-    }
-
-
-def bits(block, double):
-    """Wrong numbers of bits a parameter."""
-    first, second = 32 / block, 8 / block + 32 / (block * 256)
-    scales = second if double else first
-    fixed = 8 / 64 + 32 / (64 * 256) if double else 32 / 64
-    return ({"this is for blocks of 64; use `block`": 4 + fixed} if block != 64 else {}) | {
-        "this is the share of the scales alone; add 4 bits for the code": scales,
-        "these are bytes; wanted bits": (4 + scales) / 8,
-        "scales are fp32, 32 bits each": 4 + 16 / block * (not double),
-        "the 8-bit scales have scales too, 32 bits a block of 256": 4 + 8 / block,
-        "the scales of scales are fp32, 32 bits each": 4 + 8 / block + 16 / (block * 256),
-        "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
-        "double_quant changes nothing": 4 + first,
-        "with double_quant=False the scales stay fp32": 4 + second,
-    }
-
-
-def training_parts(n, t, method):
-    """Wrong bytes of weights, gradients and optimizer: n numbers in the base, t that train."""
-    two = {"that is 2 bytes each; what trains is kept in fp32, 4 bytes": 2.0}
-    moments = {"Adam keeps two moments, 4 bytes each": 4.0, "Adam's moments are fp32": 2.0}
-    everyone = "frozen weights have none: multiply by n_trainable"
-    base = {"full": 4.0 * n, "lora": 2.0 * n, "qlora": 4.126953 / 8 * n}[method]
-    weights = {
-        "the adapter's own weights are missing": base,
-        "the adapter is fp32, 4 bytes": base + 2 * t,
-        "the frozen base rests in 16 bits": 4.0 * (n + t),
-    }
-    if method == "full":
-        weights = {message: value * n for message, value in two.items()} | {
-            "without an adapter the weights are all there is, 4 bytes each": 8.0 * n,
-            "no 16-bit copy beside the fp32 weights in this table": 6.0 * n,
-        }
-    elif method == "qlora":
-        weights |= {
-            "these are bits; 8 make a byte": 8 * base + 4 * t,
-            "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
-            "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
-            "4 bits a parameter, and neither scales nor adapter": n / 2,
-            "the 8-bit scales have scales too, which makes 4.127 bits": 4.125 / 8 * n + 4 * t,
-            "the base is 4-bit here, not 16-bit": 2.0 * n + 4 * t,
-        }
-    return {
-        "weights": weights,
-        "gradients": {k: v * t for k, v in two.items()} | {everyone: 4.0 * n},
-        "optimizer": {k: v * t for k, v in moments.items()} | {everyone: 8.0 * n},
     }

@@ -1,35 +1,49 @@
-"""Quizzes: every chosen option is answered with a reason, right or wrong."""
+"""Quizzes: every chosen option is answered with a reason, right or wrong; the first one counts."""
 
 import base64
+import re
 import tomllib
 from pathlib import Path
 
+from labkit.grading import contract
 from labkit.grading.contract import CheckFailed, expect, observe
+
+LETTER = re.compile(r"\W*([a-z])\W*")  # "b", and what people write for it: " B. ", "(b)"
 
 
 def judge(quiz, number):
     """Compare the letters that `quiz()` returns with lab `number`'s key; explain what was chosen.
 
     The key is quizNN.toml: for each question the right letter and an explanation of every option.
-    One point a question; raises CheckFailed, with the points of the right ones, for a wrong letter.
+    One point a question, for the first letter that this session saw. So another one is explained
+    and changes nothing. Raises CheckFailed, with the points of the right ones, for a wrong letter.
     """
     key = read_key(number)
     chosen = observe(quiz)
     form = ", ".join(f'"{question}": "a"' for question in key)
     expect(isinstance(chosen, dict), f"quiz() must return a dict like {{{form}}}")
+    kept = contract.session.letters.setdefault(contract.session.exercise, {})
     lines, right = [], 0
     for question, reasons in key.items():
         answer = reasons.pop("answer")
-        letter = str(chosen.get(question, "")).strip().lower()
-        if letter not in reasons:
+        letter = _letter(chosen.get(question))
+        if letter in reasons:
+            first = kept.setdefault(question, letter)
+            mark = "right" if letter == answer else "not quite"
+            other = f" (your first answer, {first}, counts)" if first != letter else ""
+            lines.append(f"{question} {letter}, {mark}: {reasons[letter]}{other}")
+        else:
             lines.append(f"{question} wants one of {', '.join(reasons)}")
-            continue
-        mark = "right" if letter == answer else "not quite"
-        right += letter == answer
-        lines.append(f"{question} {letter}, {mark}: {reasons[letter]}")
+        right += kept.get(question) == answer
     if right < len(key):
         raise CheckFailed(f"{right} of {len(key)} right. " + " | ".join(lines), earned=right)
     return f"{right} of {len(key)} right\n  " + "\n  ".join(lines)
+
+
+def _letter(said):
+    """The letter that an answer says, in lower case; "" when it says none."""
+    found = LETTER.fullmatch(said.lower()) if isinstance(said, str) else None
+    return found[1] if found else ""
 
 
 def read_key(number):

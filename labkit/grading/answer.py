@@ -2,10 +2,11 @@
 
 The judge ships this module, the contract and the probes after the submission's cells have run, so
 that what a cell does to them is without effect. It is not trusted: the judge checks every reply.
+What a cell did to Python and torch has its effect here, and so has whatever an answer does.
 """
 
+import builtins
 import json
-import sys
 import types
 
 from labkit.grading import contract, wire
@@ -15,19 +16,23 @@ class Undefined(wire.WireError):
     """The submission does not define the name that the judge asks for."""
 
 
-def serve(sock, namespace, most):
-    """Answer the judge's questions about the objects in `namespace` until it hangs up."""
+def serve(sock, modules, namespace, states, most):
+    """Answer the judge's questions about the objects in `namespace` until it hangs up.
+
+    `modules` are those that were shipped, by name; `states` says how names of the namespace stood
+    below a cell, by the index of that cell.
+    """
     while frame := wire.receive(sock, most):
-        wire.send(sock, b"R", answered(frame[1], namespace))
+        wire.send(sock, b"R", answered(frame[1], modules, namespace, states))
 
 
-def answered(body, namespace):
+def answered(body, modules, namespace, states):
     """The reply to one question: its nonce, how it went, and a value or a message."""
 
     def resolve(name):
         module, _, attribute = name.rpartition(":")
         if module:
-            return getattr(sys.modules[module], attribute)
+            return getattr(modules[module], attribute)
         if name not in namespace:
             raise Undefined(name)
         return namespace[name]
@@ -37,9 +42,11 @@ def answered(body, namespace):
     nonce = head["nonce"]
     try:
         for source in head["sources"]:
-            _add(source)
-        if head["lent"]:
-            _lend(*head["lent"], namespace)
+            _add(source, modules)
+        if head["then"] in states:
+            _as_then(states[head["then"]], namespace)
+        for names, source in head["lent"]:
+            _lend(names, source, namespace)
         how, what, told = _called(wire.unpack(body, resolve))
         return wire.pack([nonce, how, what, told])
     except Undefined as name:
@@ -61,18 +68,25 @@ def _called(ask):
     return how, what, [str(fault) for fault in session.faults]
 
 
+def _as_then(state, namespace):
+    """Put names back to `state`; those that came later stay, unless they hide a built-in one."""
+    for name in vars(builtins).keys() & namespace.keys() - state.keys():
+        del namespace[name]
+    namespace.update(state)
+
+
 def _lend(names, source, namespace):
-    """Put the course's own objects in the place of the submission's; this process has them on."""
-    if LENT.get("source") != source:
-        LENT.update(contract.defined_by(source), source=source)
-    namespace.update({name: LENT[name] for name in names})
+    """Put the course's own objects in the place of the submission's, for as long as this lives."""
+    if source not in LENT:
+        LENT[source] = contract.defined_by(source)
+    namespace.update({name: LENT[source][name] for name in names})
 
 
-LENT = {}  # what the last source that was lent defines
+LENT = {}  # source -> what it defines
 
 
-def _add(source):
+def _add(source, modules):
     """Define what an instructor's own check needs here."""
     name = "labkit_private_checks"
-    module = sys.modules.setdefault(name, types.ModuleType(name))
+    module = modules.setdefault(name, types.ModuleType(name))
     exec(compile(source, f"<{name}>", "exec"), module.__dict__)

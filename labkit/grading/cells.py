@@ -8,10 +8,13 @@ import socket
 import time
 
 from labkit.grading import runner, tree, wall
+from labkit.grading.clock import Clock
 
 TICK = 0.05  # seconds between two looks at processes and memory
 GRACE = 1.0  # seconds from an interrupt to the end
-SOON = 10.0  # seconds for what takes milliseconds on a machine that is not busy
+SOON = 10.0  # seconds for what takes milliseconds
+LITTLE = 1.0  # seconds of a cell that no exercise needs, where cells have taken very long
+FOR_CELLS = 0.8  # of all the time by the clock; the rest is kept for the exercises
 STARTS = 12
 
 
@@ -39,17 +42,23 @@ class Cells:
     At first all run in one process. Once that is lost, each cell runs in a fork of the state before
     it, so that what ends its process costs that cell only. A cell that takes even that state with
     it, or has to be killed, is left out from then on.
+
+    `needed` are the indices of the cells that exercises need. They have their full time even where
+    others, or earlier runs, have used up that of all cells.
     """
 
-    def __init__(self, cells, shell, limits):
-        self.cells, self.shell, self.limits = cells, shell, limits
+    def __init__(self, cells, needed, seconds, shell, limits):
+        self.cells, self.needed, self.shell, self.limits = cells, needed, shell, limits
+        self.began = time.monotonic()
+        self.over = self.began + seconds  # the end of the submission's time by the clock
+        self.last = self.began + FOR_CELLS * seconds  # that of its cells
+        self.used = 0.0  # seconds of all cells that were run
         self.told = {}  # index of a cell -> [how, message]
         self.skip, self.apart = set(), False
         self.pid = self.channel = None  # the process that holds the state, and the way to it
 
     def run(self):
         """Reach the state after the last cell. Lost when that does not succeed."""
-        self.over = time.monotonic() + self.limits.total_seconds
         for _ in range(STARTS):
             try:
                 self._start()
@@ -85,28 +94,47 @@ class Cells:
         for index in range(len(self.cells)):
             if index in self.skip:
                 continue
-            if time.monotonic() > self.over:
+            seconds = self._seconds(index)
+            if seconds == 0:
                 self.told.setdefault(index, ["timeout", "there was no time left for this cell"])
                 continue
             try:
-                self._run(index)
+                self._run(index, seconds)
             except Lost as lost:
                 if self.apart or isinstance(lost, Excess):
                     self.told.setdefault(index, [lost.how, str(lost)])
                     self.skip.add(index)
                 raise
 
-    def _run(self, index):
+    def _seconds(self, index):
+        """The time that a cell has. It shrinks when others have used too much, for some to zero."""
+        now = time.monotonic()
+        if now > self.last:
+            return 0
+        share = max(
+            self.used / (2 * self.limits.total_seconds),
+            (now - self.began) / (self.last - self.began),
+        )
+        if index in self.needed or share < 0.5:
+            return self.limits.cell_seconds
+        return min(LITTLE, self.limits.cell_seconds) if share < 0.75 else 0
+
+    def _run(self, index, seconds):
         self.order(run=index, apart=self.apart)
         state = pid = self.pid
         if self.apart:
             pid = self.new_pid()
-        end = min(time.monotonic() + self.limits.cell_seconds, self.over + GRACE)
+        clock = self._clock(seconds, state, pid)
         try:
-            answer = self.answer(end, state, pid)
+            answer = self.answer(clock, state, pid)
         except TimeoutError:
-            self.told[index] = ["timeout", f"it ran longer than {self.limits.cell_seconds:g} s"]
+            little = "there was little time left for this cell"
+            told = little if seconds < self.limits.cell_seconds else clock.told()
+            self.told[index] = ["timeout", told]
             answer = self._stop(index, state, pid)
+        finally:
+            clock.over(state, pid)
+            self.used += clock.used
         if answer.get("done") == index:
             self.pid = pid
             if answer.get("error"):
@@ -120,12 +148,12 @@ class Cells:
         """Interrupt a cell that takes too long, then kill it."""
         tree.kill(pid, signal.SIGINT)
         try:
-            return self.answer(time.monotonic() + GRACE, state, pid)
+            return self.answer(self._clock(GRACE, state, pid), state, pid)
         except TimeoutError:
             self.skip.add(index)
             tree.kill(pid)
         try:
-            return self.answer(time.monotonic() + SOON, state, pid)
+            return self.answer(self._clock(SOON, state, pid), state, pid)
         except TimeoutError:
             raise Lost("it disturbed the grader") from None
 
@@ -146,15 +174,19 @@ class Cells:
     def new_pid(self):
         """The process that an order has brought about."""
         try:
-            pid = self.answer(time.monotonic() + SOON, self.pid).get("pid")
+            pid = self.answer(self._clock(SOON, self.pid), self.pid).get("pid")
         except TimeoutError:
             pid = None
         if type(pid) is not int or pid < 2:
             raise Lost("it disturbed the grader")
         return pid
 
-    def answer(self, end, *pids):
-        """The next message. TimeoutError at time `end`; Lost when none of `pids` is left."""
+    def _clock(self, seconds, *pids):
+        end = min(time.monotonic() + self.limits.crowding * seconds, self.over)
+        return Clock(seconds, end, *pids)
+
+    def answer(self, clock, *pids):
+        """The next message. TimeoutError when time is up; Lost when none of `pids` is left."""
         while True:
             if select.select([self.channel], [], [], TICK)[0]:
                 return self._message()
@@ -164,7 +196,7 @@ class Cells:
             over = not any(map(tree.alive, pids))
             if over and not select.select([self.channel], [], [], 0)[0]:
                 raise Lost("it ended its process")
-            if time.monotonic() > end:
+            if clock.over(*pids):
                 raise TimeoutError
 
     def _message(self):

@@ -5,8 +5,8 @@ the object here; a grader puts another `Session` in place, which asks the proces
 learner's code. Both ways the check sees plain data only, and decides itself.
 
 What a check finds wrong within `part` is collected, so that a learner hears all of it at once. An
-exercise that uses another one's object is judged with the course's own in its place when that one
-is open. Inputs and torch's settings have to be as before: `observe` looks, for every check.
+answer that fails while earlier exercises are open is judged once more with the course's own objects
+in their place. Inputs and torch's settings have to be as before: `observe` looks, for every check.
 """
 
 import contextlib
@@ -68,12 +68,16 @@ class Session:
     exercise: str = ""  # the id of the one that is being checked
     records: dict = field(default_factory=dict)  # exercise id -> dict as in results.json
     loans: dict = field(default_factory=dict)  # exercise id -> the course's objects, as lent last
+    letters: dict = field(default_factory=dict)  # id of a quiz -> {question: its first letter}
     faults: list = field(default_factory=list)  # CheckFailed, of the check that runs
     reference: object = None  # exercise id -> source of the course's own object, or None
     namespace: dict = field(default_factory=dict)  # where the learner's code looks names up
 
     def clear(self):
-        """Forget all that was judged and lent, and where solutions come from."""
+        """Forget what was judged and lent, and where solutions come from.
+
+        The first letters of a quiz stay: a lab that is started again does not make them new.
+        """
         self.records.clear()
         self.loans.clear()
         self.reference, self.namespace = None, {}
@@ -106,22 +110,23 @@ class Session:
             raise CheckFailed(error) from None
 
     @contextlib.contextmanager
-    def lent(self, names, source):
-        """Have the course's own objects, which `source` defines, in the place of the learner's.
+    def lent(self, sources):
+        """Have the course's own objects in the place of the learner's; `sources` is `{id: source}`.
 
         Yields `{name: object}`.
         """
-        own = defined_by(source)
-        missing, before = object(), dict(self.namespace)
-        self.namespace.update({name: own[name] for name in names})
+        theirs = {}
+        for id, source in sources.items():
+            own = defined_by(source)
+            theirs |= {name: own[name] for name in NAMES[id]}
+        before = {name: self.namespace[name] for name in theirs if name in self.namespace}
+        self.namespace.update(theirs)
         try:
-            yield {name: own[name] for name in names}
+            yield theirs
         finally:
-            for name in names:
-                if before.get(name, missing) is missing:
-                    del self.namespace[name]
-                else:
-                    self.namespace[name] = before[name]
+            for name in theirs:
+                self.namespace.pop(name, None)
+            self.namespace.update(before)
 
 
 def defined_by(source):
@@ -220,9 +225,8 @@ NAMES = {}  # exercise id -> the learner's objects that it is about
 def exercise(id, points, after=None):
     """Mark a function as the check of exercise `id`; its parameters name the learner's objects.
 
-    `after` is the id of an exercise whose objects this one uses: while that one is open, the
-    course's own stand in. The check passes by returning: text to show beside the verdict, else its
-    docstring is shown.
+    `after` is the id of an exercise whose objects are among them. The check passes by returning:
+    text to show beside the verdict, else its docstring is shown.
     """
 
     def decorate(check):
@@ -236,33 +240,39 @@ def exercise(id, points, after=None):
                 listed = ", ".join(names)
                 raise CheckFailed(f"This check is called as check.{check.__name__}({listed})")
             objects = dict(zip(names, objects, strict=True))
-            if absent := _not_run(objects, after):
+            if absent := _not_run(id, objects):
                 print(f"○ {id} {absent}: its cell has not been run yet")
                 return
             if any(own is one for own in objects.values() for one in session.loans.get(id, ())):
                 print(f"◐ {id} {LENT}: this is the course's, not yours")
                 return
             record = {"id": id, "name": names[0], "points": points, "earned": 0}
-            _say(record, names, _judge(check, objects, after, points))
+            _say(record, names, _judge(check, objects, record))
 
         judged.exercise = {"id": id, "name": names[0], "names": names, "points": points}
-        judged.exercise["after"] = after
         return judged
 
     return decorate
 
 
-def _not_run(objects, after):
-    """The first name whose cell was not run; of exercise `after` only where nothing stands in."""
-    lent = NAMES.get(after, ()) if _stand_in(after) else ()
+def _not_run(id, objects):
+    """The first name of an exercise whose cell was not run; others' only if nothing stands in."""
+    lent = {name for other in _stand_ins(id) for name in NAMES[other]}
     absent = [name for name, o in objects.items() if isinstance(o, NotRun) and name not in lent]
     return absent[0] if absent else None
 
 
-def _stand_in(after):
-    """The source of the course's own object for exercise `after`, when it is open; else None."""
-    standing = session.records.get(after, {}).get("status") in ("passed", "revealed", "lent")
-    return None if after is None or standing or not session.reference else session.reference(after)
+def _stand_ins(id):
+    """`{id: source of the course's own objects}` of the exercises before `id` that are open."""
+    lab, _, number = id.partition(".")
+    found = {}
+    for other in NAMES if session.reference else ():
+        its_lab, _, its_number = other.partition(".")
+        standing = session.records.get(other, {}).get("status") in ("passed", "revealed", "lent")
+        before = its_lab == lab and number.isdecimal() and its_number.isdecimal()
+        if before and int(its_number) < int(number) and not standing:
+            found[other] = session.reference(other)
+    return {other: source for other, source in found.items() if source}
 
 
 class Verdict(NamedTuple):
@@ -274,36 +284,35 @@ class Verdict(NamedTuple):
     note: str = ""
 
 
-def _judge(check, objects, after, points):
-    """The Verdict on the learner's objects, else with the course's own of `after` among them."""
+def _judge(check, objects, record):
+    """The Verdict on the learner's objects, else with the course's own for what is open before.
+
+    Of the two the first stands where the second says nothing else.
+    """
+    sources = {}
     try:
-        own = _verdict(check, objects, points)
+        own = _verdict(check, objects, record["points"])
     except NoAnswer:
-        if not _stand_in(after):
+        sources = _stand_ins(record["id"])
+        if not sources:
             raise
-        own = Verdict("missing", 0)
-    if own.status == "passed" or after is None:
+        own = None
+    if own and own.status == "passed":
         return own
-    source, names = _stand_in(after), NAMES.get(after, [])
-    if not source:
-        return _dependent(own, after)
-    with session.lent(names, source) as theirs:
-        given = {name: theirs.get(name, own) for name, own in objects.items()}
-        lent = _verdict(check, given, points)
-    told = f"judged with the course's own {', '.join(names)}, since {after} is open"
-    if lent.status == "missing":
-        return lent
+    sources = sources or _stand_ins(record["id"])
+    if not sources:
+        return own
+    with session.lent(sources) as theirs:
+        given = {name: theirs.get(name, mine) for name, mine in objects.items()}
+        lent = _verdict(check, given, record["points"])
+    if own and (lent.status, lent.message) == (own.status, own.message):
+        return own
+    told = f"judged with the course's own {' and '.join(sources)}, which {_is(sources)} open"
     return lent._replace(message=f"{lent.message} ({told})" if lent.message else told)
 
 
-def _dependent(own, after):
-    """The verdict `own`, with a word on the exercise that it depends on where that one is open."""
-    status = session.records.get(after, {}).get("status", "missing")
-    if status not in ("failed", "missing"):
-        return own
-    why = "fails" if status == "failed" else "is not written yet, or not checked"
-    told = f"mend {after} first: it {why}, and is used here"
-    return own._replace(message=f"{own.message} ({told})" if own.message else told)
+def _is(several):
+    return "are" if len(several) > 1 else "is"
 
 
 def _verdict(check, objects, points):
@@ -323,6 +332,8 @@ def _verdict(check, objects, points):
 
 def _joined(faults):
     """All faults in one line: those that name a mistake first, each mistake once."""
+    if len(faults) == 1:  # such as a quiz, whose answers are all told
+        return str(faults[0])
     said = {}
     for fault in sorted(faults, key=lambda fault: fault.bare):
         for text in str(fault).split(AND):

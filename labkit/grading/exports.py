@@ -3,9 +3,8 @@
 Canvas: downloads are called `lastfirst[_LATE]_USER_ATTACHMENT_file` (lib/content_zipper.rb), the
 gradebook has Student, ID, ..., Section, then a column an assignment, in points, and a row "Points
 Possible" (lib/gradebook_importer.rb, both in github.com/instructure/canvas-lms).
-Moodle: downloads lie in `Full Name_NUMBER_assignsubmission_file_/`, the offline grading worksheet
-has Identifier ("Participant NUMBER"), Grade, Maximum Grade, Last modified (grade) and often
-Feedback comments (mod/assign/feedback/offline/importgradeslib.php in github.com/moodle/moodle).
+Moodle: downloads lie in `Full Name_NUMBER_assignsubmission_file_/`; the columns of its offline
+grading worksheet are in `worksheets`.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 from labkit.errors import LabError
-from labkit.grading import gradescope, report, summary, tables
+from labkit.grading import gradescope, report, summary, tables, worksheets
+from labkit.grading.collect import listed
 
 CANVAS = re.compile(r"(?=_(\d+)_\d+_)")  # at every place where it could be the student's number
 MOODLE = re.compile(r"_(\d+)_assignsubmission_")
@@ -31,17 +31,25 @@ class Export(NamedTuple):
     matched: int
     problems: list[str]
     remarks: list[str]
+    form: tables.Form
+
+    def data(self) -> bytes:
+        """Return the file, in the encoding of the one that was read."""
+        return tables.encoded(self.text, self.form)
 
 
 def results_in(out: Path) -> list[dict]:
     """Return the rows of the results.json that grading left in `out`; LabError if there is none."""
-    path = out / "results.json"
+    path, again = out / "results.json", f"labkit grade SUBMISSIONS --out {out}"
     try:
-        return json.loads(path.read_text("utf-8"))
+        rows = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise LabError(f"{path} isn't there: labkit grade SUBMISSIONS --out {out}") from None
-    except ValueError as error:
-        raise LabError(f"{path} is not JSON: {error}") from None
+        raise LabError(f"{path} isn't there: {again}") from None
+    except (ValueError, RecursionError) as error:
+        raise LabError(f"{path} is not JSON ({error}); write it anew: {again}") from None
+    if not isinstance(rows, list) or not all(map(summary.sound, rows)):
+        raise LabError(f"{path} is not what grading writes; write it anew: {again}")
+    return rows
 
 
 def to_gradescope(out: Path) -> Path:
@@ -58,17 +66,25 @@ def to_gradescope(out: Path) -> Path:
 def pick(results: list[dict], lab: str | None = None) -> tuple[str, list[dict], list[str]]:
     """Return the lab to export ("2", "02" or "02_lora"), its rows, and a line on each other one.
 
-    Raises LabError where the lab is not clear.
+    Without `lab` it is the one of more than half of the rows. LabError where that is not clear.
     """
     rows = [summary.whole(row) for row in results]
-    labs = sorted({row["lab"] for row in rows} - {""})
-    same = {name: (name, name.partition("_")[0], tables.number_of(name)) for name in labs}
-    found = [name for name in labs if lab is None or lab in same[name]]
+    often = Counter(row["lab"] for row in rows if row["lab"])
+    same = {name: (name, name.partition("_")[0], tables.number_of(name)) for name in often}
+    if lab is None:
+        found = [name for name, n in often.items() if 2 * n > often.total()]
+    else:
+        found = [name for name in often if lab in same[name]]
     if len(found) != 1:
-        raise LabError(f"say --lab with one of the labs that were graded: {', '.join(labs)}")
+        labs = ", ".join(sorted(often))
+        raise LabError(f"say --lab with one of the labs that were graded: {labs}")
     lost = [f"no lab: {row['submission']}: {row['reason']}" for row in rows if not row["lab"]]
+    if lab is None:
+        for other in sorted(often.keys() - found):
+            names = [row["submission"] for row in rows if row["lab"] == other]
+            lost.append(f"left out, for it is {other} and not {found[0]}: {listed(names)}")
     for row in rows:
-        named = {name for name in labs if name in row["submission"].rpartition("/")[2]}
+        named = {name for name in often if name in row["submission"].rpartition("/")[2]}
         if named and row["lab"] not in named:
             lost.append(f"{row['submission']} is {row['lab'] or 'no lab'}, whatever its name says")
     return found[0], [row for row in rows if row["lab"] == found[0]], lost
@@ -80,7 +96,7 @@ def canvas(results: list[dict], gradebook: Path, lab=None, column=None) -> Expor
     Other assignments are left out, so nothing else changes. Raises LabError for another table.
     """
     lab, rows, problems = pick(results, lab)
-    table, separator = tables.read(gradebook)
+    table, form = tables.read(gradebook)
     head = table[0]
     if not {"ID", "Section"} <= set(head):
         raise LabError(f"{gradebook} is no Canvas gradebook: it has no column ID or no Section")
@@ -93,10 +109,10 @@ def canvas(results: list[dict], gradebook: Path, lab=None, column=None) -> Expor
     chosen, more = _match(rows, lambda name: _canvas_id(name, names))
     for id, row in chosen.items():
         more += tables.put(roster[id], at, tables.points(row, possible[at]), row["submission"])
-    text = tables.written([[*line[:first], line[at]] for line in table], separator)
+    text = tables.written([[*line[:first], line[at]] for line in table], form)
     remarks = [*tables.scale(rows, possible[at]), f"column: {head[at]}"]
-    remarks += [f"without a submission: {len(roster) - len(chosen)}"]
-    return Export(text, len(chosen), problems + more, remarks)
+    remarks += [f"without a submission: {len(roster) - len(chosen)}", *_late(chosen)]
+    return Export(text, len(chosen), problems + more, remarks, form)
 
 
 def _canvas_id(name: str, names: dict[str, str]) -> str | None:
@@ -118,31 +134,28 @@ def _letters(text: str) -> str:
 def moodle(results: list[dict], worksheet: Path, lab=None, column=None) -> Export:
     """Return the grading worksheet of a Moodle assignment with grades and feedback filled in."""
     lab, rows, problems = pick(results, lab)
-    table, separator = tables.read(worksheet)
+    table, form = tables.read(worksheet)
     head = table[0]
     numbers = {m[1]: line for line in table[1:] if (m := re.search(r"\D(\d+)$", line[0].strip()))}
     if not numbers or len(head) < 3:
         raise LabError(f"{worksheet} is no Moodle grading worksheet: no 'Participant 123' in it")
-    if column is None and "Grade" not in head:
-        listed = ", ".join(repr(title) for title in head[1:] if title)
-        raise LabError(f"{worksheet} has no column Grade: say --column with one of {listed}")
-    at = tables.column(head, [i for i, title in enumerate(head) if i], column or "Grade", lab)
-    most = head.index("Maximum Grade") if "Maximum Grade" in head else None
-    words = head.index("Feedback comments") if "Feedback comments" in head else None
+    at, most, words, free = worksheets.columns(head, list(numbers.values()), column, worksheet)
     chosen, more = _match(rows, lambda name: m[1] if (m := MOODLE.search(name)) else None, numbers)
     for number, row in chosen.items():
         line = numbers[number]
-        points = tables.points(row, line[most] if most else "")
+        points = tables.points(row, "" if most is None else line[most])
         more += tables.put(line, at, points, row["submission"])
-        if words and not line[words].strip():
+        if words is not None and not line[words].strip():
             line[words] = _feedback(row)
-        if "Grade can be changed" in head and line[head.index("Grade can be changed")] == "No":
+        if free is not None and line[free].strip().lower() in worksheets.NO:
             more.append(f"Moodle refuses to change the grade of {row['submission']}")
-    remarks = tables.scale(rows, next(iter(numbers.values()))[most] if most else "")
-    remarks += ["no column Maximum Grade: points are not scaled"] if most is None else []
-    remarks += ["no column Feedback comments: verdicts stay out"] if words is None else []
-    remarks += [f"without a submission: {len(numbers) - len(chosen)}"]
-    return Export(tables.written(table, separator), len(chosen), problems + more, remarks)
+    remarks = [f"column: {head[at]}"]
+    remarks += tables.scale(rows, "" if most is None else next(iter(numbers.values()))[most])
+    more += ["no column for the highest grade is known: no points are scaled"] * (most is None)
+    more += ["no column for comments is known: verdicts stay out"] * (words is None)
+    remarks += [f"without a submission: {len(numbers) - len(chosen)}", *_late(chosen)]
+    text = tables.written(table, form)
+    return Export(text, len(chosen), problems + more, remarks, form)
 
 
 def _feedback(row: dict) -> str:
@@ -153,6 +166,12 @@ def _feedback(row: dict) -> str:
         for e in row["exercises"]
     ]
     return "<br>".join(html.escape(line.strip()) for line in lines)
+
+
+def _late(chosen: dict[str, dict]) -> list[str]:
+    """Return a line on who was late, for nothing is taken off."""
+    names = [row["submission"] for row in chosen.values() if row["late"]]
+    return [f"late, and nothing is taken off: {listed(names)}"] if names else []
 
 
 def _match(rows, find, known=None) -> tuple[dict[str, dict], list[str]]:

@@ -106,7 +106,12 @@ def _look(name, path, version, limits):
         digest, reason = "", str(error)
     told = f"{digest} {name}".encode("utf-8", "surrogatepass")
     key = hashlib.sha256(version + told).hexdigest()
-    return Book(name, Path(os.path.abspath(path)), key, digest, reason, limits.notebook_bytes)
+    return Book(name, _absolute(path), key, digest, reason, limits.notebook_bytes)
+
+
+def _absolute(path):
+    """The path from the root on; links to folders are resolved, the file itself is not."""
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def _as_before(found, before):
@@ -117,7 +122,7 @@ def _as_before(found, before):
     names, renamed = {}, set()
     graded = {entry["path"]: name for name, entry in before.items() if entry["path"]}
     for name, path in found.items():
-        old = graded.get(os.path.abspath(path), name)
+        old = graded.get(str(_absolute(path)), name)
         if len(old) > len(name) and old not in found:
             name = old
         elif old != name and old not in found:
@@ -194,7 +199,7 @@ def _notes(todo, found, before, renamed):
     """Lines on what became of the rows that stood in the folder before."""
     others = {name: e["path"] for name, e in before.items() if name not in found.keys() | renamed}
     gone = [name for name, path in others.items() if path and not os.path.lexists(path)]
-    lines = [f"of earlier calls: {len(others)}"] if others else []
+    lines = [f"rows of earlier calls: {len(others)}"] if others else []
     if gone:
         lines.append(f"LOOK: the file is no longer there, the row stays: {listed(gone)}")
     replaced = [book.name for book in todo if _replaces(book, before.get(book.name))]

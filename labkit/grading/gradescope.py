@@ -41,10 +41,13 @@ def as_gradescope(row: dict) -> dict:
 
 
 def choose(rows: list[dict], lab: str) -> dict:
-    """Return the row that counts for an assignment on `lab`: the best one of that lab."""
-    of_lab = [row for row in rows if row.get("lab") == lab]
+    """Return the row that counts for an assignment on `lab`: the best one of that lab.
+
+    Where no notebook of the course is at hand, a row has the lab's number alone.
+    """
+    of_lab = [row for row in rows if (row.get("lab") or "").partition("_")[0] == lab[:2]]
     if of_lab:
-        return max(of_lab, key=lambda row: row["earned"])
+        return max(of_lab, key=lambda row: row["earned"]) | {"lab": lab}
     if len(rows) == 1 and not rows[0].get("lab"):
         return rows[0]
     listed = ", ".join(f"{r['submission']} ({r.get('lab') or r.get('reason')})" for r in rows)

@@ -19,11 +19,12 @@ from pkgutil import iter_modules
 
 import labkit.checks
 from labkit.errors import LabError
-from labkit.grading import contract, private, submission, wire
+from labkit.grading import contract, own, private, submission, wire
 from labkit.grading.contract import BROKEN, ODD, CheckFailed
-from labkit.grading.limits import LONGEST_SOURCE, Limits
-from labkit.grading.remote import Down, Forged, Gone, Learner, RemoteSession, Undefined
+from labkit.grading.limits import LONGEST_SOURCE, TIME_UP, Limits
+from labkit.grading.remote import PATIENCE, Down, Forged, Gone, Learner, RemoteSession, Undefined
 from labkit.grading.shipped import shipped
+from labkit.grading.submission import PARSED
 from labkit.grading.summary import natural
 from labkit.grading.warm import WarmProcess
 from labkit.reference import reference
@@ -31,9 +32,9 @@ from labkit.reference import reference
 # what learners' data cannot bring about: an exception of these kinds is the check's own mistake
 OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
 MESSAGE = 600  # characters of a message
+LENT = "the course lent this one"
 UNDEFINED = re.compile(r"\bname '(\w+)' is not defined")
 NAMES = 1000  # of a submission, among which one is sought that is nearly right
-SLOW = 15  # seconds that cells may wait for their turn, beyond their own time
 
 
 class Judge:
@@ -61,8 +62,11 @@ class Judge:
         """End the warm process."""
         self.warm.end()
 
-    def grade(self, name, data, seed):
-        """`(row, sources)`: the row of results.json, and the learner's cell of each exercise."""
+    def grade(self, name, data, seed, seconds=None):
+        """`(row, sources)`: the row of results.json, and the learner's cell of each exercise.
+
+        `seconds` are what a second try has left of the submission's time.
+        """
         begun = time.monotonic()
         row = {"submission": name, "lab": None, "earned": 0, "possible": 0, "seconds": 0.0}
         try:
@@ -71,7 +75,8 @@ class Judge:
         except submission.Unreadable as reason:
             return row | {"status": "unreadable", "reason": str(reason), "exercises": []}, {}
         checks = self.checks(stem)
-        records, state = Case(self, work, stem, checks, seed).judged()
+        over = time.monotonic() + (seconds or self.limits.submission_seconds)
+        records, state = Case(self, work, stem, checks, seed, over).judged()
         row |= {
             "lab": stem,
             "earned": sum(record["earned"] for record in records),
@@ -118,6 +123,9 @@ def stems():
     return {number: names.get(number, number) for number in numbers}
 
 
+_reference = cache(reference)
+
+
 def _names(checks):
     return [name for check in checks for name in check.exercise["names"]]
 
@@ -143,19 +151,20 @@ def _sources(work, checks):
 class Case:
     """One submission before the judge."""
 
-    def __init__(self, judge, work, stem, checks, seed):
+    def __init__(self, judge, work, stem, checks, seed, over):
         self.judge, self.work, self.stem, self.checks = judge, work, stem, checks
         self.limits, self.seed = judge.limits, seed
+        self.over = over  # the end of its time on the monotonic clock
         self.went = {}  # index of a cell -> (how, why) it went wrong
         self.used = False  # whether the process that answers has served an exercise
 
     def judged(self):
         """`(records, {"status": …})`: the exercises as in results.json, and how all went."""
         records, down = [], None
-        revealed = self.work.revealed()
+        revealed = self._revealed()
         with self.judge.warm.submission() as link:
-            self.session = RemoteSession(link, self.seed, self.limits)
-            self.session.reference = functools.partial(reference, self.stem)
+            self.session = RemoteSession(link, self.seed, self.limits, self.over)
+            self.session.reference = functools.partial(_reference, self.stem)
             try:
                 self._run_cells(link)
             except (Down, OSError, wire.WireError, ValueError, TypeError) as error:
@@ -166,18 +175,42 @@ class Case:
                     told = ("revealed", 0, revealed[check.exercise["id"]])
                 elif down:
                     told = ("error", 0, down)
+                elif time.monotonic() > self.over:
+                    told = ("timeout", 0, TIME_UP)
                 else:
                     try:
-                        told = self._exercise(check)
+                        told = self._as_then(check, self._exercise(check))
                     except Down as error:
                         down, told = str(error), ("error", 0, str(error))
                 status, earned, message = told
+                if status == "missing" and check.exercise["id"] in self.work.lent:
+                    message = f"{LENT}, and no answer of one's own is here"
                 message = line(message)
                 records.append(record | {"earned": earned, "status": status, "message": message})
         if down:
             return records, {"status": "crashed", "reason": down}
+        if any((record["status"], record["message"]) == ("timeout", TIME_UP) for record in records):
+            return records, {"status": "timeout", "reason": self._time_up()}
         troubles = self._troubles()
         return records, {"status": "graded"} | ({"reason": line(troubles)} if troubles else {})
+
+    def _time_up(self):
+        told = f"it took more than {self.limits.submission_seconds:g} s in all, graded until then"
+        return line("; ".join(filter(None, [told, self._troubles()])))
+
+    def _revealed(self):
+        """`{id: how that is known}` of exercises that earn nothing, for their solutions were seen.
+
+        Without the outputs nobody knows whether a call showed the solution, or lent it unseen: then
+        an answer counts that is not the solution itself.
+        """
+        found = dict(self.work.asked)
+        for check in self.checks:
+            id, name = check.exercise["id"], check.exercise["names"][0]
+            cell = self.work.cell_of(name) if id in found else None
+            if cell is not None and own.is_own(self.stem, name, self.work.cells[cell][:PARSED]):
+                del found[id]
+        return found | dict.fromkeys(self.work.shown, "the solution was revealed")
 
     def _run_cells(self, link):
         """Have the cells run, but for experiments, and ship what the exercises need."""
@@ -186,9 +219,10 @@ class Case:
             source if i not in self.work.experiments or names & self.work.defines[i] else ""
             for i, source in enumerate(self.work.cells)
         ]
-        wire.send(link, b"C", json.dumps(cells).encode())
-        end = time.monotonic() + 2 * self.limits.total_seconds + SLOW
-        frame = wire.receive(link, self.limits.reply_bytes, end)
+        task = {"cells": cells, "needed": sorted(self.work.needed(names))}
+        task["seconds"] = max(1, self.over - time.monotonic())
+        wire.send(link, b"C", json.dumps(task).encode())
+        frame = wire.receive(link, self.limits.reply_bytes, self.over + PATIENCE)
         if frame is None or frame[0] != b"D":
             raise Down(frame[1].decode() if frame else "")
         self.went = {int(index): (str(how), str(why)) for index, how, why in json.loads(frame[1])}
@@ -206,9 +240,33 @@ class Case:
             status, earned, message, ended = self._verdict(check)
             self.used = not ended and (self.used or self.session.asked > 0)
             tries += 1
-            if status in ("passed", "missing") or (fresh and (status != "error" or tries > 1)):
+            in_fresh = fresh or self.session.spent
+            if status in ("passed", "missing") or (in_fresh and (status != "error" or tries > 1)):
                 return status, earned, message
             fresh = True
+
+    def _as_then(self, check, told):
+        """`told`; for an exercise that failed how it goes with names as its own cell left them.
+
+        In a notebook its check ran there. A later cell may have taken a name that it uses for
+        something else (`sum = 0`), which is no fault of its answer.
+        """
+        cells = [self.work.cell_of(name) for name in check.exercise["names"]]
+        if told[0] != "failed" or None in cells:
+            return told
+        taken = self.work.taken_below(max(cells)) - set(check.exercise["names"])
+        if not taken:
+            return told
+        self.session.then = max(cells)
+        self.session.begin(fresh=True)
+        try:
+            status, earned, _, _ = self._verdict(check)
+        finally:
+            self.session.then, self.session.spent = None, True
+        if status != "passed":
+            return told
+        names = ", ".join(sorted(taken)[:5])
+        return status, earned, f"right where it stands; cells below use its names anew: {names}"
 
     def _verdict(self, check):
         """`(status, earned, message, whether the process that answers has ended)`."""
@@ -294,6 +352,14 @@ def line(message):
     return " ".join(text.encode("utf-8", "replace").decode().split())[:MESSAGE]
 
 
+def _tell(link, kind, body):
+    """Send to the controller; where that is gone, there is no more to do."""
+    try:
+        wire.send(link, kind, body.encode())
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
 def main():
     """Serve a controller on descriptor argv[1]: a notebook comes, a row goes."""
     link = socket.socket(fileno=int(sys.argv[1]))
@@ -303,15 +369,15 @@ def main():
     judge = Judge(Limits(**setup["limits"]), setup["unsafe"], setup["checks"])
     try:
         judge.start()
-        wire.send(link, b"H", json.dumps({"nested": judge.warm.nested}).encode())
+        _tell(link, b"H", json.dumps({"nested": judge.warm.nested}))
         while frame := wire.receive(link, judge.limits.notebook_bytes + (1 << 20)):
             head, _, data = frame[1].partition(b"\n")
             asked = json.loads(head)
-            row, sources = judge.grade(asked["name"], data, asked["seed"])
-            wire.send(link, b"R", json.dumps([row, sources]).encode())
+            row, sources = judge.grade(asked["name"], data, asked["seed"], asked["seconds"])
+            _tell(link, b"R", json.dumps([row, sources]))
     except LabError as error:
-        wire.send(link, b"X", str(error).encode())
-    except (KeyboardInterrupt, BrokenPipeError):
+        _tell(link, b"X", str(error))
+    except KeyboardInterrupt:
         pass
     finally:
         judge.stop()

@@ -7,11 +7,13 @@ import signal
 import sys
 import warnings
 from functools import partial
+from types import BuiltinFunctionType, FunctionType, ModuleType
 
 import numpy as np
 import torch
 from torch import overrides
 
+SMALL = (int, float, bool, type(None), type, ModuleType, FunctionType, BuiltinFunctionType, partial)
 TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 HANDLED = ("ALRM", "CHLD", "HUP", "PIPE", "PROF", "TERM", "USR1", "USR2", "VTALRM")
 
@@ -23,18 +25,33 @@ def mender():
     before an exercise is asked, also modules and built-in functions that were replaced, the filters
     of warnings, and switches of Python, numpy and torch that go for all code.
     """
-    modules, streams = dict(sys.modules), (sys.stdin, sys.stdout, sys.stderr)
+    real, modules = sys.modules, dict(sys.modules)
+    streams = sys.stdin, sys.stdout, sys.stderr
     always, before_answers = [_signals()], [_python(), *_torch(), partial(np.seterr, **np.geterr())]
 
     def mend(all):
+        sys.modules = real
         sys.stdin, sys.stdout, sys.stderr = map(_open, streams)
         for put_back in [*always, *before_answers] if all else always:
             with contextlib.suppress(Exception):
                 put_back()
-        if all or len(sys.modules) < len(modules):
-            sys.modules.update(modules)
+        if all or len(real) < len(modules):
+            real.update(modules)
 
     return mend
+
+
+def small_names(shell):
+    """{name: object} of what a notebook defines, as far as it is code or a small constant."""
+    try:
+        return {k: v for k, v in shell.user_ns.items() if k[:1] != "_" and _small(v)}
+    except Exception:  # of a namespace that is none any more
+        return {}
+
+
+def _small(thing):
+    """Whether to keep a thing costs next to nothing: data that a cell deletes has to go."""
+    return isinstance(thing, SMALL) or (type(thing) is str and len(thing) < 200)
 
 
 def _open(stream):

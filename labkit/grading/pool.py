@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import asdict
 
 from labkit.errors import LabError
@@ -24,7 +25,7 @@ class JudgeProcess:
     def __init__(self, limits, unsafe=False, checks=None, cores=None):
         self.setup = {"limits": asdict(limits), "unsafe": unsafe, "checks": checks, "cores": cores}
         self.most, self.process = 256 << 20, None
-        self.over = False  # whether somebody has ended it for good
+        self.started = self.over = False  # whether it has once got ready; whether it is to end
 
     def start(self):
         """Start the process; LabError when no sandbox can be had."""
@@ -46,31 +47,46 @@ class JudgeProcess:
             reason = self._last_error() if frame is None else frame[1].decode()
             self.stop()
             raise LabError(reason)
+        self.started = True
 
     def grade(self, name, data, seed):
         """`(row, sources)`. Where the grader's processes die, all is tried once more in fresh ones.
 
-        It may have been the machine's fault. The second time it is a row that says so.
+        It may have been the machine's fault. The second time it is a row that says so. Both tries
+        share the submission's time. LabError when none can start at all.
         """
-        row, sources = self._grade(name, data, seed)
-        if row["status"] == "crashed" and not self.over:
+        begun, seconds = time.monotonic(), self.setup["limits"]["submission_seconds"]
+        row, sources = self._grade(name, data, seed, seconds)
+        left = seconds - (time.monotonic() - begun)
+        if row["status"] == "crashed" and not self.over and left > 0:
             self.stop()
-            row, sources = self._grade(name, data, seed)
+            row, sources = self._grade(name, data, seed, left)
         return row, sources
 
-    def _grade(self, name, data, seed):
+    def _grade(self, *asked):
         try:
-            if self.process is None:
-                self.start()
-            head = json.dumps({"name": name, "seed": seed}).encode()
-            wire.send(self.link, b"G", head + b"\n" + data)
-            frame = wire.receive(self.link, self.most)
+            return self._graded(*asked)
         except (OSError, wire.WireError):
-            frame = None
-        if frame is None or frame[0] != b"R":
-            reason = self._last_error() if frame is None else frame[1].decode(errors="replace")
-            self.stop()
-            return crashed(name, f"the grader itself ended: {reason}"), {}
+            reason = f"the grader itself ended: {self._last_error()}"
+        except LabError as error:  # the sandbox does not start
+            if not self.started:
+                raise
+            reason = str(error)
+        self.stop()
+        return crashed(asked[0], reason), {}
+
+    def _graded(self, name, data, seed, seconds):
+        if self.process is None and self.over:
+            raise ConnectionError
+        if self.process is None:
+            self.start()
+        head = json.dumps({"name": name, "seed": seed, "seconds": seconds}).encode()
+        wire.send(self.link, b"G", head + b"\n" + data)
+        frame = wire.receive(self.link, self.most)
+        if frame is None:
+            raise ConnectionError
+        if frame[0] != b"R":
+            raise LabError(frame[1].decode(errors="replace"))
         return tuple(json.loads(frame[1]))
 
     def _last_error(self):

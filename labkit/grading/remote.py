@@ -8,11 +8,11 @@ import secrets
 import time
 
 from labkit.grading import private, wire
-from labkit.grading.contract import CheckFailed, NoAnswer, NotWritten, Session
+from labkit.grading.contract import NAMES, CheckFailed, NoAnswer, NotWritten, Session
 
 HOWS = ("value", "missing", "failed", "undefined")
 FAULTS = 8  # that one reply may tell besides its value
-PATIENCE = 30  # seconds more than an exercise may take, for the supervisor to say so
+PATIENCE = 60  # seconds more than a submission may take, for the supervisor to say so
 
 
 class Learner:
@@ -48,11 +48,14 @@ class Forged(Exception):
 class RemoteSession(Session):
     """Sends each observation over `link` and checks what comes back."""
 
-    def __init__(self, link, seed, limits):
+    def __init__(self, link, seed, limits, over=None):
+        """`over` is the end of the submission's time on the monotonic clock."""
         super().__init__(seed=seed)
         self.link, self.limits = link, limits
+        self.over = over or time.monotonic() + limits.submission_seconds
         self.asked = 0
-        self.lending = None  # names and source of the course's own objects, while they stand in
+        self.lending = []  # [names, source] of the course's own objects, while they stand in
+        self.then = None  # index of the cell below which names are to stand as they did then
         self.spent = False  # whether the process that answers must not serve another exercise
 
     def call(self, f, data):
@@ -61,7 +64,7 @@ class RemoteSession(Session):
         self.asked += 1
         question = {"seed": self.their_seed(), "f": f, "data": list(data)}
         body = wire.pack(question, lambda thing: _reference(thing, sources))
-        head = {"nonce": nonce, "sources": sources, "lent": self.lending}
+        head = {"nonce": nonce, "sources": sources, "lent": self.lending, "then": self.then}
         head = json.dumps(head).encode()
         try:
             wire.send(self.link, b"A", head + b"\n" + body)
@@ -88,14 +91,14 @@ class RemoteSession(Session):
         self.asked, self.spent = 0, False
 
     @contextlib.contextmanager
-    def lent(self, names, source):
+    def lent(self, sources):
         """As `Session.lent`, in a process of its own. Yields nothing: objects go by their names."""
         self.begin(fresh=True)
-        self.lending, self.spent = [names, source], True
+        self.lending, self.spent = [[NAMES[id], source] for id, source in sources.items()], True
         try:
             yield {}
         finally:
-            self.lending = None
+            self.lending = []
 
     def their_seed(self):
         """A seed for the learner's random numbers that tells nothing about ours."""
@@ -103,10 +106,11 @@ class RemoteSession(Session):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
     def _reply(self, nonce):
-        end = time.monotonic() + self.limits.total_seconds + self.limits.exercise_seconds
-        frame = wire.receive(self.link, self.limits.reply_bytes, end + PATIENCE)
+        frame = wire.receive(self.link, self.limits.reply_bytes, self.over + PATIENCE)
         if frame is None:
             raise Down("the submission's processes ended")
+        if frame[0] == b"X":
+            raise Down(frame[1].decode())
         if frame[0] == b"G":
             told = json.loads(frame[1])
             raise Gone("timeout" if told["how"] == "timeout" else "error", str(told["why"]))

@@ -5,30 +5,56 @@ messages on a SOCK_SEQPACKET pair.
 """
 
 import ast
-import base64
+import builtins
 import contextlib
 import json
-import marshal
 import resource
 import signal
 import socket
 import sys
-import types
-from functools import partial
+from _socket import socket as plain_socket
+from marshal import loads
 from os import WNOHANG, _exit, close, fork, getpid, getppid, kill, setsid, waitpid
+from types import FunctionType, ModuleType, SimpleNamespace
 
 from labkit.grading import lines, wire
-from labkit.grading.mend import mender
+from labkit.grading.mend import mender, small_names
 
 ORDER_BYTES = 1 << 16
 SPARE = 12  # processes and descriptors that cells can't use up
+STATES = 400  # cells after which it is kept how names stand
 TOLD = 400  # characters of an error message that go back
 
 
 def obey(channel, shell, cells, most):
     """Run cells and serve exercises as ordered, for ever; the supervisor kills this process."""
+    mine = untouched(sys.modules[__name__])
+    mine["wire"] = SimpleNamespace(**untouched(wire))
+    mine["_obey"](channel, shell, cells, most)
+
+
+def untouched(module):
+    """`{name: object}` of a module as it is now, in which cells do not replace anything.
+
+    Its functions and its built-in functions are copies, which no module names.
+    """
+    space = dict(vars(module), __builtins__=dict(vars(builtins)))
+    for name, f in vars(module).items():
+        if isinstance(f, FunctionType) and f.__module__ == module.__name__:
+            space[name] = FunctionType(f.__code__, space, name, f.__defaults__, f.__closure__)
+    return space
+
+
+def _obey(channel, shell, cells, most):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     mend, errors = mender(), lines.prepare(shell)
+    states = {}  # index of a cell -> how names stood below it
+
+    def run(source):
+        error = run_cell(shell, errors, source)
+        mend(False)  # at once: an alarm of the cell's must not end this process
+        return error
+
     while True:
         message, fds, _, _ = socket.recv_fds(channel, ORDER_BYTES, 1)
         if not message:
@@ -36,11 +62,13 @@ def obey(channel, shell, cells, most):
         order = json.loads(message)
         mend("run" not in order)
         if "run" in order:
-            _run(channel, partial(run_cell, shell, errors), cells, order["run"], order["apart"])
+            _run(channel, run, cells, order["run"], order["apart"])
+            if len(states) < STATES:
+                states[order["run"]] = small_names(shell)
         elif "settle" in order:
             _settle(channel)
         else:
-            _serve(channel, shell, fds[0], most)
+            _serve(channel, (shell.user_ns, states, most), fds[0])
 
 
 def _spare(n):
@@ -57,14 +85,13 @@ def _tell(channel, **what):
 
 def _run(channel, run, cells, index, apart):
     """Run one cell; when `apart`, in a fork, so that its end costs nothing but this cell."""
-    before = None
+    before = getpid()
     if apart:
         pid = fork()
         if pid:
             waitpid(pid, 0)  # a fork that gets through its cell kills this process
             _tell(channel, lost=index)
             return
-        before = getppid()
         _tell(channel, pid=getpid())
     me = getpid()
     _spare(SPARE)
@@ -72,9 +99,16 @@ def _run(channel, run, cells, index, apart):
     _spare(0)
     if getpid() != me:  # the cell forked, and this is the copy
         _exit(0)
-    if before:
-        kill(before, signal.SIGKILL)
+    if apart:
+        _take_over(before)
     _tell(channel, done=index, error=error)
+
+
+def _take_over(before):
+    """End the process `before`, of which this one is a fork."""
+    if getppid() == before:  # else it has ended, and its number may be another one's
+        with contextlib.suppress(ProcessLookupError):
+            kill(before, signal.SIGKILL)
 
 
 def run_cell(shell, errors, source):
@@ -107,18 +141,25 @@ def _mistake(source):
 
 
 def _settle(channel):
-    """Go on as a fork: it has no thread but this one."""
+    """Go on as a fork: it has no thread but this one.
+
+    The supervisor knows of the fork by what it tells, and takes the end of the process that it
+    knows for a loss: so the fork tells first.
+    """
     before = getpid()
     pid = fork()
     if pid:
         waitpid(pid, 0)
         return
-    kill(before, signal.SIGKILL)
     _tell(channel, pid=getpid())
+    _take_over(before)
 
 
-def _serve(channel, shell, fd, most):
-    """Fork a process that answers the judge on `fd` from the state that the cells left."""
+def _serve(channel, what, fd):
+    """Fork a process that answers the judge on `fd` from the state that the cells left.
+
+    `what` are the namespace, its earlier states, and the most bytes of a question.
+    """
     with contextlib.suppress(ChildProcessError):
         while waitpid(-1, WNOHANG)[0]:
             pass
@@ -130,17 +171,17 @@ def _serve(channel, shell, fd, most):
     channel.close()
     setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sock = socket.socket(fileno=fd)
-    _, body = wire.receive(sock, most)
-    load(body)["labkit.grading.answer"].serve(sock, shell.user_ns, most)
+    sock = plain_socket(fileno=fd)
+    modules = load(wire.receive(sock, what[-1])[1])
+    modules["labkit.grading.answer"].serve(sock, modules, *what)
     _exit(0)
 
 
 def load(body):
     """`{name: module}` of the code that the judge shipped, executed afresh, in the order given."""
     modules = {}
-    for name, code in json.loads(body):
-        modules[name] = sys.modules[name] = types.ModuleType(name)
+    for name, code in loads(body):
+        modules[name] = sys.modules[name] = ModuleType(name)
         modules[name].__file__ = f"<{name}>"
-        exec(marshal.loads(base64.b64decode(code)), modules[name].__dict__)
+        exec(code, modules[name].__dict__)
     return modules

@@ -1,22 +1,35 @@
 """The outer wall: bubblewrap around the warm process from which each submission is forked.
 
 What holds, with both walls: a submission sees Python, its packages, /usr and this package without
-checks and solutions, all read-only; no home, no environment, no network, no process but its own.
-It writes to scratch space in memory, which is gone with it. It has no capability, gains none, and a
-filter refuses system calls that labs don't need. Memory, processes, disk and time are bounded, by
-limits of each process and by a supervisor that looks twenty times a second. When it ends, the
-kernel ends its whole process tree. Points are given in another process, outside of the wall.
+checks and solutions, all read-only; no home, no environment, no process but its own. Its network is
+its own, too, and down; the only sockets are those between its own processes. It writes to scratch
+space in memory, which is gone with it. It has no capability, gains none, and a filter refuses
+system calls that labs don't need. Memory, processes, sockets, disk and time are bounded, by limits
+of each process and by a supervisor that looks twenty times a second. When it ends, the kernel ends
+its whole process tree. Points are given in another process, outside of the wall.
+
+One leaves nothing for the next: its files, sockets, locks, queues, keys and standard streams are
+its own, and of the machine's files and devices it changes neither content nor times nor hints.
 
 What does not hold. Submissions share the kernel with the machine: a flaw in the kernel is a way
-out, for which this is no virtual machine. Between two looks memory may pass its bound. A submission
-can see how busy the machine is. Its code and the probes share a process, so a check that looks at
-the form of an answer, not at results that need work, can be lied to; checks are written with that
-in mind. The same holds for a learner who knows an instructor's check and answers it alone.
+out, for which this is no virtual machine. Between two looks memory may pass its bound. The kernel's
+own memory (pipes, mappings, tables of pages) is bounded by the number of processes and descriptors,
+at a gibibyte or so; a memory cgroup (`cgroup`) counts it, where one can be made. What the kernel
+counts for the whole machine can be read: how busy it is, how many files are open, and how fast a
+file is read, which tells whether another process has read it lately. Two that agree on it can pass
+some bits that way, while both run or one after the other.
+
+Its code and the probes share a process, so a check that looks at the form of an answer, not at
+results that need work, can be lied to; checks are written with that in mind. The same holds for a
+learner who knows an instructor's check and answers it alone.
 
 Where the kernel allows no user namespace inside bubblewrap's ("alone"), a submission has no process
 tree inside the outer wall. Then each has a warm process of its own, which takes seconds to start.
-Without bubblewrap ("bare") only limits of each process are left: a submission can do what the
-grader's user can.
+It can set the times of devices such as /dev/null to now, which the next one sees, and files that it
+writes to scratch space are memory that nobody counts but a cgroup.
+
+Without bubblewrap ("bare") the limits of each process and the filter are left: a submission can do
+what the grader's user can, but for the network.
 """
 
 import os
@@ -39,6 +52,8 @@ UNSAFE = (
 )
 PACKAGE = Path(labkit.__file__).resolve().parent
 HIDDEN = ("checks", "_solutions", "_lent")
+MASTERS = ("labs", "solutions")  # beside labkit, where the whole course is
+DEPTH = 8  # of folders that are searched for other copies
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
 ETC = (
     "ld.so.cache",
@@ -148,11 +163,24 @@ def _outer_wall(kind):
     return [*wall, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", scratch()]
 
 
+@cache
 def _hidden():
-    """Folders of checks and solutions, of the labkit in use and of every copy beside Python."""
-    places = {PACKAGE, *(Path(sysconfig.get_path(n)) / "labkit" for n in ("purelib", "platlib"))}
-    found = [place / name for place in places for name in HIDDEN]
+    """Folders of checks and solutions that a submission would see else, of all copies there are."""
+    roots = [*prefixes(), *(path for path in SYSTEM if not os.path.islink(path))]
+    copies = {copy for root in roots for copy in _copies(root)}
+    found = [copy / name for copy in {PACKAGE, *copies} for name in HIDDEN]
+    whole = {copy.parent for copy in copies if not copy.parent.name.endswith("-packages")}
+    found += [folder / name for folder in whole for name in MASTERS]
     return sorted({str(path) for path in found if path.is_dir()})
+
+
+def _copies(root):
+    """The labkits below a folder, whether installed or in a copy of the whole course."""
+    for where, folders, _ in os.walk(root):
+        if "labkit" in folders:
+            yield Path(where, "labkit")
+        if where.endswith("-packages") or where.count("/") - root.count("/") >= DEPTH:
+            folders.clear()
 
 
 def _as_it_is(path):

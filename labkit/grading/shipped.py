@@ -1,7 +1,5 @@
 """The code that the judge ships into a submission's process, compiled once."""
 
-import base64
-import json
 import marshal
 import re
 from functools import cache
@@ -24,7 +22,7 @@ def shipped(stem):
     """The contract, the wire and a lab's probes as `runner.load` takes them, in bytes."""
     probes = _with_imports(f"lab{stem[:2]}") if find_spec(f"labkit.probes.lab{stem[:2]}") else []
     names = [f"labkit.{part}" for part in PARTS] + [f"labkit.probes.{name}" for name in probes]
-    return json.dumps([[name, _compiled(name)] for name in names]).encode()
+    return marshal.dumps([(name, _compiled(name)) for name in names])
 
 
 def _with_imports(name):
@@ -35,8 +33,7 @@ def _with_imports(name):
 
 
 def _compiled(name):
-    code = compile(_source(name), f"<{name}>", "exec")
-    return base64.b64encode(marshal.dumps(code)).decode()
+    return compile(_source(name), f"<{name}>", "exec")
 
 
 def _source(name):

@@ -1,15 +1,18 @@
 """A submission as it arrives: untrusted bytes that may or may not be a notebook."""
 
 import ast
+import builtins
 import json
 import re
 from dataclasses import dataclass, field
+
+from labkit.grading import needs
 
 START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d)_")
 DEFINITION = re.compile(
     r"^(?:async +)?(?:def|class) +(\w+)|^(\w+) *(?::[^=\n]*)?=(?!=)", re.MULTILINE
 )
-SHOWN = re.compile(r"^◐ ([\w.]{1,20}) is revealed", re.MULTILINE)  # what `lab.reveal` prints
+REVEALED = re.compile(r"^◐ ([\w.]{1,20}) is (revealed|lent)\b", re.MULTILINE)  # by `lab.reveal`
 RUNS = re.compile(r"\s*%%(?:time|timeit|capture|prun)\b.*\n?")  # what is below these is run here
 MAGIC = re.compile(r"^([ \t]*)(?:[%!?](?:.*\\\n)*.*|[\w.]+\?{1,2}[ ]*)$", re.MULTILINE)
 ASSIGNED = re.compile(r"^([ \t]*\w[\w, ]*=[ ]*)[%!](?:.*\\\n)*.*$", re.MULTILINE)  # files = !ls
@@ -31,40 +34,46 @@ class Submission:
     experiments: set = field(default_factory=set)  # indices of cells tagged as experiments
     started: set = field(default_factory=set)  # numbers of labs that it starts, such as "02"
     silent: set = field(default_factory=set)  # indices of cells that leave open whether they ran
-    shown: set = field(default_factory=set)  # ids whose solutions stand in outputs
+    shown: set = field(default_factory=set)  # ids whose solutions outputs say were shown
+    lent: set = field(default_factory=set)  # ids whose objects outputs say were lent, unseen
     elsewhere: set = field(default_factory=set)  # names that cells which are not code define
 
     def __post_init__(self):
         left, self.defines = 2 * PARSED, []
-        self._reveals = dict.fromkeys(self.shown, "the solution was revealed")
+        self.asked = {}  # id -> which cell asks for its solution, without outputs that say more
+        self._needs = []  # of each cell, as `needs.of_cell` has it; None for what is no Python
         for i, source in enumerate(self.cells):
             short = len(source) <= min(left, PARSED)
             left -= len(source) if short else 0
-            tree = _tree(source) if short else None
-            if tree is None:  # no Python, or too long to be parsed
+            parsed = _parsed(source) if short else None
+            self._needs.append(needs.of_cell(*parsed) if parsed else None)
+            if parsed is None:  # no Python, or too long to be parsed
                 found = DEFINITION.findall(source)
                 self.defines.append({name for pair in found for name in pair if name})
                 continue
+            tree = parsed[1]
             self.defines.append(_defined(tree))
             if i in self.silent and (RUNS.match(source) or not source.lstrip().startswith("%%")):
                 told = f"code cell {i + 1} reveals the solution; if it showed none, remove the call"
-                self._reveals = dict.fromkeys(_calls(tree.body), told) | self._reveals
+                self.asked = dict.fromkeys(_calls(tree.body), told) | self.asked
 
     def cell_of(self, name):
         """Index of the last cell that defines `name`, or None."""
         return max((i for i, names in enumerate(self.defines) if name in names), default=None)
 
+    def needed(self, names):
+        """Indices of the cells on which `names` may depend."""
+        return needs.cells_for(names, self._needs)
+
     def names(self):
         """All names that its cells define."""
         return set().union(*self.defines) if self.defines else set()
 
-    def revealed(self):
-        """`{id: how that is known}` of exercises whose solutions it has been shown.
-
-        Those that an output says, and those that a cell asks for where it is not indented in a
-        function, unless its outputs say otherwise or it was not run. Text about it counts nothing.
-        """
-        return self._reveals
+    def taken_below(self, index):
+        """Names that were there at cell `index`, built-in ones too, and that later cells bind."""
+        before = set().union(dir(builtins), *self.defines[: index + 1])
+        later = range(index + 1, len(self.cells))
+        return before & set().union(*(self.defines[i] for i in later if i not in self.experiments))
 
 
 def read(data):
@@ -100,12 +109,15 @@ def _submission(cells):
         raise Unreadable("the notebook has no code")
     if (size := sum(map(len, sources))) > CODE:
         raise Unreadable(f"{size:,} characters of code, at most {CODE:,} are run")
+    printed = (text for cell in code for text in _printed(cell))
+    revealed = [found for text in printed for found in REVEALED.findall(text)]
     return Submission(
         sources,
         experiments={i for i, cell in enumerate(code) if "experiment" in _tags(cell)},
         started=set().union(*(START.findall(source) for source in sources)),
         silent=_silent(code),
-        shown={id for cell in code for text in _printed(cell) for id in SHOWN.findall(text)},
+        shown={id for id, how in revealed if how == "revealed"},
+        lent={id for id, how in revealed if how == "lent"},
         elsewhere={n for text in texts for pair in DEFINITION.findall(text) for n in pair},
     )
 
@@ -148,8 +160,8 @@ def _brief(error):
     return str(error).partition("\n")[0][:80]
 
 
-def _tree(source):
-    """The parsed cell, magics and shell lines blanked; None when it is no Python.
+def _parsed(source):
+    """`(text, tree)` of a cell, magics and shell lines blanked; None when it is no Python.
 
     By expressions that take linear time: IPython's own transformer reads a cell once a magic.
     """
@@ -158,7 +170,7 @@ def _tree(source):
     blanked = ASSIGNED.sub(r"\1None", MAGIC.sub(r"\1pass", source))
     for text in dict.fromkeys((source, blanked)):
         try:
-            return ast.parse(text)
+            return text, ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
     return None

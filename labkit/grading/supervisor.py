@@ -15,13 +15,16 @@ import time
 
 from labkit.grading import tree, wire
 from labkit.grading.cells import TICK, Cells, Excess, Lost
+from labkit.grading.clock import Clock
+from labkit.grading.limits import TIME_UP
 
 
 def supervise(link, shell, limits):
     """Serve one judge over the socket `link` until it hangs up."""
     _be_deaf()
     _, body = wire.receive(link, 4 * limits.notebook_bytes)
-    cells = Cells(json.loads(body), shell, limits)
+    task = json.loads(body)
+    cells = Cells(task["cells"], set(task["needed"]), task["seconds"], shell, limits)
     try:
         cells.run()
         told = [[index, *what] for index, what in sorted(cells.told.items())]
@@ -64,26 +67,35 @@ class Answers:
     def __init__(self, cells, limits):
         self.cells, self.limits = cells, limits
         self.line = self.pid = self.code = None
-        self.settled, self.end = False, 0.0
+        self.settled, self.clock = False, None
 
     def next_exercise(self, fresh):
         """Begin an exercise and its time; `fresh` asks for a process that has served none."""
         if fresh:
             self._hang_up()
-        self.end = time.monotonic() + self.limits.exercise_seconds
+        self._begin()
+
+    def _begin(self):
+        seconds = self.limits.exercise_seconds
+        end = time.monotonic() + self.limits.crowding * seconds
+        self.clock = Clock(seconds, min(end, self.cells.over), *self._known())
+
+    def _known(self):
+        return [self.pid] if self.pid else []
 
     def ask(self, body):
         """The reply to a question. Lost when there is none in time."""
         try:
             if self.pid is None:
                 self._call()
-            self.line.settimeout(max(0.1, self.end - time.monotonic()))
+            if time.monotonic() > self.cells.over:
+                raise TimeoutError
+            self.line.settimeout(self.clock.left())
             wire.send(self.line, b"A", body)
             return self._reply()
         except TimeoutError:
             self._hang_up()
-            told = f"it took longer than {self.limits.exercise_seconds:g} s"
-            raise Lost(told, "timeout") from None
+            raise Lost(self._too_long(), "timeout") from None
         except (OSError, wire.WireError) as error:
             self._hang_up()
             broken = isinstance(error, wire.WireError)
@@ -92,15 +104,20 @@ class Answers:
             self._hang_up()
             raise
 
+    def _too_long(self):
+        if time.monotonic() > self.cells.over:
+            return TIME_UP
+        return f"it took longer than {self.limits.exercise_seconds:g} s"
+
     def _reply(self):
         while not select.select([self.line], [], [], TICK)[0]:
             if wrong := tree.excess(self.limits):
                 raise Excess(wrong)
-            if not tree.alive(self.pid):
+            if not tree.alive(self.pid) and not select.select([self.line], [], [], 0)[0]:
                 raise Lost("its process ended")
-            if time.monotonic() > self.end:
+            if self.clock.over(*self._known()):
                 raise TimeoutError
-        frame = wire.receive(self.line, self.limits.reply_bytes, self.end)
+        frame = wire.receive(self.line, self.limits.reply_bytes, self.clock.end)
         if frame is None or frame[0] != b"R":
             raise Lost("its process ended")
         return frame[1]
@@ -110,10 +127,11 @@ class Answers:
         try:
             self._fork()
         except (Lost, TimeoutError, OSError):
+            self.cells.last = self.cells.over  # the exercises' time is now for what they need
             self.cells.run()
             self.settled = False
             self._fork()
-            self.end = time.monotonic() + self.limits.exercise_seconds
+            self._begin()
 
     def _fork(self):
         if not self.settled:
@@ -123,7 +141,7 @@ class Answers:
         with theirs:
             self.cells.order(fds=[theirs.fileno()], serve=True)
         self.line, self.pid = ours, self.cells.new_pid()
-        self.line.settimeout(self.limits.exercise_seconds)
+        self.line.settimeout(self.clock.left())
         wire.send(self.line, b"B", self.code)
 
     def _hang_up(self):

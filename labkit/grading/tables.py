@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from labkit.errors import LabError
+
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
 def column(head: list[str], candidates: list[int], wanted: str | None, lab: str) -> int:
@@ -27,7 +35,7 @@ def column(head: list[str], candidates: list[int], wanted: str | None, lab: str)
 
 def points(row: dict, most: str) -> str:
     """Return the points, scaled to what the system gives for this assignment, with 2 decimals."""
-    top = _number(most) or row["possible"]
+    top = number(most) or row["possible"]
     scaled = row["earned"] * top / row["possible"] if row["possible"] else 0
     text = f"{scaled:.2f}".rstrip("0").rstrip(".")
     return text.replace(".", ",") if "," in most else text
@@ -39,7 +47,7 @@ def put(line: list[str], at: int, text: str, name: str) -> list[str]:
     What is no number, such as EX for excused, stays. A lower grade than before is filled in.
     """
     before = line[at].strip()
-    old, new = _number(before), _number(text)
+    old, new = number(before), number(text)
     if before and old is None:
         return [f"{name} has {before!r}, which stays; graded {text}"]
     line[at] = text
@@ -51,7 +59,7 @@ def number_of(lab: str) -> str:
     return lab.partition("_")[0].lstrip("0")
 
 
-def _number(text: str) -> float | None:
+def number(text: str) -> float | None:
     try:
         return float(text.strip().replace(",", "."))
     except ValueError:
@@ -60,21 +68,29 @@ def _number(text: str) -> float | None:
 
 def scale(rows: list[dict], most: str) -> list[str]:
     """Return a line where points are scaled."""
-    top = _number(most)
+    top = number(most)
     usual = Counter(row["possible"] for row in rows if row["possible"]).most_common(1)
     if not top or not usual or top == usual[0][0]:
         return []
     return [f"scaled: {usual[0][0]:g} points here are {top:g} there"]
 
 
-def read(path: Path) -> tuple[list[list[str]], str]:
-    """Return a CSV file as full rows of text, and its separator."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise LabError(f"{path} is not text in UTF-8: save it as CSV (UTF-8)") from None
+class Form(NamedTuple):
+    """How a table was written, so that it goes back as it came."""
+
+    separator: str
+    encoding: str
+    mark: bytes  # before the text, a byte order mark
+
+
+def read(path: Path) -> tuple[list[list[str]], Form]:
+    """Return a CSV file as full rows of text, and its form. LabError for what is none."""
+    data = path.read_bytes()
+    if data[:2] == b"PK":
+        raise LabError(f"{path} is a workbook of Excel: save it as CSV and give that")
+    text, encoding, mark = _decoded(data)
     first = text.partition("\n")[0]
-    separator = ";" if first.count(";") > first.count(",") else ","
+    separator = max(",;\t", key=first.count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         rows = [row for row in reader if row]
@@ -83,11 +99,34 @@ def read(path: Path) -> tuple[list[list[str]], str]:
     if not rows:
         raise LabError(f"{path} is empty")
     width = max(len(row) for row in rows)
-    return [row + [""] * (width - len(row)) for row in rows], separator
+    full = [row + [""] * (width - len(row)) for row in rows]
+    return full, Form(separator, encoding, mark)
 
 
-def written(rows: list[list[str]], separator: str) -> str:
+def _decoded(data: bytes) -> tuple[str, str, bytes]:
+    """Return (text, encoding, byte order mark). Excel writes UTF-16, or a code page of Windows."""
+    for mark, encoding in MARKS.items():
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, "replace"), encoding, mark
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return data.decode(encoding), encoding, b""
+        except UnicodeDecodeError:
+            continue
+    return (
+        data.decode("latin-1"),
+        "latin-1",
+        b"",
+    )  # another code page: its bytes go back as they are
+
+
+def written(rows: list[list[str]], form: Form) -> str:
     """Return the rows as CSV."""
     out = io.StringIO(newline="")
-    csv.writer(out, delimiter=separator).writerows(rows)
+    csv.writer(out, delimiter=form.separator).writerows(rows)
     return out.getvalue()
+
+
+def encoded(text: str, form: Form) -> bytes:
+    """Return the bytes of a file in that form; what it has no character for becomes &#...;"""
+    return form.mark + text.encode(form.encoding, "xmlcharrefreplace")

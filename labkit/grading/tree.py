@@ -10,6 +10,8 @@ import select
 import signal
 import time
 
+TICKS = os.sysconf("SC_CLK_TCK")
+GONE = 60  # seconds in which killed processes have to vanish, on the busiest machine
 MANY = 4  # processes from which on shared pages are told from private ones, which takes longer
 
 _enclosed = False
@@ -39,11 +41,41 @@ def alive(pid):
 
 def _state(pid):
     """The letter that the kernel gives to the state of a process; "X" when it is gone."""
+    return (_stat(f"/proc/{pid}/stat") or "X")[0]
+
+
+def _stat(path):
+    """What the kernel tells of a process or thread, from its state on; None when it is gone."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return "X"
+        with open(path) as file:
+            return file.read().rpartition(")")[2].split() or None
+    except OSError:
+        return None
+
+
+def pulse(*known):
+    """`(seconds that the processes of this tree have computed, whether one is ready to run)`.
+
+    Where there is no such tree, of the processes `known`. Who waits for a disk is ready, too.
+    """
+    times = os.times()
+    computed, ready = times.children_user + times.children_system, False
+    for pid in others() or set(known):
+        fields = _stat(f"/proc/{pid}/stat")
+        if fields:  # its own seconds, and those of its children that have ended
+            computed += sum(map(int, fields[11:15])) / TICKS
+            ready = ready or fields[0] in "RD" or _has_ready_thread(pid)
+    return computed, ready
+
+
+def _has_ready_thread(pid):
+    folder = f"/proc/{pid}/task"
+    with contextlib.suppress(OSError):
+        names = os.listdir(folder)
+        return len(names) > 1 and any(
+            (_stat(f"{folder}/{name}/stat") or "X")[0] in "RD" for name in names
+        )
+    return False
 
 
 def threads(pid):
@@ -121,7 +153,7 @@ def kill_but(keep=None):
     if keep is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
-    end = time.monotonic() + 10
+    end = time.monotonic() + GONE
     while time.monotonic() < end:
         reap()
         left = [pid for pid in others() if pid != keep and _state(pid) not in "ZX"]

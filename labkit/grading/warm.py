@@ -2,15 +2,19 @@
 
 import contextlib
 import json
+import select
 import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from dataclasses import asdict
 
 from labkit.errors import LabError
-from labkit.grading import sandbox
+from labkit.grading import cgroup, sandbox
 from labkit.grading.wall import SCRATCH
+
+GONE = 60  # seconds in which the processes of a submission end when they are told or killed
 
 
 class WarmProcess:
@@ -22,19 +26,21 @@ class WarmProcess:
 
     def __init__(self, limits, kind="nested"):
         self.limits, self.kind = limits, kind
-        self.process = self.control = self.scratch = None
+        self.process = self.control = self.scratch = self.group = None
         self.nested = None  # whether it can serve more than one submission; None: not known yet
+        self.number = 0  # of the submission, in what is said of it to and fro
 
     def begin(self):
         """Start the process; it takes seconds until it is warm."""
         if self.kind == "nested" and sandbox.trial() != "nested":
             self.kind = "alone"
-        self.control, theirs = socket.socketpair()
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.scratch = tempfile.mkdtemp(prefix=SCRATCH) if self.kind == "bare" else None
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self.group = cgroup.make(self.limits)
         with theirs:
             self.process = subprocess.Popen(
-                sandbox.command(theirs.fileno(), self.kind),
+                cgroup.entering(self.group, sandbox.command(theirs.fileno(), self.kind)),
                 env=sandbox.environment(self.scratch),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -42,10 +48,13 @@ class WarmProcess:
                 stderr=self.errors,
             )
         self.nested = None
-        self.control.sendall(json.dumps(asdict(self.limits)).encode())
+        with contextlib.suppress(BrokenPipeError):  # `wait` finds out why
+            self.control.sendall(json.dumps(asdict(self.limits)).encode())
 
     def wait(self):
         """Until it is warm. LabError, with the reason, when it does not get there."""
+        if self.nested is not None and self.process and self.process.poll() is not None:
+            self.end()  # the kernel, for want of memory
         if self.process is None:
             self.begin()
         if self.nested is None:
@@ -69,7 +78,8 @@ class WarmProcess:
         self.wait()
 
     def _last_error(self):
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GONE)
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it ended without a word"
@@ -77,35 +87,54 @@ class WarmProcess:
     @contextlib.contextmanager
     def submission(self):
         """A socket to a new submission's supervisor. Afterwards all its processes are gone."""
-        self.wait()
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                socket.send_fds(self.control, [b"s"], [theirs.fileno()])
+                self._hand_over(theirs)
             try:
                 yield ours
             finally:
                 ours.close()
                 self._see_it_end()
 
+    def _hand_over(self, theirs):
+        """Send the socket of a new submission. A process that has died meanwhile is replaced."""
+        for last in (False, True):
+            self.wait()
+            self.number += 1
+            try:
+                socket.send_fds(self.control, [b"s%d" % self.number], [theirs.fileno()])
+                return
+            except OSError:
+                reason = self._last_error()
+                self.end()
+                if last:
+                    raise LabError(f"the sandbox ends again and again: {reason}") from None
+
     def _see_it_end(self):
-        """Wait until the submission's processes are gone; kill them when that takes too long."""
+        """Wait until the submission's processes are gone, and kill what is left of them.
+
+        The kernel ends a whole process tree. Where there is none, the supervisor does it.
+        """
         if not self.nested and self.kind != "bare":
             self.end()  # it was this process that became the supervisor
             return
-        self.control.settimeout(10)
-        try:
-            with contextlib.suppress(TimeoutError):
-                if self.control.recv(1) == b".":
-                    return
-            self.control.send(b"k")
-            if self.control.recv(1) == b".":
+        with contextlib.suppress(OSError):
+            if self.kind == "bare" and self._is_gone():
                 return
-        except OSError:
-            pass
-        finally:
-            self.control.settimeout(None)
+            self.control.send(b"k%d" % self.number)
+            if self._is_gone():
+                return
         self.end()
+
+    def _is_gone(self):
+        """Whether the warm process says in time that this submission's processes are gone."""
+        end = time.monotonic() + GONE
+        while select.select([self.control], [], [], max(0, end - time.monotonic()))[0]:
+            said = self.control.recv(64)
+            if not said or said == b"%d" % self.number:
+                return bool(said)
+        return False
 
     def end(self):
         """End the process, and with it all that it has started."""
@@ -114,6 +143,7 @@ class WarmProcess:
             self.errors.close()
             self.process.kill()
             self.process.wait()
+            cgroup.remove(self.group)
             if self.scratch:
                 shutil.rmtree(self.scratch, ignore_errors=True)
-        self.process = self.scratch = None
+        self.process = self.scratch = self.group = None

@@ -1,10 +1,12 @@
 """The warm process: it has imported what labs import, and forks once per submission.
 
 It runs inside the outer wall (`sandbox.command`) and holds no secret: no seed, no check, no
-solution, no submission. The judge sends it a socket per submission; it answers with a byte when
-every process of that submission is gone.
+solution, no submission. The judge sends `s7` with a socket for submission 7; the answer is `7`,
+when every process of that submission is gone. `k7` kills what is left of it. An empty message is
+the judge's end.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -26,7 +28,6 @@ def main():
         return trial()
     control = socket.socket(fileno=int(sys.argv[1]))
     unprivileged()
-    from labkit.grading import tree
     from labkit.grading.limits import Limits
 
     limits = Limits(**json.loads(control.recv(4096)))
@@ -34,17 +35,19 @@ def main():
     nested = sys.argv[2] == "nested" and _can_nest(limits)
     control.sendall(json.dumps({"nested": nested}).encode())
     while True:
-        _, fds, _, _ = socket.recv_fds(control, 1, 1)
-        if not fds:
+        message, fds, _, _ = socket.recv_fds(control, 64, 1)
+        if not message:
             os._exit(0)
+        if not fds:  # it was to be killed, and had ended by itself
+            continue
         pid = os.fork() if nested or sys.argv[2] == "bare" else 0
         if pid == 0:
             control.close()
             _become_supervisor(fds[0], shell, limits, nested)
         os.close(fds[0])
-        _wait(pid, control)
-        tree.reap()
-        control.sendall(b".")
+        _wait(pid, control, message[1:])
+        _wait_for_orphans()
+        control.sendall(message[1:])
 
 
 def trial():
@@ -85,28 +88,40 @@ def _can_nest(limits):
 
 
 def _become_supervisor(fd, shell, limits, nested):
-    """Never returns."""
-    from labkit.grading import supervisor, tree, wall
+    """Never returns. Why it failed goes to the judge."""
+    from labkit.grading import supervisor, tree, wall, wire
 
+    link = socket.socket(fileno=fd)
     try:
         if nested:
             wall.enclose(limits)
         else:
             wall.own_tree()
-        supervisor.supervise(socket.socket(fileno=fd), shell, limits)
+        supervisor.supervise(link, shell, limits)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            wire.send(link, b"X", f"{type(error).__name__}: {error}".encode())
     finally:
         tree.kill_but()
         os._exit(0)
 
 
-def _wait(pid, control):
+def _wait(pid, control, number):
     """Until process `pid` has ended; kill it when the judge says so or is gone."""
     end = os.pidfd_open(pid)
-    if control in select.select([control, end], [], [])[0]:
-        control.recv(1)
-        os.kill(pid, signal.SIGKILL)
+    while end not in select.select([control, end], [], [])[0]:
+        if control.recv(64) in (b"", b"k" + number):
+            os.kill(pid, signal.SIGKILL)
+            break
     os.waitpid(pid, 0)
     os.close(end)
+
+
+def _wait_for_orphans():
+    """Until process 1 of a tree has ended, too: it is ours where the one between was killed."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def warm():

@@ -1,5 +1,6 @@
 """What runs beside the learner's code in lab 3, and brings plain data back to its checks."""
 
+import contextlib
 import copy
 import functools
 import os
@@ -9,6 +10,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+
+from labkit.grading.contract import CheckFailed, kept
 
 CONFIG_FIELDS = ("r", "lora_alpha", "lora_dropout", "bias", "task_type", "target_modules")
 SFT_FIELDS = (
@@ -28,6 +31,12 @@ TODAY = {  # what older tutorials write -> what it is called now
     "group_by_length": "it is gone: leave it out",
     "logging_dir": "it is gone: leave it out",
 }
+LOADERS = (  # whose from_pretrained brings a whole model
+    "peft.auto._BaseAutoPeftModel",
+    "transformers.PreTrainedModel",
+    "transformers.AutoModelForCausalLM",
+    "transformers.models.auto.auto_factory._BaseAutoModelClass",
+)
 WORDS = [
     *("turn", "switch", "the", "light", "lamp", "fan", "on", "off", "in", "kitchen"),
     *("hall", "attic", "please", "now", "and", "to", "blue"),
@@ -64,23 +73,24 @@ def config_fields(lora_config, r, targets):
 
 @functools.cache
 def peft_count(name, targets):
-    """`(shapes, count)` of rank-16 LoRA: PEFT on the whole model on the meta device (0.3 s)."""
+    """`(shapes, count)` of rank-16 LoRA: PEFT on one layer on the meta device, times the layers."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    keys = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
-    heads = ("num_attention_heads", "num_key_value_heads")
-    sizes = dict(zip((*keys, *heads), MODELS[name], strict=True))
+    keys = ("hidden_size", "intermediate_size", "vocab_size")
+    depth, *rest = MODELS[name]
+    sizes = dict(zip((*keys, "num_attention_heads", "num_key_value_heads"), rest, strict=True))
     layers = targets if isinstance(targets, str) else list(targets)
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**sizes))
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1))
         adapted = get_peft_model(model, LoraConfig(r=16, target_modules=layers))
-    shapes = {
+    one = {
         module.removeprefix("base_model.model."): tuple(layer.weight.shape)
         for module, layer in adapted.named_modules()
         if hasattr(layer, "lora_A")
     }
-    return shapes, adapted.get_nb_trainable_parameters()[0]
+    shapes = {n.replace(".0.", f".{i}."): shape for i in range(depth) for n, shape in one.items()}
+    return shapes, depth * adapted.get_nb_trainable_parameters()[0]
 
 
 def prompt_completion(to_prompt_completion, example):
@@ -131,11 +141,15 @@ def matched(exact_match, predictions, references):
         raise
 
 
-def _tiny_llama(rng, dropout=0.0):
-    """A Llama of two layers with uneven random weights from `rng`, in eval mode."""
+def _tiny_llama(rng):
+    """A Llama of two layers with uneven random weights from `rng`, in eval mode.
+
+    In train mode it drops much of its attention, so that the mode tells.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    size = {"vocab_size": len(WORDS) + 2, "hidden_size": 32, "intermediate_size": 48}
+    size = {"vocab_size": len(WORDS) + 3, "attention_dropout": 0.5, "hidden_size": 32}
+    size |= {"intermediate_size": 48}
     depth = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     with torch.random.fork_rng():
         model = LlamaForCausalLM(LlamaConfig(**size, **depth, tie_word_embeddings=False))
@@ -151,12 +165,13 @@ def tiny_language_model(seed):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate(["<end>", "<unk>", *WORDS])}
+    vocabulary = {word: i for i, word in enumerate(["<end>", "<unk>", *WORDS, "<start>"])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
         unk_token="<unk>",
+        bos_token="<start>",
         eos_token="<end>",
         pad_token="<end>",
         padding_side="right",
@@ -166,8 +181,25 @@ def tiny_language_model(seed):
 
 
 def perplexity_of(perplexity, seed, texts):
-    """`perplexity(model, tokenizer, texts)` of the tiny model."""
-    return perplexity(*tiny_language_model(seed), texts)
+    """`perplexity(model, tokenizer, texts)` of the tiny model, and what the model was given.
+
+    `training`: in train mode; `began`: a row began with a token that no text begins with;
+    `longest`: tokens of the longest row.
+    """
+    model, tokenizer = tiny_language_model(seed)
+    rows, training, first = [0], [], {tokenizer(text)["input_ids"][0] for text in texts}
+
+    def look(module, args, kwargs):
+        training.append(module.training)
+        ids = args[0] if args else kwargs.get("input_ids")
+        if isinstance(ids, torch.Tensor) and ids.dim() == 2:
+            rows.append(ids.shape[1])
+            first.update(ids[:, 0].tolist())
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    value = kept(perplexity, model, tokenizer, texts)
+    began = tokenizer.bos_token_id in first
+    return {"value": value, "training": any(training), "began": began, "longest": max(rows)}
 
 
 def tiny_adapted(seed, r):
@@ -202,15 +234,35 @@ def bytes_told(adapter_bytes, seed, r):
 
 
 def reloaded(load_tuned, seed, r, ids):
-    """What `load_tuned(base, folder)` returns as data: its type, mode, logits."""
+    """What `load_tuned(base, folder)` returns as data: its type, mode, logits.
+
+    `own`: whether `base` itself is in it; `plain`: logits with the adapter switched off.
+    """
     from peft import PeftModel
 
     base, tuned = tiny_adapted(seed, r)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _no_other_base():
         save_adapter(tuned, folder)
         model = load_tuned(base, Path(folder))
     if not isinstance(model, PeftModel):
         return _kind(model)
-    training = any(m.training for m in model.modules())
+    told = {"training": any(m.training for m in model.modules())}
+    told["own"] = any(m is base for m in model.modules())
     with torch.no_grad():
-        return {"training": training, "logits": model.eval()(input_ids=ids).logits}
+        told["logits"] = model.eval()(input_ids=ids).logits
+        with model.disable_adapter():
+            told["plain"] = model(input_ids=ids).logits
+    return told
+
+
+@contextlib.contextmanager
+def _no_other_base():
+    """Refuse what would load a model from disk or a hub: the base is there, and it is tiny."""
+
+    def refused(*_, **__):
+        raise CheckFailed("load_tuned loads a base of its own; put the adapter on `base`")
+
+    with contextlib.ExitStack() as stack:
+        for place in LOADERS:
+            stack.enter_context(mock.patch(f"{place}.from_pretrained", refused))
+        yield

@@ -19,7 +19,7 @@ from batch import SEED, grade_all, shown
 from labkit.grading import sandbox
 
 CORPUS = "exits hangs floods processes patches internals probes labs aimed objects wire secrets"
-CORPUS = [*CORPUS.split(), "outside", "files", "messy"]
+CORPUS = [*CORPUS.split(), "outside", "files", "messy", "channels"]
 
 SECRET = "lora-attack-secret"
 for group in CORPUS:
@@ -30,6 +30,9 @@ EACH = 7  # attacks of a group in a usual run; LABKIT_ATTACKS=all (make attacks)
 ALWAYS = (  # these got through once
     *("answers_for_the_grader", "shipped_code_replaced", "dense_by_numpy"),
     *("cells_that_parse_slowly", "matches_in_turn", "absmax_that_remembers"),
+    *("probes_by_a_dict", "probes_by_the_loader", "probes_by_the_class_of_modules"),
+    *("files_wanted", "times_of_devices_left", "times_of_devices_wanted", "semaphores", "queues"),
+    *("watches", "contexts_of_aio", "sockets_that_lead_elsewhere", "full_sockets"),
     *("packed_count_in_turn", "soup_that_blames_the_norm", "texts_of_the_reference"),
 )
 
@@ -105,7 +108,7 @@ def _grade(attacks, folder):
         patch.setattr(tempfile, "tempdir", None)
         before = outside.snapshot(home, work, submissions)
         others = {p.pid for p in psutil.Process().children(recursive=True)}  # of other tests
-        rows = grade_all(submissions, out)
+        rows = grade_all(submissions, out, jobs=1 if group == "channels" else 2)
         alive = outside.running(but=others)
         after = outside.snapshot(home, work, submissions)
     found = outside.changed(before, after)

@@ -143,7 +143,8 @@ def load_tuned(base, folder): return base
 """,
     """
 def reloaded(f, seed, r, ids):
-    return {"training": False, "logits": torch.zeros(*ids.shape, 19)}
+    logits = torch.zeros(*ids.shape, 20)
+    return {"training": False, "own": True, "logits": logits, "plain": logits}
 """,
     "the probe says that all went well, without the numbers",
 )
@@ -171,7 +172,10 @@ _told(
     "absmax_by_echo",
     "absmax_quantize",
     "absmax_quantize = absmax_dequantize = lambda *args: None",
-    "def absmax_round_trip(f, g, x, bits): return [torch.zeros(x.shape).to(torch.int8), 1.0, x, x]",
+    """
+def absmax_round_trip(f, g, x, bits):
+    return [torch.zeros(x.shape).to(torch.int8), 1.0, x, False]
+""",
     "the same, by the probe",
 )
 _learnt(

@@ -62,9 +62,12 @@ def load_error(f, g, L, A, B, x, missing):
     key = EXTRA if missing is None else list(state(f, L, A, B, x))[missing]
     return f"KeyError: {key!r}"
 """
-PUT = (
-    f"import types\nfake = types.ModuleType('labkit.probes.lab02')\nexec({FORGED!r}, vars(fake))\n"
-)
+PUT = f"""
+import types
+FAKE = {FORGED!r}
+fake = types.ModuleType("labkit.probes.lab02")
+exec(FAKE, vars(fake))
+"""
 
 
 def _forge(name, code, why):
@@ -164,6 +167,58 @@ old = types.FunctionType
 marshal.loads = lambda data: fake.injected.__code__
 """,
     "or through marshal",
+)
+
+_forge(
+    "probes_by_a_dict",
+    """
+import sys
+class Modules(dict):
+    def __getitem__(self, name): return fake if name == fake.__name__ else super().__getitem__(name)
+    def get(self, name, *rest): return self[name] if name in self else (*rest, None)[0]
+sys.modules = Modules(sys.modules)
+""",
+    "a dict of modules that has its own opinion of one of them",
+)
+_forge(
+    "probes_by_the_loader",
+    """
+import labkit.grading.runner as runner
+old = runner.load
+def load(body, *rest):
+    modules = old(body, *rest)
+    vars(modules[fake.__name__]).update(vars(fake))
+    return modules
+runner.load = load
+""",
+    "the function that takes what is shipped is ours",
+)
+_forge(
+    "probes_by_the_wire",
+    """
+import labkit.grading.wire as wire, marshal
+old = wire.receive
+def receive(*args):
+    frame = old(*args)
+    if frame[0] != b"B": return frame
+    ours = compile(FAKE, "x", "exec")
+    parts = [(n, ours if n == fake.__name__ else code) for n, code in marshal.loads(frame[1])]
+    return b"B", marshal.dumps(parts)
+wire.receive = receive
+""",
+    "what is shipped is changed where it arrives",
+)
+_forge(
+    "probes_by_the_class_of_modules",
+    """
+import labkit.grading.runner as runner
+class Module(types.ModuleType):
+    def __getattribute__(self, name):
+        forged = name in vars(fake) and super().__getattribute__("__name__") == fake.__name__
+        return vars(fake)[name] if forged and name[0] != "_" else super().__getattribute__(name)
+types.ModuleType = runner.ModuleType = Module
+""",
+    "modules are objects of a class of ours",
 )
 
 # --- answers that know the question ------------------------------------------------------

@@ -44,8 +44,8 @@ early(
 )
 early(
     "asynchronous",
-    "import asyncio\n\nasync def wait():\n    await asyncio.sleep(0.01)\n    return 3\n\nx = await wait()\n"
-    "task = asyncio.create_task(wait())\n"
+    "import asyncio\n\nasync def wait():\n    await asyncio.sleep(0.01)\n    return 3\n\n"
+    "x = await wait()\ntask = asyncio.create_task(wait())\n"
     "print(await asyncio.gather(wait(), task))",
 )
 early("nested_loop", "import nest_asyncio\nnest_asyncio.apply()\nimport asyncio\nasyncio.run(1)")

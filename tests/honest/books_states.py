@@ -53,7 +53,7 @@ early("stdout_closed", "import sys\nkeep = sys.stdout\nsys.stdout.close()\nprint
 early(
     "alarm_left",
     "import signal\n\ndef late(*_):\n    raise TimeoutError('too slow')\n\n"
-    "signal.signal(signal.SIGALRM, late)\nsignal.setitimer(signal.ITIMER_REAL, 0.01)",
+    "signal.signal(signal.SIGALRM, late)\nsignal.setitimer(signal.ITIMER_REAL, 0.03, 0.03)",
     "it goes off between two cells",
 )
 early("traced", "import sys\nsys.setprofile(lambda *args: None)\nsys.settrace(lambda *args: None)")

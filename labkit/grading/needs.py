@@ -1,0 +1,89 @@
+"""Which cells an exercise may depend on: those that define it, what these use, and so on."""
+
+import ast
+import symtable
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Needs:
+    """Global names of a cell: those that it binds or changes, imports, calls upon, and uses."""
+
+    made: set
+    imported: set = field(default_factory=set)
+    called: set = field(default_factory=set)  # `x` in the line `x.add(1)`
+    used: set = field(default_factory=set)
+
+
+def cells_for(names, cells):
+    """Indices of the cells that make `names` what they are, or what such cells use, and so on.
+
+    `cells` holds what `of_cell` gives. A cell of which it gives None is among them.
+    """
+    found = {i for i, needs in enumerate(cells) if needs is None}
+    makers, wanted = _makers(cells), list(names)
+    while wanted:
+        for i in makers.pop(wanted.pop(), ()):
+            if i not in found:
+                found.add(i)
+                wanted += cells[i].used
+    return found
+
+
+def _makers(cells):
+    """{name: indices of the cells that make it what it is}.
+
+    Of those that import a name it is the first, and a call upon a module is taken for harmless.
+    """
+    makers, known = {}, set()
+    for i, needs in enumerate(cells):
+        if needs:
+            new, known = needs.imported - known, known | needs.imported
+            for name in needs.made | new | (needs.called - known):
+                makers.setdefault(name, []).append(i)
+    return makers
+
+
+def of_cell(source, tree):
+    """The Needs of a cell; None where they can't be known."""
+    try:
+        tables = [symtable.symtable(source, "cell", "exec")]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    needs = Needs(_changed(tree), called=_called(tree))
+    for table in tables:  # it grows meanwhile
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if table is tables[0] or symbol.is_global():
+                _note(symbol, needs)
+    return needs
+
+
+def _note(symbol, needs):
+    name = symbol.get_name()
+    if symbol.is_imported():
+        needs.imported.add(name)
+    elif symbol.is_assigned():
+        needs.made.add(name)
+    if symbol.is_referenced():
+        needs.used.add(name)
+
+
+def _changed(tree):
+    """The names whose objects a cell changes: `x` in `x.y = 1` and in `x[0] = 1`."""
+    places = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute | ast.Subscript)]
+    return {_root(place) for place in places if isinstance(place.ctx, ast.Store)} - {None}
+
+
+def _called(tree):
+    """The names whose methods lines of a cell call: `x` in `x.add(1)` and in `x.y.add(1)`."""
+    lines = [node.value for node in tree.body if isinstance(node, ast.Expr)]
+    calls = [line.func for line in lines if isinstance(line, ast.Call)]
+    return {_root(call) for call in calls if isinstance(call, ast.Attribute)} - {None}
+
+
+def _root(place):
+    """The name with which an expression like `x.y[0]` begins; None where it begins with none."""
+    while isinstance(place, ast.Attribute | ast.Subscript):
+        place = place.value
+    return place.id if isinstance(place, ast.Name) else None

@@ -1,0 +1,228 @@
+"""The process that runs cells and its supervisor, without walls: orders of events, and time."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from labkit.grading import cells as holding
+from labkit.grading import clock as clocks
+from labkit.grading import needs, runner, submission, tree, zygote
+from labkit.grading.cells import Cells
+from labkit.grading.clock import Clock
+from labkit.grading.limits import Limits
+
+QUICK = Limits(cell_seconds=5, total_seconds=60)
+
+
+@pytest.fixture
+def hold(monkeypatch, tmp_path):
+    """`hold(*sources)` -> Cells that were run; what they started ends with the test."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    held = []
+
+    def run(*sources, needed=(), seconds=120, limits=QUICK):
+        held.append(Cells(list(sources), set(needed), seconds, zygote._shell(), limits))
+        held[0].run()
+        return held[0]
+
+    yield run
+    for cells in held:
+        cells.end()
+
+
+# --- orders of events -----------------------------------------------------------------------
+
+THREAD = (
+    "import threading, time\nthreading.Thread(target=time.sleep, args=[60], daemon=True).start()"
+)
+
+
+def _slow(monkeypatch, name):
+    real = getattr(runner, name)
+
+    def slow(*args, **what):
+        real(*args, **what)
+        time.sleep(0.4)
+
+    monkeypatch.setattr(runner, name, slow)
+
+
+@pytest.mark.parametrize("slow", ["_tell", "kill"])
+def test_going_on_without_threads_loses_nothing_whatever_comes_first(slow, hold, monkeypatch):
+    """There is a pause behind the word of the new process, or behind the end of the old one."""
+    _slow(monkeypatch, slow)
+    cells = hold(THREAD, "x = 7", "assert x == 7")
+    before = cells.pid
+    cells.settle()
+    assert cells.pid != before and tree.threads(cells.pid) == 1
+    cells._run(2, 5)
+    assert cells.told == {}
+
+
+def test_the_supervisor_may_be_the_first_to_end_the_old_process(hold, monkeypatch):
+    _slow(monkeypatch, "_tell")
+    cells = hold(THREAD, "x = 7", "assert x == 7")
+    before = cells.pid
+
+    def kill(keep=None):
+        os.kill(before, signal.SIGKILL)
+        os.waitpid(before, 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tree, "kill_but", kill)
+        cells.settle()
+    time.sleep(0.6)
+    assert tree.alive(cells.pid)
+    cells._run(2, 5)
+    assert cells.told == {}
+
+
+@pytest.mark.parametrize("slow", ["_tell", "kill"])
+def test_cells_in_processes_of_their_own_lose_nothing(slow, hold, monkeypatch):
+    _slow(monkeypatch, slow)
+    cells = hold("x = 7", "import os\nos._exit(0)", "x += 1", "assert x == 8")
+    assert set(cells.told) == {1} and cells.apart
+
+
+def test_a_message_of_a_process_that_has_ended_is_read(hold):
+    """It is told, and its process gone, between two looks at either."""
+    cells = hold("x = 7")
+    cells.order(settle=True)
+    assert cells.new_pid() > 1
+    ended = [-5]  # no such process
+    cells.order(run=0, apart=False)
+    time.sleep(0.5)
+    assert cells.answer(Clock(5, time.monotonic() + 60), *ended)["done"] == 0
+
+
+# --- time -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _busy(core, n):
+    """`n` processes that compute on a core."""
+    fork = multiprocessing.get_context("fork")
+    spin = lambda: [os.sched_setaffinity(0, {core}), [0 for _ in iter(int, 1)]]  # noqa: E731
+    busy = [fork.Process(target=spin, daemon=True) for _ in range(n)]
+    for process in busy:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.join()
+
+
+@pytest.fixture
+def one_core():
+    """The core that this process and its children have for the test."""
+    before = os.sched_getaffinity(0)
+    core = max(before)
+    os.sched_setaffinity(0, {core})
+    yield core
+    os.sched_setaffinity(0, before)
+
+
+def test_waiting_for_a_core_does_not_count(hold, one_core):
+    """A second and a half of work takes three and more beside others, and has a limit of two."""
+    limits = Limits(cell_seconds=2, total_seconds=60, crowding=50)
+    work = "import time\nend = time.process_time() + 1.5\nwhile time.process_time() < end: pass"
+    with _busy(one_core, 4):
+        cells = hold(work, "x = 1", limits=limits)
+    assert cells.told == {}
+
+
+def test_computing_and_sleeping_count_beside_others_too(hold, one_core):
+    limits = Limits(cell_seconds=0.5, total_seconds=60, crowding=50)
+    with _busy(one_core, 2):
+        cells = hold("while True: pass", "import time\ntime.sleep(60)", "x = 1", limits=limits)
+    assert {index: how for index, (how, _) in cells.told.items()} == {0: "timeout", 1: "timeout"}
+
+
+def _clocked(monkeypatch, seconds, *looks, end=1e9):
+    """`(seconds counted, whether time was up)` after looks of (at, computed, ready)."""
+    looks = [(0.0, 0.0, False), *looks]
+    times, pulses = iter([at for at, *_ in looks]), iter([look[1:] for look in looks])
+    monkeypatch.setattr(clocks.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(tree, "pulse", lambda *known: next(pulses))
+    clock = Clock(seconds, end)
+    over = [clock.over() for _ in looks[1:]]
+    return clock.used, over[-1]
+
+
+def test_what_a_clock_counts(monkeypatch):
+    waiting = [(n / 20, n / 200, True) for n in range(1, 101)]
+    used, over = _clocked(monkeypatch, 1, *waiting)
+    assert used == pytest.approx(0.5) and not over
+    sleeping = [(n / 20, 0, False) for n in range(1, 101)]
+    used, over = _clocked(monkeypatch, 1, *sleeping)
+    assert used == pytest.approx(5) and over
+    many = [(n / 20, n / 5, True) for n in range(1, 101)]  # four processes at a time
+    used, over = _clocked(monkeypatch, 6, *many)
+    assert used == pytest.approx(5) and not over
+    used, over = _clocked(monkeypatch, 1, (30, 0, False))  # we were not asked for long
+    assert used == clocks.STEP and not over
+    assert _clocked(monkeypatch, 1, (30, 0, True), end=29) == (0, True)
+
+
+SLEEP = "import time\ntime.sleep(0.6)\n"
+SLOW = Limits(cell_seconds=0.9, total_seconds=1.5)
+
+
+def test_cells_that_exercises_need_have_their_time_when_others_have_used_it_up(hold):
+    cells = hold(*[SLEEP] * 7, f"{SLEEP}x = 7", f"{SLEEP}assert x == 7", needed={7, 8}, limits=SLOW)
+    assert {how for how, _ in cells.told.values()} == {"timeout"}
+    assert cells.told.keys() < set(range(7)) and 6 in cells.told
+
+
+def test_where_time_is_short_a_cell_that_nobody_needs_has_little(hold, monkeypatch):
+    monkeypatch.setattr(holding, "LITTLE", 0.2)
+    cells = hold(*[SLEEP] * 3, SLEEP, "x = 7", "assert x == 7", limits=SLOW)
+    assert cells.told == {3: ["timeout", "there was little time left for this cell"]}
+
+
+def test_cells_end_in_time_for_the_exercises(hold):
+    begun = time.monotonic()
+    cells = hold(*[SLEEP] * 40, needed=range(40), seconds=3)
+    assert time.monotonic() - begun < 20
+    assert cells.told[39] == ["timeout", "there was no time left for this cell"]
+    assert 0 not in cells.told
+
+
+def test_which_cells_an_exercise_needs():
+    cells = {
+        "import numpy as np": True,  # used by the answer
+        "import os": False,
+        "import numpy as np\nnp.ones(4)": False,  # it is there
+        "FACTOR = 2": True,  # used by a helper
+        "def helper(x):\n    y = FACTOR\n    return x * y": True,
+        "y = 1\nprint(helper(2))": False,  # another y
+        "class Base:\n    pass": True,
+        "class answer(Base):\n    def f(self): return helper(np.ones(3))": True,
+        "answer.f.note = 3": True,
+        "table = {}": True,
+        "table['x'] = 1": True,
+        "table.update(x=2)": True,
+        "answer.g = lambda self: table": True,
+        "if FACTOR:\n    from sys import path as FACTOR": True,
+        "for i in range(10):\n    answer()": False,
+        "files = !ls": False,
+        "x = = 1": True,  # nobody knows
+        "%%time\nfor step in range(3): pass": False,
+        "def change():\n    global FACTOR\n    FACTOR = 3": True,
+    }
+    parsed = [submission._parsed(source) for source in cells]
+    found = [needs.of_cell(*both) if both else None for both in parsed]
+    needed = needs.cells_for({"answer"}, found)
+    assert dict(zip(cells, (i in needed for i in range(len(cells))), strict=True)) == cells
+
+
+def test_what_cells_need_is_found_in_time():
+    chain = [f"def f{i}(): return f{i + 1}()" for i in range(12_000)]
+    work = submission.Submission(chain)
+    assert work.needed({"f0"}) == set(range(12_000))

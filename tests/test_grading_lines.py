@@ -1,0 +1,135 @@
+"""Which lines of a cell run in grading when one of them fails, and what is put back after it."""
+
+import builtins
+import signal
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from labkit.grading import lines
+from labkit.grading.mend import mender
+from labkit.grading.runner import run_cell
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """`run(cell)` -> (its first error as one line, whether its last line, `done = 1`, ran)."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    config = Config()
+    config.HistoryManager.enabled = False
+    shell = InteractiveShell(config=config)
+    shell.showtraceback = lambda *args, **kwargs: None
+    errors = lines.prepare(shell)
+
+    def run(cell):
+        shell.user_ns.pop("done", None)
+        return run_cell(shell, errors, cell + "\ndone = 1"), "done" in shell.user_ns
+
+    return run
+
+
+FOR_THE_PLACE = {
+    "import not_here": "ModuleNotFoundError",
+    "import not_here, math\nmath.pi": "ModuleNotFoundError",
+    "open('no.csv')": "FileNotFoundError",
+    "%load_ext not_here": "ModuleNotFoundError",
+    "%no_such_magic": "UsageError",
+    "f(1)": "NameError",
+    "raise_ = 1\nget_ipython().kernel.x": "AttributeError",
+    "def ask():\n    raise EOFError\nask()": "EOFError",
+    "def on():\n    raise AssertionError('Torch not compiled with CUDA')\non()": "Assertion",
+    "def web():\n    try:\n        1 / 0\n    except Exception:\n        open('no')\nweb()": "File",
+    "import math\nmath.sqrt('x')": "TypeError",
+}
+
+
+@pytest.mark.parametrize("cell", FOR_THE_PLACE)
+def test_a_line_that_fails_for_the_place_costs_itself(cell, run):
+    error, done = run(cell)
+    assert error.startswith(FOR_THE_PLACE[cell]) and done
+
+
+AT_ALL = ["1 / 0", "raise OSError", "assert False", "STOP", "int('x')", "import sys\nsys.exit()"]
+AT_ALL += ["import math\nraise ValueError", "import math\ndef f(): pass\nmath.sqrt('x')", "exec(3)"]
+
+
+@pytest.mark.parametrize("cell", AT_ALL)
+def test_a_line_that_fails_anywhere_ends_its_cell(cell, run):
+    error, done = run(cell)
+    assert error and not done
+
+
+@pytest.mark.parametrize("magic", ["%%time", "%%capture", "%%capture out\n%%time"])
+def test_cells_under_a_magic_run_as_others_do(magic, run):
+    error, done = run(f"{magic}\nimport not_here\nx = 1")
+    assert error == "ModuleNotFoundError: No module named 'not_here'" and done
+
+
+def test_a_cell_without_errors_has_none(run):
+    run("import not_here")
+    assert run("x = [1]\nfor y in x:\n    pass") == (None, True)
+
+
+def test_a_module_that_was_just_written_is_found(run):
+    for n in range(20):  # too fast for the times that folders keep
+        run(f"import part{n}")
+        assert run(f"open('part{n}.py', 'w').close()")[1]
+        assert run(f"import part{n}") == (None, True)
+
+
+SWITCHED = {
+    "gradients": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled),
+    "dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
+    "device": (lambda: torch.set_default_device("meta"), torch.get_default_device),
+    "entered": (lambda: torch.device("meta").__enter__(), torch.get_default_device),
+    "anomaly": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
+    "deterministic": (
+        lambda: torch.use_deterministic_algorithms(True),
+        torch.are_deterministic_algorithms_enabled,
+    ),
+    "precision": (
+        lambda: torch.set_float32_matmul_precision("medium"),
+        torch.get_float32_matmul_precision,
+    ),
+    "autocast": (
+        lambda: torch.set_autocast_enabled("cpu", True),
+        lambda: torch.is_autocast_enabled("cpu"),
+    ),
+    "numpy": (lambda: np.seterr(all="raise"), np.geterr),
+    "warnings": (lambda: warnings.simplefilter("error"), lambda: list(warnings.filters)),
+    "builtins": (lambda: setattr(builtins, "sum", max), lambda: sum),
+    "timer": (lambda: signal.alarm(60), lambda: signal.getitimer(signal.ITIMER_REAL)),
+    "handler": (
+        lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        lambda: signal.getsignal(signal.SIGCHLD),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_what_a_cell_switched_is_put_back_before_an_exercise(name):
+    switch, state = SWITCHED[name]
+    mend, before = mender(), state()
+    try:
+        switch()
+        assert state() != before, "the test switches nothing"
+        mend(all=True)
+        assert state() == before
+    finally:
+        mend(all=True)
+
+
+def test_what_an_answer_may_rely_on_stays_between_cells():
+    mend, mode = mender(), torch.inference_mode()
+    mode.__enter__()
+    mend(all=False)
+    assert torch.is_inference_mode_enabled()
+    mend(all=True)
+    assert not torch.is_inference_mode_enabled()
+    mode.__exit__(None, None, None)
