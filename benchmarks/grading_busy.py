@@ -55,7 +55,7 @@ def write(folder, n):
 
 def graded(folder, out, jobs):
     """`(rows of results.json, seconds)` of one call of the command."""
-    command = [sys.executable, "-c", "from labkit.cli import main; main()", "grade", str(folder)]
+    command = [sys.executable, "-m", "labkit", "grade", str(folder)]
     began = time.perf_counter()
     command += ["--out", str(out), "--seed", "1", "--jobs", str(jobs)]
     subprocess.run(command, check=True, capture_output=True)
