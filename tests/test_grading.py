@@ -177,6 +177,12 @@ def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
     assert graded(helper, right, wrong)[1]["2.8"]["status"] == "failed"
 
 
+def test_an_answer_below_a_line_that_takes_too_long_is_there(graded):
+    row, records = graded("import time\ntime.sleep(60)\n" + SCALING, QUIZ)
+    assert records["2.8"]["status"] == records["2.9"]["status"] == "passed"
+    assert row["reason"].startswith("code cell 1: it ran longer than")
+
+
 def test_a_name_that_a_later_cell_takes_costs_no_answer(graded):
     uses = "import math\ndef scaling(alpha, r, rank_stabilized=False):\n"
     uses += "    return alpha / max(math.sqrt(r) if rank_stabilized else r, ROOT)"

@@ -113,6 +113,8 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
     """
     if isinstance(got, torch.Tensor) and got.numel() == 1:
         raise CheckFailed(f"{call} gave a tensor, wanted a Python number: use .item()")
+    if isinstance(got, torch.Tensor):
+        raise CheckFailed(f"{call} gave a tensor of shape {tuple(got.shape)}, wanted one number")
     number = type(got) in (int, float)
     expect(number, f"{call} gave {_kind(got)}, wanted {_kind(wanted)}")
     if type(wanted) is int:

@@ -10,7 +10,7 @@ from labkit.checks.whole04 import LOST, blaming, expect_integers, number
 from labkit.grading.contract import CheckFailed, expect, observe, part
 from labkit.probes import lab04 as probe
 
-CASES = ((600, None, -1, 1), (100, 32, 0, 1), (256, None, -1, 1), (300, None, 0, 5e-3))
+CASES = ((600, None, -1, 1), (100, 32, 0, 1), (256, None, -1, 1), (300, None, 0, 3e-3))
 SMALL = "these are small here: is the guard against a zero far smaller, such as 1e-12?"
 
 
@@ -25,7 +25,7 @@ def expect_doubled_scales(double_quantize, rng):
             call = f"double_quantize of {n} scales" + (f", block={block}" if block else "")
             with blaming(SMALL if size < 1 else ""):
                 got = observe(probe.doubled, double_quantize, absmax, block)
-                _expect_doubled(got[:3], absmax, block, call, 0.05 if size < 1 else 2e-3)
+                _expect_doubled(got[:3], absmax, block, call, 0.1 if size < 1 else 2e-3)
     with part():
         same, call = torch.full((64,), 3.0), "double_quantize of 64 equal scales"
         *got, lost = observe(probe.doubled, double_quantize, same, None)
@@ -77,8 +77,19 @@ def _expect_doubled(got, absmax, block, call, tol):
         return
     _expect_no_other_way(q.flatten(), scale.flatten(), absmax, block, call)
     hint = "is each block scaled by its own largest distance from the mean, and rounded?"
+    if _guarded(scale.flatten(), peaks_of(absmax - mean, block)[1] / 127):
+        hint = "the guard against a zero changes scales that are not zero: take 1e-12"
     worst = f"a scale is off by {steps_off.max():.2f} steps, wanted 0.5"
     raise CheckFailed(f"{call}: undone, {worst}; {hint}", bare=True)
+
+
+def _guarded(scale, right):
+    """Whether something was added to all right scales, or the small ones are all the same."""
+    more = (scale - right).clamp_min(0)
+    raised = scale[more > 1e-4 * right]
+    added = more.min() > 0 and more.max() - more.min() < 1e-3 * more.max()
+    alike = len(raised) > 1 and raised.max() - raised.min() < 1e-6 * raised.max()
+    return len(scale) > 1 and bool(added or alike)
 
 
 def _expect_no_other_way(q, scale, absmax, block, call):

@@ -2,7 +2,7 @@
 
 The judge ships this module, the contract and the probes after the submission's cells have run, so
 that what a cell does to them is without effect. It is not trusted: the judge checks every reply.
-What a cell did to Python and torch has its effect here, and so has whatever an answer does.
+What a cell did to Python and torch has its effect here, and so has what an answer does meanwhile.
 """
 
 import builtins
@@ -16,18 +16,11 @@ class Undefined(wire.WireError):
     """The submission does not define the name that the judge asks for."""
 
 
-def serve(sock, modules, namespace, states, most):
-    """Answer the judge's questions about the objects in `namespace` until it hangs up.
-
-    `modules` are those that were shipped, by name; `states` says how names of the namespace stood
-    below a cell, by the index of that cell.
-    """
-    while frame := wire.receive(sock, most):
-        wire.send(sock, b"R", answered(frame[1], modules, namespace, states))
-
-
 def answered(body, modules, namespace, states):
-    """The reply to one question: its nonce, how it went, and a value or a message."""
+    """The reply to one question: its nonce, how it went, and a value or a message.
+
+    For the rest see `runner.serve`.
+    """
 
     def resolve(name):
         module, _, attribute = name.rpartition(":")

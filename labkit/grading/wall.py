@@ -125,6 +125,7 @@ def _remove_within(folder):
 def close_in(limits):
     """Give up every privilege, for good, and set the limits; then a submission's cells may run."""
     os.setsid()
+    _open_nothing()
     os.chdir(_work())
     _limit(limits)
     _drop_capabilities()
@@ -133,6 +134,14 @@ def close_in(limits):
     _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)
     with contextlib.suppress(OSError):  # before the supervisor, which can begin again
         Path("/proc/self/oom_score_adj").write_text("900")
+
+
+def _open_nothing():
+    """Standard streams of its own: those of the warm process are one file for all."""
+    for fd, flags in (0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY):
+        nothing = os.open(os.devnull, flags)
+        os.dup2(nothing, fd)
+        os.close(nothing)
 
 
 def _limit(limits):

@@ -31,6 +31,7 @@ ALWAYS = (  # these got through once
     *("answers_for_the_grader", "shipped_code_replaced", "dense_by_numpy"),
     *("cells_that_parse_slowly", "matches_in_turn", "absmax_that_remembers"),
     *("probes_by_a_dict", "probes_by_the_loader", "probes_by_the_class_of_modules"),
+    "probes_from_an_answer",
     *("files_wanted", "times_of_devices_left", "times_of_devices_wanted", "semaphores", "queues"),
     *("watches", "contexts_of_aio", "sockets_that_lead_elsewhere", "full_sockets"),
     *("packed_count_in_turn", "soup_that_blames_the_norm", "texts_of_the_reference"),

@@ -237,6 +237,26 @@ types.ModuleType = runner.ModuleType = Module
     "modules are objects of a class of ours",
 )
 
+
+@forging
+def probes_from_an_answer(book):
+    """An answer is called among the probes: it replaces those that are asked for next."""
+    book.replace(
+        "lora_forward",
+        PUT
+        + """
+import sys
+def lora_forward(x, W, A, B, alpha):
+    real = sys.modules["labkit.probes.lab02"]
+    for name, f in vars(fake).items():
+        if isinstance(f, types.FunctionType):
+            if name == "new_layer": getattr(real, name).__code__ = f.__code__
+            else: setattr(real, name, f)
+    return x @ W.T
+""",
+    )
+
+
 # --- answers that know the question ------------------------------------------------------
 
 
