@@ -207,7 +207,7 @@ def truncates(truncate_update):
     """W0 plus the best rank-r part of W1 - W0; W0 itself stays whole"""
     rng = generator()
     cases = []
-    for d_out, d_in, r in [(6, 6, 2), (8, 5, 1), (5, 8, 3), (6, 6, 9)]:
+    for d_out, d_in, r in [(6, 6, 2), (8, 5, 1), (5, 8, 3), (8, 5, 9)]:
         W0 = randn(d_out, d_in, rng=rng)
         cases.append((W0, W0 + 0.5 * randn(d_out, d_in, rng=rng), r))
     if len(every(lambda *case: _expect_truncated(truncate_update, *case), cases)) == len(cases):
