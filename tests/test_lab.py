@@ -129,7 +129,7 @@ def test_an_experiment_counts_down_and_says_what_it_took(lab, shown, monkeypatch
     assert waits[2]["text/plain"] == "◆ A < B · about 20 s on two CPU cores"
 
 
-def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch):
+def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch, capsys):
     lab, check = lab
     shell = InteractiveShell.instance()
     monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
@@ -137,6 +137,7 @@ def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch):
     lab.reveal("2.8")
     assert "def scaling" in shown[0].data
     check.scales(shell.user_ns["scaling"])
+    assert "(it was revealed, and earns no points)" in capsys.readouterr().out
     lab.score()
     record = shown[-1]["application/vnd.labkit.score+json"]
     (row,) = [row for row in record["exercises"] if row["id"] == "2.8"]

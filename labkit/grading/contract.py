@@ -381,6 +381,8 @@ def _say(record, names, verdict):
     _record(record, status, earned, told)
     if status == "failed":
         raise CheckFailed(f"✗ {id} {names[0]}: {told}")
+    if session.records[id]["status"] == "revealed":
+        beside += " (it was revealed, and earns no points)"
     print(f"✓ {id} {listed}: {note}{beside}")
 
 
