@@ -138,10 +138,10 @@ def close_in(limits):
 
 def _open_nothing():
     """Standard streams of its own: flags and offset of those inherited outlive a submission."""
-    nothing = os.open("/dev/null", os.O_RDWR)
-    for fd in range(3):
+    for fd, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
+        nothing = os.open("/dev/null", mode)
         os.dup2(nothing, fd)
-    os.close(nothing)
+        os.close(nothing)
 
 
 def _limit(limits):
