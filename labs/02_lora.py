@@ -62,8 +62,8 @@ display(plots.lab02.thin_matrices(d_out=576, d_in=576, r=16))
 # ●●○ · 8 min · 2 points
 #
 # Compute the layer's output with its update. `x` may have any leading shape: one vector, a batch,
-# a batch of sequences. Never build $BA$: it is as large as $W$, and the whole point is to avoid
-# matrices of that size. The check measures the largest tensor you make.
+# a batch of sequences. Never build $BA$, nor a copy of $W$: they are as large as $W$, and the whole
+# point is to avoid matrices of that size. The check measures the largest tensor you make.
 #
 # <details><summary>Hint</summary>
 #
@@ -98,11 +98,14 @@ check.matches_dense(lora_forward)
 # Now the layer. It wraps an existing `nn.Linear` and has the attributes `base`, `A`, `B`, `r` and
 # `scaling` (which is $\alpha / r$).
 #
-# - `base` stays as it is, bias included, and is frozen: no gradient for it.
+# - `base` is the module you are given, no copy. It stays as it is, bias included, and is frozen: no
+#   gradient for it.
 # - `A` is drawn at random, about as small as $1/\sqrt{d_\text{in}}$.
 #   `nn.init.kaiming_uniform_(A, a=math.sqrt(5))` is what PEFT does.
 # - `B` starts at zero, so the new layer computes exactly what the old one did.
-# - Both have the dtype and the device of `base.weight`.
+# - Both have the dtype and the device of `base.weight`. (PEFT keeps them in fp32 over a base of 16
+#   bits. You may, too; then the output still has the dtype of `base(x)`.)
+# - As in 2.1, `forward` makes nothing as large as `base.weight`.
 # - Dropout falls on the `x` that enters `A`, never on the base path. `x` itself stays as it is.
 # - Gradients flow back to `x` on both paths: layers before this one may train.
 # - Keep a flag `merged`, false at first. While it is true, `forward` returns `base(x)` alone.
@@ -211,7 +214,8 @@ everything = [*attention, "gate_proj", "up_proj", "down_proj"]
 # ●●● · 12 min · 3 points
 #
 # Replace every `nn.Linear` whose own name is in `targets` by a `LoRALinear`, in place. Freeze
-# everything else. Return how many you replaced.
+# everything else. Return how many you replaced. A module of another kind stays, whatever its name;
+# so do the dtype and the training mode of the model.
 #
 # A layer's own name is the last part of its dotted name: `q_proj` in
 # `model.layers.0.self_attn.q_proj`. A layer of the model itself has no dot in its name.
@@ -229,7 +233,8 @@ def inject(model, targets, r, alpha):
     """Put LoRA on the named projections of `model`, in place; return how many were replaced."""
     # BEGIN SOLUTION
     model.requires_grad_(False)
-    found = [name for name, m in model.named_modules() if name.split(".")[-1] in targets]
+    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    found = [name for name in linear if name.split(".")[-1] in targets]
     for name in found:
         parent, _, child = name.rpartition(".")
         owner = model.get_submodule(parent)
@@ -361,7 +366,7 @@ if lab.experiment("Before and after", 10, needs=["2.2", "2.4"]):
 # in fp32, because bf16 would round small steps away. And the learning rate is twenty times lower;
 # lab 5 shows the losses of both at several rates.
 #
-# (Your `A` and `B` have the format of the base. Where that is bf16, most of their steps survive the
+# (If your `A` and `B` have the format of the base and that is bf16, most of their steps survive the
 # rounding, for LoRA's rate is large. PEFT keeps them in fp32, see lab 3.)
 
 # %% tags=["experiment"]
@@ -410,8 +415,9 @@ if lab.experiment("Time, memory and loss side by side", 1, needs=["2.2", "2.4"])
 #
 # `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place; `unmerge_` takes it away.
 # Calling either twice is the same as once, and between two merges the layer may train. The output
-# never changes, but for rounding, and `base.weight` stays the same Parameter. Outside these two
-# calls nothing merges: in this course no `train()` or `eval()` does it behind your back.
+# never changes, to rounding. `base.weight` stays the same Parameter, with its dtype; `A`, `B` and
+# the training mode stay as they are. Outside these two calls nothing merges: in this course no
+# `train()` or `eval()` does it behind your back.
 
 
 # %%
@@ -482,16 +488,16 @@ if lab.experiment("Is a merged model the same model?", 10, needs=["2.2", "2.4", 
 #
 # ●●○ · 8 min · 3 points
 #
-# `adapter_state` returns the `A` and `B` of every LoRA layer, and nothing else. A key is the dotted
-# name of the layer, then `.A` or `.B`. `load_adapter_` copies such a dict into the parameters of a
-# model that has the same layers. A key that is missing or that fits nowhere is an error, and the
-# error names it. Then nothing is copied: an adapter that loads half way is worse than one that does
-# not load.
+# `adapter_state` returns the `A` and `B` of every `LoRALinear`, and nothing else: other modules may
+# have an `A`, too. A key is the dotted name of the layer, then `.A` or `.B`. `load_adapter_` copies
+# such a dict into the parameters of a model that has the same layers. A key that is missing or that
+# fits nowhere is a `KeyError`, a tensor of another shape a `ValueError`, and the error names the
+# key. Then nothing is copied: an adapter that loads half way is worse than one that does not load.
 #
 # <details><summary>Hint</summary>
 #
 # `named_modules()` tells you which modules are `LoRALinear`. Compare two sets of names before you
-# copy anything.
+# copy anything. `copy_` says nothing when it can repeat a column to make a shape fit.
 # </details>
 
 
@@ -505,11 +511,13 @@ def adapter_state(model):
 
 
 def load_adapter_(model, state):
-    """Copy `state` into the LoRA layers of `model`; KeyError for a missing or unknown name."""
+    """Copy `state` into `model`; KeyError for a missing or unknown name, ValueError for a shape."""
     # BEGIN SOLUTION
     mine = adapter_state(model)
     if wrong := sorted(mine.keys() ^ state.keys()):
         raise KeyError(f"missing or unknown: {', '.join(wrong)}")
+    if wrong := [name for name in mine if mine[name].shape != state[name].shape]:
+        raise ValueError(f"of another shape: {', '.join(wrong)}")
     for name, tensor in mine.items():
         tensor.copy_(state[name])
     # END SOLUTION

@@ -58,8 +58,8 @@ from labkit.memory.measure import track
 # use the integers from $-(2^{b-1}-1)$ to $2^{b-1}-1$, for 4 bits $-7 \dots 7$, so that plus and
 # minus are treated alike. The largest absolute value of `x` gets the largest integer; the rest is
 # rounded to the nearest. What comes back is a tensor of floats. Zeros come back as zeros: no NaN
-# may arise on the way, since no integer stands for it. And numbers of 1e-6 are treated as large
-# ones are: a guard against a division by zero must be far smaller. Leave `x` as it was.
+# may arise on the way, since no integer stands for it. And numbers below 1e-6 are treated as
+# large ones are: a guard against a division by zero must be far smaller. Leave `x` as it was.
 
 
 # %%
@@ -173,7 +173,7 @@ if lab.experiment("Four codebooks", 1, needs=["4.2"]):
 # Flatten `w` and cut it into blocks of `block` numbers; the last one may be shorter. Divide each
 # block by its absmax, and replace every number by the index of the *nearest* codebook value. The
 # codebook is ascending, from -1 to 1. A block of zeros has absmax 0, which you return as it is, and
-# must not become NaN; a block of numbers of 1e-6 is treated as any other. Compute in fp32, as
+# must not become NaN; numbers below 1e-6 are treated as others are. Compute in fp32, as
 # bitsandbytes does, whatever the dtype of `w`, and leave `w` as it was. All results are tensors.
 #
 # `dequantize_blockwise` is the way back: look up, multiply by the block's absmax, restore the

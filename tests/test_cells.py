@@ -5,33 +5,17 @@ import multiprocessing
 import os
 import signal
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from labkit.grading import cells as holding
 from labkit.grading import clock as clocks
-from labkit.grading import needs, runner, submission, tree
+from labkit.grading import needs, runner, submission, tree, zygote
 from labkit.grading.cells import Cells
 from labkit.grading.clock import Clock
 from labkit.grading.limits import Limits
 
 QUICK = Limits(cell_seconds=5, total_seconds=60)
-
-
-class Shell:
-    """Runs cells as IPython does, as far as the runner sees it."""
-
-    def __init__(self):
-        self.user_ns = {}
-
-    def run_cell(self, source, **_):
-        error = None
-        try:
-            exec(source, self.user_ns)
-        except Exception as raised:
-            error = raised
-        return SimpleNamespace(error_before_exec=None, error_in_exec=error)
 
 
 @pytest.fixture
@@ -41,7 +25,7 @@ def hold(monkeypatch, tmp_path):
     held = []
 
     def run(*sources, needed=(), seconds=120, limits=QUICK):
-        held.append(Cells(list(sources), set(needed), seconds, Shell(), limits))
+        held.append(Cells(list(sources), set(needed), seconds, zygote._shell(), limits))
         held[0].run()
         return held[0]
 
@@ -227,12 +211,13 @@ def test_which_cells_an_exercise_needs():
         "answer.g = lambda self: table": True,
         "if FACTOR:\n    from sys import path as FACTOR": True,
         "for i in range(10):\n    answer()": False,
-        "files = !ls": True,  # nobody knows
+        "files = !ls": False,
+        "x = = 1": True,  # nobody knows
         "%%time\nfor step in range(3): pass": False,
         "def change():\n    global FACTOR\n    FACTOR = 3": True,
     }
-    trees = [(submission._python(source), submission._tree(source)) for source in cells]
-    found = [needs.of_cell(*pair) if pair[1] else None for pair in trees]
+    parsed = [submission._parsed(source) for source in cells]
+    found = [needs.of_cell(*both) if both else None for both in parsed]
     needed = needs.cells_for({"answer"}, found)
     assert dict(zip(cells, (i in needed for i in range(len(cells))), strict=True)) == cells
 

@@ -555,6 +555,11 @@ def _adds_in_place(W0, W1, r):
     return W0
 
 
+def _full_matrices(W0, W1, r):
+    U, S, Vh = svd(W1 - W0)
+    return W0 + (U[:, :r] * S[:r]) @ Vh[:r]
+
+
 UPDATES = [
     (lambda W0, W1, r: best_rank_r(W1, r), "it cuts W1"),
     (lambda W0, W1, r: W0 + best_rank_r(W1, r), "cuts W1 and adds W0"),
@@ -576,6 +581,7 @@ UPDATES = [
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r) / 2, "what is added to W0: 0.5x"),
     (lambda W0, W1, r: truncate_update(W0, W1, r).numpy(), "NumPy array"),
     (lambda W0, W1, r: (W0, best_rank_r(W1 - W0, r)), "a list"),
+    (_full_matrices, "(W0, W1, 9) for shape (8, 5): it raised"),
 ]
 
 

@@ -1,13 +1,17 @@
 """Lab 2's checks: stubs, wrong answers that learners give, right answers written differently."""
 
 import copy
+import functools
 import math
+import re
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import grad
 
 from labkit.checks import lab02 as check
 
@@ -49,6 +53,17 @@ def forward_in_numpy(x, W, A, B, alpha):
     """Two thin products, as they should be."""
     x, W, A, B = (t.numpy() for t in (x, W, A, B))
     return torch.from_numpy(np.asarray(x @ W.T + alpha / len(A) * (x @ A.T) @ B.T))
+
+
+def forward_by_columns(x, W, A, B, alpha):
+    terms = ((x @ A[i])[..., None] * B[:, i] for i in range(len(A)))
+    return x @ W.mT + alpha / len(A) * sum(terms)
+
+
+def forward_by_tensordot(x, W, A, B, alpha):
+    along = ([-1], [1])
+    h = torch.tensordot(x, A, along) * (alpha / A.size(0))
+    return torch.tensordot(x, W, along) + torch.tensordot(h, B, along)
 
 
 class LoRALinear(nn.Module):
@@ -99,6 +114,27 @@ class AsInABook(LoRALinear):
         nn.init.normal_(self.A, std=r**-0.5)
 
 
+class ByProperty(nn.Module):
+    """Scaling is computed, dropout may be absent, parameters are registered by name."""
+
+    scaling = property(lambda self: self.alpha / self.r)
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        self.base, self.r, self.alpha, self.merged = base.requires_grad_(False), r, alpha, False
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.register_parameter("A", nn.Parameter(torch.empty_like(base.weight[:r])))
+        if r > len(base.weight):
+            self.A = nn.Parameter(base.weight.new_empty(r, base.in_features))
+        self.register_parameter("B", nn.Parameter(base.weight.new_zeros(base.out_features, r)))
+        nn.init.normal_(self.A, std=base.in_features**-0.5)
+
+    def forward(self, x):
+        y, rows = self.base(x), self.dropout(x).reshape(-1, x.shape[-1])
+        update = torch.mm(torch.mm(rows, self.A.t()), self.B.t()).view(y.shape)
+        return y if self.merged else torch.add(y, update, alpha=self.scaling)
+
+
 class FromModules(nn.Module):
     """A and B are the weights of two linear layers."""
 
@@ -120,13 +156,19 @@ class FromModules(nn.Module):
         return self.base(x) + update
 
 
-class Gathered(LoRALinear):
-    """The dense weight where nothing is dropped: slow, and right."""
+class InFp32(LoRALinear):
+    """A and B in fp32 whatever the base, as in PEFT."""
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(base, r, alpha, dropout)
+        self.A, self.B = (nn.Parameter(part.data.float()) for part in (self.A, self.B))
 
     def forward(self, x):
-        if self.merged or (self.training and self.drop.p):
-            return super().forward(x)
-        return F.linear(x, self.base.weight + self.scaling * self.B @ self.A, self.base.bias)
+        y = self.base(x)
+        if self.merged:
+            return y
+        h = self.drop(x).to(self.A.dtype) @ self.A.T
+        return (y + self.scaling * h @ self.B.T).to(y.dtype)
 
 
 def lora_gradients(x, W, A, B, alpha, dY):
@@ -138,6 +180,23 @@ def gradients_einsum(x, W, A, B, alpha, dY):
     s = alpha / A.size(0)
     dA = torch.einsum("no,or,ni->ri", dY, B, x) * s
     return [dA, torch.einsum("no,ri,ni->or", dY, A, x) * s]
+
+
+def gradients_through_dw(x, W, A, B, alpha, dY):
+    dW = alpha / len(A) * dY.T @ x
+    return B.T @ dW, dW @ A.T
+
+
+def gradients_row_by_row(x, W, A, B, alpha, dY):
+    s, rows = alpha / len(A), list(zip(x, dY, strict=True))
+    dA = sum(torch.outer(B.T @ g, v) for v, g in rows)
+    return s * dA, s * sum(torch.outer(g, A @ v) for v, g in rows)
+
+
+def gradients_in_numpy(x, W, A, B, alpha, dY):
+    x, A, B, dY = (t.numpy() * 1.0 for t in (x, A, B, dY))
+    dA, dB = alpha / len(A) * (dY @ B).T @ x, alpha / len(A) * dY.T @ (x @ A.T)
+    return torch.from_numpy(dA), torch.from_numpy(dB)
 
 
 def inject(model, targets, r, alpha):
@@ -154,7 +213,8 @@ def inject(model, targets, r, alpha):
 
 def inject_by_path(model, targets, r, alpha):
     model.requires_grad_(False)
-    names = [n for n, _ in model.named_modules() if any(f".{n}".endswith("." + t) for t in targets)]
+    linear = [n for n, m in model.named_modules() if type(m) is nn.Linear]
+    names = [n for n in linear if any(f".{n}".endswith("." + t) for t in targets)]
     for name in names:
         model.set_submodule(name, LoRALinear(model.get_submodule(name), r=r, alpha=alpha))
     return len(names)
@@ -165,7 +225,7 @@ def inject_recursive(model, targets, r, alpha, top=True):
         model.requires_grad_(False)
     count = 0
     for name, child in model.named_children():
-        if name.split(".")[-1] in targets:
+        if name in targets and hasattr(child, "in_features"):
             model._modules[name] = LoRALinear(child, r, alpha)
             count += 1
         else:
@@ -175,10 +235,32 @@ def inject_recursive(model, targets, r, alpha, top=True):
 
 def inject_modules(model, targets, r, alpha):
     model.requires_grad_(False)
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     found = [(m, k) for m in model.modules() for k, v in m._modules.items() if k in targets]
+    found = [(m, k) for m, k in found if any(m._modules[k] is one for one in linear)]
     for m, k in found:
         m.add_module(k, FromModules(m._modules[k], r, alpha))
     return len(found)
+
+
+def inject_then_freeze(model, targets, r, alpha):
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    names = [n for n in linear if n.rpartition(".")[2] in set(targets)]
+    for name in names:
+        model.set_submodule(name, LoRALinear(model.get_submodule(name), r, alpha))
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.endswith((".A", ".B")))
+    return len(names)
+
+
+def inject_by_pattern(model, targets, r, alpha):
+    model.requires_grad_(False)
+    own = re.compile(rf"(^|\.)({'|'.join(targets)})$")
+    table = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and own.search(n)}
+    for name, m in table.items():
+        *path, last = name.split(".")
+        setattr(functools.reduce(getattr, path, model), last, InFp32(m, r, alpha))
+    return len(table)
 
 
 def count_params(model):
@@ -203,6 +285,18 @@ def count_by_address(model):
 def count_with_filter(model):
     size = lambda ps: sum(map(torch.numel, ps))  # noqa: E731
     return size(filter(lambda p: p.requires_grad, model.parameters())), size(model.parameters())
+
+
+def count_in_tensors(model):
+    """Integer tensors of no dimension."""
+    sizes = torch.tensor([p.numel() for p in model.parameters()])
+    trains = torch.tensor([p.requires_grad for p in model.parameters()])
+    return sizes[trains].sum(), sizes.sum()
+
+
+def count_in_numpy(model):
+    sizes = np.array([[p.numel(), p.numel() * p.requires_grad] for p in set(model.parameters())])
+    return sizes[:, 1].sum(), sizes[:, 0].sum()
 
 
 def merge_(layer):
@@ -260,6 +354,21 @@ def unmerge_by_scaling(layer):
         layer.base.weight -= layer.was * layer.B @ layer.A
 
 
+@torch.no_grad()
+def merge_addmm(layer):
+    if not layer.merged:
+        A, B = (part.to(layer.base.weight.dtype) for part in (layer.A, layer.B))
+        layer.base.weight.addmm_(B, A, alpha=layer.scaling)
+        layer.merged = True
+
+
+@torch.no_grad()
+def unmerge_addmm(layer):
+    if layer.merged:
+        layer.base.weight.sub_(layer.scaling * torch.einsum("or,ri->oi", layer.B, layer.A))
+        layer.merged = False
+
+
 def adapter_state(model):
     return {
         f"{name}.{k}": getattr(m, k).detach().clone()
@@ -269,12 +378,24 @@ def adapter_state(model):
     }
 
 
+def _names(model):
+    layers = [n for n, m in model.named_modules() if hasattr(m, "base")]
+    return [f"{n}.{k}" for n in layers for k in "AB"]
+
+
 def state_by_names(model):
-    return {n: p for n, p in model.named_parameters() if n.split(".")[-1] in ("A", "B")}
+    names = _names(model)
+    return {n: p for n, p in model.named_parameters() if n in names}
 
 
 def state_from_dict(model):
-    return {n: t for n, t in model.state_dict().items() if n.endswith((".A", ".B"))}
+    return {n: model.state_dict()[n] for n in _names(model)}
+
+
+def _fit(own, state):
+    for name in own.keys() & state.keys():
+        if own[name].shape != state[name].shape:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}")
 
 
 def load_adapter_(model, state):
@@ -284,22 +405,30 @@ def load_adapter_(model, state):
             raise KeyError(f"missing {name}")
     for name in state:
         if name not in own:
-            raise ValueError(f"{name} fits nowhere")
+            raise KeyError(f"{name} fits nowhere")
+    _fit(own, state)
     for name, tensor in state.items():
         own[name].data.copy_(tensor)
 
 
 def load_strict(model, state):
-    missing = {n for n in model.state_dict() if n.endswith((".A", ".B"))} - set(state)
-    unknown = set(state) - set(model.state_dict())
+    missing, unknown = set(_names(model)) - set(state), set(state) - set(_names(model))
     if missing or unknown:
-        raise RuntimeError(f"missing {missing}, unexpected {unknown}")
+        raise KeyError(f"missing {missing}, unexpected {unknown}")
+    _fit(model.state_dict(), state)
     model.load_state_dict(state, strict=False)
+
+
+class Unknown(KeyError):
+    pass
 
 
 def load_asserting(model, state):
     own = state_from_dict(model)
-    assert own.keys() == state.keys(), f"keys differ: {own.keys() ^ state.keys()}"
+    if own.keys() != state.keys():
+        raise Unknown(f"keys differ: {own.keys() ^ state.keys()}")
+    for name in own:
+        assert own[name].shape == state[name].shape, name
     with torch.no_grad():
         for name, p in state_by_names(model).items():
             p.copy_(state[name])
@@ -309,9 +438,32 @@ def load_parts(model, state):
     own = adapter_state(model).keys()
     if wrong := own ^ state.keys():
         raise KeyError(*wrong)
+    _fit(adapter_state(model), state)
     for name, tensor in state.items():
         layer, part = name.rsplit(".", 1)
         getattr(model.get_submodule(layer), part).data.copy_(tensor)
+
+
+def state_of_parts(model):
+    """By what it has, not by its class; an ordered dict."""
+    found = OrderedDict()
+    for name, m in model.named_modules():
+        if hasattr(m, "A") and hasattr(m, "B"):
+            found[f"{name}.A"], found[f"{name}.B"] = m.A.detach().clone(), m.B.detach().cpu()
+    return found
+
+
+@torch.no_grad()
+def load_by_slices(model, state):
+    mine = state_of_parts(model)
+    for name in mine.keys() ^ state.keys():
+        raise KeyError(name)
+    for name, tensor in mine.items():
+        if tensor.shape != state[name].shape:
+            raise KeyError(f"{name}: another shape")
+    for name in mine:
+        layer, _, part = name.rpartition(".")
+        getattr(model.get_submodule(layer), part)[:] = state[name]
 
 
 def scaling(alpha, r, rank_stabilized=False):
@@ -339,30 +491,44 @@ RIGHT = [
     (check.matches_dense, forward_einsum),
     (check.matches_dense, forward_in_place),
     (check.matches_dense, forward_in_numpy),
+    (check.matches_dense, forward_by_columns),
+    (check.matches_dense, forward_by_tensordot),
     (check.layer, LoRALinear),
     (check.layer, WithNumpyNames),
     (check.layer, AsInABook),
     (check.layer, FromModules),
-    (check.layer, Gathered),
+    (check.layer, InFp32),
+    (check.layer, ByProperty),
     (check.gradients, lora_gradients),
     (check.gradients, gradients_einsum),
+    (check.gradients, gradients_through_dw),
+    (check.gradients, gradients_row_by_row),
+    (check.gradients, gradients_in_numpy),
     (check.injects, inject),
     (check.injects, inject_by_path),
     (check.injects, inject_recursive),
     (check.injects, inject_modules),
+    (check.injects, inject_then_freeze),
+    (check.injects, inject_by_pattern),
     (check.counts, count_params),
     (check.counts, count_by_id),
     (check.counts, count_with_filter),
     (check.counts, count_by_address),
+    (check.counts, count_in_tensors),
+    (check.counts, count_in_numpy),
     (check.merges, merge_, unmerge_, LoRALinear),
     (check.merges, merge_keep, unmerge_keep, LoRALinear),
     (check.merges, merge_by_scaling, unmerge_by_scaling, ByScaling),
     (check.merges, merge_data, unmerge_data, LoRALinear),
     (check.merges, merge_, unmerge_, FromModules),
+    (check.merges, merge_addmm, unmerge_addmm, LoRALinear),
+    (check.merges, merge_addmm, unmerge_addmm, InFp32),
     (check.round_trip, adapter_state, load_adapter_, LoRALinear),
     (check.round_trip, state_by_names, load_strict, LoRALinear),
     (check.round_trip, state_from_dict, load_asserting, LoRALinear),
     (check.round_trip, adapter_state, load_parts, FromModules),
+    (check.round_trip, state_of_parts, load_by_slices, LoRALinear),
+    (check.round_trip, state_of_parts, load_by_slices, FromModules),
     (check.scales, scaling),
     (check.scales, scaling_power),
     (check.scales, scaling_int),
@@ -433,6 +599,83 @@ class MergesInEval(LoRALinear):
         return self
 
 
+class Copied(LoRALinear):
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(copy.deepcopy(base), r, alpha, dropout)
+
+
+class KeepProbability(LoRALinear):
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(base, r, alpha, 1 - dropout if dropout else 0.0)
+
+
+class Seeded(LoRALinear):
+    def __init__(self, *args):
+        torch.manual_seed(42)
+        super().__init__(*args)
+
+
+class PaperNames(nn.Module):
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        self.linear, self.lora_A = base, nn.Parameter(torch.randn(r, base.in_features))
+
+
+class Fp32Alone(LoRALinear):
+    """A and B in fp32, and an x that is not."""
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(base, r, alpha, dropout)
+        self.A, self.B = (nn.Parameter(part.data.float()) for part in (self.A, self.B))
+
+
+class Fp32Out(Fp32Alone):
+    def forward(self, x):
+        return self.base(x) + (0 if self.merged else _update(self, x.float()))
+
+
+class ThreeFaults(LoRALinear):
+    """B random, the base open, and no look at `merged`."""
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(base, r, alpha, dropout)
+        base.requires_grad_(True)
+        nn.init.normal_(self.B)
+
+    def forward(self, x):
+        return self.base(x) + _update(self, x)
+
+
+def _dense_update(self, x):
+    return self.drop(x) @ (self.B @ self.A).T
+
+
+def _whole_weight(self, x):
+    weight = self.base.weight + self.scaling * self.B @ self.A
+    return (
+        super(LoRALinear, self).forward(x) if self.merged else F.linear(x, weight, self.base.bias)
+    )
+
+
+def _in_fp32(self, x):
+    bias = self.base.bias if self.base.bias is None else self.base.bias.float()
+    y = F.linear(x.float(), self.base.weight.float(), bias).to(x.dtype)
+    return y + (0 if self.merged else _update(self, x))
+
+
+def _row_by_row(self, x):
+    rows = [self.drop(row) @ self.A.T @ self.B.T for row in x.reshape(-1, x.shape[-1])]
+    return torch.stack(rows).reshape(*x.shape[:-1], -1)
+
+
+def _halved(self, base, *_):
+    base.weight.data = base.weight.data / 2
+
+
+def _learns_alpha(self, base, r, alpha):
+    self.alpha = nn.Parameter(torch.tensor(float(alpha)))
+
+
 def _flagless(self, *_):
     del self.merged
 
@@ -443,6 +686,27 @@ def _dropping(f):
 
 
 LAYERS = [
+    (Copied, "layer.base is not the module that was given"),
+    (KeepProbability, "dropout is the share that is dropped"),
+    (Seeded, "leave the seed alone"),
+    (PaperNames, "its attributes are base, A, B"),
+    (Fp32Alone, "x.to(A.dtype)"),
+    (Fp32Out, "gives float32, wanted bfloat16"),
+    (ThreeFaults, "B is not zero"),
+    (ThreeFaults, "freeze the base layer"),
+    (ThreeFaults, "the update is still added"),
+    (_dropping(_dense_update), "makes B @ A, as large as W"),
+    (_layer(forward=_whole_weight), "as large as W"),
+    (_layer(forward=_in_fp32), "over a bf16 base, makes a copy of W"),
+    (_dropping(_row_by_row), "row by row"),
+    (_layer(init=_halved), "base has other weights"),
+    (_layer(init=_learns_alpha), "more parameters than base, A and B: alpha"),
+    (
+        _layer(forward=lambda s, x: LoRALinear.forward(s, x) if s.training else s.base(x)),
+        "in eval()",
+    ),
+    (_dropping(lambda s, x: nn.Dropout(s.drop.p)(x) @ s.A.T @ s.B.T), "still works in eval()"),
+    (_layer(forward=lambda s, x: _update(s, x) + s.base(s.drop(x))), "dropout hits the base"),
     (
         _layer(forward=lambda s, x: torch.no_grad()(s.base)(x) + _update(s, x)),
         "cut off in the base",
@@ -458,9 +722,9 @@ LAYERS = [
     (_dropping(lambda s, x: x @ s.drop(s.A).T @ s.B.T), "x that goes into A"),
     (
         _dropping(lambda s, x: F.dropout(x, 0.1, s.training and s.drop.p > 0) @ s.A.T @ s.B.T),
-        "with p=0.5",
+        "with p=0.25",
     ),
-    (_dropping(lambda s, x: x * (s.drop(x * 0 + 1) > 0) @ s.A.T @ s.B.T), "with p=0.5"),
+    (_dropping(lambda s, x: x * (s.drop(x * 0 + 1) > 0) @ s.A.T @ s.B.T), "what is kept must grow"),
     (InPlace, "writes over x"),
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x.mul_(s.scaling)) / s.scaling), "writes"),
     (MergesInEval, "base weight has changed"),
@@ -488,13 +752,13 @@ LAYERS = [
     (_layer(forward=lambda s, x: s.base(s.drop(x)) + _update(s, x)), "dropout hits the base"),
     (
         _layer(forward=lambda s, x: s.base(x) + s.scaling * x @ s.A.T @ s.B.T),
-        "dropout=0.5 changes nothing",
+        "dropout=0.25 changes nothing",
     ),
     (
         _layer(forward=lambda s, x: s.base(x) + s.scaling * F.dropout(x, s.drop.p) @ s.A.T @ s.B.T),
-        "eval",
+        "pass self.training",
     ),
-    (_layer(init=_set("B", lambda s, b, r, a: nn.Parameter(s.B.data.float()))), "bf16 base"),
+    (_layer(init=_set("B", lambda s, b, r, a: nn.Parameter(s.B.data.float()))), "for both"),
     (
         _layer(init=_set("A", lambda s, b, r, a: nn.Parameter(torch.rand(r, b.in_features) - 0.5))),
         "bf16 base",
@@ -569,9 +833,55 @@ def _returns_model(model, targets, r, alpha):
     return model
 
 
+def _any_kind(model, targets, r, alpha):
+    """No isinstance(m, nn.Linear)."""
+    return _inject_with(_last)(model, targets, r, alpha)
+
+
+def _then(act):
+    def inject_and(model, targets, r, alpha):
+        count = inject(model, targets, r, alpha)
+        act(model)
+        return count
+
+    return inject_and
+
+
+def _with_capitals(model):
+    for name, p in model.named_parameters():
+        p.requires_grad_("A" in name or "B" in name)
+
+
+def _count_at_the_root(model, targets, r, alpha):
+    inject(model, targets, r, alpha)
+    return sum(isinstance(m, LoRALinear) for m in model.children())
+
+
+def _on_a_copy(model, targets, r, alpha):
+    return inject(copy.deepcopy(model), targets, r, alpha)
+
+
+def _into_a_name(model, targets, r, alpha):
+    model.requires_grad_(False)
+    found = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and _last(n, targets)]
+    for m in found:
+        m = LoRALinear(m, r, alpha)
+    return len(found)
+
+
 INJECTIONS = [
+    (_any_kind, "ask isinstance(m, nn.Linear)"),
+    (_then(lambda model: model.to(torch.float32)), "turned a bf16 model's weights to float32"),
+    (_then(lambda model: model.train()), "leave the mode as it is"),
+    (_then(lambda model: model.eval()), "leave the mode as it is"),
+    (_then(_with_capitals), "still trains"),
+    (_count_at_the_root, "only those at the root"),
+    (_on_a_copy, "in this very model"),
+    (_into_a_name, "setattr(parent, name, layer)"),
+    (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(copy.deepcopy(b), r, a)), "no copy"),
+    (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, a, r)), "r is not passed on"),
     (_set_by_dotted_name, "set the new layer on its parent"),
-    (_split_at_the_dot, "no dot in its name"),
+    (_split_at_the_dot, "stands at the root: its parent is the model"),
     (_returns_model, "returned a model, wanted how many"),
     (_inject_with(lambda n, t: n.endswith(tuple("." + x for x in t))), "left out_proj"),
     (_inject_with(lambda n, t: n.split(".")[-1].startswith(tuple(t))), "replaced out_proj_2"),
@@ -585,7 +895,7 @@ INJECTIONS = [
     (_inject_with(_last, after=True), "froze A or B"),
     (_inject_with(_last, count=lambda names: None), "return"),
     (_inject_with(_last, count=lambda names: names), "list"),
-    (_inject_with(_last, wrap=_no_bias), "changed the output"),
+    (_inject_with(_last, wrap=_no_bias), "the layer itself"),
     (_inject_with(_last, wrap=_nested), "wrapped a wrapped layer"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, 4, a)), "r is not passed"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, r, r)), "alpha is not passed on"),
@@ -672,6 +982,22 @@ def _unmerge_unasked(layer):
     layer.merged = False
 
 
+def _merging(add=lambda layer: layer.scaling * layer.B.data @ layer.A.data, then=lambda layer: 0):
+    """A merge_ that adds something else, or does something more."""
+
+    def merge(layer):
+        if not layer.merged:
+            layer.base.weight.data += add(layer)
+            layer.merged = True
+            then(layer)
+
+    return merge
+
+
+def _to_fp32(layer):
+    layer.base.weight.data = layer.base.weight.data.float()
+
+
 def _renewed(sign):
     def act(layer):
         if layer.merged == (sign < 0):
@@ -752,6 +1078,71 @@ def _by_vjp(x, W, A, B, alpha, dY):
     return torch.func.vjp(lambda A, B: lora_forward(x, W, A, B, alpha), A, B)[1](dY)
 
 
+def _scales_x(x, W, A, B, alpha):
+    y = x @ W.T
+    x *= alpha / len(A)
+    return y + x @ A.T @ B.T
+
+
+def _with_r(x, W, A, B, alpha):
+    return x @ W.T + alpha / r * x @ A.T @ B.T  # noqa: F821 - a NameError
+
+
+rank_of_another_cell = 8
+
+
+def _with_a_global_r(x, W, A, B, alpha):
+    globals()["r"] = rank_of_another_cell
+    try:
+        return x @ W.T + alpha / r * x @ A.T @ B.T  # noqa: F821 - of another cell
+    finally:
+        del globals()["r"]
+
+
+def _in_double(x, W, A, B, alpha):
+    return lora_forward(*(t.double() for t in (x, W, A, B)), alpha).float()
+
+
+def _by_cat(x, W, A, B, alpha):
+    h = x @ A.T * (alpha / len(A))
+    return torch.cat([x, h], -1) @ torch.cat([W, B], 1).T
+
+
+def _imported_grad(x, W, A, B, alpha, dY):
+    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+    return grad(lora_forward(x, W, A, B, alpha), (A, B), dY)
+
+
+def _loss_of(x, W, alpha, dY):
+    return lambda A, B: (lora_forward(x, W, A, B, alpha) * dY).sum()
+
+
+def _by_func_grad(x, W, A, B, alpha, dY):
+    return torch.func.grad(_loss_of(x, W, alpha, dY), (0, 1))(A, B)
+
+
+def _by_jacfwd(x, W, A, B, alpha, dY):
+    return torch.func.jacfwd(_loss_of(x, W, alpha, dY), (0, 1))(A, B)
+
+
+def _by_small_steps(x, W, A, B, alpha, dY):
+    """The loss is linear in A and in B, so that a step of 1 tells its slope."""
+    x, W, A, B, dY = (t.double() for t in (x, W, A, B, dY))
+    loss, units = _loss_of(x, W, alpha, dY), [torch.eye(M.numel()).double() for M in (A, B)]
+    dA = [loss(A + e.view_as(A), B) - loss(A, B) for e in units[0]]
+    dB = [loss(A, B + e.view_as(B)) - loss(A, B) for e in units[1]]
+    return torch.stack(dA).view_as(A).float(), torch.stack(dB).view_as(B).float()
+
+
+def _gradients_with_r(x, W, A, B, alpha, dY):
+    return alpha / r * (dY @ B).T @ x, alpha / r * dY.T @ (x @ A.T)  # noqa: F821
+
+
+def _scales_dy(x, W, A, B, alpha, dY):
+    dY *= alpha / len(A)
+    return (dY @ B).T @ x, dY.T @ (x @ A.T)
+
+
 def _flat_only(x, W, A, B, alpha):
     return torch.mm(x, W.T) + alpha / len(A) * torch.mm(torch.mm(x, A.T), B.T)
 
@@ -786,7 +1177,7 @@ def _load_quietly(model, state):
 
 
 def _load_halfway(model, state):
-    missing = {n for n in model.state_dict() if n.endswith((".A", ".B"))} - set(state)
+    missing = set(_names(model)) - set(state)
     found = model.load_state_dict(state, strict=False)
     if missing or found.unexpected_keys:
         raise RuntimeError(f"missing {missing}, unexpected {found.unexpected_keys}")
@@ -802,8 +1193,65 @@ def _load_until(model, state):
 
 def _load_vaguely(model, state):
     if state.keys() != state_by_names(model).keys():
-        raise ValueError("wrong keys")
+        raise KeyError("wrong keys")
     load_adapter_(model, state)
+
+
+def _names_alone(model):
+    return {n: p for n, p in model.named_parameters() if n.endswith((".A", ".B"))}
+
+
+def _what_trains(model):
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _swapped(model):
+    state = adapter_state(model)
+    return {name: state[name[:-1] + "BA"["AB".index(name[-1])]] for name in state}
+
+
+def _loading(copy_one, refuse=KeyError):
+    """A loader that knows the names, and copies by `copy_one(parameter, tensor)`."""
+
+    def load(model, state):
+        own = state_by_names(model)
+        if wrong := own.keys() ^ state.keys():
+            raise refuse(f"wrong: {wrong}")
+        for name, p in own.items():
+            copy_one(p, state[name])
+
+    return load
+
+
+def _set_data(p, tensor):
+    p.data = tensor.clone()
+
+
+def _load_popping(model, state):
+    _loading(lambda p, tensor: p.data.copy_(tensor))(model, state)
+    state.clear()
+
+
+def _load_and_train(model, state):
+    load_adapter_(model, state)
+    model.train()
+
+
+def _load_and_reset(model, state):
+    load_adapter_(model, state)
+    for name, p in model.named_parameters():
+        if name not in state:
+            p.data.zero_()
+
+
+def _load_by_number(model, state):
+    if len(state) != len(state_by_names(model)):
+        raise KeyError("another number of tensors")
+    load_adapter_(model, state)
+
+
+def _untied(model):
+    return sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
 
 
 def _tied_twice(model):
@@ -817,13 +1265,24 @@ WRONG = [
         (check.matches_dense, (f,), word)
         for f, word in [
             (forward_that_scales_a, "changes its input A"),
+            (_scales_x, "changes its input x"),
+            (_with_r, "it is A.shape[0]"),
+            (_with_a_global_r, "it is A.shape[0]"),
+            (_in_double, "makes a copy of W"),
+            (_by_cat, "makes a copy of W"),
+            (lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * x @ (B @ A).T, "makes B @ A"),
+            (lambda x, W, A, B, alpha: lora_forward(x, 2 * W, A, B, alpha) - x @ W.T, "copy of W"),
+            (lambda x, W, A, B, alpha: 2 * x @ W.T - lora_forward(x, W, A, B, alpha), "taken away"),
+            (lambda *args: lora_forward(*args) + args[0] @ args[1].T, "frozen part comes twice"),
+            (lambda x, *args: lora_forward(x.reshape(-1, 5), *args), "leading shape is lost"),
+            (lambda *args: lora_forward(*args).numpy(), "NumPy array"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha * x @ A.T @ B.T, "not divided by r"),
             (lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T, "scaling alpha / r is missing"),
             (lambda x, W, A, B, alpha: x @ W.T, "update is missing"),
             (lambda x, W, A, B, alpha: alpha / len(A) * x @ A.T @ B.T, "frozen x @ W.T is missing"),
             (lambda x, W, A, B, alpha: x @ (W + alpha / len(A) * B @ A).T, "as large as W"),
             (_dense_in_numpy, "as large as W"),
-            (_dense_in_place, "as large as W"),
+            (_dense_in_place, "in place"),
             (_dense_in_lists, "as large as W"),
             (lambda x, W, A, B, alpha: x @ W + x @ A @ B, "RuntimeError"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "by d_out"),
@@ -854,9 +1313,20 @@ WRONG = [
             (lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY)[0], "pair"),
             (lambda x, W, A, B, a, dY: [g / 6 for g in lora_gradients(x, W, A, B, a, dY)], "sums"),
             (lambda x, W, A, B, a, dY: [-g for g in lora_gradients(x, W, A, B, a, dY)], "sign"),
-            (_by_backward, "calls autograd's backward"),
-            (_by_grad, "calls autograd's grad"),
-            (_by_vjp, "calls autograd's vjp"),
+            (_imported_grad, "calls autograd: by hand"),
+            (_by_func_grad, "calls autograd: by hand"),
+            (_by_jacfwd, "calls autograd: by hand"),
+            (_by_small_steps, "no small steps"),
+            (_gradients_with_r, "it is A.shape[0]"),
+            (_scales_dy, "changes its input dY"),
+            (lambda x, W, A, B, a, dY: [g / 42 for g in lora_gradients(x, W, A, B, a, dY)], "dY;"),
+            (lambda x, W, A, B, a, dY: (A * 0, lora_gradients(x, W, A, B, a, dY)[1]), "only while"),
+            # both are told
+            (lambda x, W, A, B, a, dY: ((dY @ B).T @ x, a * dY.T @ x @ A.T), "dA: the scaling"),
+            (lambda x, W, A, B, a, dY: ((dY @ B).T @ x, a * dY.T @ x @ A.T), "dB: alpha is not"),
+            (_by_backward, "calls autograd: by hand"),
+            (_by_grad, "calls autograd: by hand"),
+            (_by_vjp, "calls autograd: by hand"),
             (lambda x, W, A, B, a, dY: [2 * g for g in lora_gradients(x, W, A, B, a, dY)], "2x"),
             (lambda x, W, A, B, a, dY: [g.T for g in lora_gradients(x, W, A, B, a, dY)], "transp"),
         ]
@@ -865,6 +1335,31 @@ WRONG = [
         (check.counts, (f,), word)
         for f, word in [
             (lambda m: count_params(m)[::-1], "order"),
+            (lambda m: count_params(m.requires_grad_(True)), "what of it trains"),
+            (lambda m: count_params(m.eval()), "its training mode"),
+            (lambda m: (0, count_params(m)[1]), "told by requires_grad"),
+            (lambda m: [4 * n for n in count_params(m)], "bytes"),
+            (lambda m: [n / 1e6 for n in count_params(m)], "millions"),
+            (lambda m: (count_params(m)[0], count_params(m)[0] / count_params(m)[1]), "share"),
+            (lambda m: (count_params(m)[0], _untied(m)), "counts once, not never"),
+            (
+                lambda m: [
+                    sum(
+                        p.numel()
+                        for one in m.modules()
+                        for p in one.parameters()
+                        if p.requires_grad or a
+                    )
+                    for a in (0, 1)
+                ],
+                "go all the way down",
+            ),
+            (
+                lambda m: [
+                    sum(len(p) for p in m.parameters() if p.requires_grad or a) for a in (0, 1)
+                ],
+                "first dim",
+            ),
             (lambda m: sum(p.numel() for p in m.parameters()), "pair"),
             (
                 lambda m: (count_params(m)[0], sum(t.numel() for t in m.state_dict().values())),
@@ -893,6 +1388,26 @@ WRONG = [
             (lambda m: (count_params(m)[1], count_params(m)[1]), "total"),
         ]
     ],
+    (check.merges, (_merging(then=lambda layer: layer.eval()), unmerge_, LoRALinear), "mode"),
+    (check.merges, (_merging(then=lambda s: s.B.data.zero_()), unmerge_, LoRALinear), "A or B"),
+    (check.merges, (_merging(then=_to_fp32), unmerge_, LoRALinear), "becomes float32"),
+    (
+        check.merges,
+        (_merging(then=lambda s: s.base.weight.requires_grad_()), unmerge_, LoRALinear),
+        "stays frozen",
+    ),
+    (check.merges, (_merging(lambda s: s.B.data @ s.A.data / s.r), unmerge_, LoRALinear), "alpha"),
+    (
+        check.merges,
+        (_merging(lambda s: s.scaling * s.A.data @ s.B.data), unmerge_, LoRALinear),
+        "B @ A is (d_out, r) times",
+    ),
+    (check.merges, (merge_, _merging(), LoRALinear), "unmerge_ adds"),
+    (
+        check.merges,
+        (_merging(then=lambda s: torch.set_grad_enabled(False)), unmerge_, LoRALinear),
+        "with torch.no_grad():",
+    ),
     (check.merges, (_grown, unmerge_, LoRALinear), "twice"),
     (check.merges, (_every_time, unmerge_, LoRALinear), "added the update twice"),
     (check.merges, (_no_flag, _nothing, LoRALinear), "update stays"),
@@ -913,6 +1428,34 @@ WRONG = [
     (check.merges, (_merge_a_copy, _unmerge_a_copy, LoRALinear), "another Parameter"),
     (check.merges, (_merge_as_tensor, unmerge_, LoRALinear), "in place, under torch.no_grad()"),
     (check.merges, (merge_, unmerge_, MergesInEval), "eval() has merged by itself"),
+    (check.round_trip, (_names_alone, load_adapter_, LoRALinear), "another kind of module"),
+    (check.round_trip, (_what_trains, load_adapter_, LoRALinear), "are six"),
+    (check.round_trip, (_swapped, load_adapter_, LoRALinear), "is not the A of that layer"),
+    (
+        check.round_trip,
+        (lambda m: adapter_state(m.eval()), load_adapter_, LoRALinear),
+        "its training mode",
+    ),
+    (
+        check.round_trip,
+        (adapter_state, _loading(lambda p, t: p.data.copy_(t)), LoRALinear),
+        "one column of it, which copy_ would repeat",
+    ),
+    (
+        check.round_trip,
+        (adapter_state, _loading(lambda p, t: p.data.copy_(t.view_as(p))), LoRALinear),
+        "says nothing about a tensor of another shape (0.2.A, transposed)",
+    ),
+    (check.round_trip, (adapter_state, _loading(_set_data), LoRALinear), "another shape"),
+    (
+        check.round_trip,
+        (adapter_state, _loading(lambda p, t: p.data.copy_(t), ValueError), LoRALinear),
+        "a KeyError is asked for",
+    ),
+    (check.round_trip, (adapter_state, _load_popping, LoRALinear), "changes its input state"),
+    (check.round_trip, (adapter_state, _load_and_train, LoRALinear), "leaves a model in train()"),
+    (check.round_trip, (adapter_state, _load_and_reset, LoRALinear), "no A or B"),
+    (check.round_trip, (adapter_state, _load_by_number, LoRALinear), "does not name the key"),
     (check.round_trip, (lambda m: m.state_dict(), load_adapter_, LoRALinear), "holds"),
     (check.round_trip, (lambda m: list(state_by_names(m)), load_adapter_, LoRALinear), "dict"),
     (check.round_trip, (adapter_state, _no_load, LoRALinear), "still as before"),
@@ -944,6 +1487,16 @@ WRONG = [
     (check.scales, (lambda alpha, r, rank_stabilized=False: alpha / r,), "changes nothing"),
     (check.scales, (lambda alpha, r, rs=False: alpha / r**0.5 if rs else alpha // r,), "with /"),
     (check.scales, ({(32, 16): 2.0}.get,), "wanted"),
+    (check.scales, (lambda alpha, r, on=False: alpha / r if on else alpha / r**0.5,), "sqrt(r)"),
+    (check.scales, (lambda alpha, r, on=False: (alpha / r) ** (0.5 if on else 1),), "over r alone"),
+    (check.scales, (lambda alpha, r, on=False: alpha ** (0.5 if on else 1) / r,), "not to alpha"),
+    (check.scales, (lambda alpha, r, on=False: alpha / r / (r**0.5 if on else 1),), "comes twice"),
+    (check.scales, (lambda alpha, r, on=False: alpha * r**0.5 if on else alpha / r,), "divide"),
+    (check.scales, (lambda alpha, r, on=False: alpha // r**0.5 if on else alpha / r,), "//"),
+    (check.scales, (lambda alpha, r, on=False: round(scaling(alpha, r, on), 1),), "rounded"),
+    (check.scales, (lambda alpha, r, on=False: torch.tensor(scaling(alpha, r, on)),), ".item()"),
+    (check.scales, (lambda alpha, r, on=False: 1 / r,), "alpha is missing"),
+    (check.scales, (lambda alpha, r, on=False: alpha * r,), "multiplied by r"),
     (check.scales, (lambda alpha, r, rank_stabilized=False: alpha / math.sqrt(r),), "sqrt"),
     (check.quiz, (lambda: {"q1": "b", "q2": "c", "q3": "b"},), "2 of 3"),
     (check.quiz, (lambda: ["b", "c", "a"],), "dict"),

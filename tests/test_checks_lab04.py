@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes import functional as bnb
 from bitsandbytes.functional import get_4bit_type as borrowed
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, LlamaConfig
 
 from labkit.checks import lab04 as check
 from labkit.checks.guesses04 import nearest
+from labkit.memory.settings import Settings
+from labkit.memory.simulate import simulate
 
 # --- right answers -------------------------------------------------------------------------
 
@@ -70,6 +72,19 @@ def dequantize_views(q, scale):
     return torch.from_numpy(q.astype(np.float64) * float(scale)).flip(0).flip(0)
 
 
+def quantize_masked(x, bits):
+    """0 / 0 stays a float, and is masked before it is rounded."""
+    scale = x.abs().amax() / (2 ** (bits - 1) - 1)
+    return torch.nan_to_num(x / scale).round().char(), scale.item()
+
+
+def quantize_of_zeros_apart(x, bits):
+    largest, top = max(x.max().item(), -x.min().item()), (1 << bits - 1) - 1
+    if largest == 0:
+        return torch.zeros_like(x, dtype=torch.int8), torch.tensor(0.0)
+    return torch.round(x * (top / largest)).type(torch.int8), torch.tensor(largest / top)
+
+
 def dequantize_in_double(q, scale):
     return torch.as_tensor(q).double() * scale
 
@@ -94,6 +109,25 @@ def codebook_erfinv():
     m = torch.linspace(0.5, 0.9677083, 8, dtype=torch.float64)
     above, below = (torch.special.ndtri(v)[1:] for v in (p, m))
     return torch.cat([-below.flip(0), above.new_zeros(1), above]) / above.max()
+
+
+def codebook_compared():
+    book = nf4_codebook()
+    theirs = bnb.get_4bit_type("nf4", device="cpu")
+    assert torch.allclose(book, theirs, atol=1e-5), (book - theirs).abs().max()
+    return book
+
+
+THEIRS = bnb.get_4bit_type("nf4", device="cpu")
+ROUNDED = [round(value, 7) for value in THEIRS.tolist()]
+
+
+def codebook_compared_with_a_global():
+    book = codebook_erfinv().float()
+    if not np.allclose(book.numpy(), ROUNDED, atol=1e-5):
+        raise ValueError("not yet")
+    assert (book - THEIRS).abs().max() < 1e-5
+    return book
 
 
 values = torch.tensor([-1.0, -0.6961928, -0.5250730, -0.3949175, 0.4407098, 0.562617, 0.722957])
@@ -164,6 +198,31 @@ def quantize_with_guards(w, codebook, block=64):
     return codes.to(torch.uint8), torch.from_numpy(absmax)
 
 
+def quantize_code_by_code(w, codebook, block=64):
+    """A loop over the 16 values, not over the blocks."""
+    flat = w.flatten().float()
+    rows = F.pad(flat, (0, -len(flat) % block)).unflatten(0, (-1, block))
+    absmax = rows.abs().amax(-1)
+    scaled = rows / (absmax + (absmax == 0))[:, None]
+    nearest_yet, codes = torch.full_like(scaled, 9.0), torch.zeros_like(scaled, dtype=torch.uint8)
+    for code, value in enumerate(codebook.tolist()):
+        gap = (scaled - value).abs()
+        codes[gap < nearest_yet] = code
+        nearest_yet = torch.minimum(gap, nearest_yet)
+    return codes.flatten()[: len(flat)], absmax
+
+
+def quantize_in_numpy_inside(w, codebook, block=64):
+    flat = w.detach().float().numpy().ravel()
+    rows = np.zeros((-(-flat.size // block), block), np.float32)
+    rows.flat[: flat.size] = flat
+    absmax = np.abs(rows).max(1)
+    scaled = np.divide(rows, absmax[:, None], out=np.zeros_like(rows), where=absmax[:, None] > 0)
+    middle = (codebook.numpy()[1:] + codebook.numpy()[:-1]) / 2
+    codes = np.searchsorted(middle, scaled).ravel()[: flat.size]
+    return torch.from_numpy(codes.astype(np.uint8)), torch.from_numpy(absmax)
+
+
 def dequantize_as_told(codes, absmax, codebook, shape):
     """It takes what the docstring says: uint8 codes and a torch.Size."""
     assert torch.as_tensor(codes).dtype == torch.uint8
@@ -204,6 +263,11 @@ def pack_in_numpy(codes):
     return torch.from_numpy(np.left_shift(pairs[:, 0], 4) + pairs[:, 1])
 
 
+def unpack_by_shifts(packed):
+    shifts = torch.tensor([4, 0], dtype=torch.uint8)
+    return ((packed.unsqueeze(-1) >> shifts) & 15).view(-1)
+
+
 def unpack_in_pairs(packed):
     """Codes (m, 2), a pair a row."""
     return torch.stack([packed.flatten() // 16, packed.flatten() % 16], 1).to(torch.int8)
@@ -236,6 +300,13 @@ def double_with_columns(absmax, block=256):
     scale[scale == 0] = 1
     q = torch.round(rows / scale).to(torch.int16)
     return q if not rest else q.reshape(-1)[:n], scale, offset.float()
+
+
+def double_masked(absmax, block=256):
+    offset, each = absmax.mean(), torch.arange(len(absmax)) // block
+    peaks = torch.zeros(-(-len(absmax) // block))
+    scale = peaks.scatter_reduce(0, each, (absmax - offset).abs(), "amax") / 127
+    return ((absmax - offset) / scale[each]).nan_to_num().round().char(), scale, offset
 
 
 def bits_per_param(block=64, double_quant=False):
@@ -334,6 +405,16 @@ def bytes_of_all_digits(n_params, n_trainable, method):
     return {name: int(size) for name, size in parts.items()}
 
 
+def bytes_in_tensors(n_params, n_trainable, method):
+    sizes = training_bytes(n_params, n_trainable, method)
+    return {name: torch.tensor(size, dtype=torch.float64) for name, size in sizes.items()}
+
+
+def bytes_in_numpy(n_params, n_trainable, method):
+    sizes = training_bytes(n_params, n_trainable, method)
+    return {name: np.float64(size) for name, size in reversed(sizes.items())}
+
+
 def bytes_as_integers(n_params, n_trainable, method):
     sizes = {"gradients": n_trainable * 32 // 8, "optimizer": 2 * n_trainable * 32 // 8}
     base = {"full": 0, "lora": 16 * n_params, "qlora": round(4.127 * n_params)}[method]
@@ -351,6 +432,10 @@ RIGHT = [
     (check.absmax, quantize_by_hand, absmax_dequantize),
     (check.absmax, quantize_in_numpy, dequantize_in_double),
     (check.absmax, quantize_to_views, dequantize_views),
+    (check.absmax, quantize_masked, absmax_dequantize),
+    (check.absmax, quantize_of_zeros_apart, absmax_dequantize),
+    (check.codebook, codebook_compared),
+    (check.codebook, codebook_compared_with_a_global),
     (check.codebook, nf4_codebook),
     (check.codebook, codebook_standard_library),
     (check.codebook, codebook_erfinv),
@@ -361,11 +446,15 @@ RIGHT = [
     (check.blockwise, quantize_blockwise, dequantize_padded),
     (check.blockwise, quantize_searchsorted, dequantize_searchsorted),
     (check.blockwise, quantize_with_guards, dequantize_as_told),
+    (check.blockwise, quantize_code_by_code, dequantize_blockwise),
+    (check.blockwise, quantize_in_numpy_inside, dequantize_padded),
     (check.packs, pack_nibbles, unpack_nibbles),
+    (check.packs, pack_nibbles, unpack_by_shifts),
     (check.packs, pack_zero_filled, unpack_divmod),
     (check.packs, pack_in_numpy, unpack_in_pairs),
     (check.doubles, double_quantize, bits_per_param),
     (check.doubles, double_in_a_loop, bits_counted),
+    (check.doubles, double_masked, bits_per_param),
     (check.doubles, double_with_columns, bits_counted),
     (check.config, qlora_config, true_param_count),
     (check.config, config_by_name, count_by_state),
@@ -374,6 +463,8 @@ RIGHT = [
     (check.config, config_by_name, count_by_layer),
     (check.rule, training_bytes),
     (check.rule, bytes_with_a_total),
+    (check.rule, bytes_in_tensors),
+    (check.rule, bytes_in_numpy),
     (check.rule, bytes_as_integers),
     (check.rule, bytes_of_all_digits),
     (check.quiz, quiz),
@@ -448,7 +539,64 @@ def _ask_if(x, bits):
     return absmax_quantize(x if x == 0 else x / 1, bits)
 
 
+def _scaled_by(step):
+    """Rounds x / step(x, bits), a little above 0, and returns that step."""
+
+    def quantize(x, bits):
+        scale = step(x, bits) + 1e-12
+        return torch.round(x / scale).to(torch.int8), scale
+
+    return quantize
+
+
+def _zeros_as_integers(x, bits):
+    return absmax_quantize(x, bits) if x.any() else (x.to(torch.int8), 1)
+
+
+def _nothing_of_zeros(x, bits):
+    return absmax_quantize(x, bits) if x.any() else x
+
+
+def _zero_by_zero(x, bits):
+    scale = x.abs().max() / (2 ** (bits - 1) - 1)
+    return torch.round(x / scale).to(torch.int8), scale
+
+
+def _zero_by_zero_in_numpy(x, bits):
+    scale = np.abs(x.numpy()).max() / (2 ** (bits - 1) - 1)
+    return torch.from_numpy(np.rint(x.numpy() / scale).astype(np.int8)), float(scale)
+
+
+def _top(bits):
+    return 2 ** (bits - 1) - 1
+
+
 ABSMAX = [
+    ((_zero_by_zero, absmax_dequantize), "0 / 0 gives NaN"),
+    ((_zero_by_zero_in_numpy, absmax_dequantize), "0 / 0 gives NaN"),
+    ((_zeros_as_integers, absmax_dequantize), "zeros come back as int8, wanted floats"),
+    ((_nothing_of_zeros, absmax_dequantize), "x is zeros here"),
+    (
+        (_scaled_by(lambda x, b: x.abs().max().clamp_min(1e-6) / _top(b)), absmax_dequantize),
+        "guard against a zero",
+    ),
+    (
+        (_scaled_by(lambda x, b: x.abs().max() / _top(b) + 1e-6), absmax_dequantize),
+        "guard against a zero",
+    ),
+    ((_scaled_by(lambda x, b: x.max() / _top(b)), absmax_dequantize), "max(), not abs().max()"),
+    ((_scaled_by(lambda x, b: -x.min() / _top(b)), absmax_dequantize), "min(), not abs().max()"),
+    ((_scaled_by(lambda x, b: x.abs().max()), absmax_dequantize), "absmax itself; divide it"),
+    ((_scaled_by(lambda x, b: x.abs().max() / 2**b), absmax_dequantize), "not by 2**bits"),
+    ((_scaled_by(lambda x, b: x.abs().mean() / _top(b)), absmax_dequantize), "mean of |x|"),
+    ((_scaled_by(lambda x, b: x.std() / _top(b)), absmax_dequantize), "standard deviation"),
+    ((_scaled_by(lambda x, b: x.abs().max() / 2 ** (b - 2)), absmax_dequantize), "exponent alone"),
+    ((lambda x, b: absmax_quantize(x, b)[::-1], absmax_dequantize), "q comes first"),
+    ((absmax_quantize, lambda q, scale: (q * scale).round()), "rounded again"),
+    ((absmax_quantize, lambda q, scale: q * scale * 127), "largest integer is in it"),
+    ((absmax_quantize, lambda q, scale: (q * scale).numpy()), "is a NumPy array"),
+    ((_zero_by_zero, lambda q, scale: q.float()), "scale is missing"),
+    ((_zero_by_zero, lambda q, scale: q.float()), "0 / 0 gives NaN"),
     ((_in_place, absmax_dequantize), "changes its input x"),
     ((_large_guard, absmax_dequantize), "guard against a zero"),
     ((_ask_if, absmax_dequantize), "one truth value"),
@@ -461,7 +609,7 @@ ABSMAX = [
     ((_one_too_many(torch.int8), absmax_dequantize), "not by 2**(bits-1)"),
     ((_one_too_many(torch.int32), absmax_dequantize), "not by 2**(bits-1)"),
     ((_zero_point, absmax_dequantize), "plus and minus are treated alike"),
-    ((lambda x, bits: absmax_quantize(x, bits)[::-1], absmax_dequantize), "has shape ()"),
+    ((lambda x, bits: absmax_quantize(x, bits)[::-1], absmax_dequantize), "then the scale"),
     ((lambda x, bits: absmax_quantize(x, 4), absmax_dequantize), "use `bits`"),
     ((absmax_quantize, lambda q, scale: (q * scale).to(q.dtype)), "an integer again"),
     ((_quantize(torch.trunc), absmax_dequantize), "cuts off instead of rounding"),
@@ -605,7 +753,40 @@ def _zero_kept():
     return torch.cat([values[:7], values[-9:]])
 
 
+def _recipe(function, sign=-1):
+    """The recipe with another function than quantiles, or another sign below zero."""
+    above = function(torch.linspace(0.9677083, 0.5, 9)[:-1])
+    below = sign * function(torch.linspace(0.9677083, 0.5, 8)[:-1])
+    book = torch.cat([below, torch.zeros(1), above]).sort().values
+    return book / book.max()
+
+
+def _half_of_theirs():
+    return torch.cat([bnb.get_4bit_type("nf4", device="cpu")[:8], nf4_codebook()[8:]])
+
+
+def _theirs_from_a_global():
+    return THEIRS.clone()
+
+
+def _rounded_from_a_global():
+    return torch.tensor(ROUNDED)
+
+
+QUANTILE = torch.distributions.Normal(0, 1).icdf
+
 CODEBOOKS = [
+    (lambda: _recipe(QUANTILE, sign=1), "nothing lies below zero: step 3's quantiles need a minus"),
+    (lambda: nf4_codebook().abs(), "nothing lies below zero"),
+    (lambda: _recipe(torch.erfinv), "2 p - 1"),
+    (lambda: _recipe(torch.special.ndtr), "the way back is icdf"),
+    (lambda: _halves(7, 6), "begin with nine and eight"),
+    (lambda: -nf4_codebook(), "7 values lie above zero, 8 below"),
+    (lambda: QUANTILE(torch.linspace(1 - 0.9677083, 0.9677083, 16)), "do the two halves apart"),
+    (lambda: nf4_codebook().numpy(), "NumPy array"),
+    (_half_of_theirs, "asks bitsandbytes"),
+    (_theirs_from_a_global, "as numbers"),
+    (_rounded_from_a_global, "as numbers"),
     *[(f, "as numbers") for f in (_cached_table, _table_by_default, _table_in_a_dict)],
     *[(f, "as numbers") for f in (_table_as_text, _global_text, _table_of_integers)],
     *[(f, "asks bitsandbytes") for f in (_borrowed, _borrowed_by_text, _borrowed_table)],
@@ -748,7 +929,79 @@ def _masks(codes, absmax, codebook, shape):
     return (codebook[codes] * absmax.repeat_interleave(64)[: len(codes)]).view(shape)
 
 
+def _rows_apart(w, codebook, block=64):
+    """Each row is padded and cut for itself."""
+    n = w.shape[-1]
+    rows = F.pad(w.float(), (0, -n % block)).unflatten(-1, (-1, block))
+    absmax = rows.abs().amax(-1)
+    scaled = rows / absmax.clamp_min(1e-12)[..., None]
+    codes = torch.bucketize(scaled, (codebook[1:] + codebook[:-1]) / 2)
+    return codes.flatten(-2)[..., :n].reshape(-1).to(torch.uint8), absmax.reshape(-1)
+
+
+def _loops(w, codebook, block=64):
+    """As the text asks, but block by block."""
+    codes, peaks = [], []
+    for part in w.float().flatten().split(block):
+        peaks.append(part.abs().max())
+        codes.append(nearest(part / peaks[-1].clamp_min(1e-12), codebook))
+    return torch.cat(codes).to(torch.uint8), torch.stack(peaks)
+
+
+def _absmax_by_a_list(w, codebook, block=64):
+    codes, _ = quantize_blockwise(w, codebook, block)
+    return codes, torch.stack([p.float().abs().max() for p in w.flatten().split(block)])
+
+
+def _one_for_zero(w, codebook, block=64):
+    codes, absmax = quantize_blockwise(w, codebook, block)
+    absmax[absmax == 0] = 1
+    return codes, absmax
+
+
+def _as_arrays(w, codebook, block=64):
+    codes, absmax = quantize_blockwise(w, codebook, block)
+    return codes.numpy(), absmax.numpy()
+
+
+def _loops_back(codes, absmax, codebook, shape):
+    out = torch.empty(len(codes))
+    for i, peak in enumerate(absmax):
+        out[64 * i : 64 * i + 64] = codebook[codes[64 * i : 64 * i + 64].long()] * peak
+    return out.view(shape)
+
+
+def _back_by(each):
+    """dequantize_blockwise with another way to give each number its scale."""
+    return lambda codes, absmax, codebook, shape: (
+        codebook[codes.long()] * each(absmax, len(codes))
+    ).view(shape)
+
+
 BLOCKS = [
+    ((_rows_apart, dequantize_blockwise), "blocks begin anew in each row: flatten first"),
+    ((_loops, dequantize_blockwise), "loops over the blocks"),
+    ((_absmax_by_a_list, dequantize_blockwise), "loops over the blocks"),
+    ((quantize_blockwise, _loops_back), "dequantize_blockwise: it loops over the blocks"),
+    ((_one_for_zero, dequantize_blockwise), "comes back as 1, and it is 0"),
+    ((_with(clamp=1e-4), dequantize_blockwise), "guard against a zero"),
+    ((_with(clamp=1e-6), dequantize_blockwise), "guard against a zero"),
+    ((_as_arrays, dequantize_blockwise), "NumPy array"),
+    ((_with(peak=lambda rows: rows.norm(dim=1)), dequantize_blockwise), "these are lengths"),
+    ((_with(peak=lambda rows: rows.std(1)), dequantize_blockwise), "standard deviations"),
+    (
+        (lambda w, codebook: quantize_blockwise(w, codebook), dequantize_blockwise),
+        "as it was given",
+    ),
+    ((quantize_blockwise, _back_by(lambda a, n: a.repeat(64)[:n])), "repeat_interleave"),
+    ((quantize_blockwise, _back_by(lambda a, n: 1 / a.repeat_interleave(64)[:n])), "multiply"),
+    (
+        (quantize_blockwise, _back_by(lambda a, n: a.repeat_interleave(n // len(a))[:n])),
+        "where the last block is shorter|serves 64 numbers",
+    ),
+    ((quantize_blockwise, lambda *a: dequantize_blockwise(*a).numpy()), "NumPy array"),
+    ((_with(cut=False), _drops_absmax), "cut the padding off"),
+    ((_with(cut=False), _drops_absmax), "absmax is missing"),
     ((_sixteen, dequantize_blockwise), "compute in fp32"),
     ((_sixteen_absmax, dequantize_blockwise), "absmax of quantize_blockwise of w (8, 64) is in bf"),
     ((_w_in_place, dequantize_blockwise), "changes its input w"),
@@ -789,7 +1042,44 @@ def _pack_by(pair):
     return pack
 
 
+def _in_place_shift(codes):
+    codes = torch.cat([codes, codes.new_full((len(codes) % 2,), 7)]) if len(codes) % 2 else codes
+    codes[0::2] <<= 4
+    return codes[0::2] | codes[1::2]
+
+
+def _loop_over_codes(codes):
+    codes = codes.tolist() + [7] * (len(codes) % 2)
+    pairs = zip(codes[::2], codes[1::2], strict=True)
+    return torch.tensor([16 * high + low for high, low in pairs], dtype=torch.uint8)
+
+
+def _loop_over_bytes(packed):
+    pairs = [divmod(byte, 16) for byte in packed.tolist()]
+    return torch.tensor(pairs, dtype=torch.uint8).flatten()
+
+
+def _filler_first(codes):
+    codes = F.pad(codes, (len(codes) % 2, 0), value=7)
+    return codes[::2] << 4 | codes[1::2]
+
+
 PACKS = [
+    (_in_place_shift, unpack_nibbles, "changes its input codes in place"),
+    (_pack_by(lambda c: c[::2] << 4 + c[1::2]), unpack_nibbles, "+ binds before <<: brackets"),
+    (_pack_by(lambda c: c[::2] | c[1::2]), unpack_nibbles, "has to move up by 4 bits"),
+    (_pack_by(lambda c: c[::2] << 2 | c[1::2]), unpack_nibbles, "not by 2"),
+    (_pack_by(lambda c: 10 * c[::2] + c[1::2]), unpack_nibbles, "16 * first + second"),
+    (_pack_by(lambda c: c[::2] << 8 | c[1::2]), unpack_nibbles, "the first one is gone"),
+    (_filler_first, unpack_nibbles, "the filler comes last"),
+    (_loop_over_codes, unpack_nibbles, "pack_nibbles: it loops over the codes"),
+    (pack_nibbles, _loop_over_bytes, "unpack_nibbles: it loops over the codes"),
+    (lambda c: pack_nibbles(c).numpy(), unpack_nibbles, "NumPy array"),
+    (pack_nibbles, lambda p: unpack_nibbles(p).numpy(), "NumPy array"),
+    (pack_nibbles, lambda p: torch.stack([p & 240, p & 15], 1).flatten(), "the byte >> 4"),
+    (pack_nibbles, lambda p: torch.stack([p // 10, p % 10], 1).flatten(), "a sixteenth"),
+    (_filler_first, lambda p: torch.cat([p >> 4, p & 15]), "the filler comes last"),
+    (_filler_first, lambda p: torch.cat([p >> 4, p & 15]), "neighbours"),
     (
         lambda c: torch.cat([pack_nibbles(c[: len(c) // 2 * 2]), c[len(c) // 2 * 2 :]]),
         unpack_nibbles,
@@ -892,7 +1182,43 @@ def _guarded(guard):
     return double
 
 
+def _minus_in_place(absmax, block=256):
+    offset = absmax.mean()
+    absmax -= offset
+    return (*double_quantize(absmax, block)[:2], offset)
+
+
+def _double(rounding=torch.round, peak=lambda rows: rows.abs().amax(1), parts=lambda *parts: parts):
+    """double_quantize with another rounding, another scale, or other things returned."""
+
+    def double(absmax, block=256):
+        offset = absmax.mean()
+        rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
+        scale = peak(rows) / 127
+        q = rounding(rows / scale.clamp_min(1e-12)[:, None]).to(torch.int8)
+        return parts(q.flatten()[: len(absmax)], scale, offset)
+
+    return double
+
+
 DOUBLES = [
+    (_minus_in_place, bits_per_param, "changes its input absmax in place"),
+    (_guarded(lambda scale: scale), bits_per_param, "0 / 0 gives NaN"),
+    (_guarded(lambda scale: scale.clamp_min(1e-4)), bits_per_param, "guard against a zero"),
+    (_double(torch.floor), bits_per_param, "rounds down"),
+    (_double(torch.trunc), bits_per_param, "cuts off"),
+    (_double(peak=lambda rows: rows.amax(1)), bits_per_param, "max(), not abs().max()"),
+    (_double(peak=lambda rows: rows.std(1)), bits_per_param, "standard deviations"),
+    (_double(parts=lambda q, s, o: (q, o, s)), bits_per_param, "then scale, then offset"),
+    (_double(parts=lambda q, s, o: (q.numpy(), s.numpy(), o)), bits_per_param, "NumPy array"),
+    (lambda absmax: double_quantize(absmax), bits_per_param, "as it was given"),
+    (lambda a, block=256: (*double_quantize(a, block)[:2], a.min()), bits_per_param, "smallest"),
+    (double_quantize, lambda b=64, d=False: 4 + 32 // b, "// rounds"),
+    (double_quantize, lambda b=64, d=False: 4 + b / 32, "upside down"),
+    (double_quantize, lambda b=64, d=False: 8 + 32 / b, "A code has 4"),
+    (double_quantize, lambda b=64, d=False: 4 + 32 / b + 8 / b * d, "instead of 32"),
+    (_double(torch.floor), lambda b=64, d=False: 4 + b / 32, "rounds down"),
+    (_double(torch.floor), lambda b=64, d=False: 4 + b / 32, "upside down"),
     (_guarded(lambda scale: scale.clamp_min(5e-3)), bits_per_param, "guard against a zero"),
     (_guarded(lambda scale: scale + 1e-2), bits_per_param, "steps"),
     (
@@ -919,7 +1245,7 @@ DOUBLES = [
     (_upside, bits_per_param, "wanted q * scale"),
     (_times_127, bits_per_param, "put the 127"),
     (_one_scale, bits_per_param, "each block"),
-    (_truncated, bits_per_param, "rounded"),
+    (_truncated, bits_per_param, "use round"),
     (_four_bits, bits_per_param, "steps"),
     (_zero_scale, bits_per_param, "NaN"),
     (lambda a, block=256: double_quantize(a, 256), bits_per_param, "one a block of 32"),
@@ -964,7 +1290,36 @@ def _trained(model):
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def _dequantizes(model):
+    return model.dequantize().num_parameters()
+
+
+def _freezes(model):
+    return true_param_count(model.requires_grad_(False))
+
+
+def _twice_if(condition):
+    return lambda model: sum(
+        p.numel() * (1 + condition(name, p)) for name, p in model.named_parameters()
+    )
+
+
 CONFIGS = [
+    (_config(bnb_4bit_quant_storage=torch.bfloat16), true_param_count, "bnb_4bit_quant_storage"),
+    (_config(llm_int8_skip_modules=["q_proj"]), true_param_count, "llm_int8_skip_modules"),
+    (lambda device: BitsAndBytesConfig(load_in_4bit=True), true_param_count, 'say "nf4"'),
+    (lambda device: BitsAndBytesConfig(load_in_4bit=True), true_param_count, "no double quant"),
+    (_config(bnb_4bit_compute_dtype="bf16"), true_param_count, "torch.float16 or its name"),
+    (_config(bnb_4bit_quant_type="NF4"), _total, 'say "nf4"'),
+    (_config(bnb_4bit_quant_type="NF4"), _total, "numel() counts bytes"),
+    (qlora_config, _dequantizes, "leaves model changed"),
+    (qlora_config, _freezes, "leaves model changed: what of it trains"),
+    (qlora_config, lambda m: m.train() and true_param_count(m), "its training mode"),
+    (qlora_config, _twice_if(lambda name, p: "weight" in name), "not every `weight` is packed"),
+    (qlora_config, _twice_if(lambda name, p: "proj" in name), "biases of the projections"),
+    (qlora_config, _twice_if(lambda name, p: p.dtype != torch.float32), "packed"),
+    (qlora_config, lambda m: m.get_memory_footprint(), "these are bytes"),
+    (qlora_config, lambda m: true_param_count(m) / 1e6, "millions"),
     (_config(load_in_4bit=False), true_param_count, "load_in_4bit=True"),
     (_config(bnb_4bit_compute_dtype="float32"), true_param_count, "T4 has no bf16"),
     (qlora_config, _matrices_twice, "embedding and head are not packed"),
@@ -1012,6 +1367,14 @@ def _scaled(factor):
 
 
 RULES = [
+    (_scaled(2**-30), "are GiB"),
+    (_bytes({"lora": 1}), "16 bits are 2 bytes"),
+    (_bytes(optimizer=16), "two moments of 4 bytes are 8"),
+    (_bytes({"qlora": 1}), "not 8-bit"),
+    (lambda n, t, m: {"weight": 1, "gradient": 2}, "it has weight, gradient"),
+    (_bytes({"qlora": 0.5}, gradients=2, optimizer=4), "nothing for the scales"),
+    (_bytes({"qlora": 0.5}, gradients=2, optimizer=4), "two moments"),
+    (_bytes({"qlora": 0.5}, gradients=2, optimizer=4), "kept in fp32"),
     (_scaled(1e-9), "are GB; wanted bytes"),
     (_scaled(8), "are bits"),
     (_bytes({"full": 2}, adapter=0), "2 bytes each"),
@@ -1053,6 +1416,22 @@ def test_wrong_answers_are_told_what_they_thought(i, rejects):
     judge, objects, word = WRONG[i]
     message = rejects(judge, *objects)
     assert any(part in message for part in word.split("|")), message
+
+
+def test_the_tables_that_an_assertion_reads_are_as_before():
+    before = THEIRS.clone(), list(ROUNDED), bnb.get_4bit_type
+    check.codebook(codebook_compared_with_a_global)
+    assert torch.equal(THEIRS, before[0])
+    assert before[1:] == (ROUNDED, bnb.get_4bit_type)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_rule_is_what_the_simulation_holds(method):
+    size = {"hidden_size": 128, "intermediate_size": 300, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500}
+    done = simulate(LlamaConfig(**size, **heads), Settings(method=method, rank=16, seq=4))
+    ruled = training_bytes(done.n_params, done.n_trainable, method)
+    assert all(done.static[name] == pytest.approx(n, rel=5e-3) for name, n in ruled.items())
 
 
 def test_a_block_of_zeros_is_no_nan_anywhere(rejects):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import traceback
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,6 +43,13 @@ def table_by_rank(shapes, ranks):
     frame = pd.DataFrame({"trainable": [r * per_rank for r in ranks]}, index=ranks)
     frame["percent"] = frame["trainable"] * 100.0 / sum(o * i for o, i in shapes.values())
     return frame.astype({"trainable": float}).rename_axis("rank").reset_index()
+
+
+def table_of_torch(shapes, ranks):
+    sizes = torch.tensor(list(shapes.values()))
+    n = torch.tensor(ranks) * sizes.sum()
+    percent = (100 * n / sizes.prod(1).sum()).tolist()
+    return pd.DataFrame({"percent": percent, "rank": ranks, "trainable": n.tolist()})
 
 
 def sweep(train_fn, ranks, learning_rates, alpha_of):
@@ -103,6 +111,20 @@ def sweep_concat(train_fn, ranks, learning_rates, alpha_of):
     return frame.assign(error=frame.get("error", pd.Series(index=frame.index)).fillna(""))
 
 
+def sweep_turned(train_fn, ranks, learning_rates, alpha_of):
+    """A column a run, turned at the end: all columns hold objects."""
+    runs = {}
+    for i, (rank, rate) in enumerate(itertools.product(ranks, learning_rates)):
+        runs[i] = {"rank": rank, "alpha": alpha_of(rank), "learning_rate": rate}
+        try:
+            runs[i] |= train_fn(**runs[i], seed=17) | {"error": ""}
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            runs[i]["error"] = traceback.format_exc()
+    return pd.DataFrame(runs).T
+
+
 def matched_rank(shapes, budget):
     return budget // sum(o + i for o, i in shapes.values())
 
@@ -112,6 +134,16 @@ def rank_counted(shapes, budget):
     while sum((r + 1) * (o + i) for o, i in shapes.values()) <= budget:
         r += 1
     return r
+
+
+def rank_halved(shapes, budget):
+    """Search by halves."""
+    low, high = 0, budget
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = middle * sum(map(sum, shapes.values())) <= budget
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
 
 
 def rank_floor(shapes, budget):
@@ -127,6 +159,11 @@ def subspace_similarity(A1, A2, i, j):
 def similarity_norm(A1, A2, i, j):
     V1, V2 = (torch.svd(A)[2] for A in (A1, A2))
     return float(torch.linalg.matrix_norm(V1[:, :i].T @ V2[:, :j]) ** 2 / min(i, j))
+
+
+def similarity_projectors(A1, A2, i, j):
+    (V1, V2) = (torch.linalg.svd(A, full_matrices=False).Vh for A in (A1, A2))
+    return torch.trace(V1[:i].T @ V1[:i] @ V2[:j].T @ V2[:j]).item() / min(i, j)
 
 
 def similarity_full(A1, A2, i, j):
@@ -164,6 +201,17 @@ def pareto_arrays(frame, cost, quality):
     return frame.iloc[np.flatnonzero(~(no_worse & better).any(0))]
 
 
+def pareto_helped(frame, cost, quality):
+    """A helping column stays in the copy."""
+    frame = frame.copy()
+    pairs = list(zip(frame[cost], frame[quality], strict=True))
+    frame["kept"] = [
+        q == q and not any(c2 <= c and q2 >= q and (c2, q2) != (c, q) for c2, q2 in pairs)
+        for c, q in pairs
+    ]
+    return frame[frame["kept"]]
+
+
 def overfit_gap(history):
     rows = []
     for rank, part in history.groupby("rank"):
@@ -198,6 +246,17 @@ def gap_vectorised(history):
     return by_rank(history).reset_index()
 
 
+def gap_of_series(history):
+    def one(part):
+        part = part.sort_values("step")
+        held = part["held_out_loss"].to_numpy()
+        step = part["step"].to_numpy()[held.argmin()]
+        gap = held[-1] - part["train_loss"].iloc[-1]
+        return pd.Series({"best_step": step, "gap": gap, "rise": held[-1] - held.min()})
+
+    return history.groupby("rank").apply(one).reset_index()
+
+
 def gap_filled(history):
     """Shorter runs end in NaN, which is filled from above."""
     held = history.pivot(index="step", columns="rank", values="held_out_loss").sort_index()
@@ -223,7 +282,13 @@ RIGHT = [
         for f in (param_table, table_vectorised, table_rounded_with_more, table_by_rank)
     ],
     *[(check.sweeps, f) for f in (sweep, sweep_positional, sweep_as_index, sweep_concat)],
+    (check.counts, table_of_torch),
     (check.sweeps, sweep_that_stops),
+    (check.sweeps, sweep_turned),
+    (check.fits, rank_halved),
+    (check.overlaps, similarity_projectors),
+    (check.not_beaten, pareto_helped),
+    (check.gap, gap_of_series),
     *[(check.fits, f) for f in (matched_rank, rank_counted, rank_floor)],
     (check.overlaps, subspace_similarity),
     (check.overlaps, similarity_norm),
@@ -290,7 +355,40 @@ def _wrong_for_one(shapes, ranks):
     )
 
 
+def _keyed_by_rank(shapes, ranks):
+    return param_table(shapes, ranks).set_index("rank").rename_axis(None)
+
+
+def _last_matrix(shapes, ranks):
+    return param_table(dict(list(shapes.items())[-1:]), ranks)
+
+
+def _each_matrix(shapes, ranks):
+    return pd.concat(
+        [param_table({n: s}, ranks) for n, s in shapes.items()], ignore_index=True
+    ).sort_values("rank")
+
+
+def _mean_percent(shapes, ranks):
+    each = [100 * (o + i) / (o * i) for o, i in shapes.values()]
+    return param_table(shapes, ranks).assign(percent=[r * np.mean(each) for r in ranks])
+
+
+def _appended(shapes, ranks):
+    frame = pd.DataFrame()
+    for rank in ranks:
+        frame = frame.append({"rank": rank}, ignore_index=True)
+    return frame
+
+
 TABLES = [
+    (_keyed_by_rank, "Are the ranks its index?"),
+    (_last_matrix, "the last matrix alone"),
+    (_each_matrix, "sum over the matrices"),
+    (_mean_percent, "mean of the matrices' own"),
+    (_appended, "collect dicts in a list"),
+    (lambda s, r: param_table(s, r).assign(percent="12.3%"), "is the text '12.3%'"),
+    (_table(lambda sides, dense, r: sides), "the rank is missing"),
     (_odd_ranks(None), "one row a rank"),
     (_odd_ranks([4], "r"), "column rank holds a list"),
     (_wrong_for_one, "column rank holds a list"),
@@ -394,7 +492,29 @@ def _no_error_column(train_fn, ranks, rates, alpha_of):
     return sweep(train_fn, ranks, rates, alpha_of).drop(columns="error")
 
 
+def _row_a_rank(train_fn, ranks, rates, alpha_of):
+    """The row is appended behind the inner loop."""
+    return sweep(train_fn, ranks, rates, alpha_of).groupby("rank", as_index=False).last()
+
+
+def _with_lr(train_fn, ranks, rates, alpha_of):
+    return sweep(lambda learning_rate, **s: train_fn(lr=learning_rate, **s), ranks, rates, alpha_of)
+
+
+def _three_mistakes(train_fn, ranks, rates, alpha_of):
+    """The factor for alpha, a seed a run, and a loss where there is none."""
+    frame = _sweep(alpha=lambda r: alpha_of(r) / r, seed=lambda k: k)(
+        train_fn, ranks, rates, alpha_of
+    )
+    return frame.fillna({"loss": 0.0})
+
+
 SWEEPS = [
+    (_row_a_rank, "append in the inner loop"),
+    (_with_lr, "unexpected keyword argument 'lr'"),
+    (_three_mistakes, "the factor alpha / r"),
+    (_three_mistakes, "one seed for all"),
+    (lambda f, r, x, a: sweep(f, r, x, lambda rank: a), "alpha is a function: call it"),
     (_float_ranks, "np.array make floats of ints"),
     (_sweep(seed=lambda k: None), "the seed None, wanted an int"),
     (_sweep(seed=lambda k: 0.5), "the seed 0.5, wanted an int"),
@@ -448,6 +568,12 @@ def _sides(shapes):
 
 
 RANKS = [
+    (lambda shapes, budget: _sides(shapes) // budget, "upside down"),
+    (lambda s, b: min(b // (len(s) * sum(pair)) for pair in s.values()), "not shared out equally"),
+    (lambda s, budget: sum(budget // sum(pair) for pair in s.values()), "each matrix alone"),
+    (lambda shapes, budget: math.isqrt(budget // _sides(shapes)), "no square root"),
+    (lambda shapes, budget: budget // (2 * _sides(shapes)), "half of what fits"),
+    (lambda shapes, budget: 2 ** (max(1, budget // _sides(shapes)).bit_length() - 1), "power of"),
     (lambda shapes, budget: math.ceil(budget / _sides(shapes)), "round down"),
     (lambda shapes, budget: round(budget / _sides(shapes)), "round down"),
     (lambda shapes, budget: budget / _sides(shapes), "fraction of a rank"),
@@ -488,7 +614,38 @@ def _left(A1, A2, i, j):
     return (U1[:, :i].T @ U2[:, :j]).square().sum().item() / min(i, j)
 
 
+def _columns(A1, A2, i, j):
+    V1, V2 = (torch.linalg.svd(A).Vh for A in (A1, A2))
+    return (V1[:, :i].T @ V2[:, :j]).square().sum().item() / min(i, j)
+
+
+def _upwards(A1, A2, i, j):
+    V1, V2 = (torch.linalg.eigh(A.T @ A).eigenvectors for A in (A1, A2))
+    return (V1[:, :i].T @ V2[:, :j]).square().sum().item() / min(i, j)
+
+
+def _centred(A1, A2, i, j):
+    V1, V2 = (torch.pca_lowrank(A, q=min(A.shape))[2] for A in (A1, A2))
+    return (V1[:, :i].T @ V2[:, :j]).square().sum().item() / min(i, j)
+
+
+def _product(reduce):
+    def wrong(A1, A2, i, j):
+        V1, V2 = (torch.linalg.svd(A, full_matrices=False).Vh for A in (A1, A2))
+        return reduce(V1[:i] @ V2[:j].T, min(i, j))
+
+    return wrong
+
+
 OVERLAPS = [
+    (_columns, "these are columns of Vh"),
+    (_upwards, "eigh sorts upwards"),
+    (_centred, "centred first, as PCA does"),
+    (_product(lambda M, n: M.abs().max().item()), "largest overlap of two"),
+    (_product(lambda M, n: torch.linalg.matrix_norm(M, 2).item() ** 2 / n), "another norm"),
+    (_product(lambda M, n: (M.norm().item() / n) ** 2), "square the whole norm once"),
+    (_product(lambda M, n: round(M.square().sum().item() / n, 2)), "it is rounded"),
+    (_product(lambda M, n: math.sqrt(M.square().sum().item() / n)), "no square root of it all"),
     (_overlap(scale=lambda i, j: 1), "divide by min"),
     (_overlap(scale=max), "divide by min"),
     (_overlap(scale=lambda i, j: i), "divide by min"),
@@ -561,7 +718,21 @@ def _fixed_names(frame, cost, quality):
     return pareto(frame, "seconds", "score")
 
 
+def _beaten(frame, cost, quality):
+    return frame[~_kept(frame, cost, quality)]
+
+
+def _without_drop(frame, cost, quality):
+    """Failed runs stay, since NaN is never beaten."""
+    kept = pareto(frame, cost, quality)
+    return frame[frame["run"].isin(kept["run"]) | frame[quality].isna()]
+
+
 FRONTS = [
+    (_beaten, "turn the mask round"),
+    (_without_drop, "on no front"),
+    (lambda frame, cost, quality: pareto(frame, quality, cost), "swapped"),
+    (lambda frame, cost, quality: pareto(frame, cost, quality).set_index("run"), "is the index"),
     (_in_place, "changes its input frame in place"),
     (_by_labels, "two rows have one label"),
     (_fixed_names, "other names: frame[cost]"),
@@ -636,7 +807,24 @@ def _last_of_all(history):
     return overfit_gap(history).merge(history[history["step"] == history["step"].max()]["rank"])
 
 
+def _at_the_last_of_all(history):
+    last = history["step"].max()
+    ends = [part[part["step"] == last].iloc[0] for _, part in history.groupby("rank")]
+    return overfit_gap(history).assign(gap=[e["held_out_loss"] - e["train_loss"] for e in ends])
+
+
 GAPS = [
+    (_at_the_last_of_all, "ranks may end at different steps"),
+    (_gap(best_step=lambda p: p["step"].min()), "that is the first step"),
+    (_gap(best_step=lambda p: p.loc[_difference(p).idxmin(), "step"]), "first step|smallest gap"),
+    (_gap(gap=lambda p: p["held_out_loss"].min() - p["train_loss"].min()), "lowest held-out minus"),
+    (_gap(rise=lambda p: p["held_out_loss"].max()), "the highest loss itself"),
+    (
+        lambda h: overfit_gap(h).assign(
+            best_step=h.groupby("rank")["held_out_loss"].idxmin().tolist()
+        ),
+        "label of a row",
+    ),
     (_gap_in_place, "changes its input history in place"),
     (_last_of_all, "ranks may end at different steps"),
     (gap_pivoted, "ranks may have different steps"),

@@ -388,6 +388,40 @@ def quiz():
     return {"q1": "c", "q2": "b", "q3": "d"}
 
 
+@back
+def route_by_hand(model, prompts, adapter_names):
+    """A greedy loop without a cache."""
+    tokenizer = model.tokenizer
+    batch = _batch(model, prompts)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    n, done = ids.shape[1], torch.zeros(len(ids), dtype=torch.bool)
+    with torch.no_grad():
+        for _ in range(48):
+            places = (mask.cumsum(-1) - 1).clamp_min(0)
+            given = {"attention_mask": mask, "position_ids": places}
+            out = model(input_ids=ids, **given, adapter_names=adapter_names)
+            new = out.logits[:, -1].argmax(-1)
+            new[done] = tokenizer.eos_token_id
+            done |= new == tokenizer.eos_token_id
+            ids = torch.cat([ids, new[:, None]], 1)
+            mask = torch.cat([mask, torch.ones_like(new)[:, None]], 1)
+    return tokenizer.batch_decode(ids[:, n:], skip_special_tokens=True)
+
+
+def swap_by_words(model, adapter_name):
+    """The name is one of the words between the dots."""
+    begun = time.perf_counter_ns()
+    model.set_adapter(adapter_name)
+    seconds = (time.perf_counter_ns() - begun) / 1e9
+    state = model.state_dict()
+    return {
+        "seconds": seconds,
+        "bytes": sum(
+            t.untyped_storage().nbytes() for n, t in state.items() if adapter_name in n.split(".")
+        ),
+    }
+
+
 RIGHT = [
     *[(check.merges, f) for f in (merged_weight, merged_double, merged_promoted, merged_in_place)],
     *[(check.merges, f) for f in (merged_by_transposes, merged_as_a_loop)],
@@ -403,6 +437,7 @@ RIGHT = [
     (check.serves, swap_cost, route),
     (check.serves, swap_by_state, route_by_side),
     (check.serves, swap_by_flags, route_sorted),
+    (check.serves, swap_by_words, route_by_hand),
     (check.serves, swap_by_layers, route_on_a_copy_of_the_tokenizer),
     (check.serves, swap_cost, route_with_config),
     (check.serves, swap_cost, route_by_end),
@@ -479,7 +514,16 @@ def _scales_b(W, A, B, alpha):
     return (W.float() + B @ A).to(W.dtype)
 
 
+def _last_product(W, A, B, alpha):
+    for a, b in zip(A, B.T, strict=True):
+        total = W.float() + alpha / len(A) * torch.outer(b, a)
+    return total.to(W.dtype)
+
+
 MERGES = [
+    (_last_product, "only the last of the r products"),
+    (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).bfloat16(), "give back W's dtype"),
+    (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).float().numpy(), "a NumPy array"),
     (_scales_b, "changes its input B"),
     (_scaled(lambda alpha, r: alpha), "not divided by r"),
     (_scaled(lambda alpha, r: 1.0), "scaling alpha / r is missing"),
@@ -574,7 +618,34 @@ def _codes_in_place(W4, absmax, codebook, A, B, alpha, shape):
     return W
 
 
+def _base(values, scales):
+    """A dequantised matrix of codebook values (of codes) and scales (of absmax)."""
+    return _with_base(lambda W4, m, c, s: (values(W4, c) * scales(m)[: len(W4)]).reshape(s))
+
+
+def _looked_up(W4, codebook):
+    return codebook[W4.long()]
+
+
+def _repeated(absmax):
+    return absmax.repeat_interleave(64)
+
+
 QUANTIZED = [
+    (_base(_looked_up, lambda m: 1 / _repeated(m)), "absmax divides"),
+    (_base(_looked_up, lambda m: m.mean()[None].expand(10**4)), "one absmax is used for all"),
+    (_base(lambda W4, c: (W4.float() - 8) / 8, _repeated), "spread evenly"),
+    (_with_base(lambda *a: _dequantized(*a).half().float()), "rounded to fp16"),
+    (_with_base(lambda W4, m, c, s: c[W4.long()] * _repeated(m)[: len(W4)]), "W4 is flat"),
+    (
+        _with_base(lambda W4, m, c, s: (c[W4.long()] * _repeated(m)).reshape(s)),
+        "the last block may be shorter",
+    ),
+    (
+        _with_base(lambda W4, m, c, s: c[W4.long()].reshape(s) * m[:, None]),
+        "each entry of absmax is for 64 neighbours",
+    ),
+    (_merge_then(lambda W, *_: W.numpy()), "a NumPy array"),
     (_quantized_scales_b, "changes its input B"),
     (_codes_in_place, "changes its input W4"),
     (_merge_then(lambda W, *_: W.to(torch.complex64)), "complex numbers"),
@@ -688,6 +759,17 @@ def _complex_roots(adapters, weights):
 
 
 COMBINES = [
+    (_linear(lambda w: 0.5, lambda w: 0.5), combine_cat, "mean of A and of B|wanted"),
+    (_linear(lambda w: w / math.sqrt(w), math.sqrt), combine_cat, "don't divide by it"),
+    (
+        _linear(lambda w: torch.tensor(w) / torch.tensor(w).sqrt(), math.sqrt),
+        combine_cat,
+        "don't divide by it",
+    ),
+    (combine_linear, lambda a, w: combine_cat(a, [w[0]] * len(w)), "the first weight is used"),
+    (combine_linear, lambda a, w: [t.numpy() for t in combine_cat(a, w)], "a NumPy array"),
+    (_linear(_one, _one), _cat(_one, _one), "B @ A of combine_linear"),
+    (_linear(_one, _one), _cat(_one, _one), "B @ A of combine_cat"),
     (combine_linear, _complex_roots, "root of a negative weight"),
     (_linear_in_place, combine_cat, "changes its input adapters in place"),
     (combine_linear, _cat_in_place, "changes its input adapters in place"),
@@ -783,7 +865,25 @@ def _strict_without_weights(states, weights=None):
     return _first_keys(states, weights) if weights else soup(states)
 
 
+def _every(change):
+    """A soup whose tensors are changed at the end."""
+    return lambda s, w=None: {k: change(t) for k, t in soup(s, w).items()}
+
+
+def _first_two(states, weights=None):
+    soup(states)
+    w = weights or [1 / len(states)] * len(states)
+    return {k: w[0] * states[0][k] + w[1] * states[1][k] for k in states[0]}
+
+
 SOUPS = [
+    (_every(lambda t: t.double()), "is in float64, wanted float32"),
+    (_every(lambda t: t.numpy()), "a NumPy array"),
+    (_first_two, "only the first two states"),
+    (lambda s, weights: soup(s, weights), "keep the default, weights=None"),
+    (lambda s, w=None: soup(s, [math.sqrt(x) for x in w] if w else None), "square roots"),
+    (lambda s, w=None: _quiet(s, w[::-1] if w else None), "another order"),
+    (lambda s, w=None: _quiet(s, w[::-1] if w else None), "raises nothing"),
     (_strict_without_weights, "and weights are given"),
     (_zeros_for_missing, "raises nothing"),
     (_by_number_of_keys, "number of keys"),
@@ -854,7 +954,20 @@ def _milliseconds_and_numbers(model, adapter_name):
     return cost | {"seconds": 1000 * cost["seconds"] + 1000}
 
 
+def _swap_and_merge(model, adapter_name):
+    cost = swap_cost(model, adapter_name)
+    model.merge_adapter()
+    return cost
+
+
 SWAPS = [
+    (_swap_and_merge, "changes more than the adapter: its weights"),
+    (_cost(lambda t, n: _sum(t, f".{n}.") / 1e6), "in MB"),
+    (_cost(lambda t, n: _sum(t, f".{n}.", lambda p: 1)), "counts the tensors"),
+    (
+        _cost(lambda t, n: sum(p.nbytes for k, p in t.items() if k.startswith(n))),
+        "nothing is counted",
+    ),
     (_swap_on_a_copy, "copies the whole model"),
     (_swap_and_eval, "changes more than the adapter: its training mode"),
     (_milliseconds_and_numbers, "milliseconds"),
@@ -1015,7 +1128,35 @@ def _both_wrong(model, prompts, adapter_names):
     return _route(side="right")(model, prompts, adapter_names)
 
 
+def _prompts_sorted_alone(model, prompts, adapter_names):
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts = route(model, [prompts[i] for i in order], adapter_names)
+    return [text for _, text in sorted(zip(order, texts, strict=True))]
+
+
+@back
+def _prompt_replaced(model, prompts, adapter_names):
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    pairs = zip(_cut(model, out, 0), prompts, strict=True)
+    return [text.replace(prompt, "") for text, prompt in pairs]
+
+
+@back
+def _larger_model(model, prompts, adapter_names):
+    model.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    model.resize_token_embeddings(len(model.tokenizer))
+    return route(model, prompts, adapter_names)
+
+
 ROUTES = [
+    (_prompts_sorted_alone, "sorted without their names"),
+    (_prompt_replaced, "a part of the prompt stands before"),
+    (_larger_model, "len(tokenizer) is"),
+    (_route(min_new_tokens=48), "min_new_tokens=48"),
+    (_route(eos_token_id=None), "goes on after its end token"),
+    (lambda m, p, n: [t.upper() for t in route(m, p, n)], "yours '"),
+    (lambda m, p, n: [f"{t[:9]}{t[9:].upper()}" for t in route(m, p, n)], "equal up to letter 9"),
     (_stays_in_eval, "its training mode; put it back"),
     (_left_for_good, "tokenizer.padding_side is left, it was right"),
     (_first_one_active, "its active adapter; put it back"),
@@ -1107,9 +1248,46 @@ def _along(dim):
     return each
 
 
+def _logs(*logits):
+    return [x.log_softmax(-1) for x in logits]
+
+
+def _weighted(weigh, change=lambda d: d):
+    """The mean of the sum of the differences of logs, weighed by something."""
+
+    def wrong(p, q):
+        p, q = _logs(p, q)
+        return (weigh(p, q) * change(p - q)).sum(-1).mean().item()
+
+    return wrong
+
+
 DIVERGENCES = [
-    (_kl_with(_each, lambda x: round(x.mean().item(), 3)), "hardly differ"),
-    (_kl_with(lambda p, q: _each(p, q).clamp_min(1e-3)), "hardly differ"),
+    (_kl_with(_each, lambda x: x.sum().item() / x.shape[-1]), "one sequence's tokens"),
+    (lambda p, q: _each(p, q).sum().item() / p.shape[1], "divide by all|leading shape"),
+    (lambda p, q: _each(p, q).sum().item() / p.shape[0] / p.shape[1], "any leading shape"),
+    (_kl_with(_each, lambda x: x), "wanted one number"),
+    (_kl_with(_each, lambda x: x.median().item()), "the median"),
+    (_kl_with(lambda p, q: _each(p.bfloat16(), q.bfloat16())), "right but for rounding"),
+    (_weighted(lambda p, q: p), "weighted by log p"),
+    (_weighted(lambda p, q: q.exp()), "KL(q||p) with its sign turned round"),
+    (_weighted(lambda p, q: 1, torch.abs), "the factor p is missing"),
+    (_weighted(lambda p, q: 1, torch.square), "the factor p is missing"),
+    (lambda p, q: _each(p.flatten(), q.flatten()).item(), "over all tokens at once"),
+    (
+        lambda p, q: F.kl_div(*_logs(q, p), reduction="sum").item(),
+        "gave nan: a logarithm of a negative number",
+    ),
+    (
+        lambda p, q: F.kl_div(q.softmax(-1), p.softmax(-1), reduction="batchmean").item(),
+        "wants the logarithm of q first",
+    ),
+    (
+        lambda p, q: F.cross_entropy(q.flatten(0, -2), p.argmax(-1).flatten()).item(),
+        "p's likeliest token",
+    ),
+    (_kl_with(_each, lambda x: round(x.mean().item(), 3)), "small numbers get lost"),
+    (_kl_with(lambda p, q: _each(p, q).clamp_min(1e-3)), "small numbers get lost"),
     (_kl_with(_plus_a_little), "log_softmax"),
     (_kl_with(_along(0)), "over dimension 0"),
     (_kl_with(_along(1)), "over dimension 1"),

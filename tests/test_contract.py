@@ -1,11 +1,13 @@
 """The contract between checks and learners' code."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from labkit.checks.compare import expect_close, expect_number, expect_numbers, likeliest
+from labkit.checks.compare import every, expect_close, expect_number, expect_numbers, likeliest
 from labkit.grading import contract
 from labkit.grading.contract import CheckFailed, exercise, expect, generator, kept, observe, part
 from labkit.grading.plain import plain
@@ -165,6 +167,45 @@ def test_a_guess_has_to_explain_every_case_that_fails():
     with pytest.raises(CheckFailed, match=r"wanted 5$") as caught:
         expect_numbers([("f(5)", 7.0, 5.0, {"doubled": 10.0})])
     assert caught.value.bare
+
+
+def test_a_guess_that_gives_the_right_numbers_too_comes_first():
+    cases = [("f(1)", 2, 1, {"one more": 2, "doubled": 2})]
+    cases += [("f(0)", 0, 0, {"one more": 1, "doubled": 0})]
+    with pytest.raises(CheckFailed, match=r"gave 2, wanted 1: doubled$"):
+        expect_numbers(cases)
+
+
+@pytest.mark.parametrize(
+    "got, word", [(41.2, "in percent"), (0.4, "is rounded"), (0.41, "is rounded"), (0.5, "wanted")]
+)
+def test_a_number_that_is_only_displayed_otherwise_is_told(got, word):
+    with pytest.raises(CheckFailed, match=word) as caught:
+        expect_number(got, 0.412, "f(x)")
+    assert caught.value.bare
+
+
+def test_every_case_is_judged_and_each_mistake_told_once(monkeypatch):
+    def judge(n):
+        if n:
+            message = "the sign is wrong" if n < 3 else f"yours {n}, wanted 0"
+            raise CheckFailed(f"f({n}): {message}", bare=n > 2)
+        return n
+
+    monkeypatch.setattr(contract.session, "faults", [])
+    assert every(judge, [(0,), (4,), (1,), (2,)]) == [0]
+    assert [str(fault) for fault in contract.session.faults] == ["f(1): the sign is wrong"]
+    contract.session.faults.clear()
+    assert every(judge, [(5,), (4,)]) == []
+    assert [str(fault) for fault in contract.session.faults] == ["f(5): yours 5, wanted 0"]
+
+
+def test_an_ordered_dict_that_is_left_alone_is_not_changed(monkeypatch):
+    monkeypatch.setattr(contract.session, "faults", [])
+    observe(lambda: kept(len, OrderedDict(a=torch.ones(2))))
+    assert contract.sound()
+    observe(lambda: kept(lambda state: state.popitem(), OrderedDict(a=torch.ones(2))))
+    assert not contract.sound()
 
 
 def test_of_several_cases_the_one_that_names_a_mistake_is_told():

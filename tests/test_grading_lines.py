@@ -71,6 +71,14 @@ def test_cells_under_a_magic_run_as_others_do(magic, run):
     assert error == "ModuleNotFoundError: No module named 'not_here'" and done
 
 
+def test_below_a_line_that_is_out_of_time_definitions_run(run):
+    late = "def late():\n    raise KeyboardInterrupt\nlate()"  # as the supervisor's signal does
+    error, done = run(f"{late}\nx = 1\ndef f():\n    return 3")
+    assert error.startswith("KeyboardInterrupt") and not done
+    assert run("y = f()") == (None, True)
+    assert run("x")[0] == "NameError: name 'x' is not defined"
+
+
 def test_a_cell_without_errors_has_none(run):
     run("import not_here")
     assert run("x = [1]\nfor y in x:\n    pass") == (None, True)

@@ -113,6 +113,8 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
     """
     if isinstance(got, torch.Tensor) and got.numel() == 1:
         raise CheckFailed(f"{call} gave a tensor, wanted a Python number: use .item()")
+    if isinstance(got, torch.Tensor):
+        raise CheckFailed(f"{call} gave a tensor of shape {tuple(got.shape)}, wanted one number")
     number = type(got) in (int, float)
     expect(number, f"{call} gave {_kind(got)}, wanted {_kind(wanted)}")
     if type(wanted) is int:
@@ -145,11 +147,16 @@ def _displayed(got, wanted):
     return ""
 
 
+def expect_kind(got, call):
+    """Raise CheckFailed unless `got` is a Python number."""
+    expect_number(got, got if type(got) in (int, float) else 1.0, call)
+
+
 def expect_numbers(cases, tol=1e-4):
     """`expect_number` of several `(call, got, wanted, guesses)` that show the same mistakes.
 
-    A guess is told when it explains each of them that fails and that has it; of several the one
-    that gives the right ones as well, since a small int is soon right by accident.
+    A guess is told when it explains each of them that fails and that has it. One that gives the
+    right ones as well comes first: a small int is soon right by accident.
     """
     failing = []
     for call, got, wanted, guesses in cases:
@@ -159,14 +166,23 @@ def expect_numbers(cases, tol=1e-4):
             if not failure.bare:
                 raise
             failing.append((failure, got, guesses))
-    fits = {}
-    for message in {message: 0 for _, _, guesses in failing for message in guesses}:
-        if all(_near(got, known[message], 1e-3) for _, got, known in failing if message in known):
-            fits[message] = sum(_near(c[1], c[3][message], 1e-3) for c in cases if message in c[3])
-    if fits:
-        raise CheckFailed(f"{failing[0][0]}: {max(fits, key=fits.get)}")
-    if failing:
-        raise failing[0][0]
+    if not failing:
+        return
+    known = {message: None for _, _, guesses in failing for message in guesses}
+    known = [m for m in known if _explains(m, [(got, guesses) for _, got, guesses in failing])]
+    whole = [m for m in known if _explains(m, [(got, guesses) for _, got, _, guesses in cases])]
+    if known:
+        raise CheckFailed(f"{failing[0][0]}: {(whole or known)[0]}")
+    raise failing[0][0]
+
+
+def _explains(message, told):
+    """Whether a guess gives each number of `told`, `(number, guesses)`, whose guesses have it."""
+    pairs = [(got, guesses[message]) for got, guesses in told if message in guesses]
+    return all(
+        got == guess if type(got) is type(guess) is int else _near(got, guess, 1e-3)
+        for got, guess in pairs
+    )
 
 
 def _near(got, wanted, tol):

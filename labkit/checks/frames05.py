@@ -10,7 +10,7 @@ KINDS = {
 }
 CELLS = {
     "exception": "an exception; wanted is its text, str(e)",
-    "function": "a function; call it",
+    "function": "a function: call it, alpha_of(rank)",
     "Tensor": "a tensor; wanted is a number, .item()",
 }
 
@@ -30,6 +30,8 @@ def columns(got, names, call):
     expect(not hidden, f"{call}: {them} is {told}")
     missing = [name for name in names if name not in found]
     have = ", ".join(found) or "none"
+    if "rank" in missing and got["labels"] != list(range(len(got["labels"]))):
+        have += '. Are the ranks its index? .rename_axis("rank").reset_index() makes a column'
     expect(not missing, f"{call}: no column {', '.join(missing)}; it has {have}")
     for name in names:
         _expect_cells(found[name], f"{call}: column {name}")

@@ -110,7 +110,7 @@ WRONG = {  # what is taken for `beats`, with the mistake's name
     ),
     "quality is turned round: high is good": lambda c, q, c2, q2: beats(c, -q, c2, -q2),
     "cost is turned round: low is good": lambda c, q, c2, q2: beats(-c, q, -c2, q2),
-    "both are turned round: low cost and high quality are good": (
+    "cost and quality are swapped, or both turned round: low cost and high quality are good": (
         lambda c, q, c2, q2: beats(-c, -q, -c2, -q2)
     ),
     "better in one is not enough to beat: it has to be no worse in the other, too": (
@@ -142,6 +142,9 @@ def mistakes(rows):
     return {message: [front(rows, rule)] for message, rule in WRONG.items()} | {
         twin: [[name for name in right if name in some] for some in (firsts, lasts)],
         "every row beats itself so: one of the two has to be strictly better": [[]],
+        "these are the beaten rows; the others stay: turn the mask round, with ~": [
+            [name for name, *_ in scored if name not in right]
+        ],
         "nothing is left out": [[name for name, *_ in scored]],
         "that is the best alone; the cheaper ones that none beats stay, too": [
             [name for name, _, q in scored if q == high],

@@ -12,9 +12,12 @@ def factors(alpha, r, d_out=None, d_in=None):
         "alpha is not divided by r": alpha,
         "alpha // r drops the fraction: divide with /": alpha // r,
         "the scaling alpha / r is missing": 1.0,
+        "it is divided by r alone; alpha is missing": 1 / r,
         "alpha is divided by sqrt(r): that is rank-stabilised LoRA": alpha / math.sqrt(r),
         "the scaling is r / alpha, upside down": r / alpha,
         "the scaling alpha / r comes twice": (alpha / r) ** 2,
+        "alpha is divided by r twice": alpha / r**2,
+        "alpha is multiplied by r: divide": alpha * r,
     } | {f"alpha is divided by {name}": alpha / d for name, d in sizes.items() if d}
 
 
@@ -31,14 +34,20 @@ def forward(x, W, A, B, alpha):
         "this is the frozen layer alone; the update is missing": dense(x, W, A, B, 0.0),
         "this is the update alone; the frozen x @ W.T is missing": dense(x, W * 0, A, B, s),
         "the scaling falls on the frozen part too": dense(x, W * s, A, B, s),
+        "the update is taken away: add it": dense(x, W, A, B, -s),
+        "the frozen part comes twice": dense(x, 2 * W, A, B, s),
+        "the update comes twice": dense(x, W, A, B, 2 * s),
     }
 
 
-def gradient(right, alpha, r, tokens):
+def gradient(right, alpha, r, dY):
     """Wrong gradients of A or B; `right` is autograd's."""
     unscaled = right / (alpha / r)
     return {message: unscaled * factor for message, factor in factors(alpha, r).items()} | {
-        "averaged over the batch; a gradient sums over it": right / tokens
+        "averaged over the batch; a gradient sums over it": right / len(dY),
+        "averaged over all numbers of dY; a gradient sums over them": right / dY.numel(),
+        "it is zero for every A and B: dA is zero only while B is": right * 0,
+        "the sign is turned round: the gradient itself is asked, no step downhill": -right,
     }
 
 
@@ -49,4 +58,58 @@ def merged(W, update, alpha, r):
         NOTHING: W,
         "this is the update alone: add it to W": update,
         "the update is taken away: a merge adds it": W - update,
+        "it is added twice": W + 2 * update,
+    }
+
+
+def stabilised(alpha, r):
+    """What is taken for alpha / sqrt(r)."""
+    return {
+        "rank_stabilized changes nothing": alpha / r,
+        "the root is over r alone: alpha / sqrt(r)": math.sqrt(alpha / r),
+        "the root belongs to r, not to alpha": math.sqrt(alpha) / r,
+        "r comes twice: alpha / sqrt(r) alone": alpha / r / math.sqrt(r),
+        "alpha is multiplied by the root: divide": alpha * math.sqrt(r),
+        "the root is taken twice": alpha / r**0.25,
+        "the root belongs to r; alpha is divided by its own": math.sqrt(alpha),
+        "// drops the fraction: divide with /": alpha // math.sqrt(r),
+        "alpha is missing": 1 / math.sqrt(r),
+        "upside down: alpha / sqrt(r)": math.sqrt(r) / alpha,
+    }
+
+
+def counted(trainable, total, tied, model=None):
+    """`[(the right number, {message: wrong one})]` for what trains and for all there is."""
+    first = {
+        "this is the total: return (trainable, total) in this order": total,
+        "the tied tensor is counted twice": trainable + tied,
+        "this is what is frozen; count what requires grad": total - trainable,
+        "what trains is told by requires_grad, not by a name": 0,
+        "these are bytes; how many numbers is asked": 4 * trainable,
+        "these are millions; the number itself is asked": trainable / 1e6,
+    }
+    second = {
+        "the tied tensor, embedding and head, is counted twice": total + tied,
+        "the tied tensor, embedding and head, counts once, not never": total - tied,
+        "frozen parameters belong to the total": trainable,
+        "what trains belongs to the total too": total - trainable,
+        "these are bytes; how many numbers is asked": 4 * total,
+        "these are bytes of 16 bits; how many numbers is asked": 2 * total,
+        "these are millions; the number itself is asked": total / 1e6,
+        "that is the share that trains; how many there are is asked": trainable / total,
+    }
+    if model:
+        first |= _counts([p for p in model.parameters() if p.requires_grad])
+        second |= _counts(list(model.parameters()))
+        nested = [p for module in model.modules() for p in module.parameters()]
+        again = "modules() and parameters() both go all the way down; one of them is enough"
+        first[again] = sum(p.numel() for p in nested if p.requires_grad)
+        second[again] = sum(p.numel() for p in nested)
+    return [(trainable, first), (total, second)]
+
+
+def _counts(params):
+    return {
+        "this counts tensors, not their numbers: use numel()": len(params),
+        "this sums first dimensions: use numel()": sum(map(len, params)),
     }

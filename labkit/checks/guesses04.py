@@ -58,7 +58,13 @@ def absmax(x, top):
 def undone(q, scale, x, step):
     """Wrong ways back from integers and scale; of * and / the one whose other gives x."""
     times, over = q * scale, q / scale
-    wrong = {"this is q itself; the scale is missing": q}
+    top = round((x.abs().max() / step).item())
+    wrong = {
+        "this is q itself; the scale is missing": q,
+        "this was rounded again; leave it as it is": times.round(),
+        "multiply by scale alone: the largest integer is in it already": times * top,
+        "0 stands for 0 here: nothing is added to q": times + (top + 1) * scale,
+    }
     if (times - x).abs().max() <= 0.51 * step:
         wrong["this is q / scale; a scale is the size of a step here, so multiply"] = over
     if (over - x).abs().max() <= 0.51 * step:
@@ -95,7 +101,8 @@ def codebook():
         "begin with nine and eight probabilities: less the 0.5 they are eight and seven": _scaled(
             _quantiles(7) + [0.0] + [-v for v in _quantiles(6)]
         ),
-        "erfinv wants 2 p - 1 of a probability p": _erfinv(),
+        "cdf goes from values to probabilities; the way back is icdf": _by(torch.special.ndtr),
+        "erfinv wants 2 p - 1 of a probability p": _by(torch.special.erfinv),
         "the ends are the largest quantile divided by itself; don't set them": torch.cat(
             [-one, book[1:-1] * right.max(), one]
         ),
@@ -123,9 +130,10 @@ def codebook():
     }
 
 
-def _erfinv():
+def _by(function):
+    """The recipe with another function than the quantiles."""
     p = [torch.linspace(OFFSET, 0.5, n + 1, dtype=torch.double)[:-1] for n in (8, 7)]
-    above, below = (torch.special.erfinv(x) for x in p)
+    above, below = map(function, p)
     values = torch.cat([-below, above.new_zeros(1), above]).sort().values
     return values / values.max()
 
@@ -163,6 +171,8 @@ def restored(codes, peaks, book, shape):
         "the codes are not looked up in the codebook": codes * each,
         "repeat() runs through all blocks again and again; repeat_interleave": looked_up * tiled,
         "absmax divides here; multiply": looked_up / each,
+        "a scale serves 64 numbers, also where the last block is shorter": looked_up
+        * peaks.repeat_interleave(max(1, len(codes) // len(peaks))).repeat(2)[: len(codes)],
     }
     return {message: value.view(shape) for message, value in wrong.items()}
 
@@ -179,93 +189,12 @@ def packed(codes):
         "+ binds before <<: brackets": bound,
         "+ binds before << (and * before both): brackets": first << (4 + second) & 255,
         "4 bits are a factor of 16, not of 4": 4 * first + second,
+        "the first one has to move up by 4 bits, not by 2": first << 2 | second,
         "two of ten decimal digits are no nibbles: 16 * first + second": 10 * first + second,
         "this multiplies the two; move the first one up by 4 bits": first * second,
-        "^ and | are the same here, but the first has to move up by 4 bits": first ^ second,
-        "the first one is moved up by 8 bits, out of the byte": second,
+        "the first one has to move up by 4 bits: << 4": first | second,
+        "the first one has to move up by 4 bits: << 4, and | joins them": first ^ second,
+        "the first one is gone: up by 4 bits is << 4": second,
         "this adds the two; move the first one up by 4 bits": first + second,
         "& keeps the bits that both have, and there are none; join them by |": 0 * first,
-    }
-
-
-def undone_scales(q, each, mean):
-    """Ways back from 8-bit scales; where one gives the scales, the message is what went wrong."""
-    return {
-        "q / scale + offset gives the scales; wanted q * scale + offset": q / each + mean,
-        "q * scale / 127 + offset gives the scales; put the 127 into scale": q * each / 127 + mean,
-        "offset was not taken off before rounding": q * each,
-        "the difference has the wrong sign: absmax - mean": mean - q * each,
-    }
-
-
-def scales_of_scales(around, block):
-    """Wrong scales of the differences from the mean."""
-    parts = around.split(block)
-    peaks = torch.stack([p.abs().max() for p in parts])
-    return {
-        "one for all; each block has its own": around.abs().max().expand(len(parts)) / 127,
-        "the scale is max(), not abs().max()": torch.stack([p.max() for p in parts]) / 127,
-        "divide by 127, the largest of int8, not by 128": peaks / 128,
-        "divide by 127: int8 goes to 127, and half of 256 are below zero": peaks / 255,
-        "these are the 7 steps of 4 bits; 8 bits have 127": peaks / 7,
-        "it is not divided by 127": peaks,
-        "it is upside down": 127 / peaks,
-        "these are means; take the largest distance": torch.stack([p.abs().mean() for p in parts])
-        / 127,
-    }
-
-
-def bits(block, double):
-    """Wrong numbers of bits a parameter."""
-    first, second = 32 / block, 8 / block + 32 / (block * 256)
-    scales = second if double else first
-    fixed = 8 / 64 + 32 / (64 * 256) if double else 32 / 64
-    whole = 4 + 8 // block + 32 // (block * 256) if double else 4 + 32 // block
-    return ({"this is for blocks of 64; use `block`": 4 + fixed} if block != 64 else {}) | {
-        "this is the share of the scales alone; add 4 bits for the code": scales,
-        "these are bytes; wanted bits": (4 + scales) / 8,
-        "// rounds the shares down: divide by /": whole,
-        "the shares are upside down: 32 bits serve `block` weights, 32 / block": 4 + block / 32,
-        "8 bits of code? A code has 4": 8 + scales,
-        "16 bits of code? A code has 4": 16 + scales,
-        "a scale has 8 bits instead of 32, not besides": 4 + 32 / block + second * double,
-        "scales are fp32, 32 bits each": 4 + 16 / block * (not double),
-        "the 8-bit scales have scales too, 32 bits a block of 256": 4 + 8 / block,
-        "the scales of scales are fp32, 32 bits each": 4 + 8 / block + 16 / (block * 256),
-        "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
-        "double_quant changes nothing": 4 + first,
-        "with double_quant=False the scales stay fp32": 4 + second,
-    }
-
-
-def training_parts(n, t, method):
-    """Wrong bytes of weights, gradients and optimizer: n numbers in the base, t that train."""
-    two = {"that is 2 bytes each; what trains is kept in fp32, 4 bytes": 2.0}
-    moments = {"Adam keeps two moments, 4 bytes each": 4.0, "Adam's moments are fp32": 2.0}
-    everyone = "frozen weights have none: multiply by n_trainable"
-    base = {"full": 4.0 * n, "lora": 2.0 * n, "qlora": 4.126953 / 8 * n}[method]
-    weights = {
-        "the adapter's own weights are missing": base,
-        "the adapter is fp32, 4 bytes": base + 2 * t,
-        "the frozen base rests in 16 bits": 4.0 * (n + t),
-    }
-    if method == "full":
-        weights = {message: value * n for message, value in two.items()} | {
-            "without an adapter the weights are all there is, 4 bytes each": 8.0 * n,
-            "no 16-bit copy beside the fp32 weights in this table": 6.0 * n,
-        }
-    elif method == "qlora":
-        weights |= {
-            "these are bits; 8 make a byte": 8 * base + 4 * t,
-            "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
-            "4 bits are half a byte": 4.126953 * n + 4 * t,
-            "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
-            "4 bits a parameter, and neither scales nor adapter": n / 2,
-            "the 8-bit scales have scales too, which makes 4.127 bits": 4.125 / 8 * n + 4 * t,
-            "the base is 4-bit here, not 16-bit": 2.0 * n + 4 * t,
-        }
-    return {
-        "weights": weights,
-        "gradients": {k: v * t for k, v in two.items()} | {everyone: 4.0 * n},
-        "optimizer": {k: v * t for k, v in moments.items()} | {everyone: 8.0 * n},
     }

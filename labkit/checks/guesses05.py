@@ -97,6 +97,18 @@ def ranks_within(shapes, budget, wanted):
             "that divides by the dense size; a rank costs d_out + d_in": budget // dense(shapes),
             "a rank costs A's row too: d_out + d_in": budget // d_out,
             "a rank costs B's column too: d_out + d_in": budget // d_in,
+            "upside down: divide the budget by what a rank costs": sides(shapes) // max(budget, 1),
+            "the budget is not shared out equally: add up all costs, then divide": min(
+                budget // (len(shapes) * sum(pair)) for pair in shapes.values()
+            ),
+            "each matrix alone may use it all: add up all costs, then divide": sum(
+                budget // sum(pair) for pair in shapes.values()
+            ),
+            "parameters are linear in the rank: no square root": math.isqrt(
+                budget // sides(shapes)
+            ),
+            "that is half of what fits: A and B together cost d_out + d_in": budget
+            // (2 * sides(shapes)),
             "only the first matrix is counted; sum over shapes": budget
             // sum(next(iter(shapes.values()))),
             "that is what the rank costs; wanted is the rank": wanted * sides(shapes),
@@ -126,6 +138,10 @@ def overlap(A1, A2, i, j):
 def overlaps(A1, A2, i, j):
     """Wrong subspace similarities, some of them the right number by chance."""
     total, least = overlap(A1, A2, i, j), min(i, j)
+    (F1, F2), (E1, E2) = (
+        [torch.linalg.svd(A).Vh for A in (A1, A2)],
+        [torch.linalg.eigh(A.T @ A).eigenvectors for A in (A1, A2)],
+    )  # as a learner computes them: null spaces have no basis of their own
     A1, A2 = A1.double(), A2.double()
     (U1, S1, V1), (U2, S2, V2) = (torch.linalg.svd(A, full_matrices=False) for A in (A1, A2))
     Q1, Q2 = (torch.linalg.qr(A.T)[0] for A in (A1[:i], A2[:j]))
@@ -146,9 +162,13 @@ def overlaps(A1, A2, i, j):
         "the singular values are in it; wanted are the directions alone": S1[:i, None]
         * product
         * S2[:j],
-        "the rows were centred first, as PCA does; take A as it is": shifted[0][:i]
-        @ shifted[1][:j].T,
+        "these are columns of Vh; its rows are the right vectors (full_matrices=False)": F1[:, :i].T
+        @ F2[:, :j],
+        "eigh sorts upwards, so the top vectors come last": E1[:, :i].T @ E2[:, :j],
     }
+    if i < len(A1) and j < len(A2):
+        told = "the rows were centred first, as PCA does; take A as it is"
+        guesses[told] = shifted[0][:i] @ shifted[1][:j].T
     guesses = {message: M.square().sum().item() / least for message, M in guesses.items()}
     values = torch.linalg.svdvals(product)
     guesses |= {
@@ -172,6 +192,10 @@ def overlaps(A1, A2, i, j):
         "the sum of singular values is another norm: Frobenius sums their squares": (
             values.sum().item() / least
         ),
+        "that is the largest overlap of two vectors; sum the squares of all": (
+            product.abs().max().item()
+        ),
+        "it is rounded; give the number as it is": round(total / least, 2),
         "that is one minus it: 1 where one span contains the other": 1 - total / least,
         "only the pairs on the diagonal are counted; every direction meets every other": (
             product.diagonal().square().sum().item() / least
@@ -194,6 +218,7 @@ def gap_of(steps, train, held, best, at, labels):
     guesses = {
         "best_step": {
             "two steps have the lowest loss; wanted is the first of them": steps[best + 1],
+            "that is the first step; wanted is that of the lowest held-out loss": steps[0],
             "that is the step of the highest held-out loss": steps[held.index(max(held))],
             "that is the step of the smallest gap; wanted is the lowest held-out loss": steps[
                 gaps.index(min(gaps))
@@ -227,6 +252,7 @@ def gap_of(steps, train, held, best, at, labels):
             "that is the rise of the last step alone; wanted is that above the lowest": held[-1]
             - held[-2],
             "that is the rise of the gap; wanted is held-out alone": gaps[-1] - gaps[best],
+            "that is the highest loss itself; take the lowest from the last": max(held),
             "that is the last loss itself; take the lowest from it": held[-1],
             "that compares with the training loss; wanted is held-out alone": gaps[-1],
             "that is the spread; wanted is how far the last lies above the lowest": max(held)

@@ -31,6 +31,24 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
         "the sum is rounded to fp16; add in fp32 and stay there": (base + update).half(),
         f"the dequantised weights {sixteen}": base.bfloat16() + update,
         f"the update and the weights {sixteen}": base.bfloat16().float() + update.bfloat16(),
+        "the dequantised weights are rounded to fp16 before the sum; stay in fp32": base.half()
+        + update,
+        "absmax divides; a weight is its value times absmax": (values / scales).reshape(shape)
+        + update,
+        "one absmax is used for all blocks (the mean): each has its own": values.reshape(shape)
+        * absmax.mean()
+        + update,
+        "one absmax is used for all blocks (the largest): each has its own": values.reshape(shape)
+        * absmax.max()
+        + update,
+        "the codes are spread evenly: look them up in codebook": ((W4 - 8.0) / 8 * scales).reshape(
+            shape
+        )
+        + update,
+        "the codes are spread evenly from -1 to 1: look them up in codebook": (
+            (W4 / 7.5 - 1) * scales
+        ).reshape(shape)
+        + update,
         "absmax scales the update too": ((values + update.flatten()) * scales).reshape(shape),
         "absmax is missing: codebook values lie in [-1, 1]": values.reshape(shape) + update,
         "the codes are taken for numbers; look them up in codebook": (W4 * scales).reshape(shape)
@@ -73,6 +91,8 @@ def concatenated(adapters, weights):
     wrong = {
         "both factors carry the weight, so the product has its square": [w * w for w in weights],
         "the weights are not used": [1.0] * n,
+        "that is the plain mean: the weights are not used": [1 / n] * n,
+        "the first weight is used for all": [weights[0]] * n,
         SAY_IT_ALL: [w / n for w in weights],
         "the weights are normalised; take them as they are": [w / total for w in weights],
         "both factors carry the sign of the weight, so a minus is lost": [abs(w) for w in weights],
@@ -92,7 +112,12 @@ def added(adapters, weights):
         "each factor carries w, so a term has w squared: give each sqrt(w)": (weights, weights),
         "A alone is weighted: give each factor sqrt(w)": (weights, ones),
         "B alone is weighted: give each factor sqrt(w)": (ones, weights),
-        "the weights are not used": (ones, ones),
+        "the weights are not used: each factor wants sqrt(w)": (ones, ones),
+        "that is the mean of A and of B: the weights are not used": ([1 / n] * n, [1 / n] * n),
+        "the root of the mean weight on all: each has its own": (
+            [math.sqrt(1 / n)] * n,
+            [math.sqrt(1 / n)] * n,
+        ),
     }
     roots = [math.sqrt(w) for w in weights]
     for message, parts in {
@@ -121,6 +146,10 @@ def souped(states, name, parts):
         "divided by the number of keys, not of states": mixed([1 / keys] * n),
         "the weights are not used": mixed([1 / n] * n),
         "the weights are in another order than the states": mixed(parts[::-1]),
+        "only the first two states are mixed": mixed([*parts[:2], *[0.0] * (n - 2)]),
+        "that is the weights' square roots; take them as they are": mixed(
+            [math.sqrt(w) for w in parts]
+        ),
         "this is the first state alone": states[0][name],
         "this is the last state alone": states[-1][name],
     }
@@ -138,10 +167,13 @@ def divergences(p, q):
     mean = each.mean().item()
     middle = (0.5 * (p.double().softmax(-1) + q.double().softmax(-1))).log()
     cross = -(p.double().softmax(-1) * q.double().log_softmax(-1)).sum(-1).mean().item()
+    flat_p, flat_q = p.reshape(1, -1), q.reshape(1, -1)
+    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
     raw = (p.double() * (p.double() - q.double())).sum(-1).mean().item()
     wrong = {"this is KL(q||p); p is the first argument": back.mean().item()}
     for message, tokens in _denominators(p.shape).items():
         wrong[message] = each.sum().item() / tokens
+        wrong[f"this is KL(q||p), and {message}"] = back.sum().item() / tokens
     for dim in range(p.dim() - 1):
         message = f"softmax runs over dimension {dim}, not over the vocabulary: dim=-1"
         wrong[message] = kl(p, q, dim).mean().item()
@@ -159,6 +191,32 @@ def divergences(p, q):
         "this is the largest token's, not the mean": each.max().item(),
         "this is the last token's, not the mean": each[..., -1].mean().item(),
         "softmax of the logits is missing": raw,
+        "this is the median, not the mean": each.median().item(),
+        "softmax runs over all tokens at once: dim=-1": kl(flat_p, flat_q).item(),
+        "dimension 0 is the tokens: softmax and sum run over dim=-1": (
+            (p.double().softmax(0) * (p.double().log_softmax(0) - q.double().log_softmax(0)))
+            .sum(0)
+            .mean()
+            .item()
+        ),
+        "the sum is weighted by log p; p itself is wanted, its exp": (
+            (log_p * (log_p - log_q)).sum(-1).mean().item()
+        ),
+        "the factor p is missing: squares of the differences": (
+            (log_p - log_q).square().sum(-1).mean().item()
+        ),
+        "the factor p is missing: sizes of the differences": (
+            (log_p - log_q).abs().sum(-1).mean().item()
+        ),
+        "the factor p is missing": (log_p - log_q).sum(-1).mean().item(),
+        "that is the loss on p's likeliest token; all tokens count, by p": -log_q.gather(
+            -1, p.argmax(-1, keepdim=True)
+        )
+        .mean()
+        .item(),
+        "F.kl_div wants the logarithm of q first, log_softmax": (
+            (log_p.exp() * (log_p - log_q.exp())).sum().item() / len(p)
+        ),
     }
 
 

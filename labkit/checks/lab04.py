@@ -1,20 +1,20 @@
 """Checks of lab 4. The reference is bitsandbytes, labkit.memory, or a formula of its own."""
 
 import functools
-import math
 
 import torch
 
 from labkit.checks import bnb04 as reference
 from labkit.checks import guesses04 as guesses
+from labkit.checks import sizes04 as sizes
 from labkit.checks.absmax04 import expect_absmax
 from labkit.checks.blocks04 import expect_blockwise
-from labkit.checks.compare import expect_close, expect_number, expect_shape, randn
+from labkit.checks.compare import expect_number, expect_shape
 from labkit.checks.draws import draw
 from labkit.checks.hints import asked
+from labkit.checks.nibbles04 import expect_nibbles
 from labkit.checks.quiz import judge
 from labkit.checks.scales04 import expect_bits, expect_doubled_scales
-from labkit.checks.whole04 import blaming, expect_integers
 from labkit.grading.contract import CheckFailed, exercise, expect, generator, observe, part
 from labkit.probes import lab04 as probe
 
@@ -59,6 +59,7 @@ def _expect_no_other_values(values, call):
     hint = "drop the 0.5, whose quantile is 0, and add one zero at the end"
     expect(zeros < 2, f"{call} holds 0 more than once, {zeros} times; {hint}")
     told = f"{above} values lie above zero, {below} below and {zeros} on it"
+    told += "; one row of quantiles has no zero, so do the two halves apart" * (not zeros)
     expect((above, below, zeros) == (8, 7, 1), f"{call}: {told}; wanted 8, 7 and 1")
 
 
@@ -84,66 +85,10 @@ def blockwise(quantize_blockwise, dequantize_blockwise):
     expect_blockwise(quantize_blockwise, dequantize_blockwise, generator())
 
 
-ODD = "an odd number of codes: the last gets a byte of its own"
-LOOPS = "it loops over the codes in Python; a small model has 106 million: all at once, by slices"
-
-
 @exercise("4.4", points=2)
 def packs(pack_nibbles, unpack_nibbles):
     """the very bytes that bitsandbytes stores, odd lengths too, and the codes come back"""
-    rng, note = generator(), None
-    cases = [reference.stored_codes(randn(n, rng=rng)) for n in (192, 2 * draw(3, 20, rng) + 1, 1)]
-    with part():
-        for codes, stored in cases:
-            n = len(codes)
-            with blaming(ODD if n % 2 else ""):
-                got = observe(probe.packed, pack_nibbles, codes.to(torch.uint8))
-            _expect_bytes(got, stored, codes, f"pack_nibbles of {n} code{'s' if n > 1 else ''}")
-            if n % 2 and got.flatten()[-1] != stored[-1]:
-                note = "right; after an odd number of codes bitsandbytes fills with 7, its zero"
-    with part():
-        for _, stored in cases:
-            _expect_unpacked(observe(probe.unpacked, unpack_nibbles, stored), stored)
-    work = observe(probe.work_to_pack, pack_nibbles, unpack_nibbles)
-    for name, (few, many) in zip(("pack_nibbles", "unpack_nibbles"), work, strict=True):
-        with part():
-            expect(many - few < probe.MORE_BLOCKS, f"{name}: {LOOPS}")
-    return note
-
-
-def _expect_bytes(got, stored, codes, call):
-    expect(isinstance(got, torch.Tensor), f"{call} gave no tensor (is `return` missing?)")
-    kind = str(got.dtype).removeprefix("torch.")
-    expect(got.dtype == torch.uint8, f"{call} gave {kind}, wanted uint8: a byte is 8 bits")
-    size = f"wanted {len(stored)}: two codes a byte, an odd one gets a byte of its own"
-    expect(got.numel() == len(stored), f"{call} gave {got.numel()} bytes; {size}")
-    odd = len(codes) % 2
-    wrong = guesses.packed(torch.cat([codes, codes.new_full((odd,), 7)]))
-    if odd:  # what fills the last byte is free
-        low = got.flatten()[-1] & 15
-        got, stored = (torch.cat([x[:-1], x[-1:] >> 4]) for x in (got.flatten(), stored))
-        wrong = {message: torch.cat([x[:-1], x[-1:] >> 4]) for message, x in wrong.items()}
-        if low == codes[-1]:
-            hint = "the last of an odd number goes into the high nibble too; the low one is filler"
-            wrong[hint] = torch.cat([stored[:-1], got[-1:]])
-    expect_close(got.flatten(), stored, call, wrong)
-
-
-def _expect_unpacked(got, stored):
-    call = f"unpack_nibbles of {len(stored)} byte{'s' if len(stored) > 1 else ''}"
-    high, low = stored >> 4, stored & 15
-    wrong = {
-        "the high nibble comes first": torch.stack([low, high], 1).flatten(),
-        "the two codes of a byte are neighbours": torch.cat([high, low]),
-        "the low nibble is the byte & 15": torch.stack([high, stored], 1).flatten(),
-        "the high nibble is the byte >> 4": torch.stack([stored & 240, low], 1).flatten(),
-        "both are the high nibble": torch.stack([high, high], 1).flatten(),
-        "both are the low nibble": torch.stack([low, low], 1).flatten(),
-    }
-    got = expect_integers(got, 2 * len(stored), call, -math.inf, math.inf, kind="uint8")
-    if not (got >> 4 == 0).all():
-        wrong[f"a code is 0 to 15, and this holds {got[(got - 7.5).abs().argmax()]}"] = got
-    expect_close(got, torch.stack([high, low], 1).flatten(), call, wrong)
+    return expect_nibbles(pack_nibbles, unpack_nibbles, generator())
 
 
 @exercise("4.5", points=3)
@@ -216,7 +161,8 @@ def _expect_fields(got, dtypes, device, call):
 @functools.cache
 def _count_and_guesses(packed, tied, adapted, *size):
     """The parameters of the same model before it was packed, and what a misconception gives."""
-    stored = list(probe.tiny_llama(packed, tied, adapted, *size).parameters())
+    model = probe.tiny_llama(packed, tied, adapted, *size)
+    stored = list(model.parameters())
     plain = probe.tiny_llama(False, tied, adapted, *size)
     wanted = sum(p.numel() for p in plain.parameters())
     naive = sum(p.numel() for p in stored)
@@ -231,6 +177,29 @@ def _count_and_guesses(packed, tied, adapted, *size):
         "this counts what trains; count all": sum(p.numel() for p in stored if p.requires_grad),
         "this counts packed weights alone": (
             2 * sum(p.numel() for p in stored if p.dtype == torch.uint8)
+        ),
+        **_counts_by_name(model, wanted),
+    }
+
+
+def _counts_by_name(model, wanted):
+    """What it gives to tell packed weights by a part of their name, and to count something else."""
+
+    def twice(word):
+        return sum(p.numel() * (1 + (word in n)) for n, p in model.named_parameters())
+
+    state = model.state_dict().values()
+    return {
+        "not every `weight` is packed: ask for Params4bit": twice("weight"),
+        "biases of the projections are not packed: ask for Params4bit": twice("proj"),
+        "state_dict() holds scales and tables of bitsandbytes too": (
+            sum(t.numel() * (1 + (t.dtype == torch.uint8)) for t in state)
+        ),
+        "these are bytes": model.get_memory_footprint(),
+        "these are millions": wanted / 1e6,
+        "parameters(recurse=False) are those of the outermost module": 0,
+        "what is no fp32 need not be packed, and may be bf16: ask for Params4bit": (
+            sum(p.numel() * (1 + (p.dtype != torch.float32)) for p in model.parameters())
         ),
     }
 
@@ -253,7 +222,7 @@ def _expect_parts(got, n, trainable, method, wanted):
     keys = f"; it has {', '.join(got)}" if isinstance(got, dict) else ""
     told = f'{call} must return a dict with "weights", "gradients" and "optimizer"{keys}'
     expect(good, told)
-    wrong = guesses.training_parts(n, trainable, method)
+    wrong = sizes.training_parts(n, trainable, method)
     for name, size in wanted.items():
         value = got[name]
         if isinstance(value, torch.Tensor) and value.numel() == 1:

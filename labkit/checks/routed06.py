@@ -204,6 +204,10 @@ def _route_guesses(seed, prompts, wanted):
         yield told, functools.partial(alone, seed, prompts, (name,) * len(NAMES))
     told = "the base model answered all of them, without any adapter"
     yield told, functools.partial(alone, seed, prompts, ("__base__",) * len(NAMES))
+    by_size = dict(zip(_by_length(prompts), NAMES, strict=True))
+    told = "the prompts were sorted without their names: sort both"
+    names = tuple(by_size[i] for i in range(len(NAMES)))
+    yield told, functools.partial(alone, seed, prompts, names)
     for names in (NAMES[::-1], tuple(sorted(NAMES)), NAMES[1:] + NAMES[:1]):
         told = "adapter_names are in another order than the prompts"
         yield told, functools.partial(alone, seed, prompts, names)

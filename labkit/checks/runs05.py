@@ -44,9 +44,11 @@ def expect_alphas(run, call):
     """train_fn and the table have the alpha of each rank."""
     for r, alpha, _, _ in run.calls:
         called = not isinstance(alpha, dict) or "function" not in alpha["is"]
-        expect(called, f"{call}: alpha is a function: call alpha_of(rank)")
+        expect(called, f"{call}: alpha is a function: call it, alpha_of(rank)")
         told = f"{call}: alpha is {_shown(alpha)} at rank {r}, wanted alpha_of({r})"
         told += f" = {run.alpha_of(r)} (here {run.rule})"
+        if alpha == run.alpha_of(r) / r:
+            told += ": that is the factor alpha / r, and train_fn wants alpha"
         expect(alpha == run.alpha_of(r), told)
     for (r, rate), row in _rows(run, call).items():
         at = f"{call}: alpha at rank {r} and learning rate {rate}"
@@ -108,6 +110,7 @@ def _rows(run, call):
     if len(set(map(str, keys))) < len(keys) == len(run.pairs):
         again = "; is it one dict, appended again and again? Make a new one for each run"
     told = f"{len(keys)} rows, wanted {len(run.pairs)}, one for each pair"
+    told += "; append in the inner loop" if len(keys) < len(run.pairs) else ""
     if len(keys) == len(run.pairs) and not again:
         told = f"rank and learning_rate hold {keys[0]} and others, wanted are {run.pairs}"
         told += ", one for each pair"

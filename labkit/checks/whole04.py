@@ -6,7 +6,7 @@ import torch
 
 from labkit.grading.contract import CheckFailed, expect
 
-GUARD = "numbers of 1e-6 here: is the guard against a zero far smaller, such as 1e-12?"
+GUARD = "numbers below 1e-6 here: is the guard against a zero far smaller, such as 1e-12?"
 LOST = "0 / 0 gives NaN on the way, and an integer has no NaN: that it became 0 is luck"
 
 
@@ -27,7 +27,9 @@ def expect_integers(got, n, call, low, high, hint="", kind="int8"):
 def number(value, call):
     """A Python float of a number or of a tensor with one."""
     if isinstance(value, torch.Tensor):
-        expect(value.numel() == 1, f"{call} is no single number: it holds {value.numel()}")
+        expect(
+            value.numel() == 1, f"{call} is no single number: it holds {value.numel()}, wanted one"
+        )
         value = value.item()
     expect(type(value) in (int, float), f"{call} is no single number")
     return float(value)
@@ -39,4 +41,6 @@ def blaming(hint):
     try:
         yield
     except CheckFailed as failure:
+        if "positional argument" in str(failure):
+            hint = "keep the line that begins with def as it was given"
         raise CheckFailed(f"{failure}; {hint}") if hint else failure from None

@@ -1,6 +1,7 @@
 """Which submissions there are, and their bytes: read with care, as anybody may have made them."""
 
 import os
+import re
 import stat
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ from labkit.errors import LabError
 from labkit.grading.submission import Unreadable
 
 LITTER = ("._", ".DS_Store", ".ipynb_checkpoints")  # left by macOS and Jupyter, no student's work
+MOODLE = re.compile(r"_\d+_assignsubmission_")  # in the name of a student's folder
 FEW = 12  # names that a line lists
 
 
@@ -23,13 +25,22 @@ def collect(paths, out):
         if not os.path.lexists(path):
             raise LabError(f"no such file or folder: {path}")
         if path.is_dir() and not _is_book(path.name):
-            found += [(path, file) for file in _files(path, Path(out)) if _is_book(file.name)]
+            files = _files(path, Path(out))
+            found += [(_root(path), file) for file in files if _is_book(file.name)]
         else:
-            found.append((path.parent, path))
+            found.append((_root(path.parent), path))
     if not found:
         more = "".join(f"; {line}" for line in left_out(paths, out))
         raise LabError(f"no notebook (*.ipynb) in {', '.join(map(str, paths))}{more}")
     return dict(sorted(_named(list(dict.fromkeys(found))).items()))
+
+
+def _root(folder):
+    """Where names begin: at the folder, or above it where Moodle has put the student into its name.
+
+    One student's folder, or a file in it, is then called as in a folder that holds them all.
+    """
+    return folder.parent if MOODLE.search(folder.name) else folder
 
 
 def left_out(paths, out):

@@ -155,6 +155,8 @@ HINTS = {
     "as parameter 'weight'": "; change it in place, under torch.no_grad()",
     "unhashable type: 'list'": "; is a list inside another one?",
     "object is not callable": "; is it still a function, begun by def?",
+    "has no attribute 'append'": "; collect dicts in a list, and make one table of it at the end",
+    "unexpected keyword argument": "; do the parameters have the names that the text says?",
     "is not defined": "; was the cell that defines it run?",
 }
 WITHHELD = "The solutions are not part of this copy of the course, so nothing is revealed"

@@ -62,8 +62,11 @@ class Judge:
         """End the warm process."""
         self.warm.end()
 
-    def grade(self, name, data, seed):
-        """`(row, sources)`: the row of results.json, and the learner's cell of each exercise."""
+    def grade(self, name, data, seed, seconds=None):
+        """`(row, sources)`: the row of results.json, and the learner's cell of each exercise.
+
+        `seconds` are what a second try has left of the submission's time.
+        """
         begun = time.monotonic()
         row = {"submission": name, "lab": None, "earned": 0, "possible": 0, "seconds": 0.0}
         try:
@@ -72,11 +75,8 @@ class Judge:
         except submission.Unreadable as reason:
             return row | {"status": "unreadable", "reason": str(reason), "exercises": []}, {}
         checks = self.checks(stem)
-        over = time.monotonic() + self.limits.submission_seconds
+        over = time.monotonic() + (seconds or self.limits.submission_seconds)
         records, state = Case(self, work, stem, checks, seed, over).judged()
-        if state["status"] == "crashed" and time.monotonic() < over:
-            # perhaps it is the machine that was short of memory: once more, in new processes
-            records, state = Case(self, work, stem, checks, seed, over).judged()
         row |= {
             "lab": stem,
             "earned": sum(record["earned"] for record in records),
@@ -373,7 +373,7 @@ def main():
         while frame := wire.receive(link, judge.limits.notebook_bytes + (1 << 20)):
             head, _, data = frame[1].partition(b"\n")
             asked = json.loads(head)
-            row, sources = judge.grade(asked["name"], data, asked["seed"])
+            row, sources = judge.grade(asked["name"], data, asked["seed"], asked["seconds"])
             _tell(link, b"R", json.dumps([row, sources]))
     except LabError as error:
         _tell(link, b"X", str(error))

@@ -48,12 +48,12 @@ def same(before, after):
     if isinstance(before, torch.Tensor):
         alike = isinstance(after, torch.Tensor) and before.dtype == after.dtype
         return alike and before.shape == after.shape and _equal(before, after.detach())
+    if isinstance(before, dict) and isinstance(after, dict):  # the picture of any is a plain one
+        return list(before) == list(after) and all(same(before[k], after[k]) for k in before)
     if type(before) is not type(after):
         return False
     if isinstance(before, list | tuple):
         return len(before) == len(after) and all(map(same, before, after))
-    if isinstance(before, dict):
-        return list(before) == list(after) and all(same(before[k], after[k]) for k in before)
     if _table(before):
         return before.equals(after) and list(before.columns) == list(after.columns)
     if hasattr(before, "dtype"):

@@ -2,7 +2,8 @@
 
 A submission was made where there is a network, a GPU, a person at the keyboard and other libraries.
 A line that fails for want of these costs what it would have defined, and the rest of its cell runs.
-Where a line fails that fails anywhere, the cell ends there, as it does in Jupyter.
+Where a line fails that fails anywhere, the cell ends there, as it does in Jupyter. Below a line
+that is out of time only definitions run, which take none.
 """
 
 import ast
@@ -16,7 +17,7 @@ PLACE = (ImportError, OSError, EOFError, MemoryError, Warning, subprocess.Subpro
 PLACE += (UsageError, StdinNotImplementedError)
 # in the text of errors that have no class of their own
 SIGNS = ("cuda", "nvidia", "gpu", "mps ", "allocate memory", "module '", "no kernel", "'kernel'")
-ON_PURPOSE = (SystemExit, KeyboardInterrupt)
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 DEEP = 8  # causes of an error that are looked at
 
 
@@ -25,12 +26,15 @@ def prepare(shell):
     run, errors = shell.run_ast_nodes, []
 
     async def run_nodes(nodes, cell_name, interactivity=None, compiler=compile, result=None):
-        nodes, failed = _split(nodes), False
+        nodes, failed, late = _split(nodes), False, False
         for node in nodes:
+            if late and not isinstance(node, DEFINITIONS):
+                continue
             if not await run([node], cell_name, "none", compiler, result):
                 continue
             failed = True
             errors.append(result.error_before_exec or result.error_in_exec)
+            late = late or isinstance(errors[-1], KeyboardInterrupt)
             if not _goes_on(node, errors[-1], nodes):
                 break
         return failed
@@ -66,11 +70,12 @@ def _split(nodes):
 
 def _goes_on(node, error, nodes):
     """Whether the lines below `node`, of a cell's `nodes`, run when it has raised `error`."""
-    if isinstance(node, ast.Raise | ast.Assert) or isinstance(error, ON_PURPOSE):
+    if isinstance(node, ast.Raise | ast.Assert) or isinstance(error, SystemExit):
         return False
     if type(error) is NameError:  # it follows from another line, unless it is `STOP`
         return not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Name))
-    return _for_the_place(error) or _is_magic(node) or _sets_up(nodes)
+    late = isinstance(error, KeyboardInterrupt)
+    return late or _for_the_place(error) or _is_magic(node) or _sets_up(nodes)
 
 
 def _for_the_place(error):
@@ -93,4 +98,4 @@ def _sets_up(nodes):
     """Whether a cell imports and defines nothing: what is in it serves what comes later."""
     kinds = {type(node) for node in nodes}
     imports = {ast.Import, ast.ImportFrom}
-    return bool(kinds & imports) and not kinds & {ast.FunctionDef, ast.ClassDef}
+    return bool(kinds & imports) and not kinds & set(DEFINITIONS)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import asdict
 
 from labkit.errors import LabError
@@ -51,18 +52,20 @@ class JudgeProcess:
     def grade(self, name, data, seed):
         """`(row, sources)`. Where the grader's processes die, all is tried once more in fresh ones.
 
-        It may have been the machine's fault. The second time it is a row that says so. LabError
-        when none can start at all.
+        It may have been the machine's fault. The second time it is a row that says so. Both tries
+        share the submission's time. LabError when none can start at all.
         """
-        row, sources = self._grade(name, data, seed)
-        if row["status"] == "crashed" and not self.over:
+        begun, seconds = time.monotonic(), self.setup["limits"]["submission_seconds"]
+        row, sources = self._grade(name, data, seed, seconds)
+        left = seconds - (time.monotonic() - begun)
+        if row["status"] == "crashed" and not self.over and left > 0:
             self.stop()
-            row, sources = self._grade(name, data, seed)
+            row, sources = self._grade(name, data, seed, left)
         return row, sources
 
-    def _grade(self, name, data, seed):
+    def _grade(self, *asked):
         try:
-            return self._graded(name, data, seed)
+            return self._graded(*asked)
         except (OSError, wire.WireError):
             reason = f"the grader itself ended: {self._last_error()}"
         except LabError as error:  # the sandbox does not start
@@ -70,14 +73,14 @@ class JudgeProcess:
                 raise
             reason = str(error)
         self.stop()
-        return crashed(name, reason), {}
+        return crashed(asked[0], reason), {}
 
-    def _graded(self, name, data, seed):
+    def _graded(self, name, data, seed, seconds):
         if self.process is None and self.over:
             raise ConnectionError
         if self.process is None:
             self.start()
-        head = json.dumps({"name": name, "seed": seed}).encode()
+        head = json.dumps({"name": name, "seed": seed, "seconds": seconds}).encode()
         wire.send(self.link, b"G", head + b"\n" + data)
         frame = wire.receive(self.link, self.most)
         if frame is None:

@@ -137,9 +137,9 @@ def close_in(limits):
 
 
 def _open_nothing():
-    """Standard streams of its own: flags and offset of those inherited outlive a submission."""
-    for fd, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
-        nothing = os.open("/dev/null", mode)
+    """Standard streams of its own: those of the warm process are one file for all."""
+    for fd, flags in (0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY):
+        nothing = os.open(os.devnull, flags)
         os.dup2(nothing, fd)
         os.close(nothing)
 

@@ -93,7 +93,6 @@ def _become_supervisor(fd, shell, limits, nested):
 
     link = socket.socket(fileno=fd)
     try:
-        _own_streams()
         if nested:
             wall.enclose(limits)
         else:
@@ -105,14 +104,6 @@ def _become_supervisor(fd, shell, limits, nested):
     finally:
         tree.kill_but()
         os._exit(0)
-
-
-def _own_streams():
-    """The standard streams lead nowhere. Those of the warm process are one file for all."""
-    for fd, flags in (0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY):
-        null = os.open(os.devnull, flags)
-        os.dup2(null, fd)
-        os.close(null)
 
 
 def _wait(pid, control, number):

@@ -22,6 +22,11 @@ class _Makes(TorchDispatchMode):
                 self.keep(value.detach())
         return out
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """Not: to skip its compiler torch would import it first, which takes seconds."""
+        return False
+
     def keep(self, matrix):
         """Note `matrix` if it has the shape."""
         matrix = matrix.squeeze()

@@ -1,49 +1,80 @@
 """What runs beside the learner's code in lab 2, and brings plain data back to its checks."""
 
+import dis
+import math
 import tracemalloc
 from contextlib import ExitStack
 from unittest import mock
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from labkit.grading.contract import kept
+from labkit.probes.lab01 import kind  # noqa: F401 - asked for by the check
+
 EXTRA = "no.such.layer.A"
+DECOY = "1.1.A"  # no A of a LoRA layer
 ADAPTED = ("0.0", "0.2", "1.0")  # the adapted layers of `_adapted`
-AUTOGRAD = [
-    *((torch.Tensor, "backward"), (torch.autograd, "backward"), (torch.autograd, "grad")),
-    *((torch.func, name) for name in ("vjp", "grad", "jacrev", "jacfwd")),
-]
+ENGINE = [(torch.autograd, "_engine_run_backward"), (forward_ad, "enter_dual_level")]
 
 
-class _LargestNew(TorchDispatchMode):
-    """Notes the largest tensor that gets a storage of its own, in numbers."""
+class _Work(TorchDispatchMode):
+    """Counts operations, and keeps the tensors of `size` numbers or more that they make."""
 
-    def __init__(self, inputs):
+    def __init__(self, inputs, size):
         super().__init__()
         self.known = {t.untyped_storage().data_ptr() for t in inputs}
-        self.largest = 0
+        self.size, self.calls, self.large = size, 0, []
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """Not: to skip its compiler torch would import it first, which takes seconds."""
+        return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
         out = function(*args, **(kwargs or {}))
         for t in tree_flatten(out)[0]:
-            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in self.known:
-                self.largest = max(self.largest, t.numel())
+            large = isinstance(t, torch.Tensor) and t.numel() >= self.size
+            if large and t.untyped_storage().data_ptr() not in self.known:
+                self.large.append(t.detach())
         return out
 
 
-def largest_new_tensor(f, *data):
-    """The size, in numbers, of the largest tensor that `f(*data)` makes; views don't count.
+def forward_work(f, x, W, A, B, alpha):
+    """What `f(x, W, A, B, alpha)` makes that is as large as W: see `_named`, and "" for nothing.
 
-    An input that it writes over counts. So do arrays of NumPy and lists, as bytes / 4.
+    Arrays of NumPy and lists count by their bytes / 4; views don't count.
     """
-    tensors = [item for item in data if isinstance(item, torch.Tensor)]
-    before = [t.clone() for t in tensors]
-    with _LargestNew(tensors) as seen:
-        f(*data)
-    changed = [t.numel() for t, old in zip(tensors, before, strict=True) if not torch.equal(t, old)]
-    return max(seen.largest, *changed, _allocated(f, *data) // 4)
+    with _Work([x, W, A, B], W.numel()) as work:
+        f(x, W, A, B, alpha)
+    if not work.large and _allocated(f, x, W, A, B, alpha) // 4 >= W.numel():
+        return "a thing"
+    return _named(work.large, W, A, B)
+
+
+def _named(large, W, A, B):
+    """What the first of the large tensors is: "B @ A", "a copy of W", or "a tensor"."""
+    told = ""
+    for t in large:
+        for M in (t, t.mT) if t.ndim == 2 else ():
+            rows, columns = (min(pair) for pair in zip(M.shape, W.shape, strict=True))
+            if (rows, columns) == W.shape and _multiple(M[:rows, :columns], W):
+                return "a copy of W"
+            if M.shape == W.shape and (_multiple(M, B @ A) or _multiple(M - W, B @ A)):
+                return "B @ A"
+        told = "a tensor"
+    return told
+
+
+def _multiple(M, of):
+    """Whether the matrix M is a multiple of another one, to rounding."""
+    M, of = M.detach().double(), of.detach().double()
+    factor = (M * of).sum() / (of * of).sum()
+    return bool(factor and (M - factor * of).norm() < 1e-2 * M.norm())
 
 
 def _allocated(f, *data):
@@ -59,6 +90,13 @@ def _allocated(f, *data):
     finally:
         if started:
             tracemalloc.stop()
+
+
+def global_names(f):
+    """The names that a function looks up outside of itself."""
+    code = getattr(f, "__code__", None)
+    found = dis.get_instructions(code) if code else ()
+    return [i.argval for i in found if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
 
 
 def _base(W, bias, dtype=torch.float32):
@@ -80,15 +118,29 @@ def _layer(LoRALinear, W, bias, r, alpha, A=None, B=None, dropout=0.0, dtype=tor
 
 
 def new_layer(LoRALinear, W, bias, r, alpha, x):
-    """A fresh layer as data: A of two layers, B, scaling, r, flags of its parameters, output."""
-    first, second = (_layer(LoRALinear, W, bias, r, alpha) for _ in range(2))
+    """A fresh layer as data: A of two layers, B, scaling, r, flags of its parameters, output.
+
+    `same` says that its base is the very module it was given, `W` and `bias` what that holds.
+    """
+    base = _base(W, bias)
+    first, second = LoRALinear(base, r, alpha, 0.0), _layer(LoRALinear, W, bias, r, alpha)
     for name in ("A", "B"):
         if isinstance(getattr(first, name), nn.Module):
             raise TypeError(f"{name} is a module, wanted an nn.Parameter")
     names = {id(first.A): "A", id(first.B): "B"}  # whatever the module calls them
     flags = {names.get(id(p), name): p.requires_grad for name, p in first.named_parameters()}
     numbers = {"r": first.r, "scaling": first.scaling, "flags": flags, "y": first(x)}
-    return numbers | {"A": first.A, "A2": second.A, "B": first.B, "W": first.base.weight}
+    kept = {"same": first.base is base, "W": base.weight, "bias": base.bias}
+    return numbers | kept | {"A": first.A, "A2": second.A, "B": first.B}
+
+
+def layer_work(LoRALinear, W, bias, r, alpha, A, B, x):
+    """What `layer(x)` makes that is as large as W, named, and how many operations it takes."""
+    layer = _layer(LoRALinear, W, bias, r, alpha, A, B)
+    inputs = [x, layer.A, layer.B, layer.base.weight, layer.base.bias]
+    with _Work(inputs, W.numel()) as work:
+        layer(x)
+    return [_named(work.large, W, A, B), work.calls]
 
 
 def layer_output(LoRALinear, W, bias, r, alpha, A, B, dropout, training, x, merged=False):
@@ -113,20 +165,21 @@ def input_gradient(LoRALinear, W, bias, r, alpha, A, B, x):
     return x.grad
 
 
-def by_hand(f, *data):
-    """`f(*data)`, or in its place the name of an autograd function that it calls."""
+def by_hand(f, x, W, A, B, alpha, dY):
+    """What `f` returns and the operations it took; or the word autograd if it takes gradients."""
     with ExitStack() as stack:
-        for owner, name in AUTOGRAD:
+        for owner, name in ENGINE:
             refuse = mock.Mock(side_effect=_Used(name))
             stack.enter_context(mock.patch.object(owner, name, refuse))
         try:
-            return f(*data)
-        except _Used as used:
-            return str(used)
+            with _Work([], math.inf) as work:
+                return [f(x, W, A, B, alpha, dY), work.calls]
+        except _Used:
+            return "autograd"
 
 
-class _Used(Exception):
-    """An autograd function was called."""
+class _Used(BaseException):
+    """Autograd was called."""
 
 
 def layer_kinds(LoRALinear, W, bias, r, alpha):
@@ -138,9 +191,12 @@ def layer_kinds(LoRALinear, W, bias, r, alpha):
 
 
 def layer_output_kind(LoRALinear, W, bias, r, alpha):
-    """The dtype of the output over a bf16 base."""
+    """The dtype of the output over a bf16 base, and what is made there that is as large as W."""
     layer = _layer(LoRALinear, W, bias, r, alpha, dtype=torch.bfloat16)
-    return str(layer(torch.ones(1, W.shape[1], dtype=torch.bfloat16)).dtype)
+    inputs = [layer.A, layer.B, layer.base.weight, layer.base.bias]
+    with _Work(inputs, W.numel()) as work:
+        y = layer(torch.ones(1, W.shape[1], dtype=torch.bfloat16))
+    return [str(y.dtype).removeprefix("torch."), _named(work.large, W, layer.A, layer.B)]
 
 
 def layer_after_step(LoRALinear, W, bias, r, alpha, A, B, x):
@@ -153,21 +209,24 @@ def layer_after_step(LoRALinear, W, bias, r, alpha, A, B, x):
 
 
 class _Attention(nn.Module):
-    """Projections with names that invite a mistake: `kq_proj` only ends like `q_proj`."""
+    """Names that invite a mistake: `kq_proj` only ends like `q_proj`, and a norm has an A."""
 
     def __init__(self, d):
         super().__init__()
         for name in ("q_proj", "k_proj", "v_proj", "kq_proj"):
             setattr(self, name, nn.Linear(d, d, bias=name != "v_proj"))
-        self.norm = nn.LayerNorm(d)
+        self.normA = nn.LayerNorm(d)
 
     def forward(self, x):
         y = self.q_proj(x) * self.k_proj(x) + self.kq_proj(x)
-        return self.norm(self.v_proj(y.tanh()))
+        return self.normA(self.v_proj(y.tanh()))
 
 
 class _Model(nn.Module):
-    """Two attention blocks, projections outside of them, and an embedding tied to the head."""
+    """Two attention blocks, projections outside of them, and an embedding tied to the head.
+
+    One module is no nn.Linear and bears the name of one.
+    """
 
     def __init__(self, d=8, vocab=11):
         super().__init__()
@@ -175,11 +234,12 @@ class _Model(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleDict({"attn": _Attention(d)}) for _ in range(2))
         for name in ("out_proj", "proj", "out_proj_2"):
             setattr(self, name, nn.Linear(d, d))
+        self.rest = nn.ModuleDict({"down_proj": nn.Identity()})
         self.head = nn.Linear(d, vocab, bias=False)
         self.head.weight = self.embed.weight
 
     def forward(self, ids):
-        x = self.embed(ids)
+        x = self.rest["down_proj"](self.embed(ids))
         for layer in self.layers:
             x = x + layer["attn"](x)
         x = x + self.out_proj(x) + self.out_proj_2(self.proj(x).tanh())
@@ -188,9 +248,14 @@ class _Model(nn.Module):
 
 def injected(inject, targets, r, alpha, weights, factors):
     """What `inject` does to a small model with these weights: count, adapted modules, flags, and
-    its outputs before, after, and with `factors` {name: (A, B)} in place of the fresh A and B."""
+    its outputs before, after, and with `factors` {name: (A, B)} in place of the fresh A and B.
+
+    `gone` are parameters that are no longer in it; `modes` tells whether training modes stayed.
+    """
     model, ids = small_model(weights), torch.arange(11)
-    y = [model(ids)]
+    model.layers[1].eval()
+    y, before = [model(ids)], dict(model.named_parameters())
+    modes = {name: m.training for name, m in model.named_modules()}
     count = inject(model, targets, r, alpha)
     if isinstance(count, nn.Module):
         count = "a model"
@@ -199,12 +264,30 @@ def injected(inject, targets, r, alpha, weights, factors):
     shapes = {n: list(m.A.shape) for n, m in adapted.items()}
     names = {id(getattr(m, part)): f"{n}.{part}" for n, m in adapted.items() for part in "AB"}
     flags = {names.get(id(p), n): p.requires_grad for n, p in model.named_parameters()}
+    here = {id(p) for p in model.parameters()}
+    gone = [name for name, p in before.items() if id(p) not in here]
+    same = {n: m.training == modes[n] for n, m in model.named_modules() if n in modes}
     y.append(model(ids))
     for name in factors.keys() & shapes.keys():
         layer = adapted[name]
         if layer.A.shape == factors[name][0].shape:
             layer.A.data, layer.B.data = factors[name]
-    return {"count": count, "shapes": shapes, "flags": flags, "y": [*y, model(ids)]}
+    return {
+        "count": count,
+        "shapes": shapes,
+        "flags": flags,
+        "gone": gone,
+        "modes": all(same[n] for n in same if n not in shapes),
+        "y": [*y, model(ids)],
+    }
+
+
+def kinds_after(inject, targets, weights):
+    """The dtypes of a bf16 model's own weights after `inject`, and of A and B where it put them."""
+    model = small_model(weights, torch.bfloat16)
+    own = list(model.parameters())
+    inject(model, targets, 2, 4)
+    return sorted({str(p.dtype).removeprefix("torch.") for p in own})
 
 
 def small_model(weights, dtype=torch.float32):
@@ -225,7 +308,7 @@ def partly_frozen(d, vocab):
 
 def counted(count_params, d, vocab):
     """`count_params` of the small model."""
-    return count_params(partly_frozen(d, vocab))
+    return kept(count_params, partly_frozen(d, vocab))
 
 
 def counted_smollm2(count_params, r):
@@ -255,14 +338,19 @@ def counted_smollm2(count_params, r):
 
 def merging(merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x):
     """Weight and output: at first, unmerged, merged, merged again, unmerged, unmerged again; the
-    same with twice the A; and whether base.weight is still the same frozen leaf."""
+    same with twice the A; and what else of the layer is as it was."""
     layer = _layer(LoRALinear, W, bias, r, alpha, A, B).eval()
     weight, seen = layer.base.weight, {"start": [layer.base.weight.clone(), layer(x)]}
+    seen |= {"same": True, "mode": True, "parts": True}
 
     def go(name, act):
+        parts = [layer.A.detach().clone(), layer.B.detach().clone()]
+        modes = [m.training for m in layer.modules()]
         act(layer)
+        seen["mode"] &= modes == [m.training for m in layer.modules()]
+        seen["parts"] &= all(map(torch.equal, parts, (layer.A, layer.B)))
         seen[name] = [layer.base.weight.clone(), layer(x)]
-        seen["same"] = seen.get("same", True) and layer.base.weight is weight
+        seen["same"] &= layer.base.weight is weight
 
     try:
         go("fresh", unmerge_)
@@ -270,6 +358,7 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x):
         if error.args:
             error.args = (f"{error.args[0]}; unmerge_ of a layer never merged must do nothing",)
         raise
+    layer.train()
     for name, act in (("once", merge_), ("twice", merge_), ("back", unmerge_), ("end", unmerge_)):
         go(name, act)
     seen["leaf"] = [layer.base.weight.is_leaf, layer.base.weight.requires_grad]
@@ -284,6 +373,16 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, r, alpha, A, B, x):
     return seen
 
 
+def merged_kind(merge_, unmerge_, LoRALinear, W, r, alpha):
+    """The dtype of a bf16 base's weight after a merge, and after unmerging it."""
+    layer = _layer(LoRALinear, W, None, r, alpha, dtype=torch.bfloat16)
+    kinds = []
+    for act in (merge_, unmerge_):
+        act(layer)
+        kinds.append(str(layer.base.weight.dtype).removeprefix("torch."))
+    return kinds
+
+
 def _trained(A, B, x):
     """A and B after a step of gradient descent on the mean square of `x A' B'`.
 
@@ -295,11 +394,19 @@ def _trained(A, B, x):
     return (A - 0.1 * dA).detach(), (B - 0.1 * dB).detach()
 
 
+class _Decoy(nn.Module):
+    """No LoRA layer, with a parameter A that trains."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.A = nn.Parameter(torch.ones(size, size))
+
+
 def _adapted(LoRALinear, A, B, x):
-    """A nested model with the layers ADAPTED and a plain one; A and B a step from those given."""
+    """A nested model with the layers ADAPTED, a plain one, a decoy; A and B a step from these."""
     r, square = A.shape
     inner = nn.Sequential(*(nn.Linear(square, square) for _ in range(3)))
-    model = nn.Sequential(inner, nn.Sequential(nn.Linear(square, square)))
+    model = nn.Sequential(inner, nn.Sequential(nn.Linear(square, square), _Decoy(square)))
     for i, name in enumerate(ADAPTED):
         layer = LoRALinear(model.get_submodule(name), r, 4)
         model.set_submodule(name, layer)
@@ -311,26 +418,30 @@ def _adapted(LoRALinear, A, B, x):
 
 def state(adapter_state, LoRALinear, A, B, x):
     """The state of a model with adapted layers."""
-    return adapter_state(_adapted(LoRALinear, A, B, x))
+    return kept(adapter_state, _adapted(LoRALinear, A, B, x))
 
 
 def round_trip(adapter_state, load_adapter_, LoRALinear, A, B, x):
     """A and B of a model (others before) that loads the state of another, which then changes.
 
     `data` has them by name; `same` the names of the parameters that are still the same objects;
-    `trains` of those that train.
+    `trains` of those that train; `others` the parts of the model besides that are not as before.
     """
-    other = _adapted(LoRALinear, A * 0, B * 0, x)
+    other = _adapted(LoRALinear, A * 0, B * 0, x).eval()
     before, state = _parts(other), adapter_state(_adapted(LoRALinear, A, B, x))
-    load_adapter_(other, state)
+    beside = _beside(other)
+    kept(lambda state: load_adapter_(other, state), state)
     with torch.no_grad():
         for tensor in state.values():
             tensor += 1
     after = _parts(other)
+    now = _beside(other)
     return {
         "data": after,
         "same": [name for name in before if before[name] is after[name]],
         "trains": [name for name, p in after.items() if p.requires_grad],
+        "others": [name for name in beside if not torch.equal(beside[name], now[name])],
+        "training": other.training,
     }
 
 
@@ -338,23 +449,34 @@ def _parts(model):
     return {f"{n}.{k}": getattr(model.get_submodule(n), k) for n in ADAPTED for k in "AB"}
 
 
-def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, missing):
-    """`[the error of load_adapter_ as text, whether A and B are as before]`; None without an error.
+def _beside(model):
+    """Copies of all parameters but A and B."""
+    parts = {id(p) for p in _parts(model).values()}
+    return {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in parts}
 
-    The state has one key too many, or number `missing` is gone.
+
+def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, change, which):
+    """`[kind and text of load_adapter_'s error, whether A and B are as before]`; None without one.
+
+    The state has one key too many, lacks that of number `which`, or has there a tensor turned, or
+    one column of it alone.
     """
     model, other = (_adapted(LoRALinear, M, B, x) for M in (A, A + 1))
     before = {name: part.detach().clone() for name, part in _parts(model).items()}
     state = dict(adapter_state(other))
-    if missing is None:
+    name = list(state)[which]
+    if change == "extra":
         state[EXTRA] = A
+    elif change == "missing":
+        del state[name]
     else:
-        del state[list(state)[missing]]
+        turned = state[name].detach().T.contiguous()
+        state[name] = turned if change == "turned" else state[name].detach()[:, :1]
     try:
         load_adapter_(model, state)
     except NotImplementedError:
         raise
     except Exception as error:
         kept = all(torch.equal(part, before[name]) for name, part in _parts(model).items())
-        return [f"{type(error).__name__}: {error}", kept]
+        return [[k.__name__ for k in type(error).__mro__], str(error), kept]
     return None

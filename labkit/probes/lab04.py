@@ -31,7 +31,9 @@ READS = ("LOAD_GLOBAL", "LOAD_NAME")  # instructions that look a global name up
 def _several(result, count, call):
     """`result` as a list, once it has the right number of parts."""
     if not isinstance(result, tuple | list) or len(result) != count:
-        raise TypeError(f"{call} has to return {count} things; it gave {type(result).__name__}")
+        size = f" of {len(result)}" if isinstance(result, tuple | list) else ""
+        kind = f"a {type(result).__name__}{size}"
+        raise TypeError(f"{call} has to return {count} things; it gave {kind}")
     return list(result)
 
 
@@ -303,7 +305,7 @@ def _hardware(device):
 
 
 def tiny_llama(packed, tied, adapted, vocab, mlp):
-    """A Llama of one layer, saved and loaded, in 4-bit when `packed`, with LoRA when `adapted`.
+    """A bf16 Llama of one layer, loaded in 4-bit when `packed`, with fp32 LoRA when `adapted`.
 
     `vocab` and `mlp` are its vocabulary and the width of its MLP.
     """
@@ -319,7 +321,7 @@ def tiny_llama(packed, tied, adapted, vocab, mlp):
         )
         config = BitsAndBytesConfig(**how) if packed else None
         model = LlamaForCausalLM.from_pretrained(
-            folder, quantization_config=config, device_map={"": "cpu"}
+            folder, quantization_config=config, device_map={"": "cpu"}, dtype=torch.bfloat16
         )
     if not adapted:
         return model

@@ -38,6 +38,7 @@ def swept(sweep, ranks, learning_rates, rule, results, fails):
             raise Broken(f"diverged at rank {rank}")
         return {name: factor * (rank + learning_rate) for name, factor in results.items()}
 
+    train_fn.__qualname__ = "train_fn"
     frame = kept(sweep, train_fn, ranks, learning_rates, ALPHAS[rule])
     return {"frame": _data(frame), "calls": calls}
 
@@ -81,7 +82,11 @@ def front(pareto, columns, index, cost, quality):
 
 def gaps(overfit_gap, columns):
     """`overfit_gap` of the history with these columns, as data."""
-    return _data(kept(overfit_gap, pd.DataFrame(columns)))
+    try:
+        return _data(kept(overfit_gap, pd.DataFrame(columns)))
+    except IndexError as error:
+        error.args = (f"{error}; ranks may end at different steps: look at one at a time",)
+        raise
 
 
 def _data(frame):

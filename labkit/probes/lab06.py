@@ -33,21 +33,53 @@ ROUTE = {  # what an error of `route` says -> a hint
 }
 
 
+def merged(merged_weight, W, A, B, alpha):
+    """What it returns."""
+    return _torch(merged_weight(W, A, B, alpha))
+
+
+def _torch(result):
+    """`result`; CheckFailed where NumPy arrays stand in it for tensors."""
+    parts = result.values() if isinstance(result, dict) else result
+    parts = parts if isinstance(result, dict | list | tuple) else [result]
+    if any(type(part).__module__ == "numpy" for part in parts):
+        raise CheckFailed("it returned a NumPy array, wanted a tensor: torch.from_numpy(…)")
+    return result
+
+
 def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
-    """What it returns; a byte index is explained."""
+    """What it returns; some errors are explained."""
+    n, blocks = W4.numel(), absmax.numel()
+    scales = "each entry of absmax is for 64 neighbours: repeat_interleave(64)"
+    hints = [
+        ("mask", "torch takes a uint8 index for a mask: write codebook[W4.long()]"),
+        (str(2 * n), "W4 holds one code a byte, there is nothing to unpack"),
+        (f"({blocks})", scales),
+        (f"({32 * blocks})", scales),
+        (f"({n}) must match the size of tensor b ({shape[1]})", "W4 is flat: reshape(shape) first"),
+        (f"({64 * blocks})", "the last block may be shorter: cut the scales to W4.numel()"),
+    ]
     try:
-        return merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape))
+        return _torch(merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape)))
     except (IndexError, RuntimeError) as error:
-        if "mask" in str(error):
-            error.args = ("torch takes a uint8 index for a mask: write codebook[W4.long()]",)
-        elif str(2 * W4.numel()) in str(error):
-            error.args = (f"{error}; W4 holds one code a byte, there is nothing to unpack",)
+        hint = next((hint for sign, hint in hints if sign in str(error)), None)
+        error.args = (f"{error}; {hint}",) if hint else error.args
         raise
+
+
+def combined(combine, adapters, weights):
+    """What it returns."""
+    return _torch(combine(adapters, weights))
 
 
 def souped(soup, states, weights):
     """What it returns; weights=None is left to the default."""
-    return soup(states) if weights is None else soup(states, weights)
+    try:
+        return _torch(soup(states) if weights is None else soup(states, weights))
+    except TypeError as error:
+        if "'weights'" in str(error):
+            error.args = (f"{error}; keep the default, weights=None",)
+        raise
 
 
 def soup_error(soup, states, weights):
@@ -77,7 +109,8 @@ def tiny_served(seed, brief=False):
 
     base, tokenizer = tiny_language_model(seed)
     head = base.lm_head.weight.data
-    head[1] = (head[2] + head[3]) / 2  # "<unk>" is never the likeliest, so no answer holds it
+    for odd, a, b in ((tokenizer.unk_token_id, 2, 3), (tokenizer.bos_token_id, 4, 5)):
+        head[odd] = (head[a] + head[b]) / 2  # never the likeliest, so no answer holds it
     base.generation_config.update(eos_token_id=0, pad_token_id=0, do_sample=True)
     model = None
     for name, r in ranks(seed).items():

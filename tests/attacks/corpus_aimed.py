@@ -108,7 +108,7 @@ import types
 fake = types.ModuleType("fake")
 exec({FORGED!r}, vars(fake))
 KNOWN = ("injected", "counted_smollm2", "state", "round_trip", "load_error",
-         "layer_kinds", "layer_output_kind", "largest_new_tensor")
+         "layer_kinds", "layer_output_kind", "forward_work", "layer_work")
 class Answer:
     @staticmethod
     def serve(sock, space, most):

@@ -12,12 +12,15 @@ from labkit.probes.lab02 import ADAPTED, EXTRA, small_model
 
 def _dense(x, W, A, B, s): return x @ (W + s * B @ A).T
 
-def largest_new_tensor(f, *tensors): return 0
+def kind(f, *data): return "Tensor"
+def global_names(f): return []
+def forward_work(f, *data): return ""
 def new_layer(L, W, bias, r, alpha, x):
     A, A2 = (torch.rand(r, W.shape[1]) * 0.1 - 0.05 for _ in range(2))
     flags = {"A": True, "B": True, "base.weight": False, "base.bias": False}
-    return {"r": r, "scaling": alpha / r, "flags": flags, "y": x @ W.T + bias,
-            "A": A, "A2": A2, "B": torch.zeros(W.shape[0], r), "W": W}
+    return {"r": r, "scaling": alpha / r, "flags": flags, "y": x @ W.T + bias, "same": True,
+            "A": A, "A2": A2, "B": torch.zeros(W.shape[0], r), "W": W, "bias": bias}
+def layer_work(*args): return ["", 12]
 def layer_output(L, W, bias, r, alpha, A, B, dropout, training, x, merged=False):
     z = torch.nn.functional.dropout(x, dropout, training) * (not merged)
     y = x @ W.T + _dense(z, W * 0, A, B, alpha / r) + (0 if bias is None else bias)
@@ -28,18 +31,24 @@ def input_gradient(L, W, bias, r, alpha, A, B, x):
     return 2 * y @ (W + alpha / r * B @ A)
 def by_hand(f, x, W, A, B, alpha, dY):
     s = alpha / len(A)
-    return [s * (dY @ B).T @ x, s * dY.T @ (x @ A.T)]
+    return [[s * (dY @ B).T @ x, s * dY.T @ (x @ A.T)], 12]
 def layer_kinds(*args): return ["bfloat16", "bfloat16", "meta", "meta"]
-def layer_output_kind(*args): return "torch.bfloat16"
+def layer_output_kind(*args): return ["bfloat16", ""]
 def layer_after_step(L, W, bias, r, alpha, A, B, x):
     return {"W": W, "bias": bias, "A": A + 1, "B": B + 1}
 def injected(inject, targets, r, alpha, weights, factors):
-    y = small_model(weights)(torch.arange(11)).detach()
+    plain = small_model(weights)(torch.arange(11)).detach()
+    changed = {n: t.double() for n, t in weights.items()}
+    for n, (A, B) in factors.items():
+        changed[n + ".weight"] = changed[n + ".weight"] + alpha / r * (B @ A).double()
+    after = small_model(changed, torch.double)(torch.arange(11)).detach()
     shapes = {n: [r, A.shape[1]] for n, (A, B) in factors.items()}
     parts = [name.rpartition(".") for name in weights]
     flags = {f"{n}.base.{p}" if n in factors else f"{n}.{p}": False for n, _, p in parts}
     flags |= {f"{n}.{p}": True for n in factors for p in "AB"}
-    return {"count": len(shapes), "shapes": shapes, "flags": flags, "y": [y, y, y]}
+    return {"count": len(shapes), "shapes": shapes, "flags": flags, "gone": [], "modes": True,
+            "y": [plain, plain, after]}
+def kinds_after(*args): return ["bfloat16"]
 def counted(f, d, vocab):
     return [vocab * d + 4 * d, vocab * d + 2 * (4 * d * d + 5 * d) + 3 * (d * d + d)]
 def counted_smollm2(f, r): return [921_600, 135_436_608]
@@ -49,18 +58,25 @@ def merging(m, u, L, W, bias, r, alpha, A, B, x):
     y.square().sum().backward()
     U = alpha / r * B @ A
     seen = {name: [W, y] for name in ("start", "fresh", "back", "end")}
-    seen |= {"once": [W + U, y], "twice": [W + U, y], "same": True, "leaf": [True, False]}
+    seen |= {"once": [W + U, y], "twice": [W + U, y], "leaf": [True, False]}
+    seen |= {"same": True, "mode": True, "parts": True}
     y2 = y + x @ U.T
     return seen | {"grads": [A.grad, B.grad], "anew": [W + 2 * U, y2], "undone": [W, y2]}
+def merged_kind(*args): return ["bfloat16", "bfloat16"]
+def _step(A, B, x):
+    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+    dA, dB = torch.autograd.grad((x @ A.T @ B.T).square().mean(), (A, B))
+    return {"A": (A - 0.1 * dA).detach(), "B": (B - 0.1 * dB).detach()}
 def state(f, L, A, B, x):
-    both = {n: {"A": A + i, "B": B - i} for i, n in enumerate(ADAPTED)}
+    both = {n: _step(A + i, B - i, x) for i, n in enumerate(ADAPTED)}
     return {f"{n}.{p}": t for n, parts in both.items() for p, t in parts.items()}
 def round_trip(f, g, L, A, B, x):
     data = state(f, L, A, B, x)
-    return {"data": data, "same": list(data), "trains": list(data)}
-def load_error(f, g, L, A, B, x, missing):
-    key = EXTRA if missing is None else list(state(f, L, A, B, x))[missing]
-    return f"KeyError: {key!r}"
+    names = list(data)
+    return {"data": data, "same": names, "trains": names, "others": [], "training": False}
+def load_error(f, g, L, A, B, x, change, which):
+    key = EXTRA if change == "extra" else list(state(f, L, A, B, x))[which]
+    return [["KeyError"], key, True]
 """
 PUT = f"""
 import types

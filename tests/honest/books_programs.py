@@ -102,7 +102,7 @@ def outputs_of_megabytes(book):
     picture = {
         "output_type": "display_data",
         "metadata": {},
-        "data": {"image/png": "A" * 3_000_000},
+        "data": {"image/png": "A" * 1_500_000},
     }
     text = {"output_type": "stream", "name": "stderr", "text": ["100%|████| 45/45\r"] * 20_000}
     error = {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "traceback": ["\x1b[0m"]}

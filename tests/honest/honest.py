@@ -5,6 +5,7 @@ return the bytes of the file where these matter. Its docstring says what a grade
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "attacks"))
 
 from attack import Book, source
 
+TIMES = int(os.environ.get("LABKIT_HONEST", "1"))  # that each is graded
 NOTEBOOKS = []  # in the order of the corpus
 
 

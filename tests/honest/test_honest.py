@@ -1,7 +1,6 @@
 """Right answers, in notebooks as people make them: full marks, whatever stands around them."""
 
-from conftest import TIMES
-from honest import NOTEBOOKS
+from honest import NOTEBOOKS, TIMES
 
 
 def test_full_marks(notebook, graded):

@@ -1,0 +1,114 @@
+"""What misconceptions give in 4.5 and 4.7: scales, bits and bytes."""
+
+import torch
+
+
+def undone_scales(q, each, mean):
+    """Ways back from 8-bit scales; where one gives the scales, the message is what went wrong."""
+    return {
+        "q / scale + offset gives the scales; wanted q * scale + offset": q / each + mean,
+        "q * scale / 127 + offset gives the scales; put the 127 into scale": q * each / 127 + mean,
+        "offset was not taken off before rounding": q * each,
+        "the difference has the wrong sign: absmax - mean": mean - q * each,
+    }
+
+
+def eight_bits(around, absmax, each, mean):
+    """Wrong integers where the scales are right."""
+    exact = around / each
+    return {
+        "this cuts off instead of rounding: use round": exact.trunc(),
+        "this rounds down; round to the nearest": exact.floor(),
+        "this rounds up; round to the nearest": exact.ceil(),
+        "the sign is turned round: absmax - mean": -exact.round(),
+        "the mean was not taken off before this": (absmax / each).round().clamp(-128, 127),
+    }
+
+
+def scales_of_scales(around, mean, block):
+    """Wrong scales of the differences from the mean."""
+    parts, whole = around.split(block), (around + mean).split(block)
+    peaks = torch.stack([p.abs().max() for p in parts])
+    return {
+        "one for all; each block has its own": around.abs().max().expand(len(parts)) / 127,
+        "the scale is max(), not abs().max()": torch.stack([p.max() for p in parts]) / 127,
+        "divide by 127, the largest of int8, not by 128": peaks / 128,
+        "divide by 127: int8 goes to 127, and half of 256 are below zero": peaks / 255,
+        "these are the 7 steps of 4 bits; 8 bits have 127": peaks / 7,
+        "it is not divided by 127": peaks,
+        "the mean was not taken off before this": torch.stack([p.abs().max() for p in whole]) / 127,
+        "the mean is added, not taken off": torch.stack([(p + mean).max() for p in whole]) / 127,
+        "these are standard deviations; take the largest distance": torch.stack(
+            [p.std() for p in parts]
+        )
+        / 127,
+        "it is upside down": 127 / peaks,
+        "these are means; take the largest distance": torch.stack([p.abs().mean() for p in parts])
+        / 127,
+    }
+
+
+def bits(block, double):
+    """Wrong numbers of bits a parameter."""
+    first, second = 32 / block, 8 / block + 32 / (block * 256)
+    scales = second if double else first
+    fixed = 8 / 64 + 32 / (64 * 256) if double else 32 / 64
+    whole = 4 + 8 // block + 32 // (block * 256) if double else 4 + 32 // block
+    return ({"this is for blocks of 64; use `block`": 4 + fixed} if block != 64 else {}) | {
+        "this is the share of the scales alone; add 4 bits for the code": scales,
+        "these are bytes; wanted bits": (4 + scales) / 8,
+        "// rounds the shares down: divide by /": whole,
+        "the shares are upside down: 32 bits serve `block` weights, 32 / block": 4 + block / 32,
+        "8 bits of code? A code has 4": 8 + scales,
+        "16 bits of code? A code has 4": 16 + scales,
+        "a scale has 8 bits instead of 32, not besides": 4 + 32 / block + 8 / block * double,
+        "8 bits come instead of the 32, not besides": 4 + 32 / block + second * double,
+        "the 8 bits are shared by `block` weights alone": 4 + (8 + 32) / block / 256,
+        "scales are fp32, 32 bits each": 4 + 16 / block * (not double),
+        "the 8-bit scales have scales too, 32 bits a block of 256": 4 + 8 / block,
+        "the scales of scales are fp32, 32 bits each": 4 + 8 / block + 16 / (block * 256),
+        "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
+        "double_quant changes nothing": 4 + first,
+        "with double_quant=False the scales stay fp32": 4 + second,
+    }
+
+
+def training_parts(n, t, method):
+    """Wrong bytes of weights, gradients and optimizer: n numbers in the base, t that train."""
+    two = {"that is 2 bytes each; what trains is kept in fp32, 4 bytes": 2.0}
+    moments = {
+        "Adam keeps two moments, 4 bytes each": 4.0,
+        "Adam's moments are fp32": 2.0,
+        "two moments of 4 bytes are 8": 16.0,
+        "gradients are counted apart: two moments of 4 bytes are 8": 12.0,
+    }
+    everyone = "frozen weights have none: multiply by n_trainable"
+    base = {"full": 4.0 * n, "lora": 2.0 * n, "qlora": 4.126953 / 8 * n}[method]
+    weights = {
+        "the adapter's own weights are missing": base,
+        "the adapter is fp32, 4 bytes": base + 2 * t,
+        "the frozen base rests in 16 bits": 4.0 * (n + t),
+    }
+    if method == "full":
+        weights = {message: value * n for message, value in two.items()} | {
+            "without an adapter the weights are all there is, 4 bytes each": 8.0 * n,
+            "no 16-bit copy beside the fp32 weights in this table": 6.0 * n,
+        }
+    elif method == "lora":
+        weights["16 bits are 2 bytes"] = 1.0 * n + 4 * t
+    else:
+        weights |= {
+            "these are bits; 8 make a byte": 8 * base + 4 * t,
+            "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
+            "4 bits are half a byte": 4.126953 * n + 4 * t,
+            "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
+            "4 bits a parameter, and neither scales nor adapter": n / 2,
+            "the 8-bit scales have scales too, which makes 4.127 bits": 4.125 / 8 * n + 4 * t,
+            "the base is 4-bit here, not 16-bit": 2.0 * n + 4 * t,
+            "the base is 4-bit here, not 8-bit": 1.0 * n + 4 * t,
+        }
+    return {
+        "weights": weights,
+        "gradients": {k: v * t for k, v in two.items()} | {everyone: 4.0 * n},
+        "optimizer": {k: v * t for k, v in moments.items()} | {everyone: 8.0 * n},
+    }

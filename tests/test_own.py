@@ -1,0 +1,54 @@
+"""Whether an answer is the course's solution, word for word."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from labkit import reference
+from labkit.grading import own
+
+ROOT = Path(__file__).parents[1]
+SOLVED = """
+%matplotlib inline
+import math
+
+def scaling(alpha, r, rank_stabilized=False):
+    'A docstring of its own.'
+
+    # and a comment
+    return (alpha / math.sqrt(r)) if rank_stabilized else alpha / r
+"""
+
+
+def test_every_solution_is_the_courses_and_no_stub_is():
+    for path in sorted((ROOT / "solutions").glob("*.ipynb")):
+        stubs = json.loads((ROOT / "notebooks" / path.name).read_text("utf-8"))["cells"]
+        stubs = ["".join(cell["source"]) for cell in stubs if cell["cell_type"] == "code"]
+        for cell in reference.solved_cells(path.stem):
+            for name in reference.defined(cell):
+                assert not own.is_own(path.stem, name, cell), (path.stem, name)
+        both = reference.solved_cells(path.stem) + stubs
+        names = {name for cell in stubs for name in reference.defined(cell)}
+        assert any(own.is_own(path.stem, name, cell) for name in names for cell in both)
+
+
+def test_what_says_the_same_in_other_words_is_ones_own():
+    assert not own.is_own("02_lora", "scaling", SOLVED)
+    assert own.is_own("02_lora", "scaling", SOLVED.replace("math.sqrt(r)", "r**0.5"))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "def scaling(alpha, r:",
+        "def other(): pass",
+        "def scaling(a, r):\n    return " + "+".join("1" * 5000),
+        "def scaling(a, r):\n    return " + "(" * 5000,
+        "def scaling(a, r):\n    return '\x00'",
+    ],
+    ids=range(5),
+)
+def test_what_cannot_be_read_is_not_ones_own(cell):
+    assert not own.is_own("02_lora", "scaling", cell)
+    assert not own.is_own("99_none", "scaling", SOLVED.replace("math.sqrt(r)", "r**0.5"))
