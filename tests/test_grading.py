@@ -388,7 +388,7 @@ class LoRALinear(torch.nn.Module):
     assert "alpha is not divided by r" in records["2.2"]["message"]
     assert "course's own" not in records["2.2"]["message"]
     assert "never merged has nothing to take away" in records["2.6"]["message"]
-    assert "judged with the course's own 2.1 and 2.2" in records["2.6"]["message"]
+    assert "judged with the course's own 2.1, 2.2" in records["2.6"]["message"]
 
 
 OPEN = {
