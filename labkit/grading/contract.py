@@ -245,7 +245,9 @@ def exercise(id, points, after=None):
                 print(f"○ {id} {absent}: its cell has not been run yet")
                 return
             if theirs := _of(id, objects):
-                print(f"◐ {id} {LENT}: {_listed(theirs)} {_is(theirs)} the course's, not yours")
+                print(
+                    f"◐ {id} {LENT}: {' and '.join(theirs)} {_is(theirs)} the course's, not yours"
+                )
                 return
             record = {"id": id, "name": names[0], "points": points, "earned": 0}
             verdict = _judge(check, objects, record)
@@ -328,14 +330,8 @@ def _judge(check, objects, record):
         lent = _verdict(check, given, record["points"])
     if own and (lent.status, lent.message) == (own.status, own.message):
         return own
-    told = f"judged with the course's own {_listed(list(sources))}, which {_is(sources)} open"
+    told = f"judged with the course's own {', '.join(sources)} in place of what is open"
     return lent._replace(message=f"{lent.message} ({told})" if lent.message else told)
-
-
-def _listed(several):
-    """ "2.1", "2.1 and 2.2", "2.1, 2.2 and 2.3"."""
-    *most, last = several
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _is(several):
