@@ -244,10 +244,8 @@ def exercise(id, points, after=None):
             if absent := _not_run(id, objects):
                 print(f"○ {id} {absent}: its cell has not been run yet")
                 return
-            if theirs := _of(id, objects):
-                print(
-                    f"◐ {id} {LENT}: {' and '.join(theirs)} {_is(theirs)} the course's, not yours"
-                )
+            if told := _borrowed(id, objects):
+                print(f"◐ {id} {LENT}: {told}")
                 return
             record = {"id": id, "name": names[0], "points": points, "earned": 0}
             verdict = _judge(check, objects, record)
@@ -266,10 +264,12 @@ def _not_run(id, objects):
     return absent[0] if absent else None
 
 
-def _of(id, objects):
-    """Names of the objects that were lent for exercise `id`."""
+def _borrowed(id, objects):
+    """Which of the objects were lent for exercise `id`, as words; "" where none was."""
     loans = session.loans.get(id, ())
-    return [name for name, one in objects.items() if any(one is lent for lent in loans)]
+    theirs = [name for name, one in objects.items() if any(one is lent for lent in loans)]
+    verb = "are" if len(theirs) > 1 else "is"
+    return f"{' and '.join(theirs)} {verb} the course's, not yours" if theirs else ""
 
 
 def _stubs(id, objects):
@@ -332,10 +332,6 @@ def _judge(check, objects, record):
         return own
     told = f"judged with the course's own {', '.join(sources)} in place of what is open"
     return lent._replace(message=f"{lent.message} ({told})" if lent.message else told)
-
-
-def _is(several):
-    return "are" if len(several) > 1 else "is"
 
 
 def _verdict(check, objects, points):
