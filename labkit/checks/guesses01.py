@@ -78,6 +78,8 @@ def errors(W, r):
         "that is a share of the entries, not of the norm": torch.tensor(1 - r / len(s)),
         "it is a share of singular values, summed and not squared, that is kept": 1 - all_but,
         "the singular values left out are summed, not squared": s[r:].sum() / s.norm(),
+        "squared twice: W @ W.T has the squares of the singular values": energy[r:].norm()
+        / energy.norm(),
         "the mean of squares is no norm: sum them": s[r:].square().mean().sqrt()
         / s.square().mean().sqrt(),
     }
@@ -129,6 +131,7 @@ def break_even(d_out, d_in):
         "that takes W for square: d_in² / 2 d_in": (d_in - 1) // 2,
         "that takes W for square: d_out² / 2 d_out": (d_out - 1) // 2,
         "half of that side, less one, is right for a square W only": d_out // 2 - 1,
+        "half of d_in, less one, is right for a square W only": d_in // 2 - 1,
         "that is half of it: r counts for A and for B at once": d_out
         * d_in
         // (2 * (d_out + d_in)),
@@ -268,6 +271,7 @@ def points(theta0, P, z):
         "P is made orthogonal; use it as it comes": theta0 + torch.linalg.qr(P).Q @ z,
         "z is normalised; use it as it comes": theta0 + P @ z / z.norm(),
         "z changes nothing": theta0,
+        "theta0 comes once for each z; add it once": d * theta0 + P @ z,
         "the start is projected on the flat; theta0 stays whole": P
         @ (torch.linalg.pinv(P) @ theta0 + z),
     }
@@ -292,6 +296,7 @@ def projected(P, grad_theta, right):
         "that is a step downhill; the gradient itself is asked": -right,
         "the gradient is normalised; the chain rule has it as it is": right / grad_theta.norm(),
         "these are the first d entries; all of theta depend on z": grad_theta[:d],
+        "the sum of products is asked, not the product of sums": P.sum(0) * grad_theta.sum(),
     }
     if d == D:
         back = "P leads from z to theta; gradients go back through its transpose, P.T @ g"
