@@ -129,7 +129,10 @@ def new_layer(LoRALinear, W, bias, r, alpha, x):
             raise TypeError(f"{name} is a module, wanted an nn.Parameter")
     names = {id(first.A): "A", id(first.B): "B"}  # whatever the module calls them
     flags = {names.get(id(p), name): p.requires_grad for name, p in first.named_parameters()}
-    numbers = {"r": first.r, "scaling": first.scaling, "flags": flags, "y": first(x)}
+    shapes = [getattr(M, "shape", None) for M in (first.A, first.B)]
+    fits = shapes == [(r, W.shape[1]), (W.shape[0], r)]
+    y = first(x) if fits else None  # shapes are told first, not what they make fail
+    numbers = {"r": first.r, "scaling": first.scaling, "flags": flags, "y": y}
     kept = {"same": first.base is base, "W": base.weight, "bias": base.bias}
     return numbers | kept | {"A": first.A, "A2": second.A, "B": first.B}
 
@@ -266,7 +269,8 @@ def injected(inject, targets, r, alpha, weights, factors):
     flags = {names.get(id(p), n): p.requires_grad for n, p in model.named_parameters()}
     here = {id(p) for p in model.parameters()}
     gone = [name for name, p in before.items() if id(p) not in here]
-    same = {n: m.training == modes[n] for n, m in model.named_modules() if n in modes}
+    named = [(n, m) for n, m in model.named_modules() if n in modes]
+    same = {n: m.training == modes[n] for n, m in named if model.get_submodule(n) is m}
     y.append(model(ids))
     for name in factors.keys() & shapes.keys():
         layer = adapted[name]
@@ -294,6 +298,7 @@ def small_model(weights, dtype=torch.float32):
     """The small model with these weights {name: tensor}; the tied head comes with the embedding."""
     vocab, d = weights["embed.weight"].shape
     model = _Model(d, vocab).to(dtype)
+    model.rest["scale"] = _Decoy(1).to(dtype)  # its A has to be frozen, too
     model.load_state_dict(weights, strict=False)
     return model
 
