@@ -673,6 +673,10 @@ def _halved(self, base, *_):
     base.weight.data = base.weight.data / 2
 
 
+def _new_weight(self, base, *_):
+    base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+
+
 def _on_the_wrong_side(self, base, r, alpha):
     self.A = nn.Parameter(torch.randn(r, base.out_features))
     self.B = nn.Parameter(torch.zeros(base.in_features, r))
@@ -712,6 +716,7 @@ LAYERS = [
     (_dropping(_row_by_row), "row by row"),
     (_layer(init=_halved), "base has other weights"),
     (_layer(init=lambda s, b, *_: setattr(b, "bias", None)), "base.bias is gone"),
+    (_layer(init=_new_weight), "base.weight is another Parameter"),
     (_layer(init=_on_the_wrong_side), "A has shape (5, 48), B (256, 5)"),
     (_layer(init=_moved_later), "with device="),
     (_layer(init=_learns_alpha), "more parameters than base, A and B: alpha"),
@@ -1316,6 +1321,7 @@ WRONG = [
             (lambda *args: lora_forward(*args) + args[0] @ args[1].T, "frozen part comes twice"),
             (lambda x, *args: lora_forward(x.reshape(-1, 5), *args), "leading shape is lost"),
             (lambda *args: lora_forward(*args).numpy(), "NumPy array"),
+            (lambda x, *args: lora_forward(x, *args).T if x.ndim == 2 else None, "transposed?"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha * x @ A.T @ B.T, "not divided by r"),
             (lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T, "scaling alpha / r is missing"),
             (lambda x, W, A, B, alpha: x @ W.T, "update is missing"),

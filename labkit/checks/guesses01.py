@@ -108,6 +108,10 @@ def parameters(d_out, d_in, r):
         "brackets: both sides come r times, r * (d_out + d_in)": r * d_out + d_in,
         "brackets: both sides come r times each, r * (d_out + d_in)": d_out + r * d_in,
         "r is missing: this is rank 1": d_out + d_in,
+        "r is cut at the shorter side; A and B hold r rows and columns all the same": (
+            min(r, d_out, d_in) * (d_out + d_in)
+        ),
+        "that is a share of W; how many numbers is asked": r * (d_out + d_in) / (d_out * d_in),
     }
 
 
@@ -155,6 +159,8 @@ def energy(s, fraction):
         "energy is the squared singular value; these are not squared": _first(s, fraction),
         "not squared, and a position counts from 0": int((nuclear < fraction).sum()),
         "s is squared twice": _first(s**4, fraction),
+        "square first, then add up: these are sums, squared": int((nuclear**2 < fraction).sum())
+        + 1,
         "the root is taken: a share of the norm, not of the energy": _first(s**2, fraction**2),
         "that much may be left out; `fraction` is to be kept": max(1, _first(s**2, 1 - fraction)),
         "it starts at the smallest values; the largest come first": _first(
@@ -201,6 +207,9 @@ def stable(M):
     return wanted, {
         "the norms are not squared: |W|_F² / |W|_2²": wanted**0.5,
         "the singular values are not squared": (s.sum() / s[0]).item(),
+        "squared twice: W @ W.T has the squares of the singular values": (
+            (s**4).sum() / s[0] ** 4
+        ).item(),
         "the nuclear norm, the plain sum, stands for the Frobenius norm": (
             (s.sum() / s[0]).item() ** 2
         ),

@@ -130,7 +130,7 @@ def parameters(lora_params, break_even_rank):
     """131,072 for 4096 x 4096 at r=16, linear in r; the largest rank that still saves"""
     m, rank = torch.randint(20, 90, (2,), generator=generator()).tolist()
     shapes = [(m, 3 * m + 1), (3 * m + 1, m)]  # no common factor, so no rank breaks exactly even
-    sizes = [(*shapes[0], rank), (*shapes[1], 3), (4096, 4096, 16)]
+    sizes = [(*shapes[0], rank), (*shapes[1], 3), (4096, 4096, 16), (3, 5, 7)]
     asked = every(lambda *size: _asked_count(lora_params, *size), sizes)
     with part():
         expect_numbers(asked)

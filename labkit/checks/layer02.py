@@ -31,6 +31,8 @@ def expect_layer(LoRALinear, x, W, bias, A, B, alpha):
     with part():
         hint = "self.base = base; a copy takes its memory again, and merges would miss the model"
         expect(new["same"], f"layer.base is not the module that was given: {hint}")
+        hint = "freeze the one it has, requires_grad_(False)"
+        expect(new["own"], f"base.weight is another Parameter than before: {hint}")
     with part():
         _expect_flags(new["flags"])
     with part():

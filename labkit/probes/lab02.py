@@ -120,9 +120,11 @@ def _layer(LoRALinear, W, bias, r, alpha, A=None, B=None, dropout=0.0, dtype=tor
 def new_layer(LoRALinear, W, bias, r, alpha, x):
     """A fresh layer as data: A of two layers, B, scaling, r, flags of its parameters, output.
 
-    `same` says that its base is the very module it was given, `W` and `bias` what that holds.
+    `same` says that its base is the very module it was given, `own` that this has the Parameter it
+    had, `W` and `bias` what it holds.
     """
     base = _base(W, bias)
+    weight = base.weight
     first, second = LoRALinear(base, r, alpha, 0.0), _layer(LoRALinear, W, bias, r, alpha)
     for name in ("A", "B"):
         if isinstance(getattr(first, name), nn.Module):
@@ -133,7 +135,8 @@ def new_layer(LoRALinear, W, bias, r, alpha, x):
     fits = shapes == [(r, W.shape[1]), (W.shape[0], r)]
     y = first(x) if fits else None  # shapes are told first, not what they make fail
     numbers = {"r": first.r, "scaling": first.scaling, "flags": flags, "y": y}
-    kept = {"same": first.base is base, "W": base.weight, "bias": base.bias}
+    kept = {"same": first.base is base, "own": base.weight is weight}
+    kept |= {"W": base.weight, "bias": base.bias}
     return numbers | kept | {"A": first.A, "A2": second.A, "B": first.B}
 
 
