@@ -388,7 +388,7 @@ class LoRALinear(torch.nn.Module):
     assert "alpha is not divided by r" in records["2.2"]["message"]
     assert "course's own" not in records["2.2"]["message"]
     assert "never merged has nothing to take away" in records["2.6"]["message"]
-    assert "judged with the course's own 2.1 and 2.2" in records["2.6"]["message"]
+    assert "judged with the course's own 2.1, 2.2" in records["2.6"]["message"]
 
 
 OPEN = {
@@ -842,7 +842,7 @@ def test_what_is_killed_in_the_middle_costs_nothing(who):
     killer = threading.Timer(1, lambda: [victim.kill() for victim in victims])
     killer.start()
     row, _ = judge.grade("a.ipynb", _notebook("import time\ntime.sleep(4)", SCALING), 1)
-    assert judge.process.pid != first.pid and not first.is_running()
+    assert not any(victim.is_running() for victim in victims)
     judge.stop()
     assert (row["status"], row["earned"]) == ("graded", 1)
 

@@ -311,12 +311,8 @@ def _judge(check, objects, record):
         lent = _verdict(check, given, record["points"])
     if own and (lent.status, lent.message) == (own.status, own.message):
         return own
-    told = f"judged with the course's own {' and '.join(sources)}, which {_is(sources)} open"
+    told = f"judged with the course's own {', '.join(sources)} in place of what is open"
     return lent._replace(message=f"{lent.message} ({told})" if lent.message else told)
-
-
-def _is(several):
-    return "are" if len(several) > 1 else "is"
 
 
 def _verdict(check, objects, points):
