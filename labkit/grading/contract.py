@@ -118,7 +118,7 @@ class Session:
         theirs = {}
         for id, source in sources.items():
             own = defined_by(source)
-            theirs |= {name: own[name] for name in NAMES[id]}
+            theirs |= {name: own[name] for name in NAMES[id] if name in own}
         before = {name: self.namespace[name] for name in theirs if name in self.namespace}
         self.namespace.update(theirs)
         try:
@@ -285,14 +285,18 @@ def _is_stub(thing):
 
 
 def _stand_ins(id):
-    """`{id: source of the course's own objects}` of the exercises before `id` that are open."""
+    """`{id: source of the course's own objects}` of the exercises before `id` that are open.
+
+    What `id` itself is about is not lent: an instructor's check may ask for `lora_forward`, too.
+    """
     lab, _, number = id.partition(".")
-    found = {}
+    found, mine = {}, set(NAMES.get(id, ()))
     for other in NAMES if session.reference else ():
         its_lab, _, its_number = other.partition(".")
         standing = session.records.get(other, {}).get("status") in ("passed", "revealed", "lent")
         before = its_lab == lab and number.isdecimal() and its_number.isdecimal()
-        if before and int(its_number) < int(number) and not standing:
+        before = before and int(its_number) < int(number) and not mine & set(NAMES[other])
+        if before and not standing:
             found[other] = session.reference(other)
     return {other: source for other, source in found.items() if source}
 
