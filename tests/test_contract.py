@@ -403,7 +403,7 @@ def test_an_open_exercise_is_stood_in_for(double, learner, capsys):
     if double:
         learner["double"] = double
     quadrupled(learner["quadruple"])
-    assert "judged with the course's own 9.1 in place of what is open" in capsys.readouterr().out
+    assert "judged with the course's own 9.1, which is open" in capsys.readouterr().out
     assert contract.session.records["9.4"]["earned"] == 2
     assert learner.get("double") is double, "what stood in is gone afterwards"
 

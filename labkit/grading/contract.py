@@ -333,8 +333,18 @@ def _judge(check, objects, record):
         lent = _verdict(check, given, record["points"])
     if own and (lent.status, lent.message) == (own.status, own.message):
         return own
-    told = f"judged with the course's own {', '.join(sources)} in place of what is open"
+    told = f"judged with the course's own {_listed(list(sources))}, which {_is(sources)} open"
     return lent._replace(message=f"{lent.message} ({told})" if lent.message else told)
+
+
+def _listed(several):
+    """ "2.1", "2.1 and 2.2", "2.1, 2.2 and 2.3"."""
+    *most, last = several
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _is(several):
+    return "are" if len(several) > 1 else "is"
 
 
 def _verdict(check, objects, points):
