@@ -118,7 +118,7 @@ class Session:
         theirs = {}
         for id, source in sources.items():
             own = defined_by(source)
-            theirs |= {name: own[name] for name in NAMES[id]}
+            theirs |= {name: own[name] for name in NAMES[id] if name in own}
         before = {name: self.namespace[name] for name in theirs if name in self.namespace}
         self.namespace.update(theirs)
         try:
@@ -153,6 +153,7 @@ HINTS = {
     "leaf Variable that requires grad": "; change it under torch.no_grad()",
     "non-leaf Tensor": "; change it in place, under torch.no_grad()",
     "as parameter 'weight'": "; change it in place, under torch.no_grad()",
+    "incompatible tensor type": "; make it where it belongs at once, with device=",
     "unhashable type: 'list'": "; is a list inside another one?",
     "object is not callable": "; is it still a function, begun by def?",
     "has no attribute 'append'": "; collect dicts in a list, and make one table of it at the end",
@@ -268,8 +269,7 @@ def _borrowed(id, objects):
     """Which of the objects were lent for exercise `id`, as words; "" where none was."""
     loans = session.loans.get(id, ())
     theirs = [name for name, one in objects.items() if any(one is lent for lent in loans)]
-    verb = "are" if len(theirs) > 1 else "is"
-    return f"{' and '.join(theirs)} {verb} the course's, not yours" if theirs else ""
+    return f"{_listed(theirs)} {_is(theirs)} the course's, not yours" if theirs else ""
 
 
 def _stubs(id, objects):
@@ -286,14 +286,18 @@ def _is_stub(thing):
 
 
 def _stand_ins(id):
-    """`{id: source of the course's own objects}` of the exercises before `id` that are open."""
+    """`{id: source of the course's own objects}` of the exercises before `id` that are open.
+
+    What `id` itself is about is not lent: an instructor's check may ask for `lora_forward`, too.
+    """
     lab, _, number = id.partition(".")
-    found = {}
+    found, mine = {}, set(NAMES.get(id, ()))
     for other in NAMES if session.reference else ():
         its_lab, _, its_number = other.partition(".")
         standing = session.records.get(other, {}).get("status") in ("passed", "revealed", "lent")
         before = its_lab == lab and number.isdecimal() and its_number.isdecimal()
-        if before and int(its_number) < int(number) and not standing:
+        before = before and int(its_number) < int(number) and not mine & set(NAMES[other])
+        if before and not standing:
             found[other] = session.reference(other)
     return {other: source for other, source in found.items() if source}
 
@@ -330,8 +334,18 @@ def _judge(check, objects, record):
         lent = _verdict(check, given, record["points"])
     if own and (lent.status, lent.message) == (own.status, own.message):
         return own
-    told = f"judged with the course's own {', '.join(sources)} in place of what is open"
+    told = f"judged with the course's own {_listed(list(sources))}, which {_is(sources)} open"
     return lent._replace(message=f"{lent.message} ({told})" if lent.message else told)
+
+
+def _listed(several):
+    """ "2.1", "2.1 and 2.2", "2.1, 2.2 and 2.3"."""
+    *most, last = several
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _is(several):
+    return "are" if len(several) > 1 else "is"
 
 
 def _verdict(check, objects, points):
