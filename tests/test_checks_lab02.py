@@ -14,6 +14,7 @@ from torch import nn
 from torch.autograd import grad
 
 from labkit.checks import lab02 as check
+from labkit.grading import contract
 
 # --- right answers -------------------------------------------------------------------------
 
@@ -555,6 +556,13 @@ def test_right_answers_pass(case, accepts):
     accepts(*case)
 
 
+@pytest.mark.parametrize("seed", [1194, 258335148871271])
+def test_no_seed_refuses_layers_that_change_nothing(seed, accepts, monkeypatch):
+    """Outputs of hundreds that nearly cancel in one place are rounded there as elsewhere."""
+    monkeypatch.setattr(contract.session, "seed", seed)
+    accepts(check.injects, inject)
+
+
 # --- wrong answers, each with a word of the message that names what the learner thought -------
 
 
@@ -902,7 +910,18 @@ def _into_a_name(model, targets, r, alpha):
     return len(found)
 
 
+def _into_the_layer(model, targets, r, alpha):
+    """`rsplit` of a name without a dot gives that name: the layer itself for its parent."""
+    model.requires_grad_(False)
+    found = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and _last(n, targets)]
+    for name in found:
+        owner, layer = model.get_submodule(name.rsplit(".", 1)[0]), model.get_submodule(name)
+        setattr(owner, name.split(".")[-1], LoRALinear(layer, r, alpha))
+    return len(found)
+
+
 INJECTIONS = [
+    (_into_the_layer, "into out_proj itself; out_proj stands at the root"),
     (_any_kind, "ask isinstance(m, nn.Linear)"),
     (_then(lambda model: model.to(torch.float32)), "turned a bf16 model's weights to float32"),
     (_then(lambda model: model.train()), "leave the mode as it is"),

@@ -444,6 +444,9 @@ def _last_alone(shapes, r):
 
 
 COUNTS = [
+    (lambda s, r: sum(r * (o + i) + o for o, i in s.values()), "a bias is counted too"),
+    (lambda s, r: sum(r * (o + i + r) for o, i in s.values()), "nothing stands between"),
+    (lambda s, r: sum(min(r, o, i) * (o + i) for o, i in s.values()), "a side of the matrix"),
     (lambda shapes, r: sum(4 * (o + i) for o, i in shapes.values()), "for r=4, whatever r is"),
     (lambda shapes, r: 4 * count_lora_params(shapes, r), "these are bytes"),
     (lambda shapes, r: sum(r * o + i for o, i in shapes.values()), "brackets"),
@@ -488,6 +491,11 @@ def _said(message, form):
 
 
 PROMPTS = [
+    (
+        _split(lambda m: ([x | {"content": x["content"].strip()} for x in m[:-1]], m[-1:])),
+        "as they",
+    ),
+    (_split(lambda m: (m[:-1], [m[-1] | {"content": m[-1]["content"].lower()}])), "as they are"),
     (_split(lambda m: (m[-1:], m[:-1])), "includes the answer"),
     (_split(lambda m: ([m[:-1]], [m[-1:]])), "list of messages"),
     (_split(lambda m: (m[1:-1], m[-1:])), "system message and earlier turns included"),
@@ -664,11 +672,30 @@ def _stops_at_a_bad_one(predictions, references):
     return hits / len(references)
 
 
+def _field_names(text):
+    data = json.loads(text)
+    return data.keys() if isinstance(data, dict) else None
+
+
+def _evaluated(prediction, reference):
+    try:
+        return eval(prediction) == eval(reference)
+    except Exception:
+        return False
+
+
 def _first_object(text):
     return _parsed(text[text.find("{") : text.rfind("}") + 1])
 
 
 MATCHES = [
+    (lambda p, r: round(exact_match(p, r), 2), "that is rounded"),
+    (lambda p, r: math.ceil(10 * exact_match(p, r)) / 10, "gave 0.7, wanted 0.666667"),
+    (
+        _match(lambda p, r: _is_json(p) and _field_names(p) == _field_names(r)),
+        "keys compared without their",
+    ),
+    (_match(_evaluated), "eval instead of json.loads"),
     (_stops_at_a_bad_one, "go on with the next one"),
     (lambda p, r: exact_match(p, r) // 1, "//"),
     (lambda p, r: round(exact_match(p, r)), "round()"),
@@ -834,7 +861,14 @@ def _by_mask(reduce):
     return wrong
 
 
+def _by_characters(model, tokenizer, texts):
+    means = [math.log(perplexity(model, tokenizer, [text])) for text in texts]
+    sizes = [len(text) for text in texts]
+    return math.exp(sum(m * n for m, n in zip(means, sizes, strict=True)) / sum(sizes))
+
+
 PERPLEXITIES = [
+    (_by_characters, "weighed by characters"),
     (_in_train_mode, "the model was in train mode"),
     (_train_left_on, "leaves model changed: its training mode"),
     (_grad_left_off, "gradients switched off"),
@@ -908,6 +942,12 @@ def _merged_and_kept(base, folder):
     return model
 
 
+def _merged_in_place(base, folder):
+    model = load_tuned(base, folder)
+    model.merge_adapter()
+    return model
+
+
 def _base_changed(base, folder):
     with torch.no_grad():
         base.lm_head.weight.mul_(1.5)
@@ -921,6 +961,7 @@ def _switched_off(base, folder):
 
 
 ADAPTERS = [
+    (adapter_bytes, _merged_in_place, "merges the adapter into the base's weights"),
     (adapter_bytes, _copies, "on another model than `base`"),
     (adapter_bytes, _from_the_hub, "a base of its own; put the adapter on `base`"),
     (adapter_bytes, _by_auto, "a base of its own; put the adapter on `base`"),

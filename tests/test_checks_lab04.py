@@ -571,7 +571,15 @@ def _top(bits):
     return 2 ** (bits - 1) - 1
 
 
+def _clipped(x, bits):
+    top = _top(bits)
+    scale = (3 * x.std() / top).clamp_min(1e-12)
+    return (x / scale).round().clamp(-top, top).to(torch.int8), scale
+
+
 ABSMAX = [
+    ((absmax_quantize, lambda q, scale: (q * scale).half()), "these are in float16"),
+    ((_clipped, absmax_dequantize), "the largest numbers are cut off"),
     ((_zero_by_zero, absmax_dequantize), "0 / 0 gives NaN"),
     ((_zero_by_zero_in_numpy, absmax_dequantize), "0 / 0 gives NaN"),
     ((_zeros_as_integers, absmax_dequantize), "zeros come back as int8, wanted floats"),
@@ -753,10 +761,10 @@ def _zero_kept():
     return torch.cat([values[:7], values[-9:]])
 
 
-def _recipe(function, sign=-1):
-    """The recipe with another function than quantiles, or another sign below zero."""
-    above = function(torch.linspace(0.9677083, 0.5, 9)[:-1])
-    below = sign * function(torch.linspace(0.9677083, 0.5, 8)[:-1])
+def _recipe(function, sign=-1, begin=0.9677083):
+    """The recipe with another function than quantiles, sign below zero or first probability."""
+    above = function(torch.linspace(begin, 0.5, 9)[:-1])
+    below = sign * function(torch.linspace(begin, 0.5, 8)[:-1])
     book = torch.cat([below, torch.zeros(1), above]).sort().values
     return book / book.max()
 
@@ -775,7 +783,10 @@ def _rounded_from_a_global():
 
 QUANTILE = torch.distributions.Normal(0, 1).icdf
 
+
 CODEBOOKS = [
+    (lambda: _recipe(lambda p: p), "the probabilities themselves"),
+    (lambda: _recipe(QUANTILE, begin=0.99), "from 0.9677083 to 0.5"),
     (lambda: _recipe(QUANTILE, sign=1), "nothing lies below zero: step 3's quantiles need a minus"),
     (lambda: nf4_codebook().abs(), "nothing lies below zero"),
     (lambda: _recipe(torch.erfinv), "2 p - 1"),
@@ -978,7 +989,24 @@ def _back_by(each):
     ).view(shape)
 
 
+def _one_for_all(w, codebook, block=64):
+    codes, absmax = quantize_blockwise(w, codebook, w.numel())
+    return codes, absmax.expand(-(-w.numel() // block))
+
+
+def _by_columns(w, codebook, block=64):
+    return quantize_blockwise(w.t() if w.dim() == 2 else w, codebook, block)
+
+
+def _even_steps(w, codebook, block=64):
+    even = torch.linspace(-1, 1, len(codebook))
+    return quantize_blockwise(w, even, block)
+
+
 BLOCKS = [
+    ((_one_for_all, dequantize_blockwise), "w (6, 64): one absmax for all of w"),
+    ((_by_columns, dequantize_blockwise), "read by columns"),
+    ((_even_steps, dequantize_blockwise), "these are even steps"),
     ((_rows_apart, dequantize_blockwise), "blocks begin anew in each row: flatten first"),
     ((_loops, dequantize_blockwise), "loops over the blocks"),
     ((_absmax_by_a_list, dequantize_blockwise), "loops over the blocks"),
@@ -1065,6 +1093,7 @@ def _filler_first(codes):
 
 
 PACKS = [
+    (pack_nibbles, lambda p: torch.stack([p >> 4, p & 7], 1).flatten(), "7 keeps three"),
     (_in_place_shift, unpack_nibbles, "changes its input codes in place"),
     (_pack_by(lambda c: c[::2] << 4 + c[1::2]), unpack_nibbles, "+ binds before <<: brackets"),
     (_pack_by(lambda c: c[::2] | c[1::2]), unpack_nibbles, "has to move up by 4 bits"),
@@ -1201,7 +1230,18 @@ def _double(rounding=torch.round, peak=lambda rows: rows.abs().amax(1), parts=la
     return double
 
 
+def _full_blocks_alone(absmax, block=256):
+    absmax.view(-1, block)
+    return double_quantize(absmax, block)
+
+
+def _bits_added(block=64, double_quant=False):
+    return 4 + (8 / block + 32 / (block + 256) if double_quant else 32 / block)
+
+
 DOUBLES = [
+    (_full_blocks_alone, bits_per_param, "the last block may be shorter"),
+    (double_quantize, _bits_added, "their product"),
     (_minus_in_place, bits_per_param, "changes its input absmax in place"),
     (_guarded(lambda scale: scale), bits_per_param, "0 / 0 gives NaN"),
     (_guarded(lambda scale: scale.clamp_min(1e-4)), bits_per_param, "guard against a zero"),
@@ -1304,7 +1344,25 @@ def _twice_if(condition):
     )
 
 
+def _each(factor):
+    return lambda model: sum(p.numel() * factor(p) for p in model.parameters())
+
+
+def _linear_alone(model):
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    return sum(m.in_features * m.out_features for m in linear)
+
+
+def _state(model):
+    return sum(t.numel() * (1 + (t.dtype == torch.uint8)) for t in model.state_dict().values())
+
+
 CONFIGS = [
+    (qlora_config, lambda m: sum(p.numel() * p.element_size() for p in m.parameters()), "bytes"),
+    (qlora_config, _each(lambda p: 4 if p.dtype == torch.uint8 else 1), "not four"),
+    (qlora_config, lambda m: true_param_count(m) + sum(map(len, m.buffers())), "buffers are no"),
+    (qlora_config, _linear_alone, "norms and biases are parameters too"),
+    (qlora_config, _state, "state_dict() holds scales"),
     (_config(bnb_4bit_quant_storage=torch.bfloat16), true_param_count, "bnb_4bit_quant_storage"),
     (_config(llm_int8_skip_modules=["q_proj"]), true_param_count, "llm_int8_skip_modules"),
     (lambda device: BitsAndBytesConfig(load_in_4bit=True), true_param_count, 'say "nf4"'),
@@ -1367,6 +1425,7 @@ def _scaled(factor):
 
 
 RULES = [
+    (lambda n, t, m: training_bytes(n if m != "qlora" else n - t, t, m), "take nothing off"),
     (_scaled(2**-30), "are GiB"),
     (_bytes({"lora": 1}), "16 bits are 2 bytes"),
     (_bytes(optimizer=16), "two moments of 4 bytes are 8"),
@@ -1386,7 +1445,7 @@ RULES = [
     (_bytes(trains=False), "frozen weights have none"),
     (_bytes(adapter=2), "kept in fp32"),
     (lambda n, t, m: _bytes(adapter=4 if m == "full" else 0)(n, t, m), "adapter's own weights"),
-    (lambda n, t, m: _bytes(adapter=4 if m == "full" else 2)(n, t, m), "adapter is fp32"),
+    (lambda n, t, m: _bytes(adapter=4 if m == "full" else 2)(n, t, m), "beside the whole base"),
     (_bytes({"lora": 4}), "rests in 16 bits"),
     (_bytes({"qlora": 0.5}), "nothing for the scales"),
     (_bytes({"qlora": 4.5 / 8}), "4.127"),

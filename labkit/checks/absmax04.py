@@ -81,6 +81,7 @@ def _expect_no_other_scale(scale, x, bits, call):
 def _expect_half_a_step(back, x, q, scale, bits):
     top, call = 2 ** (bits - 1) - 1, f"{bits} bits, quantized and dequantized:"
     expect_shape(back, x.shape, call)
+    kind = str(back.dtype).removeprefix("torch.")
     whole, back = not back.is_floating_point(), back.double()
     expect(torch.isfinite(back).all(), f"{call} NaN or infinity")
     step = (x.abs().max() / top).item()
@@ -94,7 +95,11 @@ def _expect_half_a_step(back, x, q, scale, bits):
         if torch.allclose(back, guess.double(), rtol=1e-3, atol=1e-3 * step):
             raise CheckFailed(f"{call} {message}")
     wanted = f"wanted half a step at most, a step being absmax / {top}"
-    raise CheckFailed(f"{call} the largest error is {error:.2f} steps; {wanted}", bare=True)
+    told = f"{call} the largest error is {error:.4g} steps; {wanted}"
+    cut = back.abs().max() < x.abs().max() - step
+    expect(not cut, f"{told}; the largest numbers are cut off: the scale is absmax / {top}")
+    expect("16" not in kind, f"{told}; these are in {kind}: use fp32")
+    raise CheckFailed(told, bare=True)
 
 
 def _expect_from_q(back, whole, x, bits):

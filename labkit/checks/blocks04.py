@@ -127,7 +127,10 @@ def _expect_peaks(peaks, w, block, call):
         "these are standard deviations; absmax is the largest": torch.stack(
             [p.std() for p in parts]
         ),
+        "one absmax for all of w; take one a block": w.abs().max().expand(len(wanted)),
     }
+    if w.dim() == 2:
+        wrong["w is read by columns: flatten it as it is"] = peaks_of(w.T, block)[1]
     expect_close(peaks.flatten(), wanted, f"absmax of {call}", wrong)
 
 
@@ -141,21 +144,23 @@ def _expect_same_codes(codes, w, book, call):
 
 
 def _expect_zeros(quantize_blockwise, nf4):
-    """A block of zeros before one of ones keeps its zeros, and its absmax is 0.
+    """A block of zeros before one of threes keeps its zeros, and its absmax is 0.
 
-    Where even the ones come out wrong, the zeros say nothing that was not said before.
+    Where even the threes come out wrong, the zeros say nothing that was not said before.
     """
-    w, hint = torch.cat([torch.zeros(64), torch.ones(64)]), "its absmax is 0: don't divide by it"
+    w, hint = torch.cat([torch.zeros(64), torch.full((64,), 3.0)]), "don't divide by it"
     codes, peaks = observe(probe.blockwise, quantize_blockwise, w, nf4, None)
     if not all(isinstance(x, torch.Tensor) for x in (codes, peaks)) or codes.numel() != 128:
         return
     codes, peaks = codes.flatten(), peaks.flatten()
     with part():
         met = (codes[64:] != 15).any() or (codes[:64] == 7).all()
-        told = f"a block of zeros has code {codes[0]}"
-        expect(met, f"{told}, wanted 7, which is 0.0; {hint}")
-    if len(peaks) == 2 and abs(peaks[1] - 1) < 1e-3:
+        told = f"a block of zeros has code {codes[0]}, wanted 7, which is 0.0 in `codebook`"
+        lost = codes[0] in (0, 15)  # what a NaN becomes
+        expect(met, f"{told}{f'; its absmax is 0: {hint}' * lost}")
+    if len(peaks) == 2 and abs(peaks[1] - 3) < 1e-3:
         first = peaks[0].item()
+        expect(abs(first - 3) > 1e-3, "one absmax serves all of w; take one a block")
         told = f"the absmax of a block of zeros comes back as {first:g}, and it is 0"
         expect(abs(first) < 1e-8, f"{told}; guard the division, not what you return")
 

@@ -36,6 +36,11 @@ def counts(shapes, r):
             r * sum(map(sum, set(map(tuple, pairs))))
         ),
         "the size of the dense matrix does not matter; add d_out and d_in": dense // r,
+        "a bias is counted too; A and B have none": r * (d_out + d_in) + d_out,
+        "nothing stands between A and B": r * (d_out + d_in) + len(pairs) * r * r,
+        "r is the rank of A and B, also where a side of the matrix is shorter": sum(
+            min(r, o, i) * (o + i) for o, i in pairs
+        ),
         "this adds the dense weights; LoRA trains A and B alone": r * (d_out + d_in) + dense,
     } | {
         f"this is for r={k}, whatever r is: use r": k * (d_out + d_in)
@@ -65,6 +70,9 @@ def perplexities(model, tokenizer, texts):
     every, means = torch.cat(losses), torch.stack([x.mean() for x in losses])
     mean = every.mean().item()
     yield "this is the mean of the texts' perplexities; long texts count more", means.exp().mean()
+    sizes = torch.tensor([len(text) for text in texts]).double()
+    told = "the texts' mean losses are weighed by characters: weigh by predicted tokens"
+    yield told, _exp(means.double() @ sizes / sizes.sum())
     yield "this is the mean loss; exp is missing", mean
     yield "this is 2 to the power of a loss in nats; use exp", 2**mean
     yield "this is the mean loss in bits", mean / math.log(2)

@@ -103,6 +103,7 @@ def codebook():
         ),
         "cdf goes from values to probabilities; the way back is icdf": _by(torch.special.ndtr),
         "erfinv wants 2 p - 1 of a probability p": _by(torch.special.erfinv),
+        "these are the probabilities themselves; take their quantiles": _by(lambda p: p),
         "the ends are the largest quantile divided by itself; don't set them": torch.cat(
             [-one, book[1:-1] * right.max(), one]
         ),
@@ -157,6 +158,9 @@ def codes(w, codebook, block):
         "this is the next code below; the nearest lies on either side": below,
         "this is the next code above; the nearest lies on either side": above,
         "w was not divided by its block's absmax": nearest(flat, codebook),
+        "these are even steps; take the nearest value of `codebook`": (
+            ((scaled + 1) * last / 2).round().long()
+        ),
         "these are blocks of 64; use `block`": fixed,
     }
 

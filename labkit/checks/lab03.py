@@ -62,7 +62,9 @@ def counts(count_lora_params):
 
 
 def _talk(rng, roles):
-    return [{"role": role, "content": f"{words(rng, 4, 9)} {i}"} for i, role in enumerate(roles)]
+    """Messages of `roles`; capitals and outer spaces show who passes on another text."""
+    texts = [f" {words(rng, 4, 9).title()} {i}\n" for i in range(len(roles))]
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
 
 
 @exercise("3.3", points=3)
@@ -232,6 +234,9 @@ def _expect_loaded(got, base, tuned, ids):
     with part():
         hint = "it takes the memory twice: put the adapter on `base` itself"
         expect(got["own"], f"load_tuned puts the adapter on another model than `base`; {hint}")
+    with part():
+        hint = "leave it beside them, and another one can take its turn"
+        expect(not got["merged"], f"load_tuned merges the adapter into the base's weights: {hint}")
     with torch.no_grad():
         wanted, plain = (m(input_ids=ids).logits for m in (tuned, base))
     fresh = {

@@ -39,7 +39,8 @@ def codebook(nf4_codebook):
     worst = int(error.argmax())
     told = f"value {worst} is {values[worst]:.7f}, wanted {wanted[worst]:.7f}, to 1e-6"
     near = "near, so are these the quantiles of a sample, or rounded? Take the exact ones, icdf"
-    told += f"; {near}" if error.max() < 5e-3 else ""
+    begin = "do the probabilities go from 0.9677083 to 0.5, evenly?"
+    told += f"; {near if error.max() < 5e-3 else begin}"
     if error.max() > 1e-6:
         raise CheckFailed(f"{call}: {told}", bare=error.max() >= 5e-3)
     _expect_no_table(got, values, wanted.tolist(), call)
@@ -182,6 +183,10 @@ def _count_and_guesses(packed, tied, adapted, *size):
     }
 
 
+def _is_linear(module):
+    return isinstance(module, torch.nn.Linear)
+
+
 def _counts_by_name(model, wanted):
     """What it gives to tell packed weights by a part of their name, and to count something else."""
 
@@ -196,6 +201,16 @@ def _counts_by_name(model, wanted):
             sum(t.numel() * (1 + (t.dtype == torch.uint8)) for t in state)
         ),
         "these are bytes": model.get_memory_footprint(),
+        "these are bytes of parameters": (
+            sum(p.numel() * p.element_size() for p in model.parameters())
+        ),
+        "a byte holds two numbers of 4 bits, not four": (
+            sum(p.numel() * (4 if p.dtype == torch.uint8 else 1) for p in model.parameters())
+        ),
+        "buffers are no parameters": wanted + sum(b.numel() for b in model.buffers()),
+        "linear layers are not all: embeddings, norms and biases are parameters too": (
+            sum(m.in_features * m.out_features for m in model.modules() if _is_linear(m))
+        ),
         "these are millions": wanted / 1e6,
         "parameters(recurse=False) are those of the outermost module": 0,
         "what is no fp32 need not be packed, and may be bf16: ask for Params4bit": (

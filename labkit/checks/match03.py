@@ -13,13 +13,13 @@ from labkit.probes import lab03 as probe
 
 def expect_matches(exact_match, rng):
     """The share of right ones, invalid ones among them; then case by case what is equal."""
-    commands = [_command(rng) for _ in range(5)]
+    commands = [_command(rng) for _ in range(6)]
     right = [json.dumps(c) for c in commands]
     other = [json.dumps(c | {"intent": "HassNevermind"}) for c in commands]
-    _expect_share(exact_match, right[:3] + other[3:], right, 0.6, "3 right", SHARES)
+    _expect_share(exact_match, right[:4] + other[4:], right, 4 / 6, "4 right", SHARES)
     with part():
-        bad = [right[0], "I can't", other[2], "", right[4]]
-        _expect_share(exact_match, bad, right, 0.4, "2 right, 2 no JSON", INVALID)
+        bad = [right[0], "I can't", other[2], "", *right[4:]]
+        _expect_share(exact_match, bad, right, 0.5, "3 right, 2 no JSON", INVALID)
     with part():
         hint = {"compare each prediction with its own reference": 1.0}
         turned = right[1:] + right[:1]
@@ -28,23 +28,25 @@ def expect_matches(exact_match, rng):
 
 
 SHARES = {
-    "this is the number of matches": 3,
-    "this is in percent; a share is from 0 to 1": 60,
-    "this is the share of wrong ones": 0.4,
-    "a share of 0.6 is neither: do //, round() or a return inside the loop end it early?": 0.0,
-    "a share of 0.6 is neither 0 nor 1: do round() or a return inside the loop end it?": 1.0,
+    "this is the number of matches": 4,
+    "this is in percent; a share is from 0 to 1": 400 / 6,
+    "this is the share of wrong ones": 2 / 6,
+    "no pair counts: is it eval instead of json.loads, or does //, round() or "
+    "a return inside the loop end it early?": 0.0,
+    "every pair counts: are keys compared without their values, or does round() or "
+    "a return inside the loop end it early?": 1.0,
 }
 INVALID = {
-    "divide by all of them: invalid ones are wrong, not absent": 2 / 3,
-    "an invalid prediction counts as right": 0.8,
-    "an invalid prediction ends the count; go on with the next one": 0.2,
+    "divide by all of them: invalid ones are wrong, not absent": 3 / 4,
+    "an invalid prediction counts as right": 5 / 6,
+    "an invalid prediction ends the count; go on with the next one": 1 / 6,
     "an invalid prediction makes all of it 0; go on with the next one": 0.0,
-    "this is the number of matches": 2,
+    "this is the number of matches": 3,
 }
 
 
 def _expect_share(exact_match, predictions, references, wanted, what, known):
-    call = f"exact_match of 5 predictions, {what}"
+    call = f"exact_match of {len(references)} predictions, {what}"
     got = asked(call, PARSED, probe.matched, exact_match, predictions, references)
     expect_number(got, wanted, call, known)
 

@@ -3,7 +3,7 @@
 import torch
 
 from labkit.checks import guesses02 as guesses
-from labkit.checks.compare import expect_close, randn
+from labkit.checks.compare import close, expect_close, randn
 from labkit.grading.contract import CheckFailed, expect, observe, part
 from labkit.probes import lab02 as probe
 
@@ -74,7 +74,7 @@ def _expect_outputs(outputs, weights, factors, alpha, call):
     plain = _output(weights, factors, 0.0)
     hint = "a fresh LoRA layer must not change the model: is B zero, is the base layer kept?"
     same = isinstance(outputs[1], torch.Tensor) and outputs[1].shape == plain.shape
-    same = same and torch.allclose(outputs[1], plain, rtol=1e-3, atol=1e-4)
+    same = same and close(outputs[1], plain, 1e-3)
     expect(same, f"{call} changed the output; {hint}")
     r = len(next(iter(factors.values()))[0])
     factor_of = {"alpha is not passed on: the factor is 1": 1.0} | guesses.factors(alpha, r)
@@ -100,6 +100,9 @@ def _expect_names(adapted, wanted, call):
     other = "rest.down_proj" in adapted - wanted
     hint = "ask isinstance(m, nn.Linear)"
     expect(not other, f"{call} also replaced rest.down_proj, which is no nn.Linear: {hint}")
+    for name in sorted(wanted - adapted):
+        inside = f"{name}.{name}" in adapted
+        expect(not inside, f"{call} put the new layer into {name} itself; {name} {ROOT}")
     near = sorted(adapted - wanted)
     hint = "compare the last part of the dotted name with ==, not `in` or endswith"
     expect(not near, f"{call} also replaced {', '.join(near[:2])}; {hint}")

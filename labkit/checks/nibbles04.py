@@ -75,6 +75,7 @@ def _expect_unpacked(got, stored):
         "the low nibble is the byte & 15, all four bits": torch.stack(
             [high, stored & 16], 1
         ).flatten(),
+        "a nibble is four bits, & 15: 7 keeps three": torch.stack([high, stored & 7], 1).flatten(),
         "a nibble is a sixteenth, not a tenth": torch.stack(
             [stored // 10, stored % 10], 1
         ).flatten(),

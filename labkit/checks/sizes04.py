@@ -68,6 +68,7 @@ def bits(block, double):
         "the 8-bit scales have scales too, 32 bits a block of 256": 4 + 8 / block,
         "the scales of scales are fp32, 32 bits each": 4 + 8 / block + 16 / (block * 256),
         "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
+        "256 blocks of `block` weights are their product": 4 + 8 / block + 32 / (block + 256),
         "double_quant changes nothing": 4 + first,
         "with double_quant=False the scales stay fp32": 4 + second,
     }
@@ -86,7 +87,7 @@ def training_parts(n, t, method):
     base = {"full": 4.0 * n, "lora": 2.0 * n, "qlora": 4.126953 / 8 * n}[method]
     weights = {
         "the adapter's own weights are missing": base,
-        "the adapter is fp32, 4 bytes": base + 2 * t,
+        "the adapter is fp32, 4 bytes, and stands beside the whole base": base + 2 * t,
         "the frozen base rests in 16 bits": 4.0 * (n + t),
     }
     if method == "full":
@@ -98,6 +99,7 @@ def training_parts(n, t, method):
         weights["16 bits are 2 bytes"] = 1.0 * n + 4 * t
     else:
         weights |= {
+            "n_params is the base alone: take nothing off": base - 4.126953 / 8 * t + 4 * t,
             "these are bits; 8 make a byte": 8 * base + 4 * t,
             "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
             "4 bits are half a byte": 4.126953 * n + 4 * t,

@@ -236,7 +236,8 @@ def bytes_told(adapter_bytes, seed, r):
 def reloaded(load_tuned, seed, r, ids):
     """What `load_tuned(base, folder)` returns as data: its type, mode, logits.
 
-    `own`: whether `base` itself is in it; `plain`: logits with the adapter switched off.
+    `own`: whether `base` itself is in it; `merged`: whether its weights hold the adapter;
+    `plain`: logits with the adapter switched off.
     """
     from peft import PeftModel
 
@@ -248,6 +249,7 @@ def reloaded(load_tuned, seed, r, ids):
         return _kind(model)
     told = {"training": any(m.training for m in model.modules())}
     told["own"] = any(m is base for m in model.modules())
+    told["merged"] = any(getattr(m, "merged", False) is True for m in model.modules())
     with torch.no_grad():
         told["logits"] = model.eval()(input_ids=ids).logits
         with model.disable_adapter():

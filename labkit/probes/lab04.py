@@ -307,7 +307,8 @@ def _hardware(device):
 def tiny_llama(packed, tied, adapted, vocab, mlp):
     """A bf16 Llama of one layer, loaded in 4-bit when `packed`, with fp32 LoRA when `adapted`.
 
-    `vocab` and `mlp` are its vocabulary and the width of its MLP.
+    `vocab` and `mlp` are its vocabulary and the width of its MLP. Its weights are the same each
+    time: the state that bitsandbytes keeps with them has a size that depends on them.
     """
     from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
@@ -316,6 +317,7 @@ def tiny_llama(packed, tied, adapted, vocab, mlp):
     size["num_hidden_layers"] = 1
     how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        torch.manual_seed(vocab)
         LlamaForCausalLM(LlamaConfig(**size, **heads, tie_word_embeddings=tied)).save_pretrained(
             folder
         )

@@ -109,7 +109,8 @@ def tiny_served(seed, brief=False):
 
     base, tokenizer = tiny_language_model(seed)
     head = base.lm_head.weight.data
-    head[1] = (head[2] + head[3]) / 2  # "<unk>" is never the likeliest, so no answer holds it
+    for odd, a, b in ((tokenizer.unk_token_id, 2, 3), (tokenizer.bos_token_id, 4, 5)):
+        head[odd] = (head[a] + head[b]) / 2  # never the likeliest, so no answer holds it
     base.generation_config.update(eos_token_id=0, pad_token_id=0, do_sample=True)
     model = None
     for name, r in ranks(seed).items():
