@@ -157,6 +157,17 @@ class FromModules(nn.Module):
         return self.base(x) + update
 
 
+class MovedLater(LoRALinear):
+    """A and B are made anywhere, then moved to the device and the dtype of the base."""
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(base, r, alpha, dropout)
+        self.A = nn.Parameter(torch.randn(r, base.in_features) / base.in_features**0.5)
+        self.B = nn.Parameter(torch.zeros(base.out_features, r))
+        for part in (self.A, self.B):
+            part.data = part.data.to(base.weight)
+
+
 class InFp32(LoRALinear):
     """A and B in fp32 whatever the base, as in PEFT."""
 
@@ -500,6 +511,7 @@ RIGHT = [
     (check.layer, AsInABook),
     (check.layer, FromModules),
     (check.layer, InFp32),
+    (check.layer, MovedLater),
     (check.layer, ByProperty),
     (check.gradients, lora_gradients),
     (check.gradients, gradients_einsum),
@@ -690,11 +702,6 @@ def _on_the_wrong_side(self, base, r, alpha):
     self.B = nn.Parameter(torch.zeros(base.in_features, r))
 
 
-def _moved_later(self, base, r, alpha):
-    self.A = nn.Parameter(torch.randn(r, base.in_features) / 16)
-    self.A.data = self.A.data.to(base.weight)
-
-
 def _learns_alpha(self, base, r, alpha):
     self.alpha = nn.Parameter(torch.tensor(float(alpha)))
 
@@ -726,7 +733,6 @@ LAYERS = [
     (_layer(init=lambda s, b, *_: setattr(b, "bias", None)), "base.bias is gone"),
     (_layer(init=_new_weight), "base.weight is another Parameter"),
     (_layer(init=_on_the_wrong_side), "A has shape (5, 48), B (256, 5)"),
-    (_layer(init=_moved_later), "with device="),
     (_layer(init=_learns_alpha), "more parameters than base, A and B: alpha"),
     (
         _layer(forward=lambda s, x: LoRALinear.forward(s, x) if s.training else s.base(x)),

@@ -153,7 +153,6 @@ HINTS = {
     "leaf Variable that requires grad": "; change it under torch.no_grad()",
     "non-leaf Tensor": "; change it in place, under torch.no_grad()",
     "as parameter 'weight'": "; change it in place, under torch.no_grad()",
-    "incompatible tensor type": "; make it where it belongs at once, with device=",
     "unhashable type: 'list'": "; is a list inside another one?",
     "object is not callable": "; is it still a function, begun by def?",
     "has no attribute 'append'": "; collect dicts in a list, and make one table of it at the end",
