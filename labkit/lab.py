@@ -8,7 +8,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import Code, display
 
-from labkit import hardware, live, models, plots, reference
+from labkit import hardware, live, lost, models, plots, reference
 from labkit.errors import LabError
 from labkit.grading import contract
 from labkit.grading.summary import natural
@@ -30,6 +30,8 @@ def start(stem):
     session.reference = functools.partial(reference.reference, stem)
     session.namespace = shell.user_ns if shell else {}
     torch.manual_seed(lab.seed)
+    if shell:
+        lost.watch(shell)
     names = [name for exercise in lab.exercises for name in exercise["names"]]
     for name in names if shell else ():  # a check before its cell is no traceback
         session.namespace.setdefault(name, contract.NotRun(name))
@@ -97,13 +99,14 @@ class Lab:
         """Show and run the solved cell of exercise `id`; it counts as revealed, with no points.
 
         In a copy of the course without solutions it is lent: it runs and is not shown. LabError
-        where there is nothing to lend, as of a quiz.
+        where there is nothing to lend, and for a quiz there.
         """
         exercise = self._find(id)
         cells = reference.solved_cells(self.stem) or []
         source = next((c for c in cells if exercise["name"] in reference.defined(c)), None)
         if source is None:
-            raise LabError(contract.WITHHELD)
+            quiz = cells and exercise["name"] == "quiz"
+            raise LabError(contract.NO_LETTERS if quiz else contract.WITHHELD)
         if reference.solved_book(self.stem):
             display(Code(source, language="python"))
             get_ipython().run_cell(source, store_history=False).raise_error()

@@ -14,6 +14,7 @@ from torch import nn
 from torch.autograd import grad
 
 from labkit.checks import lab02 as check
+from labkit.grading import contract
 
 # --- right answers -------------------------------------------------------------------------
 
@@ -248,8 +249,9 @@ def inject_then_freeze(model, targets, r, alpha):
     names = [n for n in linear if n.rpartition(".")[2] in set(targets)]
     for name in names:
         model.set_submodule(name, LoRALinear(model.get_submodule(name), r, alpha))
+    new = {f"{name}.{part}" for name in names for part in "AB"}
     for name, p in model.named_parameters():
-        p.requires_grad_(name.endswith((".A", ".B")))
+        p.requires_grad_(name in new)
     return len(names)
 
 
@@ -542,6 +544,13 @@ def test_right_answers_pass(case, accepts):
     accepts(*case)
 
 
+@pytest.mark.parametrize("seed", [1194, 258335148871271])
+def test_no_seed_refuses_layers_that_change_nothing(seed, accepts, monkeypatch):
+    """Outputs of hundreds that nearly cancel in one place are rounded there as elsewhere."""
+    monkeypatch.setattr(contract.session, "seed", seed)
+    accepts(check.injects, inject)
+
+
 # --- wrong answers, each with a word of the message that names what the learner thought -------
 
 
@@ -672,6 +681,20 @@ def _halved(self, base, *_):
     base.weight.data = base.weight.data / 2
 
 
+def _new_weight(self, base, *_):
+    base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+
+
+def _on_the_wrong_side(self, base, r, alpha):
+    self.A = nn.Parameter(torch.randn(r, base.out_features))
+    self.B = nn.Parameter(torch.zeros(base.in_features, r))
+
+
+def _moved_later(self, base, r, alpha):
+    self.A = nn.Parameter(torch.randn(r, base.in_features) / 16)
+    self.A.data = self.A.data.to(base.weight)
+
+
 def _learns_alpha(self, base, r, alpha):
     self.alpha = nn.Parameter(torch.tensor(float(alpha)))
 
@@ -700,6 +723,10 @@ LAYERS = [
     (_layer(forward=_in_fp32), "over a bf16 base, makes a copy of W"),
     (_dropping(_row_by_row), "row by row"),
     (_layer(init=_halved), "base has other weights"),
+    (_layer(init=lambda s, b, *_: setattr(b, "bias", None)), "base.bias is gone"),
+    (_layer(init=_new_weight), "base.weight is another Parameter"),
+    (_layer(init=_on_the_wrong_side), "A has shape (5, 48), B (256, 5)"),
+    (_layer(init=_moved_later), "with device="),
     (_layer(init=_learns_alpha), "more parameters than base, A and B: alpha"),
     (
         _layer(forward=lambda s, x: LoRALinear.forward(s, x) if s.training else s.base(x)),
@@ -852,6 +879,14 @@ def _with_capitals(model):
         p.requires_grad_("A" in name or "B" in name)
 
 
+def _freeze_by_name(model):
+    """Only what is called neither A nor B: the A of another kind of module trains on."""
+    model.rest.scale.A.requires_grad_()
+    for name, p in model.named_parameters():
+        if not name.endswith((".A", ".B")):
+            p.requires_grad_(False)
+
+
 def _count_at_the_root(model, targets, r, alpha):
     inject(model, targets, r, alpha)
     return sum(isinstance(m, LoRALinear) for m in model.children())
@@ -869,12 +904,24 @@ def _into_a_name(model, targets, r, alpha):
     return len(found)
 
 
+def _into_the_layer(model, targets, r, alpha):
+    """`rsplit` of a name without a dot gives that name: the layer itself for its parent."""
+    model.requires_grad_(False)
+    found = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and _last(n, targets)]
+    for name in found:
+        owner, layer = model.get_submodule(name.rsplit(".", 1)[0]), model.get_submodule(name)
+        setattr(owner, name.split(".")[-1], LoRALinear(layer, r, alpha))
+    return len(found)
+
+
 INJECTIONS = [
+    (_into_the_layer, "into out_proj itself; out_proj stands at the root"),
     (_any_kind, "ask isinstance(m, nn.Linear)"),
     (_then(lambda model: model.to(torch.float32)), "turned a bf16 model's weights to float32"),
     (_then(lambda model: model.train()), "leave the mode as it is"),
     (_then(lambda model: model.eval()), "leave the mode as it is"),
     (_then(_with_capitals), "still trains"),
+    (_then(_freeze_by_name), "rest.scale.A still trains (its A is no LoRA layer's)"),
     (_count_at_the_root, "only those at the root"),
     (_on_a_copy, "in this very model"),
     (_into_a_name, "setattr(parent, name, layer)"),
@@ -895,6 +942,8 @@ INJECTIONS = [
     (_inject_with(_last, after=True), "froze A or B"),
     (_inject_with(_last, count=lambda names: None), "return"),
     (_inject_with(_last, count=lambda names: names), "list"),
+    (_inject_with(_last, count=lambda names: 12), "all nn.Linear; count those you replace"),
+    (_inject_with(_last, count=lambda names: 2), "these are the targets"),
     (_inject_with(_last, wrap=_no_bias), "the layer itself"),
     (_inject_with(_last, wrap=_nested), "wrapped a wrapped layer"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, 4, a)), "r is not passed"),
@@ -1254,6 +1303,21 @@ def _untied(model):
     return sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
 
 
+def _with_buffers(model):
+    return sum(t.numel() for ts in (model.parameters(), model.buffers()) for t in ts)
+
+
+def _counting(kept):
+    """A count of the values of `kept([(name, parameter), ...])`, which train and all."""
+
+    def count(model):
+        named = list(model.named_parameters())
+        both = ([(n, p) for n, p in named if p.requires_grad], named)
+        return [sum(p.numel() for p in kept(part).values()) for part in both]
+
+    return count
+
+
 def _tied_twice(model):
     return sum(t.numel() for t in model.state_dict().values())
 
@@ -1276,6 +1340,7 @@ WRONG = [
             (lambda *args: lora_forward(*args) + args[0] @ args[1].T, "frozen part comes twice"),
             (lambda x, *args: lora_forward(x.reshape(-1, 5), *args), "leading shape is lost"),
             (lambda *args: lora_forward(*args).numpy(), "NumPy array"),
+            (lambda x, *args: lora_forward(x, *args).T if x.ndim == 2 else None, "transposed?"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha * x @ A.T @ B.T, "not divided by r"),
             (lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T, "scaling alpha / r is missing"),
             (lambda x, W, A, B, alpha: x @ W.T, "update is missing"),
@@ -1285,6 +1350,11 @@ WRONG = [
             (_dense_in_place, "in place"),
             (_dense_in_lists, "as large as W"),
             (lambda x, W, A, B, alpha: x @ W + x @ A @ B, "RuntimeError"),
+            (lambda x, W, A, B, a: x @ W + a / len(A) * x @ A.T @ B.T, "W comes without .T"),
+            (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ A @ B, "A and B come without .T"),
+            (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ B @ A, "it is A that reads x"),
+            (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ W.T @ A.T @ B.T, "W has made"),
+            (lambda x, W, A, B, a: x + a / len(A) * x @ A.T @ B.T, "x itself is added"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "by d_out"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(A.T) * x @ A.T @ B.T, "by d_in"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha // len(A) * x @ A.T @ B.T, "//"),
@@ -1360,6 +1430,9 @@ WRONG = [
                 ],
                 "first dim",
             ),
+            (_counting(lambda named: {id(p): p for n, p in named if "bias" not in n}), "biases"),
+            (_counting(lambda named: {p.shape: p for _, p in named}), "of one shape count once"),
+            (lambda m: (count_params(m)[0], _with_buffers(m)), "buffers are counted"),
             (lambda m: sum(p.numel() for p in m.parameters()), "pair"),
             (
                 lambda m: (count_params(m)[0], sum(t.numel() for t in m.state_dict().values())),
@@ -1463,7 +1536,7 @@ WRONG = [
     (check.round_trip, (adapter_state, _load_vaguely, LoRALinear), "name the key"),
     (check.round_trip, (adapter_state, _load_halfway, LoRALinear), "copied some already"),
     (check.round_trip, (adapter_state, _load_until, LoRALinear), "copied some already"),
-    (check.round_trip, _named_by(lambda i, n, k: f"{n.split('.')[-1]}.{k}"), "4 tensors"),
+    (check.round_trip, _named_by(lambda i, n, k: f"{n.split('.')[-1]}.{k}"), "the whole dotted"),
     (check.round_trip, _named_by(lambda i, n, k: f"{n.split('.')[0]}.{k}"), "4 tensors"),
     (check.round_trip, _named_by(lambda i, n, k: f"layer{i}.{k}"), "dotted name"),
     (check.round_trip, _named_by(lambda i, n, k: f"{n}.lora_{k}.weight"), "dotted name"),
@@ -1474,7 +1547,12 @@ WRONG = [
     (
         check.round_trip,
         (lambda m: {n: t.half() for n, t in adapter_state(m).items()}, load_adapter_, LoRALinear),
-        "is not the A of that layer",
+        "went through 16 bits",
+    ),
+    (
+        check.round_trip,
+        (lambda m: {n: t.T for n, t in adapter_state(m).items()}, load_adapter_, LoRALinear),
+        "0.0.A is transposed",
     ),
     (
         check.round_trip,
@@ -1496,6 +1574,13 @@ WRONG = [
     (check.scales, (lambda alpha, r, on=False: round(scaling(alpha, r, on), 1),), "rounded"),
     (check.scales, (lambda alpha, r, on=False: torch.tensor(scaling(alpha, r, on)),), ".item()"),
     (check.scales, (lambda alpha, r, on=False: 1 / r,), "alpha is missing"),
+    (check.scales, (lambda alpha, r, on=False: alpha / r ** (2 if on else 1),), "r squared"),
+    (
+        check.scales,
+        (lambda alpha, r, on=False: alpha / math.isqrt(r) if on else alpha / r,),
+        "cut to a whole number",
+    ),
+    (check.scales, (lambda alpha, r, on=False: alpha if on else alpha / r,), "is not divided"),
     (check.scales, (lambda alpha, r, on=False: alpha * r,), "multiplied by r"),
     (check.scales, (lambda alpha, r, rank_stabilized=False: alpha / math.sqrt(r),), "sqrt"),
     (check.quiz, (lambda: {"q1": "b", "q2": "c", "q3": "b"},), "2 of 3"),

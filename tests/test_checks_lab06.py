@@ -1248,6 +1248,11 @@ def _along(dim):
     return each
 
 
+def _all_along_one(p, q):
+    log_p, log_q = p.log_softmax(1), q.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
 def _logs(*logits):
     return [x.log_softmax(-1) for x in logits]
 
@@ -1268,6 +1273,7 @@ DIVERGENCES = [
     (lambda p, q: _each(p, q).sum().item() / p.shape[0] / p.shape[1], "any leading shape"),
     (_kl_with(_each, lambda x: x), "wanted one number"),
     (_kl_with(_each, lambda x: x.median().item()), "the median"),
+    (_kl_with(_all_along_one), "softmax and sum run over dimension 1"),
     (_kl_with(lambda p, q: _each(p.bfloat16(), q.bfloat16())), "right but for rounding"),
     (_weighted(lambda p, q: p), "weighted by log p"),
     (_weighted(lambda p, q: q.exp()), "KL(q||p) with its sign turned round"),

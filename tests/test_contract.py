@@ -437,6 +437,27 @@ def test_what_comes_later_does_not_stand_in(learner, rejects):
     assert "course's own" not in told
 
 
+@exercise("9.6", points=2)
+def doubles_halves(double):
+    """doubles halves, too: an instructor's check of an object that another exercise has"""
+    expect_number(observe(double, 0.5), 1.0, "double(0.5)")
+
+
+def test_an_exercise_is_not_answered_by_what_is_lent_of_its_own_name(learner, rejects):
+    """`double` is open, and this exercise is about `double`: the course's would earn its points."""
+    learner["double"] = lambda x: 0
+    assert "course's own" not in rejects(doubles_halves, learner["double"])
+    assert "9.6" not in contract._stand_ins("9.6") and "9.1" not in contract._stand_ins("9.6")
+    assert "9.1" in contract._stand_ins("9.5")
+
+
+def test_of_what_is_lent_only_what_there_is_stands_in(learner, monkeypatch):
+    """An instructor's check in the place of the course's may name more than its solution has."""
+    monkeypatch.setitem(contract.NAMES, "9.1", ["double", "half"])
+    quadrupled(learner["quadruple"])
+    assert contract.session.records["9.4"]["status"] == "passed"
+
+
 def test_a_mistake_that_has_nothing_to_do_with_what_is_open_is_told_plainly(learner, rejects):
     assert rejects(quadrupled, lambda x: 5) == "✗ 9.4 quadruple: quadruple(3) gave 5, wanted 12"
 

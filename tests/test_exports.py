@@ -347,6 +347,12 @@ def test_a_file_that_is_named_after_another_lab_is_said():
     assert problems == ["bob/02_lora.ipynb is 04_qlora, whatever its name says"]
 
 
+def test_a_file_of_no_lab_is_named_once():
+    broken = row("eve/02_lora.ipynb", 0, None, status="unreadable", reason="empty", exercises=[])
+    _, _, problems = exports.pick([row("ada/02_lora.ipynb"), broken], "2")
+    assert problems == ["no lab: eve/02_lora.ipynb: empty"]
+
+
 VISIBLE = {"hidden", "after_due_date", "after_published", "visible"}
 
 

@@ -388,7 +388,7 @@ class LoRALinear(torch.nn.Module):
     assert "alpha is not divided by r" in records["2.2"]["message"]
     assert "course's own" not in records["2.2"]["message"]
     assert "never merged has nothing to take away" in records["2.6"]["message"]
-    assert "judged with the course's own 2.1 and 2.2" in records["2.6"]["message"]
+    assert "judged with the course's own 2.1, 2.2" in records["2.6"]["message"]
 
 
 OPEN = {
@@ -556,6 +556,42 @@ def test_own_checks_come_on_top_and_replace_those_of_the_same_id(judge, tmp_path
     assert list(records)[-1] == "2.11" and row["possible"] == 24 - 1 + 7 + 5
     assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("passed", 7)
     assert records["2.11"]["message"] == "nobody passes"
+
+
+AGAIN = """
+import torch
+from labkit.grading.contract import exercise, expect, observe
+
+@exercise("2.6", points=3, after="2.2")
+def other_names(add_, LoRALinear):
+    expect(False, "nobody passes")
+
+@exercise("2.10", points=2)
+def half_precision(lora_forward):
+    shapes = (4, 5), (7, 5), (3, 5), (7, 3)
+    got = observe(lora_forward, *(torch.ones(shape).bfloat16() for shape in shapes), 6.0)
+    expect(got.dtype == torch.bfloat16 and got[0, 0] == 95, "not what was asked for")
+
+@exercise("2.11", points=1, after="2.2")
+def uses_the_layer(rate):
+    expect(observe(rate) == 2, "not 2")
+"""
+
+
+def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypatch):
+    """2.1 is open, and 2.10 asks for the same function: the course's own earns no points."""
+    from labkit.grading import contract, private
+
+    path = tmp_path / "own.py"
+    path.write_text(AGAIN)
+    monkeypatch.setattr(contract, "NAMES", dict(contract.NAMES))
+    monkeypatch.setattr(judge, "own", private.load(str(path)))
+    monkeypatch.setattr(judge, "known", {})
+    rate = "import torch\n\ndef rate():\n    return LoRALinear(torch.nn.Linear(3, 3), 2, 4).scaling"
+    row, _ = judge.grade("a", _notebook(FORWARD.replace("alpha / len(A)", "0"), rate), 1)
+    records = {r["id"]: r for r in row["exercises"]}
+    assert (records["2.10"]["status"], records["2.10"]["earned"]) == ("failed", 0)
+    assert records["2.11"]["status"] == "passed", records["2.11"]["message"]
 
 
 BAD = """

@@ -3,6 +3,7 @@
 import builtins
 import signal
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -134,10 +135,17 @@ def test_what_a_cell_switched_is_put_back_before_an_exercise(name):
 
 
 def test_what_an_answer_may_rely_on_stays_between_cells():
-    mend, mode = mender(), torch.inference_mode()
-    mode.__enter__()
-    mend(all=False)
-    assert torch.is_inference_mode_enabled()
-    mend(all=True)
-    assert not torch.is_inference_mode_enabled()
-    mode.__exit__(None, None, None)
+    found = []
+
+    def cells():  # in a thread, with which its mode goes
+        mend, mode = mender(), torch.inference_mode()
+        mode.__enter__()
+        for all in (False, True):
+            mend(all=all)
+            found.append(torch.is_inference_mode_enabled())
+
+    thread = threading.Thread(target=cells)
+    thread.start()
+    thread.join()
+    assert found == [True, False]
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()

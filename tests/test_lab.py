@@ -129,7 +129,7 @@ def test_an_experiment_counts_down_and_says_what_it_took(lab, shown, monkeypatch
     assert waits[2]["text/plain"] == "◆ A < B · about 20 s on two CPU cores"
 
 
-def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch):
+def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch, capsys):
     lab, check = lab
     shell = InteractiveShell.instance()
     monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
@@ -137,6 +137,7 @@ def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch):
     lab.reveal("2.8")
     assert "def scaling" in shown[0].data
     check.scales(shell.user_ns["scaling"])
+    assert "(it was revealed, and earns no points)" in capsys.readouterr().out
     lab.score()
     record = shown[-1]["application/vnd.labkit.score+json"]
     (row,) = [row for row in record["exercises"] if row["id"] == "2.8"]
@@ -210,7 +211,7 @@ def test_a_stub_that_is_back_closes_the_experiment_again(release):
 
 def test_what_is_not_there_is_not_lent(release):
     with pytest.raises(LabError, match="not part of this copy"):
-        release[0].reveal("2.9")
+        release[0].reveal("2.1")
 
 
 def test_an_answer_is_judged_beside_the_courses_own_of_what_is_open(monkeypatch, capsys):
@@ -265,3 +266,71 @@ def test_a_curve_keeps_losses_and_ends_in_a_picture(shown):
     assert len(curve.seconds) == 3
     assert any(type(thing).__name__ == "Figure" for thing in shown)
     assert any("3/3" in getattr(thing, "data", "") for thing in shown)
+
+
+def test_a_quiz_is_not_lent_and_says_so(release):
+    with pytest.raises(LabError, match="A quiz is not lent: write a letter"):
+        release[0].reveal("2.9")
+
+
+def test_what_waits_to_be_written_is_named(capsys):
+    _, check = labkit.start("01_svd")
+
+    def stub(*_):
+        raise NotImplementedError
+
+    def lora_params(d_out, d_in, r):
+        return r * (d_out + d_in)
+
+    capsys.readouterr()
+    check.parameters(lora_params, stub)
+    assert capsys.readouterr().out == "○ 1.3 break_even_rank: not written yet\n"
+    check.parameters(stub, stub)
+    assert capsys.readouterr().out == "○ 1.3 lora_params, break_even_rank: not written yet\n"
+
+
+def test_of_two_that_are_lent_the_one_that_still_is_is_named(capsys):
+    _, check = labkit.start("01_svd")
+
+    def lent(d_out, d_in):
+        return (d_out * d_in - 1) // (d_out + d_in)
+
+    contract.session.loans["1.3"] = [lent]
+    capsys.readouterr()
+    check.parameters(lambda d_out, d_in, r: r * (d_out + d_in), lent)
+    assert ": break_even_rank is the course's, not yours" in capsys.readouterr().out
+
+
+WAITED = 'if lab.experiment("A photograph", 1, needs=["1.1"]):\n    photo, (n, _) = 1, (2, 3)\n'
+
+
+@pytest.fixture
+def notebook():
+    """A shell of its own, whose `lab` lets no experiment run."""
+    kept = InteractiveShell._instance
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    shell.run_cell("import labkit\nlab, check = labkit.start('01_svd')", store_history=True)
+    labkit.start("01_svd")  # a second time, as learners do
+    yield shell
+    InteractiveShell.clear_instance()
+    InteractiveShell._instance = kept
+
+
+def test_a_name_that_an_experiment_makes_leads_to_its_cell(notebook, capsys):
+    notebook.run_cell("%%time\n1 +", store_history=True)  # no Python
+    notebook.run_cell(WAITED, store_history=True)
+    capsys.readouterr()
+    for name in ("photo", "n"):
+        notebook.run_cell(f"print({name})", store_history=True)
+        told = capsys.readouterr().out
+        line = f"◇ {name} is made by the experiment “A photograph”, which has not run to its end"
+        assert told.count(line) == 1 and "NameError" in told
+
+
+def test_a_name_that_nothing_made_so_far_leads_upwards(notebook, capsys):
+    notebook.run_cell("print(curve)", store_history=True)
+    assert "If a cell above makes curve, run that one first" in capsys.readouterr().out
+    notebook.run_cell("1 / 0\n", store_history=True)
+    notebook.run_cell("def f():\n    print(x)\n    x = 1\nf()", store_history=True)  # no such case
+    assert "◇" not in capsys.readouterr().out

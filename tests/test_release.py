@@ -184,8 +184,8 @@ except labkit.errors.LabError as error: print("SAID", error)
     lent = "is lent: it runs, its source stays hidden, and it earns no points"
     assert 'waits for 2.2 (LoRALinear), 2.4 (inject). Stuck? lab.reveal("2.2")' in told
     assert f"◐ 2.2 {lent}. Write your own any time: it then counts." in lines
-    assert f"◐ 2.4 {lent}: this is the course's, not yours" in lines
-    assert lines[-1] == f"SAID {contract.WITHHELD}"
+    assert f"◐ 2.4 {lent}: inject is the course's, not yours" in lines
+    assert lines[-1] == f"SAID {contract.NO_LETTERS}"
     assert "SOURCE" not in told and "get_submodule" not in told
     assert "['lent0', 'lent0', 'lent0']" in lines
     assert "✓ 2.8 has passed already: yours stays." in lines and "passed 1" in lines

@@ -345,6 +345,20 @@ def test_each_fault_of_a_message_has_its_line(tmp_path):
     assert "alpha is missing\nr is 2" in Page(next((tmp_path / "feedback").iterdir())).text
 
 
+def test_a_cell_that_is_half_written_is_not_called_empty(tmp_path):
+    results, sources = graded_class(1)
+    missing = {"status": "missing", "earned": 0, "message": ""}
+    results[0]["exercises"][0] |= missing
+    results[0]["exercises"][1] |= missing
+    first, second = (e["id"] for e in results[0]["exercises"][:2])
+    (cells,) = sources.values()
+    cells[first], cells[second] = "def one(): return 1\ndef two(): raise NotImplementedError", ""
+    written(tmp_path, results, sources)
+    text = Page(next((tmp_path / "feedback").iterdir())).text
+    assert "Not written to its end: NotImplementedError is still raised here." in text
+    assert "Nothing was written here." in text
+
+
 def test_a_page_whose_cells_are_not_given_stays_as_it_is(tmp_path):
     results, sources = graded_class(2)
     report.write(tmp_path, results, sources)

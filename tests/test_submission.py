@@ -128,6 +128,15 @@ def test_reading_a_cell_takes_no_time_whatever_is_sent(ugly):
     assert time.process_time() - begun < 20  # a quadratic expression takes hours
 
 
+def test_what_python_takes_long_to_list_is_not_listed(monkeypatch):
+    """Of each name symtable looks at each function: such a cell is one that is needed."""
+    many = ",".join(f"n{i}" for i in range(2_000)) + "\n" + "lambda:0," * 2_000
+    work = submission.read(_book("x = 1", many, "f = x"))
+    assert work.needed({"f"}) == {0, 1, 2}
+    few = ",".join(f"n{i}" for i in range(100)) + "\n" + "lambda:0," * 100
+    assert submission.read(_book("x = 1", few, "f = x")).needed({"f"}) == {0, 2}
+
+
 @pytest.mark.parametrize("name", ["02_lora", "02_lora_v2", "02_" + "a" * 200_000])
 def test_of_what_a_notebook_calls_its_lab_the_number_is_read(name):
     assert submission.read(_book(f"labkit.start('{name}')")).started == {"02"}

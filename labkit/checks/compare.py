@@ -77,12 +77,12 @@ def expect_close(got, wanted, call, guesses=None, tol=1e-4):
     expect_shape(got, wanted.shape, call)
     got, wanted = got.double(), wanted.double()
     expect(torch.isfinite(got).all(), f"{call} holds NaN or infinity")
-    if _close(got, wanted, tol):
+    if close(got, wanted, tol):
         return
     for message, guess in (guesses or {}).items():
-        if guess.shape != got.shape or _close(wanted, guess.double(), tol):
+        if guess.shape != got.shape or close(wanted, guess.double(), tol):
             continue
-        if _close(got, guess.double(), tol):
+        if close(got, guess.double(), tol):
             raise CheckFailed(f"{call}: {message}")
     raise CheckFailed(f"{call}: {_difference(got, wanted)}", bare=True)
 
@@ -199,7 +199,8 @@ def _number(value):
     return f"{value:,.6g}"
 
 
-def _close(got, wanted, tol):
+def close(got, wanted, tol):
+    """Whether two tensors are equal to `tol`, relative to the largest number of `wanted`."""
     scale = wanted.abs().max().clamp_min(1e-8) if wanted.numel() else 1.0
     return bool(((got - wanted).abs() <= tol * scale).all())
 
@@ -208,9 +209,9 @@ def _difference(got, wanted):
     """How `got` misses `wanted`: by a factor, by a sign, or the largest difference."""
     size = (wanted * wanted).sum()
     factor = ((got * wanted).sum() / size).item() if size > 0 else 0.0
-    if abs(factor - 1) < 5e-3 and _close(got, wanted, 1e-2):
+    if abs(factor - 1) < 5e-3 and close(got, wanted, 1e-2):
         return "right but for rounding: computed in 16 bits?"
-    if factor and _close(got, factor * wanted, 1e-3):
+    if factor and close(got, factor * wanted, 1e-3):
         return "the sign is turned round" if abs(factor + 1) < 1e-3 else f"{factor:.3g}x the wanted"
     worst = (got - wanted).abs().argmax()
     yours, theirs = got.flatten()[worst].item(), wanted.flatten()[worst].item()

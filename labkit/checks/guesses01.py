@@ -78,6 +78,8 @@ def errors(W, r):
         "that is a share of the entries, not of the norm": torch.tensor(1 - r / len(s)),
         "it is a share of singular values, summed and not squared, that is kept": 1 - all_but,
         "the singular values left out are summed, not squared": s[r:].sum() / s.norm(),
+        "squared twice: W @ W.T has the squares of the singular values": energy[r:].norm()
+        / energy.norm(),
         "the mean of squares is no norm: sum them": s[r:].square().mean().sqrt()
         / s.square().mean().sqrt(),
     }
@@ -106,6 +108,10 @@ def parameters(d_out, d_in, r):
         "brackets: both sides come r times, r * (d_out + d_in)": r * d_out + d_in,
         "brackets: both sides come r times each, r * (d_out + d_in)": d_out + r * d_in,
         "r is missing: this is rank 1": d_out + d_in,
+        "r is cut at the shorter side; A and B hold r rows and columns all the same": (
+            min(r, d_out, d_in) * (d_out + d_in)
+        ),
+        "that is a share of W; how many numbers is asked": r * (d_out + d_in) / (d_out * d_in),
     }
 
 
@@ -129,6 +135,7 @@ def break_even(d_out, d_in):
         "that takes W for square: d_in² / 2 d_in": (d_in - 1) // 2,
         "that takes W for square: d_out² / 2 d_out": (d_out - 1) // 2,
         "half of that side, less one, is right for a square W only": d_out // 2 - 1,
+        "half of d_in, less one, is right for a square W only": d_in // 2 - 1,
         "that is half of it: r counts for A and for B at once": d_out
         * d_in
         // (2 * (d_out + d_in)),
@@ -152,6 +159,8 @@ def energy(s, fraction):
         "energy is the squared singular value; these are not squared": _first(s, fraction),
         "not squared, and a position counts from 0": int((nuclear < fraction).sum()),
         "s is squared twice": _first(s**4, fraction),
+        "square first, then add up: these are sums, squared": int((nuclear**2 < fraction).sum())
+        + 1,
         "the root is taken: a share of the norm, not of the energy": _first(s**2, fraction**2),
         "that much may be left out; `fraction` is to be kept": max(1, _first(s**2, 1 - fraction)),
         "it starts at the smallest values; the largest come first": _first(
@@ -198,6 +207,9 @@ def stable(M):
     return wanted, {
         "the norms are not squared: |W|_F² / |W|_2²": wanted**0.5,
         "the singular values are not squared": (s.sum() / s[0]).item(),
+        "squared twice: W @ W.T has the squares of the singular values": (
+            (s**4).sum() / s[0] ** 4
+        ).item(),
         "the nuclear norm, the plain sum, stands for the Frobenius norm": (
             (s.sum() / s[0]).item() ** 2
         ),
@@ -268,6 +280,7 @@ def points(theta0, P, z):
         "P is made orthogonal; use it as it comes": theta0 + torch.linalg.qr(P).Q @ z,
         "z is normalised; use it as it comes": theta0 + P @ z / z.norm(),
         "z changes nothing": theta0,
+        "theta0 comes once for each z; add it once": d * theta0 + P @ z,
         "the start is projected on the flat; theta0 stays whole": P
         @ (torch.linalg.pinv(P) @ theta0 + z),
     }
@@ -292,6 +305,7 @@ def projected(P, grad_theta, right):
         "that is a step downhill; the gradient itself is asked": -right,
         "the gradient is normalised; the chain rule has it as it is": right / grad_theta.norm(),
         "these are the first d entries; all of theta depend on z": grad_theta[:d],
+        "the sum of products is asked, not the product of sums": P.sum(0) * grad_theta.sum(),
     }
     if d == D:
         back = "P leads from z to theta; gradients go back through its transpose, P.T @ g"

@@ -30,13 +30,30 @@ def forward(x, W, A, B, alpha):
     """Wrong outputs of a LoRA layer."""
     r, s = len(A), alpha / len(A)
     known = factors(alpha, r, *W.shape)
-    return {message: dense(x, W, A, B, factor) for message, factor in known.items()} | {
-        "this is the frozen layer alone; the update is missing": dense(x, W, A, B, 0.0),
-        "this is the update alone; the frozen x @ W.T is missing": dense(x, W * 0, A, B, s),
-        "the scaling falls on the frozen part too": dense(x, W * s, A, B, s),
-        "the update is taken away: add it": dense(x, W, A, B, -s),
-        "the frozen part comes twice": dense(x, 2 * W, A, B, s),
-        "the update comes twice": dense(x, W, A, B, 2 * s),
+    return (
+        {message: dense(x, W, A, B, factor) for message, factor in known.items()}
+        | {
+            "this is the frozen layer alone; the update is missing": dense(x, W, A, B, 0.0),
+            "this is the update alone; the frozen x @ W.T is missing": dense(x, W * 0, A, B, s),
+            "the scaling falls on the frozen part too": dense(x, W * s, A, B, s),
+            "the update is taken away: add it": dense(x, W, A, B, -s),
+            "the frozen part comes twice": dense(x, 2 * W, A, B, s),
+            "the update comes twice": dense(x, W, A, B, 2 * s),
+        }
+        | (_turned(x, W, A, B, s) if W.shape == A.shape == B.shape else {})
+    )
+
+
+def _turned(x, W, A, B, s):
+    """Wrong outputs that only square matrices let through."""
+    frozen, update = x @ W.T, s * x @ A.T @ B.T
+    return {
+        "W comes without .T: a linear layer computes x @ W.T": x @ W + update,
+        "A and B come without .T: a linear layer computes x @ W.T": frozen + s * x @ A @ B,
+        "x goes through B first; it is A that reads x": frozen + s * x @ B @ A,
+        "x goes through B first; it is A that reads it": frozen + s * x @ B.T @ A.T,
+        "A is given what W has made; it reads x, as W does": frozen + s * frozen @ A.T @ B.T,
+        "x itself is added to the update; the frozen part is x @ W.T": x + update,
     }
 
 
@@ -74,7 +91,19 @@ def stabilised(alpha, r):
         "the root belongs to r; alpha is divided by its own": math.sqrt(alpha),
         "// drops the fraction: divide with /": alpha // math.sqrt(r),
         "alpha is missing": 1 / math.sqrt(r),
+        "alpha is not divided": alpha,
+        "that is r squared; the root of r is asked": alpha / r**2,
+        "the root is cut to a whole number: math.sqrt(r)": alpha / math.isqrt(r),
         "upside down: alpha / sqrt(r)": math.sqrt(r) / alpha,
+    }
+
+
+def replaced(names, targets):
+    """Wrong counts of the layers that are replaced; `names` are those that should be."""
+    return {
+        "only those at the root are counted": sum("." not in name for name in names),
+        "these are all nn.Linear; count those you replace": 12,
+        "these are the targets; count the layers you replace": len(targets),
     }
 
 
@@ -99,17 +128,24 @@ def counted(trainable, total, tied, model=None):
         "that is the share that trains; how many there are is asked": trainable / total,
     }
     if model:
-        first |= _counts([p for p in model.parameters() if p.requires_grad])
-        second |= _counts(list(model.parameters()))
+        first |= _counts({n: p for n, p in model.named_parameters() if p.requires_grad})
+        second |= _counts(dict(model.named_parameters()))
         nested = [p for module in model.modules() for p in module.parameters()]
         again = "modules() and parameters() both go all the way down; one of them is enough"
         first[again] = sum(p.numel() for p in nested if p.requires_grad)
         second[again] = sum(p.numel() for p in nested)
+    else:
+        second["buffers are counted; they are no parameters"] = total + 64  # of the rotary part
     return [(trainable, first), (total, second)]
 
 
-def _counts(params):
+def _counts(named):
+    params = named.values()
     return {
         "this counts tensors, not their numbers: use numel()": len(params),
         "this sums first dimensions: use numel()": sum(map(len, params)),
+        "biases are left out": sum(p.numel() for n, p in named.items() if "bias" not in n),
+        "tensors of one shape count once; only a shared one does": sum(
+            p.numel() for p in {p.shape: p for p in params}.values()
+        ),
     }

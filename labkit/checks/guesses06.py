@@ -177,6 +177,9 @@ def divergences(p, q):
     for dim in range(p.dim() - 1):
         message = f"softmax runs over dimension {dim}, not over the vocabulary: dim=-1"
         wrong[message] = kl(p, q, dim).mean().item()
+    for dim in range(1, p.dim() - 1):
+        message = f"softmax and sum run over dimension {dim}; the vocabulary is the last, dim=-1"
+        wrong[message] = kl(p.transpose(dim, -1), q.transpose(dim, -1)).mean().item()
     return wrong | {
         "this is the sum over tokens; take the mean": each.sum().item(),
         "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,

@@ -44,7 +44,7 @@ def _expect_cut(best_rank_r, name, W, r):
     beyond = r > min(W.shape)
     hint = "r may exceed min(W.shape): full_matrices=False keeps U, S, Vh in step" if beyond else ""
     got = ask(call, hint or _SHAPES, best_rank_r, W, r)
-    if isinstance(got, list):
+    if isinstance(got, list) and isinstance(got[0], torch.Tensor):
         raise CheckFailed(f"{call} gave {len(got)} things, wanted one matrix: multiply them out")
     if isinstance(got, torch.Tensor) and got.shape == W.shape[1:]:
         raise CheckFailed(f"{call} gave a vector, wanted a matrix: S is a vector, use U * S")
@@ -116,7 +116,8 @@ def _expect_no_error(relative_error, W, rng):
     for n in range(300):
         r = 2 + n % 8
         cases.append((randn(40, r, rng=rng) @ randn(r, 20 + n % 10, rng=rng), r + 3 * (n % 2)))
-    hint = "1 - head / total can fall below zero by rounding: sum the tail, or clamp"
+    below = "1 - head / total can fall below zero by rounding"
+    hint = f"no s[r] may be left, and {below}: sum the tail s[r:], or clamp"
     call = "relative_error(W, r) for an r at or beyond the rank of W"
     for got in ask(call, hint, probe.each, relative_error, cases):
         expect(got == got, f"{call} is NaN; {hint}")
@@ -129,7 +130,7 @@ def parameters(lora_params, break_even_rank):
     """131,072 for 4096 x 4096 at r=16, linear in r; the largest rank that still saves"""
     m, rank = torch.randint(20, 90, (2,), generator=generator()).tolist()
     shapes = [(m, 3 * m + 1), (3 * m + 1, m)]  # no common factor, so no rank breaks exactly even
-    sizes = [(*shapes[0], rank), (*shapes[1], 3), (4096, 4096, 16)]
+    sizes = [(*shapes[0], rank), (*shapes[1], 3), (4096, 4096, 16), (3, 5, 7)]
     asked = every(lambda *size: _asked_count(lora_params, *size), sizes)
     with part():
         expect_numbers(asked)
@@ -272,6 +273,8 @@ def _expect_projected(project_gradient, theta0, P, z):
     call = f"project_gradient with P of shape {tuple(P.shape)}"
     hint = f"the gradient of z has shape {tuple(z.shape)}: it goes through the transpose of P"
     got = ask(call, hint, project_gradient, P, grad_theta)
+    matrix = isinstance(got, torch.Tensor) and got.ndim == 2
+    hint = "the chain rule sums over theta: one number for each z, no matrix" if matrix else hint
     _expect_vector(got, z.shape, call, hint)
     expect_close(got, wanted, call, guesses.projected(P, grad_theta, wanted))
 

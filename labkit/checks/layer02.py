@@ -19,6 +19,7 @@ def expect_layer(LoRALinear, x, W, bias, A, B, alpha):
     mine = [getattr(new[name], "shape", None) for name in "AB"]
     told = f"A has shape {tuple(mine[0] or ())}, B {tuple(mine[1] or ())}; {shapes}"
     expect(mine == [A.shape, B.shape], told)
+    expect(new["bias"] is not None, "base.bias is gone: base stays as it is, bias included")
     kept = torch.equal(new["W"], W) and torch.equal(new["bias"], bias)
     expect(kept, "base has other weights than before: it stays as it is")
     with part():
@@ -30,6 +31,8 @@ def expect_layer(LoRALinear, x, W, bias, A, B, alpha):
     with part():
         hint = "self.base = base; a copy takes its memory again, and merges would miss the model"
         expect(new["same"], f"layer.base is not the module that was given: {hint}")
+        hint = "freeze the one it has, requires_grad_(False)"
+        expect(new["own"], f"base.weight is another Parameter than before: {hint}")
     with part():
         _expect_flags(new["flags"])
     with part():
@@ -114,7 +117,8 @@ def _expect_forward(LoRALinear, x, W, bias, A, B, alpha):
 def _expect_merged(LoRALinear, x, W, bias, A, B, alpha):
     """The flag `merged` is false at first; while it is true the base layer speaks alone."""
     flag = observe(probe.merged_flag, LoRALinear, W, len(A), alpha)
-    expect(flag is not None, "the layer has no flag `merged`: set self.merged = False")
+    hint = "set self.merged = False"
+    expect(flag is not None, f"the layer has no flag `merged`, True or False: {hint}")
     expect(not flag, "merged is True at first: nothing has been merged yet")
     call = "the output while merged is True"
     got = _output(call, LoRALinear, W, bias, len(A), alpha, A, B, 0.0, False, x, True)

@@ -3,7 +3,7 @@
 import torch
 
 from labkit.checks import guesses02 as guesses
-from labkit.checks.compare import expect_close, randn
+from labkit.checks.compare import close, expect_close, randn
 from labkit.grading.contract import CheckFailed, expect, observe, part
 from labkit.probes import lab02 as probe
 
@@ -27,7 +27,7 @@ def expect_injected(inject, targets, names, r, alpha, rng):
         expect(all(s == [r, 8] for s in got["shapes"].values()), f"{call}: r is not passed on")
         _expect_outputs(got["y"], weights, factors, alpha, call)
     with part():
-        _expect_flags(call, got["flags"], names)
+        _expect_flags(call, got["flags"], names, got["shapes"])
     with part():
         module = got["count"] == "a model"
         expect(not module, f"{call} returned a model, wanted how many layers were replaced")
@@ -57,11 +57,13 @@ def _ask_inject(call, inject, *args):
     raise CheckFailed(told + hint)
 
 
-def _expect_flags(call, flags, names):
+def _expect_flags(call, flags, names, adapted):
     trains = {name for name, flag in flags.items() if flag}
     adapters = {f"{name}.{part}" for name in names for part in "AB"}
-    extra = sorted(name for name in trains - adapters if name.rpartition(".")[2] not in "AB")
-    expect(not extra, f"after {call}, {', '.join(extra[:3])} still trains: freeze it all first")
+    extra = sorted(trains - adapters - {f"{name}.{part}" for name in adapted for part in "AB"})
+    other = " (its A is no LoRA layer's)" if extra == ["rest.scale.A"] else ""
+    told = f"after {call}, {', '.join(extra[:3])} still trains{other}: freeze it all first"
+    expect(not extra, told)
     frozen = f"{call} froze A or B: freeze before you add the layers"
     expect(trains >= adapters & flags.keys(), frozen)
 
@@ -72,7 +74,7 @@ def _expect_outputs(outputs, weights, factors, alpha, call):
     plain = _output(weights, factors, 0.0)
     hint = "a fresh LoRA layer must not change the model: is B zero, is the base layer kept?"
     same = isinstance(outputs[1], torch.Tensor) and outputs[1].shape == plain.shape
-    same = same and torch.allclose(outputs[1], plain, rtol=1e-3, atol=1e-4)
+    same = same and close(outputs[1], plain, 1e-3)
     expect(same, f"{call} changed the output; {hint}")
     r = len(next(iter(factors.values()))[0])
     factor_of = {"alpha is not passed on: the factor is 1": 1.0} | guesses.factors(alpha, r)
@@ -98,6 +100,9 @@ def _expect_names(adapted, wanted, call):
     other = "rest.down_proj" in adapted - wanted
     hint = "ask isinstance(m, nn.Linear)"
     expect(not other, f"{call} also replaced rest.down_proj, which is no nn.Linear: {hint}")
+    for name in sorted(wanted - adapted):
+        inside = f"{name}.{name}" in adapted
+        expect(not inside, f"{call} put the new layer into {name} itself; {name} {ROOT}")
     near = sorted(adapted - wanted)
     hint = "compare the last part of the dotted name with ==, not `in` or endswith"
     expect(not near, f"{call} also replaced {', '.join(near[:2])}; {hint}")
@@ -119,6 +124,9 @@ def expect_state(adapter_state, LoRALinear, A, B, x):
     more = ", ".join(list(state)[:7])
     hint = "its A belongs to another kind of module; ask isinstance(m, LoRALinear)"
     expect(state.keys() != {*tensors, probe.DECOY}, f"the state holds {probe.DECOY}: {hint}")
+    last = {name.split(".", 1)[-1] for name in tensors}
+    hint = f"layers of one name overwrite each other; the whole dotted name, {next(iter(tensors))}"
+    expect(state.keys() != last, f"the state has the names {more}: {hint}")
     hint = "A and B of three adapted layers are six"
     expect(len(state) == 6, f"the state holds {len(state)} tensors ({more}); {hint}")
     hint = f"wanted the layer's dotted name, then .A or .B: {', '.join(tensors)}"
@@ -132,9 +140,14 @@ def _expect_part(name, got, wanted):
     """Equal but for rounding in fp32; one that went through 16 bits is not."""
     tensor = isinstance(got, torch.Tensor)
     expect(tensor, f"the state's {name} is a {type(got).__name__}, wanted a tensor")
-    right = got.shape == wanted.shape
-    right = right and torch.allclose(got.float(), wanted, rtol=1e-5, atol=1e-5)
-    expect(right, f"the state's {name} is not the {name[-1]} of that layer")
+
+    def right(got):
+        same = got.shape == wanted.shape
+        return same and torch.allclose(got.float(), wanted, rtol=1e-5, atol=1e-5)
+
+    expect(got.ndim != 2 or not right(got.T), f"the state's {name} is transposed")
+    expect(got.itemsize > 2, f"the state's {name} went through 16 bits: leave its dtype")
+    expect(right(got), f"the state's {name} is not the {name[-1]} of that layer")
 
 
 def load(adapter_state, load_adapter_, *given):

@@ -72,7 +72,7 @@ def _lend(names, source, namespace):
     """Put the course's own objects in the place of the submission's, for as long as this lives."""
     if source not in LENT:
         LENT[source] = contract.defined_by(source)
-    namespace.update({name: LENT[source][name] for name in names})
+    namespace.update({name: LENT[source][name] for name in names if name in LENT[source]})
 
 
 LENT = {}  # source -> what it defines

@@ -138,7 +138,7 @@ class Cells:
         if answer.get("done") == index:
             self.pid = pid
             if answer.get("error"):
-                self.told.setdefault(index, ["raised", str(answer["error"])])
+                self.told.setdefault(index, ["raised", str(answer["error"])[: runner.TOLD]])
         elif answer.get("lost") == index:
             self.told.setdefault(index, ["error", "it ended its process"])
         else:

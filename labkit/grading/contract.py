@@ -118,7 +118,7 @@ class Session:
         theirs = {}
         for id, source in sources.items():
             own = defined_by(source)
-            theirs |= {name: own[name] for name in NAMES[id]}
+            theirs |= {name: own[name] for name in NAMES[id] if name in own}
         before = {name: self.namespace[name] for name in theirs if name in self.namespace}
         self.namespace.update(theirs)
         try:
@@ -153,6 +153,7 @@ HINTS = {
     "leaf Variable that requires grad": "; change it under torch.no_grad()",
     "non-leaf Tensor": "; change it in place, under torch.no_grad()",
     "as parameter 'weight'": "; change it in place, under torch.no_grad()",
+    "incompatible tensor type": "; make it where it belongs at once, with device=",
     "unhashable type: 'list'": "; is a list inside another one?",
     "object is not callable": "; is it still a function, begun by def?",
     "has no attribute 'append'": "; collect dicts in a list, and make one table of it at the end",
@@ -160,6 +161,7 @@ HINTS = {
     "is not defined": "; was the cell that defines it run?",
 }
 WITHHELD = "The solutions are not part of this copy of the course, so nothing is revealed"
+NO_LETTERS = "A quiz is not lent: write a letter for each question, and the check explains it"
 LENT = "is lent: it runs, its source stays hidden, and it earns no points"
 BROKEN = "the check itself is broken"  # begins what grading says then, to the instructor
 ODD = "the answer has a form that the check cannot read"  # or so it seems: the same goes for it
@@ -243,11 +245,12 @@ def exercise(id, points, after=None):
             if absent := _not_run(id, objects):
                 print(f"○ {id} {absent}: its cell has not been run yet")
                 return
-            if any(own is one for own in objects.values() for one in session.loans.get(id, ())):
-                print(f"◐ {id} {LENT}: this is the course's, not yours")
+            if theirs := _of(id, objects):
+                print(f"◐ {id} {LENT}: {_listed(theirs)} {_is(theirs)} the course's, not yours")
                 return
             record = {"id": id, "name": names[0], "points": points, "earned": 0}
-            _say(record, names, _judge(check, objects, record))
+            verdict = _judge(check, objects, record)
+            _say(record, _stubs(id, objects) if verdict.status == "missing" else names, verdict)
 
         judged.exercise = {"id": id, "name": names[0], "names": names, "points": points}
         return judged
@@ -262,15 +265,38 @@ def _not_run(id, objects):
     return absent[0] if absent else None
 
 
+def _of(id, objects):
+    """Names of the objects that were lent for exercise `id`."""
+    loans = session.loans.get(id, ())
+    return [name for name, one in objects.items() if any(one is lent for lent in loans)]
+
+
+def _stubs(id, objects):
+    """Names of an exercise's own objects that are not written yet; all, if none looks like it."""
+    own = [name for name in objects if name in NAMES[id]]
+    return [name for name in own if _is_stub(objects[name])] or own
+
+
+def _is_stub(thing):
+    """Whether a function, or a method of a class, is as the notebook had it."""
+    parts = vars(thing).values() if isinstance(thing, type) else [thing]
+    codes = [getattr(part, "__code__", None) for part in parts]
+    return any("NotImplementedError" in getattr(code, "co_names", ()) for code in codes)
+
+
 def _stand_ins(id):
-    """`{id: source of the course's own objects}` of the exercises before `id` that are open."""
+    """`{id: source of the course's own objects}` of the exercises before `id` that are open.
+
+    What `id` itself is about is not lent: an instructor's check may ask for `lora_forward`, too.
+    """
     lab, _, number = id.partition(".")
-    found = {}
+    found, mine = {}, set(NAMES.get(id, ()))
     for other in NAMES if session.reference else ():
         its_lab, _, its_number = other.partition(".")
         standing = session.records.get(other, {}).get("status") in ("passed", "revealed", "lent")
         before = its_lab == lab and number.isdecimal() and its_number.isdecimal()
-        if before and int(its_number) < int(number) and not standing:
+        before = before and int(its_number) < int(number) and not mine & set(NAMES[other])
+        if before and not standing:
             found[other] = session.reference(other)
     return {other: source for other, source in found.items() if source}
 
@@ -307,8 +333,14 @@ def _judge(check, objects, record):
         lent = _verdict(check, given, record["points"])
     if own and (lent.status, lent.message) == (own.status, own.message):
         return own
-    told = f"judged with the course's own {' and '.join(sources)}, which {_is(sources)} open"
+    told = f"judged with the course's own {_listed(list(sources))}, which {_is(sources)} open"
     return lent._replace(message=f"{lent.message} ({told})" if lent.message else told)
+
+
+def _listed(several):
+    """ "2.1", "2.1 and 2.2", "2.1, 2.2 and 2.3"."""
+    *most, last = several
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _is(several):
@@ -354,6 +386,8 @@ def _say(record, names, verdict):
     _record(record, status, earned, told)
     if status == "failed":
         raise CheckFailed(f"✗ {id} {names[0]}: {told}")
+    if session.records[id]["status"] == "revealed":
+        beside += " (it was revealed, and earns no points)"
     print(f"✓ {id} {listed}: {note}{beside}")
 
 

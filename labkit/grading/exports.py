@@ -85,8 +85,8 @@ def pick(results: list[dict], lab: str | None = None) -> tuple[str, list[dict], 
             lost.append(f"left out, for it is {other} and not {found[0]}: {listed(names)}")
     for row in rows:
         named = {name for name in often if name in row["submission"].rpartition("/")[2]}
-        if named and row["lab"] not in named:
-            lost.append(f"{row['submission']} is {row['lab'] or 'no lab'}, whatever its name says")
+        if named and row["lab"] and row["lab"] not in named:
+            lost.append(f"{row['submission']} is {row['lab']}, whatever its name says")
     return found[0], [row for row in rows if row["lab"] == found[0]], lost
 
 

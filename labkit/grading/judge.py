@@ -280,6 +280,8 @@ class Case:
         except CheckFailed:
             pass
         except Undefined as name:
+            if str(name) not in names:
+                return "error", 0, str(Forged()), False
             return *self._undefined(str(name)), False
         except Gone as gone:
             return gone.how, 0, str(gone), True
@@ -294,6 +296,7 @@ class Case:
         finally:
             contract.session = before
         record = records[id]
+        record["message"] = record["message"][: 4 * MESSAGE]
         if record["status"] == "missing":  # the stub; did what came after it go wrong?
             told = [record["message"], *(self._of_cell(name)[1] for name in names)]
             record["message"] = next(filter(None, told), "")

@@ -4,6 +4,8 @@ import ast
 import symtable
 from dataclasses import dataclass, field
 
+MOST = 1_000_000  # names times functions of a cell, of which symtable looks at each pair
+
 
 @dataclass
 class Needs:
@@ -38,7 +40,8 @@ def _makers(cells):
     makers, known = {}, set()
     for i, needs in enumerate(cells):
         if needs:
-            new, known = needs.imported - known, known | needs.imported
+            new = needs.imported - known
+            known |= new
             for name in needs.made | new | (needs.called - known):
                 makers.setdefault(name, []).append(i)
     return makers
@@ -50,9 +53,12 @@ def of_cell(source, tree):
         tables = [symtable.symtable(source, "cell", "exec")]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    needs = Needs(_changed(tree), called=_called(tree))
+    needs, pairs = Needs(_changed(tree), called=_called(tree)), 0
     for table in tables:  # it grows meanwhile
         tables += table.get_children()
+        pairs += len(table.get_children()) * len(table.get_identifiers())
+        if pairs > MOST:
+            return None
         for symbol in table.get_symbols():
             if table is tables[0] or symbol.is_global():
                 _note(symbol, needs)

@@ -17,7 +17,9 @@ own memory (pipes, mappings, tables of pages) is bounded by the number of proces
 at a gibibyte or so; a memory cgroup (`cgroup`) counts it, where one can be made. What the kernel
 counts for the whole machine can be read: how busy it is, how many files are open, and how fast a
 file is read, which tells whether another process has read it lately. Two that agree on it can pass
-some bits that way, while both run or one after the other.
+some bits that way, while both run or one after the other. Two that run at a time can pass text: one
+waits on a futex in a file that both map, such as libc, and the other learns how many it woke. No
+filter tells these from the futexes of semaphores that processes of one submission share.
 
 Its code and the probes share a process, so a check that looks at the form of an answer, not at
 results that need work, can be lied to; checks are written with that in mind. The same holds for a

@@ -55,7 +55,8 @@ class Submission:
             self.defines.append(_defined(tree))
             if i in self.silent and (RUNS.match(source) or not source.lstrip().startswith("%%")):
                 told = f"code cell {i + 1} reveals the solution; if it showed none, remove the call"
-                self.asked = dict.fromkeys(_calls(tree.body), told) | self.asked
+                for id in _calls(tree.body):
+                    self.asked.setdefault(id, told)
 
     def cell_of(self, name):
         """Index of the last cell that defines `name`, or None."""

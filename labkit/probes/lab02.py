@@ -120,17 +120,23 @@ def _layer(LoRALinear, W, bias, r, alpha, A=None, B=None, dropout=0.0, dtype=tor
 def new_layer(LoRALinear, W, bias, r, alpha, x):
     """A fresh layer as data: A of two layers, B, scaling, r, flags of its parameters, output.
 
-    `same` says that its base is the very module it was given, `W` and `bias` what that holds.
+    `same` says that its base is the very module it was given, `own` that this has the Parameter it
+    had, `W` and `bias` what it holds.
     """
     base = _base(W, bias)
+    weight = base.weight
     first, second = LoRALinear(base, r, alpha, 0.0), _layer(LoRALinear, W, bias, r, alpha)
     for name in ("A", "B"):
         if isinstance(getattr(first, name), nn.Module):
             raise TypeError(f"{name} is a module, wanted an nn.Parameter")
     names = {id(first.A): "A", id(first.B): "B"}  # whatever the module calls them
     flags = {names.get(id(p), name): p.requires_grad for name, p in first.named_parameters()}
-    numbers = {"r": first.r, "scaling": first.scaling, "flags": flags, "y": first(x)}
-    kept = {"same": first.base is base, "W": base.weight, "bias": base.bias}
+    shapes = [getattr(M, "shape", None) for M in (first.A, first.B)]
+    fits = shapes == [(r, W.shape[1]), (W.shape[0], r)]
+    y = first(x) if fits else None  # shapes are told first, not what they make fail
+    numbers = {"r": first.r, "scaling": first.scaling, "flags": flags, "y": y}
+    kept = {"same": first.base is base, "own": base.weight is weight}
+    kept |= {"W": base.weight, "bias": base.bias}
     return numbers | kept | {"A": first.A, "A2": second.A, "B": first.B}
 
 
@@ -266,7 +272,8 @@ def injected(inject, targets, r, alpha, weights, factors):
     flags = {names.get(id(p), n): p.requires_grad for n, p in model.named_parameters()}
     here = {id(p) for p in model.parameters()}
     gone = [name for name, p in before.items() if id(p) not in here]
-    same = {n: m.training == modes[n] for n, m in model.named_modules() if n in modes}
+    named = [(n, m) for n, m in model.named_modules() if n in modes]
+    same = {n: m.training == modes[n] for n, m in named if model.get_submodule(n) is m}
     y.append(model(ids))
     for name in factors.keys() & shapes.keys():
         layer = adapted[name]
@@ -294,6 +301,7 @@ def small_model(weights, dtype=torch.float32):
     """The small model with these weights {name: tensor}; the tied head comes with the embedding."""
     vocab, d = weights["embed.weight"].shape
     model = _Model(d, vocab).to(dtype)
+    model.rest["scale"] = _Decoy(1).to(dtype)  # its A has to be frozen, too
     model.load_state_dict(weights, strict=False)
     return model
 

@@ -19,7 +19,7 @@ from batch import SEED, grade_all, shown
 from labkit.grading import sandbox
 
 CORPUS = "exits hangs floods processes patches internals probes labs aimed objects wire secrets"
-CORPUS = [*CORPUS.split(), "outside", "files", "messy", "channels"]
+CORPUS = [*CORPUS.split(), "outside", "files", "messy", "channels", "judge"]
 
 SECRET = "lora-attack-secret"
 for group in CORPUS:
@@ -35,6 +35,8 @@ ALWAYS = (  # these got through once
     *("files_wanted", "times_of_devices_left", "times_of_devices_wanted", "semaphores", "queues"),
     *("watches", "contexts_of_aio", "sockets_that_lead_elsewhere", "full_sockets"),
     *("packed_count_in_turn", "soup_that_blames_the_norm", "texts_of_the_reference"),
+    *("undefined_with_a_name_of_its_own", "message_full_of_names", "tensor_to_loop_over"),
+    "names_times_functions",
 )
 
 

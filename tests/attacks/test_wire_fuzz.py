@@ -48,6 +48,7 @@ FORGED = {
     "shape overflow": _body(TENSOR, _tensors([1 << 32, 1 << 32], data=b"")),
     "offsets reversed": _body(TENSOR, _tensors([1], offsets=[4, 0], data=bytes(4))),
     "data too short": _body(TENSOR, _tensors([4], data=bytes(4))),
+    "a tensor to loop over": _body(TENSOR, _tensors([1, 1 << 20], "U8", data=bytes(1 << 20))),
     "many dimensions": _body(TENSOR, _tensors([1] * 64, data=bytes(4))),
     "length of the header": _body(TENSOR, struct.pack("<Q", 1 << 62) + b"{}"),
     "pickle": b"\x80\x04cos\nsystem\n(S'true'\ntR.",

@@ -1,0 +1,56 @@
+"""A line under a NameError in a lab: which experiment makes the name, and what to run."""
+
+import ast
+import contextlib
+
+from IPython import get_ipython
+
+from labkit.reference import MAGIC
+
+MAKERS = (ast.FunctionDef, ast.ClassDef)
+
+
+def watch(shell):
+    """Have `shell` print that line from now on; asked twice it prints it once."""
+    with contextlib.suppress(ValueError):
+        shell.events.unregister("post_run_cell", _after)
+    shell.events.register("post_run_cell", _after)
+
+
+def _after(result):
+    error = result.error_in_exec
+    if isinstance(error, NameError) and error.name:
+        print(advice(error.name, get_ipython().history_manager.input_hist_parsed))
+
+
+def advice(name, cells):
+    """What to run so that `name` is there; `cells` are the sources that ran so far.
+
+    An experiment among them that makes the name did not run: it waited, or it stopped.
+    """
+    for cell in reversed(cells):
+        for title, names in _experiments(cell):
+            if name in names:
+                return (
+                    f"◇ {name} is made by the experiment “{title}”, which has not run to its end: "
+                    "run its cell again"
+                )
+    return (
+        f"◇ If a cell above makes {name}, run that one first "
+        "(in JupyterLab: Run, then Run All Above Selected Cell)"
+    )
+
+
+def _experiments(cell):
+    """`(title, names)` of each experiment of a cell: what it makes when it runs."""
+    try:
+        body = ast.parse(MAGIC.sub(r"\1pass", cell)).body
+    except SyntaxError:
+        return
+    for node in body:
+        test = node.test if isinstance(node, ast.If) else None
+        if isinstance(test, ast.Call) and ast.unparse(test.func) in ("lab.experiment", "lab.gpu"):
+            inner = [one for statement in node.body for one in ast.walk(statement)]
+            names = {n.id for n in inner if isinstance(n, ast.Name) and type(n.ctx) is ast.Store}
+            names |= {n.name for n in inner if isinstance(n, MAKERS)}
+            yield ast.literal_eval(test.args[0]), names
