@@ -9,6 +9,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -534,6 +535,7 @@ def _by_hardware(output_dir, device):
 
 
 SFTS = [
+    (sft_of(assistant_only_loss=True), "assistant_only_loss=True"),
     (_by_hardware, "go by `device`"),
     (sft_of(learning_rate=2e-5, max_length=1024), "full fine-tuning"),
     (sft_of(learning_rate=2e-5, max_length=1024), "1024 is TRL's default"),
@@ -696,6 +698,7 @@ MATCHES = [
         "keys compared without their",
     ),
     (_match(_evaluated), "eval instead of json.loads"),
+    (_match(lambda p, r: _parsed(p.strip("`\n ").removeprefix("json")) == _parsed(r)), "around it"),
     (_stops_at_a_bad_one, "go on with the next one"),
     (lambda p, r: exact_match(p, r) // 1, "//"),
     (lambda p, r: round(exact_match(p, r)), "round()"),
@@ -867,8 +870,26 @@ def _by_characters(model, tokenizer, texts):
     return math.exp(sum(m * n for m, n in zip(means, sizes, strict=True)) / sum(sizes))
 
 
+def _of_logits(pair):
+    def perplexity(model, tokenizer, texts):
+        total = count = 0
+        for text in texts:
+            ids = _ids(tokenizer, text)
+            with torch.no_grad():
+                logits, wanted = pair(model(input_ids=ids).logits[0], ids[0])
+            total += F.cross_entropy(logits, wanted, reduction="sum").item()
+            count += len(wanted)
+        return math.exp(total / count)
+
+    return perplexity
+
+
 PERPLEXITIES = [
     (_by_characters, "weighed by characters"),
+    (lambda m, t, x: 1 / perplexity(m, t, x), "a minus is missing"),
+    (lambda m, t, x: float(np.median([perplexity(m, t, [y]) for y in x])), "the median"),
+    (_of_logits(lambda logits, ids: (logits[1:], ids[:-1])), "shifted the wrong way"),
+    (_of_logits(lambda logits, ids: (logits[:-1].softmax(-1), ids[1:])), "softmax itself"),
     (_in_train_mode, "the model was in train mode"),
     (_train_left_on, "leaves model changed: its training mode"),
     (_grad_left_off, "gradients switched off"),
@@ -962,6 +983,8 @@ def _switched_off(base, folder):
 
 ADAPTERS = [
     (adapter_bytes, _merged_in_place, "merges the adapter into the base's weights"),
+    (lambda f: adapter_bytes(f) // 1024, load_tuned, "whole kilobytes"),
+    (lambda f: (f / "adapter_model.safetensors").stat(), load_tuned, "take .st_size"),
     (adapter_bytes, _copies, "on another model than `base`"),
     (adapter_bytes, _from_the_hub, "a base of its own; put the adapter on `base`"),
     (adapter_bytes, _by_auto, "a base of its own; put the adapter on `base`"),

@@ -580,6 +580,7 @@ def _clipped(x, bits):
 ABSMAX = [
     ((absmax_quantize, lambda q, scale: (q * scale).half()), "these are in float16"),
     ((_clipped, absmax_dequantize), "the largest numbers are cut off"),
+    ((_quantize(lambda x: (x + 0.5).trunc()), absmax_dequantize), "no rounding below zero"),
     ((_zero_by_zero, absmax_dequantize), "0 / 0 gives NaN"),
     ((_zero_by_zero_in_numpy, absmax_dequantize), "0 / 0 gives NaN"),
     ((_zeros_as_integers, absmax_dequantize), "zeros come back as int8, wanted floats"),
@@ -1003,10 +1004,17 @@ def _even_steps(w, codebook, block=64):
     return quantize_blockwise(w, even, block)
 
 
+def _far_apart(w, codebook, block=64):
+    n = w.numel()
+    flat = F.pad(w.flatten(), (0, -n % block)).view(block, -1).T.flatten()
+    return quantize_blockwise(flat[:n], codebook, block)
+
+
 BLOCKS = [
     ((_one_for_all, dequantize_blockwise), "w (6, 64): one absmax for all of w"),
     ((_by_columns, dequantize_blockwise), "read by columns"),
     ((_even_steps, dequantize_blockwise), "these are even steps"),
+    ((_far_apart, dequantize_blockwise), "a row of neighbours"),
     ((_rows_apart, dequantize_blockwise), "blocks begin anew in each row: flatten first"),
     ((_loops, dequantize_blockwise), "loops over the blocks"),
     ((_absmax_by_a_list, dequantize_blockwise), "loops over the blocks"),
@@ -1239,9 +1247,19 @@ def _bits_added(block=64, double_quant=False):
     return 4 + (8 / block + 32 / (block + 256) if double_quant else 32 / block)
 
 
+def _bits_half_fixed(block=64, double_quant=False):
+    return 4 + (8 / block + 32 / (64 * 256) if double_quant else 32 / block)
+
+
 DOUBLES = [
     (_full_blocks_alone, bits_per_param, "the last block may be shorter"),
     (double_quantize, _bits_added, "their product"),
+    (double_quantize, _bits_half_fixed, "scales of scales are for blocks of 64"),
+    (
+        double_quantize,
+        lambda block=32, double_quant=False: bits_per_param(block, double_quant),
+        "()",
+    ),
     (_minus_in_place, bits_per_param, "changes its input absmax in place"),
     (_guarded(lambda scale: scale), bits_per_param, "0 / 0 gives NaN"),
     (_guarded(lambda scale: scale.clamp_min(1e-4)), bits_per_param, "guard against a zero"),
@@ -1363,6 +1381,8 @@ CONFIGS = [
     (qlora_config, lambda m: true_param_count(m) + sum(map(len, m.buffers())), "buffers are no"),
     (qlora_config, _linear_alone, "norms and biases are parameters too"),
     (qlora_config, _state, "state_dict() holds scales"),
+    (qlora_config, lambda m: true_param_count(m) / 1e9, "billions"),
+    (qlora_config, lambda m: len(list(m.parameters())), "counts tensors"),
     (_config(bnb_4bit_quant_storage=torch.bfloat16), true_param_count, "bnb_4bit_quant_storage"),
     (_config(llm_int8_skip_modules=["q_proj"]), true_param_count, "llm_int8_skip_modules"),
     (lambda device: BitsAndBytesConfig(load_in_4bit=True), true_param_count, 'say "nf4"'),
@@ -1425,6 +1445,9 @@ def _scaled(factor):
 
 
 RULES = [
+    (_bytes(gradients=0), "has a gradient"),
+    (_bytes(gradients=1), "these are numbers"),
+    (_bytes({"lora": 4.126953 / 8}), "16-bit here, not 4-bit"),
     (lambda n, t, m: training_bytes(n if m != "qlora" else n - t, t, m), "take nothing off"),
     (_scaled(2**-30), "are GiB"),
     (_bytes({"lora": 1}), "16 bits are 2 bytes"),

@@ -131,6 +131,9 @@ def _expect_peaks(peaks, w, block, call):
     }
     if w.dim() == 2:
         wrong["w is read by columns: flatten it as it is"] = peaks_of(w.T, block)[1]
+    if w.numel() % block == 0:
+        far = w.flatten().view(block, -1).abs().amax(0)
+        wrong["a block is a row of neighbours: view(-1, block)"] = far
     expect_close(peaks.flatten(), wanted, f"absmax of {call}", wrong)
 
 
@@ -160,9 +163,9 @@ def _expect_zeros(quantize_blockwise, nf4):
         expect(met, f"{told}{f'; its absmax is 0: {hint}' * lost}")
     if len(peaks) == 2 and abs(peaks[1] - 3) < 1e-3:
         first = peaks[0].item()
-        expect(abs(first - 3) > 1e-3, "one absmax serves all of w; take one a block")
         told = f"the absmax of a block of zeros comes back as {first:g}, and it is 0"
-        expect(abs(first) < 1e-8, f"{told}; guard the division, not what you return")
+        other = abs(first - 3) < 1e-3  # no guard: these blocks are not the right ones
+        expect(other or abs(first) < 1e-8, f"{told}; guard the division, not what you return")
 
 
 def _expect_restored(dequantize_blockwise, w, book):

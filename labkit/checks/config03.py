@@ -160,6 +160,9 @@ def _expect_the_same_everywhere(got, device, call):
     with part():
         hint = "completion_only_loss=False puts the loss on the prompt too"
         expect(got["completion_only_loss"] is not False, f"{hint}; leave it out")
+    with part():
+        hint = "assistant_only_loss=True wants a chat template that marks the answers"
+        expect(not got["assistant_only_loss"], f"{hint}; leave it out: completions are marked")
 
 
 def _expect_rate(rate):

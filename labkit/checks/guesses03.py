@@ -50,10 +50,13 @@ def counts(shapes, r):
 
 
 @torch.no_grad()
-def _losses(model, ids, shift=1, mask=None):
-    """Negative log-likelihood, in nats, of each token from `shift` on."""
+def _losses(model, ids, shift=1, mask=None, softmax=False):
+    """Negative log-likelihood, in nats, of each token from `shift` on, or before the last."""
     how = {} if mask is None else {"attention_mask": mask[None]}
     logits = model(input_ids=ids[None], **how).logits[0].double()
+    logits = logits.softmax(-1) if softmax else logits
+    if shift < 0:
+        return F.cross_entropy(logits[1:], ids[:-1], reduction="none")
     return F.cross_entropy(logits[: len(ids) - shift], ids[shift:], reduction="none")
 
 
@@ -73,6 +76,10 @@ def perplexities(model, tokenizer, texts):
     sizes = torch.tensor([len(text) for text in texts]).double()
     told = "the texts' mean losses are weighed by characters: weigh by predicted tokens"
     yield told, _exp(means.double() @ sizes / sizes.sum())
+    told = "divided by characters; divide by the number of predicted tokens"
+    yield told, _exp(every.sum() / sizes.sum())
+    yield "a minus is missing: the loss is the negative log-likelihood", math.exp(-mean)
+    yield "this is the median of the texts' perplexities", means.exp().quantile(0.5)
     yield "this is the mean loss; exp is missing", mean
     yield "this is 2 to the power of a loss in nats; use exp", 2**mean
     yield "this is the mean loss in bits", mean / math.log(2)
@@ -152,6 +159,10 @@ def _tokens(model, tokenizer, ids, losses):
     yield "the texts are joined, so each reads the one before", joined.mean()
     still = [_losses(model, i, shift=0) for i in ids]
     yield "logits at position t predict token t + 1", torch.cat(still).mean()
+    back = [_losses(model, i, shift=-1) for i in ids]
+    yield "shifted the wrong way: logits[:, :-1] meet ids[:, 1:]", torch.cat(back).mean()
+    twice = [_losses(model, i, softmax=True) for i in ids]
+    yield "cross_entropy wants logits, and takes their softmax itself", torch.cat(twice).mean()
     begin, end = torch.tensor([tokenizer.bos_token_id]), torch.tensor([tokenizer.eos_token_id])
     begun = [_losses(model, torch.cat([begin, i])) for i in ids]
     told = "a token such as BOS stands before each text: add none"

@@ -50,6 +50,9 @@ def absmax(x, top):
         "this cuts off instead of rounding: use round": (x / step).trunc() * step,
         "this rounds down; round to the nearest": (x / step).floor().clamp(low, high) * step,
         "this rounds up; round to the nearest": (x / step).ceil().clamp(low, high) * step,
+        "0.5 more and cut off is no rounding below zero: use round": (
+            (x / step + 0.5).trunc() * step
+        ),
         "the scale is max(), not abs().max()": cut,
         "these are the 7 steps of 4 bits; use `bits`": (x / seventh).round() * seventh,
     }
@@ -158,6 +161,10 @@ def codes(w, codebook, block):
         "this is the next code below; the nearest lies on either side": below,
         "this is the next code above; the nearest lies on either side": above,
         "w was not divided by its block's absmax": nearest(flat, codebook),
+        "absmax multiplies here; divide": nearest(flat * peaks_of(w, block)[0], codebook),
+        "this is the furthest code; take the nearest": (
+            (scaled[:, None] - codebook).abs().argmax(1)
+        ),
         "these are even steps; take the nearest value of `codebook`": (
             ((scaled + 1) * last / 2).round().long()
         ),

@@ -260,6 +260,7 @@ def _expect_bytes(got, tuned):
         **{f"this is {name}; wanted adapter_model.safetensors": n for name, n in sizes.items()},
         "adapter_config.json is no weights": wanted + sizes["adapter_config.json"],
         "this is in kilobytes": wanted / 1024,
+        "this is in whole kilobytes": wanted // 1024,
         "this is in thousands of bytes": wanted / 1000,
         "this is in megabytes": wanted / 1e6,
         "this is in MiB": wanted / 2**20,
@@ -268,9 +269,10 @@ def _expect_bytes(got, tuned):
         "these are the tensors alone; the file has a header too: ask for its size": 4 * tensors,
         "this is the folder's own entry, not a file in it": entry,
     }
+    expect(not isinstance(got, list), "adapter_bytes gave a list, or all of stat(): take .st_size")
     if isinstance(got, int) and got < 200:
         told = "this is a count of files, or the size of a Python object: ask .stat().st_size"
-        guesses[told] = got
+        guesses.setdefault(told, got)
     expect_number(got, wanted, "adapter_bytes(folder)", guesses)
 
 

@@ -38,8 +38,11 @@ def codebook(nf4_codebook):
     error = (values - wanted).abs()
     worst = int(error.argmax())
     told = f"value {worst} is {values[worst]:.7f}, wanted {wanted[worst]:.7f}, to 1e-6"
-    near = "near, so are these the quantiles of a sample, or rounded? Take the exact ones, icdf"
+    near = "near, so are these the quantiles of a sample, or rounded, or is 0.9677083 another "
+    near += "number? Take the exact ones, icdf"
     begin = "do the probabilities go from 0.9677083 to 0.5, evenly?"
+    if abs(values.abs().max() - 1) > 5e-3:
+        begin = "divide by the largest one, so that the ends are -1 and 1"
     told += f"; {near if error.max() < 5e-3 else begin}"
     if error.max() > 1e-6:
         raise CheckFailed(f"{call}: {told}", bare=error.max() >= 5e-3)
@@ -207,6 +210,15 @@ def _counts_by_name(model, wanted):
         "a byte holds two numbers of 4 bits, not four": (
             sum(p.numel() * (4 if p.dtype == torch.uint8 else 1) for p in model.parameters())
         ),
+        "biases are parameters too": (
+            sum(
+                p.numel() * (1 + (p.dtype == torch.uint8))
+                for n, p in model.named_parameters()
+                if "bias" not in n
+            )
+        ),
+        "these are billions": wanted / 1e9,
+        "this counts tensors, not the numbers in them": len(list(model.parameters())),
         "buffers are no parameters": wanted + sum(b.numel() for b in model.buffers()),
         "linear layers are not all: embeddings, norms and biases are parameters too": (
             sum(m.in_features * m.out_features for m in model.modules() if _is_linear(m))
@@ -247,6 +259,8 @@ def _expect_parts(got, n, trainable, method, wanted):
             "these are GiB; wanted bytes": size / 2**30,
             "these are MB; wanted bytes": size / 1e6,
             "these are bits; wanted bytes": 8 * size,
+            "these are numbers; wanted bytes": size / 4,
+            "what trains has a gradient and moments, with any method": 0.0,
         }
         with part():
             value = float(value) if type(value) is int else value

@@ -31,9 +31,9 @@ SHARES = {
     "this is the number of matches": 4,
     "this is in percent; a share is from 0 to 1": 400 / 6,
     "this is the share of wrong ones": 2 / 6,
-    "no pair counts: is it eval instead of json.loads, or does //, round() or "
+    "no pair counts: is it eval instead of json.loads, or does all(), //, round() or "
     "a return inside the loop end it early?": 0.0,
-    "every pair counts: are keys compared without their values, or does round() or "
+    "every pair counts: are keys compared without their values, or does any(), round() or "
     "a return inside the loop end it early?": 1.0,
 }
 INVALID = {
@@ -111,6 +111,7 @@ def _match_cases(data):
         (json.dumps(less), False, "one key less is another answer"),
         (f"Sure! {text}", False, whole),
         (f"{text} {text}", False, whole),
+        (f"```json\n{text}\n```", False, whole),
         (str(data), False, "single quotes and True are Python, not JSON: use json.loads"),
         (text[:-3], False, "half an answer is no JSON, so it is wrong"),
         ("", False, "text that is no JSON is wrong"),

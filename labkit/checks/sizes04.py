@@ -54,7 +54,12 @@ def bits(block, double):
     scales = second if double else first
     fixed = 8 / 64 + 32 / (64 * 256) if double else 32 / 64
     whole = 4 + 8 // block + 32 // (block * 256) if double else 4 + 32 // block
-    return ({"this is for blocks of 64; use `block`": 4 + fixed} if block != 64 else {}) | {
+    half = 4 + 8 / block + 32 / (64 * 256)
+    told = {
+        "this is for blocks of 64; use `block`": 4 + fixed,
+        "the scales of scales are for blocks of 64; use `block`": half,
+    }
+    return (told if block != 64 else {}) | {
         "this is the share of the scales alone; add 4 bits for the code": scales,
         "these are bytes; wanted bits": (4 + scales) / 8,
         "// rounds the shares down: divide by /": whole,
@@ -97,8 +102,10 @@ def training_parts(n, t, method):
         }
     elif method == "lora":
         weights["16 bits are 2 bytes"] = 1.0 * n + 4 * t
+        weights["the base is 16-bit here, not 4-bit"] = 4.126953 / 8 * n + 4 * t
     else:
         weights |= {
+            "the adapter is fp32, 4 bytes, and not packed": base + 4.126953 / 8 * t,
             "n_params is the base alone: take nothing off": base - 4.126953 / 8 * t + 4 * t,
             "these are bits; 8 make a byte": 8 * base + 4 * t,
             "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,

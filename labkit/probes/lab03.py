@@ -16,7 +16,7 @@ from labkit.grading.contract import CheckFailed, kept
 CONFIG_FIELDS = ("r", "lora_alpha", "lora_dropout", "bias", "task_type", "target_modules")
 SFT_FIELDS = (
     *("output_dir", "use_cpu", "bf16", "fp16", "learning_rate", "max_length"),
-    "completion_only_loss",
+    *("completion_only_loss", "assistant_only_loss"),
 )
 TODAY = {  # what older tutorials write -> what it is called now
     "max_seq_length": "its name is max_length now",
