@@ -381,6 +381,16 @@ def _appended(shapes, ranks):
     return frame
 
 
+def _counts_shapes_once(shapes, ranks):
+    per_rank = sum(map(sum, set(shapes.values())))
+    return param_table(shapes, ranks).assign(trainable=[r * per_rank for r in ranks])
+
+
+def _runs_on(shapes, ranks):
+    table = param_table(shapes, ranks)
+    return table.assign(trainable=table["trainable"].cumsum())
+
+
 TABLES = [
     (_keyed_by_rank, "Are the ranks its index?"),
     (_last_matrix, "the last matrix alone"),
@@ -412,6 +422,8 @@ TABLES = [
     (lambda shapes, ranks: param_table(shapes, ranks).to_dict("records"), "a list"),
     (lambda shapes, ranks: param_table(shapes, ranks[:1]), "one row a rank"),
     (lambda shapes, ranks: param_table(dict(list(shapes.items())[:1]), ranks), "one matrix"),
+    (_counts_shapes_once, "one shape are counted once"),
+    (_runs_on, "begin at 0"),
 ]
 
 
@@ -509,6 +521,11 @@ def _three_mistakes(train_fn, ranks, rates, alpha_of):
     return frame.fillna({"loss": 0.0})
 
 
+def _drops_failed(train_fn, ranks, learning_rates, alpha_of):
+    table = sweep(train_fn, ranks, learning_rates, alpha_of)
+    return table[table["error"] == ""]
+
+
 SWEEPS = [
     (_row_a_rank, "append in the inner loop"),
     (_with_lr, "unexpected keyword argument 'lr'"),
@@ -549,6 +566,7 @@ SWEEPS = [
     (_no_error_column, "no column error"),
     (_no_seed, "argument: 'seed'"),
     (lambda train_fn, ranks, rates, alpha_of: None, "return"),
+    (_drops_failed, "the run that raised has none"),
 ]
 
 
@@ -589,6 +607,12 @@ RANKS = [
     (_capped(257), "is the search over"),
     (_capped(4097), "is the search over"),
     (lambda shapes, budget: None, "return"),
+    (lambda shapes, budget: matched_rank(shapes, budget) // 8 * 8, "a multiple of 8"),
+    (lambda shapes, budget: matched_rank(shapes, budget // 4), "not in bytes"),
+    (
+        lambda shapes, budget: budget // sum(map(sum, set(shapes.values()))),
+        "one shape are counted once",
+    ),
 ]
 
 
@@ -637,6 +661,28 @@ def _product(reduce):
     return wrong
 
 
+def _overlap_of(one, other):
+    """`overlap`'s answer from other vectors: `one` and `other` pick them from `(A, i, j)`."""
+
+    def similarity(A1, A2, i, j):
+        return (one(A1, i, j) @ other(A2, i, j).T).square().sum().item() / min(i, j)
+
+    return similarity
+
+
+def _right_vectors(A):
+    return torch.linalg.svd(A, full_matrices=False).Vh
+
+
+def _unit_rows(A, k):
+    return torch.nn.functional.normalize(A[:k], dim=1)
+
+
+def _one_minus(A1, A2, i, j):
+    pick = _overlap_of(lambda A, i, j: _right_vectors(A)[:i], lambda A, i, j: _right_vectors(A)[:j])
+    return 1 - pick(A1, A2, i, j)
+
+
 OVERLAPS = [
     (_columns, "these are columns of Vh"),
     (_upwards, "eigh sorts upwards"),
@@ -660,6 +706,19 @@ OVERLAPS = [
     (lambda A1, A2, i, j: torch.tensor(subspace_similarity(A1, A2, i, j)), "item"),
     (lambda A1, A2, i, j: subspace_similarity(A1, A2, j, i), "swapped|wanted"),
     (lambda A1, A2, i, j: None, "return"),
+    (_one_minus, "one minus it"),
+    (
+        _overlap_of(lambda A, i, j: _unit_rows(A, i), lambda A, i, j: _unit_rows(A, j)),
+        "of length one",
+    ),
+    (
+        _overlap_of(lambda A, i, j: _right_vectors(A)[:i], lambda A, i, j: _right_vectors(A)[:i]),
+        "i cuts both",
+    ),
+    (
+        _overlap_of(lambda A, i, j: _right_vectors(A), lambda A, i, j: _right_vectors(A)),
+        "all singular vectors",
+    ),
 ]
 
 
@@ -728,6 +787,21 @@ def _without_drop(frame, cost, quality):
     return frame[frame["run"].isin(kept["run"]) | frame[quality].isna()]
 
 
+def _by_label(frame, cost, quality):
+    known = frame.dropna(subset=[quality])
+    stay = [
+        label
+        for label, row in known.iterrows()
+        if not any(
+            other[cost] <= row[cost]
+            and other[quality] >= row[quality]
+            and (other[cost] < row[cost] or other[quality] > row[quality])
+            for _, other in known.iterrows()
+        )
+    ]
+    return frame.loc[stay] if frame.index.is_unique else frame[frame.index.isin(stay)]
+
+
 FRONTS = [
     (_beaten, "turn the mask round"),
     (_without_drop, "on no front"),
@@ -756,6 +830,7 @@ FRONTS = [
     (lambda frame, cost, quality: pareto(frame, cost, quality)[[cost, quality]], "no column"),
     (lambda frame, cost, quality: list(pareto(frame, cost, quality)["run"]), "a list"),
     (lambda frame, cost, quality: None, "return"),
+    (_by_label, "go by their labels"),
 ]
 
 
@@ -813,6 +888,21 @@ def _at_the_last_of_all(history):
     return overfit_gap(history).assign(gap=[e["held_out_loss"] - e["train_loss"] for e in ends])
 
 
+def _all_ranks_together(history):
+    ordered = history.sort_values("step")
+    last, low = ordered.iloc[-1], ordered["held_out_loss"].min()
+    best = ordered.loc[ordered["held_out_loss"].idxmin(), "step"]
+    gap, rise = last["held_out_loss"] - last["train_loss"], last["held_out_loss"] - low
+    ranks = sorted(history["rank"].unique())
+    return pd.DataFrame({"rank": ranks, "best_step": best, "gap": gap, "rise": rise})
+
+
+def _rise_in_proportion(history):
+    low = history.groupby("rank")["held_out_loss"].min().to_numpy()
+    table = overfit_gap(history)
+    return table.assign(rise=table["rise"] / low)
+
+
 GAPS = [
     (_at_the_last_of_all, "ranks may end at different steps"),
     (_gap(best_step=lambda p: p["step"].min()), "that is the first step"),
@@ -857,6 +947,8 @@ GAPS = [
     (lambda history: overfit_gap(history).head(1), "one row a rank"),
     (lambda history: overfit_gap(history.assign(step=range(len(history)))), "wanted"),
     (lambda history: None, "return"),
+    (_all_ranks_together, "of each rank alone"),
+    (_rise_in_proportion, "in proportion"),
 ]
 
 WRONG = [

@@ -758,6 +758,21 @@ def _complex_roots(adapters, weights):
     return _cat(lambda w: w**0.5, lambda w: w**0.5)(adapters, weights)
 
 
+def _without_zeros(adapters, weights):
+    pairs = [(A, w * B) for (A, B), w in zip(adapters, weights, strict=True) if w]
+    return torch.cat([A for A, _ in pairs]), torch.cat([B for _, B in pairs], 1)
+
+
+def _root_on_B(adapters, weights):
+    pairs = zip(adapters, weights, strict=True)
+    return sum(A for A, _ in adapters), sum(math.sqrt(w) * B for (_, B), w in pairs)
+
+
+def _turned_round(adapters, weights):
+    scaled = [w * B for (_, B), w in zip(adapters, weights, strict=True)]
+    return torch.cat([A for A, _ in adapters]), torch.cat(scaled[::-1], 1)
+
+
 COMBINES = [
     (_linear(lambda w: 0.5, lambda w: 0.5), combine_cat, "mean of A and of B|wanted"),
     (_linear(lambda w: w / math.sqrt(w), math.sqrt), combine_cat, "don't divide by it"),
@@ -801,6 +816,9 @@ COMBINES = [
     (combine_linear, lambda a, w: combine_cat(a, w[::-1]), "another order"),
     (combine_linear, lambda a, w: None, "pair"),
     (combine_linear, combine_linear, "stack|it raised"),
+    (combine_linear, _without_zeros, "weight 0 is stacked too"),
+    (_root_on_B, combine_cat, "B carries sqrt(w)"),
+    (combine_linear, _turned_round, "another order than the A's"),
 ]
 
 
@@ -960,6 +978,12 @@ def _swap_and_merge(model, adapter_name):
     return cost
 
 
+def _everything_trains(model, adapter_name):
+    cost = swap_cost(model, adapter_name)
+    model.requires_grad_(True)
+    return cost
+
+
 SWAPS = [
     (_swap_and_merge, "changes more than the adapter: its weights"),
     (_cost(lambda t, n: _sum(t, f".{n}.") / 1e6), "in MB"),
@@ -991,6 +1015,7 @@ SWAPS = [
     (lambda m, n: swap_cost(m, n) | {"seconds": -1.0}, "positive"),
     (lambda m, n: swap_cost(m, n) | {"seconds": None}, "positive"),
     (lambda m, n: swap_cost(m, n) | {"bytes": 1e6}, "bytes"),
+    (_everything_trains, "what of the base trains"),
 ]
 
 
@@ -1149,6 +1174,12 @@ def _larger_model(model, prompts, adapter_names):
     return route(model, prompts, adapter_names)
 
 
+def _always_trains(model, prompts, adapter_names):
+    texts = route(model, prompts, adapter_names)
+    model.train()
+    return texts
+
+
 ROUTES = [
     (_prompts_sorted_alone, "sorted without their names"),
     (_prompt_replaced, "a part of the prompt stands before"),
@@ -1198,6 +1229,7 @@ ROUTES = [
     (_not_put_back, "another order"),
     (lambda m, p, n: route(m, p, n)[:-1], "gave 5 texts"),
     (lambda m, p, n: " ".join(route(m, p, n)), "list of texts"),
+    (_always_trains, "its training mode"),
 ]
 
 
@@ -1331,6 +1363,17 @@ DIVERGENCES = [
     (_kl_with(_clamped), "log_softmax"),
     (_kl_with(_by_exp), "log_softmax"),
     (lambda p, q: None, "None"),
+    (_kl_with(lambda p, q: (p.softmax(-1) * (p - q)).sum(-1)), "no logarithms"),
+    (
+        _kl_with(lambda p, q: (p.softmax(-1) * (p.log_softmax(-1) - q)).sum(-1)),
+        "q's logits are no logarithms",
+    ),
+    (
+        _kl_with(
+            lambda p, q: (p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1)).abs()).sum(-1)
+        ),
+        "keep their signs",
+    ),
 ]
 
 WRONG = [

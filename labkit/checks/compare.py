@@ -179,10 +179,16 @@ def expect_numbers(cases, tol=1e-4):
 def _explains(message, told):
     """Whether a guess gives each number of `told`, `(number, guesses)`, whose guesses have it."""
     pairs = [(got, guesses[message]) for got, guesses in told if message in guesses]
-    return all(
-        got == guess if type(got) is type(guess) is int else _near(got, guess, 1e-3)
-        for got, guess in pairs
-    )
+    sizes = [abs(guess) for _, guess in pairs if type(guess) is float]
+    least = 1e-6 * max(sizes, default=0.0)  # where a guess is 0, rounding gave 1e-8
+
+    def gives(got, guess):
+        if type(got) is type(guess) is int:
+            return got == guess
+        floats = type(got) is type(guess) is float
+        return _near(got, guess, 1e-3) or (floats and abs(got - guess) < least)
+
+    return all(gives(got, guess) for got, guess in pairs)
 
 
 def _near(got, wanted, tol):

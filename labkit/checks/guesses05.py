@@ -33,6 +33,9 @@ def dense(shapes):
     return sum(d_out * d_in for d_out, d_in in shapes.values())
 
 
+TWINS = "matrices of one shape are counted once"
+
+
 def counted(shapes, r):
     """Wrong counts of the parameters at rank r."""
     d_out, d_in = (sum(pair[k] for pair in shapes.values()) for k in (0, 1))
@@ -45,6 +48,7 @@ def counted(shapes, r):
         "d_out is used twice, as if matrices were square": 2 * r * d_out,
         "d_in is used twice, as if matrices were square": 2 * r * d_in,
         "this counts one matrix; sum over shapes": r * sum(next(iter(shapes.values()))),
+        f"{TWINS}; sum over all": r * sum(map(sum, set(shapes.values()))),
         "this counts the last matrix alone; sum over shapes": r * sum(list(shapes.values())[-1]),
         "the rank is missing: that is what one rank costs": d_out + d_in,
         "twice too many: A has r * d_in numbers and B d_out * r": 2 * r * (d_out + d_in),
@@ -78,6 +82,7 @@ def percents(shapes, r):
     }
 
 
+ASKED = "is not asked for, take the largest rank that fits"
 NONE_FITS = "not even rank 1 fits: 0 is wanted"
 
 
@@ -115,9 +120,10 @@ def ranks_within(shapes, budget, wanted):
             "no matrix sets a limit here, the budget alone does": min(
                 wanted, *(min(pair) for pair in shapes.values())
             ),
-            "a power of two is not asked for, take the largest rank that fits": 2
-            ** max(wanted, 1).bit_length()
-            // 2,
+            f"a power of two {ASKED}": 2 ** max(wanted, 1).bit_length() // 2,
+            f"a multiple of 8 {ASKED}": wanted // 8 * 8,
+            f"{TWINS}; add up the costs of all": budget // sum(map(sum, set(shapes.values()))),
+            "the budget is in numbers, not in bytes": budget // (4 * sides(shapes)),
         }
         | {"that is a fraction of a rank: round down, with //": exact}
     )
@@ -157,6 +163,11 @@ def overlaps(A1, A2, i, j):
         }
     guesses |= {
         "these are rows of A, not singular vectors": A1[:i] @ A2[:j].T,
+        "these are rows of A of length one, not singular vectors": _rows(A1, i) @ _rows(A2, j).T,
+        "i cuts both: the top i of A1 and the top j of A2": V1[:i] @ V2[:i].T,
+        "j cuts both: the top i of A1 and the top j of A2": V1[:j] @ V2[:j].T,
+        "all singular vectors are used; take the top i and the top j": V1 @ V2.T,
+        "one more vector than asked: [:i] and [:j] hold i and j": V1[: i + 1] @ V2[: j + 1].T,
         "this is the span of the first rows of A, not of its top singular vectors": Q1.T @ Q2,
         "these are the last singular vectors; the top ones come first in Vh": own,
         "the singular values are in it; wanted are the directions alone": S1[:i, None]
@@ -204,6 +215,10 @@ def overlaps(A1, A2, i, j):
     if j <= len(A1) and i <= len(A2):
         guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
     return guesses
+
+
+def _rows(A, k):
+    return torch.nn.functional.normalize(A[:k], dim=1)
 
 
 def gap_of(steps, train, held, best, at, labels):
@@ -258,6 +273,9 @@ def gap_of(steps, train, held, best, at, labels):
             "that is the spread; wanted is how far the last lies above the lowest": max(held)
             - held[best],
             "that divides; wanted is a difference": held[-1] / held[best],
+            "that is in proportion to the lowest; wanted is the difference": held[-1] / held[best]
+            - 1,
+            "that is the training loss's; wanted is held-out": train[-1] - min(train),
             unsorted: held[at] - held[best],
         },
     }

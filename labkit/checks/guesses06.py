@@ -102,7 +102,14 @@ def concatenated(adapters, weights):
         wrong["one factor carries sqrt(w) and the other nothing: the whole w on one of them"] = [
             math.sqrt(w) for w in weights
         ]
-    return {message: summed(adapters, parts) for message, parts in wrong.items()}
+    if 0.0 not in weights:
+        wrong["the weights divide; multiply by them"] = [1 / w for w in weights]
+    products = {message: summed(adapters, parts) for message, parts in wrong.items()}
+    if len({len(A) for A, _ in adapters}) == 1:
+        turned = zip(adapters, reversed(adapters), reversed(weights), strict=True)
+        told = "the B's are in another order than the A's"
+        products[told] = sum(w * B.double() @ A.double() for (A, _), (_, B), w in turned)
+    return products
 
 
 def added(adapters, weights):
@@ -120,7 +127,10 @@ def added(adapters, weights):
         ),
     }
     roots = [math.sqrt(w) for w in weights]
+    pairs["B carries sqrt(w) and A nothing: give it to each factor"] = (ones, roots)
+    pairs["A carries sqrt(w) and B nothing: give it to each factor"] = (roots, ones)
     for message, parts in {
+        "only the first two adapters are added": [*roots[:2], *[0.0] * (n - 2)],
         SAY_IT_ALL: [x / n for x in roots],
         "the weights are normalised; take them as they are": [
             x / math.sqrt(sum(weights)) for x in roots
@@ -145,6 +155,7 @@ def souped(states, name, parts):
         ),
         "divided by the number of keys, not of states": mixed([1 / keys] * n),
         "the weights are not used": mixed([1 / n] * n),
+        "each state counts half; of n states each counts 1 / n": mixed([0.5] * n),
         "the weights are in another order than the states": mixed(parts[::-1]),
         "only the first two states are mixed": mixed([*parts[:2], *[0.0] * (n - 2)]),
         "that is the weights' square roots; take them as they are": mixed(
@@ -180,7 +191,21 @@ def divergences(p, q):
     for dim in range(1, p.dim() - 1):
         message = f"softmax and sum run over dimension {dim}; the vocabulary is the last, dim=-1"
         wrong[message] = kl(p.transpose(dim, -1), q.transpose(dim, -1)).mean().item()
+    if p.dim() > 2:
+        terms = log_p.exp() * (log_p - log_q)
+        wrong["the sum runs over dimension 1, not over the vocabulary: dim=-1"] = (
+            terms.sum(1).mean().item()
+        )
     return wrong | {
+        "logits are no logarithms of probabilities: take log_softmax of both": (
+            (log_p.exp() * (p.double() - q.double())).sum(-1).mean().item()
+        ),
+        "q's logits are no logarithms of probabilities: take log_softmax of them too": (
+            (log_p.exp() * (log_p - q.double())).sum(-1).mean().item()
+        ),
+        "the sizes of the differences are added: keep their signs": (
+            (log_p.exp() * (log_p - log_q).abs()).sum(-1).mean().item()
+        ),
         "this is the sum over tokens; take the mean": each.sum().item(),
         "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,
         "this is in bits; nats are wanted": mean / math.log(2),
@@ -238,6 +263,6 @@ def _denominators(shape):
 
 
 def rough(got, wanted):
-    """A number that is close and not close enough."""
+    """A number that is close and not close enough; one mistake only if all numbers are."""
     near = isinstance(got, float) and abs(got - wanted) < 0.02 * abs(wanted)
-    return {"right but for rounding: computed in 16 bits, or rounded?": got} if near else {}
+    return {"right but for rounding: computed in 16 bits, or rounded?": got if near else math.nan}

@@ -4,6 +4,8 @@ import contextlib
 import math
 
 import torch
+from peft import LoraConfig, get_peft_model  # here, or the first check waits for it
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 (for the probes)
 
 from labkit.checks import guesses06 as guesses
 from labkit.checks import routed06
@@ -37,8 +39,6 @@ def _factors(d_out, d_in, r, rng):
 
 def _peft_merged(W, A, B, alpha):
     """The weight after PEFT's `merge_and_unload`, in the dtype of W."""
-    from peft import LoraConfig, get_peft_model
-
     linear = torch.nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=W.dtype)
     config = LoraConfig(r=len(A), lora_alpha=alpha, target_modules=["0"])
     with torch.no_grad():
@@ -143,7 +143,7 @@ def _adapters(ranks, rng):
 def combines(combine_linear, combine_cat):
     """cat is the weighted sum of the updates to 1e-5; linear is that sum plus cross terms"""
     rng, open_ones = generator(), []
-    mixes = [([3, 3], [0.6, 0.4]), ([2, 4, 3], [1.5, -0.5, 0.7])]
+    mixes = [([3, 3], [0.6, 0.4]), ([2, 4, 3], [1.5, -0.5, 0.7]), ([2, 3], [0.0, 1.2])]
     mixes = [(_adapters(ranks, rng), weights) for ranks, weights in mixes]
     with part(), unless_open(open_ones), likeliest() as case:
         for adapters, weights in mixes:
@@ -174,6 +174,7 @@ def _expect_cat(combine_cat, adapters, weights):
     ranks = [len(A) for A, _ in adapters]
     call = f"combine_cat of ranks {ranks} with weights {weights}"
     hint = "stack the A's as rows and the B's as columns"
+    hint = "an adapter of weight 0 is stacked too" if 0.0 in weights else hint
     A, B = _combined(combine_cat, adapters, weights, sum(ranks), call, hint)
     hint = "a weight may be negative: no square root of it"
     expect(torch.isfinite(A).all() and torch.isfinite(B).all(), f"{call} holds NaN; {hint}")

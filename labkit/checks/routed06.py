@@ -115,6 +115,8 @@ def expect_routed(route, seed, prompts):
     expect(len(texts) == len(prompts), f"{call} gave {len(texts)} texts, wanted {len(prompts)}")
     with part():
         _expect_batch(got, prompts, call)
+    with part():  # a model that was in evaluation mode stays there
+        observe(probe.routed, route, seed, list(prompts[:1]), list(NAMES[:1]), False)
     longest = max(len(text.split()) for text in prompts)
     told = f"{call}: the longest prompt has {longest} tokens and {got['longest']} of them arrive"
     expect(got["longest"] >= longest, f"{told}: no truncation, no max_length")

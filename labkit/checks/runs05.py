@@ -82,7 +82,7 @@ def expect_results(run, call, failed=None):
 
 def expect_failed(run, failed, call):
     """The row of the pair `failed` has the exception's text, its alpha, and no result."""
-    row = _rows(run, call)[failed]
+    row = _rows(run, call, failed)[failed]
     expect(row["error"] is not None, f"{call}: its row has no error; keep its text, str(e)")
     text = isinstance(row["error"], str) and f"diverged at rank {failed[0]}" in row["error"]
     told = f"{call}: its error is {row['error']!r}; keep the exception's text, str(e)"
@@ -96,7 +96,7 @@ def expect_failed(run, failed, call):
     expect(row["loss"] is None, told)  # NaN arrives as None
 
 
-def _rows(run, call):
+def _rows(run, call, failed=None):
     """{(rank, learning rate): row} of a sweep's frame; each pair is there once."""
     names = ("rank", "alpha", "learning_rate", "error")
     columns = frames.columns(run.frame, names, call)
@@ -110,7 +110,10 @@ def _rows(run, call):
     if len(set(map(str, keys))) < len(keys) == len(run.pairs):
         again = "; is it one dict, appended again and again? Make a new one for each run"
     told = f"{len(keys)} rows, wanted {len(run.pairs)}, one for each pair"
-    told += "; append in the inner loop" if len(keys) < len(run.pairs) else ""
+    if len(keys) < len(run.pairs):
+        hint = "; append in the inner loop"
+        lacks = failed and failed not in keys
+        told += "; the run that raised has none: append its row all the same" if lacks else hint
     if len(keys) == len(run.pairs) and not again:
         told = f"rank and learning_rate hold {keys[0]} and others, wanted are {run.pairs}"
         told += ", one for each pair"

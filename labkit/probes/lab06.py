@@ -148,25 +148,29 @@ def swapped(swap_cost, seed, name):
     begun = time.perf_counter()
     cost = swap_cost(model, name)
     took = time.perf_counter() - begun
-    meant = ("its active adapter", "what of it trains")
     now = picture(model)
+    for one in (was, now):  # the adapters' own flags follow the switch
+        flags = one.pop("what of it trains").items()
+        one["what of the base trains"] = {n: flag for n, flag in flags if "lora_" not in n}
     changed = [what for what in was if not same(was[what], now[what])]
     return {
         "cost": cost,
         "active": list(model.base_model.active_adapters),
         "before": before,
         "took": took,
-        "changed": [what for what in changed if what not in meant],
+        "changed": [what for what in changed if what != "its active adapter"],
     }
 
 
-def routed(route, seed, prompts, adapter_names):
+def routed(route, seed, prompts, adapter_names, training=True):
     """What `route` returns, and how: the largest batch and length seen, generate's options.
+
+    The model is in training mode, or in that of evaluation.
 
     `changed` tells what it changed of the tokenizer and the settings of generation. The adapter
     that is active is neither the first nor the last to answer.
     """
-    model, sizes, options = tiny_served(seed), [(0, 0)], {}
+    model, sizes, options = tiny_served(seed).train(training), [(0, 0)], {}
     model.set_adapter("sweet-home")
     base, tokenizer = model.get_base_model(), model.tokenizer
     embedding = model.get_input_embeddings()
