@@ -98,8 +98,9 @@ class Lab:
     def reveal(self, id):
         """Show and run the solved cell of exercise `id`; it counts as revealed, with no points.
 
-        In a copy of the course without solutions it is lent: it runs and is not shown. LabError
-        where there is nothing to lend, and for a quiz there.
+        One that has passed is only shown: the learner's stays, with its points. In a copy of the
+        course without solutions it is lent: it runs and is not shown. LabError where there is
+        nothing to lend, and for a quiz there.
         """
         exercise = self._find(id)
         cells = reference.solved_cells(self.stem) or []
@@ -107,13 +108,15 @@ class Lab:
         if source is None:
             quiz = cells and exercise["name"] == "quiz"
             raise LabError(contract.NO_LETTERS if quiz else contract.WITHHELD)
-        if reference.solved_book(self.stem):
+        solved = reference.solved_book(self.stem)
+        if solved:
             display(Code(source, language="python"))
+        if self._status(id) == "passed":
+            print(f"✓ {id} has passed already: yours stays.")
+        elif solved:
             get_ipython().run_cell(source, store_history=False).raise_error()
             self._note(exercise, "revealed")
             print(f"◐ {id} is revealed: read it, then go on. It earns no points.")
-        elif self._status(id) == "passed":
-            print(f"✓ {id} has passed already: yours stays.")
         else:
             contract.session.loans[id] = _lend(id, source, cells)
             self._note(exercise, "lent")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import subprocess
 import sys
 import zlib
@@ -143,6 +144,23 @@ def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch, cap
     (row,) = [row for row in record["exercises"] if row["id"] == "2.8"]
     assert (row["status"], row["earned"]) == ("revealed", 0)
     assert lab.experiment("Training", 1, needs=["2.8"])
+
+
+def test_what_has_passed_is_shown_and_stays_the_learners(lab, shown, monkeypatch, capsys):
+    lab, check = lab
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
+
+    def scaling(alpha, r, rank_stabilized=False):
+        return alpha / (math.sqrt(r) if rank_stabilized else r)
+
+    shell.user_ns["scaling"] = scaling
+    check.scales(scaling)
+    lab.reveal("2.8")
+    assert "def scaling" in shown[0].data and shell.user_ns["scaling"] is scaling
+    told = capsys.readouterr().out
+    assert "yours stays" in told and "is revealed" not in told  # which grading would take for it
+    assert contract.session.records["2.8"]["earned"] == 1
 
 
 def test_reveal_shows_the_cell_of_its_own_exercise(lab, shown, monkeypatch):
