@@ -1,6 +1,7 @@
 """Which lines of a cell run in grading when one of them fails, and what is put back after it."""
 
 import builtins
+import gc
 import signal
 import sys
 import threading
@@ -78,6 +79,18 @@ def test_below_a_line_that_is_out_of_time_definitions_run(run):
     assert error.startswith("KeyboardInterrupt") and not done
     assert run("y = f()") == (None, True)
     assert run("x")[0] == "NameError: name 'x' is not defined"
+
+
+def test_what_a_function_held_when_it_failed_is_free_below(run):
+    gone = "import weakref\nclass Thing: pass\nheld = []\n"
+    gone += "def f():\n    thing = Thing()\n    held.append(weakref.ref(thing))\n    1 / 0\n"
+    run(gone)
+    gc.disable()  # what waits for the collector may wait for long
+    try:
+        assert run("f()") == ("ZeroDivisionError: division by zero", False)
+        assert run("assert held[0]() is None") == (None, True)
+    finally:
+        gc.enable()
 
 
 def test_a_cell_without_errors_has_none(run):

@@ -123,13 +123,28 @@ def run_cell(shell, errors, source):
     except BaseException as raised:  # an interrupt between the lines, or a patched shell
         error = raised
     try:
-        if isinstance(error, SyntaxError):
-            if error.msg == "incomplete input":
-                error = _mistake(source) or error
-            return f"{type(error).__name__}: {error.msg} (line {error.lineno})"[:TOLD]
-        return f"{type(error).__name__}: {error}"[:TOLD] if error is not None else None
+        return _line(error, source)
     except BaseException:  # an error whose text raises
         return "an error without a text"
+    finally:
+        for one in [error, *errors]:
+            _let_go(one)
+
+
+def _line(error, source):
+    """An error as one line; None for no error."""
+    if isinstance(error, SyntaxError):
+        if error.msg == "incomplete input":
+            error = _mistake(source) or error
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"[:TOLD]
+    return f"{type(error).__name__}: {error}"[:TOLD] if error is not None else None
+
+
+def _let_go(error):
+    """Free what an error holds: through its traceback all that its functions had in memory."""
+    with contextlib.suppress(BaseException):  # it may be of a class of the cell's own
+        while error is not None:
+            error.__traceback__, error = None, error.__cause__ or error.__context__
 
 
 def _mistake(source):
