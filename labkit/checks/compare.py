@@ -100,12 +100,6 @@ def expect_shape(got, shape, call):
     expect(not got.is_complex(), f"{call} holds complex numbers, wanted real ones")
 
 
-def expect_unchanged(after, before, call, name):
-    """Raise CheckFailed if the learner's code changed its input `name`."""
-    same = after.dtype == before.dtype and torch.equal(after, before)
-    expect(same, f"{call}: it changes its input {name}; make a new tensor, no *= or the like on it")
-
-
 def expect_number(got, wanted, call, guesses=None, tol=1e-4):
     """Raise CheckFailed unless `got` is a Python number equal to `wanted` (ints exactly).
 
