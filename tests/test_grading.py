@@ -831,6 +831,14 @@ def test_a_judge_that_was_ended_on_purpose_does_not_begin_again(tmp_path, monkey
     assert row["status"] == "crashed" and judge.process is None
 
 
+def _lives(process):
+    """Neither gone nor dead and not yet waited for."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @needs_sandbox
 @pytest.mark.parametrize("who", ["judge", "warm process"])
 def test_what_is_killed_in_the_middle_costs_nothing(who):
@@ -842,7 +850,7 @@ def test_what_is_killed_in_the_middle_costs_nothing(who):
     killer = threading.Timer(1, lambda: [victim.kill() for victim in victims])
     killer.start()
     row, _ = judge.grade("a.ipynb", _notebook("import time\ntime.sleep(4)", SCALING), 1)
-    assert not any(victim.is_running() for victim in victims)
+    assert not any(_lives(victim) for victim in victims)
     judge.stop()
     assert (row["status"], row["earned"]) == ("graded", 1)
 

@@ -7,6 +7,7 @@ the judge's end.
 """
 
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -141,7 +142,10 @@ def warm():
     from labkit.grading import answer, quiet, runner, wire  # noqa: F401
 
     torch.set_num_threads(1)
-    torch.set_num_threads = lambda n: None  # a pool of threads would not survive a fork
+    # the pool of threads does not survive a fork; two threads that then ask for it at once, as in
+    # a load of transformers, can find none: so a fork asks for it while it has one thread
+    os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+    torch.set_num_threads = lambda n: None
     torch.set_default_device = quiet.device_setter(torch.set_default_device)
     models.hush_libraries()
     for found in pkgutil.iter_modules(plots.__path__):
