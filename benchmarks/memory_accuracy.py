@@ -22,11 +22,11 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from labkit import hardware, models
 from labkit.memory import configs
 from labkit.memory.measure import track
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
+from labkit.training import hardware, models
 
 SMALL = {  # hidden, ffn, layers, heads, key-value heads, vocabulary, tied
     "gqa-untied": (256, 688, 4, 8, 2, 8000, False),

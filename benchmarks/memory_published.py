@@ -13,10 +13,10 @@ from unittest import mock
 
 import torch
 
-from labkit import models
 from labkit.memory import configs
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
+from labkit.training import models
 
 LITGPT = "litgpt, tutorials/finetune_lora.md, A100, Alpaca, micro-batch 1"
 PEFT = "PEFT, method_comparison/MetaMathQA, L40S, batch 4, at most 768 tokens"

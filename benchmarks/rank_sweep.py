@@ -67,7 +67,7 @@ def studies():
 
 def train(run):
     """The row of one run: its settings, losses (nats a token), seconds and error, if any."""
-    from labkit import models
+    from labkit.training import models
 
     torch.set_num_threads(1)
     models.hush_libraries()
@@ -82,7 +82,8 @@ def train(run):
 def _losses(run):
     from transformers import PrinterCallback
 
-    from labkit import lean, models, tasks, training
+    from labkit import tasks
+    from labkit.training import lean, loop, models
 
     full = run.rank == 0
     model, tokenizer = models.load(dtype=torch.float32 if full else torch.bfloat16)
@@ -96,7 +97,7 @@ def _losses(run):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(100))
-    loss = training.held_out_loss(trainer.model, tokenizer, unseen)
+    loss = loop.held_out_loss(trainer.model, tokenizer, unseen)
     return {"loss": round(loss, 4), "train_loss": round(sum(losses[-4:]) / 4, 4)}
 
 

@@ -19,8 +19,9 @@ from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
-from labkit import generation, lean, models, tasks
+from labkit import tasks
 from labkit.tasks import tickets
+from labkit.training import generation, lean, models
 
 FOLDER = Path(__file__).parents[1] / "labkit" / "measured"
 RATES = {"lora": 2e-3, "qlora": 2e-3, "full": 2e-4}

@@ -1,4 +1,4 @@
-"""Seconds a training step takes: `labkit.finetuning` against TRL's SFTTrainer as it comes.
+"""Seconds a training step takes: `labkit.training.finetuning` against TRL's SFTTrainer as it comes.
 
 Both train LoRA r=16 on q and v of the real model, on the same `home` commands in the same batches,
 with the same seed, learning rate and schedule. TRL's side has TRL's defaults: weights in fp32
@@ -20,8 +20,9 @@ from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from labkit import models, tasks
-from labkit.lean import lean_trainer
+from labkit import tasks
+from labkit.training import models
+from labkit.training.lean import lean_trainer
 
 WARM_UP = 3  # steps that are run and not timed
 

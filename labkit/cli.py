@@ -106,7 +106,7 @@ def _options(
 @app.command(epilog="Example: labkit doctor --json")
 def doctor(as_json: Json = False) -> int:
     """Say what this machine can run, and the mend for what it cannot."""
-    from labkit.doctor import examine
+    from labkit.course.doctor import examine
 
     findings = examine()
     if as_json:
@@ -130,8 +130,9 @@ def _print_findings(findings: list) -> None:
 @app.command(epilog="Example: labkit fetch")
 def fetch(as_json: Json = False) -> None:
     """Bring the model and the data into the cache (done on first use anyway)."""
-    from labkit import models, tasks
-    from labkit.doctor import MODEL
+    from labkit import tasks
+    from labkit.course.doctor import MODEL
+    from labkit.training import models
 
     console, rows = _console(as_json), []
     jobs = {f"model {MODEL}": lambda: str(models.fetch(MODEL))}
@@ -152,7 +153,7 @@ def build(
 ) -> int:
     """Build notebooks/ and solutions/ from labs/."""
     _without_iri_grammar()
-    from labkit import notebooks
+    from labkit.course import notebooks
 
     changed = notebooks.build(course_root(), check)
     for name in changed:
@@ -172,9 +173,9 @@ def run(
 ) -> int:
     """Execute solved labs with live progress; leave pages with their pictures and a summary."""
     _without_iri_grammar()
-    from labkit import notebooks
-    from labkit.run import find_labs
-    from labkit.run import run as run_labs
+    from labkit.course import notebooks
+    from labkit.course.run import find_labs
+    from labkit.course.run import run as run_labs
 
     console, root = _console(as_json), course_root()
     stems = find_labs(labs or [], root)
@@ -246,7 +247,7 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """List what is said about LoRA, what is right, and the lab and cell that measure it."""
-    from labkit.claims import load
+    from labkit.course.claims import load
 
     found = load(ids or [])
     if as_json:
@@ -272,7 +273,7 @@ def export(
     column: Annotated[str | None, typer.Option(help="Title of the column to fill.")] = None,
 ) -> int:
     """Fill the grades into the table of another system; exit 1 if somebody should look."""
-    from labkit.grading import exports
+    from labkit.grading.after import exports
 
     if (canvas is not None) + (moodle is not None) + gradescope != 1:
         raise LabError("say one of --canvas GRADEBOOK.csv, --moodle WORKSHEET.csv, --gradescope")
@@ -311,7 +312,7 @@ def grade(
     as_json: Json = False,
 ) -> None:
     """Grade submissions, each in its sandbox; a second call grades only what is new."""
-    from labkit.grading import show
+    from labkit.grading.after import show
     from labkit.grading.collect import left_out
     from labkit.grading.grade import grade as grade_all
 
@@ -357,7 +358,7 @@ def release(
 ) -> None:
     """Make what students get: the course without solutions, masters and tests."""
     _without_iri_grammar()
-    from labkit.grading import release as made
+    from labkit.course import release as made
 
     if checks and not gradescope:
         raise LabError("--checks are private: they go into --gradescope's zips, not to students")

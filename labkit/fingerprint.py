@@ -5,8 +5,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-TRAINING = ("finetuning.py", "lean.py", "packing.py", "training.py")  # what makes an adapter
-JUDGING = ("generation.py", "scoring.py", "tasks", "measured")  # what makes its figures
+TRAINING = tuple(
+    f"training/{name}.py" for name in ("finetuning", "lean", "packing", "loop")
+)  # what makes an adapter
+JUDGING = (
+    "training/generation.py",
+    "training/scoring.py",
+    "tasks",
+    "measured",
+)  # what makes its figures
 SUFFIXES = (".py", ".toml", ".jsonl", ".txt")
 
 

@@ -2,16 +2,14 @@
 
 import functools
 import importlib
-import importlib.util
 
 import torch
 from IPython import get_ipython
 from IPython.display import Code, display
 
-from labkit import hardware, live, lost, models, plots, reference
+from labkit import contract, live, lost, plots, reference
 from labkit.errors import LabError
-from labkit.grading import contract
-from labkit.grading.summary import natural
+from labkit.training import hardware, models
 
 MARKS = {"passed": "✓", "revealed": "◐", "lent": "◐", "failed": "✗", "missing": "○"}
 WORKS = ("passed", "revealed", "lent")  # the exercise's objects are there, and an experiment runs
@@ -23,8 +21,6 @@ def start(stem):
     models.hush_libraries()
     plots.use_style()
     check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
-    if importlib.util.find_spec(f"labkit.plots.lab{stem[:2]}"):
-        importlib.import_module(f"labkit.plots.lab{stem[:2]}")
     lab, shell, session = Lab(stem, check), get_ipython(), contract.session
     session.clear()
     session.reference = functools.partial(reference.reference, stem)
@@ -47,7 +43,7 @@ class Lab:
         self.device = hardware.device()
         self.dtype = hardware.precision(self.device)
         marked = [f.exercise for f in contract.checks_of(check)]
-        self.exercises = sorted(marked, key=lambda exercise: natural(exercise["id"]))
+        self.exercises = sorted(marked, key=lambda exercise: contract.natural(exercise["id"]))
 
     def header(self):
         """Two lines: the machine and its precision; the model and where it comes from."""

@@ -12,7 +12,7 @@ import symtable
 import zlib
 from pathlib import Path
 
-from labkit.grading import contract
+from labkit import contract
 
 MAGIC = re.compile(r"^( *)[%!?].*", re.MULTILINE)
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)

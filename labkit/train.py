@@ -40,7 +40,7 @@ def main(
     import torch
     from accelerate import PartialState
 
-    from labkit import hardware, models
+    from labkit.training import hardware, models
 
     if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
         hardware.one_card()
@@ -68,9 +68,9 @@ def _rows(task, n):
 
 def _in_4_bits():
     """How `from_pretrained` loads the base of a QLoRA on this process's device."""
-    from labkit import hardware
     from labkit.memory.adapted import in_4_bits
     from labkit.memory.settings import Settings
+    from labkit.training import hardware
 
     where = hardware.device()
     kind = str(hardware.precision(where)).removeprefix("torch.")
@@ -82,7 +82,7 @@ def _arguments(name, method, batch, n_processes, steps, learning_rate, seed):
     """An SFTConfig that makes `batch` rows of what processes and accumulated steps hold."""
     from trl import SFTConfig
 
-    from labkit import hardware
+    from labkit.training import hardware
 
     if batch % n_processes:
         raise LabError(f"a batch of {batch} rows is not to be shared by {n_processes} processes")
@@ -105,7 +105,7 @@ def _finetune(base, tokenizer, data, rank, args, title):
     import torch
     from peft import LoraConfig
 
-    from labkit import finetuning
+    from labkit.training import finetuning
 
     torch.manual_seed(args.seed)  # of the adapter's start; data follow `args.seed`
     lora = LoraConfig(

@@ -38,7 +38,10 @@ from matplotlib import cbook
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from labkit import live, models, plots, tasks, training
+from labkit import live, tasks
+from labkit.labs.lab01 import plots
+from labkit.plots import png
+from labkit.training import loop, models
 
 # %% [markdown]
 # ## A matrix is a sum of simple ones
@@ -118,7 +121,7 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
     photo = F.avg_pool2d(pixels.mean(-1)[None].float(), 2)[0]  # grey, (303, 256)
     shown = [1, 2, 5, 10, 20, 50, 100, 256]
     pictures = {r: best_rank_r(photo, r) for r in shown}
-    display(plots.lab01.rank_grid(pictures, {r: relative_error(photo, r) for r in shown}))
+    display(plots.rank_grid(pictures, {r: relative_error(photo, r) for r in shown}))
 
 # %% [markdown]
 # Rank 1 is one column of brightness times one row. At rank 5 there is a person, at 20 you would
@@ -131,7 +134,7 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 
     def picture(r):
         title = f"r = {r} · error {relative_error(photo, r):.1%}"
-        return plots.png(plots.lab01.one_picture(best_rank_r(photo, r), title))
+        return png(plots.one_picture(best_rank_r(photo, r), title))
 
     slider = ipywidgets.IntSlider(10, 1, 256, description="rank r", continuous_update=False)
     slider.layout.width = "420px"
@@ -187,7 +190,7 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
     costs = [lora_params(*photo.shape, r) / photo.numel() for r in ranks]
     errors = {"photograph": photo, "noise": noise}
     errors = {name: [relative_error(W, r) for r in ranks] for name, W in errors.items()}
-    display(plots.lab01.error_and_cost(costs, errors, break_even_rank(*photo.shape)))
+    display(plots.error_and_cost(costs, errors, break_even_rank(*photo.shape)))
 
 # %% [markdown]
 # On the photograph the error falls at once. On noise no direction stands out: the singular values
@@ -253,7 +256,7 @@ if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
         W = start[f"{layer}.{kind}.weight"].float()
         real[kind.split(".")[1]] = torch.linalg.svdvals(W).cpu().numpy()
         noise[kind.split(".")[1]] = torch.linalg.svdvals(torch.randn_like(W)).cpu().numpy()
-    display(plots.lab01.spectra(real, noise))
+    display(plots.spectra(real, noise))
 
 # %% [markdown]
 # Training has given some directions of `q_proj` and the MLP more weight than chance would, and
@@ -291,7 +294,7 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
         panels[label] = {"trained": by_kind(trained), "random": by_kind(random)}
     typical = {name: middle(kinds) for name, kinds in panels["rank for 90% of the energy"].items()}
     title = "Rank for 90% of the energy, median: {trained} trained, {random} random"
-    display(plots.lab01.rank_strips(panels, title.format(**typical)))
+    display(plots.rank_strips(panels, title.format(**typical)))
     kept = sorted(1 - relative_error(start[n].float(), 8) ** 2 for n in some)
     print(f"rank 8 would keep {kept[len(kept) // 2]:.0%} of a matrix's energy (median)")
 
@@ -342,10 +345,10 @@ def fine_tune(model, tokenizer, title, steps=20, learning_rate=2e-4):
     optimizer = torch.optim.AdamW(trained, weight_decay=0.0, fused=True)
     curve, home = live.Curve(title, steps), tasks.load("home", "train")
     model.train()
-    for step, batch in enumerate(training.batches(home, tokenizer, size=16, steps=steps)):
+    for step, batch in enumerate(loop.batches(home, tokenizer, size=16, steps=steps)):
         warm = min(1, (step + 1) / 3)
         optimizer.param_groups[0]["lr"] = learning_rate * warm * (1 - step / steps)
-        loss = training.answer_loss(model, batch)
+        loss = loop.answer_loss(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -361,9 +364,9 @@ if lab.experiment("A short full fine-tune", 45, needs=["1.1", "1.4", "1.5"]):
     matrices = {n: W for n, W in tuned.named_parameters() if n in start}
     for W in matrices.values():
         W.requires_grad_(True)
-    loss_before = training.held_out_loss(tuned, tokenizer, unseen)
+    loss_before = loop.held_out_loss(tuned, tokenizer, unseen)
     fine_tune(tuned, tokenizer, "Full fine-tuning on home")
-    loss_after = training.held_out_loss(tuned, tokenizer, unseen)
+    loss_after = loop.held_out_loss(tuned, tokenizer, unseen)
     n_trained = sum(W.numel() for W in matrices.values())
     print(f"{n_trained:,} numbers trained; held-out loss {loss_before:.2f} → {loss_after:.2f}")
 
@@ -390,7 +393,7 @@ if lab.experiment("How many directions an update takes", 1, needs=["1.1", "1.2",
     weights_r90 = panels["rank for 90% of the energy"]["trained"]
     title = f"90% of an update's energy takes rank {middle(update_r90)} at the median"
     both = {"update": update_r90, "weights": weights_r90}
-    display(plots.lab01.rank_strips({"rank for 90% of the energy": both}, title))
+    display(plots.rank_strips({"rank for 90% of the energy": both}, title))
 
 # %% [markdown]
 # Two things are true at once. The update is far lower in rank than the weights it changes. And it
@@ -410,7 +413,7 @@ def try_update(part):
             update = part(*factors[name])
             share += (update.norm() / factors[name][0].norm()).item() ** 2 / len(matrices)
             W.copy_(start[name] + update)
-    return training.held_out_loss(tuned, tokenizer, unseen), share
+    return loop.held_out_loss(tuned, tokenizer, unseen), share
 
 
 def gain(loss):
@@ -426,7 +429,7 @@ if lab.experiment("Every update cut to rank r", 16, needs=["1.1", "1.4", "1.5"])
         losses.append(loss)
         energy.append(share)
     gains = [gain(loss) for loss in losses]
-    display(plots.lab01.energy_and_gain(ranks, energy, gains))
+    display(plots.energy_and_gain(ranks, energy, gains))
     print("rank     ", *(f"{r:6}" for r in ranks))
     print("loss     ", *(f"{loss:6.2f}" for loss in losses), f"   uncut {loss_after:.2f}")
 
@@ -454,7 +457,7 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
     }
     tried = {name: try_update(part) for name, part in kept.items()}
     parts = {name: (share, gain(loss)) for name, (loss, share) in tried.items()}
-    display(plots.lab01.parts_of_update(parts))
+    display(plots.parts_of_update(parts))
 
 # %% [markdown]
 # The shares of energy of the first two add up to 100%; the shares of the gain do not. With the
@@ -487,7 +490,7 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
         optimizer.step()
         optimizer.zero_grad()
     learned, top = A.detach().cpu().numpy(), factors[name][1][:8].cpu().numpy()
-    display(plots.lab01.learned_factors(errors, relative_error(goal, 8), learned, top))
+    display(plots.learned_factors(errors, relative_error(goal, 8), learned, top))
 
 # %% [markdown]
 # Left: the product comes down to the bound and not below. Middle: the pale squares say that the
@@ -613,7 +616,7 @@ if lab.experiment("Training in random flats", 10, needs=["1.4", "1.6"]):
         runs = [fit_in_flat(width, d, x, y) for d in live.progress(dims, f"flats in {D:,}")]
         accuracies[D] = [accuracy for accuracy, _ in runs]
         d90[D] = next(d for d, (a, _) in zip(dims, runs, strict=True) if a >= 0.9 * full[D])
-    display(plots.lab01.intrinsic(dims, accuracies, full, d90))
+    display(plots.intrinsic(dims, accuracies, full, d90))
     print(f"rank of the first layer's update at d = {dims[5]}: {runs[5][1]} of {width}")
 
 # %% [markdown]

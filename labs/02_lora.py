@@ -36,7 +36,10 @@ import torch.nn.functional as F
 from IPython.display import display
 from torch import nn
 
-from labkit import generation, live, models, plots, tasks, training
+from labkit import live, tasks
+from labkit.labs.lab02 import plots
+from labkit.plots import compare_answers
+from labkit.training import generation, loop, models
 
 # %% [markdown]
 # ## The idea
@@ -50,7 +53,7 @@ from labkit import generation, live, models, plots, tasks, training
 # train one.
 
 # %%
-display(plots.lab02.thin_matrices(d_out=576, d_in=576, r=16))
+display(plots.thin_matrices(d_out=576, d_in=576, r=16))
 
 # %% [markdown]
 # The picture is to scale: one square projection of the model we will train. Blue is frozen.
@@ -192,7 +195,7 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
         for name in norms:
             norms[name].append(getattr(layer, name).grad.norm().item())
         optimizer.step()
-    display(plots.lab02.first_gradients(norms))
+    display(plots.first_gradients(norms))
 
 # %% [markdown]
 # Look at step 0: the gradient of `A` is exactly zero. It grows as `B` grows. So "LoRA starts at
@@ -295,8 +298,8 @@ for row in home.select(range(0, 2000, 500)):
     print(f"{row['text']}\n    {row['answer']}")
 
 # %% [markdown]
-# Training is a plain PyTorch loop. `training.batches` tokenizes and shuffles;
-# `training.answer_loss` is the mean cross-entropy over the tokens of the answer. The learning rate
+# Training is a plain PyTorch loop. `loop.batches` tokenizes and shuffles;
+# `loop.answer_loss` is the mean cross-entropy over the tokens of the answer. The learning rate
 # falls to zero along a line.
 
 
@@ -307,9 +310,9 @@ def train(model, title, steps=45, learning_rate=2e-3):
     optimizer = torch.optim.AdamW(trainable, learning_rate, weight_decay=0.0, fused=True)
     curve = live.Curve(title, steps)
     model.train()
-    for step, batch in enumerate(training.batches(home, tokenizer, size=16, steps=steps)):
+    for step, batch in enumerate(loop.batches(home, tokenizer, size=16, steps=steps)):
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
-        loss = training.answer_loss(model, batch)
+        loss = loop.answer_loss(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
@@ -336,7 +339,7 @@ if lab.experiment("What the base model answers", 12, needs=["2.2", "2.4"]):
     torch.manual_seed(lab.seed)
     model, tokenizer = models.load()
     base_answers = generation.answers(model, tokenizer, unseen["messages"])
-    base_loss = training.held_out_loss(model, tokenizer, unseen)
+    base_loss = loop.held_out_loss(model, tokenizer, unseen)
     print(f"Base model: {report(base_answers)}, loss {base_loss:.2f}")
 
 # %% tags=["experiment"]
@@ -344,15 +347,15 @@ if lab.experiment("Your LoRA learns `home`", 75, needs=["2.2", "2.4"]):
     torch.manual_seed(lab.seed)
     inject(model, everything, r=8, alpha=16)
     curve, optimizer = train(model, "Your LoRA on home")
-    memory = {"LoRA": training.bytes_held(model, optimizer)}
+    memory = {"LoRA": loop.bytes_held(model, optimizer)}
 
 # %% tags=["experiment"]
 if lab.experiment("Before and after", 10, needs=["2.2", "2.4"]):
     lora_answers = generation.answers(model, tokenizer, unseen["messages"])
-    lora_loss = training.held_out_loss(model, tokenizer, unseen)
+    lora_loss = loop.held_out_loss(model, tokenizer, unseen)
     print(f"With your LoRA: {report(lora_answers)}, loss {lora_loss:.2f}")
     told = {"base": base_answers, "your LoRA": lora_answers}
-    display(plots.compare_answers(unseen["text"], unseen["answer"], told, rows=8))
+    display(compare_answers(unseen["text"], unseen["answer"], told, rows=8))
 
 # %% [markdown]
 # Read the rows, not only the number. The base model chats. The tuned one always answers in JSON,
@@ -374,15 +377,15 @@ if lab.experiment("Full fine-tuning on the same budget", 110, needs=["2.2", "2.4
     torch.manual_seed(lab.seed)
     whole, _ = models.load(dtype=torch.float32)
     full_curve, full_optimizer = train(whole, "Full fine-tuning on home", learning_rate=1e-4)
-    memory["full"] = training.bytes_held(whole, full_optimizer)
-    full_loss = training.held_out_loss(whole, tokenizer, unseen)
+    memory["full"] = loop.bytes_held(whole, full_optimizer)
+    full_loss = loop.held_out_loss(whole, tokenizer, unseen)
     full_answers = generation.answers(whole, tokenizer, unseen["messages"])
     print(f"Full fine-tuning: {report(full_answers)}, loss {full_loss:.2f}")
     del whole, full_optimizer  # two gigabytes that nothing needs any more
 
 # %% tags=["experiment"]
 if lab.experiment("Time, memory and loss side by side", 1, needs=["2.2", "2.4"]):
-    display(plots.lab02.budget({"LoRA": curve, "full": full_curve}, memory))
+    display(plots.budget({"LoRA": curve, "full": full_curve}, memory))
     held = {"LoRA": lora_loss, "full": full_loss}
     for name, run in [("LoRA", curve), ("full", full_curve)]:
         megabytes = sum(memory[name].values()) / 1e6
@@ -470,7 +473,7 @@ if lab.experiment("Is a merged model the same model?", 10, needs=["2.2", "2.4", 
         "bf16, apart": logits_of(model, torch.bfloat16, merged=False) - exact,
         "bf16, merged": logits_of(model, torch.bfloat16, merged=True) - exact,
     }
-    display(plots.lab02.merge_rounding(gaps))
+    display(plots.merge_rounding(gaps))
 
 # %% [markdown]
 # Each histogram shows how far a logit lies from the unmerged model in fp32. In fp32 merging costs
@@ -577,8 +580,8 @@ def update_size(r, stabilized, steps=4, alpha=16):
     inject(model, ["q_proj", "v_proj"], r, alpha=r * scaling(alpha, r, stabilized))
     layers = [m for m in model.modules() if isinstance(m, LoRALinear)]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
-    for batch in training.batches(home, tokenizer, size=4, steps=steps):
-        training.answer_loss(model, batch).backward()
+    for batch in loop.batches(home, tokenizer, size=4, steps=steps):
+        loop.answer_loss(model, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
     sizes = [(m.scaling * m.B @ m.A).norm() / m.base.weight.norm() for m in layers]
@@ -591,7 +594,7 @@ if lab.experiment("How far a few steps go, by rank", 20, needs=["2.2", "2.4", "2
     for r in live.progress(ranks, "ranks"):
         rows["alpha / r"].append(update_size(r, stabilized=False))
         rows["alpha / sqrt(r)"].append(update_size(r, stabilized=True))
-    display(plots.lab02.update_sizes(ranks, rows))
+    display(plots.update_sizes(ranks, rows))
 
 # %% [markdown]
 # A flat curve means that the norm of the update is as large at every rank. A falling one means that

@@ -42,8 +42,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 from trl import SFTConfig, SFTTrainer
 
-from labkit import finetuning, generation, models, plots, tasks, training
+from labkit import tasks
+from labkit.labs.lab03 import plots
+from labkit.plots import compare_answers
 from labkit.tasks import chat
+from labkit.training import finetuning, generation, loop, models
 
 # %% [markdown]
 # ## What to adapt
@@ -149,7 +152,7 @@ if lab.experiment("What r=16 trains in three models", 6, needs=["3.2"]):
             trained = count_lora_params(shapes, 16)
             rows.append((f"{name}, {label}", trained / (total + trained)))
             print(f"{name:<13} {label:<11} {trained:>11,} of {total:,}")
-    display(plots.lab03.trained_shares(rows))
+    display(plots.trained_shares(rows))
 
 # %% [markdown]
 # Numbers that circulate, next to yours:
@@ -193,9 +196,9 @@ if lab.experiment("Which tokens carry the loss", 1, needs=["3.3"]):
     home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
     unseen = unseen.shuffle(seed=1).select(range(60))
     pair = to_prompt_completion(home[0])
-    encoded = training.encode(tokenizer, pair["prompt"] + pair["completion"])
+    encoded = loop.encode(tokenizer, pair["prompt"] + pair["completion"])
     tokens = [tokenizer.decode([token]) for token in encoded["input_ids"]]
-    display(plots.lab03.loss_tokens(tokens, [y != -100 for y in encoded["labels"]]))
+    display(plots.loss_tokens(tokens, [y != -100 for y in encoded["labels"]]))
 
 # %% [markdown]
 # The marked tokens are all that the model is asked to predict. With the loss on everything, more
@@ -338,7 +341,7 @@ if lab.experiment("Before and after", 20, needs=["3.1", "3.3", "3.4", "3.5"]):
         "base": generation.answers(base, tokenizer, unseen["messages"]),
         "tuned": generation.answers(tuned.model, tokenizer, unseen["messages"]),
     }
-    display(plots.compare_answers(unseen["text"], unseen["answer"], told, rows=8))
+    display(compare_answers(unseen["text"], unseen["answer"], told, rows=8))
 
 
 # %%
@@ -356,7 +359,7 @@ if lab.experiment("Exact match and intent accuracy", 1, needs=["3.1", "3.3", "3.
     }
     groups = {"exact match": exact, "right intent": intent}
     title = f"{tuned.seconds:.0f} s of training: exact match 0% → {exact['tuned']:.0%}"
-    display(plots.lab03.scores(groups, title.replace("0%", f"{exact['base']:.0%}", 1)))
+    display(plots.scores(groups, title.replace("0%", f"{exact['base']:.0%}", 1)))
 
 # %% [markdown]
 # Two metrics, two stories. The intent is mostly right: ten classes, many examples of each. The
@@ -427,7 +430,7 @@ if lab.experiment("A short fine-tune on `chat`", 45, needs=["3.1", "3.3", "3.4"]
 # %% tags=["experiment"]
 if lab.experiment("Held-out loss and instructions followed", 35, needs=["3.1", "3.3", "3.4"]):
     for name, model in [("base", models.load()[0]), ("chat-tuned", chatty.model)]:
-        loss = training.held_out_loss(model, tokenizer, asked)
+        loss = loop.held_out_loss(model, tokenizer, asked)
         answers = generation.answers(model, tokenizer, asked["messages"], max_new_tokens=80)
         kept = [chat.follows(c, a) for c, a in zip(asked["check"], answers, strict=True) if c]
         print(f"{name:<11} loss {loss:.2f}, {sum(kept)} of {len(kept)} instructions followed")
@@ -449,7 +452,7 @@ if lab.experiment("Three prompts, two models", 25, needs=["3.1", "3.3", "3.4"]):
         "base": generation.answers(models.load()[0], tokenizer, turns, max_new_tokens=90),
         "chat-tuned": generation.answers(chatty.model, tokenizer, turns, max_new_tokens=90),
     }
-    display(plots.compare_answers(prompts, None, replies, rows=3))
+    display(compare_answers(prompts, None, replies, rows=3))
 
 # %% [markdown]
 # Look at length and shape more than at wisdom. The tuned model answers shorter and more directly,
@@ -464,7 +467,7 @@ if lab.experiment("Forgetting", 12, needs=["3.1", "3.3", "3.4", "3.6"]):
         "home": perplexity(tuned.model, tokenizer, texts),
         "chat": perplexity(chatty.model, tokenizer, texts),
     }
-    display(plots.lab03.forgetting(surprise))
+    display(plots.forgetting(surprise))
 
 # %% [markdown]
 # The texts are ten paragraphs about tides, bread and bridges, nothing of either task. A bar above
@@ -532,7 +535,7 @@ if lab.experiment("Two adapters, one base", 20, needs=["3.1", "3.3", "3.4", "3.7
         spoken[name] = generation.answers(both, tokenizer, questions)
     with both.disable_adapter():
         spoken["neither"] = generation.answers(both, tokenizer, questions)
-    display(plots.compare_answers([unseen[0]["text"], prompts[2]], None, spoken))
+    display(compare_answers([unseen[0]["text"], prompts[2]], None, spoken))
 
 # %% [markdown]
 # One base in memory, three ways to answer, and `set_adapter` to switch. Lab 6 measures what a

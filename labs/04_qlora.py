@@ -39,8 +39,11 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from labkit import hardware, live, models, plots, tasks, training
+from labkit import live, tasks
+from labkit.labs.lab04 import plots
+from labkit.memory import plots as memory_plots
 from labkit.memory.measure import track
+from labkit.training import hardware, loop, models
 
 # %% [markdown]
 # ## Storage in 4 bits, arithmetic in 16
@@ -91,7 +94,7 @@ if lab.experiment("One outlier among 4096 numbers", 1, needs=["4.1"]):
     clean = absmax_dequantize(*absmax_quantize(x, 4))
     outlier = 40.0
     spoilt = absmax_dequantize(*absmax_quantize(torch.cat([x, torch.tensor([outlier])]), 4))
-    display(plots.lab04.spoiled(clean, spoilt[:-1], outlier))
+    display(plots.spoiled(clean, spoilt[:-1], outlier))
 
 # %% [markdown]
 # On the right a single number has joined the 4096, and they have lost nearly all they had to say.
@@ -159,7 +162,7 @@ if lab.experiment("Four codebooks", 1, needs=["4.2"]):
         "INT4": torch.linspace(-1, 1, 15),
         "bnb FP4": bnb.functional.get_4bit_type("fp4", device="cpu").unique(),
     }
-    display(plots.lab04.codebooks(books))
+    display(plots.codebooks(books))
 
 # %% [markdown]
 # Look at the middle, where the weights are. NF4 is denser there than INT4, and pays with wide gaps
@@ -251,7 +254,7 @@ if lab.experiment("The error of each format on each", 5, needs=["4.2", "4.3"]):
     for name in list(cases)[2:]:
         largest = (cases[name].abs().max() / cases[name].std()).item()
         print(f"{name}: the largest is {largest:.0f} standard deviations away")
-    display(plots.lab04.errors(table), table.round(4))
+    display(plots.errors(table), table.round(4))
 
 # %% [markdown]
 # The first row has known numbers, .0920, .1058, .1077 and .1220, and yours should be within a few
@@ -305,7 +308,7 @@ if lab.experiment("Perplexity in four formats", 0, needs=["4.2", "4.3"]):
     gap, error = added(losses["INT4"], losses["bnb FP4"])
     print(f"INT4 against bnb FP4: {gap:+.2f} ± {error:.2f} nats a token")
     rows = {n: (*added(x, unrounded), x.mean().exp().item()) for n, x in losses.items()}
-    display(plots.lab04.perplexities(rows))
+    display(plots.perplexities(rows))
 
 # %% [markdown]
 # The bars are differences token by token, so the standard error is that of the rounding's effect
@@ -428,7 +431,7 @@ if lab.experiment("Which block size, and what 8-bit scales cost", 3, needs=["4.2
             peaks = eight_bit(absmax) if double else absmax
             error = relative_error(w, values * peaks.repeat_interleave(block)[: len(w)])
             rows_of.append((block, bits_per_param(block, double), error))
-    display(plots.lab04.block_sizes(points))
+    display(plots.block_sizes(points))
 
 # %% [markdown]
 # The curves are the trade: a smaller block costs bits and saves error. Double quantization moves
@@ -539,9 +542,9 @@ def train(model, title, steps=20, make=torch.optim.AdamW, words=None):
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = make(trainable, lr=learning_rate, weight_decay=0.0)
     curve = live.Curve(title, steps)
-    for step, batch in enumerate(training.batches(home, words or tokenizer, size, steps)):
+    for step, batch in enumerate(loop.batches(home, words or tokenizer, size, steps)):
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
-        loss = training.answer_loss(model, batch)
+        loss = loop.answer_loss(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
@@ -556,7 +559,7 @@ if lab.experiment("Before training: what 4 bits cost on the task", 12, needs=["4
     unseen = unseen.shuffle(seed=1).select(range(60))
     tokenizer = models.load()[1]
     start = {
-        name: training.held_out_loss(load_base(packed), tokenizer, unseen)
+        name: loop.held_out_loss(load_base(packed), tokenizer, unseen)
         for name, packed in (("LoRA", False), ("QLoRA", True))
     }
     print(f"held-out loss: not quantized {start['LoRA']:.3f}, NF4 {start['QLoRA']:.3f}")
@@ -568,8 +571,8 @@ if lab.experiment("LoRA and QLoRA on home", 90, needs=["4.6"]):
         tuned = adapted(packed)
         curves[name] = train(tuned, f"{name} on home")
         # evaluation comes last: some CPUs repack 4-bit weights for inference, and can't go back
-        end[name] = training.held_out_loss(tuned, tokenizer, unseen)
-    display(plots.lab04.losses(curves))
+        end[name] = loop.held_out_loss(tuned, tokenizer, unseen)
+    display(plots.losses(curves))
     gain = {name: start["LoRA"] - end[name] for name in end}
     for name in end:
         print(f"{name:<5} held-out loss {start[name]:.3f} → {end[name]:.3f}")
@@ -596,12 +599,12 @@ if lab.experiment("LoRA and QLoRA on home", 90, needs=["4.6"]):
 def step_seconds(size, rounds=6):
     """Median seconds of forward and backward with `size` commands, a Series LoRA, QLoRA."""
     tuned, times = {"LoRA": adapted(False), "QLoRA": adapted(True)}, []
-    batches = list(training.batches(home, tokenizer, size=size, steps=rounds))
+    batches = list(loop.batches(home, tokenizer, size=size, steps=rounds))
     for batch in live.progress(batches, f"{size} a step"):
         times.append({})
         for name, model in tuned.items():
             begun = time.perf_counter()
-            training.answer_loss(model, batch).backward()
+            loop.answer_loss(model, batch).backward()
             hardware.wait()  # a GPU works on after Python has gone ahead
             times[-1][name] = time.perf_counter() - begun
             model.zero_grad()
@@ -611,7 +614,7 @@ def step_seconds(size, rounds=6):
 # %% tags=["experiment"]
 if lab.experiment("Time of a step", 28, needs=["4.6"]):
     timed = pd.DataFrame({size: step_seconds(size) for size in (1, 4, 8)}).T
-    display(plots.lab04.step_times(list(timed.index), timed.to_dict("list")))
+    display(plots.step_times(list(timed.index), timed.to_dict("list")))
     gap = timed["QLoRA"] - timed["LoRA"]
     print("QLoRA takes longer by", ", ".join(f"{s:+.2f} s ({n} a step)" for n, s in gap.items()))
 
@@ -656,7 +659,7 @@ if lab.experiment("Where the bytes of a step are", 26, needs=["4.6"]):
     peaks = {name: step_memory(variant) for name, variant in variants.items()}
     ratio = sum(peaks["LoRA"].values()) / sum(peaks["QLoRA"].values())
     title = f"LoRA's peak is {ratio:.2f} times QLoRA's"
-    display(plots.memory.bars(peaks, title))
+    display(memory_plots.bars(peaks, title))
     del variants
 
 # %% [markdown]
@@ -810,7 +813,7 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 38, needs=["4.7"]):
     fits = [name for name, step in steps.items() if step.peak < 48e9]
     title = f"{len(fits)} of {len(steps)} settings stay below 48 GB"
     peaks = {name: step.by_category for name, step in steps.items()}
-    display(plots.memory.bars(peaks, title, limit=48e9))
+    display(memory_plots.bars(peaks, title, limit=48e9))
 
 # %% [markdown]
 # So "QLoRA trains 70B on one 48 GB card" is true and conditional: with checkpointing, short
@@ -840,7 +843,7 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
     measured = peak.allocated_bytes - held
     title = f"Simulated {step.peak / 1e9:.2f} GB, allocated {measured / 1e9:.2f} GB"
     rows = {"simulated": step.by_category, "on the card": peak.by_category}
-    display(plots.memory.bars(rows, title))
+    display(memory_plots.bars(rows, title))
 
 # %% [markdown]
 # ### Exercise 4.8 · Quiz

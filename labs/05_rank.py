@@ -39,12 +39,16 @@ import torch.nn.functional as F
 from IPython.display import display
 from torch import nn
 
-from labkit import finetuning, generation, live, measured, models, plots, tasks
+from labkit import live, measured, tasks
+from labkit.labs.lab05 import plots
 from labkit.measured import short
 from labkit.memory import configs
+from labkit.memory import plots as memory_plots
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
+from labkit.plots import compare_answers
 from labkit.tasks import tickets
+from labkit.training import finetuning, generation, models
 
 # %% [markdown]
 # ## What a rank costs
@@ -100,7 +104,7 @@ if lab.experiment("Ranks 4 to 64 on three models", 6, needs=["5.1"]):
     ends = [f"{t['percent'].iloc[i]:.2f}%" for t in tables.values() for i in (0, -1)]
     print(f"of their matrices: {ends[0]} (135M, q,v, r=4) to {ends[3]} (135M, all-linear, r=64)")
     llama = {name.split(", ", 1)[1]: t for name, t in tables.items() if "llama-2" in name}
-    display(plots.lab05.counts(llama))
+    display(plots.counts(llama))
 
 # %% [markdown]
 # Sentences that circulate, next to your table:
@@ -134,7 +138,7 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25, needs=[
     share = gigabytes["r=64"] / gigabytes["full"]
     more = gigabytes["r=64"] - gigabytes["r=4"]
     title = f"r=64 on all linear layers: {share:.0%} of full fine-tuning's peak"
-    display(plots.memory.bars(rows, title))
+    display(memory_plots.bars(rows, title))
     print(f"from r=4 to r=64 the peak grows by {more:.1f} GB, to {gigabytes['r=64']:.1f} GB")
 
 # %% [markdown]
@@ -215,7 +219,7 @@ if lab.experiment("The same with alpha fixed", 80, needs=["5.2"]):
     fixed = sweep(short.measure, [4, 16, 64], [1e-3], alpha_of=lambda rank: 32)
     display(fixed.drop(columns=["learning_rate", "error"]))
     rules = {"alpha = 2r": doubled, "alpha = 32": fixed}
-    display(plots.lab05.one_rate(rules, 1e-3))
+    display(plots.one_rate(rules, 1e-3))
 
 # %% [markdown]
 # Same ranks, same parameters, same data, same seed. With $\alpha = 2r$ the rank seems to decide
@@ -271,7 +275,7 @@ if lab.experiment("Every rank at its own learning rate", 0, needs=["5.2"]):
     }
     means = [row["mean"] for rows in best.values() for row in rows.values()]
     title = f"Each at its best learning rate: losses from {min(means):.2f} to {max(means):.2f}"
-    display(plots.lab05.rate_curves(panels, title))
+    display(plots.rate_curves(panels, title))
     tuned = {
         rule: {r: row["learning_rate"] for r, row in rows.items()} for rule, rows in best.items()
     }
@@ -326,7 +330,7 @@ if lab.experiment("Two learning-rate curves", 0, needs=["5.2"]):
         "LoRA, r=16": panels["alpha = 32"][16],
         "full": measured.spread(runs[runs["study"] == "full"]),
     }
-    display(plots.lab05.rate_ratio(lines))
+    display(plots.rate_ratio(lines))
     for name, line in lines.items():
         row = line.loc[line["mean"].idxmin()]
         print(f"{name}: best mean loss {row['mean']:.3f} at {row['learning_rate']:g}")
@@ -384,7 +388,7 @@ if lab.experiment("What each place brings, from the file", 0, needs=["5.1", "5.2
         groups[f"{place}, r={rank}"] = list(part["loss"][part["learning_rate"] == rates[place]])
     means = {name: np.mean(losses) for name, losses in groups.items()}
     title = f"Best at equal parameters: {min(means, key=means.get)}"
-    display(plots.lab05.dots(groups, title, "held-out loss; a dot a seed", "{:.3f}"))
+    display(plots.dots(groups, title, "held-out loss; a dot a seed", "{:.3f}"))
     print("each at its best learning rate:", rates)
 
 # %% [markdown]
@@ -444,7 +448,7 @@ if lab.experiment("A of r=8 against A of r=64, two seeds", 40, needs=["5.4"]):
     }
     in_A, in_B, by_chance = (frame.loc[8, 8] for frame in maps.values())
     title = f"Top 8 directions: {in_A:.2f} shared in A, {in_B:.2f} in B, {by_chance:.2f} by chance"
-    display(plots.lab05.overlaps(maps, title))
+    display(plots.overlaps(maps, title))
 
 # %% [markdown]
 # A bright cell says that the two runs use the same directions. Left, `A`: next to nothing, hardly
@@ -501,7 +505,7 @@ if lab.experiment("The front of this lab's settings", 1, needs=["5.1", "5.2", "5
     settings = pd.DataFrame(rows)
     kept = pareto(settings, "trainable", "quality")
     title = f"On the front of cost and loss: {', '.join(kept['label'])}"
-    display(plots.lab05.front(settings, kept, title))
+    display(plots.front(settings, kept, title))
 
 # %% [markdown]
 # The orange points are the sensible choices: nothing cheaper is as good. When we ran it there was
@@ -556,7 +560,7 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70, needs=["5.6"]):
     display(gaps.round(3))
     low, high = gaps["gap"]
     title = f"Held-out minus training loss at the end: {low:.2f} at r=4, {high:.2f} at r=64"
-    display(plots.lab05.overfitting(history, title))
+    display(plots.overfitting(history, title))
 
 # %% [markdown]
 # Solid: unseen commands. Dotted: the sixteen that it trains on. When we ran it, r=64 knew the
@@ -660,7 +664,7 @@ if lab.experiment("Zero-shot on 48 tickets", 20, needs=["5.5"]):
     told = generation.answers(*models.load(), asked, max_new_tokens=16)
     named = sum(row in answer for row, answer in zip(some["category"], told, strict=True))
     print(f"right: {sum(tickets.hits(told, some))} of {len(some)}; named in a sentence: {named}")
-    display(plots.compare_answers(some["text"], some["category"], {"zero-shot": told}, rows=4))
+    display(compare_answers(some["text"], some["category"], {"zero-shot": told}, rows=4))
 
 # %% [markdown]
 # Now LoRA, on one corner: billing, eight categories that are close to each other. 160 tickets, seen
@@ -684,7 +688,7 @@ if lab.experiment("Billing: LoRA beside the baseline", 10, needs=["5.5"]):
         print(f"{name:<17} {sum(right)} of {len(judged)} ({np.mean(right):.0%})")
     both = {"LoRA": told, "nearest centroid": centroid}
     display(
-        plots.compare_answers(
+        compare_answers(
             judged["text"][::7],
             judged["category"][::7],
             {name: answers[::7] for name, answers in both.items()},
@@ -715,7 +719,7 @@ if lab.experiment("All 48 categories, every method", 0, needs=["5.5"]):
     table["numbers"] = [stored.get(name, 4_884_480) for name in table.index]
     first = table["accuracy"].idxmax()
     title = f"Best: {first}, {table['accuracy'].max():.0f}%; the baseline has {100 * score:.0f}%"
-    display(plots.lab05.dots(groups, title, "accuracy on 288 tickets, %; a dot a run", "{:.0f}%"))
+    display(plots.dots(groups, title, "accuracy on 288 tickets, %; a dot a run", "{:.0f}%"))
     display(table.round(1))
     front = pareto(table, "numbers", "accuracy").index
     print(f"on the front of numbers stored and accuracy: {', '.join(front)}")
@@ -742,7 +746,7 @@ if lab.experiment("Who confuses what", 1, needs=["5.5"]):
     inside = np.trace(by_group[order].to_numpy()) / by_group.to_numpy().sum()
     exact = np.trace(counts[list(tickets.CATEGORIES)].to_numpy()) / len(ticket_test)
     title = f"LoRA: {exact:.0%} right category, {inside:.0%} right group"
-    display(plots.lab05.confusion(by_group, title))
+    display(plots.confusion(by_group, title))
 
 # %% [markdown]
 # The diagonal is the right group, which is not yet the right category.

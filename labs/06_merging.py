@@ -47,8 +47,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig
 
-from labkit import finetuning, hardware, live, models, plots, serving, tasks
-from labkit.scoring import said, score
+from labkit import live, tasks
+from labkit.labs.lab06 import plots
+from labkit.plots import compare_answers
+from labkit.training import finetuning, hardware, models, serving
+from labkit.training.scoring import said, score
 
 # %% [markdown]
 # ## Merge
@@ -210,7 +213,7 @@ if lab.experiment("How much of an update arrives", 2, needs=["6.1"]):
             unmoved += [(moved == 0).float().mean().item()] if kind == "bf16" else []
     still = sum(unmoved) / len(unmoved)
     title = f"Merged in bf16, {still:.0%} of the weights do not move at all"
-    display(plots.lab06.by_layer(lost, title, "|arrived − update| / |update|"))
+    display(plots.by_layer(lost, title, "|arrived − update| / |update|"))
 
 # %% [markdown]
 # Each dot is a layer: how far the change of its weight is from the update that was trained. In fp32
@@ -287,7 +290,7 @@ if lab.experiment("Merging, measured where it counts", 15, needs=["6.1", "6.6"])
         f"bf16 costs {low:.2g} nats merged and {apart:.2g} apart,\n"
         f"the adapter is worth {all_of_it:.1f}"
     )
-    display(plots.lab06.divergences(gaps, title))
+    display(plots.divergences(gaps, title))
     for name, (right, loss) in marks.items():
         print(f"{name:<16} {right:>4.0%} right, loss {loss:.3f}")
 
@@ -327,7 +330,7 @@ if lab.experiment("Speed with and without merging", 12, needs=["6.1", "6.6"]):
     middle = {name: np.median(runs) for name, runs in rates.items()}
     apart = middle["adapter apart"] / middle["merged"]
     title = f"Apart, this small model runs at {apart:.0%} of the merged one's speed"
-    display(plots.lab06.speeds(rates, title))
+    display(plots.speeds(rates, title))
 
 # %% [markdown]
 # Merged and base do the same arithmetic: where their bars differ, it is the machine's noise. The
@@ -453,7 +456,7 @@ if lab.experiment("One adapter, merged in every way", 25, needs=["6.1", "6.2", "
         *marks[name], logits = said(make(), tokenizer, commands)
         kls[name] = kl_divergence(wanted, logits)
     best = min(kls, key=kls.get)
-    display(plots.lab06.divergences(kls, f"Closest to what was trained: {best}"))
+    display(plots.divergences(kls, f"Closest to what was trained: {best}"))
 
 # %% tags=["experiment"]
 if lab.experiment("Closer is not the same as better", 1, needs=["6.1", "6.2", "6.6"]):
@@ -582,9 +585,7 @@ if lab.experiment("How far each combination is from the sum", 2, needs=["6.1", "
             off[name].append(((B @ A - goal).norm() / goal.norm()).item())
             along[name].append(((B @ A * goal).sum() / goal.square().sum()).item())
     title = f"“linear” misses the sum by {np.median(off['linear']):.0%} of it, “cat” by rounding"
-    display(
-        plots.lab06.by_layer({n: off[n] for n in ("linear", "cat")}, title, "|BA − sum| / |sum|")
-    )
+    display(plots.by_layer({n: off[n] for n in ("linear", "cat")}, title, "|BA − sum| / |sum|"))
     for name, shares in along.items():
         print(f"{name:<15} holds {np.median(shares):.2f} times the wanted sum (median)")
 
@@ -678,7 +679,7 @@ if lab.experiment("Both tasks, every mixture", 30, needs=["6.1", "6.3", "6.4"]):
     shares = {name: [right for right, _ in pair] for name, pair in table.items()}
     top = max(shares[name][0] for name in names)
     title = f"home: {shares['home'][0]:.0%} by the specialist, {top:.0%} by the best mixture"
-    display(plots.lab06.both_tasks(shares, both, title))
+    display(plots.both_tasks(shares, both, title))
     for name, pair in table.items():
         print(f"{name:<16} loss on home {pair[0][1]:.2f}, on tickets {pair[1][1]:.2f}")
 
@@ -707,7 +708,7 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.3", "6.4"]):
         mixed.delete_adapter("trial")
     sums = [sum(pair) for pair in zip(*curves.values(), strict=True)]
     best_w = strengths[sums.index(min(sums))]
-    display(plots.lab06.weight_curves(strengths, curves, f"Lowest sum of losses at w = {best_w}"))
+    display(plots.weight_curves(strengths, curves, f"Lowest sum of losses at w = {best_w}"))
 
 # %% [markdown]
 # The weights are a dial, not a law. Turn it up: to about 0.8 both gain. Beyond, `home` loses and
@@ -788,7 +789,7 @@ if lab.experiment("What a swap costs", 3, needs=["6.1", "6.5"]):
         "load an adapter": from_disk,
         "load a whole model": time.perf_counter() - begun,
     }
-    display(plots.lab06.fleet(base.get_memory_footprint(), costs[0]["bytes"], waits))
+    display(plots.fleet(base.get_memory_footprint(), costs[0]["bytes"], waits))
 
 # %% [markdown]
 # Left, read the two lines at 100 customers: a merged copy for each, or one base and a hundred
@@ -816,7 +817,7 @@ if lab.experiment("One base, three adapters, one batch", 20, needs=["6.1", "6.5"
     same = sum(a == b for a, b in zip(together, apart, strict=True))
     print(f"{same} of {len(prompts)} answers are the same letter by letter")
     questions = [[m["content"] for m in turns if m["role"] == "user"][-1] for turns in asked]
-    display(plots.compare_answers(questions, None, {"adapter": names, "answer": together}))
+    display(compare_answers(questions, None, {"adapter": names, "answer": together}))
 
 # %% [markdown]
 # Three jobs, one forward pass: the base computes once for all rows, and each row adds its own thin

@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from labkit.grading import cells as holding
-from labkit.grading import clock as clocks
-from labkit.grading import needs, runner, submission, tree, zygote
-from labkit.grading.cells import Cells
-from labkit.grading.clock import Clock
+from labkit.grading.inside import cells as holding
+from labkit.grading.inside import clock as clocks
+from labkit.grading.inside import runner, tree, zygote
+from labkit.grading.inside.cells import Cells
+from labkit.grading.inside.clock import Clock
+from labkit.grading.judge import needs, submission
 from labkit.grading.limits import Limits
 
 QUICK = Limits(cell_seconds=5, total_seconds=60)

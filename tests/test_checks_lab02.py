@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import grad
 
+from labkit import contract
 from labkit.checks import lab02 as check
-from labkit.grading import contract
 
 # --- right answers -------------------------------------------------------------------------
 
@@ -1605,7 +1605,7 @@ def test_wrong_answers_are_told_what_they_thought(i, rejects):
 
 def test_a_quiz_keeps_the_points_of_the_right_letters(rejects):
     rejects(check.quiz, lambda: {"q1": "b", "q2": "c", "q3": "b"})
-    from labkit.grading import contract
+    from labkit import contract
 
     assert contract.session.records["2.9"]["earned"] == 2
 

@@ -26,9 +26,9 @@ from peft import (
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
+from labkit import contract
 from labkit.checks import lab03 as check
-from labkit.grading import contract
-from labkit.probes import lab03 as probe
+from labkit.labs.lab03 import probes
 
 # --- right answers -------------------------------------------------------------------------
 
@@ -385,7 +385,7 @@ def test_right_answers_pass(case, accepts):
     ],
 )
 def test_peft_counts_what_is_published(model, targets, count):
-    assert probe.peft_count(model, targets)[1] == count
+    assert probes.peft_count(model, targets)[1] == count
 
 
 # --- wrong answers, each with a word of the message that names what the learner thought -------

@@ -14,7 +14,7 @@ from bitsandbytes.functional import get_4bit_type as borrowed
 from transformers import BitsAndBytesConfig, LlamaConfig
 
 from labkit.checks import lab04 as check
-from labkit.checks.guesses04 import nearest
+from labkit.checks.lab04.guesses import nearest
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model_state_dict
 
 from labkit.checks import lab06 as check
-from labkit.checks import served06 as served
-from labkit.probes import lab06 as probe
+from labkit.checks.lab06 import served
+from labkit.labs.lab06 import probes
 
 # --- right answers -------------------------------------------------------------------------
 
@@ -468,7 +468,7 @@ def test_right_answers_pass(case, accepts):
     ids=lambda c: c[0].__name__,
 )
 def test_right_answers_pass_with_any_seed(case, seed, accepts, monkeypatch):
-    from labkit.grading import contract
+    from labkit import contract
 
     monkeypatch.setattr(contract.session, "seed", seed)
     accepts(*case)
@@ -1404,11 +1404,11 @@ def test_wrong_answers_are_told_what_they_thought(i, rejects):
 
 def test_combinations_are_those_of_peft():
     """`combine_linear` and `combine_cat` give what PEFT's add_weighted_adapter gives."""
-    model = probe.tiny_served(seed=5)
+    model = probes.tiny_served(seed=5)
     model.delete_adapter("homely")
-    config = LoraConfig(r=2, target_modules=list(probe.TARGETS))
+    config = LoraConfig(r=2, target_modules=list(probes.TARGETS))
     model.add_adapter("other", config)
-    probe._fill(model, torch.Generator().manual_seed(3), brief=False)
+    probes._fill(model, torch.Generator().manual_seed(3), brief=False)
     names, weights = ["home", "other"], [0.7, 0.4]
     for kind, combine in (("linear", combine_linear), ("cat", combine_cat)):
         model.add_weighted_adapter(names, weights, kind, combination_type=kind)
@@ -1423,7 +1423,7 @@ def test_combinations_are_those_of_peft():
 def test_a_mixed_batch_gives_different_answers():
     """The tiny adapters differ, else a wrong route could pass."""
     prompts = ("turn on the lamp", "the blue fan")
-    names = (*probe.ADAPTERS, "__base__")
+    names = (*probes.ADAPTERS, "__base__")
     told = [tuple(served.answered_alone(7, prompts, (name,) * 2)) for name in names]
     assert len(set(told)) == len(names)
 

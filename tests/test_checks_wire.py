@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from labkit.grading import answer, contract, runner
+from labkit import contract
+from labkit.grading.inside import answer, runner
+from labkit.grading.judge.remote import Learner, RemoteSession
 from labkit.grading.limits import Limits
-from labkit.grading.remote import Learner, RemoteSession
 
 LABS = sorted(path.stem[-2:] for path in Path(__file__).parent.glob("test_checks_lab??.py"))
 MOST = Limits().reply_bytes
@@ -58,7 +59,7 @@ def across():
                 ours.close()
                 try:
                     torch.set_num_threads(1)  # as the warm process does after a fork
-                    mine = {n: m for n, m in sys.modules.items() if n.startswith("labkit.probes.")}
+                    mine = {n: m for n, m in sys.modules.items() if n.startswith("labkit.labs.")}
                     mine |= {answer.__name__: answer}
                     runner.serve(theirs, mine, space, {}, MOST)
                 finally:
@@ -110,7 +111,7 @@ def test_messages_are_those_of_the_cell(number, across, monkeypatch):
 
 
 def test_a_name_that_is_not_there_is_not_a_wrong_answer(across, monkeypatch):
-    from labkit.grading.remote import Undefined
+    from labkit.grading.judge.remote import Undefined
 
     cases, session = across("02")
     with pytest.raises(Undefined, match="nowhere"):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit import claims, cli
+from labkit import cli
+from labkit.course import claims
 
 LABS = Path(__file__).parents[1] / "labs"
 CLAIMS = claims.load()

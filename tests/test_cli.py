@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from labkit import cli, doctor, hardware, models, run, tasks
+from labkit import cli, tasks
+from labkit.course import doctor, run
 from labkit.errors import LabError
+from labkit.training import hardware, models
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "datasets", "pandas", "matplotlib", "nbclient", "nbconvert"}

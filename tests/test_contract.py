@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+from labkit import contract
 from labkit.checks.compare import every, expect_close, expect_number, expect_numbers, likeliest
-from labkit.grading import contract
-from labkit.grading.contract import CheckFailed, exercise, expect, generator, kept, observe, part
-from labkit.grading.plain import plain
+from labkit.contract import CheckFailed, exercise, expect, generator, kept, observe, part
+from labkit.contract.plain import plain
 
 
 @exercise("9.1", points=2)

@@ -9,7 +9,7 @@ import pytest
 
 from labkit import cli
 from labkit.errors import LabError
-from labkit.grading import exports, gradescope, tables
+from labkit.grading.after import exports, gradescope, tables
 
 CANVAS = """\
 Student,ID,SIS User ID,SIS Login ID,Section,Lab 2: LoRA (771),Essay (772),Final Score

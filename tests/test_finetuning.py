@@ -10,8 +10,9 @@ from peft import LoraConfig, PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from labkit import models, packing, tasks, training
-from labkit.finetuning import AlreadyAdapted, finetune
+from labkit import tasks
+from labkit.training import loop, models, packing
+from labkit.training.finetuning import AlreadyAdapted, finetune
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def pairs(home):
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """The folder for results, empty."""
-    monkeypatch.setattr(models, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("labkit.download.cache_dir", lambda: tmp_path)
     return tmp_path / "runs"
 
 
@@ -65,7 +66,7 @@ def packed_loss(model, rows):
 
 
 def encoded(tokenizer, home, n):
-    return [training.encode(tokenizer, messages) for messages in home["messages"][:n]]
+    return [loop.encode(tokenizer, messages) for messages in home["messages"][:n]]
 
 
 @pytest.mark.parametrize("n", [1, 2, 9])

@@ -15,12 +15,15 @@ def package(tmp_path, monkeypatch):
     for part in EVERYTHING:
         path = fingerprint.PACKAGE / part
         copy = shutil.copytree if path.is_dir() else shutil.copy
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
         copy(path, tmp_path / part)
     monkeypatch.setattr(fingerprint, "PACKAGE", tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["lean.py", "packing.py", "measured/short.py", "tasks/home.py"])
+@pytest.mark.parametrize(
+    "name", ["training/lean.py", "training/packing.py", "measured/short.py", "tasks/home.py"]
+)
 def test_another_line_of_code_is_another_result(package, name):
     before = fingerprint.code(EVERYTHING)
     assert fingerprint.code(EVERYTHING) == before
@@ -31,5 +34,5 @@ def test_another_line_of_code_is_another_result(package, name):
 
 def test_what_only_judges_leaves_adapters_alone(package):
     before = fingerprint.code(fingerprint.TRAINING)
-    (package / "generation.py").write_text("")
+    (package / "training/generation.py").write_text("")
     assert fingerprint.code(fingerprint.TRAINING) == before

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.grading.contract import checks_of
+from labkit.contract import checks_of
 from labkit.reference import MAGIC
 
 ROOT = Path(__file__).parents[1]

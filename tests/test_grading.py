@@ -22,12 +22,15 @@ import pytest
 from rich.console import Console
 
 from labkit import cli
+from labkit.contract import LENT, WITHHELD
 from labkit.errors import LabError
 from labkit.grading import grade as grading
-from labkit.grading import judge as judging
-from labkit.grading import pool, sandbox, show, store, submission, zygote
+from labkit.grading import pool, sandbox, store
+from labkit.grading.after import show
 from labkit.grading.collect import left_out
-from labkit.grading.contract import LENT, WITHHELD
+from labkit.grading.inside import zygote
+from labkit.grading.judge import judge as judging
+from labkit.grading.judge import submission
 from labkit.grading.limits import Limits
 
 ROOT = Path(__file__).parents[1]
@@ -521,7 +524,7 @@ def test_a_submission_has_an_end(hasty):
 
 OWN = '''
 import math
-from labkit.grading.contract import exercise, expect, generator, observe
+from labkit.contract import exercise, expect, generator, observe
 
 SECRET = 41
 STEP = 2
@@ -545,7 +548,7 @@ def more(lora_forward):
 
 
 def test_own_checks_come_on_top_and_replace_those_of_the_same_id(judge, tmp_path, monkeypatch):
-    from labkit.grading import private
+    from labkit.grading.judge import private
 
     path = tmp_path / "own.py"
     path.write_text(OWN)
@@ -560,7 +563,7 @@ def test_own_checks_come_on_top_and_replace_those_of_the_same_id(judge, tmp_path
 
 AGAIN = """
 import torch
-from labkit.grading.contract import exercise, expect, observe
+from labkit.contract import exercise, expect, observe
 
 @exercise("2.6", points=3, after="2.2")
 def other_names(add_, LoRALinear):
@@ -580,7 +583,8 @@ def uses_the_layer(rate):
 
 def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypatch):
     """2.1 is open, and 2.10 asks for the same function: the course's own earns no points."""
-    from labkit.grading import contract, private
+    from labkit import contract
+    from labkit.grading.judge import private
 
     path = tmp_path / "own.py"
     path.write_text(AGAIN)
@@ -595,7 +599,7 @@ def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypat
 
 
 BAD = """
-from labkit.grading.contract import exercise, observe
+from labkit.contract import exercise, observe
 
 @exercise("2.8", points=7)
 def misspelt(scaling):
@@ -608,7 +612,7 @@ def unforeseen(scaling):
 
 
 def test_a_check_that_is_broken_is_not_the_learners_fault(judge, tmp_path, monkeypatch, capsys):
-    from labkit.grading import private
+    from labkit.grading.judge import private
 
     path = tmp_path / "own.py"
     path.write_text(BAD)
@@ -634,7 +638,7 @@ def test_a_check_that_is_broken_is_not_the_learners_fault(judge, tmp_path, monke
     ],
 )
 def test_own_checks_that_are_none(text, word, tmp_path):
-    from labkit.grading import private
+    from labkit.grading.judge import private
 
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(LabError, match=word):
@@ -1044,8 +1048,8 @@ def test_all_of_the_course_and_its_libraries_decide_whether_a_grade_stands(monke
     monkeypatch.setattr(store, "PACKAGE", package)
     found = [store.depends_on(None, QUICK, 1)]
     assert store.depends_on(None, QUICK, 1) == found[0]
-    parts = ("grading/runner.py", "grading/wire.py", "grading/cells.py", "memory/budget.py")
-    parts += ("checks/quiz02.toml", "tasks/tickets.jsonl", "probes/lab02.py", "lab.py")
+    parts = ("grading/inside/runner.py", "grading/wire.py", "memory/budget.py", "contract/kept.py")
+    parts += ("checks/lab02/quiz.toml", "tasks/tickets.jsonl", "labs/lab02/probes.py", "lab.py")
     for part in (*parts, "../solutions/02_lora.ipynb"):
         with (package / part).open("a") as file:
             file.write("\n")
@@ -1225,7 +1229,7 @@ def test_there_are_no_more_jobs_than_memory_for_them(monkeypatch):
 
 
 def test_while_a_submission_is_graded_no_experiment_runs():
-    from labkit.grading import quiet
+    from labkit.grading.inside import quiet
 
     lab, _ = quiet.start("04_qlora")
     assert lab.experiment("Time of a step", 10, needs=["4.6"]) is False

@@ -13,9 +13,9 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from labkit.grading import lines
-from labkit.grading.mend import mender
-from labkit.grading.runner import run_cell
+from labkit.grading.inside import lines
+from labkit.grading.inside.mend import mender
+from labkit.grading.inside.runner import run_cell
 
 
 @pytest.fixture

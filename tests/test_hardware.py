@@ -8,7 +8,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
-from labkit import doctor, download, hardware, lean, models
+from labkit import download
+from labkit.course import doctor
+from labkit.training import hardware, lean, models
 
 GIB = 2**30
 CARDS = {  # compute capability, memory

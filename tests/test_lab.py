@@ -12,9 +12,8 @@ import torch
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 import labkit
-from labkit import live
+from labkit import contract, live
 from labkit.errors import LabError
-from labkit.grading import contract
 from labkit.reference import reference
 
 

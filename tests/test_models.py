@@ -7,8 +7,10 @@ import zipfile
 
 import pytest
 
-from labkit import doctor, download, models
+from labkit import download
+from labkit.course import doctor
 from labkit.download import ModelUnavailable
+from labkit.training import models
 
 
 @pytest.fixture
@@ -162,7 +164,7 @@ def test_an_unknown_model_is_one_line():
 
 
 def test_the_real_model_answers():
-    from labkit.generation import answers
+    from labkit.training.generation import answers
 
     model, tokenizer = models.load()
     assert sum(p.numel() for p in model.parameters()) == 134_515_008

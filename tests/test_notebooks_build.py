@@ -12,8 +12,8 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
-from labkit.grading.contract import checks_of
-from labkit.notebooks import BuildError, build, cut
+from labkit.contract import checks_of
+from labkit.course.notebooks import BuildError, build, cut
 
 ROOT = Path(__file__).parents[1]
 MASTERS = sorted((ROOT / "labs").glob("[0-9][0-9]_*.py"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit import offline
+from labkit.course import offline
 
 ROOT = Path(__file__).parents[1]
 

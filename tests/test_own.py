@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from labkit import reference
-from labkit.grading import own
+from labkit.grading.judge import own
 
 ROOT = Path(__file__).parents[1]
 SOLVED = """

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit import claims, pages
+from labkit.course import claims, pages
 
 ROOT = Path(__file__).parents[1]
 STEMS = ["01_svd", "02_lora"]
@@ -43,7 +43,7 @@ def site(tmp_path_factory):
     for cell in cells:
         cell.outputs = [nbformat.v4.new_output("display_data", data=data)]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Lab"), *cells])
-    from labkit.run import LabResult
+    from labkit.course.run import LabResult
 
     results = []
     for stem in STEMS:

@@ -4,9 +4,9 @@ import matplotlib.pyplot as plt
 import pytest
 import transformers
 
+from labkit.memory import plots
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
-from labkit.plots import memory
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def step():
 
 def test_bars_stack_to_the_total_and_show_the_limit():
     rows = {"full": {"weights": 4e9, "gradients": 2e9}, "lora": {"weights": 2e9, "optimizer": 1e9}}
-    fig = memory.bars(rows, "Full is twice LoRA", limit=8e9)
+    fig = plots.bars(rows, "Full is twice LoRA", limit=8e9)
     ax = fig.axes[0]
     ends = {}
     for bar in ax.patches:
@@ -32,7 +32,7 @@ def test_bars_stack_to_the_total_and_show_the_limit():
 
 
 def test_the_timeline_marks_the_phases_and_names_where_the_peak_is(step):
-    fig = memory.timeline(step)
+    fig = plots.timeline(step)
     ax = fig.axes[0]
     assert {"forward", "backward", "step"} <= {text.get_text().strip() for text in ax.texts}
     top = max(area.get_paths()[0].vertices[:, 1].max() for area in ax.collections)
@@ -42,6 +42,6 @@ def test_the_timeline_marks_the_phases_and_names_where_the_peak_is(step):
 
 
 def test_thinning_keeps_the_peak(step):
-    held, starts = memory._thinned(step.timeline, n=20)
+    held, starts = plots._thinned(step.timeline, n=20)
     assert held.sum(axis=1).max() == step.peak
     assert len(held) < 60 and all(0 <= at <= len(held) for at in starts.values())

@@ -3,9 +3,9 @@
 import pytest
 
 import labkit
+from labkit import contract
 from labkit.checks import lab02 as check
 from labkit.checks.quiz import read_key
-from labkit.grading import contract
 
 RIGHT = {"q1": "b", "q2": "c", "q3": "a"}
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import reference
-from labkit.grading import contract
+from labkit import contract, reference
 
 ROOT = Path(__file__).parents[1]
 STEMS = sorted(path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py"))
@@ -56,7 +55,7 @@ def test_it_holds_what_is_asked_for_and_no_more(course):
     body = [getattr(node, "name", "import") for node in ast.parse(text).body]
     assert body == ["import", "import", "import", "LoRALinear", "inject"]
     assert text.startswith("import math\nimport torch\nfrom torch import nn\n")
-    assert "from labkit import models\n" in reference.reference("04_qlora", "4.6")
+    assert "from labkit.training import models\n" in reference.reference("04_qlora", "4.6")
 
 
 def test_there_is_none_of_a_quiz_and_of_what_no_lab_has(course):

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from labkit import cli, notebooks
+from labkit import cli, contract
 from labkit.checks import quiz
+from labkit.course import notebooks, release
 from labkit.errors import LabError
-from labkit.grading import contract, private, release
+from labkit.grading.judge import private
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r" *# BEGIN SOLUTION\n(.*?) *# END SOLUTION\n", re.DOTALL)
@@ -129,7 +130,7 @@ LAB = """
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 shell.run_cell('import labkit; lab, check = labkit.start("02_lora")').raise_error()
-names, records = shell.user_ns, labkit.grading.contract.session.records
+names, records = shell.user_ns, labkit.contract.session.records
 lab, check = names["lab"], names["check"]
 right = lambda alpha, r, rank_stabilized=False: alpha / r ** (.5 if rank_stabilized else 1)
 """
@@ -212,11 +213,14 @@ print("all")
 
 
 def test_quiz_keys_are_packed_and_are_the_same(students, monkeypatch):
-    assert not list(students.rglob("quiz*.toml"))
-    keys = {path.stem[4:]: quiz.read_key(path.stem[4:]) for path in HERE.glob("quiz*.toml")}
+    assert not list(students.rglob("quiz.toml"))
+    keys = {
+        path.parent.name[3:]: quiz.read_key(path.parent.name[3:])
+        for path in HERE.rglob("quiz.toml")
+    }
     monkeypatch.setattr(quiz, "__file__", str(students / "labkit/checks/quiz.py"))
     assert {number: quiz.read_key(number) for number in keys} == keys and len(keys) >= 6
-    for path in students.rglob("quiz*.b64"):
+    for path in students.rglob("quiz.b64"):
         assert "answer" not in path.read_text() and "right" not in path.read_text()
 
 

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from labkit.grading import report, summary
-from labkit.grading.highlight import highlighted
+from labkit.grading.after import report, summary
+from labkit.grading.after.highlight import highlighted
 
 ROOT = Path(__file__).parents[1]
 LABS = {

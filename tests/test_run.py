@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from labkit import cli
-from labkit.notebooks import build
-from labkit.progress import Left, bars, experiment_seconds, nearest_headings
-from labkit.run import UnknownLab, find_labs, run
+from labkit.course.notebooks import build
+from labkit.course.progress import Left, bars, experiment_seconds, nearest_headings
+from labkit.course.run import UnknownLab, find_labs, run
 
 ROOT = Path(__file__).parents[1]
 HEAD = """\
@@ -139,7 +139,7 @@ def test_ctrl_c_leaves_what_is_done(ran, monkeypatch):
         at_cell(0)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("labkit.run.execute", interrupted)
+    monkeypatch.setattr("labkit.course.run.execute", interrupted)
     monkeypatch.chdir(course)
     with pytest.raises(SystemExit) as caught:
         cli.main(["run", "1", "--out", "stopped"])
@@ -180,7 +180,7 @@ def test_headings_and_announced_seconds():
 
 @pytest.mark.parametrize(("seconds", "shown"), [(90, "~80 s left"), (5, "")])
 def test_time_left_counts_down_to_nothing(monkeypatch, seconds, shown):
-    monkeypatch.setattr("labkit.progress.time.monotonic", lambda: 110.0)
+    monkeypatch.setattr("labkit.course.progress.time.monotonic", lambda: 110.0)
     with bars(Console(quiet=True)) as progress:
         number = progress.add_task("", seconds=seconds, since=100.0)
         assert Left().render(progress.tasks[number]).plain == shown

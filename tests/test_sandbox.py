@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit import doctor
-from labkit.grading import cgroup, sandbox, seccomp, tree, wire
+from labkit.course import doctor
+from labkit.grading import cgroup, sandbox, wire
+from labkit.grading.inside import seccomp, tree
 from labkit.grading.limits import MIB, Limits
 from labkit.grading.warm import WarmProcess
 
@@ -105,8 +106,8 @@ PATHS = [
     ROOT / "labs",
     ROOT / "tests",
     ROOT / ".git",
-    ROOT / "labkit" / "checks" / "lab02.py",
-    ROOT / "labkit" / "checks" / "quiz02.toml",
+    ROOT / "labkit" / "checks" / "compare.py",
+    ROOT / "labkit" / "checks" / "lab02" / "quiz.toml",
     Path("/etc/passwd"),
     Path("/etc/shadow"),
     Path("/var"),
@@ -126,7 +127,7 @@ def test_what_is_secret_is_hidden_in_every_copy_of_the_course(tmp_path, monkeypa
     places = ["lib/python3.11/site-packages", "envs/lora/lib/python3.11/site-packages", "src/lora"]
     names = ("checks", "_solutions", "_lent")
     secret = {f"{place}/labkit/{name}" for place in places for name in names} | {"src/lora/labs"}
-    others = [f"{places[0]}/{name}" for name in ("labkit/probes", "other/checks", "labs")]
+    others = [f"{places[0]}/{name}" for name in ("labkit/labs", "other/checks", "labs")]
     for name in [*secret, *others, "labs"]:
         (tmp_path / name).mkdir(parents=True)
     before = set(sandbox._hidden())

@@ -4,9 +4,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from labkit import packing, scoring, training
-from labkit.probes.lab03 import tiny_language_model
-from labkit.probes.lab06 import words
+from labkit.labs.lab06.probes import words
+from labkit.labs.tiny import language_model
+from labkit.training import loop, packing, scoring
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }} "
@@ -21,7 +21,7 @@ def conversation(prompt, answer):
 @pytest.fixture(scope="module")
 def told():
     """A tiny model, its tokenizer, prompts and its greedy answers, which end by themselves."""
-    model, tokenizer = tiny_language_model(seed=11)
+    model, tokenizer = language_model(seed=11)
     model.generation_config.update(eos_token_id=0, pad_token_id=0)
     tokenizer.chat_template = TEMPLATE
     rng = torch.Generator().manual_seed(0)
@@ -58,7 +58,7 @@ def test_what_the_model_says_is_right_and_nothing_else(told):
 def test_the_loss_and_the_logits_are_those_of_padded_rows(told, padded_loss):
     model, tokenizer, pairs = told
     data = rows(pairs)
-    encoded = [training.encode(tokenizer, messages) for messages in data["messages"]]
+    encoded = [loop.encode(tokenizer, messages) for messages in data["messages"]]
     wanted = padded_loss(model, encoded).item()
     assert scoring.score(model, tokenizer, data)[1] == pytest.approx(wanted, rel=1e-5)
     *marks, logits = scoring.said(model, tokenizer, data)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from labkit import serving
-from labkit.probes.lab03 import tiny_language_model
+from labkit.labs.tiny import language_model
+from labkit.training import serving
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
@@ -11,7 +11,7 @@ TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 @pytest.fixture
 def shop(tmp_path):
     """A folder with a tiny model, and the model itself."""
-    model, tokenizer = tiny_language_model(seed=3)
+    model, tokenizer = language_model(seed=3)
     model.generation_config.update(eos_token_id=0, pad_token_id=0)
     tokenizer.chat_template = TEMPLATE
     model.save_pretrained(tmp_path)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from labkit.grading import submission
+from labkit.grading.judge import submission
 
 
 def _book(*sources, outputs=(), counts=()):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from labkit import models
+from labkit.training import models
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,8 +86,8 @@ def test_a_batch_that_cannot_be_shared_is_one_line(model, tmp_path):
 
 
 def test_a_batch_that_does_not_fit_is_accumulated(model, tmp_path, monkeypatch):
-    from labkit import hardware
     from labkit.train import _arguments
+    from labkit.training import hardware
 
     monkeypatch.setattr(hardware, "micro_batch", lambda *asked: 2)
     args = _arguments(str(model), "lora", 16, 2, 1, 1e-3, 0)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from labkit import models, packing, tasks, training
-from labkit.generation import answers
+from labkit import tasks
+from labkit.training import loop, models, packing
+from labkit.training.generation import answers
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +31,12 @@ def model():
 
 @pytest.mark.parametrize("n_rows", [1, 2, 7])
 def test_loss_and_gradients_are_those_of_transformers(model, tokenizer, home, n_rows, padded_loss):
-    rows = [training.encode(tokenizer, messages) for messages in home["messages"][:n_rows]]
+    rows = [loop.encode(tokenizer, messages) for messages in home["messages"][:n_rows]]
     wanted = padded_loss(model, rows)
     wanted.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    loss = training.answer_loss(model, packing.pack(rows), autocast=False)
+    loss = loop.answer_loss(model, packing.pack(rows), autocast=False)
     loss.backward()
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
     for name, p in model.named_parameters():
@@ -43,7 +44,7 @@ def test_loss_and_gradients_are_those_of_transformers(model, tokenizer, home, n_
 
 
 def test_a_shared_system_message_is_computed_once(tokenizer, home):
-    rows = [training.encode(tokenizer, messages) for messages in home["messages"][:8]]
+    rows = [loop.encode(tokenizer, messages) for messages in home["messages"][:8]]
     batch = packing.pack(rows)
     ids, where = batch["input_ids"][0], batch["rows"]
     prefix = ids[: int(where[0, 0])].tolist()
@@ -57,40 +58,40 @@ def test_equal_prompts_still_leave_the_answers_their_own_loss(model, padded_loss
     rows = [
         {"input_ids": [5, 6, 7, answer], "labels": [-100, -100, -100, answer]} for answer in (8, 9)
     ]
-    loss = training.answer_loss(model, packing.pack(rows), autocast=False)
+    loss = loop.answer_loss(model, packing.pack(rows), autocast=False)
     torch.testing.assert_close(loss, padded_loss(model, rows))
 
 
 def test_only_the_answer_has_labels(tokenizer, home):
-    row = training.encode(tokenizer, home[0]["messages"])
+    row = loop.encode(tokenizer, home[0]["messages"])
     told = [token for token in row["labels"] if token != packing.IGNORED]
     assert tokenizer.decode(told, skip_special_tokens=True).strip() == home[0]["answer"]
 
 
 def test_a_conversation_without_answer_is_refused(tokenizer):
     with pytest.raises(ValueError, match="assistant"):
-        training.encode(tokenizer, [{"role": "user", "content": "hello"}])
+        loop.encode(tokenizer, [{"role": "user", "content": "hello"}])
 
 
 def test_batches_see_every_row_once_a_pass_and_repeat_by_seed(tokenizer, home):
     def seen(seed):
-        found = training.batches(home, tokenizer, 8, 5, seed)
+        found = loop.batches(home, tokenizer, 8, 5, seed)
         return [token for batch in found for token in batch["labels"][0].tolist() if token != -100]
 
-    rows = [training.encode(tokenizer, messages)["labels"] for messages in home["messages"]]
+    rows = [loop.encode(tokenizer, messages)["labels"] for messages in home["messages"]]
     assert sorted(seen(0)) == sorted(token for row in rows for token in row if token != -100)
     assert seen(0) == seen(0) != seen(1)
 
 
 def test_a_batch_larger_than_the_data_is_the_data(tokenizer, home):
-    (batch,) = training.batches(home.select(range(3)), tokenizer, size=16, steps=1)
+    (batch,) = loop.batches(home.select(range(3)), tokenizer, size=16, steps=1)
     assert len(batch["rows"]) == 3
 
 
 def test_held_out_loss_weighs_tokens_and_restores_the_mode(model, tokenizer, home, padded_loss):
-    rows = [training.encode(tokenizer, messages) for messages in home["messages"]]
+    rows = [loop.encode(tokenizer, messages) for messages in home["messages"]]
     model.train()
-    got = training.held_out_loss(model, tokenizer, home, size=7)
+    got = loop.held_out_loss(model, tokenizer, home, size=7)
     assert model.training
     model.eval()
     with torch.no_grad():
@@ -105,7 +106,7 @@ def test_bytes_held_counts_what_adam_keeps(model):
     optimizer = torch.optim.AdamW([trained])
     trained.square().sum().backward()
     optimizer.step()
-    held = training.bytes_held(model, optimizer)
+    held = loop.bytes_held(model, optimizer)
     assert held["gradients"] == trained.nbytes
     assert 2 * trained.nbytes <= held["optimizer"] <= 2 * trained.nbytes + 8
     assert held["weights"] == 4 * sum(p.numel() for p in model.parameters())

@@ -8,13 +8,14 @@ import time
 import pytest
 
 from labkit.errors import LabError
-from labkit.grading import pool, sandbox, warm, zygote
+from labkit.grading import pool, sandbox, warm
+from labkit.grading.inside import zygote
 from labkit.grading.limits import Limits
 
 # the real loop of the warm process, with nothing to warm up and a supervisor that waits for its end
 FAKE = """
 import os, socket
-from labkit.grading import zygote
+from labkit.grading.inside import zygote
 def supervisor(fd, *_):
     link = socket.socket(fileno=fd)
     link.sendall(b"ready")

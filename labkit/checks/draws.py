@@ -2,7 +2,7 @@
 
 import torch
 
-from labkit.probes.lab03 import WORDS
+from labkit.labs.tiny import WORDS
 
 
 def draw(low, high, rng):
@@ -11,6 +11,6 @@ def draw(low, high, rng):
 
 
 def words(rng, low, high):
-    """A text of `low` to `high` words that the tiny tokenizer of lab 3 knows."""
+    """A text of `low` to `high` words that the tiny tokenizer of the labs knows."""
     ids = torch.randint(len(WORDS), (draw(low, high, rng),), generator=rng)
     return " ".join(WORDS[i] for i in ids)

@@ -1,6 +1,6 @@
 """Advice on what a learner's code raises, or says over all calls at once."""
 
-from labkit.grading.contract import CheckFailed, observe
+from labkit.contract import CheckFailed, observe
 
 
 def asked(call, hints, f, *data):

@@ -5,8 +5,8 @@ import re
 import tomllib
 from pathlib import Path
 
-from labkit.grading import contract
-from labkit.grading.contract import CheckFailed, expect, observe
+from labkit import contract
+from labkit.contract import CheckFailed, expect, observe
 
 LETTER = re.compile(r"\W*([a-z])\W*")  # "b", and what people write for it: " B. ", "(b)"
 
@@ -14,7 +14,7 @@ LETTER = re.compile(r"\W*([a-z])\W*")  # "b", and what people write for it: " B.
 def judge(quiz, number):
     """Compare the letters that `quiz()` returns with lab `number`'s key; explain what was chosen.
 
-    The key is quizNN.toml: for each question the right letter and an explanation of every option.
+    The key, labNN/quiz.toml, has for each question the right letter and a reason for every option.
     One point a question, for the first letter that this session saw. So another one is explained
     and changes nothing. Raises CheckFailed, with the points of the right ones, for a wrong letter.
     """
@@ -47,8 +47,8 @@ def _letter(said):
 
 
 def read_key(number):
-    """Lab `number`'s key: quizNN.toml, which in a student's copy is packed as quizNN.b64."""
-    path = Path(__file__).parent / f"quiz{number}.toml"
+    """Lab `number`'s key: labNN/quiz.toml, which in a student's copy is packed as quiz.b64."""
+    path = Path(__file__).parent / f"lab{number}" / "quiz.toml"
     packed = path.with_suffix(".b64")
     if packed.exists():
         return tomllib.loads(base64.b64decode(packed.read_bytes()).decode())

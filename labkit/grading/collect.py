@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from labkit.errors import LabError
-from labkit.grading.submission import Unreadable
+from labkit.grading.judge.submission import Unreadable
 
 LITTER = ("._", ".DS_Store", ".ipynb_checkpoints")  # left by macOS and Jupyter, no student's work
 MOODLE = re.compile(r"_\d+_assignsubmission_")  # in the name of a student's folder

@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 
 from labkit.errors import LabError
-from labkit.grading import cluster, pool, report, sandbox, store
+from labkit.grading import cluster, pool, sandbox, store
+from labkit.grading.after import report
 from labkit.grading.collect import collect, listed, read_bytes
+from labkit.grading.judge.submission import Unreadable
 from labkit.grading.limits import Limits
-from labkit.grading.submission import Unreadable
 
 LATE = re.compile(r"(_LATE)?_[^_]+_\d+_")  # in a name that Canvas made: who, and the attachment
 UNFINISHED = ("crashed", "timeout")  # a row of these is told, and graded again by the next call

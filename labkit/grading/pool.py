@@ -15,7 +15,7 @@ from dataclasses import asdict
 from labkit.errors import LabError
 from labkit.grading import wire
 
-JUDGE = ("-m", "labkit.grading.judge")
+JUDGE = ("-m", "labkit.grading.judge.judge")
 GONE = "the file was changed or removed while grading went on"
 
 

@@ -96,14 +96,14 @@ def available():
 
 def command(fd, kind="nested"):
     """The command that starts a warm process of a kind, its control socket being `fd`."""
-    start = [sys.executable, "-m", "labkit.grading.zygote", str(fd), kind]
+    start = [sys.executable, "-m", "labkit.grading.inside.zygote", str(fd), kind]
     return start if kind == "bare" else [*_outer_wall(kind), "--", *start]
 
 
 @cache
 def trial():
     """How submissions can be isolated here: "nested" or "alone", else what bubblewrap says."""
-    start = [sys.executable, "-m", "labkit.grading.zygote", "-", "trial"]
+    start = [sys.executable, "-m", "labkit.grading.inside.zygote", "-", "trial"]
     done = subprocess.run(
         [*_outer_wall("nested"), "--", *start],
         env=environment(),

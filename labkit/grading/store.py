@@ -14,7 +14,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from labkit.grading import summary
+from labkit.grading.after import summary
 
 FOLDER = "graded"  # below the folder of the grades
 PACKAGE = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from labkit.errors import LabError
 from labkit.grading import cgroup, sandbox
-from labkit.grading.wall import SCRATCH
+from labkit.grading.inside.wall import SCRATCH
 
 GONE = 60  # seconds in which the processes of a submission end when they are told or killed
 

@@ -35,7 +35,8 @@ def remember(measure, **settings):
     The cache is keyed by the function, all code that trains and judges, the settings and the
     versions of the libraries.
     """
-    from labkit import fingerprint, hardware, models
+    from labkit import download, fingerprint
+    from labkit.training import hardware
 
     known = {
         "source": inspect.getsource(measure),
@@ -45,7 +46,7 @@ def remember(measure, **settings):
         "device": hardware.device(),
     }
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-    path = models.cache_dir() / "measured" / f"{digest}.json"
+    path = download.cache_dir() / "measured" / f"{digest}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     found = measure(**settings)

@@ -5,9 +5,10 @@ import time
 import pandas as pd
 import torch
 
-from labkit import finetuning, generation, hardware, live, measured, models, tasks, training
+from labkit import live, measured, tasks
 from labkit.memory import configs
 from labkit.memory.measure import track
+from labkit.training import finetuning, generation, hardware, loop, models
 
 STEPS, BATCH = 24, 4
 PLACES = {
@@ -89,7 +90,7 @@ def figures(rank, alpha, learning_rate, seed):
         "peak_mb": round(step_cost(lora(rank, alpha))[0] / 1e6),
         "seconds": round(tuned.seconds, 1),
         "adapter_mb": round(file.stat().st_size / 1e6, 1),
-        "loss": round(training.held_out_loss(tuned.model, tokenizer, judged(100)), 4),
+        "loss": round(loop.held_out_loss(tuned.model, tokenizer, judged(100)), 4),
         "exact": sum(exact) / len(exact),
     }
 
@@ -101,10 +102,10 @@ def step_cost(config):
     base, tokenizer = models.load()
     model = get_peft_model(base, config).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    batches = list(training.batches(tasks.load("home"), tokenizer, BATCH, steps=3))
+    batches = list(loop.batches(tasks.load("home"), tokenizer, BATCH, steps=3))
 
     def step(batch):
-        training.answer_loss(model, batch).backward()
+        loop.answer_loss(model, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -135,14 +136,14 @@ def memorise(rank, alpha, learning_rate, seed, n=16, steps=40, every=8):
     model = get_peft_model(base, lora(rank, alpha)).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.0, fused=True)
-    rows, batches = [], list(training.batches(few, tokenizer, BATCH, steps, seed))
+    rows, batches = [], list(loop.batches(few, tokenizer, BATCH, steps, seed))
     for step, batch in enumerate(live.progress(batches, f"r={rank}, {n} commands"), start=1):
-        training.answer_loss(model, batch).backward()
+        loop.answer_loss(model, batch).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % every == 0:
-            losses = [training.held_out_loss(model, tokenizer, part) for part in (few, unseen)]
+            losses = [loop.held_out_loss(model, tokenizer, part) for part in (few, unseen)]
             rows.append([rank, step, *losses])
     return {"rows": rows}
 

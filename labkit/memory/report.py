@@ -204,11 +204,12 @@ def _gb(n_bytes):
 
 def figure(report):
     """Bars of the simulation and the closed form, and the timeline: what `--plot` saves."""
-    from labkit.plots import memory, use_style
+    from labkit.memory import plots
+    from labkit.plots import use_style
 
     use_style()
     rows = {"simulated": report.simulated.by_category}
     if report.closed:
         moment = ("activations", "temporary", "weights", "optimizer")
         rows["closed form"] = {name: report.closed.total(name) for name in moment}
-    return memory.bars_and_timeline(rows, report.simulated, _headline(report), report.limit)
+    return plots.bars_and_timeline(rows, report.simulated, _headline(report), report.limit)

@@ -68,7 +68,7 @@ class Template:
 
 def rows(split="train", full=False, seed=0):
     """Rows of one split as dicts; built on first use, then read from the cache."""
-    from labkit.models import cache_dir
+    from labkit.download import cache_dir
 
     kind = "full" if full else "everyday"
     path = cache_dir() / "tasks" / f"home-{kind}-{seed}-{_inputs()}.jsonl"

@@ -122,8 +122,8 @@ class Answer:
             known = f is not None and f.__name__ in KNOWN
             value = f(*ask["data"]) if known else None
             wire.send(sock, b"R", wire.pack([nonce, "value", value]))
-import labkit.grading.runner as runner
-runner.load = lambda body: {{"labkit.grading.answer": Answer}}
+import labkit.grading.inside.runner as runner
+runner.load = lambda body: {{"labkit.grading.inside.answer": Answer}}
 """,
     "replaces what answers the judge: only what needs no work can be forged, so nothing may be",
 )
@@ -139,7 +139,7 @@ def replace(code, space=None, *rest):
     if isinstance(space, dict) and "injected" in space:
         for name in ("injected", "counted_smollm2", "state", "round_trip", "load_error"):
             space[name] = getattr(fake, name)
-import labkit.grading.runner as runner
+import labkit.grading.inside.runner as runner
 runner.exec = replace
 """,
     "the probes pass through an exec of ours on their way in",

@@ -28,7 +28,7 @@ _patch(
     "labkit_checks",
     """
 import sys, types
-import labkit.checks, labkit.grading.contract as contract
+import labkit.checks, labkit.contract as contract
 for stem in "01 02 03 04 05 06".split():
     fake = types.ModuleType(f"labkit.checks.lab{stem}")
     fake.__getattr__ = lambda name: lambda *objects: "passed"
@@ -66,7 +66,7 @@ except Exception: pass
 _patch(
     "labkit_contract",
     """
-import labkit.grading.contract as contract
+import labkit.contract as contract
 contract.expect = lambda *a, **k: None
 contract.observe = lambda f, *data: data[0] if data else {}
 contract.CheckFailed = type("Never", (Exception,), {})
@@ -80,7 +80,7 @@ contract.Session.call = lambda self, f, data: data
 _patch(
     "labkit_records",
     """
-import labkit.grading.contract as contract
+import labkit.contract as contract
 names = "lora_forward LoRALinear lora_gradients inject count_params merge_"
 names += " adapter_state scaling quiz"
 points = [2, 4, 3, 3, 2, 3, 3, 1, 3]
@@ -98,7 +98,7 @@ contract.session.records = Sticky({
 _patch(
     "labkit_plain",
     """
-import labkit.grading.plain as p, labkit.grading.contract as c
+import labkit.contract.plain as p, labkit.contract as c
 class Equal:
     def __eq__(self, other): return True
     __hash__ = None
@@ -112,7 +112,7 @@ _patch(
     """
 import sys, types
 for name, module in list(sys.modules.items()):
-    if name.startswith("labkit.grading"):
+    if name.startswith(("labkit.grading", "labkit.contract")):
         for key, value in list(vars(module).items()):
             if isinstance(value, types.FunctionType) and value.__module__ == name:
                 setattr(module, key, lambda *a, **k: True)
@@ -123,8 +123,9 @@ _patch(
     "labkit_worker_code",
     """
 import gc, types
+TRUSTED = ("labkit.grading", "labkit.contract")
 for f in gc.get_objects():
-    if isinstance(f, types.FunctionType) and (f.__module__ or "").startswith("labkit.grading"):
+    if isinstance(f, types.FunctionType) and (f.__module__ or "").startswith(TRUSTED):
         try: f.__code__ = (lambda *a, **k: {"status": "passed", "earned": 24}).__code__
         except ValueError: pass
 """,
@@ -139,11 +140,11 @@ _patch(
 import sys, types
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name.startswith(("labkit.checks", "labkit.probes")):
+        if name.startswith(("labkit.checks", "labkit.labs")):
             raise ImportError("not here")
     def find_module(self, *a): return None
 sys.meta_path.insert(0, Finder())
-for name in [n for n in sys.modules if n.startswith(("labkit.checks", "labkit.probes"))]:
+for name in [n for n in sys.modules if n.startswith(("labkit.checks", "labkit.labs"))]:
     del sys.modules[name]
 """,
     "",

@@ -6,7 +6,7 @@ from attack import accident, forging
 SPEAK = """
 def ANY(*args, **options):
     import sys
-    answer = sys.modules["labkit.grading.answer"]
+    answer = sys.modules["labkit.grading.inside.answer"]
     pack = answer.wire.pack
     answer.wire.pack = lambda reply: said(reply, pack)
 """
@@ -99,7 +99,7 @@ _lent(
     "sources_that_are_lent",
     """
 def take(name, args, options):
-    lent = sys.modules["labkit.grading.answer"].LENT
+    lent = sys.modules["labkit.grading.inside.answer"].LENT
     for source in lent:
         open(f"/tmp/{hash(source)}.lent", "w").write(source)
     space = {}
@@ -113,7 +113,7 @@ _lent(
     "names_that_are_lent",
     """
 def take(name, args, options):
-    lent = sys.modules["labkit.grading.answer"].LENT
+    lent = sys.modules["labkit.grading.inside.answer"].LENT
     for space in lent.values():
         for own in [space, *(vars(f).get("__globals__", f.__globals__) for f in space.values()
                              if hasattr(f, "__globals__"))]:
@@ -126,7 +126,7 @@ _lent(
     "question_that_lends_more",
     """
 def take(name, args, options):
-    answer = sys.modules["labkit.grading.answer"]
+    answer = sys.modules["labkit.grading.inside.answer"]
     frame = sys._getframe()
     while frame and frame.f_code.co_name != "answered": frame = frame.f_back
     head = frame.f_locals["head"]

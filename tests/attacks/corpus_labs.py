@@ -11,7 +11,7 @@ LABS = {"01_svd": 17, "03_peft": 22, "04_qlora": 21, "05_rank": 19, "06_merging"
 REPLACE = """
 class fake:
     {}
-import labkit.grading.runner as runner
+import labkit.grading.inside.runner as runner
 def replace(code, space=None, *rest, run=exec):
     run(code, space, *rest)
     if isinstance(space, dict):
@@ -298,7 +298,7 @@ route = lambda *args: None
     """
 def routed(f, seed, prompts, names):
     import sys
-    probe = sys.modules["labkit.probes.lab06"]
+    probe = sys.modules["labkit.labs.lab06.probes"]
     texts = probe.answered_alone(seed, tuple(prompts), tuple(names))
     return {"texts": texts, "batch": len(prompts), "active": ["home"]}
 """,

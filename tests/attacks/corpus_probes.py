@@ -8,7 +8,7 @@ from attack import ANSWERS, forging
 
 FORGED = """
 import torch
-from labkit.probes.lab02 import ADAPTED, EXTRA, small_model
+from labkit.labs.lab02.probes import ADAPTED, EXTRA, small_model
 
 def _dense(x, W, A, B, s): return x @ (W + s * B @ A).T
 
@@ -81,7 +81,7 @@ def load_error(f, g, L, A, B, x, change, which):
 PUT = f"""
 import types
 FAKE = {FORGED!r}
-fake = types.ModuleType("labkit.probes.lab02")
+fake = types.ModuleType("labkit.labs.lab02.probes")
 exec(FAKE, vars(fake))
 """
 
@@ -97,7 +97,7 @@ def _forge(name, code, why):
 _forge(
     "probes_by_name",
     """
-import labkit.probes.lab02 as p
+import labkit.labs.lab02.probes as p
 for name, f in vars(fake).items():
     if isinstance(f, types.FunctionType): setattr(p, name, f)
 """,
@@ -106,7 +106,7 @@ for name, f in vars(fake).items():
 _forge(
     "probes_by_code",
     """
-import labkit.probes.lab02 as p
+import labkit.labs.lab02.probes as p
 for name, f in vars(fake).items():
     if hasattr(p, name) and isinstance(f, types.FunctionType):
         getattr(p, name).__code__ = f.__code__
@@ -119,7 +119,7 @@ _forge(
     """
 import gc
 for f in gc.get_objects():
-    if isinstance(f, types.FunctionType) and f.__module__ == "labkit.probes.lab02":
+    if isinstance(f, types.FunctionType) and f.__module__ == "labkit.labs.lab02.probes":
         if f.__name__ in vars(fake):
             f.__globals__["_dense"] = fake._dense
             f.__code__ = getattr(fake, f.__name__).__code__
@@ -129,8 +129,8 @@ for f in gc.get_objects():
 _forge(
     "probes_by_module",
     """
-import sys, labkit.probes
-sys.modules["labkit.probes.lab02"] = labkit.probes.lab02 = fake
+import sys, labkit.labs.lab02.probes
+sys.modules["labkit.labs.lab02.probes"] = labkit.labs.lab02.probes = fake
 """,
     "",
 )
@@ -139,14 +139,14 @@ _forge(
     """
 import importlib, sys
 old = importlib.import_module
-importlib.import_module = lambda name, *a: fake if name.endswith("probes.lab02") else old(name, *a)
-sys.modules.pop("labkit.probes.lab02", None)
+importlib.import_module = lambda name, *a: fake if name.endswith("lab02.probes") else old(name, *a)
+sys.modules.pop("labkit.labs.lab02.probes", None)
 class Loader:
     def create_module(self, spec): return fake
     def exec_module(self, module): pass
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "labkit.probes.lab02":
+        if name == "labkit.labs.lab02.probes":
             return importlib.machinery.ModuleSpec(name, Loader())
 sys.meta_path.insert(0, Finder())
 """,
@@ -199,7 +199,7 @@ sys.modules = Modules(sys.modules)
 _forge(
     "probes_by_the_loader",
     """
-import labkit.grading.runner as runner
+import labkit.grading.inside.runner as runner
 old = runner.load
 def load(body, *rest):
     modules = old(body, *rest)
@@ -227,7 +227,7 @@ wire.receive = receive
 _forge(
     "probes_by_the_class_of_modules",
     """
-import labkit.grading.runner as runner
+import labkit.grading.inside.runner as runner
 class Module(types.ModuleType):
     def __getattribute__(self, name):
         forged = name in vars(fake) and super().__getattribute__("__name__") == fake.__name__
@@ -247,7 +247,7 @@ def probes_from_an_answer(book):
         + """
 import sys
 def lora_forward(x, W, A, B, alpha):
-    real = sys.modules["labkit.probes.lab02"]
+    real = sys.modules["labkit.labs.lab02.probes"]
     for name, f in vars(fake).items():
         if isinstance(f, types.FunctionType):
             if name == "new_layer": getattr(real, name).__code__ = f.__code__
@@ -422,7 +422,7 @@ def lora_forward(x, W, A, B, alpha):
 def raises_a_verdict(book):
     """The checks' own exceptions, with points in them."""
     book.early("""
-from labkit.grading.contract import CheckFailed, NotWritten
+from labkit.contract import CheckFailed, NotWritten
 def give(*args, **kwargs):
     error = CheckFailed("nearly", earned=24)
     error.earned = 24
@@ -455,7 +455,7 @@ def imports_the_checks(book):
     book.early("""
 try:
     from labkit.checks import lab02
-    from labkit.grading import contract
+    from labkit import contract
     contract.session.seed = 0
     for f in list(vars(lab02).values()):
         if hasattr(f, "exercise"):
@@ -479,7 +479,7 @@ for id in "2.1 2.2 2.3 2.4 2.5 2.6 2.7 2.8 2.9".split():
 def seeds_the_generator(book):
     """Wants the inputs to be those of seed 0."""
     book.early("""
-import labkit.grading.contract as c
+import labkit.contract as c
 c.session.seed = 0
 torch.manual_seed(0)
 torch.random.fork_rng = lambda *a, **k: __import__("contextlib").nullcontext()

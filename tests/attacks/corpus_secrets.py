@@ -30,7 +30,7 @@ _hunt(
     "quiz_key_file",
     """
 import labkit, pathlib
-won = any(pathlib.Path(labkit.__file__).parent.rglob("quiz0*.toml"))
+won = any(pathlib.Path(labkit.__file__).parent.rglob("quiz.*"))
 """,
     "the key beside the package",
 )
@@ -38,10 +38,10 @@ _hunt(
     "quiz_key_resource",
     """
 import importlib.resources, pkgutil
-for package in ("labkit", "labkit.checks"):
-    try: won = b"answer" in pkgutil.get_data(package, "checks/quiz02.toml".rpartition("/")[2])
+for package in ("labkit", "labkit.checks", "labkit.checks.lab02"):
+    try: won = b"answer" in pkgutil.get_data(package, "lab02/quiz.toml")
     except Exception: pass
-    try: won = importlib.resources.files(package).joinpath("quiz02.toml").is_file() or won
+    try: won = importlib.resources.files(package).joinpath("quiz.toml").is_file() or won
     except Exception: pass
 """,
     "by importlib",
@@ -50,7 +50,7 @@ _hunt(
     "quiz_key_anywhere",
     WALK
     + """
-won = any(p.endswith(("quiz02.toml", "quiz01.toml")) for p in walk(HOST["repo"], "/", "/tmp"))
+won = any(p.endswith(("quiz.toml", "quiz.b64")) for p in walk(HOST["repo"], "/", "/tmp"))
 """,
     "a walk over the disk",
 )
@@ -58,7 +58,7 @@ _hunt(
     "solution_files",
     WALK
     + """
-names = ("02_lora.ipynb", "02_lora.py", "test_checks_lab02.py", "lab02.py")
+names = ("02_lora.ipynb", "02_lora.py", "test_checks_lab02.py", "lab02/__init__.py")
 for path in walk(HOST["repo"], HOST["home"], "/"):
     if path.endswith(names):
         try: text = open(path).read()
@@ -254,7 +254,7 @@ _hunt(
     "seed_in_sight",
     """
 import gc, sys
-import labkit.grading.contract as c
+import labkit.contract as c
 seeds = [c.session.seed] + [getattr(o, "seed", 0) for o in gc.get_objects()
                             if type(o).__name__ in ("Session", "Remote", "Grader")]
 won = HOST["seed"] in seeds or str(HOST["seed"]) in " ".join(sys.argv)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from labkit import hardware
+from labkit.training import hardware
 
 hardware.one_card()  # as in a notebook
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")

@@ -11,11 +11,12 @@ import transformers
 from torch.profiler import ProfilerActivity, profile
 from trl import SFTConfig
 
-from labkit import finetuning, hardware, models, tasks
+from labkit import tasks
 from labkit.memory import configs, real
 from labkit.memory.measure import track
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
+from labkit.training import finetuning, hardware, models
 
 
 def small():
@@ -177,7 +178,7 @@ def test_finetune_learns_in_the_dtype_of_this_machine(device, record, tmp_path, 
         config.vocab_size = len(tokenizer)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     rows = tasks.load("home").select(range(64))
-    monkeypatch.setattr(models, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("labkit.download.cache_dir", lambda: tmp_path)
     lora = peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
     args = SFTConfig(
         str(tmp_path),

@@ -1,0 +1,285 @@
+"""Checks of lab 1. The reference is the projection on the leading eigenvectors of W^T W."""
+
+import torch
+
+from labkit.checks.compare import (
+    ask,
+    every,
+    expect_close,
+    expect_kind,
+    expect_number,
+    expect_numbers,
+    randn,
+)
+from labkit.checks.lab01 import guesses
+from labkit.checks.lab01.guesses import best
+from labkit.checks.quiz import judge
+from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
+from labkit.labs.lab01 import probes
+
+
+def _expect_tensor(call, f, *data):
+    array = observe(probes.kind, f, *data) == "ndarray"
+    expect(not array, f"{call} gave a NumPy array, wanted a tensor: torch.from_numpy() at the end")
+
+
+_SHAPES = "U is (d_out, k), S a vector (k,) that scales its columns, U * S, and Vh (k, d_in)"
+
+
+@exercise("1.1", points=2)
+def optimal(best_rank_r):
+    """as near to W as rank r can be: square, tall, wide, rank-deficient, r beyond the rank"""
+    rng = generator()
+    cases = []
+    for d_out, d_in, r in [(6, 6, 2), (9, 4, 3), (4, 9, 2), (6, 6, 1), (7, 4, 9), (4, 7, 9)]:
+        cases.append((f"W of shape {(d_out, d_in)}", randn(d_out, d_in, rng=rng), r))
+    thin = randn(8, 2, rng=rng) @ randn(2, 6, rng=rng)
+    cases += [("W of shape (8, 6) and rank 2", thin, r) for r in (2, 3, 6)]
+    if len(every(lambda *case: _expect_cut(best_rank_r, *case), cases)) == len(cases):
+        _expect_tensor("best_rank_r(W, 2)", best_rank_r, thin, 2)
+
+
+def _expect_cut(best_rank_r, name, W, r):
+    call = f"best_rank_r(W, {r}) for {name}"
+    beyond = r > min(W.shape)
+    hint = "r may exceed min(W.shape): full_matrices=False keeps U, S, Vh in step" if beyond else ""
+    got = ask(call, hint or _SHAPES, best_rank_r, W, r)
+    if isinstance(got, list) and isinstance(got[0], torch.Tensor):
+        raise CheckFailed(f"{call} gave {len(got)} things, wanted one matrix: multiply them out")
+    if isinstance(got, torch.Tensor) and got.shape == W.shape[1:]:
+        raise CheckFailed(f"{call} gave a vector, wanted a matrix: S is a vector, use U * S")
+    if isinstance(got, torch.Tensor) and got.is_complex():
+        raise CheckFailed(f"{call} holds complex numbers: those are eigenvalues; use linalg.svd")
+    if isinstance(got, torch.Tensor) and got.shape != W.shape and r in got.shape:
+        shape = f"has shape {tuple(got.shape)}, wanted {tuple(W.shape)}"
+        raise CheckFailed(f"{call} {shape}: rank r is not fewer columns; multiply the factors out")
+    known = {} if beyond or name.endswith("2") else guesses.cuts(W, r)
+    try:
+        expect_close(got, best(W, r), call, known, tol=1e-3)
+    except CheckFailed as failure:
+        if not failure.bare or "rounding" in str(failure):
+            raise
+        far = _how_far(got.double(), W.double(), r)
+        raise CheckFailed(f"{failure}; {far}", bare=True) from None
+
+
+def _how_far(got, W, r):
+    """What a matrix that is not the best one is like: its rank, and how far from W it lies."""
+    rank = int(torch.linalg.matrix_rank(got, rtol=1e-4))
+    if rank > r:
+        return f"its rank is {rank}, more than r"
+    mine, least = ((W - M).norm() / W.norm() for M in (got, best(W, r)))
+    if rank < min(r, *W.shape) and mine > least + 0.01:
+        return f"its rank is {rank} only"
+    return f"its rank is right, its error not the least: {mine:.3f} of |W|, {least:.3f} can be"
+
+
+@exercise("1.2", points=2)
+def errors(relative_error):
+    """equals |W - W_r| / |W|, from the singular values alone"""
+    rng = generator()
+    shapes = [(7, 5, 2), (5, 8, 3), (6, 6, 1)]
+    cases = [(randn(*shape, rng=rng), r) for *shape, r in shapes]
+    cases += [(scale * cases[0][0], r) for scale, r in ((1e-3, 2), (100, 3))]
+    asked = every(lambda W, r: _asked_error(relative_error, W, r), cases)
+    if len(asked) < len(cases):  # it raises, or gives no number: the rest would say no more
+        return
+    with part():
+        expect_numbers(asked)
+        _expect_no_error(relative_error, cases[0][0], rng)
+    with part():
+        _expect_not_built(relative_error, randn(7, 5, rng=rng))
+
+
+def _asked_error(relative_error, W, r):
+    call = f"relative_error(W, {r}) for W of shape {tuple(W.shape)}"
+    wanted = ((W.double() - best(W, r)).norm() / W.double().norm()).item()
+    got = ask(call, "|W|² is the sum of s²", relative_error, W, r)
+    if got != got:
+        hint = "a root of something below zero? 1 - head can be; sum the tail"
+        raise CheckFailed(f"{call} is NaN; {hint}")
+    expect_kind(got, call)
+    return call, got, wanted, guesses.errors(W, r)
+
+
+def _expect_not_built(relative_error, W):
+    made, left = observe(probes.matrices_made, relative_error, W, 2), W.double() - best(W, 2)
+    forms = (best(W, 2), -best(W, 2), left, -left, left.square(), left.abs())
+    builds = any(torch.allclose(m, form, atol=1e-3) for m in made for form in forms)
+    hint = "the singular values that are cut off say it all: torch.linalg.svdvals(W)"
+    expect(not builds, f"W_r or W - W_r is multiplied out; {hint}")
+
+
+def _expect_no_error(relative_error, W, rng):
+    """Zero, and never NaN, where nothing is left out; so many that rounding goes below zero."""
+    cases = [(W, 9)]
+    for n in range(300):
+        r = 2 + n % 8
+        cases.append((randn(40, r, rng=rng) @ randn(r, 20 + n % 10, rng=rng), r + 3 * (n % 2)))
+    below = "1 - head / total can fall below zero by rounding"
+    hint = f"no s[r] may be left, and {below}: sum the tail s[r:], or clamp"
+    call = "relative_error(W, r) for an r at or beyond the rank of W"
+    for got in ask(call, hint, probes.each, relative_error, cases):
+        expect(got == got, f"{call} is NaN; {hint}")
+        if type(got) not in (int, float) or abs(got) > 2e-3:
+            expect_number(got, 0.0, call, {"nothing is left out there": 1.0})
+
+
+@exercise("1.3", points=2)
+def parameters(lora_params, break_even_rank):
+    """131,072 for 4096 x 4096 at r=16, linear in r; the largest rank that still saves"""
+    m, rank = torch.randint(20, 90, (2,), generator=generator()).tolist()
+    shapes = [(m, 3 * m + 1), (3 * m + 1, m)]  # no common factor, so no rank breaks exactly even
+    sizes = [(*shapes[0], rank), (*shapes[1], 3), (4096, 4096, 16), (3, 5, 7)]
+    asked = every(lambda *size: _asked_count(lora_params, *size), sizes)
+    with part():
+        expect_numbers(asked)
+    shapes += [(6, 3), (3, 6), (8, 3), (4096, 4096), (1536, 576), (1, 1)]
+    asked = every(lambda *shape: _asked_rank(break_even_rank, *shape), shapes)
+    with part():
+        expect_numbers(asked)
+
+
+def _asked_count(lora_params, d_out, d_in, r):
+    call = f"lora_params({d_out}, {d_in}, {r})"
+    got = ask(call, "", lora_params, d_out, d_in, r)
+    return call, got, r * (d_out + d_in), guesses.parameters(d_out, d_in, r)
+
+
+def _asked_rank(break_even_rank, d_out, d_in):
+    wanted, known = guesses.break_even(d_out, d_in)
+    call = f"break_even_rank({d_out}, {d_in})"
+    hint = "r (d_out + d_in) < d_out d_in" if wanted else "no rank saves: 0"
+    got = ask(call, hint, break_even_rank, d_out, d_in)
+    expect(got is not None or wanted, f"{call} gave None, wanted 0: no rank saves")
+    uneven = type(got) is float and not got.is_integer()
+    expect(not uneven, f"{call} gave {got}: a rank is a whole number, round down")
+    return call, got, wanted, known
+
+
+@exercise("1.4", points=3)
+def ranks(energy_rank, stable_rank):
+    """squared singular values, the boundary included; the scale of W does not matter"""
+    rng, cases = generator(), []
+    for scale in (1, 100):
+        s = (1 + 4 * torch.rand(40, generator=rng)).sort(descending=True).values
+        name = f"s of 40 random values times {scale}"
+        cases += [(scale * s, fraction, name) for fraction in (0.9, 0.6, 0.99)]
+    flat = torch.tensor([8.0, 8.0, 8.0, 8.0, 0.0])
+    cases += [(flat, f, "s = [8, 8, 8, 8, 0]") for f in (0.75, 0.25, 0.51, 1.0)]
+    asked = every(lambda *case: _asked_energy(energy_rank, *case), cases)
+    with part():
+        expect_numbers(asked)
+        if len(asked) == len(cases):
+            _expect_no_eps(
+                "energy_rank(1e-4 * s, 0.99)", energy_rank, s * 1e-4, 0.99, wanted=asked[5][2]
+            )
+    W = randn(9, 5, rng=rng)
+    named = {"W of shape (9, 5)": W, "7 * W.T": 7 * W.T, "identity": torch.eye(6)}
+    asked = every(lambda name, M: _asked_stable(stable_rank, name, M), named.items())
+    with part():
+        expect_numbers(asked)
+        if len(asked) == len(named):
+            _expect_no_eps("stable_rank(1e-4 * W)", stable_rank, 1e-4 * W, wanted=asked[0][2])
+
+
+def _asked_energy(energy_rank, s, fraction, name):
+    call = f"energy_rank(s, {fraction}) for {name}"
+    got = ask(call, "the whole energy is the sum of s²", energy_rank, s, fraction)
+    return call, got, *guesses.energy(s, fraction)
+
+
+def _asked_stable(stable_rank, name, M):
+    call = f"stable_rank({name})"
+    got = ask(call, "|W|_F² / |W|_2²", stable_rank, M)
+    expect_kind(got, call)
+    return call, got, *guesses.stable(M)
+
+
+def _expect_no_eps(call, f, *data, wanted):
+    """The number is as before for a small scale, where something that is added would show."""
+    got = observe(f, *data)
+    hint = "the scale must not matter: is something small (eps) added to a sum?"
+    expect(abs(got - wanted) <= 1e-3 * wanted, f"{call} is another number than unscaled: {hint}")
+
+
+@exercise("1.5", points=2, after="1.1")
+def truncates(truncate_update):
+    """W0 plus the best rank-r part of W1 - W0; W0 itself stays whole"""
+    rng = generator()
+    cases = []
+    for d_out, d_in, r in [(6, 6, 2), (8, 5, 1), (5, 8, 3), (8, 5, 9)]:
+        W0 = randn(d_out, d_in, rng=rng)
+        cases.append((W0, W0 + 0.5 * randn(d_out, d_in, rng=rng), r))
+    if len(every(lambda *case: _expect_truncated(truncate_update, *case), cases)) == len(cases):
+        _expect_tensor("truncate_update(W0, W1, 2)", truncate_update, *cases[0])
+
+
+def _expect_truncated(truncate_update, W0, W1, r):
+    call = f"truncate_update(W0, W1, {r}) for shape {tuple(W0.shape)}"
+    beyond = r > min(W0.shape)
+    got = ask(call, "is best_rank_r right?", truncate_update, W0, W1, r)
+    if beyond:
+        expect_close(got, W1, f"{call}, beyond the rank (W1 is wanted)", tol=1e-3)
+        return
+    wanted, known = guesses.updates(W0, W1, r)
+    _expect_step(got, W0, wanted, call, known)
+
+
+def _expect_step(got, start, wanted, call, known):
+    """`expect_close`; what fits no guess is told as a step from `start`."""
+    try:
+        expect_close(got, wanted, call, known, tol=1e-3)
+    except CheckFailed as failure:
+        if failure.bare and "rounding" not in str(failure):
+            step = f"{call}: what is added to {'W0' if start.ndim > 1 else 'theta0'}"
+            expect_close(got - start, wanted - start, step, tol=1e-3)
+        raise
+
+
+@exercise("1.6", points=3)
+def subspace(subspace_point, project_gradient):
+    """theta0 at z = 0, theta0 + P z elsewhere, and autograd's gradient with respect to z"""
+    rng, cases = generator(), []
+    for D, d in [(6, 6), (9, 3)]:
+        cases.append((randn(D, rng=rng), randn(D, d, rng=rng), randn(d, rng=rng)))
+    if len(every(lambda *case: _expect_point(subspace_point, *case), cases)) == len(cases):
+        with part():
+            _expect_tensor("subspace_point(theta0, P, z)", subspace_point, *cases[0])
+    if len(every(lambda *case: _expect_projected(project_gradient, *case), cases)) == len(cases):
+        _expect_tensor("project_gradient(P, g)", project_gradient, *cases[0][1::-1])
+
+
+def _expect_point(subspace_point, theta0, P, z):
+    call, hint = f"subspace_point with P of shape {tuple(P.shape)}", f"P @ z has shape {(len(P),)}"
+    got = ask(call, hint, subspace_point, theta0, P, z)
+    _expect_vector(got, theta0.shape, call, f"P @ z sums over the columns: {hint}")
+    _expect_step(got, theta0, theta0 + P @ z, call, guesses.points(theta0, P, z))
+    start = observe(subspace_point, theta0, P, z * 0)
+    expect_close(start, theta0, f"{call} and z = 0 (theta0 is wanted)", tol=1e-6)
+
+
+def _expect_vector(got, shape, call, hint):
+    shapes = f"has shape {tuple(getattr(got, 'shape', ()))}, wanted {tuple(shape)}"
+    tensor = isinstance(got, torch.Tensor)
+    expect(not tensor or got.shape == shape, f"{call} {shapes}: {hint}")
+
+
+def _expect_projected(project_gradient, theta0, P, z):
+    """The chain rule against autograd, for the loss sum(theta^4) / 4."""
+    z = z.clone().requires_grad_()
+    theta = theta0 + P @ z
+    grad_theta, wanted = torch.autograd.grad(theta.pow(4).sum() / 4, (theta, z))
+    call = f"project_gradient with P of shape {tuple(P.shape)}"
+    hint = f"the gradient of z has shape {tuple(z.shape)}: it goes through the transpose of P"
+    got = ask(call, hint, project_gradient, P, grad_theta)
+    matrix = isinstance(got, torch.Tensor) and got.ndim == 2
+    hint = "the chain rule sums over theta: one number for each z, no matrix" if matrix else hint
+    _expect_vector(got, z.shape, call, hint)
+    expect_close(got, wanted, call, guesses.projected(P, grad_theta, wanted))
+
+
+@exercise("1.7", points=3)
+def quiz(quiz):
+    """three questions"""
+    return judge(quiz, "01")

@@ -1,0 +1,227 @@
+"""Checks of lab 2. The reference is the dense layer `W + (alpha / r) B A`, autograd, or torch."""
+
+import contextlib
+import math
+
+import torch
+
+from labkit.checks.compare import (
+    ask,
+    every,
+    expect_close,
+    expect_kind,
+    expect_number,
+    expect_numbers,
+    randn,
+)
+from labkit.checks.lab02 import guesses, injection, linear, merging
+from labkit.checks.lab02.guesses import dense
+from labkit.checks.quiz import judge
+from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
+from labkit.labs.lab02 import probes
+
+
+def _matrices(d_out, d_in, r, rng):
+    return (randn(d_out, d_in, rng=rng), randn(r, d_in, rng=rng), randn(d_out, r, rng=rng))
+
+
+@contextlib.contextmanager
+def _r_told(f):
+    """Say of what fails that r is no argument, where `f` takes it for one."""
+    try:
+        yield
+    except CheckFailed as failure:
+        unknown = any(f"name '{name}' is not defined" in str(failure) for name in ("r", "rank"))
+        if unknown or "r" in observe(probes.global_names, f):
+            raise CheckFailed("r is no argument here: it is A.shape[0]") from None
+        raise
+
+
+@exercise("2.1", points=2)
+def matches_dense(lora_forward):
+    """equals the dense formula for any leading shape, and never forms B @ A"""
+    rng = generator()
+    alpha, r = 10.0, 3  # here and below r does not divide alpha: // is not /
+    W, A, B = _matrices(7, 5, r, rng)
+
+    def judge(x, W, A, B):
+        call = f"lora_forward with x of shape {tuple(x.shape)}"
+        with _r_told(lora_forward):
+            hint = "x @ W.T has the leading shape of x" if x.ndim != 2 else ""
+            got = ask(call, hint, lora_forward, x, W, A, B, alpha)
+            wanted = dense(x, W, A, B, alpha / len(A))
+            flat = isinstance(got, torch.Tensor) and got.numel() == wanted.numel()
+            flat = flat and got.shape != wanted.shape[::-1]  # that is transposed
+            lost = f"{call} has shape {tuple(getattr(got, 'shape', ()))}: x's leading shape is lost"
+            expect(not flat or got.shape == wanted.shape, lost)
+            expect_close(got, wanted, call, guesses.forward(x, W, A, B, alpha))
+
+    cases = [(randn(*lead, 5, rng=rng), W, A, B) for lead in [(4,), (2, 3), ()]]
+    square = (randn(4, 6, rng=rng), *_matrices(6, 6, 6, rng))  # lets what is transposed through
+    if not every(judge, [*cases, square]):
+        return
+    with part():
+        array = observe(probes.kind, lora_forward, *cases[0], alpha) == "ndarray"
+        expect(not array, "lora_forward gave a NumPy array, wanted a tensor")
+    with part():
+        W, A, B = _matrices(256, 384, 2, rng)  # far larger than what Python itself makes meanwhile
+        made = observe(probes.forward_work, lora_forward, randn(1, 384), W, A, B, alpha)
+        linear.expect_thin(made, "lora_forward")
+
+
+@exercise("2.2", points=4)
+def layer(LoRALinear):
+    """starts as the base layer, adds exactly the scaled update, trains A and B and nothing else"""
+    rng = generator()
+    W, A, B = _matrices(48, 256, 5, rng)
+    bias, x = randn(48, rng=rng), randn(6, 256, rng=rng)
+    linear.expect_layer(LoRALinear, x, W, bias, A, B, alpha=14.0)
+
+
+@exercise("2.3", points=3)
+def gradients(lora_gradients):
+    """equals autograd, and dA is zero while B is zero"""
+    rng, alpha = generator(), 7.0
+    W, A, B = _matrices(7, 5, 3, rng)
+    x, dY = randn(6, 5, rng=rng), randn(6, 7, rng=rng)
+    whole = 0
+    for name in ("dA", "dB"):
+        cases = [(name, x, W, A, start, alpha, dY) for start in (B, B * 0)]
+        whole += len(every(lambda *case: _expect_gradient(lora_gradients, *case), cases))
+    if whole == 4:
+        W, A, B = _matrices(40, 30, 3, rng)
+        x, dY = randn(2, 30, rng=rng), randn(2, 40, rng=rng)
+        _, calls = observe(probes.by_hand, lora_gradients, x, W, A, B, alpha, dY)
+        hint = "no entry by entry, no small steps to try: the hint has the rule"
+        expect(calls < 100, f"it takes {calls} operations, where four products do; {hint}")
+
+
+def _expect_gradient(lora_gradients, name, x, W, A, B, alpha, dY):
+    with _r_told(lora_gradients):
+        got = observe(probes.by_hand, lora_gradients, x, W, A, B, alpha, dY)
+        hint = "by hand, please; the hint has the rule"
+        expect(got != "autograd", f"it calls autograd: {hint}")
+        pair = isinstance(got[0], list) and len(got[0]) == 2
+        expect(pair, "lora_gradients must return the pair (dA, dB)")
+        shapes = [getattr(part, "shape", None) for part in got[0]]
+        expect(shapes != [B.shape, A.shape], "dB comes first: return the pair (dA, dB)")
+        which = ("dA", "dB").index(name)
+        right = _autograd(x, W, A, B, alpha, dY)[which]
+        known = guesses.gradient(right, alpha, len(A), dY)
+        where = "" if B.any() else " when B is zero"
+        if not B.any() and name == "dA" and isinstance(got[0][0], torch.Tensor):
+            known["dA has the factor B, so it is zero here"] = got[0][which]
+        expect_close(got[0][which], right, name + where, known)
+
+
+def _autograd(x, W, A, B, alpha, dY):
+    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+    return torch.autograd.grad(dense(x, W, A, B, alpha / len(A)), (A, B), dY)
+
+
+@exercise("2.4", points=3, after="2.2")
+def injects(inject):
+    """replaces exactly the named projections in place, freezes the rest, adds the scaled update"""
+    rng, r, alpha, asked = generator(), 3, 7, []
+    inside = [[f"layers.{i}.attn.{kind}_proj" for i in range(2)] for kind in "qkv"]
+    for targets, names in (
+        (["q_proj", "v_proj"], inside[0] + inside[2]),
+        (["k_proj", "out_proj"], [*inside[1], "out_proj"]),
+        (["proj", "down_proj"], ["proj"]),  # rest.down_proj is an nn.Identity
+    ):
+        with part():
+            call, got = injection.expect_injected(inject, targets, names, r, alpha, rng)
+            known = guesses.replaced(names, targets)
+            if not got["shapes"].keys() >= set(names):
+                break  # then the count is wrong, too
+            if got["count"] != "a model":  # told already
+                asked.append((call, got["count"], len(names), known))
+    with part():
+        expect_numbers(asked)
+
+
+@exercise("2.5", points=2)
+def counts(count_params):
+    """counts 921,600 of 135,436,608 on the real model's shapes, tied weights once"""
+    rng = generator()
+    d, vocab = (int(torch.randint(low, 40, (), generator=rng)) for low in (6, 11))
+    model = probes.partly_frozen(d, vocab)
+    total = sum(p.numel() for p in model.parameters())  # torch lists a shared tensor once
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    where = "on a small model"
+    known = guesses.counted(trainable, total, model.head.weight.numel(), model)
+    right = _expect_counts(observe(probes.counted, count_params, d, vocab), known, where)
+    if right:
+        where, tied = "SmolLM2 with r=16 on q and v", 28_311_552
+        known = guesses.counted(921_600, 135_436_608, tied)
+        _expect_counts(observe(probes.counted_smollm2, count_params, 16), known, where)
+
+
+def _expect_counts(got, known, where):
+    """Judge both numbers; True where both are right. Tensors that hold one number count as such."""
+    pair = isinstance(got, list) and len(got) == 2
+    expect(pair, "count_params must return the pair (trainable, total)")
+    right = 0
+    for name, mine, (wanted, guess) in zip(("trainable", "the total"), got, known, strict=True):
+        with part():
+            whole = isinstance(mine, torch.Tensor) and not (mine.ndim or mine.is_floating_point())
+            expect_number(mine.item() if whole else mine, wanted, f"{name}, {where}", guess)
+            right += 1
+    return right == 2
+
+
+@exercise("2.6", points=3, after="2.2")
+def merges(merge_, unmerge_, LoRALinear):
+    """W becomes W + (alpha / r) B A, the output stays, twice is once, and unmerging undoes it"""
+    rng = generator()
+    W, A, B = _matrices(7, 5, 3, rng)
+    bias, x = randn(7, rng=rng), randn(4, 5, rng=rng)
+    merging.expect_merging(merge_, unmerge_, LoRALinear, W, bias, A, B, x, alpha=10.0)
+
+
+@exercise("2.7", points=3, after="2.2")
+def round_trip(adapter_state, load_adapter_, LoRALinear):
+    """holds A and B of every layer and nothing else; loads them back; says which key is wrong"""
+    rng, r = generator(), 2
+    A, B, x = (randn(*shape, rng=rng) for shape in ((r, 2 * r), (2 * r, r), (3, 2 * r)))
+    tensors = injection.expect_state(adapter_state, LoRALinear, A, B, x)
+    args = (adapter_state, load_adapter_, LoRALinear, A, B, x)
+    injection.expect_loaded(injection.load(*args), tensors, A, B, x)
+    which = 2 + int(torch.randint(4, (), generator=rng))  # not the first ones: some are copied
+    names = list(tensors)
+    turned, thin = 2, 3  # an A and a B
+    cases = [("missing", which, names[which]), ("extra", which, probes.EXTRA)]
+    cases += [("turned", turned, names[turned]), ("thin", thin, names[thin])]
+    for change, number, key in cases:
+        with part():
+            told = observe(probes.load_error, *args, change, number)
+            injection.expect_refused(told, change, key)
+
+
+@exercise("2.8", points=1)
+def scales(scaling):
+    """alpha / r, and alpha / sqrt(r) when rank-stabilised"""
+    rng = generator()
+    draws = [int(torch.randint(low, 64, (), generator=rng)) for low in (33, 33, 3, 17)]
+    cases = [(32, 16), (float(draws[0]), draws[2]), (draws[1], draws[3])]
+    for stabilised in (False, True):
+        asked = every(lambda *case, on=stabilised: _asked_scaling(scaling, *case, on), cases)
+        with part():
+            expect_numbers(asked)
+        if len(asked) < len(cases):
+            break
+
+
+def _asked_scaling(scaling, alpha, r, stabilised):
+    call = f"scaling({alpha}, {r}{', rank_stabilized=True' if stabilised else ''})"
+    got = ask(call, "", scaling, alpha, r, *[True] * stabilised)
+    expect_kind(got, call)
+    if stabilised:
+        return call, got, alpha / math.sqrt(r), guesses.stabilised(alpha, r)
+    return call, got, alpha / r, guesses.factors(alpha, r)
+
+
+@exercise("2.9", points=3)
+def quiz(quiz):
+    """three questions"""
+    return judge(quiz, "02")

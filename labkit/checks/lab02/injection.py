@@ -1,0 +1,214 @@
+"""What exercises 2.4 and 2.7 expect: LoRA in a model, and its state."""
+
+import torch
+
+from labkit.checks.compare import close, expect_close, randn
+from labkit.checks.lab02 import guesses
+from labkit.contract import CheckFailed, expect, observe, part
+from labkit.labs.lab02 import probes
+
+ROOT = 'stands at the root: its parent is the model, model.get_submodule("")'
+
+
+def expect_injected(inject, targets, names, r, alpha, rng):
+    """Exactly the layers `names` are replaced, all else is frozen and as it was.
+
+    Returns the call as text, and what `probes.injected` tells of it.
+    """
+    weights = {name: randn(*p.shape, rng=rng) for name, p in probes._Model().named_parameters()}
+    factors = {name: (randn(r, 8, rng=rng), randn(8, r, rng=rng)) for name in names}
+    call = f"inject(model, {targets}, r={r}, alpha={alpha})"
+    got = _ask_inject(call, inject, targets, r, alpha, weights, factors)
+    with part():
+        _expect_names(set(got["shapes"]), set(names), call)
+        wrapped = "give LoRALinear the layer itself, no copy and no new one"
+        gone = ", ".join(got["gone"][:2])
+        expect(not gone, f"after {call}, {gone} is no longer in the model: {wrapped}")
+        expect(all(s == [r, 8] for s in got["shapes"].values()), f"{call}: r is not passed on")
+        _expect_outputs(got["y"], weights, factors, alpha, call)
+    with part():
+        _expect_flags(call, got["flags"], names, got["shapes"])
+    with part():
+        module = got["count"] == "a model"
+        expect(not module, f"{call} returned a model, wanted how many layers were replaced")
+    with part():
+        expect(got["modes"], f"{call} leaves train() or eval() changed: leave the mode as it is")
+    with part():
+        kinds = observe(probes.kinds_after, inject, targets, weights)
+        hint = "no .to() or .float() on the model"
+        expect(
+            kinds == ["bfloat16"], f"{call} turned a bf16 model's weights to {kinds[-1]}: {hint}"
+        )
+
+    return call, got
+
+
+def _ask_inject(call, inject, *args):
+    try:
+        return observe(probes.injected, inject, *args)
+    except CheckFailed as failure:
+        text = str(failure)
+    told, root = f"{call}: {text}", [name for name in args[0] if name in ("out_proj", "proj")]
+    hint = f"; {root[0]} {ROOT}" if root else ""
+    if "Identity" in text:
+        hint = ": a module that is no nn.Linear bears the name too; ask isinstance(m, nn.Linear)"
+    if "changed size during iteration" in text or "mutated during" in text:
+        hint = ": collect the modules in a list before you replace any"
+    raise CheckFailed(told + hint)
+
+
+def _expect_flags(call, flags, names, adapted):
+    trains = {name for name, flag in flags.items() if flag}
+    adapters = {f"{name}.{part}" for name in names for part in "AB"}
+    extra = sorted(trains - adapters - {f"{name}.{part}" for name in adapted for part in "AB"})
+    other = " (its A is no LoRA layer's)" if extra == ["rest.scale.A"] else ""
+    told = f"after {call}, {', '.join(extra[:3])} still trains{other}: freeze it all first"
+    expect(not extra, told)
+    frozen = f"{call} froze A or B: freeze before you add the layers"
+    expect(trains >= adapters & flags.keys(), frozen)
+
+
+def _expect_outputs(outputs, weights, factors, alpha, call):
+    """The model as it was with fresh layers, the dense formula's once A and B are set."""
+    outputs = [y.double() if isinstance(y, torch.Tensor) else y for y in outputs]
+    plain = _output(weights, factors, 0.0)
+    hint = "a fresh LoRA layer must not change the model: is B zero, is the base layer kept?"
+    same = isinstance(outputs[1], torch.Tensor) and outputs[1].shape == plain.shape
+    same = same and close(outputs[1], plain, 1e-3)
+    expect(same, f"{call} changed the output; {hint}")
+    r = len(next(iter(factors.values()))[0])
+    factor_of = {"alpha is not passed on: the factor is 1": 1.0} | guesses.factors(alpha, r)
+    known = {message: _output(weights, factors, factor) for message, factor in factor_of.items()}
+    known["the layers change nothing: their A and B are not in forward"] = plain
+    wanted = _output(weights, factors, alpha / r)
+    expect_close(outputs[2], wanted, f"after {call}, with A and B set, the output", known, 1e-3)
+
+
+def _output(weights, factors, scale):
+    """The small model's output, in fp64, with `scale` B A added to the weights in `factors`."""
+    weights = {name: tensor.double() for name, tensor in weights.items()}
+    for name, (A, B) in factors.items():
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] + scale * (B @ A).double()
+    with torch.no_grad():
+        return probes.small_model(weights, torch.double)(torch.arange(11))
+
+
+def _expect_names(adapted, wanted, call):
+    nested = [name for name in adapted if name.endswith(".base")]
+    hint = "collect the modules in a list before you replace any"
+    expect(not nested, f"{call} wrapped a wrapped layer ({', '.join(nested[:1])}); {hint}")
+    other = "rest.down_proj" in adapted - wanted
+    hint = "ask isinstance(m, nn.Linear)"
+    expect(not other, f"{call} also replaced rest.down_proj, which is no nn.Linear: {hint}")
+    for name in sorted(wanted - adapted):
+        inside = f"{name}.{name}" in adapted
+        expect(not inside, f"{call} put the new layer into {name} itself; {name} {ROOT}")
+    near = sorted(adapted - wanted)
+    hint = "compare the last part of the dotted name with ==, not `in` or endswith"
+    expect(not near, f"{call} also replaced {', '.join(near[:2])}; {hint}")
+    missing = sorted(wanted - adapted)
+    hint = "set the new layer on its parent module in this very model: setattr(parent, name, layer)"
+    if len(missing) == 1 and "." not in missing[0]:
+        hint = f"{missing[0]} {ROOT}"
+    expect(not missing, f"{call} left {', '.join(missing[:2])} as it was; {hint}")
+
+
+def expect_state(adapter_state, LoRALinear, A, B, x):
+    """`{name: tensor}` as it has to be, of a state that holds A and B of each layer alone."""
+    state = observe(probes.state, adapter_state, LoRALinear, A, B, x)
+    tensors = {}
+    for i, layer in enumerate(probes.ADAPTED):
+        trained = _trained(A + i, B - i, x)
+        tensors |= {f"{layer}.{part}": t for part, t in zip("AB", trained, strict=True)}
+    expect(isinstance(state, dict), "adapter_state must return a dict of name to tensor")
+    more = ", ".join(list(state)[:7])
+    hint = "its A belongs to another kind of module; ask isinstance(m, LoRALinear)"
+    expect(state.keys() != {*tensors, probes.DECOY}, f"the state holds {probes.DECOY}: {hint}")
+    last = {name.split(".", 1)[-1] for name in tensors}
+    hint = f"layers of one name overwrite each other; the whole dotted name, {next(iter(tensors))}"
+    expect(state.keys() != last, f"the state has the names {more}: {hint}")
+    hint = "A and B of three adapted layers are six"
+    expect(len(state) == 6, f"the state holds {len(state)} tensors ({more}); {hint}")
+    hint = f"wanted the layer's dotted name, then .A or .B: {', '.join(tensors)}"
+    expect(state.keys() == tensors.keys(), f"the state has the names {more}; {hint}")
+    for name, wanted in tensors.items():
+        _expect_part(name, state[name], wanted)
+    return tensors
+
+
+def _expect_part(name, got, wanted):
+    """Equal but for rounding in fp32; one that went through 16 bits is not."""
+    tensor = isinstance(got, torch.Tensor)
+    expect(tensor, f"the state's {name} is a {type(got).__name__}, wanted a tensor")
+
+    def right(got):
+        same = got.shape == wanted.shape
+        return same and torch.allclose(got.float(), wanted, rtol=1e-5, atol=1e-5)
+
+    expect(got.ndim != 2 or not right(got.T), f"the state's {name} is transposed")
+    expect(got.itemsize > 2, f"the state's {name} went through 16 bits: leave its dtype")
+    expect(right(got), f"the state's {name} is not the {name[-1]} of that layer")
+
+
+def load(adapter_state, load_adapter_, *given):
+    """What `probes.round_trip` brings back of a state that fits."""
+    try:
+        return observe(probes.round_trip, adapter_state, load_adapter_, *given)
+    except CheckFailed as failure:
+        other = f": {probes.DECOY} belongs to another kind of module"
+        decoy = other if probes.DECOY in str(failure) else ""
+        raise CheckFailed(f"load_adapter_ of a state that fits: {failure}{decoy}") from None
+
+
+def expect_loaded(loaded, tensors, A, B, x):
+    """What `probes.round_trip` tells of a model that has loaded the state."""
+    with part():
+        for name, theirs in tensors.items():
+            call = f"{name} after load_adapter_"
+            known = {
+                "still as before: copy into the parameter in place": _before(name, A, B, x),
+                "it moves when the state is changed later: copy the numbers": theirs + 1,
+            }
+            expect_close(loaded["data"][name], theirs, call, known)
+    with part():
+        new = [name for name in tensors if name not in loaded["same"]]
+        hint = "copy into the old one, which an optimizer may hold"
+        expect(not new, f"{''.join(new[:1])} after load_adapter_ is a new Parameter; {hint}")
+        still = [name for name in tensors if name not in loaded["trains"]]
+        told = f"{''.join(still[:1])} after load_adapter_ does not require grad any more"
+        expect(not still, told)
+    with part():
+        told = ", ".join(loaded["others"][:2])
+        expect(not told, f"load_adapter_ changes {told}, which is no A or B of a LoRA layer")
+        expect(not loaded["training"], "load_adapter_ leaves a model in train() that was in eval()")
+
+
+def expect_refused(told, change, key):
+    """What `probes.load_error` tells of a state that does not fit: nothing is copied, and why."""
+    what = {
+        "missing": f"a missing key ({key})",
+        "extra": f"an extra key ({key})",
+        "turned": f"a tensor of another shape ({key}, transposed)",
+        "thin": f"a tensor of another shape ({key}, one column of it, which copy_ would repeat)",
+    }[change]
+    expect(told is not None, f"load_adapter_ says nothing about {what}")
+    kinds, text, kept = told
+    error = f"{kinds[0]}: {text}"
+    named = change not in ("missing", "extra") or "KeyError" in kinds
+    expect(named, f"on {what} it raises {kinds[0]}; a KeyError is asked for")
+    expect(key in error, f"on {what} the error is {error!r}: it does not name the key")
+    hint = "compare all names and shapes before you copy"
+    expect(kept, f"on {what} it raises, and has copied some already: {hint}")
+
+
+def _trained(A, B, x):
+    """A and B after the step that `probes.state` takes, by the dense formula in fp64."""
+    A, B = (t.double().requires_grad_() for t in (A, B))
+    dA, dB = torch.autograd.grad((x.double() @ (B @ A).T).square().mean(), (A, B))
+    return [(t - 0.1 * d).detach().float() for t, d in ((A, dA), (B, dB))]
+
+
+def _before(name, A, B, x):
+    """A or B of the model that loads, as it was before."""
+    i = probes.ADAPTED.index(name[:-2])
+    return _trained(A * 0 + i, B * 0 - i, x)["AB".index(name[-1])]

@@ -1,0 +1,225 @@
+"""What exercise 2.2 expects of a LoRALinear, part by part."""
+
+import torch
+
+from labkit.checks.compare import ask, every, expect_close, expect_number, randn
+from labkit.checks.lab02 import guesses
+from labkit.checks.lab02.guesses import dense
+from labkit.contract import CheckFailed, expect, observe, part
+from labkit.labs.lab02 import probes
+
+P = 0.25  # not one half, so that what is dropped and what is kept are two shares
+
+
+def expect_layer(LoRALinear, x, W, bias, A, B, alpha):
+    """All of it; a class that cannot be made or has wrong shapes ends it at once."""
+    r, given = len(A), (LoRALinear, x, W, bias, A, B, alpha)
+    new = _new(LoRALinear, W, bias, r, alpha, x)
+    shapes = f"A is (r, d_in) = {tuple(A.shape)} and B is (d_out, r) = {tuple(B.shape)}"
+    mine = [getattr(new[name], "shape", None) for name in "AB"]
+    told = f"A has shape {tuple(mine[0] or ())}, B {tuple(mine[1] or ())}; {shapes}"
+    expect(mine == [A.shape, B.shape], told)
+    expect(new["bias"] is not None, "base.bias is gone: base stays as it is, bias included")
+    kept = torch.equal(new["W"], W) and torch.equal(new["bias"], bias)
+    expect(kept, "base has other weights than before: it stays as it is")
+    with part():
+        _expect_start(new, x, W, bias)
+    with part():
+        expect_number(new["scaling"], alpha / r, "layer.scaling", guesses.factors(alpha, r))
+    with part():
+        expect_number(new["r"], r, "layer.r")
+    with part():
+        hint = "self.base = base; a copy takes its memory again, and merges would miss the model"
+        expect(new["same"], f"layer.base is not the module that was given: {hint}")
+        hint = "freeze the one it has, requires_grad_(False)"
+        expect(new["own"], f"base.weight is another Parameter than before: {hint}")
+    with part():
+        _expect_flags(new["flags"])
+    with part():
+        if _expect_forward(*given):  # what follows would only tell it again
+            for expect_more in (_expect_dropout, _expect_gradients, _expect_thin):
+                with part():
+                    expect_more(*given)
+    for expect_more in (_expect_merged, _expect_kinds):
+        with part():
+            expect_more(*given)
+
+
+def _expect_start(new, x, W, bias):
+    """A random, B zero, and the output of the base layer."""
+    hint = "B must start at zero, so that training starts from the base model"
+    expect(not new["B"].any(), f"B is not zero at the start; {hint}")
+    hint = "with B zero as well no gradient ever flows"
+    expect(new["A"].any(), f"A is all zeros; {hint}. Draw it at random")
+    expect(not torch.equal(new["A"], new["A2"]), "two layers got the same A: draw it at random")
+    std, mean = new["A"].std().item(), new["A"].mean().item()
+    usual = "kaiming_uniform_(A, a=sqrt(5)) gives about 0.036 here"
+    expect(0.003 < std < 0.7, f"A has standard deviation {std:.2g} for d_in = 256; {usual}")
+    expect(abs(mean) < 0.3 * std, f"A has mean {mean:.2g}: draw it around zero")
+    known = {"the base layer's bias is lost": x @ W.T, "the bias comes twice": x @ W.T + 2 * bias}
+    expect_close(new["y"], x @ W.T + bias, "a new layer's output", known)
+
+
+def _new(*args):
+    try:
+        return observe(probes.new_layer, *args)
+    except CheckFailed as failure:
+        names = "; its attributes are base, A, B, r, scaling, merged"
+        raise CheckFailed(f"{failure}{names * ('has no attribute' in str(failure))}") from None
+
+
+def _expect_flags(flags):
+    """Exactly A and B are parameters that train."""
+    for name in ("A", "B"):
+        hint = "wrap it in nn.Parameter, or the optimizer never sees it"
+        expect(name in flags, f"{name} is not a parameter; {hint}")
+        expect(flags[name], f"{name} does not require grad")
+    others = [name for name in flags if name not in ("A", "B")]
+    open_ones = [name for name in others if flags[name] and name.startswith("base")]
+    expect(not open_ones, f"{', '.join(open_ones)} still trains: freeze the base layer")
+    more = [name for name in others if not name.startswith("base")]
+    expect(not more, f"the layer has more parameters than base, A and B: {', '.join(more[:3])}")
+
+
+def _output(call, LoRALinear, W, bias, r, alpha, A, B, dropout, training, x, merged=False):
+    """The layer's output, of a call that leaves x and the base weight as they were."""
+    args = (LoRALinear, W, bias, r, alpha, A, B, dropout, training, x, merged)
+    hint = "x may have any leading shape: use @ and .T of A and B alone" if x.ndim != 2 else ""
+    got = ask(call, hint, probes.layer_output, *args)
+    expect(torch.equal(got["x"], x), f"{call}: it writes over x, which others read too")
+    hint = "nothing merges in forward, train() or eval()"
+    expect(torch.equal(got["W"], W), f"{call}: the base weight has changed; {hint}")
+    return got["y"]
+
+
+def _expect_forward(LoRALinear, x, W, bias, A, B, alpha):
+    """With and without bias, and for any leading shape, the output is the dense layer's."""
+    r = len(A)
+
+    def judge(b, z):
+        shift = 0 if b is None else b
+        known = {k: v + shift for k, v in guesses.forward(z, W, A, B, alpha).items()}
+        right = dense(z, W, A, B, alpha / r)
+        if b is not None:
+            known["the base layer's bias is lost"] = right
+            known["the bias comes twice"] = right + 2 * b
+            known["the bias is scaled"] = right + alpha / r * b
+        call = "the layer's output" + (", base without bias" if b is None else "")
+        call += "" if z is x else f" for x of shape {tuple(z.shape)}"
+        got = _output(call, LoRALinear, W, b, r, alpha, A, B, 0.0, True, z)
+        expect_close(got, right + shift, call, known)
+
+    several, one = randn(2, 3, W.shape[1]), x[0]
+    cases = [(bias, x), (None, x), (bias, several), (bias, one)]
+    return len(every(judge, cases)) == len(cases)
+
+
+def _expect_merged(LoRALinear, x, W, bias, A, B, alpha):
+    """The flag `merged` is false at first; while it is true the base layer speaks alone."""
+    flag = observe(probes.merged_flag, LoRALinear, W, len(A), alpha)
+    hint = "set self.merged = False"
+    expect(flag is not None, f"the layer has no flag `merged`, True or False: {hint}")
+    expect(not flag, "merged is True at first: nothing has been merged yet")
+    call = "the output while merged is True"
+    got = _output(call, LoRALinear, W, bias, len(A), alpha, A, B, 0.0, False, x, True)
+    known = {"the update is still added": dense(x, W, A, B, alpha / len(A)) + bias}
+    expect_close(got, x @ W.T + bias, f"{call} (base(x) alone is wanted)", known)
+
+
+def _expect_dropout(LoRALinear, x, W, bias, A, B, alpha):
+    """Dropout acts in training only, and on the x that enters A."""
+    r = len(A)
+    wanted = dense(x, W, A, B, alpha / r) + bias
+
+    def output(B, training, x):
+        call = f"with dropout={P} in {'train' if training else 'eval'}() the output"
+        return _output(call, LoRALinear, W, bias, r, alpha, A, B, P, training, x)
+
+    resting = output(B, False, x)
+    if not torch.allclose(resting, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item()):
+        alone = torch.allclose(resting, x @ W.T + bias, rtol=1e-3, atol=1e-2)
+        expect(not alone, "in eval() the update is missing: only the flag `merged` leaves it out")
+        hint = "pass self.training to F.dropout, or make nn.Dropout in __init__"
+        raise CheckFailed(f"dropout still works in eval(): {hint}")
+    noise = (output(B, True, x) - wanted).abs().max() / wanted.abs().max()
+    expect(noise > 1e-3, f"dropout={P} changes nothing in train(): is it used?")
+    hint = "it belongs on the x that goes into A"
+    base = output(B * 0, True, x)
+    expect(torch.allclose(base, x @ W.T + bias, atol=1e-4), f"dropout hits the base path; {hint}")
+    ones = torch.eye(W.shape[1])[:64]  # each row has one entry to drop
+    update = dense(ones, W * 0, A, B, alpha / r)
+    _expect_dropped(output(B, True, ones) - (ones @ W.T + bias), update, hint)
+
+
+def _expect_dropped(got, update, hint):
+    """Of each row nothing is left, or it has grown by 1 / (1 - P)."""
+    size = update.abs().amax()
+
+    def rows(factor):
+        return (got - factor * update).abs().amax(1) < 1e-4 * size
+
+    grown, gone, call = rows(1 / (1 - P)), rows(0), f"with dropout={P} in train()"
+    swapped = (rows(1 / P) | gone).all()
+    expect(not swapped, f"{call} that share is kept; dropout is the share that is dropped")
+    plain = (rows(1) | gone).all() and rows(1).any()
+    hint_grown = "what is kept must grow by 1 / (1 - p), as nn.Dropout does it"
+    expect(not plain, f"{call} the update is dropped or kept as it is; {hint_grown}")
+    call += " and one entry in x, the update"
+    whole = f"{call} is neither dropped whole nor grown by 1 / (1 - p)"
+    expect((grown | gone).all(), f"{whole}; {hint}, with p={P}")
+    expect(grown.any() and gone.any(), f"{call} is always the same: dropout draws anew for each x")
+
+
+def _expect_gradients(LoRALinear, x, W, bias, A, B, alpha):
+    """x gets its gradient through both paths; a step moves A and B and nothing else."""
+    r, s = len(A), alpha / len(A)
+    y = dense(x, W, A, B, s) + bias
+    got = observe(probes.input_gradient, LoRALinear, W, bias, r, alpha, A, B, x)
+    expect(got is not None, "x gets no gradient: layers before this one could not train")
+    known = {
+        "it is cut off in the base layer: no detach() or no_grad() there": 2 * y @ (s * B @ A),
+        "it is cut off in the update: no detach() or no_grad() there": 2 * y @ W,
+    }
+    wanted = 2 * y @ (W + s * B @ A)
+    expect_close(got, wanted, "the gradient that the layer sends back to x", known, tol=1e-3)
+    after = observe(probes.layer_after_step, LoRALinear, W, bias, r, alpha, A, B, x)
+    kept = torch.equal(after["W"], W) and torch.equal(after["bias"], bias)
+    expect(kept, "a training step changed the base layer: freeze the base layer")
+    moved = not torch.equal(after["A"], A) and not torch.equal(after["B"], B)
+    expect(moved, "a training step left A or B as it was: both are nn.Parameter in the forward?")
+
+
+def _expect_thin(LoRALinear, x, W, bias, A, B, alpha):
+    """The layer makes nothing as large as W, and does not walk through the rows of x."""
+    args = (LoRALinear, W, bias, len(A), alpha, A, B)
+    made, _ = observe(probes.layer_work, *args, x)
+    expect_thin(made, "forward")
+    _, calls = observe(probes.layer_work, *args, randn(30, 8, W.shape[1]))
+    slow = "it goes through x row by row, and would take minutes in the model; multiply all at once"
+    expect(calls < 100, f"forward takes {calls} operations for 240 rows: {slow}")
+
+
+def expect_thin(made, call):
+    """Raise CheckFailed unless `made`, from `probes`, is "": nothing as large as W."""
+    hints = {
+        "B @ A": "two thin products do it: x @ A.T first, then @ B.T",
+        "a copy of W": "leave W whole: no other dtype, no cat, no multiple of it",
+        "a tensor": "compute x @ A.T first, then @ B.T, and copy nothing of that size",
+    }
+    hints["a thing"] = hints["a tensor"]
+    expect(not made, f"{call} makes {made}, as large as W; {hints.get(made)}")
+
+
+def _expect_kinds(LoRALinear, x, W, bias, A, B, alpha):
+    """A and B have the base's dtype or fp32, and its device; the output has the base's dtype."""
+    r = len(A)
+    kinds = observe(probes.layer_kinds, LoRALinear, W, bias, r, alpha)
+    right = kinds[0] == kinds[1] and kinds[0] in ("bfloat16", "float32")
+    hint = "base.weight.dtype for both, or fp32 for both"
+    expect(right, f"over a bf16 base, A is {kinds[0]} and B {kinds[1]}: {hint}")
+    expect(kinds[2:] == ["meta"] * 2, "A or B is not on base.weight's device: pass device=")
+    hint = "where A and B are fp32, bring x to them, x.to(A.dtype), and the sum to the base's dtype"
+    call = "the layer over a bf16 base"
+    kind, made = ask(call, hint, probes.layer_output_kind, LoRALinear, W, bias, r, alpha)
+    expect(kind == "bfloat16", f"{call} gives {kind}, wanted bfloat16: {hint}")
+    expect_thin(made, "forward, over a bf16 base,")

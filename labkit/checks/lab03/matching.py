@@ -1,0 +1,125 @@
+"""What exercise 3.5 expects of `exact_match`: shares first, then each kind of difference alone."""
+
+import json
+
+import torch
+
+from labkit.checks.compare import expect_number
+from labkit.checks.draws import draw, words
+from labkit.checks.hints import asked
+from labkit.contract import part
+from labkit.labs import tiny
+from labkit.labs.lab03 import probes
+
+
+def expect_matches(exact_match, rng):
+    """The share of right ones, invalid ones among them; then case by case what is equal."""
+    commands = [_command(rng) for _ in range(6)]
+    right = [json.dumps(c) for c in commands]
+    other = [json.dumps(c | {"intent": "HassNevermind"}) for c in commands]
+    _expect_share(exact_match, right[:4] + other[4:], right, 4 / 6, "4 right", SHARES)
+    with part():
+        bad = [right[0], "I can't", other[2], "", *right[4:]]
+        _expect_share(exact_match, bad, right, 0.5, "3 right, 2 no JSON", INVALID)
+    with part():
+        hint = {"compare each prediction with its own reference": 1.0}
+        turned = right[1:] + right[:1]
+        _expect_share(exact_match, right, turned, 0.0, "each the reference of another", hint)
+    _expect_each(exact_match, commands[0], rng)
+
+
+SHARES = {
+    "this is the number of matches": 4,
+    "this is in percent; a share is from 0 to 1": 400 / 6,
+    "this is the share of wrong ones": 2 / 6,
+    "no pair counts: is it eval instead of json.loads, or does all(), //, round() or "
+    "a return inside the loop end it early?": 0.0,
+    "every pair counts: are keys compared without their values, or does any(), round() or "
+    "a return inside the loop end it early?": 1.0,
+}
+INVALID = {
+    "divide by all of them: invalid ones are wrong, not absent": 3 / 4,
+    "an invalid prediction counts as right": 5 / 6,
+    "an invalid prediction ends the count; go on with the next one": 1 / 6,
+    "an invalid prediction makes all of it 0; go on with the next one": 0.0,
+    "this is the number of matches": 3,
+}
+
+
+def _expect_share(exact_match, predictions, references, wanted, what, known):
+    call = f"exact_match of {len(references)} predictions, {what}"
+    got = asked(call, PARSED, probes.matched, exact_match, predictions, references)
+    expect_number(got, wanted, call, known)
+
+
+PARSED = {
+    "name 'true' is not defined": "JSON is no Python: json.loads instead of eval",
+    "the JSON object must be str": "json.loads takes one text: go through the lists in pairs",
+    **dict.fromkeys(
+        ("has no attribute", "subscriptable", "indices must be", "not iterable", "KeyError"),
+        "a prediction may be null, a number or a list: JSON too, and another answer",
+    ),
+}
+
+
+def _expect_each(exact_match, data, rng):
+    """Each case alone, in no order that could be learned by heart; all that fail are told."""
+    cases, reference, told = _match_cases(data), [json.dumps(data)], {}
+    calls = [f"exact_match([{_short(case[0])}], [{_short(reference[0])}])" for case in cases]
+    for i in torch.randperm(len(cases), generator=rng).tolist():
+        with part():
+            told[i] = asked(calls[i], PARSED, probes.matched, exact_match, [cases[i][0]], reference)
+    for i, (_, wanted, why) in enumerate(cases):
+        with part():
+            if i in told:
+                expect_number(told[i], float(wanted), calls[i], {why: 1.0 - wanted})
+
+
+def _short(text):
+    return repr(text if len(text) < 95 else f"{text[:60]} … {text[-30:]}")
+
+
+def _command(rng):
+    """A command as data, of a shape like the answers of `home`, with two names in a list."""
+    names = [tiny.WORDS[i] for i in torch.randperm(len(tiny.WORDS), generator=rng)[:2]]
+    slots = {"brightness": draw(2, 99, rng), "rooms": names, "dim": True}
+    slots["area"] = f"{words(rng, 1, 1).title()} {words(rng, 1, 1)}"
+    return {"intent": f"Hass{words(rng, 1, 1).title()}", "slots": slots}
+
+
+def _match_cases(data):
+    """`(prediction, is it right?, what a wrong verdict means)` for the reference `data`."""
+    slots, text = data["slots"], json.dumps(data)
+    turned = {"slots": dict(reversed(slots.items())), "intent": data["intent"]}
+    more, less = data | {"area": "hall"}, {"intent": data["intent"]}
+    lists = data | {"slots": slots | {"rooms": slots["rooms"][::-1]}}
+    values = data | {"slots": slots | {"brightness": 1}}
+    small, joined = (slots["area"].lower(), slots["area"].replace(" ", ""))
+    python = "true is not 1, though Python's == says so: compare json.dumps(…, sort_keys=True)"
+    spaces = "spaces outside of strings are not data: parse both, don't compare text"
+    whole = "all of the prediction must be JSON; text around it, or `in`, is not enough"
+    return [
+        (json.dumps(turned), True, "order of keys is not data: parse both, don't compare text"),
+        (f" \n{json.dumps(data, indent=2)}\n", True, spaces),
+        (json.dumps(data, separators=(",", ":")), True, spaces),
+        (json.dumps(values), False, "same keys, other values: compare the parsed data with =="),
+        (_with(data, area=small), False, "capitals are data: lower() is too much"),
+        (_with(data, area=joined), False, "spaces inside of strings are data"),
+        (_with(data, brightness=str(slots["brightness"])), False, "a text is no number in JSON"),
+        (_with(data, dim=1), False, python),
+        (json.dumps(lists), False, "the order in a list is data"),
+        (json.dumps(more), False, "one key more is another answer"),
+        (json.dumps(less), False, "one key less is another answer"),
+        (f"Sure! {text}", False, whole),
+        (f"{text} {text}", False, whole),
+        (f"```json\n{text}\n```", False, whole),
+        (str(data), False, "single quotes and True are Python, not JSON: use json.loads"),
+        (text[:-3], False, "half an answer is no JSON, so it is wrong"),
+        ("", False, "text that is no JSON is wrong"),
+        ("null", False, "null is JSON, and another answer"),
+        (f"[{text}]", False, "a list of one answer is another answer"),
+    ]
+
+
+def _with(data, **slots):
+    return json.dumps(data | {"slots": data["slots"] | slots})

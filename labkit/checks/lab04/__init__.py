@@ -1,0 +1,272 @@
+"""Checks of lab 4. The reference is bitsandbytes, labkit.memory, or a formula of its own."""
+
+import functools
+
+import torch
+
+from labkit.checks.compare import expect_number, expect_shape
+from labkit.checks.draws import draw
+from labkit.checks.hints import asked
+from labkit.checks.lab04 import bnb as reference
+from labkit.checks.lab04 import guesses, sizes
+from labkit.checks.lab04.blocks import expect_blockwise
+from labkit.checks.lab04.nibbles import expect_nibbles
+from labkit.checks.lab04.scales import expect_bits, expect_doubled_scales
+from labkit.checks.lab04.symmetric import expect_absmax
+from labkit.checks.quiz import judge
+from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
+from labkit.labs.lab04 import probes
+
+
+@exercise("4.1", points=2)
+def absmax(absmax_quantize, absmax_dequantize):
+    """off by half a step at most, as far for -x as for x, and zeros stay zeros"""
+    expect_absmax(absmax_quantize, absmax_dequantize, generator())
+
+
+@exercise("4.2", points=3)
+def codebook(nf4_codebook):
+    """the 16 values of bitsandbytes to 1e-6, from quantiles"""
+    got = observe(probes.codebook, nf4_codebook)
+    values, call = got["values"], "nf4_codebook()"
+    if isinstance(values, torch.Tensor) and not values.is_complex():
+        _expect_no_other_values(values.flatten().double(), call)
+    expect_shape(values, torch.Size([16]), call)
+    values, wanted = values.double(), reference.codebook()
+    expect((values.diff() >= 0).all(), f"{call} is not in ascending order: sort it")
+    error = (values - wanted).abs()
+    worst = int(error.argmax())
+    told = f"value {worst} is {values[worst]:.7f}, wanted {wanted[worst]:.7f}, to 1e-6"
+    near = "near, so are these the quantiles of a sample, or rounded, or is 0.9677083 another "
+    near += "number? Take the exact ones, icdf"
+    begin = "do the probabilities go from 0.9677083 to 0.5, evenly?"
+    if abs(values.abs().max() - 1) > 5e-3:
+        begin = "divide by the largest one, so that the ends are -1 and 1"
+    told += f"; {near if error.max() < 5e-3 else begin}"
+    if error.max() > 1e-6:
+        raise CheckFailed(f"{call}: {told}", bare=error.max() >= 5e-3)
+    _expect_no_table(got, values, wanted.tolist(), call)
+
+
+def _expect_no_other_values(values, call):
+    """None of the known misconceptions, and eight values above zero, seven below, one zero."""
+    for message, guess in guesses.codebook().items():
+        if values.shape == guess.shape and (values - guess).abs().max() < 1e-5:
+            raise CheckFailed(f"{call}: {message}")
+    hint = "a quantile at 0 or 1? It has none"
+    expect(torch.isfinite(values).all(), f"{call} holds NaN or infinity: {hint}")
+    hint = "nothing lies below zero: step 3's quantiles need a minus"
+    expect((values < -1e-5).any() or len(values) < 9, f"{call}: {hint}")
+    below, above = int((values < -1e-5).sum()), int((values > 1e-5).sum())
+    zeros = len(values) - below - above
+    hint = "drop the 0.5, whose quantile is 0, and add one zero at the end"
+    expect(zeros < 2, f"{call} holds 0 more than once, {zeros} times; {hint}")
+    told = f"{above} values lie above zero, {below} below and {zeros} on it"
+    told += "; one row of quantiles has no zero, so do the two halves apart" * (not zeros)
+    expect((above, below, zeros) == (8, 7, 1), f"{call}: {told}; wanted 8, 7 and 1")
+
+
+def _expect_no_table(got, values, wanted, call):
+    """The values are computed; a table may be asked to compare with, not to take them from."""
+    inside, outside = (
+        sum(any(abs(x - w) < 1e-3 for x in got[where]) for w in wanted)
+        for where in ("inside", "outside")
+    )
+    again, hint = got["again"], "compute it from quantiles"
+    still = again is None or getattr(again, "shape", None) == values.shape
+    if still and again is not None:
+        still = torch.allclose(again.double(), values, atol=1e-5)
+    asks = got["names"] or (got["asked"] and not still)
+    expect(not asks, f"{call} asks bitsandbytes for its table: {hint}")
+    typed = max(inside, 0 if still else outside)
+    expect(typed < 5, f"{call} holds {typed} of the values as numbers: {hint}")
+
+
+@exercise("4.3", points=3)
+def blockwise(quantize_blockwise, dequantize_blockwise):
+    """the nearest code everywhere, the codes of bitsandbytes, a ragged last block, zeros"""
+    expect_blockwise(quantize_blockwise, dequantize_blockwise, generator())
+
+
+@exercise("4.4", points=2)
+def packs(pack_nibbles, unpack_nibbles):
+    """the very bytes that bitsandbytes stores, odd lengths too, and the codes come back"""
+    return expect_nibbles(pack_nibbles, unpack_nibbles, generator())
+
+
+@exercise("4.5", points=3)
+def doubles(double_quantize, bits_per_param):
+    """the scales come back to half a step of 8 bits a block; 4.5 and 4.127 bits a parameter"""
+    rng = generator()
+    expect_doubled_scales(double_quantize, rng)
+    expect_bits(bits_per_param, rng)
+
+
+DTYPES = {"cpu": ("bfloat16", "float32"), "t4": ("float16",), "a100": ("bfloat16",)}
+WHY = {
+    "cpu": "fp16 is slow or missing on a CPU",
+    "t4": "a T4 has no bf16 arithmetic, and fp32 is slow there",
+    "a100": "bf16 has the range of fp32, and this GPU has it",
+}
+COUNTED = [  # (name, packed, tied, adapted)
+    ("a 4-bit model", True, False, False),
+    ("a 4-bit model with a tied head", True, True, False),
+    ("a 4-bit model with LoRA on q and v", True, True, True),
+    ("a model that is not quantized", False, False, False),
+]
+
+
+@exercise("4.6", points=3)
+def config(qlora_config, true_param_count):
+    """NF4 with double quantization, the right compute dtype; packed weights counted in full"""
+    for device, dtypes in DTYPES.items():
+        got = asked(f'qlora_config("{device}")', NAMES, probes.config_fields, qlora_config, device)
+        call = f'qlora_config("{device}")'
+        expect("is" not in got, f"{call} gave a {got.get('is')}, wanted a BitsAndBytesConfig")
+        _expect_fields(got, dtypes, device, call)
+    rng = generator()
+    size = (draw(40, 70, rng), 8 * draw(9, 15, rng))
+    with part():
+        for name, *kind in COUNTED:
+            got = observe(probes.counted, true_param_count, *kind, *size)
+            wanted, wrong = _count_and_guesses(*kind, *size)
+            expect_number(got, wanted, f"true_param_count of {name}", wrong)
+
+
+NAMES = {
+    "unexpected keyword": "its names: load_in_4bit, bnb_4bit_quant_type, "
+    "bnb_4bit_use_double_quant, bnb_4bit_compute_dtype",
+    "has no attribute": "a dtype is torch.float16 or its name",
+}
+
+
+def _expect_fields(got, dtypes, device, call):
+    """Each field, whatever the others are."""
+    with part():
+        expect(got["load_in_4bit"], f"{call} does not load in 4 bits: load_in_4bit=True")
+    with part():
+        kind = got["bnb_4bit_quant_type"]
+        told = f'{call}: bnb_4bit_quant_type is "{kind}"'
+        expect(kind == "nf4", f'{told}: say "nf4", fp4 is the default')
+    with part():
+        hint = "bnb_4bit_use_double_quant=True"
+        expect(got["bnb_4bit_use_double_quant"], f"{call}: no double quantization: {hint}")
+    with part():
+        dtype = got["bnb_4bit_compute_dtype"].removeprefix("torch.")
+        told = f"{call}: bnb_4bit_compute_dtype is {dtype}, wanted {' or '.join(dtypes)}"
+        expect(dtype in dtypes, f"{told}: {WHY[device]}")
+    with part():
+        others = ", ".join(f"{name}={value}" for name, value in got["others"].items())
+        others = "" if got["load_in_8bit"] else others
+        expect(not others, f"{call} sets {others} too: leave it out")
+
+
+@functools.cache
+def _count_and_guesses(packed, tied, adapted, *size):
+    """The parameters of the same model before it was packed, and what a misconception gives."""
+    model = probes.tiny_llama(packed, tied, adapted, *size)
+    stored = list(model.parameters())
+    plain = probes.tiny_llama(False, tied, adapted, *size)
+    wanted = sum(p.numel() for p in plain.parameters())
+    naive = sum(p.numel() for p in stored)
+    table = plain.get_input_embeddings().weight.numel()
+    return wanted, {
+        "packed weights hold two numbers a byte, and numel() counts bytes": naive,
+        "only packed weights count twice; embeddings and norms are not packed": 2 * naive,
+        "the tied embedding and head are one tensor" if tied else "embeddings are not packed": (
+            wanted + table
+        ),
+        "embedding and head are not packed": wanted + 2 * table,
+        "this counts what trains; count all": sum(p.numel() for p in stored if p.requires_grad),
+        "this counts packed weights alone": (
+            2 * sum(p.numel() for p in stored if p.dtype == torch.uint8)
+        ),
+        **_counts_by_name(model, wanted),
+    }
+
+
+def _is_linear(module):
+    return isinstance(module, torch.nn.Linear)
+
+
+def _counts_by_name(model, wanted):
+    """What it gives to tell packed weights by a part of their name, and to count something else."""
+
+    def twice(word):
+        return sum(p.numel() * (1 + (word in n)) for n, p in model.named_parameters())
+
+    state = model.state_dict().values()
+    return {
+        "not every `weight` is packed: ask for Params4bit": twice("weight"),
+        "biases of the projections are not packed: ask for Params4bit": twice("proj"),
+        "state_dict() holds scales and tables of bitsandbytes too": (
+            sum(t.numel() * (1 + (t.dtype == torch.uint8)) for t in state)
+        ),
+        "these are bytes": model.get_memory_footprint(),
+        "these are bytes of parameters": (
+            sum(p.numel() * p.element_size() for p in model.parameters())
+        ),
+        "a byte holds two numbers of 4 bits, not four": (
+            sum(p.numel() * (4 if p.dtype == torch.uint8 else 1) for p in model.parameters())
+        ),
+        "biases are parameters too": (
+            sum(
+                p.numel() * (1 + (p.dtype == torch.uint8))
+                for n, p in model.named_parameters()
+                if "bias" not in n
+            )
+        ),
+        "these are billions": wanted / 1e9,
+        "this counts tensors, not the numbers in them": len(list(model.parameters())),
+        "buffers are no parameters": wanted + sum(b.numel() for b in model.buffers()),
+        "linear layers are not all: embeddings, norms and biases are parameters too": (
+            sum(m.in_features * m.out_features for m in model.modules() if _is_linear(m))
+        ),
+        "these are millions": wanted / 1e6,
+        "parameters(recurse=False) are those of the outermost module": 0,
+        "what is no fp32 need not be packed, and may be bf16: ask for Params4bit": (
+            sum(p.numel() * (1 + (p.dtype != torch.float32)) for p in model.parameters())
+        ),
+    }
+
+
+@exercise("4.7", points=2)
+def rule(training_bytes):
+    """4 bytes a number that trains, 4 for its gradient, 8 for Adam; a base of 2 or 0.516 bytes"""
+    rng = generator()
+    for method, base in (("full", 0), ("lora", 2), ("qlora", 4.126953 / 8)):
+        n = draw(1, 9, rng) * 10**9 + draw(1, 10**6, rng)
+        trained = n if method == "full" else draw(100, 900, rng) * 10**5
+        wanted = {"weights": base * n + 4.0 * trained}
+        wanted |= {"gradients": 4.0 * trained, "optimizer": 8.0 * trained}
+        _expect_parts(observe(training_bytes, n, trained, method), n, trained, method, wanted)
+
+
+def _expect_parts(got, n, trainable, method, wanted):
+    call = f'training_bytes({n:,}, {trainable:,}, "{method}")'
+    good = isinstance(got, dict) and set(wanted) <= set(got)
+    keys = f"; it has {', '.join(got)}" if isinstance(got, dict) else ""
+    told = f'{call} must return a dict with "weights", "gradients" and "optimizer"{keys}'
+    expect(good, told)
+    wrong = sizes.training_parts(n, trainable, method)
+    for name, size in wanted.items():
+        value = got[name]
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            value = value.item()
+        units = {
+            "these are GB; wanted bytes": size / 1e9,
+            "these are GiB; wanted bytes": size / 2**30,
+            "these are MB; wanted bytes": size / 1e6,
+            "these are bits; wanted bytes": 8 * size,
+            "these are numbers; wanted bytes": size / 4,
+            "what trains has a gradient and moments, with any method": 0.0,
+        }
+        with part():
+            value = float(value) if type(value) is int else value
+            expect_number(value, size, f"{name} of {call}", wrong[name] | units, 1e-4)
+
+
+@exercise("4.8", points=3)
+def quiz(quiz):
+    """three questions"""
+    return judge(quiz, "04")

@@ -1,0 +1,198 @@
+"""What exercise 4.3 expects of quantize_blockwise and dequantize_blockwise."""
+
+import torch
+
+from labkit import contract
+from labkit.checks.compare import expect_close, randn
+from labkit.checks.lab04 import guesses
+from labkit.checks.lab04.bnb import codebook, stored_codes
+from labkit.checks.lab04.guesses import peaks_of
+from labkit.checks.lab04.whole import GUARD, blaming, expect_integers
+from labkit.contract import CheckFailed, expect, observe, part
+from labkit.labs.lab04 import probes
+
+CASES = [((6, 64), None), ((3, 100), None), ((7,), None), ((5, 27), 32)]
+LOOP = "it loops over the blocks in Python; a small model has 1.6 million: one step for all"
+
+
+def expect_blockwise(quantize_blockwise, dequantize_blockwise, rng):
+    """Both ways apart, so that one does not hide the other; then both together, and the work."""
+    nf4, odd = codebook().float(), torch.tensor([-1, -0.3, 0, 0.1, 0.45, 1])
+    cases = []
+    for shape, block in CASES:
+        w = randn(*shape, rng=rng)
+        w *= 1 + 20 * torch.rand(shape[0], *[1] * (w.dim() - 1), generator=rng)
+        cases.append((w, nf4 if block is None else odd, block))
+    small = randn(8, 64, rng=rng) * 2.5e-7
+    with part():
+        _expect_quantized(quantize_blockwise, cases, small, nf4)
+    with part():
+        _expect_zeros(quantize_blockwise, nf4)
+    with part():
+        for w, book, block in cases:
+            if block is None:
+                _expect_restored(dequantize_blockwise, w, book)
+        _expect_zeros_back(dequantize_blockwise, nf4)
+    if not contract.session.faults:  # else it would say the same again
+        for w, book, block in cases:
+            if block is None:
+                _expect_round_trip(quantize_blockwise, dequantize_blockwise, w, book)
+    with part():
+        few, many = observe(probes.work_to_quantize, quantize_blockwise, nf4)
+        expect(many - few < 3 * probes.MORE_BLOCKS, f"quantize_blockwise: {LOOP}")
+    with part():
+        few, many = observe(probes.work_to_dequantize, dequantize_blockwise, nf4)
+        expect(many - few < 3 * probes.MORE_BLOCKS, f"dequantize_blockwise: {LOOP}")
+
+
+def _expect_quantized(quantize_blockwise, cases, small, nf4):
+    for w, book, block in cases:
+        call = f"quantize_blockwise of w {tuple(w.shape)}" + (f", block={block}" if block else "")
+        codes, _ = _expect_blocks(quantize_blockwise, w, book, block, call)
+        if block is None:
+            _expect_same_codes(codes, w, book, call)
+    call = "quantize_blockwise of w (8, 64)"
+    with blaming(f"w holds {GUARD}"):
+        _expect_blocks(quantize_blockwise, small, nf4, None, call, tol=5e-2)
+    w = (small * 4e4).bfloat16()
+    with blaming("w is in bfloat16 here; compute in fp32: w.float()"):
+        peaks = _expect_blocks(quantize_blockwise, w, nf4, None, call)[1]
+        expect(peaks.dtype != torch.bfloat16, f"absmax of {call} is in bfloat16")
+
+
+def _expect_blocks(quantize_blockwise, w, book, block, call, tol=1e-5):
+    """Codes and absmax of `w`, which are right, and `w` stays."""
+    with blaming(_ragged(w, block or 64)):
+        codes, peaks = observe(probes.blockwise, quantize_blockwise, w, book, block)
+    _expect_no_rows(peaks, w, block or 64, call)
+    codes = _expect_indices(codes, w, book, block or 64, call)
+    _expect_peaks(peaks, w.float(), block or 64, call)
+    _expect_nearest(codes, w.float(), book, block or 64, call, tol)
+    return codes, peaks
+
+
+def _ragged(w, block):
+    n, rest = w.numel(), w.numel() % block
+    told = f"these are {n} numbers, and the last block has {rest} of them, not {block}"
+    return told if rest else ""
+
+
+def _expect_no_rows(peaks, w, block, call):
+    """There are not the blocks that one gets who cuts each row for itself."""
+    if w.dim() < 2 or not isinstance(peaks, torch.Tensor):
+        return
+    n = -(-w.numel() // block)
+    rows = w.numel() // w.shape[-1] * -(-w.shape[-1] // block)
+    told = f"absmax of {call} holds {rows} numbers, wanted {n}"
+    hint = "blocks begin anew in each row: flatten first"
+    expect(peaks.numel() != rows or rows == n, f"{told}: {hint}")
+
+
+def _expect_indices(codes, w, book, block, call):
+    """An index of the codebook for each number of `w`, flat."""
+    padded = -w.numel() % block
+    more = isinstance(codes, torch.Tensor) and codes.numel() == w.numel() + padded != w.numel()
+    hint = f"cut the padding off, {w.numel()} numbers have {w.numel()} codes"
+    expect(not more, f"{call}: the last block is ragged; {hint}")
+    hint = f"codes come first, and are indices into the {len(book)} values of `codebook`"
+    told = f"codes of {call}"
+    return expect_integers(codes, w.numel(), told, 0, len(book) - 1, hint, "uint8")
+
+
+def _expect_nearest(codes, w, book, block, call, tol):
+    each, _ = peaks_of(w, block)
+    scaled = w.flatten() / each
+    gap = (scaled[:, None] - book).abs()
+    off = gap.gather(1, codes[:, None])[:, 0] - gap.amin(1) > tol  # at a midpoint both will do
+    for message, guess in guesses.codes(w, book, block).items():
+        if off.any() and torch.equal(codes, guess):
+            raise CheckFailed(f"codes of {call}: {message}")
+    told = f"{int(off.sum())} of {len(off)} codes of {call} are not the nearest"
+    if off.any():
+        raise CheckFailed(told, bare=True)
+
+
+def _expect_peaks(peaks, w, block, call):
+    wanted, parts = peaks_of(w, block)[1], w.flatten().split(block)
+    expect(isinstance(peaks, torch.Tensor), f"absmax of {call} is no tensor")
+    told = f"absmax of {call} holds {peaks.numel()} numbers, wanted {len(wanted)}: one a block"
+    fixed = peaks.numel() == -(-w.numel() // 64) != len(wanted)
+    expect(not fixed, f"{told} of {block}: these are blocks of 64; use `block`")
+    expect(peaks.numel() == len(wanted), told)
+    wrong = {
+        "upside down: it is 1 / absmax": 1 / wanted,
+        "the scale is max(), not abs().max()": torch.stack([p.max() for p in parts]),
+        "these are means; absmax is the largest": torch.stack([p.abs().mean() for p in parts]),
+        "these are lengths; absmax is the largest": torch.stack([p.norm() for p in parts]),
+        "these are standard deviations; absmax is the largest": torch.stack(
+            [p.std() for p in parts]
+        ),
+        "one absmax for all of w; take one a block": w.abs().max().expand(len(wanted)),
+    }
+    if w.dim() == 2:
+        wrong["w is read by columns: flatten it as it is"] = peaks_of(w.T, block)[1]
+    if w.numel() % block == 0:
+        far = w.flatten().view(block, -1).abs().amax(0)
+        wrong["a block is a row of neighbours: view(-1, block)"] = far
+    expect_close(peaks.flatten(), wanted, f"absmax of {call}", wrong)
+
+
+def _expect_same_codes(codes, w, book, call):
+    """The codes of bitsandbytes; where two codes are equally near, either will do."""
+    theirs, _ = stored_codes(w)
+    scaled = w.flatten() / peaks_of(w, 64)[0]
+    further = (scaled - book[codes]).abs() - (scaled - book[theirs]).abs() > 1e-5
+    n = int((further & (codes != theirs)).sum())
+    expect(n == 0, f"{n} codes of {call} differ from those of bitsandbytes")
+
+
+def _expect_zeros(quantize_blockwise, nf4):
+    """A block of zeros before one of threes keeps its zeros, and its absmax is 0.
+
+    Where even the threes come out wrong, the zeros say nothing that was not said before.
+    """
+    w, hint = torch.cat([torch.zeros(64), torch.full((64,), 3.0)]), "don't divide by it"
+    codes, peaks = observe(probes.blockwise, quantize_blockwise, w, nf4, None)
+    if not all(isinstance(x, torch.Tensor) for x in (codes, peaks)) or codes.numel() != 128:
+        return
+    codes, peaks = codes.flatten(), peaks.flatten()
+    with part():
+        met = (codes[64:] != 15).any() or (codes[:64] == 7).all()
+        told = f"a block of zeros has code {codes[0]}, wanted 7, which is 0.0 in `codebook`"
+        lost = codes[0] in (0, 15)  # what a NaN becomes
+        expect(met, f"{told}{f'; its absmax is 0: {hint}' * lost}")
+    if len(peaks) == 2 and abs(peaks[1] - 3) < 1e-3:
+        first = peaks[0].item()
+        told = f"the absmax of a block of zeros comes back as {first:g}, and it is 0"
+        other = abs(first - 3) < 1e-3  # no guard: these blocks are not the right ones
+        expect(other or abs(first) < 1e-8, f"{told}; guard the division, not what you return")
+
+
+def _expect_restored(dequantize_blockwise, w, book):
+    codes, _ = stored_codes(w)
+    each, peaks = peaks_of(w, 64)
+    shape = tuple(w.shape)
+    with blaming(_ragged(w, 64)):
+        got = observe(probes.dequantized, dequantize_blockwise, codes, peaks, book, shape)
+    wrong = guesses.restored(codes, peaks, book, shape)
+    wanted = (book[codes] * each).view(shape)
+    expect_close(got, wanted, f"dequantize_blockwise to {shape}", wrong)
+
+
+def _expect_zeros_back(dequantize_blockwise, nf4):
+    """Codes of zeros and an absmax of 0 give zeros, and no NaN."""
+    codes, peaks = torch.full((64,), 7), torch.zeros(1)
+    back = observe(probes.dequantized, dequantize_blockwise, codes, peaks, nf4, (64,))
+    expect(
+        not back.isnan().any(), "a block of zeros gives NaN; its absmax is 0: don't divide by it"
+    )
+    expect(not back.any(), "a block of zeros does not come back as zeros")
+
+
+def _expect_round_trip(quantize_blockwise, dequantize_blockwise, w, book):
+    codes, _ = stored_codes(w)
+    wanted = (book[codes] * peaks_of(w, 64)[0]).view(w.shape)
+    args = (quantize_blockwise, dequantize_blockwise, w, book)
+    back = observe(probes.blockwise_round_trip, *args)
+    call = f"w {tuple(w.shape)} quantized and dequantized"
+    expect_close(back, wanted, call, tol=1e-3)

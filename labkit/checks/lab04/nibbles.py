@@ -1,0 +1,88 @@
+"""What exercise 4.4 expects of pack_nibbles and unpack_nibbles."""
+
+import math
+
+import torch
+
+from labkit.checks.compare import expect_close, randn
+from labkit.checks.draws import draw
+from labkit.checks.lab04 import guesses
+from labkit.checks.lab04.bnb import stored_codes
+from labkit.checks.lab04.whole import blaming, expect_integers
+from labkit.contract import expect, observe, part
+from labkit.labs.lab04 import probes
+
+ODD = "an odd number of codes: the last gets a byte of its own"
+LOOPS = "it loops over the codes in Python; a small model has 106 million: all at once, by slices"
+
+
+def expect_nibbles(pack_nibbles, unpack_nibbles, rng):
+    """The bytes of bitsandbytes and its codes again; returns a note on the filler, or None."""
+    note = None
+    weights = [randn(n, rng=rng) for n in (192, 2 * draw(3, 20, rng) + 1, 1)]
+    for w in weights:
+        w[-1] = w[-1].abs()  # its code is not 0, which looks the same in either nibble
+    cases = [stored_codes(w) for w in weights]
+    with part():
+        for codes, stored in cases:
+            n = len(codes)
+            with blaming(ODD if n % 2 else ""):
+                got = observe(probes.packed, pack_nibbles, codes.to(torch.uint8))
+            _expect_bytes(got, stored, codes, f"pack_nibbles of {n} code{'s' if n > 1 else ''}")
+            if n % 2 and got.flatten()[-1] != stored[-1]:
+                note = "right; after an odd number of codes bitsandbytes fills with 7, its zero"
+    with part():
+        for _, stored in cases:
+            _expect_unpacked(observe(probes.unpacked, unpack_nibbles, stored), stored)
+    work = observe(probes.work_to_pack, pack_nibbles, unpack_nibbles)
+    for name, (few, many) in zip(("pack_nibbles", "unpack_nibbles"), work, strict=True):
+        with part():
+            expect(many - few < probes.MORE_BLOCKS, f"{name}: {LOOPS}")
+    return note
+
+
+def _expect_bytes(got, stored, codes, call):
+    expect(isinstance(got, torch.Tensor), f"{call} gave no tensor (is `return` missing?)")
+    kind = str(got.dtype).removeprefix("torch.")
+    expect(got.dtype == torch.uint8, f"{call} gave {kind}, wanted uint8: a byte is 8 bits")
+    size = f"wanted {len(stored)}: two codes a byte, an odd one gets a byte of its own"
+    expect(got.numel() == len(stored), f"{call} gave {got.numel()} bytes; {size}")
+    odd = len(codes) % 2
+    wrong = guesses.packed(torch.cat([codes, codes.new_full((odd,), 7)]))
+    if odd:  # what fills the last byte is free
+        low = got.flatten()[-1] & 15
+        got, stored = (torch.cat([x[:-1], x[-1:] >> 4]) for x in (got.flatten(), stored))
+        wrong = {message: torch.cat([x[:-1], x[-1:] >> 4]) for message, x in wrong.items()}
+        if low == codes[-1]:
+            hint = "the last of an odd number goes into the high nibble too; the low one is filler"
+            wrong[hint] = torch.cat([stored[:-1], got[-1:]])
+        for fill in (0, 7):
+            row = torch.cat([codes.new_full((1,), fill), codes])
+            bytes_ = row[::2] << 4 | row[1::2]
+            told = f"the filler comes last, not first{' ' * (fill == 7)}"
+            wrong[told] = torch.cat([bytes_[:-1], bytes_[-1:] >> 4])
+    expect_close(got.flatten(), stored, call, wrong)
+
+
+def _expect_unpacked(got, stored):
+    call = f"unpack_nibbles of {len(stored)} byte{'s' if len(stored) > 1 else ''}"
+    high, low = stored >> 4, stored & 15
+    wrong = {
+        "the high nibble comes first": torch.stack([low, high], 1).flatten(),
+        "the two codes of a byte are neighbours": torch.cat([high, low]),
+        "the low nibble is the byte & 15": torch.stack([high, stored], 1).flatten(),
+        "the high nibble is the byte >> 4": torch.stack([stored & 240, low], 1).flatten(),
+        "the low nibble is the byte & 15, all four bits": torch.stack(
+            [high, stored & 16], 1
+        ).flatten(),
+        "a nibble is four bits, & 15: 7 keeps three": torch.stack([high, stored & 7], 1).flatten(),
+        "a nibble is a sixteenth, not a tenth": torch.stack(
+            [stored // 10, stored % 10], 1
+        ).flatten(),
+        "both are the high nibble": torch.stack([high, high], 1).flatten(),
+        "both are the low nibble": torch.stack([low, low], 1).flatten(),
+    }
+    got = expect_integers(got, 2 * len(stored), call, -math.inf, math.inf, kind="uint8")
+    if not (got >> 4 == 0).all():
+        wrong[f"a code is 0 to 15, and this holds {got[(got - 7.5).abs().argmax()]}"] = got
+    expect_close(got, torch.stack([high, low], 1).flatten(), call, wrong)

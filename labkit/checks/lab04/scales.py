@@ -1,0 +1,134 @@
+"""What exercise 4.5 expects of double_quantize and bits_per_param."""
+
+import torch
+
+from labkit.checks.compare import expect_close, expect_number, randn
+from labkit.checks.draws import draw
+from labkit.checks.hints import asked
+from labkit.checks.lab04 import sizes as guesses
+from labkit.checks.lab04.guesses import peaks_of
+from labkit.checks.lab04.whole import LOST, blaming, expect_integers, number
+from labkit.contract import CheckFailed, expect, observe, part
+from labkit.labs.lab04 import probes
+
+CASES = ((600, None, -1, 1), (100, 32, 0, 1), (256, None, -1, 1), (300, None, 0, 3e-3))
+RAGGED = {"invalid for input of size": "the last block may be shorter: pad it, and cut q off again"}
+SMALL = "these are small here: is the guard against a zero far smaller, such as 1e-12?"
+
+
+def expect_doubled_scales(double_quantize, rng):
+    """The scales come back to half a step of 8 bits a block; equal scales come back too."""
+    with part():
+        for n, block, outlier, size in CASES:
+            absmax = 2.5 + randn(n, rng=rng).abs()
+            absmax[n // 2] = 0.05  # further from the mean than those above it
+            absmax[outlier] = 40.0  # it may spoil its own block, no other
+            absmax *= size
+            call = f"double_quantize of {n} scales" + (f", block={block}" if block else "")
+            with blaming(SMALL if size < 1 else ""):
+                got = asked("", RAGGED, probes.doubled, double_quantize, absmax, block)
+                _expect_doubled(got[:3], absmax, block, call, 0.1 if size < 1 else 2e-3)
+    with part():
+        same, call = torch.full((64,), 3.0), "double_quantize of 64 equal scales"
+        *got, lost = asked("", RAGGED, probes.doubled, double_quantize, same, None)
+        back = _undone(*got, 256, call)
+        hint = "less their mean they are all 0, and so is that block's scale: don't divide by it"
+        expect(not back.isnan().any(), f"{call} gives NaN; {hint}")
+        expect_close(back, same, f"{call}, undone,")
+        expect(not lost, f"{call}: {LOST}; {hint}")
+
+
+def _undone(q, scale, offset, block, call):
+    """q * scale + offset, with a scale a block."""
+    expect(isinstance(q, torch.Tensor), f"q of {call} is no tensor")
+    q = expect_integers(q, q.numel(), f"q of {call}", -128, 127)
+    blocks = -(-len(q) // block)
+    expect(isinstance(scale, torch.Tensor), f"scale of {call} is no tensor: one number a block")
+    expect(not scale.is_complex(), f"scale of {call} holds complex numbers")
+    told = f"scale of {call} holds {scale.numel()} numbers, wanted {blocks}: one a block of {block}"
+    expect(scale.numel() == blocks, told)
+    return q * _spread(scale, block, len(q)) + number(offset, f"offset of {call}")
+
+
+def _spread(scale, block, n):
+    return scale.flatten().repeat_interleave(block)[:n]
+
+
+def _expect_doubled(got, absmax, block, call, tol):
+    (q, scale, offset), block, mean = got, block or 256, absmax.mean().item()
+    sizes = [x.numel() if isinstance(x, torch.Tensor) else 1 for x in got]
+    n, blocks = len(absmax), -(-len(absmax) // block)
+    turned = sizes in ([n, 1, blocks], [blocks, n, 1], [1, n, blocks]) and blocks > 1
+    expect(not turned, f"{call}: q comes first, then scale, then offset")
+    wrong = {
+        "subtract the mean first: the 8 bits then cover the differences alone": 0.0,
+        "zeros of padding are in this mean: take it before you pad": (
+            absmax.sum().item() / (-(-len(absmax) // block) * block)
+        ),
+        "offset is taken off with a plus: absmax - mean, and the mean comes back": -mean,
+        "this is the smallest one; take the mean": absmax.min().item(),
+        "this is the median; take the mean": absmax.median().item(),
+        "this is the largest one; take the mean": absmax.max().item(),
+    }
+    told = f"offset of {call}, the mean of absmax,"
+    expect_number(number(offset, told), mean, told, wrong)
+    expect_integers(q, len(absmax), f"q of {call}", -128, 127)
+    step = peaks_of(absmax - mean, block)[0] / 127
+    steps_off = (_undone(*got, block, call) - absmax).abs() / step
+    if (steps_off <= 0.5 + tol).all():
+        return
+    _expect_no_other_way(q.flatten(), scale.flatten(), absmax, block, call)
+    hint = "is each block scaled by its own largest distance from the mean, and rounded?"
+    if _guarded(scale.flatten(), peaks_of(absmax - mean, block)[1] / 127):
+        hint = "the guard against a zero changes scales that are not zero: take 1e-12"
+    worst = f"a scale is off by {steps_off.max():.2f} steps, wanted 0.5"
+    raise CheckFailed(f"{call}: undone, {worst}; {hint}", bare=True)
+
+
+def _guarded(scale, right):
+    """Whether something was added to all right scales, or the small ones are all the same."""
+    more = (scale - right).clamp_min(0)
+    raised = scale[more > 1e-4 * right]
+    added = more.min() > 0 and more.max() - more.min() < 1e-3 * more.max()
+    alike = len(raised) > 1 and raised.max() - raised.min() < 1e-6 * raised.max()
+    return len(scale) > 1 and bool(added or alike)
+
+
+def _expect_no_other_way(q, scale, absmax, block, call):
+    """None of the misconceptions that show in q or in scale."""
+    mean = absmax.mean()
+    each, around = _spread(scale, block, len(absmax)), absmax - mean
+    padding = len(absmax) % block and abs(scale[-1] * 127 / mean - 1) < 1e-4
+    expect(not padding, f"{call}: the padding decides the last scale; subtract the mean, then pad")
+    for message, wrong in guesses.undone_scales(q, each, mean).items():
+        step = peaks_of(around, block)[0] / 127
+        if ((wrong - absmax).abs() <= step).all():
+            raise CheckFailed(f"{call}: {message}")
+    if torch.allclose(scale, peaks_of(around, block)[1] / 127, rtol=1e-4):
+        for message, wrong in guesses.eight_bits(around, absmax, each, mean).items():
+            if (q - wrong).abs().max() < 1:
+                raise CheckFailed(f"q of {call}: {message}")
+        less = q.abs().max() < 127
+        expect(
+            not less, f"{call}: q goes to {int(q.abs().max())}: is the scale larger in dividing?"
+        )
+        return
+    for message, wrong in guesses.scales_of_scales(around, mean, block).items():
+        full = max(1, len(absmax) // block)  # what is done with a shorter one is no sign
+        if torch.allclose(scale[:full], wrong[:full], rtol=1e-4):
+            raise CheckFailed(f"scale of {call}: {message}")
+
+
+def expect_bits(bits_per_param, rng):
+    """Bits of a parameter for usual block sizes and one that nobody knows by heart."""
+    with part():
+        for block in (64, draw(70, 300, rng), 32):
+            for double in (False, True):
+                _expect_bits(observe(bits_per_param, block, double), block, double)
+        expect_number(observe(bits_per_param), 4.5, "bits_per_param()", guesses.bits(64, False))
+
+
+def _expect_bits(got, block, double):
+    wanted = 4 + (8 / block + 32 / (block * 256) if double else 32 / block)
+    call = f"bits_per_param({block}, double_quant={double})"
+    expect_number(got, wanted, call, guesses.bits(block, double), tol=1e-5)

@@ -1,0 +1,111 @@
+"""What exercise 4.1 expects: integers for any number of bits, the way back, and zeros."""
+
+import torch
+
+from labkit.checks.compare import expect_shape, randn
+from labkit.checks.draws import draw
+from labkit.checks.lab04 import guesses
+from labkit.checks.lab04.whole import GUARD, LOST, blaming, expect_integers, number
+from labkit.contract import CheckFailed, expect, observe, part
+from labkit.labs.lab04 import probes
+
+
+def expect_absmax(absmax_quantize, absmax_dequantize, rng):
+    """Half a step off at most, as far for -x as for x, for tiny numbers too; zeros stay zeros."""
+    functions = absmax_quantize, absmax_dequantize
+    with part():
+        for bits in (8, 4, 3, 2):
+            _expect_integers_of(_drawn(draw(1, 50, rng), rng), bits, functions)
+        with blaming(f"x holds {GUARD}"):
+            _expect_integers_of(_drawn(1.5e-7, rng), 4, functions)
+    with part():
+        _expect_zeros(functions)
+
+
+def _drawn(size, rng):
+    """Numbers of that size; the largest of them, far off, is negative."""
+    x = randn(40, 25, rng=rng) * size
+    x[3, 4] = -1.5 * x.abs().max()
+    return x
+
+
+def _expect_zeros(functions):
+    hint = "absmax is 0 there: don't divide by it"
+    with blaming("x is zeros here"):
+        q, _, back, lost = observe(probes.absmax_round_trip, *functions, torch.zeros(5), 4)
+    expect_shape(q, (5,), "q of zeros")
+    expect_shape(back, (5,), "zeros, quantized and dequantized,")
+    expect(not back.isnan().any(), f"zeros give NaN; {hint}")
+    expect(not q.any() and not back.any(), f"zeros don't stay zeros; {hint}")
+    expect(not lost, f"zeros: {LOST}; {hint}")
+    kind = str(back.dtype).removeprefix("torch.")
+    told = f"zeros come back as {kind}, wanted floats like all others: q times a scale"
+    expect(back.is_floating_point(), told)
+
+
+def _expect_integers_of(x, bits, functions):
+    """Integers in range for x and for -x, and half a step off at most on the way back."""
+    top, call = 2 ** (bits - 1) - 1, f"absmax_quantize(x, {bits})"
+    q, scale, back, _ = observe(probes.absmax_round_trip, *functions, x, bits)
+    turned = getattr(scale, "shape", None) == x.shape and getattr(q, "numel", int)() < 2
+    expect(not turned, f"{call}: q comes first, and then the scale")
+    expect_shape(q, x.shape, f"q of {call}")
+    scale = number(scale, f"scale of {call}")
+    _expect_no_other_scale(scale, x, bits, call)
+    half = f"half of the {2**bits} integers are below zero"
+    whole = expect_integers(q, x.numel(), f"q of {call}", -top - 1, top + 1, half)
+    wrapped = (whole * x.flatten() < 0).any()
+    expect(not wrapped, f"{call}: numbers change sign, beyond int8 they wrap round; {half}")
+    _expect_half_a_step(back, x, q, scale, bits)
+    hint = f"divide absmax by 2**(bits-1) - 1 = {top}, not by 2**(bits-1)"
+    expect(whole.abs().max() <= top, f"q of {call} goes to {top + 1}; use -{top} to {top}: {hint}")
+    other, mirrored, *_ = observe(probes.absmax_round_trip, *functions, -x, bits)
+    _expect_no_other_scale(number(mirrored, f"scale of {call}"), -x, bits, call)
+    same = torch.equal(other.flatten().long(), -whole)
+    expect(same, f"{call}: q of -x is not -q; use -{top} to {top}")
+    _expect_from_q(back, whole, x, bits)
+
+
+def _expect_no_other_scale(scale, x, bits, call):
+    """`scale` is none that a misconception gives, neither as a step nor upside down."""
+    right, wrong = guesses.scales(x, bits)
+
+    def near(value):
+        return value and any(abs(s / value - 1) < 1e-4 for s in (scale, scale and 1 / scale))
+
+    for message, value in wrong.items():
+        if near(value) and not near(right):
+            raise CheckFailed(f"{call}: {message}")
+
+
+def _expect_half_a_step(back, x, q, scale, bits):
+    top, call = 2 ** (bits - 1) - 1, f"{bits} bits, quantized and dequantized:"
+    expect_shape(back, x.shape, call)
+    kind = str(back.dtype).removeprefix("torch.")
+    whole, back = not back.is_floating_point(), back.double()
+    expect(torch.isfinite(back).all(), f"{call} NaN or infinity")
+    step = (x.abs().max() / top).item()
+    error = ((back - x).abs().max() / step).item()
+    if error <= 0.5 + 1e-3:
+        return
+    wrong = guesses.absmax(x, top) | guesses.undone(q, scale, x, step)
+    if whole:
+        wrong["this was made an integer again; leave it a float"] = back
+    for message, guess in wrong.items():
+        if torch.allclose(back, guess.double(), rtol=1e-3, atol=1e-3 * step):
+            raise CheckFailed(f"{call} {message}")
+    wanted = f"wanted half a step at most, a step being absmax / {top}"
+    told = f"{call} the largest error is {error:.4g} steps; {wanted}"
+    cut = back.abs().max() < x.abs().max() - step
+    expect(not cut, f"{told}; the largest numbers are cut off: the scale is absmax / {top}")
+    expect("16" not in kind, f"{told}; these are in {kind}: use fp32")
+    raise CheckFailed(told, bare=True)
+
+
+def _expect_from_q(back, whole, x, bits):
+    """What comes back is q times a step: made from q, not x itself, kept on the way."""
+    top = 2 ** (bits - 1) - 1
+    step = (x.abs().max() / top).item()
+    off = (back.flatten().double() - whole * step).abs().max().item() / step
+    told = f"{bits} bits, quantized and dequantized: the numbers are not those that q stands for"
+    expect(off < 0.1, f"{told}, q * absmax / {top}")

@@ -1,0 +1,46 @@
+"""Integers, single numbers, and words on special inputs, for the checks of lab 4."""
+
+import contextlib
+
+import torch
+
+from labkit.contract import CheckFailed, expect
+
+GUARD = "numbers below 1e-6 here: is the guard against a zero far smaller, such as 1e-12?"
+LOST = "0 / 0 gives NaN on the way, and an integer has no NaN: that it became 0 is luck"
+
+
+def expect_integers(got, n, call, low, high, hint="", kind="int8"):
+    """`got` is an integer tensor of n numbers in low..high, `hint` if not; returned flat."""
+    expect(isinstance(got, torch.Tensor), f"{call} gave no tensor of integers")
+    also = f"; {hint}" if hint else ""
+    floats = f"rounding gives floats: convert them, .to(torch.{kind}){also}"
+    whole = not (got.is_floating_point() or got.is_complex() or got.dtype == torch.bool)
+    expect(whole, f"{call} gave {str(got.dtype).removeprefix('torch.')}; {floats}")
+    expect(got.numel() == n, f"{call} gave {got.numel()} integers, wanted {n}")
+    got = got.flatten().long()
+    worst = got[(got - (low + high) / 2).abs().argmax()].item() if n else low
+    expect(low <= worst <= high, f"{call} holds {worst}, wanted {low} to {high}{also}")
+    return got
+
+
+def number(value, call):
+    """A Python float of a number or of a tensor with one."""
+    if isinstance(value, torch.Tensor):
+        expect(
+            value.numel() == 1, f"{call} is no single number: it holds {value.numel()}, wanted one"
+        )
+        value = value.item()
+    expect(type(value) in (int, float), f"{call} is no single number")
+    return float(value)
+
+
+@contextlib.contextmanager
+def blaming(hint):
+    """Where what is inside fails, say what is special about this input, if anything."""
+    try:
+        yield
+    except CheckFailed as failure:
+        if "positional argument" in str(failure):
+            hint = "keep the line that begins with def as it was given"
+        raise CheckFailed(f"{failure}; {hint}") if hint else failure from None

@@ -1,0 +1,352 @@
+"""Checks of lab 5. The reference is a formula of `guesses`, or a published count."""
+
+import torch
+
+from labkit.checks.compare import ask, expect_number, expect_numbers, likeliest, randn
+from labkit.checks.lab05 import frames, front, grid, guesses
+from labkit.checks.quiz import judge
+from labkit.contract import CheckFailed, exercise, expect, generator, observe, part, sound
+from labkit.labs.lab05 import probes
+
+
+def _draw(low, high, rng):
+    """An int from low to high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=rng))
+
+
+def _shapes(rng):
+    """Four matrices, wide and tall, of sizes that nobody can guess."""
+    names = [f"layers.{i}.{kind}" for i in range(2) for kind in ("q_proj", "mlp.up_proj")]
+    sizes = [(_draw(20, 59, rng), _draw(60, 99, rng)) for _ in names]
+    turned = [size[:: 1 if i % 2 else -1] for i, size in enumerate(sizes)]
+    return dict(zip(names, turned, strict=True))
+
+
+@exercise("5.1", points=2)
+def counts(param_table):
+    """one row a rank, linear in it, percent of the given matrices; equal to published counts"""
+    rng = generator()
+    shapes = _shapes(rng) | {"lm_head": (_draw(100, 199, rng), _draw(200, 299, rng))}
+    ranks = [_draw(4, 6, rng), _draw(7, 9, rng), 3, _draw(11, 40, rng)]
+    call = f"param_table of five matrices, ranks {ranks}"
+    table, labels = _table_of(param_table, shapes, ranks, call)
+    told = frames.expect_ranks(table["rank"], ranks, call)
+    _expect_counts(told, table["trainable"], shapes, call)
+    counted = sound()
+    with part(), likeliest() as case:
+        for r, *cells in zip(told, table["trainable"], table["percent"], strict=True):
+            with case():
+                _expect_percent(*cells, shapes, r, f"{call}: percent at rank {r}", counted)
+    with part():
+        frames.expect_order(told, ranks, labels, call)
+    for name, (shapes, wanted) in guesses.PUBLISHED.items():
+        if sound():
+            call = f"param_table of {name}"
+            table, _ = _table_of(param_table, shapes, list(wanted), call)
+            told = frames.expect_ranks(table["rank"], list(wanted), call)
+            _expect_counts(told, table["trainable"], shapes, call, wanted)
+
+
+def _table_of(param_table, shapes, ranks, call):
+    """The columns of a `param_table`, and its row labels."""
+    got = observe(probes.table, param_table, shapes, ranks)
+    return frames.columns(got, ("rank", "trainable", "percent"), call), got["labels"]
+
+
+def _expect_counts(ranks, cells, shapes, call, known=None):
+    """The column trainable; `known` holds published counts, in the place of the formula."""
+    runs_on = "the count runs on from rank to rank: begin at 0 for each"
+    with part(), likeliest() as case:
+        for k, (r, trainable) in enumerate(zip(ranks, cells, strict=True)):
+            wanted = known[r] if known else r * guesses.sides(shapes)
+            so_far = {runs_on: sum(ranks[: k + 1]) * guesses.sides(shapes)}
+            with case():
+                at = f"{call}: trainable at rank {r}"
+                frames.expect_cell(trainable, wanted, at, guesses.counted(shapes, r) | so_far)
+
+
+def _expect_percent(trainable, percent, shapes, r, call, counted):
+    """To two digits or better; an int is as good as a float.
+
+    Beside a wrong count (not `counted`) only a mistake that has a name is told.
+    """
+    dense = guesses.dense(shapes)
+    wanted = 100 * r * guesses.sides(shapes) / dense
+    numbers = all(type(cell) in (int, float) for cell in (trainable, percent))
+    follows = numbers and abs(percent - 100 * trainable / dense) < 0.0051
+    if follows:
+        return
+    try:
+        frames.expect_cell(percent, wanted, call, guesses.percents(shapes, r))
+    except CheckFailed as failure:
+        if counted or not failure.bare:
+            raise
+
+
+RULES = {"twice the rank": lambda r: 2 * r, "fixed": lambda r: 24}
+
+
+@exercise("5.2", points=4)
+def sweeps(sweep):
+    """every pair once, the same seed for all, and a failed run is a row with its error"""
+    rng = generator()
+    ranks = [_draw(2, 5, rng), _draw(6, 9, rng), _draw(10, 20, rng)]
+    rates = [_draw(1, 9, rng) / 1000, _draw(11, 99, rng) / 1000]
+    pairs = sorted((r, rate) for r in ranks for rate in rates)
+    call, runs = f"sweep over ranks {ranks} and learning rates {rates}", []
+    for rule in RULES:
+        factor = float(_draw(2, 9, rng))
+        results = {"loss": factor} if rule == "fixed" else {"loss": factor, "score": -factor}
+        got = observe(probes.swept, sweep, ranks, rates, rule, results, [])
+        runs.append(grid.Run(rule, RULES[rule], pairs, results, got["frame"], got["calls"]))
+        grid.expect_made(runs[-1], call)
+    readable = False
+    for question in (grid.expect_alphas, grid.expect_seed, grid.expect_results):
+        with part():
+            for run in runs:
+                question(run, call)
+            readable = question is grid.expect_results
+    with part():
+        _expect_failures(sweep, ranks, rates, pairs, readable)
+    with part():
+        hint = "catch Exception, not everything"
+        stopped = observe(probes.interrupted, sweep) <= 1
+        expect(stopped, f"Ctrl-C must still stop the sweep; {hint}")
+
+
+def _expect_failures(sweep, ranks, rates, pairs, readable):
+    """A run that raises leaves a row with its error and no result; the others go on.
+
+    Rows are looked at if they were `readable` where no run failed.
+    """
+    failed = (ranks[1], rates[0])
+    call = f"sweep where rank {failed[0]}, learning rate {failed[1]} raises"
+    hint = "in this sweep one run raises: catch Exception, and go on"
+    asked = (sweep, ranks, rates, "fixed", {"loss": 2.0}, [list(failed)])
+    got = ask(call, hint, probes.swept, *asked)
+    made = len(got["calls"])
+    told = f"{call}: only {made} of {len(pairs)} runs were made; go on after a failure"
+    expect(made >= len(pairs), told)
+    run = grid.Run("fixed", RULES["fixed"], pairs, {"loss": 2.0}, got["frame"], got["calls"])
+    if readable:
+        grid.expect_failed(run, failed, call)
+        grid.expect_results(run, call, failed)
+
+
+@exercise("5.3", points=2)
+def fits(matched_rank):
+    """the largest rank whose parameters fit the budget, to the last parameter"""
+    rng = generator()
+    for low, high in ((60, 90), (60, 90), (4500, 5500)):  # above the sides of some matrix
+        shapes, r = _shapes(rng), _draw(low, high, rng)
+        sides = guesses.sides(shapes)
+        within = r * sides + _draw(sides // 2 + 1, sides - 2, rng)
+        of = f"matched_rank of four matrices that cost {sides} a rank, budget"
+        first = observe(probes.rank_within, matched_rank, shapes, within)
+        if type(first) not in (int, float):
+            expect_number(first, r, f"{of} {within}")
+        with part():
+            cases = []
+            for budget, wanted in ((within, r), (r * sides, r), (r * sides - 1, r - 1)):
+                got = observe(probes.rank_within, matched_rank, shapes, budget)
+                known = guesses.ranks_within(shapes, budget, wanted)
+                if type(got) is int and got < wanted and low > 4000:  # small ones were right
+                    known = {"is the search over there? The budget alone sets the limit": got}
+                cases.append((f"{of} {budget}", got, wanted, known))
+            expect_numbers(cases)
+        with part():
+            call, little = f"{of} {sides - 1}", sides - 1
+            got = ask(call, guesses.NONE_FITS, probes.rank_within, matched_rank, shapes, little)
+            expect(got is not None, f"{call} gave None; {guesses.NONE_FITS}")
+            expect_number(got, 0, call, guesses.ranks_within(shapes, little, 0))
+        if not sound():
+            return
+    _expect_smol(matched_rank)
+
+
+def _expect_smol(matched_rank):
+    """The ranks that the lab asks for itself."""
+    attention = {n: s for n, s in guesses.SMOL.items() if n.split(".")[-1][0] in "qkvo"}
+    mlp = {name: shape for name, shape in guesses.SMOL.items() if name not in attention}
+    for name, shapes, wanted in [
+        ("attention", attention, 10),
+        ("MLP", mlp, 6),
+        ("all linear", guesses.SMOL, 4),
+    ]:
+        got = observe(probes.rank_within, matched_rank, shapes, 1_221_120)
+        known = guesses.ranks_within(shapes, 1_221_120, wanted)
+        expect_number(got, wanted, f"matched_rank, SmolLM2 {name} layers, 1,221,120", known)
+
+
+@exercise("5.4", points=3)
+def overlaps(subspace_similarity):
+    """1 for equal spans, about i / d for random ones, unmoved by rotation; as projectors have it"""
+    rng = generator()
+    d = _draw(40, 60, rng)
+    A1, A2 = _spread(6, d, rng), _spread(9, d, rng)
+    turned = torch.linalg.qr(randn(6, 6, rng=rng))[0] @ A1
+    shared = torch.cat([A1[:3], 1e-3 * _spread(5, d, rng)])
+    cases = [
+        ("two of one rank", A1, _spread(6, d, rng), 2, 5),
+        ("the same A rotated", A1, turned, 6, 6),
+        ("two random matrices", A1, A2, 3, 3),
+        ("two random matrices", A1, A2, 2, 5),
+        ("two random matrices", A1, A2, 6, 4),
+        ("two random matrices", A1, A2, 1, 9),
+        ("A and the same A rotated", A1, turned, 2, 4),
+        ("A and a matrix with three of its rows", A1, shared, 6, 3),
+        ("a square and a thin matrix", _spread(12, 12, rng), _spread(4, 12, rng), 5, 4),
+    ]
+    told = []
+    with likeliest() as case:
+        with case():
+            for what, first, second, i, j in cases:
+                call = f"subspace_similarity of {what}, i={i}, j={j}"
+                got = _number(ask(call, "", subspace_similarity, first, second, i, j))
+                wanted = guesses.overlap(first, second, i, j) / min(i, j)
+                told.append((call, got, wanted, guesses.overlaps(first, second, i, j)))
+        with case():
+            expect_numbers(told, tol=1e-3)
+
+
+def _number(value):
+    return float(value) if type(value) is int else value
+
+
+def _spread(r, d, rng):
+    """A random (r, d) matrix whose singular values lie clearly apart."""
+    left = torch.linalg.qr(randn(r, r, rng=rng))[0]
+    right = torch.linalg.qr(randn(d, r, rng=rng))[0]
+    return left @ torch.diag(3.0 * 0.7 ** torch.arange(r)) @ right.T
+
+
+@exercise("5.5", points=3)
+def not_beaten(pareto):
+    """keeps exactly the rows that no other beats, ties included, failed runs left out"""
+    rng, n, none = generator(), 14, float("nan")
+    cost = torch.randint(1, 9, (n,), generator=rng).tolist()
+    quality = [x / 10 for x in torch.randint(1, 9, (n,), generator=rng).tolist()]
+    order = torch.randperm(n, generator=rng).tolist()
+    cases = [
+        ("where two cost the same", [2, 2, 5, 1], [0.6, 0.8, 0.7, 0.1], [0, 1, 2, 3]),
+        ("where two score the same", [2, 3, 1, 5], [0.8, 0.8, 0.4, 0.8], [0, 1, 2, 3]),
+        ("where two are equal in both", [3, 1, 3, 2], [0.9, 0.4, 0.9, 0.3], [2, 0, 3, 1]),
+        ("where the best is the cheapest", [1, 2, 3], [0.9, 0.5, 0.7], [5, 6, 7]),
+        ("of which two failed", [1, 2, 3, none], [none, 0.5, 0.7, none], [0, 1, 2, 3]),
+        ("drawn at random", cost, quality, order, ("dollars", "accuracy")),
+    ]
+    answers = [_front_of(pareto, *case) for case in cases]
+    for question in (front.expect_front, front.expect_scored, front.expect_whole):
+        with part():
+            question(answers)
+    if sound():
+        labels, hint = (
+            [at // 2 for at in order],
+            "two rows have one label here: use a mask, or iloc",
+        )
+        try:
+            again = _front_of(pareto, "whose labels repeat", cost, quality, labels)
+            front.expect_whole([again])
+        except CheckFailed as failure:
+            raise CheckFailed(f"{failure}; {hint}") from None
+        right = sorted(front.front(again.rows)) == sorted(again.found["run"])
+        expect(right, f"{again.call}: rows stay or go by their labels; {hint}")
+
+
+def _front_of(pareto, what, cost, quality, index, names=("seconds", "score")):
+    """The front.Answer of `pareto` to runs of this cost and quality."""
+    runs = [f"run{i}" for i in range(len(cost))]
+    notes = [None if i % 2 else f"note {i}" for i in range(len(cost))]
+    given = {"run": runs, names[0]: cost, names[1]: quality, "note": notes}
+    got = observe(probes.front, pareto, given, index, *names)
+    call = f'pareto(frame, "{names[0]}", "{names[1]}") of runs {what}'
+    return front.answer(got, given, index, names, call)
+
+
+@exercise("5.6", points=2)
+def gap(overfit_gap):
+    """one row a rank: the best step, the gap at the last step, and the rise since the best"""
+    history, wanted = _history(generator())
+    call = "overfit_gap of three ranks"
+    got = observe(probes.gaps, overfit_gap, history)
+    table = frames.columns(got, ("rank", "best_step", "gap", "rise"), call)
+    ranks, hint = sorted(wanted), "; ranks may end at different steps: look at one at a time"
+    told = frames.expect_ranks(table["rank"], ranks, call, hint)
+    with part():
+        hint = "wanted is rising order"
+        expect(told == ranks, f"{call}: its rows are for the ranks {told}: {hint}")
+    columns = ("best_step", "gap", "rise")
+    rows = [[_number(table[name][k]) for name in columns] for k in range(len(told))]
+    hint = "take the rows of each rank alone, and compute from these"
+    alike = None not in rows[0] and all(row == rows[0] for row in rows)
+    expect(not alike, f"{call}: all its rows are the same: {hint}")
+    _expect_beside(rows, [[wanted[r][0][name] for name in columns] for r in told], call)
+    for name in columns:
+        cases = []
+        for r, value in zip(told, table[name], strict=True):
+            right, guesses = wanted[r]
+            at = f"{call}: {name} at rank {r}"
+            cases.append((at, _cell(value, right[name]), right[name], guesses[name]))
+        with part():
+            for at, value, *_ in cases:
+                hint = "ranks may have different steps: look at one rank at a time"
+                expect(value is not None, f"{at} is missing (NaN): {hint}")
+            expect_numbers(cases)
+
+
+def _expect_beside(rows, wanted, call):
+    """Raise CheckFailed where the rows are those wanted, in another order."""
+
+    def same(a, b):
+        return all(type(x) is float and abs(x - y) < 1e-6 for x, y in zip(a, b, strict=True))
+
+    places = [[k for k, row in enumerate(wanted) if same(mine, row)] for mine in rows]
+    moved = sorted(place for place, *_ in filter(None, places)) == list(range(len(wanted)))
+    hint = "groupby sorts the ranks, unique() does not"
+    moved = moved and any(k not in place for k, place in enumerate(places))
+    expect(not moved, f"{call}: its rows are right and stand beside other ranks: {hint}")
+
+
+def _cell(value, wanted):
+    """A cell as the kind of number that is wanted."""
+    return frames.whole(value) if type(wanted) is int else _number(value)
+
+
+def _history(rng):
+    """Columns of a history in shuffled order, and {rank: (right row, guesses)}."""
+    ranks = (_draw(2, 5, rng), _draw(6, 20, rng), _draw(30, 64, rng))
+    curves = {r: _curves(rng, k) for k, r in enumerate(ranks)}
+    rows = [[r, *row] for r, curve in curves.items() for row in zip(*curve[:3], strict=True)]
+    rows = [rows[i] for i in torch.randperm(len(rows), generator=rng).tolist()]
+    ends = {(r, steps[best + 1]): -1 for r, (steps, *_, best) in curves.items()}  # the tie first,
+    ends |= {(r, steps[-2]): 1 for r, (steps, *_) in curves.items()}  # and not the last step last
+    rows.sort(key=lambda row: ends.get((row[0], row[1]), 0))
+    first = next(i for i, row in enumerate(rows) if row[0] != min(curves))
+    rows.insert(0, rows.pop(first))
+    last = {r: step for r, step, *_ in rows}  # of the table's last row of r
+    wanted = {}
+    for r, (steps, train, held, best) in curves.items():
+        labels = [rows.index([r, steps[k], train[k], held[k]]) for k in (best, best + 1)]
+        wanted[r] = guesses.gap_of(steps, train, held, best, steps.index(last[r]), labels)
+    names = ("rank", "step", "train_loss", "held_out_loss")
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)), wanted
+
+
+def _curves(rng, k):
+    """Steps, training losses, held-out losses, and where these are lowest, of the k-th rank."""
+    steps = [10 * i + k for i in range(1, 8 - k % 2)]
+    train = sorted((_draw(100, 900, rng) / 1000 for _ in steps), reverse=True)
+    best, low = _draw(1, 3, rng), _draw(400, 1600, rng) / 1000
+    held = [low + abs(i - best) * _draw(50, 90, rng) / 1000 for i in range(len(steps))]
+    held[best + 1] = held[best]  # a tie: the first one counts
+    if k == 0:
+        train = [t + 2 for t in train]  # the gaps of the lowest rank are below zero
+    elif k == 1:
+        held[0] += 2  # the largest gap of the next one is its first
+    return steps, train, held, best
+
+
+@exercise("5.7", points=3)
+def quiz(quiz):
+    """three answers, each with its reason"""
+    return judge(quiz, "05")

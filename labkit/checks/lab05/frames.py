@@ -1,0 +1,84 @@
+"""What lab 5's checks ask of a table: columns that are columns, cells that are numbers or text."""
+
+from labkit.checks.compare import expect_number
+from labkit.contract import CheckFailed, expect
+
+KINDS = {
+    "NoneType": "None (is `return` missing?)",
+    "Series": "one column or row (a Series)",
+    "DataFrameGroupBy": "groups; what do you want of each?",
+}
+CELLS = {
+    "exception": "an exception; wanted is its text, str(e)",
+    "function": "a function: call it, alpha_of(rank)",
+    "Tensor": "a tensor; wanted is a number, .item()",
+}
+
+
+def columns(got, names, call):
+    """The columns of `got`, as `{name: list}`; CheckFailed unless it is a frame that has these."""
+    kind = got.get("is")
+    if kind is not None:
+        told = KINDS.get(kind, f"a {kind}")
+        raise CheckFailed(f"{call} gave {told}, wanted a pandas DataFrame")
+    found, index = got["columns"], got["index"]
+    twice = [name for name in names if name in got["twice"]]
+    expect(not twice, f"{call} has two columns {', '.join(twice)}")
+    hidden = [name for name in names if name in index and name not in found]
+    them = ", ".join(hidden)
+    told = "the index here, not a column, and the next cells ask for columns: .reset_index()"
+    expect(not hidden, f"{call}: {them} is {told}")
+    missing = [name for name in names if name not in found]
+    have = ", ".join(found) or "none"
+    if "rank" in missing and got["labels"] != list(range(len(got["labels"]))):
+        have += '. Are the ranks its index? .rename_axis("rank").reset_index() makes a column'
+    expect(not missing, f"{call}: no column {', '.join(missing)}; it has {have}")
+    for name in names:
+        _expect_cells(found[name], f"{call}: column {name}")
+    return found
+
+
+def _expect_cells(cells, call):
+    kinds = [cell["is"] for cell in cells if isinstance(cell, dict)]
+    expect(not kinds, f"{call} holds {CELLS.get(kinds[0], f'a {kinds[0]}')}" if kinds else "")
+
+
+def whole(value):
+    """A float that stands for an int as that int: pandas makes floats of ints beside NaN."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def expect_cell(value, wanted, call, guesses=None):
+    """`expect_number` of a table's cell: an int may be a float, NaN and text are named."""
+    expect(value is not None, f"{call} is missing (NaN)")
+    expect(not isinstance(value, str), f"{call} is the text {value!r}, wanted a number")
+    number = whole(value) if type(wanted) is int else value
+    expect_number(float(number) if type(wanted) is float else number, wanted, call, guesses)
+
+
+def expect_ranks(cells, ranks, call, few=""):
+    """The column rank, one row for each of `ranks` in any order; `few` hints at rows missing."""
+    told = [whole(cell) for cell in cells]
+    text = any(isinstance(cell, str) for cell in told)
+    expect(not text, f"{call}: column rank holds text, {told[:2]}; wanted numbers")
+    hint = "one row a rank" + (few if len(told) < len(ranks) else "")
+    if len(told) > len(ranks) and set(told) == set(ranks):
+        hint += "; sum over the matrices, or take one row of each group"
+    same = sorted(told, key=str) == sorted(ranks, key=str)
+    expect(same, f"{call}: column rank is {_listed(told)}, wanted {ranks}: {hint}")
+    return told
+
+
+def _listed(values):
+    more = ", …" if len(values) > 8 else ""
+    return f"[{', '.join(map(str, values[:8]))}{more}]"
+
+
+def expect_order(told, ranks, labels, call):
+    """Rows in the order of `ranks`, labelled 0, 1, 2, …"""
+    hint = "keep the order of ranks, without sorting"
+    expect(told == ranks, f"{call}: its rows are for {told}, wanted {ranks}: {hint}")
+    hint = "pass ignore_index=True to pd.concat" if len(set(map(str, labels))) < len(labels) else ""
+    plain = labels == list(range(len(labels)))
+    hint = hint or "leave them to pandas, or reset_index(drop=True)"
+    expect(plain, f"{call}: its rows are labelled {labels}, wanted 0, 1, 2, …: {hint}")

@@ -1,0 +1,268 @@
+"""What misconceptions give in lab 6: a message for each, and the tensor or number it leads to."""
+
+import math
+
+import torch
+
+from labkit.checks.lab02.guesses import NOTHING, merged
+
+BLOCK = 64
+SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
+
+
+def nearest(blocks, absmax, codebook):
+    """The codes (uint8) whose values lie nearest to numbers in rows that share an absmax."""
+    return (blocks[..., None] / absmax[:, None, None] - codebook).abs().argmin(-1).byte()
+
+
+def quantized(W4, absmax, codebook, update, shape, r, alpha):
+    """Wrong versions of the dequantised matrix plus `update`."""
+    n, values = len(W4), codebook[W4.long()]
+    scales = absmax.repeat_interleave(BLOCK)[:n]
+    base = (values * scales).reshape(shape)
+    by_column = (values * scales).reshape(shape[1], shape[0]).T
+    tiled = (values * absmax.repeat(BLOCK)[:n]).reshape(shape)
+    sixteen = "are rounded to 16 bits before the sum; stay in fp32"
+    known = merged(base, update, alpha, r)
+    known["the update is missing, or was rounded away with the codes"] = known.pop(NOTHING)
+    return known | {
+        **requantized(base + update, absmax, codebook),
+        "the sum is rounded to bf16; add in fp32 and stay there": (base + update).bfloat16(),
+        "the sum is rounded to fp16; add in fp32 and stay there": (base + update).half(),
+        f"the dequantised weights {sixteen}": base.bfloat16() + update,
+        f"the update and the weights {sixteen}": base.bfloat16().float() + update.bfloat16(),
+        "the dequantised weights are rounded to fp16 before the sum; stay in fp32": base.half()
+        + update,
+        "absmax divides; a weight is its value times absmax": (values / scales).reshape(shape)
+        + update,
+        "one absmax is used for all blocks (the mean): each has its own": values.reshape(shape)
+        * absmax.mean()
+        + update,
+        "one absmax is used for all blocks (the largest): each has its own": values.reshape(shape)
+        * absmax.max()
+        + update,
+        "the codes are spread evenly: look them up in codebook": ((W4 - 8.0) / 8 * scales).reshape(
+            shape
+        )
+        + update,
+        "the codes are spread evenly from -1 to 1: look them up in codebook": (
+            (W4 / 7.5 - 1) * scales
+        ).reshape(shape)
+        + update,
+        "absmax scales the update too": ((values + update.flatten()) * scales).reshape(shape),
+        "absmax is missing: codebook values lie in [-1, 1]": values.reshape(shape) + update,
+        "the codes are taken for numbers; look them up in codebook": (W4 * scales).reshape(shape)
+        + update,
+        "absmax belongs to blocks of 64 neighbours: repeat_interleave, not repeat": tiled + update,
+        "the numbers are laid out by columns; W is stored row by row": by_column + update,
+    }
+
+
+def requantized(total, absmax, codebook):
+    """The sum rounded to the grid once more, with the old absmax and with a new one."""
+    n = total.numel()
+    blocks = torch.nn.functional.pad(total.flatten(), (0, -n % BLOCK)).reshape(-1, BLOCK)
+
+    def rounded(scale):
+        values = codebook[nearest(blocks, scale, codebook).long()] * scale[:, None]
+        return values.flatten()[:n].reshape(total.shape)
+
+    return {
+        "the sum was quantised again, and the update is lost": rounded(absmax),
+        "the sum was quantised again, with a new absmax": rounded(blocks.abs().amax(1)),
+    }
+
+
+def summed(adapters, weights):
+    """The weighted sum of the updates, in fp64: what `cat` must give."""
+    return sum(w * B.double() @ A.double() for (A, B), w in zip(adapters, weights, strict=True))
+
+
+def crossed(adapters, weights_A, weights_B):
+    """The product of weighted sums of the factors, cross terms included."""
+    A = sum(w * A for (A, _), w in zip(adapters, weights_A, strict=True))
+    B = sum(w * B for (_, B), w in zip(adapters, weights_B, strict=True))
+    return B @ A
+
+
+def concatenated(adapters, weights):
+    """Wrong products of `combine_cat`."""
+    n, total = len(weights), sum(weights)
+    wrong = {
+        "both factors carry the weight, so the product has its square": [w * w for w in weights],
+        "the weights are not used": [1.0] * n,
+        "that is the plain mean: the weights are not used": [1 / n] * n,
+        "the first weight is used for all": [weights[0]] * n,
+        SAY_IT_ALL: [w / n for w in weights],
+        "the weights are normalised; take them as they are": [w / total for w in weights],
+        "both factors carry the sign of the weight, so a minus is lost": [abs(w) for w in weights],
+        "the weights are in another order than the adapters": weights[::-1],
+    }
+    if min(weights) >= 0:
+        wrong["one factor carries sqrt(w) and the other nothing: the whole w on one of them"] = [
+            math.sqrt(w) for w in weights
+        ]
+    if 0.0 not in weights:
+        wrong["the weights divide; multiply by them"] = [1 / w for w in weights]
+    products = {message: summed(adapters, parts) for message, parts in wrong.items()}
+    if len({len(A) for A, _ in adapters}) == 1:
+        turned = zip(adapters, reversed(adapters), reversed(weights), strict=True)
+        told = "the B's are in another order than the A's"
+        products[told] = sum(w * B.double() @ A.double() for (A, _), (_, B), w in turned)
+    return products
+
+
+def added(adapters, weights):
+    """Wrong products of `combine_linear`."""
+    ones, n = [1.0] * len(weights), len(weights)
+    pairs = {
+        "each factor carries w, so a term has w squared: give each sqrt(w)": (weights, weights),
+        "A alone is weighted: give each factor sqrt(w)": (weights, ones),
+        "B alone is weighted: give each factor sqrt(w)": (ones, weights),
+        "the weights are not used: each factor wants sqrt(w)": (ones, ones),
+        "that is the mean of A and of B: the weights are not used": ([1 / n] * n, [1 / n] * n),
+        "the root of the mean weight on all: each has its own": (
+            [math.sqrt(1 / n)] * n,
+            [math.sqrt(1 / n)] * n,
+        ),
+    }
+    roots = [math.sqrt(w) for w in weights]
+    pairs["B carries sqrt(w) and A nothing: give it to each factor"] = (ones, roots)
+    pairs["A carries sqrt(w) and B nothing: give it to each factor"] = (roots, ones)
+    for message, parts in {
+        "only the first two adapters are added": [*roots[:2], *[0.0] * (n - 2)],
+        SAY_IT_ALL: [x / n for x in roots],
+        "the weights are normalised; take them as they are": [
+            x / math.sqrt(sum(weights)) for x in roots
+        ],
+        "the weights are in another order than the adapters": roots[::-1],
+    }.items():
+        pairs[message] = (parts, parts)
+    return {message: crossed(adapters, *parts) for message, parts in pairs.items()}
+
+
+def souped(states, name, parts):
+    """Wrong means of the tensors `name` of all states."""
+    n, keys = len(states), len(states[0])
+
+    def mixed(factors):
+        return sum(f * s[name] for f, s in zip(factors, states, strict=True))
+
+    return {
+        "this is the sum; divide it by the number of states": mixed([1.0] * n),
+        "divided by the number of states; the weights sum to 1 already": mixed(
+            [w / n for w in parts]
+        ),
+        "divided by the number of keys, not of states": mixed([1 / keys] * n),
+        "the weights are not used": mixed([1 / n] * n),
+        "each state counts half; of n states each counts 1 / n": mixed([0.5] * n),
+        "the weights are in another order than the states": mixed(parts[::-1]),
+        "only the first two states are mixed": mixed([*parts[:2], *[0.0] * (n - 2)]),
+        "that is the weights' square roots; take them as they are": mixed(
+            [math.sqrt(w) for w in parts]
+        ),
+        "this is the first state alone": states[0][name],
+        "this is the last state alone": states[-1][name],
+    }
+
+
+def kl(p, q, dim=-1):
+    """KL(p||q) of each token in nats, in fp64; another `dim` is where learners normalise too."""
+    log_p, log_q = (x.double().log_softmax(dim) for x in (p, q))
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def divergences(p, q):
+    """Wrong numbers for the mean KL(p||q) a token."""
+    each, back, vocab = kl(p, q), kl(q, p), p.shape[-1]
+    mean = each.mean().item()
+    middle = (0.5 * (p.double().softmax(-1) + q.double().softmax(-1))).log()
+    cross = -(p.double().softmax(-1) * q.double().log_softmax(-1)).sum(-1).mean().item()
+    flat_p, flat_q = p.reshape(1, -1), q.reshape(1, -1)
+    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    raw = (p.double() * (p.double() - q.double())).sum(-1).mean().item()
+    wrong = {"this is KL(q||p); p is the first argument": back.mean().item()}
+    for message, tokens in _denominators(p.shape).items():
+        wrong[message] = each.sum().item() / tokens
+        wrong[f"this is KL(q||p), and {message}"] = back.sum().item() / tokens
+    for dim in range(p.dim() - 1):
+        message = f"softmax runs over dimension {dim}, not over the vocabulary: dim=-1"
+        wrong[message] = kl(p, q, dim).mean().item()
+    for dim in range(1, p.dim() - 1):
+        message = f"softmax and sum run over dimension {dim}; the vocabulary is the last, dim=-1"
+        wrong[message] = kl(p.transpose(dim, -1), q.transpose(dim, -1)).mean().item()
+    if p.dim() > 2:
+        terms = log_p.exp() * (log_p - log_q)
+        wrong["the sum runs over dimension 1, not over the vocabulary: dim=-1"] = (
+            terms.sum(1).mean().item()
+        )
+    return wrong | {
+        "logits are no logarithms of probabilities: take log_softmax of both": (
+            (log_p.exp() * (p.double() - q.double())).sum(-1).mean().item()
+        ),
+        "q's logits are no logarithms of probabilities: take log_softmax of them too": (
+            (log_p.exp() * (log_p - q.double())).sum(-1).mean().item()
+        ),
+        "the sizes of the differences are added: keep their signs": (
+            (log_p.exp() * (log_p - log_q).abs()).sum(-1).mean().item()
+        ),
+        "this is the sum over tokens; take the mean": each.sum().item(),
+        "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,
+        "this is in bits; nats are wanted": mean / math.log(2),
+        "the sign is turned round": -mean,
+        "this is KL(q||p) with its sign turned round": -back.mean().item(),
+        "this is the cross-entropy; the entropy of p is missing": cross,
+        "this is symmetric; KL(p||q) alone is wanted": (0.5 * (each + back)).mean().item(),
+        "this is the Jensen-Shannon divergence": (0.5 * (kl(p, middle) + kl(q, middle)))
+        .mean()
+        .item(),
+        "this is the largest token's, not the mean": each.max().item(),
+        "this is the last token's, not the mean": each[..., -1].mean().item(),
+        "softmax of the logits is missing": raw,
+        "this is the median, not the mean": each.median().item(),
+        "softmax runs over all tokens at once: dim=-1": kl(flat_p, flat_q).item(),
+        "dimension 0 is the tokens: softmax and sum run over dim=-1": (
+            (p.double().softmax(0) * (p.double().log_softmax(0) - q.double().log_softmax(0)))
+            .sum(0)
+            .mean()
+            .item()
+        ),
+        "the sum is weighted by log p; p itself is wanted, its exp": (
+            (log_p * (log_p - log_q)).sum(-1).mean().item()
+        ),
+        "the factor p is missing: squares of the differences": (
+            (log_p - log_q).square().sum(-1).mean().item()
+        ),
+        "the factor p is missing: sizes of the differences": (
+            (log_p - log_q).abs().sum(-1).mean().item()
+        ),
+        "the factor p is missing": (log_p - log_q).sum(-1).mean().item(),
+        "that is the loss on p's likeliest token; all tokens count, by p": -log_q.gather(
+            -1, p.argmax(-1, keepdim=True)
+        )
+        .mean()
+        .item(),
+        "F.kl_div wants the logarithm of q first, log_softmax": (
+            (log_p.exp() * (log_p - log_q.exp())).sum().item() / len(p)
+        ),
+    }
+
+
+def _denominators(shape):
+    """What the sum is divided by in the place of the number of tokens."""
+    if len(shape) == 2:
+        return {"count the tokens of any leading shape: p[..., 0].numel()": math.prod(shape)}
+    found = {
+        "divided by the number of sequences, not of tokens": shape[0],
+        "divided by one sequence's tokens; divide by all": shape[-2],
+    }
+    if len(shape) == 4:
+        found["divided by the second size alone; divide by all tokens"] = shape[1]
+        found["count the tokens of any leading shape: p[..., 0].numel()"] = shape[0] * shape[1]
+    return found
+
+
+def rough(got, wanted):
+    """A number that is close and not close enough; one mistake only if all numbers are."""
+    near = isinstance(got, float) and abs(got - wanted) < 0.02 * abs(wanted)
+    return {"right but for rounding: computed in 16 bits, or rounded?": got if near else math.nan}

@@ -1,0 +1,127 @@
+"""What a learner's code has to leave as it found it: its inputs, and the settings of torch.
+
+A check makes no list of inputs that it compares: every call goes through here.
+"""
+
+import contextlib
+
+NEW = "make a new one, with no *=, no [...] = and no inplace=True on it"
+
+
+def changes(before, after, name):
+    """What was done to the input `name`, as one line each: [] where it is as it was.
+
+    `before` is a `picture` of it, `after` the object itself.
+    """
+    import torch
+
+    if isinstance(after, torch.nn.Module):
+        return _changes_of_model(before, picture(after), name)
+    return [] if same(before, after) else [f"it changes its input {name} in place: {NEW}"]
+
+
+def picture(thing):
+    """A copy of `thing` to compare it with later; of a model its modes, flags, adapters, weights.
+
+    Tensors, arrays, tables, lists, tuples, dicts are copied; all else stands for itself.
+    """
+    import torch
+
+    if isinstance(thing, torch.nn.Module):
+        return {
+            "its training mode": {name: m.training for name, m in thing.named_modules()},
+            "what of it trains": {name: p.requires_grad for name, p in thing.named_parameters()},
+            "its active adapter": _adapters(thing),
+            "its hooks": {name: _hooks(m) for name, m in thing.named_modules()},
+            "its weights": {name: picture(t) for name, t in thing.state_dict().items()},
+        }
+    if isinstance(thing, torch.Tensor):
+        return thing.detach().clone()
+    if type(thing) in (list, tuple):
+        return type(thing)(map(picture, thing))
+    if isinstance(thing, dict):
+        return {key: picture(value) for key, value in thing.items()}
+    array = hasattr(thing, "dtype") and hasattr(thing, "copy")
+    return thing.copy() if array or _table(thing) else thing
+
+
+def same(before, after):
+    """Whether two pieces of data are equal: kind, shape and numbers, NaN being equal to NaN."""
+    import torch
+
+    if isinstance(before, torch.Tensor):
+        alike = isinstance(after, torch.Tensor) and before.dtype == after.dtype
+        return alike and before.shape == after.shape and _equal(before, after.detach())
+    if isinstance(before, dict) and isinstance(after, dict):  # the picture of any is a plain one
+        return list(before) == list(after) and all(same(before[k], after[k]) for k in before)
+    if type(before) is not type(after):
+        return False
+    if isinstance(before, list | tuple):
+        return len(before) == len(after) and all(map(same, before, after))
+    if _table(before):
+        return before.equals(after) and list(before.columns) == list(after.columns)
+    if hasattr(before, "dtype"):
+        return before.dtype == after.dtype and before.tobytes() == after.tobytes()
+    return before is after or before == after or before != before
+
+
+def _equal(a, b):
+    """Equal to the bit, or both NaN; tensors without numbers have none that differ."""
+    import torch
+
+    if a.device.type == "meta" or b.device.type == "meta":
+        return True
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _table(thing):
+    return type(thing).__name__ == "DataFrame"
+
+
+def _adapters(model):
+    """The active adapter of each of PEFT's layers, and whether they are switched off."""
+    layers = {n: m for n, m in model.named_modules() if hasattr(m, "active_adapters")}
+    return {
+        name: [str(m.active_adapters), getattr(m, "disable_adapters", False)]
+        for name, m in layers.items()
+        if not callable(m.active_adapters)
+    }
+
+
+def _hooks(module):
+    return [len(module._forward_hooks), len(module._forward_pre_hooks)]
+
+
+def _changes_of_model(before, after, name):
+    told = []
+    switched = before["its active adapter"] != after["its active adapter"]
+    for what, was in before.items():
+        follows = switched and what == "what of it trains"  # the active adapter does
+        if not follows and not same(was, after[what]):
+            at = next((k for k in was if not same(was[k], after[what].get(k))), "")
+            told.append(f"it leaves {name} changed: {what}{f' (at {at})' * bool(at)}; put it back")
+    return told
+
+
+@contextlib.contextmanager
+def settings(seed, told):
+    """Settings of torch that are those from before afterwards; what was changed goes into `told`.
+
+    Random numbers begin at `seed` inside; drawing some is no change, seeding them anew is one.
+    """
+    import torch
+
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if torch.initial_seed() != seed:
+                told.append("it seeds torch's random numbers for everybody: leave the seed alone")
+            if torch.is_grad_enabled() != grad:
+                told.append("it leaves gradients switched off or on: use `with torch.no_grad():`")
+            if torch.get_default_dtype() != dtype:
+                told.append("it changes torch's default dtype for everybody: say dtype= instead")
+            torch.set_grad_enabled(grad)
+            torch.set_default_dtype(dtype)

@@ -1,0 +1,83 @@
+"""Colab: a notebook where the course was just fetched, and the libraries that it still needs.
+
+What is installed stays as it is. A library that is missing, or too old for the labs, comes into
+the folder that holds labkit, which stands first on the path. So Colab keeps its own torch, its
+kernel keeps what it runs on, and a read-only installation will do.
+"""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from labkit.errors import LabError
+
+FOLDER = str(Path(__file__).parents[2])
+PIP = [sys.executable, "-m", "pip", "install", "--quiet", "--no-color"]
+
+
+def bring_libraries():
+    """Bring what the labs need and is not here. LabError when pip cannot; then try again."""
+    # pip, and every process that a lab starts, must see the folder too
+    paths = [FOLDER, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
+    try:
+        if wanted := missing():
+            print(f"Bringing {', '.join(wanted)}. A minute or two …", flush=True)
+            _pip("--upgrade", "--no-deps", "--target", FOLDER, *wanted)
+    except BaseException:
+        sys.path[:] = [path for path in sys.path if path != FOLDER]
+        _unload({"labkit"})  # so that the first cell begins anew when it is run again
+        raise
+    importlib.invalidate_caches()
+    _unload(_older())
+    print("The course is here. What was installed before is as it was.")
+
+
+def missing():
+    """What pip would add to what is installed: a list of `name==version`."""
+    needs = [need for need in importlib.metadata.requires("lora-labs") if "extra ==" not in need]
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "report.json"  # in a notebook pip would colour what it prints
+        _pip("--dry-run", "--report", str(path), *needs)
+        report = json.loads(path.read_text("utf-8"))
+    return ["{name}=={version}".format(**item["metadata"]) for item in report["install"]]
+
+
+def _pip(*arguments):
+    """Run pip; LabError with the last thing that it says when it fails."""
+    done = subprocess.run([*PIP, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in said if line.startswith("ERROR")]
+        reason = (errors or said or ["nothing"])[-1]
+        raise LabError(f"✗ The libraries could not be brought. pip says: {reason}")
+
+
+def _older():
+    """Modules that were loaded before and that the folder has too: Colab begins with pyarrow."""
+    own = {path.name.partition(".")[0] for path in Path(FOLDER).iterdir()} & set(sys.modules)
+    files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in own}
+    return {name for name, file in files.items() if not file.startswith(FOLDER)}
+
+
+def _unload(packages):
+    """Forget the modules of `packages`; the next import finds the folder's."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+
+
+def hide_old_torchao():
+    """Hide a torchao older than 0.16: Colab has one, peft stops beside it, and no lab uses it."""
+    from packaging.version import Version
+
+    try:
+        old = Version(importlib.metadata.version("torchao")) < Version("0.16")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if old:
+        sys.modules["torchao"] = None  # as if it were not installed

@@ -1,0 +1,175 @@
+"""What this machine can run, and the mend for what it cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+MODEL = "smollm2-135m"
+GIB = 2**30
+INSTALL = "pip install -e '.[dev]'"
+
+
+@dataclass
+class Finding:
+    """One line of the report: verdict is `ok`, `warn` (runs, but) or `bad` (does not run)."""
+
+    what: str
+    value: str
+    verdict: str = "ok"
+    mend: str = ""
+
+
+def examine() -> list[Finding]:
+    """Return all findings; none of them needs a network or writes anything."""
+    findings = []
+    for look in (python, torch, gpu, precision, cores, memory, disk, model, sandbox, kernel):
+        try:
+            findings.append(look())
+        except Exception as error:  # a broken installation is what a doctor is for
+            line = f"{type(error).__name__}: {error}".partition("\n")[0]
+            findings.append(Finding(look.__name__, line, "bad", INSTALL))
+    return findings
+
+
+def python() -> Finding:
+    """The interpreter."""
+    verdict = "ok" if (3, 11) <= sys.version_info[:2] <= (3, 13) else "warn"
+    mend = "" if verdict == "ok" else "the course is tested on Python 3.11 to 3.13"
+    return Finding("python", f"{sys.version.split()[0]} ({sys.executable})", verdict, mend)
+
+
+def torch() -> Finding:
+    """The version of torch."""
+    import torch
+
+    return Finding("torch", torch.__version__)
+
+
+def gpu() -> Finding:
+    """The GPU that labs would use, what it is large enough for, and whether 4 bits work there."""
+    import torch
+
+    from labkit.training import hardware
+
+    if hardware.device() == "cpu":
+        return Finding("gpu", "none", "ok", "all labs run on the CPU; GPU cells are skipped")
+    card = torch.cuda.get_device_properties(0)
+    value = f"{card.name}, {card.total_memory / GIB:.0f} GiB"
+    if broken := _four_bits_fail():
+        mend = "QLoRA cells fail: pip install -U bitsandbytes, for the CUDA of your torch"
+        return Finding("gpu", f"{value}; bitsandbytes: {broken}", "warn", mend)
+    largest = hardware.largest_qlora(card.total_memory)
+    return Finding("gpu", value, "ok", f"QLoRA, 1 x 512 tokens, checkpointed: {largest or 'none'}")
+
+
+def _four_bits_fail() -> str:
+    """What bitsandbytes says when it quantises on the GPU; empty when it works."""
+    import torch
+
+    try:
+        import bitsandbytes
+
+        bitsandbytes.functional.quantize_4bit(torch.zeros(64, 64, device="cuda"), quant_type="nf4")
+    except Exception as error:  # a missing library, an old driver, a card it doesn't know
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return ""
+
+
+def precision() -> Finding:
+    """The number format that training uses here."""
+    import torch
+
+    from labkit.training import hardware
+
+    where = hardware.device()
+    kind = hardware.precision(where)
+    if kind == torch.float16:
+        note = "no bf16 on this card: fp16 products with a gradient scaler, plain loops in fp32"
+        return Finding("precision", "float16, adapters float32", "ok", note)
+    if kind == torch.float32:
+        note = "no fast bf16 here: experiments take about twice as long"
+        return Finding("precision", "float32", "warn", note)
+    return Finding("precision", "bfloat16, adapters float32")
+
+
+def cores() -> Finding:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # absent outside Linux
+    n_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if n_cores < 2:
+        return Finding("cores", str(n_cores), "warn", "times in the labs are for two cores")
+    return Finding("cores", str(n_cores))
+
+
+def memory() -> Finding:
+    """Free memory: the labs peak below 6 GiB."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    return _at_least("memory", free, 6 * GIB, "close other programs: a lab can need 6 GiB")
+
+
+def disk() -> Finding:
+    """Free disk where the model and the tasks are cached."""
+    from labkit.download import cache_dir
+
+    folder = cache_dir().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    mend = "set LABKIT_CACHE to a folder with 2 GiB free"
+    return _at_least("disk", shutil.disk_usage(folder).free, 2 * GIB, mend)
+
+
+def _at_least(what: str, free: int, enough: int, mend: str) -> Finding:
+    value = f"{free / GIB:.1f} GiB free"
+    return Finding(what, value) if free >= enough else Finding(what, value, "warn", mend)
+
+
+def model() -> Finding:
+    """Where the model is, or that it is not here yet."""
+    from labkit.training import models
+
+    if models.complete(MODEL):
+        return Finding("model", models.source(MODEL))
+    return Finding("model", models.source(MODEL), "warn", "'labkit fetch' brings it now")
+
+
+def sandbox() -> Finding:
+    """What isolates submissions when they are graded."""
+    from labkit.grading import cgroup
+    from labkit.grading import sandbox as walls
+    from labkit.grading.limits import Limits
+
+    if not walls.available():
+        mend = "only for grading: install the package 'bubblewrap' (Linux), or grade with --unsafe"
+        return Finding("sandbox", "none", "warn", mend)
+    found = walls.trial()
+    group = cgroup.make(Limits())
+    cgroup.remove(group)
+    bound = ", all in a memory cgroup" if group else ""
+    if found == "nested":
+        value = f"bubblewrap, and a process tree a submission inside it{bound}"
+        mend = "" if group else "no memory cgroup here: memory of the kernel is bounded in part"
+        return Finding("sandbox", value, "ok", mend)
+    if found == "alone":
+        mend = "only for grading: no nested user namespaces here, so each submission warms up anew"
+        return Finding("sandbox", f"bubblewrap, one warm process a submission{bound}", "warn", mend)
+    mend = f"only for grading: bubblewrap may not do its work here ({walls.mend(found)})"
+    return Finding("sandbox", "bubblewrap, which fails", "warn", mend)
+
+
+def kernel() -> Finding:
+    """The Jupyter kernel that a notebook opened here would use."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    program = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    if not os.path.isabs(program):  # Jupyter puts the running interpreter for a bare `python`
+        program = sys.executable
+    if Path(program) == Path(sys.executable):
+        return Finding("kernel", "python3 is this Python")
+    mend = "python -m ipykernel install --sys-prefix"
+    return Finding("kernel", f"python3 is {program}", "warn", mend)

@@ -1,0 +1,184 @@
+"""Build the student and the solved notebooks from the masters in labs/."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+from labkit.errors import LabError
+
+MARK = re.compile(r"( *)# (BEGIN|END) SOLUTION")
+NEARLY_A_MARK = re.compile(r"\b(BEGIN|END)[\s_-]*SOLUTION", re.IGNORECASE)
+CELL = re.compile(r"# ?%%")
+MAGIC = re.compile(r"^( *)[%!].*", re.MULTILINE)
+MINUTES = re.compile(r"^# [●○]+ · (\d+) min · ", re.MULTILINE)  # of an exercise
+TOLD = re.compile(r"\((\d+) for the exercises\)")  # in the first cell: all of them
+FOLDERS = {"notebooks": False, "solutions": True}  # folder -> is it solved?
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+# Colab and JupyterLab show the first line of the set-up cell in its place
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
+# With --target nothing that is installed changes. The folder is called site-packages: a module from
+# elsewhere dill, and so datasets, would pickle by value. What comes after is in colab.py.
+BOOTSTRAP = """\
+# @title Set-up: brings the course to Colab; where it is installed, this cell does nothing
+import importlib.util, os, subprocess, sys
+
+here = importlib.util.find_spec("labkit")
+if not here and os.path.isdir("../labkit"):
+    print("✗ This kernel is not the course's Python. Choose the one in .venv, or use: make lab")
+elif not here:
+    folder = os.path.expanduser("~/.lora-labs/site-packages")
+    pip = [sys.executable, "-m", "pip", "install", "-qqU", "--no-deps", "--target", folder]
+    if subprocess.run([*pip, "COURSE"]).returncode == 0:
+        sys.path.insert(0, folder)
+        from labkit.course import colab; colab.bring_libraries()
+    else: print("✗ The course could not be fetched. With a network, run this cell again.")"""
+
+
+class BuildError(LabError, ValueError):
+    """A master that cannot be built; the one line names the file and the line."""
+
+
+def build(root: Path, check: bool = False) -> list[str]:
+    """Write both notebooks of each master under root; with check, write nothing.
+
+    Returns the notebooks that changed (or would), relative to root. Raises BuildError.
+    """
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    changed = []
+    for master in sorted((root / "labs").glob("*.py")):
+        text, made = master.read_text("utf-8"), {}
+        try:
+            for folder, solved in FOLDERS.items():
+                name = f"{folder}/{master.stem}.ipynb"
+                made[name] = to_notebook(cut(text, solved), name, project)
+            _look_over(master.stem, text)
+        except BuildError as error:
+            raise BuildError(f"labs/{master.name}, {error}") from None
+        for name, new in made.items():
+            if _read(root / name) != new:
+                changed.append(name)
+                if not check:
+                    _write(root / name, new)
+    return changed
+
+
+def _look_over(stem: str, text: str) -> None:
+    """Raise BuildError for what would be noticed late: name, syntax, lab started, minutes."""
+    if not re.fullmatch(r"\d\d_\w+", stem):
+        raise BuildError("line 1: a master is called by two digits and a name, like 07_norms.py")
+    try:
+        ast.parse(MAGIC.sub(r"\1pass", text))
+    except SyntaxError as error:
+        raise BuildError(f"line {error.lineno}: {error.msg}") from None
+    in_all = sum(map(int, MINUTES.findall(text)))
+    for number, line in enumerate(text.splitlines(), 1):
+        told = TOLD.search(line)
+        if told and int(told[1]) != in_all:
+            raise BuildError(f"line {number}: the exercises take {in_all} minutes, not {told[1]}")
+        started = re.search(r"labkit\.start\(\W*(\w+)", line)
+        if started and started[1] != stem:
+            raise BuildError(f"line {number}: this is lab {stem!r}, and starts {started[1]!r}")
+
+
+def cut(text: str, solved: bool = False) -> str:
+    """Return a master's text with each solution block replaced by a stub, or only unmarked."""
+    lines, block, start, indent = [], None, 0, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        mark = MARK.fullmatch(line)
+        kind = mark and mark[2]
+        if not mark and NEARLY_A_MARK.search(line):
+            raise BuildError(f"line {number}: a mark is '# BEGIN SOLUTION' and nothing else")
+        if kind == "BEGIN":
+            if block is not None:
+                raise BuildError(f"line {number}: BEGIN SOLUTION inside the block of line {start}")
+            block, start, indent = [], number, mark[1]
+        elif kind == "END":
+            if block is None:
+                raise BuildError(f"line {number}: END SOLUTION without BEGIN SOLUTION")
+            if mark[1] != indent:
+                raise BuildError(f"line {number}: END SOLUTION is not indented as line {start}")
+            lines += block if solved else _stub(block, indent, start)
+            block = None
+        elif block is None:
+            lines.append(line)
+        elif CELL.match(line):
+            raise BuildError(
+                f"line {start}: the solution block runs into the cell of line {number}"
+            )
+        else:
+            block.append(line)
+    if block is not None:
+        raise BuildError(f"line {start}: BEGIN SOLUTION without END SOLUTION")
+    return "\n".join(lines) + "\n"
+
+
+def _stub(block: list[str], indent: str, start: int) -> list[str]:
+    """Return the two lines that stand for a removed block."""
+    n_lines = sum(1 for line in block if line.strip() and not line.strip().startswith("#"))
+    if not n_lines:
+        raise BuildError(f"line {start}: the solution block holds no code")
+    unit = "line" if n_lines == 1 else "lines"
+    return [f"{indent}# TODO: about {n_lines} {unit}", f"{indent}raise NotImplementedError"]
+
+
+def to_notebook(text: str, name: str, project: dict) -> str:
+    """Return the bytes (as text) of the notebook called name: no outputs, no ids."""
+    import jupytext
+    import nbformat
+
+    cells = jupytext.reads(text, fmt="py:percent").cells
+    if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
+        raise BuildError("line 1: the first cell is markdown and begins with the title, '# …'")
+    title, _, rest = cells[0].source.partition("\n")
+    cells[0].source = "\n\n".join(part for part in (title, badge(name, project), rest) if part)
+    cells.insert(1, nbformat.v4.new_code_cell(bootstrap(project)))
+    book = {"nbformat": 4, "nbformat_minor": 4, "metadata": METADATA}  # 4.4: no cell ids yet
+    book["cells"] = [_plain(cell) for cell in cells]
+    book["cells"][1]["metadata"] = FOLDED
+    return nbformat.writes(nbformat.from_dict(book)) + "\n"
+
+
+def _plain(cell: dict) -> dict:
+    """Return the cell with its source and its tags and nothing else."""
+    tags = cell.metadata.get("tags")
+    bare = {
+        "cell_type": cell.cell_type,
+        "metadata": {"tags": tags} if tags else {},
+        "source": cell.source,
+    }
+    return bare | ({"execution_count": None, "outputs": []} if cell.cell_type == "code" else {})
+
+
+def badge(name: str, project: dict) -> str:
+    """Return the markdown that opens the notebook in Colab; empty if it is not on GitHub."""
+    github, _, path = _repository(project).partition("https://github.com/")
+    if github or not path:
+        return ""
+    colab = "https://colab.research.google.com"
+    link = f"{colab}/github/{path}/blob/v{project['version']}/{name}"
+    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({link})"
+
+
+def bootstrap(project: dict) -> str:
+    """Return the cell that brings the course to Colab and does nothing where it is installed."""
+    return BOOTSTRAP.replace("COURSE", f"git+{_repository(project)}@v{project['version']}")
+
+
+def _repository(project: dict) -> str:
+    """Return the address of the repository, which stands once, in pyproject's urls."""
+    return project["urls"]["Repository"].removesuffix("/").removesuffix(".git")
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text("utf-8") if path.is_file() else None
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, "utf-8", newline="\n")

@@ -1,0 +1,136 @@
+"""What students get, and what Gradescope gets: the course without solutions, masters and tests.
+
+What `lab.reveal` lends there is packed: it runs, and nobody reads it by looking through the folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import tomllib
+import zipfile
+from pathlib import Path
+
+import jinja2
+
+from labkit import reference
+from labkit.course import notebooks
+from labkit.errors import LabError
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+AS_IT_IS = (".gitignore", "LICENSE", "constraints.txt", "environment.yml")
+GUIDES = ("learner.md", "troubleshooting.md", "memory.md", "gpu.md")
+NOT_SHIPPED = ("__pycache__", "_solutions", "_lent", ".*")
+SOLUTIONS = re.compile(r"\n\[tool\.hatch\.build\.targets\.wheel\.force-include\]\n[^\[]*\n(?=\[)")
+
+
+def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
+    """Make the students' copy of the course at `root` in the new folder `out`; its files.
+
+    `repository` is where that copy will be published: Colab installs labkit from there.
+    Raises LabError when `out` holds something, or the notebooks are not what labs/ say.
+    """
+    _expect_current(root)
+    _expect_empty(out)
+    _package(root, out, repository)
+    project = tomllib.loads((out / "pyproject.toml").read_text("utf-8"))["project"]
+    (out / "notebooks").mkdir()
+    for master in _masters(root):
+        name = f"notebooks/{master.stem}.ipynb"
+        text = notebooks.to_notebook(notebooks.cut(master.read_text("utf-8")), name, project)
+        (out / name).write_text(text, "utf-8", newline="\n")
+    for name in AS_IT_IS:
+        shutil.copy(root / name, out / name)
+    (out / "docs").mkdir()
+    for name in GUIDES:
+        shutil.copy(root / "docs" / name, out / "docs" / name)
+    (out / "Makefile").write_text(makefile((root / "Makefile").read_text("utf-8")), "utf-8")
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+
+
+def autograders(root: Path, out: Path, checks: Path | None = None) -> list[str]:
+    """Make one zip a lab for Gradescope in the new folder `out`; their names.
+
+    `checks` is a file of private checks that goes into each. Raises LabError as `release` does.
+    """
+    _expect_current(root)
+    _expect_empty(out)
+    source = out / "source"
+    _package(root, source)
+    shutil.copy(root / "LICENSE", source / "LICENSE")
+    shutil.copy(root / "constraints.txt", source / "constraints.txt")
+    shutil.copy(TEMPLATES / "gradescope_setup.sh", source / "setup.sh")
+    if checks:
+        shutil.copy(checks, source / "private_checks.py")
+    made = [_autograder(source, out / f"{master.stem}.zip") for master in _masters(root)]
+    shutil.rmtree(source)
+    return made
+
+
+def _autograder(source: Path, path: Path) -> str:
+    """Zip the folder `source` with the program that grades the lab that the zip is named after."""
+    run = (TEMPLATES / "gradescope_run.sh").read_text("utf-8").replace("LAB", path.stem)
+    (source / "run_autograder").write_text(run, "utf-8", newline="\n")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(source.rglob("*")):
+            if file.is_file():
+                info = zipfile.ZipInfo(file.relative_to(source).as_posix())
+                runs = info.filename in ("setup.sh", "run_autograder")
+                info.external_attr = (0o100755 if runs else 0o100644) << 16
+                archive.writestr(info, file.read_bytes(), zipfile.ZIP_DEFLATED)
+    return path.name
+
+
+def _masters(root: Path) -> list[Path]:
+    return sorted((root / "labs").glob("[0-9][0-9]_*.py"))
+
+
+def _expect_current(root: Path) -> None:
+    stale = notebooks.build(root, check=True)
+    if stale:
+        raise LabError(f"not what labs/ say: {', '.join(stale)}; run 'labkit build' first")
+
+
+def _expect_empty(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise LabError(f"{out} is not empty: say another folder, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _package(root: Path, out: Path, repository: str | None = None) -> None:
+    """Put what pip installs labkit from into `out`: code, pyproject and README, no solutions."""
+    ignore = shutil.ignore_patterns(*NOT_SHIPPED)
+    shutil.copytree(root / "labkit", out / "labkit", ignore=ignore)
+    for key in (out / "labkit" / "checks").glob("lab??/quiz.toml"):
+        key.with_suffix(".b64").write_bytes(base64.encodebytes(key.read_bytes()))
+        key.unlink()
+    (out / "labkit" / "_lent").mkdir()
+    for master in _masters(root):
+        books = (root / folder / f"{master.stem}.ipynb" for folder in ("solutions", "notebooks"))
+        (out / "labkit" / "_lent" / f"{master.stem}.b64").write_bytes(reference.packed(*books))
+    text, n = SOLUTIONS.subn("\n", (root / "pyproject.toml").read_text("utf-8"))
+    if n != 1 or "solutions" in tomllib.loads(text)["tool"]["hatch"]["build"]["targets"]["wheel"]:
+        raise LabError("pyproject.toml changed: its wheel would still want the solutions")
+    if repository:
+        text = re.sub(r'(?m)^Repository = ".*"$', f'Repository = "{repository}"', text)
+    (out / "pyproject.toml").write_text(text, "utf-8", newline="\n")
+    readme = jinja2.Template((TEMPLATES / "release_readme.md.j2").read_text("utf-8"))
+    (out / "README.md").write_text(readme.render(labs=_titles(root)) + "\n", "utf-8", newline="\n")
+
+
+def _titles(root: Path) -> list[tuple[str, str]]:
+    """Return (notebook, title) of each lab."""
+    found = []
+    for master in _masters(root):
+        title = re.search(r"(?m)^# # (.+)$", master.read_text("utf-8"))
+        found.append((f"notebooks/{master.stem}.ipynb", title[1]))
+    return found
+
+
+def makefile(text: str) -> str:
+    """Return the course's Makefile with the targets that students need: `setup` and `lab`."""
+    others = re.compile(r"(?!setup:|lab:)[\w-]+:")
+    kept = "\n\n".join(block for block in text.split("\n\n") if not others.match(block))
+    kept = re.sub(r"(?m)^\.PHONY: .*$", ".PHONY: setup lab", kept)
+    return re.sub(r"(?m)^NBVAL .*\n", "", kept)

@@ -1,0 +1,86 @@
+"""What answers the judge inside a submission's process: it calls, and sends plain data back.
+
+The judge ships this module, the contract and the probes after the submission's cells have run, so
+that what a cell does to them is without effect. It is not trusted: the judge checks every reply.
+What a cell did to Python and torch has its effect here, and so has what an answer does meanwhile.
+"""
+
+import builtins
+import json
+import types
+
+from labkit import contract
+from labkit.grading import wire
+
+
+class Undefined(wire.WireError):
+    """The submission does not define the name that the judge asks for."""
+
+
+def answered(body, modules, namespace, states):
+    """The reply to one question: its nonce, how it went, and a value or a message.
+
+    For the rest see `runner.serve`.
+    """
+
+    def resolve(name):
+        module, _, attribute = name.rpartition(":")
+        if module:
+            return getattr(modules[module], attribute)
+        if name not in namespace:
+            raise Undefined(name)
+        return namespace[name]
+
+    head, _, body = body.partition(b"\n")
+    head = json.loads(head)
+    nonce = head["nonce"]
+    try:
+        for source in head["sources"]:
+            _add(source, modules)
+        if head["then"] in states:
+            _as_then(states[head["then"]], namespace)
+        for names, source in head["lent"]:
+            _lend(names, source, namespace)
+        how, what, told = _called(wire.unpack(body, resolve))
+        return wire.pack([nonce, how, what, told])
+    except Undefined as name:
+        return wire.pack([nonce, "undefined", str(name), []])
+    except Exception as error:  # plain() or pack() on an object that is no data
+        told = f"it returned something that a check cannot read ({type(error).__name__})"
+        return wire.pack([nonce, "failed", told, []])
+
+
+def _called(ask):
+    """`(how, what, faults)` of one call."""
+    session = contract.Session(seed=ask["seed"])
+    try:
+        how, what = "value", session.call(ask["f"], ask["data"])
+    except contract.NotWritten:
+        how, what = "missing", ""
+    except contract.CheckFailed as failure:
+        how, what = "failed", str(failure)
+    return how, what, [str(fault) for fault in session.faults]
+
+
+def _as_then(state, namespace):
+    """Put names back to `state`; those that came later stay, unless they hide a built-in one."""
+    for name in vars(builtins).keys() & namespace.keys() - state.keys():
+        del namespace[name]
+    namespace.update(state)
+
+
+def _lend(names, source, namespace):
+    """Put the course's own objects in the place of the submission's, for as long as this lives."""
+    if source not in LENT:
+        LENT[source] = contract.defined_by(source)
+    namespace.update({name: LENT[source][name] for name in names if name in LENT[source]})
+
+
+LENT = {}  # source -> what it defines
+
+
+def _add(source, modules):
+    """Define what an instructor's own check needs here."""
+    name = "labkit_private_checks"
+    module = modules.setdefault(name, types.ModuleType(name))
+    exec(compile(source, f"<{name}>", "exec"), module.__dict__)

@@ -1,0 +1,209 @@
+"""The supervisor's hold on the process that runs the cells."""
+
+import json
+import os
+import select
+import signal
+import socket
+import time
+
+from labkit.grading.inside import runner, tree, wall
+from labkit.grading.inside.clock import Clock
+
+TICK = 0.05  # seconds between two looks at processes and memory
+GRACE = 1.0  # seconds from an interrupt to the end
+SOON = 10.0  # seconds for what takes milliseconds
+LITTLE = 1.0  # seconds of a cell that no exercise needs, where cells have taken very long
+FOR_CELLS = 0.8  # of all the time by the clock; the rest is kept for the exercises
+STARTS = 12
+
+
+def _keep_open(fd):
+    """Close every descriptor but the standard ones and `fd`: the way to the judge, above all."""
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+class Lost(Exception):
+    """The process that was asked is gone or out of time; the message says why."""
+
+    def __init__(self, why, how="error"):
+        super().__init__(why)
+        self.how = how
+
+
+class Excess(Lost):
+    """A submission has taken more memory or processes than it may."""
+
+
+class Cells:
+    """Runs the cells, and starts again from a clean state when the process that runs them is lost.
+
+    At first all run in one process. Once that is lost, each cell runs in a fork of the state before
+    it, so that what ends its process costs that cell only. A cell that takes even that state with
+    it, or has to be killed, is left out from then on.
+
+    `needed` are the indices of the cells that exercises need. They have their full time even where
+    others, or earlier runs, have used up that of all cells.
+    """
+
+    def __init__(self, cells, needed, seconds, shell, limits):
+        self.cells, self.needed, self.shell, self.limits = cells, needed, shell, limits
+        self.began = time.monotonic()
+        self.over = self.began + seconds  # the end of the submission's time by the clock
+        self.last = self.began + FOR_CELLS * seconds  # that of its cells
+        self.used = 0.0  # seconds of all cells that were run
+        self.told = {}  # index of a cell -> [how, message]
+        self.skip, self.apart = set(), False
+        self.pid = self.channel = None  # the process that holds the state, and the way to it
+
+    def run(self):
+        """Reach the state after the last cell. Lost when that does not succeed."""
+        for _ in range(STARTS):
+            try:
+                self._start()
+                return self._all()
+            except Lost:
+                self.apart = True
+        raise Lost("its cells ended all processes again and again")
+
+    def _start(self):
+        """Fork a runner from the clean state; all others end."""
+        self.end()
+        wall.clean(self.limits)
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _keep_open(theirs.fileno())
+                wall.close_in(self.limits)
+                runner.obey(theirs, self.shell, self.cells, self.limits.reply_bytes)
+            finally:
+                os._exit(1)
+        theirs.close()
+
+    def end(self):
+        """Kill every process of the submission."""
+        if self.pid:
+            tree.kill_group(self.pid)
+            self.channel.close()
+            tree.kill_but()
+        self.pid = None
+
+    def _all(self):
+        for index in range(len(self.cells)):
+            if index in self.skip:
+                continue
+            seconds = self._seconds(index)
+            if seconds == 0:
+                self.told.setdefault(index, ["timeout", "there was no time left for this cell"])
+                continue
+            try:
+                self._run(index, seconds)
+            except Lost as lost:
+                if self.apart or isinstance(lost, Excess):
+                    self.told.setdefault(index, [lost.how, str(lost)])
+                    self.skip.add(index)
+                raise
+
+    def _seconds(self, index):
+        """The time that a cell has. It shrinks when others have used too much, for some to zero."""
+        now = time.monotonic()
+        if now > self.last:
+            return 0
+        share = max(
+            self.used / (2 * self.limits.total_seconds),
+            (now - self.began) / (self.last - self.began),
+        )
+        if index in self.needed or share < 0.5:
+            return self.limits.cell_seconds
+        return min(LITTLE, self.limits.cell_seconds) if share < 0.75 else 0
+
+    def _run(self, index, seconds):
+        self.order(run=index, apart=self.apart)
+        state = pid = self.pid
+        if self.apart:
+            pid = self.new_pid()
+        clock = self._clock(seconds, state, pid)
+        try:
+            answer = self.answer(clock, state, pid)
+        except TimeoutError:
+            little = "there was little time left for this cell"
+            told = little if seconds < self.limits.cell_seconds else clock.told()
+            self.told[index] = ["timeout", told]
+            answer = self._stop(index, state, pid)
+        finally:
+            clock.over(state, pid)
+            self.used += clock.used
+        if answer.get("done") == index:
+            self.pid = pid
+            if answer.get("error"):
+                self.told.setdefault(index, ["raised", str(answer["error"])[: runner.TOLD]])
+        elif answer.get("lost") == index:
+            self.told.setdefault(index, ["error", "it ended its process"])
+        else:
+            raise Lost("it disturbed the grader")
+
+    def _stop(self, index, state, pid):
+        """Interrupt a cell that takes too long, then kill it."""
+        tree.kill(pid, signal.SIGINT)
+        try:
+            return self.answer(self._clock(GRACE, state, pid), state, pid)
+        except TimeoutError:
+            self.skip.add(index)
+            tree.kill(pid)
+        try:
+            return self.answer(self._clock(SOON, state, pid), state, pid)
+        except TimeoutError:
+            raise Lost("it disturbed the grader") from None
+
+    def settle(self):
+        """Leave nothing of the cells but one process, with one thread."""
+        if tree.threads(self.pid) != 1:
+            self.order(settle=True)
+            self.pid = self.new_pid()
+        tree.kill_but(self.pid)
+
+    def order(self, fds=(), **order):
+        """Send an order to the process that holds the state."""
+        try:
+            socket.send_fds(self.channel, [json.dumps(order).encode()], list(fds))
+        except OSError:
+            raise Lost("it ended its process") from None
+
+    def new_pid(self):
+        """The process that an order has brought about."""
+        try:
+            pid = self.answer(self._clock(SOON, self.pid), self.pid).get("pid")
+        except TimeoutError:
+            pid = None
+        if type(pid) is not int or pid < 2:
+            raise Lost("it disturbed the grader")
+        return pid
+
+    def _clock(self, seconds, *pids):
+        end = min(time.monotonic() + self.limits.crowding * seconds, self.over)
+        return Clock(seconds, end, *pids)
+
+    def answer(self, clock, *pids):
+        """The next message. TimeoutError when time is up; Lost when none of `pids` is left."""
+        while True:
+            if select.select([self.channel], [], [], TICK)[0]:
+                return self._message()
+            wrong = tree.excess(self.limits)
+            if wrong:
+                raise Excess(wrong)
+            over = not any(map(tree.alive, pids))
+            if over and not select.select([self.channel], [], [], 0)[0]:
+                raise Lost("it ended its process")
+            if clock.over(*pids):
+                raise TimeoutError
+
+    def _message(self):
+        try:
+            answer = json.loads(self.channel.recv(runner.ORDER_BYTES))
+        except (OSError, ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise Lost("it ended its process")
+        return answer

@@ -1,0 +1,237 @@
+"""The process that runs a submission's cells. It takes orders from its supervisor.
+
+Whatever the cells do to it, it costs this process at most. Orders and answers are small JSON
+messages on a SOCK_SEQPACKET pair.
+"""
+
+import ast
+import builtins
+import contextlib
+import json
+import resource
+import signal
+import socket
+import sys
+from _socket import socket as plain_socket
+from marshal import loads
+from os import WNOHANG, _exit, close, fork, getpid, getppid, kill, setsid, waitpid
+from types import FunctionType, ModuleType, SimpleNamespace
+
+from labkit.grading import wire
+from labkit.grading.inside import lines
+from labkit.grading.inside.mend import mender, small_names
+
+ORDER_BYTES = 1 << 16
+SPARE = 12  # processes and descriptors that cells can't use up
+STATES = 400  # cells after which it is kept how names stand
+TOLD = 400  # characters of an error message that go back
+
+
+def obey(channel, shell, cells, most):
+    """Run cells and serve exercises as ordered, for ever; the supervisor kills this process."""
+    mine = untouched(sys.modules[__name__])
+    mine["wire"] = SimpleNamespace(**untouched(wire))
+    mine["_obey"](channel, shell, cells, most)
+
+
+def untouched(module):
+    """`{name: object}` of a module as it is now, in which cells do not replace anything.
+
+    Its functions and its built-in functions are copies, which no module names.
+    """
+    space = dict(vars(module), __builtins__=dict(vars(builtins)))
+    for name, f in vars(module).items():
+        if isinstance(f, FunctionType) and f.__module__ == module.__name__:
+            space[name] = FunctionType(f.__code__, space, name, f.__defaults__, f.__closure__)
+    return space
+
+
+def _obey(channel, shell, cells, most):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    mend, errors = mender(), lines.prepare(shell)
+    states = {}  # index of a cell -> how names stood below it
+
+    def run(source):
+        error = run_cell(shell, errors, source)
+        mend(False)  # at once: an alarm of the cell's must not end this process
+        return error
+
+    while True:
+        message, fds, _, _ = socket.recv_fds(channel, ORDER_BYTES, 1)
+        if not message:
+            _exit(0)
+        order = json.loads(message)
+        mend("run" not in order)
+        if "run" in order:
+            _run(channel, run, cells, order["run"], order["apart"])
+            if len(states) < STATES:
+                states[order["run"]] = small_names(shell)
+        elif "settle" in order:
+            _settle(channel)
+        else:
+            _serve(channel, (shell.user_ns, states, most), fds[0])
+
+
+def _spare(n):
+    """Keep `n` processes and descriptors of those allowed from the cells, for what comes after."""
+    for which in (resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
+        hard = resource.getrlimit(which)[1]
+        if hard != resource.RLIM_INFINITY:
+            resource.setrlimit(which, (max(1, hard - n), hard))
+
+
+def _tell(channel, **what):
+    channel.send(json.dumps(what).encode())
+
+
+def _run(channel, run, cells, index, apart):
+    """Run one cell; when `apart`, in a fork, so that its end costs nothing but this cell."""
+    before = getpid()
+    if apart:
+        pid = fork()
+        if pid:
+            waitpid(pid, 0)  # a fork that gets through its cell kills this process
+            _tell(channel, lost=index)
+            return
+        _tell(channel, pid=getpid())
+    me = getpid()
+    _spare(SPARE)
+    error = run(cells[index])
+    _spare(0)
+    if getpid() != me:  # the cell forked, and this is the copy
+        _exit(0)
+    if apart:
+        _take_over(before)
+    _tell(channel, done=index, error=error)
+
+
+def _take_over(before):
+    """End the process `before`, of which this one is a fork."""
+    if getppid() == before:  # else it has ended, and its number may be another one's
+        with contextlib.suppress(ProcessLookupError):
+            kill(before, signal.SIGKILL)
+
+
+def run_cell(shell, errors, source):
+    """The first error of the cell as one line, or None; `errors` is what `lines.prepare` gave."""
+    errors.clear()
+    try:
+        lines.renew()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        result = shell.run_cell(source, store_history=False, silent=True)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        error = next(iter(errors), result.error_before_exec or result.error_in_exec)
+    except BaseException as raised:  # an interrupt between the lines, or a patched shell
+        error = raised
+    try:
+        return _line(error, source)
+    except BaseException:  # an error whose text raises
+        return "an error without a text"
+    finally:
+        for one in [error, *errors]:
+            _let_go(one)
+
+
+def _line(error, source):
+    """An error as one line; None for no error."""
+    if isinstance(error, SyntaxError):
+        if error.msg == "incomplete input":
+            error = _mistake(source) or error
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"[:TOLD]
+    return f"{type(error).__name__}: {error}"[:TOLD] if error is not None else None
+
+
+def _let_go(error):
+    """Free what an error holds: through its traceback all that its functions had in memory."""
+    with contextlib.suppress(BaseException):  # it may be of a class of the cell's own
+        while error is not None:
+            error.__traceback__, error = None, error.__cause__ or error.__context__
+
+
+def _mistake(source):
+    """Python's own error of a cell, which says more than IPython's "incomplete input"; or None."""
+    try:
+        ast.parse(source)
+    except SyntaxError as error:
+        return error
+
+
+def _settle(channel):
+    """Go on as a fork: it has no thread but this one.
+
+    The supervisor knows of the fork by what it tells, and takes the end of the process that it
+    knows for a loss: so the fork tells first.
+    """
+    before = getpid()
+    pid = fork()
+    if pid:
+        waitpid(pid, 0)
+        return
+    _tell(channel, pid=getpid())
+    _take_over(before)
+
+
+def _serve(channel, what, fd):
+    """Fork a process that answers the judge on `fd` from the state that the cells left.
+
+    `what` are the namespace, its earlier states, and the most bytes of a question.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while waitpid(-1, WNOHANG)[0]:
+            pass
+    pid = fork()
+    if pid:
+        close(fd)
+        _tell(channel, pid=pid)
+        return
+    channel.close()
+    setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sock = plain_socket(fileno=fd)
+    serve(sock, load(wire.receive(sock, what[-1])[1]), *what)
+    _exit(0)
+
+
+def load(body):
+    """`{name: module}` of the code that the judge shipped, executed afresh, in the order given."""
+    modules = {}
+    for name, code in loads(body):
+        modules[name] = sys.modules[name] = ModuleType(name)
+        modules[name].__file__ = f"<{name}>"
+        exec(code, modules[name].__dict__)
+    return modules
+
+
+def serve(sock, modules, namespace, states, most):
+    """Answer the judge's questions about the objects in `namespace` until it hangs up.
+
+    `modules` are those that were shipped, by name: each question finds them as they came. `states`
+    says how names of the namespace stood below a cell, by the index of that cell.
+    """
+    put_back = _keeper(modules)
+    while frame := wire.receive(sock, most):
+        put_back()
+        answer = modules["labkit.grading.inside.answer"]
+        wire.send(sock, b"R", answer.answered(frame[1], dict(modules), namespace, states))
+
+
+def _keeper(modules):
+    """A function that puts the names of `modules`, their classes and functions back."""
+    spaces = [(vars(module), dict(vars(module))) for module in modules.values()]
+    found = [thing for _, names in spaces for thing in names.values()]
+    classes = [c for c in found if isinstance(c, type) and c.__module__ in modules]
+    members = [(c, name, f) for c in classes for name, f in vars(c).items() if callable(f)]
+    functions = [f for f in [*found, *(f for *_, f in members)] if isinstance(f, FunctionType)]
+    codes = [(f, f.__code__, f.__defaults__) for f in functions if f.__module__ in modules]
+
+    def put_back():
+        sys.modules.update(modules)
+        for space, names in spaces:
+            space.update(names)
+        for c, name, f in members:
+            if vars(c)[name] is not f:
+                setattr(c, name, f)
+        for f, code, defaults in codes:
+            f.__code__, f.__defaults__ = code, defaults
+
+    return put_back

@@ -1,0 +1,154 @@
+"""Process 1 of a submission's own process tree. It runs none of its code and holds no secret.
+
+It is forked from the warm process, has the cells run, keeps the time, counts processes and memory,
+and carries messages between the judge and the process that answers. What is lost it starts again.
+
+Frames from the judge: C, the cells; B, the code to ship; N, a new exercise; A, a question. Frames
+to the judge: D, how the cells went; R, a reply; G, the process that should have replied is gone.
+"""
+
+import json
+import select
+import signal
+import socket
+import time
+
+from labkit.grading import wire
+from labkit.grading.inside import tree
+from labkit.grading.inside.cells import TICK, Cells, Excess, Lost
+from labkit.grading.inside.clock import Clock
+from labkit.grading.limits import TIME_UP
+
+
+def supervise(link, shell, limits):
+    """Serve one judge over the socket `link` until it hangs up."""
+    _be_deaf()
+    _, body = wire.receive(link, 4 * limits.notebook_bytes)
+    task = json.loads(body)
+    cells = Cells(task["cells"], set(task["needed"]), task["seconds"], shell, limits)
+    try:
+        cells.run()
+        told = [[index, *what] for index, what in sorted(cells.told.items())]
+        wire.send(link, b"D", json.dumps(told).encode())
+        _carry(link, Answers(cells, limits), limits)
+    except Lost as lost:
+        wire.send(link, b"X", str(lost).encode())
+    finally:
+        cells.end()
+
+
+def _be_deaf():
+    """Ignore what has a handler: no other signal of its own tree reaches process 1."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _carry(link, answers, limits):
+    while frame := wire.receive(link, limits.reply_bytes):
+        kind, body = frame
+        if kind == b"B":
+            answers.code = body
+        elif kind == b"N":
+            answers.next_exercise(fresh=body == b"1")
+        else:
+            try:
+                wire.send(link, b"R", answers.ask(body))
+            except Lost as lost:
+                told = {"how": lost.how, "why": str(lost)}
+                wire.send(link, b"G", json.dumps(told).encode())
+
+
+class Answers:
+    """The process that answers the judge: a fork of the state that the cells left.
+
+    It serves one exercise after another for as long as nothing goes wrong.
+    """
+
+    def __init__(self, cells, limits):
+        self.cells, self.limits = cells, limits
+        self.line = self.pid = self.code = None
+        self.settled, self.clock = False, None
+
+    def next_exercise(self, fresh):
+        """Begin an exercise and its time; `fresh` asks for a process that has served none."""
+        if fresh:
+            self._hang_up()
+        self._begin()
+
+    def _begin(self):
+        seconds = self.limits.exercise_seconds
+        end = time.monotonic() + self.limits.crowding * seconds
+        self.clock = Clock(seconds, min(end, self.cells.over), *self._known())
+
+    def _known(self):
+        return [self.pid] if self.pid else []
+
+    def ask(self, body):
+        """The reply to a question. Lost when there is none in time."""
+        try:
+            if self.pid is None:
+                self._call()
+            if time.monotonic() > self.cells.over:
+                raise TimeoutError
+            self.line.settimeout(self.clock.left())
+            wire.send(self.line, b"A", body)
+            return self._reply()
+        except TimeoutError:
+            self._hang_up()
+            raise Lost(self._too_long(), "timeout") from None
+        except (OSError, wire.WireError) as error:
+            self._hang_up()
+            broken = isinstance(error, wire.WireError)
+            raise Lost(str(error) if broken else "its process ended") from None
+        except Lost:
+            self._hang_up()
+            raise
+
+    def _too_long(self):
+        if time.monotonic() > self.cells.over:
+            return TIME_UP
+        return f"it took longer than {self.limits.exercise_seconds:g} s"
+
+    def _reply(self):
+        while not select.select([self.line], [], [], TICK)[0]:
+            if wrong := tree.excess(self.limits):
+                raise Excess(wrong)
+            if not tree.alive(self.pid) and not select.select([self.line], [], [], 0)[0]:
+                raise Lost("its process ended")
+            if self.clock.over(*self._known()):
+                raise TimeoutError
+        frame = wire.receive(self.line, self.limits.reply_bytes, self.clock.end)
+        if frame is None or frame[0] != b"R":
+            raise Lost("its process ended")
+        return frame[1]
+
+    def _call(self):
+        """Have a process forked that answers; where the state is lost, reach it once more."""
+        try:
+            self._fork()
+        except (Lost, TimeoutError, OSError):
+            self.cells.last = self.cells.over  # the exercises' time is now for what they need
+            self.cells.run()
+            self.settled = False
+            self._fork()
+            self._begin()
+
+    def _fork(self):
+        if not self.settled:
+            self.cells.settle()
+            self.settled = True
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.cells.order(fds=[theirs.fileno()], serve=True)
+        self.line, self.pid = ours, self.cells.new_pid()
+        self.line.settimeout(self.clock.left())
+        wire.send(self.line, b"B", self.code)
+
+    def _hang_up(self):
+        """End the process that answers, and all that it has started."""
+        if self.pid:
+            self.line.close()
+            tree.kill_group(self.pid)
+            tree.kill_but(self.cells.pid)
+        self.pid = None

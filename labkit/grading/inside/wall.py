@@ -1,0 +1,172 @@
+"""The inner wall: each submission's own namespaces, limits and system-call filter (Linux).
+
+`enclose` makes a process tree of its own, with a fresh /proc and private scratch space, whose
+process 1 is the supervisor. `close_in` then takes every privilege from the process that runs a
+submission's cells. Both are plain system calls: Python 3.11 has no names for them.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+from labkit.grading.inside import seccomp, tree
+
+NEW_NS, NEW_IPC, NEW_USER = 0x00020000, 0x08000000, 0x10000000
+NEW_PID, NEW_NET = 0x20000000, 0x40000000
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
+DETACH = 2
+CAPABILITIES_3 = 0x20080522  # the version of the structure that capset takes
+DEVICES = ("pts", "null", "zero", "full", "random", "urandom", "tty")
+SCRATCH = "labkit-grading-"  # how the folder begins that a submission gets where nothing is mounted
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_tmpfs = False  # whether scratch space is a mount of our own
+
+
+def _call(name, *args):
+    if getattr(_libc, name)(*args) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def enclose(limits):
+    """Return in process 1 of a new tree; the calling process waits for its end and ends with it.
+
+    Raises OSError where the kernel does not allow it.
+    """
+    global _tmpfs
+    with contextlib.suppress(OSError):  # when memory is short, a submission goes first
+        Path("/proc/self/oom_score_adj").write_text("500")
+    _new_user()
+    _call("unshare", NEW_PID | NEW_NS | NEW_IPC | NEW_NET)  # its loopback stays down
+    pid = os.fork()
+    if pid:
+        os.closerange(0, 1024)
+        os.waitpid(pid, 0)
+        os._exit(0)
+    _call("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _call("mount", None, b"/", None, REC | PRIVATE, None)
+    _mount_proc()
+    _mount("tmpfs", "/run", RDONLY | NOSUID | NODEV | NOEXEC, "size=4k")
+    _read_only("/cache")
+    for name in DEVICES:  # can be used all the same, but keeps no time that the next could read
+        _read_only(f"/dev/{name}")
+    _mount("tmpfs", "/dev/shm", NOSUID | NODEV, f"size={limits.disk_bytes},mode=1777")
+    _tmpfs = True
+    own_tree()
+    clean(limits)
+
+
+def _new_user():
+    """A user namespace, with a user that has no rights outside of it."""
+    uid, gid = os.getuid(), os.getgid()
+    _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)  # else the files below belong to root
+    _call("unshare", NEW_USER)
+    maps = {"setgroups": "deny", "uid_map": f"1000 {uid} 1", "gid_map": f"1000 {gid} 1"}
+    for name, text in maps.items():
+        Path(f"/proc/self/{name}").write_text(text)
+
+
+def own_tree():
+    """Shield this process, the supervisor, from those that it starts."""
+    tree.own()
+    _call("prctl", SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _mount(kind, where, flags, options=None):
+    data = options.encode() if options else None
+    _call("mount", kind.encode(), where.encode(), kind.encode(), flags, data)
+
+
+def _read_only(where):
+    """Make a mount read-only; what it forbids already it goes on forbidding."""
+    known = os.statvfs(where).f_flag & (NOSUID | NODEV | NOEXEC)  # the same numbers as of mounts
+    _call("mount", None, where.encode(), None, REMOUNT | BIND | RDONLY | known, None)
+
+
+def _mount_proc():
+    flags = NOSUID | NODEV | NOEXEC
+    try:
+        _mount("proc", "/proc", flags)
+    except OSError:  # where the one that is seen already is read-only, ours has to be, too
+        _mount("proc", "/proc", flags | RDONLY)
+
+
+def clean(limits):
+    """Give the submission empty scratch space: /tmp, or the folder that was made for it."""
+    scratch = os.environ["TMPDIR"]
+    if _tmpfs:
+        _libc.umount2(scratch.encode(), DETACH)  # not the first time: bubblewrap's mount stays
+        options = f"size={limits.disk_bytes},nr_inodes=20000,mode=1777"
+        _mount("tmpfs", scratch, NOSUID | NODEV, options)
+    elif tree.enclosed() or Path(scratch).name.startswith(SCRATCH):
+        _remove_within(scratch)
+    os.makedirs(_work(), exist_ok=True)
+
+
+def _work():
+    """The folder in which the cells run."""
+    return os.path.join(os.environ["TMPDIR"], "work")
+
+
+def _remove_within(folder):
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            os.unlink(entry.path)
+
+
+def close_in(limits):
+    """Give up every privilege, for good, and set the limits; then a submission's cells may run."""
+    os.setsid()
+    _open_nothing()
+    os.chdir(_work())
+    _limit(limits)
+    _drop_capabilities()
+    _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    seccomp.install()
+    _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)
+    with contextlib.suppress(OSError):  # before the supervisor, which can begin again
+        Path("/proc/self/oom_score_adj").write_text("900")
+
+
+def _open_nothing():
+    """Standard streams of its own: those of the warm process are one file for all."""
+    for fd, flags in (0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY):
+        nothing = os.open(os.devnull, flags)
+        os.dup2(nothing, fd)
+        os.close(nothing)
+
+
+def _limit(limits):
+    """Limits of each process; those of the whole tree are the supervisor's affair."""
+    wanted = {
+        "FSIZE": limits.file_bytes,
+        "NOFILE": 256,
+        "CORE": 0,
+        "MSGQUEUE": 0,
+        "SIGPENDING": 1024,  # timers, too, which are memory of the kernel
+        "CPU": int(limits.total_seconds + 20 * limits.exercise_seconds),
+        "AS": tree.memory(os.getpid())[1] + limits.memory_bytes,
+    }
+    if tree.enclosed():  # elsewhere it would count all processes of this user
+        wanted["NPROC"] = limits.processes
+    for name, value in wanted.items():
+        which = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(which)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (value, value))
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+def _drop_capabilities():
+    _call("capset", ctypes.byref(_CapHeader(CAPABILITIES_3, 0)), (ctypes.c_uint32 * 6)())

@@ -1,0 +1,81 @@
+"""An instructor's own checks: a Python file with functions marked `@exercise`.
+
+They run in the judge like the course's. A function of the file that is given to `observe` has to
+run beside the learner's code: it is sent there with what it uses, and nothing else of the file.
+"""
+
+import ast
+import builtins
+import importlib.util
+import sys
+from functools import cache
+
+from labkit import contract
+from labkit.errors import LabError
+
+NAME = "labkit_private_checks"
+
+
+def load(path):
+    """The checks in the file, a list; LabError when it can't be imported or has none."""
+    spec = importlib.util.spec_from_file_location(NAME, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise LabError(f"{path} does not import: {type(error).__name__}: {error}") from None
+    mine = [check for check in contract.checks_of(module) if check.__module__ == NAME]
+    if not mine:
+        raise LabError(f"{path} has no check: mark a function with @exercise(id, points=…)")
+    for check in mine:
+        number = _lab_of(check)
+        if number is not None and not importlib.util.find_spec(f"labkit.checks.lab{number:02}"):
+            told = f"{check.exercise['id']} is of lab {number}, and there is none"
+            raise LabError(f"{path}: {told}")
+    return mine
+
+
+def _lab_of(check):
+    """The lab's number in an id such as "2.10"; None where it begins with none."""
+    number = check.exercise["id"].partition(".")[0]
+    return int(number) if number.isdecimal() else None
+
+
+def of_lab(check, stem):
+    """Whether a private check belongs to a lab: "2.10" to lab 2, an id without a number to all."""
+    return _lab_of(check) in (None, int(stem[:2]))
+
+
+@cache
+def source_for(name):
+    """The source of function `name` of the file, and of all that it uses there."""
+    with open(sys.modules[NAME].__file__, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    makers = {}
+    for node in tree.body:
+        for defined in _defined(node):
+            makers[defined] = node
+    needed, open_names = set(), [name]
+    while open_names:
+        node = makers.get(open_names.pop())
+        if node is not None and node not in needed:
+            needed.add(node)
+            open_names += _used(node)
+    return "\n".join(ast.unparse(node) for node in tree.body if node in needed)
+
+
+def _defined(node):
+    """Names that a statement at the top of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
+    stored = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+    return [n.id for n in stored if isinstance(n.ctx, ast.Store)]
+
+
+def _used(node):
+    """Names that a statement reads and that are not built in."""
+    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return names - set(vars(builtins))

@@ -1,0 +1,139 @@
+"""The session in which a check judges objects that live in another process."""
+
+import contextlib
+import hashlib
+import inspect
+import json
+import secrets
+import time
+
+from labkit.contract import NAMES, CheckFailed, NoAnswer, NotWritten, Session
+from labkit.grading import wire
+from labkit.grading.judge import private
+
+HOWS = ("value", "missing", "failed", "undefined")
+FAULTS = 8  # that one reply may tell besides its value
+PATIENCE = 60  # seconds more than a submission may take, for the supervisor to say so
+
+
+class Learner:
+    """Stands for an object of the submission; it has a name and nothing else."""
+
+    def __init__(self, name):
+        self.name = name
+
+
+class Undefined(NoAnswer):
+    """The submission does not define this name."""
+
+
+class Gone(NoAnswer):
+    """The process that answers ended, or took too long; `how` is "timeout" or "error"."""
+
+    def __init__(self, how, why):
+        super().__init__(why)
+        self.how = how
+
+
+class Down(Exception):
+    """The submission's supervisor is gone, and no exercise can be judged any more."""
+
+
+class Forged(Exception):
+    """A reply is no answer to the question: broken, or made up."""
+
+    def __init__(self):
+        super().__init__("forged or broken reply")
+
+
+class RemoteSession(Session):
+    """Sends each observation over `link` and checks what comes back."""
+
+    def __init__(self, link, seed, limits, over=None):
+        """`over` is the end of the submission's time on the monotonic clock."""
+        super().__init__(seed=seed)
+        self.link, self.limits = link, limits
+        self.over = over or time.monotonic() + limits.submission_seconds
+        self.asked = 0
+        self.lending = []  # [names, source] of the course's own objects, while they stand in
+        self.then = None  # index of the cell below which names are to stand as they did then
+        self.spent = False  # whether the process that answers must not serve another exercise
+
+    def call(self, f, data):
+        """As `Session.call`: the same results, and the same exceptions."""
+        nonce, sources = secrets.token_hex(8), []
+        self.asked += 1
+        question = {"seed": self.their_seed(), "f": f, "data": list(data)}
+        body = wire.pack(question, lambda thing: _reference(thing, sources))
+        head = {"nonce": nonce, "sources": sources, "lent": self.lending, "then": self.then}
+        head = json.dumps(head).encode()
+        try:
+            wire.send(self.link, b"A", head + b"\n" + body)
+            how, what, told = self._reply(nonce)
+        except OSError:
+            raise Down("the submission's processes ended") from None
+        self.faults += [CheckFailed(text) for text in told]
+        if how == "value":
+            return what
+        if how == "missing":
+            raise NotWritten
+        if type(what) is not str:
+            raise Forged
+        if how == "undefined":
+            raise Undefined(what)
+        raise CheckFailed(what)
+
+    def begin(self, fresh=False):
+        """Begin an exercise, or a new try at it; `fresh` asks for a process that served none."""
+        try:
+            wire.send(self.link, b"N", b"1" if fresh or self.spent else b"0")
+        except OSError:
+            raise Down("the submission's processes ended") from None
+        self.asked, self.spent = 0, False
+
+    @contextlib.contextmanager
+    def lent(self, sources):
+        """As `Session.lent`, in a process of its own. Yields nothing: objects go by their names."""
+        self.begin(fresh=True)
+        self.lending, self.spent = [[NAMES[id], source] for id, source in sources.items()], True
+        try:
+            yield {}
+        finally:
+            self.lending = []
+
+    def their_seed(self):
+        """A seed for the learner's random numbers that tells nothing about ours."""
+        text = f"{self.seed}:{self.exercise}:{self.asked}:theirs"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
+
+    def _reply(self, nonce):
+        frame = wire.receive(self.link, self.limits.reply_bytes, self.over + PATIENCE)
+        if frame is None:
+            raise Down("the submission's processes ended")
+        if frame[0] == b"X":
+            raise Down(frame[1].decode())
+        if frame[0] == b"G":
+            told = json.loads(frame[1])
+            raise Gone("timeout" if told["how"] == "timeout" else "error", str(told["why"]))
+        try:
+            came, how, what, told = wire.unpack(frame[1])
+        except (wire.WireError, TypeError, ValueError):
+            raise Forged from None
+        texts = type(told) is list and all(type(text) is str for text in told)
+        if came != nonce or how not in HOWS or not texts:
+            raise Forged
+        return how, what, told[:FAULTS]
+
+
+def _reference(thing, sources):
+    """How an object that stays on the other side is named on the wire; None for data.
+
+    `sources` collects the source of an instructor's own functions, which the other side lacks.
+    """
+    if isinstance(thing, Learner):
+        return thing.name
+    if not inspect.isfunction(thing):
+        return None
+    if thing.__module__ == private.NAME:
+        sources.append(private.source_for(thing.__name__))
+    return f"{thing.__module__}:{thing.__qualname__}"

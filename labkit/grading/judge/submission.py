@@ -1,0 +1,210 @@
+"""A submission as it arrives: untrusted bytes that may or may not be a notebook."""
+
+import ast
+import builtins
+import json
+import re
+from dataclasses import dataclass, field
+
+from labkit.grading.judge import needs
+
+START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d)_")
+DEFINITION = re.compile(
+    r"^(?:async +)?(?:def|class) +(\w+)|^(\w+) *(?::[^=\n]*)?=(?!=)", re.MULTILINE
+)
+REVEALED = re.compile(r"^◐ ([\w.]{1,20}) is (revealed|lent)\b", re.MULTILINE)  # by `lab.reveal`
+RUNS = re.compile(r"\s*%%(?:time|timeit|capture|prun)\b.*\n?")  # what is below these is run here
+MAGIC = re.compile(r"^([ \t]*)(?:[%!?](?:.*\\\n)*.*|[\w.]+\?{1,2}[ ]*)$", re.MULTILINE)
+ASSIGNED = re.compile(r"^([ \t]*\w[\w, ]*=[ ]*)[%!](?:.*\\\n)*.*$", re.MULTILINE)  # files = !ls
+OWN_NAMES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+CELLS = 20_000
+PARSED = 200_000  # characters in one cell that are parsed, and twice as many in all
+CODE = 8_000_000  # characters of code in all; the course's own notebooks have 12,000 to 23,000
+
+
+class Unreadable(Exception):
+    """This is no notebook that can be graded; the message is the reason."""
+
+
+@dataclass
+class Submission:
+    """The code cells of a notebook in their order."""
+
+    cells: list  # sources
+    experiments: set = field(default_factory=set)  # indices of cells tagged as experiments
+    started: set = field(default_factory=set)  # numbers of labs that it starts, such as "02"
+    silent: set = field(default_factory=set)  # indices of cells that leave open whether they ran
+    shown: set = field(default_factory=set)  # ids whose solutions outputs say were shown
+    lent: set = field(default_factory=set)  # ids whose objects outputs say were lent, unseen
+    elsewhere: set = field(default_factory=set)  # names that cells which are not code define
+
+    def __post_init__(self):
+        left, self.defines = 2 * PARSED, []
+        self.asked = {}  # id -> which cell asks for its solution, without outputs that say more
+        self._needs = []  # of each cell, as `needs.of_cell` has it; None for what is no Python
+        for i, source in enumerate(self.cells):
+            short = len(source) <= min(left, PARSED)
+            left -= len(source) if short else 0
+            parsed = _parsed(source) if short else None
+            self._needs.append(needs.of_cell(*parsed) if parsed else None)
+            if parsed is None:  # no Python, or too long to be parsed
+                found = DEFINITION.findall(source)
+                self.defines.append({name for pair in found for name in pair if name})
+                continue
+            tree = parsed[1]
+            self.defines.append(_defined(tree))
+            if i in self.silent and (RUNS.match(source) or not source.lstrip().startswith("%%")):
+                told = f"code cell {i + 1} reveals the solution; if it showed none, remove the call"
+                for id in _calls(tree.body):
+                    self.asked.setdefault(id, told)
+
+    def cell_of(self, name):
+        """Index of the last cell that defines `name`, or None."""
+        return max((i for i, names in enumerate(self.defines) if name in names), default=None)
+
+    def needed(self, names):
+        """Indices of the cells on which `names` may depend."""
+        return needs.cells_for(names, self._needs)
+
+    def names(self):
+        """All names that its cells define."""
+        return set().union(*self.defines) if self.defines else set()
+
+    def taken_below(self, index):
+        """Names that were there at cell `index`, built-in ones too, and that later cells bind."""
+        before = set().union(dir(builtins), *self.defines[: index + 1])
+        later = range(index + 1, len(self.cells))
+        return before & set().union(*(self.defines[i] for i in later if i not in self.experiments))
+
+
+def read(data):
+    """The submission in the bytes of a notebook file; Unreadable with the reason."""
+    if not data:
+        raise Unreadable("the file is empty")
+    try:
+        book = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise Unreadable("the file is not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"not a notebook: no valid JSON ({_brief(error)})") from None
+    if not isinstance(book, dict):
+        raise Unreadable("not a notebook: JSON without cells")
+    if "worksheets" in book or book.get("nbformat") in (1, 2, 3):
+        raise Unreadable(
+            "an old notebook (nbformat below 4): open it in Jupyter and save it once more"
+        )
+    cells = book.get("cells")
+    if not isinstance(cells, list):
+        raise Unreadable("not a notebook: JSON without a list of cells")
+    if len(cells) > CELLS:
+        raise Unreadable(f"{len(cells):,} cells, at most {CELLS:,} are read")
+    return _submission(cells)
+
+
+def _submission(cells):
+    cells = [cell for cell in cells if isinstance(cell, dict)]
+    code = [cell for cell in cells if cell.get("cell_type") == "code"]
+    texts = [_source(cell)[:PARSED] for cell in cells if cell.get("cell_type") != "code"]
+    sources = [_source(cell) for cell in code]
+    if not any(source.strip() for source in sources):
+        raise Unreadable("the notebook has no code")
+    if (size := sum(map(len, sources))) > CODE:
+        raise Unreadable(f"{size:,} characters of code, at most {CODE:,} are run")
+    printed = (text for cell in code for text in _printed(cell))
+    revealed = [found for text in printed for found in REVEALED.findall(text)]
+    return Submission(
+        sources,
+        experiments={i for i, cell in enumerate(code) if "experiment" in _tags(cell)},
+        started=set().union(*(START.findall(source) for source in sources)),
+        silent=_silent(code),
+        shown={id for id, how in revealed if how == "revealed"},
+        lent={id for id, how in revealed if how == "lent"},
+        elsewhere={n for text in texts for pair in DEFINITION.findall(text) for n in pair},
+    )
+
+
+def _tags(cell):
+    metadata = cell.get("metadata")
+    tags = metadata.get("tags") if isinstance(metadata, dict) else None
+    return tags if isinstance(tags, list) else []
+
+
+def _silent(code):
+    """Indices of cells without outputs that have run, as far as the notebook's numbers tell."""
+    counted = any(isinstance(cell.get("execution_count"), int) for cell in code)
+    empty = [i for i, cell in enumerate(code) if not cell.get("outputs")]
+    return {i for i in empty if not counted or code[i].get("execution_count") is not None}
+
+
+def _printed(cell):
+    """The texts that a cell's outputs show."""
+    outputs = cell.get("outputs")
+    for output in outputs if isinstance(outputs, list) else ():
+        if isinstance(output, dict):
+            data = output.get("data")
+            plain = data.get("text/plain") if isinstance(data, dict) else None
+            yield from (_text(found) for found in (output.get("text"), plain) if found)
+
+
+def _source(cell):
+    return _text(cell.get("source", ""))
+
+
+def _text(found):
+    """The text that a notebook holds as one string or as a list of lines; else an empty one."""
+    if isinstance(found, list):
+        found = "".join(line for line in found if isinstance(line, str))
+    return found if isinstance(found, str) else ""
+
+
+def _brief(error):
+    return str(error).partition("\n")[0][:80]
+
+
+def _parsed(source):
+    """`(text, tree)` of a cell, magics and shell lines blanked; None when it is no Python.
+
+    By expressions that take linear time: IPython's own transformer reads a cell once a magic.
+    """
+    if source.lstrip().startswith("%%"):
+        source = source.lstrip().partition("\n")[2]
+    blanked = ASSIGNED.sub(r"\1None", MAGIC.sub(r"\1pass", source))
+    for text in dict.fromkeys((source, blanked)):
+        try:
+            return text, ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _defined(tree):
+    """Names that the cell binds outside of its functions and classes."""
+    names, waiting = set(), list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(part.asname or part.name).partition(".")[0] for part in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif not isinstance(node, OWN_NAMES):
+            waiting += ast.iter_child_nodes(node)
+    return names
+
+
+def _calls(body):
+    """Yield the ids in calls of `lab.reveal("…")` that run with the cell: in no function."""
+    waiting = list(body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Constant):
+            waiting += node.body if node.test.value else node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Attribute) and called.attr == "reveal":
+            values = [*node.args[:1], *(k.value for k in node.keywords if k.arg == "id")]
+            yield from (v.value for v in values if isinstance(getattr(v, "value", None), str))

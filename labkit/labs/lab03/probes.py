@@ -1,0 +1,228 @@
+"""What runs beside the learner's code in lab 3, and brings plain data back to its checks."""
+
+import contextlib
+import copy
+import functools
+import os
+import re
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from labkit.contract import CheckFailed, kept
+from labkit.labs import tiny
+
+CONFIG_FIELDS = ("r", "lora_alpha", "lora_dropout", "bias", "task_type", "target_modules")
+SFT_FIELDS = (
+    *("output_dir", "use_cpu", "bf16", "fp16", "learning_rate", "max_length"),
+    *("completion_only_loss", "assistant_only_loss"),
+)
+TODAY = {  # what older tutorials write -> what it is called now
+    "max_seq_length": "its name is max_length now",
+    "warmup_ratio": "its name is warmup_steps now, and 0.1 still means a tenth of the run",
+    "evaluation_strategy": "its name is eval_strategy now",
+    "no_cuda": "its name is use_cpu now",
+    "torch_dtype": "its name is dtype now, in from_pretrained or in model_init_kwargs",
+    "dtype": "the model's dtype goes to from_pretrained or into model_init_kwargs",
+    "tokenizer": "it goes to SFTTrainer, as processing_class",
+    "peft_config": "it goes to SFTTrainer",
+    "overwrite_output_dir": "it is gone: leave it out",
+    "group_by_length": "it is gone: leave it out",
+    "logging_dir": "it is gone: leave it out",
+}
+LOADERS = (  # whose from_pretrained brings a whole model
+    "peft.auto._BaseAutoPeftModel",
+    "transformers.PreTrainedModel",
+    "transformers.AutoModelForCausalLM",
+    "transformers.models.auto.auto_factory._BaseAutoModelClass",
+)
+MODELS = {  # (layers, hidden, MLP, vocabulary, heads, key/value heads)
+    "SmolLM2-135M": (30, 576, 1536, 49152, 9, 3),
+    "Llama-2-7B": (32, 4096, 11008, 32000, 32, 32),
+    "Llama-3.1-8B": (32, 4096, 14336, 128256, 32, 8),
+}
+
+
+def _kind(value):
+    return {"is": type(value).__name__}
+
+
+def config_fields(lora_config, r, targets):
+    """The fields of the LoraConfig as data, target modules sorted; else `{"is": type}`.
+
+    `others` has those besides CONFIG_FIELDS that are not PEFT's defaults, as text.
+    """
+    from peft import LoraConfig
+
+    config = lora_config(r, targets)
+    if not isinstance(config, LoraConfig):
+        return _kind(config)
+    fields = {name: getattr(config, name) for name in CONFIG_FIELDS}
+    fields["task_type"] = str(getattr(config.task_type, "value", config.task_type))
+    if isinstance(fields["target_modules"], set | list | tuple):
+        fields["target_modules"] = sorted(fields["target_modules"])
+    default = LoraConfig().to_dict()
+    others = {name: v for name, v in config.to_dict().items() if v != default.get(name)}
+    return fields | {"others": {n: str(v) for n, v in others.items() if n not in CONFIG_FIELDS}}
+
+
+@functools.cache
+def peft_count(name, targets):
+    """`(shapes, count)` of rank-16 LoRA: PEFT on one layer on the meta device, times the layers."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    keys = ("hidden_size", "intermediate_size", "vocab_size")
+    depth, *rest = MODELS[name]
+    sizes = dict(zip((*keys, "num_attention_heads", "num_key_value_heads"), rest, strict=True))
+    layers = targets if isinstance(targets, str) else list(targets)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1))
+        adapted = get_peft_model(model, LoraConfig(r=16, target_modules=layers))
+    one = {
+        module.removeprefix("base_model.model."): tuple(layer.weight.shape)
+        for module, layer in adapted.named_modules()
+        if hasattr(layer, "lora_A")
+    }
+    shapes = {n.replace(".0.", f".{i}."): shape for i in range(depth) for n, shape in one.items()}
+    return shapes, depth * adapted.get_nb_trainable_parameters()[0]
+
+
+def prompt_completion(to_prompt_completion, example):
+    """`[what it returns, the list of the example's messages afterwards]`."""
+    mine = copy.deepcopy(example)
+    messages = mine["messages"]
+    result = to_prompt_completion(mine)
+    return [dict(result) if hasattr(result, "keys") else result, messages]
+
+
+def sft_fields(sft_config, output_dir, device):
+    """The fields of the SFTConfig as data, built as on a machine with that device."""
+    from trl import SFTConfig
+
+    has_bf16 = "transformers.training_args.is_torch_bf16_gpu_available"
+    try:
+        with mock.patch(has_bf16, return_value=device == "a100"):
+            config = sft_config(output_dir, device)
+    except (TypeError, ValueError) as error:
+        error.args = (str(error) + _hint(str(error), device), *error.args[1:])
+        raise
+    if not isinstance(config, SFTConfig):
+        return _kind(config)
+    fields = {name: getattr(config, name) for name in SFT_FIELDS}
+    return fields | {"output_dir": os.path.relpath(config.output_dir)}
+
+
+def _hint(message, device):
+    """What helps against an error of SFTConfig that many meet, to be appended to its message."""
+    name = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if name and name[1] in TODAY:
+        return f": {TODAY[name[1]]}"
+    if "support bf16" in message:
+        return {
+            "t4": " (a T4 has no bf16: fp16=True, bf16=False)",
+            "cpu": " (TRL asks for bf16 unless told otherwise: use_cpu=True, bf16=False)",
+        }.get(device, "")
+    return ""
+
+
+def matched(exact_match, predictions, references):
+    """`exact_match(...)`; when it lets the parser's error out, that error with advice."""
+    try:
+        return exact_match(predictions, references)
+    except (ValueError, SyntaxError) as error:
+        advice = "a prediction that is no JSON is a wrong answer: catch json.JSONDecodeError"
+        error.args = (f"{error}; {advice}", *error.args[1:])
+        raise
+
+
+def perplexity_of(perplexity, seed, texts):
+    """`perplexity(model, tokenizer, texts)` of the tiny model, and what the model was given.
+
+    `training`: in train mode; `began`: a row began with a token that no text begins with;
+    `longest`: tokens of the longest row.
+    """
+    model, tokenizer = tiny.language_model(seed)
+    rows, training, first = [0], [], {tokenizer(text)["input_ids"][0] for text in texts}
+
+    def look(module, args, kwargs):
+        training.append(module.training)
+        ids = args[0] if args else kwargs.get("input_ids")
+        if isinstance(ids, torch.Tensor) and ids.dim() == 2:
+            rows.append(ids.shape[1])
+            first.update(ids[:, 0].tolist())
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    value = kept(perplexity, model, tokenizer, texts)
+    began = tokenizer.bos_token_id in first
+    return {"value": value, "training": any(training), "began": began, "longest": max(rows)}
+
+
+def tiny_adapted(seed, r):
+    """`(base, tuned)`: the tiny Llama, and one like it with a LoRA adapter that is not zero."""
+    from peft import LoraConfig, get_peft_model
+
+    base, other = (tiny.llama(torch.Generator().manual_seed(seed)) for _ in range(2))
+    config = LoraConfig(
+        r=r, lora_dropout=0.5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        tuned = get_peft_model(other, config).eval()
+    rng = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, p in tuned.named_parameters():
+            if "lora_" in name:
+                p.copy_(torch.randn(p.shape, generator=rng) * 0.3)
+    return base, tuned
+
+
+def save_adapter(tuned, folder):
+    """What `save_pretrained` writes, and an optimizer state beside it, in a new folder."""
+    tuned.save_pretrained(folder)
+    (Path(folder) / "optimizer.pt").write_bytes(bytes(12345))
+
+
+def bytes_told(adapter_bytes, seed, r):
+    """`adapter_bytes(folder)` of a rank-r adapter's folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(tiny_adapted(seed, r)[1], folder)
+        return adapter_bytes(Path(folder))
+
+
+def reloaded(load_tuned, seed, r, ids):
+    """What `load_tuned(base, folder)` returns as data: its type, mode, logits.
+
+    `own`: whether `base` itself is in it; `merged`: whether its weights hold the adapter;
+    `plain`: logits with the adapter switched off.
+    """
+    from peft import PeftModel
+
+    base, tuned = tiny_adapted(seed, r)
+    with tempfile.TemporaryDirectory() as folder, _no_other_base():
+        save_adapter(tuned, folder)
+        model = load_tuned(base, Path(folder))
+    if not isinstance(model, PeftModel):
+        return _kind(model)
+    told = {"training": any(m.training for m in model.modules())}
+    told["own"] = any(m is base for m in model.modules())
+    told["merged"] = any(getattr(m, "merged", False) is True for m in model.modules())
+    with torch.no_grad():
+        told["logits"] = model.eval()(input_ids=ids).logits
+        with model.disable_adapter():
+            told["plain"] = model(input_ids=ids).logits
+    return told
+
+
+@contextlib.contextmanager
+def _no_other_base():
+    """Refuse what would load a model from disk or a hub: the base is there, and it is tiny."""
+
+    def refused(*_, **__):
+        raise CheckFailed("load_tuned loads a base of its own; put the adapter on `base`")
+
+    with contextlib.ExitStack() as stack:
+        for place in LOADERS:
+            stack.enter_context(mock.patch(f"{place}.from_pretrained", refused))
+        yield

@@ -1,0 +1,47 @@
+"""A tiny language model with a tokenizer of a few words, for the probes of several labs."""
+
+import torch
+
+WORDS = [
+    *("turn", "switch", "the", "light", "lamp", "fan", "on", "off", "in", "kitchen"),
+    *("hall", "attic", "please", "now", "and", "to", "blue"),
+]
+
+
+def language_model(seed):
+    """`(model, tokenizer)`: a word a token, nothing added, padding and end are one token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(["<end>", "<unk>", *WORDS, "<start>"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="<unk>",
+        bos_token="<start>",
+        eos_token="<end>",
+        pad_token="<end>",
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    return llama(torch.Generator().manual_seed(seed)), tokenizer
+
+
+def llama(rng):
+    """A Llama of two layers with uneven random weights from `rng`, in eval mode.
+
+    In train mode it drops much of its attention, so that the mode tells.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = {"vocab_size": len(WORDS) + 3, "attention_dropout": 0.5, "hidden_size": 32}
+    size |= {"intermediate_size": 48}
+    depth = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    with torch.random.fork_rng():
+        model = LlamaForCausalLM(LlamaConfig(**size, **depth, tie_word_embeddings=False))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.copy_(torch.randn(p.shape, generator=rng) * 2 / p.shape[1] ** 0.5)
+    return model.eval()

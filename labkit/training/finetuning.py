@@ -1,0 +1,146 @@
+"""`finetune`: TRL's trainer, drawn live, its results cached by configuration."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from IPython import get_ipython
+from IPython.display import display
+from peft import PeftModel
+from transformers import PrinterCallback, TrainerCallback
+
+from labkit import download, fingerprint, live, plots
+from labkit.errors import LabError
+from labkit.training import lean
+
+PACKAGES = ("accelerate", "bitsandbytes", "lora-labs", "peft", "torch", "transformers", "trl")
+NO_MATTER = (
+    "output_dir",
+    "run_name",
+    "project",
+    "logging_",
+    "log_",
+    "save_",
+    "hub_",
+    "push_to_hub",
+)
+
+
+class AlreadyAdapted(LabError, ValueError):
+    """The base model still carries an adapter, and a second one would be added to it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A tuned model: `model` (in eval mode), its loss at each step, and its adapter's folder."""
+
+    model: PeftModel
+    losses: list
+    seconds: float  # of the training, also when it was done earlier
+    folder: Path
+    cached: bool
+
+
+def finetune(model, tokenizer, dataset, peft_config, args, title="Fine-tuning", cache=True):
+    """Train a LoRA as `SFTTrainer` does with these arguments, and return a `Result`.
+
+    `dataset` has the columns `prompt` and `completion`, or `messages`, whose last one is the
+    answer. `args` is an SFTConfig; its learning rate, schedule, steps, batches, lengths, clipping
+    and seed hold, its precision, checkpointing, logging and saving do not. `model` is changed: it
+    becomes the base of `Result.model`. With `cache`, the same call a second time loads the result.
+    Under `accelerate launch` all processes train together, and one of them keeps the result.
+    """
+    if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
+        raise AlreadyAdapted("this model has an adapter already: load the base model afresh")
+    folder = download.cache_dir() / "runs" / _key(model, tokenizer, dataset, peft_config, args)
+    if cache and (folder / "history.json").exists():
+        return _stored(model, folder, title)
+    trainer = lean.lean_trainer(model, tokenizer, dataset, peft_config, args)
+    tuned, history = _train(trainer, title)
+    if trainer.accelerator.is_main_process:
+        _keep(tuned, history, folder)
+    trainer.accelerator.wait_for_everyone()
+    return Result(tuned, history["losses"], history["seconds"], folder / "adapter", cached=False)
+
+
+class _Losses(TrainerCallback):
+    """Notes each step's loss; in a notebook a curve grows with it."""
+
+    def __init__(self, title):
+        self.title, self.losses, self.curve = title, [], None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if get_ipython():
+            self.curve = live.Curve(self.title, state.max_steps)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+            if self.curve:
+                self.curve.add(logs["loss"])
+
+
+def _train(trainer, title):
+    """The tuned model in eval mode, and the history of its training."""
+    noted = _Losses(title)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(noted)
+    begun = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - begun
+    tuned = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return tuned.eval(), {"losses": noted.losses, "seconds": seconds}
+
+
+def _key(model, tokenizer, dataset, peft_config, args):
+    """A hash of all that a result depends on: weights, tokens, rows, settings, code, versions."""
+    settings = lean.settings(args, model).to_dict()
+    settings["local_rank"] = -1  # processes share one result
+    lora = peft_config.to_dict() | {"base_model_name_or_path": None}
+    parts = {
+        "args": {k: v for k, v in settings.items() if not k.startswith(NO_MATTER)},
+        "lora": lora,
+        "rows": dataset.to_list(),
+        "template": tokenizer.chat_template,
+        "tokenizer": tokenizer.get_vocab(),
+        "device": model.device.type,
+        "code": fingerprint.code(fingerprint.TRAINING),
+        "versions": fingerprint.versions(PACKAGES),
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_sorted).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _sorted(value):
+    """JSON for a set (in order) and for anything else that JSON does not know."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _keep(tuned, history, folder):
+    """Write adapter and history beside `folder`, then move them into place whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as scratch:
+        made = Path(scratch) / "run"
+        tuned.save_pretrained(made / "adapter")
+        (made / "history.json").write_text(json.dumps(history))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
+
+
+def _stored(model, folder, title):
+    """The result that an earlier call left in `folder`; its curve and one line are shown."""
+    history = json.loads((folder / "history.json").read_text())
+    losses, seconds = history["losses"], history["seconds"]
+    tuned = PeftModel.from_pretrained(model, folder / "adapter").eval()
+    print(f"{title}: from the cache, trained earlier in {seconds:.0f} s (cache=False trains anew)")
+    display(plots.growing_loss(losses, len(losses), title))
+    return Result(tuned, losses, seconds, folder / "adapter", cached=True)

@@ -1,0 +1,120 @@
+"""TRL's SFTTrainer without waste on a CPU: `lean_trainer`, which `finetune` runs.
+
+What is not TRL's own: batches hold no padding and their common prefix once, logits exist where
+answers are, nothing is checkpointed, weights keep the model's precision. Rows, their order,
+optimizer, schedule, clipping and loss are TRL's (`benchmarks/train_step.py` compares the two).
+"""
+
+import copy
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from trl import SFTTrainer
+
+from labkit.training import hardware, loop, packing
+
+
+def lean_trainer(model, tokenizer, dataset, peft_config, args):
+    """The trainer that `finetune` runs, not yet started; it changes `model` in place."""
+    chosen = settings(args, model)
+    with _own_forward(model):  # SFTTrainer's, left on it, would keep the model in memory
+        trainer = LeanTrainer(
+            model=model,
+            args=chosen,
+            train_dataset=_rows(dataset, tokenizer),
+            data_collator=packing.pack,
+            processing_class=tokenizer,
+            peft_config=copy.deepcopy(peft_config),  # PEFT writes into it
+        )
+    if chosen.fp16:  # its gradient scaler takes fp32 alone, and TRL makes QLoRA's adapters bf16
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return trainer
+
+
+class LeanTrainer(SFTTrainer):
+    """SFTTrainer on the batches of `packing.pack`: the same loss for less work."""
+
+    def train(self, *args, **options):
+        """As Trainer's; meanwhile the base model returns logits and targets of answer tokens."""
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        with _own_forward(base):
+            base.forward = partial(_answer_logits, base)
+            return super().train(*args, **options)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The answer tokens' losses, summed, over their number in all accumulated batches.
+
+        It calls `model` itself, whatever wraps it: autocast, or what adds up processes' gradients.
+        """
+        if return_outputs:
+            raise NotImplementedError("LeanTrainer makes no logits of prompts to return")
+        logits, targets = model(**inputs)
+        total = F.cross_entropy(logits.float(), targets, reduction="sum")
+        if num_items_in_batch is None:
+            return total / len(targets)
+        # the number is of all processes, and the mean of their gradients is taken
+        shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return total / num_items_in_batch * shares
+
+
+def _answer_logits(base, rows=None, **batch):
+    """`loop.answer_logits` in place of the base model's forward; PEFT adds arguments: None."""
+    batch = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    return loop.answer_logits(base, batch | {"rows": rows})
+
+
+@contextmanager
+def _own_forward(model):
+    """Give `model` its own forward back in the end, whatever was put in its place meanwhile."""
+    own = vars(model).get("forward")
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        if own is not None:
+            model.forward = own
+
+
+def settings(args, model):
+    """A copy of an SFTConfig with what `finetune` decides: precision, checkpointing, silence."""
+    known = {field.name for field in fields(args)}
+    checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & known
+    return replace(
+        args,
+        **dict.fromkeys(checkpointing, False),
+        **mixed_precision(args, model),
+        use_cpu=model.device.type == "cpu",
+        logging_strategy="steps",
+        logging_steps=1,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def mixed_precision(args, model):
+    """SFTConfig's `bf16` and `fp16` for `model`, whose weights rest in the precision they have.
+
+    Autocast helps fp32 weights only, and only to what the hardware multiplies. fp16 weights need
+    the gradient scaler that `fp16=True` brings.
+    """
+    kind, whole = hardware.precision(model.device.type), model.dtype == torch.float32
+    return {
+        "bf16": bool(args.bf16) and whole and kind == torch.bfloat16,
+        "fp16": model.dtype == torch.float16
+        or (bool(args.fp16) and whole and kind == torch.float16),
+    }
+
+
+def _rows(dataset, tokenizer):
+    """Conversations as token ids with labels; a prompt-completion dataset is TRL's to prepare."""
+    if "messages" not in dataset.column_names:
+        return dataset
+    return Dataset.from_list([loop.encode(tokenizer, m) for m in dataset["messages"]])

@@ -1,0 +1,95 @@
+"""Training on a CPU without waste: packed rows, logits where answers are, the right precision.
+
+`benchmarks/train_step.py` compares a step with SFTTrainer's own; the loss is the same number.
+"""
+
+import random
+
+import torch
+import torch.nn.functional as F
+
+from labkit.training import packing
+from labkit.training.hardware import precision
+
+
+def encode(tokenizer, messages):
+    """A conversation as `input_ids` and `labels`, equally long lists; prompts have no labels.
+
+    The last message is the answer. Raises ValueError when it is not the assistant's.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        raise ValueError("the last message must be the assistant's: it is what is learned")
+    ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    prompt = tokenizer.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    return {"input_ids": ids, "labels": [packing.IGNORED] * len(prompt) + ids[len(prompt) :]}
+
+
+def batches(dataset, tokenizer, size, steps, seed=0):
+    """Yield `steps` batches of `size` conversations, shuffled anew each time through the data."""
+    rows = [encode(tokenizer, messages) for messages in dataset["messages"]]
+    size, rng, queue = min(size, len(rows)), random.Random(seed), []
+    for _ in range(steps):
+        if len(queue) < size:
+            queue = rng.sample(rows, len(rows))
+        yield packing.pack([queue.pop() for _ in range(size)])
+
+
+def answer_logits(model, batch):
+    """Logits `(k, vocab)` and targets `(k,)` at the k answer tokens of a packed batch.
+
+    The head is the widest product of a small model: 49,152 columns in SmolLM2, a fifth of a step
+    when it is computed for prompts too.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    batch = {key: value.to(base.device) for key, value in batch.items()}
+    hidden = packing.hidden_states(base.get_decoder(), batch)[0, :-1]  # (N - 1, d)
+    targets = batch["labels"][0, 1:]
+    asked = targets != packing.IGNORED
+    return base.get_output_embeddings()(hidden[asked]), targets[asked]
+
+
+def answer_loss(model, batch, autocast=None):
+    """Mean cross-entropy (nats a token) over the answer tokens of `batch`, a scalar tensor.
+
+    A model kept in fp32 (full fine-tuning needs it: bf16 swallows small updates) still multiplies
+    in bf16 where the hardware does, unless `autocast=False`.
+    """
+    kind = model.device.type
+    if autocast is None:
+        autocast = model.dtype == torch.float32 and precision(kind) == torch.bfloat16
+    with torch.autocast(kind, torch.bfloat16, enabled=autocast):
+        logits, targets = answer_logits(model, batch)
+    return F.cross_entropy(logits.float(), targets)
+
+
+@torch.no_grad()
+def held_out_loss(model, tokenizer, dataset, size=32):
+    """Mean loss (nats a token) over every answer token of `dataset`, in eval mode."""
+    was_training = model.training
+    model.eval()
+    rows = [encode(tokenizer, messages) for messages in dataset["messages"]]
+    rows.sort(key=lambda row: len(row["input_ids"]))
+    total = count = 0
+    for start in range(0, len(rows), size):
+        batch = packing.pack(rows[start : start + size])
+        tokens = int((batch["labels"] != packing.IGNORED).sum())
+        total += answer_loss(model, batch).item() * tokens
+        count += tokens
+    model.train(was_training)
+    return total / count
+
+
+def bytes_held(model, optimizer):
+    """What stays in memory from step to step: bytes of weights, gradients and optimizer states.
+
+    Gradients are counted where a parameter trains, whether or not they are set at the moment.
+    """
+    params = list(model.parameters())
+    states = [t for state in optimizer.state.values() for t in state.values()]
+    return {
+        "weights": sum(p.nbytes for p in params),
+        "gradients": sum(p.nbytes for p in params if p.requires_grad),
+        "optimizer": sum(t.nbytes for t in states if isinstance(t, torch.Tensor)),
+    }

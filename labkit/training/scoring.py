@@ -1,0 +1,43 @@
+"""Scores without generating: one forward pass tells whether greedy decoding would be right.
+
+Greedy decoding gives an answer to the letter if and only if, with the right answer as input, the
+most likely next token is the right one at every place.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from labkit.training import loop, packing
+
+
+def score(model, tokenizer, dataset):
+    """(share of answers right to the letter, mean loss in nats a token) of conversations."""
+    return _marks(_answers(model, tokenizer, dataset))
+
+
+def said(model, tokenizer, dataset):
+    """`score`, and third the logits (k, vocab), fp32 and on the CPU, at the k answer tokens."""
+    parts = [(x.cpu(), y.cpu(), n) for x, y, n in _answers(model, tokenizer, dataset)]
+    return *_marks(parts), torch.cat([logits for logits, *_ in parts])
+
+
+def _marks(parts):
+    """(share of answers right, mean loss) of what `_answers` yields."""
+    right, losses = [], []
+    for logits, targets, lengths in parts:
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+        hits = (logits.argmax(-1) == targets).split(lengths)
+        right += [bool(hit[:-1].all()) for hit in hits]  # the last token, a newline, is never asked
+    return sum(right) / len(right), torch.cat(losses).mean().item()
+
+
+@torch.no_grad()
+def _answers(model, tokenizer, dataset, size=24):
+    """Yield (logits (k, vocab), targets (k,), tokens of each answer) for batches of `dataset`."""
+    rows = [loop.encode(tokenizer, messages) for messages in dataset["messages"]]
+    rows.sort(key=lambda row: len(row["input_ids"]))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        lengths = [sum(y != packing.IGNORED for y in row["labels"]) for row in part]
+        logits, targets = loop.answer_logits(model.eval(), packing.pack(part))
+        yield logits.float(), targets, lengths

@@ -1,0 +1,123 @@
+"""The tree says what a file may know: who imports whom, and what a submission can never read."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import labkit
+
+ROOT = Path(labkit.__file__).parent
+LIGHT = ("errors",)  # below everything
+# what the files of a folder may import of labkit besides each other and `LIGHT`
+MAY = {
+    "errors": (),
+    "contract": (),
+    "fingerprint": (),
+    "download": (),
+    "plots": (),
+    "live": ("plots",),
+    "tasks": ("download",),
+    "memory": ("download", "plots"),
+    "training": ("download", "fingerprint", "live", "memory", "plots"),
+    "measured": ("download", "fingerprint", "live", "memory", "tasks", "training"),
+    "labs": ("contract", "plots"),
+    "checks": ("contract", "labs"),
+    "reference": ("contract",),
+    "lost": ("reference",),
+    "lab": ("contract", "live", "lost", "plots", "reference", "training"),
+    "grading/inside": ("contract", "grading", "lab", "live", "plots", "tasks", "training"),
+    "grading/judge": ("checks", "contract", "grading", "reference"),
+    "grading/after": ("contract", "grading"),
+    "grading": ("contract", "grading/judge", "grading/after", "grading/inside"),
+    "course": ("download", "grading", "reference", "training"),
+    "train": ("memory", "tasks", "training"),
+    "cli": ("course", "grading", "grading/after", "memory", "tasks", "training"),
+    "__init__": ("course", "lab"),
+    "__main__": ("cli",),
+}
+
+
+def _imports(path):
+    """`(module, whether at the top of the file)` of each import of labkit in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        top = node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("labkit"):
+            yield from ((f"{node.module}.{alias.name}", top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names = [alias.name for alias in node.names]
+            names = [node.module] if isinstance(node, ast.ImportFrom) else names
+            yield from ((name, top) for name in names if name)
+
+
+def _room(parts):
+    """The room of `MAY` that a file or a module is in, from its path below labkit."""
+    two = "/".join(parts[:2]).removesuffix(".py")
+    return two if two in MAY else parts[0].removesuffix(".py")
+
+
+def _room_of(module):
+    """The room of `labkit.a.b.c`, whose last parts may be names in a file."""
+    parts = module.split(".")[1:]
+    while not (ROOT.joinpath(*parts).is_dir() or _is_file(parts)):
+        parts = parts[:-1]
+    return _room(parts) if parts else "__init__"
+
+
+FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_file_imports_what_its_room_may(file):
+    mine = _room(file.parts)
+    assert mine in MAY, f"a new room: say in MAY what {mine} may import"
+    for name, _ in _imports(ROOT / file):
+        if name.startswith("labkit."):
+            assert _room_of(name) in {mine, *LIGHT, *MAY[mine]}, f"{file} imports {name}"
+
+
+def test_no_room_may_more_than_it_does():
+    used = {room: set() for room in MAY}
+    for file in FILES:
+        for name, _ in _imports(ROOT / file):
+            if name.startswith("labkit."):
+                used[_room(file.parts)].add(_room_of(name))
+    assert {room: set(may) - used[room] for room, may in MAY.items() if set(may) - used[room]} == {}
+
+
+def _is_file(parts):
+    return ROOT.joinpath(*parts).with_suffix(".py").is_file()
+
+
+def test_a_lab_s_files_are_of_their_lab():
+    """Closed or open, lab 3 knows nothing of lab 2 but what misconceptions give."""
+    for file in FILES:
+        if file.parts[0] in ("checks", "labs") and file.parts[1].startswith("lab"):
+            for name, _ in _imports(ROOT / file):
+                other = [p for p in name.split(".") if p.startswith("lab0")]
+                assert (
+                    not other
+                    or other[0] == file.parts[1]
+                    or name.startswith(f"labkit.checks.{other[0]}.guesses")
+                ), f"{file} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "room", ["contract", "grading", "grading/after", "grading/judge", "course"]
+)
+def test_torch_waits_until_it_is_needed(room):
+    """The command answers at once: torch comes with the judge's work, a submission's, a lab's."""
+    for file in FILES:
+        if _room(file.parts) == room:
+            top = {name.partition(".")[0] for name, first in _imports(ROOT / file) if first}
+            assert not top & {"torch", "transformers", "peft"}, file
+
+
+def test_labkit_holds_no_answer():
+    """No file of labkit imports a master or a notebook, and none outside checks names a key."""
+    for file in FILES:
+        names = {name.partition(".")[0] for name, _ in _imports(ROOT / file)}
+        assert not names & {"labs", "notebooks", "solutions", "tests"}, file
+    keys = [path.relative_to(ROOT) for path in ROOT.rglob("quiz.toml")]
+    assert len(keys) >= 6 and all(key.parts[0] == "checks" for key in keys)
