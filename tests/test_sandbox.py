@@ -3,11 +3,13 @@
 import fcntl
 import json
 import os
+import py_compile
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,23 @@ PATHS = [
 def test_what_is_secret_is_not_there(nested):
     paths = [str(path) for path in PATHS if path.exists() or path == Path("/run/proc")]
     assert _told(nested, f"[p for p in {paths} if os.path.exists(p)]") == []
+
+
+def test_of_labkit_all_but_what_is_closed_is_inside(nested):
+    """Its bytecode, too: every file outside is there or below a closed folder, and none is more."""
+    package = ROOT / "labkit"
+    closed = {package / name for name in sandbox.HIDDEN}
+    bytecode = Path(py_compile.compile(package / "checks" / "compare.py"))
+    files = {path for path in package.rglob("*") if path.is_file()}
+    open_ = {path for path in files if not closed & set(path.parents)}
+    assert bytecode in files - open_
+    code = f"""
+files = [os.path.join(w, f) for w, _, files in os.walk({str(package)!r}) for f in files]
+import hashlib
+told = [len(files), hashlib.sha256("\\n".join(sorted(files)).encode()).hexdigest()]
+"""
+    text = "\n".join(sorted(map(str, open_)))
+    assert _told(nested, "told", code) == [len(open_), sha256(text.encode()).hexdigest()]
 
 
 def test_what_is_secret_is_hidden_in_every_copy_of_the_course(tmp_path, monkeypatch):
