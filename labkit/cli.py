@@ -339,7 +339,7 @@ def grade(
             notes=notes,
         )
     if as_json:
-        _print_json(rows)
+        _print_json([row.data() for row in rows])
     show.summary(rows, out, console, notes + left_out(paths, out), now)
 
 

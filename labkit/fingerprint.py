@@ -1,7 +1,10 @@
-"""What a kept result depends on besides its settings: the code that makes it, and libraries."""
+"""The key of a kept result, be it a grade, an adapter or a measurement: what it depends on."""
 
 import hashlib
-from importlib.metadata import version
+import json
+import os
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -14,20 +17,41 @@ JUDGING = (
     "tasks",
     "measured",
 )  # what makes its figures
-SUFFIXES = (".py", ".toml", ".jsonl", ".txt")
+NO_MATTER = {"__pycache__", "templates"}  # folders that no result depends on
 
 
-def code(parts):
-    """A hash of the files of labkit in `parts`, names of files and folders, as hex digits."""
-    digest = hashlib.sha256()
-    for part in parts:
-        path = PACKAGE / part
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.suffix in SUFFIXES:
-                digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
+def of(code: Iterable[str | Path], packages: Iterable[str], settings: dict) -> str:
+    """A hash of code, of the versions of packages and of settings, as hex digits.
+
+    `code` are files and folders, those of labkit by their path below it; `settings` are plain data,
+    and may hold sets and whatever its text tells apart.
+    """
+    known = {"settings": settings, "packages": {name: _version(name) for name in packages}}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=_plain).encode())
+    for part in code:
+        for file in _files(PACKAGE / part):
+            data = file.read_bytes()
+            name = file.relative_to(PACKAGE) if file.is_relative_to(PACKAGE) else file.name
+            digest.update(f"{name} {len(data)} ".encode("utf-8", "surrogatepass") + data)
     return digest.hexdigest()
 
 
-def versions(packages):
-    """`{name: version}` of installed distributions."""
-    return {name: version(name) for name in packages}
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _plain(value: object) -> object:
+    """JSON for a set (in order) and for anything else that JSON does not know."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The file, or those below the folder in order, hidden ones left out."""
+    if path.is_file():
+        yield path
+    for root, folders, files in os.walk(path):
+        folders[:] = sorted(set(folders) - NO_MATTER)
+        yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))

@@ -10,6 +10,7 @@ import pytest
 from labkit import cli
 from labkit.errors import LabError
 from labkit.grading.after import exports, gradescope, tables
+from labkit.grading.row import Row
 
 CANVAS = """\
 Student,ID,SIS User ID,SIS Login ID,Section,Lab 2: LoRA (771),Essay (772),Final Score
@@ -29,14 +30,14 @@ MOODLE = (
 
 
 def row(submission, earned=15, lab="02_lora", **more):
-    """One row of results.json, of twenty possible points."""
+    """A row of twenty possible points."""
     tries = [
         {"id": "2.1", "name": "lora_forward", "points": 5, "earned": 5, "status": "passed"},
         {"id": "2.9", "name": "quiz", "points": 15, "earned": earned - 5, "status": "failed"},
     ]
     tries[0]["message"], tries[1]["message"] = "", "<script>1 of 3 right"
     known = {"submission": submission, "lab": lab, "earned": earned, "possible": 20}
-    return known | {"seconds": 0.5, "status": "graded", "exercises": tries} | more
+    return Row.of(known | {"seconds": 0.5, "status": "graded", "exercises": tries} | more)
 
 
 def table(text, separator=","):
@@ -57,7 +58,7 @@ def gradebook(tmp_path):
 
 def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
     rows = [row("doejane_12345_67890_02_lora-1.ipynb"), row("gödelkurt_LATE_12347_5_a.ipynb", 20)]
-    rows[1]["late"] = True
+    rows[1].late = True
     done = exports.canvas(rows, gradebook(CANVAS))
     assert done.text.splitlines() == [
         "Student,ID,SIS User ID,SIS Login ID,Section,Lab 2: LoRA (771)",
@@ -172,8 +173,8 @@ def test_moodle_gets_its_worksheet_with_grade_and_feedback(gradebook):
     assert ada["Feedback comments"] == "seen" and kurt["Feedback comments"] == ""
     assert done.matched == 2 and "scaled: 20 points here are 100 there" in done.remarks
     assert done.problems == [
-        f"not matched: {rows[2]['submission']}",
-        f"Moodle refuses to change the grade of {rows[1]['submission']}",
+        f"not matched: {rows[2].submission}",
+        f"Moodle refuses to change the grade of {rows[1].submission}",
     ]
     before = table(MOODLE)
     for line, old in zip((jane, ada, kurt), before, strict=True):
@@ -249,7 +250,7 @@ def test_moodle_in_another_language_is_scaled_and_has_its_comments(gradebook, la
     assert (jane[grade], ada[grade], kurt[grade]) == ("75", "65", "")
     assert jane[words].startswith("15 of 20 points<br>") and kurt[words] == ""
     assert "scaled: 20 points here are 100 there" in done.remarks
-    refused = f"Moodle refuses to change the grade of {rows[1]['submission']}"
+    refused = f"Moodle refuses to change the grade of {rows[1].submission}"
     assert done.problems == ([refused] if no != "Nej" else [])
 
 
@@ -292,7 +293,7 @@ def test_a_table_goes_back_in_the_encoding_that_it_came_in(gradebook, encoding, 
 
 def test_a_comment_that_the_encoding_has_no_character_for_is_html(gradebook):
     rows = [row("Jane Doe_501_assignsubmission_file_/x.ipynb")]
-    rows[0]["exercises"][1]["message"] = "α is not divided by r"
+    rows[0].exercises[1].message = "α is not divided by r"
     done = exports.moodle(rows, gradebook(MOODLE, "cp1252"))
     assert b"&#945; is not divided" in done.data() and "Gödel".encode("cp1252") in done.data()
 
@@ -341,9 +342,9 @@ def test_a_grade_that_stood_there_is_not_lost_in_silence(before, after, said):
 
 
 def test_a_file_that_is_named_after_another_lab_is_said():
-    rows = [row("ada/02_lora.ipynb"), row("bob/02_lora.ipynb") | {"lab": "04_qlora"}]
+    rows = [row("ada/02_lora.ipynb"), row("bob/02_lora.ipynb", lab="04_qlora")]
     _, of_lab, problems = exports.pick(rows, "2")
-    assert [r["submission"] for r in of_lab] == ["ada/02_lora.ipynb"]
+    assert [r.submission for r in of_lab] == ["ada/02_lora.ipynb"]
     assert problems == ["bob/02_lora.ipynb is 04_qlora, whatever its name says"]
 
 
@@ -408,14 +409,14 @@ def test_gradescope_grades_without_a_sandbox_only_where_none_starts(tmp_path):
 
 def test_only_the_lab_of_the_assignment_counts_and_of_it_the_best():
     rows = [row("a.ipynb", 9), row("b.ipynb", 12), row("c.ipynb", 20, lab="01_svd")]
-    assert gradescope.choose(rows, "02_lora")["submission"] == "b.ipynb"
+    assert gradescope.choose(rows, "02_lora").submission == "b.ipynb"
     none = gradescope.as_gradescope(gradescope.choose(rows, "03_peft"))
     assert none["score"] == 0 and "no notebook of 03_peft" in none["output"]
     assert "c.ipynb (01_svd)" in none["output"]
-    assert "nothing" in gradescope.choose([], "03_peft")["reason"]
+    assert "nothing" in gradescope.choose([], "03_peft").reason
     lost = row("a.ipynb", 0, None, status="unreadable", reason="the file is empty")
     assert gradescope.choose([lost], "02_lora") is lost
-    assert gradescope.choose([row("a.ipynb", lab="02")], "02_lora")["lab"] == "02_lora"
+    assert gradescope.choose([row("a.ipynb", lab="02")], "02_lora").lab == "02_lora"
 
 
 def call(*args):
@@ -426,7 +427,8 @@ def call(*args):
 
 
 def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradebook, capsys):
-    rows = [row("doejane_12345_1_a.ipynb"), row("x/../../doejane_12345_1_a.ipynb")]
+    names = ("doejane_12345_1_a.ipynb", "x/../../doejane_12345_1_a.ipynb")
+    rows = [row(name).data() for name in names]
     (tmp_path / "results.json").write_text(json.dumps(rows[:1]))
     assert call(tmp_path, "--canvas", gradebook(CANVAS)) == 0
     assert "students with points: 1" in capsys.readouterr().out

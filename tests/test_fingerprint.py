@@ -25,14 +25,25 @@ def package(tmp_path, monkeypatch):
     "name", ["training/lean.py", "training/packing.py", "measured/short.py", "tasks/home.py"]
 )
 def test_another_line_of_code_is_another_result(package, name):
-    before = fingerprint.code(EVERYTHING)
-    assert fingerprint.code(EVERYTHING) == before
+    before = fingerprint.of(EVERYTHING, (), {})
+    assert fingerprint.of(EVERYTHING, (), {}) == before
     with open(package / name, "a") as file:
         file.write("\nSTEPS = 25\n")
-    assert fingerprint.code(EVERYTHING) != before
+    assert fingerprint.of(EVERYTHING, (), {}) != before
 
 
 def test_what_only_judges_leaves_adapters_alone(package):
-    before = fingerprint.code(fingerprint.TRAINING)
+    before = fingerprint.of(fingerprint.TRAINING, (), {})
     (package / "training/generation.py").write_text("")
-    assert fingerprint.code(fingerprint.TRAINING) == before
+    assert fingerprint.of(fingerprint.TRAINING, (), {}) == before
+
+
+def test_versions_and_settings_count_too(monkeypatch):
+    def key(settings, packages=("torch",)):
+        return fingerprint.of((), packages, settings)
+
+    first = key({"rank": 8, "targets": {"v", "q"}})
+    assert first == key({"targets": {"q", "v"}, "rank": 8})
+    found = {first, key({"rank": 16}), key({"rank": 8}), key({"rank": 8}, ("no-such-package",))}
+    monkeypatch.setattr(fingerprint, "version", lambda name: "0")
+    assert len(found | {key({"rank": 8})}) == 5

@@ -21,17 +21,18 @@ import psutil
 import pytest
 from rich.console import Console
 
-from labkit import cli
+from labkit import cli, fingerprint
 from labkit.contract import LENT, WITHHELD
 from labkit.errors import LabError
 from labkit.grading import grade as grading
-from labkit.grading import pool, sandbox, store
+from labkit.grading import sandbox, store, workers
 from labkit.grading.after import show
 from labkit.grading.collect import left_out
 from labkit.grading.inside import zygote
 from labkit.grading.judge import judge as judging
 from labkit.grading.judge import submission
 from labkit.grading.limits import Limits
+from labkit.grading.row import Row
 
 ROOT = Path(__file__).parents[1]
 SOLVED = sorted((ROOT / "solutions").glob("*.ipynb"))
@@ -55,7 +56,7 @@ def graded(judge):
     """`graded(*cells)`, or of a file's bytes: `(row, {exercise id: its record})`."""
 
     def run(*cells, data=None, seed=5):
-        row, _ = judge.grade("a.ipynb", data or _notebook(*cells), seed)
+        row = judge.grade("a.ipynb", data or _notebook(*cells), seed)[0].data()
         return row, {record["id"]: record for record in row["exercises"]}
 
     return run
@@ -223,7 +224,7 @@ def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
 
 def test_a_name_of_an_experiment_is_told(judge):
     uses = "def scaling(alpha, r, rank_stabilized=False):\n    return best / r"
-    row, _ = judge.grade("a", _notebook(START, "best = 3", uses, tags=[1]), 1)
+    row = judge.grade("a", _notebook(START, "best = 3", uses, tags=[1]), 1)[0].data()
     message = next(e["message"] for e in row["exercises"] if e["id"] == "2.8")
     assert "(best comes from code cell 2, an experiment: none is run here)" in message
 
@@ -268,7 +269,7 @@ def test_what_was_lent_and_has_no_answer_says_so(graded):
 
 def test_experiments_are_skipped_unless_an_answer_is_in_them(judge):
     data = _notebook(START, "import os\nos._exit(1)", "x = 3\n" + SCALING, tags=[1, 2])
-    row, _ = judge.grade("a", data, 1)
+    row = judge.grade("a", data, 1)[0].data()
     assert row["earned"] == 1
 
 
@@ -504,7 +505,7 @@ def hasty():
 def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
     slow = "import time\ntime.sleep(2)\n"
     data = _notebook(START, *[slow] * 4, slow + SCALING, slow + QUIZ, *[slow] * 2)
-    row, _ = hasty.grade("a", data, 5)
+    row = hasty.grade("a", data, 5)[0].data()
     assert (row["status"], row["earned"]) == ("graded", 4), row
     assert "code cell 9: there was no time left for this cell" in row["reason"]
 
@@ -512,7 +513,7 @@ def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
 def test_a_submission_has_an_end(hasty):
     """Each of eight exercises hangs, and takes its four seconds; the first one is right."""
     hang = "\n".join(f"def {name}(*args):\n    while True: pass" for name in ALL - {"lora_forward"})
-    row, _ = hasty.grade("a", _notebook(START, FORWARD, hang), 5)
+    row = hasty.grade("a", _notebook(START, FORWARD, hang), 5)[0].data()
     assert row["status"] == "timeout" and row["seconds"] < 60
     assert "it took more than 25 s in all, graded until then" in row["reason"]
     told = {record["id"]: (record["status"], record["message"]) for record in row["exercises"]}
@@ -554,7 +555,7 @@ def test_own_checks_come_on_top_and_replace_those_of_the_same_id(judge, tmp_path
     path.write_text(OWN)
     monkeypatch.setattr(judge, "own", private.load(str(path)))
     monkeypatch.setattr(judge, "known", {})
-    row, _ = judge.grade("a", _notebook(SCALING, FORWARD), 1)
+    row = judge.grade("a", _notebook(SCALING, FORWARD), 1)[0].data()
     records = {r["id"]: r for r in row["exercises"]}
     assert list(records)[-1] == "2.11" and row["possible"] == 24 - 1 + 7 + 5
     assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("passed", 7)
@@ -592,7 +593,7 @@ def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypat
     monkeypatch.setattr(judge, "own", private.load(str(path)))
     monkeypatch.setattr(judge, "known", {})
     rate = "import torch\n\ndef rate():\n    return LoRALinear(torch.nn.Linear(3, 3), 2, 4).scaling"
-    row, _ = judge.grade("a", _notebook(FORWARD.replace("alpha / len(A)", "0"), rate), 1)
+    row = judge.grade("a", _notebook(FORWARD.replace("alpha / len(A)", "0"), rate), 1)[0].data()
     records = {r["id"]: r for r in row["exercises"]}
     assert (records["2.10"]["status"], records["2.10"]["earned"]) == ("failed", 0)
     assert records["2.11"]["status"] == "passed", records["2.11"]["message"]
@@ -618,13 +619,13 @@ def test_a_check_that_is_broken_is_not_the_learners_fault(judge, tmp_path, monke
     path.write_text(BAD)
     monkeypatch.setattr(judge, "own", private.load(str(path)))
     monkeypatch.setattr(judge, "known", {})
-    row, _ = judge.grade("a", _notebook(SCALING), 1)
+    row = judge.grade("a", _notebook(SCALING), 1)[0].data()
     records = {r["id"]: r for r in row["exercises"]}
     told = "the check itself is broken: NameError in own.py, line 6: name 'obsreve' is not defined"
     assert (records["2.8"]["status"], records["2.8"]["message"]) == ("error", told)
     told = "a form that the check cannot read (AttributeError in own.py, line 10)"
     assert records["2.11"]["status"] == "failed" and told in records["2.11"]["message"]
-    show.summary([row, row], tmp_path, Console(width=200))
+    show.summary([Row.of(row), Row.of(row)], tmp_path, Console(width=200))
     assert "LOOK, 2 times in 2.8: the check itself is broken" in capsys.readouterr().out
 
 
@@ -689,7 +690,8 @@ class Fake:
         row = {"submission": name, "lab": "02_lora", "earned": 1, "possible": 2, "seconds": 0.1}
         if b"INTERRUPT" in data:
             raise KeyboardInterrupt
-        return row | {"status": "graded", "exercises": [record | {"message": ""}]}, {"2.1": "f"}
+        row |= {"status": "graded", "exercises": [record]}
+        return Row.of(row), {"2.1": "f"}
 
     def kill(self):
         pass
@@ -700,7 +702,7 @@ class Fake:
 @pytest.fixture
 def batch(monkeypatch, tmp_path):
     """`batch(files, **options)` -> rows; Fake judges. Files go into a folder, bytes by name."""
-    monkeypatch.setattr(pool, "JudgeProcess", Fake)
+    monkeypatch.setattr(workers, "JudgeProcess", Fake)
     monkeypatch.setattr(sandbox, "available", lambda: "/usr/bin/bwrap")
     monkeypatch.setattr(Fake, "asked", [])
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -710,7 +712,7 @@ def batch(monkeypatch, tmp_path):
         for name, data in dict(files).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
-        return grading.grade(paths or [folder], out, **options)
+        return [row.data() for row in grading.grade(paths or [folder], out, **options)]
 
     run.folder, run.out = folder, out
     return run
@@ -721,14 +723,13 @@ def test_a_notebook_in_capitals_is_one_and_what_is_none_is_named(batch, capsys):
     rows = batch(files)
     assert [row["submission"] for row in rows] == ["a/02.IPYNB"]
     left = left_out([batch.folder], batch.out)
-    show.summary(rows, batch.out, Console(width=200), left)
+    show.summary([Row.of(row) for row in rows], batch.out, Console(width=200), left)
     assert "not looked at, for it is no .ipynb: b.zip, d.py" in capsys.readouterr().out
 
 
 def test_a_large_class_is_told_by_lab(capsys):
-    score = {"earned": 12, "possible": 24, "exercises": []}
-    rows = [{"submission": f"{i}", "lab": "02_lora", "status": "graded"} | score for i in range(13)]
-    rows[0]["earned"] = 24
+    rows = [Row(f"{i}", "graded", lab="02_lora", earned=12, possible=24) for i in range(13)]
+    rows[0].earned = 24
     show.summary(rows, Path("out"), Console(width=200))
     assert "02_lora: median 50%, 1 with all" in capsys.readouterr().out
 
@@ -780,7 +781,7 @@ def test_ctrl_c_leaves_what_is_done(batch):
 def test_what_the_machine_may_have_spoilt_is_graded_again_by_the_next_call(batch, status):
     record = {"id": "2.1", "name": "f", "points": 2, "earned": 0, "status": "error", "message": ""}
     spoilt = {"status": status, "reason": "it is", "lab": "02_lora", "exercises": [record]}
-    grade = lambda self, name, data, seed: (pool.crashed(name, "") | spoilt, {})  # noqa: E731
+    grade = lambda self, name, *_: (Row.of({"submission": name} | spoilt), {})  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Fake, "grade", grade)
         (row,) = batch({"a.ipynb": _notebook("x = 1")})
@@ -807,31 +808,31 @@ while frame := wire.receive(link, 1 << 20):
     row = {"submission": name, "status": "crashed" if n else "graded", "exercises": []}
     if n and sys.argv[2] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    wire.send(link, b"R", json.dumps([row | {"pid": os.getpid()}, {}]).encode())
+    wire.send(link, b"R", json.dumps([row | {"seconds": os.getpid()}, {}]).encode())
 """
 
 
 @pytest.mark.parametrize("how", ["killed", "told"])
 def test_a_submission_whose_judge_dies_is_graded_in_a_fresh_one_at_once(how, tmp_path, monkeypatch):
     deaths = tmp_path / "deaths"
-    monkeypatch.setattr(pool, "JUDGE", ("-c", DYING, str(deaths), how))
+    monkeypatch.setattr(workers, "JUDGE", ("-c", DYING, str(deaths), how))
     for n, status, left in ((0, "graded", "0"), (1, "graded", "0"), (3, "crashed", "1")):
         deaths.write_text(str(n))
-        judge = pool.JudgeProcess(QUICK)
-        row, _ = judge.grade("a.ipynb", b"", 1)
+        judge = workers.JudgeProcess(QUICK)
+        row = judge.grade("a.ipynb", b"", 1)[0].data()
         assert (row["status"], deaths.read_text()) == (status, left)
         if status == "graded":
-            assert row["pid"] == judge.process.pid
+            assert row["seconds"] == judge.process.pid
         judge.stop()
 
 
 def test_a_judge_that_was_ended_on_purpose_does_not_begin_again(tmp_path, monkeypatch):
     (tmp_path / "deaths").write_text("1")
-    monkeypatch.setattr(pool, "JUDGE", ("-c", DYING, str(tmp_path / "deaths"), "killed"))
-    judge = pool.JudgeProcess(QUICK)
+    monkeypatch.setattr(workers, "JUDGE", ("-c", DYING, str(tmp_path / "deaths"), "killed"))
+    judge = workers.JudgeProcess(QUICK)
     judge.start()
     judge.kill()
-    row, _ = judge.grade("a.ipynb", b"", 1)
+    row = judge.grade("a.ipynb", b"", 1)[0].data()
     assert row["status"] == "crashed" and judge.process is None
 
 
@@ -847,13 +848,13 @@ def _lives(process):
 @pytest.mark.parametrize("who", ["judge", "warm process"])
 def test_what_is_killed_in_the_middle_costs_nothing(who):
     """The real ones, while a cell waits."""
-    judge = pool.JudgeProcess(QUICK)
+    judge = workers.JudgeProcess(QUICK)
     judge.start()
     first = psutil.Process(judge.process.pid)
     victims = [first] if who == "judge" else first.children(recursive=True)[::-1]
     killer = threading.Timer(1, lambda: [victim.kill() for victim in victims])
     killer.start()
-    row, _ = judge.grade("a.ipynb", _notebook("import time\ntime.sleep(4)", SCALING), 1)
+    row = judge.grade("a.ipynb", _notebook("import time\ntime.sleep(4)", SCALING), 1)[0].data()
     assert not any(_lives(victim) for victim in victims)
     judge.stop()
     assert (row["status"], row["earned"]) == ("graded", 1)
@@ -1045,7 +1046,7 @@ def test_all_of_the_course_and_its_libraries_decide_whether_a_grade_stands(monke
     package = tmp_path / "labkit"
     shutil.copytree(ROOT / "labkit", package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "solutions").mkdir()
-    monkeypatch.setattr(store, "PACKAGE", package)
+    monkeypatch.setattr(fingerprint, "PACKAGE", package)
     found = [store.depends_on(None, QUICK, 1)]
     assert store.depends_on(None, QUICK, 1) == found[0]
     parts = ("grading/inside/runner.py", "grading/wire.py", "memory/budget.py", "contract/kept.py")
@@ -1054,9 +1055,9 @@ def test_all_of_the_course_and_its_libraries_decide_whether_a_grade_stands(monke
         with (package / part).open("a") as file:
             file.write("\n")
         found.append(store.depends_on(None, QUICK, 1))
-    monkeypatch.setattr(store, "version", lambda name: "0" if name == "peft" else "1")
+    monkeypatch.setattr(fingerprint, "version", lambda name: "0" if name == "peft" else "1")
     found.append(store.depends_on(None, QUICK, 1))
-    monkeypatch.setattr(store, "version", lambda name: "1")
+    monkeypatch.setattr(fingerprint, "version", lambda name: "1")
     found.append(store.depends_on(None, QUICK, 1))
     assert len(set(found)) == len(found) == 12
     (package / "templates/grading_base.html.j2").write_text("a page is no grade")
@@ -1068,7 +1069,7 @@ def test_a_link_to_a_folder_is_followed_where_it_is_given_and_told_where_it_is_f
     link = batch.folder.parent / "link"
     link.symlink_to(batch.folder)
     (batch.folder / "more").symlink_to(batch.folder / "sub")
-    rows = grading.grade([link], batch.out.with_name("other"))
+    rows = [row.data() for row in grading.grade([link], batch.out.with_name("other"))]
     assert [row["submission"] for row in rows] == ["a.ipynb", "sub/b.ipynb"]
     assert {row["status"] for row in rows} == {"graded"}
     told = left_out([link], batch.out)
@@ -1114,7 +1115,7 @@ def test_what_canvas_calls_late_is_told(batch, name, late, capsys):
     (line,) = csv.DictReader((batch.out / "grades.csv").open(encoding="utf-8", newline=""))
     assert line["late"] == ("late" if late else "")
     assert ("late</b>" in (batch.out / "index.html").read_text("utf-8")) == late
-    show.summary([row], batch.out, Console(width=200))
+    show.summary([Row.of(row)], batch.out, Console(width=200))
     assert (f"late: {name}" in capsys.readouterr().out) == late
 
 
@@ -1198,7 +1199,7 @@ def test_ctrl_c_ends_every_process_at_once(tmp_path):
     (folder / "b.ipynb").write_bytes(_notebook(SCALING, "while True: pass"))
     # a shell's background job ignores SIGINT, and so would what these tests start from there
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from labkit import cli; cli.main()"
+    code += "from labkit import cli, fingerprint; cli.main()"
     argv = ["grade", str(folder), "--out", str(tmp_path / "out"), "--jobs", "1"]
     run = subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.DEVNULL)
     results = tmp_path / "out" / "graded"
@@ -1224,8 +1225,8 @@ def test_there_are_no_more_jobs_than_memory_for_them(monkeypatch):
     cores = len(os.sched_getaffinity(0))
     for free, jobs in ((2**40, cores), (3 * 2**29, 1), (2**20, 1)):
         found = SimpleNamespace(available=free)
-        monkeypatch.setattr(grading.psutil, "virtual_memory", lambda found=found: found)
-        assert grading._jobs() == jobs
+        monkeypatch.setattr(workers.psutil, "virtual_memory", lambda found=found: found)
+        assert workers._jobs() == jobs
 
 
 def test_while_a_submission_is_graded_no_experiment_runs():
@@ -1237,11 +1238,11 @@ def test_while_a_submission_is_graded_no_experiment_runs():
 
 
 def test_judges_work_side_by_side_on_their_own_cores():
-    assert pool._shares(1) == [sorted(os.sched_getaffinity(0))]
+    assert workers._shares(1) == [sorted(os.sched_getaffinity(0))]
     cores = len(os.sched_getaffinity(0))
-    shares = pool._shares(cores)
+    shares = workers._shares(cores)
     assert sorted(c for share in shares for c in share) == sorted(os.sched_getaffinity(0))
-    assert pool._shares(cores + 1) == [None] * (cores + 1)
+    assert workers._shares(cores + 1) == [None] * (cores + 1)
 
 
 def test_a_batch_ends_when_a_judge_cannot_start(monkeypatch):
@@ -1250,9 +1251,10 @@ def test_a_batch_ends_when_a_judge_cannot_start(monkeypatch):
             raise LabError("the sandbox does not start")
 
     before = threading.active_count()
-    todo = [(str(i), str(i), lambda: b"x", 1) for i in range(5)]
+    monkeypatch.setattr(workers, "JudgeProcess", Broken)
+    books = [SimpleNamespace(name=str(i), read=lambda: b"x") for i in range(5)]
     with pytest.raises(LabError, match="does not start"):
-        list(pool.work(todo, 2, Broken))
+        list(workers.here(books, (), 1, jobs=2))
     assert threading.active_count() == before
 
 

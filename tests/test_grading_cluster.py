@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from labkit.errors import LabError
-from labkit.grading import cluster, sandbox
+from labkit.grading import sandbox, workers
 from labkit.grading.grade import grade
 
 pytest.importorskip("distributed")
@@ -20,7 +20,8 @@ pytest.importorskip("distributed")
 # What stands in for a judge on the workers: slow, and it notes who graded what.
 JUDGE = """
 import os, time
-from labkit.grading import pool
+from labkit.grading import workers
+from labkit.grading.row import Row
 
 class Slow:
     def __init__(self, *setup): pass
@@ -28,23 +29,21 @@ class Slow:
         note("begun", name)
         time.sleep(0.25)
         note("done", name)
-        row = {"submission": name, "lab": "02_lora", "earned": 1, "possible": 2, "seconds": 0.2}
-        record = {"id": "2.1", "name": "f", "points": 2, "earned": 1, "status": "failed"}
-        return row | {"status": "graded", "exercises": [record | {"message": ""}]}, {}
+        return Row(name, "graded", lab="02_lora", earned=1, possible=2), {}
     def stop(self): pass
 
 def note(what, name):
     with open(os.environ["NOTES"], "a") as file:
         file.write(f"{what} {name} {os.getpid()}\\n")
 
-pool.JudgeProcess = Slow
+workers.JudgeProcess = Slow
 """
 N = 24
 
 
 @pytest.fixture
 def machines(tmp_path):
-    """`(address, workers)`: a scheduler and two workers without a nanny, as subprocesses."""
+    """`(address, processes)`: a scheduler and two workers without a nanny, as subprocesses."""
     (tmp_path / "slow_judge.py").write_text(JUDGE)
     notes = tmp_path / "notes"
     notes.touch()
@@ -89,26 +88,26 @@ def _submissions(folder):
 
 
 def test_each_is_graded_once_and_none_is_lost_when_a_worker_is_killed(machines, tmp_path):
-    address, workers, notes = machines
+    address, running, notes = machines
     _submissions(tmp_path / "in")
     killed = []
 
     def progress(done, total, row):
         if done >= N // 3 and not killed:
             pids = {line.split()[2] for line in notes.read_text().splitlines()}
-            victim = next((w for w in workers if str(w.pid) in pids), None)
+            victim = next((w for w in running if str(w.pid) in pids), None)
             if victim:
                 victim.send_signal(signal.SIGKILL)
                 killed.append(victim.pid)
 
     rows = grade([tmp_path / "in"], tmp_path / "out", scheduler=address, progress=progress)
     assert killed
-    assert [row["submission"] for row in rows] == [f"{i:02}.ipynb" for i in range(N)]
-    assert {row["status"] for row in rows} == {"graded"}
+    assert [row.submission for row in rows] == [f"{i:02}.ipynb" for i in range(N)]
+    assert {row.status for row in rows} == {"graded"}
     told = [line.split() for line in notes.read_text().splitlines()]
     assert len({pid for _, _, pid in told}) == 2, "both workers had work"
     done = Counter(name for what, name, _ in told if what == "done")
-    assert set(done) == {row["submission"] for row in rows}
+    assert set(done) == {row.submission for row in rows}
     # what the dead one had done and not told yet is the only work done twice
     again = [name for name, times in done.items() if times > 1]
     dead = {name for _, name, pid in told if int(pid) == killed[0]}
@@ -117,20 +116,20 @@ def test_each_is_graded_once_and_none_is_lost_when_a_worker_is_killed(machines, 
 
 
 def test_a_second_call_asks_no_worker(machines, tmp_path):
-    address, workers, notes = machines
+    address, running, notes = machines
     _submissions(tmp_path / "in")
     first = grade([tmp_path / "in"], tmp_path / "out", scheduler=address)
     before = notes.read_text()
-    for worker in workers:
+    for worker in running:
         worker.kill()
     assert grade([tmp_path / "in"], tmp_path / "out", scheduler=address) == first
     assert notes.read_text() == before
 
 
 def test_bad_input_is_one_line(tmp_path, monkeypatch):
-    with pytest.raises(LabError, match="not both"), cluster.client(2, "tcp://127.0.0.1:1"):
+    with pytest.raises(LabError, match="not both"), workers.client(2, "tcp://127.0.0.1:1"):
         pass
-    with pytest.raises(LabError, match="no Dask scheduler at"), cluster.client(None, "tcp://x:y"):
+    with pytest.raises(LabError, match="no Dask scheduler at"), workers.client(None, "tcp://x:y"):
         pass
 
 
@@ -143,6 +142,6 @@ def test_workers_on_this_machine_grade(tmp_path):
     book = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}
     (tmp_path / "in" / "a.ipynb").write_text(json.dumps(book))
     (row,) = grade([tmp_path / "in"], tmp_path / "out", workers=1)
-    record = next(r for r in row["exercises"] if r["id"] == "2.8")
-    assert (row["status"], record["status"]) == ("graded", "failed")
-    assert "changes nothing" in record["message"]
+    record = row.exercise("2.8")
+    assert (row.status, record.status) == ("graded", "failed")
+    assert "changes nothing" in record.message

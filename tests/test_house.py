@@ -29,7 +29,7 @@ MAY = {
     "grading/inside": ("contract", "grading", "lab", "live", "plots", "tasks", "training"),
     "grading/judge": ("checks", "contract", "grading", "reference"),
     "grading/after": ("contract", "grading"),
-    "grading": ("contract", "grading/judge", "grading/after", "grading/inside"),
+    "grading": ("contract", "fingerprint", "grading/judge", "grading/after", "grading/inside"),
     "course": ("download", "grading", "reference", "training"),
     "train": ("memory", "tasks", "training"),
     "cli": ("course", "grading", "grading/after", "memory", "tasks", "training"),

@@ -16,6 +16,7 @@ import pytest
 
 from labkit.grading.after import report, summary
 from labkit.grading.after.highlight import highlighted
+from labkit.grading.row import Row
 
 ROOT = Path(__file__).parents[1]
 LABS = {
@@ -77,6 +78,10 @@ def graded_class(n, lab="02_lora", seed=0):
     return results, sources
 
 
+def _rows(results):
+    return [Row.of(result) for result in results]
+
+
 class Page(HTMLParser):
     """The tags, links, ids and text of a page."""
 
@@ -99,7 +104,7 @@ class Page(HTMLParser):
 
 def written(out, results, sources):
     """Write the report into out and return its class page."""
-    report.write(out, results, sources)
+    report.write(out, _rows(results), sources)
     return Page(out / "index.html")
 
 
@@ -128,7 +133,7 @@ def test_a_class_leaves_everything_that_was_promised(tmp_path):
 
 def test_grades_csv_has_a_row_a_submission_and_a_column_an_exercise(tmp_path):
     results, _ = graded_class(41)
-    report.write(tmp_path, results, {})
+    report.write(tmp_path, _rows(results), {})
     rows = list(csv.DictReader((tmp_path / "grades.csv").open(encoding="utf-8", newline="")))
     assert [row["submission"] for row in rows] == [row["submission"] for row in results]
     for row, result in zip(rows, results, strict=True):
@@ -146,7 +151,7 @@ def test_the_feedback_page_shows_cell_message_and_points(tmp_path):
     row["message"] = "scaling(32, 16) is 512.0, wanted 2.0: it is upside down"
     result = {"submission": "ada.ipynb", "lab": "02_lora", "earned": 0, "possible": 2}
     result |= {"seconds": 1.0, "status": "graded", "exercises": [row]}
-    report.write(tmp_path, [result], {"ada.ipynb": {"2.8": source}})
+    report.write(tmp_path, _rows([result]), {"ada.ipynb": {"2.8": source}})
     page = Page(tmp_path / "feedback/ada.html")
     assert source.strip() in page.text and row["message"] in page.text
     assert "0 of 2 points" in page.text and "failed" in page.text
@@ -175,7 +180,7 @@ def test_nothing_that_a_learner_sends_becomes_markup(tmp_path, evil):
     results[1] |= {"submission": f"{evil}.ipynb", "reason": evil, "status": "crashed"}
     sources[f"{evil}.ipynb"] = {"2.1": evil, "2.2": f"x = '{evil}'"}
     expected = {"index.html": 1}  # the one script, which sorts tables
-    report.write(tmp_path, results, sources)
+    report.write(tmp_path, _rows(results), sources)
     for path in tmp_path.rglob("*.html"):
         page = Page(path)
         assert page.tags.count("script") == expected.get(path.name, 0)
@@ -251,7 +256,7 @@ def test_plain_names_are_kept():
 
 @pytest.mark.parametrize("name", ["=1+1.ipynb", "+x.ipynb", "@x.ipynb", "-x.ipynb", "\t=x.ipynb"])
 def test_a_spreadsheet_runs_no_name_as_a_formula(name):
-    text = report.grades([summary.whole({"submission": name, "status": "crashed"})])
+    text = report.grades([Row(name, "crashed")])
     assert next(csv.DictReader(text.splitlines()))["submission"].startswith("'")
 
 
@@ -279,7 +284,7 @@ def test_an_empty_class_has_its_pages_too(tmp_path):
 
 def test_writing_again_replaces(tmp_path):
     results, sources = graded_class(2)
-    report.write(tmp_path, results, sources)
+    report.write(tmp_path, _rows(results), sources)
     results[0]["exercises"][0]["message"] = "quite another message"
     page = written(tmp_path, results, sources)
     assert "quite another message" in page.text
@@ -295,8 +300,8 @@ def tries(id, *outcomes):
 
 def test_a_submission_that_is_gone_leaves_no_page(tmp_path):
     results, sources = graded_class(3)
-    report.write(tmp_path, results, sources)
-    report.write(tmp_path, results[:1], sources)
+    report.write(tmp_path, _rows(results), sources)
+    report.write(tmp_path, _rows(results[:1]), sources)
     pages = [page.name for page in (tmp_path / "feedback").iterdir()]
     assert pages == report.page_names([results[0]["submission"]])
 
@@ -306,12 +311,12 @@ def test_the_class_page_counts_what_was_misunderstood():
     hard = tries("1.10", ("failed", 0, "got 3.5"), ("failed", 0, "got -4e-3"), ("missing", 0, ""))
     half = tries("1.2", ("failed", 1, "b"), ("passed", 2, ""), ("failed", 0, "a"))
     rows = [
-        summary.whole({"submission": str(i), "lab": "x", "status": "graded", "exercises": list(e)})
+        {"submission": str(i), "lab": "x", "status": "graded", "exercises": list(e), "possible": 6}
         for i, e in enumerate(zip(easy, hard, half, strict=True))
     ]
     for row, earned in zip(rows, (3, 6, 0), strict=True):
-        row["percent"] = round(100 * earned / 6, 1)
-    (group,) = summary.by_lab(rows)
+        row["earned"] = earned
+    (group,) = summary.by_lab(_rows(rows))
     assert [e["id"] for e in group["exercises"]] == ["1.1", "1.2", "1.10"]
     assert group["hardest"] == ["1.10", "1.2"]
     assert [e["share"] for e in group["exercises"]] == [1, 0.5, 0]
@@ -341,7 +346,7 @@ def test_a_message_counts_once_a_submission_however_often_it_repeats_itself():
 def test_each_fault_of_a_message_has_its_line(tmp_path):
     results, sources = graded_class(1)
     results[0]["exercises"][0] |= {"status": "failed", "message": "alpha is missing | r is 2"}
-    report.write(tmp_path, results, sources)
+    report.write(tmp_path, _rows(results), sources)
     assert "alpha is missing\nr is 2" in Page(next((tmp_path / "feedback").iterdir())).text
 
 
@@ -361,12 +366,12 @@ def test_a_cell_that_is_half_written_is_not_called_empty(tmp_path):
 
 def test_a_page_whose_cells_are_not_given_stays_as_it_is(tmp_path):
     results, sources = graded_class(2)
-    report.write(tmp_path, results, sources)
+    report.write(tmp_path, _rows(results), sources)
     first, second = (tmp_path / "feedback" / name for name in report.page_names(list(sources)))
     before, after = first.read_text("utf-8"), second.read_text("utf-8")
     for row in results:
         row["exercises"][0]["message"] = "quite another message"
-    report.write(tmp_path, results, {results[1]["submission"]: {}})
+    report.write(tmp_path, _rows(results), {results[1]["submission"]: {}})
     assert first.read_text("utf-8") == before and second.read_text("utf-8") != after
 
 
@@ -409,7 +414,7 @@ def test_a_huge_cell_and_message_are_cut_and_quick(tmp_path):
     results[0]["exercises"][0] |= {"status": "failed", "message": "x" * 10**6}
     sources[name] = {"2.1": "f'{" * 10**6, "2.2": "\\" * 10**6, "2.3": "(" * 10**6 + '"' * 10**6}
     start = time.process_time()
-    report.write(tmp_path, results, sources)
+    report.write(tmp_path, _rows(results), sources)
     assert time.process_time() - start < 5
     page = next((tmp_path / "feedback").iterdir())
     assert page.stat().st_size < 2_000_000
@@ -419,6 +424,6 @@ def test_a_huge_cell_and_message_are_cut_and_quick(tmp_path):
 def test_a_thousand_submissions_take_seconds(tmp_path):
     results, sources = graded_class(1000)
     start = time.process_time()
-    report.write(tmp_path, results, sources)
+    report.write(tmp_path, _rows(results), sources)
     assert time.process_time() - start < 15  # 3 on an idle core; what is quadratic takes minutes
     assert (tmp_path / "index.html").stat().st_size < 6_000_000

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from labkit.errors import LabError
-from labkit.grading import pool, sandbox, warm
+from labkit.grading import sandbox, warm, workers
 from labkit.grading.inside import zygote
 from labkit.grading.limits import Limits
 
@@ -135,12 +135,12 @@ while frame := wire.receive(link, 1 << 20):
 
 
 def test_a_sandbox_that_cannot_be_had_again_costs_a_row_and_not_the_batch(monkeypatch):
-    monkeypatch.setattr(pool, "JUDGE", ("-c", POOR))
-    judge = pool.JudgeProcess(Limits())
+    monkeypatch.setattr(workers, "JUDGE", ("-c", POOR))
+    judge = workers.JudgeProcess(Limits())
     try:
-        assert judge.grade("innocent", b"", 1)[0]["status"] == "graded"
+        assert judge.grade("innocent", b"", 1)[0].status == "graded"
         row, _ = judge.grade("poor", b"", 1)
-        assert row["status"] == "crashed" and "no memory" in row["reason"]
-        assert judge.grade("innocent", b"", 1)[0]["status"] == "graded"
+        assert row.status == "crashed" and "no memory" in row.reason
+        assert judge.grade("innocent", b"", 1)[0].status == "graded"
     finally:
         judge.stop()

@@ -11,13 +11,15 @@ import subprocess
 import time
 from pathlib import Path
 
+from labkit.grading.limits import Limits
+
 ROOT = Path("/sys/fs/cgroup")
 WARM = 2 << 30  # bytes of a warm process, with the files that it reads
 ENTER = 'echo 0 > "$0/cgroup.procs"'  # 0 is whoever writes it
 TRIES = 20  # a twentieth of a second each, until the last process is gone
 
 
-def make(limits):
+def make(limits: Limits) -> Path | None:
     """The folder of a new group for one warm process; None where there can be none."""
     most = WARM + limits.memory_bytes + 3 * limits.disk_bytes
     for parent in _parents():
@@ -42,12 +44,12 @@ def _parents():
     return [own] if own == ROOT else [own, own.parent]
 
 
-def entering(group, command):
+def entering(group: Path | None, command: list[str]) -> list[str]:
     """`command`, begun inside a group; as it is where `group` is None."""
     return ["sh", "-c", f'{ENTER}; exec "$@"', str(group), *command] if group else command
 
 
-def remove(group):
+def remove(group: Path | None) -> None:
     """End what is left in a group, and take it away."""
     if group is None or not group.exists():
         return

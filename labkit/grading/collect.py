@@ -1,9 +1,12 @@
 """Which submissions there are, and their bytes: read with care, as anybody may have made them."""
 
+import hashlib
 import os
 import re
 import stat
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import LabError
@@ -14,7 +17,43 @@ MOODLE = re.compile(r"_\d+_assignsubmission_")  # in the name of a student's fol
 FEW = 12  # names that a line lists
 
 
-def collect(paths, out):
+@dataclass(frozen=True)
+class Notebook:
+    """A submission to grade, as it was when it was found."""
+
+    name: str
+    path: Path  # absolute: links to folders are resolved, the file itself is not
+    digest: str  # of its bytes; "" when they cannot be read
+    reason: str  # why not
+    key: str  # what its grade depends on
+    most: int  # bytes that are read
+
+    @classmethod
+    def at(cls, name: str, path: Path, most: int, version: str) -> "Notebook":
+        """The notebook in a file; `version` is what a grade depends on besides."""
+        try:
+            digest, reason = hashlib.sha256(read_bytes(path, most)).hexdigest(), ""
+        except Unreadable as error:
+            digest, reason = "", str(error)
+        told = f"{version} {digest} {name}".encode("utf-8", "surrogatepass")
+        key = hashlib.sha256(told).hexdigest()
+        return cls(name, absolute(path), digest, reason, key, most)
+
+    def read(self) -> bytes | None:
+        """Its bytes; None if the file is another one by now."""
+        try:
+            data = read_bytes(self.path, self.most)
+        except Unreadable:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == self.digest else None
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root on; links to folders are resolved, the file itself is not."""
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def collect(paths: Iterable[str | Path], out: Path) -> dict[str, Path]:
     """`{name: path}` of the notebooks in files and folders, each name once, in order.
 
     A path that is a link to a folder is followed; links below it are not. LabError for a path that
@@ -43,7 +82,7 @@ def _root(folder):
     return folder.parent if MOODLE.search(folder.name) else folder
 
 
-def left_out(paths, out):
+def left_out(paths: Iterable[str | Path], out: Path) -> list[str]:
     """Lines on what in the folders of `paths` is not looked at, a kind a line."""
     odd = {"link": [], "hidden": [], "closed": []}
     folders = [p for p in map(Path, paths) if p.is_dir() and not _is_book(p.name)]
@@ -57,7 +96,7 @@ def left_out(paths, out):
     return [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
 
-def listed(names):
+def listed(names: Iterable) -> str:
     """The first of some names, in order and each once, and how many more there are."""
     names = sorted({_shown(str(name)) for name in names})
     return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
@@ -132,7 +171,7 @@ def _shown(name):
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def read_bytes(path, most):
+def read_bytes(path: Path, most: int) -> bytes:
     """The bytes of a plain file; Unreadable for links, folders, pipes, devices and huge files."""
     try:
         fd = os.open(

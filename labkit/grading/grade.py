@@ -1,68 +1,70 @@
 """Grade submissions: find them, have each judged in its sandbox, keep what is done, report."""
 
-import hashlib
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import psutil
-
 from labkit.errors import LabError
-from labkit.grading import cluster, pool, sandbox, store
+from labkit.grading import sandbox, store, workers
 from labkit.grading.after import report
-from labkit.grading.collect import collect, listed, read_bytes
-from labkit.grading.judge.submission import Unreadable
+from labkit.grading.collect import Notebook, absolute, collect, listed
 from labkit.grading.limits import Limits
+from labkit.grading.row import Row
 
 LATE = re.compile(r"(_LATE)?_[^_]+_\d+_")  # in a name that Canvas made: who, and the attachment
 UNFINISHED = ("crashed", "timeout")  # a row of these is told, and graded again by the next call
 
 
+@dataclass(frozen=True)
+class How:
+    """How submissions are graded, and by whom."""
+
+    seed: int | None = None  # of the checks' inputs; without one a folder keeps a random one
+    checks: str | Path | None = None  # the file of an instructor's own
+    limits: Limits = field(default_factory=Limits)
+    unsafe: bool = False  # without a sandbox
+    jobs: int | None = None  # side by side; a core each if nothing is said
+    workers: int | None = None  # of Dask, on this machine
+    scheduler: str | None = None  # of Dask, its address
+
+
 def grade(
-    paths,
-    out,
+    paths: Iterable[str | Path],
+    out: str | Path,
     *,
-    jobs=None,
-    seed=None,
-    checks=None,
-    unsafe=False,
-    limits=Limits(),  # noqa: B008
-    progress=None,
-    workers=None,
-    scheduler=None,
-    again=(),
-    notes=None,
-):
-    """Grade the notebooks in `paths`, files or folders; all rows of results.json, by name.
+    again: Iterable[str] = (),
+    progress: Callable[[int, int, Row], None] | None = None,
+    notes: list[str] | None = None,
+    **how,
+) -> list[Row]:
+    """Grade the notebooks in `paths`, files or folders, as `How` says; all rows, by name.
 
     Writes results.json, grades.csv and the pages into `out`; what was graded into it before stays
     there. It is not graded again if notebook, seed, checks, limits, course and libraries are the
-    same, unless `again` has its name, a part of it, or a pattern. Without `seed` the folder keeps a
-    random one. `progress(done, total, row)` is called after each; `notes`, a list, gets lines to
-    show. `checks` is the file of an instructor's own. `workers` or `scheduler` have Dask do the
-    work. LabError for bad input; when it is interrupted, what is done is written all the same.
+    same, unless `again` has its name, a part of it, or a pattern. `progress(done, total, row)` is
+    called after each; `notes`, a list, gets lines to show. LabError for bad input; when it is
+    interrupted, what is done is written all the same.
     """
-    out = Path(out)
-    _expect_a_sandbox(unsafe, scheduler)
+    how, out = How(**how), Path(out)
+    _expect_a_sandbox(how)
     found = collect(paths, out)
     (out / store.FOLDER).mkdir(parents=True, exist_ok=True)
-    seed = store.seed_of(out, seed)
+    seed = store.seed_of(out, how.seed)
     before = store.entries(out)
     found, renamed = _as_before(found, before)
-    version = store.depends_on(checks, limits, seed)
-    books = [_look(name, path, version, limits) for name, path in found.items()]
+    version, most = store.depends_on(how.checks, how.limits, seed), how.limits.notebook_bytes
+    books = [Notebook.at(name, path, most, version) for name, path in found.items()]
     again = _chosen(again, found)
     todo = [book for book in books if book.name in again or not _stands(book, before)]
-    setup = (limits, unsafe, checks and str(Path(checks).resolve()))
     try:
-        begin = len(books) - len(todo) + 1
-        with closing(_rows(todo, seed, setup, jobs, workers, scheduler)) as graded:
-            for done, (book, row, sources) in enumerate(graded, begin):
-                store.save(out, _entry(book, row, sources))
+        with closing(_rows(todo, seed, how)) as graded:
+            for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
+                store.save(out, _kept(book, row, sources))
                 if progress:
                     progress(done, len(books), row)
     finally:
@@ -72,47 +74,11 @@ def grade(
     return rows
 
 
-def _expect_a_sandbox(unsafe, scheduler):
+def _expect_a_sandbox(how):
     if sys.platform != "linux":
         raise LabError("grading needs Linux: on Windows use WSL, on a Mac a Linux container")
-    if not unsafe and not scheduler and not sandbox.available():
+    if not how.unsafe and not how.scheduler and not sandbox.available():
         raise LabError(sandbox.MISSING)
-
-
-@dataclass
-class Book:
-    """A notebook to grade, as it was when the call began."""
-
-    name: str
-    path: Path  # absolute
-    key: str  # what its grade depends on
-    digest: str  # of its bytes; "" when they cannot be read
-    reason: str  # why not
-    most: int  # bytes that are read
-
-    def read(self):
-        """Its bytes; None if the file is another one by now."""
-        try:
-            data = read_bytes(self.path, self.most)
-        except Unreadable:
-            return None
-        return data if hashlib.sha256(data).hexdigest() == self.digest else None
-
-
-def _look(name, path, version, limits):
-    """The `Book` in a file."""
-    try:
-        digest, reason = hashlib.sha256(read_bytes(path, limits.notebook_bytes)).hexdigest(), ""
-    except Unreadable as error:
-        digest, reason = "", str(error)
-    told = f"{digest} {name}".encode("utf-8", "surrogatepass")
-    key = hashlib.sha256(version + told).hexdigest()
-    return Book(name, _absolute(path), key, digest, reason, limits.notebook_bytes)
-
-
-def _absolute(path):
-    """The path from the root on; links to folders are resolved, the file itself is not."""
-    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def _as_before(found, before):
@@ -121,9 +87,9 @@ def _as_before(found, before):
     `renamed` has the names under which files of `found` were graded before and are no longer.
     """
     names, renamed = {}, set()
-    graded = {entry["path"]: name for name, entry in before.items() if entry["path"]}
+    graded = {entry.path: name for name, entry in before.items() if entry.path}
     for name, path in found.items():
-        old = graded.get(str(_absolute(path)), name)
+        old = graded.get(str(absolute(path)), name)
         if len(old) > len(name) and old not in found:
             name = old
         elif old != name and old not in found:
@@ -146,41 +112,25 @@ def _chosen(again, names):
 
 
 def _stands(book, before):
-    return book.digest and before.get(book.name, {}).get("key") == book.key
+    return book.digest and book.name in before and before[book.name].key == book.key
 
 
-def _rows(todo, seed, setup, jobs, workers, scheduler):
-    """Yield `(book, row, sources)` as submissions are done, here or on a cluster."""
+def _rows(todo, seed, how):
+    """Yield `(notebook, row, sources)` as submissions are done."""
     for book in todo:
         if not book.digest:
-            yield book, pool.unreadable(book.name, book.reason), {}
-    books = {book.key: book for book in todo if book.digest}
-    asked = [(book.key, book.name, book.read, seed) for book in books.values()]
-    if not asked:
-        return
-    if workers or scheduler:
-        with cluster.client(workers, scheduler) as client:
-            for key, row, sources in cluster.work(asked, client, setup):
-                yield books[key], row, sources
-        return
-    work = pool.work(asked, jobs or _jobs(), lambda cores: pool.JudgeProcess(*setup, cores))
-    with closing(work):
-        for key, row, sources in work:
-            yield books[key], row, sources
+            yield book, Row(book.name, "unreadable", book.reason), {}
+    readable = [book for book in todo if book.digest]
+    setup = (how.limits, how.unsafe, how.checks and str(Path(how.checks).resolve()))
+    yield from workers.judged(readable, setup, seed, how.jobs, how.workers, how.scheduler)
 
 
-def _jobs():
-    """One a core, where each has a GiB of memory."""
-    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available >> 30))
-
-
-def _entry(book, row, sources):
+def _kept(book, row, sources):
     """What is kept of a submission; a row that is not the last word has no key."""
-    late = LATE.search(row["submission"].rpartition("/")[2])
-    row |= {"late": True} if late and late[1] else {}
-    last = row["status"] not in UNFINISHED and row.get("reason") != pool.GONE
-    entry = {"key": book.key if last else "", "path": str(book.path), "digest": book.digest}
-    return entry | {"row": row, "sources": sources}
+    late = LATE.search(row.submission.rpartition("/")[2])
+    row.late = bool(late and late[1])
+    last = row.status not in UNFINISHED and row.reason != workers.GONE
+    return store.Kept(book.key if last else "", str(book.path), book.digest, row, sources)
 
 
 def _report(out, renamed):
@@ -189,16 +139,16 @@ def _report(out, renamed):
         for name in renamed:
             store.forget(out, name)
         entries = store.entries(out)
-        found = {row["submission"]: row for row in report.rows_in(out)}
-        found |= {name: entry["row"] for name, entry in entries.items()}
+        found = {row.submission: row for row in report.rows_in(out)}
+        found |= {name: entry.row for name, entry in entries.items()}
         rows = [found[name] for name in sorted(found.keys() - renamed)]
-        report.write(out, rows, {name: entry["sources"] for name, entry in entries.items()})
+        report.write(out, rows, {name: entry.sources for name, entry in entries.items()})
     return rows
 
 
 def _notes(todo, found, before, renamed):
     """Lines on what became of the rows that stood in the folder before."""
-    others = {name: e["path"] for name, e in before.items() if name not in found.keys() | renamed}
+    others = {name: e.path for name, e in before.items() if name not in found.keys() | renamed}
     gone = [name for name, path in others.items() if path and not os.path.lexists(path)]
     lines = [f"rows of earlier calls: {len(others)}"] if others else []
     if gone:
@@ -212,5 +162,5 @@ def _notes(todo, found, before, renamed):
 
 def _replaces(book, old):
     """Whether a row was of another file, with other bytes, that is still there."""
-    other = old and old["path"] not in ("", str(book.path)) and old["digest"] != book.digest
-    return other and os.path.lexists(old["path"])
+    other = old and old.path not in ("", str(book.path)) and old.digest != book.digest
+    return other and os.path.lexists(old.path)

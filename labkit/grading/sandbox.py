@@ -89,19 +89,19 @@ ENVIRONMENT = {
 }
 
 
-def available():
+def available() -> str | None:
     """The path of bubblewrap, or None."""
     return shutil.which("bwrap")
 
 
-def command(fd, kind="nested"):
+def command(fd: int, kind: str = "nested") -> list[str]:
     """The command that starts a warm process of a kind, its control socket being `fd`."""
     start = [sys.executable, "-m", "labkit.grading.inside.zygote", str(fd), kind]
     return start if kind == "bare" else [*_outer_wall(kind), "--", *start]
 
 
 @cache
-def trial():
+def trial() -> str:
     """How submissions can be isolated here: "nested" or "alone", else what bubblewrap says."""
     start = [sys.executable, "-m", "labkit.grading.inside.zygote", "-", "trial"]
     done = subprocess.run(
@@ -115,7 +115,7 @@ def trial():
     return told.splitlines()[-1] if told else f"it ended with {done.returncode}"
 
 
-def mend(reason):
+def mend(reason: str) -> str:
     """`reason`, with what to do where Ubuntu's AppArmor keeps bubblewrap from its work."""
     limit = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
     if limit.exists() and limit.read_text().strip() == "1":
@@ -123,7 +123,7 @@ def mend(reason):
     return reason
 
 
-def environment(folder=None):
+def environment(folder: str | None = None) -> dict[str, str]:
     """The environment of the warm process: nothing is inherited. `folder` is its scratch space."""
     found = {
         name: value.replace("/tmp", folder or scratch()) for name, value in ENVIRONMENT.items()
@@ -132,7 +132,7 @@ def environment(folder=None):
     return found | ({"LABKIT_CACHE": os.path.join(folder, "cache")} if folder else {})
 
 
-def scratch():
+def scratch() -> str:
     """Where scratch space is mounted: /tmp, unless Python or the course lie below it."""
     below = any(Path("/tmp") in Path(path).parents for path in [*prefixes(), str(PACKAGE)])
     return "/scratch" if below else "/tmp"
@@ -192,7 +192,7 @@ def _as_it_is(path):
     return ["--ro-bind", path, path] if os.path.isdir(path) else []
 
 
-def prefixes():
+def prefixes() -> list[str]:
     """The folders that hold Python and its packages, those inside others left out."""
     found = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
     found |= {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}

@@ -11,50 +11,49 @@ import os
 import re
 import secrets
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-from labkit.grading.after import summary
+from labkit import fingerprint
+from labkit.grading.limits import Limits
+from labkit.grading.row import Row, made
 
 FOLDER = "graded"  # below the folder of the grades
-PACKAGE = Path(__file__).parents[1]
 SEEDS = 2**63  # what torch takes
 LIBRARIES = {"bitsandbytes", "numpy", "pandas", "peft", "torch", "transformers"}
-NO_GRADE = {"__pycache__", "templates"}  # folders of the package that no grade depends on
 
 
-def depends_on(checks, limits, seed):
-    """A digest of what grades depend on besides the notebook: code, libraries, limits, seed."""
-    digest = hashlib.sha256(f"{limits} {seed} {sys.version} {_libraries()}".encode())
-    solutions = sorted((PACKAGE.parent / "solutions").glob("*.ipynb"))
-    files = {str(file.relative_to(PACKAGE.parent)): file for file in [*_package(), *solutions]}
-    for name, file in (files | ({"own": Path(checks)} if checks else {})).items():
-        data = file.read_bytes()
-        digest.update(f"{name} {len(data)} ".encode() + data)
-    return digest.digest()
+@dataclass
+class Kept:
+    """What is kept of a submission."""
+
+    key: str  # what its grade depends on; "" if the next call has to grade it again
+    path: str  # of the notebook
+    digest: str  # of its bytes
+    row: Row
+    sources: dict  # the learner's cell of each exercise, by id
 
 
-def _package():
-    for root, folders, files in os.walk(PACKAGE):
-        folders[:] = sorted(set(folders) - NO_GRADE)
-        yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
+def depends_on(checks: Path | None, limits: Limits, seed: int) -> str:
+    """A hash of what grades depend on besides the notebook: code, libraries, limits, seed."""
+    own = [Path(checks).resolve()] if checks else []
+    settings = {"limits": asdict(limits), "seed": seed, "python": sys.version}
+    return fingerprint.of([".", "../solutions", *own], _libraries(), settings)
 
 
 def _libraries():
-    """The libraries that the course asks for, with the versions that are installed."""
+    """The libraries that the course asks for."""
     names = set(LIBRARIES)
     with contextlib.suppress(PackageNotFoundError):
         asked = (line for line in requires("lora-labs") or () if "extra ==" not in line)
         names |= {re.match(r"[\w.-]+", line)[0] for line in asked}
-    found = []
-    for name in sorted(names):
-        with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
-    return found
+    return names
 
 
 @contextlib.contextmanager
-def locked(out):
+def locked(out: Path) -> Iterator[None]:
     """Nobody else reads and writes the reports of the folder meanwhile."""
     import fcntl  # not on Windows, where nothing is graded
 
@@ -64,7 +63,7 @@ def locked(out):
         yield
 
 
-def seed_of(out, seed=None):
+def seed_of(out: Path, seed: int | None = None) -> int:
     """The seed given, else the one that this folder has, else a new random one; it is kept."""
     file = out / FOLDER / "seed"
     with locked(out):
@@ -78,17 +77,13 @@ def seed_of(out, seed=None):
     return seed
 
 
-def entries(out):
-    """`{submission: entry}` of all that was graded into the folder; what is malformed is left out.
+def entries(out: Path) -> dict[str, Kept]:
+    """What is kept of all that was graded into the folder, by submission, oldest first.
 
-    An entry has the `key` that its grade depends on ("" if the next call has to grade it again),
-    the `path` and the `digest` of the notebook, its `row` and its `sources`.
+    What is malformed is left out.
     """
-    found = {}
-    for file in sorted((out / FOLDER).glob("*.json"), key=_written):
-        if entry := _entry(file):
-            found[entry["row"]["submission"]] = entry
-    return found
+    files = sorted((out / FOLDER).glob("*.json"), key=_written)
+    return {entry.row.submission: entry for file in files if (entry := _entry(file))}
 
 
 def _written(file):
@@ -100,24 +95,23 @@ def _written(file):
 
 def _entry(file):
     try:
-        entry = json.loads(file.read_text("utf-8"))
-        if isinstance(entry, list):  # as an earlier version left it
-            row, sources = entry
-            entry = {"key": "", "path": "", "digest": "", "row": row, "sources": sources}
-        row, sources, texts = entry["row"], entry["sources"], ("key", "path", "digest")
-        sound = summary.sound(row) and all(isinstance(entry[name], str) for name in texts)
-        cells = isinstance(sources, dict) and all(isinstance(c, str) for c in sources.values())
+        data = json.loads(file.read_text("utf-8"))
+        if isinstance(data, list):  # as an earlier version left it
+            row, sources = data
+            data = {"key": "", "path": "", "digest": "", "row": row, "sources": sources}
+        entry = made(Kept, data | {"row": Row.of(data["row"])})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return entry if sound and cells else None
+    return entry if all(isinstance(cell, str) for cell in entry.sources.values()) else None
 
 
-def save(out, entry):
+def save(out: Path, entry: Kept) -> None:
     """Keep the entry of a submission, in place of the one before."""
-    put(_file(out, entry["row"]["submission"]), json.dumps(entry).encode())
+    data = vars(entry) | {"row": entry.row.data()}
+    put(_file(out, entry.row.submission), json.dumps(data).encode())
 
 
-def forget(out, submission):
+def forget(out: Path, submission: str) -> None:
     """Remove what is kept of a submission."""
     _file(out, submission).unlink(missing_ok=True)
 
@@ -127,7 +121,7 @@ def _file(out, submission):
     return out / FOLDER / f"{name}.json"
 
 
-def put(path, data):
+def put(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, also where two do at a time; an OSError names it."""
     part = path.with_name(f".{path.name[:60]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:

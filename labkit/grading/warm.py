@@ -8,11 +8,13 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from labkit.errors import LabError
 from labkit.grading import cgroup, sandbox
 from labkit.grading.inside.wall import SCRATCH
+from labkit.grading.limits import Limits
 
 GONE = 60  # seconds in which the processes of a submission end when they are told or killed
 
@@ -24,13 +26,13 @@ class WarmProcess:
     outer one and serves a single submission; "bare" has none.
     """
 
-    def __init__(self, limits, kind="nested"):
+    def __init__(self, limits: Limits, kind: str = "nested"):
         self.limits, self.kind = limits, kind
         self.process = self.control = self.scratch = self.group = None
         self.nested = None  # whether it can serve more than one submission; None: not known yet
         self.number = 0  # of the submission, in what is said of it to and fro
 
-    def begin(self):
+    def begin(self) -> None:
         """Start the process; it takes seconds until it is warm."""
         if self.kind == "nested" and sandbox.trial() != "nested":
             self.kind = "alone"
@@ -51,7 +53,7 @@ class WarmProcess:
         with contextlib.suppress(BrokenPipeError):  # `wait` finds out why
             self.control.sendall(json.dumps(asdict(self.limits)).encode())
 
-    def wait(self):
+    def wait(self) -> None:
         """Until it is warm. LabError, with the reason, when it does not get there."""
         if self.nested is not None and self.process and self.process.poll() is not None:
             self.end()  # the kernel, for want of memory
@@ -85,7 +87,7 @@ class WarmProcess:
         return lines[-1] if lines else "it ended without a word"
 
     @contextlib.contextmanager
-    def submission(self):
+    def submission(self) -> Iterator[socket.socket]:
         """A socket to a new submission's supervisor. Afterwards all its processes are gone."""
         ours, theirs = socket.socketpair()
         with ours:
@@ -136,7 +138,7 @@ class WarmProcess:
                 return bool(said)
         return False
 
-    def end(self):
+    def end(self) -> None:
         """End the process, and with it all that it has started."""
         if self.process:
             self.control.close()

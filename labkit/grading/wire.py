@@ -6,8 +6,10 @@ and what arrives from a submission is checked: size, depth, number of parts, kin
 """
 
 import json
+import socket
 import struct
 import time
+from collections.abc import Callable
 
 HEAD = struct.Struct(">cI")
 SIZES = struct.Struct(">I")
@@ -20,12 +22,12 @@ class WireError(Exception):
     """What arrived is no message of ours: cut off, too large, or forged."""
 
 
-def send(sock, kind, body=b""):
+def send(sock: socket.socket, kind: bytes, body: bytes = b"") -> None:
     """Write one frame; `kind` is a single byte."""
     sock.sendall(HEAD.pack(kind, len(body)) + body)
 
 
-def receive(sock, most, end=None):
+def receive(sock: socket.socket, most: int, end: float | None = None) -> tuple[bytes, bytes] | None:
     """`(kind, body)` of the next frame, None when the other side hangs up.
 
     WireError for more than `most` bytes. TimeoutError when it is not whole at the time `end`, on
@@ -62,7 +64,7 @@ def _exactly(sock, size, end):
     return b"".join(parts)
 
 
-def pack(value, reference=None):
+def pack(value: object, reference: Callable | None = None) -> bytes:
     """`value` as bytes; TypeError for what is no data.
 
     `reference(x)` may name an object that stays where it is: text, or None.
@@ -72,7 +74,7 @@ def pack(value, reference=None):
     return SIZES.pack(len(text)) + text + (_saved(tensors) if tensors else b"")
 
 
-def unpack(body, resolve=None):
+def unpack(body: bytes, resolve: Callable | None = None) -> object:
     """What `pack` was given; WireError for anything else.
 
     `resolve(name)` finds the objects that were sent by name; without it names are refused, and so

@@ -5,7 +5,6 @@ each made by a script in benchmarks/ that can be run again: rank_sweep.csv by ra
 tickets.csv by tickets_study.py.
 """
 
-import hashlib
 import inspect
 import json
 import os
@@ -40,12 +39,10 @@ def remember(measure, **settings):
 
     known = {
         "source": inspect.getsource(measure),
-        "code": fingerprint.code(fingerprint.TRAINING + fingerprint.JUDGING),
-        "versions": fingerprint.versions(PACKAGES),
         "settings": settings,
         "device": hardware.device(),
     }
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    digest = fingerprint.of(fingerprint.TRAINING + fingerprint.JUDGING, PACKAGES, known)[:16]
     path = download.cache_dir() / "measured" / f"{digest}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))

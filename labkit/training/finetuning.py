@@ -102,27 +102,25 @@ def _key(model, tokenizer, dataset, peft_config, args):
     """A hash of all that a result depends on: weights, tokens, rows, settings, code, versions."""
     settings = lean.settings(args, model).to_dict()
     settings["local_rank"] = -1  # processes share one result
-    lora = peft_config.to_dict() | {"base_model_name_or_path": None}
     parts = {
         "args": {k: v for k, v in settings.items() if not k.startswith(NO_MATTER)},
-        "lora": lora,
+        "lora": peft_config.to_dict() | {"base_model_name_or_path": None},
         "rows": dataset.to_list(),
         "template": tokenizer.chat_template,
         "tokenizer": tokenizer.get_vocab(),
         "device": model.device.type,
-        "code": fingerprint.code(fingerprint.TRAINING),
-        "versions": fingerprint.versions(PACKAGES),
+        "weights": _weights(model),
     }
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_sorted).encode())
+    return fingerprint.of(fingerprint.TRAINING, PACKAGES, parts)[:16]
+
+
+def _weights(model):
+    """A hash of a model's tensors, their names and types."""
+    digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
-def _sorted(value):
-    """JSON for a set (in order) and for anything else that JSON does not know."""
-    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+    return digest.hexdigest()
 
 
 def _keep(tuned, history, folder):

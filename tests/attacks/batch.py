@@ -13,7 +13,7 @@ def grade_all(folder, out, jobs=2, progress=None):
     """Grade the notebooks in `folder`; {submission: [its rows]}, of which there should be one."""
     rows = {}
     for row in grade([folder], out, jobs=jobs, seed=SEED, limits=LIMITS, progress=progress):
-        rows.setdefault(row["submission"], []).append(row)
+        rows.setdefault(row.submission, []).append(row.data())
     return rows
 
 

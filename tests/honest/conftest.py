@@ -41,7 +41,7 @@ def graded(request, tmp_path_factory):
     found = {}
     with _busy(BUSY):
         for row in grade([folder / "submissions"], folder / "out", jobs=2, seed=915_374_021):
-            found.setdefault(Path(row["submission"]).stem, []).append(row)
+            found.setdefault(Path(row.submission).stem, []).append(row.data())
     return found
 
 

@@ -7,8 +7,6 @@ Moodle: downloads lie in `Full Name_NUMBER_assignsubmission_file_/`; the columns
 grading worksheet are in `worksheets`.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re
@@ -17,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from labkit.errors import LabError
-from labkit.grading.after import gradescope, report, summary, tables, worksheets
+from labkit.grading.after import gradescope, report, tables, worksheets
 from labkit.grading.collect import listed
+from labkit.grading.row import Row
 
 CANVAS = re.compile(r"(?=_(\d+)_\d+_)")  # at every place where it could be the student's number
 MOODLE = re.compile(r"_(\d+)_assignsubmission_")
@@ -34,22 +33,23 @@ class Export(NamedTuple):
     form: tables.Form
 
     def data(self) -> bytes:
-        """Return the file, in the encoding of the one that was read."""
+        """The file, in the encoding of the one that was read."""
         return tables.encoded(self.text, self.form)
 
 
-def results_in(out: Path) -> list[dict]:
-    """Return the rows of the results.json that grading left in `out`; LabError if there is none."""
+def results_in(out: Path) -> list[Row]:
+    """The rows of the results.json that grading left in `out`; LabError if there is none."""
     path, again = out / "results.json", f"labkit grade SUBMISSIONS --out {out}"
     try:
-        rows = json.loads(path.read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise LabError(f"{path} isn't there: {again}") from None
     except (ValueError, RecursionError) as error:
         raise LabError(f"{path} is not JSON ({error}); write it anew: {again}") from None
-    if not isinstance(rows, list) or not all(map(summary.sound, rows)):
-        raise LabError(f"{path} is not what grading writes; write it anew: {again}")
-    return rows
+    try:
+        return [Row.of(data) for data in (found if isinstance(found, list) else [found])]
+    except ValueError:
+        raise LabError(f"{path} is not what grading writes; write it anew: {again}") from None
 
 
 def to_gradescope(out: Path) -> Path:
@@ -57,19 +57,18 @@ def to_gradescope(out: Path) -> Path:
     folder = out / "gradescope"
     rows = results_in(out)
     folder.mkdir(exist_ok=True)
-    for row, page in zip(rows, report.page_names([r["submission"] for r in rows]), strict=True):
+    for row, page in zip(rows, report.page_names([r.submission for r in rows]), strict=True):
         text = json.dumps(gradescope.as_gradescope(row), indent=1)
-        (folder / f"{page.removesuffix('.html')}.json").write_text(text, "utf-8")
+        (folder / page).with_suffix(".json").write_text(text, "utf-8")
     return folder
 
 
-def pick(results: list[dict], lab: str | None = None) -> tuple[str, list[dict], list[str]]:
-    """Return the lab to export ("2", "02" or "02_lora"), its rows, and a line on each other one.
+def pick(rows: list[Row], lab: str | None = None) -> tuple[str, list[Row], list[str]]:
+    """The lab to export ("2", "02" or "02_lora"), its rows, and a line on each other one.
 
     Without `lab` it is the one of more than half of the rows. LabError where that is not clear.
     """
-    rows = [summary.whole(row) for row in results]
-    often = Counter(row["lab"] for row in rows if row["lab"])
+    often = Counter(row.lab for row in rows if row.lab)
     same = {name: (name, name.partition("_")[0], tables.number_of(name)) for name in often}
     if lab is None:
         found = [name for name, n in often.items() if 2 * n > often.total()]
@@ -78,22 +77,24 @@ def pick(results: list[dict], lab: str | None = None) -> tuple[str, list[dict], 
     if len(found) != 1:
         labs = ", ".join(sorted(often))
         raise LabError(f"say --lab with one of the labs that were graded: {labs}")
-    lost = [f"no lab: {row['submission']}: {row['reason']}" for row in rows if not row["lab"]]
+    lost = [f"no lab: {row.submission}: {row.reason}" for row in rows if not row.lab]
     if lab is None:
         for other in sorted(often.keys() - found):
-            names = [row["submission"] for row in rows if row["lab"] == other]
+            names = [row.submission for row in rows if row.lab == other]
             lost.append(f"left out, for it is {other} and not {found[0]}: {listed(names)}")
     for row in rows:
-        named = {name for name in often if name in row["submission"].rpartition("/")[2]}
-        if named and row["lab"] and row["lab"] not in named:
-            lost.append(f"{row['submission']} is {row['lab']}, whatever its name says")
-    return found[0], [row for row in rows if row["lab"] == found[0]], lost
+        named = {name for name in often if name in row.submission.rpartition("/")[2]}
+        if named and row.lab and row.lab not in named:
+            lost.append(f"{row.submission} is {row.lab}, whatever its name says")
+    return found[0], [row for row in rows if row.lab == found[0]], lost
 
 
-def canvas(results: list[dict], gradebook: Path, lab=None, column=None) -> Export:
-    """Return the gradebook that Canvas exported, with this lab's points, to be imported again.
+def canvas(
+    results: list[Row], gradebook: Path, lab: str | None = None, column: str | None = None
+) -> Export:
+    """The gradebook that Canvas exported, with this lab's points, to be imported again.
 
-    Other assignments are left out, so nothing else changes. Raises LabError for another table.
+    Other assignments are left out, so nothing else changes. LabError for another table.
     """
     lab, rows, problems = pick(results, lab)
     table, form = tables.read(gradebook)
@@ -108,7 +109,7 @@ def canvas(results: list[dict], gradebook: Path, lab=None, column=None) -> Expor
     names = {id: _letters("".join(line[:id_at])) for id, line in roster.items()}
     chosen, more = _match(rows, lambda name: _canvas_id(name, names))
     for id, row in chosen.items():
-        more += tables.put(roster[id], at, tables.points(row, possible[at]), row["submission"])
+        more += tables.put(roster[id], at, tables.points(row, possible[at]), row.submission)
     text = tables.written([[*line[:first], line[at]] for line in table], form)
     remarks = [*tables.scale(rows, possible[at]), f"column: {head[at]}"]
     remarks += [f"without a submission: {len(roster) - len(chosen)}", *_late(chosen)]
@@ -116,7 +117,7 @@ def canvas(results: list[dict], gradebook: Path, lab=None, column=None) -> Expor
 
 
 def _canvas_id(name: str, names: dict[str, str]) -> str | None:
-    """Return the student's number in a file name; learners choose parts of it, so names decide."""
+    """The student's number in a file name; learners choose parts of it, so names decide."""
     file = name.rpartition("/")[2]
     places = [(m.start(), m[1]) for m in CANVAS.finditer(file) if m[1] in names]
     named = {
@@ -127,12 +128,14 @@ def _canvas_id(name: str, names: dict[str, str]) -> str | None:
 
 
 def _letters(text: str) -> str:
-    """Return a name as its sorted letters: "Doe, Jane", "Jane Doe" and "doejane" are one."""
+    """A name as its sorted letters: "Doe, Jane", "Jane Doe" and "doejane" are one."""
     return "".join(sorted(re.sub(r"\W", "", text.lower())))
 
 
-def moodle(results: list[dict], worksheet: Path, lab=None, column=None) -> Export:
-    """Return the grading worksheet of a Moodle assignment with grades and feedback filled in."""
+def moodle(
+    results: list[Row], worksheet: Path, lab: str | None = None, column: str | None = None
+) -> Export:
+    """The grading worksheet of a Moodle assignment with grades and feedback filled in."""
     lab, rows, problems = pick(results, lab)
     table, form = tables.read(worksheet)
     head = table[0]
@@ -144,11 +147,11 @@ def moodle(results: list[dict], worksheet: Path, lab=None, column=None) -> Expor
     for number, row in chosen.items():
         line = numbers[number]
         points = tables.points(row, "" if most is None else line[most])
-        more += tables.put(line, at, points, row["submission"])
+        more += tables.put(line, at, points, row.submission)
         if words is not None and not line[words].strip():
             line[words] = _feedback(row)
         if free is not None and line[free].strip().lower() in worksheets.NO:
-            more.append(f"Moodle refuses to change the grade of {row['submission']}")
+            more.append(f"Moodle refuses to change the grade of {row.submission}")
     remarks = [f"column: {head[at]}"]
     remarks += tables.scale(rows, "" if most is None else next(iter(numbers.values()))[most])
     more += ["no column for the highest grade is known: no points are scaled"] * (most is None)
@@ -158,37 +161,36 @@ def moodle(results: list[dict], worksheet: Path, lab=None, column=None) -> Expor
     return Export(text, len(chosen), problems + more, remarks, form)
 
 
-def _feedback(row: dict) -> str:
-    """Return the verdicts as HTML, which is what Moodle's comments are."""
-    lines = [f"{row['earned']:g} of {row['possible']:g} points"]
+def _feedback(row: Row) -> str:
+    """The verdicts as HTML, which is what Moodle's comments are."""
+    lines = [f"{row.earned:g} of {row.possible:g} points"]
     lines += [
-        f"{e['id']} {e['name']}: {e['earned']:g} of {e['points']:g}, {e['status']}. {e['message']}"
-        for e in row["exercises"]
+        f"{e.id} {e.name}: {e.earned:g} of {e.points:g}, {e.status}. {e.message}"
+        for e in row.exercises
     ]
     return "<br>".join(html.escape(line.strip()) for line in lines)
 
 
-def _late(chosen: dict[str, dict]) -> list[str]:
-    """Return a line on who was late, for nothing is taken off."""
-    names = [row["submission"] for row in chosen.values() if row["late"]]
+def _late(chosen: dict[str, Row]) -> list[str]:
+    """A line on who was late, for nothing is taken off."""
+    names = [row.submission for row in chosen.values() if row.late]
     return [f"late, and nothing is taken off: {listed(names)}"] if names else []
 
 
-def _match(rows, find, known=None) -> tuple[dict[str, dict], list[str]]:
-    """Return the best submission of each student, and a line on all that need a look."""
+def _match(rows, find, known=None) -> tuple[dict[str, Row], list[str]]:
+    """The best submission of each student, and a line on all that need a look."""
     found, problems = defaultdict(list), []
     for row in rows:
-        id = find(row["submission"])
+        id = find(row.submission)
         if id is None or (known is not None and id not in known):
-            problems.append(f"not matched: {row['submission']}")
+            problems.append(f"not matched: {row.submission}")
             continue
         found[id].append(row)
-        if row["status"] != "graded":
-            state = f"{row['status']}: {row['reason']}".rstrip(": ")
-            problems.append(f"{row['submission']} is {state}; it gets {row['earned']:g} points")
-    best = {id: max(rows, key=lambda row: row["earned"]) for id, rows in found.items()}
+        if row.status != "graded":
+            problems.append(f"{row.submission} is {row.told}; it gets {row.earned:g} points")
+    best = {id: max(rows, key=lambda row: row.earned) for id, rows in found.items()}
     for several in found.values():
         if len(several) > 1:
-            listed = ", ".join(row["submission"] for row in several)
-            problems.append(f"{len(several)} of one student, the best counts: {listed}")
+            names = ", ".join(row.submission for row in several)
+            problems.append(f"{len(several)} of one student, the best counts: {names}")
     return best, problems

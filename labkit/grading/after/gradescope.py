@@ -4,55 +4,56 @@ The format: https://gradescope-autograders.readthedocs.io/en/latest/specs/ (fiel
 visibility, and that it must be written whatever happens).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from labkit.grading.after import summary
 from labkit.grading.after.report import LONGEST_MESSAGE
+from labkit.grading.row import Row
 
 
-def as_gradescope(row: dict) -> dict:
-    """Return a row of results.json in Gradescope's format: a test an exercise."""
-    row = summary.whole(row)
+def as_gradescope(row: Row) -> dict:
+    """A row of results.json in Gradescope's format: a test an exercise."""
     tests = [
         {
-            "number": e["id"],
-            "name": e["name"],
-            "score": e["earned"],
-            "max_score": e["points"],
-            "status": "passed" if e["status"] == "passed" else "failed",
-            "output": e["message"][:LONGEST_MESSAGE] or e["status"],
+            "number": e.id,
+            "name": e.name,
+            "score": e.earned,
+            "max_score": e.points,
+            "status": "passed" if e.status == "passed" else "failed",
+            "output": e.message[:LONGEST_MESSAGE] or e.status,
             "output_format": "text",
             "visibility": "visible",
         }
-        for e in row["exercises"]
+        for e in row.exercises
     ]
-    told = f"{row['lab']}: {row['earned']:g} of {row['possible']:g} points"
-    if row["status"] != "graded":
-        told = f"{row['status']}: {row['reason']}"
-    result = {"score": row["earned"], "output": told, "output_format": "text", "tests": tests}
-    return result | {"execution_time": row.get("seconds", 0), "stdout_visibility": "hidden"}
+    graded = f"{row.lab}: {row.earned:g} of {row.possible:g} points"
+    return {
+        "score": row.earned,
+        "output": graded if row.status == "graded" else row.told,
+        "output_format": "text",
+        "tests": tests,
+        "execution_time": row.seconds,
+        "stdout_visibility": "hidden",
+    }
 
 
-def choose(rows: list[dict], lab: str) -> dict:
-    """Return the row that counts for an assignment on `lab`: the best one of that lab.
+def choose(rows: list[Row], lab: str) -> Row:
+    """The row that counts for an assignment on `lab`: the best one of that lab.
 
     Where no notebook of the course is at hand, a row has the lab's number alone.
     """
-    of_lab = [row for row in rows if (row.get("lab") or "").partition("_")[0] == lab[:2]]
+    of_lab = [row for row in rows if row.lab.partition("_")[0] == lab[:2]]
     if of_lab:
-        return max(of_lab, key=lambda row: row["earned"]) | {"lab": lab}
-    if len(rows) == 1 and not rows[0].get("lab"):
+        return replace(max(of_lab, key=lambda row: row.earned), lab=lab)
+    if len(rows) == 1 and not rows[0].lab:
         return rows[0]
-    listed = ", ".join(f"{r['submission']} ({r.get('lab') or r.get('reason')})" for r in rows)
-    reason = f"no notebook of {lab} was handed in, but {listed or 'nothing'}"
-    return {"submission": "", "status": "unreadable", "reason": reason}
+    listed = ", ".join(f"{row.submission} ({row.lab or row.reason})" for row in rows)
+    return Row("", "unreadable", f"no notebook of {lab} was handed in, but {listed or 'nothing'}")
 
 
 def graded(command: list[str]) -> subprocess.CompletedProcess:
@@ -87,13 +88,13 @@ def main(argv: list[str] | None = None) -> None:
         done = graded(command)
         print(done.stdout, done.stderr)  # Gradescope shows it to instructors only
         if done.returncode and "no notebook" in _last_line(done):
-            reason = "there is no notebook: hand in the .ipynb file"
-            row = {"submission": "", "status": "unreadable", "reason": reason}
+            row = Row("", "unreadable", "there is no notebook: hand in the .ipynb file")
         elif done.returncode:
             reason = f"the grader stopped ({_last_line(done)}): tell your instructor"
-            row = {"submission": "", "status": "crashed", "reason": reason}
+            row = Row("", "crashed", reason)
         else:
-            row = choose(json.loads((Path(out) / "results.json").read_text("utf-8")), args.lab)
+            found = json.loads((Path(out) / "results.json").read_text("utf-8"))
+            row = choose([Row.of(data) for data in found], args.lab)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps(as_gradescope(row), indent=1), "utf-8")
 

@@ -4,9 +4,8 @@ Names, messages and sources come from learners, and some are hostile. Templates 
 each page forbids scripts that are not ours (Content-Security-Policy), and file names are made here.
 """
 
-from __future__ import annotations
-
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -18,6 +17,7 @@ from labkit.contract import natural
 from labkit.grading import store
 from labkit.grading.after import summary
 from labkit.grading.limits import LONGEST_SOURCE
+from labkit.grading.row import Row
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 LONGEST_MESSAGE = 2_000  # characters shown on a page
@@ -31,37 +31,42 @@ MARKS = {
 }
 
 
-def write(out: Path, results: list[dict], sources: dict[str, dict[str, str]]) -> None:
+def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> None:
     """Write results.json, grades.csv, index.html and feedback/*.html into the folder `out`.
 
-    `results` are rows as in results.json; sources[submission][exercise id] is the learner's cell.
-    A page that is there stays as it is when the sources of its submission are not given.
+    sources[submission][exercise id] is the learner's cell. A page that is there stays as it is when
+    the sources of its submission are not given.
     """
     (out / "feedback").mkdir(parents=True, exist_ok=True)
-    _put(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
-    pages = page_names([row["submission"] for row in results])
-    rows = [summary.whole(row) | {"page": page} for row, page in zip(results, pages, strict=True)]
+    data = [row.data() for row in rows]
+    _put(out / "results.json", json.dumps(data, indent=1, ensure_ascii=False))
     _put(out / "grades.csv", grades(rows))
+    pages = page_names([row.submission for row in rows])
     for old in {page.name for page in (out / "feedback").glob("*.html")} - set(pages):
         (out / "feedback" / old).unlink()  # of a submission that is no longer among these
-    for row in rows:
-        path, cells = out / "feedback" / row["page"], sources.get(row["submission"])
+    for row, page in zip(rows, pages, strict=True):
+        path, cells = out / "feedback" / page, sources.get(row.submission)
         if cells is not None or not path.exists():
             _put(path, feedback_page(row, cells or {}))
-    _put(out / "index.html", class_page(rows))
+    names = (row.submission for row in rows)
+    _put(out / "index.html", class_page(rows, dict(zip(names, pages, strict=True))))
 
 
-def rows_in(out: Path) -> list[dict]:
-    """Return the rows of the results.json in `out`; none where it is missing or malformed."""
-    try:
-        rows = json.loads((out / "results.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return []
-    return [row for row in rows if summary.sound(row)] if isinstance(rows, list) else []
+def rows_in(out: Path) -> list[Row]:
+    """The rows of the results.json in `out`, none where it is missing; what is malformed is not."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads((out / "results.json").read_text("utf-8"))
+        return [row for data in found if (row := _row(data))] if isinstance(found, list) else []
+    return []
+
+
+def _row(data):
+    with contextlib.suppress(ValueError):
+        return Row.of(data)
 
 
 def page_names(submissions: list[str]) -> list[str]:
-    """Return one safe file name a submission, distinct on any file system, in the same order.
+    """One safe file name a submission, distinct on any file system, in the same order.
 
     A plain name is kept ("ada.ipynb" -> "ada.html"); another is cut to what is safe, and gets a
     digest of the whole name, so that it is the same in every run.
@@ -82,56 +87,61 @@ def page_names(submissions: list[str]) -> list[str]:
     return list(pages)
 
 
-def grades(rows: list[dict]) -> str:
-    """Return the table as CSV: a row a submission, a column an exercise with the points earned."""
+def grades(rows: list[Row]) -> str:
+    """The table as CSV: a row a submission, a column an exercise with the points earned."""
     import pandas as pd
 
-    ids = sorted({e["id"] for row in rows for e in row["exercises"]}, key=natural)
+    ids = sorted({e.id for row in rows for e in row.exercises}, key=natural)
     known = ["submission", "lab", "earned", "possible", "percent", "status", "reason", "late"]
     cells = [
-        {key: _cell(row[key]) if isinstance(row[key], str) else row[key] for key in known}
-        | {"late": "late" if row["late"] else ""}
-        | {e["id"]: e["earned"] for e in row["exercises"]}
+        {name: _cell(getattr(row, name)) for name in known[:-1]}
+        | {"late": "late" if row.late else ""}
+        | {e.id: e.earned for e in row.exercises}
         for row in rows
     ]
     return pd.DataFrame(cells, columns=known + ids, dtype=object).to_csv(index=False)
 
 
-def _cell(text: str) -> str:
-    """Return text that a spreadsheet shows and never runs as a formula."""
-    line = " ".join(text.split())
+def _cell(value: object) -> object:
+    """A value as a spreadsheet shows it: text is one line, and never runs as a formula."""
+    if not isinstance(value, str):
+        return value
+    line = " ".join(value.split())
     return f"'{line}" if line[:1] in ("=", "+", "-", "@") else line
 
 
-def class_page(rows: list[dict]) -> str:
-    """Return the page of the class: numbers, what was misunderstood, who passed which exercise."""
+def class_page(rows: list[Row], pages: dict[str, str]) -> str:
+    """The page of the class: numbers, what was misunderstood, who passed which exercise."""
     script = (TEMPLATES / "grading_sort.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    states = Counter(row["status"] for row in rows)
-    page = _template("grading_class.html.j2")
-    groups = summary.by_lab(rows)
-    return page.render(groups=groups, states=states, script=script, digest=digest, marks=MARKS)
+    return _template("grading_class.html.j2").render(
+        groups=summary.by_lab(rows),
+        states=Counter(row.status for row in rows),
+        pages=pages,
+        script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        marks=MARKS,
+    )
 
 
-def feedback_page(row: dict, sources: dict[str, str]) -> str:
-    """Return the page of one submission: each exercise, its points, the message, the own cell."""
+def feedback_page(row: Row, sources: dict[str, str]) -> str:
+    """The page of one submission: each exercise, its points, the message, the own cell."""
     from labkit.grading.after.highlight import highlighted
 
     exercises = []
-    for exercise in row["exercises"]:
-        source = sources.get(exercise["id"], "")
+    for exercise in row.exercises:
+        source = sources.get(exercise.id, "")
         shown = {
-            "message": exercise["message"][:LONGEST_MESSAGE].replace(" | ", "\n"),  # a quiz's
+            "message": exercise.message[:LONGEST_MESSAGE].replace(" | ", "\n"),  # a quiz's
             "source": highlighted(source[:LONGEST_SOURCE]),
             "cut": len(source) > LONGEST_SOURCE,
         }
-        exercises.append(exercise | shown)
+        exercises.append(vars(exercise) | shown)
     return _template("grading_feedback.html.j2").render(row=row, exercises=exercises, marks=MARKS)
 
 
 @cache
 def _template(name: str):
-    """Return a compiled template; autoescape is on, so data never becomes markup."""
+    """A compiled template; autoescape is on, so data never becomes markup."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(TEMPLATES)

@@ -2,18 +2,22 @@
 
 import contextlib
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from labkit.contract import BROKEN, ODD
 from labkit.grading import sandbox
-from labkit.grading.after.summary import by_lab, whole
+from labkit.grading.after.summary import by_lab
 from labkit.grading.collect import FEW, listed
+from labkit.grading.row import Row
 
 
 @contextlib.contextmanager
-def progress(console):
+def progress(console: Console) -> Iterator[Callable]:
     """A function for `grade(progress=…)` that moves a bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     rate = TextColumn("{task.fields[rate]}")
@@ -28,35 +32,34 @@ def progress(console):
         yield told
 
 
-def loud(console):
+def loud(console: Console) -> None:
     """Say that submissions run without a sandbox."""
     console.print(Text(sandbox.UNSAFE, "bold white on red"), soft_wrap=True)
 
 
-def summary(rows, out, console, notes=(), now=()):
-    """The points, what could not be graded, what has to be looked at, and where the pages are.
+def summary(
+    rows: list[Row], out: Path, console: Console, notes: Sequence[str] = (), now: list[Row] = ()
+) -> None:
+    """Print the points, what could not be graded, what to look at, and where the pages are.
 
     `now` are the rows of this call, which are listed when they are few; `notes` are more lines.
     """
-    states = Counter(row["status"] for row in rows)
+    states = Counter(row.status for row in rows)
     told = ", ".join(f"{n} {status}" for status, n in states.most_common())
     lines = [f"{len(rows)} submissions: {told}"]
     if len(rows) > FEW:
-        labs = [lab for lab in by_lab(map(whole, rows)) if lab["median"] is not None]
+        labs = [lab for lab in by_lab(rows) if lab["median"] is not None]
         lines += [f"  {g['lab']}: median {g['median']:.0f}%, {g['full']} with all" for g in labs]
-    graded = [row for row in (rows if len(rows) <= FEW else now) if row["status"] == "graded"]
+    graded = [row for row in (rows if len(rows) <= FEW else now) if row.status == "graded"]
     if len(graded) <= FEW:
-        lines += [f"  {r['submission']}: {r['earned']} of {r['possible']} points" for r in graded]
-    for row in rows:
-        if row["status"] != "graded":
-            lines.append(f"  {row['submission']}: {row['status']}, {row.get('reason', '')}")
-    if late := [row["submission"] for row in rows if row.get("late")]:
+        lines += [f"  {row.submission}: {row.earned} of {row.possible} points" for row in graded]
+    apart = (row for row in rows if row.status != "graded")
+    lines += [f"  {row.submission}: {row.status}, {row.reason}" for row in apart]
+    if late := [row.submission for row in rows if row.late]:
         lines.append(f"  late: {listed(late)}")
-    exercises = (exercise for row in rows for exercise in row["exercises"])
-    odd = (e for e in exercises if e["message"].startswith((BROKEN, ODD)))
-    broken = Counter((e["id"], e["message"]) for e in odd)
-    lines += [f"  LOOK, {n} times in {id}: {message}" for (id, message), n in broken.items()]
+    exercises = (exercise for row in rows for exercise in row.exercises)
+    odd = Counter((e.id, e.message) for e in exercises if e.message.startswith((BROKEN, ODD)))
+    lines += [f"  LOOK, {n} times in {id}: {message}" for (id, message), n in odd.items()]
     lines += [f"  {line}" for line in notes]
-    lines.append(f"pages: {out / 'index.html'}")
-    for line in lines:
+    for line in [*lines, f"pages: {out / 'index.html'}"]:
         console.print(line, markup=False, soft_wrap=True)

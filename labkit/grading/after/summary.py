@@ -1,99 +1,66 @@
 """What a class's results say: by lab, by exercise, and what was misunderstood most often."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from statistics import mean, median
 
 from labkit.contract import natural
+from labkit.grading.row import Exercise, Row
 
 NUMBER = re.compile(r"-?\d[\d.,]*(e[+-]?\d+)?")
 RIGHT = re.compile(r"(\d+ of \d+ right\. )?\w+ \w, right: ")  # a part of a quiz's message
 LONGEST = 240  # characters of a message on the class page
 
 
-def whole(row: dict) -> dict:
-    """Return a row of results.json with every key that a page needs, and its percent."""
-    row = {"lab": "", "reason": "", "earned": 0, "possible": 0, "exercises": []} | row
-    row["late"] = bool(row.get("late"))
-    row["lab"], row["reason"] = row["lab"] or "", row["reason"] or ""
-    row["exercises"] = [e | {"message": e.get("message") or ""} for e in row["exercises"] or []]
-    possible = row["possible"]
-    return row | {"percent": round(100 * row["earned"] / possible, 1) if possible else None}
-
-
-def sound(row: object) -> bool:
-    """Return whether this is a row of results.json, with what pages and exports compute with."""
-    try:
-        row = whole(row)
-    except (TypeError, AttributeError):
-        return False
-    return (
-        _has(row, str, "submission", "status", "lab", "reason")
-        and _has(row, (int, float), "earned", "possible")
-        and all(_has(e, str, "id", "name", "status", "message") for e in row["exercises"])
-        and all(_has(e, (int, float), "points", "earned") for e in row["exercises"])
-    )
-
-
-def _has(found: dict, kinds, *keys: str) -> bool:
-    return all(isinstance(found.get(key), kinds) for key in keys)
-
-
-def by_lab(rows: list[dict]) -> list[dict]:
-    """Return a dict a lab, in order; submissions whose lab is unknown come last, as lab ""."""
+def by_lab(rows: list[Row]) -> list[dict]:
+    """A dict a lab, in order; submissions whose lab is unknown come last, as lab ""."""
     labs = defaultdict(list)
     for row in rows:
-        labs[row["lab"]].append(row)
+        labs[row.lab].append(row)
     order = sorted(labs, key=lambda lab: (not lab, lab))
-    return [_lab(lab, sorted(labs[lab], key=lambda r: natural(r["submission"]))) for lab in order]
+    return [_lab(lab, sorted(labs[lab], key=lambda row: natural(row.submission))) for lab in order]
 
 
-def _lab(lab: str, rows: list[dict]) -> dict:
-    shares = [row["percent"] for row in rows if row["percent"] is not None]
+def _lab(lab: str, rows: list[Row]) -> dict:
+    shares = [row.percent for row in rows if row.percent is not None]
     bars = Counter(min(int(share // 10), 9) for share in shares)
     found = defaultdict(list)
     for row in rows:
-        for exercise in row["exercises"]:
-            found[exercise["id"]].append(exercise)
+        for exercise in row.exercises:
+            found[exercise.id].append(exercise)
     exercises = [_exercise(found[id]) for id in sorted(found, key=natural)]
     hardest = sorted(exercises, key=lambda e: e["share"])[:3]
     return {
         "lab": lab,
-        "rows": [row | {"cells": _cells(row, found)} for row in rows],
+        "rows": rows,
         "exercises": exercises,
         "hardest": [e["id"] for e in hardest if e["share"] < 1],
         "mean": mean(shares) if shares else None,
         "median": median(shares) if shares else None,
         "full": sum(share == 100 for share in shares),
         "bars": [bars[i] for i in range(10)],
-        "apart": sum(row["status"] != "graded" for row in rows),
+        "apart": sum(row.status != "graded" for row in rows),
     }
 
 
-def _cells(row: dict, found: dict) -> list[dict | None]:
-    own = {exercise["id"]: exercise for exercise in row["exercises"]}
-    return [own.get(id) for id in sorted(found, key=natural)]
-
-
-def _exercise(tries: list[dict]) -> dict:
-    """Return what all tries at one exercise have in common."""
-    first, points = tries[0], sum(t["points"] for t in tries)
+def _exercise(tries: list[Exercise]) -> dict:
+    """What all tries at one exercise have in common."""
+    first, points = tries[0], sum(t.points for t in tries)
     return {
-        "id": first["id"],
-        "name": first["name"],
-        "points": first["points"],
+        "id": first.id,
+        "name": first.name,
+        "points": first.points,
         "n": len(tries),
-        "passed": sum(t["status"] == "passed" for t in tries),
-        "missing": sum(t["status"] == "missing" for t in tries),
-        "share": sum(t["earned"] for t in tries) / points if points else 0.0,
-        "messages": frequent(t["message"] for t in tries),
+        "passed": sum(t.status == "passed" for t in tries),
+        "missing": sum(t.status == "missing" for t in tries),
+        "share": sum(t.earned for t in tries) / points if points else 0.0,
+        "messages": frequent(t.message for t in tries),
     }
 
 
-def frequent(messages, most: int = 3) -> list[tuple[int, str]]:
-    """Return the most frequent messages with their counts; numbers that differ don't tell apart.
+def frequent(messages: Iterable[str], most: int = 3) -> list[tuple[int, str]]:
+    """The most frequent messages with their counts; numbers that differ don't tell apart.
 
     Of a message with several parts, a quiz's or one of several faults, each part counts by itself,
     and once.

@@ -1,7 +1,5 @@
 """A table that another system exported: read it, find a column, fill in points, write it back."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from labkit.errors import LabError
+from labkit.grading.row import Row
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -20,7 +19,7 @@ MARKS = {
 
 
 def column(head: list[str], candidates: list[int], wanted: str | None, lab: str) -> int:
-    """Return where the wanted column is; without one, where the title names the lab."""
+    """Where the wanted column is; without one, where the title names the lab."""
     titles = {i: re.sub(r" \(\d+\)$", "", head[i]).strip().lower() for i in candidates}
     if wanted:
         found = [i for i in candidates if wanted.lower() in (titles[i], head[i].lower())]
@@ -33,10 +32,10 @@ def column(head: list[str], candidates: list[int], wanted: str | None, lab: str)
     return found[0]
 
 
-def points(row: dict, most: str) -> str:
-    """Return the points, scaled to what the system gives for this assignment, with 2 decimals."""
-    top = number(most) or row["possible"]
-    scaled = row["earned"] * top / row["possible"] if row["possible"] else 0
+def points(row: Row, most: str) -> str:
+    """The points, scaled to what the system gives for this assignment, with 2 decimals."""
+    top = number(most) or row.possible
+    scaled = row.earned * top / row.possible if row.possible else 0
     text = f"{scaled:.2f}".rstrip("0").rstrip(".")
     return text.replace(".", ",") if "," in most else text
 
@@ -55,21 +54,22 @@ def put(line: list[str], at: int, text: str, name: str) -> list[str]:
 
 
 def number_of(lab: str) -> str:
-    """Return "2" for "02_lora"."""
+    """The "2" of "02_lora"."""
     return lab.partition("_")[0].lstrip("0")
 
 
 def number(text: str) -> float | None:
+    """The number in a text, with a point or a comma; None where there is none."""
     try:
         return float(text.strip().replace(",", "."))
     except ValueError:
         return None
 
 
-def scale(rows: list[dict], most: str) -> list[str]:
-    """Return a line where points are scaled."""
+def scale(rows: list[Row], most: str) -> list[str]:
+    """A line where points are scaled."""
     top = number(most)
-    usual = Counter(row["possible"] for row in rows if row["possible"]).most_common(1)
+    usual = Counter(row.possible for row in rows if row.possible).most_common(1)
     if not top or not usual or top == usual[0][0]:
         return []
     return [f"scaled: {usual[0][0]:g} points here are {top:g} there"]
@@ -84,7 +84,7 @@ class Form(NamedTuple):
 
 
 def read(path: Path) -> tuple[list[list[str]], Form]:
-    """Return a CSV file as full rows of text, and its form. LabError for what is none."""
+    """A CSV file as full rows of text, and its form. LabError for what is none."""
     data = path.read_bytes()
     if data[:2] == b"PK":
         raise LabError(f"{path} is a workbook of Excel: save it as CSV and give that")
@@ -104,7 +104,7 @@ def read(path: Path) -> tuple[list[list[str]], Form]:
 
 
 def _decoded(data: bytes) -> tuple[str, str, bytes]:
-    """Return (text, encoding, byte order mark). Excel writes UTF-16, or a code page of Windows."""
+    """(text, encoding, byte order mark). Excel writes UTF-16, or a code page of Windows."""
     for mark, encoding in MARKS.items():
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, "replace"), encoding, mark
@@ -121,12 +121,12 @@ def _decoded(data: bytes) -> tuple[str, str, bytes]:
 
 
 def written(rows: list[list[str]], form: Form) -> str:
-    """Return the rows as CSV."""
+    """The rows as CSV."""
     out = io.StringIO(newline="")
     csv.writer(out, delimiter=form.separator).writerows(rows)
     return out.getvalue()
 
 
 def encoded(text: str, form: Form) -> bytes:
-    """Return the bytes of a file in that form; what it has no character for becomes &#...;"""
+    """The bytes of a file in that form; what it has no character for becomes &#...;"""
     return form.mark + text.encode(form.encoding, "xmlcharrefreplace")

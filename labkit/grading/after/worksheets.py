@@ -5,8 +5,6 @@ Maximum grade, Grade can be changed, Last modified (submission), Last modified (
 feedback plugins add (mod/assign/gradingtable.php and the language packs of github.com/moodle).
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -33,7 +31,7 @@ NO = {"no", "nein", "non", "não", "nee", "nie"}
 
 
 def columns(head: list[str], lines: list[list[str]], wanted: str | None, path: Path) -> tuple:
-    """Return where grade, highest grade, comments and "can be changed" are; None for what is not.
+    """Where grade, highest grade, comments and "can be changed" are; None for what is not.
 
     A language that is not listed is read by what the columns hold. LabError without a grade.
     """

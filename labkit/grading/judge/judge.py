@@ -35,6 +35,7 @@ from labkit.grading.judge.remote import (
 from labkit.grading.judge.shipped import shipped
 from labkit.grading.judge.submission import PARSED
 from labkit.grading.limits import LONGEST_SOURCE, TIME_UP, Limits
+from labkit.grading.row import Exercise, Row
 from labkit.grading.warm import WarmProcess
 from labkit.reference import reference
 
@@ -77,22 +78,19 @@ class Judge:
         `seconds` are what a second try has left of the submission's time.
         """
         begun = time.monotonic()
-        row = {"submission": name, "lab": None, "earned": 0, "possible": 0, "seconds": 0.0}
         try:
             work = submission.read(data)
             stem = self._lab(work)
         except submission.Unreadable as reason:
-            return row | {"status": "unreadable", "reason": str(reason), "exercises": []}, {}
+            return Row(name, "unreadable", str(reason)), {}
         checks = self.checks(stem)
         over = time.monotonic() + (seconds or self.limits.submission_seconds)
         records, state = Case(self, work, stem, checks, seed, over).judged()
-        row |= {
-            "lab": stem,
-            "earned": sum(record["earned"] for record in records),
-            "possible": sum(record["points"] for record in records),
-            "seconds": round(time.monotonic() - begun, 3),
-        }
-        return row | state | {"exercises": records}, _sources(work, checks)
+        row = Row(name, **state, lab=stem, exercises=[Exercise(**record) for record in records])
+        row.earned = sum(exercise.earned for exercise in row.exercises)
+        row.possible = sum(exercise.points for exercise in row.exercises)
+        row.seconds = round(time.monotonic() - begun, 3)
+        return row, _sources(work, checks)
 
     def _lab(self, work):
         """The stem of the lab that a submission is of; Unreadable when it is of none."""
@@ -386,7 +384,7 @@ def main():
             head, _, data = frame[1].partition(b"\n")
             asked = json.loads(head)
             row, sources = judge.grade(asked["name"], data, asked["seed"], asked["seconds"])
-            _tell(link, b"R", json.dumps([row, sources]))
+            _tell(link, b"R", json.dumps([row.data(), sources]))
     except LabError as error:
         _tell(link, b"X", str(error))
     except KeyboardInterrupt:

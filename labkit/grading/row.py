@@ -1,0 +1,77 @@
+"""A graded submission: what its judge says of it, what is kept of it, and a row of results.json."""
+
+from dataclasses import asdict, dataclass, field, fields
+
+ABSENT = {"lab", "reason", "exercises", "message", "late"}  # null in a file is none at all
+
+
+@dataclass
+class Exercise:
+    """What came of one exercise."""
+
+    id: str
+    name: str
+    points: int | float
+    earned: int | float
+    status: str  # passed, failed, missing, revealed, error or timeout
+    message: str = ""
+
+
+@dataclass
+class Row:
+    """What came of a submission."""
+
+    submission: str
+    status: str  # graded, or why it is not: unreadable, crashed, timeout
+    reason: str = ""
+    lab: str = ""  # its stem; empty where none is recognised
+    earned: int | float = 0
+    possible: int | float = 0
+    seconds: int | float = 0.0
+    exercises: list = field(default_factory=list)  # of `Exercise`
+    late: bool = False
+
+    @property
+    def percent(self) -> float | None:
+        """The share of the points, where there are any."""
+        return round(100 * self.earned / self.possible, 1) if self.possible else None
+
+    def exercise(self, id: str) -> Exercise | None:
+        """What came of the exercise of that id, where there was one."""
+        return next((e for e in self.exercises if e.id == id), None)
+
+    @property
+    def told(self) -> str:
+        """The status, and the reason where there is one."""
+        return f"{self.status}: {self.reason}" if self.reason else self.status
+
+    @classmethod
+    def of(cls, data: dict) -> "Row":
+        """The row in plain data; ValueError for what is none."""
+        row = made(cls, data)
+        row.exercises = [made(Exercise, found) for found in row.exercises]
+        return row
+
+    def data(self) -> dict:
+        """The row as plain data, as it stands in results.json."""
+        names = ("submission", "lab", "earned", "possible", "seconds", "status")
+        data = {name: getattr(self, name) for name in names} | {"lab": self.lab or None}
+        data |= {"reason": self.reason} if self.reason else {}
+        data["exercises"] = [asdict(exercise) for exercise in self.exercises]
+        return data | ({"late": True} if self.late else {})
+
+
+def made(kind: type, data: dict):
+    """A dataclass of a kind from plain data, what it has no field for left out.
+
+    ValueError where something is missing, or is of another type.
+    """
+    try:
+        known = {f.name: data[f.name] for f in fields(kind) if f.name in data}
+        found = kind(**{k: v for k, v in known.items() if v is not None or k not in ABSENT})
+    except TypeError as error:
+        raise ValueError(f"no {kind.__name__}: {error}") from None
+    for part in fields(kind):
+        if not isinstance(getattr(found, part.name), part.type):
+            raise ValueError(f"no {kind.__name__}: {part.name} is no {part.type}")
+    return found

@@ -1,0 +1,282 @@
+"""Judges at work: processes that import torch once and grade one submission after another.
+
+They work side by side on this machine, or on many as workers of `dask.distributed`: each worker
+process then holds one judge. A task that a worker loses is given to another one, so each submission
+is graded, and one that was graded is not graded again. Workers need this course installed, and
+bubblewrap, as the machine that grades alone does.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+
+import psutil
+
+from labkit.errors import LabError
+from labkit.grading import wire
+from labkit.grading.collect import Notebook
+from labkit.grading.limits import Limits
+from labkit.grading.row import Row
+
+JUDGE = ("-m", "labkit.grading.judge.judge")
+GONE = "the file was changed or removed while grading went on"
+TRIES = 3  # how many of Dask's workers may end while they grade the same submission
+Done = Iterator[tuple[Notebook, Row, dict[str, str]]]  # with the learner's cell of each exercise
+
+
+class JudgeProcess:
+    """One judge with its warm process, driven over a socket."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        unsafe: bool = False,
+        checks: str | None = None,
+        cores: list[int] | None = None,
+    ):
+        self.setup = {"limits": asdict(limits), "unsafe": unsafe, "checks": checks, "cores": cores}
+        self.most, self.process = 256 << 20, None
+        self.started = self.over = False  # whether it has once got ready; whether it is to end
+
+    def start(self) -> None:
+        """Start the process; LabError when no sandbox can be had."""
+        self.link, theirs = socket.socketpair()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, *JUDGE, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self.errors,
+                start_new_session=True,
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},  # checks need no card
+            )
+        if self.over:  # `kill` came before there was a process
+            self._end()
+        wire.send(self.link, b"S", json.dumps(self.setup).encode())
+        frame = wire.receive(self.link, self.most)
+        if frame is None or frame[0] != b"H":
+            reason = self._last_error() if frame is None else frame[1].decode()
+            self.stop()
+            raise LabError(reason)
+        self.started = True
+
+    def grade(self, name: str, data: bytes, seed: int) -> tuple[Row, dict[str, str]]:
+        """`(row, sources)`. Where the grader's processes die, all is tried once more in fresh ones.
+
+        It may have been the machine's fault. The second time it is a row that says so. Both tries
+        share the submission's time. LabError when none can start at all.
+        """
+        begun, seconds = time.monotonic(), self.setup["limits"]["submission_seconds"]
+        row, sources = self._grade(name, data, seed, seconds)
+        left = seconds - (time.monotonic() - begun)
+        if row.status == "crashed" and not self.over and left > 0:
+            self.stop()
+            row, sources = self._grade(name, data, seed, left)
+        return row, sources
+
+    def _grade(self, *asked):
+        try:
+            return self._graded(*asked)
+        except (OSError, wire.WireError):
+            reason = f"the grader itself ended: {self._last_error()}"
+        except LabError as error:  # the sandbox does not start
+            if not self.started:
+                raise
+            reason = str(error)
+        self.stop()
+        return Row(asked[0], "crashed", reason), {}
+
+    def _graded(self, name, data, seed, seconds):
+        if self.process is None and self.over:
+            raise ConnectionError
+        if self.process is None:
+            self.start()
+        head = json.dumps({"name": name, "seed": seed, "seconds": seconds}).encode()
+        wire.send(self.link, b"G", head + b"\n" + data)
+        frame = wire.receive(self.link, self.most)
+        if frame is None:
+            raise ConnectionError
+        if frame[0] != b"R":
+            raise LabError(frame[1].decode(errors="replace"))
+        row, sources = json.loads(frame[1])
+        return Row.of(row), sources
+
+    def _last_error(self):
+        self._end()
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else "it was killed"
+
+    def kill(self) -> None:
+        """End the process at once and for good, and all that it started; `grade` then returns."""
+        self.over = True
+        self._end()
+
+    def _end(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> None:
+        """End the process, and all that it started."""
+        if self.process:
+            self.link.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+            self._end()
+            self.errors.close()
+            self.process = None
+
+
+def judged(
+    books: list[Notebook],
+    setup: tuple,
+    seed: int,
+    jobs: int | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> Done:
+    """Yield `(notebook, row, sources)` as each is done, here or by Dask.
+
+    `setup` is what `JudgeProcess` takes.
+    """
+    if not books:
+        return
+    if workers or scheduler:
+        with client(workers, scheduler) as found:
+            yield from on_cluster(books, setup, seed, found)
+    else:
+        yield from here(books, setup, seed, jobs or _jobs())
+
+
+def _jobs():
+    """One a core, where each has a GiB of memory."""
+    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available >> 30))
+
+
+def here(books: list[Notebook], setup: tuple, seed: int, jobs: int) -> Done:
+    """`judged`, by so many judges, each on cores of its own: none takes another one's time."""
+    judges, idle, broken = [], queue.SimpleQueue(), []
+    for cores in _shares(min(jobs, len(books))):
+        judges.append(JudgeProcess(*setup, cores))
+        idle.put(judges[-1])
+
+    def judged_by_one(book):
+        if broken:
+            raise broken[0]
+        data, judge = book.read(), idle.get()
+        try:
+            return judge.grade(book.name, data, seed) if data is not None else _gone(book.name)
+        except BaseException as error:  # it ends the batch
+            broken.append(error)
+            raise
+        finally:
+            idle.put(judge)
+
+    with ThreadPoolExecutor(len(judges)) as threads:
+        try:
+            tasks = {threads.submit(judged_by_one, book): book for book in books}
+            for task in as_completed(list(tasks)):
+                yield tasks.pop(task), *task.result()
+            list(threads.map(lambda judge: judge.stop(), judges))
+        finally:  # after Ctrl-C judges are still at work
+            threads.shutdown(wait=False, cancel_futures=True)
+            for judge in judges:
+                judge.kill()
+
+
+def _gone(name):
+    """`(row, sources)` of a file that is not there any more, or not the same, at its turn."""
+    return Row(name, "unreadable", GONE), {}
+
+
+def _shares(jobs):
+    """The cores of each job; None where there are not enough for one each."""
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[i::jobs] if len(cores) >= jobs else None for i in range(jobs)]
+
+
+@contextlib.contextmanager
+def client(workers: int | None = None, scheduler: str | None = None) -> Iterator:
+    """A Dask client of a scheduler at an address, or of `workers` processes here.
+
+    LabError where Dask is missing or the address does not answer.
+    """
+    if workers and scheduler:
+        raise LabError("say --workers or --scheduler, not both")
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise LabError("no dask.distributed here: pip install 'lora-labs[cluster]'") from None
+    if scheduler:
+        try:
+            found = Client(scheduler, timeout=10)
+        except (OSError, ValueError) as error:
+            raise LabError(f"no Dask scheduler at {scheduler}: {error}") from None
+        with found:
+            yield found
+        return
+    how = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**how) as cluster, Client(cluster) as found:
+        yield found
+
+
+def on_cluster(books: list[Notebook], setup: tuple, seed: int, client) -> Done:
+    """`judged`, by the workers of a Dask client."""
+    from distributed import as_completed
+
+    waiting, futures = list(reversed(books)), {}
+    wide = 2 * max(1, sum(client.nthreads().values()))  # notebooks on the way at a time
+
+    def submit():
+        book = waiting.pop()
+        asked = (book.name, book.read(), seed, setup)
+        how = {"key": f"grade-{book.key}", "pure": False, "retries": TRIES}
+        future = client.submit(_on_worker, *asked, **how)
+        futures[future.key] = book
+        return future
+
+    done = as_completed([submit() for _ in range(min(wide, len(waiting)))])
+    for future in done:
+        book = futures.pop(future.key)
+        yield book, *_result(future, book.name)
+        future.release()
+        if waiting:
+            done.add(submit())
+
+
+def _result(future, name):
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, LabError):
+        raise error
+    return Row(name, "crashed", f"no worker could grade it: {type(error).__name__}"), {}
+
+
+_lock, _judges = threading.Lock(), {}  # of a worker
+
+
+def _on_worker(name, data, seed, setup):
+    """`(row, sources)`, by the one judge of this process, which grades one at a time."""
+    if data is None:
+        return _gone(name)
+    with _lock:
+        key = repr(setup)
+        if key not in _judges:
+            while _judges:
+                _judges.popitem()[1].stop()
+            _judges[key] = JudgeProcess(*setup)
+        return _judges[key].grade(name, data, seed)
