@@ -467,3 +467,11 @@ def test_what_stands_in_shows_none_of_its_lines(learner, rejects):
     contract.session.reference = sources.get
     told = rejects(quadrupled, learner["quadruple"])
     assert "AttributeError" in told and "secret" not in told
+
+
+def test_a_hint_follows_the_message():
+    with pytest.raises(CheckFailed, match=r"^A is wrong; is it transposed\?$"):
+        expect(False, "A is wrong", hint="is it transposed?")
+    with pytest.raises(CheckFailed, match=r"^A is wrong$"):
+        expect(False, "A is wrong", hint="")
+    expect(True, "A is wrong", hint="is it transposed?")
