@@ -193,12 +193,18 @@ def _serve(channel, what, fd):
 
 
 def load(body):
-    """`{name: module}` of the code that the judge shipped, executed afresh, in the order given."""
+    """`{name: module}` of the code that the judge shipped, executed afresh, in the order given.
+
+    A package shows them, too: `from labkit.labs import tiny` asks it before `sys.modules`.
+    """
     modules = {}
     for name, code in loads(body):
         modules[name] = sys.modules[name] = ModuleType(name)
         modules[name].__file__ = f"<{name}>"
         exec(code, modules[name].__dict__)
+        package, _, last = name.rpartition(".")
+        if package in sys.modules:
+            setattr(sys.modules[package], last, modules[name])
     return modules
 
 
