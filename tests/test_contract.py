@@ -447,8 +447,10 @@ def test_an_exercise_is_not_answered_by_what_is_lent_of_its_own_name(learner, re
     """`double` is open, and this exercise is about `double`: the course's would earn its points."""
     learner["double"] = lambda x: 0
     assert "course's own" not in rejects(doubles_halves, learner["double"])
-    assert "9.6" not in contract._stand_ins("9.6") and "9.1" not in contract._stand_ins("9.6")
-    assert "9.1" in contract._stand_ins("9.5")
+    assert "9.6" not in contract.session.stand_ins(
+        "9.6"
+    ) and "9.1" not in contract.session.stand_ins("9.6")
+    assert "9.1" in contract.session.stand_ins("9.5")
 
 
 def test_of_what_is_lent_only_what_there_is_stands_in(learner, monkeypatch):

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
+from unittest import mock
 
 import psutil
 import pytest
@@ -581,14 +582,13 @@ def uses_the_layer(rate):
 """
 
 
+@mock.patch.dict("labkit.contract.NAMES")
 def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypatch):
     """2.1 is open, and 2.10 asks for the same function: the course's own earns no points."""
-    from labkit import contract
     from labkit.grading.judge import private
 
     path = tmp_path / "own.py"
     path.write_text(AGAIN)
-    monkeypatch.setattr(contract, "NAMES", dict(contract.NAMES))
     monkeypatch.setattr(judge, "own", private.load(str(path)))
     monkeypatch.setattr(judge, "known", {})
     rate = "import torch\n\ndef rate():\n    return LoRALinear(torch.nn.Linear(3, 3), 2, 4).scaling"

@@ -5,7 +5,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-PARTS = ("errors", "contract.plain", "contract.kept", "contract")
+PARTS = ("errors", "contract.plain", "contract.kept", "contract.calls", "contract.verdict")
+PARTS += ("contract",)
 ANSWERING = ("grading.wire", "grading.inside.answer", "labs.tiny")
 
 
