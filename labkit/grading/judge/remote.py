@@ -57,6 +57,7 @@ class RemoteSession(Session):
         self.asked = 0
         self.lending = []  # [names, source] of the course's own objects, while they stand in
         self.then = None  # index of the cell below which names are to stand as they did then
+        self.ended = False  # whether the process that answers has ended in this try
         self.spent = False  # whether the process that answers must not serve another exercise
 
     def call(self, f, data):
@@ -89,7 +90,7 @@ class RemoteSession(Session):
             wire.send(self.link, b"N", b"1" if fresh or self.spent else b"0")
         except OSError:
             raise Down("the submission's processes ended") from None
-        self.asked, self.spent = 0, False
+        self.asked, self.ended, self.spent = 0, False, False
 
     @contextlib.contextmanager
     def lent(self, sources):
@@ -113,7 +114,7 @@ class RemoteSession(Session):
         if frame[0] == b"X":
             raise Down(frame[1].decode())
         if frame[0] == b"G":
-            told = json.loads(frame[1])
+            told, self.ended = json.loads(frame[1]), True
             raise Gone("timeout" if told["how"] == "timeout" else "error", str(told["why"]))
         try:
             came, how, what, told = wire.unpack(frame[1])
