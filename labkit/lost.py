@@ -5,9 +5,7 @@ import contextlib
 
 from IPython import get_ipython
 
-from labkit.reference import MAGIC
-
-MAKERS = (ast.FunctionDef, ast.ClassDef)
+from labkit.names import DEFINITIONS, statements
 
 
 def watch(shell):
@@ -43,14 +41,10 @@ def advice(name, cells):
 
 def _experiments(cell):
     """`(title, names)` of each experiment of a cell: what it makes when it runs."""
-    try:
-        body = ast.parse(MAGIC.sub(r"\1pass", cell)).body
-    except SyntaxError:
-        return
-    for node in body:
+    for node in statements(cell):
         test = node.test if isinstance(node, ast.If) else None
         if isinstance(test, ast.Call) and ast.unparse(test.func) in ("lab.experiment", "lab.gpu"):
             inner = [one for statement in node.body for one in ast.walk(statement)]
             names = {n.id for n in inner if isinstance(n, ast.Name) and type(n.ctx) is ast.Store}
-            names |= {n.name for n in inner if isinstance(n, MAKERS)}
+            names |= {n.name for n in inner if isinstance(n, DEFINITIONS)}
             yield ast.literal_eval(test.args[0]), names

@@ -5,13 +5,15 @@ run beside the learner's code: it is sent there with what it uses, and nothing e
 """
 
 import ast
-import builtins
 import importlib.util
+import inspect
 import sys
 from functools import cache
+from pathlib import Path
 
 from labkit import contract
 from labkit.errors import LabError
+from labkit.names import bound, reached
 
 NAME = "labkit_private_checks"
 
@@ -48,34 +50,14 @@ def of_lab(check, stem):
 
 
 @cache
-def source_for(name):
-    """The source of function `name` of the file, and of all that it uses there."""
-    with open(sys.modules[NAME].__file__, encoding="utf-8") as file:
-        tree = ast.parse(file.read())
-    makers = {}
-    for node in tree.body:
-        for defined in _defined(node):
-            makers[defined] = node
-    needed, open_names = set(), [name]
-    while open_names:
-        node = makers.get(open_names.pop())
-        if node is not None and node not in needed:
-            needed.add(node)
-            open_names += _used(node)
+def source_for(f):
+    """The source of function `f` of the file, and of all that it uses there."""
+    tree = ast.parse(Path(inspect.unwrap(f).__code__.co_filename).read_text(encoding="utf-8"))
+    makers = {name: [node] for node in tree.body for name in bound([node])}
+    needed = reached([f.__name__], makers, _named)
     return "\n".join(ast.unparse(node) for node in tree.body if node in needed)
 
 
-def _defined(node):
-    """Names that a statement at the top of a module defines."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
-    stored = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
-    return [n.id for n in stored if isinstance(n.ctx, ast.Store)]
-
-
-def _used(node):
-    """Names that a statement reads and that are not built in."""
-    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-    return names - set(vars(builtins))
+def _named(node):
+    """All names in a statement."""
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}

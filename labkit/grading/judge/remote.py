@@ -136,5 +136,5 @@ def _reference(thing, sources):
     if not inspect.isfunction(thing):
         return None
     if thing.__module__ == private.NAME:
-        sources.append(private.source_for(thing.__name__))
+        sources.append(private.source_for(thing))
     return f"{thing.__module__}:{thing.__qualname__}"
