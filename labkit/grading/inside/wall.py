@@ -164,9 +164,6 @@ def _limit(limits):
         resource.setrlimit(which, (value, value))
 
 
-class _CapHeader(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
-
-
 def _drop_capabilities():
-    _call("capset", ctypes.byref(_CapHeader(CAPABILITIES_3, 0)), (ctypes.c_uint32 * 6)())
+    itself = (ctypes.c_uint32 * 2)(CAPABILITIES_3, 0)
+    _call("capset", itself, (ctypes.c_uint32 * 6)())

@@ -7,6 +7,7 @@ the judge's end.
 """
 
 import contextlib
+import copy
 import functools
 import gc
 import json
@@ -136,21 +137,18 @@ def warm():
     import torch._dynamo
     import torch.testing
 
-    import labkit
-    from labkit import live, plots, tasks  # noqa: F401
+    from labkit import live, plots  # noqa: F401
     from labkit.grading import wire  # noqa: F401
-    from labkit.grading.inside import answer, quiet, runner  # noqa: F401
+    from labkit.grading.inside import answer, runner  # noqa: F401
     from labkit.training import generation, loop, models  # noqa: F401
 
     torch.set_num_threads(1)
     # the pool of threads does not survive a fork; two threads that then ask for it at once, as in
     # a load of transformers, can find none: so a fork asks for it while it has one thread
     os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
-    torch.set_num_threads = lambda n: None
-    torch.set_default_device = quiet.device_setter(torch.set_default_device)
     models.hush_libraries()
-    labkit.start = quiet.start
-    tasks.load = _remembered(tasks.load)
+    for place, name, other in _patches():
+        setattr(place, name, other)
     _touch(torch)
     shell = _shell()
     gc.collect()
@@ -158,10 +156,24 @@ def warm():
     return shell
 
 
+def _patches():
+    """`(place, name, what stands there in grading)`: all that cells find otherwise."""
+    import torch
+
+    import labkit
+    from labkit import tasks
+    from labkit.grading.inside import quiet
+
+    return [
+        (torch, "set_num_threads", lambda n: None),
+        (torch, "set_default_device", quiet.device_setter(torch.set_default_device)),
+        (labkit, "start", quiet.start),
+        (tasks, "load", _remembered(tasks.load)),
+    ]
+
+
 def _remembered(load):
     """`tasks.load` that has `home` at hand, which takes a third of a second to read."""
-    import copy
-
     ready = {("home", split): load("home", split) for split in ("train", "test")}
 
     def quick(name, split="train", **options):
