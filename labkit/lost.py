@@ -4,11 +4,12 @@ import ast
 import contextlib
 
 from IPython import get_ipython
+from IPython.core.interactiveshell import InteractiveShell
 
 from labkit.names import DEFINITIONS, statements
 
 
-def watch(shell):
+def watch(shell: InteractiveShell) -> None:
     """Have `shell` print that line from now on; asked twice it prints it once."""
     with contextlib.suppress(ValueError):
         shell.events.unregister("post_run_cell", _after)
@@ -21,7 +22,7 @@ def _after(result):
         print(advice(error.name, get_ipython().history_manager.input_hist_parsed))
 
 
-def advice(name, cells):
+def advice(name: str, cells: list[str]) -> str:
     """What to run so that `name` is there; `cells` are the sources that ran so far.
 
     An experiment among them that makes the name did not run: it waited, or it stopped.

@@ -14,7 +14,8 @@ import functools
 import hashlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 from labkit.contract.calls import (
     NAMES,
@@ -41,7 +42,7 @@ ODD = "the answer has a form that the check cannot read"  # or so it seems: the 
 session = Session()
 
 
-def observe(f, *data):
+def observe(f: Callable, *data: object) -> object:
     """What `f(*data)` returns, as plain data: numbers, text, lists, dicts and CPU tensors.
 
     `f` and any item of `data` may be the learner's own objects or functions of `labkit.probes`.
@@ -58,14 +59,14 @@ def generator():
     return torch.Generator().manual_seed(int.from_bytes(digest[:6]))
 
 
-def expect(condition, message, earned=0, hint=""):
+def expect(condition: object, message: str, earned: int = 0, hint: str = "") -> None:
     """Raise CheckFailed with `message` unless `condition` holds; "; " and a `hint` follow it."""
     if not condition:
         raise CheckFailed(f"{message}; {hint}" if hint else message, earned)
 
 
 @contextlib.contextmanager
-def part():
+def part() -> Iterator[None]:
     """A part of a check: where it fails the check goes on, and tells it with all others."""
     try:
         yield
@@ -73,7 +74,7 @@ def part():
         session.faults.append(failure)
 
 
-def sound():
+def sound() -> bool:
     """Whether the check that runs has found nothing wrong so far."""
     return not session.faults
 
@@ -104,11 +105,11 @@ def exercise(id: str, points: int, after: str | None = None) -> Callable:
 
 
 def natural(id: str) -> list:
-    """Return a key that sorts "2.10" behind "2.9"."""
+    """A key that sorts "2.10" behind "2.9"."""
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.findall(r"\d+|\D+", id)]
 
 
-def checks_of(module):
+def checks_of(module: ModuleType) -> list[Callable]:
     """The checks in a module of `labkit.checks`, in its order; LabError for an id that two have."""
     checks = [f for f in vars(module).values() if getattr(f, "exercise", None)]
     ids = [check.exercise["id"] for check in checks]

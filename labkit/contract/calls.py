@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import linecache
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from labkit.contract.kept import changes, picture, settings
@@ -65,7 +66,7 @@ class Session:
     reference: object = None  # exercise id -> source of the course's own object, or None
     namespace: dict = field(default_factory=dict)  # where the learner's code looks names up
 
-    def clear(self):
+    def clear(self) -> None:
         """Forget what was judged and lent, and where solutions come from.
 
         The first letters of a quiz stay: a lab that is started again does not make them new.
@@ -74,7 +75,7 @@ class Session:
         self.loans.clear()
         self.reference, self.namespace = None, {}
 
-    def call(self, f, data):
+    def call(self, f: Callable, data: Sequence) -> object:
         """`f(*data)` as plain data; raises NotWritten, or CheckFailed when `f` raises.
 
         What `f` leaves changed, of its inputs or of torch's settings, goes into `faults`.
@@ -101,7 +102,7 @@ class Session:
         except (TypeError, ValueError, NotImplementedError) as error:
             raise CheckFailed(error) from None
 
-    def stand_ins(self, id):
+    def stand_ins(self, id: str) -> dict[str, str]:
         """`{id: source of the course's own objects}` of the exercises before `id` that are open.
 
         What `id` itself is about is not lent: an instructor's check may ask for the same, too.
@@ -118,7 +119,7 @@ class Session:
         return {other: source for other, source in found.items() if source}
 
     @contextlib.contextmanager
-    def lent(self, sources):
+    def lent(self, sources: dict[str, str]) -> Iterator[dict]:
         """Have the course's own objects in the place of the learner's; `sources` is `{id: source}`.
 
         Yields `{name: object}`.
@@ -137,7 +138,7 @@ class Session:
             self.namespace.update(before)
 
 
-def kept(f, *args):
+def kept(f: Callable, *args: object) -> object:
     """`f(*args)`, for probes that make inputs themselves; it is a fault if one is left changed.
 
     Of a model count its training mode, what trains, the active adapter, hooks and weights.
@@ -150,7 +151,7 @@ def kept(f, *args):
     return result
 
 
-def defined_by(source):
+def defined_by(source: str) -> dict:
     """The names that the course's own `source` defines; a traceback shows no line of it."""
     space = {"__name__": "lent"}
     exec(compile(source, "<the course's own>", "exec"), space)

@@ -1,9 +1,10 @@
 """The verdict of a check: how it is reached, kept and said."""
 
 import inspect
+from collections.abc import Callable
 from typing import NamedTuple
 
-from labkit.contract.calls import AND, NAMES, CheckFailed, NoAnswer, NotWritten
+from labkit.contract.calls import AND, NAMES, CheckFailed, NoAnswer, NotWritten, Session
 
 MOST = 4  # faults that are told at once
 LENT = "is lent: it runs, its source stays hidden, and it earns no points"
@@ -29,7 +30,7 @@ class Verdict(NamedTuple):
     note: str = ""
 
 
-def conclude(session, check, exercise, objects):
+def conclude(session: Session, check: Callable, exercise: dict, objects: dict) -> None:
     """Judge the learner's objects, keep the verdict and print it; a failure is raised."""
     id, names = exercise["id"], exercise["names"]
     if absent := _not_run(session, id, objects):

@@ -17,10 +17,10 @@ from labkit.grading import wire
 from labkit.grading.inside import tree
 from labkit.grading.inside.cells import TICK, Cells, Excess, Lost
 from labkit.grading.inside.clock import Clock
-from labkit.grading.limits import TIME_UP
+from labkit.grading.limits import TIME_UP, Limits
 
 
-def supervise(link, shell, limits):
+def supervise(link: socket.socket, shell: object, limits: Limits) -> None:
     """Serve one judge over the socket `link` until it hangs up."""
     _be_deaf()
     _, body = wire.receive(link, 4 * limits.notebook_bytes)
@@ -70,7 +70,7 @@ class Answers:
         self.line = self.pid = self.code = None
         self.settled, self.clock = False, None
 
-    def next_exercise(self, fresh):
+    def next_exercise(self, fresh: bool) -> None:
         """Begin an exercise and its time; `fresh` asks for a process that has served none."""
         if fresh:
             self._hang_up()
@@ -84,7 +84,7 @@ class Answers:
     def _known(self):
         return [self.pid] if self.pid else []
 
-    def ask(self, body):
+    def ask(self, body: bytes) -> bytes:
         """The reply to a question. Lost when there is none in time."""
         try:
             if self.pid is None:

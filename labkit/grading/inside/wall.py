@@ -14,6 +14,7 @@ import signal
 from pathlib import Path
 
 from labkit.grading.inside import seccomp, tree
+from labkit.grading.limits import Limits
 
 NEW_NS, NEW_IPC, NEW_USER = 0x00020000, 0x08000000, 0x10000000
 NEW_PID, NEW_NET = 0x20000000, 0x40000000
@@ -34,7 +35,7 @@ def _call(name, *args):
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
-def enclose(limits):
+def enclose(limits: Limits) -> None:
     """Return in process 1 of a new tree; the calling process waits for its end and ends with it.
 
     Raises OSError where the kernel does not allow it.
@@ -72,7 +73,7 @@ def _new_user():
         Path(f"/proc/self/{name}").write_text(text)
 
 
-def own_tree():
+def own_tree() -> None:
     """Shield this process, the supervisor, from those that it starts."""
     tree.own()
     _call("prctl", SET_DUMPABLE, 0, 0, 0, 0)
@@ -97,7 +98,7 @@ def _mount_proc():
         _mount("proc", "/proc", flags | RDONLY)
 
 
-def clean(limits):
+def clean(limits: Limits) -> None:
     """Give the submission empty scratch space: /tmp, or the folder that was made for it."""
     scratch = os.environ["TMPDIR"]
     if _tmpfs:
@@ -122,7 +123,7 @@ def _remove_within(folder):
             os.unlink(entry.path)
 
 
-def close_in(limits):
+def close_in(limits: Limits) -> None:
     """Give up every privilege, for good, and set the limits; then a submission's cells may run."""
     os.setsid()
     _open_nothing()

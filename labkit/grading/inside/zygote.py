@@ -22,7 +22,7 @@ NOBODY = 65534
 UNUSED = 3 << 30  # from here on no system gives user ids to anybody
 
 
-def main():
+def main() -> None:
     """Serve the judge on descriptor argv[1] until it hangs up; argv[2] is the kind of walls."""
     if sys.argv[2] == "trial":
         return trial()
@@ -50,7 +50,7 @@ def main():
         control.sendall(message[1:])
 
 
-def trial():
+def trial() -> None:
     """Print whether this process can give each submission a process tree: nested, or alone."""
     from labkit.grading.limits import Limits
 
@@ -58,7 +58,7 @@ def trial():
     print("nested" if _can_nest(Limits()) else "alone")
 
 
-def unprivileged():
+def unprivileged() -> None:
     """Root becomes a user that nobody else is, so that limits bind it, and no one else counts."""
     if os.getuid() == 0 and sys.argv[2] != "bare":
         os.setgroups([])

@@ -7,6 +7,7 @@ import io
 import json
 import time
 import traceback
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -209,7 +210,7 @@ class Case:
         return self.session.records[id]
 
 
-def names_of(checks) -> list[str]:
+def names_of(checks: list[Callable]) -> list[str]:
     """The names of the objects that `checks` are about."""
     return [name for check in checks for name in check.exercise["names"]]
 
@@ -222,7 +223,7 @@ def _where(error, check):
     return f"{type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
 
 
-def line(message):
+def line(message: object) -> str:
     """One line of printable text, cut to a length that a table can take."""
     text = "".join(c if c.isprintable() else " " for c in str(message)[: 4 * MESSAGE])
     return " ".join(text.encode("utf-8", "replace").decode().split())[:MESSAGE]

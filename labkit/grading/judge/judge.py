@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from pkgutil import iter_modules
@@ -29,7 +30,7 @@ class Judge:
         self.warm = WarmProcess(self.limits, "bare" if unsafe else "nested")
         self.path, self.own, self.known = checks, [], {}
 
-    def start(self):
+    def start(self) -> None:
         """Get ready; the warm process warms up meanwhile. LabError when something is missing."""
         self.warm.begin()
         import torch
@@ -42,7 +43,7 @@ class Judge:
             self.stop()
             raise
 
-    def stop(self):
+    def stop(self) -> None:
         """End the warm process."""
         self.warm.end()
 
@@ -80,7 +81,7 @@ class Judge:
             raise submission.Unreadable("no lab of this course: it defines none of the exercises")
         return best
 
-    def checks(self, stem):
+    def checks(self, stem: str) -> list[Callable]:
         """The checks of a lab, by the id of their exercise; an instructor's own come on top."""
         if stem not in self.known:
             module = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
@@ -92,7 +93,7 @@ class Judge:
 
 
 @cache
-def stems():
+def stems() -> dict[str, str]:
     """{"02": "02_lora"} of the labs that have checks. One without a notebook here is "02".
 
     What a submission calls its lab is text of a stranger's: its number alone is used.
@@ -133,7 +134,7 @@ def _tell(link, kind, body):
         raise SystemExit(1) from None
 
 
-def main():
+def main() -> None:
     """Serve a controller on descriptor argv[1]: a notebook comes, a row goes."""
     link = socket.socket(fileno=int(sys.argv[1]))
     setup = json.loads(wire.receive(link, 1 << 20)[1])

@@ -18,7 +18,7 @@ class Needs:
     used: set = field(default_factory=set)
 
 
-def cells_for(names, cells):
+def cells_for(names: set[str], cells: list[Needs | None]) -> set[int]:
     """Indices of the cells that make `names` what they are, or what such cells use, and so on.
 
     `cells` holds what `of_cell` gives. A cell of which it gives None is among them.
@@ -42,7 +42,7 @@ def _makers(cells):
     return makers
 
 
-def of_cell(source, tree):
+def of_cell(source: str, tree: ast.Module) -> Needs | None:
     """The Needs of a cell; None where they can't be known."""
     needs = Needs(_changed(tree), called=_called(tree))
     try:

@@ -8,6 +8,7 @@ import ast
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from labkit.names import bound, reached
 NAME = "labkit_private_checks"
 
 
-def load(path):
+def load(path: str) -> list[Callable]:
     """The checks in the file, a list; LabError when it can't be imported or has none."""
     spec = importlib.util.spec_from_file_location(NAME, path)
     module = importlib.util.module_from_spec(spec)
@@ -44,13 +45,13 @@ def _lab_of(check):
     return int(number) if number.isdecimal() else None
 
 
-def of_lab(check, stem):
+def of_lab(check: Callable, stem: str) -> bool:
     """Whether a private check belongs to a lab: "2.10" to lab 2, an id without a number to all."""
     return _lab_of(check) in (None, int(stem[:2]))
 
 
 @cache
-def source_for(f):
+def source_for(f: Callable) -> str:
     """The source of function `f` of the file, and of all that it uses there."""
     tree = ast.parse(Path(inspect.unwrap(f).__code__.co_filename).read_text(encoding="utf-8"))
     makers = {name: [node] for node in tree.body for name in bound([node])}

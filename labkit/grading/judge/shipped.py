@@ -11,7 +11,7 @@ ANSWERING = ("grading.wire", "grading.inside.answer", "labs.tiny")
 
 
 @cache
-def shipped(stem):
+def shipped(stem: str) -> bytes:
     """The contract, the wire and a lab's probes as `runner.load` takes them, in bytes."""
     names = [f"labkit.{part}" for part in (*PARTS, *ANSWERING)]
     probes = f"labkit.labs.lab{stem[:2]}.probes"

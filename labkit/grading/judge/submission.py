@@ -56,26 +56,26 @@ class Submission:
                 for id in _calls(body):
                     self.asked.setdefault(id, told)
 
-    def cell_of(self, name):
+    def cell_of(self, name: str) -> int | None:
         """Index of the last cell that defines `name`, or None."""
         return max((i for i, names in enumerate(self.defines) if name in names), default=None)
 
-    def needed(self, names):
+    def needed(self, names: set[str]) -> set[int]:
         """Indices of the cells on which `names` may depend."""
         return needs.cells_for(names, self._needs)
 
-    def names(self):
+    def names(self) -> set[str]:
         """All names that its cells define."""
         return set().union(*self.defines) if self.defines else set()
 
-    def taken_below(self, index):
+    def taken_below(self, index: int) -> set[str]:
         """Names that were there at cell `index`, built-in ones too, and that later cells bind."""
         before = set().union(dir(builtins), *self.defines[: index + 1])
         later = range(index + 1, len(self.cells))
         return before & set().union(*(self.defines[i] for i in later if i not in self.experiments))
 
 
-def read(data):
+def read(data: bytes) -> Submission:
     """The submission in the bytes of a notebook file; Unreadable with the reason."""
     if not data:
         raise Unreadable("the file is empty")

@@ -19,7 +19,7 @@ class Went:
         self.work, self.names = work, names
         self.cells = {int(index): (str(how), str(why)) for index, how, why in told}
 
-    def undefined(self, name):
+    def undefined(self, name: str) -> Verdict:
         """The Verdict of an exercise whose object is not there."""
         told = f"{name} is not defined"
         status, why = self.of_cell(name)
@@ -35,14 +35,14 @@ class Went:
         """Names that the submission defines besides those of exercises."""
         return sorted(self.work.names() - self.names)[:NAMES]
 
-    def of_cell(self, name):
+    def of_cell(self, name: str) -> tuple[str, str]:
         """`(status, what went wrong)` of the cell that defines `name`; both empty if all went."""
         how, why = self.cells.get(self.work.cell_of(name), ("", ""))
         if how == "raised":
             return "missing", f"its cell raised {why}{self.cause(why)}"
         return how, f"its cell {why.removeprefix('it ')}" if why.startswith("it ") else why
 
-    def cause(self, message):
+    def cause(self, message: str) -> str:
         """Why the name that `message` says is not defined is not there, in brackets; or ""."""
         for name in UNDEFINED.findall(message):
             cell = self.work.cell_of(name)
@@ -54,7 +54,7 @@ class Went:
                 return f" ({name} comes from code cell {cell + 1}, an experiment: none is run here)"
         return ""
 
-    def troubles(self):
+    def troubles(self) -> str:
         """The cells that hung, or that took their process with them, as one text."""
         ended = [(i, why) for i, (how, why) in sorted(self.cells.items()) if how != "raised"]
         return "; ".join(f"code cell {i + 1}: {why}" for i, why in ended[:5])
