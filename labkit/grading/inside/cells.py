@@ -45,11 +45,12 @@ class Cells:
     it, or has to be killed, is left out from then on.
 
     `needed` are the indices of the cells that exercises need. They have their full time even where
-    others, or earlier runs, have used up that of all cells.
+    others, or earlier runs, have used up that of all cells. `nested`: as in `wall.clean`.
     """
 
-    def __init__(self, cells, needed, seconds, shell, limits):
-        self.cells, self.needed, self.shell, self.limits = cells, needed, shell, limits
+    def __init__(self, cells, needed, seconds, shell, limits, nested=False):
+        self.cells, self.needed, self.shell = cells, needed, shell
+        self.limits, self.nested = limits, nested
         self.began = time.monotonic()
         self.over = self.began + seconds  # the end of the submission's time by the clock
         self.last = self.began + FOR_CELLS * seconds  # that of its cells
@@ -71,7 +72,7 @@ class Cells:
     def _start(self):
         """Fork a runner from the clean state; all others end."""
         self.end()
-        wall.clean(self.limits)
+        wall.clean(self.limits, self.nested)
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:

@@ -20,12 +20,12 @@ from labkit.grading.inside.clock import Clock
 from labkit.grading.limits import TIME_UP, Limits
 
 
-def supervise(link: socket.socket, shell: object, limits: Limits) -> None:
-    """Serve one judge over the socket `link` until it hangs up."""
+def supervise(link: socket.socket, shell: object, limits: Limits, nested: bool) -> None:
+    """Serve one judge over the socket `link` until it hangs up; `nested` as in `wall.clean`."""
     _be_deaf()
     _, body = wire.receive(link, 4 * limits.notebook_bytes)
     task = json.loads(body)
-    cells = Cells(task["cells"], set(task["needed"]), task["seconds"], shell, limits)
+    cells = Cells(task["cells"], set(task["needed"]), task["seconds"], shell, limits, nested)
     try:
         cells.run()
         told = [[index, *what] for index, what in sorted(cells.told.items())]

@@ -26,7 +26,6 @@ DEVICES = ("pts", "null", "zero", "full", "random", "urandom", "tty")
 SCRATCH = "labkit-grading-"  # how the folder begins that a submission gets where nothing is mounted
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_tmpfs = False  # whether scratch space is a mount of our own
 
 
 def _call(name, *args):
@@ -40,7 +39,6 @@ def enclose(limits: Limits) -> None:
 
     Raises OSError where the kernel does not allow it.
     """
-    global _tmpfs
     with contextlib.suppress(OSError):  # when memory is short, a submission goes first
         Path("/proc/self/oom_score_adj").write_text("500")
     _new_user()
@@ -58,9 +56,8 @@ def enclose(limits: Limits) -> None:
     for name in DEVICES:  # can be used all the same, but keeps no time that the next could read
         _read_only(f"/dev/{name}")
     _mount("tmpfs", "/dev/shm", NOSUID | NODEV, f"size={limits.disk_bytes},mode=1777")
-    _tmpfs = True
     own_tree()
-    clean(limits)
+    clean(limits, nested=True)
 
 
 def _new_user():
@@ -98,10 +95,13 @@ def _mount_proc():
         _mount("proc", "/proc", flags | RDONLY)
 
 
-def clean(limits: Limits) -> None:
-    """Give the submission empty scratch space: /tmp, or the folder that was made for it."""
+def clean(limits: Limits, nested: bool) -> None:
+    """Give the submission empty scratch space: /tmp, or the folder that was made for it.
+
+    `nested` says that `enclose` was called: then it is a mount of our own.
+    """
     scratch = os.environ["TMPDIR"]
-    if _tmpfs:
+    if nested:
         _libc.umount2(scratch.encode(), DETACH)  # not the first time: bubblewrap's mount stays
         options = f"size={limits.disk_bytes},nr_inodes=20000,mode=1777"
         _mount("tmpfs", scratch, NOSUID | NODEV, options)

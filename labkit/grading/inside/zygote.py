@@ -98,7 +98,7 @@ def _become_supervisor(fd, shell, limits, nested):
             wall.enclose(limits)
         else:
             wall.own_tree()
-        supervisor.supervise(link, shell, limits)
+        supervisor.supervise(link, shell, limits, nested)
     except Exception as error:
         with contextlib.suppress(OSError):
             wire.send(link, b"X", f"{type(error).__name__}: {error}".encode())

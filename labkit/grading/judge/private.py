@@ -8,6 +8,7 @@ import ast
 import importlib.util
 import inspect
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -54,7 +55,10 @@ def of_lab(check: Callable, stem: str) -> bool:
 def source_for(f: Callable) -> str:
     """The source of function `f` of the file, and of all that it uses there."""
     tree = ast.parse(Path(inspect.unwrap(f).__code__.co_filename).read_text(encoding="utf-8"))
-    makers = {name: [node] for node in tree.body for name in bound([node])}
+    makers = defaultdict(list)
+    for node in tree.body:
+        for name in bound([node]):
+            makers[name].append(node)
     needed = reached([f.__name__], makers, _named)
     return "\n".join(ast.unparse(node) for node in tree.body if node in needed)
 
