@@ -598,6 +598,30 @@ def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypat
     assert records["2.11"]["status"] == "passed", records["2.11"]["message"]
 
 
+KEEPS = """
+from labkit.contract import exercise, kept, observe
+
+def asked(scaling):
+    return kept(scaling, [8], 2)
+
+@exercise("2.8", points=7)
+def leaves_its_input(scaling):
+    observe(asked, scaling)
+"""
+
+
+def test_what_a_probe_finds_changed_is_a_fault_in_grading_too(judge, tmp_path, monkeypatch):
+    from labkit.grading.judge import private
+
+    path = tmp_path / "own.py"
+    path.write_text(KEEPS)
+    monkeypatch.setattr(judge, "own", private.load(str(path)))
+    monkeypatch.setattr(judge, "known", {})
+    row, _ = judge.grade("a", _notebook("def scaling(alpha, r):\n    alpha.append(r)"), 1)
+    record = next(r for r in row["exercises"] if r["id"] == "2.8")
+    assert record["status"] == "failed" and "changes its input alpha in place" in record["message"]
+
+
 BAD = """
 from labkit.contract import exercise, observe
 
