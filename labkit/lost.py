@@ -4,13 +4,12 @@ import ast
 import contextlib
 
 from IPython import get_ipython
+from IPython.core.interactiveshell import InteractiveShell
 
-from labkit.reference import MAGIC
-
-MAKERS = (ast.FunctionDef, ast.ClassDef)
+from labkit.names import DEFINITIONS, statements
 
 
-def watch(shell):
+def watch(shell: InteractiveShell) -> None:
     """Have `shell` print that line from now on; asked twice it prints it once."""
     with contextlib.suppress(ValueError):
         shell.events.unregister("post_run_cell", _after)
@@ -23,7 +22,7 @@ def _after(result):
         print(advice(error.name, get_ipython().history_manager.input_hist_parsed))
 
 
-def advice(name, cells):
+def advice(name: str, cells: list[str]) -> str:
     """What to run so that `name` is there; `cells` are the sources that ran so far.
 
     An experiment among them that makes the name did not run: it waited, or it stopped.
@@ -43,14 +42,10 @@ def advice(name, cells):
 
 def _experiments(cell):
     """`(title, names)` of each experiment of a cell: what it makes when it runs."""
-    try:
-        body = ast.parse(MAGIC.sub(r"\1pass", cell)).body
-    except SyntaxError:
-        return
-    for node in body:
+    for node in statements(cell):
         test = node.test if isinstance(node, ast.If) else None
         if isinstance(test, ast.Call) and ast.unparse(test.func) in ("lab.experiment", "lab.gpu"):
             inner = [one for statement in node.body for one in ast.walk(statement)]
             names = {n.id for n in inner if isinstance(n, ast.Name) and type(n.ctx) is ast.Store}
-            names |= {n.name for n in inner if isinstance(n, MAKERS)}
+            names |= {n.name for n in inner if isinstance(n, DEFINITIONS)}
             yield ast.literal_eval(test.args[0]), names

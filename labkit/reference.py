@@ -7,16 +7,11 @@ import base64
 import builtins
 import importlib
 import json
-import re
-import symtable
 import zlib
 from pathlib import Path
 
 from labkit import contract
-
-MAGIC = re.compile(r"^( *)[%!?].*", re.MULTILINE)
-DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
-IMPORTS = (ast.Import, ast.ImportFrom)
+from labkit.names import DEFINITIONS, IMPORTS, parsed, reached, statements, symbols
 
 
 def reference(stem: str, id: str) -> str | None:
@@ -82,18 +77,12 @@ def code_cells(book: Path) -> list[str]:
 
 def needed(cells: list[str], names: list[str]) -> list[str]:
     """The imports and the cells that define `names` and all that these use, in their order."""
-    homes = {name: i for i, cell in reversed(list(enumerate(cells))) for name in defined(cell)}
-    imports = {name: line for cell in cells for name, line in _imported(cell).items()}
-    chosen, lines, open_names = set(), {}, list(names)
-    while open_names:
-        name = open_names.pop()
-        if name not in homes:
-            lines |= {name: imports[name]} if name in imports else {}
-        elif homes[name] not in chosen:
-            chosen.add(homes[name])
-            open_names += sorted(_used(cells[homes[name]]))
-    head = [lines[name] for name in imports if name in lines]
-    return ["\n".join(head)] * bool(head) + [cells[i] for i in sorted(chosen)]
+    homes = {name: [i] for i, cell in reversed(list(enumerate(cells))) for name in defined(cell)}
+    chosen = sorted(reached(names, homes, lambda i: _used(cells[i])))
+    wanted = set(names).union(*(_used(cells[i]) for i in chosen)) - homes.keys()
+    lines = {name: line for cell in cells for name, line in _imported(cell).items()}
+    head = [line for name, line in lines.items() if name in wanted]
+    return ["\n".join(head)] * bool(head) + [cells[i] for i in chosen]
 
 
 def imports(cells: list[str], cell: str) -> list[str]:
@@ -104,13 +93,13 @@ def imports(cells: list[str], cell: str) -> list[str]:
 
 def defined(cell: str) -> set[str]:
     """The functions and classes that a cell defines."""
-    return {node.name for node in _body(cell) if isinstance(node, DEFINITIONS)}
+    return {node.name for node in statements(cell) if isinstance(node, DEFINITIONS)}
 
 
 def _imported(cell: str) -> dict[str, str]:
     """{name: the statement that imports it alone} of a cell's top level."""
     found = {}
-    for node in _body(cell):
+    for node in statements(cell):
         for alias in node.names if isinstance(node, IMPORTS) else ():
             name = alias.asname or alias.name.partition(".")[0]
             one = {"module": node.module, "level": 0} if isinstance(node, ast.ImportFrom) else {}
@@ -118,20 +107,7 @@ def _imported(cell: str) -> dict[str, str]:
     return found
 
 
-def _body(cell: str) -> list[ast.stmt]:
-    """The statements of a cell; magics and shell lines count as nothing."""
-    try:
-        return ast.parse(MAGIC.sub(r"\1pass", cell)).body
-    except SyntaxError:
-        return []
-
-
 def _used(cell: str) -> set[str]:
     """Names that a cell takes from outside of its functions."""
-    tables, found = [symtable.symtable(MAGIC.sub(r"\1pass", cell), "cell", "exec")], set()
-    while tables:
-        table = tables.pop()
-        tables += table.get_children()
-        top = table.get_type() == "module"
-        found |= {s.get_name() for s in table.get_symbols() if s.is_global() or top}
-    return found - set(dir(builtins))
+    text = (parsed(cell) or ("",))[0]
+    return {symbol.get_name() for symbol in symbols(text)} - set(dir(builtins))

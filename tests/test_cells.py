@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from labkit import names
 from labkit.grading.inside import cells as holding
 from labkit.grading.inside import clock as clocks
 from labkit.grading.inside import runner, tree, zygote
@@ -217,7 +218,7 @@ def test_which_cells_an_exercise_needs():
         "%%time\nfor step in range(3): pass": False,
         "def change():\n    global FACTOR\n    FACTOR = 3": True,
     }
-    parsed = [submission._parsed(source) for source in cells]
+    parsed = [names.parsed(source) for source in cells]
     found = [needs.of_cell(*both) if both else None for both in parsed]
     needed = needs.cells_for({"answer"}, found)
     assert dict(zip(cells, (i in needed for i in range(len(cells))), strict=True)) == cells

@@ -447,8 +447,10 @@ def test_an_exercise_is_not_answered_by_what_is_lent_of_its_own_name(learner, re
     """`double` is open, and this exercise is about `double`: the course's would earn its points."""
     learner["double"] = lambda x: 0
     assert "course's own" not in rejects(doubles_halves, learner["double"])
-    assert "9.6" not in contract._stand_ins("9.6") and "9.1" not in contract._stand_ins("9.6")
-    assert "9.1" in contract._stand_ins("9.5")
+    assert "9.6" not in contract.session.stand_ins(
+        "9.6"
+    ) and "9.1" not in contract.session.stand_ins("9.6")
+    assert "9.1" in contract.session.stand_ins("9.5")
 
 
 def test_of_what_is_lent_only_what_there_is_stands_in(learner, monkeypatch):
@@ -467,3 +469,11 @@ def test_what_stands_in_shows_none_of_its_lines(learner, rejects):
     contract.session.reference = sources.get
     told = rejects(quadrupled, learner["quadruple"])
     assert "AttributeError" in told and "secret" not in told
+
+
+def test_a_hint_follows_the_message():
+    with pytest.raises(CheckFailed, match=r"^A is wrong; is it transposed\?$"):
+        expect(False, "A is wrong", hint="is it transposed?")
+    with pytest.raises(CheckFailed, match=r"^A is wrong$"):
+        expect(False, "A is wrong", hint="")
+    expect(True, "A is wrong", hint="is it transposed?")

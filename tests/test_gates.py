@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from labkit.contract import checks_of
-from labkit.reference import MAGIC
+from labkit.names import MAGIC
 
 ROOT = Path(__file__).parents[1]
 STEMS = sorted(path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py"))

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
+from unittest import mock
 
 import psutil
 import pytest
@@ -582,14 +583,13 @@ def uses_the_layer(rate):
 """
 
 
+@mock.patch.dict("labkit.contract.NAMES")
 def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypatch):
     """2.1 is open, and 2.10 asks for the same function: the course's own earns no points."""
-    from labkit import contract
     from labkit.grading.judge import private
 
     path = tmp_path / "own.py"
     path.write_text(AGAIN)
-    monkeypatch.setattr(contract, "NAMES", dict(contract.NAMES))
     monkeypatch.setattr(judge, "own", private.load(str(path)))
     monkeypatch.setattr(judge, "known", {})
     rate = "import torch\n\ndef rate():\n    return LoRALinear(torch.nn.Linear(3, 3), 2, 4).scaling"
@@ -597,6 +597,30 @@ def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypat
     records = {r["id"]: r for r in row["exercises"]}
     assert (records["2.10"]["status"], records["2.10"]["earned"]) == ("failed", 0)
     assert records["2.11"]["status"] == "passed", records["2.11"]["message"]
+
+
+KEEPS = """
+from labkit.contract import exercise, kept, observe
+
+def asked(scaling):
+    return kept(scaling, [8], 2)
+
+@exercise("2.8", points=7)
+def leaves_its_input(scaling):
+    observe(asked, scaling)
+"""
+
+
+def test_what_a_probe_finds_changed_is_a_fault_in_grading_too(judge, tmp_path, monkeypatch):
+    from labkit.grading.judge import private
+
+    path = tmp_path / "own.py"
+    path.write_text(KEEPS)
+    monkeypatch.setattr(judge, "own", private.load(str(path)))
+    monkeypatch.setattr(judge, "known", {})
+    row, _ = judge.grade("a", _notebook("def scaling(alpha, r):\n    alpha.append(r)"), 1)
+    record = next(r for r in row["exercises"] if r["id"] == "2.8")
+    assert record["status"] == "failed" and "changes its input alpha in place" in record["message"]
 
 
 BAD = """

@@ -32,13 +32,13 @@ def test_outputs_are_no_code():
 
 @pytest.mark.parametrize("end", ["", "\n)"])
 def test_what_is_parsed_is_bounded_also_where_it_is_no_python(end, monkeypatch):
-    parsed, parse = [], submission._parsed
+    parsed, parse = [], submission.parsed
 
     def counted(source):
         parsed.append(len(source))
         return parse(source)
 
-    monkeypatch.setattr(submission, "_parsed", counted)
+    monkeypatch.setattr(submission, "parsed", counted)
     long = "def f(): pass\n" * 10_000 + end
     work = submission.read(_book("def first(): pass", *[long] * 50, "last = 1"))
     assert sum(parsed) <= 2 * submission.PARSED and max(parsed) <= submission.PARSED

@@ -4,11 +4,12 @@ A check makes no list of inputs that it compares: every call goes through here.
 """
 
 import contextlib
+from collections.abc import Iterator
 
 NEW = "make a new one, with no *=, no [...] = and no inplace=True on it"
 
 
-def changes(before, after, name):
+def changes(before: object, after: object, name: str) -> list[str]:
     """What was done to the input `name`, as one line each: [] where it is as it was.
 
     `before` is a `picture` of it, `after` the object itself.
@@ -20,7 +21,7 @@ def changes(before, after, name):
     return [] if same(before, after) else [f"it changes its input {name} in place: {NEW}"]
 
 
-def picture(thing):
+def picture(thing: object) -> object:
     """A copy of `thing` to compare it with later; of a model its modes, flags, adapters, weights.
 
     Tensors, arrays, tables, lists, tuples, dicts are copied; all else stands for itself.
@@ -45,7 +46,7 @@ def picture(thing):
     return thing.copy() if array or _table(thing) else thing
 
 
-def same(before, after):
+def same(before: object, after: object) -> bool:
     """Whether two pieces of data are equal: kind, shape and numbers, NaN being equal to NaN."""
     import torch
 
@@ -104,7 +105,7 @@ def _changes_of_model(before, after, name):
 
 
 @contextlib.contextmanager
-def settings(seed, told):
+def settings(seed: int, told: list[str]) -> Iterator[None]:
     """Settings of torch that are those from before afterwards; what was changed goes into `told`.
 
     Random numbers begin at `seed` inside; drawing some is no change, seeding them anew is one.

@@ -1,7 +1,7 @@
 """Plain data: all that a check ever sees of a learner's objects."""
 
 
-def plain(value):
+def plain(value: object) -> object:
     """`value` with every tensor detached, on the CPU and copied; TypeError for what isn't plain.
 
     Plain are None, bool, int, float, str, tensors, and lists, tuples (as lists) and dicts of them;
@@ -28,7 +28,7 @@ def plain(value):
     raise TypeError(f"it returned {_a(kind.__name__)}, which a check cannot read")
 
 
-def copied(data):
+def copied(data: object) -> object:
     """`data` with tensors cloned (grad flag kept) in nested lists, tuples and dicts."""
     import torch
 

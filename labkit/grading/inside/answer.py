@@ -3,18 +3,17 @@
 The judge ships this module, the contract and the probes after the submission's cells have run, so
 that what a cell does to them is without effect. It is not trusted: the judge checks every reply.
 What a cell did to Python and torch has its effect here, and so has what an answer does meanwhile.
+
+It imports what was shipped by `from labkit.a import b`, which looks at `sys.modules` alone: `from
+labkit import a` asks the package, which a cell may have changed.
 """
 
 import builtins
 import json
 import types
 
-from labkit import contract
-from labkit.grading import wire
-
-
-class Undefined(wire.WireError):
-    """The submission does not define the name that the judge asks for."""
+from labkit.contract import CheckFailed, NotWritten, Session, defined_by
+from labkit.grading.wire import pack, unpack
 
 
 def answered(body, modules, namespace, states):
@@ -28,11 +27,11 @@ def answered(body, modules, namespace, states):
         if module:
             return getattr(modules[module], attribute)
         if name not in namespace:
-            raise Undefined(name)
-        return namespace[name]
+            absent.append(name)
+        return namespace.get(name)
 
     head, _, body = body.partition(b"\n")
-    head = json.loads(head)
+    head, absent = json.loads(head), []
     nonce = head["nonce"]
     try:
         for source in head["sources"]:
@@ -41,23 +40,23 @@ def answered(body, modules, namespace, states):
             _as_then(states[head["then"]], namespace)
         for names, source in head["lent"]:
             _lend(names, source, namespace)
-        how, what, told = _called(wire.unpack(body, resolve))
-        return wire.pack([nonce, how, what, told])
-    except Undefined as name:
-        return wire.pack([nonce, "undefined", str(name), []])
+        ask = unpack(body, resolve)
+        if absent:
+            return pack([nonce, "undefined", absent[0], []])
+        return pack([nonce, *_called(ask)])
     except Exception as error:  # plain() or pack() on an object that is no data
         told = f"it returned something that a check cannot read ({type(error).__name__})"
-        return wire.pack([nonce, "failed", told, []])
+        return pack([nonce, "failed", told, []])
 
 
 def _called(ask):
     """`(how, what, faults)` of one call."""
-    session = contract.Session(seed=ask["seed"])
+    session = Session(seed=ask["seed"])
     try:
         how, what = "value", session.call(ask["f"], ask["data"])
-    except contract.NotWritten:
+    except NotWritten:
         how, what = "missing", ""
-    except contract.CheckFailed as failure:
+    except CheckFailed as failure:
         how, what = "failed", str(failure)
     return how, what, [str(fault) for fault in session.faults]
 
@@ -72,7 +71,7 @@ def _as_then(state, namespace):
 def _lend(names, source, namespace):
     """Put the course's own objects in the place of the submission's, for as long as this lives."""
     if source not in LENT:
-        LENT[source] = contract.defined_by(source)
+        LENT[source] = defined_by(source)
     namespace.update({name: LENT[source][name] for name in names if name in LENT[source]})
 
 

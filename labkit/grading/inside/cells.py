@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Sequence
 
 from labkit.grading.inside import runner, tree, wall
 from labkit.grading.inside.clock import Clock
@@ -44,11 +45,12 @@ class Cells:
     it, or has to be killed, is left out from then on.
 
     `needed` are the indices of the cells that exercises need. They have their full time even where
-    others, or earlier runs, have used up that of all cells.
+    others, or earlier runs, have used up that of all cells. `nested`: as in `wall.clean`.
     """
 
-    def __init__(self, cells, needed, seconds, shell, limits):
-        self.cells, self.needed, self.shell, self.limits = cells, needed, shell, limits
+    def __init__(self, cells, needed, seconds, shell, limits, nested=False):
+        self.cells, self.needed, self.shell = cells, needed, shell
+        self.limits, self.nested = limits, nested
         self.began = time.monotonic()
         self.over = self.began + seconds  # the end of the submission's time by the clock
         self.last = self.began + FOR_CELLS * seconds  # that of its cells
@@ -57,7 +59,7 @@ class Cells:
         self.skip, self.apart = set(), False
         self.pid = self.channel = None  # the process that holds the state, and the way to it
 
-    def run(self):
+    def run(self) -> None:
         """Reach the state after the last cell. Lost when that does not succeed."""
         for _ in range(STARTS):
             try:
@@ -70,7 +72,7 @@ class Cells:
     def _start(self):
         """Fork a runner from the clean state; all others end."""
         self.end()
-        wall.clean(self.limits)
+        wall.clean(self.limits, self.nested)
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
@@ -82,7 +84,7 @@ class Cells:
                 os._exit(1)
         theirs.close()
 
-    def end(self):
+    def end(self) -> None:
         """Kill every process of the submission."""
         if self.pid:
             tree.kill_group(self.pid)
@@ -157,21 +159,21 @@ class Cells:
         except TimeoutError:
             raise Lost("it disturbed the grader") from None
 
-    def settle(self):
+    def settle(self) -> None:
         """Leave nothing of the cells but one process, with one thread."""
         if tree.threads(self.pid) != 1:
             self.order(settle=True)
             self.pid = self.new_pid()
         tree.kill_but(self.pid)
 
-    def order(self, fds=(), **order):
+    def order(self, fds: Sequence[int] = (), **order: object) -> None:
         """Send an order to the process that holds the state."""
         try:
             socket.send_fds(self.channel, [json.dumps(order).encode()], list(fds))
         except OSError:
             raise Lost("it ended its process") from None
 
-    def new_pid(self):
+    def new_pid(self) -> int:
         """The process that an order has brought about."""
         try:
             pid = self.answer(self._clock(SOON, self.pid), self.pid).get("pid")
@@ -185,7 +187,7 @@ class Cells:
         end = min(time.monotonic() + self.limits.crowding * seconds, self.over)
         return Clock(seconds, end, *pids)
 
-    def answer(self, clock, *pids):
+    def answer(self, clock: Clock, *pids: int) -> dict:
         """The next message. TimeoutError when time is up; Lost when none of `pids` is left."""
         while True:
             if select.select([self.channel], [], [], TICK)[0]:

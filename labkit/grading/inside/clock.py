@@ -21,7 +21,7 @@ class Clock:
         self.seconds, self.end, self.used = seconds, end, 0.0
         self.seen, self.computed = time.monotonic(), tree.pulse(*known)[0]
 
-    def over(self, *known):
+    def over(self, *known: int) -> bool:
         """Whether the time is up; to be asked often."""
         now, (computed, ready) = time.monotonic(), tree.pulse(*known)
         passed, ran = now - self.seen, computed - self.computed
@@ -29,12 +29,12 @@ class Clock:
         self.seen, self.computed = now, computed
         return self.used > self.seconds or now > self.end
 
-    def told(self):
+    def told(self) -> str:
         """What is said of something that took too long."""
         if self.used > self.seconds:
             return f"it ran longer than {self.seconds:g} s"
         return "it had not ended when its time by the clock was over"
 
-    def left(self):
+    def left(self) -> float:
         """Seconds until `end`, for a socket that waits: never none."""
         return max(0.1, self.end - time.monotonic())

@@ -25,22 +25,15 @@ class QuietLab(Lab):
         """Nothing."""
         return ""
 
-    def experiment(self, title, seconds, needs=()):
+    def experiment(self, *_, **__):
         """False: an experiment is not graded."""
         return False
 
-    def gpu(self, title, known, needs=()):
-        """False, as for any experiment."""
-        return False
-
-    def reveal(self, id):
+    def reveal(self, *_, **__):
         """Nothing: the solutions are not here, and what stands below in the cell still counts."""
 
-    def score(self):
-        """Nothing: the grader keeps the score."""
-
-    def headline(self, text):
-        """Nothing."""
+    gpu = experiment
+    score = headline = reveal
 
 
 def start(stem):

@@ -193,12 +193,18 @@ def _serve(channel, what, fd):
 
 
 def load(body):
-    """`{name: module}` of the code that the judge shipped, executed afresh, in the order given."""
-    modules = {}
-    for name, code in loads(body):
+    """`{name: module}` of the code that the judge shipped, executed afresh, in the order given.
+
+    A package that was here shows them, too: `from labkit.labs import tiny` asks it first.
+    """
+    modules, parts = {}, dict(loads(body))
+    for name, code in parts.items():
         modules[name] = sys.modules[name] = ModuleType(name)
         modules[name].__file__ = f"<{name}>"
         exec(code, modules[name].__dict__)
+        package, _, last = name.rpartition(".")
+        if package in sys.modules and package not in parts:
+            setattr(sys.modules[package], last, modules[name])
     return modules
 
 

@@ -104,7 +104,7 @@ def _locks(numbers):
     ]
 
 
-def program(machine):
+def program(machine: str) -> bytes:
     """The filter as BPF instructions for a machine; b"" for one that we have no numbers of."""
     if machine not in MACHINES:
         return b""
@@ -130,7 +130,7 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_char_p)]
 
 
-def install():
+def install() -> None:
     """Filter this process and its children from now on; no_new_privs must be set."""
     steps = program(platform.machine())
     if steps:

@@ -17,15 +17,15 @@ from labkit.grading import wire
 from labkit.grading.inside import tree
 from labkit.grading.inside.cells import TICK, Cells, Excess, Lost
 from labkit.grading.inside.clock import Clock
-from labkit.grading.limits import TIME_UP
+from labkit.grading.limits import TIME_UP, Limits
 
 
-def supervise(link, shell, limits):
-    """Serve one judge over the socket `link` until it hangs up."""
+def supervise(link: socket.socket, shell: object, limits: Limits, nested: bool) -> None:
+    """Serve one judge over the socket `link` until it hangs up; `nested` as in `wall.clean`."""
     _be_deaf()
     _, body = wire.receive(link, 4 * limits.notebook_bytes)
     task = json.loads(body)
-    cells = Cells(task["cells"], set(task["needed"]), task["seconds"], shell, limits)
+    cells = Cells(task["cells"], set(task["needed"]), task["seconds"], shell, limits, nested)
     try:
         cells.run()
         told = [[index, *what] for index, what in sorted(cells.told.items())]
@@ -70,7 +70,7 @@ class Answers:
         self.line = self.pid = self.code = None
         self.settled, self.clock = False, None
 
-    def next_exercise(self, fresh):
+    def next_exercise(self, fresh: bool) -> None:
         """Begin an exercise and its time; `fresh` asks for a process that has served none."""
         if fresh:
             self._hang_up()
@@ -84,7 +84,7 @@ class Answers:
     def _known(self):
         return [self.pid] if self.pid else []
 
-    def ask(self, body):
+    def ask(self, body: bytes) -> bytes:
         """The reply to a question. Lost when there is none in time."""
         try:
             if self.pid is None:

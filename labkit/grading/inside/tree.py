@@ -10,6 +10,8 @@ import select
 import signal
 import time
 
+from labkit.grading.limits import Limits
+
 TICKS = os.sysconf("SC_CLK_TCK")
 GONE = 60  # seconds in which killed processes have to vanish, on the busiest machine
 MANY = 4  # processes from which on shared pages are told from private ones, which takes longer
@@ -17,23 +19,23 @@ MANY = 4  # processes from which on shared pages are told from private ones, whi
 _enclosed = False
 
 
-def enclosed():
+def enclosed() -> bool:
     """Whether this process is process 1 of a tree of its own."""
     return _enclosed
 
 
-def own():
+def own() -> None:
     """Say that this process is process 1 of a tree of its own, if it is."""
     global _enclosed
     _enclosed = os.getpid() == 1
 
 
-def others():
+def others() -> list[int]:
     """The ids of all processes of this tree but this one; [] where there is no such tree."""
     return [int(n) for n in os.listdir("/proc") if n.isdigit() and n != "1"] if _enclosed else []
 
 
-def alive(pid):
+def alive(pid: int) -> bool:
     """Whether `pid` is there and has not ended."""
     reap()
     return _state(pid) not in "ZX"
@@ -53,7 +55,7 @@ def _stat(path):
         return None
 
 
-def pulse(*known):
+def pulse(*known: int) -> tuple[float, bool]:
     """`(seconds that the processes of this tree have computed, whether one is ready to run)`.
 
     Where there is no such tree, of the processes `known`. Who waits for a disk is ready, too.
@@ -78,7 +80,7 @@ def _has_ready_thread(pid):
     return False
 
 
-def threads(pid):
+def threads(pid: int) -> int:
     """How many threads a process has; 1 where that can't be known."""
     try:
         return len(os.listdir(f"/proc/{pid}/task"))
@@ -86,7 +88,7 @@ def threads(pid):
         return 1
 
 
-def memory(pid):
+def memory(pid: int) -> tuple[int, int]:
     """`(bytes held besides files, mapped bytes)` of a process; zeros when it is gone."""
     try:
         with open(f"/proc/{pid}/status") as file:
@@ -106,7 +108,7 @@ def _proportional(pid):
         return 0
 
 
-def sockets():
+def sockets() -> int:
     """How many sockets the network of this tree has, also those that are under way or closed."""
     try:
         with open("/proc/net/sockstat") as file:
@@ -115,7 +117,7 @@ def sockets():
         return 0
 
 
-def excess(limits):
+def excess(limits: Limits) -> str | None:
     """What the processes of this tree have too much of, as one line; None while all is well."""
     running = others()
     if len(running) > limits.processes:
@@ -131,14 +133,14 @@ def excess(limits):
     return None
 
 
-def kill(pid, sign=signal.SIGKILL):
+def kill(pid: int, sign: int = signal.SIGKILL) -> None:
     """Signal one process."""
     if type(pid) is int and pid > 1:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, sign)
 
 
-def kill_group(pid):
+def kill_group(pid: int) -> None:
     """Kill a process that leads a group, and the group."""
     if type(pid) is int and pid > 1 and pid != os.getpgid(0):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -146,7 +148,7 @@ def kill_group(pid):
     kill(pid)
 
 
-def kill_but(keep=None):
+def kill_but(keep: int | None = None) -> None:
     """Kill every process of this tree but this one and `keep`, and wait until they are gone."""
     if not _enclosed:
         return
@@ -164,7 +166,7 @@ def kill_but(keep=None):
         select.select([], [], [], 0.001)
 
 
-def reap():
+def reap() -> None:
     """Collect children that have ended."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:

@@ -14,6 +14,7 @@ import signal
 from pathlib import Path
 
 from labkit.grading.inside import seccomp, tree
+from labkit.grading.limits import Limits
 
 NEW_NS, NEW_IPC, NEW_USER = 0x00020000, 0x08000000, 0x10000000
 NEW_PID, NEW_NET = 0x20000000, 0x40000000
@@ -25,7 +26,6 @@ DEVICES = ("pts", "null", "zero", "full", "random", "urandom", "tty")
 SCRATCH = "labkit-grading-"  # how the folder begins that a submission gets where nothing is mounted
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_tmpfs = False  # whether scratch space is a mount of our own
 
 
 def _call(name, *args):
@@ -34,12 +34,11 @@ def _call(name, *args):
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
-def enclose(limits):
+def enclose(limits: Limits) -> None:
     """Return in process 1 of a new tree; the calling process waits for its end and ends with it.
 
     Raises OSError where the kernel does not allow it.
     """
-    global _tmpfs
     with contextlib.suppress(OSError):  # when memory is short, a submission goes first
         Path("/proc/self/oom_score_adj").write_text("500")
     _new_user()
@@ -57,9 +56,8 @@ def enclose(limits):
     for name in DEVICES:  # can be used all the same, but keeps no time that the next could read
         _read_only(f"/dev/{name}")
     _mount("tmpfs", "/dev/shm", NOSUID | NODEV, f"size={limits.disk_bytes},mode=1777")
-    _tmpfs = True
     own_tree()
-    clean(limits)
+    clean(limits, nested=True)
 
 
 def _new_user():
@@ -72,7 +70,7 @@ def _new_user():
         Path(f"/proc/self/{name}").write_text(text)
 
 
-def own_tree():
+def own_tree() -> None:
     """Shield this process, the supervisor, from those that it starts."""
     tree.own()
     _call("prctl", SET_DUMPABLE, 0, 0, 0, 0)
@@ -97,10 +95,13 @@ def _mount_proc():
         _mount("proc", "/proc", flags | RDONLY)
 
 
-def clean(limits):
-    """Give the submission empty scratch space: /tmp, or the folder that was made for it."""
+def clean(limits: Limits, nested: bool) -> None:
+    """Give the submission empty scratch space: /tmp, or the folder that was made for it.
+
+    `nested` says that `enclose` was called: then it is a mount of our own.
+    """
     scratch = os.environ["TMPDIR"]
-    if _tmpfs:
+    if nested:
         _libc.umount2(scratch.encode(), DETACH)  # not the first time: bubblewrap's mount stays
         options = f"size={limits.disk_bytes},nr_inodes=20000,mode=1777"
         _mount("tmpfs", scratch, NOSUID | NODEV, options)
@@ -122,7 +123,7 @@ def _remove_within(folder):
             os.unlink(entry.path)
 
 
-def close_in(limits):
+def close_in(limits: Limits) -> None:
     """Give up every privilege, for good, and set the limits; then a submission's cells may run."""
     os.setsid()
     _open_nothing()
@@ -164,9 +165,6 @@ def _limit(limits):
         resource.setrlimit(which, (value, value))
 
 
-class _CapHeader(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
-
-
 def _drop_capabilities():
-    _call("capset", ctypes.byref(_CapHeader(CAPABILITIES_3, 0)), (ctypes.c_uint32 * 6)())
+    itself = (ctypes.c_uint32 * 2)(CAPABILITIES_3, 0)
+    _call("capset", itself, (ctypes.c_uint32 * 6)())

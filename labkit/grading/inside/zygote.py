@@ -7,6 +7,7 @@ the judge's end.
 """
 
 import contextlib
+import copy
 import functools
 import gc
 import json
@@ -21,7 +22,7 @@ NOBODY = 65534
 UNUSED = 3 << 30  # from here on no system gives user ids to anybody
 
 
-def main():
+def main() -> None:
     """Serve the judge on descriptor argv[1] until it hangs up; argv[2] is the kind of walls."""
     if sys.argv[2] == "trial":
         return trial()
@@ -49,7 +50,7 @@ def main():
         control.sendall(message[1:])
 
 
-def trial():
+def trial() -> None:
     """Print whether this process can give each submission a process tree: nested, or alone."""
     from labkit.grading.limits import Limits
 
@@ -57,7 +58,7 @@ def trial():
     print("nested" if _can_nest(Limits()) else "alone")
 
 
-def unprivileged():
+def unprivileged() -> None:
     """Root becomes a user that nobody else is, so that limits bind it, and no one else counts."""
     if os.getuid() == 0 and sys.argv[2] != "bare":
         os.setgroups([])
@@ -97,7 +98,7 @@ def _become_supervisor(fd, shell, limits, nested):
             wall.enclose(limits)
         else:
             wall.own_tree()
-        supervisor.supervise(link, shell, limits)
+        supervisor.supervise(link, shell, limits, nested)
     except Exception as error:
         with contextlib.suppress(OSError):
             wire.send(link, b"X", f"{type(error).__name__}: {error}".encode())
@@ -136,21 +137,18 @@ def warm():
     import torch._dynamo
     import torch.testing
 
-    import labkit
-    from labkit import live, plots, tasks  # noqa: F401
+    from labkit import live, plots  # noqa: F401
     from labkit.grading import wire  # noqa: F401
-    from labkit.grading.inside import answer, quiet, runner  # noqa: F401
+    from labkit.grading.inside import answer, runner  # noqa: F401
     from labkit.training import generation, loop, models  # noqa: F401
 
     torch.set_num_threads(1)
     # the pool of threads does not survive a fork; two threads that then ask for it at once, as in
     # a load of transformers, can find none: so a fork asks for it while it has one thread
     os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
-    torch.set_num_threads = lambda n: None
-    torch.set_default_device = quiet.device_setter(torch.set_default_device)
     models.hush_libraries()
-    labkit.start = quiet.start
-    tasks.load = _remembered(tasks.load)
+    for place, name, other in _patches():
+        setattr(place, name, other)
     _touch(torch)
     shell = _shell()
     gc.collect()
@@ -158,10 +156,24 @@ def warm():
     return shell
 
 
+def _patches():
+    """`(place, name, what stands there in grading)`: all that cells find otherwise."""
+    import torch
+
+    import labkit
+    from labkit import tasks
+    from labkit.grading.inside import quiet
+
+    return [
+        (torch, "set_num_threads", lambda n: None),
+        (torch, "set_default_device", quiet.device_setter(torch.set_default_device)),
+        (labkit, "start", quiet.start),
+        (tasks, "load", _remembered(tasks.load)),
+    ]
+
+
 def _remembered(load):
     """`tasks.load` that has `home` at hand, which takes a third of a second to read."""
-    import copy
-
     ready = {("home", split): load("home", split) for split in ("train", "test")}
 
     def quick(name, split="train", **options):

@@ -1,10 +1,11 @@
 """Which cells an exercise may depend on: those that define it, what these use, and so on."""
 
 import ast
-import symtable
 from dataclasses import dataclass, field
 
-MOST = 1_000_000  # names times functions of a cell, of which symtable looks at each pair
+from labkit.names import UNREADABLE, reached, symbols
+
+MOST = 1_000_000  # names times functions of a cell
 
 
 @dataclass
@@ -17,19 +18,13 @@ class Needs:
     used: set = field(default_factory=set)
 
 
-def cells_for(names, cells):
+def cells_for(names: set[str], cells: list[Needs | None]) -> set[int]:
     """Indices of the cells that make `names` what they are, or what such cells use, and so on.
 
     `cells` holds what `of_cell` gives. A cell of which it gives None is among them.
     """
-    found = {i for i, needs in enumerate(cells) if needs is None}
-    makers, wanted = _makers(cells), list(names)
-    while wanted:
-        for i in makers.pop(wanted.pop(), ()):
-            if i not in found:
-                found.add(i)
-                wanted += cells[i].used
-    return found
+    unknown = {i for i, needs in enumerate(cells) if needs is None}
+    return unknown | reached(names, _makers(cells), lambda i: cells[i].used)
 
 
 def _makers(cells):
@@ -47,32 +42,21 @@ def _makers(cells):
     return makers
 
 
-def of_cell(source, tree):
+def of_cell(source: str, tree: ast.Module) -> Needs | None:
     """The Needs of a cell; None where they can't be known."""
+    needs = Needs(_changed(tree), called=_called(tree))
     try:
-        tables = [symtable.symtable(source, "cell", "exec")]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        for symbol in symbols(source, MOST):
+            name = symbol.get_name()
+            if symbol.is_imported():
+                needs.imported.add(name)
+            elif symbol.is_assigned():
+                needs.made.add(name)
+            if symbol.is_referenced():
+                needs.used.add(name)
+    except UNREADABLE:
         return None
-    needs, pairs = Needs(_changed(tree), called=_called(tree)), 0
-    for table in tables:  # it grows meanwhile
-        tables += table.get_children()
-        pairs += len(table.get_children()) * len(table.get_identifiers())
-        if pairs > MOST:
-            return None
-        for symbol in table.get_symbols():
-            if table is tables[0] or symbol.is_global():
-                _note(symbol, needs)
     return needs
-
-
-def _note(symbol, needs):
-    name = symbol.get_name()
-    if symbol.is_imported():
-        needs.imported.add(name)
-    elif symbol.is_assigned():
-        needs.made.add(name)
-    if symbol.is_referenced():
-        needs.used.add(name)
 
 
 def _changed(tree):

@@ -3,11 +3,10 @@
 import ast
 
 from labkit import reference
+from labkit.names import DEFINITIONS, UNREADABLE, statements
 
-DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 
-
-def is_own(stem, name, cell):
+def is_own(stem: str, name: str, cell: str) -> bool:
     """Whether the source `cell` defines `name` otherwise than the solution of lab `stem` does.
 
     Comments, docstrings and spaces do not count. False where one of the two cannot be read.
@@ -19,12 +18,13 @@ def is_own(stem, name, cell):
 
 def _code(name, source):
     """The last definition of `name` in a source as text without docstrings; "" without one."""
+    found = [n for n in statements(source) if isinstance(n, DEFINITIONS) and n.name == name]
+    if not found:
+        return ""
     try:
-        body = ast.parse(reference.MAGIC.sub(r"\1pass", source)).body
-        found = [node for node in body if isinstance(node, DEFINITIONS) and node.name == name]
-        for node in ast.walk(found[-1]) if found else ():
+        for node in ast.walk(found[-1]):
             if isinstance(node, DEFINITIONS) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
-        return ast.unparse(found[-1]) if found else ""
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.unparse(found[-1])
+    except UNREADABLE:  # nested too deeply
         return ""

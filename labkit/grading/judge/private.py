@@ -5,18 +5,22 @@ run beside the learner's code: it is sent there with what it uses, and nothing e
 """
 
 import ast
-import builtins
 import importlib.util
+import inspect
 import sys
+from collections import defaultdict
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 from labkit import contract
 from labkit.errors import LabError
+from labkit.names import bound, reached
 
 NAME = "labkit_private_checks"
 
 
-def load(path):
+def load(path: str) -> list[Callable]:
     """The checks in the file, a list; LabError when it can't be imported or has none."""
     spec = importlib.util.spec_from_file_location(NAME, path)
     module = importlib.util.module_from_spec(spec)
@@ -42,40 +46,23 @@ def _lab_of(check):
     return int(number) if number.isdecimal() else None
 
 
-def of_lab(check, stem):
+def of_lab(check: Callable, stem: str) -> bool:
     """Whether a private check belongs to a lab: "2.10" to lab 2, an id without a number to all."""
     return _lab_of(check) in (None, int(stem[:2]))
 
 
 @cache
-def source_for(name):
-    """The source of function `name` of the file, and of all that it uses there."""
-    with open(sys.modules[NAME].__file__, encoding="utf-8") as file:
-        tree = ast.parse(file.read())
-    makers = {}
+def source_for(f: Callable) -> str:
+    """The source of function `f` of the file, and of all that it uses there."""
+    tree = ast.parse(Path(inspect.unwrap(f).__code__.co_filename).read_text(encoding="utf-8"))
+    makers = defaultdict(list)
     for node in tree.body:
-        for defined in _defined(node):
-            makers[defined] = node
-    needed, open_names = set(), [name]
-    while open_names:
-        node = makers.get(open_names.pop())
-        if node is not None and node not in needed:
-            needed.add(node)
-            open_names += _used(node)
+        for name in bound([node]):
+            makers[name].append(node)
+    needed = reached([f.__name__], makers, _named)
     return "\n".join(ast.unparse(node) for node in tree.body if node in needed)
 
 
-def _defined(node):
-    """Names that a statement at the top of a module defines."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
-    stored = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
-    return [n.id for n in stored if isinstance(n.ctx, ast.Store)]
-
-
-def _used(node):
-    """Names that a statement reads and that are not built in."""
-    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-    return names - set(vars(builtins))
+def _named(node):
+    """All names in a statement."""
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}

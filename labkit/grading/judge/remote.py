@@ -6,6 +6,7 @@ import inspect
 import json
 import secrets
 import time
+from collections.abc import Iterator, Sequence
 
 from labkit.contract import NAMES, CheckFailed, NoAnswer, NotWritten, Session
 from labkit.grading import wire
@@ -57,9 +58,10 @@ class RemoteSession(Session):
         self.asked = 0
         self.lending = []  # [names, source] of the course's own objects, while they stand in
         self.then = None  # index of the cell below which names are to stand as they did then
+        self.ended = False  # whether the process that answers has ended in this try
         self.spent = False  # whether the process that answers must not serve another exercise
 
-    def call(self, f, data):
+    def call(self, f: object, data: Sequence) -> object:
         """As `Session.call`: the same results, and the same exceptions."""
         nonce, sources = secrets.token_hex(8), []
         self.asked += 1
@@ -83,16 +85,16 @@ class RemoteSession(Session):
             raise Undefined(what)
         raise CheckFailed(what)
 
-    def begin(self, fresh=False):
+    def begin(self, fresh: bool = False) -> None:
         """Begin an exercise, or a new try at it; `fresh` asks for a process that served none."""
         try:
             wire.send(self.link, b"N", b"1" if fresh or self.spent else b"0")
         except OSError:
             raise Down("the submission's processes ended") from None
-        self.asked, self.spent = 0, False
+        self.asked, self.ended, self.spent = 0, False, False
 
     @contextlib.contextmanager
-    def lent(self, sources):
+    def lent(self, sources: dict[str, str]) -> Iterator[dict]:
         """As `Session.lent`, in a process of its own. Yields nothing: objects go by their names."""
         self.begin(fresh=True)
         self.lending, self.spent = [[NAMES[id], source] for id, source in sources.items()], True
@@ -101,7 +103,7 @@ class RemoteSession(Session):
         finally:
             self.lending = []
 
-    def their_seed(self):
+    def their_seed(self) -> int:
         """A seed for the learner's random numbers that tells nothing about ours."""
         text = f"{self.seed}:{self.exercise}:{self.asked}:theirs"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
@@ -113,7 +115,7 @@ class RemoteSession(Session):
         if frame[0] == b"X":
             raise Down(frame[1].decode())
         if frame[0] == b"G":
-            told = json.loads(frame[1])
+            told, self.ended = json.loads(frame[1]), True
             raise Gone("timeout" if told["how"] == "timeout" else "error", str(told["why"]))
         try:
             came, how, what, told = wire.unpack(frame[1])
@@ -135,5 +137,5 @@ def _reference(thing, sources):
     if not inspect.isfunction(thing):
         return None
     if thing.__module__ == private.NAME:
-        sources.append(private.source_for(thing.__name__))
+        sources.append(private.source_for(thing))
     return f"{thing.__module__}:{thing.__qualname__}"

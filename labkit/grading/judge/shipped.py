@@ -5,12 +5,13 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-PARTS = ("errors", "contract.plain", "contract.kept", "contract")
+PARTS = ("errors", "contract.plain", "contract.kept", "contract.calls", "contract.verdict")
+PARTS += ("contract",)
 ANSWERING = ("grading.wire", "grading.inside.answer", "labs.tiny")
 
 
 @cache
-def shipped(stem):
+def shipped(stem: str) -> bytes:
     """The contract, the wire and a lab's probes as `runner.load` takes them, in bytes."""
     names = [f"labkit.{part}" for part in (*PARTS, *ANSWERING)]
     probes = f"labkit.labs.lab{stem[:2]}.probes"

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from labkit.grading.judge import needs
+from labkit.names import DEFINITIONS, bound, parsed
 
 START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d)_")
 DEFINITION = re.compile(
@@ -14,9 +15,6 @@ DEFINITION = re.compile(
 )
 REVEALED = re.compile(r"^◐ ([\w.]{1,20}) is (revealed|lent)\b", re.MULTILINE)  # by `lab.reveal`
 RUNS = re.compile(r"\s*%%(?:time|timeit|capture|prun)\b.*\n?")  # what is below these is run here
-MAGIC = re.compile(r"^([ \t]*)(?:[%!?](?:.*\\\n)*.*|[\w.]+\?{1,2}[ ]*)$", re.MULTILINE)
-ASSIGNED = re.compile(r"^([ \t]*\w[\w, ]*=[ ]*)[%!](?:.*\\\n)*.*$", re.MULTILINE)  # files = !ls
-OWN_NAMES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 CELLS = 20_000
 PARSED = 200_000  # characters in one cell that are parsed, and twice as many in all
 CODE = 8_000_000  # characters of code in all; the course's own notebooks have 12,000 to 23,000
@@ -45,39 +43,39 @@ class Submission:
         for i, source in enumerate(self.cells):
             short = len(source) <= min(left, PARSED)
             left -= len(source) if short else 0
-            parsed = _parsed(source) if short else None
-            self._needs.append(needs.of_cell(*parsed) if parsed else None)
-            if parsed is None:  # no Python, or too long to be parsed
+            code = parsed(source) if short else None
+            self._needs.append(needs.of_cell(*code) if code else None)
+            if code is None:  # no Python, or too long to be parsed
                 found = DEFINITION.findall(source)
                 self.defines.append({name for pair in found for name in pair if name})
                 continue
-            tree = parsed[1]
-            self.defines.append(_defined(tree))
+            body = code[1].body
+            self.defines.append(bound(body))
             if i in self.silent and (RUNS.match(source) or not source.lstrip().startswith("%%")):
                 told = f"code cell {i + 1} reveals the solution; if it showed none, remove the call"
-                for id in _calls(tree.body):
+                for id in _calls(body):
                     self.asked.setdefault(id, told)
 
-    def cell_of(self, name):
+    def cell_of(self, name: str) -> int | None:
         """Index of the last cell that defines `name`, or None."""
         return max((i for i, names in enumerate(self.defines) if name in names), default=None)
 
-    def needed(self, names):
+    def needed(self, names: set[str]) -> set[int]:
         """Indices of the cells on which `names` may depend."""
         return needs.cells_for(names, self._needs)
 
-    def names(self):
+    def names(self) -> set[str]:
         """All names that its cells define."""
         return set().union(*self.defines) if self.defines else set()
 
-    def taken_below(self, index):
+    def taken_below(self, index: int) -> set[str]:
         """Names that were there at cell `index`, built-in ones too, and that later cells bind."""
         before = set().union(dir(builtins), *self.defines[: index + 1])
         later = range(index + 1, len(self.cells))
         return before & set().union(*(self.defines[i] for i in later if i not in self.experiments))
 
 
-def read(data):
+def read(data: bytes) -> Submission:
     """The submission in the bytes of a notebook file; Unreadable with the reason."""
     if not data:
         raise Unreadable("the file is empty")
@@ -161,44 +159,12 @@ def _brief(error):
     return str(error).partition("\n")[0][:80]
 
 
-def _parsed(source):
-    """`(text, tree)` of a cell, magics and shell lines blanked; None when it is no Python.
-
-    By expressions that take linear time: IPython's own transformer reads a cell once a magic.
-    """
-    if source.lstrip().startswith("%%"):
-        source = source.lstrip().partition("\n")[2]
-    blanked = ASSIGNED.sub(r"\1None", MAGIC.sub(r"\1pass", source))
-    for text in dict.fromkeys((source, blanked)):
-        try:
-            return text, ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-    return None
-
-
-def _defined(tree):
-    """Names that the cell binds outside of its functions and classes."""
-    names, waiting = set(), list(tree.body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {(part.asname or part.name).partition(".")[0] for part in node.names}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif not isinstance(node, OWN_NAMES):
-            waiting += ast.iter_child_nodes(node)
-    return names
-
-
 def _calls(body):
     """Yield the ids in calls of `lab.reveal("…")` that run with the cell: in no function."""
     waiting = list(body)
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+        if isinstance(node, (*DEFINITIONS, ast.Lambda)):
             continue
         if isinstance(node, ast.If) and isinstance(node.test, ast.Constant):
             waiting += node.body if node.test.value else node.orelse

@@ -1,0 +1,183 @@
+"""A session: how a check reaches a learner's objects, here, and what is known of them."""
+
+import contextlib
+import inspect
+import linecache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from labkit.contract.kept import changes, picture, settings
+from labkit.contract.plain import copied, plain
+from labkit.errors import LabError
+
+AND = " | "  # between the faults of one answer
+OTHER = 1 << 40  # so that a learner's manual_seed(0) is seen
+HINTS = {
+    "shapes cannot be multiplied": "; is a transpose (.T) missing or one too many?",
+    "size of tensor a": "; do the two have the shapes you think?",
+    "is ambiguous": "; `if`, `and`, `or`, `max` ask for one truth value, and these are many",
+    "shape of the mask": "; a uint8 index is taken for a mask: convert it, .long()",
+    "leaf Variable that requires grad": "; change it under torch.no_grad()",
+    "non-leaf Tensor": "; change it in place, under torch.no_grad()",
+    "as parameter 'weight'": "; change it in place, under torch.no_grad()",
+    "unhashable type: 'list'": "; is a list inside another one?",
+    "object is not callable": "; is it still a function, begun by def?",
+    "has no attribute 'append'": "; collect dicts in a list, and make one table of it at the end",
+    "unexpected keyword argument": "; do the parameters have the names that the text says?",
+    "is not defined": "; was the cell that defines it run?",
+}
+NAMES = {}  # exercise id -> the learner's objects that it is about
+NOTED = []  # what `kept` found changed, for the call that is under way
+
+
+class CheckFailed(LabError):
+    """The answer is wrong; `earned` holds the points that stand all the same.
+
+    `bare` says that the message only tells numbers apart: one that names a mistake comes first.
+    """
+
+    def __init__(self, message, earned=0, bare=False):
+        super().__init__(" ".join(str(message).split()))
+        self.earned, self.bare = earned, bare
+
+    def _render_traceback_(self):
+        """The faults one below the other."""
+        return str(self).split(AND)
+
+
+class NotWritten(Exception):
+    """The learner's stub is still there."""
+
+
+class NoAnswer(Exception):
+    """The learner's process has not answered: the object is not there, or its call ended it."""
+
+
+@dataclass
+class Session:
+    """Where the learner's code lives and which seed the inputs come from: here, and 0."""
+
+    seed: int = 0
+    exercise: str = ""  # the id of the one that is being checked
+    records: dict = field(default_factory=dict)  # exercise id -> dict as in results.json
+    loans: dict = field(default_factory=dict)  # exercise id -> the course's objects, as lent last
+    letters: dict = field(default_factory=dict)  # id of a quiz -> {question: its first letter}
+    faults: list = field(default_factory=list)  # CheckFailed, of the check that runs
+    reference: object = None  # exercise id -> source of the course's own object, or None
+    namespace: dict = field(default_factory=dict)  # where the learner's code looks names up
+
+    def clear(self) -> None:
+        """Forget what was judged and lent, and where solutions come from.
+
+        The first letters of a quiz stay: a lab that is started again does not make them new.
+        """
+        self.records.clear()
+        self.loans.clear()
+        self.reference, self.namespace = None, {}
+
+    def call(self, f: Callable, data: Sequence) -> object:
+        """`f(*data)` as plain data; raises NotWritten, or CheckFailed when `f` raises.
+
+        What `f` leaves changed, of its inputs or of torch's settings, goes into `faults`.
+        """
+        told, given = [], copied(data)
+        NOTED.clear()
+        before = picture(list(data))
+        with settings(self.seed + OTHER, told):
+            try:
+                result = f(*given)
+            except NotImplementedError as error:
+                if error.args:  # torch raises it too, with a message
+                    raise CheckFailed(_told(error)) from None
+                raise NotWritten from None
+            except CheckFailed:
+                raise
+            except Exception as error:
+                raise CheckFailed(_told(error)) from None
+        for name, was, now in zip(_parameters(f, len(given)), before, given, strict=True):
+            told += changes(was, now, name)
+        self.faults += [CheckFailed(text) for text in told + NOTED]
+        try:
+            return plain(result)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise CheckFailed(error) from None
+
+    def stand_ins(self, id: str) -> dict[str, str]:
+        """`{id: source of the course's own objects}` of the exercises before `id` that are open.
+
+        What `id` itself is about is not lent: an instructor's check may ask for the same, too.
+        """
+        lab, _, number = id.partition(".")
+        found, mine = {}, set(NAMES.get(id, ()))
+        for other in NAMES if self.reference else ():
+            its_lab, _, its_number = other.partition(".")
+            standing = self.records.get(other, {}).get("status") in ("passed", "revealed", "lent")
+            before = its_lab == lab and number.isdecimal() and its_number.isdecimal()
+            before = before and int(its_number) < int(number) and not mine & set(NAMES[other])
+            if before and not standing:
+                found[other] = self.reference(other)
+        return {other: source for other, source in found.items() if source}
+
+    @contextlib.contextmanager
+    def lent(self, sources: dict[str, str]) -> Iterator[dict]:
+        """Have the course's own objects in the place of the learner's; `sources` is `{id: source}`.
+
+        Yields `{name: object}`.
+        """
+        theirs = {}
+        for id, source in sources.items():
+            own = defined_by(source)
+            theirs |= {name: own[name] for name in NAMES[id] if name in own}
+        before = {name: self.namespace[name] for name in theirs if name in self.namespace}
+        self.namespace.update(theirs)
+        try:
+            yield theirs
+        finally:
+            for name in theirs:
+                self.namespace.pop(name, None)
+            self.namespace.update(before)
+
+
+def kept(f: Callable, *args: object) -> object:
+    """`f(*args)`, for probes that make inputs themselves; it is a fault if one is left changed.
+
+    Of a model count its training mode, what trains, the active adapter, hooks and weights.
+    """
+    before = [picture(arg) for arg in args]
+    result = f(*args)
+    names = _parameters(f, len(args))
+    for name, *pair in zip(names, before, args, strict=True):
+        NOTED.extend(changes(*pair, name))
+    return result
+
+
+def defined_by(source: str) -> dict:
+    """The names that the course's own `source` defines; a traceback shows no line of it."""
+    space = {"__name__": "lent"}
+    exec(compile(source, "<the course's own>", "exec"), space)
+    return space
+
+
+def _parameters(f, n):
+    """Names of a function's first `n` parameters, as far as it tells."""
+    try:
+        names = list(inspect.signature(f).parameters)
+    except (TypeError, ValueError):
+        names = []
+    return (names + [f"number {i + 1}" for i in range(len(names), n)])[:n]
+
+
+def _told(error):
+    """One line on an exception in the learner's code: which, where, and the line itself."""
+    what = f"{type(error).__name__}: {error}".strip(": ")
+    what += next((hint for sign, hint in HINTS.items() if sign in what), "")
+    trace, place = error.__traceback__, None
+    while trace:
+        name = trace.tb_frame.f_code.co_filename
+        if "ipykernel" in name or "ipython-input" in name or name.startswith("<cell"):
+            place = (name, trace.tb_lineno)
+        trace = trace.tb_next
+    if place is None:
+        return f"it raised {what}"
+    line = linecache.getline(*place).strip()
+    return f"it raised {what} (line {place[1]} of the cell: `{line}`)"

@@ -1,0 +1,150 @@
+"""The verdict of a check: how it is reached, kept and said."""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+from labkit.contract.calls import AND, NAMES, CheckFailed, NoAnswer, NotWritten, Session
+
+MOST = 4  # faults that are told at once
+LENT = "is lent: it runs, its source stays hidden, and it earns no points"
+
+
+class NotRun:
+    """Stands for an exercise's function or class in a notebook until its cell is run."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, *_, **__):
+        """NameError: what the name would have been without this."""
+        raise NameError(f"name {self.name!r} is not defined: run its cell first")
+
+
+class Verdict(NamedTuple):
+    """How one exercise went; `message` is kept, `note` is what the check says of a pass."""
+
+    status: str
+    earned: int
+    message: str = ""
+    note: str = ""
+
+
+def conclude(session: Session, check: Callable, exercise: dict, objects: dict) -> None:
+    """Judge the learner's objects, keep the verdict and print it; a failure is raised."""
+    id, names = exercise["id"], exercise["names"]
+    if absent := _not_run(session, id, objects):
+        print(f"○ {id} {absent}: its cell has not been run yet")
+    elif told := _borrowed(session, id, objects):
+        print(f"◐ {id} {LENT}: {told}")
+    else:
+        verdict = _judge(session, check, objects, exercise)
+        open_names = _stubs(id, objects) if verdict.status == "missing" else names
+        _say(session, exercise, open_names, verdict)
+
+
+def _not_run(session, id, objects):
+    """The first name of an exercise whose cell was not run; others' only if nothing stands in."""
+    lent = {name for other in session.stand_ins(id) for name in NAMES[other]}
+    absent = [name for name, o in objects.items() if isinstance(o, NotRun) and name not in lent]
+    return absent[0] if absent else None
+
+
+def _borrowed(session, id, objects):
+    """Which of the objects were lent for exercise `id`, as words; "" where none was."""
+    loans = session.loans.get(id, ())
+    theirs = [name for name, one in objects.items() if any(one is lent for lent in loans)]
+    return f"{_listed(theirs)} {_is(theirs)} the course's, not yours" if theirs else ""
+
+
+def _stubs(id, objects):
+    """Names of an exercise's own objects that are not written yet; all, if none looks like it."""
+    own = [name for name in objects if name in NAMES[id]]
+    return [name for name in own if _is_stub(objects[name])] or own
+
+
+def _is_stub(thing):
+    """Whether a function, or a method of a class, is as the notebook had it."""
+    parts = vars(thing).values() if isinstance(thing, type) else [thing]
+    codes = [getattr(part, "__code__", None) for part in parts]
+    return any("NotImplementedError" in getattr(code, "co_names", ()) for code in codes)
+
+
+def _judge(session, check, objects, exercise):
+    """The Verdict on the learner's objects, else with the course's own for what is open before.
+
+    Of the two the first stands where the second says nothing else.
+    """
+    own, sources = None, {}
+    try:
+        own = _verdict(session, check, objects, exercise["points"])
+    except NoAnswer:
+        sources = session.stand_ins(exercise["id"])
+        if not sources:
+            raise
+    if own and own.status == "passed":
+        return own
+    sources = sources or session.stand_ins(exercise["id"])
+    if not sources:
+        return own
+    with session.lent(sources) as theirs:
+        given = {name: theirs.get(name, mine) for name, mine in objects.items()}
+        lent = _verdict(session, check, given, exercise["points"])
+    if own and (lent.status, lent.message) == (own.status, own.message):
+        return own
+    told = f"judged with the course's own {_listed(list(sources))}, which {_is(sources)} open"
+    return lent._replace(message=f"{lent.message} ({told})" if lent.message else told)
+
+
+def _listed(several):
+    """ "2.1", "2.1 and 2.2", "2.1, 2.2 and 2.3"."""
+    *most, last = several
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _is(several):
+    return "are" if len(several) > 1 else "is"
+
+
+def _verdict(session, check, objects, points):
+    """The Verdict of one run of a check."""
+    session.faults = faults = []
+    try:
+        note = check(*objects.values())
+    except NotWritten:
+        if not faults:
+            return Verdict("missing", 0)
+    except CheckFailed as failure:
+        faults.append(failure)
+    if faults:
+        return Verdict("failed", max(fault.earned for fault in faults), _joined(faults))
+    return Verdict("passed", points, "", note or inspect.getdoc(check))
+
+
+def _joined(faults):
+    """All faults in one line: those that name a mistake first, each mistake once."""
+    if len(faults) == 1:  # such as a quiz, whose answers are all told
+        return str(faults[0])
+    said = {}
+    for fault in sorted(faults, key=lambda fault: fault.bare):
+        for text in str(fault).split(AND):
+            said.setdefault(text.rpartition(": ")[2], text)
+    return AND.join(list(said.values())[:MOST])
+
+
+def _say(session, exercise, names, verdict):
+    """Keep the verdict and print it; a failure is raised. What was revealed stays revealed."""
+    id, listed, (status, earned, told, note) = exercise["id"], ", ".join(names), verdict
+    before, beside = session.records.get(id, {}).get("status"), f" ({told})" if told else ""
+    if before in (None, "lent") or (status != "missing" and before != "revealed"):
+        record = {key: exercise[key] for key in ("id", "name", "points")}
+        record |= {"earned": earned, "status": status, "message": told}
+        session.records[id] = record
+    if status == "missing":
+        print(f"○ {id} {listed}: not written yet{beside}")
+        return
+    if status == "failed":
+        raise CheckFailed(f"✗ {id} {names[0]}: {told}")
+    if before == "revealed":
+        beside += " (it was revealed, and earns no points)"
+    print(f"✓ {id} {listed}: {note}{beside}")

@@ -1,0 +1,229 @@
+"""One submission before the judge: its cells run, its exercises are asked, each has a verdict."""
+
+import contextlib
+import functools
+import inspect
+import io
+import json
+import time
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from labkit import contract
+from labkit.contract import BROKEN, ODD, CheckFailed, Verdict
+from labkit.grading import wire
+from labkit.grading.judge import own
+from labkit.grading.judge.remote import (
+    PATIENCE,
+    Down,
+    Forged,
+    Gone,
+    Learner,
+    RemoteSession,
+    Undefined,
+)
+from labkit.grading.judge.shipped import shipped
+from labkit.grading.judge.submission import PARSED
+from labkit.grading.judge.went import Went
+from labkit.grading.limits import TIME_UP
+from labkit.reference import reference
+
+# what learners' data cannot bring about: an exception of these kinds is the check's own mistake
+OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
+MESSAGE = 600  # characters of a message
+LENT = "the course lent this one"
+
+_reference = cache(reference)
+
+
+class Case:
+    """One submission before the judge."""
+
+    def __init__(self, judge, work, stem, checks, seed, over):
+        self.judge, self.work, self.stem, self.checks = judge, work, stem, checks
+        self.limits, self.seed = judge.limits, seed
+        self.over = over  # the end of its time on the monotonic clock
+        self.names = set(names_of(checks))
+        self.went = Went(work, self.names, ())
+        self.down = ""  # why no exercise can be judged any more
+        self.used = False  # whether the process that answers has served an exercise
+
+    def judged(self) -> tuple[list[dict], dict]:
+        """`(records, {"status": …})`: the exercises as in results.json, and how all went."""
+        revealed = self._revealed()
+        with self.judge.warm.submission() as link:
+            self.session = RemoteSession(link, self.seed, self.limits, self.over)
+            self.session.reference = functools.partial(_reference, self.stem)
+            try:
+                self._run_cells(link)
+            except (Down, OSError, wire.WireError, ValueError, TypeError) as error:
+                self.down = line(error) or "the submission's processes ended"
+            records = [self._record(check, revealed) for check in self.checks]
+        return records, self._state(records)
+
+    def _record(self, check, revealed):
+        """An exercise as in results.json; `revealed` are those that earn nothing, and why."""
+        record = {key: check.exercise[key] for key in ("id", "name", "points")}
+        if record["id"] in revealed:
+            verdict = Verdict("revealed", 0, revealed[record["id"]])
+        else:
+            verdict = self._judge(check)
+        message = verdict.message
+        if verdict.status == "missing" and record["id"] in self.work.lent:
+            message = f"{LENT}, and no answer of one's own is here"
+        return record | {
+            "earned": verdict.earned,
+            "status": verdict.status,
+            "message": line(message),
+        }
+
+    def _judge(self, check):
+        """The Verdict of an exercise that was not revealed."""
+        if not self.down and time.monotonic() > self.over:
+            return Verdict("timeout", 0, TIME_UP)
+        if not self.down:
+            try:
+                return self._as_then(check, self._exercise(check))
+            except Down as error:
+                self.down = str(error)
+        return Verdict("error", 0, self.down)
+
+    def _state(self, records):
+        """How all went, as the columns of a row; a reason where something did not."""
+        if self.down:
+            return {"status": "crashed", "reason": self.down}
+        troubles = self.went.troubles()
+        if any((record["status"], record["message"]) == ("timeout", TIME_UP) for record in records):
+            seconds = self.limits.submission_seconds
+            told = f"it took more than {seconds:g} s in all, graded until then"
+            return {"status": "timeout", "reason": line("; ".join(filter(None, [told, troubles])))}
+        return {"status": "graded"} | ({"reason": line(troubles)} if troubles else {})
+
+    def _revealed(self):
+        """`{id: how that is known}` of exercises that earn nothing, for their solutions were seen.
+
+        Without the outputs nobody knows whether a call showed the solution, or lent it unseen: then
+        an answer counts that is not the solution itself.
+        """
+        found = dict(self.work.asked)
+        for check in self.checks:
+            id, name = check.exercise["id"], check.exercise["names"][0]
+            cell = self.work.cell_of(name) if id in found else None
+            if cell is not None and own.is_own(self.stem, name, self.work.cells[cell][:PARSED]):
+                del found[id]
+        return found | dict.fromkeys(self.work.shown, "the solution was revealed")
+
+    def _run_cells(self, link):
+        """Have the cells run, but for experiments, and ship what the exercises need."""
+        cells = [
+            source if i not in self.work.experiments or self.names & self.work.defines[i] else ""
+            for i, source in enumerate(self.work.cells)
+        ]
+        task = {"cells": cells, "needed": sorted(self.work.needed(self.names))}
+        task["seconds"] = max(1, self.over - time.monotonic())
+        wire.send(link, b"C", json.dumps(task).encode())
+        frame = wire.receive(link, self.limits.reply_bytes, self.over + PATIENCE)
+        if frame is None or frame[0] != b"D":
+            raise Down(frame[1].decode() if frame else "")
+        self.went = Went(self.work, self.names, json.loads(frame[1]))
+        wire.send(link, b"B", shipped(self.stem))
+
+    def _exercise(self, check):
+        """The Verdict of an exercise. What does not pass is tried again in a fresh process.
+
+        What ended its process is tried again even where that was a fresh one: a busy machine may
+        have ended it.
+        """
+        fresh, tries = not self.used, 0
+        while True:
+            self.session.begin(fresh)
+            verdict = self._verdict(check)
+            self.used = not self.session.ended and (self.used or self.session.asked > 0)
+            tries += 1
+            in_fresh = fresh or self.session.spent
+            final = in_fresh and (verdict.status != "error" or tries > 1)
+            if verdict.status in ("passed", "missing") or final:
+                return verdict
+            fresh = True
+
+    def _as_then(self, check, verdict):
+        """`verdict`; for an exercise that failed how it goes with names as its own cell left them.
+
+        In a notebook its check ran there. A later cell may have taken a name that it uses for
+        something else (`sum = 0`), which is no fault of its answer.
+        """
+        cells = [self.work.cell_of(name) for name in check.exercise["names"]]
+        if verdict.status != "failed" or None in cells:
+            return verdict
+        taken = self.work.taken_below(max(cells)) - set(check.exercise["names"])
+        if not taken:
+            return verdict
+        self.session.then = max(cells)
+        self.session.begin(fresh=True)
+        try:
+            then = self._verdict(check)
+        finally:
+            self.session.then, self.session.spent = None, True
+        if then.status != "passed":
+            return verdict
+        names = ", ".join(sorted(taken)[:5])
+        return then._replace(
+            message=f"right where it stands; cells below use its names anew: {names}"
+        )
+
+    def _verdict(self, check):
+        """The Verdict of one try at an exercise."""
+        try:
+            record = self._tried(check)
+        except Undefined as name:
+            if str(name) not in check.exercise["names"]:
+                return Verdict("error", 0, str(Forged()))
+            return self.went.undefined(str(name))
+        except Gone as gone:
+            return Verdict(gone.how, 0, str(gone))
+        except Forged as forged:
+            return Verdict("error", 0, str(forged))
+        except Down:
+            raise
+        except OWN_MISTAKES as error:
+            return Verdict("error", 0, f"{BROKEN}: {_where(error, check)}: {error}")
+        except Exception as error:  # a check that trips over data of a form that nobody foresaw
+            return Verdict("failed", 0, f"{ODD} ({_where(error, check)})")
+        message = record["message"][: 4 * MESSAGE]
+        if record["status"] == "missing":  # the stub; did what came after it go wrong?
+            told = [message, *(self.went.of_cell(name)[1] for name in check.exercise["names"])]
+            message = next(filter(None, told), "")
+        return Verdict(record["status"], record["earned"], message + self.went.cause(message))
+
+    def _tried(self, check):
+        """The record that a check leaves which asks the submission's process."""
+        id, before = check.exercise["id"], contract.session
+        self.session.records.pop(id, None)
+        contract.session = self.session
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(CheckFailed):
+                check(*map(Learner, check.exercise["names"]))
+        finally:
+            contract.session = before
+        return self.session.records[id]
+
+
+def names_of(checks: list[Callable]) -> list[str]:
+    """The names of the objects that `checks` are about."""
+    return [name for check in checks for name in check.exercise["names"]]
+
+
+def _where(error, check):
+    """An exception's kind, and the last file and line of a check that it came through."""
+    own = inspect.unwrap(check).__code__.co_filename
+    frames = traceback.extract_tb(error.__traceback__)
+    at = [f for f in frames if f.filename == own or "checks" in Path(f.filename).parts][-1]
+    return f"{type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
+
+
+def line(message: object) -> str:
+    """One line of printable text, cut to a length that a table can take."""
+    text = "".join(c if c.isprintable() else " " for c in str(message)[: 4 * MESSAGE])
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:MESSAGE]
