@@ -369,7 +369,7 @@ def test_every_lab_has_its_autograder_and_no_answer_in_it(zips):
             names = set(archive.namelist())
             run = archive.read("run_autograder").decode()
         assert {"setup.sh", "run_autograder", "pyproject.toml", "constraints.txt"} <= names
-        assert {"README.md", "labkit/cli.py", "private_checks.py"} <= names
+        assert {"README.md", "labkit/cli/__init__.py", "private_checks.py"} <= names
         assert not [n for n in names if n.endswith(".ipynb") or n.startswith(("labs", "tests"))]
         assert f" {path.stem} " in run and "LAB" not in run
 
