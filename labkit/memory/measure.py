@@ -65,13 +65,13 @@ def track(*held, device=None):
     ledger, peak = Ledger(device), Peak()
     for thing in held or _all_held():
         ledger.hold(thing)
-    peak.start_bytes = ledger.total
+    peak.start_bytes = ledger.book.total
     with _cuda_peaks(peak, device), _resident_memory(peak):
         try:
             with ledger:
                 yield peak
         finally:
-            peak.bytes, peak.end_bytes = ledger.peak, ledger.total
+            peak.bytes, peak.end_bytes = ledger.book.peak, ledger.book.total
             peak.by_category = ledger.by_category()
 
 

@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from labkit.memory import adapted, optimizers
-from labkit.memory.ledger import CATEGORIES, Ledger
+from labkit.memory.ledger import CATEGORIES, Ledger, category
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _step(model, settings, n_params, n_trainable, timeline):
         static = {name: n for name, n in ledger.now().items() if name in CATEGORIES[:3]}
         if settings.accumulation == 1:
             optimizer.zero_grad()
-        ledger.peak = ledger.total
+        ledger.book.forget_peak()
         ids = torch.zeros(settings.batch, settings.seq, dtype=torch.long)
         ledger.mark("forward")
         loss = _loss(model, ids, settings)
@@ -105,7 +105,7 @@ def _step(model, settings, n_params, n_trainable, timeline):
         optimizer.step()
     history = _history(ledger)
     return Simulation(
-        peak=ledger.peak,
+        peak=ledger.book.peak,
         by_category=ledger.by_category(),
         static=static,
         phases=_phase_peaks(history),
@@ -141,10 +141,10 @@ def _loss(model, ids, settings):
 
 def _history(ledger):
     """The ledger's events from the first mark on, with what each storage turned out to be for."""
-    events = np.frombuffer(ledger.events, dtype=np.int64).reshape(-1, 2)
-    names = [CATEGORIES.index(ledger.category(number)) for number in events[:, 0].tolist()]
+    events = ledger.book.events
     changes = np.zeros((len(events), len(CATEGORIES)), dtype=np.int64)
-    changes[np.arange(len(events)), names] = events[:, 1]
+    for row, (storage, n_bytes) in zip(changes, events, strict=True):
+        row[CATEGORIES.index(category(storage))] = n_bytes
     first = ledger.marks[0][0]
     held = changes.cumsum(axis=0)[max(first - 1, 0) :]
     return Timeline(held, {name: at - first for at, name in ledger.marks})
