@@ -9,8 +9,11 @@ What it does not see: the CUDA context and library workspaces, the allocator's r
 fragmentation (`max_memory_reserved`), and what kernels allocate inside themselves.
 """
 
+from __future__ import annotations
+
 import contextlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
@@ -19,6 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from labkit.memory import adapted, optimizers
 from labkit.memory.ledger import CATEGORIES, Ledger, category
+from labkit.memory.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,13 @@ class Simulation:
     """
 
     peak: int
-    by_category: dict
-    static: dict
-    phases: dict
+    by_category: dict[str, int]
+    static: dict[str, int]
+    phases: dict[str, int]
     paged: int
     n_params: int
     n_trainable: int
-    timeline: "Timeline | None" = None
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,12 @@ class Timeline:
     """
 
     held: np.ndarray
-    starts: dict
+    starts: dict[str, int]
 
 
-def simulate(config, settings, timeline=False, device="cuda"):
+def simulate(
+    config: PretrainedConfig, settings: Settings, timeline: bool = False, device: str = "cuda"
+) -> Simulation:
     """Simulate one step of the causal LM that `config` describes; a `Simulation`.
 
     device: "cuda" or "cpu", which keep dropout's mask in one byte and in four.
@@ -64,7 +73,7 @@ def simulate(config, settings, timeline=False, device="cuda"):
     model, n_params = adapted.build(config, settings)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with _whole_sequences(), _dropout_of(device), FakeTensorMode():
-        adapted.into_fake(model)
+        adapted.materialise(model, adapted.packed_weight)
         return _step(model, settings, n_params, n_trainable, timeline)
 
 
@@ -129,13 +138,10 @@ def _earlier_step(trained, settings, ledger):
 def _loss(model, ids, settings):
     kept = settings.answer_tokens or 0
     compute = torch.float16 if settings.dtype == "float16" else torch.bfloat16
-    cast = contextlib.nullcontext()
-    if settings.autocast:
-        cast = torch.autocast("cpu", compute)
     batch = {"input_ids": ids, "labels": ids[:, -kept:]}
     if settings.padded:
         batch["attention_mask"] = torch.ones_like(ids)
-    with cast:
+    with torch.autocast("cpu", compute, enabled=settings.autocast):
         return model(**batch, use_cache=False, logits_to_keep=kept).loss
 
 
