@@ -149,8 +149,8 @@ def _history(ledger):
     """The ledger's events from the first mark on, with what each storage turned out to be for."""
     events = ledger.book.events
     changes = np.zeros((len(events), len(CATEGORIES)), dtype=np.int64)
-    for row, (storage, n_bytes) in zip(changes, events, strict=True):
-        row[CATEGORIES.index(category(storage))] = n_bytes
+    columns = [CATEGORIES.index(category(storage)) for storage, _ in events]
+    changes[np.arange(len(events)), columns] = [n_bytes for _, n_bytes in events]
     first = ledger.marks[0][0]
     held = changes.cumsum(axis=0)[max(first - 1, 0) :]
     return Timeline(held, {name: at - first for at, name in ledger.marks})
