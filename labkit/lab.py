@@ -1,7 +1,11 @@
 """A lab in a notebook: its header, its experiments, `reveal`, and the score."""
 
+from __future__ import annotations
+
 import functools
 import importlib
+from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from IPython import get_ipython
@@ -15,7 +19,7 @@ MARKS = {"passed": "✓", "revealed": "◐", "lent": "◐", "failed": "✗", "mi
 WORKS = ("passed", "revealed", "lent")  # the exercise's objects are there, and an experiment runs
 
 
-def start(stem):
+def start(stem: str) -> tuple[Lab, ModuleType]:
     """`(lab, check)` for lab `stem`, such as "02_lora"; prints the header and seeds torch."""
     hardware.one_card()
     models.hush_libraries()
@@ -38,14 +42,14 @@ def start(stem):
 class Lab:
     """What one notebook shares: device, precision, seed, and which exercises stand."""
 
-    def __init__(self, stem, check):
+    def __init__(self, stem: str, check: ModuleType):
         self.stem, self.seed = stem, 0
         self.device = hardware.device()
         self.dtype = hardware.precision(self.device)
         marked = [f.exercise for f in contract.checks_of(check)]
         self.exercises = sorted(marked, key=lambda exercise: contract.natural(exercise["id"]))
 
-    def header(self):
+    def header(self) -> str:
         """Two lines: the machine and its precision; the model and where it comes from."""
         on_gpu = self.device == "cuda"
         n = torch.get_num_threads()
@@ -58,7 +62,7 @@ class Lab:
             f"{torch.__version__.split('+')[0]}\nModel: {models.source()}"
         )
 
-    def experiment(self, title, seconds, needs=()):
+    def experiment(self, title: str, seconds: float, needs: Sequence[str] = ()) -> bool:
         """Announce an experiment and its time; False, with the reason, when exercises are open.
 
         `needs` lists the ids of the exercises whose functions the experiment runs.
@@ -68,7 +72,7 @@ class Lab:
         live.announce(title, seconds)
         return True
 
-    def gpu(self, title, known, needs=()):
+    def gpu(self, title: str, known: str, needs: Sequence[str] = ()) -> bool:
         """Whether an experiment for a GPU runs; else one line, which ends in what is `known` of it.
 
         `known` says what it would show, and what others measured, with the source.
@@ -91,7 +95,7 @@ class Lab:
             print(f"◇ {title}: waits for {names}.{stuck}")
         return bool(open_ids)
 
-    def reveal(self, id):
+    def reveal(self, id: str) -> None:
         """Show and run the solved cell of exercise `id`; it counts as revealed, with no points.
 
         One that has passed is only shown: the learner's stays, with its points. In a copy of the
@@ -118,7 +122,7 @@ class Lab:
             self._note(exercise, "lent")
             print(f"◐ {id} {contract.LENT}. Write your own any time: it then counts.")
 
-    def score(self):
+    def score(self) -> None:
         """A table of the exercises: passed, revealed, open, and the points."""
         rows = [self._row(exercise) for exercise in self.exercises]
         earned, possible = (sum(row[key] for row in rows) for key in ("earned", "points"))
@@ -130,7 +134,7 @@ class Lab:
         text = "\n".join([*lines, f"{earned} of {possible} points"])
         _publish(text, "score", {"lab": self.stem, "exercises": rows})
 
-    def headline(self, text):
+    def headline(self, text: str) -> None:
         """Show the lab's one-line result; `labkit run` puts it into its summary."""
         _publish(f"▶ {text}", "headline", {"headline": text})
 

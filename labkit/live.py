@@ -1,7 +1,9 @@
 """What moves while you wait: a countdown, a progress line, and a loss curve that draws itself."""
 
 import time
+from collections.abc import Iterable, Iterator
 from html import escape
+from typing import SupportsFloat
 
 from IPython import get_ipython
 from IPython.display import HTML, display
@@ -16,7 +18,7 @@ COUNTDOWN = """<style>
 _pace = 1.0  # how many times longer than announced the last long experiment took here
 
 
-def announce(title, seconds):
+def announce(title: str, seconds: float) -> None:
     """Say that an experiment begins and how long it takes; in the end, what it took.
 
     A browser counts down meanwhile, by itself: the kernel is busy until the cell ends.
@@ -43,7 +45,7 @@ def announce(title, seconds):
     shell.events.register("post_run_cell", ended)
 
 
-def progress(items, label, total=None):
+def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
     """Iterate over `items` and keep one line up to date: how far, and the time left."""
     total = len(items) if total is None else total
     begun = shown = time.perf_counter()
@@ -62,14 +64,14 @@ class Curve:
     `losses` and `seconds` (since the start, after each step) stay for later plots.
     """
 
-    def __init__(self, title, steps):
+    def __init__(self, title: str, steps: int):
         self.title, self.steps = title, steps
         self.losses, self.seconds = [], []
         self._begun = self._shown = time.perf_counter()
         self._text = display(HTML(_line(title, 0, steps, 0)), display_id=True)
         self._picture = None
 
-    def add(self, loss):
+    def add(self, loss: SupportsFloat) -> None:
         """Note the loss of one more step; redraw when the picture is older than two seconds."""
         self.losses.append(loss.item() if hasattr(loss, "item") else float(loss))
         now = time.perf_counter()  # after item(), which waits for a GPU

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from labkit import cli, tasks
-from labkit.course import doctor, run
+from labkit.course import doctor, masters, run
 from labkit.errors import LabError
 from labkit.training import hardware, models
 
@@ -71,6 +71,11 @@ def test_version(capsys):
         (["memory", "smollm2-135m", "--targets", "query"], "no layer 'query': there is down_proj"),
         (["memory", "smollm2-135m", "--fit", "much"], "can't read the size 'much'"),
         (["memory", "pyproject.toml"], "is not JSON"),
+        (["memory", "m" * 300], "File name too long"),
+        (["memory", "smollm2-135m", "--seq", "8", "--plot", "p.xyz"], "Format 'xyz' is not"),
+        (["memory", "smollm2-135m", "--seq", "8", "--plot", "no/p.png"], "No such file"),
+        (["export", "pyproject.toml", "--gradescope"], "Not a directory"),
+        (["release", "--out", "pyproject.toml/out"], "not what labs/ say"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(monkeypatch, tmp_path, capsys, args, said):
@@ -128,9 +133,29 @@ def test_wrong_master_is_one_line(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("labkit: labs/01_tiny.py, line 6: ")
 
 
+@pytest.mark.parametrize(
+    ("file", "command", "said"),
+    [
+        ("labs/01_tiny.py", "build", "labs/01_tiny.py, line 1: not UTF-8"),
+        ("solutions/01_tiny.ipynb", "run", "solutions/01_tiny.ipynb is no notebook"),
+        ("pyproject.toml", "build", "pyproject.toml says no project"),
+    ],
+)
+def test_a_broken_file_of_the_course_is_one_line(
+    monkeypatch, tmp_path, capsys, file, command, said
+):
+    monkeypatch.chdir(course(tmp_path))
+    call("build")
+    capsys.readouterr()
+    Path(file).write_bytes(b"\xff")
+    assert call(command) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and "Traceback" not in captured.err
+
+
 def test_no_course_is_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages/labkit/cli.py"))
+    monkeypatch.setattr(masters, "__file__", str(tmp_path / "site/labkit/course/masters.py"))
     assert call("build") == 2
     assert "no course here" in capsys.readouterr().err
 

@@ -240,14 +240,14 @@ def test_finetune_trains_in_fp32_under_a_gradient_scaler(monkeypatch, tmp_path, 
 def test_doctor_on_a_t4_and_on_an_a100(card, monkeypatch):
     monkeypatch.setattr(doctor, "_four_bits_fail", lambda: "")
     card("Tesla T4")
-    assert doctor.precision().value == "float16, adapters float32"
-    assert "gradient scaler" in doctor.precision().mend
-    found = doctor.gpu()
+    assert doctor.check_precision().value == "float16, adapters float32"
+    assert "gradient scaler" in doctor.check_precision().mend
+    found = doctor.check_gpu()
     assert (found.value, found.verdict) == ("Tesla T4, 15 GiB", "ok")
     assert found.mend.endswith(": llama-2-13b")
     card("A100")
-    assert doctor.precision().value == "bfloat16, adapters float32"
-    assert doctor.gpu().mend.endswith(": llama-2-70b")
+    assert doctor.check_precision().value == "bfloat16, adapters float32"
+    assert doctor.check_gpu().mend.endswith(": llama-2-70b")
 
 
 def test_doctor_says_what_bitsandbytes_says(card, monkeypatch):
@@ -257,6 +257,6 @@ def test_doctor_says_what_bitsandbytes_says(card, monkeypatch):
     card("Tesla T4")
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
     monkeypatch.setattr("bitsandbytes.functional.quantize_4bit", broken)
-    found = doctor.gpu()
+    found = doctor.check_gpu()
     assert found.verdict == "warn" and "pip install -U bitsandbytes" in found.mend
     assert found.value == "Tesla T4, 15 GiB; bitsandbytes: RuntimeError: no kernel image for sm_61"

@@ -72,9 +72,9 @@ def test_what_is_not_whole_is_told_fetched_anew_and_kept_aside(cache, monkeypatc
     folder = cache / "models" / "tiny"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("half")
-    assert doctor.model().verdict == "warn"
+    assert doctor.check_model().verdict == "warn"
     assert (models.fetch("tiny") / "model.safetensors").read_bytes() == b"weights"
-    assert doctor.model().verdict == "ok"
+    assert doctor.check_model().verdict == "ok"
     assert (cache / "models" / "tiny.incomplete" / "config.json").read_text() == "half"
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from labkit import cli, contract
 from labkit.checks import quiz
-from labkit.course import notebooks, release
+from labkit.course import masters, notebooks, release
 from labkit.errors import LabError
 from labkit.grading.judge import private
 
@@ -193,7 +193,7 @@ except labkit.errors.LabError as error: print("SAID", error)
 
 
 def test_every_exercise_but_quizzes_is_lent(students):
-    stems = [path.stem for path in release._masters(ROOT)]
+    stems = [path.stem for path in masters.masters(ROOT)]
     assert {path.stem for path in (students / "labkit/_lent").iterdir()} == set(stems)
     code = """
 import labkit
@@ -240,7 +240,7 @@ def test_the_makefile_keeps_the_target_that_students_need(students):
 
 def test_the_readme_names_every_lab(students):
     links = re.findall(r"\]\((notebooks/.*?)\)", (students / "README.md").read_text("utf-8"))
-    assert links == [f"notebooks/{path.stem}.ipynb" for path in release._masters(ROOT)]
+    assert links == [f"notebooks/{path.stem}.ipynb" for path in masters.masters(ROOT)]
     assert all((students / link).is_file() for link in links)
 
 
@@ -369,7 +369,7 @@ def test_every_lab_has_its_autograder_and_no_answer_in_it(zips):
             names = set(archive.namelist())
             run = archive.read("run_autograder").decode()
         assert {"setup.sh", "run_autograder", "pyproject.toml", "constraints.txt"} <= names
-        assert {"README.md", "labkit/cli.py", "private_checks.py"} <= names
+        assert {"README.md", "labkit/cli/__init__.py", "private_checks.py"} <= names
         assert not [n for n in names if n.endswith(".ipynb") or n.startswith(("labs", "tests"))]
         assert f" {path.stem} " in run and "LAB" not in run
 

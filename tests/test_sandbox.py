@@ -530,7 +530,7 @@ def test_a_machine_without_a_filter_has_none():
 def test_doctor_says_how_submissions_are_isolated(monkeypatch):
     for told, verdict in (("nested", "ok"), ("alone", "warn"), ("Operation not permitted", "warn")):
         monkeypatch.setattr(sandbox, "trial", lambda told=told: told)
-        found = doctor.sandbox()
+        found = doctor.check_sandbox()
         assert found.verdict == verdict and (verdict == "ok" or found.mend)
     assert "Operation not permitted" in found.mend
 

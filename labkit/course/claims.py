@@ -1,8 +1,12 @@
 """The claims that the course tests, each with its verdict and where it is measured."""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+
+from rich.console import Console
+from rich.text import Text
 
 from labkit.errors import LabError
 
@@ -27,7 +31,7 @@ class Claim:
     where: tuple = ()
 
 
-def load(ids=()):
+def load(ids: Sequence[str] = ()) -> list[Claim]:
     """The claims, all or those of `ids` ("A3", "a3"); raises NoClaim for one that isn't there."""
     text = (resources.files(__package__) / "claims.toml").read_text(encoding="utf-8")
     found = {
@@ -38,3 +42,12 @@ def load(ids=()):
         if name.upper() not in found:
             raise NoClaim(f"no claim {name!r}: there are A1 to A{len(found)}")
     return [found[name.upper()] for name in ids] if ids else list(found.values())
+
+
+def show(claims: list[Claim], console: Console) -> None:
+    """Print each claim, what is right, and where the course measures it."""
+    for claim in claims:
+        console.print(Text.assemble((f"{claim.id} ", "bold"), claim.claim))
+        console.print(Text.assemble((f"   {claim.verdict}: ", "yellow"), claim.right))
+        places = "; ".join(f"{lab}, {cell}" for lab, cell in claim.where)
+        console.print(Text(f"   {places or 'not measured in this course'}", "dim"))

@@ -20,7 +20,7 @@ FOLDER = str(Path(__file__).parents[2])
 PIP = [sys.executable, "-m", "pip", "install", "--quiet", "--no-color"]
 
 
-def bring_libraries():
+def bring_libraries() -> None:
     """Bring what the labs need and is not here. LabError when pip cannot; then try again."""
     # pip, and every process that a lab starts, must see the folder too
     paths = [FOLDER, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -38,7 +38,7 @@ def bring_libraries():
     print("The course is here. What was installed before is as it was.")
 
 
-def missing():
+def missing() -> list[str]:
     """What pip would add to what is installed: a list of `name==version`."""
     needs = [need for need in importlib.metadata.requires("lora-labs") if "extra ==" not in need]
     with tempfile.TemporaryDirectory() as scratch:
@@ -71,7 +71,7 @@ def _unload(packages):
         del sys.modules[name]
 
 
-def hide_old_torchao():
+def hide_old_torchao() -> None:
     """Hide a torchao older than 0.16: Colab has one, peft stops beside it, and no lab uses it."""
     from packaging.version import Version
 

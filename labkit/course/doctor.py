@@ -8,9 +8,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 MODEL = "smollm2-135m"
 GIB = 2**30
 INSTALL = "pip install -e '.[dev]'"
+COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
 
 
 @dataclass
@@ -24,32 +29,41 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Return all findings; none of them needs a network or writes anything."""
+    """All findings; none of them needs a network or writes anything."""
     findings = []
-    for look in (python, torch, gpu, precision, cores, memory, disk, model, sandbox, kernel):
+    for check in CHECKS:
         try:
-            findings.append(look())
+            findings.append(check())
         except Exception as error:  # a broken installation is what a doctor is for
             line = f"{type(error).__name__}: {error}".partition("\n")[0]
-            findings.append(Finding(look.__name__, line, "bad", INSTALL))
+            what = check.__name__.removeprefix("check_")
+            findings.append(Finding(what, line, "bad", INSTALL))
     return findings
 
 
-def python() -> Finding:
+def show(findings: list[Finding], console: Console) -> None:
+    """Print the findings as a table."""
+    table = Table("what", "", "value", "note", box=None)
+    for f in findings:
+        table.add_row(f.what, Text(f.verdict, COLOURS[f.verdict]), Text(f.value), Text(f.mend))
+    console.print(table)
+
+
+def check_python() -> Finding:
     """The interpreter."""
     verdict = "ok" if (3, 11) <= sys.version_info[:2] <= (3, 13) else "warn"
     mend = "" if verdict == "ok" else "the course is tested on Python 3.11 to 3.13"
     return Finding("python", f"{sys.version.split()[0]} ({sys.executable})", verdict, mend)
 
 
-def torch() -> Finding:
+def check_torch() -> Finding:
     """The version of torch."""
     import torch
 
     return Finding("torch", torch.__version__)
 
 
-def gpu() -> Finding:
+def check_gpu() -> Finding:
     """The GPU that labs would use, what it is large enough for, and whether 4 bits work there."""
     import torch
 
@@ -79,7 +93,7 @@ def _four_bits_fail() -> str:
     return ""
 
 
-def precision() -> Finding:
+def check_precision() -> Finding:
     """The number format that training uses here."""
     import torch
 
@@ -96,7 +110,7 @@ def precision() -> Finding:
     return Finding("precision", "bfloat16, adapters float32")
 
 
-def cores() -> Finding:
+def check_cores() -> Finding:
     """The cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent outside Linux
     n_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -105,7 +119,7 @@ def cores() -> Finding:
     return Finding("cores", str(n_cores))
 
 
-def memory() -> Finding:
+def check_memory() -> Finding:
     """Free memory: the labs peak below 6 GiB."""
     import psutil
 
@@ -113,7 +127,7 @@ def memory() -> Finding:
     return _at_least("memory", free, 6 * GIB, "close other programs: a lab can need 6 GiB")
 
 
-def disk() -> Finding:
+def check_disk() -> Finding:
     """Free disk where the model and the tasks are cached."""
     from labkit.download import cache_dir
 
@@ -129,7 +143,7 @@ def _at_least(what: str, free: int, enough: int, mend: str) -> Finding:
     return Finding(what, value) if free >= enough else Finding(what, value, "warn", mend)
 
 
-def model() -> Finding:
+def check_model() -> Finding:
     """Where the model is, or that it is not here yet."""
     from labkit.training import models
 
@@ -138,16 +152,15 @@ def model() -> Finding:
     return Finding("model", models.source(MODEL), "warn", "'labkit fetch' brings it now")
 
 
-def sandbox() -> Finding:
+def check_sandbox() -> Finding:
     """What isolates submissions when they are graded."""
-    from labkit.grading import cgroup
-    from labkit.grading import sandbox as walls
+    from labkit.grading import cgroup, sandbox
     from labkit.grading.limits import Limits
 
-    if not walls.available():
+    if not sandbox.available():
         mend = "only for grading: install the package 'bubblewrap' (Linux), or grade with --unsafe"
         return Finding("sandbox", "none", "warn", mend)
-    found = walls.trial()
+    found = sandbox.trial()
     group = cgroup.make(Limits())
     cgroup.remove(group)
     bound = ", all in a memory cgroup" if group else ""
@@ -158,11 +171,11 @@ def sandbox() -> Finding:
     if found == "alone":
         mend = "only for grading: no nested user namespaces here, so each submission warms up anew"
         return Finding("sandbox", f"bubblewrap, one warm process a submission{bound}", "warn", mend)
-    mend = f"only for grading: bubblewrap may not do its work here ({walls.mend(found)})"
+    mend = f"only for grading: bubblewrap may not do its work here ({sandbox.mend(found)})"
     return Finding("sandbox", "bubblewrap, which fails", "warn", mend)
 
 
-def kernel() -> Finding:
+def check_kernel() -> Finding:
     """The Jupyter kernel that a notebook opened here would use."""
     from jupyter_client.kernelspec import KernelSpecManager
 
@@ -173,3 +186,17 @@ def kernel() -> Finding:
         return Finding("kernel", "python3 is this Python")
     mend = "python -m ipykernel install --sys-prefix"
     return Finding("kernel", f"python3 is {program}", "warn", mend)
+
+
+CHECKS = (
+    check_python,
+    check_torch,
+    check_gpu,
+    check_precision,
+    check_cores,
+    check_memory,
+    check_disk,
+    check_model,
+    check_sandbox,
+    check_kernel,
+)

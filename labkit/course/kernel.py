@@ -65,7 +65,7 @@ def execute(
 
 
 def peak_bytes(manager: AsyncKernelManager) -> int | None:
-    """Return the largest resident memory that the kernel has had (Linux; None elsewhere)."""
+    """The largest resident memory that the kernel has had (Linux; None elsewhere)."""
     try:
         status = Path(f"/proc/{manager.provisioner.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-import tomllib
 from pathlib import Path
 
+from labkit.course import masters
 from labkit.errors import LabError
 
 MARK = re.compile(r"( *)# (BEGIN|END) SOLUTION")
@@ -49,11 +49,11 @@ def build(root: Path, check: bool = False) -> list[str]:
 
     Returns the notebooks that changed (or would), relative to root. Raises BuildError.
     """
-    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
-    changed = []
+    project, changed = masters.project(root), []
     for master in sorted((root / "labs").glob("*.py")):
-        text, made = master.read_text("utf-8"), {}
+        made = {}
         try:
+            text = _text(master)
             for folder, solved in FOLDERS.items():
                 name = f"{folder}/{master.stem}.ipynb"
                 made[name] = to_notebook(cut(text, solved), name, project)
@@ -66,6 +66,13 @@ def build(root: Path, check: bool = False) -> list[str]:
                 if not check:
                     _write(root / name, new)
     return changed
+
+
+def _text(master: Path) -> str:
+    try:
+        return master.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BuildError(f"line 1: not UTF-8: {error}") from None
 
 
 def _look_over(stem: str, text: str) -> None:
@@ -87,7 +94,7 @@ def _look_over(stem: str, text: str) -> None:
 
 
 def cut(text: str, solved: bool = False) -> str:
-    """Return a master's text with each solution block replaced by a stub, or only unmarked."""
+    """A master's text with each solution block replaced by a stub, or only unmarked."""
     lines, block, start, indent = [], None, 0, ""
     for number, line in enumerate(text.splitlines(), 1):
         mark = MARK.fullmatch(line)
@@ -119,7 +126,7 @@ def cut(text: str, solved: bool = False) -> str:
 
 
 def _stub(block: list[str], indent: str, start: int) -> list[str]:
-    """Return the two lines that stand for a removed block."""
+    """The two lines that stand for a removed block."""
     n_lines = sum(1 for line in block if line.strip() and not line.strip().startswith("#"))
     if not n_lines:
         raise BuildError(f"line {start}: the solution block holds no code")
@@ -128,7 +135,7 @@ def _stub(block: list[str], indent: str, start: int) -> list[str]:
 
 
 def to_notebook(text: str, name: str, project: dict) -> str:
-    """Return the bytes (as text) of the notebook called name: no outputs, no ids."""
+    """The bytes (as text) of the notebook called name: no outputs, no ids."""
     import jupytext
     import nbformat
 
@@ -145,7 +152,7 @@ def to_notebook(text: str, name: str, project: dict) -> str:
 
 
 def _plain(cell: dict) -> dict:
-    """Return the cell with its source and its tags and nothing else."""
+    """The cell with its source and its tags and nothing else."""
     tags = cell.metadata.get("tags")
     bare = {
         "cell_type": cell.cell_type,
@@ -156,7 +163,7 @@ def _plain(cell: dict) -> dict:
 
 
 def badge(name: str, project: dict) -> str:
-    """Return the markdown that opens the notebook in Colab; empty if it is not on GitHub."""
+    """The markdown that opens the notebook in Colab; empty if it is not on GitHub."""
     github, _, path = _repository(project).partition("https://github.com/")
     if github or not path:
         return ""
@@ -166,17 +173,17 @@ def badge(name: str, project: dict) -> str:
 
 
 def bootstrap(project: dict) -> str:
-    """Return the cell that brings the course to Colab and does nothing where it is installed."""
+    """The cell that brings the course to Colab and does nothing where it is installed."""
     return BOOTSTRAP.replace("COURSE", f"git+{_repository(project)}@v{project['version']}")
 
 
 def _repository(project: dict) -> str:
-    """Return the address of the repository, which stands once, in pyproject's urls."""
+    """The address of the repository, which stands once, in pyproject's urls."""
     return project["urls"]["Repository"].removesuffix("/").removesuffix(".git")
 
 
 def _read(path: Path) -> str | None:
-    return path.read_text("utf-8") if path.is_file() else None
+    return path.read_text("utf-8", "replace") if path.is_file() else None
 
 
 def _write(path: Path, text: str) -> None:

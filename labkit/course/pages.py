@@ -21,7 +21,9 @@ SET_UP = "# @title Set-up"  # the cell for Colab, which tells a reader nothing
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def write(out: Path, root: Path, stems: list[str], book: nbformat.NotebookNode, results: list):
+def write(
+    out: Path, root: Path, stems: list[str], book: nbformat.NotebookNode, results: list
+) -> None:
     """Write the page of the lab that results end with, and renew what stands around it, in out.
 
     root is the course's folder; stems are the labs that this run has or will have.
@@ -37,7 +39,7 @@ def write(out: Path, root: Path, stems: list[str], book: nbformat.NotebookNode, 
 
 
 def lab_page(book: nbformat.NotebookNode, title: str, nav: str = "") -> str:
-    """Return an executed notebook as HTML, pictures inside, without progress bars and stderr."""
+    """An executed notebook as HTML, pictures inside, without progress bars and stderr."""
     book = nbformat.from_dict(book)
     book.metadata = book.metadata | {"title": title}
     book.cells = [cell for cell in book.cells if not cell.source.startswith(SET_UP)]
@@ -83,7 +85,7 @@ def write_guides(out: Path, root: Path, stems: list[str]) -> None:
 
 
 def index_page(rows: list[dict], root: Path, links: list[tuple]) -> str:
-    """Return the page that links labs and guides and shows the summary."""
+    """The page that links labs and guides and shows the summary."""
     guides = []
     for path in _guides(root):
         text = path.read_text("utf-8")
@@ -93,7 +95,7 @@ def index_page(rows: list[dict], root: Path, links: list[tuple]) -> str:
 
 
 def nav(links: list[tuple], here: str) -> Markup:
-    """Return the line of links that all pages begin with; `here` is the page it stands on."""
+    """The line of links that all pages begin with; `here` is the page it stands on."""
     return Markup(_templates().get_template("site_nav.html.j2").render(links=links, here=here))
 
 
@@ -107,7 +109,7 @@ def _templates() -> jinja2.Environment:
 
 
 def _links(root: Path, stems: list[str]) -> list[tuple]:
-    """Return (page, label) pairs in reading order."""
+    """(page, label) pairs in reading order."""
     labs = [(f"{stem}.html", f"Lab {int(stem[:2])}") for stem in stems]
     guides = [(f"{path.stem}.html", path.stem.capitalize()) for path in _guides(root)]
     return [("index.html", "LoRA Labs"), *labs, ("claims.html", "Claims"), *guides]

@@ -20,7 +20,7 @@ from rich.text import Text
 
 
 def bars(console: Console) -> Progress:
-    """Return the display that the Bars live in; off where the console is not a terminal."""
+    """The display that the Bars live in; off where the console is not a terminal."""
     return Progress(
         TextColumn("{task.fields[lab]}"),
         BarColumn(bar_width=12),
@@ -37,7 +37,7 @@ class Left(ProgressColumn):
     """The time that the experiments still take, as the lab itself announces it."""
 
     def render(self, task: Task) -> Text:
-        """Return it in seconds, counting down while the task runs."""
+        """The time in seconds, counting down while the task runs."""
         seconds = task.fields["seconds"] - (time.monotonic() - task.fields["since"])
         return Text("" if task.finished or seconds < 1 else f"~{seconds:.0f} s left")
 
@@ -78,7 +78,7 @@ class Bar:
 
 
 def nearest_headings(cells: list, first: str) -> list[str]:
-    """Return for each cell the last markdown heading at or above it (`first` where none is)."""
+    """For each cell the last markdown heading at or above it (`first` where none is)."""
     headings, latest = [], first
     for cell in cells:
         if cell.cell_type == "markdown":
@@ -88,7 +88,7 @@ def nearest_headings(cells: list, first: str) -> list[str]:
 
 
 def experiment_seconds(source: str) -> float:
-    """Return the time that `lab.experiment(title, seconds)` in a cell announces, else 0."""
+    """The time that `lab.experiment(title, seconds)` in a cell announces, else 0."""
     try:
         calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
         call = next(node for node in calls if ast.unparse(node.func) == "lab.experiment")

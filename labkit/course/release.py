@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 
 from labkit import reference
-from labkit.course import notebooks
+from labkit.course import masters, notebooks
 from labkit.errors import LabError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -34,9 +34,9 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
     _expect_current(root)
     _expect_empty(out)
     _package(root, out, repository)
-    project = tomllib.loads((out / "pyproject.toml").read_text("utf-8"))["project"]
+    project = masters.project(out)
     (out / "notebooks").mkdir()
-    for master in _masters(root):
+    for master in masters.masters(root):
         name = f"notebooks/{master.stem}.ipynb"
         text = notebooks.to_notebook(notebooks.cut(master.read_text("utf-8")), name, project)
         (out / name).write_text(text, "utf-8", newline="\n")
@@ -63,7 +63,7 @@ def autograders(root: Path, out: Path, checks: Path | None = None) -> list[str]:
     shutil.copy(TEMPLATES / "gradescope_setup.sh", source / "setup.sh")
     if checks:
         shutil.copy(checks, source / "private_checks.py")
-    made = [_autograder(source, out / f"{master.stem}.zip") for master in _masters(root)]
+    made = [_autograder(source, out / f"{master.stem}.zip") for master in masters.masters(root)]
     shutil.rmtree(source)
     return made
 
@@ -80,10 +80,6 @@ def _autograder(source: Path, path: Path) -> str:
                 info.external_attr = (0o100755 if runs else 0o100644) << 16
                 archive.writestr(info, file.read_bytes(), zipfile.ZIP_DEFLATED)
     return path.name
-
-
-def _masters(root: Path) -> list[Path]:
-    return sorted((root / "labs").glob("[0-9][0-9]_*.py"))
 
 
 def _expect_current(root: Path) -> None:
@@ -106,7 +102,7 @@ def _package(root: Path, out: Path, repository: str | None = None) -> None:
         key.with_suffix(".b64").write_bytes(base64.encodebytes(key.read_bytes()))
         key.unlink()
     (out / "labkit" / "_lent").mkdir()
-    for master in _masters(root):
+    for master in masters.masters(root):
         books = (root / folder / f"{master.stem}.ipynb" for folder in ("solutions", "notebooks"))
         (out / "labkit" / "_lent" / f"{master.stem}.b64").write_bytes(reference.packed(*books))
     text, n = SOLUTIONS.subn("\n", (root / "pyproject.toml").read_text("utf-8"))
@@ -115,21 +111,13 @@ def _package(root: Path, out: Path, repository: str | None = None) -> None:
     if repository:
         text = re.sub(r'(?m)^Repository = ".*"$', f'Repository = "{repository}"', text)
     (out / "pyproject.toml").write_text(text, "utf-8", newline="\n")
+    labs = [(f"notebooks/{m.stem}.ipynb", masters.title(m)) for m in masters.masters(root)]
     readme = jinja2.Template((TEMPLATES / "release_readme.md.j2").read_text("utf-8"))
-    (out / "README.md").write_text(readme.render(labs=_titles(root)) + "\n", "utf-8", newline="\n")
-
-
-def _titles(root: Path) -> list[tuple[str, str]]:
-    """Return (notebook, title) of each lab."""
-    found = []
-    for master in _masters(root):
-        title = re.search(r"(?m)^# # (.+)$", master.read_text("utf-8"))
-        found.append((f"notebooks/{master.stem}.ipynb", title[1]))
-    return found
+    (out / "README.md").write_text(readme.render(labs=labs) + "\n", "utf-8", newline="\n")
 
 
 def makefile(text: str) -> str:
-    """Return the course's Makefile with the targets that students need: `setup` and `lab`."""
+    """The course's Makefile with the targets that students need: `setup` and `lab`."""
     others = re.compile(r"(?!setup:|lab:)[\w-]+:")
     kept = "\n\n".join(block for block in text.split("\n\n") if not others.match(block))
     kept = re.sub(r"(?m)^\.PHONY: .*$", ".PHONY: setup lab", kept)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from labkit.course import pages
+from labkit.course import masters, pages
 from labkit.course.kernel import execute
 from labkit.course.progress import Bar, bars
 from labkit.errors import LabError
@@ -42,8 +42,8 @@ class LabResult:
 
 
 def find_labs(names: list[str], root: Path) -> list[str]:
-    """Return the stems for names such as `2`, `02` or `02_lora` (all of them for none)."""
-    stems = sorted(path.stem for path in (root / "labs").glob("[0-9][0-9]_*.py"))
+    """The stems for names such as `2`, `02` or `02_lora` (all of them for none)."""
+    stems = [master.stem for master in masters.masters(root)]
     if not stems:
         raise UnknownLab(f"there is no lab in {root / 'labs'}")
     found = set()
@@ -81,7 +81,10 @@ def _solved(root: Path, stem: str) -> nbformat.NotebookNode:
     path = root / "solutions" / f"{stem}.ipynb"
     if not path.is_file():
         raise UnknownLab(f"solutions/{path.name} is not built yet: run 'labkit build'")
-    return nbformat.read(path, as_version=4)
+    try:
+        return nbformat.read(path, as_version=4)
+    except ValueError as error:
+        raise UnknownLab(f"solutions/{path.name} is no notebook: {error}") from None
 
 
 def _run_lab(book: nbformat.NotebookNode, folder: Path, result: LabResult, bar: Bar) -> None:

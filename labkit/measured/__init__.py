@@ -5,15 +5,22 @@ each made by a script in benchmarks/ that can be run again: rank_sweep.csv by ra
 tickets.csv by tickets_study.py.
 """
 
+from __future__ import annotations
+
 import inspect
 import json
 import os
+from collections.abc import Callable
 from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PACKAGES = ("lora-labs", "peft", "torch", "transformers", "trl")
 
 
-def load(name):
+def load(name: str) -> DataFrame:
     """The measured table `name` as a DataFrame: an empty cell is empty text, `nan` no number."""
     import pandas as pd
 
@@ -21,14 +28,14 @@ def load(name):
         return pd.read_csv(file, keep_default_na=False, na_values=["nan"])
 
 
-def spread(frame):
+def spread(frame: DataFrame) -> DataFrame:
     """Mean, lowest, highest and number of the losses of each learning rate, failures left out."""
     groups = frame.dropna(subset=["loss"]).groupby("learning_rate")["loss"]
     names = {"mean": "mean", "low": "min", "high": "max", "runs": "size"}
     return groups.agg(**names).reset_index()
 
 
-def remember(measure, **settings):
+def remember(measure: Callable[..., dict], **settings) -> dict:
     """`measure(**settings)`, a dict of plain data; the same settings again come from the cache.
 
     The cache is keyed by the function, all code that trains and judges, the settings and the

@@ -1,6 +1,10 @@
 """The short runs of lab 5: `home` in 24 steps of 4 commands, as in benchmarks/rank_sweep.py."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -9,6 +13,11 @@ from labkit import live, measured, tasks
 from labkit.memory import configs
 from labkit.memory.measure import track
 from labkit.training import finetuning, generation, hardware, loop, models
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig, PeftModel
+    from trl import SFTConfig
 
 STEPS, BATCH = 24, 4
 PLACES = {
@@ -19,7 +28,7 @@ PLACES = {
 PLACES["all-linear"] = PLACES["attention"] + PLACES["MLPs"]
 
 
-def shapes(name, place):
+def shapes(name: str, place: str) -> dict[str, tuple[int, int]]:
     """{dotted name: (d_out, d_in)} of model `name`'s projections in PLACES[place]."""
     from transformers import AutoModelForCausalLM
 
@@ -29,7 +38,7 @@ def shapes(name, place):
     return {n: tuple(m.weight.shape) for n, m in chosen}
 
 
-def lora(rank, alpha, **switches):
+def lora(rank: int, alpha: float, **switches) -> LoraConfig:
     """A LoraConfig on all linear layers; `switches` are PEFT's own."""
     from peft import LoraConfig
 
@@ -38,7 +47,7 @@ def lora(rank, alpha, **switches):
     )
 
 
-def arguments(learning_rate, seed, steps=STEPS, batch=BATCH):
+def arguments(learning_rate: float, seed: int, steps: int = STEPS, batch: int = BATCH) -> SFTConfig:
     """An SFTConfig: linear decay to zero, no warm-up, clipping at 1."""
     from trl import SFTConfig
 
@@ -54,7 +63,7 @@ def arguments(learning_rate, seed, steps=STEPS, batch=BATCH):
     )
 
 
-def train(rank, alpha, learning_rate, seed):
+def train(rank: int, alpha: float, learning_rate: float, seed: int) -> finetuning.Result:
     """LoRA of `home` on 96 commands, a `finetuning.Result`; the seed draws A and the data."""
     model, tokenizer = models.load()
     commands = tasks.load("home").shuffle(seed=seed).select(range(STEPS * BATCH))
@@ -64,24 +73,21 @@ def train(rank, alpha, learning_rate, seed):
     return finetuning.finetune(model, tokenizer, commands, lora(rank, alpha), args, title)
 
 
-def judged(n):
+def judged(n: int) -> Dataset:
     """The first n of the 100 unseen commands that runs are judged by."""
     return tasks.load("home", "test").shuffle(seed=1).select(range(n))
 
 
-def measure(rank, alpha, learning_rate, seed):
+def measure(rank: int, alpha: float, learning_rate: float, seed: int) -> dict:
     """One run as a row of figures (`figures`); the same settings again come from the cache."""
     settings = dict(rank=rank, alpha=alpha, learning_rate=learning_rate, seed=seed)
     return measured.remember(figures, **settings)
 
 
-def figures(rank, alpha, learning_rate, seed):
+def figures(rank: int, alpha: float, learning_rate: float, seed: int) -> dict:
     """Parameters, peak of a step, seconds, size of the file, held-out loss, share exactly right."""
-    tuned, (_, tokenizer), unseen = (
-        train(rank, alpha, learning_rate, seed),
-        models.load(),
-        judged(40),
-    )
+    tuned, (_, tokenizer) = train(rank, alpha, learning_rate, seed), models.load()
+    unseen = judged(40)
     told = generation.answers(tuned.model, tokenizer, unseen["messages"])
     exact = [a == b for a, b in zip(told, unseen["answer"], strict=True)]
     file = tuned.folder / "adapter_model.safetensors"
@@ -95,7 +101,7 @@ def figures(rank, alpha, learning_rate, seed):
     }
 
 
-def step_cost(config):
+def step_cost(config: LoraConfig) -> tuple[int, float]:
     """Peak bytes over two training steps of 4 commands, and the seconds of a third, unwatched."""
     from peft import get_peft_model
 
@@ -119,14 +125,22 @@ def step_cost(config):
     return peak.bytes, time.perf_counter() - begun
 
 
-def few_examples(rank, alpha, learning_rate, seed):
+def few_examples(rank: int, alpha: float, learning_rate: float, seed: int) -> pd.DataFrame:
     """`memorise`, as a DataFrame; the same settings again come from the cache."""
     settings = dict(rank=rank, alpha=alpha, learning_rate=learning_rate, seed=seed)
     rows = measured.remember(memorise, **settings)["rows"]
     return pd.DataFrame(rows, columns=["rank", "step", "train_loss", "held_out_loss"])
 
 
-def memorise(rank, alpha, learning_rate, seed, n=16, steps=40, every=8):
+def memorise(
+    rank: int,
+    alpha: float,
+    learning_rate: float,
+    seed: int,
+    n: int = 16,
+    steps: int = 40,
+    every: int = 8,
+) -> dict:
     """Losses while LoRA sees n commands again and again: rows of rank, step, train, held out."""
     from peft import get_peft_model
 
@@ -148,7 +162,7 @@ def memorise(rank, alpha, learning_rate, seed, n=16, steps=40, every=8):
     return {"rows": rows}
 
 
-def by_rule(runs):
+def by_rule(runs: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]:
     """{rule: {rank: spread over seeds at each learning rate}} of the file's rank study."""
     runs = runs[runs["study"] == "rank"]
     stable, same = runs["variant"] == "rslora", runs["rank"] == 16  # r=16 is in all three
@@ -163,7 +177,12 @@ def by_rule(runs):
     }
 
 
-def grid(similarity, A1, A2, columns=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)):
+def grid(
+    similarity: Callable[..., float],
+    A1: torch.Tensor,
+    A2: torch.Tensor,
+    columns: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64),
+) -> pd.DataFrame:
     """`similarity(A1, A2, i, j)` as a DataFrame: every i of A1's rank, some j up to A2's."""
     columns = [j for j in columns if j <= len(A2)]
     rows = range(1, len(A1) + 1)
@@ -171,7 +190,9 @@ def grid(similarity, A1, A2, columns=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))
     return pd.DataFrame(values, index=rows, columns=columns)
 
 
-def factors(tuned, layer=15, name="q_proj"):
+def factors(
+    tuned: PeftModel, layer: int = 15, name: str = "q_proj"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Of one adapted attention projection: A (r, d_in), and (r, d_out) that spans as (B A)ᵀ does.
 
     With Aᵀ = Q R, Q orthonormal, B A and B Rᵀ have the same left singular vectors and values.

@@ -1,14 +1,21 @@
 """Build the model that is trained, on the meta device, and turn it into fake tensors."""
 
+from __future__ import annotations
+
 import difflib
 import logging
 import math
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from labkit.memory.settings import BadSetting
+from labkit.memory.settings import BadSetting, Settings
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PretrainedConfig
 
 # on import it misses an optional kernel for inference on CPUs, and says so
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -16,7 +23,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 BLOCK, BLOCK_OF_SCALES = 64, 256  # bitsandbytes' block sizes for NF4 and for its scales
 
 
-def build(config, settings):
+def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]:
     """The model on the meta device, adapted as `settings` say, and its number of parameters.
 
     The number is of the model without adapter, tied weights once, nothing packed.
@@ -25,11 +32,14 @@ def build(config, settings):
 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = transformers.AutoModelForCausalLM.from_config(
-            config,
-            dtype=getattr(torch, settings.dtype),
-            attn_implementation=settings.attention,
-        )
+        try:
+            model = transformers.AutoModelForCausalLM.from_config(
+                config,
+                dtype=getattr(torch, settings.dtype),
+                attn_implementation=settings.attention,
+            )
+        except ValueError as error:  # dimensions or an attention that the architecture refuses
+            raise BadSetting(str(error)) from None
         n_params = sum(parameter.numel() for parameter in model.parameters())
         if settings.method == "qlora":
             _quantise(model, settings)
@@ -53,17 +63,16 @@ def _quantise(model, settings):
     model.is_loaded_in_4bit = True
 
 
-def in_4_bits(settings):
+def in_4_bits(settings: Settings) -> BitsAndBytesConfig:
     """The `BitsAndBytesConfig` of these settings."""
     from transformers import BitsAndBytesConfig
 
-    how = BitsAndBytesConfig(
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=settings.double_quant,
         bnb_4bit_compute_dtype=torch.float16 if settings.dtype == "float16" else torch.bfloat16,
     )
-    return how
 
 
 def _with_adapter(model, settings):
@@ -97,7 +106,7 @@ def _upcast(model):
             parameter.data = parameter.data.to(torch.float32)
 
 
-def linear_shapes(model):
+def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Names and shapes `(d_out, d_in)` of the linear layers that an adapter can go on."""
     head = model.get_output_embeddings()
     shapes = {}
@@ -127,30 +136,37 @@ def _check_targets(model, settings):
         raise BadSetting(f"rank {settings.rank} is impossible: {layer} has rank {limit} at most")
 
 
-def into_fake(model):
-    """Replace every parameter and buffer by a fake one; call it inside a FakeTensorMode."""
+def materialise(model: nn.Module, packed: Callable, device: str | None = None) -> None:
+    """Put empty tensors in place of the model's own; tied ones stay tied.
+
+    They are on `device`; inside a FakeTensorMode they are fake. `packed(layer)` makes the weight of
+    a layer in 4 bits.
+    """
     from bitsandbytes.nn import Linear4bit
 
-    made = {}  # tied parameters stay tied
+    made = {}
     for module in model.modules():
         for name, old in module._parameters.items():
             if old is None:
                 continue
             if id(old) not in made:
-                packed = isinstance(module, Linear4bit) and name == "weight"
-                made[id(old)] = old, _packed(module) if packed else _like(old)
+                in_4_bits = isinstance(module, Linear4bit) and name == "weight"
+                made[id(old)] = old, packed(module) if in_4_bits else _like(old, device)
             module._parameters[name] = made[id(old)][1]
         for name, old in module._buffers.items():
             if old is not None:
-                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype)
+                module._buffers[name] = _empty(old, device)
 
 
-def _like(parameter):
-    data = torch.empty(parameter.shape, dtype=parameter.dtype)
-    return nn.Parameter(data, requires_grad=parameter.requires_grad)
+def _like(parameter, device):
+    return nn.Parameter(_empty(parameter, device), requires_grad=parameter.requires_grad)
 
 
-def _packed(layer):
+def _empty(tensor, device):
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+
+def packed_weight(layer: nn.Module) -> nn.Parameter:
     """The NF4 weight of a layer as bitsandbytes keeps it: two codes a byte, and its scales."""
     from bitsandbytes.functional import QuantState
 

@@ -1,13 +1,19 @@
 """Find the configuration of a model: built in, a local config.json, or on the hub."""
 
+from __future__ import annotations
+
 import difflib
 import json
 import tomllib
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class BadModel(LabError, ValueError):
@@ -15,13 +21,13 @@ class BadModel(LabError, ValueError):
 
 
 @cache
-def built_in():
+def built_in() -> dict[str, dict]:
     """Dimensions of the built-in models, `{name: {field: value}}`."""
     text = (resources.files(__package__) / "configs.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
 
-def find(model):
+def find(model: str | Path) -> PretrainedConfig:
     """The transformers configuration of `model`: a built-in name, a path, or a hub id.
 
     A path is a config.json or the folder that holds one. Raises BadModel, in one line.
@@ -30,10 +36,13 @@ def find(model):
     if name.lower() in built_in():
         return _configure(built_in()[name.lower()], name)
     path = Path(name)
-    if path.is_dir():
-        path = path / "config.json"
-    if path.is_file():
-        return _configure(_read(path), name)
+    try:
+        if path.is_dir():
+            path = path / "config.json"
+        if path.is_file():
+            return _configure(_read(path), name)
+    except OSError as error:  # a name too long, a file that is not ours to read
+        raise BadModel(str(error)) from None
     if path.name == "config.json" or path.suffix == ".json":
         raise BadModel(f"no file {path}")
     return _configure(_from_hub(name), name)

@@ -1,14 +1,20 @@
 """The numbers that the closed form is made of: dimensions of a Llama-style decoder, and widths.
 
 Letters, here and in every formula: V vocabulary, h hidden size, f intermediate size, L layers,
-H query heads, d head size, q = H d, k = d x key-value heads, r rank, T = batch x seq tokens,
-A positions with logits; "bytes" is the width of a number in the dtype that applies.
+H query heads, d head size, q = H d, k = d x key-value heads, r rank, T tokens (`n_tokens`),
+A positions with logits (`n_logits`); "bytes" is the width of a number in the dtype that applies.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
-from labkit.memory.settings import BadSetting
+from labkit.memory.settings import BadSetting, Settings
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 FAMILY = ("llama", "mistral", "qwen2")
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -21,7 +27,7 @@ class NoClosedForm(LabError, ValueError):
 class Dimensions:
     """Dimensions of `config` and widths in bytes under `settings`."""
 
-    def __init__(self, config, settings):
+    def __init__(self, config: PretrainedConfig, settings: Settings):
         if config.model_type not in FAMILY:
             known = ", ".join(FAMILY)
             raise NoClosedForm(f"no closed form for {config.model_type!r}: it covers {known}")
@@ -32,8 +38,8 @@ class Dimensions:
         self.q, self.k = self.H * self.d, config.num_key_value_heads * self.d
         self.tied = config.tie_word_embeddings
         self.full = settings.method == "full"
-        self.T = settings.batch * settings.seq
-        self.A = settings.batch * (settings.answer_tokens or settings.seq)
+        self.n_tokens = settings.batch * settings.seq
+        self.n_logits = settings.batch * (settings.answer_tokens or settings.seq)
         self.matrices = {  # (d_out, d_in) of each in one layer
             "q_proj": (self.q, self.h),
             "k_proj": (self.k, self.h),
@@ -68,26 +74,29 @@ class Dimensions:
         return {name: self.matrices[name] for name in self.matrices if name in names}
 
     @property
-    def n_linear(self):
+    def n_linear(self) -> int:
         """Numbers in the linear layers of all decoder layers, without biases."""
         return self.L * sum(math.prod(shape) for shape in self.matrices.values())
 
     @property
-    def biases(self):
+    def biases(self) -> list[int]:
         """Numbers in each bias of one layer, a list."""
         if self.config.model_type == "qwen2":
             return [self.q, self.k, self.k]
         attention = getattr(self.config, "attention_bias", False)
         mlp = getattr(self.config, "mlp_bias", False)
-        return [self.q, self.k, self.k, self.h] * attention + [self.f, self.f, self.h] * mlp
+        return [
+            *((self.q, self.k, self.k, self.h) if attention else ()),
+            *((self.f, self.f, self.h) if mlp else ()),
+        ]
 
     @property
-    def n_adapter(self):
+    def n_adapter(self) -> int:
         """Numbers in all adapters: L sum r (d_in + d_out)."""
         return self.L * self.settings.rank * sum(sum(shape) for shape in self.targets.values())
 
     @property
-    def trained_tensors(self):
+    def trained_tensors(self) -> list[int]:
         """Numbers in each tensor that is trained, a list."""
         if not self.full:
             r = self.settings.rank

@@ -1,13 +1,23 @@
 """What fits: the largest batch for each length within so many bytes, found by simulation."""
 
-from functools import cache
+from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 
 
-def largest_batches(config, settings, n_bytes, lengths=LENGTHS):
+def largest_batches(
+    config: PretrainedConfig, settings: Settings, n_bytes: int, lengths: Sequence[int] = LENGTHS
+) -> dict[int, int]:
     """`{length: largest batch}` whose simulated peak is at most `n_bytes`; 0 where none is.
 
     With a fused attention and no padding the peak depends on batch x length alone, so one search
@@ -25,7 +35,7 @@ def largest_batches(config, settings, n_bytes, lengths=LENGTHS):
     return {length: largest(peak_of(length), n_bytes) for length in lengths}
 
 
-def largest(peak, limit):
+def largest(peak: Callable[[int], int], limit: int) -> int:
     """The largest n from 0 with `peak(n) <= limit`, for a peak that grows ever more steeply.
 
     It goes along the line through the last two points: a convex function is never reached too

@@ -1,14 +1,13 @@
 """Follow every storage that torch makes and frees: how many bytes are held, and what they are for.
 
-A storage is the memory under a tensor; views share one. The ledger sees each operation through a
-dispatch mode, notes the storages of its results, and learns of their end by a weak reference.
-What an operation allocates and frees inside itself stays unseen, except for `HIDDEN`.
+The ledger sees each operation through a dispatch mode and enters the storages of its results into
+a book. What an operation allocates and frees inside itself stays unseen, except for `HIDDEN`.
 """
 
+from __future__ import annotations
+
 import math
-import weakref
-from array import array
-from functools import partial
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -16,7 +15,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from labkit.memory.storages import Book, Storage
+
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "temporary", "other")
+FORWARD = (
+    "forward"  # made in forward and not labelled yet: backward shows whether it was held for it
+)
 
 
 def _dequantised(A, B, shape, *args, **kwargs):
@@ -32,7 +36,7 @@ HIDDEN = {"bitsandbytes::gemm_4bit": _dequantised}
 class Ledger(TorchDispatchMode):
     """Bytes held on one kind of device (`"cpu"`, `"cuda"`, `"meta"`) while the mode is on.
 
-    `total` and `peak` in bytes. `by_category()` says what the peak consisted of:
+    `book` has them. `by_category()` says what the peak consisted of:
 
     - weights: parameters, buffers, and what quantised parameters carry along
     - gradients: what backward left in `.grad`
@@ -42,23 +46,13 @@ class Ledger(TorchDispatchMode):
     - other: what was held before and is none of these
     """
 
-    def __init__(self, device, keep_events=False):
+    def __init__(self, device: str, keep_events: bool = False):
         super().__init__()
-        self.device = device
-        self.total = self.peak = 0
-        self.events = array("q") if keep_events else None  # storage, change in bytes, ...
-        self.marks = []  # (event, name)
-        self._entries = {}  # address: (storage id, weak reference)
-        self._live = {}  # storage id: bytes
-        self._at_peak = {}
-        self._rising = False
-        self._labels = {}  # storage id: category
-        self._waiting = set()  # made in forward; backward decides whether they were held for it
+        self.book = Book(device, keep_events)
+        self.marks: list[tuple[int, str]] = []  # (event, name of the phase that begins there)
+        self._in_forward = False
         self._hooked = WeakTensorKeyDictionary()
         self._handles = []
-        self._count = 0
-        self._late = None  # (storage id, bytes) of a sum that autograd makes in place
-        self._viewed = set()  # storages of which backward made a view
 
     def __enter__(self):
         self._handles.append(register_optimizer_step_post_hook(self._after_step))
@@ -68,28 +62,31 @@ class Ledger(TorchDispatchMode):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._catch_up()
-        self._end_of_rise()
+        self.book.catch_up()
         return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self._catch_up()
+        self.book.catch_up()
         in_backward = torch._C._current_graph_task_id() != -1
-        recording = torch.is_grad_enabled()
-        if self._waiting and in_backward and not recording:
+        forward = torch.is_grad_enabled() or not in_backward  # recomputation is forward too
+        if self._in_forward and not forward:
             self._settle()
+        self._in_forward = forward
         self._note_parameters(args)
-        inside = HIDDEN.get(func.name())
-        if inside:
-            self._change(0, inside(*args, **(kwargs or {})))
-            self._change(0, -self._live[0])
+        if inside := HIDDEN.get(func.name()):
+            self.book.burst(inside(*args, **(kwargs or {})))
         out = func(*args, **(kwargs or {}))
-        waits = recording or not in_backward
-        late = not waits and self._in_place_elsewhere(func, args)
+        late = not forward and self._in_place_elsewhere(func, args)
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, torch.Tensor):
-                self.add(tensor, waits=waits, late=late)
+                self.book.enter(tensor, FORWARD if forward else "temporary", late)
         return out
+
+    def _settle(self):
+        """Backward begins (or a recomputation ended): what forward made was held for it."""
+        for storage in self.book.held:
+            if storage.category == FORWARD:
+                storage.category = "activations"
 
     def _in_place_elsewhere(self, func, args):
         """Whether autograd, without us, would write the result of `func` over its first argument.
@@ -98,41 +95,17 @@ class Ledger(TorchDispatchMode):
         its base alive, and never under a dispatch mode: can_accumulate_inplace in torch's
         csrc/autograd/input_buffer.cpp.
         """
-        if func.is_view:
-            self._viewed.add(self._number(args[0]))
-        return func is torch.ops.aten.add.Tensor and self._number(args[0]) not in self._viewed
+        first = self.book.find(args[0]) if args else None
+        if func.is_view and first:
+            first.viewed = True
+        return func is torch.ops.aten.add.Tensor and not (first and first.viewed)
 
-    def add(self, tensor, category=None, waits=False, late=False):
-        """Count the storage of `tensor`, once; with a category, say what it is for.
+    def add(self, tensor: torch.Tensor, category: str) -> None:
+        """Count the storage of `tensor`, once, and say what it is for."""
+        if storage := self.book.enter(tensor, category):
+            storage.category = category
 
-        late: count it after the release that follows, if one does before the next operation.
-        """
-        self._catch_up()
-        try:
-            storage = tensor.untyped_storage()
-        except NotImplementedError:  # sparse layouts have none
-            return
-        if storage.device.type != self.device:
-            return
-        address, n_bytes = storage._cdata, storage.nbytes()
-        if address in self._entries:
-            number = self._entries[address][0]
-            if n_bytes != self._live[number]:  # grown or shrunk in place
-                self._change(number, n_bytes - self._live[number])
-        else:
-            self._count = number = self._count + 1
-            gone = weakref.ref(storage, partial(self._freed, address))
-            self._entries[address] = (number, gone)
-            if late:
-                self._live[number], self._late = 0, (number, n_bytes)
-            else:
-                self._change(number, n_bytes)
-            if waits:
-                self._waiting.add(number)
-        if category:
-            self._labels[number] = category
-
-    def hold(self, thing):
+    def hold(self, thing: nn.Module | torch.optim.Optimizer | torch.Tensor) -> None:
         """Count what a module, an optimizer or a tensor holds already."""
         if isinstance(thing, nn.Module):
             for parameter in thing.parameters():
@@ -144,80 +117,21 @@ class Ledger(TorchDispatchMode):
         elif isinstance(thing, nn.Parameter):
             self._parameter(thing)
         else:
-            self.add(thing)
-            if (number := self._number(thing)) is not None:
-                self._labels.setdefault(number, "other")
+            self.book.enter(thing, "other")
 
-    def mark(self, name):
+    def mark(self, name: str) -> None:
         """Name the phase that begins now, for the timeline."""
-        self._catch_up()
-        self.marks.append((len(self.events) // 2 if self.events is not None else 0, name))
+        self.book.catch_up()
+        self.marks.append((len(self.book.events or ()), name))
 
-    def by_category(self):
-        """Bytes of each category at the peak, a dict that sums to `peak`."""
-        self._catch_up()
-        self._end_of_rise()
-        return self._summed(self._at_peak)
+    def by_category(self) -> dict[str, int]:
+        """Bytes of each category at the peak, a dict that sums to it."""
+        return _summed(self.book.at_peak())
 
-    def now(self):
-        """Bytes of each category at this moment, a dict that sums to `total`."""
-        self._catch_up()
-        return self._summed(self._live)
-
-    def category(self, number):
-        """What storage `number` was for, as far as is known by now."""
-        return self._labels.get(number, "temporary")
-
-    def _summed(self, storages):
-        out = dict.fromkeys(CATEGORIES, 0)
-        for number, n_bytes in storages.items():
-            out[self.category(number)] += n_bytes
-        return out
-
-    def _number(self, tensor):
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            return None
-        entry = self._entries.get(tensor.untyped_storage()._cdata)
-        return entry and entry[0]
-
-    def _change(self, number, n_bytes):
-        if n_bytes < 0:
-            self._end_of_rise()
-        self._live[number] = self._live.get(number, 0) + n_bytes
-        self.total += n_bytes
-        if self.total > self.peak:
-            self.peak, self._rising = self.total, True
-        if self.events is not None and n_bytes:
-            self.events.extend((number, n_bytes))
-
-    def _catch_up(self):
-        """Count the sum that was left for later."""
-        if self._late:
-            late, self._late = self._late, None
-            self._change(*late)
-
-    def _end_of_rise(self):
-        """Keep what is held now if this is the highest so far: it is about to shrink."""
-        if self._rising:
-            self._at_peak, self._rising = dict(self._live), False
-
-    def _freed(self, address, reference):
-        number, current = self._entries.get(address, (None, None))
-        if current is reference:  # else the address was taken by a new storage meanwhile
-            if self._late and self._late[0] == number:
-                self._catch_up()
-            del self._entries[address]
-            self._change(number, -self._live[number])
-            del self._live[number]
-            self._waiting.discard(number)
-            self._viewed.discard(number)
-            self._catch_up()
-
-    def _settle(self):
-        """Backward begins (or a recomputation ended): what waits was held for it."""
-        for number in self._waiting:
-            self._labels.setdefault(number, "activations")
-        self._waiting.clear()
+    def now(self) -> dict[str, int]:
+        """Bytes of each category at this moment, a dict that sums to the book's total."""
+        self.book.catch_up()
+        return _summed(self.book.held)
 
     def _note_parameters(self, args):
         for arg in args:
@@ -249,7 +163,19 @@ class Ledger(TorchDispatchMode):
                     self.add(tensor, "optimizer")
 
 
-def quantisation_tensors(parameter):
+def category(storage: Storage) -> str:
+    """What a storage was for, of `CATEGORIES`, as far as is known by now."""
+    return "temporary" if storage.category == FORWARD else storage.category
+
+
+def _summed(held):
+    out = dict.fromkeys(CATEGORIES, 0)
+    for storage, n_bytes in held.items():
+        out[category(storage)] += n_bytes
+    return out
+
+
+def quantisation_tensors(parameter: nn.Parameter) -> Iterator[torch.Tensor]:
     """Tensors that a quantised parameter of bitsandbytes carries: scales, code tables, offsets."""
     state = getattr(parameter, "quant_state", None)
     while state is not None:

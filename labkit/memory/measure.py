@@ -6,9 +6,12 @@ Following the tensors costs some tens of microseconds an operation (`benchmarks/
 measures it): next to nothing in training, more where tensors are tiny.
 """
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import psutil
@@ -33,7 +36,7 @@ class Peak:
     """
 
     bytes: int = 0
-    by_category: dict = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
+    by_category: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
     start_bytes: int = 0
     end_bytes: int = 0
     rss_start_bytes: int = 0
@@ -42,7 +45,7 @@ class Peak:
     reserved_bytes: int | None = None
 
     @property
-    def grown_bytes(self):
+    def grown_bytes(self) -> int:
         """How far the peak lay above what was held at the start."""
         return self.bytes - self.start_bytes
 
@@ -51,7 +54,9 @@ _open = []  # peaks of blocks that are running now, outermost first
 
 
 @contextlib.contextmanager
-def track(*held, device=None):
+def track(
+    *held: nn.Module | torch.optim.Optimizer | torch.Tensor, device: str | None = None
+) -> Iterator[Peak]:
     """Measure the block; yields a `Peak`, which is complete when the block is left.
 
     held: modules, optimizers and tensors that count from the start. With none given, all that
@@ -65,13 +70,13 @@ def track(*held, device=None):
     ledger, peak = Ledger(device), Peak()
     for thing in held or _all_held():
         ledger.hold(thing)
-    peak.start_bytes = ledger.total
+    peak.start_bytes = ledger.book.total
     with _cuda_peaks(peak, device), _resident_memory(peak):
         try:
             with ledger:
                 yield peak
         finally:
-            peak.bytes, peak.end_bytes = ledger.peak, ledger.total
+            peak.bytes, peak.end_bytes = ledger.book.peak, ledger.book.total
             peak.by_category = ledger.by_category()
 
 

@@ -1,6 +1,7 @@
 """The optimizers of a simulated step: torch's own, and the states that bitsandbytes' keep."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -9,7 +10,7 @@ BLOCK = 256  # elements that share a scale in 8-bit states
 PAGED_FROM = 100_000  # elements from which bitsandbytes puts a state into paged memory
 
 
-def make(parameters, name):
+def make(parameters: Sequence[torch.nn.Parameter], name: str) -> tuple[torch.optim.Optimizer, int]:
     """An optimizer called as in transformers' `optim`, and bytes of paged states.
 
     Paged states stay out of the optimizer: they are allocated in memory that can leave the GPU.
@@ -24,7 +25,7 @@ def make(parameters, name):
     return BlockwiseAdamW(parameters, bits, keep_scales_of=paged), away
 
 
-def state_bytes(n, bits):
+def state_bytes(n: int, bits: int) -> tuple[int, int]:
     """Bytes of the two moments of a tensor of n elements, `(first, second)`, without scales."""
     each = n if bits == 8 and n >= SMALL else 4 * n
     return each, each
@@ -37,13 +38,19 @@ class BlockwiseAdamW(torch.optim.Optimizer):
     of 256 values that all tensors share. Of paged tensors only the scales are on the GPU.
     """
 
-    def __init__(self, parameters, bits, keep_scales_of=()):
+    def __init__(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        bits: int,
+        keep_scales_of: Sequence[torch.nn.Parameter] = (),
+    ):
         super().__init__(parameters, {})
         self.bits, self.paged = bits, {id(p) for p in keep_scales_of}
         self.tables = [torch.zeros(256) for _ in range(2)] if bits == 8 else []
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
+        """Make the states of parameters that have none."""
         for parameter in self.param_groups[0]["params"]:
             if parameter not in self.state:
                 self.state[parameter] = self._states(parameter)

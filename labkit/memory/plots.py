@@ -2,19 +2,22 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from labkit.memory.ledger import CATEGORIES
+from labkit.memory.simulate import Simulation
 from labkit.plots.style import INK, PALETTE, figure
 
 COLOURS = dict(zip(CATEGORIES, [*PALETTE[:5], "#999999"], strict=True))
 HATCHES = dict(zip(CATEGORIES, ["", "//", "..", "\\\\", "xx", ""], strict=True))
 GB = 10**9
+Rows = dict[str, dict[str, int]]  # {label: {category: bytes}}, of `ledger.CATEGORIES`
 
 
-def bars(rows, title, limit=None):
+def bars(rows: Rows, title: str, limit: float | None = None) -> Figure:
     """Stacked bars of memory by category, one a row; in MB when all of them are below 2 GB.
 
-    rows: {label: {category: bytes}}, categories of `labkit.memory.ledger.CATEGORIES`.
     limit: bytes of a card, drawn as a line.
     """
     fig, ax = figure(height=1.2 + 0.5 * len(rows))
@@ -24,7 +27,7 @@ def bars(rows, title, limit=None):
     return fig
 
 
-def timeline(simulation, title=None):
+def timeline(simulation: Simulation, title: str | None = None) -> Figure:
     """Bytes held through one step of a `Simulation` that was made with `timeline=True`."""
     fig, ax = figure(width=8.4, height=3.4)
     draw_timeline(ax, simulation)
@@ -34,7 +37,9 @@ def timeline(simulation, title=None):
     return fig
 
 
-def bars_and_timeline(rows, simulation, title, limit=None):
+def bars_and_timeline(
+    rows: Rows, simulation: Simulation, title: str, limit: float | None = None
+) -> Figure:
     """Both in one figure: what `labkit memory --plot` saves."""
     fig, axes = figure(2, width=12, height=3.8, width_ratios=(1, 1.3))
     draw_bars(axes[0], rows, limit)
@@ -44,7 +49,7 @@ def bars_and_timeline(rows, simulation, title, limit=None):
     return fig
 
 
-def draw_bars(ax, rows, limit=None):
+def draw_bars(ax: Axes, rows: Rows, limit: float | None = None) -> None:
     """Draw the bars of `bars` into `ax`, with totals at their ends and a legend of what occurs."""
     largest = max(limit or 0, *(sum(row.values()) for row in rows.values()))
     unit, size = ("GB", 10**9) if largest >= 2 * GB else ("MB", 10**6)
@@ -63,9 +68,9 @@ def draw_bars(ax, rows, limit=None):
             )
             left += widths
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the card's line
+    how = {"textcoords": "offset points", "va": "center", "bbox": paper}
     for i, total in enumerate(left):
         text = f"{total:.3g} {unit}" if total < 1000 else f"{total:,.0f} {unit}"
-        how = {"textcoords": "offset points", "va": "center", "bbox": paper}
         ax.annotate(text, (total, i), (5, 0), **how)
     if limit:
         ax.axvline(limit / size, color=INK, ls="--", lw=1.2)
@@ -77,19 +82,16 @@ def draw_bars(ax, rows, limit=None):
     ax.figure.legend(ncols=6, fontsize=9, loc="outside lower left", handlelength=1.6)
 
 
-def draw_timeline(ax, simulation):
+def draw_timeline(ax: Axes, simulation: Simulation) -> None:
     """Draw the stacked areas of `timeline` into `ax`, with the phases marked."""
     held, starts = _thinned(simulation.timeline)
-    x = np.arange(len(held))
-    for name in CATEGORIES:
-        below = held[:, : CATEGORIES.index(name)].sum(axis=1) / GB
-        mine = held[:, CATEGORIES.index(name)] / GB
-        if mine.max() > 0.003 * held.sum(axis=1).max() / GB:
-            ax.fill_between(
-                x, below, below + mine, color=COLOURS[name], hatch=HATCHES[name], ec="white", lw=0
-            )
-            _name_area(ax, name, below, mine, held.sum(axis=1).max() / GB)
-    top = held.sum(axis=1).max() / GB
+    x, top, below = np.arange(len(held)), held.sum(axis=1).max() / GB, np.zeros(len(held))
+    for name, mine in zip(CATEGORIES, held.T / GB, strict=True):
+        if mine.max() > 0.003 * top:
+            look = {"color": COLOURS[name], "hatch": HATCHES[name], "ec": "white", "lw": 0}
+            ax.fill_between(x, below, below + mine, **look)
+            _name_area(ax, name, below, mine, top)
+        below = below + mine
     for name, at in starts.items():
         ax.axvline(at, color=INK, lw=0.8)
         side = "left" if at < 0.9 * len(held) else "right"

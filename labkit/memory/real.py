@@ -4,11 +4,20 @@ Layer by layer on the device, and in 4 bits at once, so that a 7-billion QLoRA n
 download nor 14 GB of the host. What a step of it takes is what a step of the trained model takes.
 """
 
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from labkit.memory import adapted
-from labkit.memory.measure import track
+from labkit.memory.measure import Peak, track
+from labkit.memory.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 BNB = {  # names of bitsandbytes' optimizers
     "adamw_bnb_8bit": "AdamW8bit",
@@ -17,34 +26,19 @@ BNB = {  # names of bitsandbytes' optimizers
 }
 
 
-def real_model(config, settings, device):
+def real_model(config: PretrainedConfig, settings: Settings, device: str) -> nn.Module:
     """The adapted model of `config` with random weights on `device`, in training mode."""
     from bitsandbytes.nn import Linear4bit
 
     model, _ = adapted.build(config, settings)  # on the meta device
+    adapted.materialise(model, partial(_quantised, device=device), device)
     base = getattr(model, "get_base_model", lambda: model)()
-    made = {}  # tied parameters stay tied
     for module in model.modules():
-        packed = isinstance(module, Linear4bit)
-        for name, old in module._parameters.items():
-            if old is not None and id(old) not in made:
-                quantise = packed and name == "weight"
-                new = _quantised(module, device) if quantise else _empty(old, device)
-                made[id(old)] = old, new
-            module._parameters[name] = None if old is None else made[id(old)][1]
-        for name, old in module._buffers.items():
-            if old is not None:
-                module._buffers[name] = torch.empty_like(old, device=device)
-        if not packed:
+        if not isinstance(module, Linear4bit):
             base._init_weights(module)  # transformers' own start, of rotary tables too
         elif module.bias is not None:
             nn.init.zeros_(module.bias)
     return model
-
-
-def _empty(parameter, device):
-    data = torch.empty_like(parameter, device=device)
-    return nn.Parameter(data, requires_grad=parameter.requires_grad)
 
 
 def _quantised(layer, device):
@@ -58,7 +52,7 @@ def _quantised(layer, device):
     return made.to(device)
 
 
-def optimizer_of(model, settings):
+def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """The optimizer that `settings.optim` names, on what trains."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if settings.optim in BNB:
@@ -69,7 +63,7 @@ def optimizer_of(model, settings):
     return torch.optim.AdamW(trained, **how)
 
 
-def step(model, optimizer, settings):
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> float:
     """One training step on random tokens; its loss, a float."""
     kind, vocab = model.device.type, model.config.vocab_size
     compute = torch.float16 if settings.dtype == "float16" else torch.bfloat16
@@ -90,7 +84,7 @@ def step(model, optimizer, settings):
     return found
 
 
-def peak_of_steps(config, settings, device, n=2):
+def peak_of_steps(config: PretrainedConfig, settings: Settings, device: str, n: int = 2) -> Peak:
     """What n real steps hold at most: a `measure.Peak`. The first makes the optimizer's states."""
     model = real_model(config, settings, device)
     optimizer = optimizer_of(model, settings)

@@ -1,11 +1,21 @@
 """What `labkit memory` says: simulation and closed form side by side, and what fits."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from labkit.memory import budget, fit
 from labkit.memory.dimensions import NoClosedForm
 from labkit.memory.ledger import CATEGORIES
+from labkit.memory.settings import Settings
 from labkit.memory.simulate import Simulation, simulate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from transformers import PretrainedConfig
 
 GB = 10**9
 COLOURS = dict(zip(CATEGORIES, ("blue", "red", "green", "magenta", "yellow", "white"), strict=True))
@@ -22,22 +32,28 @@ class Report:
     """Everything that was asked of one model and one set of settings."""
 
     model: str
-    settings: object
+    settings: Settings
     simulated: Simulation
     closed: budget.Budget | None
     why_not: str = ""
     limit: int | None = None
-    room: list | None = None
-    batches: dict | None = None
+    room: list[tuple[str, int]] | None = None
+    batches: dict[int, int] | None = None
     batches_with: str | None = None
 
     @property
-    def fits(self):
+    def fits(self) -> bool | None:
         """Whether the step as given fits into `limit`; None without a limit."""
         return self.limit and self.simulated.peak <= self.limit
 
 
-def examine(model, config, settings, limit=None, say=lambda text: None):
+def examine(
+    model: str,
+    config: PretrainedConfig,
+    settings: Settings,
+    limit: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Report:
     """The `Report` on one step of `config`; with `limit` bytes, also what fits into them.
 
     say: is told in a few words what is being simulated, since a large model takes a while.
@@ -76,7 +92,7 @@ def _room(config, settings, say):
             yield name, settings, simulate(config, settings).peak
 
 
-def as_data(report):
+def as_data(report: Report) -> dict:
     """The report as plain data, bytes throughout."""
     simulated = asdict(report.simulated)
     del simulated["timeline"]
@@ -95,7 +111,7 @@ def as_data(report):
     return out
 
 
-def show(report, console):
+def show(report: Report, console: Console) -> None:
     """Print the report."""
     from rich.text import Text
 
@@ -122,7 +138,7 @@ def _settings_line(settings):
     parts = [f"batch {s.batch} x {s.seq} tokens", s.optim, f"{s.dtype} base", s.attention]
     if s.method != "full":
         parts.insert(1, f"rank {s.rank} on {s.targets}")
-    parts += ["autocast"] * s.autocast + ["checkpointing"] * s.checkpointing
+    parts += [name for name in ("autocast", "checkpointing") if getattr(s, name)]
     return ", ".join(parts)
 
 
@@ -202,7 +218,7 @@ def _gb(n_bytes):
     return f"{n_bytes / GB:,.3f}"
 
 
-def figure(report):
+def figure(report: Report) -> Figure:
     """Bars of the simulation and the closed form, and the timeline: what `--plot` saves."""
     from labkit.memory import plots
     from labkit.plots import use_style

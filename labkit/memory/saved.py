@@ -4,13 +4,17 @@ Each formula was read off what autograd saves, and the simulation agrees with th
 per mille; the reasons are in the terms' names.
 """
 
+from collections.abc import Iterator
+
+from labkit.memory.dimensions import Dimensions
+
 CHECKPOINTS = "Chen et al. 2016, 1604.06174, section 3"
 FLASH = "Dao et al. 2022, 2205.14135, section 3.1"
 RECOMPUTED = "after Korthikanti et al. 2022, 2205.05198, section 4.1"
 LORA = "Hu et al. 2021, 2106.09685: the gradient of A needs x, that of B needs A x"
 
 
-def layer(m):
+def layer(m: Dimensions) -> Iterator[tuple[str, int, str, str]]:
     """What one decoder layer saves: (name, bytes a token, formula, source) each."""
     yield "inputs of norms, in fp32", 8 * m.h + 8, "2 (4 h + 4)", RECOMPUTED
     yield from _attention(m)
@@ -42,7 +46,7 @@ def _of_trained_weights(m):
     if m.stream == 4 and m.settings.autocast:
         yield "inputs of matrices, cast one by one", 10 * m.h + 2 * m.f, "5 x 2 h + 2 f", RECOMPUTED
     else:
-        output = m.q * (m.settings.attention == "eager")  # the fused kernel keeps it anyway
+        output = m.q if m.settings.attention == "eager" else 0  # the fused kernel keeps it anyway
         inputs = m.mlp * (2 * m.h + output + m.f)
         yield "inputs of matrices", inputs, "(2 h + f) x bytes", RECOMPUTED
 
@@ -53,8 +57,9 @@ def _of_adapters(m):
     in_place = m.adapter == m.stream and (m.stream == 2 or not s.autocast)
     if in_place and not s.dropout:
         names = set(m.targets)
-        shared = m.h * bool(names & {"q_proj", "k_proj", "v_proj"})
-        shared += m.h * bool(names & {"gate_proj", "up_proj"}) + m.f * ("down_proj" in names)
+        shared = m.h if names & {"q_proj", "k_proj", "v_proj"} else 0
+        shared += m.h if names & {"gate_proj", "up_proj"} else 0
+        shared += m.f if "down_proj" in names else 0
         yield "inputs of adapters", width * shared, "bytes x (h + h + f), shared", LORA
     else:
         copies = sum(d_in for _, d_in in m.targets.values())
@@ -65,7 +70,7 @@ def _of_adapters(m):
     yield "A x of adapters", middles, "bytes x r x targets", LORA
 
 
-def casts(m):
+def casts(m: Dimensions) -> Iterator[tuple[str, int, str, str]]:
     """(name, bytes, formula, source) of 16-bit copies that autocast makes of fp32 matrices.
 
     Without recomputation all live until backward has used them; with it, those of the head alone.

@@ -3,6 +3,9 @@
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Annotated, Self
+
+from typer import Option
 
 from labkit.errors import LabError
 
@@ -29,7 +32,9 @@ class BadSetting(LabError, ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """One training step. Names are those of transformers, PEFT and TRL where they have one.
+    """One training step, and the options of `labkit memory`, which are its fields.
+
+    Names are those of transformers, PEFT and TRL where they have one.
 
     method: full, lora or qlora (NF4 linear layers; embeddings, norms and head stay in `dtype`).
     rank, targets, dropout, adapter_dtype: the adapter. Targets are "all-linear" or names such as
@@ -48,25 +53,25 @@ class Settings:
     prepare_kbit: `prepare_model_for_kbit_training` casts what is not 4-bit to float32.
     """
 
-    method: str = "lora"
-    rank: int = 16
-    targets: str = "all-linear"
-    optim: str = "adamw_torch_fused"
-    batch: int = 1
-    seq: int = 512
-    padded: bool = False
-    accumulation: int = 1
-    checkpointing: bool = False
-    attention: str = "sdpa"
-    answer_tokens: int | None = None
-    dtype: str | None = None
-    adapter_dtype: str = "float32"
-    autocast: bool = True
-    dropout: float = 0.0
-    double_quant: bool = True
-    prepare_kbit: bool = False
+    method: Annotated[str, Option(help="full, lora or qlora.")] = "lora"
+    rank: Annotated[int, Option(help="Rank of the adapters.")] = 16
+    targets: Annotated[str, Option(help="all-linear, or q_proj,v_proj,…")] = "all-linear"
+    batch: Annotated[int, Option(help="Sequences a step.")] = 1
+    seq: Annotated[int, Option(help="Tokens a sequence.")] = 512
+    optim: Annotated[str, Option(help="As transformers names it.")] = "adamw_torch_fused"
+    checkpointing: Annotated[bool, Option(help="Recompute layers in backward.")] = False
+    attention: Annotated[str, Option(help="sdpa (fused) or eager.")] = "sdpa"
+    answer_tokens: Annotated[int | None, Option(help="Logits for the last so many.")] = None
+    dtype: Annotated[str | None, Option(help="Of the base; bfloat16, full: float32.")] = None
+    adapter_dtype: Annotated[str, Option(help="Of the adapters.")] = "float32"
+    autocast: Annotated[bool, Option(help="Multiply in 16 bits.")] = True
+    dropout: Annotated[float, Option(help="Of the adapters' inputs.")] = 0.0
+    double_quant: Annotated[bool, Option(help="Quantise the scales too.")] = True
+    prepare_kbit: Annotated[bool, Option(help="Cast the rest of QLoRA to fp32.")] = False
+    padded: Annotated[bool, Option(help="Rows of different lengths.")] = False
+    accumulation: Annotated[int, Option(help="Micro-batches a step.")] = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dtype is None:
             object.__setattr__(self, "dtype", "float32" if self.method == "full" else "bfloat16")
         for name, choices in CHOICES.items():
@@ -87,16 +92,16 @@ class Settings:
             raise BadSetting("targets must be all-linear or names such as q_proj,v_proj")
 
     @property
-    def target_names(self):
+    def target_names(self) -> list[str]:
         """The targets as a list; `["all-linear"]` for all."""
         return [name.strip() for name in self.targets.split(",") if name.strip()]
 
-    def but(self, **changes):
+    def but(self, **changes) -> Self:
         """The same settings with some changed."""
         return dataclasses.replace(self, **changes)
 
 
-def parse_size(text):
+def parse_size(text: str) -> int:
     """Bytes of "24GB" or "23.5GiB"; a bare number is in GB. Raises BadSetting."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MG]i?B)?\s*", str(text), re.IGNORECASE)
     if not match or float(match[1]) == 0:

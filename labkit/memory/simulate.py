@@ -9,8 +9,11 @@ What it does not see: the CUDA context and library workspaces, the allocator's r
 fragmentation (`max_memory_reserved`), and what kernels allocate inside themselves.
 """
 
+from __future__ import annotations
+
 import contextlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
@@ -18,7 +21,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from labkit.memory import adapted, optimizers
-from labkit.memory.ledger import CATEGORIES, Ledger
+from labkit.memory.ledger import CATEGORIES, Ledger, category
+from labkit.memory.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,13 @@ class Simulation:
     """
 
     peak: int
-    by_category: dict
-    static: dict
-    phases: dict
+    by_category: dict[str, int]
+    static: dict[str, int]
+    phases: dict[str, int]
     paged: int
     n_params: int
     n_trainable: int
-    timeline: "Timeline | None" = None
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,12 @@ class Timeline:
     """
 
     held: np.ndarray
-    starts: dict
+    starts: dict[str, int]
 
 
-def simulate(config, settings, timeline=False, device="cuda"):
+def simulate(
+    config: PretrainedConfig, settings: Settings, timeline: bool = False, device: str = "cuda"
+) -> Simulation:
     """Simulate one step of the causal LM that `config` describes; a `Simulation`.
 
     device: "cuda" or "cpu", which keep dropout's mask in one byte and in four.
@@ -64,7 +73,7 @@ def simulate(config, settings, timeline=False, device="cuda"):
     model, n_params = adapted.build(config, settings)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with _whole_sequences(), _dropout_of(device), FakeTensorMode():
-        adapted.into_fake(model)
+        adapted.materialise(model, adapted.packed_weight)
         return _step(model, settings, n_params, n_trainable, timeline)
 
 
@@ -95,7 +104,7 @@ def _step(model, settings, n_params, n_trainable, timeline):
         static = {name: n for name, n in ledger.now().items() if name in CATEGORIES[:3]}
         if settings.accumulation == 1:
             optimizer.zero_grad()
-        ledger.peak = ledger.total
+        ledger.book.forget_peak()
         ids = torch.zeros(settings.batch, settings.seq, dtype=torch.long)
         ledger.mark("forward")
         loss = _loss(model, ids, settings)
@@ -105,7 +114,7 @@ def _step(model, settings, n_params, n_trainable, timeline):
         optimizer.step()
     history = _history(ledger)
     return Simulation(
-        peak=ledger.peak,
+        peak=ledger.book.peak,
         by_category=ledger.by_category(),
         static=static,
         phases=_phase_peaks(history),
@@ -129,22 +138,19 @@ def _earlier_step(trained, settings, ledger):
 def _loss(model, ids, settings):
     kept = settings.answer_tokens or 0
     compute = torch.float16 if settings.dtype == "float16" else torch.bfloat16
-    cast = contextlib.nullcontext()
-    if settings.autocast:
-        cast = torch.autocast("cpu", compute)
     batch = {"input_ids": ids, "labels": ids[:, -kept:]}
     if settings.padded:
         batch["attention_mask"] = torch.ones_like(ids)
-    with cast:
+    with torch.autocast("cpu", compute, enabled=settings.autocast):
         return model(**batch, use_cache=False, logits_to_keep=kept).loss
 
 
 def _history(ledger):
     """The ledger's events from the first mark on, with what each storage turned out to be for."""
-    events = np.frombuffer(ledger.events, dtype=np.int64).reshape(-1, 2)
-    names = [CATEGORIES.index(ledger.category(number)) for number in events[:, 0].tolist()]
+    events = ledger.book.events
     changes = np.zeros((len(events), len(CATEGORIES)), dtype=np.int64)
-    changes[np.arange(len(events)), names] = events[:, 1]
+    columns = [CATEGORIES.index(category(storage)) for storage, _ in events]
+    changes[np.arange(len(events)), columns] = [n_bytes for _, n_bytes in events]
     first = ledger.marks[0][0]
     held = changes.cumsum(axis=0)[max(first - 1, 0) :]
     return Timeline(held, {name: at - first for at, name in ledger.marks})

@@ -1,5 +1,6 @@
 """Answers side by side, as a table that reads well in a notebook and in print."""
 
+from collections.abc import Sequence
 from html import escape
 
 from IPython.display import HTML
@@ -7,7 +8,12 @@ from IPython.display import HTML
 STYLE = "text-align:left; vertical-align:top; white-space:normal; max-width:24em"
 
 
-def compare_answers(questions, wanted, answers, rows=8):
+def compare_answers(
+    questions: Sequence[str],
+    wanted: Sequence[str] | None,
+    answers: dict[str, Sequence[str]],
+    rows: int = 8,
+) -> HTML:
     """An HTML table: question, wanted answer, and what each model said, with ✓ or ✗.
 
     `answers` maps a model's name to its answers; pass `wanted=None` where nothing is right or

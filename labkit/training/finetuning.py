@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from IPython import get_ipython
 from IPython.display import display
-from peft import PeftModel
-from transformers import PrinterCallback, TrainerCallback
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import SFTConfig
 
 from labkit import download, fingerprint, live, plots
 from labkit.errors import LabError
@@ -47,7 +49,15 @@ class Result:
     cached: bool
 
 
-def finetune(model, tokenizer, dataset, peft_config, args, title="Fine-tuning", cache=True):
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    peft_config: LoraConfig,
+    args: SFTConfig,
+    title: str = "Fine-tuning",
+    cache: bool = True,
+) -> Result:
     """Train a LoRA as `SFTTrainer` does with these arguments, and return a `Result`.
 
     `dataset` has the columns `prompt` and `completion`, or `messages`, whose last one is the

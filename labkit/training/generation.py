@@ -1,10 +1,19 @@
 """Asking a model many questions at once."""
 
+from collections.abc import Iterable
+
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @torch.no_grad()
-def answers(model, tokenizer, conversations, max_new_tokens=48, batch_size=64):
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Iterable[list[dict]],
+    max_new_tokens: int = 48,
+    batch_size: int = 64,
+) -> list[str]:
     """The model's greedy answer to each conversation (lists of messages that end with the user's).
 
     A trailing assistant message is taken off, so rows of a task can be passed as they are.

@@ -1,6 +1,12 @@
 """What this machine trains with: device, number formats, model and batch. Decided here alone."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 SMALLEST = "smollm2-135m"  # the model of the labs
 LARGER = ("smollm2-1.7b", "smollm2-360m")  # what `default_model` tries, in this order
@@ -8,14 +14,14 @@ KNOWN = ("smollm2-1.7b", "llama-2-7b", "llama-2-13b", "llama-2-70b")  # by size,
 KEPT_FREE = 1.5 * 2**30  # bytes of a card for CUDA's context, workspaces and gaps
 
 
-def device():
+def device() -> str:
     """`"cuda"` where there is an NVIDIA GPU, else `"cpu"`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def precision(device):
+def precision(device: str) -> torch.dtype:
     """The dtype to multiply in: bf16 where the hardware does it, fp16 on a T4, else fp32."""
     import torch
 
@@ -27,7 +33,7 @@ def precision(device):
     return torch.bfloat16 if fast else torch.float32
 
 
-def weights(device):
+def weights(device: str) -> torch.dtype:
     """The dtype to keep weights in: bf16 where the hardware multiplies it, else fp32.
 
     Not fp16 on a T4: fp16 has too little range for gradients. A gradient scaler helps, which a
@@ -38,7 +44,7 @@ def weights(device):
     return torch.bfloat16 if precision(device) == torch.bfloat16 else torch.float32
 
 
-def attention(device):
+def attention(device: str) -> str:
     """transformers' `attn_implementation`.
 
     On a CPU plain matrix products: on sequences as short as the labs' a training step takes
@@ -47,7 +53,7 @@ def attention(device):
     return "eager" if device == "cpu" else "sdpa"
 
 
-def flags(device):
+def flags(device: str) -> dict[str, bool]:
     """SFTConfig's three switches for this machine: mixed precision where there is a GPU."""
     import torch
 
@@ -59,7 +65,7 @@ def flags(device):
     }
 
 
-def one_card():
+def one_card() -> None:
     """Let this process see one card: a notebook is one process, and Trainer would take them all.
 
     It does nothing once CUDA is in use, or where CUDA_VISIBLE_DEVICES says which to see.
@@ -67,7 +73,7 @@ def one_card():
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
-def wait():
+def wait() -> None:
     """Until the card has done all it was told; only then does a clock tell the time it took."""
     import torch
 
@@ -75,14 +81,14 @@ def wait():
         torch.cuda.synchronize()
 
 
-def card_bytes():
+def card_bytes() -> int:
     """Memory of the card in bytes; 0 without one."""
     import torch
 
     return torch.cuda.get_device_properties(0).total_memory if device() == "cuda" else 0
 
 
-def default_model():
+def default_model() -> str:
     """The model to train where nobody says which: `LABKIT_MODEL`, else by the card's memory.
 
     On a CPU the smallest. On a card the largest whose LoRA step of 4 x 512 tokens leaves a fifth
@@ -95,7 +101,7 @@ def default_model():
     return next(fitting, SMALLEST)
 
 
-def largest_qlora(n_bytes):
+def largest_qlora(n_bytes: int) -> str | None:
     """The largest of `KNOWN` that QLoRA trains on a card of `n_bytes`; None where none fits.
 
     One sequence of 512 tokens, checkpointed, r=16 on all linear layers, paged 8-bit AdamW.
@@ -105,7 +111,7 @@ def largest_qlora(n_bytes):
     return fitting[-1] if fitting else None
 
 
-def micro_batch(name, method, total, n_processes=1, seq=512):
+def micro_batch(name: str, method: str, total: int, n_processes: int = 1, seq: int = 512) -> int:
     """The largest of `total`, `total` / 2, … rows of `seq` tokens that a process can hold.
 
     The rest of its `total` rows is accumulated, so the gradient is the same. Processes must agree,

@@ -5,6 +5,8 @@ answers are, nothing is checkpointed, weights keep the model's precision. Rows, 
 optimizer, schedule, clipping and loss are TRL's (`benchmarks/train_step.py` compares the two).
 """
 
+from __future__ import annotations
+
 import copy
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -13,12 +15,20 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from trl import SFTTrainer
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
 
 from labkit.training import hardware, loop, packing
 
 
-def lean_trainer(model, tokenizer, dataset, peft_config, args):
+def lean_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    peft_config: LoraConfig,
+    args: SFTConfig,
+) -> LeanTrainer:
     """The trainer that `finetune` runs, not yet started; it changes `model` in place."""
     chosen = settings(args, model)
     with _own_forward(model):  # SFTTrainer's, left on it, would keep the model in memory
@@ -81,7 +91,7 @@ def _own_forward(model):
             model.forward = own
 
 
-def settings(args, model):
+def settings(args: SFTConfig, model: PreTrainedModel) -> SFTConfig:
     """A copy of an SFTConfig with what `finetune` decides: precision, checkpointing, silence."""
     known = {field.name for field in fields(args)}
     checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & known
@@ -99,7 +109,7 @@ def settings(args, model):
     )
 
 
-def mixed_precision(args, model):
+def mixed_precision(args: SFTConfig, model: PreTrainedModel) -> dict[str, bool]:
     """SFTConfig's `bf16` and `fp16` for `model`, whose weights rest in the precision they have.
 
     Autocast helps fp32 weights only, and only to what the hardware multiplies. fp16 weights need

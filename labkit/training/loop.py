@@ -4,15 +4,20 @@
 """
 
 import random
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labkit.training import packing
 from labkit.training.hardware import precision
 
+Batch = dict[str, torch.Tensor]  # as `packing.pack` makes them
 
-def encode(tokenizer, messages):
+
+def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> dict[str, list[int]]:
     """A conversation as `input_ids` and `labels`, equally long lists; prompts have no labels.
 
     The last message is the answer. Raises ValueError when it is not the assistant's.
@@ -26,7 +31,9 @@ def encode(tokenizer, messages):
     return {"input_ids": ids, "labels": [packing.IGNORED] * len(prompt) + ids[len(prompt) :]}
 
 
-def batches(dataset, tokenizer, size, steps, seed=0):
+def batches(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, steps: int, seed: int = 0
+) -> Iterator[Batch]:
     """Yield `steps` batches of `size` conversations, shuffled anew each time through the data."""
     rows = [encode(tokenizer, messages) for messages in dataset["messages"]]
     size, rng, queue = min(size, len(rows)), random.Random(seed), []
@@ -36,7 +43,7 @@ def batches(dataset, tokenizer, size, steps, seed=0):
         yield packing.pack([queue.pop() for _ in range(size)])
 
 
-def answer_logits(model, batch):
+def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `(k, vocab)` and targets `(k,)` at the k answer tokens of a packed batch.
 
     The head is the widest product of a small model: 49,152 columns in SmolLM2, a fifth of a step
@@ -50,7 +57,7 @@ def answer_logits(model, batch):
     return base.get_output_embeddings()(hidden[asked]), targets[asked]
 
 
-def answer_loss(model, batch, autocast=None):
+def answer_loss(model: PreTrainedModel, batch: Batch, autocast: bool | None = None) -> torch.Tensor:
     """Mean cross-entropy (nats a token) over the answer tokens of `batch`, a scalar tensor.
 
     A model kept in fp32 (full fine-tuning needs it: bf16 swallows small updates) still multiplies
@@ -64,24 +71,34 @@ def answer_loss(model, batch, autocast=None):
     return F.cross_entropy(logits.float(), targets)
 
 
+def by_length(
+    tokenizer: PreTrainedTokenizerBase, dataset: Dataset, size: int
+) -> Iterator[tuple[Batch, list[int]]]:
+    """Yield batches of `size` conversations, short ones first, and the tokens of each answer."""
+    rows = [encode(tokenizer, messages) for messages in dataset["messages"]]
+    rows.sort(key=lambda row: len(row["input_ids"]))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        lengths = [sum(y != packing.IGNORED for y in row["labels"]) for row in part]
+        yield packing.pack(part), lengths
+
+
 @torch.no_grad()
-def held_out_loss(model, tokenizer, dataset, size=32):
+def held_out_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, size: int = 32
+) -> float:
     """Mean loss (nats a token) over every answer token of `dataset`, in eval mode."""
     was_training = model.training
     model.eval()
-    rows = [encode(tokenizer, messages) for messages in dataset["messages"]]
-    rows.sort(key=lambda row: len(row["input_ids"]))
     total = count = 0
-    for start in range(0, len(rows), size):
-        batch = packing.pack(rows[start : start + size])
-        tokens = int((batch["labels"] != packing.IGNORED).sum())
-        total += answer_loss(model, batch).item() * tokens
-        count += tokens
+    for batch, lengths in by_length(tokenizer, dataset, size):
+        total += answer_loss(model, batch).item() * sum(lengths)
+        count += sum(lengths)
     model.train(was_training)
     return total / count
 
 
-def bytes_held(model, optimizer):
+def bytes_held(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     """What stays in memory from step to step: bytes of weights, gradients and optimizer states.
 
     Gradients are counted where a parameter trains, whether or not they are set at the moment.

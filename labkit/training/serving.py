@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,13 +23,13 @@ class NotServed(LabError, RuntimeError):
     """The server did not start."""
 
 
-def missing():
+def missing() -> list[str]:
     """The packages of the extra `serve` that are not installed, a list."""
     return [name for name in NEEDS if not find_spec(name)]
 
 
 @contextmanager
-def transformers_serve(folder, seconds=120):
+def transformers_serve(folder: str | Path, seconds: float = 120) -> Iterator[str]:
     """Serve the model in `folder` on this machine while the block runs; yields the base URL.
 
     The server needs no network. Raises NotServed when a package is missing, when the server ends,

@@ -1,0 +1,82 @@
+"""The `labkit` command. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from labkit.cli import course, grading, memory
+from labkit.errors import LabError
+
+app = typer.Typer(
+    epilog="Example: labkit run 1 2",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# the extra `jupyter`, which Colab and graders do without
+NOTEBOOKS = (
+    "ipykernel",
+    "jupyter_client",
+    "jupytext",
+    "latex2mathml",
+    "nbclient",
+    "nbconvert",
+    "nbformat",
+)
+EXAMPLES = {  # of each command, in the order in which help lists them
+    course.doctor: "doctor --json",
+    course.fetch: "fetch",
+    course.build: "build --check",
+    course.run: "run 2 --out build",
+    memory.memory: "memory llama-2-70b --method qlora --checkpointing --fit 48GB",
+    course.claims: "claims A1 A18",
+    grading.export: "export graded --canvas gradebook.csv",
+    grading.grade: "grade submissions/ --out grades",
+    course.release: "release --out for-students",
+}
+for _command, _example in EXAMPLES.items():
+    app.command(epilog=f"Example: labkit {_example}")(_command)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command and exit: 0, 1 for a failed run, 2 for bad input, 130 for Ctrl-C."""
+    args = sys.argv[1:] if argv is None else argv
+    # jsonschema, under nbformat, would compile a grammar for 1.2 s; without it, addresses with
+    # non-ASCII characters are not validated, and no notebook needs that
+    sys.modules.setdefault("rfc3987_syntax", None)
+    try:
+        sys.exit(app(args or ["--help"], prog_name="labkit", standalone_mode=False))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        if error.name not in NOTEBOOKS:
+            raise
+        line = f"{error.name} is missing: pip install -e '.[jupyter]'"
+    except (LabError, BrokenPipeError) as error:
+        line = str(error)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer raises those for a bad argument
+            raise
+        line = error.format_message()
+    print(f"labkit: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"labkit {version('lora-labs')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """LoRA Labs: hands-on labs on LoRA and QLoRA."""

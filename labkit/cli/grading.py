@@ -1,0 +1,93 @@
+"""Commands about submissions: their grades, and the tables of other systems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labkit.cli.shared import Json, console_for, one_line, print_json
+from labkit.errors import LabError
+
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=2**63 - 1, help="Of the checks' inputs; default random.")
+]
+Checks = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Your own checks, a .py file.")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Dask workers on this machine.")]
+Again = Annotated[
+    list[str] | None, typer.Option(help="Grade this one afresh: a name, a part of it, a *.")
+]
+
+
+@one_line(OSError)
+def grade(
+    paths: Annotated[list[Path], typer.Argument(help="Notebooks, or folders of them.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for grades and pages.")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="Side by side; default a core.")] = None,
+    seed: Seed = None,
+    checks: Checks = None,
+    unsafe: Annotated[bool, typer.Option("--unsafe", help="Go on without a sandbox.")] = False,
+    workers: Workers = None,
+    scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler, tcp://…:8786.")] = None,
+    again: Again = None,
+    as_json: Json = False,
+) -> None:
+    """Grade submissions, each in its sandbox; a second call grades only what is new."""
+    from labkit.grading.after import show
+    from labkit.grading.collect import left_out
+    from labkit.grading.grade import grade as grade_all
+
+    console, now, notes = console_for(as_json), [], []
+    if unsafe:
+        show.loud(console)
+    with show.progress(console) as told:
+
+        def progress(done, total, row):
+            now.append(row)
+            told(done, total, row)
+
+        rows = grade_all(
+            paths,
+            out,
+            jobs=jobs,
+            seed=seed,
+            checks=checks,
+            unsafe=unsafe,
+            progress=progress,
+            workers=workers,
+            scheduler=scheduler,
+            again=again or (),
+            notes=notes,
+        )
+    if as_json:
+        print_json([row.data() for row in rows])
+    show.summary(rows, out, console, notes + left_out(paths, out), now)
+
+
+@one_line(OSError)
+def export(
+    out: Annotated[Path, typer.Argument(help="What 'labkit grade --out' wrote.")],
+    canvas: Annotated[Path | None, typer.Option(help="The gradebook that Canvas exported.")] = None,
+    moodle: Annotated[Path | None, typer.Option(help="The grading worksheet of Moodle.")] = None,
+    gradescope: Annotated[bool, typer.Option(help="A file a submission.")] = False,
+    lab: Annotated[str | None, typer.Option(help="2, 02 or 02_lora, if there are several.")] = None,
+    column: Annotated[str | None, typer.Option(help="Title of the column to fill.")] = None,
+) -> int:
+    """Fill the grades into the table of another system; exit 1 if somebody should look."""
+    from labkit.grading.after import exports
+
+    if (canvas is not None) + (moodle is not None) + gradescope != 1:
+        raise LabError("say one of --canvas GRADEBOOK.csv, --moodle WORKSHEET.csv, --gradescope")
+    if gradescope:
+        print(f"written: {exports.to_gradescope(out)}")
+        return 0
+    name, fill = ("canvas.csv", exports.canvas) if canvas else ("moodle.csv", exports.moodle)
+    done = fill(exports.results_in(out), canvas or moodle, lab, column)
+    (out / name).write_bytes(done.data())
+    print(f"written: {out / name}; students with points: {done.matched}")
+    for line in [*done.remarks, *(f"LOOK: {problem}" for problem in done.problems)]:
+        print(line)
+    return int(bool(done.problems))

@@ -1,0 +1,61 @@
+"""The command about memory, whose options are the fields of `Settings`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labkit.cli.shared import Json, console_for, one_line, print_json
+from labkit.errors import LabError
+from labkit.memory.settings import Settings, parse_size
+
+
+def with_settings(command: Callable) -> Callable:
+    """The command with an option for each field of `Settings`, and given the `Settings` of them."""
+
+    @functools.wraps(command)
+    def with_options(**given):
+        chosen = {field.name: given.pop(field.name) for field in fields(Settings)}
+        return command(settings=Settings(**chosen), **given)
+
+    own = inspect.signature(command, eval_str=True)
+    options = inspect.signature(Settings).parameters.values()
+    parts = [options if p.name == "settings" else [p] for p in own.parameters.values()]
+    with_options.__signature__ = own.replace(parameters=[p for part in parts for p in part])
+    del with_options.__annotations__
+    return with_options
+
+
+@with_settings
+def memory(
+    model: Annotated[
+        str | None, typer.Argument(help="A name, a config.json or its folder, a hub id.")
+    ] = None,
+    settings: Settings = Settings(),  # noqa: B008
+    fit: Annotated[str | None, typer.Option(help="What fits: 16GB, 24GB, 48GB, 80GB.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Save a picture here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a training step takes: simulated without weights, and in closed form."""
+    from labkit.memory import configs
+
+    if model is None:
+        raise LabError(f"say a model: {', '.join(configs.built_in())}, or a config.json")
+    limit, config = parse_size(fit) if fit else None, configs.find(model)
+    from labkit.memory import report
+
+    with console_for(True).status("simulating a step") as status:
+        found = report.examine(model, config, settings, limit, say=status.update)
+    if plot:
+        with one_line(OSError, ValueError):  # a folder, a format
+            report.figure(found).savefig(plot)
+    if as_json:
+        print_json(report.as_data(found))
+    else:
+        report.show(found, console_for(False))

@@ -1,0 +1,39 @@
+"""The course's folder, and the masters in its labs/."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from labkit.errors import LabError
+
+
+def root() -> Path:
+    """The folder of the course: the one we are in, else the one labkit was installed from.
+
+    Raises LabError where there is none.
+    """
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]):
+        if (folder / "pyproject.toml").is_file():
+            if (folder / "labs").is_dir():
+                return folder
+            if (folder / "labkit/cli").is_dir():
+                raise LabError(f"{folder} has no labs/: it is a copy of the course for students")
+    raise LabError("no course here: go to the folder that you cloned (it holds labs/)")
+
+
+def project(root: Path) -> dict:
+    """What pyproject.toml in the folder `root` says of the project."""
+    try:
+        return tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    except (ValueError, KeyError) as error:
+        raise LabError(f"{root / 'pyproject.toml'} says no project: {error}") from None
+
+
+def masters(root: Path) -> list[Path]:
+    """The masters of the course in the folder `root`, in order."""
+    return sorted((root / "labs").glob("[0-9][0-9]_*.py"))
+
+
+def title(master: Path) -> str:
+    """The title of a master: its first heading."""
+    return re.search(r"(?m)^# # (.+)$", master.read_text("utf-8"))[1]
