@@ -185,10 +185,10 @@ def generator():
     return torch.Generator().manual_seed(int.from_bytes(digest[:6]))
 
 
-def expect(condition, message, earned=0):
-    """Raise CheckFailed with `message` unless `condition` holds."""
+def expect(condition, message, earned=0, hint=""):
+    """Raise CheckFailed with `message` unless `condition` holds; "; " and a `hint` follow it."""
     if not condition:
-        raise CheckFailed(message, earned)
+        raise CheckFailed(f"{message}; {hint}" if hint else message, earned)
 
 
 @contextlib.contextmanager

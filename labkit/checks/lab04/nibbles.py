@@ -4,8 +4,7 @@ import math
 
 import torch
 
-from labkit.checks.compare import expect_close, randn
-from labkit.checks.draws import draw
+from labkit.checks.compare import draw, expect_close, randn
 from labkit.checks.lab04 import guesses
 from labkit.checks.lab04.bnb import stored_codes
 from labkit.checks.lab04.whole import blaming, expect_integers
