@@ -11,7 +11,7 @@ from labkit.checks.compare import (
     expect_numbers,
     randn,
 )
-from labkit.checks.lab01 import guesses
+from labkit.checks.lab01 import flats, guesses
 from labkit.checks.lab01.guesses import best
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
@@ -254,7 +254,7 @@ def _expect_point(subspace_point, theta0, P, z):
     call, hint = f"subspace_point with P of shape {tuple(P.shape)}", f"P @ z has shape {(len(P),)}"
     got = ask(call, subspace_point, theta0, P, z, hint=hint)
     _expect_vector(got, theta0.shape, call, f"P @ z sums over the columns: {hint}")
-    _expect_step(got, theta0, theta0 + P @ z, call, guesses.points(theta0, P, z))
+    _expect_step(got, theta0, theta0 + P @ z, call, flats.points(theta0, P, z))
     start = observe(subspace_point, theta0, P, z * 0)
     expect_close(start, theta0, f"{call} and z = 0 (theta0 is wanted)", tol=1e-6)
 
@@ -276,7 +276,7 @@ def _expect_projected(project_gradient, theta0, P, z):
     matrix = isinstance(got, torch.Tensor) and got.ndim == 2
     hint = "the chain rule sums over theta: one number for each z, no matrix" if matrix else hint
     _expect_vector(got, z.shape, call, hint)
-    expect_close(got, wanted, call, guesses.projected(P, grad_theta, wanted))
+    expect_close(got, wanted, call, flats.projected(P, grad_theta, wanted))
 
 
 @exercise("1.7", points=3)

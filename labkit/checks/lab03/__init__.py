@@ -184,11 +184,11 @@ def _thought(got, wanted, seed, texts):
     model, tokenizer = tiny.language_model(seed)
     longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
     known = guesses.perplexities(model, tokenizer, texts)
-    told = [
-        *["the model was in train mode, where dropout is at work"] * got["training"],
-        *["a token such as BOS stands before each text: add none"] * got["began"],
-        *(message for message, number in known if _near(value, number, 5e-6)),
-    ]
+    told = [message for message, number in known if _near(value, number, 5e-6)]
+    if got["began"]:
+        told.insert(0, "a token such as BOS stands before each text: add none")
+    if got["training"]:
+        told.insert(0, "the model was in train mode, where dropout is at work")
     if 1 < got["longest"] < longest - 1:  # one may read all tokens but the last
         least = f"a text has {longest} tokens, and the model saw {got['longest']} at most"
         told.append(f"{least}: cut none")

@@ -63,7 +63,8 @@ def _expect_no_other_values(values, call):
         hint="drop the 0.5, whose quantile is 0, and add one zero at the end",
     )
     told = f"{above} values lie above zero, {below} below and {zeros} on it"
-    told += "; one row of quantiles has no zero, so do the two halves apart" * (not zeros)
+    if not zeros:
+        told += "; one row of quantiles has no zero, so do the two halves apart"
     expect((above, below, zeros) == (8, 7, 1), f"{call}: {told}; wanted 8, 7 and 1")
 
 
