@@ -178,8 +178,7 @@ def overlaps(A1, A2, i, j):
         told = "the rows were centred first, as PCA does; take A as it is"
         guesses[told] = shifted[0][:i] @ shifted[1][:j].T
     guesses = {message: M.square().sum().item() / least for message, M in guesses.items()}
-    ranks = len(A1), len(A2)
-    guesses |= _norms(product, total, i, j, ranks)
+    guesses |= _norms(product, total, i, j, (len(A1), len(A2)))
     if j <= len(A1) and i <= len(A2):
         guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
     return guesses

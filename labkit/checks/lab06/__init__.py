@@ -1,4 +1,7 @@
-"""Checks of lab 6. The reference is PEFT, or the sum of the updates written out."""
+"""Checks of lab 6. The reference is PEFT, or the sum of the updates written out.
+
+Long, for seven exercises with a page each; what needs more than that is in files of its own.
+"""
 
 import contextlib
 import math
