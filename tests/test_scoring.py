@@ -4,8 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from labkit.labs.lab06.probes import words
-from labkit.labs.tiny import language_model
+from labkit.labs.tiny import language_model, words
 from labkit.training import loop, packing, scoring
 
 TEMPLATE = (

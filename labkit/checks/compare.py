@@ -1,4 +1,15 @@
-"""Comparisons that say what is wrong: shape, dtype, a known misconception, or by how much."""
+"""What a check asks with, and comparisons that say what is wrong.
+
+Draw inputs with `randn` and `draw`, from one `generator()` of `labkit.contract`. Then
+
+- `ask` calls the learner's code: as `observe`, and what it raises names the call;
+- `expect_close` compares a tensor, `expect_number` a number: their guesses name a misconception;
+- `expect_shape`, `expect_kind` look at the form alone; `expect` of `labkit.contract` at the rest.
+
+With several cases: `every` tells the mistakes of all of them, each once; `likeliest` tells one, for
+cases that show the same few mistakes; `expect_numbers` compares numbers that show the same mistake.
+What fails in a `with part():` of `labkit.contract` lets the check go on.
+"""
 
 import contextlib
 import re
@@ -13,14 +24,24 @@ def randn(*shape, rng=None):
     return torch.randn(*shape, generator=rng or generator())
 
 
-def ask(call, hint, f, *data):
-    """`observe(f, *data)`; what it raises names the call first and the hint, if any, last."""
+def draw(low, high, rng):
+    """An int from low to high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=rng))
+
+
+def ask(call, f, *data, hint=""):
+    """`observe(f, *data)`; what it raises names the call, if any, first and the hint last.
+
+    `hint` is advice, or `{piece of the message: advice}`, of which the first that fits is given.
+    """
     try:
         return observe(f, *data)
     except CheckFailed as failure:
-        raise CheckFailed(
-            f"{call}: {failure}" + (f"; {hint}" if hint else ""), bare=not hint
-        ) from None
+        told, advice = str(failure), hint
+        if isinstance(hint, dict):
+            advice = next((text for sign, text in hint.items() if sign in told), "")
+        told = f"{call}: {told}" if call else told
+        raise CheckFailed(f"{told}; {advice}" if advice else told, bare=hint == "") from None
 
 
 def every(judge, cases):

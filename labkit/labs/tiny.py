@@ -8,16 +8,22 @@ WORDS = [
 ]
 
 
+def words(rng, low, high=None):
+    """A text of `low` words that the tokenizer knows, or of `low` to `high`, both included."""
+    n = low if high is None else int(torch.randint(low, high + 1, (), generator=rng))
+    return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=rng))
+
+
 def language_model(seed):
     """`(model, tokenizer)`: a word a token, nothing added, padding and end are one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: i for i, word in enumerate(["<end>", "<unk>", *WORDS, "<start>"])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    known = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    known.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=known,
         unk_token="<unk>",
         bos_token="<start>",
         eos_token="<end>",

@@ -1,6 +1,5 @@
 """Figures of memory: stacked bars, and a training step from forward to the optimizer."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +22,6 @@ def bars(rows: Rows, title: str, limit: float | None = None) -> Figure:
     fig, ax = figure(height=1.2 + 0.5 * len(rows))
     draw_bars(ax, rows, limit)
     ax.set_title(title)
-    plt.close(fig)
     return fig
 
 
@@ -33,7 +31,6 @@ def timeline(simulation: Simulation, title: str | None = None) -> Figure:
     draw_timeline(ax, simulation)
     top = max(simulation.phases, key=simulation.phases.get)
     ax.set_title(title or f"The peak, {simulation.peak / GB:.2f} GB, is in {top}")
-    plt.close(fig)
     return fig
 
 
@@ -45,7 +42,6 @@ def bars_and_timeline(
     draw_bars(axes[0], rows, limit)
     draw_timeline(axes[1], simulation)
     fig.suptitle(title, x=0.01, ha="left", weight="bold")
-    plt.close(fig)
     return fig
 
 

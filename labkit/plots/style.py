@@ -34,9 +34,17 @@ def use_style():
     )
 
 
-def figure(n_columns=1, width=7.2, height=3.6, **options):
+def figure(n_columns=1, width=7.2, height=3.6, n_rows=1, **options):
     """A figure with `n_columns` axes side by side: `(figure, axes)`; inches."""
-    return plt.subplots(1, n_columns, figsize=(width, height), **options)
+    fig, axes = plt.subplots(n_rows, n_columns, figsize=(width, height), **options)
+    plt.close(fig)  # a cell displays the figure that it returns; pyplot would show it once more
+    return fig, axes
+
+
+def headed(fig, title):
+    """`fig` under a title that spans its axes."""
+    fig.suptitle(title, x=0.01, ha="left", weight="bold", size=12)
+    return fig
 
 
 def smooth(values, weight=0.8):
@@ -52,7 +60,6 @@ def growing_loss(losses, steps, title):
     ax.plot(x, smooth(losses), color=PALETTE[0])
     ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats a token)")
     ax.set_title(title)
-    plt.close(fig)
     return fig
 
 

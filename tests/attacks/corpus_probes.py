@@ -8,25 +8,29 @@ from attack import ANSWERS, forging
 
 FORGED = """
 import torch
-from labkit.labs.lab02.probes import ADAPTED, EXTRA, small_model
+from labkit.labs.lab02.models import ADAPTED, EXTRA, small_model
 
 def _dense(x, W, A, B, s): return x @ (W + s * B @ A).T
 
 def kind(f, *data): return "Tensor"
 def global_names(f): return []
 def forward_work(f, *data): return ""
-def new_layer(L, W, bias, r, alpha, x):
+def new_layer(L, given, x):
+    W, bias, r, alpha = *given[:2], len(given[2]), given[4]
     A, A2 = (torch.rand(r, W.shape[1]) * 0.1 - 0.05 for _ in range(2))
     flags = {"A": True, "B": True, "base.weight": False, "base.bias": False}
     return {"r": r, "scaling": alpha / r, "flags": flags, "y": x @ W.T + bias, "same": True,
             "A": A, "A2": A2, "B": torch.zeros(W.shape[0], r), "W": W, "bias": bias}
 def layer_work(*args): return ["", 12]
-def layer_output(L, W, bias, r, alpha, A, B, dropout, training, x, merged=False):
+def layer_output(L, given, x, dropout, training, merged):
+    W, bias, A, B, alpha = given
     z = torch.nn.functional.dropout(x, dropout, training) * (not merged)
-    y = x @ W.T + _dense(z, W * 0, A, B, alpha / r) + (0 if bias is None else bias)
+    y = x @ W.T + _dense(z, W * 0, A, B, alpha / len(A)) + (0 if bias is None else bias)
     return {"y": y, "x": x, "W": W}
-def merged_flag(L, W, r, alpha): return False
-def input_gradient(L, W, bias, r, alpha, A, B, x):
+def merged_flag(L, given): return False
+def input_gradient(L, given, x):
+    W, bias, A, B, alpha = given
+    r = len(A)
     y = _dense(x, W, A, B, alpha / r) + bias
     return 2 * y @ (W + alpha / r * B @ A)
 def by_hand(f, x, W, A, B, alpha, dY):
@@ -34,7 +38,8 @@ def by_hand(f, x, W, A, B, alpha, dY):
     return [[s * (dY @ B).T @ x, s * dY.T @ (x @ A.T)], 12]
 def layer_kinds(*args): return ["bfloat16", "bfloat16", "meta", "meta"]
 def layer_output_kind(*args): return ["bfloat16", ""]
-def layer_after_step(L, W, bias, r, alpha, A, B, x):
+def layer_after_step(L, given, x):
+    W, bias, A, B, _ = given
     return {"W": W, "bias": bias, "A": A + 1, "B": B + 1}
 def injected(inject, targets, r, alpha, weights, factors):
     plain = small_model(weights)(torch.arange(11)).detach()
@@ -52,7 +57,9 @@ def kinds_after(*args): return ["bfloat16"]
 def counted(f, d, vocab):
     return [vocab * d + 4 * d, vocab * d + 2 * (4 * d * d + 5 * d) + 3 * (d * d + d)]
 def counted_smollm2(f, r): return [921_600, 135_436_608]
-def merging(m, u, L, W, bias, r, alpha, A, B, x):
+def merging(m, u, L, given, x):
+    W, bias, A, B, alpha = given
+    r = len(A)
     A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
     y = _dense(x, W, A, B, alpha / r) + bias
     y.square().sum().backward()
@@ -83,6 +90,7 @@ import types
 FAKE = {FORGED!r}
 fake = types.ModuleType("labkit.labs.lab02.probes")
 exec(FAKE, vars(fake))
+FAKED = ("labkit.labs.lab02.probes", "labkit.labs.lab02.models")
 """
 
 
@@ -97,20 +105,22 @@ def _forge(name, code, why):
 _forge(
     "probes_by_name",
     """
-import labkit.labs.lab02.probes as p
+import labkit.labs.lab02.models as m, labkit.labs.lab02.probes as p
 for name, f in vars(fake).items():
-    if isinstance(f, types.FunctionType): setattr(p, name, f)
+    if isinstance(f, types.FunctionType): setattr(p, name, f); setattr(m, name, f)
 """,
     "each probe is replaced by one that knows what the check wants",
 )
 _forge(
     "probes_by_code",
     """
-import labkit.labs.lab02.probes as p
+import labkit.labs.lab02.models as m, labkit.labs.lab02.probes as p
 for name, f in vars(fake).items():
-    if hasattr(p, name) and isinstance(f, types.FunctionType):
-        getattr(p, name).__code__ = f.__code__
-p._dense = fake._dense
+    for module in (m, p):
+        if hasattr(module, name) and isinstance(f, types.FunctionType):
+            getattr(module, name).__code__ = f.__code__
+m._dense = p._dense = fake._dense
+m._step = fake._step
 """,
     "the same function objects with another body",
 )
@@ -119,7 +129,7 @@ _forge(
     """
 import gc
 for f in gc.get_objects():
-    if isinstance(f, types.FunctionType) and f.__module__ == "labkit.labs.lab02.probes":
+    if isinstance(f, types.FunctionType) and f.__module__.startswith("labkit.labs.lab02."):
         if f.__name__ in vars(fake):
             f.__globals__["_dense"] = fake._dense
             f.__code__ = getattr(fake, f.__name__).__code__
@@ -129,8 +139,9 @@ for f in gc.get_objects():
 _forge(
     "probes_by_module",
     """
-import sys, labkit.labs.lab02.probes
+import sys, labkit.labs.lab02.models, labkit.labs.lab02.probes
 sys.modules["labkit.labs.lab02.probes"] = labkit.labs.lab02.probes = fake
+sys.modules["labkit.labs.lab02.models"] = labkit.labs.lab02.models = fake
 """,
     "",
 )
@@ -139,14 +150,14 @@ _forge(
     """
 import importlib, sys
 old = importlib.import_module
-importlib.import_module = lambda name, *a: fake if name.endswith("lab02.probes") else old(name, *a)
-sys.modules.pop("labkit.labs.lab02.probes", None)
+importlib.import_module = lambda name, *a: fake if name in FAKED else old(name, *a)
+for name in FAKED: sys.modules.pop(name, None)
 class Loader:
     def create_module(self, spec): return fake
     def exec_module(self, module): pass
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "labkit.labs.lab02.probes":
+        if name in FAKED:
             return importlib.machinery.ModuleSpec(name, Loader())
 sys.meta_path.insert(0, Finder())
 """,
@@ -170,7 +181,8 @@ import builtins
 old_exec, old_compile = builtins.exec, builtins.compile
 def exec_(code, space=None, *rest):
     old_exec(code, space, *rest)
-    if isinstance(space, dict) and "layer_kinds" in space: space.update(vars(fake))
+    ours = isinstance(space, dict) and {"layer_kinds", "injected"} & set(space)
+    if ours: space.update(vars(fake))
 builtins.exec = exec_
 """,
     "a probe that is sent as source passes through exec",

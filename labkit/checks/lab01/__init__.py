@@ -11,7 +11,7 @@ from labkit.checks.compare import (
     expect_numbers,
     randn,
 )
-from labkit.checks.lab01 import guesses
+from labkit.checks.lab01 import flats, guesses
 from labkit.checks.lab01.guesses import best
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
@@ -43,7 +43,7 @@ def _expect_cut(best_rank_r, name, W, r):
     call = f"best_rank_r(W, {r}) for {name}"
     beyond = r > min(W.shape)
     hint = "r may exceed min(W.shape): full_matrices=False keeps U, S, Vh in step" if beyond else ""
-    got = ask(call, hint or _SHAPES, best_rank_r, W, r)
+    got = ask(call, best_rank_r, W, r, hint=hint or _SHAPES)
     if isinstance(got, list) and isinstance(got[0], torch.Tensor):
         raise CheckFailed(f"{call} gave {len(got)} things, wanted one matrix: multiply them out")
     if isinstance(got, torch.Tensor) and got.shape == W.shape[1:]:
@@ -94,7 +94,7 @@ def errors(relative_error):
 def _asked_error(relative_error, W, r):
     call = f"relative_error(W, {r}) for W of shape {tuple(W.shape)}"
     wanted = ((W.double() - best(W, r)).norm() / W.double().norm()).item()
-    got = ask(call, "|W|² is the sum of s²", relative_error, W, r)
+    got = ask(call, relative_error, W, r, hint="|W|² is the sum of s²")
     if got != got:
         hint = "a root of something below zero? 1 - head can be; sum the tail"
         raise CheckFailed(f"{call} is NaN; {hint}")
@@ -119,7 +119,7 @@ def _expect_no_error(relative_error, W, rng):
     below = "1 - head / total can fall below zero by rounding"
     hint = f"no s[r] may be left, and {below}: sum the tail s[r:], or clamp"
     call = "relative_error(W, r) for an r at or beyond the rank of W"
-    for got in ask(call, hint, probes.each, relative_error, cases):
+    for got in ask(call, probes.each, relative_error, cases, hint=hint):
         expect(got == got, f"{call} is NaN; {hint}")
         if type(got) not in (int, float) or abs(got) > 2e-3:
             expect_number(got, 0.0, call, {"nothing is left out there": 1.0})
@@ -142,7 +142,7 @@ def parameters(lora_params, break_even_rank):
 
 def _asked_count(lora_params, d_out, d_in, r):
     call = f"lora_params({d_out}, {d_in}, {r})"
-    got = ask(call, "", lora_params, d_out, d_in, r)
+    got = ask(call, lora_params, d_out, d_in, r)
     return call, got, r * (d_out + d_in), guesses.parameters(d_out, d_in, r)
 
 
@@ -150,7 +150,7 @@ def _asked_rank(break_even_rank, d_out, d_in):
     wanted, known = guesses.break_even(d_out, d_in)
     call = f"break_even_rank({d_out}, {d_in})"
     hint = "r (d_out + d_in) < d_out d_in" if wanted else "no rank saves: 0"
-    got = ask(call, hint, break_even_rank, d_out, d_in)
+    got = ask(call, break_even_rank, d_out, d_in, hint=hint)
     expect(got is not None or wanted, f"{call} gave None, wanted 0: no rank saves")
     uneven = type(got) is float and not got.is_integer()
     expect(not uneven, f"{call} gave {got}: a rank is a whole number, round down")
@@ -185,13 +185,13 @@ def ranks(energy_rank, stable_rank):
 
 def _asked_energy(energy_rank, s, fraction, name):
     call = f"energy_rank(s, {fraction}) for {name}"
-    got = ask(call, "the whole energy is the sum of s²", energy_rank, s, fraction)
+    got = ask(call, energy_rank, s, fraction, hint="the whole energy is the sum of s²")
     return call, got, *guesses.energy(s, fraction)
 
 
 def _asked_stable(stable_rank, name, M):
     call = f"stable_rank({name})"
-    got = ask(call, "|W|_F² / |W|_2²", stable_rank, M)
+    got = ask(call, stable_rank, M, hint="|W|_F² / |W|_2²")
     expect_kind(got, call)
     return call, got, *guesses.stable(M)
 
@@ -218,7 +218,7 @@ def truncates(truncate_update):
 def _expect_truncated(truncate_update, W0, W1, r):
     call = f"truncate_update(W0, W1, {r}) for shape {tuple(W0.shape)}"
     beyond = r > min(W0.shape)
-    got = ask(call, "is best_rank_r right?", truncate_update, W0, W1, r)
+    got = ask(call, truncate_update, W0, W1, r, hint="is best_rank_r right?")
     if beyond:
         expect_close(got, W1, f"{call}, beyond the rank (W1 is wanted)", tol=1e-3)
         return
@@ -252,9 +252,9 @@ def subspace(subspace_point, project_gradient):
 
 def _expect_point(subspace_point, theta0, P, z):
     call, hint = f"subspace_point with P of shape {tuple(P.shape)}", f"P @ z has shape {(len(P),)}"
-    got = ask(call, hint, subspace_point, theta0, P, z)
+    got = ask(call, subspace_point, theta0, P, z, hint=hint)
     _expect_vector(got, theta0.shape, call, f"P @ z sums over the columns: {hint}")
-    _expect_step(got, theta0, theta0 + P @ z, call, guesses.points(theta0, P, z))
+    _expect_step(got, theta0, theta0 + P @ z, call, flats.points(theta0, P, z))
     start = observe(subspace_point, theta0, P, z * 0)
     expect_close(start, theta0, f"{call} and z = 0 (theta0 is wanted)", tol=1e-6)
 
@@ -272,11 +272,11 @@ def _expect_projected(project_gradient, theta0, P, z):
     grad_theta, wanted = torch.autograd.grad(theta.pow(4).sum() / 4, (theta, z))
     call = f"project_gradient with P of shape {tuple(P.shape)}"
     hint = f"the gradient of z has shape {tuple(z.shape)}: it goes through the transpose of P"
-    got = ask(call, hint, project_gradient, P, grad_theta)
+    got = ask(call, project_gradient, P, grad_theta, hint=hint)
     matrix = isinstance(got, torch.Tensor) and got.ndim == 2
     hint = "the chain rule sums over theta: one number for each z, no matrix" if matrix else hint
     _expect_vector(got, z.shape, call, hint)
-    expect_close(got, wanted, call, guesses.projected(P, grad_theta, wanted))
+    expect_close(got, wanted, call, flats.projected(P, grad_theta, wanted))
 
 
 @exercise("1.7", points=3)

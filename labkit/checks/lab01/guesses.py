@@ -170,6 +170,12 @@ def energy(s, fraction):
         f"{undivided}, sum(s²)": int((sums < fraction).sum()) + 1,
         f"{undivided}, sum(s²), a position counts from 0": int((sums < fraction).sum()),
         f"{undivided}; s alone is summed": int((s.cumsum(0) < fraction).sum()) + 1,
+    } | _counted(s, fraction, share, wanted)
+
+
+def _counted(s, fraction, share, wanted):
+    """Wrong ranks that weigh no energy, or count something else."""
+    return {
         "that is a share; a rank is a number of singular values": wanted / len(s),
         "it is a share of the number of values; energy is what they weigh": int(fraction * len(s)),
         "it is a share of how many values there are; energy is what they weigh": math.ceil(
@@ -185,7 +191,7 @@ def energy(s, fraction):
             (s >= (1 - fraction) * s[0]).sum()
         ),
         "each value is compared by itself; energy adds up, cumsum": int(
-            ((s**2) / sums[-1] < fraction).sum()
+            ((s**2) / (s**2).double().sum() < fraction).sum()
         )
         + 1,
         "that is all of them, nothing is left out": len(s),
@@ -266,48 +272,3 @@ def updates(W0, W1, r):
         "it keeps r - 1 directions of the update, one too few": W0 + best(W1 - W0, r - 1),
         "it keeps r + 1 directions of the update, one too many": W0 + best(W1 - W0, r + 1),
     }
-
-
-def points(theta0, P, z):
-    """Wrong points of a flat."""
-    D, d = P.shape
-    guesses = {
-        "theta0 is missing": P @ z,
-        "the step is subtracted": theta0 - P @ z,
-        "P is scaled again; use it as it comes": theta0 + P @ z / D**0.5,
-        "P is scaled again, by d; use it as it comes": theta0 + P @ z / d**0.5,
-        "P is normalised; use it as it comes": theta0 + P / P.norm(dim=0) @ z,
-        "P is made orthogonal; use it as it comes": theta0 + torch.linalg.qr(P).Q @ z,
-        "z is normalised; use it as it comes": theta0 + P @ z / z.norm(),
-        "z changes nothing": theta0,
-        "theta0 comes once for each z; add it once": d * theta0 + P @ z,
-        "the start is projected on the flat; theta0 stays whole": P
-        @ (torch.linalg.pinv(P) @ theta0 + z),
-    }
-    if d == D:
-        guesses["that is P.T @ z; P itself leads from z to theta"] = theta0 + P.T @ z
-        guesses["P acts on theta0 too; it moves z alone"] = P @ (theta0 + z)
-        guesses["P is multiplied entry by entry; sum over j: P @ z"] = theta0 + P.diagonal() * z
-    return guesses
-
-
-def projected(P, grad_theta, right):
-    """Wrong gradients of z."""
-    D, d = P.shape
-    guesses = {
-        "averaged over D; the chain rule sums": right / D,
-        "P is scaled again; the chain rule has P as it is": right / D**0.5,
-        "that inverts P; gradients go back through its transpose": torch.linalg.pinv(P)
-        @ grad_theta,
-        "P is normalised; the chain rule has P as it is": right / P.norm(dim=0),
-        "P is normalised twice; the chain rule has P as it is": right / P.norm(dim=0) ** 2,
-        "P is made orthogonal; the chain rule has P as it is": torch.linalg.qr(P).Q.T @ grad_theta,
-        "that is a step downhill; the gradient itself is asked": -right,
-        "the gradient is normalised; the chain rule has it as it is": right / grad_theta.norm(),
-        "these are the first d entries; all of theta depend on z": grad_theta[:d],
-        "the sum of products is asked, not the product of sums": P.sum(0) * grad_theta.sum(),
-    }
-    if d == D:
-        back = "P leads from z to theta; gradients go back through its transpose, P.T @ g"
-        guesses[back] = P @ grad_theta
-    return guesses

@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import torch
 
 from labkit.checks.compare import (
     ask,
+    draw,
     every,
     expect_close,
     expect_kind,
@@ -15,14 +17,16 @@ from labkit.checks.compare import (
     randn,
 )
 from labkit.checks.lab02 import guesses, injection, linear, merging
-from labkit.checks.lab02.guesses import dense
+from labkit.checks.lab02.layers import Layer
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
-from labkit.labs.lab02 import probes
+from labkit.labs.lab02 import models, probes
 
 
-def _matrices(d_out, d_in, r, rng):
-    return (randn(d_out, d_in, rng=rng), randn(r, d_in, rng=rng), randn(d_out, r, rng=rng))
+def _layer(d_out, d_in, r, alpha, rng):
+    """A layer without bias."""
+    W, A, B = (randn(*shape, rng=rng) for shape in ((d_out, d_in), (r, d_in), (d_out, r)))
+    return Layer(W, None, A, B, alpha)
 
 
 @contextlib.contextmanager
@@ -41,82 +45,81 @@ def _r_told(f):
 def matches_dense(lora_forward):
     """equals the dense formula for any leading shape, and never forms B @ A"""
     rng = generator()
-    alpha, r = 10.0, 3  # here and below r does not divide alpha: // is not /
-    W, A, B = _matrices(7, 5, r, rng)
-
-    def judge(x, W, A, B):
-        call = f"lora_forward with x of shape {tuple(x.shape)}"
-        with _r_told(lora_forward):
-            hint = "x @ W.T has the leading shape of x" if x.ndim != 2 else ""
-            got = ask(call, hint, lora_forward, x, W, A, B, alpha)
-            wanted = dense(x, W, A, B, alpha / len(A))
-            flat = isinstance(got, torch.Tensor) and got.numel() == wanted.numel()
-            flat = flat and got.shape != wanted.shape[::-1]  # that is transposed
-            lost = f"{call} has shape {tuple(getattr(got, 'shape', ()))}: x's leading shape is lost"
-            expect(not flat or got.shape == wanted.shape, lost)
-            expect_close(got, wanted, call, guesses.forward(x, W, A, B, alpha))
-
-    cases = [(randn(*lead, 5, rng=rng), W, A, B) for lead in [(4,), (2, 3), ()]]
-    square = (randn(4, 6, rng=rng), *_matrices(6, 6, 6, rng))  # lets what is transposed through
-    if not every(judge, [*cases, square]):
+    layer = _layer(7, 5, 3, 10.0, rng)  # here and below r does not divide alpha: // is not /
+    cases = [(randn(*lead, 5, rng=rng), layer) for lead in [(4,), (2, 3), ()]]
+    square = (randn(4, 6, rng=rng), _layer(6, 6, 6, 10.0, rng))  # lets what is transposed through
+    if not every(lambda *case: _expect_forward(lora_forward, *case), [*cases, square]):
         return
     with part():
-        array = observe(probes.kind, lora_forward, *cases[0], alpha) == "ndarray"
+        array = observe(probes.kind, lora_forward, *_asked(*cases[0])) == "ndarray"
         expect(not array, "lora_forward gave a NumPy array, wanted a tensor")
     with part():
-        W, A, B = _matrices(256, 384, 2, rng)  # far larger than what Python itself makes meanwhile
-        made = observe(probes.forward_work, lora_forward, randn(1, 384), W, A, B, alpha)
+        large = _layer(256, 384, 2, 10.0, rng)  # far larger than what Python makes meanwhile
+        made = observe(probes.forward_work, lora_forward, *_asked(randn(1, 384), large))
         linear.expect_thin(made, "lora_forward")
+
+
+def _asked(x, layer):
+    """What `lora_forward` is given."""
+    return x, layer.W, layer.A, layer.B, layer.alpha
+
+
+def _expect_forward(lora_forward, x, layer):
+    call = f"lora_forward with x of shape {tuple(x.shape)}"
+    with _r_told(lora_forward):
+        hint = "x @ W.T has the leading shape of x" if x.ndim != 2 else ""
+        got = ask(call, lora_forward, *_asked(x, layer), hint=hint)
+        wanted = layer.dense(x)
+        flat = isinstance(got, torch.Tensor) and got.numel() == wanted.numel()
+        flat = flat and got.shape != wanted.shape[::-1]  # that is transposed
+        lost = f"{call} has shape {tuple(getattr(got, 'shape', ()))}: x's leading shape is lost"
+        expect(not flat or got.shape == wanted.shape, lost)
+        expect_close(got, wanted, call, guesses.forward(x, layer))
 
 
 @exercise("2.2", points=4)
 def layer(LoRALinear):
     """starts as the base layer, adds exactly the scaled update, trains A and B and nothing else"""
     rng = generator()
-    W, A, B = _matrices(48, 256, 5, rng)
-    bias, x = randn(48, rng=rng), randn(6, 256, rng=rng)
-    linear.expect_layer(LoRALinear, x, W, bias, A, B, alpha=14.0)
+    one = _layer(48, 256, 5, 14.0, rng)
+    one.bias, x = randn(48, rng=rng), randn(6, 256, rng=rng)
+    linear.expect_layer(LoRALinear, one, x)
 
 
 @exercise("2.3", points=3)
 def gradients(lora_gradients):
     """equals autograd, and dA is zero while B is zero"""
-    rng, alpha = generator(), 7.0
-    W, A, B = _matrices(7, 5, 3, rng)
+    rng = generator()
+    layer = _layer(7, 5, 3, 7.0, rng)
     x, dY = randn(6, 5, rng=rng), randn(6, 7, rng=rng)
     whole = 0
     for name in ("dA", "dB"):
-        cases = [(name, x, W, A, start, alpha, dY) for start in (B, B * 0)]
+        cases = [(name, one, x, dY) for one in (layer, replace(layer, B=layer.B * 0))]
         whole += len(every(lambda *case: _expect_gradient(lora_gradients, *case), cases))
     if whole == 4:
-        W, A, B = _matrices(40, 30, 3, rng)
+        layer = _layer(40, 30, 3, 7.0, rng)
         x, dY = randn(2, 30, rng=rng), randn(2, 40, rng=rng)
-        _, calls = observe(probes.by_hand, lora_gradients, x, W, A, B, alpha, dY)
+        _, calls = observe(probes.by_hand, lora_gradients, *_asked(x, layer), dY)
         hint = "no entry by entry, no small steps to try: the hint has the rule"
         expect(calls < 100, f"it takes {calls} operations, where four products do; {hint}")
 
 
-def _expect_gradient(lora_gradients, name, x, W, A, B, alpha, dY):
+def _expect_gradient(lora_gradients, name, layer, x, dY):
     with _r_told(lora_gradients):
-        got = observe(probes.by_hand, lora_gradients, x, W, A, B, alpha, dY)
-        hint = "by hand, please; the hint has the rule"
-        expect(got != "autograd", f"it calls autograd: {hint}")
+        got = observe(probes.by_hand, lora_gradients, *_asked(x, layer), dY)
+        expect(got != "autograd", "it calls autograd: by hand, please; the hint has the rule")
         pair = isinstance(got[0], list) and len(got[0]) == 2
         expect(pair, "lora_gradients must return the pair (dA, dB)")
         shapes = [getattr(part, "shape", None) for part in got[0]]
-        expect(shapes != [B.shape, A.shape], "dB comes first: return the pair (dA, dB)")
+        told = "dB comes first: return the pair (dA, dB)"
+        expect(shapes != [layer.B.shape, layer.A.shape], told)
         which = ("dA", "dB").index(name)
-        right = _autograd(x, W, A, B, alpha, dY)[which]
-        known = guesses.gradient(right, alpha, len(A), dY)
-        where = "" if B.any() else " when B is zero"
-        if not B.any() and name == "dA" and isinstance(got[0][0], torch.Tensor):
+        right = layer.gradients(lambda one: (one.dense(x) * dY).sum())[which]
+        known = guesses.gradient(right, layer.alpha, layer.r, dY)
+        where = "" if layer.B.any() else " when B is zero"
+        if where and name == "dA" and isinstance(got[0][0], torch.Tensor):
             known["dA has the factor B, so it is zero here"] = got[0][which]
         expect_close(got[0][which], right, name + where, known)
-
-
-def _autograd(x, W, A, B, alpha, dY):
-    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
-    return torch.autograd.grad(dense(x, W, A, B, alpha / len(A)), (A, B), dY)
 
 
 @exercise("2.4", points=3, after="2.2")
@@ -144,17 +147,17 @@ def injects(inject):
 def counts(count_params):
     """counts 921,600 of 135,436,608 on the real model's shapes, tied weights once"""
     rng = generator()
-    d, vocab = (int(torch.randint(low, 40, (), generator=rng)) for low in (6, 11))
-    model = probes.partly_frozen(d, vocab)
+    d, vocab = (draw(low, 39, rng) for low in (6, 11))
+    model = models.partly_frozen(d, vocab)
     total = sum(p.numel() for p in model.parameters())  # torch lists a shared tensor once
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     where = "on a small model"
     known = guesses.counted(trainable, total, model.head.weight.numel(), model)
-    right = _expect_counts(observe(probes.counted, count_params, d, vocab), known, where)
+    right = _expect_counts(observe(models.counted, count_params, d, vocab), known, where)
     if right:
         where, tied = "SmolLM2 with r=16 on q and v", 28_311_552
         known = guesses.counted(921_600, 135_436_608, tied)
-        _expect_counts(observe(probes.counted_smollm2, count_params, 16), known, where)
+        _expect_counts(observe(models.counted_smollm2, count_params, 16), known, where)
 
 
 def _expect_counts(got, known, where):
@@ -174,9 +177,9 @@ def _expect_counts(got, known, where):
 def merges(merge_, unmerge_, LoRALinear):
     """W becomes W + (alpha / r) B A, the output stays, twice is once, and unmerging undoes it"""
     rng = generator()
-    W, A, B = _matrices(7, 5, 3, rng)
-    bias, x = randn(7, rng=rng), randn(4, 5, rng=rng)
-    merging.expect_merging(merge_, unmerge_, LoRALinear, W, bias, A, B, x, alpha=10.0)
+    layer = _layer(7, 5, 3, 10.0, rng)
+    layer.bias, x = randn(7, rng=rng), randn(4, 5, rng=rng)
+    merging.expect_merging(merge_, unmerge_, LoRALinear, layer, x)
 
 
 @exercise("2.7", points=3, after="2.2")
@@ -187,14 +190,14 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
     tensors = injection.expect_state(adapter_state, LoRALinear, A, B, x)
     args = (adapter_state, load_adapter_, LoRALinear, A, B, x)
     injection.expect_loaded(injection.load(*args), tensors, A, B, x)
-    which = 2 + int(torch.randint(4, (), generator=rng))  # not the first ones: some are copied
+    which = draw(2, 5, rng)  # not the first ones: some are copied
     names = list(tensors)
     turned, thin = 2, 3  # an A and a B
-    cases = [("missing", which, names[which]), ("extra", which, probes.EXTRA)]
+    cases = [("missing", which, names[which]), ("extra", which, models.EXTRA)]
     cases += [("turned", turned, names[turned]), ("thin", thin, names[thin])]
     for change, number, key in cases:
         with part():
-            told = observe(probes.load_error, *args, change, number)
+            told = observe(models.load_error, *args, change, number)
             injection.expect_refused(told, change, key)
 
 
@@ -202,7 +205,7 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
 def scales(scaling):
     """alpha / r, and alpha / sqrt(r) when rank-stabilised"""
     rng = generator()
-    draws = [int(torch.randint(low, 64, (), generator=rng)) for low in (33, 33, 3, 17)]
+    draws = [draw(low, 63, rng) for low in (33, 33, 3, 17)]
     cases = [(32, 16), (float(draws[0]), draws[2]), (draws[1], draws[3])]
     for stabilised in (False, True):
         asked = every(lambda *case, on=stabilised: _asked_scaling(scaling, *case, on), cases)
@@ -214,7 +217,7 @@ def scales(scaling):
 
 def _asked_scaling(scaling, alpha, r, stabilised):
     call = f"scaling({alpha}, {r}{', rank_stabilized=True' if stabilised else ''})"
-    got = ask(call, "", scaling, alpha, r, *[True] * stabilised)
+    got = ask(call, scaling, alpha, r, *([True] if stabilised else []))
     expect_kind(got, call)
     if stabilised:
         return call, got, alpha / math.sqrt(r), guesses.stabilised(alpha, r)

@@ -21,24 +21,23 @@ def factors(alpha, r, d_out=None, d_in=None):
     } | {f"alpha is divided by {name}": alpha / d for name, d in sizes.items() if d}
 
 
-def dense(x, W, A, B, scale):
-    """The dense layer's output (..., d_out) for `x` (..., d_in): x (W + scale B A)ᵀ."""
-    return x @ (W + scale * B @ A).T
+def forward(x, layer):
+    """Wrong outputs of a LoRA layer, its bias apart."""
+    W, A, B, s = layer.W, layer.A, layer.B, layer.scaling
+    known = factors(layer.alpha, layer.r, *W.shape)
 
+    def dense(W, scale):
+        return x @ (W + scale * B @ A).T
 
-def forward(x, W, A, B, alpha):
-    """Wrong outputs of a LoRA layer."""
-    r, s = len(A), alpha / len(A)
-    known = factors(alpha, r, *W.shape)
     return (
-        {message: dense(x, W, A, B, factor) for message, factor in known.items()}
+        {message: dense(W, factor) for message, factor in known.items()}
         | {
-            "this is the frozen layer alone; the update is missing": dense(x, W, A, B, 0.0),
-            "this is the update alone; the frozen x @ W.T is missing": dense(x, W * 0, A, B, s),
-            "the scaling falls on the frozen part too": dense(x, W * s, A, B, s),
-            "the update is taken away: add it": dense(x, W, A, B, -s),
-            "the frozen part comes twice": dense(x, 2 * W, A, B, s),
-            "the update comes twice": dense(x, W, A, B, 2 * s),
+            "this is the frozen layer alone; the update is missing": dense(W, 0.0),
+            "this is the update alone; the frozen x @ W.T is missing": dense(W * 0, s),
+            "the scaling falls on the frozen part too": dense(W * s, s),
+            "the update is taken away: add it": dense(W, -s),
+            "the frozen part comes twice": dense(2 * W, s),
+            "the update comes twice": dense(W, 2 * s),
         }
         | (_turned(x, W, A, B, s) if W.shape == A.shape == B.shape else {})
     )

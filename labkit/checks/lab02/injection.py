@@ -5,7 +5,7 @@ import torch
 from labkit.checks.compare import close, expect_close, randn
 from labkit.checks.lab02 import guesses
 from labkit.contract import CheckFailed, expect, observe, part
-from labkit.labs.lab02 import probes
+from labkit.labs.lab02 import models
 
 ROOT = 'stands at the root: its parent is the model, model.get_submodule("")'
 
@@ -13,9 +13,9 @@ ROOT = 'stands at the root: its parent is the model, model.get_submodule("")'
 def expect_injected(inject, targets, names, r, alpha, rng):
     """Exactly the layers `names` are replaced, all else is frozen and as it was.
 
-    Returns the call as text, and what `probes.injected` tells of it.
+    Returns the call as text, and what `models.injected` tells of it.
     """
-    weights = {name: randn(*p.shape, rng=rng) for name, p in probes._Model().named_parameters()}
+    weights = {name: randn(*p.shape, rng=rng) for name, p in models.Model().named_parameters()}
     factors = {name: (randn(r, 8, rng=rng), randn(8, r, rng=rng)) for name in names}
     call = f"inject(model, {targets}, r={r}, alpha={alpha})"
     got = _ask_inject(call, inject, targets, r, alpha, weights, factors)
@@ -34,7 +34,7 @@ def expect_injected(inject, targets, names, r, alpha, rng):
     with part():
         expect(got["modes"], f"{call} leaves train() or eval() changed: leave the mode as it is")
     with part():
-        kinds = observe(probes.kinds_after, inject, targets, weights)
+        kinds = observe(models.kinds_after, inject, targets, weights)
         hint = "no .to() or .float() on the model"
         expect(
             kinds == ["bfloat16"], f"{call} turned a bf16 model's weights to {kinds[-1]}: {hint}"
@@ -45,7 +45,7 @@ def expect_injected(inject, targets, names, r, alpha, rng):
 
 def _ask_inject(call, inject, *args):
     try:
-        return observe(probes.injected, inject, *args)
+        return observe(models.injected, inject, *args)
     except CheckFailed as failure:
         text = str(failure)
     told, root = f"{call}: {text}", [name for name in args[0] if name in ("out_proj", "proj")]
@@ -90,13 +90,16 @@ def _output(weights, factors, scale):
     for name, (A, B) in factors.items():
         weights[f"{name}.weight"] = weights[f"{name}.weight"] + scale * (B @ A).double()
     with torch.no_grad():
-        return probes.small_model(weights, torch.double)(torch.arange(11))
+        return models.small_model(weights, torch.double)(torch.arange(11))
 
 
 def _expect_names(adapted, wanted, call):
     nested = [name for name in adapted if name.endswith(".base")]
-    hint = "collect the modules in a list before you replace any"
-    expect(not nested, f"{call} wrapped a wrapped layer ({', '.join(nested[:1])}); {hint}")
+    expect(
+        not nested,
+        f"{call} wrapped a wrapped layer ({', '.join(nested[:1])})",
+        hint="collect the modules in a list before you replace any",
+    )
     other = "rest.down_proj" in adapted - wanted
     hint = "ask isinstance(m, nn.Linear)"
     expect(not other, f"{call} also replaced rest.down_proj, which is no nn.Linear: {hint}")
@@ -104,8 +107,11 @@ def _expect_names(adapted, wanted, call):
         inside = f"{name}.{name}" in adapted
         expect(not inside, f"{call} put the new layer into {name} itself; {name} {ROOT}")
     near = sorted(adapted - wanted)
-    hint = "compare the last part of the dotted name with ==, not `in` or endswith"
-    expect(not near, f"{call} also replaced {', '.join(near[:2])}; {hint}")
+    expect(
+        not near,
+        f"{call} also replaced {', '.join(near[:2])}",
+        hint="compare the last part of the dotted name with ==, not `in` or endswith",
+    )
     missing = sorted(wanted - adapted)
     hint = "set the new layer on its parent module in this very model: setattr(parent, name, layer)"
     if len(missing) == 1 and "." not in missing[0]:
@@ -115,22 +121,28 @@ def _expect_names(adapted, wanted, call):
 
 def expect_state(adapter_state, LoRALinear, A, B, x):
     """`{name: tensor}` as it has to be, of a state that holds A and B of each layer alone."""
-    state = observe(probes.state, adapter_state, LoRALinear, A, B, x)
+    state = observe(models.state, adapter_state, LoRALinear, A, B, x)
     tensors = {}
-    for i, layer in enumerate(probes.ADAPTED):
+    for i, layer in enumerate(models.ADAPTED):
         trained = _trained(A + i, B - i, x)
         tensors |= {f"{layer}.{part}": t for part, t in zip("AB", trained, strict=True)}
     expect(isinstance(state, dict), "adapter_state must return a dict of name to tensor")
     more = ", ".join(list(state)[:7])
     hint = "its A belongs to another kind of module; ask isinstance(m, LoRALinear)"
-    expect(state.keys() != {*tensors, probes.DECOY}, f"the state holds {probes.DECOY}: {hint}")
+    expect(state.keys() != {*tensors, models.DECOY}, f"the state holds {models.DECOY}: {hint}")
     last = {name.split(".", 1)[-1] for name in tensors}
     hint = f"layers of one name overwrite each other; the whole dotted name, {next(iter(tensors))}"
     expect(state.keys() != last, f"the state has the names {more}: {hint}")
-    hint = "A and B of three adapted layers are six"
-    expect(len(state) == 6, f"the state holds {len(state)} tensors ({more}); {hint}")
-    hint = f"wanted the layer's dotted name, then .A or .B: {', '.join(tensors)}"
-    expect(state.keys() == tensors.keys(), f"the state has the names {more}; {hint}")
+    expect(
+        len(state) == 6,
+        f"the state holds {len(state)} tensors ({more})",
+        hint="A and B of three adapted layers are six",
+    )
+    expect(
+        state.keys() == tensors.keys(),
+        f"the state has the names {more}",
+        hint=f"wanted the layer's dotted name, then .A or .B: {', '.join(tensors)}",
+    )
     for name, wanted in tensors.items():
         _expect_part(name, state[name], wanted)
     return tensors
@@ -151,17 +163,17 @@ def _expect_part(name, got, wanted):
 
 
 def load(adapter_state, load_adapter_, *given):
-    """What `probes.round_trip` brings back of a state that fits."""
+    """What `models.round_trip` brings back of a state that fits."""
     try:
-        return observe(probes.round_trip, adapter_state, load_adapter_, *given)
+        return observe(models.round_trip, adapter_state, load_adapter_, *given)
     except CheckFailed as failure:
-        other = f": {probes.DECOY} belongs to another kind of module"
-        decoy = other if probes.DECOY in str(failure) else ""
+        other = f": {models.DECOY} belongs to another kind of module"
+        decoy = other if models.DECOY in str(failure) else ""
         raise CheckFailed(f"load_adapter_ of a state that fits: {failure}{decoy}") from None
 
 
 def expect_loaded(loaded, tensors, A, B, x):
-    """What `probes.round_trip` tells of a model that has loaded the state."""
+    """What `models.round_trip` tells of a model that has loaded the state."""
     with part():
         for name, theirs in tensors.items():
             call = f"{name} after load_adapter_"
@@ -184,7 +196,7 @@ def expect_loaded(loaded, tensors, A, B, x):
 
 
 def expect_refused(told, change, key):
-    """What `probes.load_error` tells of a state that does not fit: nothing is copied, and why."""
+    """What `models.load_error` tells of a state that does not fit: nothing is copied, and why."""
     what = {
         "missing": f"a missing key ({key})",
         "extra": f"an extra key ({key})",
@@ -202,7 +214,7 @@ def expect_refused(told, change, key):
 
 
 def _trained(A, B, x):
-    """A and B after the step that `probes.state` takes, by the dense formula in fp64."""
+    """A and B after the step that `models.state` takes, by the dense formula in fp64."""
     A, B = (t.double().requires_grad_() for t in (A, B))
     dA, dB = torch.autograd.grad((x.double() @ (B @ A).T).square().mean(), (A, B))
     return [(t - 0.1 * d).detach().float() for t, d in ((A, dA), (B, dB))]
@@ -210,5 +222,5 @@ def _trained(A, B, x):
 
 def _before(name, A, B, x):
     """A or B of the model that loads, as it was before."""
-    i = probes.ADAPTED.index(name[:-2])
+    i = models.ADAPTED.index(name[:-2])
     return _trained(A * 0 + i, B * 0 - i, x)["AB".index(name[-1])]

@@ -1,33 +1,31 @@
 """What exercise 2.6 expects of merge_ and unmerge_."""
 
-import torch
+from dataclasses import replace
 
-from labkit.checks.compare import expect_close
+from labkit.checks.compare import ask, expect_close
 from labkit.checks.lab02 import guesses
-from labkit.checks.lab02.guesses import dense
-from labkit.contract import CheckFailed, expect, observe, part
+from labkit.contract import expect, observe, part
 from labkit.labs.lab02 import probes
 
+SHAPES = dict.fromkeys(
+    ("size of tensor", "cannot be multiplied"),
+    "B @ A is (d_out, r) times (r, d_in), as W is (d_out, d_in)",
+)
 
-def expect_merging(merge_, unmerge_, LoRALinear, W, bias, A, B, x, alpha):
+
+def expect_merging(merge_, unmerge_, LoRALinear, layer, x):
     """The weight at each stage, then the outputs, then what has to stay as it is."""
-    functions, r = (merge_, unmerge_, LoRALinear), len(A)
-    try:
-        seen = observe(probes.merging, *functions, W, bias, r, alpha, A, B, x)
-    except CheckFailed as failure:
-        shapes = "size of tensor" in str(failure) or "cannot be multiplied" in str(failure)
-        hint = "; B @ A is (d_out, r) times (r, d_in), as W is (d_out, d_in)"
-        raise CheckFailed(f"{failure}{hint * shapes}") from None
-    update = alpha / r * B @ A
+    functions = (merge_, unmerge_, LoRALinear)
+    seen = ask("", probes.merging, *functions, layer.data, x, hint=SHAPES)
     with part():
         _expect_kept(seen)
     with part():
-        _expect_weights(seen, W, update, alpha, r)  # a wrong one makes all that follows wrong
-        _expect_outputs(seen, x, W, bias, update)
-        _expect_gradients(seen["grads"], x, W, bias, A, B, alpha)
-        _expect_again(seen, x, W, bias, update)
+        _expect_weights(seen, layer)  # a wrong one makes all that follows wrong
+        _expect_outputs(seen, layer, x)
+        _expect_gradients(seen["grads"], layer, x)
+        _expect_again(seen, layer, x)
     with part():
-        kinds = observe(probes.merged_kind, *functions, W, r, alpha)
+        kinds = observe(probes.merged_kind, *functions, replace(layer, bias=None).data)
         hint = "add in place, or bring the sum to its dtype"
         told = f"over a bf16 base, base.weight becomes {kinds[0]} in merge_, {kinds[1]} in unmerge_"
         expect(kinds == ["bfloat16"] * 2, f"{told}: {hint}")
@@ -50,8 +48,9 @@ def _expect_kept(seen):
     expect(seen["leaf"] == [True, False], f"base.weight joined the autograd graph; {hint}")
 
 
-def _expect_weights(seen, W, update, alpha, r):
-    known = guesses.merged(W, update, alpha, r)
+def _expect_weights(seen, layer):
+    W, update = layer.W, layer.update
+    known = guesses.merged(W, update, layer.alpha, layer.r)
     eager = {"eval() has merged by itself; merge_ alone does": W + update}
     expect_close(seen["start"][0], W, "base.weight before merge_", eager, tol=1e-5)
     taken = {
@@ -74,40 +73,39 @@ def _expect_weights(seen, W, update, alpha, r):
     expect_close(seen["end"][0], W, "base.weight after unmerge_ twice", below, tol=1e-5)
 
 
-def _expect_outputs(seen, x, W, bias, update):
-    y = x @ (W + update).T + bias
+def _expect_outputs(seen, layer, x):
+    y, base, twice = layer.dense(x), layer.base(x), layer.dense(x) + x @ layer.update.T
     double = {
-        "the update counts twice; forward must skip A and B while merged": y + x @ update.T,
-        "the update is gone; nothing adds it now": x @ W.T + bias,
+        "the update counts twice; forward must skip A and B while merged": twice,
+        "the update is gone; nothing adds it now": base,
     }
     for name, when in (("once", "merge_"), ("twice", "merge_ twice")):
         expect_close(seen[name][1], y, f"the output after {when}", double)
     double = {
-        "forward adds the update twice": y + x @ update.T,
-        "the update is gone: is the layer still taken for merged?": x @ W.T + bias,
+        "forward adds the update twice": twice,
+        "the update is gone: is the layer still taken for merged?": base,
     }
     expect_close(seen["end"][1], y, "the output after unmerge_", double)
 
 
-def _expect_gradients(grads, x, W, bias, A, B, alpha):
+def _expect_gradients(grads, layer, x):
     """After unmerging, A and B train as before."""
-    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
-    loss = (dense(x, W, A, B, alpha / len(A)) + bias).square().sum()
-    wanted = torch.autograd.grad(loss, (A, B))
+    wanted = layer.gradients(lambda one: one.dense(x).square().sum())
     for name, mine, theirs in zip("AB", grads, wanted, strict=True):
         expect(mine is not None, f"after unmerge_, {name} gets no gradient any more")
         expect_close(mine, theirs, f"the gradient of {name} after unmerge_")
 
 
-def _expect_again(seen, x, W, bias, update):
+def _expect_again(seen, layer, x):
     """A second merge, of an A that was doubled since."""
+    W, update = layer.W, layer.update
     stale = {
         "the update is the first merge's; A has changed since": W + update,
         "the second merge adds nothing: forget the first one in unmerge_": W,
     }
     call = "base.weight after merge_, unmerge_, a change of A, and merge_"
     expect_close(seen["anew"][0], W + 2 * update, call, stale)
-    y = x @ (W + 2 * update).T + bias
+    y = replace(layer, A=2 * layer.A).dense(x)
     expect_close(seen["anew"][1], y, "the output after that")
     left = {"the update is the first merge's; A has changed since": W + update}
     expect_close(seen["undone"][0], W, f"{call}, unmerge_", left, tol=1e-5)

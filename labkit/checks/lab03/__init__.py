@@ -5,9 +5,7 @@ from pathlib import Path
 
 import torch
 
-from labkit.checks.compare import expect_close, expect_number
-from labkit.checks.draws import draw, words
-from labkit.checks.hints import asked
+from labkit.checks.compare import ask, draw, expect_close, expect_number
 from labkit.checks.lab03 import guesses
 from labkit.checks.lab03.configs import expect_lora, expect_object, expect_sft
 from labkit.checks.lab03.matching import expect_matches
@@ -52,7 +50,7 @@ def counts(count_lora_params):
         shapes = {name: (draw(10, 49, rng), draw(50, 99, rng)) for name in names}
         wanted = r * sum(sum(pair) for pair in shapes.values())
         call = f"count_lora_params({{{names[0]!r}: {shapes[names[0]]}, … 3 more}}, r={r})"
-        got = asked("", LOOPS, count_lora_params, shapes, r)
+        got = ask("", count_lora_params, shapes, r, hint=LOOPS)
         expect_number(got, wanted, call, guesses.counts(shapes, r))
     for model, targets in ADAPTED:
         shapes, wanted = probes.peft_count(model, targets)
@@ -64,7 +62,7 @@ def counts(count_lora_params):
 
 def _talk(rng, roles):
     """Messages of `roles`; capitals and outer spaces show who passes on another text."""
-    texts = [f" {words(rng, 4, 9).title()} {i}\n" for i in range(len(roles))]
+    texts = [f" {tiny.words(rng, 4, 9).title()} {i}\n" for i in range(len(roles))]
     return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
 
 
@@ -75,7 +73,7 @@ def prompt_completion(to_prompt_completion):
     for roles in (turn, ["system", *turn], ["system", *turn, *turn], turn * 3):
         messages = _talk(rng, roles)
         example = {"messages": messages, "intent": "HassTurnOn"}
-        got, left = asked("", TALKS, probes.prompt_completion, to_prompt_completion, example)
+        got, left = ask("", probes.prompt_completion, to_prompt_completion, example, hint=TALKS)
         keys = f"; it has {', '.join(got)}" if isinstance(got, dict) else ""
         pair = isinstance(got, dict) and {"prompt", "completion"} <= set(got)
         wanted = '{"prompt": [...], "completion": [...]}'
@@ -161,15 +159,17 @@ def perplexity_weighs_tokens(perplexity):
     rng = generator()
     seed = draw(1, 10**6, rng)
     model, tokenizer = tiny.language_model(seed)
-    several = [words(rng, n, n) for n in (3, 17, 5, 26, 2, 11)]
-    many = [words(rng, 2, 9) for _ in range(40)]  # more than a batch, and a long one among them
-    many.insert(draw(10, 30, rng), words(rng, 150, 150))
+    several = [tiny.words(rng, n, n) for n in (3, 17, 5, 26, 2, 11)]
+    many = [
+        tiny.words(rng, 2, 9) for _ in range(40)
+    ]  # more than a batch, and a long one among them
+    many.insert(draw(10, 30, rng), tiny.words(rng, 150, 150))
     for texts, name in (
-        ([words(rng, 9, 9)], "one text"),
+        ([tiny.words(rng, 9, 9)], "one text"),
         (several, "6 texts"),
         ([f"{text} <end>" for text in several], "6 texts with <end>"),
         (many, "40 short texts and one of 150 words"),
-        ([words(rng, 5, 5), words(rng, 600, 600)], "a text of 5 words and one of 600"),
+        ([tiny.words(rng, 5, 5), tiny.words(rng, 600, 600)], "a text of 5 words and one of 600"),
     ):
         got = observe(probes.perplexity_of, perplexity, seed, texts)
         wanted, call = guesses.perplexity(model, tokenizer, texts), f"perplexity of {name}"
@@ -184,11 +184,11 @@ def _thought(got, wanted, seed, texts):
     model, tokenizer = tiny.language_model(seed)
     longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
     known = guesses.perplexities(model, tokenizer, texts)
-    told = [
-        *["the model was in train mode, where dropout is at work"] * got["training"],
-        *["a token such as BOS stands before each text: add none"] * got["began"],
-        *(message for message, number in known if _near(value, number, 5e-6)),
-    ]
+    told = [message for message, number in known if _near(value, number, 5e-6)]
+    if got["began"]:
+        told.insert(0, "a token such as BOS stands before each text: add none")
+    if got["training"]:
+        told.insert(0, "the model was in train mode, where dropout is at work")
     if 1 < got["longest"] < longest - 1:  # one may read all tokens but the last
         least = f"a text has {longest} tokens, and the model saw {got['longest']} at most"
         told.append(f"{least}: cut none")
@@ -219,10 +219,10 @@ def adapter_folder(adapter_bytes, load_tuned):
     cases = [(r, *probes.tiny_adapted(seed, r)) for r in (draw(2, 4, rng), draw(5, 9, rng))]
     with part():
         for r, _, tuned in cases:
-            _expect_bytes(asked("", SIZED, probes.bytes_told, adapter_bytes, seed, r), tuned)
+            _expect_bytes(ask("", probes.bytes_told, adapter_bytes, seed, r, hint=SIZED), tuned)
     with part():
         for r, base, tuned in cases:
-            got = asked("", LOADED, probes.reloaded, load_tuned, seed, r, ids)
+            got = ask("", probes.reloaded, load_tuned, seed, r, ids, hint=LOADED)
             _expect_loaded(got, base, tuned, ids)
 
 
@@ -233,8 +233,11 @@ def _expect_loaded(got, base, tuned, ids):
         hint = "load_tuned left it in train mode, with dropout: call .eval()"
         expect(not got["training"], hint)
     with part():
-        hint = "it takes the memory twice: put the adapter on `base` itself"
-        expect(got["own"], f"load_tuned puts the adapter on another model than `base`; {hint}")
+        expect(
+            got["own"],
+            "load_tuned puts the adapter on another model than `base`",
+            hint="it takes the memory twice: put the adapter on `base` itself",
+        )
     with part():
         hint = "leave it beside them, and another one can take its turn"
         expect(not got["merged"], f"load_tuned merges the adapter into the base's weights: {hint}")

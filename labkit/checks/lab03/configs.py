@@ -1,7 +1,6 @@
 """What exercises 3.1 and 3.4 expect of a configuration, field by field, over all calls."""
 
-from labkit.checks.compare import expect_number
-from labkit.checks.hints import asked
+from labkit.checks.compare import ask, expect_number
 from labkit.contract import expect, part
 from labkit.labs.lab03 import probes
 
@@ -37,7 +36,7 @@ def expect_lora(lora_config, cases):
     seen = []
     for r, layers in cases:
         call = f"lora_config({r}, {layers!r})"
-        got = asked(call, LORA_HINTS, probes.config_fields, lora_config, r, layers)
+        got = ask(call, probes.config_fields, lora_config, r, layers, hint=LORA_HINTS)
         expect_object(got, "LoraConfig", call)
         seen.append((call, r, layers, got))
     for check in (_expect_rank, _expect_alpha, _expect_dropout, _expect_words, _expect_targets):
@@ -109,8 +108,11 @@ def _expect_targets(seen):
         hint = f"one text is read as a pattern, and names no list of layers; {hint}"
         expect(not text, f"{call}: target_modules is {got!r}: {hint}")
         wanted = layers if whole else sorted(layers)
-        hint = "targets is not passed on"
-        expect(got == wanted, f"{call}: target_modules is {got}, wanted {wanted}; {hint}")
+        expect(
+            got == wanted,
+            f"{call}: target_modules is {got}, wanted {wanted}",
+            hint="targets is not passed on",
+        )
 
 
 PRECISION = {  # use_cpu, bf16, fp16
@@ -137,7 +139,9 @@ def expect_sft(sft_config):
     for device in PRECISION:
         call = f'sft_config("out-{device}", "{device}")'
         with part():
-            seen[device] = asked(call, {}, probes.sft_fields, sft_config, f"out-{device}", device)
+            seen[device] = ask(
+                call, probes.sft_fields, sft_config, f"out-{device}", device, hint={}
+            )
     for device, got in seen.items():
         call = f'sft_config("out-{device}", "{device}")'
         expect_object(got, "SFTConfig", call)

@@ -5,25 +5,23 @@ import math
 import torch
 import torch.nn.functional as F
 
+from labkit.checks.counts import counted
+
 
 def counts(shapes, r):
+    """Wrong counts of the parameters at rank r."""
     pairs = shapes.values()
     d_out, d_in = sum(o for o, _ in pairs), sum(i for _, i in pairs)
     dense = sum(o * i for o, i in pairs)
     return {
         "A is (r, d_in) and B is (d_out, r): add d_out and d_in, don't multiply them": r * dense,
+        **counted(shapes, r),
         "this counts the dense weights": dense,
-        "this counts A only; B has d_out * r more": r * d_in,
-        "this counts B only; A has r * d_in more": r * d_out,
         "r is missing": d_out + d_in,
-        "d_out is used twice, as if matrices were square": 2 * r * d_out,
-        "d_in is used twice, as if matrices were square": 2 * r * d_in,
         "this is twice as much: a matrix is in shapes once, and a number is no bytes": 2
         * r
         * (d_out + d_in),
         "r counts quadratically here; it is linear": r * r * (d_out + d_in),
-        "this counts one matrix; sum over shapes": r * sum(next(iter(pairs))),
-        "this counts the last matrix alone; sum over shapes": r * sum(list(pairs)[-1]),
         "these are bytes, 4 each; wanted how many numbers": 4 * r * (d_out + d_in),
         "r is taken off as well; A and B share none": r * (d_out + d_in) - len(pairs) * r * r,
         "* binds before +: put brackets around the sum, r * (d_out + d_in)": r * d_out + d_in,

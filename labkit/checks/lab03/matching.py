@@ -4,9 +4,7 @@ import json
 
 import torch
 
-from labkit.checks.compare import expect_number
-from labkit.checks.draws import draw, words
-from labkit.checks.hints import asked
+from labkit.checks.compare import ask, draw, expect_number
 from labkit.contract import part
 from labkit.labs import tiny
 from labkit.labs.lab03 import probes
@@ -48,7 +46,7 @@ INVALID = {
 
 def _expect_share(exact_match, predictions, references, wanted, what, known):
     call = f"exact_match of {len(references)} predictions, {what}"
-    got = asked(call, PARSED, probes.matched, exact_match, predictions, references)
+    got = ask(call, probes.matched, exact_match, predictions, references, hint=PARSED)
     expect_number(got, wanted, call, known)
 
 
@@ -68,7 +66,9 @@ def _expect_each(exact_match, data, rng):
     calls = [f"exact_match([{_short(case[0])}], [{_short(reference[0])}])" for case in cases]
     for i in torch.randperm(len(cases), generator=rng).tolist():
         with part():
-            told[i] = asked(calls[i], PARSED, probes.matched, exact_match, [cases[i][0]], reference)
+            told[i] = ask(
+                calls[i], probes.matched, exact_match, [cases[i][0]], reference, hint=PARSED
+            )
     for i, (_, wanted, why) in enumerate(cases):
         with part():
             if i in told:
@@ -83,8 +83,8 @@ def _command(rng):
     """A command as data, of a shape like the answers of `home`, with two names in a list."""
     names = [tiny.WORDS[i] for i in torch.randperm(len(tiny.WORDS), generator=rng)[:2]]
     slots = {"brightness": draw(2, 99, rng), "rooms": names, "dim": True}
-    slots["area"] = f"{words(rng, 1, 1).title()} {words(rng, 1, 1)}"
-    return {"intent": f"Hass{words(rng, 1, 1).title()}", "slots": slots}
+    slots["area"] = f"{tiny.words(rng, 1, 1).title()} {tiny.words(rng, 1, 1)}"
+    return {"intent": f"Hass{tiny.words(rng, 1, 1).title()}", "slots": slots}
 
 
 def _match_cases(data):

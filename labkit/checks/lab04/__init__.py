@@ -4,9 +4,7 @@ import functools
 
 import torch
 
-from labkit.checks.compare import expect_number, expect_shape
-from labkit.checks.draws import draw
-from labkit.checks.hints import asked
+from labkit.checks.compare import ask, draw, expect_number, expect_shape
 from labkit.checks.lab04 import bnb as reference
 from labkit.checks.lab04 import guesses, sizes
 from labkit.checks.lab04.blocks import expect_blockwise
@@ -59,10 +57,14 @@ def _expect_no_other_values(values, call):
     expect((values < -1e-5).any() or len(values) < 9, f"{call}: {hint}")
     below, above = int((values < -1e-5).sum()), int((values > 1e-5).sum())
     zeros = len(values) - below - above
-    hint = "drop the 0.5, whose quantile is 0, and add one zero at the end"
-    expect(zeros < 2, f"{call} holds 0 more than once, {zeros} times; {hint}")
+    expect(
+        zeros < 2,
+        f"{call} holds 0 more than once, {zeros} times",
+        hint="drop the 0.5, whose quantile is 0, and add one zero at the end",
+    )
     told = f"{above} values lie above zero, {below} below and {zeros} on it"
-    told += "; one row of quantiles has no zero, so do the two halves apart" * (not zeros)
+    if not zeros:
+        told += "; one row of quantiles has no zero, so do the two halves apart"
     expect((above, below, zeros) == (8, 7, 1), f"{call}: {told}; wanted 8, 7 and 1")
 
 
@@ -120,7 +122,9 @@ COUNTED = [  # (name, packed, tied, adapted)
 def config(qlora_config, true_param_count):
     """NF4 with double quantization, the right compute dtype; packed weights counted in full"""
     for device, dtypes in DTYPES.items():
-        got = asked(f'qlora_config("{device}")', NAMES, probes.config_fields, qlora_config, device)
+        got = ask(
+            f'qlora_config("{device}")', probes.config_fields, qlora_config, device, hint=NAMES
+        )
         call = f'qlora_config("{device}")'
         expect("is" not in got, f"{call} gave a {got.get('is')}, wanted a BitsAndBytesConfig")
         _expect_fields(got, dtypes, device, call)

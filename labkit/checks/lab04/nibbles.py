@@ -4,8 +4,7 @@ import math
 
 import torch
 
-from labkit.checks.compare import expect_close, randn
-from labkit.checks.draws import draw
+from labkit.checks.compare import draw, expect_close, randn
 from labkit.checks.lab04 import guesses
 from labkit.checks.lab04.bnb import stored_codes
 from labkit.checks.lab04.whole import blaming, expect_integers
@@ -59,7 +58,7 @@ def _expect_bytes(got, stored, codes, call):
         for fill in (0, 7):
             row = torch.cat([codes.new_full((1,), fill), codes])
             bytes_ = row[::2] << 4 | row[1::2]
-            told = f"the filler comes last, not first{' ' * (fill == 7)}"
+            told = f"the filler comes last, not first{' ' if fill == 7 else ''}"
             wrong[told] = torch.cat([bytes_[:-1], bytes_[-1:] >> 4])
     expect_close(got.flatten(), stored, call, wrong)
 

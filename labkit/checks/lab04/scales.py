@@ -2,9 +2,7 @@
 
 import torch
 
-from labkit.checks.compare import expect_close, expect_number, randn
-from labkit.checks.draws import draw
-from labkit.checks.hints import asked
+from labkit.checks.compare import ask, draw, expect_close, expect_number, randn
 from labkit.checks.lab04 import sizes as guesses
 from labkit.checks.lab04.guesses import peaks_of
 from labkit.checks.lab04.whole import LOST, blaming, expect_integers, number
@@ -26,11 +24,11 @@ def expect_doubled_scales(double_quantize, rng):
             absmax *= size
             call = f"double_quantize of {n} scales" + (f", block={block}" if block else "")
             with blaming(SMALL if size < 1 else ""):
-                got = asked("", RAGGED, probes.doubled, double_quantize, absmax, block)
+                got = ask("", probes.doubled, double_quantize, absmax, block, hint=RAGGED)
                 _expect_doubled(got[:3], absmax, block, call, 0.1 if size < 1 else 2e-3)
     with part():
         same, call = torch.full((64,), 3.0), "double_quantize of 64 equal scales"
-        *got, lost = asked("", RAGGED, probes.doubled, double_quantize, same, None)
+        *got, lost = ask("", probes.doubled, double_quantize, same, None, hint=RAGGED)
         back = _undone(*got, 256, call)
         hint = "less their mean they are all 0, and so is that block's scale: don't divide by it"
         expect(not back.isnan().any(), f"{call} gives NaN; {hint}")

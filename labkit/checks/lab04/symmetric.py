@@ -2,8 +2,7 @@
 
 import torch
 
-from labkit.checks.compare import expect_shape, randn
-from labkit.checks.draws import draw
+from labkit.checks.compare import draw, expect_shape, randn
 from labkit.checks.lab04 import guesses
 from labkit.checks.lab04.whole import GUARD, LOST, blaming, expect_integers, number
 from labkit.contract import CheckFailed, expect, observe, part

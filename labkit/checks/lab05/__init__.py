@@ -2,22 +2,17 @@
 
 import torch
 
-from labkit.checks.compare import ask, expect_number, expect_numbers, likeliest, randn
-from labkit.checks.lab05 import frames, front, grid, guesses
+from labkit.checks.compare import ask, draw, expect_number, expect_numbers, likeliest, randn
+from labkit.checks.lab05 import frames, front, grid, guesses, overfit
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part, sound
 from labkit.labs.lab05 import probes
 
 
-def _draw(low, high, rng):
-    """An int from low to high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=rng))
-
-
 def _shapes(rng):
     """Four matrices, wide and tall, of sizes that nobody can guess."""
     names = [f"layers.{i}.{kind}" for i in range(2) for kind in ("q_proj", "mlp.up_proj")]
-    sizes = [(_draw(20, 59, rng), _draw(60, 99, rng)) for _ in names]
+    sizes = [(draw(20, 59, rng), draw(60, 99, rng)) for _ in names]
     turned = [size[:: 1 if i % 2 else -1] for i, size in enumerate(sizes)]
     return dict(zip(names, turned, strict=True))
 
@@ -26,8 +21,8 @@ def _shapes(rng):
 def counts(param_table):
     """one row a rank, linear in it, percent of the given matrices; equal to published counts"""
     rng = generator()
-    shapes = _shapes(rng) | {"lm_head": (_draw(100, 199, rng), _draw(200, 299, rng))}
-    ranks = [_draw(4, 6, rng), _draw(7, 9, rng), 3, _draw(11, 40, rng)]
+    shapes = _shapes(rng) | {"lm_head": (draw(100, 199, rng), draw(200, 299, rng))}
+    ranks = [draw(4, 6, rng), draw(7, 9, rng), 3, draw(11, 40, rng)]
     call = f"param_table of five matrices, ranks {ranks}"
     table, labels = _table_of(param_table, shapes, ranks, call)
     told = frames.expect_ranks(table["rank"], ranks, call)
@@ -90,12 +85,12 @@ RULES = {"twice the rank": lambda r: 2 * r, "fixed": lambda r: 24}
 def sweeps(sweep):
     """every pair once, the same seed for all, and a failed run is a row with its error"""
     rng = generator()
-    ranks = [_draw(2, 5, rng), _draw(6, 9, rng), _draw(10, 20, rng)]
-    rates = [_draw(1, 9, rng) / 1000, _draw(11, 99, rng) / 1000]
+    ranks = [draw(2, 5, rng), draw(6, 9, rng), draw(10, 20, rng)]
+    rates = [draw(1, 9, rng) / 1000, draw(11, 99, rng) / 1000]
     pairs = sorted((r, rate) for r in ranks for rate in rates)
     call, runs = f"sweep over ranks {ranks} and learning rates {rates}", []
     for rule in RULES:
-        factor = float(_draw(2, 9, rng))
+        factor = float(draw(2, 9, rng))
         results = {"loss": factor} if rule == "fixed" else {"loss": factor, "score": -factor}
         got = observe(probes.swept, sweep, ranks, rates, rule, results, [])
         runs.append(grid.Run(rule, RULES[rule], pairs, results, got["frame"], got["calls"]))
@@ -123,7 +118,7 @@ def _expect_failures(sweep, ranks, rates, pairs, readable):
     call = f"sweep where rank {failed[0]}, learning rate {failed[1]} raises"
     hint = "in this sweep one run raises: catch Exception, and go on"
     asked = (sweep, ranks, rates, "fixed", {"loss": 2.0}, [list(failed)])
-    got = ask(call, hint, probes.swept, *asked)
+    got = ask(call, probes.swept, *asked, hint=hint)
     made = len(got["calls"])
     told = f"{call}: only {made} of {len(pairs)} runs were made; go on after a failure"
     expect(made >= len(pairs), told)
@@ -138,9 +133,9 @@ def fits(matched_rank):
     """the largest rank whose parameters fit the budget, to the last parameter"""
     rng = generator()
     for low, high in ((60, 90), (60, 90), (4500, 5500)):  # above the sides of some matrix
-        shapes, r = _shapes(rng), _draw(low, high, rng)
+        shapes, r = _shapes(rng), draw(low, high, rng)
         sides = guesses.sides(shapes)
-        within = r * sides + _draw(sides // 2 + 1, sides - 2, rng)
+        within = r * sides + draw(sides // 2 + 1, sides - 2, rng)
         of = f"matched_rank of four matrices that cost {sides} a rank, budget"
         first = observe(probes.rank_within, matched_rank, shapes, within)
         if type(first) not in (int, float):
@@ -156,7 +151,9 @@ def fits(matched_rank):
             expect_numbers(cases)
         with part():
             call, little = f"{of} {sides - 1}", sides - 1
-            got = ask(call, guesses.NONE_FITS, probes.rank_within, matched_rank, shapes, little)
+            got = ask(
+                call, probes.rank_within, matched_rank, shapes, little, hint=guesses.NONE_FITS
+            )
             expect(got is not None, f"{call} gave None; {guesses.NONE_FITS}")
             expect_number(got, 0, call, guesses.ranks_within(shapes, little, 0))
         if not sound():
@@ -182,7 +179,7 @@ def _expect_smol(matched_rank):
 def overlaps(subspace_similarity):
     """1 for equal spans, about i / d for random ones, unmoved by rotation; as projectors have it"""
     rng = generator()
-    d = _draw(40, 60, rng)
+    d = draw(40, 60, rng)
     A1, A2 = _spread(6, d, rng), _spread(9, d, rng)
     turned = torch.linalg.qr(randn(6, 6, rng=rng))[0] @ A1
     shared = torch.cat([A1[:3], 1e-3 * _spread(5, d, rng)])
@@ -202,15 +199,11 @@ def overlaps(subspace_similarity):
         with case():
             for what, first, second, i, j in cases:
                 call = f"subspace_similarity of {what}, i={i}, j={j}"
-                got = _number(ask(call, "", subspace_similarity, first, second, i, j))
+                got = frames.number(ask(call, subspace_similarity, first, second, i, j))
                 wanted = guesses.overlap(first, second, i, j) / min(i, j)
                 told.append((call, got, wanted, guesses.overlaps(first, second, i, j)))
         with case():
             expect_numbers(told, tol=1e-3)
-
-
-def _number(value):
-    return float(value) if type(value) is int else value
 
 
 def _spread(r, d, rng):
@@ -266,84 +259,7 @@ def _front_of(pareto, what, cost, quality, index, names=("seconds", "score")):
 @exercise("5.6", points=2)
 def gap(overfit_gap):
     """one row a rank: the best step, the gap at the last step, and the rise since the best"""
-    history, wanted = _history(generator())
-    call = "overfit_gap of three ranks"
-    got = observe(probes.gaps, overfit_gap, history)
-    table = frames.columns(got, ("rank", "best_step", "gap", "rise"), call)
-    ranks, hint = sorted(wanted), "; ranks may end at different steps: look at one at a time"
-    told = frames.expect_ranks(table["rank"], ranks, call, hint)
-    with part():
-        hint = "wanted is rising order"
-        expect(told == ranks, f"{call}: its rows are for the ranks {told}: {hint}")
-    columns = ("best_step", "gap", "rise")
-    rows = [[_number(table[name][k]) for name in columns] for k in range(len(told))]
-    hint = "take the rows of each rank alone, and compute from these"
-    alike = None not in rows[0] and all(row == rows[0] for row in rows)
-    expect(not alike, f"{call}: all its rows are the same: {hint}")
-    _expect_beside(rows, [[wanted[r][0][name] for name in columns] for r in told], call)
-    for name in columns:
-        cases = []
-        for r, value in zip(told, table[name], strict=True):
-            right, guesses = wanted[r]
-            at = f"{call}: {name} at rank {r}"
-            cases.append((at, _cell(value, right[name]), right[name], guesses[name]))
-        with part():
-            for at, value, *_ in cases:
-                hint = "ranks may have different steps: look at one rank at a time"
-                expect(value is not None, f"{at} is missing (NaN): {hint}")
-            expect_numbers(cases)
-
-
-def _expect_beside(rows, wanted, call):
-    """Raise CheckFailed where the rows are those wanted, in another order."""
-
-    def same(a, b):
-        return all(type(x) is float and abs(x - y) < 1e-6 for x, y in zip(a, b, strict=True))
-
-    places = [[k for k, row in enumerate(wanted) if same(mine, row)] for mine in rows]
-    moved = sorted(place for place, *_ in filter(None, places)) == list(range(len(wanted)))
-    hint = "groupby sorts the ranks, unique() does not"
-    moved = moved and any(k not in place for k, place in enumerate(places))
-    expect(not moved, f"{call}: its rows are right and stand beside other ranks: {hint}")
-
-
-def _cell(value, wanted):
-    """A cell as the kind of number that is wanted."""
-    return frames.whole(value) if type(wanted) is int else _number(value)
-
-
-def _history(rng):
-    """Columns of a history in shuffled order, and {rank: (right row, guesses)}."""
-    ranks = (_draw(2, 5, rng), _draw(6, 20, rng), _draw(30, 64, rng))
-    curves = {r: _curves(rng, k) for k, r in enumerate(ranks)}
-    rows = [[r, *row] for r, curve in curves.items() for row in zip(*curve[:3], strict=True)]
-    rows = [rows[i] for i in torch.randperm(len(rows), generator=rng).tolist()]
-    ends = {(r, steps[best + 1]): -1 for r, (steps, *_, best) in curves.items()}  # the tie first,
-    ends |= {(r, steps[-2]): 1 for r, (steps, *_) in curves.items()}  # and not the last step last
-    rows.sort(key=lambda row: ends.get((row[0], row[1]), 0))
-    first = next(i for i, row in enumerate(rows) if row[0] != min(curves))
-    rows.insert(0, rows.pop(first))
-    last = {r: step for r, step, *_ in rows}  # of the table's last row of r
-    wanted = {}
-    for r, (steps, train, held, best) in curves.items():
-        labels = [rows.index([r, steps[k], train[k], held[k]]) for k in (best, best + 1)]
-        wanted[r] = guesses.gap_of(steps, train, held, best, steps.index(last[r]), labels)
-    names = ("rank", "step", "train_loss", "held_out_loss")
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)), wanted
-
-
-def _curves(rng, k):
-    """Steps, training losses, held-out losses, and where these are lowest, of the k-th rank."""
-    steps = [10 * i + k for i in range(1, 8 - k % 2)]
-    train = sorted((_draw(100, 900, rng) / 1000 for _ in steps), reverse=True)
-    best, low = _draw(1, 3, rng), _draw(400, 1600, rng) / 1000
-    held = [low + abs(i - best) * _draw(50, 90, rng) / 1000 for i in range(len(steps))]
-    held[best + 1] = held[best]  # a tie: the first one counts
-    if k == 0:
-        train = [t + 2 for t in train]  # the gaps of the lowest rank are below zero
-    elif k == 1:
-        held[0] += 2  # the largest gap of the next one is its first
-    return steps, train, held, best
+    overfit.expect_gaps(overfit_gap, generator())
 
 
 @exercise("5.7", points=3)

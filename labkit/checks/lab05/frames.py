@@ -48,12 +48,17 @@ def whole(value):
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def number(value):
+    """An int as a float, all else as it is."""
+    return float(value) if type(value) is int else value
+
+
 def expect_cell(value, wanted, call, guesses=None):
     """`expect_number` of a table's cell: an int may be a float, NaN and text are named."""
     expect(value is not None, f"{call} is missing (NaN)")
     expect(not isinstance(value, str), f"{call} is the text {value!r}, wanted a number")
-    number = whole(value) if type(wanted) is int else value
-    expect_number(float(number) if type(wanted) is float else number, wanted, call, guesses)
+    got = whole(value) if type(wanted) is int else value
+    expect_number(float(got) if type(wanted) is float else got, wanted, call, guesses)
 
 
 def expect_ranks(cells, ranks, call, few=""):

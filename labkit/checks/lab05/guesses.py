@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from labkit.checks import counts
+
 
 def llama(d, d_kv, d_mlp, layers, every=False):
     """Shapes of a Llama-like model's projections: q and v, or `every` linear layer."""
@@ -43,13 +45,8 @@ def counted(shapes, r):
     return {
         "parameters are linear in the rank, not quadratic": r * r * (d_out + d_in),
         sizes: r * dense(shapes),
-        "this counts A only; B has d_out * r more": r * d_in,
-        "this counts B only; A has r * d_in more": r * d_out,
-        "d_out is used twice, as if matrices were square": 2 * r * d_out,
-        "d_in is used twice, as if matrices were square": 2 * r * d_in,
-        "this counts one matrix; sum over shapes": r * sum(next(iter(shapes.values()))),
+        **counts.counted(shapes, r),
         f"{TWINS}; sum over all": r * sum(map(sum, set(shapes.values()))),
-        "this counts the last matrix alone; sum over shapes": r * sum(list(shapes.values())[-1]),
         "the rank is missing: that is what one rank costs": d_out + d_in,
         "twice too many: A has r * d_in numbers and B d_out * r": 2 * r * (d_out + d_in),
         "this counts bytes; wanted are numbers": 4 * r * (d_out + d_in),
@@ -181,8 +178,17 @@ def overlaps(A1, A2, i, j):
         told = "the rows were centred first, as PCA does; take A as it is"
         guesses[told] = shifted[0][:i] @ shifted[1][:j].T
     guesses = {message: M.square().sum().item() / least for message, M in guesses.items()}
+    guesses |= _norms(product, total, i, j, (len(A1), len(A2)))
+    if j <= len(A1) and i <= len(A2):
+        guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
+    return guesses
+
+
+def _norms(product, total, i, j, ranks):
+    """Wrong numbers from the right vectors, whose products are `product`."""
+    least = min(i, j)
     values = torch.linalg.svdvals(product)
-    guesses |= {
+    return {
         "divide by min(i, j)": total,
         "the Frobenius norm is not squared": math.sqrt(total) / least,
         "the norm is squared and divided: no square root of it all": math.sqrt(total / least),
@@ -191,7 +197,7 @@ def overlaps(A1, A2, i, j):
         "divide by min(i, j), not by i": total / i,
         "divide by min(i, j), not by j": total / j,
         "divide by min(i, j), not by the square root of i * j": total / math.sqrt(i * j),
-        "divide by min(i, j), not by min(r1, r2)": total / min(len(A1), len(A2)),
+        "divide by min(i, j), not by min(r1, r2)": total / min(ranks),
         "that is the mean of the squares; take their sum, over min(i, j)": total / (i * j),
         "that is the mean of the sizes; square each, and sum": product.abs().mean().item(),
         "the entries are not squared, only made positive": product.abs().sum().item() / least,
@@ -212,9 +218,6 @@ def overlaps(A1, A2, i, j):
             product.diagonal().square().sum().item() / least
         ),
     }
-    if j <= len(A1) and i <= len(A2):
-        guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
-    return guesses
 
 
 def _rows(A, k):
@@ -229,54 +232,69 @@ def gap_of(steps, train, held, best, at, labels):
     """
     gaps = [h - t for h, t in zip(held, train, strict=True)]
     right = {"best_step": steps[best], "gap": gaps[-1], "rise": held[-1] - held[best]}
-    unsorted = "your last row is not the last step: sort by step"
-    guesses = {
-        "best_step": {
-            "two steps have the lowest loss; wanted is the first of them": steps[best + 1],
-            "that is the first step; wanted is that of the lowest held-out loss": steps[0],
-            "that is the step of the highest held-out loss": steps[held.index(max(held))],
-            "that is the step of the smallest gap; wanted is the lowest held-out loss": steps[
-                gaps.index(min(gaps))
-            ],
-            "that is the step of the largest gap; wanted is the lowest held-out loss": steps[
-                gaps.index(max(gaps))
-            ],
-            "that is the lowest loss; wanted is its step": held[best],
-            "that is the last step, where the training loss is lowest": steps[-1],
-            "that is a position in the table; wanted is the value of step": best,
-            "idxmin gives the label of a row; wanted is its step": labels[0],
-            "idxmin gives the label of a row; wanted is the value of step there": labels[1],
-        },
-        "gap": {
-            "the sign is turned round: held-out minus training loss": -gaps[-1],
-            "that is the gap at the best step; wanted is the last step's": gaps[best],
-            "that is the mean over the steps; wanted is the last step's": sum(gaps) / len(gaps),
-            "that divides; wanted is a difference": held[-1] / train[-1],
-            "that is the lowest held-out minus the lowest training loss; wanted is the last "
-            "step's": min(held) - min(train),
-            "that is the last held-out minus the first training loss": held[-1] - train[0],
-            "that is the last held-out loss alone; take the training loss from it": held[-1],
-            "that is the largest gap; wanted is the last step's": max(gaps),
-            "that is the gap at the first step; wanted is the last step's": gaps[0],
-            unsorted: gaps[at],
-        },
-        "rise": {
-            "the sign is turned round: last minus lowest": held[best] - held[-1],
-            "that is the fall since the first step": held[0] - held[best],
-            "that compares with the first step; wanted is the lowest": held[-1] - held[0],
-            "that is the rise of the last step alone; wanted is that above the lowest": held[-1]
-            - held[-2],
-            "that is the rise of the gap; wanted is held-out alone": gaps[-1] - gaps[best],
-            "that is the highest loss itself; take the lowest from the last": max(held),
-            "that is the last loss itself; take the lowest from it": held[-1],
-            "that compares with the training loss; wanted is held-out alone": gaps[-1],
-            "that is the spread; wanted is how far the last lies above the lowest": max(held)
-            - held[best],
-            "that divides; wanted is a difference": held[-1] / held[best],
-            "that is in proportion to the lowest; wanted is the difference": held[-1] / held[best]
-            - 1,
-            "that is the training loss's; wanted is held-out": train[-1] - min(train),
-            unsorted: held[at] - held[best],
-        },
+    return right, {
+        "best_step": _steps(steps, gaps, held, best, labels),
+        "gap": _gaps(gaps, train, held, best, at),
+        "rise": _rises(gaps, train, held, best, at),
     }
-    return right, guesses
+
+
+UNSORTED = "your last row is not the last step: sort by step"
+
+
+def _steps(steps, gaps, held, best, labels):
+    """Wrong best steps."""
+    return {
+        "two steps have the lowest loss; wanted is the first of them": steps[best + 1],
+        "that is the first step; wanted is that of the lowest held-out loss": steps[0],
+        "that is the step of the highest held-out loss": steps[held.index(max(held))],
+        "that is the step of the smallest gap; wanted is the lowest held-out loss": steps[
+            gaps.index(min(gaps))
+        ],
+        "that is the step of the largest gap; wanted is the lowest held-out loss": steps[
+            gaps.index(max(gaps))
+        ],
+        "that is the lowest loss; wanted is its step": held[best],
+        "that is the last step, where the training loss is lowest": steps[-1],
+        "that is a position in the table; wanted is the value of step": best,
+        "idxmin gives the label of a row; wanted is its step": labels[0],
+        "idxmin gives the label of a row; wanted is the value of step there": labels[1],
+    }
+
+
+def _gaps(gaps, train, held, best, at):
+    """Wrong gaps."""
+    return {
+        "the sign is turned round: held-out minus training loss": -gaps[-1],
+        "that is the gap at the best step; wanted is the last step's": gaps[best],
+        "that is the mean over the steps; wanted is the last step's": sum(gaps) / len(gaps),
+        "that divides; wanted is a difference": held[-1] / train[-1],
+        "that is the lowest held-out minus the lowest training loss; wanted is the last "
+        "step's": min(held) - min(train),
+        "that is the last held-out minus the first training loss": held[-1] - train[0],
+        "that is the last held-out loss alone; take the training loss from it": held[-1],
+        "that is the largest gap; wanted is the last step's": max(gaps),
+        "that is the gap at the first step; wanted is the last step's": gaps[0],
+        UNSORTED: gaps[at],
+    }
+
+
+def _rises(gaps, train, held, best, at):
+    """Wrong rises."""
+    return {
+        "the sign is turned round: last minus lowest": held[best] - held[-1],
+        "that is the fall since the first step": held[0] - held[best],
+        "that compares with the first step; wanted is the lowest": held[-1] - held[0],
+        "that is the rise of the last step alone; wanted is that above the lowest": held[-1]
+        - held[-2],
+        "that is the rise of the gap; wanted is held-out alone": gaps[-1] - gaps[best],
+        "that is the highest loss itself; take the lowest from the last": max(held),
+        "that is the last loss itself; take the lowest from it": held[-1],
+        "that compares with the training loss; wanted is held-out alone": gaps[-1],
+        "that is the spread; wanted is how far the last lies above the lowest": max(held)
+        - held[best],
+        "that divides; wanted is a difference": held[-1] / held[best],
+        "that is in proportion to the lowest; wanted is the difference": held[-1] / held[best] - 1,
+        "that is the training loss's; wanted is held-out": train[-1] - min(train),
+        UNSORTED: held[at] - held[best],
+    }

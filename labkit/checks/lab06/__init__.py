@@ -1,4 +1,7 @@
-"""Checks of lab 6. The reference is PEFT, or the sum of the updates written out."""
+"""Checks of lab 6. The reference is PEFT, or the sum of the updates written out.
+
+Long, for seven exercises with a page each; what needs more than that is in files of its own.
+"""
 
 import contextlib
 import math
@@ -108,7 +111,7 @@ def merges_quantized(merge_quantized):
                 B = B * 2e-4  # an update far below the grid's step, as real ones are
                 call = f"merge_quantized for shape {shape}"
                 args = (W4, absmax, codebook, A, B, alpha, shape)
-                got = ask(call, "", probes.merged_quantized, merge_quantized, *args)
+                got = ask(call, probes.merged_quantized, merge_quantized, *args)
                 _expect_dequantized(got, *args, call)
 
 
@@ -175,8 +178,11 @@ def _expect_cat(combine_cat, adapters, weights):
     hint = "stack the A's as rows and the B's as columns"
     hint = "an adapter of weight 0 is stacked too" if 0.0 in weights else hint
     A, B = _combined(combine_cat, adapters, weights, sum(ranks), call, hint)
-    hint = "a weight may be negative: no square root of it"
-    expect(torch.isfinite(A).all() and torch.isfinite(B).all(), f"{call} holds NaN; {hint}")
+    expect(
+        torch.isfinite(A).all() and torch.isfinite(B).all(),
+        f"{call} holds NaN",
+        hint="a weight may be negative: no square root of it",
+    )
     wanted, known = guesses.summed(adapters, weights), guesses.concatenated(adapters, weights)
     expect_close(B @ A, wanted, f"B @ A of {call}", known, tol=1e-5)
 
@@ -195,7 +201,7 @@ def _expect_linear(combine_linear, adapters, weights):
 def _combined(combine, adapters, weights, r, call, hint):
     """The pair of rank r that `combine` returns."""
     try:
-        got = ask(call, "", probes.combined, combine, adapters, weights)
+        got = ask(call, probes.combined, combine, adapters, weights)
     except CheckFailed as failure:
         if "division by zero" in str(failure):
             raise CheckFailed(f"{failure}; a weight may be 0: don't divide by it") from None
@@ -227,7 +233,7 @@ def mixes(soup):
             shuffled = [dict(sorted(s.items(), reverse=i % 2 == 1)) for i, s in enumerate(states)]
             call = f"soup of {n} states" + (f" with weights {weights}" if weights else "")
             with case():
-                got = ask(call, "", probes.souped, soup, shuffled, weights)
+                got = ask(call, probes.souped, soup, shuffled, weights)
                 works += 1
                 _expect_soup(got, states, weights, call)
     names = list(SHAPES)
@@ -309,7 +315,7 @@ def _expect_divergence(kl_divergence, rng):
             for shape in ((9, 13), (2, 5, 13), (3, 2, 4, 13)):
                 p, q = (randn(*shape, rng=rng) * 2 for _ in range(2))
                 call = f"kl_divergence of logits of shape {tuple(shape)}"
-                got, wanted = ask(call, "", kl_divergence, p, q), guesses.kl(p, q).mean().item()
+                got, wanted = ask(call, kl_divergence, p, q), guesses.kl(p, q).mean().item()
                 hint = "a logarithm of a negative number? F.kl_div takes logs of q first, and logs"
                 told = f"{call} gave nan: {hint} of p with log_target=True alone"
                 expect(not (isinstance(got, float) and math.isnan(got)), told)
@@ -323,7 +329,7 @@ def _expect_finite(kl_divergence, rng, right):
     for scale in (300.0, 1e4):
         p, q = (randn(9, 13, rng=rng) * scale for _ in range(2))
         call = f"kl_divergence of logits near {scale:g}"
-        got = ask(call, "", kl_divergence, p, q)
+        got = ask(call, kl_divergence, p, q)
         if not (right or isinstance(got, float)):
             return
         hint = "exp of them overflows or a probability is 0: use log_softmax"

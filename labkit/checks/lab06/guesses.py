@@ -185,6 +185,48 @@ def divergences(p, q):
     for message, tokens in _denominators(p.shape).items():
         wrong[message] = each.sum().item() / tokens
         wrong[f"this is KL(q||p), and {message}"] = back.sum().item() / tokens
+    wrong |= _dimensions(p, q)
+    return (
+        wrong
+        | {
+            "logits are no logarithms of probabilities: take log_softmax of both": (
+                (log_p.exp() * (p.double() - q.double())).sum(-1).mean().item()
+            ),
+            "q's logits are no logarithms of probabilities: take log_softmax of them too": (
+                (log_p.exp() * (log_p - q.double())).sum(-1).mean().item()
+            ),
+            "the sizes of the differences are added: keep their signs": (
+                (log_p.exp() * (log_p - log_q).abs()).sum(-1).mean().item()
+            ),
+            "this is the sum over tokens; take the mean": each.sum().item(),
+            "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,
+            "this is in bits; nats are wanted": mean / math.log(2),
+            "the sign is turned round": -mean,
+            "this is KL(q||p) with its sign turned round": -back.mean().item(),
+            "this is the cross-entropy; the entropy of p is missing": cross,
+            "this is symmetric; KL(p||q) alone is wanted": (0.5 * (each + back)).mean().item(),
+            "this is the Jensen-Shannon divergence": (0.5 * (kl(p, middle) + kl(q, middle)))
+            .mean()
+            .item(),
+            "this is the largest token's, not the mean": each.max().item(),
+            "this is the last token's, not the mean": each[..., -1].mean().item(),
+            "softmax of the logits is missing": raw,
+            "this is the median, not the mean": each.median().item(),
+            "softmax runs over all tokens at once: dim=-1": kl(flat_p, flat_q).item(),
+            "dimension 0 is the tokens: softmax and sum run over dim=-1": (
+                (p.double().softmax(0) * (p.double().log_softmax(0) - q.double().log_softmax(0)))
+                .sum(0)
+                .mean()
+                .item()
+            ),
+        }
+        | _factors(p, q)
+    )
+
+
+def _dimensions(p, q):
+    """The softmax, or the sum too, over another dimension than the vocabulary."""
+    wrong = {}
     for dim in range(p.dim() - 1):
         message = f"softmax runs over dimension {dim}, not over the vocabulary: dim=-1"
         wrong[message] = kl(p, q, dim).mean().item()
@@ -192,41 +234,18 @@ def divergences(p, q):
         message = f"softmax and sum run over dimension {dim}; the vocabulary is the last, dim=-1"
         wrong[message] = kl(p.transpose(dim, -1), q.transpose(dim, -1)).mean().item()
     if p.dim() > 2:
+        log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
         terms = log_p.exp() * (log_p - log_q)
         wrong["the sum runs over dimension 1, not over the vocabulary: dim=-1"] = (
             terms.sum(1).mean().item()
         )
-    return wrong | {
-        "logits are no logarithms of probabilities: take log_softmax of both": (
-            (log_p.exp() * (p.double() - q.double())).sum(-1).mean().item()
-        ),
-        "q's logits are no logarithms of probabilities: take log_softmax of them too": (
-            (log_p.exp() * (log_p - q.double())).sum(-1).mean().item()
-        ),
-        "the sizes of the differences are added: keep their signs": (
-            (log_p.exp() * (log_p - log_q).abs()).sum(-1).mean().item()
-        ),
-        "this is the sum over tokens; take the mean": each.sum().item(),
-        "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,
-        "this is in bits; nats are wanted": mean / math.log(2),
-        "the sign is turned round": -mean,
-        "this is KL(q||p) with its sign turned round": -back.mean().item(),
-        "this is the cross-entropy; the entropy of p is missing": cross,
-        "this is symmetric; KL(p||q) alone is wanted": (0.5 * (each + back)).mean().item(),
-        "this is the Jensen-Shannon divergence": (0.5 * (kl(p, middle) + kl(q, middle)))
-        .mean()
-        .item(),
-        "this is the largest token's, not the mean": each.max().item(),
-        "this is the last token's, not the mean": each[..., -1].mean().item(),
-        "softmax of the logits is missing": raw,
-        "this is the median, not the mean": each.median().item(),
-        "softmax runs over all tokens at once: dim=-1": kl(flat_p, flat_q).item(),
-        "dimension 0 is the tokens: softmax and sum run over dim=-1": (
-            (p.double().softmax(0) * (p.double().log_softmax(0) - q.double().log_softmax(0)))
-            .sum(0)
-            .mean()
-            .item()
-        ),
+    return wrong
+
+
+def _factors(p, q):
+    """Another factor than p, or another logarithm."""
+    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    return {
         "the sum is weighted by log p; p itself is wanted, its exp": (
             (log_p * (log_p - log_q)).sum(-1).mean().item()
         ),

@@ -2,11 +2,10 @@
 
 import functools
 
-import torch
-
-from labkit.checks.compare import expect_numbers
+from labkit.checks.compare import draw, expect_numbers
 from labkit.checks.lab06 import served
 from labkit.contract import CheckFailed, expect, observe, part
+from labkit.labs import tiny
 from labkit.labs.lab06 import probes
 
 QUICKEST = 5e-6  # seconds; set_adapter takes 4e-4 on the tiny model, two looks at a clock 2e-7
@@ -19,10 +18,10 @@ def asked(rng):
 
     Some answers of the model of that seed end by themselves and others not: the limit has to show.
     """
-    words = [probes.words(rng, n).split() for n in LENGTHS]
+    words = [tiny.words(rng, n).split() for n in LENGTHS]
     prompts = tuple(" ".join([*w[:2], "<end>", *w[2:]] if len(w) > 4 else w) for w in words)
     for _ in range(20):
-        seed = int(torch.randint(1, 10**6, (), generator=rng))
+        seed = draw(1, 10**6 - 1, rng)
         alone = served.answered_alone(seed, prompts, NAMES)
         sizes = [len(text.split()) for text in alone]
         together = served.answered_together(seed, prompts, NAMES, "left", "tokenizer's")

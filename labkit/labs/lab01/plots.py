@@ -1,35 +1,26 @@
 """Figures of lab 1."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from labkit.plots.style import INK, PALETTE, figure
+from labkit.plots.style import INK, PALETTE, figure, headed
 
 BLUE, ORANGE, GREEN = PALETTE[:3]
 
 
-def _headed(fig, title):
-    """`fig` under a title that spans its axes, closed."""
-    fig.suptitle(title, x=0.01, ha="left", weight="bold", size=12)
-    plt.close(fig)
-    return fig
-
-
 def rank_grid(pictures, errors):
     """Grey pictures in two rows; both arguments map a rank to a picture or its error (0 to 1)."""
-    fig, axes = plt.subplots(2, len(pictures) // 2, figsize=(9.5, 6.0))
+    fig, axes = figure(len(pictures) // 2, width=9.5, height=6.0, n_rows=2)
     for ax, r in zip(axes.flat, pictures, strict=True):
         _picture(ax, pictures[r], f"r = {r} · error {errors[r]:.1%}")
     good = min(r for r in errors if errors[r] < 0.1)
-    return _headed(fig, f"Rank {good} of {max(errors)} is within 10% of the photograph")
+    return headed(fig, f"Rank {good} of {max(errors)} is within 10% of the photograph")
 
 
 def one_picture(picture, title):
     """One grey picture (0 black to 1 white) under its title."""
     fig, ax = figure(width=3.4, height=4.0)
     _picture(ax, picture, title)
-    plt.close(fig)
     return fig
 
 
@@ -57,7 +48,6 @@ def error_and_cost(costs, errors, r_even):
     ax.set_title(
         f"A fifth of the numbers: error {photo:.0%} on the photograph, {noise:.0%} on noise"
     )
-    plt.close(fig)
     return fig
 
 
@@ -74,7 +64,7 @@ def spectra(real, random):
     axes[0].set_ylabel("singular value / |W|")
     axes[0].text(310, 0.06, "random", color=ORANGE)
     axes[0].text(25, 0.2, "trained", color=BLUE)
-    return _headed(fig, "Largest singular value against random: " + ", ".join(tops))
+    return headed(fig, "Largest singular value against random: " + ", ".join(tops))
 
 
 def _norm(s):
@@ -100,7 +90,7 @@ def rank_strips(panels, title):
         ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
         ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4 * len(panels) - 0.1))
         ax.grid(axis="x", visible=False)
-    return _headed(fig, title)
+    return headed(fig, title)
 
 
 def energy_and_gain(ranks, energy, gain):
@@ -120,7 +110,6 @@ def energy_and_gain(ranks, energy, gain):
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     at = ranks.index(8)
     ax.set_title(f"Rank 8 keeps {energy[at]:.0%} of the energy and {gain[at]:.0%} of the gain")
-    plt.close(fig)
     return fig
 
 
@@ -139,7 +128,6 @@ def parts_of_update(parts):
     ax.grid(axis="y", visible=False)
     gains = [gain for _, gain in parts.values()]
     ax.set_title(f"The top 8 alone gain {gains[0]:.0%}, all the others alone {gains[1]:.0%}")
-    plt.close(fig)
     return fig
 
 
@@ -157,7 +145,7 @@ def learned_factors(errors, bound, A_learned, A_svd):
         ax.imshow(np.abs(mine @ other.T), cmap="Blues", vmin=0, vmax=1)
         ax.set(xticks=[], yticks=[], xlabel=f"|cosine| with {name}")
     axes[1].set_ylabel("rows of the learned A")
-    return _headed(fig, f"The learned product ends at {errors[-1]:.3f}, the bound is {bound:.3f}")
+    return headed(fig, f"The learned product ends at {errors[-1]:.3f}, the bound is {bound:.3f}")
 
 
 def intrinsic(dims, accuracies, full, d90):
@@ -179,5 +167,4 @@ def intrinsic(dims, accuracies, full, d90):
     ax.minorticks_off()
     texts = [f"{d} of {D:,}" for D, d in d90.items()]
     ax.set_title(f"90% of full training takes {' and '.join(texts)} parameters")
-    plt.close(fig)
     return fig

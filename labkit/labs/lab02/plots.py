@@ -1,6 +1,5 @@
 """Figures of lab 2."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
 
@@ -23,7 +22,6 @@ def thin_matrices(d_out, d_in, r):
     ax.set(xlim=(-10, left + 3 * r + d_in), ylim=(-10, d_out + 10), aspect="equal")
     ax.axis("off")
     ax.set_title(f"At r = {r} the two thin matrices hold {share:.1%} of W's numbers")
-    plt.close(fig)
     return fig
 
 
@@ -40,7 +38,6 @@ def first_gradients(norms):
         ax.annotate(f" {name}", (len(norms[name]) - 1, norms[name][-1]), color=colour, va="center")
     ax.set(xlabel="step", ylabel="gradient norm", ylim=(-0.02 * max(norms["B"]), None))
     ax.set_title(f"At step 0 the gradient of A is {norms['A'][0]:.0f}: A has to wait for B")
-    plt.close(fig)
     return fig
 
 
@@ -67,7 +64,6 @@ def budget(curves, memory):
     _memory_bars(right, memory)
     totals = [sum(parts.values()) for parts in memory.values()]
     right.set_title(f"… and holds {totals[0] / totals[1]:.0%} of the bytes")
-    plt.close(fig)
     return fig
 
 
@@ -98,7 +94,6 @@ def merge_rounding(gaps):
     ax.set(xlabel="|difference of a logit|, power of ten", ylabel="logits", yticks=[])
     text = ", ".join(f"{value:.0e} ({name})" for name, value in typical.items())
     ax.set_title(f"Typical distance from the unmerged fp32 model:\n{text}")
-    plt.close(fig)
     return fig
 
 
@@ -116,5 +111,4 @@ def update_sizes(ranks, rows):
         f"From r={ranks[0]} to r={ranks[-1]} the update's size is multiplied\n"
         f"by {plain:.1f} under alpha / r, by {stable:.1f} under alpha / sqrt(r)"
     )
-    plt.close(fig)
     return fig

@@ -2,7 +2,6 @@
 
 from html import escape
 
-import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
 
@@ -35,7 +34,6 @@ def trained_shares(rows):
     ax.set_yticks(places, labels)
     low, high = min(shares), max(shares)
     ax.set_title(f"“Under 1%” depends:\nthe same rank trains {low:.2%} to {high:.1%} of a model")
-    plt.close(fig)
     return fig
 
 
@@ -55,7 +53,6 @@ def scores(groups, title):
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=len(names), loc="upper left")
     ax.set_title(title)
-    plt.close(fig)
     return fig
 
 
@@ -72,5 +69,4 @@ def forgetting(perplexities):
     worst = max(range(1, len(values)), key=values.__getitem__)
     change = values[worst] / values[0]
     ax.set_title(f"After “{names[worst]}” ordinary text is {change:.2f}x as surprising")
-    plt.close(fig)
     return fig

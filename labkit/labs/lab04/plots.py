@@ -1,6 +1,5 @@
 """Figures of lab 4."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -21,7 +20,6 @@ def spoiled(clean, spoilt, outlier):
     axes[0].text(0.4, 0.8, "without\noutlier", color=PALETTE[0])
     axes[1].text(0.4, 0.8, f"beside one\noutlier of {outlier:g}", color=PALETTE[1])
     axes[0].set_ylim(0, 1.02)
-    plt.close(fig)
     return fig
 
 
@@ -41,7 +39,6 @@ def codebooks(books):
     ax.spines["left"].set_visible(False)
     told = ", ".join(f"{name} {n}" for name, n in near.items())
     ax.set_title(f"Values between -0.5 and 0.5, where most weights are:\n{told}")
-    plt.close(fig)
     return fig
 
 
@@ -59,7 +56,6 @@ def errors(frame):
     best = frame.idxmin(axis=1)
     wins = int((best == frame.columns[0]).sum())
     ax.set_title(f"{frame.columns[0]} has the smallest error in {wins} of {len(frame)} cases")
-    plt.close(fig)
     return fig
 
 
@@ -74,7 +70,6 @@ def perplexities(rows):
         ax.text(extra[y] + spread[y] + 0.01, y, f"perplexity {value:.0f}", va="center", color=INK)
     ax.set(xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.35 * extra.max()))
     ax.set_title(f"{names[-1]} adds {extra[-1]:.2f} nats a token, {names[0]} {extra[0]:.2f}")
-    plt.close(fig)
     return fig
 
 
@@ -94,7 +89,6 @@ def block_sizes(rows):
     ax.margins(y=0.15)
     saved = [points[[b for b, *_ in points].index(64)][1] for points in rows.values()]
     ax.set_title(f"At block 64: {saved[0]:.3f} bits with fp32 scales, {saved[1]:.3f} with 8-bit")
-    plt.close(fig)
     return fig
 
 
@@ -113,7 +107,6 @@ def losses(curves):
     ax.legend()
     first, second = (smooth(curve.losses, 0.6)[-1] for curve in curves.values())
     ax.set_title(f"The same batches: {first:.2f} and {second:.2f} at the end")
-    plt.close(fig)
     return fig
 
 
@@ -131,5 +124,4 @@ def step_times(sizes, rows):
     first, last = (rows["QLoRA"][i] / rows["LoRA"][i] - 1 for i in (0, -1))
     told = f"{first:+.0%} with {sizes[0]} command a step, {last:+.0%} with {sizes[-1]}"
     ax.set_title(f"QLoRA's time against LoRA's:\n{told}")
-    plt.close(fig)
     return fig

@@ -1,9 +1,8 @@
 """Figures of lab 5."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from labkit.plots.style import INK, PALETTE, figure
+from labkit.plots.style import INK, PALETTE, figure, headed
 
 MARKERS = "osD^v"
 
@@ -26,7 +25,6 @@ def counts(tables):
     ax.set_title(
         f"{ranks[-1] / ranks[0]:.0f} times the rank, {factor} times the parameters: a line"
     )
-    plt.close(fig)
     return fig
 
 
@@ -47,7 +45,6 @@ def one_rate(frames, learning_rate):
     ax.set_xlim(None, ranks[-1] * 3)
     text = "; ".join(f"{name}: x{span:.2f}" for name, span in spans.items())
     ax.set_title(f"Learning rate {learning_rate:g}, worst loss over best:\n{text}")
-    plt.close(fig)
     return fig
 
 
@@ -67,9 +64,7 @@ def rate_curves(panels, title):
     first = np.atleast_1d(axes)[0]
     first.set_ylabel("held-out loss")
     _plain_ticks(first)
-    fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    plt.close(fig)
-    return fig
+    return headed(fig, title)
 
 
 def _with_bars(ax, frame, colour, marker, label):
@@ -114,7 +109,6 @@ def rate_ratio(lines):
     ax.set_title(
         f"LoRA's best learning rate on this grid is {first / second:.0f} times full tuning's"
     )
-    plt.close(fig)
     return fig
 
 
@@ -134,7 +128,6 @@ def dots(groups, title, xlabel, fmt="{:.2f}"):
     ax.set(xlabel=xlabel, xlim=(0, 1.18 * max(max(v) for v in groups.values())))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
-    plt.close(fig)
     return fig
 
 
@@ -154,9 +147,7 @@ def overlaps(panels, title):
         ax.grid(visible=False)
     np.atleast_1d(axes)[0].set_ylabel("i, directions of r=8")
     fig.colorbar(image, ax=axes, label="similarity")
-    fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    plt.close(fig)
-    return fig
+    return headed(fig, title)
 
 
 def front(frame, kept, title):
@@ -180,7 +171,6 @@ def front(frame, kept, title):
     ax.set_xlim(None, 3 * frame["trainable"].max())
     ax.margins(y=0.15)
     ax.set_title(title)
-    plt.close(fig)
     return fig
 
 
@@ -204,7 +194,6 @@ def overfitting(history, title):
     ax.set_ylim(-0.04 * highest, 1.12 * highest)
     ax.set_xlim(None, 1.28 * history["step"].max())
     ax.set_title(title)
-    plt.close(fig)
     return fig
 
 
@@ -222,5 +211,4 @@ def confusion(table, title):
     ax.set(xlabel="group of the answer", ylabel="group of the ticket")
     ax.grid(visible=False)
     ax.set_title(title)
-    plt.close(fig)
     return fig

@@ -1,6 +1,5 @@
 """Figures of lab 6."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from labkit.plots.style import INK, PALETTE, figure
@@ -28,7 +27,6 @@ def by_layer(errors, title, label):
     every = np.maximum(np.concatenate(list(errors.values())), FLOOR)
     ax.set_ylim(every.min() / 5, every.max() * 5)  # room for the labels
     ax.set_title(title)
-    plt.close(fig)
     return fig
 
 
@@ -43,7 +41,6 @@ def divergences(kls, title):
     ax.set_yticks(places, list(kls))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
-    plt.close(fig)
     return fig
 
 
@@ -75,7 +72,6 @@ def both_tasks(scores, tasks, title):
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0)
     ax.set_title(title, pad=26)
-    plt.close(fig)
     return fig
 
 
@@ -94,7 +90,6 @@ def weight_curves(weights, curves, title):
     ax.set(xlabel="weight w of both adapters", ylabel="loss, nats a token", ylim=(0, None))
     ax.set_xlim(None, weights[-1] + 0.2 * (weights[-1] - weights[0]))
     ax.set_title(title)
-    plt.close(fig)
     return fig
 
 
@@ -130,7 +125,6 @@ def fleet(base_bytes, adapter_bytes, seconds):
     right.set_yticks(places, names)
     right.grid(axis="y", visible=False)
     right.set_title(f"… and a switch in {_duration(values[0])}")
-    plt.close(fig)
     return fig
 
 
@@ -155,5 +149,4 @@ def speeds(rates, title):
     ax.margins(x=0.1)
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
-    plt.close(fig)
     return fig

@@ -226,8 +226,3 @@ def _forbid_copies(model):
 
     model.__deepcopy__ = model.base_model.__deepcopy__ = refuse
     model.get_base_model().__deepcopy__ = refuse
-
-
-def words(rng, n):
-    """`n` words that the tiny tokenizer knows, as text."""
-    return " ".join(tiny.WORDS[i] for i in torch.randint(len(tiny.WORDS), (n,), generator=rng))

@@ -1,0 +1,15 @@
+"""What misconceptions give for the parameters of A and B, in the words that labs 3 and 5 share."""
+
+
+def counted(shapes: dict, r: int) -> dict:
+    """Wrong counts at rank r for matrices `{name: (d_out, d_in)}`, by message."""
+    pairs = list(shapes.values())
+    d_out, d_in = (sum(pair[k] for pair in pairs) for k in (0, 1))
+    return {
+        "this counts A only; B has d_out * r more": r * d_in,
+        "this counts B only; A has r * d_in more": r * d_out,
+        "d_out is used twice, as if matrices were square": 2 * r * d_out,
+        "d_in is used twice, as if matrices were square": 2 * r * d_in,
+        "this counts one matrix; sum over shapes": r * sum(pairs[0]),
+        "this counts the last matrix alone; sum over shapes": r * sum(pairs[-1]),
+    }
