@@ -133,12 +133,8 @@ def allocators_peak(job):
     return max(itertools.accumulate(n_bytes for *_, n_bytes in sorted(changes)))
 
 
-def measure(config, settings, device):
-    """What `track` found in two steps; seconds of a step without and with it; the allocator's peak.
-
-    The allocator's peak is of one more step, in which weights and states are in place.
-    """
-    model = real_model(config, settings, device)
+def training(model, config, settings, device):
+    """`(optimizer, step)`: AdamW as the settings have it, and a function that takes one step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     how = {"fused": True} if settings.optim.endswith("fused") else {"foreach": True}
     optimizer = torch.optim.AdamW(trained, **how)
@@ -158,6 +154,17 @@ def measure(config, settings, device):
             del loss
         optimizer.step()
         optimizer.zero_grad()
+
+    return optimizer, step
+
+
+def measure(config, settings, device):
+    """What `track` found in two steps; seconds of a step without and with it; the allocator's peak.
+
+    The allocator's peak is of one more step, in which weights and states are in place.
+    """
+    model = real_model(config, settings, device)
+    optimizer, step = training(model, config, settings, device)
 
     with track(model, optimizer, device=device) as peak:
         step()

@@ -1,4 +1,8 @@
-"""The student notebooks as a student first meets them: nothing written, nothing broken."""
+"""The student notebooks as a student first meets them: nothing written, nothing broken.
+
+Each is executed here from top to bottom in a kernel, experiments included, and no cell may fail;
+grading runs it too (test_grading), in its own way: without experiments, for a row without points.
+"""
 
 from pathlib import Path
 

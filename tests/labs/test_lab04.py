@@ -472,11 +472,6 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize("case", RIGHT, ids=lambda c: getattr(c[1], "__name__", "?"))
-def test_right_answers_pass(case, accepts):
-    accepts(*case)
-
-
 # --- wrong answers, each with a word of the message that names what the learner thought -------
 
 
@@ -578,66 +573,73 @@ def _clipped(x, bits):
 
 
 ABSMAX = [
-    ((absmax_quantize, lambda q, scale: (q * scale).half()), "these are in float16"),
-    ((_clipped, absmax_dequantize), "the largest numbers are cut off"),
-    ((_quantize(lambda x: (x + 0.5).trunc()), absmax_dequantize), "no rounding below zero"),
-    ((_zero_by_zero, absmax_dequantize), "0 / 0 gives NaN"),
-    ((_zero_by_zero_in_numpy, absmax_dequantize), "0 / 0 gives NaN"),
-    ((_zeros_as_integers, absmax_dequantize), "zeros come back as int8, wanted floats"),
-    ((_nothing_of_zeros, absmax_dequantize), "x is zeros here"),
+    (absmax_quantize, lambda q, scale: (q * scale).half(), "these are in float16"),
+    (_clipped, absmax_dequantize, "the largest numbers are cut off"),
+    (_quantize(lambda x: (x + 0.5).trunc()), absmax_dequantize, "no rounding below zero"),
+    (_zero_by_zero, absmax_dequantize, "0 / 0 gives NaN"),
+    (_zero_by_zero_in_numpy, absmax_dequantize, "0 / 0 gives NaN"),
+    (_zeros_as_integers, absmax_dequantize, "zeros come back as int8, wanted floats"),
+    (_nothing_of_zeros, absmax_dequantize, "x is zeros here"),
     (
-        (_scaled_by(lambda x, b: x.abs().max().clamp_min(1e-6) / _top(b)), absmax_dequantize),
+        _scaled_by(lambda x, b: x.abs().max().clamp_min(1e-6) / _top(b)),
+        absmax_dequantize,
         "guard against a zero",
     ),
     (
-        (_scaled_by(lambda x, b: x.abs().max() / _top(b) + 1e-6), absmax_dequantize),
+        _scaled_by(lambda x, b: x.abs().max() / _top(b) + 1e-6),
+        absmax_dequantize,
         "guard against a zero",
     ),
-    ((_scaled_by(lambda x, b: x.max() / _top(b)), absmax_dequantize), "max(), not abs().max()"),
-    ((_scaled_by(lambda x, b: -x.min() / _top(b)), absmax_dequantize), "min(), not abs().max()"),
-    ((_scaled_by(lambda x, b: x.abs().max()), absmax_dequantize), "absmax itself; divide it"),
-    ((_scaled_by(lambda x, b: x.abs().max() / 2**b), absmax_dequantize), "not by 2**bits"),
-    ((_scaled_by(lambda x, b: x.abs().mean() / _top(b)), absmax_dequantize), "mean of |x|"),
-    ((_scaled_by(lambda x, b: x.std() / _top(b)), absmax_dequantize), "standard deviation"),
-    ((_scaled_by(lambda x, b: x.abs().max() / 2 ** (b - 2)), absmax_dequantize), "exponent alone"),
-    ((lambda x, b: absmax_quantize(x, b)[::-1], absmax_dequantize), "q comes first"),
-    ((absmax_quantize, lambda q, scale: (q * scale).round()), "rounded again"),
-    ((absmax_quantize, lambda q, scale: q * scale * 127), "largest integer is in it"),
-    ((absmax_quantize, lambda q, scale: (q * scale).numpy()), "is a NumPy array"),
-    ((_zero_by_zero, lambda q, scale: q.float()), "scale is missing"),
-    ((_zero_by_zero, lambda q, scale: q.float()), "0 / 0 gives NaN"),
-    ((_in_place, absmax_dequantize), "changes its input x"),
-    ((_large_guard, absmax_dequantize), "guard against a zero"),
-    ((_ask_if, absmax_dequantize), "one truth value"),
-    ((_quantize(torch.ceil), absmax_dequantize), "rounds up"),
-    ((absmax_quantize, lambda q, scale: q * scale / 2), "the largest error"),
-    ((absmax_quantize, lambda q, scale: (q * scale).to(torch.complex64)), "complex"),
-    ((absmax_quantize, lambda q, scale: (q * scale).to("meta")), "meta tensor"),
-    ((_quantize(torch.round, kind=torch.complex64), absmax_dequantize), "complex|.to(torch.int8)"),
-    ((_keeps_x, lambda q, scale: KEPT[0]), "those that q stands for"),
-    ((_one_too_many(torch.int8), absmax_dequantize), "not by 2**(bits-1)"),
-    ((_one_too_many(torch.int32), absmax_dequantize), "not by 2**(bits-1)"),
-    ((_zero_point, absmax_dequantize), "plus and minus are treated alike"),
-    ((lambda x, bits: absmax_quantize(x, bits)[::-1], absmax_dequantize), "then the scale"),
-    ((lambda x, bits: absmax_quantize(x, 4), absmax_dequantize), "use `bits`"),
-    ((absmax_quantize, lambda q, scale: (q * scale).to(q.dtype)), "an integer again"),
-    ((_quantize(torch.trunc), absmax_dequantize), "cuts off instead of rounding"),
-    ((_quantize(torch.floor), absmax_dequantize), "rounds down"),
-    ((_quantize(torch.round, lambda x: x.max()), absmax_dequantize), "max(), not abs().max()"),
-    ((_quantize(torch.round, kind=torch.float32), absmax_dequantize), "rounding gives floats"),
-    ((_quantize(torch.round, top=lambda b: 2**b - 1), absmax_dequantize), "half of the 256"),
+    (_scaled_by(lambda x, b: x.max() / _top(b)), absmax_dequantize, "max(), not abs().max()"),
+    (_scaled_by(lambda x, b: -x.min() / _top(b)), absmax_dequantize, "min(), not abs().max()"),
+    (_scaled_by(lambda x, b: x.abs().max()), absmax_dequantize, "absmax itself; divide it"),
+    (_scaled_by(lambda x, b: x.abs().max() / 2**b), absmax_dequantize, "not by 2**bits"),
+    (_scaled_by(lambda x, b: x.abs().mean() / _top(b)), absmax_dequantize, "mean of |x|"),
+    (_scaled_by(lambda x, b: x.std() / _top(b)), absmax_dequantize, "standard deviation"),
+    (_scaled_by(lambda x, b: x.abs().max() / 2 ** (b - 2)), absmax_dequantize, "exponent alone"),
+    (lambda x, b: absmax_quantize(x, b)[::-1], absmax_dequantize, "q comes first"),
+    (absmax_quantize, lambda q, scale: (q * scale).round(), "rounded again"),
+    (absmax_quantize, lambda q, scale: q * scale * 127, "largest integer is in it"),
+    (absmax_quantize, lambda q, scale: (q * scale).numpy(), "is a NumPy array"),
+    (_zero_by_zero, lambda q, scale: q.float(), "scale is missing"),
+    (_zero_by_zero, lambda q, scale: q.float(), "0 / 0 gives NaN"),
+    (_in_place, absmax_dequantize, "changes its input x"),
+    (_large_guard, absmax_dequantize, "guard against a zero"),
+    (_ask_if, absmax_dequantize, "one truth value"),
+    (_quantize(torch.ceil), absmax_dequantize, "rounds up"),
+    (absmax_quantize, lambda q, scale: q * scale / 2, "the largest error"),
+    (absmax_quantize, lambda q, scale: (q * scale).to(torch.complex64), "complex"),
+    (absmax_quantize, lambda q, scale: (q * scale).to("meta"), "meta tensor"),
     (
-        (_quantize(torch.round, kind=torch.int16, top=lambda b: 2**b - 1), absmax_dequantize),
+        _quantize(torch.round, kind=torch.complex64),
+        absmax_dequantize,
+        ("complex", ".to(torch.int8)"),
+    ),
+    (_keeps_x, lambda q, scale: KEPT[0], "those that q stands for"),
+    (_one_too_many(torch.int8), absmax_dequantize, "not by 2**(bits-1)"),
+    (_one_too_many(torch.int32), absmax_dequantize, "not by 2**(bits-1)"),
+    (_zero_point, absmax_dequantize, "plus and minus are treated alike"),
+    (lambda x, bits: absmax_quantize(x, bits)[::-1], absmax_dequantize, "then the scale"),
+    (lambda x, bits: absmax_quantize(x, 4), absmax_dequantize, "use `bits`"),
+    (absmax_quantize, lambda q, scale: (q * scale).to(q.dtype), "an integer again"),
+    (_quantize(torch.trunc), absmax_dequantize, "cuts off instead of rounding"),
+    (_quantize(torch.floor), absmax_dequantize, "rounds down"),
+    (_quantize(torch.round, lambda x: x.max()), absmax_dequantize, "max(), not abs().max()"),
+    (_quantize(torch.round, kind=torch.float32), absmax_dequantize, "rounding gives floats"),
+    (_quantize(torch.round, top=lambda b: 2**b - 1), absmax_dequantize, "half of the 256"),
+    (
+        _quantize(torch.round, kind=torch.int16, top=lambda b: 2**b - 1),
+        absmax_dequantize,
         "half of the 256",
     ),
-    ((_full_range, absmax_dequantize), "use -127 to 127: divide absmax"),
-    ((_per_row, absmax_dequantize), "single number"),
-    ((absmax_quantize, dequantize_upside_down), "so multiply"),
-    ((quantize_upside_down, absmax_dequantize), "so divide"),
-    ((absmax_quantize, lambda q, scale: q.float()), "scale is missing"),
-    ((lambda x, bits: absmax_quantize(x, bits)[0], absmax_dequantize), "return 2 things"),
-    ((lambda x, bits: None, absmax_dequantize), "return 2 things"),
-    ((absmax_quantize, lambda q, scale: None), "return"),
+    (_full_range, absmax_dequantize, "use -127 to 127: divide absmax"),
+    (_per_row, absmax_dequantize, "single number"),
+    (absmax_quantize, dequantize_upside_down, "so multiply"),
+    (quantize_upside_down, absmax_dequantize, "so divide"),
+    (absmax_quantize, lambda q, scale: q.float(), "scale is missing"),
+    (lambda x, bits: absmax_quantize(x, bits)[0], absmax_dequantize, "return 2 things"),
+    (lambda x, bits: None, absmax_dequantize, "return 2 things"),
+    (absmax_quantize, lambda q, scale: None, "return"),
 ]
 
 TABLE = [
@@ -1011,62 +1013,65 @@ def _far_apart(w, codebook, block=64):
 
 
 BLOCKS = [
-    ((_one_for_all, dequantize_blockwise), "w (6, 64): one absmax for all of w"),
-    ((_by_columns, dequantize_blockwise), "read by columns"),
-    ((_even_steps, dequantize_blockwise), "these are even steps"),
-    ((_far_apart, dequantize_blockwise), "a row of neighbours"),
-    ((_rows_apart, dequantize_blockwise), "blocks begin anew in each row: flatten first"),
-    ((_loops, dequantize_blockwise), "loops over the blocks"),
-    ((_absmax_by_a_list, dequantize_blockwise), "loops over the blocks"),
-    ((quantize_blockwise, _loops_back), "dequantize_blockwise: it loops over the blocks"),
-    ((_one_for_zero, dequantize_blockwise), "comes back as 1, and it is 0"),
-    ((_with(clamp=1e-4), dequantize_blockwise), "guard against a zero"),
-    ((_with(clamp=1e-6), dequantize_blockwise), "guard against a zero"),
-    ((_as_arrays, dequantize_blockwise), "NumPy array"),
-    ((_with(peak=lambda rows: rows.norm(dim=1)), dequantize_blockwise), "these are lengths"),
-    ((_with(peak=lambda rows: rows.std(1)), dequantize_blockwise), "standard deviations"),
+    (_one_for_all, dequantize_blockwise, "w (6, 64): one absmax for all of w"),
+    (_by_columns, dequantize_blockwise, "read by columns"),
+    (_even_steps, dequantize_blockwise, "these are even steps"),
+    (_far_apart, dequantize_blockwise, "a row of neighbours"),
+    (_rows_apart, dequantize_blockwise, "blocks begin anew in each row: flatten first"),
+    (_loops, dequantize_blockwise, "loops over the blocks"),
+    (_absmax_by_a_list, dequantize_blockwise, "loops over the blocks"),
+    (quantize_blockwise, _loops_back, "dequantize_blockwise: it loops over the blocks"),
+    (_one_for_zero, dequantize_blockwise, "comes back as 1, and it is 0"),
+    (_with(clamp=1e-4), dequantize_blockwise, "guard against a zero"),
+    (_with(clamp=1e-6), dequantize_blockwise, "guard against a zero"),
+    (_as_arrays, dequantize_blockwise, "NumPy array"),
+    (_with(peak=lambda rows: rows.norm(dim=1)), dequantize_blockwise, "these are lengths"),
+    (_with(peak=lambda rows: rows.std(1)), dequantize_blockwise, "standard deviations"),
     (
-        (lambda w, codebook: quantize_blockwise(w, codebook), dequantize_blockwise),
+        lambda w, codebook: quantize_blockwise(w, codebook),
+        dequantize_blockwise,
         "as it was given",
     ),
-    ((quantize_blockwise, _back_by(lambda a, n: a.repeat(64)[:n])), "repeat_interleave"),
-    ((quantize_blockwise, _back_by(lambda a, n: 1 / a.repeat_interleave(64)[:n])), "multiply"),
+    (quantize_blockwise, _back_by(lambda a, n: a.repeat(64)[:n]), "repeat_interleave"),
+    (quantize_blockwise, _back_by(lambda a, n: 1 / a.repeat_interleave(64)[:n]), "multiply"),
     (
-        (quantize_blockwise, _back_by(lambda a, n: a.repeat_interleave(n // len(a))[:n])),
-        "where the last block is shorter|serves 64 numbers",
+        quantize_blockwise,
+        _back_by(lambda a, n: a.repeat_interleave(n // len(a))[:n]),
+        ("where the last block is shorter", "serves 64 numbers"),
     ),
-    ((quantize_blockwise, lambda *a: dequantize_blockwise(*a).numpy()), "NumPy array"),
-    ((_with(cut=False), _drops_absmax), "cut the padding off"),
-    ((_with(cut=False), _drops_absmax), "absmax is missing"),
-    ((_sixteen, dequantize_blockwise), "compute in fp32"),
-    ((_sixteen_absmax, dequantize_blockwise), "absmax of quantize_blockwise of w (8, 64) is in bf"),
-    ((_w_in_place, dequantize_blockwise), "changes its input w"),
-    ((_with(clamp=1.0), dequantize_blockwise), "guard against a zero"),
-    ((_plus_a_hundredth, dequantize_blockwise), "guard against a zero"),
+    (quantize_blockwise, lambda *a: dequantize_blockwise(*a).numpy(), "NumPy array"),
+    (_with(cut=False), _drops_absmax, "cut the padding off"),
+    (_with(cut=False), _drops_absmax, "absmax is missing"),
+    (_sixteen, dequantize_blockwise, "compute in fp32"),
+    (_sixteen_absmax, dequantize_blockwise, "absmax of quantize_blockwise of w (8, 64) is in bf"),
+    (_w_in_place, dequantize_blockwise, "changes its input w"),
+    (_with(clamp=1.0), dequantize_blockwise, "guard against a zero"),
+    (_plus_a_hundredth, dequantize_blockwise, "guard against a zero"),
     (
-        (lambda w, c, block=64: (quantize_blockwise(w, c, block)[0] / 1, 0), None),
+        lambda w, c, block=64: (quantize_blockwise(w, c, block)[0] / 1, 0),
+        None,
         ".to(torch.uint8)",
     ),
-    ((_no_padding, dequantize_blockwise), "the last block has 44 of them, not 64"),
-    ((_own_codebook, dequantize_blockwise), "the 6 values of"),
-    ((_absmax_of_rows, dequantize_blockwise), "one a block"),
-    ((quantize_blockwise, _rows_of_64), "the last block has 44 of them, not 64"),
-    ((quantize_blockwise, _masks), "long()"),
-    ((_whole, dequantize_blockwise), "one absmax for all"),
-    ((_rows, dequantize_blockwise), "rows of w are no blocks"),
-    ((_with(_below), dequantize_blockwise), "next code below"),
-    ((_with(torch.bucketize), dequantize_blockwise), "next code above"),
-    ((_with(peak=lambda rows: rows.amax(1)), dequantize_blockwise), "not abs().max()"),
-    ((_with(cut=False), dequantize_blockwise), "cut the padding off"),
-    ((_with(swap=True), dequantize_blockwise), "codes come first"),
-    ((_zero_divided, dequantize_blockwise), "don't divide by it"),
-    ((_ignores_block, dequantize_blockwise), "use `block`"),
-    ((quantize_blockwise, _drops_absmax), "absmax is missing"),
-    ((quantize_blockwise, _one_absmax), "has its own absmax"),
-    ((quantize_blockwise, _not_shaped), "shape"),
-    ((quantize_blockwise, lambda *a: None), "return"),
-    ((quantize_blockwise, lambda c, a, b, s: _nan_back(c, a * 0, b, s)), "NaN"),
-    ((lambda w, c, block=64: quantize_blockwise(w, c, block)[0], dequantize_blockwise), "2 things"),
+    (_no_padding, dequantize_blockwise, "the last block has 44 of them, not 64"),
+    (_own_codebook, dequantize_blockwise, "the 6 values of"),
+    (_absmax_of_rows, dequantize_blockwise, "one a block"),
+    (quantize_blockwise, _rows_of_64, "the last block has 44 of them, not 64"),
+    (quantize_blockwise, _masks, "long()"),
+    (_whole, dequantize_blockwise, "one absmax for all"),
+    (_rows, dequantize_blockwise, "rows of w are no blocks"),
+    (_with(_below), dequantize_blockwise, "next code below"),
+    (_with(torch.bucketize), dequantize_blockwise, "next code above"),
+    (_with(peak=lambda rows: rows.amax(1)), dequantize_blockwise, "not abs().max()"),
+    (_with(cut=False), dequantize_blockwise, "cut the padding off"),
+    (_with(swap=True), dequantize_blockwise, "codes come first"),
+    (_zero_divided, dequantize_blockwise, "don't divide by it"),
+    (_ignores_block, dequantize_blockwise, "use `block`"),
+    (quantize_blockwise, _drops_absmax, "absmax is missing"),
+    (quantize_blockwise, _one_absmax, "has its own absmax"),
+    (quantize_blockwise, _not_shaped, "shape"),
+    (quantize_blockwise, lambda *a: None, "return"),
+    (quantize_blockwise, lambda c, a, b, s: _nan_back(c, a * 0, b, s), "NaN"),
+    (lambda w, c, block=64: quantize_blockwise(w, c, block)[0], dequantize_blockwise, "2 things"),
 ]
 
 
@@ -1123,7 +1128,7 @@ PACKS = [
         "goes into the high nibble too",
     ),
     (pack_nibbles, lambda p: torch.stack([p >> 2, p & 15], 1).flatten(), "a code is 0 to 15"),
-    (pack_nibbles, lambda p: -unpack_nibbles(p).int(), "the sign|0 to 15"),
+    (pack_nibbles, lambda p: -unpack_nibbles(p).int(), ("the sign", "0 to 15")),
     (_pack_by(lambda c: c[1::2] << 4 | c[::2]), unpack_nibbles, "high nibble"),
     (_pack_by(lambda c: c[: len(c) // 2] << 4 | c[len(c) // 2 :]), unpack_nibbles, "two halves"),
     (_pack_by(lambda c: c[::2] + c[1::2]), unpack_nibbles, "adds the two"),
@@ -1401,7 +1406,7 @@ CONFIGS = [
     (_config(load_in_4bit=False), true_param_count, "load_in_4bit=True"),
     (_config(bnb_4bit_compute_dtype="float32"), true_param_count, "T4 has no bf16"),
     (qlora_config, _matrices_twice, "embedding and head are not packed"),
-    (qlora_config, lambda m: _matrices_twice(m.model), "raised|wanted"),
+    (qlora_config, lambda m: _matrices_twice(m.model), ("raised", "wanted")),
     (qlora_config, _trained, "count all"),
     (_config(bnb_4bit_quant_type="fp4"), true_param_count, "fp4 is the default"),
     (_config(bnb_4bit_use_double_quant=False), true_param_count, "double"),
@@ -1481,23 +1486,16 @@ RULES = [
 ]
 
 WRONG = [
-    *[(check.absmax, functions, word) for functions, word in ABSMAX],
-    *[(check.codebook, (f,), word) for f, word in CODEBOOKS],
-    *[(check.blockwise, functions, word) for functions, word in BLOCKS],
-    *[(check.packs, (pack, unpack), word) for pack, unpack, word in PACKS],
-    *[(check.doubles, (double, bits), word) for double, bits, word in DOUBLES],
-    *[(check.config, (config, count), word) for config, count, word in CONFIGS],
-    *[(check.rule, (f,), word) for f, word in RULES],
-    (check.quiz, (lambda: {"q1": "b", "q2": "b", "q3": "d"},), "2 of 3"),
-    (check.quiz, (lambda: {"q1": "c"},), "q2 wants one of"),
+    *[(check.absmax, *case) for case in ABSMAX],
+    *[(check.codebook, *case) for case in CODEBOOKS],
+    *[(check.blockwise, *case) for case in BLOCKS],
+    *[(check.packs, *case) for case in PACKS],
+    *[(check.doubles, *case) for case in DOUBLES],
+    *[(check.config, *case) for case in CONFIGS],
+    *[(check.rule, *case) for case in RULES],
+    (check.quiz, lambda: {"q1": "b", "q2": "b", "q3": "d"}, "2 of 3"),
+    (check.quiz, lambda: {"q1": "c"}, "q2 wants one of"),
 ]
-
-
-@pytest.mark.parametrize("i", range(len(WRONG)))
-def test_wrong_answers_are_told_what_they_thought(i, rejects):
-    judge, objects, word = WRONG[i]
-    message = rejects(judge, *objects)
-    assert any(part in message for part in word.split("|")), message
 
 
 def test_the_tables_that_an_assertion_reads_are_as_before():
@@ -1536,7 +1534,7 @@ def test_the_filler_of_an_odd_number_is_free_and_told(capsys):
 def solved():
     """What the solved cells of the lab define, by name."""
     names = {"torch": torch, "F": F}
-    lab = Path(__file__).parent.parent / "labs" / "04_qlora.py"
+    lab = Path(__file__).parents[2] / "labs" / "04_qlora.py"
     for cell in jupytext.read(lab).cells:
         if cell.source.startswith("def ") and "# BEGIN SOLUTION" in cell.source:
             exec(cell.source, names)
@@ -1594,8 +1592,3 @@ STUBS = [
     (check.rule, _stub),
     (check.quiz, _stub),
 ]
-
-
-@pytest.mark.parametrize("case", STUBS, ids=lambda c: c[0].__name__)
-def test_stubs_are_not_written_yet(case, not_written):
-    not_written(*case)

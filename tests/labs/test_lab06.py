@@ -448,11 +448,6 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize("case", RIGHT, ids=lambda c: getattr(c[-1], "__name__", "?"))
-def test_right_answers_pass(case, accepts):
-    accepts(*case)
-
-
 @pytest.mark.parametrize("seed", range(1, 4))
 @pytest.mark.parametrize(
     "case",
@@ -540,9 +535,9 @@ MERGES = [
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).tolist(), "tensor"),
     (_in_float_of_w, "changes its input W in place"),
     (lambda W, A, B, alpha: W.float() + alpha / len(A) * B @ A, "W's dtype"),
-    (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "shapes|RuntimeError"),
+    (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, ("shapes", "RuntimeError")),
     (_in_w_dtype, "rounded otherwise"),
-    (_all_in_w_dtype, "rounded otherwise|RuntimeError"),
+    (_all_in_w_dtype, ("rounded otherwise", "RuntimeError")),
     (_on_w, "changes its input W in place"),
     (lambda W, A, B, alpha: None, "None"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).T, "transposed"),
@@ -774,7 +769,7 @@ def _turned_round(adapters, weights):
 
 
 COMBINES = [
-    (_linear(lambda w: 0.5, lambda w: 0.5), combine_cat, "mean of A and of B|wanted"),
+    (_linear(lambda w: 0.5, lambda w: 0.5), combine_cat, ("mean of A and of B", "wanted")),
     (_linear(lambda w: w / math.sqrt(w), math.sqrt), combine_cat, "don't divide by it"),
     (
         _linear(lambda w: torch.tensor(w) / torch.tensor(w).sqrt(), math.sqrt),
@@ -811,11 +806,11 @@ COMBINES = [
     (combine_linear, _cat(lambda w: torch.tensor(w).sqrt(), _root), "negative"),
     (combine_linear, _dense, "wanted"),
     (combine_linear, _apart, "rows"),
-    (combine_linear, _reversed_b, "differ|shape|it raised|wanted"),
+    (combine_linear, _reversed_b, ("differ", "shape", "it raised", "wanted")),
     (combine_linear, _normalised, "normalised"),
     (combine_linear, lambda a, w: combine_cat(a, w[::-1]), "another order"),
     (combine_linear, lambda a, w: None, "pair"),
-    (combine_linear, combine_linear, "stack|it raised"),
+    (combine_linear, combine_linear, ("stack", "it raised")),
     (combine_linear, _without_zeros, "weight 0 is stacked too"),
     (_root_on_B, combine_cat, "B carries sqrt(w)"),
     (combine_linear, _turned_round, "another order than the A's"),
@@ -912,7 +907,7 @@ SOUPS = [
     (_quiet, "raises nothing"),
     (_first_keys, "raises nothing"),
     (_vague, "the key's name is not in it"),
-    (_by_place, "it raised|wanted|differ"),
+    (_by_place, ("it raised", "wanted", "differ")),
     (_into_first, "changes its input states in place"),
     (lambda s, w=None: soup(s, [1.0] * len(s)), "this is the sum"),
     (lambda s, w=None: soup(s), "weights are not used"),
@@ -1209,10 +1204,10 @@ ROUTES = [
     (_leaves_it_switched, "its active adapter"),
     (_cut_by_each_prompt, "a part of the prompt stands before"),
     (_route(max_new_tokens=None, max_length=48), "max_length counts the prompt, too"),
-    (_route(side="right", names=None), "is not what|stands before"),
+    (_route(side="right", names=None), ("is not what", "stands before")),
     (_route(side="right"), "padded on the right"),
     (_route(masked=False), "padding is read as text"),
-    (_route(side="right", masked=False), "padded on the right|read as text"),
+    (_route(side="right", masked=False), ("padded on the right", "read as text")),
     (_route(cut=False), "part of the answers"),
     (_route(names=None), "home answered all"),
     (_route(names=lambda names: ["tickets"] * len(names)), "tickets answered all"),
@@ -1301,7 +1296,7 @@ def _weighted(weigh, change=lambda d: d):
 
 DIVERGENCES = [
     (_kl_with(_each, lambda x: x.sum().item() / x.shape[-1]), "one sequence's tokens"),
-    (lambda p, q: _each(p, q).sum().item() / p.shape[1], "divide by all|leading shape"),
+    (lambda p, q: _each(p, q).sum().item() / p.shape[1], ("divide by all", "leading shape")),
     (lambda p, q: _each(p, q).sum().item() / p.shape[0] / p.shape[1], "any leading shape"),
     (_kl_with(_each, lambda x: x), "wanted one number"),
     (_kl_with(_each, lambda x: x.median().item()), "the median"),
@@ -1329,7 +1324,7 @@ DIVERGENCES = [
     (_kl_with(_plus_a_little), "log_softmax"),
     (_kl_with(_along(0)), "over dimension 0"),
     (_kl_with(_along(1)), "over dimension 1"),
-    (_kl_with(_each, lambda x: x[..., -1].mean().item()), "last token|largest token"),
+    (_kl_with(_each, lambda x: x[..., -1].mean().item()), ("last token", "largest token")),
     (_kl_with(_each, lambda x: x.max().item()), "largest token"),
     (_kl_with(_each, lambda x: x.tolist()), "a list"),
     (
@@ -1377,26 +1372,19 @@ DIVERGENCES = [
 ]
 
 WRONG = [
-    *[(check.merges, (f,), word) for f, word in MERGES],
-    *[(check.merges_quantized, (f,), word) for f, word in QUANTIZED],
-    *[(check.combines, (f, g), word) for f, g, word in COMBINES],
-    *[(check.mixes, (f,), word) for f, word in SOUPS],
-    *[(check.serves, (f, route), word) for f, word in SWAPS],
-    *[(check.serves, (swap_cost, f), word) for f, word in ROUTES],
-    (check.serves, (_milliseconds, _route(side="right")), "milliseconds"),
-    (check.serves, (_milliseconds, _route(side="right")), "padded on the right"),
-    *[(check.divergence, (f,), word) for f, word in DIVERGENCES],
-    (check.quiz, (lambda: {"q1": "c", "q2": "b", "q3": "a"},), "2 of 3"),
-    (check.quiz, (lambda: ["c", "b", "d"],), "dict"),
-    (check.quiz, (lambda: {"q1": "c", "q2": "?", "q3": "d"},), "q2 wants one of"),
+    *[(check.merges, *case) for case in MERGES],
+    *[(check.merges_quantized, *case) for case in QUANTIZED],
+    *[(check.combines, *case) for case in COMBINES],
+    *[(check.mixes, *case) for case in SOUPS],
+    *[(check.serves, f, route, word) for f, word in SWAPS],
+    *[(check.serves, swap_cost, f, word) for f, word in ROUTES],
+    (check.serves, _milliseconds, _route(side="right"), "milliseconds"),
+    (check.serves, _milliseconds, _route(side="right"), "padded on the right"),
+    *[(check.divergence, *case) for case in DIVERGENCES],
+    (check.quiz, lambda: {"q1": "c", "q2": "b", "q3": "a"}, "2 of 3"),
+    (check.quiz, lambda: ["c", "b", "d"], "dict"),
+    (check.quiz, lambda: {"q1": "c", "q2": "?", "q3": "d"}, "q2 wants one of"),
 ]
-
-
-@pytest.mark.parametrize("i", range(len(WRONG)))
-def test_wrong_answers_are_told_what_they_thought(i, rejects):
-    judge, objects, word = WRONG[i]
-    message = rejects(judge, *objects)
-    assert any(part in message for part in word.split("|")), message
 
 
 # --- references and stubs --------------------------------------------------------------------
@@ -1444,8 +1432,3 @@ STUBS = [
     (check.divergence, _stub),
     (check.quiz, _stub),
 ]
-
-
-@pytest.mark.parametrize("case", STUBS, ids=lambda c: c[0].__name__)
-def test_stubs_are_not_written_yet(case, not_written):
-    not_written(*case)

@@ -370,11 +370,6 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize("case", RIGHT, ids=lambda c: getattr(c[1], "__name__", "?"))
-def test_right_answers_pass(case, accepts):
-    accepts(*case)
-
-
 @pytest.mark.parametrize(
     ("model", "targets", "count"),
     [
@@ -416,7 +411,7 @@ CONFIGS = [
     (lambda r, targets: LoraConfig, "brackets"),
     (_later_layers, "changes its input targets"),
     (config_briefly, "lora_dropout"),
-    (config_of(lora_alpha=32), "lora_alpha gave 32|the same for every r"),
+    (config_of(lora_alpha=32), ("lora_alpha gave 32", "the same for every r")),
     (config_of(lora_alpha=lambda r, t: r), "rank itself"),
     (config_of(r=8), "r gave 8"),
     (config_of(lora_dropout=0.0), "pass lora_dropout"),
@@ -989,7 +984,7 @@ ADAPTERS = [
     (adapter_bytes, _from_the_hub, "a base of its own; put the adapter on `base`"),
     (adapter_bytes, _by_auto, "a base of its own; put the adapter on `base`"),
     (adapter_bytes, _merged_and_kept, "was the adapter merged"),
-    (adapter_bytes, _base_changed, "wanted|not the base model's"),
+    (adapter_bytes, _base_changed, ("wanted", "not the base model's")),
     (adapter_bytes, _switched_off, "switched off"),
     (adapter_bytes, lambda b, f: PeftModel.from_pretrained(f, b), "base comes first"),
     (adapter_bytes, lambda b, f: load_tuned(b, f).eval, "brackets"),
@@ -1023,25 +1018,18 @@ ADAPTERS = [
 ]
 
 WRONG = [
-    *[(check.config, (f,), word) for f, word in CONFIGS],
-    *[(check.counts, (f,), word) for f, word in COUNTS],
-    *[(check.prompt_completion, (f,), word) for f, word in PROMPTS],
-    *[(check.sft, (f,), word) for f, word in SFTS],
-    *[(check.matches, (f,), word) for f, word in MATCHES],
-    *[(check.perplexity_weighs_tokens, (f,), word) for f, word in PERPLEXITIES],
-    *[(check.adapter_folder, (f, g), word) for f, g, word in ADAPTERS],
-    (check.quiz, (lambda: {"q1": "c", "q2": "d", "q3": "a"},), "2 of 3"),
-    (check.quiz, (lambda: {"q1": "a", "q2": "d", "q3": "b"},), "d_in + d_out"),
-    (check.quiz, (lambda: ["c", "d", "b"],), "dict"),
-    (check.quiz, (lambda: {"q1": "c", "q2": "e", "q3": "b"},), "q2 wants one of"),
+    *[(check.config, *case) for case in CONFIGS],
+    *[(check.counts, *case) for case in COUNTS],
+    *[(check.prompt_completion, *case) for case in PROMPTS],
+    *[(check.sft, *case) for case in SFTS],
+    *[(check.matches, *case) for case in MATCHES],
+    *[(check.perplexity_weighs_tokens, *case) for case in PERPLEXITIES],
+    *[(check.adapter_folder, *case) for case in ADAPTERS],
+    (check.quiz, lambda: {"q1": "c", "q2": "d", "q3": "a"}, "2 of 3"),
+    (check.quiz, lambda: {"q1": "a", "q2": "d", "q3": "b"}, "d_in + d_out"),
+    (check.quiz, lambda: ["c", "d", "b"], "dict"),
+    (check.quiz, lambda: {"q1": "c", "q2": "e", "q3": "b"}, "q2 wants one of"),
 ]
-
-
-@pytest.mark.parametrize("i", range(len(WRONG)))
-def test_wrong_answers_are_told_what_they_thought(i, rejects):
-    judge, objects, word = WRONG[i]
-    message = rejects(judge, *objects)
-    assert any(part in message for part in word.split("|")), message
 
 
 def test_all_that_is_wrong_is_told_at_once(rejects):
@@ -1076,8 +1064,3 @@ STUBS = [
     (check.adapter_folder, _stub, load_tuned),
     (check.quiz, _stub),
 ]
-
-
-@pytest.mark.parametrize("case", STUBS, ids=lambda c: c[0].__name__)
-def test_stubs_are_not_written_yet(case, not_written):
-    not_written(*case)

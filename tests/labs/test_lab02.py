@@ -551,11 +551,6 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize("case", RIGHT, ids=lambda c: getattr(c[1], "__name__", "?"))
-def test_right_answers_pass(case, accepts):
-    accepts(*case)
-
-
 @pytest.mark.parametrize("seed", [1194, 258335148871271])
 def test_no_seed_refuses_layers_that_change_nothing(seed, accepts, monkeypatch):
     """Outputs of hundreds that nearly cancel in one place are rounded there as elsewhere."""
@@ -1329,11 +1324,11 @@ def _tied_twice(model):
 
 
 WRONG = [
-    *[(check.layer, (layer,), word) for layer, word in LAYERS],
-    *[(check.injects, (f,), word) for f, word in INJECTIONS],
+    *[(check.layer, *case) for case in LAYERS],
+    *[(check.injects, *case) for case in INJECTIONS],
     *[
-        (check.matches_dense, (f,), word)
-        for f, word in [
+        (check.matches_dense, *case)
+        for case in [
             (forward_that_scales_a, "changes its input A"),
             (_scales_x, "changes its input x"),
             (_with_r, "it is A.shape[0]"),
@@ -1374,8 +1369,8 @@ WRONG = [
         ]
     ],
     *[
-        (check.gradients, (f,), word)
-        for f, word in [
+        (check.gradients, *case)
+        for case in [
             (lambda x, W, A, B, a, dY: (B.T @ dY.T @ x, dY.T @ x @ A.T), "scaling alpha / r"),
             (lambda x, W, A, B, a, dY: (a * B.T @ dY.T @ x, a * dY.T @ x @ A.T), "not divided"),
             (
@@ -1408,8 +1403,8 @@ WRONG = [
         ]
     ],
     *[
-        (check.counts, (f,), word)
-        for f, word in [
+        (check.counts, *case)
+        for case in [
             (lambda m: count_params(m)[::-1], "order"),
             (lambda m: count_params(m.requires_grad_(True)), "what of it trains"),
             (lambda m: count_params(m.eval()), "its training mode"),
@@ -1454,7 +1449,7 @@ WRONG = [
                     ),
                     count_params(m)[1],
                 ),
-                "trainable, on a small model gave|tied head",
+                ("trainable, on a small model gave", "tied head"),
             ),
             (lambda m: (count_params(m)[0], count_params(m)[0]), "frozen parameters belong"),
             (
@@ -1467,140 +1462,155 @@ WRONG = [
             (lambda m: (count_params(m)[1], count_params(m)[1]), "total"),
         ]
     ],
-    (check.merges, (_merging(then=lambda layer: layer.eval()), unmerge_, LoRALinear), "mode"),
-    (check.merges, (_merging(then=lambda s: s.B.data.zero_()), unmerge_, LoRALinear), "A or B"),
-    (check.merges, (_merging(then=_to_fp32), unmerge_, LoRALinear), "becomes float32"),
+    (check.merges, _merging(then=lambda layer: layer.eval()), unmerge_, LoRALinear, "mode"),
+    (check.merges, _merging(then=lambda s: s.B.data.zero_()), unmerge_, LoRALinear, "A or B"),
+    (check.merges, _merging(then=_to_fp32), unmerge_, LoRALinear, "becomes float32"),
     (
         check.merges,
-        (_merging(then=lambda s: s.base.weight.requires_grad_()), unmerge_, LoRALinear),
+        _merging(then=lambda s: s.base.weight.requires_grad_()),
+        unmerge_,
+        LoRALinear,
         "stays frozen",
     ),
-    (check.merges, (_merging(lambda s: s.B.data @ s.A.data / s.r), unmerge_, LoRALinear), "alpha"),
+    (check.merges, _merging(lambda s: s.B.data @ s.A.data / s.r), unmerge_, LoRALinear, "alpha"),
     (
         check.merges,
-        (_merging(lambda s: s.scaling * s.A.data @ s.B.data), unmerge_, LoRALinear),
+        _merging(lambda s: s.scaling * s.A.data @ s.B.data),
+        unmerge_,
+        LoRALinear,
         "B @ A is (d_out, r) times",
     ),
-    (check.merges, (merge_, _merging(), LoRALinear), "unmerge_ adds"),
+    (check.merges, merge_, _merging(), LoRALinear, "unmerge_ adds"),
     (
         check.merges,
-        (_merging(then=lambda s: torch.set_grad_enabled(False)), unmerge_, LoRALinear),
+        _merging(then=lambda s: torch.set_grad_enabled(False)),
+        unmerge_,
+        LoRALinear,
         "with torch.no_grad():",
     ),
-    (check.merges, (_grown, unmerge_, LoRALinear), "twice"),
-    (check.merges, (_every_time, unmerge_, LoRALinear), "added the update twice"),
-    (check.merges, (_no_flag, _nothing, LoRALinear), "update stays"),
-    (check.merges, (_unscaled, unmerge_, LoRALinear), "scaling alpha / r is missing"),
-    (check.merges, (_only_flag, unmerge_, LoRALinear), "nothing was added"),
-    (check.merges, (merge_, _forget, LoRALinear), "gradient of A|A gets no gradient"),
-    (check.merges, (merge_, unmerge_, ByScaling), "counts twice"),
-    (check.merges, (merge_, _unmerge_without_flag, LoRALinear), "unmerging twice"),
+    (check.merges, _grown, unmerge_, LoRALinear, "twice"),
+    (check.merges, _every_time, unmerge_, LoRALinear, "added the update twice"),
+    (check.merges, _no_flag, _nothing, LoRALinear, "update stays"),
+    (check.merges, _unscaled, unmerge_, LoRALinear, "scaling alpha / r is missing"),
+    (check.merges, _only_flag, unmerge_, LoRALinear, "nothing was added"),
+    (check.merges, merge_, _forget, LoRALinear, ("gradient of A", "A gets no gradient")),
+    (check.merges, merge_, unmerge_, ByScaling, "counts twice"),
+    (check.merges, merge_, _unmerge_without_flag, LoRALinear, "unmerging twice"),
     (
         check.merges,
-        (_merge_first_only, _unmerge_first_only, LoRALinear),
+        _merge_first_only,
+        _unmerge_first_only,
+        LoRALinear,
         "second merge adds nothing",
     ),
-    (check.merges, (_merge_cached, _unmerge_cached, LoRALinear), "A has changed since"),
-    (check.merges, (merge_keep, _unmerge_kept, LoRALinear), "never merged must do nothing"),
-    (check.merges, (merge_, _unmerge_unasked, LoRALinear), "nothing to take away"),
-    (check.merges, (_renewed(1), _renewed(-1), LoRALinear), "another Parameter"),
-    (check.merges, (_merge_a_copy, _unmerge_a_copy, LoRALinear), "another Parameter"),
-    (check.merges, (_merge_as_tensor, unmerge_, LoRALinear), "in place, under torch.no_grad()"),
-    (check.merges, (merge_, unmerge_, MergesInEval), "eval() has merged by itself"),
-    (check.round_trip, (_names_alone, load_adapter_, LoRALinear), "another kind of module"),
-    (check.round_trip, (_what_trains, load_adapter_, LoRALinear), "are six"),
-    (check.round_trip, (_swapped, load_adapter_, LoRALinear), "is not the A of that layer"),
+    (check.merges, _merge_cached, _unmerge_cached, LoRALinear, "A has changed since"),
+    (check.merges, merge_keep, _unmerge_kept, LoRALinear, "never merged must do nothing"),
+    (check.merges, merge_, _unmerge_unasked, LoRALinear, "nothing to take away"),
+    (check.merges, _renewed(1), _renewed(-1), LoRALinear, "another Parameter"),
+    (check.merges, _merge_a_copy, _unmerge_a_copy, LoRALinear, "another Parameter"),
+    (check.merges, _merge_as_tensor, unmerge_, LoRALinear, "in place, under torch.no_grad()"),
+    (check.merges, merge_, unmerge_, MergesInEval, "eval() has merged by itself"),
+    (check.round_trip, _names_alone, load_adapter_, LoRALinear, "another kind of module"),
+    (check.round_trip, _what_trains, load_adapter_, LoRALinear, "are six"),
+    (check.round_trip, _swapped, load_adapter_, LoRALinear, "is not the A of that layer"),
     (
         check.round_trip,
-        (lambda m: adapter_state(m.eval()), load_adapter_, LoRALinear),
+        lambda m: adapter_state(m.eval()),
+        load_adapter_,
+        LoRALinear,
         "its training mode",
     ),
     (
         check.round_trip,
-        (adapter_state, _loading(lambda p, t: p.data.copy_(t)), LoRALinear),
+        adapter_state,
+        _loading(lambda p, t: p.data.copy_(t)),
+        LoRALinear,
         "one column of it, which copy_ would repeat",
     ),
     (
         check.round_trip,
-        (adapter_state, _loading(lambda p, t: p.data.copy_(t.view_as(p))), LoRALinear),
+        adapter_state,
+        _loading(lambda p, t: p.data.copy_(t.view_as(p))),
+        LoRALinear,
         "says nothing about a tensor of another shape (0.2.A, transposed)",
     ),
-    (check.round_trip, (adapter_state, _loading(_set_data), LoRALinear), "another shape"),
+    (check.round_trip, adapter_state, _loading(_set_data), LoRALinear, "another shape"),
     (
         check.round_trip,
-        (adapter_state, _loading(lambda p, t: p.data.copy_(t), ValueError), LoRALinear),
+        adapter_state,
+        _loading(lambda p, t: p.data.copy_(t), ValueError),
+        LoRALinear,
         "a KeyError is asked for",
     ),
-    (check.round_trip, (adapter_state, _load_popping, LoRALinear), "changes its input state"),
-    (check.round_trip, (adapter_state, _load_and_train, LoRALinear), "leaves a model in train()"),
-    (check.round_trip, (adapter_state, _load_and_reset, LoRALinear), "no A or B"),
-    (check.round_trip, (adapter_state, _load_by_number, LoRALinear), "does not name the key"),
-    (check.round_trip, (lambda m: m.state_dict(), load_adapter_, LoRALinear), "holds"),
-    (check.round_trip, (lambda m: list(state_by_names(m)), load_adapter_, LoRALinear), "dict"),
-    (check.round_trip, (adapter_state, _no_load, LoRALinear), "still as before"),
-    (check.round_trip, (adapter_state, _load_quietly, LoRALinear), "says nothing"),
-    (check.round_trip, (adapter_state, _load_vaguely, LoRALinear), "name the key"),
-    (check.round_trip, (adapter_state, _load_halfway, LoRALinear), "copied some already"),
-    (check.round_trip, (adapter_state, _load_until, LoRALinear), "copied some already"),
-    (check.round_trip, _named_by(lambda i, n, k: f"{n.split('.')[-1]}.{k}"), "the whole dotted"),
-    (check.round_trip, _named_by(lambda i, n, k: f"{n.split('.')[0]}.{k}"), "4 tensors"),
-    (check.round_trip, _named_by(lambda i, n, k: f"layer{i}.{k}"), "dotted name"),
-    (check.round_trip, _named_by(lambda i, n, k: f"{n}.lora_{k}.weight"), "dotted name"),
-    (check.round_trip, _named_by(lambda i, n, k: (n, k)), "dotted name"),
-    (check.round_trip, (adapter_state, _load_alias, LoRALinear), "copy the numbers"),
-    (check.round_trip, (adapter_state, _load_new, LoRALinear), "new Parameter"),
-    (check.round_trip, (adapter_state, _load_frozen, LoRALinear), "does not require grad"),
+    (check.round_trip, adapter_state, _load_popping, LoRALinear, "changes its input state"),
+    (check.round_trip, adapter_state, _load_and_train, LoRALinear, "leaves a model in train()"),
+    (check.round_trip, adapter_state, _load_and_reset, LoRALinear, "no A or B"),
+    (check.round_trip, adapter_state, _load_by_number, LoRALinear, "does not name the key"),
+    (check.round_trip, lambda m: m.state_dict(), load_adapter_, LoRALinear, "holds"),
+    (check.round_trip, lambda m: list(state_by_names(m)), load_adapter_, LoRALinear, "dict"),
+    (check.round_trip, adapter_state, _no_load, LoRALinear, "still as before"),
+    (check.round_trip, adapter_state, _load_quietly, LoRALinear, "says nothing"),
+    (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "name the key"),
+    (check.round_trip, adapter_state, _load_halfway, LoRALinear, "copied some already"),
+    (check.round_trip, adapter_state, _load_until, LoRALinear, "copied some already"),
+    (check.round_trip, *_named_by(lambda i, n, k: f"{n.split('.')[-1]}.{k}"), "the whole dotted"),
+    (check.round_trip, *_named_by(lambda i, n, k: f"{n.split('.')[0]}.{k}"), "4 tensors"),
+    (check.round_trip, *_named_by(lambda i, n, k: f"layer{i}.{k}"), "dotted name"),
+    (check.round_trip, *_named_by(lambda i, n, k: f"{n}.lora_{k}.weight"), "dotted name"),
+    (check.round_trip, *_named_by(lambda i, n, k: (n, k)), "dotted name"),
+    (check.round_trip, adapter_state, _load_alias, LoRALinear, "copy the numbers"),
+    (check.round_trip, adapter_state, _load_new, LoRALinear, "new Parameter"),
+    (check.round_trip, adapter_state, _load_frozen, LoRALinear, "does not require grad"),
     (
         check.round_trip,
-        (lambda m: {n: t.half() for n, t in adapter_state(m).items()}, load_adapter_, LoRALinear),
+        lambda m: {n: t.half() for n, t in adapter_state(m).items()},
+        load_adapter_,
+        LoRALinear,
         "went through 16 bits",
     ),
     (
         check.round_trip,
-        (lambda m: {n: t.T for n, t in adapter_state(m).items()}, load_adapter_, LoRALinear),
+        lambda m: {n: t.T for n, t in adapter_state(m).items()},
+        load_adapter_,
+        LoRALinear,
         "0.0.A is transposed",
     ),
     (
         check.round_trip,
-        (lambda m: {k[-1]: v for k, v in adapter_state(m).items()}, load_adapter_, LoRALinear),
+        lambda m: {k[-1]: v for k, v in adapter_state(m).items()},
+        load_adapter_,
+        LoRALinear,
         "six",
     ),
-    (check.counts, (lambda model: [32, 640],), "trainable, on a small model"),
-    (check.scales, (lambda alpha, r, rank_stabilized=False: alpha,), "not divided"),
-    (check.scales, (lambda alpha, r, rank_stabilized=False: r / alpha,), "upside down"),
-    (check.scales, (lambda alpha, r, rank_stabilized=False: alpha / r,), "changes nothing"),
-    (check.scales, (lambda alpha, r, rs=False: alpha / r**0.5 if rs else alpha // r,), "with /"),
-    (check.scales, ({(32, 16): 2.0}.get,), "wanted"),
-    (check.scales, (lambda alpha, r, on=False: alpha / r if on else alpha / r**0.5,), "sqrt(r)"),
-    (check.scales, (lambda alpha, r, on=False: (alpha / r) ** (0.5 if on else 1),), "over r alone"),
-    (check.scales, (lambda alpha, r, on=False: alpha ** (0.5 if on else 1) / r,), "not to alpha"),
-    (check.scales, (lambda alpha, r, on=False: alpha / r / (r**0.5 if on else 1),), "comes twice"),
-    (check.scales, (lambda alpha, r, on=False: alpha * r**0.5 if on else alpha / r,), "divide"),
-    (check.scales, (lambda alpha, r, on=False: alpha // r**0.5 if on else alpha / r,), "//"),
-    (check.scales, (lambda alpha, r, on=False: round(scaling(alpha, r, on), 1),), "rounded"),
-    (check.scales, (lambda alpha, r, on=False: torch.tensor(scaling(alpha, r, on)),), ".item()"),
-    (check.scales, (lambda alpha, r, on=False: 1 / r,), "alpha is missing"),
-    (check.scales, (lambda alpha, r, on=False: alpha / r ** (2 if on else 1),), "r squared"),
+    (check.counts, lambda model: [32, 640], "trainable, on a small model"),
+    (check.scales, lambda alpha, r, rank_stabilized=False: alpha, "not divided"),
+    (check.scales, lambda alpha, r, rank_stabilized=False: r / alpha, "upside down"),
+    (check.scales, lambda alpha, r, rank_stabilized=False: alpha / r, "changes nothing"),
+    (check.scales, lambda alpha, r, rs=False: alpha / r**0.5 if rs else alpha // r, "with /"),
+    (check.scales, {(32, 16): 2.0}.get, "wanted"),
+    (check.scales, lambda alpha, r, on=False: alpha / r if on else alpha / r**0.5, "sqrt(r)"),
+    (check.scales, lambda alpha, r, on=False: (alpha / r) ** (0.5 if on else 1), "over r alone"),
+    (check.scales, lambda alpha, r, on=False: alpha ** (0.5 if on else 1) / r, "not to alpha"),
+    (check.scales, lambda alpha, r, on=False: alpha / r / (r**0.5 if on else 1), "comes twice"),
+    (check.scales, lambda alpha, r, on=False: alpha * r**0.5 if on else alpha / r, "divide"),
+    (check.scales, lambda alpha, r, on=False: alpha // r**0.5 if on else alpha / r, "//"),
+    (check.scales, lambda alpha, r, on=False: round(scaling(alpha, r, on), 1), "rounded"),
+    (check.scales, lambda alpha, r, on=False: torch.tensor(scaling(alpha, r, on)), ".item()"),
+    (check.scales, lambda alpha, r, on=False: 1 / r, "alpha is missing"),
+    (check.scales, lambda alpha, r, on=False: alpha / r ** (2 if on else 1), "r squared"),
     (
         check.scales,
-        (lambda alpha, r, on=False: alpha / math.isqrt(r) if on else alpha / r,),
+        lambda alpha, r, on=False: alpha / math.isqrt(r) if on else alpha / r,
         "cut to a whole number",
     ),
-    (check.scales, (lambda alpha, r, on=False: alpha if on else alpha / r,), "is not divided"),
-    (check.scales, (lambda alpha, r, on=False: alpha * r,), "multiplied by r"),
-    (check.scales, (lambda alpha, r, rank_stabilized=False: alpha / math.sqrt(r),), "sqrt"),
-    (check.quiz, (lambda: {"q1": "b", "q2": "c", "q3": "b"},), "2 of 3"),
-    (check.quiz, (lambda: ["b", "c", "a"],), "dict"),
-    (check.quiz, (lambda: {"q1": "b", "q2": "?", "q3": "a"},), "q2 wants one of"),
-    (check.quiz, (lambda: {"q1": "b"},), "q2 wants one of"),
+    (check.scales, lambda alpha, r, on=False: alpha if on else alpha / r, "is not divided"),
+    (check.scales, lambda alpha, r, on=False: alpha * r, "multiplied by r"),
+    (check.scales, lambda alpha, r, rank_stabilized=False: alpha / math.sqrt(r), "sqrt"),
+    (check.quiz, lambda: {"q1": "b", "q2": "c", "q3": "b"}, "2 of 3"),
+    (check.quiz, lambda: ["b", "c", "a"], "dict"),
+    (check.quiz, lambda: {"q1": "b", "q2": "?", "q3": "a"}, "q2 wants one of"),
+    (check.quiz, lambda: {"q1": "b"}, "q2 wants one of"),
 ]
-
-
-@pytest.mark.parametrize("i", range(len(WRONG)))
-def test_wrong_answers_are_told_what_they_thought(i, rejects):
-    judge, objects, word = WRONG[i]
-    message = rejects(judge, *objects)
-    assert any(part in message for part in word.split("|")), message
 
 
 def test_a_quiz_keeps_the_points_of_the_right_letters(rejects):
@@ -1637,8 +1647,3 @@ STUBS = [
     (check.scales, _stub),
     (check.quiz, _stub),
 ]
-
-
-@pytest.mark.parametrize("case", STUBS, ids=lambda c: c[0].__name__)
-def test_stubs_are_not_written_yet(case, not_written):
-    not_written(*case)
