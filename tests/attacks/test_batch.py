@@ -44,7 +44,7 @@ def test_what_changes_after_the_start_is_a_row_with_a_reason(folder, tmp_path, c
 
     def after_the_first(done, total, row):
         if not changed:
-            names = {"a.ipynb", "b.ipynb", "c.ipynb", "d.ipynb"} - {row["submission"]}
+            names = {"a.ipynb", "b.ipynb", "c.ipynb", "d.ipynb"} - {row.submission}
             changed.append(max(names))
             change(folder / changed[0])
 
