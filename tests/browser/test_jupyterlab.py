@@ -44,7 +44,7 @@ def begin(book, stem):
     expect(folded.locator(".jp-InputPlaceholder")).to_be_visible()
     expect(folded.locator(".jp-OutputArea-output")).to_have_count(0)
     book.shoot(f"{stem}-header", header)
-    book.run("plots, tasks, training")
+    book.run("from labkit.training import")
 
 
 def readable(part):
