@@ -619,8 +619,8 @@ def test_what_a_probe_finds_changed_is_a_fault_in_grading_too(judge, tmp_path, m
     monkeypatch.setattr(judge, "own", private.load(str(path)))
     monkeypatch.setattr(judge, "known", {})
     row, _ = judge.grade("a", _notebook("def scaling(alpha, r):\n    alpha.append(r)"), 1)
-    record = next(r for r in row["exercises"] if r["id"] == "2.8")
-    assert record["status"] == "failed" and "changes its input alpha in place" in record["message"]
+    scaling = row.exercise("2.8")
+    assert scaling.status == "failed" and "changes its input alpha in place" in scaling.message
 
 
 BAD = """

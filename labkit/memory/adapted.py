@@ -67,12 +67,10 @@ def in_4_bits(settings: Settings) -> BitsAndBytesConfig:
     """The `BitsAndBytesConfig` of these settings."""
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=settings.double_quant,
-        bnb_4bit_compute_dtype=torch.float16 if settings.dtype == "float16" else torch.bfloat16,
-    )
+    half = torch.float16 if settings.dtype == "float16" else torch.bfloat16
+    kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": half}
+    kind["bnb_4bit_use_double_quant"] = settings.double_quant
+    return BitsAndBytesConfig(load_in_4bit=True, **kind)
 
 
 def _with_adapter(model, settings):
