@@ -179,7 +179,6 @@ def divergences(p, q):
     middle = (0.5 * (p.double().softmax(-1) + q.double().softmax(-1))).log()
     cross = -(p.double().softmax(-1) * q.double().log_softmax(-1)).sum(-1).mean().item()
     flat_p, flat_q = p.reshape(1, -1), q.reshape(1, -1)
-    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
     raw = (p.double() * (p.double() - q.double())).sum(-1).mean().item()
     wrong = {"this is KL(q||p); p is the first argument": back.mean().item()}
     for message, tokens in _denominators(p.shape).items():
@@ -188,16 +187,8 @@ def divergences(p, q):
     wrong |= _dimensions(p, q)
     return (
         wrong
+        | _logarithms(p, q)
         | {
-            "logits are no logarithms of probabilities: take log_softmax of both": (
-                (log_p.exp() * (p.double() - q.double())).sum(-1).mean().item()
-            ),
-            "q's logits are no logarithms of probabilities: take log_softmax of them too": (
-                (log_p.exp() * (log_p - q.double())).sum(-1).mean().item()
-            ),
-            "the sizes of the differences are added: keep their signs": (
-                (log_p.exp() * (log_p - log_q).abs()).sum(-1).mean().item()
-            ),
             "this is the sum over tokens; take the mean": each.sum().item(),
             "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,
             "this is in bits; nats are wanted": mean / math.log(2),
@@ -222,6 +213,22 @@ def divergences(p, q):
         }
         | _factors(p, q)
     )
+
+
+def _logarithms(p, q):
+    """What is taken for the logarithm of a probability."""
+    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    return {
+        "logits are no logarithms of probabilities: take log_softmax of both": (
+            (log_p.exp() * (p.double() - q.double())).sum(-1).mean().item()
+        ),
+        "q's logits are no logarithms of probabilities: take log_softmax of them too": (
+            (log_p.exp() * (log_p - q.double())).sum(-1).mean().item()
+        ),
+        "the sizes of the differences are added: keep their signs": (
+            (log_p.exp() * (log_p - log_q).abs()).sum(-1).mean().item()
+        ),
+    }
 
 
 def _dimensions(p, q):
