@@ -122,3 +122,14 @@ def test_labkit_holds_no_answer():
         assert not names & {"labs", "notebooks", "solutions", "tests"}, file
     keys = [path.relative_to(ROOT) for path in ROOT.rglob("quiz.toml")]
     assert len(keys) >= 6 and all(key.parts[0] == "checks" for key in keys)
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_function_and_a_file_are_one_thing(file):
+    """At most 45 lines a function; at most 300 a file, or its docstring says why it is long."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if f.end_lineno - f.lineno >= 45] == []
+    reason = "\nLong, for " in (ast.get_docstring(tree) or "")
+    assert len(text.splitlines()) <= 300 or reason
