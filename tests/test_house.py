@@ -1,6 +1,7 @@
 """The tree says what a file may know: who imports whom, and what a submission can never read."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,15 @@ def test_a_function_and_a_file_are_one_thing(file):
     assert [f.name for f in functions if f.end_lineno - f.lineno >= 45] == []
     reason = "\nLong, for " in (ast.get_docstring(tree) or "")
     assert len(text.splitlines()) <= 300 or reason
+
+
+def test_what_older_notebooks_and_own_checks_import_is_still_there():
+    from labkit import contract
+    from labkit.grading import contract as older
+
+    for name in labkit.MOVED:
+        assert getattr(labkit, name) is importlib.import_module(f"labkit.training.{name}")
+    for name in ("CheckFailed", "exercise", "expect", "generator", "kept", "observe", "part"):
+        assert getattr(older, name) is getattr(contract, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        labkit.nothing  # noqa: B018
