@@ -8,15 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-TRAINING = tuple(
-    f"training/{name}.py" for name in ("finetuning", "lean", "packing", "loop")
-)  # what makes an adapter
-JUDGING = (
-    "training/generation.py",
-    "training/scoring.py",
-    "tasks",
-    "measured",
-)  # what makes its figures
+# what makes an adapter, and what makes its figures
+TRAINING = tuple(f"training/{name}.py" for name in ("finetuning", "lean", "packing", "loop"))
+JUDGING = ("training/generation.py", "training/scoring.py", "tasks", "measured")
 NO_MATTER = {"__pycache__", "templates"}  # folders that no result depends on
 
 

@@ -45,7 +45,7 @@ session = Session()
 def observe(f: Callable, *data: object) -> object:
     """What `f(*data)` returns, as plain data: numbers, text, lists, dicts and CPU tensors.
 
-    `f` and any item of `data` may be the learner's own objects or functions of `labkit.probes`.
+    `f` and any item of `data` may be the learner's own objects or functions of a lab's probes.
     Inputs are copied, so code that changes them in place changes nothing here.
     """
     return session.call(f, data)
