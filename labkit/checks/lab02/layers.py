@@ -42,7 +42,7 @@ class Layer:
 
     def dense(self, x: torch.Tensor) -> torch.Tensor:
         """The adapted layer's output (..., d_out): x (W + alpha / r B A)ᵀ + bias."""
-        return x @ (self.W + self.update).T + (0 if self.bias is None else self.bias)
+        return replace(self, W=self.W + self.update).base(x)
 
     def gradients(self, loss: Callable) -> tuple:
         """The gradients of A and B of `loss(layer)`, by autograd."""
