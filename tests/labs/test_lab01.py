@@ -273,6 +273,11 @@ def _term_alone(W, r):
     return S[r] * torch.outer(U[:, r], Vh[r])
 
 
+def _from_index_1(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return sum(S[i] * torch.outer(U[:, i], Vh[i]) for i in range(1, min(r + 1, len(S))))
+
+
 def _last_term(W, r):
     U, S, Vh = svd(W, full_matrices=False)
     for i in range(min(r, len(S))):
@@ -324,8 +329,14 @@ CUTS = [
     (_by_threshold, "r + 1 directions"),
     (
         lambda W, r: (lambda qr: qr.Q[:, :r] @ qr.R[:r])(torch.linalg.qr(W)),
-        "its error not the least",
+        "that is QR",
     ),
+    (
+        lambda W, r: (lambda d: d[0] * d[1] @ d[2].T)(torch.svd_lowrank(W, min(r, *W.shape), 0)),
+        "svd_lowrank only guesses them",
+    ),
+    (_from_index_1, "from index 1 on"),
+    (_cut(lambda U, S, Vh, r: (U[:, 1:r] * S[1:r]) @ Vh[1:r]), "first of the r terms is left out"),
     (_largest_entries, "more than r"),
     (
         _cut(
@@ -467,6 +478,8 @@ PARAMETERS = [
     (lora_params, lambda o, i: max(1, break_even_rank(o, i)), "where no rank saves it is 0"),
     (lora_params, lambda o, i: o * i // (2 * (o + i)), "half of it"),
     (lora_params, lambda o, i: i // 2 - 1, "half of d_in, less one"),
+    (lora_params, lambda o, i: min(o, i) // 2 - 1, "half of the shorter side, less one"),
+    (lora_params, lambda o, i: (o + i) // 4, "half of the mean side"),
     (lambda o, i, r: min(r, o, i) * (o + i), break_even_rank, "cut at the shorter side"),
     (lambda o, i, r: r * (o + i) / (o * i), break_even_rank, "a share of W"),
     (lambda o, i, r: r * o + i, break_even_rank, "brackets"),
@@ -542,7 +555,9 @@ STABLE = [
     (lambda W: 1 / (_squares(W) / _squares(W).sum()).square().sum().item(), "participation ratio"),
     (lambda W: torch.linalg.cond(W).item(), "condition number"),
     (lambda W: (W.norm() / svdvals(W)[-1]).item() ** 2, "smallest singular value"),
-    (lambda W: (W.norm() / torch.linalg.norm(W, 1)).item() ** 2, "largest sum"),
+    (lambda W: (W.norm() / torch.linalg.norm(W, 1)).item() ** 2, "largest sum of a column"),
+    (lambda W: (W.square().sum() / W.square().sum(0).max()).item(), "largest norm of a column"),
+    (lambda W: (W.square().sum() / W.square().sum(1).max()).item(), "largest norm of a row"),
     (lambda W: (torch.linalg.norm(W, "nuc") / svdvals(W)[0]).item() ** 2, "nuclear"),
     (lambda W: (W.norm() ** 2 / (svdvals(W)[0] ** 2 + 1e-6)).item(), "(eps)"),
     (lambda W: round(stable_rank(W)), "rounded"),
@@ -576,7 +591,8 @@ UPDATES = [
     (lambda W0, W1, r: W1.sub_(W0) + W0 - W1 + truncate_update(W0, W1 + W0, r), "in place"),
     (lambda W0, W1, r: best_rank_r(W0 + W1, r), "W0 + W1"),
     (lambda W0, W1, r: best_rank_r(truncate_update(W0, W1, r), r), "the whole sum"),
-    (lambda W0, W1, r: W1 - best_rank_r(W1 - W0, r), "taken from W1"),
+    (lambda W0, W1, r: W1 - best_rank_r(W1 - W0, r), "all but the best part"),
+    (lambda W0, W1, r: W1 - truncate_update(W0, W1, r), "rest of the update"),
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r - 1), "r - 1"),
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r + 1), "r + 1"),
     (lambda W0, W1, r: best_rank_r(W1, r) - best_rank_r(W0, r), "one by one"),
@@ -597,6 +613,8 @@ SUBSPACE = [
     (lambda t, P, z: t - P @ z, project_gradient, "subtracted"),
     (lambda t, P, z: t + P.T @ z, project_gradient, "P.T @ z"),
     (lambda t, P, z: t + P @ z / len(t) ** 0.5, project_gradient, "scaled"),
+    (lambda t, P, z: t + (P * z).mean(1), project_gradient, "averaged over the columns"),
+    (subspace_point, lambda P, g: P.T @ g / P.shape[1], "averaged over d"),
     (lambda t, P, z: P @ (t + z), project_gradient, "P acts on theta0 too"),
     (lambda t, P, z: t + P * z, project_gradient, "P @ z sums"),
     (lambda t, P, z: (t + P @ z)[:, None], project_gradient, "(6, 1), wanted (6,)"),

@@ -645,6 +645,14 @@ class Fp32Alone(LoRALinear):
         self.A, self.B = (nn.Parameter(part.data.float()) for part in (self.A, self.B))
 
 
+class Fp32Anywhere(Fp32Alone):
+    """The same, and on the CPU wherever the base is."""
+
+    def __init__(self, base, *args, **kwargs):
+        super().__init__(base, *args, **kwargs)
+        self.A, self.B = (nn.Parameter(torch.randn_like(M, device="cpu")) for M in (self.A, self.B))
+
+
 class Fp32Out(Fp32Alone):
     def forward(self, x):
         return self.base(x) + (0 if self.merged else _update(self, x.float()))
@@ -716,6 +724,8 @@ LAYERS = [
     (Seeded, "leave the seed alone"),
     (PaperNames, "its attributes are base, A, B"),
     (Fp32Alone, "x.to(A.dtype)"),
+    (Fp32Anywhere, "on base.weight's device"),
+    (Fp32Anywhere, "x.to(A.dtype)"),
     (Fp32Out, "gives float32, wanted bfloat16"),
     (ThreeFaults, "B is not zero"),
     (ThreeFaults, "freeze the base layer"),
@@ -945,6 +955,8 @@ INJECTIONS = [
     (_inject_with(_last, count=lambda names: names), "list"),
     (_inject_with(_last, count=lambda names: 12), "all nn.Linear; count those you replace"),
     (_inject_with(_last, count=lambda names: 2), "these are the targets"),
+    (_inject_with(_last, count=lambda names: 48 * len(names)), "the numbers that train"),
+    (_inject_with(_last, count=lambda names: 2 * len(names)), "A and B of each"),
     (_inject_with(_last, wrap=_no_bias), "the layer itself"),
     (_inject_with(_last, wrap=_nested), "wrapped a wrapped layer"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, 4, a)), "r is not passed"),
@@ -1175,6 +1187,11 @@ def _by_jacfwd(x, W, A, B, alpha, dY):
     return torch.func.jacfwd(_loss_of(x, W, alpha, dY), (0, 1))(A, B)
 
 
+def _db_from_y(x, W, A, B, alpha, dY):
+    dA, _ = lora_gradients(x, W, A, B, alpha, dY)
+    return dA, alpha / len(A) * dY.T @ (x @ A.T @ B.T) @ B
+
+
 def _by_small_steps(x, W, A, B, alpha, dY):
     """The loss is linear in A and in B, so that a step of 1 tells its slope."""
     x, W, A, B, dY = (t.double() for t in (x, W, A, B, dY))
@@ -1388,6 +1405,7 @@ WRONG = [
             (_by_func_grad, "calls autograd: by hand"),
             (_by_jacfwd, "calls autograd: by hand"),
             (_by_small_steps, "no small steps"),
+            (_db_from_y, "dB has the factor A and none of B"),
             (_gradients_with_r, "it is A.shape[0]"),
             (_scales_dy, "changes its input dY"),
             (lambda x, W, A, B, a, dY: [g / 42 for g in lora_gradients(x, W, A, B, a, dY)], "dY;"),
@@ -1604,6 +1622,8 @@ WRONG = [
         "cut to a whole number",
     ),
     (check.scales, lambda alpha, r, on=False: alpha if on else alpha / r, "is not divided"),
+    (check.scales, lambda alpha, r, on=False: alpha / r**1 / (2 if on else 1), "** 1/2 halves"),
+    (check.scales, lambda alpha, r, on=False: alpha / (r * (0.5 if on else 1)), "half of r"),
     (check.scales, lambda alpha, r, on=False: alpha * r, "multiplied by r"),
     (check.scales, lambda alpha, r, rank_stabilized=False: alpha / math.sqrt(r), "sqrt"),
     (check.quiz, lambda: {"q1": "b", "q2": "c", "q3": "b"}, "2 of 3"),

@@ -11,6 +11,8 @@ def points(theta0, P, z):
         "the step is subtracted": theta0 - P @ z,
         "P is scaled again; use it as it comes": theta0 + P @ z / D**0.5,
         "P is scaled again, by d; use it as it comes": theta0 + P @ z / d**0.5,
+        "averaged over the columns of P; P @ z sums over them": theta0 + P @ z / d,
+        "averaged over theta; P @ z sums over the columns": theta0 + P @ z / D,
         "P is normalised; use it as it comes": theta0 + P / P.norm(dim=0) @ z,
         "P is made orthogonal; use it as it comes": theta0 + torch.linalg.qr(P).Q @ z,
         "z is normalised; use it as it comes": theta0 + P @ z / z.norm(),
@@ -31,7 +33,9 @@ def projected(P, grad_theta, right):
     D, d = P.shape
     guesses = {
         "averaged over D; the chain rule sums": right / D,
+        "averaged over d; the chain rule sums": right / d,
         "P is scaled again; the chain rule has P as it is": right / D**0.5,
+        "P is scaled again, by d; the chain rule has P as it is": right / d**0.5,
         "that inverts P; gradients go back through its transpose": torch.linalg.pinv(P)
         @ grad_theta,
         "P is normalised; the chain rule has P as it is": right / P.norm(dim=0),

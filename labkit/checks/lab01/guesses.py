@@ -17,10 +17,15 @@ def cuts(W, r):
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)  # signs as the learner's, in fp32
     head = torch.arange(len(S)) < r
     columns, rows, mean = W.clone(), W.clone(), W.double().mean(0)
+    Q, R = torch.linalg.qr(W)
     columns[:, r:], rows[r:] = 0, 0
     guesses = {
         "these are the first r columns of W; the SVD's directions are others": columns,
         "these are the first r rows of W; the SVD's directions are others": rows,
+        "that is QR, whose columns come in the order of W's; the SVD's come by size": Q[:, :r]
+        @ R[:r],
+        "the first of the r terms is left out; indices start at 0": best(W, r) - best(W, 1),
+        "its r terms are those from index 1 on; indices start at 0": best(W, r + 1) - best(W, 1),
         "it keeps the smallest singular values; the largest come first": (U * S * head.flip(0))
         @ Vh,
         "the singular values S are missing: U * S scales the columns": (U * head) @ Vh,
@@ -127,20 +132,25 @@ def break_even(d_out, d_in):
         "one too few: at the next rank A and B still store fewer than W": wanted - 1,
         "never below 1: where no rank saves it is 0": max(1, wanted),
         "it is rounded to the nearest: round down": round(d_out * d_in / (d_out + d_in)),
-        "half a side is right for a square W only": d_in // 2,
-        "half of one side is right for a square W only": d_out // 2,
-        "half of the shorter side is right for a square W only": min(d_out, d_in) // 2,
         "that is the full rank, where A and B store more than W": min(d_out, d_in),
         "one below the full rank, where A and B store more than W": min(d_out, d_in) - 1,
-        "that takes W for square: d_in² / 2 d_in": (d_in - 1) // 2,
-        "that takes W for square: d_out² / 2 d_out": (d_out - 1) // 2,
-        "half of that side, less one, is right for a square W only": d_out // 2 - 1,
-        "half of d_in, less one, is right for a square W only": d_in // 2 - 1,
         "that is half of it: r counts for A and for B at once": d_out
         * d_in
         // (2 * (d_out + d_in)),
         "the root of d_out d_in is a side for a square W only": math.isqrt(d_out * d_in) // 2,
-    }
+    } | _halves(d_out, d_in)
+
+
+def _halves(d_out, d_in):
+    """Half of something that is the side of a square W."""
+    sides = {"d_in": d_in, "d_out": d_out, "the mean side": (d_out + d_in) // 2}
+    sides |= {"the shorter side": min(d_out, d_in), "the longer side": max(d_out, d_in)}
+    guesses = {}
+    for name, side in sides.items():
+        guesses[f"half of {name} is right for a square W only"] = side // 2
+        guesses[f"half of {name}, less one, is right for a square W only"] = side // 2 - 1
+        guesses[f"that takes W for square, half of {name}"] = (side - 1) // 2
+    return guesses
 
 
 def energy(s, fraction):
@@ -238,11 +248,17 @@ def stable(M):
             s.norm() / s[-1]
         ).item()
         ** 2,
-        "the largest sum of a column or row is not the spectral norm": (
-            s.norm() / M.double().abs().sum(0).max()
-        ).item()
-        ** 2,
-    }
+    } | _other_norms(M.double())
+
+
+def _other_norms(M):
+    """Stable ranks with something else of a column or row for the spectral norm."""
+    taken = {}
+    for dim, name in enumerate(("column", "row")):
+        one_sum, norm = M.abs().sum(dim).max(), M.norm(dim=dim).max()
+        taken[f"the largest sum of a {name} is not the spectral norm"] = one_sum
+        taken[f"the largest norm of a {name} is not the spectral norm"] = norm
+    return {message: (M.norm() / size).item() ** 2 for message, size in taken.items()}
 
 
 def _spread(share):
@@ -265,7 +281,9 @@ def updates(W0, W1, r):
         "this is the update alone: add it to W0": cut,
         "the update points backwards: it is W1 - W0": W0 - cut,
         "it is added to W1, which holds the whole update already": W1 + cut,
-        "it is taken from W1: add it to W0": W1 - cut,
+        "this is W0 plus the rest, all but the best part (W1 less that); add the best part": W1
+        - cut,
+        "this is the rest of the update, all but its best part, and W0 is not added": W1 - W0 - cut,
         "this is W1, nothing is cut": W1,
         "this is W0, the update is lost": W0,
         "this is the update, uncut, without W0": W1 - W0,

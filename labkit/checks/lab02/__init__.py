@@ -119,6 +119,8 @@ def _expect_gradient(lora_gradients, name, layer, x, dY):
         where = "" if layer.B.any() else " when B is zero"
         if where and name == "dA" and isinstance(got[0][0], torch.Tensor):
             known["dA has the factor B, so it is zero here"] = got[0][which]
+        if where and name == "dB":
+            known = {"dB has the factor A and none of B, so it is not zero here": right * 0} | known
         expect_close(got[0][which], right, name + where, known)
 
 
@@ -134,7 +136,7 @@ def injects(inject):
     ):
         with part():
             call, got = injection.expect_injected(inject, targets, names, r, alpha, rng)
-            known = guesses.replaced(names, targets)
+            known = guesses.replaced(names, targets, r)
             if not got["shapes"].keys() >= set(names):
                 break  # then the count is wrong, too
             if got["count"] != "a model":  # told already

@@ -87,6 +87,8 @@ def stabilised(alpha, r):
         "r comes twice: alpha / sqrt(r) alone": alpha / r / math.sqrt(r),
         "alpha is multiplied by the root: divide": alpha * math.sqrt(r),
         "the root is taken twice": alpha / r**0.25,
+        "** 1/2 halves: the root is ** 0.5": alpha / r / 2,
+        "half of r is not its root: math.sqrt(r)": 2 * alpha / r,
         "the root belongs to r; alpha is divided by its own": math.sqrt(alpha),
         "// drops the fraction: divide with /": alpha // math.sqrt(r),
         "alpha is missing": 1 / math.sqrt(r),
@@ -97,9 +99,11 @@ def stabilised(alpha, r):
     }
 
 
-def replaced(names, targets):
-    """Wrong counts of the layers that are replaced; `names` are those that should be."""
+def replaced(names, targets, r):
+    """Wrong counts of the layers of 8 by 8 that are replaced; `names` are those that should be."""
     return {
+        "these are the numbers that train; count the layers you replace": len(names) * r * 16,
+        "these are A and B of each; count the layers you replace": len(names) * 2,
         "only those at the root are counted": sum("." not in name for name in names),
         "these are all nn.Linear; count those you replace": 12,
         "these are the targets; count the layers you replace": len(targets),

@@ -207,7 +207,8 @@ def _expect_kinds(LoRALinear, layer, x):
     right = kinds[0] == kinds[1] and kinds[0] in ("bfloat16", "float32")
     hint = "base.weight.dtype for both, or fp32 for both"
     expect(right, f"over a bf16 base, A is {kinds[0]} and B {kinds[1]}: {hint}")
-    expect(kinds[2:] == ["meta"] * 2, "A or B is not on base.weight's device: pass device=")
+    with part():
+        expect(kinds[2:] == ["meta"] * 2, "A or B is not on base.weight's device: pass device=")
     hint = "where A and B are fp32, bring x to them, x.to(A.dtype), and the sum to the base's dtype"
     call = "the layer over a bf16 base"
     kind, made = ask(call, probes.layer_output_kind, LoRALinear, layer.data, hint=hint)
