@@ -153,6 +153,9 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
 
 def _displayed(got, wanted):
     """What to say of a number that is right but for how it is displayed."""
+    units = {"thousands": 1e3, "millions": 1e6}
+    for name in [name for name, unit in units.items() if _near(got * unit, wanted, 1e-3)]:
+        return f": these are {name}; the number itself is wanted" if wanted else ""
     if type(wanted) is int or not wanted:
         return ""
     if _near(got, 100 * wanted, 1e-3):
@@ -171,24 +174,26 @@ def expect_numbers(cases, tol=1e-4):
     """`expect_number` of several `(call, got, wanted, guesses)` that show the same mistakes.
 
     A guess is told when it explains each of them that fails and that has it. One that gives the
-    right ones as well comes first: a small int is soon right by accident.
+    right ones as well comes first: a small int is soon right by accident. Where none is told, a
+    fifth item of the first that fails is: text on what the wanted number is made of.
     """
-    failing = []
-    for call, got, wanted, guesses in cases:
+    failing, made = [], ()
+    for call, got, wanted, guesses, *parts in cases:
         try:
             expect_number(got, wanted, call, tol=tol)
         except CheckFailed as failure:
             if not failure.bare:
                 raise
+            made = made if failing else parts
             failing.append((failure, got, guesses))
     if not failing:
         return
     known = {message: None for _, _, guesses in failing for message in guesses}
     known = [m for m in known if _explains(m, [(got, guesses) for _, got, guesses in failing])]
-    whole = [m for m in known if _explains(m, [(got, guesses) for _, got, _, guesses in cases])]
+    whole = [m for m in known if _explains(m, [(got, guesses) for _, got, _, guesses, *_ in cases])]
     if known:
         raise CheckFailed(f"{failing[0][0]}: {(whole or known)[0]}")
-    raise failing[0][0]
+    raise CheckFailed("; ".join([str(failing[0][0]), *made]), bare=True)
 
 
 def _explains(message, told):

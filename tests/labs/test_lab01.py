@@ -278,6 +278,11 @@ def _from_index_1(W, r):
     return sum(S[i] * torch.outer(U[:, i], Vh[i]) for i in range(1, min(r + 1, len(S))))
 
 
+def _by_shares(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return (U[:, :r] * S[:r] / S.sum()) @ Vh[:r]
+
+
 def _last_term(W, r):
     U, S, Vh = svd(W, full_matrices=False)
     for i in range(min(r, len(S))):
@@ -336,6 +341,13 @@ CUTS = [
         "svd_lowrank only guesses them",
     ),
     (_from_index_1, "from index 1 on"),
+    (lambda W, r: best_rank_r(W, 1), "the first term alone"),
+    (_by_shares, "divided by their sum"),
+    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r] ** 3) @ Vh[:r]), "its directions are right, with"),
+    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r]) @ Vh[:r].flip(0)), "go in step"),
+    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r]) @ U[: Vh.shape[1], :r].T), "U stands on both"),
+    (lambda W, r: best_rank_r(W, r).cumsum(0), "its v_i are right"),
+    (lambda W, r: best_rank_r(W, r).cumsum(1), "its u_i are right"),
     (_cut(lambda U, S, Vh, r: (U[:, 1:r] * S[1:r]) @ Vh[1:r]), "first of the r terms is left out"),
     (_largest_entries, "more than r"),
     (
@@ -407,7 +419,15 @@ def _error_by_sqrt(W, r):
     return math.sqrt(1 - (svdvals(W)[:r].square().sum() / W.square().sum()).item())
 
 
+def _without(s, i):
+    """The norm of all singular values but one, as a share."""
+    return (torch.cat([s[:i], s[i + 1 :]]).norm() / s.norm()).item()
+
+
 ERRORS = [
+    (lambda W, r: _without(svdvals(W), r), "only s[r] is taken out"),
+    (lambda W, r: _without(svdvals(W), r - 1), "only s[r - 1] is taken out"),
+    (lambda W, r: torch.linalg.norm(W - best_rank_r(W, r), 1).item(), "here |W - W_r| is"),
     (_error(lambda s, r: s[r:].sum() / s.sum()), "not squared"),
     (_error(lambda s, r: (s[r:].sum() / s.sum()).sqrt()), "not squared"),
     (_error(lambda s, r: (s[r:] ** 2).sum() / (s**2).sum()), "square root"),
@@ -458,6 +478,10 @@ PARAMETERS = [
     (lambda o, i, r: 2 * r * o, break_even_rank, "square"),
     (lambda o, i, r: 2 * r * i, break_even_rank, "square"),
     (lambda o, i, r: r * (o + i + r), break_even_rank, "r x r"),
+    (lambda o, i, r: r * i + o * i, break_even_rank, "B as (d_out, d_in)"),
+    (lambda o, i, r: r * o + i * i, break_even_rank, "A as (d_in, d_in)"),
+    (lambda o, i, r: r * (o + i) / 1e6, break_even_rank, "these are millions"),
+    (lambda o, i, r: r * (o + i) + 3, break_even_rank, "A holds"),
     (lambda o, i, r: r * r * (o + i), break_even_rank, "linearly"),
     (lambda o, i, r: 131_072, break_even_rank, "wanted"),
     (lora_params, lambda o, i: o * i // (o + i), "strictly fewer"),
@@ -513,6 +537,8 @@ ENERGY = [
     (_energy(lambda s, f: (_share(s) >= f).int().argmax()), "one too few"),
     (_energy(lambda s, f: ((s**2).cumsum(0) < f).sum() + 1), "divide by"),
     (lambda s, f: energy_rank(s, f) / len(s), "share"),
+    (lambda s, f: _share(s)[energy_rank(s, f) - 1].item(), "the energy they hold"),
+    (_energy(lambda s, f: (s**2 > f * (s**2).mean()).sum()), "of the energy, the first"),
     (_energy(lambda s, f: (_share(s).sqrt() < f).sum() + 1), "a share of the norm"),
     (_energy(lambda s, f: ((s**2).cumsum(0) < f).sum()), "divide by"),
     (lambda s, f: energy_rank(s, 1 - f), "left out"),
@@ -553,6 +579,7 @@ STABLE = [
     (lambda W: _entropy(svdvals(W) ** 2), "effective rank"),
     (lambda W: _entropy(svdvals(W)), "effective rank"),
     (lambda W: 1 / (_squares(W) / _squares(W).sum()).square().sum().item(), "participation ratio"),
+    (lambda W: stable_rank(W) + 0.5, "|W|_F² is"),
     (lambda W: torch.linalg.cond(W).item(), "condition number"),
     (lambda W: (W.norm() / svdvals(W)[-1]).item() ** 2, "smallest singular value"),
     (lambda W: (W.norm() / torch.linalg.norm(W, 1)).item() ** 2, "largest sum of a column"),
@@ -599,6 +626,9 @@ UPDATES = [
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r) / 2, "what is added to W0: 0.5x"),
     (lambda W0, W1, r: truncate_update(W0, W1, r).numpy(), "NumPy array"),
     (lambda W0, W1, r: (W0, best_rank_r(W1 - W0, r)), "a list"),
+    (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, 1), "first direction of the update alone"),
+    (lambda W0, W1, r: W0 + W0 * best_rank_r((W1 - W0) / W0, r), "more than r"),
+    (lambda W0, W1, r: (lambda U: W0 + U @ U.T @ (W1 - W0))(svd(W0).U[:, :r]), "not those of the"),
     (_full_matrices, "(W0, W1, 9) for shape (8, 5): it raised"),
 ]
 
@@ -615,6 +645,9 @@ SUBSPACE = [
     (lambda t, P, z: t + P @ z / len(t) ** 0.5, project_gradient, "scaled"),
     (lambda t, P, z: t + (P * z).mean(1), project_gradient, "averaged over the columns"),
     (subspace_point, lambda P, g: P.T @ g / P.shape[1], "averaged over d"),
+    (lambda t, P, z: t * (P @ z), project_gradient, "theta0 is multiplied"),
+    (lambda t, P, z: t + P.sum(1), project_gradient, "weighs the columns by z"),
+    (subspace_point, lambda P, g: P.sum(0), "weigh the rows by the gradient"),
     (lambda t, P, z: P @ (t + z), project_gradient, "P acts on theta0 too"),
     (lambda t, P, z: t + P * z, project_gradient, "P @ z sums"),
     (lambda t, P, z: (t + P @ z)[:, None], project_gradient, "(6, 1), wanted (6,)"),

@@ -767,6 +767,14 @@ LAYERS = [
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x.mul_(s.scaling)) / s.scaling), "writes"),
     (MergesInEval, "base weight has changed"),
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x)), "the update is still added"),
+    (
+        _layer(
+            forward=lambda s, x: (
+                s.base(x) if s.merged and not s.training else s.base(x) + _update(s, x)
+            )
+        ),
+        "in train(), (base(x) alone is wanted): the update is still added",
+    ),
     (ByScaling, "the update is still added"),
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x), init=_flagless), "no flag `merged`"),
     (_layer(init=lambda s, *_: setattr(s, "merged", None)), "no flag `merged`"),
@@ -965,6 +973,8 @@ INJECTIONS = [
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, r, a // r * r)), "//"),
     (_inject_with(_last, wrap=_hung), "change nothing"),
     (_inject_with(lambda n, t: n.startswith("layers.0") and _last(n, t)), "left layers.1"),
+    (_inject_with(lambda n, t: n.startswith("layers.0") and _last(n, t)), "it stops too early"),
+    (_inject_with(lambda n, t: "." not in n and _last(n, t)), "it found none"),
 ]
 
 
@@ -1367,7 +1377,7 @@ WRONG = [
             (_dense_in_numpy, "as large as W"),
             (_dense_in_place, "in place"),
             (_dense_in_lists, "as large as W"),
-            (lambda x, W, A, B, alpha: x @ W + x @ A @ B, "RuntimeError"),
+            (lambda x, W, A, B, alpha: x @ W + x @ A @ B, "is left: W comes without .T"),
             (lambda x, W, A, B, a: x @ W + a / len(A) * x @ A.T @ B.T, "W comes without .T"),
             (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ A @ B, "A and B come without .T"),
             (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ B @ A, "it is A that reads x"),
@@ -1376,6 +1386,14 @@ WRONG = [
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "by d_out"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(A.T) * x @ A.T @ B.T, "by d_in"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha // len(A) * x @ A.T @ B.T, "//"),
+            (
+                lambda x, W, A, B, a: x @ W.T * (1 + a / len(A)) + x @ A.T @ B.T,
+                "where the update is left: the scaling alpha / r is missing",
+            ),
+            (
+                lambda x, W, A, B, a: x @ W.T * 3 + a / len(A) * x @ A.T @ B.T,
+                "where x @ W.T is left: 3x",
+            ),
             (lambda x, W, A, B, alpha: None, "return"),
             (_flat_only, "with x of shape (2, 3, 5): it raised"),
             (_in_half, "16 bits"),
@@ -1406,6 +1424,18 @@ WRONG = [
             (_by_jacfwd, "calls autograd: by hand"),
             (_by_small_steps, "no small steps"),
             (_db_from_y, "dB has the factor A and none of B"),
+            (
+                lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY + x @ W.T),
+                "not zero where dY is",
+            ),
+            (
+                lambda x, W, A, B, a, dY: lora_gradients(x + dY @ W, W, A, B, a, dY),
+                "not zero where x is",
+            ),
+            (
+                lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B + x.sum() * W[:, :3], a, dY),
+                "dA takes W in",
+            ),
             (_gradients_with_r, "it is A.shape[0]"),
             (_scales_dy, "changes its input dY"),
             (lambda x, W, A, B, a, dY: [g / 42 for g in lora_gradients(x, W, A, B, a, dY)], "dY;"),
@@ -1431,6 +1461,11 @@ WRONG = [
             (lambda m: [n / 1e6 for n in count_params(m)], "millions"),
             (lambda m: (count_params(m)[0], count_params(m)[0] / count_params(m)[1]), "share"),
             (lambda m: (count_params(m)[0], _untied(m)), "counts once, not never"),
+            (lambda m: (count_params(m)[0] / count_params(m)[1], count_params(m)[1]), "how many"),
+            (
+                _counting(lambda named: {n: p for n, p in named if "norm" not in n}),
+                "only Linear is counted",
+            ),
             (
                 lambda m: [
                     sum(
@@ -1565,6 +1600,14 @@ WRONG = [
     (check.round_trip, adapter_state, _load_and_reset, LoRALinear, "no A or B"),
     (check.round_trip, adapter_state, _load_by_number, LoRALinear, "does not name the key"),
     (check.round_trip, lambda m: m.state_dict(), load_adapter_, LoRALinear, "holds"),
+    (check.round_trip, lambda m: adapter_state(m) and None, load_adapter_, LoRALinear, "`return`"),
+    (
+        check.round_trip,
+        lambda m: {n: {} for n in adapter_state(m)},
+        load_adapter_,
+        LoRALinear,
+        "0.0.A is a dict",
+    ),
     (check.round_trip, lambda m: list(state_by_names(m)), load_adapter_, LoRALinear, "dict"),
     (check.round_trip, adapter_state, _no_load, LoRALinear, "still as before"),
     (check.round_trip, adapter_state, _load_quietly, LoRALinear, "says nothing"),
@@ -1625,6 +1668,10 @@ WRONG = [
     (check.scales, lambda alpha, r, on=False: alpha / r**1 / (2 if on else 1), "** 1/2 halves"),
     (check.scales, lambda alpha, r, on=False: alpha / (r * (0.5 if on else 1)), "half of r"),
     (check.scales, lambda alpha, r, on=False: alpha * r, "multiplied by r"),
+    (check.scales, lambda alpha, r, on=False: alpha / r ** (1 / 3 if on else 1), "cube root"),
+    (check.scales, lambda alpha, r, on=False: alpha ** (1.5 if on else 1) / r, "alpha ** 1.5"),
+    (check.scales, lambda alpha, r, on=False: alpha / r**1.5, "alpha ** 1 * r ** -1.5"),
+    (check.scales, lambda alpha, r, on=False: alpha / (r + 1 if on else r), "sqrt(16) is 4"),
     (check.scales, lambda alpha, r, rank_stabilized=False: alpha / math.sqrt(r), "sqrt"),
     (check.quiz, lambda: {"q1": "b", "q2": "c", "q3": "b"}, "2 of 3"),
     (check.quiz, lambda: ["b", "c", "a"], "dict"),

@@ -17,6 +17,8 @@ def points(theta0, P, z):
         "P is made orthogonal; use it as it comes": theta0 + torch.linalg.qr(P).Q @ z,
         "z is normalised; use it as it comes": theta0 + P @ z / z.norm(),
         "z changes nothing": theta0,
+        "theta0 is multiplied; add the step to it": theta0 * (P @ z),
+        "the rows of P are summed as they are; P @ z weighs the columns by z": theta0 + P.sum(1),
         "theta0 comes once for each z; add it once": d * theta0 + P @ z,
         "the start is projected on the flat; theta0 stays whole": P
         @ (torch.linalg.pinv(P) @ theta0 + z),
@@ -44,6 +46,7 @@ def projected(P, grad_theta, right):
         "that is a step downhill; the gradient itself is asked": -right,
         "the gradient is normalised; the chain rule has it as it is": right / grad_theta.norm(),
         "these are the first d entries; all of theta depend on z": grad_theta[:d],
+        "the columns of P are summed as they are; weigh the rows by the gradient": P.sum(0),
         "the sum of products is asked, not the product of sums": P.sum(0) * grad_theta.sum(),
     }
     if d == D:

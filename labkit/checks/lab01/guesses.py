@@ -1,59 +1,9 @@
-"""What misconceptions give in lab 1: a message for each, and the tensor or number it leads to."""
+"""What misconceptions give in lab 1: a message for each, and the number it leads to."""
 
+import itertools
 import math
 
 import torch
-
-
-def best(W, r):
-    """Eckart-Young without an SVD: W projected on the r leading eigenvectors of W^T W; fp64."""
-    W = W.double()
-    V = torch.linalg.eigh(W.T @ W).eigenvectors.flip(1)[:, :r]
-    return W @ V @ V.T
-
-
-def cuts(W, r):
-    """Wrong versions of the best matrix of rank r."""
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)  # signs as the learner's, in fp32
-    head = torch.arange(len(S)) < r
-    columns, rows, mean = W.clone(), W.clone(), W.double().mean(0)
-    Q, R = torch.linalg.qr(W)
-    columns[:, r:], rows[r:] = 0, 0
-    guesses = {
-        "these are the first r columns of W; the SVD's directions are others": columns,
-        "these are the first r rows of W; the SVD's directions are others": rows,
-        "that is QR, whose columns come in the order of W's; the SVD's come by size": Q[:, :r]
-        @ R[:r],
-        "the first of the r terms is left out; indices start at 0": best(W, r) - best(W, 1),
-        "its r terms are those from index 1 on; indices start at 0": best(W, r + 1) - best(W, 1),
-        "it keeps the smallest singular values; the largest come first": (U * S * head.flip(0))
-        @ Vh,
-        "the singular values S are missing: U * S scales the columns": (U * head) @ Vh,
-        "the singular values come in twice": (U * S.square() * head) @ Vh,
-        "that is sqrt(S); split over two factors it comes in both": (U * S.sqrt() * head) @ Vh,
-        "this is what the cut leaves out, W minus the answer": W - best(W, r),
-        "it is W itself, nothing is cut": W,
-        "it keeps r - 1 directions, one too few": best(W, r - 1),
-        "it keeps r + 1 directions, one too many": best(W, r + 1),
-        "it keeps term r alone; the best matrix is the sum of the first r": best(W, r + 1)
-        - best(W, r),
-        "it keeps the last of the r terms alone; add them up": best(W, r) - best(W, r - 1),
-        "the mean is taken off first: that is PCA; the SVD of W itself is asked": mean
-        + best(W - mean, r),
-        "the mean is taken off and lost: that is PCA; cut W itself": best(W - mean, r),
-        "the first singular value is used for all r terms": (U * S[0] * head) @ Vh,
-        "divided by the singular values: that is the pseudoinverse's way": (U / S * head) @ Vh,
-    }
-    if len(U) == len(Vh.T):  # only a square W lets these through
-        vh = "Vh is V transposed already: use its first r rows (torch.svd gives V: its columns)"
-        guesses[vh] = (U * S * head) @ Vh.T
-        guesses["it takes rows of U; the directions are its columns"] = (U.T * S * head) @ Vh
-        guesses["it takes columns of Vh; the directions are its rows"] = (U * S) @ (Vh * head)
-        guesses["S scales the rows of U; it belongs to the columns: U * S"] = (
-            S[:, None] * U * head
-        ) @ Vh
-        guesses["the answer is transposed"] = best(W, r).T
-    return guesses
 
 
 def errors(W, r):
@@ -67,6 +17,8 @@ def errors(W, r):
         "the square root is missing: this is the error squared": tail,
         "that is the spectral norm; the Frobenius norm counts all of s[r:]": s[r] / s[0],
         "only one singular value is counted; the error has all of s[r:]": energy[r].sqrt(),
+        "only s[r] is taken out; all of s[:r] go": (1 - energy[r]).sqrt(),
+        "only s[r - 1] is taken out; all of s[:r] go": (1 - energy[r - 1]).sqrt(),
         "that is the head, which is kept; the error is the tail s[r:]": head.sqrt(),
         "that is the share of the energy kept; the error is made of the tail s[r:]": head,
         "squares add up, norms do not: not 1 minus the norm kept": 1 - head.sqrt(),
@@ -117,7 +69,19 @@ def parameters(d_out, d_in, r):
             min(r, d_out, d_in) * (d_out + d_in)
         ),
         "that is a share of W; how many numbers is asked": r * (d_out + d_in) / (d_out * d_in),
-    }
+    } | _other_shapes({"r": r, "d_out": d_out, "d_in": d_in})
+
+
+def _other_shapes(sizes):
+    """What A and B hold where one of them is given other sides."""
+    A, B, guesses = ("r", "d_in"), ("d_out", "r"), {}
+    for a, b in itertools.combinations_with_replacement(sizes, 2):
+        product = sizes[a] * sizes[b]
+        others = {"A": sizes["d_out"] * sizes["r"], "B": sizes["r"] * sizes["d_in"]}
+        for (name, other), right in zip(others.items(), (A, B), strict=True):
+            told = f"it counts {name} as ({a}, {b}); {name} is ({', '.join(right)})"
+            guesses[told] = product + other
+    return guesses
 
 
 def break_even(d_out, d_in):
@@ -187,6 +151,7 @@ def _counted(s, fraction, share, wanted):
     """Wrong ranks that weigh no energy, or count something else."""
     return {
         "that is a share; a rank is a number of singular values": wanted / len(s),
+        "that is the energy they hold; how many they are is asked": share[wanted - 1].item(),
         "it is a share of the number of values; energy is what they weigh": int(fraction * len(s)),
         "it is a share of how many values there are; energy is what they weigh": math.ceil(
             fraction * len(s)
@@ -263,30 +228,3 @@ def _other_norms(M):
 
 def _spread(share):
     return (-share * share.log()).sum().exp().item()
-
-
-def updates(W0, W1, r):
-    """W0 plus the best rank-r part of the update, and wrong versions."""
-    cut = best(W1 - W0, r)
-    return W0 + cut, {
-        "it cuts W1; cut the difference W1 - W0, then add W0": best(W1, r),
-        "it cuts W1 and adds W0; cut the difference W1 - W0": W0 + best(W1, r),
-        "it cuts W0, which stays whole; cut the difference": best(W0, r) + W1 - W0,
-        "it cuts W0 too; cut the difference alone": best(W0, r) + cut,
-        "it cuts W1 and W0 one by one; cut their difference": W0 + best(W1, r) - best(W0, r),
-        "it cuts the whole sum; W0 stays whole, and the difference is cut": best(W0 + cut, r),
-        "it cuts W0 + W1; cut the difference W1 - W0": W0 + best(W0 + W1, r),
-        "it cuts W0 + W1; cut the difference, then add W0": best(W0 + W1, r),
-        "W1 and W0 are cut one by one, and W0 is not added": best(W1, r) - best(W0, r),
-        "this is the update alone: add it to W0": cut,
-        "the update points backwards: it is W1 - W0": W0 - cut,
-        "it is added to W1, which holds the whole update already": W1 + cut,
-        "this is W0 plus the rest, all but the best part (W1 less that); add the best part": W1
-        - cut,
-        "this is the rest of the update, all but its best part, and W0 is not added": W1 - W0 - cut,
-        "this is W1, nothing is cut": W1,
-        "this is W0, the update is lost": W0,
-        "this is the update, uncut, without W0": W1 - W0,
-        "it keeps r - 1 directions of the update, one too few": W0 + best(W1 - W0, r - 1),
-        "it keeps r + 1 directions of the update, one too many": W0 + best(W1 - W0, r + 1),
-    }

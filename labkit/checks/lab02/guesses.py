@@ -1,5 +1,6 @@
 """What misconceptions give in lab 2, most of them about the factor alpha / r."""
 
+import itertools
 import math
 
 NOTHING = "nothing was added: the update is missing"
@@ -19,6 +20,14 @@ def factors(alpha, r, d_out=None, d_in=None):
         "alpha is divided by r twice": alpha / r**2,
         "alpha is multiplied by r: divide": alpha * r,
     } | {f"alpha is divided by {name}": alpha / d for name, d in sizes.items() if d}
+
+
+def powers(alpha, r, asked):
+    """Numbers alpha ** a * r ** b, told as these; `asked` is the right formula."""
+    exponents = itertools.product((0, 0.5, 1, 1.5, 2), (-2, -1.5, -1, -0.5, -0.25, 0, 0.5, 1, 2))
+    return {
+        f"that is alpha ** {a} * r ** {b}; {asked} is asked": alpha**a * r**b for a, b in exponents
+    }
 
 
 def forward(x, layer):
@@ -96,7 +105,8 @@ def stabilised(alpha, r):
         "that is r squared; the root of r is asked": alpha / r**2,
         "the root is cut to a whole number: math.sqrt(r)": alpha / math.isqrt(r),
         "upside down: alpha / sqrt(r)": math.sqrt(r) / alpha,
-    }
+        "that is the cube root; the square root is asked": alpha / r ** (1 / 3),
+    } | powers(alpha, r, "alpha / sqrt(r)")
 
 
 def replaced(names, targets, r):
@@ -118,7 +128,8 @@ def counted(trainable, total, tied, model=None):
         "this is what is frozen; count what requires grad": total - trainable,
         "what trains is told by requires_grad, not by a name": 0,
         "these are bytes; how many numbers is asked": 4 * trainable,
-        "these are millions; the number itself is asked": trainable / 1e6,
+        "that is the share that trains; how many train is asked": trainable / total,
+        "the tied tensor, embedding and head, counts once, not never": trainable - tied,
     }
     second = {
         "the tied tensor, embedding and head, is counted twice": total + tied,
@@ -127,12 +138,13 @@ def counted(trainable, total, tied, model=None):
         "what trains belongs to the total too": total - trainable,
         "these are bytes; how many numbers is asked": 4 * total,
         "these are bytes of 16 bits; how many numbers is asked": 2 * total,
-        "these are millions; the number itself is asked": total / 1e6,
         "that is the share that trains; how many there are is asked": trainable / total,
     }
     if model:
         first |= _counts({n: p for n, p in model.named_parameters() if p.requires_grad})
         second |= _counts(dict(model.named_parameters()))
+        first |= _by_kind(model, lambda p: p.requires_grad)
+        second |= _by_kind(model, lambda p: True)
         nested = [p for module in model.modules() for p in module.parameters()]
         again = "modules() and parameters() both go all the way down; one of them is enough"
         first[again] = sum(p.numel() for p in nested if p.requires_grad)
@@ -140,6 +152,21 @@ def counted(trainable, total, tied, model=None):
     else:
         second["buffers are counted; they are no parameters"] = total + 64  # of the rotary part
     return [(trainable, first), (total, second)]
+
+
+def _by_kind(model, taken):
+    """Counts of one kind of module alone, or without it, of the parameters that are `taken`."""
+    kinds, named = {}, {}
+    for module in model.modules():
+        own = {p for p in module.parameters(recurse=False) if taken(p)}
+        kinds.setdefault(type(module).__name__, set()).update(own)
+    whole = set().union(*kinds.values())
+    for kind, params in kinds.items():  # a tied tensor belongs to two kinds
+        for told, chosen in (("only {} is counted", params), ("{} is left out", whole - params)):
+            named.setdefault((told, sum(p.numel() for p in chosen)), []).append(kind)
+    return {
+        told.format(" or ".join(kinds)): number for (told, number), kinds in named.items() if number
+    }
 
 
 def _counts(named):

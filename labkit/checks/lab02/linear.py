@@ -28,6 +28,7 @@ def expect_layer(LoRALinear, layer, x):
         _expect_start(new, layer, x)
     with part():
         known = guesses.factors(layer.alpha, layer.r)
+        known |= guesses.powers(layer.alpha, layer.r, "alpha / r")
         expect_number(new["scaling"], layer.scaling, "layer.scaling", known)
     with part():
         expect_number(new["r"], layer.r, "layer.r")
@@ -116,9 +117,11 @@ def _expect_merged(LoRALinear, layer, x):
     expect(flag is not None, f"the layer has no flag `merged`, True or False: {hint}")
     expect(not flag, "merged is True at first: nothing has been merged yet")
     call = "the output while merged is True"
-    got = _output(call, LoRALinear, layer, x, training=False, merged=True)
     known = {"the update is still added": layer.dense(x)}
-    expect_close(got, layer.base(x), f"{call} (base(x) alone is wanted)", known)
+    for training in (False, True):
+        told = f"{call}, in train()," if training else call
+        got = _output(told, LoRALinear, layer, x, training=training, merged=True)
+        expect_close(got, layer.base(x), f"{told} (base(x) alone is wanted)", known)
 
 
 def _expect_dropout(LoRALinear, layer, x):
