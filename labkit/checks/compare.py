@@ -225,6 +225,21 @@ def _number(value):
     return f"{value:,.6g}"
 
 
+def expect_linear(call, run, inputs):
+    """Raise CheckFailed unless the tensor `run(*inputs)` is linear in each of `{name: tensor}`.
+
+    For an answer that is wrong anyway: something in it is normalised, squared, cut at zero, added.
+    """
+    plain = run(*inputs.values())
+    for name, tensor in inputs.items():
+        for factor, told in ((2.0, "twice"), (-1.0, "minus")):
+            got = run(*(inputs | {name: factor * tensor}).values())
+            linear = close(got, factor * plain, 1e-3)
+            expect(
+                linear, f"{call} is not linear in {name}: {told} {name} is not {told} the result"
+            )
+
+
 def close(got, wanted, tol):
     """Whether two tensors are equal to `tol`, relative to the largest number of `wanted`."""
     scale = wanted.abs().max().clamp_min(1e-8) if wanted.numel() else 1.0

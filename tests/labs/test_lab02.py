@@ -721,6 +721,10 @@ def _dropping(f):
 LAYERS = [
     (Copied, "layer.base is not the module that was given"),
     (KeepProbability, "dropout is the share that is dropped"),
+    (
+        _layer(init=lambda s, *_: setattr(s, "drop", nn.Dropout(1 - s.drop.p))),
+        "in train() the layer's output is wrong, in eval() it is right",
+    ),
     (Seeded, "leave the seed alone"),
     (PaperNames, "its attributes are base, A, B"),
     (Fp32Alone, "x.to(A.dtype)"),
@@ -965,6 +969,7 @@ INJECTIONS = [
     (_inject_with(_last, count=lambda names: 2), "these are the targets"),
     (_inject_with(_last, count=lambda names: 48 * len(names)), "the numbers that train"),
     (_inject_with(_last, count=lambda names: 2 * len(names)), "A and B of each"),
+    (_inject_with(_last, count=lambda names: 24), "these are all modules"),
     (_inject_with(_last, wrap=_no_bias), "the layer itself"),
     (_inject_with(_last, wrap=_nested), "wrapped a wrapped layer"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, 4, a)), "r is not passed"),
@@ -1253,6 +1258,13 @@ def _load_quietly(model, state):
             p.data.copy_(state[name])
 
 
+def _load_returning(model, state):
+    try:
+        load_adapter_(model, state)
+    except (KeyError, ValueError) as error:
+        return error
+
+
 def _load_halfway(model, state):
     missing = set(_names(model)) - set(state)
     found = model.load_state_dict(state, strict=False)
@@ -1390,6 +1402,18 @@ WRONG = [
                 lambda x, W, A, B, a: x @ W.T * (1 + a / len(A)) + x @ A.T @ B.T,
                 "where the update is left: the scaling alpha / r is missing",
             ),
+            (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ W.T @ B @ A, "B is given what W"),
+            (lambda x, W, A, B, a: x @ W.T * 1.5 + x @ W.T @ B @ A, "left, nothing is"),
+            (
+                lambda x, W, A, B, a: x @ W.T + a / len(A) * F.relu(x @ A.T) @ B.T,
+                "not linear in x",
+            ),
+            (
+                lambda x, W, A, B, a: (
+                    x @ W.T + a / len(A) * (x - x.reshape(-1, x.shape[-1]).mean(0)) @ A.T @ B.T
+                ),
+                "a row of it changes with the other rows",
+            ),
             (
                 lambda x, W, A, B, a: x @ W.T * 3 + a / len(A) * x @ A.T @ B.T,
                 "where x @ W.T is left: 3x",
@@ -1427,6 +1451,10 @@ WRONG = [
             (
                 lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY + x @ W.T),
                 "not zero where dY is",
+            ),
+            (
+                lambda x, W, A, B, a, dY: lora_gradients(x[:1], W, A, B, a, dY[:1]),
+                "only the first of n rows",
             ),
             (
                 lambda x, W, A, B, a, dY: lora_gradients(x + dY @ W, W, A, B, a, dY),
@@ -1486,6 +1514,14 @@ WRONG = [
             ),
             (_counting(lambda named: {id(p): p for n, p in named if "bias" not in n}), "biases"),
             (_counting(lambda named: {p.shape: p for _, p in named}), "of one shape count once"),
+            (_counting(lambda named: {p.ndim: p for _, p in reversed(named)}), "each number of"),
+            (
+                lambda m: [
+                    sum(p.shape[0] * p.shape[-1] for p in m.parameters() if p.requires_grad or a)
+                    for a in (0, 1)
+                ],
+                "its length alone",
+            ),
             (lambda m: (count_params(m)[0], _with_buffers(m)), "buffers are counted"),
             (lambda m: sum(p.numel() for p in m.parameters()), "pair"),
             (
@@ -1610,6 +1646,14 @@ WRONG = [
     ),
     (check.round_trip, lambda m: list(state_by_names(m)), load_adapter_, LoRALinear, "dict"),
     (check.round_trip, adapter_state, _no_load, LoRALinear, "still as before"),
+    (
+        check.round_trip,
+        adapter_state,
+        lambda m, s: m.load_state_dict(s) and None,
+        LoRALinear,
+        "unless strict=False",
+    ),
+    (check.round_trip, adapter_state, _load_returning, LoRALinear, "returns an error: raise it"),
     (check.round_trip, adapter_state, _load_quietly, LoRALinear, "says nothing"),
     (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "name the key"),
     (check.round_trip, adapter_state, _load_halfway, LoRALinear, "copied some already"),
@@ -1669,6 +1713,7 @@ WRONG = [
     (check.scales, lambda alpha, r, on=False: alpha / (r * (0.5 if on else 1)), "half of r"),
     (check.scales, lambda alpha, r, on=False: alpha * r, "multiplied by r"),
     (check.scales, lambda alpha, r, on=False: alpha / r ** (1 / 3 if on else 1), "cube root"),
+    (check.scales, lambda alpha, r, on=False: alpha / (math.log2(r) if on else r), "to base 2"),
     (check.scales, lambda alpha, r, on=False: alpha ** (1.5 if on else 1) / r, "alpha ** 1.5"),
     (check.scales, lambda alpha, r, on=False: alpha / r**1.5, "alpha ** 1 * r ** -1.5"),
     (check.scales, lambda alpha, r, on=False: alpha / (r + 1 if on else r), "sqrt(16) is 4"),

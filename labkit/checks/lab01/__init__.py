@@ -11,8 +11,9 @@ from labkit.checks.compare import (
     expect_numbers,
     randn,
 )
-from labkit.checks.lab01 import cuts, flats, guesses
+from labkit.checks.lab01 import cuts, guesses
 from labkit.checks.lab01.cuts import PLAIN, best, how_far
+from labkit.checks.lab01.flats import expect_point, expect_projected, expect_step
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
 from labkit.labs.lab01 import probes
@@ -221,23 +222,12 @@ def _expect_truncated(truncate_update, W0, W1, r):
         return
     wanted, known = cuts.updates(W0, W1, r)
     try:
-        _expect_step(got, W0, wanted, call, known)
+        expect_step(got, W0, wanted, call, known, cuts.cuts(W1 - W0, r))
     except CheckFailed as failure:
         if not failure.bare or PLAIN.search(str(failure)):
             raise
         told = how_far(got - W0, W1 - W0, r, "W1 - W0")
         raise CheckFailed(f"{call}, what is added to W0: {told}", bare=True) from None
-
-
-def _expect_step(got, start, wanted, call, known):
-    """`expect_close`; what fits no guess is told as a step from `start`."""
-    try:
-        expect_close(got, wanted, call, known, tol=1e-3)
-    except CheckFailed as failure:
-        if failure.bare and "rounding" not in str(failure):
-            step = f"{call}: what is added to {'W0' if start.ndim > 1 else 'theta0'}"
-            expect_close(got - start, wanted - start, step, tol=1e-3)
-        raise
 
 
 @exercise("1.6", points=3)
@@ -246,40 +236,11 @@ def subspace(subspace_point, project_gradient):
     rng, cases = generator(), []
     for D, d in [(6, 6), (10, 3)]:  # no root of D is d
         cases.append((randn(D, rng=rng), randn(D, d, rng=rng), randn(d, rng=rng)))
-    if len(every(lambda *case: _expect_point(subspace_point, *case), cases)) == len(cases):
+    if len(every(lambda *case: expect_point(subspace_point, *case), cases)) == len(cases):
         with part():
             _expect_tensor("subspace_point(theta0, P, z)", subspace_point, *cases[0])
-    if len(every(lambda *case: _expect_projected(project_gradient, *case), cases)) == len(cases):
+    if len(every(lambda *case: expect_projected(project_gradient, *case), cases)) == len(cases):
         _expect_tensor("project_gradient(P, g)", project_gradient, *cases[0][1::-1])
-
-
-def _expect_point(subspace_point, theta0, P, z):
-    call, hint = f"subspace_point with P of shape {tuple(P.shape)}", f"P @ z has shape {(len(P),)}"
-    got = ask(call, subspace_point, theta0, P, z, hint=hint)
-    _expect_vector(got, theta0.shape, call, f"P @ z sums over the columns: {hint}")
-    _expect_step(got, theta0, theta0 + P @ z, call, flats.points(theta0, P, z))
-    start = observe(subspace_point, theta0, P, z * 0)
-    expect_close(start, theta0, f"{call} and z = 0 (theta0 is wanted)", tol=1e-6)
-
-
-def _expect_vector(got, shape, call, hint):
-    shapes = f"has shape {tuple(getattr(got, 'shape', ()))}, wanted {tuple(shape)}"
-    tensor = isinstance(got, torch.Tensor)
-    expect(not tensor or got.shape == shape, f"{call} {shapes}: {hint}")
-
-
-def _expect_projected(project_gradient, theta0, P, z):
-    """The chain rule against autograd, for the loss sum(theta^4) / 4."""
-    z = z.clone().requires_grad_()
-    theta = theta0 + P @ z
-    grad_theta, wanted = torch.autograd.grad(theta.pow(4).sum() / 4, (theta, z))
-    call = f"project_gradient with P of shape {tuple(P.shape)}"
-    hint = f"the gradient of z has shape {tuple(z.shape)}: it goes through the transpose of P"
-    got = ask(call, project_gradient, P, grad_theta, hint=hint)
-    matrix = isinstance(got, torch.Tensor) and got.ndim == 2
-    hint = "the chain rule sums over theta: one number for each z, no matrix" if matrix else hint
-    _expect_vector(got, z.shape, call, hint)
-    expect_close(got, wanted, call, flats.projected(P, grad_theta, wanted))
 
 
 @exercise("1.7", points=3)

@@ -62,6 +62,7 @@ def parameters(d_out, d_in, r):
         "these are bytes; how many numbers is asked": 4 * r * (d_out + d_in),
         "these are bytes of 16 bits; how many numbers is asked": 2 * r * (d_out + d_in),
         "it grows with r squared; A and B each grow linearly": r * r * (d_out + d_in),
+        "the counts of A and B are multiplied; add them": r * d_in * d_out * r,
         "brackets: both sides come r times, r * (d_out + d_in)": r * d_out + d_in,
         "brackets: both sides come r times each, r * (d_out + d_in)": d_out + r * d_in,
         "r is missing: this is rank 1": d_out + d_in,
@@ -149,6 +150,7 @@ def energy(s, fraction):
 
 def _counted(s, fraction, share, wanted):
     """Wrong ranks that weigh no energy, or count something else."""
+    own = (s**2).double() / (s**2).double().sum()
     return {
         "that is a share; a rank is a number of singular values": wanted / len(s),
         "that is the energy they hold; how many they are is asked": share[wanted - 1].item(),
@@ -164,6 +166,14 @@ def _counted(s, fraction, share, wanted):
         ),
         "it counts values above a share of the largest: energy adds up": int(
             (s >= (1 - fraction) * s[0]).sum()
+        ),
+        "the first value is left out of the sums": int((share[1:] - share[0] < fraction).sum()) + 1,
+        "each value is asked for that share; energy adds up, cumsum": int((own >= fraction).sum()),
+        "each value is asked for the rest of it; energy adds up, cumsum": int(
+            (own >= 1 - fraction).sum()
+        ),
+        "each value is compared with the mean; energy adds up, cumsum": int(
+            (own > fraction / len(s)).sum()
         ),
         "each value is compared by itself; energy adds up, cumsum": int(
             ((s**2) / (s**2).double().sum() < fraction).sum()
@@ -208,6 +218,7 @@ def stable(M):
         / (share @ share).item(),
         "the entries are summed; sum their squares": (M.double().sum() / s[0]).item() ** 2,
         "the squares are averaged; sum them": wanted / M.numel(),
+        "the squares of the singular values are averaged; sum them": wanted / len(s),
         "that is the condition number; |W|_F² / |W|_2² is asked": (s[0] / s[-1]).item(),
         "divided by the smallest singular value; the largest is the spectral norm": (
             s.norm() / s[-1]

@@ -13,6 +13,7 @@ from labkit.checks.compare import (
     every,
     expect_close,
     expect_kind,
+    expect_linear,
     expect_number,
     expect_numbers,
     likeliest,
@@ -80,8 +81,19 @@ def _expect_forward(lora_forward, x, layer):
             expect_close(got, wanted, call, guesses.forward(x, layer))
         except CheckFailed as failure:
             if failure.bare and "rounding" not in str(failure):
+                _expect_form(lora_forward, x, layer, call)
                 _expect_halves(lora_forward, x, layer, call)
             raise
+
+
+def _expect_form(lora_forward, x, layer, call):
+    """Each row of x by itself, and twice the output for twice the x."""
+    plain = observe(lora_forward, *_asked(x, layer))
+    if x.ndim == 2:
+        first = observe(lora_forward, *_asked(x[:1], layer))
+        told = f"{call}: a row of it changes with the other rows; each goes through A and B alone"
+        expect(close(first, plain[:1], 1e-3), told)
+    expect_linear(call, lambda z: observe(lora_forward, *_asked(z, layer)), {"x": x})
 
 
 def _expect_halves(lora_forward, x, layer, call):
@@ -92,6 +104,8 @@ def _expect_halves(lora_forward, x, layer, call):
             told = f"{call} and {name} all zero, where {left} is left"
             with case():
                 got = observe(lora_forward, *_asked(x, one))
+                lost = name == "W" and not got.any()
+                expect(not lost, f"{told}, nothing is: A reads x, and not what W has made of it")
                 expect_close(got, one.dense(x), told, guesses.forward(x, one))
 
 
@@ -150,6 +164,13 @@ def _expect_gradient(lora_gradients, name, layer, x, dY):
 def _expect_without(lora_gradients, which, x, layer, dY, right):
     """What a wrong gradient takes in that it should not, or leaves out."""
     call, without = ("dA", "dB")[which], replace(layer, W=0 * layer.W)
+
+    def one_alone(i):
+        return observe(probes.by_hand, lora_gradients, *_asked(x[i], layer), dY[i])[0][which]
+
+    whole = observe(probes.by_hand, lora_gradients, *_asked(x, layer), dY)[0][which]
+    for i, name in ((slice(1), "first"), (slice(-1, None), "last")):
+        expect(not close(whole, one_alone(i), 1e-3), f"{call}: only the {name} of n rows counts")
     for name, given, one, back in (
         ("x", 0 * x, layer, dY),
         ("dY", x, layer, 0 * dY),
@@ -175,7 +196,7 @@ def injects(inject):
     ):
         with part():
             call, got = injection.expect_injected(inject, targets, names, r, alpha, rng)
-            known = guesses.replaced(names, targets, r)
+            known = guesses.replaced(names, targets, r, got["modules"])
             if not got["shapes"].keys() >= set(names):
                 break  # then the count is wrong, too
             if got["count"] != "a model":  # told already

@@ -61,6 +61,7 @@ def _turned(x, W, A, B, s):
         "x goes through B first; it is A that reads x": frozen + s * x @ B @ A,
         "x goes through B first; it is A that reads it": frozen + s * x @ B.T @ A.T,
         "A is given what W has made; it reads x, as W does": frozen + s * frozen @ A.T @ B.T,
+        "B is given what W has made; A reads x, then B": frozen + s * frozen @ B @ A,
         "x itself is added to the update; the frozen part is x @ W.T": x + update,
     }
 
@@ -106,15 +107,18 @@ def stabilised(alpha, r):
         "the root is cut to a whole number: math.sqrt(r)": alpha / math.isqrt(r),
         "upside down: alpha / sqrt(r)": math.sqrt(r) / alpha,
         "that is the cube root; the square root is asked": alpha / r ** (1 / 3),
+        "that is the logarithm of r; its root is asked": alpha / math.log(r),
+        "that is the logarithm of r to base 2; its root is asked": alpha / math.log2(r),
     } | powers(alpha, r, "alpha / sqrt(r)")
 
 
-def replaced(names, targets, r):
+def replaced(names, targets, r, modules):
     """Wrong counts of the layers of 8 by 8 that are replaced; `names` are those that should be."""
     return {
         "these are the numbers that train; count the layers you replace": len(names) * r * 16,
         "these are A and B of each; count the layers you replace": len(names) * 2,
         "only those at the root are counted": sum("." not in name for name in names),
+        "these are all modules; count those you replace": modules,
         "these are all nn.Linear; count those you replace": 12,
         "these are the targets; count the layers you replace": len(targets),
     }
@@ -143,8 +147,7 @@ def counted(trainable, total, tied, model=None):
     if model:
         first |= _counts({n: p for n, p in model.named_parameters() if p.requires_grad})
         second |= _counts(dict(model.named_parameters()))
-        first |= _by_kind(model, lambda p: p.requires_grad)
-        second |= _by_kind(model, lambda p: True)
+        second |= _by_kind(model)
         nested = [p for module in model.modules() for p in module.parameters()]
         again = "modules() and parameters() both go all the way down; one of them is enough"
         first[again] = sum(p.numel() for p in nested if p.requires_grad)
@@ -154,26 +157,28 @@ def counted(trainable, total, tied, model=None):
     return [(trainable, first), (total, second)]
 
 
-def _by_kind(model, taken):
-    """Counts of one kind of module alone, or without it, of the parameters that are `taken`."""
-    kinds, named = {}, {}
+def _by_kind(model):
+    """Counts of one kind of module alone, or of all but one kind."""
+    kinds = {}
     for module in model.modules():
-        own = {p for p in module.parameters(recurse=False) if taken(p)}
+        own = module.parameters(recurse=False)
         kinds.setdefault(type(module).__name__, set()).update(own)
-    whole = set().union(*kinds.values())
-    for kind, params in kinds.items():  # a tied tensor belongs to two kinds
-        for told, chosen in (("only {} is counted", params), ("{} is left out", whole - params)):
-            named.setdefault((told, sum(p.numel() for p in chosen)), []).append(kind)
-    return {
-        told.format(" or ".join(kinds)): number for (told, number), kinds in named.items() if number
-    }
+    whole, guesses = set(model.parameters()), {}
+    for kind, params in kinds.items():
+        guesses[f"only {kind} is counted"] = sum(p.numel() for p in params)
+        guesses[f"{kind} is left out"] = sum(p.numel() for p in whole - params)
+    return guesses
 
 
 def _counts(named):
-    params = named.values()
+    params = list(named.values())
     return {
         "this counts tensors, not their numbers: use numel()": len(params),
         "this sums first dimensions: use numel()": sum(map(len, params)),
+        "a vector has its length alone; use numel()": sum(p.shape[0] * p.shape[-1] for p in params),
+        "one tensor of each number of dimensions is counted": sum(
+            p.numel() for p in {p.ndim: p for p in reversed(params)}.values()
+        ),
         "biases are left out": sum(p.numel() for n, p in named.items() if "bias" not in n),
         "tensors of one shape count once; only a shared one does": sum(
             p.numel() for p in {p.shape: p for p in params}.values()

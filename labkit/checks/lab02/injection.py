@@ -178,6 +178,8 @@ def load(adapter_state, load_adapter_, *given):
     except CheckFailed as failure:
         other = f": {models.DECOY} belongs to another kind of module"
         decoy = other if models.DECOY in str(failure) else ""
+        if "Missing key(s)" in str(failure):
+            decoy = "; load_state_dict wants all of the model unless strict=False"
         raise CheckFailed(f"load_adapter_ of a state that fits: {failure}{decoy}") from None
 
 
@@ -213,6 +215,7 @@ def expect_refused(told, change, key):
         "thin": f"a tensor of another shape ({key}, one column of it, which copy_ would repeat)",
     }[change]
     expect(told is not None, f"load_adapter_ says nothing about {what}")
+    expect(told != "returned", f"on {what} load_adapter_ returns an error: raise it")
     kinds, text, kept = told
     error = f"{kinds[0]}: {text}"
     named = change not in ("missing", "extra") or "KeyError" in kinds

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from labkit.checks.compare import ask, every, expect_close, expect_number, randn
+from labkit.checks.compare import ask, close, every, expect_close, expect_number, randn
 from labkit.checks.lab02 import guesses
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import probes
@@ -103,7 +103,14 @@ def _expect_forward(LoRALinear, layer, x):
             known["the bias is scaled"] = right + one.scaling * bias
         call = "the layer's output" + (", base without bias" if bias is None else "")
         call += "" if z is x else f" for x of shape {tuple(z.shape)}"
-        expect_close(_output(call, LoRALinear, one, z), right + shift, call, known)
+        try:
+            expect_close(_output(call, LoRALinear, one, z), right + shift, call, known)
+        except CheckFailed:
+            resting = _output(call, LoRALinear, one, z, training=False)
+            hint = "dropout is the share that is dropped, and here it is 0"
+            told = f"in train() {call} is wrong, in eval() it is right; {hint}"
+            expect(not close(resting, right + shift, 1e-4), told)
+            raise
 
     several, row = randn(2, 3, x.shape[1]), x[0]
     cases = [(layer, x), (plain, x), (layer, several), (layer, row)]
