@@ -177,7 +177,7 @@ def expect_numbers(cases, tol=1e-4):
     right ones as well comes first: a small int is soon right by accident. Where none is told, a
     fifth item of the first that fails is: text on what the wanted number is made of.
     """
-    failing, made = [], ()
+    failing, made, ratios = [], (), set()
     for call, got, wanted, guesses, *parts in cases:
         try:
             expect_number(got, wanted, call, tol=tol)
@@ -186,6 +186,7 @@ def expect_numbers(cases, tol=1e-4):
                 raise
             made = made if failing else parts
             failing.append((failure, got, guesses))
+            ratios.add(round(got / wanted, 4) if type(wanted) is float and wanted else None)
     if not failing:
         return
     known = {message: None for _, _, guesses in failing for message in guesses}
@@ -193,6 +194,8 @@ def expect_numbers(cases, tol=1e-4):
     whole = [m for m in known if _explains(m, [(got, guesses) for _, got, _, guesses, *_ in cases])]
     if known:
         raise CheckFailed(f"{failing[0][0]}: {(whole or known)[0]}")
+    if len(failing) == len(cases) > 1 and len(ratios) == 1 and None not in ratios:
+        made = (f"each time it is {ratios.pop():g}x the wanted",)
     raise CheckFailed("; ".join([str(failing[0][0]), *made]), bare=True)
 
 

@@ -425,6 +425,12 @@ def _without(s, i):
 
 
 ERRORS = [
+    (lambda W, r: (svdvals(W)[r:].norm() / W.numel() ** 0.5).item(), "how many entries"),
+    (
+        lambda W, r: (1 - (svdvals(W)[:r].sum() / svdvals(W).sum()) ** 2).sqrt().item(),
+        "what is kept is summed",
+    ),
+    (lambda W, r: relative_error(W, r) * 1.7, "each time it is 1.7x the wanted"),
     (lambda W, r: _without(svdvals(W), r), "only s[r] is taken out"),
     (lambda W, r: _without(svdvals(W), r - 1), "only s[r - 1] is taken out"),
     (lambda W, r: torch.linalg.norm(W - best_rank_r(W, r), 1).item(), "here |W - W_r| is"),
@@ -483,6 +489,8 @@ PARAMETERS = [
     (lambda o, i, r: r * (o + i) / 1e6, break_even_rank, "these are millions"),
     (lambda o, i, r: r * (o + i) + 3, break_even_rank, "A holds"),
     (lambda o, i, r: r * o * r * i, break_even_rank, "multiplied; add"),
+    (lambda o, i, r: o + r + i, break_even_rank, "sides are added"),
+    (lora_params, lambda o, i: o * i // (o + i + 1), "one too few"),
     (lambda o, i, r: r * r * (o + i), break_even_rank, "linearly"),
     (lambda o, i, r: 131_072, break_even_rank, "wanted"),
     (lora_params, lambda o, i: o * i // (o + i), "strictly fewer"),
@@ -585,6 +593,7 @@ STABLE = [
     (lambda W: _entropy(svdvals(W)), "effective rank"),
     (lambda W: 1 / (_squares(W) / _squares(W).sum()).square().sum().item(), "participation ratio"),
     (lambda W: stable_rank(W) + 0.5, "|W|_F² is"),
+    (lambda W: (W.norm() ** 2 / svdvals(W)[0] ** 4).item(), "squared twice, as that of"),
     (lambda W: (_squares(W).mean() / _squares(W)[0]).item(), "singular values are averaged"),
     (lambda W: torch.linalg.cond(W).item(), "condition number"),
     (lambda W: (W.norm() / svdvals(W)[-1]).item() ** 2, "smallest singular value"),

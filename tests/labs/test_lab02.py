@@ -1457,6 +1457,13 @@ WRONG = [
                 "only the first of n rows",
             ),
             (
+                lambda x, W, A, B, a, dY: (
+                    lora_gradients(x, W, A, B, a, dY)[0],
+                    a / len(A) * dY.T @ F.relu(x @ A.T),
+                ),
+                "dB is not linear in x",
+            ),
+            (
                 lambda x, W, A, B, a, dY: lora_gradients(x + dY @ W, W, A, B, a, dY),
                 "not zero where x is",
             ),
@@ -1570,6 +1577,20 @@ WRONG = [
         "B @ A is (d_out, r) times",
     ),
     (check.merges, merge_, _merging(), LoRALinear, "unmerge_ adds"),
+    (
+        check.merges,
+        _merging(lambda s: s.base.weight.data + s.scaling * s.B.data @ s.A.data),
+        unmerge_,
+        LoRALinear,
+        "where B is zero (nothing is to be added): 2x",
+    ),
+    (
+        check.merges,
+        _merging(lambda s: s.scaling * s.B.data.abs() @ s.A.data),
+        unmerge_,
+        LoRALinear,
+        "not linear in B",
+    ),
     (
         check.merges,
         _merging(then=lambda s: torch.set_grad_enabled(False)),
@@ -1714,6 +1735,8 @@ WRONG = [
     (check.scales, lambda alpha, r, on=False: alpha * r, "multiplied by r"),
     (check.scales, lambda alpha, r, on=False: alpha / r ** (1 / 3 if on else 1), "cube root"),
     (check.scales, lambda alpha, r, on=False: alpha / (math.log2(r) if on else r), "to base 2"),
+    (check.scales, lambda alpha, r, on=False: 1.7 * scaling(alpha, r, on), "it is 1.7x the wanted"),
+    (check.scales, lambda alpha, r, on=False: round(scaling(alpha, r, on), 2), "is rounded; the"),
     (check.scales, lambda alpha, r, on=False: alpha ** (1.5 if on else 1) / r, "alpha ** 1.5"),
     (check.scales, lambda alpha, r, on=False: alpha / r**1.5, "alpha ** 1 * r ** -1.5"),
     (check.scales, lambda alpha, r, on=False: alpha / (r + 1 if on else r), "sqrt(16) is 4"),

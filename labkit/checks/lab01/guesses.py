@@ -37,6 +37,8 @@ def errors(W, r):
         "the singular values left out are summed, not squared": s[r:].sum() / s.norm(),
         "squared twice: W @ W.T has the squares of the singular values": energy[r:].norm()
         / energy.norm(),
+        "divided by how many entries W has; divide by |W|": s[r:].norm() / W.numel() ** 0.5,
+        "what is kept is summed and not squared": (1 - (1 - all_but) ** 2).sqrt(),
         "the mean of squares is no norm: sum them": s[r:].square().mean().sqrt()
         / s.square().mean().sqrt(),
     }
@@ -66,6 +68,8 @@ def parameters(d_out, d_in, r):
         "brackets: both sides come r times, r * (d_out + d_in)": r * d_out + d_in,
         "brackets: both sides come r times each, r * (d_out + d_in)": d_out + r * d_in,
         "r is missing: this is rank 1": d_out + d_in,
+        "the sides are added; a matrix holds their product": d_out + r + d_in,
+        "the four sides are added; a matrix holds their product": d_out + d_in + 2 * r,
         "r is cut at the shorter side; A and B hold r rows and columns all the same": (
             min(r, d_out, d_in) * (d_out + d_in)
         ),
@@ -205,6 +209,7 @@ def stable(M):
             (s.sum() / s[0]).item() ** 2
         ),
         "the spectral norm is not squared": wanted * s[0].item(),
+        "the spectral norm is squared twice, as that of W @ W.T": wanted / s[0].item() ** 2,
         "the Frobenius norm is not squared": (s.norm() / s[0] ** 2).item(),
         spectral: 1.0,
         "that is the rank; the stable rank weighs each direction by its energy": len(s),

@@ -183,6 +183,11 @@ def _expect_without(lora_gradients, which, x, layer, dY, right):
         else:
             expect(not got.any(), f"{call} is not zero where {name} is; {name} is a factor of it")
 
+    def run(x, dY):
+        return observe(probes.by_hand, lora_gradients, *_asked(x, layer), dY)[0][which]
+
+    expect_linear(call, run, {"x": x, "dY": dY})
+
 
 @exercise("2.4", points=3, after="2.2")
 def injects(inject):
