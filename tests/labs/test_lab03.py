@@ -530,6 +530,8 @@ def _by_hardware(output_dir, device):
 
 
 SFTS = [
+    (lambda o, d: sft_of(use_cpu=False, bf16=True, fp16=False)(o, d), "always true?"),
+    (lambda o, d: sft_of(use_cpu=True, bf16=False, fp16=False)(o, d), "use_cpu on every device"),
     (sft_of(assistant_only_loss=True), "assistant_only_loss=True"),
     (_by_hardware, "go by `device`"),
     (sft_of(learning_rate=2e-5, max_length=1024), "full fine-tuning"),
@@ -685,7 +687,28 @@ def _first_object(text):
     return _parsed(text[text.find("{") : text.rfind("}") + 1])
 
 
+def _with_stand_in(value):
+    """An exact_match that puts `value` in the place of what is no JSON."""
+
+    def text(said):
+        return json.dumps(json.loads(said) if _valid(said) else value, sort_keys=True)
+
+    return _match(lambda p, r: text(p) == text(r))
+
+
+def _valid(text):
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 MATCHES = [
+    (_with_stand_in(None), "what stands for no JSON"),
+    (_with_stand_in({}), "what stands for no JSON"),
+    (_match(lambda p, r: _is_json(p) and exact_match([p], [r])), "null is data"),
+    (_match(lambda p, r: _valid(p) and json.dumps(json.loads(p)) == r), "sort_keys=True"),
     (lambda p, r: round(exact_match(p, r), 2), "that is rounded"),
     (lambda p, r: math.ceil(10 * exact_match(p, r)) / 10, "gave 0.7, wanted 0.666667"),
     (
@@ -1064,3 +1087,9 @@ STUBS = [
     (check.adapter_folder, _stub, load_tuned),
     (check.quiz, _stub),
 ]
+
+
+def test_a_count_is_no_other_mistake_by_accident(rejects, monkeypatch):
+    """Here the first matrix counts as much as all B do, and the second call tells them apart."""
+    monkeypatch.setattr(contract.session, "seed", 3)
+    assert "one matrix" in rejects(check.counts, lambda s, r: r * sum(next(iter(s.values()))))

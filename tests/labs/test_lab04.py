@@ -895,6 +895,11 @@ def _no_padding(w, codebook, block=64):
     return quantize_blockwise(w.view(-1, block), codebook, block)
 
 
+def _drops_the_last(w, codebook, block=64):
+    flat = w.flatten()
+    return quantize_blockwise(flat[: max(block, len(flat) // block * block)], codebook, block)
+
+
 def _own_codebook(w, codebook, block=64):
     return quantize_blockwise(w, nf4_codebook(), block)
 
@@ -1052,6 +1057,7 @@ BLOCKS = [
         None,
         ".to(torch.uint8)",
     ),
+    (_drops_the_last, dequantize_blockwise, "though shorter, is one too"),
     (_no_padding, dequantize_blockwise, "the last block has 44 of them, not 64"),
     (_own_codebook, dequantize_blockwise, "the 6 values of"),
     (_absmax_of_rows, dequantize_blockwise, "one a block"),
@@ -1106,6 +1112,8 @@ def _filler_first(codes):
 
 
 PACKS = [
+    (lambda c: pack_nibbles(F.pad(c, (0, 2 - len(c) % 2))), unpack_nibbles, "needs no filler"),
+    (pack_nibbles, lambda p: unpack_nibbles(p)[: 2 * len(p) - (p[-1] % 16 == 7)], "filler on"),
     (pack_nibbles, lambda p: torch.stack([p >> 4, p & 7], 1).flatten(), "7 keeps three"),
     (_in_place_shift, unpack_nibbles, "changes its input codes in place"),
     (_pack_by(lambda c: c[::2] << 4 + c[1::2]), unpack_nibbles, "+ binds before <<: brackets"),
@@ -1257,6 +1265,12 @@ def _bits_half_fixed(block=64, double_quant=False):
 
 
 DOUBLES = [
+    (lambda a, block=256: double_quantize(a, 256), bits_per_param, "these are blocks of 256"),
+    (
+        lambda a, block=256: double_quantize(a[: len(a) // block * block], block),
+        bits_per_param,
+        "one too",
+    ),
     (_full_blocks_alone, bits_per_param, "the last block may be shorter"),
     (double_quantize, _bits_added, "their product"),
     (double_quantize, _bits_half_fixed, "scales of scales are for blocks of 64"),

@@ -1,7 +1,7 @@
 """What exercises 3.1 and 3.4 expect of a configuration, field by field, over all calls."""
 
 from labkit.checks.compare import ask, expect_number
-from labkit.contract import expect, part
+from labkit.contract import CheckFailed, expect, part
 from labkit.labs.lab03 import probes
 
 LORA_HINTS = {
@@ -115,7 +115,8 @@ def _expect_targets(seen):
         )
 
 
-PRECISION = {  # use_cpu, bf16, fp16
+FLAGS = ("use_cpu", "bf16", "fp16")
+PRECISION = {  # the flags of each device
     "cpu": (True, False, False),
     "t4": (False, False, True),
     "a100": (False, True, False),
@@ -135,22 +136,39 @@ WHY = {
 
 def expect_sft(sft_config):
     """An SFTConfig for each device; what is wrong on one does not hide what is on another."""
-    seen = {}
+    seen, failures = {}, {}
     for device in PRECISION:
         call = f'sft_config("out-{device}", "{device}")'
-        with part():
+        try:
             seen[device] = ask(
                 call, probes.sft_fields, sft_config, f"out-{device}", device, hint={}
             )
+        except CheckFailed as failure:
+            failures[device] = failure
+    with part():
+        _expect_devices_apart(seen, failures)
+    for failure in failures.values():
+        with part():
+            raise failure
     for device, got in seen.items():
         call = f'sft_config("out-{device}", "{device}")'
         expect_object(got, "SFTConfig", call)
-        for name, flag in zip(("use_cpu", "bf16", "fp16"), PRECISION[device], strict=True):
+        for name, flag in zip(FLAGS, PRECISION[device], strict=True):
             mine = bool(got[name])
             with part():
                 told = f"{call}: {name} is {mine}, wanted {flag}; {WHY[device, name]}"
                 expect(mine == flag, told)
         _expect_the_same_everywhere(got, device, call)
+
+
+def _expect_devices_apart(seen, failures):
+    """Not all devices get the same precision; an error about bf16 shows that it was asked for."""
+    kinds = [tuple(name for name in FLAGS if got.get(name)) for got in seen.values()]
+    kinds += [("bf16",) for failure in failures.values() if "support bf16" in str(failure)]
+    same = len(kinds) == len(PRECISION) and len(set(kinds)) == 1
+    told = f"{' and '.join(kinds[0]) or 'no precision'} on every device" if same else ""
+    hint = 'or is an `if` always true? `device == "t4" or "a100"` is'
+    expect(not same, f"{told}: pass the flags that the table has for each; {hint}")
 
 
 def _expect_the_same_everywhere(got, device, call):

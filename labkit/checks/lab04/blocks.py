@@ -7,7 +7,7 @@ from labkit.checks.compare import expect_close, randn
 from labkit.checks.lab04 import guesses
 from labkit.checks.lab04.bnb import codebook, stored_codes
 from labkit.checks.lab04.guesses import peaks_of
-from labkit.checks.lab04.whole import GUARD, blaming, expect_integers
+from labkit.checks.lab04.whole import GUARD, blaming, expect_integers, wrong_counts
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab04 import probes
 
@@ -90,13 +90,10 @@ def _expect_no_rows(peaks, w, block, call):
 
 def _expect_indices(codes, w, book, block, call):
     """An index of the codebook for each number of `w`, flat."""
-    padded = -w.numel() % block
-    more = isinstance(codes, torch.Tensor) and codes.numel() == w.numel() + padded != w.numel()
-    hint = f"cut the padding off, {w.numel()} numbers have {w.numel()} codes"
-    expect(not more, f"{call}: the last block is ragged; {hint}")
     hint = f"codes come first, and are indices into the {len(book)} values of `codebook`"
     told = f"codes of {call}"
-    return expect_integers(codes, w.numel(), told, 0, len(book) - 1, hint, "uint8")
+    counts = wrong_counts(w.numel(), block, 64)[0]
+    return expect_integers(codes, w.numel(), told, 0, len(book) - 1, hint, "uint8", counts)
 
 
 def _expect_nearest(codes, w, book, block, call, tol):
@@ -115,10 +112,10 @@ def _expect_nearest(codes, w, book, block, call, tol):
 def _expect_peaks(peaks, w, block, call):
     wanted, parts = peaks_of(w, block)[1], w.flatten().split(block)
     expect(isinstance(peaks, torch.Tensor), f"absmax of {call} is no tensor")
-    told = f"absmax of {call} holds {peaks.numel()} numbers, wanted {len(wanted)}: one a block"
-    fixed = peaks.numel() == -(-w.numel() // 64) != len(wanted)
-    expect(not fixed, f"{told} of {block}: these are blocks of 64; use `block`")
-    expect(peaks.numel() == len(wanted), told)
+    n = peaks.numel()
+    told = f"absmax of {call} holds {n} numbers, wanted {len(wanted)}: one a block of {block}"
+    hint = wrong_counts(w.numel(), block, 64)[1].get(n, "")
+    expect(n == len(wanted), told, hint=hint)
     wrong = {
         "upside down: it is 1 / absmax": 1 / wanted,
         "the scale is max(), not abs().max()": torch.stack([p.max() for p in parts]),
