@@ -25,8 +25,8 @@ def expect_object(got, kind, call):
         "NoneType": "None (is `return` missing?)",
         "method": "a method (are its brackets missing?)",
         "type": "a class (are its brackets missing?)",
-        "LlamaForCausalLM": "a plain LlamaForCausalLM (merged, never adapted, or adapted by "
-        "transformers)",
+        "LlamaForCausalLM": "a plain LlamaForCausalLM (`base` itself, merged, never adapted, or "
+        "adapted by transformers)",
     }.get(got.get("is"), f"a {got.get('is')}")
     expect("is" not in got, f"{call} gave {told}, wanted the type {kind}")
 
@@ -62,6 +62,10 @@ def _expect_rank(seen):
 
 def _expect_alpha(seen):
     fixed = {got["lora_alpha"] for *_, got in seen}
+    pairs = [(got["lora_alpha"], r) for _, r, _, got in seen]
+    numbers = all(type(alpha) in (int, float) for alpha, _ in pairs)
+    more = _same(alpha - r for alpha, r in pairs) if numbers else None
+    times = _same(alpha / r for alpha, r in pairs) if numbers else None
     for call, r, _, got in seen:
         wrong = {
             "that is the rank itself, wanted twice the rank": r,
@@ -71,7 +75,17 @@ def _expect_alpha(seen):
         }
         if len(fixed) == 1 and 8 not in fixed:
             wrong["this is the same for every r: write 2 * r"] = got["lora_alpha"]
+        if more is not None:
+            wrong[f"that is r + {more:g}; twice the rank is 2 * r"] = r + more
+        if times is not None:
+            wrong[f"that is {times:g} times the rank, wanted twice"] = r * times
         expect_number(got["lora_alpha"], 2.0 * r, f"{call}: lora_alpha", wrong)
+
+
+def _same(numbers):
+    """The number that all are, or None."""
+    found = set(numbers)
+    return found.pop() if len(found) == 1 else None
 
 
 def _expect_dropout(seen):
@@ -108,11 +122,9 @@ def _expect_targets(seen):
         hint = f"one text is read as a pattern, and names no list of layers; {hint}"
         expect(not text, f"{call}: target_modules is {got!r}: {hint}")
         wanted = layers if whole else sorted(layers)
-        expect(
-            got == wanted,
-            f"{call}: target_modules is {got}, wanted {wanted}",
-            hint="targets is not passed on",
-        )
+        hint = "pass targets as it is" if whole and got else "targets is not passed on"
+        told = f"{call}: target_modules is {got}, wanted {wanted!r}"
+        expect(got == wanted, told, hint=hint)
 
 
 FLAGS = ("use_cpu", "bf16", "fp16")
@@ -153,11 +165,13 @@ def expect_sft(sft_config):
     for device, got in seen.items():
         call = f'sft_config("out-{device}", "{device}")'
         expect_object(got, "SFTConfig", call)
+        none = not any(got[name] for name in FLAGS)
+        spelled = f'; or is "{device}" spelled otherwise where you ask for it?' if none else ""
         for name, flag in zip(FLAGS, PRECISION[device], strict=True):
             mine = bool(got[name])
             with part():
                 told = f"{call}: {name} is {mine}, wanted {flag}; {WHY[device, name]}"
-                expect(mine == flag, told)
+                expect(mine == flag, told + spelled)
         _expect_the_same_everywhere(got, device, call)
 
 

@@ -32,6 +32,8 @@ SHARES = {
     "this is the number of matches": 4,
     "this is in percent; a share is from 0 to 1": 400 / 6,
     "this is the share of wrong ones": 2 / 6,
+    "an answer of which a part is right is wrong: all of it or nothing": 5 / 6,
+    "an answer that is right but for one field is wrong: all of it or nothing": (4 + 2 * 4 / 5) / 6,
     "no pair counts: is it eval instead of json.loads, or does all(), //, round() or "
     "a return inside the loop end it early?": 0.0,
     "every pair counts: are keys compared without their values, or does any(), round() or "
@@ -61,9 +63,12 @@ def _expect_no_stand_in(exact_match):
 
 
 def _expect_share(exact_match, predictions, references, wanted, what, known):
-    call = f"exact_match of {len(references)} predictions, {what}"
+    n = len(references)
+    call = f"exact_match of {n} predictions, {what}"
     got = ask(call, probes.matched, exact_match, predictions, references, hint=PARSED)
-    expect_number(got, wanted, call, known)
+    told = f"right pairs / all pairs, {wanted * n:.0f} / {n}"
+    rounded = type(got) is float and got in [round(wanted, digits) for digits in range(1, 6)]
+    expect_number(got, wanted, call, known if rounded else known | {told: got})
 
 
 PARSED = {

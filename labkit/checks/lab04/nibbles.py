@@ -84,6 +84,7 @@ def _expect_unpacked(got, stored):
     }
     n = 2 * len(stored)
     counts = {n - 1: "leave the filler on, even where it looks like one"}
+    counts |= {4 * n: "these are bits, and a code has four of them"}
     counts |= {n // 2: "each byte holds two codes", n // 2 + 1: "each byte holds two codes"}
     got = expect_integers(got, n, call, -math.inf, math.inf, kind="uint8", counts=counts)
     if not (got >> 4 == 0).all():
