@@ -578,7 +578,7 @@ def _clamped(x, bits):
 
 
 ABSMAX = [
-    (absmax_quantize, lambda q, scale: 7 * q * scale, "7 times as much"),
+    (absmax_quantize, lambda q, scale: q * scale * 7, "7 times as much"),
     (_clamped, absmax_dequantize, "all of q is 0; x holds numbers below 1e-6"),
     (absmax_quantize, lambda q, scale: (q * scale).half(), "these are in float16"),
     (_clipped, absmax_dequantize, "the largest numbers are cut off"),
@@ -903,7 +903,7 @@ def _no_padding(w, codebook, block=64):
     return quantize_blockwise(w.view(-1, block), codebook, block)
 
 
-def _even_steps(codes, absmax, codebook, shape):
+def _steps_back(codes, absmax, codebook, shape):
     return dequantize_blockwise(codes, absmax, (torch.arange(16.0) - 7) / 8, shape)
 
 
@@ -1075,7 +1075,7 @@ BLOCKS = [
         None,
         ".to(torch.uint8)",
     ),
-    (quantize_blockwise, _even_steps, "even steps of the code"),
+    (quantize_blockwise, _steps_back, "even steps of the code"),
     (_padded_with_ones, dequantize_blockwise, "the padding decides"),
     (_drops_the_last, dequantize_blockwise, "though shorter, is one too"),
     (_no_padding, dequantize_blockwise, "the last block has 44 of them, not 64"),
@@ -1357,7 +1357,7 @@ DOUBLES = [
     (_times_127, bits_per_param, "put the 127"),
     (_one_scale, bits_per_param, "each block"),
     (_truncated, bits_per_param, "use round"),
-    (_four_bits, bits_per_param, "steps"),
+    (_four_bits, bits_per_param, "16 times the largest"),
     (_zero_scale, bits_per_param, "NaN"),
     (lambda a, block=256: double_quantize(a, 256), bits_per_param, "one a block of 32"),
     (lambda a, block=256: double_quantize(a, block)[:2], bits_per_param, "return 3 things"),
