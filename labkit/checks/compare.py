@@ -7,7 +7,8 @@ Draw inputs with `randn` and `draw`, from one `generator()` of `labkit.contract`
 - `expect_shape`, `expect_kind` look at the form alone; `expect` of `labkit.contract` at the rest.
 
 With several cases: `every` tells the mistakes of all of them, each once; `likeliest` tells one, for
-cases that show the same few mistakes; `expect_numbers` compares numbers that show the same mistake.
+cases that show the same few mistakes; `expect_numbers` compares numbers that show the same mistake,
+`expect_numbers_or_first` those that may show several.
 What fails in a `with part():` of `labkit.contract` lets the check go on.
 """
 
@@ -212,6 +213,16 @@ def _explains(message, told):
         return _near(got, guess, 1e-3) or (floats and abs(got - guess) < least)
 
     return all(gives(got, guess) for got, guess in pairs)
+
+
+def expect_numbers_or_first(cases):
+    """`expect_numbers`; where no guess explains all, what explains the first that fails is told."""
+    try:
+        expect_numbers(cases)
+    except CheckFailed as failure:
+        for call, got, wanted, guesses in cases if failure.bare else ():
+            expect_number(got, wanted, call, guesses)
+        raise
 
 
 def _near(got, wanted, tol):
