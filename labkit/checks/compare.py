@@ -155,7 +155,7 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
 def _displayed(got, wanted):
     """What to say of a number that is right but for how it is displayed."""
     units = {"thousands": 1e3, "millions": 1e6}
-    for name in [name for name, unit in units.items() if _near(got * unit, wanted, 1e-3)]:
+    for name in [name for name, unit in units.items() if _near(got, wanted / unit, 1e-3)]:
         return f": these are {name}; the number itself is wanted" if wanted else ""
     if type(wanted) is int or not wanted:
         return ""
@@ -187,7 +187,8 @@ def expect_numbers(cases, tol=1e-4):
                 raise
             made = made if failing else parts
             failing.append((failure, got, guesses))
-            ratios.add(round(got / wanted, 4) if type(wanted) is float and wanted else None)
+            both_floats = type(got) is type(wanted) is float and wanted
+            ratios.add(round(got / wanted, 4) if both_floats else None)
     if not failing:
         return
     known = {message: None for _, _, guesses in failing for message in guesses}
