@@ -19,19 +19,11 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
     base = (values * scales).reshape(shape)
     by_column = (values * scales).reshape(shape[1], shape[0]).T
     tiled = (values * absmax.repeat(BLOCK)[:n]).reshape(shape)
-    sixteen = "are rounded to 16 bits before the sum; stay in fp32"
     known = merged(base, update, alpha, r)
     known["the update is missing, or was rounded away with the codes"] = known.pop(NOTHING)
     return known | {
         **requantized(base + update, absmax, codebook),
-        "the sum is rounded to bf16; add in fp32 and stay there": (base + update).bfloat16(),
-        "the sum is rounded to fp16; add in fp32 and stay there": (base + update).half(),
-        f"the dequantised weights {sixteen}": base.bfloat16() + update,
-        f"the numbers of the update {sixteen}": base + update.bfloat16(),
-        f"the numbers of the update {sixteen} (fp16)": base + update.half(),
-        f"the update and the weights {sixteen}": base.bfloat16().float() + update.bfloat16(),
-        "the dequantised weights are rounded to fp16 before the sum; stay in fp32": base.half()
-        + update,
+        **_rounded(base, update),
         "absmax divides; a weight is its value times absmax": (values / scales).reshape(shape)
         + update,
         "one absmax is used for all blocks (the mean): each has its own": values.reshape(shape)
@@ -57,6 +49,21 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
         + update,
         "absmax belongs to blocks of 64 neighbours: repeat_interleave, not repeat": tiled + update,
         "the numbers are laid out by columns; W is stored row by row": by_column + update,
+    }
+
+
+def _rounded(base, update):
+    """The sum, or what is added, in 16 bits."""
+    sixteen = "are rounded to 16 bits before the sum; stay in fp32"
+    return {
+        "the sum is rounded to bf16; add in fp32 and stay there": (base + update).bfloat16(),
+        "the sum is rounded to fp16; add in fp32 and stay there": (base + update).half(),
+        f"the dequantised weights {sixteen}": base.bfloat16() + update,
+        f"the numbers of the update {sixteen}": base + update.bfloat16(),
+        f"the numbers of the update {sixteen} (fp16)": base + update.half(),
+        f"the update and the weights {sixteen}": base.bfloat16().float() + update.bfloat16(),
+        "the dequantised weights are rounded to fp16 before the sum; stay in fp32": base.half()
+        + update,
     }
 
 
