@@ -215,6 +215,37 @@ def test_largest_asks_few_times_where_small_batches_cost_nothing():
     assert len(set(asked)) <= 14
 
 
+@pytest.mark.parametrize("limit", [5, 11, 40, 211, 212, 345, 100_000])
+@pytest.mark.parametrize(
+    ("off", "most"),
+    [(lambda n: 0, 2), (lambda n: 9, 3), (lambda n: n // 20, 4), (lambda n: n * n, 30)],
+)
+def test_a_search_by_what_is_nearly_right_is_as_exact(limit, off, most):
+    asked = set()
+
+    def about(n):
+        return max(10 + n, 3 * n, 7 * n - 200)
+
+    def peak(n):
+        asked.add(n)
+        return about(n) + off(n)
+
+    wanted = 0
+    while about(wanted + 1) + off(wanted + 1) <= limit:
+        wanted += 1
+    assert fit.largest_by(about, peak, limit) == wanted
+    assert len(asked) <= most
+
+
+def test_where_the_closed_form_is_right_two_simulations_suffice(monkeypatch):
+    asked = []
+    monkeypatch.setattr(fit, "simulate", lambda *a: asked.append(a) or simulate(*a))
+    config, settings = config_of("tied"), Settings(rank=2)
+    limit = 5 * simulate(config, settings.but(batch=4, seq=64)).peak
+    assert fit.largest_batches(config, settings, limit, lengths=(64, 128))[64] > 12
+    assert len(asked) <= 3
+
+
 def test_largest_batches_fit_and_one_more_does_not():
     config, settings = config_of("tied"), Settings(rank=2)
     limit = 3 * simulate(config, settings.but(batch=2, seq=64)).peak
