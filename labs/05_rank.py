@@ -65,7 +65,7 @@ from labkit.training import finetuning, generation, models
 # |---|---|
 # | `rank` | the rank |
 # | `trainable` | how many numbers the adapter holds on all matrices together |
-# | `percent` | that number in percent of the numbers in these same matrices |
+# | `percent` | that number in percent of the numbers in these same matrices; two decimals do |
 #
 # Shapes alone do not tell how large the whole model is, so `percent` refers to the matrices that
 # are adapted. PEFT's percentage is lower: it divides by the whole model, embeddings and adapter

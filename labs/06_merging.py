@@ -725,10 +725,10 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.3", "6.4"]):
 #
 # ●●● · 15 min · 4 points
 #
-# `swap_cost` makes `adapter_name` the active adapter of a `PeftModel` and returns what that takes:
-# `{"seconds": ..., "bytes": ...}`. Bytes are those of this adapter's own tensors, in whatever dtype
-# they are. Mind that one name can be a part of another: `home`, `homely`, `sweet-home`. Nothing
-# else of the model changes.
+# `swap_cost` makes `adapter_name` the active adapter of a `PeftModel`, its `active_adapter`, and
+# returns what that takes: `{"seconds": ..., "bytes": ...}`. Bytes are those of this adapter's own
+# tensors, in whatever dtype they are. Mind that one name can be a part of another: `home`,
+# `homely`, `sweet-home`. Nothing else of the model changes.
 #
 # `route` answers a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch.
 # PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:

@@ -11,5 +11,8 @@ def counted(shapes: dict, r: int) -> dict:
         "d_out is used twice, as if matrices were square": 2 * r * d_out,
         "d_in is used twice, as if matrices were square": 2 * r * d_in,
         "this counts one matrix; sum over shapes": r * sum(pairs[0]),
+        "r times both sides: brackets, r * (d_out + d_in)": r * d_out + d_in,
+        "r times both sides: brackets, (d_out + d_in) * r": d_out + r * d_in,
+        "the sizes of A and B are multiplied: add them": r * r * sum(o * i for o, i in pairs),
         "this counts the last matrix alone; sum over shapes": r * sum(pairs[-1]),
     }

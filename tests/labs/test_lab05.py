@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from labkit import measured
+from labkit import contract, measured
 from labkit.checks import lab05 as check
 from labkit.measured import short
 
@@ -379,7 +379,47 @@ def _runs_on(shapes, ranks):
     return table.assign(trainable=table["trainable"].cumsum())
 
 
+def _brackets(first):
+    """The rank times one side alone."""
+
+    def wrong(shapes, ranks):
+        d_out, d_in = (sum(pair[k] for pair in shapes.values()) for k in (0, 1))
+        counts = [r * d_out + d_in if first else d_out + d_in * r for r in ranks]
+        return param_table(shapes, ranks).assign(trainable=counts)
+
+    return wrong
+
+
+def _percent_of_the_last(shapes, ranks):
+    frame = param_table(shapes, ranks)
+    return frame.assign(percent=frame["percent"].iloc[-1])
+
+
+def _matrices_add_up(shapes, ranks):
+    """The sum of the matrices' numbers goes on from rank to rank."""
+    frame = param_table(shapes, ranks)
+    return frame.assign(percent=frame["percent"] / np.arange(1, len(frame) + 1))
+
+
+def _sum_of(of_rank_and_sides):
+    def wrong(shapes, ranks):
+        counts = [sum(of_rank_and_sides(r, *s) for s in shapes.values()) for r in ranks]
+        dense = sum(o * i for o, i in shapes.values())
+        frame = pd.DataFrame({"rank": ranks, "trainable": counts})
+        return frame.assign(percent=100 * frame["trainable"] / dense)
+
+    return wrong
+
+
 TABLES = [
+    (_percent_of_the_last, "begin anew for each"),
+    (_matrices_add_up, "begin anew for each"),
+    (_sum_of(lambda r, o, i: 2 * r * min(o, i)), "A has 3 numbers, B has 2"),
+    (_sum_of(lambda r, o, i: min(r, o, i) * (o + i)), "however many there are"),
+    (lambda s, r: param_table(s, r).T, "turn it, .T"),
+    (_brackets(True), "brackets"),
+    (_brackets(False), "brackets"),
+    (_table(lambda sides, dense, r: r * r * dense), "multiplied: add them"),
     (_keyed_by_rank, "Are the ranks its index?"),
     (_last_matrix, "the last matrix alone"),
     (_each_matrix, "sum over the matrices"),
@@ -514,19 +554,44 @@ def _drops_failed(train_fn, ranks, learning_rates, alpha_of):
     return table[table["error"] == ""]
 
 
+def _other_parameters(train_fn, ranks, rates, rule):
+    return sweep(train_fn, ranks, rates, rule)
+
+
+def _tried_again(train_fn, ranks, rates, alpha_of):
+    def twice(**settings):
+        try:
+            return train_fn(**settings)
+        except Exception:
+            return train_fn(**settings)
+
+    return sweep(twice, ranks, rates, alpha_of)
+
+
 SWEEPS = [
+    (_tried_again, "7 runs were made, wanted 6"),
+    (_other_parameters, "unexpected keyword argument 'alpha_of'"),
     (_row_a_rank, "append in the inner loop"),
     (_with_lr, "unexpected keyword argument 'lr'"),
     (_three_mistakes, "the factor alpha / r"),
     (_three_mistakes, "one seed for all"),
-    (lambda f, r, x, a: sweep(f, r, x, lambda rank: a), "alpha is a function: call it"),
+    (
+        lambda f, r, x, alpha_of: sweep(f, r, x, lambda rank: alpha_of),
+        "alpha is a function: call it",
+    ),
     (_float_ranks, "np.array make floats of ints"),
     (_sweep(seed=lambda k: None), "the seed None, wanted an int"),
     (_sweep(seed=lambda k: 0.5), "the seed 0.5, wanted an int"),
     (_sweep(catch=RuntimeError), "catch Exception"),
-    (lambda f, r, x, a: sweep(f, r, x, a).set_index("rank"), "the index here, not a column"),
-    (lambda f, r, x, a: sweep(f, r, x, a).replace({"error": {"": None}}), 'wanted is ""'),
-    (lambda f, r, x, a: sweep(f, np.array(r), x, a), "LoraConfig wants int(rank)"),
+    (
+        lambda f, r, x, alpha_of: sweep(f, r, x, alpha_of).set_index("rank"),
+        "the index here, not a column",
+    ),
+    (
+        lambda f, r, x, alpha_of: sweep(f, r, x, alpha_of).replace({"error": {"": None}}),
+        'wanted is ""',
+    ),
+    (lambda f, r, x, alpha_of: sweep(f, np.array(r), x, alpha_of), "LoraConfig wants int(rank)"),
     (_sweep(text=lambda error: error), "an exception; wanted is its text"),
     (_sweep(text=lambda error: error.args), "column error holds a tuple"),
     (_failed_as(alpha=None), "alpha at rank"),
@@ -574,6 +639,8 @@ def _sides(shapes):
 
 
 RANKS = [
+    (lambda shapes, budget: budget // sum(map(max, shapes.values())), "14 holds two"),
+    (lambda shapes, budget: min(64, budget // _sides(shapes)), "nothing but the budget limits it"),
     (lambda shapes, budget: _sides(shapes) // budget, "upside down"),
     (lambda s, b: min(b // (len(s) * sum(pair)) for pair in s.values()), "not shared out equally"),
     (lambda s, budget: sum(budget // sum(pair) for pair in s.values()), "each matrix alone"),
@@ -671,7 +738,30 @@ def _one_minus(A1, A2, i, j):
     return 1 - pick(A1, A2, i, j)
 
 
+def _cut_both(A1, A2, i, j):
+    return _similar(A1, A2, min(i, j), min(i, j))
+
+
+def _of_the_product(A1, A2, i, j):
+    S = torch.linalg.svdvals(A1 @ A2.T).square()
+    return (S[: min(i, j)].sum() / S.sum()).item()
+
+
+def _distance(A1, A2, i, j):
+    U, V = (torch.linalg.svd(A, full_matrices=False).Vh[:k] for A, k in ((A1, i), (A2, j)))
+    return (U.T @ U - V.T @ V).square().sum().item() / min(i, j)
+
+
+def _similar(A1, A2, i, j):
+    U, V = (torch.linalg.svd(A, full_matrices=False).Vh[:k] for A, k in ((A1, i), (A2, j)))
+    return (U @ V.T).square().sum().item() / min(i, j)
+
+
 OVERLAPS = [
+    (_cut_both, "of axes 1, 2 one lies in the span of 4, 3, 2"),
+    (_of_the_product, "both span axis 1"),
+    (_distance, "both span axis 1"),
+    (lambda A1, A2, i, j: _similar(A1, A2, i, j) * min(i, j) * 2 / (i + j), "min(i, j) is 1"),
     (_columns, "these are columns of Vh"),
     (_upwards, "eigh sorts upwards"),
     (_centred, "centred first, as PCA does"),
@@ -790,7 +880,20 @@ def _by_label(frame, cost, quality):
     return frame.loc[stay] if frame.index.is_unique else frame[frame.index.isin(stay)]
 
 
+def _scored(frame, cost, quality):
+    return frame.dropna(subset=[quality]).sort_values([cost, quality], ascending=[True, False])
+
+
+def _neighbour(frame, cost, quality):
+    rows = _scored(frame, cost, quality)
+    return rows[~(rows[quality].shift(fill_value=-np.inf) > rows[quality])]
+
+
 FRONTS = [
+    (_neighbour, "its neighbour alone"),
+    (lambda f, c, q: f[f[q] >= f[q].cummax()], "its neighbour alone, by cost or in the table"),
+    (lambda f, c, q: f[f[q] == f.groupby(c)[q].transform("max")], "only rows of one cost"),
+    (lambda f, c, q: f[f[q] / f[c] == (f[q] / f[c]).max()], "such as a ratio"),
     (_beaten, "turn the mask round"),
     (_without_drop, "on no front"),
     (lambda frame, cost, quality: pareto(frame, quality, cost), "swapped"),
@@ -891,7 +994,22 @@ def _rise_in_proportion(history):
     return table.assign(rise=table["rise"] / low)
 
 
+def _rise_of_all(history):
+    """Above the lowest loss of all ranks."""
+    last = history.sort_values("step").groupby("rank")["held_out_loss"].last()
+    rise = (last - history["held_out_loss"].min()).sort_index().tolist()
+    return overfit_gap(history).assign(rise=rise)
+
+
+def _rise_in_percent(history):
+    frame = overfit_gap(history)
+    last = history.sort_values("step").groupby("rank")["held_out_loss"].last().sort_index()
+    return frame.assign(rise=100 * frame["rise"].to_numpy() / (last.to_numpy() - frame["rise"]))
+
+
 GAPS = [
+    (_rise_of_all, "take each rank's own rows"),
+    (_rise_in_percent, "3 minus 2.5"),
     (_at_the_last_of_all, "ranks may end at different steps"),
     (_gap(best_step=lambda p: p["step"].min()), "that is the first step"),
     (
@@ -977,6 +1095,12 @@ STUBS = [
 
 
 # --- what was measured beforehand ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_columns_of_vh_are_named_though_their_signs_are_free(seed, rejects, monkeypatch):
+    monkeypatch.setattr(contract.session, "seed", seed)
+    assert "columns of Vh" in rejects(check.overlaps, _columns)
 
 
 def test_each_measured_run_stands_once_and_has_a_loss_or_an_error():

@@ -217,7 +217,7 @@ def swap_by_state(model, adapter_name):
 
 def swap_by_flags(model, adapter_name):
     begun = time.perf_counter()
-    model.base_model.set_adapter(adapter_name)
+    model.set_adapter(adapter_name)
     n = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return {"seconds": time.perf_counter() - begun, "bytes": n}
 
@@ -515,7 +515,27 @@ def _last_product(W, A, B, alpha):
     return total.to(W.dtype)
 
 
+def _factors_cast(W, A, B, alpha):
+    """The sum is in fp32, the product in 16 bits."""
+    update = B.to(W.dtype) @ A.to(W.dtype)
+    return (W.float() + alpha / len(A) * update.float()).to(W.dtype)
+
+
+def _without_the_last(W, A, B, alpha):
+    return (W.float() + alpha / len(A) * B[:, :-1] @ A[:-1]).to(W.dtype)
+
+
 MERGES = [
+    (_without_the_last, "10 + 3 / 1 * 2 * 1"),
+    (lambda W, A, B, alpha: merged_weight(W, A, B, 16), "10 + 3 / 1 * 2 * 1"),
+    (lambda W, A, B, alpha: merged_weight(W, A, B, alpha) / 2, "gave 8, wanted 16"),
+    (_factors_cast, "the factors are cast first"),
+    (lambda W, A, B, alpha: W + (alpha / len(A) * B @ A).to(W.dtype), "cast before the sum"),
+    (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "the update is B @ A"),
+    (
+        lambda W, A, B, alpha: (alpha / len(A) * (W.float() + B @ A)).to(W.dtype),
+        "the factor belongs to the update alone",
+    ),
     (_last_product, "only the last of the r products"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).bfloat16(), "give back W's dtype"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).float().numpy(), "a NumPy array"),
@@ -626,7 +646,55 @@ def _repeated(absmax):
     return absmax.repeat_interleave(64)
 
 
+def _in_runs(run):
+    """Weight k has the scale run(k, absmax, shape), the last one at most."""
+
+    def base(W4, absmax, codebook, shape):
+        k = torch.arange(len(W4))
+        at = run(k, absmax, shape).clamp(max=len(absmax) - 1)
+        return (codebook[W4.long()] * absmax[at]).reshape(shape)
+
+    return base
+
+
+def _last_run_stays_zero(W4, absmax, codebook, shape):
+    W = _dequantized(W4, absmax, codebook, shape).flatten()
+    W[len(W4) // 64 * 64 :] = 0
+    return W.reshape(shape)
+
+
+def _high_and_low(W4, codebook):
+    return codebook[torch.stack([W4 >> 4, W4 & 15], dim=-1).flatten()[: len(W4)].long()]
+
+
+def _update_in_16_bits(W4, absmax, codebook, A, B, alpha, shape):
+    return _dequantized(W4, absmax, codebook, shape) + (alpha / len(A) * B @ A).bfloat16()
+
+
+def _held_within_absmax(W4, absmax, codebook, A, B, alpha, shape):
+    limit = _repeated(absmax)[: len(W4)].reshape(shape)
+    return merge_quantized(W4, absmax, codebook, A, B, alpha, shape).clamp(-limit, limit)
+
+
 QUANTIZED = [
+    (_held_within_absmax, "the sum is held within absmax"),
+    (_base(_looked_up, lambda m: _repeated(m**2)), "are scaled by"),
+    (_with_base(_in_runs(lambda k, m, s: k // math.ceil(len(k) / len(m)))), "shares one"),
+    (_with_base(_in_runs(lambda k, m, s: k // s[1])), "weight 40 of the flat W4 takes absmax[1]"),
+    (_with_base(_in_runs(lambda k, m, s: k // 32)), "weight 32 of the flat W4 takes absmax[1]"),
+    (_with_base(_in_runs(lambda k, m, s: (k + 1) // 64)), "weight 63 of the flat W4"),
+    (
+        _with_base(_in_runs(lambda k, m, s: k // s[1]), lambda alpha, r: 1.0),
+        "weight 40 of the flat W4 takes absmax[1]",
+    ),
+    (_with_base(_last_run_stays_zero), "those from 320 to 349 are 0: the last run is shorter"),
+    (_base(_high_and_low, _repeated), "nothing to unpack"),
+    (_base(lambda W4, c: (W4.float() - 8) / 7, _repeated), "the codebook that is given"),
+    (_base(lambda W4, c: c.flip(0)[W4.long()], _repeated), "the codebook that is given"),
+    (_base(lambda W4, c: c.roll(1)[W4.long()], _repeated), "the codebook that is given"),
+    (_with_base(_dequantized, lambda alpha, r: 3 * alpha / r), "the update is in it 3 times"),
+    (_with_base(_dequantized, lambda alpha, r: (alpha / r) ** 2), "comes twice"),
+    (_update_in_16_bits, "the numbers of the update are rounded to 16 bits"),
     (_base(_looked_up, lambda m: 1 / _repeated(m)), "absmax divides"),
     (_base(_looked_up, lambda m: m.mean()[None].expand(10**4)), "one absmax is used for all"),
     (_base(lambda W4, c: (W4.float() - 8) / 8, _repeated), "spread evenly"),
@@ -768,7 +836,28 @@ def _turned_round(adapters, weights):
     return torch.cat([A for A, _ in adapters]), torch.cat(scaled[::-1], 1)
 
 
+def _weighted_a_turned_b(adapters, weights):
+    A = torch.cat([w * A for (A, _), w in zip(adapters, weights, strict=True)])
+    return A, torch.cat([B for _, B in adapters[::-1]], 1)
+
+
+def _root_of_the_sums(adapters, weights):
+    sums = _linear(lambda w: w, lambda w: w)(adapters, weights)
+    return tuple(total.abs().sqrt() * total.sign() for total in sums)
+
+
+def _first_unweighted(adapters, weights):
+    return combine_cat(adapters, [1.0, *weights[1:]])
+
+
+def _clamped(adapters, weights):
+    return combine_cat(adapters, [max(w, 0.0) for w in weights])
+
+
 COMBINES = [
+    (_linear(math.sqrt, lambda w: w), combine_cat, "A and B carry the root, 2 each"),
+    (combine_linear, _first_unweighted, "the product has the weight once"),
+    (combine_linear, _clamped, "a weight may be negative"),
     (_linear(lambda w: 0.5, lambda w: 0.5), combine_cat, ("mean of A and of B", "wanted")),
     (_linear(lambda w: w / math.sqrt(w), math.sqrt), combine_cat, "don't divide by it"),
     (
@@ -788,7 +877,11 @@ COMBINES = [
     (combine_linear, _cat(math.sqrt, _one), "one factor carries sqrt(w)"),
     (combine_linear, _cat(_one, math.sqrt), "one factor carries sqrt(w)"),
     (combine_linear, _in_half, "16 bits"),
-    (combine_linear, lambda a, w: combine_cat(a, w)[::-1], "rows"),
+    (combine_linear, lambda a, w: combine_cat(a, w)[::-1], "return (A, B)"),
+    (combine_linear, lambda a, w: combine_cat(a[:-1], w[:-1]), "does the loop stop early"),
+    (combine_linear, lambda a, w: combine_cat(a[1:], w[1:]), "or begin late"),
+    (combine_linear, _weighted_a_turned_b, "B's are in another order"),
+    (_root_of_the_sums, combine_cat, "each term has its own sqrt(w)"),
     (combine_linear, lambda a, w: torch.stack(combine_cat(a, w)), "it raised"),
     (_linear(lambda w: w, lambda w: w), combine_cat, "sqrt"),
     (_linear(lambda w: w, _one), combine_cat, "A alone"),
@@ -806,7 +899,7 @@ COMBINES = [
     (combine_linear, _cat(lambda w: torch.tensor(w).sqrt(), _root), "negative"),
     (combine_linear, _dense, "wanted"),
     (combine_linear, _apart, "rows"),
-    (combine_linear, _reversed_b, ("differ", "shape", "it raised", "wanted")),
+    (combine_linear, _reversed_b, "in another order"),
     (combine_linear, _normalised, "normalised"),
     (combine_linear, lambda a, w: combine_cat(a, w[::-1]), "another order"),
     (combine_linear, lambda a, w: None, "pair"),
@@ -889,7 +982,41 @@ def _first_two(states, weights=None):
     return {k: w[0] * states[0][k] + w[1] * states[1][k] for k in states[0]}
 
 
+def _halved_each_time(states, weights=None):
+    mean = dict(states[0])
+    for state in states[1:]:
+        mean = {k: (mean[k] + state[k]) / 2 for k in mean}
+    return mean
+
+
+def _by_position(states, weights=None):
+    parts = weights or [1 / len(states)] * len(states)
+    columns = zip(*(s.values() for s in states), strict=True)
+    means = [sum(w * t for t, w in zip(column, parts, strict=True)) for column in columns]
+    return dict(zip(states[0], means, strict=True))
+
+
+def _median(states, weights=None):
+    if weights:
+        return _quiet(states, weights)
+    return {k: torch.stack([s[k] for s in states]).median(0).values for k in states[0]}
+
+
+def _softmaxed(states, weights=None):
+    return _quiet(states, torch.tensor(weights).softmax(0).tolist() if weights else None)
+
+
+def _first_whole(states, weights=None):
+    rest = weights or [1 / len(states)] * len(states)
+    return _quiet(states, [1.0, *rest[1:]])
+
+
 SOUPS = [
+    (_median, "(1 + 3) / 2"),
+    (_softmaxed, "0.75 * 1 + 0.25 * 3"),
+    (_first_whole, "(1 + 3) / 2"),
+    (_halved_each_time, ("halved with each new state", "not used")),
+    (_by_position, "take each tensor by its name"),
     (_every(lambda t: t.double()), "is in float64, wanted float32"),
     (_every(lambda t: t.numpy()), "a NumPy array"),
     (_first_two, "only the first two states"),
@@ -979,7 +1106,28 @@ def _everything_trains(model, adapter_name):
     return cost
 
 
+def _inner_model_alone(model, adapter_name):
+    """The layers switch, and the PeftModel names the adapter of before."""
+    begun = time.perf_counter()
+    model.base_model.set_adapter(adapter_name)
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "bytes": _sum(dict(model.named_parameters()), f".{adapter_name}.")}
+
+
+def _of_q_proj(layer):
+    return lambda t, n: (
+        _sum(t, f"layers.{layer}.self_attn.q_proj.lora_A.{n}.")
+        + _sum(t, f"layers.{layer}.self_attn.q_proj.lora_B.{n}.")
+    )
+
+
 SWAPS = [
+    (_cost(_of_q_proj(0)), "add up all layers"),
+    (
+        _cost(lambda t, n: _sum(t, f".{n}.") + _sum(t, "base_layer", part="")),
+        "the layers' own weights are counted too",
+    ),
+    (_inner_model_alone, "but model.active_adapter is"),
     (_swap_and_merge, "changes more than the adapter: its weights"),
     (_cost(lambda t, n: _sum(t, f".{n}.") / 1e6), "in MB"),
     (_cost(lambda t, n: _sum(t, f".{n}.", lambda p: 1)), "counts the tensors"),
@@ -1175,7 +1323,15 @@ def _always_trains(model, prompts, adapter_names):
     return texts
 
 
+def _dropout_off_for_good(model, prompts, adapter_names):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return route(model, prompts, adapter_names)
+
+
 ROUTES = [
+    (_dropout_off_for_good, "dropout is 0.0, it was 0.5"),
     (_prompts_sorted_alone, "sorted without their names"),
     (_prompt_replaced, "a part of the prompt stands before"),
     (_larger_model, "len(tokenizer) is"),
@@ -1294,7 +1450,24 @@ def _weighted(weigh, change=lambda d: d):
     return wrong
 
 
+def _five_likeliest(p, q):
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    at = log_p.topk(5, -1).indices
+    log_p, log_q = log_p.gather(-1, at), log_q.gather(-1, at)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+
+
+def _without_the_small(p, q):
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    terms = log_p.exp() * (log_p - log_q)
+    return terms.masked_fill(log_p < math.log(1e-3), 0).sum(-1).mean().item()
+
+
 DIVERGENCES = [
+    (_five_likeliest, "all 8 count"),
+    (_without_the_small, ("left out", "right but for rounding")),
+    (lambda p, q: kl_divergence(p, q) / math.log(10), "log10"),
+    (lambda p, q: kl_divergence(p.softmax(-1), q.softmax(-1)), "softmax is taken twice"),
     (_kl_with(_each, lambda x: x.sum().item() / x.shape[-1]), "one sequence's tokens"),
     (lambda p, q: _each(p, q).sum().item() / p.shape[1], ("divide by all", "leading shape")),
     (lambda p, q: _each(p, q).sum().item() / p.shape[0] / p.shape[1], "any leading shape"),

@@ -88,6 +88,7 @@ def merged(W, update, alpha, r):
         "this is the update alone: add it to W": update,
         "the update is taken away: a merge adds it": W - update,
         "it is added twice": W + 2 * update,
+        "W is scaled too: the factor belongs to the update alone": alpha / r * (W + product),
     }
 
 

@@ -3,8 +3,9 @@
 import torch
 
 from labkit.checks.compare import ask, draw, expect_number, expect_numbers, likeliest, randn
-from labkit.checks.lab05 import frames, front, grid, guesses, overfit
+from labkit.checks.lab05 import frames, front, grid, guesses, overfit, small
 from labkit.checks.quiz import judge
+from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part, sound
 from labkit.labs.lab05 import probes
 
@@ -22,13 +23,14 @@ def counts(param_table):
     """one row a rank, linear in it, percent of the given matrices; equal to published counts"""
     rng = generator()
     shapes = _shapes(rng) | {"lm_head": (draw(100, 199, rng), draw(200, 299, rng))}
-    ranks = [draw(4, 6, rng), draw(7, 9, rng), 3, draw(11, 40, rng)]
+    ranks = [draw(4, 6, rng), draw(7, 9, rng), 3, draw(60, 99, rng)]  # one above some side
     call = f"param_table of five matrices, ranks {ranks}"
     table, labels = _table_of(param_table, shapes, ranks, call)
     told = frames.expect_ranks(table["rank"], ranks, call)
-    _expect_counts(told, table["trainable"], shapes, call)
+    with part(), simplest(small.tables(param_table, "trainable")):
+        _expect_counts(told, table["trainable"], shapes, call)
     counted = sound()
-    with part(), likeliest() as case:
+    with part(), simplest(small.tables(param_table, "percent")), likeliest() as case:
         for r, *cells in zip(told, table["trainable"], table["percent"], strict=True):
             with case():
                 _expect_percent(*cells, shapes, r, f"{call}: percent at rank {r}", counted)
@@ -39,7 +41,8 @@ def counts(param_table):
             call = f"param_table of {name}"
             table, _ = _table_of(param_table, shapes, list(wanted), call)
             told = frames.expect_ranks(table["rank"], list(wanted), call)
-            _expect_counts(told, table["trainable"], shapes, call, wanted)
+            with part():
+                _expect_counts(told, table["trainable"], shapes, call, wanted)
 
 
 def _table_of(param_table, shapes, ranks, call):
@@ -51,7 +54,7 @@ def _table_of(param_table, shapes, ranks, call):
 def _expect_counts(ranks, cells, shapes, call, known=None):
     """The column trainable; `known` holds published counts, in the place of the formula."""
     runs_on = "the count runs on from rank to rank: begin at 0 for each"
-    with part(), likeliest() as case:
+    with likeliest() as case:
         for k, (r, trainable) in enumerate(zip(ranks, cells, strict=True)):
             wanted = known[r] if known else r * guesses.sides(shapes)
             so_far = {runs_on: sum(ranks[: k + 1]) * guesses.sides(shapes)}
@@ -122,6 +125,8 @@ def _expect_failures(sweep, ranks, rates, pairs, readable):
     made = len(got["calls"])
     told = f"{call}: only {made} of {len(pairs)} runs were made; go on after a failure"
     expect(made >= len(pairs), told)
+    told = f"{call}: {made} runs were made, wanted {len(pairs)}: one a pair, failed ones too"
+    expect(made == len(pairs), told)
     run = grid.Run("fixed", RULES["fixed"], pairs, {"loss": 2.0}, got["frame"], got["calls"])
     if readable:
         grid.expect_failed(run, failed, call)
@@ -133,16 +138,17 @@ def fits(matched_rank):
     """the largest rank whose parameters fit the budget, to the last parameter"""
     rng = generator()
     for low, high in ((60, 90), (60, 90), (4500, 5500)):  # above the sides of some matrix
-        shapes, r = _shapes(rng), draw(low, high, rng)
+        shapes, r, more = _shapes(rng), draw(low, high, rng), draw(2 * high, 3 * high - 20, rng)
         sides = guesses.sides(shapes)
         within = r * sides + draw(sides // 2 + 1, sides - 2, rng)
         of = f"matched_rank of four matrices that cost {sides} a rank, budget"
         first = observe(probes.rank_within, matched_rank, shapes, within)
         if type(first) not in (int, float):
             expect_number(first, r, f"{of} {within}")
-        with part():
+        budgets = ((within, r), (r * sides, r), (r * sides - 1, r - 1), (more * sides, more))
+        with part(), simplest(small.ranks(matched_rank)):
             cases = []
-            for budget, wanted in ((within, r), (r * sides, r), (r * sides - 1, r - 1)):
+            for budget, wanted in budgets:
                 got = observe(probes.rank_within, matched_rank, shapes, budget)
                 known = guesses.ranks_within(shapes, budget, wanted)
                 if type(got) is int and got < wanted and low > 4000:  # small ones were right
@@ -195,7 +201,7 @@ def overlaps(subspace_similarity):
         ("a square and a thin matrix", _spread(12, 12, rng), _spread(4, 12, rng), 5, 4),
     ]
     told = []
-    with likeliest() as case:
+    with simplest(small.overlaps(subspace_similarity)), likeliest() as case:
         with case():
             for what, first, second, i, j in cases:
                 call = f"subspace_similarity of {what}, i={i}, j={j}"

@@ -30,6 +30,8 @@ def columns(got, names, call):
     expect(not hidden, f"{call}: {them} is {told}")
     missing = [name for name in names if name not in found]
     have = ", ".join(found) or "none"
+    turned = missing and set(names) <= set(got["labels"])
+    expect(not turned, f"{call}: {', '.join(names)} are its rows, wanted as columns: turn it, .T")
     if "rank" in missing and got["labels"] != list(range(len(got["labels"]))):
         have += '. Are the ranks its index? .rename_axis("rank").reset_index() makes a column'
     expect(not missing, f"{call}: no column {', '.join(missing)}; it has {have}")

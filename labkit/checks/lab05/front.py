@@ -136,6 +136,7 @@ def mistakes(rows):
     right, by_values = front(rows), {}
     for name, c, q in scored:
         by_values.setdefault((c, q), []).append(name)
+    orders = (scored, sorted(scored, key=lambda row: (row[1], -row[2])))
     firsts = [names[0] for names in by_values.values()]
     lasts = [names[-1] for names in by_values.values()]
     twin = "of two equal rows one is gone (drop_duplicates?): keep both"
@@ -154,7 +155,33 @@ def mistakes(rows):
             [name for name, c, _ in scored if c == low],
             [next(name for name, c, _ in scored if c == low)],
         ],
+        "a row is compared with its neighbour alone, by cost or in the table: take all others": [
+            *(_above(order, neighbour) for order in orders for neighbour in (True, False)),
+        ],
+        "only rows of one cost, or of one quality, are compared: take all others": [
+            [a for a, c, q in scored if q == max(y for _, x, y in scored if x == c)],
+            [a for a, c, q in scored if c == min(x for _, x, y in scored if y == q)],
+        ],
+        "one row alone, or the best by one figure such as a ratio: all that none beats stay": [
+            *([name for name, c, q in scored if of(c, q) == best] for of, best in _figures(scored)),
+            *([name] for name, *_ in scored),
+        ],
     }
+
+
+def _above(rows, neighbour):
+    """Names of rows whose quality is no lower than that of the row before, or of any before."""
+    return [
+        name
+        for k, (name, _, q) in enumerate(rows)
+        if all(q >= other[2] for other in rows[max(0, k - 1) if neighbour else 0 : k])
+    ]
+
+
+def _figures(scored):
+    """(function of cost and quality, its highest value) of what is taken for a single figure."""
+    for of in (lambda c, q: q / c, lambda c, q: q - c):
+        yield of, max(of(c, q) for _, c, q in scored)
 
 
 def why_extra(name, rows, shown):

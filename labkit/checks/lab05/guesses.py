@@ -141,10 +141,11 @@ def overlap(A1, A2, i, j):
 def overlaps(A1, A2, i, j):
     """Wrong subspace similarities, some of them the right number by chance."""
     total, least = overlap(A1, A2, i, j), min(i, j)
-    (F1, F2), (E1, E2) = (
+    (F1, F2), (T1, T2), (E1, E2) = (
         [torch.linalg.svd(A).Vh for A in (A1, A2)],
+        [torch.linalg.svd(A, full_matrices=False).Vh for A in (A1, A2)],
         [torch.linalg.eigh(A.T @ A).eigenvectors for A in (A1, A2)],
-    )  # as a learner computes them: null spaces have no basis of their own
+    )  # as a learner computes them: signs are free, and null spaces have no basis of their own
     A1, A2 = A1.double(), A2.double()
     (U1, S1, V1), (U2, S2, V2) = (torch.linalg.svd(A, full_matrices=False) for A in (A1, A2))
     Q1, Q2 = (torch.linalg.qr(A.T)[0] for A in (A1[:i], A2[:j]))
@@ -155,8 +156,7 @@ def overlaps(A1, A2, i, j):
         guesses = {
             "these are left singular vectors; the right ones are the rows of Vh": U1[:, :i].T
             @ U2[:, :j],
-            "these are columns of Vh; its rows are the right singular vectors": V1[:, :i].T
-            @ V2[:, :j],
+            "these are columns of Vh; its rows are the right ones": T1[:, :i].T @ T2[:, :j],
         }
     guesses |= {
         "these are rows of A, not singular vectors": A1[:i] @ A2[:j].T,

@@ -3,7 +3,8 @@
 import torch
 
 from labkit.checks.compare import draw, expect_numbers
-from labkit.checks.lab05 import frames, guesses
+from labkit.checks.lab05 import frames, guesses, small
+from labkit.checks.simplest import simplest
 from labkit.contract import expect, observe, part
 from labkit.labs.lab05 import probes
 
@@ -30,7 +31,7 @@ def expect_gaps(overfit_gap, rng):
             right, known = wanted[r]
             at = f"{call}: {name} at rank {r}"
             cases.append((at, _cell(value, right[name]), right[name], known[name]))
-        with part():
+        with part(), simplest(small.gaps(overfit_gap, name)):
             for at, value, *_ in cases:
                 hint = "ranks may have different steps: look at one rank at a time"
                 expect(value is not None, f"{at} is missing (NaN): {hint}")

@@ -20,9 +20,10 @@ from labkit.checks.compare import (
     randn,
 )
 from labkit.checks.lab02.guesses import merged
-from labkit.checks.lab06 import guesses, routed
-from labkit.checks.lab06.guesses import BLOCK
+from labkit.checks.lab06 import dequantized, guesses, routed, small
+from labkit.checks.lab06.dequantized import BLOCK
 from labkit.checks.quiz import judge
+from labkit.checks.simplest import simplest
 from labkit.contract import (
     CheckFailed,
     NotWritten,
@@ -52,6 +53,10 @@ def _peft_merged(W, A, B, alpha):
         return model.merge_and_unload()[0].weight.detach()
 
 
+ONCE = "add the two in fp32, and cast the sum once"
+ORDER = {"cannot be multiplied": "the update is B @ A, (d_out, r) times (r, d_in)"}
+
+
 @exercise("6.1", points=2)
 def merges(merged_weight):
     """equals PEFT's merge_and_unload; in bf16 it is rounded once, at the end; W stays"""
@@ -60,9 +65,9 @@ def merges(merged_weight):
     for dtype in (torch.float32, torch.bfloat16):
         W = (randn(64, 96, rng=rng) * 4).to(dtype)
         call = f"merged_weight with W in {_kind(dtype)}, A and B in float32"
-        got = observe(probes.merged, merged_weight, W, A, B, alpha)
+        got = ask("", probes.merged, merged_weight, W, A, B, alpha, hint=ORDER)
         expect_shape(got, W.shape, call)
-        with part():
+        with part(), simplest(small.merges(merged_weight)):
             _expect_merged(got, W, A, B, alpha, call)
         with part():
             hint = "give back W's dtype, .to(W.dtype)"
@@ -84,7 +89,8 @@ def _expect_merged(got, W, A, B, alpha, call):
     expect_close(got, wanted, call, known, tol=1e-4 if exact else 1e-2)
     if W.dtype == got.dtype:
         differs = (got != wanted).double().mean().item()
-        hint = "add the two in fp32, and cast the sum once"
+        known = guesses.rounded(W, A, B, alpha)
+        hint = next((told for told, guess in known.items() if torch.equal(got, guess)), ONCE)
         told = f"{call}: {differs:.0%} of the numbers are rounded otherwise than fp32 rounded once"
         expect(differs < 0.01 or W.dtype == torch.float32, f"{told}: {hint}")
 
@@ -95,8 +101,9 @@ def _quantized(shape, rng):
     inner = torch.rand(14, generator=rng) * 1.8 - 0.9
     codebook = torch.cat([torch.tensor([-1.0, 1.0]), inner]).sort().values
     blocks = randn(math.ceil(n / BLOCK), BLOCK, rng=rng) * 0.1
-    absmax = blocks.abs().amax(1) * (1 + torch.rand(len(blocks), generator=rng))
-    return guesses.nearest(blocks, absmax, codebook).flatten()[:n], absmax, codebook
+    wider = torch.arange(len(blocks)) % 2  # else the largest weight is absmax itself
+    absmax = blocks.abs().amax(1) * (1 + wider * torch.rand(len(blocks), generator=rng))
+    return dequantized.nearest(blocks, absmax, codebook).flatten()[:n], absmax, codebook
 
 
 @exercise("6.2", points=3)
@@ -111,16 +118,21 @@ def merges_quantized(merge_quantized):
                 B = B * 2e-4  # an update far below the grid's step, as real ones are
                 call = f"merge_quantized for shape {shape}"
                 args = (W4, absmax, codebook, A, B, alpha, shape)
-                got = ask(call, probes.merged_quantized, merge_quantized, *args)
+                got = ask(call, probes.merged_quantized, merge_quantized, *args, hint=ORDER)
                 _expect_dequantized(got, *args, call)
 
 
 def _expect_dequantized(got, W4, absmax, codebook, A, B, alpha, shape, call):
     update, r = alpha / len(A) * B @ A, len(A)
-    known = guesses.quantized(W4, absmax, codebook, update, shape, r, alpha)
-    scales = absmax.repeat_interleave(BLOCK)[: len(W4)]
-    base = (codebook[W4.long()] * scales).reshape(shape)
-    expect_close(got, base + update, call, known, tol=2e-5)
+    known = dequantized.quantized(W4, absmax, codebook, update, shape, r, alpha)
+    base = (codebook[W4.long()] * dequantized.spread(absmax, len(W4))).reshape(shape)
+    try:
+        expect_close(got, base + update, call, known, tol=2e-6)
+    except CheckFailed as failure:
+        told = failure.bare and dequantized.apart(
+            got, W4, absmax, codebook, update, shape, alpha / r
+        )
+        raise CheckFailed(f"{call}: {told}") if told else failure from None
     single = got.dtype == torch.float32
     expect(single, f"{call} is in {_kind(got.dtype)}: return it in float32")
 
@@ -147,11 +159,13 @@ def combines(combine_linear, combine_cat):
     rng, open_ones = generator(), []
     mixes = [([3, 3], [0.6, 0.4]), ([2, 4, 3], [1.5, -0.5, 0.7]), ([2, 3], [0.0, 1.2])]
     mixes = [(_adapters(ranks, rng), weights) for ranks, weights in mixes]
-    with part(), unless_open(open_ones), likeliest() as case:
+    smaller = small.sums(combine_cat, "combine_cat", small.CAT)
+    with part(), unless_open(open_ones), simplest(smaller), likeliest() as case:
         for adapters, weights in mixes:
             with case():
                 _expect_cat(combine_cat, adapters, weights)
-    with part(), unless_open(open_ones), likeliest() as case:
+    smaller = small.sums(combine_linear, "combine_linear", small.LINEAR)
+    with part(), unless_open(open_ones), simplest(smaller), likeliest() as case:
         for ranks, weights in (([3, 3], [0.6, 0.4]), ([4, 4, 4], [0.9, 0.0, 0.4])):
             adapters = _adapters(ranks, rng)
             with case():
@@ -212,6 +226,10 @@ def _combined(combine, adapters, weights, r, call, hint):
     A, B = _pair(got, call)
     told = f"{call} gave A {tuple(A.shape)} and B {tuple(B.shape)}"
     right = A.shape == (r, 40) and B.shape == (24, r)
+    if A.shape == (24, r) and B.shape == (r, 40):
+        hint = "the pair is turned round: return (A, B)"
+    elif not right and 0.0 not in weights and guesses.of_some(A, B, adapters, weights):
+        hint = "not all adapters are in it: does the loop stop early, or begin late?"
     expect(right, f"{told}, wanted {(r, 40)} and {(24, r)}: {hint}")
     return A, B
 
@@ -227,7 +245,7 @@ def _states(n, rng):
 def mixes(soup):
     """the uniform and the weighted mean, key by key; a key that not all have is an error"""
     rng, works = generator(), 0
-    with part(), likeliest() as case:
+    with part(), simplest(small.soups(soup)), likeliest() as case:
         for n, weights in ((2, None), (3, None), (2, [0.75, 0.25]), (3, [0.5, 0.2, 0.3])):
             states = _states(n, rng)
             shuffled = [dict(sorted(s.items(), reverse=i % 2 == 1)) for i, s in enumerate(states)]
@@ -290,18 +308,18 @@ def serves(swap_cost, route):
 def divergence(kl_divergence):
     """mean per token of KL(p||q) in nats, for any leading shape, and for logits of any size"""
     rng, right = generator(), False
-    with part():
+    with part(), simplest(small.divergences(kl_divergence)):
         _expect_divergence(kl_divergence, rng)
         right = True
     with part():
         _expect_finite(kl_divergence, rng, right)
     if not right:
         return
-    p = randn(64, 13, rng=rng) * 2
-    q = p + 2e-2 * randn(64, 13, rng=rng)
+    p = randn(64, 101, rng=rng) * 3
+    q = p + 2e-2 * randn(64, 101, rng=rng)
     call = "kl_divergence of two that hardly differ"
     got, wanted = observe(kl_divergence, p, q), guesses.kl(p, q).mean().item()
-    lost = "small numbers get lost: is it rounded, held away from 0, or a little added inside?"
+    lost = "small numbers get lost: is it rounded, held away from 0, left out, or a little added?"
     expect_number(got, wanted, call, {lost: got} if isinstance(got, float) else {}, tol=5e-3)
     same = observe(kl_divergence, p, p)
     zero = isinstance(same, float | int) and abs(same) < 1e-5

@@ -2,74 +2,20 @@
 
 import math
 
-import torch
+from labkit.checks.compare import close
 
-from labkit.checks.lab02.guesses import NOTHING, merged
-
-BLOCK = 64
 SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
 
 
-def nearest(blocks, absmax, codebook):
-    """The codes (uint8) whose values lie nearest to numbers in rows that share an absmax."""
-    return (blocks[..., None] / absmax[:, None, None] - codebook).abs().argmin(-1).byte()
-
-
-def quantized(W4, absmax, codebook, update, shape, r, alpha):
-    """Wrong versions of the dequantised matrix plus `update`."""
-    n, values = len(W4), codebook[W4.long()]
-    scales = absmax.repeat_interleave(BLOCK)[:n]
-    base = (values * scales).reshape(shape)
-    by_column = (values * scales).reshape(shape[1], shape[0]).T
-    tiled = (values * absmax.repeat(BLOCK)[:n]).reshape(shape)
-    sixteen = "are rounded to 16 bits before the sum; stay in fp32"
-    known = merged(base, update, alpha, r)
-    known["the update is missing, or was rounded away with the codes"] = known.pop(NOTHING)
-    return known | {
-        **requantized(base + update, absmax, codebook),
-        "the sum is rounded to bf16; add in fp32 and stay there": (base + update).bfloat16(),
-        "the sum is rounded to fp16; add in fp32 and stay there": (base + update).half(),
-        f"the dequantised weights {sixteen}": base.bfloat16() + update,
-        f"the update and the weights {sixteen}": base.bfloat16().float() + update.bfloat16(),
-        "the dequantised weights are rounded to fp16 before the sum; stay in fp32": base.half()
-        + update,
-        "absmax divides; a weight is its value times absmax": (values / scales).reshape(shape)
-        + update,
-        "one absmax is used for all blocks (the mean): each has its own": values.reshape(shape)
-        * absmax.mean()
-        + update,
-        "one absmax is used for all blocks (the largest): each has its own": values.reshape(shape)
-        * absmax.max()
-        + update,
-        "the codes are spread evenly: look them up in codebook": ((W4 - 8.0) / 8 * scales).reshape(
-            shape
-        )
-        + update,
-        "the codes are spread evenly from -1 to 1: look them up in codebook": (
-            (W4 / 7.5 - 1) * scales
-        ).reshape(shape)
-        + update,
-        "absmax scales the update too": ((values + update.flatten()) * scales).reshape(shape),
-        "absmax is missing: codebook values lie in [-1, 1]": values.reshape(shape) + update,
-        "the codes are taken for numbers; look them up in codebook": (W4 * scales).reshape(shape)
-        + update,
-        "absmax belongs to blocks of 64 neighbours: repeat_interleave, not repeat": tiled + update,
-        "the numbers are laid out by columns; W is stored row by row": by_column + update,
-    }
-
-
-def requantized(total, absmax, codebook):
-    """The sum rounded to the grid once more, with the old absmax and with a new one."""
-    n = total.numel()
-    blocks = torch.nn.functional.pad(total.flatten(), (0, -n % BLOCK)).reshape(-1, BLOCK)
-
-    def rounded(scale):
-        values = codebook[nearest(blocks, scale, codebook).long()] * scale[:, None]
-        return values.flatten()[:n].reshape(total.shape)
-
+def rounded(W, A, B, alpha):
+    """Merges that are rounded once too often, in the dtype of W."""
+    r, kind = len(A), W.dtype
+    low = B.to(kind) @ A.to(kind)
+    short = "the factors are cast first, so their product is in 16 bits: keep A and B in fp32"
     return {
-        "the sum was quantised again, and the update is lost": rounded(absmax),
-        "the sum was quantised again, with a new absmax": rounded(blocks.abs().amax(1)),
+        "the update is cast before the sum: cast the sum alone": W + (alpha / r * B @ A).to(kind),
+        short: (W.float() + alpha / r * low.float()).to(kind),
+        f"{short}, and the sum too": W + alpha / r * low,
     }
 
 
@@ -83,6 +29,16 @@ def crossed(adapters, weights_A, weights_B):
     A = sum(w * A for (A, _), w in zip(adapters, weights_A, strict=True))
     B = sum(w * B for (_, B), w in zip(adapters, weights_B, strict=True))
     return B @ A
+
+
+def of_some(A, B, adapters, weights):
+    """Whether BA is the weighted sum of some of the updates, not of all."""
+    n, all_of_it = len(weights), summed(adapters, weights)
+    if len(A) != B.shape[1] or (len(B), A.shape[1]) != all_of_it.shape:
+        return False
+    chosen = [[some >> k & 1 for k in range(n)] for some in range(1, 2**n - 1)]
+    sums = [summed(adapters, [w * c for w, c in zip(weights, row, strict=True)]) for row in chosen]
+    return any(close(B @ A, guess, 1e-4) for guess in sums)
 
 
 def concatenated(adapters, weights):
@@ -106,9 +62,10 @@ def concatenated(adapters, weights):
         wrong["the weights divide; multiply by them"] = [1 / w for w in weights]
     products = {message: summed(adapters, parts) for message, parts in wrong.items()}
     if len({len(A) for A, _ in adapters}) == 1:
-        turned = zip(adapters, reversed(adapters), reversed(weights), strict=True)
-        told = "the B's are in another order than the A's"
-        products[told] = sum(w * B.double() @ A.double() for (A, _), (_, B), w in turned)
+        for factor, parts in (("B", weights[::-1]), ("A", weights)):
+            turned = zip(adapters, reversed(adapters), parts, strict=True)
+            told = f"the B's are in another order than the A's (w on {factor})"
+            products[told] = sum(w * B.double() @ A.double() for (A, _), (_, B), w in turned)
     return products
 
 
@@ -138,7 +95,12 @@ def added(adapters, weights):
         "the weights are in another order than the adapters": roots[::-1],
     }.items():
         pairs[message] = (parts, parts)
-    return {message: crossed(adapters, *parts) for message, parts in pairs.items()}
+    A, B = (sum(w * pair[k] for pair, w in zip(adapters, weights, strict=True)) for k in (0, 1))
+    whole = "the root is drawn from the sums: each term has its own sqrt(w)"
+    return {message: crossed(adapters, *parts) for message, parts in pairs.items()} | {
+        whole: (B.abs().sqrt() * B.sign()) @ (A.abs().sqrt() * A.sign()),
+        f"{whole}, and every sign": B.abs().sqrt() @ A.abs().sqrt(),
+    }
 
 
 def souped(states, name, parts):
@@ -157,6 +119,9 @@ def souped(states, name, parts):
         "the weights are not used": mixed([1 / n] * n),
         "each state counts half; of n states each counts 1 / n": mixed([0.5] * n),
         "the weights are in another order than the states": mixed(parts[::-1]),
+        "halved with each new state: the mean of n divides once, by n": mixed(
+            [0.5 ** min(n - 1, n - k) for k in range(n)]
+        ),
         "only the first two states are mixed": mixed([*parts[:2], *[0.0] * (n - 2)]),
         "that is the weights' square roots; take them as they are": mixed(
             [math.sqrt(w) for w in parts]
@@ -192,6 +157,7 @@ def divergences(p, q):
             "this is the sum over tokens; take the mean": each.sum().item(),
             "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,
             "this is in bits; nats are wanted": mean / math.log(2),
+            "that is with log10; nats are wanted": mean / math.log(10),
             "the sign is turned round": -mean,
             "this is KL(q||p) with its sign turned round": -back.mean().item(),
             "this is the cross-entropy; the entropy of p is missing": cross,
@@ -266,6 +232,9 @@ def _factors(p, q):
         "that is the loss on p's likeliest token; all tokens count, by p": -log_q.gather(
             -1, p.argmax(-1, keepdim=True)
         )
+        .mean()
+        .item(),
+        "softmax is taken twice: log_softmax takes the logits": kl(p.softmax(-1), q.softmax(-1))
         .mean()
         .item(),
         "F.kl_div wants the logarithm of q first, log_softmax": (

@@ -44,6 +44,8 @@ def expect_swaps(swap_cost, seed):
             active = ", ".join(got["active"])
             hint = "switch with model.set_adapter(adapter_name)"
             expect(got["active"] == [name], f"after {call} the active adapter is {active}: {hint}")
+            told = f"after {call} the layers have it, but model.active_adapter is {got['named']!r}"
+            expect(got["named"] == name, f"{told}: {hint}")
     with part():
         sizes, cases = served.adapter_bytes(seed), []
         for name, call, got in runs:
@@ -71,6 +73,8 @@ def _byte_guesses(name, sizes, before):
         "these are the bytes of the base model; it stays where it is": sizes["base"],
         "these are the bytes of A alone": sizes["half"][name],
         "these are the bytes of B alone": own[name] - sizes["half"][name],
+        "these are one layer's bytes; add up all layers": sizes["first"][name],
+        "the layers' own weights are counted too; the adapter's alone": own[name] + sizes["beside"],
         "these are the bytes of the adapter that was active before": own[before],
         "this is in kB; bytes are wanted": own[name] / 1000,
         "this is in KiB; bytes are wanted": own[name] / 1024,

@@ -67,6 +67,10 @@ def adapter_bytes(seed):
         "bytes": {a: total(lambda n, a=a: f".{a}." in n) for a in ADAPTERS},
         "numbers": {a: total(lambda n, a=a: f".{a}." in n, torch.numel) for a in ADAPTERS},
         "half": {a: total(lambda n, a=a: f"lora_A.{a}." in n) for a in ADAPTERS},
+        "first": {
+            a: total(lambda n, a=a: f".{a}." in n and ".0.self_attn.q_proj." in n) for a in ADAPTERS
+        },
+        "beside": total(lambda n: "base_layer" in n),
         "tensors": total(lambda n: f".{ADAPTERS[0]}." in n, lambda p: 1),
         "model": total(lambda n: True),
         "base": total(lambda n: "lora_" not in n),

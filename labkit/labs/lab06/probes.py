@@ -25,6 +25,12 @@ NOT_GREEDY = {  # what generate may be told -> what leaves greedy decoding as it
     "bad_words_ids": (None,),
     "penalty_alpha": (None,),
 }
+ORDERS = "the states have their keys in other orders: take each tensor by its name"
+SOUP = {  # what an error of `soup` says -> a hint
+    "'weights'": "keep the default, weights=None",
+    "size of tensor": ORDERS,
+    "stack expects each tensor": ORDERS,
+}
 ROUTE = {  # what an error of `route` says -> a hint
     "max_length": "max_length counts the prompt, too: ask for max_new_tokens",
     "training mode": "model.eval() first, and afterwards as it was",
@@ -76,9 +82,9 @@ def souped(soup, states, weights):
     """What it returns; weights=None is left to the default."""
     try:
         return _torch(soup(states) if weights is None else soup(states, weights))
-    except TypeError as error:
-        if "'weights'" in str(error):
-            error.args = (f"{error}; keep the default, weights=None",)
+    except (RuntimeError, TypeError) as error:
+        hint = next((hint for sign, hint in SOUP.items() if sign in str(error)), None)
+        error.args = (f"{error}; {hint}",) if hint else error.args
         raise
 
 
@@ -156,6 +162,7 @@ def swapped(swap_cost, seed, name):
     return {
         "cost": cost,
         "active": list(model.base_model.active_adapters),
+        "named": str(model.active_adapter),
         "before": before,
         "took": took,
         "changed": [what for what in changed if what != "its active adapter"],
@@ -197,11 +204,13 @@ def routed(route, seed, prompts, adapter_names, training=True):
 
 
 def _settings(base, tokenizer):
+    rates = {str(m.p) for m in base.modules() if isinstance(m, torch.nn.Dropout)}
     settings = base.generation_config.to_dict()
     settings = {f"generation_config.{name}": str(value) for name, value in settings.items()}
     names = ("padding_side", "truncation_side", "pad_token", "eos_token")
     settings |= {f"tokenizer.{name}": str(getattr(tokenizer, name)) for name in names}
-    return settings | {"len(tokenizer)": str(len(tokenizer))}
+    sizes = {"len(tokenizer)": str(len(tokenizer)), "dropout": ", ".join(sorted(rates))}
+    return settings | sizes
 
 
 def _noting(generate, options):

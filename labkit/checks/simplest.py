@@ -1,0 +1,48 @@
+"""Mistakes without a name: told by the smallest case in which they show."""
+
+import contextlib
+
+import torch
+
+from labkit.contract import CheckFailed
+
+
+@contextlib.contextmanager
+def simplest(cases):
+    """Where what is inside fails and no mistake is named, tell the first of `cases` that fails too.
+
+    A case is `(call, answer, wanted, why)`: `answer()` gives a number, a list of them or a tensor,
+    and `why` says in a few words how the wanted one comes about.
+    """
+    try:
+        yield
+    except CheckFailed as failure:
+        if not failure.bare:
+            raise
+        for call, answer, wanted, why in cases:
+            try:
+                got = _listed(answer())
+            except CheckFailed:  # it does not run there: the first failure says more
+                continue
+            if not _same(got, _listed(wanted)):
+                told = f"{call} gave {_shown(got)}, wanted {_shown(_listed(wanted))}: {why}"
+                raise CheckFailed(f"in a small case, {told}") from None
+        raise
+
+
+def _listed(value):
+    if isinstance(value, torch.Tensor):
+        value = value.flatten().tolist()
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _same(got, wanted):
+    def near(a, b):
+        return type(a) in (int, float) and abs(a - b) <= 1e-3 * max(1e-3, abs(b))
+
+    return len(got) == len(wanted) and all(map(near, got, wanted))
+
+
+def _shown(values):
+    told = [f"{v:.4g}" if type(v) is float else str(v) for v in values]
+    return told[0] if len(told) == 1 else f"[{', '.join(told)}]"
