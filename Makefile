@@ -3,6 +3,8 @@ CONSTRAINTS ?= constraints.txt
 OUT ?= build
 BIN := .venv/bin
 READY := .venv/.ready
+# tests that run side by side
+WORKERS ?= 2
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 
 .PHONY: setup run lab test attacks honest test-gpu
@@ -19,7 +21,7 @@ test: $(READY)  ## everything that must hold
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/labkit build --check
-	$(BIN)/pytest tests
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup tests
 	$(BIN)/pytest $(NBVAL) solutions
 
 attacks: $(READY)  ## every hostile submission, not only a choice of each kind (half an hour)

@@ -12,6 +12,14 @@ from labkit import contract
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Of several workers (`-n 2`) one runs all tests of a file, which share what it made."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def fresh_session():
     """Each test begins with no exercise judged."""

@@ -1,0 +1,1 @@
+"""Grading: the batch and its processes. `judge` is trusted, `inside` is not, `after` reports."""

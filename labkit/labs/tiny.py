@@ -1,4 +1,4 @@
-"""A tiny language model with a tokenizer of a few words, for the probes of several labs."""
+"""A tiny language model and its tokenizer, made alike by probes, in the wall, and by the judge."""
 
 import torch
 

@@ -47,7 +47,8 @@ def selected():
         seen[attack.group] = seen.get(attack.group, 0) + 1
         every = os.environ.get("LABKIT_ATTACKS") == "all"
         if every or seen[attack.group] <= EACH or attack.name in ALWAYS:
-            params.append(pytest.param(attack, id=f"{attack.group}-{attack.name}"))
+            name, together = f"{attack.group}-{attack.name}", pytest.mark.xdist_group(attack.group)
+            params.append(pytest.param(attack, id=name, marks=together))
     return params
 
 

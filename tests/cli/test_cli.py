@@ -14,6 +14,9 @@ from labkit.training import hardware, models
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "datasets", "pandas", "matplotlib", "nbclient", "nbconvert"}
+# a model's configuration
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 300}
+SMALL |= {"model_type": "llama", "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"]}
 COMMANDS = ["doctor", "fetch", "build", "run", "memory", "claims"]
 
 
@@ -72,14 +75,16 @@ def test_version(capsys):
         (["memory", "smollm2-135m", "--fit", "much"], "can't read the size 'much'"),
         (["memory", "pyproject.toml"], "is not JSON"),
         (["memory", "m" * 300], "File name too long"),
-        (["memory", "smollm2-135m", "--seq", "8", "--plot", "p.xyz"], "Format 'xyz' is not"),
-        (["memory", "smollm2-135m", "--seq", "8", "--plot", "no/p.png"], "No such file"),
+        (["memory", "small", "--seq", "8", "--plot", "p.xyz"], "Format 'xyz' is not"),
+        (["memory", "small", "--seq", "8", "--plot", "no/p.png"], "No such file"),
         (["export", "pyproject.toml", "--gradescope"], "Not a directory"),
         (["release", "--out", "pyproject.toml/out"], "not what labs/ say"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(monkeypatch, tmp_path, capsys, args, said):
     monkeypatch.chdir(course(tmp_path))
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/config.json").write_text(json.dumps(SMALL))
     assert call(*args) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -223,10 +228,6 @@ def test_doctor_table_fits_one_screen(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24
     assert any(line.split()[:2] == ["python", "ok"] for line in lines)
-
-
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 300}
-SMALL |= {"model_type": "llama", "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"]}
 
 
 def test_memory_as_data_with_what_fits(tmp_path, capsys):

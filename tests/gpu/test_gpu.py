@@ -1,7 +1,11 @@
-"""Each test has two sizes: small on the CPU, real on a card. The body is the same."""
+"""Each test has two sizes: real on a card, small on the CPU and on a card that is pretended.
+
+The body is the same.
+"""
 
 import itertools
 import json
+import os
 
 import bitsandbytes as bnb
 import peft
@@ -24,6 +28,11 @@ def small():
     shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 700}
     return transformers.LlamaConfig(**shape, **heads)
+
+
+def real_card(device):
+    """Whether `device` computes as a card does: the pretended one is the CPU, and slow in fp16."""
+    return device == "cuda" and "PRETENDED_CARD" not in os.environ
 
 
 def settings_of(device, **more):
@@ -54,8 +63,8 @@ def test_qlora_takes_what_was_simulated(device, record, checkpointing):
 
 
 def test_track_says_what_torchs_allocator_says(device, record):
-    config = configs.find("smollm2-135m") if device == "cuda" else small()
-    settings = settings_of(device, batch=4, seq=256 if device == "cuda" else 64)
+    config = configs.find("smollm2-135m") if real_card(device) else small()
+    settings = settings_of(device, batch=4, seq=256 if real_card(device) else 64)
     model = real.real_model(config, settings, device)
     optimizer = real.optimizer_of(model, settings)
     real.step(model, optimizer, settings)  # states, and cuBLAS' workspaces, exist from here on
@@ -114,7 +123,7 @@ def test_paged_adamw_steps_as_adamw_does_while_its_states_come_and_go(device, re
 
 def adapted(device, *names):
     """A random model in fp32 with a random adapter of each name, in eval mode."""
-    config = configs.find("smollm2-135m") if device == "cuda" else small()
+    config = configs.find("smollm2-135m") if real_card(device) else small()
     torch.manual_seed(0)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -173,10 +182,12 @@ def test_finetune_learns_in_the_dtype_of_this_machine(device, record, tmp_path, 
         model, tokenizer = models.load(device=device)
     except models.download.ModelUnavailable as error:
         pytest.skip(str(error))
-    if device == "cpu":
+    if not real_card(device):
         config = small()
         config.vocab_size = len(tokenizer)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        dtype = model.dtype if device == "cuda" else torch.float32
+        with torch.device(device):
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     rows = tasks.load("home").select(range(64))
     monkeypatch.setattr("labkit.download.cache_dir", lambda: tmp_path)
     lora = peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")

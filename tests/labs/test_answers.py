@@ -11,7 +11,12 @@ def _listed(kind):
     return pytest.mark.parametrize(
         ("case", "seed"),
         [
-            pytest.param(case, seed, id=f"lab{number} {case}, seed {seed}")
+            pytest.param(
+                case,
+                seed,
+                id=f"lab{number} {case}, seed {seed}",
+                marks=pytest.mark.xdist_group(f"lab{number}"),
+            )
             for number in LABS
             for case in cases(number, kind)
             for seed in seeds(number, kind)

@@ -24,6 +24,17 @@ MOST = Limits().reply_bytes
 SAMPLE = {"03": 3, "04": 3, "06": 6}
 
 
+def _labs(*numbers):
+    """`pytest.mark.parametrize` with labs, each called as in other tests."""
+    return pytest.mark.parametrize(
+        "number",
+        [
+            pytest.param(number, id=f"lab{number}", marks=pytest.mark.xdist_group(f"wire {number}"))
+            for number in numbers
+        ],
+    )
+
+
 def _cases(number):
     """All cases of a lab, or a sample of them."""
     return [case for kind in STATUS for case in cases(number, kind)][:: SAMPLE.get(number, 1)]
@@ -79,7 +90,7 @@ def _judged(session, check, objects, monkeypatch):
     return session.records[check.exercise["id"]]
 
 
-@pytest.mark.parametrize("number", LABS)
+@_labs(*LABS)
 def test_every_answer_has_the_same_verdict_from_outside(number, across, monkeypatch):
     listed, session = across(number)
     for i, (status, check, objects, words) in enumerate(listed):
@@ -91,7 +102,7 @@ def test_every_answer_has_the_same_verdict_from_outside(number, across, monkeypa
         assert record["earned"] == record["points"] or status != "passed", told
 
 
-@pytest.mark.parametrize("number", ["01", "02", "05"])
+@_labs("01", "02", "05")
 def test_messages_are_those_of_the_cell(number, across, monkeypatch):
     """To the letter, for every seventh wrong answer."""
     listed, session = across(number)

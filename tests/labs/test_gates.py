@@ -179,7 +179,7 @@ def read(stem):
 @pytest.mark.parametrize("stem", STEMS)
 def test_no_experiment_falls_through_an_open_exercise(stem):
     cells, exercises = read(stem)
-    assert len(cells) > 30 and len(exercises) > 5
+    assert len(cells) > len(exercises) > 0, "the notebook was not read"
     assert problems(cells, exercises) == []
 
 

@@ -1,0 +1,1 @@
+"""What is made of grades, outside of the wall: pages, tables, exports."""
