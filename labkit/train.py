@@ -7,8 +7,6 @@ The engine is `finetuning.finetune`, which is TRL's trainer on accelerate: under
 each process takes its share of every batch, and the loss is that of one process.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """The `labkit` command. What is heavy is imported by the command that needs it."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

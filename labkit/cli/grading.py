@@ -1,7 +1,5 @@
 """Commands about submissions: their grades, and the tables of other systems."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What this machine can run, and the mend for what it cannot."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

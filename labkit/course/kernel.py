@@ -1,7 +1,5 @@
 """A Jupyter kernel of the interpreter that runs now, and a notebook executed in it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Build the student and the solved notebooks from the masters in labs/."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The site that a run leaves: a page a lab, its pictures, the guides, the claims, and an index."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

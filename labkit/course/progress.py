@@ -1,7 +1,5 @@
 """Live progress of a run: a bar a lab on a terminal, a line a heading elsewhere."""
 
-from __future__ import annotations
-
 import ast
 import re
 import time

@@ -3,8 +3,6 @@
 What `lab.reveal` lends there is packed: it runs, and nobody reads it by looking through the folder.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 import shutil

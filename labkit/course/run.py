@@ -1,7 +1,5 @@
 """Execute the solved labs with live progress; leave a page a lab, an index and a summary."""
 
-from __future__ import annotations
-
 import difflib
 import time
 from dataclasses import dataclass

@@ -6,19 +6,15 @@ estimate, and matters only where neither the loss nor the optimizer's step is th
 Letters are those of `dimensions`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from transformers import PretrainedConfig
 
 from labkit.memory import optimizers, saved
 from labkit.memory.adapted import BLOCK, BLOCK_OF_SCALES
 from labkit.memory.dimensions import Dimensions
 from labkit.memory.settings import Settings
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 QLORA = "Dettmers et al. 2023, 2305.14314, section 3"
 LORA = "Hu et al. 2021, 2106.09685, section 4.1"

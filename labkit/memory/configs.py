@@ -1,7 +1,5 @@
 """Find the configuration of a model: built in, a local config.json, or on the hub."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import tomllib

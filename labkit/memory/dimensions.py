@@ -5,16 +5,12 @@ H query heads, d head size, q = H d, k = d x key-value heads, r rank, T tokens (
 A positions with logits (`n_logits`); "bytes" is the width of a number in the dtype that applies.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+
+from transformers import PretrainedConfig
 
 from labkit.errors import LabError
 from labkit.memory.settings import BadSetting, Settings
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 FAMILY = ("llama", "mistral", "qwen2")
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -1,16 +1,12 @@
 """What fits: the largest batch for each length within so many bytes, found by simulation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+
+from transformers import PretrainedConfig
 
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 

@@ -4,8 +4,6 @@ The ledger sees each operation through a dispatch mode and enters the storages o
 a book. What an operation allocates and frees inside itself stays unseen, except for `HIDDEN`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 
@@ -18,9 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from labkit.memory.storages import Book, Storage
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "temporary", "other")
-FORWARD = (
-    "forward"  # made in forward and not labelled yet: backward shows whether it was held for it
-)
+# made in forward and not labelled yet: backward shows whether it was held for it
+FORWARD = "forward"
 
 
 def _dequantised(A, B, shape, *args, **kwargs):

