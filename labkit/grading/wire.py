@@ -69,9 +69,12 @@ def pack(value: object, reference: Callable | None = None) -> bytes:
 
     `reference(x)` may name an object that stays where it is: text, or None.
     """
+    from safetensors.torch import save
+
     tensors = []
     text = json.dumps(_encoded(value, tensors, reference)).encode()
-    return SIZES.pack(len(text)) + text + (_saved(tensors) if tensors else b"")
+    whole = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(tensors)}
+    return SIZES.pack(len(text)) + text + (save(whole) if whole else b"")
 
 
 def unpack(body: bytes, resolve: Callable | None = None) -> object:
@@ -80,12 +83,15 @@ def unpack(body: bytes, resolve: Callable | None = None) -> object:
     `resolve(name)` finds the objects that were sent by name; without it names are refused, and so
     are tuples, dtypes and tensors that require grad: a reply holds plain data only.
     """
+    from safetensors.torch import load
+
     try:
         (size,) = SIZES.unpack_from(body)
         if size > TEXT_BYTES:
             raise WireError(f"a message of {size:,} bytes besides its tensors")
         tree = json.loads(body[SIZES.size : SIZES.size + size])
-        tensors = _loaded(body[SIZES.size + size :])
+        data = bytes(body[SIZES.size + size :])
+        tensors = load(data) if data else {}
         return _Decoder(tensors, resolve).decoded(tree, 0)
     except WireError:
         raise
@@ -114,19 +120,6 @@ def _encoded(value, tensors, reference):
     if name is None:
         raise TypeError(f"a {type(value).__name__} is no data")
     return {"name": name}
-
-
-def _saved(tensors):
-    from safetensors.torch import save
-
-    whole = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(tensors)}
-    return save(whole)
-
-
-def _loaded(data):
-    from safetensors.torch import load
-
-    return load(bytes(data)) if data else {}
 
 
 class _Decoder:

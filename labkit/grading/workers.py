@@ -168,10 +168,10 @@ def _jobs():
 
 def here(books: list[Notebook], setup: tuple, seed: int, jobs: int) -> Done:
     """`judged`, by so many judges, each on cores of its own: none takes another one's time."""
-    judges, idle, broken = [], queue.SimpleQueue(), []
-    for cores in _shares(min(jobs, len(books))):
-        judges.append(JudgeProcess(*setup, cores))
-        idle.put(judges[-1])
+    judges = [JudgeProcess(*setup, cores) for cores in _shares(min(jobs, len(books)))]
+    idle, broken = queue.SimpleQueue(), []
+    for judge in judges:
+        idle.put(judge)
 
     def judged_by_one(book):
         if broken:
@@ -190,7 +190,7 @@ def here(books: list[Notebook], setup: tuple, seed: int, jobs: int) -> Done:
             tasks = {threads.submit(judged_by_one, book): book for book in books}
             for task in as_completed(list(tasks)):
                 yield tasks.pop(task), *task.result()
-            list(threads.map(lambda judge: judge.stop(), judges))
+            list(threads.map(JudgeProcess.stop, judges))
         finally:  # after Ctrl-C judges are still at work
             threads.shutdown(wait=False, cancel_futures=True)
             for judge in judges:
@@ -251,19 +251,17 @@ def on_cluster(books: list[Notebook], setup: tuple, seed: int, client) -> Done:
     done = as_completed([submit() for _ in range(min(wide, len(waiting)))])
     for future in done:
         book = futures.pop(future.key)
-        yield book, *_result(future, book.name)
+        try:
+            row, sources = future.result()
+        except LabError:
+            raise
+        except Exception as error:
+            reason = f"no worker could grade it: {type(error).__name__}"
+            row, sources = Row(book.name, "crashed", reason), {}
+        yield book, row, sources
         future.release()
         if waiting:
             done.add(submit())
-
-
-def _result(future, name):
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, LabError):
-        raise error
-    return Row(name, "crashed", f"no worker could grade it: {type(error).__name__}"), {}
 
 
 _lock, _judges = threading.Lock(), {}  # of a worker

@@ -25,7 +25,7 @@ def built_in() -> dict[str, dict]:
     return tomllib.loads(text)
 
 
-def find(model: str | Path) -> PretrainedConfig:
+def find(model: str | Path) -> "PretrainedConfig":
     """The transformers configuration of `model`: a built-in name, a path, or a hub id.
 
     A path is a config.json or the folder that holds one. Raises BadModel, in one line.

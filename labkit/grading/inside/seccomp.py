@@ -96,14 +96,6 @@ def _sockets(numbers):
     ]
 
 
-def _locks(numbers):
-    """The steps for locks, and for what else goes through a descriptor to a file."""
-    return [
-        *_when(numbers.pop("flock"), [_step(RETURN, 0, 0, PRETEND)]),
-        *_when(numbers.pop("fcntl"), _by(1, COMMANDS, REFUSE | errno.EINVAL)),
-    ]
-
-
 def program(machine: str) -> bytes:
     """The filter as BPF instructions for a machine; b"" for one that we have no numbers of."""
     if machine not in MACHINES:
@@ -111,7 +103,10 @@ def program(machine: str) -> bytes:
     audit, numbers = MACHINES[machine]
     numbers = dict(numbers)
     clone, clone3 = numbers.pop("clone"), numbers.pop("clone3")
-    apart = _sockets(numbers) + _locks(numbers)
+    apart = _sockets(numbers)
+    # locks, and what else goes through a descriptor to a file
+    apart += _when(numbers.pop("flock"), [_step(RETURN, 0, 0, PRETEND)])
+    apart += _when(numbers.pop("fcntl"), _by(1, COMMANDS, REFUSE | errno.EINVAL))
     steps = [_step(LOAD, 0, 0, ARCHITECTURE), _step(EQUAL, 1, 0, audit), _step(RETURN, 0, 0, KILL)]
     steps.append(_step(LOAD, 0, 0, NUMBER))
     if machine == "x86_64":

@@ -46,7 +46,6 @@ def main() -> None:
             _become_supervisor(fds[0], shell, limits, nested)
         os.close(fds[0])
         _wait(pid, control, message[1:])
-        _wait_for_orphans()
         control.sendall(message[1:])
 
 
@@ -108,18 +107,16 @@ def _become_supervisor(fd, shell, limits, nested):
 
 
 def _wait(pid, control, number):
-    """Until process `pid` has ended; kill it when the judge says so or is gone."""
+    """Until process `pid` has ended; kill it when the judge says so or is gone.
+
+    Process 1 of its tree is ours where the one between was killed, and has to end, too.
+    """
     end = os.pidfd_open(pid)
     while end not in select.select([control, end], [], [])[0]:
         if control.recv(64) in (b"", b"k" + number):
             os.kill(pid, signal.SIGKILL)
             break
-    os.waitpid(pid, 0)
     os.close(end)
-
-
-def _wait_for_orphans():
-    """Until process 1 of a tree has ended, too: it is ours where the one between was killed."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
@@ -130,12 +127,23 @@ def warm():
     import matplotlib
 
     matplotlib.use("Agg")
+    import bitsandbytes  # noqa: F401
     import datasets  # noqa: F401
     import matplotlib.pyplot
     import pandas  # noqa: F401
     import torch
     import torch._dynamo
     import torch.testing
+    from peft import LoraConfig, PeftModel, get_peft_model  # noqa: F401
+    from transformers import (  # noqa: F401
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
 
     from labkit import live, plots  # noqa: F401
     from labkit.grading import wire  # noqa: F401
@@ -149,7 +157,7 @@ def warm():
     models.hush_libraries()
     for place, name, other in _patches():
         setattr(place, name, other)
-    _touch(torch)
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # loads more, late
     shell = _shell()
     gc.collect()
     gc.freeze()
@@ -182,23 +190,6 @@ def _remembered(load):
         return copy.copy(ready[name, split])
 
     return quick
-
-
-def _touch(torch):
-    """What libraries load late."""
-    import bitsandbytes  # noqa: F401
-    from peft import LoraConfig, PeftModel, get_peft_model  # noqa: F401
-    from transformers import (  # noqa: F401
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        BitsAndBytesConfig,
-        GenerationConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
-    from trl import SFTConfig, SFTTrainer  # noqa: F401
-
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
 
 
 def _shell():
