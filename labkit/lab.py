@@ -122,11 +122,8 @@ class Lab:
     def _note(self, exercise, status):
         """Record an exercise that earns nothing."""
         record = {key: exercise[key] for key in ("id", "name", "points")}
-        contract.session.records[exercise["id"]] = record | {
-            "status": status,
-            "earned": 0,
-            "message": "",
-        }
+        record |= {"status": status, "earned": 0, "message": ""}
+        contract.session.records[exercise["id"]] = record
 
     def _row(self, exercise):
         row = {key: exercise[key] for key in ("id", "name", "points")}

@@ -38,6 +38,7 @@ def main(
     import torch
     from accelerate import PartialState
 
+    from labkit import tasks
     from labkit.training import hardware, models
 
     if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
@@ -47,7 +48,9 @@ def main(
     with state.local_main_process_first():  # one process fetches, the others find it
         name = model or models.default()
         models.path(name)
-        data = _rows(task, rows)
+        data = tasks.load(task)
+    if rows:
+        data = data.select(range(min(rows, len(data))))
     how = _in_4_bits() if method == "qlora" else {}
     base, tokenizer = models.load(name, dtype=getattr(torch, dtype, None), **how)
     args = _arguments(name, method, batch, state.num_processes, steps, learning_rate, seed)
@@ -55,13 +58,6 @@ def main(
     result = _finetune(base, tokenizer, data, rank, args, f"{task} on {Path(name).name}")
     if state.is_main_process:
         _report(result, args, state.num_processes, time.perf_counter() - begun, out)
-
-
-def _rows(task, n):
-    from labkit import tasks
-
-    data = tasks.load(task)
-    return data.select(range(min(n, len(data)))) if n else data
 
 
 def _in_4_bits():

@@ -33,10 +33,13 @@ def examine() -> list[Finding]:
         try:
             findings.append(check())
         except Exception as error:  # a broken installation is what a doctor is for
-            line = f"{type(error).__name__}: {error}".partition("\n")[0]
             what = check.__name__.removeprefix("check_")
-            findings.append(Finding(what, line, "bad", INSTALL))
+            findings.append(Finding(what, _line(error), "bad", INSTALL))
     return findings
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def show(findings: list[Finding], console: Console) -> None:
@@ -71,24 +74,16 @@ def check_gpu() -> Finding:
         return Finding("gpu", "none", "ok", "all labs run on the CPU; GPU cells are skipped")
     card = torch.cuda.get_device_properties(0)
     value = f"{card.name}, {card.total_memory / GIB:.0f} GiB"
-    if broken := _four_bits_fail():
-        mend = "QLoRA cells fail: pip install -U bitsandbytes, for the CUDA of your torch"
-        return Finding("gpu", f"{value}; bitsandbytes: {broken}", "warn", mend)
-    largest = hardware.largest_qlora(card.total_memory)
-    return Finding("gpu", value, "ok", f"QLoRA, 1 x 512 tokens, checkpointed: {largest or 'none'}")
-
-
-def _four_bits_fail() -> str:
-    """What bitsandbytes says when it quantises on the GPU; empty when it works."""
-    import torch
-
     try:
         import bitsandbytes
 
         bitsandbytes.functional.quantize_4bit(torch.zeros(64, 64, device="cuda"), quant_type="nf4")
     except Exception as error:  # a missing library, an old driver, a card it doesn't know
-        return f"{type(error).__name__}: {error}".partition("\n")[0]
-    return ""
+        broken = f"{value}; bitsandbytes: {_line(error)}"
+        mend = "QLoRA cells fail: pip install -U bitsandbytes, for the CUDA of your torch"
+        return Finding("gpu", broken, "warn", mend)
+    largest = hardware.largest_qlora(card.total_memory)
+    return Finding("gpu", value, "ok", f"QLoRA, 1 x 512 tokens, checkpointed: {largest or 'none'}")
 
 
 def check_precision() -> Finding:
@@ -187,14 +182,6 @@ def check_kernel() -> Finding:
 
 
 CHECKS = (
-    check_python,
-    check_torch,
-    check_gpu,
-    check_precision,
-    check_cores,
-    check_memory,
-    check_disk,
-    check_model,
-    check_sandbox,
-    check_kernel,
+    *(check_python, check_torch, check_gpu, check_precision, check_cores),
+    *(check_memory, check_disk, check_model, check_sandbox, check_kernel),
 )

@@ -51,26 +51,23 @@ def build(root: Path, check: bool = False) -> list[str]:
     for master in sorted((root / "labs").glob("*.py")):
         made = {}
         try:
-            text = _text(master)
+            text = master.read_text("utf-8")
             for folder, solved in FOLDERS.items():
                 name = f"{folder}/{master.stem}.ipynb"
                 made[name] = to_notebook(cut(text, solved), name, project)
             _look_over(master.stem, text)
+        except UnicodeDecodeError as error:
+            raise BuildError(f"labs/{master.name}, line 1: not UTF-8: {error}") from None
         except BuildError as error:
             raise BuildError(f"labs/{master.name}, {error}") from None
         for name, new in made.items():
-            if _read(root / name) != new:
+            path = root / name
+            if not path.is_file() or path.read_text("utf-8", "replace") != new:
                 changed.append(name)
                 if not check:
-                    _write(root / name, new)
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_text(new, "utf-8", newline="\n")
     return changed
-
-
-def _text(master: Path) -> str:
-    try:
-        return master.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise BuildError(f"line 1: not UTF-8: {error}") from None
 
 
 def _look_over(stem: str, text: str) -> None:
@@ -113,9 +110,8 @@ def cut(text: str, solved: bool = False) -> str:
         elif block is None:
             lines.append(line)
         elif CELL.match(line):
-            raise BuildError(
-                f"line {start}: the solution block runs into the cell of line {number}"
-            )
+            told = f"the solution block runs into the cell of line {number}"
+            raise BuildError(f"line {start}: {told}")
         else:
             block.append(line)
     if block is not None:
@@ -178,12 +174,3 @@ def bootstrap(project: dict) -> str:
 def _repository(project: dict) -> str:
     """The address of the repository, which stands once, in pyproject's urls."""
     return project["urls"]["Repository"].removesuffix("/").removesuffix(".git")
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text("utf-8", "replace") if path.is_file() else None
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text, "utf-8", newline="\n")

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from labkit.course import claims, offline
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
+SITE = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
 SET_UP = "# @title Set-up"  # the cell for Colab, which tells a reader nothing
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -94,16 +95,11 @@ def index_page(rows: list[dict], root: Path, links: list[tuple]) -> str:
 
 def nav(links: list[tuple], here: str) -> Markup:
     """The line of links that all pages begin with; `here` is the page it stands on."""
-    return Markup(_templates().get_template("site_nav.html.j2").render(links=links, here=here))
+    return Markup(SITE.get_template("site_nav.html.j2").render(links=links, here=here))
 
 
 def _render(name: str, links: list[tuple], here: str, **values) -> str:
-    template = _templates().get_template(f"{name}.html.j2")
-    return template.render(nav=nav(links, here), **values)
-
-
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    return SITE.get_template(f"{name}.html.j2").render(nav=nav(links, here), **values)
 
 
 def _links(root: Path, stems: list[str]) -> list[tuple]:

@@ -57,16 +57,8 @@ HIDDEN = ("checks", "_solutions", "_lent")
 MASTERS = ("labs", "solutions")  # beside labkit, where the whole course is
 DEPTH = 8  # of folders that are searched for other copies
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
-ETC = (
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "localtime",
-    "mime.types",
-    "ssl",
-    "fonts",
-    "alternatives",
-)
+ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types")
+ETC += ("ssl", "fonts", "alternatives")
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",
@@ -145,7 +137,10 @@ def _outer_wall(kind):
     if os.getuid():
         wall.append("--unshare-user")
     for path in SYSTEM:
-        wall += _as_it_is(path)
+        if os.path.islink(path):
+            wall += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            wall += ["--ro-bind", path, path]
     for name in ETC:
         wall += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     wall += ["--proc", "/proc", "--dev", "/dev", "--dir", "/run"]
@@ -183,13 +178,6 @@ def _copies(root):
             yield Path(where, "labkit")
         if where.endswith("-packages") or where.count("/") - root.count("/") >= DEPTH:
             folders.clear()
-
-
-def _as_it_is(path):
-    """A system folder: a link stays a link, and one that is missing stays away."""
-    if os.path.islink(path):
-        return ["--symlink", os.readlink(path), path]
-    return ["--ro-bind", path, path] if os.path.isdir(path) else []
 
 
 def prefixes() -> list[str]:

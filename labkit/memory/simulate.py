@@ -68,14 +68,11 @@ def simulate(
     """
     model, n_params = adapted.build(config, settings)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with _whole_sequences(), _dropout_of(device), FakeTensorMode():
+    # transformers sees by data, which fakes don't have, whether a row is one sequence
+    whole = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
+    with whole, _dropout_of(device), FakeTensorMode():
         adapted.materialise(model, adapted.packed_weight)
         return _step(model, settings, n_params, n_trainable, timeline)
-
-
-def _whole_sequences():
-    """Let transformers see that a row is one sequence: it looks at data, which fakes don't have."""
-    return mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
 
 
 def _dropout_of(device):

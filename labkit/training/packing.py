@@ -80,31 +80,21 @@ class _Layout:
         self.causal0, self.causal = seen.tril()[: self.p, : self.p], seen.tril()[self.p :]
 
 
-class _Fill(torch.autograd.Function):
-    """Tokens `(t, d)` to slots `(b n, d)`. As no token is used twice, its gradient is a gather."""
+class _Gather(torch.autograd.Function):
+    """Rows `(n, d)` at the places `there`. None matters twice: so the gradient is gathered, too.
+
+    It comes from the places `back`, and is 0 at those that are `left_out`.
+    """
 
     @staticmethod
-    def forward(ctx, tokens, layout):
-        ctx.layout = layout
-        return tokens.index_select(0, layout.tokens)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.index_select(0, ctx.layout.slots), None
-
-
-class _Empty(torch.autograd.Function):
-    """Slots `(b n, d)` back to tokens `(t, d)`; empty slots get no gradient."""
-
-    @staticmethod
-    def forward(ctx, slots, layout):
-        ctx.layout = layout
-        return slots.index_select(0, layout.slots)
+    def forward(ctx, rows, there, back, left_out):
+        ctx.back, ctx.left_out = back, left_out
+        return rows.index_select(0, there)
 
     @staticmethod
     def backward(ctx, gradient):
-        filled = gradient.index_select(0, ctx.layout.tokens)
-        return filled.index_fill_(0, ctx.layout.empty, 0), None
+        gathered = gradient.index_select(0, ctx.back).index_fill_(0, ctx.left_out, 0)
+        return gathered, None, None, None
 
 
 def _attend(module, query, key, value, attention_mask, scaling, dropout=0.0, layout=None, **_):
@@ -113,14 +103,16 @@ def _attend(module, query, key, value, attention_mask, scaling, dropout=0.0, lay
     k, v = (torch.cat([x0.expand(layout.b, -1, -1, -1), x], 2) for x0, x in ((k0, k), (v0, v)))
     prefix = _softmax_attention(q0, k0, v0, layout.causal0, scaling, dropout)
     rows = _softmax_attention(q, k, v, layout.causal, scaling, dropout)
-    out = torch.cat([prefix, _Empty.apply(rows, layout)])
+    tokens = _Gather.apply(rows, layout.slots, layout.tokens, layout.empty)  # (t, d)
+    out = torch.cat([prefix, tokens])
     return out.unflatten(1, (query.shape[1], -1))[None], None
 
 
 def _split(x, layout):
     """`(1, h, N, d)` -> the prefix `(1, h, p, d)` and the rows `(b, h, n, d)`."""
     h, d = x.shape[1], x.shape[3]
-    tails = _Fill.apply(x[0, :, layout.p :].transpose(0, 1).reshape(-1, h * d), layout)
+    tokens = x[0, :, layout.p :].transpose(0, 1).reshape(-1, h * d)
+    tails = _Gather.apply(tokens, layout.tokens, layout.slots, layout.slots[:0])  # (b n, h d)
     return x[:, :, : layout.p], tails.view(layout.b, layout.n, h, d).transpose(1, 2)
 
 

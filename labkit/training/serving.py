@@ -37,7 +37,9 @@ def transformers_serve(folder: str | Path, seconds: float = 120) -> Iterator[str
     """
     if missing():
         raise NotServed(f"{', '.join(missing())} missing: {INSTALL}")
-    port = _free_port()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [_command(), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with tempfile.TemporaryFile("w+") as log:
@@ -62,12 +64,6 @@ def _command():
     """The `transformers` that belongs to this Python, else the one on the path."""
     here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return shutil.which("transformers", path=here) or "transformers"
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait(server, address, seconds, log):
