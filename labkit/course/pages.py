@@ -1,4 +1,7 @@
-"""The site that a run leaves: a page a lab, its pictures, the guides, the claims, and an index."""
+"""The site that a run leaves: a page a lab, its pictures, the guides, the claims, and an index.
+
+It needs no network: formulas become MathML, which every browser of today shows, not scripts.
+"""
 
 import base64
 import json
@@ -10,14 +13,44 @@ from pathlib import Path
 
 import jinja2
 import nbformat
+from latex2mathml.converter import convert
 from markupsafe import Markup
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from labkit.course import claims, offline
+from labkit.course import claims
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 SITE = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
 SET_UP = "# @title Set-up"  # the cell for Colab, which tells a reader nothing
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class Renderer(IPythonRenderer):
+    """Markdown of a notebook, its formulas as MathML."""
+
+    def block_math(self, body: str) -> str:
+        """A formula on a line of its own."""
+        return convert(body, display="block")
+
+    def inline_math(self, body: str) -> str:
+        """A formula within a line."""
+        return convert(body)
+
+
+class Exporter(HTMLExporter):
+    """As nbconvert's, with `to_html` for the Markdown cells."""
+
+    @jinja2.pass_context
+    def markdown2html(self, context: jinja2.runtime.Context, source: str) -> str:
+        """The filter that the templates call; `context` is theirs."""
+        return to_html(source)
+
+
+def to_html(markdown: str) -> str:
+    """Markdown with `$formulas$` as HTML."""
+    renderer = Renderer(escape=False, exclude_anchor_links=True)
+    return MarkdownWithMath(renderer=renderer).render(markdown)
 
 
 def write(
@@ -45,7 +78,7 @@ def lab_page(book: nbformat.NotebookNode, title: str, nav: str = "") -> str:
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
-    exporter = offline.Exporter(
+    exporter = Exporter(
         template_name="lab", template_file=str(TEMPLATES / "lab.html.j2"), embed_images=True
     )
     return exporter.from_notebook_node(book, resources={"nav": nav})[0]
@@ -71,7 +104,7 @@ def write_guides(out: Path, root: Path, stems: list[str]) -> None:
     links = _links(root, stems)
     for path in _guides(root):
         page, text = f"{path.stem}.html", path.read_text("utf-8")
-        body = Markup(re.sub(r'(href="[\w-]+)\.md\b', r"\1.html", offline.to_html(text)))
+        body = Markup(re.sub(r'(href="[\w-]+)\.md\b', r"\1.html", to_html(text)))
         made = _render("site_guide", links, page, title=_title(text), body=body)
         (out / page).write_text(made, "utf-8")
     found = claims.load()
@@ -88,7 +121,7 @@ def index_page(rows: list[dict], root: Path, links: list[tuple]) -> str:
     guides = []
     for path in _guides(root):
         text = path.read_text("utf-8")
-        summary = Markup(offline.to_html(text.split("\n\n")[1]))
+        summary = Markup(to_html(text.split("\n\n")[1]))
         guides.append({"page": f"{path.stem}.html", "title": _title(text), "summary": summary})
     return _render("index", links, "index.html", labs=rows, guides=guides)
 

@@ -2,20 +2,27 @@
 
 import difflib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+from traitlets import default
 
 from labkit.course import masters, pages
-from labkit.course.kernel import execute
 from labkit.course.progress import Bar, bars
 from labkit.errors import LabError
 
+CELL_SECONDS = 3600  # a cell that takes longer hangs
 SCORE = "application/vnd.labkit.score+json"
 HEADLINE = "application/vnd.labkit.headline+json"
 
@@ -96,6 +103,63 @@ def _run_lab(book: nbformat.NotebookNode, folder: Path, result: LabResult, bar: 
         result.seconds = round(time.perf_counter() - start, 1)
         _read_outputs(book, result)
         bar.end(result.status)
+
+
+class KernelOfThisPython(AsyncKernelManager):
+    """Starts `sys.executable`, whatever kernels are installed on the machine."""
+
+    @default("kernel_spec_manager")
+    def _only_this_python(self) -> KernelSpecManager:
+        manager = KernelSpecManager(parent=self)
+        spec = manager.kernel_spec_class(resource_dir=RESOURCES, **get_kernel_dict())
+        manager.get_kernel_spec = lambda name: spec
+        return manager
+
+
+def execute(
+    book: nbformat.NotebookNode, folder: Path, at_cell: Callable[[int], None]
+) -> tuple[str, int | None]:
+    """Run the cells of book in place, in a fresh kernel in folder, calling at_cell before each.
+
+    Returns one line that says what failed ("" when nothing did), and the kernel's peak bytes.
+    """
+    client = NotebookClient(
+        book,
+        kernel_manager_class=KernelOfThisPython,
+        timeout=CELL_SECONDS,
+        startup_timeout=180,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=CRITICAL"],  # what a cell writes is not affected
+        resources={"metadata": {"path": str(folder)}},
+    )
+    failure, peak = "", None
+    try:
+        with client.setup_kernel():
+            client.reset_execution_trackers()
+            try:
+                for index, cell in enumerate(book.cells):
+                    at_cell(index)
+                    client.execute_cell(cell, index)
+            finally:
+                peak = peak_bytes(client.km)
+    except CellExecutionError as error:
+        failure = f"{error.ename}: {error.evalue.strip()}"
+    except CellTimeoutError:
+        failure = f"a cell ran longer than {CELL_SECONDS // 60} minutes"
+    except DeadKernelError:
+        failure = "the kernel died (out of memory?)"
+    except RuntimeError as error:  # the kernel did not start
+        failure = str(error)
+    return failure.partition("\n")[0], peak
+
+
+def peak_bytes(manager: AsyncKernelManager) -> int | None:
+    """The largest resident memory that the kernel has had (Linux; None elsewhere)."""
+    try:
+        status = Path(f"/proc/{manager.provisioner.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):  # not Linux, or the kernel is gone
+        return None
 
 
 def _read_outputs(book: nbformat.NotebookNode, result: LabResult) -> None:
