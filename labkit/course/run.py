@@ -73,10 +73,16 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
     with bars(console) as progress:
         shown = {stem: Bar(progress, stem, book.cells) for stem, book in books.items()}
         for stem, book in books.items():
-            results.append(LabResult(stem, shown[stem].headings[0]))
+            bar, start = shown[stem], time.perf_counter()
+            results.append(result := LabResult(stem, bar.headings[0]))
             try:
-                _run_lab(book, root / "solutions", results[-1], shown[stem])
+                failure, result.peak_bytes = execute(book, root / "solutions", bar.at)
+                result.status = "failed" if failure else "ok"
+                result.error = failure and f"in '{bar.heading}': {failure}"
             finally:
+                result.seconds = round(time.perf_counter() - start, 1)
+                _read_outputs(book, result)
+                bar.end(result.status)
                 pages.write(out, root, list(books), book, results)
     print_summary(results, console)
     return results
@@ -90,19 +96,6 @@ def _solved(root: Path, stem: str) -> nbformat.NotebookNode:
         return nbformat.read(path, as_version=4)
     except ValueError as error:
         raise UnknownLab(f"solutions/{path.name} is no notebook: {error}") from None
-
-
-def _run_lab(book: nbformat.NotebookNode, folder: Path, result: LabResult, bar: Bar) -> None:
-    """Execute book in place and fill in result, whatever happens."""
-    start = time.perf_counter()
-    try:
-        failure, result.peak_bytes = execute(book, folder, bar.at)
-        result.status = "failed" if failure else "ok"
-        result.error = failure and f"in '{bar.heading}': {failure}"
-    finally:
-        result.seconds = round(time.perf_counter() - start, 1)
-        _read_outputs(book, result)
-        bar.end(result.status)
 
 
 class KernelOfThisPython(AsyncKernelManager):

@@ -185,10 +185,8 @@ def prefixes() -> list[str]:
     found = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
     found |= {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     found |= {str(Path(p).resolve()) for p in found}
-    found = sorted(p for p in found if os.path.isdir(p))
-    covered = [p for p in found if any(p == s or p.startswith(f"{s}/") for s in SYSTEM)]
-    kept = []
-    for path in found:
-        if path not in covered and not any(path == k or path.startswith(f"{k}/") for k in kept):
+    kept = list(SYSTEM)
+    for path in sorted(filter(os.path.isdir, found)):
+        if not any(path == other or path.startswith(f"{other}/") for other in kept):
             kept.append(path)
-    return kept
+    return kept[len(SYSTEM) :]

@@ -137,21 +137,15 @@ class _Decoder:
         if type(tree) is list:
             return [self.decoded(item, depth + 1) for item in tree]
         if "dict" in tree:
-            return self._dict(tree["dict"], depth)
+            pairs = [[self.decoded(part, depth + 1) for part in pair] for pair in tree["dict"]]
+            if self.resolve is None and any(type(key) is not str for key, _ in pairs):
+                raise WireError("a reply with a key that is no text")
+            return dict(pairs)
         if "t" in tree:
             return self._tensor(self.tensors[str(tree["t"])], tree["grad"])
         if self.resolve is None:
             raise WireError("a reply that holds more than plain data")
         return self._special(tree, depth)
-
-    def _dict(self, pairs, depth):
-        found = {}
-        for key, value in pairs:
-            key = self.decoded(key, depth + 1)
-            if self.resolve is None and type(key) is not str:
-                raise WireError("a reply with a key that is no text")
-            found[key] = self.decoded(value, depth + 1)
-        return found
 
     def _tensor(self, tensor, grad):
         longest = LENGTH if self.resolve is None else 1 << 31

@@ -5,7 +5,6 @@ a book. What an operation allocates and frees inside itself stays unseen, except
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -140,8 +139,12 @@ class Ledger(TorchDispatchMode):
 
     def _parameter(self, parameter):
         self.add(parameter, "weights")
-        for tensor in quantisation_tensors(parameter):
-            self.add(tensor, "weights")
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:  # scales, code tables, offsets that bitsandbytes' carry
+            for tensor in vars(state).values():
+                if isinstance(tensor, torch.Tensor):
+                    self.add(tensor, "weights")
+            state = state.state2
         if parameter not in self._hooked:
             self._hooked[parameter] = True
             self._after_accumulation(parameter)
@@ -170,11 +173,3 @@ def _summed(held):
     for storage, n_bytes in held.items():
         out[category(storage)] += n_bytes
     return out
-
-
-def quantisation_tensors(parameter: nn.Parameter) -> Iterator[torch.Tensor]:
-    """Tensors that a quantised parameter of bitsandbytes carries: scales, code tables, offsets."""
-    state = getattr(parameter, "quant_state", None)
-    while state is not None:
-        yield from (value for value in vars(state).values() if isinstance(value, torch.Tensor))
-        state = state.state2

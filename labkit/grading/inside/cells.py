@@ -186,7 +186,13 @@ class Cells:
         """The next message. TimeoutError when time is up; Lost when none of `pids` is left."""
         while True:
             if select.select([self.channel], [], [], TICK)[0]:
-                return self._message()
+                try:
+                    answer = json.loads(self.channel.recv(runner.ORDER_BYTES))
+                except (OSError, ValueError, RecursionError):
+                    answer = None
+                if isinstance(answer, dict):
+                    return answer
+                raise Lost("it ended its process")
             wrong = tree.excess(self.limits)
             if wrong:
                 raise Excess(wrong)
@@ -195,12 +201,3 @@ class Cells:
                 raise Lost("it ended its process")
             if clock.over(*pids):
                 raise TimeoutError
-
-    def _message(self):
-        try:
-            answer = json.loads(self.channel.recv(runner.ORDER_BYTES))
-        except (OSError, ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            raise Lost("it ended its process")
-        return answer

@@ -71,10 +71,8 @@ class Answers:
             self._hang_up()
         seconds = self.limits.exercise_seconds
         end = time.monotonic() + self.limits.crowding * seconds
-        self.clock = Clock(seconds, min(end, self.cells.over), *self._known())
-
-    def _known(self):
-        return [self.pid] if self.pid else []
+        known = [self.pid] if self.pid else []
+        self.clock = Clock(seconds, min(end, self.cells.over), *known)
 
     def ask(self, body: bytes) -> bytes:
         """The reply to a question. Lost when there is none in time."""
@@ -103,7 +101,7 @@ class Answers:
                 raise Excess(wrong)
             if not tree.alive(self.pid) and not select.select([self.line], [], [], 0)[0]:
                 raise Lost("its process ended")
-            if self.clock.over(*self._known()):
+            if self.clock.over(self.pid):
                 raise TimeoutError
         frame = wire.receive(self.line, self.limits.reply_bytes, self.clock.end)
         if frame is None or frame[0] != b"R":
