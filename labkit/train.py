@@ -102,9 +102,8 @@ def _finetune(base, tokenizer, data, rank, args, title):
     from labkit.training import finetuning
 
     torch.manual_seed(args.seed)  # of the adapter's start; data follow `args.seed`
-    lora = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    where = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, **where)
     return finetuning.finetune(base, tokenizer, data, lora, args, title, cache=False)
 
 

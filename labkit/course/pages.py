@@ -78,9 +78,8 @@ def lab_page(book: nbformat.NotebookNode, title: str, nav: str = "") -> str:
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
-    exporter = Exporter(
-        template_name="lab", template_file=str(TEMPLATES / "lab.html.j2"), embed_images=True
-    )
+    template = str(TEMPLATES / "lab.html.j2")
+    exporter = Exporter(template_name="lab", template_file=template, embed_images=True)
     return exporter.from_notebook_node(book, resources={"nav": nav})[0]
 
 

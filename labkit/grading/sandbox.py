@@ -117,9 +117,8 @@ def mend(reason: str) -> str:
 
 def environment(folder: str | None = None) -> dict[str, str]:
     """The environment of the warm process: nothing is inherited. `folder` is its scratch space."""
-    found = {
-        name: value.replace("/tmp", folder or scratch()) for name, value in ENVIRONMENT.items()
-    }
+    where = folder or scratch()
+    found = {name: value.replace("/tmp", where) for name, value in ENVIRONMENT.items()}
     found["PYTHONPATH"] = str(PACKAGE.parent)
     return found | ({"LABKIT_CACHE": os.path.join(folder, "cache")} if folder else {})
 

@@ -86,8 +86,7 @@ def _configure(fields, name):
     except Exception as error:  # unknown types, dimensions that don't divide: all in one line
         raise BadModel(f"{name}: {' '.join(str(error).split())[:200]}") from None
     made_for = " ".join(fields.get("architectures") or ["ForCausalLM"])
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or not any(
-        causal in made_for for causal in ("CausalLM", "LMHead")
-    ):
+    causal = "CausalLM" in made_for or "LMHead" in made_for
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or not causal:
         raise BadModel(f"{name} ({kind}, {made_for}) is no causal language model")
     return config

@@ -95,9 +95,7 @@ class Dimensions:
     def trained_tensors(self) -> list[int]:
         """Numbers in each tensor that is trained, a list."""
         if not self.full:
-            r = self.settings.rank
-            return self.L * [
-                n for d_out, d_in in self.targets.values() for n in (r * d_in, d_out * r)
-            ]
+            pairs, r = self.targets.values(), self.settings.rank
+            return self.L * [n for d_out, d_in in pairs for n in (r * d_in, d_out * r)]
         layer = [math.prod(shape) for shape in self.matrices.values()] + self.biases + 2 * [self.h]
         return [self.V * self.h] * (2 - self.tied) + self.L * layer + [self.h]

@@ -41,11 +41,8 @@ def _quantised(layer, device):
     """A random matrix of the layer's shape in NF4, quantised by bitsandbytes."""
     shape = layer.out_features, layer.in_features
     values = torch.randn(shape, device=device, dtype=layer.compute_dtype) * 0.02
-    nested = layer.weight.compress_statistics
-    made = type(layer.weight)(
-        values, requires_grad=False, compress_statistics=nested, quant_type="nf4", module=layer
-    )
-    return made.to(device)
+    how = {"compress_statistics": layer.weight.compress_statistics, "quant_type": "nf4"}
+    return type(layer.weight)(values, requires_grad=False, module=layer, **how).to(device)
 
 
 def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:

@@ -186,9 +186,8 @@ def _show_fit(report, console):
     limit = f"{report.limit / GB:.4g} GB"
     answer, left = ("fits", "to spare") if report.fits else ("does not fit", "too much")
     gap = _gb(abs(report.limit - report.simulated.peak))
-    console.print(
-        f"\nBatch {report.settings.batch} x {report.settings.seq} {answer} into {limit}:", end=" "
-    )
+    shape = f"{report.settings.batch} x {report.settings.seq}"
+    console.print(f"\nBatch {shape} {answer} into {limit}:", end=" ")
     console.print(f"{gap} GB {left}. CUDA's own context (about 0.5 GB) and gaps come on top.")
     for name, peak in report.room:
         verdict = "fits" if peak <= report.limit else "does not fit"

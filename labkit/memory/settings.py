@@ -12,11 +12,8 @@ from labkit.errors import LabError
 CHOICES = {
     "method": ("full", "lora", "qlora"),
     "optim": (
-        "adamw_torch_fused",
-        "adamw_torch",
-        "adamw_bnb_8bit",
-        "paged_adamw_32bit",
-        "paged_adamw_8bit",
+        *("adamw_torch_fused", "adamw_torch"),
+        *("adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
     ),
     "attention": ("sdpa", "eager"),
     "dtype": ("float32", "bfloat16", "float16"),
@@ -105,7 +102,6 @@ def parse_size(text: str) -> int:
     """Bytes of "24GB" or "23.5GiB"; a bare number is in GB. Raises BadSetting."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MG]i?B)?\s*", str(text), re.IGNORECASE)
     if not match or float(match[1]) == 0:
-        raise BadSetting(
-            f"can't read the size {str(text)!r}: write 16GB, 24GB, 48GB, 80GB or 22GiB"
-        )
+        offer = "write 16GB, 24GB, 48GB, 80GB or 22GiB"
+        raise BadSetting(f"can't read the size {str(text)!r}: {offer}")
     return int(float(match[1]) * UNITS[(match[2] or "GB").upper()])

@@ -113,9 +113,8 @@ def _canvas_id(name: str, names: dict[str, str]) -> str | None:
     """The student's number in a file name; learners choose parts of it, so names decide."""
     file = name.rpartition("/")[2]
     places = [(m.start(), m[1]) for m in CANVAS.finditer(file) if m[1] in names]
-    named = {
-        id for start, id in places if names[id] == _letters(file[:start].removesuffix("_LATE"))
-    }
+    whose = [(id, _letters(file[:start].removesuffix("_LATE"))) for start, id in places]
+    named = {id for id, letters in whose if names[id] == letters}
     likely = named or {id for _, id in places}  # a group's files bear the name of the group
     return likely.pop() if len(likely) == 1 else None
 

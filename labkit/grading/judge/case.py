@@ -162,10 +162,8 @@ class Case:
             self.session.then, self.session.spent = None, True
         if then.status != "passed":
             return verdict
-        names = ", ".join(sorted(taken)[:5])
-        return then._replace(
-            message=f"right where it stands; cells below use its names anew: {names}"
-        )
+        told = "right where it stands; cells below use its names anew: "
+        return then._replace(message=told + ", ".join(sorted(taken)[:5]))
 
     def _verdict(self, check):
         """The Verdict of one try at an exercise."""
