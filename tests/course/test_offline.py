@@ -8,7 +8,7 @@ import pytest
 
 from labkit.course import pages
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_formula_becomes_mathml():

@@ -1,7 +1,7 @@
 """The student notebooks as a student first meets them: nothing written, nothing broken.
 
 Each is executed here from top to bottom in a kernel, experiments included, and no cell may fail;
-grading runs it too (test_grading), in its own way: without experiments, for a row without points.
+grading runs it too (test_judge.py), in its own way: without experiments, for a row without points.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 
 from labkit.course.run import execute
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STEMS = sorted(path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py"))
 
 

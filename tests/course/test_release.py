@@ -20,7 +20,7 @@ from labkit.course import masters, notebooks, release
 from labkit.errors import LabError
 from labkit.grading.judge import private
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r" *# BEGIN SOLUTION\n(.*?) *# END SOLUTION\n", re.DOTALL)
 TEXT = {".py", ".ipynb", ".md", ".toml", ".j2", ".txt", ".yml", ".csv", ".js", ".sh", ""}
 

@@ -19,7 +19,7 @@ import pytest
 from labkit.contract import checks_of
 from labkit.names import MAGIC
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEMS = sorted(path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py"))
 SCOPES = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 BUILTIN = {*dir(builtins), "get_ipython"}

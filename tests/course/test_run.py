@@ -12,7 +12,7 @@ from labkit.course.notebooks import build
 from labkit.course.progress import Left, bars, experiment_seconds, nearest_headings
 from labkit.course.run import UnknownLab, find_labs, run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAD = """\
 # %% [markdown]
 # # Lab {number} · {title}

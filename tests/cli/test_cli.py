@@ -12,7 +12,7 @@ from labkit.course import doctor, masters, run
 from labkit.errors import LabError
 from labkit.training import hardware, models
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "datasets", "pandas", "matplotlib", "nbclient", "nbconvert"}
 COMMANDS = ["doctor", "fetch", "build", "run", "memory", "claims"]
 

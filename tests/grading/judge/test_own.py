@@ -8,7 +8,7 @@ import pytest
 from labkit import reference
 from labkit.grading.judge import own
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 SOLVED = """
 %matplotlib inline
 import math

@@ -18,7 +18,7 @@ from labkit.grading.after import report, summary
 from labkit.grading.after.highlight import highlighted
 from labkit.grading.row import Row
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 LABS = {
     "02_lora": "lora_forward LoRALinear lora_gradients inject count_params merge_ adapter_state "
     "scaling quiz",

@@ -9,7 +9,7 @@ import pytest
 from labkit import cli
 from labkit.course import claims
 
-LABS = Path(__file__).parents[1] / "labs"
+LABS = Path(__file__).parents[2] / "labs"
 CLAIMS = claims.load()
 
 

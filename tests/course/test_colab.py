@@ -18,7 +18,7 @@ import pytest
 from nbclient import NotebookClient
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # from Colab's list of January 2026 (googlecolab/backend-info), as far as it meets our needs
 COLAB = {

@@ -10,7 +10,7 @@ import pytest
 
 from labkit.course import claims, pages
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEMS = ["01_svd", "02_lora"]
 DOT = base64.b64encode(b"\x89PNG one").decode()
 

@@ -15,7 +15,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from labkit.contract import checks_of
 from labkit.course.notebooks import BuildError, build, cut
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MASTERS = sorted((ROOT / "labs").glob("[0-9][0-9]_*.py"))
 BLOCK = re.compile(r" *# BEGIN SOLUTION\n(.*?) *# END SOLUTION\n", re.DOTALL)
 MASTER = '''\

@@ -22,7 +22,7 @@ from labkit.grading.warm import WarmProcess
 
 pytestmark = pytest.mark.skipif(not sandbox.available(), reason="no bubblewrap here")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = Limits(
     cell_seconds=8,
     exercise_seconds=8,

@@ -1,0 +1,163 @@
+"""The verdict: several faults at once, and what stands in for an exercise that is open."""
+
+import numpy as np
+import pytest
+
+from labkit import contract
+from labkit.checks.compare import expect_number
+from labkit.contract import CheckFailed, exercise, expect, observe, part
+
+
+@exercise("9.1", points=2)
+def doubles(double):
+    """doubles"""
+    expect_number(observe(double, 3), 6, "double(3)")
+
+
+@exercise("9.2", points=3)
+def sums(total):
+    """sums"""
+    with part():
+        expect_number(observe(total, [1, 2]), 3, "total([1, 2])", {"that is the product": 2})
+    with part():
+        expect_number(observe(total, [4, 5]), 9, "total([4, 5])", {"that is the product": 20})
+    with part():
+        expect(observe(total, []) == 0, "the sum of nothing is 0")
+
+
+def test_all_faults_are_told_at_once_and_named_ones_come_first(rejects):
+    message = rejects(sums, lambda xs: 7)
+    wanted = [
+        "the sum of nothing is 0",
+        "total([1, 2]) gave 7, wanted 3",
+        "total([4, 5]) gave 7, wanted 9",
+    ]
+    assert message == "✗ 9.2 total: " + " | ".join(wanted)
+    assert contract.session.records["9.2"]["message"] == " | ".join(wanted)
+
+
+def test_one_misconception_is_told_once(rejects):
+    message = rejects(sums, lambda xs: int(np.prod(xs)) if xs else 0)
+    assert message == "✗ 9.2 total: total([1, 2]) gave 2, wanted 3: that is the product"
+
+
+def test_a_notebook_shows_one_fault_a_line():
+    with pytest.raises(CheckFailed) as caught:
+        sums(lambda xs: 7)
+    assert len(caught.value._render_traceback_()) == 3
+
+
+def test_what_raises_everywhere_is_told_once(rejects):
+    message = rejects(sums, lambda xs: xs.nothing)
+    assert message.count("AttributeError") == 1
+
+
+def test_a_stub_is_missing_in_a_check_of_parts(not_written):
+    def total(xs):
+        raise NotImplementedError
+
+    not_written(sums, total)
+
+
+@exercise("9.4", points=2, after="9.1")
+def quadrupled(quadruple):
+    """quadruples"""
+    expect_number(observe(quadruple, 3), 12, "quadruple(3)")
+
+
+@exercise("9.5", points=2, after="9.1")
+def applied(times, double):
+    """doubles so many times"""
+    expect_number(observe(_times, times, double, 3), 24, "times(double, 3)")
+
+
+def _times(times, double, n):
+    return times(double, n)
+
+
+@pytest.fixture
+def learner(monkeypatch):
+    """A learner's names, and the course's own `double` at hand for where it is open."""
+    space = {"__name__": "__main__"}
+    exec("def quadruple(x):\n    return double(double(x))", space)
+    monkeypatch.setattr(contract.session, "namespace", space)
+    sources = {"9.1": "def double(x):\n    return 2 * x"}
+    monkeypatch.setattr(contract.session, "reference", sources.get)
+    return space
+
+
+def _stub(x):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("double", [None, _stub, lambda x: x], ids=["absent", "stub", "wrong"])
+def test_an_open_exercise_is_stood_in_for(double, learner, capsys):
+    if double:
+        learner["double"] = double
+    quadrupled(learner["quadruple"])
+    assert "judged with the course's own 9.1, which is open" in capsys.readouterr().out
+    assert contract.session.records["9.4"]["earned"] == 2
+    assert learner.get("double") is double, "what stood in is gone afterwards"
+
+
+def test_what_stands_in_is_an_argument_too(learner, capsys):
+    applied(lambda double, n: double(double(double(n))), contract.NotRun("double"))
+    assert "9.5" in capsys.readouterr().out
+    assert contract.session.records["9.5"]["status"] == "passed"
+
+
+def test_nothing_stands_in_for_what_has_passed(learner, rejects):
+    learner["double"] = lambda x: 2 * x
+    doubles(learner["double"])
+    assert "course's own" not in rejects(quadrupled, lambda x: learner["double"](x))
+
+
+def test_a_wrong_answer_is_wrong_with_what_stands_in(learner, rejects):
+    learner["double"] = _stub
+    told = rejects(quadrupled, eval("lambda x: double(x)", learner))
+    assert "quadruple(3) gave 6, wanted 12 (judged with the course's own 9.1" in told
+
+
+def test_a_stub_stays_missing_with_what_stands_in(learner, not_written):
+    learner["double"] = _stub
+    not_written(quadrupled, _stub)
+
+
+def test_what_comes_later_does_not_stand_in(learner, rejects):
+    contract.session.reference = {"9.4": "def quadruple(x):\n    return 4 * x"}.get
+    told = rejects(doubles, eval("lambda x: quadruple(x / 2)", {"quadruple": _stub} | learner))
+    assert "course's own" not in told
+
+
+@exercise("9.6", points=2)
+def doubles_halves(double):
+    """doubles halves, too: an instructor's check of an object that another exercise has"""
+    expect_number(observe(double, 0.5), 1.0, "double(0.5)")
+
+
+def test_an_exercise_is_not_answered_by_what_is_lent_of_its_own_name(learner, rejects):
+    """`double` is open, and this exercise is about `double`: the course's would earn its points."""
+    learner["double"] = lambda x: 0
+    assert "course's own" not in rejects(doubles_halves, learner["double"])
+    assert "9.6" not in contract.session.stand_ins(
+        "9.6"
+    ) and "9.1" not in contract.session.stand_ins("9.6")
+    assert "9.1" in contract.session.stand_ins("9.5")
+
+
+def test_of_what_is_lent_only_what_there_is_stands_in(learner, monkeypatch):
+    """An instructor's check in the place of the course's may name more than its solution has."""
+    monkeypatch.setitem(contract.NAMES, "9.1", ["double", "half"])
+    quadrupled(learner["quadruple"])
+    assert contract.session.records["9.4"]["status"] == "passed"
+
+
+def test_a_mistake_that_has_nothing_to_do_with_what_is_open_is_told_plainly(learner, rejects):
+    assert rejects(quadrupled, lambda x: 5) == "✗ 9.4 quadruple: quadruple(3) gave 5, wanted 12"
+
+
+def test_what_stands_in_shows_none_of_its_lines(learner, rejects):
+    sources = {"9.1": "def double(x):\n    secret = x.nothing\n    return secret"}
+    contract.session.reference = sources.get
+    told = rejects(quadrupled, learner["quadruple"])
+    assert "AttributeError" in told and "secret" not in told

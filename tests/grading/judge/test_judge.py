@@ -1,0 +1,172 @@
+"""What the judge makes of a submission: whole labs, open exercises, inputs, forged answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+from submissions import COUNT, FORWARD, MERGES, SCALING, START, notebook
+
+from labkit.grading.judge import judge as judging
+from labkit.grading.judge import submission
+
+ROOT = Path(__file__).parents[3]
+SOLVED = sorted((ROOT / "solutions").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", SOLVED, ids=lambda p: p.stem)
+def test_a_solved_lab_has_all_points(path, graded):
+    row, records = graded(data=path.read_bytes())
+    assert (row["status"], row["lab"]) == ("graded", path.stem)
+    assert {id: r["message"] for id, r in records.items() if r["status"] != "passed"} == {}
+    assert row["earned"] == row["possible"] == sum(r["points"] for r in records.values()) > 0
+
+
+@pytest.mark.parametrize("path", SOLVED, ids=lambda p: p.stem)
+def test_without_its_first_line_a_lab_is_known_by_its_functions(path, judge):
+    found = submission.read(path.read_bytes().replace(b"labkit.start", b"print"))
+    assert not found.started and judge._lab(found) == path.stem
+
+
+@pytest.mark.parametrize("path", SOLVED, ids=lambda p: p.stem)
+def test_an_unsolved_lab_has_none(path, graded):
+    row, records = graded(data=(ROOT / "notebooks" / path.name).read_bytes())
+    assert (row["status"], row["lab"], row["earned"]) == ("graded", path.stem, 0)
+    assert {r["status"] for r in records.values()} == {"missing"}
+
+
+@pytest.mark.parametrize("name", ["02_lora_v2", "02_" + "a" * 200_000])
+def test_what_a_notebook_calls_its_lab_is_not_repeated(name, graded):
+    row, records = graded(f"import labkit\nlab, check = labkit.start('{name}')", SCALING)
+    assert (row["lab"], records["2.8"]["status"]) == ("02_lora", "passed")
+
+
+def test_the_labs_are_those_that_have_checks_and_are_called_as_their_notebooks(monkeypatch):
+    found = {path.stem[:2]: path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py")}
+    assert judging.stems() == found and len(found) >= 6
+    judging.stems.cache_clear()
+    monkeypatch.setattr(judging.labkit.checks, "__file__", "/nowhere/labkit/checks/__init__.py")
+    assert judging.stems() == {number: number for number in found}
+    judging.stems.cache_clear()
+
+
+def test_a_seventh_lab_is_known_by_its_checks(monkeypatch, tmp_path):
+    (tmp_path / "lab07.py").touch()
+    here = judging.labkit.checks.__path__
+    monkeypatch.setattr(judging.labkit.checks, "__path__", [*here, str(tmp_path)])
+    judging.stems.cache_clear()
+    assert judging.stems()["07"] == "07" and judging.stems()["02"] == "02_lora"
+    judging.stems.cache_clear()
+
+
+def test_a_page_shows_the_cells_of_its_own_exercise(judge):
+    data = notebook(START, "class LoRALinear: pass", MERGES, SCALING)
+    _, sources = judge.grade("a.ipynb", data, 1)
+    assert sources["2.2"] == "class LoRALinear: pass" and sources["2.8"] == SCALING
+    assert sources["2.6"] == MERGES and sources["2.7"] == ""
+
+
+def test_a_row_has_the_fields_of_results_json(graded):
+    row, _ = graded(START, SCALING)
+    names = ["submission", "lab", "earned", "possible", "seconds", "status", "exercises"]
+    assert list(row) == names
+    assert list(row["exercises"][0]) == ["id", "name", "points", "earned", "status", "message"]
+
+
+def test_state_that_an_exercise_spoils_is_whole_again_for_the_next(graded):
+    spoil = FORWARD.replace(
+        "    return", "    global r\n    r = None; W.zero_(); torch.Tensor = 3\n    return"
+    )
+    _, records = graded("import torch", spoil, "r = 1.0", SCALING, COUNT)
+    assert records["2.1"]["status"] in ("failed", "error")
+    assert records["2.8"]["status"] == records["2.5"]["status"] == "passed"
+
+
+def test_random_inputs_depend_on_the_seed_and_nothing_else(graded):
+    wrong = FORWARD.replace("alpha / len(A)", "3.14")
+    first, again, other = (graded(wrong, seed=seed)[1]["2.1"]["message"] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_the_seed_is_not_told(graded):
+    peek = """
+def scaling(alpha, r, rank_stabilized=False):
+    import gc, sys
+    for frame in sys._current_frames().values():
+        while frame:
+            assert 918273645 not in frame.f_locals.values()
+            frame = frame.f_back
+    for space in [x for x in gc.get_objects() if type(x) is dict]:
+        assert 918273645 not in [x for x in list(space.values()) if type(x) is int]
+    return alpha / r ** (0.5 if rank_stabilized else 1)
+"""
+    assert graded(peek, seed=918273645)[1]["2.8"]["status"] == "passed"
+
+
+def test_a_slip_in_the_layer_costs_nothing_where_it_is_used(graded):
+    layer = """
+import torch
+class LoRALinear(torch.nn.Module):
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        self.base, self.r, self.scaling, self.merged = base, r, alpha, False
+        self.A = torch.nn.Parameter(torch.randn(r, base.in_features) / 30)
+        self.B = torch.nn.Parameter(torch.zeros(base.out_features, r))
+
+    def forward(self, x):
+        return self.base(x) + self.scaling * x @ self.A.T @ self.B.T
+"""
+    _, records = graded(START, layer, MERGES)
+    assert "alpha is not divided by r" in records["2.2"]["message"]
+    assert "course's own" not in records["2.2"]["message"]
+    assert "never merged has nothing to take away" in records["2.6"]["message"]
+    assert "judged with the course's own 2.1, 2.2" in records["2.6"]["message"]
+
+
+OPEN = {
+    "absent": lambda source: "pass",
+    "stub": lambda source: "class LoRALinear:\n    pass",
+    "raises": lambda source: f"1 / 0\n{source}",
+    "wrong": lambda source: source.replace("alpha / r", "alpha"),
+    "ends its process": lambda source: source.replace(
+        "super().__init__()", "import os; os.abort()"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_an_open_exercise_costs_its_own_points_and_no_others(kind, graded):
+    book = json.loads((ROOT / "solutions" / "02_lora.ipynb").read_text("utf-8"))
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("class LoRALinear"):
+            cell["source"] = OPEN[kind](source)
+    row, records = graded(data=json.dumps(book).encode())
+    lost = {id: r["message"] for id, r in records.items() if r["status"] != "passed"}
+    assert lost.keys() == {"2.2"}
+    assert row["earned"] == row["possible"] - 4
+    assert "judged with the course's own 2.2" in records["2.4"]["message"]
+
+
+FORGERIES = {
+    "no frame": b"hello",
+    "an early reply": b"R\0\0\0\x04\0\0\0\0",
+    "another nonce": "another nonce",
+    "a kind that is none": b"Z\0\0\0\x00",
+}
+
+
+@pytest.mark.parametrize("what", FORGERIES)
+def test_forged_frames_earn_nothing(what, graded):
+    forge = f"""
+import os, socket
+def quiz():
+    import gc, labkit.grading.wire as wire
+    said = {FORGERIES[what]!r}
+    for sock in [s for s in gc.get_objects() if type(s) is socket.socket and s.fileno() > 0]:
+        body = wire.pack(["0" * 16, "value", {{"q1": "b", "q2": "c", "q3": "a"}}])
+        sock.sendall(said if type(said) is bytes else wire.HEAD.pack(b"R", len(body)) + body)
+"""
+    _, records = graded(START, forge, SCALING)
+    assert (records["2.9"]["status"], records["2.9"]["earned"]) != ("passed", 3)
+    assert records["2.9"]["earned"] == 0
+    assert records["2.8"]["status"] == "passed"

@@ -1,0 +1,80 @@
+"""Notebooks that these tests hand in, cells that answer lab 2, and what stands in for a judge."""
+
+import json
+from typing import ClassVar
+
+import pytest
+
+from labkit.grading import sandbox
+from labkit.grading.limits import Limits
+from labkit.grading.row import Row
+
+QUICK = Limits(cell_seconds=6, exercise_seconds=10, total_seconds=60, memory_bytes=1 << 30)
+KIND = "nested" if sandbox.available() else "bare"
+needs_sandbox = pytest.mark.skipif(KIND == "bare", reason="no bubblewrap here")
+
+
+def notebook(*sources, tags=()):
+    cells = [
+        {"cell_type": "code", "metadata": {}, "source": source, "outputs": []} for source in sources
+    ]
+    for i in tags:
+        cells[i]["metadata"] = {"tags": ["experiment"]}
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}).encode()
+
+
+START = 'import labkit\nlab, check = labkit.start("02_lora")'
+SCALING = """
+def scaling(alpha, r, rank_stabilized=False):
+    return alpha / r ** (0.5 if rank_stabilized else 1)
+"""
+SOLVED_SCALING = """
+import math
+
+def scaling(alpha, r, rank_stabilized=False):
+    # as the course has it
+    return alpha / math.sqrt(r) if rank_stabilized else alpha / r
+"""
+FORWARD = """
+def lora_forward(x, W, A, B, alpha):
+    return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
+"""
+MERGES = """
+def merge_(layer):
+    layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
+
+def unmerge_(layer):
+    layer.base.weight.data -= layer.scaling * layer.B.data @ layer.A.data
+"""
+COUNT = """
+def count_params(model):
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+"""
+ALL = {"lora_forward", "LoRALinear", "lora_gradients", "inject", "count_params"}
+ALL |= {"merge_", "unmerge_", "adapter_state", "load_adapter_", "scaling", "quiz"}
+QUIZ = 'def quiz():\n    return {"q1": "b", "q2": "c", "q3": "a"}'
+STUB = "def scaling(alpha, r, rank_stabilized=False):\n    raise NotImplementedError"
+
+
+class Fake:
+    """Stands in for a judge: gives a point, notes what it is asked, and may fail."""
+
+    asked: ClassVar = []
+
+    def __init__(self, *setup):
+        self.setup = setup
+
+    def grade(self, name, data, seed):
+        Fake.asked.append((name, data, seed))
+        record = {"id": "2.1", "name": "f", "points": 2, "earned": 1, "status": "failed"}
+        row = {"submission": name, "lab": "02_lora", "earned": 1, "possible": 2, "seconds": 0.1}
+        if b"INTERRUPT" in data:
+            raise KeyboardInterrupt
+        row |= {"status": "graded", "exercises": [record]}
+        return Row.of(row), {"2.1": "f"}
+
+    def kill(self):
+        pass
+
+    stop = kill

@@ -1,0 +1,142 @@
+"""Which files are submissions, what they are called, and what is told of those left out."""
+
+import csv
+import os
+import socket
+
+import pytest
+from rich.console import Console
+from submissions import Fake, notebook
+
+from labkit.grading import grade as grading
+from labkit.grading.after import show
+from labkit.grading.collect import left_out
+from labkit.grading.limits import Limits
+from labkit.grading.row import Row
+
+
+def test_a_notebook_in_capitals_is_one_and_what_is_none_is_named(batch, capsys):
+    files = {"a/02.IPYNB": notebook("x = 1"), "b.zip": b"PK", "c/d.py": b"", ".hidden": b""}
+    rows = batch(files)
+    assert [row["submission"] for row in rows] == ["a/02.IPYNB"]
+    left = left_out([batch.folder], batch.out)
+    show.summary([Row.of(row) for row in rows], batch.out, Console(width=200), left)
+    assert "not looked at, for it is no .ipynb: b.zip, d.py" in capsys.readouterr().out
+
+
+def test_files_of_the_same_name_do_not_collide(batch):
+    one = {"ada/lab.ipynb": notebook("a = 1"), "bob/lab.ipynb": notebook("a = 2")}
+    rows = batch(one)
+    assert [row["submission"] for row in rows] == ["ada/lab.ipynb", "bob/lab.ipynb"]
+    rows = batch(paths=[batch.folder / "ada", batch.folder / "bob" / "lab.ipynb"])
+    assert [row["submission"] for row in rows] == ["ada/lab.ipynb", "bob/lab.ipynb"]
+    assert len({row["submission"] for row in rows}) == 2
+
+
+def test_the_same_file_given_twice_is_one_submission(batch):
+    batch({"a.ipynb": notebook("a = 1")})
+    assert len(batch(paths=[batch.folder / "a.ipynb", batch.folder / "a.ipynb"])) == 1
+
+
+def test_one_file_is_one_row_however_it_is_given(batch):
+    batch({"ada/x.ipynb": notebook("x = 1")})
+    (row,) = batch(paths=[batch.folder / "ada" / "x.ipynb"])
+    assert row["submission"] == "ada/x.ipynb" and len(Fake.asked) == 1
+    (row,) = batch(paths=[batch.folder.parent])
+    assert row["submission"] == "in/ada/x.ipynb" and len(Fake.asked) == 2
+    assert [page.name[:8] for page in (batch.out / "feedback").iterdir()] == ["in-ada-x"]
+
+
+def test_one_student_of_moodle_is_called_as_in_the_whole_class(batch):
+    names = [f"{who}_assignsubmission_file_/x.ipynb" for who in ("Ada L_501", "Bob M_502")]
+    for name in names:
+        file = batch.folder / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(notebook(f"x = {name!r}"))
+    batch(paths=[batch.folder / names[0]])
+    rows = batch(paths=[(batch.folder / names[1]).parent])
+    assert [row["submission"] for row in rows] == names
+    assert batch() == rows and len(Fake.asked) == 2
+
+
+def test_a_link_to_a_folder_is_followed_where_it_is_given_and_told_where_it_is_found(batch):
+    batch({"a.ipynb": notebook("x = 1"), "sub/b.ipynb": notebook("x = 2")})
+    link = batch.folder.parent / "link"
+    link.symlink_to(batch.folder)
+    (batch.folder / "more").symlink_to(batch.folder / "sub")
+    rows = [row.data() for row in grading.grade([link], batch.out.with_name("other"))]
+    assert [row["submission"] for row in rows] == ["a.ipynb", "sub/b.ipynb"]
+    assert {row["status"] for row in rows} == {"graded"}
+    told = left_out([link], batch.out)
+    assert told == ["LOOK: not looked at, for it is a link to a folder: more"]
+
+
+def test_what_is_hidden_is_counted_and_litter_is_left_out(batch):
+    names = (".b.ipynb", ".old/c.ipynb", "__MACOSX/._a.ipynb", "__MACOSX/a.ipynb", "._a.ipynb")
+    names += (".ipynb_checkpoints/a-checkpoint.ipynb", ".DS_Store", "a.ipynb")
+    (row,) = batch({name: notebook("x = 1") for name in names})
+    assert row["submission"] == "a.ipynb"
+    told = left_out([batch.folder], batch.out)
+    assert told == ["not looked at, for it is hidden (2): .b.ipynb, .old"]
+
+
+def test_a_folder_that_cannot_be_read_is_told(batch, monkeypatch):
+    batch({"a.ipynb": notebook("x = 1"), "sub/b.ipynb": notebook("x = 2")})
+    scan = os.scandir
+
+    def closed(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    (line,) = left_out([batch.folder], batch.out)
+    assert line.startswith("LOOK: not looked at, for it cannot be read: ") and "sub" in line
+
+
+@pytest.mark.parametrize(
+    "name, late",
+    [
+        ("doejane_LATE_12345_67890_02_lora.ipynb", True),
+        ("x/anon_LATE_4fZq1_67890_02_lora.ipynb", True),
+        ("doejane_12345_67890_02_lora.ipynb", False),
+        ("doejane_12345_67890_is_it_LATE_1_2_.ipynb", False),  # the tail is the learner's
+        ("LATE.ipynb", False),
+    ],
+)
+def test_what_canvas_calls_late_is_told(batch, name, late, capsys):
+    (row,) = batch({name: notebook("x = 1")})
+    assert row.get("late", False) == late
+    (line,) = csv.DictReader((batch.out / "grades.csv").open(encoding="utf-8", newline=""))
+    assert line["late"] == ("late" if late else "")
+    assert ("late</b>" in (batch.out / "index.html").read_text("utf-8")) == late
+    show.summary([Row.of(row)], batch.out, Console(width=200))
+    assert (f"late: {name}" in capsys.readouterr().out) == late
+
+
+def test_what_is_no_plain_file_is_a_row_with_a_reason(batch, tmp_path):
+    secret = tmp_path / "secret.ipynb"
+    secret.write_bytes(notebook("x = 1"))
+    (batch.folder / "link.ipynb").symlink_to(secret)
+    (batch.folder / "folder.ipynb").mkdir()
+    os.mkfifo(batch.folder / "pipe.ipynb")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(batch.folder / "socket.ipynb"))
+        rows = batch({"big.ipynb": bytes(3000)}, limits=Limits(notebook_bytes=2000))
+    assert {row["status"] for row in rows} == {"unreadable"} and len(rows) == 5
+    assert all(row["reason"] and row["exercises"] == [] for row in rows)
+    assert Fake.asked == []
+
+
+def test_a_file_that_changes_meanwhile_is_not_taken_for_another(batch, monkeypatch):
+    files = {"a.ipynb": notebook("x = 1"), "b.ipynb": notebook("x = 2")}
+    grade = Fake.grade
+
+    def change(self, name, data, seed):
+        (batch.folder / "b.ipynb").write_bytes(notebook("x = 3"))
+        return grade(self, name, data, seed)
+
+    monkeypatch.setattr(Fake, "grade", change)
+    rows = batch(files, jobs=1)
+    assert [row["status"] for row in rows] == ["graded", "unreadable"]
+    assert batch(jobs=1)[1]["status"] == "graded"

@@ -1,0 +1,96 @@
+"""The command: progress, bad input, no sandbox, Ctrl-C."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from submissions import SCALING, needs_sandbox, notebook
+
+from labkit import cli
+from labkit.errors import LabError
+from labkit.grading import grade as grading
+from labkit.grading import sandbox
+
+
+def test_progress_is_told(batch):
+    told = []
+    files = {f"{i}.ipynb": notebook(f"x = {i}") for i in range(3)}
+    batch(files, progress=lambda done, total, row: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    "argv, word",
+    [
+        (["nowhere", "--out", "o"], "no such file"),
+        (["empty", "--out", "o"], "no notebook"),
+        (["empty"], "--out"),
+        (["empty", "--out", "o", "--jobs", "0"], "jobs"),
+        (["empty", "--out", "o", "--seed", "9" * 30], "seed"),
+        (["empty", "--out", "o", "--checks", "nowhere.py"], "nowhere.py"),
+    ],
+)
+def test_bad_input_is_one_line(argv, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sandbox, "available", lambda: "/usr/bin/bwrap")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["grade", *argv])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert word in line
+
+
+def test_without_a_sandbox_unsafe_has_to_be_said(batch, monkeypatch, capsys):
+    batch({"a.ipynb": notebook("x = 1")})
+    monkeypatch.setattr(sandbox, "available", lambda: None)
+    argv = ["grade", str(batch.folder), "--out", str(batch.out)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 2 and "bubblewrap" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*argv, "--unsafe", "--json"])
+    told = capsys.readouterr()
+    assert ended.value.code in (0, None) and "NO SANDBOX" in told.err
+    assert json.loads(told.out)[0]["submission"] == "a.ipynb"
+
+
+@needs_sandbox
+def test_ctrl_c_ends_every_process_at_once(tmp_path):
+    """The real command, interrupted while a submission hangs."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.ipynb").write_bytes(notebook(SCALING))
+    (folder / "b.ipynb").write_bytes(notebook(SCALING, "while True: pass"))
+    # a shell's background job ignores SIGINT, and so would what these tests start from there
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from labkit import cli, fingerprint; cli.main()"
+    argv = ["grade", str(folder), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    run = subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.DEVNULL)
+    results = tmp_path / "out" / "graded"
+    end = time.monotonic() + 240
+    while not list(results.glob("*.json")) and time.monotonic() < end:
+        time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(30) == 130
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert row["submission"] == "a.ipynb" and row["earned"] == 1
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _bytes(p)]
+    assert left == []
+
+
+def _bytes(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_other_systems_are_told_where_grading_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(grading.sys, "platform", "darwin")
+    with pytest.raises(LabError, match="grading needs Linux"):
+        grading.grade([tmp_path], tmp_path / "out")

@@ -1,0 +1,131 @@
+"""Cells that end their process, machines that are busy, and time that runs out."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+from submissions import ALL, FORWARD, KIND, QUIZ, SCALING, START, needs_sandbox, notebook
+
+from labkit.grading.judge import judge as judging
+from labkit.grading.limits import Limits
+
+ENDS = {
+    "exit": "import os; os._exit(0)",
+    "segfault": "import ctypes; ctypes.string_at(0)",
+    "signal": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "system exit": "raise SystemExit",
+    "hang": "while True: pass",
+    "deaf hang": "import signal\nsignal.signal(2, signal.SIG_IGN)\nwhile True: signal.pause()",
+    "fork": "import os; os.fork()",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_cell_that_ends_its_process_costs_that_cell(end, graded):
+    row, records = graded(START, QUIZ, ENDS[end], SCALING)
+    assert row["status"] == "graded"
+    assert records["2.8"]["status"] == records["2.9"]["status"] == "passed", records
+
+
+@pytest.mark.parametrize("end", ["exit", "segfault", "hang"])
+def test_an_exercise_that_ends_its_process_costs_that_exercise(end, graded):
+    body = "\n    ".join(ENDS[end].split("\n"))
+    answer = f"def lora_forward(x, W, A, B, alpha):\n    {body}"
+    _, records = graded(START, QUIZ, answer, SCALING)
+    assert records["2.1"]["status"] == ("timeout" if end == "hang" else "error")
+    assert records["2.8"]["status"] == records["2.9"]["status"] == "passed"
+
+
+def test_a_cell_that_ends_its_process_is_told_beside_the_grade(graded):
+    row, records = graded(START, SCALING, "import os\nos._exit(0)")
+    assert (row["status"], records["2.8"]["status"]) == ("graded", "passed")
+    assert row["reason"] == "code cell 3: it ended its process"
+
+
+LEFT_BEHIND = {
+    "a thread": "import threading, time\nthreading.Thread(target=time.sleep, args=[60]).start()",
+    "a pool": """
+import multiprocessing
+pool = multiprocessing.get_context("fork").Pool(2)
+assert pool.map(abs, [-1, 2]) == [1, 2]
+""",
+    "a pool of threads": """
+from concurrent.futures import ThreadPoolExecutor
+pool = ThreadPoolExecutor(4)
+assert list(pool.map(abs, [-1, 2])) == [1, 2]
+""",
+    "a loader": """
+import torch
+loader = torch.utils.data.DataLoader(
+    torch.arange(8), 2, num_workers=2, persistent_workers=True, multiprocessing_context="fork"
+)
+batches = iter(loader)
+assert len(next(batches)) == 2
+""",
+    "a progress bar": """
+import time
+from tqdm.auto import tqdm
+bar = tqdm(total=9)
+for _ in range(3): bar.update(); time.sleep(0.05)
+""",
+}
+
+
+@pytest.fixture
+def busy():
+    """Other processes that compute, two a core."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(spin) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    yield
+    for other in others:
+        other.kill()
+        other.wait()
+
+
+def test_what_cells_leave_running_costs_nothing_on_a_busy_machine(graded, busy):
+    for what, cell in LEFT_BEHIND.items():
+        row, records = graded(START, cell, SCALING, QUIZ, cell)
+        assert row["earned"] == 4 and "reason" not in row, (what, row.get("reason"), records)
+
+
+@needs_sandbox
+def test_a_warm_process_that_is_killed_costs_nobody_anything(judge, graded):
+    """As the kernel does where memory is short; here between two submissions."""
+    assert graded(SCALING)[0]["earned"] == 1
+    for process in psutil.Process(judge.warm.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    judge.warm.process.wait()
+    assert graded(SCALING)[0]["earned"] == 1
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    """A judge whose submissions have little time."""
+    limits = Limits(cell_seconds=3, exercise_seconds=4, total_seconds=4, submission_seconds=25)
+    judge = judging.Judge(limits, unsafe=KIND == "bare")
+    judge.start()
+    yield judge
+    judge.stop()
+
+
+def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
+    slow = "import time\ntime.sleep(2)\n"
+    data = notebook(START, *[slow] * 4, slow + SCALING, slow + QUIZ, *[slow] * 2)
+    row = hasty.grade("a", data, 5)[0].data()
+    assert (row["status"], row["earned"]) == ("graded", 4), row
+    assert "code cell 9: there was no time left for this cell" in row["reason"]
+
+
+def test_a_submission_has_an_end(hasty):
+    """Each of eight exercises hangs, and takes its four seconds; the first one is right."""
+    hang = "\n".join(f"def {name}(*args):\n    while True: pass" for name in ALL - {"lora_forward"})
+    row = hasty.grade("a", notebook(START, FORWARD, hang), 5)[0].data()
+    assert row["status"] == "timeout" and row["seconds"] < 60
+    assert "it took more than 25 s in all, graded until then" in row["reason"]
+    told = {record["id"]: (record["status"], record["message"]) for record in row["exercises"]}
+    assert told["2.1"][0] == "passed" and row["earned"] == 2
+    assert told["2.9"] == ("timeout", "the time of the whole submission is used up")

@@ -1,0 +1,246 @@
+"""Grades that are kept: what is graded again, by whom, and what a spoilt folder loses."""
+
+import errno
+import fcntl
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from submissions import QUICK, Fake, notebook
+
+from labkit import fingerprint
+from labkit.errors import LabError
+from labkit.grading import grade as grading
+from labkit.grading import store
+from labkit.grading.row import Row
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_nothing_that_is_unchanged_is_graded_again(batch):
+    files = {f"{i}.ipynb": notebook(f"x = {i}") for i in range(4)}
+    first = batch(files)
+    assert len(Fake.asked) == 4
+    assert batch(files) == first and len(Fake.asked) == 4
+    batch({"2.ipynb": notebook("x = 9")})
+    assert [name for name, _, _ in Fake.asked[4:]] == ["2.ipynb"]
+    batch(seed=77)
+    assert len(Fake.asked) == 9
+
+
+def test_a_seed_is_random_and_kept(batch, tmp_path):
+    batch({"a.ipynb": notebook("x = 1")})
+    batch({"b.ipynb": notebook("x = 1")})
+    (first, second) = (seed for _, _, seed in Fake.asked)
+    assert first == second > 1000
+    grading.grade([batch.folder], tmp_path / "other")
+    assert Fake.asked[-1][2] != first
+
+
+def test_own_checks_and_limits_are_part_of_what_is_kept(batch, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("1")
+    files = {"a.ipynb": notebook("x = 1")}
+    for options in ({}, {"checks": own}, {"limits": QUICK}):
+        batch(files, **options)
+    own.write_text("2")
+    batch(files, checks=own)
+    batch(files, checks=own)
+    assert len(Fake.asked) == 4
+
+
+def test_ctrl_c_leaves_what_is_done(batch):
+    files = {f"{i}.ipynb": notebook("INTERRUPT" if i == 3 else f"x = {i}") for i in range(6)}
+    with pytest.raises(KeyboardInterrupt):
+        batch(files, jobs=1)
+    rows = json.loads((batch.out / "results.json").read_text())
+    assert [row["submission"] for row in rows] == ["0.ipynb", "1.ipynb", "2.ipynb"]
+    assert (batch.out / "grades.csv").exists()
+    batch({"3.ipynb": notebook("x = 3")}, jobs=1)
+    assert [name for name, _, _ in Fake.asked[4:]] == ["3.ipynb", "4.ipynb", "5.ipynb"]
+
+
+@pytest.mark.parametrize("status", ["crashed", "timeout"])
+def test_what_the_machine_may_have_spoilt_is_graded_again_by_the_next_call(batch, status):
+    record = {"id": "2.1", "name": "f", "points": 2, "earned": 0, "status": "error", "message": ""}
+    spoilt = {"status": status, "reason": "it is", "lab": "02_lora", "exercises": [record]}
+    grade = lambda self, name, *_: (Row.of({"submission": name} | spoilt), {})  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fake, "grade", grade)
+        (row,) = batch({"a.ipynb": notebook("x = 1")})
+        assert (row["status"], row["reason"]) == (status, "it is")
+    (row,) = batch()
+    assert row["status"] == "graded" and "reason" not in row
+    batch()
+    assert len(Fake.asked) == 1
+
+
+def test_a_file_that_comes_later_adds_a_row_and_deletes_nothing(batch, tmp_path):
+    first = batch({f"{name}.ipynb": notebook(f"x = {name!r}") for name in "abc"})
+    late = tmp_path / "late" / "zoe.ipynb"
+    late.parent.mkdir()
+    late.write_bytes(notebook("x = 'z'"))
+    notes = []
+    rows = batch(paths=[late], notes=notes)
+    assert rows[:3] == first and rows[3]["submission"] == "zoe.ipynb"
+    assert notes == ["rows of earlier calls: 3"]
+    assert json.loads((batch.out / "results.json").read_text()) == rows
+    assert len((batch.out / "grades.csv").read_text().splitlines()) == 5
+    pages = sorted(path.name for path in (batch.out / "feedback").iterdir())
+    assert pages == ["a.html", "b.html", "c.html", "zoe.html"]
+    assert "<code>" in (batch.out / "feedback/a.html").read_text()  # its cell is still shown
+    assert len(Fake.asked) == 4
+
+
+def test_a_file_that_is_gone_keeps_its_row_and_is_told(batch):
+    batch({"a.ipynb": notebook("x = 1"), "b.ipynb": notebook("x = 2")})
+    (batch.folder / "a.ipynb").unlink()
+    notes = []
+    rows = batch(notes=notes)
+    assert [row["submission"] for row in rows] == ["a.ipynb", "b.ipynb"]
+    assert "LOOK: the file is no longer there, the row stays: a.ipynb" in notes
+
+
+def test_the_same_name_is_graded_anew_and_another_file_of_that_name_is_told(batch, tmp_path):
+    batch({"ada/x.ipynb": notebook("x = 1")})
+    again, notes = tmp_path / "again" / "ada" / "x.ipynb", []
+    again.parent.mkdir(parents=True)
+    for source, told in (("x = 1", False), ("x = 2", True)):
+        again.write_bytes(notebook(source))
+        (row,) = batch(paths=[tmp_path / "again"], notes=notes)
+        assert row["submission"] == "ada/x.ipynb"
+        assert any("LOOK: graded in place of another file" in note for note in notes) == told
+
+
+@pytest.mark.parametrize(
+    "again, chosen",
+    [
+        (["doe_1_2_a.ipynb"], ["doe_1_2_a.ipynb"]),
+        (["DOE"], ["doe_1_2_a.ipynb", "doe_1_3_b.ipynb"]),
+        (["*_b.*"], ["doe_1_3_b.ipynb"]),
+        (["roe", "_3_"], ["doe_1_3_b.ipynb", "roe_2_4_a.ipynb"]),
+    ],
+)
+def test_again_grades_one_student_afresh(batch, again, chosen):
+    batch({f"{n}.ipynb": notebook("x = 1") for n in ("doe_1_2_a", "doe_1_3_b", "roe_2_4_a")})
+    rows = batch(again=again)
+    assert sorted(name for name, _, _ in Fake.asked[3:]) == chosen and len(rows) == 3
+    with pytest.raises(LabError, match="--again nobody: no submission here"):
+        batch(again=["nobody"])
+
+
+def test_two_graders_of_one_folder_lose_and_double_nothing(batch, tmp_path):
+    def one(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(20):
+            (folder / f"{name}{i}.ipynb").write_bytes(notebook(f"x = {i}"))
+        shared = tmp_path / "shared.ipynb"
+        shared.write_bytes(notebook("x = 1"))
+        try:
+            grading.grade([folder, shared], batch.out, jobs=2)
+        except BaseException as error:
+            wrong.append(error)
+
+    wrong, threads = [], [threading.Thread(target=one, args=[name]) for name in "pqr"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    rows = json.loads((batch.out / "results.json").read_text())
+    names = [row["submission"] for row in rows]
+    assert sorted(names) == sorted(
+        ["shared.ipynb", *(f"{name}{i}.ipynb" for name in "pqr" for i in range(20))]
+    )
+    assert len({seed for _, _, seed in Fake.asked}) == 1, "the folder has one seed"
+    assert len(list((batch.out / "feedback").iterdir())) == 61
+    assert not list(batch.out.rglob("*.part"))
+
+
+def test_a_disk_without_locks_serves_one_grader(batch, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    assert len(batch({"a.ipynb": notebook("x = 1")})) == 1
+
+
+BROKEN_FILES = [
+    "",
+    "9" * 30,
+    "-1",
+    "x",
+    "null",
+    "[]",
+    "[1]",
+    "{}",
+    '{"row": 1}',
+    "[[], {}]",
+    "[" * 100_000,
+    "\xff",
+]
+
+
+@pytest.mark.parametrize("text", BROKEN_FILES, ids=range(len(BROKEN_FILES)))
+def test_what_is_malformed_in_the_folder_is_made_anew(batch, text):
+    files = {"a.ipynb": notebook("x = 1"), "b.ipynb": notebook("x = 2")}
+    first = batch(files)
+    broken = next((batch.out / "graded").glob("*.json"))
+    for file in (broken, batch.out / "graded" / "seed", batch.out / "results.json"):
+        file.write_bytes(text.encode("latin-1"))
+    assert batch(files) == first
+    assert json.loads((batch.out / "results.json").read_text()) == first
+
+
+def test_rows_that_only_results_json_has_stay(batch):
+    batch({"a.ipynb": notebook("x = 1"), "b.ipynb": notebook("x = 2")})
+    for file in (batch.out / "graded").glob("*.json"):
+        file.unlink()
+    page = (batch.out / "feedback/b.html").read_text()
+    rows = batch(paths=[batch.folder / "a.ipynb"])
+    assert [row["submission"] for row in rows] == ["a.ipynb", "b.ipynb"]
+    assert (batch.out / "feedback/b.html").read_text() == page
+
+
+def test_a_folder_of_an_earlier_version_is_read(batch):
+    rows = batch({"a.ipynb": notebook("x = 1"), "b.ipynb": notebook("x = 2")})
+    for file in list((batch.out / "graded").glob("*.json")):
+        entry = json.loads(file.read_text())
+        file.with_name("f" * 64 + file.name).write_text(json.dumps([entry["row"], {"2.1": "old"}]))
+        file.unlink()
+    assert batch(paths=[batch.folder / "a.ipynb"]) == rows
+    assert "old" in (batch.out / "feedback/b.html").read_text()
+
+
+def test_a_full_disk_is_named(batch, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*seed'"):
+        grading.grade([ROOT / "notebooks"], batch.out)
+
+
+def test_all_of_the_course_and_its_libraries_decide_whether_a_grade_stands(monkeypatch, tmp_path):
+    package = tmp_path / "labkit"
+    shutil.copytree(ROOT / "labkit", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "solutions").mkdir()
+    monkeypatch.setattr(fingerprint, "PACKAGE", package)
+    found = [store.depends_on(None, QUICK, 1)]
+    assert store.depends_on(None, QUICK, 1) == found[0]
+    parts = ("grading/inside/runner.py", "grading/wire.py", "memory/budget.py", "contract/kept.py")
+    parts += ("checks/lab02/quiz.toml", "tasks/tickets.jsonl", "labs/lab02/probes.py", "lab.py")
+    for part in (*parts, "../solutions/02_lora.ipynb"):
+        with (package / part).open("a") as file:
+            file.write("\n")
+        found.append(store.depends_on(None, QUICK, 1))
+    monkeypatch.setattr(fingerprint, "version", lambda name: "0" if name == "peft" else "1")
+    found.append(store.depends_on(None, QUICK, 1))
+    monkeypatch.setattr(fingerprint, "version", lambda name: "1")
+    found.append(store.depends_on(None, QUICK, 1))
+    assert len(set(found)) == len(found) == 12
+    (package / "templates/grading_base.html.j2").write_text("a page is no grade")
+    assert store.depends_on(None, QUICK, 1) == found[-1]
