@@ -27,10 +27,6 @@ SCORE = "application/vnd.labkit.score+json"
 HEADLINE = "application/vnd.labkit.headline+json"
 
 
-class UnknownLab(LabError, ValueError):
-    """No lab has this name; the one line gives the nearest names."""
-
-
 @dataclass
 class LabResult:
     """What became of one lab: status is `ok`, `failed` (error says why) or `stopped` (Ctrl-C)."""
@@ -50,14 +46,14 @@ def find_labs(names: list[str], root: Path) -> list[str]:
     """The stems for names such as `2`, `02` or `02_lora` (all of them for none)."""
     stems = [master.stem for master in masters.masters(root)]
     if not stems:
-        raise UnknownLab(f"there is no lab in {root / 'labs'}")
+        raise LabError(f"there is no lab in {root / 'labs'}")
     found = set()
     for name in names:
         stem = Path(name).stem
         hits = {s for s in stems if s == stem or (stem.isdecimal() and int(s[:2]) == int(stem))}
         if not hits:
             near = difflib.get_close_matches(stem, stems, cutoff=0.4) or stems
-            raise UnknownLab(f"no lab is called {name!r}; there is {', '.join(near)}")
+            raise LabError(f"no lab is called {name!r}; there is {', '.join(near)}")
         found |= hits
     return sorted(found) or stems
 
@@ -65,7 +61,7 @@ def find_labs(names: list[str], root: Path) -> list[str]:
 def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabResult]:
     """Execute the solved labs in order, a failing one too, and write pages and summary into out.
 
-    Raises UnknownLab; KeyboardInterrupt passes through once what is done is written.
+    Raises LabError; KeyboardInterrupt passes through once what is done is written.
     """
     books = {stem: _solved(root, stem) for stem in find_labs(names, root)}
     out.mkdir(parents=True, exist_ok=True)
@@ -91,11 +87,11 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
 def _solved(root: Path, stem: str) -> nbformat.NotebookNode:
     path = root / "solutions" / f"{stem}.ipynb"
     if not path.is_file():
-        raise UnknownLab(f"solutions/{path.name} is not built yet: run 'labkit build'")
+        raise LabError(f"solutions/{path.name} is not built yet: run 'labkit build'")
     try:
         return nbformat.read(path, as_version=4)
     except ValueError as error:
-        raise UnknownLab(f"solutions/{path.name} is no notebook: {error}") from None
+        raise LabError(f"solutions/{path.name} is no notebook: {error}") from None
 
 
 class KernelOfThisPython(AsyncKernelManager):

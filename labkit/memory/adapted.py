@@ -15,7 +15,8 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from labkit.memory.settings import BadSetting, Settings
+from labkit.errors import LabError
+from labkit.memory.settings import Settings
 
 BLOCK, BLOCK_OF_SCALES = 64, 256  # bitsandbytes' block sizes for NF4 and for its scales
 
@@ -34,7 +35,7 @@ def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]
                 attn_implementation=settings.attention,
             )
         except ValueError as error:  # dimensions or an attention that the architecture refuses
-            raise BadSetting(str(error)) from None
+            raise LabError(str(error)) from None
         n_params = sum(parameter.numel() for parameter in model.parameters())
         if settings.method == "qlora":
             _quantise(model, settings)
@@ -104,13 +105,13 @@ def _check_targets(model, settings):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise BadSetting(f"no layer {name!r}: there is {', '.join(known)}{hint}")
+                raise LabError(f"no layer {name!r}: there is {', '.join(known)}{hint}")
         shapes = {name: s for name, s in shapes.items() if name.rsplit(".", 1)[-1] in names}
     widest = max(shapes, key=lambda name: min(shapes[name]))
     if settings.rank > (limit := min(shapes[widest])):
         d_out, d_in = shapes[widest]
         layer = f"{widest.rsplit('.', 1)[-1]} ({d_out} x {d_in})"
-        raise BadSetting(f"rank {settings.rank} is impossible: {layer} has rank {limit} at most")
+        raise LabError(f"rank {settings.rank} is impossible: {layer} has rank {limit} at most")
 
 
 def materialise(model: nn.Module, packed: Callable, device: str | None = None) -> None:

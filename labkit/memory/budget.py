@@ -65,7 +65,7 @@ class Budget:
 def closed_form(config: PretrainedConfig, settings: Settings) -> Budget:
     """The `Budget` of one step of a Llama-style causal LM.
 
-    Raises NoClosedForm for another architecture, BadSetting for targets that it doesn't have.
+    Raises NoClosedForm for another architecture, LabError for targets that it doesn't have.
     """
     m = Dimensions(config, settings)
     n_trained = sum(m.trained_tensors)

@@ -10,7 +10,7 @@ import math
 from transformers import PretrainedConfig
 
 from labkit.errors import LabError
-from labkit.memory.settings import BadSetting, Settings
+from labkit.memory.settings import Settings
 
 FAMILY = ("llama", "mistral", "qwen2")
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -66,7 +66,7 @@ class Dimensions:
         if names == ["all-linear"]:
             return self.matrices
         if unknown := [name for name in names if name not in self.matrices]:
-            raise BadSetting(f"no layer {unknown[0]!r}: there is {', '.join(self.matrices)}")
+            raise LabError(f"no layer {unknown[0]!r}: there is {', '.join(self.matrices)}")
         return {name: self.matrices[name] for name in self.matrices if name in names}
 
     @property

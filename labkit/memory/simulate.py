@@ -64,7 +64,7 @@ def simulate(
     """Simulate one step of the causal LM that `config` describes; a `Simulation`.
 
     device: "cuda" or "cpu", which keep dropout's mask in one byte and in four.
-    Raises BadSetting for targets or a rank that the model cannot have.
+    Raises LabError for targets or a rank that the model cannot have.
     """
     model, n_params = adapted.build(config, settings)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -26,10 +26,6 @@ PACKAGES = ("accelerate", "bitsandbytes", "lora-labs", "peft", "torch", "transfo
 NO_MATTER = ("output_dir", "run_name", "project", "log", "save_", "hub_", "push_to_hub")
 
 
-class AlreadyAdapted(LabError, ValueError):
-    """The base model still carries an adapter, and a second one would be added to it."""
-
-
 @dataclass(frozen=True)
 class Result:
     """A tuned model: `model` (in eval mode), its loss at each step, and its adapter's folder."""
@@ -59,7 +55,7 @@ def finetune(
     Under `accelerate launch` all processes train together, and one of them keeps the result.
     """
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
-        raise AlreadyAdapted("this model has an adapter already: load the base model afresh")
+        raise LabError("this model has an adapter already: load the base model afresh")
     folder = download.cache_dir() / "runs" / _key(model, tokenizer, dataset, peft_config, args)
     if cache and (folder / "history.json").exists():
         return _stored(model, folder, title)

@@ -30,14 +30,10 @@ MODELS = {
 }
 
 
-class UnknownModel(LabError, ValueError):
-    """A model that is not in `MODELS`."""
-
-
 def folder(name: str) -> Path:
-    """The folder that holds model `name` once it is here; UnknownModel for one we don't know."""
+    """The folder that holds model `name` once it is here; LabError for one we don't know."""
     if name not in MODELS:
-        raise UnknownModel(f"no model {name!r}: there is {', '.join(MODELS)}")
+        raise LabError(f"no model {name!r}: there is {', '.join(MODELS)}")
     return download.cache_dir() / "models" / name
 
 
