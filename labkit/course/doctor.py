@@ -51,14 +51,12 @@ def show(findings: list[Finding], console: Console) -> None:
 
 
 def check_python() -> Finding:
-    """The interpreter."""
     verdict = "ok" if (3, 11) <= sys.version_info[:2] <= (3, 13) else "warn"
     mend = "" if verdict == "ok" else "the course is tested on Python 3.11 to 3.13"
     return Finding("python", f"{sys.version.split()[0]} ({sys.executable})", verdict, mend)
 
 
 def check_torch() -> Finding:
-    """The version of torch."""
     import torch
 
     return Finding("torch", torch.__version__)
@@ -104,7 +102,6 @@ def check_precision() -> Finding:
 
 
 def check_cores() -> Finding:
-    """The cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent outside Linux
     n_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     if n_cores < 2:

@@ -11,15 +11,11 @@ its whole process tree. Points are given in another process, outside of the wall
 One leaves nothing for the next: its files, sockets, locks, queues, keys and standard streams are
 its own, and of the machine's files and devices it changes neither content nor times nor hints.
 
-What does not hold. Submissions share the kernel with the machine: a flaw in the kernel is a way
-out, for which this is no virtual machine. Between two looks memory may pass its bound. The kernel's
-own memory (pipes, mappings, tables of pages) is bounded by the number of processes and descriptors,
-at a gibibyte or so; a memory cgroup (`cgroup`) counts it, where one can be made. What the kernel
-counts for the whole machine can be read: how busy it is, how many files are open, and how fast a
-file is read, which tells whether another process has read it lately. Two that agree on it can pass
-some bits that way, while both run or one after the other. Two that run at a time can pass text: one
-waits on a futex in a file that both map, such as libc, and the other learns how many it woke. No
-filter tells these from the futexes of semaphores that processes of one submission share.
+What does not hold stands in docs/instructor.md: a flaw of the kernel, and what it counts for the
+whole machine. Between two looks memory may pass its bound, and that of the kernel (pipes, mappings,
+tables of pages) is bounded by the number of processes and descriptors; a memory cgroup (`cgroup`)
+counts it. No filter tells a futex by which two that run at a time pass text, in a file that both
+map, from those of semaphores that processes of one submission share.
 
 Its code and the probes share a process, so a check that looks at the form of an answer, not at
 results that need work, can be lied to; checks are written with that in mind. The same holds for a

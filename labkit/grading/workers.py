@@ -86,9 +86,22 @@ class JudgeProcess:
             row, sources = self._grade(name, data, seed, left)
         return row, sources
 
-    def _grade(self, *asked):
+    def _grade(self, name, data, seed, seconds):
+        """One try."""
         try:
-            return self._graded(*asked)
+            if self.process is None and self.over:
+                raise ConnectionError
+            if self.process is None:
+                self.start()
+            head = json.dumps({"name": name, "seed": seed, "seconds": seconds}).encode()
+            wire.send(self.link, b"G", head + b"\n" + data)
+            frame = wire.receive(self.link, self.most)
+            if frame is None:
+                raise ConnectionError
+            if frame[0] != b"R":
+                raise LabError(frame[1].decode(errors="replace"))
+            row, sources = json.loads(frame[1])
+            return Row.of(row), sources
         except (OSError, wire.WireError):
             reason = f"the grader itself ended: {self._last_error()}"
         except LabError as error:  # the sandbox does not start
@@ -96,22 +109,7 @@ class JudgeProcess:
                 raise
             reason = str(error)
         self.stop()
-        return Row(asked[0], "crashed", reason), {}
-
-    def _graded(self, name, data, seed, seconds):
-        if self.process is None and self.over:
-            raise ConnectionError
-        if self.process is None:
-            self.start()
-        head = json.dumps({"name": name, "seed": seed, "seconds": seconds}).encode()
-        wire.send(self.link, b"G", head + b"\n" + data)
-        frame = wire.receive(self.link, self.most)
-        if frame is None:
-            raise ConnectionError
-        if frame[0] != b"R":
-            raise LabError(frame[1].decode(errors="replace"))
-        row, sources = json.loads(frame[1])
-        return Row.of(row), sources
+        return Row(name, "crashed", reason), {}
 
     def _last_error(self):
         self._end()
