@@ -22,20 +22,7 @@ METADATA = {
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 # With --target nothing that is installed changes. The folder is called site-packages: a module from
 # elsewhere dill, and so datasets, would pickle by value. What comes after is in colab.py.
-BOOTSTRAP = """\
-# @title Set-up: brings the course to Colab; where it is installed, this cell does nothing
-import importlib.util, os, subprocess, sys
-
-here = importlib.util.find_spec("labkit")
-if not here and os.path.isdir("../labkit"):
-    print("✗ This kernel is not the course's Python. Choose the one in .venv, or use: make lab")
-elif not here:
-    folder = os.path.expanduser("~/.lora-labs/site-packages")
-    pip = [sys.executable, "-m", "pip", "install", "-qqU", "--no-deps", "--target", folder]
-    if subprocess.run([*pip, "COURSE"]).returncode == 0:
-        sys.path.insert(0, folder)
-        from labkit.course import colab; colab.bring_libraries()
-    else: print("✗ The course could not be fetched. With a network, run this cell again.")"""
+SET_UP = Path(__file__).parents[1] / "templates" / "colab_setup.py.j2"
 
 
 class BuildError(LabError, ValueError):
@@ -168,7 +155,8 @@ def badge(name: str, project: dict) -> str:
 
 def bootstrap(project: dict) -> str:
     """The cell that brings the course to Colab and does nothing where it is installed."""
-    return BOOTSTRAP.replace("COURSE", f"git+{_repository(project)}@v{project['version']}")
+    course = f"git+{_repository(project)}@v{project['version']}"
+    return SET_UP.read_text("utf-8").replace("{{ course }}", course)
 
 
 def _repository(project: dict) -> str:
