@@ -42,6 +42,11 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
+def _unless(good: bool, what: str, value: str, mend: str) -> Finding:
+    """A finding that is a warning, with its mend, unless all is good."""
+    return Finding(what, value) if good else Finding(what, value, "warn", mend)
+
+
 def show(findings: list[Finding], console: Console) -> None:
     """Print the findings as a table."""
     table = Table("what", "", "value", "note", box=None)
@@ -51,9 +56,9 @@ def show(findings: list[Finding], console: Console) -> None:
 
 
 def check_python() -> Finding:
-    verdict = "ok" if (3, 11) <= sys.version_info[:2] <= (3, 13) else "warn"
-    mend = "" if verdict == "ok" else "the course is tested on Python 3.11 to 3.13"
-    return Finding("python", f"{sys.version.split()[0]} ({sys.executable})", verdict, mend)
+    value = f"{sys.version.split()[0]} ({sys.executable})"
+    good = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return _unless(good, "python", value, "the course is tested on Python 3.11 to 3.13")
 
 
 def check_torch() -> Finding:
@@ -104,9 +109,7 @@ def check_precision() -> Finding:
 def check_cores() -> Finding:
     affinity = getattr(os, "sched_getaffinity", None)  # absent outside Linux
     n_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    if n_cores < 2:
-        return Finding("cores", str(n_cores), "warn", "times in the labs are for two cores")
-    return Finding("cores", str(n_cores))
+    return _unless(n_cores > 1, "cores", str(n_cores), "times in the labs are for two cores")
 
 
 def check_memory() -> Finding:
@@ -114,7 +117,8 @@ def check_memory() -> Finding:
     import psutil
 
     free = psutil.virtual_memory().available
-    return _at_least("memory", free, 6 * GIB, "close other programs: a lab can need 6 GiB")
+    mend = "close other programs: a lab can need 6 GiB"
+    return _unless(free >= 6 * GIB, "memory", f"{free / GIB:.1f} GiB free", mend)
 
 
 def check_disk() -> Finding:
@@ -124,22 +128,17 @@ def check_disk() -> Finding:
     folder = cache_dir().absolute()
     while not folder.exists():
         folder = folder.parent
+    free = shutil.disk_usage(folder).free
     mend = "set LABKIT_CACHE to a folder with 2 GiB free"
-    return _at_least("disk", shutil.disk_usage(folder).free, 2 * GIB, mend)
-
-
-def _at_least(what: str, free: int, enough: int, mend: str) -> Finding:
-    value = f"{free / GIB:.1f} GiB free"
-    return Finding(what, value) if free >= enough else Finding(what, value, "warn", mend)
+    return _unless(free >= 2 * GIB, "disk", f"{free / GIB:.1f} GiB free", mend)
 
 
 def check_model() -> Finding:
     """Where the model is, or that it is not here yet."""
     from labkit.training import models
 
-    if models.complete(MODEL):
-        return Finding("model", models.source(MODEL))
-    return Finding("model", models.source(MODEL), "warn", "'labkit fetch' brings it now")
+    here, mend = models.complete(MODEL), "'labkit fetch' brings it now"
+    return _unless(here, "model", models.source(MODEL), mend)
 
 
 def check_sandbox() -> Finding:
@@ -172,10 +171,9 @@ def check_kernel() -> Finding:
     program = KernelSpecManager().get_kernel_spec("python3").argv[0]
     if not os.path.isabs(program):  # Jupyter puts the running interpreter for a bare `python`
         program = sys.executable
-    if Path(program) == Path(sys.executable):
-        return Finding("kernel", "python3 is this Python")
-    mend = "python -m ipykernel install --sys-prefix"
-    return Finding("kernel", f"python3 is {program}", "warn", mend)
+    good = Path(program) == Path(sys.executable)
+    value = f"python3 is {'this Python' if good else program}"
+    return _unless(good, "kernel", value, "python -m ipykernel install --sys-prefix")
 
 
 CHECKS = (

@@ -4,6 +4,7 @@ The ledger sees each operation through a dispatch mode and enters the storages o
 a book. What an operation allocates and frees inside itself stays unseen, except for `HIDDEN`.
 """
 
+import contextlib
 import math
 
 import torch
@@ -48,16 +49,14 @@ class Ledger(TorchDispatchMode):
         self.marks: list[tuple[int, str]] = []  # (event, name of the phase that begins there)
         self._in_forward = False
         self._hooked = WeakTensorKeyDictionary()
-        self._handles = []
+        self._hooks = contextlib.ExitStack()
 
     def __enter__(self):
-        self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        self._hooks.callback(register_optimizer_step_post_hook(self._after_step).remove)
         return super().__enter__()
 
     def __exit__(self, *error):
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self.book.catch_up()
         return super().__exit__(*error)
 
@@ -150,7 +149,7 @@ class Ledger(TorchDispatchMode):
             self._after_accumulation(parameter)
             if parameter.requires_grad and parameter.is_leaf:
                 hook = parameter.register_post_accumulate_grad_hook(self._after_accumulation)
-                self._handles.append(hook)
+                self._hooks.callback(hook.remove)
 
     def _after_accumulation(self, parameter):
         if parameter.grad is not None:

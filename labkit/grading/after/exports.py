@@ -105,8 +105,7 @@ def canvas(
         more += tables.put(roster[id], at, tables.points(row, possible[at]), row.submission)
     table.rows = [[*line[:first], line[at]] for line in table.rows]
     remarks = [*tables.scale(rows, possible[at]), f"column: {head[at]}"]
-    remarks += [f"without a submission: {len(roster) - len(chosen)}", *_late(chosen)]
-    return Export(**vars(table), matched=len(chosen), problems=problems + more, remarks=remarks)
+    return _export(table, roster, chosen, problems + more, remarks)
 
 
 def _canvas_id(name: str, names: dict[str, str]) -> str | None:
@@ -149,18 +148,19 @@ def moodle(
     remarks += tables.scale(rows, "" if most is None else next(iter(numbers.values()))[most])
     more += ["no column for the highest grade is known: no points are scaled"] * (most is None)
     more += ["no column for comments is known: verdicts stay out"] * (words is None)
-    remarks += [f"without a submission: {len(numbers) - len(chosen)}", *_late(chosen)]
-    return Export(**vars(table), matched=len(chosen), problems=problems + more, remarks=remarks)
+    return _export(table, numbers, chosen, problems + more, remarks)
 
 
 def _verdict(e: Exercise) -> str:
     return f"{e.id} {e.name}: {e.earned:g} of {e.points:g}, {e.status}. {e.message}"
 
 
-def _late(chosen: dict[str, Row]) -> list[str]:
-    """A line on who was late, for nothing is taken off."""
-    names = [row.submission for row in chosen.values() if row.late]
-    return [f"late, and nothing is taken off: {listed(names)}"] if names else []
+def _export(table, roster, chosen, problems, remarks) -> Export:
+    """The table, and what it says of students who handed nothing in, or were late."""
+    remarks.append(f"without a submission: {len(roster) - len(chosen)}")
+    if late := [row.submission for row in chosen.values() if row.late]:
+        remarks.append(f"late, and nothing is taken off: {listed(late)}")
+    return Export(**vars(table), matched=len(chosen), problems=problems, remarks=remarks)
 
 
 def _match(rows, find, known=None) -> tuple[dict[str, Row], list[str]]:
