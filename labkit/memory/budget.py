@@ -122,7 +122,7 @@ def _optimizer(m):
         return
     bits, paged = 8 if "8bit" in name else 32, name.startswith("paged")
     held = [n for n in sizes if not paged or n < optimizers.PAGED_FROM]
-    moments = sum(sum(optimizers.state_bytes(n, bits)) for n in held)
+    moments = sum(2 * n if bits == 8 and n >= optimizers.SMALL else 8 * n for n in held)
     formula = "2 n" if bits == 8 else "2 n x 4"
     if paged:
         formula += ", tensors from 100,000 numbers paged out"

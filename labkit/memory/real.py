@@ -6,22 +6,15 @@ download nor 14 GB of the host. What a step of it takes is what a step of the tr
 
 from functools import partial
 
-import bitsandbytes
 import torch
 from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers import PretrainedConfig
 
-from labkit.memory import adapted
+from labkit.memory import adapted, optimizers
 from labkit.memory.measure import Peak, track
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import loss_of
-
-BNB = {  # names of bitsandbytes' optimizers
-    "adamw_bnb_8bit": "AdamW8bit",
-    "paged_adamw_32bit": "PagedAdamW32bit",
-    "paged_adamw_8bit": "PagedAdamW8bit",
-}
 
 
 def real_model(config: PretrainedConfig, settings: Settings, device: str) -> nn.Module:
@@ -48,10 +41,7 @@ def _quantised(layer, device):
 def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """The optimizer that `settings.optim` names, on what trains."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    if settings.optim in BNB:
-        return getattr(bitsandbytes.optim, BNB[settings.optim])(trained)
-    how = {"fused": True} if settings.optim.endswith("fused") else {"foreach": True}
-    return torch.optim.AdamW(trained, **how)
+    return optimizers.make(trained, settings.optim)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> float:

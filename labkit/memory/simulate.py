@@ -94,7 +94,7 @@ def _step(model, settings, n_params, n_trainable, timeline):
         for parameter in trained:  # what an earlier step leaves
             parameter.grad = torch.zeros_like(parameter)
             ledger.add(parameter.grad, "gradients")
-        optimizer, paged = optimizers.make(trained, settings.optim)
+        optimizer = optimizers.make(trained, settings.optim, optimizers.Imagined)
         optimizer.step()
         static = {name: n for name, n in ledger.now().items() if name in CATEGORIES[:3]}
         if settings.accumulation == 1:
@@ -113,7 +113,7 @@ def _step(model, settings, n_params, n_trainable, timeline):
         by_category=ledger.by_category(),
         static=static,
         phases=_phase_peaks(history),
-        paged=paged,
+        paged=getattr(optimizer, "paged_bytes", 0),
         n_params=n_params,
         n_trainable=n_trainable,
         timeline=history if timeline else None,

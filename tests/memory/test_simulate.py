@@ -125,7 +125,7 @@ def test_states_are_those_of_bitsandbytes(bits):
     for i, parameter in enumerate(parameters):
         theirs.init_state(theirs.param_groups[0], parameter, 0, i)
     name = "adamw_bnb_8bit" if bits == 8 else "paged_adamw_32bit"
-    ours, _ = optimizers.make(parameters, name)
+    ours = optimizers.make(parameters, name, optimizers.Imagined)
     ours.step()
 
     def held(optimizer):
