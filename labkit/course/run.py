@@ -9,14 +9,13 @@ from pathlib import Path
 import nbformat
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
-from traitlets import default
 
 from labkit.course import masters, pages
 from labkit.course.progress import Bar, bars
@@ -97,12 +96,10 @@ def _solved(root: Path, stem: str) -> nbformat.NotebookNode:
 class KernelOfThisPython(AsyncKernelManager):
     """Starts `sys.executable`, whatever kernels are installed on the machine."""
 
-    @default("kernel_spec_manager")
-    def _only_this_python(self) -> KernelSpecManager:
-        manager = KernelSpecManager(parent=self)
-        spec = manager.kernel_spec_class(resource_dir=RESOURCES, **get_kernel_dict())
-        manager.get_kernel_spec = lambda name: spec
-        return manager
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """What ipykernel says of this Python."""
+        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
 
 
 def execute(
