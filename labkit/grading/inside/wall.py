@@ -50,12 +50,12 @@ def enclose(limits: Limits) -> None:
         os._exit(0)
     _call("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _call("mount", None, b"/", None, REC | PRIVATE, None)
-    hidden = NOSUID | NODEV | NOEXEC
+    flags = NOSUID | NODEV | NOEXEC
     try:
-        _mount("proc", "/proc", hidden)
+        _mount("proc", "/proc", flags)
     except OSError:  # where the one that is seen already is read-only, ours has to be, too
-        _mount("proc", "/proc", hidden | RDONLY)
-    _mount("tmpfs", "/run", hidden | RDONLY, "size=4k")
+        _mount("proc", "/proc", flags | RDONLY)
+    _mount("tmpfs", "/run", flags | RDONLY, "size=4k")
     _read_only("/cache")
     for name in DEVICES:  # can be used all the same, but keeps no time that the next could read
         _read_only(f"/dev/{name}")

@@ -127,23 +127,12 @@ def warm():
     import matplotlib
 
     matplotlib.use("Agg")
-    import bitsandbytes  # noqa: F401
     import datasets  # noqa: F401
     import matplotlib.pyplot
     import pandas  # noqa: F401
     import torch
     import torch._dynamo
     import torch.testing
-    from peft import LoraConfig, PeftModel, get_peft_model  # noqa: F401
-    from transformers import (  # noqa: F401
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        BitsAndBytesConfig,
-        GenerationConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
-    from trl import SFTConfig, SFTTrainer  # noqa: F401
 
     from labkit import live, plots  # noqa: F401
     from labkit.grading import wire  # noqa: F401
@@ -157,7 +146,20 @@ def warm():
     models.hush_libraries()
     for place, name, other in _patches():
         setattr(place, name, other)
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # loads more, late
+    # what libraries load late
+    import bitsandbytes  # noqa: F401
+    from peft import LoraConfig, PeftModel, get_peft_model  # noqa: F401
+    from transformers import (  # noqa: F401
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     shell = _shell()
     gc.collect()
     gc.freeze()
