@@ -26,6 +26,10 @@ class Imagined(AdamW):
             if not self.state[parameter]:
                 self.init_state(group, parameter, 0, i)
 
+    def fill_qmap(self) -> None:
+        """Make the two tables of 8-bit values that all states share, without the values."""
+        self.name2qmap = {name: torch.zeros(256) for name in ("dynamic", "udynamic")}
+
     def get_state_buffer(
         self, p: torch.Tensor, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor | None:
