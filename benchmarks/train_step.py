@@ -1,9 +1,10 @@
 """Seconds a training step takes: `labkit.training.finetuning` against TRL's SFTTrainer as it comes.
 
-Both train LoRA r=16 on q and v of the real model, on the same `home` commands in the same batches,
-with the same seed, learning rate and schedule. TRL's side has TRL's defaults: weights in fp32
-with bf16 autocast, its padding, its checkpointing. The two take turns, a step each, in one
-process, and the ratio is the median of the steps' ratios: what else the machine does slows both.
+Both train LoRA r=16 on q and v of the real model (`--targets all-linear`: on every linear layer),
+on the same `home` commands in the same batches, with the same seed, learning rate and schedule.
+TRL's side has TRL's defaults: weights in fp32 with bf16 autocast, its padding, its checkpointing.
+The two take turns, a step each, in one process, and the ratio is the median of the steps' ratios:
+what else the machine does slows both.
 
     python benchmarks/train_step.py --steps 20 --out build/train_step.json
 """
@@ -71,7 +72,8 @@ def settings(options, **more):
 
 def trainers(options):
     """TRL's trainer with its defaults, and labkit's, for the same examples in the same order."""
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"])
+    where = options.targets if options.targets == "all-linear" else options.targets.split(",")
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules=where)
     rows = tasks.load("home", "train").select(range(16 * (options.steps + WARM_UP)))
     examples = rows.map(
         lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
@@ -134,6 +136,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20, help=f"timed steps, after {WARM_UP} more")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--targets", default="q_proj,v_proj", help="or all-linear")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--no-autocast", action="store_true", help="TRL with bf16=False")
     parser.add_argument("--out", help="write what was measured here, as JSON")

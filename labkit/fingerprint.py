@@ -9,7 +9,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 # what makes an adapter, and what makes its figures
-TRAINING = tuple(f"training/{name}.py" for name in ("finetuning", "lean", "packing", "loop"))
+TRAINING = tuple(
+    f"training/{name}.py" for name in ("finetuning", "lean", "packing", "loop", "fast")
+)
 JUDGING = ("training/generation.py", "training/scoring.py", "tasks", "measured")
 NO_MATTER = {"__pycache__", "templates"}  # folders that no result depends on
 

@@ -9,7 +9,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import Code, display
 
-from labkit import contract, live, lost, plots, reference
+from labkit import contract, guess, live, lost, plots, reference
 from labkit.errors import LabError
 from labkit.training import hardware, models
 
@@ -26,6 +26,7 @@ class Lab:
         self.dtype = hardware.precision(self.device)
         marked = [f.exercise for f in contract.checks_of(check)]
         self.exercises = sorted(marked, key=lambda exercise: contract.natural(exercise["id"]))
+        self._guesses = {}
 
     def header(self) -> str:
         """Two lines: the machine and its precision; the model and where it comes from."""
@@ -39,6 +40,15 @@ class Lab:
             f"Lab {int(self.stem[:2])} · {chip} · {kind} · seed {self.seed} · torch "
             f"{torch.__version__.split('+')[0]}\nModel: {models.source()}"
         )
+
+    def predict(self, question: str, given: float | None) -> guess.Guess:
+        """Note what the learner expects of an experiment: a number, or None, which is no guess.
+
+        `guess.draw(ax)` puts it into a picture, `guess.beside(result)` sets it beside the result,
+        and `score` lists all of them. It never raises and has nothing to do with points.
+        """
+        self._guesses[question] = guess.noted(question, given)
+        return self._guesses[question]
 
     def experiment(self, title: str, seconds: float, needs: Sequence[str] = ()) -> bool:
         """Announce an experiment and its time; False, with the reason, when exercises are open.
@@ -101,7 +111,7 @@ class Lab:
             print(f"◐ {id} {contract.LENT}. Write your own any time: it then counts.")
 
     def score(self) -> None:
-        """A table of the exercises: passed, revealed, open, and the points."""
+        """A table of the exercises: passed, revealed, open, and the points; guesses and results."""
         rows = [self._row(exercise) for exercise in self.exercises]
         earned, possible = (sum(row[key] for row in rows) for key in ("earned", "points"))
         lines = [
@@ -109,7 +119,8 @@ class Lab:
             f"{row['earned']} of {row['points']}  {row['status']}"
             for row in rows
         ]
-        text = "\n".join([*lines, f"{earned} of {possible} points"])
+        guesses = guess.table(list(self._guesses.values()))
+        text = "\n".join([*lines, f"{earned} of {possible} points", *guesses])
         _publish(text, "score", {"lab": self.stem, "exercises": rows})
 
     def headline(self, text: str) -> None:

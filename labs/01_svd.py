@@ -90,7 +90,8 @@ check.optimal(best_rank_r)
 #
 # How far is that matrix from $W$? Return $\lVert W - W_r \rVert / \lVert W \rVert$ as a float, with
 # the Frobenius norm (the root of the sum of all squared entries). Build neither $W_r$ nor
-# $W - W_r$: the singular values alone tell you. It is 0 where $r$ is the rank or more.
+# $W - W_r$: the singular values alone tell you. Where $r$ is the rank or more it is 0, to
+# rounding.
 #
 # <details><summary>Hint</summary>
 #

@@ -218,7 +218,7 @@ everything = [*attention, "gate_proj", "up_proj", "down_proj"]
 #
 # Replace every `nn.Linear` whose own name is in `targets` by a `LoRALinear`, in place. Freeze
 # everything else, an `A` of another kind of module too. Return how many you replaced. A module of
-# another kind stays, whatever its name; so do the dtype and the training mode of the model.
+# another kind stays, whatever its name. All that stays keeps its dtype and its training mode.
 #
 # A layer's own name is the last part of its dotted name: `q_proj` in
 # `model.layers.0.self_attn.q_proj`. A layer of the model itself has no dot in its name.

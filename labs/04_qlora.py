@@ -330,7 +330,8 @@ if lab.experiment("Perplexity in four formats", 0, needs=["4.2", "4.3"]):
 #
 # A computer cannot address half a byte, so two codes share one. bitsandbytes puts the *first* of
 # two neighbours into the high four bits (nibble) and the second into the low ones. With an odd
-# number of codes the last low nibble is filler; bitsandbytes writes 7, the code of NF4's zero.
+# number of codes the last low nibble is filler, whatever it holds; bitsandbytes writes 7, the code
+# of NF4's zero.
 #
 # `unpack_nibbles` gives two codes a byte, filler included: whoever knows the length cuts it off.
 # Leave the inputs as they were, and no Python loop over the codes: a small model has 106 million.
@@ -451,7 +452,7 @@ if lab.experiment("Which block size, and what 8-bit scales cost", 3, needs=["4.2
 #
 # A packed weight is a `uint8` tensor of half the length, so `numel()` counts bytes. Let
 # `true_param_count` return how many parameters the model really has, shared tensors once. In
-# bitsandbytes a packed weight is of the class `bnb.nn.Params4bit`.
+# bitsandbytes a packed weight is of the class `bnb.nn.Params4bit`; no other parameter is `uint8`.
 
 
 # %%

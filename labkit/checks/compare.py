@@ -7,7 +7,8 @@ Draw inputs with `randn` and `draw`, from one `generator()` of `labkit.contract`
 - `expect_shape`, `expect_kind` look at the form alone; `expect` of `labkit.contract` at the rest.
 
 With several cases: `every` tells the mistakes of all of them, each once; `likeliest` tells one, for
-cases that show the same few mistakes; `expect_numbers` compares numbers that show the same mistake.
+cases that show the same few mistakes; `expect_numbers` compares numbers that show the same mistake,
+`expect_numbers_or_first` those that may show several.
 What fails in a `with part():` of `labkit.contract` lets the check go on.
 """
 
@@ -145,6 +146,9 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
 
 def _displayed(got, wanted):
     """What to say of a number that is right but for how it is displayed."""
+    units = {"thousands": 1e3, "millions": 1e6}
+    for name in [name for name, unit in units.items() if _near(got * unit, wanted, 1e-3)]:
+        return f": these are {name}; the number itself is wanted" if wanted else ""
     if type(wanted) is int or not wanted:
         return ""
     if _near(got, 100 * wanted, 1e-3):
@@ -163,24 +167,29 @@ def expect_numbers(cases, tol=1e-4):
     """`expect_number` of several `(call, got, wanted, guesses)` that show the same mistakes.
 
     A guess is told when it explains each of them that fails and that has it. One that gives the
-    right ones as well comes first: a small int is soon right by accident.
+    right ones as well comes first: a small int is soon right by accident. Where none is told, a
+    fifth item of the first that fails is: text on what the wanted number is made of.
     """
-    failing = []
-    for call, got, wanted, guesses in cases:
+    failing, made, ratios = [], (), set()
+    for call, got, wanted, guesses, *parts in cases:
         try:
             expect_number(got, wanted, call, tol=tol)
         except CheckFailed as failure:
             if not failure.bare:
                 raise
+            made = made if failing else parts
             failing.append((failure, got, guesses))
+            ratios.add(round(got / wanted, 4) if type(wanted) is float and wanted else None)
     if not failing:
         return
     known = {message: None for _, _, guesses in failing for message in guesses}
     known = [m for m in known if _explains(m, [(got, guesses) for _, got, guesses in failing])]
-    whole = [m for m in known if _explains(m, [(got, guesses) for _, got, _, guesses in cases])]
+    whole = [m for m in known if _explains(m, [(got, guesses) for _, got, _, guesses, *_ in cases])]
     if known:
         raise CheckFailed(f"{failing[0][0]}: {(whole or known)[0]}")
-    raise failing[0][0]
+    if len(failing) == len(cases) > 1 and len(ratios) == 1 and None not in ratios:
+        made = (f"each time it is {ratios.pop():g}x the wanted",)
+    raise CheckFailed("; ".join([str(failing[0][0]), *made]), bare=True)
 
 
 def _explains(message, told):
@@ -198,6 +207,16 @@ def _explains(message, told):
     return all(gives(got, guess) for got, guess in pairs)
 
 
+def expect_numbers_or_first(cases):
+    """`expect_numbers`; where no guess explains all, what explains the first that fails is told."""
+    try:
+        expect_numbers(cases)
+    except CheckFailed as failure:
+        for call, got, wanted, guesses in cases if failure.bare else ():
+            expect_number(got, wanted, call, guesses)
+        raise
+
+
 def _near(got, wanted, tol):
     """Whether two numbers are equal to `tol`, relative to the second; an int may be of any size."""
     try:
@@ -210,6 +229,21 @@ def _number(value):
     if type(value) is int:
         return f"{value:,}" if value.bit_length() < 200 else f"an int of {value.bit_length()} bits"
     return f"{value:,.6g}"
+
+
+def expect_linear(call, run, inputs):
+    """Raise CheckFailed unless the tensor `run(*inputs)` is linear in each of `{name: tensor}`.
+
+    For an answer that is wrong anyway: something in it is normalised, squared, cut at zero, added.
+    """
+    plain = run(*inputs.values())
+    for name, tensor in inputs.items():
+        for factor, told in ((2.0, "twice"), (-1.0, "minus")):
+            got = run(*(inputs | {name: factor * tensor}).values())
+            linear = close(got, factor * plain, 1e-3)
+            expect(
+                linear, f"{call} is not linear in {name}: {told} {name} is not {told} the result"
+            )
 
 
 def close(got, wanted, tol):

@@ -1,12 +1,17 @@
-"""Asking a model many questions at once."""
+"""Asking a model many questions at once, greedily or by chance.
+
+What `model.generate` would do again is done once: the prompts' common prefix is read and kept for
+all rows together, an adapter is cast once, and rows that have come to their end leave the batch.
+"""
 
 from collections.abc import Iterable
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from labkit.training import fast, packing
 
-@torch.no_grad()
+
 def answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -18,40 +23,96 @@ def answers(
 
     A trailing assistant message is taken off, so rows of a task can be passed as they are.
     """
-    was_training = model.training
-    model.eval()
-    prompts = [_prompt(tokenizer, messages) for messages in conversations]
+    prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    told = [""] * len(prompts)
+    told = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        texts = _generate(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens)
-        for i, text in zip(chosen, texts, strict=True):
-            told[i] = text
-    model.train(was_training)
-    return told
+        rows = continuations(model, [prompts[i] for i in chosen], max_new_tokens)
+        told |= dict(zip(chosen, rows, strict=True))
+    texts = tokenizer.batch_decode([told[i] for i in range(len(told))], skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
-def _prompt(tokenizer, messages):
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
+    """The tokens after which the model answers a conversation; a last answer is taken off."""
     asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    return tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    return tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
 
 
-def _generate(model, tokenizer, prompts, max_new_tokens):
-    batch = tokenizer(
-        prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-    ).to(model.device)
-    # torch copies a frozen head once a row (gigabytes) when its input is a slice, as it is here
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+@torch.no_grad()
+def continuations(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    samples: int = 1,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
+    """What the model says after each prompt, as token ids, the end token among them if it came.
+
+    `samples` rows for each prompt, side by side. Each next token is the likeliest where
+    `temperature` is 0, else drawn from softmax(logits / temperature) with `generator`.
+    The model is in eval mode meanwhile.
+    """
+    was_training = model.training
+    model.eval()
     try:
-        out = model.generate(
-            **batch,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        with fast.layers(model, fixed=True):
+            return _decode(model, prompts, max_new_tokens, samples, temperature, generator)
     finally:
-        hook.remove()
-    new = out[:, batch["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        model.train(was_training)
+
+
+def _decode(model, prompts, max_new_tokens, samples, temperature, generator):
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder, head = base.get_decoder(), base.get_output_embeddings()
+    ends = torch.tensor(_ends(base), device=base.device)
+    hidden, kept = _read(decoder, prompts, max_new_tokens, base.device)
+    if samples > 1:
+        kept.choose(torch.arange(len(prompts), device=base.device).repeat_interleave(samples))
+        hidden = hidden.repeat_interleave(samples, 0)
+    said = [[] for _ in range(len(hidden))]
+    rows, alive = torch.arange(len(hidden)), torch.ones(len(hidden), dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        tokens = _next(head(hidden), temperature, generator)  # (b,)
+        for row, lives, token in zip(rows.tolist(), alive.tolist(), tokens.tolist(), strict=True):
+            if lives:
+                said[row].append(token)
+        alive &= ~torch.isin(tokens, ends).cpu()
+        if not alive.any():
+            break
+        if alive.sum() <= 0.75 * len(alive):  # to leave costs a copy of what the others keep
+            stay = alive.nonzero()[:, 0]
+            rows, alive, tokens = rows[stay], alive[stay], tokens[stay.to(tokens.device)]
+            kept.choose(stay.to(tokens.device))
+        hidden = kept.step(decoder, tokens)
+    return said
+
+
+def _read(decoder, prompts, max_new_tokens, device):
+    """Hidden states `(b, d)` of the prompts' last tokens, and what was kept of all tokens."""
+    rows = [{"input_ids": ids, "labels": [packing.IGNORED] * len(ids)} for ids in prompts]
+    for row in rows:
+        row["labels"][-1] = row["input_ids"][-1]  # the prefix ends before it
+    batch = {name: values.to(device) for name, values in packing.pack(rows).items()}
+    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+    kept = packing.Kept(lengths, max_new_tokens)
+    hidden = packing.hidden_states(decoder, batch, kept)[0]
+    last = (batch["rows"] >= 0).sum(1) - 1
+    return hidden[batch["rows"].gather(1, last[:, None])[:, 0]], kept
+
+
+def _next(logits, temperature, generator):
+    if not temperature:
+        return logits.argmax(-1)
+    weights = (logits.float() / temperature).softmax(-1)
+    return torch.multinomial(weights, 1, generator=generator)[:, 0]
+
+
+def _ends(model):
+    """The ids that end an answer, of the model's own settings."""
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [ends]

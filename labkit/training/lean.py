@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,10 +50,10 @@ class LeanTrainer(SFTTrainer):
     """SFTTrainer on the batches of `packing.pack`: the same loss for less work."""
 
     def train(self, *args, **options):
-        """As Trainer's; meanwhile the base model returns logits and targets of answer tokens."""
+        """As Trainer's; meanwhile the base model returns what `loop.summed_loss` does."""
         base = getattr(self.model, "get_base_model", lambda: self.model)()
         with _own_forward(base):
-            base.forward = partial(_answer_logits, base)
+            base.forward = partial(_summed_loss, base)
             return super().train(*args, **options)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -64,19 +63,18 @@ class LeanTrainer(SFTTrainer):
         """
         if return_outputs:
             raise NotImplementedError("LeanTrainer makes no logits of prompts to return")
-        logits, targets = model(**inputs)
-        total = F.cross_entropy(logits.float(), targets, reduction="sum")
+        total, count = model(**inputs)
         if num_items_in_batch is None:
-            return total / len(targets)
+            return total / count
         # the number is of all processes, and the mean of their gradients is taken
         shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return total / num_items_in_batch * shares
 
 
-def _answer_logits(base, rows=None, **batch):
-    """`loop.answer_logits` in place of the base model's forward; PEFT adds arguments: None."""
+def _summed_loss(base, rows=None, **batch):
+    """`loop.summed_loss` in place of the base model's forward; PEFT adds arguments: None."""
     batch = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    return loop.answer_logits(base, batch | {"rows": rows})
+    return loop.summed_loss(base, batch | {"rows": rows})
 
 
 @contextmanager

@@ -7,11 +7,10 @@ import random
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from labkit.training import packing
+from labkit.training import fast, packing
 from labkit.training.hardware import precision
 
 Batch = dict[str, torch.Tensor]  # as `packing.pack` makes them
@@ -49,12 +48,25 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, t
     The head is the widest product of a small model: 49,152 columns in SmolLM2, a fifth of a step
     when it is computed for prompts too.
     """
+    hidden, head, targets = _before_head(model, batch)
+    return head(hidden), targets
+
+
+def summed_loss(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, int]:
+    """Cross-entropy (nats) summed over the answer tokens of a packed batch, and their number."""
+    hidden, head, targets = _before_head(model, batch)
+    return fast.summed_loss(hidden, head, targets), len(targets)
+
+
+def _before_head(model, batch):
+    """Hidden states `(k, d)` before the k answer tokens, the head, and the tokens `(k,)`."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     batch = {key: value.to(base.device) for key, value in batch.items()}
-    hidden = packing.hidden_states(base.get_decoder(), batch)[0, :-1]  # (N - 1, d)
+    with fast.layers(base):
+        hidden = packing.hidden_states(base.get_decoder(), batch)[0, :-1]  # (N - 1, d)
     targets = batch["labels"][0, 1:]
     asked = targets != packing.IGNORED
-    return base.get_output_embeddings()(hidden[asked]), targets[asked]
+    return hidden[asked], base.get_output_embeddings(), targets[asked]
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch, autocast: bool | None = None) -> torch.Tensor:
@@ -67,8 +79,8 @@ def answer_loss(model: PreTrainedModel, batch: Batch, autocast: bool | None = No
     if autocast is None:
         autocast = model.dtype == torch.float32 and precision(kind) == torch.bfloat16
     with torch.autocast(kind, torch.bfloat16, enabled=autocast):
-        logits, targets = answer_logits(model, batch)
-    return F.cross_entropy(logits.float(), targets)
+        total, count = summed_loss(model, batch)
+    return total / count
 
 
 def by_length(

@@ -4,6 +4,8 @@ Linear layers and norms, nine tenths of a step, see every token once. Attention 
 padded rows, in which a row sees the prefix and itself. The numbers are those of padded rows.
 """
 
+from __future__ import annotations
+
 from contextlib import contextmanager
 
 import torch
@@ -45,14 +47,20 @@ def shared_prefix(rows: list[dict[str, list[int]]]) -> int:
     return max(0, min(same, min(prompts) - 1))
 
 
-def hidden_states(decoder: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def hidden_states(
+    decoder: PreTrainedModel, batch: dict[str, torch.Tensor], kept: Kept | None = None
+) -> torch.Tensor:
     """The decoder's last hidden states `(1, N, d)` of a packed batch, for plain causal attention.
 
-    Each position sees what it would see in a row of its own: the prefix and its own row.
+    Each position sees what it would see in a row of its own: the prefix and its own row. With
+    `kept`, keys and values stay there, for the rows to go on.
     """
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    return _run(decoder, batch["input_ids"], batch["position_ids"], _Layout(batch["rows"], kept))
+
+
+def _run(decoder, input_ids, position_ids, layout):
     with _attention(decoder.config, "packed_rows"):
-        out = decoder(**inputs, use_cache=False, layout=_Layout(batch["rows"]))
+        out = decoder(input_ids, position_ids=position_ids, use_cache=False, layout=layout)
     return out.last_hidden_state
 
 
@@ -68,7 +76,8 @@ def _attention(config, name):
 class _Layout:
     """How the b rows of n slots lie behind the p tokens of the prefix in a packed sequence."""
 
-    def __init__(self, rows):
+    def __init__(self, rows, kept=None):
+        self.kept = kept
         self.b, self.n = rows.shape
         self.p = int(rows[0, 0])
         behind = (rows - self.p).flatten()
@@ -76,54 +85,121 @@ class _Layout:
         self.empty = (rows < 0).flatten().nonzero()[:, 0]
         self.tokens = behind.clamp(min=0)  # the token of each slot; an empty one holds the first
         # padding stands at the end of a row, so the causal mask hides it too
-        seen = torch.ones(self.p + self.n, self.p + self.n, dtype=torch.bool, device=rows.device)
-        self.causal0, self.causal = seen.tril()[: self.p, : self.p], seen.tril()[self.p :]
+        later = torch.full((self.p + self.n, self.p + self.n), float("-inf"), device=rows.device)
+        later = later.triu(1)
+        self.later0, self.later = later[: self.p, : self.p], later[self.p :]
+
+    def attend(self, layer, query, key, value, scaling, dropout):
+        """`(1, heads, N, d)` queries -> `(N, heads d)`."""
+        (q0, q), (k0, k), (v0, v) = (_split(x, self) for x in (query, key, value))
+        if self.kept:
+            self.kept.keep(layer, (k0, v0), (k, v))
+        k, v = (torch.cat([x0.expand(self.b, -1, -1, -1), x], 2) for x0, x in ((k0, k), (v0, v)))
+        later0, later = self.later0.to(q.dtype), self.later.to(q.dtype)
+        prefix = _softmax_attention(q0, k0, v0, later0, scaling, dropout)
+        rows = _softmax_attention(q, k, v, later, scaling, dropout)
+        return torch.cat([prefix, _Empty.apply(rows, self)])
 
 
-class _Gather(torch.autograd.Function):
-    """Rows `(n, d)` at the places `there`. None matters twice: so the gradient is gathered, too.
+class Kept:
+    """Keys and values of every layer: the prefix's once, and each row's, which grow as rows go on.
 
-    It comes from the places `back`, and is 0 at those that are `left_out`.
+    `lengths` `(b,)` are the rows' tokens with the prefix; each has room for `more` new ones.
     """
 
+    def __init__(self, lengths: torch.Tensor, more: int):
+        self.places, self.more = lengths, more  # where in its text a row's next token stands
+        self.prefix, self.rows = {}, {}  # by layer, keys and values: (1, h, p, d) and (b, h, n, d)
+
+    def keep(self, layer, prefix, rows):
+        """A layer's keys and values of the prefix, and of the rows, whose room is made here."""
+        self.prefix[layer] = [x[0] for x in prefix]
+        self.rows[layer] = [F.pad(x, (0, 0, 0, self.more)) for x in rows]
+        self.end = rows[0].shape[2]  # the slot that the next token of every row takes
+        p, n = prefix[0].shape[2], self.end + self.more
+        slots = torch.arange(n, device=self.places.device)
+        self.seen = (slots < self.places[:, None] - p) | (slots >= self.end)  # (b, n)
+
+    def choose(self, rows: torch.Tensor) -> None:
+        """Only these rows go on, in this order; one may be there more than once."""
+        self.places, self.seen = self.places[rows], self.seen[rows]
+        self.rows = {layer: [x[rows] for x in both] for layer, both in self.rows.items()}
+
+    def step(self, decoder: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+        """Hidden states `(b, d)` of one more token `(b,)` in each row."""
+        hidden = _run(decoder, tokens[:, None], self.places[:, None], self)[:, 0]
+        self.places, self.end = self.places + 1, self.end + 1
+        return hidden.contiguous()  # of a slice torch would copy a frozen head once a row
+
+    def attend(self, layer, query, key, value, scaling, dropout):
+        """`(b, heads, 1, d)` queries of the newest tokens -> `(b, heads d)`; softmax in fp32."""
+        (k0, v0), (k, v), end = self.prefix[layer], self.rows[layer], self.end + 1
+        k[:, :, self.end], v[:, :, self.end] = key[:, :, 0], value[:, :, 0]
+        k, v = k[:, :, :end], v[:, :, :end]
+        (b, h, _, d), (h_kv, p, _) = query.shape, k0.shape
+        g = h // h_kv  # heads that share a key head, side by side
+        q = query.view(b, h_kv, g, d) * scaling
+        common = q.transpose(0, 1).reshape(h_kv, b * g, d) @ k0.transpose(1, 2)  # all rows at once
+        common = common.view(h_kv, b, g, p).transpose(0, 1)
+        own = (q @ k.transpose(2, 3)).masked_fill(~self.seen[:, None, None, :end], float("-inf"))
+        weights = torch.cat([common, own], 3).softmax(-1, dtype=torch.float32).to(v.dtype)
+        common = weights[..., :p].transpose(0, 1).reshape(h_kv, b * g, p) @ v0
+        out = common.view(h_kv, b, g, d).transpose(0, 1) + weights[..., p:] @ v
+        return out.reshape(b, h * d)
+
+
+class _Fill(torch.autograd.Function):
+    """Tokens `(t, d)` to slots `(b n, d)`. As no token is used twice, its gradient is a gather."""
+
     @staticmethod
-    def forward(ctx, rows, there, back, left_out):
-        ctx.back, ctx.left_out = back, left_out
-        return rows.index_select(0, there)
+    def forward(ctx, tokens, layout):
+        ctx.layout = layout
+        return tokens.index_select(0, layout.tokens)
 
     @staticmethod
     def backward(ctx, gradient):
-        gathered = gradient.index_select(0, ctx.back).index_fill_(0, ctx.left_out, 0)
-        return gathered, None, None, None
+        return gradient.index_select(0, ctx.layout.slots), None
+
+
+class _Empty(torch.autograd.Function):
+    """Slots `(b n, d)` back to tokens `(t, d)`; empty slots get no gradient."""
+
+    @staticmethod
+    def forward(ctx, slots, layout):
+        ctx.layout = layout
+        return slots.index_select(0, layout.slots)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        filled = gradient.index_select(0, ctx.layout.tokens)
+        return filled.index_fill_(0, ctx.layout.empty, 0), None
 
 
 def _attend(module, query, key, value, attention_mask, scaling, dropout=0.0, layout=None, **_):
-    """transformers' attention, of a packed sequence: `(1, heads, N, d)` -> `(1, N, heads, d)`."""
-    (q0, q), (k0, k), (v0, v) = (_split(x, layout) for x in (query, key, value))
-    k, v = (torch.cat([x0.expand(layout.b, -1, -1, -1), x], 2) for x0, x in ((k0, k), (v0, v)))
-    prefix = _softmax_attention(q0, k0, v0, layout.causal0, scaling, dropout)
-    rows = _softmax_attention(q, k, v, layout.causal, scaling, dropout)
-    tokens = _Gather.apply(rows, layout.slots, layout.tokens, layout.empty)  # (t, d)
-    out = torch.cat([prefix, tokens])
-    return out.unflatten(1, (query.shape[1], -1))[None], None
+    """transformers' attention, as `layout` has it: `(b, heads, n, d)` -> `(b, n, heads, d)`."""
+    b, h, n, d = query.shape
+    out = layout.attend(module.layer_idx, query, key, value, scaling, dropout)
+    return out.view(b, n, h, d), None
 
 
 def _split(x, layout):
     """`(1, h, N, d)` -> the prefix `(1, h, p, d)` and the rows `(b, h, n, d)`."""
     h, d = x.shape[1], x.shape[3]
-    tokens = x[0, :, layout.p :].transpose(0, 1).reshape(-1, h * d)
-    tails = _Gather.apply(tokens, layout.tokens, layout.slots, layout.slots[:0])  # (b n, h d)
+    tails = _Fill.apply(x[0, :, layout.p :].transpose(0, 1).reshape(-1, h * d), layout)
     return x[:, :, : layout.p], tails.view(layout.b, layout.n, h, d).transpose(1, 2)
 
 
-def _softmax_attention(q, k, v, allowed, scaling, dropout):
-    """`(b, h, n, d)` queries on `(b, h_kv, m, d)` keys -> `(b n, h d)`; softmax in fp32."""
+def _softmax_attention(q, k, v, hidden, scaling, dropout):
+    """`(b, h, n, d)` queries on `(b, h_kv, m, d)` keys -> `(b n, h d)`.
+
+    `hidden` `(n, m)` is -inf where a key is not seen, else 0. torch's softmax of bf16 is in fp32.
+    """
     (b, h, n, d), (_, h_kv, m, _) = q.shape, k.shape
-    grouped = q.reshape(b, h_kv, h // h_kv * n, d)  # heads that share a key head, side by side
-    scores = (grouped @ k.transpose(2, 3)).view(b, h, n, m) * scaling
-    scores = scores.masked_fill(~allowed, float("-inf"))
-    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(v.dtype), dropout)
-    mixed = weights.view(b, h_kv, h // h_kv * n, m) @ v
+    grouped = (q * scaling).reshape(b * h_kv, h // h_kv * n, d)  # heads that share a key head
+    hidden = hidden.repeat(h // h_kv, 1).expand(b * h_kv, -1, -1)
+    scores = torch.baddbmm(hidden, grouped, k.reshape(b * h_kv, m, d).transpose(1, 2))
+    weights = F.dropout(scores.softmax(-1), dropout)
+    mixed = weights @ v.reshape(b * h_kv, m, d)
     return mixed.view(b, h, n, d).transpose(1, 2).reshape(b * n, h * d)
 
 

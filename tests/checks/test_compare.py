@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from labkit import contract
-from labkit.checks.compare import every, expect_close, expect_number, expect_numbers, likeliest
+from labkit.checks.compare import (
+    every,
+    expect_close,
+    expect_number,
+    expect_numbers,
+    expect_numbers_or_first,
+    likeliest,
+)
 from labkit.contract import CheckFailed
 
 
@@ -54,6 +61,14 @@ def test_a_guess_that_gives_the_right_numbers_too_comes_first():
     cases += [("f(0)", 0, 0, {"one more": 1, "doubled": 0})]
     with pytest.raises(CheckFailed, match=r"gave 2, wanted 1: doubled$"):
         expect_numbers(cases)
+
+
+def test_where_no_guess_gives_all_numbers_the_first_that_fails_is_told():
+    cases = [("f(1)", 2, 1, {"one more": 2}), ("f(5)", 11, 5, {"one more": 6})]
+    with pytest.raises(CheckFailed, match=r"wanted 1$"):
+        expect_numbers(cases)
+    with pytest.raises(CheckFailed, match=r"f\(1\) gave 2, wanted 1: one more$"):
+        expect_numbers_or_first(cases)
 
 
 @pytest.mark.parametrize(

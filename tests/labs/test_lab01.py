@@ -273,6 +273,16 @@ def _term_alone(W, r):
     return S[r] * torch.outer(U[:, r], Vh[r])
 
 
+def _from_index_1(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return sum(S[i] * torch.outer(U[:, i], Vh[i]) for i in range(1, min(r + 1, len(S))))
+
+
+def _by_shares(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return (U[:, :r] * S[:r] / S.sum()) @ Vh[:r]
+
+
 def _last_term(W, r):
     U, S, Vh = svd(W, full_matrices=False)
     for i in range(min(r, len(S))):
@@ -324,8 +334,21 @@ CUTS = [
     (_by_threshold, "r + 1 directions"),
     (
         lambda W, r: (lambda qr: qr.Q[:, :r] @ qr.R[:r])(torch.linalg.qr(W)),
-        "its error not the least",
+        "that is QR",
     ),
+    (
+        lambda W, r: (lambda d: d[0] * d[1] @ d[2].T)(torch.svd_lowrank(W, min(r, *W.shape), 0)),
+        "svd_lowrank only guesses them",
+    ),
+    (_from_index_1, "from index 1 on"),
+    (lambda W, r: best_rank_r(W, 1), "the first term alone"),
+    (_by_shares, "divided by their sum"),
+    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r] ** 3) @ Vh[:r]), "its directions are right, with"),
+    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r]) @ Vh[:r].flip(0)), "go in step"),
+    (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r]) @ U[: Vh.shape[1], :r].T), "U stands on both"),
+    (lambda W, r: best_rank_r(W, r).cumsum(0), "its v_i are right"),
+    (lambda W, r: best_rank_r(W, r).cumsum(1), "its u_i are right"),
+    (_cut(lambda U, S, Vh, r: (U[:, 1:r] * S[1:r]) @ Vh[1:r]), "first of the r terms is left out"),
     (_largest_entries, "more than r"),
     (
         _cut(
@@ -396,7 +419,21 @@ def _error_by_sqrt(W, r):
     return math.sqrt(1 - (svdvals(W)[:r].square().sum() / W.square().sum()).item())
 
 
+def _without(s, i):
+    """The norm of all singular values but one, as a share."""
+    return (torch.cat([s[:i], s[i + 1 :]]).norm() / s.norm()).item()
+
+
 ERRORS = [
+    (lambda W, r: (svdvals(W)[r:].norm() / W.numel() ** 0.5).item(), "how many entries"),
+    (
+        lambda W, r: (1 - (svdvals(W)[:r].sum() / svdvals(W).sum()) ** 2).sqrt().item(),
+        "what is kept is summed",
+    ),
+    (lambda W, r: relative_error(W, r) * 1.7, "each time it is 1.7x the wanted"),
+    (lambda W, r: _without(svdvals(W), r), "only s[r] is taken out"),
+    (lambda W, r: _without(svdvals(W), r - 1), "only s[r - 1] is taken out"),
+    (lambda W, r: torch.linalg.norm(W - best_rank_r(W, r), 1).item(), "here |W - W_r| is"),
     (_error(lambda s, r: s[r:].sum() / s.sum()), "not squared"),
     (_error(lambda s, r: (s[r:].sum() / s.sum()).sqrt()), "not squared"),
     (_error(lambda s, r: (s[r:] ** 2).sum() / (s**2).sum()), "square root"),
@@ -447,6 +484,13 @@ PARAMETERS = [
     (lambda o, i, r: 2 * r * o, break_even_rank, "square"),
     (lambda o, i, r: 2 * r * i, break_even_rank, "square"),
     (lambda o, i, r: r * (o + i + r), break_even_rank, "r x r"),
+    (lambda o, i, r: r * i + o * i, break_even_rank, "B as (d_out, d_in)"),
+    (lambda o, i, r: r * o + i * i, break_even_rank, "A as (d_in, d_in)"),
+    (lambda o, i, r: r * (o + i) / 1e6, break_even_rank, "these are millions"),
+    (lambda o, i, r: r * (o + i) + 3, break_even_rank, "A holds"),
+    (lambda o, i, r: r * o * r * i, break_even_rank, "multiplied; add"),
+    (lambda o, i, r: o + r + i, break_even_rank, "sides are added"),
+    (lora_params, lambda o, i: o * i // (o + i + 1), "one too few"),
     (lambda o, i, r: r * r * (o + i), break_even_rank, "linearly"),
     (lambda o, i, r: 131_072, break_even_rank, "wanted"),
     (lora_params, lambda o, i: o * i // (o + i), "strictly fewer"),
@@ -467,6 +511,8 @@ PARAMETERS = [
     (lora_params, lambda o, i: max(1, break_even_rank(o, i)), "where no rank saves it is 0"),
     (lora_params, lambda o, i: o * i // (2 * (o + i)), "half of it"),
     (lora_params, lambda o, i: i // 2 - 1, "half of d_in, less one"),
+    (lora_params, lambda o, i: min(o, i) // 2 - 1, "half of the shorter side, less one"),
+    (lora_params, lambda o, i: (o + i) // 4, "half of the mean side"),
     (lambda o, i, r: min(r, o, i) * (o + i), break_even_rank, "cut at the shorter side"),
     (lambda o, i, r: r * (o + i) / (o * i), break_even_rank, "a share of W"),
     (lambda o, i, r: r * o + i, break_even_rank, "brackets"),
@@ -500,6 +546,12 @@ ENERGY = [
     (_energy(lambda s, f: (_share(s) >= f).int().argmax()), "one too few"),
     (_energy(lambda s, f: ((s**2).cumsum(0) < f).sum() + 1), "divide by"),
     (lambda s, f: energy_rank(s, f) / len(s), "share"),
+    (lambda s, f: _share(s)[energy_rank(s, f) - 1].item(), "the energy they hold"),
+    (_energy(lambda s, f: (s**2 > f * (s**2).mean()).sum()), "with the mean"),
+    (_energy(lambda s, f: (s**2 / (s**2).sum() >= f).sum()), "asked for that share"),
+    (_energy(lambda s, f: (s**2 / (s**2).sum() >= 1 - f).sum()), "asked for the rest of it"),
+    (_energy(lambda s, f: (_share(s) - _share(s)[0] < f).sum()), "the first value is left out"),
+    (_energy(lambda s, f: energy_rank(s, f) // 2), "of the energy, the first"),
     (_energy(lambda s, f: (_share(s).sqrt() < f).sum() + 1), "a share of the norm"),
     (_energy(lambda s, f: ((s**2).cumsum(0) < f).sum()), "divide by"),
     (lambda s, f: energy_rank(s, 1 - f), "left out"),
@@ -540,9 +592,14 @@ STABLE = [
     (lambda W: _entropy(svdvals(W) ** 2), "effective rank"),
     (lambda W: _entropy(svdvals(W)), "effective rank"),
     (lambda W: 1 / (_squares(W) / _squares(W).sum()).square().sum().item(), "participation ratio"),
+    (lambda W: stable_rank(W) + 0.5, "|W|_F² is"),
+    (lambda W: (W.norm() ** 2 / svdvals(W)[0] ** 4).item(), "squared twice, as that of"),
+    (lambda W: (_squares(W).mean() / _squares(W)[0]).item(), "singular values are averaged"),
     (lambda W: torch.linalg.cond(W).item(), "condition number"),
     (lambda W: (W.norm() / svdvals(W)[-1]).item() ** 2, "smallest singular value"),
-    (lambda W: (W.norm() / torch.linalg.norm(W, 1)).item() ** 2, "largest sum"),
+    (lambda W: (W.norm() / torch.linalg.norm(W, 1)).item() ** 2, "largest sum of a column"),
+    (lambda W: (W.square().sum() / W.square().sum(0).max()).item(), "largest norm of a column"),
+    (lambda W: (W.square().sum() / W.square().sum(1).max()).item(), "largest norm of a row"),
     (lambda W: (torch.linalg.norm(W, "nuc") / svdvals(W)[0]).item() ** 2, "nuclear"),
     (lambda W: (W.norm() ** 2 / (svdvals(W)[0] ** 2 + 1e-6)).item(), "(eps)"),
     (lambda W: round(stable_rank(W)), "rounded"),
@@ -576,13 +633,22 @@ UPDATES = [
     (lambda W0, W1, r: W1.sub_(W0) + W0 - W1 + truncate_update(W0, W1 + W0, r), "in place"),
     (lambda W0, W1, r: best_rank_r(W0 + W1, r), "W0 + W1"),
     (lambda W0, W1, r: best_rank_r(truncate_update(W0, W1, r), r), "the whole sum"),
-    (lambda W0, W1, r: W1 - best_rank_r(W1 - W0, r), "taken from W1"),
+    (lambda W0, W1, r: W1 - best_rank_r(W1 - W0, r), "all but the best part"),
+    (lambda W0, W1, r: W1 - truncate_update(W0, W1, r), "rest of the update"),
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r - 1), "r - 1"),
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r + 1), "r + 1"),
     (lambda W0, W1, r: best_rank_r(W1, r) - best_rank_r(W0, r), "one by one"),
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r) / 2, "what is added to W0: 0.5x"),
     (lambda W0, W1, r: truncate_update(W0, W1, r).numpy(), "NumPy array"),
     (lambda W0, W1, r: (W0, best_rank_r(W1 - W0, r)), "a list"),
+    (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, 1), "first direction of the update alone"),
+    (lambda W0, W1, r: W0 + W0 * best_rank_r((W1 - W0) / W0, r), "more than r"),
+    (lambda W0, W1, r: (lambda U: W0 + U @ U.T @ (W1 - W0))(svd(W0).U[:, :r]), "not those of the"),
+    (
+        lambda W0, W1, r: W0 + torch.tensor([1.0] * r + [0.0] * 9)[: len(W0), None] * (W1 - W0),
+        "rows",
+    ),
+    (lambda W0, W1, r: W0 + (lambda s: s.U[:, :r] @ s.Vh[:r])(svd(W1 - W0)), "S are missing"),
     (_full_matrices, "(W0, W1, 9) for shape (8, 5): it raised"),
 ]
 
@@ -597,6 +663,15 @@ SUBSPACE = [
     (lambda t, P, z: t - P @ z, project_gradient, "subtracted"),
     (lambda t, P, z: t + P.T @ z, project_gradient, "P.T @ z"),
     (lambda t, P, z: t + P @ z / len(t) ** 0.5, project_gradient, "scaled"),
+    (lambda t, P, z: t + (P * z).mean(1), project_gradient, "averaged over the columns"),
+    (subspace_point, lambda P, g: P.T @ g / P.shape[1], "averaged over d"),
+    (lambda t, P, z: t * (P @ z), project_gradient, "theta0 is multiplied"),
+    (lambda t, P, z: t + P.sum(1), project_gradient, "weighs the columns by z"),
+    (subspace_point, lambda P, g: P.T @ g / (P.T @ g).norm(), "the result is normalised"),
+    (subspace_point, lambda P, g: P.abs().T @ g, "not linear in P: minus"),
+    (subspace_point, lambda P, g: P.T @ g.clamp(min=0), "not linear in the gradient"),
+    (lambda t, P, z: t + P @ z**2, project_gradient, "not linear in z: twice"),
+    (subspace_point, lambda P, g: P.sum(0), "weigh the rows by the gradient"),
     (lambda t, P, z: P @ (t + z), project_gradient, "P acts on theta0 too"),
     (lambda t, P, z: t + P * z, project_gradient, "P @ z sums"),
     (lambda t, P, z: (t + P @ z)[:, None], project_gradient, "(6, 1), wanted (6,)"),

@@ -645,6 +645,14 @@ class Fp32Alone(LoRALinear):
         self.A, self.B = (nn.Parameter(part.data.float()) for part in (self.A, self.B))
 
 
+class Fp32Anywhere(Fp32Alone):
+    """The same, and on the CPU wherever the base is."""
+
+    def __init__(self, base, *args, **kwargs):
+        super().__init__(base, *args, **kwargs)
+        self.A, self.B = (nn.Parameter(torch.randn_like(M, device="cpu")) for M in (self.A, self.B))
+
+
 class Fp32Out(Fp32Alone):
     def forward(self, x):
         return self.base(x) + (0 if self.merged else _update(self, x.float()))
@@ -713,9 +721,15 @@ def _dropping(f):
 LAYERS = [
     (Copied, "layer.base is not the module that was given"),
     (KeepProbability, "dropout is the share that is dropped"),
+    (
+        _layer(init=lambda s, *_: setattr(s, "drop", nn.Dropout(1 - s.drop.p))),
+        "in train() the layer's output is wrong, in eval() it is right",
+    ),
     (Seeded, "leave the seed alone"),
     (PaperNames, "its attributes are base, A, B"),
     (Fp32Alone, "x.to(A.dtype)"),
+    (Fp32Anywhere, "on base.weight's device"),
+    (Fp32Anywhere, "x.to(A.dtype)"),
     (Fp32Out, "gives float32, wanted bfloat16"),
     (ThreeFaults, "B is not zero"),
     (ThreeFaults, "freeze the base layer"),
@@ -757,6 +771,14 @@ LAYERS = [
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x.mul_(s.scaling)) / s.scaling), "writes"),
     (MergesInEval, "base weight has changed"),
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x)), "the update is still added"),
+    (
+        _layer(
+            forward=lambda s, x: (
+                s.base(x) if s.merged and not s.training else s.base(x) + _update(s, x)
+            )
+        ),
+        "in train(), (base(x) alone is wanted): the update is still added",
+    ),
     (ByScaling, "the update is still added"),
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x), init=_flagless), "no flag `merged`"),
     (_layer(init=lambda s, *_: setattr(s, "merged", None)), "no flag `merged`"),
@@ -945,6 +967,9 @@ INJECTIONS = [
     (_inject_with(_last, count=lambda names: names), "list"),
     (_inject_with(_last, count=lambda names: 12), "all nn.Linear; count those you replace"),
     (_inject_with(_last, count=lambda names: 2), "these are the targets"),
+    (_inject_with(_last, count=lambda names: 48 * len(names)), "the numbers that train"),
+    (_inject_with(_last, count=lambda names: 2 * len(names)), "A and B of each"),
+    (_inject_with(_last, count=lambda names: 24), "these are all modules"),
     (_inject_with(_last, wrap=_no_bias), "the layer itself"),
     (_inject_with(_last, wrap=_nested), "wrapped a wrapped layer"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, 4, a)), "r is not passed"),
@@ -953,6 +978,8 @@ INJECTIONS = [
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, r, a // r * r)), "//"),
     (_inject_with(_last, wrap=_hung), "change nothing"),
     (_inject_with(lambda n, t: n.startswith("layers.0") and _last(n, t)), "left layers.1"),
+    (_inject_with(lambda n, t: n.startswith("layers.0") and _last(n, t)), "it stops too early"),
+    (_inject_with(lambda n, t: "." not in n and _last(n, t)), "it found none"),
 ]
 
 
@@ -1175,6 +1202,11 @@ def _by_jacfwd(x, W, A, B, alpha, dY):
     return torch.func.jacfwd(_loss_of(x, W, alpha, dY), (0, 1))(A, B)
 
 
+def _db_from_y(x, W, A, B, alpha, dY):
+    dA, _ = lora_gradients(x, W, A, B, alpha, dY)
+    return dA, alpha / len(A) * dY.T @ (x @ A.T @ B.T) @ B
+
+
 def _by_small_steps(x, W, A, B, alpha, dY):
     """The loss is linear in A and in B, so that a step of 1 tells its slope."""
     x, W, A, B, dY = (t.double() for t in (x, W, A, B, dY))
@@ -1224,6 +1256,13 @@ def _load_quietly(model, state):
     for name, p in state_by_names(model).items():
         if name in state:
             p.data.copy_(state[name])
+
+
+def _load_returning(model, state):
+    try:
+        load_adapter_(model, state)
+    except (KeyError, ValueError) as error:
+        return error
 
 
 def _load_halfway(model, state):
@@ -1350,7 +1389,7 @@ WRONG = [
             (_dense_in_numpy, "as large as W"),
             (_dense_in_place, "in place"),
             (_dense_in_lists, "as large as W"),
-            (lambda x, W, A, B, alpha: x @ W + x @ A @ B, "RuntimeError"),
+            (lambda x, W, A, B, alpha: x @ W + x @ A @ B, "is left: W comes without .T"),
             (lambda x, W, A, B, a: x @ W + a / len(A) * x @ A.T @ B.T, "W comes without .T"),
             (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ A @ B, "A and B come without .T"),
             (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ B @ A, "it is A that reads x"),
@@ -1359,6 +1398,26 @@ WRONG = [
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "by d_out"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(A.T) * x @ A.T @ B.T, "by d_in"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha // len(A) * x @ A.T @ B.T, "//"),
+            (
+                lambda x, W, A, B, a: x @ W.T * (1 + a / len(A)) + x @ A.T @ B.T,
+                "where the update is left: the scaling alpha / r is missing",
+            ),
+            (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ W.T @ B @ A, "B is given what W"),
+            (lambda x, W, A, B, a: x @ W.T * 1.5 + x @ W.T @ B @ A, "left, nothing is"),
+            (
+                lambda x, W, A, B, a: x @ W.T + a / len(A) * F.relu(x @ A.T) @ B.T,
+                "not linear in x",
+            ),
+            (
+                lambda x, W, A, B, a: (
+                    x @ W.T + a / len(A) * (x - x.reshape(-1, x.shape[-1]).mean(0)) @ A.T @ B.T
+                ),
+                "a row of it changes with the other rows",
+            ),
+            (
+                lambda x, W, A, B, a: x @ W.T * 3 + a / len(A) * x @ A.T @ B.T,
+                "where x @ W.T is left: 3x",
+            ),
             (lambda x, W, A, B, alpha: None, "return"),
             (_flat_only, "with x of shape (2, 3, 5): it raised"),
             (_in_half, "16 bits"),
@@ -1388,6 +1447,30 @@ WRONG = [
             (_by_func_grad, "calls autograd: by hand"),
             (_by_jacfwd, "calls autograd: by hand"),
             (_by_small_steps, "no small steps"),
+            (_db_from_y, "dB has the factor A and none of B"),
+            (
+                lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY + x @ W.T),
+                "not zero where dY is",
+            ),
+            (
+                lambda x, W, A, B, a, dY: lora_gradients(x[:1], W, A, B, a, dY[:1]),
+                "only the first of n rows",
+            ),
+            (
+                lambda x, W, A, B, a, dY: (
+                    lora_gradients(x, W, A, B, a, dY)[0],
+                    a / len(A) * dY.T @ F.relu(x @ A.T),
+                ),
+                "dB is not linear in x",
+            ),
+            (
+                lambda x, W, A, B, a, dY: lora_gradients(x + dY @ W, W, A, B, a, dY),
+                "not zero where x is",
+            ),
+            (
+                lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B + x.sum() * W[:, :3], a, dY),
+                "dA takes W in",
+            ),
             (_gradients_with_r, "it is A.shape[0]"),
             (_scales_dy, "changes its input dY"),
             (lambda x, W, A, B, a, dY: [g / 42 for g in lora_gradients(x, W, A, B, a, dY)], "dY;"),
@@ -1413,6 +1496,11 @@ WRONG = [
             (lambda m: [n / 1e6 for n in count_params(m)], "millions"),
             (lambda m: (count_params(m)[0], count_params(m)[0] / count_params(m)[1]), "share"),
             (lambda m: (count_params(m)[0], _untied(m)), "counts once, not never"),
+            (lambda m: (count_params(m)[0] / count_params(m)[1], count_params(m)[1]), "how many"),
+            (
+                _counting(lambda named: {n: p for n, p in named if "norm" not in n}),
+                "only Linear is counted",
+            ),
             (
                 lambda m: [
                     sum(
@@ -1433,6 +1521,14 @@ WRONG = [
             ),
             (_counting(lambda named: {id(p): p for n, p in named if "bias" not in n}), "biases"),
             (_counting(lambda named: {p.shape: p for _, p in named}), "of one shape count once"),
+            (_counting(lambda named: {p.ndim: p for _, p in reversed(named)}), "each number of"),
+            (
+                lambda m: [
+                    sum(p.shape[0] * p.shape[-1] for p in m.parameters() if p.requires_grad or a)
+                    for a in (0, 1)
+                ],
+                "its length alone",
+            ),
             (lambda m: (count_params(m)[0], _with_buffers(m)), "buffers are counted"),
             (lambda m: sum(p.numel() for p in m.parameters()), "pair"),
             (
@@ -1481,6 +1577,20 @@ WRONG = [
         "B @ A is (d_out, r) times",
     ),
     (check.merges, merge_, _merging(), LoRALinear, "unmerge_ adds"),
+    (
+        check.merges,
+        _merging(lambda s: s.base.weight.data + s.scaling * s.B.data @ s.A.data),
+        unmerge_,
+        LoRALinear,
+        "where B is zero (nothing is to be added): 2x",
+    ),
+    (
+        check.merges,
+        _merging(lambda s: s.scaling * s.B.data.abs() @ s.A.data),
+        unmerge_,
+        LoRALinear,
+        "not linear in B",
+    ),
     (
         check.merges,
         _merging(then=lambda s: torch.set_grad_enabled(False)),
@@ -1547,8 +1657,24 @@ WRONG = [
     (check.round_trip, adapter_state, _load_and_reset, LoRALinear, "no A or B"),
     (check.round_trip, adapter_state, _load_by_number, LoRALinear, "does not name the key"),
     (check.round_trip, lambda m: m.state_dict(), load_adapter_, LoRALinear, "holds"),
+    (check.round_trip, lambda m: adapter_state(m) and None, load_adapter_, LoRALinear, "`return`"),
+    (
+        check.round_trip,
+        lambda m: {n: {} for n in adapter_state(m)},
+        load_adapter_,
+        LoRALinear,
+        "0.0.A is a dict",
+    ),
     (check.round_trip, lambda m: list(state_by_names(m)), load_adapter_, LoRALinear, "dict"),
     (check.round_trip, adapter_state, _no_load, LoRALinear, "still as before"),
+    (
+        check.round_trip,
+        adapter_state,
+        lambda m, s: m.load_state_dict(s) and None,
+        LoRALinear,
+        "unless strict=False",
+    ),
+    (check.round_trip, adapter_state, _load_returning, LoRALinear, "returns an error: raise it"),
     (check.round_trip, adapter_state, _load_quietly, LoRALinear, "says nothing"),
     (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "name the key"),
     (check.round_trip, adapter_state, _load_halfway, LoRALinear, "copied some already"),
@@ -1604,7 +1730,16 @@ WRONG = [
         "cut to a whole number",
     ),
     (check.scales, lambda alpha, r, on=False: alpha if on else alpha / r, "is not divided"),
+    (check.scales, lambda alpha, r, on=False: alpha / r**1 / (2 if on else 1), "** 1/2 halves"),
+    (check.scales, lambda alpha, r, on=False: alpha / (r * (0.5 if on else 1)), "half of r"),
     (check.scales, lambda alpha, r, on=False: alpha * r, "multiplied by r"),
+    (check.scales, lambda alpha, r, on=False: alpha / r ** (1 / 3 if on else 1), "cube root"),
+    (check.scales, lambda alpha, r, on=False: alpha / (math.log2(r) if on else r), "to base 2"),
+    (check.scales, lambda alpha, r, on=False: 1.7 * scaling(alpha, r, on), "it is 1.7x the wanted"),
+    (check.scales, lambda alpha, r, on=False: round(scaling(alpha, r, on), 2), "is rounded; the"),
+    (check.scales, lambda alpha, r, on=False: alpha ** (1.5 if on else 1) / r, "alpha ** 1.5"),
+    (check.scales, lambda alpha, r, on=False: alpha / r**1.5, "alpha ** 1 * r ** -1.5"),
+    (check.scales, lambda alpha, r, on=False: alpha / (r + 1 if on else r), "sqrt(16) is 4"),
     (check.scales, lambda alpha, r, rank_stabilized=False: alpha / math.sqrt(r), "sqrt"),
     (check.quiz, lambda: {"q1": "b", "q2": "c", "q3": "b"}, "2 of 3"),
     (check.quiz, lambda: ["b", "c", "a"], "dict"),

@@ -396,6 +396,8 @@ def _later_layers(r, targets):
 
 
 CONFIGS = [
+    (config_of(lora_alpha=lambda r, t: r + 2), "that is r + 2"),
+    (config_of(target_modules=lambda r, t: t.split("-") if t == "all-linear" else t), "as it is"),
     (config_of(targets=["q_proj"]), "PEFT's names: r, target_modules, lora_alpha, lora_dropout"),
     (config_of(alpha=2), "PEFT's names"),
     (config_of(task_type="causal_lm"), 'here it is "CAUSAL_LM"'),
@@ -439,7 +441,22 @@ def _last_alone(shapes, r):
     return total
 
 
+def _kinds(shapes, r):
+    """One matrix for each last part of a name."""
+    return count_lora_params({name.split(".")[-1]: shape for name, shape in shapes.items()}, r)
+
+
+def _wide_alone(shapes, r):
+    narrow = ("k_proj", "v_proj")
+    return count_lora_params({n: s for n, s in shapes.items() if not n.endswith(narrow)}, r)
+
+
 COUNTS = [
+    (_kinds, "names that end alike"),
+    (lambda s, r: count_lora_params(dict(list(s.items())[:-1]), r), "last matrix is left out"),
+    (_wide_alone, "k and v are left out"),
+    (lambda shapes, r: count_lora_params(shapes, r) + len(shapes), "one more a matrix"),
+    (lambda shapes, r: sum(r * (o + i) // 2 for o, i in shapes.values()), "half of it"),
     (lambda s, r: sum(r * (o + i) + o for o, i in s.values()), "a bias is counted too"),
     (lambda s, r: sum(r * (o + i + r) for o, i in s.values()), "nothing stands between"),
     (lambda s, r: sum(min(r, o, i) * (o + i) for o, i in s.values()), "a side of the matrix"),
@@ -487,6 +504,8 @@ def _said(message, form):
 
 
 PROMPTS = [
+    (_split(lambda m: (m[-2::-1], m[-1:])), "not in the order"),
+    (_split(lambda m: ([*m[:-1], m[-1] | {"content": ""}], m[-1:])), "holds a message that"),
     (
         _split(lambda m: ([x | {"content": x["content"].strip()} for x in m[:-1]], m[-1:])),
         "as they",
@@ -530,6 +549,9 @@ def _by_hardware(output_dir, device):
 
 
 SFTS = [
+    (lambda o, d: sft_of(use_cpu=False, bf16=True, fp16=False)(o, d), "always true?"),
+    (lambda o, d: sft_of(use_cpu=True, bf16=False, fp16=False)(o, d), "use_cpu on every device"),
+    (sft_of(bf16=lambda d: d == "A100"), '"a100" spelled otherwise'),
     (sft_of(assistant_only_loss=True), "assistant_only_loss=True"),
     (_by_hardware, "go by `device`"),
     (sft_of(learning_rate=2e-5, max_length=1024), "full fine-tuning"),
@@ -685,7 +707,38 @@ def _first_object(text):
     return _parsed(text[text.find("{") : text.rfind("}") + 1])
 
 
+def _share_of_fields(p, r):
+    mine, theirs = json.loads(p) if _valid(p) else {}, json.loads(r)
+    return sum(mine.get(k) == v for k, v in theirs.items()) / len(theirs)
+
+
+def _with_stand_in(value):
+    """An exact_match that puts `value` in the place of what is no JSON."""
+
+    def text(said):
+        return json.dumps(json.loads(said) if _valid(said) else value, sort_keys=True)
+
+    return _match(lambda p, r: text(p) == text(r))
+
+
+def _valid(text):
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 MATCHES = [
+    (
+        lambda p, r: (len(r) * exact_match(p, r) + 1) / (len(r) + 1),
+        "right pairs / all pairs, 4 / 6",
+    ),
+    (_match(_share_of_fields), "all of it or nothing"),
+    (_with_stand_in(None), "what stands for no JSON"),
+    (_with_stand_in({}), "what stands for no JSON"),
+    (_match(lambda p, r: _is_json(p) and exact_match([p], [r])), "null is data"),
+    (_match(lambda p, r: _valid(p) and json.dumps(json.loads(p)) == r), "sort_keys=True"),
     (lambda p, r: round(exact_match(p, r), 2), "that is rounded"),
     (lambda p, r: math.ceil(10 * exact_match(p, r)) / 10, "gave 0.7, wanted 0.666667"),
     (
@@ -879,7 +932,28 @@ def _of_logits(pair):
     return perplexity
 
 
+def _logs(model, tokenizer, text, axis=-1):
+    """log_softmax of each token that is predicted."""
+    ids = _ids(tokenizer, text)
+    with torch.no_grad():
+        logs = model(input_ids=ids).logits[0, :-1].double().log_softmax(axis)
+    return logs.gather(1, ids[0, 1:, None]).flatten()
+
+
+def _over_positions(*args):
+    return torch.cat([_logs(*args[:2], text, axis=0) for text in args[2]]).mean().neg().exp().item()
+
+
+def _mean_probability(*args):
+    return 1 / torch.cat([_logs(*args[:2], text) for text in args[2]]).exp().mean().item()
+
+
 PERPLEXITIES = [
+    (lambda m, t, x: perplexity(m, t, x[:16]), "the first 16 texts alone"),
+    (_of_logits(lambda logits, ids: (logits[1:-1], ids[2:])), "first prediction of each text"),
+    (_of_logits(lambda logits, ids: (logits[:-2], ids[1:-1])), "last prediction of each text"),
+    (_over_positions, "not over positions"),
+    (_mean_probability, "not of probabilities"),
     (_by_characters, "weighed by characters"),
     (lambda m, t, x: 1 / perplexity(m, t, x), "a minus is missing"),
     (lambda m, t, x: float(np.median([perplexity(m, t, [y]) for y in x])), "the median"),
@@ -977,6 +1051,11 @@ def _switched_off(base, folder):
 
 
 ADAPTERS = [
+    (
+        lambda f: len((f / "adapter_model.safetensors").read_text(errors="ignore")),
+        load_tuned,
+        "characters of text",
+    ),
     (adapter_bytes, _merged_in_place, "merges the adapter into the base's weights"),
     (lambda f: adapter_bytes(f) // 1024, load_tuned, "whole kilobytes"),
     (lambda f: (f / "adapter_model.safetensors").stat(), load_tuned, "take .st_size"),
@@ -1064,3 +1143,9 @@ STUBS = [
     (check.adapter_folder, _stub, load_tuned),
     (check.quiz, _stub),
 ]
+
+
+def test_a_count_is_no_other_mistake_by_accident(rejects, monkeypatch):
+    """Here the first matrix counts as much as all B do, and the second call tells them apart."""
+    monkeypatch.setattr(contract.session, "seed", 3)
+    assert "one matrix" in rejects(check.counts, lambda s, r: r * sum(next(iter(s.values()))))

@@ -572,7 +572,14 @@ def _clipped(x, bits):
     return (x / scale).round().clamp(-top, top).to(torch.int8), scale
 
 
+def _clamped(x, bits):
+    scale = x.abs().max().clamp_min(1e-5) / _top(bits)
+    return (x / scale).round().to(torch.int8), scale
+
+
 ABSMAX = [
+    (absmax_quantize, lambda q, scale: q * scale * 7, "7 times as much"),
+    (_clamped, absmax_dequantize, "all of q is 0; x holds numbers below 1e-6"),
     (absmax_quantize, lambda q, scale: (q * scale).half(), "these are in float16"),
     (_clipped, absmax_dequantize, "the largest numbers are cut off"),
     (_quantize(lambda x: (x + 0.5).trunc()), absmax_dequantize, "no rounding below zero"),
@@ -788,6 +795,7 @@ QUANTILE = torch.distributions.Normal(0, 1).icdf
 
 
 CODEBOOKS = [
+    (lambda: _recipe(torch.distributions.Laplace(0, 1).icdf), "is the distribution normal?"),
     (lambda: _recipe(lambda p: p), "the probabilities themselves"),
     (lambda: _recipe(QUANTILE, begin=0.99), "from 0.9677083 to 0.5"),
     (lambda: _recipe(QUANTILE, sign=1), "nothing lies below zero: step 3's quantiles need a minus"),
@@ -893,6 +901,21 @@ def _not_shaped(codes, absmax, codebook, shape):
 
 def _no_padding(w, codebook, block=64):
     return quantize_blockwise(w.view(-1, block), codebook, block)
+
+
+def _steps_back(codes, absmax, codebook, shape):
+    return dequantize_blockwise(codes, absmax, (torch.arange(16.0) - 7) / 8, shape)
+
+
+def _padded_with_ones(w, codebook, block=64):
+    codes, absmax = quantize_blockwise(w, codebook, block)
+    padded = F.pad(w.flatten().float(), (0, -w.numel() % block), value=1.0)
+    return codes, torch.where(w.float().any(), padded.view(-1, block).abs().amax(1), absmax)
+
+
+def _drops_the_last(w, codebook, block=64):
+    flat = w.flatten()
+    return quantize_blockwise(flat[: max(block, len(flat) // block * block)], codebook, block)
 
 
 def _own_codebook(w, codebook, block=64):
@@ -1052,6 +1075,9 @@ BLOCKS = [
         None,
         ".to(torch.uint8)",
     ),
+    (quantize_blockwise, _steps_back, "even steps of the code"),
+    (_padded_with_ones, dequantize_blockwise, "the padding decides"),
+    (_drops_the_last, dequantize_blockwise, "though shorter, is one too"),
     (_no_padding, dequantize_blockwise, "the last block has 44 of them, not 64"),
     (_own_codebook, dequantize_blockwise, "the 6 values of"),
     (_absmax_of_rows, dequantize_blockwise, "one a block"),
@@ -1106,6 +1132,12 @@ def _filler_first(codes):
 
 
 PACKS = [
+    (lambda c: pack_nibbles(F.pad(c, (0, 2 - len(c) % 2))), unpack_nibbles, "needs no filler"),
+    (pack_nibbles, lambda p: unpack_nibbles(p)[: 2 * len(p) - int(p[-1] & 15 == 7)], "filler on"),
+    (pack_nibbles, lambda p: torch.stack([p >> k & 1 for k in range(8)], 1).flatten(), "are bits"),
+    (_pack_by(lambda c: (c[::2] << 4) * c[1::2]), unpack_nibbles, "* does not"),
+    (lambda c: pack_nibbles(c.flip(0)), unpack_nibbles, "from the end"),
+    (lambda c: pack_nibbles(c.roll(-1)), unpack_nibbles, "not with the second"),
     (pack_nibbles, lambda p: torch.stack([p >> 4, p & 7], 1).flatten(), "7 keeps three"),
     (_in_place_shift, unpack_nibbles, "changes its input codes in place"),
     (_pack_by(lambda c: c[::2] << 4 + c[1::2]), unpack_nibbles, "+ binds before <<: brackets"),
@@ -1256,7 +1288,23 @@ def _bits_half_fixed(block=64, double_quant=False):
     return 4 + (8 / block + 32 / (64 * 256) if double_quant else 32 / block)
 
 
+def _full_blocks_of_q(absmax, block=256):
+    q, scale, offset = double_quantize(absmax, block)
+    return q[: len(q) // block * block], scale, offset
+
+
+def _unsigned(absmax, block=256):
+    q, scale, offset = double_quantize(absmax, block)
+    return (q.int() + 128).to(torch.uint8), scale, offset
+
+
 DOUBLES = [
+    (lambda a, block=256: double_quantize(a, 256), bits_per_param, "these are blocks of 256"),
+    (_full_blocks_of_q, bits_per_param, "though shorter"),
+    (_double(peak=lambda rows: (rows.amax(1) - rows.amin(1)) / 2), bits_per_param, "largest dist"),
+    (_double(peak=lambda rows: 3 * rows.abs().amax(1)), bits_per_param, "3 times the largest"),
+    (_unsigned, bits_per_param, "int8 has both signs"),
+    (double_quantize, lambda b=64, d=False: bits_per_param(b, d) - 4 / b * d, "4 are those of"),
     (_full_blocks_alone, bits_per_param, "the last block may be shorter"),
     (double_quantize, _bits_added, "their product"),
     (double_quantize, _bits_half_fixed, "scales of scales are for blocks of 64"),
@@ -1309,7 +1357,7 @@ DOUBLES = [
     (_times_127, bits_per_param, "put the 127"),
     (_one_scale, bits_per_param, "each block"),
     (_truncated, bits_per_param, "use round"),
-    (_four_bits, bits_per_param, "steps"),
+    (_four_bits, bits_per_param, "16 times the largest"),
     (_zero_scale, bits_per_param, "NaN"),
     (lambda a, block=256: double_quantize(a, 256), bits_per_param, "one a block of 32"),
     (lambda a, block=256: double_quantize(a, block)[:2], bits_per_param, "return 3 things"),
@@ -1371,6 +1419,10 @@ def _each(factor):
     return lambda model: sum(p.numel() * factor(p) for p in model.parameters())
 
 
+def _halved(p):
+    return 1 - 0.5 * (p.dtype == torch.uint8)
+
+
 def _linear_alone(model):
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
     return sum(m.in_features * m.out_features for m in linear)
@@ -1382,6 +1434,18 @@ def _state(model):
 
 CONFIGS = [
     (qlora_config, lambda m: sum(p.numel() * p.element_size() for p in m.parameters()), "bytes"),
+    (
+        qlora_config,
+        _each(lambda p: p.element_size() * (1 + (p.dtype == torch.uint8))),
+        "bytes, and twice",
+    ),
+    (qlora_config, lambda m: int(_each(_halved)(m)), "not half of it"),
+    (
+        qlora_config,
+        lambda m: sum(len(p) * (1 + (p.dtype == torch.uint8)) for p in m.parameters()),
+        "the first dimension alone",
+    ),
+    (qlora_config, _each(lambda p: 2 - p.requires_grad), "what is frozen need not"),
     (qlora_config, _each(lambda p: 4 if p.dtype == torch.uint8 else 1), "not four"),
     (qlora_config, lambda m: true_param_count(m) + sum(map(len, m.buffers())), "buffers are no"),
     (qlora_config, _linear_alone, "norms and biases are parameters too"),
@@ -1450,6 +1514,10 @@ def _scaled(factor):
 
 
 RULES = [
+    (
+        lambda *a: {k: round(v / 1e9) * 10**9 for k, v in training_bytes(*a).items()},
+        "rounded to GB",
+    ),
     (_bytes(gradients=0), "has a gradient"),
     (_bytes(gradients=1), "these are numbers"),
     (_bytes({"lora": 4.126953 / 8}), "16-bit here, not 4-bit"),

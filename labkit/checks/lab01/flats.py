@@ -1,6 +1,63 @@
-"""What misconceptions give in 1.6: points of a flat, and gradients in it."""
+"""What exercise 1.6 expects, points of a flat and gradients in it, and what misconceptions give."""
 
 import torch
+
+from labkit.checks.compare import ask, expect_close, expect_linear
+from labkit.checks.lab01.cuts import PLAIN
+from labkit.contract import CheckFailed, expect, observe
+
+
+def expect_point(subspace_point, theta0, P, z):
+    """theta0 + P z, and theta0 itself where z is 0."""
+    call, hint = f"subspace_point with P of shape {tuple(P.shape)}", f"P @ z has shape {(len(P),)}"
+    got = ask(call, subspace_point, theta0, P, z, hint=hint)
+    _expect_vector(got, theta0.shape, call, f"P @ z sums over the columns: {hint}")
+    try:
+        expect_step(got, theta0, theta0 + P @ z, call, points(theta0, P, z))
+    except CheckFailed as failure:
+        if failure.bare and not PLAIN.search(str(failure)):
+            told, zero, inputs = f"{call} and theta0 = 0", 0 * theta0, {"P": P, "z": z}
+            expect_linear(told, lambda *data: observe(subspace_point, zero, *data), inputs)
+        raise
+    start = observe(subspace_point, theta0, P, z * 0)
+    expect_close(start, theta0, f"{call} and z = 0 (theta0 is wanted)", tol=1e-6)
+
+
+def expect_projected(project_gradient, theta0, P, z):
+    """The chain rule against autograd, for the loss sum(theta^4) / 4."""
+    z = z.clone().requires_grad_()
+    theta = theta0 + P @ z
+    grad_theta, wanted = torch.autograd.grad(theta.pow(4).sum() / 4, (theta, z))
+    call = f"project_gradient with P of shape {tuple(P.shape)}"
+    hint = f"the gradient of z has shape {tuple(z.shape)}: it goes through the transpose of P"
+    got = ask(call, project_gradient, P, grad_theta, hint=hint)
+    matrix = isinstance(got, torch.Tensor) and got.ndim == 2
+    hint = "the chain rule sums over theta: one number for each z, no matrix" if matrix else hint
+    _expect_vector(got, z.shape, call, hint)
+    try:
+        expect_close(got, wanted, call, projected(P, grad_theta, wanted))
+    except CheckFailed as failure:
+        if failure.bare and not PLAIN.search(str(failure)):
+            inputs = {"P": P, "the gradient": grad_theta}
+            expect_linear(call, lambda *data: observe(project_gradient, *data), inputs)
+        raise
+
+
+def _expect_vector(got, shape, call, hint):
+    shapes = f"has shape {tuple(getattr(got, 'shape', ()))}, wanted {tuple(shape)}"
+    tensor = isinstance(got, torch.Tensor)
+    expect(not tensor or got.shape == shape, f"{call} {shapes}: {hint}")
+
+
+def expect_step(got, start, wanted, call, known, steps=None):
+    """`expect_close`; what fits no guess is told as a step from `start`, with guesses `steps`."""
+    try:
+        expect_close(got, wanted, call, known, tol=1e-3)
+    except CheckFailed as failure:
+        if failure.bare and "rounding" not in str(failure):
+            step = f"{call}: what is added to {'W0' if start.ndim > 1 else 'theta0'}"
+            expect_close(got - start, wanted - start, step, steps, tol=1e-3)
+        raise
 
 
 def points(theta0, P, z):
@@ -11,10 +68,14 @@ def points(theta0, P, z):
         "the step is subtracted": theta0 - P @ z,
         "P is scaled again; use it as it comes": theta0 + P @ z / D**0.5,
         "P is scaled again, by d; use it as it comes": theta0 + P @ z / d**0.5,
+        "averaged over the columns of P; P @ z sums over them": theta0 + P @ z / d,
+        "averaged over theta; P @ z sums over the columns": theta0 + P @ z / D,
         "P is normalised; use it as it comes": theta0 + P / P.norm(dim=0) @ z,
         "P is made orthogonal; use it as it comes": theta0 + torch.linalg.qr(P).Q @ z,
         "z is normalised; use it as it comes": theta0 + P @ z / z.norm(),
         "z changes nothing": theta0,
+        "theta0 is multiplied; add the step to it": theta0 * (P @ z),
+        "the rows of P are summed as they are; P @ z weighs the columns by z": theta0 + P.sum(1),
         "theta0 comes once for each z; add it once": d * theta0 + P @ z,
         "the start is projected on the flat; theta0 stays whole": P
         @ (torch.linalg.pinv(P) @ theta0 + z),
@@ -31,7 +92,9 @@ def projected(P, grad_theta, right):
     D, d = P.shape
     guesses = {
         "averaged over D; the chain rule sums": right / D,
+        "averaged over d; the chain rule sums": right / d,
         "P is scaled again; the chain rule has P as it is": right / D**0.5,
+        "P is scaled again, by d; the chain rule has P as it is": right / d**0.5,
         "that inverts P; gradients go back through its transpose": torch.linalg.pinv(P)
         @ grad_theta,
         "P is normalised; the chain rule has P as it is": right / P.norm(dim=0),
@@ -39,7 +102,9 @@ def projected(P, grad_theta, right):
         "P is made orthogonal; the chain rule has P as it is": torch.linalg.qr(P).Q.T @ grad_theta,
         "that is a step downhill; the gradient itself is asked": -right,
         "the gradient is normalised; the chain rule has it as it is": right / grad_theta.norm(),
+        "the result is normalised; the chain rule leaves it as it is": right / right.norm(),
         "these are the first d entries; all of theta depend on z": grad_theta[:d],
+        "the columns of P are summed as they are; weigh the rows by the gradient": P.sum(0),
         "the sum of products is asked, not the product of sums": P.sum(0) * grad_theta.sum(),
     }
     if d == D:

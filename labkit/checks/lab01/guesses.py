@@ -1,54 +1,9 @@
-"""What misconceptions give in lab 1: a message for each, and the tensor or number it leads to."""
+"""What misconceptions give in lab 1: a message for each, and the number it leads to."""
 
+import itertools
 import math
 
 import torch
-
-
-def best(W, r):
-    """Eckart-Young without an SVD: W projected on the r leading eigenvectors of W^T W; fp64."""
-    W = W.double()
-    V = torch.linalg.eigh(W.T @ W).eigenvectors.flip(1)[:, :r]
-    return W @ V @ V.T
-
-
-def cuts(W, r):
-    """Wrong versions of the best matrix of rank r."""
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)  # signs as the learner's, in fp32
-    head = torch.arange(len(S)) < r
-    columns, rows, mean = W.clone(), W.clone(), W.double().mean(0)
-    columns[:, r:], rows[r:] = 0, 0
-    guesses = {
-        "these are the first r columns of W; the SVD's directions are others": columns,
-        "these are the first r rows of W; the SVD's directions are others": rows,
-        "it keeps the smallest singular values; the largest come first": (U * S * head.flip(0))
-        @ Vh,
-        "the singular values S are missing: U * S scales the columns": (U * head) @ Vh,
-        "the singular values come in twice": (U * S.square() * head) @ Vh,
-        "that is sqrt(S); split over two factors it comes in both": (U * S.sqrt() * head) @ Vh,
-        "this is what the cut leaves out, W minus the answer": W - best(W, r),
-        "it is W itself, nothing is cut": W,
-        "it keeps r - 1 directions, one too few": best(W, r - 1),
-        "it keeps r + 1 directions, one too many": best(W, r + 1),
-        "it keeps term r alone; the best matrix is the sum of the first r": best(W, r + 1)
-        - best(W, r),
-        "it keeps the last of the r terms alone; add them up": best(W, r) - best(W, r - 1),
-        "the mean is taken off first: that is PCA; the SVD of W itself is asked": mean
-        + best(W - mean, r),
-        "the mean is taken off and lost: that is PCA; cut W itself": best(W - mean, r),
-        "the first singular value is used for all r terms": (U * S[0] * head) @ Vh,
-        "divided by the singular values: that is the pseudoinverse's way": (U / S * head) @ Vh,
-    }
-    if len(U) == len(Vh.T):  # only a square W lets these through
-        vh = "Vh is V transposed already: use its first r rows (torch.svd gives V: its columns)"
-        guesses[vh] = (U * S * head) @ Vh.T
-        guesses["it takes rows of U; the directions are its columns"] = (U.T * S * head) @ Vh
-        guesses["it takes columns of Vh; the directions are its rows"] = (U * S) @ (Vh * head)
-        guesses["S scales the rows of U; it belongs to the columns: U * S"] = (
-            S[:, None] * U * head
-        ) @ Vh
-        guesses["the answer is transposed"] = best(W, r).T
-    return guesses
 
 
 def errors(W, r):
@@ -62,6 +17,8 @@ def errors(W, r):
         "the square root is missing: this is the error squared": tail,
         "that is the spectral norm; the Frobenius norm counts all of s[r:]": s[r] / s[0],
         "only one singular value is counted; the error has all of s[r:]": energy[r].sqrt(),
+        "only s[r] is taken out; all of s[:r] go": (1 - energy[r]).sqrt(),
+        "only s[r - 1] is taken out; all of s[:r] go": (1 - energy[r - 1]).sqrt(),
         "that is the head, which is kept; the error is the tail s[r:]": head.sqrt(),
         "that is the share of the energy kept; the error is made of the tail s[r:]": head,
         "squares add up, norms do not: not 1 minus the norm kept": 1 - head.sqrt(),
@@ -80,6 +37,8 @@ def errors(W, r):
         "the singular values left out are summed, not squared": s[r:].sum() / s.norm(),
         "squared twice: W @ W.T has the squares of the singular values": energy[r:].norm()
         / energy.norm(),
+        "divided by how many entries W has; divide by |W|": s[r:].norm() / W.numel() ** 0.5,
+        "what is kept is summed and not squared": (1 - (1 - all_but) ** 2).sqrt(),
         "the mean of squares is no norm: sum them": s[r:].square().mean().sqrt()
         / s.square().mean().sqrt(),
     }
@@ -105,14 +64,29 @@ def parameters(d_out, d_in, r):
         "these are bytes; how many numbers is asked": 4 * r * (d_out + d_in),
         "these are bytes of 16 bits; how many numbers is asked": 2 * r * (d_out + d_in),
         "it grows with r squared; A and B each grow linearly": r * r * (d_out + d_in),
+        "the counts of A and B are multiplied; add them": r * d_in * d_out * r,
         "brackets: both sides come r times, r * (d_out + d_in)": r * d_out + d_in,
         "brackets: both sides come r times each, r * (d_out + d_in)": d_out + r * d_in,
         "r is missing: this is rank 1": d_out + d_in,
+        "the sides are added; a matrix holds their product": d_out + r + d_in,
+        "the four sides are added; a matrix holds their product": d_out + d_in + 2 * r,
         "r is cut at the shorter side; A and B hold r rows and columns all the same": (
             min(r, d_out, d_in) * (d_out + d_in)
         ),
         "that is a share of W; how many numbers is asked": r * (d_out + d_in) / (d_out * d_in),
-    }
+    } | _other_shapes({"r": r, "d_out": d_out, "d_in": d_in})
+
+
+def _other_shapes(sizes):
+    """What A and B hold where one of them is given other sides."""
+    A, B, guesses = ("r", "d_in"), ("d_out", "r"), {}
+    for a, b in itertools.combinations_with_replacement(sizes, 2):
+        product = sizes[a] * sizes[b]
+        others = {"A": sizes["d_out"] * sizes["r"], "B": sizes["r"] * sizes["d_in"]}
+        for (name, other), right in zip(others.items(), (A, B), strict=True):
+            told = f"it counts {name} as ({a}, {b}); {name} is ({', '.join(right)})"
+            guesses[told] = product + other
+    return guesses
 
 
 def break_even(d_out, d_in):
@@ -127,20 +101,25 @@ def break_even(d_out, d_in):
         "one too few: at the next rank A and B still store fewer than W": wanted - 1,
         "never below 1: where no rank saves it is 0": max(1, wanted),
         "it is rounded to the nearest: round down": round(d_out * d_in / (d_out + d_in)),
-        "half a side is right for a square W only": d_in // 2,
-        "half of one side is right for a square W only": d_out // 2,
-        "half of the shorter side is right for a square W only": min(d_out, d_in) // 2,
         "that is the full rank, where A and B store more than W": min(d_out, d_in),
         "one below the full rank, where A and B store more than W": min(d_out, d_in) - 1,
-        "that takes W for square: d_in² / 2 d_in": (d_in - 1) // 2,
-        "that takes W for square: d_out² / 2 d_out": (d_out - 1) // 2,
-        "half of that side, less one, is right for a square W only": d_out // 2 - 1,
-        "half of d_in, less one, is right for a square W only": d_in // 2 - 1,
         "that is half of it: r counts for A and for B at once": d_out
         * d_in
         // (2 * (d_out + d_in)),
         "the root of d_out d_in is a side for a square W only": math.isqrt(d_out * d_in) // 2,
-    }
+    } | _halves(d_out, d_in)
+
+
+def _halves(d_out, d_in):
+    """Half of something that is the side of a square W."""
+    sides = {"d_in": d_in, "d_out": d_out, "the mean side": (d_out + d_in) // 2}
+    sides |= {"the shorter side": min(d_out, d_in), "the longer side": max(d_out, d_in)}
+    guesses = {}
+    for name, side in sides.items():
+        guesses[f"half of {name} is right for a square W only"] = side // 2
+        guesses[f"half of {name}, less one, is right for a square W only"] = side // 2 - 1
+        guesses[f"that takes W for square, half of {name}"] = (side - 1) // 2
+    return guesses
 
 
 def energy(s, fraction):
@@ -175,8 +154,10 @@ def energy(s, fraction):
 
 def _counted(s, fraction, share, wanted):
     """Wrong ranks that weigh no energy, or count something else."""
+    own = (s**2).double() / (s**2).double().sum()
     return {
         "that is a share; a rank is a number of singular values": wanted / len(s),
+        "that is the energy they hold; how many they are is asked": share[wanted - 1].item(),
         "it is a share of the number of values; energy is what they weigh": int(fraction * len(s)),
         "it is a share of how many values there are; energy is what they weigh": math.ceil(
             fraction * len(s)
@@ -189,6 +170,14 @@ def _counted(s, fraction, share, wanted):
         ),
         "it counts values above a share of the largest: energy adds up": int(
             (s >= (1 - fraction) * s[0]).sum()
+        ),
+        "the first value is left out of the sums": int((share[1:] - share[0] < fraction).sum()) + 1,
+        "each value is asked for that share; energy adds up, cumsum": int((own >= fraction).sum()),
+        "each value is asked for the rest of it; energy adds up, cumsum": int(
+            (own >= 1 - fraction).sum()
+        ),
+        "each value is compared with the mean; energy adds up, cumsum": int(
+            (own > fraction / len(s)).sum()
         ),
         "each value is compared by itself; energy adds up, cumsum": int(
             ((s**2) / (s**2).double().sum() < fraction).sum()
@@ -220,6 +209,7 @@ def stable(M):
             (s.sum() / s[0]).item() ** 2
         ),
         "the spectral norm is not squared": wanted * s[0].item(),
+        "the spectral norm is squared twice, as that of W @ W.T": wanted / s[0].item() ** 2,
         "the Frobenius norm is not squared": (s.norm() / s[0] ** 2).item(),
         spectral: 1.0,
         "that is the rank; the stable rank weighs each direction by its energy": len(s),
@@ -233,42 +223,24 @@ def stable(M):
         / (share @ share).item(),
         "the entries are summed; sum their squares": (M.double().sum() / s[0]).item() ** 2,
         "the squares are averaged; sum them": wanted / M.numel(),
+        "the squares of the singular values are averaged; sum them": wanted / len(s),
         "that is the condition number; |W|_F² / |W|_2² is asked": (s[0] / s[-1]).item(),
         "divided by the smallest singular value; the largest is the spectral norm": (
             s.norm() / s[-1]
         ).item()
         ** 2,
-        "the largest sum of a column or row is not the spectral norm": (
-            s.norm() / M.double().abs().sum(0).max()
-        ).item()
-        ** 2,
-    }
+    } | _other_norms(M.double())
+
+
+def _other_norms(M):
+    """Stable ranks with something else of a column or row for the spectral norm."""
+    taken = {}
+    for dim, name in enumerate(("column", "row")):
+        one_sum, norm = M.abs().sum(dim).max(), M.norm(dim=dim).max()
+        taken[f"the largest sum of a {name} is not the spectral norm"] = one_sum
+        taken[f"the largest norm of a {name} is not the spectral norm"] = norm
+    return {message: (M.norm() / size).item() ** 2 for message, size in taken.items()}
 
 
 def _spread(share):
     return (-share * share.log()).sum().exp().item()
-
-
-def updates(W0, W1, r):
-    """W0 plus the best rank-r part of the update, and wrong versions."""
-    cut = best(W1 - W0, r)
-    return W0 + cut, {
-        "it cuts W1; cut the difference W1 - W0, then add W0": best(W1, r),
-        "it cuts W1 and adds W0; cut the difference W1 - W0": W0 + best(W1, r),
-        "it cuts W0, which stays whole; cut the difference": best(W0, r) + W1 - W0,
-        "it cuts W0 too; cut the difference alone": best(W0, r) + cut,
-        "it cuts W1 and W0 one by one; cut their difference": W0 + best(W1, r) - best(W0, r),
-        "it cuts the whole sum; W0 stays whole, and the difference is cut": best(W0 + cut, r),
-        "it cuts W0 + W1; cut the difference W1 - W0": W0 + best(W0 + W1, r),
-        "it cuts W0 + W1; cut the difference, then add W0": best(W0 + W1, r),
-        "W1 and W0 are cut one by one, and W0 is not added": best(W1, r) - best(W0, r),
-        "this is the update alone: add it to W0": cut,
-        "the update points backwards: it is W1 - W0": W0 - cut,
-        "it is added to W1, which holds the whole update already": W1 + cut,
-        "it is taken from W1: add it to W0": W1 - cut,
-        "this is W1, nothing is cut": W1,
-        "this is W0, the update is lost": W0,
-        "this is the update, uncut, without W0": W1 - W0,
-        "it keeps r - 1 directions of the update, one too few": W0 + best(W1 - W0, r - 1),
-        "it keeps r + 1 directions of the update, one too many": W0 + best(W1 - W0, r + 1),
-    }

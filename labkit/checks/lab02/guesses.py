@@ -1,5 +1,6 @@
 """What misconceptions give in lab 2, most of them about the factor alpha / r."""
 
+import itertools
 import math
 
 NOTHING = "nothing was added: the update is missing"
@@ -19,6 +20,17 @@ def factors(alpha, r, d_out=None, d_in=None):
         "alpha is divided by r twice": alpha / r**2,
         "alpha is multiplied by r: divide": alpha * r,
     } | {f"alpha is divided by {name}": alpha / d for name, d in sizes.items() if d}
+
+
+def powers(alpha, r, asked):
+    """Numbers alpha ** a * r ** b, told as these; `asked` is the right formula."""
+    exponents = itertools.product((0, 0.5, 1, 1.5, 2), (-2, -1.5, -1, -0.5, -0.25, 0, 0.5, 1, 2))
+    right = (1, -1 if asked == "alpha / r" else -0.5)
+    return {
+        f"that is alpha ** {a} * r ** {b}; {asked} is asked": alpha**a * r**b
+        for a, b in exponents
+        if (a, b) != right
+    }
 
 
 def forward(x, layer):
@@ -52,6 +64,7 @@ def _turned(x, W, A, B, s):
         "x goes through B first; it is A that reads x": frozen + s * x @ B @ A,
         "x goes through B first; it is A that reads it": frozen + s * x @ B.T @ A.T,
         "A is given what W has made; it reads x, as W does": frozen + s * frozen @ A.T @ B.T,
+        "B is given what W has made; A reads x, then B": frozen + s * frozen @ B @ A,
         "x itself is added to the update; the frozen part is x @ W.T": x + update,
     }
 
@@ -87,6 +100,8 @@ def stabilised(alpha, r):
         "r comes twice: alpha / sqrt(r) alone": alpha / r / math.sqrt(r),
         "alpha is multiplied by the root: divide": alpha * math.sqrt(r),
         "the root is taken twice": alpha / r**0.25,
+        "** 1/2 halves: the root is ** 0.5": alpha / r / 2,
+        "half of r is not its root: math.sqrt(r)": 2 * alpha / r,
         "the root belongs to r; alpha is divided by its own": math.sqrt(alpha),
         "// drops the fraction: divide with /": alpha // math.sqrt(r),
         "alpha is missing": 1 / math.sqrt(r),
@@ -94,13 +109,19 @@ def stabilised(alpha, r):
         "that is r squared; the root of r is asked": alpha / r**2,
         "the root is cut to a whole number: math.sqrt(r)": alpha / math.isqrt(r),
         "upside down: alpha / sqrt(r)": math.sqrt(r) / alpha,
-    }
+        "that is the cube root; the square root is asked": alpha / r ** (1 / 3),
+        "that is the logarithm of r; its root is asked": alpha / math.log(r),
+        "that is the logarithm of r to base 2; its root is asked": alpha / math.log2(r),
+    } | powers(alpha, r, "alpha / sqrt(r)")
 
 
-def replaced(names, targets):
-    """Wrong counts of the layers that are replaced; `names` are those that should be."""
+def replaced(names, targets, r, modules):
+    """Wrong counts of the layers of 8 by 8 that are replaced; `names` are those that should be."""
     return {
+        "these are the numbers that train; count the layers you replace": len(names) * r * 16,
+        "these are A and B of each; count the layers you replace": len(names) * 2,
         "only those at the root are counted": sum("." not in name for name in names),
+        "these are all modules; count those you replace": modules,
         "these are all nn.Linear; count those you replace": 12,
         "these are the targets; count the layers you replace": len(targets),
     }
@@ -114,7 +135,8 @@ def counted(trainable, total, tied, model=None):
         "this is what is frozen; count what requires grad": total - trainable,
         "what trains is told by requires_grad, not by a name": 0,
         "these are bytes; how many numbers is asked": 4 * trainable,
-        "these are millions; the number itself is asked": trainable / 1e6,
+        "that is the share that trains; how many train is asked": trainable / total,
+        "the tied tensor, embedding and head, counts once, not never": trainable - tied,
     }
     second = {
         "the tied tensor, embedding and head, is counted twice": total + tied,
@@ -123,12 +145,12 @@ def counted(trainable, total, tied, model=None):
         "what trains belongs to the total too": total - trainable,
         "these are bytes; how many numbers is asked": 4 * total,
         "these are bytes of 16 bits; how many numbers is asked": 2 * total,
-        "these are millions; the number itself is asked": total / 1e6,
         "that is the share that trains; how many there are is asked": trainable / total,
     }
     if model:
         first |= _counts({n: p for n, p in model.named_parameters() if p.requires_grad})
         second |= _counts(dict(model.named_parameters()))
+        second |= _by_kind(model)
         nested = [p for module in model.modules() for p in module.parameters()]
         again = "modules() and parameters() both go all the way down; one of them is enough"
         first[again] = sum(p.numel() for p in nested if p.requires_grad)
@@ -138,11 +160,28 @@ def counted(trainable, total, tied, model=None):
     return [(trainable, first), (total, second)]
 
 
+def _by_kind(model):
+    """Counts of one kind of module alone, or of all but one kind."""
+    kinds = {}
+    for module in model.modules():
+        own = module.parameters(recurse=False)
+        kinds.setdefault(type(module).__name__, set()).update(own)
+    whole, guesses = set(model.parameters()), {}
+    for kind, params in kinds.items():
+        guesses[f"only {kind} is counted"] = sum(p.numel() for p in params)
+        guesses[f"{kind} is left out"] = sum(p.numel() for p in whole - params)
+    return guesses
+
+
 def _counts(named):
-    params = named.values()
+    params = list(named.values())
     return {
         "this counts tensors, not their numbers: use numel()": len(params),
         "this sums first dimensions: use numel()": sum(map(len, params)),
+        "a vector has its length alone; use numel()": sum(p.shape[0] * p.shape[-1] for p in params),
+        "one tensor of each number of dimensions is counted": sum(
+            p.numel() for p in {p.ndim: p for p in reversed(params)}.values()
+        ),
         "biases are left out": sum(p.numel() for n, p in named.items() if "bias" not in n),
         "tensors of one shape count once; only a shared one does": sum(
             p.numel() for p in {p.shape: p for p in params}.values()

@@ -20,7 +20,7 @@ def expect_injected(inject, targets, names, r, alpha, rng):
     call = f"inject(model, {targets}, r={r}, alpha={alpha})"
     got = _ask_inject(call, inject, targets, r, alpha, weights, factors)
     with part():
-        _expect_names(set(got["shapes"]), set(names), call)
+        _expect_names(set(got["shapes"]), set(names), call, got["count"])
         wrapped = "give LoRALinear the layer itself, no copy and no new one"
         gone = ", ".join(got["gone"][:2])
         expect(not gone, f"after {call}, {gone} is no longer in the model: {wrapped}")
@@ -93,7 +93,7 @@ def _output(weights, factors, scale):
         return models.small_model(weights, torch.double)(torch.arange(11))
 
 
-def _expect_names(adapted, wanted, call):
+def _expect_names(adapted, wanted, call, count):
     nested = [name for name in adapted if name.endswith(".base")]
     expect(
         not nested,
@@ -114,6 +114,12 @@ def _expect_names(adapted, wanted, call):
     )
     missing = sorted(wanted - adapted)
     hint = "set the new layer on its parent module in this very model: setattr(parent, name, layer)"
+    owns = {name.rpartition(".")[2] for name in adapted}
+    again = [own for own in (name.rpartition(".")[2] for name in missing) if own in owns]
+    if again:
+        hint = f"it stops too early: another {again[0]} is replaced"
+    if count == 0:
+        hint = "it found none: named_modules() tells of all, children of children too"
     if len(missing) == 1 and "." not in missing[0]:
         hint = f"{missing[0]} {ROOT}"
     expect(not missing, f"{call} left {', '.join(missing[:2])} as it was; {hint}")
@@ -126,7 +132,10 @@ def expect_state(adapter_state, LoRALinear, A, B, x):
     for i, layer in enumerate(models.ADAPTED):
         trained = _trained(A + i, B - i, x)
         tensors |= {f"{layer}.{part}": t for part, t in zip("AB", trained, strict=True)}
+    expect(state is not None, "adapter_state gave None: is `return` missing?")
     expect(isinstance(state, dict), "adapter_state must return a dict of name to tensor")
+    odd = [f"{n} is a {type(t).__name__}" for n, t in state.items() if not hasattr(t, "shape")]
+    expect(not odd, f"the state's {''.join(odd[:1])}, wanted a tensor for each name")
     more = ", ".join(list(state)[:7])
     hint = "its A belongs to another kind of module; ask isinstance(m, LoRALinear)"
     expect(state.keys() != {*tensors, models.DECOY}, f"the state holds {models.DECOY}: {hint}")
@@ -169,6 +178,8 @@ def load(adapter_state, load_adapter_, *given):
     except CheckFailed as failure:
         other = f": {models.DECOY} belongs to another kind of module"
         decoy = other if models.DECOY in str(failure) else ""
+        if "Missing key(s)" in str(failure):
+            decoy = "; load_state_dict wants all of the model unless strict=False"
         raise CheckFailed(f"load_adapter_ of a state that fits: {failure}{decoy}") from None
 
 
@@ -204,6 +215,7 @@ def expect_refused(told, change, key):
         "thin": f"a tensor of another shape ({key}, one column of it, which copy_ would repeat)",
     }[change]
     expect(told is not None, f"load_adapter_ says nothing about {what}")
+    expect(told != "returned", f"on {what} load_adapter_ returns an error: raise it")
     kinds, text, kept = told
     error = f"{kinds[0]}: {text}"
     named = change not in ("missing", "extra") or "KeyError" in kinds

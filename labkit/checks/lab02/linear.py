@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from labkit.checks.compare import ask, every, expect_close, expect_number, randn
+from labkit.checks.compare import ask, close, every, expect_close, expect_number, randn
 from labkit.checks.lab02 import guesses
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import probes
@@ -28,6 +28,7 @@ def expect_layer(LoRALinear, layer, x):
         _expect_start(new, layer, x)
     with part():
         known = guesses.factors(layer.alpha, layer.r)
+        known |= guesses.powers(layer.alpha, layer.r, "alpha / r")
         expect_number(new["scaling"], layer.scaling, "layer.scaling", known)
     with part():
         expect_number(new["r"], layer.r, "layer.r")
@@ -102,7 +103,14 @@ def _expect_forward(LoRALinear, layer, x):
             known["the bias is scaled"] = right + one.scaling * bias
         call = "the layer's output" + (", base without bias" if bias is None else "")
         call += "" if z is x else f" for x of shape {tuple(z.shape)}"
-        expect_close(_output(call, LoRALinear, one, z), right + shift, call, known)
+        try:
+            expect_close(_output(call, LoRALinear, one, z), right + shift, call, known)
+        except CheckFailed:
+            resting = _output(call, LoRALinear, one, z, training=False)
+            hint = "dropout is the share that is dropped, and here it is 0"
+            told = f"in train() {call} is wrong, in eval() it is right; {hint}"
+            expect(not close(resting, right + shift, 1e-4), told)
+            raise
 
     several, row = randn(2, 3, x.shape[1]), x[0]
     cases = [(layer, x), (plain, x), (layer, several), (layer, row)]
@@ -116,9 +124,11 @@ def _expect_merged(LoRALinear, layer, x):
     expect(flag is not None, f"the layer has no flag `merged`, True or False: {hint}")
     expect(not flag, "merged is True at first: nothing has been merged yet")
     call = "the output while merged is True"
-    got = _output(call, LoRALinear, layer, x, training=False, merged=True)
     known = {"the update is still added": layer.dense(x)}
-    expect_close(got, layer.base(x), f"{call} (base(x) alone is wanted)", known)
+    for training in (False, True):
+        told = f"{call}, in train()," if training else call
+        got = _output(told, LoRALinear, layer, x, training=training, merged=True)
+        expect_close(got, layer.base(x), f"{told} (base(x) alone is wanted)", known)
 
 
 def _expect_dropout(LoRALinear, layer, x):
@@ -207,7 +217,8 @@ def _expect_kinds(LoRALinear, layer, x):
     right = kinds[0] == kinds[1] and kinds[0] in ("bfloat16", "float32")
     hint = "base.weight.dtype for both, or fp32 for both"
     expect(right, f"over a bf16 base, A is {kinds[0]} and B {kinds[1]}: {hint}")
-    expect(kinds[2:] == ["meta"] * 2, "A or B is not on base.weight's device: pass device=")
+    with part():
+        expect(kinds[2:] == ["meta"] * 2, "A or B is not on base.weight's device: pass device=")
     hint = "where A and B are fp32, bring x to them, x.to(A.dtype), and the sum to the base's dtype"
     call = "the layer over a bf16 base"
     kind, made = ask(call, probes.layer_output_kind, LoRALinear, layer.data, hint=hint)

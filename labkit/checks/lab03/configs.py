@@ -1,7 +1,7 @@
 """What exercises 3.1 and 3.4 expect of a configuration, field by field, over all calls."""
 
 from labkit.checks.compare import ask, expect_number
-from labkit.contract import expect, part
+from labkit.contract import CheckFailed, expect, part
 from labkit.labs.lab03 import probes
 
 LORA_HINTS = {
@@ -25,8 +25,8 @@ def expect_object(got, kind, call):
         "NoneType": "None (is `return` missing?)",
         "method": "a method (are its brackets missing?)",
         "type": "a class (are its brackets missing?)",
-        "LlamaForCausalLM": "a plain LlamaForCausalLM (merged, never adapted, or adapted by "
-        "transformers)",
+        "LlamaForCausalLM": "a plain LlamaForCausalLM (`base` itself, merged, never adapted, or "
+        "adapted by transformers)",
     }.get(got.get("is"), f"a {got.get('is')}")
     expect("is" not in got, f"{call} gave {told}, wanted the type {kind}")
 
@@ -62,6 +62,10 @@ def _expect_rank(seen):
 
 def _expect_alpha(seen):
     fixed = {got["lora_alpha"] for *_, got in seen}
+    pairs = [(got["lora_alpha"], r) for _, r, _, got in seen]
+    numbers = all(type(alpha) in (int, float) for alpha, _ in pairs)
+    more = _same(alpha - r for alpha, r in pairs) if numbers else None
+    times = _same(alpha / r for alpha, r in pairs) if numbers else None
     for call, r, _, got in seen:
         wrong = {
             "that is the rank itself, wanted twice the rank": r,
@@ -71,7 +75,17 @@ def _expect_alpha(seen):
         }
         if len(fixed) == 1 and 8 not in fixed:
             wrong["this is the same for every r: write 2 * r"] = got["lora_alpha"]
+        if more is not None:
+            wrong[f"that is r + {more:g}; twice the rank is 2 * r"] = r + more
+        if times is not None:
+            wrong[f"that is {times:g} times the rank, wanted twice"] = r * times
         expect_number(got["lora_alpha"], 2.0 * r, f"{call}: lora_alpha", wrong)
+
+
+def _same(numbers):
+    """The number that all are, or None."""
+    found = set(numbers)
+    return found.pop() if len(found) == 1 else None
 
 
 def _expect_dropout(seen):
@@ -108,14 +122,13 @@ def _expect_targets(seen):
         hint = f"one text is read as a pattern, and names no list of layers; {hint}"
         expect(not text, f"{call}: target_modules is {got!r}: {hint}")
         wanted = layers if whole else sorted(layers)
-        expect(
-            got == wanted,
-            f"{call}: target_modules is {got}, wanted {wanted}",
-            hint="targets is not passed on",
-        )
+        hint = "pass targets as it is" if whole and got else "targets is not passed on"
+        told = f"{call}: target_modules is {got}, wanted {wanted!r}"
+        expect(got == wanted, told, hint=hint)
 
 
-PRECISION = {  # use_cpu, bf16, fp16
+FLAGS = ("use_cpu", "bf16", "fp16")
+PRECISION = {  # the flags of each device
     "cpu": (True, False, False),
     "t4": (False, False, True),
     "a100": (False, True, False),
@@ -135,22 +148,41 @@ WHY = {
 
 def expect_sft(sft_config):
     """An SFTConfig for each device; what is wrong on one does not hide what is on another."""
-    seen = {}
+    seen, failures = {}, {}
     for device in PRECISION:
         call = f'sft_config("out-{device}", "{device}")'
-        with part():
+        try:
             seen[device] = ask(
                 call, probes.sft_fields, sft_config, f"out-{device}", device, hint={}
             )
+        except CheckFailed as failure:
+            failures[device] = failure
+    with part():
+        _expect_devices_apart(seen, failures)
+    for failure in failures.values():
+        with part():
+            raise failure
     for device, got in seen.items():
         call = f'sft_config("out-{device}", "{device}")'
         expect_object(got, "SFTConfig", call)
-        for name, flag in zip(("use_cpu", "bf16", "fp16"), PRECISION[device], strict=True):
+        none = not any(got[name] for name in FLAGS)
+        spelled = f'; or is "{device}" spelled otherwise where you ask for it?' if none else ""
+        for name, flag in zip(FLAGS, PRECISION[device], strict=True):
             mine = bool(got[name])
             with part():
                 told = f"{call}: {name} is {mine}, wanted {flag}; {WHY[device, name]}"
-                expect(mine == flag, told)
+                expect(mine == flag, told + spelled)
         _expect_the_same_everywhere(got, device, call)
+
+
+def _expect_devices_apart(seen, failures):
+    """Not all devices get the same precision; an error about bf16 shows that it was asked for."""
+    kinds = [tuple(name for name in FLAGS if got.get(name)) for got in seen.values()]
+    kinds += [("bf16",) for failure in failures.values() if "support bf16" in str(failure)]
+    same = len(kinds) == len(PRECISION) and len(set(kinds)) == 1
+    told = f"{' and '.join(kinds[0]) or 'no precision'} on every device" if same else ""
+    hint = 'or is an `if` always true? `device == "t4" or "a100"` is'
+    expect(not same, f"{told}: pass the flags that the table has for each; {hint}")
 
 
 def _expect_the_same_everywhere(got, device, call):

@@ -16,6 +16,7 @@ def counts(shapes, r):
     return {
         "A is (r, d_in) and B is (d_out, r): add d_out and d_in, don't multiply them": r * dense,
         **counted(shapes, r),
+        **_counted_by_name(shapes, r),
         "this counts the dense weights": dense,
         "r is missing": d_out + d_in,
         "this is twice as much: a matrix is in shapes once, and a number is no bytes": 2
@@ -47,12 +48,37 @@ def counts(shapes, r):
     }
 
 
+def _counted_by_name(shapes, r):
+    """What it gives to leave some names out, or to count each for something else."""
+    ends = {name: name.split(".")[-1] for name in shapes}
+    size = {name: r * sum(shape) for name, shape in shapes.items()}
+    total, last = sum(size.values()), {end: name for name, end in ends.items()}
+    wide = sum(n for name, n in size.items() if ends[name] not in ("k_proj", "v_proj"))
+    return {
+        "names that end alike are one key here; each name has a matrix of its own": (
+            sum(size[name] for name in last.values())
+        ),
+        "the last matrix is left out; sum over all of shapes": total - list(size.values())[-1],
+        "the first matrix is left out; sum over all of shapes": total - next(iter(size.values())),
+        "k and v are left out; all that shapes names is adapted": wide,
+        "that is one more a matrix; alpha / r is no parameter": total + len(shapes),
+        "that is half of it: A has r * d_in and B has d_out * r": sum(
+            n // 2 for n in size.values()
+        ),
+    }
+
+
 @torch.no_grad()
-def _losses(model, ids, shift=1, mask=None, softmax=False):
-    """Negative log-likelihood, in nats, of each token from `shift` on, or before the last."""
+def _losses(model, ids, shift=1, mask=None, softmax=False, over=-1):
+    """Negative log-likelihood, in nats, of each token from `shift` on, or before the last.
+
+    `softmax` takes it twice, `over` an axis of (n, vocabulary) that is not the last.
+    """
     how = {} if mask is None else {"attention_mask": mask[None]}
     logits = model(input_ids=ids[None], **how).logits[0].double()
     logits = logits.softmax(-1) if softmax else logits
+    if over != -1:  # the wrong axis
+        return -logits[:-1].log_softmax(over)[range(len(ids) - 1), ids[1:]]
     if shift < 0:
         return F.cross_entropy(logits[1:], ids[:-1], reduction="none")
     return F.cross_entropy(logits[: len(ids) - shift], ids[shift:], reduction="none")
@@ -81,6 +107,8 @@ def perplexities(model, tokenizer, texts):
     yield "this is the mean loss; exp is missing", mean
     yield "this is 2 to the power of a loss in nats; use exp", 2**mean
     yield "this is the mean loss in bits", mean / math.log(2)
+    told = "the mean is one of losses, not of probabilities: log first"
+    yield told, 1 / every.neg().exp().mean()
     yield (
         "this is exp of the sum of all losses; divide by the number of predictions",
         _exp(every.sum()),
@@ -110,6 +138,9 @@ def _averages(ids, losses):
     if len(ids) > 1:
         yield "this is the first text alone; sum over all", means[0]
         yield "this is the last text alone; sum over all", means[-1]
+    for n in range(2, len(ids)):
+        yield f"these are the first {n} texts alone; sum over all", torch.cat(losses[:n]).mean()
+        yield f"these are the last {n} texts alone; sum over all", torch.cat(losses[-n:]).mean()
 
 
 def _masks(model, tokenizer, ids, losses):
@@ -153,6 +184,10 @@ def _padded(ids, pad):
 
 def _tokens(model, tokenizer, ids, losses):
     """Texts that are joined, shifted, longer or shorter than they are, or padded on the left."""
+    told = "the first prediction of each text is left out: logits[:, :-1] meet ids[:, 1:]"
+    yield told, torch.cat([x[1:] for x in losses]).mean()
+    told = "the last prediction of each text is left out: logits[:, :-1] meet ids[:, 1:]"
+    yield told, torch.cat([x[:-1] for x in losses]).mean()
     joined = _losses(model, torch.cat(ids))
     yield "the texts are joined, so each reads the one before", joined.mean()
     still = [_losses(model, i, shift=0) for i in ids]
@@ -161,6 +196,9 @@ def _tokens(model, tokenizer, ids, losses):
     yield "shifted the wrong way: logits[:, :-1] meet ids[:, 1:]", torch.cat(back).mean()
     twice = [_losses(model, i, softmax=True) for i in ids]
     yield "cross_entropy wants logits, and takes their softmax itself", torch.cat(twice).mean()
+    turned = [_losses(model, i, over=0) for i in ids]
+    told = "softmax goes over the vocabulary, the last axis, not over positions"
+    yield told, torch.cat(turned).mean()
     begin, end = torch.tensor([tokenizer.bos_token_id]), torch.tensor([tokenizer.eos_token_id])
     begun = [_losses(model, torch.cat([begin, i])) for i in ids]
     told = "a token such as BOS stands before each text: add none"

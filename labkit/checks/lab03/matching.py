@@ -5,7 +5,7 @@ import json
 import torch
 
 from labkit.checks.compare import ask, draw, expect_number
-from labkit.contract import part
+from labkit.contract import part, sound
 from labkit.labs import tiny
 from labkit.labs.lab03 import probes
 
@@ -24,12 +24,16 @@ def expect_matches(exact_match, rng):
         turned = right[1:] + right[:1]
         _expect_share(exact_match, right, turned, 0.0, "each the reference of another", hint)
     _expect_each(exact_match, commands[0], rng)
+    if sound():  # else it fails for another reason
+        _expect_no_stand_in(exact_match)
 
 
 SHARES = {
     "this is the number of matches": 4,
     "this is in percent; a share is from 0 to 1": 400 / 6,
     "this is the share of wrong ones": 2 / 6,
+    "an answer of which a part is right is wrong: all of it or nothing": 5 / 6,
+    "an answer that is right but for one field is wrong: all of it or nothing": (4 + 2 * 4 / 5) / 6,
     "no pair counts: is it eval instead of json.loads, or does all(), //, round() or "
     "a return inside the loop end it early?": 0.0,
     "every pair counts: are keys compared without their values, or does any(), round() or "
@@ -44,10 +48,27 @@ INVALID = {
 }
 
 
+def _expect_no_stand_in(exact_match):
+    """What is no JSON equals none of the values that people put in its place; null is a value."""
+    with part():
+        references = ["null", "{}", "[]", '""', "false", '"I can"']
+        got = ask("", probes.matched, exact_match, ["I can"] * 6, references, hint=PARSED)
+        call = f"exact_match of 6 times 'I can', no JSON, and {', '.join(references)}"
+        told = "what stands for no JSON must equal no reference: count it as wrong at once"
+        expect_number(got, 0.0, call, {told: got})
+    with part():
+        got = ask("", probes.matched, exact_match, ["null"], ["null"], hint=PARSED)
+        told = "null is data: None stands for it, and so not for what is no JSON"
+        expect_number(got, 1.0, "exact_match(['null'], ['null'])", {told: 0.0})
+
+
 def _expect_share(exact_match, predictions, references, wanted, what, known):
-    call = f"exact_match of {len(references)} predictions, {what}"
+    n = len(references)
+    call = f"exact_match of {n} predictions, {what}"
     got = ask(call, probes.matched, exact_match, predictions, references, hint=PARSED)
-    expect_number(got, wanted, call, known)
+    told = f"right pairs / all pairs, {wanted * n:.0f} / {n}"
+    rounded = type(got) is float and got in [round(wanted, digits) for digits in range(1, 6)]
+    expect_number(got, wanted, call, known if rounded else known | {told: got})
 
 
 PARSED = {
@@ -95,11 +116,13 @@ def _match_cases(data):
     lists = data | {"slots": slots | {"rooms": slots["rooms"][::-1]}}
     values = data | {"slots": slots | {"brightness": 1}}
     small, joined = (slots["area"].lower(), slots["area"].replace(" ", ""))
+    keys = "order of keys is not data: compare parsed data, or json.dumps(…, sort_keys=True) of "
+    keys += "all of it, no text"
     python = "true is not 1, though Python's == says so: compare json.dumps(…, sort_keys=True)"
     spaces = "spaces outside of strings are not data: parse both, don't compare text"
     whole = "all of the prediction must be JSON; text around it, or `in`, is not enough"
     return [
-        (json.dumps(turned), True, "order of keys is not data: parse both, don't compare text"),
+        (json.dumps(turned), True, keys),
         (f" \n{json.dumps(data, indent=2)}\n", True, spaces),
         (json.dumps(data, separators=(",", ":")), True, spaces),
         (json.dumps(values), False, "same keys, other values: compare the parsed data with =="),

@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from labkit.checks.compare import ask, draw, expect_number, expect_shape
+from labkit.checks.compare import ask, draw, expect_number, expect_numbers_or_first, expect_shape
 from labkit.checks.lab04 import bnb as reference
 from labkit.checks.lab04 import guesses, sizes
 from labkit.checks.lab04.blocks import expect_blockwise
@@ -37,7 +37,8 @@ def codebook(nf4_codebook):
     told = f"value {worst} is {values[worst]:.7f}, wanted {wanted[worst]:.7f}, to 1e-6"
     near = "near, so are these the quantiles of a sample, or rounded, or is 0.9677083 another "
     near += "number? Take the exact ones, icdf"
-    begin = "do the probabilities go from 0.9677083 to 0.5, evenly?"
+    begin = "do the probabilities go from 0.9677083 to 0.5, evenly, and is the distribution "
+    begin += "normal?"
     if abs(values.abs().max() - 1) > 5e-3:
         begin = "divide by the largest one, so that the ends are -1 and 1"
     told += f"; {near if error.max() < 5e-3 else begin}"
@@ -131,10 +132,12 @@ def config(qlora_config, true_param_count):
     rng = generator()
     size = (draw(40, 70, rng), 8 * draw(9, 15, rng))
     with part():
+        cases = []
         for name, *kind in COUNTED:
             got = observe(probes.counted, true_param_count, *kind, *size)
             wanted, wrong = _count_and_guesses(*kind, *size)
-            expect_number(got, wanted, f"true_param_count of {name}", wrong)
+            cases.append((f"true_param_count of {name}", got, wanted, wrong))
+        expect_numbers_or_first(cases)
 
 
 NAMES = {
@@ -194,42 +197,47 @@ def _is_linear(module):
 
 
 def _counts_by_name(model, wanted):
-    """What it gives to tell packed weights by a part of their name, and to count something else."""
+    """What it gives to tell packed weights by something else, and to count something else."""
 
-    def twice(word):
-        return sum(p.numel() * (1 + (word in n)) for n, p in model.named_parameters())
+    def each(times):
+        return sum(p.numel() * times(n, p) for n, p in model.named_parameters())
 
-    state = model.state_dict().values()
+    def two(p):
+        return 1 + (p.dtype == torch.uint8)
+
+    params, state = list(model.parameters()), model.state_dict().values()
     return {
-        "not every `weight` is packed: ask for Params4bit": twice("weight"),
-        "biases of the projections are not packed: ask for Params4bit": twice("proj"),
+        "not every `weight` is packed: ask for Params4bit": each(lambda n, p: 1 + ("weight" in n)),
+        "biases of the projections are not packed: ask for Params4bit": each(
+            lambda n, p: 1 + ("proj" in n)
+        ),
         "state_dict() holds scales and tables of bitsandbytes too": (
-            sum(t.numel() * (1 + (t.dtype == torch.uint8)) for t in state)
+            sum(t.numel() * two(t) for t in state)
         ),
         "these are bytes": model.get_memory_footprint(),
-        "these are bytes of parameters": (
-            sum(p.numel() * p.element_size() for p in model.parameters())
+        "these are bytes of parameters": each(lambda n, p: p.element_size()),
+        "these are bytes, and twice those of packed weights": each(
+            lambda n, p: p.element_size() * two(p)
         ),
-        "a byte holds two numbers of 4 bits, not four": (
-            sum(p.numel() * (4 if p.dtype == torch.uint8 else 1) for p in model.parameters())
+        "what is frozen need not be packed: ask for Params4bit": each(
+            lambda n, p: 2 - p.requires_grad
         ),
-        "biases are parameters too": (
-            sum(
-                p.numel() * (1 + (p.dtype == torch.uint8))
-                for n, p in model.named_parameters()
-                if "bias" not in n
-            )
+        "a byte holds two numbers of 4 bits, not four": each(lambda n, p: 3 * two(p) - 2),
+        "biases are parameters too": each(lambda n, p: two(p) * ("bias" not in n)),
+        "a byte holds two numbers: twice numel(), not half of it": int(
+            each(lambda n, p: 1 / two(p))
         ),
+        "len() is the first dimension alone: numel()": sum(len(p) * two(p) for p in params),
         "these are billions": wanted / 1e9,
-        "this counts tensors, not the numbers in them": len(list(model.parameters())),
+        "this counts tensors, not the numbers in them": len(params),
         "buffers are no parameters": wanted + sum(b.numel() for b in model.buffers()),
         "linear layers are not all: embeddings, norms and biases are parameters too": (
             sum(m.in_features * m.out_features for m in model.modules() if _is_linear(m))
         ),
         "these are millions": wanted / 1e6,
         "parameters(recurse=False) are those of the outermost module": 0,
-        "what is no fp32 need not be packed, and may be bf16: ask for Params4bit": (
-            sum(p.numel() * (1 + (p.dtype != torch.float32)) for p in model.parameters())
+        "what is no fp32 need not be packed, and may be bf16: ask for Params4bit": each(
+            lambda n, p: 1 + (p.dtype != torch.float32)
         ),
     }
 
@@ -257,7 +265,9 @@ def _expect_parts(got, n, trainable, method, wanted):
         value = got[name]
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             value = value.item()
+        whole = 1e9 * round(size / 1e9)
         units = {
+            **({"that is rounded to GB; wanted bytes": whole} if whole else {}),
             "these are GB; wanted bytes": size / 1e9,
             "these are GiB; wanted bytes": size / 2**30,
             "these are MB; wanted bytes": size / 1e6,

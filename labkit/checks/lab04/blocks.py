@@ -7,7 +7,7 @@ from labkit.checks.compare import expect_close, randn
 from labkit.checks.lab04 import guesses
 from labkit.checks.lab04.bnb import codebook, stored_codes
 from labkit.checks.lab04.guesses import peaks_of
-from labkit.checks.lab04.whole import GUARD, blaming, expect_integers
+from labkit.checks.lab04.whole import GUARD, blaming, expect_integers, wrong_counts
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab04 import probes
 
@@ -54,6 +54,8 @@ def _expect_quantized(quantize_blockwise, cases, small, nf4):
     call = "quantize_blockwise of w (8, 64)"
     with blaming(f"w holds {GUARD}"):
         _expect_blocks(quantize_blockwise, small, nf4, None, call, tol=5e-2)
+    few = 1e5 * small.flatten()[:70]  # less than the ones that some pad with
+    _expect_blocks(quantize_blockwise, few, nf4, None, "quantize_blockwise of w (70,)")
     w = (small * 4e4).bfloat16()
     with blaming("w is in bfloat16 here; compute in fp32: w.float()"):
         peaks = _expect_blocks(quantize_blockwise, w, nf4, None, call)[1]
@@ -90,13 +92,10 @@ def _expect_no_rows(peaks, w, block, call):
 
 def _expect_indices(codes, w, book, block, call):
     """An index of the codebook for each number of `w`, flat."""
-    padded = -w.numel() % block
-    more = isinstance(codes, torch.Tensor) and codes.numel() == w.numel() + padded != w.numel()
-    hint = f"cut the padding off, {w.numel()} numbers have {w.numel()} codes"
-    expect(not more, f"{call}: the last block is ragged; {hint}")
     hint = f"codes come first, and are indices into the {len(book)} values of `codebook`"
     told = f"codes of {call}"
-    return expect_integers(codes, w.numel(), told, 0, len(book) - 1, hint, "uint8")
+    counts = wrong_counts(w.numel(), block, 64)[0]
+    return expect_integers(codes, w.numel(), told, 0, len(book) - 1, hint, "uint8", counts)
 
 
 def _expect_nearest(codes, w, book, block, call, tol):
@@ -115,10 +114,10 @@ def _expect_nearest(codes, w, book, block, call, tol):
 def _expect_peaks(peaks, w, block, call):
     wanted, parts = peaks_of(w, block)[1], w.flatten().split(block)
     expect(isinstance(peaks, torch.Tensor), f"absmax of {call} is no tensor")
-    told = f"absmax of {call} holds {peaks.numel()} numbers, wanted {len(wanted)}: one a block"
-    fixed = peaks.numel() == -(-w.numel() // 64) != len(wanted)
-    expect(not fixed, f"{told} of {block}: these are blocks of 64; use `block`")
-    expect(peaks.numel() == len(wanted), told)
+    n = peaks.numel()
+    told = f"absmax of {call} holds {n} numbers, wanted {len(wanted)}: one a block of {block}"
+    hint = wrong_counts(w.numel(), block, 64)[1].get(n, "")
+    expect(n == len(wanted), told, hint=hint)
     wrong = {
         "upside down: it is 1 / absmax": 1 / wanted,
         "the scale is max(), not abs().max()": torch.stack([p.max() for p in parts]),
@@ -129,6 +128,10 @@ def _expect_peaks(peaks, w, block, call):
         ),
         "one absmax for all of w; take one a block": w.abs().max().expand(len(wanted)),
     }
+    last = peaks.flatten()[-1:].to(wanted)
+    if w.numel() % block and last > 2 * wanted[-1:]:
+        told = "the padding decides the last block's absmax: pad with zeros"
+        wrong[told] = torch.cat([wanted[:-1], last])
     if w.dim() == 2:
         wrong["w is read by columns: flatten it as it is"] = peaks_of(w.T, block)[1]
     if w.numel() % block == 0:
@@ -176,7 +179,19 @@ def _expect_restored(dequantize_blockwise, w, book):
         got = observe(probes.dequantized, dequantize_blockwise, codes, peaks, book, shape)
     wrong = guesses.restored(codes, peaks, book, shape)
     wanted = (book[codes] * each).view(shape)
+    wrong["these are even steps of the code; look it up, codebook[code]"] = _even_steps(
+        got, codes, each
+    ).view(shape)
     expect_close(got, wanted, f"dequantize_blockwise to {shape}", wrong)
+
+
+def _even_steps(got, codes, each):
+    """The line over the codes that is nearest to `got` without the absmax, times the absmax."""
+    if not isinstance(got, torch.Tensor) or got.numel() != codes.numel():
+        return torch.zeros_like(each)
+    line = torch.stack([codes.double(), torch.ones(len(codes)).double()], 1)
+    scaled = got.flatten().double() / each.double()
+    return (line @ torch.linalg.pinv(line) @ scaled * each).to(each.dtype)
 
 
 def _expect_zeros_back(dequantize_blockwise, nf4):

@@ -197,6 +197,14 @@ def packed(codes):
     return {
         "the first code goes into the high nibble, as in bitsandbytes": first | second << 4,
         "neighbours share a byte, not the two halves of the list": halves,
+        "the order is turned round: the first two codes make the first byte": (
+            (first << 4 | second).flip(0)
+        ),
+        "the codes are read from the end: the first two make the first byte": (
+            (second << 4 | first).flip(0)
+        ),
+        "pairs begin with the first code, not with the second": (second << 4 | first.roll(-1)),
+        "| joins the two, * does not": (first << 4) * second & 255,
         "+ binds before <<: brackets": bound,
         "+ binds before << (and * before both): brackets": first << (4 + second) & 255,
         "4 bits are a factor of 16, not of 4": 4 * first + second,

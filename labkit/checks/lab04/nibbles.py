@@ -44,9 +44,10 @@ def _expect_bytes(got, stored, codes, call):
     expect(isinstance(got, torch.Tensor), f"{call} gave no tensor (is `return` missing?)")
     kind = str(got.dtype).removeprefix("torch.")
     expect(got.dtype == torch.uint8, f"{call} gave {kind}, wanted uint8: a byte is 8 bits")
-    size = f"wanted {len(stored)}: two codes a byte, an odd one gets a byte of its own"
-    expect(got.numel() == len(stored), f"{call} gave {got.numel()} bytes; {size}")
     odd = len(codes) % 2
+    alone = "an odd one gets a byte of its own" if odd else "an even number needs no filler"
+    size = f"wanted {len(stored)}: two codes a byte, {alone}"
+    expect(got.numel() == len(stored), f"{call} gave {got.numel()} bytes; {size}")
     wrong = guesses.packed(torch.cat([codes, codes.new_full((odd,), 7)]))
     if odd:  # what fills the last byte is free
         low = got.flatten()[-1] & 15
@@ -81,7 +82,11 @@ def _expect_unpacked(got, stored):
         "both are the high nibble": torch.stack([high, high], 1).flatten(),
         "both are the low nibble": torch.stack([low, low], 1).flatten(),
     }
-    got = expect_integers(got, 2 * len(stored), call, -math.inf, math.inf, kind="uint8")
+    n = 2 * len(stored)
+    counts = {n - 1: "leave the filler on, even where it looks like one"}
+    counts |= {4 * n: "these are bits, and a code has four of them"}
+    counts |= {n // 2: "each byte holds two codes", n // 2 + 1: "each byte holds two codes"}
+    got = expect_integers(got, n, call, -math.inf, math.inf, kind="uint8", counts=counts)
     if not (got >> 4 == 0).all():
         wrong[f"a code is 0 to 15, and this holds {got[(got - 7.5).abs().argmax()]}"] = got
     expect_close(got, torch.stack([high, low], 1).flatten(), call, wrong)

@@ -5,7 +5,7 @@ import torch
 from labkit.checks.compare import ask, draw, expect_close, expect_number, randn
 from labkit.checks.lab04 import sizes as guesses
 from labkit.checks.lab04.guesses import peaks_of
-from labkit.checks.lab04.whole import LOST, blaming, expect_integers, number
+from labkit.checks.lab04.whole import LOST, blaming, expect_integers, number, wrong_counts
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab04 import probes
 
@@ -44,7 +44,8 @@ def _undone(q, scale, offset, block, call):
     expect(isinstance(scale, torch.Tensor), f"scale of {call} is no tensor: one number a block")
     expect(not scale.is_complex(), f"scale of {call} holds complex numbers")
     told = f"scale of {call} holds {scale.numel()} numbers, wanted {blocks}: one a block of {block}"
-    expect(scale.numel() == blocks, told)
+    hint = wrong_counts(len(q), block, 256)[1].get(scale.numel(), "")
+    expect(scale.numel() == blocks, told, hint=hint)
     return q * _spread(scale, block, len(q)) + number(offset, f"offset of {call}")
 
 
@@ -70,7 +71,9 @@ def _expect_doubled(got, absmax, block, call, tol):
     }
     told = f"offset of {call}, the mean of absmax,"
     expect_number(number(offset, told), mean, told, wrong)
-    expect_integers(q, len(absmax), f"q of {call}", -128, 127)
+    counts = wrong_counts(n, block, 256)[0]
+    signed = "int8 has both signs: 0 stands for the mean, nothing is added"
+    expect_integers(q, n, f"q of {call}", -128, 127, signed, counts=counts)
     step = peaks_of(absmax - mean, block)[0] / 127
     steps_off = (_undone(*got, block, call) - absmax).abs() / step
     if (steps_off <= 0.5 + tol).all():
@@ -111,10 +114,14 @@ def _expect_no_other_way(q, scale, absmax, block, call):
             not less, f"{call}: q goes to {int(q.abs().max())}: is the scale larger in dividing?"
         )
         return
+    ratio = scale / (peaks_of(around, block)[1] / 127)
     for message, wrong in guesses.scales_of_scales(around, mean, block).items():
         full = max(1, len(absmax) // block)  # what is done with a shorter one is no sign
         if torch.allclose(scale[:full], wrong[:full], rtol=1e-4):
             raise CheckFailed(f"scale of {call}: {message}")
+    same = len(ratio) > 1 and torch.allclose(ratio, ratio[0], rtol=1e-3)
+    told = f"each is {ratio[0]:.3g} times the largest distance / 127"
+    expect(not same, f"scale of {call}: {told}")
 
 
 def expect_bits(bits_per_param, rng):

@@ -43,6 +43,13 @@ def scales_of_scales(around, mean, block):
         )
         / 127,
         "it is upside down": 127 / peaks,
+        "it goes from the smallest to the largest; take the largest distance from the mean": (
+            torch.stack([p.max() - p.min() for p in parts]) / 254
+        ),
+        "from the smallest to the largest is no distance from the mean": torch.stack(
+            [p.max() - p.min() for p in parts]
+        )
+        / 255,
         "these are means; take the largest distance": torch.stack([p.abs().mean() for p in parts])
         / 127,
     }
@@ -76,6 +83,7 @@ def bits(block, double):
         "256 blocks of `block` weights are their product": 4 + 8 / block + 32 / (block + 256),
         "double_quant changes nothing": 4 + first,
         "with double_quant=False the scales stay fp32": 4 + second,
+        "a scale has 8 bits; 4 are those of a code": 4 + 4 / block + 32 / (block * 256),
     }
 
 

@@ -87,14 +87,18 @@ def _expect_half_a_step(back, x, q, scale, bits):
     error = ((back - x).abs().max() / step).item()
     if error <= 0.5 + 1e-3:
         return
+    wanted = f"wanted half a step at most, a step being absmax / {top}"
+    told = f"{call} the largest error is {error:.4g} steps; {wanted}"
+    expect(q.any(), f"{told}; all of q is 0")
     wrong = guesses.absmax(x, top) | guesses.undone(q, scale, x, step)
+    factor = back.flatten()[x.abs().argmax()] / x.flatten()[x.abs().argmax()]
+    if abs(factor) > 1.2 and ((back - factor * x).abs() <= 0.51 * step * abs(factor)).all():
+        wrong[f"this is {factor:.3g} times as much: q times the scale is all"] = back
     if whole:
         wrong["this was made an integer again; leave it a float"] = back
     for message, guess in wrong.items():
         if torch.allclose(back, guess.double(), rtol=1e-3, atol=1e-3 * step):
             raise CheckFailed(f"{call} {message}")
-    wanted = f"wanted half a step at most, a step being absmax / {top}"
-    told = f"{call} the largest error is {error:.4g} steps; {wanted}"
     cut = back.abs().max() < x.abs().max() - step
     expect(not cut, f"{told}; the largest numbers are cut off: the scale is absmax / {top}")
     expect("16" not in kind, f"{told}; these are in {kind}: use fp32")

@@ -10,14 +10,18 @@ GUARD = "numbers below 1e-6 here: is the guard against a zero far smaller, such 
 LOST = "0 / 0 gives NaN on the way, and an integer has no NaN: that it became 0 is luck"
 
 
-def expect_integers(got, n, call, low, high, hint="", kind="int8"):
-    """`got` is an integer tensor of n numbers in low..high, `hint` if not; returned flat."""
+def expect_integers(got, n, call, low, high, hint="", kind="int8", counts=None):
+    """`got` is an integer tensor of n numbers in low..high, `hint` if not; returned flat.
+
+    `counts` maps a wrong number of them to what was thought.
+    """
     expect(isinstance(got, torch.Tensor), f"{call} gave no tensor of integers")
     also = f"; {hint}" if hint else ""
     floats = f"rounding gives floats: convert them, .to(torch.{kind}){also}"
     whole = not (got.is_floating_point() or got.is_complex() or got.dtype == torch.bool)
     expect(whole, f"{call} gave {str(got.dtype).removeprefix('torch.')}; {floats}")
-    expect(got.numel() == n, f"{call} gave {got.numel()} integers, wanted {n}")
+    told = f"{call} gave {got.numel()} integers, wanted {n}"
+    expect(got.numel() == n, told, hint=(counts or {}).get(got.numel(), ""))
     got = got.flatten().long()
     worst = got[(got - (low + high) / 2).abs().argmax()].item() if n else low
     expect(low <= worst <= high, f"{call} holds {worst}, wanted {low} to {high}{also}")
@@ -44,3 +48,19 @@ def blaming(hint):
         if "positional argument" in str(failure):
             hint = "keep the line that begins with def as it was given"
         raise CheckFailed(f"{failure}; {hint}") if hint else failure from None
+
+
+def wrong_counts(n, block, usual):
+    """How many numbers and scales come out wrong of n numbers in blocks, by what was thought.
+
+    Two dicts `{count: thought}`; `usual` is the size of a block where none is given.
+    """
+    short = "the last block, though shorter, is one too"
+    whole, blocks = n // block * block, -(-n // block)
+    numbers = {whole: short, blocks * block: f"cut the padding off, {n} numbers stay {n}"}
+    scales = {1: "one for all; each block has its own", n // block: short}
+    scales[-(-n // usual)] = f"these are blocks of {usual}; use `block`"
+    return (
+        {count: told for count, told in numbers.items() if count != n},
+        {count: told for count, told in scales.items() if count != blocks},
+    )

@@ -82,7 +82,7 @@ def injected(inject, targets, r, alpha, weights, factors):
     model, ids = small_model(weights), torch.arange(11)
     model.layers[1].eval()
     y, before = [model(ids)], dict(model.named_parameters())
-    modes = {name: m.training for name, m in model.named_modules()}
+    modes = {name: m.training for name, m in model.named_modules()}  # as many as modules
     count = inject(model, targets, r, alpha)
     if isinstance(count, nn.Module):
         count = "a model"
@@ -102,6 +102,7 @@ def injected(inject, targets, r, alpha, weights, factors):
             layer.A.data, layer.B.data = factors[name]
     return {
         "count": count,
+        "modules": len(modes),
         "shapes": shapes,
         "flags": flags,
         "gone": gone,
@@ -215,6 +216,8 @@ def _beside(model):
 def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, change, which):
     """`[kind and text of load_adapter_'s error, whether A and B are as before]`; None without one.
 
+    The word "returned" where it returns an error and raises none.
+
     The state has one key too many, lacks that of number `which`, or has there a tensor turned, or
     one column of it alone.
     """
@@ -230,10 +233,10 @@ def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, change, which)
         turned = state[name].detach().T.contiguous()
         state[name] = turned if change == "turned" else state[name].detach()[:, :1]
     try:
-        load_adapter_(model, state)
+        result = load_adapter_(model, state)
     except NotImplementedError:
         raise
     except Exception as error:
         kept = all(torch.equal(part, before[name]) for name, part in _parts(model).items())
         return [[k.__name__ for k in type(error).__mro__], str(error), kept]
-    return None
+    return "returned" if isinstance(result, BaseException) else None

@@ -1,0 +1,124 @@
+"""Matrices cut to rank r: the best one, what misconceptions give, and what else is told of one."""
+
+import re
+
+import torch
+
+PLAIN = re.compile("rounding|x the wanted|sign is turned")  # what says enough by itself
+
+
+def best(W, r):
+    """Eckart-Young without an SVD: W projected on the r leading eigenvectors of W^T W; fp64."""
+    W = W.double()
+    V = torch.linalg.eigh(W.T @ W).eigenvectors.flip(1)[:, :r]
+    return W @ V @ V.T
+
+
+def cuts(W, r):
+    """Wrong versions of the best matrix of rank r."""
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)  # signs as the learner's, in fp32
+    head = torch.arange(len(S)) < r
+    columns, rows, mean = W.clone(), W.clone(), W.double().mean(0)
+    Q, R = torch.linalg.qr(W)
+    columns[:, r:], rows[r:] = 0, 0
+    guesses = {
+        "these are the first r columns of W; the SVD's directions are others": columns,
+        "these are the first r rows of W; the SVD's directions are others": rows,
+        "that is QR, whose columns come in the order of W's; the SVD's come by size": Q[:, :r]
+        @ R[:r],
+        "the first of the r terms is left out; indices start at 0": best(W, r) - best(W, 1),
+        "its r terms are those from index 1 on; indices start at 0": best(W, r + 1) - best(W, 1),
+        "it keeps the smallest singular values; the largest come first": (U * S * head.flip(0))
+        @ Vh,
+        "the singular values S are missing: U * S scales the columns": (U * head) @ Vh,
+        "the singular values come in twice": (U * S.square() * head) @ Vh,
+        "that is sqrt(S); split over two factors it comes in both": (U * S.sqrt() * head) @ Vh,
+        "this is what the cut leaves out, W minus the answer": W - best(W, r),
+        "it is W itself, nothing is cut": W,
+        "it keeps the first term alone; the best matrix is the sum of the first r": best(W, 1),
+        "it keeps r - 1 directions, one too few": best(W, r - 1),
+        "it keeps r + 1 directions, one too many": best(W, r + 1),
+        "it keeps term r alone; the best matrix is the sum of the first r": best(W, r + 1)
+        - best(W, r),
+        "it keeps the last of the r terms alone; add them up": best(W, r) - best(W, r - 1),
+        "the mean is taken off first: that is PCA; the SVD of W itself is asked": mean
+        + best(W - mean, r),
+        "the mean is taken off and lost: that is PCA; cut W itself": best(W - mean, r),
+        "the first singular value is used for all r terms": (U * S[0] * head) @ Vh,
+        "divided by the singular values: that is the pseudoinverse's way": (U / S * head) @ Vh,
+    }
+    for name, size in {"sum": S.sum(), "norm": S.norm(), "largest": S[0]}.items():
+        told = f"the singular values are divided by their {name}; take them as they are"
+        guesses[told] = (U * S / size * head) @ Vh
+    return guesses | (_turned(W, r, U, S, Vh) if len(U) == len(Vh.T) else {})
+
+
+def _turned(W, r, U, S, Vh):
+    """Wrong versions that only a square W lets through."""
+    head = torch.arange(len(S)) < r
+    vh = "Vh is V transposed already: use its first r rows (torch.svd gives V: its columns)"
+    return {
+        "U stands on both sides; the rows come from Vh": (U * S * head) @ U.T,
+        "Vh stands on both sides; the columns come from U": (Vh.T * S * head) @ Vh,
+        vh: (U * S * head) @ Vh.T,
+        "it takes rows of U; the directions are its columns": (U.T * S * head) @ Vh,
+        "it takes columns of Vh; the directions are its rows": (U * S) @ (Vh * head),
+        "S scales the rows of U; it belongs to the columns: U * S": (S[:, None] * U * head) @ Vh,
+        "the answer is transposed": best(W, r).T,
+    }
+
+
+def updates(W0, W1, r):
+    """W0 plus the best rank-r part of the update, and wrong versions."""
+    cut = best(W1 - W0, r)
+    return W0 + cut, {
+        "it cuts W1; cut the difference W1 - W0, then add W0": best(W1, r),
+        "it cuts W1 and adds W0; cut the difference W1 - W0": W0 + best(W1, r),
+        "it cuts W0, which stays whole; cut the difference": best(W0, r) + W1 - W0,
+        "it cuts W0 too; cut the difference alone": best(W0, r) + cut,
+        "it cuts W1 and W0 one by one; cut their difference": W0 + best(W1, r) - best(W0, r),
+        "it cuts the whole sum; W0 stays whole, and the difference is cut": best(W0 + cut, r),
+        "it cuts W0 + W1; cut the difference W1 - W0": W0 + best(W0 + W1, r),
+        "it cuts W0 + W1; cut the difference, then add W0": best(W0 + W1, r),
+        "W1 and W0 are cut one by one, and W0 is not added": best(W1, r) - best(W0, r),
+        "this is the update alone: add it to W0": cut,
+        "the update points backwards: it is W1 - W0": W0 - cut,
+        "it is added to W1, which holds the whole update already": W1 + cut,
+        "this is W0 plus the rest, all but the best part (W1 less that); add the best part": W1
+        - cut,
+        "this is the rest of the update, all but its best part, and W0 is not added": W1 - W0 - cut,
+        "this is W1, nothing is cut": W1,
+        "this is W0, the update is lost": W0,
+        "this is the update, uncut, without W0": W1 - W0,
+        "it keeps the first direction of the update alone": W0 + best(W1 - W0, 1),
+        "it keeps r - 1 directions of the update, one too few": W0 + best(W1 - W0, r - 1),
+        "it keeps r + 1 directions of the update, one too many": W0 + best(W1 - W0, r + 1),
+    }
+
+
+def how_far(got: torch.Tensor, W: torch.Tensor, r: int, name: str = "W") -> str:
+    """What `got`, (d_out, d_in), is like beside the best part of `W`, which is called `name`."""
+    got, W = got.double(), W.double()
+    rank = int(torch.linalg.matrix_rank(got, rtol=1e-4))
+    if rank > r:
+        return f"its rank is {rank}, more than r"
+    mine, least = ((W - M).norm() / W.norm() for M in (got, best(W, r)))
+    if rank < min(r, *W.shape) and mine > least + 0.01:
+        return f"its rank is {rank} only"
+    U, S, Vh = torch.linalg.svd(W)
+    r = min(r, len(S))
+    core = U.T @ got @ Vh.T  # a best part is the diagonal of s_1 to s_r, and zeros
+    columns, rows = (M.norm() < 1e-3 * got.norm() for M in (core[r:], core[:, r:]))
+    if columns and rows:
+        core = core[:r, :r]
+        if (core - core.diag().diag()).norm() > 1e-3 * core.norm():
+            return "it pairs u_i with v_j of another term: U, S, Vh go in step"
+        sizes, wanted = (", ".join(f"{v:.3g}" for v in s) for s in (core.diag(), S[:r]))
+        return f"its directions are right, with sizes {sizes}; the singular values are {wanted}"
+    if columns:
+        return f"its u_i are right, the v_i are not: they are the rows of Vh, of {name}"
+    if rows:
+        return f"its v_i are right, the u_i are not: they are the columns of U, of {name}"
+    told = f"its rank is right, its directions are not those of the SVD of {name}"
+    far = f"the error is {mine:.3f} of |{name}|, {least:.3f} can be"
+    return f"{told} (svd_lowrank only guesses them): {far}"

@@ -1,0 +1,82 @@
+"""A learner's guess: written down before an experiment, drawn into its picture, told beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from labkit.plots import INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass
+class Guess:
+    """What was asked, what the learner guessed (None: nothing), and what came out, once it did."""
+
+    question: str
+    value: float | None = None
+    result: float | None = None
+
+    def beside(self, result: float) -> None:
+        """Note what came out; one line sets the guess beside it, if there is one."""
+        self.result = float(result)
+        if self.value is not None:
+            print(f"◆ You guessed {told(self.value)}; it is {told(self.result)}.")
+
+    def draw(self, ax: Axes, axis: str = "y") -> None:
+        """A dashed line at the guess in a picture whose `axis`, "x" or "y", has its unit.
+
+        The picture grows to hold it, to twice its size; what is further off is named at the edge.
+        """
+        if self.value is None:
+            return
+        get, put = getattr(ax, f"get_{axis}lim"), getattr(ax, f"set_{axis}lim")
+        low, high = sorted(get())
+        room = high - low
+        inside = low - room <= self.value <= high + room
+        place = self.value if inside else (high if self.value > high else low)
+        if inside:
+            line = ax.axhline if axis == "y" else ax.axvline
+            line(self.value, color=INK, lw=1.2, ls=(0, (4, 3)))
+            put(min(low, self.value - room / 20), max(high, self.value + room / 20))
+        text = f"your guess: {told(self.value)}" + ("" if inside else ", off the picture")
+        style = {"color": INK, "fontsize": 9, "clip_on": True}
+        if axis == "y":
+            where = {"va": "top" if place == high else "bottom", "ha": "right"}
+            ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **where, **style)
+        else:
+            where = {"va": "top", "ha": "right", "rotation": 90}
+            ax.text(place, 0.99, text, transform=ax.get_xaxis_transform(), **where, **style)
+
+
+def noted(question: str, given: object) -> Guess:
+    """The guess that a learner gave: a number, or a text of one ("40", "40 %" is 40).
+
+    Anything else is no guess, and a line says so; nothing is raised, since no guess costs points.
+    """
+    if given is None or given is Ellipsis:
+        print(f"◇ {question} Put your guess in place of None. It costs nothing.")
+        return Guess(question)
+    try:
+        value = float(given.strip(" %") if isinstance(given, str) else given)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if abs(value) < float("inf"):
+        print(f"◆ {question} Your guess: {told(value)}.")
+        return Guess(question, value)
+    print(f"◇ {question} A guess is one number, such as 40. This one is left out.")
+    return Guess(question)
+
+
+def told(value: float) -> str:
+    """A number as one says it: 23, 0.0512, 1,234."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def table(guesses: list[Guess]) -> list[str]:
+    """A line for each guess whose result is known: guess, result, question."""
+    known = [g for g in guesses if g.value is not None and g.result is not None]
+    head = [f"{'guess':>9} {'measured':>9}"] if known else []
+    return head + [f"{told(g.value):>9} {told(g.result):>9}  {g.question}" for g in known]

@@ -1,0 +1,233 @@
+"""The small work of a training step in fewer passes over memory; loss and gradients stay the same.
+
+On a CPU that multiplies bf16 fast, products are the lesser half of a LoRA step. The rest reads and
+writes activations `(n, d)`, often in fp32, in thousands of calls. Four things do with fewer here:
+
+- An adapter. PEFT copies the input to A's fp32, multiplies by A, B and the scaling, adds, and
+  copies back: six passes over `(n, d_out)`. With A and s B rounded once to the input's precision,
+  the second thin product adds as it multiplies. Weights, gradients and optimizer stay in fp32.
+- RMSNorm. Autograd keeps and differentiates each of its six operations. With a frozen weight two
+  tensors are kept, the input and a number a row, and the gradient has a closed form.
+- Rotary positions. The gradient of a rotation is the rotation back; nothing is copied for halves.
+- The loss. Logits `(k, vocab)` are the largest tensors of a step, in fp32 and four times. As the
+  head is frozen, what goes back is known at once: for some rows at a time softmax minus one-hot,
+  times the head. Only `(k, d)` is kept.
+
+A layer that is not of this kind (a trained norm, DoRA, several adapters) computes as it always did.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from peft.tuners import lora
+from torch import nn
+
+ROWS = 64  # of logits at a time: 64 x 49,152 in fp32 are 12 MiB
+
+
+@contextmanager
+def layers(model: nn.Module, fixed: bool = False) -> Iterator[None]:
+    """Meanwhile the model's layers compute as here, where that is the same.
+
+    Adapters that are `fixed` do not change meanwhile, so they are rounded once and not each time.
+    """
+    forwards, turns = _forwards(model, fixed), _rotaries(model)
+    before = {name: sys.modules[name].apply_rotary_pos_emb for name in turns}
+    for module, forward in forwards.items():
+        module.forward = forward
+    for name in turns:
+        sys.modules[name].apply_rotary_pos_emb = rotated
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del module.forward
+        for name, own in before.items():
+            sys.modules[name].apply_rotary_pos_emb = own
+
+
+def _forwards(model, fixed):
+    """`{module: quick forward}`."""
+    found = {}
+    for module in model.modules():
+        if "forward" in vars(module):
+            continue  # somebody else's
+        if isinstance(module, lora.Linear) or _is_4bit(module):
+            factors = cache(_factors) if fixed else _factors
+            found[module] = partial(adapted, module, module.forward, factors)
+        elif _is_rms_norm(type(module)):
+            found[module] = partial(normed, module, module.forward)
+    return found
+
+
+def _rotaries(model):
+    """The names of the Python modules whose rotary positions are turned as `rotated` does."""
+    names = {type(module).__module__ for module in model.modules()}
+    return {
+        n for n in names if _turns_halves(getattr(sys.modules[n], "apply_rotary_pos_emb", None))
+    }
+
+
+def adapted(
+    layer: lora.LoraLayer, plain: Callable, factors: Callable, x: torch.Tensor, **options
+) -> torch.Tensor:
+    """The output `(…, d_out)` of a LoRA layer; by `plain`, its own forward, where more is asked.
+
+    More is: no adapter or several, one that is merged, has a bias or is not plain LoRA (DoRA), and
+    adapters by row (`options`).
+    """
+    name = _only_adapter(layer)
+    if options or name is None:
+        return plain(x, **options)
+    out = layer.base_layer(x)
+    a, b = factors(layer, name, out.dtype)
+    thin = F.linear(layer.lora_dropout[name](x), a).flatten(0, -2)  # (n, r)
+    return torch.addmm(out.flatten(0, -2), thin, b).view(out.shape)
+
+
+def _is_4bit(module):
+    return isinstance(module, getattr(lora, "Linear4bit", ()))
+
+
+def _factors(layer, name, dtype):
+    """A `(r, d_in)` and s B, transposed `(r, d_out)`, in the precision that is multiplied in."""
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return a.to(dtype), (b * layer.scaling[name]).to(dtype).t()
+
+
+def _only_adapter(layer):
+    """The name of the one plain adapter in use, or None."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or len(names) != 1:
+        return None
+    plain = names[0] not in layer.lora_variant and layer.lora_B[names[0]].bias is None
+    return names[0] if plain else None
+
+
+def normed(norm: nn.Module, plain: Callable, x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm of `(…, d)`; by `plain`, its own forward, where its weight is trained."""
+    if norm.weight.requires_grad or norm.weight.dtype != x.dtype:
+        return plain(x)
+    return _Norm.apply(x, norm.weight, norm.variance_epsilon)
+
+
+class _Norm(torch.autograd.Function):
+    """y = w x / rms(x), of a frozen w. With g = w dy, dx = (g - x mean(g x) / rms^2) / rms."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        scale = (norm * norm / x.shape[-1] + eps).rsqrt()  # (…, 1)
+        ctx.save_for_backward(x, weight, scale)
+        return torch.mul(x, scale, out=torch.empty_like(x)).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, scale = ctx.saved_tensors
+        g = gradient * weight
+        mean = (g * x).sum(-1, keepdim=True, dtype=scale.dtype) / x.shape[-1]
+        dx = torch.addcmul(g * scale, x.to(scale.dtype), mean * scale**3, value=-1)
+        return dx.to(x.dtype), None, None
+
+
+@cache
+def _is_rms_norm(kind):
+    """Whether the modules of a class compute what `_Norm` does: asked of a small one, once."""
+    if not kind.__name__.endswith("RMSNorm"):
+        return False
+    x = torch.linspace(-2, 3, 8)
+    try:
+        norm = kind(8, 1e-3)
+        norm.weight.data.copy_(x + 4)
+        return torch.allclose(norm(x), _Norm.apply(x, norm.weight.data, norm.variance_epsilon))
+    except (AttributeError, TypeError):
+        return False
+
+
+def rotated(q, k, cos, sin, unsqueeze_dim=1):
+    """transformers' `apply_rotary_pos_emb`: q and k `(b, heads, n, d)`, cos and sin `(b, n, d)`."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
+
+
+class _Rotate(torch.autograd.Function):
+    """Each pair (x_i, x_(i + d/2)) turned by its angle; its gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, -sin), None, None
+
+
+def _turn(x, cos, sin):
+    (x1, x2), (sin, _) = x.chunk(2, -1), sin.chunk(2, -1)
+    out = x * cos
+    out1, out2 = out.chunk(2, -1)
+    out1.addcmul_(x2, sin, value=-1)
+    out2.addcmul_(x1, sin)
+    return out
+
+
+@cache
+def _turns_halves(rotary):
+    """Whether a model's `apply_rotary_pos_emb` is `rotated`: some turn neighbours, or half of d."""
+    if rotary is None:
+        return False
+    q, angles = torch.linspace(-2, 3, 24).view(1, 1, 3, 8), torch.linspace(0, 3, 12).view(1, 3, 4)
+    angles = torch.cat([angles, angles], -1)
+    asked = (q, q + 1, angles.cos(), angles.sin())
+    try:
+        return all(map(torch.allclose, rotary(*asked), rotated(*asked)))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def summed_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy (nats) of `head(hidden)`, `(k, d)`, at `targets` `(k,)`, summed, in fp32.
+
+    A head that is trained, adapted or has a bias goes the usual way.
+    """
+    weight = getattr(head, "weight", None)
+    if type(head) is not nn.Linear or head.bias is not None or weight.requires_grad:
+        return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden, weight = (x.to(torch.get_autocast_dtype(kind)) for x in (hidden, weight))
+    return _Loss.apply(hidden, weight, targets)
+
+
+class _Loss(torch.autograd.Function):
+    """The loss, and at once its gradient with respect to `hidden`: (softmax - one-hot) W."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets):
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total, gradient = torch.zeros((), dtype=wide, device=hidden.device), None
+        if ctx.needs_input_grad[0]:
+            gradient = torch.empty_like(hidden)
+        for start in range(0, len(hidden), ROWS):
+            part = slice(start, start + ROWS)
+            logp = (hidden[part] @ weight.t()).to(wide).log_softmax(-1)
+            asked = (torch.arange(len(logp), device=hidden.device), targets[part])
+            total -= logp[asked].sum()
+            if gradient is not None:
+                logp.exp_()[asked] -= 1
+                torch.mm(logp.to(weight.dtype), weight, out=gradient[part])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.saved_tensors[0] * gradient.to(ctx.saved_tensors[0].dtype), None, None

@@ -1,0 +1,126 @@
+"""Asking: the letters of `model.generate`, whatever leaves the batch, and draws that are fair."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from labkit.labs import tiny
+from labkit.training import generation
+
+
+def prompts(n, common=4, seed=0):
+    """`n` prompts of uneven length that begin alike."""
+    rng = torch.Generator().manual_seed(seed)
+    ids = lambda k: torch.randint(2, 19, (k,), generator=rng).tolist()  # noqa: E731
+    start = ids(common)
+    return [start + ids(1 + i * 5 % 7) for i in range(n)]
+
+
+def generated(model, prompt, new, **options):
+    """`model.generate`'s greedy continuation of one prompt, by itself and without padding."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, **options
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.fixture
+def model():
+    """A tiny Llama that comes to its end in some rows early, in some never."""
+    model, _ = tiny.language_model(seed=0)
+    model.generation_config.eos_token_id = [0, 9]
+    model.generation_config.pad_token_id = 0
+    return model.float()
+
+
+@pytest.mark.parametrize("common", [0, 1, 4])
+@pytest.mark.parametrize("n", [1, 9])
+def test_letters_are_those_of_generate(model, n, common):
+    asked = prompts(n, common, seed=n)
+    wanted = [generated(model, prompt, 20) for prompt in asked]
+    assert generation.continuations(model, asked, 20) == wanted
+    if n > 1:
+        assert len({len(row) for row in wanted}) > 2, "rows should end at different times"
+
+
+def test_one_new_token_asks_for_no_second_pass(model):
+    asked = prompts(5)
+    assert generation.continuations(model, asked, 1) == [generated(model, p, 1) for p in asked]
+
+
+def lora(model, **options):
+    """A LoRA on all linear layers whose update is as large as the weights."""
+    torch.manual_seed(0)
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", **options))
+    for name, p in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(p, std=0.3)
+    return tuned.eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
+def test_letters_are_generate_s_with_an_adapter(model, options):
+    tuned, asked = lora(model, **options), prompts(7)
+    wanted = [generated(tuned, prompt, 16) for prompt in asked]
+    assert generation.continuations(tuned, asked, 16) == wanted
+    with tuned.disable_adapter():
+        base = [generated(tuned, prompt, 16) for prompt in asked]
+        assert generation.continuations(tuned, asked, 16) == base != wanted
+
+
+def test_samples_stand_side_by_side_and_repeat_by_their_generator(model):
+    asked = prompts(3)
+
+    def drawn(temperature, seed):
+        rng = torch.Generator().manual_seed(seed)
+        return generation.continuations(model, asked, 12, 4, temperature, rng)
+
+    greedy = generation.continuations(model, asked, 12)
+    assert drawn(1e-4, 0) == [row for row in greedy for _ in range(4)]
+    assert drawn(1.0, 0) == drawn(1.0, 0) != drawn(1.0, 1)
+    assert len({tuple(row) for row in drawn(1.0, 0)}) > 6
+
+
+@pytest.mark.parametrize("temperature", [0.7, 2.0])
+def test_draws_are_as_frequent_as_the_model_says(model, temperature):
+    (asked,), n = prompts(1), 4000
+    rng = torch.Generator().manual_seed(0)
+    drawn = generation.continuations(model, [asked], 2, n, temperature, rng)
+    first = torch.tensor([row[0] for row in drawn])
+    with torch.no_grad():
+        wanted = (model(torch.tensor([asked])).logits[0, -1] / temperature).softmax(-1)
+    share = first.bincount(minlength=len(wanted)) / n
+    error = (wanted * (1 - wanted) / n).sqrt()
+    assert ((share - wanted).abs() <= 4.5 * error + 1e-9).all()
+    token = int(share.argmax())  # and the second draw knows the first
+    with torch.no_grad():
+        after = (model(torch.tensor([[*asked, token]])).logits[0, -1] / temperature).softmax(-1)
+    second = torch.tensor([row[1] for row in drawn if row[0] == token and len(row) > 1])
+    if token not in (0, 9):
+        share = second.bincount(minlength=len(after)) / len(second)
+        error = (after * (1 - after) / len(second)).sqrt()
+        assert ((share - after).abs() <= 4.5 * error + 1e-9).all()
+
+
+def test_the_model_is_left_as_it_was_even_by_an_error(model):
+    tuned = lora(model).train()
+    forwards = {name: "forward" in vars(m) for name, m in tuned.named_modules()}
+    before = tuned.config._attn_implementation
+    with pytest.raises(IndexError):
+        generation.continuations(tuned, [[1, 2, 10**6], [1, 2, 3, 4]], 4)
+    assert tuned.training and tuned.config._attn_implementation == before
+    assert forwards == {name: "forward" in vars(m) for name, m in tuned.named_modules()}
+
+
+def test_rows_that_are_done_cost_nothing_more(model):
+    """The rows computed are those that go on, but for up to a quarter."""
+    asked, rows = prompts(16), []
+    said = generation.continuations(model, asked, 20)
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
+    generation.continuations(model, asked, 20)
+    hook.remove()
+    going = [sum(len(row) > step for row in said) for step in range(max(map(len, said)))]
+    assert len(rows) == len(going) and rows[0] == 16
+    assert all(0.75 * computed < n <= computed for n, computed in zip(going, rows, strict=True))
