@@ -46,6 +46,7 @@ def main() -> None:
             _become_supervisor(fds[0], shell, limits, nested)
         os.close(fds[0])
         _wait(pid, control, message[1:])
+        _wait_for_orphans()
         control.sendall(message[1:])
 
 
@@ -107,16 +108,18 @@ def _become_supervisor(fd, shell, limits, nested):
 
 
 def _wait(pid, control, number):
-    """Until process `pid` has ended; kill it when the judge says so or is gone.
-
-    Process 1 of its tree is ours where the one between was killed, and has to end, too.
-    """
+    """Until process `pid` has ended; kill it when the judge says so or is gone."""
     end = os.pidfd_open(pid)
     while end not in select.select([control, end], [], [])[0]:
         if control.recv(64) in (b"", b"k" + number):
             os.kill(pid, signal.SIGKILL)
             break
+    os.waitpid(pid, 0)
     os.close(end)
+
+
+def _wait_for_orphans():
+    """Until process 1 of a tree has ended, too: it is ours where the one between was killed."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
