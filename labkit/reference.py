@@ -1,7 +1,5 @@
 """What stands in for an exercise that is open: source made from the course's own solution."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import builtins

@@ -7,8 +7,6 @@ The engine is `finetuning.finetune`, which is TRL's trainer on accelerate: under
 each process takes its share of every batch, and the loss is that of one process.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -40,6 +38,7 @@ def main(
     import torch
     from accelerate import PartialState
 
+    from labkit import tasks
     from labkit.training import hardware, models
 
     if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
@@ -49,7 +48,9 @@ def main(
     with state.local_main_process_first():  # one process fetches, the others find it
         name = model or models.default()
         models.path(name)
-        data = _rows(task, rows)
+        data = tasks.load(task)
+    if rows:
+        data = data.select(range(min(rows, len(data))))
     how = _in_4_bits() if method == "qlora" else {}
     base, tokenizer = models.load(name, dtype=getattr(torch, dtype, None), **how)
     args = _arguments(name, method, batch, state.num_processes, steps, learning_rate, seed)
@@ -57,13 +58,6 @@ def main(
     result = _finetune(base, tokenizer, data, rank, args, f"{task} on {Path(name).name}")
     if state.is_main_process:
         _report(result, args, state.num_processes, time.perf_counter() - begun, out)
-
-
-def _rows(task, n):
-    from labkit import tasks
-
-    data = tasks.load(task)
-    return data.select(range(min(n, len(data)))) if n else data
 
 
 def _in_4_bits():
@@ -108,9 +102,8 @@ def _finetune(base, tokenizer, data, rank, args, title):
     from labkit.training import finetuning
 
     torch.manual_seed(args.seed)  # of the adapter's start; data follow `args.seed`
-    lora = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    where = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, **where)
     return finetuning.finetune(base, tokenizer, data, lora, args, title, cache=False)
 
 

@@ -111,10 +111,8 @@ def expect_close(got, wanted, call, guesses=None, tol=1e-4):
 
 def expect_shape(got, shape, call):
     """Raise CheckFailed unless `got` is a tensor of `shape`."""
-    expect(
-        isinstance(got, torch.Tensor),
-        f"{call} gave {_kind(got)}, wanted a tensor of shape {tuple(shape)}",
-    )
+    if not isinstance(got, torch.Tensor):
+        raise CheckFailed(f"{call} gave {_kind(got)}, wanted a tensor of shape {tuple(shape)}")
     if got.shape != shape:
         turned = got.shape == torch.Size(reversed(shape))
         hint = ": is something transposed?" if turned else ""
@@ -131,17 +129,11 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
         raise CheckFailed(f"{call} gave a tensor, wanted a Python number: use .item()")
     if isinstance(got, torch.Tensor):
         raise CheckFailed(f"{call} gave a tensor of shape {tuple(got.shape)}, wanted one number")
-    number = type(got) in (int, float)
-    expect(number, f"{call} gave {_kind(got)}, wanted {_kind(wanted)}")
-    if type(wanted) is int:
-        whole = type(got) is int
-        expect(
-            whole or got != wanted, f"{call} gave {got!r}, wanted the int {wanted}: use // or int()"
-        )
-        right = got == wanted
-    else:
-        right = _near(got, wanted, tol)
-    if right:
+    if type(got) not in (int, float):
+        raise CheckFailed(f"{call} gave {_kind(got)}, wanted {_kind(wanted)}")
+    if type(wanted) is int and type(got) is float and got == wanted:
+        raise CheckFailed(f"{call} gave {got!r}, wanted the int {wanted}: use // or int()")
+    if got == wanted if type(wanted) is int else _near(got, wanted, tol):
         return
     told = f"{call} gave {_number(got)}, wanted {_number(wanted)}"
     for message, guess in (guesses or {}).items():
@@ -277,6 +269,5 @@ def _difference(got, wanted):
 def _kind(value):
     if value is None:
         return "None (is `return` missing?)"
-    return {"int": "an int", "str": "text", "list": "a list"}.get(
-        type(value).__name__, f"a {type(value).__name__}"
-    )
+    kind = type(value).__name__
+    return {"int": "an int", "str": "text"}.get(kind, f"a {kind}")

@@ -1,7 +1,5 @@
 """The `labkit` command. What is heavy is imported by the command that needs it."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 
@@ -18,13 +16,8 @@ app = typer.Typer(
 )
 # the extra `jupyter`, which Colab and graders do without
 NOTEBOOKS = (
-    "ipykernel",
-    "jupyter_client",
-    "jupytext",
-    "latex2mathml",
-    "nbclient",
-    "nbconvert",
-    "nbformat",
+    *("ipykernel", "jupyter_client", "jupytext", "latex2mathml"),
+    *("nbclient", "nbconvert", "nbformat"),
 )
 EXAMPLES = {  # of each command, in the order in which help lists them
     course.doctor: "doctor --json",

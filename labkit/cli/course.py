@@ -1,7 +1,5 @@
 """Commands about the course: what this machine can do, notebooks, their run, claims, a release."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Commands about submissions: their grades, and the tables of other systems."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -43,25 +41,10 @@ def grade(
     console, now, notes = console_for(as_json), [], []
     if unsafe:
         show.loud(console)
-    with show.progress(console) as told:
-
-        def progress(done, total, row):
-            now.append(row)
-            told(done, total, row)
-
-        rows = grade_all(
-            paths,
-            out,
-            jobs=jobs,
-            seed=seed,
-            checks=checks,
-            unsafe=unsafe,
-            progress=progress,
-            workers=workers,
-            scheduler=scheduler,
-            again=again or (),
-            notes=notes,
-        )
+    how = {"jobs": jobs, "workers": workers, "scheduler": scheduler, "unsafe": unsafe}
+    how |= {"seed": seed, "checks": checks, "again": again or ()}
+    with show.progress(console, now) as told:
+        rows = grade_all(paths, out, progress=told, notes=notes, **how)
     if as_json:
         print_json([row.data() for row in rows])
     show.summary(rows, out, console, notes + left_out(paths, out), now)

@@ -1,7 +1,5 @@
 """The command about memory, whose options are the fields of `Settings`."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

@@ -1,18 +1,14 @@
 """What the commands share: what they print on, and errors that become one line."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from labkit.errors import LabError
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -28,8 +24,6 @@ def one_line(*kinds: type[Exception]) -> Iterator[None]:
 
 def console_for(json_wanted: bool) -> Console:
     """The console for people: stderr when stdout carries data."""
-    from rich.console import Console
-
     return Console(stderr=json_wanted)
 
 

@@ -94,8 +94,7 @@ class Session:
                 raise
             except Exception as error:
                 raise CheckFailed(_told(error)) from None
-        for name, was, now in zip(_parameters(f, len(given)), before, given, strict=True):
-            told += changes(was, now, name)
+        told += _changed(f, before, given)
         self.faults += [CheckFailed(text) for text in told + NOTED]
         try:
             return plain(result)
@@ -145,9 +144,7 @@ def kept(f: Callable, *args: object) -> object:
     """
     before = [picture(arg) for arg in args]
     result = f(*args)
-    names = _parameters(f, len(args))
-    for name, *pair in zip(names, before, args, strict=True):
-        NOTED.extend(changes(*pair, name))
+    NOTED.extend(_changed(f, before, args))
     return result
 
 
@@ -158,13 +155,15 @@ def defined_by(source: str) -> dict:
     return space
 
 
-def _parameters(f, n):
-    """Names of a function's first `n` parameters, as far as it tells."""
+def _changed(f, before, after):
+    """What `f` did to its arguments, a line each, with the names of its parameters if it tells."""
     try:
         names = list(inspect.signature(f).parameters)
     except (TypeError, ValueError):
         names = []
-    return (names + [f"number {i + 1}" for i in range(len(names), n)])[:n]
+    names += [f"number {i + 1}" for i in range(len(names), len(after))]
+    triples = zip(before, after, names, strict=False)
+    return [line for triple in triples for line in changes(*triple)]
 
 
 def _told(error):

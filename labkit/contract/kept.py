@@ -16,9 +16,16 @@ def changes(before: object, after: object, name: str) -> list[str]:
     """
     import torch
 
-    if isinstance(after, torch.nn.Module):
-        return _changes_of_model(before, picture(after), name)
-    return [] if same(before, after) else [f"it changes its input {name} in place: {NEW}"]
+    if not isinstance(after, torch.nn.Module):
+        return [] if same(before, after) else [f"it changes its input {name} in place: {NEW}"]
+    told, after = [], picture(after)
+    switched = before["its active adapter"] != after["its active adapter"]
+    for what, was in before.items():
+        follows = switched and what == "what of it trains"  # the active adapter does
+        if not follows and not same(was, after[what]):
+            at = next((k for k in was if not same(was[k], after[what].get(k))), "")
+            told.append(f"it leaves {name} changed: {what}{f' (at {at})' * bool(at)}; put it back")
+    return told
 
 
 def picture(thing: object) -> object:
@@ -33,7 +40,10 @@ def picture(thing: object) -> object:
             "its training mode": {name: m.training for name, m in thing.named_modules()},
             "what of it trains": {name: p.requires_grad for name, p in thing.named_parameters()},
             "its active adapter": _adapters(thing),
-            "its hooks": {name: _hooks(m) for name, m in thing.named_modules()},
+            "its hooks": {
+                name: [len(m._forward_hooks), len(m._forward_pre_hooks)]
+                for name, m in thing.named_modules()
+            },
             "its weights": {name: picture(t) for name, t in thing.state_dict().items()},
         }
     if isinstance(thing, torch.Tensor):
@@ -87,21 +97,6 @@ def _adapters(model):
         for name, m in layers.items()
         if not callable(m.active_adapters)
     }
-
-
-def _hooks(module):
-    return [len(module._forward_hooks), len(module._forward_pre_hooks)]
-
-
-def _changes_of_model(before, after, name):
-    told = []
-    switched = before["its active adapter"] != after["its active adapter"]
-    for what, was in before.items():
-        follows = switched and what == "what of it trains"  # the active adapter does
-        if not follows and not same(was, after[what]):
-            at = next((k for k in was if not same(was[k], after[what].get(k))), "")
-            told.append(f"it leaves {name} changed: {what}{f' (at {at})' * bool(at)}; put it back")
-    return told
 
 
 @contextlib.contextmanager

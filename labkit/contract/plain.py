@@ -25,7 +25,8 @@ def plain(value: object) -> object:
         return torch.from_numpy(value.astype(native, order="C", copy=True))
     if kind.__name__ == "DataFrame":
         return {str(name): column.tolist() for name, column in value.items()}
-    raise TypeError(f"it returned {_a(kind.__name__)}, which a check cannot read")
+    article = "an" if kind.__name__[0].lower() in "aeiou" else "a"
+    raise TypeError(f"it returned {article} {kind.__name__}, which a check cannot read")
 
 
 def copied(data: object) -> object:
@@ -39,7 +40,3 @@ def copied(data: object) -> object:
     if type(data) is dict:
         return {key: copied(item) for key, item in data.items()}
     return data
-
-
-def _a(noun):
-    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"

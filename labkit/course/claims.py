@@ -13,10 +13,6 @@ from labkit.errors import LabError
 VERDICTS = ("holds", "corrected", "depends", "not testable here")
 
 
-class NoClaim(LabError, ValueError):
-    """A claim that isn't in the list."""
-
-
 @dataclass(frozen=True)
 class Claim:
     """A claim as one meets it, a verdict of `VERDICTS`, what is right, and where it is measured.
@@ -32,7 +28,7 @@ class Claim:
 
 
 def load(ids: Sequence[str] = ()) -> list[Claim]:
-    """The claims, all or those of `ids` ("A3", "a3"); raises NoClaim for one that isn't there."""
+    """The claims, all or those of `ids` ("A3", "a3"); raises LabError for one that isn't there."""
     text = (resources.files(__package__) / "claims.toml").read_text(encoding="utf-8")
     found = {
         name: Claim(id=name, **fields | {"where": tuple(map(tuple, fields.get("where", ())))})
@@ -40,7 +36,7 @@ def load(ids: Sequence[str] = ()) -> list[Claim]:
     }
     for name in ids:
         if name.upper() not in found:
-            raise NoClaim(f"no claim {name!r}: there are A1 to A{len(found)}")
+            raise LabError(f"no claim {name!r}: there are A1 to A{len(found)}")
     return [found[name.upper()] for name in ids] if ids else list(found.values())
 
 

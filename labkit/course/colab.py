@@ -34,7 +34,10 @@ def bring_libraries() -> None:
         _unload({"labkit"})  # so that the first cell begins anew when it is run again
         raise
     importlib.invalidate_caches()
-    _unload(_older())
+    # what was loaded before and the folder has too: Colab begins with pyarrow
+    own = {path.name.partition(".")[0] for path in Path(FOLDER).iterdir()} & set(sys.modules)
+    files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in own}
+    _unload({name for name, file in files.items() if not file.startswith(FOLDER)})
     print("The course is here. What was installed before is as it was.")
 
 
@@ -56,13 +59,6 @@ def _pip(*arguments):
         errors = [line for line in said if line.startswith("ERROR")]
         reason = (errors or said or ["nothing"])[-1]
         raise LabError(f"✗ The libraries could not be brought. pip says: {reason}")
-
-
-def _older():
-    """Modules that were loaded before and that the folder has too: Colab begins with pyarrow."""
-    own = {path.name.partition(".")[0] for path in Path(FOLDER).iterdir()} & set(sys.modules)
-    files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in own}
-    return {name for name, file in files.items() if not file.startswith(FOLDER)}
 
 
 def _unload(packages):

@@ -1,7 +1,5 @@
 """What this machine can run, and the mend for what it cannot."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
@@ -35,10 +33,18 @@ def examine() -> list[Finding]:
         try:
             findings.append(check())
         except Exception as error:  # a broken installation is what a doctor is for
-            line = f"{type(error).__name__}: {error}".partition("\n")[0]
             what = check.__name__.removeprefix("check_")
-            findings.append(Finding(what, line, "bad", INSTALL))
+            findings.append(Finding(what, _line(error), "bad", INSTALL))
     return findings
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _unless(good: bool, what: str, value: str, mend: str) -> Finding:
+    """A finding that is a warning, with its mend, unless all is good."""
+    return Finding(what, value) if good else Finding(what, value, "warn", mend)
 
 
 def show(findings: list[Finding], console: Console) -> None:
@@ -50,14 +56,12 @@ def show(findings: list[Finding], console: Console) -> None:
 
 
 def check_python() -> Finding:
-    """The interpreter."""
-    verdict = "ok" if (3, 11) <= sys.version_info[:2] <= (3, 13) else "warn"
-    mend = "" if verdict == "ok" else "the course is tested on Python 3.11 to 3.13"
-    return Finding("python", f"{sys.version.split()[0]} ({sys.executable})", verdict, mend)
+    value = f"{sys.version.split()[0]} ({sys.executable})"
+    good = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return _unless(good, "python", value, "the course is tested on Python 3.11 to 3.13")
 
 
 def check_torch() -> Finding:
-    """The version of torch."""
     import torch
 
     return Finding("torch", torch.__version__)
@@ -73,24 +77,16 @@ def check_gpu() -> Finding:
         return Finding("gpu", "none", "ok", "all labs run on the CPU; GPU cells are skipped")
     card = torch.cuda.get_device_properties(0)
     value = f"{card.name}, {card.total_memory / GIB:.0f} GiB"
-    if broken := _four_bits_fail():
-        mend = "QLoRA cells fail: pip install -U bitsandbytes, for the CUDA of your torch"
-        return Finding("gpu", f"{value}; bitsandbytes: {broken}", "warn", mend)
-    largest = hardware.largest_qlora(card.total_memory)
-    return Finding("gpu", value, "ok", f"QLoRA, 1 x 512 tokens, checkpointed: {largest or 'none'}")
-
-
-def _four_bits_fail() -> str:
-    """What bitsandbytes says when it quantises on the GPU; empty when it works."""
-    import torch
-
     try:
         import bitsandbytes
 
         bitsandbytes.functional.quantize_4bit(torch.zeros(64, 64, device="cuda"), quant_type="nf4")
     except Exception as error:  # a missing library, an old driver, a card it doesn't know
-        return f"{type(error).__name__}: {error}".partition("\n")[0]
-    return ""
+        broken = f"{value}; bitsandbytes: {_line(error)}"
+        mend = "QLoRA cells fail: pip install -U bitsandbytes, for the CUDA of your torch"
+        return Finding("gpu", broken, "warn", mend)
+    largest = hardware.largest_qlora(card.total_memory)
+    return Finding("gpu", value, "ok", f"QLoRA, 1 x 512 tokens, checkpointed: {largest or 'none'}")
 
 
 def check_precision() -> Finding:
@@ -111,12 +107,9 @@ def check_precision() -> Finding:
 
 
 def check_cores() -> Finding:
-    """The cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent outside Linux
     n_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    if n_cores < 2:
-        return Finding("cores", str(n_cores), "warn", "times in the labs are for two cores")
-    return Finding("cores", str(n_cores))
+    return _unless(n_cores > 1, "cores", str(n_cores), "times in the labs are for two cores")
 
 
 def check_memory() -> Finding:
@@ -124,7 +117,8 @@ def check_memory() -> Finding:
     import psutil
 
     free = psutil.virtual_memory().available
-    return _at_least("memory", free, 6 * GIB, "close other programs: a lab can need 6 GiB")
+    mend = "close other programs: a lab can need 6 GiB"
+    return _unless(free >= 6 * GIB, "memory", f"{free / GIB:.1f} GiB free", mend)
 
 
 def check_disk() -> Finding:
@@ -134,22 +128,17 @@ def check_disk() -> Finding:
     folder = cache_dir().absolute()
     while not folder.exists():
         folder = folder.parent
+    free = shutil.disk_usage(folder).free
     mend = "set LABKIT_CACHE to a folder with 2 GiB free"
-    return _at_least("disk", shutil.disk_usage(folder).free, 2 * GIB, mend)
-
-
-def _at_least(what: str, free: int, enough: int, mend: str) -> Finding:
-    value = f"{free / GIB:.1f} GiB free"
-    return Finding(what, value) if free >= enough else Finding(what, value, "warn", mend)
+    return _unless(free >= 2 * GIB, "disk", f"{free / GIB:.1f} GiB free", mend)
 
 
 def check_model() -> Finding:
     """Where the model is, or that it is not here yet."""
     from labkit.training import models
 
-    if models.complete(MODEL):
-        return Finding("model", models.source(MODEL))
-    return Finding("model", models.source(MODEL), "warn", "'labkit fetch' brings it now")
+    here, mend = models.complete(MODEL), "'labkit fetch' brings it now"
+    return _unless(here, "model", models.source(MODEL), mend)
 
 
 def check_sandbox() -> Finding:
@@ -182,21 +171,12 @@ def check_kernel() -> Finding:
     program = KernelSpecManager().get_kernel_spec("python3").argv[0]
     if not os.path.isabs(program):  # Jupyter puts the running interpreter for a bare `python`
         program = sys.executable
-    if Path(program) == Path(sys.executable):
-        return Finding("kernel", "python3 is this Python")
-    mend = "python -m ipykernel install --sys-prefix"
-    return Finding("kernel", f"python3 is {program}", "warn", mend)
+    good = Path(program) == Path(sys.executable)
+    value = f"python3 is {'this Python' if good else program}"
+    return _unless(good, "kernel", value, "python -m ipykernel install --sys-prefix")
 
 
 CHECKS = (
-    check_python,
-    check_torch,
-    check_gpu,
-    check_precision,
-    check_cores,
-    check_memory,
-    check_disk,
-    check_model,
-    check_sandbox,
-    check_kernel,
+    *(check_python, check_torch, check_gpu, check_precision, check_cores),
+    *(check_memory, check_disk, check_model, check_sandbox, check_kernel),
 )

@@ -1,7 +1,5 @@
 """Build the student and the solved notebooks from the masters in labs/."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path
@@ -24,20 +22,7 @@ METADATA = {
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 # With --target nothing that is installed changes. The folder is called site-packages: a module from
 # elsewhere dill, and so datasets, would pickle by value. What comes after is in colab.py.
-BOOTSTRAP = """\
-# @title Set-up: brings the course to Colab; where it is installed, this cell does nothing
-import importlib.util, os, subprocess, sys
-
-here = importlib.util.find_spec("labkit")
-if not here and os.path.isdir("../labkit"):
-    print("✗ This kernel is not the course's Python. Choose the one in .venv, or use: make lab")
-elif not here:
-    folder = os.path.expanduser("~/.lora-labs/site-packages")
-    pip = [sys.executable, "-m", "pip", "install", "-qqU", "--no-deps", "--target", folder]
-    if subprocess.run([*pip, "COURSE"]).returncode == 0:
-        sys.path.insert(0, folder)
-        from labkit.course import colab; colab.bring_libraries()
-    else: print("✗ The course could not be fetched. With a network, run this cell again.")"""
+SET_UP = Path(__file__).parents[1] / "templates" / "colab_setup.py.j2"
 
 
 class BuildError(LabError, ValueError):
@@ -53,26 +38,23 @@ def build(root: Path, check: bool = False) -> list[str]:
     for master in sorted((root / "labs").glob("*.py")):
         made = {}
         try:
-            text = _text(master)
+            text = master.read_text("utf-8")
             for folder, solved in FOLDERS.items():
                 name = f"{folder}/{master.stem}.ipynb"
                 made[name] = to_notebook(cut(text, solved), name, project)
             _look_over(master.stem, text)
+        except UnicodeDecodeError as error:
+            raise BuildError(f"labs/{master.name}, line 1: not UTF-8: {error}") from None
         except BuildError as error:
             raise BuildError(f"labs/{master.name}, {error}") from None
         for name, new in made.items():
-            if _read(root / name) != new:
+            path = root / name
+            if not path.is_file() or path.read_text("utf-8", "replace") != new:
                 changed.append(name)
                 if not check:
-                    _write(root / name, new)
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_text(new, "utf-8", newline="\n")
     return changed
-
-
-def _text(master: Path) -> str:
-    try:
-        return master.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise BuildError(f"line 1: not UTF-8: {error}") from None
 
 
 def _look_over(stem: str, text: str) -> None:
@@ -115,9 +97,8 @@ def cut(text: str, solved: bool = False) -> str:
         elif block is None:
             lines.append(line)
         elif CELL.match(line):
-            raise BuildError(
-                f"line {start}: the solution block runs into the cell of line {number}"
-            )
+            told = f"the solution block runs into the cell of line {number}"
+            raise BuildError(f"line {start}: {told}")
         else:
             block.append(line)
     if block is not None:
@@ -174,18 +155,10 @@ def badge(name: str, project: dict) -> str:
 
 def bootstrap(project: dict) -> str:
     """The cell that brings the course to Colab and does nothing where it is installed."""
-    return BOOTSTRAP.replace("COURSE", f"git+{_repository(project)}@v{project['version']}")
+    course = f"git+{_repository(project)}@v{project['version']}"
+    return SET_UP.read_text("utf-8").replace("{{ course }}", course)
 
 
 def _repository(project: dict) -> str:
     """The address of the repository, which stands once, in pyproject's urls."""
     return project["urls"]["Repository"].removesuffix("/").removesuffix(".git")
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text("utf-8", "replace") if path.is_file() else None
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text, "utf-8", newline="\n")

@@ -1,6 +1,7 @@
-"""The site that a run leaves: a page a lab, its pictures, the guides, the claims, and an index."""
+"""The site that a run leaves: a page a lab, its pictures, the guides, the claims, and an index.
 
-from __future__ import annotations
+It needs no network: formulas become MathML, which every browser of today shows, not scripts.
+"""
 
 import base64
 import json
@@ -12,13 +13,44 @@ from pathlib import Path
 
 import jinja2
 import nbformat
+from latex2mathml.converter import convert
 from markupsafe import Markup
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from labkit.course import claims, offline
+from labkit.course import claims
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
+SITE = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
 SET_UP = "# @title Set-up"  # the cell for Colab, which tells a reader nothing
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class Renderer(IPythonRenderer):
+    """Markdown of a notebook, its formulas as MathML."""
+
+    def block_math(self, body: str) -> str:
+        """A formula on a line of its own."""
+        return convert(body, display="block")
+
+    def inline_math(self, body: str) -> str:
+        """A formula within a line."""
+        return convert(body)
+
+
+class Exporter(HTMLExporter):
+    """As nbconvert's, with `to_html` for the Markdown cells."""
+
+    @jinja2.pass_context
+    def markdown2html(self, context: jinja2.runtime.Context, source: str) -> str:
+        """The filter that the templates call; `context` is theirs."""
+        return to_html(source)
+
+
+def to_html(markdown: str) -> str:
+    """Markdown with `$formulas$` as HTML."""
+    renderer = Renderer(escape=False, exclude_anchor_links=True)
+    return MarkdownWithMath(renderer=renderer).render(markdown)
 
 
 def write(
@@ -46,9 +78,8 @@ def lab_page(book: nbformat.NotebookNode, title: str, nav: str = "") -> str:
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
-    exporter = offline.Exporter(
-        template_name="lab", template_file=str(TEMPLATES / "lab.html.j2"), embed_images=True
-    )
+    template = str(TEMPLATES / "lab.html.j2")
+    exporter = Exporter(template_name="lab", template_file=template, embed_images=True)
     return exporter.from_notebook_node(book, resources={"nav": nav})[0]
 
 
@@ -72,7 +103,7 @@ def write_guides(out: Path, root: Path, stems: list[str]) -> None:
     links = _links(root, stems)
     for path in _guides(root):
         page, text = f"{path.stem}.html", path.read_text("utf-8")
-        body = Markup(re.sub(r'(href="[\w-]+)\.md\b', r"\1.html", offline.to_html(text)))
+        body = Markup(re.sub(r'(href="[\w-]+)\.md\b', r"\1.html", to_html(text)))
         made = _render("site_guide", links, page, title=_title(text), body=body)
         (out / page).write_text(made, "utf-8")
     found = claims.load()
@@ -89,23 +120,18 @@ def index_page(rows: list[dict], root: Path, links: list[tuple]) -> str:
     guides = []
     for path in _guides(root):
         text = path.read_text("utf-8")
-        summary = Markup(offline.to_html(text.split("\n\n")[1]))
+        summary = Markup(to_html(text.split("\n\n")[1]))
         guides.append({"page": f"{path.stem}.html", "title": _title(text), "summary": summary})
     return _render("index", links, "index.html", labs=rows, guides=guides)
 
 
 def nav(links: list[tuple], here: str) -> Markup:
     """The line of links that all pages begin with; `here` is the page it stands on."""
-    return Markup(_templates().get_template("site_nav.html.j2").render(links=links, here=here))
+    return Markup(SITE.get_template("site_nav.html.j2").render(links=links, here=here))
 
 
 def _render(name: str, links: list[tuple], here: str, **values) -> str:
-    template = _templates().get_template(f"{name}.html.j2")
-    return template.render(nav=nav(links, here), **values)
-
-
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    return SITE.get_template(f"{name}.html.j2").render(nav=nav(links, here), **values)
 
 
 def _links(root: Path, stems: list[str]) -> list[tuple]:

@@ -1,7 +1,5 @@
 """Live progress of a run: a bar a lab on a terminal, a line a heading elsewhere."""
 
-from __future__ import annotations
-
 import ast
 import re
 import time
@@ -58,9 +56,8 @@ class Bar:
         if self.progress.disable and self.headings[index] != self.heading:
             self._say(f"cell {index + 1} of {len(self.seconds)}  {self.headings[index]}")
         self.heading = self.headings[index]
-        self.progress.update(
-            self.task, completed=index, description=self.heading, **self._left(index)
-        )
+        now = {"completed": index, "description": self.heading} | self._left(index)
+        self.progress.update(self.task, **now)
 
     def end(self, status: str) -> None:
         """Show how the lab ended."""

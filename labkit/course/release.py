@@ -3,8 +3,6 @@
 What `lab.reveal` lends there is packed: it runs, and nobody reads it by looking through the folder.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 import shutil
@@ -31,8 +29,7 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
     `repository` is where that copy will be published: Colab installs labkit from there.
     Raises LabError when `out` holds something, or the notebooks are not what labs/ say.
     """
-    _expect_current(root)
-    _expect_empty(out)
+    _prepare(root, out)
     _package(root, out, repository)
     project = masters.project(out)
     (out / "notebooks").mkdir()
@@ -54,8 +51,7 @@ def autograders(root: Path, out: Path, checks: Path | None = None) -> list[str]:
 
     `checks` is a file of private checks that goes into each. Raises LabError as `release` does.
     """
-    _expect_current(root)
-    _expect_empty(out)
+    _prepare(root, out)
     source = out / "source"
     _package(root, source)
     shutil.copy(root / "LICENSE", source / "LICENSE")
@@ -82,13 +78,10 @@ def _autograder(source: Path, path: Path) -> str:
     return path.name
 
 
-def _expect_current(root: Path) -> None:
-    stale = notebooks.build(root, check=True)
-    if stale:
+def _prepare(root: Path, out: Path) -> None:
+    """Make the folder `out`. LabError where it holds something, or notebooks are not current."""
+    if stale := notebooks.build(root, check=True):
         raise LabError(f"not what labs/ say: {', '.join(stale)}; run 'labkit build' first")
-
-
-def _expect_empty(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise LabError(f"{out} is not empty: say another folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)

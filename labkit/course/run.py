@@ -1,29 +1,29 @@
 """Execute the solved labs with live progress; leave a page a lab, an index and a summary."""
 
-from __future__ import annotations
-
 import difflib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from labkit.course import masters, pages
-from labkit.course.kernel import execute
 from labkit.course.progress import Bar, bars
 from labkit.errors import LabError
 
+CELL_SECONDS = 3600  # a cell that takes longer hangs
 SCORE = "application/vnd.labkit.score+json"
 HEADLINE = "application/vnd.labkit.headline+json"
-
-
-class UnknownLab(LabError, ValueError):
-    """No lab has this name; the one line gives the nearest names."""
 
 
 @dataclass
@@ -45,14 +45,14 @@ def find_labs(names: list[str], root: Path) -> list[str]:
     """The stems for names such as `2`, `02` or `02_lora` (all of them for none)."""
     stems = [master.stem for master in masters.masters(root)]
     if not stems:
-        raise UnknownLab(f"there is no lab in {root / 'labs'}")
+        raise LabError(f"there is no lab in {root / 'labs'}")
     found = set()
     for name in names:
         stem = Path(name).stem
         hits = {s for s in stems if s == stem or (stem.isdecimal() and int(s[:2]) == int(stem))}
         if not hits:
             near = difflib.get_close_matches(stem, stems, cutoff=0.4) or stems
-            raise UnknownLab(f"no lab is called {name!r}; there is {', '.join(near)}")
+            raise LabError(f"no lab is called {name!r}; there is {', '.join(near)}")
         found |= hits
     return sorted(found) or stems
 
@@ -60,7 +60,7 @@ def find_labs(names: list[str], root: Path) -> list[str]:
 def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabResult]:
     """Execute the solved labs in order, a failing one too, and write pages and summary into out.
 
-    Raises UnknownLab; KeyboardInterrupt passes through once what is done is written.
+    Raises LabError; KeyboardInterrupt passes through once what is done is written.
     """
     books = {stem: _solved(root, stem) for stem in find_labs(names, root)}
     out.mkdir(parents=True, exist_ok=True)
@@ -68,10 +68,16 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
     with bars(console) as progress:
         shown = {stem: Bar(progress, stem, book.cells) for stem, book in books.items()}
         for stem, book in books.items():
-            results.append(LabResult(stem, shown[stem].headings[0]))
+            bar, start = shown[stem], time.perf_counter()
+            results.append(result := LabResult(stem, bar.headings[0]))
             try:
-                _run_lab(book, root / "solutions", results[-1], shown[stem])
+                failure, result.peak_bytes = execute(book, root / "solutions", bar.at)
+                result.status = "failed" if failure else "ok"
+                result.error = failure and f"in '{bar.heading}': {failure}"
             finally:
+                result.seconds = round(time.perf_counter() - start, 1)
+                _read_outputs(book, result)
+                bar.end(result.status)
                 pages.write(out, root, list(books), book, results)
     print_summary(results, console)
     return results
@@ -80,24 +86,66 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
 def _solved(root: Path, stem: str) -> nbformat.NotebookNode:
     path = root / "solutions" / f"{stem}.ipynb"
     if not path.is_file():
-        raise UnknownLab(f"solutions/{path.name} is not built yet: run 'labkit build'")
+        raise LabError(f"solutions/{path.name} is not built yet: run 'labkit build'")
     try:
         return nbformat.read(path, as_version=4)
     except ValueError as error:
-        raise UnknownLab(f"solutions/{path.name} is no notebook: {error}") from None
+        raise LabError(f"solutions/{path.name} is no notebook: {error}") from None
 
 
-def _run_lab(book: nbformat.NotebookNode, folder: Path, result: LabResult, bar: Bar) -> None:
-    """Execute book in place and fill in result, whatever happens."""
-    start = time.perf_counter()
+class KernelOfThisPython(AsyncKernelManager):
+    """Starts `sys.executable`, whatever kernels are installed on the machine."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """What ipykernel says of this Python."""
+        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+
+
+def execute(
+    book: nbformat.NotebookNode, folder: Path, at_cell: Callable[[int], None]
+) -> tuple[str, int | None]:
+    """Run the cells of book in place, in a fresh kernel in folder, calling at_cell before each.
+
+    Returns one line that says what failed ("" when nothing did), and the kernel's peak bytes.
+    """
+    client = NotebookClient(
+        book,
+        kernel_manager_class=KernelOfThisPython,
+        timeout=CELL_SECONDS,
+        startup_timeout=180,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=CRITICAL"],  # what a cell writes is not affected
+        resources={"metadata": {"path": str(folder)}},
+    )
+    failure, peak = "", None
     try:
-        failure, result.peak_bytes = execute(book, folder, bar.at)
-        result.status = "failed" if failure else "ok"
-        result.error = failure and f"in '{bar.heading}': {failure}"
-    finally:
-        result.seconds = round(time.perf_counter() - start, 1)
-        _read_outputs(book, result)
-        bar.end(result.status)
+        with client.setup_kernel():
+            client.reset_execution_trackers()
+            try:
+                for index, cell in enumerate(book.cells):
+                    at_cell(index)
+                    client.execute_cell(cell, index)
+            finally:
+                peak = peak_bytes(client.km)
+    except CellExecutionError as error:
+        failure = f"{error.ename}: {error.evalue.strip()}"
+    except CellTimeoutError:
+        failure = f"a cell ran longer than {CELL_SECONDS // 60} minutes"
+    except DeadKernelError:
+        failure = "the kernel died (out of memory?)"
+    except RuntimeError as error:  # the kernel did not start
+        failure = str(error)
+    return failure.partition("\n")[0], peak
+
+
+def peak_bytes(manager: AsyncKernelManager) -> int | None:
+    """The largest resident memory that the kernel has had (Linux; None elsewhere)."""
+    try:
+        status = Path(f"/proc/{manager.provisioner.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):  # not Linux, or the kernel is gone
+        return None
 
 
 def _read_outputs(book: nbformat.NotebookNode, result: LabResult) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.grading.judge.submission import Unreadable
 
-LITTER = ("._", ".DS_Store", ".ipynb_checkpoints")  # left by macOS and Jupyter, no student's work
+# left by macOS and Jupyter, no student's work
+LITTER = ("._", ".DS_Store", ".ipynb_checkpoints", "__MACOSX")
 MOODLE = re.compile(r"_\d+_assignsubmission_")  # in the name of a student's folder
 FEW = 12  # names that a line lists
 
@@ -84,7 +85,7 @@ def _root(folder):
 
 def left_out(paths: Iterable[str | Path], out: Path) -> list[str]:
     """Lines on what in the folders of `paths` is not looked at, a kind a line."""
-    odd = {"link": [], "hidden": [], "closed": []}
+    odd = defaultdict(list)
     folders = [p for p in map(Path, paths) if p.is_dir() and not _is_book(p.name)]
     files = [file.name for folder in folders for file in _files(folder, Path(out), odd)]
     kinds = {
@@ -112,37 +113,26 @@ def _files(folder, out, odd=None):
     `odd`, when given, gets the paths of links to folders, of what is hidden, and of folders that
     cannot be read.
     """
-    odd = odd or {"link": [], "hidden": [], "closed": []}
-    for root, folders, files in os.walk(
-        folder, onerror=lambda error: odd["closed"].append(error.filename)
-    ):
-        here = Path(root)
-        keep, books = [], []
-        for name in folders:
-            kind = _kind(here / name)
-            if kind in odd:
-                odd[kind].append((here / name).relative_to(folder))
-            elif kind == "book":
-                books.append(name)
-            elif kind == "folder" and (here / name).resolve() != out.resolve():
-                keep.append(name)
-        folders[:] = sorted(keep)
+    odd = defaultdict(list) if odd is None else odd
+    closed = odd["closed"]
+    for root, folders, files in os.walk(folder, onerror=lambda e: closed.append(e.filename)):
+        here, inner, books = Path(root), sorted(folders), []
+        folders.clear()
+        for name in (name for name in inner if not name.startswith(LITTER)):
+            path = here / name
+            if name.startswith("."):
+                odd["hidden"].append(path.relative_to(folder))
+            elif _is_book(name):
+                books.append(name)  # it becomes a row that says what it is
+            elif path.is_symlink():
+                odd["link"].append(path.relative_to(folder))
+            elif path.resolve() != out.resolve():
+                folders.append(name)
         for name in sorted([*files, *books]):
             if not name.startswith("."):
                 yield here / name
             elif not name.startswith(LITTER):
                 odd["hidden"].append((here / name).relative_to(folder))
-
-
-def _kind(folder):
-    """What an entry of a folder that is a folder counts as."""
-    if folder.name.startswith(LITTER) or folder.name == "__MACOSX":
-        return "litter"
-    if folder.name.startswith("."):
-        return "hidden"
-    if _is_book(folder.name):
-        return "book"  # it becomes a row that says what it is
-    return "link" if folder.is_symlink() else "folder"
 
 
 def _named(found):
@@ -174,14 +164,10 @@ def _shown(name):
 def read_bytes(path: Path, most: int) -> bytes:
     """The bytes of a plain file; Unreadable for links, folders, pipes, devices and huge files."""
     try:
-        fd = os.open(
-            path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        )
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        link = "a symbolic link, which is not followed"
-        raise Unreadable(
-            link if os.path.islink(path) else (error.strerror or "unreadable")
-        ) from None
+        link = "a symbolic link, which is not followed" if os.path.islink(path) else ""
+        raise Unreadable(link or error.strerror or "unreadable") from None
     try:
         kind = os.fstat(fd)
         if not stat.S_ISREG(kind.st_mode):

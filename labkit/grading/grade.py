@@ -51,7 +51,10 @@ def grade(
     interrupted, what is done is written all the same.
     """
     how, out = How(**how), Path(out)
-    _expect_a_sandbox(how)
+    if sys.platform != "linux":
+        raise LabError("grading needs Linux: on Windows use WSL, on a Mac a Linux container")
+    if not how.unsafe and not how.scheduler and not sandbox.available():
+        raise LabError(sandbox.MISSING)
     found = collect(paths, out)
     (out / store.FOLDER).mkdir(parents=True, exist_ok=True)
     seed = store.seed_of(out, how.seed)
@@ -60,7 +63,8 @@ def grade(
     version, most = store.depends_on(how.checks, how.limits, seed), how.limits.notebook_bytes
     books = [Notebook.at(name, path, most, version) for name, path in found.items()]
     again = _chosen(again, found)
-    todo = [book for book in books if book.name in again or not _stands(book, before)]
+    kept = {entry.key for entry in before.values()}  # a name is a part of what a key is made of
+    todo = [book for book in books if book.name in again or not book.digest or book.key not in kept]
     try:
         with closing(_rows(todo, seed, how)) as graded:
             for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
@@ -72,13 +76,6 @@ def grade(
     if notes is not None:
         notes += _notes(todo, found, before, renamed)
     return rows
-
-
-def _expect_a_sandbox(how):
-    if sys.platform != "linux":
-        raise LabError("grading needs Linux: on Windows use WSL, on a Mac a Linux container")
-    if not how.unsafe and not how.scheduler and not sandbox.available():
-        raise LabError(sandbox.MISSING)
 
 
 def _as_before(found, before):
@@ -109,10 +106,6 @@ def _chosen(again, names):
             raise LabError(f"--again {asked}: no submission here has that in its name")
         chosen |= same or part | fits
     return chosen
-
-
-def _stands(book, before):
-    return book.digest and book.name in before and before[book.name].key == book.key
 
 
 def _rows(todo, seed, how):
@@ -153,14 +146,10 @@ def _notes(todo, found, before, renamed):
     lines = [f"rows of earlier calls: {len(others)}"] if others else []
     if gone:
         lines.append(f"LOOK: the file is no longer there, the row stays: {listed(gone)}")
-    replaced = [book.name for book in todo if _replaces(book, before.get(book.name))]
+    pairs = [(book, before[book.name]) for book in todo if book.name in before]
+    others = [(book, old) for book, old in pairs if old.path not in ("", str(book.path))]
+    replaced = [b.name for b, old in others if old.digest != b.digest and os.path.lexists(old.path)]
     if replaced:
         told = "in place of another file of this name, which is still there"
         lines.append(f"LOOK: graded {told}: {listed(replaced)}")
     return lines
-
-
-def _replaces(book, old):
-    """Whether a row was of another file, with other bytes, that is still there."""
-    other = old and old.path not in ("", str(book.path)) and old.digest != book.digest
-    return other and os.path.lexists(old.path)

@@ -11,15 +11,11 @@ its whole process tree. Points are given in another process, outside of the wall
 One leaves nothing for the next: its files, sockets, locks, queues, keys and standard streams are
 its own, and of the machine's files and devices it changes neither content nor times nor hints.
 
-What does not hold. Submissions share the kernel with the machine: a flaw in the kernel is a way
-out, for which this is no virtual machine. Between two looks memory may pass its bound. The kernel's
-own memory (pipes, mappings, tables of pages) is bounded by the number of processes and descriptors,
-at a gibibyte or so; a memory cgroup (`cgroup`) counts it, where one can be made. What the kernel
-counts for the whole machine can be read: how busy it is, how many files are open, and how fast a
-file is read, which tells whether another process has read it lately. Two that agree on it can pass
-some bits that way, while both run or one after the other. Two that run at a time can pass text: one
-waits on a futex in a file that both map, such as libc, and the other learns how many it woke. No
-filter tells these from the futexes of semaphores that processes of one submission share.
+What does not hold stands in docs/instructor.md: a flaw of the kernel, and what it counts for the
+whole machine. Between two looks memory may pass its bound, and that of the kernel (pipes, mappings,
+tables of pages) is bounded by the number of processes and descriptors; a memory cgroup (`cgroup`)
+counts it. No filter tells a futex by which two that run at a time pass text, in a file that both
+map, from those of semaphores that processes of one submission share.
 
 Its code and the probes share a process, so a check that looks at the form of an answer, not at
 results that need work, can be lied to; checks are written with that in mind. The same holds for a
@@ -57,16 +53,8 @@ HIDDEN = ("checks", "_solutions", "_lent")
 MASTERS = ("labs", "solutions")  # beside labkit, where the whole course is
 DEPTH = 8  # of folders that are searched for other copies
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
-ETC = (
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "localtime",
-    "mime.types",
-    "ssl",
-    "fonts",
-    "alternatives",
-)
+ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types")
+ETC += ("ssl", "fonts", "alternatives")
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",
@@ -125,9 +113,8 @@ def mend(reason: str) -> str:
 
 def environment(folder: str | None = None) -> dict[str, str]:
     """The environment of the warm process: nothing is inherited. `folder` is its scratch space."""
-    found = {
-        name: value.replace("/tmp", folder or scratch()) for name, value in ENVIRONMENT.items()
-    }
+    where = folder or scratch()
+    found = {name: value.replace("/tmp", where) for name, value in ENVIRONMENT.items()}
     found["PYTHONPATH"] = str(PACKAGE.parent)
     return found | ({"LABKIT_CACHE": os.path.join(folder, "cache")} if folder else {})
 
@@ -145,7 +132,10 @@ def _outer_wall(kind):
     if os.getuid():
         wall.append("--unshare-user")
     for path in SYSTEM:
-        wall += _as_it_is(path)
+        if os.path.islink(path):
+            wall += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            wall += ["--ro-bind", path, path]
     for name in ETC:
         wall += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     wall += ["--proc", "/proc", "--dev", "/dev", "--dir", "/run"]
@@ -185,22 +175,13 @@ def _copies(root):
             folders.clear()
 
 
-def _as_it_is(path):
-    """A system folder: a link stays a link, and one that is missing stays away."""
-    if os.path.islink(path):
-        return ["--symlink", os.readlink(path), path]
-    return ["--ro-bind", path, path] if os.path.isdir(path) else []
-
-
 def prefixes() -> list[str]:
     """The folders that hold Python and its packages, those inside others left out."""
     found = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
     found |= {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     found |= {str(Path(p).resolve()) for p in found}
-    found = sorted(p for p in found if os.path.isdir(p))
-    covered = [p for p in found if any(p == s or p.startswith(f"{s}/") for s in SYSTEM)]
-    kept = []
-    for path in found:
-        if path not in covered and not any(path == k or path.startswith(f"{k}/") for k in kept):
+    kept = list(SYSTEM)
+    for path in sorted(filter(os.path.isdir, found)):
+        if not any(path == other or path.startswith(f"{other}/") for other in kept):
             kept.append(path)
-    return kept
+    return kept[len(SYSTEM) :]

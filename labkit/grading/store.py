@@ -38,18 +38,13 @@ class Kept:
 
 def depends_on(checks: Path | None, limits: Limits, seed: int) -> str:
     """A hash of what grades depend on besides the notebook: code, libraries, limits, seed."""
-    own = [Path(checks).resolve()] if checks else []
-    settings = {"limits": asdict(limits), "seed": seed, "python": sys.version}
-    return fingerprint.of([".", "../solutions", *own], _libraries(), settings)
-
-
-def _libraries():
-    """The libraries that the course asks for."""
-    names = set(LIBRARIES)
+    libraries = set(LIBRARIES)
     with contextlib.suppress(PackageNotFoundError):
         asked = (line for line in requires("lora-labs") or () if "extra ==" not in line)
-        names |= {re.match(r"[\w.-]+", line)[0] for line in asked}
-    return names
+        libraries |= {re.match(r"[\w.-]+", line)[0] for line in asked}
+    own = [Path(checks).resolve()] if checks else []
+    settings = {"limits": asdict(limits), "seed": seed, "python": sys.version}
+    return fingerprint.of([".", "../solutions", *own], libraries, settings)
 
 
 @contextlib.contextmanager
@@ -82,27 +77,23 @@ def entries(out: Path) -> dict[str, Kept]:
 
     What is malformed is left out.
     """
-    files = sorted((out / FOLDER).glob("*.json"), key=_written)
-    return {entry.row.submission: entry for file in files if (entry := _entry(file))}
-
-
-def _written(file):
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:  # another grader has replaced it
-        return 0
+    found = [pair for file in (out / FOLDER).glob("*.json") if (pair := _entry(file))]
+    found.sort(key=lambda pair: pair[0])
+    return {entry.row.submission: entry for _, entry in found}
 
 
 def _entry(file):
+    """`(when it was written, what it keeps)`; None for what is malformed, or gone by now."""
     try:
-        data = json.loads(file.read_text("utf-8"))
+        written, data = file.stat().st_mtime_ns, json.loads(file.read_text("utf-8"))
         if isinstance(data, list):  # as an earlier version left it
             row, sources = data
             data = {"key": "", "path": "", "digest": "", "row": row, "sources": sources}
         entry = made(Kept, data | {"row": Row.of(data["row"])})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return entry if all(isinstance(cell, str) for cell in entry.sources.values()) else None
+    whole = all(isinstance(cell, str) for cell in entry.sources.values())
+    return (written, entry) if whole else None
 
 
 def save(out: Path, entry: Kept) -> None:

@@ -70,14 +70,9 @@ class WarmProcess:
                 raise LabError(f"the sandbox does not start: {sandbox.mend(reason)}")
             self.nested = json.loads(answer)["nested"]
             if self.kind == "nested" and not self.nested:
-                self._go_without()
-
-    def _go_without(self):
-        """Start again as "alone": the wall that is made for nesting shows the host's processes."""
-        self.end()
-        self.kind = "alone"
-        self.begin()
-        self.wait()
+                self.end()  # its wall, which is made for nesting, shows the host's processes
+                self.kind = "alone"
+                self.wait()
 
     def _last_error(self):
         with contextlib.suppress(subprocess.TimeoutExpired):

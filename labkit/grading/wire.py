@@ -69,9 +69,12 @@ def pack(value: object, reference: Callable | None = None) -> bytes:
 
     `reference(x)` may name an object that stays where it is: text, or None.
     """
+    from safetensors.torch import save
+
     tensors = []
     text = json.dumps(_encoded(value, tensors, reference)).encode()
-    return SIZES.pack(len(text)) + text + (_saved(tensors) if tensors else b"")
+    whole = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(tensors)}
+    return SIZES.pack(len(text)) + text + (save(whole) if whole else b"")
 
 
 def unpack(body: bytes, resolve: Callable | None = None) -> object:
@@ -80,12 +83,15 @@ def unpack(body: bytes, resolve: Callable | None = None) -> object:
     `resolve(name)` finds the objects that were sent by name; without it names are refused, and so
     are tuples, dtypes and tensors that require grad: a reply holds plain data only.
     """
+    from safetensors.torch import load
+
     try:
         (size,) = SIZES.unpack_from(body)
         if size > TEXT_BYTES:
             raise WireError(f"a message of {size:,} bytes besides its tensors")
         tree = json.loads(body[SIZES.size : SIZES.size + size])
-        tensors = _loaded(body[SIZES.size + size :])
+        data = bytes(body[SIZES.size + size :])
+        tensors = load(data) if data else {}
         return _Decoder(tensors, resolve).decoded(tree, 0)
     except WireError:
         raise
@@ -116,19 +122,6 @@ def _encoded(value, tensors, reference):
     return {"name": name}
 
 
-def _saved(tensors):
-    from safetensors.torch import save
-
-    whole = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(tensors)}
-    return save(whole)
-
-
-def _loaded(data):
-    from safetensors.torch import load
-
-    return load(bytes(data)) if data else {}
-
-
 class _Decoder:
     """Turns the tree of a message back; counts its parts, so that a small one can't grow large."""
 
@@ -144,21 +137,15 @@ class _Decoder:
         if type(tree) is list:
             return [self.decoded(item, depth + 1) for item in tree]
         if "dict" in tree:
-            return self._dict(tree["dict"], depth)
+            pairs = [[self.decoded(part, depth + 1) for part in pair] for pair in tree["dict"]]
+            if self.resolve is None and any(type(key) is not str for key, _ in pairs):
+                raise WireError("a reply with a key that is no text")
+            return dict(pairs)
         if "t" in tree:
             return self._tensor(self.tensors[str(tree["t"])], tree["grad"])
         if self.resolve is None:
             raise WireError("a reply that holds more than plain data")
         return self._special(tree, depth)
-
-    def _dict(self, pairs, depth):
-        found = {}
-        for key, value in pairs:
-            key = self.decoded(key, depth + 1)
-            if self.resolve is None and type(key) is not str:
-                raise WireError("a reply with a key that is no text")
-            found[key] = self.decoded(value, depth + 1)
-        return found
 
     def _tensor(self, tensor, grad):
         longest = LENGTH if self.resolve is None else 1 << 31

@@ -86,9 +86,22 @@ class JudgeProcess:
             row, sources = self._grade(name, data, seed, left)
         return row, sources
 
-    def _grade(self, *asked):
+    def _grade(self, name, data, seed, seconds):
+        """One try."""
         try:
-            return self._graded(*asked)
+            if self.process is None and self.over:
+                raise ConnectionError
+            if self.process is None:
+                self.start()
+            head = json.dumps({"name": name, "seed": seed, "seconds": seconds}).encode()
+            wire.send(self.link, b"G", head + b"\n" + data)
+            frame = wire.receive(self.link, self.most)
+            if frame is None:
+                raise ConnectionError
+            if frame[0] != b"R":
+                raise LabError(frame[1].decode(errors="replace"))
+            row, sources = json.loads(frame[1])
+            return Row.of(row), sources
         except (OSError, wire.WireError):
             reason = f"the grader itself ended: {self._last_error()}"
         except LabError as error:  # the sandbox does not start
@@ -96,22 +109,7 @@ class JudgeProcess:
                 raise
             reason = str(error)
         self.stop()
-        return Row(asked[0], "crashed", reason), {}
-
-    def _graded(self, name, data, seed, seconds):
-        if self.process is None and self.over:
-            raise ConnectionError
-        if self.process is None:
-            self.start()
-        head = json.dumps({"name": name, "seed": seed, "seconds": seconds}).encode()
-        wire.send(self.link, b"G", head + b"\n" + data)
-        frame = wire.receive(self.link, self.most)
-        if frame is None:
-            raise ConnectionError
-        if frame[0] != b"R":
-            raise LabError(frame[1].decode(errors="replace"))
-        row, sources = json.loads(frame[1])
-        return Row.of(row), sources
+        return Row(name, "crashed", reason), {}
 
     def _last_error(self):
         self._end()
@@ -168,10 +166,10 @@ def _jobs():
 
 def here(books: list[Notebook], setup: tuple, seed: int, jobs: int) -> Done:
     """`judged`, by so many judges, each on cores of its own: none takes another one's time."""
-    judges, idle, broken = [], queue.SimpleQueue(), []
-    for cores in _shares(min(jobs, len(books))):
-        judges.append(JudgeProcess(*setup, cores))
-        idle.put(judges[-1])
+    judges = [JudgeProcess(*setup, cores) for cores in _shares(min(jobs, len(books)))]
+    idle, broken = queue.SimpleQueue(), []
+    for judge in judges:
+        idle.put(judge)
 
     def judged_by_one(book):
         if broken:
@@ -190,7 +188,7 @@ def here(books: list[Notebook], setup: tuple, seed: int, jobs: int) -> Done:
             tasks = {threads.submit(judged_by_one, book): book for book in books}
             for task in as_completed(list(tasks)):
                 yield tasks.pop(task), *task.result()
-            list(threads.map(lambda judge: judge.stop(), judges))
+            list(threads.map(JudgeProcess.stop, judges))
         finally:  # after Ctrl-C judges are still at work
             threads.shutdown(wait=False, cancel_futures=True)
             for judge in judges:
@@ -251,19 +249,17 @@ def on_cluster(books: list[Notebook], setup: tuple, seed: int, client) -> Done:
     done = as_completed([submit() for _ in range(min(wide, len(waiting)))])
     for future in done:
         book = futures.pop(future.key)
-        yield book, *_result(future, book.name)
+        try:
+            row, sources = future.result()
+        except LabError:
+            raise
+        except Exception as error:
+            reason = f"no worker could grade it: {type(error).__name__}"
+            row, sources = Row(book.name, "crashed", reason), {}
+        yield book, row, sources
         future.release()
         if waiting:
             done.add(submit())
-
-
-def _result(future, name):
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, LabError):
-        raise error
-    return Row(name, "crashed", f"no worker could grade it: {type(error).__name__}"), {}
 
 
 _lock, _judges = threading.Lock(), {}  # of a worker

@@ -1,24 +1,22 @@
 """Build the model that is trained, on the meta device, and turn it into fake tensors."""
 
-from __future__ import annotations
-
 import difflib
-import logging
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+import peft
 import torch
+import transformers
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
+from transformers import BitsAndBytesConfig, PretrainedConfig
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.quantizers.base import get_keys_to_not_convert
 
-from labkit.memory.settings import BadSetting, Settings
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PretrainedConfig
-
-# on import it misses an optional kernel for inference on CPUs, and says so
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+from labkit.errors import LabError
+from labkit.memory.settings import Settings
 
 BLOCK, BLOCK_OF_SCALES = 64, 256  # bitsandbytes' block sizes for NF4 and for its scales
 
@@ -28,8 +26,6 @@ def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]
 
     The number is of the model without adapter, tied weights once, nothing packed.
     """
-    import transformers
-
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -39,7 +35,7 @@ def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]
                 attn_implementation=settings.attention,
             )
         except ValueError as error:  # dimensions or an attention that the architecture refuses
-            raise BadSetting(str(error)) from None
+            raise LabError(str(error)) from None
         n_params = sum(parameter.numel() for parameter in model.parameters())
         if settings.method == "qlora":
             _quantise(model, settings)
@@ -52,10 +48,6 @@ def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]
 
 def _quantise(model, settings):
     """Replace linear layers by bitsandbytes' as transformers does when it loads in 4-bit."""
-    from bitsandbytes.nn import Linear4bit
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-    from transformers.quantizers.base import get_keys_to_not_convert
-
     replace_with_bnb_linear(model, get_keys_to_not_convert(model), in_4_bits(settings))
     for module in model.modules():
         if isinstance(module, Linear4bit) and module.bias is not None:  # loaded in its own dtype
@@ -65,8 +57,6 @@ def _quantise(model, settings):
 
 def in_4_bits(settings: Settings) -> BitsAndBytesConfig:
     """The `BitsAndBytesConfig` of these settings."""
-    from transformers import BitsAndBytesConfig
-
     half = torch.float16 if settings.dtype == "float16" else torch.bfloat16
     kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": half}
     kind["bnb_4bit_use_double_quant"] = settings.double_quant
@@ -74,13 +64,12 @@ def in_4_bits(settings: Settings) -> BitsAndBytesConfig:
 
 
 def _with_adapter(model, settings):
-    import peft
-
     _check_targets(model, settings)
+    upcast = settings.method == "qlora" and settings.prepare_kbit
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    if settings.method == "qlora" and settings.prepare_kbit:
-        _upcast(model)
+        if upcast and not isinstance(parameter, Params4bit):  # as prepare_model_for_kbit_training
+            parameter.data = parameter.data.to(torch.float32)
     names = settings.target_names
     lora = peft.LoraConfig(
         r=settings.rank,
@@ -93,15 +82,6 @@ def _with_adapter(model, settings):
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, settings.adapter_dtype))
     return adapted
-
-
-def _upcast(model):
-    """What `prepare_model_for_kbit_training` does to parameters that are not 4-bit."""
-    from bitsandbytes.nn import Params4bit
-
-    for parameter in model.parameters():
-        if not isinstance(parameter, Params4bit):
-            parameter.data = parameter.data.to(torch.float32)
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -125,13 +105,13 @@ def _check_targets(model, settings):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise BadSetting(f"no layer {name!r}: there is {', '.join(known)}{hint}")
+                raise LabError(f"no layer {name!r}: there is {', '.join(known)}{hint}")
         shapes = {name: s for name, s in shapes.items() if name.rsplit(".", 1)[-1] in names}
     widest = max(shapes, key=lambda name: min(shapes[name]))
     if settings.rank > (limit := min(shapes[widest])):
         d_out, d_in = shapes[widest]
         layer = f"{widest.rsplit('.', 1)[-1]} ({d_out} x {d_in})"
-        raise BadSetting(f"rank {settings.rank} is impossible: {layer} has rank {limit} at most")
+        raise LabError(f"rank {settings.rank} is impossible: {layer} has rank {limit} at most")
 
 
 def materialise(model: nn.Module, packed: Callable, device: str | None = None) -> None:
@@ -140,7 +120,9 @@ def materialise(model: nn.Module, packed: Callable, device: str | None = None) -
     They are on `device`; inside a FakeTensorMode they are fake. `packed(layer)` makes the weight of
     a layer in 4 bits.
     """
-    from bitsandbytes.nn import Linear4bit
+
+    def empty(tensor):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
     made = {}
     for module in model.modules():
@@ -148,26 +130,19 @@ def materialise(model: nn.Module, packed: Callable, device: str | None = None) -
             if old is None:
                 continue
             if id(old) not in made:
-                in_4_bits = isinstance(module, Linear4bit) and name == "weight"
-                made[id(old)] = old, packed(module) if in_4_bits else _like(old, device)
+                if isinstance(module, Linear4bit) and name == "weight":
+                    new = packed(module)
+                else:
+                    new = nn.Parameter(empty(old), requires_grad=old.requires_grad)
+                made[id(old)] = old, new
             module._parameters[name] = made[id(old)][1]
         for name, old in module._buffers.items():
             if old is not None:
-                module._buffers[name] = _empty(old, device)
-
-
-def _like(parameter, device):
-    return nn.Parameter(_empty(parameter, device), requires_grad=parameter.requires_grad)
-
-
-def _empty(tensor, device):
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                module._buffers[name] = empty(old)
 
 
 def packed_weight(layer: nn.Module) -> nn.Parameter:
     """The NF4 weight of a layer as bitsandbytes keeps it: two codes a byte, and its scales."""
-    from bitsandbytes.functional import QuantState
-
     n = layer.in_features * layer.out_features
     blocks = math.ceil(n / BLOCK)
     nested = layer.weight.compress_statistics

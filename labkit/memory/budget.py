@@ -1,24 +1,21 @@
 """The closed form: every term of a training step's memory, with its formula and its source.
 
 What stays from step to step (weights, gradients, optimizer states) is exact: the simulation agrees
-to the byte. What a step adds follows `saved`; what a layer's backward allocates besides is an
-estimate, and matters only where neither the loss nor the optimizer's step is the peak.
+to the byte. What forward keeps for backward was read off what autograd saves in transformers'
+Llama, and agrees to a per mille; what a layer's backward allocates besides is an estimate, and
+matters only where neither the loss nor the optimizer's step is the peak.
 Letters are those of `dimensions`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from labkit.memory import optimizers, saved
+from transformers import PretrainedConfig
+
+from labkit.memory import optimizers
 from labkit.memory.adapted import BLOCK, BLOCK_OF_SCALES
 from labkit.memory.dimensions import Dimensions
 from labkit.memory.settings import Settings
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 QLORA = "Dettmers et al. 2023, 2305.14314, section 3"
 LORA = "Hu et al. 2021, 2106.09685, section 4.1"
@@ -26,6 +23,10 @@ ADAM = "Kingma and Ba 2014, 1412.6980, algorithm 1"
 EIGHT_BIT = "Dettmers et al. 2021, 2110.02861, section 2"
 LOSS = "transformers' ForCausalLMLoss, in fp32"
 GRADIENTS_OF_LOSS = "2 x 4 A V: its gradient, and that of the logits"
+CHECKPOINTS = "Chen et al. 2016, 1604.06174, section 3"
+FLASH = "Dao et al. 2022, 2205.14135, section 3.1"
+RECOMPUTED = "after Korthikanti et al. 2022, 2205.05198, section 4.1"
+GRADIENTS_OF_LORA = "Hu et al. 2021, 2106.09685: the gradient of A needs x, that of B needs A x"
 STATIC = ("weights", "gradients", "optimizer")
 
 
@@ -64,7 +65,7 @@ class Budget:
 def closed_form(config: PretrainedConfig, settings: Settings) -> Budget:
     """The `Budget` of one step of a Llama-style causal LM.
 
-    Raises NoClosedForm for another architecture, BadSetting for targets that it doesn't have.
+    Raises NoClosedForm for another architecture, LabError for targets that it doesn't have.
     """
     m = Dimensions(config, settings)
     n_trained = sum(m.trained_tensors)
@@ -121,7 +122,7 @@ def _optimizer(m):
         return
     bits, paged = 8 if "8bit" in name else 32, name.startswith("paged")
     held = [n for n in sizes if not paged or n < optimizers.PAGED_FROM]
-    moments = sum(sum(optimizers.state_bytes(n, bits)) for n in held)
+    moments = sum(2 * n if bits == 8 and n >= optimizers.SMALL else 8 * n for n in held)
     formula = "2 n" if bits == 8 else "2 n x 4"
     if paged:
         formula += ", tensors from 100,000 numbers paged out"
@@ -135,14 +136,94 @@ def _activations(m):
     """What is held when the loss's gradient is computed."""
     if m.settings.checkpointing:
         inputs = m.L * m.n_tokens * m.h * m.stream
-        yield "inputs of layers", inputs, "L T h x bytes", saved.CHECKPOINTS
+        yield "inputs of layers", inputs, "L T h x bytes", CHECKPOINTS
     else:
-        for name, per_token, formula, source in saved.layer(m):
+        for name, per_token, formula, source in _layer(m):
             yield name, m.L * m.n_tokens * per_token, f"L T x [{formula}]", source
     rotary = 2 * m.n_tokens * m.d * m.stream
     yield "rotary cos and sin", rotary, "2 T d x bytes", "transformers"
-    yield from saved.casts(m)
+    yield from _casts(m)
     yield "log-softmax", 4 * m.n_logits * m.V, "4 A V", LOSS
+
+
+def _layer(m):
+    """What one decoder layer saves: (name, bytes a token, formula, source) each."""
+    yield "inputs of norms, in fp32", 8 * m.h + 8, "2 (4 h + 4)", RECOMPUTED
+    yield from _attention(m)
+    yield "SwiGLU", 3 * m.mlp * m.f, "3 f x bytes: gate, silu(gate), up", RECOMPUTED
+    if m.full:
+        yield from _of_trained_weights(m)
+    if m.targets:
+        yield from _of_adapters(m)
+
+
+def _attention(m):
+    s = m.settings
+    keys = m.q if s.padded or s.attention == "eager" else m.k
+    each = "q" if keys == m.q != m.k else "k"  # repeated for every query head, or not
+    if s.padded:
+        yield "attention mask", m.attention * s.seq, "seq x bytes", "transformers"
+    if s.attention == "eager":
+        scores = (4 + m.attention) * m.H * s.seq  # softmax in fp32, and cast for the product
+        yield "attention scores", scores, "(4 + bytes) H seq", RECOMPUTED
+        yield "q, k, v", m.attention * (m.q + 2 * keys), f"(q + 2 {each}) x bytes", RECOMPUTED
+    else:
+        kept = m.attention * (2 * m.q + 2 * keys) + 4 * m.H
+        yield "q, k, v, output, row sums", kept, f"2 (q + {each}) x bytes + 4 H", FLASH
+
+
+def _of_trained_weights(m):
+    """A trained matrix needs its input, a trained norm what it scales."""
+    yield "normalised inputs", 2 * m.stream * m.h, "2 h x bytes", RECOMPUTED
+    if m.stream == 4 and m.settings.autocast:
+        yield "inputs of matrices, cast one by one", 10 * m.h + 2 * m.f, "5 x 2 h + 2 f", RECOMPUTED
+    else:
+        output = m.q if m.settings.attention == "eager" else 0  # the fused kernel keeps it anyway
+        inputs = m.mlp * (2 * m.h + output + m.f)
+        yield "inputs of matrices", inputs, "(2 h + f) x bytes", RECOMPUTED
+
+
+def _of_adapters(m):
+    s = m.settings
+    width = 2 if s.autocast else m.adapter
+    in_place = m.adapter == m.stream and (m.stream == 2 or not s.autocast)
+    if in_place and not s.dropout:
+        names = set(m.targets)
+        shared = m.h if names & {"q_proj", "k_proj", "v_proj"} else 0
+        shared += m.h if names & {"gate_proj", "up_proj"} else 0
+        shared += m.f if "down_proj" in names else 0
+        yield "inputs of adapters", width * shared, "bytes x (h + h + f), shared", GRADIENTS_OF_LORA
+    else:
+        copies = sum(d_in for _, d_in in m.targets.values())
+        yield (
+            "inputs of adapters",
+            width * copies,
+            "bytes x sum d_in, cast one by one",
+            GRADIENTS_OF_LORA,
+        )
+        if s.dropout:
+            yield "dropout masks", copies, "sum d_in x 1", "torch.native_dropout"
+    middles = width * s.rank * len(m.targets)
+    yield "A x of adapters", middles, "bytes x r x targets", GRADIENTS_OF_LORA
+
+
+def _casts(m):
+    """(name, bytes, formula, source) of 16-bit copies that autocast makes of fp32 matrices.
+
+    Without recomputation all live until backward has used them; with it, those of the head alone.
+    """
+    s = m.settings
+    if not s.autocast:
+        return
+    source = "torch.autocast"
+    if m.rest == 4:
+        yield "head cast to 16 bits", 2 * m.V * m.h, "2 V h", source
+    if s.checkpointing:
+        return
+    if m.base == 4:
+        yield "matrices cast to 16 bits", 2 * m.n_linear, "2 L (2 h q + 2 h k + 3 h f)", source
+    if m.targets and m.adapter == 4:
+        yield "adapters cast to 16 bits", 2 * m.n_adapter, "2 L sum r (d_in + d_out)", source
 
 
 def _moments(m, terms):
@@ -157,7 +238,7 @@ def _moments(m, terms):
     if s.attention == "eager":  # the scores' gradient, in both widths
         in_layer += (4 + m.attention) * m.n_tokens * m.H * s.seq
     if s.checkpointing:
-        in_layer += sum(m.n_tokens * per_token for _, per_token, _, _ in saved.layer(m))
+        in_layer += sum(m.n_tokens * per_token for _, per_token, _, _ in _layer(m))
     if s.method == "qlora":  # the largest matrix, dequantised, and its scales
         largest = max(math.prod(shape) for shape in m.matrices.values())
         in_layer += 2 * largest + 4 * largest // BLOCK

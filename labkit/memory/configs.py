@@ -1,7 +1,5 @@
 """Find the configuration of a model: built in, a local config.json, or on the hub."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import tomllib
@@ -16,10 +14,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class BadModel(LabError, ValueError):
-    """A model whose configuration is not to be had, or which is no causal language model."""
-
-
 @cache
 def built_in() -> dict[str, dict]:
     """Dimensions of the built-in models, `{name: {field: value}}`."""
@@ -27,10 +21,10 @@ def built_in() -> dict[str, dict]:
     return tomllib.loads(text)
 
 
-def find(model: str | Path) -> PretrainedConfig:
+def find(model: str | Path) -> "PretrainedConfig":
     """The transformers configuration of `model`: a built-in name, a path, or a hub id.
 
-    A path is a config.json or the folder that holds one. Raises BadModel, in one line.
+    A path is a config.json or the folder that holds one. Raises LabError, in one line.
     """
     name = str(model)
     if name.lower() in built_in():
@@ -42,9 +36,9 @@ def find(model: str | Path) -> PretrainedConfig:
         if path.is_file():
             return _configure(_read(path), name)
     except OSError as error:  # a name too long, a file that is not ours to read
-        raise BadModel(str(error)) from None
+        raise LabError(str(error)) from None
     if path.name == "config.json" or path.suffix == ".json":
-        raise BadModel(f"no file {path}")
+        raise LabError(f"no file {path}")
     return _configure(_from_hub(name), name)
 
 
@@ -52,9 +46,9 @@ def _read(path):
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadModel(f"{path} is not JSON: {error}") from None
+        raise LabError(f"{path} is not JSON: {error}") from None
     if not isinstance(fields, dict) or "model_type" not in fields:
-        raise BadModel(f"{path} names no model_type: it is not a transformers configuration")
+        raise LabError(f"{path} names no model_type: it is not a transformers configuration")
     return fields
 
 
@@ -64,19 +58,19 @@ def _from_hub(name):
     near = difflib.get_close_matches(name.lower().split("/")[-1], built_in(), n=3, cutoff=0.5)
     offer = f"nearest: {', '.join(near)}" if near else f"built in: {', '.join(built_in())}"
     if "/" not in name:
-        raise BadModel(f"no model {name!r}; {offer}")
+        raise LabError(f"no model {name!r}; {offer}")
     if not hub_answers():
-        raise BadModel(f"no file {name!r} here, and the Hugging Face hub does not answer; {offer}")
+        raise LabError(f"no file {name!r} here, and the Hugging Face hub does not answer; {offer}")
     import transformers
 
     try:
         return transformers.PretrainedConfig.get_config_dict(name)[0]
     except OSError as error:
-        raise BadModel(f"{name}: {' '.join(str(error).split())[:200]}") from None
+        raise LabError(f"{name}: {' '.join(str(error).split())[:200]}") from None
 
 
 def _configure(fields, name):
-    """The configuration object; BadModel where transformers has no causal LM for it."""
+    """The configuration object; LabError where transformers has no causal LM for it."""
     import transformers
 
     fields = dict(fields)
@@ -86,10 +80,9 @@ def _configure(fields, name):
     try:
         config = transformers.AutoConfig.for_model(kind, **fields)
     except Exception as error:  # unknown types, dimensions that don't divide: all in one line
-        raise BadModel(f"{name}: {' '.join(str(error).split())[:200]}") from None
+        raise LabError(f"{name}: {' '.join(str(error).split())[:200]}") from None
     made_for = " ".join(fields.get("architectures") or ["ForCausalLM"])
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or not any(
-        causal in made_for for causal in ("CausalLM", "LMHead")
-    ):
-        raise BadModel(f"{name} ({kind}, {made_for}) is no causal language model")
+    causal = "CausalLM" in made_for or "LMHead" in made_for
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or not causal:
+        raise LabError(f"{name} ({kind}, {made_for}) is no causal language model")
     return config

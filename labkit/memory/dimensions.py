@@ -5,16 +5,12 @@ H query heads, d head size, q = H d, k = d x key-value heads, r rank, T tokens (
 A positions with logits (`n_logits`); "bytes" is the width of a number in the dtype that applies.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+
+from transformers import PretrainedConfig
 
 from labkit.errors import LabError
-from labkit.memory.settings import BadSetting, Settings
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from labkit.memory.settings import Settings
 
 FAMILY = ("llama", "mistral", "qwen2")
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -70,7 +66,7 @@ class Dimensions:
         if names == ["all-linear"]:
             return self.matrices
         if unknown := [name for name in names if name not in self.matrices]:
-            raise BadSetting(f"no layer {unknown[0]!r}: there is {', '.join(self.matrices)}")
+            raise LabError(f"no layer {unknown[0]!r}: there is {', '.join(self.matrices)}")
         return {name: self.matrices[name] for name in self.matrices if name in names}
 
     @property
@@ -99,9 +95,7 @@ class Dimensions:
     def trained_tensors(self) -> list[int]:
         """Numbers in each tensor that is trained, a list."""
         if not self.full:
-            r = self.settings.rank
-            return self.L * [
-                n for d_out, d_in in self.targets.values() for n in (r * d_in, d_out * r)
-            ]
+            pairs, r = self.targets.values(), self.settings.rank
+            return self.L * [n for d_out, d_in in pairs for n in (r * d_in, d_out * r)]
         layer = [math.prod(shape) for shape in self.matrices.values()] + self.biases + 2 * [self.h]
         return [self.V * self.h] * (2 - self.tied) + self.L * layer + [self.h]

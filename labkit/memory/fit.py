@@ -4,20 +4,16 @@ Simulating a large model takes seconds, its closed form none. So the closed form
 the simulation says how far it is off there, until the two agree on a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING
+
+from transformers import PretrainedConfig
 
 from labkit.memory.budget import closed_form
 from labkit.memory.dimensions import NoClosedForm
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 NEAR = 0.01  # of the limit: one more that comes so near by the closed form is simulated, too

@@ -4,10 +4,8 @@ The ledger sees each operation through a dispatch mode and enters the storages o
 a book. What an operation allocates and frees inside itself stays unseen, except for `HIDDEN`.
 """
 
-from __future__ import annotations
-
+import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -18,9 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from labkit.memory.storages import Book, Storage
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "temporary", "other")
-FORWARD = (
-    "forward"  # made in forward and not labelled yet: backward shows whether it was held for it
-)
+# made in forward and not labelled yet: backward shows whether it was held for it
+FORWARD = "forward"
 
 
 def _dequantised(A, B, shape, *args, **kwargs):
@@ -52,16 +49,14 @@ class Ledger(TorchDispatchMode):
         self.marks: list[tuple[int, str]] = []  # (event, name of the phase that begins there)
         self._in_forward = False
         self._hooked = WeakTensorKeyDictionary()
-        self._handles = []
+        self._hooks = contextlib.ExitStack()
 
     def __enter__(self):
-        self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        self._hooks.callback(register_optimizer_step_post_hook(self._after_step).remove)
         return super().__enter__()
 
     def __exit__(self, *error):
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self.book.catch_up()
         return super().__exit__(*error)
 
@@ -143,14 +138,18 @@ class Ledger(TorchDispatchMode):
 
     def _parameter(self, parameter):
         self.add(parameter, "weights")
-        for tensor in quantisation_tensors(parameter):
-            self.add(tensor, "weights")
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:  # scales, code tables, offsets that bitsandbytes' carry
+            for tensor in vars(state).values():
+                if isinstance(tensor, torch.Tensor):
+                    self.add(tensor, "weights")
+            state = state.state2
         if parameter not in self._hooked:
             self._hooked[parameter] = True
             self._after_accumulation(parameter)
             if parameter.requires_grad and parameter.is_leaf:
                 hook = parameter.register_post_accumulate_grad_hook(self._after_accumulation)
-                self._handles.append(hook)
+                self._hooks.callback(hook.remove)
 
     def _after_accumulation(self, parameter):
         if parameter.grad is not None:
@@ -173,11 +172,3 @@ def _summed(held):
     for storage, n_bytes in held.items():
         out[category(storage)] += n_bytes
     return out
-
-
-def quantisation_tensors(parameter: nn.Parameter) -> Iterator[torch.Tensor]:
-    """Tensors that a quantised parameter of bitsandbytes carries: scales, code tables, offsets."""
-    state = getattr(parameter, "quant_state", None)
-    while state is not None:
-        yield from (value for value in vars(state).values() if isinstance(value, torch.Tensor))
-        state = state.state2

@@ -6,8 +6,6 @@ Following the tensors costs some tens of microseconds an operation (`benchmarks/
 measures it): next to nothing in training, more where tensors are tiny.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import threading

@@ -1,68 +1,50 @@
-"""The optimizers of a simulated step: torch's own, and the states that bitsandbytes' keep."""
+"""The optimizers of a step, called as in transformers' `optim`: torch's own, and bitsandbytes'."""
 
-import math
 from collections.abc import Sequence
 
 import torch
+from bitsandbytes.optim import AdamW
 
 SMALL = 4096  # bitsandbytes keeps states of smaller tensors in fp32
 BLOCK = 256  # elements that share a scale in 8-bit states
 PAGED_FROM = 100_000  # elements from which bitsandbytes puts a state into paged memory
 
 
-def make(parameters: Sequence[torch.nn.Parameter], name: str) -> tuple[torch.optim.Optimizer, int]:
-    """An optimizer called as in transformers' `optim`, and bytes of paged states.
+class Imagined(AdamW):
+    """bitsandbytes' AdamW that makes its states on any device, fakes too, and updates nothing.
 
-    Paged states stay out of the optimizer: they are allocated in memory that can leave the GPU.
-    """
-    if name == "adamw_torch_fused":
-        return torch.optim.AdamW(parameters, fused=True), 0
-    if name == "adamw_torch":  # foreach is what torch takes on a GPU
-        return torch.optim.AdamW(parameters, foreach=True), 0
-    bits = 8 if "8bit" in name else 32
-    paged = [p for p in parameters if name.startswith("paged") and p.numel() >= PAGED_FROM]
-    away = sum(sum(state_bytes(p.numel(), bits)) for p in paged)
-    return BlockwiseAdamW(parameters, bits, keep_scales_of=paged), away
-
-
-def state_bytes(n: int, bits: int) -> tuple[int, int]:
-    """Bytes of the two moments of a tensor of n elements, `(first, second)`, without scales."""
-    each = n if bits == 8 and n >= SMALL else 4 * n
-    return each, each
-
-
-class BlockwiseAdamW(torch.optim.Optimizer):
-    """Holds the states of bitsandbytes' AdamW and updates nothing.
-
-    In 8 bits: a byte an element and fp32 scales a block of 256, for both moments, and two tables
-    of 256 values that all tensors share. Of paged tensors only the scales are on the GPU.
+    Paged states are counted in `paged_bytes` alone: they lie in memory that can leave the GPU.
     """
 
-    def __init__(
-        self,
-        parameters: Sequence[torch.nn.Parameter],
-        bits: int,
-        keep_scales_of: Sequence[torch.nn.Parameter] = (),
-    ):
-        super().__init__(parameters, {})
-        self.bits, self.paged = bits, {id(p) for p in keep_scales_of}
-        self.tables = [torch.zeros(256) for _ in range(2)] if bits == 8 else []
+    paged_bytes = 0
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Make the states of parameters that have none."""
-        for parameter in self.param_groups[0]["params"]:
-            if parameter not in self.state:
-                self.state[parameter] = self._states(parameter)
+        (group,) = self.param_groups
+        for i, parameter in enumerate(group["params"]):
+            if not self.state[parameter]:
+                self.init_state(group, parameter, 0, i)
 
-    def _states(self, parameter):
-        small = self.bits == 32 or parameter.numel() < SMALL
-        out = {}
-        if id(parameter) not in self.paged:
-            dtype = torch.float32 if small else torch.uint8
-            out = {f"state{i}": torch.zeros_like(parameter, dtype=dtype) for i in (1, 2)}
-        if not small:
-            blocks = math.ceil(parameter.numel() / BLOCK)
-            out |= {f"absmax{i}": torch.zeros(blocks) for i in (1, 2)}
-            out |= {f"qmap{i}": table for i, table in enumerate(self.tables, 1)}
-        return out
+    def fill_qmap(self) -> None:
+        """Make the two tables of 8-bit values that all states share, without the values."""
+        self.name2qmap = {name: torch.zeros(256) for name in ("dynamic", "udynamic")}
+
+    def get_state_buffer(
+        self, p: torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor | None:
+        """Zeros for a moment of `p`; None where it is paged."""
+        if not self.is_paged or p.numel() < PAGED_FROM:
+            return torch.zeros_like(p, dtype=dtype)
+        self.paged_bytes += p.numel() * dtype.itemsize
+
+
+def make(
+    parameters: Sequence[torch.nn.Parameter], name: str, kind: type[AdamW] = AdamW
+) -> torch.optim.Optimizer:
+    """The optimizer called `name`; one of bitsandbytes' is of this kind."""
+    if name.startswith("adamw_torch"):  # foreach is what torch takes on a GPU
+        how = {"fused": True} if name.endswith("fused") else {"foreach": True}
+        return torch.optim.AdamW(parameters, **how)
+    bits = 8 if "8bit" in name else 32
+    return kind(parameters, optim_bits=bits, is_paged=name.startswith("paged"))

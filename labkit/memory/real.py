@@ -4,32 +4,21 @@ Layer by layer on the device, and in 4 bits at once, so that a 7-billion QLoRA n
 download nor 14 GB of the host. What a step of it takes is what a step of the trained model takes.
 """
 
-from __future__ import annotations
-
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from torch import nn
+from transformers import PretrainedConfig
 
-from labkit.memory import adapted
+from labkit.memory import adapted, optimizers
 from labkit.memory.measure import Peak, track
 from labkit.memory.settings import Settings
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-BNB = {  # names of bitsandbytes' optimizers
-    "adamw_bnb_8bit": "AdamW8bit",
-    "paged_adamw_32bit": "PagedAdamW32bit",
-    "paged_adamw_8bit": "PagedAdamW8bit",
-}
+from labkit.memory.simulate import loss_of
 
 
 def real_model(config: PretrainedConfig, settings: Settings, device: str) -> nn.Module:
     """The adapted model of `config` with random weights on `device`, in training mode."""
-    from bitsandbytes.nn import Linear4bit
-
     model, _ = adapted.build(config, settings)  # on the meta device
     adapted.materialise(model, partial(_quantised, device=device), device)
     base = getattr(model, "get_base_model", lambda: model)()
@@ -45,37 +34,22 @@ def _quantised(layer, device):
     """A random matrix of the layer's shape in NF4, quantised by bitsandbytes."""
     shape = layer.out_features, layer.in_features
     values = torch.randn(shape, device=device, dtype=layer.compute_dtype) * 0.02
-    nested = layer.weight.compress_statistics
-    made = type(layer.weight)(
-        values, requires_grad=False, compress_statistics=nested, quant_type="nf4", module=layer
-    )
-    return made.to(device)
+    how = {"compress_statistics": layer.weight.compress_statistics, "quant_type": "nf4"}
+    return type(layer.weight)(values, requires_grad=False, module=layer, **how).to(device)
 
 
 def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """The optimizer that `settings.optim` names, on what trains."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    if settings.optim in BNB:
-        import bitsandbytes
-
-        return getattr(bitsandbytes.optim, BNB[settings.optim])(trained)
-    how = {"fused": True} if settings.optim.endswith("fused") else {"foreach": True}
-    return torch.optim.AdamW(trained, **how)
+    return optimizers.make(trained, settings.optim)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> float:
     """One training step on random tokens; its loss, a float."""
-    kind, vocab = model.device.type, model.config.vocab_size
-    compute = torch.float16 if settings.dtype == "float16" else torch.bfloat16
-    kept = settings.answer_tokens or 0
+    shape = settings.batch, settings.seq
     for _ in range(settings.accumulation):
-        ids = torch.randint(vocab, (settings.batch, settings.seq), device=model.device)
-        batch = {"input_ids": ids, "labels": ids[:, -kept:]}
-        if settings.padded:
-            batch["attention_mask"] = torch.ones_like(ids)
-            batch["attention_mask"][0, -1] = 0
-        with torch.autocast(kind, compute, enabled=settings.autocast):
-            loss = model(**batch, use_cache=False, logits_to_keep=kept).loss
+        ids = torch.randint(model.config.vocab_size, shape, device=model.device)
+        loss = loss_of(model, ids, settings)
         loss.backward()
         found = loss.item()
         del loss

@@ -1,21 +1,21 @@
 """What `labkit memory` says: simulation and closed form side by side, and what fits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
-from labkit.memory import budget, fit
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from transformers import PretrainedConfig
+
+from labkit.memory import budget, fit, plots
 from labkit.memory.dimensions import NoClosedForm
 from labkit.memory.ledger import CATEGORIES
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import Simulation, simulate
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from rich.console import Console
-    from transformers import PretrainedConfig
+from labkit.plots import use_style
 
 GB = 10**9
 COLOURS = dict(zip(CATEGORIES, ("blue", "red", "green", "magenta", "yellow", "white"), strict=True))
@@ -70,11 +70,18 @@ def examine(
 
 
 def _find_room(config, report, say):
-    """Fill in what makes room, and the largest batches with the first settings that fit."""
-    steps = list(_room(config, report.settings, say))
-    report.room = [(name, peak) for name, _, peak in steps]
-    given = ("the settings as given", report.settings, report.simulated.peak)
-    for name, settings, peak in (given, *steps):
+    """Fill in what makes room, one on the other, and the largest batches in what fits first."""
+    settings = report.settings
+    steps = [("the settings as given", settings, report.simulated.peak)]
+    for name, change in ROOM.items():
+        short = settings.seq <= change.get("answer_tokens", 0)
+        changed = settings if short else settings.but(**change)
+        if changed != settings:
+            settings = changed
+            say(f"simulating with {name}")
+            steps.append((name, settings, simulate(config, settings).peak))
+    report.room = [(name, peak) for name, _, peak in steps[1:]]
+    for name, settings, peak in steps:
         if peak <= report.limit:
             say(f"searching the largest batch with {name}")
             report.batches_with = name
@@ -82,39 +89,27 @@ def _find_room(config, report, say):
             return
 
 
-def _room(config, settings, say):
-    """`(change, settings, bytes at the peak)` for each thing that makes room, one on the other."""
-    for name, change in ROOM.items():
-        changed = {key: value for key, value in change.items() if getattr(settings, key) != value}
-        if changed and settings.seq > change.get("answer_tokens", 0):
-            settings = settings.but(**changed)
-            say(f"simulating with {name}")
-            yield name, settings, simulate(config, settings).peak
-
-
 def as_data(report: Report) -> dict:
     """The report as plain data, bytes throughout."""
     simulated = asdict(report.simulated)
     del simulated["timeline"]
-    closed = None
-    if report.closed:
-        closed = {"peak": report.closed.peak, "static": report.closed.static()}
-        closed |= {"moments": report.closed.moments}
-        closed |= {"terms": [asdict(term) for term in report.closed.terms]}
-    out = {"model": report.model, "settings": asdict(report.settings)}
-    out |= {"simulated": simulated, "closed_form": closed}
+    out = {"model": report.model, "settings": asdict(report.settings), "simulated": simulated}
+    out["closed_form"] = closed = asdict(report.closed) if report.closed else None
+    if closed:
+        closed |= {"peak": report.closed.peak, "static": report.closed.static()}
     if report.limit:
-        largest = {str(length): batch for length, batch in (report.batches or {}).items()}
-        out["fit"] = {"limit": report.limit, "fits": report.fits, "largest_batch": largest}
-        out["fit"]["largest_batch_with"] = report.batches_with
-        out["fit"]["more_room"] = [{"change": name, "peak": peak} for name, peak in report.room]
+        out["fit"] = {
+            "limit": report.limit,
+            "fits": report.fits,
+            "largest_batch": report.batches or {},
+            "largest_batch_with": report.batches_with,
+            "more_room": [{"change": name, "peak": peak} for name, peak in report.room],
+        }
     return out
 
 
 def show(report: Report, console: Console) -> None:
     """Print the report."""
-    from rich.text import Text
-
     console.print(Text(_headline(report), "bold"))
     console.print(_settings_line(report.settings), style="dim", highlight=False)
     console.print(_bar(report.simulated, min(console.width, 100) - 12))
@@ -144,8 +139,6 @@ def _settings_line(settings):
 
 def _bar(simulated, width):
     """The peak as one stacked bar; a letter in each part, so that colour isn't needed."""
-    from rich.text import Text
-
     bar = Text()
     for name in CATEGORIES:
         n = round(width * simulated.by_category[name] / simulated.peak)
@@ -157,8 +150,6 @@ def _bar(simulated, width):
 
 
 def _table(report):
-    from rich.markup import escape
-    from rich.table import Table
 
     table = Table("GB", box=None, header_style="bold", pad_edge=False)
     table.add_column("simulated", justify="right")
@@ -192,14 +183,11 @@ def _verdict(report):
 
 
 def _show_fit(report, console):
-    from rich.table import Table
-
     limit = f"{report.limit / GB:.4g} GB"
     answer, left = ("fits", "to spare") if report.fits else ("does not fit", "too much")
     gap = _gb(abs(report.limit - report.simulated.peak))
-    console.print(
-        f"\nBatch {report.settings.batch} x {report.settings.seq} {answer} into {limit}:", end=" "
-    )
+    shape = f"{report.settings.batch} x {report.settings.seq}"
+    console.print(f"\nBatch {shape} {answer} into {limit}:", end=" ")
     console.print(f"{gap} GB {left}. CUDA's own context (about 0.5 GB) and gaps come on top.")
     for name, peak in report.room:
         verdict = "fits" if peak <= report.limit else "does not fit"
@@ -220,8 +208,6 @@ def _gb(n_bytes):
 
 def figure(report: Report) -> Figure:
     """Bars of the simulation and the closed form, and the timeline: what `--plot` saves."""
-    from labkit.memory import plots
-    from labkit.plots import use_style
 
     use_style()
     rows = {"simulated": report.simulated.by_category}

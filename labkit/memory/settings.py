@@ -12,11 +12,8 @@ from labkit.errors import LabError
 CHOICES = {
     "method": ("full", "lora", "qlora"),
     "optim": (
-        "adamw_torch_fused",
-        "adamw_torch",
-        "adamw_bnb_8bit",
-        "paged_adamw_32bit",
-        "paged_adamw_8bit",
+        *("adamw_torch_fused", "adamw_torch"),
+        *("adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
     ),
     "attention": ("sdpa", "eager"),
     "dtype": ("float32", "bfloat16", "float16"),
@@ -24,10 +21,6 @@ CHOICES = {
 }
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 AT_LEAST = {"rank": 1, "batch": 1, "seq": 2, "answer_tokens": 2, "accumulation": 1}
-
-
-class BadSetting(LabError, ValueError):
-    """A setting that no training step can have; the message says what it may be."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +70,19 @@ class Settings:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise BadSetting(f"{name} {value!r} is none of {', '.join(choices)}")
+                raise LabError(f"{name} {value!r} is none of {', '.join(choices)}")
         for name, least in AT_LEAST.items():
             value = getattr(self, name)
             if name == "answer_tokens" and value is None:
                 continue
             if not isinstance(value, int) or value < least:
-                raise BadSetting(f"{name} must be a whole number from {least}, not {value!r}")
+                raise LabError(f"{name} must be a whole number from {least}, not {value!r}")
         if not 0 <= self.dropout < 1:
-            raise BadSetting(f"dropout must lie in 0 to 1, not {self.dropout}")
+            raise LabError(f"dropout must lie in 0 to 1, not {self.dropout}")
         if self.answer_tokens and self.answer_tokens > self.seq:
-            raise BadSetting(f"{self.answer_tokens} answer tokens don't fit in seq {self.seq}")
+            raise LabError(f"{self.answer_tokens} answer tokens don't fit in seq {self.seq}")
         if not any(self.target_names):
-            raise BadSetting("targets must be all-linear or names such as q_proj,v_proj")
+            raise LabError("targets must be all-linear or names such as q_proj,v_proj")
 
     @property
     def target_names(self) -> list[str]:
@@ -102,10 +95,9 @@ class Settings:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "24GB" or "23.5GiB"; a bare number is in GB. Raises BadSetting."""
+    """Bytes of "24GB" or "23.5GiB"; a bare number is in GB. Raises LabError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MG]i?B)?\s*", str(text), re.IGNORECASE)
     if not match or float(match[1]) == 0:
-        raise BadSetting(
-            f"can't read the size {str(text)!r}: write 16GB, 24GB, 48GB, 80GB or 22GiB"
-        )
+        offer = "write 16GB, 24GB, 48GB, 80GB or 22GiB"
+        raise LabError(f"can't read the size {str(text)!r}: {offer}")
     return int(float(match[1]) * UNITS[(match[2] or "GB").upper()])

@@ -9,23 +9,31 @@ What it does not see: the CUDA context and library workspaces, the allocator's r
 fragmentation (`max_memory_reserved`), and what kernels allocate inside themselves.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig, masking_utils
 
 from labkit.memory import adapted, optimizers
 from labkit.memory.ledger import CATEGORIES, Ledger, category
 from labkit.memory.settings import Settings
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+
+@dataclass(frozen=True)
+class Timeline:
+    """Bytes held after each allocation or release of the step.
+
+    held: (events, categories) int64, in the order of `ledger.CATEGORIES`.
+    starts: {phase: index of its first event}.
+    """
+
+    held: np.ndarray
+    starts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -50,38 +58,21 @@ class Simulation:
     timeline: Timeline | None = None
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """Bytes held after each allocation or release of the step.
-
-    held: (events, categories) int64, in the order of `ledger.CATEGORIES`.
-    starts: {phase: index of its first event}.
-    """
-
-    held: np.ndarray
-    starts: dict[str, int]
-
-
 def simulate(
     config: PretrainedConfig, settings: Settings, timeline: bool = False, device: str = "cuda"
 ) -> Simulation:
     """Simulate one step of the causal LM that `config` describes; a `Simulation`.
 
     device: "cuda" or "cpu", which keep dropout's mask in one byte and in four.
-    Raises BadSetting for targets or a rank that the model cannot have.
+    Raises LabError for targets or a rank that the model cannot have.
     """
     model, n_params = adapted.build(config, settings)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with _whole_sequences(), _dropout_of(device), FakeTensorMode():
+    # transformers sees by data, which fakes don't have, whether a row is one sequence
+    whole = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
+    with whole, _dropout_of(device), FakeTensorMode():
         adapted.materialise(model, adapted.packed_weight)
         return _step(model, settings, n_params, n_trainable, timeline)
-
-
-def _whole_sequences():
-    """Let transformers see that a row is one sequence: it looks at data, which fakes don't have."""
-    from transformers import masking_utils
-
-    return mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
 
 
 def _dropout_of(device):
@@ -100,14 +91,18 @@ def _step(model, settings, n_params, n_trainable, timeline):
     ledger = Ledger("meta", keep_events=True)
     ledger.hold(model)
     with ledger:
-        optimizer, paged = _earlier_step(trained, settings, ledger)
+        for parameter in trained:  # what an earlier step leaves
+            parameter.grad = torch.zeros_like(parameter)
+            ledger.add(parameter.grad, "gradients")
+        optimizer = optimizers.make(trained, settings.optim, optimizers.Imagined)
+        optimizer.step()
         static = {name: n for name, n in ledger.now().items() if name in CATEGORIES[:3]}
         if settings.accumulation == 1:
             optimizer.zero_grad()
         ledger.book.forget_peak()
         ids = torch.zeros(settings.batch, settings.seq, dtype=torch.long)
         ledger.mark("forward")
-        loss = _loss(model, ids, settings)
+        loss = loss_of(model, ids, settings)
         ledger.mark("backward")
         loss.backward()
         ledger.mark("step")
@@ -118,30 +113,22 @@ def _step(model, settings, n_params, n_trainable, timeline):
         by_category=ledger.by_category(),
         static=static,
         phases=_phase_peaks(history),
-        paged=paged,
+        paged=getattr(optimizer, "paged_bytes", 0),
         n_params=n_params,
         n_trainable=n_trainable,
         timeline=history if timeline else None,
     )
 
 
-def _earlier_step(trained, settings, ledger):
-    """Leave what an earlier step leaves: optimizer states, and gradients until they are cleared."""
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
-        ledger.add(parameter.grad, "gradients")
-    optimizer, paged = optimizers.make(trained, settings.optim)
-    optimizer.step()
-    return optimizer, paged
-
-
-def _loss(model, ids, settings):
+def loss_of(model: nn.Module, ids: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """The loss of one micro-batch of token ids `(batch, seq)`, a scalar tensor."""
     kept = settings.answer_tokens or 0
     compute = torch.float16 if settings.dtype == "float16" else torch.bfloat16
     batch = {"input_ids": ids, "labels": ids[:, -kept:]}
     if settings.padded:
         batch["attention_mask"] = torch.ones_like(ids)
-    with torch.autocast("cpu", compute, enabled=settings.autocast):
+        batch["attention_mask"][0, -1] = 0
+    with torch.autocast(ids.device.type, compute, enabled=settings.autocast):
         return model(**batch, use_cache=False, logits_to_keep=kept).loss
 
 

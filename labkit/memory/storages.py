@@ -4,21 +4,19 @@ A storage is the memory under a tensor; views share one. The book learns of a st
 weak reference.
 """
 
-from __future__ import annotations
-
 import weakref
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 
+@dataclass(eq=False, slots=True)
 class Storage:
     """What the book knows of one storage besides its bytes."""
 
-    __slots__ = ("category", "viewed")
-
-    def __init__(self, category: str = "temporary"):
-        self.category, self.viewed = category, False
+    category: str = "temporary"
+    viewed: bool = False
 
 
 class Book:

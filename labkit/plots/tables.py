@@ -1,11 +1,12 @@
 """Answers side by side, as a table that reads well in a notebook and in print."""
 
 from collections.abc import Sequence
-from html import escape
+from pathlib import Path
 
+import jinja2
 from IPython.display import HTML
 
-STYLE = "text-align:left; vertical-align:top; white-space:normal; max-width:24em"
+TEMPLATE = Path(__file__).parents[1] / "templates" / "answers.html.j2"
 
 
 def compare_answers(
@@ -19,23 +20,6 @@ def compare_answers(
     `answers` maps a model's name to its answers; pass `wanted=None` where nothing is right or
     wrong. Only the first `rows` questions are shown.
     """
-    head = ["asked", *(["wanted"] if wanted is not None else []), *answers]
-    body = []
-    for i in range(min(rows, len(questions))):
-        cells = [escape(questions[i])]
-        if wanted is not None:
-            cells.append(_code(wanted[i]))
-        for told in answers.values():
-            mark = "" if wanted is None else ("✓ " if told[i] == wanted[i] else "✗ ")
-            cells.append(mark + _code(told[i]))
-        body.append(cells)
-    return HTML(f"<table>{_row(head, 'th')}{''.join(_row(cells, 'td') for cells in body)}</table>")
-
-
-def _code(text, limit=280):
-    short = text if len(text) <= limit else text[:limit] + " …"
-    return f'<span style="font-size:0.93em">{escape(short)}</span>'
-
-
-def _row(cells, tag):
-    return "<tr>" + "".join(f'<{tag} style="{STYLE}">{cell}</{tag}>' for cell in cells) + "</tr>"
+    table = jinja2.Template(TEMPLATE.read_text("utf-8"), autoescape=True)
+    told = {"questions": questions, "wanted": wanted, "answers": answers}
+    return HTML(table.render(told, n=min(rows, len(questions))))

@@ -22,20 +22,8 @@ from labkit.errors import LabError
 from labkit.training import lean
 
 PACKAGES = ("accelerate", "bitsandbytes", "lora-labs", "peft", "torch", "transformers", "trl")
-NO_MATTER = (
-    "output_dir",
-    "run_name",
-    "project",
-    "logging_",
-    "log_",
-    "save_",
-    "hub_",
-    "push_to_hub",
-)
-
-
-class AlreadyAdapted(LabError, ValueError):
-    """The base model still carries an adapter, and a second one would be added to it."""
+# how settings begin that change no result
+NO_MATTER = ("output_dir", "run_name", "project", "log", "save_", "hub_", "push_to_hub")
 
 
 @dataclass(frozen=True)
@@ -67,7 +55,7 @@ def finetune(
     Under `accelerate launch` all processes train together, and one of them keeps the result.
     """
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
-        raise AlreadyAdapted("this model has an adapter already: load the base model afresh")
+        raise LabError("this model has an adapter already: load the base model afresh")
     folder = download.cache_dir() / "runs" / _key(model, tokenizer, dataset, peft_config, args)
     if cache and (folder / "history.json").exists():
         return _stored(model, folder, title)

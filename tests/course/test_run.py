@@ -10,7 +10,8 @@ from rich.console import Console
 from labkit import cli
 from labkit.course.notebooks import build
 from labkit.course.progress import Left, bars, experiment_seconds, nearest_headings
-from labkit.course.run import UnknownLab, find_labs, run
+from labkit.course.run import find_labs, run
+from labkit.errors import LabError
 
 ROOT = Path(__file__).parents[2]
 HEAD = """\
@@ -164,7 +165,7 @@ def test_lab_names(ran, names, wanted):
 
 @pytest.mark.parametrize(("name", "near"), [("02_rases", "02_raises"), ("9", "01_good, 02_raises")])
 def test_an_unknown_lab_gets_the_nearest_names(ran, name, near):
-    with pytest.raises(UnknownLab, match=f"no lab is called '{name}'.*{near}"):
+    with pytest.raises(LabError, match=f"no lab is called '{name}'.*{near}"):
         find_labs([name], ran[0])
 
 

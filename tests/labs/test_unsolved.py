@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit.course.kernel import execute
+from labkit.course.run import execute
 
 ROOT = Path(__file__).parents[2]
 STEMS = sorted(path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py"))

@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import transformers
 
+from labkit.errors import LabError
 from labkit.memory import budget, configs
 from labkit.memory.dimensions import NoClosedForm
-from labkit.memory.settings import BadSetting, Settings
+from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
 
 CASES = [
@@ -93,5 +94,5 @@ def test_every_term_has_a_formula_and_a_source():
 def test_what_it_does_not_cover_is_said():
     with pytest.raises(NoClosedForm, match="no closed form for 'gpt2': it covers llama"):
         budget.closed_form(transformers.GPT2Config(), Settings())
-    with pytest.raises(BadSetting, match="no layer 'c_attn': there is q_proj"):
+    with pytest.raises(LabError, match="no layer 'c_attn': there is q_proj"):
         budget.closed_form(configs.find("llama-2-7b"), Settings(targets="c_attn"))

@@ -6,6 +6,7 @@ import pytest
 import transformers
 
 from labkit import download
+from labkit.errors import LabError
 from labkit.memory import configs
 
 
@@ -40,7 +41,7 @@ def test_a_hub_id_is_read_when_the_hub_answers(monkeypatch):
 )
 def test_unknown_models_offer_the_nearest(name, line, monkeypatch):
     monkeypatch.setattr(download, "hub_answers", lambda: False)
-    with pytest.raises(configs.BadModel, match=line) as error:
+    with pytest.raises(LabError, match=line) as error:
         configs.find(name)
     assert "\n" not in str(error.value)
 
@@ -61,6 +62,6 @@ def test_unknown_models_offer_the_nearest(name, line, monkeypatch):
 def test_configs_that_are_no_causal_lm(tmp_path, text, line):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(configs.BadModel, match=line) as error:
+    with pytest.raises(LabError, match=line) as error:
         configs.find(path)
     assert "\n" not in str(error.value)

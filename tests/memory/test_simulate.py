@@ -8,9 +8,10 @@ import torch
 import transformers
 from memory_accuracy import real_model, training
 
+from labkit.errors import LabError
 from labkit.memory import configs, fit, optimizers
 from labkit.memory.measure import track
-from labkit.memory.settings import BadSetting, Settings, parse_size
+from labkit.memory.settings import Settings, parse_size
 from labkit.memory.simulate import simulate
 
 SHAPES = {  # hidden, ffn, layers, heads, key-value heads, vocabulary, tied
@@ -124,7 +125,7 @@ def test_states_are_those_of_bitsandbytes(bits):
     for i, parameter in enumerate(parameters):
         theirs.init_state(theirs.param_groups[0], parameter, 0, i)
     name = "adamw_bnb_8bit" if bits == 8 else "paged_adamw_32bit"
-    ours, _ = optimizers.make(parameters, name)
+    ours = optimizers.make(parameters, name, optimizers.Imagined)
     ours.step()
 
     def held(optimizer):
@@ -168,7 +169,7 @@ def test_the_timeline_adds_up():
     ],
 )
 def test_bad_settings_are_one_clear_line(change, line):
-    with pytest.raises(BadSetting, match=line):
+    with pytest.raises(LabError, match=line):
         Settings(**change)
 
 
@@ -180,7 +181,7 @@ def test_bad_settings_are_one_clear_line(change, line):
     ],
 )
 def test_targets_and_ranks_that_a_model_cannot_have(change, line):
-    with pytest.raises(BadSetting, match=line):
+    with pytest.raises(LabError, match=line):
         simulate(config_of("grouped, untied"), Settings(**change))
 
 
@@ -264,5 +265,5 @@ def test_sizes_are_read(text, n_bytes):
 
 @pytest.mark.parametrize("text", ["", "big", "-4GB", "0GB", "16TB"])
 def test_sizes_that_are_none(text):
-    with pytest.raises(BadSetting, match="write 16GB"):
+    with pytest.raises(LabError, match="write 16GB"):
         parse_size(text)

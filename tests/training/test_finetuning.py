@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from labkit import tasks
+from labkit.errors import LabError
 from labkit.training import loop, models, packing
-from labkit.training.finetuning import AlreadyAdapted, finetune
+from labkit.training.finetuning import finetune
 
 
 @pytest.fixture(scope="module")
@@ -209,5 +210,5 @@ def test_an_interrupted_write_leaves_nothing(tokenizer, pairs, runs, monkeypatch
 def test_a_model_with_an_adapter_is_refused(tokenizer, pairs, runs):
     result = finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1))
     for model in (result.model, result.model.get_base_model()):
-        with pytest.raises(AlreadyAdapted, match="load the base model afresh"):
+        with pytest.raises(LabError, match="load the base model afresh"):
             finetune(model, tokenizer, pairs, lora(), config(runs))

@@ -10,6 +10,7 @@ import pytest
 from labkit import download
 from labkit.course import doctor
 from labkit.download import ModelUnavailable
+from labkit.errors import LabError
 from labkit.training import models
 
 
@@ -159,7 +160,7 @@ def test_offline_asks_nobody(monkeypatch):
 
 
 def test_an_unknown_model_is_one_line():
-    with pytest.raises(ValueError, match="no model 'gpt-9': there is smollm2-135m"):
+    with pytest.raises(LabError, match="no model 'gpt-9': there is smollm2-135m"):
         models.fetch("gpt-9")
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from labkit.errors import LabError
 from labkit.labs.tiny import language_model
 from labkit.training import serving
 
@@ -38,7 +39,7 @@ def test_a_client_gets_the_greedy_answer_of_the_model(shop):
 def test_what_cannot_be_served_is_one_line(tmp_path):
     pytest.importorskip("openai")
     with (
-        pytest.raises(serving.NotServed, match="transformers serve ended") as caught,
+        pytest.raises(LabError, match="transformers serve ended") as caught,
         serving.transformers_serve(tmp_path / "nothing"),
     ):
         pass
@@ -48,7 +49,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path):
 def test_a_missing_package_is_named_with_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(serving, "NEEDS", ("no_such_package",))
     with (
-        pytest.raises(serving.NotServed, match=r"no_such_package missing: pip install .*serve"),
+        pytest.raises(LabError, match=r"no_such_package missing: pip install .*serve"),
         serving.transformers_serve(tmp_path),
     ):
         pass

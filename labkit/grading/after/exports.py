@@ -11,30 +11,25 @@ import html
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from labkit.errors import LabError
 from labkit.grading.after import gradescope, report, tables, worksheets
 from labkit.grading.collect import listed
-from labkit.grading.row import Row
+from labkit.grading.row import Exercise, Row
 
 CANVAS = re.compile(r"(?=_(\d+)_\d+_)")  # at every place where it could be the student's number
 MOODLE = re.compile(r"_(\d+)_assignsubmission_")
 
 
-class Export(NamedTuple):
+@dataclass
+class Export(tables.Table):
     """A filled table, how many submissions are in it, and what somebody should look at."""
 
-    text: str
     matched: int
     problems: list[str]
     remarks: list[str]
-    form: tables.Form
-
-    def data(self) -> bytes:
-        """The file, in the encoding of the one that was read."""
-        return tables.encoded(self.text, self.form)
 
 
 def results_in(out: Path) -> list[Row]:
@@ -70,10 +65,8 @@ def pick(rows: list[Row], lab: str | None = None) -> tuple[str, list[Row], list[
     """
     often = Counter(row.lab for row in rows if row.lab)
     same = {name: (name, name.partition("_")[0], tables.number_of(name)) for name in often}
-    if lab is None:
-        found = [name for name, n in often.items() if 2 * n > often.total()]
-    else:
-        found = [name for name in often if lab in same[name]]
+    usual = [name for name, n in often.items() if 2 * n > often.total()]
+    found = usual if lab is None else [name for name in often if lab in same[name]]
     if len(found) != 1:
         labs = ", ".join(sorted(often))
         raise LabError(f"say --lab with one of the labs that were graded: {labs}")
@@ -97,32 +90,30 @@ def canvas(
     Other assignments are left out, so nothing else changes. LabError for another table.
     """
     lab, rows, problems = pick(results, lab)
-    table, form = tables.read(gradebook)
-    head = table[0]
+    table = tables.read(gradebook)
+    head, *lines = table.rows
     if not {"ID", "Section"} <= set(head):
         raise LabError(f"{gradebook} is no Canvas gradebook: it has no column ID or no Section")
     id_at, first = head.index("ID"), head.index("Section") + 1
-    possible = next((line for line in table if "Points Possible" in line[0]), [""] * len(head))
+    possible = next((line for line in lines if "Points Possible" in line[0]), [""] * len(head))
     open_ones = [i for i in range(first, len(head)) if "read only" not in possible[i]]
     at = tables.column(head, open_ones, column, lab)
-    roster = {line[id_at].strip(): line for line in table[1:] if line[id_at].strip()}
+    roster = {line[id_at].strip(): line for line in lines if line[id_at].strip()}
     names = {id: _letters("".join(line[:id_at])) for id, line in roster.items()}
     chosen, more = _match(rows, lambda name: _canvas_id(name, names))
     for id, row in chosen.items():
         more += tables.put(roster[id], at, tables.points(row, possible[at]), row.submission)
-    text = tables.written([[*line[:first], line[at]] for line in table], form)
+    table.rows = [[*line[:first], line[at]] for line in table.rows]
     remarks = [*tables.scale(rows, possible[at]), f"column: {head[at]}"]
-    remarks += [f"without a submission: {len(roster) - len(chosen)}", *_late(chosen)]
-    return Export(text, len(chosen), problems + more, remarks, form)
+    return _export(table, roster, chosen, problems + more, remarks)
 
 
 def _canvas_id(name: str, names: dict[str, str]) -> str | None:
     """The student's number in a file name; learners choose parts of it, so names decide."""
     file = name.rpartition("/")[2]
     places = [(m.start(), m[1]) for m in CANVAS.finditer(file) if m[1] in names]
-    named = {
-        id for start, id in places if names[id] == _letters(file[:start].removesuffix("_LATE"))
-    }
+    whose = [(id, _letters(file[:start].removesuffix("_LATE"))) for start, id in places]
+    named = {id for id, letters in whose if names[id] == letters}
     likely = named or {id for _, id in places}  # a group's files bear the name of the group
     return likely.pop() if len(likely) == 1 else None
 
@@ -137,9 +128,9 @@ def moodle(
 ) -> Export:
     """The grading worksheet of a Moodle assignment with grades and feedback filled in."""
     lab, rows, problems = pick(results, lab)
-    table, form = tables.read(worksheet)
-    head = table[0]
-    numbers = {m[1]: line for line in table[1:] if (m := re.search(r"\D(\d+)$", line[0].strip()))}
+    table = tables.read(worksheet)
+    head, *lines = table.rows
+    numbers = {m[1]: line for line in lines if (m := re.search(r"\D(\d+)$", line[0].strip()))}
     if not numbers or len(head) < 3:
         raise LabError(f"{worksheet} is no Moodle grading worksheet: no 'Participant 123' in it")
     at, most, words, free = worksheets.columns(head, list(numbers.values()), column, worksheet)
@@ -148,33 +139,28 @@ def moodle(
         line = numbers[number]
         points = tables.points(row, "" if most is None else line[most])
         more += tables.put(line, at, points, row.submission)
-        if words is not None and not line[words].strip():
-            line[words] = _feedback(row)
+        if words is not None and not line[words].strip():  # Moodle's comments are HTML
+            told = [f"{row.earned:g} of {row.possible:g} points", *map(_verdict, row.exercises)]
+            line[words] = "<br>".join(html.escape(text.strip()) for text in told)
         if free is not None and line[free].strip().lower() in worksheets.NO:
             more.append(f"Moodle refuses to change the grade of {row.submission}")
     remarks = [f"column: {head[at]}"]
     remarks += tables.scale(rows, "" if most is None else next(iter(numbers.values()))[most])
     more += ["no column for the highest grade is known: no points are scaled"] * (most is None)
     more += ["no column for comments is known: verdicts stay out"] * (words is None)
-    remarks += [f"without a submission: {len(numbers) - len(chosen)}", *_late(chosen)]
-    text = tables.written(table, form)
-    return Export(text, len(chosen), problems + more, remarks, form)
+    return _export(table, numbers, chosen, problems + more, remarks)
 
 
-def _feedback(row: Row) -> str:
-    """The verdicts as HTML, which is what Moodle's comments are."""
-    lines = [f"{row.earned:g} of {row.possible:g} points"]
-    lines += [
-        f"{e.id} {e.name}: {e.earned:g} of {e.points:g}, {e.status}. {e.message}"
-        for e in row.exercises
-    ]
-    return "<br>".join(html.escape(line.strip()) for line in lines)
+def _verdict(e: Exercise) -> str:
+    return f"{e.id} {e.name}: {e.earned:g} of {e.points:g}, {e.status}. {e.message}"
 
 
-def _late(chosen: dict[str, Row]) -> list[str]:
-    """A line on who was late, for nothing is taken off."""
-    names = [row.submission for row in chosen.values() if row.late]
-    return [f"late, and nothing is taken off: {listed(names)}"] if names else []
+def _export(table, roster, chosen, problems, remarks) -> Export:
+    """The table, and what it says of students who handed nothing in, or were late."""
+    remarks.append(f"without a submission: {len(roster) - len(chosen)}")
+    if late := [row.submission for row in chosen.values() if row.late]:
+        remarks.append(f"late, and nothing is taken off: {listed(late)}")
+    return Export(**vars(table), matched=len(chosen), problems=problems, remarks=remarks)
 
 
 def _match(rows, find, known=None) -> tuple[dict[str, Row], list[str]]:

@@ -74,9 +74,7 @@ def _last_line(done):
 
 def main(argv: list[str] | None = None) -> None:
     """Grade a folder and write results.json, also when grading itself fails; exit 0."""
-    parser = argparse.ArgumentParser(
-        prog="labkit.grading.after.gradescope", description=main.__doc__
-    )
+    parser = argparse.ArgumentParser("labkit.grading.after.gradescope", description=main.__doc__)
     parser.add_argument("submission", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("lab", help="such as 02_lora")

@@ -48,21 +48,18 @@ def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> Non
         path, cells = out / "feedback" / page, sources.get(row.submission)
         if cells is not None or not path.exists():
             _put(path, feedback_page(row, cells or {}))
-    names = (row.submission for row in rows)
-    _put(out / "index.html", class_page(rows, dict(zip(names, pages, strict=True))))
+    _put(out / "index.html", class_page(rows, pages))
 
 
 def rows_in(out: Path) -> list[Row]:
     """The rows of the results.json in `out`, none where it is missing; what is malformed is not."""
+    found, rows = None, []
     with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads((out / "results.json").read_text("utf-8"))
-        return [row for data in found if (row := _row(data))] if isinstance(found, list) else []
-    return []
-
-
-def _row(data):
-    with contextlib.suppress(ValueError):
-        return Row.of(data)
+    for data in found if isinstance(found, list) else ():
+        with contextlib.suppress(ValueError):
+            rows.append(Row.of(data))
+    return rows
 
 
 def page_names(submissions: list[str]) -> list[str]:
@@ -110,13 +107,13 @@ def _cell(value: object) -> object:
     return f"'{line}" if line[:1] in ("=", "+", "-", "@") else line
 
 
-def class_page(rows: list[Row], pages: dict[str, str]) -> str:
+def class_page(rows: list[Row], pages: list[str]) -> str:
     """The page of the class: numbers, what was misunderstood, who passed which exercise."""
     script = (TEMPLATES / "grading_sort.js").read_text("utf-8")
     return _template("grading_class.html.j2").render(
         groups=summary.by_lab(rows),
         states=Counter(row.status for row in rows),
-        pages=pages,
+        pages={row.submission: page for row, page in zip(rows, pages, strict=True)},
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         marks=MARKS,

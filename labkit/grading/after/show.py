@@ -17,14 +17,15 @@ from labkit.grading.row import Row
 
 
 @contextlib.contextmanager
-def progress(console: Console) -> Iterator[Callable]:
-    """A function for `grade(progress=…)` that moves a bar."""
+def progress(console: Console, now: list[Row]) -> Iterator[Callable]:
+    """A function for `grade(progress=…)` that moves a bar and gathers the rows in `now`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     rate = TextColumn("{task.fields[rate]}")
     with Progress(*columns, rate, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("warming up", total=None, rate="")
 
         def told(done, total, row):
+            now.append(row)
             speed = bar.tasks[0].speed
             shown = f"{1 / speed:.2f} s each" if speed else ""
             bar.update(task, description="grading", completed=done, total=total, rate=shown)

@@ -1,12 +1,13 @@
 """A table that another system exported: read it, find a column, fill in points, write it back."""
 
 import codecs
+import contextlib
 import csv
 import io
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from labkit.errors import LabError
 from labkit.grading.row import Row
@@ -75,16 +76,29 @@ def scale(rows: list[Row], most: str) -> list[str]:
     return [f"scaled: {usual[0][0]:g} points here are {top:g} there"]
 
 
-class Form(NamedTuple):
-    """How a table was written, so that it goes back as it came."""
+@dataclass
+class Table:
+    """Full rows of text, and how they were written, so that they go back as they came."""
 
+    rows: list[list[str]]
     separator: str
     encoding: str
     mark: bytes  # before the text, a byte order mark
 
+    @property
+    def text(self) -> str:
+        """The rows as CSV."""
+        out = io.StringIO(newline="")
+        csv.writer(out, delimiter=self.separator).writerows(self.rows)
+        return out.getvalue()
 
-def read(path: Path) -> tuple[list[list[str]], Form]:
-    """A CSV file as full rows of text, and its form. LabError for what is none."""
+    def data(self) -> bytes:
+        """The file; what its encoding has no character for becomes &#...;"""
+        return self.mark + self.text.encode(self.encoding, "xmlcharrefreplace")
+
+
+def read(path: Path) -> Table:
+    """The table in a CSV file. LabError for what is none."""
     data = path.read_bytes()
     if data[:2] == b"PK":
         raise LabError(f"{path} is a workbook of Excel: save it as CSV and give that")
@@ -100,7 +114,7 @@ def read(path: Path) -> tuple[list[list[str]], Form]:
         raise LabError(f"{path} is empty")
     width = max(len(row) for row in rows)
     full = [row + [""] * (width - len(row)) for row in rows]
-    return full, Form(separator, encoding, mark)
+    return Table(full, separator, encoding, mark)
 
 
 def _decoded(data: bytes) -> tuple[str, str, bytes]:
@@ -108,25 +122,6 @@ def _decoded(data: bytes) -> tuple[str, str, bytes]:
     for mark, encoding in MARKS.items():
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, "replace"), encoding, mark
-    for encoding in ("utf-8", "cp1252"):
-        try:
+    for encoding in ("utf-8", "cp1252", "latin-1"):  # in the last, any bytes go back as they are
+        with contextlib.suppress(UnicodeDecodeError):
             return data.decode(encoding), encoding, b""
-        except UnicodeDecodeError:
-            continue
-    return (
-        data.decode("latin-1"),
-        "latin-1",
-        b"",
-    )  # another code page: its bytes go back as they are
-
-
-def written(rows: list[list[str]], form: Form) -> str:
-    """The rows as CSV."""
-    out = io.StringIO(newline="")
-    csv.writer(out, delimiter=form.separator).writerows(rows)
-    return out.getvalue()
-
-
-def encoded(text: str, form: Form) -> bytes:
-    """The bytes of a file in that form; what it has no character for becomes &#...;"""
-    return form.mark + text.encode(form.encoding, "xmlcharrefreplace")

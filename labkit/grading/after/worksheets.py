@@ -46,14 +46,12 @@ def columns(head: list[str], lines: list[list[str]], wanted: str | None, path: P
         at = most - 1 if at is None and most is not None else at
     if at is None:
         listed = ", ".join(repr(title) for title in head[1:] if title)
-        raise LabError(
-            f"{path} has no column Grade that is known: say --column with one of {listed}"
-        )
+        told = f"say --column with one of {listed}"
+        raise LabError(f"{path} has no column Grade that is known: {told}")
     words = _first(titles, WORDS)
     if words is None:
-        words = max(
-            (i for i in range(at + 1, len(head)) if COMMENT.search(titles[i])), default=None
-        )
+        last = [i for i in range(at + 1, len(head)) if COMMENT.search(titles[i])][-1:]
+        words = last[0] if last else None
     held = [{line[i].strip().lower() for line in lines} for i in range(len(head))]
     free = next((i for i in range(at + 1, len(head)) if held[i] <= YES | NO), None)
     return at, most, words, free

@@ -15,6 +15,9 @@ import types
 from labkit.contract import CheckFailed, NotWritten, Session, defined_by
 from labkit.grading.wire import pack, unpack
 
+PRIVATE = "labkit_private_checks"  # the module of an instructor's own checks
+LENT = {}  # source -> what it defines
+
 
 def answered(body, modules, namespace, states):
     """The reply to one question: its nonce, how it went, and a value or a message.
@@ -34,8 +37,9 @@ def answered(body, modules, namespace, states):
     head, absent = json.loads(head), []
     nonce = head["nonce"]
     try:
-        for source in head["sources"]:
-            _add(source, modules)
+        for source in head["sources"]:  # what an instructor's own check needs here
+            own = modules.setdefault(PRIVATE, types.ModuleType(PRIVATE))
+            exec(compile(source, f"<{PRIVATE}>", "exec"), own.__dict__)
         if head["then"] in states:
             _as_then(states[head["then"]], namespace)
         for names, source in head["lent"]:
@@ -73,13 +77,3 @@ def _lend(names, source, namespace):
     if source not in LENT:
         LENT[source] = defined_by(source)
     namespace.update({name: LENT[source][name] for name in names if name in LENT[source]})
-
-
-LENT = {}  # source -> what it defines
-
-
-def _add(source, modules):
-    """Define what an instructor's own check needs here."""
-    name = "labkit_private_checks"
-    module = modules.setdefault(name, types.ModuleType(name))
-    exec(compile(source, f"<{name}>", "exec"), module.__dict__)

@@ -19,12 +19,6 @@ FOR_CELLS = 0.8  # of all the time by the clock; the rest is kept for the exerci
 STARTS = 12
 
 
-def _keep_open(fd):
-    """Close every descriptor but the standard ones and `fd`: the way to the judge, above all."""
-    os.closerange(3, fd)
-    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
-
-
 class Lost(Exception):
     """The process that was asked is gone or out of time; the message says why."""
 
@@ -77,7 +71,8 @@ class Cells:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                _keep_open(theirs.fileno())
+                os.closerange(3, theirs.fileno())  # above all the way to the judge
+                os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
                 wall.close_in(self.limits)
                 runner.obey(theirs, self.shell, self.cells, self.limits.reply_bytes)
             finally:
@@ -191,7 +186,13 @@ class Cells:
         """The next message. TimeoutError when time is up; Lost when none of `pids` is left."""
         while True:
             if select.select([self.channel], [], [], TICK)[0]:
-                return self._message()
+                try:
+                    answer = json.loads(self.channel.recv(runner.ORDER_BYTES))
+                except (OSError, ValueError, RecursionError):
+                    answer = None
+                if isinstance(answer, dict):
+                    return answer
+                raise Lost("it ended its process")
             wrong = tree.excess(self.limits)
             if wrong:
                 raise Excess(wrong)
@@ -200,12 +201,3 @@ class Cells:
                 raise Lost("it ended its process")
             if clock.over(*pids):
                 raise TimeoutError
-
-    def _message(self):
-        try:
-            answer = json.loads(self.channel.recv(runner.ORDER_BYTES))
-        except (OSError, ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            raise Lost("it ended its process")
-        return answer

@@ -7,7 +7,6 @@ that is out of time only definitions run, which take none.
 """
 
 import ast
-import importlib
 import subprocess
 import sys
 
@@ -39,24 +38,13 @@ def prepare(shell):
                 break
         return failed
 
-    shell.run_ast_nodes = run_nodes
-    shell.register_magic_function(_timed(shell), "cell", "time")
-    sys.path.insert(0, "")  # modules are found beside the notebook, as in Jupyter
-    return errors
-
-
-def renew():
-    """Forget which modules the folders hold, since `%%writefile` may just have made one."""
-    importlib.invalidate_caches()
-
-
-def _timed(shell):
-    """`%%time` without a clock: IPython's own keeps errors to itself."""
-
-    def time(line, cell):
+    def timed(line, cell):  # `%%time` without a clock: IPython's own keeps errors to itself
         shell.run_cell(cell, store_history=False, silent=True)
 
-    return time
+    shell.run_ast_nodes = run_nodes
+    shell.register_magic_function(timed, "cell", "time")
+    sys.path.insert(0, "")  # modules are found beside the notebook, as in Jupyter
+    return errors
 
 
 def _split(nodes):
@@ -74,8 +62,12 @@ def _goes_on(node, error, nodes):
         return False
     if type(error) is NameError:  # it follows from another line, unless it is `STOP`
         return not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Name))
-    late = isinstance(error, KeyboardInterrupt)
-    return late or _for_the_place(error) or _is_magic(node) or _sets_up(nodes)
+    if isinstance(error, KeyboardInterrupt) or _for_the_place(error):
+        return True
+    if any(isinstance(n, ast.Name) and n.id == "get_ipython" for n in ast.walk(node)):
+        return True  # a magic, or a line for the system's shell
+    kinds = {type(one) for one in nodes}  # a cell that imports and defines nothing sets things up
+    return bool(kinds & {ast.Import, ast.ImportFrom}) and not kinds & set(DEFINITIONS)
 
 
 def _for_the_place(error):
@@ -87,15 +79,3 @@ def _for_the_place(error):
         if error is None:
             break
     return False
-
-
-def _is_magic(node):
-    """Whether the line is a magic, or one for the system's shell."""
-    return any(isinstance(n, ast.Name) and n.id == "get_ipython" for n in ast.walk(node))
-
-
-def _sets_up(nodes):
-    """Whether a cell imports and defines nothing: what is in it serves what comes later."""
-    kinds = {type(node) for node in nodes}
-    imports = {ast.Import, ast.ImportFrom}
-    return bool(kinds & imports) and not kinds & set(DEFINITIONS)

@@ -7,6 +7,7 @@ messages on a SOCK_SEQPACKET pair.
 import ast
 import builtins
 import contextlib
+import importlib
 import json
 import resource
 import signal
@@ -116,7 +117,7 @@ def run_cell(shell, errors, source):
     """The first error of the cell as one line, or None; `errors` is what `lines.prepare` gave."""
     errors.clear()
     try:
-        lines.renew()
+        importlib.invalidate_caches()  # `%%writefile` may just have made a module
         signal.signal(signal.SIGINT, signal.default_int_handler)
         result = shell.run_cell(source, store_history=False, silent=True)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -135,8 +136,11 @@ def run_cell(shell, errors, source):
 def _line(error, source):
     """An error as one line; None for no error."""
     if isinstance(error, SyntaxError):
-        if error.msg == "incomplete input":
-            error = _mistake(source) or error
+        if error.msg == "incomplete input":  # IPython's; Python's own says more
+            try:
+                ast.parse(source)
+            except SyntaxError as own:
+                error = own
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"[:TOLD]
     return f"{type(error).__name__}: {error}"[:TOLD] if error is not None else None
 
@@ -146,14 +150,6 @@ def _let_go(error):
     with contextlib.suppress(BaseException):  # it may be of a class of the cell's own
         while error is not None:
             error.__traceback__, error = None, error.__cause__ or error.__context__
-
-
-def _mistake(source):
-    """Python's own error of a cell, which says more than IPython's "incomplete input"; or None."""
-    try:
-        ast.parse(source)
-    except SyntaxError as error:
-        return error
 
 
 def _settle(channel):

@@ -27,41 +27,32 @@ AF_NETLINK, NETLINK_ROUTE = 16, 0  # lists the network's interfaces
 COMMANDS = dict.fromkeys((0, 1, 2, 3, 4, 5, 36, 1030, 1031, 1032, 1033, 1034), ALLOW)
 COMMANDS |= dict.fromkeys((6, 7, 37, 38), PRETEND)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
 
-# name -> number; those of the first two lines are handled apart
-X86_64 = dict(
-    clone=56, clone3=435, socket=41, socketpair=53, setsockopt=54, fcntl=72, flock=73,
-    unshare=272, setns=308,
-    ptrace=101, process_vm_readv=310, process_vm_writev=311, process_madvise=440, kcmp=312,
-    pidfd_getfd=438, mount=165, umount2=166, pivot_root=155, chroot=161, open_tree=428,
-    move_mount=429, fsopen=430, fsconfig=431, fsmount=432, fspick=433, mount_setattr=442,
-    keyctl=250, add_key=248, request_key=249, bpf=321, perf_event_open=298, userfaultfd=323,
-    io_uring_setup=425, io_uring_enter=426, io_uring_register=427, init_module=175,
-    finit_module=313, delete_module=176, kexec_load=246, kexec_file_load=320, reboot=169,
-    swapon=167, swapoff=168, acct=163, syslog=103, quotactl=179, settimeofday=164,
-    clock_settime=227, adjtimex=159, sethostname=170, setdomainname=171, iopl=172, ioperm=173,
-    open_by_handle_at=304, name_to_handle_at=303, fanotify_init=300, sched_setaffinity=203,
-    sched_setscheduler=144, sched_setattr=314, vmsplice=278, personality=135,
-    memfd_create=319, memfd_secret=447, shmget=29,
-    semget=64, msgget=68, mq_open=240, io_setup=206, inotify_init=253, inotify_init1=294,
-    landlock_create_ruleset=444, cachestat=451,
+# name -> its numbers on x86_64 and aarch64; those of the first two lines are handled apart
+CALLS = dict(
+    clone=(56, 220), clone3=(435, 435), socket=(41, 198), socketpair=(53, 199),
+    setsockopt=(54, 208), fcntl=(72, 25), flock=(73, 32),
+    unshare=(272, 97), setns=(308, 268), ptrace=(101, 117), process_vm_readv=(310, 270),
+    process_vm_writev=(311, 271), process_madvise=(440, 440), kcmp=(312, 272),
+    pidfd_getfd=(438, 438), mount=(165, 40), umount2=(166, 39), pivot_root=(155, 41),
+    chroot=(161, 51), open_tree=(428, 428), move_mount=(429, 429), fsopen=(430, 430),
+    fsconfig=(431, 431), fsmount=(432, 432), fspick=(433, 433), mount_setattr=(442, 442),
+    keyctl=(250, 219), add_key=(248, 217), request_key=(249, 218), bpf=(321, 280),
+    perf_event_open=(298, 241), userfaultfd=(323, 282), io_uring_setup=(425, 425),
+    io_uring_enter=(426, 426), io_uring_register=(427, 427), init_module=(175, 105),
+    finit_module=(313, 273), delete_module=(176, 106), kexec_load=(246, 104),
+    kexec_file_load=(320, 294), reboot=(169, 142), swapon=(167, 224), swapoff=(168, 225),
+    acct=(163, 89), syslog=(103, 116), quotactl=(179, 60), settimeofday=(164, 170),
+    clock_settime=(227, 112), adjtimex=(159, 171), sethostname=(170, 161), setdomainname=(171, 162),
+    open_by_handle_at=(304, 265), name_to_handle_at=(303, 264), fanotify_init=(300, 262),
+    sched_setaffinity=(203, 122), sched_setscheduler=(144, 119), sched_setattr=(314, 274),
+    vmsplice=(278, 75), personality=(135, 92), memfd_create=(319, 279), memfd_secret=(447, 447),
+    shmget=(29, 194), semget=(64, 190), msgget=(68, 186), mq_open=(240, 180), io_setup=(206, 0),
+    inotify_init1=(294, 26), landlock_create_ruleset=(444, 444), cachestat=(451, 451),
+    iopl=(172, None), ioperm=(173, None), inotify_init=(253, None),
 )  # fmt: skip
-AARCH64 = dict(
-    clone=220, clone3=435, socket=198, socketpair=199, setsockopt=208, fcntl=25, flock=32,
-    unshare=97, setns=268,
-    ptrace=117, process_vm_readv=270, process_vm_writev=271, process_madvise=440, kcmp=272,
-    pidfd_getfd=438, mount=40, umount2=39, pivot_root=41, chroot=51, open_tree=428,
-    move_mount=429, fsopen=430, fsconfig=431, fsmount=432, fspick=433, mount_setattr=442,
-    keyctl=219, add_key=217, request_key=218, bpf=280, perf_event_open=241, userfaultfd=282,
-    io_uring_setup=425, io_uring_enter=426, io_uring_register=427, init_module=105,
-    finit_module=273, delete_module=106, kexec_load=104, kexec_file_load=294, reboot=142,
-    swapon=224, swapoff=225, acct=89, syslog=116, quotactl=60, settimeofday=170,
-    clock_settime=112, adjtimex=171, sethostname=161, setdomainname=162,
-    open_by_handle_at=265, name_to_handle_at=264, fanotify_init=262, sched_setaffinity=122,
-    sched_setscheduler=119, sched_setattr=274, vmsplice=75, personality=92,
-    memfd_create=279, memfd_secret=447, shmget=194,
-    semget=190, msgget=186, mq_open=180, io_setup=0, inotify_init1=26,
-    landlock_create_ruleset=444, cachestat=451,
-)  # fmt: skip
+X86_64, AARCH64 = (
+    {name: numbers[i] for name, numbers in CALLS.items() if numbers[i] is not None} for i in (0, 1)
+)
 MACHINES = {"x86_64": (0xC000003E, X86_64), "aarch64": (0xC00000B7, AARCH64)}
 
 
@@ -96,14 +87,6 @@ def _sockets(numbers):
     ]
 
 
-def _locks(numbers):
-    """The steps for locks, and for what else goes through a descriptor to a file."""
-    return [
-        *_when(numbers.pop("flock"), [_step(RETURN, 0, 0, PRETEND)]),
-        *_when(numbers.pop("fcntl"), _by(1, COMMANDS, REFUSE | errno.EINVAL)),
-    ]
-
-
 def program(machine: str) -> bytes:
     """The filter as BPF instructions for a machine; b"" for one that we have no numbers of."""
     if machine not in MACHINES:
@@ -111,7 +94,10 @@ def program(machine: str) -> bytes:
     audit, numbers = MACHINES[machine]
     numbers = dict(numbers)
     clone, clone3 = numbers.pop("clone"), numbers.pop("clone3")
-    apart = _sockets(numbers) + _locks(numbers)
+    apart = _sockets(numbers)
+    # locks, and what else goes through a descriptor to a file
+    apart += _when(numbers.pop("flock"), [_step(RETURN, 0, 0, PRETEND)])
+    apart += _when(numbers.pop("fcntl"), _by(1, COMMANDS, REFUSE | errno.EINVAL))
     steps = [_step(LOAD, 0, 0, ARCHITECTURE), _step(EQUAL, 1, 0, audit), _step(RETURN, 0, 0, KILL)]
     steps.append(_step(LOAD, 0, 0, NUMBER))
     if machine == "x86_64":

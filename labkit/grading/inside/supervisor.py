@@ -22,7 +22,9 @@ from labkit.grading.limits import TIME_UP, Limits
 
 def supervise(link: socket.socket, shell: object, limits: Limits, nested: bool) -> None:
     """Serve one judge over the socket `link` until it hangs up; `nested` as in `wall.clean`."""
-    _be_deaf()
+    for number in signal.valid_signals():  # no signal without a handler reaches process 1
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_IGN)
     _, body = wire.receive(link, 4 * limits.notebook_bytes)
     task = json.loads(body)
     cells = Cells(task["cells"], set(task["needed"]), task["seconds"], shell, limits, nested)
@@ -37,20 +39,13 @@ def supervise(link: socket.socket, shell: object, limits: Limits, nested: bool) 
         cells.end()
 
 
-def _be_deaf():
-    """Ignore what has a handler: no other signal of its own tree reaches process 1."""
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_IGN)
-
-
 def _carry(link, answers, limits):
     while frame := wire.receive(link, limits.reply_bytes):
         kind, body = frame
         if kind == b"B":
             answers.code = body
         elif kind == b"N":
-            answers.next_exercise(fresh=body == b"1")
+            answers.begin(fresh=body == b"1")
         else:
             try:
                 wire.send(link, b"R", answers.ask(body))
@@ -70,19 +65,14 @@ class Answers:
         self.line = self.pid = self.code = None
         self.settled, self.clock = False, None
 
-    def next_exercise(self, fresh: bool) -> None:
+    def begin(self, fresh: bool = False) -> None:
         """Begin an exercise and its time; `fresh` asks for a process that has served none."""
         if fresh:
             self._hang_up()
-        self._begin()
-
-    def _begin(self):
         seconds = self.limits.exercise_seconds
         end = time.monotonic() + self.limits.crowding * seconds
-        self.clock = Clock(seconds, min(end, self.cells.over), *self._known())
-
-    def _known(self):
-        return [self.pid] if self.pid else []
+        known = [self.pid] if self.pid else []
+        self.clock = Clock(seconds, min(end, self.cells.over), *known)
 
     def ask(self, body: bytes) -> bytes:
         """The reply to a question. Lost when there is none in time."""
@@ -95,20 +85,15 @@ class Answers:
             wire.send(self.line, b"A", body)
             return self._reply()
         except TimeoutError:
-            self._hang_up()
-            raise Lost(self._too_long(), "timeout") from None
-        except (OSError, wire.WireError) as error:
-            self._hang_up()
-            broken = isinstance(error, wire.WireError)
-            raise Lost(str(error) if broken else "its process ended") from None
-        except Lost:
-            self._hang_up()
-            raise
-
-    def _too_long(self):
-        if time.monotonic() > self.cells.over:
-            return TIME_UP
-        return f"it took longer than {self.limits.exercise_seconds:g} s"
+            over = time.monotonic() > self.cells.over
+            told = f"it took longer than {self.limits.exercise_seconds:g} s"
+            lost = Lost(TIME_UP if over else told, "timeout")
+        except OSError:
+            lost = Lost("its process ended")
+        except (wire.WireError, Lost) as error:
+            lost = error if isinstance(error, Lost) else Lost(str(error))
+        self._hang_up()
+        raise lost
 
     def _reply(self):
         while not select.select([self.line], [], [], TICK)[0]:
@@ -116,7 +101,7 @@ class Answers:
                 raise Excess(wrong)
             if not tree.alive(self.pid) and not select.select([self.line], [], [], 0)[0]:
                 raise Lost("its process ended")
-            if self.clock.over(*self._known()):
+            if self.clock.over(self.pid):
                 raise TimeoutError
         frame = wire.receive(self.line, self.limits.reply_bytes, self.clock.end)
         if frame is None or frame[0] != b"R":
@@ -132,7 +117,7 @@ class Answers:
             self.cells.run()
             self.settled = False
             self._fork()
-            self._begin()
+            self.begin()
 
     def _fork(self):
         if not self.settled:

@@ -50,8 +50,12 @@ def enclose(limits: Limits) -> None:
         os._exit(0)
     _call("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _call("mount", None, b"/", None, REC | PRIVATE, None)
-    _mount_proc()
-    _mount("tmpfs", "/run", RDONLY | NOSUID | NODEV | NOEXEC, "size=4k")
+    flags = NOSUID | NODEV | NOEXEC
+    try:
+        _mount("proc", "/proc", flags)
+    except OSError:  # where the one that is seen already is read-only, ours has to be, too
+        _mount("proc", "/proc", flags | RDONLY)
+    _mount("tmpfs", "/run", flags | RDONLY, "size=4k")
     _read_only("/cache")
     for name in DEVICES:  # can be used all the same, but keeps no time that the next could read
         _read_only(f"/dev/{name}")
@@ -87,14 +91,6 @@ def _read_only(where):
     _call("mount", None, where.encode(), None, REMOUNT | BIND | RDONLY | known, None)
 
 
-def _mount_proc():
-    flags = NOSUID | NODEV | NOEXEC
-    try:
-        _mount("proc", "/proc", flags)
-    except OSError:  # where the one that is seen already is read-only, ours has to be, too
-        _mount("proc", "/proc", flags | RDONLY)
-
-
 def clean(limits: Limits, nested: bool) -> None:
     """Give the submission empty scratch space: /tmp, or the folder that was made for it.
 
@@ -106,7 +102,11 @@ def clean(limits: Limits, nested: bool) -> None:
         options = f"size={limits.disk_bytes},nr_inodes=20000,mode=1777"
         _mount("tmpfs", scratch, NOSUID | NODEV, options)
     elif tree.enclosed() or Path(scratch).name.startswith(SCRATCH):
-        _remove_within(scratch)
+        for entry in os.scandir(scratch):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
     os.makedirs(_work(), exist_ok=True)
 
 
@@ -115,34 +115,22 @@ def _work():
     return os.path.join(os.environ["TMPDIR"], "work")
 
 
-def _remove_within(folder):
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            os.unlink(entry.path)
-
-
 def close_in(limits: Limits) -> None:
     """Give up every privilege, for good, and set the limits; then a submission's cells may run."""
     os.setsid()
-    _open_nothing()
+    for fd, flags in (0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY):
+        nothing = os.open(os.devnull, flags)  # the warm process's streams are one file for all
+        os.dup2(nothing, fd)
+        os.close(nothing)
     os.chdir(_work())
     _limit(limits)
-    _drop_capabilities()
+    itself = (ctypes.c_uint32 * 2)(CAPABILITIES_3, 0)
+    _call("capset", itself, (ctypes.c_uint32 * 6)())  # none is left
     _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     seccomp.install()
     _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)
     with contextlib.suppress(OSError):  # before the supervisor, which can begin again
         Path("/proc/self/oom_score_adj").write_text("900")
-
-
-def _open_nothing():
-    """Standard streams of its own: those of the warm process are one file for all."""
-    for fd, flags in (0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY):
-        nothing = os.open(os.devnull, flags)
-        os.dup2(nothing, fd)
-        os.close(nothing)
 
 
 def _limit(limits):
@@ -163,8 +151,3 @@ def _limit(limits):
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (value, value))
-
-
-def _drop_capabilities():
-    itself = (ctypes.c_uint32 * 2)(CAPABILITIES_3, 0)
-    _call("capset", itself, (ctypes.c_uint32 * 6)())

@@ -149,7 +149,20 @@ def warm():
     models.hush_libraries()
     for place, name, other in _patches():
         setattr(place, name, other)
-    _touch(torch)
+    # what libraries load late
+    import bitsandbytes  # noqa: F401
+    from peft import LoraConfig, PeftModel, get_peft_model  # noqa: F401
+    from transformers import (  # noqa: F401
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     shell = _shell()
     gc.collect()
     gc.freeze()
@@ -182,23 +195,6 @@ def _remembered(load):
         return copy.copy(ready[name, split])
 
     return quick
-
-
-def _touch(torch):
-    """What libraries load late."""
-    import bitsandbytes  # noqa: F401
-    from peft import LoraConfig, PeftModel, get_peft_model  # noqa: F401
-    from transformers import (  # noqa: F401
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        BitsAndBytesConfig,
-        GenerationConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
-    from trl import SFTConfig, SFTTrainer  # noqa: F401
-
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
 
 
 def _shell():

@@ -28,12 +28,12 @@ from labkit.grading.judge.shipped import shipped
 from labkit.grading.judge.submission import PARSED
 from labkit.grading.judge.went import Went
 from labkit.grading.limits import TIME_UP
+from labkit.grading.row import Exercise
 from labkit.reference import reference
 
 # what learners' data cannot bring about: an exception of these kinds is the check's own mistake
 OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
 MESSAGE = 600  # characters of a message
-LENT = "the course lent this one"
 
 _reference = cache(reference)
 
@@ -50,8 +50,8 @@ class Case:
         self.down = ""  # why no exercise can be judged any more
         self.used = False  # whether the process that answers has served an exercise
 
-    def judged(self) -> tuple[list[dict], dict]:
-        """`(records, {"status": …})`: the exercises as in results.json, and how all went."""
+    def judged(self) -> tuple[list[Exercise], dict]:
+        """`(exercises, {"status": …})`: what came of each, and how all went."""
         revealed = self._revealed()
         with self.judge.warm.submission() as link:
             self.session = RemoteSession(link, self.seed, self.limits, self.over)
@@ -60,24 +60,18 @@ class Case:
                 self._run_cells(link)
             except (Down, OSError, wire.WireError, ValueError, TypeError) as error:
                 self.down = line(error) or "the submission's processes ended"
-            records = [self._record(check, revealed) for check in self.checks]
-        return records, self._state(records)
+            exercises = [self._outcome(check, revealed) for check in self.checks]
+        return exercises, self._state(exercises)
 
-    def _record(self, check, revealed):
-        """An exercise as in results.json; `revealed` are those that earn nothing, and why."""
-        record = {key: check.exercise[key] for key in ("id", "name", "points")}
-        if record["id"] in revealed:
-            verdict = Verdict("revealed", 0, revealed[record["id"]])
-        else:
-            verdict = self._judge(check)
-        message = verdict.message
-        if verdict.status == "missing" and record["id"] in self.work.lent:
-            message = f"{LENT}, and no answer of one's own is here"
-        return record | {
-            "earned": verdict.earned,
-            "status": verdict.status,
-            "message": line(message),
-        }
+    def _outcome(self, check, revealed):
+        """What came of one exercise; `revealed` are those that earn nothing, and why."""
+        id, name, points = (check.exercise[key] for key in ("id", "name", "points"))
+        if id in revealed:
+            return Exercise(id, name, points, 0, "revealed", line(revealed[id]))
+        status, earned, message, _ = self._judge(check)
+        if status == "missing" and id in self.work.lent:
+            message = "the course lent this one, and no answer of one's own is here"
+        return Exercise(id, name, points, earned, status, line(message))
 
     def _judge(self, check):
         """The Verdict of an exercise that was not revealed."""
@@ -90,12 +84,12 @@ class Case:
                 self.down = str(error)
         return Verdict("error", 0, self.down)
 
-    def _state(self, records):
+    def _state(self, exercises):
         """How all went, as the columns of a row; a reason where something did not."""
         if self.down:
             return {"status": "crashed", "reason": self.down}
         troubles = self.went.troubles()
-        if any((record["status"], record["message"]) == ("timeout", TIME_UP) for record in records):
+        if any((e.status, e.message) == ("timeout", TIME_UP) for e in exercises):
             seconds = self.limits.submission_seconds
             told = f"it took more than {seconds:g} s in all, graded until then"
             return {"status": "timeout", "reason": line("; ".join(filter(None, [told, troubles])))}
@@ -168,10 +162,8 @@ class Case:
             self.session.then, self.session.spent = None, True
         if then.status != "passed":
             return verdict
-        names = ", ".join(sorted(taken)[:5])
-        return then._replace(
-            message=f"right where it stands; cells below use its names anew: {names}"
-        )
+        told = "right where it stands; cells below use its names anew: "
+        return then._replace(message=told + ", ".join(sorted(taken)[:5]))
 
     def _verdict(self, check):
         """The Verdict of one try at an exercise."""

@@ -19,7 +19,7 @@ from labkit.grading import wire
 from labkit.grading.judge import private, submission
 from labkit.grading.judge.case import Case, names_of
 from labkit.grading.limits import LONGEST_SOURCE, Limits
-from labkit.grading.row import Exercise, Row
+from labkit.grading.row import Row
 from labkit.grading.warm import WarmProcess
 
 
@@ -61,8 +61,8 @@ class Judge:
             return Row(name, "unreadable", str(reason)), {}
         checks = self.checks(stem)
         over = time.monotonic() + (seconds or self.limits.submission_seconds)
-        records, state = Case(self, work, stem, checks, seed, over).judged()
-        row = Row(name, **state, lab=stem, exercises=[Exercise(**record) for record in records])
+        exercises, state = Case(self, work, stem, checks, seed, over).judged()
+        row = Row(name, **state, lab=stem, exercises=exercises)
         row.earned = sum(exercise.earned for exercise in row.exercises)
         row.possible = sum(exercise.points for exercise in row.exercises)
         row.seconds = round(time.monotonic() - begun, 3)

@@ -23,23 +23,15 @@ def cells_for(names: set[str], cells: list[Needs | None]) -> set[int]:
 
     `cells` holds what `of_cell` gives. A cell of which it gives None is among them.
     """
-    unknown = {i for i, needs in enumerate(cells) if needs is None}
-    return unknown | reached(names, _makers(cells), lambda i: cells[i].used)
-
-
-def _makers(cells):
-    """{name: indices of the cells that make it what it is}.
-
-    Of those that import a name it is the first, and a call upon a module is taken for harmless.
-    """
-    makers, known = {}, set()
+    unknown, known = {i for i, needs in enumerate(cells) if needs is None}, set()
+    makers = {}  # name: indices of the cells that make it what it is
     for i, needs in enumerate(cells):
-        if needs:
+        if needs:  # of those that import a name the first, and no call upon a module
             new = needs.imported - known
             known |= new
             for name in needs.made | new | (needs.called - known):
                 makers.setdefault(name, []).append(i)
-    return makers
+    return unknown | reached(names, makers, lambda i: cells[i].used)
 
 
 def of_cell(source: str, tree: ast.Module) -> Needs | None:

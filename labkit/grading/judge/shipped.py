@@ -13,8 +13,9 @@ ANSWERING = ("grading.wire", "grading.inside.answer", "labs.tiny")
 @cache
 def shipped(stem: str) -> bytes:
     """The contract, the wire and a lab's probes as `runner.load` takes them, in bytes."""
-    names = [f"labkit.{part}" for part in (*PARTS, *ANSWERING)]
-    return marshal.dumps([(name, _compiled(name)) for name in names + _probes(stem[:2])])
+    names = [*(f"labkit.{part}" for part in (*PARTS, *ANSWERING)), *_probes(stem[:2])]
+    sources = {name: Path(find_spec(name).origin).read_text(encoding="utf-8") for name in names}
+    return marshal.dumps([(n, compile(text, f"<{n}>", "exec")) for n, text in sources.items()])
 
 
 def _probes(number):
@@ -24,8 +25,3 @@ def _probes(number):
         return []
     files = {path.stem for path in Path(folder.origin).parent.glob("*.py")} - {"__init__", "plots"}
     return [f"{folder.name}.{stem}" for stem in sorted(files, key=lambda s: (s == "probes", s))]
-
-
-def _compiled(name):
-    text = Path(find_spec(name).origin).read_text(encoding="utf-8")
-    return compile(text, f"<{name}>", "exec")

@@ -10,9 +10,7 @@ from labkit.grading.judge import needs
 from labkit.names import DEFINITIONS, bound, parsed
 
 START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d)_")
-DEFINITION = re.compile(
-    r"^(?:async +)?(?:def|class) +(\w+)|^(\w+) *(?::[^=\n]*)?=(?!=)", re.MULTILINE
-)
+DEFINITION = re.compile(r"(?m)^(?:async +)?(?:def|class) +(\w+)|^(\w+) *(?::[^=\n]*)?=(?!=)")
 REVEALED = re.compile(r"^◐ ([\w.]{1,20}) is (revealed|lent)\b", re.MULTILINE)  # by `lab.reveal`
 RUNS = re.compile(r"\s*%%(?:time|timeit|capture|prun)\b.*\n?")  # what is below these is run here
 CELLS = 20_000
@@ -84,13 +82,13 @@ def read(data: bytes) -> Submission:
     except UnicodeDecodeError:
         raise Unreadable("the file is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not a notebook: no valid JSON ({_brief(error)})") from None
+        told = str(error).partition("\n")[0][:80]
+        raise Unreadable(f"not a notebook: no valid JSON ({told})") from None
     if not isinstance(book, dict):
         raise Unreadable("not a notebook: JSON without cells")
     if "worksheets" in book or book.get("nbformat") in (1, 2, 3):
-        raise Unreadable(
-            "an old notebook (nbformat below 4): open it in Jupyter and save it once more"
-        )
+        told = "open it in Jupyter and save it once more"
+        raise Unreadable(f"an old notebook (nbformat below 4): {told}")
     cells = book.get("cells")
     if not isinstance(cells, list):
         raise Unreadable("not a notebook: JSON without a list of cells")
@@ -102,8 +100,9 @@ def read(data: bytes) -> Submission:
 def _submission(cells):
     cells = [cell for cell in cells if isinstance(cell, dict)]
     code = [cell for cell in cells if cell.get("cell_type") == "code"]
-    texts = [_source(cell)[:PARSED] for cell in cells if cell.get("cell_type") != "code"]
-    sources = [_source(cell) for cell in code]
+    other = [cell for cell in cells if cell.get("cell_type") != "code"]
+    texts = [_text(cell.get("source"))[:PARSED] for cell in other]
+    sources = [_text(cell.get("source")) for cell in code]
     if not any(source.strip() for source in sources):
         raise Unreadable("the notebook has no code")
     if (size := sum(map(len, sources))) > CODE:
@@ -144,19 +143,11 @@ def _printed(cell):
             yield from (_text(found) for found in (output.get("text"), plain) if found)
 
 
-def _source(cell):
-    return _text(cell.get("source", ""))
-
-
 def _text(found):
     """The text that a notebook holds as one string or as a list of lines; else an empty one."""
     if isinstance(found, list):
         found = "".join(line for line in found if isinstance(line, str))
     return found if isinstance(found, str) else ""
-
-
-def _brief(error):
-    return str(error).partition("\n")[0][:80]
 
 
 def _calls(body):

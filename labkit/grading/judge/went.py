@@ -27,13 +27,11 @@ class Went:
             return Verdict(status, 0, f"{told}: {why}")
         if name in self.work.elsewhere:
             told += ": it stands in a cell that is not of the kind Code"
-        elif near := difflib.get_close_matches(name, self._others(), 1, 0.75):
-            told += f"; there is {near[0]}"
+        else:
+            others = sorted(self.work.names() - self.names)[:NAMES]
+            near = difflib.get_close_matches(name, others, 1, 0.75)
+            told += f"; there is {near[0]}" if near else ""
         return Verdict("missing", 0, told)
-
-    def _others(self):
-        """Names that the submission defines besides those of exercises."""
-        return sorted(self.work.names() - self.names)[:NAMES]
 
     def of_cell(self, name: str) -> tuple[str, str]:
         """`(status, what went wrong)` of the cell that defines `name`; both empty if all went."""
