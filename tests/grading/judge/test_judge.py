@@ -82,7 +82,8 @@ def test_state_that_an_exercise_spoils_is_whole_again_for_the_next(graded):
 
 
 def test_random_inputs_depend_on_the_seed_and_nothing_else(graded):
-    wrong = FORWARD.replace("alpha / len(A)", "3.14")
+    wrong = FORWARD.replace("@ B.T", "@ B.T * torch.linspace(1, 2, len(B))")  # told by its numbers
+    wrong = f"import torch\n{wrong}"
     first, again, other = (graded(wrong, seed=seed)[1]["2.1"]["message"] for seed in (1, 1, 2))
     assert first == again != other
 
