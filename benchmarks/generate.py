@@ -40,7 +40,7 @@ def adapted(dtype, steps):
 @torch.no_grad()
 def plain(model, tokenizer, conversations):
     """Answers as transformers gives them: padded on the left, one `generate` for 64 rows."""
-    prompts = [generation.prompt_ids(tokenizer, messages) for messages in conversations]
+    prompts = [loop.prompt_ids(tokenizer, messages) for messages in conversations]
     told = []
     for start in range(0, len(prompts), 64):
         batch = tokenizer.pad(

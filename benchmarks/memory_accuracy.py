@@ -39,8 +39,13 @@ ON_GPU = ("smollm2-135m", "llama-3.2-1b", "llama-2-7b")
 
 def small_config(name):
     """A small random-weight configuration of `SMALL`."""
-    hidden, ffn, layers, heads, kv, vocab, tied = SMALL[name]
     kind = transformers.Qwen2Config if "qwen" in name else transformers.LlamaConfig
+    return sized(SMALL[name], kind)
+
+
+def sized(sizes, kind=transformers.LlamaConfig):
+    """A configuration of the sizes that a row of `SMALL` lists."""
+    hidden, ffn, layers, heads, kv, vocab, tied = sizes
     return kind(
         hidden_size=hidden,
         intermediate_size=ffn,

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from labkit.training import fast, packing
+from labkit.training import fast, loop, packing
 
 
 def answers(
@@ -23,7 +23,7 @@ def answers(
 
     A trailing assistant message is taken off, so rows of a task can be passed as they are.
     """
-    prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
+    prompts = [loop.prompt_ids(tokenizer, messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     told = {}
     for start in range(0, len(order), batch_size):
@@ -32,14 +32,6 @@ def answers(
         told |= dict(zip(chosen, rows, strict=True))
     texts = tokenizer.batch_decode([told[i] for i in range(len(told))], skip_special_tokens=True)
     return [text.strip() for text in texts]
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
-    """The tokens after which the model answers a conversation; a last answer is taken off."""
-    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    return tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)[
-        "input_ids"
-    ]
 
 
 @torch.no_grad()
@@ -67,7 +59,7 @@ def continuations(
 
 
 def _decode(model, prompts, max_new_tokens, samples, temperature, generator):
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = packing.base_of(model)
     decoder, head = base.get_decoder(), base.get_output_embeddings()
     ends = torch.tensor(_ends(base), device=base.device)
     hidden, kept = _read(decoder, prompts, max_new_tokens, base.device)

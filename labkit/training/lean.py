@@ -51,7 +51,7 @@ class LeanTrainer(SFTTrainer):
 
     def train(self, *args, **options):
         """As Trainer's; meanwhile the base model returns what `loop.summed_loss` does."""
-        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        base = packing.base_of(self.model)
         with _own_forward(base):
             base.forward = partial(_summed_loss, base)
             return super().train(*args, **options)

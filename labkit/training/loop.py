@@ -24,10 +24,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> dict[str
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("the last message must be the assistant's: it is what is learned")
     ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
-    prompt = tokenizer.apply_chat_template(
-        messages[:-1], add_generation_prompt=True, return_dict=True
-    )["input_ids"]
+    prompt = prompt_ids(tokenizer, messages)
     return {"input_ids": ids, "labels": [packing.IGNORED] * len(prompt) + ids[len(prompt) :]}
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
+    """The tokens after which the model answers a conversation; a last answer is taken off."""
+    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    found = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)
+    return found["input_ids"]
 
 
 def batches(
@@ -60,7 +65,7 @@ def summed_loss(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, int
 
 def _before_head(model, batch):
     """Hidden states `(k, d)` before the k answer tokens, the head, and the tokens `(k,)`."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = packing.base_of(model)
     batch = {key: value.to(base.device) for key, value in batch.items()}
     with fast.layers(base):
         hidden = packing.hidden_states(base.get_decoder(), batch)[0, :-1]  # (N - 1, d)

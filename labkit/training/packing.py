@@ -47,6 +47,11 @@ def shared_prefix(rows: list[dict[str, list[int]]]) -> int:
     return max(0, min(same, min(prompts) - 1))
 
 
+def base_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The model itself, or the one beneath its adapters, whose layers they are in."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def hidden_states(
     decoder: PreTrainedModel, batch: dict[str, torch.Tensor], kept: Kept | None = None
 ) -> torch.Tensor:

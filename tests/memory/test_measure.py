@@ -5,8 +5,8 @@ import gc
 import pytest
 import torch
 import transformers
+from memory_accuracy import allocators_peak
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from labkit.memory import measure
@@ -18,21 +18,6 @@ MB = 1 << 20  # bytes of a float tensor with 2**18 numbers
 
 def block(n=1):
     return torch.zeros(n, 1 << 18)
-
-
-def allocators_peak(job):
-    """Bytes at most allocated above the start, from the CPU allocator's own event log."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
-        job()
-    events = log.profiler.kineto_results.events()
-    changes = [
-        (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
-    ]
-    total = peak = 0
-    for *_, n_bytes in sorted(changes):
-        total += n_bytes
-        peak = max(peak, total)
-    return peak
 
 
 def tiny(**more):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import transformers
-from memory_accuracy import real_model, training
+from memory_accuracy import real_model, sized, training
 
 from labkit.errors import LabError
 from labkit.memory import configs, fit, optimizers
@@ -32,16 +32,7 @@ CASES = [
 
 
 def config_of(shape):
-    hidden, ffn, layers, heads, kv, vocab, tied = SHAPES[shape]
-    return transformers.LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv,
-        vocab_size=vocab,
-        tie_word_embeddings=tied,
-    )
+    return sized(SHAPES[shape])
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
