@@ -22,7 +22,7 @@ test: $(READY)  ## everything that must hold
 	$(BIN)/ruff format --check .
 	$(BIN)/labkit build --check
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup tests
-	$(BIN)/pytest $(NBVAL) solutions
+	LABKIT_REHEARSAL=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(NBVAL) solutions
 
 attacks: $(READY)  ## every hostile submission, not only a choice of each kind (half an hour)
 	LABKIT_ATTACKS=all $(BIN)/pytest tests/attacks

@@ -36,9 +36,10 @@ class Lab:
         kind = str(self.dtype).removeprefix("torch.")
         if self.dtype == torch.float16:
             kind += ", weights float32"
+        seen = " · rehearsal: no figure counts" if hardware.rehearsal() else ""
         return (
             f"Lab {int(self.stem[:2])} · {chip} · {kind} · seed {self.seed} · torch "
-            f"{torch.__version__.split('+')[0]}\nModel: {models.source()}"
+            f"{torch.__version__.split('+')[0]}{seen}\nModel: {models.source()}"
         )
 
     def predict(self, question: str, given: float | None) -> guess.Guess:

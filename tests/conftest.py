@@ -1,5 +1,6 @@
 """Shared by the tests."""
 
+import os
 import re
 from itertools import combinations
 
@@ -8,8 +9,9 @@ import torch
 
 from labkit import contract
 
-# tiny tensors on many threads spend their time waiting for each other
+# tiny tensors on many threads spend their time waiting for each other; notebooks run side by side
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -48,6 +48,7 @@ def remember(measure: Callable[..., dict], **settings) -> dict:
         "source": inspect.getsource(measure),
         "settings": settings,
         "device": hardware.device(),
+        "rehearsal": hardware.rehearsal(),
     }
     digest = fingerprint.of(fingerprint.TRAINING + fingerprint.JUDGING, PACKAGES, known)[:16]
     path = download.cache_dir() / "measured" / f"{digest}.json"

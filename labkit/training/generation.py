@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from labkit.training import fast, loop, packing
+from labkit.training import fast, hardware, loop, packing
 
 
 def answers(
@@ -49,6 +49,7 @@ def continuations(
     `temperature` is 0, else drawn from softmax(logits / temperature) with `generator`.
     The model is in eval mode meanwhile.
     """
+    max_new_tokens = hardware.rehearsed("tokens", max_new_tokens)
     was_training = model.training
     model.eval()
     try:

@@ -9,6 +9,7 @@ SMALLEST = "smollm2-135m"  # the model of the labs
 LARGER = ("smollm2-1.7b", "smollm2-360m")  # what `default_model` tries, in this order
 KNOWN = ("smollm2-1.7b", "llama-2-7b", "llama-2-13b", "llama-2-70b")  # by size, for `largest_qlora`
 KEPT_FREE = 1.5 * 2**30  # bytes of a card for CUDA's context, workspaces and gaps
+REHEARSED = {"steps": 3, "tokens": 8, "rows": 8}  # of a training, an answer, a held-out loss
 
 
 def device() -> str:
@@ -60,6 +61,16 @@ def one_card() -> None:
     It does nothing once CUDA is in use, or where CUDA_VISIBLE_DEVICES says which to see.
     """
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
+
+def rehearsal() -> bool:
+    """Whether labs only show that each cell runs, as `make test` asks: set LABKIT_REHEARSAL."""
+    return os.environ.get("LABKIT_REHEARSAL", "0") != "0"
+
+
+def rehearsed(what: str, n: int) -> int:
+    """n "steps" of a training, "tokens" of an answer or "rows" of a held-out loss, or a few."""
+    return min(n, REHEARSED[what]) if rehearsal() else n
 
 
 def wait() -> None:

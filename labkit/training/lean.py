@@ -95,6 +95,7 @@ def settings(args: SFTConfig, model: PreTrainedModel) -> SFTConfig:
     checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & known
     return replace(
         args,
+        max_steps=hardware.rehearsed("steps", args.max_steps),
         **dict.fromkeys(checkpointing, False),
         **mixed_precision(args, model),
         use_cpu=model.device.type == "cpu",

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labkit.training import fast, packing
-from labkit.training.hardware import precision
+from labkit.training.hardware import precision, rehearsed
 
 Batch = dict[str, torch.Tensor]  # as `packing.pack` makes them
 
@@ -38,10 +38,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list
 def batches(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, steps: int, seed: int = 0
 ) -> Iterator[Batch]:
-    """Yield `steps` batches of `size` conversations, shuffled anew each time through the data."""
+    """Yield `steps` batches of `size` conversations, shuffled anew each time through the data.
+
+    In a rehearsal there are a few.
+    """
     rows = [encode(tokenizer, messages) for messages in dataset["messages"]]
     size, rng, queue = min(size, len(rows)), random.Random(seed), []
-    for _ in range(steps):
+    for _ in range(rehearsed("steps", steps)):
         if len(queue) < size:
             queue = rng.sample(rows, len(rows))
         yield packing.pack([queue.pop() for _ in range(size)])
@@ -105,6 +108,7 @@ def held_out_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, size: int = 32
 ) -> float:
     """Mean loss (nats a token) over every answer token of `dataset`, in eval mode."""
+    dataset = dataset.select(range(rehearsed("rows", len(dataset))))
     was_training = model.training
     model.eval()
     total = count = 0

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from labkit.errors import LabError
+
 IGNORED = -100  # the label of a token that is no part of an answer
 
 
@@ -85,6 +87,7 @@ class _Layout:
         self.kept = kept
         self.b, self.n = rows.shape
         self.p = int(rows[0, 0])
+        self.longest = self.p + self.n
         behind = (rows - self.p).flatten()
         self.slots = (rows >= 0).flatten().nonzero()[:, 0]  # the slot of each token
         self.empty = (rows < 0).flatten().nonzero()[:, 0]
@@ -122,6 +125,7 @@ class Kept:
         self.rows[layer] = [F.pad(x, (0, 0, 0, self.more)) for x in rows]
         self.end = rows[0].shape[2]  # the slot that the next token of every row takes
         p, n = prefix[0].shape[2], self.end + self.more
+        self.longest = p + n
         slots = torch.arange(n, device=self.places.device)
         self.seen = (slots < self.places[:, None] - p) | (slots >= self.end)  # (b, n)
 
@@ -180,11 +184,28 @@ class _Empty(torch.autograd.Function):
         return filled.index_fill_(0, ctx.layout.empty, 0), None
 
 
-def _attend(module, query, key, value, attention_mask, scaling, dropout=0.0, layout=None, **_):
+def _attend(
+    module, query, key, value, attention_mask, scaling, dropout=0.0, layout=None, **special
+):
     """transformers' attention, as `layout` has it: `(b, heads, n, d)` -> `(b, n, heads, d)`."""
     b, h, n, d = query.shape
+    _check_plain(module, special, layout)
     out = layout.attend(module.layer_idx, query, key, value, scaling, dropout)
     return out.view(b, n, h, d), None
+
+
+def _check_plain(module, special, layout):
+    """LabError where a model scores keys in a way of its own: a window, a soft cap, a sink."""
+    window = special.get("sliding_window")
+    found = {
+        f"a window of {window} tokens": window is not None and layout.longest > window,
+        "a soft cap": special.get("softcap") is not None,
+        "attention sinks": special.get("s_aux") is not None,
+    }
+    if any(found.values()):
+        how = next(name for name, there in found.items() if there)
+        kind = module.config.model_type
+        raise LabError(f"{kind} attends with {how}, packed rows do not: use TRL's SFTTrainer")
 
 
 def _split(x, layout):

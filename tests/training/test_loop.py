@@ -2,8 +2,17 @@
 
 import pytest
 import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from labkit import tasks
+from labkit.errors import LabError
 from labkit.training import loop, models, packing
 from labkit.training.generation import answers
 
@@ -120,3 +129,23 @@ def test_answers_come_back_in_order(tokenizer):
     one_by_one = [answers(model, tokenizer, [one], max_new_tokens=8)[0] for one in asked]
     assert "Paris" in told[0] and "Paris" not in told[1]
     assert told[0] == one_by_one[0]
+
+
+SIZE = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("model", ["window", "soft cap", "sinks"])
+def test_attention_that_packed_rows_do_not_know_is_refused(model):
+    """A window that a row fits into is none; the others change every score."""
+    rows = [{"input_ids": [1, 2, *range(3, 9)], "labels": [-100] * 3 + [*range(4, 9)]}] * 2
+    odd = {
+        "window": lambda: MistralForCausalLM(MistralConfig(**SIZE, **HEADS, sliding_window=4)),
+        "soft cap": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZE, **HEADS)),
+        "sinks": lambda: GptOssForCausalLM(GptOssConfig(**SIZE, **HEADS, num_local_experts=2)),
+    }
+    with pytest.raises(LabError, match=model):
+        loop.summed_loss(odd[model](), packing.pack(rows))
+    if model == "window":
+        wide = MistralForCausalLM(MistralConfig(**SIZE, **HEADS, sliding_window=64))
+        assert loop.summed_loss(wide, packing.pack(rows))[0].isfinite()

@@ -1,0 +1,59 @@
+"""A rehearsal, as `make test` asks: labs run to their end with the little that shows that they do."""
+
+import pytest
+from peft import LoraConfig
+from trl import SFTConfig
+
+from labkit import download, lab, measured, tasks
+from labkit.checks import lab01
+from labkit.labs import tiny
+from labkit.training import finetuning, generation, hardware, loop, models
+
+
+@pytest.fixture(params=["rehearsal", "for real"])
+def rehearsal(request, monkeypatch):
+    """Whether it is one; with LABKIT_REHEARSAL=0 it is none, either."""
+    monkeypatch.setenv("LABKIT_REHEARSAL", "1" if request.param == "rehearsal" else "0")
+    return request.param == "rehearsal"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load()[1]
+
+
+@pytest.fixture(scope="module")
+def home():
+    return tasks.load("home", "train").select(range(12))
+
+
+def test_a_loop_takes_a_few_steps(rehearsal, tokenizer, home):
+    assert len(list(loop.batches(home, tokenizer, size=2, steps=5))) == (3 if rehearsal else 5)
+
+
+def test_an_answer_has_a_few_tokens(rehearsal):
+    model, _ = tiny.language_model(seed=0)
+    model.generation_config.eos_token_id = []
+    [said] = generation.continuations(model, [[3, 4, 5]], max_new_tokens=12)
+    assert len(said) == (8 if rehearsal else 12)
+
+
+def test_what_a_rehearsal_trains_and_measures_is_no_result(
+    rehearsal, tokenizer, home, tmp_path, monkeypatch
+):
+    """Its settings differ, so that nobody finds it in the cache as the real one."""
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    args = SFTConfig(output_dir=str(tmp_path), max_steps=5, use_cpu=True, bf16=False)
+    model, _ = tiny.language_model(seed=0)
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    named = finetuning._key(model, tokenizer, home, lora, args)
+    kept = measured.remember(lambda: {"steps": hardware.rehearsed("steps", 5)})
+    assert kept == {"steps": 3 if rehearsal else 5}
+    assert len(list((download.cache_dir() / "measured").iterdir())) == 1
+    monkeypatch.setenv("LABKIT_REHEARSAL", "0" if rehearsal else "1")
+    assert finetuning._key(model, tokenizer, home, lora, args) != named
+    assert measured.remember(lambda: {"steps": hardware.rehearsed("steps", 5)}) != kept
+
+
+def test_the_header_says_so(rehearsal):
+    assert ("rehearsal: no figure counts" in lab.Lab("01_svd", lab01).header()) is rehearsal
