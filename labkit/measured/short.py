@@ -156,7 +156,7 @@ def memorise(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % every == 0:
+        if step % every == 0 or step == len(batches):
             losses = [loop.held_out_loss(model, tokenizer, part) for part in (few, unseen)]
             rows.append([rank, step, *losses])
     return {"rows": rows}
