@@ -95,7 +95,8 @@ def by_length(
     tokenizer: PreTrainedTokenizerBase, dataset: Dataset, size: int
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Yield batches of `size` conversations, short ones first, and the tokens of each answer."""
-    rows = [encode(tokenizer, messages) for messages in dataset["messages"]]
+    asked = dataset["messages"][: rehearsed("rows", len(dataset))]
+    rows = [encode(tokenizer, messages) for messages in asked]
     rows.sort(key=lambda row: len(row["input_ids"]))
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
@@ -108,7 +109,6 @@ def held_out_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, size: int = 32
 ) -> float:
     """Mean loss (nats a token) over every answer token of `dataset`, in eval mode."""
-    dataset = dataset.select(range(rehearsed("rows", len(dataset))))
     was_training = model.training
     model.eval()
     total = count = 0
