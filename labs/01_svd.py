@@ -430,7 +430,7 @@ if lab.experiment("A short full fine-tune", 28, needs=["1.1", "1.4", "1.5"]):
     for W in matrices.values():
         W.requires_grad_(True)
     loss_before, right_before = judge(tuned, tokenizer, unseen)
-    adam = torch.optim.AdamW(matrices.values(), lr=2e-4, weight_decay=0.0, fused=True)
+    adam = torch.optim.AdamW(matrices.values(), lr=3e-4, weight_decay=0.0, fused=True)
     fine_tune(tuned, tokenizer, "Full fine-tuning on home", adam)
     del adam  # its two moments are twice as large as the model
     loss_after, right_after = judge(tuned, tokenizer, unseen)
@@ -539,8 +539,8 @@ if lab.experiment("Top, rest and random directions", 9, needs=["1.1", "1.4", "1.
     names = {
         "directions 9 to 16": next_8,
         "all but the top 8": rest,
-        "8 random input directions": random_inputs,
-        "the same, as large as the top 8": random_as_large,
+        "8 random ones": random_inputs,
+        "8 random ones, as large as 1 to 8": random_as_large,
     }
     tried = {"directions 1 to 8": cuts[3]} | {n: try_update(part) for n, part in names.items()}
     parts = {n: (share, gain(loss)) for n, (loss, _, share) in tried.items()}
@@ -564,7 +564,7 @@ if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4",
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     student = peft.get_peft_model(student, config)  # all of the base is frozen now
     thin = [p for p in student.parameters() if p.requires_grad]
-    adam = torch.optim.AdamW(thin, lr=2e-3, weight_decay=0.0)
+    adam = torch.optim.AdamW(thin, lr=5e-3, weight_decay=0.0)
     fine_tune(student, tokenizer, "LoRA, r = 8, on home", adam)
     lora_loss, lora_right = judge(student, tokenizer, unseen)
     results = {
@@ -838,22 +838,38 @@ check.counts(intruders)
 
 # %% [markdown]
 # PEFT counts the same way in `reduce_intruder_dimension`, with $k = 10$ and a threshold of 0.5,
-# before it scales them down. Lab 3 calls it. Here you count those of your two models.
-# TODO-INTRUDERS-BEFORE
+# before it scales intruders down. Count those of your two models, which end at about the same loss.
+# And since twenty steps are few: what if the updates were larger? The cell also lets each one grow
+# to a given share of $\lVert W_0 \rVert$, with its directions as they are.
+
+
+# %%
+def count_intruders(updates, names, size=None):
+    """Intruders in the matrices `names`; with a `size` each update is that share of |W0|."""
+    found = 0
+    for n in names:
+        W, update = start[n].float(), updates[n]
+        if size:
+            update = update * size * W.norm() / update.norm()
+        found += intruders(W, W + update, 10, 0.5)
+    return found
+
 
 # %% tags=["experiment"]
-if lab.experiment("Intruders, by size", 12, needs=["1.1", "1.2", "1.4", "1.5", "1.7"]):
+if lab.experiment(
+    "Intruders of LoRA and of full fine-tuning", 12, needs=["1.1", "1.2", "1.4", "1.5", "1.7"]
+):
     block = [n for n in some if ".15." in n]  # the seven matrices of one block
-    sizes = [1, 3, 10, 30, 100]
-    counts = {"LoRA, r = 8": [], "full fine-tuning": []}
-    for size in live.progress(sizes, "sizes"):
-        for way, update in zip(counts, (lora_update, full_update), strict=True):
-            found = 0
-            for n in block:
-                W = start[n].float()
-                found += intruders(W, W + size * update[n], 10, 0.5)
-            counts[way].append(found)
-    display(plots.intruders_by_size(sizes, counts, 10 * len(block)))
+    sizes, grown, trained = [0.03, 0.1, 0.2, 0.3, 0.5], {}, {}
+    ways = {"LoRA": lora_update, "full fine-tuning": full_update}
+    for way, updates in ways.items():
+        trained[way] = count_intruders(updates, block)
+        grown[way] = []
+        for size in live.progress(sizes, way):
+            grown[way].append(count_intruders(updates, block, size))
+        shares = [updates[n].norm() / start[n].float().norm() for n in block]
+        print(f"{way}: the update is {max(shares):.1%} of |W0| at most")
+    display(plots.intruders_by_size(sizes, grown, trained, 10 * len(block)))
 
 # %% [markdown]
 # TODO-INTRUDERS

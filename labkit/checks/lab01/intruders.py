@@ -110,38 +110,49 @@ def _cosines(U1, U0):
 
 def intruder_guesses(W0, W1, k, threshold, wanted):
     """Wrong counts of intruders."""
-    (U0, _, V0), (U1, S1, V1) = (torch.linalg.svd(W, full_matrices=False) for W in (W0, W1))
-    signed, right = U1.T @ U0, V1 @ V0.T  # (n of W1, n of W0)
+    (U0, _, V0), (U1, _, V1) = (torch.linalg.svd(W, full_matrices=False) for W in (W0, W1))
+    signed, right = U1.T @ U0, (V1 @ V0.T).abs()  # (n of W1, n of W0)
     cosines = signed.abs()
     top, best = cosines[:k], cosines[:k].amax(1)
 
-    def below(values, limit=threshold):
-        return int((values < limit).sum())
+    def below(values):
+        return int((values < threshold).sum())
 
+    return (
+        {
+            "a cosine of -1 is the same direction, since signs are arbitrary: take abs()": below(
+                signed[:k].amax(1)
+            ),
+            "abs() comes after the maximum; take it of each cosine first": below(
+                signed[:k].amax(1).abs()
+            ),
+            "u_i of W1 is compared with u_i of W0 alone; W0 may have it at another place": below(
+                cosines.diagonal()[:k]
+            ),
+            "compared with the top k of W0 alone; every left singular vector of W0 counts": below(
+                top[:, :k].amax(1)
+            ),
+            "these are right singular vectors, rows of Vh; the left are the columns of U": below(
+                right[:k].amax(1)
+            ),
+            "these are the directions that W0 has, too; those that it lacks are asked": k - wanted,
+            "it stops at the first that is none; all of the top k are looked at": int(
+                (best < threshold).int().cumprod(0).sum()
+            ),
+            "that is whether there are any; how many is asked": int(wanted > 0),
+        }
+        | _other_ranges(signed, k, below)
+        | _other_limits(top, threshold)
+        | _other_matrices(W0, W1, k, threshold)
+    )
+
+
+def _other_ranges(signed, k, below):
+    """Wrong counts of intruders: other directions are taken, of W1 (rows) or W0 (columns)."""
+    cosines = signed.abs()
     return {
-        "a cosine of -1 is the same direction, since signs are arbitrary: take abs()": below(
-            signed[:k].amax(1)
-        ),
-        "0.5 is used, whatever `threshold` is": below(best, 0.5),
-        "an angle is compared; the threshold is that of a cosine": below(
-            best.clamp(max=1).arccos()
-        ),
-        "1 - |cos| is compared; the threshold is that of |cos|": below(1 - best),
-        "abs() comes after the maximum; take it of each cosine first": below(
-            signed[:k].amax(1).abs()
-        ),
-        "u_i of W1 is compared with u_i of W0 alone; W0 may have it at another place": below(
-            cosines.diagonal()[:k]
-        ),
-        "compared with the top k of W0 alone; every left singular vector of W0 counts": below(
-            top[:, :k].amax(1)
-        ),
-        "these are right singular vectors, rows of Vh; the left are the columns of U": below(
-            right[:k].abs().amax(1)
-        ),
-        "these are the directions that W0 has, too; those that it lacks are asked": k - wanted,
         "the maximum runs over W1's directions; for each of W1's, take it over W0's": below(
-            top.amax(0)
+            cosines[:k].amax(0)
         ),
         "all directions of W1 are counted; its top k are asked": below(cosines.amax(1)),
         "these are the last k directions of W1; the largest come first": below(
@@ -150,8 +161,31 @@ def intruder_guesses(W0, W1, k, threshold, wanted):
         "that asks which of W0's top k W1 lacks; which of W1's top k W0 lacks is asked": below(
             cosines[:, :k].amax(0)
         ),
-        "it counts pairs; a direction counts once, by its largest |cos|": below(top),
+        "it counts pairs; a direction counts once, by its largest |cos|": below(cosines[:k]),
         "that is all k, whatever the cosines: the largest |cos| decides, no mean, no smallest": k,
+        "it takes k + 1 directions, one too many": below(cosines[: k + 1].amax(1)),
+        "it takes k - 1 directions, one too few": below(cosines[: k - 1].amax(1)),
+        "the directions start at index 1; indices start at 0": below(cosines[1 : k + 1].amax(1)),
+        "u_i is compared with u_i of W0 alone, and without abs(): look at all": below(
+            signed.diagonal()[:k]
+        ),
+        "only the top k of W0, and without abs(): look at all of it": below(signed[:k, :k].amax(1)),
+    }
+
+
+def _other_limits(top, threshold):
+    """Wrong counts of intruders: something else of the cosines (k, n) is compared."""
+    best = top.amax(1)
+
+    def below(values, limit=threshold):
+        return int((values < limit).sum())
+
+    return {
+        "0.5 is used, whatever `threshold` is": below(best, 0.5),
+        "an angle is compared; the threshold is that of a cosine": below(
+            best.clamp(max=1).arccos()
+        ),
+        "1 - |cos| is compared; the threshold is that of |cos|": below(1 - best),
         "the cosines are squared, the threshold is not": below(best**2),
         "the root of the cosines is taken; compare them as they are": below(best.sqrt()),
         "that is how much lies in the span of W0; each single vector is compared": below(
@@ -161,25 +195,12 @@ def intruder_guesses(W0, W1, k, threshold, wanted):
             top.square().sum(1)
         ),
         "the cosines are added; the largest |cos| decides": below(top.sum(1)),
-        "it takes k + 1 directions, one too many": below(cosines[: k + 1].amax(1)),
-        "it takes k - 1 directions, one too few": below(cosines[: k - 1].amax(1)),
-        "the directions start at index 1; indices start at 0": below(cosines[1 : k + 1].amax(1)),
-        "it stops at the first that is none; all of the top k are looked at": int(
-            (best < threshold).int().cumprod(0).sum()
-        ),
-        "that is whether there are any; how many is asked": int(wanted > 0),
-        "u_i is compared with u_i of W0 alone, and signs are arbitrary: all cosines, abs()": below(
-            signed.diagonal()[:k]
-        ),
-        "only the top k of W0, and signs are arbitrary: the cosines with every one, abs()": below(
-            signed[:k, :k].amax(1)
-        ),
-    } | _other_matrices(W0, W1, k, threshold, (U0, V0, U1, S1, V1))
+    }
 
 
-def _other_matrices(W0, W1, k, threshold, parts):
+def _other_matrices(W0, W1, k, threshold):
     """Wrong counts of intruders: those between other vectors."""
-    U0, V0, U1, S1, V1 = parts
+    (U0, _, V0), (U1, S1, V1) = (torch.linalg.svd(W, full_matrices=False) for W in (W0, W1))
     change = torch.linalg.svd(W1 - W0, full_matrices=False).U
     whole0, whole1 = (torch.linalg.svd(W).U for W in (W0, W1))
     columns0, columns1 = (W / W.norm(dim=0) for W in (W0, W1))

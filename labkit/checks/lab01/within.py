@@ -45,135 +45,139 @@ def asked_within(energy_within, name, dW, reference, k):
 
 def within_guesses(dW, reference, k, wanted):
     """Wrong shares of energy."""
-    U, S, Vh = torch.linalg.svd(reference, full_matrices=False)
+    U = torch.linalg.svd(reference, full_matrices=False).U
+    part = U[:, :k].T @ dW  # (k, d_in)
+    return (
+        {
+            "the two are swapped: the span is the reference's, the energy dW's": _share(
+                leading(dW, k).T @ reference, reference
+            ),
+            "the norms are not squared; energy is the sum of squares": wanted**0.5,
+            "squared twice: a share of squares is a share of energy": wanted**2,
+            "this is the energy outside of the span; that inside is asked": 1 - wanted,
+            "this is the norm outside of the span; the energy inside is asked": max(0, 1 - wanted)
+            ** 0.5,
+            "this is the energy itself: divide by that of dW": part.square().sum().item(),
+            "this is a norm: square it, and divide by the energy of dW": part.norm().item(),
+            "the energy is divided by a norm: square it": (part.square().sum() / dW.norm()).item(),
+            "divided by the energy of the reference; the share is of dW's": _share(part, reference),
+            "divided by k; a share sums over the k directions": wanted / k,
+            "this is measured by chance, k / d_out; the plain share is asked": wanted * len(dW) / k,
+            "this is what chance gives, whatever dW is": k / len(dW),
+            "the norms of the k parts are added; add their squares": (
+                part.norm(dim=1).sum() / dW.norm()
+            ).item(),
+            "the entries are summed and then squared; energy is the sum of squares": (
+                part.sum() ** 2 / dW.square().sum()
+            ).item(),
+            "the entries are summed; energy is the sum of their squares": (
+                part.sum() / dW.sum()
+            ).item(),
+            "absolute values are summed; energy is the sum of squares": (
+                part.abs().sum() / dW.abs().sum()
+            ).item(),
+        }
+        | _by_svds(dW, reference, k, part)
+        | _other_spans(dW, reference, k)
+        | _other_sides(dW, reference, k)
+    )
+
+
+def _share(part, whole):
+    return (part.square().sum() / whole.square().sum()).item()
+
+
+def _by_svds(dW, reference, k, part):
+    """Wrong shares of energy, from the singular values or vectors of both."""
+    U, S, _ = torch.linalg.svd(reference, full_matrices=False)
     own, s, own_h = torch.linalg.svd(dW, full_matrices=False)
-    whole, part = dW.square().sum(), U[:, :k].T @ dW
-    columns = torch.linalg.qr(reference[:, :k]).Q
-
-    def share(projected, total=whole):
-        return (projected.square().sum() / total).item()
-
+    top, both = part.new_tensor(k**0.5), U[:, :k].T @ own[:, :k]
+    cut = (own[:, :k] * s[:k]) @ own_h[:k]
+    inside = torch.linalg.svdvals(part)
+    with_cut = (part * (U[:, :k].T @ reference)).sum()  # with its best rank-k part
     return {
-        "these are right singular vectors, rows of Vh; the left are the columns of U": share(
-            dW @ Vh[:k].T
+        "dW is cut to its own top k; all of dW counts": _share(U[:, :k].T @ cut, dW),
+        "dW is cut to its own top k and measured by it; all of dW counts": _share(
+            U[:, :k].T @ cut, cut
         ),
-        "the two are swapped: the span is the reference's, the energy dW's": share(
-            own[:, :k].T @ reference, reference.square().sum()
+        "that compares the top k of both; all of dW counts, weighed by its energy": _share(
+            both, top
         ),
-        "the norms are not squared; energy is the sum of squares": wanted**0.5,
-        "squared twice: a share of squares is a share of energy": wanted**2,
-        "this is the energy outside of the span; that inside is asked": 1 - wanted,
-        "this is the norm outside of the span; the energy inside is asked": max(0, 1 - wanted)
-        ** 0.5,
-        "this is the energy itself: divide by that of dW": part.square().sum().item(),
-        "this is a norm: square it, and divide by the energy of dW": part.norm().item(),
-        "divided by the energy of the reference; the share is of dW's": share(
-            part, reference.square().sum()
+        "that compares the top k of both by a norm; all of dW counts, by its energy": (
+            both.norm().item()
         ),
-        "both sides are projected, and a norm is not squared; the left side alone is asked": share(
-            part @ Vh[:k].T
-        )
-        ** 0.5,
-        "both sides are projected, on U and on Vh; the left one alone is asked": share(
-            part @ Vh[:k].T
+        "that compares the top k of both, summed; all of dW counts, by its energy": (
+            both.square().sum().item()
         ),
-        "each u_i is paired with its v_i; all that dW does in the span of the u_i counts": share(
-            (part @ Vh[:k].T).diagonal()
+        "that compares directions without their size; energy weighs those of dW": _share(
+            U[:, :k].T @ own, top
         ),
-        "dW is cut to its own top k; all of dW counts": share(
-            U[:, :k].T @ (own[:, :k] * s[:k]) @ own_h[:k]
-        ),
-        "dW is cut to its own top k and measured by it; all of dW counts": share(
-            U[:, :k].T @ (own[:, :k] * s[:k]), s[:k].square().sum()
-        ),
-        "that compares the top k of both; all of dW counts, weighed by its energy": share(
-            U[:, :k].T @ own[:, :k], k
-        ),
-        "that compares the top k of both by a norm; all of dW counts, by its energy": share(
-            U[:, :k].T @ own[:, :k], 1
-        )
-        ** 0.5,
-        "that compares directions without their size; energy weighs those of dW": share(
-            U[:, :k].T @ own, k
-        ),
-        "that compares the top k of both, summed; all of dW counts, by its energy": share(
-            U[:, :k].T @ own[:, :k], 1
-        ),
-        "this is the reference in its own top k; dW is left out": share(S[:k], S.square().sum()),
-        "this is dW in its own top k; the reference is left out": share(s[:k], s.square().sum()),
-        "divided by k; a share sums over the k directions": wanted / k,
-        "this is measured by chance, k / d_out; the plain share is asked": wanted * len(dW) / k,
-        "this is what chance gives, whatever dW is": k / len(dW),
-    } | _other_spans(dW, reference, k, (U, S, columns), share)
-
-
-def _other_spans(dW, reference, k, parts, share):
-    """Wrong shares of energy: that in the span of something else."""
-    U, S, columns = parts
-    whole, dot = dW.square().sum(), (dW * reference).sum()
-    dot_cut = ((U[:, :k].T @ dW) * (U[:, :k].T @ reference)).sum()  # with its best rank-k part
-    s = torch.linalg.svdvals(dW)
-    guesses = {
-        "the norms of the k parts are added; add their squares": (
-            (U[:, :k].T @ dW).norm(dim=1).sum() / dW.norm()
-        ).item(),
-        "the entries are summed and then squared; energy is the sum of squares": (
-            (U[:, :k].T @ dW).sum() ** 2 / whole
-        ).item(),
-        "the energy is divided by a norm: square it": (
-            (U[:, :k].T @ dW).square().sum() / dW.norm()
-        ).item(),
-        "that is the spectral norm; energy is the sum of all squares": (
-            torch.linalg.svdvals(U[:, :k].T @ dW)[0] / s[0]
-        ).item(),
-        "it takes k + 1 directions, one too many": share(U[:, : k + 1].T @ dW),
-        "the directions start at index 1; indices start at 0": share(U[:, 1 : k + 1].T @ dW),
-        "these are the last k directions; the largest come first": share(U[:, -k:].T @ dW),
-        "these are all but the first k directions": share(U[:, k:].T @ dW),
-        "this is the span of the first k columns of the reference; U's are asked": share(
-            columns.T @ dW
-        ),
-        "the first k columns of the reference are no singular vectors": share(
-            reference[:, :k].T @ dW
-        ),
-        "it takes direction k alone; the span is of the first k": share(U[:, k - 1] @ dW),
-        "the singular values weigh the directions; those of a span have length 1": share(
-            (U[:, :k] * S[:k]).T @ dW
+        "this is the reference in its own top k; dW is left out": _share(S[:k], S),
+        "this is dW in its own top k; the reference is left out": _share(s[:k], s),
+        "that is the spectral norm; energy is the sum of all squares": (inside[0] / s[0]).item(),
+        "that is the spectral norm, squared; energy is the sum of all squares": (
+            inside[0] / s[0]
+        ).item()
+        ** 2,
+        "the singular values are summed, not squared": (inside.sum() / s.sum()).item(),
+        "the singular values weigh the directions; those of a span have length 1": _share(
+            part * S[:k, None], dW
         ),
         "the cut of the reference is taken for one direction; each of its k left ones counts": (
-            dot_cut**2 / whole / S[:k].square().sum()
+            with_cut**2 / dW.square().sum() / S[:k].square().sum()
         ).item(),
-        "these are the first k rows of dW; the directions are the columns of U": share(dW[:k]),
-        "that is the cosine of two matrices; the span of the top k is asked": (
-            dot / dW.norm() / reference.norm()
-        ).item(),
-        "that is the squared cosine of two matrices; the span of the top k is asked": (
-            dot**2 / whole / reference.square().sum()
-        ).item(),
-        "the entries are summed; energy is the sum of their squares": (
-            (U[:, :k].T @ dW).sum() / dW.sum()
-        ).item(),
-        "absolute values are summed; energy is the sum of squares": (
-            (U[:, :k].T @ dW).abs().sum() / dW.abs().sum()
-        ).item(),
-        "that is the spectral norm, squared; energy is the sum of all squares": (
-            torch.linalg.svdvals(U[:, :k].T @ dW)[0] ** 2 / s[0] ** 2
-        ).item(),
-        "the singular values are summed, not squared": (
-            torch.linalg.svdvals(U[:, :k].T @ dW).sum() / s.sum()
-        ).item(),
-        "the squares are averaged; sum them": share(U[:, :k].T @ dW) * len(dW) / k,
+    }
+
+
+def _other_spans(dW, reference, k):
+    """Wrong shares of energy: that in the span of other left vectors."""
+    U, _, _ = torch.linalg.svd(reference, full_matrices=False)
+    whole, dot = torch.linalg.svd(reference).U, (dW * reference).sum()
+    cosine = (dot / dW.norm() / reference.norm()).item()
+    guesses = {
+        "it takes k + 1 directions, one too many": _share(U[:, : k + 1].T @ dW, dW),
+        "the directions start at index 1; indices start at 0": _share(U[:, 1 : k + 1].T @ dW, dW),
+        "these are the last k directions; the largest come first": _share(U[:, -k:].T @ dW, dW),
+        "these are all but the first k directions": _share(U[:, k:].T @ dW, dW),
+        "this is the span of the first k columns of the reference; U's are asked": _share(
+            torch.linalg.qr(reference[:, :k]).Q.T @ dW, dW
+        ),
+        "the first k columns of the reference are no singular vectors": _share(
+            reference[:, :k].T @ dW, dW
+        ),
+        "it takes direction k alone; the span is of the first k": _share(U[:, k - 1] @ dW, dW),
+        "these are the first k rows of dW; the directions are the columns of U": _share(dW[:k], dW),
+        "that is the cosine of two matrices; the span of the top k is asked": cosine,
+        "that is the squared cosine of two matrices; the span of the top k is asked": cosine**2,
+        "it takes rows of U; the directions are its columns": _share(whole[:k] @ dW, dW),
     }
     if k > 1:
-        guesses["it takes k - 1 directions, one too few"] = share(U[:, : k - 1].T @ dW)
-        guesses["it takes the first direction alone; the span is of the first k"] = share(
-            U[:, 0] @ dW
+        guesses["it takes k - 1 directions, one too few"] = _share(U[:, : k - 1].T @ dW, dW)
+        first = "it takes the first direction alone; the span is of the first k"
+        guesses[first] = _share(U[:, 0] @ dW, dW)
+    return guesses
+
+
+def _other_sides(dW, reference, k):
+    """Wrong shares of energy: right singular vectors are taken, or both."""
+    U, _, Vh = torch.linalg.svd(reference, full_matrices=False)
+    right, both = dW @ Vh[:k].T, U[:, :k].T @ dW @ Vh[:k].T
+    guesses = {
+        "these are right singular vectors, rows of Vh; the left are the columns of U": _share(
+            right, dW
+        ),
+        "both sides are projected, on U and on Vh; the left one alone is asked": _share(both, dW),
+        "both sides are projected, and a norm is not squared; the left side alone is asked": _share(
+            both, dW
         )
-    rows = torch.linalg.svd(reference).U[:k]
-    guesses["it takes rows of U; the directions are its columns"] = share(rows @ dW)
+        ** 0.5,
+        "each u_i is paired with its v_i; all that dW does in the span of the u_i counts": _share(
+            both.diagonal(), dW
+        ),
+    }
     if len(dW) == len(dW.T):
         told = "it takes columns of Vh; and those are right ones: the left are U's columns"
-        guesses[told] = share(torch.linalg.svd(reference).Vh[:, :k].T @ dW)
+        guesses[told] = _share(torch.linalg.svd(reference).Vh[:, :k].T @ dW, dW)
     return guesses
 
 

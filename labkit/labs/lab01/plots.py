@@ -39,7 +39,7 @@ def error_and_cost(costs, errors, r_even, guess):
     fifth = fifth_of(costs)
     for (name, values), colour in zip(errors.items(), (BLUE, ORANGE), strict=True):
         ax.plot(_percent(costs), _percent(values), color=colour)
-        where = (100 * costs[-8], 100 * values[-8])
+        where = (100 * costs[2 * fifth], 100 * values[2 * fifth])
         ax.annotate(name, where, (6, 6), textcoords="offset points", color=colour)
         ax.plot(100 * costs[fifth], 100 * values[fifth], color=colour, marker="o")
     ax.axvline(100, color=INK, ls=":", lw=1.2)
@@ -118,7 +118,7 @@ def energy_and_gain(ranks, energy, gain, right, right_uncut, guess):
 
     All are shares; `right_uncut` is that of the whole update, and `guess` is of the gain, in %.
     """
-    fig, ax = figure(height=3.9)
+    fig, ax = figure(height=4.2)
     for name, values, colour, marker in (
         ("loss gain kept", gain, BLUE, "o"),
         ("energy kept", energy, ORANGE, "s"),
@@ -131,10 +131,9 @@ def energy_and_gain(ranks, energy, gain, right, right_uncut, guess):
     ax.set_xticks(ranks, [str(r) for r in ranks])
     ax.minorticks_off()
     _in_percent(ax.yaxis)
-    ax.legend(loc="lower right", fontsize=9)
+    fig.legend(loc="outside lower center", ncols=2, fontsize=9)
     at = ranks.index(8)
-    shares = f"{energy[at]:.0%} of the energy and {gain[at]:.0%} of the gain"
-    ax.set_title(f"Rank 8 keeps {shares}; {right[at]:.0%} of the answers are right")
+    ax.set_title(f"Rank 8 keeps {energy[at]:.0%} of the energy and {gain[at]:.0%} of the gain")
     guess.draw(ax)
     return fig
 
@@ -154,8 +153,8 @@ def parts_of_update(parts):
     _in_percent(ax.xaxis)
     ax.grid(axis="y", visible=False)
     gains = [gain for _, gain in parts.values()]
-    told = f"Gain of directions 1 to 8: {gains[0]:.0%}, of 9 to 16: {gains[1]:.0%}"
-    ax.set_title(f"{told}, of random ones as large: {gains[-1]:.0%}")
+    told = f"1 to 8: {gains[0]:.0%}, 9 to 16: {gains[1]:.0%}, random: {gains[-1]:.0%}"
+    ax.set_title(f"Gain of directions {told}", x=-0.3)
     return fig
 
 
@@ -221,18 +220,20 @@ def learned_factors(errors, bound, A_learned, A_svd):
     return headed(fig, f"The learned product ends at {errors[-1]:.3f}, the bound is {bound:.3f}")
 
 
-def intruders_by_size(sizes, counts, n_directions):
-    """Intruders among the leading directions of W0 + size x update; a list for each way."""
-    fig, ax = figure(height=3.3)
-    for (way, values), colour, marker in zip(counts.items(), (BLUE, ORANGE), "os", strict=True):
-        ax.plot(sizes, values, color=colour, marker=marker, label=way)
-    ax.set(xscale="log", xlabel="how many times the update is added", ylim=(-1, None))
-    ax.set_ylabel(f"intruders of {n_directions}")
-    ax.set_xticks(sizes, [f"{size}x" for size in sizes])
-    ax.minorticks_off()
+def intruders_by_size(sizes, grown, trained, n_directions):
+    """Intruders against the size of the update, as a share of |W0|; a list for each way.
+
+    `trained` maps a way to their number as it was trained.
+    """
+    fig, ax = figure(height=3.4)
+    for (way, values), colour, marker in zip(grown.items(), (BLUE, ORANGE), "os", strict=True):
+        ax.plot(_percent(sizes), values, color=colour, marker=marker, label=way)
+    ax.set(xlabel="size of the update, as a share of |W0|", xlim=(0, None), ylim=(-1, None))
+    ax.set_ylabel(f"intruders of {n_directions} directions")
+    _in_percent(ax.xaxis)
     ax.legend(loc="upper left")
-    first = [f"{values[0]} by {way}" for way, values in counts.items()]
-    ax.set_title(f"Intruders of {n_directions} directions: {', '.join(first)}")
+    told = " and ".join(f"{number} by {way}" for way, number in trained.items())
+    ax.set_title(f"Intruders as trained: {told}")
     return fig
 
 
