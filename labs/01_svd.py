@@ -513,41 +513,63 @@ if lab.experiment("Every update cut to rank r", 15, needs=["1.1", "1.4", "1.5"])
     display(table.T.style.format("{:.2f}"))
 
 # %% [markdown]
-# TODO-CUTS
+# This is the picture of the lab. "Gain" is how far the held-out loss falls; 100% is what the whole
+# update achieves. The orange curve says that the update is not low-rank. The blue one says that a
+# low-rank cut keeps most of the gain all the same. A claim about energy and a claim about loss are
+# two claims: for this update the first is wrong, the second right. So a good change of rank 8
+# exists, and that is all that LoRA needs.
+#
+# But gain flatters. It starts where the base model chats instead of answering in JSON, and much of
+# the fall is learning the form. Look at the other two rows of the table: what is left of the loss,
+# and how many answers are right to the letter. There the cut costs more than the blue curve shows.
+# (With 48 answers a share is uncertain by about 6 points, so read the trend and not the single
+# dot.)
+#
+# Is the rest of the update noise, then? Keep only the rest and see. And are any 8 directions good
+# enough? Try the next eight, and the part of the update that acts on 8 random input directions.
+# That part is tiny, so it gets a second chance: scaled up until it is as large as the top 8.
+
+
+# %%
+def top_8(US, Vh):
+    """The part of an update in its directions 1 to 8."""
+    return US[:, :8] @ Vh[:8]
+
+
+def random_inputs(US, Vh):
+    """The part of an update that acts on 8 random directions of its input."""
+    Q = torch.linalg.qr(torch.randn(Vh.shape[1], 8)).Q.to(Vh)  # (d_in, 8), orthonormal
+    return US @ (Vh @ Q) @ Q.T
+
+
+def random_as_large(US, Vh):
+    """Another such part, as large as that in directions 1 to 8."""
+    part = random_inputs(US, Vh)
+    return part * top_8(US, Vh).norm() / part.norm()
+
 
 # %% tags=["experiment"]
 if lab.experiment("Top, rest and random directions", 9, needs=["1.1", "1.4", "1.5"]):
     torch.manual_seed(lab.seed)
-
-    def top_8(US, Vh):
-        return US[:, :8] @ Vh[:8]
-
-    def next_8(US, Vh):
-        return US[:, 8:16] @ Vh[8:16]
-
-    def rest(US, Vh):
-        return US[:, 8:] @ Vh[8:]
-
-    def random_inputs(US, Vh):
-        Q = torch.linalg.qr(torch.randn(Vh.shape[1], 8)).Q.to(Vh)  # (d_in, 8), orthonormal
-        return US @ (Vh @ Q) @ Q.T
-
-    def random_as_large(US, Vh):
-        part = random_inputs(US, Vh)
-        return part * top_8(US, Vh).norm() / part.norm()
-
-    names = {
-        "directions 9 to 16": next_8,
-        "all but the top 8": rest,
+    kept = {
+        "directions 9 to 16": lambda US, Vh: US[:, 8:16] @ Vh[8:16],
+        "all but the top 8": lambda US, Vh: US[:, 8:] @ Vh[8:],
         "8 random ones": random_inputs,
         "8 random ones, as large as 1 to 8": random_as_large,
     }
-    tried = {"directions 1 to 8": cuts[3]} | {n: try_update(part) for n, part in names.items()}
-    parts = {n: (share, gain(loss)) for n, (loss, _, share) in tried.items()}
+    parts = {"directions 1 to 8": (energy[3], gains[3])}
+    for way, part in kept.items():
+        loss, _, share = try_update(part)
+        parts[way] = (share, gain(loss))
     display(plots.parts_of_update(parts))
 
 # %% [markdown]
-# TODO-PARTS
+# The shares of energy of the top 8 and of all others add up to 100%; the shares of the gain do not.
+# With the eight leading directions gone, what is left still lowers the loss, and so do directions
+# 9 to 16 alone. So the tail is no noise. That the gains add up to more than 100% does not mean that
+# both parts say the same: the loss falls steeply at first, and any good part of an update gets some
+# way. Random directions do little, even when they are as large. So at this rank it matters which
+# directions an update has, and the singular values of the full update point to good ones.
 
 # %% [markdown]
 # ## Where does LoRA arrive?
@@ -555,7 +577,9 @@ if lab.experiment("Top, rest and random directions", 9, needs=["1.1", "1.4", "1.
 # A cut is made after the fact, and knows nothing of the loss. LoRA has rank 8 from the first step
 # on, and each step follows the loss. So train one: on the same batches in the same order, with as
 # many steps. Lab 2 writes LoRA by hand; here the library PEFT puts an $A$ and a $B$ beside each of
-# the 210 matrices. Each method has a learning rate of its own: TODO-RATES
+# the 210 matrices. The learning rate is another one, 5e-3 instead of 3e-4, because a step of $A$
+# and $B$ at first moves $W$ less than a step of $W$ itself would; lab 5 measures which rates are
+# best.
 
 # %% tags=["experiment"]
 if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4", "1.5"]):
@@ -602,7 +626,14 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
     guess_shared.beside(typical[0])
 
 # %% [markdown]
-# TODO-SHARED
+# Each dot is a matrix of every fifth block. Left: how much of LoRA's energy lies in the eight
+# output directions that the full update uses most. Right: how much of the full update lies in
+# LoRA's eight. No eight directions could hold more of it than its own top 8, whose share you saw
+# above. By chance it would be 8 of `d_out`, one or two percent.
+#
+# So LoRA, which has never seen the full update, finds largely the same output directions, far
+# beyond chance. They come from the same gradients. And it is not the same update: a good part of
+# each lies outside of the other.
 
 # %% [markdown]
 # ## Does the optimizer shape the spectrum?
@@ -610,7 +641,8 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # Adam divides each entry of a gradient by its own running size, so that all entries move about
 # equally far. That is no operation on singular values, and it lifts small directions. Plain
 # gradient descent (SGD) adds up the gradients as they are. One control run shows whether the rank
-# that you measured belongs to the task or to Adam. TODO-SGDRATE
+# that you measured belongs to the task or to Adam. SGD needs a rate of its own, too: at 0.3, with
+# gradients clipped to length 1, it learns in twenty steps. We have not looked for its best.
 
 # %% tags=["experiment"]
 if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4", "1.5"]):
@@ -631,7 +663,11 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
     print(f"right to the letter {sgd_right:.0%} and {right_after:.0%}")
 
 # %% [markdown]
-# TODO-SGD
+# By SGD the same batches give an update of much lower rank: in the left picture its singular values
+# fall off, where Adam's have a long tail. SGD also ends at a higher loss, so this is no comparison
+# at equal quality, and a longer run would add directions. But it answers the question: how low-rank
+# an update is depends on the optimizer as much as on the task. "Fine-tuning is low-rank", said
+# without the optimizer, is not yet a statement.
 
 # %% [markdown]
 # ## Is LoRA an SVD?
@@ -872,7 +908,15 @@ if lab.experiment(
     display(plots.intruders_by_size(sizes, grown, trained, 10 * len(block)))
 
 # %% [markdown]
-# TODO-INTRUDERS
+# As trained, neither has an intruder: after twenty steps the updates are below a hundredth of
+# $W_0$, and the leading directions of $W_1$ are still those of $W_0$. That is not the paper's
+# regime, whose models were trained far longer. Growing the updates shows what decides. An intruder
+# appears when a singular value of the update reaches those of $W_0$. LoRA's energy sits in eight
+# directions, so at a tenth of $W_0$ its first ones stick out, before any of the full update do.
+# Larger still, and the full update, which has more directions, has as many or more. (One block, one
+# seed.)
+#
+# What a model forgets is measured in lab 3.
 
 # %% [markdown]
 # ### Exercise 1.8 · Quiz
@@ -920,10 +964,11 @@ check.quiz(quiz)
 # - The first $r$ terms of the SVD are the best that rank $r$ can do, and the singular values that
 #   are left say how good that is.
 # - Two thin matrices cost $r\,(d_\text{out} + d_\text{in})$ numbers: linear in the rank.
-# - The weights of a real model are far from low-rank. Their update is lower, and still not low in
-#   energy. A low-rank cut of it keeps most of the gain all the same: that is LoRA's bet.
-# - A few leading directions of a finished update do most of its work; as many random ones gain next
-#   to nothing.
+# - The weights of a real model are far from low-rank. Their update by Adam is lower, and still not
+#   low in energy; by SGD it is lower again.
+# - LoRA does not need this update to be low-rank. It needs that *a* good change of low rank exists:
+#   the cut of the full update is one, what LoRA learns is another, and they share directions.
+# - A few leading directions of a finished update do most of its work; as many random ones do not.
 # - Few directions, few parameters and few numbers on disk are three different statements.
 #
 # Lab 2 trains the two thin matrices directly.
@@ -936,5 +981,6 @@ if lab.experiment("The result in one line", 0, needs=["1.1", "1.2", "1.4", "1.5"
     D = min(d90)
     lab.headline(
         f"a full update cut to rank 8 keeps {energy[3]:.0%} of its energy, {gains[3]:.0%} of its "
-        f"gain (rank {middle(update_r90)} for 90% of the energy); d90 is {d90[D]} of {D:,} numbers"
+        f"gain (rank {middle(update_r90):.0f} for 90% of the energy); LoRA ends at loss "
+        f"{lora_loss:.2f}, full at {loss_after:.2f}; d90 is {d90[D]} of {D:,} numbers"
     )
