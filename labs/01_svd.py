@@ -521,9 +521,10 @@ if lab.experiment("Every update cut to rank r", 15, needs=["1.1", "1.4", "1.5"])
 #
 # But gain flatters. It starts where the base model chats instead of answering in JSON, and much of
 # the fall is learning the form. Look at the other two rows of the table: what is left of the loss,
-# and how many answers are right to the letter. There the cut costs more than the blue curve shows.
-# (With 48 answers a share is uncertain by about 6 points, so read the trend and not the single
-# dot.)
+# and how many answers are right to the letter. There the cut costs more than the blue curve shows:
+# in our run rank 8 left nearly twice the loss of the whole update, and a third of its right
+# answers. (With 48 answers a share is uncertain by about 6 points, so read the trend and not the
+# single dot.)
 #
 # Is the rest of the update noise, then? Keep only the rest and see. And are any 8 directions good
 # enough? Try the next eight, and the part of the update that acts on 8 random input directions.
@@ -568,8 +569,13 @@ if lab.experiment("Top, rest and random directions", 9, needs=["1.1", "1.4", "1.
 # With the eight leading directions gone, what is left still lowers the loss, and so do directions
 # 9 to 16 alone. So the tail is no noise. That the gains add up to more than 100% does not mean that
 # both parts say the same: the loss falls steeply at first, and any good part of an update gets some
-# way. Random directions do little, even when they are as large. So at this rank it matters which
-# directions an update has, and the singular values of the full update point to good ones.
+# of the way.
+#
+# The last two bars are a warning against a comparison that is often made. Eight random input
+# directions hold a hundredth of the energy, so of course they gain little. Made as large as the top
+# 8, they gain a good part, since they still write to the output directions of the update.
+# Directions do matter: the leading ones gain about twice as much at the same size. But size
+# matters, too.
 
 # %% [markdown]
 # ## Where does LoRA arrive?
@@ -578,8 +584,8 @@ if lab.experiment("Top, rest and random directions", 9, needs=["1.1", "1.4", "1.
 # on, and each step follows the loss. So train one: on the same batches in the same order, with as
 # many steps. Lab 2 writes LoRA by hand; here the library PEFT puts an $A$ and a $B$ beside each of
 # the 210 matrices. The learning rate is another one, 5e-3 instead of 3e-4, because a step of $A$
-# and $B$ at first moves $W$ less than a step of $W$ itself would; lab 5 measures which rates are
-# best.
+# and $B$ at first moves $W$ less than a step of $W$ itself would. (Of two rates that we tried for
+# each, these ended lower. Lab 5 looks for the best.)
 
 # %% tags=["experiment"]
 if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4", "1.5"]):
@@ -600,7 +606,13 @@ if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4",
     print(f"LoRA trained {sum(p.numel() for p in thin):,} numbers")
 
 # %% [markdown]
-# TODO-LORA
+# In our run the trained update ended at a somewhat lower loss than the cut one: it was free to find
+# a change that is good by itself, while the cut has to do without what was taken away. Neither
+# reached full fine-tuning. That is a statement about twenty steps with these rates and one seed,
+# not about LoRA; lab 2 gives it more time. And 48 answers are too few to tell LoRA and the cut
+# apart by those that are right.
+#
+# Two changes of rank 8, both good: are they the same change?
 
 # %%
 guess_shared = lab.predict("LoRA's energy in the full update's top 8: how many percent?", None)
@@ -631,9 +643,10 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # LoRA's eight. No eight directions could hold more of it than its own top 8, whose share you saw
 # above. By chance it would be 8 of `d_out`, one or two percent.
 #
-# So LoRA, which has never seen the full update, finds largely the same output directions, far
-# beyond chance. They come from the same gradients. And it is not the same update: a good part of
-# each lies outside of the other.
+# So LoRA, which has never seen the full update, puts about half of its energy into the same few
+# output directions, where chance would put one or two percent. Both follow gradients of the same
+# batches, and these agree on where to write. But it is not the same update: the other half lies
+# elsewhere.
 
 # %% [markdown]
 # ## Does the optimizer shape the spectrum?
@@ -874,7 +887,7 @@ check.counts(intruders)
 
 # %% [markdown]
 # PEFT counts the same way in `reduce_intruder_dimension`, with $k = 10$ and a threshold of 0.5,
-# before it scales intruders down. Count those of your two models, which end at about the same loss.
+# before it scales intruders down. Count those of your two models, whose losses are not far apart.
 # And since twenty steps are few: what if the updates were larger? The cell also lets each one grow
 # to a given share of $\lVert W_0 \rVert$, with its directions as they are.
 
@@ -908,13 +921,13 @@ if lab.experiment(
     display(plots.intruders_by_size(sizes, grown, trained, 10 * len(block)))
 
 # %% [markdown]
-# As trained, neither has an intruder: after twenty steps the updates are below a hundredth of
-# $W_0$, and the leading directions of $W_1$ are still those of $W_0$. That is not the paper's
-# regime, whose models were trained far longer. Growing the updates shows what decides. An intruder
-# appears when a singular value of the update reaches those of $W_0$. LoRA's energy sits in eight
-# directions, so at a tenth of $W_0$ its first ones stick out, before any of the full update do.
-# Larger still, and the full update, which has more directions, has as many or more. (One block, one
-# seed.)
+# As trained, neither has an intruder: after twenty steps the updates are one or two percent of
+# $W_0$ at most, and the leading directions of $W_1$ are still those of $W_0$. That is not the
+# paper's regime, whose models were trained far longer. Growing the updates shows what decides. An
+# intruder appears when a singular value of the update reaches those of $W_0$. LoRA's energy sits in
+# eight directions, so in our run its first ones stick out at a tenth of $W_0$, and none of the full
+# update do. At a fifth the two are level, and at half the full update, which has more directions,
+# has more intruders. So say at which size you compare. (One block, one seed.)
 #
 # What a model forgets is measured in lab 3.
 
@@ -968,7 +981,8 @@ check.quiz(quiz)
 #   low in energy; by SGD it is lower again.
 # - LoRA does not need this update to be low-rank. It needs that *a* good change of low rank exists:
 #   the cut of the full update is one, what LoRA learns is another, and they share directions.
-# - A few leading directions of a finished update do most of its work; as many random ones do not.
+# - A few leading directions of a finished update do most of its work; as many others do less, even
+#   when they are made as large.
 # - Few directions, few parameters and few numbers on disk are three different statements.
 #
 # Lab 2 trains the two thin matrices directly.
