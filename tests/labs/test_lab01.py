@@ -3,11 +3,16 @@
 import math
 
 import numpy as np
+import peft
 import torch
+import torch.nn.functional as F
+from peft.tuners.lora.intruders import reduce_intruder_dimension
 
 from labkit import contract
 from labkit.checks import lab01 as check
+from labkit.checks.lab01.intruders import asked_intruders, intruder_cases
 
+SIDES = [(20, 12), (12, 24), (24, 16)]  # of the layers of a small model
 svd, svdvals = torch.linalg.svd, torch.linalg.svdvals
 
 SEEDS = {"RIGHT": range(4), "WRONG": range(2)}
@@ -184,6 +189,83 @@ def truncate_by_rest(W0, W1, r):
     return W1 - (U[:, r:] * S[r:]) @ Vh[r:]
 
 
+def energy_within(dW, reference, k):
+    U = svd(reference, full_matrices=False).U[:, :k]
+    return ((U.T @ dW).square().sum() / dW.square().sum()).item()
+
+
+def within_by_projecting(dW, reference, k):
+    U = svd(reference).U[:, :k]
+    return (torch.linalg.norm(U @ U.T @ dW) / torch.linalg.norm(dW)).item() ** 2
+
+
+def within_by_rest(dW, reference, k):
+    U = svd(reference.double()).U[:, :k]
+    dW = dW.double()
+    return 1 - float((dW - U @ (U.T @ dW)).square().sum()) / float((dW * dW).sum())
+
+
+def within_in_numpy(dW, reference, k):
+    U, _, _ = np.linalg.svd(reference.numpy(), full_matrices=False)
+    rows = U[:, :k].T @ dW.numpy()
+    return np.square(rows).sum() / np.square(dW.numpy()).sum()
+
+
+def within_by_eigh(dW, reference, k):
+    U = torch.linalg.eigh(reference @ reference.T).eigenvectors[:, -k:]
+    return (torch.trace(U.T @ dW @ dW.T @ U) / torch.trace(dW @ dW.T)).item()
+
+
+def within_by_loop(dW, reference, k):
+    d = svd(reference)
+    return sum((d.U[:, i] @ dW).square().sum().item() for i in range(k)) / dW.norm().item() ** 2
+
+
+def within_by_turning(dW, reference, k):
+    V = torch.svd(reference.T).V[:, :k]
+    return float(torch.linalg.matrix_norm(dW.T @ V) ** 2 / torch.linalg.matrix_norm(dW.T) ** 2)
+
+
+def intruders(W0, W1, k, threshold):
+    U0, U1 = (svd(W, full_matrices=False).U for W in (W0, W1))
+    return int(((U1[:, :k].T @ U0).abs().amax(1) < threshold).sum())
+
+
+def intruders_as_in_peft(W0, W1, k, threshold):
+    U0, _, _ = svd(W0, full_matrices=False)
+    U1, _, _ = svd(W1, full_matrices=False)
+    cos_sim = (U1.T @ U0).abs().max(dim=1).values
+    return len(torch.where(cos_sim[:k] < threshold)[0].tolist())
+
+
+def intruders_by_loop(W0, W1, k, threshold):
+    U0, U1 = torch.svd(W0).U, torch.svd(W1).U
+    n = 0
+    for i in range(k):
+        if all(abs(torch.dot(U1[:, i], u).item()) < threshold for u in U0.T):
+            n += 1
+    return n
+
+
+def intruders_in_numpy(W0, W1, k, threshold):
+    U0 = np.linalg.svd(W0.numpy(), full_matrices=False)[0]
+    U1 = np.linalg.svd(W1.numpy(), full_matrices=False)[0]
+    return np.sum(np.max(np.abs(U0.T @ U1[:, :k]), axis=0) < threshold)
+
+
+def intruders_by_cosine(W0, W1, k, threshold):
+    U0, U1 = svd(W0, full_matrices=False)[0], svd(W1, full_matrices=False)[0]
+    cos = F.cosine_similarity(U1.T[:k, None], U0.T[None], dim=-1).abs()
+    return k - (cos >= threshold).any(dim=1).sum().item()
+
+
+def intruders_by_angles(W0, W1, k, threshold):
+    """The angle with the nearest line is above that of the threshold."""
+    U0, U1 = svd(W0, full_matrices=False)[0], svd(W1, full_matrices=False)[0]
+    angles = (U1[:, :k].T @ U0).abs().clamp(max=1).arccos()
+    return (angles.min(1).values > math.acos(threshold)).sum().item()
+
+
 def subspace_point(theta0, P, z):
     return theta0 + P @ z
 
@@ -235,13 +317,23 @@ RIGHT = [
     (check.ranks, energy_by_search, stable_from_values),
     (check.ranks, energy_by_loop, stable_in_numpy),
     (check.ranks, energy_by_argmax, stable_rank),
-    (check.truncates, truncate_update),
-    (check.truncates, truncate_backwards),
-    (check.truncates, truncate_by_rest),
+    (check.truncates, truncate_update, energy_within),
+    (check.truncates, truncate_backwards, within_by_projecting),
+    (check.truncates, truncate_by_rest, within_by_rest),
+    (check.truncates, truncate_update, within_in_numpy),
+    (check.truncates, truncate_update, within_by_eigh),
+    (check.truncates, truncate_update, within_by_loop),
+    (check.truncates, truncate_update, within_by_turning),
+    (check.counts, intruders),
+    (check.counts, intruders_as_in_peft),
+    (check.counts, intruders_by_loop),
+    (check.counts, intruders_in_numpy),
+    (check.counts, intruders_by_cosine),
+    (check.counts, intruders_by_angles),
     (check.subspace, subspace_point, project_gradient),
     (check.subspace, point_by_columns, project_row),
     (check.subspace, point_by_addmv, project_einsum),
-    (check.quiz, lambda: {"q1": "c", "q2": "a", "q3": "d"}),
+    (check.quiz, lambda: {"q1": "b", "q2": "d", "q3": "a"}),
 ]
 
 
@@ -653,6 +745,133 @@ UPDATES = [
 ]
 
 
+def _left(W, full_matrices=False):
+    return svd(W, full_matrices=full_matrices).U
+
+
+def _right(W):
+    return svd(W, full_matrices=False).Vh
+
+
+def _energy_share(part, whole):
+    return (part.square().sum() / whole.square().sum()).item()
+
+
+def _normalises(dW, reference, k):
+    dW /= dW.norm()
+    return (_left(reference)[:, :k].T @ dW).square().sum().item()
+
+
+WITHIN = [
+    (lambda d, R, k: _energy_share(d @ _right(R)[:k].T, d), "right singular vectors"),
+    (lambda d, R, k: energy_within(R, d, k), "swapped"),
+    (lambda d, R, k: energy_within(d, R, k) ** 0.5, "norms are not squared"),
+    (lambda d, R, k: 1 - energy_within(d, R, k), "outside of the span"),
+    (lambda d, R, k: (_left(R)[:, :k].T @ d).square().sum().item(), "divide by that of dW"),
+    (lambda d, R, k: (_left(R)[:, :k].T @ d).norm().item(), "this is a norm"),
+    (lambda d, R, k: _energy_share(_left(R)[:, :k].T @ d, R), "energy of the reference"),
+    (lambda d, R, k: _energy_share(_left(R)[:, :k].T @ d @ _right(R)[:k].T, d), "both sides"),
+    (
+        lambda d, R, k: _energy_share((_left(R)[:, :k].T @ d @ _right(R)[:k].T).diag(), d),
+        "paired with its v_i",
+    ),
+    (lambda d, R, k: energy_within(best_rank_r(d, k), R, k), "cut to its own top k"),
+    (
+        lambda d, R, k: (_left(R)[:, :k].T @ _left(d)[:, :k]).square().sum().item() / k,
+        "compares the top k of both",
+    ),
+    (lambda d, R, k: energy_within(R, R, k), "dW is left out"),
+    (lambda d, R, k: energy_within(d, d, k), "reference is left out"),
+    (lambda d, R, k: energy_within(d, R, k) / k, "divided by k"),
+    (lambda d, R, k: energy_within(d, R, k) * len(d) / k, "by chance"),
+    (lambda d, R, k: k / len(d), "what chance gives"),
+    (lambda d, R, k: energy_within(d, R, k + 1), "k + 1"),
+    (lambda d, R, k: _energy_share(_left(R)[:, 1 : k + 1].T @ d, d), "indices start at 0"),
+    (lambda d, R, k: _energy_share(_left(R)[:, -k:].T @ d, d), "last k directions"),
+    (lambda d, R, k: _energy_share(_left(R)[:, k:].T @ d, d), "all but the first k"),
+    (
+        lambda d, R, k: _energy_share(torch.linalg.qr(R[:, :k]).Q.T @ d, d),
+        "first k columns of the reference",
+    ),
+    (lambda d, R, k: energy_within(d, R, 1), "first direction alone"),
+    (
+        lambda d, R, k: _energy_share((_left(R)[:, :k] * svdvals(R)[:k]).T @ d, d),
+        "singular values weigh",
+    ),
+    (lambda d, R, k: F.cosine_similarity(d.ravel(), R.ravel(), 0).item(), "cosine of two"),
+    (
+        lambda d, R, k: ((_left(R)[:, :k].T @ d).abs().sum() / d.abs().sum()).item(),
+        "absolute values",
+    ),
+    (lambda d, R, k: torch.tensor(energy_within(d, R, k)), ".item()"),
+    (lambda d, R, k: _left(R)[:, :k].T @ d, "wanted one number"),
+    (lambda d, R, k: round(energy_within(d, R, k), 2), "rounded"),
+    (lambda d, R, k: 100 * energy_within(d, R, k), "percent"),
+    (lambda d, R, k: energy_within(d, R, k) + 0.1, "the energy of dW is"),
+    (lambda d, R, k: _energy_share(_left(R)[:k] @ d, d), ("rows of U", "U[:, :k].T @ dW")),
+    (lambda d, R, k: energy_within(d, R, k) + 1e-5 / d.norm().item() ** 2, "(eps)"),
+    (_normalises, "in place"),
+]
+
+
+def _cosines(W0, W1, k):
+    return (_left(W1)[:, :k].T @ _left(W0)).abs()
+
+
+def _below(cosines, threshold):
+    return int((cosines < threshold).sum())
+
+
+def _first_run(W0, W1, k, threshold):
+    n = 0
+    for best in _cosines(W0, W1, k).amax(1):
+        if best >= threshold:
+            break
+        n += 1
+    return n
+
+
+def _of_change(W0, W1, k, threshold):
+    return intruders(W0, W1 - W0, k, threshold) if (W1 != W0).any() else 0
+
+
+INTRUDERS = [
+    (lambda W0, W1, k, t: _below((_left(W1)[:, :k].T @ _left(W0)).amax(1), t), "take abs()"),
+    (lambda W0, W1, k, t: _below(_cosines(W0, W1, k).diag(), t), "at another place"),
+    (lambda W0, W1, k, t: _below(_cosines(W0, W1, k)[:, :k].amax(1), t), "top k of W0 alone"),
+    (lambda W0, W1, k, t: intruders(W0.T, W1.T, k, t), "right singular vectors"),
+    (lambda W0, W1, k, t: k - intruders(W0, W1, k, t), "that W0 has, too"),
+    (lambda W0, W1, k, t: _below(_cosines(W0, W1, k).amax(0), t), "maximum runs over W1's"),
+    (lambda W0, W1, k, t: intruders(W0, W1, min(W0.shape), t), "its top k are asked"),
+    (lambda W0, W1, k, t: intruders(W1, W0, k, t), "which of W1's top k W0 lacks"),
+    (lambda W0, W1, k, t: _below(_cosines(W0, W1, k), t), "counts pairs"),
+    (lambda W0, W1, k, t: _below(_cosines(W0, W1, k).amin(1), t), "largest |cos| decides"),
+    (lambda W0, W1, k, t: _below(_cosines(W0, W1, k).mean(1), t), "no mean, no smallest"),
+    (lambda W0, W1, k, t: intruders(W0, W1, k, t**0.5), "cosines are squared"),
+    (lambda W0, W1, k, t: _below(_cosines(W0, W1, k).norm(dim=1), t), "in the span of W0"),
+    (lambda W0, W1, k, t: intruders(W0, W1, k + 1, t), "k + 1"),
+    (lambda W0, W1, k, t: intruders(W0, W1, k - 1, t), "k - 1"),
+    (_first_run, "stops at the first"),
+    (_of_change, "directions of W1 - W0"),
+    (
+        lambda W0, W1, k, t: _below((_left(W1, True)[:, :k].T @ _left(W0, True)).abs().amax(1), t),
+        "full_matrices=True",
+    ),
+    (lambda W0, W1, k, t: _below(_cosines(W0, W1, min(W0.shape))[-k:].amax(1), t), "last k"),
+    (lambda W0, W1, k, t: intruders(W0, W1, k, t) / k, "a share"),
+    (lambda W0, W1, k, t: int(intruders(W0, W1, k, t) > 0), "whether there are any"),
+    (lambda W0, W1, k, t: intruders(W0, W1, k, t) > 0, "how many intruders"),
+    (lambda W0, W1, k, t: k, "that is all k"),
+    (lambda W0, W1, k, t: float(intruders(W0, W1, k, t)), "wanted the int"),
+    (lambda W0, W1, k, t: (_cosines(W0, W1, k).amax(1) < t).sum(), ".item()"),
+    (lambda W0, W1, k, t: _cosines(W0, W1, k).amax(1) < t, "how many intruders"),
+    (lambda W0, W1, k, t: _cosines(W0, W1, k).amax(1).tolist(), "how many intruders"),
+    (lambda W0, W1, k, t: 0, "the top 4 of W1 have at most"),
+    (lambda W0, W1, k, t: intruders(W0, W1.sub_(W0).add_(W0).mul_(2), k, t), "in place"),
+    (lambda W0, W1, k, t: None, "return"),
+]
+
+
 def _moves_theta0(theta0, P, z):
     theta0 += P @ z
     return theta0
@@ -708,13 +927,17 @@ WRONG = [
     *[(check.parameters, *case) for case in PARAMETERS],
     *[(check.ranks, f, stable_rank, word) for f, word in ENERGY],
     *[(check.ranks, energy_rank, g, word) for g, word in STABLE],
-    *[(check.truncates, *case) for case in UPDATES],
+    *[(check.truncates, f, energy_within, word) for f, word in UPDATES],
+    *[(check.truncates, truncate_update, f, word) for f, word in WITHIN],
+    (check.truncates, UPDATES[0][0], WITHIN[0][0], "it cuts W1"),
+    (check.truncates, UPDATES[0][0], WITHIN[0][0], "right singular vectors"),
+    *[(check.counts, *case) for case in INTRUDERS],
     *[(check.subspace, *case) for case in SUBSPACE],
     (check.quiz, lambda: {"q1": "a", "q2": "b", "q3": "c"}, "0 of 3"),
-    (check.quiz, lambda: {"q1": "c", "q2": "a", "q3": "b"}, "Noise would not"),
-    (check.quiz, lambda: {"q1": "c", "q2": "a"}, "q3 wants"),
-    (check.quiz, lambda: {"q2": "a", "q3": "d"}, "2 of 3 right. q1 wants"),
-    (check.quiz, lambda: ["c", "a", "d"], "dict"),
+    (check.quiz, lambda: {"q1": "b", "q2": "d", "q3": "b"}, "2 of 3 right"),
+    (check.quiz, lambda: {"q1": "b", "q2": "d"}, "q3 wants"),
+    (check.quiz, lambda: {"q2": "d", "q3": "a"}, "2 of 3 right. q1 wants"),
+    (check.quiz, lambda: ["b", "d", "a"], "dict"),
 ]
 
 
@@ -732,7 +955,9 @@ STUBS = [
     (check.parameters, lora_params, stub),
     (check.ranks, stub, stub),
     (check.ranks, energy_rank, stub),
-    (check.truncates, stub),
+    (check.truncates, stub, stub),
+    (check.truncates, truncate_update, stub),
+    (check.counts, stub),
     (check.subspace, stub, stub),
     (check.subspace, stub, project_gradient),
     (check.quiz, stub),
@@ -758,5 +983,30 @@ def test_a_large_int_is_told_to_its_last_digit(rejects):
 
 
 def test_a_missing_letter_keeps_the_points_of_the_others(rejects):
-    rejects(check.quiz, lambda: {"q2": "a", "q3": "d"})
-    assert contract.session.records["1.7"]["earned"] == 2
+    rejects(check.quiz, lambda: {"q2": "d", "q3": "a"})
+    assert contract.session.records["1.8"]["earned"] == 2
+
+
+def test_intruders_are_those_of_peft():
+    """PEFT tells how many it found in each layer before it takes them out."""
+    rng, told = torch.Generator().manual_seed(0), []
+    base = torch.nn.Sequential(*[torch.nn.Linear(*sides, bias=False) for sides in SIDES])
+    config = peft.LoraConfig(r=4, lora_alpha=40, target_modules=["0", "1", "2"])
+    model = peft.get_peft_model(base, config)
+    for name, weight in model.named_parameters():
+        if "lora" in name:
+            weight.data = torch.randn(weight.shape, generator=rng) * 0.3
+    reduce_intruder_dimension(model, top_k=5, threshold_epsilon=0.6, logging_sink=told.append)
+    counted = []
+    for layer in model.base_model.model:
+        W0 = layer.base_layer.weight.data
+        W1 = W0 + layer.get_delta_weight("default").detach()
+        counted.append(intruders(W0, W1, 5, 0.6))
+    found = [int(line.rpartition("Intruders: ")[2]) for line in told if "Intruders" in line]
+    assert found == counted and len(set(found)) > 1
+
+
+def test_what_the_check_counts_is_what_peft_counts():
+    for _, W0, W1, k, threshold in intruder_cases(torch.Generator().manual_seed(0)):
+        wanted = asked_intruders(lambda *_: 0, "", W0, W1, k, threshold)[2]
+        assert wanted == intruders_as_in_peft(W0, W1, k, threshold)

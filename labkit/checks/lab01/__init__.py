@@ -1,4 +1,4 @@
-"""Checks of lab 1. The reference is the projection on the leading eigenvectors of W^T W."""
+"""Checks of lab 1. The reference is the projection on leading eigenvectors of W^T W or W W^T."""
 
 import torch
 
@@ -13,7 +13,9 @@ from labkit.checks.compare import (
 )
 from labkit.checks.lab01 import cuts, guesses
 from labkit.checks.lab01.cuts import PLAIN, best, how_far
-from labkit.checks.lab01.flats import expect_point, expect_projected, expect_step
+from labkit.checks.lab01.intruders import asked_intruders, intruder_cases
+from labkit.checks.lab01.subspaces import expect_point, expect_projected, expect_step
+from labkit.checks.lab01.within import asked_within, expect_within, within_cases
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
 from labkit.labs.lab01 import probes
@@ -116,7 +118,7 @@ def _expect_no_error(relative_error, W, rng):
             expect_number(got, 0.0, call, {"nothing is left out there": 1.0})
 
 
-@exercise("1.3", points=2)
+@exercise("1.3", points=1)
 def parameters(lora_params, break_even_rank):
     """131,072 for 4096 x 4096 at r=16, linear in r; the largest rank that still saves"""
     m, rank = torch.randint(20, 90, (2,), generator=generator()).tolist()
@@ -219,16 +221,30 @@ def _expect_no_eps(call, f, *data, wanted):
     expect(abs(got - wanted) <= 1e-3 * wanted, f"{call} is another number than unscaled: {hint}")
 
 
-@exercise("1.5", points=2, after="1.1")
-def truncates(truncate_update):
-    """W0 plus the best rank-r part of W1 - W0; W0 itself stays whole"""
+@exercise("1.5", points=3, after="1.1")
+def truncates(truncate_update, energy_within):
+    """W0 plus the best rank-r part of W1 - W0; the energy of dW inside the reference's top k"""
     rng = generator()
+    _expect_updates(truncate_update, rng)
+    cases = within_cases(rng)
+    asked = every(lambda *case: asked_within(energy_within, *case), cases)
+    if len(asked) < len(cases):
+        return
+    with part():
+        expect_within(asked)
+        _, dW, reference, k = cases[0]
+        call = f"energy_within(1e-4 * dW, reference, {k})"
+        _expect_no_eps(call, energy_within, 1e-4 * dW, reference, k, wanted=asked[0][2])
+
+
+def _expect_updates(truncate_update, rng):
     cases = []
     for d_out, d_in, r in [(6, 6, 3), (8, 5, 1), (5, 8, 3), (8, 5, 9)]:
         W0 = randn(d_out, d_in, rng=rng)
         cases.append((W0, W0 + 0.5 * randn(d_out, d_in, rng=rng), r))
     if len(every(lambda *case: _expect_truncated(truncate_update, *case), cases)) == len(cases):
-        _expect_tensor("truncate_update(W0, W1, 2)", truncate_update, *cases[0])
+        with part():
+            _expect_tensor("truncate_update(W0, W1, 2)", truncate_update, *cases[0])
 
 
 def _expect_truncated(truncate_update, W0, W1, r):
@@ -248,7 +264,7 @@ def _expect_truncated(truncate_update, W0, W1, r):
         raise CheckFailed(f"{call}, what is added to W0: {told}", bare=True) from None
 
 
-@exercise("1.6", points=3)
+@exercise("1.6", points=2)
 def subspace(subspace_point, project_gradient):
     """theta0 at z = 0, theta0 + P z elsewhere, and autograd's gradient with respect to z"""
     rng, cases = generator(), []
@@ -262,6 +278,15 @@ def subspace(subspace_point, project_gradient):
 
 
 @exercise("1.7", points=3)
+def counts(intruders):
+    """how many of W1's top k left directions W0 lacks; none for W1 = W0, all k for a new W1"""
+    cases = intruder_cases(generator())
+    asked = every(lambda *case: asked_intruders(intruders, *case), cases)
+    if len(asked) == len(cases):
+        expect_numbers(asked)
+
+
+@exercise("1.8", points=3)
 def quiz(quiz):
     """three questions"""
     return judge(quiz, "01")

@@ -14,6 +14,12 @@ def best(W, r):
     return W @ V @ V.T
 
 
+def leading(W, k):
+    """The k leading left singular vectors of W, (d_out, k), without an SVD; fp64."""
+    W = W.double()
+    return torch.linalg.eigh(W @ W.T).eigenvectors.flip(1)[:, :k]
+
+
 def cuts(W, r):
     """Wrong versions of the best matrix of rank r."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)  # signs as the learner's, in fp32

@@ -30,25 +30,43 @@ def _picture(ax, picture, title):
     ax.axis("off")
 
 
-def error_and_cost(costs, errors, r_even):
-    """Error against numbers stored, as a share of the matrix; `errors` maps a name to a list."""
+def error_and_cost(costs, errors, r_even, guess):
+    """Error against numbers stored, both as shares; `errors` maps a name to a list; `guess` in %.
+
+    The guess is of the second list, at a fifth of the numbers.
+    """
     fig, ax = figure(height=3.4)
-    spot = int(np.searchsorted(costs, 0.45))
+    fifth = fifth_of(costs)
     for (name, values), colour in zip(errors.items(), (BLUE, ORANGE), strict=True):
-        ax.plot(costs, values, color=colour)
-        where = (costs[spot], values[spot])
+        ax.plot(_percent(costs), _percent(values), color=colour)
+        where = (100 * costs[2 * fifth], 100 * values[2 * fifth])
         ax.annotate(name, where, (6, 6), textcoords="offset points", color=colour)
-    ax.axvline(1, color=INK, ls=":", lw=1.2)
-    ax.text(1.01, 0.98, f" r = {r_even} is the last\n that saves", va="top", color=INK)
-    ax.set(xlim=(0, 1.35), ylim=(0, 1.02), ylabel="relative error")
+        ax.plot(100 * costs[fifth], 100 * values[fifth], color=colour, marker="o")
+    ax.axvline(100, color=INK, ls=":", lw=1.2)
+    ax.text(101, 98, f" r = {r_even} is the last\n that saves", va="top", color=INK)
+    ax.set(xlim=(0, 135), ylim=(0, 102), ylabel="relative error")
     ax.set_xlabel("numbers stored, as a share of the matrix")
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    fifth = int(np.searchsorted(costs, 0.2))
+    _in_percent(ax.xaxis, ax.yaxis)
     photo, noise = (values[fifth] for values in errors.values())
-    ax.set_title(
-        f"A fifth of the numbers: error {photo:.0%} on the photograph, {noise:.0%} on noise"
-    )
+    told = f"error {photo:.0%} on the photograph, {noise:.0%} on noise"
+    ax.set_title(f"{costs[fifth]:.0%} of the numbers: {told}")
+    guess.draw(ax)
     return fig
+
+
+def fifth_of(costs):
+    """The place in `costs`, which grow, of the one that is nearest to a fifth."""
+    return int(np.abs(np.array(costs) - 0.2).argmin())
+
+
+def _percent(values):
+    return [100 * value for value in values]
+
+
+def _in_percent(*axes):
+    """Percent signs at ticks that are percentages; guesses are in percent, too."""
+    for axis in axes:
+        axis.set_major_formatter(PercentFormatter(100, decimals=0))
 
 
 def spectra(real, random):
@@ -71,8 +89,8 @@ def _norm(s):
     return np.linalg.norm(s)
 
 
-def rank_strips(panels, title):
-    """Dots by kind of projection, an axis a panel.
+def rank_strips(panels, title, guess=None):
+    """Dots by kind of projection, an axis a panel; a guess is of the first.
 
     `panels` maps an axis label to {series: {kind: values}}; a series of one value a kind is
     drawn as a dash.
@@ -90,45 +108,99 @@ def rank_strips(panels, title):
         ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
         ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4 * len(panels) - 0.1))
         ax.grid(axis="x", visible=False)
+    if guess:
+        guess.draw(axes[0][0])
     return headed(fig, title)
 
 
-def energy_and_gain(ranks, energy, gain):
-    """Share of the update's energy, and of the loss gain, that a cut to each rank keeps."""
-    fig, ax = figure(height=3.6)
+def energy_and_gain(ranks, energy, gain, right, right_uncut, guess):
+    """What a cut to each rank keeps of energy and gain, and the share of answers that is right.
+
+    All are shares; `right_uncut` is that of the whole update, and `guess` is of the gain, in %.
+    """
+    fig, ax = figure(height=4.2)
     for name, values, colour, marker in (
         ("loss gain kept", gain, BLUE, "o"),
         ("energy kept", energy, ORANGE, "s"),
+        ("answers right to the letter", right, GREEN, "^"),
     ):
-        ax.plot(ranks, values, color=colour, marker=marker)
-        spot = (ranks[3], values[3])
-        ax.annotate(name, spot, (6, -16), textcoords="offset points", color=colour)
-    ax.axhline(1, color=INK, ls=":", lw=1.2)
-    ax.set(xscale="log", xlabel="rank that every update is cut to", ylim=(0, 1.06))
+        ax.plot(ranks, _percent(values), color=colour, marker=marker, label=name)
+    uncut = f"answers right, uncut: {right_uncut:.0%}"
+    ax.axhline(100 * right_uncut, color=GREEN, ls=":", lw=1.5, label=uncut)
+    ax.set(xscale="log", xlabel="rank that every update is cut to", ylim=(0, 106))
     ax.set_xticks(ranks, [str(r) for r in ranks])
     ax.minorticks_off()
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _in_percent(ax.yaxis)
+    fig.legend(loc="outside lower center", ncols=2, fontsize=9)
     at = ranks.index(8)
     ax.set_title(f"Rank 8 keeps {energy[at]:.0%} of the energy and {gain[at]:.0%} of the gain")
+    guess.draw(ax)
     return fig
 
 
 def parts_of_update(parts):
     """Paired bars; `parts` maps what is kept of the update to (share of energy, of the gain)."""
-    fig, ax = figure(height=2.9)
+    fig, ax = figure(height=1.1 + 0.55 * len(parts))
     y = np.arange(len(parts))[::-1]
     for shift, which, name, colour in ((0.19, 0, "energy", ORANGE), (-0.19, 1, "gain", BLUE)):
-        values = [pair[which] for pair in parts.values()]
+        values = [100 * pair[which] for pair in parts.values()]
         ax.barh(y + shift, values, height=0.34, color=colour)
         for place, value in zip(y + shift, values, strict=True):
-            ax.text(max(value, 0) + 0.01, place, f"{value:.0%} {name}", va="center", color=colour)
+            ax.text(max(value, 0) + 1, place, f"{value:.0f}% {name}", va="center", color=colour)
     ax.set_yticks(y, list(parts))
-    ax.set(xlim=(min(0, *(g for _, g in parts.values())), 1.18), xlabel="share of the full update")
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    low = min(0, *(100 * gain for _, gain in parts.values()))
+    ax.set(xlim=(low, 122), xlabel="share of the full update")
+    _in_percent(ax.xaxis)
     ax.grid(axis="y", visible=False)
     gains = [gain for _, gain in parts.values()]
-    ax.set_title(f"The top 8 alone gain {gains[0]:.0%}, all the others alone {gains[1]:.0%}")
+    told = f"1 to 8: {gains[0]:.0%}, 9 to 16: {gains[1]:.0%}, random: {gains[-1]:.0%}"
+    ax.set_title(f"Gain of directions {told}", x=-0.3)
     return fig
+
+
+def ways_of_rank_8(results):
+    """Held-out loss and answers right beside each other; `results` maps a way to (loss, share)."""
+    fig, axes = figure(2, width=9.5, height=0.8 + 0.42 * len(results), sharey=True)
+    y = np.arange(len(results))[::-1]
+    colours = [INK, ORANGE, BLUE]
+    axes[0].barh(y, [loss for loss, _ in results.values()], color=colours, height=0.6)
+    axes[1].barh(y, [100 * right for _, right in results.values()], color=colours, height=0.6)
+    for place, (loss, right) in zip(y, results.values(), strict=True):
+        axes[0].text(loss, place, f" {loss:.3f}", va="center")
+        axes[1].text(100 * right, place, f" {right:.0%}", va="center")
+    most = max(loss for loss, _ in results.values())
+    axes[0].set(xlabel="held-out loss (nats a token)", xlim=(0, 1.2 * most))
+    axes[1].set(xlabel="answers right to the letter", xlim=(0, 115))
+    _in_percent(axes[1].xaxis)
+    axes[0].set_yticks(y, list(results))
+    for ax in axes:
+        ax.grid(axis="y", visible=False)
+    (full, _), (cut, _), (trained, _) = results.values()
+    told = (
+        f"Loss {trained:.2f} where rank 8 is trained, {cut:.2f} where it is cut out of {full:.2f}"
+    )
+    return headed(fig, told)
+
+
+def two_optimizers(spectra, ranks, title):
+    """Singular values of one update by optimizer, and the rank for 90% of the energy of many.
+
+    `spectra` maps an optimizer to an array, `ranks` to {kind: values}.
+    """
+    fig, axes = figure(2, width=10, height=3.6, width_ratios=(1, 1.5))
+    for (name, s), colour in zip(spectra.items(), (BLUE, ORANGE), strict=True):
+        axes[0].plot(np.arange(1, len(s) + 1), s / np.linalg.norm(s), color=colour, label=name)
+    axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position")
+    axes[0].set_ylabel("singular value / |update|")
+    axes[0].legend(loc="lower left")
+    for (_, kinds), colour in zip(ranks.items(), (BLUE, ORANGE), strict=True):
+        for x, values in enumerate(kinds.values()):
+            spread = np.linspace(-0.25, 0.25, len(values))
+            axes[1].scatter(x + spread, values, color=colour, s=16, alpha=0.75)
+    axes[1].set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
+    axes[1].set(ylabel="rank for 90% of the energy", ylim=(0, None))
+    axes[1].grid(axis="x", visible=False)
+    return headed(fig, title)
 
 
 def learned_factors(errors, bound, A_learned, A_svd):
@@ -148,6 +220,23 @@ def learned_factors(errors, bound, A_learned, A_svd):
     return headed(fig, f"The learned product ends at {errors[-1]:.3f}, the bound is {bound:.3f}")
 
 
+def intruders_by_size(sizes, grown, trained, n_directions):
+    """Intruders against the size of the update, as a share of |W0|; a list for each way.
+
+    `trained` maps a way to their number as it was trained.
+    """
+    fig, ax = figure(height=3.4)
+    for (way, values), colour, marker in zip(grown.items(), (BLUE, ORANGE), "os", strict=True):
+        ax.plot(_percent(sizes), values, color=colour, marker=marker, label=way)
+    ax.set(xlabel="size of the update, as a share of |W0|", xlim=(0, None), ylim=(-1, None))
+    ax.set_ylabel(f"intruders of {n_directions} directions")
+    _in_percent(ax.xaxis)
+    ax.legend(loc="upper left")
+    told = " and ".join(f"{number} by {way}" for way, number in trained.items())
+    ax.set_title(f"Intruders as trained: {told}")
+    return fig
+
+
 def intrinsic(dims, accuracies, full, d90):
     """Accuracy against dimension; the last three map the number of parameters D to their values."""
     fig, ax = figure(height=3.7)
@@ -162,7 +251,7 @@ def intrinsic(dims, accuracies, full, d90):
     level = 0.9 * np.mean(list(full.values()))
     ax.axhline(level, color=INK, ls=":", lw=1.2)
     ax.text(dims[0], level - 0.02, "90% of full training", va="top", color=INK)
-    ax.set(xscale="log", xlabel="dimension d of the flat", ylabel="accuracy", ylim=(0, 1.03))
+    ax.set(xscale="log", xlabel="dimension d of the subspace", ylabel="accuracy", ylim=(0, 1.03))
     ax.set_xticks(dims, [str(d) for d in dims])
     ax.minorticks_off()
     texts = [f"{d} of {D:,}" for D, d in d90.items()]

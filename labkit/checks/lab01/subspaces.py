@@ -1,4 +1,4 @@
-"""What exercise 1.6 expects, points of a flat and gradients in it, and what misconceptions give."""
+"""What exercise 1.6 expects, points of an affine subspace and gradients, and misconceptions."""
 
 import torch
 
@@ -61,7 +61,7 @@ def expect_step(got, start, wanted, call, known, steps=None):
 
 
 def points(theta0, P, z):
-    """Wrong points of a flat."""
+    """Wrong points of an affine subspace."""
     D, d = P.shape
     guesses = {
         "theta0 is missing": P @ z,
@@ -77,7 +77,7 @@ def points(theta0, P, z):
         "theta0 is multiplied; add the step to it": theta0 * (P @ z),
         "the rows of P are summed as they are; P @ z weighs the columns by z": theta0 + P.sum(1),
         "theta0 comes once for each z; add it once": d * theta0 + P @ z,
-        "the start is projected on the flat; theta0 stays whole": P
+        "the start is projected on the span of P; theta0 stays whole": P
         @ (torch.linalg.pinv(P) @ theta0 + z),
     }
     if d == D:

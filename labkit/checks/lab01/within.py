@@ -1,0 +1,210 @@
+"""What `energy_within` of exercise 1.5 gives, and what misconceptions give."""
+
+import torch
+
+from labkit.checks.compare import ask, expect_kind, expect_numbers, randn
+from labkit.checks.lab01.cuts import leading
+from labkit.contract import CheckFailed, expect
+
+
+def within_cases(rng):
+    """`(name, dW, reference, k)`: tall, wide, square, its own reference, of rank k and scaled."""
+    cases = []
+    for d_out, d_in, k in [(9, 5, 2), (5, 9, 3), (7, 7, 2), (7, 7, 1)]:
+        reference = randn(d_out, d_in, rng=rng)
+        dW = randn(d_out, d_in, rng=rng) + 0.4 * reference
+        cases.append((f"matrices of shape {(d_out, d_in)}", dW, reference, k))
+    name, dW, reference, k = cases[0]
+    thin = randn(9, 2, rng=rng) @ randn(2, 5, rng=rng)
+    return [
+        *cases,
+        (f"{name}, dW times 10", 10 * dW, reference, k),
+        (f"{name}, the reference times -10", dW, -10 * reference, k),
+        (f"{name}, the reference of rank 2", dW, thin, 2),
+        (f"{name}, dW as its own reference", dW, dW, 5),
+    ]
+
+
+def asked_within(energy_within, name, dW, reference, k):
+    """What `expect_numbers` takes of one case."""
+    call = f"energy_within(dW, reference, {k}) for {name}"
+    hint = "U of the reference is (d_out, …), its first k columns span the space: U[:, :k].T @ dW"
+    got = ask(call, energy_within, dW, reference, k, hint=hint)
+    matrix = isinstance(got, torch.Tensor) and got.numel() > 1
+    shape = f"{call} gave a tensor of shape {tuple(got.shape)}" if matrix else ""
+    expect(not matrix, f"{shape}, wanted one number: the sum of its squares over that of dW")
+    expect(got == got, f"{call} is NaN; a share of energy is a sum of squares over another")
+    expect_kind(got, call)
+    whole, inside = dW.double().square().sum(), (leading(reference, k).T @ dW.double()).square()
+    made = f"the energy of dW is {whole:.4g}, that of its part in the span {inside.sum():.4g}"
+    wanted = (inside.sum() / whole).item()
+    thin = "rank 2" in name  # what comes after its second direction is arbitrary
+    known = {} if thin else within_guesses(dW.double(), reference.double(), k, wanted)
+    return call, got, wanted, known, made
+
+
+def within_guesses(dW, reference, k, wanted):
+    """Wrong shares of energy."""
+    U = torch.linalg.svd(reference, full_matrices=False).U
+    part = U[:, :k].T @ dW  # (k, d_in)
+    return (
+        {
+            "the two are swapped: the span is the reference's, the energy dW's": _share(
+                leading(dW, k).T @ reference, reference
+            ),
+            "the norms are not squared; energy is the sum of squares": wanted**0.5,
+            "squared twice: a share of squares is a share of energy": wanted**2,
+            "this is the energy outside of the span; that inside is asked": 1 - wanted,
+            "this is the norm outside of the span; the energy inside is asked": max(0, 1 - wanted)
+            ** 0.5,
+            "this is the energy itself: divide by that of dW": part.square().sum().item(),
+            "this is a norm: square it, and divide by the energy of dW": part.norm().item(),
+            "the energy is divided by a norm: square it": (part.square().sum() / dW.norm()).item(),
+            "divided by the energy of the reference; the share is of dW's": _share(part, reference),
+            "divided by k; a share sums over the k directions": wanted / k,
+            "this is measured by chance, k / d_out; the plain share is asked": wanted * len(dW) / k,
+            "this is what chance gives, whatever dW is": k / len(dW),
+            "the norms of the k parts are added; add their squares": (
+                part.norm(dim=1).sum() / dW.norm()
+            ).item(),
+            "the entries are summed and then squared; energy is the sum of squares": (
+                part.sum() ** 2 / dW.square().sum()
+            ).item(),
+            "the entries are summed; energy is the sum of their squares": (
+                part.sum() / dW.sum()
+            ).item(),
+            "absolute values are summed; energy is the sum of squares": (
+                part.abs().sum() / dW.abs().sum()
+            ).item(),
+        }
+        | _by_svds(dW, reference, k, part)
+        | _other_spans(dW, reference, k)
+        | _other_sides(dW, reference, k)
+    )
+
+
+def _share(part, whole):
+    return (part.square().sum() / whole.square().sum()).item()
+
+
+def _by_svds(dW, reference, k, part):
+    """Wrong shares of energy, from the singular values or vectors of both."""
+    U, S, _ = torch.linalg.svd(reference, full_matrices=False)
+    own, s, own_h = torch.linalg.svd(dW, full_matrices=False)
+    top, both = part.new_tensor(k**0.5), U[:, :k].T @ own[:, :k]
+    cut = (own[:, :k] * s[:k]) @ own_h[:k]
+    inside = torch.linalg.svdvals(part)
+    with_cut = (part * (U[:, :k].T @ reference)).sum()  # with its best rank-k part
+    return {
+        "dW is cut to its own top k; all of dW counts": _share(U[:, :k].T @ cut, dW),
+        "dW is cut to its own top k and measured by it; all of dW counts": _share(
+            U[:, :k].T @ cut, cut
+        ),
+        "that compares the top k of both; all of dW counts, weighed by its energy": _share(
+            both, top
+        ),
+        "that compares the top k of both by a norm; all of dW counts, by its energy": (
+            both.norm().item()
+        ),
+        "that compares the top k of both, summed; all of dW counts, by its energy": (
+            both.square().sum().item()
+        ),
+        "that compares directions without their size; energy weighs those of dW": _share(
+            U[:, :k].T @ own, top
+        ),
+        "this is the reference in its own top k; dW is left out": _share(S[:k], S),
+        "this is dW in its own top k; the reference is left out": _share(s[:k], s),
+        "that is the spectral norm; energy is the sum of all squares": (inside[0] / s[0]).item(),
+        "that is the spectral norm, squared; energy is the sum of all squares": (
+            inside[0] / s[0]
+        ).item()
+        ** 2,
+        "the singular values are summed, not squared": (inside.sum() / s.sum()).item(),
+        "the singular values weigh the directions; those of a span have length 1": _share(
+            part * S[:k, None], dW
+        ),
+        "the cut of the reference is taken for one direction; each of its k left ones counts": (
+            with_cut**2 / dW.square().sum() / S[:k].square().sum()
+        ).item(),
+    }
+
+
+def _other_spans(dW, reference, k):
+    """Wrong shares of energy: that in the span of other left vectors."""
+    U, _, _ = torch.linalg.svd(reference, full_matrices=False)
+    whole, dot = torch.linalg.svd(reference).U, (dW * reference).sum()
+    cosine = (dot / dW.norm() / reference.norm()).item()
+    guesses = {
+        "it takes k + 1 directions, one too many": _share(U[:, : k + 1].T @ dW, dW),
+        "the directions start at index 1; indices start at 0": _share(U[:, 1 : k + 1].T @ dW, dW),
+        "these are the last k directions; the largest come first": _share(U[:, -k:].T @ dW, dW),
+        "these are all but the first k directions": _share(U[:, k:].T @ dW, dW),
+        "this is the span of the first k columns of the reference; U's are asked": _share(
+            torch.linalg.qr(reference[:, :k]).Q.T @ dW, dW
+        ),
+        "the first k columns of the reference are no singular vectors": _share(
+            reference[:, :k].T @ dW, dW
+        ),
+        "it takes direction k alone; the span is of the first k": _share(U[:, k - 1] @ dW, dW),
+        "these are the first k rows of dW; the directions are the columns of U": _share(dW[:k], dW),
+        "that is the cosine of two matrices; the span of the top k is asked": cosine,
+        "that is the squared cosine of two matrices; the span of the top k is asked": cosine**2,
+        "it takes rows of U; the directions are its columns": _share(whole[:k] @ dW, dW),
+    }
+    if k > 1:
+        guesses["it takes k - 1 directions, one too few"] = _share(U[:, : k - 1].T @ dW, dW)
+        first = "it takes the first direction alone; the span is of the first k"
+        guesses[first] = _share(U[:, 0] @ dW, dW)
+    return guesses
+
+
+def _other_sides(dW, reference, k):
+    """Wrong shares of energy: right singular vectors are taken, or both."""
+    U, _, Vh = torch.linalg.svd(reference, full_matrices=False)
+    right, both = dW @ Vh[:k].T, U[:, :k].T @ dW @ Vh[:k].T
+    guesses = {
+        "these are right singular vectors, rows of Vh; the left are the columns of U": _share(
+            right, dW
+        ),
+        "both sides are projected, on U and on Vh; the left one alone is asked": _share(both, dW),
+        "both sides are projected, and a norm is not squared; the left side alone is asked": _share(
+            both, dW
+        )
+        ** 0.5,
+        "each u_i is paired with its v_i; all that dW does in the span of the u_i counts": _share(
+            both.diagonal(), dW
+        ),
+    }
+    if len(dW) == len(dW.T):
+        told = "it takes columns of Vh; and those are right ones: the left are U's columns"
+        guesses[told] = _share(torch.linalg.svd(reference).Vh[:, :k].T @ dW, dW)
+    return guesses
+
+
+def expect_within(asked):
+    """`expect_numbers`; what has no name is told by what every share of energy is like."""
+    try:
+        expect_numbers(asked)
+    except CheckFailed as failure:
+        if not failure.bare:
+            raise
+        raise CheckFailed(
+            f"{failure}{_unlike(*[got for _, got, *_ in asked])}", bare=True
+        ) from None
+
+
+def _unlike(plain, tall, square, line, larger, turned, thin, own):
+    """What a share does not do and these numbers, one a case of `within_cases`, do."""
+
+    def differ(a, b):
+        return abs(a - b) > 1e-3 * max(1.0, abs(b))
+
+    if differ(plain, larger):
+        return ". It changes with the size of dW: divide by the energy of dW"
+    if differ(plain, turned):
+        return ". It changes with the size or sign of the reference, whose span has neither"
+    if max(plain, tall, square, line, thin) > 1.001 or min(plain, tall, square, line, thin) < 0:
+        return ". A share is between 0 and 1"
+    if differ(own, 1.0):
+        return ". All of dW lies within its own directions: that must give 1"
+    return ""
