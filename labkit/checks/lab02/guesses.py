@@ -188,3 +188,129 @@ def _counts(named):
             p.numel() for p in {p.shape: p for p in params}.values()
         ),
     }
+
+
+def flops(shapes, n, r=None):
+    """Wrong counts of a step's FLOPs on `n` tokens; `r` None: all weights train, else LoRA."""
+    pairs = list(shapes.values())
+    known = (_flops_full if r is None else _flops_lora)(*_sizes(pairs), n, r)
+    right = known.pop("right")
+    for message, some in (
+        ("this counts the first matrix alone; sum over shapes", pairs[:1]),
+        ("this counts the last matrix alone; sum over shapes", pairs[-1:]),
+        ("d_out is used twice, as if matrices were square", [(o, o) for o, _ in pairs]),
+        ("d_in is used twice, as if matrices were square", [(i, i) for _, i in pairs]),
+    ):
+        one = (_flops_full if r is None else _flops_lora)(*_sizes(some), n, r)
+        known.setdefault(message, one["right"])
+        if "matrix alone" in message:
+            known.setdefault(f"{message}, and a multiply-add is two", one["right"] // 2)
+    for message, factor in (
+        ("a multiply-add is two operations, and counts as one here", 1 / 2),
+        ("a multiply-add counts as four; it is two", 2),
+        ("n_tokens is forgotten: each token goes through every layer", 1 / n),
+        ("n_tokens is forgotten, and a multiply-add is two operations", 1 / n / 2),
+        ("n_tokens comes twice", n),
+        ("the backward pass takes no layer twice: this is one and a half times too much", 3 / 2),
+    ):
+        known.setdefault(message, round(right * factor))
+    return known
+
+
+def _sizes(pairs):
+    """The numbers of the matrices W, of d_in and of d_out, summed over `[(d_out, d_in)]`."""
+    return sum(o * i for o, i in pairs), sum(i for _, i in pairs), sum(o for o, _ in pairs)
+
+
+def _flops_full(N, d_in, d_out, n, _):
+    """Wrong counts where all N weights train; "right" is the right one."""
+    return {
+        "right": 6 * n * N,
+        "this is the forward pass alone; backward takes two products more": 2 * n * N,
+        "backward has two products, one for x and one for W; one is missing": 4 * n * N,
+        "backward takes two products, not three": 8 * n * N,
+        "this is what backward takes alone, with a multiply-add as one": 2 * N,
+        "d_out + d_in is no product: each entry of W meets each token": 6 * n * (d_in + d_out),
+        "this is one multiply-add a weight, and forward alone": n * N,
+        "these are the weights; how many operations they take is asked": N,
+        "these are the weights' bytes": 4 * N,
+        "Adam's work is no product, and is not counted": 6 * n * N + N,
+        "adding up counts within the multiply-add: leave the -1 out": 6 * n * N - 3 * n * d_out,
+        "it is the sum over shapes of d_out times d_in, not of the sums": 6 * n * d_in * d_out,
+    }
+
+
+def _flops_lora(N, d_in, d_out, n, r):
+    """Wrong counts where A and B train beside N frozen weights; "right" is the right one."""
+    thin, full = 2 * n * r * (d_in + d_out), 6 * n * N
+    dense = 4 * n * N
+    frozen = "a frozen W needs no gradient of its own: 4 for each of its weights and tokens, not 6"
+    through = "the gradient goes back to x through the frozen W, too: 4 for each of its weights"
+    return {
+        "right": dense + 3 * thin,
+        "r changes nothing: with LoRA the weights' own gradients fall away": full,
+        f"{frozen}": full + 3 * thin,
+        f"{frozen}; A and B have a backward pass, too": full + thin,
+        f"{frozen}; A and B take three passes, too": full + 2 * thin,
+        f"{through} and tokens": 2 * n * N + 3 * thin,
+        f"{through}; so have A and B a backward pass": 2 * n * N + thin,
+        "the frozen layers still compute, forward and back to x; this is A and B alone": 3 * thin,
+        "this is what A and B take forward alone; and the frozen W computes, too": thin,
+        "A and B are missing: two thin products forward, four backward": dense,
+        "this is the frozen W forward alone": 2 * n * N,
+        "A and B train: their products come once forward and twice backward": dense + thin,
+        "A and B train and hand x its gradient: backward has two products each": dense + 2 * thin,
+        "A and B take three passes, not four": dense + 4 * thin,
+        "this counts A's products only; B has r and d_out": dense + 6 * n * r * d_in,
+        "this counts B's products only; A has r and d_in": dense + 6 * n * r * d_out,
+        "B @ A is never formed: r (d_out + d_in), not r d_out d_in": dense + 6 * n * r * N,
+        "B @ A is never formed; that product has no place in a step": dense + 2 * r * N,
+        "a step of LoRA forms no B @ A": dense + 3 * thin + 6 * r * N,
+        "a step of LoRA forms no B @ A, nor adds it to W": dense + 3 * thin + 2 * r * N,
+        "brackets: r times both, r * (d_out + d_in)": dense + 6 * n * (r * d_out + d_in),
+        "brackets: r times both, r * (d_in + d_out)": dense + 6 * n * (r * d_in + d_out),
+        "r is missing from the thin products": dense + 6 * n * (d_in + d_out),
+        "the thin products meet each token: n_tokens is missing there": dense + 3 * thin // n,
+        "the frozen products meet each token: n_tokens is missing there": dense // n + 3 * thin,
+        "a multiply-add is two in the thin products, too": dense + 3 * thin // 2,
+        "a multiply-add is two in the frozen products, too": dense // 2 + 3 * thin,
+        "the thin products are taken away: they come on top": dense - 3 * thin,
+        "the frozen W is left out and A and B take one product each": thin // 2,
+        "A and B are as large as W here; they are r wide": dense + 6 * n * N,
+        "these are the numbers that train": r * (d_in + d_out),
+        "6 for each number that trains is not all: the frozen W computes, too": 3 * thin,
+    }
+
+
+def flop_terms(d_out, d_in, n, r=None):
+    """What a count of one layer's FLOPs may be a sum of: `{name: its size}`."""
+    N = d_out * d_in
+    terms = {"W": n * N, "y": n * d_out, "x": n * d_in, "Adam": N}
+    if r is None:
+        return terms
+    thin = {"A": n * r * d_in, "B": n * r * d_out, "BA": r * N, "nBA": n * r * N}
+    return terms | thin | {"adam": r * (d_out + d_in)}
+
+
+def odd_flops(terms, lora):
+    """What is wrong with a count made of `terms`, how many of each; [] where nothing tells."""
+    if not terms:
+        return []
+    n, told = dict.fromkeys(flop_terms(1, 1, 1, 1), 0) | terms, []
+    frozen = "2 forward and 2 for the gradient of x; it is frozen"
+    trains = "2 forward, 2 for its own gradient, 2 for its input's"
+    wanted = (
+        {"W": (6, trains)}
+        if lora is None
+        else {"W": (4, frozen)} | dict.fromkeys("AB", (6, trains))
+    )
+    for name, (right, why) in wanted.items():
+        if n[name] != right:
+            told.append(f"{name} takes {n[name]} operations a number and token here: {why}")
+    if n["y"] or n["x"]:
+        told.append("biases, additions and scalings do not count, products alone do")
+    if n["Adam"] or n["adam"]:
+        told.append("what no token enters, as the optimizer's work, does not count")
+    if n["BA"] or n["nBA"]:
+        told.append("B @ A is never formed")
+    return told

@@ -1,4 +1,4 @@
-"""What exercise 2.6 expects of merge_ and unmerge_."""
+"""What exercise 2.7 expects of merge_ and unmerge_."""
 
 from dataclasses import replace
 
@@ -94,7 +94,7 @@ def _expect_weights(functions, seen, layer, x):
 def _expect_outputs(seen, layer, x):
     y, base, twice = layer.dense(x), layer.base(x), layer.dense(x) + x @ layer.update.T
     double = {
-        "the update counts twice; forward must skip A and B while merged": twice,
+        "the update counts twice; forward skips A and B only while layer.merged is True": twice,
         "the update is gone; nothing adds it now": base,
     }
     for name, when in (("once", "merge_"), ("twice", "merge_ twice")):
