@@ -22,7 +22,7 @@
 # is one that you remember. A guess costs no points.
 #
 # About 90 minutes if you know PyTorch well (81 for the exercises), up to 150 if you do not. The
-# experiments take under five minutes on two CPU cores.
+# experiments take about four minutes on two CPU cores.
 
 # %%
 import labkit
@@ -421,7 +421,7 @@ if lab.experiment("Before and after", 10, needs=["2.2", "2.4"]):
 guess_time = lab.predict("A LoRA step's time, in percent of full fine-tuning's?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Full fine-tuning on the same budget", 110, needs=["2.2", "2.4"]):
+if lab.experiment("Full fine-tuning on the same budget", 95, needs=["2.2", "2.4"]):
     torch.manual_seed(lab.seed)
     whole, _ = models.load(dtype=torch.float32)
     full_curve, full_optimizer = train(whole, "Full fine-tuning on home", learning_rate=3e-4)
@@ -677,7 +677,7 @@ def undone(model, dtype):
 
 
 # %% tags=["experiment"]
-if lab.experiment("A merge undone", 6, needs=["2.2", "2.4", "2.7"]):
+if lab.experiment("A merge undone", 4, needs=["2.2", "2.4", "2.7"]):
     left = {"bf16": undone(model, torch.bfloat16), "fp32": undone(model, torch.float32)}
     display(plots.undone(left, guess_left))
     guess_left.beside(100 * left["bf16"][0])

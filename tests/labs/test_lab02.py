@@ -770,7 +770,7 @@ def _adding(f):
 
 LAYERS = [
     (Copied, "layer.base is not the module that was given"),
-    (DropsAlways, "in train() the layer's output is wrong, in eval() it is right"),
+    (DropsAlways, "wrong in train(), right in eval()"),
     (DropsUnasked, "the layer's output: yours"),
     (Seeded, "leave the seed alone"),
     (PaperNames, "its attributes are base, A, B"),
@@ -785,6 +785,7 @@ LAYERS = [
     (_layer(forward=_whole_weight), "as large as W"),
     (_layer(forward=_in_fp32), "over a bf16 base, makes a copy of W"),
     (_adding(_row_by_row), "row by row"),
+    (_adding(lambda s, x: F.relu(x @ s.A.T) @ s.B.T), "is not linear in x"),
     (_layer(init=_halved), "base has other weights"),
     (_layer(init=lambda s, b, *_: setattr(b, "bias", None)), "base.bias is gone"),
     (_layer(init=_new_weight), "base.weight is another Parameter"),
@@ -1005,6 +1006,18 @@ def _grown(layer):
 
 def _merge_without_flag(layer):
     layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
+
+
+def _flag_of_the_class(layer):
+    if not layer.merged:
+        layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
+        type(layer).merged = True
+
+
+def _and_the_bias(layer):
+    merge_(layer)
+    if layer.base.bias is not None:
+        layer.base.bias.data += 1
 
 
 def _every_time(layer):
@@ -1403,10 +1416,6 @@ def _some(which):
     return lambda shapes, n, r=None: step_flops(dict(list(shapes.items())[which]), n, r)
 
 
-def _times(factor):
-    return lambda shapes, n, r=None: step_flops(shapes, n, r) * factor // 1
-
-
 def _pops(shapes, n, r=None):
     total = 0
     while shapes:
@@ -1462,7 +1471,11 @@ FLOPS = [
     (_thin_alone(lambda shapes: sum(o for o, _ in shapes.values())), "counts B's products only"),
     (_some(slice(1)), "the first matrix alone"),
     (_some(slice(-1, None)), "the last matrix alone"),
-    (_times(1.5), "gave"),
+    (_flops(lambda N, n: 6 * n * N + N), "as the optimizer's work, does not count"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 6 * n * r * r), "r comes squared"),
+    (_flops(lora=lambda N, S, n, r: 3 * n * N + 6 * n * r * S), "W takes 3 operations"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 5 * n * r * S), "A takes 5 operations"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 6 * n * r * S + 2 * n), "gave"),
     (_pops, "changes its input shapes"),
     (lambda shapes, n: step_flops(shapes, n), "takes 2 positional arguments"),
 ]
@@ -1728,6 +1741,8 @@ WRONG = [
     (check.merges, _merge_a_copy, _unmerge_a_copy, LoRALinear, "another Parameter"),
     (check.merges, _merge_as_tensor, unmerge_, LoRALinear, "in place, under torch.no_grad()"),
     (check.merges, merge_, unmerge_, MergesInEval, "eval() has merged by itself"),
+    (check.merges, _flag_of_the_class, unmerge_, LoRALinear, "is layer.merged True again?"),
+    (check.merges, _and_the_bias, unmerge_, LoRALinear, "or the bias"),
     (check.round_trip, _names_alone, load_adapter_, LoRALinear, "another kind of module"),
     (check.round_trip, _what_trains, load_adapter_, LoRALinear, "are six"),
     (check.round_trip, _swapped, load_adapter_, LoRALinear, "is not the A of that layer"),

@@ -14,12 +14,11 @@ from labkit.checks.compare import (
     expect_close,
     expect_kind,
     expect_linear,
-    expect_number,
     expect_numbers,
     likeliest,
     randn,
 )
-from labkit.checks.lab02 import flops, guesses, injection, linear, merging
+from labkit.checks.lab02 import counting, guesses, injection, linear, merging
 from labkit.checks.lab02.layers import Layer
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
@@ -220,30 +219,17 @@ def counts(count_params):
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     where = "on a small model"
     known = guesses.counted(trainable, total, model.head.weight.numel(), model)
-    right = _expect_counts(observe(models.counted, count_params, d, vocab), known, where)
+    right = counting.expect_counts(observe(models.counted, count_params, d, vocab), known, where)
     if right:
         where, tied = "SmolLM2 with r=16 on q and v", 28_311_552
         known = guesses.counted(921_600, 135_436_608, tied)
-        _expect_counts(observe(models.counted_smollm2, count_params, 16), known, where)
-
-
-def _expect_counts(got, known, where):
-    """Judge both numbers; True where both are right. Tensors that hold one number count as such."""
-    pair = isinstance(got, list) and len(got) == 2
-    expect(pair, "count_params must return the pair (trainable, total)")
-    right = 0
-    for name, mine, (wanted, guess) in zip(("trainable", "the total"), got, known, strict=True):
-        with part():
-            whole = isinstance(mine, torch.Tensor) and not (mine.ndim or mine.is_floating_point())
-            expect_number(mine.item() if whole else mine, wanted, f"{name}, {where}", guess)
-            right += 1
-    return right == 2
+        counting.expect_counts(observe(models.counted_smollm2, count_params, 16), known, where)
 
 
 @exercise("2.6", points=2)
 def arithmetic(step_flops):
     """equals torch's own count of real layers' products, forward and backward"""
-    flops.expect_flops(step_flops, generator())
+    counting.expect_flops(step_flops, generator())
 
 
 @exercise("2.7", points=3, after="2.2")

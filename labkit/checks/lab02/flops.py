@@ -1,122 +1,116 @@
-"""What exercise 2.6 expects of step_flops: what torch's own counter finds in real layers."""
+"""What misconceptions give for the FLOPs of a step."""
 
-from collections.abc import Callable
-
-import torch
-import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
-
-from labkit.checks.compare import ask, draw, expect_number, expect_numbers
-from labkit.checks.lab02 import guesses
-from labkit.checks.simplest import simplest
-from labkit.contract import CheckFailed, expect, part
-
-SMALL = {"k_proj": (4, 8)}  # for a mistake that has no name
+import math
 
 
-def counted(shapes: dict, n_tokens: int, r: int | None) -> int:
-    """FLOPs of forward and backward of linear layers `{name: (d_out, d_in)}`, counted by torch.
+def guesses(shapes, n, r, count):
+    """Wrong counts of a step's FLOPs on `n` tokens; `r` None: all weights train, else LoRA.
 
-    Where `r` is None all weights train, else A and B beside frozen ones. All inputs require grad.
-    The layers lie on the meta device: their products are counted and not computed.
+    `count(shapes)` gives the right one.
     """
-    with FlopCounterMode(display=False) as counter:
-        for d_out, d_in in shapes.values():
-            _step(d_out, d_in, n_tokens, r)
-    return counter.get_total_flops()
+    right, pairs = count(shapes), list(shapes.items())
+    sizes = [sum(map(math.prod, shapes.values()))]
+    sizes += [sum(pair[side] for pair in shapes.values()) for side in (0, 1)]
+    known = _full(*sizes, n) if r is None else _lora(*sizes, n, r)
+    for message, factor in (
+        ("a multiply-add is two operations, and counts as one here", 1 / 2),
+        ("a multiply-add counts as four; it is two", 2),
+        ("n_tokens is forgotten: each token goes through every layer", 1 / n),
+        ("n_tokens is forgotten, and a multiply-add is two operations", 1 / n / 2),
+        ("n_tokens comes twice", n),
+    ):
+        known.setdefault(message, round(right * factor))
+    for message, some in (
+        ("this counts the first matrix alone; sum over shapes", dict(pairs[:1])),
+        ("this counts the last matrix alone; sum over shapes", dict(pairs[-1:])),
+        ("d_out is used twice, as if matrices were square", {k: (o, o) for k, (o, _) in pairs}),
+        ("d_in is used twice, as if matrices were square", {k: (i, i) for k, (_, i) in pairs}),
+    ):
+        known.setdefault(message, count(some))
+    return known
 
 
-def _step(d_out, d_in, n_tokens, r):
-    """Forward and backward of one layer, as a deep model does it: x comes from a layer before."""
-
-    def made(*shape, trains=True):
-        return torch.empty(shape, device="meta", requires_grad=trains)
-
-    x, W = made(n_tokens, d_in), made(d_out, d_in, trains=r is None)
-    y = F.linear(x, W)
-    if r is not None:
-        y = y + F.linear(F.linear(x, made(r, d_in)), made(d_out, r))
-    y.sum().backward()
-
-
-def expect_flops(step_flops: Callable, rng: torch.Generator) -> None:
-    """All weights first, then LoRA: a result of another kind is wrong in both."""
-    sides = [draw(5, 40, rng) * 2 + 1 for _ in range(4)]
-    several = {"q_proj": (sides[0], sides[1]), "k_proj": (sides[2], sides[1])}
-    several |= {"up_proj": (sides[3], sides[0])}
-    cases = [(several, draw(11, 60, rng)), ({"v_proj": (sides[3], sides[2])}, draw(61, 90, rng))]
-    _expect_kind(step_flops, *cases[0])
-    for r in (None, draw(3, 9, rng)):
-        with part():
-            _expect(step_flops, [(*case, r) for case in cases], rng)
+def _full(N, d_out, d_in, n):
+    """Wrong counts where all N weights train."""
+    return {
+        "this is the forward pass alone; backward takes two products more": 2 * n * N,
+        "backward has two products, one for x and one for W; one is missing": 4 * n * N,
+        "backward takes two products, not three": 8 * n * N,
+        "this is the forward pass alone, and n_tokens is forgotten": 2 * N,
+        "d_out + d_in is no product: each entry of W meets each token": 6 * n * (d_in + d_out),
+        "this is one multiply-add a weight, and forward alone": n * N,
+        "these are the weights; how many operations they take is asked": N,
+        "adding up counts within the multiply-add: leave the -1 out": 6 * n * N - 3 * n * d_out,
+        "it is the sum over shapes of d_out times d_in, not of the sums": 6 * n * d_in * d_out,
+    }
 
 
-def _expect_kind(step_flops, shapes, n_tokens):
-    got, call = _answer(step_flops, shapes, n_tokens, None), _call(shapes, n_tokens, None)
-    expect(not isinstance(got, list | dict), f"{call}: one number, of both passes together")
-    if type(got) not in (int, float):
-        expect_number(got, counted(shapes, n_tokens, None), call)
+def _lora(N, d_out, d_in, n, r):
+    """Wrong counts where A and B train beside N frozen weights."""
+    once, dense = 2 * n * r * (d_in + d_out), 4 * n * N  # `once`: the thin products of one pass
+    frozen = "a frozen W needs no gradient of its own: 4 for each of its weights and tokens, not 6"
+    through = "the gradient goes back to x through the frozen W, too: 4 for each weight and token"
+    backward = "and A and B have a backward pass, too"
+    return {
+        "r changes nothing: with LoRA the gradients of the frozen weights fall away": 6 * n * N,
+        frozen: 6 * n * N + 3 * once,
+        f"{frozen}; {backward}": 6 * n * N + once,
+        f"{frozen}; {backward}, of two products each": 6 * n * N + 2 * once,
+        through: 2 * n * N + 3 * once,
+        f"{through}; {backward}": 2 * n * N + once,
+        "the frozen layers still compute, forward and back to x; this is A and B alone": 3 * once,
+        "this is what A and B take forward alone; the frozen W computes, too": once,
+        "A and B are missing: two thin products forward, four backward": dense,
+        "this is the frozen W forward alone": 2 * n * N,
+        "A and B train: their products come once forward and twice backward": dense + once,
+        "A and B train and hand on a gradient: backward has two products each": dense + 2 * once,
+        "A and B take three products each, not four": dense + 4 * once,
+        "this counts A's products only; B has r and d_out": dense + 6 * n * r * d_in,
+        "this counts B's products only; A has r and d_in": dense + 6 * n * r * d_out,
+        "B @ A is never formed: r (d_out + d_in), not r d_out d_in": dense + 6 * n * r * N,
+        "a step of LoRA forms no B @ A": dense + 3 * once + 6 * r * N,
+        "a step of LoRA forms no B @ A, nor adds it to W": dense + 3 * once + 2 * r * N,
+        "brackets: r times both, r * (d_out + d_in)": dense + 6 * n * (r * d_out + d_in),
+        "brackets: r times both, r * (d_in + d_out)": dense + 6 * n * (r * d_in + d_out),
+        "r is missing from the thin products": dense + 6 * n * (d_in + d_out),
+        "the thin products meet each token: n_tokens is missing there": dense + 3 * once // n,
+        "the frozen products meet each token: n_tokens is missing there": dense // n + 3 * once,
+        "a multiply-add is two in the thin products, too": dense + 3 * once // 2,
+        "a multiply-add is two in the frozen products, too": dense // 2 + 3 * once,
+        "these are the numbers that train": r * (d_in + d_out),
+    }
 
 
-def _expect(step_flops, cases, rng):
-    asked = []
-    for shapes, n_tokens, r in cases:
-        got, call = _answer(step_flops, shapes, n_tokens, r), _call(shapes, n_tokens, r)
-        wanted, known = counted(shapes, n_tokens, r), guesses.flops(shapes, n_tokens, r)
-        if type(got) is float:
-            expect(got != wanted / 1e9, f"{call}: these are GFLOPs; the number itself is wanted")
-        asked.append((call, got, wanted, {k: v for k, v in known.items() if v != wanted}))
-    small = None if r is None else 2
-    made = f"x is 1 x 8, W 4 x 8{'' if r is None else ', A 2 x 8, B 4 x 2'}"
-    why = f"{made}; n x k times k x m takes 2 n k m"
-    told = _call(SMALL, 1, small), lambda: _answer(step_flops, SMALL, 1, small)
-    with simplest([(*told, counted(SMALL, 1, small), why)]), _dissected(step_flops, asked, r, rng):
-        expect_numbers(asked)
+def terms(d_out, d_in, n, r=None):
+    """What a count of one layer's FLOPs may be a sum of: `{name: its size}`."""
+    N, both = d_out * d_in, d_out + d_in
+    found = {"W": n * N, "y": n * d_out, "x": n * d_in, "Adam": N, "attention": n * n * both}
+    if r is None:
+        return found
+    found |= {"A": n * r * d_in, "B": n * r * d_out, "BA": r * N, "nBA": n * r * N}
+    return found | {"adam": r * both, "rr": n * r * r, "r squared": n * r * r * both}
 
 
-class _dissected:
-    """Of a failure without a name: what the answer takes for each number of W, A and B."""
-
-    def __init__(self, step_flops, asked, r, rng):
-        self.step_flops, self.call, self.lora, self.rng = step_flops, asked[0][0], r, rng
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, failure, trace):
-        if isinstance(failure, CheckFailed) and failure.bare:
-            odd = guesses.odd_flops(self._terms(), self.lora)
-            if odd:
-                raise CheckFailed(f"{self.call}: {'; '.join(odd)}") from None
-
-    def _terms(self):
-        """`{what: how much of it}` where the answer is such a sum, by least squares; else {}."""
-        rows, got = [], []
-        for _ in range(14):
-            o, i, n, r = (draw(5, 40, self.rng) for _ in range(4))
-            r = None if self.lora is None else r
-            rows.append(guesses.flop_terms(o, i, n, r))
-            try:
-                value = _answer(self.step_flops, {"layer": (o, i)}, n, r)
-            except CheckFailed:
-                return {}
-            got.append(value if type(value) in (int, float) else float("nan"))
-        table = torch.tensor([list(row.values()) for row in rows]).double()
-        wanted = torch.tensor(got).double()[:, None]
-        if not torch.isfinite(wanted).all():
-            return {}
-        scale = table.abs().amax(0)
-        found = torch.linalg.lstsq(table / scale, wanted, driver="gelsd").solution[:, 0] / scale
-        fits = (table @ found[:, None] - wanted).abs().max() < 1e-6 * wanted.abs().max()
-        whole = (found - found.round()).abs().max() < 1e-3
-        return dict(zip(rows[0], found.round().int().tolist(), strict=True)) if fits & whole else {}
-
-
-def _answer(step_flops, shapes, n_tokens, r):
-    given = () if r is None else (r,)
-    return ask(_call(shapes, n_tokens, r), step_flops, shapes, n_tokens, *given)
-
-
-def _call(shapes, n_tokens, r):
-    listed = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
-    return f"step_flops({{{listed}}}, {n_tokens}{'' if r is None else f', r={r}'})"
+def odd(made, lora):
+    """What is wrong with a count `made` of such terms, how many of each; [] where nothing tells."""
+    if not made:
+        return []
+    n, told = dict.fromkeys(terms(1, 1, 1, 1), 0) | made, []
+    frozen = "2 forward and 2 for the gradient of x; it is frozen"
+    trains = "2 forward, 2 for its own gradient, 2 for its input's"
+    wanted = {"W": (6, trains)}
+    if lora is not None:
+        wanted = {"W": (4, frozen), "A": (6, trains), "B": (6, trains)}
+    for names, message in (
+        ("yx", "biases, additions and scalings do not count, products alone do"),
+        (("Adam", "adam"), "what no token enters, as the optimizer's work, does not count"),
+        (("attention",), "n_tokens comes squared; attention is no linear layer"),
+        (("BA", "nBA"), "B @ A is never formed"),
+        (("rr", "r squared"), "r comes squared; A and B have r (d_in + d_out) numbers"),
+    ):
+        if any(n[name] for name in names):
+            told.append(message)
+    for name, (right, why) in wanted.items():
+        if n[name] != right:
+            told.append(f"{name} takes {n[name]} operations a number and token here: {why}")
+    return told

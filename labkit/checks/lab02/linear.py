@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import torch
 
-from labkit.checks.compare import ask, close, every, expect_close, expect_number, randn
+from labkit.checks.compare import (
+    ask,
+    close,
+    every,
+    expect_close,
+    expect_linear,
+    expect_number,
+    randn,
+)
 from labkit.checks.lab02 import guesses
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import probes
@@ -101,11 +109,14 @@ def _expect_forward(LoRALinear, layer, x):
         call += "" if z is x else f" for x of shape {tuple(z.shape)}"
         try:
             expect_close(_output(call, LoRALinear, one, z), right + shift, call, known)
-        except CheckFailed:
+        except CheckFailed as failure:
             resting = _output(call, LoRALinear, one, z, training=False)
-            hint = "nothing is dropped here, and nothing else sets train() apart"
-            told = f"in train() {call} is wrong, in eval() it is right; {hint}"
+            told = (
+                f"{call}: wrong in train(), right in eval(); no dropout, and nothing else, is asked"
+            )
             expect(not close(resting, right + shift, 1e-4), told)
+            if failure.bare and bias is None:
+                expect_linear(call, lambda z: _output(call, LoRALinear, one, z), {"x": z})
             raise
 
     several, row = randn(2, 3, x.shape[1]), x[0]

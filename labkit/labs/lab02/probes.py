@@ -180,11 +180,11 @@ def merging(merge_, unmerge_, LoRALinear, given, x):
     seen |= {"same": True, "mode": True, "parts": True}
 
     def go(name, act):
-        parts = [layer.A.detach().clone(), layer.B.detach().clone()]
+        parts = [t.detach().clone() for t in (layer.A, layer.B, layer.base.bias)]
         modes = [m.training for m in layer.modules()]
         act(layer)
         seen["mode"] &= modes == [m.training for m in layer.modules()]
-        seen["parts"] &= all(map(torch.equal, parts, (layer.A, layer.B)))
+        seen["parts"] &= all(map(torch.equal, parts, (layer.A, layer.B, layer.base.bias)))
         seen[name] = [layer.base.weight.clone(), layer(x)]
         seen["same"] &= layer.base.weight is weight
 
