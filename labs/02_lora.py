@@ -108,8 +108,8 @@ check.matches_dense(lora_forward)
 # A function does not remember what it has learned; a layer does. Wrap an existing `nn.Linear` into
 # one with the attributes `base`, `A`, `B`, `r` and `scaling` (which is $\alpha / r$).
 #
-# - `base` is the module you are given, no copy: a second copy of the weights is what LoRA saves. It
-#   stays as it is, bias included, and is frozen: no gradient for it.
+# - `base` is the module you are given, no copy: that would take the memory of the weights once
+#   more. It stays as it is, bias included, and is frozen: no gradient for it.
 # - `A` is drawn at random, about as small as $1/\sqrt{d_\text{in}}$.
 #   `nn.init.kaiming_uniform_(A, a=math.sqrt(5))` is what PEFT does.
 # - `B` starts at zero, so the new layer computes exactly what the old one did.
@@ -546,14 +546,17 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
     guess_peak.beside(100 * sum(lora_peak.values()) / sum(full_peak.values()))
 
 # %% [markdown]
-# Compare the two bars of LoRA. Between steps its gradients and Adam moments almost vanish. The
-# frozen weights do not: they have to be there. (Where LoRA's blue part is half as high, that is
-# precision: frozen weights may rest in bf16, in which full fine-tuning's small steps would be
-# rounded away.) At the peak the activations come on top, and LoRA leaves them nearly as they were,
-# since the gradient still passes every layer on its way down. That is the answer to the question in
-# the trackers: LoRA saves what belongs to weights, and next to nothing of what belongs to tokens.
-# With longer texts or larger batches the second part grows, and the two peaks move together. Lab 4
-# has what helps there.
+# Compare the two bars of LoRA. Between steps its gradients and Adam moments almost vanish.
+# (Gradients are counted here: they stay wherever several batches are accumulated to one step.) The
+# frozen weights do not vanish: they have to be there. Where LoRA's blue part is half as high, that
+# is precision: frozen weights may rest in bf16, in which full fine-tuning's small steps would be
+# rounded away. The peak comes when backward begins. Gradients are not there yet, but all
+# activations are, and LoRA leaves most of them, since the gradient still passes every layer on its
+# way down.
+#
+# That is the answer to the question in the trackers: LoRA saves what belongs to weights, and next
+# to nothing of what belongs to tokens. With longer texts or larger batches the second part grows,
+# and the two peaks move together. Lab 4 has what helps there.
 
 # %% [markdown]
 # ## Merge
@@ -706,20 +709,18 @@ if lab.experiment("A merge undone", 4, needs=["2.2", "2.4", "2.7"]):
     display(plots.undone(left, guess_left))
     guess_left.beside(100 * left["bf16"][0])
     for name, (_, error, update) in left.items():
-        print(
-            f"{name}: what is left of the merge is {error:.1e} of W's norm; the update {update:.1e}"
-        )
+        print(f"{name}: |error| is {error:.1e} of |W|, the update was {update:.1e} of it")
 
 # %% [markdown]
-# Look at the share first, then at the size. Where $W + \Delta W$ needs a larger exponent than $W$,
-# the last digit of $W$ is gone, and subtracting cannot bring it back. In bf16 what is left is small
-# beside the update. In fp32 weights differ as well, by ten thousand times less, and nobody will
-# notice.
+# Most weights come back exactly: where $W + \Delta W$ has the exponent of $W$, what was rounded is
+# less than half of the last digit, and the subtraction lands on $W$ again. Where the sum needs a
+# larger exponent, the last digit of $W$ is gone, and nothing brings it back. What is left is small
+# beside the update, and in fp32 about a hundred thousand times smaller still.
 #
 # But it does not stay small. With another adapter each time the errors add up like a random walk:
-# in a simulation (random matrices in bf16, updates of 1.3% of $|W|$) a hundred merges, each undone,
-# left eight times the error of one. So in 16 bits `unmerge_` is no undo. Keep the base, and merge
-# into a fresh copy of it.
+# in a simulation (random matrices in bf16, updates of 2.7% of $|W|$) a hundred merges, each undone,
+# left nearly eight times the error of one. So in 16 bits `unmerge_` is no undo. Keep the base, and
+# merge into a fresh copy of it.
 
 # %% [markdown]
 # ## Save and load

@@ -77,8 +77,8 @@ def loss_by_the_clock(curves):
         ax.annotate(name, (at, height), shift, **how)
     ax.set(xlabel="seconds", ylabel="training loss", yscale="log")
     ax.set_xlim(0, 1.03 * max(seconds))
-    steps = len(next(iter(curves.values())).losses)
-    ax.set_title(f"The same {steps} batches take {seconds[0]:.0f} s and {seconds[1]:.0f} s")
+    ends = [f"{smooth(c.losses)[-1]:.2f} after {c.seconds[-1]:.0f} s" for c in curves.values()]
+    ax.set_title(", ".join(f"{name}: {end}" for name, end in zip(curves, ends, strict=True)))
     return fig
 
 
@@ -90,12 +90,13 @@ def step_shares(shares, guess):
     fig, ax = figure(height=3.2)
     percent = [100 * share for share in shares.values()]
     bars = ax.bar(list(shares), percent, width=0.5, color=[PALETTE[0], PALETTE[0], PALETTE[1]])
-    ax.bar_label(bars, [f"{value:.0f}%" for value in percent], color=INK)
+    told = [f"{value:.0f}%" for value in percent]
+    ax.bar_label(bars, told, label_type="center", color="white", weight="bold")
     ax.axhline(100, color=INK, lw=1)
     ax.set(ylabel="% of full fine-tuning's", ylim=(0, max(115, 1.15 * max(percent))))
     ax.set_xlim(-0.6, len(shares) - 0.1)
-    told = f"LoRA has {percent[1]:.0f}% of the arithmetic and takes {percent[-1]:.0f}% of the time"
-    ax.set_title(told)
+    title = f"LoRA has {percent[1]:.0f}% of the arithmetic and takes {percent[-1]:.0f}% of the time"
+    ax.set_title(title)
     guess.draw(ax)
     return fig
 
@@ -151,15 +152,13 @@ def undone(left, guess):
     """
     fig, ax = figure(height=3.2)
     percent = [100 * share for share, *_ in left.values()]
-    bars = ax.bar(list(left), percent, width=0.45, color=PALETTE[1::-1])
-    told = [
-        f"{value:.0f}%, off by\n{error:.0e} of |W|"
-        for value, (_, error, _) in zip(percent, left.values(), strict=True)
-    ]
-    ax.bar_label(bars, told, color=INK)
-    ax.set(ylabel="% of weights changed", ylim=(0, 118), xlim=(-0.5, len(left) - 0.1))
+    names = [f"{name}\noff by {error:.0e} of |W|" for name, (_, error, _) in left.items()]
+    bars = ax.bar(names, percent, width=0.45, color=PALETTE[1::-1])
+    ax.bar_label(bars, [f"{value:.2g}%" for value in percent], color=INK)
+    high = 1.2 * max(*percent, min(guess.value or 0, 100))  # room for the guess beside small bars
+    ax.set(ylabel="% of weights changed", ylim=(0, high), xlim=(-0.5, len(left)))
     name = next(iter(left))
-    ax.set_title(f"Merged and undone in {name}, {percent[0]:.0f}% of the weights are others")
+    ax.set_title(f"Merged and undone in {name}, {percent[0]:.2g}% of the weights are others")
     guess.draw(ax)
     return fig
 
