@@ -18,7 +18,7 @@ from labkit.reference import reference
 
 
 def scaling(alpha, r, rank_stabilized=False):
-    """A right answer to exercise 2.8."""
+    """A right answer to exercise 2.9."""
     return alpha / r ** (0.5 if rank_stabilized else 1)
 
 
@@ -60,13 +60,13 @@ def test_the_header_says_machine_precision_and_model(capsys):
 
 def test_an_experiment_waits_for_open_exercises(lab, capsys):
     lab, check = lab
-    assert lab.experiment("Training", 60, needs=["2.8"]) is False
+    assert lab.experiment("Training", 60, needs=["2.9"]) is False
     told = capsys.readouterr().out
-    assert "2.8 (scaling)" in told and 'lab.reveal("2.8")' in told
+    assert "2.9 (scaling)" in told and 'lab.reveal("2.9")' in told
     check.scales(
         lambda alpha, r, rank_stabilized=False: alpha / r ** (0.5 if rank_stabilized else 1)
     )
-    assert lab.experiment("Training", 60, needs=["2.8"]) is True
+    assert lab.experiment("Training", 60, needs=["2.9"]) is True
     assert "about 60 s" in capsys.readouterr().out
 
 
@@ -100,11 +100,11 @@ def test_a_check_before_its_cell_is_one_line(monkeypatch, capsys):
     capsys.readouterr()
     assert names["lora_forward"] is scaling
     check.scales(names["scaling"])
-    assert capsys.readouterr().out == "○ 2.8 scaling: its cell has not been run yet\n"
+    assert capsys.readouterr().out == "○ 2.9 scaling: its cell has not been run yet\n"
     with pytest.raises(NameError, match="'scaling' is not defined"):
         names["scaling"](16, 8)
     check.scales(scaling)
-    assert "✓ 2.8" in capsys.readouterr().out
+    assert "✓ 2.9" in capsys.readouterr().out
 
 
 def test_an_experiment_counts_down_and_says_what_it_took(lab, shown, monkeypatch):
@@ -134,15 +134,15 @@ def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch, cap
     shell = InteractiveShell.instance()
     monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
     shell.run_cell("import math")
-    lab.reveal("2.8")
+    lab.reveal("2.9")
     assert "def scaling" in shown[0].data
     check.scales(shell.user_ns["scaling"])
     assert "(it was revealed, and earns no points)" in capsys.readouterr().out
     lab.score()
     record = shown[-1]["application/vnd.labkit.score+json"]
-    (row,) = [row for row in record["exercises"] if row["id"] == "2.8"]
+    (row,) = [row for row in record["exercises"] if row["id"] == "2.9"]
     assert (row["status"], row["earned"]) == ("revealed", 0)
-    assert lab.experiment("Training", 1, needs=["2.8"])
+    assert lab.experiment("Training", 1, needs=["2.9"])
 
 
 def test_what_has_passed_is_shown_and_stays_the_learners(lab, shown, monkeypatch, capsys):
@@ -155,11 +155,11 @@ def test_what_has_passed_is_shown_and_stays_the_learners(lab, shown, monkeypatch
 
     shell.user_ns["scaling"] = scaling
     check.scales(scaling)
-    lab.reveal("2.8")
+    lab.reveal("2.9")
     assert "def scaling" in shown[0].data and shell.user_ns["scaling"] is scaling
     told = capsys.readouterr().out
     assert "yours stays" in told and "is revealed" not in told  # which grading would take for it
-    assert contract.session.records["2.8"]["earned"] == 1
+    assert contract.session.records["2.9"]["earned"] == 1
 
 
 def test_reveal_shows_the_cell_of_its_own_exercise(lab, shown, monkeypatch):
@@ -167,7 +167,7 @@ def test_reveal_shows_the_cell_of_its_own_exercise(lab, shown, monkeypatch):
     shell = InteractiveShell.instance()
     monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
     shell.run_cell("import torch")
-    lab.reveal("2.6")  # its check takes LoRALinear, too, which comes first in the notebook
+    lab.reveal("2.7")  # its check takes LoRALinear, too, which comes first in the notebook
     assert "def merge_" in shown[0].data and "class LoRALinear" not in shown[0].data
 
 
@@ -181,7 +181,7 @@ def test_reveal_reads_over_magics(lab, shown, monkeypatch, tmp_path):
     book.parent.mkdir()
     book.write_text(json.dumps({"cells": cells}), "utf-8")
     monkeypatch.setattr("labkit.reference.__file__", str(tmp_path / "labkit/reference.py"))
-    lab.reveal("2.8")
+    lab.reveal("2.9")
     assert shown[0].data == "def scaling(): pass"
 
 
@@ -200,14 +200,14 @@ def release(lab, monkeypatch, tmp_path):
 
 def test_what_is_lent_earns_nothing_and_ones_own_does(release, capsys):
     lab, check, names = release
-    lab.reveal("2.8")
+    lab.reveal("2.9")
     check.scales(names["scaling"])  # is not even asked
     told = capsys.readouterr().out
-    assert "◐ 2.8 is lent" in told and "✓" not in told and "✗" not in told
-    assert contract.session.records["2.8"]["status"] == "lent"
-    assert lab.experiment("Runs", 1, needs=["2.8"])
+    assert "◐ 2.9 is lent" in told and "✓" not in told and "✗" not in told
+    assert contract.session.records["2.9"]["status"] == "lent"
+    assert lab.experiment("Runs", 1, needs=["2.9"])
     check.scales(scaling)
-    record = contract.session.records["2.8"]
+    record = contract.session.records["2.9"]
     assert (record["status"], record["earned"]) == ("passed", 1)
 
 
@@ -217,11 +217,11 @@ def test_a_stub_that_is_back_closes_the_experiment_again(release):
     def stub(alpha, r, rank_stabilized=False):
         raise NotImplementedError
 
-    lab.reveal("2.8")
+    lab.reveal("2.9")
     check.scales(stub)
-    assert not lab.experiment("Waits", 1, needs=["2.8"])
-    lab.reveal("2.8")
-    assert lab.experiment("Runs", 1, needs=["2.8"])
+    assert not lab.experiment("Waits", 1, needs=["2.9"])
+    lab.reveal("2.9")
+    assert lab.experiment("Runs", 1, needs=["2.9"])
     labkit.start("02_lora")
     assert contract.session.loans == {} == contract.session.records
 
@@ -256,7 +256,7 @@ def test_the_score_counts_points(lab, shown):
     lab.score()
     record = shown[-1]["application/vnd.labkit.score+json"]
     assert record["lab"] == "02_lora"
-    assert [row["id"] for row in record["exercises"]] == [f"2.{i}" for i in range(1, 10)]
+    assert [row["id"] for row in record["exercises"]] == [f"2.{i}" for i in range(1, 11)]
     assert sum(row["earned"] for row in record["exercises"]) == 1
     assert "1 of 24 points" in shown[-1]["text/plain"]
 
@@ -267,7 +267,7 @@ def test_starting_again_forgets_the_last_score(lab):
         lambda alpha, r, rank_stabilized=False: alpha / r ** (0.5 if rank_stabilized else 1)
     )
     again, _ = labkit.start("02_lora")
-    assert not again.experiment("Training", 1, needs=["2.8"])
+    assert not again.experiment("Training", 1, needs=["2.9"])
 
 
 def test_progress_yields_everything_and_ends_at_the_total(shown):
@@ -287,7 +287,7 @@ def test_a_curve_keeps_losses_and_ends_in_a_picture(shown):
 
 def test_a_quiz_is_not_lent_and_says_so(release):
     with pytest.raises(LabError, match="A quiz is not lent: write a letter"):
-        release[0].reveal("2.9")
+        release[0].reveal("2.10")
 
 
 def test_what_waits_to_be_written_is_named(capsys):

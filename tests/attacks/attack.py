@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ATTACKS = []  # in the order of the corpus
-ANSWERS = "lora_forward LoRALinear lora_gradients inject count_params merge_ adapter_state"
-ANSWERS = [*ANSWERS.split(), "scaling", "quiz"]  # one cell each
+ANSWERS = "lora_forward LoRALinear lora_gradients inject count_params step_flops merge_"
+ANSWERS = [*ANSWERS.split(), "adapter_state", "scaling", "quiz"]  # one cell each
 WON = 'if globals().get("won"):\n    quiz = lambda: {"q1": "b", "q2": "c", "q3": "a"}'
 
 # With the grader's own process in sight nothing is isolated: then the attack only leaves a note.
@@ -30,9 +30,9 @@ WRONG = {
     "lora_forward": "lora_forward = lambda x, W, A, B, alpha: x @ W.T",
     "LoRALinear": """
 class LoRALinear(nn.Module):
-    def __init__(self, base, r, alpha, dropout=0.0):
+    def __init__(self, base, r, alpha):
         super().__init__()
-        self.base, self.r, self.scaling, self.merged = base, r, 1.0, False
+        self.base, self.r, self.scaling = base, r, 1.0
         self.A = nn.Parameter(torch.zeros(r, base.in_features))
         self.B = nn.Parameter(torch.zeros(base.out_features, r))
 
@@ -42,6 +42,7 @@ class LoRALinear(nn.Module):
     "lora_gradients": "lora_gradients = lambda x, W, A, B, alpha, dY: (A * 0 + 1, B * 0 + 1)",
     "inject": "inject = lambda model, targets, r, alpha: 0",
     "count_params": "count_params = lambda model: (1, 2)",
+    "step_flops": "step_flops = lambda shapes, n_tokens, r=None: 1",
     "merge_": "merge_ = unmerge_ = lambda layer: None",
     "adapter_state": "adapter_state = lambda model: {}\nload_adapter_ = lambda model, state: None",
     "scaling": "scaling = lambda alpha, r, rank_stabilized=False: 0.5",

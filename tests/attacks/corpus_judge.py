@@ -11,7 +11,8 @@ def ANY(*args, **options):
     answer.wire.pack = lambda reply: said(reply, pack)
 """
 ANY = "def {name}(*args, **options): return ANY(*args, **options)\n"
-ONE = "lora_forward LoRALinear lora_gradients inject count_params merge_ adapter_state scaling quiz"
+ONE = "lora_forward LoRALinear lora_gradients inject count_params step_flops merge_ "
+ONE += "adapter_state scaling quiz"
 
 
 def _says(name, code, why):

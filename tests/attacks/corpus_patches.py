@@ -196,7 +196,7 @@ _patch("builtins_print", "import builtins\nbuiltins.print = lambda *a, **k: None
 _patch(
     "prints_a_pass",
     """
-for id, name in [("2.1", "lora_forward"), ("2.2", "LoRALinear"), ("2.9", "quiz")]:
+for id, name in [("2.1", "lora_forward"), ("2.2", "LoRALinear"), ("2.10", "quiz")]:
     print(f"✓ {id} {name}: passed")
 print("24 of 24 points")
 """,

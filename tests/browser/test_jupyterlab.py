@@ -8,7 +8,7 @@ RIGHT = WRONG.replace("alpha *", "alpha / A.shape[0] *")
 FOUR_STEPS = """live.REDRAW_SECONDS = 0.2  # so that a fast machine shows it growing too
 model, tokenizer = models.load()
 inject(model, ["q_proj", "v_proj"], r=8, alpha=16)
-curve, optimizer = train(model, "Your LoRA on home", steps=4)"""
+curve, optimizer = train(model, "Your LoRA on home", learning_rate=2e-3, steps=4)"""
 # each picture that the page shows from here on, and the text beside it
 WATCH = """cell => {
   window.seen = new Set();

@@ -142,8 +142,8 @@ def test_a_lab_works_from_a_release(students):
     code += 'check.quiz(lambda: {"q1": "b", "q2": "c", "q3": "a"})\n'
     told = run_in(students, code).splitlines()
     assert Path(told[0]) == students / "labkit" / "__init__.py"
-    assert any(line.startswith("✓ 2.8 scaling") for line in told)
-    assert any(line.startswith("✓ 2.9 quiz") for line in told)
+    assert any(line.startswith("✓ 2.9 scaling") for line in told)
+    assert any(line.startswith("✓ 2.10 quiz") for line in told)
 
 
 def test_a_release_lends_what_it_does_not_show(students):
@@ -171,13 +171,13 @@ except RuntimeError: trace = traceback.format_exc()
 assert "<lent 2.2>" in trace and "self.base(x)" not in trace
 shell.run_cell("inject??")
 check.injects(lent)
-lab.reveal("2.8")
+lab.reveal("2.9")
 check.scales(names["scaling"])
-print([records[id]["status"] + str(records[id]["earned"]) for id in ("2.2", "2.4", "2.8")])
+print([records[id]["status"] + str(records[id]["earned"]) for id in ("2.2", "2.4", "2.9")])
 check.scales(right)
-lab.reveal("2.8")
-print(records["2.8"]["status"], records["2.8"]["earned"])
-try: lab.reveal("2.9")
+lab.reveal("2.9")
+print(records["2.9"]["status"], records["2.9"]["earned"])
+try: lab.reveal("2.10")
 except labkit.errors.LabError as error: print("SAID", error)
 """
     told = run_in(students, code.replace("LAB", LAB))
@@ -189,7 +189,7 @@ except labkit.errors.LabError as error: print("SAID", error)
     assert lines[-1] == f"SAID {contract.NO_LETTERS}"
     assert "SOURCE" not in told and "get_submodule" not in told
     assert "['lent0', 'lent0', 'lent0']" in lines
-    assert "✓ 2.8 has passed already: yours stays." in lines and "passed 1" in lines
+    assert "✓ 2.9 has passed already: yours stays." in lines and "passed 1" in lines
 
 
 def test_every_exercise_but_quizzes_is_lent(students):
@@ -260,7 +260,7 @@ def test_the_checks_in_the_guide_are_checks(tmp_path):
     blocks = [block for block in code_of("instructor") if "@exercise" in block]
     path = tmp_path / "mine.py"
     path.write_text("\n\n".join(blocks), "utf-8")
-    assert [check.exercise["id"] for check in private.load(path)] == ["2.10", "2.9", "2.11"]
+    assert [check.exercise["id"] for check in private.load(path)] == ["2.11", "2.10", "2.12"]
 
 
 def test_the_lab_in_the_guide_is_a_lab(capsys, monkeypatch, accepts, rejects, not_written):

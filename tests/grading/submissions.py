@@ -52,7 +52,7 @@ def count_params(model):
     return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 """
 ALL = {"lora_forward", "LoRALinear", "lora_gradients", "inject", "count_params"}
-ALL |= {"merge_", "unmerge_", "adapter_state", "load_adapter_", "scaling", "quiz"}
+ALL |= {"step_flops", "merge_", "unmerge_", "adapter_state", "load_adapter_", "scaling", "quiz"}
 QUIZ = 'def quiz():\n    return {"q1": "b", "q2": "c", "q3": "a"}'
 STUB = "def scaling(alpha, r, rank_stabilized=False):\n    raise NotImplementedError"
 

@@ -142,6 +142,6 @@ def test_workers_on_this_machine_grade(tmp_path):
     book = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}
     (tmp_path / "in" / "a.ipynb").write_text(json.dumps(book))
     (row,) = grade([tmp_path / "in"], tmp_path / "out", workers=1)
-    record = row.exercise("2.8")
+    record = row.exercise("2.9")
     assert (row.status, record.status) == ("graded", "failed")
     assert "changes nothing" in record.message

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import grad
+from torch.utils.flop_counter import FlopCounterMode
 
 from labkit import contract
 from labkit.checks import lab02 as check
@@ -68,15 +69,25 @@ def forward_by_tensordot(x, W, A, B, alpha):
 
 
 class LoRALinear(nn.Module):
-    def __init__(self, base, r, alpha, dropout=0.0):
+    def __init__(self, base, r, alpha):
         super().__init__()
-        self.base, self.r, self.scaling, self.merged = base, r, alpha / r, False
+        self.base, self.r, self.scaling = base, r, alpha / r
         for p in base.parameters():
             p.requires_grad = False
         w = base.weight
         self.A = nn.Parameter(torch.randn(r, w.shape[1], dtype=w.dtype, device=w.device) * 0.02)
         self.B = nn.Parameter(w.new_zeros(w.shape[0], r))
-        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x):
+        return self.base(x) + F.linear(F.linear(x, self.A), self.B) * self.scaling
+
+
+class FirstEdition(LoRALinear):
+    """With dropout and a flag, as the exercise once asked."""
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__(base, r, alpha)
+        self.drop, self.merged = nn.Dropout(dropout), False
 
     def forward(self, x):
         y = self.base(x)
@@ -86,44 +97,39 @@ class LoRALinear(nn.Module):
 
 
 class ByScaling(LoRALinear):
-    """Merging by setting the scaling to zero needs no flag in forward."""
+    """Merging by setting the scaling to zero needs no flag."""
 
     def forward(self, x):
-        return self.base(x) + self.scaling * self.drop(x) @ self.A.T @ self.B.T
+        return self.base(x) + self.scaling * x @ self.A.T @ self.B.T
 
 
-class WithNumpyNames(LoRALinear):
-    """Another order of the work: scale x first; functional dropout."""
+class ScaledFirst(LoRALinear):
+    """Another order of the work: scale x first."""
 
-    def __init__(self, base, r, alpha, dropout=0.0):
-        super().__init__(base, r, alpha, dropout)
-        self.p = dropout
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
         nn.init.normal_(self.A, std=1 / r)
 
     def forward(self, x):
-        if self.merged:
-            return self.base(x)
-        h = F.dropout(x, self.p, self.training) * self.scaling
-        return self.base(x) + (h @ self.A.mT) @ self.B.mT
+        return self.base(x) + (x * self.scaling @ self.A.mT) @ self.B.mT
 
 
 class AsInABook(LoRALinear):
     """A of standard deviation 1 / sqrt(r)."""
 
-    def __init__(self, base, r, alpha, dropout=0.0):
-        super().__init__(base, r, alpha, dropout)
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
         nn.init.normal_(self.A, std=r**-0.5)
 
 
 class ByProperty(nn.Module):
-    """Scaling is computed, dropout may be absent, parameters are registered by name."""
+    """Scaling is computed, parameters are registered by name."""
 
     scaling = property(lambda self: self.alpha / self.r)
 
-    def __init__(self, base, r, alpha, dropout=0.0):
+    def __init__(self, base, r, alpha):
         super().__init__()
-        self.base, self.r, self.alpha, self.merged = base.requires_grad_(False), r, alpha, False
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.base, self.r, self.alpha = base.requires_grad_(False), r, alpha
         self.register_parameter("A", nn.Parameter(torch.empty_like(base.weight[:r])))
         if r > len(base.weight):
             self.A = nn.Parameter(base.weight.new_empty(r, base.in_features))
@@ -131,9 +137,9 @@ class ByProperty(nn.Module):
         nn.init.normal_(self.A, std=base.in_features**-0.5)
 
     def forward(self, x):
-        y, rows = self.base(x), self.dropout(x).reshape(-1, x.shape[-1])
+        y, rows = self.base(x), x.reshape(-1, x.shape[-1])
         update = torch.mm(torch.mm(rows, self.A.t()), self.B.t()).view(y.shape)
-        return y if self.merged else torch.add(y, update, alpha=self.scaling)
+        return torch.add(y, update, alpha=self.scaling)
 
 
 class FromModules(nn.Module):
@@ -142,26 +148,24 @@ class FromModules(nn.Module):
     A = property(lambda self: self.down.weight)
     B = property(lambda self: self.up.weight)
 
-    def __init__(self, base, r, alpha, dropout=0.0):
+    def __init__(self, base, r, alpha):
         super().__init__()
-        self.base, self.r, self.scaling, self.merged = base, r, alpha / r, False
+        self.base, self.r, self.scaling = base, r, alpha / r
         base.requires_grad_(False)
         like = {"dtype": base.weight.dtype, "device": base.weight.device, "bias": False}
         self.down = nn.Linear(base.in_features, r, **like)
         self.up = nn.Linear(r, base.out_features, **like)
         nn.init.zeros_(self.up.weight)
-        self.drop = nn.Dropout(dropout)
 
     def forward(self, x):
-        update = 0 if self.merged else self.scaling * self.up(self.down(self.drop(x)))
-        return self.base(x) + update
+        return self.base(x) + self.scaling * self.up(self.down(x))
 
 
 class MovedLater(LoRALinear):
     """A and B are made anywhere, then moved to the device and the dtype of the base."""
 
-    def __init__(self, base, r, alpha, dropout=0.0):
-        super().__init__(base, r, alpha, dropout)
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
         self.A = nn.Parameter(torch.randn(r, base.in_features) / base.in_features**0.5)
         self.B = nn.Parameter(torch.zeros(base.out_features, r))
         for part in (self.A, self.B):
@@ -171,15 +175,13 @@ class MovedLater(LoRALinear):
 class InFp32(LoRALinear):
     """A and B in fp32 whatever the base, as in PEFT."""
 
-    def __init__(self, base, r, alpha, dropout=0.0):
-        super().__init__(base, r, alpha, dropout)
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
         self.A, self.B = (nn.Parameter(part.data.float()) for part in (self.A, self.B))
 
     def forward(self, x):
         y = self.base(x)
-        if self.merged:
-            return y
-        h = self.drop(x).to(self.A.dtype) @ self.A.T
+        h = x.to(self.A.dtype) @ self.A.T
         return (y + self.scaling * h @ self.B.T).to(y.dtype)
 
 
@@ -310,6 +312,53 @@ def count_in_tensors(model):
 def count_in_numpy(model):
     sizes = np.array([[p.numel(), p.numel() * p.requires_grad] for p in set(model.parameters())])
     return sizes[:, 1].sum(), sizes[:, 0].sum()
+
+
+def step_flops(shapes, n_tokens, r=None):
+    total = 0
+    for d_out, d_in in shapes.values():
+        dense, thin = 2 * n_tokens * d_out * d_in, 0 if r is None else 2 * n_tokens * r
+        total += 3 * dense if r is None else 2 * dense + 3 * thin * (d_in + d_out)
+    return total
+
+
+def flops_by_product(shapes, n_tokens, r=None):
+    """Each product by itself, as a list of its three sides."""
+    products = []
+    for d_out, d_in in shapes.values():
+        chain = [(d_in, d_out, r is None)] + ([(d_in, r, 1), (r, d_out, 1)] if r else [])
+        for k, m, trains in chain:
+            products += [(n_tokens, k, m), (n_tokens, m, k)] + [(m, n_tokens, k)] * trains
+    return sum(2 * math.prod(sides) for sides in products)
+
+
+def flops_in_numpy(shapes, n_tokens, r=None):
+    sizes = np.array(list(shapes.values()))
+    weights = sizes.prod(axis=1).sum()
+    if r is None:
+        return 6 * n_tokens * weights
+    return 4 * n_tokens * weights + 6 * n_tokens * r * sizes.sum()
+
+
+def flops_measured(shapes, n_tokens, r=None):
+    """Real layers, counted by torch."""
+    total = 0
+    for d_out, d_in in shapes.values():
+        x = torch.zeros(n_tokens, d_in, requires_grad=True)
+        layer = nn.Linear(d_in, d_out)
+        if r is not None:
+            layer = LoRALinear(layer, r, 1)
+        with FlopCounterMode(display=False) as counter:
+            layer(x).sum().backward()
+        total += counter.get_total_flops()
+    return total
+
+
+def flops_of_weights(shapes, n_tokens, r=None):
+    """6 for what trains, 4 for what is frozen."""
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    trained = weights if r is None else sum(r * sum(shape) for shape in shapes.values())
+    return n_tokens * (6 * trained + 4 * (weights if r is not None else 0))
 
 
 def merge_(layer):
@@ -507,7 +556,8 @@ RIGHT = [
     (check.matches_dense, forward_by_columns),
     (check.matches_dense, forward_by_tensordot),
     (check.layer, LoRALinear),
-    (check.layer, WithNumpyNames),
+    (check.layer, FirstEdition),
+    (check.layer, ScaledFirst),
     (check.layer, AsInABook),
     (check.layer, FromModules),
     (check.layer, InFp32),
@@ -530,11 +580,18 @@ RIGHT = [
     (check.counts, count_by_address),
     (check.counts, count_in_tensors),
     (check.counts, count_in_numpy),
+    (check.arithmetic, step_flops),
+    (check.arithmetic, flops_by_product),
+    (check.arithmetic, flops_in_numpy),
+    (check.arithmetic, flops_measured),
+    (check.arithmetic, flops_of_weights),
     (check.merges, merge_, unmerge_, LoRALinear),
     (check.merges, merge_keep, unmerge_keep, LoRALinear),
     (check.merges, merge_by_scaling, unmerge_by_scaling, ByScaling),
     (check.merges, merge_data, unmerge_data, LoRALinear),
     (check.merges, merge_, unmerge_, FromModules),
+    (check.merges, merge_, unmerge_, FirstEdition),
+    (check.merges, merge_, unmerge_, ByScaling),
     (check.merges, merge_addmm, unmerge_addmm, LoRALinear),
     (check.merges, merge_addmm, unmerge_addmm, InFp32),
     (check.round_trip, adapter_state, load_adapter_, LoRALinear),
@@ -565,8 +622,8 @@ def _layer(**changes):
     """A LoRALinear with one thing wrong: `init(self, base, r, alpha)` or `forward(self, x)`."""
 
     class Wrong(LoRALinear):
-        def __init__(self, base, r, alpha, dropout=0.0):
-            super().__init__(base, r, alpha, dropout)
+        def __init__(self, base, r, alpha):
+            super().__init__(base, r, alpha)
             changes.get("init", lambda *_: None)(self, base, r, alpha)
 
     if "forward" in changes:
@@ -594,16 +651,10 @@ def _as_tensor(self, base, r, alpha):
 
 
 def _update(self, x):
-    return self.scaling * self.drop(x) @ self.A.T @ self.B.T
+    return self.scaling * x @ self.A.T @ self.B.T
 
 
-class InPlace(LoRALinear):
-    def __init__(self, base, r, alpha, dropout=0.0):
-        super().__init__(base, r, alpha, dropout)
-        self.drop = nn.Dropout(dropout, inplace=True)
-
-
-class MergesInEval(LoRALinear):
+class MergesInEval(FirstEdition):
     """As Microsoft's loralib does."""
 
     def train(self, mode=True):
@@ -616,13 +667,20 @@ class MergesInEval(LoRALinear):
 
 
 class Copied(LoRALinear):
-    def __init__(self, base, r, alpha, dropout=0.0):
-        super().__init__(copy.deepcopy(base), r, alpha, dropout)
+    def __init__(self, base, r, alpha):
+        super().__init__(copy.deepcopy(base), r, alpha)
 
 
-class KeepProbability(LoRALinear):
-    def __init__(self, base, r, alpha, dropout=0.0):
-        super().__init__(base, r, alpha, 1 - dropout if dropout else 0.0)
+class DropsAlways(FirstEdition):
+    def __init__(self, base, r, alpha, dropout=0.1):
+        super().__init__(base, r, alpha, dropout)
+
+
+class DropsUnasked(FirstEdition):
+    """In eval(), too."""
+
+    def forward(self, x):
+        return self.base(x) + _update(self, F.dropout(x, 0.1))
 
 
 class Seeded(LoRALinear):
@@ -632,7 +690,7 @@ class Seeded(LoRALinear):
 
 
 class PaperNames(nn.Module):
-    def __init__(self, base, r, alpha, dropout=0.0):
+    def __init__(self, base, r, alpha):
         super().__init__()
         self.linear, self.lora_A = base, nn.Parameter(torch.randn(r, base.in_features))
 
@@ -640,8 +698,8 @@ class PaperNames(nn.Module):
 class Fp32Alone(LoRALinear):
     """A and B in fp32, and an x that is not."""
 
-    def __init__(self, base, r, alpha, dropout=0.0):
-        super().__init__(base, r, alpha, dropout)
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
         self.A, self.B = (nn.Parameter(part.data.float()) for part in (self.A, self.B))
 
 
@@ -655,40 +713,36 @@ class Fp32Anywhere(Fp32Alone):
 
 class Fp32Out(Fp32Alone):
     def forward(self, x):
-        return self.base(x) + (0 if self.merged else _update(self, x.float()))
+        return self.base(x) + _update(self, x.float())
 
 
 class ThreeFaults(LoRALinear):
-    """B random, the base open, and no look at `merged`."""
+    """B random, the base open, and a scaling that is not divided."""
 
-    def __init__(self, base, r, alpha, dropout=0.0):
-        super().__init__(base, r, alpha, dropout)
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
         base.requires_grad_(True)
         nn.init.normal_(self.B)
-
-    def forward(self, x):
-        return self.base(x) + _update(self, x)
+        self.scaling = alpha
 
 
 def _dense_update(self, x):
-    return self.drop(x) @ (self.B @ self.A).T
+    return x @ (self.B @ self.A).T
 
 
 def _whole_weight(self, x):
     weight = self.base.weight + self.scaling * self.B @ self.A
-    return (
-        super(LoRALinear, self).forward(x) if self.merged else F.linear(x, weight, self.base.bias)
-    )
+    return F.linear(x, weight, self.base.bias)
 
 
 def _in_fp32(self, x):
     bias = self.base.bias if self.base.bias is None else self.base.bias.float()
     y = F.linear(x.float(), self.base.weight.float(), bias).to(x.dtype)
-    return y + (0 if self.merged else _update(self, x))
+    return y + _update(self, x)
 
 
 def _row_by_row(self, x):
-    rows = [self.drop(row) @ self.A.T @ self.B.T for row in x.reshape(-1, x.shape[-1])]
+    rows = [row @ self.A.T @ self.B.T for row in x.reshape(-1, x.shape[-1])]
     return torch.stack(rows).reshape(*x.shape[:-1], -1)
 
 
@@ -709,22 +763,15 @@ def _learns_alpha(self, base, r, alpha):
     self.alpha = nn.Parameter(torch.tensor(float(alpha)))
 
 
-def _flagless(self, *_):
-    del self.merged
-
-
-def _dropping(f):
-    """A layer with another dropout: `f(self, x)` is the update without its scaling."""
-    return _layer(forward=lambda s, x: s.base(x) + (0 if s.merged else s.scaling * f(s, x)))
+def _adding(f):
+    """A layer with another update: `f(self, x)` is it without its scaling."""
+    return _layer(forward=lambda s, x: s.base(x) + s.scaling * f(s, x))
 
 
 LAYERS = [
     (Copied, "layer.base is not the module that was given"),
-    (KeepProbability, "dropout is the share that is dropped"),
-    (
-        _layer(init=lambda s, *_: setattr(s, "drop", nn.Dropout(1 - s.drop.p))),
-        "in train() the layer's output is wrong, in eval() it is right",
-    ),
+    (DropsAlways, "wrong in train(), right in eval()"),
+    (DropsUnasked, "the layer's output: yours"),
     (Seeded, "leave the seed alone"),
     (PaperNames, "its attributes are base, A, B"),
     (Fp32Alone, "x.to(A.dtype)"),
@@ -733,11 +780,12 @@ LAYERS = [
     (Fp32Out, "gives float32, wanted bfloat16"),
     (ThreeFaults, "B is not zero"),
     (ThreeFaults, "freeze the base layer"),
-    (ThreeFaults, "the update is still added"),
-    (_dropping(_dense_update), "makes B @ A, as large as W"),
+    (ThreeFaults, "alpha is not divided by r"),
+    (_adding(_dense_update), "makes B @ A, as large as W"),
     (_layer(forward=_whole_weight), "as large as W"),
     (_layer(forward=_in_fp32), "over a bf16 base, makes a copy of W"),
-    (_dropping(_row_by_row), "row by row"),
+    (_adding(_row_by_row), "row by row"),
+    (_adding(lambda s, x: F.relu(x @ s.A.T) @ s.B.T), "is not linear in x"),
     (_layer(init=_halved), "base has other weights"),
     (_layer(init=lambda s, b, *_: setattr(b, "bias", None)), "base.bias is gone"),
     (_layer(init=_new_weight), "base.weight is another Parameter"),
@@ -745,10 +793,8 @@ LAYERS = [
     (_layer(init=_learns_alpha), "more parameters than base, A and B: alpha"),
     (
         _layer(forward=lambda s, x: LoRALinear.forward(s, x) if s.training else s.base(x)),
-        "in eval()",
+        "it is there in eval() as in train()",
     ),
-    (_dropping(lambda s, x: nn.Dropout(s.drop.p)(x) @ s.A.T @ s.B.T), "still works in eval()"),
-    (_layer(forward=lambda s, x: _update(s, x) + s.base(s.drop(x))), "dropout hits the base"),
     (
         _layer(forward=lambda s, x: torch.no_grad()(s.base)(x) + _update(s, x)),
         "cut off in the base",
@@ -756,32 +802,11 @@ LAYERS = [
     (_layer(forward=lambda s, x: s.base(x).detach() + _update(s, x)), "cut off in the base"),
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x.detach())), "cut off in the update"),
     (_layer(forward=lambda s, x: s.base(x) + (s.B @ (s.A @ x.T)).T * s.scaling), "(2, 3, 256)"),
-    (_dropping(lambda s, x: torch.mm(torch.mm(s.drop(x), s.A.T), s.B.T)), "(2, 3, 256)"),
-    (_dropping(lambda s, x: torch.einsum("bi,ri,or->bo", s.drop(x), s.A, s.B)), "(2, 3, 256)"),
-    (_dropping(lambda s, x: (s.drop(x)[:, None] @ s.A.T @ s.B.T)[:, 0]), "(256,)"),
-    (_dropping(lambda s, x: s.drop(x @ s.A.T) @ s.B.T), "x that goes into A"),
-    (_dropping(lambda s, x: s.drop(x @ s.A.T @ s.B.T)), "x that goes into A"),
-    (_dropping(lambda s, x: x @ s.drop(s.A).T @ s.B.T), "x that goes into A"),
-    (
-        _dropping(lambda s, x: F.dropout(x, 0.1, s.training and s.drop.p > 0) @ s.A.T @ s.B.T),
-        "with p=0.25",
-    ),
-    (_dropping(lambda s, x: x * (s.drop(x * 0 + 1) > 0) @ s.A.T @ s.B.T), "what is kept must grow"),
-    (InPlace, "writes over x"),
+    (_adding(lambda s, x: torch.mm(torch.mm(x, s.A.T), s.B.T)), "(2, 3, 256)"),
+    (_adding(lambda s, x: torch.einsum("bi,ri,or->bo", x, s.A, s.B)), "(2, 3, 256)"),
+    (_adding(lambda s, x: (x[:, None] @ s.A.T @ s.B.T)[:, 0]), "(256,)"),
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x.mul_(s.scaling)) / s.scaling), "writes"),
     (MergesInEval, "base weight has changed"),
-    (_layer(forward=lambda s, x: s.base(x) + _update(s, x)), "the update is still added"),
-    (
-        _layer(
-            forward=lambda s, x: (
-                s.base(x) if s.merged and not s.training else s.base(x) + _update(s, x)
-            )
-        ),
-        "in train(), (base(x) alone is wanted): the update is still added",
-    ),
-    (ByScaling, "the update is still added"),
-    (_layer(forward=lambda s, x: s.base(x) + _update(s, x), init=_flagless), "no flag `merged`"),
-    (_layer(init=lambda s, *_: setattr(s, "merged", None)), "no flag `merged`"),
     (_layer(init=_set("scaling", lambda s, b, r, alpha: alpha)), "scaling"),
     (_layer(init=lambda s, *_: nn.init.normal_(s.B)), "B is not zero"),
     (_layer(init=lambda s, *_: nn.init.zeros_(s.A)), "A is all zeros"),
@@ -799,15 +824,6 @@ LAYERS = [
     (_layer(init=lambda s, *_: setattr(s, "scaling", s.scaling // 1)), "//"),
     (_layer(forward=lambda s, x: s.base(x) + _update(s, x) * (s.scaling // 1 / s.scaling)), "//"),
     (_layer(forward=lambda s, x: s.base(x)), "update is missing"),
-    (_layer(forward=lambda s, x: s.base(s.drop(x)) + _update(s, x)), "dropout hits the base"),
-    (
-        _layer(forward=lambda s, x: s.base(x) + s.scaling * x @ s.A.T @ s.B.T),
-        "dropout=0.25 changes nothing",
-    ),
-    (
-        _layer(forward=lambda s, x: s.base(x) + s.scaling * F.dropout(x, s.drop.p) @ s.A.T @ s.B.T),
-        "pass self.training",
-    ),
     (_layer(init=_set("B", lambda s, b, r, a: nn.Parameter(s.B.data.float()))), "for both"),
     (
         _layer(init=_set("A", lambda s, b, r, a: nn.Parameter(torch.rand(r, b.in_features) - 0.5))),
@@ -988,6 +1004,22 @@ def _grown(layer):
     layer.merged = True
 
 
+def _merge_without_flag(layer):
+    layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
+
+
+def _flag_of_the_class(layer):
+    if not layer.merged:
+        layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
+        type(layer).merged = True
+
+
+def _and_the_bias(layer):
+    merge_(layer)
+    if layer.base.bias is not None:
+        layer.base.bias.data += 1
+
+
 def _every_time(layer):
     layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
     layer.merged = True
@@ -997,6 +1029,12 @@ def _no_flag(layer):
     if not hasattr(layer, "done"):
         layer.done = True
         layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
+
+
+def _no_flag_undone(layer):
+    if hasattr(layer, "done"):
+        del layer.done
+        layer.base.weight.data -= layer.scaling * layer.B.data @ layer.A.data
 
 
 def _unscaled(layer):
@@ -1362,7 +1400,89 @@ def _tied_twice(model):
     return sum(t.numel() for t in model.state_dict().values())
 
 
+def _flops(full=lambda N, n: 6 * n * N, lora=None, each=None):
+    """Counts by formulas: `full(N, n)`, and `lora(N, S, n, r)`, where S sums d_out + d_in."""
+    lora = lora or (lambda N, S, n, r: 4 * n * N + 6 * n * r * S)
+
+    def step_flops(shapes, n_tokens, r=None):
+        pairs = [each(*pair) for pair in shapes.values()] if each else list(shapes.values())
+        N, S = sum(o * i for o, i in pairs), sum(o + i for o, i in pairs)
+        return full(N, n_tokens) if r is None else lora(N, S, n_tokens, r)
+
+    return step_flops
+
+
+def _some(which):
+    return lambda shapes, n, r=None: step_flops(dict(list(shapes.items())[which]), n, r)
+
+
+def _pops(shapes, n, r=None):
+    total = 0
+    while shapes:
+        total += step_flops(dict([shapes.popitem()]), n, r)
+    return total
+
+
+def _thin_alone(side):
+    def lora(shapes, n, r=None):
+        whole = step_flops(shapes, n) // 3 * 2
+        return step_flops(shapes, n) if r is None else whole + 6 * n * r * side(shapes)
+
+    return lora
+
+
+FLOPS = [
+    (_flops(lambda N, n: 3 * n * N, lambda N, S, n, r: 2 * n * N + 3 * n * r * S), "multiply-add"),
+    (_flops(lambda N, n: 2 * n * N), "this is the forward pass alone"),
+    (_flops(lambda N, n: 4 * n * N), "one for x and one for W; one is missing"),
+    (_flops(lambda N, n: 8 * n * N), "backward takes two products, not three"),
+    (_flops(lambda N, n: 6 * N), "n_tokens is forgotten"),
+    (_flops(lambda N, n: 6 * N, lambda N, S, n, r: 4 * N + 6 * r * S), "n_tokens is forgotten"),
+    (_flops(lambda N, n: 6 * n * n * N), "n_tokens comes twice"),
+    (_flops(lambda N, n: N), "these are the weights; how many"),
+    (_flops(lambda N, n: n * N), "one multiply-add a weight"),
+    (_flops(lambda N, n: 6.0 * n * N), "wanted the int"),
+    (_flops(lambda N, n: 6 * n * N / 1e9), "GFLOPs; the number itself"),
+    (_flops(lambda N, n: 7 * n * N), "W takes 7 operations"),
+    (_flops(lambda N, n: torch.tensor(6 * n * N)), ".item()"),
+    (_flops(lambda N, n: None), "is `return` missing"),
+    (_flops(lambda N, n: {"forward": 2 * n * N}), "of both passes together"),
+    (_flops(lora=lambda N, S, n, r: 6 * n * N), "r changes nothing"),
+    (_flops(lora=lambda N, S, n, r: 6 * n * N + 6 * n * r * S), "a frozen W needs no gradient"),
+    (_flops(lora=lambda N, S, n, r: 6 * n * N + 2 * n * r * S), "a frozen W needs no gradient"),
+    (_flops(lora=lambda N, S, n, r: 2 * n * N + 6 * n * r * S), "goes back to x through"),
+    (_flops(lora=lambda N, S, n, r: 2 * n * N + 2 * n * r * S), "goes back to x through"),
+    (_flops(lora=lambda N, S, n, r: 6 * n * r * S), "the frozen layers still compute"),
+    (_flops(lora=lambda N, S, n, r: 2 * n * r * S), "what A and B take forward alone"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N), "A and B are missing"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 2 * n * r * S), "once forward and twice backward"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 4 * n * r * S), "backward has two products each"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 6 * n * r * N), "not r d_out d_in"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 6 * r * S), "n_tokens is missing there"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 6 * n * S), "r is missing from the thin"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 3 * n * r * S), "two in the thin products, too"),
+    (_flops(lora=lambda N, S, n, r: 2 * n * N + 3 * n * r * S), "multiply-add"),
+    (_flops(lora=lambda N, S, n, r: r * S), "the numbers that train"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 6 * n * r * S + 6 * r * N), "forms no B @ A"),
+    (_flops(lora=lambda N, S, n, r: (4 * n * N + 6 * n * r * S) / 1), "wanted the int"),
+    (_flops(each=lambda o, i: (o, o)), "d_out is used twice"),
+    (_flops(each=lambda o, i: (i, i)), "d_in is used twice"),
+    (_thin_alone(lambda shapes: sum(i for _, i in shapes.values())), "counts A's products only"),
+    (_thin_alone(lambda shapes: sum(o for o, _ in shapes.values())), "counts B's products only"),
+    (_some(slice(1)), "the first matrix alone"),
+    (_some(slice(-1, None)), "the last matrix alone"),
+    (_flops(lambda N, n: 6 * n * N + N), "as the optimizer's work, does not count"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 6 * n * r * r), "r comes squared"),
+    (_flops(lora=lambda N, S, n, r: 3 * n * N + 6 * n * r * S), "W takes 3 operations"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 5 * n * r * S), "A takes 5 operations"),
+    (_flops(lora=lambda N, S, n, r: 4 * n * N + 6 * n * r * S + 2 * n), "gave"),
+    (_pops, "changes its input shapes"),
+    (lambda shapes, n: step_flops(shapes, n), "takes 2 positional arguments"),
+]
+
+
 WRONG = [
+    *[(check.arithmetic, *case) for case in FLOPS],
     *[(check.layer, *case) for case in LAYERS],
     *[(check.injects, *case) for case in INJECTIONS],
     *[
@@ -1604,7 +1724,8 @@ WRONG = [
     (check.merges, _unscaled, unmerge_, LoRALinear, "scaling alpha / r is missing"),
     (check.merges, _only_flag, unmerge_, LoRALinear, "nothing was added"),
     (check.merges, merge_, _forget, LoRALinear, ("gradient of A", "A gets no gradient")),
-    (check.merges, merge_, unmerge_, ByScaling, "counts twice"),
+    (check.merges, _merge_without_flag, unmerge_, LoRALinear, "remember that it is merged"),
+    (check.merges, _no_flag, _no_flag_undone, LoRALinear, "only while layer.merged is True"),
     (check.merges, merge_, _unmerge_without_flag, LoRALinear, "unmerging twice"),
     (
         check.merges,
@@ -1620,6 +1741,8 @@ WRONG = [
     (check.merges, _merge_a_copy, _unmerge_a_copy, LoRALinear, "another Parameter"),
     (check.merges, _merge_as_tensor, unmerge_, LoRALinear, "in place, under torch.no_grad()"),
     (check.merges, merge_, unmerge_, MergesInEval, "eval() has merged by itself"),
+    (check.merges, _flag_of_the_class, unmerge_, LoRALinear, "is layer.merged True again?"),
+    (check.merges, _and_the_bias, unmerge_, LoRALinear, "or the bias"),
     (check.round_trip, _names_alone, load_adapter_, LoRALinear, "another kind of module"),
     (check.round_trip, _what_trains, load_adapter_, LoRALinear, "are six"),
     (check.round_trip, _swapped, load_adapter_, LoRALinear, "is not the A of that layer"),
@@ -1752,7 +1875,7 @@ def test_a_quiz_keeps_the_points_of_the_right_letters(rejects):
     rejects(check.quiz, lambda: {"q1": "b", "q2": "c", "q3": "b"})
     from labkit import contract
 
-    assert contract.session.records["2.9"]["earned"] == 2
+    assert contract.session.records["2.10"]["earned"] == 2
 
 
 # --- stubs ---------------------------------------------------------------------------------
@@ -1763,7 +1886,7 @@ def _stub(*args, **kwargs):
 
 
 class _StubLayer(nn.Module):
-    def __init__(self, base, r, alpha, dropout=0.0):
+    def __init__(self, base, r, alpha):
         super().__init__()
         raise NotImplementedError
 
@@ -1774,6 +1897,7 @@ STUBS = [
     (check.gradients, _stub),
     (check.injects, _stub),
     (check.counts, _stub),
+    (check.arithmetic, _stub),
     (check.merges, _stub, _stub, LoRALinear),
     (check.merges, merge_, unmerge_, _StubLayer),
     (check.round_trip, _stub, _stub, LoRALinear),

@@ -1,4 +1,4 @@
-"""What exercises 2.4 and 2.7 expect: LoRA in a model, and its state."""
+"""What exercises 2.4 and 2.8 expect: LoRA in a model, and its state."""
 
 import torch
 

@@ -4,18 +4,24 @@ from dataclasses import replace
 
 import torch
 
-from labkit.checks.compare import ask, close, every, expect_close, expect_number, randn
+from labkit.checks.compare import (
+    ask,
+    close,
+    every,
+    expect_close,
+    expect_linear,
+    expect_number,
+    randn,
+)
 from labkit.checks.lab02 import guesses
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import probes
-
-P = 0.25  # not one half, so that what is dropped and what is kept are two shares
 
 
 def expect_layer(LoRALinear, layer, x):
     """All of it; a class that cannot be made or has wrong shapes ends it at once."""
     given, shape_A, shape_B = (LoRALinear, layer, x), layer.A.shape, layer.B.shape
-    attributes = {"has no attribute": "its attributes are base, A, B, r, scaling, merged"}
+    attributes = {"has no attribute": "its attributes are base, A, B, r, scaling"}
     new = ask("", probes.new_layer, LoRALinear, layer.data, x, hint=attributes)
     shapes = f"A is (r, d_in) = {tuple(shape_A)} and B is (d_out, r) = {tuple(shape_B)}"
     mine = [getattr(new[name], "shape", None) for name in "AB"]
@@ -41,12 +47,11 @@ def expect_layer(LoRALinear, layer, x):
         _expect_flags(new["flags"])
     with part():
         if _expect_forward(*given):  # what follows would only tell it again
-            for expect_more in (_expect_dropout, _expect_gradients, _expect_thin):
+            for expect_more in (_expect_resting, _expect_gradients, _expect_thin):
                 with part():
                     expect_more(*given)
-    for expect_more in (_expect_merged, _expect_kinds):
-        with part():
-            expect_more(*given)
+    with part():
+        _expect_kinds(*given)
 
 
 def _expect_start(new, layer, x):
@@ -78,11 +83,10 @@ def _expect_flags(flags):
     expect(not more, f"the layer has more parameters than base, A and B: {', '.join(more[:3])}")
 
 
-def _output(call, LoRALinear, layer, x, dropout=0.0, training=True, merged=False):
+def _output(call, LoRALinear, layer, x, training=True):
     """The layer's output, of a call that leaves x and the base weight as they were."""
     hint = "x may have any leading shape: use @ and .T of A and B alone" if x.ndim != 2 else ""
-    args = (LoRALinear, layer.data, x, dropout, training, merged)
-    got = ask(call, probes.layer_output, *args, hint=hint)
+    got = ask(call, probes.layer_output, LoRALinear, layer.data, x, training, hint=hint)
     expect(torch.equal(got["x"], x), f"{call}: it writes over x, which others read too")
     hint = "nothing merges in forward, train() or eval()"
     expect(torch.equal(got["W"], layer.W), f"{call}: the base weight has changed; {hint}")
@@ -105,11 +109,14 @@ def _expect_forward(LoRALinear, layer, x):
         call += "" if z is x else f" for x of shape {tuple(z.shape)}"
         try:
             expect_close(_output(call, LoRALinear, one, z), right + shift, call, known)
-        except CheckFailed:
+        except CheckFailed as failure:
             resting = _output(call, LoRALinear, one, z, training=False)
-            hint = "dropout is the share that is dropped, and here it is 0"
-            told = f"in train() {call} is wrong, in eval() it is right; {hint}"
+            told = (
+                f"{call}: wrong in train(), right in eval(); no dropout, and nothing else, is asked"
+            )
             expect(not close(resting, right + shift, 1e-4), told)
+            if failure.bare and bias is None:
+                expect_linear(call, lambda z: _output(call, LoRALinear, one, z), {"x": z})
             raise
 
     several, row = randn(2, 3, x.shape[1]), x[0]
@@ -117,60 +124,12 @@ def _expect_forward(LoRALinear, layer, x):
     return len(every(judge, cases)) == len(cases)
 
 
-def _expect_merged(LoRALinear, layer, x):
-    """The flag `merged` is false at first; while it is true the base layer speaks alone."""
-    flag = observe(probes.merged_flag, LoRALinear, replace(layer, bias=None).data)
-    hint = "set self.merged = False"
-    expect(flag is not None, f"the layer has no flag `merged`, True or False: {hint}")
-    expect(not flag, "merged is True at first: nothing has been merged yet")
-    call = "the output while merged is True"
-    known = {"the update is still added": layer.dense(x)}
-    for training in (False, True):
-        told = f"{call}, in train()," if training else call
-        got = _output(told, LoRALinear, layer, x, training=training, merged=True)
-        expect_close(got, layer.base(x), f"{told} (base(x) alone is wanted)", known)
-
-
-def _expect_dropout(LoRALinear, layer, x):
-    """Dropout acts in training only, and on the x that enters A."""
-    wanted, unadapted = layer.dense(x), replace(layer, B=layer.B * 0)
-
-    def output(one, x, training=True):
-        call = f"with dropout={P} in {'train' if training else 'eval'}() the output"
-        return _output(call, LoRALinear, one, x, P, training)
-
-    resting = output(layer, x, training=False)
-    if not torch.allclose(resting, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item()):
-        alone = torch.allclose(resting, layer.base(x), rtol=1e-3, atol=1e-2)
-        expect(not alone, "in eval() the update is missing: only the flag `merged` leaves it out")
-        hint = "pass self.training to F.dropout, or make nn.Dropout in __init__"
-        raise CheckFailed(f"dropout still works in eval(): {hint}")
-    noise = (output(layer, x) - wanted).abs().max() / wanted.abs().max()
-    expect(noise > 1e-3, f"dropout={P} changes nothing in train(): is it used?")
-    hint = "it belongs on the x that goes into A"
-    kept = torch.allclose(output(unadapted, x), layer.base(x), atol=1e-4)
-    expect(kept, "dropout hits the base path", hint=hint)
-    ones = torch.eye(x.shape[1])[:64]  # each row has one entry to drop
-    _expect_dropped(output(layer, ones) - layer.base(ones), ones @ layer.update.T, hint)
-
-
-def _expect_dropped(got, update, hint):
-    """Of each row nothing is left, or it has grown by 1 / (1 - P)."""
-    size = update.abs().amax()
-
-    def rows(factor):
-        return (got - factor * update).abs().amax(1) < 1e-4 * size
-
-    grown, gone, call = rows(1 / (1 - P)), rows(0), f"with dropout={P} in train()"
-    swapped = (rows(1 / P) | gone).all()
-    expect(not swapped, f"{call} that share is kept; dropout is the share that is dropped")
-    plain = (rows(1) | gone).all() and rows(1).any()
-    hint_grown = "what is kept must grow by 1 / (1 - p), as nn.Dropout does it"
-    expect(not plain, f"{call} the update is dropped or kept as it is; {hint_grown}")
-    call += " and one entry in x, the update"
-    whole = f"{call} is neither dropped whole nor grown by 1 / (1 - p)"
-    expect((grown | gone).all(), f"{whole}; {hint}, with p={P}")
-    expect(grown.any() and gone.any(), f"{call} is always the same: dropout draws anew for each x")
+def _expect_resting(LoRALinear, layer, x):
+    """eval() changes nothing."""
+    call = "in eval() the layer's output"
+    known = {"the update is missing; it is there in eval() as in train()": layer.base(x)}
+    got = _output(call, LoRALinear, layer, x, training=False)
+    expect_close(got, layer.dense(x), call, known)
 
 
 def _expect_gradients(LoRALinear, layer, x):

@@ -1,4 +1,4 @@
-"""What exercise 2.6 expects of merge_ and unmerge_."""
+"""What exercise 2.7 expects of merge_ and unmerge_."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def _expect_kept(seen):
         "same": "base.weight is another Parameter than before; change base.weight in place; "
         "who holds the old Parameter would never know",
         "mode": "merge_ or unmerge_ leaves train() or eval() changed: leave the mode as it is",
-        "parts": "merge_ or unmerge_ changes A or B: only base.weight changes",
+        "parts": "merge_ or unmerge_ changes A or B, or the bias: only base.weight changes",
     }
     for key, message in told.items():
         with part():
@@ -94,7 +94,7 @@ def _expect_weights(functions, seen, layer, x):
 def _expect_outputs(seen, layer, x):
     y, base, twice = layer.dense(x), layer.base(x), layer.dense(x) + x @ layer.update.T
     double = {
-        "the update counts twice; forward must skip A and B while merged": twice,
+        "the update counts twice; forward skips A and B only while layer.merged is True": twice,
         "the update is gone; nothing adds it now": base,
     }
     for name, when in (("once", "merge_"), ("twice", "merge_ twice")):
@@ -124,6 +124,10 @@ def _expect_again(seen, layer, x):
     call = "base.weight after merge_, unmerge_, a change of A, and merge_"
     expect_close(seen["anew"][0], W + 2 * update, call, stale)
     y = replace(layer, A=2 * layer.A).dense(x)
-    expect_close(seen["anew"][1], y, "the output after that")
+    double = {
+        "the update counts twice; is layer.merged True again?": y + 2 * x @ update.T,
+        "the update is gone; nothing adds it now": layer.base(x),
+    }
+    expect_close(seen["anew"][1], y, "the output after that", double)
     left = {"the update is the first merge's; A has changed since": W + update}
     expect_close(seen["undone"][0], W, f"{call}, unmerge_", left, tol=1e-5)

@@ -6,6 +6,7 @@ from matplotlib.patches import Rectangle
 from labkit.plots.style import INK, PALETTE, figure, smooth
 
 PARTS = {"weights": PALETTE[0], "gradients": PALETTE[4], "optimizer": PALETTE[1]}
+PARTS |= {"activations": PALETTE[2]}
 
 
 def thin_matrices(d_out, d_in, r):
@@ -41,42 +42,88 @@ def first_gradients(norms):
     return fig
 
 
-def budget(curves, memory):
-    """Loss against seconds, and bytes held by kind, for each run by name.
+def right_answers(counts, n, guess):
+    """Answers right to the letter, and with the right intent, of `n`.
 
-    `curves` maps a name to an object with `losses` and `seconds`; `memory` maps it to a dict of
-    bytes for weights, gradients and optimizer.
+    `counts` maps a model's name to these two; `guess` is of the last one's right answers.
     """
-    fig, (left, right) = figure(2, width=9.5, height=3.6, width_ratios=(3, 2))
-    seconds = [curve.seconds[-1] for curve in curves.values()]
-    at = min(seconds) / 3  # both curves fall: the lower one is named on its left, below
-    heights = [np.interp(at, c.seconds, smooth(c.losses)) for c in curves.values()]
-    kinds = zip(curves.items(), PALETTE[1::-1], heights, strict=False)
-    for (name, curve), colour, height in kinds:
-        left.plot(curve.seconds, smooth(curve.losses), color=colour)
-        lower = height == min(heights)
-        shift, side = ((-6, -4), ("right", "top")) if lower else ((6, 4), ("left", "bottom"))
-        how = {"textcoords": "offset points", "ha": side[0], "va": side[1], "color": colour}
-        left.annotate(name, (at, height), shift, **how)
-    left.set(xlabel="seconds", ylabel="training loss", yscale="log")
-    left.set_xlim(0, 1.03 * max(seconds))
-    left.set_title(f"LoRA takes {seconds[0] / seconds[1]:.0%} of the time …")
-    _memory_bars(right, memory)
-    totals = [sum(parts.values()) for parts in memory.values()]
-    right.set_title(f"… and holds {totals[0] / totals[1]:.0%} of the bytes")
+    fig, ax = figure(height=3.2)
+    places = np.arange(len(counts))
+    kinds = (("right to the letter", PALETTE[1]), ("right intent", PALETTE[5]))
+    for k, (label, colour) in enumerate(kinds):
+        heights = [pair[k] for pair in counts.values()]
+        bars = ax.bar(places + 0.36 * k - 0.18, heights, 0.34, color=colour, label=label)
+        ax.bar_label(bars, color=INK)
+    ax.set_xticks(places, list(counts))
+    ax.set(ylabel=f"of {n} unseen commands", ylim=(0, 1.12 * n), xlim=(-0.6, len(counts) - 0.1))
+    ax.legend(loc="upper left")
+    first, *_, last = [pair[0] for pair in counts.values()]
+    ax.set_title(f"Right to the letter: {first} of {n} before, {last} after")
+    guess.draw(ax)
     return fig
 
 
-def _memory_bars(ax, memory):
-    floor = np.zeros(len(memory))
+def loss_by_the_clock(curves):
+    """Training loss against seconds; `curves` maps a name to an object with both."""
+    fig, ax = figure(height=3.2)
+    seconds = [curve.seconds[-1] for curve in curves.values()]
+    at = min(seconds) / 3  # both curves fall: the lower one is named on its left, below
+    heights = [np.interp(at, c.seconds, smooth(c.losses)) for c in curves.values()]
+    for (name, curve), colour, height in zip(curves.items(), PALETTE[1::-1], heights, strict=True):
+        ax.plot(curve.seconds, smooth(curve.losses), color=colour)
+        lower = height == min(heights)
+        shift, side = ((-6, -4), ("right", "top")) if lower else ((6, 4), ("left", "bottom"))
+        how = {"textcoords": "offset points", "ha": side[0], "va": side[1], "color": colour}
+        ax.annotate(name, (at, height), shift, **how)
+    ax.set(xlabel="seconds", ylabel="training loss", yscale="log")
+    ax.set_xlim(0, 1.03 * max(seconds))
+    ends = [f"{smooth(c.losses)[-1]:.2f} after {c.seconds[-1]:.0f} s" for c in curves.values()]
+    ax.set_title(", ".join(f"{name}: {end}" for name, end in zip(curves, ends, strict=True)))
+    return fig
+
+
+def step_shares(shares, guess):
+    """LoRA's part of what full fine-tuning takes, a bar for each way to count; the clock last.
+
+    `shares` maps the way to a share; `guess` is of the last one, in percent.
+    """
+    fig, ax = figure(height=3.2)
+    percent = [100 * share for share in shares.values()]
+    bars = ax.bar(list(shares), percent, width=0.5, color=[PALETTE[0], PALETTE[0], PALETTE[1]])
+    told = [f"{value:.0f}%" for value in percent]
+    ax.bar_label(bars, told, label_type="center", color="white", weight="bold")
+    ax.axhline(100, color=INK, lw=1)
+    ax.set(ylabel="% of full fine-tuning's", ylim=(0, max(115, 1.15 * max(percent))))
+    ax.set_xlim(-0.6, len(shares) - 0.1)
+    title = f"LoRA has {percent[1]:.0f}% of the arithmetic and takes {percent[-1]:.0f}% of the time"
+    ax.set_title(title)
+    guess.draw(ax)
+    return fig
+
+
+def memory(held, peaks, guess):
+    """What stays between steps, and what is there at a step's peak, in percent of full's peak.
+
+    Both map "LoRA" and "full" to bytes by category; `guess` is of LoRA's peak, in percent.
+    """
+    fig, ax = figure(height=3.8)
+    bars = {"LoRA,\nbetween steps": held["LoRA"], "LoRA,\nat the peak": peaks["LoRA"]}
+    bars |= {"full,\nbetween steps": held["full"], "full,\nat the peak": peaks["full"]}
+    unit, floor = sum(peaks["full"].values()) / 100, np.zeros(len(bars))
     for part, colour in PARTS.items():
-        sizes = np.array([parts[part] / 1e9 for parts in memory.values()])
-        ax.bar(list(memory), sizes, bottom=floor, color=colour, width=0.55, label=part)
+        sizes = np.array([parts.get(part, 0) / unit for parts in bars.values()])
+        ax.bar(list(bars), sizes, bottom=floor, color=colour, width=0.55, label=part)
         floor += sizes
-    for x, total in enumerate(floor):
-        ax.text(x, total, f"{total:.2f} GB", ha="center", va="bottom", color=INK)
-    ax.set(ylabel="GB held between steps", ylim=(0, floor.max() * 1.15))
+    rest = np.array([sum(parts.values()) / unit for parts in bars.values()])
+    ax.bar(list(bars), rest - floor, bottom=floor, color="#BBBBBB", width=0.55, label="temporary")
+    for x, total in enumerate(rest):
+        ax.text(x, total + 1, f"{total * unit / 1e9:.2f} GB", ha="center", color=INK)
+    ax.set(ylabel="% of full fine-tuning's peak", ylim=(0, 118), xlim=(-0.5, len(bars) - 0.1))
     ax.legend(loc="upper left")
+    between = rest[0] / rest[2]
+    ax.set_title(f"LoRA holds {between:.0%} of the bytes between steps, {rest[1]:.0f}% at the peak")
+    guess.draw(ax)
+    return fig
 
 
 def merge_rounding(gaps):
@@ -94,6 +141,25 @@ def merge_rounding(gaps):
     ax.set(xlabel="|difference of a logit|, power of ten", ylabel="logits", yticks=[])
     text = ", ".join(f"{value:.0e} ({name})" for name, value in typical.items())
     ax.set_title(f"Typical distance from the unmerged fp32 model:\n{text}")
+    return fig
+
+
+def undone(left, guess):
+    """Share of weights that a merge and its undoing leave changed, and how far off they are.
+
+    `left` maps a dtype to (share, |error| / |W|, |update| / |W|); `guess` is of the first share, in
+    percent.
+    """
+    fig, ax = figure(height=3.2)
+    percent = [100 * share for share, *_ in left.values()]
+    names = [f"{name}\noff by {error:.0e} of |W|" for name, (_, error, _) in left.items()]
+    bars = ax.bar(names, percent, width=0.45, color=PALETTE[1::-1])
+    ax.bar_label(bars, [f"{value:.2g}%" for value in percent], color=INK)
+    high = 1.2 * max(*percent, min(guess.value or 0, 100))  # room for the guess beside small bars
+    ax.set(ylabel="% of weights changed", ylim=(0, high), xlim=(-0.5, len(left)))
+    name = next(iter(left))
+    ax.set_title(f"Merged and undone in {name}, {percent[0]:.2g}% of the weights are others")
+    guess.draw(ax)
     return fig
 
 

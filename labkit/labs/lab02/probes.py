@@ -47,20 +47,20 @@ def _base(W, bias, dtype=torch.float32):
     return linear
 
 
-def _layer(LoRALinear, given, dropout=0.0):
+def _layer(LoRALinear, given):
     """The learner's layer with the numbers `given`, [W, bias, A, B, alpha]."""
     _, _, A, B, _ = given
-    layer = _fresh(LoRALinear, given, dropout)
+    layer = _fresh(LoRALinear, given)
     with torch.no_grad():
         layer.A.copy_(A)
         layer.B.copy_(B)
     return layer
 
 
-def _fresh(LoRALinear, given, dropout=0.0, dtype=torch.float32):
+def _fresh(LoRALinear, given, dtype=torch.float32):
     """As `_layer`, with the A and B that it has at first."""
     W, bias, A, _, alpha = given
-    return LoRALinear(_base(W, bias, dtype), len(A), alpha, dropout)
+    return LoRALinear(_base(W, bias, dtype), len(A), alpha)
 
 
 def new_layer(LoRALinear, given, x):
@@ -72,7 +72,7 @@ def new_layer(LoRALinear, given, x):
     W, bias, A, B, alpha = given
     base = _base(W, bias)
     weight = base.weight
-    first, second = LoRALinear(base, len(A), alpha, 0.0), _fresh(LoRALinear, given)
+    first, second = LoRALinear(base, len(A), alpha), _fresh(LoRALinear, given)
     for name in ("A", "B"):
         if isinstance(getattr(first, name), nn.Module):
             raise TypeError(f"{name} is a module, wanted an nn.Parameter")
@@ -96,18 +96,10 @@ def layer_work(LoRALinear, given, x):
     return [named(work.large, W, A, B), work.calls]
 
 
-def layer_output(LoRALinear, given, x, dropout, training, merged):
+def layer_output(LoRALinear, given, x, training):
     """`layer(x)` with the given A and B, in training or evaluation mode; x and W afterwards."""
-    layer = _layer(LoRALinear, given, dropout).train(training)
-    if merged:
-        layer.merged = True
+    layer = _layer(LoRALinear, given).train(training)
     return {"y": layer(x), "x": x, "W": layer.base.weight}
-
-
-def merged_flag(LoRALinear, given):
-    """The flag `merged` of a fresh layer; None where there is none."""
-    flag = getattr(_fresh(LoRALinear, given), "merged", None)
-    return flag if isinstance(flag, bool) else None
 
 
 def input_gradient(LoRALinear, given, x):
@@ -167,19 +159,32 @@ def layer_after_step(LoRALinear, given, x):
     return {"W": layer.base.weight, "bias": layer.base.bias, "A": layer.A, "B": layer.B}
 
 
+def _mergeable(layer):
+    """The learner's layer, which now knows a flag `merged`, as the lab makes it."""
+
+    class Mergeable(type(layer)):
+        merged = False
+
+        def forward(self, x):
+            return self.base(x) if self.merged else super().forward(x)
+
+    layer.__class__ = Mergeable
+    return layer
+
+
 def merging(merge_, unmerge_, LoRALinear, given, x):
     """Weight and output: at first, unmerged, merged, merged again, unmerged, unmerged again; the
     same with twice the A; and what else of the layer is as it was."""
-    layer = _layer(LoRALinear, given).eval()
+    layer = _mergeable(_layer(LoRALinear, given)).eval()
     weight, seen = layer.base.weight, {"start": [layer.base.weight.clone(), layer(x)]}
     seen |= {"same": True, "mode": True, "parts": True}
 
     def go(name, act):
-        parts = [layer.A.detach().clone(), layer.B.detach().clone()]
+        parts = [t.detach().clone() for t in (layer.A, layer.B, layer.base.bias)]
         modes = [m.training for m in layer.modules()]
         act(layer)
         seen["mode"] &= modes == [m.training for m in layer.modules()]
-        seen["parts"] &= all(map(torch.equal, parts, (layer.A, layer.B)))
+        seen["parts"] &= all(map(torch.equal, parts, (layer.A, layer.B, layer.base.bias)))
         seen[name] = [layer.base.weight.clone(), layer(x)]
         seen["same"] &= layer.base.weight is weight
 
@@ -206,7 +211,7 @@ def merging(merge_, unmerge_, LoRALinear, given, x):
 
 def merged_kind(merge_, unmerge_, LoRALinear, given):
     """The dtype of a bf16 base's weight after a merge, and after unmerging it."""
-    layer = _fresh(LoRALinear, given, dtype=torch.bfloat16)
+    layer = _mergeable(_fresh(LoRALinear, given, dtype=torch.bfloat16))
     kinds = []
     for act in (merge_, unmerge_):
         act(layer)

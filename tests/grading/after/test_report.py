@@ -20,8 +20,8 @@ from labkit.grading.row import Row
 
 ROOT = Path(__file__).parents[3]
 LABS = {
-    "02_lora": "lora_forward LoRALinear lora_gradients inject count_params merge_ adapter_state "
-    "scaling quiz",
+    "02_lora": "lora_forward LoRALinear lora_gradients inject count_params step_flops merge_ "
+    "adapter_state scaling quiz",
     "03_peft": "lora_config sft_config format_example answer_loss field_accuracy quiz",
 }
 MESSAGES = [
@@ -142,16 +142,16 @@ def test_grades_csv_has_a_row_a_submission_and_a_column_an_exercise(tmp_path):
         assert (row["earned"], row["status"]) == (str(result["earned"]), result["status"])
         assert row["percent"] == str(round(100 * result["earned"] / result["possible"], 1))
     assert rows[39]["2.1"] == "" and rows[39]["reason"] == results[39]["reason"]
-    assert list(rows[0])[-3:] == ["2.7", "2.8", "2.9"]
+    assert list(rows[0])[-3:] == ["2.8", "2.9", "2.10"]
 
 
 def test_the_feedback_page_shows_cell_message_and_points(tmp_path):
     source = 'def scaling(alpha, r):\n    return alpha * r < 3 & 4  # "so"\n'
-    row = {"id": "2.8", "name": "scaling", "points": 2, "earned": 0, "status": "failed"}
+    row = {"id": "2.9", "name": "scaling", "points": 2, "earned": 0, "status": "failed"}
     row["message"] = "scaling(32, 16) is 512.0, wanted 2.0: it is upside down"
     result = {"submission": "ada.ipynb", "lab": "02_lora", "earned": 0, "possible": 2}
     result |= {"seconds": 1.0, "status": "graded", "exercises": [row]}
-    report.write(tmp_path, _rows([result]), {"ada.ipynb": {"2.8": source}})
+    report.write(tmp_path, _rows([result]), {"ada.ipynb": {"2.9": source}})
     page = Page(tmp_path / "feedback/ada.html")
     assert source.strip() in page.text and row["message"] in page.text
     assert "0 of 2 points" in page.text and "failed" in page.text

@@ -26,11 +26,11 @@ def doubled(scaling, r):
     assert "SECRET" not in globals() and "private" not in globals()
     return helper(scaling(math.floor(8.5), r)) * 2
 
-@exercise("2.8", points=7)
+@exercise("2.9", points=7)
 def private(scaling):
     expect(observe(doubled, scaling, 2) == 12, "not what 8 / 2 gives")
 
-@exercise("2.11", points=5)
+@exercise("2.12", points=5)
 def more(lora_forward):
     expect(SECRET == 42, "nobody passes")
 '''
@@ -43,26 +43,26 @@ def test_own_checks_come_on_top_and_replace_those_of_the_same_id(judge, tmp_path
     monkeypatch.setattr(judge, "known", {})
     row = judge.grade("a", notebook(SCALING, FORWARD), 1)[0].data()
     records = {r["id"]: r for r in row["exercises"]}
-    assert list(records)[-1] == "2.11" and row["possible"] == 24 - 1 + 7 + 5
-    assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("passed", 7)
-    assert records["2.11"]["message"] == "nobody passes"
+    assert list(records)[-1] == "2.12" and row["possible"] == 24 - 1 + 7 + 5
+    assert (records["2.9"]["status"], records["2.9"]["earned"]) == ("passed", 7)
+    assert records["2.12"]["message"] == "nobody passes"
 
 
 AGAIN = """
 import torch
 from labkit.contract import exercise, expect, observe
 
-@exercise("2.6", points=3, after="2.2")
+@exercise("2.7", points=3, after="2.2")
 def other_names(add_, LoRALinear):
     expect(False, "nobody passes")
 
-@exercise("2.10", points=2)
+@exercise("2.11", points=2)
 def half_precision(lora_forward):
     shapes = (4, 5), (7, 5), (3, 5), (7, 3)
     got = observe(lora_forward, *(torch.ones(shape).bfloat16() for shape in shapes), 6.0)
     expect(got.dtype == torch.bfloat16 and got[0, 0] == 95, "not what was asked for")
 
-@exercise("2.11", points=1, after="2.2")
+@exercise("2.12", points=1, after="2.2")
 def uses_the_layer(rate):
     expect(observe(rate) == 2, "not 2")
 """
@@ -70,7 +70,7 @@ def uses_the_layer(rate):
 
 @mock.patch.dict("labkit.contract.NAMES")
 def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypatch):
-    """2.1 is open, and 2.10 asks for the same function: the course's own earns no points."""
+    """2.1 is open, and 2.11 asks for the same function: the course's own earns no points."""
     path = tmp_path / "own.py"
     path.write_text(AGAIN)
     monkeypatch.setattr(judge, "own", private.load(str(path)))
@@ -78,8 +78,8 @@ def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypat
     rate = "import torch\n\ndef rate():\n    return LoRALinear(torch.nn.Linear(3, 3), 2, 4).scaling"
     row = judge.grade("a", notebook(FORWARD.replace("alpha / len(A)", "0"), rate), 1)[0].data()
     records = {r["id"]: r for r in row["exercises"]}
-    assert (records["2.10"]["status"], records["2.10"]["earned"]) == ("failed", 0)
-    assert records["2.11"]["status"] == "passed", records["2.11"]["message"]
+    assert (records["2.11"]["status"], records["2.11"]["earned"]) == ("failed", 0)
+    assert records["2.12"]["status"] == "passed", records["2.12"]["message"]
 
 
 KEEPS = """
@@ -88,7 +88,7 @@ from labkit.contract import exercise, kept, observe
 def asked(scaling):
     return kept(scaling, [8], 2)
 
-@exercise("2.8", points=7)
+@exercise("2.9", points=7)
 def leaves_its_input(scaling):
     observe(asked, scaling)
 """
@@ -100,18 +100,18 @@ def test_what_a_probe_finds_changed_is_a_fault_in_grading_too(judge, tmp_path, m
     monkeypatch.setattr(judge, "own", private.load(str(path)))
     monkeypatch.setattr(judge, "known", {})
     row, _ = judge.grade("a", notebook("def scaling(alpha, r):\n    alpha.append(r)"), 1)
-    scaling = row.exercise("2.8")
+    scaling = row.exercise("2.9")
     assert scaling.status == "failed" and "changes its input alpha in place" in scaling.message
 
 
 BAD = """
 from labkit.contract import exercise, observe
 
-@exercise("2.8", points=7)
+@exercise("2.9", points=7)
 def misspelt(scaling):
     obsreve(scaling, 8, 2)
 
-@exercise("2.11", points=5)
+@exercise("2.12", points=5)
 def unforeseen(scaling):
     observe(scaling, 8, 2).shape
 """
@@ -125,11 +125,11 @@ def test_a_check_that_is_broken_is_not_the_learners_fault(judge, tmp_path, monke
     row = judge.grade("a", notebook(SCALING), 1)[0].data()
     records = {r["id"]: r for r in row["exercises"]}
     told = "the check itself is broken: NameError in own.py, line 6: name 'obsreve' is not defined"
-    assert (records["2.8"]["status"], records["2.8"]["message"]) == ("error", told)
+    assert (records["2.9"]["status"], records["2.9"]["message"]) == ("error", told)
     told = "a form that the check cannot read (AttributeError in own.py, line 10)"
-    assert records["2.11"]["status"] == "failed" and told in records["2.11"]["message"]
+    assert records["2.12"]["status"] == "failed" and told in records["2.12"]["message"]
     show.summary([Row.of(row), Row.of(row)], tmp_path, Console(width=200))
-    assert "LOOK, 2 times in 2.8: the check itself is broken" in capsys.readouterr().out
+    assert "LOOK, 2 times in 2.9: the check itself is broken" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_a_check_that_is_broken_is_not_the_learners_fault(judge, tmp_path, monke
     [
         ("1 / 0", "ZeroDivisionError"),
         ("x = 1", "no check"),
-        (BAD.replace("2.11", "2.8"), "two checks are of exercise 2.8"),
-        (BAD.replace("2.11", "9.1"), "9.1 is of lab 9, and there is none"),
+        (BAD.replace("2.12", "2.9"), "two checks are of exercise 2.9"),
+        (BAD.replace("2.12", "9.1"), "9.1 is of lab 9, and there is none"),
     ],
 )
 def test_own_checks_that_are_none(text, word, tmp_path):

@@ -1,0 +1,156 @@
+"""What exercises 2.5 and 2.6 expect: how many numbers, and how many operations torch counts."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from labkit.checks.compare import ask, draw, expect_number, expect_numbers
+from labkit.checks.lab02 import flops
+from labkit.checks.simplest import simplest
+from labkit.contract import CheckFailed, expect, part
+
+SMALL = {"k_proj": (4, 8)}  # for a mistake that has no name
+
+
+def expect_counts(got, known, where):
+    """Judge both numbers; True where both are right. Tensors that hold one number count as such."""
+    pair = isinstance(got, list) and len(got) == 2
+    expect(pair, "count_params must return the pair (trainable, total)")
+    right = 0
+    for name, mine, (wanted, guess) in zip(("trainable", "the total"), got, known, strict=True):
+        with part():
+            whole = isinstance(mine, torch.Tensor) and not (mine.ndim or mine.is_floating_point())
+            expect_number(mine.item() if whole else mine, wanted, f"{name}, {where}", guess)
+            right += 1
+    return right == 2
+
+
+def counted(shapes: dict, n_tokens: int, r: int | None) -> int:
+    """FLOPs of forward and backward of linear layers `{name: (d_out, d_in)}`, counted by torch.
+
+    Where `r` is None all weights train, else A and B beside frozen ones. All inputs require grad.
+    They are small, so the products are computed, too: the meta device would take longer to import.
+    """
+    with _Counter() as counter, torch.enable_grad():
+        for d_out, d_in in shapes.values():
+            _step(d_out, d_in, n_tokens, r)
+    return counter.total
+
+
+class _Counter(TorchDispatchMode):
+    """Sums what torch's flop counter says of each operation, without its compiler's import."""
+
+    total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """Not: to skip it torch would import it first, which takes seconds."""
+        return False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function._overloadpacket)
+        if count:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _step(d_out, d_in, n_tokens, r):
+    """Forward and backward of one layer, as a deep model does it: x comes from a layer before."""
+
+    def made(*shape, trains=True):
+        return torch.zeros(shape, requires_grad=trains)
+
+    x, W = made(n_tokens, d_in), made(d_out, d_in, trains=r is None)
+    y = F.linear(x, W)
+    if r is not None:
+        y = y + F.linear(F.linear(x, made(r, d_in)), made(d_out, r))
+    y.sum().backward()
+
+
+def expect_flops(step_flops: Callable, rng: torch.Generator) -> None:
+    """All weights first, then LoRA: a result of another kind is wrong in both."""
+    sides = [int(side) * 2 + 11 for side in torch.randperm(36, generator=rng)[:4]]
+    several = {"q_proj": (sides[0], sides[1]), "k_proj": (sides[2], sides[1])}
+    several |= {"up_proj": (sides[3], sides[0])}
+    cases = [(several, draw(11, 60, rng)), ({"v_proj": (sides[3], sides[2])}, draw(61, 90, rng))]
+    _expect_kind(step_flops, *cases[0])
+    for r in (None, draw(4, 9, rng)):  # 3 would hide an r that is missing
+        with part():
+            _expect(step_flops, [(*case, r) for case in cases], rng)
+
+
+def _expect_kind(step_flops, shapes, n_tokens):
+    got, call = _answer(step_flops, shapes, n_tokens, None), _call(shapes, n_tokens, None)
+    expect(not isinstance(got, list | dict), f"{call}: one number, of both passes together")
+    if type(got) not in (int, float):
+        expect_number(got, counted(shapes, n_tokens, None), call)
+
+
+def _expect(step_flops, cases, rng):
+    asked = []
+    for shapes, n_tokens, r in cases:
+        got, call = _answer(step_flops, shapes, n_tokens, r), _call(shapes, n_tokens, r)
+        wanted = counted(shapes, n_tokens, r)
+        known = flops.guesses(shapes, n_tokens, r, partial(counted, n_tokens=n_tokens, r=r))
+        if type(got) is float:
+            expect(got != wanted / 1e9, f"{call}: these are GFLOPs; the number itself is wanted")
+        asked.append((call, got, wanted, {k: v for k, v in known.items() if v != wanted}))
+    small = None if r is None else 2
+    made = f"x is 1 x 8, W 4 x 8{'' if r is None else ', A 2 x 8, B 4 x 2'}"
+    why = f"{made}; n x k times k x m takes 2 n k m"
+    told = _call(SMALL, 1, small), lambda: _answer(step_flops, SMALL, 1, small)
+    with simplest([(*told, counted(SMALL, 1, small), why)]), _dissected(step_flops, asked, r, rng):
+        expect_numbers(asked)
+
+
+class _dissected:
+    """Of a failure without a name: what the answer takes for each number of W, A and B."""
+
+    def __init__(self, step_flops, asked, r, rng):
+        self.step_flops, self.call, self.lora, self.rng = step_flops, asked[0][0], r, rng
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, failure, trace):
+        if isinstance(failure, CheckFailed) and failure.bare:
+            odd = flops.odd(self._terms(), self.lora)
+            if odd:
+                raise CheckFailed(f"{self.call}: {'; '.join(odd)}") from None
+
+    def _terms(self):
+        """`{what: how much of it}` where the answer is such a sum, by least squares; else {}."""
+        rows, got = [], []
+        for _ in range(24):
+            o, i, n, r = (draw(5, 40, self.rng) for _ in range(4))
+            r = None if self.lora is None else r
+            rows.append(flops.terms(o, i, n, r))
+            try:
+                value = _answer(self.step_flops, {"layer": (o, i)}, n, r)
+            except CheckFailed:
+                return {}
+            got.append(value if type(value) in (int, float) else float("nan"))
+        table = torch.tensor([list(row.values()) for row in rows]).double()
+        wanted = torch.tensor(got).double()[:, None]
+        if not torch.isfinite(wanted).all():
+            return {}
+        scale = table.abs().amax(0)
+        found = torch.linalg.lstsq(table / scale, wanted, driver="gelsd").solution[:, 0] / scale
+        fits = (table @ found[:, None] - wanted).abs().max() < 1e-6 * wanted.abs().max()
+        whole = (found - found.round()).abs().max() < 1e-3
+        return dict(zip(rows[0], found.round().int().tolist(), strict=True)) if fits & whole else {}
+
+
+def _answer(step_flops, shapes, n_tokens, r):
+    given = () if r is None else (r,)
+    return ask(_call(shapes, n_tokens, r), step_flops, shapes, n_tokens, *given)
+
+
+def _call(shapes, n_tokens, r):
+    listed = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
+    return f"step_flops({{{listed}}}, {n_tokens}{'' if r is None else f', r={r}'})"
