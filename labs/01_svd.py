@@ -641,7 +641,7 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # Each dot is a matrix of every fifth block. Left: how much of LoRA's energy lies in the eight
 # output directions that the full update uses most. Right: how much of the full update lies in
 # LoRA's eight. No eight directions could hold more of it than its own top 8, whose share you saw
-# above. By chance it would be 8 of `d_out`: 4% for keys and values, 1% or less for the others.
+# above. By chance it would be 8 of `d_out`: 4.2% for keys and values, 1.4% or less for the others.
 #
 # So LoRA, which has never seen the full update, puts about half of its energy into the same few
 # output directions, where chance would put a few percent at most. Both follow gradients of the same
