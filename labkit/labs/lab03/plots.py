@@ -37,6 +37,64 @@ def trained_shares(rows):
     return fig
 
 
+def unstopped(counts, n, guess=None):
+    """Bars: how many of n answers the limit ended and not the model, by the labels it had."""
+    fig, ax = figure(height=1.7 + 0.45 * len(counts))
+    names, values = list(counts), list(counts.values())
+    ax.barh(names[::-1], values[::-1], color=PALETTE[1], height=0.55)
+    for name, value in counts.items():
+        ax.text(value, name, f" {value}", va="center", color=INK)
+    ax.set(xlim=(0, 1.08 * n), xlabel=f"answers of {n} that do not stop")
+    ax.grid(axis="y", visible=False)
+    told = ", ".join(f"{value} with “{name}”" for name, value in counts.items())
+    ax.set_title(f"Answers of {n} that never stop: {told}")
+    if guess:
+        guess.draw(ax, "x")
+    return fig
+
+
+def asked(shares, guess=None):
+    """Bars in percent: the share of right answers by the way in which a model was asked or loaded.
+
+    The first is the right way.
+    """
+    fig, ax = figure(height=1.6 + 0.42 * len(shares))
+    names, values = list(shares), [100 * share for share in shares.values()]
+    colours = [PALETTE[0], *[PALETTE[1]] * (len(names) - 1)]
+    ax.barh(names[::-1], values[::-1], color=colours[::-1], height=0.55)
+    for name, value in zip(names, values, strict=True):
+        ax.text(value, name, f" {value:.0f}%", va="center", color=INK)
+    ax.set(xlim=(0, 108), xlabel="answers exactly right, %")
+    ax.grid(axis="y", visible=False)
+    worst = min(range(1, len(names)), key=values.__getitem__)
+    ax.set_title(f"Right: {values[0]:.0f}% “{names[0]}”, {values[worst]:.0f}% “{names[worst]}”")
+    if guess:
+        guess.draw(ax, "x")
+    return fig
+
+
+def lost_rows(lost, n, guess):
+    """Stacked bars by `max_length`: rows without a label, and rows whose answer has no end."""
+    fig, ax = figure(height=3.0)
+    names = [str(length) for length in lost]
+    below = np.zeros(len(lost))
+    for kind, colour in zip(next(iter(lost.values())), (PALETTE[1], PALETTE[4]), strict=True):
+        values = np.array([counts[kind] for counts in lost.values()])
+        ax.bar(names, values, bottom=below, color=colour, width=0.6, label=kind)
+        below += values
+    for x, counts in enumerate(lost.values()):
+        text = " + ".join(str(value) for value in counts.values())
+        ax.text(x, below[x], text, ha="center", va="bottom", color=INK)
+    ax.set(xlabel="max_length (tokens)", ylabel=f"rows of {n}", ylim=(0, 1.12 * max(n / 4, *below)))
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper right")
+    short, counts = list(lost.items())[1]
+    told = " and ".join(f"{value} {kind}" for kind, value in counts.items())
+    ax.set_title(f"Cut to {short} tokens on the right, of {n} rows\n{told}")
+    guess.draw(ax)
+    return fig
+
+
 def scores(groups, title):
     """Grouped bars in percent: `groups` maps a metric to {model: share}."""
     fig, ax = figure(height=2.9)
@@ -56,17 +114,59 @@ def scores(groups, title):
     return fig
 
 
-def forgetting(perplexities):
-    """Bars of perplexity on general text by model; the first is the base model."""
-    fig, ax = figure(height=2.7)
-    names, values = list(perplexities), list(perplexities.values())
-    ax.bar(names, values, color=[PALETTE[0], *PALETTE[1 : len(names)]], width=0.55)
-    for x, value in enumerate(values):
-        ax.text(x, value, f"{value:.1f}", ha="center", va="bottom", color=INK)
-    ax.axhline(values[0], color=INK, ls=":", lw=1)
-    ax.set(ylabel="perplexity, general text", ylim=(0, 1.18 * max(values)))
+METHODS = {4: "LoRA, r=4", 64: "LoRA, r=64", 0: "full"}
+
+
+def forgetting(runs, base, today, guess):
+    """Perplexity on everyday English by method, at one task loss: a dot a run, a bar their mean.
+
+    `runs` is the file's study, `base` the perplexity before, `today` that of r=4 trained just now.
+    """
+    groups = {name: part["perplexity"] for name, part in runs.groupby(runs.apply(named, axis=1))}
+    groups = dict(sorted(groups.items(), key=lambda item: "full" in item[0]))
+    fig, ax = figure(height=3.3)
+    for x, (name, values) in enumerate(groups.items()):
+        colour = PALETTE[1] if "full" in name else PALETTE[0]
+        ax.plot([x - 0.2, x + 0.2], [values.mean()] * 2, color=colour, lw=3)
+        ax.plot([x] * len(values), values, "o", color=colour, alpha=0.6)
+    place = next(x for x, name in enumerate(groups) if METHODS[4] in name)
+    ax.plot(place - 0.1, today, "*", color=INK, ms=11, label="trained here")
+    ax.axhline(base, color=INK, ls=":", lw=1, label="before")
+    ax.set_xticks(range(len(groups)), [name.replace(", rate", "\nrate") for name in groups])
+    ax.set(ylabel="perplexity, everyday English", xlim=(-0.6, len(groups) - 0.4))
     ax.grid(axis="x", visible=False)
-    worst = max(range(1, len(values)), key=values.__getitem__)
-    change = values[worst] / values[0]
-    ax.set_title(f"After “{names[worst]}” ordinary text is {change:.2f}x as surprising")
+    ax.legend(loc="best")
+    means = {name: values.mean() / base - 1 for name, values in groups.items()}
+    least, most = min(means, key=means.get), max(means, key=means.get)
+    told = f"{most} {means[most]:+.0%}, {least} {means[least]:+.0%}"
+    ax.set_title(f"Everyday English at equal task loss:\n{told}")
+    guess.draw(ax)
+    return fig
+
+
+def named(row):
+    """What a run of the file is called in the pictures."""
+    return f"{METHODS[row['rank']]}, rate {row['rate']:.0e}".replace("e-0", "e-")
+
+
+def table_of_forgetting(runs):
+    """Means over the seeds by method: steps, task loss, size of the update, intruders."""
+    columns = ["steps", "task_loss", "change", "intruders", "looked_at"]
+    table = runs.astype(dict.fromkeys(columns, float)).groupby(runs.apply(named, axis=1))[columns]
+    names = {"change": "update / weights", "looked_at": "of directions"}
+    return table.mean().rename(columns=names).rename_axis("mean of the seeds").round(4)
+
+
+def where_loss(runs):
+    """The answer's held-out loss, with the loss on the answer and on everything: a line a seed."""
+    fig, ax = figure(height=3.0)
+    pairs = runs.pivot(index="seed", columns="loss_on", values="task_loss")
+    for _, pair in pairs.iterrows():
+        ax.plot([0, 1], [pair["answer"], pair["everything"]], "o-", color=PALETTE[0], lw=1)
+    ax.set_xticks([0, 1], ["loss on the answer", "loss on everything"])
+    ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer")
+    gap = pairs["everything"] - pairs["answer"]
+    error = gap.std() / len(gap) ** 0.5
+    told = f"{gap.mean():+.3f} ± {error:.3f}, paired over {len(gap)} seeds"
+    ax.set_title(f"Loss on everything: {told}")
     return fig

@@ -1,0 +1,141 @@
+"""What exercise 3.5 expects of `fit`: the prompt gives way, and the answer keeps its end."""
+
+from labkit.checks.compare import ask, draw, every
+from labkit.checks.lab03.labelled import END, IGNORED, words
+from labkit.checks.lab03.prompted import named
+from labkit.contract import CheckFailed, expect
+
+FITS = {
+    "values to unpack": "give a pair: input_ids, labels",
+    "can only concatenate": "prompt_ids and answer_ids are lists, and so is [-100] * n",
+    "has no attribute": "prompt_ids and answer_ids are plain lists of ints",
+    "unsupported operand": "prompt_ids and answer_ids are plain lists of ints",
+    "unexpected keyword": "the parameters are prompt_ids, answer_ids, max_length",
+}
+
+
+def expect_fit(fit, rng):
+    """Rows that fit, whose prompt is too long, whose answer leaves no room, or is too long."""
+    a, p = draw(4, 6, rng), draw(8, 11, rng)
+    cases = [
+        (p, a, p + a + draw(1, 5, rng), "all of it fits"),
+        (p, a, p + a, "all of it fits exactly"),
+        (p, a, p + draw(1, a - 1, rng), "the prompt is too long"),
+        (p, a, a + 1, "one token of the prompt fits"),
+        (p + 9, a, p - 1, "the prompt alone is longer than max_length"),
+        (p, a, a, "the answer leaves no room"),
+        (p, a + 4, a + 1, "the answer alone is too long"),
+        (0, a, a + 3, "there is no prompt"),
+    ]
+    every(lambda *case: _expect_fit(fit, rng, *case), cases)
+
+
+def _expect_fit(fit, rng, p, a, longest, what):
+    prompt, answer = words(p, rng), [*words(a - 1, rng), END]
+    call = f"fit of {p} prompt and {a} answer tokens to {longest} ({what})"
+    got = ask(call, fit, prompt, answer, longest, hint=FITS)
+    pair = isinstance(got, list) and len(got) == 2
+    expect(pair, f"{call} gave {named(got)}, wanted the pair input_ids, labels")
+    lists = all(isinstance(one, list) for one in got)
+    expect(lists, f"{call}: input_ids and labels are plain lists")
+    ids, labels = got
+    kept = answer[:longest]
+    head = prompt[p - min(p, longest - len(kept)) :] if longest > len(kept) else []
+    right = [head + kept, [IGNORED] * len(head) + kept]
+    if [ids, labels] == right:
+        return
+    told = f"{call}: {len(ids)} input_ids and {len(labels)} labels; every token has a label"
+    expect(len(ids) == len(labels), told, hint="-100 where it is not learned")
+    for message, guess in _misfit(prompt, answer, longest).items():
+        if [list(one) for one in guess] == [ids, labels]:
+            raise CheckFailed(f"{call}: {message}")
+    _expect_parts(call, ids, labels, right, longest)
+    raise CheckFailed(f"{call} gave {got}, wanted {right}", bare=True)
+
+
+def _expect_parts(call, ids, labels, right, longest):
+    """What shows on a row that no known mistake explains."""
+    with_label = [y for y in labels if y != IGNORED]
+    over = "the row is longer than max_length"
+    expect(len(ids) <= longest, f"{call}: {len(ids)} tokens; {over}")
+    expect(with_label, f"{call}: no token has a label, so the row trains on nothing")
+    other = [i for i, y in zip(ids, labels, strict=True) if y not in (IGNORED, i)]
+    expect(not other, f"{call}: a label is the token's own id, or -100")
+    told = "these are the right tokens, but the wrong ones have labels: the answer's, and all"
+    expect(ids != right[0], f"{call}: {told}")
+    missing = [y for y in right[1] if y != IGNORED and y not in with_label]
+    told = "the answer lost tokens that had room; the prompt is what gives way"
+    expect(not missing, f"{call}: {told}")
+
+
+def _misfit(prompt, answer, n):
+    """`{message: (input_ids, labels)}`: what misconceptions give."""
+    both, marks = prompt + answer, [IGNORED] * len(prompt) + answer
+    room = max(0, n - len(answer))
+    whole = "an answer of max_length leaves no room: [-0:] is the whole list; count from the front"
+    front, tail = prompt[:room], prompt[len(prompt) - min(room, len(prompt)) :]
+    cut, known = answer[:n], {}
+    cut_off = "an answer that was cut has no label left; its head is worth learning"
+    if not marks[:n] or all(y == IGNORED for y in marks[:n]):
+        known["cut on the right: the prompt fills the row, and it trains on nothing"] = (
+            both[:n],
+            marks[:n],
+        )
+    if len(answer) > n:
+        known[cut_off] = (cut, [IGNORED] * n)
+    known |= {
+        "cut on the right: the answer loses its end, though the prompt has tokens to spare": (
+            both[:n],
+            marks[:n],
+        ),
+        "the prompt is left out, though there is room": (cut, cut),
+        "cut on the left alone: an answer too long keeps its head, not its tail": (
+            both[-n:],
+            marks[-n:],
+        ),
+        whole: (prompt + cut, [IGNORED] * len(prompt) + cut),
+        "nothing is cut": (both, marks),
+        "the prompt loses its end, where the question is: cut it from its front": (
+            front + cut,
+            [IGNORED] * len(front) + cut,
+        ),
+        "the answer is cut, but not the prompt's labels: both lists lose the same tokens": (
+            tail + cut,
+            ([IGNORED] * len(prompt) + cut)[: len(tail + cut)],
+        ),
+        "the prompt has labels: -100 on each of its tokens": (tail + cut, tail + cut),
+        "an end is put behind an answer that was cut: it teaches to stop midway": (
+            [*tail, *answer[: n - 1], answer[-1]],
+            [IGNORED] * len(tail) + [*answer[: n - 1], answer[-1]],
+        ),
+        "an answer that is too long keeps its tail: keep its head": (
+            answer[-n:],
+            answer[-n:],
+        ),
+        "labels of the answer are -100, and the prompt's are not": (
+            tail + cut,
+            tail + [IGNORED] * len(cut),
+        ),
+        "no token has a label": (tail + cut, [IGNORED] * len(tail + cut)),
+        "the end of the answer has no label: it says where to stop": (
+            tail + cut,
+            [IGNORED] * len(tail) + cut[:-1] + [IGNORED],
+        ),
+        "the answer stands before the prompt": (cut + tail, cut + [IGNORED] * len(tail)),
+        "it is padded; that is for later, when rows come together": (
+            tail + cut + [END] * (n - len(tail + cut)),
+            [IGNORED] * len(tail) + cut + [IGNORED] * (n - len(tail + cut)),
+        ),
+        "the prompt's first token stays, and one behind it is lost: cut from the front": (
+            prompt[:1] * bool(tail) + tail[1:] + cut,
+            [IGNORED] * len(tail) + cut,
+        ),
+        "the row is dropped: the prompt can give way": ([], []),
+    }
+    for by, told in ((1, "one token less than max_length"), (-1, "one token more than it holds")):
+        less = prompt[len(prompt) - min(max(0, room - by), len(prompt)) :]
+        known[f"the row keeps {told}: is a < for a <=, or a - 1 too many?"] = (
+            less + cut,
+            [IGNORED] * len(less) + cut,
+        )
+    return known
