@@ -1,4 +1,4 @@
-"""What lab 3 cannot train live: forgetting at equal task loss, and where the loss belongs.
+"""What lab 3 cannot train live: forgetting at equal task loss, three seeds a method.
 
     python benchmarks/forgetting.py
 
@@ -8,14 +8,11 @@ the script can be stopped and called again. All train SmolLM2-135M on `home`, in
 forgetting  until the loss on 32 held-out commands is at most TARGET; it is looked at every second
             step from the moment that a batch's own loss is near. Constant rate. Then: perplexity
             on everyday English, and intruders, counted as lab 1 does, in every fifth layer.
-loss        STEPS steps on FEW commands again and again, rate falling to zero, with the loss on the
-            answer or on every token.
 reduced     an adapter as in `forgetting`, after PEFT's reduce_intruder_dimension.
 """
 
 import argparse
 import csv
-import random
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,21 +21,19 @@ import torch
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "forgetting.csv"
 TARGET, LONGEST = 0.45, 80  # nats a token; steps
-STEPS, BATCH, FEW = 24, 4, 24
+BATCH = 4
 TOP, THRESHOLD = 10, 0.5  # PEFT's own choice
 PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run; `rank` 0 is full fine-tuning, `commands` how many different ones it saw."""
+    """One training run; `rank` 0 is full fine-tuning."""
 
     study: str
     rank: int
     rate: float
     seed: int
-    loss_on: str = "answer"
-    commands: int = 2000
 
 
 def studies():
@@ -47,8 +42,6 @@ def studies():
     for seed in (0, 1, 2):
         for rank, rate in ((4, 2e-3), (64, 2e-3), (0, 3e-4)):
             yield Run("forgetting", rank, rate, seed)
-        for loss_on in ("answer", "everything"):
-            yield Run("loss", 16, 2e-3, seed, loss_on, FEW)
     yield Run("reduced", 4, 2e-3, 0)
     for seed in (0, 1, 2):
         yield Run("forgetting", 0, 1e-4, seed)
@@ -67,8 +60,6 @@ def measure(run):
     found = {"steps": 0}
     if run.study in ("forgetting", "reduced"):
         found["steps"] = until_target(run, model, tokenizer, trained, unseen)
-    elif run.study == "loss":
-        found["steps"] = for_steps(run, model, tokenizer, trained)
     model.eval()
     if run.study == "reduced":
         from peft.tuners.lora.intruders import reduce_intruder_dimension
@@ -118,21 +109,6 @@ def weights(model):
     return found
 
 
-def rows_of(run, tokenizer):
-    """Tokens and labels, shuffled, as often as the run needs them."""
-    from labkit import tasks
-    from labkit.training import loop
-
-    home = tasks.load("home").shuffle(seed=run.seed)
-    rows = [loop.encode(tokenizer, m) for m in home["messages"][: run.commands]]
-    if run.loss_on == "everything":
-        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
-    rng, chosen = random.Random(run.seed), []
-    while len(chosen) < STEPS * BATCH:
-        chosen += rng.sample(rows, len(rows))
-    return chosen
-
-
 def step(model, batch, optimizer, trained):
     """One step on a packed batch; the loss before it."""
     from labkit.training import loop
@@ -159,20 +135,6 @@ def until_target(run, model, tokenizer, trained, unseen):
         if near and loop.held_out_loss(model, tokenizer, unseen) <= TARGET:
             return n
     raise RuntimeError(f"{run} did not reach {TARGET}")
-
-
-def for_steps(run, model, tokenizer, trained):
-    """Train STEPS steps with a falling rate."""
-    from labkit.training import packing
-
-    optimizer = torch.optim.AdamW(trained, run.rate, weight_decay=0.0)
-    rows = rows_of(run, tokenizer)
-    for n in range(STEPS):
-        optimizer.param_groups[0]["lr"] = run.rate * (1 - n / STEPS)
-        batch = packing.pack(rows[n * BATCH : (n + 1) * BATCH])
-        loss = step(model, batch, optimizer, trained)
-        print(f"  step {n + 1}: {loss:.3f}", flush=True)
-    return STEPS
 
 
 @torch.no_grad()
@@ -217,7 +179,7 @@ def done(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--study", nargs="*", help="base, forgetting, loss, reduced; default all")
+    parser.add_argument("--study", nargs="*", help="base, forgetting, reduced; default all")
     parser.add_argument("--seed", type=int, nargs="*", help="only these")
     parser.add_argument("--runs", type=int, default=100, help="at most so many")
     parser.add_argument("--out", type=Path, default=OUT)

@@ -692,26 +692,25 @@ if lab.experiment("Everyday English, before and after", 10, needs=["3.1", "3.7"]
 # %% [markdown]
 # Does LoRA forget less than full fine-tuning? Biderman et al. (2024, 2405.09673) find so. PEFT's
 # own table of July 2026 has full fine-tuning forget *less*, .030 against .050, at a rate ten times
-# lower. Both compare runs that have not learned equally much. So let each method train, at a rate
-# that suits it, until its held-out loss on `home` has come down to 0.45, and look only then. Nine
-# such runs are in a file that `benchmarks/forgetting.py` made (fp32, batches of 4, constant rate,
-# three seeds). One of them you train here.
+# lower. Both compare runs that have not learned equally much: who learns less forgets less, too. So
+# let each train, at a rate that suits it, until its held-out loss on `home` has come down to 0.45,
+# and look only then.
 
 
 # %%
-def train_until(model, target, learning_rate, seed):
+def train_until(tried, target, learning_rate, seed):
     """Train on `home`, in fours, until the held-out loss is at most `target`; its steps."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in tried.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.0)
     some = tasks.load("home", "test").shuffle(seed=1).select(range(32))
     for step, batch in enumerate(loop.batches(home, tokenizer, 4, steps=80, seed=seed), start=1):
-        loss = loop.answer_loss(model, batch)
+        loss = loop.answer_loss(tried, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         near = step % 2 == 0 and loss < 1.5 * target
-        if near and loop.held_out_loss(model, tokenizer, some) <= target:
+        if near and loop.held_out_loss(tried, tokenizer, some) <= target:
             break
     return step
 
@@ -720,20 +719,21 @@ def train_until(model, target, learning_rate, seed):
 guess_full = lab.predict("At equal task loss, what perplexity has full fine-tuning?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Forgetting at equal task loss", 30, needs=["3.1", "3.7"]):
-    small_rank = replace(recipe("build/forget", "cpu")[0], r=4)  # alpha stays 32
+if lab.experiment("Forgetting at equal task loss", 70, needs=["3.1", "3.7"]):
     torch.manual_seed(0)
+    small_rank = replace(recipe("build/forget", "cpu")[0], r=4)  # alpha stays 32
     few = get_peft_model(models.load()[0], small_rank).train()
-    steps = train_until(few, target=0.45, learning_rate=2e-3, seed=0)
-    today = perplexity(few.eval(), tokenizer, texts)
-    runs = measured.load("forgetting")
-    equal = runs[runs["study"] == "forgetting"]
-    full = equal[(equal["rank"] == 0) & (equal["rate"] == 3e-4)]
-    display(plots.forgetting(equal, runs["perplexity"][0], today, guess_full))
-    guess_full.beside(full["perplexity"].mean())
-    same = equal[(equal["rank"] == 4) & (equal["seed"] == 0)].iloc[0]
-    print(f"r=4 here: {steps} steps, {today:.2f}; in the file {same.steps}, {same.perplexity:.2f}")
-    display(plots.table_of_forgetting(equal))
+    whole = models.load(dtype=torch.float32)[0].train()
+    for name, p in whole.named_parameters():
+        p.requires_grad_("_proj" in name)  # the 210 matrices that LoRA adapts
+    today = {}
+    for name, tried, rate in [("LoRA, r=4", few, 2e-3), ("full", whole, 3e-4)]:
+        steps = train_until(tried, target=0.45, learning_rate=rate, seed=0)
+        today[name] = perplexity(tried.eval(), tokenizer, texts)
+        print(f"{name:<10} {steps} steps, perplexity {today[name]:.2f}")
+    display(plots.forgetting(measured.load("forgetting"), today, guess_full))
+    guess_full.beside(today["full"])
+    display(plots.table_of_forgetting(measured.load("forgetting")))
 
 # %% [markdown]
 # FORGETTING TEXT
@@ -741,12 +741,36 @@ if lab.experiment("Forgetting at equal task loss", 30, needs=["3.1", "3.7"]):
 # %% [markdown]
 # ### Where the loss belongs
 #
-# LOSS INTRO
+# So far the loss was on the answer alone. The prompt is given at work, so learning to write prompts
+# looks like a waste of the adapter. Shi et al. (2024, 2405.14394) find the contrary where prompts
+# are long, answers short and examples few: the prompt's tokens are more text to learn from. Here
+# are few examples, 24 commands of about 27 tokens, four times each, with answers of about 20.
+
+
+# %%
+def few_rows(everything):
+    """The first 24 commands as rows; with `everything` each of their tokens has a label."""
+    rows = [loop.encode(tokenizer, messages) for messages in home["messages"][:24]]
+    if everything:
+        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
+    return Dataset.from_list(rows)
+
 
 # %% tags=["experiment"]
-if lab.experiment("Loss on the answer, loss on everything", 1, needs=["3.3"]):
-    where = measured.load("forgetting").query("study == 'loss'")
-    display(plots.where_loss(where))
+if lab.experiment("Loss on the answer, loss on everything", 55, needs=["3.1"]):
+    lora, args = recipe("build/where", "cpu")
+    few_steps = replace(args, max_steps=24, per_device_train_batch_size=4, learning_rate=2e-3)
+    losses = []
+    for seed in (0, 1):
+        for name in ("answer", "everything"):
+            rows = few_rows(name == "everything")
+            torch.manual_seed(seed)  # the draw of A
+            run = finetuning.finetune(
+                models.load()[0], tokenizer, rows, lora, replace(few_steps, seed=seed), title=name
+            )
+            losses.append((seed, name, loop.held_out_loss(run.model, tokenizer, unseen)))
+    losses = pd.DataFrame(losses, columns=["seed", "loss on", "held-out loss"])
+    display(plots.where_loss(losses))
 
 # %% [markdown]
 # LOSS TEXT
@@ -868,7 +892,7 @@ if lab.experiment("The adapter, loaded by you", 18, needs=["3.1", "3.4", "3.6", 
 # **q3. LoRA and full fine-tuning are compared: which of the two forgets more? What makes the
 # comparison fair?**
 #
-# - (a) Both train until the held-out loss of the task is the same, each at its own good rate.
+# - (a) Both train until the task's held-out loss is equal, each at its own good rate.
 # - (b) Both train for the same number of steps, on the same batches and with the same seed.
 # - (c) Both train at the same learning rate, so that neither of them takes the larger steps.
 # - (d) Both train until their files have the same size, which takes a higher rank for LoRA.

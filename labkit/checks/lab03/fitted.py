@@ -69,73 +69,82 @@ def _expect_parts(call, ids, labels, right, longest):
 
 
 def _misfit(prompt, answer, n):
-    """`{message: (input_ids, labels)}`: what misconceptions give."""
+    """`{message: (input_ids, labels)}`: what misconceptions give, the likeliest first."""
     both, marks = prompt + answer, [IGNORED] * len(prompt) + answer
-    room = max(0, n - len(answer))
-    whole = "an answer of max_length leaves no room: [-0:] is the whole list; count from the front"
-    front, tail = prompt[:room], prompt[len(prompt) - min(room, len(prompt)) :]
-    cut, known = answer[:n], {}
-    cut_off = "an answer that was cut has no label left; its head is worth learning"
-    if not marks[:n] or all(y == IGNORED for y in marks[:n]):
-        known["cut on the right: the prompt fills the row, and it trains on nothing"] = (
-            both[:n],
-            marks[:n],
-        )
+    known = {}
+    if all(y == IGNORED for y in marks[:n]):
+        told = "cut on the right: the prompt fills the row, and it trains on nothing"
+        known[told] = (both[:n], marks[:n])
     if len(answer) > n:
-        known[cut_off] = (cut, [IGNORED] * n)
-    known |= {
-        "cut on the right: the answer loses its end, though the prompt has tokens to spare": (
-            both[:n],
-            marks[:n],
+        told = "an answer that was cut has no label left; its head is worth learning"
+        known[told] = (answer[:n], [IGNORED] * n)
+    told = "cut on the right: the answer loses its end, though the prompt has tokens to spare"
+    known[told] = (both[:n], marks[:n])
+    known["the prompt is left out, though there is room"] = (answer[:n], answer[:n])
+    told = "cut on the left alone: an answer too long keeps its head, not its tail"
+    known[told] = (both[-n:], marks[-n:])
+    pairs = {message: _row(*parts) for message, parts in _parts(prompt, answer, n).items()}
+    return known | pairs | {"nothing is cut": (both, marks)} | _relabelled(prompt, answer, n)
+
+
+def _row(prompt, answer):
+    return prompt + answer, [IGNORED] * len(prompt) + answer
+
+
+def _last(tokens, n):
+    """The last n tokens, none where n is 0."""
+    return tokens[len(tokens) - min(max(0, n), len(tokens)) :]
+
+
+def _parts(prompt, answer, n):
+    """`{message: (prompt, answer)}` of rows of which too much or the wrong part is cut."""
+    room, cut = max(0, n - len(answer)), answer[:n]
+    tail, other = _last(prompt, room), "is a < for a <=, or a - 1 too many?"
+    return {
+        "an answer of max_length leaves no room: [-0:] is the whole list; count from the front": (
+            prompt,
+            cut,
         ),
-        "the prompt is left out, though there is room": (cut, cut),
-        "cut on the left alone: an answer too long keeps its head, not its tail": (
-            both[-n:],
-            marks[-n:],
-        ),
-        whole: (prompt + cut, [IGNORED] * len(prompt) + cut),
-        "nothing is cut": (both, marks),
         "the prompt loses its end, where the question is: cut it from its front": (
-            front + cut,
-            [IGNORED] * len(front) + cut,
+            prompt[:room],
+            cut,
         ),
-        "the answer is cut, but not the prompt's labels: both lists lose the same tokens": (
-            tail + cut,
-            ([IGNORED] * len(prompt) + cut)[: len(tail + cut)],
-        ),
-        "the prompt has labels: -100 on each of its tokens": (tail + cut, tail + cut),
         "an end is put behind an answer that was cut: it teaches to stop midway": (
-            [*tail, *answer[: n - 1], answer[-1]],
-            [IGNORED] * len(tail) + [*answer[: n - 1], answer[-1]],
+            tail,
+            [*answer[: n - 1], answer[-1]],
         ),
-        "an answer that is too long keeps its tail: keep its head": (
-            answer[-n:],
-            answer[-n:],
+        "an answer that is too long keeps its tail: keep its head": ([], answer[-n:]),
+        f"the row keeps one token less than max_length: {other}": (_last(prompt, room - 1), cut),
+        f"the row keeps one token more than it holds: {other}": (_last(prompt, room + 1), cut),
+        "the row is dropped: the prompt can give way": ([], []),
+    }
+
+
+def _relabelled(prompt, answer, n):
+    """`{message: (input_ids, labels)}` of rows with wrong labels, or with other tokens."""
+    cut = answer[:n]
+    tail = _last(prompt, n - len(answer))
+    ids, right = _row(tail, cut)
+    more = n - len(ids)
+    return {
+        "the answer is cut, but not the prompt's labels: both lists lose the same tokens": (
+            ids,
+            ([IGNORED] * len(prompt) + cut)[: len(ids)],
         ),
+        "the prompt has labels: -100 on each of its tokens": (ids, ids),
         "labels of the answer are -100, and the prompt's are not": (
-            tail + cut,
+            ids,
             tail + [IGNORED] * len(cut),
         ),
-        "no token has a label": (tail + cut, [IGNORED] * len(tail + cut)),
-        "the end of the answer has no label: it says where to stop": (
-            tail + cut,
-            [IGNORED] * len(tail) + cut[:-1] + [IGNORED],
-        ),
+        "no token has a label": (ids, [IGNORED] * len(ids)),
+        "the end of the answer has no label: it says where to stop": (ids, [*right[:-1], IGNORED]),
         "the answer stands before the prompt": (cut + tail, cut + [IGNORED] * len(tail)),
         "it is padded; that is for later, when rows come together": (
-            tail + cut + [END] * (n - len(tail + cut)),
-            [IGNORED] * len(tail) + cut + [IGNORED] * (n - len(tail + cut)),
+            ids + [END] * more,
+            right + [IGNORED] * more,
         ),
         "the prompt's first token stays, and one behind it is lost: cut from the front": (
             prompt[:1] * bool(tail) + tail[1:] + cut,
-            [IGNORED] * len(tail) + cut,
+            right,
         ),
-        "the row is dropped: the prompt can give way": ([], []),
     }
-    for by, told in ((1, "one token less than max_length"), (-1, "one token more than it holds")):
-        less = prompt[len(prompt) - min(max(0, room - by), len(prompt)) :]
-        known[f"the row keeps {told}: is a < for a <=, or a - 1 too many?"] = (
-            less + cut,
-            [IGNORED] * len(less) + cut,
-        )
-    return known

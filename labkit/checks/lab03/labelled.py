@@ -74,92 +74,95 @@ def words(n, rng):
     return torch.randint(20, 90, (n,), generator=rng).tolist()
 
 
-def labels(ids, mask, prompts, shift=0, padding=False):
+def labels(ids, mask, prompts, shift=0):
     """The ids of the answers, -100 elsewhere; `shift` moves where they begin."""
     kept = torch.full_like(ids, IGNORED)
-    for row, (line, real) in enumerate(zip(ids.tolist(), mask.tolist(), strict=True)):
+    for row, real in enumerate(mask.tolist()):
         places = [i for i, is_real in enumerate(real) if is_real]
-        for i in places[int(prompts[row]) + shift :]:
-            kept[row, i] = line[i]
-        if padding:
-            kept[row, [i for i, is_real in enumerate(real) if not is_real]] = line[real.index(0)]
+        chosen = places[int(prompts[row]) + shift :]
+        kept[row, chosen] = ids[row, chosen]
     return kept
 
 
+NO_END = "an end token has no label, so nothing teaches the model to stop: padding is where "
+NO_END += "attention_mask is 0, whatever its id"
+LEFT = "padding on the left moves the prompt: count real tokens, attention_mask.cumsum(1)"
+PADDED = "padding has labels: it is where attention_mask is 0"
+PROMPTED = "the prompt has labels: its first prompt_lengths real tokens get -100"
+ORDER = "rows and prompt lengths are not in one order: row k has prompt_lengths[k]"
+
+
 def mislabelled(ids, mask, prompts, pad):
-    """`{message: labels}`: what misconceptions give."""
-    right, places, real = labels(ids, mask, prompts), torch.arange(ids.shape[1]), mask.bool()
+    """`{message: labels}`: what misconceptions give, the likeliest first."""
+    right, real = labels(ids, mask, prompts), mask.bool()
+    chosen = _chosen(ids, real, right != IGNORED, prompts)
+    known = _written(ids, real, right, pad)
+    known |= {message: torch.where(where, ids, IGNORED) for message, where in chosen.items()}
+    moved = {
+        "the last token of the prompt has a label: its length is one more": -1,
+        "the first token of the answer has no label: the prompt is one shorter": 1,
+    }
+    known |= {message: labels(ids, mask, prompts, by) for message, by in moved.items()}
+    for turned in (prompts.flip(0), prompts.roll(1), prompts.roll(-1)):
+        known.setdefault(ORDER, labels(ids, mask, turned))
+    return known
+
+
+def _chosen(ids, real, asked, prompts):
+    """`{message: where labels are}` of wrong choices of the tokens that have one."""
+    places, ends = torch.arange(ids.shape[1]), ids == END
     counted = places >= prompts[:, None]  # as if padding on the left were none
     from_end = places >= ids.shape[1] - (real.sum(1) - prompts)[:, None]
-    no_end = "an end token has no label, so nothing teaches the model to stop: padding is where "
-    no_end += "attention_mask is 0, whatever its id"
-    left = "padding on the left moves the prompt: count real tokens, attention_mask.cumsum(1)"
-    padded = "padding has labels: it is where attention_mask is 0"
-    prompted = "the prompt has labels: its first prompt_lengths real tokens get -100"
+    after_end = (ends & asked).cumsum(1) - (ends & asked).long() > 0
+    last, behind = torch.zeros_like(asked), torch.zeros_like(asked)
+    for row in range(len(ids)):
+        at = int(asked[row].nonzero()[-1])
+        last[row, at] = True
+        behind[row, at + 1 : at + 2] = True
+    all_alike = "is taken for all: prompt_lengths has one a row"
+    return {
+        NO_END: asked & ~ends,
+        f"{NO_END}; and {LEFT}": counted & ~ends,
+        LEFT: counted & real,
+        f"{PADDED}, and {LEFT}": counted,
+        PADDED: asked | ~real,
+        PROMPTED: real,
+        f"{NO_END}; and {PROMPTED}": real & ~ends,
+        f"{PROMPTED}, and {PADDED}": torch.ones_like(real),
+        "turned round: the prompt has labels and the answer has none": real & ~asked,
+        f"one row's prompt length {all_alike}": real & (places >= int(prompts[0])),
+        f"the longest prompt {all_alike}": real & (places >= int(prompts.max())),
+        "prompt_lengths counts from the left, without padding": real & from_end,
+        "an end has a label only where it is a row's last token; what stands behind it, such as a "
+        "line break, is part of the answer too": asked & (~ends | last),
+        "what follows the answer's end token is part of the answer too: the mask says how far": (
+            asked & ~after_end
+        ),
+        "the first padding behind an answer has a label: its own end is real": asked | behind,
+        "end tokens of the prompt have labels; only the answer's train": asked | (real & ends),
+        "the last token of the answer has no label; it says where to stop": asked & ~last,
+        "only the last token has a label; all of the answer carries the loss": last,
+        "all labels are -100: then a row trains on nothing": torch.zeros_like(asked),
+    }
 
-    def only(where, values=ids):
-        return torch.where(where, values, IGNORED)
 
+def _written(ids, real, right, pad):
+    """`{message: labels}` of the right places with wrong numbers in them, or around them."""
     asked = right != IGNORED
-    longest = int(prompts.max())
-    ends, unmasked = ids == END, torch.where(real, right, 0)
-    known = {
-        no_end: only(asked & ~ends),
-        "padding's labels are 0, and 0 is a token: -100 is what the loss leaves out": unmasked,
-        f"{no_end}; and {left}": only(counted & (ids != END)),
-        left: only(counted & real),
-        f"{padded}, and {left}": only(counted),
-        padded: only(asked | ~real),
-        prompted: only(real),
-        f"{no_end}; and {prompted}": only(real & (ids != END)),
-        f"{prompted}, and {padded}": ids,
-        "the last token of the prompt has a label: its length is one more": labels(
-            ids, mask, prompts, shift=-1
+    shifts = "the model shifts the labels itself: label t is token t"
+    return {
+        "padding's labels are 0, and 0 is a token: -100 is what the loss leaves out": (
+            torch.where(real, right, 0)
         ),
-        "the first token of the answer has no label: the prompt is one shorter": labels(
-            ids, mask, prompts, shift=1
-        ),
-        "turned round: the prompt has labels and the answer has none": only(real & ~asked),
-        "one row's prompt length is taken for all: prompt_lengths has one a row": only(
-            real & (places >= int(prompts[0]))
-        ),
-        "the longest prompt is taken for all: prompt_lengths has one a row": only(
-            real & (places >= longest)
-        ),
-        "prompt_lengths counts from the left, without padding": only(real & from_end),
-        "ignored tokens get -100, which cross_entropy leaves out; 0 is a token": torch.where(
-            asked, ids, 0
+        "ignored tokens get -100, which cross_entropy leaves out; 0 is a token": (
+            torch.where(asked, ids, 0)
         ),
         "ignored tokens get -100; -1 is an error to cross_entropy": torch.where(asked, ids, -1),
         "ignored tokens get -100; the padding token is a token": torch.where(asked, ids, pad),
-        "the model shifts the labels itself: label t is token t": _shifted(right, 1),
-        "the model shifts the labels itself: label t is token t, not t - 1": _shifted(right, -1),
+        shifts: _shifted(right, 1),
+        f"{shifts}, not t - 1": _shifted(right, -1),
         "labels are the ids of tokens, not 1 and 0": asked.long(),
-        "all labels are -100: then a row trains on nothing": torch.full_like(ids, IGNORED),
     }
-    last, first = torch.zeros_like(asked), torch.zeros_like(asked)
-    for row in range(len(ids)):
-        last[row, asked[row].nonzero()[-1]] = True
-        behind = asked[row].nonzero()[-1] + 1
-        first[row, behind[behind < ids.shape[1]]] = True
-    told = (
-        "an end has a label only where it is a row's last token; what stands behind it, such as a "
-    )
-    known[told + "line break, is part of the answer too"] = only(asked & (~ends | last))
-    told = "what follows the answer's end token is part of the answer too: the mask says how far"
-    known[told] = only(asked & ((ends & asked).cumsum(1) - (ends & asked).long() == 0))
-    known["the first padding behind an answer has a label: its own end is real"] = only(
-        asked | first
-    )
-    known["end tokens of the prompt have labels; only the answer's train"] = only(
-        asked | (real & ends)
-    )
-    for turned in (prompts.flip(0), prompts.roll(1), prompts.roll(-1)):
-        told = "rows and prompt lengths are not in one order: row k has prompt_lengths[k]"
-        known.setdefault(told, labels(ids, mask, turned))
-    known["the last token of the answer has no label; it says where to stop"] = only(asked & ~last)
-    known["only the last token has a label; all of the answer carries the loss"] = only(last)
-    return known
 
 
 def _shifted(right, by):

@@ -52,59 +52,65 @@ def _expect_prompt(render_prompt, bos, roles, rng):
     raise CheckFailed(f"{call} reads “{shown}”, wanted “{right}”", bare=True)
 
 
+NO_PROMPT = "it does not end in the generation prompt, so the model goes on as the user: "
+NO_PROMPT += "add_generation_prompt=True"
+TWICE = "two BOS stand in front, the template's and the tokenizer's: tokenize in the same call, or "
+TWICE += "with add_special_tokens=False"
+
+
 def _faults(got, wanted, messages, bos, tokenizer):
     """What is wrong with the ids, as texts; [] where it has no name."""
-    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    open_, faults = wanted[-1:], []
-    no_prompt = "it does not end in the generation prompt, so the model goes on as the user: "
-    no_prompt += "add_generation_prompt=True"
-    ids = list(got)
+    start, end, ids, faults = tokenizer.bos_token_id, tokenizer.eos_token_id, list(got), []
     if bos and ids[:2] == [start, start]:
-        twice = "two BOS stand in front, the template's and the tokenizer's: tokenize in the same "
-        faults.append(twice + "call, or with add_special_tokens=False")
-        ids = ids[1:]
+        faults, ids = [TWICE], ids[1:]
     elif bos and ids[:1] != [start] and [start, *ids] in (wanted, wanted[:-1]):
-        faults.append("the BOS that the template writes is gone: it is part of the prompt")
+        faults = ["the BOS that the template writes is gone: it is part of the prompt"]
         ids = [start, *ids]
     elif not bos and ids[:1] == [start]:
-        faults.append("a BOS stands in front that this model's template does not write")
+        faults = ["a BOS stands in front that this model's template does not write"]
         ids = ids[1:]
-    if ids == wanted[:-1]:
-        return [no_prompt, *faults]
-    if ids == wanted:
-        return faults
+    if ids in (wanted, wanted[:-1]):
+        return [NO_PROMPT] * (ids != wanted) + faults
     if ids == wanted[1:] and not bos:
         return [*faults, "its first token is gone, and that is no BOS here"]
     if ids in ([*wanted, end], [*wanted[:-1], end]):
-        more = [] if ids[-2:-1] == open_ else [no_prompt]
-        return [*more, *faults, "an end token stands behind it: the model is to write on"]
-    if ids[: len(wanted)] == wanted and ids.count(wanted[-1]) > wanted.count(wanted[-1]):
-        return [*faults, "the generation prompt stands there twice"]
+        more = "an end token stands behind it: the model is to write on"
+        return [NO_PROMPT] * (ids[-2:-1] != wanted[-1:]) + [*faults, more]
     for kept, told in _shorter(messages, bos):
         if ids in (kept, kept[:-1]):
-            return [*([no_prompt] if ids == kept[:-1] else []), *faults, told]
+            return [NO_PROMPT] * (ids != kept) + [*faults, told]
+    told = _around(ids, wanted, tokenizer) or _other_marks(ids, wanted, messages, tokenizer)
+    return [*faults, told] if told else []
+
+
+def _around(ids, wanted, tokenizer):
+    """What is wrong with ids that hold the wanted ones, or most of them; "" for others."""
+    more = ids[len(wanted) :] if ids[: len(wanted)] == wanted else []
+    if more == wanted[-1:]:
+        return "the generation prompt stands there twice"
+    if more and set(more) == {tokenizer.pad_token_id}:
+        return "padding stands behind it: one prompt alone needs none"
     if ids == wanted[:-2]:
         told = "the last message is left open, as by continue_final_message: it is whole, and the "
-        return [*faults, told + "answer's turn comes after it: add_generation_prompt=True"]
-    if ids[: len(wanted)] == wanted and set(ids[len(wanted) :]) <= {tokenizer.pad_token_id}:
-        return [*faults, "padding stands behind it: one prompt alone needs none"]
+        return told + "answer's turn comes after it: add_generation_prompt=True"
     if ids[-len(wanted) :] == wanted:
-        return [*faults, "something stands in front that is no message: the template writes all"]
-    if ids[::-1] == wanted:
-        return [*faults, "the ids are turned round"]
-    unknown = tokenizer.unk_token_id
+        return "something stands in front that is no message: the template writes all"
+    return "the ids are turned round" if ids[::-1] == wanted else ""
+
+
+def _other_marks(ids, wanted, messages, tokenizer):
+    """What is wrong with ids that have the words and not what stands around them."""
+    unknown, marks = tokenizer.unk_token_id, {*tokenizer.all_special_ids}
     if ids.count(unknown) > wanted.count(unknown):
         told = "it holds marks that this tokenizer does not know: another model's template is "
-        return [*faults, told + "written by hand; use tokenizer.apply_chat_template"]
+        return told + "written by hand; use tokenizer.apply_chat_template"
     plain = tokenizer(" ".join(m["content"] for m in messages), add_special_tokens=False)
     if ids[: len(plain["input_ids"])] == plain["input_ids"]:
-        told = "the texts alone, without roles and ends: use tokenizer.apply_chat_template"
-        return [*faults, told]
-    marks = {*tokenizer.all_special_ids}
+        return "the texts alone, without roles and ends: use tokenizer.apply_chat_template"
     if [i for i in ids if i not in marks] == [i for i in wanted if i not in marks]:
         told = "the words are right, and roles or ends of messages are not: leave them to "
-        return [*faults, told + "tokenizer.apply_chat_template"]
-    return []
+        return told + "tokenizer.apply_chat_template"
+    return ""
 
 
 def _shorter(messages, bos):

@@ -117,29 +117,31 @@ def scores(groups, title):
 METHODS = {4: "LoRA, r=4", 64: "LoRA, r=64", 0: "full"}
 
 
-def forgetting(runs, base, today, guess):
+def forgetting(runs, today, guess):
     """Perplexity on everyday English by method, at one task loss: a dot a run, a bar their mean.
 
-    `runs` is the file's study, `base` the perplexity before, `today` that of r=4 trained just now.
+    `runs` is the file, `today` has what was trained just now: {name: perplexity}.
     """
-    groups = {name: part["perplexity"] for name, part in runs.groupby(runs.apply(named, axis=1))}
-    groups = dict(sorted(groups.items(), key=lambda item: "full" in item[0]))
-    fig, ax = figure(height=3.3)
+    base = runs[runs["study"] == "base"]["perplexity"].iloc[0]
+    equal = runs[runs["study"] == "forgetting"]
+    groups = {name: part["perplexity"] for name, part in equal.groupby(equal.apply(named, axis=1))}
+    groups = dict(sorted(groups.items(), key=lambda item: item[0].startswith("full")))
+    fig, ax = figure(height=3.4)
     for x, (name, values) in enumerate(groups.items()):
-        colour = PALETTE[1] if "full" in name else PALETTE[0]
+        colour = PALETTE[1] if name.startswith("full") else PALETTE[0]
         ax.plot([x - 0.2, x + 0.2], [values.mean()] * 2, color=colour, lw=3)
         ax.plot([x] * len(values), values, "o", color=colour, alpha=0.6)
-    place = next(x for x, name in enumerate(groups) if METHODS[4] in name)
-    ax.plot(place - 0.1, today, "*", color=INK, ms=11, label="trained here")
+    for label, (name, value) in zip(("trained here", None), today.items(), strict=False):
+        place = next(x for x, group in enumerate(groups) if group.startswith(name))
+        ax.plot(place - 0.1, value, "*", color=INK, ms=11, label=label)
     ax.axhline(base, color=INK, ls=":", lw=1, label="before")
     ax.set_xticks(range(len(groups)), [name.replace(", rate", "\nrate") for name in groups])
     ax.set(ylabel="perplexity, everyday English", xlim=(-0.6, len(groups) - 0.4))
     ax.grid(axis="x", visible=False)
     ax.legend(loc="best")
-    means = {name: values.mean() / base - 1 for name, values in groups.items()}
-    least, most = min(means, key=means.get), max(means, key=means.get)
-    told = f"{most} {means[most]:+.0%}, {least} {means[least]:+.0%}"
-    ax.set_title(f"Everyday English at equal task loss:\n{told}")
+    means = {name.partition(", rate")[0]: v.mean() / base - 1 for name, v in groups.items()}
+    told = ", ".join(f"{name} {change:+.0%}" for name, change in means.items())
+    ax.set_title(f"Everyday English at equal task loss, means of the file:\n{told}")
     guess.draw(ax)
     return fig
 
@@ -152,6 +154,7 @@ def named(row):
 def table_of_forgetting(runs):
     """Means over the seeds by method: steps, task loss, size of the update, intruders."""
     columns = ["steps", "task_loss", "change", "intruders", "looked_at"]
+    runs = runs[runs["study"] == "forgetting"]
     table = runs.astype(dict.fromkeys(columns, float)).groupby(runs.apply(named, axis=1))[columns]
     names = {"change": "update / weights", "looked_at": "of directions"}
     return table.mean().rename(columns=names).rename_axis("mean of the seeds").round(4)
@@ -160,13 +163,13 @@ def table_of_forgetting(runs):
 def where_loss(runs):
     """The answer's held-out loss, with the loss on the answer and on everything: a line a seed."""
     fig, ax = figure(height=3.0)
-    pairs = runs.pivot(index="seed", columns="loss_on", values="task_loss")
-    for _, pair in pairs.iterrows():
-        ax.plot([0, 1], [pair["answer"], pair["everything"]], "o-", color=PALETTE[0], lw=1)
+    pairs = runs.pivot(index="seed", columns="loss on", values="held-out loss")
+    for seed, pair in pairs.iterrows():
+        heights = [pair["answer"], pair["everything"]]
+        ax.plot([0, 1], heights, "o-", color=PALETTE[seed], label=f"seed {seed}")
     ax.set_xticks([0, 1], ["loss on the answer", "loss on everything"])
     ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer")
-    gap = pairs["everything"] - pairs["answer"]
-    error = gap.std() / len(gap) ** 0.5
-    told = f"{gap.mean():+.3f} ± {error:.3f}, paired over {len(gap)} seeds"
-    ax.set_title(f"Loss on everything: {told}")
+    ax.legend(loc="best")
+    told = ", ".join(f"{gap:+.2f}" for gap in pairs["everything"] - pairs["answer"])
+    ax.set_title(f"With loss on everything the answer's loss changes by {told}")
     return fig
