@@ -114,50 +114,20 @@ def scores(groups, title):
     return fig
 
 
-METHODS = {4: "LoRA, r=4", 64: "LoRA, r=64", 0: "full"}
-
-
-def forgetting(runs, today, guess):
-    """Perplexity on everyday English by method, at one task loss: a dot a run, a bar their mean.
-
-    `runs` is the file, `today` has what was trained just now: {name: perplexity}.
-    """
-    base = runs[runs["study"] == "base"]["perplexity"].iloc[0]
-    equal = runs[runs["study"] == "forgetting"]
-    groups = {name: part["perplexity"] for name, part in equal.groupby(equal.apply(named, axis=1))}
-    groups = dict(sorted(groups.items(), key=lambda item: item[0].startswith("full")))
-    fig, ax = figure(height=3.4)
-    for x, (name, values) in enumerate(groups.items()):
-        colour = PALETTE[1] if name.startswith("full") else PALETTE[0]
-        ax.plot([x - 0.2, x + 0.2], [values.mean()] * 2, color=colour, lw=3)
-        ax.plot([x] * len(values), values, "o", color=colour, alpha=0.6)
-    for label, (name, value) in zip(("trained here", None), today.items(), strict=False):
-        place = next(x for x, group in enumerate(groups) if group.startswith(name))
-        ax.plot(place - 0.1, value, "*", color=INK, ms=11, label=label)
-    ax.axhline(base, color=INK, ls=":", lw=1, label="before")
-    ax.set_xticks(range(len(groups)), [name.replace(", rate", "\nrate") for name in groups])
-    ax.set(ylabel="perplexity, everyday English", xlim=(-0.6, len(groups) - 0.4))
+def forgetting(perplexities, guess):
+    """Bars of perplexity on everyday English by method, at one task loss; the first is the base."""
+    fig, ax = figure(height=3.0)
+    names, values = list(perplexities), list(perplexities.values())
+    ax.bar(names, values, color=[PALETTE[5], PALETTE[0], PALETTE[1]][: len(names)], width=0.55)
+    for x, value in enumerate(values):
+        ax.text(x, value, f"{value:.1f}", ha="center", va="bottom", color=INK)
+    ax.axhline(values[0], color=INK, ls=":", lw=1)
+    ax.set(ylabel="perplexity, everyday English", ylim=(0, 1.18 * max(values)))
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="best")
-    means = {name.partition(", rate")[0]: v.mean() / base - 1 for name, v in groups.items()}
-    told = ", ".join(f"{name} {change:+.0%}" for name, change in means.items())
-    ax.set_title(f"Everyday English at equal task loss, means of the file:\n{told}")
+    changes = [f"{n} {v / values[0] - 1:+.0%}" for n, v in zip(names[1:], values[1:], strict=True)]
+    ax.set_title(f"At equal task loss, perplexity elsewhere: {', '.join(changes)}")
     guess.draw(ax)
     return fig
-
-
-def named(row):
-    """What a run of the file is called in the pictures."""
-    return f"{METHODS[row['rank']]}, rate {row['rate']:.0e}".replace("e-0", "e-")
-
-
-def table_of_forgetting(runs):
-    """Means over the seeds by method: steps, task loss, size of the update, intruders."""
-    columns = ["steps", "task_loss", "change", "intruders", "looked_at"]
-    runs = runs[runs["study"] == "forgetting"]
-    table = runs.astype(dict.fromkeys(columns, float)).groupby(runs.apply(named, axis=1))[columns]
-    names = {"change": "update / weights", "looked_at": "of directions"}
-    return table.mean().rename(columns=names).rename_axis("mean of the seeds").round(4)
 
 
 def where_loss(runs):
