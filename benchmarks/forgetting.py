@@ -1,9 +1,9 @@
-"""What lab 3 cannot train live: forgetting at equal task loss, three seeds a method.
+"""Forgetting at equal task loss: what lab 3 trains once, for three seeds and more methods.
 
     python benchmarks/forgetting.py
 
-Each run is one row of labkit/measured/forgetting.csv. A run whose row is there is not repeated, so
-the script can be stopped and called again. All train SmolLM2-135M on `home`, in fp32, one thread.
+Each run is one row of build/forgetting.csv. A run whose row is there is not repeated, so the script
+can be stopped and called again. All train SmolLM2-135M on `home`, in fp32, one thread.
 
 forgetting  until the loss on 32 held-out commands is at most TARGET; it is looked at every second
             step from the moment that a batch's own loss is near. Constant rate. Then: perplexity
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-OUT = Path(__file__).parents[1] / "labkit" / "measured" / "forgetting.csv"
+OUT = Path(__file__).parents[1] / "build" / "forgetting.csv"
 TARGET, LONGEST = 0.45, 80  # nats a token; steps
 BATCH = 4
 TOP, THRESHOLD = 10, 0.5  # PEFT's own choice
@@ -198,6 +198,7 @@ def main():
 
 
 def append(path, row):
+    path.parent.mkdir(exist_ok=True)
     new = not path.exists()
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")
