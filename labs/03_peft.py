@@ -300,8 +300,9 @@ if lab.experiment("Trained with the end token masked", 25, needs=["3.1"]):
         print(repr(text))
 
 # %% [markdown]
-# Read the answers: where is the JSON complete, and what comes after it? The loss of this run looks
-# as good as any, since the token that was not learned is the one that the loss does not see.
+# When we ran it, all of the 60 went on: the JSON is complete, and the next one follows, until the
+# limit. The loss of this run looks as good as any, since the token that was not learned is the one
+# that the loss does not see.
 #
 # ### Exercise 3.3 · `answer_labels`
 #

@@ -47,7 +47,7 @@ def unstopped(counts, n, guess=None):
     ax.set(xlim=(0, 1.08 * n), xlabel=f"answers of {n} that do not stop")
     ax.grid(axis="y", visible=False)
     told = ", ".join(f"{value} with “{name}”" for name, value in counts.items())
-    ax.set_title(f"Answers of {n} that never stop: {told}")
+    ax.set_title(f"Answers of {n} that never stop:\n{told}")
     if guess:
         guess.draw(ax, "x")
     return fig
