@@ -66,8 +66,8 @@ def asked(shares, guess=None):
         ax.text(value, name, f" {value:.0f}%", va="center", color=INK)
     ax.set(xlim=(0, 108), xlabel="answers exactly right, %")
     ax.grid(axis="y", visible=False)
-    worst = min(range(1, len(names)), key=values.__getitem__)
-    ax.set_title(f"Right: {values[0]:.0f}% “{names[0]}”, {values[worst]:.0f}% “{names[worst]}”")
+    told = [f"{value:.0f}% “{name}”" for name, value in zip(names, values, strict=True)]
+    ax.set_title(f"Exactly right: {told[0]},\n{', '.join(told[1:])}")
     if guess:
         guess.draw(ax, "x")
     return fig
