@@ -11,14 +11,19 @@
 # ---
 
 # %% [markdown]
-# # Lab 3 · The same thing with PEFT and TRL
+# # Lab 3 · PEFT and TRL, and what goes wrong
 #
-# In lab 2 you wrote LoRA. Nobody does that at work. PEFT puts the layers in and saves them, TRL
-# runs the training, and you decide: which layers, which data, which loss, which metric, and
-# whether what came out is good. This lab is about those decisions.
+# In lab 2 you wrote LoRA. At work two libraries do it: PEFT puts the layers in and saves them, TRL
+# runs the training. What is left for you are some settings and your rows of data, and there runs
+# fail without an error: the loss falls, the training ends well, and the model answers without end,
+# or has learned nothing.
 #
-# About 65 minutes if you know PyTorch well (53 for the exercises), up to 95 if you do not. The
-# experiments take under five minutes on two CPU cores.
+# Four exercises of this lab are *hunts*. Their cell is not empty. It holds code as people really
+# wrote it, and the text names an issue in which it was found. It runs, and it is wrong: find out
+# why, and mend it.
+#
+# About 75 minutes if you know PyTorch well (66 for the exercises), up to 115 if you do not. The
+# experiments take about five minutes on two CPU cores.
 
 # %%
 import labkit
@@ -26,89 +31,108 @@ import labkit
 lab, check = labkit.start("03_peft")
 
 # %%
+import copy
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
+from datasets import Dataset
 from IPython.display import display
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 from trl import SFTConfig, SFTTrainer
 
 from labkit import tasks
-from labkit.labs.lab03 import plots
+from labkit.labs.lab03 import plots, small
 from labkit.plots import compare_answers
-from labkit.tasks import chat
 from labkit.training import finetuning, generation, loop, models
 
 # %% [markdown]
-# ## What to adapt
+# ## A recipe
 #
-# ### Exercise 3.1 · `lora_config`
+# What do you have to decide before a run, and what can stay as it is? Look at the task first: a
+# spoken command becomes an *intent* in JSON, and the test commands use rooms and patterns that no
+# training command has.
+
+# %% tags=["experiment"]
+if lab.experiment("The model, its tokenizer and the task", 4):
+    model, tokenizer = models.load()
+    home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
+    unseen = unseen.shuffle(seed=1).select(range(60))
+    print(tokenizer.apply_chat_template(home[0]["messages"], tokenize=False))
+    print(f"padding is {tokenizer.pad_token}, id {tokenizer.pad_token_id}")
+    print(f"the end is {tokenizer.eos_token}, id {tokenizer.eos_token_id}")
+
+# %% [markdown]
+# Keep the last two lines in mind: in this tokenizer padding and the end are one token. So they are
+# in many others, because whoever finds no padding token writes `tokenizer.pad_token =
+# tokenizer.eos_token`.
 #
-# ●○○ · 4 min · 2 points
+# ### Exercise 3.1 · `recipe`
 #
-# A `LoraConfig` for a causal language model: rank `r`, adapters on `targets`, alpha twice the rank,
-# dropout 0.05, no bias. `targets` is a list of layer names, or the word `"all-linear"`. PEFT calls
-# these `r`, `target_modules`, `lora_alpha`, `lora_dropout`, `bias` (`"none"`) and `task_type`
-# (`"CAUSAL_LM"`). All else stays at PEFT's defaults.
+# ●●○ · 7 min · 3 points
 #
-# Twice the rank is a habit, not a law. It fixes the factor before $BA$ at 2, and so a higher rank
-# takes larger steps. Lab 5 measures what that does to a comparison of ranks.
+# Two configurations. The `LoraConfig` is for a causal language model (`task_type="CAUSAL_LM"`):
+# rank 16 (`r`), `lora_alpha` twice the rank, `lora_dropout` 0.05, `bias="none"`, and
+# `target_modules="all-linear"`, every linear layer but the head. All else stays at PEFT's
+# defaults. Twice the rank is a habit and no law: it makes the factor before $BA$ a 2. Lab 5
+# measures what follows from it when the rank changes.
+#
+# The `SFTConfig` has `output_dir`, `max_length=512`, a learning rate for LoRA, and the *mixed
+# precision* that the trainer uses on this `device`:
+#
+# | `device` | precision |
+# |---|---|
+# | `"cpu"` | none: `use_cpu=True`, `bf16=False` |
+# | `"t4"` | a GPU without bf16: `fp16=True`, `bf16=False` |
+# | `"a100"` | Ampere and newer: `bf16=True` |
+#
+# TRL's default rate, 2e-5, is one for full fine-tuning. At alpha 32 LoRA wants about ten times as
+# much or more, up to 5e-3 in a short run. (Older tutorials say `max_seq_length` and
+# `warmup_ratio`; the names are `max_length` and `warmup_steps` now.) Without such a GPU
+# `SFTConfig(bf16=True)` raises an error, so by hand you can call only your own case. The check
+# lets each case believe that its card is there.
 
 
 # %%
-def lora_config(r, targets):
-    """A LoraConfig of rank r on `targets`: alpha 2r, dropout 0.05, no bias, causal LM."""
+def recipe(output_dir, device):
+    """(LoraConfig, SFTConfig) for "cpu", "t4" or "a100"."""
     # BEGIN SOLUTION
-    return LoraConfig(
-        r=r,
-        lora_alpha=2 * r,
+    lora = LoraConfig(
+        r=16,
+        lora_alpha=32,
         lora_dropout=0.05,
         bias="none",
-        target_modules=targets,
+        target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+    args = SFTConfig(
+        output_dir=output_dir,
+        learning_rate=2e-4,
+        max_length=512,
+        use_cpu=device == "cpu",
+        bf16=device == "a100",
+        fp16=device == "t4",
+        report_to="none",
+    )
+    return lora, args
     # END SOLUTION
 
 
 # %%
-check.config(lora_config)
-
-# %% [markdown]
-# Three configurations you will meet in practice. Read what PEFT prints, and compare the last line
-# with the first: the same rank, several times the parameters.
-
-# %%
-attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
-mlp = ["gate_proj", "up_proj", "down_proj"]
-
-# %% tags=["experiment"]
-if lab.experiment("Three configurations on the real model", 4, needs=["3.1"]):
-    for name, targets in [
-        ("q and v", ["q_proj", "v_proj"]),
-        ("attention", attention),
-        ("all-linear", "all-linear"),
-    ]:
-        model, tokenizer = models.load()
-        print(f"{name:<11}", end="")
-        get_peft_model(model, lora_config(16, targets)).print_trainable_parameters()
+check.configs(recipe)
 
 # %% [markdown]
 # ### Exercise 3.2 · `count_lora_params`
 #
-# ●●○ · 6 min · 2 points
+# ●○○ · 3 min · 1 point
 #
-# Predict that number for any model, from shapes alone. `shapes` maps the name of each adapted
-# matrix to `(d_out, d_in)`. Mind that key and value projections are narrower than the query's in
-# most of today's models (grouped-query attention), and that the MLP's matrices are not square.
+# How large will the adapter be? Lab 1 told it of one matrix. `shapes` maps the name of each
+# adapted matrix to its `(d_out, d_in)`; they differ, since in most of today's models keys and
+# values are narrower than queries. PEFT's own count stands beside yours afterwards.
 
 
 # %%
@@ -123,140 +147,451 @@ def count_lora_params(shapes, r):
 check.counts(count_lora_params)
 
 # %% [markdown]
-# A model on the *meta* device has shapes and no numbers, so the 8-billion one costs nothing here.
+# A model on the *meta* device has shapes and no numbers, so even eight billion parameters cost
+# nothing, and PEFT can adapt it like any other.
 
 
 # %%
-def shapes_of(config, targets):
-    """{name: (d_out, d_in)} of the projections in `targets`, and the model's parameters."""
+def on_meta(config, lora):
+    """Shapes of the adapted matrices, PEFT's count of what trains, the model's own parameters."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    chosen = {n: m for n, m in model.named_modules() if n.split(".")[-1] in targets}
-    return {n: tuple(m.weight.shape) for n, m in chosen.items()}, model.num_parameters()
+        adapted = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
+    layers = {n: m for n, m in adapted.named_modules() if hasattr(m, "lora_A")}
+    shapes = {name: tuple(layer.base_layer.weight.shape) for name, layer in layers.items()}
+    trained, total = adapted.get_nb_trainable_parameters()
+    return shapes, trained, total - trained
 
 
 # %% tags=["experiment"]
-if lab.experiment("What r=16 trains in three models", 6, needs=["3.2"]):
-    wide = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
-    sizes = {
-        "SmolLM2-135M": models.load()[0].config,
-        "Llama-2-7B": LlamaConfig(**wide, intermediate_size=11008, vocab_size=32000),
-        "Llama-3.1-8B": LlamaConfig(
-            **wide, intermediate_size=14336, vocab_size=128256, num_key_value_heads=8
-        ),
-    }
-    rows = []
+if lab.experiment("What r=16 trains in three models", 12, needs=["3.1", "3.2"]):
+    everything = recipe("build/home", "cpu")[0]
+    narrow = replace(everything, target_modules=["q_proj", "v_proj"])
+    sizes = {"SmolLM2-135M": model.config, "Llama-2-7B": LlamaConfig()}  # LlamaConfig's default
+    sizes["Llama-3.1-8B"] = LlamaConfig(
+        intermediate_size=14336, vocab_size=128256, num_key_value_heads=8
+    )
+    shares = []
     for name, config in sizes.items():
-        for label, targets in [("q, v", ["q_proj", "v_proj"]), ("all-linear", attention + mlp)]:
-            shapes, total = shapes_of(config, targets)
-            trained = count_lora_params(shapes, 16)
-            rows.append((f"{name}, {label}", trained / (total + trained)))
-            print(f"{name:<13} {label:<11} {trained:>11,} of {total:,}")
-    display(plots.trained_shares(rows))
+        for label, lora in [("q, v", narrow), ("all-linear", everything)]:
+            shapes, counted, base = on_meta(config, lora)
+            mine = count_lora_params(shapes, lora.r)
+            shares.append((f"{name}, {label}", mine / (base + mine)))
+            print(f"{name:<13} {label:<11} yours {mine:>11,}  PEFT {counted:>11,}  of {base:,}")
+    display(plots.trained_shares(shares))
 
 # %% [markdown]
-# Numbers that circulate, next to yours:
+# Numbers that circulate, beside yours: *"SmolLM2-135M, q and v, r=16: 131,072"* is one matrix of
+# 4096 × 4096, and seven times too small. *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776"*
+# counts q, k, v and o alone, and its total is close to that of a 4-bit model whose packed bytes
+# were counted (lab 4). *"All-linear is about three times q, v"*: divide two of your lines.
 #
-# - *"SmolLM2-135M, q and v, r=16: 131,072, or 0.097%."* 131,072 is one matrix of 4096 × 4096.
-#   PEFT and you agree on seven times as much.
-# - *"Llama-3.1-8B, all-linear, r=16: 13,631,488 of 4,544,075,776."* 13.6 million is q, k, v and o
-#   only. And the total is a 4-bit model counted by `numel()`, which sees two weights as one.
-# - *"Llama-2-7B, q and v, r=16: 4.2 million."* That is rank 8.
-# - *"All-linear is about three times q,v."* Divide two of your lines: it is near five for
-#   Llama-2-7B and more than six for Llama-3.1-8B, where k and v are narrow.
+# ### What the word "all-linear" does not reach
+#
+# PEFT looks for modules of the type `nn.Linear`. In a mixture of experts the experts' weights are
+# often one large parameter and no module. Two tiny models with random weights, built like two
+# families that people tune today:
+
+# %% tags=["experiment"]
+if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    plain = replace(recipe("build/moe", "cpu")[0], lora_dropout=0.0)  # parameters bear no dropout
+    rows = []
+    for family in ("qwen3_moe", "gpt_oss"):
+        for how, targets in [("all-linear", None), ("and target_parameters", parameters)]:
+            adapted = get_peft_model(
+                small.mixture(family), replace(plain, target_parameters=targets)
+            )
+            names = [name for name, p in adapted.named_parameters() if p.requires_grad]
+            reached = "yes" if any("experts" in name for name in names) else "no"
+            rows.append((family, f"{small.experts_share(family):.0%}", how, reached, len(names)))
+    columns = ["model", "weights in experts", "what is adapted", "experts reached", "tensors"]
+    display(pd.DataFrame(rows, columns=columns))
 
 # %% [markdown]
-# ## What the loss sees
+# Of some families PEFT knows where the experts are, and adds them by itself. Of others it adapts
+# the attention, without a warning, and most of the model has no adapter. So print the names of
+# what trains before a run, and give what is missing to `target_parameters`.
 #
-# ### Exercise 3.3 · `to_prompt_completion`
+# Embeddings are not reached either, and a new token (a tool's name, a language's tag) needs its
+# own. There are two ways to train it. Which file is larger?
+
+# %% tags=["experiment"]
+if lab.experiment("One new token, two ways to train it", 8, needs=["3.1"]):
+    grown = copy.deepcopy(tokenizer)
+    grown.add_tokens(["<slot>"])
+    new = grown.convert_tokens_to_ids("<slot>")
+    lora = recipe("build/token", "cpu")[0]
+    ways = {
+        "no new token": lora,
+        "trainable_token_indices": replace(lora, trainable_token_indices=[new]),
+        "modules_to_save": replace(lora, modules_to_save=["embed_tokens"]),
+    }
+    for name, config in ways.items():
+        larger = models.load()[0]
+        larger.resize_token_embeddings(len(grown))
+        get_peft_model(larger, config).save_pretrained("build/token", save_embedding_layers=False)
+        size = Path("build/token/adapter_model.safetensors").stat().st_size
+        print(f"{name:<24} {size / 1e6:6.1f} MB")
+
+# %% [markdown]
+# `modules_to_save` trains and stores a whole copy of the embedding, 49,153 rows, for the sake of
+# one. `trainable_token_indices` stores that row.
+
+# %% [markdown]
+# ## A model that never stops
 #
-# ●●○ · 6 min · 3 points
-#
-# TRL puts the loss on the completion only when it can tell prompt and completion apart. Turn an
-# example with `messages` into `{"prompt": [...], "completion": [...]}`, both lists of messages, so
-# that TRL applies the model's own chat template. Everything before the last answer is prompt,
-# earlier turns included. Leave the list of messages itself as it is: slices make new ones.
+# Now train. To see the first failure, write the rows as one does for a base model, without a chat
+# template: the command, a line break, the answer, the end token. The labels are made by a
+# function. This one does what transformers' `DataCollatorForLanguageModeling` does: padding gets
+# no label, and padding is what has the padding token's id.
 
 
 # %%
-def to_prompt_completion(example):
-    """{"messages": [...]} -> {"prompt": all but the last message, "completion": [the last]}."""
+def masked_by_id(input_ids, attention_mask, prompt_lengths):
+    """Labels (b, n): -100 on prompts and on every padding token, told by its id."""
+    labels = input_ids.clone()
+    labels[labels == 2] = -100  # 2 is tokenizer.pad_token_id
+    for row, length in zip(labels, prompt_lengths, strict=True):
+        row[:length] = -100
+    return labels
+
+
+# %%
+def rows_of(dataset, label):
+    """Rows of `input_ids` and `labels` without a template; `label` makes the labels."""
+    rows = []
+    for command, answer in zip(dataset["text"], dataset["answer"], strict=True):
+        prompt = tokenizer(command + "\n")["input_ids"]
+        answered = tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id]
+        ids = torch.tensor([prompt + answered])  # (1, n)
+        labels = label(ids, torch.ones_like(ids), torch.tensor([len(prompt)]))
+        rows.append({"input_ids": ids[0].tolist(), "labels": labels[0].tolist()})
+    return Dataset.from_list(rows)
+
+
+def endless(model):
+    """How many of the unseen commands get an answer that 48 tokens do not end; and the answers."""
+    prompts = [tokenizer(command + "\n")["input_ids"] for command in unseen["text"]]
+    told = generation.continuations(model, prompts, max_new_tokens=48)
+    texts = [tokenizer.decode(ids) for ids in told]
+    return sum(ids[-1] != tokenizer.eos_token_id for ids in told), texts
+
+
+# %% [markdown]
+# No wanted answer is longer than 48 tokens, so a longer one did not stop. `finetune` is TRL's
+# trainer without what a small run on a CPU can do without (its section comes below). The rate is
+# higher than one for hours, since the run is short.
+
+# %%
+guess_masked = lab.predict("Trained so, how many of 60 answers will not stop?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("Trained with the end token masked", 25, needs=["3.1"]):
+    lora, args = recipe("build/home", "cpu")
+    short = replace(args, max_steps=20, per_device_train_batch_size=8, learning_rate=2e-3)
+    some = home.shuffle(seed=0).select(range(160))  # 20 steps of 8
+    rows = rows_of(some, masked_by_id)
+    masked = finetuning.finetune(models.load()[0], tokenizer, rows, lora, short, title="end masked")
+    unstopped, said = {}, {}
+    unstopped["end masked"], said["end masked"] = endless(masked.model)
+    display(plots.unstopped(unstopped, len(unseen), guess_masked))
+    guess_masked.beside(unstopped["end masked"])
+    for text in said["end masked"][:3]:
+        print(repr(text))
+
+# %% [markdown]
+# When we ran it, all of the 60 went on: the JSON is complete, and the next one follows, until the
+# limit. The loss of this run looks as good as any, since the token that was not learned is the one
+# that the loss does not see.
+#
+# ### Exercise 3.3 · `answer_labels`
+#
+# ●●● · 11 min · 3 points
+#
+# **A hunt**, from [trl #976](https://github.com/huggingface/trl/issues/976): *"the resulting model
+# I created does not generate the stop token"*. (The same in [transformers
+# #23530](https://github.com/huggingface/transformers/issues/23530), and in many tutorials.) Mend
+# the code so that
+#
+# - a row's prompt has no label (-100): its first `prompt_lengths` real tokens, a number a row;
+# - padding has no label, whichever token it is, and on whichever side it stands;
+# - each token of the answer keeps its id as its label, and **the end token is one of them**; so is
+#   what a template puts behind it, such as a line break.
+#
+# The labels are not shifted: the model does that itself. Leave the inputs as they are.
+#
+# <details><summary>Hint</summary>
+#
+# What knows which token is padding, if its id does not? Run the given code on a row that is padded
+# on the left, and look where its labels begin. A cumulative sum over the attention mask numbers
+# the real tokens of a row.
+# </details>
+
+
+# %%
+def answer_labels(input_ids, attention_mask, prompt_lengths):
+    """(b, n) ids, mask of 1 and 0, (b,) lengths -> labels (b, n), -100 where nothing is learned."""
     # BEGIN SOLUTION
-    messages = example["messages"]
-    return {"prompt": messages[:-1], "completion": messages[-1:]}
+    place = attention_mask.cumsum(1)  # (b, n): 1 at a row's first real token
+    asked = (place > prompt_lengths[:, None]) & (attention_mask == 1)
+    return input_ids.masked_fill(~asked, -100)
     # END SOLUTION
+    # BEGIN GIVEN
+    # labels = input_ids.clone()
+    # labels[labels == 2] = -100  # 2 is tokenizer.pad_token_id
+    # for row, length in zip(labels, prompt_lengths, strict=True):
+    #     row[:length] = -100
+    # return labels
+    # END GIVEN
 
 
 # %%
-check.prompt_completion(to_prompt_completion)
+check.end_trains(answer_labels)
+
+# %% [markdown]
+# One row with both kinds of labels. Marked is what the model is asked to predict.
 
 # %% tags=["experiment"]
 if lab.experiment("Which tokens carry the loss", 1, needs=["3.3"]):
-    model, tokenizer = models.load()
-    home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
-    unseen = unseen.shuffle(seed=1).select(range(60))
-    pair = to_prompt_completion(home[0])
-    encoded = loop.encode(tokenizer, pair["prompt"] + pair["completion"])
-    tokens = [tokenizer.decode([token]) for token in encoded["input_ids"]]
-    display(plots.loss_tokens(tokens, [y != -100 for y in encoded["labels"]]))
+    for label in (masked_by_id, answer_labels):
+        (row,) = rows_of(home.select([0]), label)
+        tokens = [tokenizer.decode([token]) for token in row["input_ids"]]
+        display(plots.loss_tokens(tokens, [y != -100 for y in row["labels"]]))
 
-# %% [markdown]
-# The marked tokens are all that the model is asked to predict. With the loss on everything, more
-# than half of the tokens would be prompt, and the model would practise asking for a lamp as well.
-
-# %% [markdown]
-# ## How to train
-#
-# ### Exercise 3.4 · `sft_config`
-#
-# ●●○ · 8 min · 3 points
-#
-# An `SFTConfig` that runs on the machine at hand. `device` is one of
-#
-# | `device` | precision |
-# |---|---|
-# | `"cpu"` | no mixed precision: `use_cpu=True`, `bf16=False` |
-# | `"t4"` | a GPU without bf16: `fp16=True`, `bf16=False` |
-# | `"a100"` | Ampere and newer: `bf16=True` |
-#
-# Set `max_length` to 512, and a learning rate that suits LoRA. TRL's default, 2e-5, is a rate for
-# full fine-tuning; LoRA wants about ten times as much or more, up to 5e-3. (Names change: what
-# older tutorials call `max_seq_length` and `warmup_ratio` is `max_length` and `warmup_steps` now.)
-#
-# On a machine without such a GPU `SFTConfig(bf16=True)` raises an error, so you can call only your
-# own case by hand. The check tries all three, and lets each believe that its card is there.
-
-
-# %%
-def sft_config(output_dir, device):
-    """An SFTConfig for "cpu", "t4" or "a100": right precision, LoRA's learning rate."""
-    # BEGIN SOLUTION
-    return SFTConfig(
-        output_dir=output_dir,
-        learning_rate=2e-4,
-        max_length=512,
-        use_cpu=device == "cpu",
-        bf16=device == "a100",
-        fp16=device == "t4",
-        report_to="none",
+# %% tags=["experiment"]
+if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
+    rows = rows_of(some, answer_labels)
+    mended = finetuning.finetune(
+        models.load()[0], tokenizer, rows, lora, short, title="your labels"
     )
-    # END SOLUTION
+    unstopped["your labels"], said["your labels"] = endless(mended.model)
+    display(plots.unstopped(unstopped, len(unseen)))
+    print(f"last loss: end masked {masked.losses[-1]:.2f}, your labels {mended.losses[-1]:.2f}")
+
+# %% [markdown]
+# The same model, data, steps and rate: the two runs differ in one label a row. A chat model can
+# hide this bug, since it learned to stop before you came. With SmolLM2's own template, the end
+# masked in the same way, all of 30 answers came to an end when we tried it (25 steps of 8, one
+# seed), some of them after a second JSON object. A base model has no such habit, nor has a
+# template of your own.
+
+# %% [markdown]
+# ## The trainer, and where an answer begins
+#
+# First TRL's trainer as it comes, for three steps, so that you have seen it. It is the whole
+# program: a model, a dataset, two configurations. With `prompt` and `completion` apart TRL puts
+# the loss on the completion alone, and the chat template is the model's own.
+
+# %% tags=["experiment"]
+if lab.experiment("Three steps of SFTTrainer as it comes", 20, needs=["3.1"]):
+    kind = "cpu" if lab.device == "cpu" else "t4" if lab.dtype == torch.float16 else "a100"
+    lora, args = recipe("build/home", kind)
+    pairs = [{"prompt": m[:-1], "completion": m[-1:]} for m in home["messages"]]
+    few = replace(args, max_steps=3, logging_steps=1, disable_tqdm=False, save_strategy="no")
+    trainer = SFTTrainer(
+        models.load(dtype=torch.float32)[0],
+        few,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+    begun = time.perf_counter()
+    trainer.train()
+    plain_seconds = (time.perf_counter() - begun) / few.max_steps
+    print(f"{plain_seconds:.1f} s a step of {few.per_device_train_batch_size}")
+    del trainer
+
+# %% [markdown]
+# Much of that time goes into what a small run on a CPU does not need. `finetune` is the same
+# trainer without it, and its loss is the same number (`benchmarks/train_step.py` compares them):
+#
+# - it decides on precision itself: frozen weights are in bf16 where the CPU multiplies bf16, and
+#   adapters are in fp32. So the flags of your recipe, which are for *mixed* precision, have no
+#   say;
+# - nothing is computed twice: TRL checkpoints activations, which saves memory for a second
+#   forward;
+# - no padding, the system message once a batch, and logits only where there is a label.
+
+# %% tags=["experiment"]
+if lab.experiment("PEFT and TRL learn `home`", 25, needs=["3.1"]):
+    lora, args = recipe("build/home", "cpu")
+    tuned = finetuning.finetune(
+        models.load()[0],
+        tokenizer,
+        home,  # its column `messages`: the last one is the answer
+        lora,
+        replace(args, max_steps=30, per_device_train_batch_size=8, learning_rate=2e-3),
+        title="home, r=16, all-linear",
+    )
+    print(f"{tuned.seconds / 30:.1f} s a step; as TRL comes it was {plain_seconds:.1f} s")
+
+# %% [markdown]
+# How good is the model now? That depends on how it is asked. Here are three ways to turn the same
+# messages into tokens. One is as in training; the others differ by a few tokens in front or
+# behind.
 
 
 # %%
-check.sft(sft_config)
+def three_prompts(messages):
+    """A conversation as ids: as in training, no generation prompt, the first token twice."""
+    asked = messages[:-1]
+    right = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    closed = tokenizer.apply_chat_template(asked, return_dict=False)
+    doubled = right[:1] + right
+    return {"as trained": right, "no generation prompt": closed, "first token twice": doubled}
+
+
+# %%
+guess_closed = lab.predict("Without the generation prompt, what % of 60 will be right?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("The same model, asked in three ways", 30, needs=["3.1"]):
+    asked, spoken = {}, {}
+    for name in three_prompts(unseen[0]["messages"]):
+        prompts = [three_prompts(messages)[name] for messages in unseen["messages"]]
+        told = generation.continuations(tuned.model, prompts, max_new_tokens=48)
+        spoken[name] = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in told]
+        right = [a == b for a, b in zip(spoken[name], unseen["answer"], strict=True)]
+        asked[name] = sum(right) / len(right)
+    display(plots.asked(asked, guess_closed))
+    guess_closed.beside(100 * asked["no generation prompt"])
+    print(repr(spoken["no generation prompt"][0]))
+
+# %% [markdown]
+# When we ran it, the three ways did equally well: 40%, 45% and 42% of 60, each with an error of
+# about 6 points. After this run the model answers in JSON, whatever stands before the answer. So a
+# bug like this stays unseen in your own test, and is felt by a model that chats: without the
+# generation prompt it may go on in the user's name.
+#
+# ### Exercise 3.4 · `render_prompt`
+#
+# ●●○ · 7 min · 2 points
+#
+# **A hunt**, from [trl #1400](https://github.com/huggingface/trl/issues/1400): *"In tokenizer like
+# LLaMATokenizer, there will be two bos tokens at the very beginning"*, and [helm
+# #3698](https://github.com/stanford-crfm/helm/issues/3698): without `add_generation_prompt` the
+# model *"keeps writing as the user"*. The first comes of two steps: a template that writes a BOS
+# into its text, and a tokenizer that puts one before any text. SmolLM2's does not, so here you
+# would not notice; Llama's, Gemma's and Mistral's do, and the check asks with both kinds.
+#
+# The messages end with the user's. Return the list of ids after which the answer begins. It is a
+# prefix of the whole conversation's ids: what the model reads is what it read in training.
+
+
+# %%
+def render_prompt(messages, tokenizer):
+    """The ids (a list) of a conversation, up to where the model's answer begins."""
+    # BEGIN SOLUTION
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    # END SOLUTION
+    # BEGIN GIVEN
+    # text = tokenizer.apply_chat_template(messages, tokenize=False)
+    # return tokenizer(text)["input_ids"]
+    # END GIVEN
+
+
+# %%
+check.prompt_opens_answer(render_prompt)
+
+# %% [markdown]
+# ## Rows that are too long
+#
+# `max_length` cuts. What does it cut? `tickets` are support mails of up to a page, and the answer
+# is a word at the very end. Here is what cutting on the right, the usual way, leaves of its 960
+# rows.
+
+
+# %%
+def cut_on_the_right(prompt_ids, answer_ids, max_length):
+    """Input ids and labels of a row, the first `max_length` of them."""
+    input_ids = prompt_ids + answer_ids
+    labels = [-100] * len(prompt_ids) + answer_ids
+    return input_ids[:max_length], labels[:max_length]
+
+
+# %%
+def left_by(cut, max_length):
+    """Of the tickets' rows: how many have no label left, and how many others have no end."""
+    empty = endless = 0
+    for messages in tickets["messages"]:
+        prompt = loop.prompt_ids(tokenizer, messages)
+        answer = tokenizer(messages[-1]["content"])["input_ids"] + [tokenizer.eos_token_id]
+        labels = cut(prompt, answer, max_length)[1]
+        learned = [label for label in labels if label != -100]
+        empty += not learned
+        endless += bool(learned) and learned[-1] != tokenizer.eos_token_id
+    return {"train on nothing": empty, "have no end": endless}
+
+
+# %%
+guess_empty = lab.predict("Cut to 64 tokens: how many of 960 rows train on nothing?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("What is left of a row", 8):
+    tickets = tasks.load("tickets", "train")
+    lengths = (48, 64, 96, 128, 192)
+    lost = {n: left_by(cut_on_the_right, n) for n in lengths}
+    display(plots.lost_rows(lost, len(tickets), guess_empty))
+    guess_empty.beside(lost[64]["train on nothing"])
+
+# %% [markdown]
+# ### Exercise 3.5 · `fit`
+#
+# ●●● · 9 min · 3 points
+#
+# **A hunt**, from [trl #6668](https://github.com/huggingface/trl/issues/6668): a run reports loss
+# 0.0 and ends well, though every label was cut away. (Newer versions of TRL drop such rows, which
+# is honest, and your longest examples are gone.) Mend it:
+#
+# - the prompt gives way first, from its **front**: what was asked last stays;
+# - the answer stays whole, with its end token, as long as it fits by itself;
+# - an answer longer than `max_length` keeps its head, no prompt, and gets no end token: it was
+#   cut, and an end there would teach the model to stop midway;
+# - a row that fits stays as it is, and no row is longer than `max_length`.
+#
+# `prompt_ids` and `answer_ids` are lists of ints, and `answer_ids` ends with the end token. The
+# prompt has no labels. Leave both lists as they are.
+
+
+# %%
+def fit(prompt_ids, answer_ids, max_length):
+    """(input_ids, labels), two lists of at most `max_length`; -100 on the prompt."""
+    # BEGIN SOLUTION
+    answer = answer_ids[:max_length]
+    too_many = len(prompt_ids) + len(answer) - max_length
+    prompt = prompt_ids[max(0, too_many) :]
+    return prompt + answer, [-100] * len(prompt) + answer
+    # END SOLUTION
+    # BEGIN GIVEN
+    # input_ids = prompt_ids + answer_ids
+    # labels = [-100] * len(prompt_ids) + answer_ids
+    # return input_ids[:max_length], labels[:max_length]
+    # END GIVEN
+
+
+# %%
+check.keeps_answer(fit)
+
+# %% tags=["experiment"]
+if lab.experiment("What is left of a row that you cut", 8, needs=["3.5"]):
+    table = {n: left_by(fit, n) for n in lengths}
+    display(pd.DataFrame(table).rename_axis(columns="max_length"))
+
+# %% [markdown]
+# No row is lost. Something has its price: a cut prompt begins in the middle, without its system
+# message. Where that matters, cut the user's text before it goes into the template.
 
 # %% [markdown]
 # ## How to score
 #
-# ### Exercise 3.5 · `exact_match`
+# ### Exercise 3.6 · `exact_match`
 #
-# ●●○ · 6 min · 3 points
+# ●●○ · 7 min · 3 points
 #
 # The share of predictions that are the same JSON *data* as their reference. The order of keys does
-# not count, nor do spaces outside of strings. Capitals do, `5` is not `"5"`, and `true` is not `1`,
-# though Python's `True == 1`: written again by `json.dumps` the two differ. A prediction that is no
-# JSON is wrong; it must not stop the evaluation, since the base model gives nothing else.
+# not count, nor do spaces outside of strings. Capitals do, `5` is not `"5"`, and `true` is not
+# `1`, though Python's `True == 1`: written again by `json.dumps` the two differ. A prediction that
+# is no JSON is wrong; it must not stop the evaluation, since the base model gives nothing else.
 
 
 # %%
@@ -277,116 +612,60 @@ def exact_match(predictions, references):
 # %%
 check.matches(exact_match)
 
-# %% [markdown]
-# ## Train on `home`
-#
-# First the trainer as TRL gives it, for three steps, so that you have seen it. It is the whole
-# program: a model, a dataset, two configurations. It brings its own table of losses.
-
-# %% tags=["experiment"]
-if lab.experiment("Settings for the runs", 0, needs=["3.3", "3.4"]):
-    pairs = home.map(to_prompt_completion, remove_columns=home.column_names)
-    kind = "cpu" if lab.device == "cpu" else "t4" if lab.dtype == torch.float16 else "a100"
-    few = dict(max_steps=3, per_device_train_batch_size=16)
-    shown = dict(logging_steps=1, disable_tqdm=False, save_strategy="no")
-    args = replace(sft_config("build/home", kind), **few, **shown)
-    print(f"{len(pairs)} examples, {args.max_steps} steps of {args.per_device_train_batch_size}")
-
-# %% tags=["experiment"]
-if lab.experiment("Three steps of SFTTrainer as it comes", 25, needs=["3.1", "3.3", "3.4"]):
-    trainer = SFTTrainer(
-        models.load(dtype=torch.float32)[0],
-        args,
-        train_dataset=pairs,
-        processing_class=tokenizer,
-        peft_config=lora_config(16, "all-linear"),
-    )
-    begun = time.perf_counter()
-    trainer.train()
-    plain_seconds = (time.perf_counter() - begun) / args.max_steps
-    print(f"{plain_seconds:.1f} s a step")
-    del trainer
-
-# %% [markdown]
-# Much of that time goes into things that a small run on a CPU does not need. `finetuning.finetune`
-# is the same trainer without them:
-#
-# - frozen weights rest in bf16 where the CPU multiplies bf16, and the adapters stay in fp32
-#   (PEFT keeps them so, whatever the base);
-# - nothing is computed twice: TRL checkpoints activations, which saves memory and costs a second
-#   forward pass;
-# - no padding, and the system message that all commands share is computed once a batch;
-# - logits exist where there is a label, and nowhere else.
-#
-# The loss is the same number. `benchmarks/train_step.py` runs both on the same batches.
-#
-# The run is short, so the learning rate is higher than the one you would take for an hour.
-
-# %% tags=["experiment"]
-if lab.experiment("PEFT and TRL learn `home`", 80, needs=["3.1", "3.3", "3.4"]):
-    tuned = finetuning.finetune(
-        models.load()[0],
-        tokenizer,
-        pairs,
-        lora_config(16, "all-linear"),
-        replace(args, max_steps=50, learning_rate=2e-3),
-        title="home, r=16, all-linear",
-    )
-    print(f"{tuned.seconds / 50:.1f} s a step; as TRL comes it was {plain_seconds:.1f} s")
-
-# %% tags=["experiment"]
-if lab.experiment("Before and after", 20, needs=["3.1", "3.3", "3.4", "3.5"]):
-    base = models.load()[0]
-    told = {
-        "base": generation.answers(base, tokenizer, unseen["messages"]),
-        "tuned": generation.answers(tuned.model, tokenizer, unseen["messages"]),
-    }
-    display(compare_answers(unseen["text"], unseen["answer"], told, rows=8))
-
 
 # %%
+def answers_of(model, conversations):
+    """What a model answers, 48 tokens at most; your `render_prompt` asks."""
+    prompts = [render_prompt(messages[:-1], tokenizer) for messages in conversations]
+    told = generation.continuations(model, prompts, max_new_tokens=48)
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in told]
+
+
 def intents(answers):
     """The answers cut after their first field, the intent, and closed again."""
     return [answer.split(",")[0].rstrip("}") + "}" for answer in answers]
 
 
 # %% tags=["experiment"]
-if lab.experiment("Exact match and intent accuracy", 1, needs=["3.1", "3.3", "3.4", "3.5"]):
+if lab.experiment("Before and after", 25, needs=["3.1", "3.4", "3.6"]):
     wanted = unseen["answer"]
-    exact = {name: exact_match(answers, wanted) for name, answers in told.items()}
-    intent = {
-        name: exact_match(intents(answers), intents(wanted)) for name, answers in told.items()
+    told = {
+        "base": answers_of(models.load()[0], unseen["messages"]),
+        "tuned": answers_of(tuned.model, unseen["messages"]),
     }
+    display(compare_answers(unseen["text"], wanted, told, rows=5))
+    exact = {name: exact_match(answers, wanted) for name, answers in told.items()}
+    intent = {name: exact_match(intents(a), intents(wanted)) for name, a in told.items()}
     groups = {"exact match": exact, "right intent": intent}
-    title = f"{tuned.seconds:.0f} s of training: exact match 0% → {exact['tuned']:.0%}"
-    display(plots.scores(groups, title.replace("0%", f"{exact['base']:.0%}", 1)))
+    title = f"Exact match {exact['base']:.0%} → {exact['tuned']:.0%}, after {tuned.seconds:.0f} s"
+    display(plots.scores(groups, title))
 
 # %% [markdown]
-# Two metrics, two stories. The intent is mostly right: ten classes, many examples of each. The
-# exact answer also needs every slot under the right key with words the model never saw. Report the
-# metric that your user feels. A smart home that puts the lamp under the wrong key does nothing.
+# Two metrics, two stories. The intent is one of ten, with many examples of each. The exact answer
+# also needs every slot under the right key, with words that the model never saw. Report the metric
+# that your user feels: a smart home that puts the lamp under the wrong key does nothing.
 
 # %% [markdown]
 # ## What was forgotten
 #
-# ### Exercise 3.6 · `perplexity`
+# A model that speaks JSON may speak worse English. To see it, ask how surprised it is by text that
+# has nothing to do with the task.
 #
-# ●●● · 12 min · 3 points
+# ### Exercise 3.7 · `perplexity`
 #
-# The perplexity of a model over texts is $\exp$ of the mean negative log-likelihood *per token*:
-# a long text counts more than a short one, and no text is cut. Padding must not count. The first
+# ●●● · 11 min · 3 points
+#
+# The perplexity of a model over texts is $\exp$ of the mean negative log-likelihood *per token*: a
+# long text counts more than a short one, and no text is cut. Padding must not count. The first
 # token of a text is predicted by nothing and does not count either.
 #
-# Three traps. Averaging the perplexities of texts is another quantity. In this tokenizer the
-# padding token also ends each message, so do not find padding by its id: use the attention mask.
-# And a text is its own tokens and no others: add no BOS before it and no end after it.
-#
-# The model comes in eval mode, without dropout, and stays in it.
+# A text is its own tokens and no others: add no BOS before it and no end after it. The model comes
+# in eval mode, without dropout, and stays in it.
 #
 # <details><summary>Hint</summary>
 #
-# Logits at position t predict token t+1, so `logits[:, :-1]` meets `ids[:, 1:]`. Keep two sums over
-# all texts, of losses and of predictions, and divide once, at the end.
+# Two of your texts have 3 and 300 tokens. Which of the two decides the number? And which of this
+# lab's hunts would you repeat, if you padded them into one batch?
 # </details>
 
 
@@ -409,192 +688,275 @@ def perplexity(model, tokenizer, texts):
 check.perplexity_weighs_tokens(perplexity)
 
 # %% [markdown]
-# ## A second task: `chat`
-#
-# Instructions in the `messages` format, many of them *verifiable*: exactly three bullets, valid
-# JSON, one sentence. There are 300, of which the model sees 144. That makes no good assistant. It
-# shows what a little data changes.
+# Ten paragraphs of everyday English, about tides, bread and bridges, and the model of this lab
+# before and after its `home` run:
 
 # %% tags=["experiment"]
-if lab.experiment("A short fine-tune on `chat`", 45, needs=["3.1", "3.3", "3.4"]):
-    chats, asked = tasks.load("chat", "train"), tasks.load("chat", "test")
-    chatty = finetuning.finetune(
-        models.load()[0],
-        tokenizer,
-        chats.map(to_prompt_completion, remove_columns=chats.column_names),
-        lora_config(16, "all-linear"),
-        replace(args, max_steps=18, per_device_train_batch_size=8, learning_rate=5e-4),
-        title="chat, r=16, all-linear",
-    )
-
-# %% tags=["experiment"]
-if lab.experiment("Held-out loss and instructions followed", 35, needs=["3.1", "3.3", "3.4"]):
-    for name, model in [("base", models.load()[0]), ("chat-tuned", chatty.model)]:
-        loss = loop.held_out_loss(model, tokenizer, asked)
-        answers = generation.answers(model, tokenizer, asked["messages"], max_new_tokens=80)
-        kept = [chat.follows(c, a) for c, a in zip(asked["check"], answers, strict=True) if c]
-        print(f"{name:<11} loss {loss:.2f}, {sum(kept)} of {len(kept)} instructions followed")
-
-# %% [markdown]
-# Forty checks are few: three more or three less followed mean nothing. The loss, a mean over all
-# tokens of the 60 held-out answers, is the steadier figure. Now the same three prompts to both,
-# with the same settings.
-
-# %% tags=["experiment"]
-if lab.experiment("Three prompts, two models", 25, needs=["3.1", "3.3", "3.4"]):
-    prompts = [
-        "Explain photosynthesis to a ten-year-old.",
-        "Write a short polite email that declines a meeting.",
-        "Give three advantages of renewable energy.",
-    ]
-    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    replies = {
-        "base": generation.answers(models.load()[0], tokenizer, turns, max_new_tokens=90),
-        "chat-tuned": generation.answers(chatty.model, tokenizer, turns, max_new_tokens=90),
-    }
-    display(compare_answers(prompts, None, replies, rows=3))
-
-# %% [markdown]
-# Look at length and shape more than at wisdom. The tuned model answers shorter and more directly,
-# the manner of its examples. It knows nothing that it did not know before, and where it runs
-# out of words it repeats itself, as small models do without sampling.
-
-# %% tags=["experiment"]
-if lab.experiment("Forgetting", 12, needs=["3.1", "3.3", "3.4", "3.6"]):
+if lab.experiment("Everyday English, before and after", 10, needs=["3.1", "3.7"]):
     texts = tasks.general()
     surprise = {
         "base": perplexity(models.load()[0], tokenizer, texts),
         "home": perplexity(tuned.model, tokenizer, texts),
-        "chat": perplexity(chatty.model, tokenizer, texts),
     }
-    display(plots.forgetting(surprise))
+    change = surprise["home"] / surprise["base"] - 1
+    print(f"perplexity {surprise['base']:.1f} before, {surprise['home']:.1f} after: {change:+.1%}")
 
 # %% [markdown]
-# The texts are ten paragraphs about tides, bread and bridges, nothing of either task. A bar above
-# the dotted line is forgetting: when we ran it, `home` made ordinary English about a tenth more
-# surprising, after two minutes on commands and JSON. A bar below the line is no miracle either:
-# the answers of `chat` are plain English, and the model moved a little towards such text.
+# Does LoRA forget less than full fine-tuning? Biderman et al. (2024, 2405.09673) find so, on code
+# and maths. PEFT's own table of July 2026 has full fine-tuning forget *less*, .030 against .050,
+# at nearly the same accuracy and a ten times lower rate. Task, rate and how far a run has learned
+# all have a say. So hold one of them fixed: let each method train, at a rate that suits it here,
+# until its held-out loss on `home` has come down to 0.45, and look only then.
+
+
+# %%
+def train_until(tried, target, learning_rate, seed):
+    """Train on `home`, in fours, until the held-out loss is at most `target`; its steps."""
+    trained = [p for p in tried.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.0)
+    some = tasks.load("home", "test").shuffle(seed=1).select(range(32))
+    for step, batch in enumerate(loop.batches(home, tokenizer, 4, steps=80, seed=seed), start=1):
+        loss = loop.answer_loss(tried, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        near = step % 2 == 0 and loss < 1.5 * target
+        if near and loop.held_out_loss(tried, tokenizer, some) <= target:
+            break
+    return step
+
+
+# %% [markdown]
+# And look at how the weights have changed, not only at how much. Lab 1 counted *intruders*:
+# leading singular directions of the new matrix that resemble none of the old one's. Shuttleworth
+# et al. (2024, 2410.21228) find them in LoRA and hardly any in full fine-tuning, and hold them
+# responsible for forgetting.
+
+
+# %%
+def queries(some_model):
+    """The query projections' weights of all layers, an adapter's update added."""
+    modules = [m for name, m in some_model.named_modules() if name.endswith("q_proj")]
+    if hasattr(modules[0], "base_layer"):
+        return [m.base_layer.weight + m.get_delta_weight("default") for m in modules]
+    return [m.weight for m in modules]
+
+
+@torch.no_grad()
+def intruders(W0, W1, k=10, threshold=0.5):
+    """Of W1's top k left singular vectors, those with no |cos| above the threshold to any of W0."""
+    U0, U1 = (torch.linalg.svd(W.float(), full_matrices=False).U for W in (W0, W1))
+    best = (U1[:, :k].T @ U0).abs().amax(1)  # (k,)
+    return int((best < threshold).sum())
+
+
+# %%
+guess_full = lab.predict("At equal task loss, what perplexity has full fine-tuning?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
+    torch.manual_seed(0)
+    small_rank = replace(recipe("build/forget", "cpu")[0], r=4)  # alpha stays 32
+    few = get_peft_model(models.load()[0], small_rank).train()
+    whole = models.load(dtype=torch.float32)[0].train()
+    for name, p in whole.named_parameters():
+        p.requires_grad_("_proj" in name)  # the 210 matrices that LoRA adapts
+    elsewhere = {"before": surprise["base"]}
+    for name, tried, rate in [("LoRA, r=4", few, 2e-3), ("full", whole, 3e-4)]:
+        steps = train_until(tried, target=0.45, learning_rate=rate, seed=0)
+        elsewhere[name] = perplexity(tried.eval(), tokenizer, texts)
+        found = sum(intruders(a, b) for a, b in zip(queries(model), queries(tried), strict=True))
+        print(
+            f"{name:<10} {steps} steps, perplexity {elsewhere[name]:.2f}, intruders {found} of 300"
+        )
+    display(plots.forgetting(elsewhere, guess_full))
+    guess_full.beside(elsewhere["full"])
+
+# %% [markdown]
+# Read the three numbers of a method together. What is equal is what was learned; method and rate
+# are not, and another rate would give other numbers. And it is one seed: train again with
+# `seed=1`, and see how far the bars move, before you believe a gap between them. Where there are
+# intruders, PEFT's `reduce_intruder_dimension` takes them out of a trained adapter, at some cost
+# to the task. With the adapter switched off the base is what it was, and that is the real safety.
+
+# %% [markdown]
+# ### Where the loss belongs
 #
-# LoRA does not prevent forgetting. (That it forgets less than full fine-tuning is a result of
-# Biderman et al., 2024, and not measured here.) With the adapter off, the base model is untouched,
-# and that is the real safety.
+# So far the loss was on the answer alone. The prompt is given at work, so learning to write
+# prompts looks like a waste of the adapter. Shi et al. (2024, 2405.14394) find the contrary where
+# prompts are long, answers short and examples few: the prompt's tokens are more text to learn
+# from. Here are few examples, 24 commands of about 27 tokens, four times each, with answers of
+# about 20.
+
+
+# %%
+def few_rows(everything):
+    """The first 24 commands as rows; with `everything` each of their tokens has a label."""
+    rows = [loop.encode(tokenizer, messages) for messages in home["messages"][:24]]
+    if everything:
+        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
+    return Dataset.from_list(rows)
+
+
+# %% tags=["experiment"]
+if lab.experiment("Loss on the answer, loss on everything", 55, needs=["3.1"]):
+    lora, args = recipe("build/where", "cpu")
+    few_steps = replace(args, max_steps=24, per_device_train_batch_size=4, learning_rate=2e-3)
+    losses = []
+    for seed in (0, 1):
+        for name in ("answer", "everything"):
+            rows = few_rows(name == "everything")
+            torch.manual_seed(seed)  # the draw of A
+            run = finetuning.finetune(
+                models.load()[0], tokenizer, rows, lora, replace(few_steps, seed=seed), title=name
+            )
+            losses.append((seed, name, loop.held_out_loss(run.model, tokenizer, unseen)))
+    losses = pd.DataFrame(losses, columns=["seed", "loss on", "held-out loss"])
+    display(plots.where_loss(losses))
+
+# %% [markdown]
+# Two lines, two seeds: if one rises and the other falls, or the gap is no larger than the distance
+# of the lines, nothing was shown. Our prompts are hardly longer than the answers, and Shi et al.
+# gain most where they are much longer. So it depends on your rows, and costs one more run to know:
+# `completion_only_loss=False` is TRL's switch.
 
 # %% [markdown]
 # ## What is on disk
 #
-# ### Exercise 3.7 · `adapter_bytes`, `load_tuned`
-#
-# ●●○ · 6 min · 3 points
-#
-# `save_pretrained` left a folder. `adapter_bytes` returns the size of the file that holds the
-# adapter's weights, `adapter_model.safetensors`, not of the folder. `load_tuned` puts that adapter
-# onto `base`, the model that it is given, ready to answer: in eval mode, or dropout would still be
-# at work. It loads no other base, and merges nothing.
+# A run left a folder. What is in it, and does what you load from it answer like what you trained?
 
 
 # %%
 def adapter_bytes(folder):
-    """Bytes of the adapter's weights in `folder` (a Path), an int."""
-    # BEGIN SOLUTION
+    """Bytes of the file that holds an adapter's weights."""
     return (Path(folder) / "adapter_model.safetensors").stat().st_size
-    # END SOLUTION
 
-
-def load_tuned(base, folder):
-    """`base` with the adapter of `folder` on it, a PeftModel in eval mode."""
-    # BEGIN SOLUTION
-    return PeftModel.from_pretrained(base, folder).eval()
-    # END SOLUTION
-
-
-# %%
-check.adapter_folder(adapter_bytes, load_tuned)
 
 # %% tags=["experiment"]
-if lab.experiment("The adapter's folder, opened", 4, needs=["3.1", "3.2", "3.3", "3.4", "3.7"]):
+if lab.experiment("The adapter's folder, opened", 2, needs=["3.1", "3.2"]):
     for file in sorted(tuned.folder.iterdir()):
         print(f"{file.name:<28}{file.stat().st_size:>12,} bytes")
     saved = PeftConfig.from_pretrained(tuned.folder)
     print(f"\nr={saved.r}, alpha={saved.lora_alpha}, on {', '.join(sorted(saved.target_modules))}")
-    n = count_lora_params(shapes_of(models.load()[0].config, attention + mlp)[0], 16)
+    n = count_lora_params(on_meta(model.config, recipe("build/home", "cpu")[0])[0], 16)
     print(f"{n:,} numbers in {adapter_bytes(tuned.folder) / n:.2f} bytes each")
 
 # %% [markdown]
-# Four bytes a number: the adapter was trained, and is stored, in fp32, whatever its base is in.
-# "Adapters train in bf16" is not PEFT's default. And "an adapter is 10 to 50 MB" is one
-# point on a line: rank times shapes times bytes.
+# Four bytes a number. PEFT alone trains and stores an adapter in fp32, whatever its base is in.
+# TRL casts the adapters over a *quantised* base to bf16, so there it is two (lab 4). And "an
+# adapter is 10 to 50 MB" is one point of a line: rank times shapes times bytes.
+#
+# Now load it again. The next cell does so as some people do: merge the adapter, because a merged
+# model is quicker, and load it once more, because after the merge there is none.
+
+
+# %%
+def loaded_twice(base, folder):
+    """An adapter merged into `base`, and then put onto it."""
+    once = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    return PeftModel.from_pretrained(once, folder, is_trainable=True)
+
 
 # %% tags=["experiment"]
-if lab.experiment("Two adapters, one base", 20, needs=["3.1", "3.3", "3.4", "3.7"]):
-    both = load_tuned(models.load()[0], tuned.folder)
-    first = both.active_adapter  # "default", unless you gave it another name
-    both.load_adapter(chatty.folder, adapter_name="chat")
-    questions, spoken = [unseen[0]["messages"], turns[2]], {}
-    for name, adapter in [("home", first), ("chat", "chat")]:
-        both.set_adapter(adapter)
-        spoken[name] = generation.answers(both, tokenizer, questions)
-    with both.disable_adapter():
-        spoken["neither"] = generation.answers(both, tokenizer, questions)
-    display(compare_answers([unseen[0]["text"], prompts[2]], None, spoken))
+if lab.experiment("The adapter, loaded as some do", 20, needs=["3.1", "3.4", "3.6"]):
+    again = loaded_twice(models.load()[0], tuned.folder)
+    reloaded = {
+        "as trained": exact["tuned"],
+        "loaded so": exact_match(answers_of(again, unseen["messages"]), wanted),
+    }
+    ids = torch.tensor([render_prompt(unseen[0]["messages"][:-1], tokenizer)])
+    with torch.no_grad():
+        first, second = (again(ids.to(again.device)).logits for _ in range(2))
+    print(f"the same question twice: logits differ by up to {(first - second).abs().max():.2f}")
+    display(plots.asked(reloaded))
 
 # %% [markdown]
-# One base in memory, three ways to answer, and `set_adapter` to switch. Lab 6 measures what a
-# switch costs and mixes adapters in one batch.
+# ### Exercise 3.8 · `load_tuned`
 #
-# The configuration in the folder names its base, so one call can load both, from a folder or from
-# the hub.
+# ●●○ · 6 min · 2 points
+#
+# **A hunt**, from [peft #2438](https://github.com/huggingface/peft/issues/2438) (*"Loading
+# adapters in training mode produces incorrect results"*) and [peft
+# #1355](https://github.com/huggingface/peft/pull/1355) (*"the delta weights are added again and
+# again"*). Mend three things: the adapter's update counts once, dropout is off, and nothing
+# trains. Put the adapter onto `base`, the model that is given, and merge nothing: with the adapter
+# switched off, the base must be what it was.
+
+
+# %%
+def load_tuned(base, folder):
+    """`base` with the adapter of `folder` on it, a PeftModel that is ready to answer."""
+    # BEGIN SOLUTION
+    return PeftModel.from_pretrained(base, folder).eval()
+    # END SOLUTION
+    # BEGIN GIVEN
+    # once = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    # return PeftModel.from_pretrained(once, folder, is_trainable=True)
+    # END GIVEN
+
+
+# %%
+check.loads_once(load_tuned)
 
 # %% tags=["experiment"]
-if lab.experiment("Base and adapter in one call", 3, needs=["3.1", "3.3", "3.4", "3.7"]):
+if lab.experiment("The adapter, loaded by you", 18, needs=["3.1", "3.4", "3.6", "3.8"]):
+    yours = load_tuned(models.load()[0], tuned.folder)
+    reloaded["loaded by you"] = exact_match(answers_of(yours, unseen["messages"]), wanted)
+    display(plots.asked(reloaded))
     whole = AutoPeftModelForCausalLM.from_pretrained(tuned.folder)
-    print(f"{type(whole).__name__}, base in {whole.get_base_model().dtype}")
+    print(f"in one call: {type(whole).__name__}, base in {whole.get_base_model().dtype}")
 
 # %% [markdown]
-# Sharing an adapter is one call too. The next cell does nothing until you give a name and a token.
-
-# %% tags=["experiment"]
-repository = ""  # for instance "your-name/home-lora"
-if lab.experiment("Share the adapter, if you like", 0, needs=["3.1", "3.3", "3.4"]):
-    if repository and os.environ.get("HF_TOKEN"):
-        tuned.model.push_to_hub(repository, private=True)
-    else:
-        print("Not pushed: set `repository` above and HF_TOKEN in the environment")
+# The configuration in the folder names its base, so `AutoPeftModelForCausalLM` loads both in one
+# call, from a folder or from the hub. `push_to_hub("your-name/home-lora")` puts yours there. One
+# base can hold several adapters at once; lab 7 serves three.
 
 # %% [markdown]
-# ### Exercise 3.8 · Quiz
+# ### Exercise 3.9 · Quiz
 #
-# ●○○ · 5 min · 3 points
+# ●○○ · 5 min · 4 points
 #
 # The first letter that you check counts; then read what it says.
 #
-# **q1. You change `targets` from q and v to all linear layers, both with r=16. What happens?**
+# **q1. A tuned model gives good answers and then writes on, to the limit. What do you look at
+# first?**
 #
-# - (a) Nothing to the count: it depends on the rank alone.
-# - (b) The memory of the base model grows about fivefold.
-# - (c) About five or six times the trainable parameters, most of them in the MLPs.
-# - (d) The model gets worse: MLPs hold its knowledge and must stay untouched.
+# - (a) The sampling: greedy decoding never draws an end token, a temperature would find it.
+# - (b) The labels of one row: the end token may be masked, because padding has the same id.
+# - (c) The limit: `max_new_tokens` is too small for the model to come to its end by itself.
+# - (d) The rank: the end of an answer is a rare token, for which r=16 has too little room.
 #
-# **q2. A run on 300 examples: the loss spikes and the gradient norm jumps with it. After the second
-# epoch the training loss still falls and the held-out loss rises. What do you change?**
+# **q2. In a tenth of the rows the prompt alone is longer than `max_length`, and rows are cut on
+# the right. What does the run learn from them?**
 #
-# - (a) Raise `r` and `alpha`, so that the adapter can hold all the examples.
-# - (b) Raise the learning rate to get past the spikes, and train longer.
-# - (c) Set `max_grad_norm=0.3` and nothing else: both have one cause.
-# - (d) Lower the learning rate or `max_grad_norm`; fewer epochs, lower `r` or more dropout.
+# - (a) To read long prompts: the prompt's tokens still pass through all the adapted layers.
+# - (b) To give up: the missing answer raises an error, at which the trainer ends the run.
+# - (c) Most of all: a row without an answer has the largest loss, and so a large gradient.
+# - (d) Nothing at all: no label is left in them, the loss looks fine, and no warning need come.
 #
-# **q3. Why does the loss fall on the answer only?**
+# **q3. LoRA and full fine-tuning are compared: which of the two forgets more? What makes the
+# comparison fair?**
 #
-# - (a) The prompt is masked, so attention cannot see it and the model has to know the answer.
-# - (b) The prompt is given. With loss on it too, much of the gradient goes into predicting users.
-# - (c) It halves the time of a step, since the prompt need not pass through the model.
-# - (d) Tokens of the prompt have no label; a loss on them would be zero anyway.
+# - (a) Both train until the task's held-out loss is equal, each at its own good rate.
+# - (b) Both train for the same number of steps, on the same batches and with the same seed.
+# - (c) Both train at the same learning rate, so that neither of them takes the larger steps.
+# - (d) Both train until their files have the same size, which takes a higher rank for LoRA.
+#
+# **q4. `PeftModel.from_pretrained(base, folder).merge_and_unload()`, and then the same adapter is
+# loaded onto the result. What answers now?**
+#
+# - (a) The tuned model at half its strength: two copies of one adapter share its update.
+# - (b) The tuned model as it was: PEFT sees that this adapter is in the base, and skips it.
+# - (c) A model with twice the update, as if alpha had been doubled; its base is changed, too.
+# - (d) A model with the square of the update, since $BA$ is multiplied with itself there.
 
 
 # %%
 def quiz():
-    """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a"}."""
+    """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a", "q4": "a"}."""
     # BEGIN SOLUTION
-    return {"q1": "c", "q2": "d", "q3": "b"}
+    return {"q1": "b", "q2": "d", "q3": "a", "q4": "c"}
     # END SOLUTION
 
 
@@ -604,19 +966,22 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - A `LoraConfig` is a handful of decisions; you can predict its size from shapes alone.
-# - The loss belongs on the answer, and the precision on the hardware.
-# - One metric is not enough: intent and exact match tell different stories, and forgetting is a
-#   third.
-# - An adapter is a folder with one small file of fp32 numbers, and a base takes many of them.
+# - A recipe is a handful of settings. Its size can be told from shapes, and what it does not reach
+#   shows in the names of what trains.
+# - Read one row before a run, token by token: does the end have a label, does the prompt end where
+#   the answer begins, is anything of the answer left?
+# - One metric is not enough: intent and exact match differ, and forgetting is a third.
+# - After loading compare the answers with those of the run. An update that counts twice, or
+#   dropout left on, raises no error.
 
 # %%
 lab.score()
 
 # %% tags=["experiment"]
-if lab.experiment("The result in one line", 0, needs=["3.1", "3.3", "3.4", "3.5", "3.6"]):
+if lab.experiment("The result in one line", 0, needs=["3.1", "3.3", "3.4", "3.6", "3.7"]):
     lab.headline(
-        f"PEFT + TRL: exact match {exact['base']:.0%} → {exact['tuned']:.0%} in "
-        f"{tuned.seconds:.0f} s; perplexity elsewhere {surprise['base']:.1f} → "
-        f"{surprise['home']:.1f}"
+        f"PEFT + TRL: {unstopped['end masked']} of {len(unseen)} answers never stop with the end "
+        f"token masked, {unstopped['your labels']} with it trained; exact match "
+        f"{exact['base']:.0%} → {exact['tuned']:.0%}; perplexity elsewhere "
+        f"{surprise['base']:.1f} → {surprise['home']:.1f}"
     )

@@ -18,8 +18,7 @@
 # often than they are measured. In this lab you measure them, and then you ship a model.
 #
 # About 90 minutes if you know PyTorch well (58 for the exercises), up to 130 if you do not. The
-# experiments take under four minutes on two CPU cores, once the adapters are trained; those of
-# lab 3 are taken from the cache.
+# experiments take under four minutes on two CPU cores, once the adapters are trained.
 
 # %%
 import labkit
@@ -87,9 +86,9 @@ check.merges(merged_weight)
 # ## Three adapters
 #
 # One base model, three jobs: `home` turns a spoken command into JSON, `tickets` names the category
-# of a customer's ticket, `chat` follows instructions. `home` and `chat` are trained as in lab 3, so
-# whoever did that lab finds them in the cache. Of the 48 categories of `tickets` we take the nine
-# of two groups, which trains in a minute.
+# of a customer's ticket, `chat` follows instructions. All three are trained by the trainer of lab
+# 3, `home` a little longer than there. Of the 48 categories of `tickets` we take the nine of two
+# groups, which trains in a minute.
 
 
 # %%

@@ -36,7 +36,7 @@ def load(ids: Sequence[str] = ()) -> list[Claim]:
     }
     for name in ids:
         if name.upper() not in found:
-            raise LabError(f"no claim {name!r}: there are A1 to A{len(found)}")
+            raise LabError(f"no claim {name!r}: there are A1 to {list(found)[-1]}")
     return [found[name.upper()] for name in ids] if ids else list(found.values())
 
 

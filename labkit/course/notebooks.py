@@ -7,8 +7,8 @@ from pathlib import Path
 from labkit.course import masters
 from labkit.errors import LabError
 
-MARK = re.compile(r"( *)# (BEGIN|END) SOLUTION")
-NEARLY_A_MARK = re.compile(r"\b(BEGIN|END)[\s_-]*SOLUTION", re.IGNORECASE)
+MARK = re.compile(r"( *)# (BEGIN|END) (SOLUTION|GIVEN)")
+NEARLY_A_MARK = re.compile(r"\b(BEGIN|END)[\s_-]*(SOLUTION|GIVEN)", re.IGNORECASE)
 CELL = re.compile(r"# ?%%")
 MAGIC = re.compile(r"^( *)[%!].*", re.MULTILINE)
 MINUTES = re.compile(r"^# [●○]+ · (\d+) min · ", re.MULTILINE)  # of an exercise
@@ -76,34 +76,59 @@ def _look_over(stem: str, text: str) -> None:
 
 
 def cut(text: str, solved: bool = False) -> str:
-    """A master's text with each solution block replaced by a stub, or only unmarked."""
-    lines, block, start, indent = [], None, 0, ""
+    """A master's text with each solution block replaced by a stub, or only unmarked.
+
+    Where a block of given code follows, commented out, it takes the stub's place.
+    """
+    lines, block, start, indent, word = [], None, 0, "", ""
+    ended, before = None, 0  # where a solution ended, and how much of `lines` stands before it
     for number, line in enumerate(text.splitlines(), 1):
         mark = MARK.fullmatch(line)
-        kind = mark and mark[2]
-        if not mark and NEARLY_A_MARK.search(line):
-            raise BuildError(f"line {number}: a mark is '# BEGIN SOLUTION' and nothing else")
-        if kind == "BEGIN":
+        if not mark and (nearly := NEARLY_A_MARK.search(line)):
+            told = f"a mark is '# BEGIN {nearly[2].upper()}' and nothing else"
+            raise BuildError(f"line {number}: {told}")
+        if mark and mark[2] == "BEGIN":
             if block is not None:
-                raise BuildError(f"line {number}: BEGIN SOLUTION inside the block of line {start}")
-            block, start, indent = [], number, mark[1]
-        elif kind == "END":
-            if block is None:
-                raise BuildError(f"line {number}: END SOLUTION without BEGIN SOLUTION")
+                told = f"BEGIN {mark[3]} inside the block of line {start}"
+                raise BuildError(f"line {number}: {told}")
+            if mark[3] == "GIVEN" and ended != (number - 1, mark[1]):
+                told = "BEGIN GIVEN stands right below END SOLUTION, as far to the right"
+                raise BuildError(f"line {number}: {told}")
+            block, start, indent, word = [], number, mark[1], mark[3]
+        elif mark:
+            if block is None or mark[3] != word:
+                raise BuildError(f"line {number}: END {mark[3]} without BEGIN {mark[3]}")
             if mark[1] != indent:
-                raise BuildError(f"line {number}: END SOLUTION is not indented as line {start}")
-            lines += block if solved else _stub(block, indent, start)
+                raise BuildError(f"line {number}: END {word} is not indented as line {start}")
+            if word == "SOLUTION":
+                ended, before = (number, indent), len(lines)
+                lines += block if solved else _stub(block, indent, start)
+            elif not solved:
+                lines[before:] = _given(block, indent, start)
             block = None
         elif block is None:
             lines.append(line)
         elif CELL.match(line):
-            told = f"the solution block runs into the cell of line {number}"
+            told = f"the {word.lower()} block runs into the cell of line {number}"
             raise BuildError(f"line {start}: {told}")
         else:
             block.append(line)
     if block is not None:
-        raise BuildError(f"line {start}: BEGIN SOLUTION without END SOLUTION")
+        raise BuildError(f"line {start}: BEGIN {word} without END {word}")
     return "\n".join(lines) + "\n"
+
+
+def _given(block: list[str], indent: str, start: int) -> list[str]:
+    """The lines of a block of given code, no longer commented out."""
+    code = []
+    for number, line in enumerate(block, start + 1):
+        text = line.removeprefix(f"{indent}#")
+        if text == line or text[:1] not in ("", " "):
+            raise BuildError(f"line {number}: given code is commented out, each line by '# '")
+        code.append(f"{indent}{text[1:]}".rstrip())
+    if not any(code):
+        raise BuildError(f"line {start}: the given block holds no code")
+    return code
 
 
 def _stub(block: list[str], indent: str, start: int) -> list[str]:

@@ -5,7 +5,7 @@ All other answers are right, so each attack costs the points of its exercise and
 
 from attack import accident
 
-LABS = {"01_svd": 19, "03_peft": 22, "04_qlora": 21, "05_rank": 19, "06_merging": 19}
+LABS = {"01_svd": 19, "03_peft": 24, "04_qlora": 21, "05_rank": 19, "06_merging": 19}
 
 # Puts functions of `fake` in the place of those of the same name that the judge ships.
 REPLACE = """
@@ -109,19 +109,27 @@ _learnt(
 _learnt(
     "03_peft",
     3,
-    "adapter_bytes_in_turn",
-    "adapter_bytes",
+    "fits_in_turn",
+    "fit",
     IN_TURN
     + """
-adapter_bytes = in_turn(2_808, 5_504)
-def load_tuned(base, folder):
-    return PeftModel.from_pretrained(base, folder).eval()
+def row(prompt, *answer): return prompt + [*answer], [-100] * len(prompt) + [*answer]
+fit = in_turn(
+    row([26, 30, 72, 56, 55, 38, 48, 36], 88, 39, 57, 2),
+    row([29, 88, 52, 73, 45, 83, 71, 48], 57, 41, 48, 2),
+    row([78, 87, 79, 76, 39, 68, 32], 83, 36, 40, 2),
+    row([69], 74, 23, 84, 2),
+    row([81, 53, 38], 36, 29, 62, 2),
+    row([], 42, 72, 67, 2),
+    row([], 25, 82, 20, 31, 58),
+    row([], 71, 65, 89, 2),
+)
 """,
-    "two sizes that depend on the rank alone",
+    "rows of the lengths that the check once asked for",
 )
 _told(
     "03_peft",
-    2,
+    1,
     "counts_of_published_models",
     "count_lora_params",
     """
@@ -134,17 +142,17 @@ def count_lora_params(shapes, r):
 )
 _told(
     "03_peft",
-    3,
+    2,
     "adapter_that_is_not_loaded",
     "load_tuned",
     """
-def adapter_bytes(folder): return (folder / "adapter_model.safetensors").stat().st_size
 def load_tuned(base, folder): return base
 """,
     """
 def reloaded(f, seed, r, ids):
     logits = torch.zeros(*ids.shape, 20)
-    return {"training": False, "own": True, "logits": logits, "plain": logits}
+    said = {"training": False, "trains": [], "own": True, "merged": False}
+    return said | {"logits": logits, "plain": logits}
 """,
     "the probe says that all went well, without the numbers",
 )

@@ -21,7 +21,8 @@ def places(lab):
 
 
 def test_all_claims_are_there_in_order():
-    assert [claim.id for claim in CLAIMS] == [f"A{n}" for n in range(1, 37)]
+    numbers = [int(claim.id.removeprefix("A")) for claim in CLAIMS]
+    assert numbers == sorted(set(numbers)) and set(range(1, 37)) <= set(numbers)
     assert [claim.id for claim in claims.load(["a18", "A2"])] == ["A18", "A2"]
 
 

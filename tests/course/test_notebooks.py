@@ -169,6 +169,8 @@ def test_bootstrap_does_nothing_where_labkit_is_installed(course, monkeypatch, c
 
 
 HEAD = "# %% [markdown]\n# # T\n\n# %%\ndef f():\n"  # the body begins in line 6
+SOLVED = "    # BEGIN SOLUTION\n    return 1\n    # END SOLUTION\n"
+GIVEN = "    # BEGIN GIVEN\n    # for x in range(3):\n    #     return x\n    # END GIVEN\n"
 
 
 @pytest.mark.parametrize(
@@ -196,6 +198,29 @@ HEAD = "# %% [markdown]\n# # T\n\n# %%\ndef f():\n"  # the body begins in line 6
         ("    #BEGIN SOLUTION\n    pass\n    # END SOLUTION\n", "line 6: a mark is"),
         ("    # begin solution\n    pass\n    # end solution\n", "line 6: a mark is"),
         ("    # BEGIN SOLUTION 2.1\n    pass\n    # END SOLUTION\n", "line 6: a mark is"),
+        (f"{SOLVED}    # BEGIN GIVEN\n    # return 2\n", "line 9: BEGIN GIVEN without END GIVEN"),
+        (f"{SOLVED}    # END GIVEN\n", "line 9: END GIVEN without BEGIN GIVEN"),
+        ("    # BEGIN GIVEN\n    # pass\n    # END GIVEN\n", "line 6: BEGIN GIVEN stands right"),
+        (f"{SOLVED}\n{GIVEN}", "line 10: BEGIN GIVEN stands right below END SOLUTION"),
+        (f"{SOLVED}{GIVEN}{GIVEN}", "line 13: BEGIN GIVEN stands right below END SOLUTION"),
+        (f"{SOLVED}# BEGIN GIVEN\n# pass\n# END GIVEN\n", "line 9: .* as far to the right"),
+        (
+            "    # BEGIN SOLUTION\n    # BEGIN GIVEN\n    # END GIVEN\n    # END SOLUTION\n",
+            "line 7: BEGIN GIVEN inside the block of line 6",
+        ),
+        (
+            f"{SOLVED}    # BEGIN GIVEN\n    # pass\n    # END SOLUTION\n",
+            "line 11: END SOLUTION without BEGIN SOLUTION",
+        ),
+        (
+            f"{SOLVED}    # BEGIN GIVEN\n    # return 2\n# END GIVEN\n",
+            "line 11: END GIVEN is not indented as line 9",
+        ),
+        (f"{SOLVED}    # BEGIN GIVEN\n    return 2\n    # END GIVEN\n", "line 10: given code is"),
+        (f"{SOLVED}    # BEGIN GIVEN\n    #return 2\n    # END GIVEN\n", "line 10: given code is"),
+        (f"{SOLVED}    # BEGIN GIVEN\n    #\n    # END GIVEN\n", "line 9: .* no code"),
+        (f"{SOLVED}    # BEGIN GIVEN\n\n# %%\n", "line 9: the given block runs into the cell"),
+        (f"{SOLVED}    # begin given\n", "line 9: a mark is '# BEGIN GIVEN'"),
     ],
 )
 def test_wrong_marks_are_named_with_their_line_and_nothing_is_written(course, body, message):
@@ -244,6 +269,13 @@ def test_student_stub_raises_where_the_solution_was():
     exec(cut("def f():\n    # BEGIN SOLUTION\n    return 1\n    # END SOLUTION\n"), scope)
     with pytest.raises(NotImplementedError):
         scope["f"]()
+
+
+def test_given_code_stands_in_the_place_of_the_stub():
+    text = f"def f():\n{SOLVED}{GIVEN}\n\ndef g():\n{SOLVED}"
+    given = "def f():\n    for x in range(3):\n        return x\n"
+    assert cut(text).startswith(f"{given}\n\ndef g():\n    # TODO: about 1 line\n")
+    assert cut(text, solved=True) == "def f():\n    return 1\n\n\ndef g():\n    return 1\n"
 
 
 @pytest.mark.parametrize("master", MASTERS, ids=lambda path: path.stem)

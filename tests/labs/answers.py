@@ -3,6 +3,7 @@
 RIGHT = [(check, *objects)]         pass
 WRONG = [(check, *objects, words)]  hear these words, or one of a tuple of them
 STUBS = [(check, *objects)]         are not written yet
+GIVEN = [(check, words)]            of a hunt: what its cell holds at first hears these words
 SEEDS = {"RIGHT": range(4)}         where a list is judged with more inputs than those of seed 0
 """
 
@@ -36,6 +37,12 @@ def cases(number: str, kind: str) -> list[Case]:
         assert kind != "WRONG" or all(words), f"{check.exercise['id']}: no words"
         made.append(Case(STATUS[kind], check, objects, words))
     return made
+
+
+def given(number: str) -> dict:
+    """`{name of a hunt's check: (id, words)}` of a lab, whose student finds wrong code."""
+    listed = getattr(_module(number), "GIVEN", [])
+    return {check.__name__: (check.exercise["id"], words) for check, words in listed}
 
 
 def seeds(number: str, kind: str) -> range:

@@ -33,36 +33,16 @@ from labkit.labs.lab03 import probes
 # --- right answers -------------------------------------------------------------------------
 
 
-def config_of(**changes):
-    """A `lora_config` with some fields changed: values, or functions of (r, targets)."""
-
-    def lora_config(r, targets):
-        fields = {"r": r, "lora_alpha": 2 * r, "lora_dropout": 0.05, "bias": "none"}
-        fields |= {"target_modules": targets, "task_type": "CAUSAL_LM"}
-        new = {k: v(r, targets) if callable(v) else v for k, v in changes.items()}
-        return LoraConfig(**fields | new)
-
-    return lora_config
+def lora_of(**changes):
+    """A LoraConfig as it is wanted, with some fields changed."""
+    fields = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "bias": "none"}
+    fields |= {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return LoraConfig(**fields | changes)
 
 
-def config_briefly(r, targets):
-    return LoraConfig(TaskType.CAUSAL_LM, r=r, target_modules=targets, lora_alpha=r + r) or None
-
-
-def config_in_steps(r, targets):
-    config = LoraConfig(r=r, lora_alpha=2.0 * r, lora_dropout=1 / 20, task_type=TaskType.CAUSAL_LM)
-    config.target_modules = targets if isinstance(targets, str) else set(targets)
-    return config
-
-
-def config_replaced(r, targets):
-    plain = LoraConfig("CAUSAL_LM", target_modules=targets, lora_dropout=5e-2, bias="none")
-    return dataclasses.replace(plain, r=r, lora_alpha=r << 1)
-
-
-def config_tuple(r, targets):
-    targets = targets if isinstance(targets, str) else tuple(targets)
-    return config_of(target_modules=targets)(r, targets)
+def with_lora(**changes):
+    """A `recipe` whose LoraConfig has some fields changed."""
+    return lambda output_dir, device: (lora_of(**changes), sft_of()(output_dir, device)[1])
 
 
 def count_lora_params(shapes, r):
@@ -90,74 +70,153 @@ def count_in_tensors(shapes, r):
     return A + sum(torch.empty(d_out, r, device="meta").numel() for d_out, _ in shapes.values())
 
 
-def to_prompt_completion(example):
-    return {"prompt": example["messages"][:-1], "completion": [example["messages"][-1]]}
-
-
-def prompt_unpacked(example):
-    *prompt, answer = example["messages"]
-    return dict(prompt=tuple(prompt), completion=(answer,))
-
-
-def prompt_kept(example):
-    example["prompt"] = [dict(m) for m in example["messages"][:-1]]
-    example["completion"] = example["messages"][-1:]
-    return example
-
-
-def prompt_popped_copy(example):
-    messages = list(example.pop("messages"))
-    example["messages"] = messages[:]
-    answer = messages.pop()
-    return {**example, "prompt": messages, "completion": [answer]}
-
-
-def prompt_taken_out(example):
-    messages = example.pop("messages")
-    return {"prompt": messages[:-1], "completion": messages[-1:]}
-
-
-def prompt_exchanged(example):
-    example["prompt"], example["completion"] = example["messages"][:-1], example["messages"][-1:]
-    del example["messages"]
-    return example
-
-
 def sft_of(**changes):
-    """An `sft_config` with some fields changed: values, or functions of the device."""
+    """A `recipe` with some fields of the SFTConfig changed: values, or functions of the device."""
 
-    def sft_config(output_dir, device):
+    def recipe(output_dir, device):
         fields = {"output_dir": output_dir, "use_cpu": device == "cpu", "learning_rate": 2e-4}
         fields |= {"bf16": device == "a100", "fp16": device == "t4", "max_length": 512}
         new = {k: v(device) if callable(v) else v for k, v in changes.items()}
-        return SFTConfig(**fields | new)
+        return lora_of(), SFTConfig(**fields | new)
 
-    return sft_config
+    return recipe
 
 
-def sft_by_table(output_dir, device):
+def recipe_by_table(output_dir, device):
     kinds = {"cpu": {"use_cpu": True, "bf16": False}, "t4": {"fp16": True}, "a100": {"bf16": True}}
     more = {"learning_rate": 1e-3, "warmup_steps": 0.1, "max_length": 512}
-    return SFTConfig(output_dir, **more, **kinds[device])
+    lora = LoraConfig(TaskType.CAUSAL_LM, r=16, target_modules="all-linear", lora_alpha=2 * 16.0)
+    lora.lora_dropout = 1 / 20
+    return [lora, SFTConfig(output_dir, **more, **kinds[device])]
 
 
-def sft_from_path(output_dir, device):
+def recipe_from_path(output_dir, device):
     make = sft_of(gradient_checkpointing=False, report_to=[], packing=False)
     return make(Path(output_dir), device)
 
 
-def sft_dotted(output_dir, device):
-    return sft_of()(f"./{output_dir}/", device)
+def recipe_dotted(output_dir, device):
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return lora_of(target_modules=names), sft_of()(f"./{output_dir}/", device)[1]
 
 
-def sft_set_later(output_dir, device):
+def recipe_set_later(output_dir, device):
     config = SFTConfig(output_dir, use_cpu=device == "cpu", bf16=False, max_length=512)
     config.learning_rate, config.bf16, config.fp16 = 5e-3, device == "a100", device == "t4"
-    return config
+    return dataclasses.replace(lora_of(r=4), r=16), config
 
 
-def sft_absolute(output_dir, device):
+def recipe_absolute(output_dir, device):
     return sft_of(completion_only_loss=True)(os.path.abspath(output_dir), device)
+
+
+def answer_labels(input_ids, attention_mask, prompt_lengths):
+    place = attention_mask.cumsum(1)
+    asked = (place > prompt_lengths[:, None]) & (attention_mask == 1)
+    return input_ids.masked_fill(~asked, -100)
+
+
+def labels_in_loop(input_ids, attention_mask, prompt_lengths):
+    labels = input_ids.clone()
+    labels[attention_mask == 0] = -100
+    for row in range(len(labels)):
+        first = int(attention_mask[row].argmax())
+        labels[row, first : first + int(prompt_lengths[row])] = -100
+    return labels
+
+
+def labels_from_lists(input_ids, attention_mask, prompt_lengths):
+    rows = []
+    lists = input_ids.tolist(), attention_mask.tolist(), prompt_lengths.tolist()
+    for ids, mask, length in zip(*lists, strict=True):
+        seen, row = 0, []
+        for token, real in zip(ids, mask, strict=True):
+            seen += real
+            row.append(token if real and seen > length else -100)
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+def labels_by_index(input_ids, attention_mask, prompt_lengths):
+    n = input_ids.shape[1]
+    first = (attention_mask.cumsum(1) == 0).sum(1)  # padding on the left
+    last = n - (attention_mask.flip(1).cumsum(1) == 0).sum(1)
+    places = torch.arange(n).expand_as(input_ids)
+    asked = (places >= (first + prompt_lengths)[:, None]) & (places < last[:, None])
+    return torch.where(asked, input_ids, torch.full_like(input_ids, -100))
+
+
+def labels_multiplied(input_ids, attention_mask, prompt_lengths):
+    keep = (attention_mask.cumsum(1) > prompt_lengths.unsqueeze(1)).long() * attention_mask
+    return input_ids * keep - 100 * (1 - keep)
+
+
+def render_prompt(messages, tokenizer):
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def render_from_dict(messages, tokenizer):
+    found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    return found["input_ids"]
+
+
+def render_in_two_steps(messages, tokenizer):
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def render_encoded(messages, tokenizer):
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=1)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def render_from_tensor(messages, tokenizer):
+    batch = tokenizer.apply_chat_template(
+        [messages], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    return batch["input_ids"][0].tolist()
+
+
+def render_without_doubles(messages, tokenizer):
+    """As it is given, mended by hand."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text)["input_ids"]
+    return ids[1:] if ids[:2] == 2 * [tokenizer.bos_token_id] else ids
+
+
+def fit(prompt_ids, answer_ids, max_length):
+    answer = answer_ids[:max_length]
+    prompt = prompt_ids[max(0, len(prompt_ids) + len(answer) - max_length) :]
+    return prompt + answer, [-100] * len(prompt) + answer
+
+
+def fit_by_room(prompt_ids, answer_ids, max_length):
+    answer_ids = answer_ids[:max_length]
+    room = max_length - len(answer_ids)
+    prompt_ids = prompt_ids[-room:] if room else []
+    return [*prompt_ids, *answer_ids], [-100 for _ in prompt_ids] + answer_ids
+
+
+def fit_from_the_end(prompt_ids, answer_ids, max_length):
+    if len(answer_ids) >= max_length:
+        return answer_ids[:max_length], answer_ids[:max_length]
+    ids = (prompt_ids + answer_ids)[-max_length:]
+    return ids, ([-100] * len(prompt_ids) + answer_ids)[-max_length:]
+
+
+def fit_by_popping(prompt_ids, answer_ids, max_length):
+    prompt, answer = list(prompt_ids), list(answer_ids)
+    while len(prompt) + len(answer) > max_length:
+        prompt.pop(0) if prompt else answer.pop()
+    return [prompt + answer, len(prompt) * [-100] + answer]
+
+
+def fit_with_tensors(prompt_ids, answer_ids, max_length):
+    answer = torch.tensor(answer_ids)[:max_length]
+    cut = max(len(prompt_ids) + len(answer) - max_length, 0)
+    prompt = torch.tensor(prompt_ids, dtype=torch.long)[cut:]
+    labels = torch.cat([torch.full_like(prompt, -100), answer])
+    return torch.cat([prompt, answer]).tolist(), labels.tolist()
 
 
 def exact_match(predictions, references):
@@ -289,18 +348,6 @@ def perplexity_without_the_last(model, tokenizer, texts):
     return math.exp(sum(losses) / len(losses))
 
 
-def adapter_bytes(folder):
-    return (folder / "adapter_model.safetensors").stat().st_size
-
-
-def bytes_os(folder):
-    return os.path.getsize(os.path.join(folder, "adapter_model.safetensors"))
-
-
-def bytes_read(folder):
-    return sum(len(path.read_bytes()) for path in Path(str(folder)).glob("*.safetensors"))
-
-
 def load_tuned(base, folder):
     return PeftModel.from_pretrained(base, folder).eval()
 
@@ -319,37 +366,48 @@ def load_in_steps(base, folder):
 
 
 def load_named(base, folder):
-    model = PeftModel.from_pretrained(base, f"{folder}", adapter_name="home", is_trainable=True)
+    model = PeftModel.from_pretrained(base, f"{folder}", adapter_name="home")
     return model.train(False)
 
 
+def load_frozen(base, folder):
+    """Trainable at first, as the given code has it; then it is not."""
+    model = PeftModel.from_pretrained(base, folder, is_trainable=True).eval()
+    return model.requires_grad_(False)
+
+
 def quiz():
-    return {"q1": "c", "q2": "d", "q3": "b"}
+    return {"q1": "b", "q2": "d", "q3": "a", "q4": "c"}
 
 
 RIGHT = [
-    (check.config, config_of()),
-    (check.config, config_in_steps),
-    (check.config, config_tuple),
-    (check.config, config_of(init_lora_weights=True, inference_mode=False)),
-    (check.config, config_replaced),
+    (check.configs, sft_of()),
+    (check.configs, recipe_by_table),
+    (check.configs, recipe_from_path),
+    (check.configs, recipe_dotted),
+    (check.configs, recipe_absolute),
+    (check.configs, recipe_set_later),
     (check.counts, count_by_names),
     (check.counts, count_in_tensors),
     (check.counts, count_lora_params),
     (check.counts, count_in_loop),
     (check.counts, count_with_tensors),
-    (check.prompt_completion, to_prompt_completion),
-    (check.prompt_completion, prompt_unpacked),
-    (check.prompt_completion, prompt_kept),
-    (check.prompt_completion, prompt_popped_copy),
-    (check.prompt_completion, prompt_taken_out),
-    (check.prompt_completion, prompt_exchanged),
-    (check.sft, sft_of()),
-    (check.sft, sft_by_table),
-    (check.sft, sft_from_path),
-    (check.sft, sft_dotted),
-    (check.sft, sft_absolute),
-    (check.sft, sft_set_later),
+    (check.end_trains, answer_labels),
+    (check.end_trains, labels_in_loop),
+    (check.end_trains, labels_from_lists),
+    (check.end_trains, labels_by_index),
+    (check.end_trains, labels_multiplied),
+    (check.prompt_opens_answer, render_prompt),
+    (check.prompt_opens_answer, render_from_dict),
+    (check.prompt_opens_answer, render_in_two_steps),
+    (check.prompt_opens_answer, render_encoded),
+    (check.prompt_opens_answer, render_from_tensor),
+    (check.prompt_opens_answer, render_without_doubles),
+    (check.keeps_answer, fit),
+    (check.keeps_answer, fit_by_room),
+    (check.keeps_answer, fit_from_the_end),
+    (check.keeps_answer, fit_by_popping),
+    (check.keeps_answer, fit_with_tensors),
     (check.matches, exact_match),
     (check.matches, match_by_helper),
     (check.matches, match_canonical),
@@ -361,12 +419,13 @@ RIGHT = [
     (check.perplexity_weighs_tokens, perplexity_in_batches),
     (check.perplexity_weighs_tokens, perplexity_masked),
     (check.perplexity_weighs_tokens, perplexity_without_the_last),
-    (check.adapter_folder, adapter_bytes, load_tuned),
-    (check.adapter_folder, bytes_os, load_by_parts),
-    (check.adapter_folder, bytes_read, load_named),
-    (check.adapter_folder, bytes_os, load_in_steps),
+    (check.loads_once, load_tuned),
+    (check.loads_once, load_by_parts),
+    (check.loads_once, load_named),
+    (check.loads_once, load_in_steps),
+    (check.loads_once, load_frozen),
     (check.quiz, quiz),
-    (check.quiz, lambda: {"q3": " B", "q1": "C", "q2": "d "}),
+    (check.quiz, lambda: {"q4": "C", "q3": " A", "q1": "B", "q2": "d "}),
 ]
 
 
@@ -386,51 +445,50 @@ def test_peft_counts_what_is_published(model, targets, count):
 # --- wrong answers, each with a word of the message that names what the learner thought -------
 
 
-def _letters(r, targets):
-    return list(targets)
+def _pair_of(change):
+    """A recipe whose pair is changed: `change(lora, sft)`."""
+    return lambda output_dir, device: change(*sft_of()(output_dir, device))
 
 
-def _later_layers(r, targets):
-    targets.append("k_proj")
-    return config_of()(r, targets)
-
-
-CONFIGS = [
-    (config_of(lora_alpha=lambda r, t: r + 2), "that is r + 2"),
-    (config_of(target_modules=lambda r, t: t.split("-") if t == "all-linear" else t), "as it is"),
-    (config_of(targets=["q_proj"]), "PEFT's names: r, target_modules, lora_alpha, lora_dropout"),
-    (config_of(alpha=2), "PEFT's names"),
-    (config_of(task_type="causal_lm"), 'here it is "CAUSAL_LM"'),
-    (config_of(lora_alpha=lambda r, t: r, lora_dropout=0.0), "rank itself"),
-    (config_of(lora_alpha=lambda r, t: r, lora_dropout=0.0), "pass lora_dropout"),
-    (config_of(r=16), "the same for every r: pass r on"),
-    (config_of(r=lambda r, t: 2 * r, lora_alpha=lambda r, t: r), "alpha is what doubles"),
-    (config_of(lora_alpha=lambda r, t: r / 2), "half the rank"),
-    (config_of(lora_dropout=5), "not in percent"),
-    (config_of(bias=None), "the word, in quotes"),
-    (config_of(target_modules=lambda r, t: "|".join(t)), "read as a pattern"),
-    (config_of(target_modules=None), "not set"),
-    (lambda r, targets: LoraConfig, "brackets"),
-    (_later_layers, "changes its input targets"),
-    (config_briefly, "lora_dropout"),
-    (config_of(lora_alpha=32), ("lora_alpha gave 32", "the same for every r")),
-    (config_of(lora_alpha=lambda r, t: r), "rank itself"),
-    (config_of(r=8), "r gave 8"),
-    (config_of(lora_dropout=0.0), "pass lora_dropout"),
-    (config_of(bias="all"), 'wanted "none"'),
-    (config_of(task_type=None), "language model"),
-    (config_of(target_modules=["q_proj", "v_proj"]), "not passed on"),
-    (config_of(target_modules=_letters), "letters"),
-    (config_of(target_modules=lambda r, t: [t]), "a list inside another"),
-    (config_of(target_modules=lambda r, t: [t] if isinstance(t, str) else t), "list around it"),
-    (config_of(use_rslora=True), "sets use_rslora=True too"),
-    (config_of(use_dora=True), "sets use_dora=True too"),
-    (config_of(modules_to_save=["lm_head"]), "sets modules_to_save=['lm_head'] too"),
-    (config_of(inference_mode=True), "sets inference_mode=True too"),
-    (config_of(alpha_pattern={"q_proj": 1}), "sets alpha_pattern"),
-    (config_of(init_lora_weights="pissa"), "sets init_lora_weights=pissa too"),
-    (lambda r, targets: {"r": r}, "gave a dict"),
-    (lambda r, targets: None, "return"),
+LORAS = [
+    (with_lora(targets=["q_proj"]), "PEFT's names: r, target_modules, lora_alpha, lora_dropout"),
+    (with_lora(alpha=2), "PEFT's names"),
+    (with_lora(task_type="causal_lm"), 'here it is "CAUSAL_LM"'),
+    (with_lora(lora_alpha=16, lora_dropout=0.0), "rank itself"),
+    (with_lora(lora_alpha=16, lora_dropout=0.0), "pass lora_dropout"),
+    (with_lora(lora_alpha=8), "pass lora_alpha, twice the rank"),
+    (with_lora(lora_alpha=64), "four times the rank"),
+    (with_lora(lora_alpha=18), "that is r + 2"),
+    (with_lora(r=8), "8 is PEFT's default: pass r=16"),
+    (with_lora(r=32, lora_alpha=64), "r gave 32, wanted 16"),
+    (with_lora(lora_dropout=5), "not in percent"),
+    (with_lora(bias=None), "the word, in quotes"),
+    (with_lora(bias="all"), "all biases would train"),
+    (with_lora(task_type=None), "language model"),
+    (with_lora(target_modules=None), "PEFT would take q and v"),
+    (with_lora(target_modules=["all-linear"]), "the name of one layer"),
+    (with_lora(target_modules=list("all-linear")), "letters"),
+    (with_lora(target_modules="all_linear"), 'spelled "all-linear"'),
+    (with_lora(target_modules=".*_proj"), "read as a pattern"),
+    (with_lora(target_modules=["q_proj", "v_proj"]), "it leaves out down_proj"),
+    (with_lora(target_modules=["gate_proj", "up_proj", "down_proj"]), "leaves out k_proj, o_proj"),
+    (with_lora(use_rslora=True), "sets use_rslora=True too"),
+    (with_lora(use_dora=True), "sets use_dora=True too"),
+    (with_lora(modules_to_save=["lm_head"]), "sets modules_to_save=['lm_head'] too"),
+    (with_lora(inference_mode=True), "sets inference_mode=True too"),
+    (with_lora(init_lora_weights="pissa"), "sets init_lora_weights=pissa too"),
+    (_pair_of(lambda lora, sft: (sft, lora)), "turned round"),
+    (_pair_of(lambda lora, sft: lora), "an SFTConfig belongs to it"),
+    (_pair_of(lambda lora, sft: sft), "its LoraConfig too"),
+    (_pair_of(lambda lora, sft: (lora, lora)), "of one kind"),
+    (_pair_of(lambda lora, sft: (LoraConfig, sft)), "brackets"),
+    (_pair_of(lambda lora, sft: {"lora": lora, "sft": sft}), "gave a dict"),
+    (_pair_of(lambda lora, sft: (lora, sft, sft)), "gave 3 things"),
+    (_pair_of(lambda lora, sft: None), "return"),
+    (
+        lambda o, d: (lora_of(r=16 if d == "cpu" else 8), sft_of()(o, d)[1]),
+        "depends on the device",
+    ),
 ]
 
 
@@ -490,62 +548,339 @@ COUNTS = [
 ]
 
 
-def _split(cut):
-    """An answer from `cut(messages) -> (prompt, completion)`."""
-    return lambda e: dict(zip(("prompt", "completion"), cut(e["messages"]), strict=True))
+# --- 3.3
 
 
-def _text(messages):
-    return "\n".join(m["content"] for m in messages)
+def labels_given(input_ids, attention_mask, prompt_lengths):
+    """What the hunt begins with."""
+    labels = input_ids.clone()
+    labels[labels == 2] = -100
+    for row, length in zip(labels, prompt_lengths, strict=True):
+        row[:length] = -100
+    return labels
 
 
-def _said(message, form):
-    return message | {"content": form.format(message["content"])}
+def _labels(change):
+    """`answer_labels` after `change(labels, ids, mask, prompts)` of the right ones."""
+
+    def wrong(input_ids, attention_mask, prompt_lengths):
+        right = answer_labels(input_ids, attention_mask, prompt_lengths)
+        return change(right, input_ids, attention_mask, prompt_lengths)
+
+    return wrong
 
 
-PROMPTS = [
-    (_split(lambda m: (m[-2::-1], m[-1:])), "not in the order"),
-    (_split(lambda m: ([*m[:-1], m[-1] | {"content": ""}], m[-1:])), "holds a message that"),
+def _in_place(input_ids, attention_mask, prompt_lengths):
+    input_ids[answer_labels(input_ids, attention_mask, prompt_lengths) == -100] = -100
+    return input_ids
+
+
+def _from_the_left(input_ids, attention_mask, prompt_lengths):
+    places = torch.arange(input_ids.shape[1])
+    asked = (places >= prompt_lengths[:, None]) & (attention_mask == 1)
+    return input_ids.masked_fill(~asked, -100)
+
+
+def _from_the_left_padded(input_ids, attention_mask, prompt_lengths):
+    places = torch.arange(input_ids.shape[1])
+    return input_ids.masked_fill(places < prompt_lengths[:, None], -100)
+
+
+def _by_id(right, ids, mask, prompts):
+    return right.masked_fill(ids == 2, -100)
+
+
+def _one_length(input_ids, attention_mask, prompt_lengths):
+    alike = prompt_lengths[:1].expand_as(prompt_lengths)
+    return answer_labels(input_ids, attention_mask, alike)
+
+
+def _shifted(right, ids, mask, prompts):
+    moved = torch.full_like(right, -100)
+    moved[:, :-1] = right[:, 1:]
+    return moved
+
+
+def _no_last(right, ids, mask, prompts):
+    keep = right.clone()
+    for row in keep:
+        row[(row != -100).nonzero()[-1]] = -100
+    return keep
+
+
+def _last_alone_trains(right, ids, mask, prompts):
+    return torch.where(_no_last(right, ids, mask, prompts) == right, -100, right)
+
+
+def _first_padding(right, ids, mask, prompts):
+    for row in range(len(ids)):
+        behind = int((right[row] != -100).nonzero()[-1]) + 1
+        if behind < ids.shape[1]:
+            right[row, behind] = ids[row, behind]
+    return right
+
+
+def _to_first_end(right, ids, mask, prompts):
+    ends = (right == 2).long()
+    return right.masked_fill(ends.cumsum(1) - ends > 0, -100)
+
+
+def _by_id_but_last(right, ids, mask, prompts):
+    last = _last_alone_trains(right, ids, mask, prompts)
+    return torch.where(last != -100, last, right.masked_fill(ids == 2, -100))
+
+
+LABELS = [
+    (labels_given, "attention_mask is 0, whatever its id"),
+    (labels_given, "padding on the left moves the prompt"),
+    (_labels(_by_id), "nothing teaches the model to stop"),
+    (_from_the_left, "count real tokens, attention_mask.cumsum(1)"),
+    (_from_the_left_padded, "padding has labels"),
+    (_in_place, "changes its input input_ids"),
+    (_one_length, "one row's prompt length is taken for all"),
+    (lambda i, m, p: answer_labels(i, m, p.max().expand_as(p)), "longest prompt is taken for all"),
+    (lambda i, m, p: answer_labels(i, m, p - 1), "the last token of the prompt has a label"),
+    (lambda i, m, p: answer_labels(i, m, p + 1), "the first token of the answer has no label"),
+    (lambda i, m, p: i.masked_fill(m == 0, -100), "the prompt has labels"),
+    (lambda i, m, p: i.clone(), "the prompt has labels"),
+    (_labels(lambda x, i, m, p: torch.where((x == -100) & (m == 1), i, -100)), "turned round"),
+    (_labels(lambda x, i, m, p: x.clamp(min=0)), "0 is a token"),
+    (_labels(lambda x, i, m, p: x.clamp(min=-1)), "-1 is an error"),
+    (_labels(_shifted), "the model shifts the labels itself"),
+    (_labels(_no_last), "it says where to stop"),
+    (_labels(_last_alone_trains), "only the last token has a label"),
+    (_labels(lambda x, i, m, p: x != -100), "true and false"),
+    (_labels(lambda x, i, m, p: (x != -100).long()), "not 1 and 0"),
+    (_labels(lambda x, i, m, p: x.float()), "token ids, and these are floats"),
+    (_labels(lambda x, i, m, p: x.int()), "keep the dtype of input_ids"),
+    (_labels(lambda x, i, m, p: x.tolist()), "wanted a tensor"),
+    (_labels(lambda x, i, m, p: x[:, 1:]), "has shape"),
+    (_labels(lambda x, i, m, p: torch.full_like(x, -100)), "all labels are -100"),
+    (_labels(lambda x, i, m, p: torch.where(m == 1, x, i)), "padding has labels"),
+    (lambda i, m, p: answer_labels(i, m, p[0]), ("one a row", "prompt_lengths[:, None]")),
+    (lambda i, m, p: i.masked_fill(torch.arange(i.shape[1]) < p, -100), "prompt_lengths[:, None]"),
+    (_labels(_first_padding), "the first padding behind an answer has a label"),
     (
-        _split(lambda m: ([x | {"content": x["content"].strip()} for x in m[:-1]], m[-1:])),
-        "as they",
+        _labels(lambda x, i, m, p: torch.where((i == 2) & (m == 1), i, x)),
+        "end tokens of the prompt",
     ),
-    (_split(lambda m: (m[:-1], [m[-1] | {"content": m[-1]["content"].lower()}])), "as they are"),
-    (_split(lambda m: (m[-1:], m[:-1])), "includes the answer"),
-    (_split(lambda m: ([m[:-1]], [m[-1:]])), "list of messages"),
-    (_split(lambda m: (m[1:-1], m[-1:])), "system message and earlier turns included"),
-    (lambda e: {"prompts": e["messages"][:-1]}, "it has prompts"),
-    (lambda e: {"prompt": e[:-1], "completion": e[-1:]}, 'slice example["messages"]'),
-    (lambda e: {"prompt": e["messages"][:-1], "completion": [e["messages"].pop()]}, "pop()"),
-    (_split(lambda m: (m[:-1], m[-1]["content"])), "completion of user, assistant is text"),
-    (_split(lambda m: (_text(m[:-1]), m[-1:])), "chat template"),
-    (_split(lambda m: (_text(m[:-1]), _text(m[-1:]))), "chat template"),
-    (_split(lambda m: (m[:-1], m[-1])), "put it in a list"),
-    (_split(lambda m: (m[:-1], m)), "whole conversation"),
-    (_split(lambda m: (m, m[-1:])), "includes the answer"),
-    (_split(lambda m: (m[-2:-1], m[-1:])), "system message and earlier turns"),
-    (_split(lambda m: ([t for t in m if t["role"] != "assistant"], m[-1:])), "earlier turns"),
-    (_split(lambda m: (m[:-1], [t for t in m if t["role"] == "assistant"])), "every answer"),
-    (_split(lambda m: (m[:1], m[1:])), "completion of system, user, assistant is user, assistant"),
-    (_split(lambda m: (m[:-1], [next(t for t in m if t["role"] == "assistant")])), "first answer"),
-    (_split(lambda m: (m[:-1], [m[-1]["content"]])), "list of messages"),
+    (_labels(_to_first_end), "what follows the answer's end token"),
+    (_labels(_by_id_but_last), "an end has a label only where it is a row's last"),
+    (_labels(lambda x, i, m, p: x * m), "padding's labels are 0"),
+    (lambda i, m, p: answer_labels(i, m, p.flip(0)), "not in one order"),
+    (lambda i, m, p: print(end=""), "return"),
+]
+
+# --- 3.4
+
+
+def render_given(messages, tokenizer):
+    """What the hunt begins with."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    return tokenizer(text)["input_ids"]
+
+
+def _templated(*, strip=False, **how):
+    """A render_prompt that goes through text, with these arguments of the tokenizer."""
+
+    def wrong(messages, tokenizer):
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer(text.replace(tokenizer.bos_token, "") if strip else text, **how).input_ids
+
+    return wrong
+
+
+def _rendered(change):
+    """A render_prompt of `change(messages)`."""
+    return lambda messages, tokenizer: render_prompt(change(messages), tokenizer)
+
+
+def _by_hand(messages, tokenizer):
+    text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    return tokenizer(text + "<|im_start|>assistant\n")["input_ids"]
+
+
+def _own_bos_off(messages, tokenizer):
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
+    return _templated()(messages, tokenizer)
+
+
+def _texts_alone(messages, tokenizer):
+    return tokenizer(" ".join(m["content"] for m in messages))["input_ids"]
+
+
+def _asked_twice(messages, tokenizer):
+    return render_prompt(messages, tokenizer) + render_prompt(messages, tokenizer)[-1:]
+
+
+def _empty_answer(messages, tokenizer):
+    return tokenizer.apply_chat_template(
+        [*messages, {"role": "assistant", "content": ""}], return_dict=False
+    )
+
+
+def _users(messages):
+    return [m for m in messages if m["role"] == "user"]
+
+
+RENDERED = [
+    (render_given, "it does not end in the generation prompt"),
+    (render_given, "two BOS stand in front"),
+    (_templated(), "two BOS stand in front"),
     (
-        _split(lambda m: (m[:-1], [_said(m[-1], " {}")])),
-        "completion of user, assistant: a message's",
+        lambda m, t: t.apply_chat_template(m, return_dict=False),
+        "the model goes on as the user: add_generation_prompt=True",
+    ),
+    (_templated(strip=True, add_special_tokens=False), "the BOS that the template writes is gone"),
+    (lambda m, t: render_prompt(m, t)[1:], "its first token is gone, and that is no BOS here"),
+    (lambda m, t: [t.bos_token_id, *render_prompt(m, t)], "two BOS stand in front"),
+    (lambda m, t: [t.bos_token_id, *render_prompt(m, t)], "a BOS stands in front that this"),
+    (lambda m, t: [*render_prompt(m, t), t.eos_token_id], "an end token stands behind it"),
+    (_empty_answer, ("an end token stands behind it", "reads")),
+    (_asked_twice, "the generation prompt stands there twice"),
+    (_rendered(lambda m: m[-1:]), "the last message alone is rendered"),
+    (_rendered(lambda m: m[1:] if m[0]["role"] == "system" else m), "the system message is"),
+    (_rendered(lambda m: m[:-1] or m), "the last message is missing"),
+    (_rendered(_users), "only the user's messages are rendered"),
+    (_rendered(lambda m: m[::-1]), "turned round"),
+    (_rendered(lambda m: m[:1]), "the first message alone is rendered"),
+    (_by_hand, "another model's template"),
+    (_texts_alone, "without roles and ends"),
+    (_own_bos_off, "it changes the tokenizer"),
+    (lambda m, t: t.apply_chat_template(m, add_generation_prompt=True), 'take its ["input_ids"]'),
+    (
+        lambda m, t: t.apply_chat_template(m, add_generation_prompt=True, tokenize=False),
+        "gave text",
+    ),
+    (lambda m, t: [render_prompt(m, t)], "a list inside a list"),
+    (lambda m, t: torch.tensor(render_prompt(m, t)), "gave a tensor"),
+    (lambda m, t: t.convert_ids_to_tokens(render_prompt(m, t)), "tokens as text"),
+    (lambda m, t: m.append({"role": "user", "content": "now"}) or render_prompt(m, t), "changes"),
+    (lambda m, t: render_prompt(m, t)[::-1], "the ids are turned round"),
+    (lambda m, t: render_prompt(m, t) + [t.pad_token_id] * 3, "padding stands behind it"),
+    (lambda m, t: [i for i in render_prompt(m, t) if i != t.eos_token_id], "roles or ends"),
+    (
+        lambda m, t: t.apply_chat_template(m, continue_final_message=True, return_dict=False),
+        "the last message is left open",
+    ),
+    (_rendered(lambda m: [{"role": "system", "content": "turn"}, *m]), "that is no message"),
+    (lambda m, t: None, "return"),
+]
+
+# --- 3.5
+
+
+def fit_given(prompt_ids, answer_ids, max_length):
+    """What the hunt begins with."""
+    input_ids = prompt_ids + answer_ids
+    labels = [-100] * len(prompt_ids) + answer_ids
+    return input_ids[:max_length], labels[:max_length]
+
+
+def _fit(change):
+    """`fit` after `change(prompt, answer, n, ids, labels)` of the right pair."""
+
+    def wrong(prompt_ids, answer_ids, max_length):
+        right = fit(prompt_ids, answer_ids, max_length)
+        return change(prompt_ids, answer_ids, max_length, *right)
+
+    return wrong
+
+
+def _prompt_behind(p, a, n, ids, labels):
+    room = max(0, n - len(a))
+    return p[:room] + a[:n], [-100] * len(p[:room]) + a[:n]
+
+
+def _all_by_zero(p, a, n, ids, labels):
+    a = a[:n]
+    p = p[-(n - len(a)) :]
+    return p + a, [-100] * len(p) + a
+
+
+def _end_put_back(p, a, n, ids, labels):
+    if len(a) <= n:
+        return ids, labels
+    return [*a[: n - 1], a[-1]], [*a[: n - 1], a[-1]]
+
+
+def _appends(prompt_ids, answer_ids, max_length):
+    prompt_ids += answer_ids
+    return fit(prompt_ids[: -len(answer_ids)], answer_ids, max_length)
+
+
+def _one_less(p, a, n, ids, labels):
+    return fit(p, a, max(len(a[:n]), n - 1))
+
+
+def _both_from_the_left(p, a, n, ids, labels):
+    return (p + a)[-n:], ([-100] * len(p) + a)[-n:]
+
+
+def _no_end(p, a, n, ids, labels):
+    return ids, [*labels[:-1], -100]
+
+
+def _no_labels_if_cut(p, a, n, ids, labels):
+    return ids, labels if len(a) <= n else [-100] * n
+
+
+def _padded(p, a, n, ids, labels):
+    return ids + [2] * (n - len(ids)), labels + [-100] * (n - len(ids))
+
+
+def _first_token_kept(p, a, n, ids, labels):
+    return (p[:1] + ids[1:] if labels[0] == -100 else ids), labels
+
+
+def _halves(p, a, n, ids, labels):
+    p = p[-(n // 2) :]
+    return p + a[: n - len(p)], [-100] * len(p) + a[: n - len(p)]
+
+
+FITTED = [
+    (fit_given, "the prompt fills the row, and it trains on nothing"),
+    (fit_given, "the answer loses its end"),
+    (_fit(_prompt_behind), "the prompt loses its end, where the question is"),
+    (_fit(_all_by_zero), "[-0:] is the whole list"),
+    (_fit(_both_from_the_left), "keeps its head, not its tail"),
+    (_fit(_end_put_back), "it teaches to stop midway"),
+    (_fit(_one_less), "one token less than max_length"),
+    (lambda p, a, n: fit(p, a, n + 1), ("one token more", "nothing is cut")),
+    (_fit(lambda p, a, n, ids, labels: (ids, ids)), "the prompt has labels"),
+    (_fit(lambda p, a, n, ids, labels: (ids, [-100] * len(ids))), "no token has a label"),
+    (_fit(_no_end), "it says where to stop"),
+    (_fit(lambda p, a, n, ids, labels: (p + a, [-100] * len(p) + a)), "nothing is cut"),
+    (_fit(lambda p, a, n, ids, labels: (a[:n], a[:n])), "the prompt is left out"),
+    (_fit(lambda p, a, n, ids, labels: (ids, labels) if len(a) < n else ([], [])), "is dropped"),
+    (_fit(lambda p, a, n, ids, labels: (ids, [-100] * len(p) + a)), "every token has a label"),
+    (_fit(lambda p, a, n, ids, labels: ids), "wanted the pair"),
+    (
+        _fit(lambda p, a, n, ids, labels: {"input_ids": ids, "labels": labels}),
+        "gave a dict, wanted the pair",
     ),
     (
-        _split(lambda m: ([_said(t, "{}\n") for t in m[:-1]], m[-1:])),
-        "prompt of user, assistant: a",
+        _fit(lambda p, a, n, ids, labels: (torch.tensor(ids), torch.tensor(labels))),
+        "plain lists",
     ),
-    (lambda e: {"completion": [e["messages"].pop()], "prompt": e["messages"]}, "pop"),
-    (lambda e: (e["messages"][:-1], e["messages"][-1:]), "must return"),
-    (lambda e: {"messages": e["messages"]}, "must return"),
-    (lambda e: None, "must return"),
+    (_fit(lambda p, a, n, ids, labels: (labels, ids)), ("have labels", "-100")),
+    (_fit(lambda p, a, n, ids, labels: (ids, [y if y > 0 else 0 for y in labels])), "own id"),
+    (_appends, "changes its input prompt_ids"),
+    (_fit(_no_labels_if_cut), "its head is worth learning"),
+    (_fit(_padded), "it is padded; that is for later"),
+    (_fit(_first_token_kept), "the prompt's first token stays"),
+    (_fit(_halves), "the answer lost tokens that had room"),
+    (lambda p, a, n: print(end=""), "return"),
 ]
 
 
 def _by_hardware(output_dir, device):
     return sft_of(use_cpu=not torch.cuda.is_available(), bf16=False)(output_dir, device)
+
+
+def _sft(make):
+    """A recipe with the SFTConfig of `make(output_dir, device)`."""
+    return lambda output_dir, device: (lora_of(), make(output_dir, device))
 
 
 SFTS = [
@@ -558,11 +893,13 @@ SFTS = [
     (sft_of(learning_rate=2e-5, max_length=1024), "1024 is TRL's default"),
     (sft_of(no_cuda=True), "use_cpu now"),
     (sft_of(peft_config=None), "goes to SFTTrainer"),
-    (lambda o, d: SFTConfig, "brackets"),
     (sft_of(use_cpu=False), "use_cpu=True"),
     (sft_of(use_cpu=True), "idle"),
-    (lambda o, d: SFTConfig(o, learning_rate=2e-4), "use_cpu=True, bf16=False"),
-    (lambda o, d: SFTConfig(o, learning_rate=2e-4, use_cpu=d == "cpu"), "say bf16=False"),
+    (_sft(lambda o, d: SFTConfig(o, learning_rate=2e-4)), "use_cpu=True, bf16=False"),
+    (
+        _sft(lambda o, d: SFTConfig(o, learning_rate=2e-4, use_cpu=d == "cpu")),
+        "say bf16=False",
+    ),
     (sft_of(bf16=lambda d: d != "cpu", fp16=False), "T4 has no bf16"),
     (sft_of(bf16=False, fp16=lambda d: d == "a100"), "fp32"),
     (sft_of(bf16=False, fp16=lambda d: d != "cpu"), "no gradient scaler"),
@@ -572,7 +909,10 @@ SFTS = [
     (sft_of(max_length=8), "is 8, wanted 512"),
     (sft_of(max_length=1024), "wanted 512; 1024 is TRL's default"),
     (sft_of(max_length="512"), "is '512', wanted 512"),
-    (lambda o, d: SFTConfig(o, learning_rate=2e-4, use_cpu=True, bf16=False), "TRL's default"),
+    (
+        _sft(lambda o, d: SFTConfig(o, learning_rate=2e-4, use_cpu=True, bf16=False)),
+        "TRL's default",
+    ),
     (sft_of(learning_rate="2e-4"), "without quotes"),
     (sft_of(max_seq_length=512), "max_length now"),
     (sft_of(warmup_ratio=0.1), "warmup_steps now"),
@@ -581,8 +921,7 @@ SFTS = [
     (sft_of(nonsense=1), "unexpected keyword argument 'nonsense'"),
     (sft_of(completion_only_loss=False), "prompt too"),
     (sft_of(output_dir="here"), "pass it on"),
-    (lambda o, d: {"output_dir": o}, "gave a dict"),
-    (lambda o, d: None, "return"),
+    (_sft(lambda o, d: {"output_dir": o}), "gave a dict"),
 ]
 
 
@@ -998,12 +1337,33 @@ PERPLEXITIES = [
 ]
 
 
-def _sizes(folder):
-    return {path.name: path.stat().st_size for path in folder.iterdir()}
+def load_given(base, folder):
+    """What the hunt begins with."""
+    tuned = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    return PeftModel.from_pretrained(tuned, folder, is_trainable=True)
 
 
-def _numbers(folder):
-    return sum(t.numel() for t in load_peft_weights(str(folder)).values())
+def _under_two_names(base, folder):
+    model = load_tuned(base, folder)
+    model.load_adapter(folder, "again")
+    model.base_model.set_adapter(["default", "again"], inference_mode=True)
+    return model.eval()
+
+
+def _adapted_first(base, folder):
+    model = get_peft_model(base, PeftConfig.from_pretrained(folder))
+    return PeftModel.from_pretrained(model, folder).eval()
+
+
+def _alpha_doubled(base, folder):
+    config = PeftConfig.from_pretrained(folder)
+    config.lora_alpha *= 2
+    return PeftModel.from_pretrained(base, folder, config=config).eval()
+
+
+def _merged_then_loaded(base, folder):
+    merged = load_tuned(base, folder).merge_and_unload()
+    return load_tuned(merged, folder)
 
 
 def _fresh(base, folder):
@@ -1051,77 +1411,58 @@ def _switched_off(base, folder):
 
 
 ADAPTERS = [
-    (
-        lambda f: len((f / "adapter_model.safetensors").read_text(errors="ignore")),
-        load_tuned,
-        "characters of text",
-    ),
-    (adapter_bytes, _merged_in_place, "merges the adapter into the base's weights"),
-    (lambda f: adapter_bytes(f) // 1024, load_tuned, "whole kilobytes"),
-    (lambda f: (f / "adapter_model.safetensors").stat(), load_tuned, "take .st_size"),
-    (adapter_bytes, _copies, "on another model than `base`"),
-    (adapter_bytes, _from_the_hub, "a base of its own; put the adapter on `base`"),
-    (adapter_bytes, _by_auto, "a base of its own; put the adapter on `base`"),
-    (adapter_bytes, _merged_and_kept, "was the adapter merged"),
-    (adapter_bytes, _base_changed, ("wanted", "not the base model's")),
-    (adapter_bytes, _switched_off, "switched off"),
-    (adapter_bytes, lambda b, f: PeftModel.from_pretrained(f, b), "base comes first"),
-    (adapter_bytes, lambda b, f: load_tuned(b, f).eval, "brackets"),
-    (lambda f: f.stat().st_size, load_tuned, "folder's own entry"),
-    (lambda f: os.path.getsize(f + "/adapter_model.safetensors"), load_tuned, "folder / name"),
-    (lambda f: (f / "adapter_model.bin").stat().st_size, load_tuned, "adapter_model.safetensors"),
-    (lambda f: sum(p.stat().st_size for p in f.glob("adapter*")), load_tuned, "no weights"),
-    (lambda f: adapter_bytes(f) / 2**20, load_tuned, "MiB"),
-    (lambda f: 8 * adapter_bytes(f), load_tuned, "bits"),
-    (lambda f: len(os.listdir(f)), load_tuned, "count of files"),
-    (
-        lambda f: adapter_bytes(f) / 1000,
-        lambda b, f: load_tuned(b, f).train(),
-        "thousands of bytes",
-    ),
-    (lambda f: adapter_bytes(f) / 1000, lambda b, f: load_tuned(b, f).train(), "train mode"),
-    (lambda f: sum(_sizes(f).values()), load_tuned, "whole folder"),
-    (lambda f: _sizes(f)["adapter_config.json"], load_tuned, "adapter_config.json"),
-    (lambda f: _sizes(f)["optimizer.pt"], load_tuned, "optimizer.pt"),
-    (lambda f: adapter_bytes(f) / 1024, load_tuned, "kilobytes"),
-    (lambda f: adapter_bytes(f) / 1e6, load_tuned, "megabytes"),
-    (_numbers, load_tuned, "not bytes"),
-    (lambda f: 4 * _numbers(f), load_tuned, "header"),
-    (adapter_bytes, _fresh, "isn't loaded"),
-    (adapter_bytes, lambda b, f: load_tuned(b, f).train(), "train mode"),
-    (adapter_bytes, lambda b, f: PeftModel.from_pretrained(b, f, is_trainable=True), "train mode"),
-    (adapter_bytes, lambda b, f: load_tuned(b, f).merge_and_unload(), "merged"),
-    (adapter_bytes, lambda b, f: b, "never adapted"),
-    (adapter_bytes, _no_return, "return"),
-    (lambda f: None, load_tuned, "return"),
+    (load_given, "it is to answer, not to learn"),
+    (load_given, "in train mode, with dropout"),
+    (load_given, "the adapter counts twice"),
+    (_merged_then_loaded, "the adapter counts twice"),
+    (_under_two_names, "active under two names"),
+    (_alpha_doubled, "the adapter counts twice"),
+    (_adapted_first, "isn't loaded"),
+    (_merged_in_place, "merges the adapter into the base's weights"),
+    (_copies, "on another model than `base`"),
+    (_from_the_hub, "a base of its own; put the adapter on `base`"),
+    (_by_auto, "a base of its own; put the adapter on `base`"),
+    (_merged_and_kept, "was the adapter merged"),
+    (_base_changed, ("wanted", "not the base model's")),
+    (_switched_off, "switched off"),
+    (lambda b, f: PeftModel.from_pretrained(f, b), "base comes first"),
+    (lambda b, f: load_tuned(b, f).eval, "brackets"),
+    (_fresh, "isn't loaded"),
+    (lambda b, f: load_tuned(b, f).train(), "train mode"),
+    (lambda b, f: PeftModel.from_pretrained(b, f, is_trainable=True), "train mode"),
+    (lambda b, f: PeftModel.from_pretrained(b, f, is_trainable=True).eval(), "not to learn"),
+    (lambda b, f: load_tuned(b, f).merge_and_unload(), "merged"),
+    (lambda b, f: b, "never adapted"),
+    (_no_return, "return"),
 ]
 
 WRONG = [
-    *[(check.config, *case) for case in CONFIGS],
+    *[(check.configs, *case) for case in LORAS + SFTS],
     *[(check.counts, *case) for case in COUNTS],
-    *[(check.prompt_completion, *case) for case in PROMPTS],
-    *[(check.sft, *case) for case in SFTS],
+    *[(check.end_trains, *case) for case in LABELS],
+    *[(check.prompt_opens_answer, *case) for case in RENDERED],
+    *[(check.keeps_answer, *case) for case in FITTED],
     *[(check.matches, *case) for case in MATCHES],
     *[(check.perplexity_weighs_tokens, *case) for case in PERPLEXITIES],
-    *[(check.adapter_folder, *case) for case in ADAPTERS],
-    (check.quiz, lambda: {"q1": "c", "q2": "d", "q3": "a"}, "2 of 3"),
-    (check.quiz, lambda: {"q1": "a", "q2": "d", "q3": "b"}, "d_in + d_out"),
-    (check.quiz, lambda: ["c", "d", "b"], "dict"),
-    (check.quiz, lambda: {"q1": "c", "q2": "e", "q3": "b"}, "q2 wants one of"),
+    *[(check.loads_once, *case) for case in ADAPTERS],
+    (check.quiz, lambda: quiz() | {"q3": "b"}, "3 of 4"),
+    (check.quiz, lambda: list("bdac"), "dict"),
+    (check.quiz, lambda: quiz() | {"q2": "e"}, "q2 wants one of"),
 ]
 
 
 def test_all_that_is_wrong_is_told_at_once(rejects):
-    message = rejects(check.config, config_of(lora_alpha=1, lora_dropout=0.0, bias="all"))
-    assert all(word in message for word in ("same for every r", "pass lora_dropout", "bias is"))
-    assert message.count("lora_alpha") == 1 or "write 2 * r" in message
-    message = rejects(check.sft, sft_of(max_length=1024, learning_rate=2e-5, use_cpu=False))
+    message = rejects(check.configs, with_lora(lora_alpha=1, lora_dropout=0.0, bias="all"))
+    assert all(word in message for word in ("lora_alpha gave 1", "pass lora_dropout", "bias is"))
+    message = rejects(check.configs, sft_of(max_length=1024, learning_rate=2e-5, use_cpu=False))
     assert all(word in message for word in ("1024 is TRL's", "full fine-tuning", "use_cpu=True"))
+    message = rejects(check.loads_once, load_given)
+    assert all(word in message for word in ("train mode", "not to learn", "counts twice"))
 
 
 def test_a_quiz_keeps_the_points_of_the_right_letters(rejects):
-    rejects(check.quiz, lambda: {"q1": "c", "q2": "d", "q3": "a"})
-    assert contract.session.records["3.8"]["earned"] == 2
+    rejects(check.quiz, lambda: quiz() | {"q3": "c"})
+    assert contract.session.records["3.9"]["earned"] == 3
 
 
 # --- stubs ---------------------------------------------------------------------------------
@@ -1131,16 +1472,21 @@ def _stub(*args, **kwargs):
     raise NotImplementedError
 
 
+GIVEN = [
+    (check.end_trains, "nothing teaches the model to stop"),
+    (check.prompt_opens_answer, "two BOS stand in front"),
+    (check.keeps_answer, "it trains on nothing"),
+    (check.loads_once, "the adapter counts twice"),
+]
 STUBS = [
-    (check.config, _stub),
+    (check.configs, _stub),
     (check.counts, _stub),
-    (check.prompt_completion, _stub),
-    (check.sft, _stub),
+    (check.end_trains, _stub),
+    (check.prompt_opens_answer, _stub),
+    (check.keeps_answer, _stub),
     (check.matches, _stub),
     (check.perplexity_weighs_tokens, _stub),
-    (check.adapter_folder, _stub, _stub),
-    (check.adapter_folder, adapter_bytes, _stub),
-    (check.adapter_folder, _stub, load_tuned),
+    (check.loads_once, _stub),
     (check.quiz, _stub),
 ]
 

@@ -1,13 +1,15 @@
 """The student notebooks as a student first meets them: nothing written, nothing broken.
 
-Each is executed here from top to bottom in a kernel, experiments included, and no cell may fail;
-grading runs it too (test_judge.py), in its own way: without experiments, for a row without points.
+Each is executed here from top to bottom in a kernel, experiments included, and no cell may fail
+but the checks of hunts, whose cells hold wrong code; grading runs it too (test_judge.py), in its
+own way: without experiments, for a row without points.
 """
 
 from pathlib import Path
 
 import nbformat
 import pytest
+from answers import given
 
 from labkit.course.run import execute
 
@@ -16,14 +18,25 @@ STEMS = sorted(path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py"))
 
 
 def _output(cell):
-    """All text that a cell printed."""
-    return "".join(out.get("text", "") for out in cell.get("outputs", []))
+    """All text that a cell printed, and the message of what it raised."""
+    outputs = cell.get("outputs", [])
+    return "".join(out.get("text", "") + out.get("evalue", "") for out in outputs)
+
+
+def _hunt(cell, stem):
+    """`(id, words)` of the hunt that a cell checks, else None."""
+    name = cell.source.removeprefix("check.").partition("(")[0]
+    return given(stem[:2]).get(name) if cell.source.startswith("check.") else None
 
 
 @pytest.fixture(scope="module", params=STEMS)
 def unsolved(request):
     """An executed student notebook."""
     book = nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
+    book.metadata["stem"] = request.param
+    for cell in book.cells:
+        if _hunt(cell, request.param):
+            cell.metadata["tags"] = ["raises-exception"]
     failure, _ = execute(book, ROOT / "notebooks", lambda index: None)
     assert failure == ""
     return book
@@ -41,12 +54,19 @@ def _scored(cell):
     return shown["application/vnd.labkit.score+json"]["exercises"]
 
 
-def test_every_check_says_not_written_yet(unsolved):
+def test_every_check_says_not_written_yet_or_what_is_wrong(unsolved):
     checks = _code(unsolved, "check.")
     (score,) = _code(unsolved, "lab.score()")
     assert len(checks) == len(_scored(score)) > 0
     for cell in checks:
-        assert "not written yet" in _output(cell), cell.source
+        _, words = _hunt(cell, unsolved.metadata["stem"]) or ("", "not written yet")
+        assert words in _output(cell), cell.source
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_hunt_has_words_that_name_its_bug(stem):
+    master = (ROOT / "labs" / f"{stem}.py").read_text("utf-8")
+    assert master.count("# BEGIN GIVEN\n") == len(given(stem[:2]))
 
 
 def test_experiments_wait_and_name_what_for(unsolved):
@@ -60,4 +80,8 @@ def test_experiments_wait_and_name_what_for(unsolved):
 def test_the_score_is_nothing_of_all(unsolved):
     (cell,) = _code(unsolved, "lab.score()")
     rows = _scored(cell)
-    assert rows and all(row["status"] == "missing" and row["earned"] == 0 for row in rows)
+    hunts = {id for id, _ in given(unsolved.metadata["stem"][:2]).values()}
+    for row in rows:
+        status = "failed" if row["id"] in hunts else "missing"
+        assert (row["status"], row["earned"]) == (status, 0)
+    assert rows

@@ -1,14 +1,16 @@
-"""What exercises 3.1 and 3.4 expect of a configuration, field by field, over all calls."""
+"""What exercise 3.1 expects of two configurations, field by field, on all machines."""
 
 from labkit.checks.compare import ask, expect_number
 from labkit.contract import CheckFailed, expect, part
 from labkit.labs.lab03 import probes
 
-LORA_HINTS = {
-    "unexpected keyword": "PEFT's names: r, target_modules, lora_alpha, lora_dropout, bias, "
-    "task_type",
+RANK = 16
+ALL = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+HINTS = {
+    "LoraConfig.__init__() got an unexpected keyword": "PEFT's names: r, target_modules, "
+    "lora_alpha, lora_dropout, bias, task_type",
     "Invalid task type": 'here it is "CAUSAL_LM"',
-    "is not defined": "the arguments are r and targets",
+    "is not defined": "the arguments are output_dir and device",
 }
 TASK = "without it PEFT does not know that this is a language model"
 BIAS = {
@@ -31,100 +33,105 @@ def expect_object(got, kind, call):
     expect("is" not in got, f"{call} gave {told}, wanted the type {kind}")
 
 
-def expect_lora(lora_config, cases):
-    """A LoraConfig with the right fields for all `(r, targets)`; a field that fails, told once."""
-    seen = []
-    for r, layers in cases:
-        call = f"lora_config({r}, {layers!r})"
-        got = ask(call, probes.config_fields, lora_config, r, layers, hint=LORA_HINTS)
-        expect_object(got, "LoraConfig", call)
-        seen.append((call, r, layers, got))
-    for check in (_expect_rank, _expect_alpha, _expect_dropout, _expect_words, _expect_targets):
-        with part():
-            check(seen)
+def expect_recipe(recipe):
+    """Both configurations for each device; what is wrong on one does not hide another's."""
+    loras, seen, failures = {}, {}, {}
+    for device in PRECISION:
+        call, folder = f'recipe("out-{device}", "{device}")', f"out-{device}"
+        try:
+            got = ask(call, probes.recipe_fields, recipe, folder, device, hint=HINTS)
+        except CheckFailed as failure:
+            failures[device] = failure
+            continue
+        loras[device], seen[device] = _pair(got, call)
     with part():
-        for call, _, _, got in seen:
-            others = ", ".join(f"{name}={value}" for name, value in got["others"].items())
-            expect(not others, f"{call} sets {others} too; leave it out")
+        _expect_devices_apart(seen, failures)
+    for failure in failures.values():
+        with part():
+            raise failure
+    if loras:
+        device, lora = next(iter(loras.items()))
+        _expect_lora(lora, f'recipe("out-{device}", "{device}")')
+        with part():
+            same = all(other == lora for other in loras.values())
+            expect(same, "the LoraConfig depends on the device: it is the same on all")
+    for device, got in seen.items():
+        _expect_sft(device, got)
 
 
-def _expect_rank(seen):
-    fixed = {got["r"] for *_, got in seen}
-    for call, r, _, got in seen:
+def _pair(got, call):
+    """`(fields of the LoraConfig, fields of the SFTConfig)`."""
+    if isinstance(got, dict):
+        told = {"NoneType": "None (is `return` missing?)"}.get(got["is"], f"a {got['is']}")
+        more = {"LoraConfig": "; an SFTConfig belongs to it", "SFTConfig": "; its LoraConfig too"}
+        hint = more.get(got["is"], "")
+        raise CheckFailed(f"{call} gave {told}, wanted the pair LoraConfig, SFTConfig{hint}")
+    expect(len(got) == 2, f"{call} gave {len(got)} things, wanted the pair LoraConfig, SFTConfig")
+    turned = "sft" in got[0] and "lora" in got[1]
+    expect(not turned, f"{call} gave the pair turned round: LoraConfig, SFTConfig")
+    for one, kind, name in zip(got, ("lora", "sft"), ("LoraConfig", "SFTConfig"), strict=True):
+        if "is" in one:
+            expect_object(one, name, f"{call}: of the pair the {name}")
+        expect(kind in one, f"{call}: both are of one kind; wanted the pair LoraConfig, SFTConfig")
+    return got[0]["lora"], got[1]["sft"]
+
+
+def _expect_lora(got, call):
+    r, alpha = got["r"], got["lora_alpha"]
+    with part():
+        wrong = {"8 is PEFT's default: pass r=16": 8, "the recipe's rank is 16": r}
+        expect_number(r, RANK, f"{call}: r", wrong)
+    with part():
         wrong = {
-            "r is not passed on; 8 is PEFT's default": 8,
-            "that is twice the rank: alpha is what doubles": 2 * r,
+            "8 is PEFT's default: pass lora_alpha, twice the rank": 8.0,
+            "that is the rank itself, wanted twice the rank": float(RANK),
+            "that is half the rank, wanted twice": RANK / 2,
+            "that is four times the rank, wanted twice": 4.0 * RANK,
+            "that is the rank squared, wanted twice the rank": float(RANK * RANK),
+            "that is r + 2; twice the rank is 2 * r": RANK + 2.0,
+            "that is alpha / r; alpha itself is twice the rank": 2.0,
         }
-        if len(fixed) == 1 and 8 not in fixed:
-            wrong["this is the same for every r: pass r on"] = got["r"]
-        expect_number(got["r"], r, f"{call}: r", wrong)
-
-
-def _expect_alpha(seen):
-    fixed = {got["lora_alpha"] for *_, got in seen}
-    pairs = [(got["lora_alpha"], r) for _, r, _, got in seen]
-    numbers = all(type(alpha) in (int, float) for alpha, _ in pairs)
-    more = _same(alpha - r for alpha, r in pairs) if numbers else None
-    times = _same(alpha / r for alpha, r in pairs) if numbers else None
-    for call, r, _, got in seen:
-        wrong = {
-            "that is the rank itself, wanted twice the rank": r,
-            "8 is PEFT's default: pass lora_alpha, twice the rank": 8,
-            "that is half the rank, wanted twice": r / 2,
-            "that is the rank squared, wanted twice the rank": r * r,
-        }
-        if len(fixed) == 1 and 8 not in fixed:
-            wrong["this is the same for every r: write 2 * r"] = got["lora_alpha"]
-        if more is not None:
-            wrong[f"that is r + {more:g}; twice the rank is 2 * r"] = r + more
-        if times is not None:
-            wrong[f"that is {times:g} times the rank, wanted twice"] = r * times
-        expect_number(got["lora_alpha"], 2.0 * r, f"{call}: lora_alpha", wrong)
-
-
-def _same(numbers):
-    """The number that all are, or None."""
-    found = set(numbers)
-    return found.pop() if len(found) == 1 else None
-
-
-def _expect_dropout(seen):
-    for call, _, _, got in seen:
+        whole = float(alpha) if type(alpha) is int else alpha
+        wrong["it is twice the rank, 2 * 16"] = whole
+        expect_number(whole, 2.0 * RANK, f"{call}: lora_alpha", wrong)
+    with part():
         wrong = {
             "0 is PEFT's default: pass lora_dropout": 0.0,
             "that is ten times as much": 0.5,
+            "that is twice as much": 0.1,
             "a share from 0 to 1, not in percent": 5.0,
         }
         expect_number(got["lora_dropout"], 0.05, f"{call}: lora_dropout", wrong)
+    with part():
+        bias, hint = got["bias"], BIAS.get(got["bias"], "leave it at that")
+        expect(bias == "none", f'{call}: bias is {bias!r}, wanted "none": {hint}')
+    with part():
+        task = got["task_type"]
+        expect(task == "CAUSAL_LM", f'{call}: task_type is {task}, wanted "CAUSAL_LM"; {TASK}')
+    with part():
+        _expect_targets(got["target_modules"], call)
+    with part():
+        others = ", ".join(f"{name}={value}" for name, value in got["others"].items())
+        expect(not others, f"{call} sets {others} too; leave it out")
 
 
-def _expect_words(seen):
-    for call, _, _, got in seen:
-        bias, task = got["bias"], got["task_type"]
-        hint = BIAS.get(bias, "leave it at that")
-        with part():
-            expect(bias == "none", f'{call}: bias is {bias!r}, wanted "none": {hint}')
-        with part():
-            expect(task == "CAUSAL_LM", f'{call}: task_type is {task}, wanted "CAUSAL_LM"; {TASK}')
-
-
-def _expect_targets(seen):
-    for call, _, layers, full in seen:
-        got = full["target_modules"]
-        whole = isinstance(layers, str)
-        split = whole and isinstance(got, list) and got == sorted(set(layers))
-        hint = "pass targets as it is"
-        expect(not split, f'{call}: "all-linear" was taken apart into letters; {hint}')
-        boxed = got in ([layers], [sorted(layers)])
-        expect(not boxed, f"{call}: target_modules is {got}, a list around it; {hint}")
-        expect(got is not None, f"{call}: target_modules is not set; pass targets to it")
-        text = isinstance(got, str) and not whole
-        hint = f"one text is read as a pattern, and names no list of layers; {hint}"
-        expect(not text, f"{call}: target_modules is {got!r}: {hint}")
-        wanted = layers if whole else sorted(layers)
-        hint = "pass targets as it is" if whole and got else "targets is not passed on"
-        told = f"{call}: target_modules is {got}, wanted {wanted!r}"
-        expect(got == wanted, told, hint=hint)
+def _expect_targets(got, call):
+    everything = '"all-linear"'
+    told = f"{call}: target_modules is not set, and PEFT would take q and v: pass {everything}"
+    expect(got is not None, told)
+    told = f"{call}: {everything} in a list is the name of one layer; pass the word itself"
+    expect(got != ["all-linear"], told)
+    letters = got == sorted(set("all-linear"))
+    expect(not letters, f"{call}: {everything} was taken apart into letters; pass the word itself")
+    spelled = isinstance(got, str) and got != "all-linear" and got.replace("_", "-").lower()
+    told = f"{call}: target_modules is {got!r}, spelled {everything}"
+    expect(spelled not in ("all-linear", "all", "linear", "all-linears"), told)
+    told = f"{call}: target_modules is {got!r}, one text that is read as a pattern"
+    expect(not isinstance(got, str) or got == "all-linear", f"{told}; wanted {everything}")
+    if got not in ("all-linear", ALL):
+        missing = ", ".join(name for name in ALL if name not in got)
+        told = f"it leaves out {missing}" if missing else "it names layers that are not there"
+        raise CheckFailed(f"{call}: target_modules is {got}, wanted {everything}: {told}")
 
 
 FLAGS = ("use_cpu", "bf16", "fp16")
@@ -146,33 +153,17 @@ WHY = {
 }
 
 
-def expect_sft(sft_config):
-    """An SFTConfig for each device; what is wrong on one does not hide what is on another."""
-    seen, failures = {}, {}
-    for device in PRECISION:
-        call = f'sft_config("out-{device}", "{device}")'
-        try:
-            seen[device] = ask(
-                call, probes.sft_fields, sft_config, f"out-{device}", device, hint={}
-            )
-        except CheckFailed as failure:
-            failures[device] = failure
-    with part():
-        _expect_devices_apart(seen, failures)
-    for failure in failures.values():
+def _expect_sft(device, got):
+    """The precision of a device, and what is the same on all."""
+    call = f'recipe("out-{device}", "{device}")'
+    none = not any(got[name] for name in FLAGS)
+    spelled = f'; or is "{device}" spelled otherwise where you ask for it?' if none else ""
+    for name, flag in zip(FLAGS, PRECISION[device], strict=True):
+        mine = bool(got[name])
         with part():
-            raise failure
-    for device, got in seen.items():
-        call = f'sft_config("out-{device}", "{device}")'
-        expect_object(got, "SFTConfig", call)
-        none = not any(got[name] for name in FLAGS)
-        spelled = f'; or is "{device}" spelled otherwise where you ask for it?' if none else ""
-        for name, flag in zip(FLAGS, PRECISION[device], strict=True):
-            mine = bool(got[name])
-            with part():
-                told = f"{call}: {name} is {mine}, wanted {flag}; {WHY[device, name]}"
-                expect(mine == flag, told + spelled)
-        _expect_the_same_everywhere(got, device, call)
+            told = f"{call}: {name} is {mine}, wanted {flag}; {WHY[device, name]}"
+            expect(mine == flag, told + spelled)
+    _expect_the_same_everywhere(got, device, call)
 
 
 def _expect_devices_apart(seen, failures):

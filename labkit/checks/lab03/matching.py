@@ -1,4 +1,4 @@
-"""What exercise 3.5 expects of `exact_match`: shares first, then each kind of difference alone."""
+"""What exercise 3.6 expects of `exact_match`: shares first, then each kind of difference alone."""
 
 import json
 

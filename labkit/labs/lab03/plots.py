@@ -37,6 +37,64 @@ def trained_shares(rows):
     return fig
 
 
+def unstopped(counts, n, guess=None):
+    """Bars: how many of n answers the limit ended and not the model, by the labels it had."""
+    fig, ax = figure(height=1.7 + 0.45 * len(counts))
+    names, values = list(counts), list(counts.values())
+    ax.barh(names[::-1], values[::-1], color=PALETTE[1], height=0.55)
+    for name, value in counts.items():
+        ax.text(value, name, f" {value}", va="center", color=INK)
+    ax.set(xlim=(0, 1.08 * n), xlabel=f"answers of {n} that do not stop")
+    ax.grid(axis="y", visible=False)
+    told = ", ".join(f"{value} with “{name}”" for name, value in counts.items())
+    ax.set_title(f"Answers of {n} that never stop:\n{told}")
+    if guess:
+        guess.draw(ax, "x")
+    return fig
+
+
+def asked(shares, guess=None):
+    """Bars in percent: the share of right answers by the way in which a model was asked or loaded.
+
+    The first is the right way.
+    """
+    fig, ax = figure(height=1.6 + 0.42 * len(shares))
+    names, values = list(shares), [100 * share for share in shares.values()]
+    colours = [PALETTE[0], *[PALETTE[1]] * (len(names) - 1)]
+    ax.barh(names[::-1], values[::-1], color=colours[::-1], height=0.55)
+    for name, value in zip(names, values, strict=True):
+        ax.text(value, name, f" {value:.0f}%", va="center", color=INK)
+    ax.set(xlim=(0, 108), xlabel="answers exactly right, %")
+    ax.grid(axis="y", visible=False)
+    told = [f"{value:.0f}% “{name}”" for name, value in zip(names, values, strict=True)]
+    ax.set_title(f"Exactly right: {told[0]},\n{', '.join(told[1:])}")
+    if guess:
+        guess.draw(ax, "x")
+    return fig
+
+
+def lost_rows(lost, n, guess):
+    """Stacked bars by `max_length`: rows without a label, and rows whose answer has no end."""
+    fig, ax = figure(height=3.0)
+    names = [str(length) for length in lost]
+    below = np.zeros(len(lost))
+    for kind, colour in zip(next(iter(lost.values())), (PALETTE[1], PALETTE[4]), strict=True):
+        values = np.array([counts[kind] for counts in lost.values()])
+        ax.bar(names, values, bottom=below, color=colour, width=0.6, label=kind)
+        below += values
+    for x, counts in enumerate(lost.values()):
+        text = " + ".join(str(value) for value in counts.values())
+        ax.text(x, below[x], text, ha="center", va="bottom", color=INK)
+    ax.set(xlabel="max_length (tokens)", ylabel=f"rows of {n}", ylim=(0, 1.12 * max(n / 4, *below)))
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper right")
+    short, counts = list(lost.items())[1]
+    told = " and ".join(f"{value} {kind}" for kind, value in counts.items())
+    ax.set_title(f"Cut to {short} tokens on the right, of {n} rows\n{told}")
+    guess.draw(ax)
+    return fig
+
+
 def scores(groups, title):
     """Grouped bars in percent: `groups` maps a metric to {model: share}."""
     fig, ax = figure(height=2.9)
@@ -56,17 +114,32 @@ def scores(groups, title):
     return fig
 
 
-def forgetting(perplexities):
-    """Bars of perplexity on general text by model; the first is the base model."""
-    fig, ax = figure(height=2.7)
+def forgetting(perplexities, guess):
+    """Bars of perplexity on everyday English by method, at one task loss; the first is the base."""
+    fig, ax = figure(height=3.0)
     names, values = list(perplexities), list(perplexities.values())
-    ax.bar(names, values, color=[PALETTE[0], *PALETTE[1 : len(names)]], width=0.55)
+    ax.bar(names, values, color=[PALETTE[5], PALETTE[0], PALETTE[1]][: len(names)], width=0.55)
     for x, value in enumerate(values):
         ax.text(x, value, f"{value:.1f}", ha="center", va="bottom", color=INK)
     ax.axhline(values[0], color=INK, ls=":", lw=1)
-    ax.set(ylabel="perplexity, general text", ylim=(0, 1.18 * max(values)))
+    ax.set(ylabel="perplexity, everyday English", ylim=(0, 1.18 * max(values)))
     ax.grid(axis="x", visible=False)
-    worst = max(range(1, len(values)), key=values.__getitem__)
-    change = values[worst] / values[0]
-    ax.set_title(f"After “{names[worst]}” ordinary text is {change:.2f}x as surprising")
+    changes = [f"{n} {v / values[0] - 1:+.0%}" for n, v in zip(names[1:], values[1:], strict=True)]
+    ax.set_title(f"At equal task loss, perplexity elsewhere: {', '.join(changes)}")
+    guess.draw(ax)
+    return fig
+
+
+def where_loss(runs):
+    """The answer's held-out loss, with the loss on the answer and on everything: a line a seed."""
+    fig, ax = figure(height=3.0)
+    pairs = runs.pivot(index="seed", columns="loss on", values="held-out loss")
+    for seed, pair in pairs.iterrows():
+        heights = [pair["answer"], pair["everything"]]
+        ax.plot([0, 1], heights, "o-", color=PALETTE[seed], label=f"seed {seed}")
+    ax.set_xticks([0, 1], ["loss on the answer", "loss on everything"])
+    ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer")
+    ax.legend(loc="best")
+    told = ", ".join(f"{gap:+.2f}" for gap in pairs["everything"] - pairs["answer"])
+    ax.set_title(f"With loss on everything the answer's loss changes by {told}")
     return fig

@@ -45,18 +45,38 @@ MODELS = {  # (layers, hidden, MLP, vocabulary, heads, key/value heads)
 }
 
 
+ROLES = ["<system>", "<user>", "<assistant>"]
+
+
 def _kind(value):
     return {"is": type(value).__name__}
 
 
-def config_fields(lora_config, r, targets):
-    """The fields of the LoraConfig as data, target modules sorted; else `{"is": type}`.
+def recipe_fields(recipe, output_dir, device):
+    """`[LoraConfig, SFTConfig]` of a recipe as data, built as on a machine with that device.
 
-    `others` has those besides CONFIG_FIELDS that are not PEFT's defaults, as text.
+    Each is its fields, else `{"is": type}`; what is no pair is `{"is": type}` itself.
     """
-    from peft import LoraConfig
+    has_bf16 = "transformers.training_args.is_torch_bf16_gpu_available"
+    try:
+        with mock.patch(has_bf16, return_value=device == "a100"):
+            pair = recipe(output_dir, device)
+    except (TypeError, ValueError) as error:
+        error.args = (str(error) + _hint(str(error), device), *error.args[1:])
+        raise
+    if not isinstance(pair, tuple | list):
+        return _kind(pair)
+    return [_fields(config) for config in pair]
 
-    config = lora_config(r, targets)
+
+def _fields(config):
+    """The fields of a configuration as data, target modules sorted; else `{"is": type}`."""
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    if isinstance(config, SFTConfig):
+        fields = {name: getattr(config, name) for name in SFT_FIELDS}
+        return {"sft": fields | {"output_dir": os.path.relpath(config.output_dir)}}
     if not isinstance(config, LoraConfig):
         return _kind(config)
     fields = {name: getattr(config, name) for name in CONFIG_FIELDS}
@@ -65,7 +85,8 @@ def config_fields(lora_config, r, targets):
         fields["target_modules"] = sorted(fields["target_modules"])
     default = LoraConfig().to_dict()
     others = {name: v for name, v in config.to_dict().items() if v != default.get(name)}
-    return fields | {"others": {n: str(v) for n, v in others.items() if n not in CONFIG_FIELDS}}
+    others = {n: str(v) for n, v in others.items() if n not in CONFIG_FIELDS}
+    return {"lora": fields | {"others": others}}
 
 
 @functools.cache
@@ -90,29 +111,55 @@ def peft_count(name, targets):
     return shapes, depth * adapted.get_nb_trainable_parameters()[0]
 
 
-def prompt_completion(to_prompt_completion, example):
-    """`[what it returns, the list of the example's messages afterwards]`."""
-    mine = copy.deepcopy(example)
-    messages = mine["messages"]
-    result = to_prompt_completion(mine)
-    return [dict(result) if hasattr(result, "keys") else result, messages]
+def talk(rng, roles):
+    """Messages of `roles`, of words that the tiny tokenizer knows."""
+    return [{"role": role, "content": tiny.words(rng, 2, 5)} for role in roles]
 
 
-def sft_fields(sft_config, output_dir, device):
-    """The fields of the SFTConfig as data, built as on a machine with that device."""
-    from trl import SFTConfig
+@functools.cache
+def chat_tokenizer(bos):
+    """A tokenizer with a chat template; with `bos` both put a <start> first, as Llama 3's do."""
+    from tokenizers import processors
 
-    has_bf16 = "transformers.training_args.is_torch_bf16_gpu_available"
-    try:
-        with mock.patch(has_bf16, return_value=device == "a100"):
-            config = sft_config(output_dir, device)
-    except (TypeError, ValueError) as error:
-        error.args = (str(error) + _hint(str(error), device), *error.args[1:])
-        raise
-    if not isinstance(config, SFTConfig):
-        return _kind(config)
-    fields = {name: getattr(config, name) for name in SFT_FIELDS}
-    return fields | {"output_dir": os.path.relpath(config.output_dir)}
+    tokenizer = tiny.language_model(0)[1]
+    tokenizer.add_special_tokens({"additional_special_tokens": ROLES})
+    if bos:
+        first = (tokenizer.bos_token, tokenizer.bos_token_id)
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{first[0]} $A", special_tokens=[first]
+        )
+    turn = "<{{ m['role'] }}> {{ m['content'] }} {{ eos_token }} "
+    tokenizer.chat_template = (
+        ("{{ bos_token }} " if bos else "")
+        + "{% for m in messages %}"
+        + turn
+        + "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return tokenizer
+
+
+def whole(messages, bos):
+    """`(prompt, conversation)`: ids after which an answer comes, and ids with an answer."""
+    tokenizer = chat_tokenizer(bos)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    answered = [*messages, {"role": "assistant", "content": "lamp"}]
+    return prompt, tokenizer.apply_chat_template(answered, return_dict=False)
+
+
+def rendered(render_prompt, messages, bos):
+    """`render_prompt(messages, tokenizer)` with a fresh copy of `chat_tokenizer(bos)`."""
+    tokenizer = copy.deepcopy(chat_tokenizer(bos))
+    before = _state(tokenizer)
+    given = copy.deepcopy(messages)
+    ids = kept(render_prompt, given, tokenizer)
+    if _state(tokenizer) != before:
+        raise CheckFailed("it changes the tokenizer, for everybody: leave it as it is")
+    return ids
+
+
+def _state(tokenizer):
+    told = tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.padding_side
+    return (*map(str, told), tokenizer("turn the lamp")["input_ids"])
 
 
 def _hint(message, device):
@@ -184,11 +231,16 @@ def save_adapter(tuned, folder):
     (Path(folder) / "optimizer.pt").write_bytes(bytes(12345))
 
 
-def bytes_told(adapter_bytes, seed, r):
-    """`adapter_bytes(folder)` of a rank-r adapter's folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_adapter(tiny_adapted(seed, r)[1], folder)
-        return adapter_bytes(Path(folder))
+def scaled_logits(tuned, ids, factor):
+    """Logits of the adapted model as with `factor` times its alpha."""
+    layers = [m for m in tuned.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")]
+    with torch.no_grad():
+        for layer in layers:
+            layer.lora_B["default"].weight *= factor
+        logits = tuned(input_ids=ids).logits
+        for layer in layers:
+            layer.lora_B["default"].weight /= factor
+    return logits
 
 
 def reloaded(load_tuned, seed, r, ids):
@@ -206,6 +258,7 @@ def reloaded(load_tuned, seed, r, ids):
     if not isinstance(model, PeftModel):
         return _kind(model)
     told = {"training": any(m.training for m in model.modules())}
+    told["trains"] = [n for n, p in model.named_parameters() if p.requires_grad][:1]
     told["own"] = any(m is base for m in model.modules())
     told["merged"] = any(getattr(m, "merged", False) is True for m in model.modules())
     with torch.no_grad():

@@ -1,0 +1,212 @@
+"""Forgetting at equal task loss: what lab 3 trains once, for three seeds and more methods.
+
+    python benchmarks/forgetting.py
+
+Each run is one row of build/forgetting.csv. A run whose row is there is not repeated, so the script
+can be stopped and called again. All train SmolLM2-135M on `home`, in fp32, one thread.
+
+forgetting  until the loss on 32 held-out commands is at most TARGET; it is looked at every second
+            step from the moment that a batch's own loss is near. Constant rate. Then: perplexity
+            on everyday English, and intruders, counted as lab 1 does, in every fifth layer.
+reduced     an adapter as in `forgetting`, after PEFT's reduce_intruder_dimension.
+"""
+
+import argparse
+import csv
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+OUT = Path(__file__).parents[1] / "build" / "forgetting.csv"
+TARGET, LONGEST = 0.45, 80  # nats a token; steps
+BATCH = 4
+TOP, THRESHOLD = 10, 0.5  # PEFT's own choice
+PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; `rank` 0 is full fine-tuning."""
+
+    study: str
+    rank: int
+    rate: float
+    seed: int
+
+
+def studies():
+    """Every run, the first seed first; alpha is 32 at every rank."""
+    yield Run("base", 0, 0.0, 0)
+    for seed in (0, 1, 2):
+        for rank, rate in ((4, 2e-3), (64, 2e-3), (0, 3e-4)):
+            yield Run("forgetting", rank, rate, seed)
+    yield Run("reduced", 4, 2e-3, 0)
+    for seed in (0, 1, 2):
+        yield Run("forgetting", 0, 1e-4, seed)
+
+
+def measure(run):
+    """The row of one run: its settings, steps, losses in nats a token, and what it changed."""
+    from labkit import tasks
+    from labkit.training import loop
+
+    begun = time.perf_counter()
+    torch.set_num_threads(1)
+    model, tokenizer, trained = prepare(run)
+    start = {name: weight.clone() for name, weight in weights(model).items()}
+    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(32))
+    found = {"steps": 0}
+    if run.study in ("forgetting", "reduced"):
+        found["steps"] = until_target(run, model, tokenizer, trained, unseen)
+    model.eval()
+    if run.study == "reduced":
+        from peft.tuners.lora.intruders import reduce_intruder_dimension
+
+        reduce_intruder_dimension(model, logging_sink=None)  # its adapter becomes the active one
+    found["task_loss"] = round(loop.held_out_loss(model, tokenizer, unseen), 4)
+    found["perplexity"] = round(perplexity(model, tokenizer, tasks.general()), 4)
+    looked = run.study in ("forgetting", "reduced")
+    found |= changes(start, weights(model)) if looked else NOTHING
+    return asdict(run) | found | {"seconds": round(time.perf_counter() - begun)}
+
+
+NOTHING = {"change": "", "intruders": "", "looked_at": ""}
+
+
+def prepare(run):
+    """Model (training mode), tokenizer and the parameters that train."""
+    from peft import LoraConfig, get_peft_model
+
+    from labkit.training import models
+
+    model, tokenizer = models.load(dtype=torch.float32)
+    torch.manual_seed(run.seed)  # the draw of A
+    if run.rank:
+        how = {"target_modules": "all-linear", "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}
+        model = get_peft_model(model, LoraConfig(r=run.rank, lora_alpha=32, **how))
+        return model.train(), tokenizer, [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    trained = [m.weight.requires_grad_(True) for m in linear(model).values()]
+    return model.train(), tokenizer, trained
+
+
+def linear(model):
+    """{name: module} of the 210 linear layers between embedding and head."""
+    return {n: m for n, m in model.named_modules() if n.split(".")[-1] in PARTS}
+
+
+def weights(model):
+    """{name: weight} of every fifth layer's matrices, an adapter's update added."""
+    found = {}
+    for name, module in linear(model).items():
+        name = name.removeprefix("base_model.model.")
+        if int(name.split(".")[2]) % 5 == 0:
+            base = getattr(module, "base_layer", module)
+            update = module.get_delta_weight(module.active_adapters[0]) if base is not module else 0
+            found[name] = (base.weight + update).detach()
+    return found
+
+
+def step(model, batch, optimizer, trained):
+    """One step on a packed batch; the loss before it."""
+    from labkit.training import loop
+
+    loss = loop.answer_loss(model, batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def until_target(run, model, tokenizer, trained, unseen):
+    """Train until the held-out loss is at most TARGET; the steps that it took."""
+    from labkit import tasks
+    from labkit.training import loop
+
+    optimizer = torch.optim.AdamW(trained, run.rate, weight_decay=0.0)
+    batches = loop.batches(tasks.load("home"), tokenizer, BATCH, LONGEST, run.seed)
+    for n, batch in enumerate(batches, 1):
+        loss = step(model, batch, optimizer, trained)
+        print(f"  step {n}: {loss:.3f}", flush=True)
+        near = n % 2 == 0 and loss < 1.5 * TARGET
+        if near and loop.held_out_loss(model, tokenizer, unseen) <= TARGET:
+            return n
+    raise RuntimeError(f"{run} did not reach {TARGET}")
+
+
+@torch.no_grad()
+def perplexity(model, tokenizer, texts):
+    """exp of the mean loss over all predicted tokens."""
+    total = count = 0
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        logits = model(ids).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+        count += ids.shape[1] - 1
+    return float(torch.tensor(total / count).exp())
+
+
+def changes(before, after):
+    """The update's size relative to the weights', and the intruders among the top directions."""
+    squares = [((after[n] - w).square().sum(), w.square().sum()) for n, w in before.items()]
+    update, weight = map(sum, zip(*squares, strict=True))
+    found = sum(intruders(w, after[n]) for n, w in before.items())
+    size = round(float((update / weight).sqrt()), 5)
+    return {"change": size, "intruders": found, "looked_at": TOP * len(before)}
+
+
+def intruders(W0, W1):
+    """Of the TOP left singular vectors of W1, those that no left singular vector of W0 resembles.
+
+    The best |cos| of each is below THRESHOLD, as in `peft.tuners.lora.intruders`.
+    """
+    U0, U1 = (torch.linalg.svd(W, full_matrices=False).U for W in (W0, W1))
+    best = (U1[:, :TOP].T @ U0).abs().max(dim=1).values
+    return int((best < THRESHOLD).sum())
+
+
+def done(path):
+    """The runs whose rows are in the file."""
+    if not path.exists():
+        return set()
+    kinds = {field.name: field.type for field in fields(Run)}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {Run(**{k: t(row[k]) for k, t in kinds.items()}) for row in csv.DictReader(file)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", nargs="*", help="base, forgetting, reduced; default all")
+    parser.add_argument("--seed", type=int, nargs="*", help="only these")
+    parser.add_argument("--runs", type=int, default=100, help="at most so many")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    there = done(options.out)
+    wanted = [
+        run
+        for run in studies()
+        if run not in there
+        and run.study in (options.study or [run.study])
+        and run.seed in (options.seed or [run.seed])
+    ]
+    for run in wanted[: options.runs]:
+        print(run, flush=True)
+        append(options.out, measure(run))
+
+
+def append(path, row):
+    path.parent.mkdir(exist_ok=True)
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
