@@ -1,4 +1,4 @@
-"""A rehearsal, as `make test` asks: labs run to their end with the little that shows that they do."""
+"""A rehearsal, as `make test` asks: labs run to their end on as little as shows that they do."""
 
 import pytest
 from peft import LoraConfig
