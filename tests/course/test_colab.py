@@ -276,7 +276,8 @@ def kernel(tmp_path, published, monkeypatch):
         "argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": "Colab",
         "language": "python",
-        "env": environment(tmp_path, published, tmp_path / "wheels") | {"OMP_NUM_THREADS": "1"},
+        "env": environment(tmp_path, published, tmp_path / "wheels")
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
     }
     (tmp_path / "kernels/colab").mkdir(parents=True)
     (tmp_path / "kernels/colab/kernel.json").write_text(json.dumps(spec))
