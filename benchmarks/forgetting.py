@@ -12,11 +12,11 @@ reduced     an adapter as in `forgetting`, after PEFT's reduce_intruder_dimensio
 """
 
 import argparse
-import csv
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import studies
 import torch
 
 OUT = Path(__file__).parents[1] / "build" / "forgetting.csv"
@@ -36,7 +36,7 @@ class Run:
     seed: int
 
 
-def studies():
+def every_run():
     """Every run, the first seed first; alpha is 32 at every rank."""
     yield Run("base", 0, 0.0, 0)
     for seed in (0, 1, 2):
@@ -168,15 +168,6 @@ def intruders(W0, W1):
     return int((best < THRESHOLD).sum())
 
 
-def done(path):
-    """The runs whose rows are in the file."""
-    if not path.exists():
-        return set()
-    kinds = {field.name: field.type for field in fields(Run)}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {Run(**{k: t(row[k]) for k, t in kinds.items()}) for row in csv.DictReader(file)}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", nargs="*", help="base, forgetting, reduced; default all")
@@ -184,28 +175,17 @@ def main():
     parser.add_argument("--runs", type=int, default=100, help="at most so many")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    there = done(options.out)
+    there = studies.done(options.out, Run)
     wanted = [
         run
-        for run in studies()
+        for run in every_run()
         if run not in there
         and run.study in (options.study or [run.study])
         and run.seed in (options.seed or [run.seed])
     ]
     for run in wanted[: options.runs]:
         print(run, flush=True)
-        append(options.out, measure(run))
-
-
-def append(path, row):
-    path.parent.mkdir(exist_ok=True)
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row, flush=True)
+        studies.append(options.out, measure(run))
 
 
 if __name__ == "__main__":

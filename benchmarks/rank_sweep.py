@@ -8,13 +8,13 @@ pairs, one thread each, which on two cores is quicker than one after the other o
 """
 
 import argparse
-import csv
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import studies
 import torch
 
 from labkit.measured.short import BATCH, PLACES, STEPS
@@ -43,7 +43,7 @@ class Run:
     targets: str = "all-linear"
 
 
-def studies():
+def every_run():
     """Every run by study, the first seed first."""
     scalings = [(16, 32, "")]  # where the three rules agree: a factor of 2 before B A
     scalings += [(4, 32, ""), (64, 32, "")]  # alpha fixed
@@ -139,15 +139,6 @@ def plus(model, learning_rate):
     )
 
 
-def done(path):
-    """The runs whose rows are in the file."""
-    if not path.exists():
-        return set()
-    kinds = {field.name: field.type for field in fields(Run)}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {Run(**{k: t(row[k]) for k, t in kinds.items()}) for row in csv.DictReader(file)}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", nargs="*", help="rank, full, targets, variants; default all")
@@ -157,10 +148,10 @@ def main():
     parser.add_argument("--minutes", type=float, default=1e9, help="start no run after so many")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    there, begun = done(options.out), time.perf_counter()
+    there, begun = studies.done(options.out, Run), time.perf_counter()
     wanted = [
         run
-        for run in studies()
+        for run in every_run()
         if run not in there
         and run.study in (options.study or [run.study])
         and run.seed in (options.seed or [run.seed])
@@ -182,18 +173,8 @@ def main():
             finished = [future for future in running if future.done()]
             running -= set(finished)
             for future in finished:
-                _append(options.out, future.result())
+                studies.append(options.out, future.result())
             time.sleep(0.2)
-
-
-def _append(path, row):
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row, flush=True)
 
 
 if __name__ == "__main__":
