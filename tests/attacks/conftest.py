@@ -47,14 +47,22 @@ def selected():
         seen[attack.group] = seen.get(attack.group, 0) + 1
         every = os.environ.get("LABKIT_ATTACKS") == "all"
         if every or seen[attack.group] <= EACH or attack.name in ALWAYS:
-            name, together = f"{attack.group}-{attack.name}", pytest.mark.xdist_group(attack.group)
-            params.append(pytest.param(attack, id=name, marks=together))
+            name = f"{attack.group}-{attack.name}"
+            params.append(pytest.param(attack, id=name, marks=_together(attack.group)))
     return params
+
+
+def _together(group):
+    """One worker runs all tests of a group, which is graded once."""
+    return pytest.mark.xdist_group(f"attacks {group}")
 
 
 def pytest_generate_tests(metafunc):
     if "attack" in metafunc.fixturenames:
         metafunc.parametrize("attack", selected())
+    if "group" in metafunc.fixturenames:
+        groups = sorted({attack.group for attack in ATTACKS})
+        metafunc.parametrize("group", [pytest.param(g, marks=_together(g)) for g in groups])
 
 
 @dataclass
