@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,10 @@ def test_what_older_notebooks_and_own_checks_import_is_still_there():
         assert getattr(older, name) is getattr(contract, name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         labkit.nothing  # noqa: B018
+
+
+def test_side_by_side_the_tests_of_a_file_stay_together(request):
+    """They share what they made; without the groups of pytest-xdist each worker makes it again."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("one worker runs all")
+    assert request.node.nodeid.endswith("@test_house")
