@@ -30,7 +30,7 @@ MAY = {
     "reference": ("contract", "names"),
     "lost": ("names",),
     "lab": ("contract", "guess", "live", "lost", "plots", "reference", "training"),
-    "grading/inside": ("contract", "grading", "lab", "live", "plots", "tasks", "training"),
+    "grading/inside": ("contract", "grading", "guess", "lab", "live", "plots", "tasks", "training"),
     "grading/judge": ("checks", "contract", "grading", "names", "reference"),
     "grading/after": ("contract", "grading"),
     "grading": ("contract", "fingerprint", "grading/judge", "grading/after", "grading/inside"),
