@@ -50,16 +50,16 @@ def every_run():
 def measure(run):
     """The row of one run: its settings, steps, losses in nats a token, and what it changed."""
     from labkit import tasks
+    from labkit.checks.lab03.guesses import perplexity
     from labkit.training import loop
 
     begun = time.perf_counter()
     torch.set_num_threads(1)
     model, tokenizer, trained = prepare(run)
-    start = {name: weight.clone() for name, weight in weights(model).items()}
+    start = weights(model)
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(32))
-    found = {"steps": 0}
-    if run.study in ("forgetting", "reduced"):
-        found["steps"] = until_target(run, model, tokenizer, trained, unseen)
+    learns = run.study != "base"
+    found = {"steps": until_target(run, model, tokenizer, trained, unseen) if learns else 0}
     model.eval()
     if run.study == "reduced":
         from peft.tuners.lora.intruders import reduce_intruder_dimension
@@ -67,8 +67,7 @@ def measure(run):
         reduce_intruder_dimension(model, logging_sink=None)  # its adapter becomes the active one
     found["task_loss"] = round(loop.held_out_loss(model, tokenizer, unseen), 4)
     found["perplexity"] = round(perplexity(model, tokenizer, tasks.general()), 4)
-    looked = run.study in ("forgetting", "reduced")
-    found |= changes(start, weights(model)) if looked else NOTHING
+    found |= changes(start, weights(model)) if learns else NOTHING
     return asdict(run) | found | {"seconds": round(time.perf_counter() - begun)}
 
 
@@ -135,18 +134,6 @@ def until_target(run, model, tokenizer, trained, unseen):
         if near and loop.held_out_loss(model, tokenizer, unseen) <= TARGET:
             return n
     raise RuntimeError(f"{run} did not reach {TARGET}")
-
-
-@torch.no_grad()
-def perplexity(model, tokenizer, texts):
-    """exp of the mean loss over all predicted tokens."""
-    total = count = 0
-    for text in texts:
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
-        logits = model(ids).logits[0, :-1]
-        total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-        count += ids.shape[1] - 1
-    return float(torch.tensor(total / count).exp())
 
 
 def changes(before, after):

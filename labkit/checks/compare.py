@@ -112,7 +112,7 @@ def expect_close(got, wanted, call, guesses=None, tol=1e-4):
 def expect_shape(got, shape, call):
     """Raise CheckFailed unless `got` is a tensor of `shape`."""
     if not isinstance(got, torch.Tensor):
-        raise CheckFailed(f"{call} gave {_kind(got)}, wanted a tensor of shape {tuple(shape)}")
+        raise CheckFailed(f"{call} gave {kind_of(got)}, wanted a tensor of shape {tuple(shape)}")
     if got.shape != shape:
         turned = got.shape == torch.Size(reversed(shape))
         hint = ": is something transposed?" if turned else ""
@@ -130,7 +130,7 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
     if isinstance(got, torch.Tensor):
         raise CheckFailed(f"{call} gave a tensor of shape {tuple(got.shape)}, wanted one number")
     if type(got) not in (int, float):
-        raise CheckFailed(f"{call} gave {_kind(got)}, wanted {_kind(wanted)}")
+        raise CheckFailed(f"{call} gave {kind_of(got)}, wanted {kind_of(wanted)}")
     if type(wanted) is int and type(got) is float and got == wanted:
         raise CheckFailed(f"{call} gave {got!r}, wanted the int {wanted}: use // or int()")
     if got == wanted if type(wanted) is int else _near(got, wanted, tol):
@@ -266,7 +266,8 @@ def _difference(got, wanted):
     return f"yours {yours:.4g}, wanted {theirs:.4g} where they differ most"
 
 
-def _kind(value):
+def kind_of(value: object) -> str:
+    """What kind of thing an answer is, in words."""
     if value is None:
         return "None (is `return` missing?)"
     kind = type(value).__name__

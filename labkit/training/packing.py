@@ -197,15 +197,16 @@ def _attend(
 def _check_plain(module, special, layout):
     """LabError where a model scores keys in a way of its own: a window, a soft cap, a sink."""
     window = special.get("sliding_window")
-    found = {
-        f"a window of {window} tokens": window is not None and layout.longest > window,
-        "a soft cap": special.get("softcap") is not None,
-        "attention sinks": special.get("s_aux") is not None,
-    }
-    if any(found.values()):
-        how = next(name for name, there in found.items() if there)
-        kind = module.config.model_type
-        raise LabError(f"{kind} attends with {how}, packed rows do not: use TRL's SFTTrainer")
+    if window is not None and layout.longest > window:
+        how = f"a window of {window} tokens"
+    elif special.get("softcap") is not None:
+        how = "a soft cap"
+    elif special.get("s_aux") is not None:
+        how = "attention sinks"
+    else:
+        return
+    kind = module.config.model_type
+    raise LabError(f"{kind} attends with {how}, packed rows do not: use TRL's SFTTrainer")
 
 
 def _split(x, layout):

@@ -989,6 +989,7 @@ def test_a_missing_letter_keeps_the_points_of_the_others(rejects):
 
 def test_intruders_are_those_of_peft():
     """PEFT tells how many it found in each layer before it takes them out."""
+    torch.manual_seed(0)
     rng, told = torch.Generator().manual_seed(0), []
     base = torch.nn.Sequential(*[torch.nn.Linear(*sides, bias=False) for sides in SIDES])
     config = peft.LoraConfig(r=4, lora_alpha=40, target_modules=["0", "1", "2"])

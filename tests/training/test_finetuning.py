@@ -12,13 +12,8 @@ from trl import SFTConfig, SFTTrainer
 
 from labkit import tasks
 from labkit.errors import LabError
-from labkit.training import loop, models, packing
+from labkit.training import loop, packing
 from labkit.training.finetuning import finetune
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load()[1]
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,6 @@ from labkit.training.generation import answers
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return models.load()[1]
-
-
-@pytest.fixture(scope="module")
 def home():
     return tasks.load("home", "train").select(range(40))
 

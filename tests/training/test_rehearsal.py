@@ -7,7 +7,7 @@ from trl import SFTConfig
 from labkit import download, lab, measured, tasks
 from labkit.checks import lab01
 from labkit.labs import tiny
-from labkit.training import finetuning, generation, hardware, loop, models
+from labkit.training import finetuning, generation, hardware, loop
 
 
 @pytest.fixture(params=["rehearsal", "for real"])
@@ -15,11 +15,6 @@ def rehearsal(request, monkeypatch):
     """Whether it is one; with LABKIT_REHEARSAL=0 it is none, either."""
     monkeypatch.setenv("LABKIT_REHEARSAL", "1" if request.param == "rehearsal" else "0")
     return request.param == "rehearsal"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load()[1]
 
 
 @pytest.fixture(scope="module")

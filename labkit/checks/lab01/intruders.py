@@ -110,7 +110,8 @@ def _cosines(U1, U0):
 
 def intruder_guesses(W0, W1, k, threshold, wanted):
     """Wrong counts of intruders."""
-    (U0, _, V0), (U1, _, V1) = (torch.linalg.svd(W, full_matrices=False) for W in (W0, W1))
+    svds = [torch.linalg.svd(W, full_matrices=False) for W in (W0, W1)]
+    (U0, _, V0), (U1, _, V1) = svds
     signed, right = U1.T @ U0, (V1 @ V0.T).abs()  # (n of W1, n of W0)
     cosines = signed.abs()
     top, best = cosines[:k], cosines[:k].amax(1)
@@ -143,7 +144,7 @@ def intruder_guesses(W0, W1, k, threshold, wanted):
         }
         | _other_ranges(signed, k, below)
         | _other_limits(top, threshold)
-        | _other_matrices(W0, W1, k, threshold)
+        | _other_matrices(W0, W1, svds, k, threshold)
     )
 
 
@@ -198,9 +199,9 @@ def _other_limits(top, threshold):
     }
 
 
-def _other_matrices(W0, W1, k, threshold):
+def _other_matrices(W0, W1, svds, k, threshold):
     """Wrong counts of intruders: those between other vectors."""
-    (U0, _, V0), (U1, S1, V1) = (torch.linalg.svd(W, full_matrices=False) for W in (W0, W1))
+    (U0, _, V0), (U1, S1, V1) = svds
     change = torch.linalg.svd(W1 - W0, full_matrices=False).U
     whole0, whole1 = (torch.linalg.svd(W).U for W in (W0, W1))
     columns0, columns1 = (W / W.norm(dim=0) for W in (W0, W1))

@@ -1,8 +1,7 @@
 """What exercise 3.5 expects of `fit`: the prompt gives way, and the answer keeps its end."""
 
-from labkit.checks.compare import ask, draw, every
+from labkit.checks.compare import ask, draw, every, kind_of
 from labkit.checks.lab03.labelled import END, IGNORED, words
-from labkit.checks.lab03.prompted import named
 from labkit.contract import CheckFailed, expect
 
 FITS = {
@@ -35,7 +34,7 @@ def _expect_fit(fit, rng, p, a, longest, what):
     call = f"fit of {p} prompt and {a} answer tokens to {longest} ({what})"
     got = ask(call, fit, prompt, answer, longest, hint=FITS)
     pair = isinstance(got, list) and len(got) == 2
-    expect(pair, f"{call} gave {named(got)}, wanted the pair input_ids, labels")
+    expect(pair, f"{call} gave {kind_of(got)}, wanted the pair input_ids, labels")
     lists = all(isinstance(one, list) for one in got)
     expect(lists, f"{call}: input_ids and labels are plain lists")
     ids, labels = got

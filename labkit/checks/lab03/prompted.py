@@ -2,7 +2,7 @@
 
 import torch
 
-from labkit.checks.compare import ask, every
+from labkit.checks.compare import ask, every, kind_of
 from labkit.contract import CheckFailed, expect
 from labkit.labs.lab03 import probes
 
@@ -41,7 +41,7 @@ def _expect_prompt(render_prompt, bos, roles, rng):
     dict_ = isinstance(got, dict)
     expect(not dict_, f'{call} gave a dict, wanted the list of ids in it: ["input_ids"]')
     ints = isinstance(got, list) and all(type(i) is int for i in got)
-    expect(ints, f"{call} gave {named(got)}, wanted a list of ints")
+    expect(ints, f"{call} gave {kind_of(got)}, wanted a list of ints")
     if got == wanted:
         return
     faults = _faults(got, wanted, messages, bos, tokenizer)
@@ -125,8 +125,3 @@ def _shorter(messages, bos):
     ):
         if some and some != messages:
             yield probes.whole(some, bos)[0], told
-
-
-def named(value):
-    """What kind of thing an answer is, in words."""
-    return "None (is `return` missing?)" if value is None else f"a {type(value).__name__}"

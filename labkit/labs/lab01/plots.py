@@ -98,19 +98,24 @@ def rank_strips(panels, title, guess=None):
     fig, axes = figure(len(panels), width=10, height=3.6, squeeze=False)
     for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
         for (name, kinds), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
-            for x, values in enumerate(kinds.values()):
-                single = len(values) == 1
-                spread = np.linspace(-0.25, 0.25, len(values)) if not single else [0]
-                shape = {"marker": "_", "s": 420, "lw": 2} if single else {"s": 16, "alpha": 0.75}
-                ax.scatter(x + np.array(spread), values, color=colour, **shape)
+            _dots(ax, kinds, colour)
             last = np.median(list(kinds.values())[-1])
-            ax.text(x + 0.45, last, name, color=colour, va="center")
-        ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
+            ax.text(len(kinds) - 0.55, last, name, color=colour, va="center")
         ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4 * len(panels) - 0.1))
-        ax.grid(axis="x", visible=False)
     if guess:
         guess.draw(axes[0][0])
     return headed(fig, title)
+
+
+def _dots(ax, kinds, colour):
+    """The values of each kind of projection side by side; one alone is a dash."""
+    for x, values in enumerate(kinds.values()):
+        single = len(values) == 1
+        spread = np.linspace(-0.25, 0.25, len(values)) if not single else [0]
+        shape = {"marker": "_", "s": 420, "lw": 2} if single else {"s": 16, "alpha": 0.75}
+        ax.scatter(x + np.array(spread), values, color=colour, **shape)
+    ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
+    ax.grid(axis="x", visible=False)
 
 
 def energy_and_gain(ranks, energy, gain, right, right_uncut, guess):
@@ -193,13 +198,9 @@ def two_optimizers(spectra, ranks, title):
     axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position")
     axes[0].set_ylabel("singular value / |update|")
     axes[0].legend(loc="lower left")
-    for (_, kinds), colour in zip(ranks.items(), (BLUE, ORANGE), strict=True):
-        for x, values in enumerate(kinds.values()):
-            spread = np.linspace(-0.25, 0.25, len(values))
-            axes[1].scatter(x + spread, values, color=colour, s=16, alpha=0.75)
-    axes[1].set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
+    for kinds, colour in zip(ranks.values(), (BLUE, ORANGE), strict=True):
+        _dots(axes[1], kinds, colour)
     axes[1].set(ylabel="rank for 90% of the energy", ylim=(0, None))
-    axes[1].grid(axis="x", visible=False)
     return headed(fig, title)
 
 

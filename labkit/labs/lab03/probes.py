@@ -43,8 +43,6 @@ MODELS = {  # (layers, hidden, MLP, vocabulary, heads, key/value heads)
     "Llama-2-7B": (32, 4096, 11008, 32000, 32, 32),
     "Llama-3.1-8B": (32, 4096, 14336, 128256, 32, 8),
 }
-
-
 ROLES = ["<system>", "<user>", "<assistant>"]
 
 
@@ -225,12 +223,6 @@ def tiny_adapted(seed, r):
     return base, tuned
 
 
-def save_adapter(tuned, folder):
-    """What `save_pretrained` writes, and an optimizer state beside it, in a new folder."""
-    tuned.save_pretrained(folder)
-    (Path(folder) / "optimizer.pt").write_bytes(bytes(12345))
-
-
 def scaled_logits(tuned, ids, factor):
     """Logits of the adapted model as with `factor` times its alpha."""
     layers = [m for m in tuned.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")]
@@ -253,7 +245,7 @@ def reloaded(load_tuned, seed, r, ids):
 
     base, tuned = tiny_adapted(seed, r)
     with tempfile.TemporaryDirectory() as folder, _no_other_base():
-        save_adapter(tuned, folder)
+        tuned.save_pretrained(folder)
         model = load_tuned(base, Path(folder))
     if not isinstance(model, PeftModel):
         return _kind(model)

@@ -1,0 +1,10 @@
+"""Shared by the tests of training."""
+
+import pytest
+
+from labkit.training import models
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load()[1]
