@@ -18,7 +18,7 @@
 # You will cut a photograph, then the weights of a real language model, then what fine-tuning did to
 # them. And you train a LoRA beside it.
 #
-# About 65 minutes if you know PyTorch well (50 for the exercises), up to 100 if you do not. The
+# About 70 minutes if you know PyTorch well (50 for the exercises), up to 110 if you do not. The
 # experiments take a little over two minutes on two CPU cores.
 
 # %%
@@ -70,6 +70,10 @@ from labkit.training import loop, models, scoring
 # $s_i > 0$ is the *rank*. An update $BA$ has at most rank $r$, because it is a sum of $r$ terms
 # itself: column $i$ of $B$ times row $i$ of $A$. And every matrix of rank $r$ can be written so.
 # The question becomes what $r$ terms can hold.
+#
+# A case to do by hand: the matrix with rows (3, 0) and (0, 1) is the sum of two terms, with
+# $s_1 = 3$ and $s_2 = 1$. Its first term has the rows (3, 0) and (0, 0). Keep it in mind, it will
+# check three of your functions.
 
 # %% [markdown]
 # ### Exercise 1.1 · `best_rank_r`
@@ -107,7 +111,8 @@ check.optimal(best_rank_r)
 # How far is that matrix from $W$? Return $\lVert W - W_r \rVert / \lVert W \rVert$ as a float, with
 # the Frobenius norm (the root of the sum of all squared entries). Build neither $W_r$ nor
 # $W - W_r$: the singular values alone tell you. Where $r$ is the rank or more it is 0, to
-# rounding.
+# rounding. The matrix with rows (3, 0) and (0, 1), cut to rank 1, leaves an entry of 1 out of a
+# matrix of size $\sqrt{10}$: an error of 0.316.
 #
 # <details><summary>Hint</summary>
 #
@@ -143,7 +148,10 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
 # %% [markdown]
 # Rank 1 is one column of brightness times one row. At rank 5 there is a person, at 20 you would
 # recognise her. Note where the error is: smooth areas are right early, edges and medals come late.
-# "Low rank" means that every row is a mixture of a few patterns, and smooth areas need few.
+#
+# Why? "Low rank" means that every row is a mixture of a few patterns. In a smooth area neighbouring
+# rows are nearly alike, so that few patterns serve them all. But smooth and low-rank are not the
+# same: a chessboard is nothing but edges, and has rank 2, since it has only two kinds of rows.
 
 # %% tags=["experiment"]
 if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
@@ -171,7 +179,8 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 #
 # `lora_params` counts the numbers in $A$, `(r, d_in)`, and $B$, `(d_out, r)`. `break_even_rank` is
 # the largest rank at which they hold strictly fewer numbers than $W$, 0 where no rank saves. Both
-# are ints, and $W$ need not be square.
+# are ints, and $W$ need not be square. (A 4 × 4 matrix has 16 numbers. At rank 1 two factors hold
+# 8, at rank 2 they hold 16 and save nothing: the break-even rank is 1.)
 
 
 # %%
@@ -242,7 +251,9 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
 # ●●○ · 8 min · 3 points
 #
 # `energy_rank(s, fraction)` gets singular values, largest first, and returns the smallest rank
-# whose energy is *at least* the fraction of the whole, an int. `stable_rank(W)` is a float.
+# whose energy is *at least* the fraction of the whole, an int. `stable_rank(W)` is a float. The
+# matrix with rows (3, 0) and (0, 1) has energies 9 and 1: one direction holds 90%, for 95% it takes
+# both, and its stable rank is 10/9.
 #
 # <details><summary>Hint</summary>
 #
@@ -275,8 +286,9 @@ check.ranks(energy_rank, stable_rank)
 # ## The weights of a real model
 #
 # SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj` and `o_proj` in
-# the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. Are they low-rank? Beside each
-# spectrum we draw that of a random matrix of the same shape.
+# the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. Are they low-rank? A spectrum by
+# itself does not tell, since every spectrum falls. So beside each one we draw that of a random
+# matrix of the same shape.
 
 # %% tags=["experiment"]
 if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
@@ -293,7 +305,10 @@ if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
 # Training has given some directions of `q_proj` and the MLP more weight than chance would, and
 # hardly any in `v_proj`. But no curve falls off a cliff that chance would not have: the last values
 # of a square matrix like `q_proj` are near zero, trained or random. There is no rank at which you
-# could say "the rest is nothing". Now every fifth block, with your two numbers for each matrix.
+# could say "the rest is nothing".
+#
+# Four matrices are few. Now every fifth block, with your two numbers for each matrix. Before you
+# run it: of the 576 directions of a `q_proj`, how many do you think hold 90% of the energy?
 
 
 # %%
@@ -340,13 +355,15 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
 # %% [markdown]
 # ## What does fine-tuning change?
 #
-# LoRA needs that *a* good change of low rank exists. Where could one be? The first place to look is
-# the change that full fine-tuning makes, $\Delta W = W_1 - W_0$. If its best rank-8 part does the
-# job, then a good change of rank 8 exists, and you have one in your hands.
+# LoRA needs two things: that *a* good change of low rank exists, and that training finds it.
 #
-# If it does not, nothing is lost: another one may exist, and training LoRA looks for it by itself.
-# Two questions, then. How much of the full update does rank 8 hold? And where does LoRA arrive when
-# it is trained? This lab measures both, so it needs a cut, and a way to compare two updates.
+# Take the first. The place to look is the change that full fine-tuning makes, $\Delta W = W_1 -
+# W_0$. If its best rank-8 part does the job, then a good change of rank 8 exists, and you have one
+# in your hands. If it does not, nothing is lost: another one may exist.
+#
+# The second is up to training. So there are two questions. How much of the full update does rank 8
+# hold? And where does LoRA arrive when it is trained? This lab measures both. For that it needs a
+# cut, and a way to compare two updates.
 #
 # ### Exercise 1.5 · `truncate_update`, `energy_within`
 #
@@ -467,10 +484,11 @@ if lab.experiment("How many directions an update takes", 1, needs=["1.1", "1.2",
     guess_rank.beside(middle(update_r90))
 
 # %% [markdown]
-# Two things are true at once. The update is far lower in rank than the weights it changes. And it
-# is not as low as people say. "Rank 4 to 8 holds over 90% of the signal" is a sentence you will
-# meet; if signal means energy, it is wrong for this update. Longer runs on larger models find the
-# same: full fine-tuning updates of 10 to 100 times the usual LoRA ranks (Biderman et al., 2024).
+# Two things are true at once. By energy the update is far lower in rank than the weights it
+# changes. And it is not as low as people say. "Rank 4 to 8 holds over 90% of the signal" is a
+# sentence you will meet; if signal means energy, it is wrong for this update. Longer runs on larger
+# models agree: on code and maths, Biderman et al. (2024) find full fine-tuning updates of 10 to 100
+# times the usual LoRA ranks.
 #
 # But nobody fine-tunes to collect energy. What matters is what the model can do afterwards.
 
@@ -516,19 +534,22 @@ if lab.experiment("Every update cut to rank r", 15, needs=["1.1", "1.4", "1.5"])
 # This is the picture of the lab. "Gain" is how far the held-out loss falls; 100% is what the whole
 # update achieves. The orange curve says that the update is not low-rank. The blue one says that a
 # low-rank cut keeps most of the gain all the same. A claim about energy and a claim about loss are
-# two claims: for this update the first is wrong, the second right. So a good change of rank 8
-# exists, and that is all that LoRA needs.
+# two claims: for this update the first is wrong, the second right. So there is a change of rank 8
+# that brings most of the gain. Whether training finds one is the other half, and comes below.
 #
 # But gain flatters. It starts where the base model chats instead of answering in JSON, and much of
 # the fall is learning the form. Look at the other two rows of the table: what is left of the loss,
 # and how many answers are right to the letter. There the cut costs more than the blue curve shows:
 # in our run rank 8 left nearly twice the loss of the whole update, and a third of its right
 # answers. (With 48 answers a share is uncertain by about 6 points, so read the trend and not the
-# single dot.)
-#
+# single dot.) The cut is a good change. It is not an equal one.
+
+# %% [markdown]
 # Is the rest of the update noise, then? Keep only the rest and see. And are any 8 directions good
 # enough? Try the next eight, and the part of the update that acts on 8 random input directions.
 # That part is tiny, so it gets a second chance: scaled up until it is as large as the top 8.
+#
+# Before you run it: will the rest alone, without the top 8, gain more or less than the top 8 alone?
 
 
 # %%
@@ -571,11 +592,11 @@ if lab.experiment("Top, rest and random directions", 9, needs=["1.1", "1.4", "1.
 # both parts say the same: the loss falls steeply at first, and any good part of an update gets some
 # of the way.
 #
-# The last two bars are a warning against a comparison that is often made. Eight random input
+# The last two bars are a warning: a small part and a bad part are two things. Eight random input
 # directions hold a hundredth of the energy, so of course they gain little. Made as large as the top
-# 8, they gain a good part, since they still write to the output directions of the update.
-# Directions do matter: the leading ones gain about twice as much at the same size. But size
-# matters, too.
+# 8, they gain a good part. (They are random on the input side alone: what they write still goes to
+# the output directions of the update.) Directions do matter: the leading ones gained about twice as
+# much at the same size, against one random draw. But size matters, too.
 
 # %% [markdown]
 # ## Where does LoRA arrive?
@@ -583,9 +604,15 @@ if lab.experiment("Top, rest and random directions", 9, needs=["1.1", "1.4", "1.
 # A cut is made after the fact, and knows nothing of the loss. LoRA has rank 8 from the first step
 # on, and each step follows the loss. So train one: on the same batches in the same order, with as
 # many steps. Lab 2 writes LoRA by hand; here the library PEFT puts an $A$ and a $B$ beside each of
-# the 210 matrices. The learning rate is another one, 5e-3 instead of 3e-4, because a step of $A$
-# and $B$ at first moves $W$ less than a step of $W$ itself would. (Of two rates that we tried for
-# each, these ended lower. Lab 5 looks for the best.)
+# the 210 matrices.
+#
+# The learning rate is another one, 5e-3 instead of 3e-4, because a step of $A$ and $B$ at first
+# moves $W$ less than a step of $W$ itself would. You can do the sum. Adam's first step moves an
+# entry of $W$ by the rate. In LoRA it moves $B$, which is zero, by the rate, and an entry of
+# $\frac{\alpha}{r} B A$ is then a sum of $r$ entries of $A$ with signs. Those are about
+# $1/\sqrt{3 d_\text{in}}$ in size, so that at $r = 8$, $\alpha = 16$ and $d_\text{in} = 576$ an
+# entry moves by $2 \sqrt{8} / \sqrt{1728} = 0.14$ of the rate. (Of two rates that we tried for
+# each method, these ended lower. Lab 5 looks for the best.)
 
 # %% tags=["experiment"]
 if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4", "1.5"]):
@@ -652,10 +679,15 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # ## Does the optimizer shape the spectrum?
 #
 # Adam divides each entry of a gradient by its own running size, so that all entries move about
-# equally far. That is no operation on singular values, and it lifts small directions. Plain
-# gradient descent (SGD) adds up the gradients as they are. One control run shows whether the rank
-# that you measured belongs to the task or to Adam. SGD needs a rate of its own, too: at 0.3, with
-# gradients clipped to length 1, it learns in twenty steps. We have not looked for its best.
+# equally far. At its very first step only the signs are left. And signs do not respect rank. Take a
+# gradient with the rows (0.5, -0.5, -1.5), (1.5, 0.5, -0.5) and (2.5, 1.5, 0.5): each row is the
+# one above plus 1, so that its rank is 2. Its signs are (+, -, -), (+, +, -) and (+, +, +), a
+# matrix of rank 3.
+#
+# Plain gradient descent (SGD) adds up the gradients as they are. So one control run can show
+# whether the rank that you measured belongs to the task alone, or to Adam as well. SGD needs a rate
+# of its own, too: at 0.3, with gradients clipped to length 1, it learns in twenty steps. We have
+# not looked for its best.
 
 # %% tags=["experiment"]
 if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4", "1.5"]):
@@ -678,9 +710,9 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
 # %% [markdown]
 # By SGD the same batches give an update of much lower rank: in the left picture its singular values
 # fall off, where Adam's have a long tail. SGD also ends at a higher loss, so this is no comparison
-# at equal quality, and a longer run would add directions. But it answers the question: how low-rank
-# an update is depends on the optimizer as much as on the task. "Fine-tuning is low-rank", said
-# without the optimizer, is not yet a statement.
+# at equal quality, and a longer run may add directions. How large the gap would be at equal loss we
+# have not measured. But twenty steps of the same data are enough to say that the task alone does
+# not set the rank. "Fine-tuning is low-rank", said without the optimizer, is not yet a statement.
 
 # %% [markdown]
 # ## Is LoRA an SVD?
@@ -736,7 +768,7 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
 # <details><summary>Hint</summary>
 #
 # The chain rule: $\theta_i$ depends on $z_j$ through $P_{ij}$, so sum over all $i$. Check the shape
-# of what you return.
+# of what you return. With $P$ = (1, 2, 3) as a column and the gradient (1, 0, 1), it is 4.
 # </details>
 
 
@@ -759,9 +791,10 @@ def project_gradient(P, grad_theta):
 check.subspace(subspace_point, project_gradient)
 
 # %% [markdown]
-# For the real model $P$ would not fit in memory, so we take a small network: it reads the mean of
-# the model's own word vectors of a `home` command and names one of ten intents. It is trained on
-# 1,600 commands and scored on 400 others of the same patterns.
+# For the real model $P$ would not fit in memory: 134.5 million rows of 200 numbers are 108 GB in
+# fp32. So we take a small network. It reads the mean of the model's own word vectors of a `home`
+# command and names one of ten intents. It is trained on 1,600 commands and scored on 400 others of
+# the same patterns.
 
 
 # %%
@@ -833,7 +866,8 @@ if lab.experiment("Training in random subspaces", 10, needs=["1.4", "1.6"]):
         accuracies[D] = [accuracy for accuracy, _ in runs]
         d90[D] = next(d for d, (a, _) in zip(dims, runs, strict=True) if a >= 0.9 * full[D])
     display(plots.intrinsic(dims, accuracies, full, d90))
-    print(f"rank of the first layer's update at d = {dims[5]}: {runs[5][1]} of {width}")
+    told = f"{runs[0][1]} at d = {dims[0]} and {runs[5][1]} at d = {dims[5]}, of {width}"
+    print(f"rank of the first layer's update: {told}")
 
 # %% [markdown]
 # The dotted line is 90% of full training, the dashed one marks the first $d$ we tried that gets
@@ -842,9 +876,11 @@ if lab.experiment("Training in random subspaces", 10, needs=["1.4", "1.6"]):
 # al. find that $d_{90}$ falls the longer a model was pretrained, and that larger models have a
 # lower one. So it describes task and network together.
 #
-# But read the line below the picture. A subspace of dimension 50 moved the first layer by a matrix
-# of *full* rank. A small intrinsic dimension says that few numbers suffice; a low matrix rank says
-# that few directions do. LoRA bets on the second, one matrix at a time. Neither proves the other.
+# But read the line below the picture. Even a subspace of *one* dimension moved the first layer by a
+# matrix of full rank: its single direction is a random vector of all parameters, and a random
+# matrix has full rank. A small intrinsic dimension says that few numbers suffice; a low matrix rank
+# says that few directions do. LoRA bets on the second, one matrix at a time. Neither proves the
+# other.
 
 # %% [markdown]
 # ## What does an update do to the whole matrix?
@@ -852,9 +888,9 @@ if lab.experiment("Training in random subspaces", 10, needs=["1.4", "1.6"]):
 # So far you took updates apart. The model never sees an update: it multiplies by $W_1 = W_0 +
 # \Delta W$, whose leading singular vectors mostly are those of $W_0$. Shuttleworth et al. (2024)
 # looked for those that are not. After LoRA they found leading directions of $W_1$ that are like no
-# direction of $W_0$, and called them *intruder dimensions*. Full fine-tuning had hardly any at the
-# same score, and scaling the intruders down gave back some of what the model had forgotten. So it
-# is worth counting them.
+# direction of $W_0$, and called them *intruder dimensions*. In their runs full fine-tuning had
+# hardly any at the same score, and scaling the intruders down gave back some of what the model had
+# forgotten. So it is worth counting them.
 #
 # ### Exercise 1.7 · `intruders`
 #
@@ -887,9 +923,14 @@ check.counts(intruders)
 
 # %% [markdown]
 # PEFT counts the same way in `reduce_intruder_dimension`, with $k = 10$ and a threshold of 0.5,
-# before it scales intruders down. Count those of your two models, whose losses are not far apart.
-# And since twenty steps are few: what if the updates were larger? The cell also lets each one grow
-# to a given share of $\lVert W_0 \rVert$, with its directions as they are.
+# before it scales intruders down. What does the threshold ask for? Where the $u_i$ of $W_0$ span
+# the whole output, the squares of a direction's cosines with them add up to 1. With each below 0.5,
+# each square is below a quarter. So an intruder is spread over at least five old directions.
+#
+# Count those of your two models, whose losses are not far apart. And since twenty steps are few:
+# what if the updates were larger? The cell also lets each one grow to a given share of
+# $\lVert W_0 \rVert$, with its directions as they are. Before you run it: which of the two will
+# show intruders at a smaller size?
 
 
 # %%
@@ -924,10 +965,10 @@ if lab.experiment(
 # As trained, neither has an intruder: after twenty steps the updates are one or two percent of
 # $W_0$ at most, and the leading directions of $W_1$ are still those of $W_0$. That is not the
 # paper's regime, whose models were trained far longer. Growing the updates shows what decides. An
-# intruder appears when a singular value of the update reaches those of $W_0$. LoRA's energy sits in
-# eight directions, so in our run its first ones stick out at a tenth of $W_0$, and none of the full
-# update do. At a fifth the two are level, and at half the full update, which has more directions,
-# has more intruders. So say at which size you compare. (One block, one seed.)
+# intruder appears when a singular value of the update reaches the leading ones of $W_0$. LoRA's
+# energy sits in eight directions, so in our run its first ones stick out at a tenth of $W_0$, and
+# none of the full update do. At a fifth the two are level, and at half the full update, which has
+# more directions, has more intruders. So say at which size you compare. (One block, one seed.)
 #
 # What a model forgets is measured in lab 3.
 
@@ -941,30 +982,30 @@ if lab.experiment(
 # **q1. Rank 8 keeps little of a full update's energy. What does that say of LoRA with r=8?**
 #
 # - (a) It must end at a higher loss, since it has no room for the rest of the update.
-# - (b) Little: LoRA needs one good change of rank 8, and this update need not be it.
-# - (c) Its rank is too small, and should be raised until 90% of the energy fits in.
+# - (b) Its rank is too small, and should be raised until 90% of the energy fits in.
+# - (c) Little: LoRA needs one good change of rank 8, and this update need not be it.
 # - (d) It will learn the same eight directions and lose what the others contribute.
 #
 # **q2. You train LoRA with r=8. How does its BA relate to the update of full fine-tuning?**
 #
-# - (a) BA is the best rank-8 part of that update, as soon as training has converged.
+# - (a) Its best rank-8 part bounds how near BA can be; BA itself follows the loss.
 # - (b) BA can come nearer to that update than its best rank-8 part does, being trained.
 # - (c) The columns of B become the first eight left singular vectors of that update.
-# - (d) Its best rank-8 part bounds how near BA can be; BA itself follows the loss.
+# - (d) BA is the best rank-8 part of that update, as soon as training has converged.
 #
 # **q3. A network reaches 90% of full training in a random subspace of dimension 50. Then**
 #
-# - (a) few numbers suffice, while the update of each matrix may have full rank.
+# - (a) the singular values of the update fall off quickly after the first 50 of them.
 # - (b) the update of each matrix has a rank of at most 50, so LoRA with r=50 fits.
 # - (c) most weights of the network did not move, and need not have been trained.
-# - (d) the singular values of the update fall off quickly after the first 50 of them.
+# - (d) few numbers suffice, while the update of each matrix may have full rank.
 
 
 # %%
 def quiz():
     """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a"}."""
     # BEGIN SOLUTION
-    return {"q1": "b", "q2": "d", "q3": "a"}
+    return {"q1": "c", "q2": "a", "q3": "d"}
     # END SOLUTION
 
 
@@ -978,11 +1019,12 @@ check.quiz(quiz)
 #   are left say how good that is.
 # - Two thin matrices cost $r\,(d_\text{out} + d_\text{in})$ numbers: linear in the rank.
 # - The weights of a real model are far from low-rank. Their update by Adam is lower, and still not
-#   low in energy; by SGD it is lower again.
-# - LoRA does not need this update to be low-rank. It needs that *a* good change of low rank exists:
-#   the cut of the full update is one, what LoRA learns is another, and they share directions.
-# - A few leading directions of a finished update do most of its work; as many others do less, even
-#   when they are made as large.
+#   low in energy; by SGD, in as many steps, it is lower again.
+# - LoRA does not need this update to be low-rank. It needs that *a* good change of low rank exists
+#   and that training finds it: the cut of the full update is one, what LoRA learns is another, and
+#   they share directions.
+# - In this short run the eight leading directions of the finished update bring most of its gain in
+#   loss. The next eight bring less, and so do eight random ones that are made as large.
 # - Few directions, few parameters and few numbers on disk are three different statements.
 #
 # Lab 2 trains the two thin matrices directly.

@@ -27,7 +27,7 @@ def lab_1_without_tags(book):
 
 @honest("01_svd")
 def lab_1_upper_case_quiz(book):
-    book.replace("quiz", 'def quiz():\n    return {"q1": "B", "q2": "D", "q3": "A"}')
+    book.replace("quiz", 'def quiz():\n    return {"q1": "C", "q2": "A", "q3": "D"}')
 
 
 @honest("03_peft")

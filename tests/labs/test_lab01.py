@@ -333,7 +333,7 @@ RIGHT = [
     (check.subspace, subspace_point, project_gradient),
     (check.subspace, point_by_columns, project_row),
     (check.subspace, point_by_addmv, project_einsum),
-    (check.quiz, lambda: {"q1": "b", "q2": "d", "q3": "a"}),
+    (check.quiz, lambda: {"q1": "c", "q2": "a", "q3": "d"}),
 ]
 
 
@@ -934,10 +934,10 @@ WRONG = [
     *[(check.counts, *case) for case in INTRUDERS],
     *[(check.subspace, *case) for case in SUBSPACE],
     (check.quiz, lambda: {"q1": "a", "q2": "b", "q3": "c"}, "0 of 3"),
-    (check.quiz, lambda: {"q1": "b", "q2": "d", "q3": "b"}, "2 of 3 right"),
-    (check.quiz, lambda: {"q1": "b", "q2": "d"}, "q3 wants"),
-    (check.quiz, lambda: {"q2": "d", "q3": "a"}, "2 of 3 right. q1 wants"),
-    (check.quiz, lambda: ["b", "d", "a"], "dict"),
+    (check.quiz, lambda: {"q1": "c", "q2": "a", "q3": "b"}, "2 of 3 right"),
+    (check.quiz, lambda: {"q1": "c", "q2": "a"}, "q3 wants"),
+    (check.quiz, lambda: {"q2": "a", "q3": "d"}, "2 of 3 right. q1 wants"),
+    (check.quiz, lambda: ["c", "a", "d"], "dict"),
 ]
 
 
