@@ -21,7 +21,7 @@
 # Before each main picture a cell asks for your guess. Write one down: a number that surprises you
 # is one that you remember. A guess costs no points.
 #
-# About 90 minutes if you know PyTorch well (81 for the exercises), up to 150 if you do not. The
+# About 100 minutes if you know PyTorch well (81 for the exercises), up to 160 if you do not. The
 # experiments take about four minutes on two CPU cores.
 
 # %%
@@ -75,6 +75,10 @@ display(plots.thin_matrices(d_out=576, d_in=576, r=16))
 # a batch of sequences. Never build $BA$, nor a copy of $W$: they are as large as $W$, and the whole
 # point is to avoid matrices of that size. The check measures the largest tensor you make.
 #
+# Do one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the column
+# (1, 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$. With
+# $r = 1$ the factor is 2, so the output is (7, 2).
+#
 # <details><summary>Hint</summary>
 #
 # Matrix products can be grouped as you like. Which grouping of `x`, `A` and `B` keeps every
@@ -110,14 +114,28 @@ check.matches_dense(lora_forward)
 #
 # - `base` is the module you are given, no copy: that would take the memory of the weights once
 #   more. It stays as it is, bias included, and is frozen: no gradient for it.
-# - `A` is drawn at random, about as small as $1/\sqrt{d_\text{in}}$.
-#   `nn.init.kaiming_uniform_(A, a=math.sqrt(5))` is what PEFT does.
+# - `A` is drawn at random, about as small as $1/\sqrt{d_\text{in}}$, so that the entries of $A x$
+#   are about as large as those of $x$. `nn.init.kaiming_uniform_(A, a=math.sqrt(5))` is what PEFT
+#   does.
 # - `B` starts at zero, so the new layer computes exactly what the old one did.
 # - `A` and `B` are on the device of `base.weight`, and both have its dtype or both are fp32. (PEFT
 #   takes fp32, since small steps get lost in 16 bits. The output has the dtype of `base(x)`
 #   anyway.)
 # - As in 2.1, `forward` makes nothing as large as `base.weight`.
 # - Gradients flow back to `x` on both paths: layers before this one may train.
+#
+# <details><summary>Hint: where to begin</summary>
+#
+# In `__init__`, after `super()`, a module or an `nn.Parameter` that you assign becomes part of the
+# layer: an optimizer finds it, and `.to()` moves it. `torch.empty` and `torch.zeros` take a `dtype`
+# and a `device`; which tensor has the right ones?
+# </details>
+#
+# <details><summary>Hint: forward</summary>
+#
+# It is 2.1 again, with `base(x)` in place of `x @ W.T`. What would be missing, if you used
+# `base.weight` by yourself?
+# </details>
 
 
 # %%
@@ -151,8 +169,8 @@ check.layer(LoRALinear)
 # ## Where should training start?
 #
 # At the base model: you chose it because it is good, and a random update would damage it before the
-# first step. So $BA$ has to be zero at first. The simplest way is to let one of the two be zero.
-# But which, and what if both are? The gradients tell.
+# first step. So $BA$ has to be zero at first, as long as $W$ stays what it is. The simplest way is
+# to let one of the two be zero. But which, and what if both are? The gradients tell.
 
 # %% [markdown]
 # ### Exercise 2.3 · `lora_gradients`
@@ -185,7 +203,11 @@ check.gradients(lora_gradients)
 # %% [markdown]
 # Read your own formula: $dA$ has the factor $B$. While $B$ is zero, $A$ gets no gradient. $dB$ has
 # the factor $A$, which is random, so $B$ moves at the first step, and $A$ follows at the second.
-# With both at zero, nothing ever moves. The next cell shows the usual start on a toy layer.
+# With both at zero, nothing ever moves.
+#
+# By hand, with one output: $x = (1, 2)$, $A = (1, 1)$, $B = 0$, $\alpha / r = 1$ and $dY = 1$ give
+# $dB = 1 \cdot A x = 3$ and $dA = B\, x = (0, 0)$. The next cell shows the usual start on a toy
+# layer.
 
 # %% tags=["experiment"]
 if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
@@ -235,11 +257,16 @@ everything = [*attention, "gate_proj", "up_proj", "down_proj"]
 # A layer's own name is the last part of its dotted name: `q_proj` in
 # `model.layers.0.self_attn.q_proj`. A layer of the model itself has no dot in its name.
 #
-# <details><summary>Hint</summary>
+# <details><summary>Hint: how to reach a layer</summary>
 #
 # `model.named_modules()` gives dotted names. `model.get_submodule("a.b")` gives the parent of
-# `a.b.q_proj`, and `setattr` puts a new child there. Take care not to change the tree while you
-# walk it, and to freeze before you add what must train.
+# `a.b.q_proj`, and `setattr` puts a new child there.
+# </details>
+#
+# <details><summary>Hint: in which order</summary>
+#
+# What happens to a loop over the tree, when the loop changes the tree? And what happens to your new
+# `A` and `B`, when you freeze everything after you have put them in?
 # </details>
 
 
@@ -300,9 +327,9 @@ if lab.experiment("What trains, at three settings", 4, needs=["2.2", "2.4", "2.5
 # ## A job to learn
 #
 # Does it learn? The task is `home`: a spoken command in, a JSON intent out. The test commands use
-# sentence patterns, rooms and devices that never occur in training, and numbers that are mostly new
-# to their slot. So no answer can be copied from a training row; only the format and the mapping
-# carry over.
+# sentence patterns that never occur in training, and each names a room, a device, a number or
+# another value that no training row has in that slot. None of the 300 wanted answers occurs in
+# training. So no answer can be copied from a row; only the format and the mapping carry over.
 
 # %%
 home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
@@ -312,8 +339,8 @@ for row in home.select(range(0, 2000, 500)):
 
 # %% [markdown]
 # Training is a plain PyTorch loop. `loop.batches` tokenizes and shuffles; it packs 16 commands into
-# one long row without padding. `loop.answer_loss` is the mean cross-entropy over the tokens of the
-# answer. The learning rate falls to zero along a line.
+# one long row without padding, in which none of them sees another. `loop.answer_loss` is the mean
+# cross-entropy over the tokens of the answer. The learning rate falls to zero along a line.
 
 
 # %%
@@ -438,7 +465,7 @@ if lab.experiment("Full fine-tuning on the same budget", 95, needs=["2.2", "2.4"
 
 # %% [markdown]
 # Do not call a winner yet: this is one seed, and 60 commands. In lab 5's runs, each method at the
-# best of three rates, full fine-tuning has a loss of 0.29 and LoRA (r=16) 0.32, and the three seeds
+# best of its rates, full fine-tuning has a loss of 0.29 and LoRA (r=16) 0.32, and the three seeds
 # of one method lie as far apart as that. What the picture does show is that 2% of the numbers come
 # close on a task of this size. Lab 5 looks for tasks where they do not.
 #
@@ -494,9 +521,12 @@ check.arithmetic(step_flops)
 
 # %% [markdown]
 # So full fine-tuning takes six operations a weight and token, LoRA four and a little: two thirds.
-# A frozen weight saves the product that would give its own gradient, and no other. Does the clock
-# agree? The next picture has your count for the 210 linear layers, torch's count of all products of
-# the measured step (attention and the output head among them), and the time of a step.
+# (One 576 × 576 layer, one token, r=8: 1,990,656 in full, and 1,327,104 + 55,296 by LoRA, 69%.) A
+# frozen weight saves the product that would give its own gradient, and no other.
+#
+# Does the clock agree? The next picture has your count for the 210 linear layers, torch's count of
+# all products of the measured step (attention and the output head among them), and the time of a
+# step.
 
 # %% tags=["experiment"]
 if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", "2.6"]):
@@ -531,10 +561,16 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
 # %% [markdown]
 # ## Where do the bytes go?
 #
-# Learners of PEFT and of the first LoRA library ask the same thing in both trackers: why does LoRA
-# not save more memory? Two moments have to be told apart. *Between* steps weights, gradients and
-# optimizer states are there. *Within* a step come the activations: what forward keeps for backward.
-# A training run needs room for its highest moment.
+# "Why does LoRA not save memory?" is asked in the tracker of PEFT
+# ([#2196](https://github.com/huggingface/peft/issues/2196)) and in that of the first LoRA library
+# ([#95](https://github.com/microsoft/LoRA/issues/95)). To answer it, tell two moments apart.
+# *Between* steps weights, gradients and optimizer states are there. *Within* a step come the
+# activations: what forward keeps for backward. A training run needs room for its highest moment.
+#
+# What is there between steps you can work out, with four bytes a number in fp32. Full fine-tuning
+# holds each of 134.5 million weights four times: itself, its gradient and two moments of Adam. That
+# makes 2.15 GB. LoRA holds 134.5 million frozen weights once, and 2.44 million numbers four times:
+# 0.58 GB, and half of that where all of it is bf16. What will the activations add?
 
 # %%
 guess_peak = lab.predict("LoRA's peak memory, in percent of full fine-tuning's?", None)
@@ -550,13 +586,15 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 # (Gradients are counted here: they stay wherever several batches are accumulated to one step.) The
 # frozen weights do not vanish: they have to be there. Where LoRA's blue part is half as high, that
 # is precision: frozen weights may rest in bf16, in which full fine-tuning's small steps would be
-# rounded away. The peak comes when backward begins. Gradients are not there yet, but all
-# activations are, and LoRA leaves most of them, since the gradient still passes every layer on its
-# way down.
+# rounded away.
 #
-# That is the answer to the question in the trackers: LoRA saves what belongs to weights, and next
-# to nothing of what belongs to tokens. With longer texts or larger batches the second part grows,
-# and the two peaks move together. Lab 4 has what helps there.
+# The peak comes when backward begins. Gradients are not there yet, but all activations are. LoRA
+# keeps most of them, too, since the gradient still has to pass every layer on its way down.
+#
+# That is the answer to the question in the trackers. LoRA saves what comes on top of a weight that
+# trains, its gradient and its moments. It saves little of what comes with tokens. With longer texts
+# or larger batches the second part grows, and the two peaks move together. Lab 4 has what helps
+# there.
 
 # %% [markdown]
 # ## Merge
@@ -601,6 +639,13 @@ def mergeable(model):
 # between two merges the layer may train. The output stays the same, to rounding. `base.weight`
 # stays the same Parameter, with its dtype; `A`, `B` and the training mode stay as they are. Outside
 # these two calls nothing merges: in this course no `train()` or `eval()` does it behind your back.
+#
+# <details><summary>Hint</summary>
+#
+# What does autograd say, when you add something in place to a Parameter that requires grad, and
+# what lets you do it all the same? `layer.merged` tells a second call that there is nothing to do.
+# Which of `+=` and `= … + …` keeps the Parameter itself?
+# </details>
 
 
 # %%
@@ -657,8 +702,9 @@ if lab.experiment("Is a merged model the same model?", 10, needs=["2.2", "2.4", 
 # %% [markdown]
 # Each histogram shows how far a logit lies from the unmerged model in fp32. In fp32 merging costs
 # nothing that matters. In bf16 two things happen at once, so look at two colours: computing in
-# bf16 moves the logits whether you merge or not, and merging rounds $W + \Delta W$ to three digits
-# once more. If the last two histograms lie on top of each other, merging is not what hurts.
+# bf16 moves the logits whether you merge or not, and merging rounds $W + \Delta W$ once more, to
+# the eight binary digits that bf16 has. If the last two histograms lie on top of each other,
+# merging is not what hurts.
 #
 # "Merging gives exactly the same model" is true of the formula, and true to rounding of the file.
 # Lab 6 asks whether the answers change, and what happens to updates much smaller than this one.
@@ -680,7 +726,11 @@ if lab.experiment("Can one tell that it was LoRA?", 2, needs=["2.2", "2.4", "2.7
 #
 # Some servers merge one adapter, answer, take it away and merge the next, so that no request pays
 # for thin products. In exact arithmetic $W + \Delta W - \Delta W$ is $W$. In bf16 a weight has
-# three digits, and each step rounds.
+# eight binary digits, and each step rounds.
+#
+# Try it with three decimal digits. 5.23 + 0.054 is 5.284, kept as 5.28; minus 0.054 it is 5.226,
+# kept as 5.23 again. But 9.97 + 0.054 is 10.024, kept as 10.0; minus 0.054 it is 9.946, kept as
+# 9.95. How often will that happen?
 
 # %%
 guess_left = lab.predict("In bf16, what percent of the weights come back wrong?", None)
@@ -866,8 +916,8 @@ if lab.experiment("Your adapter inside PEFT", 8, needs=["2.2", "2.4", "2.8"]):
     print(f"largest difference of a logit: {gap:.1e}")
 
 # %% [markdown]
-# Equal to rounding. What you wrote is LoRA, and what PEFT adds in a file of a hundred kilobytes is
-# generality: more layer types, several adapters, quantised bases. Lab 3 uses it.
+# Equal to rounding. What you wrote is LoRA, and what PEFT adds in a file of more than a hundred
+# kilobytes is generality: more layer types, several adapters, quantised bases. Lab 3 uses it.
 
 # %% [markdown]
 # ### Exercise 2.10 · Quiz
@@ -887,12 +937,12 @@ if lab.experiment("Your adapter inside PEFT", 8, needs=["2.2", "2.4", "2.8"]):
 #
 # - (a) The activations: frozen layers keep nothing for backward.
 # - (b) The way back: gradients pass frozen layers without a product.
-# - (c) The frozen weights' gradients, and the moments Adam keeps of them.
-# - (d) The way forward: two thin products stand in for the wide one.
+# - (c) The gradients of frozen weights, and their moments in Adam.
+# - (d) The way forward: two thin products stand in for the one wide product.
 #
 # **q3. Compare r=8, alpha=16 with r=64, alpha=128.**
 #
-# - (a) The factor before BA is the same, and the second trains eight times as many numbers.
+# - (a) The factor before BA is the same; the second trains eight times the numbers.
 # - (b) The second multiplies BA by eight times as much, and trains as many numbers.
 # - (c) Both train as many numbers; eight times the rank is eight times the scaling.
 # - (d) The second trains eight times as many numbers, so a step takes eight times as long.
