@@ -14,16 +14,16 @@
 # # Lab 3 · PEFT and TRL, and what goes wrong
 #
 # In lab 2 you wrote LoRA. At work two libraries do it: PEFT puts the layers in and saves them, TRL
-# runs the training. What is left for you are some settings and your rows of data, and there runs
-# fail without an error: the loss falls, the training ends well, and the model answers without end,
-# or has learned nothing.
+# runs the training. What is left for you are some settings and your rows of data. That looks like
+# the easy part, and it is where runs fail without an error: the loss falls, the training ends well,
+# and the model answers without end, or has learned nothing.
 #
 # Four exercises of this lab are *hunts*. Their cell is not empty. It holds code as people really
 # wrote it, and the text names an issue in which it was found. It runs, and it is wrong: find out
 # why, and mend it.
 #
-# About 75 minutes if you know PyTorch well (66 for the exercises), up to 115 if you do not. The
-# experiments take about five minutes on two CPU cores.
+# About 80 minutes if you know PyTorch well (66 for the exercises), up to 125 if you do not. The
+# experiments take about six minutes on two CPU cores.
 
 # %%
 import labkit
@@ -67,9 +67,9 @@ if lab.experiment("The model, its tokenizer and the task", 4):
     print(f"the end is {tokenizer.eos_token}, id {tokenizer.eos_token_id}")
 
 # %% [markdown]
-# Keep the last two lines in mind: in this tokenizer padding and the end are one token. So they are
-# in many others, because whoever finds no padding token writes `tokenizer.pad_token =
-# tokenizer.eos_token`.
+# Keep the last two lines in mind: in this tokenizer padding and the end are one token. In many
+# others they become one, since a tokenizer without a padding token is given one by a line that
+# stands in many tutorials: `tokenizer.pad_token = tokenizer.eos_token`.
 #
 # ### Exercise 3.1 · `recipe`
 #
@@ -79,7 +79,7 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # rank 16 (`r`), `lora_alpha` twice the rank, `lora_dropout` 0.05, `bias="none"`, and
 # `target_modules="all-linear"`, every linear layer but the head. All else stays at PEFT's
 # defaults. Twice the rank is a habit and no law: it makes the factor before $BA$ a 2. Lab 5
-# measures what follows from it when the rank changes.
+# measures what follows from it when the rank changes, and says when to leave each of these values.
 #
 # The `SFTConfig` has `output_dir`, `max_length=512`, a learning rate for LoRA, and the *mixed
 # precision* that the trainer uses on this `device`:
@@ -180,16 +180,19 @@ if lab.experiment("What r=16 trains in three models", 12, needs=["3.1", "3.2"]):
     display(plots.trained_shares(shares))
 
 # %% [markdown]
-# Numbers that circulate, beside yours: *"SmolLM2-135M, q and v, r=16: 131,072"* is one matrix of
-# 4096 × 4096, and seven times too small. *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776"*
-# counts q, k, v and o alone, and its total is close to that of a 4-bit model whose packed bytes
-# were counted (lab 4). *"All-linear is about three times q, v"*: divide two of your lines.
+# Three numbers that circulate. Hold each against your lines.
+#
+# - *"Llama-2-7B, q and v, r=16: 4.2 million."* That is r=8.
+# - *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776."* The first counts q, k, v and o alone.
+#   The total is close to that of a 4-bit model whose packed bytes were counted (lab 4).
+# - *"All-linear is about three times q, v."* Divide two of your lines.
 #
 # ### What the word "all-linear" does not reach
 #
-# PEFT looks for modules of the type `nn.Linear`. In a mixture of experts the experts' weights are
-# often one large parameter and no module. Two tiny models with random weights, built like two
-# families that people tune today:
+# The word sounds as if nothing were left out. But PEFT looks for modules of the type `nn.Linear`,
+# and in a mixture of experts the experts' weights are often one large parameter and no module. Are
+# they adapted? Here are two tiny models with random weights, built like two families that people
+# tune today.
 
 # %% tags=["experiment"]
 if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
@@ -208,9 +211,9 @@ if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
     display(pd.DataFrame(rows, columns=columns))
 
 # %% [markdown]
-# Of some families PEFT knows where the experts are, and adds them by itself. Of others it adapts
-# the attention, without a warning, and most of the model has no adapter. So print the names of
-# what trains before a run, and give what is missing to `target_parameters`.
+# Of one family PEFT (0.21) knows where the experts are, and adds them by itself. Of the other it
+# adapts the attention alone, without a warning, and most of the model has no adapter. So print the
+# names of what trains before a run, and give what is missing to `target_parameters`.
 #
 # Embeddings are not reached either, and a new token (a tool's name, a language's tag) needs its
 # own. There are two ways to train it. Which file is larger?
@@ -240,10 +243,13 @@ if lab.experiment("One new token, two ways to train it", 8, needs=["3.1"]):
 # %% [markdown]
 # ## A model that never stops
 #
-# Now train. To see the first failure, write the rows as one does for a base model, without a chat
-# template: the command, a line break, the answer, the end token. The labels are made by a
-# function. This one does what transformers' `DataCollatorForLanguageModeling` does: padding gets
-# no label, and padding is what has the padding token's id.
+# Now train. The first failure stands in many trackers: the tuned model answers well, and then goes
+# on and on. Why does it not stop?
+#
+# To see it happen, write the rows as one does for a base model, without a chat template: the
+# command, a line break, the answer, the end token. The labels say which tokens the loss counts, and
+# are made by a function. This one does what transformers' `DataCollatorForLanguageModeling` does:
+# padding gets no label, and padding is what has the padding token's id.
 
 
 # %%
@@ -320,11 +326,19 @@ if lab.experiment("Trained with the end token masked", 25, needs=["3.1"]):
 #
 # The labels are not shifted: the model does that itself. Leave the inputs as they are.
 #
-# <details><summary>Hint</summary>
+# One row by hand, padded on the left, with 2 as padding and as the end: the ids (2, 2, 7, 8, 9, 2),
+# the mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens give the labels (-100, -100, -100, -100, 9,
+# 2). What does the given code make of it?
 #
-# What knows which token is padding, if its id does not? Run the given code on a row that is padded
-# on the left, and look where its labels begin. A cumulative sum over the attention mask numbers
-# the real tokens of a row.
+# <details><summary>Hint: what is padding?</summary>
+#
+# What knows which token is padding, if its id does not?
+# </details>
+#
+# <details><summary>Hint: where does the prompt end?</summary>
+#
+# A cumulative sum over the attention mask numbers the real tokens of a row, on whichever side the
+# padding stands.
 # </details>
 
 
@@ -458,9 +472,9 @@ if lab.experiment("The same model, asked in three ways", 30, needs=["3.1"]):
     print(repr(spoken["no generation prompt"][0]))
 
 # %% [markdown]
-# When we ran it, the three ways did equally well: 40%, 45% and 42% of 60, each with an error of
-# about 6 points. After this run the model answers in JSON, whatever stands before the answer. So a
-# bug like this stays unseen in your own test, and is felt by a model that chats: without the
+# When we ran it, the three ways could not be told apart: 40%, 45% and 42% of 60, each with an error
+# of about 6 points. After this run the model answers in JSON, whatever stands before the answer. So
+# a bug like this can stay unseen in your own test. It is felt where a model chats: without the
 # generation prompt it may go on in the user's name.
 #
 # ### Exercise 3.4 · `render_prompt`
@@ -476,6 +490,18 @@ if lab.experiment("The same model, asked in three ways", 30, needs=["3.1"]):
 #
 # The messages end with the user's. Return the list of ids after which the answer begins. It is a
 # prefix of the whole conversation's ids: what the model reads is what it read in training.
+#
+# <details><summary>Hint: who adds what?</summary>
+#
+# The given code has two steps. Print the text after the first one. What is missing at its end, and
+# what may the second step put before its beginning?
+# </details>
+#
+# <details><summary>Hint: one step</summary>
+#
+# A template can be applied and turned into ids in one call, and that call has an argument that
+# opens the answer. `help(tokenizer.apply_chat_template)` lists them.
+# </details>
 
 
 # %%
@@ -551,6 +577,15 @@ if lab.experiment("What is left of a row", 8):
 #
 # `prompt_ids` and `answer_ids` are lists of ints, and `answer_ids` ends with the end token. The
 # prompt has no labels. Leave both lists as they are.
+#
+# By hand: the prompt (5, 6, 7) and the answer (8, 2) become (6, 7, 8, 2) at a `max_length` of 4,
+# they become (8, 2) at 2, and (8) at 1.
+#
+# <details><summary>Hint</summary>
+#
+# Which of the two may lose tokens first, and how many must it lose? Decide on the answer, then give
+# the prompt what room is left. And try your slice where that room is 0: what is `[1, 2, 3][-0:]`?
+# </details>
 
 
 # %%
@@ -578,11 +613,15 @@ if lab.experiment("What is left of a row that you cut", 8, needs=["3.5"]):
     display(pd.DataFrame(table).rename_axis(columns="max_length"))
 
 # %% [markdown]
-# No row is lost. Something has its price: a cut prompt begins in the middle, without its system
+# No row is lost, but this has a price: a cut prompt begins in the middle, without its system
 # message. Where that matters, cut the user's text before it goes into the template.
 
 # %% [markdown]
 # ## How to score
+#
+# The loss is a number for the one who trains. Whoever uses the model asks whether an answer is
+# right. For an answer in JSON that is a question of its own: `{"a":1,"b":2}` and `{"b": 2, "a": 1}`
+# are different texts and the same command. So what is to be compared?
 #
 # ### Exercise 3.6 · `exact_match`
 #
@@ -661,6 +700,10 @@ if lab.experiment("Before and after", 25, needs=["3.1", "3.4", "3.6"]):
 #
 # A text is its own tokens and no others: add no BOS before it and no end after it. The model comes
 # in eval mode, without dropout, and stays in it.
+#
+# By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of
+# $(\ln 2 + \ln 8) / 2 = \ln 4$. The perplexity is 4: the model was as unsure as among four tokens
+# that are equally likely.
 #
 # <details><summary>Hint</summary>
 #
@@ -784,10 +827,10 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # ### Where the loss belongs
 #
 # So far the loss was on the answer alone. The prompt is given at work, so learning to write
-# prompts looks like a waste of the adapter. Shi et al. (2024, 2405.14394) find the contrary where
-# prompts are long, answers short and examples few: the prompt's tokens are more text to learn
-# from. Here are few examples, 24 commands of about 27 tokens, four times each, with answers of
-# about 20.
+# prompts looks like a waste of the adapter. Is it? Shi et al. (2024, 2405.14394) find the contrary
+# where prompts are long, answers short and examples few, and put it down to less overfitting. Here
+# are few examples: 24 commands, four times each, in prompts of about 27 tokens, of which a dozen
+# are the same in every row, with answers of about 20.
 
 
 # %%
@@ -816,10 +859,12 @@ if lab.experiment("Loss on the answer, loss on everything", 55, needs=["3.1"]):
     display(plots.where_loss(losses))
 
 # %% [markdown]
-# Two lines, two seeds: if one rises and the other falls, or the gap is no larger than the distance
-# of the lines, nothing was shown. Our prompts are hardly longer than the answers, and Shi et al.
-# gain most where they are much longer. So it depends on your rows, and costs one more run to know:
-# `completion_only_loss=False` is TRL's switch.
+# Each line is a seed, and its slope is one difference between two runs that have all else in
+# common. If one line rises and the other falls, nothing was shown. If both go the same way, that is
+# a hint and no more: where there is no difference, two seeds still agree half of the time. Our
+# prompts are hardly longer than the answers, and Shi et al. gain most where they are much longer.
+# So it depends on your rows, and costs a few more runs to know: `completion_only_loss=False` is
+# TRL's switch.
 
 # %% [markdown]
 # ## What is on disk
@@ -848,7 +893,8 @@ if lab.experiment("The adapter's folder, opened", 2, needs=["3.1", "3.2"]):
 # adapter is 10 to 50 MB" is one point of a line: rank times shapes times bytes.
 #
 # Now load it again. The next cell does so as some people do: merge the adapter, because a merged
-# model is quicker, and load it once more, because after the merge there is none.
+# model is quicker, and load it once more, because a merged model has no adapter any more. What will
+# it answer?
 
 
 # %%
@@ -877,11 +923,20 @@ if lab.experiment("The adapter, loaded as some do", 20, needs=["3.1", "3.4", "3.
 # ●●○ · 6 min · 2 points
 #
 # **A hunt**, from [peft #2438](https://github.com/huggingface/peft/issues/2438) (*"Loading
-# adapters in training mode produces incorrect results"*) and [peft
+# adapters in training mode produces incorrect results"*) and after [peft
 # #1355](https://github.com/huggingface/peft/pull/1355) (*"the delta weights are added again and
-# again"*). Mend three things: the adapter's update counts once, dropout is off, and nothing
-# trains. Put the adapter onto `base`, the model that is given, and merge nothing: with the adapter
-# switched off, the base must be what it was.
+# again"*). Since then PEFT skips an adapter that is merged already. But of a base that you merged
+# yourself it knows nothing.
+#
+# Mend three things: the adapter's update counts once, dropout is off, and nothing trains. Put the
+# adapter onto `base`, the model that is given, and merge nothing: with the adapter switched off,
+# the base must be what it was.
+#
+# <details><summary>Hint</summary>
+#
+# Two lines put the update in; which of them leaves `base` as it was? And what does
+# `is_trainable=True` ask for, that a model which only answers does not need?
+# </details>
 
 
 # %%
@@ -923,17 +978,17 @@ if lab.experiment("The adapter, loaded by you", 18, needs=["3.1", "3.4", "3.6", 
 # first?**
 #
 # - (a) The sampling: greedy decoding never draws an end token, a temperature would find it.
-# - (b) The labels of one row: the end token may be masked, because padding has the same id.
+# - (b) The rank: the end of an answer is a rare token, for which r=16 has too little room.
 # - (c) The limit: `max_new_tokens` is too small for the model to come to its end by itself.
-# - (d) The rank: the end of an answer is a rare token, for which r=16 has too little room.
+# - (d) The labels of one row: the end token may be masked, because padding has the same id.
 #
 # **q2. In a tenth of the rows the prompt alone is longer than `max_length`, and rows are cut on
 # the right. What does the run learn from them?**
 #
 # - (a) To read long prompts: the prompt's tokens still pass through all the adapted layers.
-# - (b) To give up: the missing answer raises an error, at which the trainer ends the run.
+# - (b) Nothing at all: no label is left in them, and a run need not give you any warning.
 # - (c) Most of all: a row without an answer has the largest loss, and so a large gradient.
-# - (d) Nothing at all: no label is left in them, the loss looks fine, and no warning need come.
+# - (d) To give up: the missing answer raises an error, at which the trainer ends the run.
 #
 # **q3. LoRA and full fine-tuning are compared: which of the two forgets more? What makes the
 # comparison fair?**
@@ -948,7 +1003,7 @@ if lab.experiment("The adapter, loaded by you", 18, needs=["3.1", "3.4", "3.6", 
 #
 # - (a) The tuned model at half its strength: two copies of one adapter share its update.
 # - (b) The tuned model as it was: PEFT sees that this adapter is in the base, and skips it.
-# - (c) A model with twice the update, as if alpha had been doubled; its base is changed, too.
+# - (c) A model with twice the update, as if alpha were doubled; its base is changed, too.
 # - (d) A model with the square of the update, since $BA$ is multiplied with itself there.
 
 
@@ -956,7 +1011,7 @@ if lab.experiment("The adapter, loaded by you", 18, needs=["3.1", "3.4", "3.6", 
 def quiz():
     """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a", "q4": "a"}."""
     # BEGIN SOLUTION
-    return {"q1": "b", "q2": "d", "q3": "a", "q4": "c"}
+    return {"q1": "d", "q2": "b", "q3": "a", "q4": "c"}
     # END SOLUTION
 
 

@@ -377,7 +377,7 @@ def load_frozen(base, folder):
 
 
 def quiz():
-    return {"q1": "b", "q2": "d", "q3": "a", "q4": "c"}
+    return {"q1": "d", "q2": "b", "q3": "a", "q4": "c"}
 
 
 RIGHT = [
@@ -425,7 +425,7 @@ RIGHT = [
     (check.loads_once, load_in_steps),
     (check.loads_once, load_frozen),
     (check.quiz, quiz),
-    (check.quiz, lambda: {"q4": "C", "q3": " A", "q1": "B", "q2": "d "}),
+    (check.quiz, lambda: {"q4": "C", "q3": " A", "q1": "D", "q2": "b "}),
 ]
 
 
@@ -1446,7 +1446,7 @@ WRONG = [
     *[(check.perplexity_weighs_tokens, *case) for case in PERPLEXITIES],
     *[(check.loads_once, *case) for case in ADAPTERS],
     (check.quiz, lambda: quiz() | {"q3": "b"}, "3 of 4"),
-    (check.quiz, lambda: list("bdac"), "dict"),
+    (check.quiz, lambda: list("dbac"), "dict"),
     (check.quiz, lambda: quiz() | {"q2": "e"}, "q2 wants one of"),
 ]
 
