@@ -671,9 +671,13 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # above. By chance it would be 8 of `d_out`: 4.2% for keys and values, 1.4% or less for the others.
 #
 # So LoRA, which has never seen the full update, puts about half of its energy into the same few
-# output directions, where chance would put a few percent at most. Both follow gradients of the same
-# batches, and these agree on where to write. But it is not the same update: the other half lies
-# elsewhere.
+# output directions, where chance would put a few percent at most. But it is not the same update:
+# the other half lies elsewhere.
+#
+# There is a reason to expect some overlap. Let $G$ be the gradient of $W$. While $B$ is zero, its
+# own gradient is $\frac{\alpha}{r} G A^\top$ (you will derive it in lab 2): random mixtures of
+# the columns of $G$. Such mixtures point where $G$ writes most; randomised algorithms for the SVD
+# begin in just this way. (Adam then changes both, as the next section shows.)
 
 # %% [markdown]
 # ## Does the optimizer shape the spectrum?

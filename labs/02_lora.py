@@ -383,9 +383,15 @@ if lab.experiment("What the base model answers", 12, needs=["2.2", "2.4"]):
     print(f"Base model: {report(base_answers)}, loss {base_loss:.2f}")
 
 # %% [markdown]
+# Hold that loss against a number that you can work out. A model to which all 49,152 tokens are
+# equally likely has a loss of $\ln 49152 = 10.8$. The base model is far below it: it knows much
+# about text. It does not know what you want of it.
+#
 # Now 45 steps of 16 commands: 720 of the 2,000 training rows, each seen at most once. Your LoRA
 # trains 2.4 million numbers meanwhile, under 2% of the model. Its learning rate is 5e-3: in lab 5's
-# runs on this task LoRA does best where rate times $\alpha$ is near 0.1.
+# runs on this task LoRA does best where rate times $\alpha$ is near 0.1. At which loss does the
+# curve have to begin? `B` is zero, so it begins near the base model's; if it does not, something is
+# wrong with the layer.
 
 # %%
 guess_right = lab.predict("After 45 steps, how many of the 60 answers are right?", None)
@@ -438,10 +444,10 @@ if lab.experiment("Before and after", 10, needs=["2.2", "2.4"]):
 #
 # What would all weights have done with the same 45 batches? The same loop, and three differences.
 # Everything trains, the embedding and the norms too, not only the linear layers. The weights are
-# kept in fp32, since bf16 would round small steps away. And the learning rate is another one, since
-# a comparison at one rate compares how well the rate suits each. In lab 5's runs (24 steps of 4,
-# three seeds) full fine-tuning does best at 3e-4, with a loss of 0.29; at 1e-4 it has 0.37, at 1e-3
-# 0.36.
+# kept in fp32, since bf16 would swallow many of its steps (we count them below). And the learning
+# rate is another one, since a comparison at one rate compares how well the rate suits each. In lab
+# 5's runs (24 steps of 4, three seeds) full fine-tuning does best at 3e-4, with a loss of 0.29; at
+# 1e-4 it has 0.37, at 1e-3 0.36.
 #
 # Before it runs: how long does a step of LoRA take, if one of full fine-tuning takes 100?
 
@@ -469,8 +475,12 @@ if lab.experiment("Full fine-tuning on the same budget", 95, needs=["2.2", "2.4"
 # of one method lie as far apart as that. What the picture does show is that 2% of the numbers come
 # close on a task of this size. Lab 5 looks for tasks where they do not.
 #
-# (Where your `A` and `B` are bf16, most of their steps survive the rounding, since LoRA's rate is
-# large. At full fine-tuning's rate they would not. PEFT keeps both in fp32, see lab 3.)
+# Why may `A` and `B` be bf16, where full fine-tuning needs fp32? A step is lost where it is less
+# than half of a weight's last digit. The entries of `A` are about 0.02 at first and LoRA's steps
+# are large, so none is lost. The model's own weights are about 0.2, ten times as large, and so are
+# their last digits. Counted in block 15: in bf16 a step of 3e-4 leaves nearly half of the weights
+# as they were, and one of 1.5e-4, half way through the run, about 70%. (PEFT keeps `A` and `B` in
+# fp32, see lab 3.)
 
 # %% [markdown]
 # ## Where does the time go?
@@ -585,8 +595,8 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 # Compare the two bars of LoRA. Between steps its gradients and Adam moments almost vanish.
 # (Gradients are counted here: they stay wherever several batches are accumulated to one step.) The
 # frozen weights do not vanish: they have to be there. Where LoRA's blue part is half as high, that
-# is precision: frozen weights may rest in bf16, in which full fine-tuning's small steps would be
-# rounded away.
+# is precision: frozen weights may rest in bf16, in which many of full fine-tuning's steps would be
+# lost.
 #
 # The peak comes when backward begins. Gradients are not there yet, but all activations are. LoRA
 # keeps most of them, too, since the gradient still has to pass every layer on its way down.

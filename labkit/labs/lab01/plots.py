@@ -158,7 +158,7 @@ def parts_of_update(parts):
     _in_percent(ax.xaxis)
     ax.grid(axis="y", visible=False)
     gains = [gain for _, gain in parts.values()]
-    told = f"1 to 8: {gains[0]:.0%}, 9 to 16: {gains[1]:.0%}, random: {gains[-1]:.0%}"
+    told = f"1 to 8: {gains[0]:.0%}, 9 to 16: {gains[1]:.0%}, random, as large: {gains[-1]:.0%}"
     ax.set_title(f"Gain of directions {told}", x=-0.3)
     return fig
 
