@@ -202,7 +202,7 @@ def break_even_rank(d_out, d_in):
 check.parameters(lora_params, break_even_rank)
 
 # %% [markdown]
-# You have just checked a number that everybody quotes: a 4096 × 4096 matrix has 16.7 million
+# You have just checked a number that is often quoted: a 4096 × 4096 matrix has 16.7 million
 # entries, and LoRA with $r=16$ trains 131,072 in its place, 128 times fewer. And you have seen that
 # the count grows *linearly* with the rank. (You will read "quadratically" somewhere. Your formula
 # has no $r^2$.)

@@ -435,9 +435,10 @@ if lab.experiment("Before and after", 10, needs=["2.2", "2.4"]):
     display(compare_answers(unseen["text"], unseen["answer"], told, rows=8))
 
 # %% [markdown]
-# Read the rows, not only the number. The base model chats. The tuned one always answers in JSON,
-# mostly with the right intent. Where it fails, look at how: a slot left out, a value that nobody
-# said, a word under the wrong key. It learned a format and a mapping from a few hundred examples.
+# Read the rows, not only the number. The base model chats. In our run the tuned one always answered
+# in JSON, mostly with the right intent. Where yours fails, look at how: a slot left out, a value
+# that nobody said, a word under the wrong key. It learned a format and a mapping from a few hundred
+# examples.
 
 # %% [markdown]
 # ## Against full fine-tuning

@@ -681,8 +681,8 @@ if lab.experiment("Before and after", 25, needs=["3.1", "3.4", "3.6"]):
 
 # %% [markdown]
 # Two metrics, two stories. The intent is one of ten, with many examples of each. The exact answer
-# also needs every slot under the right key, with words that the model never saw. Report the metric
-# that your user feels: a smart home that puts the lamp under the wrong key does nothing.
+# also needs every slot under the right key, with words that training never showed. Report the
+# metric that your user feels: a smart home that puts the lamp under the wrong key does nothing.
 
 # %% [markdown]
 # ## What was forgotten
