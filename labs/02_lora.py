@@ -870,6 +870,12 @@ check.scales(scaling)
 # Does the choice matter? Train a few steps at each rank with the same $\alpha$ and the same
 # learning rate, and measure how far the weights have moved: the size of the update relative to
 # the size of $W$.
+#
+# You can guess what will come. An entry of $BA$ is a sum of $r$ terms. Where their signs have
+# nothing to do with each other, it grows like $\sqrt{r}$. Then from r=4 to r=256 the update under
+# $\alpha / r$ shrinks by $\sqrt{64} = 8$, and under $\alpha / \sqrt{r}$ it stays as large.
+# Where the signs agree, it grows like $r$. Then the first stays as large, and the second grows by
+# 8. Which of the two is it?
 
 
 # %%
