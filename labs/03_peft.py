@@ -363,8 +363,8 @@ def answer_labels(input_ids, attention_mask, prompt_lengths):
 check.end_trains(answer_labels)
 
 # %% [markdown]
-# One row with both kinds of labels. Marked is what the model is asked to predict. In how many tokens
-# will the two differ?
+# One row with both kinds of labels. Marked is what the model is asked to predict. In how many
+# tokens will the two differ?
 
 # %% tags=["experiment"]
 if lab.experiment("Which tokens carry the loss", 1, needs=["3.3"]):
@@ -393,9 +393,9 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
 # %% [markdown]
 # ## The trainer, and where an answer begins
 #
-# So far `finetune` trained, and you made the labels. What does TRL's own trainer do for you? It does
-# what your loop of lab 2 did: batches, loss, clipped gradients, a falling rate. It also makes the
-# labels, and keeps a record of the run. Here it is as it comes, for three steps.
+# So far `finetune` trained, and you made the labels. What does TRL's own trainer do for you? It
+# does what your loop of lab 2 did: batches, loss, clipped gradients, a falling rate. It also makes
+# the labels, and keeps a record of the run. Here it is as it comes, for three steps.
 #
 # It is the whole program: a model, a dataset, two configurations. With `prompt` and `completion`
 # apart TRL puts the loss on the completion alone, and the chat template is the model's own.
