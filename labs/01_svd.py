@@ -507,6 +507,11 @@ def try_update(part):
     return loss, right, kept / whole
 
 
+def leading(r):
+    """The function (U * S, Vh) -> the first r terms of an update, for `try_update`."""
+    return lambda US, Vh: US[:, :r] @ Vh[:r]
+
+
 def gain(loss):
     """The share of full fine-tuning's gain that is left at this held-out loss."""
     return (loss_before - loss) / (loss_before - loss_after)
@@ -519,7 +524,7 @@ guess_gain = lab.predict("Every update cut to rank 8: how many percent of the ga
 if lab.experiment("Every update cut to rank r", 15, needs=["1.1", "1.4", "1.5"]):
     ranks, cuts = [1, 2, 4, 8, 16, 32, 64], []
     for r in live.progress(ranks, "ranks"):
-        cuts.append(try_update(lambda US, Vh, r=r: US[:, :r] @ Vh[:r]))
+        cuts.append(try_update(leading(r)))
     losses = [loss for loss, _, _ in cuts]
     right = [share for _, share, _ in cuts]
     energy = [share for _, _, share in cuts]
@@ -553,11 +558,6 @@ if lab.experiment("Every update cut to rank r", 15, needs=["1.1", "1.4", "1.5"])
 
 
 # %%
-def top_8(US, Vh):
-    """The part of an update in its directions 1 to 8."""
-    return US[:, :8] @ Vh[:8]
-
-
 def random_inputs(US, Vh):
     """The part of an update that acts on 8 random directions of its input."""
     Q = torch.linalg.qr(torch.randn(Vh.shape[1], 8)).Q.to(Vh)  # (d_in, 8), orthonormal
@@ -567,7 +567,7 @@ def random_inputs(US, Vh):
 def random_as_large(US, Vh):
     """Another such part, as large as that in directions 1 to 8."""
     part = random_inputs(US, Vh)
-    return part * top_8(US, Vh).norm() / part.norm()
+    return part * leading(8)(US, Vh).norm() / part.norm()
 
 
 # %% tags=["experiment"]
