@@ -471,15 +471,15 @@ if lab.experiment("The same model, asked in three ways", 30, needs=["3.1"]):
         spoken[name] = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in told]
         right = [a == b for a, b in zip(spoken[name], unseen["answer"], strict=True)]
         asked[name] = sum(right) / len(right)
-    display(plots.asked(asked, guess_closed))
+    display(plots.asked(asked, len(unseen), guess_closed))
     guess_closed.beside(100 * asked["no generation prompt"])
     print(repr(spoken["no generation prompt"][0]))
 
 # %% [markdown]
-# When we ran it, the three ways could not be told apart: 40%, 45% and 42% of 60, each with an error
-# of about 6 points. After this run the model answers in JSON, whatever stands before the answer. So
-# a bug like this can stay unseen in your own test. It is felt where a model chats: without the
-# generation prompt it may go on in the user's name.
+# When we ran it, the three ways could not be told apart: 40%, 45% and 42% of 60, each with a
+# standard error of about 6 points, the thin lines in the picture. After this run the model answers
+# in JSON, whatever stands before the answer. So a bug like this can stay unseen in your own test.
+# It is felt where a model chats: without the generation prompt it may go on in the user's name.
 #
 # ### Exercise 3.4 · `render_prompt`
 #
@@ -919,7 +919,7 @@ if lab.experiment("The adapter, loaded as some do", 20, needs=["3.1", "3.4", "3.
     with torch.no_grad():
         first, second = (again(ids.to(again.device)).logits for _ in range(2))
     print(f"the same question twice: logits differ by up to {(first - second).abs().max():.2f}")
-    display(plots.asked(reloaded))
+    display(plots.asked(reloaded, len(unseen)))
 
 # %% [markdown]
 # ### Exercise 3.8 · `load_tuned`
@@ -962,7 +962,7 @@ check.loads_once(load_tuned)
 if lab.experiment("The adapter, loaded by you", 18, needs=["3.1", "3.4", "3.6", "3.8"]):
     yours = load_tuned(models.load()[0], tuned.folder)
     reloaded["loaded by you"] = exact_match(answers_of(yours, unseen["messages"]), wanted)
-    display(plots.asked(reloaded))
+    display(plots.asked(reloaded, len(unseen)))
     whole = AutoPeftModelForCausalLM.from_pretrained(tuned.folder)
     print(f"in one call: {type(whole).__name__}, base in {whole.get_base_model().dtype}")
 

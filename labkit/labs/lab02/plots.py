@@ -175,6 +175,6 @@ def update_sizes(ranks, rows):
     plain, stable = (sizes[-1] / sizes[0] for sizes in rows.values())
     ax.set_title(
         f"From r={ranks[0]} to r={ranks[-1]} the update's size is multiplied\n"
-        f"by {plain:.1f} under alpha / r, by {stable:.1f} under alpha / sqrt(r)"
+        f"by {plain:.2g} under alpha / r, by {stable:.2g} under alpha / sqrt(r)"
     )
     return fig

@@ -53,18 +53,20 @@ def unstopped(counts, n, guess=None):
     return fig
 
 
-def asked(shares, guess=None):
-    """Bars in percent: the share of right answers by the way in which a model was asked or loaded.
+def asked(shares, n, guess=None):
+    """Bars in percent: the share of n answers right, by the way a model was asked or loaded.
 
-    The first is the right way.
+    The first is the right way. The thin lines are one standard error of a share of n.
     """
     fig, ax = figure(height=1.6 + 0.42 * len(shares))
     names, values = list(shares), [100 * share for share in shares.values()]
     colours = [PALETTE[0], *[PALETTE[1]] * (len(names) - 1)]
+    errors = [100 * (share * (1 - share) / n) ** 0.5 for share in shares.values()]
     ax.barh(names[::-1], values[::-1], color=colours[::-1], height=0.55)
-    for name, value in zip(names, values, strict=True):
-        ax.text(value, name, f" {value:.0f}%", va="center", color=INK)
-    ax.set(xlim=(0, 108), xlabel="answers exactly right, %")
+    ax.errorbar(values, names, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+    for name, value, error in zip(names, values, errors, strict=True):
+        ax.text(value + error, name, f" {value:.0f}%", va="center", color=INK)
+    ax.set(xlim=(0, 108), xlabel=f"answers of {n} exactly right, %, and a standard error")
     ax.grid(axis="y", visible=False)
     told = [f"{value:.0f}% “{name}”" for name, value in zip(names, values, strict=True)]
     ax.set_title(f"Exactly right: {told[0]},\n{', '.join(told[1:])}")
