@@ -786,6 +786,10 @@ if lab.experiment("A merge undone", 4, needs=["2.2", "2.4", "2.7"]):
 # %% [markdown]
 # ## Save and load
 #
+# What is there after training that was not there before? An `A` and a `B` in each layer, and
+# nothing else, since all the rest is frozen. So that is all you have to keep, or to send to
+# somebody who has the base.
+#
 # ### Exercise 2.8 · `adapter_state`, `load_adapter_`
 #
 # ●●○ · 8 min · 3 points
