@@ -26,9 +26,9 @@ from peft import (
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
-from labkit import contract
+from labkit import contract, measured
 from labkit.checks import lab03 as check
-from labkit.labs.lab03 import probes
+from labkit.labs.lab03 import probes, tables
 
 # --- right answers -------------------------------------------------------------------------
 
@@ -1495,3 +1495,17 @@ def test_a_count_is_no_other_mistake_by_accident(rejects, monkeypatch):
     """Here the first matrix counts as much as all B do, and the second call tells them apart."""
     monkeypatch.setattr(contract.session, "seed", 3)
     assert "one matrix" in rejects(check.counts, lambda s, r: r * sum(next(iter(s.values()))))
+
+
+def test_the_table_of_forgetting_has_means_and_errors_of_seeds_at_one_loss():
+    runs = measured.load("forgetting")
+    trained = runs[runs["study"] == "forgetting"]
+    assert (trained["task_loss"] == 0.45).all()
+    table = tables.by_way(runs)
+    base = runs.loc[runs["study"] == "base", "perplexity"].item()
+    some = trained[(trained["rank"] == 4) & (trained["rate"] == 2e-3)]["perplexity"] / base - 1
+    row = table.loc["LoRA, r=4 at 2e-3"]
+    assert row["seeds"] == len(some) > 1
+    assert row["perplexity +%"] == pytest.approx(100 * some.mean(), abs=0.06)
+    error = 100 * some.std(ddof=1) / len(some) ** 0.5
+    assert row["± %"] == pytest.approx(error, abs=0.06)

@@ -5,6 +5,7 @@ from html import escape
 import numpy as np
 from IPython.display import HTML
 
+from labkit.labs.lab03.tables import forgotten
 from labkit.plots.style import INK, PALETTE, figure
 
 
@@ -116,19 +117,32 @@ def scores(groups, title):
     return fig
 
 
-def forgetting(perplexities, guess):
-    """Bars of perplexity on everyday English by method, at one task loss; the first is the base."""
-    fig, ax = figure(height=3.0)
-    names, values = list(perplexities), list(perplexities.values())
-    ax.bar(names, values, color=[PALETTE[5], PALETTE[0], PALETTE[1]][: len(names)], width=0.55)
-    for x, value in enumerate(values):
-        ax.text(x, value, f"{value:.1f}", ha="center", va="bottom", color=INK)
-    ax.axhline(values[0], color=INK, ls=":", lw=1)
-    ax.set(ylabel="perplexity, everyday English", ylim=(0, 1.18 * max(values)))
-    ax.grid(axis="x", visible=False)
-    changes = [f"{n} {v / values[0] - 1:+.0%}" for n, v in zip(names[1:], values[1:], strict=True)]
-    ax.set_title(f"At equal task loss, perplexity elsewhere: {', '.join(changes)}")
-    guess.draw(ax)
+def forgetting(runs, live, guess):
+    """Perplexity on everyday English by method and rate, at one task loss: a dot a seed.
+
+    `runs` is the table of benchmarks/forgetting.py; `live` maps methods with their rates to what
+    was measured just now.
+    """
+    base = runs.loc[runs["study"] == "base", "perplexity"].item()
+    runs = forgotten(runs)
+    ways = list(dict.fromkeys(runs["way"]))[::-1]
+    fig, ax = figure(height=1.5 + 0.42 * len(ways))
+    places = [ways.index(way) for way in runs["way"]]
+    ax.plot(runs["perplexity"], places, "o", color=PALETTE[0], alpha=0.8, label="a seed each")
+    stars = [ways.index(way) for way in live]
+    ax.plot(list(live.values()), stars, "*", color=PALETTE[1], ms=13, label="measured just now")
+    ax.axvline(base, color=INK, ls=":", lw=1)
+    ax.text(base, len(ways) - 0.45, " base", color=INK, va="top")
+    ax.set_yticks(range(len(ways)), ways)
+    ax.set(xlabel="perplexity, everyday English", ylim=(-0.5, len(ways) - 0.4))
+    ax.legend(loc="best")
+    means = runs.groupby("way", sort=False)["rise"].mean()
+    least, most = means.idxmin(), means.idxmax()
+    ax.set_title(
+        "At equal task loss, English has become harder by\n"
+        f"{means[least]:.0f}% ({least}) to {means[most]:.0f}% ({most})"
+    )
+    guess.draw(ax, "x")
     return fig
 
 
