@@ -18,6 +18,7 @@ from labkit.checks.compare import (
     likeliest,
     randn,
 )
+from labkit.checks.compound import expect_factor
 from labkit.checks.lab02 import counting, guesses, injection, linear, merging
 from labkit.checks.lab02.layers import Layer
 from labkit.checks.quiz import judge
@@ -47,7 +48,7 @@ def _r_told(f):
 def matches_dense(lora_forward):
     """equals the dense formula for any leading shape, and never forms B @ A"""
     rng = generator()
-    layer = _layer(7, 5, 3, 10.0, rng)  # here and below r does not divide alpha: // is not /
+    layer = _layer(7, 5, 3, 11.0, rng)  # here and below r does not divide alpha: // is not /
     cases = [(randn(*lead, 5, rng=rng), layer) for lead in [(4,), (2, 3), ()]]
     square = (randn(4, 6, rng=rng), _layer(6, 6, 6, 14.0, rng))  # lets what is transposed through
     if not every(lambda *case: _expect_forward(lora_forward, *case), [*cases, square]):
@@ -92,6 +93,8 @@ def _expect_form(lora_forward, x, layer, call):
         first = observe(lora_forward, *_asked(x[:1], layer))
         told = f"{call}: a row of it changes with the other rows; each goes through A and B alone"
         expect(close(first, plain[:1], 1e-3), told)
+    still = observe(lora_forward, *_asked(0 * x, layer)).any()
+    expect(not still, f"{call} is not 0 where x is: something is added that no x enters")
     expect_linear(call, lambda z: observe(lora_forward, *_asked(z, layer)), {"x": x})
 
 
@@ -105,7 +108,13 @@ def _expect_halves(lora_forward, x, layer, call):
                 got = observe(lora_forward, *_asked(x, one))
                 lost = name == "W" and not got.any()
                 expect(not lost, f"{told}, nothing is: A reads x, and not what W has made of it")
-                expect_close(got, one.dense(x), told, guesses.forward(x, one))
+                try:
+                    expect_close(got, one.dense(x), told, guesses.forward(x, one))
+                except CheckFailed as failure:
+                    if failure.bare and name == "W":
+                        asked = "alpha / r", layer.scaling
+                        expect_factor(got, one.dense(x) / asked[1], told, asked, layer.sizes)
+                    raise
 
 
 @exercise("2.2", points=3)
@@ -121,7 +130,7 @@ def layer(LoRALinear):
 def gradients(lora_gradients):
     """equals autograd, and dA is zero while B is zero"""
     rng = generator()
-    layer = _layer(7, 5, 3, 7.0, rng)
+    layer = _layer(7, 5, 3, 11.0, rng)
     x, dY = randn(6, 5, rng=rng), randn(6, 7, rng=rng)
     whole = 0
     for name in ("dA", "dB"):
@@ -146,7 +155,7 @@ def _expect_gradient(lora_gradients, name, layer, x, dY):
         expect(shapes != [layer.B.shape, layer.A.shape], told)
         which = ("dA", "dB").index(name)
         right = layer.gradients(lambda one: (one.dense(x) * dY).sum())[which]
-        known = guesses.gradient(right, layer.alpha, layer.r, dY)
+        known = guesses.gradient(right, layer, dY)
         where = "" if layer.B.any() else " when B is zero"
         if where and name == "dA" and isinstance(got[0][0], torch.Tensor):
             known["dA has the factor B, so it is zero here"] = got[0][which]
@@ -156,6 +165,9 @@ def _expect_gradient(lora_gradients, name, layer, x, dY):
             expect_close(got[0][which], right, name + where, known)
         except CheckFailed as failure:
             if failure.bare:
+                sizes, mine = layer.sizes | {"n": len(x)}, got[0][which]
+                asked, bare = ("alpha / r", layer.scaling), right / layer.scaling
+                expect_factor(mine, bare, name + where, asked, sizes)
                 _expect_without(lora_gradients, which, x, layer, dY, right)
             raise
 
@@ -249,14 +261,12 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
     tensors = injection.expect_state(adapter_state, LoRALinear, A, B, x)
     args = (adapter_state, load_adapter_, LoRALinear, A, B, x)
     injection.expect_loaded(injection.load(*args), tensors, A, B, x)
-    which = draw(2, 5, rng)  # not the first ones: some are copied
     names = list(tensors)
-    turned, thin = 2, 3  # an A and a B
-    cases = [("missing", which, names[which]), ("extra", which, models.EXTRA)]
-    cases += [("turned", turned, names[turned]), ("thin", thin, names[thin])]
-    for change, number, key in cases:
+    late = names[draw(2, 5, rng)]  # not one of the first: some are copied
+    cases = [("missing", late), ("extra", models.EXTRA), ("turned", names[2]), ("thin", names[3])]
+    for change, key in cases:
         with part():
-            told = observe(models.load_error, *args, change, number)
+            told = observe(models.load_error, *args, change, key)
             injection.expect_refused(told, change, key)
 
 
@@ -265,7 +275,7 @@ def scales(scaling):
     """alpha / r, and alpha / sqrt(r) when rank-stabilised"""
     rng = generator()
     draws = [draw(low, 63, rng) for low in (33, 33, 3, 17)]
-    cases = [(32, 16), (float(draws[0]), draws[2]), (draws[1], draws[3])]
+    cases = [(32, 16), (float(draws[0]), draws[2]), (draws[1], draws[3]), (3.5, draws[0])]
     for stabilised in (False, True):
         asked = every(lambda *case, on=stabilised: _asked_scaling(scaling, *case, on), cases)
         with part():

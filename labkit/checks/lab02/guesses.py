@@ -10,6 +10,7 @@ def factors(alpha, r, d_out=None, d_in=None):
     """What is taken for alpha / r: a message for each, and the number it leads to."""
     sizes = {"d_in; r is A.shape[0]": d_in, "d_out; r is B.shape[1]": d_out}
     return {
+        "it is cut off at 1; a factor below 1 is one, too": max(1.0, alpha / r),
         "alpha is not divided by r": alpha,
         "alpha // r drops the fraction: divide with /": alpha // r,
         "the scaling alpha / r is missing": 1.0,
@@ -69,10 +70,10 @@ def _turned(x, W, A, B, s):
     }
 
 
-def gradient(right, alpha, r, dY):
+def gradient(right, layer, dY):
     """Wrong gradients of A or B; `right` is autograd's."""
-    unscaled = right / (alpha / r)
-    return {message: unscaled * factor for message, factor in factors(alpha, r).items()} | {
+    unscaled, known = right / layer.scaling, factors(layer.alpha, layer.r, *layer.W.shape)
+    return {message: unscaled * factor for message, factor in known.items()} | {
         "averaged over the batch; a gradient sums over it": right / len(dY),
         "averaged over all numbers of dY; a gradient sums over them": right / dY.numel(),
         "it is zero for every A and B: dA is zero only while B is": right * 0,
@@ -95,6 +96,8 @@ def merged(W, update, alpha, r):
 def stabilised(alpha, r):
     """What is taken for alpha / sqrt(r)."""
     return {
+        "it is cut off at 1; a factor below 1 is one, too": max(1.0, alpha / math.sqrt(r)),
+        "1 is added to the root: alpha / sqrt(r) alone": alpha / (1 + math.sqrt(r)),
         "rank_stabilized changes nothing": alpha / r,
         "the root is over r alone: alpha / sqrt(r)": math.sqrt(alpha / r),
         "the root belongs to r, not to alpha": math.sqrt(alpha) / r,
@@ -183,8 +186,10 @@ def _counts(named):
         "one tensor of each number of dimensions is counted": sum(
             p.numel() for p in {p.ndim: p for p in reversed(params)}.values()
         ),
+        "vectors, as biases and norms, are left out": sum(p.numel() for p in params if p.ndim > 1),
         "biases are left out": sum(p.numel() for n, p in named.items() if "bias" not in n),
         "tensors of one shape count once; only a shared one does": sum(
             p.numel() for p in {p.shape: p for p in params}.values()
         ),
+        "those with as many numbers as another count once": sum({p.numel() for p in params}),
     }

@@ -21,7 +21,10 @@ from labkit.labs.lab02 import probes
 def expect_layer(LoRALinear, layer, x):
     """All of it; a class that cannot be made or has wrong shapes ends it at once."""
     given, shape_A, shape_B = (LoRALinear, layer, x), layer.A.shape, layer.B.shape
-    attributes = {"has no attribute": "its attributes are base, A, B, r, scaling"}
+    attributes = {
+        "before Module.__init__": "super().__init__() comes first",
+        "has no attribute": "its attributes are base, A, B, r, scaling",
+    }
     new = ask("", probes.new_layer, LoRALinear, layer.data, x, hint=attributes)
     shapes = f"A is (r, d_in) = {tuple(shape_A)} and B is (d_out, r) = {tuple(shape_B)}"
     mine = [getattr(new[name], "shape", None) for name in "AB"]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from labkit.checks.compare import ask, close, expect_close
+from labkit.checks.compound import expect_factor
 from labkit.checks.lab02 import guesses
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import probes
@@ -24,6 +25,9 @@ def expect_merging(merge_, unmerge_, LoRALinear, layer, x):
         _expect_outputs(seen, layer, x)
         _expect_gradients(seen["grads"], layer, x)
         _expect_again(seen, layer, x)
+        hint = "layer.merged is of one layer: set it on `layer`, not on its class nor in a global"
+        told = f"once one layer is merged, merge_ or unmerge_ of another does nothing: {hint}"
+        expect(observe(probes.merged_beside, *functions, layer.data), told)
     with part():
         kinds = observe(probes.merged_kind, *functions, replace(layer, bias=None).data)
         hint = "add in place, or bring the sum to its dtype"
@@ -79,6 +83,9 @@ def _expect_weights(functions, seen, layer, x):
         expect_close(seen["once"][0], W + update, "base.weight after merge_", known)
     except CheckFailed as failure:
         if failure.bare:
+            added, asked = seen["once"][0] - W, ("alpha / r", layer.scaling)
+            call = "what merge_ adds to base.weight"
+            expect_factor(added, update / layer.scaling, call, asked, layer.sizes)
             _expect_update(functions, seen, layer, x)
         raise
     expect_close(seen["twice"][0], W + update, "base.weight after merge_ twice", twice)
