@@ -77,7 +77,9 @@ def errors(relative_error):
     if len(asked) < len(cases):  # it raises, or gives no number: the rest would say no more
         return
     with part():
-        expect_numbers(asked)
+        share = "a part of |W| over |W| is between 0 and 1"
+        with pairs.hinted(asked, 0, 1, share, (0, 3)):
+            expect_numbers(asked)
         _expect_no_error(relative_error, cases[0][0], rng)
     with part():
         _expect_not_built(relative_error, randn(7, 5, rng=rng))
@@ -196,8 +198,10 @@ def ranks(energy_rank, stable_rank):
     named = {"W of shape (9, 5)": W, "7 * W.T": 7 * W.T, "identity": torch.eye(6)}
     asked = every(lambda name, M: _asked_stable(stable_rank, name, M), named.items())
     with part():
-        expect_numbers(asked)
         if len(asked) == len(named):
+            limits = "it is between 1 and the rank: |W|_2² is one of the squares in |W|_F²"
+            with pairs.hinted(asked, 1, 6, limits, (0, 1)):
+                expect_numbers(asked)
             _expect_no_eps("stable_rank(1e-4 * W)", stable_rank, 1e-4 * W, wanted=asked[0][2])
 
 

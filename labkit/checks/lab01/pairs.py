@@ -71,6 +71,28 @@ def stable(s):
 
 
 @contextlib.contextmanager
+def hinted(asked, least, most, told, alike):
+    """Says of wrong numbers without a name that they lie outside of what is possible.
+
+    `asked` as `expect_numbers` takes it. `alike` are two of them, of W and of a multiple of W.
+    """
+    try:
+        yield
+    except CheckFailed as failure:
+        if not failure.bare:
+            raise
+        got = [number for _, number, *_ in asked]
+        one, other = (got[i] for i in alike)
+        if abs(one - other) > 1e-3 * max(abs(one), abs(other)):
+            hint = "it changes with the scale of W, which must not matter: a norm over a norm"
+        elif min(got) < least or max(got) > most + 1e-3:
+            hint = told
+        else:
+            raise
+        raise CheckFailed(f"{failure}; {hint}") from None
+
+
+@contextlib.contextmanager
 def as_sum(lora_params):
     """Says of a wrong count without a name which sum of products it is."""
     try:
