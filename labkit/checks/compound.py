@@ -91,7 +91,7 @@ def expect_factor(got, wanted, call, asked, sizes):
         name = f"({text}) * {ratio}".replace("* 1 /", "/")
     text = f"what belongs there is {text} = {right:.3g}" if right != 1 else text
     sign = "-" if factor < 0 else ""
-    mine = f"{sign}{name} = {factor:.3g}" if name else f"{factor:.3g}"
+    mine = f"{sign}{name} = {factor:.3g}" if name and not name.isdigit() else f"{factor:.3g}"
     raise CheckFailed(f"{call}: all is right but the factor, which is {mine}; {text}")
 
 

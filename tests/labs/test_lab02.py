@@ -1548,9 +1548,41 @@ def _forward_by_two_r(x, W, A, B, alpha):
     return x @ W.T + alpha / (2 * len(A)) * x @ A.T @ B.T
 
 
+def _forward_of_means(x, W, A, B, alpha):
+    h = (x @ A.T).mean(-1, keepdim=True)
+    return x @ W.T + alpha / len(A) * h * B.sum(1)
+
+
+def _forward_by_mixing(x, W, A, B, alpha):
+    s = alpha / len(A)
+    return (1 - s) * x @ W.T + s * x @ A.T @ B.T
+
+
+def _unmerge_to_zero(layer):
+    if layer.merged:
+        layer.base.weight.data.zero_()
+        layer.merged = False
+
+
+def _longer_side_twice(shapes, n, r=None):
+    if r is None:
+        return step_flops(shapes, n)
+    return sum(4 * n * o * i + 12 * n * r * max(o, i) for o, i in shapes.values())
+
+
 AGAIN = [
+    (check.matches_dense, _forward_of_means, "is right at r = 1 and wrong above"),
+    (check.matches_dense, _forward_by_mixing, "nothing scales x @ W.T"),
+    (check.merges, merge_, _unmerge_to_zero, LoRALinear, "nothing is left"),
+    (check.arithmetic, _longer_side_twice, "the longer side is used twice"),
+    (
+        check.arithmetic,
+        _flops(lora=lambda N, S, n, r: 4 * n * N + 6 * n * n * r * S),
+        "n_tokens comes squared",
+    ),
+    (check.scales, lambda a, r, on=False: a / (2 * r) ** (0.5 if on else 1), "share one r"),
     (check.matches_dense, _forward_plus, "something is added that no x enters"),
-    (check.matches_dense, _forward_by_two_r, "(alpha / r) / 2"),
+    (check.matches_dense, _forward_by_two_r, "divided by 2 r"),
     (check.layer, _without_super, "super().__init__() comes first"),
     (check.gradients, _gradients_by(lambda a, r, n: (a / r) ** 0.5), "sqrt(alpha) / sqrt(r)"),
     (check.gradients, _gradients_by(lambda a, r, n: a / r / n**0.5), "(alpha / r) / sqrt(n)"),
@@ -1622,7 +1654,7 @@ WRONG = [
             ),
             (
                 lambda x, W, A, B, a: x @ W.T * 3 + a / len(A) * x @ A.T @ B.T,
-                "where x @ W.T is left: 3x",
+                "the factor, which is r = 3",
             ),
             (lambda x, W, A, B, alpha: None, "return"),
             (_flat_only, "with x of shape (2, 3, 5): it raised"),
@@ -1834,7 +1866,7 @@ WRONG = [
     (check.merges, _and_the_bias, unmerge_, LoRALinear, "or the bias"),
     (check.round_trip, _names_alone, load_adapter_, LoRALinear, "another kind of module"),
     (check.round_trip, _what_trains, load_adapter_, LoRALinear, "are six"),
-    (check.round_trip, _swapped, load_adapter_, LoRALinear, "is not the A of that layer"),
+    (check.round_trip, _swapped, load_adapter_, LoRALinear, "the two are changed over"),
     (
         check.round_trip,
         lambda m: adapter_state(m.eval()),

@@ -34,6 +34,8 @@ def cuts(W, r):
         "these are the first r rows of W; the SVD's directions are others": rows,
         "that is QR, whose columns come in the order of W's; the SVD's come by size": Q[:, :r]
         @ R[:r],
+        "it is zero: no term is kept at all": 0 * W,
+        "the r terms are averaged; they are added": best(W, r) / r,
         "the first of the r terms is left out; indices start at 0": best(W, r) - best(W, 1),
         "its r terms are those from index 1 on; indices start at 0": best(W, r + 1) - best(W, 1),
         "it keeps the smallest singular values; the largest come first": (U * S * head.flip(0))
@@ -68,6 +70,8 @@ def _turned(W, r, U, S, Vh):
     head = torch.arange(len(S)) < r
     vh = "Vh is V transposed already: use its first r rows (torch.svd gives V: its columns)"
     return {
+        "that is the projection V V.T alone: W @ V @ V.T": (Vh.T * head) @ Vh,
+        "that is the projection U U.T alone: U @ U.T @ W": (U * head) @ U.T,
         "U stands on both sides; the rows come from Vh": (U * S * head) @ U.T,
         "Vh stands on both sides; the columns come from U": (Vh.T * S * head) @ Vh,
         vh: (U * S * head) @ Vh.T,
@@ -92,6 +96,7 @@ def updates(W0, W1, r):
         "it cuts W0 + W1; cut the difference, then add W0": best(W0 + W1, r),
         "W1 and W0 are cut one by one, and W0 is not added": best(W1, r) - best(W0, r),
         "this is the update alone: add it to W0": cut,
+        "W0 is taken away once more: add it to the part of the update": cut - W0,
         "the update points backwards: it is W1 - W0": W0 - cut,
         "it is added to W1, which holds the whole update already": W1 + cut,
         "this is W0 plus the rest, all but the best part (W1 less that); add the best part": W1

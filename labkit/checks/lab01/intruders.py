@@ -264,6 +264,12 @@ def _other_matrices(W0, W1, svds, k, threshold):
         "the columns of the matrices are compared; their left singular vectors are asked": count(
             columns1, columns0
         ),
+        "these are the columns of W0 itself; its left singular vectors are asked": count(
+            U1, columns0
+        ),
+        "these are the columns of W1 itself; its left singular vectors are asked": count(
+            columns1, U0
+        ),
         "it takes rows of U; the directions are its columns": below(U1[:k] @ U0.T),
         "it takes rows of U, of full_matrices=True; the directions are columns": below(
             whole1[:k] @ whole0.T

@@ -12,7 +12,15 @@ def errors(s, r):
     """Wrong relative errors of two mistakes."""
 
     def error(part, power, root, whole, left):
-        parts = {"W": s, "head": s[:r], "largest": s[:1], "none": s[:0], "sum": s}
+        parts = {
+            "W": s,
+            "head": s[:r],
+            "largest": s[:1],
+            "none": s[:0],
+            "sum": s,
+            "kept": s[r - 1 : r],
+            "cut": s[r : r + 1],
+        }
         above, below = (t.pow(power).sum() for t in (part, parts[whole]))
         below = s.sum() ** root if whole == "sum" else below
         below = below if whole != "none" else torch.ones(())
@@ -29,6 +37,7 @@ def errors(s, r):
             "the tail starts one too early, at r - 1": s[r - 1 :],
             "s[r] alone stands for the tail s[r:]": s[r : r + 1],
             "the last r stand for the tail s[r:]": s[-r:],
+            "all but the last r, s[:-r], stand for the tail s[r:]": s[:-r],
         },
         {"": 2, "the singular values are not squared": 1, "they are squared twice": 4},
         {"": 2, "the square root is missing": 1, "the root is taken twice": 4},
@@ -36,6 +45,8 @@ def errors(s, r):
             "": "W",
             "divided by the part that is kept, not by |W|": "head",
             "divided by the largest singular value, not by |W|": "largest",
+            "divided by the last singular value kept, not by |W|": "kept",
+            "divided by the first one cut off, not by |W|": "cut",
             "it is not divided by |W|": "none",
             "divided by the plain sum of the singular values, not by |W|": "sum",
         },

@@ -2,7 +2,7 @@
 
 import torch
 
-from labkit.checks.compare import ask, expect_close, expect_linear
+from labkit.checks.compare import ask, close, expect_close, expect_linear
 from labkit.checks.compound import expect_factor
 from labkit.checks.lab01.cuts import PLAIN
 from labkit.contract import CheckFailed, expect, observe
@@ -19,6 +19,10 @@ def expect_point(subspace_point, theta0, P, z):
         if failure.bare:
             sizes, hint = _sizes(P) | {"|z|": z.norm().item()}, "P @ z is added as it is"
             expect_factor(got - theta0, P @ z, f"{call}: what is added", (hint, 1.0), sizes)
+        if failure.bare:
+            twice = observe(subspace_point, 2 * theta0, P, z) - got
+            hint = "theta0 is added once, as it is: it neither scales the step nor is scaled"
+            expect(close(twice, theta0, 1e-3), f"{call}, twice the theta0: {hint}")
         if failure.bare and not PLAIN.search(str(failure)):
             told, zero, inputs = f"{call} and theta0 = 0", 0 * theta0, {"P": P, "z": z}
             expect_linear(told, lambda *data: observe(subspace_point, zero, *data), inputs)

@@ -74,6 +74,12 @@ def within_guesses(dW, reference, k, wanted):
             "the entries are summed; energy is the sum of their squares": (
                 part.sum() / dW.sum()
             ).item(),
+            "these are the first k columns of dW alone; k counts the directions": _share(
+                part[:, :k], dW[:, :k]
+            ),
+            "these are the first k columns of dW alone, over all of it; k counts directions": (
+                _share(part[:, :k], dW)
+            ),
             "each column of dW counts alike; a share of energy weighs them by their squares": (
                 (part.square().sum(0) / dW.square().sum(0)).mean().item()
             ),

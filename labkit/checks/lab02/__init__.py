@@ -1,6 +1,5 @@
 """Checks of lab 2. The reference is the dense layer `W + (alpha / r) B A`, autograd, or torch."""
 
-import contextlib
 import math
 from dataclasses import replace
 
@@ -32,18 +31,6 @@ def _layer(d_out, d_in, r, alpha, rng):
     return Layer(W, None, A, B, alpha)
 
 
-@contextlib.contextmanager
-def _r_told(f):
-    """Say of what fails that r is no argument, where `f` takes it for one."""
-    try:
-        yield
-    except CheckFailed as failure:
-        unknown = any(f"name '{name}' is not defined" in str(failure) for name in ("r", "rank"))
-        if unknown or "r" in observe(probes.global_names, f):
-            raise CheckFailed("r is no argument here: it is A.shape[0]") from None
-        raise
-
-
 @exercise("2.1", points=2)
 def matches_dense(lora_forward):
     """equals the dense formula for any leading shape, and never forms B @ A"""
@@ -69,7 +56,7 @@ def _asked(x, layer):
 
 def _expect_forward(lora_forward, x, layer):
     call = f"lora_forward with x of shape {tuple(x.shape)}"
-    with _r_told(lora_forward):
+    with linear.r_told(lora_forward):
         hint = "x @ W.T has the leading shape of x" if x.ndim != 2 else ""
         got = ask(call, lora_forward, *_asked(x, layer), hint=hint)
         wanted = layer.dense(x)
@@ -93,27 +80,29 @@ def _expect_form(lora_forward, x, layer, call):
         first = observe(lora_forward, *_asked(x[:1], layer))
         told = f"{call}: a row of it changes with the other rows; each goes through A and B alone"
         expect(close(first, plain[:1], 1e-3), told)
-    still = observe(lora_forward, *_asked(0 * x, layer)).any()
-    expect(not still, f"{call} is not 0 where x is: something is added that no x enters")
+    linear.expect_zero(observe(lora_forward, *_asked(0 * x, layer)), call)
     expect_linear(call, lambda z: observe(lora_forward, *_asked(z, layer)), {"x": x})
 
 
 def _expect_halves(lora_forward, x, layer, call):
     """The frozen part and the update, each by itself: which of them is wrong, and how."""
+
+    def run(one):
+        return observe(lora_forward, *_asked(x, one))
+
     with likeliest() as case:
         for name, left in (("B", "x @ W.T"), ("W", "the update")):
             one = replace(layer, **{name: 0 * getattr(layer, name)})
             told = f"{call} and {name} all zero, where {left} is left"
             with case():
-                got = observe(lora_forward, *_asked(x, one))
+                got = run(one)
                 lost = name == "W" and not got.any()
                 expect(not lost, f"{told}, nothing is: A reads x, and not what W has made of it")
                 try:
                     expect_close(got, one.dense(x), told, guesses.forward(x, one))
                 except CheckFailed as failure:
-                    if failure.bare and name == "W":
-                        asked = "alpha / r", layer.scaling
-                        expect_factor(got, one.dense(x) / asked[1], told, asked, layer.sizes)
+                    if failure.bare:
+                        linear.expect_scaled(run, one, x, told)
                     raise
 
 
@@ -145,7 +134,7 @@ def gradients(lora_gradients):
 
 
 def _expect_gradient(lora_gradients, name, layer, x, dY):
-    with _r_told(lora_gradients):
+    with linear.r_told(lora_gradients):
         got = observe(probes.by_hand, lora_gradients, *_asked(x, layer), dY)
         expect(got != "autograd", "it calls autograd: by hand, please; the hint has the rule")
         pair = isinstance(got[0], list) and len(got[0]) == 2

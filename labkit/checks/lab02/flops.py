@@ -22,6 +22,10 @@ def guesses(shapes, n, r, count):
         known.setdefault(message, round(right * factor))
     first = 2 * n * math.prod(pairs[0][1])
     known["the first layer's input gets its gradient, too: layers below train"] = right - first
+    for name, side in (("longer", max), ("shorter", min)) if r else ():
+        told = f"the {name} side is used twice for A and B; they have r (d_out + d_in) numbers"
+        sides = sum(2 * side(pair) - sum(pair) for pair in shapes.values())
+        known[told] = right + 6 * n * r * sides
     for message, some in (
         ("layers of one shape count once; each is a layer", {str(s): s for s in shapes.values()}),
         ("this counts the first matrix alone; sum over shapes", dict(pairs[:1])),
@@ -91,7 +95,13 @@ def terms(d_out, d_in, n, r=None):
     if r is None:
         return found
     found |= {"A": n * r * d_in, "B": n * r * d_out, "BA": r * N, "nBA": n * r * N}
-    return found | {"adam": r * both, "rr": n * r * r, "r squared": n * r * r * both, "h": n * r}
+    return found | {
+        "adam": r * both,
+        "rr": n * r * r,
+        "r squared": n * r * r * both,
+        "h": n * r,
+        "n squared": n * n * r * both,
+    }
 
 
 MISSING = ", its products are missing"
@@ -124,7 +134,7 @@ def odd(made, lora):
     for names, message in (
         ("yxh", "biases, additions and scalings do not count, products alone do"),
         (("Adam", "adam"), "what no token enters, as the optimizer's work, does not count"),
-        (("attention",), "n_tokens comes squared; attention is no linear layer"),
+        (("attention", "n squared"), "n_tokens comes squared; attention is no linear layer"),
         (("BA", "nBA"), "B @ A is never formed"),
         (("rr", "r squared"), "r comes squared; A and B have r (d_in + d_out) numbers"),
     ):

@@ -168,6 +168,9 @@ def _expect_part(name, got, wanted):
 
     expect(got.ndim != 2 or not right(got.T), f"the state's {name} is transposed")
     expect(got.itemsize > 2, f"the state's {name} went through 16 bits: leave its dtype")
+    other = "B" if name[-1] == "A" else "A"
+    crossed = got.shape == wanted.shape[::-1]
+    expect(not crossed, f"the state's {name} has the shape of {other}: the two are changed over")
     expect(right(got), f"the state's {name} is not the {name[-1]} of that layer")
 
 

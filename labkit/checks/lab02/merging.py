@@ -8,16 +8,18 @@ from labkit.checks.lab02 import guesses
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import probes
 
-SHAPES = dict.fromkeys(
-    ("size of tensor", "cannot be multiplied"),
-    "B @ A is (d_out, r) times (r, d_in), as W is (d_out, d_in)",
-)
+PRODUCT = "B @ A is (d_out, r) times (r, d_in), as W is (d_out, d_in)"
+RAISED = {  # what to say of an error whose text has these words
+    "size of tensor": PRODUCT,
+    "cannot be multiplied": PRODUCT,
+    "has no attribute": "a layer has base, A, B, r, scaling and merged",
+}
 
 
 def expect_merging(merge_, unmerge_, LoRALinear, layer, x):
     """The weight at each stage, then the outputs, then what has to stay as it is."""
     functions = (merge_, unmerge_, LoRALinear)
-    seen = ask("", probes.merging, *functions, layer.data, x, hint=SHAPES)
+    seen = ask("", probes.merging, *functions, layer.data, x, hint=RAISED)
     with part():
         _expect_kept(seen)
     with part():
@@ -92,6 +94,7 @@ def _expect_weights(functions, seen, layer, x):
     below = {
         "unmerging twice took it away twice": W - update,
         "the update stays": W + update,
+        "nothing is left: the update alone is taken away": 0 * W,
         "it is added once more: take it away": W + 2 * update,
     } | {message: 2 * W + update - wrong for message, wrong in known.items()}
     expect_close(seen["back"][0], W, "base.weight after unmerge_", below, tol=1e-5)
