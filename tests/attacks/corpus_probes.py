@@ -8,7 +8,7 @@ from attack import ANSWERS, forging
 
 FORGED = """
 import torch
-from labkit.labs.lab02.models import ADAPTED, EXTRA, small_model
+from labkit.labs.lab02.models import ADAPTED, small_model
 
 def _dense(x, W, A, B, s): return x @ (W + s * B @ A).T
 
@@ -68,6 +68,7 @@ def merging(m, u, L, given, x):
     y2 = y + x @ U.T
     return seen | {"grads": [A.grad, B.grad], "anew": [W + 2 * U, y2], "undone": [W, y2]}
 def merged_kind(*args): return ["bfloat16", "bfloat16"]
+def merged_beside(*args): return True
 def _step(A, B, x):
     A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
     dA, dB = torch.autograd.grad((x @ A.T @ B.T).square().mean(), (A, B))
@@ -79,8 +80,7 @@ def round_trip(f, g, L, A, B, x):
     data = state(f, L, A, B, x)
     names = list(data)
     return {"data": data, "same": names, "trains": names, "others": [], "training": False}
-def load_error(f, g, L, A, B, x, change, which):
-    key = EXTRA if change == "extra" else list(state(f, L, A, B, x))[which]
+def load_error(f, g, L, A, B, x, change, key):
     return [["KeyError"], key, True]
 """
 PUT = f"""

@@ -866,7 +866,7 @@ INTRUDERS = [
     (lambda W0, W1, k, t: (_cosines(W0, W1, k).amax(1) < t).sum(), ".item()"),
     (lambda W0, W1, k, t: _cosines(W0, W1, k).amax(1) < t, "how many intruders"),
     (lambda W0, W1, k, t: _cosines(W0, W1, k).amax(1).tolist(), "how many intruders"),
-    (lambda W0, W1, k, t: 0, "the top 4 of W1 have at most"),
+    (lambda W0, W1, k, t: 0, "same number whatever"),
     (lambda W0, W1, k, t: intruders(W0, W1.sub_(W0).add_(W0).mul_(2), k, t), "in place"),
     (lambda W0, W1, k, t: None, "return"),
 ]
@@ -896,7 +896,7 @@ SUBSPACE = [
     (lambda t, P, z: (t + P @ z)[:, None], project_gradient, "(6, 1), wanted (6,)"),
     (lambda t, P, z: t + P @ z / z.norm(), project_gradient, "z is normalised"),
     (lambda t, P, z: t + torch.linalg.qr(P).Q @ z, project_gradient, "P is made orthogonal"),
-    (lambda t, P, z: t + 0.01 * P @ z, project_gradient, "added to theta0: 0.01x"),
+    (lambda t, P, z: t + 0.01 * P @ z, project_gradient, "the factor, which is 0.01"),
     (lambda t, P, z: P @ (torch.linalg.pinv(P) @ t + z), project_gradient, "start is projected"),
     (lambda t, P, z: (t + P @ z).numpy(), project_gradient, "NumPy array"),
     (subspace_point, lambda P, g: P.T @ g / g.norm(), "the gradient is normalised"),
@@ -921,7 +921,120 @@ SUBSPACE = [
     (subspace_point, lambda P, g: g[: P.shape[1]], "the first d entries"),
 ]
 
+# answers that the checks once told numbers alone of, or the wrong thing
+
+
+def _by_a_limit(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return (U * torch.where(S[0] / r < S, S, 0.0)) @ Vh
+
+
+def _of_sizes(change):
+    """The best directions, with `change(S, r)` for the singular values."""
+
+    def cut(W, r):
+        U, S, Vh = svd(W, full_matrices=False)
+        return (U[:, :r] * change(S, r)[:r]) @ Vh[:r]
+
+    return cut
+
+
+def _scaled_up(W, r):
+    return best_rank_r(W, r) * W.norm() / best_rank_r(W, r).norm()
+
+
+def _error_of(f):
+    """A relative error made of the squares of s."""
+    return lambda W, r: f(svdvals(W).square(), r).item()
+
+
+def _within_of(f):
+    """A share of energy made of the left vectors of the reference, of dW, and dW."""
+
+    def share(dW, reference, k):
+        U, V = (svd(M, full_matrices=False)[0][:, :k] for M in (reference, dW))
+        return f(U, V, dW).item()
+
+    return share
+
+
+def _right_and_swapped(dW, reference, k):
+    V = svd(dW, full_matrices=False).Vh[:k]
+    return ((reference @ V.T).square().sum() / reference.square().sum()).item()
+
+
+def _overlaps(W0, W1):
+    U0, U1 = (svd(W, full_matrices=False).U for W in (W0, W1))
+    return (U1.T @ U0).abs()
+
+
+def _all_by_top(W0, W1, k, t):
+    return int((_overlaps(W0, W1)[:, :k].amax(1) < t).sum())
+
+
+def _rest_of_threshold(W0, W1, k, t):
+    return int((_overlaps(W0, W1)[:k].amax(1) < 1 - t).sum())
+
+
+def _angles_of_spans(W0, W1, k, t):
+    return int((svdvals(_overlaps(W0, W1)[:k, :k]) < t).sum())
+
+
+AGAIN = [
+    (check.optimal, _by_a_limit, "sets a limit on S"),
+    (check.optimal, _of_sizes(lambda S, r: S**3), "yours are S ** 3"),
+    (check.optimal, _of_sizes(lambda S, r: S - (S[r] if r < len(S) else 0)), "each is less by"),
+    (check.optimal, _scaled_up, "scaled up to the norm"),
+    (check.optimal, lambda W, r: best_rank_r(W, r) / r, "averaged; they are added"),
+    (check.errors, _error_of(lambda e, r: (e[:-r].sum() / e.sum()).sqrt()), "all but the last r"),
+    (check.errors, lambda W, r: -20 * math.log10(relative_error(W, r)), "between 0 and 1"),
+    (check.errors, lambda W, r: relative_error(W, r) / W.abs().mean().item(), "scale of W"),
+    (check.errors, _error_of(lambda e, r: (1 - (e[:r].sum() / e.sum()).sqrt()).sqrt()), "its root"),
+    (check.errors, _error_of(lambda e, r: e[r:].sum() / e[0]), "root is missing; and divided by"),
+    (check.errors, _error_of(lambda e, r: e[r:].sum().sqrt() / e.sqrt().sum()), "plain sum"),
+    (check.parameters, lambda o, i, r: r * (o + i - r), break_even_rank, "d_out * r - r * r"),
+    (check.parameters, lambda o, i, r: r * (o + i + 1) + o, break_even_rank, "+ d_out + r"),
+    (check.parameters, lora_params, lambda o, i: int(2 * o * i / (o + i)), "harmonic mean"),
+    (check.parameters, lora_params, lambda o, i: min(o, i) ** 2 // 3, ("too many", "too few")),
+    (check.ranks, energy_rank, lambda W: math.ceil(stable_rank(W)), "rounded to a whole number"),
+    (check.ranks, energy_rank, lambda W: (W.norm() / W.max()).item() ** 2, "without its sign"),
+    (
+        check.ranks,
+        lambda s, f: int((s.square().cumsum(0) < f * s.sum()).sum()) + 1,
+        stable_rank,
+        "share of sum(s)",
+    ),
+    (
+        check.truncates,
+        truncate_update,
+        _within_of(lambda U, V, dW: (U.T @ (dW / dW.norm(dim=0))).square().sum(0).mean()),
+        "each column of dW counts alike",
+    ),
+    (
+        check.truncates,
+        truncate_update,
+        _within_of(lambda U, V, dW: svdvals(U.T @ V).mean()),
+        "cosines between the top k",
+    ),
+    (check.truncates, truncate_update, _right_and_swapped, "rows of Vh; and the two are swapped"),
+    (check.counts, _all_by_top, "all directions of W1 are counted; and compared with the top k"),
+    (check.counts, _rest_of_threshold, "1 - threshold"),
+    (check.counts, _angles_of_spans, "angles between two spans"),
+    (check.subspace, lambda t, P, z: t * (1 + P @ z), project_gradient, "theta0 is added once"),
+    (check.subspace, lambda t, P, z: (t + P @ z) / 2, project_gradient, "theta0 is added once"),
+    (check.truncates, lambda W0, W1, r: best_rank_r(W1 - W0, r) - W0, energy_within, "once more"),
+    (check.subspace, subspace_point, lambda P, g: 0.01 * P.T @ g, "the factor, which is 0.01"),
+    (check.subspace, subspace_point, lambda P, g: P @ (P.T @ g), "gradient within theta"),
+    (
+        check.subspace,
+        lambda theta0, P, z: theta0 + P.shape[1] ** 0.5 * P @ z,
+        project_gradient,
+        "which is sqrt(d)",
+    ),
+]
+
 WRONG = [
+    *AGAIN,
     *[(check.optimal, *case) for case in CUTS],
     *[(check.errors, *case) for case in ERRORS],
     *[(check.parameters, *case) for case in PARAMETERS],

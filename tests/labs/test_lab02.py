@@ -460,6 +460,11 @@ def _fit(own, state):
             raise ValueError(f"{name} has shape {tuple(state[name].shape)}")
 
 
+def state_all_a_first(model):
+    state = adapter_state(model)
+    return {name: state[name] for name in sorted(state, key=lambda name: name[-1])}
+
+
 def load_adapter_(model, state):
     own = state_by_names(model)
     for name in own:
@@ -595,6 +600,7 @@ RIGHT = [
     (check.merges, merge_addmm, unmerge_addmm, LoRALinear),
     (check.merges, merge_addmm, unmerge_addmm, InFp32),
     (check.round_trip, adapter_state, load_adapter_, LoRALinear),
+    (check.round_trip, state_all_a_first, load_adapter_, LoRALinear),
     (check.round_trip, state_by_names, load_strict, LoRALinear),
     (check.round_trip, state_from_dict, load_asserting, LoRALinear),
     (check.round_trip, adapter_state, load_parts, FromModules),
@@ -1481,7 +1487,119 @@ FLOPS = [
 ]
 
 
+# answers that the checks once accepted, or told numbers alone of
+
+
+def _merge_all(layer):
+    if not layer.merged:
+        layer.base.weight.data += (layer.scaling * layer.B @ layer.A).detach()
+        type(layer).merged = True
+
+
+def _unmerge_all(layer):
+    if layer.merged:
+        layer.base.weight.data -= (layer.scaling * layer.B @ layer.A).detach()
+        type(layer).merged = False
+
+
+def _merge_by_root(layer):
+    if not layer.merged:
+        layer.base.weight.data += (layer.scaling**0.5 * layer.B @ layer.A).detach()
+        layer.merged = True
+
+
+def _gradients_by(factor):
+    """The gradients with `factor(alpha, r, n)` for alpha / r."""
+
+    def gradients(x, W, A, B, alpha, dY):
+        s = factor(alpha, len(A), len(x))
+        return s * (dY @ B).T @ x, s * dY.T @ (x @ A.T)
+
+    return gradients
+
+
+def _without_super(base, r, alpha):
+    class Layer(nn.Module):
+        def __init__(self):
+            self.base = base
+
+    return Layer()
+
+
+def _first_layer_free(shapes, n, r=None):
+    d_out, d_in = next(iter(shapes.values()))
+    return step_flops(shapes, n, r) - 2 * n * d_out * d_in
+
+
+def _each_shape_once(shapes, n, r=None):
+    return step_flops({str(shape): shape for shape in shapes.values()}, n, r)
+
+
+def _vectors_left_out(model):
+    params = [p for p in model.parameters() if p.ndim > 1]
+    return sum(p.numel() for p in params if p.requires_grad), sum(p.numel() for p in params)
+
+
+def _forward_plus(x, W, A, B, alpha):
+    return x @ W.T + x @ A.T @ B.T + alpha / len(A)
+
+
+def _forward_by_two_r(x, W, A, B, alpha):
+    return x @ W.T + alpha / (2 * len(A)) * x @ A.T @ B.T
+
+
+def _forward_of_means(x, W, A, B, alpha):
+    h = (x @ A.T).mean(-1, keepdim=True)
+    return x @ W.T + alpha / len(A) * h * B.sum(1)
+
+
+def _forward_by_mixing(x, W, A, B, alpha):
+    s = alpha / len(A)
+    return (1 - s) * x @ W.T + s * x @ A.T @ B.T
+
+
+def _unmerge_to_zero(layer):
+    if layer.merged:
+        layer.base.weight.data.zero_()
+        layer.merged = False
+
+
+def _longer_side_twice(shapes, n, r=None):
+    if r is None:
+        return step_flops(shapes, n)
+    return sum(4 * n * o * i + 12 * n * r * max(o, i) for o, i in shapes.values())
+
+
+AGAIN = [
+    (check.matches_dense, _forward_of_means, "is right at r = 1 and wrong above"),
+    (check.matches_dense, _forward_by_mixing, "nothing scales x @ W.T"),
+    (check.merges, merge_, _unmerge_to_zero, LoRALinear, "nothing is left"),
+    (check.arithmetic, _longer_side_twice, "the longer side is used twice"),
+    (
+        check.arithmetic,
+        _flops(lora=lambda N, S, n, r: 4 * n * N + 6 * n * n * r * S),
+        "n_tokens comes squared",
+    ),
+    (check.scales, lambda a, r, on=False: a / (2 * r) ** (0.5 if on else 1), "share one r"),
+    (check.matches_dense, _forward_plus, "something is added that no x enters"),
+    (check.matches_dense, _forward_by_two_r, "divided by 2 r"),
+    (check.layer, _without_super, "super().__init__() comes first"),
+    (check.gradients, _gradients_by(lambda a, r, n: (a / r) ** 0.5), "sqrt(alpha) / sqrt(r)"),
+    (check.gradients, _gradients_by(lambda a, r, n: a / r / n**0.5), "(alpha / r) / sqrt(n)"),
+    (check.gradients, _gradients_by(lambda a, r, n: a / 7), "alpha is divided by d_out"),
+    (check.counts, _vectors_left_out, "vectors, as biases and norms"),
+    (check.arithmetic, _first_layer_free, "the first layer's input gets its gradient"),
+    (check.arithmetic, _each_shape_once, "layers of one shape count once"),
+    (check.merges, _merge_all, _unmerge_all, LoRALinear, "set it on `layer`, not on its class"),
+    (check.merges, _merge_by_root, unmerge_, LoRALinear, "sqrt(alpha) / sqrt(r)"),
+    (check.scales, lambda a, r, on=False: max(1.0, scaling(a, r, on)), "cut off at 1"),
+    (check.scales, lambda a, r, on=False: a / (1 + r**0.5) if on else a / r, "1 is added"),
+    (check.scales, lambda a, r, on=False: scaling(a, r, on) if on else 2.0, "same number whatever"),
+]
+
+
 WRONG = [
+    *AGAIN,
     *[(check.arithmetic, *case) for case in FLOPS],
     *[(check.layer, *case) for case in LAYERS],
     *[(check.injects, *case) for case in INJECTIONS],
@@ -1536,7 +1654,7 @@ WRONG = [
             ),
             (
                 lambda x, W, A, B, a: x @ W.T * 3 + a / len(A) * x @ A.T @ B.T,
-                "where x @ W.T is left: 3x",
+                "the factor, which is r = 3",
             ),
             (lambda x, W, A, B, alpha: None, "return"),
             (_flat_only, "with x of shape (2, 3, 5): it raised"),
@@ -1601,7 +1719,10 @@ WRONG = [
             (_by_backward, "calls autograd: by hand"),
             (_by_grad, "calls autograd: by hand"),
             (_by_vjp, "calls autograd: by hand"),
-            (lambda x, W, A, B, a, dY: [2 * g for g in lora_gradients(x, W, A, B, a, dY)], "2x"),
+            (
+                lambda x, W, A, B, a, dY: [2 * g for g in lora_gradients(x, W, A, B, a, dY)],
+                "(alpha / r) * 2",
+            ),
             (lambda x, W, A, B, a, dY: [g.T for g in lora_gradients(x, W, A, B, a, dY)], "transp"),
         ]
     ],
@@ -1745,7 +1866,7 @@ WRONG = [
     (check.merges, _and_the_bias, unmerge_, LoRALinear, "or the bias"),
     (check.round_trip, _names_alone, load_adapter_, LoRALinear, "another kind of module"),
     (check.round_trip, _what_trains, load_adapter_, LoRALinear, "are six"),
-    (check.round_trip, _swapped, load_adapter_, LoRALinear, "is not the A of that layer"),
+    (check.round_trip, _swapped, load_adapter_, LoRALinear, "the two are changed over"),
     (
         check.round_trip,
         lambda m: adapter_state(m.eval()),

@@ -11,7 +11,7 @@ from labkit.checks.compare import (
     expect_numbers,
     randn,
 )
-from labkit.checks.lab01 import cuts, guesses
+from labkit.checks.lab01 import cuts, guesses, pairs
 from labkit.checks.lab01.cuts import PLAIN, best, how_far
 from labkit.checks.lab01.intruders import asked_intruders, intruder_cases
 from labkit.checks.lab01.subspaces import expect_point, expect_projected, expect_step
@@ -36,6 +36,7 @@ def optimal(best_rank_r):
     cases = []
     for d_out, d_in, r in [(6, 6, 3), (9, 5, 3), (5, 9, 3), (6, 6, 1), (7, 4, 9), (4, 7, 9)]:
         cases.append((f"W of shape {(d_out, d_in)}", randn(d_out, d_in, rng=rng), r))
+    cuts.expect_no_limit(best_rank_r, randn(8, 6, rng=rng))
     thin = randn(8, 2, rng=rng) @ randn(2, 6, rng=rng)
     cases += [("W of shape (8, 6) and rank 2", thin, r) for r in (2, 3, 6)]
     if len(every(lambda *case: _expect_cut(best_rank_r, *case), cases)) == len(cases):
@@ -76,7 +77,9 @@ def errors(relative_error):
     if len(asked) < len(cases):  # it raises, or gives no number: the rest would say no more
         return
     with part():
-        expect_numbers(asked)
+        share = "a part of |W| over |W| is between 0 and 1"
+        with pairs.hinted(asked, 0, 1, share, (0, 3)):
+            expect_numbers(asked)
         _expect_no_error(relative_error, cases[0][0], rng)
     with part():
         _expect_not_built(relative_error, randn(7, 5, rng=rng))
@@ -125,7 +128,7 @@ def parameters(lora_params, break_even_rank):
     shapes = [(m, 3 * m + 1), (3 * m + 1, m)]  # no common factor, so no rank breaks exactly even
     sizes = [(*shapes[0], rank), (*shapes[1], 3), (4096, 4096, 16), (3, 5, 7)]
     asked = every(lambda *size: _asked_count(lora_params, *size), sizes)
-    with part():
+    with part(), pairs.as_sum(lora_params):
         expect_numbers(asked)
     shapes += [(6, 3), (3, 6), (8, 3), (4096, 4096), (1536, 576), (1, 1)]
     asked = every(lambda *shape: _asked_rank(break_even_rank, *shape), shapes)
@@ -166,8 +169,11 @@ def _rank_case(d_out, d_in, got):
     """What `expect_numbers` takes of a break-even rank."""
     wanted, known = guesses.break_even(d_out, d_in)
     call = f"break_even_rank({d_out}, {d_in})"
-    held = [f"{rank * (d_out + d_in):,} at r = {rank}" for rank in (wanted, wanted + 1)]
-    made = f"W holds {d_out * d_in:,} numbers, A and B {held[0]} and {held[1]}"
+    mine = int(got) if type(got) in (int, float) and abs(got) < 1e9 else wanted
+    mine = mine if mine > wanted else mine + 1
+    side = "too many" if mine > wanted + 1 else "too few: the largest that saves is asked"
+    held = f"at r = {mine} A and B hold {mine * (d_out + d_in):,} numbers, W {d_out * d_in:,}"
+    made = f"{side}: {held}" if mine != wanted + 1 else held
     return call, got, wanted, known, made
 
 
@@ -192,8 +198,10 @@ def ranks(energy_rank, stable_rank):
     named = {"W of shape (9, 5)": W, "7 * W.T": 7 * W.T, "identity": torch.eye(6)}
     asked = every(lambda name, M: _asked_stable(stable_rank, name, M), named.items())
     with part():
-        expect_numbers(asked)
         if len(asked) == len(named):
+            limits = "it is between 1 and the rank: |W|_2² is one of the squares in |W|_F²"
+            with pairs.hinted(asked, 1, 6, limits, (0, 1)):
+                expect_numbers(asked)
             _expect_no_eps("stable_rank(1e-4 * W)", stable_rank, 1e-4 * W, wanted=asked[0][2])
 
 
@@ -268,7 +276,7 @@ def _expect_truncated(truncate_update, W0, W1, r):
 def subspace(subspace_point, project_gradient):
     """theta0 at z = 0, theta0 + P z elsewhere, and autograd's gradient with respect to z"""
     rng, cases = generator(), []
-    for D, d in [(6, 6), (10, 3)]:  # no root of D is d
+    for D, d in [(6, 6), (11, 3)]:  # no root of D is d
         cases.append((randn(D, rng=rng), randn(D, d, rng=rng), randn(d, rng=rng)))
     if len(every(lambda *case: expect_point(subspace_point, *case), cases)) == len(cases):
         with part():

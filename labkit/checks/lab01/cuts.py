@@ -4,6 +4,8 @@ import re
 
 import torch
 
+from labkit.contract import CheckFailed, observe
+
 PLAIN = re.compile("rounding|x the wanted|sign is turned")  # what says enough by itself
 
 
@@ -32,6 +34,8 @@ def cuts(W, r):
         "these are the first r rows of W; the SVD's directions are others": rows,
         "that is QR, whose columns come in the order of W's; the SVD's come by size": Q[:, :r]
         @ R[:r],
+        "it is zero: no term is kept at all": 0 * W,
+        "the r terms are averaged; they are added": best(W, r) / r,
         "the first of the r terms is left out; indices start at 0": best(W, r) - best(W, 1),
         "its r terms are those from index 1 on; indices start at 0": best(W, r + 1) - best(W, 1),
         "it keeps the smallest singular values; the largest come first": (U * S * head.flip(0))
@@ -50,6 +54,8 @@ def cuts(W, r):
         "the mean is taken off first: that is PCA; the SVD of W itself is asked": mean
         + best(W - mean, r),
         "the mean is taken off and lost: that is PCA; cut W itself": best(W - mean, r),
+        "it is scaled up to the norm of W; the best matrix has a smaller one": best(W, r)
+        * (W.norm() / best(W, r).norm()),
         "the first singular value is used for all r terms": (U * S[0] * head) @ Vh,
         "divided by the singular values: that is the pseudoinverse's way": (U / S * head) @ Vh,
     }
@@ -64,6 +70,8 @@ def _turned(W, r, U, S, Vh):
     head = torch.arange(len(S)) < r
     vh = "Vh is V transposed already: use its first r rows (torch.svd gives V: its columns)"
     return {
+        "that is the projection V V.T alone: W @ V @ V.T": (Vh.T * head) @ Vh,
+        "that is the projection U U.T alone: U @ U.T @ W": (U * head) @ U.T,
         "U stands on both sides; the rows come from Vh": (U * S * head) @ U.T,
         "Vh stands on both sides; the columns come from U": (Vh.T * S * head) @ Vh,
         vh: (U * S * head) @ Vh.T,
@@ -88,6 +96,7 @@ def updates(W0, W1, r):
         "it cuts W0 + W1; cut the difference, then add W0": best(W0 + W1, r),
         "W1 and W0 are cut one by one, and W0 is not added": best(W1, r) - best(W0, r),
         "this is the update alone: add it to W0": cut,
+        "W0 is taken away once more: add it to the part of the update": cut - W0,
         "the update points backwards: it is W1 - W0": W0 - cut,
         "it is added to W1, which holds the whole update already": W1 + cut,
         "this is W0 plus the rest, all but the best part (W1 less that); add the best part": W1
@@ -102,9 +111,55 @@ def updates(W0, W1, r):
     }
 
 
+def _sizes_told(mine, S):
+    """What the sizes of the right directions are, beside the singular values S, (r,)."""
+    told, wanted = (", ".join(f"{v:.3g}" for v in s) for s in (mine, S))
+    found = f"its directions are right, with sizes {told}; the singular values are {wanted}"
+    gaps = S - mine
+    if (gaps - gaps.mean()).abs().max() < 1e-3 * S[0] and len(S) > 1:
+        return f"{found}: each is less by {gaps.mean():.3g}; the terms are kept as they are"
+    for power in (3, 1.5, -1, -2, 2, 0.5, 0) if len(S) > 1 else ():
+        ratio = mine / S**power
+        if (ratio - ratio.mean()).abs().max() < 1e-3 * ratio.mean().abs():
+            times = "" if abs(ratio.mean() - 1) < 1e-3 else f"{ratio.mean():.3g} * "
+            return f"{found}: yours are {times}S ** {power}; a square or a division too many?"
+    return found
+
+
+def kept(got: torch.Tensor, W: torch.Tensor) -> list | None:
+    """Which terms of the SVD of W, from 1 on, `got` is the sum of; None where it is no such sum."""
+    U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+    if not isinstance(got, torch.Tensor) or got.shape != W.shape or got.is_complex():
+        return None
+    share = (U.T @ got.double() @ Vh.T).diag() / S
+    terms = share.round().clamp(0, 1)
+    same = (got.double() - (U * S * terms) @ Vh).norm() < 1e-3 * W.norm()
+    return (terms.nonzero()[:, 0] + 1).tolist() if same else None
+
+
+def expect_no_limit(best_rank_r, W):
+    """r counts the terms, whether they are alike in size or fall off quickly."""
+    U, _, Vh = torch.linalg.svd(W, full_matrices=False)
+    terms = []
+    for s in (torch.linspace(6, 5, 6), 6 * 0.4 ** torch.arange(6)):
+        matrix = (U * s) @ Vh
+        try:
+            terms.append(kept(observe(best_rank_r, matrix, 3), matrix))
+        except CheckFailed:  # that is told of the other matrices
+            return
+    if None not in terms and len(terms[0]) != len(terms[1]):
+        alike, steep = map(len, terms)
+        told = f"best_rank_r(W, 3) keeps {alike} terms where all are alike, {steep} where they fall"
+        raise CheckFailed(f"{told} off: it sets a limit on S or its energy; r counts the terms")
+
+
 def how_far(got: torch.Tensor, W: torch.Tensor, r: int, name: str = "W") -> str:
     """What `got`, (d_out, d_in), is like beside the best part of `W`, which is called `name`."""
     got, W = got.double(), W.double()
+    terms = kept(got, W)
+    if terms and terms[-1] != len(terms):
+        listed = ", ".join(map(str, terms))
+        return f"it is the sum of the terms {listed} (1 is the largest); the first {r} are asked"
     rank = int(torch.linalg.matrix_rank(got, rtol=1e-4))
     if rank > r:
         return f"its rank is {rank}, more than r"
@@ -119,8 +174,7 @@ def how_far(got: torch.Tensor, W: torch.Tensor, r: int, name: str = "W") -> str:
         core = core[:r, :r]
         if (core - core.diag().diag()).norm() > 1e-3 * core.norm():
             return "it pairs u_i with v_j of another term: U, S, Vh go in step"
-        sizes, wanted = (", ".join(f"{v:.3g}" for v in s) for s in (core.diag(), S[:r]))
-        return f"its directions are right, with sizes {sizes}; the singular values are {wanted}"
+        return _sizes_told(core.diag(), S[:r])
     if columns:
         return f"its u_i are right, the v_i are not: they are the rows of Vh, of {name}"
     if rows:

@@ -5,6 +5,8 @@ import math
 
 import torch
 
+from labkit.checks.lab01 import pairs
+
 
 def errors(W, r):
     """Wrong relative errors."""
@@ -42,7 +44,7 @@ def errors(W, r):
         "the mean of squares is no norm: sum them": s[r:].square().mean().sqrt()
         / s.square().mean().sqrt(),
     }
-    return {why: value.item() for why, value in guesses.items()}
+    return {why: value.item() for why, value in guesses.items()} | pairs.errors(s, r)
 
 
 def parameters(d_out, d_in, r):
@@ -96,6 +98,10 @@ def break_even(d_out, d_in):
         "where A and B store as many as W nothing is saved, and strictly fewer is asked": (
             d_out * d_in // (d_out + d_in)
         ),
+        "twice too many: that is the harmonic mean of the sides": 2
+        * d_out
+        * d_in
+        // (d_out + d_in),
         "one too many: at that rank A and B store more than W, or as many": wanted + 1,
         "one too many: at that rank A and B store more than W": d_out * d_in // (d_out + d_in) + 1,
         "one too few: at the next rank A and B still store fewer than W": wanted - 1,
@@ -148,6 +154,10 @@ def energy(s, fraction):
         "these are the values left out; how many are kept is asked": len(s) - wanted,
         f"{undivided}, sum(s²)": int((sums < fraction).sum()) + 1,
         f"{undivided}, sum(s²), a position counts from 0": int((sums < fraction).sum()),
+        "sums of squares are compared with a share of sum(s): take that of sum(s²)": int(
+            (sums < fraction * s.sum()).sum()
+        )
+        + 1,
         f"{undivided}; s alone is summed": int((s.cumsum(0) < fraction).sum()) + 1,
     } | _counted(s, fraction, share, wanted)
 
@@ -214,6 +224,10 @@ def stable(M):
         spectral: 1.0,
         "that is the rank; the stable rank weighs each direction by its energy": len(s),
         "upside down": 1 / wanted,
+        "the largest entry of W, without its sign, is not its spectral norm": (
+            s.norm() / M.max()
+        ).item()
+        ** 2,
         "the largest entry of W is not its spectral norm": (s.norm() / M.abs().max()).item() ** 2,
         "it is not divided by |W|_2²": wanted * s[0].item() ** 2,
         "that is the effective rank, the exponential of an entropy": _spread(energy),
@@ -229,7 +243,7 @@ def stable(M):
             s.norm() / s[-1]
         ).item()
         ** 2,
-    } | _other_norms(M.double())
+    } | _other_norms(M.double()) | pairs.stable(s)
 
 
 def _other_norms(M):

@@ -3,6 +3,7 @@
 import torch
 
 from labkit.checks.compare import ask, randn
+from labkit.checks.compound import combined
 from labkit.checks.lab01.cuts import leading
 from labkit.contract import CheckFailed, expect
 
@@ -12,7 +13,7 @@ def intruder_cases(rng):
     new, swapped = _new(16, 5, rng), _reordered(8, 10, rng)
     turned = [  # the last number is how many of the directions come first, in any order
         (14, 6, _outward([0.62, 0.3, 0.25, 0.95, 0.2, 0.9]), 4, 0.5),
-        (13, 6, _outward([0.97, 0.38, 0.25, 0.2, 0.92, 0.65]), 5, 0.3),
+        (13, 6, _outward([0.97, 0.38, 0.25, 0.2, 0.6, 0.65]), 5, 0.3),
         (12, 12, _within([FIFTHS, THIRDS, _turn(0.3), _turn(0.3)], [0, 1, 5, 8, 10]), 5, 0.63),
         (8, 13, _within([FIFTHS, _turn(0.3), ONE], [0, 1, 2, 5, 7]), 5, 0.63),
     ]
@@ -140,11 +141,15 @@ def intruder_guesses(W0, W1, k, threshold, wanted):
             "it stops at the first that is none; all of the top k are looked at": int(
                 (best < threshold).int().cumprod(0).sum()
             ),
+            "these are the angles between two spans; each single vector is compared": below(
+                torch.linalg.svdvals(top[:, :k])
+            ),
             "that is whether there are any; how many is asked": int(wanted > 0),
         }
         | _other_ranges(signed, k, below)
         | _other_limits(top, threshold)
         | _other_matrices(W0, W1, svds, k, threshold)
+        | _two_others(signed, right, k, threshold)
     )
 
 
@@ -174,6 +179,39 @@ def _other_ranges(signed, k, below):
     }
 
 
+def _two_others(signed, right, k, threshold):
+    """Wrong counts of intruders of two mistakes."""
+    ranges = {
+        "": slice(k),
+        "all directions of W1 are counted": slice(None),
+        "the directions start at index 1": slice(1, k + 1),
+        "it takes k + 1 directions": slice(k + 1),
+        "these are the last k directions of W1": slice(-k, None),
+    }
+
+    def count(side, rows, columns, size, most, compare):
+        cosines = size({"left": signed, "right": right}[side][rows, columns])
+        return int(compare(most(cosines), threshold).sum())
+
+    return combined(
+        count,
+        {"": "left", "these are right singular vectors, rows of Vh": "right"},
+        ranges,
+        {"": slice(None), "compared with the top k of W0 alone": slice(k)},
+        {"": torch.abs, "abs() is missing": torch.clone, "the cosines are squared": torch.square},
+        {
+            "": lambda t: t.amax(1),
+            "the maximum runs over W1's directions": lambda t: t.amax(0),
+            "u_i is compared with u_i of W0 alone": torch.diagonal,
+            "the smallest cosine decides, not the largest": lambda t: t.amin(1),
+            "the mean cosine decides, not the largest": lambda t: t.mean(1),
+            "the cosines are added; the largest decides": lambda t: t.sum(1),
+            "it counts pairs, not directions": torch.flatten,
+        },
+        {"": torch.lt, "those that W0 has, too, are counted": torch.ge},
+    )
+
+
 def _other_limits(top, threshold):
     """Wrong counts of intruders: something else of the cosines (k, n) is compared."""
     best = top.amax(1)
@@ -183,6 +221,7 @@ def _other_limits(top, threshold):
 
     return {
         "0.5 is used, whatever `threshold` is": below(best, 0.5),
+        "1 - threshold is used; compare with the threshold itself": below(best, 1 - threshold),
         "an angle is compared; the threshold is that of a cosine": below(
             best.clamp(max=1).arccos()
         ),
@@ -224,6 +263,12 @@ def _other_matrices(W0, W1, svds, k, threshold):
         "W1 is compared with the directions of W1 - W0; compare with W0's": count(U1, change),
         "the columns of the matrices are compared; their left singular vectors are asked": count(
             columns1, columns0
+        ),
+        "these are the columns of W0 itself; its left singular vectors are asked": count(
+            U1, columns0
+        ),
+        "these are the columns of W1 itself; its left singular vectors are asked": count(
+            columns1, U0
         ),
         "it takes rows of U; the directions are its columns": below(U1[:k] @ U0.T),
         "it takes rows of U, of full_matrices=True; the directions are columns": below(

@@ -2,7 +2,8 @@
 
 import torch
 
-from labkit.checks.compare import ask, expect_close, expect_linear
+from labkit.checks.compare import ask, close, expect_close, expect_linear
+from labkit.checks.compound import expect_factor
 from labkit.checks.lab01.cuts import PLAIN
 from labkit.contract import CheckFailed, expect, observe
 
@@ -15,6 +16,13 @@ def expect_point(subspace_point, theta0, P, z):
     try:
         expect_step(got, theta0, theta0 + P @ z, call, points(theta0, P, z))
     except CheckFailed as failure:
+        if failure.bare:
+            sizes, hint = _sizes(P) | {"|z|": z.norm().item()}, "P @ z is added as it is"
+            expect_factor(got - theta0, P @ z, f"{call}: what is added", (hint, 1.0), sizes)
+        if failure.bare:
+            twice = observe(subspace_point, 2 * theta0, P, z) - got
+            hint = "theta0 is added once, as it is: it neither scales the step nor is scaled"
+            expect(close(twice, theta0, 1e-3), f"{call}, twice the theta0: {hint}")
         if failure.bare and not PLAIN.search(str(failure)):
             told, zero, inputs = f"{call} and theta0 = 0", 0 * theta0, {"P": P, "z": z}
             expect_linear(told, lambda *data: observe(subspace_point, zero, *data), inputs)
@@ -37,10 +45,19 @@ def expect_projected(project_gradient, theta0, P, z):
     try:
         expect_close(got, wanted, call, projected(P, grad_theta, wanted))
     except CheckFailed as failure:
+        if failure.bare:
+            hint = "the chain rule has none (a rate is the optimizer's)"
+            sizes = _sizes(P) | {"|g|": grad_theta.norm().item()}
+            expect_factor(got, wanted, call, (hint, 1.0), sizes)
         if failure.bare and not PLAIN.search(str(failure)):
             inputs = {"P": P, "the gradient": grad_theta}
             expect_linear(call, lambda *data: observe(project_gradient, *data), inputs)
         raise
+
+
+def _sizes(P):
+    """What a wrong factor may be made of."""
+    return {"D": P.shape[0], "d": P.shape[1], "|P|": P.norm().item()}
 
 
 def _expect_vector(got, shape, call, hint):
@@ -54,7 +71,7 @@ def expect_step(got, start, wanted, call, known, steps=None):
     try:
         expect_close(got, wanted, call, known, tol=1e-3)
     except CheckFailed as failure:
-        if failure.bare and "rounding" not in str(failure):
+        if failure.bare and not PLAIN.search(str(failure)):
             step = f"{call}: what is added to {'W0' if start.ndim > 1 else 'theta0'}"
             expect_close(got - start, wanted - start, step, steps, tol=1e-3)
         raise
@@ -110,4 +127,6 @@ def projected(P, grad_theta, right):
     if d == D:
         back = "P leads from z to theta; gradients go back through its transpose, P.T @ g"
         guesses[back] = P @ grad_theta
+        onto = "that is the gradient within theta, P @ P.T @ g; z has one of its own, P.T @ g"
+        guesses[onto] = P @ right
     return guesses

@@ -3,6 +3,7 @@
 import torch
 
 from labkit.checks.compare import ask, expect_kind, expect_numbers, randn
+from labkit.checks.lab01 import pairs
 from labkit.checks.lab01.cuts import leading
 from labkit.contract import CheckFailed, expect
 
@@ -73,6 +74,15 @@ def within_guesses(dW, reference, k, wanted):
             "the entries are summed; energy is the sum of their squares": (
                 part.sum() / dW.sum()
             ).item(),
+            "these are the first k columns of dW alone; k counts the directions": _share(
+                part[:, :k], dW[:, :k]
+            ),
+            "these are the first k columns of dW alone, over all of it; k counts directions": (
+                _share(part[:, :k], dW)
+            ),
+            "each column of dW counts alike; a share of energy weighs them by their squares": (
+                (part.square().sum(0) / dW.square().sum(0)).mean().item()
+            ),
             "absolute values are summed; energy is the sum of squares": (
                 part.abs().sum() / dW.abs().sum()
             ).item(),
@@ -80,6 +90,7 @@ def within_guesses(dW, reference, k, wanted):
         | _by_svds(dW, reference, k, part)
         | _other_spans(dW, reference, k)
         | _other_sides(dW, reference, k)
+        | pairs.within(dW, reference, k)
     )
 
 
@@ -94,6 +105,7 @@ def _by_svds(dW, reference, k, part):
     top, both = part.new_tensor(k**0.5), U[:, :k].T @ own[:, :k]
     cut = (own[:, :k] * s[:k]) @ own_h[:k]
     inside = torch.linalg.svdvals(part)
+    angles = torch.linalg.svdvals(both)  # cosines of the angles between the two spans
     with_cut = (part * (U[:, :k].T @ reference)).sum()  # with its best rank-k part
     return {
         "dW is cut to its own top k; all of dW counts": _share(U[:, :k].T @ cut, dW),
@@ -109,6 +121,15 @@ def _by_svds(dW, reference, k, part):
         "that compares the top k of both, summed; all of dW counts, by its energy": (
             both.square().sum().item()
         ),
+        "these are cosines between the top k of both; dW is weighed by its energy": (
+            angles.mean().item()
+        ),
+        "that is the largest cosine between the top k of both; dW is weighed by its energy": (
+            angles[0].item()
+        ),
+        "that is a cosine with the cut reference; the energy of dW in its span is asked": (
+            with_cut / dW.norm() / S[:k].norm()
+        ).item(),
         "that compares directions without their size; energy weighs those of dW": _share(
             U[:, :k].T @ own, top
         ),

@@ -1,6 +1,5 @@
 """Checks of lab 2. The reference is the dense layer `W + (alpha / r) B A`, autograd, or torch."""
 
-import contextlib
 import math
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from labkit.checks.compare import (
     likeliest,
     randn,
 )
+from labkit.checks.compound import expect_factor
 from labkit.checks.lab02 import counting, guesses, injection, linear, merging
 from labkit.checks.lab02.layers import Layer
 from labkit.checks.quiz import judge
@@ -31,23 +31,11 @@ def _layer(d_out, d_in, r, alpha, rng):
     return Layer(W, None, A, B, alpha)
 
 
-@contextlib.contextmanager
-def _r_told(f):
-    """Say of what fails that r is no argument, where `f` takes it for one."""
-    try:
-        yield
-    except CheckFailed as failure:
-        unknown = any(f"name '{name}' is not defined" in str(failure) for name in ("r", "rank"))
-        if unknown or "r" in observe(probes.global_names, f):
-            raise CheckFailed("r is no argument here: it is A.shape[0]") from None
-        raise
-
-
 @exercise("2.1", points=2)
 def matches_dense(lora_forward):
     """equals the dense formula for any leading shape, and never forms B @ A"""
     rng = generator()
-    layer = _layer(7, 5, 3, 10.0, rng)  # here and below r does not divide alpha: // is not /
+    layer = _layer(7, 5, 3, 11.0, rng)  # here and below r does not divide alpha: // is not /
     cases = [(randn(*lead, 5, rng=rng), layer) for lead in [(4,), (2, 3), ()]]
     square = (randn(4, 6, rng=rng), _layer(6, 6, 6, 14.0, rng))  # lets what is transposed through
     if not every(lambda *case: _expect_forward(lora_forward, *case), [*cases, square]):
@@ -68,7 +56,7 @@ def _asked(x, layer):
 
 def _expect_forward(lora_forward, x, layer):
     call = f"lora_forward with x of shape {tuple(x.shape)}"
-    with _r_told(lora_forward):
+    with linear.r_told(lora_forward):
         hint = "x @ W.T has the leading shape of x" if x.ndim != 2 else ""
         got = ask(call, lora_forward, *_asked(x, layer), hint=hint)
         wanted = layer.dense(x)
@@ -92,20 +80,30 @@ def _expect_form(lora_forward, x, layer, call):
         first = observe(lora_forward, *_asked(x[:1], layer))
         told = f"{call}: a row of it changes with the other rows; each goes through A and B alone"
         expect(close(first, plain[:1], 1e-3), told)
+    linear.expect_zero(observe(lora_forward, *_asked(0 * x, layer)), call)
     expect_linear(call, lambda z: observe(lora_forward, *_asked(z, layer)), {"x": x})
 
 
 def _expect_halves(lora_forward, x, layer, call):
     """The frozen part and the update, each by itself: which of them is wrong, and how."""
+
+    def run(one):
+        return observe(lora_forward, *_asked(x, one))
+
     with likeliest() as case:
         for name, left in (("B", "x @ W.T"), ("W", "the update")):
             one = replace(layer, **{name: 0 * getattr(layer, name)})
             told = f"{call} and {name} all zero, where {left} is left"
             with case():
-                got = observe(lora_forward, *_asked(x, one))
+                got = run(one)
                 lost = name == "W" and not got.any()
                 expect(not lost, f"{told}, nothing is: A reads x, and not what W has made of it")
-                expect_close(got, one.dense(x), told, guesses.forward(x, one))
+                try:
+                    expect_close(got, one.dense(x), told, guesses.forward(x, one))
+                except CheckFailed as failure:
+                    if failure.bare:
+                        linear.expect_scaled(run, one, x, told)
+                    raise
 
 
 @exercise("2.2", points=3)
@@ -121,7 +119,7 @@ def layer(LoRALinear):
 def gradients(lora_gradients):
     """equals autograd, and dA is zero while B is zero"""
     rng = generator()
-    layer = _layer(7, 5, 3, 7.0, rng)
+    layer = _layer(7, 5, 3, 11.0, rng)
     x, dY = randn(6, 5, rng=rng), randn(6, 7, rng=rng)
     whole = 0
     for name in ("dA", "dB"):
@@ -136,7 +134,7 @@ def gradients(lora_gradients):
 
 
 def _expect_gradient(lora_gradients, name, layer, x, dY):
-    with _r_told(lora_gradients):
+    with linear.r_told(lora_gradients):
         got = observe(probes.by_hand, lora_gradients, *_asked(x, layer), dY)
         expect(got != "autograd", "it calls autograd: by hand, please; the hint has the rule")
         pair = isinstance(got[0], list) and len(got[0]) == 2
@@ -146,7 +144,7 @@ def _expect_gradient(lora_gradients, name, layer, x, dY):
         expect(shapes != [layer.B.shape, layer.A.shape], told)
         which = ("dA", "dB").index(name)
         right = layer.gradients(lambda one: (one.dense(x) * dY).sum())[which]
-        known = guesses.gradient(right, layer.alpha, layer.r, dY)
+        known = guesses.gradient(right, layer, dY)
         where = "" if layer.B.any() else " when B is zero"
         if where and name == "dA" and isinstance(got[0][0], torch.Tensor):
             known["dA has the factor B, so it is zero here"] = got[0][which]
@@ -156,6 +154,9 @@ def _expect_gradient(lora_gradients, name, layer, x, dY):
             expect_close(got[0][which], right, name + where, known)
         except CheckFailed as failure:
             if failure.bare:
+                sizes, mine = layer.sizes | {"n": len(x)}, got[0][which]
+                asked, bare = ("alpha / r", layer.scaling), right / layer.scaling
+                expect_factor(mine, bare, name + where, asked, sizes)
                 _expect_without(lora_gradients, which, x, layer, dY, right)
             raise
 
@@ -249,14 +250,12 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
     tensors = injection.expect_state(adapter_state, LoRALinear, A, B, x)
     args = (adapter_state, load_adapter_, LoRALinear, A, B, x)
     injection.expect_loaded(injection.load(*args), tensors, A, B, x)
-    which = draw(2, 5, rng)  # not the first ones: some are copied
     names = list(tensors)
-    turned, thin = 2, 3  # an A and a B
-    cases = [("missing", which, names[which]), ("extra", which, models.EXTRA)]
-    cases += [("turned", turned, names[turned]), ("thin", thin, names[thin])]
-    for change, number, key in cases:
+    late = names[draw(2, 5, rng)]  # not one of the first: some are copied
+    cases = [("missing", late), ("extra", models.EXTRA), ("turned", names[2]), ("thin", names[3])]
+    for change, key in cases:
         with part():
-            told = observe(models.load_error, *args, change, number)
+            told = observe(models.load_error, *args, change, key)
             injection.expect_refused(told, change, key)
 
 
@@ -265,7 +264,7 @@ def scales(scaling):
     """alpha / r, and alpha / sqrt(r) when rank-stabilised"""
     rng = generator()
     draws = [draw(low, 63, rng) for low in (33, 33, 3, 17)]
-    cases = [(32, 16), (float(draws[0]), draws[2]), (draws[1], draws[3])]
+    cases = [(32, 16), (float(draws[0]), draws[2]), (draws[1], draws[3]), (3.5, draws[0])]
     for stabilised in (False, True):
         asked = every(lambda *case, on=stabilised: _asked_scaling(scaling, *case, on), cases)
         with part():

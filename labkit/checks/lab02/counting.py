@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from labkit.checks.compare import ask, draw, expect_number, expect_numbers
+from labkit.checks.compound import terms_of
 from labkit.checks.lab02 import flops
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, part
@@ -76,8 +77,8 @@ def expect_flops(step_flops: Callable, rng: torch.Generator) -> None:
     """All weights first, then LoRA: a result of another kind is wrong in both."""
     sides = [int(side) * 2 + 11 for side in torch.randperm(36, generator=rng)[:4]]
     several = {"q_proj": (sides[0], sides[1]), "k_proj": (sides[2], sides[1])}
-    several |= {"up_proj": (sides[3], sides[0])}
-    cases = [(several, draw(11, 60, rng)), ({"v_proj": (sides[3], sides[2])}, draw(61, 90, rng))]
+    several |= {"v_proj": (sides[2], sides[1]), "up_proj": (sides[3], sides[0])}
+    cases = [(several, draw(11, 60, rng)), ({"o_proj": (sides[3], sides[2])}, draw(61, 90, rng))]
     _expect_kind(step_flops, *cases[0])
     for r in (None, draw(4, 9, rng)):  # 3 would hide an r that is missing
         with part():
@@ -119,31 +120,32 @@ class _dissected:
 
     def __exit__(self, kind, failure, trace):
         if isinstance(failure, CheckFailed) and failure.bare:
-            odd = flops.odd(self._terms(), self.lora)
+            odd = flops.odd(self._terms(), self.lora) or self._several()
             if odd:
                 raise CheckFailed(f"{self.call}: {'; '.join(odd)}") from None
 
+    def _several(self):
+        """What is wrong with several layers, where each by itself may be right."""
+        r, (one, other) = self.lora, ({"up_proj": (9, 14)}, {"down_proj": (22, 9)})
+        try:
+            both = _answer(self.step_flops, one | other, 7, r)
+            alone = [_answer(self.step_flops, shapes, 7, r) for shapes in (one, other)]
+        except CheckFailed:
+            return []
+        if alone != [counted(shapes, 7, r) for shapes in (one, other)] or both == sum(alone):
+            return []
+        return ["one layer alone is right; several are not the sum of them: treat each alike"]
+
     def _terms(self):
-        """`{what: how much of it}` where the answer is such a sum, by least squares; else {}."""
-        rows, got = [], []
-        for _ in range(24):
-            o, i, n, r = (draw(5, 40, self.rng) for _ in range(4))
-            r = None if self.lora is None else r
-            rows.append(flops.terms(o, i, n, r))
-            try:
-                value = _answer(self.step_flops, {"layer": (o, i)}, n, r)
-            except CheckFailed:
-                return {}
-            got.append(value if type(value) in (int, float) else float("nan"))
-        table = torch.tensor([list(row.values()) for row in rows]).double()
-        wanted = torch.tensor(got).double()[:, None]
-        if not torch.isfinite(wanted).all():
-            return {}
-        scale = table.abs().amax(0)
-        found = torch.linalg.lstsq(table / scale, wanted, driver="gelsd").solution[:, 0] / scale
-        fits = (table @ found[:, None] - wanted).abs().max() < 1e-6 * wanted.abs().max()
-        whole = (found - found.round()).abs().max() < 1e-3
-        return dict(zip(rows[0], found.round().int().tolist(), strict=True)) if fits & whole else {}
+        """`{what: how much of it}` where the answer is such a sum, else {}."""
+        sizes, lora = [[draw(5, 40, self.rng) for _ in range(4)] for _ in range(24)], self.lora
+        sizes = [(o, i, n, r if lora else None) for o, i, n, r in sizes]
+
+        def answer(number):
+            o, i, n, r = sizes[number]
+            return _answer(self.step_flops, {"layer": (o, i)}, n, r)
+
+        return terms_of(answer, [flops.terms(*size) for size in sizes])
 
 
 def _answer(step_flops, shapes, n_tokens, r):

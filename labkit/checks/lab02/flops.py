@@ -20,7 +20,14 @@ def guesses(shapes, n, r, count):
         ("n_tokens comes twice", n),
     ):
         known.setdefault(message, round(right * factor))
+    first = 2 * n * math.prod(pairs[0][1])
+    known["the first layer's input gets its gradient, too: layers below train"] = right - first
+    for name, side in (("longer", max), ("shorter", min)) if r else ():
+        told = f"the {name} side is used twice for A and B; they have r (d_out + d_in) numbers"
+        sides = sum(2 * side(pair) - sum(pair) for pair in shapes.values())
+        known[told] = right + 6 * n * r * sides
     for message, some in (
+        ("layers of one shape count once; each is a layer", {str(s): s for s in shapes.values()}),
         ("this counts the first matrix alone; sum over shapes", dict(pairs[:1])),
         ("this counts the last matrix alone; sum over shapes", dict(pairs[-1:])),
         ("d_out is used twice, as if matrices were square", {k: (o, o) for k, (o, _) in pairs}),
@@ -88,7 +95,30 @@ def terms(d_out, d_in, n, r=None):
     if r is None:
         return found
     found |= {"A": n * r * d_in, "B": n * r * d_out, "BA": r * N, "nBA": n * r * N}
-    return found | {"adam": r * both, "rr": n * r * r, "r squared": n * r * r * both}
+    return found | {
+        "adam": r * both,
+        "rr": n * r * r,
+        "r squared": n * r * r * both,
+        "h": n * r,
+        "n squared": n * n * r * both,
+    }
+
+
+MISSING = ", its products are missing"
+FROZEN = {  # what the operations on a number of the frozen W tell; right are 4
+    0: MISSING,
+    2: ", forward alone, while the gradient goes back through it",
+    3: ", as if it trained, and a multiply-add were one",
+    6: ", as if it trained",
+}
+TRAINS = {  # the same of a matrix that trains; right are 6
+    0: MISSING,
+    2: ", one product of three",
+    3: ", as if a multiply-add were one",
+    4: ", two products of three",
+    8: ", a product too many",
+    12: ", twice as much",
+}
 
 
 def odd(made, lora):
@@ -102,9 +132,9 @@ def odd(made, lora):
     if lora is not None:
         wanted = {"W": (4, frozen), "A": (6, trains), "B": (6, trains)}
     for names, message in (
-        ("yx", "biases, additions and scalings do not count, products alone do"),
+        ("yxh", "biases, additions and scalings do not count, products alone do"),
         (("Adam", "adam"), "what no token enters, as the optimizer's work, does not count"),
-        (("attention",), "n_tokens comes squared; attention is no linear layer"),
+        (("attention", "n squared"), "n_tokens comes squared; attention is no linear layer"),
         (("BA", "nBA"), "B @ A is never formed"),
         (("rr", "r squared"), "r comes squared; A and B have r (d_in + d_out) numbers"),
     ):
@@ -112,5 +142,8 @@ def odd(made, lora):
             told.append(message)
     for name, (right, why) in wanted.items():
         if n[name] != right:
-            told.append(f"{name} takes {n[name]} operations a number and token here: {why}")
+            thought = (FROZEN if right == 4 else TRAINS).get(n[name], "")
+            told.append(
+                f"{name} takes {n[name]} operations a number and token here{thought}: {why}"
+            )
     return told

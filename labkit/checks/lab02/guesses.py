@@ -10,10 +10,12 @@ def factors(alpha, r, d_out=None, d_in=None):
     """What is taken for alpha / r: a message for each, and the number it leads to."""
     sizes = {"d_in; r is A.shape[0]": d_in, "d_out; r is B.shape[1]": d_out}
     return {
+        "it is cut off at 1; a factor below 1 is one, too": max(1.0, alpha / r),
         "alpha is not divided by r": alpha,
         "alpha // r drops the fraction: divide with /": alpha // r,
         "the scaling alpha / r is missing": 1.0,
         "it is divided by r alone; alpha is missing": 1 / r,
+        "it is divided by 2 r; A and B share one r": alpha / (2 * r),
         "alpha is divided by sqrt(r): that is rank-stabilised LoRA": alpha / math.sqrt(r),
         "the scaling is r / alpha, upside down": r / alpha,
         "the scaling alpha / r comes twice": (alpha / r) ** 2,
@@ -65,14 +67,17 @@ def _turned(x, W, A, B, s):
         "x goes through B first; it is A that reads it": frozen + s * x @ B.T @ A.T,
         "A is given what W has made; it reads x, as W does": frozen + s * frozen @ A.T @ B.T,
         "B is given what W has made; A reads x, then B": frozen + s * frozen @ B @ A,
+        "A stands in B's place, too": frozen + s * x @ A.T @ A,
+        "A stands in B's place, too, and comes without .T": frozen + s * x @ A.T @ A.T,
+        "B stands in A's place, too": frozen + s * x @ B @ B.T,
         "x itself is added to the update; the frozen part is x @ W.T": x + update,
     }
 
 
-def gradient(right, alpha, r, dY):
+def gradient(right, layer, dY):
     """Wrong gradients of A or B; `right` is autograd's."""
-    unscaled = right / (alpha / r)
-    return {message: unscaled * factor for message, factor in factors(alpha, r).items()} | {
+    unscaled, known = right / layer.scaling, factors(layer.alpha, layer.r, *layer.W.shape)
+    return {message: unscaled * factor for message, factor in known.items()} | {
         "averaged over the batch; a gradient sums over it": right / len(dY),
         "averaged over all numbers of dY; a gradient sums over them": right / dY.numel(),
         "it is zero for every A and B: dA is zero only while B is": right * 0,
@@ -95,6 +100,9 @@ def merged(W, update, alpha, r):
 def stabilised(alpha, r):
     """What is taken for alpha / sqrt(r)."""
     return {
+        "it is cut off at 1; a factor below 1 is one, too": max(1.0, alpha / math.sqrt(r)),
+        "that is 2 r under the root; A and B share one r": alpha / math.sqrt(2 * r),
+        "1 is added to the root: alpha / sqrt(r) alone": alpha / (1 + math.sqrt(r)),
         "rank_stabilized changes nothing": alpha / r,
         "the root is over r alone: alpha / sqrt(r)": math.sqrt(alpha / r),
         "the root belongs to r, not to alpha": math.sqrt(alpha) / r,
@@ -134,7 +142,7 @@ def counted(trainable, total, tied, model=None):
         "this is the total: return (trainable, total) in this order": total,
         "the tied tensor is counted twice": trainable + tied,
         "this is what is frozen; count what requires grad": total - trainable,
-        "what trains is told by requires_grad, not by a name": 0,
+        "none is counted: what trains is told by requires_grad, not by a name, a .grad or in MB": 0,
         "these are bytes; how many numbers is asked": 4 * trainable,
         "that is the share that trains; how many train is asked": trainable / total,
         "the tied tensor, embedding and head, counts once, not never": trainable - tied,
@@ -168,7 +176,7 @@ def _by_kind(model):
         own = module.parameters(recurse=False)
         kinds.setdefault(type(module).__name__, set()).update(own)
     whole, guesses = set(model.parameters()), {}
-    for kind, params in kinds.items():
+    for kind, params in ((kind, params) for kind, params in kinds.items() if params):
         guesses[f"only {kind} is counted"] = sum(p.numel() for p in params)
         guesses[f"{kind} is left out"] = sum(p.numel() for p in whole - params)
     return guesses
@@ -183,8 +191,13 @@ def _counts(named):
         "one tensor of each number of dimensions is counted": sum(
             p.numel() for p in {p.ndim: p for p in reversed(params)}.values()
         ),
+        "the sides of each are added; a tensor has their product": sum(
+            sum(p.shape) for p in params
+        ),
+        "vectors, as biases and norms, are left out": sum(p.numel() for p in params if p.ndim > 1),
         "biases are left out": sum(p.numel() for n, p in named.items() if "bias" not in n),
         "tensors of one shape count once; only a shared one does": sum(
             p.numel() for p in {p.shape: p for p in params}.values()
         ),
+        "those with as many numbers as another count once": sum({p.numel() for p in params}),
     }

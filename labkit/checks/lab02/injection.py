@@ -168,6 +168,9 @@ def _expect_part(name, got, wanted):
 
     expect(got.ndim != 2 or not right(got.T), f"the state's {name} is transposed")
     expect(got.itemsize > 2, f"the state's {name} went through 16 bits: leave its dtype")
+    other = "B" if name[-1] == "A" else "A"
+    crossed = got.shape == wanted.shape[::-1]
+    expect(not crossed, f"the state's {name} has the shape of {other}: the two are changed over")
     expect(right(got), f"the state's {name} is not the {name[-1]} of that layer")
 
 
@@ -190,6 +193,7 @@ def expect_loaded(loaded, tensors, A, B, x):
             call = f"{name} after load_adapter_"
             known = {
                 "still as before: copy into the parameter in place": _before(name, A, B, x),
+                "it is added to what was there: copy it": theirs + _before(name, A, B, x),
                 "it moves when the state is changed later: copy the numbers": theirs + 1,
             }
             expect_close(loaded["data"][name], theirs, call, known)
@@ -214,7 +218,8 @@ def expect_refused(told, change, key):
         "turned": f"a tensor of another shape ({key}, transposed)",
         "thin": f"a tensor of another shape ({key}, one column of it, which copy_ would repeat)",
     }[change]
-    expect(told is not None, f"load_adapter_ says nothing about {what}")
+    hint = ": compare .shape" if change in ("turned", "thin") else ": compare both sets of names"
+    expect(told is not None, f"load_adapter_ says nothing about {what}{hint}")
     expect(told != "returned", f"on {what} load_adapter_ returns an error: raise it")
     kinds, text, kept = told
     error = f"{kinds[0]}: {text}"

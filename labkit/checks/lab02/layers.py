@@ -32,6 +32,12 @@ class Layer:
         return self.scaling * self.B @ self.A
 
     @property
+    def sizes(self) -> dict:
+        """What a wrong factor may be made of."""
+        d_out, d_in = self.W.shape
+        return {"alpha": self.alpha, "r": self.r, "d_in": d_in, "d_out": d_out}
+
+    @property
     def data(self) -> list:
         """Plain data, as the probes take it."""
         return [self.W, self.bias, self.A, self.B, self.alpha]

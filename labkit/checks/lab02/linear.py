@@ -1,5 +1,6 @@
 """What exercise 2.2 expects of a LoRALinear, part by part."""
 
+import contextlib
 from dataclasses import replace
 
 import torch
@@ -13,15 +14,31 @@ from labkit.checks.compare import (
     expect_number,
     randn,
 )
+from labkit.checks.compound import expect_factor
 from labkit.checks.lab02 import guesses
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import probes
 
 
+@contextlib.contextmanager
+def r_told(f):
+    """Say of what fails that r is no argument, where `f` takes it for one."""
+    try:
+        yield
+    except CheckFailed as failure:
+        unknown = any(f"name '{name}' is not defined" in str(failure) for name in ("r", "rank"))
+        if unknown or "r" in observe(probes.global_names, f):
+            raise CheckFailed("r is no argument here: it is A.shape[0]") from None
+        raise
+
+
 def expect_layer(LoRALinear, layer, x):
     """All of it; a class that cannot be made or has wrong shapes ends it at once."""
     given, shape_A, shape_B = (LoRALinear, layer, x), layer.A.shape, layer.B.shape
-    attributes = {"has no attribute": "its attributes are base, A, B, r, scaling"}
+    attributes = {
+        "before Module.__init__": "super().__init__() comes first",
+        "has no attribute": "its attributes are base, A, B, r, scaling",
+    }
     new = ask("", probes.new_layer, LoRALinear, layer.data, x, hint=attributes)
     shapes = f"A is (r, d_in) = {tuple(shape_A)} and B is (d_out, r) = {tuple(shape_B)}"
     mine = [getattr(new[name], "shape", None) for name in "AB"]
@@ -157,6 +174,31 @@ def _expect_thin(LoRALinear, layer, x):
     _, calls = observe(probes.layer_work, LoRALinear, layer.data, randn(30, 8, x.shape[1]))
     slow = "it goes through x row by row, and would take minutes in the model; multiply all at once"
     expect(calls < 100, f"forward takes {calls} operations for 240 rows: {slow}")
+
+
+def expect_zero(got, call):
+    """Raise CheckFailed unless `got`, the output where x is zero, is zero."""
+    expect(not got.any(), f"{call} is not 0 where x is: something is added that no x enters")
+
+
+def expect_scaled(run, layer, x, call):
+    """Raise CheckFailed where `run(layer)` is right but for a factor, or at r = 1 alone.
+
+    Of the frozen part and the update one is zero in `layer`.
+    """
+    got, right, s = run(layer), layer.dense(x), layer.scaling
+    if layer.B.any():
+        expect_factor(got, right / s, call, ("alpha / r", s), layer.sizes)
+        thin = replace(layer, A=layer.A[:1], B=layer.B[:, :1], alpha=s)
+        told = "row i of A goes with column i of B alone: (x @ A.T) @ B.T"
+        paired = not close(run(thin), thin.dense(x), 1e-3)
+        expect(paired, f"{call}, is right at r = 1 and wrong above: {told}")
+    else:
+        sizes = {"(1 - alpha / r)": abs(1 - s), "alpha / r": s} | layer.sizes
+        try:
+            expect_factor(got, right, call, ("nothing scales x @ W.T", 1.0), sizes)
+        except CheckFailed as failure:  # what has a name in the update comes first
+            raise CheckFailed(str(failure), bare=True) from None
 
 
 def expect_thin(made, call):

@@ -3,20 +3,23 @@
 from dataclasses import replace
 
 from labkit.checks.compare import ask, close, expect_close
+from labkit.checks.compound import expect_factor
 from labkit.checks.lab02 import guesses
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import probes
 
-SHAPES = dict.fromkeys(
-    ("size of tensor", "cannot be multiplied"),
-    "B @ A is (d_out, r) times (r, d_in), as W is (d_out, d_in)",
-)
+PRODUCT = "B @ A is (d_out, r) times (r, d_in), as W is (d_out, d_in)"
+RAISED = {  # what to say of an error whose text has these words
+    "size of tensor": PRODUCT,
+    "cannot be multiplied": PRODUCT,
+    "has no attribute": "a layer has base, A, B, r, scaling and merged",
+}
 
 
 def expect_merging(merge_, unmerge_, LoRALinear, layer, x):
     """The weight at each stage, then the outputs, then what has to stay as it is."""
     functions = (merge_, unmerge_, LoRALinear)
-    seen = ask("", probes.merging, *functions, layer.data, x, hint=SHAPES)
+    seen = ask("", probes.merging, *functions, layer.data, x, hint=RAISED)
     with part():
         _expect_kept(seen)
     with part():
@@ -24,6 +27,9 @@ def expect_merging(merge_, unmerge_, LoRALinear, layer, x):
         _expect_outputs(seen, layer, x)
         _expect_gradients(seen["grads"], layer, x)
         _expect_again(seen, layer, x)
+        hint = "layer.merged is of one layer: set it on `layer`, not on its class nor in a global"
+        told = f"once one layer is merged, merge_ or unmerge_ of another does nothing: {hint}"
+        expect(observe(probes.merged_beside, *functions, layer.data), told)
     with part():
         kinds = observe(probes.merged_kind, *functions, replace(layer, bias=None).data)
         hint = "add in place, or bring the sum to its dtype"
@@ -79,12 +85,16 @@ def _expect_weights(functions, seen, layer, x):
         expect_close(seen["once"][0], W + update, "base.weight after merge_", known)
     except CheckFailed as failure:
         if failure.bare:
+            added, asked = seen["once"][0] - W, ("alpha / r", layer.scaling)
+            call = "what merge_ adds to base.weight"
+            expect_factor(added, update / layer.scaling, call, asked, layer.sizes)
             _expect_update(functions, seen, layer, x)
         raise
     expect_close(seen["twice"][0], W + update, "base.weight after merge_ twice", twice)
     below = {
         "unmerging twice took it away twice": W - update,
         "the update stays": W + update,
+        "nothing is left: the update alone is taken away": 0 * W,
         "it is added once more: take it away": W + 2 * update,
     } | {message: 2 * W + update - wrong for message, wrong in known.items()}
     expect_close(seen["back"][0], W, "base.weight after unmerge_", below, tol=1e-5)

@@ -213,20 +213,19 @@ def _beside(model):
     return {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in parts}
 
 
-def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, change, which):
+def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, change, name):
     """`[kind and text of load_adapter_'s error, whether A and B are as before]`; None without one.
 
     The word "returned" where it returns an error and raises none.
 
-    The state has one key too many, lacks that of number `which`, or has there a tensor turned, or
-    one column of it alone.
+    The state has one key too many, lacks `name`, or has there a tensor turned, or one column of it
+    alone.
     """
     model, other = (_adapted(LoRALinear, M, B, x) for M in (A, A + 1))
     before = {name: part.detach().clone() for name, part in _parts(model).items()}
     state = dict(adapter_state(other))
-    name = list(state)[which]
     if change == "extra":
-        state[EXTRA] = A
+        state[name] = A
     elif change == "missing":
         del state[name]
     else:

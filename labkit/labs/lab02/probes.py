@@ -209,6 +209,19 @@ def merging(merge_, unmerge_, LoRALinear, given, x):
     return seen
 
 
+def merged_beside(merge_, unmerge_, LoRALinear, given):
+    """Whether a second layer's weight changes when it is merged, and unmerged, after a first's."""
+    one, other = (_layer(LoRALinear, given) for _ in range(2))
+    other.__class__ = type(_mergeable(one))  # the layers of a model are of one class
+    changes = []
+    for act in (merge_, unmerge_):
+        act(one)
+        before = other.base.weight.clone()
+        act(other)
+        changes.append(not torch.equal(before, other.base.weight))
+    return all(changes)
+
+
 def merged_kind(merge_, unmerge_, LoRALinear, given):
     """The dtype of a bf16 base's weight after a merge, and after unmerging it."""
     layer = _mergeable(_fresh(LoRALinear, given, dtype=torch.bfloat16))
