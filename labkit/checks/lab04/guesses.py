@@ -123,6 +123,15 @@ def codebook():
         "divide by the largest one, so that the ends are -1 and 1": right,
         "eight values belong above zero and seven below": -_scaled(_halves(OFFSET)).flip(0),
         "16 quantiles in one row hold no zero: do the two halves apart": _scaled(row),
+        "the value next to zero is set to zero, and the others stay: do the two halves apart": (
+            _scaled([0.0 if v == max(x for x in row if x < 0) else v for v in row])
+        ),
+        "the zero is put into a row of 15: eight belong above it and seven below": _scaled(
+            [inverse(1 - OFFSET + (2 * OFFSET - 1) * i / 14) for i in range(15)]
+        ),
+        "the infinite ends are replaced alone; begin at 0.9677083, in even steps to 0.5": _scaled(
+            [inverse(min(max(i / 15, 1 - OFFSET), OFFSET)) for i in range(16)]
+        ),
         "averages of neighbours, as in the paper; bitsandbytes takes quantiles": _scaled(paper),
         "these are evenly spaced; take quantiles": torch.linspace(-1, 1, 16).double(),
         "the offset is the mean of 31/32 and 29/30, not 31/32": _scaled(_halves(31 / 32)),
@@ -172,9 +181,9 @@ def codes(w, codebook, block):
     }
 
 
-def restored(codes, peaks, book, shape):
-    """Wrong weights from codes and the absmax of blocks of 64."""
-    each, looked_up = peaks.repeat_interleave(64)[: len(codes)], book[codes]
+def restored(codes, peaks, book, shape, block):
+    """Wrong weights from codes and the absmax of blocks."""
+    each, looked_up = peaks.repeat_interleave(block)[: len(codes)], book[codes]
     tiled = peaks.repeat(len(codes))[: len(codes)]
     wrong = {
         "absmax is missing": looked_up,
@@ -182,8 +191,10 @@ def restored(codes, peaks, book, shape):
         "the codes are not looked up in the codebook": codes * each,
         "repeat() runs through all blocks again and again; repeat_interleave": looked_up * tiled,
         "absmax divides here; multiply": looked_up / each,
-        "a scale serves 64 numbers, also where the last block is shorter": looked_up
+        f"a scale serves {block} numbers, also where the last block is shorter": looked_up
         * peaks.repeat_interleave(max(1, len(codes) // len(peaks))).repeat(2)[: len(codes)],
+        "these are blocks of 64; use `block`": looked_up
+        * peaks.repeat_interleave(64)[: len(codes)],
     }
     return {message: value.view(shape) for message, value in wrong.items()}
 
