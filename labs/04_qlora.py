@@ -434,7 +434,7 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 #   the model does not.
 # - E2M1 and NVFP4 are on a level with NF4 within the error bars. What a format is made for decides
 #   between them: NF4 for storage, NVFP4 for hardware that multiplies it.
-# - MXFP4 has the fewest bits and the largest loss. Its scale is a power of two: it fits a block to
+# - MXFP4 has the fewest bits and is far behind. Its scale is a power of two: it fits a block to
 #   within a factor of two only, and what exceeds the largest value is cut off.
 # - Four bits are not free: against the unrounded model every format here adds more than its error
 #   bar. "NF4 loses nothing" is said of models fifty and five hundred times as large, and after
@@ -865,10 +865,11 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 
 # %% [markdown]
 # Rank 8 takes back little of it, and lab 1 has told why. A rounding error is close to noise: no
-# direction in it stands out, so a few directions hold little of its energy. Eight times the rank
-# takes back more, at eight times the parameters. Mind the numbers behind the names, which are the
-# errors of the weights. PiSSA's start is nearer to $W$ than LoftQ's at the same rank, and the loss
-# does not show it: once more the mean square is not what the model feels.
+# direction in it stands out, so a few directions hold little of its energy. When we ran it, it was
+# a tenth, and a third at eight times the rank, which has eight times the parameters. Mind the
+# numbers on the right, which are the errors of the weights. PiSSA's start is nearer to $W$ than
+# LoftQ's at the same rank, and the loss does not show it: once more the mean square is not what the
+# model feels.
 #
 # TODO_LOFTQ
 #

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes import functional as bnb
 from bitsandbytes.functional import get_4bit_type as borrowed
+from peft.utils.loftq_utils import _low_rank_decomposition
 from transformers import BitsAndBytesConfig, LlamaConfig
 
 from labkit.checks import lab04 as check
 from labkit.checks.lab04.guesses import nearest
+from labkit.labs.lab04 import formats
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
 
@@ -1642,6 +1644,11 @@ STARTS = [
     (_in_place_error, "changes its input W in place"),
     (_columns, "first r columns of the error"),
     (_rounded_factors, "A and B are rounded too"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, :r] * S[:r] * 16 / r)), "8 times the best part"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, 1 : r + 1] * S[1 : r + 1])), "go in step"),
+    (_of(lambda W, quantize: W - quantize(W.T).T), "not its transpose"),
+    (lambda W, quantize, r: _of(lambda W, q: W - q)(W, quantize, r), "call it, quantize(W)"),
+    (_of(lambda W, quantize: (W - quantize(W)).bfloat16().float()), "of the rounding error is"),
     (lambda W, quantize, r: None, "return A, B"),
 ]
 
@@ -1810,6 +1817,44 @@ def test_bytes_scales_and_weights_are_those_of_bitsandbytes(solved, shape, dtype
     back = solved["dequantize_blockwise"](codes, absmax, book, w.shape)
     theirs = bnb.dequantize_4bit(stored, state)
     torch.testing.assert_close(back.to(dtype), theirs, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [32, 128])
+def test_other_blocks_are_those_of_bitsandbytes(solved, block):
+    w, book = (
+        torch.randn(37, 100, generator=torch.Generator().manual_seed(block)),
+        solved["nf4_codebook"](),
+    )
+    stored, state = bnb.quantize_4bit(w, quant_type="nf4", blocksize=block)
+    codes, absmax = solved["quantize_blockwise"](w, book, block)
+    assert torch.equal(solved["pack_nibbles"](codes), stored.flatten())
+    back = solved["dequantize_blockwise"](codes, absmax, book, w.shape, block)
+    torch.testing.assert_close(back, bnb.dequantize_4bit(stored, state), rtol=1e-6, atol=1e-5)
+
+
+def test_the_start_is_peft_s(solved):
+    W = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    A, B = solved["loftq_start"](W, torch.round, 5)
+    theirs = _low_rank_decomposition(W - W.round(), reduced_rank=5)
+    torch.testing.assert_close(B @ A, theirs["L"] @ theirs["R"])
+    torch.testing.assert_close(A.norm(), B.norm())
+
+
+@pytest.mark.parametrize("block", [16, 32])
+def test_hardware_formats_keep_their_own_numbers(block):
+    """E2M1 times a power of two comes back as it is, and between two values the nearest one."""
+    ask = formats.nvfp4 if block == 16 else formats.mxfp4
+    values = torch.cat([-formats.E2M1, formats.E2M1]).repeat(6)[:90].view(9, 10)
+    assert torch.equal(ask(values / 8), values / 8)
+    row = torch.zeros(block)
+    row[:5] = torch.tensor([6.0, 2.4, 2.6, -0.2, -0.3])
+    assert ask(row)[:5].tolist() == [6.0, 2.0, 3.0, 0.0, -0.5]
+    assert not ask(torch.zeros(3)).any() and not ask(torch.zeros(3)).isnan().any()
+
+
+def test_scales_of_hardware_formats_are_what_their_8_bits_hold():
+    assert (formats.mxfp4(7.9 * torch.ones(32)) == 6).all()  # what exceeds 6 times the scale is cut
+    assert (formats.nvfp4(7.9 * torch.ones(16)) - 7.9).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("double", [False, True])

@@ -126,6 +126,12 @@ def codebook():
         "the value next to zero is set to zero, and the others stay: do the two halves apart": (
             _scaled([0.0 if v == max(x for x in row if x < 0) else v for v in row])
         ),
+        "both halves have the upper one's steps: the lower one has seven from end to 0.5": _scaled(
+            _quantiles(8) + [0.0] + [-v for v in _quantiles(8)[1:]]
+        ),
+        "these are evenly spaced on either side; take quantiles": torch.cat(
+            [torch.linspace(-1, 0, 8)[:-1], torch.linspace(0, 1, 9)]
+        ).double(),
         "the zero is put into a row of 15: eight belong above it and seven below": _scaled(
             [inverse(1 - OFFSET + (2 * OFFSET - 1) * i / 14) for i in range(15)]
         ),
@@ -191,6 +197,8 @@ def restored(codes, peaks, book, shape, block):
         "the codes are not looked up in the codebook": codes * each,
         "repeat() runs through all blocks again and again; repeat_interleave": looked_up * tiled,
         "absmax divides here; multiply": looked_up / each,
+        "absmax is added here; multiply": looked_up + each,
+        "codes begin at 0: the value is codebook[code]": book[codes - 1] * each,
         f"a scale serves {block} numbers, also where the last block is shorter": looked_up
         * peaks.repeat_interleave(max(1, len(codes) // len(peaks))).repeat(2)[: len(codes)],
         "these are blocks of 64; use `block`": looked_up

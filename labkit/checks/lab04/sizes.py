@@ -121,6 +121,7 @@ def training_parts(n, t, method):
             "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
             "4 bits are half a byte": 4.126953 * n + 4 * t,
             "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
+            "4 bits a parameter, nothing for the scales, and the adapter is fp32": n / 2 + 2 * t,
             "4 bits a parameter, and neither scales nor adapter": n / 2,
             "the 8-bit scales have scales too, which makes 4.127 bits": 4.125 / 8 * n + 4 * t,
             "the base is 4-bit here, not 16-bit": 2.0 * n + 4 * t,

@@ -9,12 +9,14 @@ from labkit.contract import CheckFailed, expect
 from labkit.labs.lab04 import probes
 
 SHAPES = ((12, 7, 2), (7, 12, 3), (9, 9, 2), (10, 40, 4))
-PLAIN = re.compile("x the wanted|sign is turned")  # what says enough by itself
+PLAIN = re.compile("right but for rounding|sign is turned")  # what says enough by itself
 RAISED = {
     "shapes cannot be multiplied": "B (d_out, r) has r columns of U, A (r, d_in) r rows of Vh",
     "has to return": "return A, B",
     "must match the size": "S is a vector (k,) that scales the columns of U, U * S, or rows of Vh",
     "quantize() takes": "quantize has one argument, W, and gives it back rounded",
+    "'Tensor' and 'function'": "quantize is a function: call it, quantize(W)",
+    "non-finite": "the error is 0 where quantize loses nothing: don't divide by it",
 }
 SPLIT = "A is (r, d_in), the first r rows of Vh; B is (d_out, r), the first r columns of U"
 
@@ -76,6 +78,12 @@ def _how_near(product, error, r):
     size = error.double().norm()
     mine, least = (((error - M).norm() / size).item() for M in (product, best(error, r)))
     told = f"{mine:.3f} of the rounding error is left, {least:.3f} can be"
+    right = best(error, r)
+    factor = ((product * right).sum() / right.square().sum()).item()
+    if close(product, factor * right, 1e-3):
+        return (
+            f"it is {factor:.3g} times the best part: nothing scales it, no alpha, r or root of r"
+        )
     rank = int(torch.linalg.matrix_rank(product, rtol=1e-4))
     if mine > 1.001:
         return f"{told}, and a start at zero leaves 1: it makes things worse"
@@ -122,6 +130,14 @@ def guesses(W, kind, r):
             (U * S * head.flip(0)) @ Vh
         ),
         "the first direction is left out; indices start at 0": best(error, r + 1) - best(error, 1),
+        "U and Vh go in step: u_i, s_i and v_i belong together": _out_of_step(U, S, Vh, r),
+        "U and Vh go in step: u_i, s_i and v_i belong together ": _out_of_step(U, S, Vh, r, 1),
+        "that is QR, whose columns come in the order of the error's; the SVD's come by size": (
+            _by_qr(error, r)
+        ),
+        "quantize gets W itself, not its transpose: the blocks run along rows": (
+            best(W - quantize(W.T).T, r)
+        ),
         "the error is rounded once more; A and B stay as they are": best(quantize(error), r),
         "the mean is taken off first: that is PCA; the SVD of the error itself is asked": (
             best(error - mean, r)
@@ -150,6 +166,19 @@ def guesses(W, kind, r):
             "B takes rows of U; the directions are its columns": (U.T * S * head) @ Vh,
         }
     return {told: value.double() for told, value in wrong.items()}
+
+
+def _out_of_step(U, S, Vh, r, turn=0):
+    """The first r directions of one side beside the next of the other; `turn` says which."""
+    sides = slice(1, r + 1), slice(0, r)
+    left, right = sides[turn], sides[1 - turn]
+    n = min(U[:, left].shape[1], len(Vh[right]))
+    return (U[:, left] * S[left])[:, :n] @ Vh[right][:n]
+
+
+def _by_qr(error, r):
+    Q, R = torch.linalg.qr(error)
+    return Q[:, :r] @ R[:r]
 
 
 def _alternated(W, quantize, r, rounds):

@@ -70,7 +70,8 @@ def code_use(shares, misses, guess):
         label = f"{name}, error {misses[name]:.4f}"
         ax.bar(places + 0.4 * k - 0.2, share.numpy(), 0.38, color=PALETTE[k], label=label)
     ax.axhline(100 / 16, color=INK, lw=1)
-    ax.text(15.6, 100 / 16 + 0.1, "all alike", ha="right", va="bottom", color=INK, fontsize=9)
+    ax.text(-1.3, 100 / 16 + 0.1, "all alike", ha="left", va="bottom", color=INK, fontsize=9)
+    ax.set_xlim(-1.4, 15.8)
     ax.set_xticks(places)
     top = max(share.max().item() for share in shares.values())
     ax.set(xlabel="code", ylabel="% of the numbers", ylim=(0, 1.3 * top))
@@ -97,7 +98,7 @@ def perplexities(rows, guess):
     for y, (value, far) in enumerate(zip(ppl, miss, strict=True)):
         told = f"perplexity {value:.0f}, weights off by {far:.3f}"
         ax.text(1.04 * right, y, told, va="center", color=INK, fontsize=9.5)
-    ax.set(xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.75 * right))
+    ax.set(xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.85 * right))
     ax.set_title(f"{names[-1]} adds {extra[-1]:.2f} nats a token, {names[0]} {extra[0]:.2f}")
     guess.draw(ax, axis="x")
     return fig
@@ -158,11 +159,8 @@ def crossed(start, end, guess):
     ax.set(ylabel="held-out loss, nats a token", ylim=(0, 1.45 * max(end.values())))
     ax.set_xlim(-0.6, len(trained) - 0.4)
     ax.legend(loc="upper left")
-    moved = [end[name, "NF4"] - end[name, "plain"] for name in trained]
-    told = ", ".join(
-        f"{gap:+.3f} trained beside {n}" for n, gap in zip(trained, moved, strict=True)
-    )
-    ax.set_title(f"What NF4 costs an adapter: {told}")
+    moved = [f"{end[n, 'NF4'] - end[n, 'plain']:+.3f} trained beside {n}" for n in trained]
+    ax.set_title(f"What it costs an adapter to be asked beside NF4:\n{', '.join(moved)}")
     guess.draw(ax)
     return fig
 
@@ -184,10 +182,8 @@ def taken_back(rows, guess):
         ax.text(high + 0.04 * (high - low), y, told, va="center", color=INK, fontsize=9.5)
     ax.set_xlim(low - 0.05 * (high - low), high + 0.45 * (high - low))
     ax.set(xlabel="% of the added loss taken back before training (± standard error)")
-    told = [
-        f"{name} {value:.0f}%" for name, value in zip(names, share, strict=True) if name != "zero"
-    ]
-    ax.set_title(f"Taken back before training: {', '.join(told[::-1])}")
+    told = [f"{value:.0f}% by {name}" for name, value in zip(names, share, strict=True)]
+    ax.set_title(f"Taken back of what NF4 adds, before training:\n{'; '.join(told[-2::-1])}")
     guess.draw(ax, axis="x")
     return fig
 

@@ -260,6 +260,10 @@ ROUNDINGS = {  # ways to round a matrix and come back, for exercise 4.7
 
 def started(loftq_start, W, kind, r):
     """`[A, B]` of a start beside weights that are rounded in that way."""
-    A, B = _several(loftq_start(W, ROUNDINGS[kind], r), 2, "loftq_start")
+
+    def quantize(W):
+        return ROUNDINGS[kind](W)
+
+    A, B = _several(loftq_start(W, quantize, r), 2, "loftq_start")
     _tensors("loftq_start", A=A, B=B)
     return [A, B]
