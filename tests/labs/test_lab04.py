@@ -1648,7 +1648,6 @@ STARTS = [
     (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, 1 : r + 1] * S[1 : r + 1])), "go in step"),
     (_of(lambda W, quantize: W - quantize(W.T).T), "not its transpose"),
     (lambda W, quantize, r: _of(lambda W, q: W - q)(W, quantize, r), "call it, quantize(W)"),
-    (_of(lambda W, quantize: (W - quantize(W)).bfloat16().float()), "of the rounding error is"),
     (lambda W, quantize, r: None, "return A, B"),
 ]
 
