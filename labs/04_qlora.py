@@ -870,7 +870,7 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
     back = {}
     for name, (loss, miss) in starts.items():
         gain, error = added(losses["NF4"], loss, tokens)
-        back[name] = (100 * gain / whole, 100 * error / whole, miss)
+        back[name] = (100 * gain / whole, 100 * error / abs(whole), miss)
     display(plots.taken_back(back, guess_start))
     guess_start.beside(back["LoftQ, r = 8"][0])
 

@@ -104,11 +104,8 @@ def guesses(W, kind, r):
     quantize = probes.ROUNDINGS[kind]
     rounded = quantize(W)
     error = W - rounded
-    U, S, Vh = torch.linalg.svd(error, full_matrices=False)
-    head, mean = torch.arange(len(S)) < r, error.mean(0)
-    right = best(error, r)
+    right, mean = best(error, r), error.mean(0)
     wrong = {
-        "W and quantize(W) are added; the error is their difference": best(W + rounded, r),
         "these are the largest directions of W, PiSSA's start; take those of W - quantize(W)": (
             best(W, r)
         ),
@@ -116,6 +113,35 @@ def guesses(W, kind, r):
             best(rounded, r)
         ),
         "the sign is turned round: what has to be added is W - quantize(W)": -right,
+        "W and quantize(W) are added; the error is their difference": best(W + rounded, r),
+        "the first direction is left out; indices start at 0": best(error, r + 1) - best(error, 1),
+        "quantize gets W itself, not its transpose: the blocks run along rows": (
+            best(W - quantize(W.T).T, r)
+        ),
+        "the error is rounded once more; A and B stay as they are": best(quantize(error), r),
+        "the mean is taken off first: that is PCA; the SVD of the error itself is asked": (
+            best(error - mean, r)
+        ),
+        "B @ A is rounded too; A and B stay as they are": quantize(right.float()),
+        "it is divided by r: B @ A is the part itself, no alpha / r here": right / r,
+        **_other_factors(error, r),
+    }
+    if kind == "to NF4":  # elsewhere a product is soon rounded to 0
+        told = "it is 0, LoRA's usual start; LoftQ begins with part of the rounding error"
+        wrong[told] = 0 * right
+    for rounds in (2, 3, 4, 5):
+        told = "it alternates as LoftQ does in several rounds; one is asked: quantize(W) stays"
+        wrong[f"{told}{' ' * (rounds - 2)}"] = _alternated(W, quantize, r, rounds)
+    return {told: value.double() for told, value in wrong.items()}
+
+
+def _other_factors(error, r):
+    """Wrong products of the SVD of the right matrix."""
+    U, S, Vh = torch.linalg.svd(error, full_matrices=False)
+    Q, R = torch.linalg.qr(error)
+    head = torch.arange(len(S)) < r
+    in_step = "U and Vh go in step: u_i, s_i and v_i belong together"
+    wrong = {
         "the singular values are missing: scale U's columns or Vh's rows": (U * head) @ Vh,
         "the singular values come in twice: give them to A or to B, or to each their root": (
             (U * S.square() * head) @ Vh
@@ -129,43 +155,27 @@ def guesses(W, kind, r):
         "the smallest singular values are kept; the largest come first": (
             (U * S * head.flip(0)) @ Vh
         ),
-        "the first direction is left out; indices start at 0": best(error, r + 1) - best(error, 1),
-        "U and Vh go in step: u_i, s_i and v_i belong together": _out_of_step(U, S, Vh, r),
-        "U and Vh go in step: u_i, s_i and v_i belong together ": _out_of_step(U, S, Vh, r, 1),
-        "that is QR, whose columns come in the order of the error's; the SVD's come by size": (
-            _by_qr(error, r)
-        ),
-        "quantize gets W itself, not its transpose: the blocks run along rows": (
-            best(W - quantize(W.T).T, r)
-        ),
-        "the error is rounded once more; A and B stay as they are": best(quantize(error), r),
-        "the mean is taken off first: that is PCA; the SVD of the error itself is asked": (
-            best(error - mean, r)
-        ),
         "the first singular value is used for all": (U * S[0] * head) @ Vh,
         "divided by the singular values: multiply": (U / S.clamp_min(1e-9) * head) @ Vh,
+        in_step: _out_of_step(U, S, Vh, r),
+        f"{in_step} ": _out_of_step(U, S, Vh, r, 1),
+        "that is QR, whose columns come in the order of the error's; the SVD's come by size": (
+            Q[:, :r] @ R[:r]
+        ),
         "these are the first r columns of the error; the SVD's directions are others": (
             error * (torch.arange(error.shape[1]) < r)
         ),
         "these are the first r rows of the error; the SVD's directions are others": (
             error * (torch.arange(len(error)) < r)[:, None]
         ),
-        "B @ A is rounded too; A and B stay as they are": quantize(right.float()),
-        "it is divided by r: B @ A is the part itself, no alpha / r here": right / r,
     }
-    if kind == "to NF4":  # elsewhere a product is soon rounded to 0
-        told = "it is 0, LoRA's usual start; LoftQ begins with part of the rounding error"
-        wrong[told] = 0 * right
-    for rounds in (2, 3, 4, 5):
-        told = "it alternates as LoftQ does in several rounds; one is asked: quantize(W) stays"
-        wrong[f"{told}{' ' * (rounds - 2)}"] = _alternated(W, quantize, r, rounds)
-    if len(W) == W.shape[1]:
+    if len(error) == error.shape[1]:
         wrong |= {
             "Vh is V transposed already: its first r rows": (U * S * head) @ Vh.T,
             "U stands on both sides; the rows come from Vh": (U * S * head) @ U.T,
             "B takes rows of U; the directions are its columns": (U.T * S * head) @ Vh,
         }
-    return {told: value.double() for told, value in wrong.items()}
+    return wrong
 
 
 def _out_of_step(U, S, Vh, r, turn=0):
@@ -174,11 +184,6 @@ def _out_of_step(U, S, Vh, r, turn=0):
     left, right = sides[turn], sides[1 - turn]
     n = min(U[:, left].shape[1], len(Vh[right]))
     return (U[:, left] * S[left])[:, :n] @ Vh[right][:n]
-
-
-def _by_qr(error, r):
-    Q, R = torch.linalg.qr(error)
-    return Q[:, :r] @ R[:r]
 
 
 def _alternated(W, quantize, r, rounds):
