@@ -260,7 +260,7 @@ def relative_error(w, back):
 
 # %% tags=["experiment"]
 if lab.experiment("Four sets of numbers to round", 6, needs=["4.2", "4.3"]):
-    model, tokenizer = models.load(dtype=torch.float32)
+    model, reader = models.load(dtype=torch.float32)  # reader: its tokenizer
     layers, rng = model.model.layers, torch.Generator().manual_seed(0)
     normal_numbers = torch.randn(1 << 20, generator=rng)
     rare = torch.rand(1 << 20, generator=rng) < 1e-3
@@ -367,7 +367,7 @@ def paragraph_losses(model):
     """Summed loss (nats) of each paragraph of general text, and its tokens; (10,) each."""
     losses, tokens = [], []
     for text in tasks.general():
-        ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
+        ids = reader(text, return_tensors="pt")["input_ids"].to(model.device)
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, :-1].float()
         losses.append(F.cross_entropy(logits, ids[0, 1:], reduction="sum").item())
