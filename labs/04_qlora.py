@@ -738,10 +738,10 @@ if lab.experiment("LoRA and QLoRA on home", 58, needs=["4.6"]):
     display(plots.losses(curves))
 
 # %% [markdown]
-# The two curves lie close together: training hardly notices the rounding. The usual explanation is
-# that the adapter learns to correct what rounding broke. Is it so? Then it should be worth less
-# beside other weights than those it was trained beside. So ask each adapter twice: beside the plain
-# base and beside the rounded one. That makes four numbers, and one of them decides.
+# Compare the ends of the two curves with what NF4 cost before training. Where little of it is left,
+# the usual explanation is that the adapter learns to correct what rounding broke. Is it so? Then it
+# should be worth less beside other weights than those it was trained beside. So ask each adapter
+# twice: beside the plain base and beside the rounded one. That makes four losses.
 
 # %%
 guess_moved = lab.predict(
@@ -1108,8 +1108,8 @@ if lab.experiment("Claimed, ruled, simulated", 0, needs=["4.8"]):
 # - **QLoRA**: 6 and 10 lie between static and peak. 36 lies below static: it is the weights of the
 #   70-billion model and nothing else. Your rule is a little low, since it packs everything;
 #   embeddings and head stay in 16 bits.
-# - "LoRA saves 60 to 70%": more than 80% of `"full"` here, less of `"full_bf16"`; divide two peaks
-#   of the table. PEFT's own benchmark, whose full run is in bf16, went from 36.2 to 20.8 GiB for a
+# - "LoRA saves 60 to 70%": more than 80% of `"full"` here, and two thirds of `"full_bf16"` with 7
+#   billion parameters; divide two peaks of the table. PEFT's own benchmark, whose full run is in bf16, went from 36.2 to 20.8 GiB for a
 #   3-billion model: 43%. LoRA saves gradients and states; how much that is of the whole depends on
 #   their format, and on the activations beside them.
 #
