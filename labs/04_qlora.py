@@ -1109,9 +1109,9 @@ if lab.experiment("Claimed, ruled, simulated", 0, needs=["4.8"]):
 #   70-billion model and nothing else. Your rule is a little low, since it packs everything;
 #   embeddings and head stay in 16 bits.
 # - "LoRA saves 60 to 70%": more than 80% of `"full"` here, and two thirds of `"full_bf16"` with 7
-#   billion parameters; divide two peaks of the table. PEFT's own benchmark, whose full run is in bf16, went from 36.2 to 20.8 GiB for a
-#   3-billion model: 43%. LoRA saves gradients and states; how much that is of the whole depends on
-#   their format, and on the activations beside them.
+#   billion parameters; divide two peaks of the table. PEFT's own benchmark, whose full run is in
+#   bf16, went from 36.2 to 20.8 GiB for a 3-billion model: 43%. LoRA saves gradients and states;
+#   how much that is of the whole depends on their format, and on the activations beside them.
 #
 # ## Does 70B fit on a 48 GB card?
 #
