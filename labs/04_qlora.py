@@ -1219,7 +1219,7 @@ check.quiz(quiz)
 # - A 4-bit weight is a code and a share of a scale: 4.127 bits with double quantization.
 # - NF4 puts its sixteen values where normal weights are. Small blocks keep outliers at home. It is
 #   good, and not optimal: the most exact codebook is another, and the model may prefer a third.
-# - QLoRA shrinks resting weights and nothing else. Embeddings, head and activations stay.
+# - QLoRA shrinks the frozen weights that it packs. Embeddings, head and activations stay.
 # - An adapter belongs to the weights that it was trained beside. How much of their rounding it has
 #   learned to correct is a question of four losses, and not of one.
 # - A rounding error is close to noise, so a start of rank 8 takes back little of it.
