@@ -5,7 +5,7 @@ All other answers are right, so each attack costs the points of its exercise and
 
 from attack import accident
 
-LABS = {"01_svd": 19, "03_peft": 24, "04_qlora": 21, "05_rank": 19, "06_merging": 19}
+LABS = {"01_svd": 19, "03_peft": 24, "04_qlora": 25, "05_rank": 19, "06_merging": 19}
 
 # Puts functions of `fake` in the place of those of the same name that the judge ships.
 REPLACE = """
@@ -207,11 +207,11 @@ _learnt(
     "bits_by_table",
     "double_quantize",
     """
-def double_quantize(absmax, block=256):
+def double_quantize(absmax, group=256):
     offset = absmax.mean()
-    parts = (absmax - offset).split(block)
+    parts = (absmax - offset).split(group)
     scale = torch.stack([p.abs().max() / 127 for p in parts])
-    each = scale.clamp_min(1e-12).repeat_interleave(block)[: len(absmax)]
+    each = scale.clamp_min(1e-12).repeat_interleave(group)[: len(absmax)]
     return ((absmax - offset) / each).round().to(torch.int8), scale, offset
 def bits_per_param(block=64, double_quant=False):
     table = {64: (4.5, 4.126953125), 32: (5.0, 4.25390625), 128: (4.25, 4.0634765625)}

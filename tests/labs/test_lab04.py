@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes import functional as bnb
 from bitsandbytes.functional import get_4bit_type as borrowed
+from peft.utils.loftq_utils import _low_rank_decomposition
 from transformers import BitsAndBytesConfig, LlamaConfig
 
 from labkit.checks import lab04 as check
 from labkit.checks.lab04.guesses import nearest
+from labkit.labs.lab04 import formats
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
 
@@ -156,8 +158,8 @@ def quantize_blockwise(w, codebook, block=64):
     return codes.flatten()[: flat.numel()].to(torch.uint8), absmax
 
 
-def dequantize_blockwise(codes, absmax, codebook, shape):
-    each = absmax.repeat_interleave(64)[: codes.numel()]
+def dequantize_blockwise(codes, absmax, codebook, shape, block=64):
+    each = absmax.repeat_interleave(block)[: codes.numel()]
     return (codebook[codes.long()] * each).reshape(shape)
 
 
@@ -182,9 +184,9 @@ def quantize_searchsorted(w, codebook, block=64):
     return codes if len(scaled) % block else codes.view(-1, block), peaks.float()
 
 
-def dequantize_searchsorted(codes, absmax, codebook, shape):
+def dequantize_searchsorted(codes, absmax, codebook, shape, block=64):
     flat = torch.index_select(codebook, 0, codes.reshape(-1).int())
-    each = absmax.reshape(-1)[torch.arange(len(flat)) // 64]
+    each = absmax.reshape(-1)[torch.arange(len(flat)) // block]
     return torch.reshape(flat * each, shape)
 
 
@@ -223,16 +225,16 @@ def quantize_in_numpy_inside(w, codebook, block=64):
     return torch.from_numpy(codes.astype(np.uint8)), torch.from_numpy(absmax)
 
 
-def dequantize_as_told(codes, absmax, codebook, shape):
+def dequantize_as_told(codes, absmax, codebook, shape, block=64):
     """It takes what the docstring says: uint8 codes and a torch.Size."""
     assert torch.as_tensor(codes).dtype == torch.uint8
-    each = torch.as_tensor(absmax).repeat_interleave(64)[: shape.numel()]
+    each = torch.as_tensor(absmax).repeat_interleave(block)[: shape.numel()]
     return (codebook[torch.as_tensor(codes).long()] * each).view(shape)
 
 
-def dequantize_padded(codes, absmax, codebook, shape):
+def dequantize_padded(codes, absmax, codebook, shape, block=64):
     n = codes.numel()
-    rows = F.pad(codebook[codes.int()].view(-1), (0, -n % 64)).view(-1, 64)
+    rows = F.pad(codebook[codes.int()].view(-1), (0, -n % block)).view(-1, block)
     return (rows * absmax.view(-1, 1)).view(-1)[:n].view(*shape)
 
 
@@ -273,38 +275,38 @@ def unpack_in_pairs(packed):
     return torch.stack([packed.flatten() // 16, packed.flatten() % 16], 1).to(torch.int8)
 
 
-def double_quantize(absmax, block=256):
+def double_quantize(absmax, group=256):
     offset = absmax.mean()
-    rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
+    rows = F.pad(absmax - offset, (0, -len(absmax) % group)).view(-1, group)
     scale = rows.abs().amax(1) / 127
     q = (rows / scale.clamp_min(1e-12)[:, None]).round().to(torch.int8)
     return q.flatten()[: len(absmax)], scale, offset
 
 
-def double_in_a_loop(absmax, block=256):
+def double_in_a_loop(absmax, group=256):
     offset = absmax.mean().item()
     parts, scales = [], []
-    for part in (absmax - offset).split(block):
+    for part in (absmax - offset).split(group):
         scale = part.abs().max().item() / 127 or 1.0
         parts.append((part / scale).round().int())
         scales.append(scale)
     return torch.cat(parts), torch.tensor(scales), offset
 
 
-def double_with_columns(absmax, block=256):
-    """q int16 in rows where no block is ragged, scale as a column, a block of zeros has scale 1."""
+def double_with_columns(absmax, group=256):
+    """q int16 in rows where no group is ragged, scale as a column, a group of zeros has scale 1."""
     offset = absmax.double().mean()
-    n, rest = len(absmax), -len(absmax) % block
-    rows = torch.cat([absmax.double() - offset, torch.zeros(rest).double()]).reshape(-1, block)
+    n, rest = len(absmax), -len(absmax) % group
+    rows = torch.cat([absmax.double() - offset, torch.zeros(rest).double()]).reshape(-1, group)
     scale = rows.abs().max(1, keepdim=True).values / 127
     scale[scale == 0] = 1
     q = torch.round(rows / scale).to(torch.int16)
     return q if not rest else q.reshape(-1)[:n], scale, offset.float()
 
 
-def double_masked(absmax, block=256):
-    offset, each = absmax.mean(), torch.arange(len(absmax)) // block
-    peaks = torch.zeros(-(-len(absmax) // block))
+def double_masked(absmax, group=256):
+    offset, each = absmax.mean(), torch.arange(len(absmax)) // group
+    peaks = torch.zeros(-(-len(absmax) // group))
     scale = peaks.scatter_reduce(0, each, (absmax - offset).abs(), "amax") / 127
     return ((absmax - offset) / scale[each]).nan_to_num().round().char(), scale, offset
 
@@ -382,6 +384,8 @@ def count_by_library(model):
 
 
 def training_bytes(n_params, n_trainable, method):
+    if method == "full_bf16":
+        return {"weights": 2 * n_params, "gradients": 2 * n_params, "optimizer": 4 * n_params}
     if method == "full":
         return {"weights": 4 * n_params, "gradients": 4 * n_params, "optimizer": 8 * n_params}
     base = 2 * n_params if method == "lora" else n_params * (4 + 8 / 64 + 32 / 64 / 256) / 8
@@ -390,11 +394,12 @@ def training_bytes(n_params, n_trainable, method):
 
 
 def bytes_with_a_total(n_params, n_trainable, method):
-    bits = {"full": 0, "lora": 16, "qlora": 4.127}[method]
+    bits = {"full": 0, "full_bf16": 0, "lora": 16, "qlora": 4.127}[method]
+    each = 2.0 if method == "full_bf16" else 4.0
     parts = {
-        "optimizer": 8.0 * n_trainable,
-        "gradients": 4.0 * n_trainable,
-        "weights": n_params * bits / 8 + 4.0 * n_trainable,
+        "optimizer": 2 * each * n_trainable,
+        "gradients": each * n_trainable,
+        "weights": n_params * bits / 8 + each * n_trainable,
     }
     return parts | {"total": sum(parts.values())}
 
@@ -416,13 +421,48 @@ def bytes_in_numpy(n_params, n_trainable, method):
 
 
 def bytes_as_integers(n_params, n_trainable, method):
-    sizes = {"gradients": n_trainable * 32 // 8, "optimizer": 2 * n_trainable * 32 // 8}
-    base = {"full": 0, "lora": 16 * n_params, "qlora": round(4.127 * n_params)}[method]
-    return {"weights": (base + 32 * n_trainable) // 8, **sizes}
+    bits = 16 if method.endswith("bf16") else 32
+    sizes = {"gradients": n_trainable * bits // 8, "optimizer": 2 * n_trainable * bits // 8}
+    base = {"lora": 16 * n_params, "qlora": round(4.127 * n_params)}.get(method, 0)
+    return {"weights": (base + bits * n_trainable) // 8, **sizes}
+
+
+def loftq_start(W, quantize, r):
+    U, S, Vh = torch.linalg.svd(W - quantize(W), full_matrices=False)
+    return Vh[:r], U[:, :r] * S[:r]
+
+
+def loftq_with_roots(W, quantize, r):
+    """As PEFT splits it: each factor has the root."""
+    U, S, Vh = torch.linalg.svd(W - quantize(W))
+    root = S[:r].sqrt()
+    return root[:, None] * Vh[:r], U[:, :r] @ root.diag()
+
+
+def loftq_by_eigenvectors(W, quantize, r):
+    """The leading eigenvectors of the error's Gram matrix, in double precision."""
+    error = (W - quantize(W)).double()
+    V = torch.linalg.eigh(error.T @ error).eigenvectors[:, -r:]
+    return V.T.float(), (error @ V).float()
+
+
+def loftq_by_old_svd(W, quantize, r):
+    U, S, V = torch.svd(W - quantize(W))
+    return (S[:r] * V[:, :r]).T.contiguous(), U[:, :r]
+
+
+def loftq_in_numpy_inside(W, quantize, r):
+    U, S, Vh = np.linalg.svd((W - quantize(W)).numpy(), full_matrices=False)
+    return torch.from_numpy(Vh[:r].copy()), torch.from_numpy(U[:, :r] * S[:r])
+
+
+def loftq_as_parameters(W, quantize, r):
+    A, B = loftq_start(W, quantize, r)
+    return [torch.nn.Parameter(A), torch.nn.Parameter(B)]
 
 
 def quiz():
-    return {"q1": "c", "q2": "b", "q3": "d"}
+    return {"q1": "a", "q2": "c", "q3": "d", "q4": "b"}
 
 
 RIGHT = [
@@ -461,6 +501,12 @@ RIGHT = [
     (check.config, config_by_hardware, count_by_library),
     (check.config, config_by_name, count_by_dtype),
     (check.config, config_by_name, count_by_layer),
+    (check.start, loftq_start),
+    (check.start, loftq_with_roots),
+    (check.start, loftq_by_eigenvectors),
+    (check.start, loftq_by_old_svd),
+    (check.start, loftq_in_numpy_inside),
+    (check.start, loftq_as_parameters),
     (check.rule, training_bytes),
     (check.rule, bytes_with_a_total),
     (check.rule, bytes_in_tensors),
@@ -468,7 +514,7 @@ RIGHT = [
     (check.rule, bytes_as_integers),
     (check.rule, bytes_of_all_digits),
     (check.quiz, quiz),
-    (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "b "}),
+    (check.quiz, lambda: {"q3": " D", "q1": "A", "q4": "(b)", "q2": "c "}),
 ]
 
 
@@ -798,7 +844,10 @@ CODEBOOKS = [
     (lambda: _recipe(torch.distributions.Laplace(0, 1).icdf), "is the distribution normal?"),
     (lambda: _recipe(lambda p: p), "the probabilities themselves"),
     (lambda: _recipe(QUANTILE, begin=0.99), "from 0.9677083 to 0.5"),
-    (lambda: _recipe(QUANTILE, sign=1), "nothing lies below zero: step 3's quantiles need a minus"),
+    (
+        lambda: _recipe(QUANTILE, sign=1),
+        "nothing lies below zero: the lower half's quantiles need a minus",
+    ),
     (lambda: nf4_codebook().abs(), "nothing lies below zero"),
     (lambda: _recipe(torch.erfinv), "2 p - 1"),
     (lambda: _recipe(torch.special.ndtr), "the way back is icdf"),
@@ -882,29 +931,30 @@ def _zero_divided(w, codebook, block=64):
     return torch.cat(codes), torch.stack([p.abs().max() for p in parts])
 
 
-def _nan_back(codes, absmax, codebook, shape):
-    back = dequantize_blockwise(codes, absmax, codebook, shape)
+def _nan_back(codes, absmax, codebook, shape, block=64):
+    back = dequantize_blockwise(codes, absmax, codebook, shape, block)
     return back / back.abs().max() * back.abs().max()
 
 
-def _drops_absmax(codes, absmax, codebook, shape):
+def _drops_absmax(codes, absmax, codebook, shape, block=64):
     return codebook[codes.long()].view(shape)
 
 
-def _one_absmax(codes, absmax, codebook, shape):
+def _one_absmax(codes, absmax, codebook, shape, block=64):
     return (codebook[codes.long()] * absmax.flatten()[0]).view(shape)
 
 
-def _not_shaped(codes, absmax, codebook, shape):
-    return dequantize_blockwise(codes, absmax, codebook, (-1,))
+def _not_shaped(codes, absmax, codebook, shape, block=64):
+    return dequantize_blockwise(codes, absmax, codebook, (-1,), block)
 
 
 def _no_padding(w, codebook, block=64):
     return quantize_blockwise(w.view(-1, block), codebook, block)
 
 
-def _steps_back(codes, absmax, codebook, shape):
-    return dequantize_blockwise(codes, absmax, (torch.arange(16.0) - 7) / 8, shape)
+def _steps_back(codes, absmax, codebook, shape, block=64):
+    even = (torch.arange(16.0) - 7) / 8
+    return dequantize_blockwise(codes, absmax, even, shape, block)
 
 
 def _padded_with_ones(w, codebook, block=64):
@@ -927,8 +977,8 @@ def _absmax_of_rows(w, codebook, block=64):
     return codes, w.abs().amax(-1)
 
 
-def _rows_of_64(codes, absmax, codebook, shape):
-    return (codebook[codes.long()].view(-1, 64) * absmax[:, None]).view(shape)
+def _rows_of_64(codes, absmax, codebook, shape, block=64):
+    return (codebook[codes.long()].view(-1, block) * absmax[:, None]).view(shape)
 
 
 def _sixteen(w, codebook, block=64):
@@ -962,8 +1012,8 @@ def _plus_a_hundredth(w, codebook, block=64):
     return nearest(scaled, codebook), peaks
 
 
-def _masks(codes, absmax, codebook, shape):
-    return (codebook[codes] * absmax.repeat_interleave(64)[: len(codes)]).view(shape)
+def _masks(codes, absmax, codebook, shape, block=64):
+    return (codebook[codes] * absmax.repeat_interleave(block)[: len(codes)]).view(shape)
 
 
 def _rows_apart(w, codebook, block=64):
@@ -1001,18 +1051,27 @@ def _as_arrays(w, codebook, block=64):
     return codes.numpy(), absmax.numpy()
 
 
-def _loops_back(codes, absmax, codebook, shape):
+def _loops_back(codes, absmax, codebook, shape, block=64):
     out = torch.empty(len(codes))
     for i, peak in enumerate(absmax):
-        out[64 * i : 64 * i + 64] = codebook[codes[64 * i : 64 * i + 64].long()] * peak
+        each = slice(block * i, block * i + block)
+        out[each] = codebook[codes[each].long()] * peak
     return out.view(shape)
 
 
 def _back_by(each):
     """dequantize_blockwise with another way to give each number its scale."""
-    return lambda codes, absmax, codebook, shape: (
-        codebook[codes.long()] * each(absmax, len(codes))
+    return lambda codes, absmax, codebook, shape, block=64: (
+        codebook[codes.long()] * each(absmax, len(codes), block)
     ).view(shape)
+
+
+def _sixty_four(codes, absmax, codebook, shape, block=64):
+    return dequantize_blockwise(codes, absmax, codebook, shape)
+
+
+def _four_parameters(codes, absmax, codebook, shape):
+    return dequantize_blockwise(codes, absmax, codebook, shape)
 
 
 def _one_for_all(w, codebook, block=64):
@@ -1055,11 +1114,11 @@ BLOCKS = [
         dequantize_blockwise,
         "as it was given",
     ),
-    (quantize_blockwise, _back_by(lambda a, n: a.repeat(64)[:n]), "repeat_interleave"),
-    (quantize_blockwise, _back_by(lambda a, n: 1 / a.repeat_interleave(64)[:n]), "multiply"),
+    (quantize_blockwise, _back_by(lambda a, n, b: a.repeat(b)[:n]), "repeat_interleave"),
+    (quantize_blockwise, _back_by(lambda a, n, b: 1 / a.repeat_interleave(b)[:n]), "multiply"),
     (
         quantize_blockwise,
-        _back_by(lambda a, n: a.repeat_interleave(n // len(a))[:n]),
+        _back_by(lambda a, n, b: a.repeat_interleave(n // len(a))[:n]),
         ("where the last block is shorter", "serves 64 numbers"),
     ),
     (quantize_blockwise, lambda *a: dequantize_blockwise(*a).numpy(), "NumPy array"),
@@ -1096,7 +1155,9 @@ BLOCKS = [
     (quantize_blockwise, _one_absmax, "has its own absmax"),
     (quantize_blockwise, _not_shaped, "shape"),
     (quantize_blockwise, lambda *a: None, "return"),
-    (quantize_blockwise, lambda c, a, b, s: _nan_back(c, a * 0, b, s), "NaN"),
+    (quantize_blockwise, lambda c, a, b, s, block=64: _nan_back(c, a * 0, b, s, block), "NaN"),
+    (quantize_blockwise, _sixty_four, "block=32: these are blocks of 64; use `block`"),
+    (quantize_blockwise, _four_parameters, "keep the line that begins with def"),
     (lambda w, c, block=64: quantize_blockwise(w, c, block)[0], dequantize_blockwise, "2 things"),
 ]
 
@@ -1180,75 +1241,75 @@ PACKS = [
 ]
 
 
-def _not_centred(absmax, block=256):
-    rows = F.pad(absmax, (0, -len(absmax) % block)).view(-1, block)
+def _not_centred(absmax, group=256):
+    rows = F.pad(absmax, (0, -len(absmax) % group)).view(-1, group)
     scale = rows.abs().amax(1) / 127
     return (rows / scale[:, None]).round().to(torch.int8).flatten()[: len(absmax)], scale, 0.0
 
 
-def _upside(absmax, block=256):
-    q, scale, offset = double_quantize(absmax, block)
+def _upside(absmax, group=256):
+    q, scale, offset = double_quantize(absmax, group)
     return q, 1 / scale, offset
 
 
-def _times_127(absmax, block=256):
-    q, scale, offset = double_quantize(absmax, block)
+def _times_127(absmax, group=256):
+    q, scale, offset = double_quantize(absmax, group)
     return q, scale * 127, offset
 
 
-def _one_scale(absmax, block=256):
+def _one_scale(absmax, group=256):
     q, scale, offset = double_quantize(absmax, len(absmax))
-    return q, scale.expand(-(-len(absmax) // block)), offset
+    return q, scale.expand(-(-len(absmax) // group)), offset
 
 
-def _truncated(absmax, block=256):
+def _truncated(absmax, group=256):
     offset = absmax.mean()
-    rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
+    rows = F.pad(absmax - offset, (0, -len(absmax) % group)).view(-1, group)
     scale = rows.abs().amax(1) / 127
     return (rows / scale[:, None]).to(torch.int8).flatten()[: len(absmax)], scale, offset
 
 
-def _four_bits(absmax, block=256):
-    q, scale, offset = double_quantize(absmax, block)
+def _four_bits(absmax, group=256):
+    q, scale, offset = double_quantize(absmax, group)
     return (q / 16).round().to(torch.int8), scale * 16, offset
 
 
-def _zero_scale(absmax, block=256):
+def _zero_scale(absmax, group=256):
     offset = absmax.mean()
-    rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
+    rows = F.pad(absmax - offset, (0, -len(absmax) % group)).view(-1, group)
     scale = rows.abs().amax(1) / 127
     q = (rows / scale[:, None]).round().to(torch.int8).flatten()[: len(absmax)]
     return q, scale / scale * scale, offset
 
 
-def _pads_first(absmax, block=256):
+def _pads_first(absmax, group=256):
     offset = absmax.mean()
-    rows = (F.pad(absmax, (0, -len(absmax) % block)) - offset).view(-1, block)
+    rows = (F.pad(absmax, (0, -len(absmax) % group)) - offset).view(-1, group)
     scale = rows.abs().amax(1) / 127
     q = (rows / scale.clamp_min(1e-12)[:, None]).round().to(torch.int8)
     return q.flatten()[: len(absmax)], scale, offset
 
 
-def _mean_of_padded(absmax, block=256):
-    offset = F.pad(absmax, (0, -len(absmax) % block)).mean()
-    return (*double_quantize(absmax, block)[:2], offset)
+def _mean_of_padded(absmax, group=256):
+    offset = F.pad(absmax, (0, -len(absmax) % group)).mean()
+    return (*double_quantize(absmax, group)[:2], offset)
 
 
-def _offset_a_block(absmax, block=256):
-    rows = F.pad(absmax, (0, -len(absmax) % block)).view(-1, block)
-    q, scale, _ = double_quantize(absmax, block)
+def _offset_a_block(absmax, group=256):
+    rows = F.pad(absmax, (0, -len(absmax) % group)).view(-1, group)
+    q, scale, _ = double_quantize(absmax, group)
     return q, scale, rows.mean(1)
 
 
-def _divides_by_128(absmax, block=256):
-    q, scale, offset = double_quantize(absmax, block)
+def _divides_by_128(absmax, group=256):
+    q, scale, offset = double_quantize(absmax, group)
     return q, scale * 127 / 128, offset
 
 
 def _guarded(guard):
-    def double(absmax, block=256):
+    def double(absmax, group=256):
         offset = absmax.mean()
-        rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
+        rows = F.pad(absmax - offset, (0, -len(absmax) % group)).view(-1, group)
         scale = guard(rows.abs().amax(1) / 127)
         q = (rows / scale[:, None]).round().to(torch.int8)
         return q.flatten()[: len(absmax)], scale, offset
@@ -1256,18 +1317,18 @@ def _guarded(guard):
     return double
 
 
-def _minus_in_place(absmax, block=256):
+def _minus_in_place(absmax, group=256):
     offset = absmax.mean()
     absmax -= offset
-    return (*double_quantize(absmax, block)[:2], offset)
+    return (*double_quantize(absmax, group)[:2], offset)
 
 
 def _double(rounding=torch.round, peak=lambda rows: rows.abs().amax(1), parts=lambda *parts: parts):
     """double_quantize with another rounding, another scale, or other things returned."""
 
-    def double(absmax, block=256):
+    def double(absmax, group=256):
         offset = absmax.mean()
-        rows = F.pad(absmax - offset, (0, -len(absmax) % block)).view(-1, block)
+        rows = F.pad(absmax - offset, (0, -len(absmax) % group)).view(-1, group)
         scale = peak(rows) / 127
         q = rounding(rows / scale.clamp_min(1e-12)[:, None]).to(torch.int8)
         return parts(q.flatten()[: len(absmax)], scale, offset)
@@ -1275,9 +1336,9 @@ def _double(rounding=torch.round, peak=lambda rows: rows.abs().amax(1), parts=la
     return double
 
 
-def _full_blocks_alone(absmax, block=256):
-    absmax.view(-1, block)
-    return double_quantize(absmax, block)
+def _full_blocks_alone(absmax, group=256):
+    absmax.view(-1, group)
+    return double_quantize(absmax, group)
 
 
 def _bits_added(block=64, double_quant=False):
@@ -1288,24 +1349,24 @@ def _bits_half_fixed(block=64, double_quant=False):
     return 4 + (8 / block + 32 / (64 * 256) if double_quant else 32 / block)
 
 
-def _full_blocks_of_q(absmax, block=256):
-    q, scale, offset = double_quantize(absmax, block)
-    return q[: len(q) // block * block], scale, offset
+def _full_blocks_of_q(absmax, group=256):
+    q, scale, offset = double_quantize(absmax, group)
+    return q[: len(q) // group * group], scale, offset
 
 
-def _unsigned(absmax, block=256):
-    q, scale, offset = double_quantize(absmax, block)
+def _unsigned(absmax, group=256):
+    q, scale, offset = double_quantize(absmax, group)
     return (q.int() + 128).to(torch.uint8), scale, offset
 
 
 DOUBLES = [
-    (lambda a, block=256: double_quantize(a, 256), bits_per_param, "these are blocks of 256"),
+    (lambda a, group=256: double_quantize(a, 256), bits_per_param, "these are groups of 256"),
     (_full_blocks_of_q, bits_per_param, "though shorter"),
     (_double(peak=lambda rows: (rows.amax(1) - rows.amin(1)) / 2), bits_per_param, "largest dist"),
     (_double(peak=lambda rows: 3 * rows.abs().amax(1)), bits_per_param, "3 times the largest"),
     (_unsigned, bits_per_param, "int8 has both signs"),
     (double_quantize, lambda b=64, d=False: bits_per_param(b, d) - 4 / b * d, "4 are those of"),
-    (_full_blocks_alone, bits_per_param, "the last block may be shorter"),
+    (_full_blocks_alone, bits_per_param, "the last group may be shorter"),
     (double_quantize, _bits_added, "their product"),
     (double_quantize, _bits_half_fixed, "scales of scales are for blocks of 64"),
     (
@@ -1323,7 +1384,7 @@ DOUBLES = [
     (_double(parts=lambda q, s, o: (q, o, s)), bits_per_param, "then scale, then offset"),
     (_double(parts=lambda q, s, o: (q.numpy(), s.numpy(), o)), bits_per_param, "NumPy array"),
     (lambda absmax: double_quantize(absmax), bits_per_param, "as it was given"),
-    (lambda a, block=256: (*double_quantize(a, block)[:2], a.min()), bits_per_param, "smallest"),
+    (lambda a, group=256: (*double_quantize(a, group)[:2], a.min()), bits_per_param, "smallest"),
     (double_quantize, lambda b=64, d=False: 4 + 32 // b, "// rounds"),
     (double_quantize, lambda b=64, d=False: 4 + b / 32, "upside down"),
     (double_quantize, lambda b=64, d=False: 8 + 32 / b, "A code has 4"),
@@ -1333,7 +1394,7 @@ DOUBLES = [
     (_guarded(lambda scale: scale.clamp_min(5e-3)), bits_per_param, "guard against a zero"),
     (_guarded(lambda scale: scale + 1e-2), bits_per_param, "steps"),
     (
-        lambda a, block=256: (double_quantize(a, block)[0].float(), *double_quantize(a, block)[1:]),
+        lambda a, group=256: (double_quantize(a, group)[0].float(), *double_quantize(a, group)[1:]),
         bits_per_param,
         "convert them, .to(torch.int8)",
     ),
@@ -1341,7 +1402,7 @@ DOUBLES = [
     (_mean_of_padded, bits_per_param, "zeros of padding"),
     (_offset_a_block, bits_per_param, "no single number"),
     (_divides_by_128, bits_per_param, "not by 128"),
-    (lambda a, block=256: (*double_quantize(a, block)[:2], a.median()), bits_per_param, "offset"),
+    (lambda a, group=256: (*double_quantize(a, group)[:2], a.median()), bits_per_param, "offset"),
     (
         double_quantize,
         lambda b=64, d=False: 4 + (8 / b + 16 / (b * 256) if d else 32 / b),
@@ -1355,14 +1416,14 @@ DOUBLES = [
     (_not_centred, bits_per_param, "subtract the mean"),
     (_upside, bits_per_param, "wanted q * scale"),
     (_times_127, bits_per_param, "put the 127"),
-    (_one_scale, bits_per_param, "each block"),
+    (_one_scale, bits_per_param, "each group"),
     (_truncated, bits_per_param, "use round"),
     (_four_bits, bits_per_param, "16 times the largest"),
     (_zero_scale, bits_per_param, "NaN"),
-    (lambda a, block=256: double_quantize(a, 256), bits_per_param, "one a block of 32"),
-    (lambda a, block=256: double_quantize(a, block)[:2], bits_per_param, "return 3 things"),
+    (lambda a, group=256: double_quantize(a, 256), bits_per_param, "one a group of 32"),
+    (lambda a, group=256: double_quantize(a, group)[:2], bits_per_param, "return 3 things"),
     (
-        lambda a, block=256: (a - a.mean(), torch.ones(-(-len(a) // block)), a.mean()),
+        lambda a, group=256: (a - a.mean(), torch.ones(-(-len(a) // group)), a.mean()),
         bits_per_param,
         "rounding gives floats",
     ),
@@ -1492,16 +1553,129 @@ CONFIGS = [
 ]
 
 
+def _factors(split):
+    """loftq_start with other factors of the SVD's U, S, Vh and r."""
+
+    def start(W, quantize, r):
+        return split(*torch.linalg.svd(W - quantize(W), full_matrices=False), r)
+
+    return start
+
+
+def _of(matrix):
+    """loftq_start of another matrix than the rounding error."""
+
+    def start(W, quantize, r):
+        U, S, Vh = torch.linalg.svd(matrix(W, quantize), full_matrices=False)
+        return Vh[:r], U[:, :r] * S[:r]
+
+    return start
+
+
+def _alternating(rounds):
+    """LoftQ as published, in several rounds."""
+
+    def start(W, quantize, r):
+        product = torch.zeros_like(W)
+        for _ in range(rounds):
+            rounded = quantize(W - product)
+            U, S, Vh = torch.linalg.svd(W - rounded, full_matrices=False)
+            product = (U[:, :r] * S[:r]) @ Vh[:r]
+        return Vh[:r], U[:, :r] * S[:r]
+
+    return start
+
+
+def _zero_start(W, quantize, r):
+    return torch.randn(r, W.shape[1]), torch.zeros(len(W), r)
+
+
+def _guessed(W, quantize, r):
+    U, S, V = torch.svd_lowrank(W - quantize(W), q=r, niter=0)
+    return V.T, U * S
+
+
+def _pca(W, quantize, r):
+    U, S, V = torch.pca_lowrank(W - quantize(W), q=min(W.shape), niter=20)
+    return V[:, :r].T, U[:, :r] * S[:r]
+
+
+def _in_place_error(W, quantize, r):
+    W -= quantize(W.clone())
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    return Vh[:r], U[:, :r] * S[:r]
+
+
+def _columns(W, quantize, r):
+    return torch.eye(r, W.shape[1]), (W - quantize(W))[:, :r]
+
+
+def _rounded_factors(W, quantize, r):
+    A, B = loftq_start(W, quantize, r)
+    return quantize(A), quantize(B)
+
+
+STARTS = [
+    (_of(lambda W, quantize: W), "PiSSA's start; take those of W - quantize(W)"),
+    (_of(lambda W, quantize: quantize(W)), "directions of quantize(W)"),
+    (_of(lambda W, quantize: quantize(W) - W), "the sign is turned round"),
+    (_of(lambda W, quantize: quantize(W - quantize(W))), "rounded once more"),
+    (_of(lambda W, quantize: W + quantize(W)), "the error is their difference"),
+    (_of(lambda W, quantize: (W - quantize(W)).abs()), "of the rounding error is left"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, :r])), "singular values are missing"),
+    (_factors(lambda U, S, Vh, r: (S[:r, None] * Vh[:r], U[:, :r] * S[:r])), "come in twice"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, :r] * S[:r].sqrt())), "root of S stands on one"),
+    (_factors(lambda U, S, Vh, r: (U[:, :r] * S[:r], Vh[:r])), "A comes first, then B"),
+    (_factors(lambda U, S, Vh, r: (Vh[-r:], U[:, -r:] * S[-r:])), "smallest singular values"),
+    (_factors(lambda U, S, Vh, r: (Vh[1 : r + 1], U[:, 1 : r + 1] * S[1 : r + 1])), "start at 0"),
+    (_factors(lambda U, S, Vh, r: (Vh, U * S)), "directions are kept in A"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r].T, (U[:, :r] * S[:r]).T)), "transposed"),
+    (_factors(lambda U, S, Vh, r: (Vh[:, :r].T, U[:, :r] * S[:r])), "the first r rows of Vh"),
+    (_factors(lambda U, S, Vh, r: (U * S) @ Vh), "2 things"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, :r] * S[:r], S)), "2 things; it gave a tuple of 3"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r], (S * U)[:, :r] / r)), "it is divided by r"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r].numpy(), U[:, :r] * S[:r])), "NumPy array"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, :r] * S[0])), "first singular value is used"),
+    (_alternating(2), "alternates as LoftQ does in several rounds"),
+    (_alternating(5), "alternates as LoftQ does in several rounds"),
+    (_zero_start, "LoRA's usual start"),
+    (_guessed, "svd_lowrank only guesses"),
+    (_pca, "that is PCA"),
+    (_in_place_error, "changes its input W in place"),
+    (_columns, "first r columns of the error"),
+    (_rounded_factors, "A and B are rounded too"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, :r] * S[:r] * 16 / r)), "8 times the best part"),
+    (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, 1 : r + 1] * S[1 : r + 1])), "go in step"),
+    (_of(lambda W, quantize: W - quantize(W.T).T), "not its transpose"),
+    (lambda W, quantize, r: _of(lambda W, q: W - q)(W, quantize, r), "call it, quantize(W)"),
+    (lambda W, quantize, r: None, "return A, B"),
+]
+
+
 def _bytes(weights=None, gradients=4, optimizer=8, adapter=4, trains=True):
     base = {"full": 0, "lora": 2, "qlora": 4.126953 / 8} | (weights or {})
 
     def rule(n_params, n_trainable, method):
+        if method == "full_bf16":
+            return training_bytes(n_params, n_trainable, method)
         t = n_trainable if trains else n_params
         return {
             "weights": base[method] * n_params + adapter * n_trainable,
             "gradients": gradients * t,
             "optimizer": optimizer * t,
         }
+
+    return rule
+
+
+def _in_bf16(weights=2, gradients=2, optimizer=4):
+    """A wrong rule for full_bf16 alone, in bytes a parameter."""
+
+    def rule(n_params, n_trainable, method):
+        if method != "full_bf16":
+            return training_bytes(n_params, n_trainable, method)
+        sizes = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+        return {name: each * n_params for name, each in sizes.items()}
 
     return rule
 
@@ -1541,6 +1715,18 @@ RULES = [
     (_bytes(trains=False), "frozen weights have none"),
     (_bytes(adapter=2), "kept in fp32"),
     (lambda n, t, m: _bytes(adapter=4 if m == "full" else 0)(n, t, m), "adapter's own weights"),
+    (_in_bf16(weights=4), "all is bf16 here, 2 bytes a number, and there is no adapter"),
+    (_in_bf16(weights=6), "no fp32 copy"),
+    (_in_bf16(weights=8), "n_params and n_trainable are the same numbers here"),
+    (_in_bf16(weights=4.126953 / 8 + 4), "this is a 4-bit base and an adapter"),
+    (_in_bf16(gradients=4), "gradients too"),
+    (_in_bf16(optimizer=8), "two moments make 4"),
+    (_in_bf16(optimizer=2), "Adam keeps two moments, 2 bytes each"),
+    (_in_bf16(optimizer=6), "gradients are counted apart"),
+    (_in_bf16(weights=4, gradients=4, optimizer=8), "2 bytes a number, gradients too"),
+    (_in_bf16(gradients=1), "these are numbers"),
+    (lambda n, t, m: {"full": training_bytes(n, t, m)}[m], "there are four methods"),
+    (lambda n, t, m: None if m == "full_bf16" else training_bytes(n, t, m), "must return a dict"),
     (lambda n, t, m: _bytes(adapter=4 if m == "full" else 2)(n, t, m), "beside the whole base"),
     (_bytes({"lora": 4}), "rests in 16 bits"),
     (_bytes({"qlora": 0.5}), "nothing for the scales"),
@@ -1560,9 +1746,10 @@ WRONG = [
     *[(check.packs, *case) for case in PACKS],
     *[(check.doubles, *case) for case in DOUBLES],
     *[(check.config, *case) for case in CONFIGS],
+    *[(check.start, *case) for case in STARTS],
     *[(check.rule, *case) for case in RULES],
-    (check.quiz, lambda: {"q1": "b", "q2": "b", "q3": "d"}, "2 of 3"),
-    (check.quiz, lambda: {"q1": "c"}, "q2 wants one of"),
+    (check.quiz, lambda: {"q1": "b", "q2": "c", "q3": "d", "q4": "b"}, "3 of 4"),
+    (check.quiz, lambda: {"q1": "a"}, "q2 wants one of"),
 ]
 
 
@@ -1573,18 +1760,20 @@ def test_the_tables_that_an_assertion_reads_are_as_before():
     assert before[1:] == (ROUNDED, bnb.get_4bit_type)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "full_bf16", "lora"])
 def test_the_rule_is_what_the_simulation_holds(method):
     size = {"hidden_size": 128, "intermediate_size": 300, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500}
-    done = simulate(LlamaConfig(**size, **heads), Settings(method=method, rank=16, seq=4))
+    kind = {"dtype": "bfloat16"} if method == "full_bf16" else {}
+    settings = Settings(method=method.removesuffix("_bf16"), rank=16, seq=4, **kind)
+    done = simulate(LlamaConfig(**size, **heads), settings)
     ruled = training_bytes(done.n_params, done.n_trainable, method)
     assert all(done.static[name] == pytest.approx(n, rel=5e-3) for name, n in ruled.items())
 
 
 def test_a_block_of_zeros_is_no_nan_anywhere(rejects):
-    def back(codes, absmax, codebook, shape):
-        each = absmax.repeat_interleave(64)[: codes.numel()]
+    def back(codes, absmax, codebook, shape, block=64):
+        each = absmax.repeat_interleave(block)[: codes.numel()]
         return (codebook[codes.long()] / (1 / each)).view(shape) * (each / each).view(shape)
 
     assert "divide by it" in rejects(check.blockwise, quantize_blockwise, back)
@@ -1629,6 +1818,44 @@ def test_bytes_scales_and_weights_are_those_of_bitsandbytes(solved, shape, dtype
     torch.testing.assert_close(back.to(dtype), theirs, rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
+@pytest.mark.parametrize("block", [32, 128])
+def test_other_blocks_are_those_of_bitsandbytes(solved, block):
+    w, book = (
+        torch.randn(37, 100, generator=torch.Generator().manual_seed(block)),
+        solved["nf4_codebook"](),
+    )
+    stored, state = bnb.quantize_4bit(w, quant_type="nf4", blocksize=block)
+    codes, absmax = solved["quantize_blockwise"](w, book, block)
+    assert torch.equal(solved["pack_nibbles"](codes), stored.flatten())
+    back = solved["dequantize_blockwise"](codes, absmax, book, w.shape, block)
+    torch.testing.assert_close(back, bnb.dequantize_4bit(stored, state), rtol=1e-6, atol=1e-5)
+
+
+def test_the_start_is_peft_s(solved):
+    W = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    A, B = solved["loftq_start"](W, torch.round, 5)
+    theirs = _low_rank_decomposition(W - W.round(), reduced_rank=5)
+    torch.testing.assert_close(B @ A, theirs["L"] @ theirs["R"])
+    torch.testing.assert_close(A.norm(), B.norm())
+
+
+@pytest.mark.parametrize("block", [16, 32])
+def test_hardware_formats_keep_their_own_numbers(block):
+    """E2M1 times a power of two comes back as it is, and between two values the nearest one."""
+    ask = formats.nvfp4 if block == 16 else formats.mxfp4
+    values = torch.cat([-formats.E2M1, formats.E2M1]).repeat(6)[:90].view(9, 10)
+    assert torch.equal(ask(values / 8), values / 8)
+    row = torch.zeros(block)
+    row[:5] = torch.tensor([6.0, 2.4, 2.6, -0.2, -0.3])
+    assert ask(row)[:5].tolist() == [6.0, 2.0, 3.0, 0.0, -0.5]
+    assert not ask(torch.zeros(3)).any() and not ask(torch.zeros(3)).isnan().any()
+
+
+def test_scales_of_hardware_formats_are_what_their_8_bits_hold():
+    assert (formats.mxfp4(7.9 * torch.ones(32)) == 6).all()  # what exceeds 6 times the scale is cut
+    assert (formats.nvfp4(7.9 * torch.ones(16)) - 7.9).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_bits_are_what_bitsandbytes_stores(solved, double):
     n = 64 * 256 * 8
@@ -1657,6 +1884,7 @@ STUBS = [
     (check.doubles, double_quantize, _stub),
     (check.config, _stub, _stub),
     (check.config, qlora_config, _stub),
+    (check.start, _stub),
     (check.rule, _stub),
     (check.quiz, _stub),
 ]

@@ -4,12 +4,14 @@ import functools
 
 import torch
 
-from labkit.checks.compare import ask, draw, expect_number, expect_numbers_or_first, expect_shape
+from labkit.checks.compare import ask, draw, expect_numbers_or_first, expect_shape
 from labkit.checks.lab04 import bnb as reference
-from labkit.checks.lab04 import guesses, sizes
+from labkit.checks.lab04 import guesses
 from labkit.checks.lab04.blocks import expect_blockwise
 from labkit.checks.lab04.nibbles import expect_nibbles
+from labkit.checks.lab04.rules import expect_rule
 from labkit.checks.lab04.scales import expect_bits, expect_doubled_scales
+from labkit.checks.lab04.starts import expect_start
 from labkit.checks.lab04.symmetric import expect_absmax
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
@@ -54,7 +56,7 @@ def _expect_no_other_values(values, call):
             raise CheckFailed(f"{call}: {message}")
     hint = "a quantile at 0 or 1? It has none"
     expect(torch.isfinite(values).all(), f"{call} holds NaN or infinity: {hint}")
-    hint = "nothing lies below zero: step 3's quantiles need a minus"
+    hint = "nothing lies below zero: the lower half's quantiles need a minus"
     expect((values < -1e-5).any() or len(values) < 9, f"{call}: {hint}")
     below, above = int((values < -1e-5).sum()), int((values > 1e-5).sum())
     zeros = len(values) - below - above
@@ -242,45 +244,19 @@ def _counts_by_name(model, wanted):
     }
 
 
-@exercise("4.7", points=2)
+@exercise("4.7", points=3)
+def start(loftq_start):
+    """B A is the best rank-r part of what rounding lost, for four shapes and four roundings"""
+    expect_start(loftq_start, generator())
+
+
+@exercise("4.8", points=2)
 def rule(training_bytes):
-    """4 bytes a number that trains, 4 for its gradient, 8 for Adam; a base of 2 or 0.516 bytes"""
-    rng = generator()
-    for method, base in (("full", 0), ("lora", 2), ("qlora", 4.126953 / 8)):
-        n = draw(1, 9, rng) * 10**9 + draw(1, 10**6, rng)
-        trained = n if method == "full" else draw(100, 900, rng) * 10**5
-        wanted = {"weights": base * n + 4.0 * trained}
-        wanted |= {"gradients": 4.0 * trained, "optimizer": 8.0 * trained}
-        _expect_parts(observe(training_bytes, n, trained, method), n, trained, method, wanted)
+    """16 bytes a number that trains, 8 where all is bf16; a frozen base of 2 or 0.516 bytes"""
+    expect_rule(training_bytes, generator())
 
 
-def _expect_parts(got, n, trainable, method, wanted):
-    call = f'training_bytes({n:,}, {trainable:,}, "{method}")'
-    good = isinstance(got, dict) and set(wanted) <= set(got)
-    keys = f"; it has {', '.join(got)}" if isinstance(got, dict) else ""
-    told = f'{call} must return a dict with "weights", "gradients" and "optimizer"{keys}'
-    expect(good, told)
-    wrong = sizes.training_parts(n, trainable, method)
-    for name, size in wanted.items():
-        value = got[name]
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            value = value.item()
-        whole = 1e9 * round(size / 1e9)
-        units = {
-            **({"that is rounded to GB; wanted bytes": whole} if whole else {}),
-            "these are GB; wanted bytes": size / 1e9,
-            "these are GiB; wanted bytes": size / 2**30,
-            "these are MB; wanted bytes": size / 1e6,
-            "these are bits; wanted bytes": 8 * size,
-            "these are numbers; wanted bytes": size / 4,
-            "what trains has a gradient and moments, with any method": 0.0,
-        }
-        with part():
-            value = float(value) if type(value) is int else value
-            expect_number(value, size, f"{name} of {call}", wrong[name] | units, 1e-4)
-
-
-@exercise("4.8", points=3)
+@exercise("4.9", points=4)
 def quiz(quiz):
-    """three questions"""
+    """four questions"""
     return judge(quiz, "04")

@@ -30,13 +30,11 @@ def expect_blockwise(quantize_blockwise, dequantize_blockwise, rng):
         _expect_zeros(quantize_blockwise, nf4)
     with part():
         for w, book, block in cases:
-            if block is None:
-                _expect_restored(dequantize_blockwise, w, book)
+            _expect_restored(dequantize_blockwise, w, book, block)
         _expect_zeros_back(dequantize_blockwise, nf4)
     if not contract.session.faults:  # else it would say the same again
         for w, book, block in cases:
-            if block is None:
-                _expect_round_trip(quantize_blockwise, dequantize_blockwise, w, book)
+            _expect_round_trip(quantize_blockwise, dequantize_blockwise, w, book, block)
     with part():
         few, many = observe(probes.work_to_quantize, quantize_blockwise, nf4)
         expect(many - few < 3 * probes.MORE_BLOCKS, f"quantize_blockwise: {LOOP}")
@@ -171,18 +169,27 @@ def _expect_zeros(quantize_blockwise, nf4):
         expect(other or abs(first) < 1e-8, f"{told}; guard the division, not what you return")
 
 
-def _expect_restored(dequantize_blockwise, w, book):
-    codes, _ = stored_codes(w)
-    each, peaks = peaks_of(w, 64)
+def _stored(w, book, block):
+    """Codes of `w`, bitsandbytes' own where the block is the usual one."""
+    if block is None:
+        return stored_codes(w)[0]
+    return guesses.nearest(w.flatten() / peaks_of(w, block)[0], book)
+
+
+def _expect_restored(dequantize_blockwise, w, book, block):
+    codes, size = _stored(w, book, block), block or 64
+    each, peaks = peaks_of(w, size)
     shape = tuple(w.shape)
-    with blaming(_ragged(w, 64)):
-        got = observe(probes.dequantized, dequantize_blockwise, codes, peaks, book, shape)
-    wrong = guesses.restored(codes, peaks, book, shape)
+    call = f"dequantize_blockwise to {shape}" + (f", block={block}" if block else "")
+    with blaming(_ragged(w, size)):
+        args = (codes, peaks, book, shape, block)
+        got = observe(probes.dequantized, dequantize_blockwise, *args)
+    wrong = guesses.restored(codes, peaks, book, shape, size)
     wanted = (book[codes] * each).view(shape)
     wrong["these are even steps of the code; look it up, codebook[code]"] = _even_steps(
         got, codes, each
     ).view(shape)
-    expect_close(got, wanted, f"dequantize_blockwise to {shape}", wrong)
+    expect_close(got, wanted, call, wrong)
 
 
 def _even_steps(got, codes, each):
@@ -204,10 +211,10 @@ def _expect_zeros_back(dequantize_blockwise, nf4):
     expect(not back.any(), "a block of zeros does not come back as zeros")
 
 
-def _expect_round_trip(quantize_blockwise, dequantize_blockwise, w, book):
-    codes, _ = stored_codes(w)
-    wanted = (book[codes] * peaks_of(w, 64)[0]).view(w.shape)
-    args = (quantize_blockwise, dequantize_blockwise, w, book)
+def _expect_round_trip(quantize_blockwise, dequantize_blockwise, w, book, block):
+    codes = _stored(w, book, block)
+    wanted = (book[codes] * peaks_of(w, block or 64)[0]).view(w.shape)
+    args = (quantize_blockwise, dequantize_blockwise, w, book, block)
     back = observe(probes.blockwise_round_trip, *args)
     call = f"w {tuple(w.shape)} quantized and dequantized"
     expect_close(back, wanted, call, tol=1e-3)

@@ -94,11 +94,9 @@ def codebook():
     """Wrong codebooks."""
     inverse = NormalDist().inv_cdf
     paper = [(inverse(i / 17) + inverse((i + 1) / 17)) / 2 for i in range(1, 16)]
-    row = [inverse(1 - OFFSET + (2 * OFFSET - 1) * i / 15) for i in range(16)]
     right = torch.tensor(sorted(_halves(OFFSET)), dtype=torch.double)
     book, zero, eight = right / right.max(), torch.zeros(1).double(), _quantiles(8)
     seven = [-v for v in _quantiles(7)]
-    two = torch.tensor(sorted(_halves(29 / 30, 31 / 32)), dtype=torch.double)
     one = torch.tensor([1.0], dtype=torch.double)
     return {
         "begin with nine and eight probabilities: less the 0.5 they are eight and seven": _scaled(
@@ -122,9 +120,42 @@ def codebook():
         ),
         "divide by the largest one, so that the ends are -1 and 1": right,
         "eight values belong above zero and seven below": -_scaled(_halves(OFFSET)).flip(0),
-        "16 quantiles in one row hold no zero: do the two halves apart": _scaled(row),
         "averages of neighbours, as in the paper; bitsandbytes takes quantiles": _scaled(paper),
         "these are evenly spaced; take quantiles": torch.linspace(-1, 1, 16).double(),
+        "both halves have the upper one's steps: the lower one has seven from end to 0.5": _scaled(
+            eight + [0.0] + [-v for v in eight[1:]]
+        ),
+        "these are evenly spaced on either side; take quantiles": torch.cat(
+            [torch.linspace(-1, 0, 8)[:-1], torch.linspace(0, 1, 9)]
+        ).double(),
+        **_in_a_row(),
+        **_other_ends(),
+    }
+
+
+def _in_a_row():
+    """Codebooks whose probabilities run evenly from end to end, and what is made of the zero."""
+    inverse = NormalDist().inv_cdf
+    row = [inverse(1 - OFFSET + (2 * OFFSET - 1) * i / 15) for i in range(16)]
+    nearest_below = max(x for x in row if x < 0)
+    return {
+        "16 quantiles in one row hold no zero: do the two halves apart": _scaled(row),
+        "the value next to zero is set to zero, and the others stay: do the two halves apart": (
+            _scaled([0.0 if v == nearest_below else v for v in row])
+        ),
+        "the zero is put into a row of 15: eight belong above it and seven below": _scaled(
+            [inverse(1 - OFFSET + (2 * OFFSET - 1) * i / 14) for i in range(15)]
+        ),
+        "the infinite ends are replaced alone; begin at 0.9677083, in even steps to 0.5": _scaled(
+            [inverse(min(max(i / 15, 1 - OFFSET), OFFSET)) for i in range(16)]
+        ),
+    }
+
+
+def _other_ends():
+    """Codebooks that begin at other probabilities."""
+    two = torch.tensor(sorted(_halves(29 / 30, 31 / 32)), dtype=torch.double)
+    return {
         "the offset is the mean of 31/32 and 29/30, not 31/32": _scaled(_halves(31 / 32)),
         "the offset is the mean of 31/32 and 29/30, not 29/30": _scaled(_halves(29 / 30)),
         "both halves begin at the mean of 31/32 and 29/30, not at one each": _scaled(
@@ -172,9 +203,9 @@ def codes(w, codebook, block):
     }
 
 
-def restored(codes, peaks, book, shape):
-    """Wrong weights from codes and the absmax of blocks of 64."""
-    each, looked_up = peaks.repeat_interleave(64)[: len(codes)], book[codes]
+def restored(codes, peaks, book, shape, block):
+    """Wrong weights from codes and the absmax of blocks."""
+    each, looked_up = peaks.repeat_interleave(block)[: len(codes)], book[codes]
     tiled = peaks.repeat(len(codes))[: len(codes)]
     wrong = {
         "absmax is missing": looked_up,
@@ -182,8 +213,12 @@ def restored(codes, peaks, book, shape):
         "the codes are not looked up in the codebook": codes * each,
         "repeat() runs through all blocks again and again; repeat_interleave": looked_up * tiled,
         "absmax divides here; multiply": looked_up / each,
-        "a scale serves 64 numbers, also where the last block is shorter": looked_up
+        "absmax is added here; multiply": looked_up + each,
+        "codes begin at 0: the value is codebook[code]": book[codes - 1] * each,
+        f"a scale serves {block} numbers, also where the last block is shorter": looked_up
         * peaks.repeat_interleave(max(1, len(codes) // len(peaks))).repeat(2)[: len(codes)],
+        "these are blocks of 64; use `block`": looked_up
+        * peaks.repeat_interleave(64)[: len(codes)],
     }
     return {message: value.view(shape) for message, value in wrong.items()}
 

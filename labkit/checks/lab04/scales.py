@@ -10,59 +10,59 @@ from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab04 import probes
 
 CASES = ((600, None, -1, 1), (100, 32, 0, 1), (256, None, -1, 1), (300, None, 0, 3e-3))
-RAGGED = {"invalid for input of size": "the last block may be shorter: pad it, and cut q off again"}
+RAGGED = {"invalid for input of size": "the last group may be shorter: pad it, and cut q off again"}
 SMALL = "these are small here: is the guard against a zero far smaller, such as 1e-12?"
 
 
 def expect_doubled_scales(double_quantize, rng):
-    """The scales come back to half a step of 8 bits a block; equal scales come back too."""
+    """The scales come back to half a step of 8 bits a group; equal scales come back too."""
     with part():
-        for n, block, outlier, size in CASES:
+        for n, group, outlier, size in CASES:
             absmax = 2.5 + randn(n, rng=rng).abs()
             absmax[n // 2] = 0.05  # further from the mean than those above it
-            absmax[outlier] = 40.0  # it may spoil its own block, no other
+            absmax[outlier] = 40.0  # it may spoil its own group, no other
             absmax *= size
-            call = f"double_quantize of {n} scales" + (f", block={block}" if block else "")
+            call = f"double_quantize of {n} scales" + (f", group={group}" if group else "")
             with blaming(SMALL if size < 1 else ""):
-                got = ask("", probes.doubled, double_quantize, absmax, block, hint=RAGGED)
-                _expect_doubled(got[:3], absmax, block, call, 0.1 if size < 1 else 2e-3)
+                got = ask("", probes.doubled, double_quantize, absmax, group, hint=RAGGED)
+                _expect_doubled(got[:3], absmax, group, call, 0.1 if size < 1 else 2e-3)
     with part():
         same, call = torch.full((64,), 3.0), "double_quantize of 64 equal scales"
         *got, lost = ask("", probes.doubled, double_quantize, same, None, hint=RAGGED)
         back = _undone(*got, 256, call)
-        hint = "less their mean they are all 0, and so is that block's scale: don't divide by it"
+        hint = "less their mean they are all 0, and so is that group's scale: don't divide by it"
         expect(not back.isnan().any(), f"{call} gives NaN; {hint}")
         expect_close(back, same, f"{call}, undone,")
         expect(not lost, f"{call}: {LOST}; {hint}")
 
 
-def _undone(q, scale, offset, block, call):
-    """q * scale + offset, with a scale a block."""
+def _undone(q, scale, offset, group, call):
+    """q * scale + offset, with a scale a group."""
     expect(isinstance(q, torch.Tensor), f"q of {call} is no tensor")
     q = expect_integers(q, q.numel(), f"q of {call}", -128, 127)
-    blocks = -(-len(q) // block)
-    expect(isinstance(scale, torch.Tensor), f"scale of {call} is no tensor: one number a block")
+    groups = -(-len(q) // group)
+    expect(isinstance(scale, torch.Tensor), f"scale of {call} is no tensor: one number a group")
     expect(not scale.is_complex(), f"scale of {call} holds complex numbers")
-    told = f"scale of {call} holds {scale.numel()} numbers, wanted {blocks}: one a block of {block}"
-    hint = wrong_counts(len(q), block, 256)[1].get(scale.numel(), "")
-    expect(scale.numel() == blocks, told, hint=hint)
-    return q * _spread(scale, block, len(q)) + number(offset, f"offset of {call}")
+    told = f"scale of {call} holds {scale.numel()} numbers, wanted {groups}: one a group of {group}"
+    hint = wrong_counts(len(q), group, 256, "group")[1].get(scale.numel(), "")
+    expect(scale.numel() == groups, told, hint=hint)
+    return q * _spread(scale, group, len(q)) + number(offset, f"offset of {call}")
 
 
-def _spread(scale, block, n):
-    return scale.flatten().repeat_interleave(block)[:n]
+def _spread(scale, group, n):
+    return scale.flatten().repeat_interleave(group)[:n]
 
 
-def _expect_doubled(got, absmax, block, call, tol):
-    (q, scale, offset), block, mean = got, block or 256, absmax.mean().item()
+def _expect_doubled(got, absmax, group, call, tol):
+    (q, scale, offset), group, mean = got, group or 256, absmax.mean().item()
     sizes = [x.numel() if isinstance(x, torch.Tensor) else 1 for x in got]
-    n, blocks = len(absmax), -(-len(absmax) // block)
-    turned = sizes in ([n, 1, blocks], [blocks, n, 1], [1, n, blocks]) and blocks > 1
+    n, groups = len(absmax), -(-len(absmax) // group)
+    turned = sizes in ([n, 1, groups], [groups, n, 1], [1, n, groups]) and groups > 1
     expect(not turned, f"{call}: q comes first, then scale, then offset")
     wrong = {
         "subtract the mean first: the 8 bits then cover the differences alone": 0.0,
         "zeros of padding are in this mean: take it before you pad": (
-            absmax.sum().item() / (-(-len(absmax) // block) * block)
+            absmax.sum().item() / (-(-len(absmax) // group) * group)
         ),
         "offset is taken off with a plus: absmax - mean, and the mean comes back": -mean,
         "this is the smallest one; take the mean": absmax.min().item(),
@@ -71,16 +71,16 @@ def _expect_doubled(got, absmax, block, call, tol):
     }
     told = f"offset of {call}, the mean of absmax,"
     expect_number(number(offset, told), mean, told, wrong)
-    counts = wrong_counts(n, block, 256)[0]
+    counts = wrong_counts(n, group, 256, "group")[0]
     signed = "int8 has both signs: 0 stands for the mean, nothing is added"
     expect_integers(q, n, f"q of {call}", -128, 127, signed, counts=counts)
-    step = peaks_of(absmax - mean, block)[0] / 127
-    steps_off = (_undone(*got, block, call) - absmax).abs() / step
+    step = peaks_of(absmax - mean, group)[0] / 127
+    steps_off = (_undone(*got, group, call) - absmax).abs() / step
     if (steps_off <= 0.5 + tol).all():
         return
-    _expect_no_other_way(q.flatten(), scale.flatten(), absmax, block, call)
-    hint = "is each block scaled by its own largest distance from the mean, and rounded?"
-    if _guarded(scale.flatten(), peaks_of(absmax - mean, block)[1] / 127):
+    _expect_no_other_way(q.flatten(), scale.flatten(), absmax, group, call)
+    hint = "is each group scaled by its own largest distance from the mean, and rounded?"
+    if _guarded(scale.flatten(), peaks_of(absmax - mean, group)[1] / 127):
         hint = "the guard against a zero changes scales that are not zero: take 1e-12"
     worst = f"a scale is off by {steps_off.max():.2f} steps, wanted 0.5"
     raise CheckFailed(f"{call}: undone, {worst}; {hint}", bare=True)
@@ -95,17 +95,17 @@ def _guarded(scale, right):
     return len(scale) > 1 and bool(added or alike)
 
 
-def _expect_no_other_way(q, scale, absmax, block, call):
+def _expect_no_other_way(q, scale, absmax, group, call):
     """None of the misconceptions that show in q or in scale."""
     mean = absmax.mean()
-    each, around = _spread(scale, block, len(absmax)), absmax - mean
-    padding = len(absmax) % block and abs(scale[-1] * 127 / mean - 1) < 1e-4
+    each, around = _spread(scale, group, len(absmax)), absmax - mean
+    padding = len(absmax) % group and abs(scale[-1] * 127 / mean - 1) < 1e-4
     expect(not padding, f"{call}: the padding decides the last scale; subtract the mean, then pad")
     for message, wrong in guesses.undone_scales(q, each, mean).items():
-        step = peaks_of(around, block)[0] / 127
+        step = peaks_of(around, group)[0] / 127
         if ((wrong - absmax).abs() <= step).all():
             raise CheckFailed(f"{call}: {message}")
-    if torch.allclose(scale, peaks_of(around, block)[1] / 127, rtol=1e-4):
+    if torch.allclose(scale, peaks_of(around, group)[1] / 127, rtol=1e-4):
         for message, wrong in guesses.eight_bits(around, absmax, each, mean).items():
             if (q - wrong).abs().max() < 1:
                 raise CheckFailed(f"q of {call}: {message}")
@@ -114,9 +114,9 @@ def _expect_no_other_way(q, scale, absmax, block, call):
             not less, f"{call}: q goes to {int(q.abs().max())}: is the scale larger in dividing?"
         )
         return
-    ratio = scale / (peaks_of(around, block)[1] / 127)
-    for message, wrong in guesses.scales_of_scales(around, mean, block).items():
-        full = max(1, len(absmax) // block)  # what is done with a shorter one is no sign
+    ratio = scale / (peaks_of(around, group)[1] / 127)
+    for message, wrong in guesses.scales_of_scales(around, mean, group).items():
+        full = max(1, len(absmax) // group)  # what is done with a shorter one is no sign
         if torch.allclose(scale[:full], wrong[:full], rtol=1e-4):
             raise CheckFailed(f"scale of {call}: {message}")
     same = len(ratio) > 1 and torch.allclose(ratio, ratio[0], rtol=1e-3)

@@ -1,4 +1,4 @@
-"""What misconceptions give in 4.5 and 4.7: scales, bits and bytes."""
+"""What misconceptions give in 4.5 and 4.8: scales, bits and bytes."""
 
 import torch
 
@@ -25,12 +25,12 @@ def eight_bits(around, absmax, each, mean):
     }
 
 
-def scales_of_scales(around, mean, block):
+def scales_of_scales(around, mean, group):
     """Wrong scales of the differences from the mean."""
-    parts, whole = around.split(block), (around + mean).split(block)
+    parts, whole = around.split(group), (around + mean).split(group)
     peaks = torch.stack([p.abs().max() for p in parts])
     return {
-        "one for all; each block has its own": around.abs().max().expand(len(parts)) / 127,
+        "one for all; each group has its own": around.abs().max().expand(len(parts)) / 127,
         "the scale is max(), not abs().max()": torch.stack([p.max() for p in parts]) / 127,
         "divide by 127, the largest of int8, not by 128": peaks / 128,
         "divide by 127: int8 goes to 127, and half of 256 are below zero": peaks / 255,
@@ -89,6 +89,8 @@ def bits(block, double):
 
 def training_parts(n, t, method):
     """Wrong bytes of weights, gradients and optimizer: n numbers in the base, t that train."""
+    if method == "full_bf16":
+        return _parts_in_bf16(n)
     two = {"that is 2 bytes each; what trains is kept in fp32, 4 bytes": 2.0}
     moments = {
         "Adam keeps two moments, 4 bytes each": 4.0,
@@ -119,6 +121,7 @@ def training_parts(n, t, method):
             "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
             "4 bits are half a byte": 4.126953 * n + 4 * t,
             "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
+            "4 bits a parameter, nothing for the scales, and the adapter is fp32": n / 2 + 2 * t,
             "4 bits a parameter, and neither scales nor adapter": n / 2,
             "the 8-bit scales have scales too, which makes 4.127 bits": 4.125 / 8 * n + 4 * t,
             "the base is 4-bit here, not 16-bit": 2.0 * n + 4 * t,
@@ -128,4 +131,25 @@ def training_parts(n, t, method):
         "weights": weights,
         "gradients": {k: v * t for k, v in two.items()} | {everyone: 4.0 * n},
         "optimizer": {k: v * t for k, v in moments.items()} | {everyone: 8.0 * n},
+    }
+
+
+def _parts_in_bf16(n):
+    """Wrong bytes where all n numbers train, in bf16 throughout."""
+    all_bf16 = "all is bf16 here, 2 bytes a number"
+    return {
+        "weights": {
+            f"{all_bf16}, and there is no adapter": 4.0 * n,
+            f"{all_bf16}: no fp32 copy beside it": 6.0 * n,
+            "n_params and n_trainable are the same numbers here: no adapter": 8.0 * n,
+            "this is a 4-bit base and an adapter; full_bf16 has neither": (4.126953 / 8 + 4) * n,
+            "this is a 4-bit base and a bf16 adapter; full_bf16 has neither": (4.126953 / 8 + 2)
+            * n,
+        },
+        "gradients": {f"{all_bf16}, gradients too": 4.0 * n},
+        "optimizer": {
+            f"{all_bf16}: two moments make 4": 8.0 * n,
+            "Adam keeps two moments, 2 bytes each": 2.0 * n,
+            "two moments of 2 bytes make 4; gradients are counted apart": 6.0 * n,
+        },
     }

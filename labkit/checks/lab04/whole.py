@@ -50,16 +50,17 @@ def blaming(hint):
         raise CheckFailed(f"{failure}; {hint}") if hint else failure from None
 
 
-def wrong_counts(n, block, usual):
+def wrong_counts(n, block, usual, name="block"):
     """How many numbers and scales come out wrong of n numbers in blocks, by what was thought.
 
-    Two dicts `{count: thought}`; `usual` is the size of a block where none is given.
+    Two dicts `{count: thought}`; `usual` is the size of a block where none is given, `name` the
+    parameter that gives it.
     """
-    short = "the last block, though shorter, is one too"
+    short = f"the last {name}, though shorter, is one too"
     whole, blocks = n // block * block, -(-n // block)
     numbers = {whole: short, blocks * block: f"cut the padding off, {n} numbers stay {n}"}
-    scales = {1: "one for all; each block has its own", n // block: short}
-    scales[-(-n // usual)] = f"these are blocks of {usual}; use `block`"
+    scales = {1: f"one for all; each {name} has its own", n // block: short}
+    scales[-(-n // usual)] = f"these are {name}s of {usual}; use `{name}`"
     return (
         {count: told for count, told in numbers.items() if count != n},
         {count: told for count, told in scales.items() if count != blocks},

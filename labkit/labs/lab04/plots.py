@@ -59,17 +59,48 @@ def errors(frame):
     return fig
 
 
-def perplexities(rows):
-    """What each format adds to the loss; `rows` name -> (nats a token, standard error, ppl)."""
-    fig, ax = figure(height=2.8)
+def code_use(shares, misses, guess):
+    """How often each code is used, in percent; `shares` maps a codebook to (16,) numbers.
+
+    `misses` are their relative errors; `guess` is of the first one's most used code.
+    """
+    fig, ax = figure(height=3.2)
+    places = np.arange(16)
+    for k, (name, share) in enumerate(shares.items()):
+        label = f"{name}, error {misses[name]:.4f}"
+        ax.bar(places + 0.4 * k - 0.2, share.numpy(), 0.38, color=PALETTE[k], label=label)
+    ax.axhline(100 / 16, color=INK, lw=1)
+    ax.text(-1.3, 100 / 16 + 0.1, "all alike", ha="left", va="bottom", color=INK, fontsize=9)
+    ax.set_xlim(-1.4, 15.8)
+    ax.set_xticks(places)
+    top = max(share.max().item() for share in shares.values())
+    ax.set(xlabel="code", ylabel="% of the numbers", ylim=(0, 1.3 * top))
+    ax.legend(loc="upper left", ncols=2)
+    first = next(iter(shares))
+    low, high = shares[first].min().item(), shares[first].max().item()
+    ax.set_title(f"{first}'s codes serve {low:.1f}% to {high:.1f}% of normal numbers each")
+    guess.draw(ax)
+    return fig
+
+
+def perplexities(rows, guess):
+    """What each format adds to the loss; `guess` is of NF4's.
+
+    `rows` maps a name to (nats a token, standard error, perplexity, bits, relative error).
+    """
+    fig, ax = figure(height=4)
     names = sorted(rows, key=lambda name: -rows[name][0])
-    extra, spread, ppl = (np.array([rows[name][i] for name in names]) for i in range(3))
+    extra, spread, ppl, bits, miss = (np.array([rows[n][i] for n in names]) for i in range(5))
     colours = [PALETTE[0] if name == "NF4" else PALETTE[5] for name in names]
-    ax.barh(names, extra, xerr=spread, color=colours, height=0.6, ecolor=INK, capsize=3)
-    for y, value in enumerate(ppl):
-        ax.text(extra[y] + spread[y] + 0.01, y, f"perplexity {value:.0f}", va="center", color=INK)
-    ax.set(xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.35 * extra.max()))
+    labels = [f"{n}, {b:g} bits" for n, b in zip(names, bits, strict=True)]
+    ax.barh(labels, extra, xerr=spread, color=colours, height=0.6, ecolor=INK, capsize=3)
+    right = (extra + spread).max()
+    for y, (value, far) in enumerate(zip(ppl, miss, strict=True)):
+        told = f"perplexity {value:.0f}, weights off by {far:.3f}"
+        ax.text(1.04 * right, y, told, va="center", color=INK, fontsize=9.5)
+    ax.set(xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.85 * right))
     ax.set_title(f"{names[-1]} adds {extra[-1]:.2f} nats a token, {names[0]} {extra[0]:.2f}")
+    guess.draw(ax, axis="x")
     return fig
 
 
@@ -107,6 +138,53 @@ def losses(curves):
     ax.legend()
     first, second = (smooth(curve.losses, 0.6)[-1] for curve in curves.values())
     ax.set_title(f"The same batches: {first:.2f} and {second:.2f} at the end")
+    return fig
+
+
+def crossed(start, end, guess):
+    """Held-out loss of each adapter on each base, and of none.
+
+    `start` maps a base to a loss, `end` a pair (trained beside, asked beside) to one; `guess` is of
+    the adapter trained beside NF4 and asked beside the plain base.
+    """
+    fig, ax = figure(height=3.4)
+    trained = list(dict.fromkeys(pair[0] for pair in end))
+    places = np.arange(len(trained))
+    for k, base in enumerate(start):
+        heights = [end[name, base] for name in trained]
+        label = f"asked beside {base} (before training: {start[base]:.2f})"
+        bars = ax.bar(places + 0.36 * k - 0.18, heights, 0.34, color=PALETTE[k], label=label)
+        ax.bar_label(bars, [f"{height:.3f}" for height in heights], color=INK, padding=2)
+    ax.set_xticks(places, [f"trained beside {name}" for name in trained])
+    ax.set(ylabel="held-out loss, nats a token", ylim=(0, 1.45 * max(end.values())))
+    ax.set_xlim(-0.6, len(trained) - 0.4)
+    ax.legend(loc="upper left")
+    moved = [f"{end[n, 'NF4'] - end[n, 'plain']:+.3f} trained beside {n}" for n in trained]
+    ax.set_title(f"What it costs an adapter to be asked beside NF4:\n{', '.join(moved)}")
+    guess.draw(ax)
+    return fig
+
+
+def taken_back(rows, guess):
+    """Share of NF4's added loss that a start takes back, in percent; `guess` is of the second.
+
+    `rows` maps a start to (percent, standard error, relative error of the weights).
+    """
+    fig, ax = figure(height=2.9)
+    names = list(rows)[::-1]
+    share, spread, miss = (np.array([rows[name][i] for name in names]) for i in range(3))
+    colours = [PALETTE[2] if name.startswith("LoftQ") else PALETTE[5] for name in names]
+    ax.barh(names, share, xerr=spread, color=colours, height=0.6, ecolor=INK, capsize=3)
+    ax.axvline(0, color=INK, lw=1)
+    low, high = min(0, (share - spread).min()), max(10, (share + spread).max())
+    for y, far in enumerate(miss):
+        told = f"weights off by {far:.4f}"
+        ax.text(high + 0.04 * (high - low), y, told, va="center", color=INK, fontsize=9.5)
+    ax.set_xlim(low - 0.05 * (high - low), high + 0.45 * (high - low))
+    ax.set(xlabel="% of the added loss taken back before training (± standard error)")
+    told = [f"{value:.0f}% by {name}" for name, value in zip(names, share, strict=True)]
+    ax.set_title(f"Taken back of what NF4 adds, before training:\n{'; '.join(told[-2::-1])}")
+    guess.draw(ax, axis="x")
     return fig
 
 

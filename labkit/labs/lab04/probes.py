@@ -98,17 +98,19 @@ def blockwise(quantize_blockwise, w, codebook, block):
     return [codes, absmax]
 
 
-def dequantized(dequantize_blockwise, codes, absmax, codebook, shape):
+def dequantized(dequantize_blockwise, codes, absmax, codebook, shape, block=None):
     """`dequantize_blockwise` of uint8 codes, and of a shape as `w.shape` is."""
-    back = dequantize_blockwise(codes.to(torch.uint8), absmax, codebook, torch.Size(shape))
+    size = () if block is None else (block,)
+    back = dequantize_blockwise(codes.to(torch.uint8), absmax, codebook, torch.Size(shape), *size)
     _tensors("dequantize_blockwise", weights=back)
     return back
 
 
-def blockwise_round_trip(quantize_blockwise, dequantize_blockwise, w, codebook):
-    """`w` quantized in blocks of 64 and dequantized."""
-    codes, absmax = blockwise(quantize_blockwise, w, codebook, None)
-    return dequantize_blockwise(codes, absmax, codebook, w.shape)
+def blockwise_round_trip(quantize_blockwise, dequantize_blockwise, w, codebook, block):
+    """`w` quantized in blocks and dequantized; `block` None leaves both defaults."""
+    codes, absmax = blockwise(quantize_blockwise, w, codebook, block)
+    size = () if block is None else (block,)
+    return dequantize_blockwise(codes, absmax, codebook, w.shape, *size)
 
 
 def _work(f, *args):
@@ -168,9 +170,9 @@ def work_to_pack(pack_nibbles, unpack_nibbles):
     return [[_work(f, x) for x in cases] for f in (pack_nibbles, unpack_nibbles)]
 
 
-def doubled(double_quantize, absmax, block):
-    """`[q, scale, offset, whether a NaN became an integer]`; `block` None leaves the default."""
-    size = () if block is None else (block,)
+def doubled(double_quantize, absmax, group):
+    """`[q, scale, offset, whether a NaN became an integer]`; `group` None leaves the default."""
+    size = () if group is None else (group,)
     with _nan_watched() as lost:
         found = _several(double_quantize(absmax, *size), 3, "double_quantize")
     _tensors("double_quantize", q=found[0], scale=found[1])
@@ -240,3 +242,28 @@ def tiny_llama(packed, tied, adapted, vocab, mlp):
 def counted(true_param_count, *kind):
     """`true_param_count` of the tiny Llama of that kind and size."""
     return kept(true_param_count, tiny_llama(*kind))
+
+
+def _nf4(W):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    return dequantize_4bit(*quantize_4bit(W.contiguous(), quant_type="nf4")).view(W.shape)
+
+
+ROUNDINGS = {  # ways to round a matrix and come back, for exercise 4.7
+    "to NF4": _nf4,
+    "to quarters": lambda W: (4 * W).round() / 4,
+    "all to zero": torch.zeros_like,
+    "exact": torch.clone,
+}
+
+
+def started(loftq_start, W, kind, r):
+    """`[A, B]` of a start beside weights that are rounded in that way."""
+
+    def quantize(W):
+        return ROUNDINGS[kind](W)
+
+    A, B = _several(loftq_start(W, quantize, r), 2, "loftq_start")
+    _tensors("loftq_start", A=A, B=B)
+    return [A, B]

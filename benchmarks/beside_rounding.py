@@ -1,0 +1,133 @@
+"""Adapters trained beside plain and beside rounded weights, each asked beside both, for lab 4.
+
+    python benchmarks/beside_rounding.py
+
+Each run is one row of build/beside_rounding.csv. A run whose row is there is not repeated, so the
+script can be stopped and called again. All train SmolLM2-135M on `home`, in fp32, one thread;
+rounded means through bitsandbytes' NF4 with double quantization and back. A seed decides the draw
+of A and the order of the batches; the held-out commands are the same for all.
+
+none   no training: what the two bases lose by themselves.
+plain  an adapter trained beside the weights as they are.
+NF4    the same beside the rounded ones.
+LoftQ  as NF4, from the best rank-r part of the rounding error instead of from zero.
+"""
+
+import argparse
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import studies
+import torch
+
+OUT = Path(__file__).parents[1] / "build" / "beside_rounding.csv"
+SETTINGS = {"steps": 20, "batch": 16, "rate": 2e-3, "rank": 8, "alpha": 16, "n": 60}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, beside the weights that it names."""
+
+    beside: str
+    seed: int
+
+
+def every_run():
+    """Every run, the first seed first."""
+    yield Run("none", 0)
+    for seed in (0, 1, 2):
+        for beside in ("plain", "NF4", "LoftQ"):
+            yield Run(beside, seed)
+
+
+def measure(run):
+    """The row of one run: held-out losses in nats a token on either base, and its settings."""
+    from peft import LoraConfig, get_peft_model
+
+    from labkit import tasks
+    from labkit.training import loop, models
+
+    begun = time.perf_counter()
+    torch.set_num_threads(1)
+    model, tokenizer = models.load(dtype=torch.float32)
+    torch.manual_seed(run.seed)  # the draw of A
+    how = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    alpha = SETTINGS["alpha"]
+    model = get_peft_model(model, LoraConfig(r=SETTINGS["rank"], lora_alpha=alpha, **how))
+    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    plain = [layer.base_layer.weight.data for layer in layers]
+    bases = {"plain": plain, "NF4": [rounded(w) for w in plain]}
+    if run.beside == "LoftQ":
+        for layer, w, w4 in zip(layers, plain, bases["NF4"], strict=True):
+            start_at(layer, w - w4)
+    if run.beside != "none":
+        put(layers, bases["plain" if run.beside == "plain" else "NF4"])
+        train(model, tokenizer, run.seed)
+    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(SETTINGS["n"]))
+    found = {}
+    for name, weights in bases.items():
+        put(layers, weights)
+        found[f"on_{name}"] = round(loop.held_out_loss(model, tokenizer, unseen), 4)
+    rest = SETTINGS | {"dtype": "float32", "seconds": round(time.perf_counter() - begun)}
+    return asdict(run) | found | rest
+
+
+def rounded(w):
+    """`w` through NF4 with double quantization and back."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    how = {"quant_type": "nf4", "compress_statistics": True}
+    return dequantize_4bit(*quantize_4bit(w, **how)).to(w.dtype)
+
+
+def start_at(layer, error):
+    """Let the adapter's update be the best rank-r part of `error`, halved between A and B."""
+    A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    U, s, Vh = torch.linalg.svd(error / layer.scaling["default"], full_matrices=False)
+    r, root = len(A), s.sqrt()
+    A.data, B.data = root[:r, None] * Vh[:r], U[:, :r] * root[:r]
+
+
+def put(layers, weights):
+    """Give the frozen layers these weights."""
+    for layer, w in zip(layers, weights, strict=True):
+        layer.base_layer.weight.data = w
+
+
+def train(model, tokenizer, seed):
+    """Train the adapter in place, as the lab does."""
+    from labkit import tasks
+    from labkit.training import loop
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    steps, rate = SETTINGS["steps"], SETTINGS["rate"]
+    optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.0)
+    batches = loop.batches(tasks.load("home"), tokenizer, SETTINGS["batch"], steps, seed)
+    model.train()
+    for step, batch in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+        loss = loop.answer_loss(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"  step {step + 1}: {loss.item():.3f}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, nargs="*", help="only these")
+    parser.add_argument("--runs", type=int, default=100, help="at most so many")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    there = studies.done(options.out, Run)
+    wanted = [run for run in every_run() if run not in there]
+    wanted = [run for run in wanted if run.seed in (options.seed or [run.seed])]
+    for run in wanted[: options.runs]:
+        print(run, flush=True)
+        studies.append(options.out, measure(run))
+
+
+if __name__ == "__main__":
+    main()

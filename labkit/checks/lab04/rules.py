@@ -1,0 +1,55 @@
+"""What exercise 4.8 expects of training_bytes: a rule for what stays between steps."""
+
+import torch
+
+from labkit.checks.compare import ask, draw, expect_number
+from labkit.checks.lab04 import sizes
+from labkit.contract import expect, part
+
+NF4 = 4.126953 / 8  # bytes a parameter, with double quantization
+# method -> bytes a parameter of the base, and of a number that trains: weight, gradient, moments
+METHODS = {
+    "full": (0, 4.0, 4.0, 8.0),
+    "full_bf16": (0, 2.0, 2.0, 4.0),
+    "lora": (2, 4.0, 4.0, 8.0),
+    "qlora": (NF4, 4.0, 4.0, 8.0),
+}
+RAISED = {"KeyError": "there are four methods: full, full_bf16, lora, qlora"}
+
+
+def expect_rule(training_bytes, rng):
+    """The three sizes of each method, for numbers that nobody knows by heart."""
+    for method, (base, weight, gradient, moments) in METHODS.items():
+        n = draw(1, 9, rng) * 10**9 + draw(1, 10**6, rng)
+        trained = n if method.startswith("full") else draw(100, 900, rng) * 10**5
+        wanted = {"weights": base * n + weight * trained}
+        wanted |= {"gradients": gradient * trained, "optimizer": moments * trained}
+        call = f'training_bytes({n:,}, {trained:,}, "{method}")'
+        with part():
+            got = ask(call, training_bytes, n, trained, method, hint=RAISED)
+            _expect_parts(got, n, trained, method, wanted, call)
+
+
+def _expect_parts(got, n, trainable, method, wanted, call):
+    good = isinstance(got, dict) and set(wanted) <= set(got)
+    keys = f"; it has {', '.join(got)}" if isinstance(got, dict) else ""
+    told = f'{call} must return a dict with "weights", "gradients" and "optimizer"{keys}'
+    expect(good, told)
+    wrong = sizes.training_parts(n, trainable, method)
+    for name, size in wanted.items():
+        value = got[name]
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            value = value.item()
+        whole = 1e9 * round(size / 1e9)
+        units = {
+            **({"that is rounded to GB; wanted bytes": whole} if whole else {}),
+            "these are GB; wanted bytes": size / 1e9,
+            "these are GiB; wanted bytes": size / 2**30,
+            "these are MB; wanted bytes": size / 1e6,
+            "these are bits; wanted bytes": 8 * size,
+            "these are numbers; wanted bytes": size / (2 if method == "full_bf16" else 4),
+            "what trains has a gradient and moments, with any method": 0.0,
+        }
+        with part():
+            value = float(value) if type(value) is int else value
+            expect_number(value, size, f"{name} of {call}", wrong[name] | units, 1e-4)
