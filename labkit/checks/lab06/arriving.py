@@ -1,10 +1,12 @@
 """The check of `arrives`. The reference is least squares: which share of dW is nearest."""
 
+import math
+
 import torch
 
-from labkit.checks.compare import ask, expect_numbers, randn
+from labkit.checks.compare import ask, expect_number, expect_numbers, randn
 from labkit.checks.simplest import simplest
-from labkit.contract import CheckFailed, generator, part
+from labkit.contract import CheckFailed, expect, generator, part
 from labkit.labs.lab06 import probes
 
 SHAPE = (24, 40)
@@ -24,6 +26,9 @@ def expect_arrives(arrives):
         expect_numbers([_asked(arrives, *case) for case in _cases(rng)], tol=1e-3)
         right = True
     with part():
+        if right:
+            _expect_dead_zone(arrives, rng)
+    with part():
         _expect_16_bits(arrives, rng, right)
 
 
@@ -36,9 +41,18 @@ def _cases(rng):
     yield even, steps, "grid", "a grid with W on it, each step of dW just long enough"
     yield W, dW, "grid", "a grid, W beside it"
     yield even, 0.7 * dW, "grid", "a grid with W on it"
-    yield even, dW.clamp(-0.12, 0.12), "grid", "a grid with W on it, dW shorter than half a step"
     yield W, dW, "blocks", "a grid that each block scales anew"
     yield W, 0.03 * dW, "bf16", "bf16, which store returns"
+
+
+def _expect_dead_zone(arrives, rng):
+    W, dW = probes.stored("grid", randn(*SHAPE, rng=rng)), 0.1 * randn(*SHAPE, rng=rng)
+    call, got, wanted, known = _asked(
+        arrives, W, dW.clamp(-0.12, 0.12), "grid", "dW shorter than half a step, W on the grid"
+    )
+    hint = "nothing moves there, so don't divide by what moved"
+    expect(not isinstance(got, float) or not math.isnan(got), f"{call} gave nan, wanted 0: {hint}")
+    expect_number(got, wanted, call, known)
 
 
 def _asked(arrives, W, dW, store, told):
@@ -86,6 +100,23 @@ def mistaken(W, dW, store):
         "this is the share of weights that stay": (moved == 0).double().mean(),
         "this is the relative error |moved - dW| / |dW|": (moved - d).norm() / d.norm(),
         "this is 1 less the relative error": 1 - (moved - d).norm() / d.norm(),
+        "this is 1 less the squared relative error: multiply by dW and sum": (
+            1 - (moved - d).square().sum() / size
+        ),
+        "this is a correlation: divide by |dW| squared": _covariance(moved, d)
+        / (moved.std() * d.std()),
+        "the means are taken away, and they belong to it": _covariance(moved, d) / d.var(),
+        "divided by the steps that moved a weight alone: divide by all of |dW| squared": (
+            along / d[moved != 0].square().sum()
+        ),
+        "this is the share of signs that agree: multiply by dW and sum": (
+            (moved.sign() == d.sign()).double().mean()
+        ),
+        "divided by |W + dW| squared; divide by |dW| squared": along
+        / (W + dW).double().square().sum(),
+        "store gets the transposed matrix, and blocks run along rows": (
+            ((stored((W + dW).T) - stored(W.T)).T * d).sum() / size
+        ),
         "this is what is lost; wanted is what arrives": 1 - share,
         "this is the mean of single ratios: sum first, then divide": (moved / d).mean(),
         "this is the median of single ratios: sum first, then divide": (moved / d).median(),
@@ -137,6 +168,10 @@ def _expect_16_bits(arrives, rng, right):
                 return
             if right:
                 expect_numbers([(call, got, share(W, dW, store), {}, SIXTEEN)], tol=3e-3)
+
+
+def _covariance(x, y):
+    return ((x - x.mean()) * (y - y.mean())).sum() / (x.numel() - 1)
 
 
 def smallest(arrives):

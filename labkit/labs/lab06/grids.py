@@ -39,6 +39,7 @@ def number_line(rows, step):
     ax.set_yticks(range(len(rows))[::-1], list(rows))
     ax.set(xlim=(-reach, reach), ylim=(-0.6, len(rows) - 0.35))
     ax.set(xlabel="distance from the weight (the arrow is the update)")
+    ax.locator_params(axis="x", nbins=5)
     ax.grid(visible=False)
     stay = [name for name, (_, start, landed) in rows.items() if landed == start]
     ax.set_title(
@@ -60,8 +61,8 @@ def _told(step, near, moved):
     """How many of the grid's steps the update is, and what becomes of it, in words."""
     ahead = near[near * np.sign(step) > 0]
     size = abs(step) / np.abs(ahead).min() if len(ahead) else 0.0
-    many = f"{size:.2g} steps" if size else "under 0.1 steps"
-    return f"{many}: " + (f"{moved / step:.0%} of it" if moved else "snaps back")
+    many = f"{size:.2g} steps of this grid" if size else "a small part of a step"
+    return f"{many}:\n" + (f"moves by {moved / step:.0%} of it" if moved else "snaps back")
 
 
 def arrivals(sizes, on, beside, trained, guess):
@@ -91,7 +92,7 @@ def arrivals(sizes, on, beside, trained, guess):
 def crossover(frame, guess):
     """KL from the trained model and the change of task loss against |dW| / |rounding error|.
 
-    `frame` is measured/merges.csv; dots are seeds, lines their means. `guess` is one of the ratio,
+    `frame` is measured/merges.csv; dots are seeds, lines their means. `guess` is one of the change,
     in the right panel.
     """
     fig, (left, right) = figure(2, width=10, height=4.2)
@@ -102,15 +103,17 @@ def crossover(frame, guess):
             style = {"color": colour, "marker": marker}
             ax.plot(rows["to_error"], rows[column], ls="", ms=3, alpha=0.4, **style)
             ax.plot(means["to_error"], means[column], ls=line, ms=5, label=way, **style)
+    ratios = frame.groupby("steps")["to_error"].mean()
     for ax in (left, right):
-        ax.set(xscale="log", xlabel="|dW| / |rounding error of NF4|")
-        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set(xscale="log", xlabel="|dW| / |rounding error of NF4|, after so many steps")
+        ax.set_xticks(ratios, [f"{ratio:.2f}\n{n} steps" for n, ratio in ratios.items()])
+        ax.minorticks_off()
     left.set(yscale="log", ylabel="KL from what was trained, nats")
     right.set_yscale("symlog", linthresh=0.03)
     right.axhline(0, color=INK, lw=0.8)
     right.set(ylabel="task loss less the trained model's")
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    guess.draw(right, "x")
+    guess.draw(right)
     return headed(fig, _verdict(frame))
 
 
@@ -119,7 +122,7 @@ def _verdict(frame):
     means = frame.pivot_table(index="steps", columns="way", values=["kl", "worse"])
     lengths = means.index
     nearer = (means["kl"]["dequantised"] < means["kl"]["original"]).all()
-    told = "Nearer at every length: the dequantised base" if nearer else "Nearer: it depends"
+    told = "Nearest at every length: the dequantised base" if nearer else "Nearest: it depends"
     gaps = means["worse"]["original"] - means["worse"]["dequantised"]
     ends = " and ".join(f"{gaps[n]:+.3f} after {n}" for n in (lengths[0], lengths[-1]))
-    return f"{told}. Loss of the original beside it: {ends} steps"
+    return f"{told}.\nLoss of the original less the dequantised: {ends} steps"
