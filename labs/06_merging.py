@@ -659,9 +659,9 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 #
 # *Into the original*: another model. NF4's rounding changed each layer about ten times as much as
 # the update does. Is it that the adapter made good what rounding broke, so that without the errors
-# it misses? Or is the original just another base? The last line helps: the two bases without any
-# adapter are about as far apart. Lab 4 makes the control proper, with adapters trained beside
-# either base and each evaluated on both.
+# it misses? Or is the original just another base? The last line helps: it says how far apart the
+# two bases are without any adapter. The control proper is lab 4's "Each adapter on each base": two
+# adapters, trained beside the plain and the rounded weights, each asked on both.
 #
 # *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone. Compare the last dot, a
 # base with no adapter. It is the dead zone of the picture above: dequantised weights lie *exactly*
@@ -1004,6 +1004,66 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.5", "6.6"]):
 # for every layer.
 
 # %% [markdown]
+# ## Ship it
+#
+# Merged, the model is a plain model: it saves, loads and serves without PEFT. In practice you
+# write three lines. `PeftConfig` reads an adapter's folder without loading a weight;
+# `AutoPeftModelForCausalLM` loads the adapter and the base that its configuration names;
+# `merge_and_unload` returns the merged base.
+
+# %% tags=["experiment"]
+if lab.experiment("Merge and save, reload with plain transformers", 5, needs=["6.1", "6.2"]):
+    config = PeftConfig.from_pretrained(folders["home"])
+    print(
+        f"{config.peft_type.value} of rank {config.r}, alpha {config.lora_alpha}, "
+        f"on {Path(config.base_model_name_or_path).name}"
+    )
+    whole = AutoPeftModelForCausalLM.from_pretrained(folders["home"], dtype=base.dtype)
+    shelf = tempfile.TemporaryDirectory()  # it vanishes with this notebook
+    shop = Path(shelf.name) / "home-merged"
+    whole.merge_and_unload().save_pretrained(shop)
+    tokenizer.save_pretrained(shop)
+    again = AutoModelForCausalLM.from_pretrained(shop, dtype="auto").eval()
+    print(", ".join(sorted(path.name for path in shop.iterdir())))
+    mine = dict(shipped.named_parameters())
+    same = sum(torch.equal(p, mine[name].cpu()) for name, p in again.named_parameters())
+    print(f"{type(again).__name__}, {again.dtype}: {same} of {len(mine)} tensors equal your merge")
+
+# %% tags=["experiment"]
+repository = ""  # for instance "your-name/home-merged"
+if lab.experiment("Share the merged model, if you like", 0, needs=["6.1", "6.2"]):
+    if repository and os.environ.get("HF_TOKEN"):
+        again.push_to_hub(repository, private=True)
+    else:
+        print("Not pushed: set `repository` above and HF_TOKEN in the environment")
+
+# %% [markdown]
+# And it speaks the protocol that everybody's clients speak. `transformers serve` is an OpenAI
+# compatible server for a folder on your disk: no hub, no account. It needs three more packages, the
+# extra `serve`.
+
+
+# %% tags=["experiment"]
+if lab.experiment("Serve it, and ask it as any client would", 20, needs=["6.1", "6.2"]):
+    if serving.missing():
+        print(f"Not served: {', '.join(serving.missing())} missing. {serving.INSTALL} brings it")
+    else:
+        from openai import OpenAI
+
+        with serving.transformers_serve(shop) as address:
+            client = OpenAI(base_url=address, api_key="none", timeout=60)
+            for row in held_out["home"].select(range(4)):
+                asked = {"model": str(shop), "messages": row["messages"][:-1]}
+                reply = client.chat.completions.create(**asked, max_tokens=48, temperature=0)
+                told = reply.choices[0].message.content.strip()
+                print(f"{row['text']}\n  {'✓' if told == row['answer'] else '✗'} {told}")
+
+# %% [markdown]
+# The client names a model and sends messages, as it would to any provider. Nothing in the request
+# says LoRA: it is in the weights. When we ran it, three of these four answers were right to the
+# letter; of the 36 commands that scored the adapter it was about half.
+
+# %% [markdown]
 # ## Keep them apart
 #
 # The other way to serve many tasks: one base in memory, the adapters beside it, and each request
@@ -1133,65 +1193,6 @@ if lab.experiment("One base, three adapters, one batch", 20, needs=["6.1", "6.7"
 # than a batch of one. In one of our runs that happened to two of the eight, in another to none. It
 # happens with any model, with or without adapters. The exercise's check runs in fp32, where all
 # agree.
-#
-# ## Ship it
-#
-# Merged, the model is a plain model: it saves, loads and serves without PEFT. In practice you
-# write three lines. `PeftConfig` reads an adapter's folder without loading a weight;
-# `AutoPeftModelForCausalLM` loads the adapter and the base that its configuration names;
-# `merge_and_unload` returns the merged base.
-
-# %% tags=["experiment"]
-if lab.experiment("Merge and save, reload with plain transformers", 5, needs=["6.1", "6.2"]):
-    config = PeftConfig.from_pretrained(folders["home"])
-    print(
-        f"{config.peft_type.value} of rank {config.r}, alpha {config.lora_alpha}, "
-        f"on {Path(config.base_model_name_or_path).name}"
-    )
-    whole = AutoPeftModelForCausalLM.from_pretrained(folders["home"], dtype=base.dtype)
-    shelf = tempfile.TemporaryDirectory()  # it vanishes with this notebook
-    shop = Path(shelf.name) / "home-merged"
-    whole.merge_and_unload().save_pretrained(shop)
-    tokenizer.save_pretrained(shop)
-    again = AutoModelForCausalLM.from_pretrained(shop, dtype="auto").eval()
-    print(", ".join(sorted(path.name for path in shop.iterdir())))
-    mine = dict(shipped.named_parameters())
-    same = sum(torch.equal(p, mine[name].cpu()) for name, p in again.named_parameters())
-    print(f"{type(again).__name__}, {again.dtype}: {same} of {len(mine)} tensors equal your merge")
-
-# %% tags=["experiment"]
-repository = ""  # for instance "your-name/home-merged"
-if lab.experiment("Share the merged model, if you like", 0, needs=["6.1", "6.2"]):
-    if repository and os.environ.get("HF_TOKEN"):
-        again.push_to_hub(repository, private=True)
-    else:
-        print("Not pushed: set `repository` above and HF_TOKEN in the environment")
-
-# %% [markdown]
-# And it speaks the protocol that everybody's clients speak. `transformers serve` is an OpenAI
-# compatible server for a folder on your disk: no hub, no account. It needs three more packages, the
-# extra `serve`.
-
-
-# %% tags=["experiment"]
-if lab.experiment("Serve it, and ask it as any client would", 20, needs=["6.1", "6.2"]):
-    if serving.missing():
-        print(f"Not served: {', '.join(serving.missing())} missing. {serving.INSTALL} brings it")
-    else:
-        from openai import OpenAI
-
-        with serving.transformers_serve(shop) as address:
-            client = OpenAI(base_url=address, api_key="none", timeout=60)
-            for row in held_out["home"].select(range(4)):
-                asked = {"model": str(shop), "messages": row["messages"][:-1]}
-                reply = client.chat.completions.create(**asked, max_tokens=48, temperature=0)
-                told = reply.choices[0].message.content.strip()
-                print(f"{row['text']}\n  {'✓' if told == row['answer'] else '✗'} {told}")
-
-# %% [markdown]
-# The client names a model and sends messages, as it would to any provider. Nothing in the request
-# says LoRA: it is in the weights. When we ran it, three of these four answers were right to the
-# letter; of the 36 commands that scored the adapter it was about half.
 
 # %% [markdown]
 # ### Exercise 6.8 · Quiz
