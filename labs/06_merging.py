@@ -37,7 +37,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import peft
 import torch
 import torch.nn.functional as F
@@ -269,11 +268,11 @@ if lab.experiment("Merging, measured where it counts", 15, needs=["6.1", "6.2"])
         "bf16, merged": lambda: merged(served, "home", half),
         "bf16, no adapter": lambda: models.load(dtype=half)[0],
     }
-    gaps, losses = {}, {}
+    gaps = {}
     for name, make in live.progress(ways.items(), "ways", total=len(ways)):
-        right, losses[name], logits = said(make(), tokenizer, commands)
+        right, loss, logits = said(make(), tokenizer, commands)
         gaps[name] = kl_divergence(exact, logits)
-        print(f"{name:<16} {right:>4.0%} right, loss {losses[name]:.3f}")
+        print(f"{name:<16} {right:>4.0%} right, loss {loss:.3f}")
     low, apart, worth = (gaps[f"bf16, {way}"] for way in ("merged", "apart", "no adapter"))
     title = (
         f"bf16 costs {low:.2g} nats merged and {apart:.2g} apart,\nthe adapter is worth {worth:.1f}"
@@ -343,10 +342,10 @@ if lab.experiment("Speed with and without merging", 12, needs=["6.1", "6.2"]):
 #
 # ## What a grid lets through
 #
-# A stored weight lies on a grid: the numbers of bf16, or the few values of a 4-bit format. Store $W
-# + \Delta W$, and it goes to the nearest of them. Where does a small step lead? Either the weight
-# snaps back to where it was, or it flips to a neighbour and goes further than it was told. What
-# counts is what all steps do together.
+# A stored weight lies on a grid: the numbers of bf16, or the few values of a 4-bit format. Store
+# the sum $W + \Delta W$, and it goes to the nearest of them. Where does a small step lead? Either
+# the weight snaps back to where it was, or it flips to a neighbour and goes further than it was
+# told. What counts is what all steps do together.
 #
 # ### Exercise 6.3 · `arrives`
 #
@@ -659,9 +658,11 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 #
 # *Into the original*: another model. NF4's rounding changed each layer about ten times as much as
 # the update does. Is it that the adapter made good what rounding broke, so that without the errors
-# it misses? Or is the original just another base? The last line helps: it says how far apart the
-# two bases are without any adapter. The control proper is lab 4's "Each adapter on each base": two
-# adapters, trained beside the plain and the rounded weights, each asked on both.
+# it misses? Or is the original just another base? The last line helps: without an adapter the two
+# bases are several times further apart than these two merges (a KL of 0.4 when we ran it). A
+# trained answer is surer, and the same difference of weights moves it less. The control proper is
+# lab 4's "Each adapter on each base": two adapters, trained beside the plain and the rounded
+# weights, each asked on both.
 #
 # *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone. Compare the last dot, a
 # base with no adapter. It is the dead zone of the picture above: dequantised weights lie *exactly*
@@ -701,8 +702,9 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # bases stays what it is: the surer an answer is, the less a disturbance of the same size changes
 # it. *Then NF4* keeps the order of the experiment above: rounded again, the original's sum is the
 # nearer one. The dequantised one's update is lost while it is small beside the grid's step; the
-# column `arrives` says how much of it is left. `Q4_0` is another grid, so neither base lies on it,
-# and both sums lose alike. `Q8_0` (in the file, not drawn) is so fine that it changes neither.
+# column `arrives` says how much of it is left. `Q4_0` is another grid, on which neither base lies:
+# a new rounding error comes on top, and both sums pay for it. `Q8_0` (in the file, not drawn) is so
+# fine that it changes neither.
 #
 # Right, how good. Zero is the trained model's own loss. Many guides expect the original below it,
 # since it is the better base. Where its dots lie above zero by more than they scatter, that advice
@@ -756,16 +758,16 @@ def merge_by(original, model, change):
 if lab.experiment("One row of the table, measured here", 30, needs=["6.1", "6.2", "6.4"]):
     learner, original = beside_nf4(8, seed=0)
     few = examples("home", "test", 24)
-    _, before, wanted = said(learner, tokenizer, few)
+    wanted = said(learner, tokenizer, few)[2]
     changes = {"original": merged_weight, "original, then NF4": original_then_4_bits}
     changes["dequantised, then NF4"] = dequantized_then_4_bits
     filed = merges[(merges["steps"] == 8) & (merges["seed"] == 0)].set_index("way")
-    print(f"{'merged into':<22} {'KL here':>8} {'in the table':>13}    loss here, in the table")
+    print(f"{'merged into':<22} KL here, in the table    loss here, in the table")
     for way, change in changes.items():
         _, loss, logits = said(merge_by(original, learner, change), tokenizer, few)
-        told = filed.loc[way]
-        here = f"{kl_divergence(wanted, logits):>8.3f} {told['kl']:>13.3f}"
-        print(f"{way:<22} {here}    {loss:.3f}, {told['loss']:.3f}")
+        kl, told = kl_divergence(wanted, logits), filed.loc[way]
+        off = f"{kl / told['kl'] - 1:+.0%}"
+        print(f"{way:<22} {kl:.3f}, {told['kl']:.3f} ({off})    {loss:.3f}, {told['loss']:.3f}")
 
 # %% [markdown]
 # ## Combine
