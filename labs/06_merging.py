@@ -907,10 +907,10 @@ check.mixes(soup)
 # PEFT's `add_weighted_adapter` has more. With `density=0.5` half of the numbers are dropped. TIES
 # drops the smaller half and, where two adapters disagree in sign, keeps the stronger side. It
 # averages what is left, so its "1 + 1" is a mean where `cat`'s is a sum. DARE drops a random half
-# and doubles the rest, so that the expected value stays. Both were made for whole updates. PEFT's
-# `ties` and `dare_ties` apply them to `A` and to `B` apart, so cross terms come with them;
-# `ties_svd` and `dare_ties_svd` apply them to $\Delta W$, as their papers do, and then need an SVD
-# to write the result as a pair, cut here to rank 32.
+# and doubles the rest, so that the expected value stays; `dare_ties` then settles the signs as TIES
+# does. Both were made for whole updates. PEFT's `ties` and `dare_ties` apply them to `A` and to `B`
+# apart, so cross terms come with them. `ties_svd` and `dare_ties_svd` apply them to $\Delta W$, as
+# their papers do, and then need an SVD to write the result as a pair, cut here to rank 32.
 
 # %%
 layers7 = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -969,16 +969,16 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
         print(f"{name:<16} loss on home {pair[0][1]:.2f}, on tickets {pair[1][1]:.2f}")
 
 # %% [markdown]
-# On `home` every token of an answer must be right. When we ran it, the best mixture kept about a
-# third of the specialist's right answers, and most kept fewer. On `tickets`, whose answer is one
-# short label, the better ones came out at or below the specialist, by an amount that 36 examples
-# cannot settle. The losses tell it with less noise: every mixture is far better than the wrong
-# parent, and worse than the right one. Two adapters that were trained apart pull at the same
-# weights, and disturb each other.
+# On `home` every token of an answer must be right. When we ran it, the best mixture of factors kept
+# about a third of the specialist's right answers, and most kept fewer. On `tickets`, whose answer
+# is one short label, the better ones came out at or below the specialist, by an amount that 36
+# examples cannot settle. The losses tell it with less noise: every mixture of factors was far
+# better than the wrong parent, and worse than the right one. Two adapters that were trained apart
+# pull at the same weights, and disturb each other.
 #
-# TIES and DARE were made for whole updates, so compare their two rows. On `A` and `B` apart, what
-# is dropped in one factor meets what is dropped in the other, and cross terms come in. On $\Delta
-# W$ neither happens, but what comes out has full rank, and the SVD keeps its 32 largest directions.
+# Compare the two rows of TIES, and of DARE. On `A` and `B` apart, what is dropped in one factor
+# meets what is dropped in the other, and cross terms come in. On the whole update neither happens,
+# but what comes out has full rank, and the SVD keeps its 32 largest directions.
 #
 # So "a soup beats each of its adapters" is not what you see here. The paper that made the word
 # popular for LoRA *learns* the weights of a concatenation, for tasks that need both skills at once:
