@@ -713,7 +713,7 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # there is one seed: 0.05 ± 0.01 above after 60 steps, no difference after 120, and after 240 steps,
 # at a ratio of 0.7, the original is **ahead** by 0.03 ± 0.01. So there is a crossover. The usual
 # advice costs a little after short trainings and is right after long ones, in this run from a ratio
-# of about 0.4. *Original, then NF4* stays within a few hundredths of zero, in about a quarter of
+# of about 0.4. *Original, then NF4* stays within 0.07 of zero, in about a quarter of
 # the bytes.
 #
 # All this is one small model, one task, and the lengths on the axis. Does the ratio decide
@@ -722,9 +722,9 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # that merge gave a broken model, and it now takes the dequantised base ([the pull
 # request](https://github.com/unslothai/unsloth-zoo/pull/810)).
 #
-# So the rule to take away is a measurement: compute the ratio. Far below a half, expect the
-# dequantised base to be as good or better; near one and above, the original. In between compare the
-# two merges on your own held-out data before you ship.
+# So the rule to take away is a measurement: compute the ratio. Far below a half the dequantised
+# base was as good or better here; as the ratio nears one, the original gains. Compare the two
+# merges on your own held-out data before you ship.
 
 # %% [markdown]
 # How far can you trust a table from another machine? Measure one of its rows: the shortest
