@@ -2,7 +2,7 @@
 
 Sweeps over many seeds take longer than a lab may. Their rows are CSV files beside this module,
 each made by a script in benchmarks/ that can be run again: rank_sweep.csv by rank_sweep.py,
-tickets.csv by tickets_study.py.
+tickets.csv by tickets_study.py, merges.csv by merges.py.
 """
 
 from __future__ import annotations

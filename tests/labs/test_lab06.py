@@ -5,6 +5,7 @@ import functools
 import math
 import time
 
+import answers_arrives
 import pytest
 import torch
 import torch.nn.functional as F
@@ -385,7 +386,7 @@ def kl_from_entropies(logits_p, logits_q):
 
 
 def quiz():
-    return {"q1": "c", "q2": "b", "q3": "d"}
+    return {"q1": "a", "q2": "d", "q3": "c"}
 
 
 @back
@@ -441,10 +442,11 @@ RIGHT = [
     (check.serves, swap_by_layers, route_on_a_copy_of_the_tokenizer),
     (check.serves, swap_cost, route_with_config),
     (check.serves, swap_cost, route_by_end),
+    *[(check.survives, f) for f in answers_arrives.RIGHT],
     *[(check.divergence, f) for f in (kl_divergence, kl_functional, kl_by_logsumexp)],
     *[(check.divergence, f) for f in (kl_as_xlogy, kl_from_entropies)],
     (check.quiz, quiz),
-    (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "b "}),
+    (check.quiz, lambda: {"q3": " C", "q1": "(a)", "q2": "d "}),
 ]
 
 
@@ -459,6 +461,7 @@ RIGHT = [
         (check.serves, swap_cost, route_by_end),
         (check.divergence, kl_divergence),
         (check.divergence, kl_by_logsumexp),
+        *[(check.survives, f) for f in answers_arrives.RIGHT],
     ],
     ids=lambda c: c[0].__name__,
 )
@@ -1554,9 +1557,10 @@ WRONG = [
     (check.serves, _milliseconds, _route(side="right"), "milliseconds"),
     (check.serves, _milliseconds, _route(side="right"), "padded on the right"),
     *[(check.divergence, *case) for case in DIVERGENCES],
-    (check.quiz, lambda: {"q1": "c", "q2": "b", "q3": "a"}, "2 of 3"),
-    (check.quiz, lambda: ["c", "b", "d"], "dict"),
-    (check.quiz, lambda: {"q1": "c", "q2": "?", "q3": "d"}, "q2 wants one of"),
+    *[(check.survives, *case) for case in answers_arrives.WRONG],
+    (check.quiz, lambda: {"q1": "a", "q2": "d", "q3": "d"}, "2 of 3"),
+    (check.quiz, lambda: ["a", "d", "c"], "dict"),
+    (check.quiz, lambda: {"q1": "a", "q2": "?", "q3": "c"}, "q2 wants one of"),
 ]
 
 
@@ -1603,5 +1607,6 @@ STUBS = [
     (check.serves, _stub, _stub),
     (check.serves, swap_cost, _stub),
     (check.divergence, _stub),
+    (check.survives, _stub),
     (check.quiz, _stub),
 ]

@@ -40,7 +40,7 @@ LINEAR = [
 
 
 def sums(combine, name, cases):
-    """Of 6.3."""
+    """Of 6.5."""
 
     def answer(weights):
         one = torch.ones(1, 1)
@@ -58,7 +58,7 @@ def sums(combine, name, cases):
 
 
 def soups(soup):
-    """Of 6.4."""
+    """Of 6.6."""
 
     def answer(states, weights):
         got = observe(probes.souped, soup, states, weights)
@@ -77,7 +77,7 @@ def soups(soup):
 
 
 def divergences(kl_divergence):
-    """Of 6.6."""
+    """Of 6.2."""
     p, q = [0.5, 0.5], [0.25, 0.75]
     one = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     told = "0.5 * ln(0.5 / 0.25) + 0.5 * ln(0.5 / 0.75)"

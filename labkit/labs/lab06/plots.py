@@ -30,8 +30,11 @@ def by_layer(errors, title, label):
     return fig
 
 
-def divergences(kls, title):
-    """A dot of KL (nats a token) on a log axis for each entry of `kls`, name to number."""
+def divergences(kls, title, guess=None):
+    """A dot of KL (nats a token) on a log axis for each entry of `kls`, name to number.
+
+    `guess` is one of nats.
+    """
     fig, ax = figure(height=0.45 * len(kls) + 1.3)
     places, values = np.arange(len(kls))[::-1], np.maximum(list(kls.values()), FLOOR)
     told = [f"{v:.2g}" if v > FLOOR else f"below {FLOOR:.0e}" for v in values]
@@ -41,6 +44,8 @@ def divergences(kls, title):
     ax.set_yticks(places, list(kls))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
+    if guess:
+        guess.draw(ax, "x")
     return fig
 
 
@@ -53,10 +58,23 @@ def _dots(ax, places, values, labels):
     ax.set_ylim(places.min() - 0.6, places.max() + 0.6)
 
 
-def both_tasks(scores, tasks, title):
+def unmoved(shares, guess):
+    """The percentage of weights that a merge leaves where they were, a dot a layer."""
+    fig, ax = figure(height=2.9)
+    ax.plot(shares, "o", color=PALETTE[0], ms=3.5, alpha=0.7)
+    ax.axhline(np.mean(shares), color=PALETTE[0], lw=1.5)
+    ax.set(xlabel="adapted layer, first block to last", ylabel="weights that stay, %")
+    ax.set_ylim(0, 1.25 * max(shares))
+    ax.set_title(f"Merged in bf16, {np.mean(shares):.0f}% of the weights do not move at all")
+    guess.draw(ax)
+    return fig
+
+
+def both_tasks(scores, tasks, title, guess):
     """Two horizontal bars a mixture, one a task, in percent.
 
-    `scores` maps a mixture to a pair of shares; `tasks` names the two tasks.
+    `scores` maps a mixture to a pair of shares; `tasks` names the two tasks; `guess` is one of
+    percent.
     """
     fig, ax = figure(height=0.5 * len(scores) + 1.2)
     places = np.arange(len(scores))[::-1]
@@ -72,13 +90,14 @@ def both_tasks(scores, tasks, title):
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0)
     ax.set_title(title, pad=26)
+    guess.draw(ax, "x")
     return fig
 
 
-def weight_curves(weights, curves, title):
+def weight_curves(weights, curves, title, guess):
     """Loss against the weight that both adapters get; `curves` maps two tasks to losses.
 
-    A dashed line marks the weight with the lowest sum of losses.
+    A dotted line marks the weight with the lowest sum of losses; `guess` is one of that weight.
     """
     fig, ax = figure(height=3.2)
     top = max(losses[-1] for losses in curves.values())
@@ -90,6 +109,7 @@ def weight_curves(weights, curves, title):
     ax.set(xlabel="weight w of both adapters", ylabel="loss, nats a token", ylim=(0, None))
     ax.set_xlim(None, weights[-1] + 0.2 * (weights[-1] - weights[0]))
     ax.set_title(title)
+    guess.draw(ax, "x")
     return fig
 
 

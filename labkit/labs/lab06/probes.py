@@ -73,6 +73,33 @@ def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
         raise
 
 
+STORES = {
+    "as it is": lambda x: x,
+    "grid": lambda x: (x / 0.25).round() * 0.25,
+    "fine": lambda x: (x / 2**-12).round() * 2**-12,
+    "whole": torch.round,
+    "blocks": lambda x: _in_blocks(x, 8),
+    "bf16": torch.Tensor.bfloat16,
+}
+
+
+def _in_blocks(x, size):
+    """Each run of `size` neighbours rounded to fifteen even steps from -absmax to absmax."""
+    blocks = x.reshape(-1, size)
+    scale = blocks.abs().amax(1, keepdim=True).clamp_min(1e-12) / 7
+    return ((blocks / scale).round() * scale).reshape(x.shape)
+
+
+def stored(name, x):
+    """A matrix after a round trip through a store; whatever it is in, the store sees fp32."""
+    return STORES[name](x.detach().float())
+
+
+def arrived(arrives, W, dW, name):
+    """What it returns for the store of that name."""
+    return arrives(W, dW, lambda x: stored(name, x))
+
+
 def combined(combine, adapters, weights):
     """What it returns."""
     return _torch(combine(adapters, weights))

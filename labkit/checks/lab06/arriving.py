@@ -1,0 +1,211 @@
+"""The check of `arrives`. The reference is least squares: which share of dW is nearest."""
+
+import math
+
+import torch
+
+from labkit.checks.compare import ask, expect_number, expect_numbers, randn
+from labkit.checks.simplest import simplest
+from labkit.contract import CheckFailed, expect, generator, part
+from labkit.labs.lab06 import probes
+
+SHAPE = (24, 40)
+SIXTEEN = "is it computed in 16 bits? W.float() and dW.float() first, store's result too"
+HINTS = {
+    "same dtype": SIXTEEN,
+    "1D tensors expected": "flatten both, or multiply element by element and sum",
+    "cannot be multiplied": "no matrix product: multiply element by element and sum",
+    "positional argument": "store takes one matrix, the weight with the update in it",
+}
+
+
+def expect_arrives(arrives):
+    """Every part of the check."""
+    rng, right = generator(), False
+    with part(), simplest(smallest(arrives)):
+        expect_numbers([_asked(arrives, *case) for case in _cases(rng)], tol=1e-3)
+        right = True
+    with part():
+        if right:
+            _expect_dead_zone(arrives, rng)
+    with part():
+        _expect_16_bits(arrives, rng, right)
+
+
+def _cases(rng):
+    """`(W, dW, store, what it is called)` in fp32."""
+    W, dW = randn(*SHAPE, rng=rng), 0.1 * randn(*SHAPE, rng=rng) + 0.02
+    even = probes.stored("grid", W)
+    yield W, dW, "as it is", "a store that keeps every number"
+    steps = dW.sign() * (0.13 + 0.05 * torch.rand(SHAPE, generator=rng))
+    yield even, steps, "grid", "a grid with W on it, each step of dW just long enough"
+    yield W, dW, "grid", "a grid, W beside it"
+    yield even, 0.7 * dW, "grid", "a grid with W on it"
+    yield W, dW, "blocks", "a grid that each block scales anew"
+    yield W, 0.03 * dW, "bf16", "bf16, which store returns"
+
+
+def _expect_dead_zone(arrives, rng):
+    W, dW = probes.stored("grid", randn(*SHAPE, rng=rng)), 0.1 * randn(*SHAPE, rng=rng)
+    call, got, wanted, known = _asked(
+        arrives, W, dW.clamp(-0.12, 0.12), "grid", "dW shorter than half a step, W on the grid"
+    )
+    hint = "nothing moves there, so don't divide by what moved"
+    expect(not isinstance(got, float) or not math.isnan(got), f"{call} gave nan, wanted 0: {hint}")
+    expect_number(got, wanted, call, known)
+
+
+def _asked(arrives, W, dW, store, told):
+    call = f"arrives for {told}"
+    got = ask(call, probes.arrived, arrives, W, dW, store, hint=HINTS)
+    if isinstance(got, float) and abs(got) < 1e-9:
+        got = 0.0
+    return call, got, share(W, dW, store), mistaken(W, dW, store)
+
+
+def share(W, dW, store):
+    """The c for which c dW is nearest to what the stored weight changes by, in fp64."""
+    before, after = (probes.stored(store, x).double() for x in (W.float(), W.float() + dW.float()))
+    columns = (x.double().reshape(-1, 1) for x in (dW, after - before))
+    found = torch.linalg.lstsq(*columns).solution.item()
+    return 0.0 if abs(found) < 1e-9 else found
+
+
+def mistaken(W, dW, store):
+    """Wrong numbers for the share of dW that a stored weight changes by, in fp64."""
+    moved = probes.stored(store, W + dW).double() - probes.stored(store, W).double()
+    d = dW.double()
+    wrong = _stored_otherwise(W, dW, store) | _divided(moved, d, W) | _compared(moved, d, W)
+    return {message: number.item() for message, number in wrong.items()}
+
+
+def _stored_otherwise(W, dW, store):
+    """Something else is stored, or taken away."""
+
+    def stored(x):
+        return probes.stored(store, x).double()
+
+    before, after, alone, d = stored(W), stored(W + dW), stored(dW), dW.double()
+    size = d.square().sum()
+    return {
+        "store(W) is to be taken away, not W: its own rounding is counted": (
+            ((after - W.double()) * d).sum() / size
+        ),
+        "store(W) is not taken away": (after * d).sum() / size,
+        "dW alone is stored; what is stored is W + dW": (alone * d).sum() / size,
+        "dW is added to what is stored; W + dW is stored": (d * d).sum() / size,
+        "store gets the transposed matrix, and blocks run along rows": (
+            ((stored((W + dW).T) - stored(W.T)).T * d).sum() / size
+        ),
+        "this is the rounding error of the sum: take store(W) away": (
+            ((after - (W + dW).double()) * d).sum() / size
+        ),
+        "dW is taken away, not added: store(W + dW)": ((before - stored(W - dW)) * d).sum() / size,
+    }
+
+
+def _divided(moved, d, W):
+    """The product with dW is divided by something else, or it is another ratio."""
+    along, size = (moved * d).sum(), d.square().sum()
+    share = along / size
+    return {
+        "divided by the steps that moved a weight alone: divide by all of |dW| squared": (
+            along / d[moved != 0].square().sum()
+        ),
+        "this is a ratio of lengths, and noise has a length: multiply by dW and sum": (
+            moved.norm() / d.norm()
+        ),
+        "this is a ratio of squared lengths: multiply by dW and sum": moved.square().sum() / size,
+        "this is the cosine: divide by |dW| squared": along / (moved.norm() * d.norm()),
+        "divided by |dW|, wanted its square": along / d.norm(),
+        "divided by what arrived, squared; divide by |dW| squared": along / moved.square().sum(),
+        "divided by |W| squared; divide by |dW| squared": along / W.double().square().sum(),
+        "this is a correlation: divide by |dW| squared": _covariance(moved, d)
+        / (moved.std() * d.std()),
+        "the means are taken away, and they belong to it": _covariance(moved, d) / d.var(),
+        "divided by |W + dW| squared; divide by |dW| squared": along / (W + d).square().sum(),
+        "this is the mean of single ratios: sum first, then divide": (moved / d).mean(),
+        "this is the median of single ratios: sum first, then divide": (moved / d).median(),
+        "this is the mean of the rows' shares: sum over all, then divide": (
+            ((moved * d).sum(1) / d.square().sum(1)).mean()
+        ),
+        "this is the mean of the columns' shares: sum over all, then divide": (
+            ((moved * d).sum(0) / d.square().sum(0)).mean()
+        ),
+        "the product is not divided by |dW| squared": along,
+        "this is a mean that is not divided by |dW| squared": along / d.numel(),
+        "the sum is divided by the number of weights too": share / d.numel(),
+    }
+
+
+def _compared(moved, d, W):
+    """The two are compared in another way."""
+    along, size = (moved * d).sum(), d.square().sum()
+    share = along / size
+    return {
+        "this is the share of weights that move": (moved != 0).double().mean(),
+        "this is the share of weights that stay": (moved == 0).double().mean(),
+        "this is the relative error |moved - dW| / |dW|": (moved - d).norm() / d.norm(),
+        "this is 1 less the relative error": 1 - (moved - d).norm() / d.norm(),
+        "this is 1 less the squared relative error: multiply by dW and sum": (
+            1 - (moved - d).square().sum() / size
+        ),
+        "this is the share of signs that agree: multiply by dW and sum": (
+            (moved.sign() == d.sign()).double().mean()
+        ),
+        "this is what is lost; wanted is what arrives": 1 - share,
+        "the signs are lost: multiply first, then sum": (moved * d).abs().sum() / size,
+        "these are sums of sizes: multiply by dW and sum": moved.abs().sum() / d.abs().sum(),
+        "these are sums of changes, where plus and minus cancel: multiply by dW and sum": (
+            moved.sum() / d.sum()
+        ),
+        "the sign is turned round: store(W + dW) - store(W)": -share,
+        "held between 0 and 1: more than 1 can arrive": share.clamp(0, 1),
+        "held at 1: more than 1 can arrive": share.clamp(max=1),
+        "that is a matrix product: multiply element by element": (moved @ d.T).sum() / size,
+        "|dW| is the root of the sum of squares, not the largest singular value": (
+            along / torch.linalg.matrix_norm(d, 2).square()
+        ),
+        "the product is that with W; wanted is that with dW": (moved * W.double()).sum() / size,
+        "the root is drawn: no square root of the share": share.abs().sqrt(),
+    }
+
+
+def _expect_16_bits(arrives, rng, right):
+    for kind, size in ((torch.bfloat16, 1e-3), (torch.float16, 1e-4)):  # whose square is 0 there
+        W, dW = randn(*SHAPE, rng=rng).to(kind), (size * randn(*SHAPE, rng=rng)).to(kind)
+        name = str(kind).removeprefix("torch.")
+        for store, told in (
+            ("as it is", "a store that keeps every number"),
+            ("fine", "a fine grid"),
+        ):
+            call = f"arrives for W and dW in {name}, {told}"
+            try:
+                got = ask(call, probes.arrived, arrives, W, dW, store, hint=HINTS)
+            except CheckFailed:
+                if right:
+                    raise
+                return
+            if right:
+                expect_numbers([(call, got, share(W, dW, store), {}, SIXTEEN)], tol=3e-3)
+
+
+def _covariance(x, y):
+    return ((x - x.mean()) * (y - y.mean())).sum() / (x.numel() - 1)
+
+
+def smallest(arrives):
+    """The smallest cases, `(call, answer, wanted, why)`; store rounds to whole numbers."""
+    for w, dw, wanted, why in [
+        ([1.0, 2.0], [0.25, 0.25], 0.0, "both round back"),
+        ([1.0, 2.0], [0.6, 0.2], 1.5, "1 arrives of 0.6: 1 * 0.6 / (0.6 * 0.6 + 0.2 * 0.2)"),
+        ([0.4, 2.0], [0.2, 0.2], 2.5, "store(0.6) - store(0.4) is 1: 1 * 0.2 / (2 * 0.2 * 0.2)"),
+    ]:
+        W, dW = torch.tensor([w]), torch.tensor([dw])
+        call = f"arrives of W={[w]}, dW={[dw]} where store rounds to whole numbers"
+        yield (
+            call,
+            lambda W=W, dW=dW: ask("", probes.arrived, arrives, W, dW, "whole"),
+            wanted,
+            why,
+        )

@@ -1,0 +1,99 @@
+"""The check of `combine_linear` and `combine_cat`. The reference is the sum of the updates."""
+
+import math
+
+import torch
+
+from labkit.checks.compare import ask, expect_close, likeliest, randn
+from labkit.checks.lab06 import guesses, small
+from labkit.checks.lab06.stubs import unless_open
+from labkit.checks.simplest import simplest
+from labkit.contract import CheckFailed, expect, generator, part
+from labkit.labs.lab06 import probes
+
+
+def expect_combined(combine_linear, combine_cat):
+    """Every part of the check; its verdict in words."""
+    rng, open_ones = generator(), []
+    mixes = [([3, 3], [0.6, 0.4]), ([2, 4, 3], [1.5, -0.5, 0.7]), ([2, 3], [0.0, 1.2])]
+    mixes = [(adapters_of(ranks, rng), weights) for ranks, weights in mixes]
+    smaller = small.sums(combine_cat, "combine_cat", small.CAT)
+    with part(), unless_open(open_ones), simplest(smaller), likeliest() as case:
+        for adapters, weights in mixes:
+            with case():
+                _expect_cat(combine_cat, adapters, weights)
+    smaller = small.sums(combine_linear, "combine_linear", small.LINEAR)
+    with part(), unless_open(open_ones), simplest(smaller), likeliest() as case:
+        for ranks, weights in (([3, 3], [0.6, 0.4]), ([4, 4, 4], [0.9, 0.0, 0.4])):
+            adapters = adapters_of(ranks, rng)
+            with case():
+                _expect_linear(combine_linear, adapters, weights)
+    if open_ones:
+        raise open_ones[0]
+    goal, roots = guesses.summed(adapters, weights), [math.sqrt(w) for w in weights]
+    off = (guesses.crossed(adapters, roots, roots) - goal).norm() / goal.norm()
+    return f"cat is exact to 1e-5; linear misses the sum of 2 random updates by {off:.0%} of it"
+
+
+def _pair(got, call):
+    """A and B of what a combination returns, in fp64: their dtypes may differ."""
+    pair = isinstance(got, list) and len(got) == 2
+    expect(pair, f"{call} must return the pair (A, B)")
+    for name, factor in zip("AB", got, strict=True):
+        matrix = isinstance(factor, torch.Tensor) and factor.dim() == 2
+        expect(matrix, f"{call}: {name} must be a matrix")
+        hint = "is it the root of a negative weight? Put the whole w on one factor"
+        expect(not factor.is_complex(), f"{call}: {name} holds complex numbers; {hint}")
+    return [factor.double() for factor in got]
+
+
+def adapters_of(ranks, rng):
+    return [(randn(r, 40, rng=rng), randn(24, r, rng=rng)) for r in ranks]
+
+
+def _expect_cat(combine_cat, adapters, weights):
+    ranks = [len(A) for A, _ in adapters]
+    call = f"combine_cat of ranks {ranks} with weights {weights}"
+    hint = "stack the A's as rows and the B's as columns"
+    hint = "an adapter of weight 0 is stacked too" if 0.0 in weights else hint
+    A, B = _combined(combine_cat, adapters, weights, sum(ranks), call, hint)
+    expect(
+        torch.isfinite(A).all() and torch.isfinite(B).all(),
+        f"{call} holds NaN",
+        hint="a weight may be negative: no square root of it",
+    )
+    wanted, known = guesses.summed(adapters, weights), guesses.concatenated(adapters, weights)
+    expect_close(B @ A, wanted, f"B @ A of {call}", known, tol=1e-5)
+
+
+def _expect_linear(combine_linear, adapters, weights):
+    call = f"combine_linear with weights {weights}"
+    hint = "linear adds A to A and B to B, so the rank stays"
+    A, B = _combined(combine_linear, adapters, weights, len(adapters[0][0]), call, hint)
+    finite = torch.isfinite(A).all() and torch.isfinite(B).all()
+    expect(finite, f"{call} holds NaN or infinity; a weight may be 0: don't divide by it")
+    roots = [math.sqrt(w) for w in weights]
+    wanted = guesses.crossed(adapters, roots, roots)
+    expect_close(B @ A, wanted, f"B @ A of {call}", guesses.added(adapters, weights))
+
+
+def _combined(combine, adapters, weights, r, call, hint):
+    """The pair of rank r that `combine` returns."""
+    try:
+        got = ask(call, probes.combined, combine, adapters, weights)
+    except CheckFailed as failure:
+        if "division by zero" in str(failure):
+            raise CheckFailed(f"{failure}; a weight may be 0: don't divide by it") from None
+        if "nonnegative" in str(failure) or "domain" in str(failure):
+            root = "a weight may be negative: put the whole w on one factor"
+            raise CheckFailed(f"{failure}; {root}") from None
+        raise
+    A, B = _pair(got, call)
+    told = f"{call} gave A {tuple(A.shape)} and B {tuple(B.shape)}"
+    right = A.shape == (r, 40) and B.shape == (24, r)
+    if A.shape == (24, r) and B.shape == (r, 40):
+        hint = "the pair is turned round: return (A, B)"
+    elif not right and 0.0 not in weights and guesses.of_some(A, B, adapters, weights):
+        hint = "not all adapters are in it: does the loop stop early, or begin late?"
+    expect(right, f"{told}, wanted {(r, 40)} and {(24, r)}: {hint}")
+    return A, B

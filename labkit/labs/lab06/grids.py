@@ -1,0 +1,132 @@
+"""Figures of lab 6 about what a grid lets through, and what merges of QLoRA come to."""
+
+import numpy as np
+
+from labkit.plots.style import INK, PALETTE, figure, headed
+
+COLOURS = {"bf16": PALETTE[0], "Q8_0": PALETTE[2], "Q4_0": PALETTE[4], "NF4": PALETTE[1]}
+WAYS = {  # how it is merged -> colour, line, marker
+    "dequantised": (PALETTE[1], "-", "o"),
+    "dequantised, then NF4": (PALETTE[1], "--", "s"),
+    "dequantised, then Q4_0": (PALETTE[1], ":", "^"),
+    "original": (PALETTE[0], "-", "o"),
+    "original, then NF4": (PALETTE[0], "--", "s"),
+    "original, then Q4_0": (PALETTE[0], ":", "^"),
+}
+
+
+def number_line(rows, step):
+    """One weight on several grids, with the same `step` added to it.
+
+    `rows` maps a grid to (its values near the weight, the weight, where the sum lands). The band
+    is the dead zone, which rounds back to the weight; an arrow is the step.
+    """
+    fig, ax = figure(height=0.75 * len(rows) + 1.2)
+    reach = 12 * abs(step)
+    for y, (name, (values, start, landed)) in zip(
+        range(len(rows))[::-1], rows.items(), strict=True
+    ):
+        near = np.array(values) - start
+        ticks = near[np.abs(near) <= reach]
+        ax.vlines(ticks, y - 0.16, y + 0.16, color=INK, lw=0.8, alpha=0.45)
+        low, high = _dead_zone(near, reach)
+        ax.fill_between([low, high], y - 0.3, y + 0.3, color=COLOURS[name], alpha=0.25, lw=0)
+        ax.plot(0, y, "o", color=COLOURS[name], ms=7, mfc="white", mew=2)
+        style = {"arrowstyle": "->", "color": INK, "lw": 1.6}
+        ax.annotate("", (step, y + 0.36), (0, y + 0.36), arrowprops=style)
+        ax.plot(landed - start, y, "o", color=COLOURS[name], ms=5)
+        ax.text(reach * 1.03, y, _told(step, near, landed - start), va="center", color=INK)
+    ax.set_yticks(range(len(rows))[::-1], list(rows))
+    ax.set(xlim=(-reach, reach), ylim=(-0.6, len(rows) - 0.35))
+    ax.set(xlabel="distance from the weight (the arrow is the update)")
+    ax.locator_params(axis="x", nbins=5)
+    ax.grid(visible=False)
+    stay = [name for name, (_, start, landed) in rows.items() if landed == start]
+    ax.set_title(
+        f"The same step: in {' and in '.join(stay)} it snaps back"
+        if stay
+        else "The same step: on every grid it reaches another value"
+    )
+    return fig
+
+
+def _dead_zone(near, reach):
+    """Half way to the neighbours of 0 among the distances `near`, or the edge of the picture."""
+    below, above = near[near < 0], near[near > 0]
+    low = below.max() / 2 if len(below) else -reach
+    return max(low, -reach), min(above.min() / 2 if len(above) else reach, reach)
+
+
+def _told(step, near, moved):
+    """How many of the grid's steps the update is, and what becomes of it, in words."""
+    ahead = near[near * np.sign(step) > 0]
+    size = abs(step) / np.abs(ahead).min() if len(ahead) else 0.0
+    many = f"{size:.2g} steps of this grid" if size else "a small part of a step"
+    return f"{many}:\n" + (f"moves by {moved / step:.0%} of it" if moved else "snaps back")
+
+
+def arrivals(sizes, on, beside, trained, guess):
+    """The percentage of an update that arrives against |dW| / |W|, by grid: two panels.
+
+    In the left one the weights lie on the grid before, in the right one beside it. A dotted line
+    marks the update that was `trained`. `guess` is one of percent, in the left panel.
+    """
+    fig, axes = figure(2, width=9.5, height=3.5, sharey=True)
+    for ax, curves, told in zip(axes, (on, beside), ("on the grid", "as in the base"), strict=True):
+        for (name, shares), marker in zip(curves.items(), "oD^s", strict=True):
+            ax.plot(sizes, shares, color=COLOURS[name], marker=marker, ms=5, label=name)
+        ax.axhline(100, color=INK, lw=0.8)
+        ax.axvline(trained, color=INK, ls=":", lw=1.5)
+        ax.set(xscale="log", xlabel="|dW| / |W|", title=f"weights {told}")
+    top = max(max(shares) for shares in on.values())
+    axes[0].set(ylabel="of the update arrive, %", ylim=(-25, max(160, 1.1 * top)))
+    axes[0].legend(loc="upper left", ncols=2)
+    axes[1].text(trained, -18, " home", color=INK)
+    guess.draw(axes[0])
+    small = sizes.index(1e-3)
+    low, least = on["bf16"][small], on["NF4"][small]
+    title = f"On the grid, of an update of 0.1% arrive {low:.0f}% in bf16 and {least:.0f}% in NF4"
+    return headed(fig, title)
+
+
+def crossover(frame, guess):
+    """KL from the trained model and the change of task loss against |dW| / |rounding error|.
+
+    `frame` is measured/merges.csv; dots are seeds, lines their means. `guess` is one of the change,
+    in the right panel.
+    """
+    fig, (left, right) = figure(2, width=10, height=4.2)
+    for way, (colour, line, marker) in WAYS.items():
+        rows = frame[frame["way"] == way]
+        means = rows.groupby("steps")[["to_error", "kl", "worse"]].mean()
+        for ax, column in ((left, "kl"), (right, "worse")):
+            style = {"color": colour, "marker": marker}
+            ax.plot(rows["to_error"], rows[column], ls="", ms=3, alpha=0.4, **style)
+            ax.plot(means["to_error"], means[column], ls=line, ms=5, label=way, **style)
+    ratios = frame.groupby("steps")["to_error"].mean()
+    for ax in (left, right):
+        ax.set(xscale="log", xlabel="|dW| / |rounding error of NF4|, after so many steps")
+        ax.set_xticks(ratios, [f"{ratio:.2f}\n{n} steps" for n, ratio in ratios.items()])
+        ax.minorticks_off()
+    left.set(yscale="log", ylabel="KL from what was trained, nats")
+    right.set_yscale("symlog", linthresh=0.03)
+    right.axhline(0, color=INK, lw=0.8)
+    right.set(ylabel="task loss less the trained model's")
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    guess.draw(right)
+    return headed(fig, _verdict(frame))
+
+
+def _verdict(frame):
+    """Which base is nearest, and the loss of the original, at the shortest and the longest."""
+    runs = frame.pivot_table(index=["steps", "seed"], columns="way", values=["kl", "worse"])
+    nearer = (runs["kl"]["dequantised"] < runs["kl"]["original"]).all()
+    told = "Nearest at every length: the dequantised base" if nearer else "Nearest: it depends"
+    gaps = (runs["worse"]["original"] - runs["worse"]["dequantised"]).groupby("steps")
+    ends = []
+    for steps in (frame["steps"].min(), frame["steps"].max()):
+        gap = gaps.get_group(steps)
+        n = len(gap)
+        error = f"± {gap.std() / n**0.5:.2f}" if n > 1 else "(one seed)"
+        ends.append(f"{gap.mean():+.2f} {error} after {steps} steps")
+    return f"{told}.\nLoss of the original less the dequantised: {ends[0]}, {ends[1]}"
