@@ -414,10 +414,10 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
 #
 # The adapter is a small one, so that the limit is near: on one matrix of the model, the `gate_proj`
 # of the last layer. A rank costs 2,112 numbers there. All below is frozen, so its output for each
-# key is computed once and kept, and a run of 100 passes takes seconds. How much is held, one reads
-# from the loss: 6 bits a pair, less the cross-entropy in bits, which is what one would still have
-# to be told. (`benchmarks/capacity.py` made the file: fp32, $\alpha = 32$, Adam, each setting at
-# the best of its rates, three seeds where there is time for them.)
+# key is computed once and kept, and 100 passes take seconds. How much is held, one reads from the
+# loss: 6 bits a pair, less the cross-entropy in bits, which is what one would still have to be
+# told. (`benchmarks/capacity.py` made the file: fp32, $\alpha = 32$, Adam, each setting at the best
+# of two to four rates, and three seeds.)
 
 # %%
 guess_rank = lab.predict("The smallest rank that gets 9 of 10 of 1,000 values right?", None)
@@ -435,18 +435,18 @@ if lab.experiment("Where rank binds", 0):
 
 # %% [markdown]
 # Follow one line from the left. At first it climbs with the rank, since each number of the adapter
-# holds a part of a bit. Then it meets the dotted line, which is all that there is to hold, and
-# stays there: from that rank on, more rank is worth nothing. With four times the pairs the bend
-# comes at a higher rank. So "r=8 is enough" is a statement about how much your data hold, and no
-# property of LoRA.
+# holds a part of a bit; r=1 holds least for its size. Then it meets the dotted line, which is all
+# that there is to hold, and stays there: from that rank on, more rank is worth nothing. With four
+# times the pairs the bend comes at a higher rank. So "r=8 is enough" is a statement about how much
+# your data hold, and no property of LoRA.
 #
-# The thin line is what the smallest adapter held for each of its numbers. It is measured after 100
-# passes. Others find about 2 bits a parameter when a model is trained for a thousand (Allen-Zhu and
-# Li, 2404.05405), so take yours as a lower bound. What does that say of real data? SmolLM2's r=16
-# on all linear layers has 4.9 million numbers. At a few tenths of a bit each they hold more than a
-# million bits. Ninety-six commands, a line each, are far below that, and so is most fine-tuning for
-# style and format. Long training on code or mathematics is not, and there low ranks do fall behind
-# (Biderman et al., 2405.09673).
+# The thin line is the most that any of these adapters held for each of its numbers. It is measured
+# after 100 passes. Others find about 2 bits a parameter when a model is trained for a thousand
+# (Allen-Zhu and Li, 2404.05405), so take it as a lower bound. What does that say of real data?
+# SmolLM2's r=16 on all linear layers has 4.9 million numbers. At half a bit each they hold more
+# than two million bits. Ninety-six commands, a line each, are far below that, and so is most
+# fine-tuning for style and format. Long training on code or mathematics is not, and there low ranks
+# do fall behind (Biderman et al., 2405.09673).
 #
 # Measure one row again, on your machine:
 

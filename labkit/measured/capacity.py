@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from labkit import live
 from labkit.training import hardware, models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VALUES, KEY = 64, 4  # tokens that a value is one of; tokens of a key
 PASSES, ALPHA = 100, 32  # passes through all pairs
@@ -40,20 +43,27 @@ def keys(n: int, vocab: int) -> torch.Tensor:
     return torch.randint(1000, vocab, (n, KEY), generator=rng)  # special tokens come before 1000
 
 
-@torch.no_grad()
 def stage(n: int, progress: Callable[[list, str], Iterable] = live.progress) -> Stage:
     """The Stage of n random keys on the labs' model, in fp32 on the CPU."""
     model, _ = models.load(dtype=torch.float32)
+    return staged(model, keys(n, model.config.vocab_size), progress)
+
+
+@torch.no_grad()
+def staged(
+    model: PreTrainedModel, tokens: torch.Tensor, progress: Callable[[list, str], Iterable]
+) -> Stage:
+    """The Stage of these keys (n, KEY) on a Llama-like model."""
     decoder, seen = model.get_decoder(), []
     layer = decoder.layers[-1]
     hook = layer.post_attention_layernorm.register_forward_pre_hook(
         lambda _, args: seen.append(args[0][:, -1].cpu())
     )
-    parts = keys(n, model.config.vocab_size).to(model.device).split(250)
-    for part in progress(list(parts), f"{n} keys through the frozen layers"):
+    parts = list(tokens.to(model.device).split(250))
+    for part in progress(parts, f"{len(tokens)} keys through the frozen layers"):
         decoder(part, use_cache=False)
     hook.remove()
-    layer, decoder, below = layer.cpu(), decoder.cpu(), torch.cat(seen)
+    layer, below = layer.cpu(), torch.cat(seen)
     given = layer.post_attention_layernorm(below)
     head = model.get_output_embeddings().weight[1000 : 1000 + 100 * VALUES : 100]
     gate, up = layer.mlp.gate_proj(given), layer.mlp.up_proj(given)

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import peft
 import pytest
 import torch
+import transformers
 
 from labkit import contract, measured
 from labkit.checks import lab05 as check
-from labkit.measured import short
+from labkit.measured import capacity, short, tables
 
 SEEDS = {"RIGHT": range(6)}
 
@@ -308,7 +310,31 @@ def _two_steps(G, A, r, alpha, lr):
     return 2 * first_update(G, A, r, alpha, lr)
 
 
+def _large_epsilon(G, A, r, alpha, lr):
+    grad = alpha / r * G @ A.T
+    return -alpha / r * lr * grad / (grad.abs() + 1e-3) @ A
+
+
+def _one_term(G, A, r, alpha, lr):
+    return -alpha / r * lr * torch.outer(torch.sign(G @ A[0]), A[0])
+
+
+def _unit_rows_of_a(G, A, r, alpha, lr):
+    A = torch.nn.functional.normalize(A, dim=1)
+    return first_update(G, A, r, alpha, lr)
+
+
 UPDATES = [
+    (_large_epsilon, "Adam's is 1e-8"),
+    (_one_term, "the first of r terms"),
+    (_unit_rows_of_a, "made of length one"),
+    (lambda G, A, r, alpha, lr: -lr * G, "gradient descent on W"),
+    (lambda G, A, r, alpha, lr: G + first_update(G, A, r, alpha, lr), "and not W"),
+    (lambda G, A, r, alpha, lr: first_update(G, A, r, alpha // r * r, lr), "cuts the fraction off"),
+    (
+        lambda G, A, r, alpha, lr: -alpha / r * lr * torch.ones(len(G), r) @ A,
+        "move the same way here",
+    ),
     (_update(up=True), "the sign is turned round"),
     (_update(step=lambda grad: grad), "plain gradient descent"),
     (_by_sgd, "plain gradient descent"),
@@ -798,13 +824,27 @@ def _no_hole(frame, a, b):
     return paired_difference(frame.dropna(), a, b)
 
 
+def _sorted_by_seed(frame, a, b):
+    sides = [frame[frame.method == m].sort_values("seed").score.tolist() for m in (a, b)]
+    gaps = pd.Series([x - y for x, y in zip(*sides, strict=False)]).dropna()
+    return gaps.mean(), gaps.sem()
+
+
 PAIRS = [
+    (_sorted_by_seed, "from the lowest seed on"),
+    (lambda frame, a, b: paired_difference(frame, a, b)[::-1], "mean and error are swapped"),
+    (_pairs(mean=lambda gaps: abs(gaps.mean())), "the sign is turned round"),
+    (_pairs(mean=lambda gaps: round(gaps.mean(), 2)), ("it is rounded", "that is rounded")),
+    (
+        _pairs(error=lambda gaps: (gaps - gaps.mean()).abs().mean() / len(gaps) ** 0.5),
+        "deviations over sqrt(n)",
+    ),
     (lambda frame, a, b: paired_difference(frame, b, a), "the sign is turned round"),
     (_means_apart, "the means are of all seeds"),
     (_errors_apart, "two means apart"),
     (_by_rows, "paired by their order"),
     (_by_labels, "let the seeds pair"),
-    (_nan_as_zero, "a failed run counts as 0"),
+    (_nan_as_zero, "a failed run counts with some number"),
     (_outer, "counts as 0 here"),
     (_nan_stays, "leave failed runs (nan) out"),
     (_all_seeds_count, "not of those that either has"),
@@ -925,3 +965,108 @@ def test_the_reduced_factor_spans_what_the_update_spans():
     assert subspace_similarity(reduced, (B @ A).T, 2, 2) == pytest.approx(1, abs=1e-4)
     values = torch.linalg.svdvals(B @ A)[:4]
     assert torch.allclose(torch.linalg.svdvals(reduced), values, rtol=1e-4)
+
+
+# --- what the course makes of the rows ------------------------------------------------------
+
+
+def test_param_table_counts_what_was_published():
+    shapes = short.shapes("smollm2-135m", "q, v")
+    table = tables.param_table(shapes, [4, 64])
+    assert table["trainable"].tolist() == [230_400, 3_686_400]
+    one = tables.param_table({"w": (2, 3)}, [1])
+    assert one["percent"].tolist() == pytest.approx([500 / 6])
+
+
+def test_the_front_keeps_equal_rows_and_no_failed_one():
+    frame = pd.DataFrame({"cost": [2, 2, 5, 1, 2, 0], "good": [6, 8, 7, 1, 8, math.nan]})
+    assert tables.pareto(frame, "cost", "good").index.tolist() == [1, 3, 4]
+
+
+def test_the_gap_is_of_the_last_step_of_each_rank():
+    rows = [(8, 2, 0.5, 0.25), (4, 3, 1.0, 3.0), (4, 1, 3.0, 4.0), (4, 2, 2.0, 2.5), (8, 1, 1.5, 1)]
+    history = pd.DataFrame(rows, columns=["rank", "step", "train_loss", "held_out_loss"])
+    table = tables.overfit_gap(history)
+    assert table.to_dict("list") == {
+        "rank": [4, 8],
+        "best_step": [2, 2],
+        "gap": [2.0, -0.25],
+        "rise": [0.5, 0.0],
+    }
+
+
+def test_a_stabilised_run_has_the_alpha_of_an_equal_factor():
+    rows = tables.with_alpha(measured.load("rank_sweep"))
+    assert sorted(rows["alpha"].unique()) == [8, 16, 32, 64, 128]
+    stable = rows[rows["variant"] == "rslora"].groupby("rank")["alpha"].first()
+    assert stable.to_dict() == {4: 16, 64: 64}
+
+
+def test_of_each_setting_the_rate_of_the_best_mean_is_taken():
+    runs = pd.DataFrame(
+        [("a", 1, 0, 0.5), ("a", 1, 1, 0.7), ("a", 2, 0, 0.4), ("a", 2, 1, 0.9), ("b", 2, 0, 1)],
+        columns=["method", "learning_rate", "seed", "loss"],
+    )
+    lowest = tables.best_runs(runs, ["method"], "loss", lowest=True)
+    assert lowest["loss"].tolist() == [0.5, 0.7, 1]
+    highest = tables.best_runs(runs, ["method"], "loss", lowest=False)
+    assert highest["loss"].tolist() == [0.4, 0.9, 1]
+
+
+def test_a_verdict_needs_more_than_one_seed_and_more_than_chance():
+    def told(gap, error, seeds=3):
+        rows = [("full", 3, -9, 1), ("dora", seeds, gap, error), ("lora", 3, 0, 0)]
+        names = ["method", "seeds", "difference_percent", "error_percent"]
+        return tables.verdict(pd.DataFrame(rows, columns=names), "lora")
+
+    assert "no winner" in told(-5, math.nan, 1)
+    assert "no more than chance" in told(-1.0, 0.8)
+    assert "within 2%" in told(-1.0, 0.2)
+    assert "more than 2%" in told(-5.0, 0.2)
+    assert "dora" in told(-5.0, 0.2) and "full" not in told(-5.0, 0.2)
+
+
+def test_no_winner_of_the_ladder_is_named_from_one_seed():
+    def told(first, seeds):
+        rows = {"accuracy": [first, 50.0], "seeds": [seeds, 3]}
+        return tables.standing(pd.DataFrame(rows, index=["full", "lora"]))
+
+    assert "too few seeds" in told(70.0, 1)
+    assert "chance makes" in told(52.0, 3)
+    assert told(70.0, 3).startswith("First full")
+
+
+def test_an_adapter_of_the_pairs_is_what_peft_makes_of_the_last_mlp():
+    """On a tiny Llama: the logits of `capacity` are the model's own with a trained gate_proj."""
+    config = transformers.LlamaConfig(
+        vocab_size=8000, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    tokens = capacity.keys(6, config.vocab_size)
+    stage = capacity.staged(model, tokens, lambda parts, _: parts)
+    trains = capacity.adapter(stage, 3, seed=1)
+    torch.nn.init.normal_(trains[1])
+    lora = peft.LoraConfig(r=3, lora_alpha=capacity.ALPHA, target_modules=r".*1\.mlp\.gate_proj")
+    tuned = peft.get_peft_model(model, lora)
+    gate = tuned.base_model.model.model.layers[1].mlp.gate_proj
+    gate.lora_A["default"].weight.data = trains[0].detach()
+    gate.lora_B["default"].weight.data = trains[1].detach()
+    with torch.no_grad():
+        wanted = tuned(tokens).logits[:, -1, 1000 : 1000 + 100 * capacity.VALUES : 100]
+        got = capacity.logits(stage, trains, torch.arange(6))
+    assert torch.allclose(got, wanted, atol=1e-5)
+
+
+def test_pairs_are_learned_by_heart_and_counted_in_bits():
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    sides = (drawn(30, 16), drawn(30, 16), drawn(30, 24), drawn(30, 24))
+    stage = capacity.Stage(*sides, drawn(16, 24), torch.ones(16), drawn(capacity.VALUES, 16))
+    found = capacity.memorise(stage, 20, 8, 0.03, 0, 10, lambda items, _: items)
+    assert found["trainable"] == 8 * (16 + 24)
+    assert 0 < found["bits"] <= 20 * 6 and found["right"] > 0.5

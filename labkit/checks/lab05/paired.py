@@ -43,7 +43,7 @@ def expect_differences(paired_difference, rng):
     tables = [
         _table("with the same seeds", range(6), range(6), rng),
         _table("with other seeds for each", [0, 1, 2, 3, 7], [1, 2, 3, 4, 5, 7], rng),
-        _table("of which two failed", range(6), range(7), rng, failed=2),
+        _table("of which two failed", range(6), range(7), rng, failed=2, turned=True),
         _table("with two seeds", [3, 5], [5, 3], rng),
     ]
     asked = [(table, *_asked(paired_difference, table)) for table in tables]
@@ -95,7 +95,7 @@ def _shown(got):
     return f"({', '.join(str(figure) for figure in got)})"
 
 
-def _table(what, first, second, rng, failed=0):
+def _table(what, first, second, rng, failed=0, turned=False):
     """Runs in any order, whose seeds differ more than their methods; others stand beside them."""
     luck = {seed: draw(100, 900, rng) / 100 for seed in range(8)}
     rows = []
@@ -113,7 +113,8 @@ def _table(what, first, second, rng, failed=0):
     columns["note"] = ["again"] * len(rows)
     if len(rows) > 9:
         columns["note"][columns["method"].index("lora")] = None
-    return Table(what, columns, [i // 2 for i in range(len(rows))], "lora", "lora+")
+    names = ("lora+", "lora") if turned else ("lora", "lora+")
+    return Table(what, columns, [i // 2 for i in range(len(rows))], *names)
 
 
 def _order(n, rng):
@@ -170,9 +171,18 @@ def means(table):
         "rows are paired by their order in the table; pair those of one seed": (
             statistics.fmean(order) if order else mean
         ),
-        "a failed run counts as 0 here: leave it out": statistics.fmean(both),
+        "a failed run counts with some number here: leave its seed out": statistics.fmean(both),
         "a seed that only one has counts as 0 here: leave it out": statistics.fmean(filled),
         "divided by more seeds than both have": sum(right) / len({*first, *second}),
+        "rows are paired by their order, from the lowest seed on; pair those of one seed": (
+            statistics.fmean(_by_place(whole))
+        ),
+        "mean and error are swapped: (mean, error)": error_of(right) if n > 1 else mean,
+        "that is in percent of b; wanted is the difference": statistics.fmean(
+            100 * (first[s] / second[s] - 1) for s in first if s in second
+        ),
+        "that is halfway between the largest and the smallest": (max(right) + min(right)) / 2,
+        "it is rounded; give the number as it is": _rounded(mean),
         "that is the median; wanted is the mean": statistics.median(right),
         "that is the sum; wanted is the mean": sum(right),
         "that is the mean of the sizes: keep the signs": statistics.fmean(map(abs, right)),
@@ -189,6 +199,19 @@ def means(table):
         "divided by n - 1: the mean divides by n": sum(right) / max(1, n - 1),
         '"lora" is in "lora+" too: compare whole names, with ==': _of_parts(table),
     }
+
+
+def _by_place(sides):
+    """Differences of rows that stand at one place once each side is sorted by seed."""
+    values = [[side[seed] for seed in sorted(side)] for side in sides]
+    gaps = [x - y for x, y in zip(*values, strict=False) if x == x and y == y]
+    return gaps if len(gaps) > 1 else [0.0, 0.0]
+
+
+def _rounded(value):
+    """The value to three digits behind the point, or fewer, where that changes it."""
+    cut = (round(value, n) for n in (3, 2, 1))
+    return next((short for short in cut if abs(short - value) > 1e-4 * abs(value)), 0.0)
 
 
 def _without_holes(columns):
@@ -212,6 +235,12 @@ def errors(table):
     rows = [x - y for x, y in zip(first.values(), second.values(), strict=False)]
     apart = [statistics.variance(values) / len(values) for values in pairs]
     alone = [statistics.variance(v) / len(v) for v in (first.values(), second.values())]
+    zeros = [
+        {seed: 0.0 if x != x else x for seed, x in table.all(name).items()}
+        for name in (table.a, table.b)
+    ]
+    filled = [zeros[0][seed] - zeros[1][seed] for seed in zeros[0] if seed in zeros[1]]
+    size = statistics.fmean(abs(x - statistics.fmean(right)) for x in right)
     unpaired = "that is the error of two means apart; the seeds are shared, so take the spread of"
     return {
         "that is the spread of the differences; the error of their mean is it over sqrt(n)": spread,
@@ -244,8 +273,15 @@ def errors(table):
         "that is 2 errors; one is wanted": 2 * spread / math.sqrt(n),
         "that is half of the range; wanted is the standard error": (max(right) - min(right)) / 2,
         "that is the range; wanted is the standard error": max(right) - min(right),
-        "that is the mean size of the deviations; wanted is the standard error": statistics.fmean(
-            abs(x - statistics.fmean(right)) for x in right
+        "that is the mean size of the deviations; wanted is the standard error": size,
+        "that is the mean size of the deviations over sqrt(n); square them": size / math.sqrt(n),
+        "a failed run counts with some number here: leave its seed out": error_of(filled),
+        "mean and error are swapped: (mean, error)": statistics.fmean(right),
+        "n is the number of differences, not of all rows": spread
+        / math.sqrt(len(table.columns["seed"])),
+        "it is rounded; give the number as it is": _rounded(spread / math.sqrt(n)),
+        "rows are paired by their order, from the lowest seed on; pair those of one seed": error_of(
+            _by_place([table.all(name) for name in (table.a, table.b)])
         ),
         "rows are paired by their order; pair those of one seed": error_of(rows),
     }

@@ -70,7 +70,7 @@ def guesses(G, A, r, alpha, lr):
     by_size = "Adam divides each number's gradient by its own size, so B moves by lr or not at all"
     of_b = "Adam sees B's gradient, G @ A.T, and not G: W does not train"
     zero = "a gradient of 0 moves nothing, as torch.sign has it"
-    return {
+    return _odd(G, A, r, alpha, lr, right) | {
         "the sign is turned round: a step goes against the gradient": -right,
         "alpha / r is missing before B @ A": lr * step,
         "the factor is alpha / r: the division by r is missing": alpha * lr * step,
@@ -128,3 +128,36 @@ def guesses(G, A, r, alpha, lr):
         "no mean over r: the r terms b_k a_k are summed": right / r,
         "this is half of it": right / 2,
     }
+
+
+def _odd(G, A, r, alpha, lr, right):
+    """Wrong first updates of rarer kinds."""
+    P, s = G @ A.T, alpha / r
+    step, unit = -s * lr * P.sign(), torch.nn.functional.normalize(A)
+    moved = "A stays as it is: its gradient is alpha / r * B.T @ G, and B is 0"
+    known = {
+        f"A moves here too; {moved}": step @ (A - lr * A.sign()),
+        f"A moves here by lr; {moved}": step @ (A - lr),
+        "A's rows are made of length one; A stays as it was drawn": -s
+        * lr
+        * (G @ unit.T).sign()
+        @ unit,
+        "A's rows are made of length one behind the step; A stays as it was drawn": step @ unit,
+        "that is the first of r terms: each row of A has its own": step[:, :1] @ A[:1],
+        "that is the last of r terms: each row of A has its own": step[:, -1:] @ A[-1:],
+        "all numbers of B move the same way here; each has its own sign, that of G @ A.T": -s
+        * lr
+        * torch.ones_like(P)
+        @ A,
+        "that is gradient descent on W; W does not train, and B moves by Adam": -lr * G,
+        "that is gradient descent on W, times alpha / r; W does not train": -s * lr * G,
+        "that is gradient descent on W, times alpha; W does not train": -alpha * lr * G,
+        "G is the gradient, and not W: return the change alone": G + right,
+        "alpha // r cuts the fraction off: alpha / r": (alpha // r) / s * right,
+        "the change is scaled to a norm of lr; leave it as it comes": right / right.norm() * lr,
+        "the change is scaled to a norm of 1; leave it as it comes": right / right.norm(),
+    }
+    for eps in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+        told = f"an epsilon of {eps:g} is large beside a small gradient: Adam's is 1e-8"
+        known[told] = -s * lr * (s * P / ((s * P).abs() + eps)) @ A
+    return known

@@ -79,9 +79,8 @@ def capacity(runs, bits_each, guess):
         known = mean.index[mean["right"] >= 0.9]
         needed[n] = f"r={known[0]}" if len(known) else "none of them"
     ranks = sorted(runs["rank"].unique())
-    first = runs[runs["rank"] == ranks[0]]
-    a_number = (first["bits"] / first["trainable"]).max()
-    line = a_number * first["trainable"].iloc[0] * np.array(ranks) / ranks[0]
+    a_number = (runs["bits"] / runs["trainable"]).max()
+    line = a_number * (runs["trainable"] / runs["rank"]).iloc[0] * np.array(ranks)
     top = 1.15 * bits_each * runs["n"].max()
     ax.plot(ranks, np.where(line < top, line, np.nan), color=INK, lw=1)
     ax.annotate(
