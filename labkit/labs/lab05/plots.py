@@ -188,7 +188,7 @@ def best_rates(best, full, guess):
     ticks = [t for t in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2) if t >= full / 2]
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.set_yticks([], minor=True)
-    ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 0.08))
+    ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ends = [
         best.loc[best["alpha"] == alpha, "learning_rate"].mean() / full
         for alpha in (alphas[0], alphas[-1])

@@ -75,7 +75,8 @@ def capacity(runs, bits_each, guess):
         ax.plot(part["rank"], part["bits"], "o", color=colour, ms=5, mec="white")
         ax.axhline(n * bits_each, color=colour, lw=1, ls=":")
         there = f"all of {n:,} pairs: {n * bits_each:,.0f} bits"
-        ax.annotate(there, (1, n * bits_each), (0, 3), textcoords="offset points", color=colour)
+        place, how = (runs["rank"].max(), n * bits_each), ASIDE | {"color": colour, "ha": "right"}
+        ax.annotate(there, place, (0, 4), **how)
         known = mean.index[mean["right"] >= 0.9]
         needed[n] = f"r={known[0]}" if len(known) else "none of them"
     ranks = sorted(runs["rank"].unique())
@@ -100,7 +101,7 @@ def capacity(runs, bits_each, guess):
     ax.set_yticks([], minor=True)
     ax.set_ylim(0.8 * runs["bits"].min(), 1.6 * bits_each * runs["n"].max())
     told = "; ".join(f"{n:,} pairs: {rank}" for n, rank in needed.items())
-    ax.set_title(f"The rank that gets 9 of 10 values right. {told}")
+    ax.set_title(f"The rank that gets 9 of 10 values right:\n{told}")
     guess.draw(ax, "x")
     return fig
 
