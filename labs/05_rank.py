@@ -673,8 +673,9 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 #
 # A claim stands against all of them: *once each has its own best learning rate, plain LoRA is
 # within 1-2%* (2602.04998). To test it, `benchmarks/variants.py` trains each on `home` (24 steps of
-# 4 commands, r=16, $\alpha = 32$, fp32), at rates half a decade apart around its own best one, with
-# more than one seed. One question is left to you: when is a difference larger than chance?
+# 4 commands, r=16, $\alpha = 32$, fp32), at rates half a decade apart around its own best one. The
+# table below says of how many rates and seeds the file has rows. One question is left to you: when
+# is a difference larger than chance?
 #
 # Seeds differ much, and a seed that is lucky for one method is lucky for another: it draws the same
 # data in the same order. So do not compare two averages. Take the difference seed by seed, where
