@@ -190,6 +190,12 @@ def means(table):
             first[s] / second[s] - 1 for s in first if s in second
         ),
         "that is the first difference alone": right[0],
+        "that is an end of an interval; wanted are (mean, error)": mean - error_of(right)
+        if n > 1
+        else mean,
+        "that is a ratio; wanted is the difference": statistics.fmean(
+            first[s] / second[s] for s in first if s in second
+        ),
         "that is the first seed's difference alone": min(
             (s, first[s] - second[s]) for s in first if s in second
         )[1],
@@ -277,6 +283,13 @@ def errors(table):
         "that is the mean size of the deviations over sqrt(n); square them": size / math.sqrt(n),
         "a failed run counts with some number here: leave its seed out": error_of(filled),
         "mean and error are swapped: (mean, error)": statistics.fmean(right),
+        "that is a's own error; wanted is that of the differences": math.sqrt(alone[0]),
+        "that is b's own error; wanted is that of the differences": math.sqrt(alone[1]),
+        "that is the difference of two spreads; wanted is the error of the differences": (
+            statistics.stdev(first.values()) - statistics.stdev(second.values())
+        ),
+        "that is an end of an interval; wanted are (mean, error)": statistics.fmean(right)
+        + spread / math.sqrt(n),
         "n is the number of differences, not of all rows": spread
         / math.sqrt(len(table.columns["seed"])),
         "it is rounded; give the number as it is": _rounded(spread / math.sqrt(n)),

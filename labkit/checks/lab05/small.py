@@ -46,6 +46,9 @@ def updates(first_update):
     """Of 5.1: one row of G, and A along the axes."""
     G, one, axes = torch.tensor([[2.0, -3.0]]), torch.tensor([[1.0, 0.0]]), torch.eye(2)
     both, still = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, -3.0]])
+    call = "first_update([[2, -3]], [[1, 0]], r=1, alpha=1, lr=0)"
+    still_at_0 = functools.partial(observe, first_update, G, one, 1, 1, 0.0)
+    yield call, still_at_0, torch.zeros(1, 2), "B starts at 0, and without a rate it stays there"
     for g, A, r, alpha, wanted, why in [
         (G, one, 1, 1, [[-0.1, 0.0]], "B's gradient is 2, so B moves by -lr, and W by it times A"),
         (G, one, 1, 3, [[-0.3, 0.0]], "alpha / r is 3, and B moves by -lr whatever its gradient"),
