@@ -69,74 +69,96 @@ def by_adam(G, A, r, alpha, lr):
 
 def guesses(G, A, r, alpha, lr):
     """Wrong first updates."""
-    right, P, s = by_adam(G, A, r, alpha, lr), G @ A.T, alpha / r  # s P is B's gradient
-    step = right / (s * lr)  # minus sign(P) @ A
-    up, down = (torch.where(mask, 1.0, -1.0) for mask in (P >= 0, P > 0))
+    return (
+        _odd(G, A, r, alpha, lr, by_adam(G, A, r, alpha, lr))
+        | _factors(G, A, r, alpha, lr)
+        | _steps(G, A, r, alpha, lr)
+        | _moments(G, A, r, alpha, lr)
+    )
+
+
+def _factors(G, A, r, alpha, lr):
+    """Wrong factors, and the sign."""
+    right, s = by_adam(G, A, r, alpha, lr), alpha / r
+    step = right / (s * lr)
+    return {
+        "the sign is turned round: a step goes against the gradient": (-right),
+        "alpha / r is missing before B @ A": (lr * step),
+        "the factor is alpha / r: the division by r is missing": (alpha * lr * step),
+        "the factor is alpha / r: it is divided by r twice": (s / r * lr * step),
+        "the factor is alpha / r: alpha is missing": (lr / r * step),
+        "alpha / r comes twice: Adam takes the size of the gradient away, and a factor in it": (
+            s * s * lr * step
+        ),
+        "the factor here is alpha / r, without a root": (alpha / r**0.5 * lr * step),
+        "the factor is upside down: alpha / r": (lr / s * step),
+        "lr is missing: it is how far Adam moves each number of B": (s * step),
+        "lr comes twice": (s * lr * lr * step),
+    }
+
+
+def _steps(G, A, r, alpha, lr):
+    """Wrong steps of B."""
+    P, s = G @ A.T, alpha / r
     by_size = "Adam divides each number's gradient by its own size, so B moves by lr or not at all"
     of_b = "Adam sees B's gradient, G @ A.T, and not G: W does not train"
+    return {
+        f"that is a step of plain gradient descent; {by_size}": (-s * s * lr * P @ A),
+        f"that is a step along the gradient; {by_size}": (-s * lr * P @ A),
+        f"the gradient is divided by its norm; {by_size}": (-s * lr * P / P.norm() @ A),
+        f"the gradient is divided by its largest; {by_size}": (-s * lr * P / P.abs().max() @ A),
+        f"the gradient is divided by its mean size; {by_size}": (-s * lr * P / P.abs().mean() @ A),
+        f"each row is divided by its norm; {by_size}": (
+            -s * lr * torch.nn.functional.normalize(P) @ A
+        ),
+        f"that is a first step of full fine-tuning; {of_b}": (-lr * G.sign()),
+        f"that is a first step of full fine-tuning, times alpha / r; {of_b}": (-s * lr * G.sign()),
+        f"the sign is taken of G; {of_b}": (-s * lr * G.sign() @ A.T @ A),
+        "the sign is taken of the product with A; Adam sees B's gradient, before it": (
+            -s * lr * (P @ A).sign()
+        ),
+        "the sign of the product with A, without alpha / r; Adam sees B's gradient, before it": (
+            -lr * (P @ A).sign()
+        ),
+        "A moves here too, and its gradient is alpha / r * B.T @ G: 0, since B is": (
+            -s * lr * P.sign() @ (A - lr * (-P.sign().T @ G).sign())
+        ),
+        "A moves here too, and its gradient is 0, since B is": (
+            -s * lr * P.sign() @ (A - lr * (P.T @ G).sign())
+        ),
+    }
+
+
+def _moments(G, A, r, alpha, lr):
+    """What moves and what does not, and wrong means of Adam."""
+    right, P, s = by_adam(G, A, r, alpha, lr), G @ A.T, alpha / r
+    up, down = (torch.where(mask, 1.0, -1.0) for mask in (P >= 0, P > 0))
+    of_b = "Adam sees B's gradient, G @ A.T, and not G: W does not train"
     zero = "a gradient of 0 moves nothing, as torch.sign has it"
-    return _odd(G, A, r, alpha, lr, right) | {
-        "the sign is turned round: a step goes against the gradient": -right,
-        "alpha / r is missing before B @ A": lr * step,
-        "the factor is alpha / r: the division by r is missing": alpha * lr * step,
-        "the factor is alpha / r: it is divided by r twice": s / r * lr * step,
-        "the factor is alpha / r: alpha is missing": lr / r * step,
-        "alpha / r comes twice: Adam takes the size of the gradient away, and a factor in it": s
-        * s
-        * lr
-        * step,
-        "the factor here is alpha / r, without a root": alpha / r**0.5 * lr * step,
-        "the factor is upside down: alpha / r": lr / s * step,
-        "lr is missing: it is how far Adam moves each number of B": s * step,
-        "lr comes twice": s * lr * lr * step,
-        f"that is a step of plain gradient descent; {by_size}": -s * s * lr * P @ A,
-        f"that is a step along the gradient; {by_size}": -s * lr * P @ A,
-        f"the gradient is divided by its norm; {by_size}": -s * lr * P / P.norm() @ A,
-        f"the gradient is divided by its largest; {by_size}": -s * lr * P / P.abs().max() @ A,
-        f"the gradient is divided by its mean size; {by_size}": -s * lr * P / P.abs().mean() @ A,
-        f"each row is divided by its norm; {by_size}": -s
-        * lr
-        * torch.nn.functional.normalize(P)
-        @ A,
-        f"that is a first step of full fine-tuning; {of_b}": -lr * G.sign(),
-        f"that is a first step of full fine-tuning, times alpha / r; {of_b}": -s * lr * G.sign(),
-        f"the sign is taken of G; {of_b}": -s * lr * G.sign() @ A.T @ A,
-        "the sign is taken of the product with A; Adam sees B's gradient, before it": -s
-        * lr
-        * (P @ A).sign(),
-        "the sign of the product with A, without alpha / r; Adam sees B's gradient, before it": -lr
-        * (P @ A).sign(),
-        "A moves here too, and its gradient is alpha / r * B.T @ G: 0, since B is": -s
-        * lr
-        * P.sign()
-        @ (A - lr * (-P.sign().T @ G).sign()),
-        "A moves here too, and its gradient is 0, since B is": -s
-        * lr
-        * P.sign()
-        @ (A - lr * (P.T @ G).sign()),
-        "A's signs are taken; A stays as it is": -s * lr * P.sign() @ A.sign(),
-        "the sign of the gradient is lost: B moves against it": -s * lr * P.sign().abs() @ A,
-        "the sign of the gradient is lost, and minus: B moves against it": s
-        * lr
-        * P.sign().abs()
-        @ A,
-        "the sign is lost": right.abs(),
-        zero: -s * lr * up @ A,
-        f"{zero}, and not -1": -s * lr * down @ A,
-        "Adam divides by 1 - beta: at the first step m / (1 - beta1) is the gradient itself": 0.1
-        / 0.001**0.5
-        * right,
-        "m is not divided by 1 - beta1: at the first step m / (1 - beta1) is the gradient": 0.1
-        * right,
-        "v is not divided by 1 - beta2: at the first step v / (1 - beta2) is the square": right
-        / 0.001**0.5,
-        "no mean over r: the r terms b_k a_k are summed": right / r,
-        "this is half of it": right / 2,
-        "the root of lr is taken: B moves by lr itself": right / lr**0.5,
-        f"the sign is taken of G, and once more of its product with A; {of_b}": -s
-        * lr
-        * (G.sign() @ A.T).sign()
-        @ A,
+    return {
+        "A's signs are taken; A stays as it is": (-s * lr * P.sign() @ A.sign()),
+        "the sign of the gradient is lost: B moves against it": (-s * lr * P.sign().abs() @ A),
+        "the sign of the gradient is lost, and minus: B moves against it": (
+            s * lr * P.sign().abs() @ A
+        ),
+        "the sign is lost": (right.abs()),
+        zero: (-s * lr * up @ A),
+        f"{zero}, and not -1": (-s * lr * down @ A),
+        "Adam divides by 1 - beta: at the first step m / (1 - beta1) is the gradient itself": (
+            0.1 / 0.001**0.5 * right
+        ),
+        "m is not divided by 1 - beta1: at the first step m / (1 - beta1) is the gradient": (
+            0.1 * right
+        ),
+        "v is not divided by 1 - beta2: at the first step v / (1 - beta2) is the square": (
+            right / 0.001**0.5
+        ),
+        "no mean over r: the r terms b_k a_k are summed": (right / r),
+        "this is half of it": (right / 2),
+        "the root of lr is taken: B moves by lr itself": (right / lr**0.5),
+        f"the sign is taken of G, and once more of its product with A; {of_b}": (
+            -s * lr * (G.sign() @ A.T).sign() @ A
+        ),
     }
 
 
