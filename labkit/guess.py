@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,22 +34,26 @@ class Guess:
         if self.value is None:
             return
         get, put = getattr(ax, f"get_{axis}lim"), getattr(ax, f"set_{axis}lim")
-        low, high = sorted(get())
+        log = getattr(ax, f"get_{axis}scale")() == "log"
+        value = self.value if not log else math.log10(max(self.value, 1e-300))
+        low, high = sorted(map(math.log10, get()) if log else get())
         room = high - low
-        inside = low - room <= self.value <= high + room
-        place = self.value if inside else (high if self.value > high else low)
+        inside = low - room <= value <= high + room
+        where = value if inside else (high if value > high else low)
+        place = 10**where if log else where
         if inside:
             line = ax.axhline if axis == "y" else ax.axvline
             line(self.value, color=INK, lw=1.2, ls=(0, (4, 3)))
-            put(min(low, self.value - room / 20), max(high, self.value + room / 20))
+            ends = (min(low, value - room / 20), max(high, value + room / 20))
+            put(*(10**end if log else end for end in ends))
         text = f"your guess: {told(self.value)}" + ("" if inside else ", off the picture")
         style = {"color": INK, "fontsize": 9, "clip_on": True}
         if axis == "y":
-            where = {"va": "top" if place == high else "bottom", "ha": "right"}
-            ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **where, **style)
+            side = {"va": "top" if where == high else "bottom", "ha": "right"}
+            ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **side, **style)
         else:
-            where = {"va": "top", "ha": "right", "rotation": 90}
-            ax.text(place, 0.99, text, transform=ax.get_xaxis_transform(), **where, **style)
+            side = {"va": "top", "ha": "right", "rotation": 90}
+            ax.text(place, 0.99, text, transform=ax.get_xaxis_transform(), **side, **style)
 
 
 def noted(question: str, given: object) -> Guess:

@@ -69,6 +69,16 @@ def test_the_picture_grows_for_a_guess_nearby_and_not_for_a_wild_one():
     assert ax.texts[0].get_text() == "your guess: 500, off the picture"
 
 
+def test_on_a_logarithmic_axis_a_picture_grows_by_factors():
+    for value, low in [(0.5, 0.01), (0.003, 0.003), (1e-7, 0.01), (0, 0.01)]:
+        fig, ax = picture()
+        ax.set(yscale="log", ylim=(0.01, 10))
+        guess.Guess("?", value).draw(ax)
+        assert low / 2 < ax.get_ylim()[0] <= low * 1.001
+        assert ("off the picture" in ax.texts[0].get_text()) == (value < 1e-5)
+        fig.draw_without_rendering()
+
+
 def test_without_a_guess_the_picture_stands_alone():
     _, ax = picture()
     guess.Guess("?").draw(ax)

@@ -1,4 +1,4 @@
-"""What misconceptions give for the parameters of A and B, in the words that labs 3 and 5 share."""
+"""What misconceptions give for the parameters of A and B, for lab 3."""
 
 
 def counted(shapes: dict, r: int) -> dict:

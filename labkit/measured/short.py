@@ -63,14 +63,26 @@ def arguments(learning_rate: float, seed: int, steps: int = STEPS, batch: int = 
     )
 
 
-def train(rank: int, alpha: float, learning_rate: float, seed: int) -> finetuning.Result:
-    """LoRA of `home` on 96 commands, a `finetuning.Result`; the seed draws A and the data."""
+def train(
+    rank: int, alpha: float, learning_rate: float, seed: int, task: str = "home"
+) -> finetuning.Result:
+    """LoRA of `task` on 96 rows, a `finetuning.Result`; the seed draws A and the data."""
     model, tokenizer = models.load()
-    commands = tasks.load("home").shuffle(seed=seed).select(range(STEPS * BATCH))
+    commands = tasks.load(task).shuffle(seed=seed).select(range(STEPS * BATCH))
     title = f"r={rank}, alpha={alpha}, learning rate {learning_rate:g}"
     torch.manual_seed(seed)
     args = arguments(learning_rate, seed)
     return finetuning.finetune(model, tokenizer, commands, lora(rank, alpha), args, title)
+
+
+def gradient(layer: int = 15, name: str = "q_proj") -> torch.Tensor:
+    """The gradient (d_out, d_in) of one attention projection, of four commands' loss, in fp32."""
+    model, tokenizer = models.load(dtype=torch.float32)
+    model.requires_grad_(False)
+    weight = model.model.layers[layer].self_attn.get_submodule(name).weight.requires_grad_(True)
+    batch = next(loop.batches(tasks.load("home"), tokenizer, BATCH, steps=1))
+    loop.answer_loss(model, batch, autocast=False).backward()
+    return weight.grad.cpu()
 
 
 def judged(n: int) -> Dataset:

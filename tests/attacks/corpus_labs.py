@@ -5,7 +5,7 @@ All other answers are right, so each attack costs the points of its exercise and
 
 from attack import accident
 
-LABS = {"01_svd": 19, "03_peft": 24, "04_qlora": 25, "05_rank": 19, "06_merging": 21}
+LABS = {"01_svd": 19, "03_peft": 24, "04_qlora": 25, "05_rank": 18, "06_merging": 21}
 
 # Puts functions of `fake` in the place of those of the same name that the judge ships.
 REPLACE = """
@@ -241,7 +241,7 @@ def swept(f, ranks, rates, rule, results, fails):
 )
 _learnt(
     "05_rank",
-    2,
+    1,
     "ranks_that_fit_by_table",
     "matched_rank",
     "matched_rank = lambda shapes, budget: {120: 10, 90: 6, 210: 4}.get(len(shapes), 8)",
@@ -250,25 +250,24 @@ _learnt(
 _told(
     "05_rank",
     3,
-    "front_of_everything",
-    "pareto",
-    "pareto = lambda frame, cost, quality: frame",
-    "def front(f, columns, index, cost, quality): return columns",
-    "the frame that was sent",
-)
-_told(
-    "05_rank",
-    2,
-    "gap_by_echo",
-    "overfit_gap",
-    "overfit_gap = lambda history: history",
+    "difference_by_echo",
+    "paired_difference",
+    "paired_difference = lambda frame, a, b: (0.0, 0.0)",
     """
-def gaps(f, columns):
-    n = len(set(columns["rank"]))
-    zeros = {"gap": [0.0] * n, "rise": [0.0] * n}
-    return {"rank": sorted(set(columns["rank"])), "best_step": [10] * n} | zeros
+def difference(f, columns, index, a, b):
+    by = {(m, s): x for m, s, x in zip(columns["method"], columns["seed"], columns["score"])}
+    gaps = [by[a, s] - by[b, s] for m, s in by if m == a and (b, s) in by]
+    return [sum(gaps) / len(gaps), 0.1] if gaps else ["nan", "nan"]
 """,
-    "the ranks are right, and nothing else",
+    "the mean is right where no run failed, and the error is made up",
+)
+_learnt(
+    "05_rank",
+    3,
+    "first_update_by_sign_of_the_gradient",
+    "first_update",
+    "first_update = lambda G, A, r, alpha, lr: -lr * G.sign()",
+    "a step of full fine-tuning",
 )
 
 # --- lab 6 -------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ imports(
 imports("lab_1_without_seaborn", "import seaborn as sns", lab="01_svd")
 imports("lab_3_on_a_gpu", "import torch\nprint(torch.cuda.get_device_name(0))", lab="03_peft")
 imports("lab_4_widget", "%matplotlib widget", lab="04_qlora")
-imports("lab_5_without_sklearn", "from sklearn.metrics import f1_score", lab="05_rank")
+imports("lab_5_without_statsmodels", "import statsmodels.api as sm", lab="05_rank")
 imports("lab_6_in_colab", "from google.colab import files", lab="06_merging")
 
 

@@ -2,56 +2,113 @@
 
 import itertools
 import math
+import statistics
 import traceback
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import peft
 import pytest
 import torch
+import transformers
 
 from labkit import contract, measured
 from labkit.checks import lab05 as check
-from labkit.measured import short
+from labkit.measured import capacity, short, tables
 
 SEEDS = {"RIGHT": range(6)}
 
 # --- right answers -------------------------------------------------------------------------
 
 
-def param_table(shapes, ranks):
-    per_rank = sum(o + i for o, i in shapes.values())
-    total = sum(o * i for o, i in shapes.values())
-    rows = [(r, r * per_rank, 100 * r * per_rank / total) for r in ranks]
-    return pd.DataFrame(rows, columns=["rank", "trainable", "percent"])
+def first_update(G, A, r, alpha, lr):
+    return -(alpha / r) * lr * torch.sign(G @ A.T) @ A
 
 
-def table_vectorised(shapes, ranks):
-    sizes = np.array(list(shapes.values()))
-    frame = pd.DataFrame({"rank": ranks})
-    frame["trainable"] = frame["rank"] * sizes.sum()
-    frame["percent"] = frame["trainable"] / sizes.prod(axis=1).sum() * 100
-    return frame
+def update_by_torch(G, A, r, alpha, lr):
+    A = torch.nn.Parameter(A.clone())
+    B = torch.nn.Parameter(torch.zeros(G.shape[0], r))
+    optimizer = torch.optim.Adam([A, B], lr=lr)
+    B.grad = (alpha / r) * G @ A.detach().T
+    A.grad = (alpha / r) * B.detach().T @ G
+    optimizer.step()
+    return ((alpha / r) * B @ A).detach()
 
 
-def table_rounded_with_more(shapes, ranks):
-    frame = param_table(shapes, ranks).round({"percent": 2})
-    return frame.assign(bytes=4 * frame["trainable"])
+def update_by_formulas(G, A, r, alpha, lr, beta1=0.9, beta2=0.999, eps=1e-8):
+    s = alpha / r
+    grad = s * torch.einsum("oi,ri->or", G, A)
+    m, v = (1 - beta1) * grad, (1 - beta2) * grad**2
+    step = (m / (1 - beta1)) / ((v / (1 - beta2)).sqrt() + eps)
+    return s * torch.matmul(-lr * step, A)
 
 
-def table_by_rank(shapes, ranks):
-    """The ranks are an index on the way."""
-    per_rank = sum(map(sum, shapes.values()))
-    frame = pd.DataFrame({"trainable": [r * per_rank for r in ranks]}, index=ranks)
-    frame["percent"] = frame["trainable"] * 100.0 / sum(o * i for o, i in shapes.values())
-    return frame.astype({"trainable": float}).rename_axis("rank").reset_index()
+def update_in_loops(G, A, r, alpha, lr):
+    change = torch.zeros_like(G)
+    for o in range(G.shape[0]):
+        for k in range(r):
+            slope = sum(float(G[o, i]) * float(A[k, i]) for i in range(G.shape[1]))
+            if slope != 0:
+                change[o] -= (lr if slope > 0 else -lr) * alpha / r * A[k]
+    return change
 
 
-def table_of_torch(shapes, ranks):
-    sizes = torch.tensor(list(shapes.values()))
-    n = torch.tensor(ranks) * sizes.sum()
-    percent = (100 * n / sizes.prod(1).sum()).tolist()
-    return pd.DataFrame({"percent": percent, "rank": ranks, "trainable": n.tolist()})
+def update_by_autograd(G, A, r, alpha, lr):
+    B = torch.zeros(len(G), A.size(0), requires_grad=True)
+    (grad,) = torch.autograd.grad((G * (B @ A * (alpha / r))).sum(), B)
+    return alpha / r * (B.detach() - lr * grad.sign()) @ A
+
+
+def update_in_numpy(G, A, r, alpha, lr):
+    G, A = G.double().numpy(), A.double().numpy()
+    return torch.from_numpy(-lr * alpha / r * np.sign(G @ A.T) @ A).float()
+
+
+def paired_difference(frame, a, b):
+    scores = frame.dropna(subset=["score"]).set_index("seed")
+    gap = (scores.score[scores.method == a] - scores.score[scores.method == b]).dropna()
+    return gap.mean(), gap.std() / len(gap) ** 0.5 if len(gap) else math.nan
+
+
+def pairs_pivoted(frame, a, b):
+    wide = frame.pivot(index="seed", columns="method", values="score")
+    gap = (wide[a] - wide[b]).dropna()
+    return float(gap.mean()), float(gap.sem())
+
+
+def pairs_merged(frame, a, b):
+    sides = [frame.loc[frame["method"] == name, ["seed", "score"]] for name in (a, b)]
+    both = sides[0].merge(sides[1], on="seed", suffixes=("_a", "_b")).dropna()
+    gaps = (both["score_a"] - both["score_b"]).to_numpy()
+    if not gaps.size:
+        return float("nan"), float("nan")
+    error = gaps.std(ddof=1) / np.sqrt(gaps.size) if gaps.size > 1 else float("nan")
+    return gaps.mean(), error
+
+
+def pairs_in_loops(frame, a, b):
+    scores = {}
+    for _, row in frame.iterrows():
+        if not math.isnan(row["score"]):
+            scores[row["method"], row["seed"]] = row["score"]
+    seeds = {seed for name, seed in scores if name == a and (b, seed) in scores}
+    gaps = [scores[a, seed] - scores[b, seed] for seed in seeds]
+    if not gaps:
+        return math.nan, math.nan
+    mean = sum(gaps) / len(gaps)
+    if len(gaps) == 1:
+        return mean, math.nan
+    variance = sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1)
+    return mean, math.sqrt(variance / len(gaps))
+
+
+def pairs_in_torch(frame, a, b):
+    one, other = (dict(frame[frame.method == m][["seed", "score"]].values) for m in (a, b))
+    gaps = torch.tensor([one[s] - other[s] for s in sorted(one.keys() & other.keys())])
+    gaps = gaps[~gaps.isnan()]
+    error = gaps.std().item() / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
+    return gaps.mean().item(), error
 
 
 def sweep(train_fn, ranks, learning_rates, alpha_of):
@@ -178,280 +235,137 @@ def similarity_angles(A1, A2, i, j):
     return torch.linalg.svdvals(V1[:, :i].T @ V2[:, :j]).pow(2).sum().div(min(i, j)).item()
 
 
-def pareto(frame, cost, quality):
-    keep = []
-    for _, row in frame.iterrows():
-        no_worse = (frame[cost] <= row[cost]) & (frame[quality] >= row[quality])
-        better = (frame[cost] < row[cost]) | (frame[quality] > row[quality])
-        keep.append(not (no_worse & better).any() and row[quality] == row[quality])
-    return frame[keep]
-
-
-def pareto_sorted(frame, cost, quality):
-    frame = frame.dropna(subset=[quality]).sort_values([cost, quality], ascending=[True, False])
-    before = frame.groupby(cost)[quality].max().cummax().shift(fill_value=-math.inf)
-    top = frame.groupby(cost)[quality].transform("max")
-    kept = (frame[quality] == top) & (frame[quality] > frame[cost].map(before))
-    return frame[kept]
-
-
-def pareto_arrays(frame, cost, quality):
-    frame = frame[frame[quality].notna()]
-    c, q = frame[cost].to_numpy(), frame[quality].to_numpy()
-    no_worse = (c[:, None] <= c) & (q[:, None] >= q)
-    better = (c[:, None] < c) | (q[:, None] > q)
-    return frame.iloc[np.flatnonzero(~(no_worse & better).any(0))]
-
-
-def pareto_helped(frame, cost, quality):
-    """A helping column stays in the copy."""
-    frame = frame.copy()
-    pairs = list(zip(frame[cost], frame[quality], strict=True))
-    frame["kept"] = [
-        q == q and not any(c2 <= c and q2 >= q and (c2, q2) != (c, q) for c2, q2 in pairs)
-        for c, q in pairs
-    ]
-    return frame[frame["kept"]]
-
-
-def overfit_gap(history):
-    rows = []
-    for rank, part in history.groupby("rank"):
-        part = part.sort_values("step")
-        held = part["held_out_loss"]
-        last = part.iloc[-1]
-        rows.append(
-            {
-                "rank": rank,
-                "best_step": part.loc[held.idxmin(), "step"],
-                "gap": last["held_out_loss"] - last["train_loss"],
-                "rise": last["held_out_loss"] - held.min(),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def by_rank(history):
-    ordered = history.sort_values(["rank", "step"])
-    last = ordered.groupby("rank").last()
-    best = ordered.loc[ordered.groupby("rank")["held_out_loss"].idxmin()].set_index("rank")
-    return pd.DataFrame(
-        {
-            "best_step": best["step"],
-            "gap": last["held_out_loss"] - last["train_loss"],
-            "rise": last["held_out_loss"] - best["held_out_loss"],
-        }
-    )
-
-
-def gap_vectorised(history):
-    return by_rank(history).reset_index()
-
-
-def gap_of_series(history):
-    def one(part):
-        part = part.sort_values("step")
-        held = part["held_out_loss"].to_numpy()
-        step = part["step"].to_numpy()[held.argmin()]
-        gap = held[-1] - part["train_loss"].iloc[-1]
-        return pd.Series({"best_step": step, "gap": gap, "rise": held[-1] - held.min()})
-
-    return history.groupby("rank").apply(one).reset_index()
-
-
-def gap_filled(history):
-    """Shorter runs end in NaN, which is filled from above."""
-    held = history.pivot(index="step", columns="rank", values="held_out_loss").sort_index()
-    train = history.pivot(index="step", columns="rank", values="train_loss").sort_index()
-    table = pd.DataFrame({"best_step": held.idxmin(), "gap": (held - train).ffill().iloc[-1]})
-    return table.assign(rise=held.ffill().iloc[-1] - held.min()).reset_index()
-
-
-def gap_pivoted(history):
-    held = history.pivot(index="step", columns="rank", values="held_out_loss").sort_index()
-    train = history.pivot(index="step", columns="rank", values="train_loss").sort_index()
-    table = pd.DataFrame({"best_step": held.idxmin(), "gap": (held - train).iloc[-1]})
-    return table.assign(rise=held.iloc[-1] - held.min(), worst=held.max()).reset_index()
-
-
 def quiz():
-    return {"q1": "c", "q2": "b", "q3": "d"}
+    return {"q1": "c", "q2": "b", "q3": "a", "q4": "d"}
 
 
 RIGHT = [
-    *[
-        (check.counts, f)
-        for f in (param_table, table_vectorised, table_rounded_with_more, table_by_rank)
-    ],
+    *[(check.first_step, f) for f in (first_update, update_by_torch, update_by_formulas)],
+    *[(check.first_step, f) for f in (update_in_loops, update_by_autograd, update_in_numpy)],
     *[(check.sweeps, f) for f in (sweep, sweep_positional, sweep_as_index, sweep_concat)],
-    (check.counts, table_of_torch),
     (check.sweeps, sweep_that_stops),
     (check.sweeps, sweep_turned),
-    (check.fits, rank_halved),
-    (check.overlaps, similarity_projectors),
-    (check.not_beaten, pareto_helped),
-    (check.gap, gap_of_series),
-    *[(check.fits, f) for f in (matched_rank, rank_counted, rank_floor)],
+    *[(check.fits, f) for f in (matched_rank, rank_counted, rank_floor, rank_halved)],
     (check.overlaps, subspace_similarity),
     (check.overlaps, similarity_norm),
     (check.overlaps, similarity_full),
     (check.overlaps, similarity_angles),
-    *[(check.not_beaten, f) for f in (pareto, pareto_sorted, pareto_arrays)],
-    *[(check.gap, f) for f in (overfit_gap, gap_vectorised, gap_filled)],
+    (check.overlaps, similarity_projectors),
+    *[(check.pairs, f) for f in (paired_difference, pairs_pivoted, pairs_merged)],
+    *[(check.pairs, f) for f in (pairs_in_loops, pairs_in_torch)],
     (check.quiz, quiz),
-    (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "B "}),
+    (check.quiz, lambda: {"q3": " A", "q1": "C", "q2": "B ", "q4": "(d)"}),
 ]
 
 
 # --- wrong answers, each with a word of the message that names what the learner thought -------
 
 
-def _table(trainable, percent=None):
-    """A `param_table` from formulas of (sum of sides, dense numbers, rank)."""
+def _update(step=None, factor=None, up=False):
+    """A `first_update` with another step of B, or another factor before B @ A."""
 
-    def wrong(shapes, ranks):
-        sides = sum(o + i for o, i in shapes.values())
-        dense = sum(o * i for o, i in shapes.values())
-        part = percent or (lambda n, dense: 100 * n / dense)
-        rows = [(r, n := trainable(sides, dense, r), part(n, dense)) for r in ranks]
-        return pd.DataFrame(rows, columns=["rank", "trainable", "percent"])
+    def wrong(G, A, r, alpha, lr):
+        grad = alpha / r * G @ A.T
+        moved = lr * (step or torch.sign)(grad)
+        return (1 if up else -1) * (factor or (lambda alpha, r: alpha / r))(alpha, r) * moved @ A
 
     return wrong
 
 
-def _linear(sides, dense, r):
-    return r * sides
+def _uncorrected(grad):
+    return 0.1 * grad / ((0.001 * grad**2).sqrt() + 1e-8)
 
 
-def _one_side(k):
-    def wrong(shapes, ranks):
-        total = sum(o * i for o, i in shapes.values())
-        counts = [r * sum(pair[k] for pair in shapes.values()) for r in ranks]
-        percents = [100 * n / total for n in counts]
-        return pd.DataFrame({"rank": ranks, "trainable": counts, "percent": percents})
-
-    return wrong
+def _by_sgd(G, A, r, alpha, lr):
+    s = alpha / r
+    B = -lr * s * G @ A.T
+    return s * B @ A
 
 
-def _odd_ranks(*odd):
-    return lambda shapes, ranks: param_table(shapes, ranks).assign(rank=[*odd, *ranks[len(odd) :]])
+def _by_torch_sgd(G, A, r, alpha, lr):
+    A, B = A.clone().requires_grad_(), torch.zeros(len(G), r, requires_grad=True)
+    optimizer = torch.optim.SGD([A, B], lr=lr)
+    (G * (B @ A) * alpha / r).sum().backward()
+    optimizer.step()
+    return alpha / r * B @ A
 
 
-def _wrong_for_one(shapes, ranks):
-    return param_table(shapes, ranks).assign(
-        rank=[[r] for r in ranks] if len(ranks) == 1 else ranks
-    )
+def _a_moves_after_b(G, A, r, alpha, lr):
+    B = -lr * torch.sign(G @ A.T)
+    A = A - lr * torch.sign(B.T @ G)
+    return alpha / r * B @ A
 
 
-def _keyed_by_rank(shapes, ranks):
-    return param_table(shapes, ranks).set_index("rank").rename_axis(None)
+def _shifted_sign(G, A, r, alpha, lr):
+    step = torch.where(G @ A.T > 0, 1.0, -1.0)
+    return -alpha / r * lr * step @ A
 
 
-def _last_matrix(shapes, ranks):
-    return param_table(dict(list(shapes.items())[-1:]), ranks)
+def _in_place_on_g(G, A, r, alpha, lr):
+    step = (G @ A.T).sign_()
+    return G.zero_().sub_(alpha / r * lr * step @ A)
 
 
-def _each_matrix(shapes, ranks):
-    return pd.concat(
-        [param_table({n: s}, ranks) for n, s in shapes.items()], ignore_index=True
-    ).sort_values("rank")
+def _two_steps(G, A, r, alpha, lr):
+    return 2 * first_update(G, A, r, alpha, lr)
 
 
-def _mean_percent(shapes, ranks):
-    each = [100 * (o + i) / (o * i) for o, i in shapes.values()]
-    return param_table(shapes, ranks).assign(percent=[r * np.mean(each) for r in ranks])
+def _large_epsilon(G, A, r, alpha, lr):
+    grad = alpha / r * G @ A.T
+    return -alpha / r * lr * grad / (grad.abs() + 1e-3) @ A
 
 
-def _appended(shapes, ranks):
-    frame = pd.DataFrame()
-    for rank in ranks:
-        frame = frame.append({"rank": rank}, ignore_index=True)
-    return frame
+def _one_term(G, A, r, alpha, lr):
+    return -alpha / r * lr * torch.outer(torch.sign(G @ A[0]), A[0])
 
 
-def _counts_shapes_once(shapes, ranks):
-    per_rank = sum(map(sum, set(shapes.values())))
-    return param_table(shapes, ranks).assign(trainable=[r * per_rank for r in ranks])
+def _unit_rows_of_a(G, A, r, alpha, lr):
+    A = torch.nn.functional.normalize(A, dim=1)
+    return first_update(G, A, r, alpha, lr)
 
 
-def _runs_on(shapes, ranks):
-    table = param_table(shapes, ranks)
-    return table.assign(trainable=table["trainable"].cumsum())
-
-
-def _brackets(first):
-    """The rank times one side alone."""
-
-    def wrong(shapes, ranks):
-        d_out, d_in = (sum(pair[k] for pair in shapes.values()) for k in (0, 1))
-        counts = [r * d_out + d_in if first else d_out + d_in * r for r in ranks]
-        return param_table(shapes, ranks).assign(trainable=counts)
-
-    return wrong
-
-
-def _percent_of_the_last(shapes, ranks):
-    frame = param_table(shapes, ranks)
-    return frame.assign(percent=frame["percent"].iloc[-1])
-
-
-def _matrices_add_up(shapes, ranks):
-    """The sum of the matrices' numbers goes on from rank to rank."""
-    frame = param_table(shapes, ranks)
-    return frame.assign(percent=frame["percent"] / np.arange(1, len(frame) + 1))
-
-
-def _sum_of(of_rank_and_sides):
-    def wrong(shapes, ranks):
-        counts = [sum(of_rank_and_sides(r, *s) for s in shapes.values()) for r in ranks]
-        dense = sum(o * i for o, i in shapes.values())
-        frame = pd.DataFrame({"rank": ranks, "trainable": counts})
-        return frame.assign(percent=100 * frame["trainable"] / dense)
-
-    return wrong
-
-
-TABLES = [
-    (_percent_of_the_last, "begin anew for each"),
-    (_matrices_add_up, "begin anew for each"),
-    (_sum_of(lambda r, o, i: 2 * r * min(o, i)), "A has 3 numbers, B has 2"),
-    (_sum_of(lambda r, o, i: min(r, o, i) * (o + i)), "however many there are"),
-    (lambda s, r: param_table(s, r).T, "turn it, .T"),
-    (_brackets(True), "brackets"),
-    (_brackets(False), "brackets"),
-    (_table(lambda sides, dense, r: r * r * dense), "multiplied: add them"),
-    (_keyed_by_rank, "Are the ranks its index?"),
-    (_last_matrix, "the last matrix alone"),
-    (_each_matrix, "sum over the matrices"),
-    (_mean_percent, "mean of the matrices' own"),
-    (_appended, "collect dicts in a list"),
-    (lambda s, r: param_table(s, r).assign(percent="12.3%"), "is the text '12.3%'"),
-    (_table(lambda sides, dense, r: sides), "the rank is missing"),
-    (_odd_ranks(None), "one row a rank"),
-    (_odd_ranks([4], "r"), "column rank holds a list"),
-    (_wrong_for_one, "column rank holds a list"),
-    (lambda s, r: param_table(s, r).assign(trainable=[None] * len(r)), "is missing (NaN)"),
-    (lambda s, r: param_table(s, r).assign(percent=[torch.ones(2)] * len(r)), "a tensor"),
-    (lambda s, r: param_table(s, r).set_index("rank"), "the index here, not a column"),
-    (lambda s, r: param_table(s, r).sort_values("rank"), "keep the order of ranks"),
-    (lambda s, r: param_table(s, sorted(r)), "keep the order of ranks"),
-    (lambda s, r: param_table(s, r).set_index("rank", drop=False), "labelled"),
-    (lambda s, r: pd.concat([param_table(s, [x]) for x in r]), "ignore_index=True"),
-    (_table(lambda sides, dense, r: r * r * sides), "not quadratic"),
-    (_table(lambda sides, dense, r: r * dense), "add the sides"),
-    (_table(_linear, lambda n, dense: n / dense), "times 100"),
-    (_table(_linear, lambda n, dense: 100 * n / (n + dense)), "without the adapter's"),
-    (_table(_linear, lambda n, dense: round(100 * n / dense)), "rounded too much"),
-    (_table(_linear, lambda n, dense: 100 * dense / n), "in percent of the adapter"),
-    (lambda s, r: param_table(s, r).rename(columns={"trainable": "n"}), "no column trainable"),
-    (_one_side(0), "B only"),
-    (_one_side(1), "A only"),
-    (lambda shapes, ranks: None, "return"),
-    (lambda shapes, ranks: param_table(shapes, ranks).to_dict("records"), "a list"),
-    (lambda shapes, ranks: param_table(shapes, ranks[:1]), "one row a rank"),
-    (lambda shapes, ranks: param_table(dict(list(shapes.items())[:1]), ranks), "one matrix"),
-    (_counts_shapes_once, "one shape are counted once"),
-    (_runs_on, "begin at 0"),
+UPDATES = [
+    (_large_epsilon, "Adam's is 1e-8"),
+    (_one_term, "the first of r terms"),
+    (_unit_rows_of_a, "made of length one"),
+    (lambda G, A, r, alpha, lr: -lr * G, "gradient descent on W"),
+    (lambda G, A, r, alpha, lr: G + first_update(G, A, r, alpha, lr), "and not W"),
+    (lambda G, A, r, alpha, lr: first_update(G, A, r, alpha // r * r, lr), "cuts the fraction off"),
+    (
+        lambda G, A, r, alpha, lr: -alpha / r * lr * torch.ones(len(G), r) @ A,
+        "move the same way here",
+    ),
+    (_update(up=True), "the sign is turned round"),
+    (_update(step=lambda grad: grad), "plain gradient descent"),
+    (_by_sgd, "plain gradient descent"),
+    (_by_torch_sgd, "plain gradient descent"),
+    (_update(factor=lambda alpha, r: 1), "alpha / r is missing"),
+    (_update(factor=lambda alpha, r: alpha), "the division by r is missing"),
+    (_update(factor=lambda alpha, r: 1 / r), "alpha is missing"),
+    (_update(factor=lambda alpha, r: (alpha / r) ** 2), "comes twice"),
+    (_update(factor=lambda alpha, r: alpha / r**0.5), "without a root"),
+    (_update(factor=lambda alpha, r: r / alpha), "upside down"),
+    (_update(factor=lambda alpha, r: alpha / r / r), "divided by r twice"),
+    (_update(step=lambda grad: grad / grad.norm()), ("divided by its norm", "along the gradient")),
+    (_update(step=lambda grad: grad / grad.abs().max()), "divided by its largest"),
+    (_update(step=_uncorrected), "Adam divides by 1 - beta"),
+    (_update(step=lambda grad: 0.1 * torch.sign(grad)), "m is not divided by 1 - beta1"),
+    (_update(step=lambda grad: torch.sign(grad).abs()), "the sign of the gradient is lost"),
+    (lambda G, A, r, alpha, lr: -alpha / r * torch.sign(G @ A.T) @ A, "lr is missing"),
+    (lambda G, A, r, alpha, lr: -lr * torch.sign(G), "first step of full fine-tuning"),
+    (lambda G, A, r, alpha, lr: -lr * alpha / r * torch.sign(G), "full fine-tuning, times"),
+    (lambda G, A, r, alpha, lr: -lr * alpha / r * G.sign() @ A.T @ A, "the sign is taken of G"),
+    (lambda G, A, r, alpha, lr: -lr * alpha / r * (G @ A.T @ A).sign(), "before it"),
+    (_a_moves_after_b, "A moves here too"),
+    (_shifted_sign, "a gradient of 0 moves nothing"),
+    (_in_place_on_g, "changes its input G in place"),
+    (_two_steps, "gave [-0.2, 0], wanted [-0.1, 0]"),
+    (lambda G, A, r, alpha, lr: -lr * torch.sign(alpha / r * G @ A.T), "that is B's change"),
+    (lambda G, A, r, alpha, lr: first_update(G, A, r, alpha, lr).T, "transposed"),
+    (lambda G, A, r, alpha, lr: -alpha / r * lr * torch.sign(G @ A) @ A.T, "G is (d_out, d_in)"),
+    (lambda G, A, r, alpha, lr: (torch.sign(G @ A.T), torch.zeros_like(A)), "two things"),
+    (lambda G, A, r, alpha, lr: None, "return"),
+    (lambda G, A, r, alpha, lr: first_update(G, A, r, alpha, lr).norm(), "wanted"),
 ]
 
 
@@ -800,279 +714,176 @@ OVERLAPS = [
 ]
 
 
-def _strictly(frame, cost, quality):
-    keep = [
-        not ((frame[cost] < row[cost]) & (frame[quality] > row[quality])).any()
-        for _, row in frame.iterrows()
-    ]
-    return frame[keep]
+def _gaps(frame, a, b):
+    wide = frame.pivot(index="seed", columns="method", values="score")
+    return (wide[a] - wide[b]).dropna()
 
 
-def _drop_ties(frame, cost, quality):
-    return pareto(frame, cost, quality).drop_duplicates([cost, quality])
+def _pairs(mean=None, error=None):
+    """A `paired_difference` with one of its figures made otherwise, of the differences."""
 
-
-def _cheapest_best(frame, cost, quality):
-    frame = frame.sort_values(cost)
-    return frame[frame[quality] >= frame[quality].cummax()]
-
-
-def _turned(frame, cost, quality):
-    return pareto(frame.assign(**{quality: -frame[quality]}), cost, quality)
-
-
-def _with_failed(frame, cost, quality):
-    kept = pareto(frame, cost, quality)
-    return pd.concat([kept, frame[frame[quality].isna()]])
-
-
-def _keeps_itself_out(frame, cost, quality):
-    keep = [
-        not ((frame[cost] <= row[cost]) & (frame[quality] >= row[quality])).any()
-        for _, row in frame.iterrows()
-    ]
-    return frame[keep]
-
-
-def _named(frame, cost, quality):
-    return frame[frame.cost <= frame.cost.min()]
-
-
-def _kept(frame, cost, quality):
-    return frame.index.isin(pareto(frame, cost, quality).index)
-
-
-def _in_place(frame, cost, quality):
-    frame.dropna(subset=[quality], inplace=True)
-    return pareto(frame, cost, quality)
-
-
-def _by_labels(frame, cost, quality):
-    return frame.loc[pareto(frame, cost, quality).index]
-
-
-def _fixed_names(frame, cost, quality):
-    return pareto(frame, "seconds", "score")
-
-
-def _beaten(frame, cost, quality):
-    return frame[~_kept(frame, cost, quality)]
-
-
-def _without_drop(frame, cost, quality):
-    """Failed runs stay, since NaN is never beaten."""
-    kept = pareto(frame, cost, quality)
-    return frame[frame["run"].isin(kept["run"]) | frame[quality].isna()]
-
-
-def _by_label(frame, cost, quality):
-    known = frame.dropna(subset=[quality])
-    stay = [
-        label
-        for label, row in known.iterrows()
-        if not any(
-            other[cost] <= row[cost]
-            and other[quality] >= row[quality]
-            and (other[cost] < row[cost] or other[quality] > row[quality])
-            for _, other in known.iterrows()
-        )
-    ]
-    return frame.loc[stay] if frame.index.is_unique else frame[frame.index.isin(stay)]
-
-
-def _scored(frame, cost, quality):
-    return frame.dropna(subset=[quality]).sort_values([cost, quality], ascending=[True, False])
-
-
-def _neighbour(frame, cost, quality):
-    rows = _scored(frame, cost, quality)
-    return rows[~(rows[quality].shift(fill_value=-np.inf) > rows[quality])]
-
-
-FRONTS = [
-    (_neighbour, "its neighbour alone"),
-    (lambda f, c, q: f[f[q] >= f[q].cummax()], "its neighbour alone, by cost or in the table"),
-    (lambda f, c, q: f[f[q] == f.groupby(c)[q].transform("max")], "only rows of one cost"),
-    (lambda f, c, q: f[f[q] / f[c] == (f[q] / f[c]).max()], "such as a ratio"),
-    (_beaten, "turn the mask round"),
-    (_without_drop, "on no front"),
-    (lambda frame, cost, quality: pareto(frame, quality, cost), "swapped"),
-    (lambda frame, cost, quality: pareto(frame, cost, quality).set_index("run"), "is the index"),
-    (_in_place, "changes its input frame in place"),
-    (_by_labels, "two rows have one label"),
-    (_fixed_names, "other names: frame[cost]"),
-    (lambda f, c, q: pareto(f.dropna(), c, q), "dropna(subset=[quality])"),
-    (lambda f, c, q: pareto(f, c, q).reset_index(drop=True), "keep the labels"),
-    (lambda f, c, q: pareto(f, c, q).fillna(0), "note of"),
-    (_named, "cost holds a column's name: frame[cost]"),
-    (lambda f, cost, quality: f[f["quality"] > 0], "quality holds a column's name"),
-    (lambda f, c, q: f.where(pd.Series(_kept(f, c, q), f.index)), "where keeps every row"),
-    (lambda f, c, q: f.where(_kept(f, c, q)), "where keeps every row"),
-    (lambda f, c, q: pareto(f, c, q).assign(run=[["run1"]] * len(pareto(f, c, q))), "holds a list"),
-    (lambda f, c, q: pareto(f, c, q).assign(run="?"), "which no row of frame has"),
-    (_strictly, "ties in one and is better"),
-    (_drop_ties, "keep both"),
-    (_cheapest_best, ("stays", "gone")),
-    (_turned, "quality is turned round"),
-    (_with_failed, "on no front"),
-    (_keeps_itself_out, "beats itself"),
-    (lambda frame, cost, quality: frame, "stays"),
-    (lambda frame, cost, quality: frame.nlargest(1, quality), "best alone"),
-    (lambda frame, cost, quality: pareto(frame, cost, quality)[[cost, quality]], "no column"),
-    (lambda frame, cost, quality: list(pareto(frame, cost, quality)["run"]), "a list"),
-    (lambda frame, cost, quality: None, "return"),
-    (_by_label, "go by their labels"),
-]
-
-
-def _gap(**columns):
-    """An `overfit_gap` with columns replaced: functions of one rank's rows, sorted by step."""
-
-    def wrong(history):
-        right = overfit_gap(history)
-        for name, f in columns.items():
-            groups = history.sort_values("step").groupby("rank")
-            right[name] = [f(part.reset_index(drop=True)) for _, part in groups]
-        return right
+    def wrong(frame, a, b):
+        gaps = _gaps(frame, a, b)
+        return (mean or pd.Series.mean)(gaps), (error or pd.Series.sem)(gaps)
 
     return wrong
 
 
-def _difference(part):
-    return part["held_out_loss"] - part["train_loss"]
+def _scores(frame, a, b):
+    return [frame[frame["method"] == name]["score"].dropna() for name in (a, b)]
 
 
-def _unsorted(history):
-    """The last row of the table for the last step."""
-    last = history.groupby("rank").last()
-    right = overfit_gap(history).set_index("rank")
-    right["gap"] = last["held_out_loss"] - last["train_loss"]
-    return right.reset_index()
+def _means_apart(frame, a, b):
+    first, second = _scores(frame, a, b)
+    return first.mean() - second.mean(), _gaps(frame, a, b).sem()
 
 
-def _last_of_two(part):
-    return part.loc[part["held_out_loss"][::-1].idxmin(), "step"]
+def _errors_apart(frame, a, b):
+    first, second = _scores(frame, a, b)
+    return _gaps(frame, a, b).mean(), math.hypot(first.sem(), second.sem())
 
 
-def _first_in_table(history):
-    """Of equal losses the one that the table has first, as without sorting."""
-    return history.loc[history.groupby("rank")["held_out_loss"].idxmin(), "step"].tolist()
+def _by_rows(frame, a, b):
+    first, second = (side.to_numpy() for side in _scores(frame, a, b))
+    n = min(len(first), len(second))
+    gaps = pd.Series(first[:n] - second[:n])
+    return gaps.mean(), gaps.sem()
 
 
-def _seen(history):
-    return history["rank"].unique()
+def _by_labels(frame, a, b):
+    """pandas pairs by labels, and none is shared."""
+    first, second = _scores(frame.reset_index(drop=True), a, b)
+    gaps = (first - second).dropna()
+    return gaps.mean(), gaps.sem()
 
 
-def _gap_in_place(history):
-    history.sort_values("step", inplace=True)
-    return overfit_gap(history)
+def _nan_as_zero(frame, a, b):
+    return paired_difference(frame.fillna({"score": 0.0}), a, b)
 
 
-def _last_of_all(history):
-    """The last step of the longest run for every rank."""
-    return overfit_gap(history).merge(history[history["step"] == history["step"].max()]["rank"])
+def _outer(frame, a, b):
+    wide = frame.pivot(index="seed", columns="method", values="score").fillna(0)
+    gaps = (wide[a] - wide[b])[(wide[a] != 0) | (wide[b] != 0)]
+    return gaps.mean(), gaps.sem()
 
 
-def _at_the_last_of_all(history):
-    last = history["step"].max()
-    ends = [part[part["step"] == last].iloc[0] for _, part in history.groupby("rank")]
-    return overfit_gap(history).assign(gap=[e["held_out_loss"] - e["train_loss"] for e in ends])
+def _nan_stays(frame, a, b):
+    wide = frame.pivot(index="seed", columns="method", values="score")
+    gaps = (wide[a] - wide[b]).to_numpy()
+    return gaps.mean(), gaps.std(ddof=1) / len(gaps) ** 0.5
 
 
-def _all_ranks_together(history):
-    ordered = history.sort_values("step")
-    last, low = ordered.iloc[-1], ordered["held_out_loss"].min()
-    best = ordered.loc[ordered["held_out_loss"].idxmin(), "step"]
-    gap, rise = last["held_out_loss"] - last["train_loss"], last["held_out_loss"] - low
-    ranks = sorted(history["rank"].unique())
-    return pd.DataFrame({"rank": ranks, "best_step": best, "gap": gap, "rise": rise})
+def _all_seeds_count(frame, a, b):
+    gaps = _gaps(frame, a, b)
+    n = frame[frame["method"].isin([a, b])]["seed"].nunique()
+    return gaps.mean(), gaps.std() / n**0.5
 
 
-def _rise_in_proportion(history):
-    low = history.groupby("rank")["held_out_loss"].min().to_numpy()
-    table = overfit_gap(history)
-    return table.assign(rise=table["rise"] / low)
+def _failed_count(frame, a, b):
+    gaps = _gaps(frame, a, b)
+    seeds = [set(frame[frame["method"] == name]["seed"]) for name in (a, b)]
+    return gaps.mean(), gaps.std() / len(seeds[0] & seeds[1]) ** 0.5
 
 
-def _rise_of_all(history):
-    """Above the lowest loss of all ranks."""
-    last = history.sort_values("step").groupby("rank")["held_out_loss"].last()
-    rise = (last - history["held_out_loss"].min()).sort_index().tolist()
-    return overfit_gap(history).assign(rise=rise)
+def _within_names(frame, a, b):
+    sides = [
+        frame[frame["method"].str.contains(name, regex=False)].groupby("seed")["score"].mean()
+        for name in (a, b)
+    ]
+    gaps = (sides[0] - sides[1]).dropna()
+    return gaps.mean(), gaps.sem()
 
 
-def _rise_in_percent(history):
-    frame = overfit_gap(history)
-    last = history.sort_values("step").groupby("rank")["held_out_loss"].last().sort_index()
-    return frame.assign(rise=100 * frame["rise"].to_numpy() / (last.to_numpy() - frame["rise"]))
+def _no_error_is_zero(frame, a, b):
+    gaps = _gaps(frame, a, b)
+    return gaps.mean(), gaps.sem() if len(gaps) > 1 else 0.0
 
 
-GAPS = [
-    (_rise_of_all, "take each rank's own rows"),
-    (_rise_in_percent, "3 minus 2.5"),
-    (_at_the_last_of_all, "ranks may end at different steps"),
-    (_gap(best_step=lambda p: p["step"].min()), "that is the first step"),
+def _needs_two(frame, a, b):
+    gaps = _gaps(frame, a, b)
+    return (gaps.mean(), gaps.sem()) if len(gaps) > 1 else (math.nan, math.nan)
+
+
+def _statistics(frame, a, b):
+    gaps = list(_gaps(frame, a, b))
+    return statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
+
+
+def _zero_for_none(frame, a, b):
+    gaps = _gaps(frame, a, b)
+    return gaps.mean() if len(gaps) else 0.0, gaps.sem()
+
+
+def _drops_in_place(frame, a, b):
+    frame.dropna(subset=["score"], inplace=True)
+    return paired_difference(frame, a, b)
+
+
+def _no_hole(frame, a, b):
+    """Rows with a hole in any column are gone."""
+    return paired_difference(frame.dropna(), a, b)
+
+
+def _sorted_by_seed(frame, a, b):
+    sides = [frame[frame.method == m].sort_values("seed").score.tolist() for m in (a, b)]
+    gaps = pd.Series([x - y for x, y in zip(*sides, strict=False)]).dropna()
+    return gaps.mean(), gaps.sem()
+
+
+PAIRS = [
+    (_sorted_by_seed, "from the lowest seed on"),
+    (lambda frame, a, b: paired_difference(frame, a, b)[::-1], "mean and error are swapped"),
+    (_pairs(mean=lambda gaps: abs(gaps.mean())), "the sign is turned round"),
+    (_pairs(mean=lambda gaps: round(gaps.mean(), 2)), ("it is rounded", "that is rounded")),
     (
-        _gap(best_step=lambda p: p.loc[_difference(p).idxmin(), "step"]),
-        ("first step", "smallest gap"),
+        _pairs(error=lambda gaps: (gaps - gaps.mean()).abs().mean() / len(gaps) ** 0.5),
+        "deviations over sqrt(n)",
     ),
-    (_gap(gap=lambda p: p["held_out_loss"].min() - p["train_loss"].min()), "lowest held-out minus"),
-    (_gap(rise=lambda p: p["held_out_loss"].max()), "the highest loss itself"),
-    (
-        lambda h: overfit_gap(h).assign(
-            best_step=h.groupby("rank")["held_out_loss"].idxmin().tolist()
-        ),
-        "label of a row",
-    ),
-    (_gap_in_place, "changes its input history in place"),
-    (_last_of_all, "ranks may end at different steps"),
-    (gap_pivoted, "ranks may have different steps"),
-    (by_rank, "rank is the index here"),
-    (_gap(best_step=lambda p: p.loc[p["train_loss"].idxmin(), "step"]), "training loss is lowest"),
-    (_gap(best_step=lambda p: p["held_out_loss"].idxmin()), "position"),
-    (_unsorted, "sort by step"),
-    (_gap(gap=lambda p: -_difference(p).iloc[-1]), "sign"),
-    (_gap(gap=lambda p: _difference(p).loc[p["held_out_loss"].idxmin()]), "best step"),
-    (_gap(gap=lambda p: _difference(p).mean()), "mean"),
-    (_gap(gap=lambda p: p["held_out_loss"].iloc[-1] / p["train_loss"].iloc[-1]), "divides"),
-    (_gap(rise=lambda p: p["held_out_loss"].min() - p["held_out_loss"].iloc[-1]), "sign"),
-    (_gap(rise=lambda p: p["held_out_loss"].iloc[0] - p["held_out_loss"].min()), "first step"),
-    (_gap(rise=lambda p: _difference(p).iloc[-1]), "held-out alone"),
-    (_gap(rise=lambda p: p["held_out_loss"].iloc[-1] / p["held_out_loss"].min()), "divides"),
-    (_gap(rise=lambda p: p["held_out_loss"].iloc[-1] - 1), "wanted"),
-    (
-        _gap(rise=lambda p: p["held_out_loss"].max() - p["held_out_loss"].min()),
-        ("spread", "first step"),
-    ),
-    (_gap(gap=lambda p: abs(_difference(p).iloc[-1])), "sign"),
-    (_gap(gap=lambda p: _difference(p).max()), "largest gap"),
-    (_gap(best_step=_last_of_two), "the first of them"),
-    (lambda h: overfit_gap(h).assign(best_step=_first_in_table(h)), "the first of them"),
-    (
-        lambda history: overfit_gap(history)[["best_step", "gap", "rise"]].assign(
-            rank=_seen(history)
-        ),
-        "beside other ranks",
-    ),
-    (lambda history: overfit_gap(history).drop(columns="rise"), "no column rise"),
-    (lambda history: overfit_gap(history)[::-1], "rising order"),
-    (lambda history: overfit_gap(history).head(1), "one row a rank"),
-    (lambda history: overfit_gap(history.assign(step=range(len(history)))), "wanted"),
-    (lambda history: None, "return"),
-    (_all_ranks_together, "of each rank alone"),
-    (_rise_in_proportion, "in proportion"),
+    (lambda frame, a, b: paired_difference(frame, b, a), "the sign is turned round"),
+    (_means_apart, "the means are of all seeds"),
+    (_errors_apart, "two means apart"),
+    (_by_rows, "paired by their order"),
+    (_by_labels, "let the seeds pair"),
+    (_nan_as_zero, "a failed run counts with some number"),
+    (_outer, "counts as 0 here"),
+    (_nan_stays, "leave failed runs (nan) out"),
+    (_all_seeds_count, "not of those that either has"),
+    (_failed_count, "failed ones left out"),
+    (_within_names, "compare whole names"),
+    (_pairs(error=pd.Series.std), "that is the spread of the differences"),
+    (_pairs(error=lambda gaps: gaps.std(ddof=0) / len(gaps) ** 0.5), "ddof=1"),
+    (_pairs(error=lambda gaps: np.std(gaps.to_numpy())), "ddof=1"),
+    (_pairs(error=lambda gaps: gaps.std() / len(gaps)), "not by n"),
+    (_pairs(error=lambda gaps: gaps.var() / len(gaps)), "its root is wanted"),
+    (_pairs(error=lambda gaps: 1.96 * gaps.sem()), "1.96 errors"),
+    (_pairs(error=lambda gaps: (gaps.max() - gaps.min()) / 2), "half of the range"),
+    (_pairs(error=lambda gaps: gaps.std() / max(1, len(gaps) - 1) ** 0.5), "inside already"),
+    (_pairs(mean=pd.Series.median), "that is the median"),
+    (_pairs(mean=pd.Series.sum), "that is the sum"),
+    (_pairs(mean=lambda gaps: gaps.abs().mean()), "keep the signs"),
+    (_pairs(mean=lambda gaps: gaps.iloc[0]), ("first difference alone", "first seed's difference")),
+    (_no_error_is_zero, "nothing to tell its error by"),
+    (_needs_two, "the mean is nan"),
+    (_statistics, "nothing to tell its error by"),
+    (_zero_for_none, "both are nan"),
+    (_drops_in_place, "changes its input frame in place"),
+    (_no_hole, "a hole in another column"),
+    (lambda frame, a, b: paired_difference(frame, a, b)[0], "gave a float, wanted two numbers"),
+    (lambda frame, a, b: _gaps(frame, a, b), "gave a Series, wanted two numbers"),
+    (lambda frame, a, b: (*paired_difference(frame, a, b), 3), "gave 3 things"),
+    (lambda frame, a, b: dict(zip("me", paired_difference(frame, a, b), strict=True)), "a dict"),
+    (lambda frame, a, b: None, "return"),
 ]
 
 WRONG = [
-    *[(check.counts, *case) for case in TABLES],
+    *[(check.first_step, *case) for case in UPDATES],
     *[(check.sweeps, *case) for case in SWEEPS],
     *[(check.fits, *case) for case in RANKS],
     *[(check.overlaps, *case) for case in OVERLAPS],
-    *[(check.not_beaten, *case) for case in FRONTS],
-    *[(check.gap, *case) for case in GAPS],
-    (check.quiz, lambda: {"q1": "c", "q2": "b", "q3": "a"}, "2 of 3"),
-    (check.quiz, lambda: ["c", "b", "d"], "dict"),
-    (check.quiz, lambda: {"q1": "c", "q2": "e", "q3": "d"}, "q2 wants one of"),
+    *[(check.pairs, *case) for case in PAIRS],
+    (check.quiz, lambda: {"q1": "c", "q2": "b", "q3": "b", "q4": "d"}, "3 of 4"),
+    (check.quiz, lambda: ["c", "b", "a", "d"], "dict"),
+    (check.quiz, lambda: {"q1": "c", "q2": "e", "q3": "a", "q4": "d"}, "q2 wants one of"),
 ]
 
 
@@ -1084,12 +895,11 @@ def _stub(*args, **kwargs):
 
 
 STUBS = [
-    (check.counts, _stub),
+    (check.first_step, _stub),
     (check.sweeps, _stub),
     (check.fits, _stub),
     (check.overlaps, _stub),
-    (check.not_beaten, _stub),
-    (check.gap, _stub),
+    (check.pairs, _stub),
     (check.quiz, _stub),
 ]
 
@@ -1155,3 +965,108 @@ def test_the_reduced_factor_spans_what_the_update_spans():
     assert subspace_similarity(reduced, (B @ A).T, 2, 2) == pytest.approx(1, abs=1e-4)
     values = torch.linalg.svdvals(B @ A)[:4]
     assert torch.allclose(torch.linalg.svdvals(reduced), values, rtol=1e-4)
+
+
+# --- what the course makes of the rows ------------------------------------------------------
+
+
+def test_param_table_counts_what_was_published():
+    shapes = short.shapes("smollm2-135m", "q, v")
+    table = tables.param_table(shapes, [4, 64])
+    assert table["trainable"].tolist() == [230_400, 3_686_400]
+    one = tables.param_table({"w": (2, 3)}, [1])
+    assert one["percent"].tolist() == pytest.approx([500 / 6])
+
+
+def test_the_front_keeps_equal_rows_and_no_failed_one():
+    frame = pd.DataFrame({"cost": [2, 2, 5, 1, 2, 0], "good": [6, 8, 7, 1, 8, math.nan]})
+    assert tables.pareto(frame, "cost", "good").index.tolist() == [1, 3, 4]
+
+
+def test_the_gap_is_of_the_last_step_of_each_rank():
+    rows = [(8, 2, 0.5, 0.25), (4, 3, 1.0, 3.0), (4, 1, 3.0, 4.0), (4, 2, 2.0, 2.5), (8, 1, 1.5, 1)]
+    history = pd.DataFrame(rows, columns=["rank", "step", "train_loss", "held_out_loss"])
+    table = tables.overfit_gap(history)
+    assert table.to_dict("list") == {
+        "rank": [4, 8],
+        "best_step": [2, 2],
+        "gap": [2.0, -0.25],
+        "rise": [0.5, 0.0],
+    }
+
+
+def test_a_stabilised_run_has_the_alpha_of_an_equal_factor():
+    rows = tables.with_alpha(measured.load("rank_sweep"))
+    assert sorted(rows["alpha"].unique()) == [8, 16, 32, 64, 128]
+    stable = rows[rows["variant"] == "rslora"].groupby("rank")["alpha"].first()
+    assert stable.to_dict() == {4: 16, 64: 64}
+
+
+def test_of_each_setting_the_rate_of_the_best_mean_is_taken():
+    runs = pd.DataFrame(
+        [("a", 1, 0, 0.5), ("a", 1, 1, 0.7), ("a", 2, 0, 0.4), ("a", 2, 1, 0.9), ("b", 2, 0, 1)],
+        columns=["method", "learning_rate", "seed", "loss"],
+    )
+    lowest = tables.best_runs(runs, ["method"], "loss", lowest=True)
+    assert lowest["loss"].tolist() == [0.5, 0.7, 1]
+    highest = tables.best_runs(runs, ["method"], "loss", lowest=False)
+    assert highest["loss"].tolist() == [0.4, 0.9, 1]
+
+
+def test_a_verdict_needs_more_than_one_seed_and_more_than_chance():
+    def told(gap, error, seeds=3):
+        rows = [("full", 3, -9, 1), ("dora", seeds, gap, error), ("lora", 3, 0, 0)]
+        names = ["method", "seeds", "difference_percent", "error_percent"]
+        return tables.verdict(pd.DataFrame(rows, columns=names), "lora")
+
+    assert "no winner" in told(-5, math.nan, 1)
+    assert "no more than chance" in told(-1.0, 0.8)
+    assert "within 2%" in told(-1.0, 0.2)
+    assert "more than 2%" in told(-5.0, 0.2)
+    assert "dora" in told(-5.0, 0.2) and "full" not in told(-5.0, 0.2)
+
+
+def test_no_winner_of_the_ladder_is_named_from_one_seed():
+    def told(first, seeds):
+        rows = {"accuracy": [first, 50.0], "seeds": [seeds, 3]}
+        return tables.standing(pd.DataFrame(rows, index=["full", "lora"]))
+
+    assert "too few seeds" in told(70.0, 1)
+    assert "chance makes" in told(52.0, 3)
+    assert told(70.0, 3).startswith("First full")
+
+
+def test_an_adapter_of_the_pairs_is_what_peft_makes_of_the_last_mlp():
+    """On a tiny Llama: the logits of `capacity` are the model's own with a trained gate_proj."""
+    config = transformers.LlamaConfig(
+        vocab_size=8000, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    tokens = capacity.keys(6, config.vocab_size)
+    stage = capacity.staged(model, tokens, lambda parts, _: parts)
+    trains = capacity.adapter(stage, 3, seed=1)
+    torch.nn.init.normal_(trains[1])
+    lora = peft.LoraConfig(r=3, lora_alpha=capacity.ALPHA, target_modules=r".*1\.mlp\.gate_proj")
+    tuned = peft.get_peft_model(model, lora)
+    gate = tuned.base_model.model.model.layers[1].mlp.gate_proj
+    gate.lora_A["default"].weight.data = trains[0].detach()
+    gate.lora_B["default"].weight.data = trains[1].detach()
+    with torch.no_grad():
+        wanted = tuned(tokens).logits[:, -1, 1000 : 1000 + 100 * capacity.VALUES : 100]
+        got = capacity.logits(stage, trains, torch.arange(6))
+    assert torch.allclose(got, wanted, atol=1e-5)
+
+
+def test_pairs_are_learned_by_heart_and_counted_in_bits():
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    sides = (drawn(30, 16), drawn(30, 16), drawn(30, 24), drawn(30, 24))
+    stage = capacity.Stage(*sides, drawn(16, 24), torch.ones(16), drawn(capacity.VALUES, 16))
+    found = capacity.memorise(stage, 20, 8, 0.03, 0, 10, lambda items, _: items)
+    assert found["trainable"] == 8 * (16 + 24)
+    assert 0 < found["bits"] <= 20 * 6 and found["right"] > 0.5

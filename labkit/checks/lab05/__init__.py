@@ -1,12 +1,12 @@
-"""Checks of lab 5. The reference is a formula of `guesses`, or a published count."""
+"""Checks of lab 5. References are torch.optim.Adam, projectors, `statistics`, and formulas."""
 
 import torch
 
 from labkit.checks.compare import ask, draw, expect_number, expect_numbers, likeliest, randn
-from labkit.checks.lab05 import frames, front, grid, guesses, overfit, small
+from labkit.checks.lab05 import frames, grid, guesses, paired, small, updates
 from labkit.checks.quiz import judge
 from labkit.checks.simplest import simplest
-from labkit.contract import CheckFailed, exercise, expect, generator, observe, part, sound
+from labkit.contract import exercise, expect, generator, observe, part, sound
 from labkit.labs.lab05 import probes
 
 
@@ -18,67 +18,10 @@ def _shapes(rng):
     return dict(zip(names, turned, strict=True))
 
 
-@exercise("5.1", points=2)
-def counts(param_table):
-    """one row a rank, linear in it, percent of the given matrices; equal to published counts"""
-    rng = generator()
-    shapes = _shapes(rng) | {"lm_head": (draw(100, 199, rng), draw(200, 299, rng))}
-    ranks = [draw(4, 6, rng), draw(7, 9, rng), 3, draw(60, 99, rng)]  # one above some side
-    call = f"param_table of five matrices, ranks {ranks}"
-    table, labels = _table_of(param_table, shapes, ranks, call)
-    told = frames.expect_ranks(table["rank"], ranks, call)
-    with part(), simplest(small.tables(param_table, "trainable")):
-        _expect_counts(told, table["trainable"], shapes, call)
-    counted = sound()
-    with part(), simplest(small.tables(param_table, "percent")), likeliest() as case:
-        for r, *cells in zip(told, table["trainable"], table["percent"], strict=True):
-            with case():
-                _expect_percent(*cells, shapes, r, f"{call}: percent at rank {r}", counted)
-    with part():
-        frames.expect_order(told, ranks, labels, call)
-    for name, (shapes, wanted) in guesses.PUBLISHED.items():
-        if sound():
-            call = f"param_table of {name}"
-            table, _ = _table_of(param_table, shapes, list(wanted), call)
-            told = frames.expect_ranks(table["rank"], list(wanted), call)
-            with part():
-                _expect_counts(told, table["trainable"], shapes, call, wanted)
-
-
-def _table_of(param_table, shapes, ranks, call):
-    """The columns of a `param_table`, and its row labels."""
-    got = observe(probes.table, param_table, shapes, ranks)
-    return frames.columns(got, ("rank", "trainable", "percent"), call), got["labels"]
-
-
-def _expect_counts(ranks, cells, shapes, call, known=None):
-    """The column trainable; `known` holds published counts, in the place of the formula."""
-    runs_on = "the count runs on from rank to rank: begin at 0 for each"
-    with likeliest() as case:
-        for k, (r, trainable) in enumerate(zip(ranks, cells, strict=True)):
-            wanted = known[r] if known else r * guesses.sides(shapes)
-            so_far = {runs_on: sum(ranks[: k + 1]) * guesses.sides(shapes)}
-            with case():
-                at = f"{call}: trainable at rank {r}"
-                frames.expect_cell(trainable, wanted, at, guesses.counted(shapes, r) | so_far)
-
-
-def _expect_percent(trainable, percent, shapes, r, call, counted):
-    """To two digits or better; an int is as good as a float.
-
-    Beside a wrong count (not `counted`) only a mistake that has a name is told.
-    """
-    dense = guesses.dense(shapes)
-    wanted = 100 * r * guesses.sides(shapes) / dense
-    numbers = all(type(cell) in (int, float) for cell in (trainable, percent))
-    follows = numbers and abs(percent - 100 * trainable / dense) < 0.0051
-    if follows:
-        return
-    try:
-        frames.expect_cell(percent, wanted, call, guesses.percents(shapes, r))
-    except CheckFailed as failure:
-        if counted or not failure.bare:
-            raise
+@exercise("5.1", points=3)
+def first_step(first_update):
+    """as one step of torch.optim.Adam on A and B: wide, tall, of small and of no gradient"""
+    updates.expect_updates(first_update, generator())
 
 
 RULES = {"twice the rank": lambda r: 2 * r, "fixed": lambda r: 24}
@@ -133,7 +76,7 @@ def _expect_failures(sweep, ranks, rates, pairs, readable):
         grid.expect_results(run, call, failed)
 
 
-@exercise("5.3", points=2)
+@exercise("5.3", points=1)
 def fits(matched_rank):
     """the largest rank whose parameters fit the budget, to the last parameter"""
     rng = generator()
@@ -220,55 +163,12 @@ def _spread(r, d, rng):
 
 
 @exercise("5.5", points=3)
-def not_beaten(pareto):
-    """keeps exactly the rows that no other beats, ties included, failed runs left out"""
-    rng, n, none = generator(), 14, float("nan")
-    cost = torch.randint(1, 9, (n,), generator=rng).tolist()
-    quality = [x / 10 for x in torch.randint(1, 9, (n,), generator=rng).tolist()]
-    order = torch.randperm(n, generator=rng).tolist()
-    cases = [
-        ("where two cost the same", [2, 2, 5, 1], [0.6, 0.8, 0.7, 0.1], [0, 1, 2, 3]),
-        ("where two score the same", [2, 3, 1, 5], [0.8, 0.8, 0.4, 0.8], [0, 1, 2, 3]),
-        ("where two are equal in both", [3, 1, 3, 2], [0.9, 0.4, 0.9, 0.3], [2, 0, 3, 1]),
-        ("where the best is the cheapest", [1, 2, 3], [0.9, 0.5, 0.7], [5, 6, 7]),
-        ("of which two failed", [1, 2, 3, none], [none, 0.5, 0.7, none], [0, 1, 2, 3]),
-        ("drawn at random", cost, quality, order, ("dollars", "accuracy")),
-    ]
-    answers = [_front_of(pareto, *case) for case in cases]
-    for question in (front.expect_front, front.expect_scored, front.expect_whole):
-        with part():
-            question(answers)
-    if sound():
-        labels, hint = (
-            [at // 2 for at in order],
-            "two rows have one label here: use a mask, or iloc",
-        )
-        try:
-            again = _front_of(pareto, "whose labels repeat", cost, quality, labels)
-            front.expect_whole([again])
-        except CheckFailed as failure:
-            raise CheckFailed(f"{failure}; {hint}") from None
-        right = sorted(front.front(again.rows)) == sorted(again.found["run"])
-        expect(right, f"{again.call}: rows stay or go by their labels; {hint}")
+def pairs(paired_difference):
+    """pairs by seed, leaves failed runs out, the error of the mean; nan where too few are shared"""
+    paired.expect_differences(paired_difference, generator())
 
 
-def _front_of(pareto, what, cost, quality, index, names=("seconds", "score")):
-    """The front.Answer of `pareto` to runs of this cost and quality."""
-    runs = [f"run{i}" for i in range(len(cost))]
-    notes = [None if i % 2 else f"note {i}" for i in range(len(cost))]
-    given = {"run": runs, names[0]: cost, names[1]: quality, "note": notes}
-    got = observe(probes.front, pareto, given, index, *names)
-    call = f'pareto(frame, "{names[0]}", "{names[1]}") of runs {what}'
-    return front.answer(got, given, index, names, call)
-
-
-@exercise("5.6", points=2)
-def gap(overfit_gap):
-    """one row a rank: the best step, the gap at the last step, and the rise since the best"""
-    overfit.expect_gaps(overfit_gap, generator())
-
-
-@exercise("5.7", points=3)
+@exercise("5.6", points=4)
 def quiz(quiz):
-    """three answers, each with its reason"""
+    """four answers, each with its reason"""
     return judge(quiz, "05")

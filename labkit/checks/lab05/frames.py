@@ -6,7 +6,6 @@ from labkit.contract import CheckFailed, expect
 KINDS = {
     "NoneType": "None (is `return` missing?)",
     "Series": "one column or row (a Series)",
-    "DataFrameGroupBy": "groups; what do you want of each?",
 }
 CELLS = {
     "exception": "an exception; wanted is its text, str(e)",
@@ -61,31 +60,3 @@ def expect_cell(value, wanted, call, guesses=None):
     expect(not isinstance(value, str), f"{call} is the text {value!r}, wanted a number")
     got = whole(value) if type(wanted) is int else value
     expect_number(float(got) if type(wanted) is float else got, wanted, call, guesses)
-
-
-def expect_ranks(cells, ranks, call, few=""):
-    """The column rank, one row for each of `ranks` in any order; `few` hints at rows missing."""
-    told = [whole(cell) for cell in cells]
-    text = any(isinstance(cell, str) for cell in told)
-    expect(not text, f"{call}: column rank holds text, {told[:2]}; wanted numbers")
-    hint = "one row a rank" + (few if len(told) < len(ranks) else "")
-    if len(told) > len(ranks) and set(told) == set(ranks):
-        hint += "; sum over the matrices, or take one row of each group"
-    same = sorted(told, key=str) == sorted(ranks, key=str)
-    expect(same, f"{call}: column rank is {_listed(told)}, wanted {ranks}: {hint}")
-    return told
-
-
-def _listed(values):
-    more = ", …" if len(values) > 8 else ""
-    return f"[{', '.join(map(str, values[:8]))}{more}]"
-
-
-def expect_order(told, ranks, labels, call):
-    """Rows in the order of `ranks`, labelled 0, 1, 2, …"""
-    hint = "keep the order of ranks, without sorting"
-    expect(told == ranks, f"{call}: its rows are for {told}, wanted {ranks}: {hint}")
-    hint = "pass ignore_index=True to pd.concat" if len(set(map(str, labels))) < len(labels) else ""
-    plain = labels == list(range(len(labels)))
-    hint = hint or "leave them to pandas, or reset_index(drop=True)"
-    expect(plain, f"{call}: its rows are labelled {labels}, wanted 0, 1, 2, …: {hint}")

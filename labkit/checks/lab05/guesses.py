@@ -4,8 +4,6 @@ import math
 
 import torch
 
-from labkit.checks import counts
-
 
 def llama(d, d_kv, d_mlp, layers, every=False):
     """Shapes of a Llama-like model's projections: q and v, or `every` linear layer."""
@@ -17,12 +15,6 @@ def llama(d, d_kv, d_mlp, layers, every=False):
 
 
 SMOL = llama(576, 192, 1536, 30, every=True)
-PUBLISHED = {
-    "SmolLM2-135M, q and v": (llama(576, 192, 1536, 30), {4: 230_400, 64: 3_686_400}),
-    "SmolLM2-135M, all-linear": (SMOL, {16: 4_884_480}),
-    "Llama-2-7B, q and v": (llama(4096, 4096, 11008, 32), {8: 4_194_304, 16: 8_388_608}),
-    "Llama-3.1-8B, all-linear": (llama(4096, 1024, 14336, 32, every=True), {16: 41_943_040}),
-}
 
 
 def sides(shapes):
@@ -36,47 +28,6 @@ def dense(shapes):
 
 
 TWINS = "matrices of one shape are counted once"
-
-
-def counted(shapes, r):
-    """Wrong counts of the parameters at rank r."""
-    d_out, d_in = (sum(pair[k] for pair in shapes.values()) for k in (0, 1))
-    sizes = "A is (r, d_in) and B is (d_out, r): add the sides, don't multiply them"
-    return {
-        "parameters are linear in the rank, not quadratic": r * r * (d_out + d_in),
-        sizes: r * dense(shapes),
-        **counts.counted(shapes, r),
-        f"{TWINS}; sum over all": r * sum(map(sum, set(shapes.values()))),
-        "the rank is missing: that is what one rank costs": d_out + d_in,
-        "twice too many: A has r * d_in numbers and B d_out * r": 2 * r * (d_out + d_in),
-        "this counts bytes; wanted are numbers": 4 * r * (d_out + d_in),
-        "one more d_out for each matrix: LoRA has no bias": r * (d_out + d_in) + d_out,
-        "this counts the matrices themselves too; wanted is the adapter alone": dense(shapes)
-        + r * (d_out + d_in),
-        "that is r + d_out + d_in: a factor of r has r times its side": sum(
-            r + sum(pair) for pair in shapes.values()
-        ),
-    }
-
-
-def percents(shapes, r):
-    """Wrong percentages at rank r."""
-    trainable, whole = r * sides(shapes), dense(shapes)
-    each = [100 * r * sum(pair) / (pair[0] * pair[1]) for pair in shapes.values()]
-    return {
-        "that is a share: times 100": trainable / whole,
-        "divide by the numbers in the matrices, without the adapter's": 100
-        * trainable
-        / (whole + trainable),
-        "that is the mean of the matrices' own percentages; add up first, then divide": sum(each)
-        / len(each),
-        "that is the sum of the matrices' own percentages; add up first, then divide": sum(each),
-        "rounded too much: keep two digits at least": round(100 * trainable / whole, 1),
-        "rounded too much: keep the digits": round(100 * trainable / whole),
-        "that is the dense matrices in percent of the adapter": 100 * whole / trainable,
-        "divided by d_out + d_in; a matrix has d_out * d_in numbers": 100 * r,
-        "that is what is left: 100 minus the wanted": 100 - 100 * trainable / whole,
-    }
 
 
 ASKED = "is not asked for, take the largest rank that fits"
@@ -222,79 +173,3 @@ def _norms(product, total, i, j, ranks):
 
 def _rows(A, k):
     return torch.nn.functional.normalize(A[:k], dim=1)
-
-
-def gap_of(steps, train, held, best, at, labels):
-    """The right row of `overfit_gap` for one rank, and wrong ones for each column.
-
-    `at` says which of the steps comes last in the table, `best` which has the lowest held-out loss.
-    `labels` are those of the two rows that have it.
-    """
-    gaps = [h - t for h, t in zip(held, train, strict=True)]
-    right = {"best_step": steps[best], "gap": gaps[-1], "rise": held[-1] - held[best]}
-    return right, {
-        "best_step": _steps(steps, gaps, held, best, labels),
-        "gap": _gaps(gaps, train, held, best, at),
-        "rise": _rises(gaps, train, held, best, at),
-    }
-
-
-UNSORTED = "your last row is not the last step: sort by step"
-
-
-def _steps(steps, gaps, held, best, labels):
-    """Wrong best steps."""
-    return {
-        "two steps have the lowest loss; wanted is the first of them": steps[best + 1],
-        "that is the first step; wanted is that of the lowest held-out loss": steps[0],
-        "that is the step of the highest held-out loss": steps[held.index(max(held))],
-        "that is the step of the smallest gap; wanted is the lowest held-out loss": steps[
-            gaps.index(min(gaps))
-        ],
-        "that is the step of the largest gap; wanted is the lowest held-out loss": steps[
-            gaps.index(max(gaps))
-        ],
-        "that is the lowest loss; wanted is its step": held[best],
-        "that is the last step, where the training loss is lowest": steps[-1],
-        "that is a position in the table; wanted is the value of step": best,
-        "idxmin gives the label of a row; wanted is its step": labels[0],
-        "idxmin gives the label of a row; wanted is the value of step there": labels[1],
-    }
-
-
-def _gaps(gaps, train, held, best, at):
-    """Wrong gaps."""
-    return {
-        "the sign is turned round: held-out minus training loss": -gaps[-1],
-        "that is the gap at the best step; wanted is the last step's": gaps[best],
-        "that is the mean over the steps; wanted is the last step's": sum(gaps) / len(gaps),
-        "that divides; wanted is a difference": held[-1] / train[-1],
-        "that is the lowest held-out minus the lowest training loss; wanted is the last "
-        "step's": min(held) - min(train),
-        "that is the last held-out minus the first training loss": held[-1] - train[0],
-        "that is the last held-out loss alone; take the training loss from it": held[-1],
-        "that is the largest gap; wanted is the last step's": max(gaps),
-        "that is the gap at the first step; wanted is the last step's": gaps[0],
-        UNSORTED: gaps[at],
-    }
-
-
-def _rises(gaps, train, held, best, at):
-    """Wrong rises."""
-    return {
-        "the sign is turned round: last minus lowest": held[best] - held[-1],
-        "that is the fall since the first step": held[0] - held[best],
-        "that compares with the first step; wanted is the lowest": held[-1] - held[0],
-        "that is the rise of the last step alone; wanted is that above the lowest": held[-1]
-        - held[-2],
-        "that is the rise of the gap; wanted is held-out alone": gaps[-1] - gaps[best],
-        "that is the highest loss itself; take the lowest from the last": max(held),
-        "that is the last loss itself; take the lowest from it": held[-1],
-        "that compares with the training loss; wanted is held-out alone": gaps[-1],
-        "that is the spread; wanted is how far the last lies above the lowest": max(held)
-        - held[best],
-        "that divides; wanted is a difference": held[-1] / held[best],
-        "that is in proportion to the lowest; wanted is the difference": held[-1] / held[best] - 1,
-        "that is the training loss's; wanted is held-out": train[-1] - min(train),
-        UNSORTED: held[at] - held[best],
-    }

@@ -4,38 +4,10 @@ import functools
 
 import torch
 
-from labkit.checks.lab05 import frames
 from labkit.contract import observe
 from labkit.labs.lab05 import probes
 
 ONE, TWINS = {"w": (2, 3)}, {"v": (2, 3), "w": (2, 3)}
-TABLES = [  # shapes, ranks, trainable, percent, why
-    (ONE, [1], [5], [500 / 6], "A has 3 numbers, B has 2, and the matrix 6"),
-    (ONE, [10], [50], [5000 / 6], "each rank costs 3 + 2, however many there are"),
-    (
-        ONE,
-        [4, 1],
-        [20, 5],
-        [2000 / 6, 500 / 6],
-        "one alone is right: begin anew for each",
-    ),
-    (TWINS, [1], [10], [1000 / 12], "each matrix counts, also where two are alike"),
-    ({"v": (2, 3), "w": (4, 5)}, [1], [14], [1400 / 26], "2 + 3 and 4 + 5, of 6 + 20 numbers"),
-]
-
-
-def tables(param_table, column):
-    """Of 5.1, for one of its columns."""
-
-    def answer(shapes, ranks):
-        got = observe(probes.table, param_table, shapes, ranks)
-        cells = frames.columns(got, (column,), "param_table")[column]
-        return [frames.whole(cell) for cell in cells]
-
-    for shapes, ranks, trainable, percent, why in TABLES:
-        call = f"param_table({shapes}, {ranks})[{column!r}]"
-        wanted = trainable if column == "trainable" else percent
-        yield call, functools.partial(answer, shapes, ranks), wanted, why
 
 
 def ranks(matched_rank):
@@ -70,29 +42,55 @@ def overlaps(subspace_similarity):
         yield call, answer, wanted, why
 
 
-def gaps(overfit_gap, column):
-    """Of 5.6, for one of its columns."""
-    names = ("rank", "step", "train_loss", "held_out_loss")
-    one = [(4, 1, 3.0, 4.0), (4, 2, 2.0, 2.5), (4, 3, 1.0, 3.0)]
-    other = [(8, 5, 1.5, 1.0), (8, 6, 0.5, 0.25), (8, 7, 0.2, 0.5), (8, 8, 0.1, 0.75)]
-    right = {"best_step": [2, 6], "gap": [2.0, 0.65], "rise": [0.5, 0.5]}[column]
-    shown = "rank 4: steps 1, 2, 3, train_loss 3, 2, 1, held_out_loss 4, 2.5, 3"
-    alone = {"best_step": "2.5 is at step 2", "gap": "3 minus 1", "rise": "3 minus 2.5"}[column]
+def updates(first_update):
+    """Of 5.1: one row of G, and A along the axes."""
+    G, one, axes = torch.tensor([[2.0, -3.0]]), torch.tensor([[1.0, 0.0]]), torch.eye(2)
+    both, still = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, -3.0]])
+    call = "first_update([[2, -3]], [[1, 0]], r=1, alpha=1, lr=0)"
+    still_at_0 = functools.partial(observe, first_update, G, one, 1, 1, 0.0)
+    yield call, still_at_0, torch.zeros(1, 2), "B starts at 0, and without a rate it stays there"
+    for g, A, r, alpha, wanted, why in [
+        (G, one, 1, 1, [[-0.1, 0.0]], "B's gradient is 2, so B moves by -lr, and W by it times A"),
+        (G, one, 1, 3, [[-0.3, 0.0]], "alpha / r is 3, and B moves by -lr whatever its gradient"),
+        (G, both, 1, 1, [[0.1, 0.1]], "B's gradient is 2 - 3, so B moves by +lr"),
+        (G, axes, 2, 2, [[-0.1, 0.1]], "alpha / r is 1; B moves by -lr and +lr"),
+        (still, one, 1, 1, [[0.0, 0.0]], "B's gradient is 0, and nothing moves"),
+    ]:
+        call = f"first_update({g.tolist()}, {A.tolist()}, r={r}, alpha={alpha}, lr=0.1)"
+        answer = functools.partial(observe, first_update, g, A, r, alpha, 0.1)
+        yield call, answer, torch.tensor(wanted), why
 
-    def answer(rows):
-        data = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        got = observe(probes.gaps, overfit_gap, data)
-        return [frames.whole(c) for c in frames.columns(got, (column,), "overfit_gap")[column]]
 
-    for rows, wanted, what, why in [
-        (one, right[:1], "", alone),
-        (one[::-1], right[:1], ", its rows turned round", "in order it is right: sort by step"),
+def differences(paired_difference, which):
+    """Of 5.5, for the mean (0) or the error (1)."""
+    two = [("a", 0, 5.0), ("a", 1, 9.0), ("b", 0, 4.0), ("b", 1, 6.0)]
+    for rows, wanted, why in [
+        (two, (2.0, 1.0), "the differences are 1 and 3"),
         (
-            one + other,
-            right,
-            " and another rank",
-            "one rank alone is right: take each rank's own rows",
+            [two[1], two[0], *two[2:]],
+            (2.0, 1.0),
+            "the differences are 1 and 3, whatever the order of rows",
+        ),
+        ([*two, ("b", 2, 0.0)], (2.0, 1.0), "the differences are 1 and 3; seed 2 is b's alone"),
+        (
+            [*two, ("a", 2, 8.0), ("b", 2, float("nan"))],
+            (2.0, 1.0),
+            "the differences are 1 and 3; b failed with seed 2",
+        ),
+        (
+            [*two, ("a", 2, 8.0), ("b", 2, 6.0), ("a", 3, 8.0), ("b", 3, 6.0)],
+            (2.0, 0.408248),
+            "the differences are 1, 3, 2, 2: their spread 0.816 (n - 1 inside) over sqrt(4)",
         ),
     ]:
-        call = f"overfit_gap of {shown}{what}: {column}"
-        yield call, functools.partial(answer, rows), wanted, why
+        columns = dict(
+            zip(("method", "seed", "score"), map(list, zip(*rows, strict=True)), strict=True)
+        )
+
+        def answer(columns=columns, rows=rows):
+            index = list(range(len(rows)))
+            got = observe(probes.difference, paired_difference, columns, index, "a", "b")
+            return got[which]
+
+        call = f"paired_difference of (method, seed, score) {rows}, {'error' if which else 'mean'}"
+        yield call, answer, wanted[which], why

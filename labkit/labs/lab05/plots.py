@@ -1,4 +1,4 @@
-"""Figures of lab 5."""
+"""Figures of lab 5 on ranks, alphas and learning rates."""
 
 import numpy as np
 
@@ -8,7 +8,9 @@ MARKERS = "osD^v"
 
 
 def counts(tables):
-    """Trainable parameters against rank on log axes; `tables` maps a name to a param_table."""
+    """Trainable parameters against rank on log axes; `tables` maps a name to a
+    `param_table`.
+    """
     fig, ax = figure(height=3.4)
     for (name, table), colour, marker in zip(tables.items(), PALETTE, MARKERS, strict=False):
         ranks, numbers = table["rank"].to_numpy(), table["trainable"].to_numpy()
@@ -90,87 +92,112 @@ def _plain_ticks(ax):
     ax.set_yticks([], minor=True)
 
 
-def rate_ratio(lines):
-    """Loss against learning rate of LoRA and full fine-tuning; `lines` as a panel's by name."""
-    fig, ax = figure(height=3.3)
-    best = {}
-    for (name, frame), colour, marker in zip(lines.items(), PALETTE[1::-1], MARKERS, strict=False):
-        _with_bars(ax, frame, colour, marker, None)
-        row = frame.loc[frame["mean"].idxmin()]
-        best[name] = row["learning_rate"]
-        place = (row["learning_rate"], row["mean"])
-        text = f"{name}\nbest at {row['learning_rate']:g}"
-        ax.annotate(
-            text, place, (-20, 14), "data", "offset points", color=colour, va="bottom", ha="center"
-        )
-    ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss")
-    _plain_ticks(ax)
-    first, second = best.values()
-    ax.set_title(
-        f"LoRA's best learning rate on this grid is {first / second:.0f} times full tuning's"
-    )
-    return fig
+def first_steps(frame, guess):
+    """The useful part and the size of a first step against rank, as multiples of the lowest rank's.
+
+    `frame` has the columns rule, rank, useful, size, a row a rank of each rule.
+    """
+    fig, axes = figure(2, width=8.4, height=3.4, sharey=True)
+    grown = {}
+    for ax, part in zip(axes, ("useful", "size"), strict=True):
+        for (rule, rows), colour, marker in zip(
+            frame.groupby("rule", sort=False), PALETTE, MARKERS, strict=False
+        ):
+            values = rows[part].to_numpy() / rows[part].iloc[0]
+            ax.plot(rows["rank"], values, color=colour, marker=marker, ms=5)
+            ax.annotate(f"  {rule}", (rows["rank"].iloc[-1], values[-1]), color=colour, va="center")
+            grown[part, rule] = values[-1]
+        _rank_axis(ax, rows["rank"])
+        ax.set_ylim(0, None)
+    axes[0].set_title("the useful part", fontsize=11)
+    axes[1].set_title("the size", fontsize=11)
+    low, high = rows["rank"].iloc[0], rows["rank"].iloc[-1]
+    axes[0].set_ylabel(f"times that of r={low}")
+    text = "; ".join(f"{rule} x{grown['useful', rule]:.1f}" for rule in frame["rule"].unique())
+    guess.draw(axes[0])
+    return headed(fig, f"Useful part of a first step, r={low} to r={high}: {text}")
 
 
-def dots(groups, title, xlabel, fmt="{:.2f}"):
-    """One row a group: a dot a run, a bar for the mean; `groups` maps a label to a list."""
-    fig, ax = figure(height=0.5 * len(groups) + 1.1)
-    places = np.arange(len(groups))[::-1]
-    for y, (values, colour) in zip(
-        places, zip(groups.values(), _cycle(len(groups)), strict=True), strict=True
-    ):
-        mean = float(np.mean(values))
-        ax.barh(y, mean, color=colour, alpha=0.35, height=0.6)
-        aside = np.linspace(0.15, -0.15, len(values)) if len(values) > 1 else 0  # dots may coincide
-        ax.plot(values, np.full(len(values), y) + aside, "o", color=colour, ms=6, mec="white")
-        ax.text(max([mean, *values]), y, "  " + fmt.format(mean), va="center", color=INK)
-    ax.set_yticks(places, list(groups))
-    ax.set(xlabel=xlabel, xlim=(0, 1.18 * max(max(v) for v in groups.values())))
-    ax.grid(axis="y", visible=False)
-    ax.set_title(title)
-    return fig
+def _rank_axis(ax, ranks):
+    ax.set(xscale="log", xlabel="rank r")
+    ax.set_xticks(list(ranks), [str(r) for r in ranks], minor=False)
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(None, 4 * max(ranks))
 
 
-def _cycle(n):
-    return [PALETTE[i % len(PALETTE)] for i in range(n)]
-
-
-def overlaps(panels, title):
-    """Heatmaps of subspace similarity; `panels` maps a title to a frame, index i and columns j."""
-    fig, axes = figure(len(panels), width=3.5 * len(panels), height=3.5)
-    for ax, (name, frame) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        image = ax.imshow(frame, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
-        ax.set_xticks(range(len(frame.columns)), frame.columns)
-        ax.set_yticks(range(len(frame)), frame.index)
-        ax.set(xlabel="j, directions of r=64")
-        ax.set_title(name, fontsize=11)
-        ax.grid(visible=False)
-    np.atleast_1d(axes)[0].set_ylabel("i, directions of r=8")
-    fig.colorbar(image, ax=axes, label="similarity")
+def collapse(lines, full):
+    """Loss against the learning rate, and against rate times alpha; `lines` maps (alpha, rank) to
+    a frame with learning_rate, mean, low, high; `full` is such a frame of full fine-tuning.
+    """
+    fig, axes = figure(2, width=9.0, height=3.7, sharey=True)
+    alphas = sorted({alpha for alpha, _ in lines})
+    colours = dict(zip(alphas, PALETTE, strict=False))
+    for (alpha, rank), frame in lines.items():
+        marker = {4: "o", 16: "s", 64: "D"}.get(rank, "v")
+        label = f"alpha {alpha}, r={rank}"
+        for ax, factor in zip(axes, (1, alpha), strict=True):
+            rate = frame["learning_rate"] * factor
+            ax.plot(rate, frame["mean"], color=colours[alpha], marker=marker, ms=5, label=label)
+    axes[0].plot(full["learning_rate"], full["mean"], color=INK, ls=":", marker="^", label="full")
+    axes[0].legend(fontsize=8)
+    for ax, name in zip(axes, ("learning rate", "learning rate x alpha"), strict=True):
+        ax.set(xscale="log", yscale="log", xlabel=name)
+    axes[0].set_ylabel("held-out loss")
+    _plain_ticks(axes[0])
+    apart, together = (_spans(lines, by_alpha) for by_alpha in (False, True))
+    title = f"Best rates span a factor of {apart:.0f}; rate x alpha a factor of {together:.1f}"
     return headed(fig, title)
 
 
-def front(frame, kept, title):
-    """Loss against trainable parameters, rows of `kept` joined; columns label, trainable, loss."""
-    fig, ax = figure(height=3.6)
-    on_front = frame["label"].isin(kept["label"])
-    for rows, colour, marker in (
-        (frame[~on_front], "#999999", "s"),
-        (frame[on_front], PALETTE[1], "o"),
-    ):
-        ax.plot(rows["trainable"], rows["loss"], marker, color=colour, ms=7)
-    line = kept.sort_values("trainable")
-    ax.plot(line["trainable"], line["loss"], color=PALETTE[1], lw=1.2)
-    low = frame["trainable"] < 1.5 * frame["trainable"].min()  # several stand close together
-    for _, row in frame.iterrows():
-        place = (row["trainable"], row["loss"])
-        under = low[row.name] and row["loss"] == frame["loss"][low].min()
-        offset = (7, -14) if under else (7, 5)
-        ax.annotate(row["label"], place, offset, textcoords="offset points", fontsize=9)
-    ax.set(xscale="log", xlabel="trainable parameters (log)", ylabel="held-out loss")
-    ax.set_xlim(None, 3 * frame["trainable"].max())
-    ax.margins(y=0.15)
-    ax.set_title(title)
+def _spans(lines, by_alpha):
+    """The largest over the smallest best rate, times alpha or not."""
+    best = [
+        frame.loc[frame["mean"].idxmin(), "learning_rate"] * (alpha if by_alpha else 1)
+        for (alpha, _), frame in lines.items()
+    ]
+    return max(best) / min(best)
+
+
+def best_rates(best, full, guess):
+    """The best learning rate against alpha, both log; bars reach half a step of the grid.
+
+    `best` has the columns alpha, rank, learning_rate; `full` is full fine-tuning's best rate.
+    """
+    fig, ax = figure(height=3.7)
+    step = 10**0.25
+    for (rank, rows), colour, marker in zip(best.groupby("rank"), PALETTE, MARKERS, strict=False):
+        aside = {4: 0.95, 16: 1.0, 64: 1.05}.get(rank, 1.0)
+        rate = rows["learning_rate"].to_numpy()
+        bars = [rate - rate / step, rate * step - rate]
+        ax.errorbar(
+            rows["alpha"] * aside,
+            rate,
+            bars,
+            fmt=marker,
+            color=colour,
+            capsize=3,
+            label=f"r={rank}",
+        )
+    product = float(np.exp(np.log(best["alpha"] * best["learning_rate"]).mean()))
+    alphas = np.array(sorted(best["alpha"].unique()), dtype=float)
+    ax.plot(alphas, product / alphas, color=INK, lw=1, label=f"rate x alpha = {product:.2g}")
+    ax.axhline(full, color="#999999", lw=1.2, ls=":", label=f"full fine-tuning: {full:g}")
+    ax.set(xscale="log", yscale="log", xlabel="alpha", ylabel="best learning rate")
+    ax.set_xticks(alphas, [f"{a:g}" for a in alphas], minor=False)
+    ax.set_xticks([], minor=True)
+    ticks = [t for t in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2) if t >= full / 2]
+    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    ax.set_yticks([], minor=True)
+    ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ends = [
+        best.loc[best["alpha"] == alpha, "learning_rate"].mean() / full
+        for alpha in (alphas[0], alphas[-1])
+    ]
+    ax.set_title(
+        f"LoRA's best rate is {ends[0]:.0f} times full fine-tuning's at alpha {alphas[0]:g},\n"
+        f"{ends[1]:.0f} times at alpha {alphas[-1]:g}: what stays is rate x alpha"
+    )
+    guess.draw(ax)
     return fig
 
 
@@ -193,22 +220,5 @@ def overfitting(history, title):
     highest = history[["held_out_loss", "train_loss"]].to_numpy().max()
     ax.set_ylim(-0.04 * highest, 1.12 * highest)
     ax.set_xlim(None, 1.28 * history["step"].max())
-    ax.set_title(title)
-    return fig
-
-
-def confusion(table, title):
-    """A square of counts by group: rows are true, columns are told; a DataFrame."""
-    fig, ax = figure(width=6.4, height=4.6)
-    values = table.to_numpy()
-    shares = values / values.sum(axis=1, keepdims=True)
-    ax.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    for (y, x), n in np.ndenumerate(values):
-        if n:
-            ax.text(x, y, n, ha="center", va="center", color="white" if shares[y, x] > 0.5 else INK)
-    ax.set_xticks(range(len(table.columns)), table.columns, rotation=35, ha="right")
-    ax.set_yticks(range(len(table)), table.index)
-    ax.set(xlabel="group of the answer", ylabel="group of the ticket")
-    ax.grid(visible=False)
     ax.set_title(title)
     return fig

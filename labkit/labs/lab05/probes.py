@@ -3,22 +3,12 @@
 import contextlib
 import functools
 
+import numpy as np
 import pandas as pd
 
 from labkit.contract import kept
 
 ALPHAS = {"twice the rank": lambda rank: 2 * rank, "fixed": lambda rank: 24}
-
-
-FRONT = {  # what an error of `pareto` says -> a hint
-    "'cost'": "cost holds a column's name: frame[cost]",
-    "'quality'": "quality holds a column's name: frame[quality]",
-    "'seconds'": "here the columns have other names: frame[cost], frame[quality]",
-    "'score'": "here the columns have other names: frame[cost], frame[quality]",
-    "Array conditional": "where keeps every row: use frame[mask]",
-    "Unalignable boolean": "mask and frame have different rows: make both from the same frame",
-    "identically-labeled": "compare with the row's values: frame[cost] <= row[cost]",
-}
 
 
 class Broken(Exception):
@@ -58,11 +48,6 @@ def interrupted(sweep):
     return len(calls)
 
 
-def table(param_table, shapes, ranks):
-    """`param_table` of shapes that arrive as lists, as data."""
-    return _data(kept(param_table, _tuples(shapes), ranks))
-
-
 def rank_within(matched_rank, shapes, budget):
     """`matched_rank` of shapes that arrive as lists."""
     return kept(matched_rank, _tuples(shapes), budget)
@@ -72,23 +57,31 @@ def _tuples(shapes):
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def front(pareto, columns, index, cost, quality):
-    """`pareto` of the frame with these columns and index, as data."""
-    try:
-        return _data(kept(pareto, pd.DataFrame(columns, index=index), cost, quality))
-    except Exception as error:
-        hint = next((hint for sign, hint in FRONT.items() if sign in str(error)), None)
-        error.args = (f"{error}; {hint}",) if hint else error.args
-        raise
+def difference(paired_difference, columns, index, a, b):
+    """The two figures of `paired_difference` of the frame with these columns; "nan" for no number.
+
+    What is no pair of anything is given by its kind alone.
+    """
+    got = kept(paired_difference, pd.DataFrame(columns, index=index), a, b)
+    if isinstance(got, tuple | list | np.ndarray):
+        return [_figure(value) for value in got]
+    return {"is": _kind(got)}
 
 
-def gaps(overfit_gap, columns):
-    """`overfit_gap` of the history with these columns, as data."""
-    try:
-        return _data(kept(overfit_gap, pd.DataFrame(columns)))
-    except IndexError as error:
-        error.args = (f"{error}; ranks may end at different steps: look at one at a time",)
-        raise
+def _figure(value):
+    """A figure as plain data; NaN as text, since it is asked for here, and others by kind."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and value != value:
+        return "nan"
+    return value if isinstance(value, bool | int | float) else {"is": _kind(value)}
+
+
+def _kind(value):
+    if value is None:
+        return "None (is `return` missing?)"
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    return f"a {type(value).__name__}"
 
 
 def _data(frame):

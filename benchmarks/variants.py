@@ -1,0 +1,185 @@
+"""LoRA's variants made fair, for lab 5: every method at its own best learning rate, three seeds.
+
+    python benchmarks/variants.py --runs 10
+
+Each run is one row of labkit/measured/variants.csv. A run whose row is there is not repeated, so
+the script can be stopped and called again; one that fails leaves a row with its error. All train
+SmolLM2-135M on `home`, 24 steps of 4 commands, in fp32 on one thread: all linear layers, as many
+parameters as LoRA has at r=16 (which VARIANTS say otherwise about), linear decay without warm-up,
+clipping at 1. Judged by the loss on 100 unseen commands.
+
+The first seed takes five rates half a decade apart, and more while the best is at an end. Other
+seeds take the first one's best rate and its two neighbours.
+"""
+
+import argparse
+import csv
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import studies
+import torch
+
+from labkit.measured.short import BATCH, STEPS, lora
+
+OUT = Path(__file__).parents[1] / "labkit" / "measured" / "variants.csv"
+RANK, ALPHA, SEEDS = 16, 32, (0, 1, 2)
+LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+# method: (the lowest of its five rates, LoraConfig's switches)
+LORA = {
+    "lora": (3e-4, {}),
+    "rslora": (1e-4, {"use_rslora": True}),
+    "dora": (3e-4, {"use_dora": True}),
+    "pissa": (1e-4, {"init_lora_weights": "pissa"}),
+    "olora": (1e-4, {"init_lora_weights": "olora"}),
+    "orthogonal": (3e-4, {"init_lora_weights": "orthogonal"}),
+    "lora+": (1e-4, {}),
+    "lora-fa": (3e-4, {}),
+}
+LOWEST = {method: lowest for method, (lowest, _) in LORA.items()} | {"miss": 1e-4, "full": 3e-5}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    method: str
+    learning_rate: float
+    seed: int
+
+
+def wanted(rows):
+    """The runs that `rows` lack, in the order in which to do them."""
+    there = {Run(row["method"], float(row["learning_rate"]), int(row["seed"])) for row in rows}
+    first = [Run(m, rate, 0) for m in LOWEST for rate in five(m)]
+    missing = [run for run in first if run not in there]
+    if missing:
+        return sorted(missing, key=lambda run: abs(place(run) - place(Run(run.method, 1, 0))))
+    runs = []
+    for method in LOWEST:
+        rate, inside = best(method, rows)
+        index = LADDER.index(rate)
+        seeds = SEEDS if inside else SEEDS[:1]
+        runs += [Run(method, r, s) for s in seeds for r in LADDER[max(index - 1, 0) : index + 2]]
+    return sorted((run for run in runs if run not in there), key=lambda run: run.seed)
+
+
+def five(method):
+    """The five rates that a method begins with."""
+    lowest = LADDER.index(LOWEST[method])
+    return LADDER[lowest : lowest + 5]
+
+
+def place(run):
+    """How far from the middle of its five rates a run is, in half decades; 0 for a rate of 1."""
+    if run.learning_rate == 1:
+        return 0
+    return abs(LADDER.index(run.learning_rate) - LADDER.index(five(run.method)[2]))
+
+
+def best(method, rows):
+    """The first seed's best rate of a method, and whether it has measured neighbours."""
+    losses = {
+        float(row["learning_rate"]): float(row["loss"])
+        for row in rows
+        if row["method"] == method and int(row["seed"]) == 0 and not row["error"]
+    }
+    rate = min(losses, key=losses.get)
+    tried = [
+        float(row["learning_rate"])
+        for row in rows
+        if row["method"] == method and int(row["seed"]) == 0
+    ]
+    return rate, min(tried) < rate < max(tried)
+
+
+def measure(run):
+    """The row of one run: settings, losses in nats a token, seconds, and its error, if any."""
+    begun = time.perf_counter()
+    try:
+        found = losses(run) | {"error": ""}
+    except Exception as error:
+        found = {"loss": float("nan"), "train_loss": float("nan"), "trainable": 0}
+        found |= {"error": str(error)[:200]}
+    settings = {"rank": RANK, "alpha": ALPHA, "dtype": "float32", "steps": STEPS, "batch": BATCH}
+    seconds = {"seconds": round(time.perf_counter() - begun, 1)}
+    return {"study": "variants"} | asdict(run) | settings | found | seconds
+
+
+def losses(run):
+    """Loss on unseen commands, mean of the last four batches' losses, trained parameters."""
+    from labkit import tasks
+    from labkit.training import loop, models
+
+    base, tokenizer = models.load(dtype=torch.float32)
+    torch.manual_seed(run.seed)  # the draw of A
+    model = adapted(base, run.method).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = optimizer_of(run, model, trained)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / STEPS)
+    home = tasks.load("home").shuffle(seed=run.seed).select(range(STEPS * BATCH))
+    seen = []
+    for batch in loop.batches(home, tokenizer, BATCH, STEPS, run.seed):
+        loss = loop.answer_loss(model, batch, autocast=False)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        decay.step()
+        optimizer.zero_grad()
+        seen.append(loss.item())
+    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(100))
+    loss = loop.held_out_loss(model, tokenizer, unseen)
+    count = sum(p.numel() for p in trained)
+    return {
+        "loss": round(loss, 4),
+        "train_loss": round(sum(seen[-4:]) / 4, 4),
+        "trainable": count,
+    }
+
+
+def adapted(base, method):
+    """`base` with the method's adapters; `full` trains every weight."""
+    from peft import MissConfig, get_peft_model
+
+    if method == "full":
+        return base.requires_grad_(True)
+    if method == "miss":  # r=32 trains as many parameters as LoRA does at r=16
+        config = MissConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        return get_peft_model(base, config)
+    return get_peft_model(base, lora(RANK, ALPHA, **LORA[method][1]))
+
+
+def optimizer_of(run, model, trained):
+    """AdamW without decay; LoRA+ lets B learn 16 times as fast, LoRA-FA holds A still."""
+    from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+
+    rate = run.learning_rate
+    if run.method == "lora+":
+        return create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=16, weight_decay=0.0
+        )
+    if run.method == "lora-fa":
+        return create_lorafa_optimizer(model, RANK, ALPHA, rate)
+    return torch.optim.AdamW(trained, rate, weight_decay=0.0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=1000, help="at most so many")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for _ in range(options.runs):
+        rows = []
+        if options.out.exists():
+            with options.out.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+        runs = wanted(rows)
+        if not runs:
+            break
+        studies.append(options.out, measure(runs[0]))
+
+
+if __name__ == "__main__":
+    main()

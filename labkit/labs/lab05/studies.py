@@ -1,0 +1,159 @@
+"""Figures of lab 5 on what adapters hold, on places, variants and tickets."""
+
+import numpy as np
+
+from labkit.plots.style import INK, PALETTE, figure, headed
+
+ASIDE = {"textcoords": "offset points", "color": INK, "fontsize": 9}
+
+
+def dots(groups, title, xlabel, fmt="{:.2f}"):
+    """One row a group: a dot a run, a bar for the mean; `groups` maps a label to a list."""
+    fig, ax = figure(height=0.5 * len(groups) + 1.1)
+    places = np.arange(len(groups))[::-1]
+    for y, (values, colour) in zip(
+        places, zip(groups.values(), _cycle(len(groups)), strict=True), strict=True
+    ):
+        mean = float(np.mean(values))
+        ax.barh(y, mean, color=colour, alpha=0.35, height=0.6)
+        aside = np.linspace(0.15, -0.15, len(values)) if len(values) > 1 else 0  # dots may coincide
+        ax.plot(values, np.full(len(values), y) + aside, "o", color=colour, ms=6, mec="white")
+        ax.text(max([mean, *values]), y, "  " + fmt.format(mean), va="center", color=INK)
+    ax.set_yticks(places, list(groups))
+    ax.set(xlabel=xlabel, xlim=(0, 1.18 * max(max(v) for v in groups.values())))
+    ax.grid(axis="y", visible=False)
+    ax.set_title(title)
+    return fig
+
+
+def _cycle(n):
+    return [PALETTE[i % len(PALETTE)] for i in range(n)]
+
+
+def overlaps(panels, title):
+    """Heatmaps of subspace similarity; `panels` maps a title to a frame, index i and columns j."""
+    fig, axes = figure(len(panels), width=3.5 * len(panels), height=3.5)
+    for ax, (name, frame) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        image = ax.imshow(frame, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
+        ax.set_xticks(range(len(frame.columns)), frame.columns)
+        ax.set_yticks(range(len(frame)), frame.index)
+        ax.set(xlabel="j, directions of r=64")
+        ax.set_title(name, fontsize=11)
+        ax.grid(visible=False)
+    np.atleast_1d(axes)[0].set_ylabel("i, directions of r=8")
+    fig.colorbar(image, ax=axes, label="similarity")
+    return headed(fig, title)
+
+
+def confusion(table, title):
+    """A square of counts by group: rows are true, columns are told; a DataFrame."""
+    fig, ax = figure(width=6.4, height=4.6)
+    values = table.to_numpy()
+    shares = values / values.sum(axis=1, keepdims=True)
+    ax.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    for (y, x), n in np.ndenumerate(values):
+        if n:
+            ax.text(x, y, n, ha="center", va="center", color="white" if shares[y, x] > 0.5 else INK)
+    ax.set_xticks(range(len(table.columns)), table.columns, rotation=35, ha="right")
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set(xlabel="group of the answer", ylabel="group of the ticket")
+    ax.grid(visible=False)
+    ax.set_title(title)
+    return fig
+
+
+def capacity(runs, bits_each, guess):
+    """Bits held against rank, a line for each number of pairs and a dot for each seed.
+
+    `runs` has the columns n, rank, seed, trainable, bits, right, at each rank's best rate.
+    """
+    fig, ax = figure(height=4.0)
+    needed = {}
+    for (n, part), colour in zip(runs.groupby("n"), PALETTE, strict=False):
+        mean = part.groupby("rank")[["bits", "right"]].mean()
+        ax.plot(mean.index, mean["bits"], color=colour)
+        ax.plot(part["rank"], part["bits"], "o", color=colour, ms=5, mec="white")
+        ax.axhline(n * bits_each, color=colour, lw=1, ls=":")
+        there = f"all of {n:,} pairs: {n * bits_each:,.0f} bits"
+        place, how = (runs["rank"].max(), n * bits_each), ASIDE | {"color": colour, "ha": "right"}
+        ax.annotate(there, place, (0, 4), **how)
+        known = mean.index[mean["right"] >= 0.9]
+        needed[n] = f"r={known[0]}" if len(known) else "none of them"
+    ranks = sorted(runs["rank"].unique())
+    a_number = (runs["bits"] / runs["trainable"]).max()
+    line = a_number * (runs["trainable"] / runs["rank"]).iloc[0] * np.array(ranks)
+    top = 1.15 * bits_each * runs["n"].max()
+    ax.plot(ranks, np.where(line < top, line, np.nan), color=INK, lw=1)
+    ax.annotate(
+        f"{a_number:.1f} bits a number",
+        (ranks[1], line[1]),
+        (-4, 8),
+        color=INK,
+        ha="right",
+        textcoords="offset points",
+        fontsize=9,
+    )
+    ax.set(xscale="log", yscale="log", xlabel="rank r", ylabel="bits held")
+    ax.set_xticks(ranks, [str(r) for r in ranks], minor=False)
+    ax.set_xticks([], minor=True)
+    ticks = [250, 500, 1000, 2000, 4000, 8000]
+    ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
+    ax.set_yticks([], minor=True)
+    ax.set_ylim(0.8 * runs["bits"].min(), 1.6 * bits_each * runs["n"].max())
+    told = "; ".join(f"{n:,} pairs: {rank}" for n, rank in needed.items())
+    ax.set_title(f"The rank that gets 9 of 10 values right:\n{told}")
+    guess.draw(ax, "x")
+    return fig
+
+
+def batches(runs, bits_each):
+    """Share of the bits held against the learning rate, a line a batch: LoRA, the matrix itself.
+
+    `runs` has the columns rank (0 for the matrix), batch, learning_rate, n, bits, a row a run.
+    """
+    runs = runs.assign(share=100 * runs["bits"] / (runs["n"] * bits_each))
+    ranks = sorted(runs["rank"].unique(), reverse=True)
+    fig, axes = figure(len(ranks), width=8.6, height=3.5, sharey=True)
+    told = []
+    for ax, rank in zip(np.atleast_1d(axes), ranks, strict=True):
+        name = f"LoRA, r={rank}" if rank else "the matrix itself"
+        for (batch, part), colour in zip(
+            runs[runs["rank"] == rank].groupby("batch"), PALETTE, strict=False
+        ):
+            mean = part.groupby("learning_rate")["share"].mean()
+            ax.plot(mean.index, mean, color=colour, marker="o", ms=5, label=f"batch {batch}")
+        told.append(f"{name} {mean.max():.0f}%")
+        ax.set(xscale="log", xlabel="learning rate", ylim=(-3, 105))
+        ax.set_title(name, fontsize=11)
+    first = np.atleast_1d(axes)[0]
+    first.set_ylabel("bits held, % of all")
+    first.legend(loc="lower left", fontsize=9)
+    return headed(fig, f"Held in batches of {batch}, at the best rate: {', '.join(told)}")
+
+
+def ladder(table, title, guess):
+    """Accuracy in % against the numbers that a method keeps for the task, a dot a run.
+
+    Bars are a standard error of 288 tickets. `table` has the columns method, accuracy, numbers.
+    What keeps none stands at the left edge.
+    """
+    fig, ax = figure(height=4.2)
+    least = table.loc[table["numbers"] > 0, "numbers"].min() / 6
+    names = table["method"].unique()
+    places = table.groupby("method")[["numbers", "accuracy"]].mean()
+    for k, name in enumerate(names):
+        part, (numbers, mean) = table[table["method"] == name], places.loc[name]
+        x, colour = part["numbers"].clip(lower=least), PALETTE[k % len(PALETTE)]
+        error = 100 * (mean / 100 * (1 - mean / 100) / 288) ** 0.5
+        ax.errorbar(x.iloc[0], mean, error, color=colour, lw=1)
+        ax.plot(x, part["accuracy"], "o", color=colour, ms=6, mec="white")
+        others = places.drop(name)
+        near = others[(others["numbers"] / max(numbers, 1) - 1).abs() < 0.3]["accuracy"]
+        under = ((near - mean).between(0, 6)).any()
+        ax.annotate(f" {name}", (x.iloc[0], mean), (4, -9 if under else 3), **ASIDE)
+    ax.set(xscale="log", xlabel="numbers kept for the task (left edge: none)")
+    ax.set(ylabel="right of 288 tickets, %", ylim=(-4, None))
+    ax.set_xlim(least / 1.5, 30 * table["numbers"].max())
+    ax.set_title(title)
+    guess.draw(ax)
+    return fig

@@ -1,0 +1,135 @@
+"""What lab 5 makes of the rows of many runs: costs, a front, gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+
+def param_table(shapes: dict[str, tuple[int, int]], ranks: Sequence[int]) -> pd.DataFrame:
+    """What LoRA trains on the matrices `{name: (d_out, d_in)}`: columns rank, trainable, percent.
+
+    `percent` is of the numbers in these same matrices. PEFT's is lower: of the whole model, with
+    embeddings and adapter.
+    """
+    dense = sum(d_out * d_in for d_out, d_in in shapes.values())
+    sides = sum(d_out + d_in for d_out, d_in in shapes.values())
+    table = pd.DataFrame({"rank": list(ranks)})
+    table["trainable"] = table["rank"] * sides
+    table["percent"] = 100 * table["trainable"] / dense
+    return table
+
+
+def pareto(frame: pd.DataFrame, cost: str, quality: str) -> pd.DataFrame:
+    """The rows of `frame` that none beats: low `cost` and high `quality` are good.
+
+    To beat is to be no worse in both and better in one, so equal rows both stay. A row without a
+    quality (NaN) never does.
+    """
+
+    def beaten(row):
+        no_worse = (frame[cost] <= row[cost]) & (frame[quality] >= row[quality])
+        better = (frame[cost] < row[cost]) | (frame[quality] > row[quality])
+        return (no_worse & better).any()
+
+    return frame[frame[quality].notna() & ~frame.apply(beaten, axis=1)]
+
+
+def overfit_gap(history: pd.DataFrame) -> pd.DataFrame:
+    """One row a rank of `history` (rank, step, train_loss, held_out_loss, in any order).
+
+    Columns: `rank`; `best_step`, the first with the lowest held-out loss; `gap`, held-out minus
+    training loss at the last step; `rise`, held-out loss at the last step above the lowest.
+    """
+    rows = []
+    for rank, part in history.sort_values("step").groupby("rank"):
+        last, best = part.iloc[-1], part.loc[part["held_out_loss"].idxmin()]
+        gap = last["held_out_loss"] - last["train_loss"]
+        rise = last["held_out_loss"] - best["held_out_loss"]
+        rows.append({"rank": rank, "best_step": int(best["step"]), "gap": gap, "rise": rise})
+    return pd.DataFrame(rows)
+
+
+def with_alpha(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rank study's runs, with alpha as the factor alpha / r has it.
+
+    A rank-stabilised run has the factor alpha / sqrt(r): as much as alpha sqrt(r) over r.
+    """
+    rows = runs[runs["study"] == "rank"].dropna(subset=["loss"]).copy()
+    stable = rows["variant"] == "rslora"
+    root = rows["rank"] ** 0.5
+    rows["alpha"] = rows["alpha"].where(~stable, rows["alpha"] * root).round().astype(int)
+    return rows
+
+
+def best_runs(runs: pd.DataFrame, setting: list[str], score: str, lowest: bool) -> pd.DataFrame:
+    """Of each `setting` (columns) the runs at the learning rate whose mean score is best.
+
+    Failed runs are left out. The best is the lowest where `lowest`, else the highest.
+    """
+    runs = runs.dropna(subset=[score])
+    mean = runs.groupby([*setting, "learning_rate"])[score].mean().reset_index()
+    mean = mean.sort_values(score, ascending=lowest).drop_duplicates(setting)
+    return runs.merge(mean[[*setting, "learning_rate"]], on=[*setting, "learning_rate"])
+
+
+def against(runs: pd.DataFrame, other: str, paired: Callable) -> pd.DataFrame:
+    """Each method's mean loss at its best rate, and its difference from `other`'s in percent.
+
+    `runs` has method, seed, loss, learning_rate, of each method the best rate alone. `paired` is
+    the learner's `paired_difference`: of a frame with method, seed, score.
+    """
+    frame = runs.rename(columns={"loss": "score"})
+    base = frame.loc[frame["method"] == other, "score"].mean()
+    rows = []
+    for method, part in frame.groupby("method"):
+        mean, error = paired(frame, method, other)
+        rows.append(
+            {
+                "method": method,
+                "seeds": len(part),
+                "rate": part["learning_rate"].iloc[0],
+                "loss": part["score"].mean(),
+                "difference_percent": 100 * mean / base,
+                "error_percent": 100 * error / base,
+            }
+        )
+    return pd.DataFrame(rows).sort_values("loss").reset_index(drop=True)
+
+
+def verdict(table: pd.DataFrame, other: str, within: float = 2.0) -> str:
+    """One line on how far the best variant of a table of `against` lies from `other`.
+
+    Full fine-tuning, which is no variant, is left out.
+    """
+    rivals = table[~table["method"].isin([other, "full"])]
+    if rivals.empty:
+        return f"Nothing to compare with {other} yet"
+    best = rivals.iloc[0]
+    gap, error, seeds = best["difference_percent"], best["error_percent"], int(best["seeds"])
+    told = f"The best of {len(rivals)}, {best['method']}, {gap:+.1f}% beside {other}"
+    if error != error:
+        return f"{told},\nfrom one seed: no error is known, and no winner"
+    told += f", +/- {error:.1f} ({seeds} seeds):\n"
+    if abs(gap) < 2 * error:
+        return f"{told}no more than chance"
+    size = "within" if abs(gap) <= within else "more than"
+    return f"{told}{size} {within:g}%, and beyond its error"
+
+
+def standing(rungs: pd.DataFrame, tickets: int = 288) -> str:
+    """One line on the two best methods of a table with accuracy (%) and seeds, by method.
+
+    No winner is named while one of the two has fewer than three seeds, or they lie within twice the
+    standard error of their difference, of the `tickets` alone.
+    """
+    first, second = rungs.sort_values("accuracy", ascending=False).iloc[:2].itertuples()
+    told = f"{first.Index} {first.accuracy:.0f}%, {second.Index} {second.accuracy:.0f}%"
+    shares = [row.accuracy / 100 for row in (first, second)]
+    error = 100 * (sum(p * (1 - p) for p in shares) / tickets) ** 0.5
+    if min(first.seeds, second.seeds) < 3:
+        return f"Highest: {told}; too few seeds for a winner"
+    if first.accuracy - second.accuracy < 2 * error:
+        return f"Highest: {told}; chance makes {2 * error:.0f} points"
+    return f"First {told}, more than chance apart"
