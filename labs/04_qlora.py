@@ -787,8 +787,8 @@ if lab.experiment("Each adapter on each base", 14, needs=["4.6"]):
 # In a run of ours with another seed, each adapter was at its best beside the weights that it was
 # trained beside: the one from the plain base lost 0.18 nats a token by NF4, and the one from NF4
 # lost 0.13 by being put beside the *unrounded* weights. It looks as if it had learned to correct
-# the rounding, and without it the correction is an error of its own. This is why merging a QLoRA adapter is
-# delicate; lab 6 measures how much.
+# the rounding, and without it the correction is an error of its own. This is why merging a QLoRA
+# adapter is delicate; lab 6 measures how much.
 #
 # The errors come from drawing the 60 commands again, and know nothing of another seed. One run does
 # not tell a few hundredths from nothing: lab 5 repeats runs before it compares, and
