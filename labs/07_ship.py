@@ -180,9 +180,9 @@ if lab.experiment("The file, audited", 2, needs=["7.1"]):
     guess_faults.beside(len(rows) - len(good))
 
 # %% [markdown]
-# None of these rows would have stopped a training. Rows without a label cost time and teach
-# nothing; a cut answer teaches the model to stop nowhere; a blank one teaches silence. What to do
-# about each: mend roles that have other names (`human`, `bot`) by renaming them, cut long
+# Few of these rows would have stopped a training. Rows without a label cost time and teach nothing,
+# a cut answer teaches the model to stop nowhere, a blank one teaches silence. What to do about
+# each: rename roles that have other names (`human`, `bot`), cut long
 # *questions* from their front (lab 3's `fit`), and read the rest before you throw it away. Here we
 # leave them out. Look also at what no count shows: some rows have no system message. SmolLM2's
 # template then writes one of its own into them ("You are a helpful AI assistant named SmolLM").
@@ -472,10 +472,10 @@ def q8_0(w):
 check.writes_q8(q8_0)
 
 # %% [markdown]
-# 34 bytes for 32 weights, 8.5 bits each. Q4_0 does the same with 16 levels, 4.5 bits. Now merge the
-# office's adapter and write the model three times. Beside them stands what happens if the rows of
-# q and k stay in transformers' order: a loader puts them back, as your `rotary_rows` undone, and
-# nobody had moved them.
+# 34 bytes for 32 weights, 8.5 bits each. Q4_0 does the same with 16 levels, 4.5 bits; our Q4_0 file
+# keeps the embeddings in Q8_0, as llama.cpp spares them, too. Now merge the office's adapter and
+# write the model three times. Beside them stands what happens where the rows of q and k are in the
+# wrong order: the same numbers, turned in other pairs.
 
 
 # %%
@@ -613,8 +613,8 @@ check.serves(swap_cost, route)
 
 # %% [markdown]
 # The office is one of three customers. The two others have the adapters of labs 3 and 6: `home`
-# and `tickets`, the latter on the nine categories of two groups. Where these labs ran on your
-# machine, both come from the cache; else they are trained now.
+# and `tickets`, the latter on the nine categories of two groups. What those
+# labs have trained on your machine comes from the cache; else it is trained now.
 
 
 # %%

@@ -178,6 +178,7 @@ def _serve(order):
     params.model.path = order["model"]
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.n_parallel, params.n_ctx = order["slots"], order["slots"] * order["context"]
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that wait leave the CPU alone
     params.use_jinja, params.ui, params.verbosity = True, False, 0
     adapters = []
     for path in order["adapters"]:

@@ -191,6 +191,19 @@ def _groups_alike(rows, tokenizer, max_length):
     return told | {"duplicates": sum(n > 1 for n in Counter(keys).values())}
 
 
+def _turns_in_any_order(rows, tokenizer, max_length):
+    return _audit(key=lambda ms: sorted((m["role"], folded(m["content"])) for m in ms))(
+        rows, tokenizer, max_length
+    )
+
+
+def _letters(rows, tokenizer, max_length):
+    good = [row["messages"] for row in rows if roles_are_good(row["messages"])]
+    texts = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in good]
+    told = audit(rows, tokenizer, max_length)
+    return told | {"truncated": sum(len(text) > max_length for text in texts)}
+
+
 def _audit_as_lists(rows, tokenizer, max_length):
     told = audit(rows, tokenizer, max_length)
     return {key: [0] * n for key, n in told.items()}
@@ -254,6 +267,8 @@ AUDITS = [
     (_audit(good=_even_when_empty), "cannot be rendered"),
     (_all_of_a_kind, "the first of them does not"),
     (_groups_alike, "the first of them does not"),
+    (_turns_in_any_order, "the order of the turns"),
+    (_letters, "not its letters"),
     (_audit_as_lists, "a count, not the rows"),
     (_audit_strips, "changes its input rows"),
     (_audit_pads, "changes the tokenizer"),
@@ -363,6 +378,14 @@ class _Global:
         random.shuffle(names)
 
 
+class _NumpyGlobal(_Still):
+    def __init__(self, seed):
+        np.random.seed(seed)
+
+    def shuffle(self, names):
+        np.random.shuffle(names)
+
+
 class _Seven(random.Random):
     def __init__(self, seed):
         super().__init__(7)
@@ -463,6 +486,9 @@ SPLITS = [
     (_lists_of_messages, "not those of the file"),
     (_three_sides, "wanted two lists"),
     (_marks_rows, "changes its input rows"),
+    (_split(chance=_NumpyGlobal), "random numbers, which all share"),
+    (lambda rows, share, seed: split(rows, share, 0), "give the same test rows"),
+    (lambda rows, share, seed: split(rows[:-3], share, seed), "on neither side"),
     (lambda rows, share, seed: None, "wanted two lists"),
     (lambda rows, share, seed: (rows, []), "a side is empty"),
 ]
@@ -532,6 +558,10 @@ ROWS = [
     (lambda w, n: w.reshape(n, -1, w.shape[1]).flip(1).reshape(w.shape), "turned round"),
     (lambda w, n: w.reshape(n, 2, -1), "has shape"),
     (lambda w, n: rotary_rows(w, n).flatten(), "has shape"),
+    (lambda w, n: rotary_rows(rotary_rows(w, n), n), "it is done twice"),
+    (lambda w, n: w.reshape(n, -1, 2, w.shape[1]).flip(2).reshape(w.shape), "in a small case"),
+    (lambda w, n: w[torch.arange(len(w)).roll(1)], "in a small case"),
+    (lambda w, n: rotary_rows(w, n).tolist(), "a list"),
     (lambda w, n: None, "None"),
     (lambda w, n: w.copy_(rotary_rows(w, n)), "changes its input w"),
 ]
@@ -647,6 +677,10 @@ EIGHTS = [
     (_q8(kinds=(torch.float16, torch.float32)), "wanted int8"),
     (_q8(kinds=(torch.float16, torch.uint8)), "wanted int8"),
     (_q8(kinds=(torch.bfloat16, torch.int8)), "wanted float16"),
+    (_q8(by=126), "1.008 times the wanted"),
+    (_q8(rounded=torch.ceil), "it rounds up"),
+    (lambda w: (2 * q8_0(w)[0], q8_0(w)[1]), "2 times the wanted"),
+    (lambda w: (q8_0(w)[0], -q8_0(w)[1]), "codes carry the sign"),
     (_q8_nan, "0 / 0 is no number"),
     (_q8_eps, ("a block of zeros has scale", "store it as it is", "where they differ", "wanted")),
     (_q8_rows, "each row of w"),
@@ -761,6 +795,10 @@ BATCHES = [
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, 0 * i), "first adapter"),
     (lambda x, A, B, s, i: batched_lora(x, A[:1].expand_as(A), B, s, i), "A is the first"),
     (lambda x, A, B, s, i: batched_lora(x, A, B[:1].expand_as(B), s, i), "B is the first"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s.sqrt(), i), "the root of the scaling"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s / A.shape[1], i), "divided by the rank"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.flip(0)), "in another order"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s.sum().expand(len(s)), i), "all the scalings"),
     (_in_a_loop, "no loop over rows"),
     (_in_a_list, "no loop over rows"),
     (_dense, "makes a tensor of"),

@@ -116,6 +116,7 @@ def _alike(rng):
     (q1, a1), (q2, a2), (q3, a3), (q4, a4) = ((words(rng, 5), words(rng, 3)) for _ in range(4))
     same = "rows that repeat an earlier one count, and the first of them does not"
     folded = 'fold case and space before you compare: " ".join(text.casefold().split())'
+    first, second = (row(words(rng, 1), word)["messages"] for word in ("turn", "lamp"))
     long = of_length(rng, LENGTH - 3, 4)
     return {
         "of which two repeat the first": (
@@ -137,6 +138,11 @@ def _alike(rng):
             [row(q4, a4), row(f"{q4} on", a4)],
             {},
             {"duplicates": "the questions differ: a duplicate has all messages the same"},
+        ),
+        "of two turns each, that come in another order": (
+            [{"messages": first + second}, {"messages": second + first}],
+            {},
+            {"duplicates": "the order of the turns differs: compare them one by one"},
         ),
         "whose words are shared out to other turns": (
             [row("turn on", "the lamp"), row("turn", "on the lamp")],
@@ -183,6 +189,15 @@ _CLEAN = {
 }
 
 
+_MISSED = {
+    "trains_on_nothing": "what is left behind the prompt is what it trains on",
+    "no_end": "look for the end among the labels: each turn of the prompt has one, too",
+    "truncated": "the whole rendered row counts: prompt, answer, and the template's own tokens",
+    "bad_roles": "a system message or none, then user and assistant in turn",
+    "duplicates": "rows that repeat an earlier one count, whatever else is wrong with them",
+}
+
+
 def _expect_one_start(audit, rng):
     """A template that writes a BOS, and a tokenizer that puts one before any text."""
     rows = [of_length(rng, LENGTH - 1 - 4, 2), of_length(rng, LENGTH - 2, 2)]
@@ -218,6 +233,9 @@ def _expect(audit, told, rows, counts, why, style):
         hint = "" if type(n) in (int, bool) else ": a count, not the rows themselves"
         expect(type(n) is int, f"{call}: {key} is {kind_of(n)}, wanted an int{hint}")
     for key in KEYS:
-        wanted, hint = counts.get(key, 0), why.get(key) or _CLEAN[key]
+        wanted = counts.get(key, 0)
+        hint = why.get(key) or (_MISSED if got[key] < wanted else _CLEAN)[key]
+        if key == "truncated" and got[key] > wanted + 1:
+            hint = "count the tokens of the rendered row, not its letters"
         gave = f"{call}: {key} is {got[key]}, wanted {wanted}"
         expect(got[key] == wanted, gave, hint=hint)

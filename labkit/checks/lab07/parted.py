@@ -86,7 +86,7 @@ def _sides(split, rows, share, seed, call, salt=""):
     expect(not doubled, f"{call}: {new} rows are there twice; each has one side")
     expect(not new, f"{call}: {new} rows are not those of the file; hand rows on as they are")
     hint = "random.Random(seed) has numbers of its own"
-    expect(not got["touched"], f"{call} uses Python's random numbers, which all share; {hint}")
+    expect(not got["touched"], f"{call} uses the global random numbers, which all share; {hint}")
     return sides
 
 

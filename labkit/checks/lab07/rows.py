@@ -1,10 +1,13 @@
 """What exercise 7.3 expects of `rotary_rows`: transformers' GGUF loader turns it back."""
 
+import functools
+
 import torch
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from labkit.checks.compare import ask, draw, expect_close, expect_shape, likeliest, randn
-from labkit.contract import expect, part
+from labkit.checks.simplest import simplest
+from labkit.contract import expect, observe, part
 from labkit.labs.lab07 import probes
 
 SHAPES = {
@@ -41,10 +44,20 @@ def expect_rows(rotary_rows, rng):
         ("a square weight, 5 heads", (5 * head, 5 * head), 5, torch.float32),
         ("a weight in bf16, 2 heads", (2 * head, 7), 2, torch.bfloat16),
     ]
-    with part(), likeliest() as case:
+    with part(), simplest(_small(rotary_rows)), likeliest() as case:
         for what, shape, n_heads, dtype in cases:
             with case():
                 _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng)
+
+
+def _small(rotary_rows):
+    """One column of row numbers, so that the answer is the order itself."""
+    why = "in each head the first of one half, the first of the other, the second of one, …"
+    for n_heads, n in ((1, 8), (2, 16)):
+        w = torch.arange(float(n))[:, None]
+        call = f"rotary_rows of rows 0 to {n - 1}, {n_heads} head{'s' * (n_heads > 1)},"
+        answer = functools.partial(observe, probes.turned, rotary_rows, w, n_heads)
+        yield call, answer, wanted_rows(w, n_heads), why
 
 
 def _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng):
@@ -76,6 +89,7 @@ def _guesses(w, n_heads):
         .transpose(1, 2)
         .reshape(w.shape),
         "the halves of each head change places; interleave them": one.flip(1).reshape(w.shape),
+        "it is done twice": wanted_rows(wanted_rows(w, n_heads), n_heads),
         "n_heads is taken for the size of a head": _by_size(w, n_heads),
         "the heads themselves are interleaved; the rows of one head stay together": w.reshape(
             n_heads, head, -1

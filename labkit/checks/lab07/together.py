@@ -89,6 +89,12 @@ def _guesses(x, A, B, scaling, index):
         "the scaling is squared: it stands once, not on A and B both": alone(
             x, A, B, scaling**2, index
         ),
+        "that is the root of the scaling": alone(x, A, B, scaling.sqrt(), index),
+        "divided by the rank: the scaling is alpha / r already": alone(x, A, B, scaling / R, index),
+        "all the scalings are added: each row has its own, scaling[index]": alone(
+            x, A, B, scaling.sum().expand(K), index
+        ),
+        "index is in another order than the rows": alone(x, A, B, scaling, index.flip(0)),
         "the scalings are in another order than the rows": share,
         "A is chosen by index and B is the first one": _crossed(x, A, B, scaling, index, flat),
         "B is chosen by index and A is the first one": _crossed(x, A, B, scaling, flat, index),

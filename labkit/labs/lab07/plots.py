@@ -1,6 +1,7 @@
 """Figures of lab 7."""
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from labkit.plots.style import INK, PALETTE, figure
 
@@ -13,6 +14,7 @@ def _bars(values, colours, label, told):
     for name, length, text in zip(names, lengths, told, strict=True):
         ax.text(length, name, f" {text}", va="center", color=INK)
     ax.set(xlabel=label, xlim=(0, 1.15 * max(1, *lengths)))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="y", visible=False)
     return fig, ax
 
@@ -114,8 +116,7 @@ def equal(counts, guess):
     same, n = counts["sum"].sum(), counts["count"].sum()
     ax.set_title(f"{same} of {n} served answers are PEFT's, to the letter")
     if guess.value is not None:
-        told = f"your guess: {guess.value:g} of {n}"
-        ax.text(0.99, 0.04, told, transform=ax.transAxes, ha="right", color=INK, fontsize=9)
+        ax.set_xlabel(f"answers equal to the letter (your guess: {guess.value:g} of {n})")
     return fig
 
 
@@ -129,5 +130,5 @@ def speeds(rates, title):
     ax.set_xlim(0, 1.2 * max(max(runs) for runs in rates.values()))
     first, *others = middle.items()
     told = ", ".join(f"{name} {value / first[1]:.0%}" for name, value in others)
-    ax.set_title(f"{title}: {told}\nof the speed of “{first[0]}”")
+    ax.set_title(f"{title}, {first[0]} = 100%:\n{told}")
     return fig

@@ -7,6 +7,7 @@ import math
 import random
 from unittest import mock
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -85,11 +86,13 @@ def divided(split, rows, share, seed, salt=""):
     salted = mock.patch.object(
         builtins, "hash", lambda x: own_hash((salt, x)) if salt else own_hash(x)
     )
-    before = random.getstate()
+    before, other = random.getstate(), np.random.get_state()
     with salted:
         got = split(rows, share, seed)
-    touched = random.getstate() != before
+    moved = [not np.array_equal(a, b) for a, b in zip(other, np.random.get_state(), strict=True)]
+    touched = random.getstate() != before or any(moved)
     random.setstate(before)
+    np.random.set_state(other)
     pair = isinstance(got, tuple | list) and len(got) == 2
     sides = [list(side) if isinstance(side, list | tuple) else None for side in got] if pair else []
     told = sides if pair and None not in sides else None
