@@ -95,8 +95,29 @@ def _expect_scales(q8_0, what, w):
     expect(torch.isfinite(scales.float()).all(), f"{call}: scales hold NaN or infinity")
     blocks = w.float().reshape(-1, BLOCK)
     top = blocks.abs().amax(1)
+    known = _scale_guesses(w, blocks, top)
+    zeros = top == 0
+    if bool(zeros.any()) and torch.equal(scales[~zeros], wanted[~zeros]):
+        told = f"a block of zeros has scale {scales[zeros][0].item():.3g}, wanted 0"
+        raise CheckFailed(f"{call}: {told}; divide where the scale is not 0, and store it as it is")
+    named = "tiny" not in what  # there fp16 has few digits, and many things look alike
+    for message, guess in known.items():
+        if named and _near(scales, guess):
+            raise CheckFailed(f"{call}: {message}")
+    at = int((scales.double() - wanted.double()).abs().argmax())
+    told = f"scale {at} is {scales[at].item():.6g}, wanted {wanted[at].item():.6g}"
+    ratios = (scales.double() / wanted.double())[wanted > 0]
+    if named and len(ratios) and (ratios - ratios[0]).abs().max() < 2e-3 * ratios[0].abs():
+        told = f"each scale is {ratios.mean().item():.4g} times the wanted"
+    near = named and _near(scales, wanted.float())
+    hint = "right but for rounding: divide in fp32, and round to fp16 once" if near else ""
+    raise CheckFailed(f"{call}: {told}{'; ' * bool(hint)}{hint}", bare=not near)
+
+
+def _scale_guesses(w, blocks, top):
+    """`{message: scales}`, the likeliest first."""
     rows = w.float().abs().amax(1).repeat_interleave(w.shape[1] // BLOCK)
-    known = {
+    return {
         "that is the largest size itself; the scale is a 127th of it": top,
         "divided by 128: the codes go from -127 to 127": top / 128,
         "divided by 127.5: the codes go from -127 to 127": top / 127.5,
@@ -117,22 +138,6 @@ def _expect_scales(q8_0, what, w):
             blocks.gather(1, blocks.abs().argmax(1, keepdim=True))[:, 0] / 127
         ),
     }
-    zeros = top == 0
-    if bool(zeros.any()) and torch.equal(scales[~zeros], wanted[~zeros]):
-        told = f"a block of zeros has scale {scales[zeros][0].item():.3g}, wanted 0"
-        raise CheckFailed(f"{call}: {told}; divide where the scale is not 0, and store it as it is")
-    named = "tiny" not in what  # there fp16 has few digits, and many things look alike
-    for message, guess in known.items():
-        if named and _near(scales, guess):
-            raise CheckFailed(f"{call}: {message}")
-    at = int((scales.double() - wanted.double()).abs().argmax())
-    told = f"scale {at} is {scales[at].item():.6g}, wanted {wanted[at].item():.6g}"
-    ratios = (scales.double() / wanted.double())[wanted > 0]
-    if named and len(ratios) and (ratios - ratios[0]).abs().max() < 2e-3 * ratios[0].abs():
-        told = f"each scale is {ratios.mean().item():.4g} times the wanted"
-    near = named and _near(scales, wanted.float())
-    hint = "right but for rounding: divide in fp32, and round to fp16 once" if near else ""
-    raise CheckFailed(f"{call}: {told}{'; ' * bool(hint)}{hint}", bare=not near)
 
 
 def _near(scales, guess, tol=2e-3):
