@@ -182,11 +182,11 @@ if lab.experiment("The file, audited", 2, needs=["7.1"]):
 # %% [markdown]
 # Few of these rows would have stopped a training. Rows without a label cost time and teach nothing,
 # a cut answer teaches the model to stop nowhere, a blank one teaches silence. What to do about
-# each: rename roles that have other names (`human`, `bot`), cut long
-# *questions* from their front (lab 3's `fit`), and read the rest before you throw it away. Here we
-# leave them out. Look also at what no count shows: some rows have no system message. SmolLM2's
-# template then writes one of its own into them ("You are a helpful AI assistant named SmolLM").
-# The next cell gives every row the same one.
+# each: rename roles that have other names (`human`, `bot`), cut long *questions* from their front
+# (lab 3's `fit`), and read the rest before you throw it away. Here we leave them out. Look also at
+# what no count shows: some rows have no system message. SmolLM2's template then writes one of its
+# own into them ("You are a helpful AI assistant named SmolLM"). The next cell gives every row the
+# same one.
 
 
 # %%
@@ -342,9 +342,9 @@ if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"
     display(compare_answers([question(row) for row in test_rows], wanted, told, rows=4))
 
 # %% [markdown]
-# When we ran it (40 steps of 8 rows, seed 0), about 20 of 36 answers were right, and 4 by the nearest
-# row. Trade and room were right in most of the others; *when* somebody has to come was not, and
-# that takes an understanding of what is broken.
+# When we ran it (40 steps of 8 rows, seed 0), about 20 of 36 answers were right, and 4 by the
+# nearest row. Trade and room were right in most of the others; *when* somebody has to come was not,
+# and that takes an understanding of what is broken.
 #
 # The bar has an error: of $n$ answers with a share $p$ right, $\sqrt{p (1 - p) / n}$. With some
 # thirty rows that is up to nine points, and a difference smaller than that is none. If the nearest
@@ -528,8 +528,8 @@ if lab.experiment("One model, three files", 50, needs=["7.1", "7.2", "7.3", "7.4
     guess_q4.beside(100 * files["q4_0"][2])
 
 # %% [markdown]
-# The size falls to a third, and the KL from the model that was trained grows with each step. When we
-# ran it on 16 held-out rows (40 steps, seed 0, fp32), KL was 2e-6 nats a token in bf16, 3e-5 in
+# The size falls to a third, and the KL from the model that was trained grows with each step. When
+# we ran it on 16 held-out rows (40 steps, seed 0, fp32), KL was 2e-6 nats a token in bf16, 3e-5 in
 # Q8_0 and 0.03 in Q4_0; 10 of the 16 were right, in Q4_0 9. That difference of one row is none, so
 # a score alone would have told nothing about the grids. With rows in the wrong order KL was 1.9,
 # and no answer was right: the file has the right size, the right names and the right numbers, and
