@@ -5,7 +5,14 @@ All other answers are right, so each attack costs the points of its exercise and
 
 from attack import accident
 
-LABS = {"01_svd": 19, "03_peft": 24, "04_qlora": 25, "05_rank": 18, "06_merging": 21}
+LABS = {
+    "01_svd": 19,
+    "03_peft": 24,
+    "04_qlora": 25,
+    "05_rank": 18,
+    "06_merging": 21,
+    "07_ship": 22,
+}
 
 # Puts functions of `fake` in the place of those of the same name that the judge ships.
 REPLACE = """

@@ -265,10 +265,10 @@ def test_the_checks_in_the_guide_are_checks(tmp_path):
 
 def test_the_lab_in_the_guide_is_a_lab(capsys, monkeypatch, accepts, rejects, not_written):
     master, checks, tests = code_of("maintainer")
-    module = types.ModuleType("labkit.checks.lab07")
+    module = types.ModuleType("labkit.checks.lab09")
     exec(checks, vars(module))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr("labkit.checks.lab07", module, raising=False)
+    monkeypatch.setattr("labkit.checks.lab09", module, raising=False)
     answers = {}
     exec(tests, answers)
     for case in answers["STUBS"]:
@@ -280,10 +280,10 @@ def test_the_lab_in_the_guide_is_a_lab(capsys, monkeypatch, accepts, rejects, no
     capsys.readouterr()
     norm = module.norm
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    for solved, verdict in ((True, "✓ 7.1"), (False, "○ 7.1")):
-        text = notebooks.to_notebook(notebooks.cut(master, solved), "07", project)
+    for solved, verdict in ((True, "✓ 9.1"), (False, "○ 9.1")):
+        text = notebooks.to_notebook(notebooks.cut(master, solved), "09", project)
         cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"]]
-        assert any('labkit.start("07_norms")' in cell for cell in cells)
+        assert any('labkit.start("09_norms")' in cell for cell in cells)
         names = {}
         exec(next(cell for cell in cells if "def update_norm" in cell), names)
         with contextlib.suppress(LabError):

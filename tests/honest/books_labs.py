@@ -3,7 +3,7 @@
 from attack import source
 from honest import honest
 
-LABS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging")
+LABS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging", "07_ship")
 
 
 def _as_it_is(lab):

@@ -32,7 +32,7 @@ class Honest:
 
 
 def honest(lab="02_lora"):
-    """Add the maker to the corpus; the labs are six, and the second one is what most tests take."""
+    """Add the maker to the corpus; of seven labs most tests take the second."""
 
     def add(make):
         why = " ".join((make.__doc__ or "").split())

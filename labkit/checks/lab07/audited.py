@@ -1,0 +1,241 @@
+"""What exercise 7.1 expects of `audit`: rows with planted faults, a kind of fault at a time."""
+
+import torch
+
+from labkit.checks.compare import ask, draw, every, kind_of
+from labkit.contract import expect, part, sound
+from labkit.labs import tiny
+from labkit.labs.lab07 import probes
+
+KEYS = ("trains_on_nothing", "no_end", "truncated", "bad_roles", "duplicates")
+LENGTH = 24  # max_length; the longest clean row has just so many tokens
+TURN = 3  # tokens of a turn besides its words: its role, the end, the line break
+
+
+def words(rng, n):
+    return tiny.words(rng, n)
+
+
+def row(question, answer, system=None):
+    """A row of messages."""
+    turns = [("system", system)] * (system is not None)
+    turns += [("user", question), ("assistant", answer)]
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def of_length(rng, prompt, answer=2):
+    """A row: its prompt's tokens, `<assistant>` behind it included, and its answer's words."""
+    return row(words(rng, prompt - TURN - 1), words(rng, answer))
+
+
+def clean(rng, n=4):
+    """Different rows without a fault: one has an earlier turn, and one is as long as may be."""
+    rows = [of_length(rng, draw(8, 14, rng), draw(1, 3, rng)) for _ in range(n)]
+    first = row(words(rng, 2), words(rng, 1), words(rng, 1))["messages"]
+    rows.append({"messages": first + row(words(rng, 1), words(rng, 1))["messages"]})
+    rows.append(of_length(rng, LENGTH - 2 - 2, 2))
+    return rows
+
+
+def faults(rng):
+    """`{what the rows are: (rows, counts that are not zero, {wrong count's key: why})}`."""
+    cut = "max_length cuts all of its answer off"
+    blank = "a blank answer teaches to say nothing: strip() it"
+    whole = "look for the end among the labels: each turn of the prompt has one, too"
+    mid = [of_length(rng, LENGTH - 3, 4), of_length(rng, LENGTH - 2, 2)]
+    gone = [of_length(rng, LENGTH + n) for n in (1, 5)]
+    opened = "the generation prompt belongs to the prompt: labels begin behind it"
+    line = [of_length(rng, LENGTH - 3, 2)]
+    return {
+        "whose prompt fills max_length": (
+            gone,
+            {"trains_on_nothing": 2, "truncated": 2},
+            {"trains_on_nothing": cut, "no_end": "it trains on nothing, and counts there alone"},
+        ),
+        "whose prompt has just max_length tokens": (
+            [of_length(rng, LENGTH)],
+            {"trains_on_nothing": 1, "truncated": 1},
+            {"trains_on_nothing": opened, "no_end": opened},
+        ),
+        "of whose answer one token is left": (
+            [of_length(rng, LENGTH - 1, 3)],
+            {"no_end": 1, "truncated": 1},
+            {"no_end": whole, "trains_on_nothing": "labels begin behind the generation prompt"},
+        ),
+        "whose answer is cut midway": (
+            mid,
+            {"no_end": 2, "truncated": 2},
+            {"no_end": whole, "trains_on_nothing": "part of its answer is left, and trains"},
+        ),
+        "that lose just the line break behind the end": (
+            line,
+            {"truncated": 1},
+            {"no_end": "its end token is left: look for it among the labels that are left"},
+        ),
+        "with a blank answer": (
+            [row(words(rng, 4), blank) for blank in ("", "  ", "\n")],
+            {"trains_on_nothing": 3},
+            {"trains_on_nothing": blank, "no_end": "it counts as trains_on_nothing alone"},
+        ),
+        **_bad(rng),
+        **_alike(rng),
+    }
+
+
+def _bad(rng):
+    """Rows whose roles no template takes."""
+    good = row(words(rng, 3), words(rng, 2))["messages"]
+    system = {"role": "system", "content": words(rng, 2)}
+    user, answer = good
+    human = [{"role": "human", "content": words(rng, 3)}, {"role": "bot", "content": words(rng, 1)}]
+    two, odd = "user and assistant take turns", "the roles are system, user and assistant"
+    last = "the last message has to be the assistant's: it is what is learned"
+    first = "the user begins"
+    nothing = "there is nothing in it to learn"
+    late = "a system message comes first or not at all"
+    listed = {
+        "with two user turns in a row": ([user, *good], two),
+        "with two answers in a row": ([*good, answer], two),
+        "that begin with the assistant": ([answer, *good], first),
+        "that end with the user": ([*good, user], last),
+        "with the roles human and bot": (human, odd),
+        "with a system message in the middle": ([*good, system, *good], late),
+        "of a system message alone": ([system], nothing),
+        "without messages": ([], nothing),
+    }
+    elsewhere = "a row with bad roles counts there and nowhere else"
+    why = {key: elsewhere for key in KEYS}
+    return {
+        what: ([{"messages": list(turns)}] * 2, {"bad_roles": 2}, why | {"bad_roles": hint})
+        for what, (turns, hint) in listed.items()
+    }
+
+
+def _alike(rng):
+    """Rows that repeat others, and rows that only look so."""
+    (q1, a1), (q2, a2), (q3, a3), (q4, a4) = ((words(rng, 5), words(rng, 3)) for _ in range(4))
+    same = "rows that repeat an earlier one count, and the first of them does not"
+    folded = 'fold case and space before you compare: " ".join(text.casefold().split())'
+    first, second = (row(words(rng, 1), word)["messages"] for word in ("turn", "lamp"))
+    long = of_length(rng, LENGTH - 3, 4)
+    return {
+        "of which two repeat the first": (
+            [row(q1, a1) for _ in range(3)],
+            {"duplicates": 2},
+            {"duplicates": same},
+        ),
+        "that are one in other case and spacing": (
+            [row(q2, a2), row(q2.upper(), a2), row("  ".join(q2.split()) + "\n", a2)],
+            {"duplicates": 2},
+            {"duplicates": folded},
+        ),
+        "with one question and two answers": (
+            [row(q3, a3), row(q3, f"{a3} on")],
+            {},
+            {"duplicates": "the answers differ: a duplicate has all messages the same"},
+        ),
+        "with one answer to two questions": (
+            [row(q4, a4), row(f"{q4} on", a4)],
+            {},
+            {"duplicates": "the questions differ: a duplicate has all messages the same"},
+        ),
+        "of two turns each, that come in another order": (
+            [{"messages": first + second}, {"messages": second + first}],
+            {},
+            {"duplicates": "the order of the turns differs: compare them one by one"},
+        ),
+        "whose words are shared out to other turns": (
+            [row("turn on", "the lamp"), row("turn", "on the lamp")],
+            {},
+            {"duplicates": "the messages differ: compare one by one, not their texts joined"},
+        ),
+        "that are one and cut midway": (
+            [long, long],
+            {"no_end": 2, "truncated": 2, "duplicates": 1},
+            {key: "a row may have several faults, and counts in each" for key in KEYS},
+        ),
+    }
+
+
+def expect_audit(audit, rng):
+    """Each kind of fault is counted, clean rows have none, and a mixture has them all."""
+    plain = clean(rng)
+    _expect(audit, "of clean rows", plain, {}, _CLEAN, "plain")
+    listed = faults(rng)
+    with part():
+        every(
+            lambda what, case: _expect(
+                audit, f"of rows {what}", [*plain, *case[0]], case[1], case[2], "plain"
+            ),
+            list(listed.items()),
+        )
+    with part():
+        endless = "the template writes no end token, so none of these rows has one to learn"
+        why = {"no_end": endless}
+        told = "of clean rows with a template that writes no end"
+        _expect(audit, told, plain[:-1], {"no_end": len(plain) - 1}, why, "endless")
+    with part():
+        _expect_one_start(audit, rng)
+    if sound():
+        _expect_mixture(audit, plain, listed, rng)
+
+
+_CLEAN = {
+    "no_end": "the end token stands before the line break: look among all labels, not at the last",
+    "truncated": "one of them has just max_length tokens, and loses none",
+    "trains_on_nothing": "labels begin where the answer does, behind the generation prompt",
+    "bad_roles": "a system message may come first, and user and assistant may take several turns",
+    "duplicates": "no two of them have the same messages",
+}
+
+
+_MISSED = {
+    "trains_on_nothing": "what is left behind the prompt is what it trains on",
+    "no_end": "look for the end among the labels: each turn of the prompt has one, too",
+    "truncated": "the whole rendered row counts: prompt, answer, and the template's own tokens",
+    "bad_roles": "a system message or none, then user and assistant in turn",
+    "duplicates": "rows that repeat an earlier one count, whatever else is wrong with them",
+}
+
+
+def _expect_one_start(audit, rng):
+    """A template that writes a BOS, and a tokenizer that puts one before any text."""
+    rows = [of_length(rng, LENGTH - 1 - 4, 2), of_length(rng, LENGTH - 2, 2)]
+    why = {
+        key: "the first token stands twice: let apply_chat_template give the ids" for key in KEYS
+    }
+    told = "with a template that writes a BOS, of a row that just fits and one cut midway"
+    _expect(audit, told, rows, {"truncated": 1, "no_end": 1}, why, "bos")
+
+
+def _expect_mixture(audit, plain, listed, rng):
+    rows, wanted = list(plain), dict.fromkeys(KEYS, 0)
+    for some, counts, _ in listed.values():
+        rows += some
+        for key, n in counts.items():
+            wanted[key] += n
+    order = torch.randperm(len(rows), generator=rng).tolist()
+    rows = [rows[i] for i in order]
+    every_row = "each row is judged by itself, and the counts add up"
+    told = f"of {len(rows)} mixed rows"
+    _expect(audit, told, rows, wanted, dict.fromkeys(KEYS, every_row), "plain")
+
+
+def _expect(audit, told, rows, counts, why, style):
+    """The five counts of an audit; the likeliest reason of the first that is wrong."""
+    call = f"audit {told}"
+    got = ask(call, probes.audited, audit, rows, LENGTH, style)
+    expect(isinstance(got, dict), f"{call} gave {kind_of(got)}, wanted a dict of five counts")
+    missing = [key for key in KEYS if key not in got]
+    expect(not missing, f"{call}: the dict lacks {', '.join(missing)}")
+    for key in KEYS:
+        n = got[key]
+        hint = "" if type(n) in (int, bool) else ": a count, not the rows themselves"
+        expect(type(n) is int, f"{call}: {key} is {kind_of(n)}, wanted an int{hint}")
+    for key in KEYS:
+        wanted = counts.get(key, 0)
+        hint = why.get(key) or (_MISSED if got[key] < wanted else _CLEAN)[key]
+        if key == "truncated" and got[key] > wanted + 1:
+            hint = "count the tokens of the rendered row, not its letters"
+        gave = f"{call}: {key} is {got[key]}, wanted {wanted}"
+        expect(got[key] == wanted, gave, hint=hint)

@@ -1,0 +1,199 @@
+"""What exercise 7.4 expects of `q8_0`: the bytes of `gguf.quants`."""
+
+import gguf
+import torch
+
+from labkit.checks.compare import ask, expect_shape, likeliest, randn
+from labkit.contract import CheckFailed, expect, part, sound
+from labkit.labs.lab07 import probes
+
+BLOCK = 32
+Q8 = {
+    "invalid for input of size": "blocks have 32 weights each: w.reshape(-1, 32)",
+    "must match the size": "one scale a block, 32 codes: scales[:, None] beside the codes",
+    "numpy() on a": "work with torch alone",
+}
+
+
+def bytes_of(w):
+    """(scales fp16 (n,), codes int8 (n, 32)) as gguf's own quantisation writes them."""
+    data = gguf.quants.quantize(w.float().numpy(), gguf.GGMLQuantizationType.Q8_0)
+    blocks = torch.from_numpy(data.copy()).reshape(-1, 2 + BLOCK)
+    return blocks[:, :2].contiguous().view(torch.float16)[:, 0], blocks[:, 2:].view(torch.int8)
+
+
+def matrices(rng):
+    """`{what w is: w}`, those that show a mistake by its name."""
+    wide = randn(4, 64, rng=rng) * (10.0 ** torch.arange(-2, 2))[:, None]
+    tie = torch.arange(-32, 32).reshape(2, 32) / 1.0
+    tie = tie + 0.5 * (torch.arange(32) % 2 == 0)
+    tie[:, 5] = 127.0  # so the scale is 1 and a half is a tie
+    empty = randn(3, 32, rng=rng)
+    empty[1] = 0
+    low = -randn(2, 64, rng=rng).abs()
+    low[:, 7] = -9.0
+    return {
+        "a matrix": randn(6, 96, rng=rng) * 0.02,
+        "rows of very different size": wide,
+        "a matrix with a block of zeros": empty,
+        "blocks whose largest weight is negative": low,
+        "a block whose scale is 1, weights halfway between two codes": tie,
+        "tiny weights, whose scale loses digits in fp16": randn(3, 64, rng=rng) * 1e-4,
+        "a matrix in bf16": randn(4, 64, rng=rng).bfloat16(),
+    }
+
+
+def expect_q8(q8_0, rng):
+    """Shapes, dtypes, scales and codes of each matrix."""
+    cases = list(matrices(rng).items())
+    with part():
+        _expect_form(q8_0, *cases[0])
+    if not sound():
+        return
+    with part(), likeliest() as case:
+        for what, w in cases:
+            with case():
+                _expect_scales(q8_0, what, w)
+    with part(), likeliest() as case:
+        for what, w in cases:
+            with case():
+                _expect_codes(q8_0, what, w)
+
+
+def _pair(q8_0, what, w):
+    call = f"q8_0 of {what}"
+    return call, ask(call, probes.blocks, q8_0, w, hint=Q8)
+
+
+def _expect_form(q8_0, what, w):
+    call, got = _pair(q8_0, what, w)
+    (scales, codes), n = got["pair"], w.numel() // BLOCK
+    turned = tuple(scales.shape) == (n, BLOCK)
+    expect(not turned, f"{call}: the pair is turned round, return (scales, codes)")
+    if scales.shape == (n, 1):
+        raise CheckFailed(f"{call}: scales have shape ({n}, 1), wanted ({n},): one number a block")
+    expect_shape(scales, torch.Size([n]), f"scales of {call}")
+    if codes.numel() == n * BLOCK and codes.shape != (n, BLOCK):
+        told = f"{call}: codes have shape {tuple(codes.shape)}, wanted ({n}, {BLOCK})"
+        raise CheckFailed(f"{told}: a row a block")
+    expect_shape(codes, torch.Size([n, BLOCK]), f"codes of {call}")
+    kinds = dict(zip(("scales", "codes"), got["kinds"], strict=True))
+    with part():
+        hint = "a file has two bytes for each"
+        told = f"{call}: scales are in {kinds['scales']}, wanted float16"
+        expect(kinds["scales"] == "float16", f"{told}; {hint}")
+    with part():
+        told = f"{call}: codes are {kinds['codes']}, wanted int8"
+        expect(kinds["codes"] == "int8", f"{told}; round, and then convert")
+
+
+def _expect_scales(q8_0, what, w):
+    call, got = _pair(q8_0, what, w)
+    scales, (wanted, _) = got["pair"][0], bytes_of(w)
+    if torch.equal(scales, wanted):
+        return
+    expect(torch.isfinite(scales.float()).all(), f"{call}: scales hold NaN or infinity")
+    blocks = w.float().reshape(-1, BLOCK)
+    top = blocks.abs().amax(1)
+    known = _scale_guesses(w, blocks, top)
+    zeros = top == 0
+    if bool(zeros.any()) and torch.equal(scales[~zeros], wanted[~zeros]):
+        told = f"a block of zeros has scale {scales[zeros][0].item():.3g}, wanted 0"
+        raise CheckFailed(f"{call}: {told}; divide where the scale is not 0, and store it as it is")
+    named = "tiny" not in what  # there fp16 has few digits, and many things look alike
+    for message, guess in known.items():
+        if named and _near(scales, guess):
+            raise CheckFailed(f"{call}: {message}")
+    at = int((scales.double() - wanted.double()).abs().argmax())
+    told = f"scale {at} is {scales[at].item():.6g}, wanted {wanted[at].item():.6g}"
+    ratios = (scales.double() / wanted.double())[wanted > 0]
+    if named and len(ratios) and (ratios - ratios[0]).abs().max() < 2e-3 * ratios[0].abs():
+        told = f"each scale is {ratios.mean().item():.4g} times the wanted"
+    near = named and _near(scales, wanted.float())
+    hint = "right but for rounding: divide in fp32, and round to fp16 once" if near else ""
+    raise CheckFailed(f"{call}: {told}{'; ' * bool(hint)}{hint}", bare=not near)
+
+
+def _scale_guesses(w, blocks, top):
+    """`{message: scales}`, the likeliest first."""
+    rows = w.float().abs().amax(1).repeat_interleave(w.shape[1] // BLOCK)
+    return {
+        "that is the largest size itself; the scale is a 127th of it": top,
+        "divided by 128: the codes go from -127 to 127": top / 128,
+        "divided by 127.5: the codes go from -127 to 127": top / 127.5,
+        "divided by 255, as for codes from 0 to 255": top / 255,
+        "the inverse is returned: a code times its scale is the weight": 127 / top,
+        "max() without abs(): the largest weight may be a negative one": blocks.amax(1) / 127,
+        "it takes the largest of each row of w: each block of 32 has its own": rows / 127,
+        "it takes the largest of the whole matrix: each block of 32 has its own": (
+            torch.full_like(top, w.float().abs().max().item()) / 127
+        ),
+        "that is the range, largest minus smallest; the grid has a 0 in its middle": (
+            (blocks.amax(1) - blocks.amin(1)) / 255
+        ),
+        "blocks run down the columns: a block is 32 neighbours of one row": (
+            w.float().T.reshape(-1, BLOCK).abs().amax(1) / 127
+        ),
+        "the scale keeps the sign of the largest weight: take its size": (
+            blocks.gather(1, blocks.abs().argmax(1, keepdim=True))[:, 0] / 127
+        ),
+    }
+
+
+def _near(scales, guess, tol=2e-3):
+    guess = guess.half().float()
+    if not torch.isfinite(guess).all():
+        return False
+    return bool(((scales.float() - guess).abs() <= tol * guess.abs() + 1e-7).all())
+
+
+def _expect_codes(q8_0, what, w):
+    call, got = _pair(q8_0, what, w)
+    codes, (scales, wanted) = got["pair"][1], bytes_of(w)
+    blocks = w.float().reshape(-1, BLOCK)
+    fine = blocks.abs().amax(1, keepdim=True) / 127
+    exact = torch.where(fine > 0, blocks / fine, 0.0)
+    tied = "halfway" in what
+    almost = ((exact.double().abs() % 1) - 0.5).abs() < 1e-4  # where 1 / d and d may part
+    off = (codes != wanted) & (tied | ~almost)
+    if not off.any():
+        return
+    rough = torch.where(fine > 0, blocks / scales.float()[:, None], 0.0)
+    known = {
+        "codes are those of the scale that fp16 has rounded: divide by it before it is": away(rough)
+        if not torch.equal(away(rough), wanted.float())
+        else None,
+        "torch.round takes a half to the even neighbour; GGUF takes it away from 0, as C does": (
+            exact.round()
+        ),
+        "half a code too far on the negative side: floor(x + 0.5) goes up there": (
+            (exact + 0.5).floor()
+        ),
+        "it cuts the fraction off: round": exact.trunc(),
+        "it rounds down: round to the nearest": exact.floor(),
+        "it rounds up: round to the nearest": exact.ceil(),
+        "the codes are those of a scale over 128": away(exact * 128 / 127).clamp(-128, 127),
+        "the codes begin at 0: int8 has a sign, and 0 is 0": away(exact) + 128,
+        "codes carry the sign of the largest weight": -wanted.float(),
+        "codes of all blocks have one scale: each block of 32 has its own": (
+            away(w.float().reshape(-1, BLOCK) / w.float().abs().max() * 127)
+        ),
+        "codes are in the order of columns: a block is 32 neighbours of one row": (
+            bytes_of(w.float().T.contiguous())[1].float() if w.shape[0] % BLOCK == 0 else None
+        ),
+    }
+    for message, guess in known.items():
+        if guess is not None and torch.equal(codes.float(), guess):
+            raise CheckFailed(f"{call}: {message}")
+    row, column = (int(i) for i in off.nonzero()[0])
+    told = f"code {column} of block {row} is {int(codes[row, column])}"
+    weight = f"a weight of {exact[row, column].item():.4g} scales"
+    zero = bool((blocks[row] == 0).all())
+    hint = "; 0 / 0 is no number: a block of zeros has codes 0" if zero else ""
+    told = f"{call}: {told}, wanted {int(wanted[row, column])} for {weight}{hint}"
+    raise CheckFailed(told, bare=not zero)
+
+
+def away(x):
+    """Rounded to the nearest, halves away from 0."""
+    return x.sign() * (x.abs() + 0.5).floor()

@@ -1,0 +1,158 @@
+"""What exercise 7.2 expects of `split`: two sides without a prompt in common."""
+
+import json
+from collections import Counter
+
+import torch
+
+from labkit.checks.compare import ask, draw
+from labkit.contract import CheckFailed, expect, part
+from labkit.labs import tiny
+from labkit.labs.lab07 import probes
+
+SPLIT = {
+    "unhashable type": "a row is a dict: group rows by a text, the folded prompt",
+    "not supported between": "rows are dicts and have no order: sort the prompts, which are texts",
+    "string indices": "a row is a dict with messages, a list of dicts",
+    "larger than population": "share is the part of the rows that goes to the test side",
+}
+PROMPT = 'two rows have one prompt if their user says the same: " ".join(text.casefold().split())'
+
+
+def asked(row):
+    """A row's prompt, folded: what its user says."""
+    texts = (m["content"] for m in row["messages"] if m["role"] == "user")
+    return tuple(" ".join(text.casefold().split()) for text in texts)
+
+
+def variants(question, rng):
+    """The same prompt in other case and spacing."""
+    one = question.split()
+    return [
+        question,
+        question.upper(),
+        f"  {question}\n",
+        "  ".join(one),
+        "\t".join(one).title(),
+        question.capitalize(),
+    ]
+
+
+def rows_of(rng, n=48):
+    """Different rows of n prompts, one to six rows each, some with a system message."""
+    rows, seen = [], set()
+    while len(seen) < n:
+        question = tiny.words(rng, 3, 6)
+        if question in seen:
+            continue
+        seen.add(question)
+        size = (1, 1, 1, 2, 2, 3, 6)[draw(0, 6, rng)]
+        for k, text in enumerate(variants(question, rng)[:size]):
+            turns = [("user", text), ("assistant", f"{tiny.words(rng, 2)} {len(rows)}")]
+            turns = [("system", "Home.")] * (k % 2) + turns
+            rows.append({"messages": [{"role": r, "content": c} for r, c in turns]})
+    order = torch.randperm(len(rows), generator=rng).tolist()
+    return [rows[i] for i in order]
+
+
+def expect_split(split, rng):
+    """All rows on one side each, no prompt on both, the share kept, the same sides every time."""
+    rows = rows_of(rng)
+    call = "split(rows, 0.25, seed=3)"
+    first = _sides(split, rows, 0.25, 3, call)
+    with part():
+        _expect_apart(first, call)
+    with part():
+        _expect_share(split, rows)
+    with part():
+        _expect_same(split, rows, first, rng)
+    with part():
+        others = [_sides(split, rows, 0.25, seed, f"split(rows, 0.25, {seed})") for seed in (4, 5)]
+        alike = all(_bag(other[1]) == _bag(first[1]) for other in others)
+        hint = "seed chooses: random.Random(seed)"
+        expect(not alike, f"seeds 3, 4 and 5 give the same test rows; {hint}")
+
+
+def _sides(split, rows, share, seed, call, salt=""):
+    """The two lists, after a look at their form and at whether each row is there once."""
+    got = ask(call, probes.divided, split, rows, share, seed, salt, hint=SPLIT)
+    kind, sides = got["kind"], got["sides"]
+    expect(sides is not None, f"{call} gave {kind}, wanted two lists of rows, (train, test)")
+    both, wanted = _bag(sides[0] + sides[1]), _bag(rows)
+    lost, new = (wanted - both).total(), (both - wanted).total()
+    if lost and not new:
+        raise CheckFailed(f"{call}: {lost} of {len(rows)} rows are on neither side; lose none")
+    doubled = new and all(row in wanted for row in both)
+    expect(not doubled, f"{call}: {new} rows are there twice; each has one side")
+    expect(not new, f"{call}: {new} rows are not those of the file; hand rows on as they are")
+    hint = "random.Random(seed) has numbers of its own"
+    expect(not got["touched"], f"{call} uses the global random numbers, which all share; {hint}")
+    return sides
+
+
+def _bag(rows):
+    return Counter(json.dumps(row, sort_keys=True) for row in rows)
+
+
+def _expect_apart(sides, call):
+    train, test = ({asked(row) for row in side} for side in sides)
+    expect(train and test, f"{call}: a side is empty")
+    shared = train & test
+    rows = [r for side in sides for r in side if asked(r) in shared]
+    texts = {r["messages"][-2]["content"] for r in rows}
+    exact = any(
+        r["messages"][-2]["content"] == s["messages"][-2]["content"]
+        for r in sides[0]
+        for s in sides[1]
+    )
+    hint = PROMPT if not exact else "rows with one prompt go to one side, all of them"
+    systems = {len(r["messages"]) for r in rows}
+    if shared and not exact and len(systems) > 1 and len(texts) > 1:
+        hint = f"{PROMPT}; the system message does not count"
+    expect(not shared, f"{call}: {len(shared)} prompts are on both sides; {hint}")
+
+
+def _expect_share(split, rows):
+    """The test side has its share of the rows, to within the largest group."""
+    n, largest = len(rows), max(Counter(map(asked, rows)).values())
+    sizes = []
+    for share in (0.1, 0.25, 0.6):
+        for seed in range(4):
+            call = f"split of {n} rows, share {share}, seed {seed}"
+            test = _sides(split, rows, share, seed, call)[1]
+            sizes.append((call, share, len(test)))
+    off = [(call, share, got) for call, share, got in sizes if abs(got - share * n) > largest]
+    if not off:
+        return
+    call, share, got = off[0]
+    told = f"{call}: {got} test rows, wanted {share * n:.0f} (± {largest}, the largest group)"
+    turned = all(abs(size - (1 - part_of) * n) <= largest for _, part_of, size in sizes)
+    hint = "share is the test side's part of the rows"
+    if turned:
+        hint = "the sides are turned round: return (train, test)"
+    elif max(size for *_, size in sizes) - min(size for *_, size in sizes) <= largest:
+        hint = "the share is not used"
+    else:
+        hint = f"{hint}: add group after group until it is full; a coin for each, or a part of the "
+        hint += "prompts, misses it"
+    raise CheckFailed(f"{told}; {hint}")
+
+
+def _expect_same(split, rows, first, rng):
+    """The same call gives the same rows; so does another order, and another run of Python."""
+    call = "split(rows, 0.25, seed=3)"
+    again = _sides(split, rows, 0.25, 3, call)
+    told = f"{call} gives other test rows the second time"
+    expect(_bag(again[1]) == _bag(first[1]), f"{told}; all chance comes from random.Random(seed)")
+    other = _sides(split, rows, 0.25, 3, call, salt="another run")
+    told = f"{call} gives other test rows in another run of Python"
+    hint = "hash() of a text changes from run to run: hashlib.sha256 does not"
+    expect(_bag(other[1]) == _bag(first[1]), f"{told}; {hint}")
+    for _ in range(3):
+        order = torch.randperm(len(rows), generator=rng).tolist()
+        moved = _sides(split, [rows[i] for i in order], 0.25, 3, call)
+        told = f"{call} gives other test rows when the file is in another order"
+        hint = (
+            "sort the prompts before you shuffle them; a set has no order, nor has a dict of rows"
+        )
+        expect(_bag(moved[1]) == _bag(first[1]), f"{told}; {hint}")

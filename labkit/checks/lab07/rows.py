@@ -1,0 +1,119 @@
+"""What exercise 7.3 expects of `rotary_rows`: transformers' GGUF loader turns it back."""
+
+import functools
+
+import torch
+from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
+
+from labkit.checks.compare import ask, draw, expect_close, expect_shape, likeliest, randn
+from labkit.checks.simplest import simplest
+from labkit.contract import expect, observe, part
+from labkit.labs.lab07 import probes
+
+SHAPES = {
+    "invalid for input of size": "d_out = n_heads * 2 * half: the other axes stay as they are",
+    "Dimension out of range": "w has two axes: reshape splits its rows into heads and halves",
+    "unexpected keyword": "the parameters are w and n_heads",
+    "split_with_sizes": "torch.chunk cuts into so many parts, split into parts of such a size",
+    "NumPy": "return a tensor",
+    "view size is not compatible": "use reshape in the place of view after a transpose",
+}
+
+
+def back(d_out, n_heads):
+    """The row of llama.cpp's order that transformers puts at each place, (d_out,)."""
+    rows = torch.arange(d_out).numpy()
+    turn = LlamaTensorProcessor({})._reverse_permute_weights
+    return torch.from_numpy(turn(rows, n_heads, n_heads).copy())
+
+
+def wanted_rows(w, n_heads):
+    """The matrix that transformers' loader turns back into w."""
+    wanted = torch.empty_like(w)
+    wanted[back(len(w), n_heads)] = w
+    return wanted
+
+
+def expect_rows(rotary_rows, rng):
+    """The rows of weights, of LoRA's B, in any dtype, for heads of any even size."""
+    head = 2 * draw(4, 6, rng)
+    cases = [
+        ("a weight, 3 heads", (3 * head, 20), 3, torch.float32),
+        ("a weight, one head", (head, 12), 1, torch.float32),
+        ("LoRA's B of rank 2, 4 heads", (4 * head, 2), 4, torch.float32),
+        ("a square weight, 5 heads", (5 * head, 5 * head), 5, torch.float32),
+        ("a weight in bf16, 2 heads", (2 * head, 7), 2, torch.bfloat16),
+    ]
+    with part(), simplest(_small(rotary_rows)), likeliest() as case:
+        for what, shape, n_heads, dtype in cases:
+            with case():
+                _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng)
+
+
+def _small(rotary_rows):
+    """One column of row numbers, so that the answer is the order itself."""
+    why = "in each head the first of one half, the first of the other, the second of one, …"
+    for n_heads, n in ((1, 8), (2, 16)):
+        w = torch.arange(float(n))[:, None]
+        call = f"rotary_rows of rows 0 to {n - 1}, {n_heads} head{'s' * (n_heads > 1)},"
+        answer = functools.partial(observe, probes.turned, rotary_rows, w, n_heads)
+        yield call, answer, wanted_rows(w, n_heads), why
+
+
+def _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng):
+    call = f"rotary_rows of {what} ({shape[0]} x {shape[1]})"
+    w = randn(*shape, rng=rng).to(dtype)
+    got = ask(call, probes.turned, rotary_rows, w, n_heads, hint=SHAPES)
+    expect_shape(got, w.shape, call)
+    expect_close(got, wanted_rows(w, n_heads), call, _guesses(w, n_heads), tol=1e-7)
+    kind = str(dtype).removeprefix("torch.")
+    expect(got.dtype == dtype, f"{call} is in {got.dtype}, wanted {kind}: rows move, numbers stay")
+
+
+def _guesses(w, n_heads):
+    """`{message: matrix}` of other orders, the likeliest first."""
+    n = len(w)
+    head = n // n_heads
+    half = head // 2
+    one = w.reshape(n_heads, 2, half, -1)
+    return {
+        "nothing moves: each head's first row stays, and its next is the second half's first": w,
+        "this goes the other way, from neighbours to halves: llama.cpp's order has neighbours": w[
+            back(n, n_heads)
+        ],
+        "the whole matrix is one head here: interleave within each of the n_heads": wanted_rows(
+            w, 1
+        ),
+        "the whole matrix is one head here, and the way is turned round": w[back(n, 1)],
+        "the second half comes first: row 0 of each head stays at its place": one.flip(1)
+        .transpose(1, 2)
+        .reshape(w.shape),
+        "the halves of each head change places; interleave them": one.flip(1).reshape(w.shape),
+        "it is done twice": wanted_rows(wanted_rows(w, n_heads), n_heads),
+        "n_heads is taken for the size of a head": _by_size(w, n_heads),
+        "the heads themselves are interleaved; the rows of one head stay together": w.reshape(
+            n_heads, head, -1
+        )
+        .transpose(0, 1)
+        .reshape(w.shape),
+        "the heads are interleaved too; the rows of one head stay together": one.permute(
+            2, 1, 0, 3
+        ).reshape(w.shape),
+        "halves of all heads are put together: rows stay within their head": one.transpose(
+            0, 1
+        ).reshape(w.shape),
+        "the columns move; of q and k the rows are a head's dimensions": _columns(w, n_heads),
+        "the rows of each head are turned round": w.reshape(n_heads, head, -1)
+        .flip(1)
+        .reshape(w.shape),
+    }
+
+
+def _by_size(w, n_heads):
+    size = 2 * n_heads if n_heads % 2 else n_heads
+    return wanted_rows(w, len(w) // size) if len(w) % size == 0 and size > 1 else w
+
+
+def _columns(w, n_heads):
+    fits = w.shape[1] % (2 * n_heads) == 0
+    return wanted_rows(w.T.contiguous(), n_heads).T if fits else w

@@ -1,0 +1,166 @@
+"""What exercise 7.6 expects of `batched_lora`: what each row's adapter gives alone."""
+
+import torch
+
+from labkit.checks.compare import ask, expect_close, expect_shape, likeliest, randn
+from labkit.contract import expect, part, sound
+from labkit.labs.lab07 import probes
+
+D_IN, D_OUT, R, K = 64, 56, 3, 4
+NONE = "index -1 is the last adapter for torch: rows with -1 get zeros"
+BATCH = {
+    "must match the size of tensor": "scaling has one number an adapter: scaling[index][:, None]",
+    "expected scalar type Long": "index is of ints: use it as an index, or index.long()",
+    "batch1 must be a 3D": "bmm takes (n, 1, d_in) and (n, d_in, r): x[:, None]",
+    "same number of dimensions": "bmm takes (n, 1, d_in) and (n, d_in, r): x[:, None]",
+}
+
+
+def factors(rng):
+    A, B = randn(K, R, D_IN, rng=rng), randn(K, D_OUT, R, rng=rng)
+    scaling = torch.rand(K, generator=rng) + torch.arange(1, K + 1) * 0.7
+    return A, B, scaling
+
+
+def alone(x, A, B, scaling, index):
+    """Each row by its own adapter, in fp64; zeros without one."""
+    y = torch.zeros(len(x), B.shape[1], dtype=torch.float64)
+    for i, k in enumerate(index.tolist()):
+        if k >= 0:
+            update = scaling[k].double() * B[k].double() @ A[k].double()
+            y[i] = update @ x[i].double()
+    return y.float()
+
+
+def expect_together(batched_lora, rng):
+    """Mixed rows, rows without an adapter, one adapter alone; no row by row, no dense update."""
+    A, B, scaling = factors(rng)
+    mixed = torch.cat([torch.arange(K), torch.randint(K, (5,), generator=rng)])
+    mixed = mixed[torch.randperm(len(mixed), generator=rng)]
+    while torch.equal(mixed, mixed.sort().values):
+        mixed = mixed[torch.randperm(len(mixed), generator=rng)]
+    some = mixed.clone()
+    some[::3] = -1
+    cases = {
+        "mixed rows": mixed,
+        "rows of which some have no adapter": some,
+        "rows of one adapter": torch.full((6,), 2),
+        "rows without any adapter": torch.full((4,), -1),
+        "one row": torch.tensor([1]),
+    }
+    with part(), likeliest() as case:
+        for what, index in cases.items():
+            with case():
+                _expect(batched_lora, what, A, B, scaling, index, rng)
+    if sound():
+        _expect_work(batched_lora, A, B, scaling, rng)
+
+
+def _expect(batched_lora, what, A, B, scaling, index, rng):
+    call = f"batched_lora of {what}"
+    x = randn(len(index), D_IN, rng=rng)
+    got = ask(call, probes.batched, batched_lora, x, A, B, scaling, index, hint=BATCH)["y"]
+    expect_shape(got, torch.Size([len(index), D_OUT]), call)
+    wanted = alone(x, A, B, scaling, index)
+    expect_close(got, wanted, call, _guesses(x, A, B, scaling, index))
+    expect(got.dtype == x.dtype, f"{call} is in {got.dtype}, wanted the dtype of x")
+
+
+def _guesses(x, A, B, scaling, index):
+    ones = torch.ones_like(scaling)
+    kept = (index >= 0).float()[:, None]
+    wrapped = index % K
+    last = alone(x, A, B, scaling, wrapped)
+    first = alone(x, A, B, scaling, index.clamp_min(0))
+    flat = torch.zeros_like(index)
+    share = kept * alone(x, A, B, scaling[wrapped.flip(0)[0]].expand(K), index)
+    known = {
+        NONE: last,
+        "rows with index -1 get the first adapter; they get zeros": first,
+        "the scaling is missing": alone(x, A, B, ones, index),
+        f"the scaling is missing, and {NONE}": alone(x, A, B, ones, wrapped),
+        "all rows have the first adapter: each has its own, by index": alone(
+            x, A, B, scaling, flat
+        ),
+        "all rows have the first adapter's scaling: scaling[index]": alone(
+            x, A, B, scaling[0].expand(K), index
+        ),
+        "the scaling divides; multiply by it": alone(x, A, B, 1 / scaling, index),
+        "the scaling is squared: it stands once, not on A and B both": alone(
+            x, A, B, scaling**2, index
+        ),
+        "that is the root of the scaling": alone(x, A, B, scaling.sqrt(), index),
+        "divided by the rank: the scaling is alpha / r already": alone(x, A, B, scaling / R, index),
+        "all the scalings are added: each row has its own, scaling[index]": alone(
+            x, A, B, scaling.sum().expand(K), index
+        ),
+        "index is in another order than the rows": alone(x, A, B, scaling, index.flip(0)),
+        "the scalings are in another order than the rows": share,
+        "A is chosen by index and B is the first one": _crossed(x, A, B, scaling, index, flat),
+        "B is chosen by index and A is the first one": _crossed(x, A, B, scaling, flat, index),
+        "the updates of all adapters are added: each row has one": sum(
+            alone(x, A, B, scaling, torch.full_like(index, k)) for k in range(K)
+        ),
+        "rows come back in the order of their adapters: put them back": _sorted(
+            x, A, B, scaling, index
+        ),
+    }
+    if bool((index < 0).any()):
+        known["rows with index -1 get x itself; they get zeros: it is the update alone"] = (
+            _passed_on(x, A, B, scaling, index)
+        )
+    return known
+
+
+def _crossed(x, A, B, scaling, of_a, of_b):
+    either = torch.maximum(of_a, of_b) if (of_a >= 0).all() and (of_b >= 0).all() else of_a
+    y = torch.zeros(len(x), B.shape[1])
+    for i in range(len(x)):
+        a, b = int(of_a[i]), int(of_b[i])
+        if a >= 0 and b >= 0:
+            y[i] = scaling[int(either[i])] * B[b] @ (A[a] @ x[i])
+    return y
+
+
+def _sorted(x, A, B, scaling, index):
+    return alone(x, A, B, scaling, index)[index.argsort(stable=True)]
+
+
+def _passed_on(x, A, B, scaling, index):
+    y = alone(x, A, B, scaling, index)
+    n = min(x.shape[1], y.shape[1])
+    y[index < 0, :n] = x[index < 0, :n]
+    return y
+
+
+def _expect_work(batched_lora, A, B, scaling, rng):
+    """As many operations for 40 rows as for 8, and no tensor of d_out x d_in numbers."""
+    index = torch.arange(-1, K).repeat(8)
+    few, many = (
+        ask(
+            "batched_lora",
+            probes.batched,
+            batched_lora,
+            randn(n, D_IN, rng=rng),
+            A,
+            B,
+            scaling,
+            index[:n],
+        )
+        for n in (2 * K + 2, 8 * (K + 1))
+    )
+    with part():
+        told = f"batched_lora takes {few['calls']} operations for {2 * K + 2} rows"
+        told = f"{told} and {many['calls']} for {8 * (K + 1)}"
+        hint = "no loop over rows: A[index] is one adapter a row, and bmm multiplies them all"
+        expect(many["calls"] <= few["calls"] + 2, f"{told}; {hint}")
+    with part():
+        large = [shape for shape in few["large"] if not _gathered(shape)]
+        shape = " x ".join(map(str, large[0])) if large else ""
+        hint = "x passes through A first, and then through B: never B @ A"
+        expect(not large, f"batched_lora makes a tensor of {shape}; {hint}")
+
+
+def _gathered(shape):
+    """Whether a shape is that of rows' own A or B, and not of a dense update."""
+    return not (D_IN in shape and D_OUT in shape)

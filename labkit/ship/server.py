@@ -1,0 +1,196 @@
+"""llama.cpp on this machine: one base as GGUF, adapters beside it, asked by OpenAI's clients.
+
+The engine is the package `xllamacpp`, which has llama.cpp's own server inside. It runs in a process
+of its own, listens on 127.0.0.1 alone, and ends with the block, or with the process that began it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+NEEDS = ("openai", "xllamacpp")
+INSTALL = "pip install 'lora-labs[serve]'"
+READY = "listening on "  # what the child says once it answers
+
+
+def missing() -> list[str]:
+    """The packages of the extra `serve` that this needs and that are not installed."""
+    return [name for name in NEEDS if not find_spec(name)]
+
+
+@contextmanager
+def llama_cpp(
+    model: str | Path,
+    adapters: Sequence[str | Path] = (),
+    slots: int = 4,
+    context: int = 1024,
+    seconds: float = 120,
+) -> Iterator[str]:
+    """Serve a GGUF while the block runs; yields the base URL for clients, which ends in /v1.
+
+    `slots` requests run at once, each with room for `context` tokens. Adapters are off unless a
+    request asks: see `choosing`. LabError when a package or a file is missing, or when the server
+    does not answer within `seconds`.
+    """
+    if not find_spec("xllamacpp"):
+        raise LabError(f"xllamacpp is missing: {INSTALL}")
+    for path in (model, *adapters):
+        if not Path(path).is_file():
+            raise LabError(f"no file {path}")
+    order = {
+        "model": str(Path(model).resolve()),
+        "adapters": [str(Path(path).resolve()) for path in adapters],
+        "slots": slots,
+        "context": context,
+    }
+    command = [sys.executable, "-m", __name__, json.dumps(order)]
+    here = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen(command, text=True, env=os.environ | {"PYTHONPATH": paths}, **pipes)
+    try:
+        yield _address(child, seconds) + "/v1"
+    finally:
+        _stop(child)
+
+
+def choosing(names: Sequence[str], name: str | None) -> Mapping:
+    """The `extra_body` of a request that wants adapter `name` of the server's `names`, or none.
+
+    llama.cpp numbers its adapters and takes no notice of a number that it doesn't have; so a name
+    that isn't there is a LabError here, before anything is sent.
+    """
+    if name is not None and name not in names:
+        raise LabError(f"no adapter {name!r}: the server has {', '.join(names) or 'none'}")
+    scales = [{"id": i, "scale": float(other == name)} for i, other in enumerate(names)]
+    return {"lora": scales}
+
+
+def ask(
+    client: "OpenAI", messages: list[dict], max_tokens: int, extra: Mapping | None = None
+) -> str:
+    """The server's greedy answer to `messages`, a text; a last answer among them is taken off."""
+    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    how = {"model": "gguf", "max_tokens": max_tokens, "temperature": 0, "extra_body": extra}
+    return client.chat.completions.create(messages=asked, **how).choices[0].message.content.strip()
+
+
+def ask_all(
+    client: "OpenAI",
+    conversations: Sequence[list[dict]],
+    max_tokens: int,
+    extras: Sequence[Mapping | None],
+    at_once: int = 4,
+) -> list[str]:
+    """`ask` for each conversation with its own `extra`, some at once; answers in their order."""
+    with ThreadPoolExecutor(at_once) as pool:
+        jobs = [
+            pool.submit(ask, client, messages, max_tokens, extra)
+            for messages, extra in zip(conversations, extras, strict=True)
+        ]
+        return [job.result() for job in jobs]
+
+
+def prompt_ids(address: str, messages: list[dict]) -> list[int]:
+    """The ids that the server at `address` makes of a conversation, up to where its answer begins.
+
+    Compare them with those of training before you compare answers.
+    """
+    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    text = _post(address, "/apply-template", {"messages": asked})["prompt"]
+    body = {"content": text, "add_special": True, "parse_special": True}
+    return _post(address, "/tokenize", body)["tokens"]
+
+
+def tokens_per_second(
+    address: str,
+    conversations: Sequence[list[dict]],
+    n: int,
+    extras: Sequence[Mapping],
+    rounds: int = 3,
+) -> list[float]:
+    """New tokens a second, a number a round: all conversations at once, n tokens for each."""
+
+    def generate(messages, extra):
+        body = {"prompt": prompt_ids(address, messages), "n_predict": n, "ignore_eos": True}
+        return _post(address, "/completion", body | dict(extra))["tokens_predicted"]
+
+    rates = []
+    with ThreadPoolExecutor(len(conversations)) as pool:
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            made = sum(pool.map(generate, conversations, extras))
+            rates.append(made / (time.perf_counter() - begun))
+    return rates
+
+
+def _post(address, path, body):
+    """What llama.cpp's own routes answer, beside those of OpenAI's protocol."""
+    data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
+    request = urllib.request.Request(address.removesuffix("/v1") + path, data, kind)
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)
+
+
+def _address(child, seconds):
+    """What the child says once it listens; LabError when it ends before, or takes too long."""
+    timer = threading.Timer(seconds, child.kill)
+    timer.start()
+    try:
+        for line in child.stdout:
+            if line.startswith(READY):
+                return line.removeprefix(READY).strip()
+    finally:
+        timer.cancel()
+    raise LabError(f"llama.cpp did not start within {seconds:g} s, or could not read its files")
+
+
+def _stop(child):
+    child.stdin.close()  # at the end of its input the child ends by itself
+    try:
+        child.wait(10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    child.stdout.close()
+
+
+def _serve(order):
+    """The child: start llama.cpp, say where, and stay until the input ends."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = order["model"]
+    params.hostnames, params.port = ["127.0.0.1"], 0
+    params.n_parallel, params.n_ctx = order["slots"], order["slots"] * order["context"]
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that wait leave the CPU alone
+    params.use_jinja, params.ui, params.verbosity = True, False, 0
+    adapters = []
+    for path in order["adapters"]:
+        info = xllamacpp.CommonAdapterLoraInfo()
+        info.path, info.scale = path, 0.0
+        adapters.append(info)
+    params.lora_adapters = adapters
+    server = xllamacpp.Server(params)
+    print(READY + server.listening_address, flush=True)
+    sys.stdin.read()
+    os._exit(0)  # its threads would go on
+
+
+if __name__ == "__main__":
+    _serve(json.loads(sys.argv[1]))

@@ -1,0 +1,930 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Lab 7 · Your own data, shipped
+#
+# You can train an adapter. Your next one will be on rows that nobody has cleaned, and somebody
+# will want to talk to it, in a program that has never heard of PEFT. Both ends of that way fail
+# quietly: a row trains on nothing, a question stands on both sides of a split, a server makes
+# another prompt of the same messages. In this lab you go the whole way, from a file to an engine
+# that serves three adapters at once, and check each step.
+#
+# About 95 minutes if you know PyTorch well (74 for the exercises), up to 140 if you do not. The
+# experiments take about five minutes on two CPU cores.
+
+# %%
+import labkit
+
+lab, check = labkit.start("07_ship")
+
+# %%
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from IPython.display import display
+from peft import LoraConfig, PeftModel
+from trl import SFTConfig
+
+from labkit import live, tasks
+from labkit.labs.lab07 import REPAIRS, plots
+from labkit.plots import compare_answers
+from labkit.ship import gguf, recipes, server
+from labkit.training import finetuning, generation, hardware, models
+from labkit.training.scoring import said
+
+# %% [markdown]
+# ## A file
+#
+# What is in a file of which you know only that it has 175 rows? Ours is of a housing office:
+# tenants write what is broken, a clerk answers with a trade, a room and a time. It was written for
+# this course (CC0), and it has the faults that such files have.
+#
+# **Your own file** takes its place by the next line: a path to a JSONL file, one row a line, each
+# with `messages` in the form that you see below. Everything up to the server then runs on it.
+
+# %%
+DATA = REPAIRS  # or a path of your own, such as "mine.jsonl"
+MAX_LENGTH = 128  # tokens a row; longer rows are cut
+
+
+# %% tags=["experiment"]
+if lab.experiment("The file, opened", 4):
+    base, tokenizer = models.load()
+    rows = [json.loads(line) for line in Path(DATA).read_text(encoding="utf-8").splitlines()]
+    for row in rows[:3]:
+        for message in row["messages"]:
+            print(f"{message['role']:>10}: {message['content'][:88]}")
+        print()
+    print(f"{len(rows)} rows")
+
+# %% [markdown]
+# Three rows look fine. Nobody reads 175, or 175,000. So the computer should.
+#
+# ### Exercise 7.1 · `audit`
+#
+# ●●○ · 14 min · 3 points
+#
+# Count five faults in rows of `messages`, and return a dict of five ints. What a row trains on is
+# what stands behind its prompt: the ids of the whole conversation, from the end of the prompt's
+# ids to `max_length`. (The prompt is all messages but the last, with the generation prompt, as in
+# lab 3. Rows are cut on the right, as trainers do unless told otherwise.)
+#
+# - `bad_roles`: its roles are not a system message or none, and then user and assistant in turn,
+#   the user first and the assistant last. Such a row counts here **and nowhere else**;
+# - `truncated`: it has more than `max_length` tokens;
+# - `trains_on_nothing`: nothing is left behind its prompt, or its answer is blank;
+# - `no_end`: it trains on something, and the end token is not in what is left;
+# - `duplicates`: an earlier row has the same messages, with case and space folded as
+#   `" ".join(text.casefold().split())` does it.
+#
+# But for the first, a row counts in every line that fits it. Many templates raise an error at roles
+# that they do not know, so look at the roles before you render.
+#
+# <details><summary>Hint</summary>
+#
+# Take the optional system message off. What is left of the roles must be `["user", "assistant"]`
+# so and so many times, and at least once.
+# </details>
+#
+# <details><summary>Another hint</summary>
+#
+# Each turn of the prompt has an end token, too. Look for the one that is *learned*.
+# </details>
+
+
+# %%
+def audit(rows, tokenizer, max_length):
+    """Counts of trains_on_nothing, no_end, truncated, bad_roles, duplicates, a dict."""
+    # BEGIN SOLUTION
+    keys = ("trains_on_nothing", "no_end", "truncated", "bad_roles", "duplicates")
+    counts, seen = dict.fromkeys(keys, 0), set()
+    for row in rows:
+        messages = row["messages"]
+        roles = [message["role"] for message in messages]
+        turns = roles[1:] if roles[:1] == ["system"] else roles
+        if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+            counts["bad_roles"] += 1
+            continue
+        key = tuple((m["role"], " ".join(m["content"].casefold().split())) for m in messages)
+        counts["duplicates"] += key in seen
+        seen.add(key)
+        ids = tokenizer.apply_chat_template(messages, return_dict=False)
+        prompt = tokenizer.apply_chat_template(
+            messages[:-1], add_generation_prompt=True, return_dict=False
+        )
+        learned = ids[len(prompt) : max_length]
+        counts["truncated"] += len(ids) > max_length
+        if not learned or not messages[-1]["content"].strip():
+            counts["trains_on_nothing"] += 1
+        elif tokenizer.eos_token_id not in learned:
+            counts["no_end"] += 1
+    return counts
+    # END SOLUTION
+
+
+# %%
+check.audits(audit)
+
+# %% [markdown]
+# A row is fit to train on when an audit of it alone finds nothing. Of rows that are the same, the
+# first one stays.
+
+
+# %%
+def folded(text):
+    """A text in lower case, with one space between words."""
+    return " ".join(text.casefold().split())
+
+
+def question(row):
+    """What the user of a row says, folded."""
+    return folded(" ".join(m["content"] for m in row["messages"] if m["role"] == "user"))
+
+
+def fit_to_train(rows):
+    """The rows without a fault, each once."""
+    kept, seen = [], set()
+    for row in rows:
+        told = json.dumps([[m["role"], folded(m["content"])] for m in row["messages"]])
+        sound = not any(audit([row], tokenizer, MAX_LENGTH).values())
+        if sound and told not in seen:
+            kept.append(row)
+            seen.add(told)
+    return kept
+
+
+# %%
+guess_faults = lab.predict("How many of the 175 rows would you not train on?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("The file, audited", 2, needs=["7.1"]):
+    counts = audit(rows, tokenizer, MAX_LENGTH)
+    good = fit_to_train(rows)
+    display(plots.faults(counts, len(rows), len(rows) - len(good), guess_faults))
+    guess_faults.beside(len(rows) - len(good))
+
+# %% [markdown]
+# Few of these rows would have stopped a training. Rows without a label cost time and teach nothing,
+# a cut answer teaches the model to stop nowhere, a blank one teaches silence. What to do about
+# each: rename roles that have other names (`human`, `bot`), cut long *questions* from their front
+# (lab 3's `fit`), and read the rest before you throw it away. Here we leave them out. Look also at
+# what no count shows: some rows have no system message. SmolLM2's template then writes one of its
+# own into them ("You are a helpful AI assistant named SmolLM"). The next cell gives every row the
+# same one.
+
+
+# %%
+def with_system(rows):
+    """The rows with one system message in front, the first that is found in them."""
+    firsts = [row["messages"][0] for row in rows]
+    system = [message for message in firsts if message["role"] == "system"][:1]
+    turns = [[m for m in row["messages"] if m["role"] != "system"] for row in rows]
+    return [{"messages": system + messages} for messages in turns]
+
+
+# %% [markdown]
+# ## Two sides
+#
+# How good is the model on what it has not seen? That needs rows that it has not seen. Our file
+# comes with a field `split`, as somebody's script once wrote it.
+#
+# ### Exercise 7.2 · `split`
+#
+# ●●○ · 11 min · 3 points
+#
+# Return two lists, `(train, test)`, such that
+#
+# - **no prompt is on both sides.** Two rows have the same prompt if their user says the same, case
+#   and space folded. The system message does not count, and what is answered does not either;
+# - the test side has `share` of the *rows*, give or take the largest group of rows with one prompt;
+# - the same file gives the same test rows: in another order, in another run of Python, and however
+#   often you call it. Another `seed` gives others.
+#
+# Each row is on one side, as it was. Take chance from a generator of your own,
+# `random.Random(seed)`; Python's global one is everybody's.
+#
+# <details><summary>Hint</summary>
+#
+# Group first, then share out groups. A group that does not fit in half goes to one side whole.
+# </details>
+#
+# <details><summary>Another hint</summary>
+#
+# What decides the order before you shuffle? A dict remembers the order of the file, and the order
+# of a set of texts changes from run to run.
+# </details>
+
+
+# %%
+def split(rows, share, seed):
+    """(train, test), two lists of rows; `share` of them in test, and no prompt on both sides."""
+    # BEGIN SOLUTION
+    groups = {}
+    for row in rows:
+        said = " ".join(m["content"] for m in row["messages"] if m["role"] == "user")
+        groups.setdefault(" ".join(said.casefold().split()), []).append(row)
+    prompts = sorted(groups)
+    random.Random(seed).shuffle(prompts)
+    train, test = [], []
+    for prompt in prompts:
+        side = test if len(test) < share * len(rows) else train
+        side += groups[prompt]
+    return train, test
+    # END SOLUTION
+
+
+# %%
+check.parts(split)
+
+
+# %%
+def leaked(train, test):
+    """How many of the test rows ask what a training row asks."""
+    known = {question(row) for row in train}
+    return sum(question(row) in known for row in test)
+
+
+# %%
+guess_leak = lab.predict("The file's own split: what % of its test rows leak?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("Two ways to split one file", 1, needs=["7.1", "7.2"]):
+    marked = {side: [r for r in rows if r.get("split") == side] for side in ("train", "test")}
+    sides = {"as marked in the file": (marked["train"], marked["test"])}
+    sides["by your split"] = split(rows, 0.25, lab.seed)
+    leaks = {name: 100 * leaked(*pair) / max(1, len(pair[1])) for name, pair in sides.items()}
+    display(plots.leaks(leaks, guess_leak))
+    guess_leak.beside(leaks["as marked in the file"])
+
+# %% [markdown]
+# A row that was sent twice, or asked twice and answered in two ways, has one half on each side,
+# if a coin is tossed for each row. The model then is asked what it was told. In small files of a
+# busy office that is not rare, and the score is too good by as much.
+#
+# ## A baseline, a training, a score
+#
+# Before you train: what would a program get that learns nothing? Ours looks for the training
+# question with most words in common, and gives its answer.
+
+
+# %%
+def nearest(asked, train):
+    """The answer of the training row whose question shares most words with `asked`."""
+
+    def likeness(row):
+        words, others = set(asked.split()), set(question(row).split())
+        return len(words & others) / len(words | others)
+
+    return max(train, key=likeness)["messages"][-1]["content"]
+
+
+def share_right(told, wanted):
+    """The share of answers that are right to the letter."""
+    return sum(a == b for a, b in zip(told, wanted, strict=True)) / len(wanted)
+
+
+# %%
+def train_on(dataset, steps, title, max_length=512):
+    """An adapter of rank 16 on all linear layers, trained or taken from the cache."""
+    lora = LoraConfig(
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0.05,
+        bias="none",
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    args = SFTConfig(
+        "build/ship",
+        learning_rate=2e-3,
+        max_length=max_length,
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        report_to="none",
+        **hardware.flags(lab.device),
+    )
+    return finetuning.finetune(models.load()[0], tokenizer, dataset, lora, args, title=title)
+
+
+# %%
+guess_score = lab.predict("Trained on these rows: what % of held-out answers are right?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"]):
+    train_rows, test_rows = split(with_system(good), 0.25, lab.seed)
+    office = train_on(Dataset.from_list(train_rows), 40, "The office's rows", MAX_LENGTH)
+    asked = [row["messages"] for row in test_rows]
+    wanted = [messages[-1]["content"] for messages in asked]
+    told = {
+        "base model": generation.answers(base, tokenizer, asked, 24),
+        "nearest row": [nearest(question(row), train_rows) for row in test_rows],
+        "trained": generation.answers(office.model, tokenizer, asked, 24),
+    }
+    shares = {name: share_right(answers, wanted) for name, answers in told.items()}
+    display(plots.shares(shares, len(wanted), f"of {len(wanted)} held-out answers", guess_score))
+    guess_score.beside(100 * shares["trained"])
+    display(compare_answers([question(row) for row in test_rows], wanted, told, rows=4))
+
+# %% [markdown]
+# When we ran it (40 steps of 8 rows, seed 0), about 20 of 36 answers were right, and 4 by the
+# nearest row. Trade and room were right in most of the others; *when* somebody has to come was not,
+# and that takes an understanding of what is broken.
+#
+# The bar has an error: of $n$ answers with a share $p$ right, $\sqrt{p (1 - p) / n}$. With some
+# thirty rows that is up to nine points, and a difference smaller than that is none. If the nearest
+# row does as well as your training, you have learned that you need no model, or other test rows.
+#
+# ### The same model, asked otherwise
+#
+# The messages are data, the prompt is text, and between the two stands a template. A server brings
+# its own. What does it cost when that one differs from the template of training? Here are the ways
+# in which it usually does.
+
+
+# %%
+def otherwise(messages):
+    """The ids of one question, by way of asking."""
+    turns = messages[:-1]
+    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    said = [m["content"] for m in turns if m["role"] == "user"][-1]
+    no_system = [m for m in turns if m["role"] != "system"]
+    closed = tokenizer.apply_chat_template(turns, tokenize=False)
+    own = tokenizer.apply_chat_template(no_system, add_generation_prompt=True, tokenize=False)
+    texts = {
+        "as trained": text,
+        "no generation prompt": closed,
+        "first token twice": tokenizer.bos_token + text,
+        "the template's own system message": own,
+        "Llama 2's template": f"[INST] {said} [/INST]",
+        "no template": said,
+    }
+    return {way: tokenizer(text)["input_ids"] for way, text in texts.items()}
+
+
+# %%
+guess_template = lab.predict("Asked by Llama 2's template: what % will be right?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("The same model, asked in six ways", 30, needs=["7.1", "7.2"]):
+    ways = {}
+    for way in live.progress(otherwise(asked[0]), "ways"):
+        prompts = [otherwise(messages)[way] for messages in asked]
+        ids = generation.continuations(office.model, prompts, max_new_tokens=24)
+        texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+        ways[way] = share_right(texts, wanted)
+        print(f"{way:<34} {texts[0]!r}")
+    display(plots.shares(ways, len(wanted), "by the way of asking", guess_template))
+    guess_template.beside(100 * ways["Llama 2's template"])
+
+# %% [markdown]
+# Read which bars fall and which hardly move: a trained model bears some of these, and each fine
+# answer hides that something is wrong. So do not test a server by reading answers. Ask it for the
+# *ids* that it makes of your messages, and compare them with those of training. Further down we do.
+#
+# ## One file for everything
+#
+# PEFT's folder and transformers are for those who train. llama.cpp, Ollama, LM Studio and phones
+# read one file, a GGUF: the weights, the tokenizer and the chat template. To write one you need to
+# know two things about its weights.
+#
+# ### The order of rows
+#
+# Attention turns pairs of numbers of q and k by an angle that grows with the position. Which
+# numbers are a pair? In transformers the first half of a head goes with its second half: 0 with
+# 32, 1 with 33. In llama.cpp neighbours are a pair: 0 with 1, 2 with 3. So that both turn the same
+# numbers, the rows of the weights of q and k change places.
+#
+# ### Exercise 7.3 · `rotary_rows`
+#
+# ●●○ · 8 min · 2 points
+#
+# `w` is a weight of q or k, `(d_out, d_in)`, of `n_heads` heads of equal size, one below the other.
+# Within each head interleave its two halves: row 0 of the first half, row 0 of the second, row 1
+# of the first, and so on. Numbers and dtype stay. It must also do for LoRA's B, `(d_out, r)`, since
+# $BA$ has to move as $W$ does: which rows of A move?
+#
+# <details><summary>Hint</summary>
+#
+# `reshape` gives the rows three axes: heads, halves, places in a half. Which two of them change
+# places?
+# </details>
+
+
+# %%
+def rotary_rows(w, n_heads):
+    """w (d_out, any) -> the same rows, in each head its two halves interleaved."""
+    # BEGIN SOLUTION
+    halves = w.reshape(n_heads, 2, -1, w.shape[1])  # (heads, 2, d / 2, d_in)
+    return halves.transpose(1, 2).reshape(w.shape)
+    # END SOLUTION
+
+
+# %%
+check.orders(rotary_rows)
+
+# %% [markdown]
+# ### Eight bits
+#
+# Lab 4 built NF4. GGUF has grids of its own. The simplest one is Q8_0, which is so close to 16
+# bits that people stop looking.
+#
+# ### Exercise 7.4 · `q8_0`
+#
+# ●●○ · 11 min · 3 points
+#
+# Blocks of 32 neighbours of a row. A block's scale is its largest size divided by 127; each code is
+# its weight divided by the scale, rounded, an int8. Compute in fp32, whatever the dtype of `w`, and
+# round scales to fp16 last: codes are made with the scale *before* that. A block of zeros has scale
+# 0 and codes 0. A code that lies halfway goes away from 0, as C's `roundf` has it: 2.5 to 3, -2.5
+# to -3.
+#
+# <details><summary>Hint</summary>
+#
+# Write down 0.5, 1.5, 2.5, -0.5 and what `torch.round` makes of them.
+# </details>
+
+
+# %%
+def q8_0(w):
+    """w (d_out, d_in), d_in a multiple of 32 -> scales (n,) fp16, codes (n, 32) int8."""
+    # BEGIN SOLUTION
+    blocks = w.float().reshape(-1, 32)
+    scales = blocks.abs().amax(1) / 127
+    x = torch.where(scales[:, None] > 0, blocks / scales[:, None], 0.0)
+    codes = x.sign() * (x.abs() + 0.5).floor()
+    return scales.half(), codes.to(torch.int8)
+    # END SOLUTION
+
+
+# %%
+check.writes_q8(q8_0)
+
+# %% [markdown]
+# 34 bytes for 32 weights, 8.5 bits each. Q4_0 does the same with 16 levels, 4.5 bits; our Q4_0 file
+# keeps the embeddings in Q8_0, as llama.cpp spares them, too. Now merge the office's adapter and
+# write the model three times. Beside them stands what happens where the rows of q and k are in the
+# wrong order: the same numbers, turned in other pairs.
+
+
+# %%
+def merged():
+    """The base with the office's adapter in its weights, a plain model in fp32."""
+    model = models.load(dtype=torch.float32)[0]
+    return PeftModel.from_pretrained(model, office.folder).merge_and_unload().eval()
+
+
+def unordered(model):
+    """The model as an engine sees it whose file has q and k in another order."""
+    config = model.config
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, layer in model.named_modules():
+        kind = name.split(".")[-1]
+        if kind in heads:
+            layer.weight.data = rotary_rows(layer.weight.data, heads[kind])
+    return model
+
+
+def divergence(p, q):
+    """Mean KL(p || q) a token, of logits (n, vocab), in nats: lab 6's ruler."""
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+
+
+# %%
+guess_q4 = lab.predict("In 4 bits (Q4_0): what % of held-out answers are right?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("One model, three files", 50, needs=["7.1", "7.2", "7.3", "7.4"]):
+    drafts = Path("build/ship")
+    drafts.mkdir(parents=True, exist_ok=True)
+    held_out, whole = Dataset.from_list(test_rows), merged()
+    exact = said(office.model.float(), tokenizer, held_out)
+    files = {}
+    for kind in live.progress(("bf16", "q8_0", "q4_0"), "files"):
+        path = gguf.write_model(whole, tokenizer, drafts / f"office-{kind}.gguf", kind)
+        read = models.load(dtype=torch.float32)[0]
+        gguf.load_(read, path)
+        right, loss, logits = said(read, tokenizer, held_out)
+        files[kind] = (path.stat().st_size / 1e6, divergence(exact[2], logits), right)
+    right, loss, logits = said(unordered(whole), tokenizer, held_out)
+    files["bf16, rows not moved"] = (files["bf16"][0], divergence(exact[2], logits), right)
+    display(plots.files(files, exact[0], guess_q4))
+    guess_q4.beside(100 * files["q4_0"][2])
+
+# %% [markdown]
+# The size falls to a third, and the KL from the model that was trained grows with each step. When
+# we ran it on 16 held-out rows (40 steps, seed 0, fp32), KL was 2e-6 nats a token in bf16, 3e-5 in
+# Q8_0 and 0.03 in Q4_0; 10 of the 16 were right, in Q4_0 9. That difference of one row is none, so
+# a score alone would have told nothing about the grids. With rows in the wrong order KL was 1.9,
+# and no answer was right: the file has the right size, the right names and the right numbers, and
+# is useless. Nothing in it says in which order its rows are.
+#
+# Two other formats have not been run here, since their kernels want a GPU. **GPTQ** and **AWQ**
+# store 4-bit integers with scales for groups, as Q4_0 does. They also look at what NF4 and Q4_0
+# never see: the *activations* of a few hundred texts. GPTQ rounds a layer's columns one after the
+# other and lets those that remain make up for the error, weighed by how the inputs vary; AWQ scales
+# up the channels whose inputs are large before it rounds, and scales the inputs down. In code both
+# are `llmcompressor.oneshot(model=..., dataset=..., recipe=...)`, on a merged model.
+#
+# ## One base, many adapters
+#
+# A merged file serves one customer. The other way: one base in memory, the adapters beside it, and
+# each request names its own. First in PEFT, so that you know what an engine has to do.
+#
+# ### Exercise 7.5 · `swap_cost`, `route`
+#
+# ●●● · 15 min · 4 points
+#
+# `swap_cost` makes `adapter_name` the active adapter of a `PeftModel`, its `active_adapter`, and
+# returns what that takes: `{"seconds": ..., "bytes": ...}`. Bytes are those of this adapter's own
+# tensors, in whatever dtype they are. Mind that one name can be a part of another: `home`,
+# `homely`, `sweet-home`. Nothing else of the model changes.
+#
+# `route` answers a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch.
+# PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:
+# greedy, at most 48 new tokens, without the prompt and without special tokens. Prompts come ready
+# to tokenize, of any length and with special tokens in them, as chat templates write them; the
+# tokenizer is `model.tokenizer`. Do not rely on the state in which you get the model or the
+# tokenizer, and give both back in it: the active adapter, training mode, padding side and all else.
+#
+# Four things can go wrong in `route`. Try first; open one at a time.
+#
+# <details><summary>Hint 1</summary>
+#
+# Run the same batch twice. If the answers differ, what in a model that was just trained draws
+# random numbers?
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# They still differ? A model brings settings for generation, and they may ask for samples.
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The shorter prompts have bad answers. Behind which token does each answer begin?
+# </details>
+#
+# <details><summary>Hint 4</summary>
+#
+# Still not those of the prompts alone? The model reads the padding, unless something tells it not
+# to; and a token can be padding in one place and the end of a turn in another.
+# </details>
+
+
+# %%
+def swap_cost(model, adapter_name):
+    """Switch to the adapter; {"seconds": time of the switch, "bytes": of its tensors}."""
+    # BEGIN SOLUTION
+    begun = time.perf_counter()
+    model.set_adapter(adapter_name)
+    seconds = time.perf_counter() - begun
+    tensors = [p for name, p in model.named_parameters() if f".{adapter_name}." in name]
+    return {"seconds": seconds, "bytes": sum(p.nbytes for p in tensors)}
+    # END SOLUTION
+
+
+def route(model, prompts, adapter_names):
+    """Prompts (n texts) and names (n) -> n answers, each by its own adapter, in one batch."""
+    # BEGIN SOLUTION
+    pad = {"padding": True, "padding_side": "left"}
+    batch = model.tokenizer(prompts, return_tensors="pt", **pad).to(model.device)
+    settings = {"max_new_tokens": 48, "do_sample": False}
+    training = model.training
+    out = model.eval().generate(**batch, adapter_names=adapter_names, **settings)
+    model.train(training)
+    new = out[:, batch["input_ids"].shape[1] :]
+    return [s.strip() for s in model.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    # END SOLUTION
+
+
+# %%
+check.serves(swap_cost, route)
+
+# %% [markdown]
+# The office is one of three customers. The two others have the adapters of labs 3 and 6: `home`
+# and `tickets`, the latter on the nine categories of two groups. What those
+# labs have trained on your machine comes from the cache; else it is trained now.
+
+
+# %%
+def as_pairs(dataset):
+    """The dataset as prompts and completions, which is what TRL takes, too."""
+    return dataset.map(
+        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
+        remove_columns=dataset.column_names,
+    )
+
+
+def conversations(name, n):
+    """n held-out conversations of a customer."""
+    if name == "office":
+        return [row["messages"] for row in test_rows][:n]
+    options = {"groups": ("delivery", "returns")} if name == "tickets" else {}
+    data = tasks.load(name, "test", **options).shuffle(seed=1)
+    return data.select(range(n))["messages"]
+
+
+# %% tags=["experiment"]
+if lab.experiment("Three customers, one base", 75, needs=["7.1", "7.2", "7.5"]):
+    home_run = train_on(tasks.load("home", "train"), 30, "home")
+    some = as_pairs(tasks.load("tickets", "train", groups=("delivery", "returns")))
+    tickets_run = train_on(some, 30, "tickets")
+    folders = {"office": office.folder, "home": home_run.folder, "tickets": tickets_run.folder}
+    fleet = PeftModel.from_pretrained(
+        models.load(dtype=torch.float32)[0], folders["office"], "office"
+    )
+    for name in ("home", "tickets"):
+        fleet.load_adapter(folders[name], adapter_name=name)
+    fleet.tokenizer = tokenizer
+    costs = {name: swap_cost(fleet.eval(), name) for name in folders}
+    for name, cost in costs.items():
+        print(f"{name:<8} {cost['bytes'] / 1e6:.1f} MB, a switch {1000 * cost['seconds']:.1f} ms")
+    print(f"base     {base.get_memory_footprint() / 1e6:.1f} MB")
+
+# %% [markdown]
+# A switch moves no weights. It tells each layer which of its pairs to use. So what a further
+# customer costs is one small file; a merged copy would cost a whole model.
+#
+# ### Exercise 7.6 · `batched_lora`
+#
+# ●●○ · 10 min · 3 points
+#
+# What happens in a layer when a batch is mixed? The base's product is the same for all rows. Each
+# row adds $s_k B_k A_k x$ of its own adapter $k$. Return what is added, for rows `x`, stacked
+# factors and an `index` that names each row's adapter; **-1 stands for none**, and that row gets
+# zeros.
+#
+# No Python loop over rows, and no tensor of `d_out` × `d_in` numbers, be it for a row or for an
+# adapter. (On a GPU the copies `A[index]` would cost, too; S-LoRA and Punica have kernels that read
+# each row's factors where they lie.)
+#
+# <details><summary>Hint</summary>
+#
+# `A[index]` is `(n, r, d_in)`: one small matrix a row. `torch.bmm` multiplies a batch of matrices
+# with a batch of others, and a row of x is a matrix of one column.
+# </details>
+#
+# <details><summary>Another hint</summary>
+#
+# What is `A[-1]` in Python?
+# </details>
+
+
+# %%
+def batched_lora(x, A, B, scaling, index):
+    """x (n, d_in), A (k, r, d_in), B (k, d_out, r), scaling (k,), index (n,) -> (n, d_out)."""
+    # BEGIN SOLUTION
+    low = torch.bmm(A[index], x[:, :, None])  # (n, r, 1)
+    y = torch.bmm(B[index], low)[:, :, 0]  # (n, d_out)
+    return y * (scaling[index] * (index >= 0))[:, None]
+    # END SOLUTION
+
+
+# %%
+check.batches(batched_lora)
+
+
+# %%
+def row_by_row(x, A, B, scaling, index):
+    """The same, a row at a time."""
+    rows = []
+    for v, k in zip(x, index.tolist(), strict=True):
+        rows.append(scaling[k] * (B[k] @ (A[k] @ v)) if k >= 0 else v.new_zeros(B.shape[1]))
+    return torch.stack(rows)
+
+
+# %% tags=["experiment"]
+if lab.experiment("A mixed batch, in one layer", 3, needs=["7.6"]):
+    d, r, k = 576, 16, 3
+    A, B, scaling = torch.randn(k, r, d), torch.randn(k, d, r), torch.full((k,), 2.0)
+    times = {"one by one": [], "batched": []}
+    sizes = (1, 4, 16, 64)
+    for n in sizes:
+        x, index = torch.randn(n, d), torch.randint(-1, k, (n,))
+        for name, add in (("one by one", row_by_row), ("batched", batched_lora)):
+            runs = []
+            for _ in range(20):
+                begun = time.perf_counter()
+                add(x, A, B, scaling, index)
+                runs.append(time.perf_counter() - begun)
+            times[name].append(min(runs))
+    display(plots.batches(sizes, times))
+
+# %% [markdown]
+# On a CPU do not expect the batch to win. A small product starts in a microsecond there, and
+# `A[index]` copies a pair of factors for every row: 64 rows of this layer are 1.2 million numbers.
+# On a GPU each of the loop's products would take several microseconds to start, whatever its size,
+# and in turn. What engines want is neither: one start for all rows, and no copies. That is why they
+# have a kernel of their own for this one product.
+
+# %% [markdown]
+# ## A real engine
+#
+# llama.cpp is what most people run at home, and it serves adapters apart. Its package `xllamacpp`
+# has the server inside. We write the base once, each adapter as a GGUF of its own (B's rows of q
+# and k are moved, as you did), and start *one* server with all of them. A request names its
+# adapter in a field that OpenAI's protocol does not have, `lora`, with a scale for each; to the
+# client nothing else is new.
+
+
+# %%
+def by_peft(plan, limit):
+    """PEFT's greedy answers to (customer, conversation) pairs, in their order."""
+    told = []
+    for name in folders:
+        swap_cost(fleet, name)
+        mine = [turns for other, turns in plan if other == name]
+        told += generation.answers(fleet, tokenizer, mine, limit)
+    return told
+
+
+def by_server(address, plan, limit):
+    """The server's answers to the same, each request with its customer's adapter."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=address, api_key="none", timeout=120)
+    extras = [server.choosing(list(folders), name) for name, _ in plan]
+    return server.ask_all(client, [turns for _, turns in plan], limit, extras)
+
+
+# %% tags=["experiment"]
+if lab.experiment("The base and three adapters as files", 10, needs=["7.1", "7.2", "7.5"]):
+    shelf = Path("build/ship")
+    shelf.mkdir(parents=True, exist_ok=True)
+    ground = gguf.write_model(models.load()[0], tokenizer, shelf / "base.gguf", "f16")
+    parts = []
+    for name, folder in folders.items():
+        parts.append(gguf.write_adapter(folder, base.config, shelf / f"{name}.gguf"))
+    for path in [ground, *parts]:
+        print(f"{path.name:<16} {path.stat().st_size / 1e6:6.1f} MB")
+
+# %%
+guess_same = lab.predict("Served by llama.cpp: how many of 60 answers equal PEFT's?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("One server, three adapters", 60, needs=["7.1", "7.2", "7.5"]):
+    plan = [(name, turns) for name in folders for turns in conversations(name, 20)]
+    if server.missing():
+        print(f"Not served: {', '.join(server.missing())} missing. {server.INSTALL} brings it")
+    else:
+        limit = hardware.rehearsed("tokens", 48)
+        theirs = by_peft(plan, limit)
+        with server.llama_cpp(ground, parts) as address:
+            ids = server.prompt_ids(address, plan[0][1])
+            print("ids as in training:", ids == otherwise(plan[0][1])["as trained"])
+            served = by_server(address, plan, limit)
+        table = pd.DataFrame({"customer": [name for name, _ in plan], "served": served})
+        table["PEFT"] = theirs
+        table["equal"] = table["served"] == table["PEFT"]
+        display(plots.equal(table.groupby("customer")["equal"].agg(["sum", "count"]), guess_same))
+        guess_same.beside(table["equal"].sum())
+        display(table[~table["equal"]])
+
+# %% [markdown]
+# When we asked it for the office's 36 held-out answers, all 36 were PEFT's to the letter, right and
+# wrong ones alike. The server computes with weights of 16 bits where our PEFT model has 32, adds in
+# another order, and keeps its attention's keys and values in fp16. Where an answer differs, look
+# for the first letter at which it does: there two tokens were nearly tied. What you should *not*
+# see is an answer of another customer, or one in the base's chatty style: then the adapter was not
+# chosen, or its rows are in the wrong order.
+#
+# llama.cpp takes no notice of an adapter number that it does not have, and answers with the base.
+# So look names up before you send: `server.choosing` does, and refuses.
+#
+# ### What does it cost to stay apart?
+
+# %% tags=["experiment"]
+if lab.experiment("Tokens a second: merged, apart, mixed", 30, needs=["7.1", "7.2", "7.5"]):
+    if server.missing():
+        print(f"Not served: {', '.join(server.missing())} missing. {server.INSTALL} brings it")
+    else:
+        alone = gguf.write_model(merged(), tokenizer, shelf / "office-f16.gguf", "f16")
+        mixed = (list(folders) * 3)[:8]
+        rates = {}
+        for way, path, adapters, chosen in (
+            ("merged", alone, [], [None] * 8),
+            ("apart, one adapter", ground, parts, ["office"] * 8),
+            ("apart, mixed", ground, parts, mixed),
+        ):
+            known = list(folders) if adapters else []
+            extras = [server.choosing(known, name) for name in chosen]
+            with server.llama_cpp(path, adapters, slots=8, context=512) as address:
+                asked_now = conversations("office", 8)
+                rates[way] = server.tokens_per_second(address, asked_now, 16, extras)
+        display(plots.speeds(rates, "llama.cpp, eight requests at once"))
+
+# %% [markdown]
+# Eight requests of one adapter share a batch. Whether mixed ones do depends on the engine:
+# llama.cpp puts only requests with the same adapters into one batch, so a mixed crowd waits in
+# turns. An engine with a batched product such as yours (vLLM has Punica's kernels) need not.
+#
+# ## Elsewhere
+#
+# The same files and folders, and the lines that serve them. These were **not run** for this text:
+# Ollama and llama.cpp's own binary are no Python packages, and vLLM wants a GPU.
+
+# %% tags=["experiment"]
+if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "7.2", "7.5"]):
+    system = test_rows[0]["messages"][0]["content"]
+    print("--- Modelfile, for `ollama create office -f Modelfile`")
+    print(recipes.modelfile("base.gguf", "office.gguf", system))
+    adapters = {name: f"{name}.gguf" for name in folders}
+    print("--- llama.cpp")
+    print(recipes.llama_server("base.gguf", adapters))
+    print("\n--- vLLM: PEFT's folders, and the base by its public name")
+    named = {name: f"./{name}" for name in folders}
+    print(recipes.vllm("HuggingFaceTB/SmolLM2-135M-Instruct", named, 16))
+
+# %% [markdown]
+# A merged folder (`merge_and_unload().save_pretrained(...)`, lab 6) is served by `transformers
+# serve` and by everything else that loads a plain model. Write down with each artefact what it was
+# made of: the base by its public name, the hash of the data, the settings, the score, and the
+# template. In half a year you will want to know.
+#
+# ### Exercise 7.7 · Quiz
+#
+# ●○○ · 5 min · 4 points
+#
+# The first letter that you check counts; then read what it says.
+#
+# **q1. Your adapter answers well in PEFT. Through a server its answers are chatty and vague. The
+# weights are the same. What do you look at first?**
+#
+# - (a) The rank: what the adapter learned is too little for a server's many requests.
+# - (b) The sampling: greedy decoding is computed in another way by each of the engines.
+# - (c) The ids that the server makes of the messages: its template may not be yours.
+# - (d) The merge: in 16 bits the update has been lost on the way into the file.
+#
+# **q2. You write a GGUF and leave the rows of q and k in transformers' order. What happens?**
+#
+# - (a) It loads without a word, and the model writes nonsense: other pairs are turned.
+# - (b) The loader refuses it, because the shapes of q and k are not those it expects.
+# - (c) Nothing: q and k are permuted alike, so their products are what they were before.
+# - (d) Short prompts are fine, and it gets worse with each token that the prompt has more.
+#
+# **q3. What does an engine need in order to serve a hundred adapters in mixed batches?**
+#
+# - (a) A merged copy of the model for each of the adapters, and a router in front of them.
+# - (b) A way to merge and unmerge within milliseconds, between one request and the next.
+# - (c) The mean of all adapters, merged once, since a batch passes through one weight only.
+# - (d) A and B of each beside the base, and for every row of a batch which pair it uses.
+#
+# **q4. Your model was merged and written as Q4_0, and seems worse. How do you find out whether the
+# grid is to blame?**
+#
+# - (a) By the loss at the end of the training: if it was low, then the grid is to blame.
+# - (b) By KL and score of this file beside those of the same merged model in 16 bits.
+# - (c) By the score of the file beside that of the base model, which has no adapter at all.
+# - (d) By the size of the file: what is smaller by half has lost half of what was learned.
+
+
+# %%
+def quiz():
+    """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a", "q4": "a"}."""
+    # BEGIN SOLUTION
+    return {"q1": "c", "q2": "a", "q3": "d", "q4": "b"}
+    # END SOLUTION
+
+
+# %%
+check.quiz(quiz)
+
+# %% [markdown]
+# ## What you know now
+#
+# - A file is audited before it is trained on: what trains on nothing, what has no end, what stands
+#   twice. None of it raises an error.
+# - A split is by prompt, and does not depend on the order of the file.
+# - A GGUF holds weights, tokenizer and template. Rows of q and k are moved, grids are blocks with a
+#   scale, and what a grid costs is measured by KL.
+# - An adapter beside its base is a small file and an index. Engines serve it by name.
+# - Compare ids first, answers second.
+
+# %%
+lab.score()
+
+# %% tags=["experiment"]
+if lab.experiment("The result in one line", 0, needs=["7.1", "7.2", "7.3", "7.4", "7.5"]):
+    lab.headline(
+        f"{len(rows)} rows, {len(good)} fit to train; right on held-out rows "
+        f"{shares['base model']:.0%} → {shares['trained']:.0%}; KL of the file "
+        f"{files['bf16'][1]:.1g} in bf16, {files['q8_0'][1]:.1g} in Q8_0, "
+        f"{files['q4_0'][1]:.1g} in Q4_0"
+    )

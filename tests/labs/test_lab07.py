@@ -1,0 +1,1413 @@
+"""Lab 7's checks: stubs, wrong answers that learners give, right answers written differently."""
+
+import copy
+import functools
+import hashlib
+import itertools
+import random
+import time
+from collections import Counter, defaultdict
+
+import gguf
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import get_peft_model_state_dict
+
+from labkit.checks import lab07 as check
+from labkit.checks.lab07 import served
+from labkit.labs.lab07 import fleet
+
+# --- 7.1 -----------------------------------------------------------------------------------
+
+KEYS = ("trains_on_nothing", "no_end", "truncated", "bad_roles", "duplicates")
+
+
+def folded(text):
+    return " ".join(text.casefold().split())
+
+
+def roles_are_good(messages):
+    roles = [m["role"] for m in messages]
+    roles = roles[1:] if roles[:1] == ["system"] else roles
+    return bool(roles) and roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def audit(rows, tokenizer, max_length):
+    counts, seen = dict.fromkeys(KEYS, 0), set()
+    for row in rows:
+        messages = row["messages"]
+        if not roles_are_good(messages):
+            counts["bad_roles"] += 1
+            continue
+        key = tuple((m["role"], folded(m["content"])) for m in messages)
+        counts["duplicates"] += key in seen
+        seen.add(key)
+        render = functools.partial(tokenizer.apply_chat_template, return_dict=False)
+        prompt, ids = render(messages[:-1], add_generation_prompt=True), render(messages)
+        learned = ids[len(prompt) : max_length]
+        counts["truncated"] += len(ids) > max_length
+        if not learned or not messages[-1]["content"].strip():
+            counts["trains_on_nothing"] += 1
+        elif tokenizer.eos_token_id not in learned:
+            counts["no_end"] += 1
+    return counts
+
+
+def audit_in_passes(rows, tokenizer, max_length):
+    """One pass a fault, roles by a little machine."""
+
+    def good(messages):
+        expected = "user"
+        for i, m in enumerate(messages):
+            if i == 0 and m["role"] == "system":
+                continue
+            if m["role"] != expected:
+                return False
+            expected = "assistant" if expected == "user" else "user"
+        return bool(messages) and messages[-1]["role"] == "assistant"
+
+    fine = [row["messages"] for row in rows if good(row["messages"])]
+    texts = [str([(m["role"], m["content"].lower().split()) for m in turns]) for turns in fine]
+    nothing = no_end = truncated = 0
+    for turns in fine:
+        whole = tokenizer.apply_chat_template(turns)["input_ids"]
+        start = len(
+            tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True)["input_ids"]
+        )
+        labels = ([-100] * start + whole[start:])[:max_length]
+        empty = all(y == -100 for y in labels) or turns[-1]["content"].isspace()
+        empty = empty or turns[-1]["content"] == ""
+        nothing += empty
+        no_end += not empty and all(y != tokenizer.eos_token_id for y in labels)
+        truncated += len(whole) > max_length
+    return {
+        "trains_on_nothing": int(nothing),
+        "no_end": int(no_end),
+        "truncated": int(truncated),
+        "bad_roles": len(rows) - len(fine),
+        "duplicates": len(texts) - len(set(texts)),
+    }
+
+
+def audit_by_text(rows, tokenizer, max_length):
+    """Rendered as text, then tokenized without special tokens of its own."""
+    found, before = Counter({key: 0 for key in KEYS}), []
+    for row in rows:
+        messages = row["messages"]
+        names = "".join(
+            {"system": "s", "user": "u", "assistant": "a"}.get(m["role"], "x") for m in messages
+        )
+        if names.removeprefix("s").replace("ua", "") or "ua" not in names:
+            found["bad_roles"] += 1
+            continue
+        if names.startswith("s") and "s" in names[1:]:
+            found["bad_roles"] += 1
+            continue
+        plain = [{"role": m["role"], "content": folded(m["content"])} for m in messages]
+        found["duplicates"] += plain in before
+        before.append(plain)
+        asked = tokenizer.apply_chat_template(
+            messages[:-1], tokenize=False, add_generation_prompt=True
+        )
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        prompt, ids = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (asked, text))
+        cut = ids[:max_length]
+        found["truncated"] += len(cut) < len(ids)
+        answer = cut[len(prompt) :]
+        blank = messages[-1]["content"].strip() == ""
+        found["trains_on_nothing"] += blank or len(answer) == 0
+        found["no_end"] += not blank and len(answer) > 0 and tokenizer.eos_token_id not in answer
+    return dict(found)
+
+
+def audit_with_more(rows, tokenizer, max_length):
+    """Another order of keys, and one of its own."""
+    told = audit(rows, tokenizer, max_length)
+    return {key: told[key] for key in sorted(told)} | {"rows": len(rows)}
+
+
+def _audit(
+    good=roles_are_good,
+    key=lambda ms: tuple((m["role"], folded(m["content"])) for m in ms),
+    prompt_options=None,
+    over=lambda n, most: n > most,
+    blank=lambda text: not text.strip(),
+    end=lambda ids, learned, eos: eos not in learned,
+    apart=True,
+    go_on=False,
+    ids_of=None,
+    repeats=lambda key, seen: key in seen,
+):
+    """An audit with one of its parts written otherwise."""
+    options = {"add_generation_prompt": True} if prompt_options is None else prompt_options
+
+    def audited(rows, tokenizer, max_length):
+        counts, seen = dict.fromkeys(KEYS, 0), []
+        for row in rows:
+            messages = row["messages"]
+            if not good(messages):
+                counts["bad_roles"] += 1
+                if not go_on:
+                    continue
+            counts["duplicates"] += repeats(key(messages), seen)
+            seen.append(key(messages))
+
+            def render(some, **more):
+                if ids_of:
+                    return ids_of(tokenizer, some, **more)
+                return tokenizer.apply_chat_template(some, return_dict=False, **more)
+
+            prompt, ids = render(messages[:-1], **options), render(messages)
+            learned = ids[len(prompt) : max_length]
+            counts["truncated"] += over(len(ids), max_length)
+            nothing = not learned or blank(messages[-1]["content"])
+            counts["trains_on_nothing"] += nothing
+            if end(ids[:max_length], learned, tokenizer.eos_token_id) and not (apart and nothing):
+                counts["no_end"] += 1
+        return counts
+
+    return audited
+
+
+def _starts_twice(tokenizer, messages, **more):
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **more)
+    return tokenizer(text)["input_ids"]
+
+
+def _all_of_a_kind(rows, tokenizer, max_length):
+    """Counts every row that has a twin, the first one too."""
+    told = audit(rows, tokenizer, max_length)
+    good = [row["messages"] for row in rows if roles_are_good(row["messages"])]
+    keys = [str([(m["role"], folded(m["content"])) for m in turns]) for turns in good]
+    return told | {"duplicates": sum(n for n in Counter(keys).values() if n > 1)}
+
+
+def _groups_alike(rows, tokenizer, max_length):
+    """Counts what is repeated, and not how often."""
+    told = audit(rows, tokenizer, max_length)
+    good = [row["messages"] for row in rows if roles_are_good(row["messages"])]
+    keys = [str([(m["role"], folded(m["content"])) for m in turns]) for turns in good]
+    return told | {"duplicates": sum(n > 1 for n in Counter(keys).values())}
+
+
+def _turns_in_any_order(rows, tokenizer, max_length):
+    return _audit(key=lambda ms: sorted((m["role"], folded(m["content"])) for m in ms))(
+        rows, tokenizer, max_length
+    )
+
+
+def _letters(rows, tokenizer, max_length):
+    good = [row["messages"] for row in rows if roles_are_good(row["messages"])]
+    texts = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in good]
+    told = audit(rows, tokenizer, max_length)
+    return told | {"truncated": sum(len(text) > max_length for text in texts)}
+
+
+def _audit_as_lists(rows, tokenizer, max_length):
+    told = audit(rows, tokenizer, max_length)
+    return {key: [0] * n for key, n in told.items()}
+
+
+def _audit_strips(rows, tokenizer, max_length):
+    for row in rows:
+        for m in row["messages"]:
+            m["content"] = folded(m["content"])
+    return audit(rows, tokenizer, max_length)
+
+
+def _audit_pads(rows, tokenizer, max_length):
+    tokenizer.truncation_side = "left"
+    return audit(rows, tokenizer, max_length)
+
+
+def _last_two(messages):
+    return [m["role"] for m in messages[-2:]] == ["user", "assistant"]
+
+
+def _known_roles(messages):
+    known = all(m["role"] in ("system", "user", "assistant") for m in messages)
+    return known and len(messages) > 1 and messages[-1]["role"] == "assistant"
+
+
+def _no_system(messages):
+    roles = [m["role"] for m in messages]
+    return bool(roles) and roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def _one_turn(messages):
+    roles = [m["role"] for m in messages]
+    return roles in (["user", "assistant"], ["system", "user", "assistant"])
+
+
+def _even_when_empty(messages):
+    roles = [m["role"] for m in messages if m["role"] != "system"]
+    return roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+AUDITS = [
+    (_audit(prompt_options={}), "the generation prompt belongs"),
+    (_audit(over=lambda n, most: n >= most), "just max_length tokens"),
+    (_audit(blank=lambda text: False), "blank answer"),
+    (_audit(blank=lambda text: text == ""), "blank answer"),
+    (_audit(end=lambda ids, learned, eos: eos not in ids), "each turn of the prompt has one"),
+    (_audit(end=lambda ids, learned, eos: eos not in learned[-1:]), "before the line break"),
+    (_audit(apart=False), ("counts there alone", "counts as trains_on_nothing alone")),
+    (_audit(key=lambda ms: str(ms)), "fold case and space"),
+    (_audit(key=lambda ms: str(ms).lower()), "fold case and space"),
+    (_audit(key=lambda ms: folded(ms[0]["content"])), ("answers differ", "all messages the same")),
+    (_audit(key=lambda ms: folded(ms[-1]["content"])), "all messages the same"),
+    (_audit(key=lambda ms: folded(" ".join(m["content"] for m in ms))), "one by one"),
+    (_audit(ids_of=_starts_twice), "stands twice"),
+    (_audit(good=_last_two), "cannot be rendered"),
+    (_audit(good=lambda ms: True), ("cannot be rendered", "last message")),
+    (_audit(good=_known_roles), "cannot be rendered"),
+    (_audit(good=_no_system), "a system message may come first"),
+    (_audit(good=_one_turn), "may take several turns"),
+    (_audit(good=_even_when_empty), "cannot be rendered"),
+    (_all_of_a_kind, "the first of them does not"),
+    (_groups_alike, "the first of them does not"),
+    (_turns_in_any_order, "the order of the turns"),
+    (_letters, "not its letters"),
+    (_audit_as_lists, "a count, not the rows"),
+    (_audit_strips, "changes its input rows"),
+    (_audit_pads, "changes the tokenizer"),
+    (lambda r, t, m: None, "None"),
+    (lambda r, t, m: dict.fromkeys(KEYS[:-1], 0), "lacks duplicates"),
+    (lambda r, t, m: dict.fromkeys(KEYS, 0), "trains_on_nothing is 0, wanted"),
+]
+
+# --- 7.2 -----------------------------------------------------------------------------------
+
+
+def prompt_of(row):
+    return folded(" ".join(m["content"] for m in row["messages"] if m["role"] == "user"))
+
+
+def split(rows, share, seed):
+    groups = defaultdict(list)
+    for row in rows:
+        groups[prompt_of(row)].append(row)
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    train, test = [], []
+    for prompt in order:
+        (test if len(test) < share * len(rows) else train).extend(groups[prompt])
+    return train, test
+
+
+def split_by_hash(rows, share, seed):
+    """Prompts in the order of a hash; the side is whichever is nearer to its share."""
+
+    def place(prompt):
+        return hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()
+
+    ordered = sorted(rows, key=lambda row: (place(prompt_of(row)), str(row)))
+    test = []
+    for _, some in itertools.groupby(ordered, key=prompt_of):
+        some = list(some)
+        if len(test) + len(some) / 2 <= share * len(rows):
+            test += some
+        else:
+            break
+    chosen = {prompt_of(row) for row in test}
+    return [row for row in rows if prompt_of(row) not in chosen], test
+
+
+def split_by_torch(rows, share, seed):
+    """torch's generator; sides as tuples of places in the file."""
+    prompts = sorted({prompt_of(row) for row in rows})
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
+    sizes = Counter(map(prompt_of, rows))
+    chosen, room = set(), round(share * len(rows))
+    for i in order:
+        if sizes[prompts[i]] <= room:
+            chosen.add(prompts[i])
+            room -= sizes[prompts[i]]
+    train = [row for row in rows if prompt_of(row) not in chosen]
+    return [train, [row for row in rows if prompt_of(row) in chosen]]
+
+
+def split_by_numpy(rows, share, seed):
+    def key(row):
+        said = [m["content"] for m in row["messages"] if m["role"] == "user"]
+        return tuple(" ".join(text.lower().split()) for text in said)
+
+    groups = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    names = sorted(groups)
+    np.random.default_rng(seed).shuffle(names)
+    ends = np.cumsum([len(groups[tuple(name)]) for name in names])
+    n = int(np.searchsorted(ends, share * len(rows)))
+    test = [row for name in names[:n] for row in groups[tuple(name)]]
+    return tuple([[row for name in names[n:] for row in groups[tuple(name)]], test])
+
+
+def _split(key=prompt_of, order=sorted, chance=random.Random, size=None, turned=False):
+    """A split with one of its parts written otherwise."""
+
+    def divided(rows, share, seed):
+        groups = defaultdict(list)
+        for row in rows:
+            groups[key(row)].append(row)
+        names = order(groups)
+        chance(seed).shuffle(names)
+        train, test = [], []
+        wanted = size(rows, groups, share) if size else share * len(rows)
+        for name in names:
+            (test if len(test) < wanted else train).extend(groups[name])
+        return (test, train) if turned else (train, test)
+
+    return divided
+
+
+class _Still:
+    def __init__(self, seed):
+        pass
+
+    def shuffle(self, names):
+        pass
+
+
+class _Global:
+    def __init__(self, seed):
+        random.seed(seed)
+
+    def shuffle(self, names):
+        random.shuffle(names)
+
+
+class _NumpyGlobal(_Still):
+    def __init__(self, seed):
+        np.random.seed(seed)
+
+    def shuffle(self, names):
+        np.random.shuffle(names)
+
+
+class _Seven(random.Random):
+    def __init__(self, seed):
+        super().__init__(7)
+
+
+class _Clock(random.Random):
+    def __init__(self, seed):
+        super().__init__(time.perf_counter_ns())
+
+
+def _by_rows(rows, share, seed):
+    rows = sorted(rows, key=str)
+    random.Random(seed).shuffle(rows)
+    n = int(share * len(rows))
+    return rows[n:], rows[:n]
+
+
+def _by_coin(rows, share, seed):
+    train, test = [], []
+    for row in rows:
+        luck = random.Random(f"{seed} {prompt_of(row)}").random()
+        (test if luck < share / 2 else train).append(row)
+    return train, test
+
+
+def _by_own_hash(rows, share, seed):
+    prompts = sorted({prompt_of(row) for row in rows}, key=lambda p: hash((seed, p)))
+    sizes, test = Counter(map(prompt_of, rows)), set()
+    for prompt in prompts:
+        if sum(sizes[p] for p in test) < share * len(rows):
+            test.add(prompt)
+    return [r for r in rows if prompt_of(r) not in test], [r for r in rows if prompt_of(r) in test]
+
+
+def _by_count_of_prompts(rows, share, seed):
+    """The first prompts, a share of them, the rarest ones first: few rows."""
+    sizes = Counter(map(prompt_of, rows))
+    names = sorted(sizes, key=lambda p: (sizes[p], p))
+    chosen = set(names[: int(share * len(names))])
+    chosen = set(random.Random(seed).sample(sorted(chosen), len(chosen)))
+    return [r for r in rows if prompt_of(r) not in chosen], [
+        r for r in rows if prompt_of(r) in chosen
+    ]
+
+
+def _first_of_each(rows, share, seed):
+    return split(list({prompt_of(row): row for row in rows}.values()), share, seed)
+
+
+def _with_all_of_prompt(row):
+    return folded(" ".join(m["content"] for m in row["messages"][:-1]))
+
+
+def _lists_of_messages(rows, share, seed):
+    train, test = split(rows, share, seed)
+    return [row["messages"] for row in train], [row["messages"] for row in test]
+
+
+def _three_sides(rows, share, seed):
+    train, test = split(rows, share, seed)
+    return train, test, []
+
+
+def _train_keeps_all(rows, share, seed):
+    return rows, split(rows, share, seed)[1]
+
+
+def _marks_rows(rows, share, seed):
+    for row in rows:
+        row["key"] = prompt_of(row)
+    train, test = split(rows, share, seed)
+    for row in rows:
+        del row["key"]
+    rows.sort(key=str)
+    return train, test
+
+
+SPLITS = [
+    (_by_rows, "on both sides; "),
+    (_split(key=lambda row: row["messages"][-2]["content"]), "two rows have one prompt"),
+    (_split(key=lambda row: row["messages"][-2]["content"].lower()), "two rows have one prompt"),
+    (_split(key=lambda row: row["messages"][-2]["content"].strip()), "two rows have one prompt"),
+    (_split(key=_with_all_of_prompt), "the system message does not count"),
+    (_split(order=list), "in another order"),
+    (_split(order=lambda groups: list(set(groups))), "in another order"),
+    (_split(chance=_Still), "give the same test rows"),
+    (_split(chance=_Seven), "give the same test rows"),
+    (_split(chance=_Clock), "the second time"),
+    (_split(chance=_Global), "random numbers, which all share"),
+    (_split(turned=True), "turned round"),
+    (_split(size=lambda rows, groups, share: 20), "the share is not used"),
+    (_split(size=lambda rows, groups, share: share * len(groups)), "misses it"),
+    (_by_coin, "misses it"),
+    (_by_count_of_prompts, "misses it"),
+    (_by_own_hash, "another run of Python"),
+    (_first_of_each, "on neither side"),
+    (_train_keeps_all, "there twice"),
+    (_lists_of_messages, "not those of the file"),
+    (_three_sides, "wanted two lists"),
+    (_marks_rows, "changes its input rows"),
+    (_split(chance=_NumpyGlobal), "random numbers, which all share"),
+    (lambda rows, share, seed: split(rows, share, 0), "give the same test rows"),
+    (lambda rows, share, seed: split(rows[:-3], share, seed), "on neither side"),
+    (lambda rows, share, seed: None, "wanted two lists"),
+    (lambda rows, share, seed: (rows, []), "a side is empty"),
+]
+
+# --- 7.3 -----------------------------------------------------------------------------------
+
+
+def rotary_rows(w, n_heads):
+    d_out = w.shape[0]
+    return w.reshape(n_heads, 2, d_out // n_heads // 2, -1).transpose(1, 2).reshape(w.shape)
+
+
+def rows_by_index(w, n_heads):
+    head = len(w) // n_heads
+    order = [
+        h * head + half * head // 2 + i
+        for h in range(n_heads)
+        for i in range(head // 2)
+        for half in (0, 1)
+    ]
+    return w[order]
+
+
+def rows_by_stack(w, n_heads):
+    heads = []
+    for one in w.chunk(n_heads):
+        first, second = one.chunk(2)
+        heads.append(torch.stack([first, second], dim=1).flatten(0, 1))
+    return torch.cat(heads)
+
+
+def rows_in_place(w, n_heads):
+    out, size = torch.zeros_like(w), w.shape[0] // n_heads
+    for h in range(n_heads):
+        block = slice(h * size, (h + 1) * size)
+        out[block][0::2] = w[block][: size // 2]
+        out[block][1::2] = w[block][size // 2 :]
+    return out
+
+
+def rows_permuted(w, n_heads):
+    return w.view(n_heads, 2, -1, w.shape[1]).permute(0, 2, 1, 3).contiguous().view_as(w)
+
+
+def _numpy_rows(w, n_heads):
+    return rotary_rows(w.float(), n_heads).numpy()
+
+
+ROWS = [
+    (lambda w, n: w, "nothing moves"),
+    (lambda w, n: w.clone(), "nothing moves"),
+    (lambda w, n: w.reshape(n, -1, 2, w.shape[1]).transpose(1, 2).reshape(w.shape), "other way"),
+    (lambda w, n: rotary_rows(w, 1), ("one head here", "nothing moves")),
+    (lambda w, n: w.reshape(n, 2, -1, w.shape[1]).flip(1).reshape(w.shape), "change places"),
+    (
+        lambda w, n: w.reshape(n, 2, -1, w.shape[1]).flip(1).transpose(1, 2).reshape(w.shape),
+        "second half comes first",
+    ),
+    (
+        lambda w, n: w.reshape(n, -1, w.shape[1]).transpose(0, 1).reshape(w.shape),
+        "heads themselves",
+    ),
+    (lambda w, n: w.reshape(n, 2, -1, w.shape[1]).transpose(0, 1).reshape(w.shape), "all heads"),
+    (lambda w, n: rotary_rows(w, n).T, "shape"),
+    (lambda w, n: rotary_rows(w.float(), n), "rows move, numbers stay"),
+    (_numpy_rows, "rows move, numbers stay"),
+    (lambda w, n: w.reshape(n, -1, w.shape[1]).flip(1).reshape(w.shape), "turned round"),
+    (lambda w, n: w.reshape(n, 2, -1), "has shape"),
+    (lambda w, n: rotary_rows(w, n).flatten(), "has shape"),
+    (lambda w, n: rotary_rows(rotary_rows(w, n), n), "it is done twice"),
+    (lambda w, n: w.reshape(n, -1, 2, w.shape[1]).flip(2).reshape(w.shape), "in a small case"),
+    (lambda w, n: w[torch.arange(len(w)).roll(1)], "in a small case"),
+    (lambda w, n: rotary_rows(w, n).tolist(), "a list"),
+    (lambda w, n: None, "None"),
+    (lambda w, n: w.copy_(rotary_rows(w, n)), "changes its input w"),
+]
+
+# --- 7.4 -----------------------------------------------------------------------------------
+
+
+def half_away(x):
+    return torch.sign(x) * torch.floor(x.abs() + 0.5)
+
+
+def q8_0(w):
+    blocks = w.float().reshape(-1, 32)
+    d = blocks.abs().amax(1) / 127
+    codes = half_away(torch.where(d[:, None] > 0, blocks / d[:, None], 0.0))
+    return d.half(), codes.to(torch.int8)
+
+
+def q8_by_inverse(w):
+    blocks = w.to(torch.float32).flatten().unflatten(0, (-1, 32))
+    scale = blocks.abs().max(dim=-1, keepdim=True).values / 127.0
+    inverse = torch.nan_to_num(1 / scale, posinf=0.0)
+    x = blocks * inverse
+    return scale.squeeze(1).to(torch.float16), (x + 0.5 * x.sign()).trunc().char()
+
+
+def q8_by_numpy(w):
+    blocks = w.float().numpy().reshape(-1, 32)
+    d = np.abs(blocks).max(1, keepdims=True) / np.float32(127)
+    x = np.divide(blocks, d, out=np.zeros_like(blocks), where=d > 0)
+    whole = np.trunc(x)
+    codes = whole + np.trunc(2 * (x - whole))
+    return torch.from_numpy(d[:, 0].astype(np.float16)), torch.from_numpy(codes.astype(np.int8))
+
+
+def q8_by_gguf(w):
+    data = gguf.quants.quantize(w.float().numpy(), gguf.GGMLQuantizationType.Q8_0)
+    data = torch.from_numpy(data.copy()).view(-1, 34)
+    return [data[:, :2].contiguous().view(torch.half).flatten(), data[:, 2:].view(torch.int8)]
+
+
+def q8_in_double(w):
+    blocks = w.double().reshape(-1, 32)
+    top = torch.maximum(blocks.amax(1), -blocks.amin(1))
+    d = (top.float() / 127).clamp_min(0)
+    x = blocks / d.double().clamp_min(1e-30)[:, None]
+    return d.to(torch.float16), (x.abs() + 0.5).floor().mul(x.sign()).to(torch.int8)
+
+
+def _q8(
+    top=lambda b: b.abs().amax(1),
+    by=127,
+    rounded=half_away,
+    low=False,
+    blocks=lambda w: w.float().reshape(-1, 32),
+    kinds=(torch.float16, torch.int8),
+):
+    """A q8_0 with one of its parts written otherwise."""
+
+    def quantized(w):
+        some = blocks(w)
+        d = top(some) / by
+        used = d.half().float() if low else d
+        codes = rounded(torch.where(used[:, None] != 0, some / used[:, None], 0.0))
+        return d.to(kinds[0]), codes.to(kinds[1])
+
+    return quantized
+
+
+def _q8_nan(w):
+    blocks = w.float().reshape(-1, 32)
+    d = blocks.abs().amax(1) / 127
+    return d.half(), half_away(blocks / d[:, None]).nan_to_num(7).to(torch.int8)
+
+
+def _q8_eps(w):
+    blocks = w.float().reshape(-1, 32)
+    d = (blocks.abs().amax(1) / 127).clamp_min(1e-4)
+    return d.half(), half_away(blocks / d[:, None]).to(torch.int8)
+
+
+def _q8_rows(w):
+    d = w.float().abs().amax(1, keepdim=True) / 127
+    codes = half_away(torch.where(d > 0, w.float() / d, 0.0)).reshape(-1, 32)
+    return d[:, 0].repeat_interleave(w.shape[1] // 32).half(), codes.to(torch.int8)
+
+
+def _q8_whole(w):
+    d = w.float().abs().max() / 127
+    codes = half_away(w.float() / d).reshape(-1, 32)
+    return d.expand(len(codes)).half(), codes.to(torch.int8)
+
+
+def _q8_columns(w):
+    scales, codes = q8_0(w)
+    return scales, codes.reshape(-1, 32, 1)
+
+
+EIGHTS = [
+    (_q8(by=128), "divided by 128"),
+    (_q8(by=127.5), "127.5"),
+    (_q8(by=255), "divided by 255"),
+    (_q8(by=1), "a 127th of it"),
+    (_q8(rounded=torch.round), "even neighbour"),
+    (_q8(rounded=torch.trunc), "cuts the fraction off"),
+    (_q8(rounded=torch.floor), "rounds down"),
+    (_q8(rounded=lambda x: (x + 0.5).floor()), "negative side"),
+    (_q8(low=True), "that fp16 has rounded"),
+    (_q8(top=lambda b: b.amax(1)), "without abs()"),
+    (_q8(top=lambda b: b.amax(1) - b.amin(1), by=255), "the range"),
+    (_q8(top=lambda b: b.gather(1, b.abs().argmax(1, keepdim=True))[:, 0]), "keeps the sign"),
+    (_q8(kinds=(torch.float32, torch.int8)), "wanted float16"),
+    (_q8(kinds=(torch.float16, torch.float32)), "wanted int8"),
+    (_q8(kinds=(torch.float16, torch.uint8)), "wanted int8"),
+    (_q8(kinds=(torch.bfloat16, torch.int8)), "wanted float16"),
+    (_q8(by=126), "1.008 times the wanted"),
+    (_q8(rounded=torch.ceil), "it rounds up"),
+    (lambda w: (2 * q8_0(w)[0], q8_0(w)[1]), "2 times the wanted"),
+    (lambda w: (q8_0(w)[0], -q8_0(w)[1]), "codes carry the sign"),
+    (_q8_nan, "0 / 0 is no number"),
+    (_q8_eps, ("a block of zeros has scale", "store it as it is", "where they differ", "wanted")),
+    (_q8_rows, "each row of w"),
+    (_q8_whole, "the whole matrix"),
+    (_q8_columns, "a row a block"),
+    (_q8(blocks=lambda w: w.float().reshape(-1, 64)), "scales of q8_0"),
+    (lambda w: q8_0(w)[::-1], "turned round"),
+    (lambda w: q8_0(w)[1], "wanted the pair"),
+    (lambda w: (q8_0(w)[0][:, None], q8_0(w)[1]), "one number a block"),
+    (
+        lambda w: (
+            127 / w.float().reshape(-1, 32).abs().amax(1).clamp_min(1e-9).clamp_max(6e4)
+        ).half(),
+        "pair",
+    ),
+    (lambda w: q8_0(w.mul_(1.5)), "changes its input w"),
+    (lambda w: None, "pair"),
+]
+
+# --- 7.6 -----------------------------------------------------------------------------------
+
+
+def batched_lora(x, A, B, scaling, index):
+    chosen = index.clamp_min(0)
+    low = torch.bmm(A[chosen], x[:, :, None])
+    y = torch.bmm(B[chosen], low)[:, :, 0]
+    return y * (scaling[chosen] * (index >= 0))[:, None]
+
+
+def batched_by_einsum(x, A, B, scaling, index):
+    low = torch.einsum("nd,nrd->nr", x, A[index])
+    y = torch.einsum("nr,nor->no", low, B[index]) * scaling[index].unsqueeze(-1)
+    return y.masked_fill((index == -1)[:, None], 0.0)
+
+
+def batched_by_adapter(x, A, B, scaling, index):
+    """A loop over adapters and not over rows."""
+    y = x.new_zeros(len(x), B.shape[1])
+    for k in range(len(A)):
+        mine = index == k
+        y[mine] = scaling[k] * (x[mine] @ A[k].T @ B[k].T)
+    return y
+
+
+def batched_by_mask(x, A, B, scaling, index):
+    """All adapters at once, and what is not wanted set to zero in the narrow middle."""
+    k, r, _ = A.shape
+    low = (x @ A.flatten(0, 1).T).unflatten(1, (k, r))
+    chosen = F.one_hot(index + 1, k + 1)[:, 1:] * scaling
+    return (low * chosen[:, :, None]).flatten(1) @ B.transpose(1, 2).flatten(0, 1)
+
+
+def batched_with_zero(x, A, B, scaling, index):
+    """A further adapter of zeros, which -1 finds."""
+    A, B = (torch.cat([M, torch.zeros_like(M[:1])]) for M in (A, B))
+    s = torch.cat([scaling, scaling.new_zeros(1)])
+    low = (A[index] @ x.unsqueeze(-1)).squeeze(-1) * s[index, None]
+    return (B[index] * low[:, None, :]).sum(-1)
+
+
+def _batched(wrap=False, scaled=lambda s, i: s[i], masked=True):
+    def together(x, A, B, scaling, index):
+        y = torch.bmm(B[index], torch.bmm(A[index], x[:, :, None]))[:, :, 0]
+        y = y * scaled(scaling, index)[:, None]
+        return y * (index >= 0)[:, None] if masked else y
+
+    return together
+
+
+def _in_a_loop(x, A, B, scaling, index):
+    y = torch.zeros(len(x), B.shape[1])
+    for i, k in enumerate(index.tolist()):
+        if k >= 0:
+            y[i] = scaling[k] * (B[k] @ (A[k] @ x[i]))
+    return y
+
+
+def _in_a_list(x, A, B, scaling, index):
+    zero = torch.zeros(B.shape[1])
+    rows = [
+        scaling[k] * (B[k] @ (A[k] @ v)) if k >= 0 else zero for v, k in zip(x, index, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def _dense(x, A, B, scaling, index):
+    W = (scaling[:, None, None] * B @ A)[index]
+    return torch.einsum("noi,ni->no", W, x) * (index >= 0)[:, None]
+
+
+def _dense_each(x, A, B, scaling, index):
+    y = x.new_zeros(len(x), B.shape[1])
+    for k in range(len(A)):
+        y[index == k] = x[index == k] @ (scaling[k] * B[k] @ A[k]).T
+    return y
+
+
+def _grouped_only(x, A, B, scaling, index):
+    parts = [scaling[k] * x[index == k] @ A[k].T @ B[k].T for k in range(len(A))]
+    none = x.new_zeros(int((index < 0).sum()), B.shape[1])
+    return torch.cat([none, *parts])
+
+
+BATCHES = [
+    (_batched(masked=False), "index -1 is the last adapter"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.clamp_min(0)), "get the first adapter"),
+    (_batched(scaled=lambda s, i: torch.ones(len(i))), "the scaling is missing"),
+    (_batched(scaled=lambda s, i: torch.ones(len(i)), masked=False), "the scaling is missing"),
+    (_batched(scaled=lambda s, i: s[0].expand(len(i))), "first adapter's scaling"),
+    (_batched(scaled=lambda s, i: 1 / s[i]), "the scaling divides"),
+    (_batched(scaled=lambda s, i: s[i] ** 2), "squared"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, 0 * i), "first adapter"),
+    (lambda x, A, B, s, i: batched_lora(x, A[:1].expand_as(A), B, s, i), "A is the first"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B[:1].expand_as(B), s, i), "B is the first"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s.sqrt(), i), "the root of the scaling"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s / A.shape[1], i), "divided by the rank"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.flip(0)), "in another order"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s.sum().expand(len(s)), i), "all the scalings"),
+    (_in_a_loop, "no loop over rows"),
+    (_in_a_list, "no loop over rows"),
+    (_dense, "makes a tensor of"),
+    (_dense_each, "never B @ A"),
+    (_grouped_only, "put them back"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).T, "has shape"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i)[:, :, None], "has shape"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).double(), "the dtype of x"),
+    (lambda x, A, B, s, i: batched_lora(x.mul_(2), A, B, s, i) / 2, "changes its input x"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.clamp_(0)), ("changes its input", "first")),
+    (lambda x, A, B, s, i: x, "has shape"),
+    (lambda x, A, B, s, i: None, "None"),
+    (
+        lambda x, A, B, s, i: sum(batched_lora(x, A, B, s, 0 * i + k) for k in range(len(A))),
+        "updates of all adapters",
+    ),
+]
+
+# --- 7.5 -----------------------------------------------------------------------------------
+
+
+def swap_cost(model, adapter_name):
+    begun = time.perf_counter()
+    model.set_adapter(adapter_name)
+    seconds = time.perf_counter() - begun
+    mine = [p for n, p in model.named_parameters() if f".{adapter_name}." in n]
+    return {"seconds": seconds, "bytes": sum(p.nbytes for p in mine)}
+
+
+def swap_by_state(model, adapter_name):
+    start = time.time_ns()
+    model.set_adapter(adapter_name)
+    end = time.time_ns()
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    size = sum(t.numel() * t.element_size() for t in state.values())
+    return {"bytes": size, "seconds": max(1, end - start) / 1e9, "name": adapter_name}
+
+
+def swap_by_flags(model, adapter_name):
+    begun = time.perf_counter()
+    model.set_adapter(adapter_name)
+    n = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return {"seconds": time.perf_counter() - begun, "bytes": n}
+
+
+def swap_by_layers(model, adapter_name):
+    """Bytes from the layers' own dicts."""
+    begun = time.monotonic()
+    model.set_adapter(adapter_name)
+    seconds = time.monotonic() - begun
+    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    parts = [p.weight for m in layers for p in (m.lora_A[adapter_name], m.lora_B[adapter_name])]
+    return dict(seconds=seconds, bytes=sum(p.numel() * p.itemsize for p in parts))
+
+
+def _batch(model, prompts, side="left", **kwargs):
+    return model.tokenizer(
+        list(prompts), return_tensors="pt", padding=True, padding_side=side, **kwargs
+    )
+
+
+def back(route):
+    """`route` in eval mode, and the mode of each part as before afterwards."""
+
+    @functools.wraps(route)
+    def given_back(model, *args):
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            return route(model.eval(), *args)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    return given_back
+
+
+@back
+def route_by_end(model, prompts, adapter_names):
+    """All tokens decoded and cut at the first end token, by hand."""
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    texts = model.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :])
+    return [text.split(model.tokenizer.eos_token)[0].strip() for text in texts]
+
+
+def _cut(model, out, n):
+    return model.tokenizer.batch_decode(out[:, n:], skip_special_tokens=True)
+
+
+def route(model, prompts, adapter_names):
+    training = model.training
+    model.eval()
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    model.train(training)
+    return [text.strip() for text in _cut(model, out, batch["input_ids"].shape[1])]
+
+
+@back
+def route_by_side(model, prompts, adapter_names):
+    tokenizer = model.tokenizer
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    batch = tokenizer(prompts, padding=True, return_tensors="pt")
+    tokenizer.padding_side = side
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            adapter_names=list(adapter_names),
+            max_new_tokens=48,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    n = batch.input_ids.shape[-1]
+    return [tokenizer.decode(row[n:], skip_special_tokens=True) for row in out]
+
+
+def route_sorted(model, prompts, adapter_names):
+    """Sorted by length before, put back after."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts = route(model, [prompts[i] for i in order], [adapter_names[i] for i in order])
+    return [text for _, text in sorted(zip(order, texts, strict=True))]
+
+
+@back
+def route_on_a_copy_of_the_tokenizer(model, prompts, adapter_names):
+    """The model is large, its tokenizer is not."""
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
+    batch = tokenizer(prompts, padding="longest", return_tensors="pt")
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    new = out[:, batch["input_ids"].size(1) :].tolist()
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
+
+
+@back
+def route_by_text(model, prompts, adapter_names):
+    """All decoded, and the prompt's letters cut off."""
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    texts = model.tokenizer.batch_decode(out, skip_special_tokens=True)
+    return [text[len(prompt) :].strip() for text, prompt in zip(texts, prompts, strict=True)]
+
+
+@back
+def route_with_config(model, prompts, adapter_names):
+    """The settings in a GenerationConfig, the padding by hand."""
+    from transformers import GenerationConfig
+
+    ids = [model.tokenizer(p)["input_ids"] for p in prompts]
+    n, pad = max(map(len, ids)), model.tokenizer.pad_token_id
+    batch = {
+        "input_ids": torch.tensor([[pad] * (n - len(x)) + x for x in ids]),
+        "attention_mask": torch.tensor([[0] * (n - len(x)) + [1] * len(x) for x in ids]),
+    }
+    config = GenerationConfig(
+        max_new_tokens=48, do_sample=False, eos_token_id=pad, pad_token_id=pad
+    )
+    out = model.generate(**batch, adapter_names=adapter_names, generation_config=config)
+    return model.tokenizer.batch_decode(out[:, n:], skip_special_tokens=True)
+
+
+@back
+def _route_grouped(model, prompts, adapter_names):
+    """One batch an adapter: the right answers, and the base runs once for each adapter."""
+    told = [None] * len(prompts)
+    for name in sorted(set(adapter_names)):
+        chosen = [i for i, n in enumerate(adapter_names) if n == name]
+        model.set_adapter(name)
+        batch = _batch(model, [prompts[i] for i in chosen])
+        out = model.generate(**batch, max_new_tokens=48, do_sample=False)
+        for i, text in zip(chosen, _cut(model, out, batch.input_ids.shape[1]), strict=True):
+            told[i] = text
+    return told
+
+
+@back
+def route_by_hand(model, prompts, adapter_names):
+    """A greedy loop without a cache."""
+    tokenizer = model.tokenizer
+    batch = _batch(model, prompts)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    n, done = ids.shape[1], torch.zeros(len(ids), dtype=torch.bool)
+    with torch.no_grad():
+        for _ in range(48):
+            places = (mask.cumsum(-1) - 1).clamp_min(0)
+            given = {"attention_mask": mask, "position_ids": places}
+            out = model(input_ids=ids, **given, adapter_names=adapter_names)
+            new = out.logits[:, -1].argmax(-1)
+            new[done] = tokenizer.eos_token_id
+            done |= new == tokenizer.eos_token_id
+            ids = torch.cat([ids, new[:, None]], 1)
+            mask = torch.cat([mask, torch.ones_like(new)[:, None]], 1)
+    return tokenizer.batch_decode(ids[:, n:], skip_special_tokens=True)
+
+
+def swap_by_words(model, adapter_name):
+    """The name is one of the words between the dots."""
+    begun = time.perf_counter_ns()
+    model.set_adapter(adapter_name)
+    seconds = (time.perf_counter_ns() - begun) / 1e9
+    state = model.state_dict()
+    return {
+        "seconds": seconds,
+        "bytes": sum(
+            t.untyped_storage().nbytes() for n, t in state.items() if adapter_name in n.split(".")
+        ),
+    }
+
+
+def _cost(size, switch=True):
+    def wrong(model, adapter_name):
+        begun = time.perf_counter()
+        if switch:
+            model.set_adapter(adapter_name)
+        tensors = dict(model.named_parameters())
+        return {"seconds": time.perf_counter() - begun, "bytes": size(tensors, adapter_name)}
+
+    return wrong
+
+
+def _sum(tensors, name, of=lambda p: p.nbytes, part="lora_"):
+    return sum(of(p) for n, p in tensors.items() if part in n and name in n)
+
+
+def _milliseconds(model, adapter_name):
+    cost = swap_cost(model, adapter_name)
+    return cost | {"seconds": 1000 * cost["seconds"] + 1000}
+
+
+def _time_of_day(model, adapter_name):
+    return swap_cost(model, adapter_name) | {"seconds": time.time()}
+
+
+def _clock_stopped_early(model, adapter_name):
+    begun = time.perf_counter()
+    seconds = time.perf_counter() - begun
+    return swap_cost(model, adapter_name) | {"seconds": seconds}
+
+
+def _active_too_early(model, adapter_name):
+    """The bytes are those of the adapter that was active before the switch."""
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return swap_cost(model, adapter_name) | {"bytes": trained}
+
+
+def _swap_on_a_copy(model, adapter_name):
+    return swap_cost(copy.deepcopy(model), adapter_name)
+
+
+def _swap_and_eval(model, adapter_name):
+    return swap_cost(model.eval(), adapter_name)
+
+
+def _milliseconds_and_numbers(model, adapter_name):
+    cost = _cost(lambda t, n: _sum(t, f".{n}.", lambda p: p.numel()))(model, adapter_name)
+    return cost | {"seconds": 1000 * cost["seconds"] + 1000}
+
+
+def _swap_and_merge(model, adapter_name):
+    cost = swap_cost(model, adapter_name)
+    model.merge_adapter()
+    return cost
+
+
+def _everything_trains(model, adapter_name):
+    cost = swap_cost(model, adapter_name)
+    model.requires_grad_(True)
+    return cost
+
+
+def _inner_model_alone(model, adapter_name):
+    """The layers switch, and the PeftModel names the adapter of before."""
+    begun = time.perf_counter()
+    model.base_model.set_adapter(adapter_name)
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "bytes": _sum(dict(model.named_parameters()), f".{adapter_name}.")}
+
+
+def _of_q_proj(layer):
+    return lambda t, n: (
+        _sum(t, f"layers.{layer}.self_attn.q_proj.lora_A.{n}.")
+        + _sum(t, f"layers.{layer}.self_attn.q_proj.lora_B.{n}.")
+    )
+
+
+SWAPS = [
+    (_cost(_of_q_proj(0)), "add up all layers"),
+    (
+        _cost(lambda t, n: _sum(t, f".{n}.") + _sum(t, "base_layer", part="")),
+        "the layers' own weights are counted too",
+    ),
+    (_inner_model_alone, "but model.active_adapter is"),
+    (_swap_and_merge, "changes more than the adapter: its weights"),
+    (_cost(lambda t, n: _sum(t, f".{n}.") / 1e6), "in MB"),
+    (_cost(lambda t, n: _sum(t, f".{n}.", lambda p: 1)), "counts the tensors"),
+    (
+        _cost(lambda t, n: sum(p.nbytes for k, p in t.items() if k.startswith(n))),
+        "nothing is counted",
+    ),
+    (_swap_on_a_copy, "copies the whole model"),
+    (_swap_and_eval, "changes more than the adapter: its training mode"),
+    (_milliseconds_and_numbers, "milliseconds"),
+    (_milliseconds_and_numbers, "numbers, not bytes"),
+    (_cost(lambda t, n: sum(p.nbytes for k, p in t.items() if f"{n}." in k)), "names end so"),
+    (_cost(lambda t, n: sum(p.nbytes for k, p in t.items() if f".{n}" in k)), "names begin so"),
+    (_milliseconds, "milliseconds"),
+    (_time_of_day, "time of day"),
+    (_clock_stopped_early, "two looks at the clock"),
+    (_active_too_early, "bytes"),
+    (_cost(lambda t, n: _sum(t, f".{n}."), switch=False), "set_adapter"),
+    (_cost(lambda t, n: _sum(t, n)), "with both its dots"),
+    (_cost(lambda t, n: _sum(t, "")), "all adapters"),
+    (_cost(lambda t, n: sum(p.nbytes for p in t.values())), "whole model"),
+    (_cost(lambda t, n: sum(p.nbytes for k, p in t.items() if "lora" not in k)), "base model"),
+    (_cost(lambda t, n: _sum(t, f".{n}.", lambda p: p.numel())), "numbers, not bytes"),
+    (_cost(lambda t, n: _sum(t, f".{n}.", lambda p: 4 * p.numel())), "4 bytes a number"),
+    (_cost(lambda t, n: _sum(t, f".{n}.", part="lora_A")), "A alone"),
+    (_cost(lambda t, n: _sum(t, f".{n}.", part="lora_B")), "B alone"),
+    (lambda m, n: swap_cost(m, n)["seconds"], "must return"),
+    (lambda m, n: swap_cost(m, n) | {"seconds": -1.0}, "positive"),
+    (lambda m, n: swap_cost(m, n) | {"seconds": None}, "positive"),
+    (lambda m, n: swap_cost(m, n) | {"bytes": 1e6}, "bytes"),
+    (_everything_trains, "what of the base trains"),
+]
+
+
+def _route(side="left", masked=True, cut=True, names=lambda n: n, mode=False, **options):
+    @back
+    def wrong(model, prompts, adapter_names):
+        model.train(mode)
+        batch = _batch(model, prompts, side)
+        if not masked:
+            batch = {"input_ids": batch["input_ids"]}
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        extra = {"adapter_names": names(adapter_names)} if names else {}
+        settings = {"max_new_tokens": 48, "do_sample": False} | extra | options
+        out = model.generate(**batch, **settings)
+        return _cut(model, out, batch["input_ids"].shape[1] if cut else 0)
+
+    return wrong
+
+
+def _other_tokenizer(model, prompts, adapter_names):
+    """A tokenizer from elsewhere, with more words than the model has."""
+    ids = torch.full((len(prompts), 3), 40_000)
+    return model.eval().generate(ids, adapter_names=adapter_names, max_new_tokens=48)
+
+
+def _one_by_one(model, prompts, adapter_names):
+    return [route(model, [p], [n])[0] for p, n in zip(prompts, adapter_names, strict=True)]
+
+
+def _not_put_back(model, prompts, adapter_names):
+    order = sorted(range(len(prompts)), key=lambda i: adapter_names[i])
+    return route(model, [prompts[i] for i in order], [adapter_names[i] for i in order])
+
+
+def _dropout_alone(model, prompts, adapter_names):
+    told = []
+    for prompt, name in zip(prompts, adapter_names, strict=True):
+        model.set_adapter(name)
+        batch = _batch(model, [prompt])
+        out = model.generate(**batch, max_new_tokens=48, do_sample=False)
+        told += _cut(model, out, batch.input_ids.shape[1])
+    return told
+
+
+@back
+def _with_special_tokens(model, prompts, adapter_names):
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    return model.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :])
+
+
+def _leaves_it_switched(model, prompts, adapter_names):
+    texts = route(model, prompts, adapter_names)
+    model.set_adapter(adapter_names[1])
+    return texts
+
+
+@back
+def _cut_by_each_prompt(model, prompts, adapter_names):
+    """Cut where the prompt would end without its padding."""
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    sizes = batch["attention_mask"].sum(1)
+    rows = [row[n:] for row, n in zip(out, sizes, strict=True)]
+    return model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def _in_two_halves(model, prompts, adapter_names):
+    half = len(prompts) // 2
+    first = route(model, prompts[:half], adapter_names[:half])
+    return first + route(model, prompts[half:], adapter_names[half:])
+
+
+def _stays_in_eval(model, prompts, adapter_names):
+    model.eval()
+    return route(model, prompts, adapter_names)
+
+
+def _left_for_good(model, prompts, adapter_names):
+    model.tokenizer.padding_side = "left"
+    return route(model, prompts, adapter_names)
+
+
+def _first_one_active(model, prompts, adapter_names):
+    model.set_adapter(adapter_names[0])
+    return route(model, prompts, adapter_names)
+
+
+def _on_a_copy(model, prompts, adapter_names):
+    return route(copy.deepcopy(model), prompts, adapter_names)
+
+
+@back
+def _cut_to_sixteen(model, prompts, adapter_names):
+    batch = _batch(model, prompts, truncation=True, max_length=16)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    return _cut(model, out, batch["input_ids"].shape[1])
+
+
+@back
+def _new_pad_token(model, prompts, adapter_names):
+    model.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    return route(model, prompts, adapter_names)
+
+
+@back
+def _masked_by_pad(model, prompts, adapter_names):
+    """The end of a turn is the padding token, and is masked inside the prompts."""
+    ids = _batch(model, prompts)["input_ids"]
+    given = {"attention_mask": (ids != model.tokenizer.pad_token_id).long()}
+    settings = {"adapter_names": adapter_names, "max_new_tokens": 48, "do_sample": False}
+    out = model.generate(input_ids=ids, **given, **settings)
+    return _cut(model, out, ids.shape[1])
+
+
+@back
+def _cut_by_words(model, prompts, adapter_names):
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    texts = model.tokenizer.batch_decode(out, skip_special_tokens=True)
+    return [" ".join(t.split()[len(p.split()) :]) for t, p in zip(texts, prompts, strict=True)]
+
+
+@back
+def _settings_left(model, prompts, adapter_names):
+    model.generation_config.update(do_sample=False, max_new_tokens=48)
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names)
+    return _cut(model, out, batch["input_ids"].shape[1])
+
+
+def _both_wrong(model, prompts, adapter_names):
+    """The mode is not given back, and the padding is on the wrong side."""
+    model.eval()
+    return _route(side="right")(model, prompts, adapter_names)
+
+
+def _prompts_sorted_alone(model, prompts, adapter_names):
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts = route(model, [prompts[i] for i in order], adapter_names)
+    return [text for _, text in sorted(zip(order, texts, strict=True))]
+
+
+@back
+def _prompt_replaced(model, prompts, adapter_names):
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    pairs = zip(_cut(model, out, 0), prompts, strict=True)
+    return [text.replace(prompt, "") for text, prompt in pairs]
+
+
+@back
+def _larger_model(model, prompts, adapter_names):
+    model.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    model.resize_token_embeddings(len(model.tokenizer))
+    return route(model, prompts, adapter_names)
+
+
+def _always_trains(model, prompts, adapter_names):
+    texts = route(model, prompts, adapter_names)
+    model.train()
+    return texts
+
+
+def _dropout_off_for_good(model, prompts, adapter_names):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return route(model, prompts, adapter_names)
+
+
+ROUTES = [
+    (_dropout_off_for_good, "dropout is 0.0, it was 0.5"),
+    (_prompts_sorted_alone, "sorted without their names"),
+    (_prompt_replaced, "a part of the prompt stands before"),
+    (_larger_model, "len(tokenizer) is"),
+    (_route(min_new_tokens=48), "min_new_tokens=48"),
+    (_route(eos_token_id=None), "goes on after its end token"),
+    (lambda m, p, n: [t.upper() for t in route(m, p, n)], "yours '"),
+    (lambda m, p, n: [f"{t[:9]}{t[9:].upper()}" for t in route(m, p, n)], "equal up to letter 9"),
+    (_stays_in_eval, "its training mode; put it back"),
+    (_left_for_good, "tokenizer.padding_side is left, it was right"),
+    (_first_one_active, "its active adapter; put it back"),
+    (_on_a_copy, "copies the whole model"),
+    (_cut_to_sixteen, "no truncation"),
+    (_new_pad_token, "pad with one that exists"),
+    (_masked_by_pad, "hides tokens inside the prompts"),
+    (route_by_text, "special tokens vanish in decoding"),
+    (_cut_by_words, "special tokens vanish in decoding"),
+    (_settings_left, "generation_config.do_sample is False"),
+    (_both_wrong, "its training mode"),
+    (_both_wrong, "padded on the right"),
+    (_route(repetition_penalty=1.3), "repetition_penalty=1.3"),
+    (_route(num_beams=3), "num_beams=3"),
+    (_route(no_repeat_ngram_size=2), "no_repeat_ngram_size=2"),
+    (_route_grouped, "at most 2 prompts at a time"),
+    (_in_two_halves, "at most 3 prompts at a time"),
+    (_with_special_tokens, "skip_special_tokens"),
+    (_leaves_it_switched, "its active adapter"),
+    (_cut_by_each_prompt, "a part of the prompt stands before"),
+    (_route(max_new_tokens=None, max_length=48), "max_length counts the prompt, too"),
+    (_route(side="right", names=None), ("is not what", "stands before")),
+    (_route(side="right"), "padded on the right"),
+    (_route(masked=False), "padding is read as text"),
+    (_route(side="right", masked=False), ("padded on the right", "read as text")),
+    (_route(cut=False), "part of the answers"),
+    (_route(names=None), "home answered all"),
+    (_route(names=lambda names: ["tickets"] * len(names)), "tickets answered all"),
+    (_route(names=lambda names: ["__base__"] * len(names)), "base model answered"),
+    (_route(names=lambda names: names[::-1]), "adapter_names are in another order"),
+    (_route(mode=True), "training mode"),
+    (_route(do_sample=True), "greedy"),
+    (_route(max_new_tokens=5), "stops early"),
+    (_route(max_new_tokens=60), "goes on"),
+    (_one_by_one, "one prompt at a time"),
+    (_other_tokenizer, "model.tokenizer"),
+    (lambda m, p, n: tokenizer(p), "model.tokenizer"),  # noqa: F821
+    (_dropout_alone, "eval"),
+    (_not_put_back, "another order"),
+    (lambda m, p, n: route(m, p, n)[:-1], "gave 5 texts"),
+    (lambda m, p, n: " ".join(route(m, p, n)), "list of texts"),
+    (_always_trains, "its training mode"),
+]
+
+# --- the lists -----------------------------------------------------------------------------
+
+
+def quiz():
+    return {"q1": "c", "q2": "a", "q3": "d", "q4": "b"}
+
+
+RIGHT = [
+    *[(check.audits, f) for f in (audit, audit_in_passes, audit_by_text, audit_with_more)],
+    *[(check.parts, f) for f in (split, split_by_hash, split_by_torch, split_by_numpy)],
+    *[(check.orders, f) for f in (rotary_rows, rows_by_index, rows_by_stack, rows_in_place)],
+    (check.orders, rows_permuted),
+    *[(check.writes_q8, f) for f in (q8_0, q8_by_inverse, q8_by_numpy, q8_by_gguf, q8_in_double)],
+    (check.serves, swap_cost, route),
+    (check.serves, swap_by_state, route_by_side),
+    (check.serves, swap_by_flags, route_sorted),
+    (check.serves, swap_by_words, route_by_hand),
+    (check.serves, swap_by_layers, route_on_a_copy_of_the_tokenizer),
+    (check.serves, swap_cost, route_with_config),
+    (check.serves, swap_cost, route_by_end),
+    *[(check.batches, f) for f in (batched_lora, batched_by_einsum, batched_by_adapter)],
+    *[(check.batches, f) for f in (batched_by_mask, batched_with_zero)],
+    (check.quiz, quiz),
+    (check.quiz, lambda: {"q4": "B", "q3": " D", "q1": "C", "q2": "a "}),
+]
+SEEDS = {"RIGHT": range(3)}
+WRONG = [
+    *[(check.audits, *case) for case in AUDITS],
+    *[(check.parts, *case) for case in SPLITS],
+    *[(check.orders, *case) for case in ROWS],
+    *[(check.writes_q8, *case) for case in EIGHTS],
+    *[(check.serves, f, route, word) for f, word in SWAPS],
+    *[(check.serves, swap_cost, f, word) for f, word in ROUTES],
+    (check.serves, _milliseconds, _route(side="right"), "milliseconds"),
+    (check.serves, _milliseconds, _route(side="right"), "padded on the right"),
+    *[(check.batches, *case) for case in BATCHES],
+    (check.quiz, lambda: {"q1": "c", "q2": "a", "q3": "a", "q4": "b"}, "3 of 4"),
+    (check.quiz, lambda: ["c", "a", "d", "b"], "dict"),
+]
+
+
+def _stub(*args, **kwargs):
+    raise NotImplementedError
+
+
+STUBS = [
+    (check.audits, _stub),
+    (check.parts, _stub),
+    (check.orders, _stub),
+    (check.writes_q8, _stub),
+    (check.serves, _stub, _stub),
+    (check.serves, swap_cost, _stub),
+    (check.batches, _stub),
+    (check.quiz, _stub),
+]
+
+
+def test_a_mixed_batch_gives_different_answers():
+    """The tiny adapters differ, else a wrong route could pass."""
+    prompts = ("turn on the lamp", "the blue fan")
+    names = (*fleet.ADAPTERS, "__base__")
+    told = [tuple(served.answered_alone(7, prompts, (name,) * 2)) for name in names]
+    assert len(set(told)) == len(names)

@@ -1,0 +1,170 @@
+"""llama.cpp served from a file: its answers are PEFT's, and it is gone afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from labkit.errors import LabError
+from labkit.ship import gguf, recipes, server
+
+pytest.importorskip("xllamacpp")
+PROMPTS = ["turn on the lamp", "the kitchen", "12 times in the kitchen turn", "on"]
+
+
+def conversation(text):
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def files(make, tokenizer, tmp_path_factory):
+    """A base and two adapters as GGUF, and the PeftModel with both."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("files")
+    base = gguf.write_model(make(), tokenizer, folder / "base.gguf", "f32")
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"}
+    model = get_peft_model(make(), LoraConfig(task_type="CAUSAL_LM", **settings), "one")
+    model.add_adapter("two", LoraConfig(task_type="CAUSAL_LM", **settings))
+    rng = torch.Generator().manual_seed(1)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data = torch.randn(p.shape, generator=rng) * 0.3
+    model.save_pretrained(folder)
+    parts = [
+        gguf.write_adapter(folder / name, model.config, folder / f"{name}.gguf")
+        for name in ("one", "two")
+    ]
+    return base, parts, model.eval()
+
+
+def greedy(model, tokenizer, name, text, n=8):
+    """PEFT's answer, with an adapter or without."""
+    ids = tokenizer.apply_chat_template(
+        conversation(text), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    if name is None:
+        with model.disable_adapter():
+            out = model.generate(**ids, max_new_tokens=n, do_sample=False)
+    else:
+        model.set_adapter(name)
+        out = model.generate(**ids, max_new_tokens=n, do_sample=False)
+    new = out[0, ids["input_ids"].shape[1] :]
+    return tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def plainly(text):
+    """An answer without what two decoders write in their own ways."""
+    return " ".join(text.split()).replace("\ufffd", "")
+
+
+def children():
+    """Servers that this process has started and that live."""
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if p.is_running() and "labkit.ship.server" in " ".join(p.cmdline())]
+
+
+def test_each_request_has_its_own_adapter(files, tokenizer):
+    from openai import OpenAI
+
+    base, parts, model = files
+    plan = [(name, text) for text in PROMPTS for name in ("one", None, "two")]
+    with server.llama_cpp(base, parts, context=256) as address:
+        assert address.startswith("http://127.0.0.1:")
+        (child,) = children()
+        assert {c.laddr.ip for c in child.net_connections() if c.status == "LISTEN"} == {
+            "127.0.0.1"
+        }
+        client = OpenAI(base_url=address, api_key="none", timeout=60)
+        extras = [server.choosing(["one", "two"], name) for name, _ in plan]
+        asked = [conversation(text) for _, text in plan]
+        got = server.ask_all(client, asked, 8, extras)
+        ids = server.prompt_ids(address, asked[0])
+        rates = server.tokens_per_second(address, asked[:3], 4, extras[:3], rounds=2)
+    wanted = [greedy(model, tokenizer, *one) for one in plan]
+    equal = [plainly(a) == plainly(b) for a, b in zip(got, wanted, strict=True)]
+    told = [
+        pair for pair, same in zip(zip(got, wanted, strict=True), equal, strict=True) if not same
+    ]
+    assert sum(equal) >= 0.75 * len(plan), told  # keys and values are in fp16: near ties may turn
+    others = [greedy(model, tokenizer, "two" if name == "one" else "one", t) for name, t in plan]
+    assert not any(plainly(a) == plainly(b) for a, b in zip(got, others, strict=True))
+    right = tokenizer.apply_chat_template(asked[0], add_generation_prompt=True, return_dict=False)
+    assert ids == right
+    assert len(rates) == 2 and min(rates) > 0
+    assert children() == []
+
+
+def test_a_name_that_is_not_there_is_refused():
+    with pytest.raises(LabError, match="no adapter 'tow': the server has one, two"):
+        server.choosing(["one", "two"], "tow")
+    off = [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
+    assert server.choosing(["one", "two"], None) == {"lora": off}
+
+
+def test_it_is_gone_after_an_error_and_after_its_starter(files):
+    base, parts, _ = files
+    with pytest.raises(ZeroDivisionError), server.llama_cpp(base, parts, context=256):
+        assert len(children()) == 1
+        _ = 1 / 0
+    assert children() == []
+    code = f"""
+        import time
+        from labkit.ship import server
+        with server.llama_cpp({str(base)!r}, context=256) as address:
+            print(address, flush=True)
+            time.sleep(300)
+    """
+    python = [sys.executable, "-c", textwrap.dedent(code)]
+    paths = os.pathsep.join(
+        [str(Path(server.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    )
+    starter = subprocess.Popen(
+        python, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert starter.stdout.readline().startswith("http://127.0.0.1:")
+    (child,) = children()
+    starter.send_signal(signal.SIGKILL)
+    starter.wait()
+    starter.stdout.close()
+    until = time.monotonic() + 30
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_what_cannot_be_served_is_one_line(files, tmp_path):
+    base, _, _ = files
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF and no more")
+    for model, adapters, said in (
+        (tmp_path / "none.gguf", [], "no file"),
+        (base, [tmp_path / "none.gguf"], "no file"),
+        (broken, [], "did not start"),
+    ):
+        with pytest.raises(LabError, match=said), server.llama_cpp(model, adapters, seconds=60):
+            pass
+    assert children() == []
+
+
+def test_without_the_package_it_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    assert server.missing() == ["openai", "xllamacpp"]
+    with pytest.raises(LabError, match="serve"), server.llama_cpp(tmp_path / "any.gguf"):
+        pass
+
+
+def test_lines_for_others():
+    text = recipes.modelfile("files/base.gguf", "files/one.gguf", "Be brief.")
+    assert text.splitlines()[:2] == ["FROM ./base.gguf", "ADAPTER ./one.gguf"]
+    assert '"""Be brief."""' in text and "SYSTEM" not in recipes.modelfile("base.gguf")
+    adapters = {"one": "one.gguf", "two": "two.gguf"}
+    assert recipes.llama_server("base.gguf", adapters).count("--lora ") == 2
+    assert "one=./one two=./two" in recipes.vllm("me/base", {"one": "./one", "two": "./two"}, 16)
