@@ -5,7 +5,7 @@ All other answers are right, so each attack costs the points of its exercise and
 
 from attack import accident
 
-LABS = {"01_svd": 19, "03_peft": 24, "04_qlora": 21, "05_rank": 19, "06_merging": 21}
+LABS = {"01_svd": 19, "03_peft": 24, "04_qlora": 21, "05_rank": 19, "06_merging": 17}
 
 # Puts functions of `fake` in the place of those of the same name that the judge ships.
 REPLACE = """
@@ -291,6 +291,18 @@ def soup(states, weights=None):
 )
 _told(
     "06_merging",
+    2,
+    "weight_by_echo",
+    "merged_weight",
+    "merged_weight = lambda W, A, B, alpha: W",
+    "def merged(f, W, A, B, alpha): return [W, str(W.dtype), W, A, B]",
+    "a small update can't be seen in bf16; it can here",
+)
+
+# --- lab 7 -------------------------------------------------------------------------------
+
+_told(
+    "07_ship",
     4,
     "texts_of_the_reference",
     "route",
@@ -306,7 +318,7 @@ route = lambda *args: None
     """
 def routed(f, seed, prompts, names):
     import sys
-    probe = sys.modules["labkit.labs.lab06.probes"]
+    probe = sys.modules["labkit.labs.lab07.fleet"]
     texts = probe.answered_alone(seed, tuple(prompts), tuple(names))
     return {"texts": texts, "batch": len(prompts), "active": ["home"]}
 """,
@@ -318,7 +330,7 @@ def swapped(f, seed, name):
     return {"cost": {"seconds": 1e-3, "bytes": sizes[name]}, "active": [name], "took": 1e-3}
 """
 _told(
-    "06_merging",
+    "07_ship",
     4,
     "bytes_by_table",
     "swap_cost",
@@ -332,13 +344,4 @@ def route(model, prompts, adapter_names):
 """,
     SWAPPED,
     "an adapter's bytes depend on its rank alone",
-)
-_told(
-    "06_merging",
-    2,
-    "weight_by_echo",
-    "merged_weight",
-    "merged_weight = lambda W, A, B, alpha: W",
-    "def merged(f, W, A, B, alpha): return [W, str(W.dtype), W, A, B]",
-    "a small update can't be seen in bf16; it can here",
 )
