@@ -73,21 +73,45 @@ def share(W, dW, store):
 
 def mistaken(W, dW, store):
     """Wrong numbers for the share of dW that a stored weight changes by, in fp64."""
+    moved = probes.stored(store, W + dW).double() - probes.stored(store, W).double()
+    d = dW.double()
+    wrong = _stored_otherwise(W, dW, store) | _divided(moved, d, W) | _compared(moved, d, W)
+    return {message: number.item() for message, number in wrong.items()}
+
+
+def _stored_otherwise(W, dW, store):
+    """Something else is stored, or taken away."""
 
     def stored(x):
         return probes.stored(store, x).double()
 
     before, after, alone, d = stored(W), stored(W + dW), stored(dW), dW.double()
-    moved, size = after - before, d.square().sum()
-    along = (moved * d).sum()
-    share = along / size
-    wrong = {
+    size = d.square().sum()
+    return {
         "store(W) is to be taken away, not W: its own rounding is counted": (
             ((after - W.double()) * d).sum() / size
         ),
         "store(W) is not taken away": (after * d).sum() / size,
         "dW alone is stored; what is stored is W + dW": (alone * d).sum() / size,
         "dW is added to what is stored; W + dW is stored": (d * d).sum() / size,
+        "store gets the transposed matrix, and blocks run along rows": (
+            ((stored((W + dW).T) - stored(W.T)).T * d).sum() / size
+        ),
+        "this is the rounding error of the sum: take store(W) away": (
+            ((after - (W + dW).double()) * d).sum() / size
+        ),
+        "dW is taken away, not added: store(W + dW)": ((before - stored(W - dW)) * d).sum() / size,
+    }
+
+
+def _divided(moved, d, W):
+    """The product with dW is divided by something else, or it is another ratio."""
+    along, size = (moved * d).sum(), d.square().sum()
+    share = along / size
+    return {
+        "divided by the steps that moved a weight alone: divide by all of |dW| squared": (
+            along / d[moved != 0].square().sum()
+        ),
         "this is a ratio of lengths, and noise has a length: multiply by dW and sum": (
             moved.norm() / d.norm()
         ),
@@ -96,28 +120,10 @@ def mistaken(W, dW, store):
         "divided by |dW|, wanted its square": along / d.norm(),
         "divided by what arrived, squared; divide by |dW| squared": along / moved.square().sum(),
         "divided by |W| squared; divide by |dW| squared": along / W.double().square().sum(),
-        "this is the share of weights that move": (moved != 0).double().mean(),
-        "this is the share of weights that stay": (moved == 0).double().mean(),
-        "this is the relative error |moved - dW| / |dW|": (moved - d).norm() / d.norm(),
-        "this is 1 less the relative error": 1 - (moved - d).norm() / d.norm(),
-        "this is 1 less the squared relative error: multiply by dW and sum": (
-            1 - (moved - d).square().sum() / size
-        ),
         "this is a correlation: divide by |dW| squared": _covariance(moved, d)
         / (moved.std() * d.std()),
         "the means are taken away, and they belong to it": _covariance(moved, d) / d.var(),
-        "divided by the steps that moved a weight alone: divide by all of |dW| squared": (
-            along / d[moved != 0].square().sum()
-        ),
-        "this is the share of signs that agree: multiply by dW and sum": (
-            (moved.sign() == d.sign()).double().mean()
-        ),
-        "divided by |W + dW| squared; divide by |dW| squared": along
-        / (W + dW).double().square().sum(),
-        "store gets the transposed matrix, and blocks run along rows": (
-            ((stored((W + dW).T) - stored(W.T)).T * d).sum() / size
-        ),
-        "this is what is lost; wanted is what arrives": 1 - share,
+        "divided by |W + dW| squared; divide by |dW| squared": along / (W + d).square().sum(),
         "this is the mean of single ratios: sum first, then divide": (moved / d).mean(),
         "this is the median of single ratios: sum first, then divide": (moved / d).median(),
         "this is the mean of the rows' shares: sum over all, then divide": (
@@ -129,26 +135,40 @@ def mistaken(W, dW, store):
         "the product is not divided by |dW| squared": along,
         "this is a mean that is not divided by |dW| squared": along / d.numel(),
         "the sum is divided by the number of weights too": share / d.numel(),
+    }
+
+
+def _compared(moved, d, W):
+    """The two are compared in another way."""
+    along, size = (moved * d).sum(), d.square().sum()
+    share = along / size
+    return {
+        "this is the share of weights that move": (moved != 0).double().mean(),
+        "this is the share of weights that stay": (moved == 0).double().mean(),
+        "this is the relative error |moved - dW| / |dW|": (moved - d).norm() / d.norm(),
+        "this is 1 less the relative error": 1 - (moved - d).norm() / d.norm(),
+        "this is 1 less the squared relative error: multiply by dW and sum": (
+            1 - (moved - d).square().sum() / size
+        ),
+        "this is the share of signs that agree: multiply by dW and sum": (
+            (moved.sign() == d.sign()).double().mean()
+        ),
+        "this is what is lost; wanted is what arrives": 1 - share,
         "the signs are lost: multiply first, then sum": (moved * d).abs().sum() / size,
         "these are sums of sizes: multiply by dW and sum": moved.abs().sum() / d.abs().sum(),
         "these are sums of changes, where plus and minus cancel: multiply by dW and sum": (
             moved.sum() / d.sum()
         ),
         "the sign is turned round: store(W + dW) - store(W)": -share,
-        "this is the rounding error of the sum: take store(W) away": (
-            ((after - (W + dW).double()) * d).sum() / size
-        ),
         "held between 0 and 1: more than 1 can arrive": share.clamp(0, 1),
         "held at 1: more than 1 can arrive": share.clamp(max=1),
         "that is a matrix product: multiply element by element": (moved @ d.T).sum() / size,
         "|dW| is the root of the sum of squares, not the largest singular value": (
             along / torch.linalg.matrix_norm(d, 2).square()
         ),
-        "dW is taken away, not added: store(W + dW)": ((before - stored(W - dW)) * d).sum() / size,
         "the product is that with W; wanted is that with dW": (moved * W.double()).sum() / size,
         "the root is drawn: no square root of the share": share.abs().sqrt(),
     }
-    return {message: number.item() for message, number in wrong.items()}
 
 
 def _expect_16_bits(arrives, rng, right):

@@ -118,11 +118,15 @@ def crossover(frame, guess):
 
 
 def _verdict(frame):
-    """Which base is nearer, and which has the lower loss, at the shortest and the longest."""
-    means = frame.pivot_table(index="steps", columns="way", values=["kl", "worse"])
-    lengths = means.index
-    nearer = (means["kl"]["dequantised"] < means["kl"]["original"]).all()
+    """Which base is nearest, and the loss of the original, at the shortest and the longest."""
+    runs = frame.pivot_table(index=["steps", "seed"], columns="way", values=["kl", "worse"])
+    nearer = (runs["kl"]["dequantised"] < runs["kl"]["original"]).all()
     told = "Nearest at every length: the dequantised base" if nearer else "Nearest: it depends"
-    gaps = means["worse"]["original"] - means["worse"]["dequantised"]
-    ends = " and ".join(f"{gaps[n]:+.3f} after {n}" for n in (lengths[0], lengths[-1]))
-    return f"{told}.\nLoss of the original less the dequantised: {ends} steps"
+    gaps = (runs["worse"]["original"] - runs["worse"]["dequantised"]).groupby("steps")
+    ends = []
+    for steps in (frame["steps"].min(), frame["steps"].max()):
+        gap = gaps.get_group(steps)
+        n = len(gap)
+        error = f"± {gap.std() / n**0.5:.2f}" if n > 1 else "(one seed)"
+        ends.append(f"{gap.mean():+.2f} {error} after {steps} steps")
+    return f"{told}.\nLoss of the original less the dequantised: {ends[0]}, {ends[1]}"
