@@ -694,18 +694,21 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # Left, how close. Into the dequantised base the merge is the trained model, at every length. The
 # original is another model; as training goes on it comes closer, though the distance of the two
 # bases stays what it is: the surer an answer is, the less a disturbance of the same size changes
-# it. *Then NF4* keeps the order of the experiment above: rounded again, the original's sum is the
-# nearer one. The dequantised one's update is lost while it is small beside the grid's step; the
-# column `arrives` says how much of it is left. `Q4_0` is another grid, on which neither base lies:
-# a new rounding error comes on top, and both sums pay for it. `Q8_0` (in the file, not drawn) is so
-# fine that it changes neither.
+# it. *Dequantised, then NF4* is the dead zone, and it opens: of the update arrive 2% after 8 steps,
+# 3% after 25, and in the one longer run 12%, 35% and 65%. *Original, then NF4* has no dead zone,
+# and stays near all along. `Q4_0` is another grid, on which neither base lies: a new rounding error
+# comes on top, and both sums pay for it. `Q8_0` (in the file, not drawn) is so fine that it changes
+# neither.
 #
-# Right, how good. Zero is the trained model's own loss. Many guides expect the original below it,
-# since it is the better base: without an adapter it is, by 0.28 nats. After eight steps the
-# original lies between 0.12 below and 0.08 above the trained model, by the seed: nothing is
-# decided. After 25 steps it lies 0.02 to 0.05 above in all three seeds: here that advice costs a
-# little. *Original, then NF4* stays about zero at both lengths, in about a quarter of the bytes.
-# Beyond 25 steps there are fewer seeds; read the dots.
+# Right, how good. Zero is the trained model's own loss; an error (±) is the standard error over the
+# 24 commands. Many guides expect the original below zero, since it is the better base: without an
+# adapter it is, by 0.28 nats. After eight steps it lies between 0.12 below and 0.08 above, by the
+# seed: nothing is decided. After 25 steps it lies 0.02 to 0.05 above in all three seeds. From here
+# there is one seed: 0.05 ± 0.01 above after 60 steps, no difference after 120, and after 240 steps,
+# at a ratio of 0.7, the original is **ahead** by 0.03 ± 0.01. So there is a crossover. The usual
+# advice costs a little after short trainings and is right after long ones, in this run from a ratio
+# of about 0.4. *Original, then NF4* stays within 0.07 of zero, in about a quarter of
+# the bytes.
 #
 # All this is one small model, one task, and the lengths on the axis. Does the ratio decide
 # elsewhere, too? Unsloth merges into the original, and says why: for most models NF4's error is
@@ -713,8 +716,9 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # that merge gave a broken model, and it now takes the dequantised base ([the pull
 # request](https://github.com/unslothai/unsloth-zoo/pull/810)).
 #
-# So the rule to take away is a measurement: compute the ratio, and where it is far below one,
-# compare the two merges on your own held-out data before you ship.
+# So the rule to take away is a measurement: compute the ratio. Far below a half the dequantised
+# base was as good or better here; as the ratio nears one, the original gains. Compare the two
+# merges on your own held-out data before you ship.
 
 # %% [markdown]
 # How far can you trust a table from another machine? Measure one of its rows: the shortest
@@ -901,10 +905,10 @@ check.mixes(soup)
 # PEFT's `add_weighted_adapter` has more. With `density=0.5` half of the numbers are dropped. TIES
 # drops the smaller half and, where two adapters disagree in sign, keeps the stronger side. It
 # averages what is left, so its "1 + 1" is a mean where `cat`'s is a sum. DARE drops a random half
-# and doubles the rest, so that the expected value stays. Both were made for whole updates. PEFT's
-# `ties` and `dare_ties` apply them to `A` and to `B` apart, so cross terms come with them;
-# `ties_svd` and `dare_ties_svd` apply them to $\Delta W$, as their papers do, and then need an SVD
-# to write the result as a pair, cut here to rank 32.
+# and doubles the rest, so that the expected value stays; `dare_ties` then settles the signs as TIES
+# does. Both were made for whole updates. PEFT's `ties` and `dare_ties` apply them to `A` and to `B`
+# apart, so cross terms come with them. `ties_svd` and `dare_ties_svd` apply them to $\Delta W$, as
+# their papers do, and then need an SVD to write the result as a pair, cut here to rank 32.
 
 # %%
 layers7 = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -963,16 +967,16 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
         print(f"{name:<16} loss on home {pair[0][1]:.2f}, on tickets {pair[1][1]:.2f}")
 
 # %% [markdown]
-# On `home` every token of an answer must be right. When we ran it, the best mixture kept about a
-# third of the specialist's right answers, and most kept fewer. On `tickets`, whose answer is one
-# short label, the better ones came out at or below the specialist, by an amount that 36 examples
-# cannot settle. The losses tell it with less noise: every mixture is far better than the wrong
-# parent, and worse than the right one. Two adapters that were trained apart pull at the same
-# weights, and disturb each other.
+# On `home` every token of an answer must be right. When we ran it, the best mixture of factors kept
+# about a third of the specialist's right answers, and most kept fewer. On `tickets`, whose answer
+# is one short label, the better ones came out at or below the specialist, by an amount that 36
+# examples cannot settle. The losses tell it with less noise: every mixture of factors was far
+# better than the wrong parent, and worse than the right one. Two adapters that were trained apart
+# pull at the same weights, and disturb each other.
 #
-# TIES and DARE were made for whole updates, so compare their two rows. On `A` and `B` apart, what
-# is dropped in one factor meets what is dropped in the other, and cross terms come in. On $\Delta
-# W$ neither happens, but what comes out has full rank, and the SVD keeps its 32 largest directions.
+# Compare the two rows of TIES, and of DARE. On `A` and `B` apart, what is dropped in one factor
+# meets what is dropped in the other, and cross terms come in. On the whole update neither happens,
+# but what comes out has full rank, and the SVD keeps its 32 largest directions.
 #
 # So "a soup beats each of its adapters" is not what you see here. The paper that made the word
 # popular for LoRA *learns* the weights of a concatenation, for tasks that need both skills at once:
@@ -1113,8 +1117,8 @@ check.quiz(quiz)
 # - A weight that lies on a grid has a dead zone. One that lies beside it has none on average.
 # - A QLoRA merge is closest to what was trained in the dequantised base, stored in 16 bits.
 #   Rounding that sum to the same 4 bits loses an update that is small beside the grid's step;
-#   rounding the original plus the update does not. Which is *better* is a question to your held-out
-#   data.
+#   rounding the original plus the update does not. Which has the lower *loss* depends on the
+#   update's size beside the rounding error: the original gained with the length of training.
 # - Updates add up by concatenation. Averaging `A` and `B` is something else, and a mixture is a
 #   compromise between its parents.
 # - A merged model is quicker and serves one job. One base with adapters apart serves many.
