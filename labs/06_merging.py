@@ -16,12 +16,13 @@
 # You have adapters. Now what? You can merge one into its base and forget that it was ever LoRA. You
 # can mix several into one. Or you keep many beside one base. Each comes with advice that is
 # repeated more often than it is measured: "a merged model is exactly the same", "merge a QLoRA
-# adapter into the 16-bit original", "a soup beats each of its adapters". Here you measure them.
+# adapter into the 16-bit original", "a soup beats each of its adapters". Here you measure the first
+# two ways; how to keep many beside one base is lab 7.
 #
 # Before each main picture a cell asks for your guess. It costs no points.
 #
-# About 90 minutes if you know PyTorch well (75 for the exercises), up to 140 if you do not. The
-# experiments take about five minutes on two CPU cores, once the adapters are trained.
+# About 75 minutes if you know PyTorch well (60 for the exercises), up to 120 if you do not. The
+# experiments take about four minutes on two CPU cores, once the adapters are trained.
 
 # %%
 import labkit
@@ -51,7 +52,6 @@ from trl import SFTConfig
 
 from labkit import live, measured, tasks
 from labkit.labs.lab06 import grids, plots
-from labkit.plots import compare_answers
 from labkit.training import finetuning, hardware, loop, models, serving
 from labkit.training.scoring import said, score
 
@@ -154,12 +154,6 @@ if lab.experiment("Three adapters, three minutes the first time", 5, needs=["6.1
 def examples(task, split, n):
     """n examples of a split, the same ones each time."""
     return tasks.load(task, split, **OPTIONS.get(task, {})).shuffle(seed=1).select(range(n))
-
-
-def prompt_of(messages):
-    """The text that the model continues: the messages up to the user's last, in its template."""
-    asked = [m for m in messages if m["role"] != "assistant"]
-    return tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
 
 
 # %%
@@ -1074,138 +1068,7 @@ if lab.experiment("Serve it, and ask it as any client would", 20, needs=["6.1", 
 # letter; of the 36 commands that scored the adapter it was about half.
 
 # %% [markdown]
-# ## Keep them apart
-#
-# The other way to serve many tasks: one base in memory, the adapters beside it, and each request
-# names its own. What does a change of adapter cost, and can one batch mix them?
-#
-# ### Exercise 6.7 · `swap_cost`, `route`
-#
-# ●●● · 15 min · 4 points
-#
-# `swap_cost` makes `adapter_name` the active adapter of a `PeftModel`, its `active_adapter`, and
-# returns what that takes: `{"seconds": ..., "bytes": ...}`. Bytes are those of this adapter's own
-# tensors, in whatever dtype they are. Mind that one name can be a part of another: `home`,
-# `homely`, `sweet-home`. Nothing else of the model changes.
-#
-# `route` answers a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch.
-# PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:
-# greedy, at most 48 new tokens, without the prompt and without special tokens. Prompts come ready
-# to tokenize, of any length and with special tokens in them, as chat templates write them; the
-# tokenizer is `model.tokenizer`. Do not rely on the state in which you get the model or the
-# tokenizer, and give both back in it: the active adapter, training mode, padding side and all else.
-#
-# Each hint gives away one trap. Open the next only if your answers still look almost right.
-#
-# <details><summary>Hint 1</summary>
-#
-# The model may come in training mode. What does dropout do to an answer?
-# </details>
-# <details><summary>Hint 2</summary>
-#
-# Two calls, two answers? A model's own generation settings may say that it samples.
-# </details>
-# <details><summary>Hint 3</summary>
-#
-# An answer continues the last token of its row. What is the last token of a short prompt in a
-# batch?
-# </details>
-# <details><summary>Hint 4</summary>
-#
-# Padding is made of real tokens. What tells the model not to read them?
-# </details>
-
-
-# %%
-def swap_cost(model, adapter_name):
-    """Switch to the adapter; {"seconds": time of the switch, "bytes": of its tensors}."""
-    # BEGIN SOLUTION
-    begun = time.perf_counter()
-    model.set_adapter(adapter_name)
-    seconds = time.perf_counter() - begun
-    tensors = [p for name, p in model.named_parameters() if f".{adapter_name}." in name]
-    return {"seconds": seconds, "bytes": sum(p.nbytes for p in tensors)}
-    # END SOLUTION
-
-
-def route(model, prompts, adapter_names):
-    """Prompts (n texts) and names (n) -> n answers, each by its own adapter, in one batch."""
-    # BEGIN SOLUTION
-    pad = {"padding": True, "padding_side": "left"}
-    batch = model.tokenizer(prompts, return_tensors="pt", **pad).to(model.device)
-    settings = {"max_new_tokens": 48, "do_sample": False}
-    training = model.training
-    out = model.eval().generate(**batch, adapter_names=adapter_names, **settings)
-    model.train(training)
-    new = out[:, batch["input_ids"].shape[1] :]
-    return [s.strip() for s in model.tokenizer.batch_decode(new, skip_special_tokens=True)]
-    # END SOLUTION
-
-
-# %%
-check.serves(swap_cost, route)
-
-
-# %% tags=["experiment"]
-if lab.experiment("What a swap costs", 3, needs=["6.1", "6.7"]):
-    served = trio()
-    costs = [swap_cost(served, name) for name in ["home", "tickets", "chat"] * 3]
-    begun = time.perf_counter()
-    served.load_adapter(folders["chat"], adapter_name="one more")
-    from_disk = time.perf_counter() - begun
-    served.delete_adapter("one more")
-    begun = time.perf_counter()
-    models.load()
-    waits = {
-        "swap": sorted(cost["seconds"] for cost in costs)[len(costs) // 2],
-        "load an adapter": from_disk,
-        "load a whole model": time.perf_counter() - begun,
-    }
-    display(plots.fleet(base.get_memory_footprint(), costs[0]["bytes"], waits))
-
-# %% [markdown]
-# Left, read the two lines at 100 customers: a merged copy for each, or one base and a hundred
-# adapters. Right, the three waits. A swap moves no weights at all: it changes which of them the
-# layers use. Loading from disk takes longer, and here an adapter takes a good part of what the
-# model takes, where that stays in bf16 as much or more. It is a small part of the bytes, but
-# hundreds of small tensors and modules have to be made. With a model of 14 GB it would be another
-# picture.
-#
-# So "swapping takes megabytes and no reload" is half right. A swap reloads nothing, and it moves
-# nothing either. What a new adapter costs is its 20 MB. "Hundreds of adapters on one base" is a
-# matter of memory. Systems made for it, such as S-LoRA, keep thousands in main memory and fetch to
-# the GPU what the next batch needs.
-
-# %% tags=["experiment"]
-if lab.experiment("One base, three adapters, one batch", 20, needs=["6.1", "6.7"]):
-    names = ["home"] * 3 + ["tickets"] * 3 + ["chat"] * 2
-    asked = [row for name in plans for row in examples(name, "test", names.count(name))["messages"]]
-    prompts = [prompt_of(messages) for messages in asked]
-    begun = time.perf_counter()
-    together = route(served, prompts, names)
-    middle = time.perf_counter()
-    apart = [route(served, [p], [n])[0] for p, n in zip(prompts, names, strict=True)]
-    print(f"mixed batch {middle - begun:.1f} s, one by one {time.perf_counter() - middle:.1f} s")
-    same = sum(a == b for a, b in zip(together, apart, strict=True))
-    print(f"{same} of {len(prompts)} answers are the same letter by letter")
-    questions = [[m["content"] for m in turns if m["role"] == "user"][-1] for turns in asked]
-    display(compare_answers(questions, None, {"adapter": names, "answer": together}))
-
-# %% [markdown]
-# Three jobs, one forward pass: the base computes once for all rows, and each row adds its own thin
-# products. How much time a batch saves depends on the machine. On a GPU eight rows cost hardly more
-# than one. A CPU gains less, but it gains: every new token reads all the weights, and a batch reads
-# them once for all rows. Against that, every row is padded to the longest prompt and waits for the
-# longest answer. On two CPUs we saw a fifth and a half of the time saved (40 s against 49 on a
-# busy one, 7.5 against 14.7 on the other). And there is one base in memory instead of three.
-#
-# Where an answer differs, two tokens were nearly tied, and bf16 rounded a batch of eight otherwise
-# than a batch of one. In one of our runs that happened to two of the eight, in another to none. It
-# happens with any model, with or without adapters. The exercise's check runs in fp32, where all
-# agree.
-
-# %% [markdown]
-# ### Exercise 6.8 · Quiz
+# ### Exercise 6.7 · Quiz
 #
 # ●○○ · 6 min · 3 points
 #

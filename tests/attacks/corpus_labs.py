@@ -10,7 +10,7 @@ LABS = {
     "03_peft": 24,
     "04_qlora": 25,
     "05_rank": 18,
-    "06_merging": 21,
+    "06_merging": 17,
     "07_ship": 22,
 }
 
@@ -297,6 +297,18 @@ def soup(states, weights=None):
 )
 _told(
     "06_merging",
+    2,
+    "weight_by_echo",
+    "merged_weight",
+    "merged_weight = lambda W, A, B, alpha: W",
+    "def merged(f, W, A, B, alpha): return [W, str(W.dtype), W, A, B]",
+    "a small update can't be seen in bf16; it can here",
+)
+
+# --- lab 7 -------------------------------------------------------------------------------
+
+_told(
+    "07_ship",
     4,
     "texts_of_the_reference",
     "route",
@@ -312,7 +324,7 @@ route = lambda *args: None
     """
 def routed(f, seed, prompts, names):
     import sys
-    probe = sys.modules["labkit.labs.lab06.probes"]
+    probe = sys.modules["labkit.labs.lab07.fleet"]
     texts = probe.answered_alone(seed, tuple(prompts), tuple(names))
     return {"texts": texts, "batch": len(prompts), "active": ["home"]}
 """,
@@ -324,7 +336,7 @@ def swapped(f, seed, name):
     return {"cost": {"seconds": 1e-3, "bytes": sizes[name]}, "active": [name], "took": 1e-3}
 """
 _told(
-    "06_merging",
+    "07_ship",
     4,
     "bytes_by_table",
     "swap_cost",
@@ -338,13 +350,4 @@ def route(model, prompts, adapter_names):
 """,
     SWAPPED,
     "an adapter's bytes depend on its rank alone",
-)
-_told(
-    "06_merging",
-    2,
-    "weight_by_echo",
-    "merged_weight",
-    "merged_weight = lambda W, A, B, alpha: W",
-    "def merged(f, W, A, B, alpha): return [W, str(W.dtype), W, A, B]",
-    "a small update can't be seen in bf16; it can here",
 )

@@ -7,7 +7,6 @@ import math
 
 import torch
 from peft import LoraConfig, get_peft_model  # here, or the first check waits for it
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 (for the probes)
 
 from labkit.checks.compare import (
     ask,
@@ -17,7 +16,7 @@ from labkit.checks.compare import (
     randn,
 )
 from labkit.checks.lab02.guesses import merged
-from labkit.checks.lab06 import arriving, combined, dequantized, diverging, guesses, routed, small
+from labkit.checks.lab06 import arriving, combined, dequantized, diverging, guesses, small
 from labkit.checks.lab06.dequantized import BLOCK
 from labkit.checks.quiz import judge
 from labkit.checks.simplest import simplest
@@ -209,13 +208,7 @@ def _expect_soup(got, states, weights, call):
         expect(got[name].dtype == torch.float32, told)
 
 
-@exercise("6.7", points=4)
-def serves(swap_cost, route):
-    """a swap makes the adapter active and costs its bytes; a mixed batch answers as one by one"""
-    routed.expect_served(swap_cost, route)
-
-
-@exercise("6.8", points=3)
+@exercise("6.7", points=3)
 def quiz(quiz):
     """three questions"""
     return judge(quiz, "06")

@@ -113,45 +113,6 @@ def weight_curves(weights, curves, title, guess):
     return fig
 
 
-def fleet(base_bytes, adapter_bytes, seconds):
-    """Memory for n customers, apart and merged, and the seconds that a change of adapter takes.
-
-    `seconds` maps a way to change to its seconds.
-    """
-    fig, (left, right) = figure(2, width=9.5, height=3.4, width_ratios=(3, 2))
-    n = np.array([1, 3, 10, 30, 100, 300, 1000])
-    merged, shared = n * base_bytes / 1e9, (base_bytes + n * adapter_bytes) / 1e9
-    left.plot(n, merged, color=PALETTE[1], marker="s")
-    left.plot(n, shared, color=PALETTE[0], marker="o")
-    beside = {"textcoords": "offset points", "va": "center"}
-    left.annotate(
-        "merged: a model each", (n[3], merged[3]), (-10, 6), ha="right", color=PALETTE[1], **beside
-    )
-    left.annotate(
-        "one base and adapters", (n[3], shared[3]), (10, -8), ha="left", color=PALETTE[0], **beside
-    )
-    left.vlines(100, shared[4], merged[4], color=INK, ls=":", lw=1.5)
-    left.set(xscale="log", yscale="log", xlabel="customers", ylabel="GB of weights")
-    for axis in (left.xaxis, left.yaxis):
-        axis.set_major_formatter("{x:g}")
-    hundred = 100 * base_bytes / (base_bytes + 100 * adapter_bytes)
-    left.set_title(f"100 customers: {hundred:.0f}x less memory …")
-    names, values = list(seconds), list(seconds.values())
-    places = np.arange(len(names))[::-1]
-    _dots(right, places, [1000 * v for v in values], [_duration(v) for v in values])
-    right.set(xscale="log", xlabel="milliseconds (log)")
-    right.xaxis.set_major_formatter("{x:g}")
-    right.set_xlim(250 * min(values), 15_000 * max(values))
-    right.set_yticks(places, names)
-    right.grid(axis="y", visible=False)
-    right.set_title(f"… and a switch in {_duration(values[0])}")
-    return fig
-
-
-def _duration(seconds):
-    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
 def speeds(rates, title):
     """Bars of tokens a second; `rates` maps a name to the rates of repeated runs.
 

@@ -1,41 +1,14 @@
 """What runs beside the learner's code in lab 6, and brings plain data back to its checks."""
 
-import time
-
 import torch
 
-from labkit.contract import CheckFailed, kept
-from labkit.contract.kept import picture, same
-from labkit.labs import tiny
+from labkit.contract import CheckFailed
 
-ADAPTERS = ("home", "homely", "sweet-home", "tickets")
-TARGETS = ("q_proj", "v_proj", "down_proj")
-NEW_TOKENS = 48
-NOT_GREEDY = {  # what generate may be told -> what leaves greedy decoding as it is
-    "do_sample": (False, None),
-    "num_beams": (1, None),
-    "repetition_penalty": (1, 1.0, None),
-    "no_repeat_ngram_size": (0, None),
-    "min_new_tokens": (0, None),
-    "min_length": (0, None),
-    "max_length": (None, 20),
-    "num_return_sequences": (1, None),
-    "stop_strings": (None,),
-    "suppress_tokens": (None,),
-    "bad_words_ids": (None,),
-    "penalty_alpha": (None,),
-}
 ORDERS = "the states have their keys in other orders: take each tensor by its name"
 SOUP = {  # what an error of `soup` says -> a hint
     "'weights'": "keep the default, weights=None",
     "size of tensor": ORDERS,
     "stack expects each tensor": ORDERS,
-}
-ROUTE = {  # what an error of `route` says -> a hint
-    "max_length": "max_length counts the prompt, too: ask for max_new_tokens",
-    "training mode": "model.eval() first, and afterwards as it was",
-    "is not defined": "take the tokenizer from the model: model.tokenizer",
-    "out of range": "take the tokenizer from the model: model.tokenizer",
 }
 
 
@@ -124,141 +97,3 @@ def soup_error(soup, states, weights):
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def ranks(seed):
-    """{adapter: rank}: 2 for home, others for the rest, by the seed; no sum of some is another."""
-    order = torch.randperm(3, generator=torch.Generator().manual_seed(seed)).tolist()
-    return dict(zip(ADAPTERS, (2, *((3, 7, 11)[i] for i in order)), strict=True))
-
-
-def tiny_served(seed, brief=False):
-    """A tiny Llama with three adapters, `home` active, and its tokenizer as `model.tokenizer`.
-
-    It is left as a trainer would leave it: in training mode, with dropout, set to sample. With
-    `brief`, the weights of `tickets` are in bf16.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    base, tokenizer = tiny.language_model(seed)
-    head = base.lm_head.weight.data
-    for odd, a, b in ((tokenizer.unk_token_id, 2, 3), (tokenizer.bos_token_id, 4, 5)):
-        head[odd] = (head[a] + head[b]) / 2  # never the likeliest, so no answer holds it
-    base.generation_config.update(eos_token_id=0, pad_token_id=0, do_sample=True)
-    model = None
-    for name, r in ranks(seed).items():
-        config = LoraConfig(r=r, lora_dropout=0.5, target_modules=list(TARGETS))
-        with torch.random.fork_rng():
-            if model is None:
-                model = get_peft_model(base, config, adapter_name=name)
-            else:
-                model.add_adapter(name, config)
-    _fill(model, torch.Generator().manual_seed(seed + 1), brief)
-    model.set_adapter("home")
-    model.tokenizer = base.tokenizer = tokenizer
-    return model.train()
-
-
-def _fill(model, rng, brief):
-    """Adapters that change answers: random numbers from `rng` in every A and B."""
-    for name, p in model.named_parameters():
-        if "lora_" in name:
-            p.data = torch.randn(p.shape, generator=rng) * 0.7
-            if brief and ".tickets." in name:
-                p.data = p.data.bfloat16()
-
-
-def swapped(swap_cost, seed, name):
-    """What `swap_cost(model, name)` returns, the active adapters then, and the call's seconds.
-
-    `changed` tells what else it changed of the model; another adapter is active before.
-    """
-    model = tiny_served(seed, brief=True)
-    before = "homely" if name == "sweet-home" else "sweet-home"
-    model.set_adapter(before)
-    _forbid_copies(model)
-    was = picture(model)
-    begun = time.perf_counter()
-    cost = swap_cost(model, name)
-    took = time.perf_counter() - begun
-    now = picture(model)
-    for one in (was, now):  # the adapters' own flags follow the switch
-        flags = one.pop("what of it trains").items()
-        one["what of the base trains"] = {n: flag for n, flag in flags if "lora_" not in n}
-    changed = [what for what in was if not same(was[what], now[what])]
-    return {
-        "cost": cost,
-        "active": list(model.base_model.active_adapters),
-        "named": str(model.active_adapter),
-        "before": before,
-        "took": took,
-        "changed": [what for what in changed if what != "its active adapter"],
-    }
-
-
-def routed(route, seed, prompts, adapter_names, training=True):
-    """What `route` returns, and how: the largest batch and length seen, generate's options.
-
-    The model is in training mode, or in that of evaluation.
-
-    `changed` tells what it changed of the tokenizer and the settings of generation. The adapter
-    that is active is neither the first nor the last to answer.
-    """
-    model, sizes, options = tiny_served(seed).train(training), [(0, 0)], {}
-    model.set_adapter("sweet-home")
-    base, tokenizer = model.get_base_model(), model.tokenizer
-    embedding = model.get_input_embeddings()
-    embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[:2])))
-    base.generate = _noting(base.generate, options)
-    _forbid_copies(model)
-    before, size = _settings(base, tokenizer), len(tokenizer)
-    try:
-        texts = kept(route, model, prompts, adapter_names)
-    except (IndexError, NameError, ValueError) as error:
-        hint = next((hint for sign, hint in ROUTE.items() if sign in str(error)), None)
-        if len(tokenizer) > size:
-            hint = "a token id lies outside the embedding: pad with one that exists, eos_token"
-        error.args = (f"{error}; {hint}",) if hint else error.args
-        raise
-    now = _settings(base, tokenizer)
-    return {
-        "texts": texts,
-        "batch": max(rows for rows, _ in sizes),
-        "longest": max(tokens for _, tokens in sizes),
-        "options": options,
-        "changed": {what: [was, now[what]] for what, was in before.items() if was != now[what]},
-    }
-
-
-def _settings(base, tokenizer):
-    rates = {str(m.p) for m in base.modules() if isinstance(m, torch.nn.Dropout)}
-    settings = base.generation_config.to_dict()
-    settings = {f"generation_config.{name}": str(value) for name, value in settings.items()}
-    names = ("padding_side", "truncation_side", "pad_token", "eos_token")
-    settings |= {f"tokenizer.{name}": str(getattr(tokenizer, name)) for name in names}
-    sizes = {"len(tokenizer)": str(len(tokenizer)), "dropout": ", ".join(sorted(rates))}
-    return settings | sizes
-
-
-def _noting(generate, options):
-    """`generate` that puts into `options`, as text, what is not greedy in its arguments."""
-
-    def noted(*args, **kwargs):
-        given = kwargs.get("generation_config")
-        told = given.to_dict() if hasattr(given, "to_dict") else {}
-        for name, value in (told | kwargs).items():
-            if name in NOT_GREEDY and value not in NOT_GREEDY[name]:
-                options[name] = str(value)
-        return generate(*args, **kwargs)
-
-    return noted
-
-
-def _forbid_copies(model):
-    """A copy of the model costs its whole memory, so making one is told at once."""
-
-    def refuse(memo):
-        raise CheckFailed("it copies the whole model; work on the one that is there")
-
-    model.__deepcopy__ = model.base_model.__deepcopy__ = refuse
-    model.get_base_model().__deepcopy__ = refuse
