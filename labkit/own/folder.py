@@ -27,7 +27,7 @@ Ask it through the tokenizer's chat template; {template}
 
 ## Scores
 
-{n_held} rows were held out{from_file}, no prompt of theirs was trained on; {asked} of them were answered.
+{n_held} rows were held out{from_file}, by prompt; {asked} of them were answered.
 
 {scores}
 

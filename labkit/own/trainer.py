@@ -9,6 +9,7 @@ import time
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
@@ -17,18 +18,21 @@ from trl import SFTConfig, SFTTrainer
 from labkit.training import lean, loop, packing
 
 LORA = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 SECONDS = 10  # between two lines of progress in a file
 
 
 def trainer_for(model, tokenizer, rows: list[dict], rank: int, args: SFTConfig):
     """A trainer of a LoRA on rows of `input_ids` and `labels`, not yet started."""
     torch.manual_seed(args.seed)  # of the adapter's start; the rows' order follows `args.seed`
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, **LORA)
+    # PEFT refuses these two of a Mamba, whose kernels read their weights past any adapter
+    spared = ["out_proj", "conv1d"] if model.config.model_type in MAMBAS else None
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, exclude_modules=spared, **LORA)
     dataset = Dataset.from_list(rows)
     if packs(model, rows):
         made = lean.lean_trainer(model, tokenizer, dataset, lora, args)
     else:
-        made = SFTTrainer(
+        made = PaddedTrainer(
             model=model,
             args=lean.settings(args, model),
             train_dataset=dataset,
@@ -39,6 +43,26 @@ def trainer_for(model, tokenizer, rows: list[dict], rank: int, args: SFTConfig):
     made.remove_callback(PrinterCallback)
     made.add_callback(Steps(made.accelerator.is_main_process))
     return made
+
+
+class PaddedTrainer(SFTTrainer):
+    """SFTTrainer on padded rows of any causal model; the loss is taken where something is learned.
+
+    SFTTrainer's own also takes softmax and entropy of all prompts, which costs more than it tells.
+    """
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The learned tokens' losses, summed, over their number in all accumulated batches."""
+        labels = inputs["labels"][:, 1:]
+        batch = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**batch, use_cache=False).logits[:, :-1]
+        asked = labels != packing.IGNORED
+        total = F.cross_entropy(logits[asked].float(), labels[asked], reduction="sum")
+        if num_items_in_batch is None:
+            return total / asked.sum()
+        # the number is of all processes, and the mean of their gradients is taken
+        shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return total / num_items_in_batch * shares
 
 
 @torch.no_grad()

@@ -21,7 +21,10 @@ def arguments(
     if batch % n_processes:
         raise LabError(f"a batch of {batch} rows is not to be shared by {n_processes} processes")
     share = batch // n_processes
-    micro = hardware.micro_batch(name, method, share, n_processes, max_length)
+    try:
+        micro = hardware.micro_batch(name, method, share, n_processes, max_length)
+    except (RuntimeError, ValueError):  # what cannot be simulated is trained a row at a time
+        micro = 1
     return SFTConfig(
         output_dir=folder,
         max_steps=steps,
