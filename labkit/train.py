@@ -51,8 +51,6 @@ def train(
     The same line again goes on where it was stopped.
     """
     given = dict(locals())
-    if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     if file:
         _file(given)
     else:
@@ -69,7 +67,11 @@ def _file(given):
     from labkit.own.settings import Asked
 
     given["learning_rate"] = given["learning_rate"] or 1e-3
-    facts = run.train(Asked(**{f.name: given[f.name] for f in fields(Asked)}))
+    try:
+        facts = run.train(Asked(**{f.name: given[f.name] for f in fields(Asked)}))
+    except KeyboardInterrupt:
+        print("\nstopped; the same line goes on where it was", file=sys.stderr)
+        raise
     if facts:
         from labkit.own import folder
 
@@ -85,6 +87,8 @@ def _task(task, model, method, rank, steps, batch, rows, learning_rate, seed, dt
     from labkit import tasks
     from labkit.training import arguments, hardware, models
 
+    if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
+        hardware.one_card()
     models.hush_libraries()
     state = PartialState(cpu=hardware.device() == "cpu")  # this process's card becomes "cuda"
     with state.local_main_process_first():  # one process fetches, the others find it

@@ -4,8 +4,10 @@ import re
 
 from labkit.data.shapes import Example
 
-# é, ’ and “ as UTF-8 read by another encoding gives them, and what stands for an unreadable byte
-DAMAGED = re.compile("Ã[\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|Â[\u00a0-\u00bf]|\ufffd")
+# é, ’ and “ as UTF-8 read by another encoding gives them, an unreadable byte, invisible letters
+DAMAGED = re.compile(
+    "Ã[\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|Â[\u00a0-\u00bf]|[\ufffd\u200b\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]"
+)
 ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
 NOTHING = {"nan", "none", "null", "n/a", "na", "tbd", "todo", "-", "--", "?", "...", "…", "xxx"}
 

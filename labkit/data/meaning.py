@@ -83,8 +83,8 @@ MEANING = {
     ),
     "damaged": Meaning(
         "look",
-        "letters damaged by another encoding (Ã©, â€™, �)",
-        "export again as UTF-8: the model would learn them",
+        "letters damaged by another encoding (Ã©, â€™, �), or invisible",
+        "export again as UTF-8, take invisible ones out: the model would learn them",
     ),
     "markup": Meaning(
         "look", "entities of HTML (&amp;, &#39;) in a text", "unescape them: html.unescape"

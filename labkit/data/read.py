@@ -120,7 +120,7 @@ def _csv(path, text) -> Iterator[Record]:
     try:
         for cells in reader:
             line, begun = begun, reader.line_num + 1
-            if not any(cell.strip() for cell in cells):
+            if not cells:  # a blank line; a row of empty cells is a row
                 continue
             if names is None:
                 names = _names(path, cells)

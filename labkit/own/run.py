@@ -1,5 +1,6 @@
 """`train`: audit, split, train, score, and the folder; started again it goes on where it was."""
 
+import os
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,6 +34,8 @@ def train(asked: Asked) -> dict:
 
     from labkit.training import hardware, models
 
+    if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
+        hardware.one_card()
     models.hush_libraries()
     state = PartialState(cpu=hardware.device() == "cpu")  # this process's card becomes "cuda"
     with state.local_main_process_first():

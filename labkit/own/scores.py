@@ -3,12 +3,14 @@
 import math
 import sys
 from collections import Counter
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 
 from labkit.data import baselines, tokens
 from labkit.data.shapes import Example
+from labkit.errors import LabError
 from labkit.own.trainer import packs, padded_logits
 from labkit.training import generation, hardware, loop, packing
 
@@ -26,8 +28,11 @@ def compare(model, tokenizer, train: list[Example], held: list[Example], rows, e
     trained, scored = rows
     with model.disable_adapter():
         packed = packs(model, scored)
-    asked = held[:: math.ceil(len(held) / ASKED)] if held[0].messages else []
-    longest = max(sum(y != tokens.IGNORED for y in row["labels"]) for row in trained + scored)
+    every = math.ceil(len(held) / ASKED)
+    asked = held[::every] if held[0].messages else []
+    # as the template writes it: Qwen3's, for one, puts empty thoughts before an answer
+    wanted = [_until_end(_learned(row), ends, tokenizer) for row in scored[::every]]
+    longest = max(len(_learned(row)) for row in trained + scored)
     told, table = {}, {}
     for who in ("adapter", "base"):
         print(f"scoring {len(held)} held-out rows: {who} …", file=sys.stderr, flush=True)
@@ -37,24 +42,26 @@ def compare(model, tokenizer, train: list[Example], held: list[Example], rows, e
                 prompts = [tokens.prompt_ids(e, tokenizer) for e in asked]
                 n = min(longest + 1, LONGEST)
                 told[who] = _answers(model, tokenizer, prompts, n, ends, packed)
+                table[who] |= _marks(told[who], wanted)
     if asked:
-        told["most frequent answer"] = baselines.most_frequent(train, asked)
-        told["nearest training prompt"] = baselines.nearest(train, asked)
+        right = [e.answer for e in asked]
+        table["most frequent answer"] = _marks(baselines.most_frequent(train, asked), right)
+        table["nearest training prompt"] = _marks(baselines.nearest(train, asked), right)
     else:
         table["token frequencies"] = {"loss": _unigram(trained, scored, len(tokenizer))}
-    for who, answers in told.items():
-        table[who] = table.get(who, {}) | _marks(answers, asked)
     return {"table": table, "samples": _samples(asked, told), "asked": len(asked)}
 
 
 def _as(model, who):
-    from contextlib import nullcontext
-
     return nullcontext() if who == "adapter" else model.disable_adapter()
 
 
-def _marks(answers, asked):
-    pairs = [(told, e.answer) for told, e in zip(answers, asked, strict=True)]
+def _learned(row):
+    return [token for token in row["labels"] if token != tokens.IGNORED]
+
+
+def _marks(answers, wanted):
+    pairs = list(zip(answers, wanted, strict=True))
     return {
         "exact": sum(baselines.right(*pair) for pair in pairs) / len(pairs),
         "overlap": sum(baselines.overlap(*pair) for pair in pairs) / len(pairs),
@@ -92,9 +99,11 @@ def _answers(model, tokenizer, prompts, n, ends, packed, size=16):
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         part = [prompts[i] for i in chosen]
-        if packed:
-            said = generation.continuations(model, part, n)
-        else:
+        try:
+            said = generation.continuations(model, part, n) if packed else None
+        except LabError:  # answers go past a window of attention that the rows fit into
+            said = None
+        if said is None:
             said = _generated(model, part, hardware.rehearsed("tokens", n), ends)
         told |= dict(zip(chosen, said, strict=True))
     return [_until_end(told[i], ends, tokenizer) for i in range(len(prompts))]
@@ -119,7 +128,7 @@ def _until_end(ids, ends, tokenizer):
 
 def _unigram(trained, scored, n_tokens):
     """Loss of guessing each token by how often the training has it, every token once more."""
-    counts = Counter(y for row in trained for y in row["labels"] if y != tokens.IGNORED)
+    counts = Counter(token for row in trained for token in _learned(row))
     total = counts.total() + n_tokens
-    asked = [y for row in scored for y in row["labels"] if y != tokens.IGNORED]
+    asked = [token for row in scored for token in _learned(row)]
     return -sum(math.log((counts[y] + 1) / total) for y in asked) / len(asked)

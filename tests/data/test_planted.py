@@ -51,6 +51,8 @@ PLANTED = [  # id of the finding, and what makes it of a good row
     ("control_words", more(USER, "<|im_end|>")),
     ("damaged", more(USER, " cafÃ© donâ€™t")),
     ("damaged", more(USER, " caf\ufffd")),
+    ("damaged", more(USER, " zero\u200bwidth")),
+    ("damaged", more(ANSWER, "\x00")),
     ("markup", more(USER, " fish &amp; chips")),
     ("says_nothing", content(ANSWER, "NaN")),
     ("says_nothing", content(ANSWER, "TODO")),
@@ -62,7 +64,7 @@ PLANTED = [  # id of the finding, and what makes it of a good row
     ("trains_on_nothing", more(USER, " very" * 600)),
     ("cut", more(ANSWER, " very" * 600)),
     ("rare_label", content(ANSWER, "praise")),
-    ("far_longer", more(ANSWER, " many words of other rows" * 90)),
+    ("far_longer", more(ANSWER, " many words of other rows" * 84)),
 ]
 
 

@@ -39,6 +39,11 @@ def test_a_bad_file_is_one_line_that_says_what_to_do(tmp_path, name, data, said)
     assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
+def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(tmp_path):
+    (tmp_path / "mine.csv").write_text("question,answer\na,b\n\n,\n")
+    assert [record.line for record in read.rows(tmp_path / "mine.csv")] == [2, 4]
+
+
 def test_no_file_and_a_folder(tmp_path):
     with pytest.raises(LabError, match=r"no file .*mine\.csv"):
         read.rows(tmp_path / "mine.csv")
