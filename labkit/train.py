@@ -29,9 +29,13 @@ def train(
     model: Annotated[str, typer.Option(help="A name, or a folder; default by the card.")] = "",
     method: Annotated[Literal["lora", "qlora"], typer.Option()] = "lora",
     rank: Annotated[int, typer.Option(min=1)] = 8,
-    epochs: Annotated[int, typer.Option(min=1, help="Times through FILE.")] = 3,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Times through FILE; 0: 3, and 60 steps at least.")
+    ] = 0,
     steps: Annotated[int, typer.Option(min=0, help="0: by epochs; of a task 50.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Rows a step, over all processes.")] = 16,
+    batch: Annotated[
+        int, typer.Option(min=0, help="Rows a step, over all processes; 0: 8, of a task 16.")
+    ] = 0,
     learning_rate: Annotated[float, typer.Option(help="0: 1e-3, of a task 2e-3.")] = 0,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens a row of FILE.")] = 512,
     held_out: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of FILE.")] = 0.2,
@@ -54,7 +58,8 @@ def train(
     if file:
         _file(given)
     else:
-        _task(task, model, method, rank, steps or 50, batch, rows, learning_rate, seed, dtype, out)
+        n, size = steps or 50, batch or 16
+        _task(task, model, method, rank, n, size, rows, learning_rate or 2e-3, seed, dtype, out)
 
 
 def _file(given):
@@ -66,9 +71,9 @@ def _file(given):
     from labkit.own import run
     from labkit.own.settings import Asked
 
-    given["learning_rate"] = given["learning_rate"] or 1e-3
+    chosen = {f.name: given[f.name] for f in fields(Asked) if given[f.name]}  # 0: as it decides
     try:
-        facts = run.train(Asked(**{f.name: given[f.name] for f in fields(Asked)}))
+        facts = run.train(Asked(**chosen))
     except KeyboardInterrupt:
         print("\nstopped; the same line goes on where it was", file=sys.stderr)
         raise
@@ -99,8 +104,8 @@ def _task(task, model, method, rank, steps, batch, rows, learning_rate, seed, dt
         data = data.select(range(min(rows, len(data))))
     how = arguments.in_4_bits() if method == "qlora" else {}
     base, tokenizer = models.load(name, dtype=getattr(torch, dtype, None), **how)
-    rate = learning_rate or 2e-3
-    args = arguments.arguments(name, method, batch, state.num_processes, steps, rate, seed)
+    n = state.num_processes
+    args = arguments.arguments(name, method, batch, n, steps, learning_rate, seed)
     begun = time.perf_counter()
     result = _finetune(base, tokenizer, data, rank, args, f"{task} on {Path(name).name}")
     if state.is_main_process:

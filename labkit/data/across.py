@@ -102,7 +102,7 @@ def _unlike(examples):
         return
     for name, is_usual, asked in (
         ("broken_json", _is_json, examples),
-        ("unfinished", _is_finished, [e for e in examples if len(e.answer.split()) > 5]),
+        ("unfinished", _is_finished, [e for e in examples if len(e.answer.split()) > 3]),
     ):
         odd = [e for e in asked if not is_usual(e.answer.strip())]
         if odd and len(asked) >= 10 and len(odd) <= 0.1 * len(asked):

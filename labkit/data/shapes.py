@@ -41,7 +41,7 @@ class Shape:
 class Example:
     """A row to train on: a conversation, or a text where `messages` is empty.
 
-    `bad` has the ids of what is wrong with its cells (`audit.MEANING` says what they mean).
+    `bad` has the ids of what is wrong with its cells (`meaning.MEANING` says what they mean).
     """
 
     line: int

@@ -52,7 +52,7 @@ def train(asked: Asked) -> dict:
     say = _say if state.is_main_process else (lambda *_: None)
     if done:
         say(f"{asked.out} is done already: trained on this data with these settings")
-        return done
+        return done if state.is_main_process else {}
     for line in seen.summary():
         say(line)
     if not base[1]:
@@ -105,8 +105,7 @@ def _tuned(asked, name, tokenizer, parts, work, state, say):
     from labkit.own.trainer import trainer_for
     from labkit.training import arguments, hardware, models
 
-    steps = asked.steps or -(-len(parts.train) // asked.batch) * asked.epochs
-    steps = hardware.rehearsed("steps", steps)
+    steps = hardware.rehearsed("steps", asked.n_steps(len(parts.train)))
     how = arguments.in_4_bits() if asked.method == "qlora" else {}
     base, _ = models.load(name, dtype=getattr(torch, asked.dtype, None), **how)
     last, step = stages.newest(work, state.num_processes)

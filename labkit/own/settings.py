@@ -10,7 +10,7 @@ from labkit.errors import LabError
 
 @dataclass(frozen=True)
 class Asked:
-    """The command's options; `steps` 0 stands for `epochs` of the training rows."""
+    """The command's options; `n_steps` says what 0 steps or epochs are."""
 
     file: Path
     out: Path
@@ -19,8 +19,8 @@ class Asked:
     method: str = "lora"
     rank: int = 8
     steps: int = 0
-    epochs: int = 3
-    batch: int = 16
+    epochs: int = 0
+    batch: int = 8
     learning_rate: float = 1e-3
     seed: int = 0
     dtype: str = "machine"
@@ -28,6 +28,11 @@ class Asked:
     held_out: float = 0.2
     base_id: str = ""
     drop_bad: bool = False
+
+    def n_steps(self, n_rows: int) -> int:
+        """Steps on so many rows: those asked for, or of the epochs; else 3 epochs, at least 60."""
+        an_epoch = -(-n_rows // self.batch)
+        return self.steps or an_epoch * self.epochs or max(60, 3 * an_epoch)
 
     def plain(self) -> dict:
         """The settings that a result depends on, as plain data; no path."""

@@ -31,13 +31,17 @@ def finished(out: Path, key: str) -> dict | None:
 
 def partial(out: Path) -> Path:
     """Where the training for FOLDER stands until it is done."""
+    out = out.resolve()
     return out.with_name(f"{out.name}.partial")
 
 
 def begin(out: Path, key: str) -> Path:
     """The folder of this training, made or found; LabError where another one stands in it."""
     work = partial(out)
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"{work} cannot be made: {error.strerror}") from None
     note = work / "key.txt"
     known = note.read_text("utf-8") if note.is_file() else ""
     if known and known != key:
@@ -77,7 +81,7 @@ def publish(work: Path, out: Path, write) -> None:
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
     write(made)
-    os.replace(made, out)
+    os.replace(made, out.resolve())
     shutil.rmtree(work, ignore_errors=True)
 
 

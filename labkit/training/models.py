@@ -113,9 +113,16 @@ def tokenizer(name: str | Path) -> tuple["PreTrainedTokenizerBase", set[int]]:
     from labkit.data import tokens
 
     hush_libraries()
-    found = transformers.AutoTokenizer.from_pretrained(path(name))
+    where = path(name)
+    if not (where / "config.json").is_file():
+        raise LabError(f"{name} has no config.json: it is not a model's folder")
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise LabError(f"{name} has no tokenizer that can be read: {why}") from None
     tokens.add_template(found)
-    return found, tokens.ends_of(found, path(name))
+    return found, tokens.ends_of(found, where)
 
 
 def hub_id(name: str | Path) -> str | None:

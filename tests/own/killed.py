@@ -102,7 +102,7 @@ def after(asked):
 def main(root):
     write_model(root / "model", dropout=0.5)  # chance too must go on where it was
     write_rows(root / "mine.jsonl")
-    how = {"model": str(root / "model"), "batch": 8, "learning_rate": 2e-2, "dtype": "float32"}
+    how = {"model": str(root / "model"), "epochs": 3, "learning_rate": 2e-2, "dtype": "float32"}
     asked = {
         name: Asked(root / "mine.jsonl", root / name, **how) for name in ("whole", "cut", "clock")
     }
