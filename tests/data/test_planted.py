@@ -52,7 +52,7 @@ PLANTED = [  # id of the finding, and what makes it of a good row
     ("damaged", more(USER, " cafÃ© donâ€™t")),
     ("damaged", more(USER, " caf\ufffd")),
     ("damaged", more(USER, " zero\u200bwidth")),
-    ("damaged", more(ANSWER, "\x00")),
+    ("damaged", more(USER, "\x00")),
     ("markup", more(USER, " fish &amp; chips")),
     ("says_nothing", content(ANSWER, "NaN")),
     ("says_nothing", content(ANSWER, "TODO")),
