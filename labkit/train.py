@@ -1,10 +1,11 @@
-"""Fine-tune a model on a task of the course, on one device or on many.
+"""Fine-tune a model on a data file of one's own, or on a task, on one device or on many.
 
+    labkit train mine.jsonl --out my-adapter
     python -m labkit.train --task home --rank 8 --steps 50
     accelerate launch --num_processes 4 -m labkit.train --task home --method qlora
 
-The engine is `finetuning.finetune`, which is TRL's trainer on accelerate: under `accelerate launch`
-each process takes its share of every batch, and the loss is that of one process.
+The engine is TRL's trainer on accelerate: under `accelerate launch` each process takes its share of
+every batch, and the loss is that of one process.
 """
 
 import json
@@ -19,27 +20,77 @@ import typer
 from labkit.errors import LabError
 
 
-def main(
-    task: Annotated[str, typer.Option(help="home, chat or tickets")] = "home",
+def train(
+    file: Annotated[Path | None, typer.Argument(help="JSONL, CSV, Parquet; or --task.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The adapter's folder; of a task, a JSON of its losses.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="Held-out rows; else some of FILE.")] = None,
     model: Annotated[str, typer.Option(help="A name, or a folder; default by the card.")] = "",
     method: Annotated[Literal["lora", "qlora"], typer.Option()] = "lora",
     rank: Annotated[int, typer.Option(min=1)] = 8,
-    steps: Annotated[int, typer.Option(min=1)] = 50,
-    batch: Annotated[int, typer.Option(min=1, help="Rows a step, over all processes.")] = 16,
-    rows: Annotated[int, typer.Option(min=0, help="Train on the first so many; 0: all.")] = 0,
-    learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Times through FILE; 0: 3, and 60 steps at least.")
+    ] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="0: by epochs; of a task 50.")] = 0,
+    batch: Annotated[
+        int, typer.Option(min=0, help="Rows a step, over all processes; 0: 8, of a task 16.")
+    ] = 0,
+    learning_rate: Annotated[float, typer.Option(help="0: 1e-3, of a task 2e-3.")] = 0,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens a row of FILE.")] = 512,
+    held_out: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of FILE.")] = 0.2,
+    drop_bad: Annotated[
+        bool, typer.Option("--drop-bad", help="Leave out rows that would train wrongly.")
+    ] = False,
+    base_id: Annotated[str, typer.Option(help="The hub's id of a --model folder.")] = "",
+    task: Annotated[str, typer.Option(help="home, chat or tickets, without FILE.")] = "home",
+    rows: Annotated[int, typer.Option(min=0, help="Of a task the first so many; 0: all.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
     dtype: Annotated[
         Literal["float32", "bfloat16", "machine"], typer.Option(help="Of what rests in memory.")
     ] = "machine",
-    out: Annotated[Path | None, typer.Option(help="Write losses and figures here, JSON.")] = None,
 ) -> None:
-    """Train an adapter; its loss, the time and its folder are printed."""
+    """Train an adapter on FILE, score it on held-out rows, and put it into the folder --out.
+
+    The same line again goes on where it was stopped.
+    """
+    given = dict(locals())
+    if file:
+        _file(given)
+    else:
+        n, size = steps or 50, batch or 16
+        _task(task, model, method, rank, n, size, rows, learning_rate or 2e-3, seed, dtype, out)
+
+
+def _file(given):
+    """Train on a file of one's own; its scores are printed, and the folder."""
+    if given["out"] is None:
+        raise LabError(f"say where the adapter goes: labkit train {given['file']} --out my-adapter")
+    from dataclasses import fields
+
+    from labkit.own import run
+    from labkit.own.settings import Asked
+
+    chosen = {f.name: given[f.name] for f in fields(Asked) if given[f.name]}  # 0: as it decides
+    try:
+        facts = run.train(Asked(**chosen))
+    except KeyboardInterrupt:
+        print("\nstopped; the same line goes on where it was", file=sys.stderr)
+        raise
+    if facts:
+        from labkit.own import folder
+
+        print(folder.table(facts["scores"]["table"]))
+        print(given["out"])
+
+
+def _task(task, model, method, rank, steps, batch, rows, learning_rate, seed, dtype, out):
+    """Train on a task of the course; loss, time and the adapter's folder are printed."""
     import torch
     from accelerate import PartialState
 
     from labkit import tasks
-    from labkit.training import hardware, models
+    from labkit.training import arguments, hardware, models
 
     if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
         hardware.one_card()
@@ -51,48 +102,14 @@ def main(
         data = tasks.load(task)
     if rows:
         data = data.select(range(min(rows, len(data))))
-    how = _in_4_bits() if method == "qlora" else {}
+    how = arguments.in_4_bits() if method == "qlora" else {}
     base, tokenizer = models.load(name, dtype=getattr(torch, dtype, None), **how)
-    args = _arguments(name, method, batch, state.num_processes, steps, learning_rate, seed)
+    n = state.num_processes
+    args = arguments.arguments(name, method, batch, n, steps, learning_rate, seed)
     begun = time.perf_counter()
     result = _finetune(base, tokenizer, data, rank, args, f"{task} on {Path(name).name}")
     if state.is_main_process:
         _report(result, args, state.num_processes, time.perf_counter() - begun, out)
-
-
-def _in_4_bits():
-    """How `from_pretrained` loads the base of a QLoRA on this process's device."""
-    from labkit.memory.adapted import in_4_bits
-    from labkit.memory.settings import Settings
-    from labkit.training import hardware
-
-    where = hardware.device()
-    kind = str(hardware.precision(where)).removeprefix("torch.")
-    settings = Settings(method="qlora", dtype=kind)
-    return {"quantization_config": in_4_bits(settings), "device_map": {"": where}}
-
-
-def _arguments(name, method, batch, n_processes, steps, learning_rate, seed):
-    """An SFTConfig that makes `batch` rows of what processes and accumulated steps hold."""
-    from trl import SFTConfig
-
-    from labkit.training import hardware
-
-    if batch % n_processes:
-        raise LabError(f"a batch of {batch} rows is not to be shared by {n_processes} processes")
-    share = batch // n_processes
-    micro = hardware.micro_batch(name, method, share, n_processes)
-    return SFTConfig(
-        output_dir="build/train",
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=share // micro,
-        learning_rate=learning_rate,
-        max_length=512,
-        seed=seed,
-        report_to="none",
-        **hardware.flags(hardware.device()),
-    )
 
 
 def _finetune(base, tokenizer, data, rank, args, title):
@@ -126,6 +143,6 @@ def _report(result, args, n_processes, seconds, out):
 
 if __name__ == "__main__":
     try:
-        typer.run(main)
+        typer.run(train)
     except (LabError, ValueError) as error:
         sys.exit(f"labkit: {error}")

@@ -20,9 +20,11 @@ MAY = {
     "plots": (),
     "guess": ("plots",),
     "live": ("plots",),
+    "data": (),
     "tasks": ("download",),
     "memory": ("download", "plots"),
-    "training": ("download", "fingerprint", "live", "memory", "plots"),
+    "training": ("data", "download", "fingerprint", "live", "memory", "plots"),
+    "own": ("data", "training"),
     "measured": ("download", "fingerprint", "live", "memory", "tasks", "training"),
     "labs": ("contract", "plots"),
     "ship": (),
@@ -36,8 +38,8 @@ MAY = {
     "grading/after": ("contract", "grading"),
     "grading": ("contract", "fingerprint", "grading/judge", "grading/after", "grading/inside"),
     "course": ("download", "grading", "reference", "training"),
-    "train": ("memory", "tasks", "training"),
-    "cli": ("course", "grading", "grading/after", "memory", "tasks", "training"),
+    "train": ("own", "tasks", "training"),
+    "cli": ("course", "data", "grading", "grading/after", "memory", "tasks", "train", "training"),
     "__init__": ("course", "lab"),
     "__main__": ("cli",),
 }
@@ -109,7 +111,7 @@ def test_a_lab_s_files_are_of_their_lab():
 
 
 @pytest.mark.parametrize(
-    "room", ["contract", "grading", "grading/after", "grading/judge", "course"]
+    "room", ["contract", "grading", "grading/after", "grading/judge", "course", "data", "train"]
 )
 def test_torch_waits_until_it_is_needed(room):
     """The command answers at once: torch comes with the judge's work, a submission's, a lab's."""

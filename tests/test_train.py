@@ -79,16 +79,16 @@ def test_two_processes_give_the_loss_and_the_adapter_of_one(model, tmp_path):
 
 def test_a_batch_that_cannot_be_shared_is_one_line(model, tmp_path):
     from labkit.errors import LabError
-    from labkit.train import _arguments
+    from labkit.training.arguments import arguments
 
     with pytest.raises(LabError, match="a batch of 9 rows is not to be shared by 2 processes"):
-        _arguments(str(model), "lora", 9, 2, 1, 1e-3, 0)
+        arguments(str(model), "lora", 9, 2, 1, 1e-3, 0)
 
 
 def test_a_batch_that_does_not_fit_is_accumulated(model, tmp_path, monkeypatch):
-    from labkit.train import _arguments
     from labkit.training import hardware
+    from labkit.training.arguments import arguments
 
     monkeypatch.setattr(hardware, "micro_batch", lambda *asked: 2)
-    args = _arguments(str(model), "lora", 16, 2, 1, 1e-3, 0)
+    args = arguments(str(model), "lora", 16, 2, 1, 1e-3, 0)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli import course, grading, memory
+from labkit import train
+from labkit.cli import course, data, grading, memory
 from labkit.errors import LabError
 
 app = typer.Typer(
@@ -26,6 +27,8 @@ EXAMPLES = {  # of each command, in the order in which help lists them
     course.run: "run 2 --out build",
     memory.memory: "memory llama-2-70b --method qlora --checkpointing --fit 48GB",
     course.claims: "claims A1 A18",
+    data.data: "data mine.jsonl --test held-out.jsonl",
+    train.train: "train mine.jsonl --out my-adapter",
     grading.export: "export graded --canvas gradebook.csv",
     grading.grade: "grade submissions/ --out grades",
     course.release: "release --out for-students",

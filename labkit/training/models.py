@@ -103,6 +103,43 @@ def load(
     return model.to(where).eval(), transformers.AutoTokenizer.from_pretrained(found)
 
 
+def tokenizer(name: str | Path) -> tuple["PreTrainedTokenizerBase", set[int]]:
+    """The tokenizer of model `name`, with a chat template, and the tokens that end an answer.
+
+    A plain template is added to one that has none.
+    """
+    import transformers
+
+    from labkit.data import tokens
+
+    hush_libraries()
+    where = path(name)
+    if not (where / "config.json").is_file():
+        raise LabError(f"{name} has no config.json: it is not a model's folder")
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise LabError(f"{name} has no tokenizer that can be read: {why}") from None
+    tokens.add_template(found)
+    return found, tokens.ends_of(found, where)
+
+
+def hub_id(name: str | Path) -> str | None:
+    """What the hub calls model `name`; None for a folder that does not say.
+
+    A folder says it where it lies in the hub's own cache: `models--ORG--NAME/snapshots/…`.
+    """
+    if name in MODELS:
+        return MODELS[name].repo
+    parts = Path(name).resolve().parts
+    cached = [part for part in parts if part.startswith("models--")]
+    if "snapshots" in parts and cached:
+        return cached[-1].removeprefix("models--").replace("--", "/")
+    known = {folder(known).resolve(): entry.repo for known, entry in MODELS.items()}
+    return known.get(Path(name).resolve())
+
+
 def default() -> str:
     """`hardware.default_model()`, once it is here; else the labs' model, and a line says so."""
     name = hardware.default_model()

@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "datasets", "pandas", "matplotlib", "nbclient"
 # a model's configuration
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 300}
 SMALL |= {"model_type": "llama", "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"]}
-COMMANDS = ["doctor", "fetch", "build", "run", "memory", "claims"]
+COMMANDS = ["doctor", "fetch", "build", "run", "memory", "claims", "data", "train"]
 
 
 def call(*args):
@@ -77,6 +77,11 @@ def test_version(capsys):
         (["memory", "m" * 300], "File name too long"),
         (["memory", "small", "--seq", "8", "--plot", "p.xyz"], "Format 'xyz' is not"),
         (["memory", "small", "--seq", "8", "--plot", "no/p.png"], "No such file"),
+        (["data", "mine.jsonl"], "no file mine.jsonl: is the path right"),
+        (["data", "pyproject.toml"], "ends in .toml: name a file that ends in .jsonl"),
+        (["train", "mine.csv"], "say where the adapter goes: labkit train mine.csv --out"),
+        (["train", "mine.csv", "--out", "new"], "no file mine.csv"),
+        (["train", "--task", "hmoe"], "no task 'hmoe': there is home"),
         (["export", "pyproject.toml", "--gradescope"], "Not a directory"),
         (["release", "--out", "pyproject.toml/out"], "not what labs/ say"),
     ],
@@ -228,6 +233,30 @@ def test_doctor_table_fits_one_screen(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24
     assert any(line.split()[:2] == ["python", "ok"] for line in lines)
+
+
+def test_data_says_what_is_wrong_and_exits_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [f'{{"question": "What is {n} + 1?", "answer": "It is {n + 1}."}}' for n in range(30)]
+    Path("mine.jsonl").write_text("\n".join(lines), "utf-8")
+    assert call("data", "mine.jsonl") == 0
+    told = capsys.readouterr().out
+    assert "30 rows, question-answer (from question, answer)" in told
+    assert "tokens a row: min" in told and "Nothing here would train wrongly." in told
+    lines[6] = '{"question": "What is this?", "answer": ""}'
+    lines += ['{"question": "what is  3 + 1?", "answer": "It is 4."}']
+    Path("mine.jsonl").write_text("\n".join(lines), "utf-8")
+    assert call("data", "mine.jsonl") == 1
+    told = capsys.readouterr().out
+    assert "wrong  1 x an empty answer: line 7" in told
+    assert "look  1 x a row that stands above already: line 31 (line 31 is line 4)" in told
+    assert call("data", "mine.jsonl", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [(f["id"], f["level"], f["count"], f["lines"]) for f in found["findings"]] == [
+        ("empty_answer", "wrong", 1, [7]),
+        ("duplicate", "look", 1, [31]),
+    ]
+    assert found["wrong"] and found["rows"] == 31 and len(found["sha256"]) == 64
 
 
 def test_memory_as_data_with_what_fits(tmp_path, capsys):

@@ -1,0 +1,51 @@
+"""The command about a data file of one's own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labkit.cli.shared import Json, console_for, one_line, print_json
+
+COLOURS = {"wrong": "red", "look": "yellow", "note": "dim"}
+
+
+@one_line(OSError)
+def data(
+    file: Annotated[Path, typer.Argument(help="JSONL, CSV or Parquet.")],
+    test: Annotated[Path | None, typer.Option(help="A second file: is it held out?")] = None,
+    model: Annotated[str, typer.Option(help="Whose tokens: a name, or a folder.")] = "",
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens a row is cut at.")] = 512,
+    as_json: Json = False,
+) -> int:
+    """Say what a data file holds, and what in it would train wrongly; exit 1 if something would."""
+    from labkit.data import report
+
+    loaded = report.load(file)  # before anything heavy: a file that cannot be read is told at once
+    if test:
+        report.load(test)
+
+    from labkit.training import models
+
+    tokenizer, ends = models.tokenizer(model or models.default())
+    found = report.of(file, loaded, tokenizer, ends, max_length, test)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        _show(found, console_for(False))
+    return int(bool(found.wrong))
+
+
+def _show(found, console):
+    def say(text, style=None):
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    for line in found.summary():
+        say(line)
+    for finding in found.findings:
+        say(f"{finding.level:>5}  {found.line(finding)}", COLOURS[finding.level])
+        say(f"       → {finding.as_dict()['do']}")
+    if found.wrong:
+        say("Training on this would be wrong: mend what is marked so, then look again.")
+    else:
+        say("Nothing here would train wrongly.")

@@ -1,0 +1,51 @@
+"""What is wrong with one row by itself, without tokens."""
+
+import re
+
+from labkit.data.shapes import Example
+
+# é, ’ and “ as UTF-8 read by another encoding gives them, an unreadable byte, invisible letters
+DAMAGED = re.compile(
+    "Ã[\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|Â[\u00a0-\u00bf]|[\ufffd\u200b\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]"
+)
+ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
+NOTHING = {"nan", "none", "null", "n/a", "na", "tbd", "todo", "-", "--", "?", "...", "…", "xxx"}
+
+
+def of(example: Example, control_words: list[str] = ()) -> list[str]:
+    """The ids (of `meaning.MEANING`) of what is wrong with it; none for a good one."""
+    found = list(example.bad)
+    whole = example.text + "\n".join(turn["content"] for turn in example.messages)
+    unread = {"missing", "not_text", "no_messages"} & set(found)
+    if not unread:
+        found += _empty(example)
+    if any(word in whole for word in control_words):
+        found.append("control_words")
+    if DAMAGED.search(whole):
+        found.append("damaged")
+    if ENTITY.search(whole) and not re.search(r"<\w+|</", whole):
+        found.append("markup")
+    if example.messages and not unread:
+        found += _of_answer(example)
+    return found
+
+
+def _empty(example):
+    if not example.messages:
+        return [] if example.text.strip() else ["empty_text"]
+    found, asked = [], [turn for turn in example.messages[:-1] if turn["role"] != "system"]
+    if any(not turn["content"].strip() for turn in asked):
+        found.append("empty_prompt")
+    if example.messages[-1]["role"] == "assistant" and not example.answer.strip():
+        found.append("empty_answer")
+    return found
+
+
+def _of_answer(example):
+    answer = example.answer.strip()
+    if answer.lower() in NOTHING:
+        yield "says_nothing"
+    if answer and answer == example.prompt.strip():
+        yield "echo"
+    if answer and answer != example.answer:
+        yield "spaces"

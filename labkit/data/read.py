@@ -1,0 +1,155 @@
+"""Rows of a JSONL, CSV or Parquet file, each with its line; bad input is one line that says so."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import LabError
+
+KINDS = {
+    ".jsonl": "JSONL",
+    ".ndjson": "JSONL",
+    ".json": "JSON",
+    ".csv": "CSV",
+    ".tsv": "CSV",
+    ".parquet": "Parquet",
+}
+BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+SEPARATORS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row as the file has it: the line where it begins (in Parquet its number), its cells."""
+
+    line: int
+    cells: dict
+
+
+def rows(file: str | Path) -> list[Record]:
+    """The rows of `file`; LabError names the line that cannot be read, and what to do."""
+    path = Path(file)
+    kind = KINDS.get(path.suffix.lower())
+    if not path.exists():
+        raise LabError(f"no file {path}: is the path right, seen from {Path.cwd().name}/?")
+    if path.is_dir() or kind is None:
+        what = "is a folder" if path.is_dir() else f"ends in {path.suffix or 'nothing'}"
+        raise LabError(f"{path} {what}: name a file that ends in {', '.join(KINDS)}")
+    try:
+        found = _parquet(path) if kind == "Parquet" else list(_of_text(path, kind))
+    except OSError as error:
+        raise LabError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not found:
+        raise LabError(f"{path} has no rows: was it written to its end?")
+    return found
+
+
+def begins_with_mark(file: str | Path) -> bool:
+    """Whether the file begins with UTF-8's byte order mark, which `rows` leaves out."""
+    with open(file, "rb") as opened:
+        return opened.read(3) == b"\xef\xbb\xbf"
+
+
+def _of_text(path, kind):
+    text = _decoded(path)
+    reader = {"JSONL": _json_lines, "JSON": _json, "CSV": _csv}[kind]
+    return reader(path, text)
+
+
+def _decoded(path):
+    data = path.read_bytes()
+    if name := BOMS.get(data[:2]):
+        raise LabError(f"{path}, line 1: this is {name}, save it as UTF-8: {_recode(path, name)}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = data[: error.start].count(b"\n") + 1, data[error.start]
+        told = f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8"
+        raise LabError(f"{told}, save it as UTF-8: {_recode(path, 'WINDOWS-1252')}") from None
+
+
+def _recode(path, name):
+    return f"iconv -f {name} -t UTF-8 {path.name} > new{path.suffix}"
+
+
+def _json_lines(path, text) -> Iterator[Record]:
+    # not splitlines: JSON may hold other line ends, such as U+2028, as they are
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield _record(path, number, _parsed(path, number, line))
+
+
+def _json(path, text) -> Iterator[Record]:
+    """A list of rows; else lines, whatever the file's name says."""
+    if not text.lstrip().startswith("["):
+        yield from _json_lines(path, text)
+        return
+    for number, row in enumerate(_parsed(path, 1, text), start=1):
+        yield _record(path, number, row)
+
+
+def _parsed(path, number, text):
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        line = number + getattr(error, "lineno", 1) - 1
+        why = f"{getattr(error, 'msg', error)}, column {getattr(error, 'colno', 1)}"
+        told = f"{path}, line {line}: not JSON ({why})"
+        raise LabError(f"{told}; mend this line or take it out, a row is one line") from None
+    except RecursionError:
+        raise LabError(f"{path}, line {number}: nested too deeply; take it out") from None
+
+
+def _record(path, number, row):
+    if isinstance(row, dict):
+        return Record(number, row)
+    what = type(row).__name__
+    raise LabError(f"{path}, line {number}: a {what}; wanted an object such as {{'prompt': …}}")
+
+
+def _csv(path, text) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)
+    header = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    names, begun = None, 1
+    try:
+        for cells in reader:
+            line, begun = begun, reader.line_num + 1
+            if not cells:  # a blank line; a row of empty cells is a row
+                continue
+            if names is None:
+                names = _names(path, cells)
+                continue
+            if len(cells) != len(names):
+                told = f"{path}, line {line}: {len(cells)} cells, and the header has {len(names)}"
+                raise LabError(f'{told}; put a text that holds "{separator}" in quotes')
+            yield Record(line, dict(zip(names, cells, strict=True)))
+    except csv.Error as error:
+        raise LabError(
+            f'{path}, line {begun}: {error}; a quote in a quoted text is written twice: ""'
+        ) from None
+
+
+def _names(path, cells):
+    names = [cell.strip() for cell in cells]
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise LabError(f"{path}, line 1: two columns are called {twice[0]!r}; rename one")
+    return names
+
+
+def _parquet(path):
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, ValueError) as error:
+        why = str(error).splitlines()[0][:90]
+        raise LabError(f"{path} is no whole Parquet file ({why}); write it again") from None
+    return [Record(number, row) for number, row in enumerate(table.to_pylist(), start=1)]

@@ -1,0 +1,107 @@
+"""A file (and one that is held out) read, recognised and audited, and what is told of it."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.data import read, shapes
+from labkit.data.audit import MAX_LENGTH, Audit, Finding, audit, leaks
+
+SHOWN = 5  # lines of a finding that are named
+
+
+@dataclass(frozen=True)
+class Report:
+    """The audit of a file, of its held-out companion if there is one, and of both together."""
+
+    file: Path
+    shape: shapes.Shape
+    examples: list[shapes.Example]
+    audit: Audit
+    max_length: int
+    test: "Report | None" = None
+    between: tuple[Finding, ...] = ()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, of both files."""
+        return [*self.audit.findings, *(self.test.findings if self.test else ()), *self.between]
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """Those for which training would be wrong."""
+        return [finding for finding in self.findings if finding.level == "wrong"]
+
+    def sha256(self) -> str:
+        """Of the file's bytes."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def summary(self) -> list[str]:
+        """Lines that say what the file is."""
+        told = [f"{self.file.name}: {self.audit.rows} rows, {self.shape}"]
+        if size := self.audit.tokens:
+            span = f"min {size['min']}, median {size['median']}, max {size['max']}"
+            told.append(f"tokens a row: {span}; cut at {self.max_length}")
+            told.append(f"tokens that are learned: {self.audit.learned}")
+        if counts := self.audit.labels:
+            named = [f"{label} {n}" for label, n in list(counts.items())[:6]]
+            more = f", and {len(counts) - 6} more" if len(counts) > 6 else ""
+            told.append(f"answers are {len(counts)} labels: {', '.join(named)}{more}")
+        if read.KINDS[self.file.suffix.lower()] != "Parquet" and read.begins_with_mark(self.file):
+            told.append("it begins with a byte order mark, which was left out: nothing to do")
+        return told + (self.test.summary() if self.test else [])
+
+    def line(self, finding: Finding) -> str:
+        """A finding as one line: how many rows, what, where."""
+        n, what = len(finding.lines), finding.as_dict()["what"]
+        named = ", ".join(map(str, finding.lines[:SHOWN]))
+        more = f" and {n - SHOWN} more" if n > SHOWN else ""
+        where = f"line{'s' * (n > 1)} {named}{more}"
+        inside = f" of {finding.file}" if self.test else ""
+        detail = f" ({finding.detail})" if finding.detail else ""
+        return f"{n} x {what}: {where}{inside}{detail}"
+
+    def as_dict(self) -> dict:
+        """Plain data."""
+        return {
+            "file": str(self.file),
+            "sha256": self.sha256(),
+            "shape": self.shape.kind,
+            "columns": self.shape.columns,
+            "rows": self.audit.rows,
+            "tokens": self.audit.tokens,
+            "learned_tokens": self.audit.learned,
+            "max_length": self.max_length,
+            "labels": self.audit.labels,
+            "findings": [finding.as_dict() for finding in self.findings],
+            "wrong": bool(self.wrong),
+            "test": self.test.as_dict() if self.test else None,
+        }
+
+
+def load(file: Path) -> tuple[shapes.Shape, list[shapes.Example]]:
+    """The shape of a file, and its rows; LabError where it cannot be read."""
+    records = read.rows(file)
+    shape = shapes.recognise(records, str(file))
+    return shape, shapes.examples(records, shape)
+
+
+def of(
+    file: Path,
+    loaded: tuple[shapes.Shape, list[shapes.Example]],
+    tokenizer,
+    ends: Iterable[int],
+    max_length: int = MAX_LENGTH,
+    test: Path | None = None,
+) -> Report:
+    """The report on a file that `load` has read; `tokenizer` needs a chat template."""
+    shape, examples = loaded
+    own = audit(examples, tokenizer, max_length, ends, file.name)
+    if not test:
+        return Report(file, shape, examples, own, max_length)
+    kind, held = load(test)
+    other = audit(held, tokenizer, max_length, ends, test.name, part=True)
+    companion = Report(test, kind, held, other, max_length)
+    between = tuple(leaks(examples, held, test.name))
+    return Report(file, shape, examples, own, max_length, companion, between)

@@ -1,0 +1,94 @@
+"""An example as tokens: what is trained, what is cut, whether its end is among them."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.data.shapes import Example
+
+IGNORED = -100  # the label of a token that is not learned
+# for a model that brings no chat template; it is kept with the adapter
+PLAIN = (
+    "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] | trim }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+class TemplateFault(ValueError):
+    """The chat template refuses an example, or writes its prompt in another way than the whole."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`input_ids` and `labels`, equally long lists; a label of -100 is not learned."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+    def cut(self, max_length: int) -> "Encoded":
+        """The first `max_length` tokens."""
+        return Encoded(self.input_ids[:max_length], self.labels[:max_length])
+
+    @property
+    def learned(self) -> list[int]:
+        """The tokens that are learned."""
+        return [token for token in self.labels if token != IGNORED]
+
+    def ended(self, ends: Iterable[int]) -> bool:
+        """Whether an end is learned: it may stand before the last token, which is a line's end."""
+        return not set(ends).isdisjoint(self.learned[-2:])
+
+
+def add_template(tokenizer) -> bool:
+    """Give a tokenizer that has no chat template a plain one; whether it was needed."""
+    needed = tokenizer.chat_template is None
+    if needed:
+        tokenizer.chat_template = PLAIN
+    return needed
+
+
+def ends_of(tokenizer, folder: str | Path = "") -> set[int]:
+    """The tokens that end an answer: the tokenizer's, and those at which the model stops."""
+    file = Path(folder) / "generation_config.json"
+    stops = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
+    stops = stops if isinstance(stops, list) else [stops]
+    return {token for token in (tokenizer.eos_token_id, *stops) if token is not None}
+
+
+def encode(example: Example, tokenizer) -> Encoded:
+    """The example whole, of any length: of a conversation its last message is learned.
+
+    Raises TemplateFault when the tokenizer's chat template cannot be used for it.
+    """
+    if not example.messages:
+        ids = tokenizer(example.text)["input_ids"]
+        if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+            ids = [*ids, tokenizer.eos_token_id]
+        return Encoded(ids, list(ids))
+    ids = _templated(tokenizer, example.messages)
+    prompt = prompt_ids(example, tokenizer)
+    if ids[: len(prompt)] != prompt:
+        raise TemplateFault("it writes a prompt that is answered in another way than one that asks")
+    return Encoded(ids, [IGNORED] * len(prompt) + ids[len(prompt) :])
+
+
+def prompt_ids(example: Example, tokenizer) -> list[int]:
+    """The tokens after which the model is to answer."""
+    return _templated(tokenizer, example.messages[:-1], add_generation_prompt=True)
+
+
+def _templated(tokenizer, messages, **how):
+    try:
+        return list(tokenizer.apply_chat_template(messages, return_dict=True, **how)["input_ids"])
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise TemplateFault(str(error).strip().splitlines()[0] if str(error) else "") from error
+
+
+def control_words(tokenizer) -> list[str]:
+    """Texts that the tokenizer reads as control tokens, such as `<|im_end|>`, longest first."""
+    words = {*tokenizer.all_special_tokens}
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    words |= {token.content for token in added.values() if token.special}
+    return sorted((word for word in words if len(word) > 2), key=len, reverse=True)

@@ -1,0 +1,1 @@
+"""`labkit train FILE`: a data file becomes a portable adapter, whatever interrupts it meanwhile."""

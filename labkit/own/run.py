@@ -1,0 +1,156 @@
+"""`train`: audit, split, train, score, and the folder; started again it goes on where it was."""
+
+import os
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from labkit.data import report, split, tokens
+from labkit.data.shapes import Example
+from labkit.errors import LabError
+from labkit.own import settings, stages
+from labkit.own.settings import Asked
+
+PACKAGES = ("lora-labs", "peft", "torch", "transformers", "trl")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of a training: as examples, and as tokens cut at the maximum length."""
+
+    train: list[Example]
+    held: list[Example]
+    dropped: int
+    rows: tuple[list[dict], list[dict]]  # of `input_ids` and `labels`
+
+
+def train(asked: Asked) -> dict:
+    """Train on `asked.file`, fill the folder `asked.out`, and return what it says of itself.
+
+    LabError where the data would train wrongly, or where something else lies in the folder.
+    """
+    loaded = report.load(asked.file)
+    from accelerate import PartialState
+
+    from labkit.training import hardware, models
+
+    if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
+        hardware.one_card()
+    models.hush_libraries()
+    state = PartialState(cpu=hardware.device() == "cpu")  # this process's card becomes "cuda"
+    with state.local_main_process_first():
+        name = asked.model or models.default()
+        tokenizer, ends = models.tokenizer(name)
+    base = settings.base_name(asked, name)
+    seen = report.of(asked.file, loaded, tokenizer, ends, asked.max_length, asked.test)
+    parts = _parts(asked, seen, tokenizer)
+    hashes = {"file": seen.sha256(), "test": seen.test.sha256() if seen.test else ""}
+    key = settings.key(asked, hashes, models.path(name))
+    with state.main_process_first():
+        done = stages.finished(asked.out, key)
+        work = None if done else stages.begin(asked.out, key)
+    say = _say if state.is_main_process else (lambda *_: None)
+    if done:
+        say(f"{asked.out} is done already: trained on this data with these settings")
+        return done if state.is_main_process else {}
+    for line in seen.summary():
+        say(line)
+    if not base[1]:
+        say(f"the hub's id of {name} is not known: say it by --base-id ORG/NAME")
+    say(f"{len(parts.train)} rows to train on, {len(parts.held)} held out")
+    tuned, losses = _tuned(asked, name, tokenizer, parts, work, state, say)
+    if not state.is_main_process:
+        return {}
+    facts = {"key": key, "title": asked.out.name, "base": base[0], "base_known": base[1]}
+    facts |= _facts(asked, seen, parts) | {"losses": losses}
+    return _finish(asked, (tuned, tokenizer, ends), parts, facts, work)
+
+
+def _say(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parts(asked, seen, tokenizer) -> Parts:
+    """The rows that are trained on and held out; LabError where they would train wrongly."""
+    if seen.wrong and not asked.drop_bad:
+        told = "; ".join(seen.line(finding) for finding in seen.wrong)
+        mend = f"`labkit data {asked.file}` says what to do, --drop-bad leaves these rows out"
+        raise LabError(f"{asked.file} would train wrongly: {told}. {mend}")
+    train = _without(seen, seen.audit.findings)
+    if seen.test:
+        held = _without(seen.test, [*seen.test.audit.findings, *seen.between])
+    else:
+        train, held = split.split(train, asked.held_out, asked.seed)
+    if not train or not held:
+        raise LabError(f"{asked.file}: {len(train)} rows to train on and {len(held)} to hold out")
+    rows = tuple(
+        [vars(tokens.encode(e, tokenizer).cut(asked.max_length)) for e in part]
+        for part in (train, held)
+    )
+    n = len(seen.examples) + len(seen.test.examples if seen.test else ())
+    return Parts(train, held, n - len(train) - len(held), rows)
+
+
+def _without(side, findings):
+    """The rows of a file but those for which training would be wrong."""
+    lines = {line for f in findings if f.level == "wrong" for line in f.lines}
+    return [e for e in side.examples if e.line not in lines]
+
+
+def _tuned(asked, name, tokenizer, parts, work, state, say):
+    """The trained model, and its losses: from where the last whole checkpoint stands."""
+    import torch
+    from peft import PeftModel
+
+    from labkit.own.trainer import trainer_for
+    from labkit.training import arguments, hardware, models
+
+    steps = hardware.rehearsed("steps", asked.n_steps(len(parts.train)))
+    how = arguments.in_4_bits() if asked.method == "qlora" else {}
+    base, _ = models.load(name, dtype=getattr(torch, asked.dtype, None), **how)
+    last, step = stages.newest(work, state.num_processes)
+    if last:
+        say(f"going on after step {step} of {steps}")
+    if step >= steps:
+        return PeftModel.from_pretrained(base, last), stages.losses(last)
+    longest = max(len(row["input_ids"]) for row in parts.rows[0])
+    args = arguments.arguments(
+        *(name, asked.method, asked.batch, state.num_processes, steps),
+        *(asked.learning_rate, asked.seed, longest, str(work)),
+    )
+    args.save_total_limit = 2
+    trainer = trainer_for(base, tokenizer, parts.rows[0], asked.rank, args)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), losses
+
+
+def _facts(asked, seen, parts):
+    """What the card says of data, settings and versions."""
+    return {
+        "data": {
+            "file": asked.file.name,
+            "test_file": asked.test.name if asked.test else "",
+            "sha256": seen.sha256(),
+            "rows": len(seen.examples),
+            "shape": seen.shape.kind,
+            "trained": len(parts.train),
+            "held_out": len(parts.held),
+            "dropped": parts.dropped,
+        },
+        "settings": asked.plain(),
+        "packages": {package: version(package) for package in PACKAGES},
+    }
+
+
+def _finish(asked, made, parts, facts, work):
+    """Score, write the folder, and return its facts."""
+    from labkit.own import folder, scores
+
+    model, tokenizer, ends = made
+    model.get_base_model().generation_config.eos_token_id = sorted(ends)
+    facts["scores"] = scores.compare(model, tokenizer, parts.train, parts.held, parts.rows, ends)
+    facts["settings"] |= {"steps": len(facts["losses"])}
+    facts["plain_template"] = tokenizer.chat_template == tokens.PLAIN
+    stages.publish(work, asked.out, lambda into: folder.write(into, model, tokenizer, facts))
+    return facts

@@ -1,0 +1,134 @@
+"""Held-out rows answered by the adapter, by its base, and by two simple baselines."""
+
+import math
+import sys
+from collections import Counter
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+
+from labkit.data import baselines, tokens
+from labkit.data.shapes import Example
+from labkit.errors import LabError
+from labkit.own.trainer import packs, padded_logits
+from labkit.training import generation, hardware, loop, packing
+
+ASKED = 100  # rows that are answered; the loss is of all
+LONGEST = 256  # tokens of an answer
+
+
+def compare(model, tokenizer, train: list[Example], held: list[Example], rows, ends) -> dict:
+    """`{"table": {who: {"exact", "overlap", "loss"}}, "samples": […], "asked": n}`.
+
+    `model` is a PeftModel; `rows` are `(train, held out)` as tokens. Texts without a prompt have a
+    loss alone.
+    """
+    model.eval()
+    trained, scored = rows
+    with model.disable_adapter():
+        packed = packs(model, scored)
+    every = math.ceil(len(held) / ASKED)
+    asked = held[::every] if held[0].messages else []
+    # as the template writes it: Qwen3's, for one, puts empty thoughts before an answer
+    wanted = [_until_end(_learned(row), ends, tokenizer) for row in scored[::every]]
+    longest = max(len(_learned(row)) for row in trained + scored)
+    told, table = {}, {}
+    for who in ("adapter", "base"):
+        print(f"scoring {len(held)} held-out rows: {who} …", file=sys.stderr, flush=True)
+        with _as(model, who):
+            table[who] = {"loss": _loss(model, scored, packed)}
+            if asked:
+                prompts = [tokens.prompt_ids(e, tokenizer) for e in asked]
+                n = min(longest + 1, LONGEST)
+                told[who] = _answers(model, tokenizer, prompts, n, ends, packed)
+                table[who] |= _marks(told[who], wanted)
+    if asked:
+        right = [e.answer for e in asked]
+        table["most frequent answer"] = _marks(baselines.most_frequent(train, asked), right)
+        table["nearest training prompt"] = _marks(baselines.nearest(train, asked), right)
+    else:
+        table["token frequencies"] = {"loss": _unigram(trained, scored, len(tokenizer))}
+    return {"table": table, "samples": _samples(asked, told), "asked": len(asked)}
+
+
+def _as(model, who):
+    return nullcontext() if who == "adapter" else model.disable_adapter()
+
+
+def _learned(row):
+    return [token for token in row["labels"] if token != tokens.IGNORED]
+
+
+def _marks(answers, wanted):
+    pairs = list(zip(answers, wanted, strict=True))
+    return {
+        "exact": sum(baselines.right(*pair) for pair in pairs) / len(pairs),
+        "overlap": sum(baselines.overlap(*pair) for pair in pairs) / len(pairs),
+    }
+
+
+def _samples(asked, told, n=3):
+    return [
+        {"prompt": e.prompt, "wanted": e.answer.strip()}
+        | {who: told[who][i] for who in ("adapter", "base")}
+        for i, e in enumerate(asked[:n])
+    ]
+
+
+@torch.no_grad()
+def _loss(model, rows, packed, size=8):
+    """Mean loss, nats a learned token, over all rows."""
+    total = count = 0
+    rows = sorted(rows, key=lambda row: len(row["input_ids"]))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        if packed:
+            logits, targets = loop.answer_logits(model, packing.pack(part))
+        else:
+            logits, targets = padded_logits(model, part)
+        total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
+        count += len(targets)
+    return total / count
+
+
+def _answers(model, tokenizer, prompts, n, ends, packed, size=16):
+    """Greedy answers as texts; without packed rows by `model.generate`."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    told = {}
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        part = [prompts[i] for i in chosen]
+        try:
+            said = generation.continuations(model, part, n) if packed else None
+        except LabError:  # answers go past a window of attention that the rows fit into
+            said = None
+        if said is None:
+            said = _generated(model, part, hardware.rehearsed("tokens", n), ends)
+        told |= dict(zip(chosen, said, strict=True))
+    return [_until_end(told[i], ends, tokenizer) for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def _generated(model, prompts, n, ends):
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
+    seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    how = {"do_sample": False, "eos_token_id": sorted(ends), "pad_token_id": min(ends)}
+    out = model.generate(
+        input_ids=ids, attention_mask=seen.to(model.device), max_new_tokens=n, **how
+    )
+    return out[:, longest:].tolist()
+
+
+def _until_end(ids, ends, tokenizer):
+    at = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return tokenizer.decode(ids[:at], skip_special_tokens=True).strip()
+
+
+def _unigram(trained, scored, n_tokens):
+    """Loss of guessing each token by how often the training has it, every token once more."""
+    counts = Counter(token for row in trained for token in _learned(row))
+    total = counts.total() + n_tokens
+    asked = [token for row in scored for token in _learned(row)]
+    return -sum(math.log((counts[y] + 1) / total) for y in asked) / len(asked)

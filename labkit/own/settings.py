@@ -1,0 +1,57 @@
+"""What a training on a file of one's own is asked for, and the key that tells one from another."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from labkit.errors import LabError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's options; `n_steps` says what 0 steps or epochs are."""
+
+    file: Path
+    out: Path
+    test: Path | None = None
+    model: str = ""
+    method: str = "lora"
+    rank: int = 8
+    steps: int = 0
+    epochs: int = 0
+    batch: int = 8
+    learning_rate: float = 1e-3
+    seed: int = 0
+    dtype: str = "machine"
+    max_length: int = 512
+    held_out: float = 0.2
+    base_id: str = ""
+    drop_bad: bool = False
+
+    def n_steps(self, n_rows: int) -> int:
+        """Steps on so many rows: those asked for, or of the epochs; else 3 epochs, at least 60."""
+        an_epoch = -(-n_rows // self.batch)
+        return self.steps or an_epoch * self.epochs or max(60, 3 * an_epoch)
+
+    def plain(self) -> dict:
+        """The settings that a result depends on, as plain data; no path."""
+        return {k: v for k, v in asdict(self).items() if k not in ("file", "out", "test", "model")}
+
+
+def key(asked: Asked, data: dict, model: Path) -> str:
+    """A hash of data, settings and model: a training goes on where one of the same key stopped."""
+    files = sorted((f.name, f.stat().st_size) for f in model.iterdir() if f.is_file())
+    config = (model / "config.json").read_text("utf-8")
+    parts = {"settings": asked.plain(), "data": data, "files": files, "config": config}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def base_name(asked: Asked, name: str) -> tuple[str, bool]:
+    """How the adapter names its base, and whether the hub knows it by that name."""
+    from labkit.training import models
+
+    known = asked.base_id or models.hub_id(name)
+    if asked.base_id and asked.base_id.count("/") != 1:
+        raise LabError(f"--base-id {asked.base_id!r}: the hub's ids are ORG/NAME")
+    return known or Path(name).resolve().name, bool(known)

@@ -1,0 +1,91 @@
+"""The folder beside FOLDER where a training stands until it is done: nothing half-made is taken.
+
+`FOLDER.partial` has `key.txt`, the trainer's checkpoints, and in the end `made`, which becomes
+FOLDER by one rename.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from labkit.errors import LabError
+
+RESULT = "labkit.json"  # in FOLDER: key, settings, scores
+
+
+def finished(out: Path, key: str) -> dict | None:
+    """What an earlier run of the same key left in FOLDER; LabError for anything else there."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        result = json.loads((out / RESULT).read_text("utf-8"))
+    except (OSError, ValueError):
+        result = {}
+    if result.get("key") != key:
+        what = "an adapter of other data or settings" if result else "something else"
+        raise LabError(f"{out} holds {what}: name another --out, or take it away")
+    shutil.rmtree(partial(out), ignore_errors=True)  # killed between rename and tidying up
+    return result
+
+
+def partial(out: Path) -> Path:
+    """Where the training for FOLDER stands until it is done."""
+    out = out.resolve()
+    return out.with_name(f"{out.name}.partial")
+
+
+def begin(out: Path, key: str) -> Path:
+    """The folder of this training, made or found; LabError where another one stands in it."""
+    work = partial(out)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"{work} cannot be made: {error.strerror}") from None
+    note = work / "key.txt"
+    known = note.read_text("utf-8") if note.is_file() else ""
+    if known and known != key:
+        told = f"{work} holds an unfinished training of other data or settings"
+        raise LabError(f"{told}: name another --out, or take that folder away")
+    if not known:
+        _write(note, key)
+    return work
+
+
+def newest(work: Path, n_processes: int = 1) -> tuple[Path | None, int]:
+    """The newest whole checkpoint and its step; (None, 0) where there is none.
+
+    The trainer writes its state last: where that can be read, what was written before is whole.
+    """
+    found = [(0, None)]
+    for folder in work.glob("checkpoint-*"):
+        try:
+            step = json.loads((folder / "trainer_state.json").read_text("utf-8"))["global_step"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if len(list(folder.glob("rng_state*.pth"))) >= n_processes:
+            found.append((step, folder))
+    step, folder = max(found, key=lambda pair: pair[0])
+    return folder, step
+
+
+def losses(checkpoint: Path) -> list[float]:
+    """The loss of each step up to a checkpoint."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def publish(work: Path, out: Path, write) -> None:
+    """`write(folder)` into a folder aside, which then becomes FOLDER whole; `work` is removed."""
+    made = work / "made"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    write(made)
+    os.replace(made, out.resolve())
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(path, text):
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text, "utf-8")
+    os.replace(aside, path)

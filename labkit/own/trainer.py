@@ -1,0 +1,131 @@
+"""The trainer of a file: the course's lean one where packed rows are exact, else TRL's own.
+
+Its checkpoints come every twentieth of the way, and at the end.
+"""
+
+import copy
+import sys
+import time
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from labkit.training import lean, loop, packing
+
+LORA = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+SECONDS = 10  # between two lines of progress in a file
+
+
+def trainer_for(model, tokenizer, rows: list[dict], rank: int, args: SFTConfig):
+    """A trainer of a LoRA on rows of `input_ids` and `labels`, not yet started."""
+    torch.manual_seed(args.seed)  # of the adapter's start; the rows' order follows `args.seed`
+    # PEFT refuses these two of a Mamba, whose kernels read their weights past any adapter
+    spared = ["out_proj", "conv1d"] if model.config.model_type in MAMBAS else None
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, exclude_modules=spared, **LORA)
+    dataset = Dataset.from_list(rows)
+    if packs(model, rows):
+        made = lean.lean_trainer(model, tokenizer, dataset, lora, args)
+    else:
+        made = PaddedTrainer(
+            model=model,
+            args=lean.settings(args, model),
+            train_dataset=dataset,
+            data_collator=partial(padded, pad=tokenizer.pad_token_id or 0),
+            processing_class=tokenizer,
+            peft_config=copy.deepcopy(lora),
+        )
+    made.remove_callback(PrinterCallback)
+    made.add_callback(Steps(made.accelerator.is_main_process))
+    return made
+
+
+class PaddedTrainer(SFTTrainer):
+    """SFTTrainer on padded rows of any causal model; the loss is taken where something is learned.
+
+    SFTTrainer's own also takes softmax and entropy of all prompts, which costs more than it tells.
+    """
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The learned tokens' losses, summed, over their number in all accumulated batches."""
+        labels = inputs["labels"][:, 1:]
+        batch = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**batch, use_cache=False).logits[:, :-1]
+        asked = labels != packing.IGNORED
+        total = F.cross_entropy(logits[asked].float(), labels[asked], reduction="sum")
+        if num_items_in_batch is None:
+            return total / asked.sum()
+        # the number is of all processes, and the mean of their gradients is taken
+        shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return total / num_items_in_batch * shares
+
+
+@torch.no_grad()
+def packs(model: PreTrainedModel, rows: list[dict]) -> bool:
+    """Whether packed rows give this model's own numbers: asked of its shortest and longest row."""
+    by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
+    asked = [by_length[0], by_length[-1]]
+    try:
+        packed, _ = loop.answer_logits(model, packing.pack(asked))
+    except Exception:  # a model without plain attention fails in a way of its own
+        return False
+    wanted, _ = padded_logits(model, asked)
+    near = 1e-3 if model.dtype == torch.float32 else 3e-2
+    return packed.shape == wanted.shape and bool((packed - wanted).norm() < near * wanted.norm())
+
+
+def padded(rows: list[dict], pad: int = 0) -> dict[str, torch.Tensor]:
+    """Rows as one batch, padded right: `input_ids`, `labels`, `attention_mask`, each `(b, n)`."""
+    n = max(len(row["input_ids"]) for row in rows)
+    batch = {"input_ids": [], "labels": [], "attention_mask": []}
+    for row in rows:
+        more = n - len(row["input_ids"])
+        batch["input_ids"].append(row["input_ids"] + [pad] * more)
+        batch["labels"].append(row["labels"] + [packing.IGNORED] * more)
+        batch["attention_mask"].append([1] * (n - more) + [0] * more)
+    return {name: torch.tensor(values) for name, values in batch.items()}
+
+
+def padded_logits(model, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `(k, vocab)` and targets `(k,)` at the k learned tokens, of padded rows."""
+    batch = {name: values.to(model.device) for name, values in padded(rows).items()}
+    labels = batch.pop("labels")[:, 1:]
+    logits = model(**batch).logits[:, :-1]
+    asked = labels != packing.IGNORED
+    return logits[asked], labels[asked]
+
+
+class Steps(TrainerCallback):
+    """Asks for a checkpoint every twentieth of the steps; says how far, and the time left."""
+
+    def __init__(self, speaks: bool):
+        self.speaks, self.first, self.begun, self.said = speaks, 0, 0.0, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first, self.begun = state.global_step, time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step, last = state.global_step, state.max_steps
+        control.should_save = step % max(1, last // 20) == 0 or step == last
+        return control
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        now, step, last = time.monotonic(), state.global_step, state.max_steps
+        live = sys.stderr.isatty()
+        due = live or step in (self.first + 1, last) or now - self.said > SECONDS
+        if "loss" not in logs or not self.speaks or not due:
+            return
+        self.said = now
+        left = (now - self.begun) / max(1, step - self.first) * (last - step)
+        line = f"step {step}/{last} · loss {logs['loss']:.3f} · about {_span(left)} left"
+        print(f"\r{line:<60}" if live else line, end="" if live and step < last else "\n",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _span(seconds):
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,122 @@
+"""Files as people have them: read, or refused in one line that names the line and the mend."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from labkit.data import read, report, shapes
+from labkit.errors import LabError
+
+GOOD = '{"question": "a", "answer": "b"}\n'
+BAD = [  # name, bytes, what the line says
+    ("mine.xlsx", b"PK", "ends in .xlsx: name a file that ends in .jsonl"),
+    ("mine.jsonl", b"", "has no rows"),
+    ("mine.jsonl", b"\n \n", "has no rows"),
+    ("mine.csv", b"question,answer\n", "has no rows"),
+    ("mine.jsonl", GOOD.encode() * 2 + b'{"question": "a",\n', "line 3: not JSON"),
+    ("mine.jsonl", GOOD.encode() + b"[1, 2]\n", "line 2: a list; wanted an object"),
+    ("mine.jsonl", GOOD.encode() + '{"question": "é"}'.encode("latin-1"), "line 2: byte 0xe9"),
+    ("mine.jsonl", GOOD.encode("utf-16"), "line 1: this is UTF-16, save it as UTF-8: iconv"),
+    ("mine.jsonl", b'{"colour": "red"}\n', "line 1: no columns to train on in: colour"),
+    ("mine.json", b'[{"question": 1},\n{"answer" 2}]', "line 2: not JSON"),
+    ("mine.csv", b"question,answer\na,b\na,b,c\n", "line 3: 3 cells, and the header has 2"),
+    ("mine.csv", b'question,answer\n"a\nb",c\nd,"e" f\n', "line 4: "),
+    ("mine.csv", b"answer,answer\na,b\n", "line 1: two columns are called 'answer'"),
+    ("mine.csv", b"where is it?,there\nwho?,me\n", "line 2: no columns to train on in: where"),
+    ("mine.csv", b"question,answer\ncaf\xe9,b\n", "line 2: byte 0xe9 is not UTF-8"),
+    ("mine.parquet", b"PAR1 and no more", "is no whole Parquet file"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "said"), BAD)
+def test_a_bad_file_is_one_line_that_says_what_to_do(tmp_path, name, data, said):
+    file = tmp_path / name
+    file.write_bytes(data)
+    with pytest.raises(LabError) as caught:
+        report.load(file)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
+
+
+def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(tmp_path):
+    (tmp_path / "mine.csv").write_text("question,answer\na,b\n\n,\n")
+    assert [record.line for record in read.rows(tmp_path / "mine.csv")] == [2, 4]
+
+
+def test_no_file_and_a_folder(tmp_path):
+    with pytest.raises(LabError, match=r"no file .*mine\.csv"):
+        read.rows(tmp_path / "mine.csv")
+    with pytest.raises(LabError, match="is a folder"):
+        read.rows(tmp_path)
+
+
+def test_all_kinds_of_file_hold_the_same_rows(tmp_path):
+    rows = [{"question": 'Why "so", you say?\nWell?', "answer": "é \u2028 1"}]
+    rows += [{"question": "b", "answer": "2"}]
+    frame = pd.DataFrame(rows)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "b.csv", index=False, encoding="utf-8-sig", lineterminator="\r\n")
+    frame.to_csv(tmp_path / "c.tsv", index=False, sep="\t")
+    frame.to_csv(tmp_path / "d.csv", index=False, sep=";")
+    frame.to_parquet(tmp_path / "e.parquet")
+    frame.to_json(tmp_path / "f.jsonl", orient="records", lines=True, force_ascii=False)
+    frame.to_json(tmp_path / "g.json", orient="records")
+    lines = {}
+    for file in sorted(tmp_path.iterdir()):
+        records = read.rows(file)
+        assert [record.cells for record in records] == rows, file
+        lines[file.name] = [record.line for record in records]
+    assert lines["a.csv"] == lines["c.tsv"] == [2, 4]  # a cell of two lines
+    assert lines["e.parquet"] == lines["f.jsonl"] == lines["g.json"] == [1, 2]
+    assert read.begins_with_mark(tmp_path / "b.csv") and not read.begins_with_mark(
+        tmp_path / "a.csv"
+    )
+
+
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SYSTEM = {"role": "system", "content": "s"}
+SHAPES = [  # a row, its kind, its messages
+    ({"messages": TALK}, "chat", TALK),
+    ({"messages": json.dumps(TALK)}, "chat", TALK),
+    ({"messages": str(TALK)}, "chat", TALK),  # as pandas writes it to CSV
+    (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        "chat",
+        TALK,
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, TALK[1]]},
+        "chat",
+        TALK,
+    ),
+    ({"prompt": "a", "completion": "b"}, "prompt-completion", TALK),
+    ({"prompt": TALK[:1], "completion": TALK[1:]}, "prompt-completion", TALK),
+    ({"prompt": [SYSTEM, TALK[0]], "completion": TALK[1:]}, "prompt-completion", [SYSTEM, *TALK]),
+    ({"Question": "a", " Answer ": "b", "id": "7"}, "question-answer", TALK),
+    ({"instruction": "a", "input": "", "output": "b"}, "question-answer", TALK),
+    ({"text": "a", "label": "b"}, "question-answer", TALK),
+    ({"system": "s", "user": "a", "assistant": "b"}, "question-answer", [SYSTEM, *TALK]),
+    (
+        {"question": "a", "answer": '[{"x": 1}]'},
+        "question-answer",
+        [TALK[0], {"role": "assistant", "content": '[{"x": 1}]'}],
+    ),
+    ({"text": "a"}, "text", []),
+]
+
+
+@pytest.mark.parametrize(("row", "kind", "messages"), SHAPES)
+def test_a_shape_is_recognised_and_read(row, kind, messages):
+    records = [read.Record(1, row)]
+    shape = shapes.recognise(records)
+    (example,) = shapes.examples(records, shape)
+    assert (shape.kind, example.messages, example.bad) == (kind, messages, ())
+    assert example.text == ("a" if kind == "text" else "")
+
+
+def test_more_to_a_question_stands_below_it():
+    row = {"instruction": "Shorten.", "input": "A long text.", "output": "A text."}
+    records = [read.Record(1, row)]
+    (example,) = shapes.examples(records, shapes.recognise(records))
+    assert example.prompt == "Shorten.\n\nA long text." and example.answer == "A text."

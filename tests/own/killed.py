@@ -1,0 +1,126 @@
+"""Trains in children that are killed, and says what each left: `python killed.py FOLDER`.
+
+Each child is forked with all imported, and kills itself with SIGKILL at a moment, or is killed by
+the clock. Then the next goes on. Prints one JSON object.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+
+from small_training import write_model, write_rows  # noqa: E402
+from transformers import TrainerState  # noqa: E402
+
+from labkit.own import folder, run, scores, stages  # noqa: E402
+from labkit.own.settings import Asked  # noqa: E402
+from labkit.training.lean import LeanTrainer  # noqa: E402
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(n, owner, name, before=die):
+    """Let the n-th call of `owner.name` run `before` with its arguments and die."""
+    real, calls = getattr(owner, name), []
+
+    def counted(*args, **options):
+        calls.append(1)
+        if len(calls) == n:
+            before(*args, **options)
+            die()
+        return real(*args, **options)
+
+    setattr(owner, name, counted)
+
+
+def half_a_state(state, path):
+    Path(path).write_text('{"global_step": 5, "log_hist')
+
+
+def half_a_removal(path, **_):
+    for file in list(Path(path).iterdir())[::2]:
+        file.unlink()
+
+
+def a_stray_file(into, *_):
+    (into / "adapter_model.safetensors").write_bytes(b"half")
+
+
+MOMENTS = {  # where one training is killed, one after the other
+    "before its key": lambda: at_call(1, stages, "_write"),
+    "before a step": lambda: at_call(1, LeanTrainer, "compute_loss"),
+    "in a step": lambda: at_call(3, LeanTrainer, "compute_loss"),
+    "adapter without optimizer": lambda: at_call(2, LeanTrainer, "_save_optimizer_and_scheduler"),
+    "half a state": lambda: at_call(2, TrainerState, "save_to_json", half_a_state),
+    "half a removal": lambda: at_call(1, shutil, "rmtree", half_a_removal),
+    "after the last step": lambda: at_call(1, scores, "compare"),
+    "in scoring": lambda: at_call(2, scores, "_answers"),
+    "half a folder": lambda: at_call(1, folder, "write", a_stray_file),
+    "whole, not renamed": lambda: at_call(1, stages.os, "replace"),
+    "renamed, not tidied": lambda: at_call(2, stages.shutil, "rmtree"),
+}
+
+
+def child(asked, arrange):
+    """Fork; in the child arrange the death and train."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        arrange()
+        run.train(asked)
+        os._exit(0)
+    except BaseException:
+        Path(f"{asked.out}.error").write_text(traceback.format_exc())
+        os._exit(1)
+
+
+def ended(pid):
+    """`killed`, or the exit status."""
+    status = os.waitpid(pid, 0)[1]
+    return "killed" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def after(asked):
+    """What stands there now: whether FOLDER, and the last whole checkpoint's step."""
+    return {"out": asked.out.exists(), "step": stages.newest(stages.partial(asked.out))[1]}
+
+
+def main(root):
+    write_model(root / "model", dropout=0.5)  # chance too must go on where it was
+    write_rows(root / "mine.jsonl")
+    how = {"model": str(root / "model"), "epochs": 3, "learning_rate": 2e-2, "dtype": "float32"}
+    asked = {
+        name: Asked(root / "mine.jsonl", root / name, **how) for name in ("whole", "cut", "clock")
+    }
+    begun = time.monotonic()
+    told = {"whole": ended(child(asked["whole"], lambda: None)), "moments": {}}
+    seconds = time.monotonic() - begun
+    for name, arrange in MOMENTS.items():
+        told["moments"][name] = {"end": ended(child(asked["cut"], arrange))} | after(asked["cut"])
+    told["cut"] = ended(child(asked["cut"], lambda: None))
+    rng, told["clock"] = random.Random(), []
+    for kill in range(6):
+        pid = child(asked["clock"], lambda: None)
+        if kill < 5:
+            time.sleep(seconds * rng.uniform(0.3, 1.0))
+            os.kill(pid, signal.SIGKILL)
+        told["clock"].append({"end": ended(pid)} | after(asked["clock"]))
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,172 @@
+"""A file becomes a folder that is of use elsewhere; what would train wrongly is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from small_training import write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from labkit.errors import LabError
+from labkit.own import run, stages, trainer
+from labkit.own.settings import Asked
+
+
+@pytest.fixture(scope="module")
+def made(folder):
+    """What one training left, and the facts that it returned."""
+    how = {"model": str(folder / "model"), "learning_rate": 2e-2, "dtype": "float32"}
+    out = folder / "adapter"
+    asked = Asked(folder / "mine.jsonl", out, batch=8, epochs=4, base_id="nobody/tiny", **how)
+    return out, run.train(asked), asked
+
+
+def test_it_learns_and_says_so_beside_base_and_baselines(made):
+    _, facts, _ = made
+    scores = facts["scores"]["table"]
+    assert list(scores) == ["adapter", "base", "most frequent answer", "nearest training prompt"]
+    assert facts["losses"][-1] < 0.7 * facts["losses"][0] and len(facts["losses"]) == 24
+    assert scores["adapter"]["loss"] < 0.7 * scores["base"]["loss"]
+    assert facts["data"]["trained"] == 48 and facts["data"]["held_out"] == 12
+
+
+def test_the_folder_names_no_path_and_has_all_that_is_needed(made, folder):
+    out, facts, _ = made
+    names = {file.name for file in out.iterdir()}
+    wanted = {"adapter_config.json", "adapter_model.safetensors", "README.md", "labkit.json"}
+    assert wanted | {"tokenizer.json", "chat_template.jinja"} <= names
+    for file in out.iterdir():
+        assert str(folder).encode() not in file.read_bytes(), file
+    card = (out / "README.md").read_text("utf-8")
+    assert "base_model: nobody/tiny" in card and facts["data"]["sha256"] in card
+    assert "learning_rate: 0.02" in card and "| nearest training prompt |" in card
+    assert json.loads((out / "labkit.json").read_text("utf-8"))["losses"] == facts["losses"]
+    assert not stages.partial(out).exists()
+
+
+def test_peft_loads_it_where_the_base_is_found_by_its_id(made, folder, tmp_path, monkeypatch):
+    """A relative path stands for the hub here: the id is looked up in the working folder."""
+    shutil.copytree(folder / "model", tmp_path / "nobody" / "tiny")
+    shutil.copytree(made[0], tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    model = AutoPeftModelForCausalLM.from_pretrained("adapter")
+    tokenizer = AutoTokenizer.from_pretrained("adapter")
+    base = AutoModelForCausalLM.from_pretrained("nobody/tiny")
+    again = PeftModel.from_pretrained(base, "adapter").eval()
+    sample = made[1]["scores"]["samples"][0]
+    asked = [{"role": "user", "content": sample["prompt"]}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt")
+    told = model.generate(**ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    new = told[0, ids["input_ids"].shape[1] :]
+    assert tokenizer.decode(new, skip_special_tokens=True).strip() == sample["adapter"]
+    torch.testing.assert_close(again(**ids).logits, model.eval()(**ids).logits)
+
+
+def test_the_same_line_again_is_done_and_another_is_refused(made, capsys):
+    out, facts, asked = made
+    before = (out / "labkit.json").stat().st_mtime_ns
+    assert run.train(asked)["losses"] == facts["losses"]
+    assert "is done already" in capsys.readouterr().err
+    with pytest.raises(LabError, match="holds an adapter of other data or settings: name another"):
+        run.train(replace(asked, rank=4))
+    assert (out / "labkit.json").stat().st_mtime_ns == before
+
+
+def test_what_lies_there_is_never_written_over(asked, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(LabError, match="holds something else: name another --out"):
+        run.train(asked())
+    stages.begin(tmp_path / "other", "another key")
+    with pytest.raises(LabError, match="unfinished training of other data or settings"):
+        run.train(asked(out=tmp_path / "other"))
+
+
+def faulty(tmp_path, folder):
+    lines = (folder / "mine.jsonl").read_text("utf-8").splitlines()
+    lines[4] = json.dumps({"question": "turn on the fan", "answer": ""})
+    lines[7] = json.dumps({"question": "turn off the fan", "answer": None})
+    file = tmp_path / "faulty.jsonl"
+    file.write_text("\n".join(lines), "utf-8")
+    return file
+
+
+def test_what_would_train_wrongly_is_refused_or_left_out(asked, tmp_path, folder):
+    file = faulty(tmp_path, folder)
+    with pytest.raises(LabError) as caught:
+        run.train(asked(file=file))
+    assert "an empty answer: line 5" in str(caught.value) and "line 8" in str(caught.value)
+    assert "--drop-bad" in str(caught.value) and not (tmp_path / "mine").exists()
+    facts = run.train(asked(file=file, drop_bad=True, steps=1))
+    assert (
+        facts["data"]["dropped"] == 2 and facts["data"]["trained"] + facts["data"]["held_out"] == 58
+    )
+
+
+def test_a_second_file_is_held_out(asked, tmp_path, folder):
+    test = write_rows(tmp_path / "test.jsonl", 9, seed=1)
+    facts = run.train(asked(test=test, steps=1))
+    assert (facts["data"]["trained"], facts["data"]["held_out"]) == (60, 9)
+    leaking = tmp_path / "leaking.jsonl"
+    leaking.write_text((folder / "mine.jsonl").read_text("utf-8").splitlines()[0], "utf-8")
+    with pytest.raises(LabError, match="a prompt that is trained on as well: line 1 of leaking"):
+        run.train(asked(test=leaking, out=tmp_path / "two"))
+
+
+def test_texts_are_scored_by_their_loss(asked, tmp_path, folder):
+    rows = [json.loads(line) for line in (folder / "mine.jsonl").read_text("utf-8").splitlines()]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": row["question"]}) for row in rows), "utf-8")
+    scores = run.train(asked(file=file))["scores"]["table"]
+    assert list(scores) == ["adapter", "base", "token frequencies"]
+    assert scores["adapter"]["loss"] < scores["base"]["loss"]
+
+
+def test_a_model_that_cannot_be_packed_trains_to_the_same_numbers(asked, tmp_path, monkeypatch):
+    packed = run.train(asked())
+    monkeypatch.setattr(trainer, "packs", lambda *_: False)
+    monkeypatch.setattr("labkit.own.scores.packs", lambda *_: False)
+    plain = run.train(asked(out=tmp_path / "plain"))
+    assert plain["losses"] == pytest.approx(packed["losses"], abs=1e-4)
+    for who, row in packed["scores"]["table"].items():
+        assert plain["scores"]["table"][who] == pytest.approx(row, abs=1e-3), who
+    assert plain["scores"]["samples"] == packed["scores"]["samples"]
+
+
+def test_the_progress_tells_the_time_left(asked, capsys):
+    run.train(asked(steps=3))
+    told = capsys.readouterr().err
+    assert "step 1/3 · loss" in told and "left" in told and "step 3/3" in told
+
+
+def test_few_rows_are_trained_on_more_often(asked):
+    default = replace(asked(), epochs=0)
+    assert [default.n_steps(n) for n in (48, 160, 1000)] == [60, 60, 375]
+    assert [asked().n_steps(48), asked(epochs=5).n_steps(41), asked(steps=7).n_steps(48)] == [
+        12,
+        30,
+        7,
+    ]
+
+
+def test_bad_folders_are_one_line(asked, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LabError, match=r"has no config\.json: it is not a model's folder"):
+        run.train(asked(model=str(tmp_path / "empty")))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LabError, match="cannot be made: Not a directory"):
+        run.train(asked(out=tmp_path / "file" / "mine"))
+    with pytest.raises(LabError, match="the hub's ids are ORG/NAME"):
+        run.train(asked(base_id="tiny"))
+
+
+def test_the_hub_s_name_of_a_folder_is_known_where_it_can_be(tmp_path):
+    from labkit.training import models
+
+    assert models.hub_id("smollm2-135m") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert models.hub_id(models.folder("smollm2-135m")) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert models.hub_id("/hub/models--org--a-model/snapshots/1f2e") == "org/a-model"
+    assert models.hub_id(tmp_path) is None
