@@ -695,20 +695,21 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # original is another model; as training goes on it comes closer, though the distance of the two
 # bases stays what it is: the surer an answer is, the less a disturbance of the same size changes
 # it. *Dequantised, then NF4* is the dead zone, and it opens: of the update arrive 2% after 8 steps,
-# 3% after 25, and in the one longer run 12%, 35% and 65%. *Original, then NF4* has no dead zone,
+# 3% after 25, then 12%, 32% and 62% (means of three seeds). *Original, then NF4* has no dead zone,
 # and stays near all along. `Q4_0` is another grid, on which neither base lies: a new rounding error
 # comes on top, and both sums pay for it. `Q8_0` (in the file, not drawn) is so fine that it changes
 # neither.
 #
 # Right, how good. Zero is the trained model's own loss; an error (±) is the standard error over the
 # 24 commands. Many guides expect the original below zero, since it is the better base: without an
-# adapter it is, by 0.28 nats. After eight steps it lies between 0.12 below and 0.08 above, by the
-# seed: nothing is decided. After 25 steps it lies 0.02 to 0.05 above in all three seeds. From here
-# there is one seed: 0.05 ± 0.01 above after 60 steps, no difference after 120, and after 240 steps,
-# at a ratio of 0.7, the original is **ahead** by 0.03 ± 0.01. So there is a crossover. The usual
-# advice costs a little after short trainings and is right after long ones, in this run from a ratio
-# of about 0.4. *Original, then NF4* stays within 0.07 of zero, in about a quarter of
-# the bytes.
+# adapter it is, by 0.28 nats. Three seeds say less than one would have. After
+# eight steps the original lies between 0.12 below and 0.08 above. After 25 steps it lies 0.02 to
+# 0.05 above in each seed, a mean of 0.030 with a standard error of 0.008: a little worse. From 60
+# steps on, and up to a ratio of 0.7, its mean is within 0.01 of zero with an error of as much or
+# more: neither better nor worse. (One of the seeds, alone, ended 0.03 ahead, and would have made a
+# nice crossover.) So the usual advice cost a little after short trainings here, and nothing after
+# longer ones; that it pays was not seen. *Original, then NF4* stays within 0.07 of zero, in about a
+# quarter of the bytes.
 #
 # All this is one small model, one task, and the lengths on the axis. Does the ratio decide
 # elsewhere, too? Unsloth merges into the original, and says why: for most models NF4's error is
@@ -717,7 +718,7 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # request](https://github.com/unslothai/unsloth-zoo/pull/810)).
 #
 # So the rule to take away is a measurement: compute the ratio. Far below a half the dequantised
-# base was as good or better here; as the ratio nears one, the original gains. Compare the two
+# base was as good or better here; as the ratio nears one, the two were equal. Compare the two
 # merges on your own held-out data before you ship.
 
 # %% [markdown]

@@ -154,7 +154,7 @@ def _displayed(got, wanted):
         return ""
     if _near(got, 100 * wanted, 1e-3):
         return ": that is in percent; the number itself is wanted"
-    if type(got) is int and abs(got - wanted) < 1:
+    if type(got) is int and wanted - 1 < got < wanted + 1:
         return ": that is rounded to a whole number; the number itself is wanted"
     if any(got == round(wanted, n) for n in range(type(got) is float, 6)):
         return ": that is rounded; the number itself is wanted"

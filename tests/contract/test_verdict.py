@@ -8,13 +8,13 @@ from labkit.checks.compare import expect_number
 from labkit.contract import CheckFailed, exercise, expect, observe, part
 
 
-@exercise("9.1", points=2)
+@exercise("99.1", points=2)
 def doubles(double):
     """doubles"""
     expect_number(observe(double, 3), 6, "double(3)")
 
 
-@exercise("9.2", points=3)
+@exercise("99.2", points=3)
 def sums(total):
     """sums"""
     with part():
@@ -32,13 +32,13 @@ def test_all_faults_are_told_at_once_and_named_ones_come_first(rejects):
         "total([1, 2]) gave 7, wanted 3",
         "total([4, 5]) gave 7, wanted 9",
     ]
-    assert message == "✗ 9.2 total: " + " | ".join(wanted)
-    assert contract.session.records["9.2"]["message"] == " | ".join(wanted)
+    assert message == "✗ 99.2 total: " + " | ".join(wanted)
+    assert contract.session.records["99.2"]["message"] == " | ".join(wanted)
 
 
 def test_one_misconception_is_told_once(rejects):
     message = rejects(sums, lambda xs: int(np.prod(xs)) if xs else 0)
-    assert message == "✗ 9.2 total: total([1, 2]) gave 2, wanted 3: that is the product"
+    assert message == "✗ 99.2 total: total([1, 2]) gave 2, wanted 3: that is the product"
 
 
 def test_a_notebook_shows_one_fault_a_line():
@@ -59,13 +59,13 @@ def test_a_stub_is_missing_in_a_check_of_parts(not_written):
     not_written(sums, total)
 
 
-@exercise("9.4", points=2, after="9.1")
+@exercise("99.4", points=2, after="99.1")
 def quadrupled(quadruple):
     """quadruples"""
     expect_number(observe(quadruple, 3), 12, "quadruple(3)")
 
 
-@exercise("9.5", points=2, after="9.1")
+@exercise("99.5", points=2, after="99.1")
 def applied(times, double):
     """doubles so many times"""
     expect_number(observe(_times, times, double, 3), 24, "times(double, 3)")
@@ -81,7 +81,7 @@ def learner(monkeypatch):
     space = {"__name__": "__main__"}
     exec("def quadruple(x):\n    return double(double(x))", space)
     monkeypatch.setattr(contract.session, "namespace", space)
-    sources = {"9.1": "def double(x):\n    return 2 * x"}
+    sources = {"99.1": "def double(x):\n    return 2 * x"}
     monkeypatch.setattr(contract.session, "reference", sources.get)
     return space
 
@@ -95,15 +95,15 @@ def test_an_open_exercise_is_stood_in_for(double, learner, capsys):
     if double:
         learner["double"] = double
     quadrupled(learner["quadruple"])
-    assert "judged with the course's own 9.1, which is open" in capsys.readouterr().out
-    assert contract.session.records["9.4"]["earned"] == 2
+    assert "judged with the course's own 99.1, which is open" in capsys.readouterr().out
+    assert contract.session.records["99.4"]["earned"] == 2
     assert learner.get("double") is double, "what stood in is gone afterwards"
 
 
 def test_what_stands_in_is_an_argument_too(learner, capsys):
     applied(lambda double, n: double(double(double(n))), contract.NotRun("double"))
-    assert "9.5" in capsys.readouterr().out
-    assert contract.session.records["9.5"]["status"] == "passed"
+    assert "99.5" in capsys.readouterr().out
+    assert contract.session.records["99.5"]["status"] == "passed"
 
 
 def test_nothing_stands_in_for_what_has_passed(learner, rejects):
@@ -115,7 +115,7 @@ def test_nothing_stands_in_for_what_has_passed(learner, rejects):
 def test_a_wrong_answer_is_wrong_with_what_stands_in(learner, rejects):
     learner["double"] = _stub
     told = rejects(quadrupled, eval("lambda x: double(x)", learner))
-    assert "quadruple(3) gave 6, wanted 12 (judged with the course's own 9.1" in told
+    assert "quadruple(3) gave 6, wanted 12 (judged with the course's own 99.1" in told
 
 
 def test_a_stub_stays_missing_with_what_stands_in(learner, not_written):
@@ -124,12 +124,12 @@ def test_a_stub_stays_missing_with_what_stands_in(learner, not_written):
 
 
 def test_what_comes_later_does_not_stand_in(learner, rejects):
-    contract.session.reference = {"9.4": "def quadruple(x):\n    return 4 * x"}.get
+    contract.session.reference = {"99.4": "def quadruple(x):\n    return 4 * x"}.get
     told = rejects(doubles, eval("lambda x: quadruple(x / 2)", {"quadruple": _stub} | learner))
     assert "course's own" not in told
 
 
-@exercise("9.6", points=2)
+@exercise("99.6", points=2)
 def doubles_halves(double):
     """doubles halves, too: an instructor's check of an object that another exercise has"""
     expect_number(observe(double, 0.5), 1.0, "double(0.5)")
@@ -139,25 +139,25 @@ def test_an_exercise_is_not_answered_by_what_is_lent_of_its_own_name(learner, re
     """`double` is open, and this exercise is about `double`: the course's would earn its points."""
     learner["double"] = lambda x: 0
     assert "course's own" not in rejects(doubles_halves, learner["double"])
-    assert "9.6" not in contract.session.stand_ins(
-        "9.6"
-    ) and "9.1" not in contract.session.stand_ins("9.6")
-    assert "9.1" in contract.session.stand_ins("9.5")
+    assert "99.6" not in contract.session.stand_ins(
+        "99.6"
+    ) and "99.1" not in contract.session.stand_ins("99.6")
+    assert "99.1" in contract.session.stand_ins("99.5")
 
 
 def test_of_what_is_lent_only_what_there_is_stands_in(learner, monkeypatch):
     """An instructor's check in the place of the course's may name more than its solution has."""
-    monkeypatch.setitem(contract.NAMES, "9.1", ["double", "half"])
+    monkeypatch.setitem(contract.NAMES, "99.1", ["double", "half"])
     quadrupled(learner["quadruple"])
-    assert contract.session.records["9.4"]["status"] == "passed"
+    assert contract.session.records["99.4"]["status"] == "passed"
 
 
 def test_a_mistake_that_has_nothing_to_do_with_what_is_open_is_told_plainly(learner, rejects):
-    assert rejects(quadrupled, lambda x: 5) == "✗ 9.4 quadruple: quadruple(3) gave 5, wanted 12"
+    assert rejects(quadrupled, lambda x: 5) == "✗ 99.4 quadruple: quadruple(3) gave 5, wanted 12"
 
 
 def test_what_stands_in_shows_none_of_its_lines(learner, rejects):
-    sources = {"9.1": "def double(x):\n    secret = x.nothing\n    return secret"}
+    sources = {"99.1": "def double(x):\n    secret = x.nothing\n    return secret"}
     contract.session.reference = sources.get
     told = rejects(quadrupled, learner["quadruple"])
     assert "AttributeError" in told and "secret" not in told

@@ -1303,7 +1303,7 @@ ROUTES = [
     (_route(min_new_tokens=48), "min_new_tokens=48"),
     (_route(eos_token_id=None), "goes on after its end token"),
     (lambda m, p, n: [t.upper() for t in route(m, p, n)], "yours '"),
-    (lambda m, p, n: [f"{t[:9]}{t[9:].upper()}" for t in route(m, p, n)], "equal up to letter 9"),
+    (lambda m, p, n: [f"{t[:9]}{t[9:].upper()}" for t in route(m, p, n)], "equal up to letter"),
     (_stays_in_eval, "its training mode; put it back"),
     (_left_for_good, "tokenizer.padding_side is left, it was right"),
     (_first_one_active, "its active adapter; put it back"),

@@ -74,7 +74,9 @@ def test_experiments_wait_and_name_what_for(unsolved):
     waiting = [cell for cell in experiments if "needs=" in cell.source]
     for cell in waiting:
         assert "waits for" in _output(cell) and "lab.reveal" in _output(cell), cell.source
-    assert len(waiting) >= len(experiments) - 2
+    # lab 5's others read the course's tables, with the course's own functions
+    free = 16 if unsolved.metadata["stem"] == "05_rank" else 2
+    assert len(waiting) >= len(experiments) - free
 
 
 def test_the_score_is_nothing_of_all(unsolved):

@@ -1,5 +1,6 @@
 """llama.cpp served from a file: its answers are PEFT's, and it is gone afterwards."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -67,8 +68,12 @@ def plainly(text):
 
 def children():
     """Servers that this process has started and that live."""
-    found = psutil.Process().children(recursive=True)
-    return [p for p in found if p.is_running() and "labkit.ship.server" in " ".join(p.cmdline())]
+    living = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile, or a zombie
+            if "labkit.ship.server" in " ".join(process.cmdline()):
+                living.append(process)
+    return living
 
 
 def test_each_request_has_its_own_adapter(files, tokenizer):

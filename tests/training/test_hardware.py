@@ -83,6 +83,7 @@ def test_a_notebook_sees_one_card_unless_told_otherwise(monkeypatch):
 
 def test_training_without_a_launcher_sees_one_card(monkeypatch):
     from labkit import train
+    from labkit.training import arguments
 
     class Started(Exception):
         pass
@@ -90,7 +91,7 @@ def test_training_without_a_launcher_sees_one_card(monkeypatch):
     def stop():
         raise Started
 
-    monkeypatch.setattr(train, "_in_4_bits", stop)
+    monkeypatch.setattr(arguments, "in_4_bits", stop)
     monkeypatch.setattr(models, "hush_libraries", stop)
     for launcher, seen in ((None, "0"), ("1", None)):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -7,6 +7,46 @@ import torch
 from labkit.checks.compound import combined, terms_of
 from labkit.contract import CheckFailed, observe
 
+POWERS = {"": 2, "the singular values are not squared": 1, "they are squared twice": 4}
+ROOTS = {"": 2, "the square root is missing": 1, "the root is taken twice": 4}
+WHOLES = {
+    "": "W",
+    "divided by the part that is kept, not by |W|": "head",
+    "divided by the largest singular value, not by |W|": "largest",
+    "divided by the last singular value kept, not by |W|": "kept",
+    "divided by the first one cut off, not by |W|": "cut",
+    "it is not divided by |W|": "none",
+    "divided by the plain sum of the singular values, not by |W|": "sum",
+}
+LEFT = {
+    "": "",
+    "taken from 1, which only squares allow": "rest",
+    "the root is of the numerator alone: |W| has one, too": "above",
+}
+SIDES = {"": False, "these are right singular vectors, rows of Vh": True}
+ROLES = {
+    "": (0, 1),
+    "the two are swapped: the span is the reference's, the energy dW's": (1, 0),
+    "the directions are dW's own; the reference's are asked": (0, 0),
+}
+MEASURES = {
+    "": lambda t: t.square().sum(),
+    "the norms are not squared": torch.norm,
+    "absolute values are summed, not squares": lambda t: t.abs().sum(),
+    "the nuclear norm stands for the sum of squares": lambda t: torch.linalg.norm(t, "nuc"),
+    "the spectral norm stands for the sum of squares": lambda t: torch.linalg.norm(t, 2),
+}
+DIVISORS = {
+    "": "",
+    "divided by the energy of the other matrix": "other",
+    "it is not divided by the energy of dW": "none",
+}
+RESTS = {
+    "": "",
+    "that is the part outside; the part inside is asked": "rest",
+    "divided by k; a share sums over the k directions": "mean",
+}
+
 
 def errors(s, r):
     """Wrong relative errors of two mistakes."""
@@ -28,34 +68,20 @@ def errors(s, r):
         value = shares["above" if left == "above" else "both"].item()
         return 1 - value if left == "rest" else value
 
-    return combined(
-        error,
-        {
-            "": s[r:],
-            "the head s[:r] stands for the tail s[r:]": s[:r],
-            "the tail starts one too late, at r + 1": s[r + 1 :],
-            "the tail starts one too early, at r - 1": s[r - 1 :],
-            "s[r] alone stands for the tail s[r:]": s[r : r + 1],
-            "the last r stand for the tail s[r:]": s[-r:],
-            "all but the last r, s[:-r], stand for the tail s[r:]": s[:-r],
-        },
-        {"": 2, "the singular values are not squared": 1, "they are squared twice": 4},
-        {"": 2, "the square root is missing": 1, "the root is taken twice": 4},
-        {
-            "": "W",
-            "divided by the part that is kept, not by |W|": "head",
-            "divided by the largest singular value, not by |W|": "largest",
-            "divided by the last singular value kept, not by |W|": "kept",
-            "divided by the first one cut off, not by |W|": "cut",
-            "it is not divided by |W|": "none",
-            "divided by the plain sum of the singular values, not by |W|": "sum",
-        },
-        {
-            "": "",
-            "taken from 1, which only squares allow": "rest",
-            "the root is of the numerator alone: |W| has one, too": "above",
-        },
-    )
+    return combined(error, _tails(s, r), POWERS, ROOTS, WHOLES, LEFT)
+
+
+def _tails(s, r):
+    """Parts of the singular values that stand for the tail."""
+    return {
+        "": s[r:],
+        "the head s[:r] stands for the tail s[r:]": s[:r],
+        "the tail starts one too late, at r + 1": s[r + 1 :],
+        "the tail starts one too early, at r - 1": s[r - 1 :],
+        "s[r] alone stands for the tail s[r:]": s[r : r + 1],
+        "the last r stand for the tail s[r:]": s[-r:],
+        "all but the last r, s[:-r], stand for the tail s[r:]": s[:-r],
+    }
 
 
 def stable(s):
@@ -139,36 +165,11 @@ def within(dW, reference, k):
         value = float(above / below)
         return {"rest": 1 - value, "mean": value / k}.get(left, value)
 
-    return combined(
-        share,
-        {"": False, "these are right singular vectors, rows of Vh": True},
-        {
-            "": (0, 1),
-            "the two are swapped: the span is the reference's, the energy dW's": (1, 0),
-            "the directions are dW's own; the reference's are asked": (0, 0),
-        },
-        {
-            "": slice(k),
-            "it takes k + 1 directions, one too many": slice(k + 1),
-            "the directions start at index 1; indices start at 0": slice(1, k + 1),
-            "these are the last k directions; the largest come first": slice(-k, None),
-            "it takes the first direction alone": slice(1),
-        },
-        {
-            "": lambda t: t.square().sum(),
-            "the norms are not squared": torch.norm,
-            "absolute values are summed, not squares": lambda t: t.abs().sum(),
-            "the nuclear norm stands for the sum of squares": lambda t: torch.linalg.norm(t, "nuc"),
-            "the spectral norm stands for the sum of squares": lambda t: torch.linalg.norm(t, 2),
-        },
-        {
-            "": "",
-            "divided by the energy of the other matrix": "other",
-            "it is not divided by the energy of dW": "none",
-        },
-        {
-            "": "",
-            "that is the part outside; the part inside is asked": "rest",
-            "divided by k; a share sums over the k directions": "mean",
-        },
-    )
+    which = {
+        "": slice(k),
+        "it takes k + 1 directions, one too many": slice(k + 1),
+        "the directions start at index 1; indices start at 0": slice(1, k + 1),
+        "these are the last k directions; the largest come first": slice(-k, None),
+        "it takes the first direction alone": slice(1),
+    }
+    return combined(share, SIDES, ROLES, which, MEASURES, DIVISORS, RESTS)

@@ -65,29 +65,10 @@ def within_guesses(dW, reference, k, wanted):
             "divided by k; a share sums over the k directions": wanted / k,
             "this is measured by chance, k / d_out; the plain share is asked": wanted * len(dW) / k,
             "this is what chance gives, whatever dW is": k / len(dW),
-            "the norms of the k parts are added; add their squares": (
-                part.norm(dim=1).sum() / dW.norm()
-            ).item(),
-            "the entries are summed and then squared; energy is the sum of squares": (
-                part.sum() ** 2 / dW.square().sum()
-            ).item(),
-            "the entries are summed; energy is the sum of their squares": (
-                part.sum() / dW.sum()
-            ).item(),
-            "these are the first k columns of dW alone; k counts the directions": _share(
-                part[:, :k], dW[:, :k]
-            ),
-            "these are the first k columns of dW alone, over all of it; k counts directions": (
-                _share(part[:, :k], dW)
-            ),
-            "each column of dW counts alike; a share of energy weighs them by their squares": (
-                (part.square().sum(0) / dW.square().sum(0)).mean().item()
-            ),
-            "absolute values are summed; energy is the sum of squares": (
-                part.abs().sum() / dW.abs().sum()
-            ).item(),
         }
+        | _by_sums(dW, part, k)
         | _by_svds(dW, reference, k, part)
+        | _by_sizes(dW, reference, k, part)
         | _other_spans(dW, reference, k)
         | _other_sides(dW, reference, k)
         | pairs.within(dW, reference, k)
@@ -98,13 +79,39 @@ def _share(part, whole):
     return (part.square().sum() / whole.square().sum()).item()
 
 
+def _by_sums(dW, part, k):
+    """Wrong shares of energy: other sums of the part's entries."""
+    return {
+        "the norms of the k parts are added; add their squares": (
+            part.norm(dim=1).sum() / dW.norm()
+        ).item(),
+        "the entries are summed and then squared; energy is the sum of squares": (
+            part.sum() ** 2 / dW.square().sum()
+        ).item(),
+        "the entries are summed; energy is the sum of their squares": (
+            part.sum() / dW.sum()
+        ).item(),
+        "these are the first k columns of dW alone; k counts the directions": _share(
+            part[:, :k], dW[:, :k]
+        ),
+        "these are the first k columns of dW alone, over all of it; k counts directions": (
+            _share(part[:, :k], dW)
+        ),
+        "each column of dW counts alike; a share of energy weighs them by their squares": (
+            (part.square().sum(0) / dW.square().sum(0)).mean().item()
+        ),
+        "absolute values are summed; energy is the sum of squares": (
+            part.abs().sum() / dW.abs().sum()
+        ).item(),
+    }
+
+
 def _by_svds(dW, reference, k, part):
     """Wrong shares of energy, from the singular values or vectors of both."""
     U, S, _ = torch.linalg.svd(reference, full_matrices=False)
     own, s, own_h = torch.linalg.svd(dW, full_matrices=False)
     top, both = part.new_tensor(k**0.5), U[:, :k].T @ own[:, :k]
     cut = (own[:, :k] * s[:k]) @ own_h[:k]
-    inside = torch.linalg.svdvals(part)
     angles = torch.linalg.svdvals(both)  # cosines of the angles between the two spans
     with_cut = (part * (U[:, :k].T @ reference)).sum()  # with its best rank-k part
     return {
@@ -135,6 +142,15 @@ def _by_svds(dW, reference, k, part):
         ),
         "this is the reference in its own top k; dW is left out": _share(S[:k], S),
         "this is dW in its own top k; the reference is left out": _share(s[:k], s),
+    }
+
+
+def _by_sizes(dW, reference, k, part):
+    """Wrong shares of energy: norms other than Frobenius's, directions that are weighed."""
+    U, S, _ = torch.linalg.svd(reference, full_matrices=False)
+    s, inside = torch.linalg.svdvals(dW), torch.linalg.svdvals(part)
+    with_cut = (part * (U[:, :k].T @ reference)).sum()  # with its best rank-k part
+    return {
         "that is the spectral norm; energy is the sum of all squares": (inside[0] / s[0]).item(),
         "that is the spectral norm, squared; energy is the sum of all squares": (
             inside[0] / s[0]

@@ -52,7 +52,7 @@ def _expect_start(loftq_start, W, kind, r):
         again = [probes.ROUNDINGS[kind](M) for M in (A, B)]
         if all(close(M, M4, 1e-3) for M, M4 in zip((A, B), again, strict=True)):
             told = f"{call}: A and B are rounded too; they stay as they are"
-            raise CheckFailed(told, bare=kind != "to NF4") from None
+            raise CheckFailed(told, bare=kind != "to 4 bits") from None
         raise CheckFailed(f"{call}: {_how_near(product, error, r)}", bare=True) from None
 
 
@@ -126,7 +126,7 @@ def guesses(W, kind, r):
         "it is divided by r: B @ A is the part itself, no alpha / r here": right / r,
         **_other_factors(error, r),
     }
-    if kind == "to NF4":  # elsewhere a product is soon rounded to 0
+    if kind == "to 4 bits":  # elsewhere a product is soon rounded to 0
         told = "it is 0, LoRA's usual start; LoftQ begins with part of the rounding error"
         wrong[told] = 0 * right
     for rounds in (2, 3, 4, 5):

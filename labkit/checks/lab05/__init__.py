@@ -90,12 +90,16 @@ def fits(matched_rank):
             expect_number(first, r, f"{of} {within}")
         budgets = ((within, r), (r * sides, r), (r * sides - 1, r - 1), (more * sides, more))
         with part(), simplest(small.ranks(matched_rank)):
+            gots = [
+                observe(probes.rank_within, matched_rank, shapes, budget) for budget, _ in budgets
+            ]
             cases = []
-            for budget, wanted in budgets:
-                got = observe(probes.rank_within, matched_rank, shapes, budget)
+            for got, (budget, wanted) in zip(gots, budgets, strict=True):
                 known = guesses.ranks_within(shapes, budget, wanted)
                 if type(got) is int and got < wanted and low > 4000:  # small ones were right
                     known = {"is the search over there? The budget alone sets the limit": got}
+                if type(got) is int and 16 <= got < wanted and set(gots) == {got} and low < 4000:
+                    known = {"nothing but the budget limits it: the budget alone does": got}
                 cases.append((f"{of} {budget}", got, wanted, known))
             expect_numbers(cases)
         with part():
