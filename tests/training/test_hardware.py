@@ -83,7 +83,6 @@ def test_a_notebook_sees_one_card_unless_told_otherwise(monkeypatch):
 
 def test_training_without_a_launcher_sees_one_card(monkeypatch):
     from labkit import train
-    from labkit.training import arguments
 
     class Started(Exception):
         pass
@@ -91,7 +90,6 @@ def test_training_without_a_launcher_sees_one_card(monkeypatch):
     def stop():
         raise Started
 
-    monkeypatch.setattr(arguments, "in_4_bits", stop)
     monkeypatch.setattr(models, "hush_libraries", stop)
     for launcher, seen in ((None, "0"), ("1", None)):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -99,7 +97,7 @@ def test_training_without_a_launcher_sees_one_card(monkeypatch):
         if launcher:
             monkeypatch.setenv("LOCAL_RANK", launcher)
         with pytest.raises(Started):
-            train.main()
+            train.train()
         assert hardware.os.environ.get("CUDA_VISIBLE_DEVICES") == seen
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
