@@ -13,7 +13,6 @@ NF4    the same beside the rounded ones.
 LoftQ  as NF4, from the best rank-r part of the rounding error instead of from zero.
 """
 
-import argparse
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,7 +56,7 @@ def measure(run):
     model = get_peft_model(model, LoraConfig(r=SETTINGS["rank"], lora_alpha=alpha, **how))
     layers = [m for m in model.modules() if hasattr(m, "lora_A")]
     plain = [layer.base_layer.weight.data for layer in layers]
-    bases = {"plain": plain, "NF4": [rounded(w) for w in plain]}
+    bases = {"plain": plain, "NF4": [studies.nf4(w, double_quant=True) for w in plain]}
     if run.beside == "LoftQ":
         for layer, w, w4 in zip(layers, plain, bases["NF4"], strict=True):
             start_at(layer, w - w4)
@@ -71,14 +70,6 @@ def measure(run):
         found[f"on_{name}"] = round(loop.held_out_loss(model, tokenizer, unseen), 4)
     rest = SETTINGS | {"dtype": "float32", "seconds": round(time.perf_counter() - begun)}
     return asdict(run) | found | rest
-
-
-def rounded(w):
-    """`w` through NF4 with double quantization and back."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    how = {"quant_type": "nf4", "compress_statistics": True}
-    return dequantize_4bit(*quantize_4bit(w, **how)).to(w.dtype)
 
 
 def start_at(layer, error):
@@ -107,27 +98,9 @@ def train(model, tokenizer, seed):
     model.train()
     for step, batch in enumerate(batches):
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
-        loss = loop.answer_loss(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        print(f"  step {step + 1}: {loss.item():.3f}", flush=True)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, nargs="*", help="only these")
-    parser.add_argument("--runs", type=int, default=100, help="at most so many")
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args()
-    there = studies.done(options.out, Run)
-    wanted = [run for run in every_run() if run not in there]
-    wanted = [run for run in wanted if run.seed in (options.seed or [run.seed])]
-    for run in wanted[: options.runs]:
-        print(run, flush=True)
-        studies.append(options.out, measure(run))
+        loss = studies.step(model, batch, optimizer, trained)
+        print(f"  step {step + 1}: {loss:.3f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    studies.work_off(__doc__.splitlines()[0], every_run(), measure, OUT, ("seed",))

@@ -11,7 +11,6 @@ forgetting  in fours, at a constant rate, until the loss on 32 held-out commands
             Then intruders, counted as lab 1 does, in every fifth layer.
 """
 
-import argparse
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,7 +24,6 @@ OUT = Path(__file__).parents[1] / "labkit" / "measured" / "forgetting.csv"
 TARGET, LONGEST = 0.45, 80  # nats a token; steps
 BATCH = 4
 TOP, THRESHOLD = 10, 0.5  # PEFT's own choice
-PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -101,37 +99,19 @@ def prepare(run):
         model = get_peft_model(model, LoraConfig(r=run.rank, lora_alpha=32, **how))
         return model.train(), tokenizer, [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
-    trained = [m.weight.requires_grad_(True) for m in linear(model).values()]
+    trained = [m.weight.requires_grad_(True) for m in studies.linear(model).values()]
     return model.train(), tokenizer, trained
-
-
-def linear(model):
-    """{name: module} of the 210 linear layers between embedding and head."""
-    return {n: m for n, m in model.named_modules() if n.split(".")[-1] in PARTS}
 
 
 def weights(model):
     """{name: weight} of every fifth layer's matrices, an adapter's update added."""
     found = {}
-    for name, module in linear(model).items():
-        name = name.removeprefix("base_model.model.")
+    for name, module in studies.linear(model).items():
         if int(name.split(".")[2]) % 5 == 0:
             base = getattr(module, "base_layer", module)
             update = module.get_delta_weight(module.active_adapters[0]) if base is not module else 0
             found[name] = (base.weight + update).detach()
     return found
-
-
-def step(model, batch, optimizer, trained):
-    """One step on a packed batch; the loss before it."""
-    from labkit.training import loop
-
-    loss = loop.answer_loss(model, batch, autocast=False)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.item()
 
 
 def until_target(run, model, tokenizer, trained, look):
@@ -143,7 +123,7 @@ def until_target(run, model, tokenizer, trained, look):
     batches = loop.batches(tasks.load("home"), tokenizer, BATCH, LONGEST, run.seed)
     before = look()
     for n, batch in enumerate(batches, 1):
-        loss = step(model, batch, optimizer, trained)
+        loss = studies.step(model, batch, optimizer, trained)
         print(f"  step {n}: {loss:.3f}", flush=True)
         if loss > 3 * TARGET:  # far from it yet
             continue
@@ -175,25 +155,5 @@ def intruders(W0, W1):
     return int((best < THRESHOLD).sum())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--study", nargs="*", help="base, forgetting; default both")
-    parser.add_argument("--seed", type=int, nargs="*", help="only these")
-    parser.add_argument("--runs", type=int, default=100, help="at most so many")
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args()
-    there = studies.done(options.out, Run)
-    wanted = [
-        run
-        for run in every_run()
-        if run not in there
-        and run.study in (options.study or [run.study])
-        and run.seed in (options.seed or [run.seed])
-    ]
-    for run in wanted[: options.runs]:
-        print(run, flush=True)
-        studies.append(options.out, measure(run))
-
-
 if __name__ == "__main__":
-    main()
+    studies.work_off(__doc__.splitlines()[0], every_run(), measure, OUT, ("study", "seed"))

@@ -32,7 +32,6 @@ import numpy as np
 import studies
 import torch
 import torch.nn.functional as F
-from bitsandbytes import functional as bnb
 from gguf import GGMLQuantizationType, quants
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +39,6 @@ OUT, STATES = ROOT / "labkit" / "measured" / "merges.csv", ROOT / "build" / "mer
 LENGTHS = (8, 25, 60, 120, 240)  # steps
 BATCH, RATE, RANK, ALPHA = 2, 2e-3, 16, 32
 UNSEEN = 24  # held-out commands
-PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,6 @@ class Run:
 
     seed: int
     steps: int
-
-
-def nf4(W):
-    """W rounded to NF4 in blocks of 64, in fp32."""
-    return bnb.dequantize_4bit(*bnb.quantize_4bit(W.float(), blocksize=64, quant_type="nf4"))
 
 
 def gguf(name):
@@ -69,16 +62,10 @@ def gguf(name):
 
 STORES = {
     "bf16": lambda W: W.bfloat16().float(),
-    "NF4": nf4,
+    "NF4": studies.nf4,
     "Q4_0": gguf("Q4_0"),
     "Q8_0": gguf("Q8_0"),
 }
-
-
-def linear(model):
-    """{name in the plain model: layer} of the 210 linear layers that have adapters."""
-    found = {n: m for n, m in model.named_modules() if n.split(".")[-1] in PARTS}
-    return {n.removeprefix("base_model.model."): m for n, m in found.items()}
 
 
 def prepare(seed):
@@ -88,9 +75,9 @@ def prepare(seed):
     from labkit.training import models
 
     model, tokenizer = models.load(dtype=torch.float32)
-    original = {name: layer.weight.data.clone() for name, layer in linear(model).items()}
-    for layer in linear(model).values():
-        layer.weight.data = nf4(layer.weight.data)
+    original = {name: layer.weight.data.clone() for name, layer in studies.linear(model).items()}
+    for layer in studies.linear(model).values():
+        layer.weight.data = studies.nf4(layer.weight.data)
     torch.manual_seed(seed)  # the draw of A
     how = {"target_modules": "all-linear", "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}
     return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, **how)), tokenizer, original
@@ -109,12 +96,7 @@ def train(model, tokenizer, seed, first, last):
     batches = loop.batches(tasks.load("home"), tokenizer, BATCH, last, seed)
     model.train()
     for batch in itertools.islice(batches, first - 1, None):
-        loss = loop.answer_loss(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        print(f"  {loss.item():.3f}", end="", flush=True)
+        print(f"  {studies.step(model, batch, optimizer, trained):.3f}", end="", flush=True)
     print()
     STATES.mkdir(parents=True, exist_ok=True)
     parts = {"steps": last, "trained": [p.data for p in trained]}
@@ -163,7 +145,7 @@ def compared(found, trained):
 @torch.no_grad()
 def merges(model, tokenizer, original, stores):
     """Rows of one length: for each way to merge what came of it."""
-    layers = linear(model)
+    layers = studies.linear(model)
     dequantised = {name: layer.base_layer.weight.data for name, layer in layers.items()}
     updates = {name: layer.get_delta_weight("default") for name, layer in layers.items()}
     size, weight, error = (

@@ -1,8 +1,15 @@
-"""Studies of many runs: a row of a CSV file each, so that a study goes on where it stopped."""
+"""Studies of many runs: a row of a CSV file each, so that a study goes on where it stopped.
 
+And what several of them do in the same way: one step of training, the layers, NF4 and back.
+"""
+
+import argparse
 import csv
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
+
+import torch
 
 
 def done(path: Path, kind: type) -> set:
@@ -24,3 +31,60 @@ def append(path: Path, row: dict) -> None:
             writer.writeheader()
         writer.writerow(row)
     print(row, flush=True)
+
+
+def work_off(
+    told: str, runs: Iterable, measure: Callable, out: Path, only: tuple[str, ...]
+) -> None:
+    """Measure the `runs`, dataclasses of one kind, whose rows are not in a file yet.
+
+    `only` are the fields by which the command line picks some of them; `told` is its help.
+    """
+    runs = list(runs)
+    kinds = {field.name: field.type for field in fields(runs[0])}
+    parser = argparse.ArgumentParser(description=told)
+    for name in only:
+        parser.add_argument(f"--{name}", type=kinds[name], nargs="*", help="only these")
+    parser.add_argument("--runs", type=int, default=100, help="at most so many")
+    parser.add_argument("--out", type=Path, default=out)
+    options = parser.parse_args()
+    there = done(options.out, type(runs[0]))
+    for name in only:
+        chosen = getattr(options, name)
+        runs = [run for run in runs if not chosen or getattr(run, name) in chosen]
+    for run in [run for run in runs if run not in there][: options.runs]:
+        print(run, flush=True)
+        append(options.out, measure(run))
+
+
+def step(model, batch: dict, optimizer: torch.optim.Optimizer, trained: list) -> float:
+    """One step on a packed batch, in the model's own precision, clipped at 1; the loss before."""
+    from labkit.training import loop
+
+    loss = loop.answer_loss(model, batch, autocast=False)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def linear(model) -> dict[str, torch.nn.Module]:
+    """{name in the plain model: module} of the 210 linear layers between embedding and head."""
+    from labkit.measured.short import PLACES
+
+    parts = PLACES["all-linear"]
+    found = {n: m for n, m in model.named_modules() if n.split(".")[-1] in parts}
+    return {n.removeprefix("base_model.model."): m for n, m in found.items()}
+
+
+def nf4(weight: torch.Tensor, double_quant: bool = False) -> torch.Tensor:
+    """A matrix through bitsandbytes' NF4, in blocks of 64, and back.
+
+    A forward pass on these values is QLoRA's, which dequantises at every step: on a CPU that takes
+    many times as long. The memory is not saved here.
+    """
+    from bitsandbytes import functional as bnb
+
+    how = {"blocksize": 64, "quant_type": "nf4", "compress_statistics": double_quant}
+    return bnb.dequantize_4bit(*bnb.quantize_4bit(weight, **how)).to(weight.dtype)

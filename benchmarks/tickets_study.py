@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import studies
 import torch
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
@@ -63,21 +64,8 @@ def base(method):
     if method == "qlora":
         for module in model.get_decoder().modules():
             if isinstance(module, torch.nn.Linear):
-                round_to_nf4_(module.weight.data)
+                module.weight.data = studies.nf4(module.weight.data, double_quant=True)
     return model, tokenizer
-
-
-@torch.no_grad()
-def round_to_nf4_(weight):
-    """Quantise to NF4 with double quantisation and back, in place, as bitsandbytes does.
-
-    A forward pass on these weights is QLoRA's, which dequantises at every step: on a CPU that
-    takes many times as long. The memory is not saved here, and no memory is reported.
-    """
-    from bitsandbytes import functional
-
-    packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-    weight.copy_(functional.dequantize_4bit(packed, state))
 
 
 def trainer_of(method, seed, rate, steps=STEPS):

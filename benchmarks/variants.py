@@ -51,18 +51,21 @@ class Run:
 
 def wanted(rows):
     """The runs that `rows` lack, in the order in which to do them."""
-    there = {Run(row["method"], float(row["learning_rate"]), int(row["seed"])) for row in rows}
-    first = [Run(m, rate, 0) for m in LOWEST for rate in five(m)]
-    missing = [run for run in first if run not in there]
-    if missing:
-        return sorted(missing, key=lambda run: abs(place(run) - place(Run(run.method, 1, 0))))
+    tried = {
+        Run(row["method"], float(row["learning_rate"]), int(row["seed"])): float(row["loss"])
+        for row in rows
+    }
+    first = [Run(method, rate, 0) for method in LOWEST for rate in five(method)]
+    if missing := [run for run in first if run not in tried]:
+        return sorted(missing, key=from_middle)
     runs = []
     for method in LOWEST:
-        rate, inside = best(method, rows)
-        index = LADDER.index(rate)
-        seeds = SEEDS if inside else SEEDS[:1]
-        runs += [Run(method, r, s) for s in seeds for r in LADDER[max(index - 1, 0) : index + 2]]
-    return sorted((run for run in runs if run not in there), key=lambda run: run.seed)
+        losses = {r.learning_rate: x for r, x in tried.items() if (r.method, r.seed) == (method, 0)}
+        rate = min((r for r in losses if losses[r] == losses[r]), key=losses.get)  # NaN: it failed
+        seeds = SEEDS if min(losses) < rate < max(losses) else SEEDS[:1]
+        at = LADDER.index(rate)
+        runs += [Run(method, r, seed) for seed in seeds for r in LADDER[max(at - 1, 0) : at + 2]]
+    return sorted((run for run in runs if run not in tried), key=lambda run: run.seed)
 
 
 def five(method):
@@ -71,27 +74,9 @@ def five(method):
     return LADDER[lowest : lowest + 5]
 
 
-def place(run):
-    """How far from the middle of its five rates a run is, in half decades; 0 for a rate of 1."""
-    if run.learning_rate == 1:
-        return 0
+def from_middle(run):
+    """How far a run is from the middle of its method's five rates, in half decades."""
     return abs(LADDER.index(run.learning_rate) - LADDER.index(five(run.method)[2]))
-
-
-def best(method, rows):
-    """The first seed's best rate of a method, and whether it has measured neighbours."""
-    losses = {
-        float(row["learning_rate"]): float(row["loss"])
-        for row in rows
-        if row["method"] == method and int(row["seed"]) == 0 and not row["error"]
-    }
-    rate = min(losses, key=losses.get)
-    tried = [
-        float(row["learning_rate"])
-        for row in rows
-        if row["method"] == method and int(row["seed"]) == 0
-    ]
-    return rate, min(tried) < rate < max(tried)
 
 
 def measure(run):
@@ -121,13 +106,8 @@ def losses(run):
     home = tasks.load("home").shuffle(seed=run.seed).select(range(STEPS * BATCH))
     seen = []
     for batch in loop.batches(home, tokenizer, BATCH, STEPS, run.seed):
-        loss = loop.answer_loss(model, batch, autocast=False)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        seen.append(studies.step(model, batch, optimizer, trained))
         decay.step()
-        optimizer.zero_grad()
-        seen.append(loss.item())
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(100))
     loss = loop.held_out_loss(model, tokenizer, unseen)
     count = sum(p.numel() for p in trained)
