@@ -58,11 +58,7 @@ class PaddedTrainer(SFTTrainer):
         logits = model(**batch, use_cache=False).logits[:, :-1]
         asked = labels != packing.IGNORED
         total = F.cross_entropy(logits[asked].float(), labels[asked], reduction="sum")
-        if num_items_in_batch is None:
-            return total / asked.sum()
-        # the number is of all processes, and the mean of their gradients is taken
-        shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return total / num_items_in_batch * shares
+        return lean.mean_loss(self, total, asked.sum(), num_items_in_batch)
 
 
 @torch.no_grad()

@@ -64,11 +64,21 @@ class LeanTrainer(SFTTrainer):
         if return_outputs:
             raise NotImplementedError("LeanTrainer makes no logits of prompts to return")
         total, count = model(**inputs)
-        if num_items_in_batch is None:
-            return total / count
-        # the number is of all processes, and the mean of their gradients is taken
-        shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return total / num_items_in_batch * shares
+        return mean_loss(self, total, count, num_items_in_batch)
+
+
+def mean_loss(
+    trainer: SFTTrainer, total: torch.Tensor, count: int, of_all: int | torch.Tensor | None
+) -> torch.Tensor:
+    """A batch's summed loss over its `count` learned tokens, or over those `of_all` batches.
+
+    `of_all` is Trainer's number of an accumulated step: of all processes, whose gradients' mean is
+    taken.
+    """
+    if of_all is None:
+        return total / count
+    shared = trainer.args.average_tokens_across_devices
+    return total / of_all * (trainer.accelerator.num_processes if shared else 1)
 
 
 def _summed_loss(base, rows=None, **batch):

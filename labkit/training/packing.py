@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from labkit.data.tokens import IGNORED  # the label of a token that is no part of an answer
 from labkit.errors import LabError
-
-IGNORED = -100  # the label of a token that is no part of an answer
 
 
 def pack(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:

@@ -46,8 +46,8 @@ def asked_within(energy_within, name, dW, reference, k):
 
 def within_guesses(dW, reference, k, wanted):
     """Wrong shares of energy."""
-    U = torch.linalg.svd(reference, full_matrices=False).U
-    part = U[:, :k].T @ dW  # (k, d_in)
+    theirs, own = (torch.linalg.svd(M, full_matrices=False) for M in (reference, dW))
+    part = theirs.U[:, :k].T @ dW  # (k, d_in)
     return (
         {
             "the two are swapped: the span is the reference's, the energy dW's": _share(
@@ -67,10 +67,10 @@ def within_guesses(dW, reference, k, wanted):
             "this is what chance gives, whatever dW is": k / len(dW),
         }
         | _by_sums(dW, part, k)
-        | _by_svds(dW, reference, k, part)
-        | _by_sizes(dW, reference, k, part)
-        | _other_spans(dW, reference, k)
-        | _other_sides(dW, reference, k)
+        | _by_svds(dW, theirs, own, k, part)
+        | _by_sizes(dW, theirs, own.S, k, part)
+        | _other_spans(dW, reference, theirs.U, k)
+        | _other_sides(dW, reference, theirs, k)
         | pairs.within(dW, reference, k)
     )
 
@@ -106,14 +106,13 @@ def _by_sums(dW, part, k):
     }
 
 
-def _by_svds(dW, reference, k, part):
+def _by_svds(dW, theirs, mine, k, part):
     """Wrong shares of energy, from the singular values or vectors of both."""
-    U, S, _ = torch.linalg.svd(reference, full_matrices=False)
-    own, s, own_h = torch.linalg.svd(dW, full_matrices=False)
+    (U, S, Vh), (own, s, own_h) = theirs, mine
     top, both = part.new_tensor(k**0.5), U[:, :k].T @ own[:, :k]
     cut = (own[:, :k] * s[:k]) @ own_h[:k]
     angles = torch.linalg.svdvals(both)  # cosines of the angles between the two spans
-    with_cut = (part * (U[:, :k].T @ reference)).sum()  # with its best rank-k part
+    with_cut = (part * (S[:k, None] * Vh[:k])).sum()  # with the reference's best rank-k part
     return {
         "dW is cut to its own top k; all of dW counts": _share(U[:, :k].T @ cut, dW),
         "dW is cut to its own top k and measured by it; all of dW counts": _share(
@@ -145,11 +144,11 @@ def _by_svds(dW, reference, k, part):
     }
 
 
-def _by_sizes(dW, reference, k, part):
+def _by_sizes(dW, theirs, s, k, part):
     """Wrong shares of energy: norms other than Frobenius's, directions that are weighed."""
-    U, S, _ = torch.linalg.svd(reference, full_matrices=False)
-    s, inside = torch.linalg.svdvals(dW), torch.linalg.svdvals(part)
-    with_cut = (part * (U[:, :k].T @ reference)).sum()  # with its best rank-k part
+    _, S, Vh = theirs
+    inside = torch.linalg.svdvals(part)
+    with_cut = (part * (S[:k, None] * Vh[:k])).sum()  # with the reference's best rank-k part
     return {
         "that is the spectral norm; energy is the sum of all squares": (inside[0] / s[0]).item(),
         "that is the spectral norm, squared; energy is the sum of all squares": (
@@ -166,9 +165,8 @@ def _by_sizes(dW, reference, k, part):
     }
 
 
-def _other_spans(dW, reference, k):
+def _other_spans(dW, reference, U, k):
     """Wrong shares of energy: that in the span of other left vectors."""
-    U, _, _ = torch.linalg.svd(reference, full_matrices=False)
     whole, dot = torch.linalg.svd(reference).U, (dW * reference).sum()
     cosine = (dot / dW.norm() / reference.norm()).item()
     guesses = {
@@ -195,9 +193,9 @@ def _other_spans(dW, reference, k):
     return guesses
 
 
-def _other_sides(dW, reference, k):
+def _other_sides(dW, reference, theirs, k):
     """Wrong shares of energy: right singular vectors are taken, or both."""
-    U, _, Vh = torch.linalg.svd(reference, full_matrices=False)
+    U, _, Vh = theirs
     right, both = dW @ Vh[:k].T, U[:, :k].T @ dW @ Vh[:k].T
     guesses = {
         "these are right singular vectors, rows of Vh; the left are the columns of U": _share(

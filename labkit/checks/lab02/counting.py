@@ -5,7 +5,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from labkit.checks.compare import ask, draw, expect_number, expect_numbers
@@ -13,6 +12,7 @@ from labkit.checks.compound import terms_of
 from labkit.checks.lab02 import flops
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, part
+from labkit.labs.watch import Watch
 
 SMALL = {"k_proj": (4, 8)}  # for a mistake that has no name
 
@@ -42,22 +42,15 @@ def counted(shapes: dict, n_tokens: int, r: int | None) -> int:
     return counter.total
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(Watch):
     """Sums what torch's flop counter says of each operation, without its compiler's import."""
 
     total = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls):
-        """Not: to skip it torch would import it first, which takes seconds."""
-        return False
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
+    def seen(self, function, args, kwargs, out):
         count = flop_registry.get(function._overloadpacket)
         if count:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
+            self.total += count(*args, **kwargs, out_val=out)
 
 
 def _step(d_out, d_in, n_tokens, r):

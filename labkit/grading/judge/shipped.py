@@ -7,7 +7,7 @@ from pathlib import Path
 
 PARTS = ("errors", "contract.plain", "contract.kept", "contract.calls", "contract.verdict")
 PARTS += ("contract",)
-ANSWERING = ("grading.wire", "grading.inside.answer", "labs.tiny")
+ANSWERING = ("grading.wire", "grading.inside.answer", "labs.tiny", "labs.watch")
 
 
 @cache

@@ -5,27 +5,21 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from labkit.labs.watch import Watch, tensors
 
 
-class _Makes(TorchDispatchMode):
+class _Makes(Watch):
     """Keeps a copy of every new matrix of the given shape, turned where it is transposed."""
 
     def __init__(self, shape):
         super().__init__()
         self.shape, self.made = shape, []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for value in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
+    def seen(self, function, args, kwargs, out):
+        for value in tensors(out):
+            if value.is_floating_point():
                 self.keep(value.detach())
-        return out
-
-    @classmethod
-    def _should_skip_dynamo(cls):
-        """Not: to skip its compiler torch would import it first, which takes seconds."""
-        return False
 
     def keep(self, matrix):
         """Note `matrix` if it has the shape."""

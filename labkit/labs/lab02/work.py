@@ -2,32 +2,21 @@
 
 import tracemalloc
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from labkit.labs.watch import Watch, tensors
 
 
-class Work(TorchDispatchMode):
+class Work(Watch):
     """Counts operations, and keeps the tensors of `size` numbers or more that they make."""
 
     def __init__(self, inputs, size):
         super().__init__()
         self.known = {t.untyped_storage().data_ptr() for t in inputs}
-        self.size, self.calls, self.large = size, 0, []
+        self.size, self.large = size, []
 
-    @classmethod
-    def _should_skip_dynamo(cls):
-        """Not: to skip its compiler torch would import it first, which takes seconds."""
-        return False
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls += 1
-        out = function(*args, **(kwargs or {}))
-        for t in tree_flatten(out)[0]:
-            large = isinstance(t, torch.Tensor) and t.numel() >= self.size
-            if large and t.untyped_storage().data_ptr() not in self.known:
+    def seen(self, function, args, kwargs, out):
+        for t in tensors(out):
+            if t.numel() >= self.size and t.untyped_storage().data_ptr() not in self.known:
                 self.large.append(t.detach())
-        return out
 
 
 def named(large, W, A, B):

@@ -9,11 +9,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from labkit.contract import CheckFailed, kept
 from labkit.labs import tiny
+from labkit.labs.watch import Watch, tensors
 
 ROLES = ("system", "user", "assistant")
 TURNS = "conversation roles must alternate user and assistant"
@@ -99,28 +98,20 @@ def divided(split, rows, share, seed, salt=""):
     return {"sides": told, "kind": type(got).__name__, "touched": touched}
 
 
-class _Seen(TorchDispatchMode):
+class _Shapes(Watch):
     """Counts operations, and keeps the shapes of the tensors that they make."""
 
     def __init__(self):
         super().__init__()
-        self.calls, self.shapes = 0, []
+        self.shapes = []
 
-    @classmethod
-    def _should_skip_dynamo(cls):
-        """Not: to skip its compiler torch would import it first, which takes seconds."""
-        return False
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls += 1
-        out = function(*args, **(kwargs or {}))
-        self.shapes += [list(t.shape) for t in tree_flatten(out)[0] if isinstance(t, torch.Tensor)]
-        return out
+    def seen(self, function, args, kwargs, out):
+        self.shapes += [list(t.shape) for t in tensors(out)]
 
 
 def batched(batched_lora, x, A, B, scaling, index):
     """What it returns, its operations, and the shapes with d_out x d_in numbers or more."""
-    with _Seen() as seen:
+    with _Shapes() as seen:
         y = batched_lora(x, A, B, scaling, index)
     dense = A.shape[-1] * B.shape[1]
     large = [shape for shape in seen.shapes if math.prod(shape) >= dense]
