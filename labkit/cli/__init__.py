@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from labkit import train
-from labkit.cli import course, data, grading, memory
+from labkit.cli import course, data, grading, memory, ship
 from labkit.errors import LabError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ EXAMPLES = {  # of each command, in the order in which help lists them
     course.claims: "claims A1 A18",
     data.data: "data mine.jsonl --test held-out.jsonl",
     train.train: "train mine.jsonl --out my-adapter",
+    ship.ship: "ship my-adapter --data mine.csv --gguf q8_0",
     grading.export: "export graded --canvas gradebook.csv",
     grading.grade: "grade submissions/ --out grades",
     course.release: "release --out for-students",

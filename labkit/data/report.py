@@ -33,6 +33,12 @@ class Report:
         """Those for which training would be wrong."""
         return [finding for finding in self.findings if finding.level == "wrong"]
 
+    def sound(self, more: Iterable[Finding] = ()) -> list[shapes.Example]:
+        """The rows but those that its findings, or `more`, call wrong."""
+        found = [*self.audit.findings, *more]
+        lines = {line for f in found if f.level == "wrong" for line in f.lines}
+        return [example for example in self.examples if example.line not in lines]
+
     def sha256(self) -> str:
         """Of the file's bytes."""
         return hashlib.sha256(self.file.read_bytes()).hexdigest()

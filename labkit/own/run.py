@@ -76,9 +76,9 @@ def _parts(asked, seen, tokenizer) -> Parts:
         told = "; ".join(seen.line(finding) for finding in seen.wrong)
         mend = f"`labkit data {asked.file}` says what to do, --drop-bad leaves these rows out"
         raise LabError(f"{asked.file} would train wrongly: {told}. {mend}")
-    train = _without(seen, seen.audit.findings)
+    train = seen.sound()
     if seen.test:
-        held = _without(seen.test, [*seen.test.audit.findings, *seen.between])
+        held = seen.test.sound(seen.between)
     else:
         train, held = split.split(train, asked.held_out, asked.seed)
     if not train or not held:
@@ -89,12 +89,6 @@ def _parts(asked, seen, tokenizer) -> Parts:
     )
     n = len(seen.examples) + len(seen.test.examples if seen.test else ())
     return Parts(train, held, n - len(train) - len(held), rows)
-
-
-def _without(side, findings):
-    """The rows of a file but those for which training would be wrong."""
-    lines = {line for f in findings if f.level == "wrong" for line in f.lines}
-    return [e for e in side.examples if e.line not in lines]
 
 
 def _tuned(asked, name, tokenizer, parts, work, state, say):
@@ -137,10 +131,18 @@ def _facts(asked, seen, parts):
             "trained": len(parts.train),
             "held_out": len(parts.held),
             "dropped": parts.dropped,
+            "system": _system([*parts.train, *parts.held]),
         },
         "settings": asked.plain(),
         "packages": {package: version(package) for package in PACKAGES},
     }
+
+
+def _system(examples):
+    """The system's message that all rows have; "" where they have none, or several."""
+    first = {e.messages[0]["content"] * (e.messages[0]["role"] == "system") if e.messages else ""
+             for e in examples}  # fmt: skip
+    return first.pop() if len(first) == 1 else ""
 
 
 def _finish(asked, made, parts, facts, work):

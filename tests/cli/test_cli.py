@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "datasets", "pandas", "matplotlib", "nbclient"
 # a model's configuration
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 300}
 SMALL |= {"model_type": "llama", "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"]}
-COMMANDS = ["doctor", "fetch", "build", "run", "memory", "claims", "data", "train"]
+COMMANDS = ["doctor", "fetch", "build", "run", "memory", "claims", "data", "train", "ship"]
 
 
 def call(*args):
@@ -82,6 +82,8 @@ def test_version(capsys):
         (["train", "mine.csv"], "say where the adapter goes: labkit train mine.csv --out"),
         (["train", "mine.csv", "--out", "new"], "no file mine.csv"),
         (["train", "--task", "hmoe"], "no task 'hmoe': there is home"),
+        (["ship", "mine"], "mine is no adapter's folder: it lacks adapter_config.json"),
+        (["ship", "mine", "--gguf", "q5_k"], "no kind 'q5_k' of GGUF: there is f32, f16, bf16"),
         (["export", "pyproject.toml", "--gradescope"], "Not a directory"),
         (["release", "--out", "pyproject.toml/out"], "not what labs/ say"),
     ],

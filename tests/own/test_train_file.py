@@ -81,7 +81,7 @@ def test_what_lies_there_is_never_written_over(asked, tmp_path):
     with pytest.raises(LabError, match="holds something else: name another --out"):
         run.train(asked())
     stages.begin(tmp_path / "other", "another key")
-    with pytest.raises(LabError, match="unfinished training of other data or settings"):
+    with pytest.raises(LabError, match="unfinished work of other data or settings"):
         run.train(asked(out=tmp_path / "other"))
 
 

@@ -1,14 +1,17 @@
 """Files that llama.cpp reads: transformers' own loader and gguf's own grids say what is in them."""
 
+import json
+
 import gguf as library
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GgufConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, GgufConfig, Qwen2Tokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from labkit.errors import LabError
-from labkit.ship import gguf
+from labkit.ship import gguf, vocabulary
 
 IDS = torch.tensor([[1, 40, 80, 120, 7, 9, 33, 2, 250]])
 
@@ -25,16 +28,29 @@ def logits(model):
         return model(IDS).logits
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"head_dim": 32}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"head_dim": 32},
+        {"family": "qwen2"},
+        {"family": "qwen2", "tie_word_embeddings": True},
+        {"family": "qwen3", "head_dim": 128},
+    ],
+    ids=str,
+)
 def test_transformers_reads_the_model_that_was_written(make, tokenizer, tmp_path, changes):
     model = make(**changes)
     path = gguf.write_model(model, tokenizer, tmp_path / "model.gguf", "f32")
     torch.testing.assert_close(logits(read(path)), logits(model), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0"])
-def test_a_grid_is_gguf_s_own(make, tokenizer, tmp_path, kind):
-    model = make()
+def test_a_grid_is_gguf_s_own(make, tokenizer, tmp_path, kind, family):
+    size = {"head_dim": 128} if family == "qwen3" else {}  # what its reader takes for given
+    model = make(family, **size)
     path = gguf.write_model(model, tokenizer, tmp_path / "model.gguf", kind)
     stored = {t.name: t for t in library.GGUFReader(str(path)).tensors}
     down = model.model.layers[1].mlp.down_proj.weight.detach()
@@ -43,14 +59,15 @@ def test_a_grid_is_gguf_s_own(make, tokenizer, tmp_path, kind):
     if kind != "f16":
         wanted = library.quants.quantize(wanted, library.GGMLQuantizationType[kind.upper()])
     assert tensor.data.tobytes() == wanted.astype(tensor.data.dtype).tobytes()
-    back = make()
+    back = make(family, **size)
     gguf.load_(back, path)
     torch.testing.assert_close(logits(back), logits(read(path)), rtol=1e-4, atol=1e-4)
     assert stored["blk.0.attn_norm.weight"].tensor_type.name == "F32"
 
 
-def test_a_merged_adapter_is_in_the_file(adapted, tokenizer, tmp_path):
-    tuned = adapted()
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_merged_adapter_is_in_the_file(make, adapted, tokenizer, tmp_path, family):
+    tuned = adapted(model=make(family))
     wanted = logits(tuned)
     path = gguf.write_model(tuned.merge_and_unload(), tokenizer, tmp_path / "model.gguf", "f32")
     torch.testing.assert_close(logits(read(path)), wanted, rtol=1e-3, atol=1e-3)
@@ -92,10 +109,11 @@ def test_an_adapter_s_tensors(adapted, tmp_path, rank_stabilized):
 
 def test_what_has_no_place_in_a_file_is_one_line(make, adapted, tokenizer, tmp_path):
     scaled = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
-    small = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 9}
-    other = Qwen2ForCausalLM(Qwen2Config(**small, num_key_value_heads=1, intermediate_size=16))
+    sliding = make("qwen2", use_sliding_window=True, sliding_window=8)
     for model, kind, said in (
-        (other, "f16", "qwen2: only models of the Llama family"),
+        (make("gemma", head_dim=16), "f16", "gemma: only models of the Llama family, Qwen2 and"),
+        (sliding, "f16", "use_sliding_window: a Qwen2 with that"),
+        (make(vocab_size=100), "f16", "the tokenizer has 305 tokens and the model 100"),
         (make(attention_bias=True), "f16", "attention_bias"),
         (make(rope_parameters=scaled), "f16", "rope_type linear"),
         (adapted(), "f16", "merge_and_unload"),
@@ -104,6 +122,7 @@ def test_what_has_no_place_in_a_file_is_one_line(make, adapted, tokenizer, tmp_p
         with pytest.raises(LabError, match=said) as caught:
             gguf.write_model(model, tokenizer, tmp_path / "model.gguf", kind)
         assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())  # nothing half-made
 
 
 @pytest.mark.parametrize(
@@ -131,7 +150,22 @@ def test_another_model_s_file_is_not_loaded(make, tokenizer, tmp_path):
 
 
 def test_words_are_cut_by_the_tokenizer_s_own_rule():
-    digits = {"type": "Sequence", "pretokenizers": [gguf.DIGITS, gguf.BYTES]}
-    assert gguf._splitting(digits) == "smollm"
+    digits = {"type": "Sequence", "pretokenizers": [vocabulary.DIGITS, vocabulary.BYTES]}
+    assert vocabulary._splitting(digits) == "smollm"
+    qwen = json.loads(Qwen2Tokenizer().backend_tokenizer.to_str())
+    assert vocabulary._splitting(qwen["pre_tokenizer"]) == "qwen2"
+    assert TikTokenConverter("none").pattern == vocabulary.RULES["llama-bpe"]
     with pytest.raises(LabError, match="splits words"):
-        gguf._splitting({"type": "Whitespace"})
+        vocabulary._splitting({"type": "Whitespace"})
+
+
+def test_llama_3_s_frequencies_are_in_the_file(make, tokenizer, tmp_path):
+    """By the formula of Llama 3.1: long waves are stretched by the factor, short ones are not."""
+    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    model = make(rope_parameters=rope | {"original_max_position_embeddings": 64})
+    path = gguf.write_model(model, tokenizer, tmp_path / "model.gguf", "f16")
+    (factors,) = [t for t in library.GGUFReader(str(path)).tensors if t.name == "rope_freqs.weight"]
+    wave = 2 * np.pi * 1e4 ** (np.arange(8) / 8)
+    smooth = np.clip((64 / wave - 1) / 3, 0, 1)
+    np.testing.assert_allclose(factors.data, 1 / ((1 - smooth) / 8 + smooth), rtol=1e-5)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from labkit.errors import LabError
-from labkit.ship import gguf, recipes, server
+from labkit.ship import gguf, recipes, server, vocabulary
 
 pytest.importorskip("xllamacpp")
 PROMPTS = ["turn on the lamp", "the kitchen", "12 times in the kitchen turn", "on"]
@@ -105,6 +105,44 @@ def test_each_request_has_its_own_adapter(files, tokenizer):
     assert ids == right
     assert len(rates) == 2 and min(rates) > 0
     assert children() == []
+
+
+LLAMA_3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA_3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    ("family", "rule", "changes"),
+    [
+        ("qwen2", "qwen2", {}),
+        ("qwen3", "qwen2", {"head_dim": 16}),
+        ("llama", "llama-bpe", {"rope_parameters": LLAMA_3}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_family_answers_as_in_peft(adapted, make, cutting, tmp_path, family, rule, changes):
+    """Base and adapter as files: words are cut alike, and the adapter's answers are PEFT's."""
+    from openai import OpenAI
+
+    tokenizer = cutting(vocabulary.RULES[rule])
+    model = make(family, vocab_size=len(tokenizer), **changes)
+    base = gguf.write_model(model, tokenizer, tmp_path / "b.gguf", "f32")
+    model = adapted(model=model)
+    model.save_pretrained(tmp_path)
+    part = gguf.write_adapter(tmp_path, model.config, tmp_path / "a.gguf")
+    texts = [*PROMPTS, "it's 12345,  WE'LL see\n\n  2024", "the lamp " * 20]
+    with server.llama_cpp(base, [part], context=512) as address:
+        client = OpenAI(base_url=address, api_key="none", timeout=60)
+        asked = [conversation(text) for text in texts]
+        got = server.ask_all(client, asked, 8, [server.choosing(["a"], "a")] * len(asked))
+        ids = [server.prompt_ids(address, one) for one in asked]
+    wanted = [greedy(model, tokenizer, "default", text) for text in texts]
+    assert ids == [
+        tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False)
+        for one in asked
+    ]
+    equal = [plainly(a) == plainly(b) for a, b in zip(got, wanted, strict=True)]
+    assert sum(equal) >= len(equal) - 1, list(zip(got, wanted, strict=True))
 
 
 def test_a_name_that_is_not_there_is_refused():

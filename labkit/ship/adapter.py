@@ -1,0 +1,96 @@
+"""An adapter's folder, whoever made it: its base is found, and put under it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import LabError
+from labkit.own.stages import RESULT
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A folder of PEFT's with its adapter_config.json, and what `labkit train` told of it, or {}."""
+
+    folder: Path
+    config: dict[str, Any]
+    facts: dict[str, Any]
+
+    @property
+    def base(self) -> str:
+        """How it names its base: the hub's id, or a folder."""
+        return self.config.get("base_model_name_or_path") or ""
+
+    @property
+    def rank(self) -> int:
+        """Its largest rank."""
+        return max([self.config.get("r", 1), *(self.config.get("rank_pattern") or {}).values()])
+
+    @property
+    def in_4_bits(self) -> bool:
+        """Whether it was trained on a base in 4 bits."""
+        return self.facts.get("settings", {}).get("method") == "qlora"
+
+
+def read(folder: Path) -> Adapter:
+    """The adapter in `folder`; LabError where there is none."""
+    parts = []
+    for name in ("adapter_config.json", RESULT):
+        try:
+            parts.append(json.loads((folder / name).read_text("utf-8")))
+        except FileNotFoundError:
+            parts.append({})
+        except (OSError, ValueError) as error:
+            raise LabError(f"{folder / name} cannot be read: {error}") from None
+    if not parts[0] or not (folder / "adapter_model.safetensors").is_file():
+        told = "adapter_config.json and adapter_model.safetensors"
+        raise LabError(f"{folder} is no adapter's folder: it lacks {told}")
+    return Adapter(folder, *parts)
+
+
+def base_folder(adapter: Adapter, given: str) -> Path:
+    """The folder of the base: `given` (a name or a folder), else by the adapter's own word."""
+    from labkit.training import models
+
+    if given:
+        return models.path(given)
+    if Path(adapter.base).is_dir():
+        return Path(adapter.base)
+    try:
+        return models.of_hub(adapter.base)
+    except LabError as error:
+        raise LabError(f"the adapter's base: {error}; say where it is by --base FOLDER") from None
+
+
+def tokenizer_of(adapter: Adapter, base: Path) -> tuple["PreTrainedTokenizerBase", set[int]]:
+    """The adapter's own tokenizer, else its base's, with a template; the tokens that end an answer.
+
+    The template is a plain one where neither brings one.
+    """
+    from transformers import AutoTokenizer
+
+    from labkit.data import tokens
+
+    own = (adapter.folder / "tokenizer_config.json").is_file()
+    try:
+        found = AutoTokenizer.from_pretrained(adapter.folder if own else base)
+    except (OSError, ValueError) as error:
+        raise LabError(f"no tokenizer that can be read: {str(error).splitlines()[0]}") from None
+    tokens.add_template(found)
+    return found, tokens.ends_of(found, base)
+
+
+def beside(model: "PreTrainedModel", adapter: Adapter) -> "PeftModel":
+    """The model with the adapter beside it; LabError where they don't fit."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, adapter.folder).eval()
+    except (RuntimeError, ValueError, KeyError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LabError(f"{adapter.folder} does not fit its base: {why}") from None

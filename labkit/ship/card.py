@@ -1,0 +1,83 @@
+"""What lies beside the files: README.md with sizes, costs and lines, a Modelfile, and facts."""
+
+import json
+import os
+from pathlib import Path
+
+from labkit.own.stages import SHIPPED
+from labkit.ship import recipes
+
+CARD = """# {title}
+
+Files of an adapter of `{base}`, made by `labkit ship`.
+
+{table}
+
+{measured}
+
+{notes}## Serve it
+
+{lines}
+"""
+MEASURED = """KL: how far the next token's distribution is from that of the model that was trained, in
+nats a token, over {where}. right: the share of these rows whose answer is right to the letter."""
+
+
+def write(into: Path, asked, parts, facts: dict) -> None:
+    """README.md, Modelfile and ship.json into the folder; `facts` gets the lines."""
+    facts["lines"] = lines(into, asked, parts, facts)
+    (into / SHIPPED).write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
+    (into / "README.md").write_text(text(facts), "utf-8")
+
+
+def text(facts: dict) -> str:
+    """The text of README.md."""
+    where = facts["measured"]
+    told = MEASURED.format(where=where) if where else "Not measured: `--data FILE` names rows."
+    blocks = [f"{who}:\n\n```\n{line}\n```\n" for who, line in facts["lines"].items()]
+    return CARD.format(
+        title=facts["title"],
+        base=facts["base"],
+        table=table(facts["files"]),
+        measured=told,
+        notes="".join(f"{note}\n\n" for note in facts["notes"]),
+        lines="\n".join(blocks),
+    )
+
+
+def table(files: list[dict]) -> str:
+    """The files as a Markdown table: what each is, its size, KL and score."""
+    rows = ["| file | what | MB | KL | right |", "|---|---|---|---|---|"]
+    for row in files:
+        what = f"{row['what']}, {row['kind']}" if row["kind"] else row["what"]
+        size = f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else ""
+        cost = f"{row['kl']:.1e} | {row['right']:.2f}" if "kl" in row else " | "
+        rows.append(f"| {row['file']} | {what} | {size} | {cost} |")
+    return "\n".join(rows)
+
+
+def lines(into: Path, asked, parts, facts: dict) -> dict[str, str]:
+    """The lines that serve the files, by engine, as typed in the folder; Modelfiles are written."""
+    found, system = {}, parts.adapter.facts.get("data", {}).get("system", "")
+    name = asked.folder.resolve().name
+    merged = {row["kind"]: row["file"] for row in facts["files"] if row["what"] == "merged"}
+    if merged:
+        chosen = merged.get("q8_0") or next(iter(merged.values()))
+        made = recipes.modelfile(chosen, system=system, tokenizer=parts.tokenizer)
+        (into / "Modelfile").write_text(made, "utf-8")
+        found["llama.cpp"] = recipes.llama_server(chosen, {})
+        found["Ollama"] = f"ollama create {name} -f Modelfile\nollama run {name}"
+    if asked.apart:
+        files = {row["what"]: row["file"] for row in facts["files"]}
+        beside = (files["base"], files["adapter"], system, parts.tokenizer)
+        (into / "Modelfile.apart").write_text(recipes.modelfile(*beside), "utf-8")
+        adapters = {name: files["adapter"]}
+        found["llama.cpp, base and adapter"] = recipes.llama_server(files["base"], adapters)
+        found["Ollama, base and adapter"] = f"ollama create {name} -f Modelfile.apart"
+    folder = os.path.relpath(asked.folder.resolve(), asked.out.resolve())
+    own = Path(folder) / "chat_template.jinja"
+    template = str(own) if (asked.folder / own.name).is_file() else ""
+    found["vLLM"] = recipes.vllm(facts["base"], {name: folder}, facts["rank"], template)
+    if asked.merge:
+        found["transformers"] = recipes.transformers("./merged")
+    return found

@@ -1,0 +1,98 @@
+"""The families of models that are written as GGUF: their names there, settings, and order of rows.
+
+Llama's rows of q and k change places (`order`), since llama.cpp turns neighbours of them where
+transformers turns the two halves of a head. For Qwen it turns halves, too.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gguf
+import torch
+
+from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+KNOWN = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+}
+HEADED = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
+ROPES = {"llama": ("default", "llama3"), "qwen2": ("default",), "qwen3": ("default",)}
+
+
+def refuse_family(config: "PretrainedConfig") -> None:
+    """LabError for a family that is not written."""
+    if config.model_type not in KNOWN:
+        told = "only models of the Llama family, Qwen2 and Qwen3 are written as GGUF"
+        raise LabError(f"{config.model_type}: {told}")
+
+
+def refuse_model(model: "PreTrainedModel") -> None:
+    """LabError for an adapter that isn't merged, or what the format has no place for."""
+    if hasattr(model, "peft_config"):
+        raise LabError("the adapter is beside the base still: merge_and_unload() first")
+    config = model.config
+    refuse_family(config)
+    family, rope = config.model_type, _rope(config)
+    for told, odd in (
+        ("rope_type " + rope, rope not in ROPES[family]),
+        ("attention_bias", getattr(config, "attention_bias", False)),
+        ("mlp_bias", getattr(config, "mlp_bias", False)),
+        ("use_sliding_window", getattr(config, "use_sliding_window", False)),
+        ("quantized weights", getattr(model, "is_quantized", False)),
+    ):
+        if odd:
+            raise LabError(f"{told}: a {family.capitalize()} with that is not written as GGUF")
+
+
+def names(config: "PretrainedConfig") -> gguf.TensorNameMap:
+    """From the names of modules in transformers to those in GGUF."""
+    return gguf.get_tensor_name_map(KNOWN[config.model_type], config.num_hidden_layers)
+
+
+def order(module: str, d_out: int, config: "PretrainedConfig") -> torch.Tensor | None:
+    """The row of transformers that stands at each place of llama.cpp, (d_out,); None: all as is."""
+    kind = ".".join(module.split(".")[-2:])
+    if config.model_type != "llama" or kind not in HEADED:
+        return None
+    return torch.arange(d_out).view(getattr(config, HEADED[kind]), 2, -1).mT.flatten()
+
+
+def write_config(writer: gguf.GGUFWriter, config: "PretrainedConfig") -> None:
+    """The settings that llama.cpp builds a model from."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer.add_name(Path(str(config.name_or_path or "model")).name)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_dimension_count(size)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def rope_factors(model: "PreTrainedModel") -> torch.Tensor | None:
+    """By what Llama 3.1 divides the plain frequencies, (head_dim / 2,); None where they are plain.
+
+    The frequencies are those that transformers computes with; llama.cpp keeps the quotients.
+    """
+    if _rope(model.config) == "default":
+        return None
+    told = model.get_decoder().rotary_emb.inv_freq.float().cpu()
+    places = torch.arange(len(told)) / len(told)
+    return model.config.rope_parameters["rope_theta"] ** -places / told
+
+
+def _rope(config):
+    return (config.rope_parameters or {}).get("rope_type", "default")

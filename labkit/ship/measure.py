@@ -1,0 +1,88 @@
+"""What a file's rounding costs: KL from the model that was trained, and answers that stay right."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from labkit.data import report, split, tokens
+from labkit.data.shapes import Example
+from labkit.ship.adapter import Adapter
+
+ROWS, TOKENS = 40, 600  # that are measured, at most
+
+
+def rows(adapter: Adapter, file: Path | None, tokenizer, ends) -> tuple[list[dict], str]:
+    """Rows of `input_ids` and `labels`, and in words where they are from.
+
+    Of the file that was trained on they are the held-out ones, of another file all; without a file
+    the few that the adapter's folder shows.
+    """
+    settings = adapter.facts.get("settings", {})
+    longest = settings.get("max_length", 512)
+    if file:
+        seen = report.of(file, report.load(file), tokenizer, ends, longest)
+        found, what = seen.sound(), f"rows of {file.name}"
+        if seen.sha256() == adapter.facts.get("data", {}).get("sha256"):
+            _, found = split.split(found, settings["held_out"], settings["seed"])
+            what = f"held-out {what}"
+    else:
+        found, what = _shown(adapter), "held-out rows that the adapter's folder shows"
+    found = found[:: -(-len(found) // ROWS)] if found else []
+    made, n = [], 0
+    for example in found:
+        row = tokens.encode(example, tokenizer).cut(longest)
+        if made and n + len(row.learned) > TOKENS:
+            break
+        made.append(vars(row))
+        n += len(row.learned)
+    return made, f"{n} tokens of {len(made)} {what}"
+
+
+def _shown(adapter):
+    """The samples of the adapter's folder as examples."""
+    system = adapter.facts.get("data", {}).get("system")
+    first = [{"role": "system", "content": system}] if system else []
+    found = []
+    for sample in adapter.facts.get("scores", {}).get("samples", []):
+        turns = [("user", sample["prompt"]), ("assistant", sample["wanted"])]
+        found.append(Example(0, first + [{"role": r, "content": c} for r, c in turns]))
+    return found
+
+
+@torch.no_grad()
+def logits(model, rows: list[dict], size: int = 8) -> list[torch.Tensor]:
+    """Logits (k, vocab), fp32, at the k learned tokens of each row."""
+    from labkit.own.trainer import padded_logits
+
+    told = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        counts = [len(_learned(row)) for row in part]
+        told += padded_logits(model, part)[0].float().cpu().split(counts)
+    return told
+
+
+def divergence(exact: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """Mean KL(exact || other) a token, in nats."""
+    total = sum(_kl(p, q) for p, q in zip(exact, other, strict=True))
+    return total / sum(map(len, exact))
+
+
+def share_right(told: list[torch.Tensor], rows: list[dict], ends: Iterable[int]) -> float:
+    """The share of rows that greedy decoding answers to the letter, up to their end."""
+    ends, right = set(ends), 0
+    for logits, row in zip(told, rows, strict=True):
+        wanted = _learned(row)
+        stop = next((i + 1 for i, token in enumerate(wanted) if token in ends), len(wanted))
+        right += logits.argmax(-1).tolist()[:stop] == wanted[:stop]
+    return right / len(rows)
+
+
+def _learned(row):
+    return [token for token in row["labels"] if token != tokens.IGNORED]
+
+
+def _kl(p, q):
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum().item()

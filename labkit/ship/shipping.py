@@ -1,0 +1,191 @@
+"""`ship`: an adapter's folder becomes files for other engines, and what each of them costs."""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from labkit.data import report
+from labkit.errors import LabError
+from labkit.own import stages
+from labkit.ship import adapter as adapters
+from labkit.ship import card, families, gguf, measure
+
+KINDS = ("bf16", "q8_0", "q4_0")  # of the merged model, unless others are asked for
+PLAIN = "merged"  # the folder of the plain model
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's options."""
+
+    folder: Path
+    out: Path
+    kinds: tuple[str, ...] = KINDS
+    merge: bool = False
+    apart: bool = False
+    base: str = ""
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is shipped, and the rows that it is measured on."""
+
+    adapter: adapters.Adapter
+    base: Path
+    tokenizer: "object"
+    ends: set[int]
+    rows: list[dict]
+
+
+def ship(asked: Asked) -> dict:
+    """Fill the folder `asked.out` with files, and return what is known of them.
+
+    LabError for what cannot be written, or where something else lies in the folder.
+    """
+    for kind in asked.kinds:
+        gguf.refuse_kind(kind)
+    adapter = adapters.read(asked.folder)
+    base = adapters.base_folder(adapter, asked.base)
+    if asked.data:
+        report.load(asked.data)  # before anything heavy: what cannot be read is told at once
+    key = _key(asked, adapter, base)
+    done = stages.finished(asked.out, key, stages.SHIPPED)
+    if done:
+        say(f"{asked.out} is done already: these files of this adapter")
+        return done
+    from labkit.training import models
+
+    models.hush_libraries()
+    _refuse_early(asked, base)
+    tokenizer, ends = adapters.tokenizer_of(adapter, base)
+    rows, where = measure.rows(adapter, asked.data, tokenizer, ends)
+    parts = Parts(adapter, base, tokenizer, ends, rows)
+    facts = {"key": key, "title": asked.out.resolve().name, "base": adapter.base or base.name}
+    facts |= {"rank": adapter.rank, "measured": where if rows else "", "notes": []}
+    work = stages.begin(asked.out, key)
+    stages.publish(work, asked.out, lambda into: _write(into, asked, parts, facts))
+    return facts
+
+
+def say(line: str) -> None:
+    """Tell how far it is, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _key(asked, adapter, base):
+    """A hash of adapter, base and options: what is done for it is not done again."""
+    found = hashlib.sha256((adapter.folder / "adapter_model.safetensors").read_bytes())
+    options = [adapter.config, base.name, asked.kinds, asked.merge, asked.apart]
+    found.update(json.dumps(options, sort_keys=True).encode())
+    found.update(asked.data.read_bytes() if asked.data else b"")
+    return found.hexdigest()
+
+
+def _refuse_early(asked, base):
+    """LabError for a family that no GGUF is written of, before its weights are read."""
+    from transformers import AutoConfig
+
+    try:
+        if asked.kinds or asked.apart:
+            families.refuse_family(AutoConfig.from_pretrained(base))
+    except LabError as error:
+        more = f"`labkit ship {asked.folder} --merge` writes a plain model for other engines"
+        raise LabError(f"{error}; {more}") from None
+
+
+def _write(into, asked, parts, facts):
+    """All files, their sizes and costs, and the card."""
+    from labkit.training import models
+
+    name = asked.folder.resolve().name
+    exact = _trained(parts)
+    model, _ = models.load(parts.base, dtype=torch.float32)
+    files = _apart(into, asked, parts, model, facts)
+    model = adapters.beside(model, parts.adapter).merge_and_unload()
+    for kind in asked.kinds:
+        say(f"writing the merged model in {kind} …")
+        gguf.write_model(model, parts.tokenizer, into / f"{name}-{kind}.gguf", kind)
+        files.append({"file": f"{name}-{kind}.gguf", "what": "merged", "kind": kind})
+    if asked.merge:
+        say("writing the merged model as a folder …")
+        files.append(_plain(into, model, parts))
+    if parts.rows:
+        files = _measured(into, files, model, parts, exact)
+    for row in files:
+        row["bytes"] = _size(into / row["file"]) if row["file"] else None
+    facts["files"] = files
+    card.write(into, asked, parts, facts)
+
+
+def _trained(parts):
+    """Logits of the model that was trained: the adapter apart, on a base as it had."""
+    if not parts.rows:
+        return []
+    from labkit.training import arguments, models
+
+    say("measuring what was trained …")
+    how = arguments.in_4_bits() if parts.adapter.in_4_bits else {}
+    model, _ = models.load(parts.base, dtype=torch.float32, **how)
+    return measure.logits(adapters.beside(model, parts.adapter), parts.rows)
+
+
+def _apart(into, asked, parts, model, facts):
+    """The adapter as a file, and the base if it is asked for; a note where that cannot be."""
+    if not (asked.kinds or asked.apart):
+        return []
+    files, name = [], f"{asked.folder.resolve().name}-lora.gguf"
+    try:
+        gguf.write_adapter(asked.folder, model.config, into / name)
+        files.append({"file": name, "what": "adapter", "kind": "f32"})
+    except LabError as error:
+        if asked.apart:
+            raise
+        facts["notes"].append(f"no adapter beside the base: {error}")
+    if asked.apart:
+        say("writing the base …")
+        gguf.write_model(model, parts.tokenizer, into / "base-f16.gguf", "f16")
+        files.append({"file": "base-f16.gguf", "what": "base", "kind": "f16"})
+    return files
+
+
+def _plain(into, model, parts):
+    """The merged model as a folder, in the dtype of its base, to which `model` is rounded."""
+    from transformers import AutoConfig
+
+    dtype = AutoConfig.from_pretrained(parts.base).dtype or torch.float32
+    _cast_(model, dtype)
+    model.save_pretrained(into / PLAIN)
+    parts.tokenizer.save_pretrained(into / PLAIN)
+    _cast_(model, torch.float32)
+    return {"file": PLAIN, "what": "plain model", "kind": str(dtype).removeprefix("torch.")}
+
+
+def _cast_(model, dtype):
+    """Weights alone: `model.to` would round the rotary frequencies for good, too."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _measured(into, files, model, parts, exact):
+    """The rows of the table, each merged model with its KL and score; `model` becomes each."""
+    first = {"file": "", "what": "as trained", "kind": "", "kl": 0.0}
+    found = [first | {"right": measure.share_right(exact, parts.rows, parts.ends)}]
+    for row in reversed(files):  # the plain one first: the model is as it was written
+        if row["what"] in ("merged", "plain model"):
+            say(f"measuring {row['file']} …")
+            if row["what"] == "merged":
+                gguf.load_(model, into / row["file"])
+            told = measure.logits(model, parts.rows)
+            row["kl"] = measure.divergence(exact, told)
+            row["right"] = measure.share_right(told, parts.rows, parts.ends)
+    return found + files
+
+
+def _size(path):
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,104 @@
+"""A chat template as Ollama needs it: what stands before and after each message, and nothing else.
+
+Ollama does not run the template inside a GGUF. It compares it with those that it knows, and where
+none is near, it leaves all marks away. So the Modelfile says the marks, read off from what the
+tokenizer writes; `turns` gives them only where they write the same question.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from labkit.ship.vocabulary import begins
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SAID = ("Sx7", "Ux7", "Ax7", "Vx7")  # a system's message, a user's, an answer, a user's
+ROLES = ("system", "user", "assistant", "user")
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What the template writes around messages; `default` is the system's message if none comes."""
+
+    before_system: str
+    after_system: str
+    before_user: str
+    after_user: str
+    after_answer: str
+    default: str
+    several: bool = True  # whether a conversation of several turns is written alike, too
+
+    def template(self) -> str:
+        """Ollama's TEMPLATE: one turn, in the language of Go's text/template."""
+        return (
+            f"{{{{ if .System }}}}{self.before_system}{{{{ .System }}}}{self.after_system}"
+            f"{{{{ end }}}}{{{{ if .Prompt }}}}{self.before_user}{{{{ .Prompt }}}}{self.after_user}"
+            f"{{{{ end }}}}{{{{ .Response }}}}{self.after_answer}"
+        )
+
+    def text(self, messages: list[dict]) -> str:
+        """What Ollama makes of messages by this template, up to where the answer begins."""
+        if self.default and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.default}, *messages]
+        around = {
+            "system": (self.before_system, self.after_system),
+            "user": (self.before_user, self.after_user),
+            "assistant": ("", self.after_answer),
+        }
+        return "".join(m["content"].join(around[m["role"]]) for m in messages)
+
+
+def turns(tokenizer: "PreTrainedTokenizerBase") -> Turns | None:
+    """What `tokenizer`'s template writes around messages; None where Ollama can't write the same.
+
+    One question has to be the same text. Where longer conversations are not, `several` is False.
+    """
+    try:
+        found = _read(tokenizer)
+    except Exception:  # a template is a program: some raise at a system's message
+        return None
+    if found is None or '"""' in found.template() or found.template().count("{{") != 7:
+        return None
+    longer, *short, one = (found.text(said) == _text(tokenizer, said) for said in _conversations())
+    if not (short[0] and one):
+        return None
+    return replace(found, several=longer and short[1])
+
+
+def _conversations():
+    whole = [{"role": r, "content": c} for r, c in zip(ROLES, SAID, strict=True)]
+    return [whole, whole[:2], whole[1:], whole[1:2]]
+
+
+def _text(tokenizer, messages):
+    """What the tokenizer's template writes, without the first token if the engine adds it."""
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return text.removeprefix(tokenizer.bos_token) if begins(tokenizer) else text
+
+
+def _read(tokenizer):
+    whole, _, _, alone = (_text(tokenizer, said) for said in _conversations())
+    parts = []
+    for said in SAID:
+        part, found, whole = whole.partition(said)
+        if not found:
+            return None
+        parts.append(part)
+    start, between, _, again = parts
+    first, _, after = alone.partition(SAID[1])
+    user = _common_end(_common_end(between, again), first)
+    mark = tokenizer.eos_token or ""
+    if mark and mark in user:  # the end of the turn before is none of the user's
+        user = user.rpartition(mark)[2].removeprefix("\n")
+    after_system, after_answer = between.removesuffix(user), again.removesuffix(user)
+    left = first.removesuffix(user)
+    default = left.removeprefix(start).removesuffix(after_system)
+    return Turns(start, after_system, user, after, after_answer, default)
+
+
+def _common_end(a, b):
+    n = 0
+    while n < min(len(a), len(b)) and a[-1 - n] == b[-1 - n]:
+        n += 1
+    return a[len(a) - n :]

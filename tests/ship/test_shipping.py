@@ -1,0 +1,219 @@
+"""An adapter's folder becomes files: whole or not at all, measured, with what serves them."""
+
+import json
+import shutil
+from copy import copy
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from labkit.data.tokens import PLAIN
+from labkit.errors import LabError
+from labkit.ship import card, gguf, recipes, shipping, turns
+from labkit.ship.shipping import Asked
+from labkit.training import models
+
+ROWS = [("turn on the lamp", "it's on"), ("the kitchen", "12 times"), ("see the lamp", "on")]
+
+
+@pytest.fixture(scope="module")
+def shelf(make, tokenizer, tmp_path_factory):
+    """A folder with `base`, a tiny Llama, and `mine`, an adapter that names it by its path."""
+    from peft import LoraConfig, get_peft_model
+
+    made = tmp_path_factory.mktemp("shelf")
+    model = make(vocab_size=320)  # rows of whole blocks of 32
+    model.config.dtype = torch.bfloat16
+    model.to(torch.bfloat16).save_pretrained(made / "base")
+    tokenizer.save_pretrained(made / "base")
+    lora = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tuned = get_peft_model(models.load(made / "base", torch.float32)[0], lora)
+        for name, p in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.1)
+    tuned.save_pretrained(made / "mine")
+    tokenizer.save_pretrained(made / "mine")
+    lines = [json.dumps({"question": q, "answer": a}) for q, a in ROWS]
+    (made / "mine.jsonl").write_text("\n".join(lines), "utf-8")
+    return made
+
+
+@pytest.fixture(scope="module")
+def shipped(shelf):
+    """Everything that the command can make, and what it knows of it."""
+    asked = Asked(shelf / "mine", shelf / "out", merge=True, apart=True, data=shelf / "mine.jsonl")
+    return shelf / "out", shipping.ship(asked), asked
+
+
+def logits(model, ids=(1, 40, 80, 120, 7)):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits
+
+
+def test_every_file_is_there_and_the_table_tells_size_and_cost(shipped):
+    out, facts, _ = shipped
+    kinds = ("bf16", "q8_0", "q4_0")
+    names = {f"mine-{kind}.gguf" for kind in kinds} | {"mine-lora.gguf", "base-f16.gguf", "merged"}
+    notes = {"README.md", "Modelfile", "Modelfile.apart", "ship.json"}
+    assert {file.name for file in out.iterdir()} == names | notes
+    rows = {row["file"]: row for row in facts["files"]}
+    assert set(rows) == names | {""} and rows[""]["kl"] == 0
+    for name in names - {"merged"}:
+        assert rows[name]["bytes"] == (out / name).stat().st_size
+    sizes = [rows[f"mine-{kind}.gguf"]["bytes"] for kind in kinds]
+    costs = [rows[f"mine-{kind}.gguf"]["kl"] for kind in kinds]
+    assert sizes == sorted(sizes, reverse=True) and costs == sorted(costs)
+    assert rows["merged"]["kl"] == pytest.approx(costs[0]) and 0 < costs[0] < 1e-2 < costs[2]
+    assert "3 rows of mine.jsonl" in facts["measured"]
+    text = (out / "README.md").read_text("utf-8")
+    assert card.table(facts["files"]) in text and facts["measured"] in text
+
+
+def test_the_cost_is_the_divergence_from_the_adapter_apart(shipped, shelf):
+    """KL by torch's own function, over the tokens of the answers."""
+    out, facts, _ = shipped
+    tokenizer = AutoTokenizer.from_pretrained(shelf / "mine")
+    base, _ = models.load(shelf / "base", torch.float32)
+    tuned = PeftModel.from_pretrained(base, shelf / "mine").eval()
+    whole = GgufConfig(dequantize=True)
+    how = {"gguf_file": "mine-q4_0.gguf", "dtype": torch.float32, "quantization_config": whole}
+    written = AutoModelForCausalLM.from_pretrained(out, **how).eval()
+    p, q = [], []
+    for question, answer in ROWS:
+        asked = [{"role": "user", "content": question}]
+        said = [*asked, {"role": "assistant", "content": answer}]
+        ids = tokenizer.apply_chat_template(said, return_dict=False)
+        n = len(tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False))
+        p.append(logits(tuned, ids)[0, n - 1 : -1])
+        q.append(logits(written, ids)[0, n - 1 : -1])
+    p, q = (torch.cat(x).log_softmax(-1) for x in (p, q))
+    wanted = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean").item()
+    (row,) = [row for row in facts["files"] if row["file"] == "mine-q4_0.gguf"]
+    assert row["kl"] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_plain_model_is_the_merged_one_in_the_base_s_dtype(shipped, shelf):
+    out, _, _ = shipped
+    plain = AutoModelForCausalLM.from_pretrained(out / "merged")
+    assert plain.dtype == torch.bfloat16 and not hasattr(plain, "peft_config")
+    base, _ = models.load(shelf / "base", torch.float32)
+    wanted = PeftModel.from_pretrained(base, shelf / "mine").merge_and_unload()
+    for (name, p), q in zip(wanted.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p.to(torch.bfloat16), q), name
+    tokenizer = AutoTokenizer.from_pretrained(out / "merged")
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(shelf / "mine").chat_template
+
+
+def test_the_lines_name_the_files(shipped, shelf):
+    _, facts, _ = shipped
+    told = facts["lines"]
+    assert told["llama.cpp"] == "llama-server -m mine-q8_0.gguf --jinja"
+    assert "-m base-f16.gguf" in told["llama.cpp, base and adapter"]
+    assert "--lora mine-lora.gguf" in told["llama.cpp, base and adapter"]
+    assert f"vllm serve {shelf / 'base'} --enable-lora --max-lora-rank 8 " in told["vLLM"]
+    assert "mine=../mine" in told["vLLM"] and "../mine/chat_template.jinja" in told["vLLM"]
+    assert told["transformers"] == "transformers serve ./merged"
+    assert told["Ollama"].startswith("ollama create mine -f Modelfile\n")
+
+
+def test_the_same_again_is_done_and_another_is_refused(shipped, capsys):
+    out, facts, asked = shipped
+    before = (out / "ship.json").stat().st_mtime_ns
+    assert shipping.ship(asked)["files"] == facts["files"]
+    assert "is done already" in capsys.readouterr().err
+    with pytest.raises(LabError, match="holds files of other data or settings: name another --out"):
+        shipping.ship(Asked(asked.folder, out, ("f16",)))
+    with pytest.raises(LabError, match="holds something else"):
+        shipping.ship(Asked(asked.folder, asked.folder, ("f16",)))
+    assert (out / "ship.json").stat().st_mtime_ns == before
+
+
+def test_stopped_in_the_middle_nothing_looks_whole(shelf, tmp_path, monkeypatch):
+    asked = Asked(shelf / "mine", tmp_path / "out")
+    real = gguf.write_model
+
+    def stopped(model, tokenizer, path, kind):
+        if kind == "q4_0":
+            raise KeyboardInterrupt
+        return real(model, tokenizer, path, kind)
+
+    monkeypatch.setattr(gguf, "write_model", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        shipping.ship(asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    monkeypatch.undo()
+    assert len(shipping.ship(asked)["files"]) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_cannot_be_shipped_is_one_line(shelf, make, tokenizer, tmp_path):
+    make("gemma", head_dim=16).save_pretrained(tmp_path / "other")
+    for name in ("other", "small"):
+        tokenizer.save_pretrained(tmp_path / name)
+    make(intermediate_size=64).save_pretrained(tmp_path / "small")
+    shutil.copytree(shelf / "mine", tmp_path / "lost")
+    config = json.loads((tmp_path / "lost/adapter_config.json").read_text("utf-8"))
+    config["base_model_name_or_path"] = "nobody/nothing"
+    (tmp_path / "lost/adapter_config.json").write_text(json.dumps(config), "utf-8")
+    mine, out = shelf / "mine", tmp_path / "out"
+    for asked, said in (
+        (Asked(mine, out, base=str(tmp_path / "other")), "--merge` writes a plain model"),
+        (Asked(mine, out, base=str(tmp_path / "small")), "does not fit its base"),
+        (Asked(tmp_path / "lost", out), "nobody/nothing is neither .* by --base FOLDER"),
+        (Asked(mine, out, ("q5_k",)), "no kind 'q5_k'"),
+        (Asked(shelf / "base", out), "is no adapter's folder"),
+        (Asked(mine, out, data=tmp_path / "none.csv"), "no file"),
+    ):
+        with pytest.raises(LabError, match=said) as caught:
+            shipping.ship(asked)
+        assert "\n" not in str(caught.value) and not out.exists()
+        shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
+
+
+def test_an_adapter_with_more_than_a_and_b_is_merged_alone(shelf, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    model = get_peft_model(models.load(shelf / "base", torch.float32)[0], lora)
+    model.save_pretrained(tmp_path / "dora")
+    facts = shipping.ship(Asked(tmp_path / "dora", tmp_path / "out", ("f16",)))
+    assert [row["file"] for row in facts["files"]] == ["dora-f16.gguf"]
+    assert "use_dora cannot be written as a GGUF adapter" in facts["notes"][0]
+
+
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<s>system\nBe kind.</s>\n{% endif %}"
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+def test_ollama_s_template_is_read_off_the_tokenizer_s(tokenizer):
+    found = turns.turns(tokenizer)
+    assert found.several and found.default == ""
+    assert found.template() == (
+        "{{ if .System }}<s>system\n{{ .System }}</s>\n{{ end }}{{ if .Prompt }}<s>user\n"
+        "{{ .Prompt }}</s>\n<s>assistant\n{{ end }}{{ .Response }}</s>\n"
+    )
+    other = copy(tokenizer)
+    other.chat_template = CHATML
+    found = turns.turns(other)
+    assert found.default == "Be kind." and found.several
+    text = recipes.modelfile("a.gguf", tokenizer=other)
+    assert 'SYSTEM """Be kind."""' in text and f'TEMPLATE """{found.template()}"""' in text
+    assert 'SYSTEM """Be brief."""' in recipes.modelfile("a.gguf", None, "Be brief.", other)
+    other.chat_template = "{{ messages | length }} {{ messages[-1]['content'] }}"
+    assert turns.turns(other) is None
+    assert "no equal in Ollama's language" in recipes.modelfile("a.gguf", tokenizer=other)
+
+
+def test_a_template_without_an_end_of_turn_is_said_to_differ_in_long_conversations(tokenizer):
+    other = copy(tokenizer)
+    other.chat_template = PLAIN
+    found = turns.turns(other)
+    assert found and not found.several
+    assert "several turns is another text" in recipes.modelfile("a.gguf", tokenizer=other)
