@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 LONGEST = 12  # layers in a period, at most
+INDICES = ("moe_layers", "mlp_only_layers")  # fields that list the layers which are of a kind
 ALIKE = 64  # events that must agree before two places of a step count as the same
 
 
@@ -36,13 +37,12 @@ def shorter(config: PretrainedConfig) -> tuple[PretrainedConfig, PretrainedConfi
 
 def _kinds(config, n_layers):
     """Something for each layer that is equal where the layers are."""
-    fields = config.to_dict()
-    lists = [x for x in fields.values() if isinstance(x, list) and len(x) == n_layers]
-    chosen = [x for name, x in fields.items() if name.endswith("_layers") and isinstance(x, list)]
+    lists = _lists(config, n_layers)
+    chosen = [getattr(config, name, None) or () for name in INDICES]
     dense = getattr(config, "first_k_dense_replace", 0) or 0
     every = getattr(config, "decoder_sparse_step", 1) or 1
     return [
-        (*(x[i] for x in lists), *(i in x for x in chosen), i < dense, (i + 1) % every == 0)
+        (*(x[i] for x in lists.values()), *(i in x for x in chosen), i < dense, (i + 1) % every == 0)
         for i in range(n_layers)
     ]
 
@@ -51,10 +51,18 @@ def _cut(config, n_layers):
     """The configuration with its first `n_layers` layers alone."""
     short, whole = copy.deepcopy(config), config.num_hidden_layers
     short.num_hidden_layers = n_layers
-    for name, x in config.to_dict().items():
-        if isinstance(x, list) and len(x) == whole:
-            setattr(short, name, x[:n_layers])
+    for name, x in _lists(config, whole).items():
+        setattr(short, name, x[:n_layers])
+    for name in INDICES:
+        if getattr(config, name, None):
+            setattr(short, name, [i for i in getattr(config, name) if i < n_layers])
     return short
+
+
+def _lists(config, n_layers):
+    """The fields of `config` that say something of each layer."""
+    fields = {name: x for name, x in config.to_dict().items() if name not in INDICES}
+    return {name: x for name, x in fields.items() if isinstance(x, list) and len(x) == n_layers}
 
 
 def drawn_out(short: np.ndarray, longer: np.ndarray, times: int) -> np.ndarray | None:

@@ -15,11 +15,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, masking_utils
 
-from labkit.memory import adapted, optimizers, repeat
+from labkit.memory import adapted, objectives, optimizers, repeat
 from labkit.memory.ledger import CATEGORIES, Ledger, category
 from labkit.memory.settings import Settings
 
@@ -48,7 +47,7 @@ class Simulation:
 
     peak: at most held on the device. by_category: what the peak consisted of; sums to `peak`.
     static: weights, gradients and optimizer states, as they are when all three exist.
-    phases: the peak of each of forward, backward and step.
+    phases: the peak of each of forward, backward and step; before them reference or rollout.
     paged: optimizer states in paged memory, which can leave the GPU and are not in `peak`.
     n_params, n_trainable: numbers, packed weights counted as what they stand for.
     timeline: None, or a `Timeline`.
@@ -83,12 +82,17 @@ def simulate(
 def whole(config: PretrainedConfig, settings: Settings, device: str = "cuda") -> Simulation:
     """As `simulate`, with a timeline, and every layer run: slower where there are many."""
     model, n_params = adapted.build(config, settings)
+    reference = None
+    if settings.second_model:
+        reference = adapted.build(config, settings)[0].requires_grad_(False)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # transformers sees by data, which fakes don't have, whether a row is one sequence
     plain = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
     with plain, _dropout_of(device), FakeTensorMode():
         adapted.materialise(model, adapted.packed_weight)
-        static, paged, history = _step(model, settings)
+        if reference:
+            adapted.materialise(reference, adapted.packed_weight)
+        static, paged, history = _step(model, reference, settings)
     return _summed_up(history, static, paged, n_params, n_trainable)
 
 
@@ -140,11 +144,13 @@ def _dropout_of(device):
     return mock.patch.object(torch.nn.functional, "dropout", fused)
 
 
-def _step(model, settings):
+def _step(model, reference, settings):
     """`(static bytes, paged bytes, Timeline)` of a step after the first."""
     trained = [p for p in model.parameters() if p.requires_grad]
     ledger = Ledger("meta", keep_events=True)
     ledger.hold(model)
+    if reference:
+        ledger.hold(reference)
     with ledger:
         for parameter in trained:  # what an earlier step leaves
             parameter.grad = torch.zeros_like(parameter)
@@ -154,26 +160,13 @@ def _step(model, settings):
         static = {name: n for name, n in ledger.now().items() if name in CATEGORIES[:3]}
         if settings.accumulation == 1:
             optimizer.zero_grad()
-        ids = torch.zeros(settings.batch, settings.seq, dtype=torch.long)
-        ledger.mark("forward")
-        loss = loss_of(model, ids, settings)
+        ids = torch.zeros(settings.rows, settings.seq, dtype=torch.long)
+        loss = objectives.loss_of(model, ids, settings, reference, ledger.mark)
         ledger.mark("backward")
         loss.backward()
         ledger.mark("step")
         optimizer.step()
     return static, getattr(optimizer, "paged_bytes", 0), _history(ledger)
-
-
-def loss_of(model: nn.Module, ids: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """The loss of one micro-batch of token ids `(batch, seq)`, a scalar tensor."""
-    kept = settings.answer_tokens or 0
-    compute = torch.float16 if settings.dtype == "float16" else torch.bfloat16
-    batch = {"input_ids": ids, "labels": ids[:, -kept:]}
-    if settings.padded:
-        batch["attention_mask"] = torch.ones_like(ids)
-        batch["attention_mask"][0, -1] = 0
-    with torch.autocast(ids.device.type, compute, enabled=settings.autocast):
-        return model(**batch, use_cache=False, logits_to_keep=kept).loss
 
 
 def _history(ledger):
