@@ -11,6 +11,8 @@ with Adam; it knows no adapters, batches or lengths).
 """
 
 import argparse
+import contextlib
+import copy
 import itertools
 import json
 import statistics
@@ -85,6 +87,10 @@ def cases(device):
         {"dtype": "bfloat16", "method": "full"},
         {"method": "qlora", "prepare_kbit": True},
         {"method": "qlora", "double_quant": False},
+        {"objective": "dpo"},
+        {"objective": "dpo", "method": "full"},
+        {"objective": "grpo", "batch": 1, "samples": 4},
+        {"objective": "grpo", "batch": 1, "samples": 4, "method": "qlora"},
     ):
         yield "gqa-untied", config, Settings(batch=4, seq=128).but(**other)
 
@@ -111,6 +117,9 @@ def real_model(config, settings, device):
             quantization_config=quantised,
             device_map={"": device},
         )
+    for module in model.modules():  # no packing of weights in rollouts, as on a GPU
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if settings.prepare_kbit:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if settings.method != "full":
@@ -143,24 +152,79 @@ def training(model, config, settings, device):
     trained = [p for p in model.parameters() if p.requires_grad]
     how = {"fused": True} if settings.optim.endswith("fused") else {"foreach": True}
     optimizer = torch.optim.AdamW(trained, **how)
-    ids = torch.randint(config.vocab_size, (settings.batch, settings.seq), device=device)
-    kept = settings.answer_tokens or 0
-    batch = {"input_ids": ids, "labels": ids[:, -kept:]}
-    if settings.padded:
-        batch["attention_mask"] = torch.ones_like(ids)
-        batch["attention_mask"][0, -1] = 0
+    losses = {"sft": plain_loss, "dpo": dpo_loss, "grpo": grpo_loss}
+    reference = copy.deepcopy(model).requires_grad_(False) if settings.second_model else None
+    ids = torch.randint(config.vocab_size, (settings.rows, settings.seq), device=device)
 
     def step():
         for _ in range(settings.accumulation):
-            cast = torch.autocast(device, torch.bfloat16, enabled=settings.autocast)
-            with cast:
-                loss = model(**batch, use_cache=False, logits_to_keep=kept).loss
+            loss = losses[settings.objective](model, ids, settings, reference)
             loss.backward()
             del loss
         optimizer.step()
         optimizer.zero_grad()
 
+    step.reference = reference
     return optimizer, step
+
+
+def cast(settings, ids):
+    return torch.autocast(ids.device.type, torch.bfloat16, enabled=settings.autocast)
+
+
+def plain_loss(model, ids, settings, reference):
+    kept = settings.answer_tokens or 0
+    batch = {"input_ids": ids, "labels": ids[:, -kept:]}
+    if settings.padded:
+        batch["attention_mask"] = torch.ones_like(ids)
+        batch["attention_mask"][0, -1] = 0
+    with cast(settings, ids):
+        return model(**batch, use_cache=False, logits_to_keep=kept).loss
+
+
+def token_logps(model, ids, settings):
+    """Log-probabilities of the tokens after the first, or of the last answer_tokens."""
+    kept = settings.answer_tokens
+    with cast(settings, ids):
+        logits = model(ids, use_cache=False, logits_to_keep=kept + 1 if kept else 0).logits
+    logps = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    return torch.gather(logps, 2, ids[:, -logps.shape[1] :].unsqueeze(2)).squeeze(2)
+
+
+def dpo_loss(model, ids, settings, reference):
+    """As in the paper: how much likelier chosen and rejected became than under the reference."""
+    model.eval()
+    with torch.no_grad(), contextlib.nullcontext() if reference else model.disable_adapter():
+        before = token_logps(reference or model, ids, settings).sum(1)
+    model.train()
+    ratios = token_logps(model, ids, settings).sum(1) - before
+    n = settings.batch
+    return torch.nn.functional.softplus(-0.1 * (ratios[:n] - ratios[n:])).mean()
+
+
+def grpo_loss(model, ids, settings, reference):
+    """Answers drawn by transformers' own `generate`, and a clipped loss on them."""
+    prompts, n = ids[:, : -settings.answer_tokens], settings.answer_tokens
+    model.eval()
+    with torch.no_grad(), cast(settings, ids):
+        ids = model.generate(
+            input_ids=prompts,
+            attention_mask=torch.ones_like(prompts),
+            do_sample=True,
+            min_new_tokens=n,
+            max_new_tokens=n,
+            pad_token_id=0,
+        )
+    model.train()
+    logps = token_logps(model, ids, settings)
+    ratio = torch.exp(logps - logps.detach())
+    advantage = torch.randn(len(ids), 1)
+    return -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+
+
+def held_by(model, optimizer, step):
+    """What counts from the start of a step."""
+    return [thing for thing in (model, optimizer, step.reference) if thing is not None]
 
 
 def measure(config, settings, device):
@@ -171,7 +235,7 @@ def measure(config, settings, device):
     model = real_model(config, settings, device)
     optimizer, step = training(model, config, settings, device)
 
-    with track(model, optimizer, device=device) as peak:
+    with track(*held_by(model, optimizer, step), device=device) as peak:
         step()
         step()
     hardware.wait()
@@ -180,7 +244,7 @@ def measure(config, settings, device):
     hardware.wait()
     plain = time.perf_counter() - began
     began = time.perf_counter()
-    with track(model, optimizer, device=device):
+    with track(*held_by(model, optimizer, step), device=device):
         step()
     hardware.wait()
     tracked = time.perf_counter() - began

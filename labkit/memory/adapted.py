@@ -50,8 +50,11 @@ def _quantise(model, settings):
     """Replace linear layers by bitsandbytes' as transformers does when it loads in 4-bit."""
     replace_with_bnb_linear(model, get_keys_to_not_convert(model), in_4_bits(settings))
     for module in model.modules():
-        if isinstance(module, Linear4bit) and module.bias is not None:  # loaded in its own dtype
-            module.bias.data = module.bias.data.to(getattr(torch, settings.dtype))
+        if isinstance(module, Linear4bit):
+            # some CPUs pack the weights anew for inference, and backward cannot use that
+            module.support_avx512bf16_for_cpu = False
+            if module.bias is not None:  # loaded in its own dtype
+                module.bias.data = module.bias.data.to(getattr(torch, settings.dtype))
     model.is_loaded_in_4bit = True
 
 

@@ -27,12 +27,15 @@ CHECKPOINTS = "Chen et al. 2016, 1604.06174, section 3"
 FLASH = "Dao et al. 2022, 2205.14135, section 3.1"
 RECOMPUTED = "after Korthikanti et al. 2022, 2205.05198, section 4.1"
 GRADIENTS_OF_LORA = "Hu et al. 2021, 2106.09685: the gradient of A needs x, that of B needs A x"
+DPO = "Rafailov et al. 2023, 2305.18290, equation 7"
+CACHE = "Pope et al. 2022, 2211.05102, section 2.1"
 STATIC = ("weights", "gradients", "optimizer")
+ROLLOUT = "rollout"  # what is held before the step alone, beside weights and optimizer
 
 
 @dataclass(frozen=True)
 class Term:
-    """One term: what it is for (of `ledger.CATEGORIES`), a name, bytes, formula and source."""
+    """One term: what it is for (of `ledger.CATEGORIES`, or `ROLLOUT`), name, bytes, formula, source."""
 
     category: str
     name: str
@@ -53,6 +56,11 @@ class Budget:
         """Bytes at the highest moment."""
         return max(self.moments.values())
 
+    @property
+    def before(self) -> int:
+        """Bytes at the highest moment of a rollout or a reference; 0 where there is none."""
+        return max((self.moments.get(name, 0) for name in ("in the reference", "in a rollout")))
+
     def static(self) -> dict[str, int]:
         """Bytes that stay from step to step: weights, gradients and optimizer, a dict."""
         return {kind: self.total(kind) for kind in STATIC}
@@ -70,14 +78,22 @@ def closed_form(config: PretrainedConfig, settings: Settings) -> Budget:
     m = Dimensions(config, settings)
     n_trained = sum(m.trained_tensors)
     rows = {  # (name, bytes, formula, source) each
-        "weights": _weights(m),
+        "weights": _all_weights(m),
         "gradients": [("gradients", n_trained * m.trained, "n_trained x bytes", "one each")],
         "optimizer": _optimizer(m),
         "activations": _activations(m),
         "temporary": [("gradients of the loss", 8 * m.n_logits * m.V, GRADIENTS_OF_LOSS, LOSS)],
+        ROLLOUT: _rollout(m),
     }
     terms = tuple(Term(category, *row) for category, some in rows.items() for row in some)
     return Budget(terms, _moments(m, terms))
+
+
+def _all_weights(m):
+    rows = list(_weights(m))
+    yield from rows
+    if m.settings.second_model:
+        yield "reference model", sum(row[1] for row in rows), "all of the above again", DPO
 
 
 def _weights(m):
@@ -144,6 +160,14 @@ def _activations(m):
     yield "rotary cos and sin", rotary, "2 T d x bytes", "transformers"
     yield from _casts(m)
     yield "log-softmax", 4 * m.n_logits * m.V, "4 A V", LOSS
+
+
+def _rollout(m):
+    """The cache of GRPO's answers when their last token is drawn: keys, and values."""
+    if m.settings.objective == "grpo":
+        tokens = m.settings.rows * (m.settings.seq - 1)
+        n_bytes = m.L * tokens * m.k * (m.stream + m.attention)
+        yield "keys and values", n_bytes, "L rows (seq - 1) k x (bytes + bytes)", CACHE
 
 
 def _layer(m):
@@ -250,7 +274,15 @@ def _moments(m, terms):
     step = sum(held.values())
     if s.optim == "adamw_torch":  # foreach takes the roots of all second moments at once
         step += sum(m.trained_tensors) * m.trained
-    return {
+    before = lasting + sum(row[1] for row in _casts(m))
+    moments = {}
+    if s.objective == "dpo":
+        moments["in the reference"] = before + 10 * m.n_logits * m.V
+    if s.objective == "grpo":
+        prompts = s.rows * (s.seq - s.answer_tokens)
+        cache = sum(row[1] for row in _rollout(m))
+        moments["in a rollout"] = before + cache + 8 * s.rows * m.V + 3 * prompts * m.mlp * m.f
+    return moments | {
         "at the loss": lasting + at_loss,
         "inside a layer": lasting + in_layer,
         "end of backward": sum(held.values()) + table,

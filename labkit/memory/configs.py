@@ -58,9 +58,11 @@ def _from_hub(name):
     near = difflib.get_close_matches(name.lower().split("/")[-1], built_in(), n=3, cutoff=0.5)
     offer = f"nearest: {', '.join(near)}" if near else f"built in: {', '.join(built_in())}"
     if "/" not in name:
-        raise LabError(f"no model {name!r}; {offer}")
+        how = "or give a config.json, its folder, or a hub id such as owner/name"
+        raise LabError(f"no model {name!r}; {offer}; {how}")
     if not hub_answers():
-        raise LabError(f"no file {name!r} here, and the Hugging Face hub does not answer; {offer}")
+        why = f"no file {name!r} here, and the Hugging Face hub does not answer"
+        raise LabError(f"{why}; {offer}; or download its config.json and give the path")
     import transformers
 
     try:
@@ -70,10 +72,13 @@ def _from_hub(name):
 
 
 def _configure(fields, name):
-    """The configuration object; LabError where transformers has no causal LM for it."""
+    """The configuration object; LabError where transformers has no causal LM for it.
+
+    A model that also sees or hears is taken by its text part, and `part_of` is what it is part of.
+    """
     import transformers
 
-    fields = dict(fields)
+    fields = {key: x for key, x in fields.items() if key not in ("auto_map", "quantization_config")}
     kind = fields.pop("model_type", None)
     if fields.get("sliding_window") == 0:  # TOML has no null
         fields["sliding_window"] = None
@@ -83,6 +88,9 @@ def _configure(fields, name):
         raise LabError(f"{name}: {' '.join(str(error).split())[:200]}") from None
     made_for = " ".join(fields.get("architectures") or ["ForCausalLM"])
     causal = "CausalLM" in made_for or "LMHead" in made_for
+    if isinstance(fields.get("text_config"), dict):
+        config, causal = config.get_text_config(), True
+        config.part_of = kind
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or not causal:
         raise LabError(f"{name} ({kind}, {made_for}) is no causal language model")
     return config

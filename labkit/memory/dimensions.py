@@ -34,8 +34,8 @@ class Dimensions:
         self.q, self.k = self.H * self.d, config.num_key_value_heads * self.d
         self.tied = config.tie_word_embeddings
         self.full = settings.method == "full"
-        self.n_tokens = settings.batch * settings.seq
-        self.n_logits = settings.batch * (settings.answer_tokens or settings.seq)
+        self.n_tokens = settings.rows * settings.seq
+        self.n_logits = settings.rows * (settings.answer_tokens or settings.seq)
         self.matrices = {  # (d_out, d_in) of each in one layer
             "q_proj": (self.q, self.h),
             "k_proj": (self.k, self.h),

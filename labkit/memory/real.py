@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from labkit.memory import adapted, optimizers
 from labkit.memory.measure import Peak, track
 from labkit.memory.settings import Settings
-from labkit.memory.simulate import loss_of
+from labkit.memory.objectives import loss_of
 
 
 def real_model(config: PretrainedConfig, settings: Settings, device: str) -> nn.Module:
@@ -44,12 +44,17 @@ def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     return optimizers.make(trained, settings.optim)
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> float:
+def step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    reference: nn.Module | None = None,
+) -> float:
     """One training step on random tokens; its loss, a float."""
-    shape = settings.batch, settings.seq
+    shape = settings.rows, settings.seq
     for _ in range(settings.accumulation):
         ids = torch.randint(model.config.vocab_size, shape, device=model.device)
-        loss = loss_of(model, ids, settings)
+        loss = loss_of(model, ids, settings, reference)
         loss.backward()
         found = loss.item()
         del loss
@@ -62,7 +67,11 @@ def peak_of_steps(config: PretrainedConfig, settings: Settings, device: str, n: 
     """What n real steps hold at most: a `measure.Peak`. The first makes the optimizer's states."""
     model = real_model(config, settings, device)
     optimizer = optimizer_of(model, settings)
-    with track(model, optimizer, device=device) as peak:
+    reference = None
+    if settings.second_model:
+        reference = real_model(config, settings, device).requires_grad_(False)
+    held = [thing for thing in (model, optimizer, reference) if thing is not None]
+    with track(*held, device=device) as peak:
         for _ in range(n):
-            step(model, optimizer, settings)
+            step(model, optimizer, settings, reference)
     return peak

@@ -122,15 +122,19 @@ def show(report: Report, console: Console) -> None:
 def _headline(report):
     s = report.simulated
     share = 100 * s.n_trainable / s.n_params
+    what = report.settings.method
+    if report.settings.objective != "sft":
+        what = f"{report.settings.objective} with {what}"
     return (
-        f"{report.model}, {report.settings.method}: {_gb(s.peak)} GB at the peak"
+        f"{report.model}, {what}: {_gb(s.peak)} GB at the peak"
         f" ({s.n_params / GB:.3g} B parameters, {s.n_trainable / 1e6:.4g} M trained, {share:.3g}%)"
     )
 
 
 def _settings_line(settings):
     s = settings
-    parts = [f"batch {s.batch} x {s.seq} tokens", s.optim, f"{s.dtype} base", s.attention]
+    batch = {"sft": "", "dpo": " pairs", "grpo": f" prompts x {s.samples} answers"}[s.objective]
+    parts = [f"batch {s.batch}{batch} x {s.seq} tokens", s.optim, f"{s.dtype} base", s.attention]
     if s.method != "full":
         parts.insert(1, f"rank {s.rank} on {s.targets}")
     parts += [name for name in ("autocast", "checkpointing") if getattr(s, name)]
@@ -156,15 +160,21 @@ def _table(report):
     table.add_column("closed form", justify="right")
     table.add_column("formula", style="dim", overflow="fold")
     static = report.simulated.static
-    for category in CATEGORIES[:-1]:
-        ours = static.get(category, report.simulated.by_category[category])
+    drawn = (budget.ROLLOUT,) if report.settings.objective == "grpo" else ()
+    for category in (*CATEGORIES[:-1], *drawn):
+        ours = static.get(category, report.simulated.by_category.get(category, 0))
         closed = _gb(report.closed.total(category)) if report.closed else "-"
-        table.add_row(category, _gb(ours), closed, style=f"bold {COLOURS[category]}")
+        style = f"bold {COLOURS.get(category, 'cyan')}"
+        table.add_row(category, "" if category in drawn else _gb(ours), closed, style=style)
         for term in report.closed.terms if report.closed else ():
             if term.category == category:
                 table.add_row(f"  {term.name}", "", _gb(term.bytes), escape(term.formula))
     if report.simulated.paged:
         table.add_row("paged states", _gb(report.simulated.paged), "", "can leave the GPU")
+    for phase in ("reference", "rollout"):  # runs before the step, without gradients
+        if phase in report.simulated.phases:
+            closed = _gb(report.closed.before) if report.closed else "-"
+            table.add_row(f"peak of the {phase}", _gb(report.simulated.phases[phase]), closed)
     closed = _gb(report.closed.peak) if report.closed else "-"
     table.add_row("peak", _gb(report.simulated.peak), closed, style="bold")
     return table

@@ -11,6 +11,7 @@ from labkit.errors import LabError
 
 CHOICES = {
     "method": ("full", "lora", "qlora"),
+    "objective": ("sft", "dpo", "grpo"),
     "optim": (
         *("adamw_torch_fused", "adamw_torch"),
         *("adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
@@ -20,7 +21,10 @@ CHOICES = {
     "adapter_dtype": ("float32", "bfloat16", "float16"),
 }
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-AT_LEAST = {"rank": 1, "batch": 1, "seq": 2, "answer_tokens": 2, "accumulation": 1}
+AT_LEAST = {
+    **{"rank": 1, "batch": 1, "seq": 2, "samples": 2},
+    **{"answer_tokens": 2, "accumulation": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,12 @@ class Settings:
     Names are those of transformers, PEFT and TRL where they have one.
 
     method: full, lora or qlora (NF4 linear layers; embeddings, norms and head stay in `dtype`).
+        What trains and what is learned are two things, but "dpo" and "grpo" are understood here,
+        too: that objective with lora.
+    objective: sft, or dpo: a batch counts pairs, so twice as many sequences, and a reference runs
+        first, which is the model without its adapter, and under full a second model. Or grpo: a
+        batch counts prompts, of each `samples` answers of `answer_tokens` (half of `seq` if not
+        given) are drawn with a cache, then the step is on all of them; no penalty on the KL.
     rank, targets, dropout, adapter_dtype: the adapter. Targets are "all-linear" or names such as
         "q_proj,v_proj". PEFT keeps adapters in float32 by default, whatever the base is.
     optim: as in transformers' `optim`.
@@ -46,7 +56,9 @@ class Settings:
     prepare_kbit: `prepare_model_for_kbit_training` casts what is not 4-bit to float32.
     """
 
-    method: Annotated[str, Option(help="full, lora or qlora.")] = "lora"
+    method: Annotated[str, Option(help="full, lora or qlora; or dpo, grpo with lora.")] = "lora"
+    objective: Annotated[str, Option(help="sft, dpo or grpo.")] = "sft"
+    samples: Annotated[int, Option(help="Answers to a prompt under grpo.")] = 8
     rank: Annotated[int, Option(help="Rank of the adapters.")] = 16
     targets: Annotated[str, Option(help="all-linear, or q_proj,v_proj,…")] = "all-linear"
     batch: Annotated[int, Option(help="Sequences a step.")] = 1
@@ -65,6 +77,11 @@ class Settings:
     accumulation: Annotated[int, Option(help="Micro-batches a step.")] = 1
 
     def __post_init__(self) -> None:
+        if self.method in ("dpo", "grpo"):
+            object.__setattr__(self, "objective", self.method)
+            object.__setattr__(self, "method", "lora")
+        if self.objective == "grpo" and self.answer_tokens is None:
+            object.__setattr__(self, "answer_tokens", max(2, self.seq // 2))
         if self.dtype is None:
             object.__setattr__(self, "dtype", "float32" if self.method == "full" else "bfloat16")
         for name, choices in CHOICES.items():
@@ -79,10 +96,21 @@ class Settings:
                 raise LabError(f"{name} must be a whole number from {least}, not {value!r}")
         if not 0 <= self.dropout < 1:
             raise LabError(f"dropout must lie in 0 to 1, not {self.dropout}")
-        if self.answer_tokens and self.answer_tokens > self.seq:
+        room = self.seq - (self.objective != "sft")  # a first token has no log-probability
+        if self.answer_tokens and self.answer_tokens > room:
             raise LabError(f"{self.answer_tokens} answer tokens don't fit in seq {self.seq}")
         if not any(self.target_names):
             raise LabError("targets must be all-linear or names such as q_proj,v_proj")
+
+    @property
+    def rows(self) -> int:
+        """Sequences that a step trains on."""
+        return self.batch * {"sft": 1, "dpo": 2, "grpo": self.samples}[self.objective]
+
+    @property
+    def second_model(self) -> bool:
+        """Whether a frozen copy is held as DPO's reference."""
+        return self.objective == "dpo" and self.method == "full"
 
     @property
     def target_names(self) -> list[str]:

@@ -10,23 +10,22 @@ fragmentation (`max_memory_reserved`), and what kernels allocate inside themselv
 """
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, masking_utils
 
-from labkit.memory import adapted, optimizers
+from labkit.memory import adapted, objectives, optimizers, repeat
 from labkit.memory.ledger import CATEGORIES, Ledger, category
 from labkit.memory.settings import Settings
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Bytes held after each allocation or release of the step.
+    """Bytes held after each allocation of the step, and after what is released in a row.
 
     held: (events, categories) int64, in the order of `ledger.CATEGORIES`.
     starts: {phase: index of its first event}.
@@ -35,6 +34,12 @@ class Timeline:
     held: np.ndarray
     starts: dict[str, int]
 
+    def changes(self, phase: str) -> np.ndarray:
+        """By how much each event of a phase changed what is held, (events, categories)."""
+        names = [*self.starts, None]
+        end = self.starts.get(names[names.index(phase) + 1])
+        return np.diff(self.held[self.starts[phase] : end and end + 1], axis=0)
+
 
 @dataclass(frozen=True)
 class Simulation:
@@ -42,7 +47,7 @@ class Simulation:
 
     peak: at most held on the device. by_category: what the peak consisted of; sums to `peak`.
     static: weights, gradients and optimizer states, as they are when all three exist.
-    phases: the peak of each of forward, backward and step.
+    phases: the peak of each of forward, backward and step; before them reference or rollout.
     paged: optimizer states in paged memory, which can leave the GPU and are not in `peak`.
     n_params, n_trainable: numbers, packed weights counted as what they stand for.
     timeline: None, or a `Timeline`.
@@ -66,13 +71,66 @@ def simulate(
     device: "cuda" or "cpu", which keep dropout's mask in one byte and in four.
     Raises LabError for targets or a rank that the model cannot have.
     """
+    found = None
+    if few := repeat.shorter(config):
+        *parts, times = few
+        found = _drawn_out(*(whole(part, settings, device) for part in parts), times)
+    found = found or whole(config, settings, device)
+    return found if timeline else replace(found, timeline=None)
+
+
+def whole(config: PretrainedConfig, settings: Settings, device: str = "cuda") -> Simulation:
+    """As `simulate`, with a timeline, and every layer run: slower where there are many."""
     model, n_params = adapted.build(config, settings)
+    reference = None
+    if settings.second_model:
+        reference = adapted.build(config, settings)[0].requires_grad_(False)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # transformers sees by data, which fakes don't have, whether a row is one sequence
-    whole = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
-    with whole, _dropout_of(device), FakeTensorMode():
+    plain = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
+    with plain, _dropout_of(device), FakeTensorMode():
         adapted.materialise(model, adapted.packed_weight)
-        return _step(model, settings, n_params, n_trainable, timeline)
+        if reference:
+            adapted.materialise(reference, adapted.packed_weight)
+        static, paged, history = _step(model, reference, settings)
+    return _summed_up(history, static, paged, n_params, n_trainable)
+
+
+def _summed_up(history, static, paged, n_params, n_trainable):
+    """The `Simulation` whose peak is the highest moment of this `Timeline`."""
+    totals = history.held.sum(axis=1)
+    top = history.held[totals.argmax()]
+    return Simulation(
+        peak=int(totals.max()),
+        by_category={name: int(n) for name, n in zip(CATEGORIES, top, strict=True)},
+        static=static,
+        phases=_phase_peaks(history),
+        paged=paged,
+        n_params=n_params,
+        n_trainable=n_trainable,
+        timeline=history,
+    )
+
+
+def _drawn_out(short, longer, times):
+    """The simulation with `times` more periods than `short`; None where there is no telling."""
+
+    def more(a, b):
+        return a + times * (b - a)
+
+    pieces, starts = [more(short.timeline.held[:1], longer.timeline.held[:1])], {}
+    for name in short.timeline.starts:
+        changes = [found.timeline.changes(name) for found in (short, longer)]
+        if (piece := repeat.drawn_out(*changes, times)) is None:
+            return None
+        starts[name] = sum(map(len, pieces)) - 1
+        pieces.append(piece)
+    history = Timeline(np.concatenate(pieces).cumsum(axis=0), starts)
+    static = {name: more(n, longer.static[name]) for name, n in short.static.items()}
+    numbers = "paged", "n_params", "n_trainable"
+    return _summed_up(
+        history, static, *(more(getattr(short, n), getattr(longer, n)) for n in numbers)
+    )
 
 
 def _dropout_of(device):
@@ -86,10 +144,13 @@ def _dropout_of(device):
     return mock.patch.object(torch.nn.functional, "dropout", fused)
 
 
-def _step(model, settings, n_params, n_trainable, timeline):
+def _step(model, reference, settings):
+    """`(static bytes, paged bytes, Timeline)` of a step after the first."""
     trained = [p for p in model.parameters() if p.requires_grad]
     ledger = Ledger("meta", keep_events=True)
     ledger.hold(model)
+    if reference:
+        ledger.hold(reference)
     with ledger:
         for parameter in trained:  # what an earlier step leaves
             parameter.grad = torch.zeros_like(parameter)
@@ -99,48 +160,29 @@ def _step(model, settings, n_params, n_trainable, timeline):
         static = {name: n for name, n in ledger.now().items() if name in CATEGORIES[:3]}
         if settings.accumulation == 1:
             optimizer.zero_grad()
-        ledger.book.forget_peak()
-        ids = torch.zeros(settings.batch, settings.seq, dtype=torch.long)
-        ledger.mark("forward")
-        loss = loss_of(model, ids, settings)
+        ids = torch.zeros(settings.rows, settings.seq, dtype=torch.long)
+        loss = objectives.loss_of(model, ids, settings, reference, ledger.mark)
         ledger.mark("backward")
         loss.backward()
         ledger.mark("step")
         optimizer.step()
-    history = _history(ledger)
-    return Simulation(
-        peak=ledger.book.peak,
-        by_category=ledger.by_category(),
-        static=static,
-        phases=_phase_peaks(history),
-        paged=getattr(optimizer, "paged_bytes", 0),
-        n_params=n_params,
-        n_trainable=n_trainable,
-        timeline=history if timeline else None,
-    )
-
-
-def loss_of(model: nn.Module, ids: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """The loss of one micro-batch of token ids `(batch, seq)`, a scalar tensor."""
-    kept = settings.answer_tokens or 0
-    compute = torch.float16 if settings.dtype == "float16" else torch.bfloat16
-    batch = {"input_ids": ids, "labels": ids[:, -kept:]}
-    if settings.padded:
-        batch["attention_mask"] = torch.ones_like(ids)
-        batch["attention_mask"][0, -1] = 0
-    with torch.autocast(ids.device.type, compute, enabled=settings.autocast):
-        return model(**batch, use_cache=False, logits_to_keep=kept).loss
+    return static, getattr(optimizer, "paged_bytes", 0), _history(ledger)
 
 
 def _history(ledger):
-    """The ledger's events from the first mark on, with what each storage turned out to be for."""
+    """The `Timeline` from the first mark on, with what each storage turned out to be for."""
     events = ledger.book.events
     changes = np.zeros((len(events), len(CATEGORIES)), dtype=np.int64)
     columns = [CATEGORIES.index(category(storage)) for storage, _ in events]
     changes[np.arange(len(events)), columns] = [n_bytes for _, n_bytes in events]
-    first = ledger.marks[0][0]
-    held = changes.cumsum(axis=0)[max(first - 1, 0) :]
-    return Timeline(held, {name: at - first for at, name in ledger.marks})
+    alone = np.ones(len(changes) + 1, dtype=bool)  # else it joins the release before it
+    alone[1:-1] = (changes[1:].sum(axis=1) > 0) | (changes[:-1].sum(axis=1) > 0)
+    alone[[at for at, _ in ledger.marks]] = True
+    places = np.cumsum(alone) - 1
+    held = np.add.reduceat(changes, np.flatnonzero(alone[:-1])).cumsum(axis=0)
+    first = places[ledger.marks[0][0]]
+    starts = {name: int(places[at] - first) for at, name in ledger.marks}
+    return Timeline(held[max(first - 1, 0) :], starts)
 
 
 def _phase_peaks(history):

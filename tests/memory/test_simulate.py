@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import transformers
-from memory_accuracy import real_model, sized, training
+from memory_accuracy import held_by, real_model, sized, training
 
 from labkit.errors import LabError
 from labkit.memory import configs, fit, optimizers
@@ -28,6 +28,12 @@ CASES = [
     {"method": "qlora", "double_quant": False, "prepare_kbit": True},
     {"padded": True, "dropout": 0.1, "autocast": False},
     {"attention": "eager", "answer_tokens": 5},
+    {"objective": "dpo"},
+    {"objective": "dpo", "method": "full", "answer_tokens": 12},
+    {"objective": "dpo", "method": "qlora", "checkpointing": True},
+    {"objective": "grpo", "samples": 4, "batch": 1},
+    {"objective": "grpo", "samples": 3, "batch": 1, "answer_tokens": 8, "method": "full"},
+    {"objective": "grpo", "samples": 4, "batch": 1, "method": "qlora", "checkpointing": True},
 ]
 
 
@@ -48,7 +54,7 @@ def compare_with_a_real_step(config, settings):
     simulated = simulate(config, settings, device="cpu")
     model = real_model(config, settings, "cpu")
     optimizer, step = training(model, config, settings, "cpu")
-    with track(model, optimizer, device="cpu") as peak:
+    with track(*held_by(model, optimizer, step), device="cpu") as peak:
         step()
         step()
     # indices, masks and random-number states are a few kB, which counts in models this small

@@ -1,0 +1,117 @@
+"""Layers repeat, so a step of a deep model is simulated with few of them and drawn out.
+
+Two short models are simulated, which differ by one period of layers. What the longer one allocates
+and frees besides the shorter one is what every further period does, in the same places. Nothing is
+fitted: a step that was drawn out this way is, event by event, that of the whole model.
+"""
+
+import copy
+from itertools import count
+
+import numpy as np
+from transformers import PretrainedConfig
+
+LONGEST = 12  # layers in a period, at most
+INDICES = ("moe_layers", "mlp_only_layers")  # fields that list the layers which are of a kind
+ALIKE = 64  # events that must agree before two places of a step count as the same
+
+
+def shorter(config: PretrainedConfig) -> tuple[PretrainedConfig, PretrainedConfig, int] | None:
+    """Two short versions of `config`, and how many periods of layers the first lacks.
+
+    None where the layers do not repeat, or too little for it to pay.
+    """
+    n_layers = getattr(config, "num_hidden_layers", 0)
+    kinds, best = _kinds(config, n_layers), None
+    for period in range(1, min(LONGEST, n_layers // 4) + 1):
+        first = next(i for i in count() if kinds[i:-period] == kinds[i + period :])
+        few = first + 2  # the first layer of a step differs: its input has no gradient
+        few += (n_layers - few) % period
+        if few + period < n_layers // 2 and (best is None or few + period < sum(best)):
+            best = few, period
+    if best is None:
+        return None
+    few, period = best
+    return _cut(config, few), _cut(config, few + period), (n_layers - few) // period
+
+
+def _kinds(config, n_layers):
+    """Something for each layer that is equal where the layers are."""
+    lists = _lists(config, n_layers)
+    chosen = [getattr(config, name, None) or () for name in INDICES]
+    dense = getattr(config, "first_k_dense_replace", 0) or 0
+    every = getattr(config, "decoder_sparse_step", 1) or 1
+    return [
+        (*(x[i] for x in lists.values()), *(i in x for x in chosen), i < dense, (i + 1) % every == 0)
+        for i in range(n_layers)
+    ]
+
+
+def _cut(config, n_layers):
+    """The configuration with its first `n_layers` layers alone."""
+    short, whole = copy.deepcopy(config), config.num_hidden_layers
+    short.num_hidden_layers = n_layers
+    for name, x in _lists(config, whole).items():
+        setattr(short, name, x[:n_layers])
+    for name in INDICES:
+        if getattr(config, name, None):
+            setattr(short, name, [i for i in getattr(config, name) if i < n_layers])
+    return short
+
+
+def _lists(config, n_layers):
+    """The fields of `config` that say something of each layer."""
+    fields = {name: x for name, x in config.to_dict().items() if name not in INDICES}
+    return {name: x for name, x in fields.items() if isinstance(x, list) and len(x) == n_layers}
+
+
+def drawn_out(short: np.ndarray, longer: np.ndarray, times: int) -> np.ndarray | None:
+    """The events of a step with `times` more periods than `short`, where `longer` has one more.
+
+    short, longer: (events, categories), bytes by which each event changes what is held.
+    None where `longer` is not `short` with something put in, or with more released at once.
+    """
+    _, names = np.unique(np.concatenate([short, longer]), axis=0, return_inverse=True)
+    a, b = names[: len(short)], names[len(short) :]
+    parts, i, j = [short[:0]], 0, 0
+    while j < len(b):
+        same = _alike(a[i:], b[j:])
+        parts.append(short[i : i + same])
+        i, j = i + same, j + same
+        if j == len(b):
+            break
+        n = _inserted(_loose(short[i:], a[i:]), _loose(longer[j:], b[j:]))
+        if n:
+            parts.append(np.tile(longer[j : j + n], (times, 1)))
+            j += n
+        elif n == 0 and i < len(a):  # what all layers left is released at once
+            parts.append((short[i] + times * (longer[j] - short[i]))[None])
+            i, j = i + 1, j + 1
+        else:
+            return None
+    return np.concatenate(parts) if i == len(a) else None
+
+
+def _alike(a, b):
+    """How many events at the beginning of both are the same."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if len(differ) else n
+
+
+def _loose(events, names):
+    """The names of events, of which all releases are alike."""
+    return np.where(events.sum(axis=1) < 0, -1, names)
+
+
+def _inserted(a, b):
+    """How many events at the beginning of `b` come before what `a` begins with; None: no telling.
+
+    All that `b` has more, if the rest is the same; else the fewest before something alike.
+    """
+    rest = len(b) - len(a)
+    if rest >= 0 and np.array_equal(a, b[rest:]):
+        return rest
+    window = a[:ALIKE]
+    places = range(len(b) - len(window) + 1)
+    return next((n for n in places if np.array_equal(window, b[n : n + len(window)])), None)
