@@ -445,12 +445,15 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 #   the model does not.
 # - E2M1 and NVFP4 are on a level with NF4 within the error bars. What a format is made for decides
 #   between them: NF4 for storage, NVFP4 for hardware that multiplies it.
-# - MXFP4 has the fewest bits and is far behind. Its scale is a power of two: it fits a block to
-#   within a factor of two only, and what exceeds the largest value is cut off.
+# - MXFP4 has the fewest bits in the picture and is far behind. (With its scales quantized too, as
+#   below, NF4 takes fewer: 4.127.) MXFP4's scale is a power of two, chosen here by the rule of its
+#   specification: it fits a block to within a factor of two only, and what exceeds the largest
+#   value is cut off. A searched scale would lose less.
 # - Four bits are not free: against the unrounded model every format here adds more than its error
 #   bar. "NF4 loses nothing" is said of models fifty and five hundred times as large, and after
 #   fine-tuning. A small model has less to spare. (The QLoRA paper compares formats over several
-#   models, with mean perplexities of 34.3 for INT4, 31.1 for E2M1 and 27.4 for NF4.)
+#   models: mean perplexities of 34.3 for INT4, 31.1 for E2M1, 27.4 for NF4 with double
+#   quantization.)
 #
 # ## Down to the bytes
 #
@@ -809,8 +812,9 @@ if lab.experiment("Each adapter on each base", 14, needs=["4.6"]):
 # `(A, B)`, so that `B @ A` is the best rank-`r` part of `W - quantize(W)` (in the Frobenius norm,
 # as in lab 1). Then `quantize(W) + B @ A` is as near to $W$ as an update of rank `r` can bring it.
 # How the sizes are shared between `A` and `B` is up to you; PEFT gives each the root. There is no
-# $\alpha / r$ here: think of it as 1. One round is enough, as in PEFT's
-# `replace_lora_weights_loftq`; the paper can go on and round again what `B @ A` leaves.
+# $\alpha / r$ here: think of it as 1. One round is asked, as in PEFT's
+# `replace_lora_weights_loftq`. The paper goes on: it rounds what `B @ A` leaves, cuts again, and
+# so in turns, a few times.
 #
 # <details><summary>Hint</summary>
 #
@@ -834,9 +838,10 @@ check.start(loftq_start)
 
 # %% [markdown]
 # PiSSA starts elsewhere: its adapter takes the largest part of $W$ itself, and only what is left is
-# rounded. Your function gives that start, too: with a `quantize` that rounds everything to zero,
-# the error is $W$. How much of the loss that rounding added does such a start take back, before
-# any training?
+# rounded (its paper calls that QPiSSA). Why? What is left is smaller, and so is the error of
+# rounding it. Your function gives that start, too: with a `quantize` that rounds everything to
+# zero, the error is $W$. How much of the loss that rounding added does such a start take back,
+# before any training?
 
 # %%
 guess_start = lab.predict(
@@ -1141,9 +1146,8 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 38, needs=["4.8"]):
 # %% [markdown]
 # So "QLoRA trains 70B on one 48 GB card" is true and conditional: with checkpointing, short
 # sequences and a small batch. Leave out the checkpointing and it does not fit. One thing is not in
-# the bars: paged states count as moved to the CPU; on the card they would be 0.4 GB more. `labkit
-# memory llama-2-70b --method qlora` does the same from the command
-# line.
+# the bars: paged states count as moved to the CPU; on the card they would be 0.4 GB more. On the
+# command line `labkit memory llama-2-70b --method qlora` does the same.
 #
 # With a GPU you need not believe the simulation. The next cell makes Llama-2-7B on the card, with
 # random weights, which take the same memory as trained ones, in 4 bits from the start. Then it

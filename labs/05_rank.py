@@ -369,9 +369,11 @@ if lab.experiment("Best learning rate against alpha", 0):
     guess_rate.beside(best_of_alpha.set_index(["alpha", "rank"]).loc[(128, 64), "learning_rate"])
 
 # %% [markdown]
-# A bar is half a step of the grid to either side: the best rate lies somewhere within. Take the
-# line in its place: $\alpha$ from 8 to 128, and rate times $\alpha$ stays near 0.1. It need not be
-# the same number on another model or in longer training.
+# A bar is half a step of the grid to either side: the best rate lies somewhere within. From
+# $\alpha = 8$ to 128 the best rate falls by ten, and rate times $\alpha$ stays between 0.05 and
+# 0.19. The line, at the mean, meets five of the seven bars and misses two by a hair. So the product
+# is nearly constant, no more: on a grid this coarse, from three seeds, more cannot be seen. It need
+# not be the same number on another model or in longer training.
 #
 # That settles some sentences, for short training on this task:
 #
@@ -416,8 +418,8 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
 # of the last layer. A rank costs 2,112 numbers there. All below is frozen, so its output for each
 # key is computed once and kept, and 100 passes take seconds. How much is held, one reads from the
 # loss: 6 bits a pair, less the cross-entropy in bits, which is what one would still have to be
-# told. (`benchmarks/capacity.py` made the file: fp32, $\alpha = 32$, Adam, each setting at the best
-# of two to four rates, and three seeds.)
+# told. (`benchmarks/capacity.py` made the file: fp32, $\alpha = 32$, Adam. Two to four rates were
+# tried with one seed, and the best of them was repeated with others, up to three.)
 
 # %%
 guess_rank = lab.predict("The smallest rank that gets 9 of 10 of 1,000 values right?", None)
@@ -556,8 +558,9 @@ if lab.experiment("The front of this lab's settings", 1):
     display(settings.drop(columns="quality").sort_values("trainable").round(3))
 
 # %% [markdown]
-# A front made of a few runs is a sketch: look back at the dots before you believe that a row is off
-# it. Rank hardly shows in it, for this task is far from any limit.
+# Where one row alone is on the front, there is no trade: the cheapest setting is also the best, and
+# whoever pays more gets nothing for it here. Why? This task is far from any limit. A front made of
+# a few runs is a sketch, though: look back at the dots before you believe that a row is off it.
 #
 # ## What do two ranks learn in common?
 #
@@ -628,7 +631,9 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
 # right is a signal of the task. This is one layer, and one pair of seeds.
 #
 # The paper found its overlap, above .5 for the first direction, in `A` of runs that were trained to
-# the end. One has to look where training has had time to put it, and beside a control.
+# the end. Why not here? `A` gets no gradient before `B` is there, and 24 steps do not take it far
+# from its random start. One has to look where training has had time to put it, and beside a
+# control.
 #
 # ## Little data, much rank
 #
@@ -673,9 +678,11 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 #
 # A claim stands against all of them: *once each has its own best learning rate, plain LoRA is
 # within 1-2%* (2602.04998). To test it, `benchmarks/variants.py` trains each on `home` (24 steps of
-# 4 commands, r=16, $\alpha = 32$, fp32), at rates half a decade apart around its own best one. The
-# table below says of how many rates and seeds the file has rows. One question is left to you: when
-# is a difference larger than chance?
+# 4 commands, r=16, $\alpha = 32$, fp32). The first seed tries rates half a decade apart, and goes
+# on while the best is at an end; other seeds take the best rate and its two neighbours. The rest of
+# a method's settings are PEFT's defaults, with a ratio of 16 in LoRA+. The table below says of how
+# many rates and seeds the file has rows. One question is left to you: when is a difference larger
+# than chance?
 #
 # Seeds differ much, and a seed that is lucky for one method is lucky for another: it draws the same
 # data in the same order. So do not compare two averages. Take the difference seed by seed, where
@@ -738,10 +745,17 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 
 # %% [markdown]
 # Read a row as three questions. Is its best rate inside the rates that were tried, or at an edge,
-# beyond which a better one may lie? Is its difference from plain LoRA larger than twice its error?
-# And is it larger than what a seed is worth, the spread of the dots in one row? Only what passes
-# all three is worth a word, and one short task is not a verdict on a method: their papers train
-# longer, on larger models. `full` is full fine-tuning, for scale.
+# beyond which a better one may lie? Is its difference from plain LoRA larger than chance? And is it
+# larger than what a seed is worth, the spread of the dots in one row?
+#
+# How many errors are more than chance? Two, you may have learned, and that is right for many runs.
+# Of three seeds the error itself is known badly. Chance alone exceeds twice such an error in one
+# case of five, and 4.3 times in one of twenty (Student's t; the title takes this). And who looks
+# at nine methods, and talks of the best one, has had nine chances.
+#
+# Two things this cannot say. "No more than chance" is not "equal": if the error is some percent, a
+# gain of 1-2% would not be seen. And one short task is not a verdict on a method: their papers
+# train longer, on larger models. `full` is full fine-tuning, for scale.
 #
 # Costs are less ambiguous. Here are two steps of each of four adapters, timed and weighed:
 
@@ -756,8 +770,9 @@ if lab.experiment("What a step of four adapters costs", 20):
     display(pd.DataFrame(rows).set_index("").round({"seconds a step": 2}))
 
 # %% [markdown]
-# DoRA needs the norm of every updated weight at each step, and pays for it. LoRA, rsLoRA and PiSSA
-# do the same work in a step, so what differs among them is noise of a single measurement.
+# DoRA needs the norm of each row of $W + \frac{\alpha}{r} B A$ at every step, so it multiplies
+# $B A$ out, and pays for it. LoRA, rsLoRA and PiSSA do the same work in a step. So what differs
+# among them is the noise of a single measurement: hold DoRA's seconds against that.
 #
 # ## A case: 48 kinds of tickets
 #
@@ -776,9 +791,13 @@ guess_words = lab.predict("What percentage of tickets does counting words get ri
 
 
 # %%
+def words(text):
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
 def nearest_centroid(rows, texts):
     """The category of `rows` whose mean TF-IDF vector is nearest, for each text."""
-    bags = [Counter(re.findall(r"[a-z0-9']+", t.lower())) for t in [*rows["text"], *texts]]
+    bags = [Counter(words(text)) for text in [*rows["text"], *texts]]
     n, vocabulary = len(rows), sorted(set().union(*bags[: len(rows)]))
     counts = np.array([[bag[word] for word in vocabulary] for bag in bags])
     vectors = np.log1p(counts) * (np.log((1 + n) / (1 + (counts[:n] > 0).sum(0))) + 1)
@@ -832,7 +851,8 @@ if lab.experiment("All 48 categories, every method", 0):
     study["learning_rate"] = study["learning_rate"].fillna(0.0)
     study["accuracy"] *= 100
     top = tables.best_runs(study, ["method"], "accuracy", lowest=False)
-    counting = {"method": "nearest TF-IDF", "accuracy": score, "numbers": 48 * 3512, "seed": 0}
+    kept = 48 * len({word for text in ticket_train["text"] for word in words(text)})
+    counting = {"method": "nearest TF-IDF", "accuracy": score, "numbers": kept, "seed": 0}
     top = pd.concat([pd.DataFrame([counting]), top], ignore_index=True)
     rungs = top.groupby("method")[["accuracy", "numbers"]].mean()
     rungs["seeds"] = top.groupby("method")["seed"].nunique()
@@ -843,15 +863,17 @@ if lab.experiment("All 48 categories, every method", 0):
     guess_words.beside(score)
 
 # %% [markdown]
-# One standard error of a score on 288 tickets is three points, before a seed adds its own. So what
-# lies six points apart may well be equal. Look at the columns `seeds` and `rates tried` before you
-# rank two methods: after an hour on learning rates you know what a comparison at one untuned rate
-# is worth. `python benchmarks/tickets_study.py all` adds the runs that are missing, three rates and
-# three seeds of each.
+# One standard error of a score on 288 tickets is three points, that of a difference of two scores
+# four, before a seed adds its own. So what lies six points apart may well be equal. Look at the
+# columns `seeds` and `rates tried` before you rank two methods: after an hour on learning rates you
+# know what a comparison at one untuned rate is worth. `python benchmarks/tickets_study.py all` adds
+# the runs that are missing, three rates and three seeds of each.
 #
 # What the ladder does show is its steps. Counting words gets two tickets in five. A classifier on
-# runs of characters, which fits in a second, comes near an adapter of five million numbers. At this
-# size of data a baseline is a rival, and a neural network has to earn its place.
+# runs of characters, which fits in seconds, comes near an adapter of five million numbers. Why so
+# near? Twenty examples a category are few for an adapter to learn 48 names from, and a category
+# often has words of its own. At this size of data a baseline is a rival, and a neural network has
+# to earn its place.
 
 # %% tags=["experiment"]
 if lab.experiment("Who confuses what", 1):
@@ -885,8 +907,8 @@ if lab.experiment("Who confuses what", 1):
 # | `max_grad_norm` | 1.0 | rarely | 0.3 where the gradient norm spikes |
 # | targets | all linear layers | | where adapters must be small |
 #
-# Narrow models take larger rates: this one is 576 wide, a 7B model 4,096. And take the batch no
-# larger than you need.
+# Narrow models take larger rates, as a rule: this one is 576 wide, a 7B model 4,096. And take the
+# batch no larger than you need: with few steps only a narrow range of rates works, as you saw.
 
 # %% [markdown]
 # ### Exercise 5.6 · Quiz
@@ -947,7 +969,7 @@ check.quiz(quiz)
 # - Rank binds where the data hold more than the adapter can: it stores a part of a bit a number. On
 #   a small task it hardly matters, in quality or in memory.
 # - Compare places at equal parameters, variants at their own best rate and seed by seed, and
-#   everything with a baseline that needs no GPU.
+#   everything with a baseline that needs no GPU. With three seeds a difference wants four errors.
 
 # %%
 lab.score()

@@ -379,8 +379,9 @@ check.survives(arrives)
 
 # %% [markdown]
 # Four grids. bf16 has 8 bits of precision at any size. The other three scale a block of weights by
-# its largest: GGUF's `Q8_0` has 255 even steps for a block of 32, its `Q4_0` has 16, and NF4 has
-# the sixteen uneven values of lab 4, for a block of 64. GGUF is the file format of llama.cpp.
+# its largest: GGUF's `Q8_0` has 255 evenly spaced values for a block of 32, its `Q4_0` has 16, and
+# NF4 has the sixteen uneven values of lab 4, for a block of 64. GGUF is the file format of
+# llama.cpp.
 
 
 # %%
@@ -469,12 +470,13 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # update is small beside *that grid's* step: for 4 bits at updates of several percent, for `Q8_0`
 # below one percent, for bf16 at a few tenths of a percent. It is one mechanism at four places. So
 # bf16 is not safe as such. `home` was trained at a large rate, and its update lies where all of it
-# arrives. Of an update of 0.1%, which a gentle training leaves (preferences, small rates, few
-# steps), a good part vanishes in the merge. Then store the sum in fp32, or serve the adapter apart.
+# arrives. Of an update of 0.1%, such as a gentle training may leave (a small rate, few steps), a
+# good part vanishes in the merge. Then store the sum in fp32, or serve the adapter apart.
 #
 # Right, the same update on the weights of the base as they are. They lie beside the grids of 4 and
 # 8 bits. Some happen to lie close to a boundary, and there the smallest step decides. Few flip, but
-# each goes far, so on average nearly everything arrives, with noise. (Audio engineers add noise
+# each goes far, so on average nearly everything arrives, with noise. (The measure leaves noise out;
+# a model does not. Audio engineers add noise
 # before they round for this reason, and call it dither. `Q4_0` loses some at any size: its steps
 # run from -8 to 7, and what lies beyond 7 is cut off.) For bf16 nothing changes, since the base is
 # a bf16 file: its weights lie on that grid already.
@@ -700,16 +702,18 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # comes on top, and both sums pay for it. `Q8_0` (in the file, not drawn) is so fine that it changes
 # neither.
 #
-# Right, how good. Zero is the trained model's own loss; an error (±) is the standard error over the
-# 24 commands. Many guides expect the original below zero, since it is the better base: without an
-# adapter it is, by 0.28 nats. Three seeds say less than one would have. After
-# eight steps the original lies between 0.12 below and 0.08 above. After 25 steps it lies 0.02 to
-# 0.05 above in each seed, a mean of 0.030 with a standard error of 0.008: a little worse. From 60
-# steps on, and up to a ratio of 0.7, its mean is within 0.01 of zero with an error of as much or
-# more: neither better nor worse. (One of the seeds, alone, ended 0.03 ahead, and would have made a
-# nice crossover.) So the usual advice cost a little after short trainings here, and nothing after
-# longer ones; that it pays was not seen. *Original, then NF4* stays within 0.07 of zero, in about a
-# quarter of the bytes.
+# Right, how good. Zero is the trained model's own loss; the ± of the title is the standard error
+# over the three seeds. Many guides expect the original below zero, since it is the better base:
+# without an adapter it is, by 0.28 nats. Three seeds say less than one would have. After eight
+# steps the original lies between 0.12 below and 0.08 above. After 25 steps it lies 0.02 to 0.05
+# above in each seed, a mean of 0.03 with a standard error of 0.008. From 60 steps on, and up to a
+# ratio of 0.7, its mean is within 0.01 of zero with an error of as much or more: neither better nor
+# worse. (One of the seeds, alone, ended 0.03 ahead, and would have made a nice crossover.)
+#
+# Is the 0.03 real? It is under four of its errors, and three seeds alone make 4.3 in one case of
+# twenty (lab 5 says why). We looked at five lengths and point at one. So it is a hint that the
+# usual advice costs a little after a short training. That it costs or pays after longer ones was
+# not seen. *Original, then NF4* stays within 0.07 of zero, in about a quarter of the bytes.
 #
 # All this is one small model, one task, and the lengths on the axis. Does the ratio decide
 # elsewhere, too? Unsloth merges into the original, and says why: for most models NF4's error is
@@ -717,9 +721,9 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # that merge gave a broken model, and it now takes the dequantised base ([the pull
 # request](https://github.com/unslothai/unsloth-zoo/pull/810)).
 #
-# So the rule to take away is a measurement: compute the ratio. Far below a half the dequantised
-# base was as good or better here; as the ratio nears one, the two were equal. Compare the two
-# merges on your own held-out data before you ship.
+# So the rule to take away is a measurement: compute the ratio. Where it is small, the dequantised
+# base is the closer one by far, and was as good here or a little better; from a quarter to 0.7 the
+# two were equal in loss. Compare the two merges on your own held-out data before you ship.
 
 # %% [markdown]
 # How far can you trust a table from another machine? Measure one of its rows: the shortest
@@ -904,12 +908,17 @@ check.mixes(soup)
 # `B` with `B`. Its product is a quarter of each update, plus a quarter of the cross terms.
 #
 # PEFT's `add_weighted_adapter` has more. With `density=0.5` half of the numbers are dropped. TIES
-# drops the smaller half and, where two adapters disagree in sign, keeps the stronger side. It
-# averages what is left, so its "1 + 1" is a mean where `cat`'s is a sum. DARE drops a random half
+# drops the smaller half and, where two adapters disagree in sign, keeps the stronger side. Then it
+# averages over those that kept the number: where both did, its "1 + 1" is a mean, and `cat`'s is a
+# sum. DARE drops a random half
 # and doubles the rest, so that the expected value stays; `dare_ties` then settles the signs as TIES
 # does. Both were made for whole updates. PEFT's `ties` and `dare_ties` apply them to `A` and to `B`
 # apart, so cross terms come with them. `ties_svd` and `dare_ties_svd` apply them to $\Delta W$, as
 # their papers do, and then need an SVD to write the result as a pair, cut here to rank 32.
+#
+# Half is our choice, and so are weights of one. The TIES paper keeps a fifth, and tunes a factor on
+# the result; DARE drops far more from large models. So the rows below are no verdict on either:
+# they show what whole updates change beside factors.
 
 # %%
 layers7 = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -1118,8 +1127,9 @@ check.quiz(quiz)
 # - A weight that lies on a grid has a dead zone. One that lies beside it has none on average.
 # - A QLoRA merge is closest to what was trained in the dequantised base, stored in 16 bits.
 #   Rounding that sum to the same 4 bits loses an update that is small beside the grid's step;
-#   rounding the original plus the update does not. Which has the lower *loss* depends on the
-#   update's size beside the rounding error: the original gained with the length of training.
+#   rounding the original plus the update does not. In *loss* original and dequantised base were
+#   equal within the errors of three seeds, but for a hint against the original after short
+#   training.
 # - Updates add up by concatenation. Averaging `A` and `B` is something else, and a mixture is a
 #   compromise between its parents.
 # - A merged model is quicker and serves one job. One base with adapters apart serves many.

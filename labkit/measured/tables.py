@@ -66,12 +66,14 @@ def with_alpha(runs: pd.DataFrame) -> pd.DataFrame:
 def best_runs(runs: pd.DataFrame, setting: list[str], score: str, lowest: bool) -> pd.DataFrame:
     """Of each `setting` (columns) the runs at the learning rate whose mean score is best.
 
-    Failed runs are left out. The best is the lowest where `lowest`, else the highest.
+    Failed runs are left out. Of rates that have fewer runs than another one, none is chosen: a
+    lucky seed alone would win. The best is the lowest where `lowest`, else the highest.
     """
-    runs = runs.dropna(subset=[score])
-    mean = runs.groupby([*setting, "learning_rate"])[score].mean().reset_index()
-    mean = mean.sort_values(score, ascending=lowest).drop_duplicates(setting)
-    return runs.merge(mean[[*setting, "learning_rate"]], on=[*setting, "learning_rate"])
+    runs, at = runs.dropna(subset=[score]), [*setting, "learning_rate"]
+    tried = runs.groupby(at)[score].agg(["mean", "size"]).reset_index()
+    tried = tried[tried["size"] == tried.groupby(setting)["size"].transform("max")]
+    best = tried.sort_values("mean", ascending=lowest).drop_duplicates(setting)
+    return runs.merge(best[at], on=at)
 
 
 def against(runs: pd.DataFrame, other: str, paired: Callable) -> pd.DataFrame:
@@ -98,8 +100,17 @@ def against(runs: pd.DataFrame, other: str, paired: Callable) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("loss").reset_index(drop=True)
 
 
+def errors_of_chance(n: int) -> float:
+    """How many standard errors n differences average to by chance in one of twenty cases.
+
+    Two-sided quantiles of Student's t with n - 1 degrees of freedom; inf where no error is known.
+    """
+    few = {2: 12.7, 3: 4.3, 4: 3.2, 5: 2.8, 6: 2.6}
+    return few.get(n, 2.5 if n > 6 else float("inf"))
+
+
 def verdict(table: pd.DataFrame, other: str, within: float = 2.0) -> str:
-    """One line on how far the best variant of a table of `against` lies from `other`.
+    """Two lines on how far the best variant of a table of `against` lies from `other`.
 
     Full fine-tuning, which is no variant, is left out.
     """
@@ -112,8 +123,10 @@ def verdict(table: pd.DataFrame, other: str, within: float = 2.0) -> str:
     if error != error:
         return f"{told},\nfrom one seed: no error is known, and no winner"
     told += f", +/- {error:.1f} ({seeds} seeds):\n"
-    if abs(gap) < 2 * error:
-        return f"{told}no more than chance"
+    chance = errors_of_chance(seeds) * error
+    if abs(gap) < chance:
+        seen = "" if chance <= within else f", which makes {chance:.0f}% with so few"
+        return f"{told}no more than chance{seen}"
     size = "within" if abs(gap) <= within else "more than"
     return f"{told}{size} {within:g}%, and beyond its error"
 

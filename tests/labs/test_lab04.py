@@ -608,6 +608,11 @@ def _zero_by_zero_in_numpy(x, bits):
     return torch.from_numpy(np.rint(x.numpy() / scale).astype(np.int8)), float(scale)
 
 
+def _rounds_first(x, bits):
+    scale = absmax_quantize(x, bits)[1]
+    return (x.round() / scale.clamp_min(1e-12)).to(torch.int8), scale
+
+
 def _top(bits):
     return 2 ** (bits - 1) - 1
 
@@ -624,6 +629,8 @@ def _clamped(x, bits):
 
 
 ABSMAX = [
+    (lambda x, bits: absmax_quantize(x, bits - 1), absmax_dequantize, "a bit less than there are"),
+    (_rounds_first, absmax_dequantize, "rounded before it is divided"),
     (absmax_quantize, lambda q, scale: q * scale * 7, "7 times as much"),
     (_clamped, absmax_dequantize, "all of q is 0; x holds numbers below 1e-6"),
     (absmax_quantize, lambda q, scale: (q * scale).half(), "these are in float16"),
@@ -1094,7 +1101,24 @@ def _far_apart(w, codebook, block=64):
     return quantize_blockwise(flat[:n], codebook, block)
 
 
+def _half_differences(scaled, codebook):
+    return torch.bucketize(scaled, (codebook[1:] - codebook[:-1]) / 2)
+
+
+def _signed_peak(rows):
+    return rows.gather(1, rows.abs().argmax(1, keepdim=True))[:, 0]
+
+
+def _pads_in_front(w, codebook, block=64):
+    flat = F.pad(w.flatten().float(), (-w.numel() % block, 0))
+    codes, absmax = quantize_blockwise(flat, codebook, block)
+    return codes[-w.numel() :], absmax
+
+
 BLOCKS = [
+    (_with(_half_differences), dequantize_blockwise, "half of the sum of two neighbours"),
+    (_with(peak=_signed_peak), dequantize_blockwise, "the sign of the largest number"),
+    (_pads_in_front, dequantize_blockwise, "pad behind the numbers"),
     (_one_for_all, dequantize_blockwise, "w (6, 64): one absmax for all of w"),
     (_by_columns, dequantize_blockwise, "read by columns"),
     (_even_steps, dequantize_blockwise, "these are even steps"),
@@ -1192,7 +1216,20 @@ def _filler_first(codes):
     return codes[::2] << 4 | codes[1::2]
 
 
+def _fills_with_16(codes):
+    codes = F.pad(codes, (0, len(codes) % 2), value=16)
+    return codes[::2] << 4 | codes[1::2]
+
+
 PACKS = [
+    (
+        _pack_by(lambda c: (c[::2] + c[1::2]) << 4),
+        unpack_nibbles,
+        "<< 4 is for the first one alone",
+    ),
+    (_pack_by(lambda c: c[::2] << 4 | c[::2]), unpack_nibbles, "both nibbles are the first code"),
+    (_fills_with_16, unpack_nibbles, "the filler spills into the code beside it"),
+    (pack_nibbles, lambda p: torch.stack([p // 16, p % 15], 1).flatten(), "16 leaves over, not 15"),
     (lambda c: pack_nibbles(F.pad(c, (0, 2 - len(c) % 2))), unpack_nibbles, "needs no filler"),
     (pack_nibbles, lambda p: unpack_nibbles(p)[: 2 * len(p) - int(p[-1] & 15 == 7)], "filler on"),
     (pack_nibbles, lambda p: torch.stack([p >> k & 1 for k in range(8)], 1).flatten(), "are bits"),
@@ -1239,6 +1276,11 @@ PACKS = [
     (pack_nibbles, lambda p: torch.stack([p / 16, p & 15], 1).flatten(), "float32"),
     (pack_nibbles, lambda p: torch.stack([p / 16, p & 15], 1).flatten(), ".to(torch.uint8)"),
 ]
+
+
+def _own_means(absmax, group=256):
+    parts = [double_quantize(part, group) for part in absmax.split(group)]
+    return torch.cat([q for q, *_ in parts]), torch.cat([s for _, s, _ in parts]), absmax.mean()
 
 
 def _not_centred(absmax, group=256):
@@ -1360,6 +1402,17 @@ def _unsigned(absmax, group=256):
 
 
 DOUBLES = [
+    (_own_means, bits_per_param, "each group is centred on its own mean"),
+    (
+        lambda a, group=256: (*double_quantize(a, group)[:2], (a.max() + a.min()) / 2),
+        bits_per_param,
+        "half way from the smallest to the largest",
+    ),
+    (
+        double_quantize,
+        lambda b=64, d=False: 4 + (8 / b + 32 / (b * 64) if d else 32 / b),
+        "256 scales share a scale",
+    ),
     (lambda a, group=256: double_quantize(a, 256), bits_per_param, "these are groups of 256"),
     (_full_blocks_of_q, bits_per_param, "though shorter"),
     (_double(peak=lambda rows: (rows.amax(1) - rows.amin(1)) / 2), bits_per_param, "largest dist"),
@@ -1494,6 +1547,15 @@ def _state(model):
 
 
 CONFIGS = [
+    (
+        qlora_config,
+        lambda m: sum(
+            p.numel() * (1 + (p.dtype == torch.uint8))
+            for name, p in m.named_parameters()
+            if "embed" not in name and "lm_head" not in name
+        ),
+        "embeddings and head are parameters too",
+    ),
     (qlora_config, lambda m: sum(p.numel() * p.element_size() for p in m.parameters()), "bytes"),
     (
         qlora_config,
@@ -1616,6 +1678,11 @@ def _rounded_factors(W, quantize, r):
 
 
 STARTS = [
+    (_factors(lambda U, S, Vh, r: (S[:r].sqrt()[:, None] * Vh[:r], U[:, :r] * S[:r])), "on each"),
+    (
+        lambda W, quantize, r: loftq_start(W, lambda M: quantize(M.flatten()).view(M.shape), r),
+        "not a flat one",
+    ),
     (_of(lambda W, quantize: W), "PiSSA's start; take those of W - quantize(W)"),
     (_of(lambda W, quantize: quantize(W)), "directions of quantize(W)"),
     (_of(lambda W, quantize: quantize(W) - W), "the sign is turned round"),
@@ -1688,6 +1755,10 @@ def _scaled(factor):
 
 
 RULES = [
+    (
+        lambda n, t, m: training_bytes(n, t, m) | ({"gradients": 2 * n} if m == "lora" else {}),
+        "multiply by n_trainable, and a gradient is fp32",
+    ),
     (
         lambda *a: {k: round(v / 1e9) * 10**9 for k, v in training_bytes(*a).items()},
         "rounded to GB",

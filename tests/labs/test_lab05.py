@@ -325,6 +325,7 @@ def _unit_rows_of_a(G, A, r, alpha, lr):
 
 
 UPDATES = [
+    (_update(step=lambda grad: grad / grad.abs()), "0 / 0? A number whose gradient is 0"),
     (_large_epsilon, "Adam's is 1e-8"),
     (_one_term, "the first of r terms"),
     (_unit_rows_of_a, "made of length one"),
@@ -472,6 +473,13 @@ def _other_parameters(train_fn, ranks, rates, rule):
     return sweep(train_fn, ranks, rates, rule)
 
 
+def _by_place(train_fn, ranks, learning_rates, alpha_of):
+    def placed(rank, alpha, learning_rate, seed):
+        return train_fn(rank, alpha, seed, learning_rate)
+
+    return sweep(placed, ranks, learning_rates, alpha_of)
+
+
 def _tried_again(train_fn, ranks, rates, alpha_of):
     def twice(**settings):
         try:
@@ -483,6 +491,7 @@ def _tried_again(train_fn, ranks, rates, alpha_of):
 
 
 SWEEPS = [
+    (_by_place, "pass each of the four by its name"),
     (_tried_again, "7 runs were made, wanted 6"),
     (_other_parameters, "unexpected keyword argument 'alpha_of'"),
     (_row_a_rank, "append in the inner loop"),
@@ -553,6 +562,7 @@ def _sides(shapes):
 
 
 RANKS = [
+    (lambda shapes, budget: budget // _sides(shapes) or -1, "0 is wanted, not less"),
     (lambda shapes, budget: budget // sum(map(max, shapes.values())), "14 holds two"),
     (lambda shapes, budget: min(64, budget // _sides(shapes)), "nothing but the budget limits it"),
     (lambda shapes, budget: _sides(shapes) // budget, "upside down"),
@@ -831,6 +841,10 @@ def _sorted_by_seed(frame, a, b):
 
 
 PAIRS = [
+    (
+        _pairs(error=lambda gaps: gaps.std() / (len(gaps) - 1) if len(gaps) > 1 else math.nan),
+        "which std() has inside",
+    ),
     (_sorted_by_seed, "from the lowest seed on"),
     (lambda frame, a, b: paired_difference(frame, a, b)[::-1], "mean and error are swapped"),
     (_pairs(mean=lambda gaps: abs(gaps.mean())), "the sign is turned round"),
@@ -1013,6 +1027,24 @@ def test_of_each_setting_the_rate_of_the_best_mean_is_taken():
     assert highest["loss"].tolist() == [0.4, 0.9, 1]
 
 
+def test_a_rate_with_fewer_seeds_than_another_is_not_chosen():
+    runs = pd.DataFrame(
+        [("a", 1, 0, 0.5), ("a", 1, 1, 0.7), ("a", 2, 0, 0.1), ("a", 2, 1, math.nan)],
+        columns=["method", "learning_rate", "seed", "loss"],
+    )
+    assert tables.best_runs(runs, ["method"], "loss", lowest=True)["loss"].tolist() == [0.5, 0.7]
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 6])
+def test_chance_is_student_s(n):
+    rng = torch.Generator().manual_seed(0)
+    drawn = torch.randn(200_000, n, generator=rng)
+    t = drawn.mean(1) / (drawn.std(1) / n**0.5)
+    beyond = (t.abs() > tables.errors_of_chance(n)).float().mean().item()
+    assert abs(beyond - 0.05) < 0.003
+    assert tables.errors_of_chance(1) == math.inf
+
+
 def test_a_verdict_needs_more_than_one_seed_and_more_than_chance():
     def told(gap, error, seeds=3):
         rows = [("full", 3, -9, 1), ("dora", seeds, gap, error), ("lora", 3, 0, 0)]
@@ -1020,7 +1052,8 @@ def test_a_verdict_needs_more_than_one_seed_and_more_than_chance():
         return tables.verdict(pd.DataFrame(rows, columns=names), "lora")
 
     assert "no winner" in told(-5, math.nan, 1)
-    assert "no more than chance" in told(-1.0, 0.8)
+    assert "no more than chance" in told(-1.0, 0.4)
+    assert "which makes 13% with so few" in told(-9.0, 3)
     assert "within 2%" in told(-1.0, 0.2)
     assert "more than 2%" in told(-5.0, 0.2)
     assert "dora" in told(-5.0, 0.2) and "full" not in told(-5.0, 0.2)

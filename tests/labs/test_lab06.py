@@ -477,6 +477,10 @@ def _held_within_absmax(W4, absmax, codebook, A, B, alpha, shape):
 
 
 QUANTIZED = [
+    (
+        lambda W4, m, c, A, B, alpha, s: _dequantized(W4, m, c, s) + alpha / A.shape[1] * B @ A,
+        "divided by d_in",
+    ),
     (_held_within_absmax, "the sum is held within absmax"),
     (_base(_looked_up, lambda m: _repeated(m**2)), "are scaled by"),
     (_with_base(_in_runs(lambda k, m, s: k // math.ceil(len(k) / len(m)))), "shares one"),
@@ -655,8 +659,9 @@ def _clamped(adapters, weights):
 
 
 COMBINES = [
+    (combine_linear, lambda a, w: combine_cat(a, [x or 1 for x in w]), "of 0 is taken for 1"),
     (_linear(math.sqrt, lambda w: w), combine_cat, "A and B carry the root, 2 each"),
-    (combine_linear, _first_unweighted, "the product has the weight once"),
+    (combine_linear, _first_unweighted, "the first weight is not used"),
     (combine_linear, _clamped, "a weight may be negative"),
     (_linear(lambda w: 0.5, lambda w: 0.5), combine_cat, ("mean of A and of B", "wanted")),
     (_linear(lambda w: w / math.sqrt(w), math.sqrt), combine_cat, "don't divide by it"),
@@ -925,6 +930,7 @@ def _without_the_small(p, q):
 
 
 DIVERGENCES = [
+    (lambda p, q: _each(p, q).sum().item() / p.shape[-1], "the other way round"),
     (_five_likeliest, "all 8 count"),
     (_without_the_small, ("left out", "right but for rounding")),
     (lambda p, q: kl_divergence(p, q) / math.log(10), "log10"),

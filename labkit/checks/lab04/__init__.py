@@ -186,6 +186,7 @@ def _count_and_guesses(packed, tied, adapted, *size):
             wanted + table
         ),
         "embedding and head are not packed": wanted + 2 * table,
+        "embeddings and head are parameters too": wanted - (1 if tied else 2) * table,
         "this counts what trains; count all": sum(p.numel() for p in stored if p.requires_grad),
         "this counts packed weights alone": (
             2 * sum(p.numel() for p in stored if p.dtype == torch.uint8)

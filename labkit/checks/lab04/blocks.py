@@ -1,6 +1,7 @@
 """What exercise 4.3 expects of quantize_blockwise and dequantize_blockwise."""
 
 import torch
+import torch.nn.functional as F
 
 from labkit import contract
 from labkit.checks.compare import expect_close, randn
@@ -125,6 +126,12 @@ def _expect_peaks(peaks, w, block, call):
             [p.std() for p in parts]
         ),
         "one absmax for all of w; take one a block": w.abs().max().expand(len(wanted)),
+        "it has the sign of the largest number; absmax is its size": torch.stack(
+            [p[p.abs().argmax()] for p in parts]
+        ),
+        "the padding comes first, and shifts every block: pad behind the numbers": (
+            peaks_of(F.pad(w.flatten(), (-w.numel() % block, 0)), block)[1]
+        ),
     }
     last = peaks.flatten()[-1:].to(wanted)
     if w.numel() % block and last > 2 * wanted[-1:]:

@@ -38,6 +38,9 @@ def scales(x, bits):
         "the scale is a standard deviation; take the largest": x.std().item() / top,
         f"^ is no power in Python: 2 ** (bits - 1) - 1 = {top}": peak / ((2 ^ (bits - 1)) - 1 or 1),
         f"-1 belongs to the exponent alone: 2 ** (bits - 1) - 1 = {top}": peak / 2 ** (bits - 2),
+        f"that is a bit less than there are: 2 ** (bits - 1) - 1 = {top}": (
+            peak / (2 ** (bits - 2) - 1 or 1)
+        ),
     }
 
 
@@ -55,6 +58,7 @@ def absmax(x, top):
         ),
         "the scale is max(), not abs().max()": cut,
         "these are the 7 steps of 4 bits; use `bits`": (x / seventh).round() * seventh,
+        "x is rounded before it is divided: round x / scale": (x.round() / step).trunc() * step,
     }
 
 
@@ -199,6 +203,9 @@ def codes(w, codebook, block):
         "these are even steps; take the nearest value of `codebook`": (
             ((scaled + 1) * last / 2).round().long()
         ),
+        "a midpoint is half of the sum of two neighbours, not of their difference": (
+            torch.bucketize(scaled, (codebook[1:] - codebook[:-1]) / 2)
+        ),
         "these are blocks of 64; use `block`": fixed,
     }
 
@@ -251,4 +258,9 @@ def packed(codes):
         "the first one is gone: up by 4 bits is << 4": second,
         "this adds the two; move the first one up by 4 bits": first + second,
         "& keeps the bits that both have, and there are none; join them by |": 0 * first,
+        "both nibbles are the first code": first << 4 | first,
+        "both nibbles are the second code": second << 4 | second,
+        "the two are added, and the sum moves up: << 4 is for the first one alone": (
+            (first + second) << 4 & 255
+        ),
     }

@@ -61,6 +61,8 @@ def _expect_bytes(got, stored, codes, call):
             bytes_ = row[::2] << 4 | row[1::2]
             told = f"the filler comes last, not first{' ' if fill == 7 else ''}"
             wrong[told] = torch.cat([bytes_[:-1], bytes_[-1:] >> 4])
+        told = "the filler spills into the code beside it: it is to be below 16"
+        wrong[told] = torch.cat([stored[:-1], stored[-1:] | 1])
     expect_close(got.flatten(), stored, call, wrong)
 
 
@@ -78,6 +80,9 @@ def _expect_unpacked(got, stored):
         "a nibble is four bits, & 15: 7 keeps three": torch.stack([high, stored & 7], 1).flatten(),
         "a nibble is a sixteenth, not a tenth": torch.stack(
             [stored // 10, stored % 10], 1
+        ).flatten(),
+        "the low nibble is what 16 leaves over, not 15": torch.stack(
+            [high, stored % 15], 1
         ).flatten(),
         "both are the high nibble": torch.stack([high, high], 1).flatten(),
         "both are the low nibble": torch.stack([low, low], 1).flatten(),

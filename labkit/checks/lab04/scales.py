@@ -68,6 +68,9 @@ def _expect_doubled(got, absmax, group, call, tol):
         "this is the smallest one; take the mean": absmax.min().item(),
         "this is the median; take the mean": absmax.median().item(),
         "this is the largest one; take the mean": absmax.max().item(),
+        "this is half way from the smallest to the largest; take the mean": (
+            (absmax.max() + absmax.min()).item() / 2
+        ),
     }
     told = f"offset of {call}, the mean of absmax,"
     expect_number(number(offset, told), mean, told, wrong)

@@ -52,6 +52,10 @@ def scales_of_scales(around, mean, group):
         / 255,
         "these are means; take the largest distance": torch.stack([p.abs().mean() for p in parts])
         / 127,
+        "each group is centred on its own mean; offset is one, the mean of all": torch.stack(
+            [(p - p.mean()).abs().max() for p in parts]
+        )
+        / 127,
     }
 
 
@@ -79,6 +83,7 @@ def bits(block, double):
         "scales are fp32, 32 bits each": 4 + 16 / block * (not double),
         "the 8-bit scales have scales too, 32 bits a block of 256": 4 + 8 / block,
         "the scales of scales are fp32, 32 bits each": 4 + 8 / block + 16 / (block * 256),
+        "256 scales share a scale, as in a group, not 64": 4 + 8 / block + 32 / (block * 64),
         "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
         "256 blocks of `block` weights are their product": 4 + 8 / block + 32 / (block + 256),
         "double_quant changes nothing": 4 + first,
@@ -114,23 +119,29 @@ def training_parts(n, t, method):
         weights["16 bits are 2 bytes"] = 1.0 * n + 4 * t
         weights["the base is 16-bit here, not 4-bit"] = 4.126953 / 8 * n + 4 * t
     else:
-        weights |= {
-            "the adapter is fp32, 4 bytes, and not packed": base + 4.126953 / 8 * t,
-            "n_params is the base alone: take nothing off": base - 4.126953 / 8 * t + 4 * t,
-            "these are bits; 8 make a byte": 8 * base + 4 * t,
-            "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
-            "4 bits are half a byte": 4.126953 * n + 4 * t,
-            "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
-            "4 bits a parameter, nothing for the scales, and the adapter is fp32": n / 2 + 2 * t,
-            "4 bits a parameter, and neither scales nor adapter": n / 2,
-            "the 8-bit scales have scales too, which makes 4.127 bits": 4.125 / 8 * n + 4 * t,
-            "the base is 4-bit here, not 16-bit": 2.0 * n + 4 * t,
-            "the base is 4-bit here, not 8-bit": 1.0 * n + 4 * t,
-        }
+        weights |= _weights_in_4_bits(n, t, base)
     return {
         "weights": weights,
-        "gradients": {k: v * t for k, v in two.items()} | {everyone: 4.0 * n},
+        "gradients": {k: v * t for k, v in two.items()}
+        | {everyone: 4.0 * n, f"{everyone}, and a gradient is fp32": 2.0 * n},
         "optimizer": {k: v * t for k, v in moments.items()} | {everyone: 8.0 * n},
+    }
+
+
+def _weights_in_4_bits(n, t, base):
+    """Wrong bytes of a base in NF4, right in `base`, and of an adapter in fp32."""
+    return {
+        "the adapter is fp32, 4 bytes, and not packed": base + 4.126953 / 8 * t,
+        "n_params is the base alone: take nothing off": base - 4.126953 / 8 * t + 4 * t,
+        "these are bits; 8 make a byte": 8 * base + 4 * t,
+        "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
+        "4 bits are half a byte": 4.126953 * n + 4 * t,
+        "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
+        "4 bits a parameter, nothing for the scales, and the adapter is fp32": n / 2 + 2 * t,
+        "4 bits a parameter, and neither scales nor adapter": n / 2,
+        "the 8-bit scales have scales too, which makes 4.127 bits": 4.125 / 8 * n + 4 * t,
+        "the base is 4-bit here, not 16-bit": 2.0 * n + 4 * t,
+        "the base is 4-bit here, not 8-bit": 1.0 * n + 4 * t,
     }
 
 

@@ -16,6 +16,7 @@ RAISED = {
     "must match the size": "S is a vector (k,) that scales the columns of U, U * S, or rows of Vh",
     "quantize() takes": "quantize has one argument, W, and gives it back rounded",
     "'Tensor' and 'function'": "quantize is a function: call it, quantize(W)",
+    "Dimension out of range": "quantize takes the matrix W as it is, not a flat one",
     "non-finite": "the error is 0 where quantize loses nothing: don't divide by it",
 }
 SPLIT = "A is (r, d_in), the first r rows of Vh; B is (d_out, r), the first r columns of U"
@@ -148,6 +149,9 @@ def _other_factors(error, r):
         ),
         "the root of S stands on one side alone; the other side needs it too": (
             (U * S.sqrt() * head) @ Vh
+        ),
+        "one side has the singular values, the other their root: a root on each": (
+            (U * S**1.5 * head) @ Vh
         ),
         "the singular values come in four times, S² on either side: their root": (
             (U * S**4 * head) @ Vh

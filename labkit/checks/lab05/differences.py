@@ -156,6 +156,7 @@ def _error_figures(table):
             spread
         ),
         "divide by sqrt(n), not by n": (spread / n),
+        "divide by sqrt(n), not by n - 1, which std() has inside": (spread / max(1, n - 1)),
         "divided by n inside: the spread of a sample divides by n - 1 (NumPy wants ddof=1)": (
             statistics.pstdev(right) / math.sqrt(n)
         ),

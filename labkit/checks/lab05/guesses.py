@@ -39,7 +39,7 @@ def ranks_within(shapes, budget, wanted):
     exact = budget / sides(shapes)
     d_out, d_in = (sum(pair[k] for pair in shapes.values()) for k in (0, 1))
     guesses = (
-        ({} if wanted else {NONE_FITS: 1})
+        ({} if wanted else {NONE_FITS: 1, f"{NONE_FITS}, not less": -1})
         | {
             "that rank is over the budget: round down": math.ceil(exact),
             "that rank is over the budget: round down, also above a half": round(exact),

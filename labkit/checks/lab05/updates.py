@@ -45,6 +45,9 @@ def _expect_update(first_update, G, A, r, alpha, lr):
     call = f"first_update of a G of shape {tuple(G.shape)}, r={r}, alpha={alpha}, lr={lr}"
     got = ask(call, first_update, G, A, r, alpha, lr, hint=HINTS)
     _expect_whole(got, G, r, call)
+    if isinstance(got, torch.Tensor) and got.isnan().any():
+        hint = "0 / 0? A number whose gradient is 0 does not move, as torch.sign has it"
+        raise CheckFailed(f"{call} holds NaN: {hint}")
     expect_close(got, by_adam(G, A, r, alpha, lr), call, guesses(G, A, r, alpha, lr), tol=1e-3)
 
 

@@ -53,6 +53,8 @@ def concatenated(adapters, weights):
         "the weights are normalised; take them as they are": [w / total for w in weights],
         "both factors carry the sign of the weight, so a minus is lost": [abs(w) for w in weights],
         "the weights are in another order than the adapters": weights[::-1],
+        "a weight of 0 is taken for 1": [w or 1.0 for w in weights],
+        "the first weight is not used": [1.0, *weights[1:]],
     }
     if min(weights) >= 0:
         wrong["one factor carries sqrt(w) and the other nothing: the whole w on one of them"] = [
@@ -156,6 +158,9 @@ def divergences(p, q):
         | {
             "this is the sum over tokens; take the mean": each.sum().item(),
             "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,
+            "summed over tokens and averaged over the vocabulary: the other way round": (
+                each.sum().item() / vocab
+            ),
             "this is in bits; nats are wanted": mean / math.log(2),
             "that is with log10; nats are wanted": mean / math.log(10),
             "the sign is turned round": -mean,

@@ -105,7 +105,8 @@ def first_steps(frame, guess):
         ):
             values = rows[part].to_numpy() / rows[part].iloc[0]
             ax.plot(rows["rank"], values, color=colour, marker=marker, ms=5)
-            ax.annotate(f"  {rule}", (rows["rank"].iloc[-1], values[-1]), color=colour, va="center")
+            side = "bottom" if values[-1] < 1 else "center"  # above the axis
+            ax.annotate(f"  {rule}", (rows["rank"].iloc[-1], values[-1]), color=colour, va=side)
             grown[part, rule] = values[-1]
         _rank_axis(ax, rows["rank"])
         ax.set_ylim(0, None)

@@ -150,7 +150,13 @@ def ladder(table, title, guess):
         others = places.drop(name)
         near = others[(others["numbers"] / max(numbers, 1) - 1).abs() < 0.3]["accuracy"]
         under = ((near - mean).between(0, 6)).any()
-        ax.annotate(f" {name}", (x.iloc[0], mean), (4, -9 if under else 3), **ASIDE)
+        right = others[(others["numbers"] / max(numbers, 1)).between(1.3, 20)]["accuracy"]
+        left = ((right - mean).abs() < 6).any()  # there the name would run over another's bar
+        place = {
+            "xytext": (-4 if left else 4, -9 if under else 3),
+            "ha": "right" if left else "left",
+        }
+        ax.annotate(f" {name} ", (x.iloc[0], mean), **place, **ASIDE)
     ax.set(xscale="log", xlabel="numbers kept for the task (left edge: none)")
     ax.set(ylabel="right of 288 tickets, %", ylim=(-4, None))
     ax.set_xlim(least / 1.5, 30 * table["numbers"].max())
