@@ -73,6 +73,8 @@ class _Growing:
         now = time.perf_counter()
         self.seconds.append(now - self._begun)
         done = len(self.seconds)
+        if self._text is None:  # no notebook
+            return print(f"{self.title} {done}/{self.steps}{note}", flush=True)
         if now - self._shown <= REDRAW_SECONDS and done < self.steps:
             return
         self._shown = now
