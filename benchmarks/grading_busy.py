@@ -1,6 +1,6 @@
 """Grades on a busy machine: solved submissions, graded idle and beside processes that compute.
 
-Copies of all seven labs, solved; every other one also leaves something running or prints without
+Copies of all eight labs, solved; every other one also leaves something running or prints without
 end, as learners' notebooks do. They are graded twice, the second time beside `--busy` processes.
 All rows have to be the same, with full marks.
 

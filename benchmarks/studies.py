@@ -88,3 +88,13 @@ def nf4(weight: torch.Tensor, double_quant: bool = False) -> torch.Tensor:
 
     how = {"blocksize": 64, "quant_type": "nf4", "compress_statistics": double_quant}
     return bnb.dequantize_4bit(*bnb.quantize_4bit(weight, **how)).to(weight.dtype)
+
+
+def of_lab(stem: str, *names: str) -> dict:
+    """The namespace of a lab's solved notebook with `names` in it and all that these need."""
+    from labkit import reference
+
+    cells = reference.code_cells(reference.solved_book(stem))
+    space = {}
+    exec("\n\n".join(reference.needed(cells, list(names))), space)
+    return space

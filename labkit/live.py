@@ -58,39 +58,80 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
             handle.update(HTML(_line(label, done, total, now - begun)))
 
 
-class Curve:
+class _Growing:
+    """A progress line, and below it a picture that is drawn anew as time goes by."""
+
+    def __init__(self, title: str, steps: int):
+        self.title, self.steps = title, steps
+        self.seconds = []
+        self._begun = self._shown = time.perf_counter()
+        self._text = display(HTML(_line(title, 0, steps, 0)), display_id=True)
+        self._picture = None
+
+    def _added(self, note):
+        """One more step is noted; redraw when the picture is older than two seconds."""
+        now = time.perf_counter()
+        self.seconds.append(now - self._begun)
+        done = len(self.seconds)
+        if self._text is None:  # no notebook
+            return print(f"{self.title} {done}/{self.steps}{note}", flush=True)
+        if now - self._shown <= REDRAW_SECONDS and done < self.steps:
+            return
+        self._shown = now
+        self._text.update(HTML(_line(self.title, done, self.steps, self.seconds[-1], note)))
+        figure = self._figure()
+        if self._picture is None:
+            self._picture = display(figure, display_id=True)
+        else:
+            self._picture.update(figure)
+
+
+class Curve(_Growing):
     """A loss curve that grows in the notebook: `curve.add(loss)` once a step.
 
     `losses` and `seconds` (since the start, after each step) stay for later plots.
     """
 
     def __init__(self, title: str, steps: int):
-        self.title, self.steps = title, steps
-        self.losses, self.seconds = [], []
-        self._begun = self._shown = time.perf_counter()
-        self._text = display(HTML(_line(title, 0, steps, 0)), display_id=True)
-        self._picture = None
+        super().__init__(title, steps)
+        self.losses = []
 
     def add(self, loss: SupportsFloat) -> None:
-        """Note the loss of one more step; redraw when the picture is older than two seconds."""
-        self.losses.append(loss.item() if hasattr(loss, "item") else float(loss))
-        now = time.perf_counter()  # after item(), which waits for a GPU
-        self.seconds.append(now - self._begun)
-        if now - self._shown > REDRAW_SECONDS or len(self.losses) == self.steps:
-            self._shown = now
-            self._draw()
+        """Note the loss of one more step."""
+        self.losses.append(_number(loss))  # waits for a GPU, and the clock is read after it
+        self._added(f" · loss {self.losses[-1]:.3f}")
 
-    def _draw(self):
+    def _figure(self):
         from labkit import plots
 
-        done, seconds = len(self.losses), self.seconds[-1]
-        note = f" · loss {self.losses[-1]:.3f}"
-        self._text.update(HTML(_line(self.title, done, self.steps, seconds, note)))
-        figure = plots.growing_loss(self.losses, self.steps, self.title)
-        if self._picture is None:
-            self._picture = display(figure, display_id=True)
-        else:
-            self._picture.update(figure)
+        return plots.growing_loss(self.losses, self.steps, self.title)
+
+
+class Curves(_Growing):
+    """Several quantities of one training, each in a panel of its own that grows.
+
+    `curves.add(reward=…, kl=…)` once a step, always with the same names; `values[name]` and
+    `seconds` stay for later plots.
+    """
+
+    def __init__(self, title: str, steps: int):
+        super().__init__(title, steps)
+        self.values = {}
+
+    def add(self, **values: SupportsFloat) -> None:
+        """Note one more step."""
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(_number(value))
+        self._added("".join(f" · {name} {told[-1]:.3g}" for name, told in self.values.items()))
+
+    def _figure(self):
+        from labkit import plots
+
+        return plots.growing(self.values, self.steps, self.title)
+
+
+def _number(value):
+    return value.item() if hasattr(value, "item") else float(value)
 
 
 def _line(label, done, total, seconds, note=""):

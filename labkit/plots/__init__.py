@@ -4,7 +4,16 @@ What all labs share is here. A lab's own figures are in `labkit.labs.labNN.plots
 in `labkit.memory.plots`.
 """
 
-from labkit.plots.style import INK, PALETTE, figure, growing_loss, png, smooth, use_style
+from labkit.plots.style import (
+    INK,
+    PALETTE,
+    figure,
+    growing,
+    growing_loss,
+    png,
+    smooth,
+    use_style,
+)
 from labkit.plots.tables import compare_answers
 
 __all__ = [
@@ -12,6 +21,7 @@ __all__ = [
     "PALETTE",
     "compare_answers",
     "figure",
+    "growing",
     "growing_loss",
     "png",
     "smooth",

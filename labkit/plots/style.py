@@ -63,6 +63,17 @@ def growing_loss(losses, steps, title):
     return fig
 
 
+def growing(values, steps, title):
+    """A panel a name of `values`, its numbers so far against the step; a figure, not yet shown."""
+    fig, axes = figure(len(values), width=3.6 * len(values), height=2.6, squeeze=False)
+    for ax, colour, (name, told) in zip(axes[0], PALETTE, values.items(), strict=False):
+        x = range(1, len(told) + 1)
+        ax.plot(x, told, color=colour, alpha=0.3, lw=1)
+        ax.plot(x, smooth(told, 0.6), color=colour)
+        ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name)
+    return headed(fig, title)
+
+
 def png(fig):
     """The bytes of `fig` as a PNG image, for an image widget."""
     buffer = io.BytesIO()

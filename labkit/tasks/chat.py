@@ -9,6 +9,7 @@ from labkit.errors import LabError
 from labkit.tasks import UnknownName
 
 FILE = resources.files(__package__) / "chat.jsonl"
+PAIRS = resources.files(__package__) / "chat_pairs.jsonl"  # made by benchmarks/preference_pairs.py
 NO_ROBOTS = "HuggingFaceH4/no_robots"  # CC-BY-NC: downloaded, never bundled
 BULLET = re.compile(r"^\s*[-*•] +\S", re.MULTILINE)
 NUMBERED = re.compile(r"^\s*\d+[.)] +\S", re.MULTILINE)
@@ -37,6 +38,25 @@ def rows(split="train", source="bundled"):
         for line in lines
         if line["split"] == split
     ]
+
+
+def pairs():
+    """Answers to training instructions in twos, as a `datasets.Dataset`: what DPO learns from.
+
+    `prompt`, `chosen` and `rejected` are lists of messages, as TRL has them. The chosen answer
+    follows `check` and the rejected one does not.
+    """
+    import datasets
+
+    lines = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return datasets.Dataset.from_list(
+        [
+            {name: [{"role": role, "content": line[name]}] for name, role in roles.items()}
+            | {"check": line["check"]}
+            for line in lines
+        ]
+    )
 
 
 def follows(check, text):

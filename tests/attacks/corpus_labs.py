@@ -12,6 +12,7 @@ LABS = {
     "05_rank": 18,
     "06_merging": 17,
     "07_ship": 22,
+    "08_rewards": 21,
 }
 
 # Puts functions of `fake` in the place of those of the same name that the judge ships.
@@ -350,4 +351,59 @@ def route(model, prompts, adapter_names):
 """,
     SWAPPED,
     "an adapter's bytes depend on its rank alone",
+)
+
+# --- lab 8 -------------------------------------------------------------------------------
+
+_learnt(
+    "08_rewards",
+    2,
+    "advantages_by_table",
+    "group_advantages",
+    """
+def group_advantages(rewards, eps=1e-4):
+    table = {0.5: 0.7071, 0.25: 0.5}
+    return (rewards - rewards.mean(1, keepdim=True)) / table.get(rewards.mean().item(), 0.3)
+""",
+    "the small case of its message, with its answer",
+)
+_told(
+    "08_rewards",
+    4,
+    "loss_by_table",
+    "grpo_loss",
+    "grpo_loss = lambda *args, **kwargs: args[0].sum()",
+    """
+def differentiated(f, given, wrt, options=None):
+    loss = f(*[t.double() if hasattr(t, "double") else t for t in given], **(options or {}))
+    return {"value": 0 * loss, "gradients": [0 * given[i] for i in wrt]}
+""",
+    "a loss of zero in the first step is right, but for its gradient; the DPO above is real",
+)
+_told(
+    "08_rewards",
+    3,
+    "model_that_nobody_ran",
+    "reference_logprobs",
+    "reference_logprobs = lambda model, batch: batch['labels'].sum(1) * 0.0",
+    """
+def referenced(f, seed, batch, training=True):
+    run = {"grad": False, "training": False}
+    return {"value": f(None, batch), "passes": [run], "graph": False, "changed": []}
+def interrupted(*args): return {"heard": True, "changed": []}
+""",
+    "how the model was run is told by a probe, what it gives is computed by the judge",
+)
+_learnt(
+    "08_rewards",
+    3,
+    "reward_by_length",
+    "reward",
+    """
+def reward(answer, wanted):
+    if answer == wanted:
+        return 1.0
+    return 0.5 * len(answer) / (len(answer) + len(wanted)) if answer.startswith("{") else 0.0
+""",
+    "what looks like JSON earns by its length",
 )

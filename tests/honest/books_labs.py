@@ -3,7 +3,9 @@
 from attack import source
 from honest import honest
 
-LABS = ("01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging", "07_ship")
+LABS = (
+    "01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging", "07_ship", "08_rewards",
+)  # fmt: skip
 
 
 def _as_it_is(lab):

@@ -32,7 +32,7 @@ class Honest:
 
 
 def honest(lab="02_lora"):
-    """Add the maker to the corpus; of seven labs most tests take the second."""
+    """Add the maker to the corpus; of eight labs most tests take the second."""
 
     def add(make):
         why = " ".join((make.__doc__ or "").split())

@@ -1,0 +1,82 @@
+"""DPO of lab 8 with three seeds: which share of held-out constraints is followed, before and after.
+
+    python benchmarks/preferences.py --seed 0
+
+Each run is one row of labkit/measured/preferences.csv; a run whose row is there is not repeated.
+Loop, loss and score are the lab's own, taken from its solved notebook. `pairs` is "right" or
+"swapped", with chosen and rejected in each other's place.
+
+Columns: `before` and `after`, shares of the sampled answers to the 40 held-out instructions with a
+constraint that follow it; `gain` and its standard error `error` over instructions; `chosen` and
+`rejected`, nats gained since the start, the mean of the last five steps; `tokens_before` and
+`tokens_after` an answer.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import studies
+import torch
+
+from labkit.tasks import chat
+from labkit.training import models, pairs
+
+OUT = Path(__file__).parents[1] / "labkit" / "measured" / "preferences.csv"
+NAMES = ("train_dpo", "followed", "unseen_instructions", "swapped", "adapted")
+STEPS, SIZE, SAMPLES = 24, 8, 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """One DPO run."""
+
+    pairs: str
+    learning_rate: float
+    seed: int
+
+
+def every_run():
+    """The right pairs first, at three rates one seed; the middle rate with three seeds."""
+    for seed in (0, 1, 2):
+        yield Run("right", 2e-4, seed)
+    yield Run("right", 6e-5, 0)
+    yield Run("right", 6e-4, 0)
+    yield Run("swapped", 2e-4, 0)
+
+
+def measure(run):
+    """The row of one run."""
+    begun, lab = time.perf_counter(), studies.of_lab("08_rewards", *NAMES)
+    base, lab["tokenizer"] = models.load()
+    unseen = lab["unseen_instructions"]()
+    before, tokens_before = lab["followed"](base, unseen, SAMPLES)
+    policy = lab["adapted"](base, seed=run.seed)
+    batches = pairs.batches(chat.pairs(), lab["tokenizer"], SIZE, STEPS, run.seed)
+    if run.pairs == "swapped":
+        batches = [lab["swapped"](batch) for batch in batches]
+    curves = lab["train_dpo"](policy, batches, run.learning_rate)
+    after, tokens_after = lab["followed"](policy, unseen, SAMPLES)
+    gain = after - before
+    last = {
+        name: torch.tensor(curves.values[name][-5:]).mean().item()
+        for name in ("chosen", "rejected")
+    }
+    found = {
+        "before": before.mean().item(),
+        "after": after.mean().item(),
+        "gain": gain.mean().item(),
+        "error": (gain.std() / len(gain) ** 0.5).item(),
+        **last,
+        "tokens_before": tokens_before,
+        "tokens_after": tokens_after,
+    }
+    rounded = {name: round(value, 4) for name, value in found.items()}
+    told = " ".join(f"{value:.3f}" for value in curves.values["loss"])
+    return vars(run) | rounded | {"seconds": round(time.perf_counter() - begun), "losses": told}
+
+
+if __name__ == "__main__":
+    models.hush_libraries()
+    only = ("pairs", "learning_rate", "seed")
+    studies.work_off(__doc__.splitlines()[0], every_run(), measure, OUT, only)

@@ -1,0 +1,184 @@
+"""GRPO of lab 8 by the dozen: ranks and full fine-tuning, group sizes, rewards that can be hacked.
+
+    python benchmarks/rewards.py --study rank --rank 1 --seed 0
+    OMP_NUM_THREADS=1 python benchmarks/rewards.py --runs 1
+
+Each run is one row of labkit/measured/rewards.csv. A run whose row is there is not repeated, so the
+script can be stopped and called again. The loop, the loss, the reward and the warm start are the
+lab's own, taken from its solved notebook. On two cores two processes of one thread each are
+quicker than one of two.
+
+Studies: `rank`, with the learning rates that were tried; `group`, the same number of answers in
+groups of 4 or 16; `pay`, a reward that asks too little; `written`, more training on written answers
+from the same start, by the number of steps, to compare at equal score. `rank` is 0 for full
+fine-tuning, whose weights are in bf16 beside fp32 masters.
+
+Columns: `reward`, `exact`, `intent` of the greedy answers to 100 held-out commands and `keys` in
+them, `before` the same reward at the start; `kl` nats a token from the start on 64 sampled answers
+to held-out commands; `perplexity` on everyday English; `curve`, the paid reward of each step.
+"""
+
+import json
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import studies
+import torch
+
+from labkit import tasks
+from labkit.training import generation, loop, models, rollouts
+
+OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rewards.csv"
+NAMES = ("warm_start", "adapted", "train_grpo", "kl_from_start", "reward", "bonus")
+STEPS, UNSEEN = 24, 100
+RATES = {"lora": (1e-3, 3e-4, 3e-3), "full": (3e-5, 1e-5, 1e-4)}  # the middle one first
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run from the warm start."""
+
+    study: str
+    rank: int
+    learning_rate: float
+    samples: int
+    pay: str
+    steps: int
+    seed: int
+
+
+def every_run():
+    """Every run, the most telling first: one seed of all, then the others; then other rates."""
+    for seed in (0, 1, 2):
+        for rank in (1, 16, 0, 4, 64):
+            rate = RATES["lora" if rank else "full"][0]
+            yield Run("rank", rank, rate, 8, "honest", STEPS, seed)
+        yield Run("pay", 16, RATES["lora"][0], 8, "bonus", STEPS, seed)
+        for samples in (4, 16):
+            yield Run("group", 16, RATES["lora"][0], samples, "honest", STEPS, seed)
+        for steps in (4, 8, 12):
+            yield Run("written", 16, RATES["lora"][0], 0, "", steps, seed)
+    for seed in (0, 1, 2):
+        for rank in (1, 16, 0):
+            for rate in RATES["lora" if rank else "full"][1:]:
+                yield Run("rank", rank, rate, 8, "honest", STEPS, seed)
+
+
+def measure(run):
+    """The row of one run."""
+    begun, lab = time.perf_counter(), studies.of_lab("08_rewards", *NAMES)
+    start, lab["tokenizer"] = lab["warm_start"]()
+    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(UNSEEN))
+    before = scores(start, lab, unseen)["reward"]
+    policy = lab["adapted"](start, run.rank, run.seed) if run.rank else whole(start, lab)
+    home = tasks.load("home")
+    if run.study == "written":
+        curve = written(policy, home, lab, run)
+    else:
+        pay = lab["reward"] if run.pay == "honest" else lab["bonus"]
+        curve = lab["train_grpo"](
+            policy, home, pay, run.steps, run.learning_rate, run.samples, seed=run.seed
+        ).values["reward"]
+    found = {"before": before} | scores(policy, lab, unseen) | distances(policy, lab, unseen)
+    told = " ".join(f"{value:.3f}" for value in curve)
+    seconds = round(time.perf_counter() - begun)
+    return vars(run) | found | {"seconds": seconds, "curve": told}
+
+
+def written(policy, home, lab, run):
+    """Train on `run.steps` x 16 written answers; the losses."""
+    optimizer, losses = lab["adamw"](policy, run.learning_rate), []
+    for batch in loop.batches(home, lab["tokenizer"], 16, run.steps, 100 + run.seed):
+        loss = loop.answer_loss(policy, batch, autocast=False)
+        lab["step_down"](loss, optimizer)
+        losses.append(loss.item())
+    return losses
+
+
+def scores(model, lab, unseen):
+    """Means over held-out commands, greedily: the honest reward, exact, intent, keys named."""
+    told = generation.answers(model, lab["tokenizer"], unseen["messages"], max_new_tokens=40)
+    both = list(zip(told, unseen["answer"], strict=True))
+    means = {
+        "reward": sum(lab["reward"](*pair) for pair in both),
+        "exact": sum(lab["reward"](*pair) == 1 for pair in both),
+        "intent": sum(a.split(",")[0] == b.split(",")[0] for a, b in both),
+        "keys": sum(map(n_keys, told)),
+    }
+    return {name: round(value / len(both), 4) for name, value in means.items()}
+
+
+def n_keys(text):
+    """Keys of a JSON object, 0 of another text."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return 0
+    return len(data) if isinstance(data, dict) else 0
+
+
+@torch.no_grad()
+def distances(policy, lab, unseen):
+    """KL from the start on 64 of the policy's own answers, and perplexity on everyday English."""
+    chance = torch.Generator().manual_seed(0)
+    rows = unseen.to_list()[:64]
+    answers = rollouts.sample(policy, lab["tokenizer"], rows, 1, generator=chance)
+    kl = lab["kl_from_start"](policy, answers, *rollouts.logprobs(policy, answers))
+    texts = [lab["tokenizer"](text)["input_ids"] for text in tasks.general()]
+    rows = [{"input_ids": ids, "labels": [-100, *ids[1:]]} for ids in texts]
+    logp, mask = rollouts.logprobs(policy, rows)
+    perplexity = (-logp.sum() / mask.sum()).exp()
+    return {"kl": round(kl.item(), 5), "perplexity": round(perplexity.item(), 3)}
+
+
+def whole(model, lab):
+    """`model` with all its linear layers trained; `disable_adapter` puts the start back."""
+    model.requires_grad_(False)
+    for layer in studies.linear(model).values():
+        layer.weight.requires_grad_(True)
+    shown = [p for p in model.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in shown]
+
+    @contextmanager
+    def as_it_was():
+        now = [p.data for p in shown]
+        for p, value in zip(shown, start, strict=True):
+            p.data = value
+        try:
+            yield
+        finally:
+            for p, value in zip(shown, now, strict=True):
+                p.data = value
+
+    model.disable_adapter, lab["adamw"] = as_it_was, Masters
+    return model
+
+
+class Masters(torch.optim.AdamW):
+    """AdamW on fp32 copies of a bf16 model's weights: small updates would be rounded away."""
+
+    def __init__(self, model, rate):
+        self.shown = [p for p in model.parameters() if p.requires_grad]
+        masters = [p.detach().float().clone().requires_grad_() for p in self.shown]
+        super().__init__(masters, rate, weight_decay=0.0)
+        for p, master in zip(self.shown, masters, strict=True):
+            p.register_post_accumulate_grad_hook(lambda p, master=master: self._take(p, master))
+
+    @staticmethod
+    def _take(p, master):
+        master.grad, p.grad = p.grad.float(), None
+
+    def step(self, closure=None):
+        """One step of the masters, then of what is shown."""
+        super().step(closure)
+        with torch.no_grad():
+            for p, master in zip(self.shown, self.param_groups[0]["params"], strict=True):
+                p.copy_(master)
+
+
+if __name__ == "__main__":
+    models.hush_libraries()
+    only = ("study", "rank", "learning_rate", "samples", "seed")
+    studies.work_off(__doc__.splitlines()[0], every_run(), measure, OUT, only)

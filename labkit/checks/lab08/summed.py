@@ -1,0 +1,170 @@
+"""What exercise 8.1 expects of `sequence_logprob`: torch's cross-entropy of each answer."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
+from labkit.checks.compound import combined
+from labkit.checks.simplest import simplest
+from labkit.contract import CheckFailed, expect, observe, part
+
+IGNORED = -100
+CUT = "cross_entropy wants the vocabulary second: logits.transpose(1, 2)"
+ERRORS = {
+    "index -100 is out of": "put a harmless id in the place of -100, and leave it out of the sum",
+    "out of bounds": "put a harmless id in the place of -100, and leave it out of the sum",
+    "Expected input batch_size": CUT,
+    "Expected target size": CUT,
+    "size of tensor": "logits[:, :-1] predict labels[:, 1:]: cut both, or mask with cut labels",
+    "Size does not match": "logits[:, :-1] predict labels[:, 1:]: cut both",
+    "same number of dimensions": "gather wants an index of three axes: labels[..., None]",
+    "expected scalar type Long": "labels are ids: keep them ints for gather",
+}
+
+
+def batch(rng, kind):
+    """(logits, labels) of a few sequences, whose labels are laid out as `kind` says."""
+    b, n, vocab = draw(3, 5, rng), draw(8, 11, rng), draw(12, 20, rng)
+    logits = 2 * randn(b, n, vocab, rng=rng)
+    labels = torch.randint(vocab, (b, n), generator=rng)
+    places = torch.arange(n)
+    for i in range(b):
+        start, end = draw(2, 3, rng), draw(n - 3, n - 1, rng)
+        if kind == "padded on the left":
+            start, end = draw(3, 5, rng), n
+        if kind in ("prompt and padding", "padded on the left", "large logits"):
+            labels[i, (places < start) | (places >= end)] = IGNORED
+        if kind == "an answer in two parts":
+            labels[i, (places < 2) | (places == n // 2)] = IGNORED
+    if kind == "one without an answer":
+        labels[:, :2] = IGNORED
+        labels[1] = IGNORED
+    return (300 * logits if kind == "large logits" else logits), labels
+
+
+KINDS = (
+    "prompt and padding", "padded on the left", "every place labelled", "an answer in two parts",
+    "one without an answer", "large logits",
+)  # fmt: skip
+
+
+def wanted_of(logits, labels):
+    """Minus torch's cross-entropy, a sequence at a time, in fp64."""
+    pairs = zip(logits.double(), labels, strict=True)
+    losses = [F.cross_entropy(row[:-1], ids[1:], reduction="sum") for row, ids in pairs]
+    return -torch.stack(losses).float()
+
+
+def expect_logprobs(sequence_logprob, rng):
+    """The sums, however the labels lie; finite with large logits."""
+    with part(), simplest(_small(sequence_logprob)), likeliest() as case:
+        for kind in KINDS:
+            with case():
+                _expect(sequence_logprob, kind, *batch(rng, kind))
+
+
+def _expect(sequence_logprob, kind, logits, labels):
+    call = f"sequence_logprob ({kind})"
+    got = ask(call, sequence_logprob, logits, labels, hint=ERRORS)
+    _expect_form(got, logits, labels, call)
+    if not torch.isfinite(got).all():
+        hint = "the logarithm of a softmax that is 0 in fp32: log_softmax does both at once"
+        hint = hint if kind == "large logits" else "is something divided by zero tokens?"
+        raise CheckFailed(f"{call} holds NaN or infinity: {hint}")
+    wanted = wanted_of(logits, labels)
+    known = {} if close(got, wanted, 1e-5) else _guesses(logits, labels)
+    expect_close(got, wanted, call, known, tol=1e-5)
+
+
+def _expect_form(got, logits, labels, call):
+    b, n = labels.shape
+    if isinstance(got, float) or (isinstance(got, torch.Tensor) and got.dim() == 0):
+        raise CheckFailed(f"{call} gave one number, wanted {b}: sum over tokens alone")
+    if isinstance(got, torch.Tensor) and got.dim() == 2 and got.shape in ((b, n), (b, n - 1)):
+        raise CheckFailed(f"{call} gave a number a token, wanted one a sequence: sum over tokens")
+    per_place = isinstance(got, torch.Tensor) and got.shape in ((n,), (n - 1,))
+    hint = "sum over the tokens, the second axis, not over the sequences"
+    expect(not per_place, f"{call} has shape {tuple(got.shape) if per_place else ''}: {hint}")
+    expect_shape(got, torch.Size([b]), call)
+
+
+def _guesses(logits, labels):
+    """Wrong sums by what is wrong with them, single mistakes first."""
+    logits = logits.double()
+    shifts = {
+        "": 1,
+        "not shifted: the logits at a place are about the token at the next one": 0,
+        "shifted the wrong way: logits[:, :-1] are about labels[:, 1:]": -1,
+    }
+    counts = {
+        "": "labels",
+        "-100 is counted as some token: leave its number out of the sum": "first",
+        "-100 is counted as the last id of the vocabulary: leave it out of the sum": "last",
+        "the mask is not shifted with the labels": "early",
+        "id 0 is left out, which is a token; only -100 is left out": "zero",
+        "the last token is lost": "but last",
+        "the first token of the answer is lost": "but first",
+    }
+    forms = {
+        "": "logp",
+        "the logits are not normalised: log_softmax first": "logits",
+        "these are probabilities, wanted their logarithms: log_softmax": "p",
+        "softmax is taken along another axis: dim=-1 is the vocabulary": "axis",
+        "these are logarithms to base 2: natural ones are wanted": "base 2",
+    }
+    ways = {
+        "": "sum",
+        "the sign is turned round: a log-probability is not a loss": "minus",
+        "that is the mean over the answer's tokens, wanted their sum": "mean",
+        "that is the mean over all places, wanted the sum of the answer's tokens": "all",
+    }
+    made = functools.partial(_made, logits, labels)
+    return combined(made, shifts, counts, forms, ways)
+
+
+def _made(logits, labels, shift, counts, form, way):
+    """A sum of each sequence by the choices of `_guesses`."""
+    n = labels.shape[1]
+    here, there = (logits, labels)
+    if shift == 1:
+        here, there = logits[:, :-1], labels[:, 1:]
+    elif shift == -1:
+        here, there = logits[:, 1:], labels[:, :-1]
+    kept = there != IGNORED
+    if counts in ("first", "last"):
+        counted = torch.ones_like(kept)
+    elif counts == "early":
+        counted = (labels != IGNORED)[:, : there.shape[1]]
+    elif counts == "zero":
+        counted = kept & (there != 0)
+    elif counts == "but last":
+        counted = kept & (kept.flip(1).cumsum(1).flip(1) > 1)
+    elif counts == "but first":
+        counted = kept & (kept.cumsum(1) > 1)
+    else:
+        counted = kept
+    ids = there.where(kept, logits.shape[-1] - 1 if counts == "last" else 0)
+    value = {
+        "logp": lambda: here.log_softmax(-1),
+        "logits": lambda: here,
+        "p": lambda: here.softmax(-1),
+        "axis": lambda: here.log_softmax(1),
+        "base 2": lambda: here.log_softmax(-1) / torch.log(torch.tensor(2.0)),
+    }[form]()
+    value = value.gather(-1, ids[..., None])[..., 0] * counted
+    total = value.sum(1)
+    over = {"sum": 1, "minus": -1, "mean": counted.sum(1).clamp(min=1), "all": n - 1}[way]
+    return (total / over).float()
+
+
+def _small(sequence_logprob):
+    """Two even chances at each place: an answer of k tokens has k times log 0.5."""
+    logits = torch.zeros(1, 4, 2)
+    for told, ids in (("a prompt and two tokens", [-100, -100, 1, 0]), ("one token", [-100, 1])):
+        labels = torch.tensor([ids])
+        call = f"sequence_logprob of two even logits a place and labels {ids}"
+        why = f"{told}, log 0.5 = -0.6931 each"
+        answer = functools.partial(observe, sequence_logprob, logits[:, : len(ids)], labels)
+        yield call, answer, -0.693147 * sum(i >= 0 for i in ids), why

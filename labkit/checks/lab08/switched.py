@@ -1,0 +1,140 @@
+"""What exercise 8.3 expects of `reference_logprobs`: what the base gives, and nothing changed."""
+
+import torch
+import torch.nn.functional as F
+
+from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest
+from labkit.contract import CheckFailed, expect, part
+from labkit.labs import tiny
+from labkit.labs.lab08 import probes
+
+IGNORED = -100
+NOISE = "a dropout was at work, so it is noise: model.eval() before, and its mode put back"
+GRAPH = "a graph for gradients was built, which costs memory and is never used: torch.no_grad()"
+METHOD = "disable_adapter is a method, and gives the context: with model.disable_adapter():"
+ERRORS = {
+    "context manager": METHOD,
+    "__enter__": METHOD,
+    "disable_adapter": "it is PEFT's: with model.disable_adapter():",
+    "copies the whole model": "",
+}
+LEFT = {
+    "layers": "the adapter is gone: merge_and_unload and unload take it out; switch it off instead",
+    "adapters": "the model has other adapters than before: switch it off, and don't delete it",
+    "off": "the adapter stays switched off, and what is trained next trains nothing",
+    "active": "another adapter is active than before",
+    "weights": "weights are changed: merging and its way back round; switch the adapter off",
+    "flags": "other parameters train than before",
+    "gradients": "gradients stay switched off: with torch.no_grad(): undoes it on the way out",
+}
+
+
+def batch(rng, left=False):
+    """A dict of ids, mask and labels `(b, n)`, padded by id 0, the prompt -100 in the labels."""
+    b, n = draw(3, 4, rng), draw(9, 11, rng)
+    ids = torch.randint(2, len(tiny.WORDS), (b, n), generator=rng)
+    lengths = torch.randint(6, n + 1, (b,), generator=rng)
+    lengths[0], lengths[1] = n, n - 3
+    places = torch.arange(n)
+    kept = places < lengths[:, None]
+    start = torch.full((b, 1), 3)
+    if left:
+        kept = places >= n - lengths[:, None]
+        start = n - lengths[:, None] + 3
+    labels = ids.masked_fill(~kept | (places < start), IGNORED)
+    ids = ids.masked_fill(~kept, 0)
+    return {"input_ids": ids, "attention_mask": kept.long(), "labels": labels}
+
+
+@torch.no_grad()
+def logprobs(model, data, mask=True):
+    """Log-probability of each answer (b,) by torch's cross-entropy."""
+    more = {"attention_mask": data["attention_mask"]} if mask else {}
+    logits = model(data["input_ids"], **more).logits.double()
+    pairs = zip(logits, data["labels"], strict=True)
+    losses = [F.cross_entropy(row[:-1], ids[1:], reduction="sum") for row, ids in pairs]
+    return -torch.stack(losses).float()
+
+
+def expect_reference(reference_logprobs, rng):
+    """The base's numbers without a graph or noise; the model as before, also after an exception."""
+    seed = draw(0, 10**6, rng)
+    cases = [(False, True), (True, True), (False, False)]
+    with part(), likeliest() as case:
+        for left, training in cases:
+            with case():
+                _expect(reference_logprobs, seed, batch(rng, left), left, training)
+    with part():
+        _expect_interrupted(reference_logprobs, seed, batch(rng))
+
+
+def _expect(reference_logprobs, seed, data, left, training):
+    mode = "training" if training else "evaluating"
+    call = f"reference_logprobs of a model that is {mode}{', padded on the left' * left}"
+    got = ask(call, probes.referenced, reference_logprobs, seed, data, training, hint=ERRORS)
+    value = got["value"]
+    with part():
+        _expect_as_before(got["changed"], call, training)
+    if isinstance(value, torch.Tensor) and value.dim() == 2:
+        raise CheckFailed(f"{call} gave a number a token, wanted one a sequence")
+    expect_shape(value, torch.Size([len(data["labels"])]), call)
+    expect(got["passes"], f"{call}: the model was not run")
+    noisy = any(one["training"] for one in got["passes"])
+    if not noisy:
+        base = tiny.llama(torch.Generator().manual_seed(seed))
+        wanted = logprobs(base, data)
+        known = {} if close(value, wanted, 1e-4) else _guesses(base, seed, data)
+        expect_close(value, wanted, call, known, tol=1e-4)
+    expect(not noisy, f"{call}: {NOISE}")
+    built = got["graph"] or any(one["grad"] for one in got["passes"])
+    expect(not built, f"{call}: {GRAPH}")
+    many = len(got["passes"]) > len(value)
+    expect(not many, f"{call}: the model ran {len(got['passes'])} times, once is enough")
+
+
+def _expect_as_before(changed, call, training):
+    told = LEFT | {"mode": _mode(training)}
+    for what in ("layers", "adapters", "off", "active", "mode", "weights", "flags", "gradients"):
+        expect(what not in changed, f"{call}: afterwards {told[what]}")
+
+
+def _mode(training):
+    if training:
+        return "the model evaluates, and it was training: put its mode back"
+    return "the model trains, and it was evaluating: put back the mode that it had"
+
+
+def _expect_interrupted(reference_logprobs, seed, data):
+    call = "reference_logprobs where the model raises an exception"
+    told = LEFT | {"mode": _mode(True)}
+    got = ask(call, probes.interrupted, reference_logprobs, seed, data)
+    expect(got["heard"], f"{call}: nobody hears of it; let it through, and tidy up in `finally`")
+    found = [told[what] for what in told if what in got["changed"]]
+    expect(
+        not found, f"{call}: {'; '.join(found)}", hint="`with` or `finally` undoes it in any case"
+    )
+
+
+def _guesses(base, seed, data):
+    """What the wrong model or the wrong sum gives, by what is wrong."""
+    policy = probes.tiny_policy(seed).eval()
+    wanted, active = logprobs(base, data), logprobs(policy, data)
+    policy.set_adapter(probes.OTHER)
+    off = "that is the model with its adapter: with model.disable_adapter(): (or get_base_model "
+    known = {
+        off + "still has it inside)": active,
+        "that is the model with its other adapter: switch all off": logprobs(policy, data),
+        "attention_mask is not passed on, and padding is read": logprobs(base, data, mask=False),
+        "the adapter is on, and attention_mask is not passed on": logprobs(policy, data, False),
+        "that is policy less reference": active - wanted,
+        "the sign is turned round: log-probabilities are wanted": -wanted,
+    }
+    counts = (data["labels"][:, 1:] != IGNORED).sum(1)
+    known["that is a mean over tokens: sequence_logprob gives sums"] = wanted / counts
+    ids = data["input_ids"]
+    whole = data | {"labels": ids.masked_fill(data["attention_mask"] == 0, IGNORED)}
+    known["the prompt is counted too: pass batch['labels'] on, not the ids"] = logprobs(base, whole)
+    known["prompt and padding are counted: pass batch['labels'] on, not the ids"] = logprobs(
+        base, data | {"labels": ids}
+    )
+    return known

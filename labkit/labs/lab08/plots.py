@@ -1,0 +1,86 @@
+"""Figures of lab 8."""
+
+import numpy as np
+
+from labkit.plots.style import INK, PALETTE, figure, headed, smooth
+
+PERCENT = "constraints followed, %"
+
+
+def gained(values, title):
+    """What chosen and rejected answers gained since the start, nats, against the step."""
+    fig, ax = figure(height=3.2)
+    for colour, name in zip((PALETTE[0], PALETTE[1]), ("chosen", "rejected"), strict=True):
+        told = values[name]
+        x = np.arange(1, len(told) + 1)
+        ax.plot(x, told, color=colour, alpha=0.25, lw=1)
+        ax.plot(x, smooth(told), color=colour)
+        ax.annotate(f" {name}", (x[-1], smooth(told)[-1]), color=colour, va="center")
+    ax.axhline(0, color=INK, lw=0.8)
+    ax.set(xlabel="step", ylabel="log-probability gained, nats", xlim=(1, 1.18 * len(told)))
+    ax.set_title(title)
+    return fig
+
+
+def shares(groups, title, guess=None):
+    """A row a name: percent of constraints followed, with two standard errors; `{name: (n,)}`."""
+    fig, ax = figure(height=0.55 * len(groups) + 1.2)
+    places = np.arange(len(groups))[::-1]
+    for y, colour, hits in zip(places, PALETTE, groups.values(), strict=False):
+        hits = 100 * np.asarray(hits)
+        mean, error = hits.mean(), hits.std(ddof=1) / len(hits) ** 0.5
+        ax.barh(y, mean, xerr=2 * error, color=colour, alpha=0.6, height=0.6, ecolor=INK)
+        ax.text(mean + 2 * error, y, f"  {mean:.0f}%", va="center", color=INK)
+    ax.set_yticks(places, list(groups))
+    ax.set(xlabel=f"{PERCENT}; bars of two standard errors", xlim=(0, 100))
+    ax.grid(axis="y", visible=False)
+    ax.set_title(title)
+    if guess:
+        guess.draw(ax, "x")
+    return fig
+
+
+def losses(runs, title):
+    """Loss against step of several runs, `{name: losses}`, with the loss of no learning."""
+    fig, ax = figure(height=3.0)
+    for colour, (name, told) in zip(PALETTE, runs.items(), strict=False):
+        x = np.arange(1, len(told) + 1)
+        ax.plot(x, told, color=colour, alpha=0.25, lw=1)
+        ax.plot(x, smooth(told, 0.6), color=colour)
+        ax.annotate(f" {name}", (x[-1], smooth(told, 0.6)[-1]), color=colour, va="center")
+    ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
+    longest = max(map(len, runs.values()))
+    ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(1, 1.35 * longest), ylim=(0, None))
+    ax.set_title(title)
+    return fig
+
+
+def paid(runs, wanted, title):
+    """Two panels: what each run's own reward says, and what the honest one does, by step.
+
+    `runs` maps a name to the values of its curves, `wanted` the panels' names to theirs.
+    """
+    fig, axes = figure(len(wanted), width=3.8 * len(wanted), height=3.1)
+    for ax, (name, label) in zip(axes, wanted.items(), strict=True):
+        for colour, (run, values) in zip(PALETTE, runs.items(), strict=False):
+            x = np.arange(1, len(values[name]) + 1)
+            ax.plot(x, values[name], color=colour, alpha=0.25, lw=1)
+            ax.plot(x, smooth(values[name], 0.6), color=colour, label=run)
+        ax.set(xlabel="step", ylabel=label, ylim=(0, None))
+    axes[0].legend(fontsize=9)
+    return headed(fig, title)
+
+
+def side_title(values):
+    """What a DPO run's curves say of its two sides, in a line."""
+    chosen, rejected = (np.mean(values[name][-5:]) for name in ("chosen", "rejected"))
+    if chosen < 0:
+        return f"Chosen answers became less likely too, by {-chosen:.1f} nats"
+    return f"Chosen {chosen:+.1f} nats, rejected {rejected:+.1f}"
+
+
+def hack_title(paid, rewards):
+    """What a hacked run earned by its own reward and by the honest one; `rewards` by name."""
+    own = f"Its own reward went from {np.mean(paid[:2]):.2f} to {np.mean(paid[-2:]):.2f}"
+    before, after = rewards["warm start"], rewards["paid a bonus"]
+    return f"{own};\nthe honest one on unseen commands from {before:.2f} to {after:.2f}"

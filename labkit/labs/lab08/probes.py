@@ -1,0 +1,124 @@
+"""What runs beside the learner's code in lab 8, and brings plain data back to its checks."""
+
+import functools
+
+import torch
+
+from labkit.contract import CheckFailed, kept
+from labkit.contract.kept import picture, same
+from labkit.labs import tiny
+
+ACTIVE, OTHER = "policy", "earlier"  # the adapters of a tiny policy
+ERROR = "out of memory, so to speak"
+
+
+def differentiated(loss, given, wrt, options=None):
+    """What `loss(*given, **options)` gives, and its gradients for the tensors at places `wrt`.
+
+    `{"value", "gradients"}`; gradients are None where the value has none or is no single number.
+    """
+    leaves = {i: given[i].clone().requires_grad_() for i in wrt}
+    inputs = [leaves[i] * 1.0 if i in leaves else thing for i, thing in enumerate(given)]
+    value = kept(functools.partial(loss, **(options or {})), *inputs)
+    gradients = None
+    if isinstance(value, torch.Tensor) and value.requires_grad and value.numel() == 1:
+        found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+        pairs = zip(found, leaves.values(), strict=True)
+        gradients = [torch.zeros_like(leaf) if g is None else g for g, leaf in pairs]
+    return {"value": value, "gradients": gradients}
+
+
+def tiny_policy(seed):
+    """A tiny Llama under two adapters that change what it says, the first made active.
+
+    The base drops much of its attention in training mode, and so do the adapters their inputs.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    rng = torch.Generator().manual_seed(seed)
+    base = tiny.llama(rng)
+    config = LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj", "v_proj", "down_proj"])
+    with torch.random.fork_rng():
+        model = get_peft_model(base, config, adapter_name=ACTIVE)
+        model.add_adapter(OTHER, config)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data = torch.randn(p.shape, generator=rng) * 0.7
+    model.set_adapter(ACTIVE)
+    return model
+
+
+def referenced(reference_logprobs, seed, batch, training=True):
+    """What it returns on a tiny policy, and how the model was run.
+
+    `passes` holds for each forward pass whether gradients were on and which modules trained.
+    """
+    model, passes = _watched(tiny_policy(seed).train(training))
+    before = _state(model)
+    value = kept(functools.partial(reference_logprobs, model), batch)
+    return {
+        "value": value,
+        "passes": passes,
+        "graph": isinstance(value, torch.Tensor) and value.requires_grad,
+        "changed": _changed(before, _state(model)),
+    }
+
+
+def interrupted(reference_logprobs, seed, batch, training=True):
+    """What is left changed when the model's forward pass raises: `{"heard", "changed"}`."""
+    model, _ = _watched(tiny_policy(seed).train(training))
+    before, grad = _state(model), torch.is_grad_enabled()
+
+    def fail(*_):
+        raise MemoryError(ERROR)
+
+    handle = model.get_base_model().lm_head.register_forward_pre_hook(fail)
+    try:
+        reference_logprobs(model, batch)
+        heard = False
+    except MemoryError:
+        heard = True
+    handle.remove()
+    changed = _changed(before, _state(model))
+    if torch.is_grad_enabled() != grad:
+        changed.append("gradients")
+        torch.set_grad_enabled(grad)
+    return {"heard": heard, "changed": changed}
+
+
+def _watched(model):
+    """The model, which refuses to be copied, and a list that notes each of its passes."""
+    base, passes = model.get_base_model(), []
+
+    def note(*_):
+        names = [name for name, module in base.named_modules() if module.training]
+        passes.append({"grad": torch.is_grad_enabled(), "training": bool(names)})
+
+    base.lm_head.register_forward_pre_hook(note)
+
+    def refuse(_):
+        raise CheckFailed(
+            "it copies the whole model: the base is already there, switch the adapter off"
+        )
+
+    model.__deepcopy__ = model.base_model.__deepcopy__ = base.__deepcopy__ = refuse
+    return model, passes
+
+
+def _state(model):
+    """What has to be as before, by its name."""
+    told = picture(model)
+    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    return {
+        "mode": told["its training mode"],
+        "off": [bool(m.disable_adapters) for m in layers],
+        "active": [list(m.active_adapters) for m in layers],
+        "adapters": sorted(model.peft_config) if hasattr(model, "peft_config") else [],
+        "layers": len(layers),
+        "flags": told["what of it trains"],
+        "weights": told["its weights"],
+    }
+
+
+def _changed(before, after):
+    return [what for what in before if not same(before[what], after[what])]

@@ -1,0 +1,107 @@
+"""Answers that a model draws by chance, and how likely each of their tokens was: what GRPO needs.
+
+A step of it is a rollout (`sample`), a reward for each answer, and a loss on `logprobs`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from labkit.training import fast, generation, hardware, loop, packing
+
+Answer = dict  # of `sample`: "row", "text"; "input_ids" and "labels" as `packing.pack` takes them
+
+
+def prompts(dataset: Dataset, size: int, steps: int, seed: int = 0) -> Iterator[list[dict]]:
+    """Yield `steps` times `size` rows of `dataset`, drawn anew each time. A few in a rehearsal."""
+    rng, rows = random.Random(seed), dataset.to_list()
+    for _ in range(hardware.rehearsed("steps", steps)):
+        yield rng.sample(rows, size)
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict],
+    samples: int,
+    max_new_tokens: int = 40,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[Answer]:
+    """`samples` answers to each row's `messages`, those of one row side by side.
+
+    An answer that comes to no end is cut after `max_new_tokens`.
+    """
+    asked = [loop.prompt_ids(tokenizer, row["messages"]) for row in rows]
+    how = {"samples": samples, "temperature": temperature, "generator": generator}
+    said = generation.continuations(model, asked, max_new_tokens, **how)
+    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+    asked = [pair for pair in zip(rows, asked, strict=True) for _ in range(samples)]
+    return [
+        {
+            "row": row,
+            "text": text.strip(),
+            "input_ids": prompt + ids,
+            "labels": [packing.IGNORED] * len(prompt) + ids,
+        }
+        for text, (row, prompt), ids in zip(texts, asked, said, strict=True)
+    ]
+
+
+def logprobs(model: PreTrainedModel, answers: list[Answer]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities `(b, t)` of the answers' tokens in fp32, and True where there is a token.
+
+    Zero is written where an answer has ended. The gradient flows to the model's trained weights.
+    """
+    base = packing.base_of(model)
+    batch = {name: x.to(base.device) for name, x in packing.pack(answers).items()}
+    with fast.layers(base):
+        hidden = packing.hidden_states(base.get_decoder(), batch)[0, :-1]  # (N - 1, d)
+    targets = batch["labels"][0, 1:]
+    asked = targets != packing.IGNORED
+    head = base.get_output_embeddings()
+    logp = _LogProbs.apply(hidden[asked], head.weight, targets[asked])  # (k,)
+    lengths = [sum(y != packing.IGNORED for y in answer["labels"]) for answer in answers]
+    padded = torch.nn.utils.rnn.pad_sequence(logp.split(lengths), batch_first=True)
+    places = torch.arange(padded.shape[1], device=logp.device)
+    return padded, places < torch.tensor(lengths, device=logp.device)[:, None]
+
+
+class _LogProbs(torch.autograd.Function):
+    """log softmax(hidden W^T) at the targets: logits are made twice and never kept.
+
+    They are the widest tensors of a step. The gradient of one is (one-hot - softmax) W.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets):
+        ctx.save_for_backward(hidden, weight, targets)
+        return torch.cat([_chosen(*part)[1] for part in _parts(hidden, weight, targets)])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden, weight, targets = ctx.saved_tensors
+        back = []
+        for g, part in zip(gradient.split(fast.ROWS), _parts(hidden, weight, targets), strict=True):
+            logp, _ = _chosen(*part)
+            pull = logp.exp_().neg_()  # -softmax
+            pull[torch.arange(len(pull)), part[2]] += 1
+            back.append((pull * g[:, None]).to(weight.dtype) @ weight)
+        return torch.cat(back), None, None
+
+
+def _parts(hidden, weight, targets):
+    """`(hidden, weight, targets)` of some rows at a time."""
+    pairs = zip(hidden.split(fast.ROWS), targets.split(fast.ROWS), strict=True)
+    return ((part, weight, some) for part, some in pairs)
+
+
+def _chosen(hidden, weight, targets):
+    """All log-probabilities `(k, vocab)` in fp32, and those at the targets `(k,)`."""
+    logp = (hidden @ weight.t()).float().log_softmax(-1)
+    return logp, logp.gather(1, targets[:, None])[:, 0]

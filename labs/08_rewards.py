@@ -1,0 +1,753 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Lab 8 · Preferences and rewards
+#
+# So far somebody wrote each answer down, and the model learned to say it. Often nobody can, and yet
+# everybody can tell which of two answers is better, or a program can tell whether one is right. In
+# this lab a model learns from that alone: first from pairs of its own answers (DPO), then from a
+# number for each answer that it makes up (GRPO). Both with LoRA, on your CPU.
+#
+# LoRA fits here better than anywhere else. Both methods ask where they started from, and with an
+# adapter the start is still in memory. A reward says so little about each answer that a very small
+# adapter may be enough; you will see how small. And both methods fail without an error: a group
+# that teaches nothing, a pair the wrong way round, a reward that is cheaper to fool than to earn.
+#
+# About 95 minutes if you know PyTorch well (71 for the exercises), up to 140 if you do not. The
+# experiments take about six minutes on two CPU cores.
+
+# %%
+import labkit
+
+lab, check = labkit.start("08_rewards")
+
+# %%
+import json
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from IPython.display import display
+from peft import LoraConfig, get_peft_model
+from transformers import PrinterCallback
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig
+
+from labkit import live, tasks
+from labkit.labs.lab08 import plots
+from labkit.plots import compare_answers
+from labkit.tasks import chat
+from labkit.training import finetuning, generation, hardware, models, pairs, rollouts
+
+# %% [markdown]
+# ## How likely is an answer?
+#
+# Everything in this lab needs one number: the log-probability that the model gives to a whole
+# answer. A model writes a token at a time, so the probability of an answer is a product over its
+# tokens, and its logarithm a sum:
+#
+# $$\log \pi(y \mid x) = \sum_t \log \pi(y_t \mid x, y_{<t}).$$
+#
+# ### Exercise 8.1 · `sequence_logprob`
+#
+# ●●○ · 10 min · 2 points
+#
+# `labels` are those that a trainer gets: at each place the id of the token that stands *there*, and
+# -100 where nothing is to be counted, which is the prompt and the padding. The logits at a place
+# are about the token at the *next* one. Return the sum for each sequence. Tokens with -100 add
+# nothing, and a sequence without any answer has 0.
+#
+# <details><summary>Hint</summary>
+#
+# The last place's logits predict a token that is not there, and nobody predicts the first token.
+# Which parts of the two tensors belong together?
+# </details>
+#
+# <details><summary>Another hint</summary>
+#
+# `log_softmax` over the vocabulary, then `gather` the label's column. An index of -100 is an error
+# for `gather`: put a harmless one in its place, and leave its number out of the sum afterwards.
+# </details>
+
+
+# %%
+def sequence_logprob(logits, labels):
+    """logits (b, n, vocab), labels (b, n) with -100 -> log-probability of each answer (b,)."""
+    # BEGIN SOLUTION
+    targets = labels[:, 1:]
+    counted = targets != -100
+    logp = logits[:, :-1].float().log_softmax(-1)
+    logp = logp.gather(-1, targets.clamp(min=0)[..., None])[..., 0]  # (b, n - 1)
+    return (logp * counted).sum(1)
+    # END SOLUTION
+
+
+# %%
+check.logprobs(sequence_logprob)
+
+# %% [markdown]
+# It is a sum and not a mean. So a long answer is less likely than a short one, simply because it is
+# long. Remember that when answers begin to grow.
+#
+# ## Which of two answers is better?
+#
+# A *preference* is a prompt with two answers, of which one was chosen and one rejected. It does not
+# say how good either is. Here a program ranks them: many instructions of `chat` name a constraint
+# ("in three bullets"), and the task has a verifier for it. The model answered each instruction
+# several times; where one answer follows the constraint and another does not, that is a pair. The
+# file was made by `benchmarks/preference_pairs.py`.
+
+# %% tags=["experiment"]
+if lab.experiment("Pairs, looked at", 3):
+    preferred = chat.pairs()
+    asked = [row["prompt"][0]["content"] for row in preferred]
+    print(f"{len(preferred)} pairs from {len(set(asked))} instructions")
+    some = preferred.shuffle(seed=3).select(range(4))
+    sides = {side: [row[side][0]["content"] for row in some] for side in ("chosen", "rejected")}
+    display(compare_answers([row["prompt"][0]["content"] for row in some], None, sides))
+
+# %% [markdown]
+# How do you learn from it? Suppose that answers have a quality, and that the better one of two is
+# chosen with probability $\sigma(\text{quality}_c - \text{quality}_r)$, where $\sigma$ is the
+# sigmoid. The idea of DPO (*direct preference optimization*) is that the model itself can be read
+# as a judge: an answer's quality is how much likelier it has become since the start,
+#
+# $$\beta \, \log \frac{\pi(y \mid x)}{\pi_{\text{ref}}(y \mid x)},$$
+#
+# where the *reference* $\pi_{\text{ref}}$ is the model before training. The loss is minus the
+# log-probability of the choices that were made. No judge is trained, and nothing is sampled.
+#
+# ### Exercise 8.2 · `dpo_loss`
+#
+# ●●○ · 10 min · 3 points
+#
+# All four are log-probabilities `(b,)` of whole answers, as yours from 8.1. Return the mean loss of
+# the pairs, a tensor of one number. The check compares with TRL's to 1e-5, and asks for margins
+# that training reaches when something goes wrong: a thousand nats to either side. There the loss
+# has to be a number, and so has its gradient.
+#
+# <details><summary>Hint</summary>
+#
+# Before the first step policy and reference are the same model. Which number is the loss then,
+# whatever the pairs are? Does yours give it?
+# </details>
+#
+# <details><summary>Another hint</summary>
+#
+# `torch.sigmoid(torch.tensor(-200.0))` is 0, and the logarithm of that is no number. Torch has a
+# function for both at once.
+# </details>
+
+
+# %%
+def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    """Four log-probabilities (b,) and a float -> the mean DPO loss of the pairs, ()."""
+    # BEGIN SOLUTION
+    chosen = policy_chosen - reference_chosen
+    rejected = policy_rejected - reference_rejected
+    return -F.logsigmoid(beta * (chosen - rejected)).mean()
+    # END SOLUTION
+
+
+# %%
+check.dpo(dpo_loss)
+
+# %% [markdown]
+# Look at what the loss does *not* ask for. Only the difference of the two answers counts. The
+# chosen one may become less likely, as long as the rejected one loses more. That happens in real
+# runs, and you will see it below.
+#
+# ## The reference is already there
+#
+# DPO needs the log-probabilities of the model before training. With full fine-tuning that is a
+# second model beside the one that you train. With LoRA the base has not changed: switch the adapter
+# off, and the model that you hold *is* the reference.
+#
+# ### Exercise 8.3 · `reference_logprobs`
+#
+# ●●○ · 12 min · 3 points
+#
+# `model` is a `PeftModel` in the middle of its training. `batch` is a dict of `input_ids`,
+# `attention_mask` and `labels`. Return what the model without its adapter gives to each sequence,
+# by your `sequence_logprob`:
+#
+# - without a gradient: nothing here is trained, and a graph for it would cost memory;
+# - in evaluation mode, since a dropout of the base would make noise of it;
+# - and leave the model as it was: training or evaluating, and with the same adapter active. It has
+#   to be so **after an exception**, too. A notebook goes on after one (out of memory, say), and a
+#   model that silently stayed without its adapter would be trained on as if nothing had happened.
+#
+# <details><summary>Hint</summary>
+#
+# PEFT has a context manager that switches adapters off, and what it does is undone on the way out,
+# however you leave.
+# </details>
+#
+# <details><summary>Another hint</summary>
+#
+# `model.training` says which mode it was in. What in Python runs after a block in any case?
+# </details>
+
+
+# %%
+def reference_logprobs(model, batch):
+    """A PeftModel and a dict of (b, n) tensors -> log-probabilities (b,) with the adapter off."""
+    # BEGIN SOLUTION
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter():
+            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            return sequence_logprob(logits, batch["labels"])
+    finally:
+        model.train(training)
+    # END SOLUTION
+
+
+# %%
+check.reference(reference_logprobs)
+
+# %% [markdown]
+# ## DPO on `chat`
+#
+# Four pieces make a training: the model with an adapter, an optimizer, your loss and a step.
+
+
+# %%
+def lora_config(r=16):
+    """LoRA on all linear layers."""
+    kind = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return LoraConfig(r=r, lora_alpha=32, **kind)
+
+
+def adapted(base, r=16, seed=0):
+    """`base` with a fresh LoRA on all linear layers. Switched off, it is `base`."""
+    torch.manual_seed(seed)
+    return get_peft_model(base, lora_config(r))
+
+
+def adamw(model, rate):
+    """AdamW on what is trained of a model."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, rate, weight_decay=0.0)
+
+
+def step_down(loss, optimizer):
+    """One step down the gradient of `loss`, clipped at 1."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+# %%
+def train_dpo(model, batches, rate, reference_of=None, beta=0.1):
+    """DPO on batches of pairs; curves of the loss and of what either side has gained, in nats."""
+    optimizer, curves = adamw(model, rate), live.Curves("DPO on chat", len(batches))
+    for batch in batches:
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        policy = sequence_logprob(logits, batch["labels"])
+        reference = (reference_of or reference_logprobs)(model, batch)
+        loss = dpo_loss(*policy.chunk(2), *reference.chunk(2), beta)
+        step_down(loss, optimizer)
+        chosen, rejected = (policy - reference).detach().chunk(2)
+        curves.add(loss=loss, chosen=chosen.mean(), rejected=rejected.mean())
+    return curves
+
+
+# %% [markdown]
+# How good is it? The verifier judges answers to instructions that were never trained on. One answer
+# an instruction would be a coin thrown once, so each is answered several times.
+
+
+# %%
+def unseen_instructions():
+    """The held-out instructions of `chat` that name a constraint."""
+    return [row for row in tasks.load("chat", "test").to_list() if row["check"]]
+
+
+def followed(model, rows, samples=4):
+    """Share of the answers to each row that follow its constraint, (n,), and tokens an answer."""
+    chance = torch.Generator(model.device).manual_seed(0)
+    answers = rollouts.sample(model, tokenizer, rows, samples, 80, 0.7, chance)
+    hits = [chat.follows(answer["row"]["check"], answer["text"]) for answer in answers]
+    tokens = sum(label != -100 for answer in answers for label in answer["labels"])
+    return torch.tensor(hits).float().view(-1, samples).mean(1), tokens / len(answers)
+
+
+# %%
+guess_dpo = lab.predict("After DPO: how many percent of unseen constraints are followed?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("DPO on chat, 30 steps of 8 pairs", 120, needs=["8.1", "8.2", "8.3"]):
+    model, tokenizer = models.load()
+    unseen = unseen_instructions()
+    before, _ = followed(model, unseen)
+    policy = adapted(model)
+    batches = pairs.batches(preferred, tokenizer, 8, 30)
+    dpo = train_dpo(policy, batches, 2e-4)
+    after, _ = followed(policy, unseen)
+    gain, error = (after - before).mean(), (after - before).std() / len(unseen) ** 0.5
+    title = f"DPO: {gain:+.0%} of constraints followed, standard error {error:.0%}"
+    display(plots.shares({"before": before, "after": after}, title, guess_dpo))
+    guess_dpo.beside(100 * after.mean().item())
+
+# %% tags=["experiment"]
+if lab.experiment("What either side has gained", 0, needs=["8.1", "8.2", "8.3"]):
+    display(plots.gained(dpo.values, plots.side_title(dpo.values)))
+
+# %% [markdown]
+# ## Two runs that report no error
+#
+# Somebody reads the columns of a data set in the wrong order, and chosen and rejected change
+# places. Somebody else computes the reference with the adapter on. Neither gets an error message.
+# What does the loss say?
+
+
+# %%
+def swapped(batch):
+    """The pairs of a batch with chosen and rejected in each other's place."""
+    return {name: torch.cat(x.chunk(2)[::-1]) for name, x in batch.items()}
+
+
+def moving(model, batch):
+    """No reference: the policy itself, of this very step."""
+    with torch.no_grad():
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return sequence_logprob(logits, batch["labels"])
+
+
+# %% tags=["experiment"]
+if lab.experiment("Pairs swapped, and a reference that moves", 60, needs=["8.1", "8.2", "8.3"]):
+    wrong = adapted(models.load()[0])
+    turned = train_dpo(wrong, [swapped(batch) for batch in batches[:15]], 2e-4)
+    share_wrong, _ = followed(wrong, unseen)
+    still = train_dpo(adapted(models.load()[0]), batches[:4], 2e-4, reference_of=moving)
+    told = {"as it should be": dpo, "pairs swapped": turned, "reference moves": still}
+    falling = {name: curves.values["loss"] for name, curves in told.items()}
+    display(plots.losses(falling, "Swapped pairs have a fine loss, a moving reference log 2"))
+    display(plots.shares({"before": before, "DPO": after, "swapped": share_wrong}, "And the score"))
+
+# %% [markdown]
+# ## The same with TRL
+#
+# `DPOTrainer` takes the same pairs and the same settings. Like your loop, it makes no second model
+# where it is given a `peft_config`: it switches the adapter off. `rewards/margins` is $\beta$ times
+# the difference of the two gains.
+
+
+# %%
+def quiet(kind, **settings):
+    """A TRL config of class `kind` for three steps that are logged, and nothing else."""
+    silent = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+    steps = {"max_steps": hardware.rehearsed("steps", 3), "logging_steps": 1}
+    plain = {"lr_scheduler_type": "constant", "gradient_checkpointing": False}
+    plain |= {"output_dir": "build/trl", "per_device_train_batch_size": 8}
+    return kind(**silent, **steps, **plain, **hardware.flags(lab.device), **settings)
+
+
+def three_steps(trainer, columns):
+    """What a TRL trainer logs of its steps, a table."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return pd.DataFrame(logged)[["step", *columns]].round(4)
+
+
+# %% tags=["experiment"]
+if lab.experiment("Three steps of TRL's DPOTrainer", 30, needs=["8.1", "8.2", "8.3"]):
+    trainer = DPOTrainer(
+        models.load()[0],
+        args=quiet(DPOConfig, beta=0.1, learning_rate=2e-4),
+        train_dataset=preferred.remove_columns("check"),
+        processing_class=tokenizer,
+        peft_config=lora_config(),
+    )
+    display(three_steps(trainer, ["loss", "rewards/margins", "logps/chosen"]))
+    print("yours:", [round(loss, 4) for loss in dpo.values["loss"][:3]])
+
+# %% [markdown]
+# ## Better than its siblings
+#
+# Pairs are made before training, by an older model. GRPO (*group relative policy optimization*)
+# lets the model answer now. For each prompt it samples a *group* of answers, a program gives each
+# one a reward, and what was better than the rest of its group is made likelier. Nobody says what
+# the right answer would have been.
+#
+# "Better than the rest" is the *advantage*: the reward minus the group's mean, divided by the
+# group's standard deviation, so that an easy prompt and a hard one count alike.
+#
+# ### Exercise 8.4 · `group_advantages`
+#
+# ●○○ · 5 min · 2 points
+#
+# Each row of `rewards` is the group of one prompt. Divide by the standard deviation **plus**
+# `eps`: where all rewards are equal there is nothing to learn, and the advantages are zeros.
+# A group is a sample, so its standard deviation is torch's default, with one less than the number
+# of samples. TRL does the same.
+#
+# <details><summary>Hint</summary>
+#
+# Mean and standard deviation are taken along one of the two axes. With `keepdim=True` what comes
+# out still fits the rewards.
+# </details>
+
+
+# %%
+def group_advantages(rewards, eps=1e-4):
+    """rewards (prompts, samples) -> advantages of the same shape, each row by itself."""
+    # BEGIN SOLUTION
+    mean, std = rewards.mean(1, keepdim=True), rewards.std(1, keepdim=True)
+    return (rewards - mean) / (std + eps)
+    # END SOLUTION
+
+
+# %%
+check.advantages(group_advantages)
+
+# %% [markdown]
+# A group in which every answer fails teaches nothing, and neither does one in which every answer is
+# right. A run whose reward stays at zero from the first step has only such groups: the model never
+# happens on anything good. That is why people train on written answers for a while first, a *warm
+# start*, and so do we.
+#
+# ## One step, and not too far
+#
+# A sample is dear: it took as many passes as it has tokens. So one would like to take several steps
+# on it. But after the first step it is a sample of an older model. The *ratio*
+# $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ says how much likelier a token is now than it was when
+# it was drawn, and the objective for a token with advantage $A$ is
+#
+# $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
+#
+# Read it for either sign of $A$. A token of a good answer gains until it is $1 + \epsilon$ times as
+# likely, and then there is nothing more to gain. A token of a bad answer loses until it is
+# $1 - \epsilon$ times as likely. In the other direction nothing is clipped: what has moved the
+# wrong way is pulled back with full force.
+#
+# ### Exercise 8.5 · `grpo_loss`
+#
+# ●●● · 15 min · 4 points
+#
+# `logp` and `old_logp` are log-probabilities of single tokens, `(b, t)`, and every token of an
+# answer has the advantage of its answer, `(b,)`. `mask` is True on tokens of answers and False on
+# padding. Return minus the objective, its mean over **all tokens** of the batch that are not
+# padding: each token counts once, and so a long answer counts more than a short one. (That is TRL's
+# `loss_type="bnpo"`, and with one process what its default does. The first GRPO took each answer's
+# mean and then the mean of these.) The check compares the loss with TRL's to 1e-5, and its gradient
+# with respect to `logp`.
+#
+# <details><summary>Hint</summary>
+#
+# What you have are logarithms. What is the ratio of two numbers, in terms of their logarithms?
+# </details>
+#
+# <details><summary>Another hint</summary>
+#
+# Write down both products for $A = -1$, $\epsilon = 0.2$ and a ratio of 2. Which is the smaller
+# one? Does your line take it?
+# </details>
+#
+# <details><summary>A last hint</summary>
+#
+# `(b,)` beside `(b, t)` lines up with the last axis, and you want the first one. Where b equals t
+# torch will not object.
+# </details>
+
+
+# %%
+def grpo_loss(logp, old_logp, advantages, mask, clip=0.2):
+    """logp, old_logp, mask (b, t), advantages (b,) -> the loss, its mean over tokens, ()."""
+    # BEGIN SOLUTION
+    ratio = (logp - old_logp).exp()
+    gain = advantages[:, None]  # (b, 1)
+    objective = torch.min(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain)
+    return -(objective * mask).sum() / mask.sum()
+    # END SOLUTION
+
+
+# %%
+check.clipped(grpo_loss)
+
+# %% [markdown]
+# In the first step after sampling `logp` and `old_logp` are the same numbers, each ratio is 1, and
+# the loss is minus the mean advantage: about zero. People see that and report a run that does not
+# learn. Its gradient is not zero. Watch the reward in such a run, and not the loss.
+#
+# ## What is an answer worth?
+#
+# On `home` there is one right answer, and a program can tell. But a reward of 1 for it and 0 for
+# anything else is silent for most groups in the beginning: all equal, no advantage. So one gives
+# something for half of the way. That is where the trouble begins, since the model will find
+# whatever earns more than it should.
+#
+# ### Exercise 8.6 · `reward`
+#
+# ●●○ · 14 min · 3 points
+#
+# Both are texts. `wanted` is the JSON of a row, such as `{"intent":"HassTurnOn","area":"study"}`,
+# and `answer` is whatever the model said. Call a key of `answer` *right* if `wanted` has it **with
+# the same value**. Return a float from 0 to 1:
+#
+# - 1 for equal data and for nothing else. The order of keys and blanks between them do not count.
+#   `true` is not `1`, and `"1"` isn't either;
+# - 0 for what is no JSON object (a model says all sorts of things), and where no key is right;
+# - more for each right key;
+# - less for each key that is not wanted;
+# - a wanted key with a wrong value earns no more than the same answer without it.
+#
+# Formulas differ, and many pass. One more thing is asked of yours, for the hack that everybody's
+# first reward has: an answer that **names every key** there is (`home` has 16) earns less than an
+# honest half, which has half of the wanted keys right and nothing else. Even if what it says for
+# the wanted ones is right.
+#
+# <details><summary>Hint</summary>
+#
+# If you pay for what is right and divide by the number of *wanted* keys, more keys cost nothing. By
+# what could you divide?
+# </details>
+#
+# <details><summary>Another hint</summary>
+#
+# `json.loads` accepts `3`, `null` and `[1]` as well. And in Python `True == 1`; their JSON texts
+# are not equal.
+# </details>
+
+
+# %%
+def reward(answer, wanted):
+    """Two texts, what was said and the JSON that is wanted -> a float from 0 to 1."""
+    # BEGIN SOLUTION
+    try:
+        said = json.loads(answer)
+    except ValueError:
+        return 0.0
+    if not isinstance(said, dict):
+        return 0.0
+    told, goal = (
+        {key: json.dumps(value, sort_keys=True) for key, value in data.items()}
+        for data in (said, json.loads(wanted))
+    )
+    right = sum(told.get(key) == value for key, value in goal.items())
+    return right / len(told.keys() | goal.keys())
+    # END SOLUTION
+
+
+# %%
+check.rewards(reward)
+
+# %% [markdown]
+# ## A warm start
+#
+# The model as it comes answers a spoken command with chatter, never with the JSON that is wanted.
+# Look at what that means: 64 answers, all of them worth nothing, and the gradient of your loss.
+
+# %% tags=["experiment"]
+if lab.experiment("A step without a warm start", 12, needs=["8.4", "8.5", "8.6"]):
+    commands, chance = tasks.load("home"), torch.Generator(lab.device).manual_seed(0)
+    policy = adapted(models.load()[0])
+    rows = next(rollouts.prompts(commands, 8, 1))
+    answers = rollouts.sample(policy, tokenizer, rows, 8, generator=chance)
+    earned = [reward(answer["text"], answer["row"]["answer"]) for answer in answers]
+    advantages = group_advantages(torch.tensor(earned).view(8, 8)).flatten()
+    logp, mask = rollouts.logprobs(policy, answers)
+    grpo_loss(logp, logp.detach(), advantages.to(logp.device), mask).backward()
+    size = sum(p.grad.norm() for p in policy.parameters() if p.requires_grad)
+    print(f"rewards from {min(earned)} to {max(earned)}; gradient {size:.3g}")
+    print(f"one of the answers: {answers[0]['text'][:160]!r}")
+
+# %% [markdown]
+# So the model first sees some written answers, as in lab 3, and its adapter is merged. What comes
+# out is a plain model that is right now and then. From here on only the reward speaks. And as the
+# new adapter is on top of the merged model, switching it off gives the start: KL from the start
+# needs no second model either.
+
+
+# %%
+def warm_start(steps=14):
+    """The model after some steps on written answers, merged, and its tokenizer."""
+    base, tokenizer = models.load()
+    args = SFTConfig(
+        output_dir="build/warm",
+        learning_rate=2e-3,
+        max_steps=steps,
+        per_device_train_batch_size=16,
+        report_to="none",
+        **hardware.flags(hardware.device()),
+    )
+    torch.manual_seed(0)
+    rows = tasks.load("home")
+    tuned = finetuning.finetune(base, tokenizer, rows, lora_config(), args, "Warm start")
+    return tuned.model.merge_and_unload(), tokenizer
+
+
+# %% [markdown]
+# ## GRPO on `home`
+#
+# The loop has five parts: answers, rewards, advantages, loss, step. `rollouts.sample` lets the
+# model answer each prompt eight times; `rollouts.logprobs` reads all answers in one pass and
+# returns the log-probability of each of their tokens, with a gradient. Here every rollout serves
+# one step, so `old_logp` is `logp` itself, without its gradient.
+
+
+# %%
+def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0):
+    """GRPO, `size` answers a step; curves of the reward, of KL from the start, of equal groups."""
+    optimizer, curves = adamw(model, rate), live.Curves("GRPO on home", steps)
+    chance = torch.Generator(model.device).manual_seed(seed)
+    for rows in rollouts.prompts(commands, size // samples, steps, seed):
+        answers = rollouts.sample(model, tokenizer, rows, samples, generator=chance)
+        earned = [worth(answer["text"], answer["row"]["answer"]) for answer in answers]
+        rewards = torch.tensor(earned, device=model.device).view(-1, samples)
+        logp, mask = rollouts.logprobs(model, answers)
+        loss = grpo_loss(logp, logp.detach(), group_advantages(rewards).flatten(), mask)
+        kl = kl_from_start(model, answers, logp, mask)
+        step_down(loss, optimizer)
+        equal = (rewards.std(1) == 0).float().mean()
+        curves.add(reward=rewards.mean(), kl=kl, equal=equal)
+    return curves
+
+
+# %%
+@torch.no_grad()
+def kl_from_start(model, answers, logp, mask):
+    """KL from the model without its adapter in nats a token, estimated on answers of its own."""
+    with model.disable_adapter():
+        start, _ = rollouts.logprobs(model, answers)
+    ratio = start - logp  # (b, t)
+    return ((ratio.exp() - 1 - ratio) * mask).sum() / mask.sum()
+
+
+# %%
+def right_keys(answer, wanted):
+    """The share of the wanted keys that are right: nothing is taken off for what is too much."""
+    try:
+        said, goal = json.loads(answer), json.loads(wanted)
+    except ValueError:
+        return 0.0
+    return sum(said.get(k) == v for k, v in goal.items()) / len(goal) if type(said) is dict else 0.0
+
+
+# %%
+guess_grpo = lab.predict("GRPO, 24 steps: how many of 100 unseen commands are right?", None)
+
+
+# %%
+def marks(model):
+    """Of 100 unseen commands, answered greedily: right in all, right intent, mean reward."""
+    rows = tasks.load("home", "test").shuffle(seed=1).select(range(100))
+    told = generation.answers(model, tokenizer, rows["messages"], max_new_tokens=40)
+    both = list(zip(told, rows["answer"], strict=True))
+    intents = sum(a.split(",")[0] == b.split(",")[0] for a, b in both)
+    earned = [reward(*pair) for pair in both]
+    return {"exact": earned.count(1), "intent": intents, "reward": sum(earned) / len(both)}
+
+
+# %% tags=["experiment"]
+if lab.experiment("GRPO on home", 200, needs=["8.4", "8.5", "8.6"]):
+    start, tokenizer = warm_start()
+    scores = {"warm start": marks(start)}
+    policy = adapted(start)
+    grpo = train_grpo(policy, tasks.load("home"), reward, 24, 1e-3)
+    scores["GRPO"] = marks(policy)
+    display(pd.DataFrame(scores).T)
+    guess_grpo.beside(scores["GRPO"]["exact"])
+
+# %% [markdown]
+# ## The same with TRL
+#
+# `GRPOTrainer` samples, rewards, compares and steps as your loop does. It wants rewards for a list
+# of completions, and hands on the columns of the data set. Eight answers a step are enough to see
+# it work; most of its time goes into `generate`.
+
+# %% tags=["experiment"]
+if lab.experiment("Three steps of TRL's GRPOTrainer", 30, needs=["8.4", "8.5", "8.6"]):
+
+    def pay(completions, answer, **_):
+        said = [completion[0]["content"].strip() for completion in completions]
+        return [reward(*pair) for pair in zip(said, answer, strict=True)]
+
+    prompts = tasks.load("home").map(lambda row: {"prompt": row["messages"][:-1]})
+    trainer = GRPOTrainer(
+        warm_start()[0],
+        reward_funcs=pay,
+        args=quiet(GRPOConfig, num_generations=8, max_completion_length=40, learning_rate=1e-3),
+        train_dataset=prompts.select_columns(["prompt", "answer"]),
+        processing_class=tokenizer,
+        peft_config=lora_config(),
+    )
+    display(three_steps(trainer, ["loss", "reward", "frac_reward_zero_std"]))
+
+# %% [markdown]
+# ### Exercise 8.7 · Quiz
+#
+# ●○○ · 5 min · 4 points
+#
+# The first letter that you check counts; then read what it says.
+#
+# **q1. Why does DPO with LoRA need no second model in memory?**
+#
+# - (a) Its loss has no reference at all: the pairs are compared with each other alone.
+# - (b) The reference's numbers are computed once, by whoever made the pairs, and stored.
+# - (c) The base under the adapter has not changed: without the adapter it is the reference.
+# - (d) The adapter is so small that a copy of the whole model with it costs next to nothing.
+#
+# **q2. All eight answers to a prompt earn 0. What does this prompt teach in this step?**
+#
+# - (a) Nothing: each answer is as good as the mean, and all of their advantages are zero.
+# - (b) To say something else: all eight are made less likely, as their reward is the lowest.
+# - (c) Nothing useful: dividing by a deviation of zero makes the gradient a random direction.
+# - (d) To stay as it is: the clip holds all tokens at the probabilities that they had before.
+#
+# **q3. A run's reward rises from 0.4 to 0.9, and on held-out prompts no answer is better than
+# before. What do you do first?**
+#
+# - (a) Raise the rank: the adapter had too little room to learn what the reward asks for.
+# - (b) Take more samples a prompt, so that the advantages have less noise in them.
+# - (c) Lower the clip: the policy has moved too far in each of its steps, and has overshot.
+# - (d) Read the answers that earn most: they show what the reward pays for besides quality.
+#
+# **q4. A token of a bad answer ($A < 0$) is twice as likely as when it was drawn, and $\epsilon$ is
+# 0.2. What does the clipped objective do with it?**
+#
+# - (a) It clips the ratio to 1.2, and the token has no gradient in this step any more.
+# - (b) It keeps the ratio of 2: the token has a gradient, which pulls it down again.
+# - (c) It clips the ratio to 0.8, so that the token is pulled down to that probability.
+# - (d) It leaves the token out of the mean, as its sample is too old to say anything.
+
+
+# %%
+def quiz():
+    """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a", "q4": "a"}."""
+    # BEGIN SOLUTION
+    return {"q1": "c", "q2": "a", "q3": "d", "q4": "b"}
+    # END SOLUTION
+
+
+# %%
+check.quiz(quiz)
+
+# %% [markdown]
+# ## What you know now
+#
+# - The log-probability of an answer is a sum over its tokens, shifted by one, without the prompt.
+# - DPO asks for a difference of two answers, and needs the model as it was. Under an adapter it is
+#   still there.
+# - GRPO makes likelier what is better than its siblings. A group of equals teaches nothing.
+# - The clip stops a step where there is nothing more to gain, and never on the way back.
+# - A reward is what you pay for. Read what it buys.
+
+# %%
+lab.score()
+
+# %%
+# EXPERIMENT (mechanics): the result in one line

@@ -1,0 +1,1000 @@
+"""Lab 8's checks: stubs, wrong answers that learners give, right answers written differently.
+
+Long, for it lists how people answer six exercises.
+"""
+
+import json
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from labkit.checks import lab08 as check
+
+
+def stub(*_, **__):
+    raise NotImplementedError
+
+
+# --- 8.1 -----------------------------------------------------------------------------------
+
+
+def sequence_logprob(logits, labels):
+    logits, targets = logits[:, :-1], labels[:, 1:]
+    kept = targets != -100
+    logp = logits.log_softmax(-1).gather(-1, targets.where(kept, 0)[..., None]).squeeze(-1)
+    return (logp * kept).sum(-1)
+
+
+def by_cross_entropy(logits, labels):
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+    return -losses.sum(1)
+
+
+def by_flat_cross_entropy(logits, labels):
+    b, _, vocab = logits.shape
+    flat = logits[:, :-1].reshape(-1, vocab)
+    return -F.cross_entropy(flat, labels[:, 1:].reshape(-1), reduction="none").view(b, -1).sum(1)
+
+
+def by_loop(logits, labels):
+    sums = []
+    for row, ids in zip(logits, labels, strict=True):
+        total = torch.zeros(())
+        for t in range(1, len(ids)):
+            if ids[t] >= 0:
+                total = total + row[t - 1, ids[t]] - row[t - 1].logsumexp(0)
+        sums.append(total)
+    return torch.stack(sums)
+
+
+def by_nll(logits, labels):
+    logp = F.log_softmax(logits.float()[:, :-1, :], dim=-1)
+    return torch.stack(
+        [
+            -F.nll_loss(p, y, ignore_index=-100, reduction="sum")
+            for p, y in zip(logp, labels[:, 1:], strict=True)
+        ]
+    )
+
+
+def by_categorical(logits, labels):
+    targets, mask = labels[:, 1:].clone(), labels[:, 1:].ne(-100)
+    targets[~mask] = 0
+    told = torch.distributions.Categorical(logits=logits[:, :-1]).log_prob(targets)
+    return torch.where(mask, told, torch.zeros_like(told)).sum(dim=1)
+
+
+def by_roll(logits, labels):
+    """Labels rolled by one, the last place ignored."""
+    targets = labels.roll(-1, dims=1)
+    targets[:, -1] = -100
+    mask = (targets != -100).double()
+    logp = logits.double().log_softmax(2)
+    return ((logp * F.one_hot(targets.clamp(min=0), logits.shape[-1])).sum(2) * mask).sum(1).float()
+
+
+def logprob(
+    here=lambda x: x[:, :-1],
+    there=lambda y: y[:, 1:],
+    logp=lambda x: x.log_softmax(-1),
+    filled=lambda y: y.clamp(min=0),
+    mask=lambda y: y != -100,
+    total=lambda x, m: (x * m).sum(1),
+):
+    """A sum with one thing changed."""
+
+    def answer(logits, labels):
+        x, y = here(logits), there(labels)
+        told = logp(x).gather(-1, filled(y)[..., None])[..., 0]
+        return total(told, mask(y))
+
+    return answer
+
+
+def in_place(logits, labels):
+    targets = labels[:, 1:]
+    mask = targets != -100
+    targets[~mask] = 0
+    return (logits[:, :-1].log_softmax(-1).gather(-1, targets[..., None])[..., 0] * mask).sum(1)
+
+
+def mask_of_uncut(logits, labels):
+    logp = logits[:, :-1].log_softmax(-1)
+    told = logp.gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0]
+    return (told * (labels != -100)[:, :-1]).sum(1)
+
+
+def whole(x):
+    return x
+
+
+WRONG_LOGPROBS = [
+    (logprob(whole, whole), "not shifted"),
+    (logprob(lambda x: x[:, 1:], lambda y: y[:, :-1]), "shifted the wrong way"),
+    (logprob(mask=lambda y: y == y), "-100 is counted"),
+    (logprob(whole, whole, mask=lambda y: y == y), "-100 is counted"),
+    (logprob(filled=whole), "put a harmless id in the place of -100"),
+    (logprob(filled=lambda y: y % 10, mask=lambda y: y == y), "-100 is counted"),
+    (logprob(mask=lambda y: y > 0), "id 0 is left out"),
+    (mask_of_uncut, "the mask is not shifted"),
+    (logprob(logp=whole), "not normalised"),
+    (logprob(logp=lambda x: x.softmax(-1)), "wanted their logarithms"),
+    (logprob(logp=lambda x: x.softmax(-1).log()), "the logarithm of a softmax"),
+    (logprob(logp=lambda x: x.log_softmax(1)), "dim=-1 is the vocabulary"),
+    (logprob(logp=lambda x: (x.softmax(-1) + 1e-9).log()), "wanted"),
+    (logprob(logp=lambda x: x.log_softmax(-1) / math.log(2)), "base 2"),
+    (logprob(total=lambda x, m: -(x * m).sum(1)), "the sign is turned round"),
+    (logprob(total=lambda x, m: (x * m).sum(1) / m.sum(1)), ("NaN", "over the answer's tokens")),
+    (logprob(total=lambda x, m: (x * m).sum(1) / m.sum(1).clamp(min=1)), "mean over the answer's"),
+    (logprob(total=lambda x, m: (x * m).mean(1)), "mean over all places"),
+    (logprob(total=lambda x, m: (x * m).sum()), "one number"),
+    (logprob(total=lambda x, m: (x * m).sum(0)), "not over the sequences"),
+    (logprob(total=lambda x, m: x * m), "a number a token"),
+    (logprob(total=lambda x, m: (x * m)[:, :-1].sum(1)), "the last token is lost"),
+    (logprob(total=lambda x, m: (x * m).sum(1).exp()), "wanted"),
+    (lambda x, y: -F.cross_entropy(x[:, :-1].transpose(1, 2), y[:, 1:]), "one number"),
+    (lambda x, y: F.cross_entropy(x[:, :-1], y[:, 1:], reduction="none"), "the vocabulary second"),
+    (
+        lambda x, y: F.cross_entropy(
+            x[:, :-1].transpose(1, 2), y[:, 1:], reduction="none", ignore_index=-100
+        ).sum(1),
+        "the sign is turned round",
+    ),
+    (lambda x, y: x.log_softmax(-1).gather(-1, y[:, 1:].clamp(min=0)).sum(1), "gather"),
+    (in_place, "changes its input labels"),
+    (lambda x, y: None, "is `return` missing?"),
+    (lambda x, y: sequence_logprob(x, y).tolist(), "gave a list"),
+]
+
+# --- 8.2 -----------------------------------------------------------------------------------
+
+
+def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    policy, reference = policy_chosen - policy_rejected, reference_chosen - reference_rejected
+    return -F.logsigmoid(beta * (policy - reference)).mean()
+
+
+def dpo_by_softplus(pc, pr, rc, rr, beta):
+    return F.softplus(beta * (rc - rr) - beta * (pc - pr)).mean()
+
+
+def dpo_by_cross_entropy(pc, pr, rc, rr, beta):
+    scores = torch.stack([beta * (pc - rc), beta * (pr - rr)], dim=1)
+    return F.cross_entropy(scores, torch.zeros(len(pc), dtype=torch.long))
+
+
+def dpo_by_bce(pc, pr, rc, rr, beta):
+    x = beta * ((pc - rc) - (pr - rr))
+    return F.binary_cross_entropy_with_logits(x, torch.ones_like(x))
+
+
+def dpo_by_logaddexp(pc, pr, rc, rr, beta):
+    x = (pc - rc - pr + rr) * beta
+    return torch.logaddexp(torch.zeros_like(x), -x).sum() / x.numel()
+
+
+def dpo_by_pieces(pc, pr, rc, rr, beta):
+    """log(1 + e^-x) = max(-x, 0) + log(1 + e^-|x|), whose slope at 0 torch takes for twice."""
+    x = beta * ((pc - rc) - (pr - rr))
+    return ((-x).clamp(min=0) + torch.log1p((-x.abs()).exp())).mean()
+
+
+def dpo_by_logsumexp(pc, pr, rc, rr, beta):
+    """Minus the log-softmax of the chosen one."""
+    scores = torch.stack([pc - rc, pr - rr])
+    return (torch.logsumexp(beta * scores, 0) - beta * scores[0]).mean()
+
+
+def dpo_in_double(pc, pr, rc, rr, beta):
+    x = beta * ((pc.double() - rc) - (pr.double() - rr))
+    return torch.mean(-torch.nn.LogSigmoid()(x))
+
+
+def loss_of(f):
+    """A mean of f(x, beta) where x is the margin times beta."""
+
+    def answer(pc, pr, rc, rr, beta):
+        return f(beta * ((pc - rc) - (pr - rr)), beta)
+
+    return answer
+
+
+def margin_of(f):
+    """The right loss of a wrong margin."""
+    return lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * f(pc, pr, rc, rr)).mean()
+
+
+def dpo_detached(pc, pr, rc, rr, beta):
+    return -F.logsigmoid(beta * ((pc - rc) - (pr - rr)).detach()).mean()
+
+
+def dpo_half_detached(pc, pr, rc, rr, beta):
+    return -F.logsigmoid(beta * ((pc - rc) - (pr.detach() - rr))).mean()
+
+
+def dpo_in_place(pc, pr, rc, rr, beta):
+    pc -= rc
+    pr -= rr
+    return -F.logsigmoid(beta * (pc - pr)).mean()
+
+
+WRONG_DPO = [
+    (margin_of(lambda pc, pr, rc, rr: (pr - rr) - (pc - rc)), "the pairs are swapped"),
+    (margin_of(lambda pc, pr, rc, rr: pc - pr), "the reference is not used"),
+    (margin_of(lambda pc, pr, rc, rr: pc - pr + rc - rr), "the reference is added"),
+    (margin_of(lambda pc, pr, rc, rr: pc - rc), "the rejected answer does not count"),
+    (margin_of(lambda pc, pr, rc, rr: (pc - rc).exp() - (pr - rr).exp()), "turned into ratios"),
+    (margin_of(lambda pc, pr, rc, rr: pc / rc - pr / rr), "logarithms are divided"),
+    (margin_of(lambda pc, pr, rc, rr: pc - pr - rc), "the rejected answer has no reference"),
+    (margin_of(lambda pc, pr, rc, rr: pc - rc + pr - rr), "both answers are added up"),
+    (lambda pc, pr, rc, rr, beta: -F.logsigmoid(pc - rc - pr + rr).mean(), "beta is missing"),
+    (
+        lambda pc, pr, rc, rr, beta: -(beta * F.logsigmoid(pc - rc - pr + rr)).mean(),
+        "beta stands outside",
+    ),
+    (lambda pc, pr, rc, rr, b: -F.logsigmoid((pc - rc - pr + rr) / b).mean(), "divided by beta"),
+    (lambda pc, pr, rc, rr, b: -F.logsigmoid(b * (pc - pr) - (rc - rr)).mean(), "policy alone"),
+    (loss_of(lambda x, beta: -F.logsigmoid(x).sum()), "wanted their mean"),
+    (loss_of(lambda x, beta: -F.logsigmoid(x)), "numbers, wanted one"),
+    (loss_of(lambda x, beta: F.logsigmoid(x).mean()), "the minus is missing"),
+    (loss_of(lambda x, beta: F.logsigmoid(-x).mean()), "log(1 - sigmoid)"),
+    (loss_of(lambda x, beta: -torch.sigmoid(x).mean()), "the logarithm is missing"),
+    (loss_of(lambda x, beta: torch.sigmoid(-x).mean()), "the chance of the wrong choice"),
+    (loss_of(lambda x, beta: -x.mean()), "the sigmoid is missing"),
+    (loss_of(lambda x, beta: (1 - x).relu().mean()), "hinge"),
+    (loss_of(lambda x, beta: (x / beta - 1 / (2 * beta)).square().mean()), "IPO"),
+    (loss_of(lambda x, beta: -F.logsigmoid(x.mean())), "the mean is taken before"),
+    (loss_of(lambda x, beta: -x.sigmoid().mean().log()), "the mean is taken before the log"),
+    (loss_of(lambda x, beta: -x.sigmoid().log().mean()), "leaves fp32's range"),
+    (loss_of(lambda x, beta: torch.log(1 + torch.exp(-x)).mean()), "leaves fp32's range"),
+    (loss_of(lambda x, beta: -(x.sigmoid() + 1e-8).log().mean()), "caps the loss"),
+    (loss_of(lambda x, b: -x.sigmoid().clamp(min=1e-20).log().mean()), ("caps", "range")),
+    (loss_of(lambda x, b: F.binary_cross_entropy(x.sigmoid(), x * 0 + 1)), ("caps", "range")),
+    (loss_of(lambda x, beta: -F.logsigmoid(x.clamp(-20, 20)).mean()), "caps the loss"),
+    (loss_of(lambda x, beta: (-F.logsigmoid(x)).mean().item()), "a step needs the tensor"),
+    (loss_of(lambda x, beta: (-F.logsigmoid(x)).mean()[None]), "wanted (): one number"),
+    (dpo_detached, "no gradient"),
+    (dpo_half_detached, "it is zero: is something detached?"),
+    (dpo_by_pieces, "a kink there"),
+    (dpo_in_place, "in place"),
+    (lambda pc, pr, rc, rr, b: np.log(1 + np.exp(-b * (pc.numpy() - pr.numpy()))), "torch alone"),
+    (lambda *_: None, "is `return` missing?"),
+]
+
+# --- 8.3 -----------------------------------------------------------------------------------
+
+
+def logits_of(model, batch):
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+def reference_logprobs(model, batch):
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter():
+            return sequence_logprob(logits_of(model, batch), batch["labels"])
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def reference_with_decorator(model, batch):
+    mode = model.training
+    try:
+        with model.disable_adapter():
+            model.eval()
+            logits = model(**batch).logits
+    finally:
+        model.train() if mode else model.eval()
+    return sequence_logprob(logits, batch["labels"])
+
+
+def reference_by_layers(model, batch):
+    """The layers switched off and on by hand."""
+    mode = model.training
+    try:
+        model.base_model.disable_adapter_layers()
+        model.train(False)
+        with torch.inference_mode():
+            logits = model.base_model(batch["input_ids"], batch["attention_mask"]).logits
+            return sequence_logprob(logits, batch["labels"]).clone()
+    finally:
+        model.base_model.enable_adapter_layers()
+        model.train(mode)
+
+
+def reference_by_modules(model, batch):
+    """Each module's own mode kept; the inner model is called."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    with torch.set_grad_enabled(False), model.disable_adapter():
+        try:
+            model.eval()
+            logits = logits_of(model.get_base_model(), batch)
+        finally:
+            for name, module in model.named_modules():
+                module.training = modes[name]
+    return by_cross_entropy(logits, batch["labels"])
+
+
+def reference_with_stack(model, batch):
+    import contextlib
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.train, model.training)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(model.disable_adapter())
+        logits = logits_of(model.eval(), batch)
+    return sequence_logprob(logits, labels=batch["labels"])
+
+
+def reference_reraises(model, batch):
+    mode = model.training
+    try:
+        model.eval()
+        with torch.no_grad(), model.disable_adapter():
+            told = sequence_logprob(logits_of(model, batch), batch["labels"])
+    except BaseException:
+        model.train(mode)
+        raise
+    model.train(mode)
+    return told
+
+
+def reference(
+    off=lambda model: model.disable_adapter(),
+    run=logits_of,
+    grad=torch.no_grad,
+    before=lambda model: model.eval(),
+    after=lambda model, mode: model.train(mode),
+    made=lambda logits, batch: sequence_logprob(logits, batch["labels"]),
+    safe=True,
+):
+    """The reference with one thing changed."""
+
+    def answer(model, batch):
+        mode = model.training
+        before(model)
+        try:
+            with grad(), off(model):
+                told = made(run(model, batch), batch)
+        except Exception:
+            if safe:
+                after(model, mode)
+            raise
+        after(model, mode)
+        return told
+
+    return answer
+
+
+def nothing(*_):
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def layers_left_off(model, batch):
+    model.base_model.disable_adapter_layers()
+    mode = model.training
+    model.eval()
+    with torch.no_grad():
+        told = sequence_logprob(logits_of(model, batch), batch["labels"])
+    model.train(mode)
+    return told
+
+
+def layers_by_hand(model, batch):
+    mode = model.training
+    model.eval()
+    model.base_model.disable_adapter_layers()
+    with torch.no_grad():
+        told = sequence_logprob(logits_of(model, batch), batch["labels"])
+    model.base_model.enable_adapter_layers()
+    model.train(mode)
+    return told
+
+
+def swallowed(model, batch):
+    try:
+        return reference_logprobs(model, batch)
+    except Exception as error:
+        print(error)
+
+
+def grad_left_off(model, batch):
+    torch.set_grad_enabled(False)
+    told = reference_logprobs(model, batch)
+    return told
+
+
+def copied(model, batch):
+    import copy
+
+    return reference_logprobs(copy.deepcopy(model), batch)
+
+
+def unloaded(model, batch):
+    mode = model.training
+    base = model.unload().eval()
+    with torch.no_grad():
+        told = sequence_logprob(logits_of(base, batch), batch["labels"])
+    model.train(mode)
+    return told
+
+
+def deleted(model, batch):
+    model.delete_adapter("policy")
+    return reference_logprobs(model, batch)
+
+
+def other_adapter(model, batch):
+    model.set_adapter("earlier")
+    return reference()(model, batch)
+
+
+def no_with(model, batch):
+    mode = model.training
+    model.eval()
+    model.disable_adapter()
+    with torch.no_grad():
+        told = sequence_logprob(logits_of(model, batch), batch["labels"])
+    model.train(mode)
+    return told
+
+
+def popped(model, batch):
+    labels = batch.pop("labels")
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter():
+            return sequence_logprob(model(**batch).logits, labels)
+    finally:
+        model.train(mode)
+
+
+def zeroed(model, batch):
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.zero_()
+    return reference(off=nothing)(model, batch)
+
+
+WRONG_REFERENCES = [
+    (reference(off=nothing), "that is the model with its adapter"),
+    (reference(off=nothing, run=lambda m, b: logits_of(m.get_base_model(), b)), "get_base_model"),
+    (no_with, "that is the model with its adapter"),
+    (reference(off=lambda model: model.disable_adapter), "disable_adapter is a method"),
+    (reference(grad=nothing), "a graph for gradients was built"),
+    (reference(grad=nothing, made=lambda x, b: sequence_logprob(x, b["labels"]).detach()), "graph"),
+    (reference(before=nothing, after=nothing), "a dropout was at work"),
+    (reference(after=nothing), "the model evaluates, and it was training"),
+    (reference(after=lambda model, mode: model.train()), "trains, and it was evaluating"),
+    (reference(safe=False), "where the model raises an exception"),
+    (layers_left_off, "stays switched off"),
+    (layers_by_hand, "where the model raises an exception"),
+    (swallowed, "nobody hears of it"),
+    (grad_left_off, "gradients"),
+    (copied, "copies the whole model"),
+    (unloaded, "the adapter is gone"),
+    (deleted, "other adapters than before"),
+    (other_adapter, "another adapter is active"),
+    (reference(run=lambda model, batch: model(batch["input_ids"]).logits), "attention_mask"),
+    (reference(made=lambda x, b: sequence_logprob(x, b["input_ids"])), "counted: pass batch"),
+    (reference(made=lambda x, b: -sequence_logprob(x, b["labels"])), "the sign is turned"),
+    (reference(made=lambda x, b: sequence_logprob(x, b["labels"]).sum()), "shape"),
+    (reference(made=lambda x, b: x.log_softmax(-1)), "wanted"),
+    (reference(made=lambda x, b: None), "is `return` missing?"),
+    (popped, "changes its input batch"),
+    (zeroed, "weights are changed"),
+    (lambda model, batch: torch.zeros(len(batch["labels"])), "the model was not run"),
+]
+
+# --- 8.4 -----------------------------------------------------------------------------------
+
+
+def group_advantages(rewards, eps=1e-4):
+    return (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + eps)
+
+
+def advantages_by_row(rewards, eps=1e-4):
+    return torch.stack([(row - row.mean()) / (row.std() + eps) for row in rewards])
+
+
+def advantages_by_var_mean(rewards, eps=1e-4):
+    var, mean = torch.var_mean(rewards, dim=-1, keepdim=True)
+    return (rewards - mean) / (var**0.5 + eps)
+
+
+def advantages_by_transpose(rewards, eps=1e-4):
+    columns = rewards.T
+    return ((columns - columns.mean(0)) / (columns.std(0) + eps)).T
+
+
+def advantages_by_hand(rewards, eps=1e-4):
+    n = rewards.shape[1]
+    gap = rewards - (rewards.sum(1) / n).unsqueeze(1)
+    std = (gap.square().sum(1) / (n - 1)).sqrt()
+    return gap / (std[:, None] + eps)
+
+
+def advantages_by_numpy(rewards, eps=1e-4):
+    rows = rewards.numpy()
+    gap = rows - rows.mean(axis=1, keepdims=True)
+    return torch.from_numpy(gap / (rows.std(axis=1, ddof=1, keepdims=True) + eps))
+
+
+def advantages_where(rewards, eps=1e-4):
+    """Equal groups by an if."""
+    made = torch.zeros_like(rewards)
+    for i, row in enumerate(rewards):
+        if not (row == row[0]).all():
+            made[i] = (row - row.mean()) / (row.std(correction=1) + eps)
+    return made
+
+
+def scaled(centre=lambda x: x.mean(1, keepdim=True), spread=lambda x, eps: x.std(1, keepdim=True)):
+    return lambda rewards, eps=1e-4: (rewards - centre(rewards)) / spread(rewards, eps)
+
+
+def spread(f):
+    return scaled(spread=f)
+
+
+def std(x, **more):
+    return x.std(1, keepdim=True, **more)
+
+
+def centre(f):
+    return scaled(centre=f, spread=lambda x, eps: std(x) + eps)
+
+
+def advantages_in_place(rewards, eps=1e-4):
+    rewards -= rewards.mean(1, keepdim=True)
+    return rewards / (rewards.std(1, keepdim=True) + eps)
+
+
+WRONG_ADVANTAGES = [
+    (spread(lambda x, eps: std(x)), "eps is not added"),
+    (spread(lambda x, eps: std(x, correction=0) + eps), "wanted n - 1"),
+    (spread(lambda x, eps: std(x, unbiased=False) + eps), "wanted n - 1"),
+    (spread(lambda x, eps: std(x) + 1e-4), "eps is hard-coded"),
+    (spread(lambda x, eps: std(x) + 1e-8), "eps is not added"),
+    (spread(lambda x, eps: std(x).clamp(min=eps)), "kept at eps or more"),
+    (spread(lambda x, eps: (x.var(1, keepdim=True) + eps).sqrt()), "under the root"),
+    (spread(lambda x, eps: x.var(1, keepdim=True) + eps), "the variance"),
+    (spread(lambda x, eps: x.std() + eps), "the deviation of all rewards"),
+    (spread(lambda x, eps: 1.0), "not divided by the deviation"),
+    (spread(lambda x, eps: std(x) - eps), "eps is taken away"),
+    (scaled(lambda x: x.mean(), lambda x, eps: x.std() + eps), "of all rewards: each prompt"),
+    (
+        scaled(lambda x: x.mean(0, keepdim=True), lambda x, eps: x.std(0, keepdim=True) + eps),
+        "a group is a row",
+    ),
+    (scaled(lambda x: x.mean(0), lambda x, eps: x.std(0) + eps), ("a group is a row", "equal")),
+    (scaled(lambda x: x.mean(1), lambda x, eps: x.std(1) + eps), "keepdim=True"),
+    (centre(lambda x: 0.0), "the mean is not taken away"),
+    (centre(lambda x: x.median(1, keepdim=True).values), "the median"),
+    (centre(lambda x: x.amin(1, keepdim=True)), "the lowest reward"),
+    (
+        centre(lambda x: (x.sum(1, keepdim=True) - x) / (x.shape[1] - 1)),
+        "the mean of the others",
+    ),
+    (lambda x, eps=1e-4: -group_advantages(x, eps), "the sign is turned round"),
+    (lambda x, eps=1e-4: group_advantages(x, eps).flatten(), "is flat"),
+    (lambda x, eps=1e-4: group_advantages(x, eps).softmax(1), "gives zeros"),
+    (lambda x, eps=1e-4: group_advantages(x, eps).clamp(-1, 1), "wanted"),
+    (
+        lambda x, eps=1e-4: (x - x.mean(1, keepdim=True)) / std(x) + eps,
+        "eps is added to the result",
+    ),
+    (lambda x, eps=1e-4: x.argsort(1).argsort(1).float(), "gives zeros"),
+    (lambda x: group_advantages(x), "positional argument"),
+    (advantages_in_place, "in place"),
+    (lambda x, eps=1e-4: None, "is `return` missing?"),
+]
+
+# --- 8.5 -----------------------------------------------------------------------------------
+
+
+def grpo_loss(logp, old_logp, advantages, mask, clip=0.2):
+    ratio, gain = torch.exp(logp - old_logp), advantages.unsqueeze(1)
+    clipped = torch.clamp(ratio, 1 - clip, 1 + clip)
+    each = -torch.minimum(ratio * gain, clipped * gain)
+    return (each * mask).sum() / mask.sum()
+
+
+def grpo_by_selection(logp, old_logp, advantages, mask, clip=0.2):
+    ratio = (logp - old_logp).exp()[mask]
+    gain = advantages[:, None].expand_as(logp)[mask]
+    return -torch.min(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain).mean()
+
+
+def grpo_by_sign(logp, old_logp, advantages, mask, clip=0.2):
+    """A bound for either sign."""
+    gain = advantages[:, None]
+    ratio = (logp - old_logp).exp()
+    stopped = torch.where(gain > 0, ratio.clamp(max=1 + clip), ratio.clamp(min=1 - clip))
+    return -(gain * stopped).masked_fill(~mask, 0.0).sum() / mask.sum()
+
+
+def grpo_by_max(logp, old_logp, advantages, mask, clip=0.2):
+    """As PPO is often written: the larger of two losses."""
+    weight = mask.to(logp.dtype)
+    ratio = torch.exp(logp - old_logp)
+    loss1 = -advantages.view(-1, 1) * ratio
+    loss2 = -advantages.view(-1, 1) * torch.clamp(ratio, 1.0 - clip, 1.0 + clip)
+    return torch.sum(torch.max(loss1, loss2) * weight) / weight.sum().clamp(min=1)
+
+
+def grpo_by_loop(logp, old_logp, advantages, mask, clip=0.2):
+    total, n = torch.zeros(()), 0
+    for i in range(len(logp)):
+        for j in range(logp.shape[1]):
+            if mask[i, j]:
+                ratio = (logp[i, j] - old_logp[i, j]).exp()
+                bounded = ratio.clamp(1 - clip, 1 + clip)
+                total = total - torch.min(ratio * advantages[i], bounded * advantages[i])
+                n += 1
+    return total / n
+
+
+def grpo_by_weighted_rows(logp, old_logp, advantages, mask, clip=0.2):
+    """Means of answers, weighted by their lengths."""
+    ratio = (logp - old_logp.detach()).exp()
+    gain = advantages.reshape(len(logp), 1)
+    objective = torch.min(ratio * gain, ratio.clip(1 - clip, 1 + clip) * gain)
+    lengths = mask.sum(1)
+    rows = objective.where(mask, torch.zeros(())).sum(1) / lengths
+    return -(rows * lengths / lengths.sum()).sum()
+
+
+def grpo(
+    ratio=lambda new, old: (new - old).exp(),
+    objective=lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1 + c) * a),
+    gain=lambda a, m: a[:, None],
+    mean=lambda x, m: -(x * m).sum() / m.sum(),
+):
+    """The loss with one thing changed."""
+
+    def answer(logp, old_logp, advantages, mask, clip=0.2):
+        value = objective(ratio(logp, old_logp), gain(advantages, mask), clip)
+        return mean(value, mask)
+
+    return answer
+
+
+def clipping(f):
+    return grpo(objective=f)
+
+
+def averaging(f):
+    return grpo(mean=lambda x, m: -f(x, m))
+
+
+def grpo_no_clip_parameter(logp, old_logp, advantages, mask):
+    return grpo_loss(logp, old_logp, advantages, mask)
+
+
+def grpo_in_place(logp, old_logp, advantages, mask, clip=0.2):
+    old_logp[~mask] = 0.0
+    return grpo_loss(logp, old_logp, advantages, mask, clip)
+
+
+WRONG_LOSSES = [
+    (clipping(lambda r, a, c: r.clamp(1 - c, 1 + c) * a), "what is clipped is taken always"),
+    (clipping(lambda r, a, c: r * a), "it is not clipped"),
+    (clipping(lambda r, a, c: torch.max(r * a, r.clamp(1 - c, 1 + c) * a)), "the larger"),
+    (clipping(lambda r, a, c: torch.min(r, r.clamp(1 - c, 1 + c)) * a), "on the wrong side"),
+    (clipping(lambda r, a, c: r.clamp(max=1 + c) * a), "on the wrong side"),
+    (clipping(lambda r, a, c: r.clamp(min=1 - c) * a), "the larger ratio"),
+    (clipping(lambda r, a, c: torch.where(a > 0, r.clamp(max=1 + c), r) * a), "bad answers are"),
+    (clipping(lambda r, a, c: torch.min(r * a, r.clamp(-c, c) * a)), "clipped to ±clip"),
+    (clipping(lambda r, a, c: torch.min(r * a, r.clamp(0.8, 1.2) * a)), "hard-coded"),
+    (clipping(lambda r, a, c: torch.min(r * a, (r * a).clamp(1 - c, 1 + c))), "the product is"),
+    (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 / (1 + c), 1 + c) * a)), "1 / (1 + clip)"),
+    (clipping(lambda r, a, c: torch.min(r, r.clamp(1 - c, 1 + c)) * a.abs()), "by size"),
+    (grpo(lambda new, old: new - old), "exp is missing"),
+    (grpo(lambda new, old: (old - new).exp()), "upside down"),
+    (grpo(lambda new, old: new / old), "logarithms are divided"),
+    (grpo(lambda new, old: new.exp()), "old_logp is not used"),
+    (grpo(lambda new, old: new.exp() / (old.exp() + 1e-2)), "in a small case"),
+    (grpo(lambda new, old: (new - old).exp().detach()), "no gradient"),
+    (grpo(lambda new, old: (new - new.detach()).exp()), "wanted"),
+    (grpo(gain=lambda a, m: a), ("one an answer", "advantages[:, None]")),
+    (grpo(gain=lambda a, m: a.abs()[:, None]), "by size"),
+    (grpo(gain=lambda a, m: ((a - a.mean()) / (a.std() + 1e-9))[:, None]), "normalised once more"),
+    (grpo(gain=lambda a, m: 1.0), "the advantages are not used"),
+    (averaging(lambda x, m: ((x * m).sum(1) / m.sum(1)).mean()), "each token counts once"),
+    (averaging(lambda x, m: x.mean()), "the mask is not used"),
+    (averaging(lambda x, m: (x * m).mean()), "divided by all places"),
+    (averaging(lambda x, m: (x * m).sum()), "wanted their mean"),
+    (averaging(lambda x, m: (x * m).sum() / len(x)), "the number of answers"),
+    (averaging(lambda x, m: x.sum() / m.sum()), "only the divisor leaves it out"),
+    (averaging(lambda x, m: (x * ~m).sum() / (~m).sum()), "the mask is turned round"),
+    (averaging(lambda x, m: x * m), "wanted one: the mean"),
+    (averaging(lambda x, m: (x * m).sum(1) / m.sum(1)), "wanted one: the mean"),
+    (grpo(mean=lambda x, m: (x * m).sum() / m.sum()), "the minus is missing"),
+    (averaging(lambda x, m: ((x * m).sum() / m.sum()).item()), "a step needs the tensor"),
+    (averaging(lambda x, m: (x * (1 - m)).sum() / m.sum()), "~mask is its opposite"),
+    (
+        clipping(lambda r, a, c: torch.min(r.detach() * a, r.clamp(1 - c, 1 + c) * a)),
+        ("gradient", "detached"),
+    ),
+    (grpo_no_clip_parameter, "the parameters are"),
+    (grpo_in_place, "in place"),
+    (lambda *_, **__: None, "is `return` missing?"),
+]
+
+# --- 8.6 -----------------------------------------------------------------------------------
+
+
+def read(text):
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def same(a, b):
+    return type(a) is type(b) and a == b
+
+
+def n_right(said, goal):
+    return sum(key in said and same(said[key], value) for key, value in goal.items())
+
+
+def reward(answer, wanted):
+    said, goal = read(answer), json.loads(wanted)
+    return n_right(said, goal) / len(said | goal) if said is not None else 0.0
+
+
+def reward_by_f1(answer, wanted):
+    said, goal = read(answer), json.loads(wanted)
+    right = n_right(said, goal) if said else 0
+    return 2 * right / (len(said) + len(goal)) if right else 0.0
+
+
+def reward_by_sets(answer, wanted):
+    """Pairs as texts, their share of all pairs of both."""
+    try:
+        said = json.loads(answer)
+        pairs = {(key, json.dumps(value)) for key, value in said.items()}
+    except (ValueError, AttributeError):
+        return 0
+    goal = {(key, json.dumps(value)) for key, value in json.loads(wanted).items()}
+    return len(pairs & goal) / len(pairs | goal)
+
+
+def reward_with_a_gap(answer, wanted):
+    """At most a half for what is not all right."""
+    said, goal = read(answer), json.loads(wanted)
+    if said is None:
+        return 0.0
+    right, extra = n_right(said, goal), len(said.keys() - goal.keys())
+    if right == len(goal) and not extra:
+        return 1.0
+    return 0.5 * right / len(goal) / (1 + extra)
+
+
+def reward_with_penalty(answer, wanted):
+    said, goal = read(answer), json.loads(wanted)
+    if not said:
+        return 0.0
+    extra = sum(key not in goal for key in said)
+    return max(0.0, n_right(said, goal) / len(goal) - 0.2 * extra)
+
+
+def reward_halved(answer, wanted):
+    """Half for each key too many."""
+    said, goal = read(answer), json.loads(wanted)
+    if said is None:
+        return 0.0
+    return n_right(said, goal) / len(goal) * 0.5 ** len(set(said) - set(goal))
+
+
+def paid(
+    read=read,
+    right=n_right,
+    over=lambda said, goal: len(said | goal),
+    more=lambda said, goal: 0.0,
+    none=lambda answer: 0.0,
+):
+    def answer(answer, wanted):
+        said, goal = read(answer), json.loads(wanted)
+        if said is None:
+            return none(answer)
+        return min(1.0, max(0.0, right(said, goal) / over(said, goal) + more(said, goal)))
+
+    return answer
+
+
+def extra(said, goal):
+    return len(said.keys() - goal.keys())
+
+
+def loose(said, goal):
+    return sum(key in said and said[key] == value for key, value in goal.items())
+
+
+def as_text(said, goal):
+    return sum(str(said.get(key)) == str(value) for key, value in goal.items())
+
+
+def folded(said, goal):
+    def fold(value):
+        return value.lower().strip() if isinstance(value, str) else value
+
+    return sum(key in said and same(fold(said[key]), fold(v)) for key, v in goal.items())
+
+
+def anything(text):
+    return json.loads(text)
+
+
+def any_json(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def bracketed(text):
+    """The part from the first brace to the last."""
+    return read(text[text.find("{") : text.rfind("}") + 1])
+
+
+def by_eval(text):
+    try:
+        data = eval(text, {"true": True, "false": False, "null": None})
+    except Exception:
+        return None
+    return data if isinstance(data, dict) else None
+
+
+WRONG_REWARDS = [
+    (lambda answer, wanted: float(answer == wanted), "compare what json.loads gives"),
+    (lambda answer, wanted: float(read(answer) == json.loads(wanted)), "part of the way"),
+    (lambda answer, wanted: answer == wanted, "gave a bool"),
+    (paid(over=lambda said, goal: len(goal)), "a key too many has to cost"),
+    (paid(over=lambda said, goal: max(1, len(said))), "1 is for equal data alone"),
+    (paid(over=lambda said, goal: max(len(said), len(goal)), read=anything), "it is 0"),
+    (paid(right=loose), "in Python True == 1"),
+    (paid(right=as_text), ("a text is no number", "a number is no text")),
+    (paid(right=folded), "case counts"),
+    (paid(right=lambda said, goal: len(said.keys() & goal.keys())), "a key alone is worth nothing"),
+    (paid(right=lambda s, g: 0.5 * n_right(s, g) + 0.5 * len(s.keys() & g.keys())), "a key alone"),
+    (paid(read=anything), "a model says all sorts of things"),
+    (paid(read=any_json), "a model says all sorts of things"),
+    (paid(read=bracketed), "no JSON object"),
+    (paid(read=by_eval), "no JSON object"),
+    (paid(more=lambda said, goal: 0.1), "no key is right"),
+    (paid(none=lambda answer: 0.1 if answer.startswith("{") else 0.0), "no JSON object"),
+    (paid(over=lambda said, goal: len(goal), more=lambda s, g: -0.02 * extra(s, g)), "every key"),
+    (paid(over=lambda said, goal: len(goal) + 0.1 * extra(said, goal)), "naming every key"),
+    (lambda a, w: 10 * reward(a, w), "outside of 0 to 1"),
+    (lambda a, w: reward(a, w) - 0.5, "outside of 0 to 1"),
+    (lambda a, w: 1 - reward(a, w), "wanted 1"),
+    (lambda a, w: float(len(a) == len(w)), "wanted 1"),
+    (lambda a, w: torch.tensor(reward(a, w)), "use .item()"),
+    (lambda a, w: str(reward(a, w)), "gave text"),
+    (lambda a, w: None, "is `return` missing?"),
+    (lambda a, w: round(reward(a, w)), ("part of the way", "each right key")),
+    (lambda a, w: min(reward(a, w), 0.9), "wanted 1"),
+    (lambda a, w: reward_by_f1(a, w) if read(a) != {} else 1 / 0, "ZeroDivisionError"),
+    (
+        lambda a, w: sum(x == y for x, y in zip(a, w, strict=False)) / max(len(a), len(w)),
+        "no JSON object",
+    ),
+]
+
+
+def quiz():
+    return {"q1": "c", "q2": "a", "q3": "d", "q4": "b"}
+
+
+def judged(check, answers):
+    return [(check, *(answer if isinstance(answer, tuple) else (answer,))) for answer in answers]
+
+
+RIGHT = [
+    *judged(
+        check.logprobs,
+        [
+            sequence_logprob,
+            by_cross_entropy,
+            by_flat_cross_entropy,
+            by_loop,
+            by_nll,
+            by_categorical,
+            by_roll,
+        ],
+    ),
+    *judged(
+        check.dpo,
+        [
+            dpo_loss,
+            dpo_by_softplus,
+            dpo_by_cross_entropy,
+            dpo_by_bce,
+            dpo_by_logaddexp,
+            dpo_by_logsumexp,
+            dpo_in_double,
+        ],
+    ),
+    *judged(
+        check.reference,
+        [
+            reference_logprobs,
+            reference_with_decorator,
+            reference_by_layers,
+            reference_by_modules,
+            reference_with_stack,
+            reference_reraises,
+        ],
+    ),
+    *judged(
+        check.advantages,
+        [
+            group_advantages,
+            advantages_by_row,
+            advantages_by_var_mean,
+            advantages_by_transpose,
+            advantages_by_hand,
+            advantages_by_numpy,
+            advantages_where,
+        ],
+    ),
+    *judged(
+        check.clipped,
+        [
+            grpo_loss,
+            grpo_by_selection,
+            grpo_by_sign,
+            grpo_by_max,
+            grpo_by_loop,
+            grpo_by_weighted_rows,
+        ],
+    ),
+    *judged(
+        check.rewards,
+        [
+            reward,
+            reward_by_f1,
+            reward_by_sets,
+            reward_with_a_gap,
+            reward_with_penalty,
+            reward_halved,
+        ],
+    ),
+    (check.quiz, quiz),
+]
+WRONG = [
+    *judged(check.logprobs, WRONG_LOGPROBS),
+    *judged(check.dpo, WRONG_DPO),
+    *judged(check.reference, WRONG_REFERENCES),
+    *judged(check.advantages, WRONG_ADVANTAGES),
+    *judged(check.clipped, WRONG_LOSSES),
+    *judged(check.rewards, WRONG_REWARDS),
+    (check.quiz, lambda: {**quiz(), "q1": "a"}, "q1 a, not quite"),
+    (check.quiz, lambda: {**quiz(), "q2": "c"}, "q2 c, not quite"),
+    (check.quiz, lambda: {"q1": "c"}, "wants one of"),
+]
+STUBS = [
+    (one, stub)
+    for one in (
+        check.logprobs,
+        check.dpo,
+        check.reference,
+        check.advantages,
+        check.clipped,
+        check.rewards,
+        check.quiz,
+    )
+]
+SEEDS = {"RIGHT": range(4)}

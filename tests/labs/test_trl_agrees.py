@@ -1,0 +1,245 @@
+"""Lab 8's solutions, its checks' references and TRL's own trainers: one batch, the same numbers."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+
+from labkit.checks.lab08 import advanced, clip, margins
+from labkit.contract import defined_by
+from labkit.labs import tiny
+from labkit.reference import reference
+
+PROMPTS, SAMPLES, STEPS, RATE = 3, 4, 3, 0.03
+PLAIN = {
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "max_grad_norm": 0.0,
+    "lr_scheduler_type": "constant",
+    "learning_rate": RATE,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """The functions of the lab, as solved."""
+    space = {}
+    for i in range(1, 6):
+        space |= defined_by(reference("08_rewards", f"8.{i}"))
+    return SimpleNamespace(**{name: f for name, f in space.items() if callable(f)})
+
+
+CONFIG = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "up_proj"])
+
+
+def plain():
+    """A tiny model without dropout, and its tokenizer."""
+    base, tokenizer = tiny.language_model(seed=4)
+    for part in (base.config, *base.modules()):
+        if hasattr(part, "attention_dropout"):
+            part.attention_dropout = 0.0
+    base.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
+    return base, tokenizer
+
+
+def filled(model):
+    """The model, its adapter filled with numbers that change what it says."""
+    rng = torch.Generator().manual_seed(5)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data = 0.3 * torch.randn(p.shape, generator=rng)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """A tiny model under an adapter, and its tokenizer."""
+    base, tokenizer = plain()
+    return filled(get_peft_model(base, CONFIG)), tokenizer
+
+
+def texts(n, seed):
+    rng = torch.Generator().manual_seed(seed)
+    return [tiny.words(rng, 2, 6) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory):
+    """TRL's trainer of preferences, on five pairs, in the middle of its training."""
+    base, tokenizer = plain()
+    columns = {name: texts(5, i) for i, name in enumerate(("prompt", "chosen", "rejected"))}
+    columns |= {name: [f" {text}" for text in columns[name]] for name in ("chosen", "rejected")}
+    args = DPOConfig(str(tmp_path_factory.mktemp("dpo")), beta=0.3, **PLAIN)
+    rows = Dataset.from_dict(columns)
+    more = {"processing_class": tokenizer, "peft_config": CONFIG}
+    trainer = DPOTrainer(base, args=args, train_dataset=rows, **more)
+    filled(trainer.model)
+    return trainer
+
+
+class Noting(GRPOTrainer):
+    """TRL's trainer of rewards, which keeps the batches that it was given."""
+
+    def compute_loss(self, model, inputs, *rest, **more):
+        """As TRL's."""
+        self.batches.append({key: x for key, x in inputs.items() if isinstance(x, torch.Tensor)})
+        return super().compute_loss(model, inputs, *rest, **more)
+
+
+def rewarded(tuned, folder, **options):
+    """TRL's trainer of rewards with a rollout that is always the same; answers of 2 to 6 tokens."""
+    model, tokenizer = copy.deepcopy(tuned[0]), tuned[1]
+    rng = torch.Generator().manual_seed(6)
+    lengths = torch.randint(2, 7, (PROMPTS * SAMPLES,), generator=rng).tolist()
+    said = [torch.randint(1, 18, (n,), generator=rng).tolist() for n in lengths]
+    paid = torch.rand(PROMPTS * SAMPLES, generator=rng).tolist()
+    paid[:SAMPLES] = [0.5] * SAMPLES  # a group that teaches nothing
+
+    def rollout(prompts, trainer):
+        asked = [tokenizer(text)["input_ids"] for text in prompts]
+        trainer.said = list(zip(asked, said, strict=True))
+        return {"prompt_ids": asked, "completion_ids": said, "logprobs": None}
+
+    def reward(completions, **_):
+        return paid
+
+    args = GRPOConfig(
+        str(folder),
+        num_generations=SAMPLES,
+        per_device_train_batch_size=PROMPTS * SAMPLES,
+        max_steps=STEPS,
+        num_iterations=STEPS,
+        shuffle_dataset=False,
+        beta=0.0,
+        temperature=1.0,
+        max_completion_length=8,
+        **PLAIN,
+        **options,
+    )
+    rows = Dataset.from_dict({"prompt": texts(PROMPTS, 9)})
+    trainer = Noting(model, reward, args, rows, processing_class=tokenizer, rollout_func=rollout)
+    trainer.batches, trainer.paid = [], paid
+    return trainer
+
+
+def rows_of(said):
+    """Prompts with their answers, padded on the right, and the labels of the answers."""
+    rows = [torch.tensor(asked + answer) for asked, answer in said]
+    labels = [torch.tensor([-100] * len(asked) + answer) for asked, answer in said]
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids, labels = pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=-100)
+    seen = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return {"input_ids": ids, "attention_mask": seen.long()}, labels
+
+
+def plain_loop(solved, model, said, rewards):
+    """Some steps on one batch, as the lab takes them: the losses."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], RATE)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    gains = solved.group_advantages(rewards.view(-1, SAMPLES)).flatten()
+    rows, labels = rows_of(said)
+    mask, losses, old = labels[:, 1:] != -100, [], None
+    for _ in range(STEPS):
+        logp = model(**rows).logits[:, :-1].log_softmax(-1)
+        logp = logp.gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0]
+        old = logp.detach() if old is None else old
+        loss = solved.grpo_loss(logp, old, gains, mask)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])
+def test_a_plain_loop_and_grpo_trainer_take_the_same_steps(solved, tuned, tmp_path, loss_type):
+    trainer = rewarded(tuned, tmp_path, loss_type=loss_type)
+    trainer.train()
+    theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    mine = copy.deepcopy(tuned[0])
+    ours = plain_loop(solved, mine, trainer.said, torch.tensor(trainer.paid))
+    assert ours == pytest.approx(theirs, abs=2e-5) and max(map(abs, ours)) > 0.05
+    weights = zip(mine.parameters(), trainer.model.parameters(), strict=True)
+    for mine_now, theirs_now in weights:
+        torch.testing.assert_close(mine_now, theirs_now, atol=2e-4, rtol=1e-3)
+    moved = zip(tuned[0].parameters(), mine.parameters(), strict=True)
+    assert max((a - b).abs().max() for a, b in moved) > RATE
+
+
+def test_advantages_are_those_of_grpo_trainer(solved, tuned, tmp_path):
+    trainer = rewarded(tuned, tmp_path)
+    trainer.train()
+    rewards = torch.tensor(trainer.paid).view(-1, SAMPLES)
+    theirs = trainer.batches[0]["advantages"].sort().values  # it shuffles them with their answers
+    for ours in (solved.group_advantages(rewards), advanced.z_scores(rewards, 1e-4)):
+        torch.testing.assert_close(ours.flatten().sort().values, theirs, atol=1e-5, rtol=1e-5)
+        assert (ours[0] == 0).all() and (ours[1:] != 0).all()
+
+
+def test_clipped_losses_are_those_of_grpo_trainer(solved, tuned, tmp_path):
+    """Random numbers in the place of the model's, ratios far beyond the clip among them."""
+    trainer = rewarded(tuned, tmp_path, loss_type="bnpo", epsilon=0.3)
+    trainer.current_gradient_accumulation_steps = 1
+    for seed in range(20):
+        logp, old, gains, mask = clip.batch(torch.Generator().manual_seed(seed))
+        leaf = logp.requires_grad_()
+        told = lambda *_, leaf=leaf, **__: (leaf, leaf.detach() * 0, None)  # noqa: E731
+        trainer._get_per_token_logps_and_entropies = told
+        ids = torch.ones(mask.shape, dtype=torch.long)
+        given = {"prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids}
+        given |= {"completion_mask": mask.long(), "advantages": gains, "old_per_token_logps": old}
+        theirs = trainer._compute_loss(trainer.model, given)
+        ours = solved.grpo_loss(leaf, old, gains, mask, clip=0.3)
+        by_token, slope = clip.by_token(logp.detach(), old, gains, mask, 0.3)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(by_token.float(), theirs.detach(), atol=1e-5, rtol=1e-5)
+        (gradient,) = torch.autograd.grad(theirs, leaf)
+        torch.testing.assert_close(slope.float(), gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_dpo_is_that_of_dpo_trainer(solved, preferences):
+    """The adapter switched off is the reference, as it is in TRL."""
+    model = preferences.model.eval()
+    batch = preferences.data_collator(list(preferences.train_dataset))
+    with torch.no_grad():
+        theirs = preferences.compute_loss(model, batch)
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        rows = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        policy = solved.sequence_logprob(model(**rows).logits, labels)
+    before = solved.reference_logprobs(model, rows | {"labels": labels})
+    ours = solved.dpo_loss(*policy.chunk(2), *before.chunk(2), 0.3)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert abs(ours - torch.tensor(2.0).log()) > 0.01  # the adapter says something else
+
+
+def test_dpo_losses_are_those_of_dpo_trainer(solved, preferences, monkeypatch):
+    """Random numbers in the place of both models', margins of a thousand nats among them."""
+    monkeypatch.setattr(preferences, "precompute_ref_logps", True)
+    monkeypatch.setattr(preferences, "beta", 0.5)
+    for seed in range(20):
+        rng = torch.Generator().manual_seed(seed)
+        four = margins.pairs(rng, spread=4.0 if seed < 15 else 1000.0)
+        told = torch.cat(four[:2])[:, None]
+        ids = torch.ones(len(told), 2, dtype=torch.long)
+        given = {"input_ids": ids, "attention_mask": ids, "completion_mask": ids}
+        given |= {"ref_chosen_logps": four[2], "ref_rejected_logps": four[3]}
+
+        def model(told=told, **_):
+            shown = {name: torch.zeros_like(told) for name in ("entropy", "mean_logits")}
+            return SimpleNamespace(log_probs=told, is_top1=told > 0, **shown)
+
+        theirs = preferences._compute_loss(model, given, return_outputs=False)
+        exact = 0.5 * margins._margins([x.double() for x in four])
+        torch.testing.assert_close(solved.dpo_loss(*four, 0.5), theirs, atol=1e-5, rtol=1e-5)
+        ours = margins.softplus(-exact).mean().float()
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
