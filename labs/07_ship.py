@@ -843,11 +843,12 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 30, needs=["7.1", "7.
 # ## Elsewhere
 #
 # The same files and folders, and the lines that serve them. These were **not run** for this text:
-# Ollama and llama.cpp's own binary are no Python packages, and vLLM wants a GPU. Ollama does not run
-# the template that the GGUF brings. It looks for a near one among those that it knows, and where it
-# finds none it writes no marks at all: the fifth bar of the figure above. So a Modelfile should say
-# the template, in Ollama's own language. `recipes.modelfile` reads it off from what the tokenizer
-# writes, and adds the system message that SmolLM2's template writes unasked.
+# Ollama and llama.cpp's own binary are no Python packages, and vLLM wants a GPU.
+#
+# Ollama does not run the template that the GGUF brings. It looks for a near one among those that it
+# knows, and where it finds none it writes no marks at all: "no template" in the figure above. So a
+# Modelfile should say the template, in Ollama's own language. `recipes.modelfile` reads it off from
+# what the tokenizer writes, and adds the system message that SmolLM2's template writes unasked.
 
 # %% tags=["experiment"]
 if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "7.2", "7.5"]):
@@ -864,9 +865,10 @@ if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "
 # %% [markdown]
 # `labkit ship FOLDER` does all of this for an adapter's folder, of `labkit train` or of PEFT: GGUF
 # alone and merged, a Modelfile, the lines, and a table of what each file costs. With `--merge` it
-# writes a plain model (lab 6), which `transformers serve` and everything else can load. Write down with each artefact what it was
-# made of: the base by its public name, the hash of the data, the settings, the score, and the
-# template. In half a year you will want to know.
+# writes a plain model, which `transformers serve` (lab 6) and everything else can load.
+#
+# Write down with each artefact what it was made of: the base by its public name, the hash of the
+# data, the settings, the score, and the template. In half a year you will want to know.
 #
 # ### Exercise 7.7 · Quiz
 #
