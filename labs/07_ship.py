@@ -354,7 +354,8 @@ if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"
 #
 # The messages are data, the prompt is text, and between the two stands a template. A server brings
 # its own. What does it cost when that one differs from the template of training? Here are the ways
-# in which it usually does.
+# in which it usually does. The last one has the right prompt, and an engine that was told another
+# end token (people meet it as `pad_token = eos_token`, or as a GGUF with the wrong `eos_token_id`).
 
 
 # %%
@@ -373,6 +374,7 @@ def otherwise(messages):
         "the template's own system message": own,
         "Llama 2's template": f"[INST] {said} [/INST]",
         "no template": said,
+        "the end token unknown": text,
     }
     return {way: tokenizer(text)["input_ids"] for way, text in texts.items()}
 
@@ -381,14 +383,17 @@ def otherwise(messages):
 guess_template = lab.predict("Asked by Llama 2's template: what % will be right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("The same model, asked in six ways", 30, needs=["7.1", "7.2"]):
-    ways = {}
+if lab.experiment("The same model, asked in seven ways", 35, needs=["7.1", "7.2"]):
+    ways, settings = {}, office.model.generation_config
+    ends = settings.eos_token_id
     for way in live.progress(otherwise(asked[0]), "ways"):
         prompts = [otherwise(messages)[way] for messages in asked]
+        settings.eos_token_id = -1 if way == "the end token unknown" else ends
         ids = generation.continuations(office.model, prompts, max_new_tokens=24)
         texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
         ways[way] = share_right(texts, wanted)
         print(f"{way:<34} {texts[0]!r}")
+    settings.eos_token_id = ends
     display(plots.shares(ways, len(wanted), "by the way of asking", guess_template))
     guess_template.beside(100 * ways["Llama 2's template"])
 
@@ -839,12 +844,17 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 30, needs=["7.1", "7.
 #
 # The same files and folders, and the lines that serve them. These were **not run** for this text:
 # Ollama and llama.cpp's own binary are no Python packages, and vLLM wants a GPU.
+#
+# Ollama does not run the template that the GGUF brings. It looks for a near one among those that it
+# knows, and where it finds none it writes no marks at all: "no template" in the figure above. So a
+# Modelfile should say the template, in Ollama's own language. `recipes.modelfile` reads it off from
+# what the tokenizer writes, and adds the system message that SmolLM2's template writes unasked.
 
 # %% tags=["experiment"]
 if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "7.2", "7.5"]):
     system = test_rows[0]["messages"][0]["content"]
     print("--- Modelfile, for `ollama create office -f Modelfile`")
-    print(recipes.modelfile("base.gguf", "office.gguf", system))
+    print(recipes.modelfile("base.gguf", "office.gguf", system, tokenizer))
     adapters = {name: f"{name}.gguf" for name in folders}
     print("--- llama.cpp")
     print(recipes.llama_server("base.gguf", adapters))
@@ -853,10 +863,12 @@ if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "
     print(recipes.vllm("HuggingFaceTB/SmolLM2-135M-Instruct", named, 16))
 
 # %% [markdown]
-# A merged folder (`merge_and_unload().save_pretrained(...)`, lab 6) is served by `transformers
-# serve` and by everything else that loads a plain model. Write down with each artefact what it was
-# made of: the base by its public name, the hash of the data, the settings, the score, and the
-# template. In half a year you will want to know.
+# `labkit ship FOLDER` does all of this for an adapter's folder, of `labkit train` or of PEFT: GGUF
+# alone and merged, a Modelfile, the lines, and a table of what each file costs. With `--merge` it
+# writes a plain model, which `transformers serve` (lab 6) and everything else can load.
+#
+# Write down with each artefact what it was made of: the base by its public name, the hash of the
+# data, the settings, the score, and the template. In half a year you will want to know.
 #
 # ### Exercise 7.7 · Quiz
 #

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A folder of PEFT's with its adapter_config.json, and what `labkit train` told of it, or {}."""
+    """A folder of PEFT's: its adapter_config.json, and what `labkit train` told of it, or {}."""
 
     folder: Path
     config: dict[str, Any]

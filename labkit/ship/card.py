@@ -19,8 +19,8 @@ Files of an adapter of `{base}`, made by `labkit ship`.
 
 {lines}
 """
-MEASURED = """KL: how far the next token's distribution is from that of the model that was trained, in
-nats a token, over {where}. right: the share of these rows whose answer is right to the letter."""
+MEASURED = """KL: how far the next token's distribution is from the trained model's, in nats a
+token, over {where}. right: the share of these rows whose answer is right to the letter."""
 
 
 def write(into: Path, asked, parts, facts: dict) -> None:

@@ -247,6 +247,8 @@ def _even_when_empty(messages):
 
 AUDITS = [
     (_audit(prompt_options={}), "the generation prompt belongs"),
+    (_audit(repeats=lambda key, seen: seen[-1:] == [key]), "anywhere above"),
+    (lambda r, t, m: {k: float(v) for k, v in audit(r, t, m).items()}, "is a float, wanted an int"),
     (_audit(over=lambda n, most: n >= most), "just max_length tokens"),
     (_audit(blank=lambda text: False), "blank answer"),
     (_audit(blank=lambda text: text == ""), "blank answer"),
@@ -643,6 +645,13 @@ def _q8_eps(w):
     return d.half(), half_away(blocks / d[:, None]).to(torch.int8)
 
 
+def _q8_more(w):
+    """The scale is made a little larger, so that nothing is divided by 0."""
+    blocks = w.float().reshape(-1, 32)
+    d = blocks.abs().amax(1) / 127
+    return d.half(), half_away(blocks / (d[:, None] + 1e-6)).to(torch.int8)
+
+
 def _q8_rows(w):
     d = w.float().abs().amax(1, keepdim=True) / 127
     codes = half_away(torch.where(d > 0, w.float() / d, 0.0)).reshape(-1, 32)
@@ -661,6 +670,7 @@ def _q8_columns(w):
 
 
 EIGHTS = [
+    (_q8_more, "is the scale made larger by something"),
     (_q8(by=128), "divided by 128"),
     (_q8(by=127.5), "127.5"),
     (_q8(by=255), "divided by 255"),
@@ -785,6 +795,9 @@ def _grouped_only(x, A, B, scaling, index):
 
 
 BATCHES = [
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.abs()), "only they are wrong"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i)[i >= 0], "are left out"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.sort().values), "index is sorted here"),
     (_batched(masked=False), "index -1 is the last adapter"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.clamp_min(0)), "get the first adapter"),
     (_batched(scaled=lambda s, i: torch.ones(len(i))), "the scaling is missing"),
@@ -1149,6 +1162,10 @@ def _other_tokenizer(model, prompts, adapter_names):
     return model.eval().generate(ids, adapter_names=adapter_names, max_new_tokens=48)
 
 
+def _without_marks(model, prompts, adapter_names):
+    return route(model, [p.replace("<end> ", "") for p in prompts], adapter_names)
+
+
 def _one_by_one(model, prompts, adapter_names):
     return [route(model, [p], [n])[0] for p, n in zip(prompts, adapter_names, strict=True)]
 
@@ -1296,6 +1313,8 @@ def _dropout_off_for_good(model, prompts, adapter_names):
 
 
 ROUTES = [
+    (_without_marks, "special tokens inside a prompt stay"),
+    (_route(names=lambda names: sorted(names, reverse=True)), "are in another order"),
     (_dropout_off_for_good, "dropout is 0.0, it was 0.5"),
     (_prompts_sorted_alone, "sorted without their names"),
     (_prompt_replaced, "a part of the prompt stands before"),

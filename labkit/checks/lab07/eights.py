@@ -169,7 +169,11 @@ def _expect_codes(q8_0, what, w):
         "half a code too far on the negative side: floor(x + 0.5) goes up there": (
             (exact + 0.5).floor()
         ),
-        "it cuts the fraction off: round": exact.trunc(),
+        (
+            "a half goes towards 0; it goes away from it: is the scale made larger by something?"
+            if tied
+            else "it cuts the fraction off: round"
+        ): exact.trunc(),
         "it rounds down: round to the nearest": exact.floor(),
         "it rounds up: round to the nearest": exact.ceil(),
         "the codes are those of a scale over 128": away(exact * 128 / 127).clamp(-128, 127),

@@ -121,8 +121,9 @@ def expect_routed(route, seed, prompts):
     with part():  # a model that was in evaluation mode stays there
         observe(fleet.routed, route, seed, list(prompts[:1]), list(NAMES[:1]), False)
     longest = max(len(text.split()) for text in prompts)
+    whole = "no truncation, no max_length, and special tokens inside a prompt stay"
     told = f"{call}: the longest prompt has {longest} tokens and {got['longest']} of them arrive"
-    expect(got["longest"] >= longest, f"{told}: no truncation, no max_length")
+    expect(got["longest"] >= longest, f"{told}: {whole}")
     with part():
         hint = "decode with skip_special_tokens=True"
         expect(
@@ -213,7 +214,8 @@ def _route_guesses(seed, prompts, wanted):
     told = "the prompts were sorted without their names: sort both"
     names = tuple(by_size[i] for i in range(len(NAMES)))
     yield told, functools.partial(alone, seed, prompts, names)
-    for names in (NAMES[::-1], tuple(sorted(NAMES)), NAMES[1:] + NAMES[:1]):
+    ordered = tuple(sorted(NAMES))
+    for names in (NAMES[::-1], ordered, ordered[::-1], NAMES[1:] + NAMES[:1]):
         told = "adapter_names are in another order than the prompts"
         yield told, functools.partial(alone, seed, prompts, names)
     hint = "the answer continues the last token, so pad on the left"
