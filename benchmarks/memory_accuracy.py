@@ -36,7 +36,43 @@ SMALL = {  # hidden, ffn, layers, heads, key-value heads, vocabulary, tied
     "mha-untied": (512, 1376, 3, 8, 8, 4000, False),
     "gqa-tied-qwen": (384, 1536, 5, 6, 2, 16000, True),
 }
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]  # as PEFT's target_parameters has them
 ON_GPU = ("smollm2-135m", "llama-3.2-1b", "llama-2-7b")
+
+
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+EXPERT = {"num_local_experts": 4, "num_experts_per_tok": 2}
+FAMILIES = {  # a built-in model, and what its tiny version has besides `TINY`
+    "qwen3-8b": {"layer_types": ["full_attention"] * 3},
+    "qwen3-30b-a3b": EXPERT | {"moe_intermediate_size": 48},
+    "gemma-3-4b": {"sliding_window": 16, "layer_types": KINDS},
+    "gpt-oss-20b": EXPERT | {"sliding_window": 16, "layer_types": KINDS},
+    "llama-4-scout": {
+        **{"num_local_experts": 4, "intermediate_size_mlp": 160, "attention_chunk_size": 32},
+        "layer_types": ["chunked_attention", "full_attention", "chunked_attention"],
+        **{"no_rope_layers": [1, 0, 1], "moe_layers": [0, 1, 2]},
+    },
+    "phi-4": {},
+    "smollm3-3b": {"no_rope_layers": [1, 0, 1], "layer_types": ["full_attention"] * 3},
+    "deepseek-v3": {
+        **{"n_routed_experts": 8, "num_local_experts": 8, "n_group": 2, "topk_group": 1},
+        **{"num_experts_per_tok": 2, "moe_intermediate_size": 48, "first_k_dense_replace": 1},
+        **{"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16},
+        **{"v_head_dim": 16, "qk_head_dim": 24, "num_key_value_heads": 6, "head_dim": 8},
+    },
+}
+TINY = {
+    **{"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 16},
+    **{"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 700, "pad_token_id": 0},
+}
+
+
+def tiny(name):
+    """A tiny version of a built-in model: the same architecture with three small layers."""
+    config = configs.find(name)
+    for field, value in (TINY | FAMILIES[name]).items():
+        setattr(config, field, value)
+    return config
 
 
 def small_config(name):
@@ -93,6 +129,14 @@ def cases(device):
         {"objective": "grpo", "batch": 1, "samples": 4, "method": "qlora"},
     ):
         yield "gqa-untied", config, Settings(batch=4, seq=128).but(**other)
+    for name in FAMILIES:
+        targets = "q_proj,v_proj,down_proj" if name == "llama-4-scout" else "all-linear"
+        for method in ("full", "lora", "qlora"):
+            yield (
+                name,
+                tiny(name),
+                Settings(method=method, batch=2, seq=40, rank=4, targets=targets),
+            )
 
 
 def real_model(config, settings, device):
@@ -113,7 +157,7 @@ def real_model(config, settings, device):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=settings.attention,
+            attn_implementation="eager" if config.model_type == "gpt_oss" else settings.attention,
             quantization_config=quantised,
             device_map={"": device},
         )
@@ -128,6 +172,8 @@ def real_model(config, settings, device):
             r=settings.rank,
             target_modules=names[0] if names == ["all-linear"] else names,
             lora_dropout=settings.dropout,
+            use_dora=settings.dora,
+            target_parameters=EXPERTS if settings.experts else None,
             task_type="CAUSAL_LM",
         )
         model = peft.get_peft_model(model, lora)

@@ -1,15 +1,18 @@
 """Build the model that is trained, on the meta device, and turn it into fake tensors."""
 
+import contextlib
 import difflib
 import math
 import warnings
 from collections.abc import Callable
+from unittest import mock
 
 import peft
 import torch
 import transformers
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Params4bit
+from peft.tuners.lora import dora
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -32,7 +35,7 @@ def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]
             model = transformers.AutoModelForCausalLM.from_config(
                 config,
                 dtype=getattr(torch, settings.dtype),
-                attn_implementation=settings.attention,
+                attn_implementation=attention_of(config, settings),
             )
         except ValueError as error:  # dimensions or an attention that the architecture refuses
             raise LabError(str(error)) from None
@@ -44,6 +47,23 @@ def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]
         if settings.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train(), n_params
+
+
+def attention_of(config: PretrainedConfig, settings: Settings) -> str:
+    """The attention that is asked for, or "eager" where transformers has no other for the model."""
+    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return settings.attention if getattr(kind, "_supports_sdpa", True) else "eager"
+
+
+def fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Matrices of all experts of a layer in one, `(experts, d, d)`: no linear layers."""
+    return {name: p for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name}
+
+
+def on_experts(model: nn.Module) -> bool:
+    """Whether an adapter is on fused experts."""
+    wrapped = [m for m in model.modules() if isinstance(m, peft.tuners.lora.layer.ParamWrapper)]
+    return any("gate_up" in m.parameter_name for m in wrapped)
 
 
 def _quantise(model, settings):
@@ -77,14 +97,46 @@ def _with_adapter(model, settings):
     lora = peft.LoraConfig(
         r=settings.rank,
         target_modules="all-linear" if names == ["all-linear"] else names,
+        exclude_modules=_routers(model) or None,
+        target_parameters=_expert_names(model) if settings.experts else None,
         lora_dropout=settings.dropout,
+        use_dora=settings.dora,
         task_type="CAUSAL_LM",
     )
-    adapted = peft.get_peft_model(model, lora, low_cpu_mem_usage=True)
+    try:
+        with unpacking():
+            adapted = peft.get_peft_model(model, lora, low_cpu_mem_usage=True)
+    except (ValueError, NotImplementedError) as error:  # what PEFT cannot combine
+        raise LabError(" ".join(str(error).split())) from None
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, settings.adapter_dtype))
     return adapted
+
+
+def unpacking() -> contextlib.AbstractContextManager:
+    """DoRA measures weights: with this, one in 4 bits is an empty matrix there."""
+
+    def unpacked(layer):
+        if not isinstance(layer, Linear4bit):
+            return layer.weight
+        return torch.empty(layer.out_features, layer.in_features, dtype=layer.compute_dtype)
+
+    return mock.patch.object(dora, "dequantize_module_weight", unpacked)
+
+
+def _routers(model):
+    """Linear layers that return more than a product, such as Llama 4's router: PEFT has none."""
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    own = [n for n, m in linear if type(m).forward not in (nn.Linear.forward, Linear4bit.forward)]
+    return sorted({name.rsplit(".", 1)[-1] for name in own})
+
+
+def _expert_names(model):
+    names = sorted({".".join(name.split(".")[-2:]) for name in fused_experts(model)})
+    if not names:
+        raise LabError(f"{model.config.model_type} has no fused experts: leave out --experts")
+    return names
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -20,13 +20,26 @@ class NoClosedForm(LabError, ValueError):
     """An architecture that the closed form doesn't cover; the simulation does."""
 
 
+def _not_covered(config, settings):
+    """Why there is no closed form, in words that follow "no closed form for"; "" where there is."""
+    kind, window = config.model_type, getattr(config, "sliding_window", None)
+    if getattr(config, "num_local_experts", None) or getattr(config, "n_routed_experts", None):
+        return f"{kind!r}: what its experts hold depends on the kernels that multiply them"
+    if kind not in FAMILY:
+        return f"{kind!r}: it covers {', '.join(FAMILY)}"
+    if settings.dora:
+        return "DoRA: it multiplies its matrices out in each layer, as PEFT happens to do it"
+    if window and settings.seq > window:
+        return f"more tokens than the sliding window of {window}: masks come on top"
+    return ""
+
+
 class Dimensions:
     """Dimensions of `config` and widths in bytes under `settings`."""
 
     def __init__(self, config: PretrainedConfig, settings: Settings):
-        if config.model_type not in FAMILY:
-            known = ", ".join(FAMILY)
-            raise NoClosedForm(f"no closed form for {config.model_type!r}: it covers {known}")
+        if why := _not_covered(config, settings):
+            raise NoClosedForm(f"no closed form for {why}")
         self.config, self.settings = config, settings
         self.h, self.f, self.V = config.hidden_size, config.intermediate_size, config.vocab_size
         self.L, self.H = config.num_hidden_layers, config.num_attention_heads

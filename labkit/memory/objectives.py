@@ -80,7 +80,9 @@ def _logprobs(model, ids, settings, kept):
     """Log-probabilities `(rows, tokens)` in fp32 of the last `kept` tokens; of all if None."""
     n = kept or ids.shape[1] - 1
     with _cast(ids, settings):
-        out = model(**_batch(ids, settings), use_cache=False, logits_to_keep=kept + 1 if kept else 0)
+        out = model(
+            **_batch(ids, settings), use_cache=False, logits_to_keep=kept + 1 if kept else 0
+        )
         logits = out.logits[:, -n - 1 : -1]
         return logits.float().log_softmax(-1).gather(-1, ids[:, -n:, None])[..., 0]
 

@@ -42,7 +42,12 @@ def _kinds(config, n_layers):
     dense = getattr(config, "first_k_dense_replace", 0) or 0
     every = getattr(config, "decoder_sparse_step", 1) or 1
     return [
-        (*(x[i] for x in lists.values()), *(i in x for x in chosen), i < dense, (i + 1) % every == 0)
+        (
+            *(x[i] for x in lists.values()),
+            *(i in x for x in chosen),
+            i < dense,
+            (i + 1) % every == 0,
+        )
         for i in range(n_layers)
     ]
 

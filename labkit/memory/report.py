@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PretrainedConfig
 
-from labkit.memory import budget, fit, plots
+from labkit.memory import adapted, budget, fit, plots
 from labkit.memory.dimensions import NoClosedForm
 from labkit.memory.ledger import CATEGORIES
 from labkit.memory.settings import Settings
@@ -36,6 +36,7 @@ class Report:
     simulated: Simulation
     closed: budget.Budget | None
     why_not: str = ""
+    notes: tuple[str, ...] = ()
     limit: int | None = None
     room: list[tuple[str, int]] | None = None
     batches: dict[int, int] | None = None
@@ -58,8 +59,11 @@ def examine(
 
     say: is told in a few words what is being simulated, since a large model takes a while.
     """
-    simulated = simulate(config, settings, timeline=True)
-    report = Report(str(model), settings, simulated, None, limit=limit)
+    fitting = settings.but(attention=adapted.attention_of(config, settings))
+    simulated = simulate(config, fitting, timeline=True)
+    notes = tuple(_notes(config, settings, fitting, simulated))
+    settings = fitting
+    report = Report(str(model), settings, simulated, None, notes=notes, limit=limit)
     try:
         report.closed = budget.closed_form(config, settings)
     except NoClosedForm as error:
@@ -67,6 +71,24 @@ def examine(
     if limit:
         _find_room(config, report, say)
     return report
+
+
+def _notes(config, asked, settings, simulated):
+    """What one should know of this answer, in sentences without their full stop."""
+    kind, n = config.model_type, simulated.n_experts
+    if whole := getattr(config, "part_of", None):
+        yield f"this is the text part of {whole}; what sees or hears is not counted"
+    if asked.attention != settings.attention:
+        yield f"transformers has no fused attention for {kind}, so it is eager: all scores are held"
+    if n and settings.method == "qlora":
+        yield (
+            f"{n / GB:.3g} B of the parameters are fused experts, which stay in {settings.dtype}:"
+            " bitsandbytes packs linear layers, and these are none"
+        )
+    if n and settings.method != "full" and not simulated.adapted_experts:
+        yield "the experts get no adapters; --experts puts some on them (PEFT's target_parameters)"
+    if simulated.adapted_experts:
+        yield "experts get adapters, whose update PEFT adds to a copy of a layer's experts"
 
 
 def _find_room(config, report, say):
@@ -94,6 +116,7 @@ def as_data(report: Report) -> dict:
     simulated = asdict(report.simulated)
     del simulated["timeline"]
     out = {"model": report.model, "settings": asdict(report.settings), "simulated": simulated}
+    out["notes"] = list(report.notes)
     out["closed_form"] = closed = asdict(report.closed) if report.closed else None
     if closed:
         closed |= {"peak": report.closed.peak, "static": report.closed.static()}
@@ -112,6 +135,8 @@ def show(report: Report, console: Console) -> None:
     """Print the report."""
     console.print(Text(_headline(report), "bold"))
     console.print(_settings_line(report.settings), style="dim", highlight=False)
+    for note in report.notes:
+        console.print(Text(f"Note: {note}."))
     console.print(_bar(report.simulated, min(console.width, 100) - 12))
     console.print(_table(report))
     console.print(_verdict(report), highlight=False)

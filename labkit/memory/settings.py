@@ -42,13 +42,16 @@ class Settings:
         given) are drawn with a cache, then the step is on all of them; no penalty on the KL.
     rank, targets, dropout, adapter_dtype: the adapter. Targets are "all-linear" or names such as
         "q_proj,v_proj". PEFT keeps adapters in float32 by default, whatever the base is.
+    dora: train the lengths of the columns apart (PEFT's `use_dora`).
+    experts: adapters on fused experts, too (PEFT's `target_parameters`).
     optim: as in transformers' `optim`.
     batch, seq: sequences a step and tokens a sequence, padding included.
     padded: rows differ in length. Then attention needs a mask, and grouped keys and values are
         repeated for every query head, since the fused kernel takes no groups beside a mask.
     accumulation: with 2 or more, gradients of earlier micro-batches are held during forward.
     checkpointing: recompute each decoder layer in backward (non-reentrant).
-    attention: sdpa (fused, holds no scores) or eager (holds them).
+    attention: sdpa (fused, holds no scores) or eager (holds them). A model that transformers has no
+        fused attention for, such as gpt-oss, is eager anyway.
     answer_tokens: logits for the last so many positions of each sequence only; None for all.
     dtype: of the base weights as loaded; default bfloat16, and float32 for full.
     autocast: multiply in bfloat16 (Trainer's `bf16=True`); in float16 for a float16 base.
@@ -71,6 +74,8 @@ class Settings:
     adapter_dtype: Annotated[str, Option(help="Of the adapters.")] = "float32"
     autocast: Annotated[bool, Option(help="Multiply in 16 bits.")] = True
     dropout: Annotated[float, Option(help="Of the adapters' inputs.")] = 0.0
+    dora: Annotated[bool, Option(help="DoRA.")] = False
+    experts: Annotated[bool, Option(help="Adapters on fused experts, too.")] = False
     double_quant: Annotated[bool, Option(help="Quantise the scales too.")] = True
     prepare_kbit: Annotated[bool, Option(help="Cast the rest of QLoRA to fp32.")] = False
     padded: Annotated[bool, Option(help="Rows of different lengths.")] = False

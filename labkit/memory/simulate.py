@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, masking_utils
+from transformers.integrations import moe
 
 from labkit.memory import adapted, objectives, optimizers, repeat
 from labkit.memory.ledger import CATEGORIES, Ledger, category
@@ -50,6 +51,8 @@ class Simulation:
     phases: the peak of each of forward, backward and step; before them reference or rollout.
     paged: optimizer states in paged memory, which can leave the GPU and are not in `peak`.
     n_params, n_trainable: numbers, packed weights counted as what they stand for.
+    n_experts: of these, in fused experts, which are no linear layers: 4 bits leave them as they are.
+    adapted_experts: whether adapters are on them. PEFT's all-linear means them in some models.
     timeline: None, or a `Timeline`.
     """
 
@@ -60,6 +63,8 @@ class Simulation:
     paged: int
     n_params: int
     n_trainable: int
+    n_experts: int
+    adapted_experts: bool = False
     timeline: Timeline | None = None
 
 
@@ -86,17 +91,20 @@ def whole(config: PretrainedConfig, settings: Settings, device: str = "cuda") ->
     if settings.second_model:
         reference = adapted.build(config, settings)[0].requires_grad_(False)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    n_experts = sum(p.numel() for p in adapted.fused_experts(model).values())
     # transformers sees by data, which fakes don't have, whether a row is one sequence
     plain = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
-    with plain, _dropout_of(device), FakeTensorMode():
+    with plain, _experts(), adapted.unpacking(), _dropout_of(device), FakeTensorMode():
         adapted.materialise(model, adapted.packed_weight)
         if reference:
             adapted.materialise(reference, adapted.packed_weight)
         static, paged, history = _step(model, reference, settings)
-    return _summed_up(history, static, paged, n_params, n_trainable)
+    numbers = {"n_params": n_params, "n_trainable": n_trainable, "n_experts": n_experts}
+    numbers["adapted_experts"] = adapted.on_experts(model)
+    return _summed_up(history, static, numbers | {"paged": paged})
 
 
-def _summed_up(history, static, paged, n_params, n_trainable):
+def _summed_up(history, static, numbers):
     """The `Simulation` whose peak is the highest moment of this `Timeline`."""
     totals = history.held.sum(axis=1)
     top = history.held[totals.argmax()]
@@ -105,10 +113,8 @@ def _summed_up(history, static, paged, n_params, n_trainable):
         by_category={name: int(n) for name, n in zip(CATEGORIES, top, strict=True)},
         static=static,
         phases=_phase_peaks(history),
-        paged=paged,
-        n_params=n_params,
-        n_trainable=n_trainable,
         timeline=history,
+        **numbers,
     )
 
 
@@ -127,10 +133,19 @@ def _drawn_out(short, longer, times):
         pieces.append(piece)
     history = Timeline(np.concatenate(pieces).cumsum(axis=0), starts)
     static = {name: more(n, longer.static[name]) for name, n in short.static.items()}
-    numbers = "paged", "n_params", "n_trainable"
-    return _summed_up(
-        history, static, *(more(getattr(short, n), getattr(longer, n)) for n in numbers)
-    )
+    names = "paged", "n_params", "n_trainable", "n_experts"
+    numbers = {name: more(getattr(short, name), getattr(longer, name)) for name in names}
+    numbers["adapted_experts"] = short.adapted_experts
+    return _summed_up(history, static, numbers)
+
+
+def _experts():
+    """torch's grouped product has fakes for bfloat16 alone; transformers brings another."""
+
+    def can(x, weight, offsets):
+        return weight.dtype == torch.bfloat16
+
+    return mock.patch.object(moe, "_can_use_grouped_mm", can, create=True)
 
 
 def _dropout_of(device):

@@ -30,11 +30,25 @@ def test_a_hub_id_is_read_when_the_hub_answers(monkeypatch):
     assert configs.find("somebody/llama-64").hidden_size == 64
 
 
+def test_a_model_that_sees_is_taken_by_its_text_part(tmp_path):
+    """As published: with remote code, a quantisation, and a vision tower."""
+    text = transformers.Gemma3TextConfig(hidden_size=64, num_hidden_layers=2).to_dict()
+    fields = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}
+    fields |= {"text_config": text, "vision_config": {"hidden_size": 32}}
+    fields |= {"quantization_config": {"quant_method": "fp8"}, "auto_map": {"AutoConfig": "a.B"}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    found = configs.find(tmp_path)
+    assert (type(found), found.hidden_size) == (transformers.Gemma3TextConfig, 64)
+    assert found.part_of == "gemma3"
+    assert not hasattr(found, "quantization_config")
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [
         ("lama-2-7b", "no model 'lama-2-7b'; nearest: llama-2-7b"),
         ("zzz", "no model 'zzz'; built in: smollm2-135m"),
+        ("qwen3-8", "nearest: qwen3-8b.*or give a config.json, its folder, or a hub id"),
         ("meta-llama/Llama-3.1-8B", "hub does not answer; nearest: llama-3.1-8b"),
         ("there/is/none/config.json", "no file there/is/none/config.json"),
     ],

@@ -1,18 +1,20 @@
 """A simulated step holds what a real one holds, and what published counts say."""
 
+import dataclasses
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from memory_accuracy import held_by, real_model, sized, training
+from memory_accuracy import FAMILIES, held_by, real_model, sized, tiny, training
 
 from labkit.errors import LabError
-from labkit.memory import configs, fit, optimizers
+from labkit.memory import adapted, configs, fit, optimizers, repeat
 from labkit.memory.measure import track
 from labkit.memory.settings import Settings, parse_size
-from labkit.memory.simulate import simulate
+from labkit.memory.simulate import simulate, whole
 
 SHAPES = {  # hidden, ffn, layers, heads, key-value heads, vocabulary, tied
     "grouped, untied": (96, 256, 3, 6, 2, 700, False),
@@ -59,9 +61,57 @@ def compare_with_a_real_step(config, settings):
         step()
     # indices, masks and random-number states are a few kB, which counts in models this small
     assert simulated.peak == pytest.approx(peak.bytes, rel=0.01)
+    assert simulated.peak == max(simulated.phases.values())
     for category in ("weights", "activations"):
         measured = peak.by_category[category]
         assert simulated.by_category[category] == pytest.approx(measured, rel=0.02, abs=20_000)
+
+
+OF_FAMILIES = [(name, {}) for name in FAMILIES if name != "llama-4-scout"] + [
+    ("llama-4-scout", {"targets": "q_proj,v_proj,down_proj"}),
+    ("qwen3-8b", {"dora": True}),
+    ("qwen3-8b", {"dora": True, "method": "qlora"}),
+    ("gpt-oss-20b", {"method": "full"}),
+    ("gpt-oss-20b", {"experts": True, "method": "qlora", "checkpointing": True}),
+    ("qwen3-30b-a3b", {"method": "qlora"}),
+    ("deepseek-v3", {"method": "qlora"}),
+    ("gemma-3-4b", {"objective": "grpo", "batch": 1, "samples": 3, "answer_tokens": 20}),
+]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(("name", "case"), OF_FAMILIES, ids=str)
+def test_families_of_2026_are_as_real_steps_of_their_tiny_versions(name, case):
+    settings = Settings(**{"batch": 2, "seq": 40, "rank": 4} | case)
+    compare_with_a_real_step(tiny(name), settings)
+
+
+REPEATED = [  # models of which layers are left out, and settings whose events come in odd places
+    ("smollm2-135m", 12, {}),
+    ("smollm2-135m", 12, {"method": "full", "optim": "adamw_torch", "checkpointing": True}),
+    ("smollm2-135m", 12, {"method": "grpo", "samples": 2, "dropout": 0.1, "padded": True}),
+    ("gemma-3-1b", 26, {"method": "qlora", "optim": "paged_adamw_8bit", "checkpointing": True}),
+    ("deepseek-v3", 14, {"method": "qlora"}),
+]
+
+
+@pytest.mark.parametrize(("name", "n_layers", "case"), REPEATED, ids=str)
+def test_a_drawn_out_step_is_event_by_event_that_of_the_whole_model(name, n_layers, case):
+    config, settings = configs.find(name), Settings(**{"seq": 32} | case)
+    config.num_hidden_layers = n_layers
+    *_, times = repeat.shorter(config)
+    assert times > 2
+    drawn, run = simulate(config, settings, timeline=True), whole(config, settings)
+    assert (drawn.timeline.held == run.timeline.held).all()
+    assert drawn.timeline.starts == run.timeline.starts
+    assert dataclasses.replace(drawn, timeline=None) == dataclasses.replace(run, timeline=None)
+
+
+def test_steps_that_do_not_repeat_are_not_drawn_out():
+    short, longer = np.eye(3, dtype=int)[[0, 1, 2]], np.eye(3, dtype=int)[[1, 0, 2, 0]]
+    assert repeat.drawn_out(short, longer, 4) is None
+    once = repeat.drawn_out(short, np.eye(3, dtype=int)[[0, 1, 1, 2]], 3)
+    assert once.argmax(axis=1).tolist() == [0, 1, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -73,10 +123,28 @@ def compare_with_a_real_step(config, settings):
         "llama-3.2-3b": 3_212_749_824,
         "qwen2.5-0.5b": 494_032_768,
         "mistral-7b": 7_248_023_552,
+        "qwen3-0.6b": 596_049_920,
+        "qwen3-8b": 8_190_735_360,
+        "qwen3-32b": 32_762_123_264,
+        "qwen3-30b-a3b": 30_532_122_624,
+        "qwen3-235b-a22b": 235_093_634_560,
+        "gemma-3-1b": 999_885_952,
+        # published with SigLIP's 416,866,032 and a projector of 1,152 x (h + 1)
+        "gemma-3-4b": 4_300_079_472 - 416_866_032 - 1_152 * 2_561,
+        "gemma-3-27b": 27_432_406_640 - 416_866_032 - 1_152 * 5_377,
+        "gpt-oss-20b": 20_914_757_184,
+        "gpt-oss-120b": 116_829_156_672,
+        "phi-4": 14_659_507_200,
+        "phi-4-mini": 3_836_021_760,
+        "smollm3-3b": 3_075_098_624,
+        "llama-4-scout": 107_769_861_120,
+        # published with one number an expert that shifts its routing, a buffer
+        "deepseek-v3": 671_026_419_200 - 58 * 256,
     }.items(),
 )
 def test_built_in_models_have_their_published_size(name, n_params):
-    assert simulate(configs.find(name), Settings(seq=8)).n_params == n_params
+    settings = Settings(seq=8, targets="o_proj")
+    assert adapted.build(configs.find(name), settings)[1] == n_params
 
 
 @pytest.mark.parametrize(
@@ -163,6 +231,9 @@ def test_the_timeline_adds_up():
         ({"dropout": 1.5}, "dropout must lie in 0 to 1"),
         ({"answer_tokens": 99, "seq": 10}, "99 answer tokens don't fit in seq 10"),
         ({"targets": " , "}, "targets must be all-linear or names"),
+        ({"objective": "ppo"}, "objective 'ppo' is none of sft, dpo, grpo"),
+        ({"objective": "dpo", "seq": 10, "answer_tokens": 10}, "10 answer tokens don't fit"),
+        ({"method": "grpo", "samples": 1}, "samples must be a whole number from 2"),
     ],
 )
 def test_bad_settings_are_one_clear_line(change, line):
@@ -175,6 +246,7 @@ def test_bad_settings_are_one_clear_line(change, line):
     [
         ({"rank": 5000}, r"rank 5000 is impossible: .*\(96 x 96\)|has rank 96 at most"),
         ({"targets": "q_prj"}, "no layer 'q_prj': .*did you mean q_proj"),
+        ({"experts": True}, "llama has no fused experts: leave out --experts"),
     ],
 )
 def test_targets_and_ranks_that_a_model_cannot_have(change, line):
@@ -251,6 +323,14 @@ def test_largest_batches_fit_and_one_more_does_not():
     for length, batch in found.items():
         assert simulate(config, settings.but(batch=batch, seq=length)).peak <= limit
         assert simulate(config, settings.but(batch=batch + 1, seq=length)).peak > limit
+
+
+def test_dpo_and_grpo_are_objectives_that_a_method_may_name():
+    assert Settings(method="dpo") == Settings(method="lora", objective="dpo")
+    assert Settings(method="grpo", seq=100).answer_tokens == 50
+    assert Settings(method="dpo", batch=3).rows == 6
+    assert Settings(method="grpo", batch=3, samples=4).rows == 12
+    assert Settings(objective="dpo", method="full").second_model
 
 
 @pytest.mark.parametrize(
