@@ -703,7 +703,7 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 #
 # Right, how good. Zero is the trained model's own loss; the ± of the title is the standard error
 # over the three seeds. Many guides expect the original below zero, since it is the better base:
-# without an adapter it is, by 0.28 nats. Three seeds say less than one would have. After eight
+# without an adapter it is, by 0.3 nats. Three seeds say less than one would have. After eight
 # steps the original lies between 0.12 below and 0.08 above. After 25 steps it lies 0.02 to 0.05
 # above in each seed, a mean of 0.03 with a standard error of 0.008. From 60 steps on, and up to a
 # ratio of 0.7, its mean is within 0.01 of zero with an error of as much or more: neither better nor
