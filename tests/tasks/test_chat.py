@@ -104,3 +104,20 @@ def test_no_robots_without_network_is_one_clear_line(monkeypatch):
 def test_unknown_check_is_refused():
     with pytest.raises(ValueError, match="bullets"):
         chat.follows("rhymes", "text")
+
+
+def test_of_a_pair_the_chosen_answer_alone_follows():
+    pairs = chat.pairs()
+    assert len(pairs) == 182
+    for row in pairs:
+        chosen, rejected = (row[side][0]["content"] for side in ("chosen", "rejected"))
+        assert chat.follows(row["check"], chosen) and not chat.follows(row["check"], rejected)
+
+
+def test_pairs_are_of_training_instructions_alone_and_come_once():
+    asked = {(row["messages"][0]["content"], row["check"]) for row in chat.rows("train")}
+    pairs = [(row["prompt"][0]["content"], row["check"]) for row in chat.pairs()]
+    assert set(pairs) <= asked
+    assert max(map(pairs.count, pairs)) <= 3
+    texts = [str(row) for row in chat.pairs()]
+    assert len(texts) == len(set(texts))
