@@ -29,6 +29,7 @@ EXAMPLES = {  # of each command, in the order in which help lists them
     course.claims: "claims A1 A18",
     data.data: "data mine.jsonl --test held-out.jsonl",
     train.train: "train mine.jsonl --out my-adapter",
+    grading.check: "check 02_lora.ipynb",
     grading.export: "export graded --canvas gradebook.csv",
     grading.grade: "grade submissions/ --out grades",
     course.release: "release --out for-students",

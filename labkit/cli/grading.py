@@ -50,6 +50,25 @@ def grade(
     show.summary(rows, out, console, notes + left_out(paths, out), now)
 
 
+def check(
+    notebooks: Annotated[list[Path], typer.Argument(help="Saved notebooks of the course.")],
+    seconds: Annotated[float, typer.Option(min=1, help="That a cell may take.")] = 120,
+    as_json: Json = False,
+) -> int:
+    """Run notebooks here and say what lab.score() would; exit 1 unless every exercise stands."""
+    from labkit.course import check as checks
+
+    console = console_for(as_json)
+    found = []
+    for path in notebooks:
+        found.append(done := checks.check(path, seconds))
+        for line in checks.lines(done):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print_json([vars(done) for done in found])
+    return int(not all(done.passed for done in found))
+
+
 @one_line(OSError)
 def export(
     out: Annotated[Path, typer.Argument(help="What 'labkit grade --out' wrote.")],

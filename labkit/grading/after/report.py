@@ -110,7 +110,7 @@ def _cell(value: object) -> object:
 def class_page(rows: list[Row], pages: list[str]) -> str:
     """The page of the class: numbers, what was misunderstood, who passed which exercise."""
     script = (TEMPLATES / "grading_sort.js").read_text("utf-8")
-    return _template("grading_class.html.j2").render(
+    return template("grading_class.html.j2").render(
         groups=summary.by_lab(rows),
         states=Counter(row.status for row in rows),
         pages={row.submission: page for row, page in zip(rows, pages, strict=True)},
@@ -133,17 +133,17 @@ def feedback_page(row: Row, sources: dict[str, str]) -> str:
             "cut": len(source) > LONGEST_SOURCE,
         }
         exercises.append(vars(exercise) | shown)
-    return _template("grading_feedback.html.j2").render(row=row, exercises=exercises, marks=MARKS)
+    return template("grading_feedback.html.j2").render(row=row, exercises=exercises, marks=MARKS)
 
 
 @cache
-def _template(name: str):
+def template(name: str):
     """A compiled template; autoescape is on, so data never becomes markup."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    return jinja2.Environment(loader=loader, autoescape=True, **options).get_template(name)
+    return jinja2.Environment(loader=loader, autoescape=True, **options).gettemplate(name)
 
 
 def _put(path: Path, text: str) -> None:
