@@ -17,20 +17,17 @@ import sys
 import types
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "labs"))
-
 from labkit import reference
 from labkit.names import DEFINITIONS
 
-WORDS = "as before; see the hint above; shapes are right here; why is this so; not in place".split(
-    "; "
-)
+ROOT = Path(__file__).parents[1]
+WORDS = ("as before", "see the hint above", "shapes are right here", "why so", "not in place")
 
 
 @functools.cache
 def answers(stem, kind="RIGHT"):
     """`{exercise id: [source]}`: the answers of a list that stand alone as functions or classes."""
+    sys.path.insert(0, str(ROOT / "tests" / "labs"))
     module = importlib.import_module(f"test_lab{stem[:2]}")
     text = Path(module.__file__).read_text("utf-8")
     cells = [ast.get_source_segment(text, node) for node in ast.parse(text).body]
@@ -53,6 +50,20 @@ def _named(source, names):
     taken = set(names.values()) - names.keys()
     _Renamed({name: f"{name}Base" for name in taken} | names).visit(tree)
     return ast.unparse(tree)
+
+
+def independents(stem, rng, n, **shares):
+    """`n` submissions of which no two have more than half of their answers word for word.
+
+    Students who do not know of each other write no such thing, and lists are short.
+    """
+    chosen = []
+    while len(chosen) < n:
+        new = independent(stem, rng, **shares)
+        same = (sum(old.get(id) == text for id, text in new.items()) for old in chosen)
+        if all(2 * k <= len(new) for k in same):
+            chosen.append(new)
+    return chosen
 
 
 def independent(stem, rng, right=1.0, wrong=0.0):
@@ -80,7 +91,10 @@ def disguised(source, rng):
     for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
         bound = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and _stored(n)}
         words = rng.sample(range(1000), len(bound))
-        names = {name: f"{rng.choice('abcdehknqtuvz')}{n}" for name, n in zip(bound, words)}
+        names = {
+            name: f"{rng.choice('abcdehknqtuvz')}{n}"
+            for name, n in zip(sorted(bound), words, strict=True)
+        }
         _Renamed(names).visit(function)
     for node in ast.walk(tree):
         if isinstance(node, DEFINITIONS):

@@ -2,7 +2,7 @@
 
     python benchmarks/similar.py 02_lora 04_qlora
 
-200 submissions of answers chosen at random, and 40 copies of some of them (other names, another
+200 submissions of answers chosen at random, of which no two share half, and 40 copies of some of them (other names, another
 order, other comments); then 40 that have half of the answers from another one. Nothing is graded.
 """
 
@@ -17,7 +17,7 @@ from labkit.grading.after import similar
 def measured(stem, n=200, copies=40, share=1.0, seed=0):
     """Planted copies that are found, and innocents and pairs of them that are listed."""
     rng = random.Random(seed)
-    own = {f"own{i}": classroom.independent(stem, rng) for i in range(n)}
+    own = {f"own{i}": cells for i, cells in enumerate(classroom.independents(stem, rng, n))}
     of = {f"copy{i}": name for i, name in enumerate(rng.sample(sorted(own), copies))}
     made = {
         copy: classroom.independent(stem, rng) | classroom.copied(own[name], rng, share)

@@ -15,11 +15,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# the extra `jupyter`, which Colab and graders do without
-NOTEBOOKS = (
-    *("ipykernel", "jupyter_client", "jupytext", "latex2mathml"),
-    *("nbclient", "nbconvert", "nbformat"),
-)
+# packages that Colab does without, and the extra that brings them
+EXTRAS = dict.fromkeys(
+    (
+        *("ipykernel", "jupyter_client", "jupytext", "latex2mathml"),
+        *("nbclient", "nbconvert", "nbformat"),
+    ),
+    "jupyter",
+) | dict.fromkeys(("copydetect", "scipy"), "grading")
 EXAMPLES = {  # of each command, in the order in which help lists them
     course.doctor: "doctor --json",
     course.fetch: "fetch",
@@ -49,9 +52,9 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except ModuleNotFoundError as error:
-        if error.name not in NOTEBOOKS:
+        if error.name not in EXTRAS:
             raise
-        line = f"{error.name} is missing: pip install -e '.[jupyter]'"
+        line = f"{error.name} is missing: pip install -e '.[{EXTRAS[error.name]}]'"
     except (LabError, BrokenPipeError) as error:
         line = str(error)
     except Exception as error:

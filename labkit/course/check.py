@@ -1,4 +1,4 @@
-"""What `lab.score()` would say of a notebook as it is saved: its cells run here, then each check."""
+"""What `lab.score()` would say of a saved notebook: its cells run here, then each check."""
 
 import re
 from dataclasses import dataclass, field

@@ -107,7 +107,8 @@ def execute(
 ) -> tuple[str, int | None]:
     """Run the cells of book in place, in a fresh kernel in folder, calling at_cell before each.
 
-    `options` are more of nbclient's. Returns one line that says what failed ("" when nothing did), and the kernel's peak bytes.
+    `options` are more of nbclient's. Returns one line that says what failed ("" when nothing did),
+    and the kernel's peak bytes.
     """
     client = NotebookClient(
         book,
