@@ -76,7 +76,9 @@ def grade(
     try:
         with closing(_rows(todo, seed, how)) as graded:
             for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
-                row = _with(before[book.name].row, row, only) if only else row
+                old = before.get(book.name)
+                if only and old.digest == book.digest:
+                    row = _with(old.row, row, only)
                 store.save(out, _kept(book, row, sources))
                 if progress:
                     progress(done, len(books), row)
