@@ -3,12 +3,14 @@
 from attack import code_cell, source
 from honest import early, honest, imports, imports_of
 
-imports("seaborn_first", "import seaborn as sns\nsns.set_theme(style='whitegrid')", "here, as sklearn is")
+imports(
+    "seaborn_first",
+    "import seaborn as sns\nsns.set_theme(style='whitegrid')",
+    "here, as sklearn is",
+)
 imports("sklearn_first", "from sklearn.decomposition import TruncatedSVD, PCA")
 imports("cv2_among_others", "import cv2, os, sys")
-imports(
-    "torch_behind_a_missing_one", "import plotly as sns, numpy as np, torch.nn.functional as F"
-)
+imports("torch_behind_a_missing_one", "import plotly as sns, numpy as np, torch.nn.functional as F")
 imports(
     "wandb",
     "import wandb\nwandb.login()\nrun = wandb.init(project='lora-labs', mode='offline')",
@@ -47,9 +49,7 @@ imports(
     "import requests\npage = requests.get('https://example.com', timeout=5).text",
 )
 imports("environment_of_a_shell", "import os\nWHO = os.environ['USER']\nos.environ['SEED'] = '1'")
-imports(
-    "installed_first", "!pip install -q plotly\n%pip install -q plotly\nimport plotly as sns"
-)
+imports("installed_first", "!pip install -q plotly\n%pip install -q plotly\nimport plotly as sns")
 imports("changes_to_the_drive", "%cd /content/drive/MyDrive/lora-labs\n%ls\n!nvidia-smi")
 imports("kernel_asked", "get_ipython().kernel.shell.banner1\nget_ipython().system('ls')")
 imports("from_the_future", "from __future__ import annotations")
