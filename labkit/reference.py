@@ -53,6 +53,17 @@ def solved_cells(stem: str) -> list[str] | None:
     return json.loads(zlib.decompress(base64.b64decode(lent.read_bytes())))
 
 
+def course_cells(stem: str) -> list[str]:
+    """All code cells of the notebook that a lab gives out, where it is here, and of its solution.
+
+    Experiments are among them, but where there is only what `packed` kept.
+    """
+    given, solved = Path(__file__).parents[1] / "notebooks" / f"{stem}.ipynb", solved_book(stem)
+    books = [book for book in (given, solved) if book and book.is_file()]
+    cells = [cell for book in books for cell in code_cells(book, experiments=True)]
+    return cells + ([] if solved else solved_cells(stem) or [])
+
+
 def packed(solved: Path, student: Path) -> bytes:
     """What a release has of a solved notebook: the exercises without their text, and no quiz.
 
@@ -65,12 +76,13 @@ def packed(solved: Path, student: Path) -> bytes:
     return base64.encodebytes(zlib.compress(text.encode(), 9))
 
 
-def code_cells(book: Path) -> list[str]:
-    """The sources of a notebook's code cells, experiments left out."""
+def code_cells(book: Path, experiments: bool = False) -> list[str]:
+    """The sources of a notebook's code cells, experiments left out or not."""
     cells = json.loads(book.read_text(encoding="utf-8"))["cells"]
     cells = [cell for cell in cells if cell["cell_type"] == "code"]
-    plain = [cell for cell in cells if "experiment" not in cell["metadata"].get("tags", [])]
-    return ["".join(cell["source"]) for cell in plain]
+    if not experiments:
+        cells = [cell for cell in cells if "experiment" not in cell["metadata"].get("tags", [])]
+    return ["".join(cell["source"]) for cell in cells]
 
 
 def needed(cells: list[str], names: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Shared by the tests."""
 
+import functools
 import os
 import re
 from itertools import combinations
@@ -20,6 +21,19 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_itemcollected(item):
+    """`-k lab02` finds all tests in whose files lab 2 or an exercise of it is named."""
+    item.extra_keyword_matches.update(labs_named(item.path))
+
+
+@functools.cache
+def labs_named(path):
+    """The labs that a file of tests names, as "lab02": by number, by stem, or by an exercise."""
+    text = path.read_text(encoding="utf-8")
+    numbers = re.findall(r"\blab ?0?(\d)\b|\b0(\d)_[a-z]|[\"'✓✗○◐(] ?(\d)\.\d+\b", text)
+    return {f"lab0{number}" for found in numbers for number in found if number}
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# the extra `jupyter`, which Colab and graders do without
-NOTEBOOKS = (
-    *("ipykernel", "jupyter_client", "jupytext", "latex2mathml"),
-    *("nbclient", "nbconvert", "nbformat"),
-)
+# packages that Colab does without, and the extra that brings them
+EXTRAS = dict.fromkeys(
+    (
+        *("ipykernel", "jupyter_client", "jupytext", "latex2mathml"),
+        *("nbclient", "nbconvert", "nbformat"),
+    ),
+    "jupyter",
+) | dict.fromkeys(("copydetect", "scipy"), "grading")
 EXAMPLES = {  # of each command, in the order in which help lists them
     course.doctor: "doctor --json",
     course.fetch: "fetch",
@@ -30,6 +33,7 @@ EXAMPLES = {  # of each command, in the order in which help lists them
     data.data: "data mine.jsonl --test held-out.jsonl",
     train.train: "train mine.jsonl --out my-adapter",
     ship.ship: "ship my-adapter --data mine.csv --gguf q8_0",
+    grading.check: "check 02_lora.ipynb",
     grading.export: "export graded --canvas gradebook.csv",
     grading.grade: "grade submissions/ --out grades",
     course.release: "release --out for-students",
@@ -49,9 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except ModuleNotFoundError as error:
-        if error.name not in NOTEBOOKS:
+        if error.name not in EXTRAS:
             raise
-        line = f"{error.name} is missing: pip install -e '.[jupyter]'"
+        line = f"{error.name} is missing: pip install -e '.[{EXTRAS[error.name]}]'"
     except (LabError, BrokenPipeError) as error:
         line = str(error)
     except Exception as error:

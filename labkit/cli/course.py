@@ -47,17 +47,20 @@ def fetch(as_json: Json = False) -> None:
 def build(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 on drift.")] = False,
 ) -> int:
-    """Build notebooks/ and solutions/ from labs/."""
+    """Build notebooks/ and solutions/ from labs/, and look at their code with ruff."""
     from labkit.course import masters, notebooks
 
     changed = notebooks.build(masters.root(), check)
+    faults = notebooks.lint(masters.root())
+    for line in faults:
+        print(line)
     for name in changed:
         print(f"{'differs from its master' if check else 'written'}: {name}")
     if not changed:
         print("all notebooks are current")
     elif check:
         print("run 'labkit build' and commit the result")
-    return int(check and bool(changed))
+    return int(bool(faults) or (check and bool(changed)))
 
 
 @one_line(OSError)

@@ -31,6 +31,12 @@ def grade(
     workers: Workers = None,
     scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler, tcp://…:8786.")] = None,
     again: Again = None,
+    exercise: Annotated[
+        str | None, typer.Option(help="Judge this one anew of all, and leave the others.")
+    ] = None,
+    similar: Annotated[
+        bool, typer.Option("--similar", help="List pairs whose own code is alike.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Grade submissions, each in its sandbox; a second call grades only what is new."""
@@ -42,12 +48,37 @@ def grade(
     if unsafe:
         show.loud(console)
     how = {"jobs": jobs, "workers": workers, "scheduler": scheduler, "unsafe": unsafe}
-    how |= {"seed": seed, "checks": checks, "again": again or ()}
+    how |= {
+        "seed": seed,
+        "checks": checks,
+        "again": again or (),
+        "only": exercise,
+        "alike": similar,
+    }
     with show.progress(console, now) as told:
         rows = grade_all(paths, out, progress=told, notes=notes, **how)
     if as_json:
         print_json([row.data() for row in rows])
     show.summary(rows, out, console, notes + left_out(paths, out), now)
+
+
+def check(
+    notebooks: Annotated[list[Path], typer.Argument(help="Saved notebooks of the course.")],
+    seconds: Annotated[float, typer.Option(min=1, help="That a cell may take.")] = 120,
+    as_json: Json = False,
+) -> int:
+    """Run notebooks here and say what lab.score() would; exit 1 unless every exercise stands."""
+    from labkit.course import check as checks
+
+    console = console_for(as_json)
+    found = []
+    for path in notebooks:
+        found.append(done := checks.check(path, seconds))
+        for line in checks.lines(done):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print_json([vars(done) for done in found])
+    return int(not all(done.passed for done in found))
 
 
 @one_line(OSError)
@@ -60,7 +91,7 @@ def export(
     column: Annotated[str | None, typer.Option(help="Title of the column to fill.")] = None,
 ) -> int:
     """Fill the grades into the table of another system; exit 1 if somebody should look."""
-    from labkit.grading.after import exports
+    from labkit.grading.after import comments, exports
 
     if (canvas is not None) + (moodle is not None) + gradescope != 1:
         raise LabError("say one of --canvas GRADEBOOK.csv, --moodle WORKSHEET.csv, --gradescope")
@@ -70,7 +101,10 @@ def export(
     name, fill = ("canvas.csv", exports.canvas) if canvas else ("moodle.csv", exports.moodle)
     done = fill(exports.results_in(out), canvas or moodle, lab, column)
     (out / name).write_bytes(done.data())
-    print(f"written: {out / name}; students with points: {done.matched}")
+    told = out / f"{Path(name).stem}-comments.zip"
+    comments.canvas(told, done.rows) if canvas else comments.moodle(told, done.rows, out)
+    print(f"written: {out / name}; students with points: {len(done.rows)}")
+    print(f"written: {told}, what each is told")
     for line in [*done.remarks, *(f"LOOK: {problem}" for problem in done.problems)]:
         print(line)
     return int(bool(done.problems))

@@ -1,7 +1,11 @@
 """Build the student and the solved notebooks from the masters in labs/."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from labkit.course import masters
@@ -55,6 +59,19 @@ def build(root: Path, check: bool = False) -> list[str]:
                     path.parent.mkdir(exist_ok=True)
                     path.write_text(new, "utf-8", newline="\n")
     return changed
+
+
+def lint(root: Path) -> list[str]:
+    """What ruff finds in the masters, a line each; nothing where there is no ruff."""
+    ruff, found = shutil.which("ruff", path=f"{Path(sys.executable).parent}:{os.defpath}"), []
+    if ruff is None:
+        return []
+    for asked in ["check", "--quiet", "--output-format=concise"], ["format", "--check", "--quiet"]:
+        done = subprocess.run([ruff, *asked, "labs"], cwd=root, capture_output=True, text=True)
+        found += (done.stdout + done.stderr).splitlines()
+        if done.returncode and not found:
+            found.append("labs/ is not formatted: ruff format labs")
+    return found
 
 
 def _look_over(stem: str, text: str) -> None:

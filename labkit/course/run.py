@@ -103,20 +103,21 @@ class KernelOfThisPython(AsyncKernelManager):
 
 
 def execute(
-    book: nbformat.NotebookNode, folder: Path, at_cell: Callable[[int], None]
+    book: nbformat.NotebookNode, folder: Path, at_cell: Callable[[int], None], **options
 ) -> tuple[str, int | None]:
     """Run the cells of book in place, in a fresh kernel in folder, calling at_cell before each.
 
-    Returns one line that says what failed ("" when nothing did), and the kernel's peak bytes.
+    `options` are more of nbclient's. Returns one line that says what failed ("" when nothing did),
+    and the kernel's peak bytes.
     """
     client = NotebookClient(
         book,
         kernel_manager_class=KernelOfThisPython,
-        timeout=CELL_SECONDS,
         startup_timeout=180,
         coalesce_streams=True,
         extra_arguments=["--log-level=CRITICAL"],  # what a cell writes is not affected
         resources={"metadata": {"path": str(folder)}},
+        **{"timeout": CELL_SECONDS} | options,
     )
     failure, peak = "", None
     try:

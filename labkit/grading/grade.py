@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -38,6 +38,8 @@ def grade(
     out: str | Path,
     *,
     again: Iterable[str] = (),
+    only: str | None = None,
+    alike: bool = False,
     progress: Callable[[int, int, Row], None] | None = None,
     notes: list[str] | None = None,
     **how,
@@ -46,7 +48,9 @@ def grade(
 
     Writes results.json, grades.csv and the pages into `out`; what was graded into it before stays
     there. It is not graded again if notebook, seed, checks, limits, course and libraries are the
-    same, unless `again` has its name, a part of it, or a pattern. `progress(done, total, row)` is
+    same, unless `again` has its name, a part of it, or a pattern. With `only`, the id of an
+    exercise, that one is judged anew of all, and the others stand as they are, whatever they depend
+    on. With `alike` a page lists submissions whose own code is. `progress(done, total, row)` is
     called after each; `notes`, a list, gets lines to show. LabError for bad input; when it is
     interrupted, what is done is written all the same.
     """
@@ -65,16 +69,25 @@ def grade(
     again = _chosen(again, found)
     kept = {entry.key for entry in before.values()}  # a name is a part of what a key is made of
     todo = [book for book in books if book.name in again or not book.digest or book.key not in kept]
+    if only:
+        todo = [book for book in books if (e := before.get(book.name)) and e.row.exercise(only)]
+        if not todo:
+            raise LabError(f"--exercise {only}: nothing in {out} has been graded on that one")
     try:
         with closing(_rows(todo, seed, how)) as graded:
             for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
+                old = before.get(book.name)
+                if only and old.digest == book.digest:
+                    row = _with(old.row, row, only)
                 store.save(out, _kept(book, row, sources))
                 if progress:
                     progress(done, len(books), row)
     finally:
         rows = _report(out, renamed)
-    if notes is not None:
-        notes += _notes(todo, found, before, renamed)
+    notes = [] if notes is None else notes
+    notes += _notes(todo, found, before, renamed)
+    if alike:
+        notes.append(_alike(out, rows))
     return rows
 
 
@@ -118,6 +131,15 @@ def _rows(todo, seed, how):
     yield from workers.judged(readable, setup, seed, how.jobs, how.workers, how.scheduler)
 
 
+def _with(old, new, only):
+    """The row `old` with one exercise as it is in `new`; as it was where that is not graded."""
+    fresh = new.exercise(only)
+    if new.status != "graded" or fresh is None:
+        return old
+    exercises = [fresh if e.id == only else e for e in old.exercises]
+    return replace(old, exercises=exercises, earned=sum(e.earned for e in exercises))
+
+
 def _kept(book, row, sources):
     """What is kept of a submission; a row that is not the last word has no key."""
     late = LATE.search(row.submission.rpartition("/")[2])
@@ -137,6 +159,15 @@ def _report(out, renamed):
         rows = [found[name] for name in sorted(found.keys() - renamed)]
         report.write(out, rows, {name: entry.sources for name, entry in entries.items()})
     return rows
+
+
+def _alike(out, rows):
+    """Write the pages on submissions that are alike; a line on them."""
+    from labkit.grading.after import similar
+
+    sources = {name: entry.sources for name, entry in store.entries(out).items()}
+    n = len(similar.write(out, rows, sources))
+    return f"{'LOOK: ' * bool(n)}pairs that are alike: {n}, {out / 'similar.html'}"
 
 
 def _notes(todo, found, before, renamed):

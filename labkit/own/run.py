@@ -97,16 +97,16 @@ def _tuned(asked, name, tokenizer, parts, work, state, say):
     from peft import PeftModel
 
     from labkit.own.trainer import trainer_for
-    from labkit.training import arguments, hardware, models
+    from labkit.training import arguments, checkpoints, hardware, models
 
     steps = hardware.rehearsed("steps", asked.n_steps(len(parts.train)))
     how = arguments.in_4_bits() if asked.method == "qlora" else {}
     base, _ = models.load(name, dtype=getattr(torch, asked.dtype, None), **how)
-    last, step = stages.newest(work, state.num_processes)
+    last, step = checkpoints.newest(work, state.num_processes)
     if last:
         say(f"going on after step {step} of {steps}")
     if step >= steps:
-        return PeftModel.from_pretrained(base, last), stages.losses(last)
+        return PeftModel.from_pretrained(base, last), checkpoints.losses_until(last)
     longest = max(len(row["input_ids"]) for row in parts.rows[0])
     args = arguments.arguments(
         *(name, asked.method, asked.batch, state.num_processes, steps),
@@ -115,7 +115,7 @@ def _tuned(asked, name, tokenizer, parts, work, state, say):
     args.save_total_limit = 2
     trainer = trainer_for(base, tokenizer, parts.rows[0], asked.rank, args)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = checkpoints.losses(trainer.state.log_history)
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), losses
 
 

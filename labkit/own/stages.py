@@ -57,29 +57,6 @@ def begin(out: Path, key: str) -> Path:
     return work
 
 
-def newest(work: Path, n_processes: int = 1) -> tuple[Path | None, int]:
-    """The newest whole checkpoint and its step; (None, 0) where there is none.
-
-    The trainer writes its state last: where that can be read, what was written before is whole.
-    """
-    found = [(0, None)]
-    for folder in work.glob("checkpoint-*"):
-        try:
-            step = json.loads((folder / "trainer_state.json").read_text("utf-8"))["global_step"]
-        except (OSError, ValueError, KeyError):
-            continue
-        if len(list(folder.glob("rng_state*.pth"))) >= n_processes:
-            found.append((step, folder))
-    step, folder = max(found, key=lambda pair: pair[0])
-    return folder, step
-
-
-def losses(checkpoint: Path) -> list[float]:
-    """The loss of each step up to a checkpoint."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-
-
 def publish(work: Path, out: Path, write) -> None:
     """`write(folder)` into a folder aside, which then becomes FOLDER whole; `work` is removed."""
     made = work / "made"

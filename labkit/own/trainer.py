@@ -15,7 +15,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from labkit.training import lean, loop, packing
+from labkit.training import checkpoints, lean, loop, packing
 
 LORA = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
@@ -41,6 +41,7 @@ def trainer_for(model, tokenizer, rows: list[dict], rank: int, args: SFTConfig):
             peft_config=copy.deepcopy(lora),
         )
     made.remove_callback(PrinterCallback)
+    made.add_callback(checkpoints.Saves(parts=20))
     made.add_callback(Steps(made.accelerator.is_main_process))
     return made
 
@@ -97,18 +98,13 @@ def padded_logits(model, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Steps(TrainerCallback):
-    """Asks for a checkpoint every twentieth of the steps; says how far, and the time left."""
+    """Says how far the training is, and the time left."""
 
     def __init__(self, speaks: bool):
         self.speaks, self.first, self.begun, self.said = speaks, 0, 0.0, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.first, self.begun = state.global_step, time.monotonic()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        step, last = state.global_step, state.max_steps
-        control.should_save = step % max(1, last // 20) == 0 or step == last
-        return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         now, step, last = time.monotonic(), state.global_step, state.max_steps

@@ -18,5 +18,5 @@ export VIRTUAL_ENV=$home/venv
 # The torch without CUDA is 3 GB smaller; where its index does not answer, the usual one does.
 "$uv" pip install --quiet torch --index-url https://download.pytorch.org/whl/cpu ||
   "$uv" pip install --quiet torch
-"$uv" pip install --quiet "$source" scipy -c "$source/constraints.txt"
+"$uv" pip install --quiet "$source[grading]" -c "$source/constraints.txt"
 "$home/venv/bin/labkit" --version

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from trl import SFTConfig
 
 from labkit import download, fingerprint, live, plots
 from labkit.errors import LabError
-from labkit.training import lean
+from labkit.training import checkpoints, lean
 
 PACKAGES = ("accelerate", "bitsandbytes", "lora-labs", "peft", "torch", "transformers", "trl")
 # how settings begin that change no result
@@ -51,7 +51,8 @@ def finetune(
     `dataset` has the columns `prompt` and `completion`, or `messages`, whose last one is the
     answer. `args` is an SFTConfig; its learning rate, schedule, steps, batches, lengths, clipping
     and seed hold, its precision, checkpointing, logging and saving do not. `model` is changed: it
-    becomes the base of `Result.model`. With `cache`, the same call a second time loads the result.
+    becomes the base of `Result.model`. With `cache`, the same call a second time loads the result,
+    and one after a training that was stopped or killed goes on where its last checkpoint stands.
     Under `accelerate launch` all processes train together, and one of them keeps the result.
     """
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
@@ -59,41 +60,59 @@ def finetune(
     folder = download.cache_dir() / "runs" / _key(model, tokenizer, dataset, peft_config, args)
     if cache and (folder / "history.json").exists():
         return _stored(model, folder, title)
+    work = folder.with_name(f"{folder.name}.partial")
+    if not cache:
+        shutil.rmtree(work, ignore_errors=True)
+    args = replace(args, output_dir=str(work), save_total_limit=1)
     trainer = lean.lean_trainer(model, tokenizer, dataset, peft_config, args)
-    tuned, history = _train(trainer, title)
+    tuned, history = _train(trainer, title, work)
     if trainer.accelerator.is_main_process:
         _keep(tuned, history, folder)
+        shutil.rmtree(work, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return Result(tuned, history["losses"], history["seconds"], folder / "adapter", cached=False)
 
 
 class _Losses(TrainerCallback):
-    """Notes each step's loss; in a notebook a curve grows with it."""
+    """Draws each step's loss in a notebook; notes the time that each checkpoint took to reach."""
 
-    def __init__(self, title):
-        self.title, self.losses, self.curve = title, [], None
+    def __init__(self, title, noted):
+        self.title, self.noted, self.curve = title, noted, None
+        self.before = float(noted.read_text()) if noted.is_file() else 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.begun = time.perf_counter()
         if get_ipython():
             self.curve = live.Curve(self.title, state.max_steps)
+            for loss in checkpoints.losses(state.log_history):
+                self.curve.add(loss)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
-            if self.curve:
-                self.curve.add(logs["loss"])
+        if "loss" in logs and self.curve:
+            self.curve.add(logs["loss"])
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.noted.write_text(str(self.seconds()))
+
+    def seconds(self):
+        """Of the training, with what was done before it was killed."""
+        return self.before + time.perf_counter() - self.begun
 
 
-def _train(trainer, title):
-    """The tuned model in eval mode, and the history of its training."""
-    noted = _Losses(title)
+def _train(trainer, title, work):
+    """The tuned model in eval mode, and the history of its training; it goes on in `work`."""
+    last, step = checkpoints.newest(work, trainer.accelerator.num_processes)
+    noted = _Losses(title, work / "seconds")
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(checkpoints.Saves(parts=4))
     trainer.add_callback(noted)
-    begun = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - begun
+    if last:
+        print(f"{title}: going on after step {step} of {trainer.args.max_steps}")
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    seconds, losses = noted.seconds(), checkpoints.losses(trainer.state.log_history)
     tuned = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return tuned.eval(), {"losses": noted.losses, "seconds": seconds}
+    return tuned.eval(), {"losses": losses, "seconds": seconds}
 
 
 def _key(model, tokenizer, dataset, peft_config, args):

@@ -390,7 +390,7 @@ def test_setup_asks_for_everything_that_the_autograder_needs(harness, tmp_path):
     source = home / "source"
     assert any(re.match(r"apt-get install .*\bbubblewrap\b", call) for call in calls)
     assert f"python3 -m venv {home}/uv" in calls
-    assert f"uv pip install --quiet {source} scipy -c {source}/constraints.txt" in calls
+    assert f"uv pip install --quiet {source}[grading] -c {source}/constraints.txt" in calls
     assert calls[-1] == "labkit --version"
 
 

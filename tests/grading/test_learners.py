@@ -56,11 +56,11 @@ def test_what_is_not_there_says_why(graded):
 
 def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
     uses = "def lora_forward(x, W, A, B, alpha):\n    return sns.nothing(x)"
-    _, records = graded(START, "import seaborn as sns", "raise KeyError\nroot = 2", uses, SCALING)
+    _, records = graded(START, "import plotly as sns", "raise KeyError\nroot = 2", uses, SCALING)
     cause = "(sns should come from code cell 2, which raised ModuleNotFoundError: No module named"
     assert cause in records["2.1"]["message"]
     layer = "class LoRALinear(sns.Module): pass"
-    _, records = graded(START, "import seaborn as sns", layer)
+    _, records = graded(START, "import plotly as sns", layer)
     assert records["2.2"]["message"].startswith("LoRALinear is not defined: its cell raised Name")
     assert cause in records["2.2"]["message"]
 

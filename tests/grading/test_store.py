@@ -13,8 +13,8 @@ from submissions import QUICK, Fake, notebook
 from labkit import fingerprint
 from labkit.errors import LabError
 from labkit.grading import grade as grading
-from labkit.grading import store
-from labkit.grading.row import Row
+from labkit.grading import store, workers
+from labkit.grading.row import Exercise, Row
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +49,36 @@ def test_own_checks_and_limits_are_part_of_what_is_kept(batch, tmp_path):
     batch(files, checks=own)
     batch(files, checks=own)
     assert len(Fake.asked) == 4
+
+
+def test_one_exercise_is_judged_anew_of_all_and_the_others_stand(batch, monkeypatch):
+    files = {f"{i}.ipynb": notebook(f"x = {i}") for i in range(3)}
+    batch(files)
+    two = {"id": "2.2", "name": "g", "points": 3, "earned": 3, "status": "passed"}
+
+    class Mended(Fake):
+        """Judges 2.1 otherwise than before, and 2.2, which nobody asked for, too."""
+
+        def grade(self, name, data, seed):
+            row, sources = super().grade(name, data, seed)
+            row.exercises[0].earned, row.exercises[0].status = 2, "passed"
+            row.exercises.append(Exercise(**two | {"earned": 0}))
+            return row, sources
+
+    for entry in store.entries(batch.out).values():  # as if 2.2 had been judged, too
+        entry.row.exercises.append(Exercise(**two))
+        store.save(batch.out, entry)
+    monkeypatch.setattr(workers, "JudgeProcess", Mended)
+    batch({"1.ipynb": notebook("x = 77")})  # one that is new is graded whole
+    rows = batch(only="2.1")
+    found = {r["submission"]: [(e["id"], e["earned"]) for e in r["exercises"]] for r in rows}
+    assert found["0.ipynb"] == found["2.ipynb"] == [("2.1", 2), ("2.2", 3)]
+    assert found["1.ipynb"] == [("2.1", 2), ("2.2", 0)]
+    assert [row["earned"] for row in rows] == [5, 2, 5]
+    asked = len(Fake.asked)
+    assert batch() == rows and len(Fake.asked) == asked  # and that stands
+    with pytest.raises(LabError, match=r"--exercise 2\.9"):
+        batch(only="2.9")
 
 
 def test_ctrl_c_leaves_what_is_done(batch):

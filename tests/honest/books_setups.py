@@ -3,12 +3,14 @@
 from attack import code_cell, source
 from honest import early, honest, imports, imports_of
 
-imports("seaborn_first", "import seaborn as sns\nsns.set_theme(style='whitegrid')", "not here")
+imports(
+    "seaborn_first",
+    "import seaborn as sns\nsns.set_theme(style='whitegrid')",
+    "here, as sklearn is",
+)
 imports("sklearn_first", "from sklearn.decomposition import TruncatedSVD, PCA")
 imports("cv2_among_others", "import cv2, os, sys")
-imports(
-    "torch_behind_a_missing_one", "import seaborn as sns, numpy as np, torch.nn.functional as F"
-)
+imports("torch_behind_a_missing_one", "import plotly as sns, numpy as np, torch.nn.functional as F")
 imports(
     "wandb",
     "import wandb\nwandb.login()\nrun = wandb.init(project='lora-labs', mode='offline')",
@@ -47,9 +49,7 @@ imports(
     "import requests\npage = requests.get('https://example.com', timeout=5).text",
 )
 imports("environment_of_a_shell", "import os\nWHO = os.environ['USER']\nos.environ['SEED'] = '1'")
-imports(
-    "installed_first", "!pip install -q seaborn\n%pip install -q seaborn\nimport seaborn as sns"
-)
+imports("installed_first", "!pip install -q plotly\n%pip install -q plotly\nimport plotly as sns")
 imports("changes_to_the_drive", "%cd /content/drive/MyDrive/lora-labs\n%ls\n!nvidia-smi")
 imports("kernel_asked", "get_ipython().kernel.shell.banner1\nget_ipython().system('ls')")
 imports("from_the_future", "from __future__ import annotations")
@@ -57,7 +57,7 @@ imports("main_guard", 'if __name__ == "__main__":\n    print("in a notebook")')
 imports(
     "backend_set", "import matplotlib\nmatplotlib.use('TkAgg')\nimport matplotlib.pyplot as plt"
 )
-imports("lab_1_without_seaborn", "import seaborn as sns", lab="01_svd")
+imports("lab_1_without_plotly", "import plotly as sns", lab="01_svd")
 imports("lab_3_on_a_gpu", "import torch\nprint(torch.cuda.get_device_name(0))", lab="03_peft")
 imports("lab_4_widget", "%matplotlib widget", lab="04_qlora")
 imports("lab_5_without_statsmodels", "import statsmodels.api as sm", lab="05_rank")
@@ -68,13 +68,13 @@ imports("lab_6_in_colab", "from google.colab import files", lab="06_merging")
 def captured_imports(book):
     """%%capture hides an install, and with it what fails behind it."""
     cell = imports_of(book)
-    cell["source"] = "%%capture\n!pip install -q seaborn\nimport seaborn as sns\n" + source(cell)
+    cell["source"] = "%%capture\n!pip install -q plotly\nimport plotly as sns\n" + source(cell)
 
 
 @honest()
 def captured_imports_with_a_name(book):
     cell = imports_of(book)
-    cell["source"] = "%%capture out --no-stderr\nimport seaborn\n" + source(cell)
+    cell["source"] = "%%capture out --no-stderr\nimport plotly\n" + source(cell)
     book.early("out.show()")
 
 
@@ -82,14 +82,14 @@ def captured_imports_with_a_name(book):
 def timed_imports(book):
     """%%time runs the cell in a way of its own, and keeps its errors to itself."""
     cell = imports_of(book)
-    cell["source"] = "%%time\nimport seaborn as sns\n" + source(cell)
+    cell["source"] = "%%time\nimport plotly as sns\n" + source(cell)
 
 
 @honest()
 def tried_imports(book):
     cell = imports_of(book)
-    cell["source"] += "\ntry:\n    import seaborn as sns\nexcept ImportError:\n"
-    cell["source"] += "    !pip install -q seaborn\n    import seaborn as sns\nimport random\n"
+    cell["source"] += "\ntry:\n    import plotly as sns\nexcept ImportError:\n"
+    cell["source"] += "    !pip install -q plotly\n    import plotly as sns\nimport random\n"
     book.early("def jitter(x):\n    return x + random.random()\n\nassert jitter(1) >= 1")
 
 

@@ -23,6 +23,7 @@ from transformers import TrainerState  # noqa: E402
 
 from labkit.own import folder, run, scores, stages  # noqa: E402
 from labkit.own.settings import Asked  # noqa: E402
+from labkit.training import checkpoints  # noqa: E402
 from labkit.training.lean import LeanTrainer  # noqa: E402
 
 
@@ -96,7 +97,7 @@ def ended(pid):
 
 def after(asked):
     """What stands there now: whether FOLDER, and the last whole checkpoint's step."""
-    return {"out": asked.out.exists(), "step": stages.newest(stages.partial(asked.out))[1]}
+    return {"out": asked.out.exists(), "step": checkpoints.newest(stages.partial(asked.out))[1]}
 
 
 def main(root):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from labkit import tasks
 from labkit.errors import LabError
-from labkit.training import loop, packing
+from labkit.training import lean, loop, packing
 from labkit.training.finetuning import finetune
 
 
@@ -207,3 +208,33 @@ def test_a_model_with_an_adapter_is_refused(tokenizer, pairs, runs):
     for model in (result.model, result.model.get_base_model()):
         with pytest.raises(LabError, match="load the base model afresh"):
             finetune(model, tokenizer, pairs, lora(), config(runs))
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tokenizer, pairs, runs, monkeypatch, capsys
+):
+    def trained():
+        return finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=8))
+
+    whole = trained()
+    weights = {name: p.clone() for name, p in whole.model.named_parameters()}
+    shutil.rmtree(runs)
+    loss, calls = lean.LeanTrainer.compute_loss, []
+
+    def stopped(*args, **options):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return loss(*args, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(lean.LeanTrainer, "compute_loss", stopped)
+        trained()
+    capsys.readouterr()
+    second = trained()
+    assert "going on after step 4 of 8" in capsys.readouterr().out
+    assert second.losses == whole.losses and not second.cached
+    for name, p in second.model.named_parameters():
+        assert torch.equal(p, weights[name]), name
+    assert second.seconds > 0 and [path.suffix for path in runs.iterdir()] == [""]
+    assert trained().cached

@@ -32,7 +32,7 @@ MARKS = {
 
 
 def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> None:
-    """Write results.json, grades.csv, index.html and feedback/*.html into the folder `out`.
+    """Write results.json, two tables, index.html and feedback/*.html into the folder `out`.
 
     sources[submission][exercise id] is the learner's cell. A page that is there stays as it is when
     the sources of its submission are not given.
@@ -41,6 +41,7 @@ def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> Non
     data = [row.data() for row in rows]
     _put(out / "results.json", json.dumps(data, indent=1, ensure_ascii=False))
     _put(out / "grades.csv", grades(rows))
+    _put(out / "items.csv", items(rows))
     pages = page_names([row.submission for row in rows])
     for old in {page.name for page in (out / "feedback").glob("*.html")} - set(pages):
         (out / "feedback" / old).unlink()  # of a submission that is no longer among these
@@ -99,6 +100,27 @@ def grades(rows: list[Row]) -> str:
     return pd.DataFrame(cells, columns=known + ids, dtype=object).to_csv(index=False)
 
 
+def items(rows: list[Row]) -> str:
+    """The exercises as CSV: who passed, the mean, the correlation with the rest, the first message.
+
+    The message is the most frequent one, which names the misconception where a check knows it.
+    """
+    import pandas as pd
+
+    told = ["times", "message"]
+    known = ["id", "name", "points", "n", "passed", "missing", "share", "rest"]
+    cells = [
+        {"lab": group["lab"]}
+        | {key: _cell(e[key]) for key in known}
+        | {key: _cell(v) for found in e["messages"][:1] for key, v in zip(told, found, strict=True)}
+        for group in summary.by_lab(rows)
+        for e in group["exercises"]
+    ]
+    return pd.DataFrame(cells, columns=["lab", *known, *told], dtype=object).to_csv(
+        index=False, float_format="%.3f"
+    )
+
+
 def _cell(value: object) -> object:
     """A value as a spreadsheet shows it: text is one line, and never runs as a formula."""
     if not isinstance(value, str):
@@ -110,7 +132,7 @@ def _cell(value: object) -> object:
 def class_page(rows: list[Row], pages: list[str]) -> str:
     """The page of the class: numbers, what was misunderstood, who passed which exercise."""
     script = (TEMPLATES / "grading_sort.js").read_text("utf-8")
-    return _template("grading_class.html.j2").render(
+    return template("grading_class.html.j2").render(
         groups=summary.by_lab(rows),
         states=Counter(row.status for row in rows),
         pages={row.submission: page for row, page in zip(rows, pages, strict=True)},
@@ -133,11 +155,11 @@ def feedback_page(row: Row, sources: dict[str, str]) -> str:
             "cut": len(source) > LONGEST_SOURCE,
         }
         exercises.append(vars(exercise) | shown)
-    return _template("grading_feedback.html.j2").render(row=row, exercises=exercises, marks=MARKS)
+    return template("grading_feedback.html.j2").render(row=row, exercises=exercises, marks=MARKS)
 
 
 @cache
-def _template(name: str):
+def template(name: str):
     """A compiled template; autoescape is on, so data never becomes markup."""
     import jinja2
 

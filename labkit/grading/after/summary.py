@@ -1,15 +1,17 @@
 """What a class's results say: by lab, by exercise, and what was misunderstood most often."""
 
+import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from statistics import mean, median
+from statistics import StatisticsError, correlation, mean, median
 
 from labkit.contract import natural
 from labkit.grading.row import Exercise, Row
 
 NUMBER = re.compile(r"-?\d[\d.,]*(e[+-]?\d+)?")
 RIGHT = re.compile(r"(\d+ of \d+ right\. )?\w+ \w, right: ")  # a part of a quiz's message
+FEW = 10  # submissions that say nothing of a correlation
 LONGEST = 240  # characters of a message on the class page
 
 
@@ -30,6 +32,8 @@ def _lab(lab: str, rows: list[Row]) -> dict:
         for exercise in row.exercises:
             found[exercise.id].append(exercise)
     exercises = [_exercise(found[id]) for id in sorted(found, key=natural)]
+    for e in exercises:
+        e["rest"] = with_the_rest(rows, e["id"])
     hardest = sorted(exercises, key=lambda e: e["share"])[:3]
     return {
         "lab": lab,
@@ -57,6 +61,19 @@ def _exercise(tries: list[Exercise]) -> dict:
         "share": sum(t.earned for t in tries) / points if points else 0.0,
         "messages": frequent(t.message for t in tries),
     }
+
+
+def with_the_rest(rows: list[Row], id: str) -> float | None:
+    """The correlation (Pearson's) of the points for an exercise with those for all others.
+
+    None where there are fewer than 10 submissions, or all have the same. Near 0 or below it the
+    exercise asks for something else than the rest, or its check is unfair.
+    """
+    pairs = [(e.earned, row.earned - e.earned) for row in rows if (e := row.exercise(id))]
+    if len(pairs) < FEW:
+        return None
+    with contextlib.suppress(StatisticsError):  # one of the two is constant
+        return correlation(*zip(*pairs, strict=True))
 
 
 def frequent(messages: Iterable[str], most: int = 3) -> list[tuple[int, str]]:

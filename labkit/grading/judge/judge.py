@@ -13,7 +13,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import labkit.checks
-from labkit import contract
+from labkit import contract, reference
 from labkit.errors import LabError
 from labkit.grading import wire
 from labkit.grading.judge import private, submission
@@ -66,7 +66,7 @@ class Judge:
         row.earned = sum(exercise.earned for exercise in row.exercises)
         row.possible = sum(exercise.points for exercise in row.exercises)
         row.seconds = round(time.monotonic() - begun, 3)
-        return row, _sources(work, checks)
+        return row, _sources(work, checks, reference.course_cells(stem))
 
     def _lab(self, work):
         """The stem of the lab that a submission is of; Unreadable when it is of none."""
@@ -106,22 +106,26 @@ def stems() -> dict[str, str]:
     return {number: names.get(number, number) for number in numbers}
 
 
-def _sources(work, checks):
+def _sources(work, checks, course):
     """{exercise id: the cells that define its own objects}, as they came last.
 
-    An object is of the exercise whose check names it first, else of the first that uses it.
+    An object is of the exercise whose check names it first, else of the first that uses it. At ""
+    stand all other cells that are neither an experiment nor one of the course's.
     """
     owner = {check.exercise["names"][0]: check for check in reversed(checks)}
     for check in checks:
         for name in check.exercise["names"]:
             owner.setdefault(name, check)
-    sources = {}
+    sources, theirs = {}, {cell.strip() for cell in course}
+    rest = set(range(len(work.cells))) - work.experiments
     for check in checks:
         names = [n for n in check.exercise["names"] if owner[n] is check]
         cells = {work.cell_of(name) for name in names or check.exercise["names"][:1]} - {None}
         text = "\n\n".join(work.cells[i] for i in sorted(cells))
         sources[check.exercise["id"]] = text[: LONGEST_SOURCE + 1]
-    return sources
+        rest -= cells
+    others = [work.cells[i] for i in sorted(rest) if work.cells[i].strip() not in theirs]
+    return sources | {"": "\n\n".join(others)[:LONGEST_SOURCE]}
 
 
 def _tell(link, kind, body):

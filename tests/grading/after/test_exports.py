@@ -4,12 +4,15 @@ import csv
 import io
 import json
 import sys
+import zipfile
 
+import nbformat
 import pytest
+from markdown_it import MarkdownIt
 
 from labkit import cli
 from labkit.errors import LabError
-from labkit.grading.after import exports, gradescope, tables
+from labkit.grading.after import comments, exports, gradescope, report, tables
 from labkit.grading.row import Row
 
 CANVAS = """\
@@ -68,7 +71,7 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
         '"Gödel, Kurt",12347,s3,kurt,"A, B",40',
         '"evil_12346, ",999,s4,evil,A,',
     ]
-    assert done.matched == 2 and done.problems == []
+    assert len(done.rows) == 2 and done.problems == []
     assert "scaled: 20 points here are 40 there" in done.remarks
     assert "without a submission: 2" in done.remarks
     assert "late, and nothing is taken off: gödelkurt_LATE_12347_5_a.ipynb" in done.remarks
@@ -171,7 +174,7 @@ def test_moodle_gets_its_worksheet_with_grade_and_feedback(gradebook):
         "2.10 quiz: 6 of 15, failed. &lt;script&gt;1 of 3 right",
     ]
     assert ada["Feedback comments"] == "seen" and kurt["Feedback comments"] == ""
-    assert done.matched == 2 and "scaled: 20 points here are 100 there" in done.remarks
+    assert len(done.rows) == 2 and "scaled: 20 points here are 100 there" in done.remarks
     assert done.problems == [
         f"not matched: {rows[2].submission}",
         f"Moodle refuses to change the grade of {rows[1].submission}",
@@ -287,7 +290,7 @@ def test_a_table_goes_back_in_the_encoding_that_it_came_in(gradebook, encoding, 
     path.write_bytes(ENCODINGS[encoding] + text.encode(encoding))
     done = exports.canvas([row("gödelkurt_12347_5_a.ipynb")], path)
     wanted = text.replace(f"é{separator}", f"é{separator}15")
-    assert done.matched == 1
+    assert len(done.rows) == 1
     assert done.data() == ENCODINGS[encoding] + wanted.encode(encoding)
 
 
@@ -302,7 +305,7 @@ def test_files_of_another_lab_do_not_hold_up_the_class(gradebook):
     rows = [row(f"s_{n}_1_02_lora.ipynb") for n in (12345, 12346, 12347)]
     rows += [row("s_999_1_x.ipynb", lab="03_peft"), row("s_999_2_y.ipynb", lab="01_svd")]
     done = exports.canvas(rows, gradebook(CANVAS))
-    assert done.matched == 3
+    assert len(done.rows) == 3
     assert done.problems == [
         "left out, for it is 01_svd and not 02_lora: s_999_2_y.ipynb",
         "left out, for it is 03_peft and not 02_lora: s_999_1_x.ipynb",
@@ -352,6 +355,34 @@ def test_a_file_of_no_lab_is_named_once():
     broken = row("eve/02_lora.ipynb", 0, None, status="unreadable", reason="empty", exercises=[])
     _, _, problems = exports.pick([row("ada/02_lora.ipynb"), broken], "2")
     assert problems == ["no lab: eve/02_lora.ipynb: empty"]
+
+
+def test_canvas_gets_a_notebook_of_words_under_the_name_that_it_gave(tmp_path):
+    rows = [row("x/doejane_12345_67890_02_lora.ipynb"), row("gödelkurt_LATE_12347_5_a.ipynb", 20)]
+    rows[0].exercises[1].message = "got [1](http://x) <b> and `2`"
+    comments.canvas(tmp_path / "c.zip", rows)
+    with zipfile.ZipFile(tmp_path / "c.zip") as archive:
+        names = archive.namelist()
+        book = nbformat.reads(archive.read(names[0]).decode(), 4)
+    assert names == ["doejane_12345_67890_02_lora.ipynb", "gödelkurt_LATE_12347_5_a.ipynb"]
+    nbformat.validate(book)
+    (cell,) = book.cells
+    assert cell.cell_type == "markdown" and "# 15 of 20 points" in cell.source
+    shown = MarkdownIt().render(cell.source)  # what a learner wrote is text, no link and no tag
+    assert "got [1](http://x) &lt;b&gt; and `2`" in shown and "<a" not in shown
+
+
+def test_the_command_fills_the_table_and_writes_what_each_is_told(tmp_path, capsys):
+    rows = [row("all/Jane Doe_501_assignsubmission_file_/02_lora.ipynb"), row("b.ipynb")]
+    report.write(tmp_path, rows, {r.submission: {"2.1": "def f(): pass"} for r in rows})
+    (tmp_path / "sheet.csv").write_text(MOODLE)
+    assert call(tmp_path, "--moodle", str(tmp_path / "sheet.csv")) == 1  # b.ipynb is nobody's
+    assert "moodle-comments.zip" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "moodle-comments.zip") as archive:
+        (name,) = archive.namelist()
+        page = archive.read(name).decode()
+    assert name == "Jane Doe_501_assignsubmission_file_/feedback.html"
+    assert "15 of 20 points" in page and "<script>1 of" not in page
 
 
 VISIBLE = {"hidden", "after_due_date", "after_published", "visible"}

@@ -16,7 +16,7 @@ import pytest
 
 from labkit.grading.after import report, summary
 from labkit.grading.after.highlight import highlighted
-from labkit.grading.row import Row
+from labkit.grading.row import Exercise, Row
 
 ROOT = Path(__file__).parents[3]
 LABS = {
@@ -427,3 +427,35 @@ def test_a_thousand_submissions_take_seconds(tmp_path):
     report.write(tmp_path, _rows(results), sources)
     assert time.process_time() - start < 15  # 3 on an idle core; what is quadratic takes minutes
     assert (tmp_path / "index.html").stat().st_size < 6_000_000
+
+
+def test_how_an_exercise_goes_with_the_rest_is_numpy_s_correlation(tmp_path):
+    import numpy as np
+    import pandas as pd
+
+    points = np.random.default_rng(0).integers(0, 4, (40, 3))
+    points[:, 2] = 3  # all have it: nothing goes with it
+    rows = [
+        Row(
+            f"{i}.ipynb",
+            "graded",
+            lab="02_lora",
+            earned=int(sum(line)),
+            possible=9,
+            exercises=[
+                Exercise(f"2.{k + 1}", "f", 3, int(p), "failed", f"it is {i} times too large")
+                for k, p in enumerate(line)
+            ],
+        )
+        for i, line in enumerate(points)
+    ]
+    wanted = np.corrcoef(points[:, 0], points[:, 1] + points[:, 2])[0, 1]
+    assert summary.with_the_rest(rows, "2.1") == pytest.approx(wanted)
+    assert summary.with_the_rest(rows, "2.3") is None
+    assert summary.with_the_rest(rows[:9], "2.1") is None  # too few
+    report.write(tmp_path, rows, {})
+    table = pd.read_csv(tmp_path / "items.csv", dtype={"id": str}).set_index("id")
+    assert table.rest["2.1"] == pytest.approx(wanted, abs=1e-3)
+    assert table.share["2.2"] == pytest.approx(points[:, 1].sum() / 120, abs=1e-3)
+    assert table.times["2.1"] == 40 and table.message["2.1"] == "it is 0 times too large"
+    assert f"{wanted:.2f}" in (tmp_path / "index.html").read_text("utf-8")

@@ -1,0 +1,79 @@
+"""What `lab.score()` would say of a saved notebook: its cells run here, then each check."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+
+from labkit.course import run
+from labkit.errors import LabError
+
+START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d\w*)[\"']")
+CLOSING = "from labkit.lab import closing\n\nclosing({stem!r})"
+RIGHT = ("passed", "revealed", "lent")  # what earns nothing, by choice, is no failure
+
+
+@dataclass
+class Checked:
+    """What became of a notebook; each exercise is a dict as `lab.score()` shows it."""
+
+    notebook: str
+    lab: str
+    score: str  # as it shows it
+    exercises: list[dict]
+    errors: list[str] = field(default_factory=list)  # of cells, what no check has said
+
+    @property
+    def passed(self) -> bool:
+        """Whether no exercise failed and none is open."""
+        return bool(self.exercises) and all(e["status"] in RIGHT for e in self.exercises)
+
+
+def check(path: Path, seconds: float) -> Checked:
+    """Run the cells of a notebook but for experiments, then all checks of its lab.
+
+    A cell has `seconds`. It runs as the user who calls, without a sandbox. LabError for what is no
+    notebook of a lab, and for one that ends its process.
+    """
+    book = _read(path)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    stems = [found[1] for cell in code if (found := START.search(cell.source))]
+    if not stems:
+        raise LabError(f'{path} is of no lab: its cell labkit.start("02_lora") is missing')
+    code = [c for c in code if "experiment" not in c.metadata.get("tags", ())]
+    book.cells = [*code, nbformat.v4.new_code_cell(CLOSING.format(stem=stems[0]))]
+    how = {"allow_errors": True, "timeout": seconds, "interrupt_on_timeout": True}
+    failure, _ = run.execute(book, path.absolute().parent, lambda index: None, **how)
+    if failure:
+        raise LabError(f"{path}: {failure}")
+    outputs = [(i, out) for i, cell in enumerate(book.cells, 1) for out in cell.outputs]
+    score = [out["data"] for _, out in outputs if run.SCORE in out.get("data", ())]
+    told = [
+        f"code cell {i}: {out.ename}: {out.evalue}"
+        for i, out in outputs
+        if out.output_type == "error" and out.ename != "CheckFailed"
+    ]
+    if not score:
+        raise LabError(f"{path}: no score came of it; {'; '.join(told)}")
+    shown = score[-1]
+    return Checked(str(path), stems[0], shown["text/plain"], shown[run.SCORE]["exercises"], told)
+
+
+def _read(path):
+    """The notebook in a file; LabError for what is none."""
+    try:
+        book = nbformat.read(path, as_version=4)
+    except OSError as error:
+        raise LabError(f"{path}: {error.strerror}") from None
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        told = str(error).strip().partition("\n")[0]
+        raise LabError(f"{path} is no notebook: {told[:120]}") from None
+    return book
+
+
+def lines(checked: Checked) -> list[str]:
+    """The score as `lab.score()` shows it, what the checks say, and cells that failed."""
+    told = [f"{e['id']} {e['name']}: {e['message']}" for e in checked.exercises if e["message"]]
+    head = f"{checked.notebook} ({checked.lab})"
+    return [head, *checked.score.splitlines(), *told, *(f"! {line}" for line in checked.errors)]

@@ -1,0 +1,54 @@
+"""What each student is told, as a zip that Canvas or Moodle hands out: a file a submission.
+
+Canvas (Upload Submissions, beside its download) knows a file by the numbers in the name that it
+gave, and shows it under the name of what was handed in; so it is a notebook, which holds words
+alone (generate_comments_from_files, github.com/instructure/canvas-lms). Moodle (Upload multiple
+feedback files in a zip) knows the folder that it made (mod/assign/feedback/file/importziplib.php).
+"""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+from labkit.grading.after import report
+from labkit.grading.row import Row
+
+FOLDER = re.compile(r"_\d+_assignsubmission_")  # a part of the name of a student's folder
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$!&~-])")  # what Markdown would take for its own
+
+
+def canvas(path: Path, rows: list[Row]) -> None:
+    """Write the zip for Canvas."""
+    names = [row.submission.rpartition("/")[2] for row in rows]
+    _write(path, names, [json.dumps(as_notebook(row), indent=1) for row in rows])
+
+
+def moodle(path: Path, rows: list[Row], out: Path) -> None:
+    """Write the zip for Moodle, of the feedback pages that grading left in `out`."""
+    everyone = [row.submission for row in report.rows_in(out)]
+    pages = dict(zip(everyone, report.page_names(everyone), strict=True))
+    folders = [next(p for p in row.submission.split("/") if FOLDER.search(p)) for row in rows]
+    texts = [(out / "feedback" / pages[row.submission]).read_text("utf-8") for row in rows]
+    _write(path, [f"{folder}/feedback.html" for folder in folders], texts)
+
+
+def as_notebook(row: Row) -> dict:
+    """The points and messages of a submission as a notebook of one cell of text."""
+    lines = [f"# {row.earned:g} of {row.possible:g} points"]
+    for e in row.exercises:
+        head = f"**{_plain(e.id)} {_plain(e.name)}**: {e.earned:g} of {e.points:g}, {e.status}"
+        lines.append(f"{head}. {_plain(e.message)}".rstrip())
+    cell = {"cell_type": "markdown", "metadata": {}, "source": "\n\n".join(lines)}
+    return {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [cell]}
+
+
+def _plain(text):
+    """Text that Markdown shows as it is: messages may hold what learners wrote."""
+    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _write(path, names, texts):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in zip(names, texts, strict=True):
+            archive.writestr(name, text)

@@ -1,0 +1,133 @@
+"""Submissions whose own code is alike, in pairs: a list, and a page with the two side by side.
+
+copydetect compares (winnowing, as MOSS does it): code becomes text without comments, spaces and
+names of variables, and what two such texts have in common, in any order, is counted in runs of
+`RUN` characters. What the course gave out, and its solution, is taken away before; what many have
+weighs little.
+"""
+
+import io
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from copydetect import CodeFingerprint, compare_files, utils
+from markupsafe import Markup
+from scipy.sparse import lil_matrix
+
+from labkit import reference
+from labkit.contract import natural
+from labkit.grading import store
+from labkit.grading.after import report
+from labkit.grading.row import Row
+
+RUN = 11  # characters, without names, that have to be the same in one piece
+SHORT = 60  # runs of its own: an answer with fewer is alike by nature, and does not count
+FEWEST = 3  # answers that count; with fewer a submission says too little
+ALIKE = 0.8
+MOST = 200  # pairs that are listed
+
+
+@dataclass
+class Pair:
+    """Two submissions of a lab that share so much of what is their own."""
+
+    lab: str
+    names: tuple[str, str]
+    share: float
+    sides: tuple[Markup, Markup]  # their code, what is alike marked
+
+
+def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> list[Pair]:
+    """Write similar.html and a page a pair into `out`; the pairs, most alike first."""
+    by_lab = defaultdict(dict)
+    for row in rows:
+        if row.lab and row.submission in sources:
+            by_lab[row.lab][row.submission] = sources[row.submission]
+    found = [pair for lab, own in sorted(by_lab.items()) for pair in pairs(lab, own)]
+    found.sort(key=lambda pair: -pair.share)
+    folder = out / "similar"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.html"):
+        old.unlink()
+    for i, pair in enumerate(found[:MOST], 1):
+        page = report.template("grading_pair.html.j2").render(
+            pair=pair, sides=list(zip(pair.names, pair.sides, strict=True))
+        )
+        store.put(folder / f"{i}.html", page.encode("utf-8", "backslashreplace"))
+    page = report.template("grading_similar.html.j2").render(pairs=found[:MOST], n=len(found))
+    store.put(out / "similar.html", page.encode("utf-8", "backslashreplace"))
+    return found
+
+
+def pairs(lab: str, sources: dict[str, dict[str, str]]) -> list[Pair]:
+    """The pairs that are alike among the submissions of a lab, `{name: {exercise id: cell}}`."""
+    course = _print("\n\n".join(reference.course_cells(lab))).hashes
+    answers = {name: _answers(cells, course) for name, cells in sources.items()}
+    answers = {name: prints for name, prints in answers.items() if len(prints) >= FEWEST}
+    alike = shares([[made.hashes for made in prints] for prints in answers.values()])
+    whole = {}  # of those in a pair, for marking
+    found = []
+    for i, j in zip(*np.nonzero(np.triu(alike >= ALIKE, k=1)), strict=True):
+        names = tuple(list(answers)[k] for k in (i, j))
+        for name in names:
+            if name not in whole:
+                text = "\n\n".join(made.raw_code for made in answers[name])
+                whole[name] = _own(_print(text), course)
+        _, _, slices = compare_files(*(whole[name] for name in names))
+        sides = tuple(_marked(whole[n].raw_code, s) for n, s in zip(names, slices, strict=True))
+        found.append(Pair(lab, names, float(alike[i, j]), sides))
+    return found
+
+
+def shares(runs: list[list[set[int]]]) -> np.ndarray:
+    """How alike submissions are, from 0 to 1; `runs` are the runs of each answer of each of them.
+
+    Of an answer it is the share of its runs that stand anywhere in the other submission, each
+    weighing the more, the fewer have it: log of one over the share of submissions that do. The mean
+    over the answers of both is returned, (submissions, submissions).
+    """
+    n, place = len(runs), {}
+    often = Counter(run for answers in runs for run in set().union(*answers))
+    place = {run: k for k, run in enumerate(often)}
+    weight = np.log((n + 1) / np.array([*often.values(), 1])[:-1])
+    units = [(i, [place[run] for run in answer]) for i, own in enumerate(runs) for answer in own]
+    has, parts = lil_matrix((n, len(place))), lil_matrix((len(units), len(place)))
+    mean = lil_matrix((n, len(units)))
+    for row, (i, at) in enumerate(units):
+        has[i, at] = 1
+        parts[row, at] = weight[at] / weight[at].sum()
+        mean[i, row] = 1 / len(runs[i])
+    one_way = (mean.tocsr() @ parts.tocsr() @ has.tocsr().T).toarray()
+    return (one_way + one_way.T) / 2
+
+
+def _answers(cells, course):
+    """Fingerprints of the cells of a submission that count, in order.
+
+    What the notebook that was handed out has, and the solution, is nobody's own; of the rest a cell
+    needs `SHORT` runs.
+    """
+    ids = sorted((id for id in cells if cells[id].strip()), key=natural)
+    made = [_print(f"# {id or 'other cells'}\n{cells[id].strip()}") for id in ids]
+    return [one for one in made if len(_own(one, course).hashes) >= SHORT]
+
+
+def _print(text):
+    """The fingerprint of a source: each run of it, so that the same is found in every order."""
+    return CodeFingerprint("cell.py", RUN, 1, fp=io.StringIO(text), language="python")
+
+
+def _own(made, course):
+    """A fingerprint without what the course has."""
+    made.hashes = made.hashes - course
+    made.hash_idx = {key: made.hash_idx[key] for key in made.hashes}
+    return made
+
+
+def _marked(text, slices):
+    """A source as HTML, everything escaped, with what is alike marked."""
+    edges = np.maximum.accumulate(slices.T.ravel()).reshape(-1, 2).T  # none begins in another one
+    shown, _ = utils.highlight_overlap(text, edges, "<mark>", "</mark>", escape_html=True)
+    return Markup(shown)

@@ -1,0 +1,46 @@
+"""A trainer's checkpoints: when they are made, which one is whole, and what its losses were."""
+
+import json
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+
+class Saves(TrainerCallback):
+    """Asks for a checkpoint after each of so many parts of the way, and at the end."""
+
+    def __init__(self, parts: int):
+        self.parts = parts
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """By steps and not by the clock: several processes have to agree."""
+        step, last = state.global_step, state.max_steps
+        control.should_save = step % max(1, last // self.parts) == 0 or step == last
+        return control
+
+
+def newest(work: Path, n_processes: int = 1) -> tuple[Path | None, int]:
+    """The newest whole checkpoint and its step; (None, 0) where there is none.
+
+    The trainer writes its state last: where that can be read, what was written before is whole.
+    """
+    found = [(0, None)]
+    for folder in work.glob("checkpoint-*"):
+        try:
+            step = json.loads((folder / "trainer_state.json").read_text("utf-8"))["global_step"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if len(list(folder.glob("rng_state*.pth"))) >= n_processes:
+            found.append((step, folder))
+    step, folder = max(found, key=lambda pair: pair[0])
+    return folder, step
+
+
+def losses(log_history: list[dict]) -> list[float]:
+    """The loss of each step in a trainer's log."""
+    return [entry["loss"] for entry in log_history if "loss" in entry]
+
+
+def losses_until(checkpoint: Path) -> list[float]:
+    """The loss of each step up to a checkpoint."""
+    return losses(json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["log_history"])
