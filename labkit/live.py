@@ -13,7 +13,8 @@ COUNTDOWN = """<style>
 @property --labkit-left {{ syntax: "<integer>"; inherits: false; initial-value: 1; }}
 @keyframes labkit-{seconds} {{ from {{ --labkit-left: {seconds}; }} to {{ --labkit-left: 1; }} }}
 @keyframes labkit-late {{ from, to {{ content: "longer than that"; }} }}
-.labkit-{seconds}::after {{ counter-reset: left var(--labkit-left); content: counter(left) " s left";
+.labkit-{seconds}::after {{ content: counter(left) " s left";
+  counter-reset: left var(--labkit-left);
   animation: labkit-{seconds} {seconds}s linear, labkit-late 1s {seconds}s forwards; }}
 </style>{text} · <span class="labkit-{seconds}"></span>"""
 _pace = 1.0  # how many times longer than announced the last long experiment took here
@@ -23,8 +24,8 @@ _waiting = None  # the announcement that still counts down: its handle and its t
 def announce(title: str, seconds: float) -> None:
     """Say that an experiment begins and how long it takes; in the end, what it took.
 
-    A browser counts down meanwhile, by itself: the kernel is busy until the cell ends. Where work in
-    it tells its own progress, that counts down and this no longer does: it was a guess.
+    A browser counts down meanwhile, by itself: the kernel is busy until the cell ends. Where work
+    in it tells its own progress, that counts down, and this no longer does: it was a guess.
     """
     global _waiting
     wait = round(seconds * _pace)

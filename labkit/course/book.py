@@ -1,4 +1,4 @@
-"""The book: Sphinx makes pages of the labs, the guides and the claims, for a browser without network.
+"""The book: Sphinx makes pages of labs, guides and claims, which need no network.
 
 Labs that were run have their outputs, the others their code alone.
 """

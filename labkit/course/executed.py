@@ -92,6 +92,8 @@ def _lay_out(book: nbformat.NotebookNode, stem: str, pictures: Path) -> str:
         outputs[:] = [output for output in outputs if not _is_noise(output)]
         for output in outputs:
             data = output.get("data", {})
+            for kind in [kind for kind in data if kind.startswith("application/vnd.labkit")]:
+                del data[kind]  # what `labkit run` reads
             if "image/png" in data:
                 name = f"{stem}-{len(shown) + 1}.png"
                 (pictures / name).write_bytes(base64.b64decode(data["image/png"]))
@@ -110,7 +112,7 @@ def _is_noise(output: dict) -> bool:
 
 
 def _picture(name: str, told: dict, title: str) -> str:
-    """The `<img>` of a figure: its words are what its metadata tell, else the experiment's title."""
+    """The `<img>` of a figure; its words are those of its metadata, else its experiment's title."""
     sizes = "".join(f' {key}="{int(told[key])}"' for key in ("width", "height") if key in told)
     alt = escape(told.get("alt") or title)
     return f'<img src="pictures/{name}" alt="{alt}"{sizes} loading="lazy">'

@@ -1,4 +1,4 @@
-"""What the book adds to Sphinx: formulas as MathML, which every browser of today shows, no script."""
+"""What the book adds to Sphinx: formulas as MathML, which browsers of today show without script."""
 
 from docutils import nodes
 from latex2mathml.converter import convert

@@ -42,20 +42,24 @@ def made(root):
 
 
 def short(book, ran):
-    """Of the code three lines a cell; of a lab that did not run only headings and experiments."""
+    """Of the code three lines a cell; below the cells with outputs only what has an anchor."""
+    left = len(list(kinds())) + 1 if ran else 0
     for cell in book.cells[2:]:
-        if cell.cell_type == "code":
+        title = executed.experiment(cell)
+        left -= cell.cell_type == "code"
+        if cell.cell_type == "code" and left >= 0:
             cell.source = "\n".join(cell.source.splitlines()[:3])
-        elif not ran:
+        elif cell.cell_type == "code":
+            cell.source = f'lab.experiment("{title}")' if title else ""
+        elif left <= 0:
             cell.source = "\n\n".join(m[0] for m in executed.HEADING.finditer(cell.source))
-    if not ran:
-        book.cells = [c for c in book.cells if "# " in c.source or executed.experiment(c)]
+    book.cells = [cell for cell in book.cells if cell.source]
     return book
 
 
 def with_outputs(book):
-    """The book, its experiments with outputs of one kind after another."""
-    cells = [cell for cell in book.cells if executed.experiment(cell)]
+    """The book, its first cells with outputs of one kind after another."""
+    cells = [cell for cell in book.cells[2:] if cell.cell_type == "code"]
     for cell, outputs in zip(cells, kinds(), strict=False):
         cell.outputs = outputs
     return book
