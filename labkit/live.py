@@ -10,19 +10,24 @@ from IPython.display import HTML, display
 
 REDRAW_SECONDS = 2.0  # a picture a second would cost more than the training step beside it
 COUNTDOWN = """<style>
-@property --labkit-left {{ syntax: "<integer>"; inherits: false; initial-value: 0; }}
-@keyframes labkit-{seconds} {{ from {{ --labkit-left: {seconds}; }} to {{ --labkit-left: 0; }} }}
-.labkit-{seconds}::after {{ animation: labkit-{seconds} {seconds}s linear;
-  counter-reset: left var(--labkit-left); content: counter(left) " s left"; }}
+@property --labkit-left {{ syntax: "<integer>"; inherits: false; initial-value: 1; }}
+@keyframes labkit-{seconds} {{ from {{ --labkit-left: {seconds}; }} to {{ --labkit-left: 1; }} }}
+@keyframes labkit-late {{ from, to {{ content: "longer than that"; }} }}
+.labkit-{seconds}::after {{ content: counter(left) " s left";
+  counter-reset: left var(--labkit-left);
+  animation: labkit-{seconds} {seconds}s linear, labkit-late 1s {seconds}s forwards; }}
 </style>{text} · <span class="labkit-{seconds}"></span>"""
 _pace = 1.0  # how many times longer than announced the last long experiment took here
+_waiting = None  # the announcement that still counts down: its handle and its text
 
 
 def announce(title: str, seconds: float) -> None:
     """Say that an experiment begins and how long it takes; in the end, what it took.
 
-    A browser counts down meanwhile, by itself: the kernel is busy until the cell ends.
+    A browser counts down meanwhile, by itself: the kernel is busy until the cell ends. Where work
+    in it tells its own progress, that counts down, and this no longer does: it was a guess.
     """
+    global _waiting
     wait = round(seconds * _pace)
     text = f"◆ {title} · about {wait} s" + (" here" if _pace > 1.2 else " on two CPU cores")
     shell = get_ipython()
@@ -31,10 +36,11 @@ def announce(title: str, seconds: float) -> None:
         return
     html = COUNTDOWN.format(seconds=wait, text=escape(text))
     handle = display({"text/plain": text, "text/html": html}, raw=True, display_id=True)
-    begun = time.perf_counter()
+    begun, _waiting = time.perf_counter(), (handle, text)
 
     def ended(result):
-        global _pace
+        global _pace, _waiting
+        _waiting = None
         shell.events.unregister("post_run_cell", ended)
         took = time.perf_counter() - begun
         if result.success and seconds >= 10:
@@ -45,11 +51,20 @@ def announce(title: str, seconds: float) -> None:
     shell.events.register("post_run_cell", ended)
 
 
+def _begins(line):
+    """Show the first line of a work whose progress is told; its handle."""
+    global _waiting
+    if _waiting:
+        (handle, text), _waiting = _waiting, None
+        handle.update({"text/plain": text, "text/html": escape(text)}, raw=True)
+    return display(HTML(line), display_id=True)
+
+
 def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
     """Iterate over `items` and keep one line up to date: how far, and the time left."""
     total = len(items) if total is None else total
     begun = shown = time.perf_counter()
-    handle = display(HTML(_line(label, 0, total, 0)), display_id=True)
+    handle = _begins(_line(label, 0, total, 0))
     for done, item in enumerate(items, start=1):
         yield item
         now = time.perf_counter()
@@ -65,7 +80,7 @@ class _Growing:
         self.title, self.steps = title, steps
         self.seconds = []
         self._begun = self._shown = time.perf_counter()
-        self._text = display(HTML(_line(title, 0, steps, 0)), display_id=True)
+        self._text = _begins(_line(title, 0, steps, 0))
         self._picture = None
 
     def _added(self, note):
@@ -140,6 +155,7 @@ def _line(label, done, total, seconds, note=""):
     if done >= total:
         ending = f"{seconds:.0f} s in all"
     else:
-        ending = f"about {seconds / done * (total - done):.0f} s left" if done else "starting"
+        left = max(1, round(seconds / done * (total - done))) if done else 0
+        ending = f"about {left} s left" if done else "starting"
     bar = "█" * round(20 * share) + "░" * (20 - round(20 * share))
     return f"<code>{label} {bar} {done}/{total} · {ending}{note}</code>"

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shutil
 from itertools import combinations
 
 import pytest
@@ -13,6 +14,21 @@ from labkit import contract
 # tiny tensors on many threads spend their time waiting for each other; notebooks run side by side
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox",  # it runs as root in a container
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+AXE = """async () => (await axe.run({preload: false, resultTypes: ["violations"]})).violations
+  .filter(found => ["serious", "critical"].includes(found.impact))
+  .map(({id, nodes}) => `${id}: ${nodes.length} times, ${nodes[0].html.slice(0, 200)} ` +
+                        nodes[0].failureSummary)"""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -119,3 +135,40 @@ def too_alike():
         ]
 
     return pairs
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=program, args=FLAGS)
+
+
+@pytest.fixture
+def judged_by_axe(browser):
+    """`judged_by_axe(folder, names)`: what shuts people out of its pages, and what they fetch.
+
+    Layout hangs on the width, colours on the theme: two of the four pairs see all of both.
+    """
+    from axe_playwright_python.base import AXE_FILE_PATH
+
+    def faults(folder, names):
+        found, page = [], browser.new_page(reduced_motion="reduce")
+        page.set_default_timeout(120_000)
+        page.on("request", lambda r: r.url.startswith("http") and found.append(f"fetches {r.url}"))
+        for name in names:
+            page.goto((folder / name).as_uri())
+            page.add_script_tag(path=AXE_FILE_PATH)
+            for width, theme in ((1440, "light"), (390, "dark")):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.emulate_media(color_scheme=theme)
+                page.wait_for_timeout(500)  # the theme looks again for what scrolls, after 300 ms
+                found += [f"{name} {width} {theme}: {fault}" for fault in page.evaluate(AXE)]
+        page.close()
+        return found
+
+    return faults

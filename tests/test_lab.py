@@ -129,6 +129,29 @@ def test_an_experiment_counts_down_and_says_what_it_took(lab, shown, monkeypatch
     assert waits[2]["text/plain"] == "◆ A < B · about 20 s on two CPU cores"
 
 
+def test_one_countdown_stands_at_a_time_and_none_at_zero(lab, shown, monkeypatch):
+    lab, _ = lab
+    shell, clock = InteractiveShell.instance(), [100.0]
+    monkeypatch.setattr("labkit.live.get_ipython", lambda: shell)
+    monkeypatch.setattr("labkit.live.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("labkit.live._pace", 1.0)
+    assert lab.experiment("Training", 20)
+    assert "--labkit-left: 20" in shown[-1]["text/html"]
+    assert "--labkit-left: 0" not in shown[-1]["text/html"]
+    curve = live.Curve("steps", 1000)  # which counts down by what it measures
+    assert shown[-2]["text/html"] == "◆ Training · about 20 s on two CPU cores"
+    for _ in range(999):
+        clock[0] += 0.01
+        curve.add(1.0)
+    clock[0] += 3
+    for _ in live.progress(range(2), "more"):  # the announcement is told once that it may stop
+        clock[0] += 0.1
+    lines = [thing.data for thing in shown if hasattr(thing, "data")]
+    assert any(" s left" in line for line in lines) and "about 0 s" not in "".join(lines)
+    assert sum("about 20 s" in str(thing) for thing in shown) == 2
+    shell.events.trigger("post_run_cell", ExecutionResult(None))
+
+
 def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch, capsys):
     lab, check = lab
     shell = InteractiveShell.instance()

@@ -15,14 +15,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# packages that Colab does without, and the extra that brings them
-EXTRAS = dict.fromkeys(
-    (
-        *("ipykernel", "jupyter_client", "jupytext", "latex2mathml"),
-        *("nbclient", "nbconvert", "nbformat"),
-    ),
-    "jupyter",
-) | dict.fromkeys(("copydetect", "scipy"), "grading")
+# the extras, which Colab does without, and graders in part
+EXTRAS = (
+    dict.fromkeys(("ipykernel", "jupyter_client", "jupytext", "nbclient", "nbformat"), "jupyter")
+    | dict.fromkeys(("copydetect", "scipy"), "grading")
+    | dict.fromkeys(("docutils", "latex2mathml", "myst_nb", "pydata_sphinx_theme", "sphinx"), "dev")
+)
 EXAMPLES = {  # of each command, in the order in which help lists them
     course.doctor: "doctor --json",
     course.fetch: "fetch",

@@ -66,10 +66,12 @@ def build(
 @one_line(OSError)
 def run(
     labs: Annotated[list[str] | None, typer.Argument(help="2, 02 or 02_lora; default all.")] = None,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for pages.")] = Path("build"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the book.")] = Path(
+        "build"
+    ),
     as_json: Json = False,
 ) -> int:
-    """Execute solved labs with live progress; leave pages with their pictures and a summary."""
+    """Execute solved labs with live progress; leave a book with their pictures and a summary."""
     from labkit.course import masters, notebooks
     from labkit.course import run as labs_run
 
@@ -84,7 +86,7 @@ def run(
         raise
     if as_json:
         print_json([asdict(result) for result in results])
-    console.print(f"pages: {out / 'index.html'}", markup=False, soft_wrap=True)
+    console.print(f"the book: {out / 'index.html'}", markup=False, soft_wrap=True)
     return int(any(result.status != "ok" for result in results))
 
 

@@ -26,6 +26,7 @@ METADATA = {
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 # With --target nothing that is installed changes. The folder is called site-packages: a module from
 # elsewhere dill, and so datasets, would pickle by value. What comes after is in colab.py.
+COLAB = "https://colab.research.google.com"
 SET_UP = Path(__file__).parents[1] / "templates" / "colab_setup.py.j2"
 
 
@@ -187,20 +188,24 @@ def _plain(cell: dict) -> dict:
 
 def badge(name: str, project: dict) -> str:
     """The markdown that opens the notebook in Colab; empty if it is not on GitHub."""
-    github, _, path = _repository(project).partition("https://github.com/")
+    link = colab(name, project)
+    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({link})" if link else ""
+
+
+def colab(name: str, project: dict) -> str:
+    """The address that opens the notebook in Colab; empty if it is not on GitHub."""
+    github, _, path = repository(project).partition("https://github.com/")
     if github or not path:
         return ""
-    colab = "https://colab.research.google.com"
-    link = f"{colab}/github/{path}/blob/v{project['version']}/{name}"
-    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({link})"
+    return f"{COLAB}/github/{path}/blob/v{project['version']}/{name}"
 
 
 def bootstrap(project: dict) -> str:
     """The cell that brings the course to Colab and does nothing where it is installed."""
-    course = f"git+{_repository(project)}@v{project['version']}"
+    course = f"git+{repository(project)}@v{project['version']}"
     return SET_UP.read_text("utf-8").replace("{{ course }}", course)
 
 
-def _repository(project: dict) -> str:
+def repository(project: dict) -> str:
     """The address of the repository, which stands once, in pyproject's urls."""
     return project["urls"]["Repository"].removesuffix("/").removesuffix(".git")

@@ -1,4 +1,4 @@
-"""Execute the solved labs with live progress; leave a page a lab, an index and a summary."""
+"""Execute the solved labs with live progress; leave a book of them and a summary."""
 
 import difflib
 import time
@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from labkit.course import masters, pages
+from labkit.course import book as the_book
+from labkit.course import masters
 from labkit.course.progress import Bar, bars
 from labkit.errors import LabError
 
@@ -58,29 +59,42 @@ def find_labs(names: list[str], root: Path) -> list[str]:
 
 
 def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabResult]:
-    """Execute the solved labs in order, a failing one too, and write pages and summary into out.
+    """Execute the solved labs in order, a failing one too, and write the book of them into out.
 
     Raises LabError; KeyboardInterrupt passes through once what is done is written.
     """
     books = {stem: _solved(root, stem) for stem in find_labs(names, root)}
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "executed").mkdir(parents=True, exist_ok=True)
     results = []
-    with bars(console) as progress:
-        shown = {stem: Bar(progress, stem, book.cells) for stem, book in books.items()}
-        for stem, book in books.items():
-            bar, start = shown[stem], time.perf_counter()
-            results.append(result := LabResult(stem, bar.headings[0]))
-            try:
-                failure, result.peak_bytes = execute(book, root / "solutions", bar.at)
-                result.status = "failed" if failure else "ok"
-                result.error = failure and f"in '{bar.heading}': {failure}"
-            finally:
-                result.seconds = round(time.perf_counter() - start, 1)
-                _read_outputs(book, result)
-                bar.end(result.status)
-                pages.write(out, root, list(books), book, results)
+    try:
+        with bars(console) as progress:
+            shown = {stem: Bar(progress, stem, book.cells) for stem, book in books.items()}
+            for stem, book in books.items():
+                results.append(LabResult(stem, shown[stem].headings[0]))
+                try:
+                    _run_one(book, results[-1], shown[stem], root)
+                finally:
+                    nbformat.write(book, out / "executed" / f"{stem}.ipynb")
+    finally:
+        if results:
+            console.print(f"making the book in {out} …", markup=False, soft_wrap=True)
+            ran = {result.lab: books[result.lab] for result in results}
+            console.print(the_book.write(out, root, ran, results), markup=False, end="")
     print_summary(results, console)
     return results
+
+
+def _run_one(book: nbformat.NotebookNode, result: LabResult, bar: Bar, root: Path) -> None:
+    """Execute one lab in place, and note in result how it went."""
+    start = time.perf_counter()
+    try:
+        failure, result.peak_bytes = execute(book, root / "solutions", bar.at)
+        result.status = "failed" if failure else "ok"
+        result.error = failure and f"in '{bar.heading}': {failure}"
+    finally:
+        result.seconds = round(time.perf_counter() - start, 1)
+        _read_outputs(book, result)
+        bar.end(result.status)
 
 
 def _solved(root: Path, stem: str) -> nbformat.NotebookNode:
@@ -166,7 +180,7 @@ def _read_outputs(book: nbformat.NotebookNode, result: LabResult) -> None:
 
 
 def print_summary(results: list[LabResult], console: Console) -> None:
-    """Print the table that the index page shows, and below it what went wrong."""
+    """Print the table that the page of the labs shows, and below it what went wrong."""
     table = Table("lab", "seconds", "passed", "peak GB", "status", "headline", box=None)
     for r in results:
         peak = f"{r.peak_bytes / 1e9:.1f}" if r.peak_bytes else "-"

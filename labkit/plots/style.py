@@ -4,6 +4,9 @@ import io
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython import get_ipython
+from IPython.core.pylabtools import retina_figure
+from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -38,7 +41,27 @@ def figure(n_columns=1, width=7.2, height=3.6, n_rows=1, **options):
     """A figure with `n_columns` axes side by side: `(figure, axes)`; inches."""
     fig, axes = plt.subplots(n_rows, n_columns, figsize=(width, height), **options)
     plt.close(fig)  # a cell displays the figure that it returns; pyplot would show it once more
+    shell = get_ipython()
+    if formatter := getattr(shell, "display_formatter", None):
+        # here, since pyplot's backend for notebooks, which the first figure loads, sets its own
+        formatter.formatters["image/png"].for_type(Figure, described)
     return fig, axes
+
+
+def described(fig):
+    """A figure as a notebook shows it: PNG at twice the resolution, and its size and alt text."""
+    shown = retina_figure(fig)  # None where it has no axes
+    return shown and (shown[0], shown[1] | {"alt": said(fig)})
+
+
+def said(fig):
+    """What a figure says, in one line: its title, else the titles of its axes."""
+    titles = [fig.get_suptitle()] if fig.get_suptitle() else [_title(ax) for ax in fig.axes]
+    return " ".join("; ".join(filter(None, titles)).split())
+
+
+def _title(ax):
+    return next(filter(None, map(ax.get_title, ("left", "center", "right"))), "")
 
 
 def headed(fig, title):
@@ -75,7 +98,7 @@ def growing(values, steps, title):
 
 
 def png(fig):
-    """The bytes of `fig` as a PNG image, for an image widget."""
+    """The bytes of `fig` as a PNG image at twice the resolution, for an image widget."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png")
+    fig.savefig(buffer, format="png", dpi=2 * fig.dpi)
     return buffer.getvalue()

@@ -81,7 +81,7 @@ def test_students_get_this_and_nothing_else(students):
     assert not [path for path in files if "__pycache__" in path.parts or path.suffix == ".pyc"]
     ours = {p.relative_to(ROOT) for p in (ROOT / "labkit").rglob("*.py") if p.is_file()}
     assert ours <= {path.relative_to(students) for path in files}
-    assert {p.suffix for p in files} <= TEXT | {".b64", ".jsonl", ".json"}
+    assert {p.suffix for p in files} <= TEXT | {".b64", ".css", ".html", ".jsonl", ".json"}
 
 
 def test_no_solution_line_reaches_a_student(students):

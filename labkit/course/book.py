@@ -1,0 +1,134 @@
+"""The book: Sphinx makes pages of labs, guides and claims, which need no network.
+
+Labs that were run have their outputs, the others their code alone.
+"""
+
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import jinja2
+import nbformat
+
+from labkit.course import claims, executed, masters, notebooks
+
+TEMPLATES = Path(__file__).parents[1] / "templates" / "book"
+OURS = ("index", "labs", "claims", "guides")
+CONF = {
+    "extensions": ["myst_nb", "sphinx_copybutton", "labkit.course.sphinx"],
+    "html_math_renderer": "mathml",
+    "html_theme": "pydata_sphinx_theme",
+    "html_title": "LoRA Labs",
+    "html_css_files": ["book.css"],
+    "html_static_path": [str(TEMPLATES / "static")],
+    "templates_path": [str(TEMPLATES / "theme")],
+    "html_sidebars": {"index": [], "claims": []},
+    "html_copy_source": False,
+    "html_use_index": False,
+    "html_domain_indices": False,
+    "language": "en",
+    "myst_enable_extensions": ["dollarmath"],
+    "myst_heading_anchors": 4,
+    "nb_execution_mode": "off",
+    "copybutton_exclude": ".linenos, .gp, .go",
+}
+THEME = {
+    "article_header_end": ["lab-links"],
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": [],
+    "footer_end": [],
+    "search_bar_text": "Search the book",
+    "show_toc_level": 2,
+}
+
+
+def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], results: list) -> str:
+    """Build the book of the course at `root` in `out`, with its pictures and summary.json.
+
+    books are the executed labs by their stem; results say how each went. Returns Sphinx's
+    warnings, "" when there are none.
+    """
+    rows = [asdict(result) for result in results]
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    (out / "summary.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), "utf-8")
+    shutil.copytree(root / "notebooks", out / "notebooks", dirs_exist_ok=True)
+    pages = {}
+    for path in sorted((root / "solutions").glob("*.ipynb")):
+        ran, stem = books.get(path.stem), path.stem
+        shown = ran or nbformat.read(path, as_version=4)
+        pages[stem] = executed.page(shown, stem, out / "pictures" if ran else None)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "source"
+        source.mkdir()
+        for stem, page in pages.items():
+            nbformat.write(page, source / f"{stem}.ipynb")
+        for name, text in _texts(root, pages, rows).items():
+            (source / f"{name}.md").write_text(text, "utf-8")
+        return _sphinx(source, out, Path(scratch) / "doctrees", root)
+
+
+def _texts(root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict]) -> dict[str, str]:
+    """The pages beside the labs: the first, the table of this run, the claims, the guides."""
+    found, went = claims.load(), {row["lab"]: row for row in rows}
+    guides = [_guide(path) for path in sorted((root / "docs").glob("*.md"))]
+    known = {
+        "labs": [_lab(stem, page, went.get(stem)) for stem, page in pages.items()],
+        "rows": rows,
+        "claims": [(claim, _places(claim, pages)) for claim in found],
+        "verdicts": Counter(claim.verdict for claim in found).most_common(),
+        "guides": guides,
+    }
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    texts = jinja2.Environment(loader=loader, autoescape=True, **options)
+    made = {n: texts.get_template(f"{n}.md.j2").render(known) for n in OURS}
+    return made | {guide["name"]: guide["text"] for guide in guides}
+
+
+def _guide(path: Path) -> dict:
+    """A guide's name, title, first sentence and text."""
+    text = path.read_text("utf-8")
+    title, summary = text.split("\n\n")[:2]
+    return {"name": path.stem, "title": title.lstrip("# "), "summary": summary, "text": text}
+
+
+def _lab(stem: str, page: nbformat.NotebookNode, row: dict | None) -> dict:
+    """A lab's name, title and cover, and how it went (None: not run)."""
+    title = page.cells[0].source.partition("\n")[0].lstrip("# ")
+    return {"name": stem, "title": title, "cover": page.metadata["cover"], "row": row}
+
+
+def _places(claim: claims.Claim, pages: dict) -> list[tuple]:
+    """Where a claim is measured: (lab, place, anchor), without labs that this course lacks."""
+    return [(s, p, executed.anchor_of(p, s, pages[s])) for s, p in claim.where if s in pages]
+
+
+def _sphinx(source: Path, out: Path, doctrees: Path, root: Path) -> str:
+    """Run Sphinx from source to out; its warnings."""
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+    project = masters.project(root)
+    repository = notebooks.repository(project)
+    stems = [path.stem for path in source.glob("*.ipynb")]
+    colab = {stem: notebooks.colab(f"notebooks/{stem}.ipynb", project) for stem in stems}
+    conf = CONF | {
+        "project": "LoRA Labs",
+        "html_theme_options": THEME | {"icon_links": [_icon(repository)]},
+        "html_context": {"default_mode": "auto", "colab": colab, "repository": repository},
+    }
+    warnings = io.StringIO()
+    with patch_docutils(), docutils_namespace():
+        made = (str(source), None, str(out), str(doctrees), "html")
+        Sphinx(*made, conf, status=None, warning=warnings, freshenv=True).build(force_all=True)
+    return re.sub(r"\x1b\[[\d;]*m", "", warnings.getvalue())
+
+
+def _icon(repository: str) -> dict:
+    """The link to the repository in the head of each page."""
+    return {"name": "The course's repository", "url": repository, "icon": "fa-brands fa-github"}

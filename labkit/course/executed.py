@@ -1,0 +1,118 @@
+"""A lab's notebook as a page of the book: pictures as files, with words, and places to link to."""
+
+import base64
+import copy
+import re
+from html import escape
+from pathlib import Path
+
+import nbformat
+from docutils.nodes import make_id
+
+from labkit.errors import LabError
+
+SET_UP = "# @title Set-up"  # the cell for Colab, which tells a reader nothing
+BADGE = re.compile(r"^\[!\[Open in Colab\].*\n*", re.MULTILINE)
+WIDGET = "application/vnd.jupyter.widget-view+json"
+EXPERIMENT = re.compile(r'lab\.experiment\(\s*"([^"]+)"')
+HEADING = re.compile(r"^#{2,4} +(.+)$", re.MULTILINE)
+EMPTY_HEAD = re.compile(r"<th\b[^>]*>\s*</th>")
+NOT_RUN = "```{note}\nNot run here: code without its outputs. `labkit run %d` adds them.\n```"
+
+
+def page(book: nbformat.NotebookNode, stem: str, pictures: Path | None) -> nbformat.NotebookNode:
+    """A copy of a lab's notebook as Sphinx gets it; figures go into `pictures` (None: not run).
+
+    Its metadata's `cover` is the HTML of the picture that stands for the lab: the last one of the
+    cell with the tag `cover`, else the last of all, "" where there is none.
+    """
+    book = copy.deepcopy(book)
+    book.cells = [cell for cell in book.cells if not cell.source.startswith(SET_UP)]
+    book.cells[0].source = BADGE.sub("", book.cells[0].source)
+    book.metadata["cover"] = _lay_out(book, stem, pictures) if pictures else ""
+    if not pictures:
+        book.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_RUN % int(stem[:2])))
+    book.cells = _with_anchors(book.cells, stem)
+    return book
+
+
+def _with_anchors(cells: list, stem: str) -> list:
+    """The cells of a lab, with a target for links before each heading and each experiment."""
+    made, known = [], set()
+
+    def target(title):
+        name = anchor(stem, title)
+        known.add(name)
+        return f"({name})="
+
+    for cell in cells:
+        cell.pop("id", None)
+        if cell.cell_type == "markdown":
+            cell.source = HEADING.sub(lambda m: f"{target(m[1])}\n{m[0]}", cell.source)
+        title = experiment(cell)
+        if title and anchor(stem, title) not in known:
+            plain = {"cell_type": "markdown", "metadata": {}, "source": target(title)}
+            made.append(nbformat.from_dict(plain))
+        made.append(cell)
+    return made
+
+
+def experiment(cell: dict) -> str:
+    """The title of the experiment that a code cell announces; "" for another cell."""
+    found = EXPERIMENT.search(cell["source"]) if cell["cell_type"] == "code" else None
+    return found[1] if found else ""
+
+
+def anchor(stem: str, title: str) -> str:
+    """What a heading or an experiment of a lab is called in a link."""
+    return make_id(f"lab{stem[:2]}-{title}")
+
+
+def anchor_of(place: str, stem: str, book: nbformat.NotebookNode) -> str:
+    """The anchor of the heading or experiment of a lab that is `place`, or begins with it.
+
+    LabError when there is none.
+    """
+    titles = [experiment(cell) for cell in book.cells]
+    for cell in book.cells:
+        titles += HEADING.findall(cell.source) if cell.cell_type == "markdown" else []
+    found = [t for t in titles if t == place] + [t for t in titles if t.startswith(f"{place} ")]
+    if not found:
+        raise LabError(f"{stem} has no heading and no experiment called {place!r}")
+    return anchor(stem, found[0])
+
+
+def _lay_out(book: nbformat.NotebookNode, stem: str, pictures: Path) -> str:
+    """Drop noise from the outputs, save figures, mend tables; HTML of the lab's cover."""
+    for old in pictures.glob(f"{stem}-*.png"):
+        old.unlink()
+    shown, covers = [], []
+    for cell in book.cells:
+        outputs = cell.get("outputs", [])
+        outputs[:] = [output for output in outputs if not _is_noise(output)]
+        for output in outputs:
+            data = output.get("data", {})
+            for kind in [kind for kind in data if kind.startswith("application/vnd.labkit")]:
+                del data[kind]  # what `labkit run` reads
+            if "image/png" in data:
+                name = f"{stem}-{len(shown) + 1}.png"
+                (pictures / name).write_bytes(base64.b64decode(data["image/png"]))
+                shown.append(_picture(name, output.metadata.get("image/png", {}), experiment(cell)))
+                covers += [shown[-1]] if "cover" in cell.metadata.get("tags", ()) else []
+                output.data = {
+                    "text/html": f'<a class="picture" href="pictures/{name}">{shown[-1]}</a>'
+                }
+            elif "text/html" in data:
+                data["text/html"] = EMPTY_HEAD.sub("<td></td>", data["text/html"])
+    return (covers or shown or [""])[-1]
+
+
+def _is_noise(output: dict) -> bool:
+    return output.get("name") == "stderr" or WIDGET in output.get("data", {})
+
+
+def _picture(name: str, told: dict, title: str) -> str:
+    """The `<img>` of a figure; its words are those of its metadata, else its experiment's title."""
+    sizes = "".join(f' {key}="{int(told[key])}"' for key in ("width", "height") if key in told)
+    alt = escape(told.get("alt") or title)
+    return f'<img src="pictures/{name}" alt="{alt}"{sizes} loading="lazy">'

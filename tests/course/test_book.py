@@ -1,0 +1,203 @@
+"""The book around the labs: pages, links, words for pictures, no network, and nobody shut out."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from small_course import JSON, POINT, RAN, made
+
+from labkit.course import book, claims, executed
+from labkit.course.sphinx import formula
+from labkit.errors import LabError
+
+ROOT = Path(__file__).parents[2]
+LABS = sorted(path.stem for path in ROOT.glob("labs/*.py"))
+OWN = {"index", "labs", "claims", "guides", "search"}
+
+
+class Page(HTMLParser):
+    """Collects what a page links to, loads, shows and says."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.html, self.links, self.loads, self.ids, self.images, self.text = (
+            text,
+            [],
+            [],
+            set(),
+            [],
+            "",
+        )
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs["id"]} if "id" in attrs else set()
+        self.images += [attrs] if tag == "img" else []
+        for key in {"href", "src"} & set(attrs):
+            (self.links if tag == "a" else self.loads).append(attrs[key])
+
+    def handle_data(self, data):
+        self.text += f" {data}"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """`(folder, Sphinx's warnings)` of the book of a small course."""
+    root, out = tmp_path_factory.mktemp("course"), tmp_path_factory.mktemp("book")
+    return out, book.write(out, root, *made(root))
+
+
+@pytest.fixture(scope="module")
+def pages(built):
+    return {path.name: Page(path.read_text("utf-8")) for path in sorted(built[0].glob("*.html"))}
+
+
+def test_sphinx_has_nothing_to_complain_of(built):
+    assert built[1] == ""
+
+
+def test_every_lab_and_guide_is_a_page(pages):
+    guides = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert len(guides) >= 5 and len(LABS) >= 7
+    assert set(pages) == {f"{name}.html" for name in guides | OWN | set(LABS)}
+
+
+def test_every_link_and_file_is_there(built, pages):
+    for name, page in pages.items():
+        for link in page.links + page.loads:
+            if re.match(r"https?:|data:|mailto:", link):
+                continue
+            target, _, anchor = link.partition("#")
+            target = target.partition("?")[0]
+            assert not target or (built[0] / target).exists(), (name, link)
+            known = pages.get(target or name)
+            assert not anchor or known is None or anchor in known.ids, (name, link)
+
+
+def test_no_page_loads_anything_from_elsewhere(built, pages):
+    for name, page in pages.items():
+        assert not [load for load in page.loads if re.match(r"(https?:)?//", load)], name
+        assert not re.search(r"\bimport\(|\bimportScripts|https?://[^\"' ]+\.js\b", page.html), name
+    for path in built[0].glob("_static/**/*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", path.read_text("utf-8")), path
+
+
+def test_a_claim_leads_to_the_cell_that_measures_it(pages):
+    page = pages["claims.html"]
+    text = " ".join(page.text.split())
+    for claim in claims.load():
+        assert claim.id in page.ids
+        assert " ".join(claim.claim.split()) in text and " ".join(claim.right.split()) in text
+    places = [link for link in page.links if re.match(r"\d\d_\w+\.html#lab\d\d-", link)]
+    assert len(places) == sum(len(claim.where) for claim in claims.load()) > 40
+    assert 'id="lab02-before-and-after"' in pages["02_lora.html"].html  # of an experiment
+
+
+def test_a_place_that_no_lab_has_is_named():
+    lab = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# L\n\n## Exercise 9.1 · `f`")]
+    )
+    assert executed.anchor_of("Exercise 9.1", "09_x", lab) == "lab09-exercise-9-1-f"
+    with pytest.raises(LabError, match="09_x has no heading and no experiment called 'Exercise 9'"):
+        executed.anchor_of("Exercise 9", "09_x", lab)
+
+
+def test_labs_that_ran_have_their_outputs_and_the_others_say_so(pages):
+    for stem in LABS:
+        page = pages[f"{stem}.html"]
+        assert ("Not run here" in page.text) == (stem not in RAN)
+        assert ("pictures/" in page.html) == (stem in RAN)
+        assert f"notebooks/{stem}.ipynb" in page.links
+        (colab,) = [link for link in page.links if "colab.research" in link]
+        assert colab.endswith(f"/notebooks/{stem}.ipynb")  # the student's
+    assert "noise of a bar" not in pages["01_svd.html"].text
+    assert "a slider" not in pages["01_svd.html"].text
+    assert "@title Set-up" not in pages["01_svd.html"].text
+
+
+def test_each_picture_says_its_point_and_can_be_seen_alone(built, pages):
+    shown = [image for name in RAN for image in pages[f"{name}.html"].images]
+    assert len(shown) == 2 * len(RAN)
+    for image in shown:
+        assert image["alt"] == POINT
+        assert (built[0] / image["src"]).is_file()
+        assert int(image["width"]) > 2 * int(image["height"])
+    assert f"{RAN[0]}-2.png" in pages["01_svd.html"].html
+    assert {path.name for path in built[0].glob("pictures/*")} == {
+        f"{s}-{n}.png" for s in RAN for n in (1, 2)
+    }
+
+
+def test_the_first_page_has_a_picture_of_each_lab_that_ran(pages):
+    assert len(pages["index.html"].images) == len(RAN)
+    assert "half < all" in pages["index.html"].text and "Not run here." in pages["index.html"].text
+
+
+def test_the_table_of_the_run_says_how_each_lab_went(pages):
+    text = " ".join(pages["labs.html"].text.split())
+    assert "ValueError: no <rank>" in text and "2 labs run 120 6 of 8" in text
+    assert text.count("not run") == len(LABS) - 2
+
+
+def test_a_cover_is_the_last_picture_of_the_tagged_cell(tmp_path):
+    lab = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# L")])
+    dot = {"image/png": "iVBORw0KGgo="}
+    for tags in ([], ["cover"], []):
+        cell = nbformat.v4.new_code_cell("x", metadata={"tags": tags})
+        cell.outputs = [nbformat.v4.new_output("display_data", data=dict(dot))]
+        lab.cells.append(cell)
+    assert "01_a-2.png" in executed.page(lab, "01_a", tmp_path).metadata.cover
+    del lab.cells[2].metadata["tags"]
+    assert "01_a-3.png" in executed.page(lab, "01_a", tmp_path).metadata.cover
+    assert executed.page(lab, "01_a", None).metadata.cover == ""
+
+
+def formulas(path):
+    """`(block, "")` or `("", inline)` for each formula of a notebook."""
+    cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", "\n\n".join(cells), flags=re.S)
+    return re.findall(r"\$\$(.+?)\$\$|\$([^$\n][^$]*?)\$", text, flags=re.S)
+
+
+def test_formulas_of_a_page_need_no_script(pages):
+    page = pages["01_svd.html"]
+    assert page.html.count("<math") > 20 and 'display="block"' in page.html
+    assert "$" not in re.sub(r"<(code|pre)\b.*?</\1>", "", page.html, flags=re.S)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("solutions/*.ipynb")), ids=lambda p: p.stem)
+def test_every_formula_of_the_labs_is_understood(path):
+    found = formulas(path)
+    assert len(found) > 3
+    for block, inline in found:
+        made = formula(block or inline, "block" if block else "inline")
+        assert made.startswith("<math") and not re.findall(r"<m(?:i|text)>\\\w+</m", made)
+
+
+@pytest.mark.parametrize("path", ["README.md", *sorted(p.name for p in ROOT.glob("docs/*.md"))])
+def test_links_between_the_texts_lead_somewhere(path):
+    file = ROOT / path if path == "README.md" else ROOT / "docs" / path
+    text = file.read_text("utf-8")
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", re.sub(r"```.*?```", "", text, flags=re.S)):
+        assert link.startswith("https://") or (file.parent / link).exists(), link
+    if path != "README.md":
+        assert re.match(r"# .+\n\n[A-Z`].+", text), "a title, then what the page is for"
+
+
+def test_axe_finds_nothing_serious_and_nothing_is_fetched(built, pages, judged_by_axe):
+    assert judged_by_axe(built[0], sorted(pages)) == []
+
+
+def test_on_a_phone_a_picture_keeps_its_letters_and_answers_wrap(built, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((built[0] / "01_svd.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    image = page.locator("a.picture img").first
+    assert image.bounding_box()["width"] >= 600
+    inside = "cell => cell.scrollWidth <= cell.clientWidth + 1"
+    cells = page.locator("td", has_text=JSON[:20])
+    assert cells.count() == 3 and all(cell.evaluate(inside) for cell in cells.all())
+    page.close()

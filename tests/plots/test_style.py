@@ -1,0 +1,56 @@
+"""Figures in a notebook: sharp, as large as before, and with words for who can't see them."""
+
+import base64
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.figure import Figure
+from PIL import Image
+
+from labkit.plots import figure, png
+from labkit.plots.style import headed, said
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """`shown(figure)` -> the PNG that a notebook gets, and what it is told of it."""
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr("labkit.plots.style.get_ipython", lambda: shell)
+    monkeypatch.setitem(shell.display_formatter.formatters, "image/png", png_formatter(shell))
+
+    def formatted(fig):
+        data, told = shell.display_formatter.format(fig, include={"image/png"})
+        return data["image/png"], told["image/png"]
+
+    return formatted
+
+
+def png_formatter(shell):
+    return type(shell.display_formatter.formatters["image/png"])(parent=shell.display_formatter)
+
+
+def test_a_figure_has_twice_the_resolution_and_says_its_point(shown, tmp_path):
+    fig, ax = figure(width=4, height=2)
+    ax.set_title("Rank 8 keeps 54%\nof the energy", loc="left")
+    data, told = shown(fig)
+    path = tmp_path / "a.png"
+    path.write_bytes(data if isinstance(data, bytes) else base64.b64decode(data))
+    width, height = Image.open(path).size
+    assert (told["width"], told["height"]) == (width // 2, height // 2)
+    assert width == pytest.approx(2 * 4 * fig.dpi, rel=0.1)
+    assert told["alt"] == "Rank 8 keeps 54% of the energy"
+
+
+def test_what_a_figure_says_is_its_title_else_those_of_its_axes():
+    fig, (left, right) = figure(2)
+    left.set_title("one", loc="center")
+    right.set_title("two", loc="left")
+    assert said(fig) == "one; two"
+    assert said(headed(fig, "both  of them")) == "both of them"
+    assert said(Figure()) == ""
+
+
+def test_a_picture_of_a_widget_is_as_sharp(tmp_path):
+    fig, _ = figure(width=3, height=2)
+    (tmp_path / "a.png").write_bytes(png(fig))
+    assert Image.open(tmp_path / "a.png").size == (2 * 3 * fig.dpi, 2 * 2 * fig.dpi)
