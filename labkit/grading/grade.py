@@ -55,10 +55,7 @@ def grade(
     interrupted, what is done is written all the same.
     """
     how, out = How(**how), Path(out)
-    if sys.platform != "linux":
-        raise LabError("grading needs Linux: on Windows use WSL, on a Mac a Linux container")
-    if not how.unsafe and not how.scheduler and not sandbox.available():
-        raise LabError(sandbox.MISSING)
+    _possible(how)
     found = collect(paths, out)
     (out / store.FOLDER).mkdir(parents=True, exist_ok=True)
     seed = store.seed_of(out, how.seed)
@@ -89,6 +86,14 @@ def grade(
     if alike:
         notes.append(_alike(out, rows))
     return rows
+
+
+def _possible(how):
+    """LabError where nothing can be graded as asked."""
+    if sys.platform != "linux":
+        raise LabError("grading needs Linux: on Windows use WSL, on a Mac a Linux container")
+    if not how.unsafe and not how.scheduler and not sandbox.available():
+        raise LabError(sandbox.MISSING)
 
 
 def _as_before(found, before):
