@@ -63,13 +63,7 @@ def grade(
     found, renamed = _as_before(found, before)
     version, most = store.depends_on(how.checks, how.limits, seed), how.limits.notebook_bytes
     books = [Notebook.at(name, path, most, version) for name, path in found.items()]
-    again = _chosen(again, found)
-    kept = {entry.key for entry in before.values()}  # a name is a part of what a key is made of
-    todo = [book for book in books if book.name in again or not book.digest or book.key not in kept]
-    if only:
-        todo = [book for book in books if (e := before.get(book.name)) and e.row.exercise(only)]
-        if not todo:
-            raise LabError(f"--exercise {only}: nothing in {out} has been graded on that one")
+    todo = _todo(books, before, _chosen(again, found), only)
     try:
         with closing(_rows(todo, seed, how)) as graded:
             for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
@@ -124,6 +118,17 @@ def _chosen(again, names):
             raise LabError(f"--again {asked}: no submission here has that in its name")
         chosen |= same or part | fits
     return chosen
+
+
+def _todo(books, before, again, only):
+    """Which notebooks are to be graded; LabError where none has the exercise `only`."""
+    if only:
+        todo = [book for book in books if (e := before.get(book.name)) and e.row.exercise(only)]
+        if not todo:
+            raise LabError(f"--exercise {only}: nothing here has been graded on that one before")
+        return todo
+    kept = {entry.key for entry in before.values()}  # a name is a part of what a key is made of
+    return [book for book in books if book.name in again or not book.digest or book.key not in kept]
 
 
 def _rows(todo, seed, how):
