@@ -67,9 +67,7 @@ def grade(
     try:
         with closing(_rows(todo, seed, how)) as graded:
             for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
-                old = before.get(book.name)
-                if only and old.digest == book.digest:
-                    row = _with(old.row, row, only)
+                row = _with(before[book.name], book, row, only) if only else row
                 store.save(out, _kept(book, row, sources))
                 if progress:
                     progress(done, len(books), row)
@@ -141,13 +139,18 @@ def _rows(todo, seed, how):
     yield from workers.judged(readable, setup, seed, how.jobs, how.workers, how.scheduler)
 
 
-def _with(old, new, only):
-    """The row `old` with one exercise as it is in `new`; as it was where that is not graded."""
+def _with(old, book, new, only):
+    """The row that was kept with one exercise as it is in `new`; `new` for another notebook.
+
+    Where that is not graded all stays as it was.
+    """
     fresh = new.exercise(only)
+    if old.digest != book.digest:
+        return new
     if new.status != "graded" or fresh is None:
-        return old
-    exercises = [fresh if e.id == only else e for e in old.exercises]
-    return replace(old, exercises=exercises, earned=sum(e.earned for e in exercises))
+        return old.row
+    exercises = [fresh if e.id == only else e for e in old.row.exercises]
+    return replace(old.row, exercises=exercises, earned=sum(e.earned for e in exercises))
 
 
 def _kept(book, row, sources):
