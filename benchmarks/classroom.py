@@ -53,7 +53,7 @@ def _named(source, names):
 
 
 def independents(stem, rng, n, **shares):
-    """`n` submissions of which no two have more than half of their answers word for word.
+    """`n` submissions of which no two have more than two thirds of their answers word for word.
 
     Students who do not know of each other write no such thing, and lists are short.
     """
@@ -61,7 +61,7 @@ def independents(stem, rng, n, **shares):
     while len(chosen) < n:
         new = independent(stem, rng, **shares)
         same = (sum(old.get(id) == text for id, text in new.items()) for old in chosen)
-        if all(2 * k <= len(new) for k in same):
+        if all(3 * k <= 2 * len(new) for k in same):
             chosen.append(new)
     return chosen
 

@@ -2,9 +2,9 @@
 
     python benchmarks/similar.py 02_lora 04_qlora
 
-200 submissions of answers chosen at random, of which no two have more than half of them word for
-word, and 40 copies of some (other names, another order, other comments); then 40 that have half of
-their answers from another one. Nothing is graded.
+200 submissions of answers chosen at random, of which no two have more than two thirds of them word
+for word, and 40 copies of some (other names, another order, other comments); then 40 that have half
+of their answers from another one. Nothing is graded.
 """
 
 import argparse

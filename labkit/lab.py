@@ -11,7 +11,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import Code, display
 
-from labkit import contract, guess, live, lost, plots, reference
+from labkit import contract, guess, live, lost, plots, reference, session
 from labkit.errors import LabError
 from labkit.training import hardware, models
 
@@ -27,7 +27,8 @@ class Lab:
         self.stem, self.seed = stem, 0
         self.device = hardware.device()
         self.dtype = hardware.precision(self.device)
-        marked = [f.exercise for f in contract.checks_of(check)]
+        self._checks = {f.exercise["id"]: f for f in contract.checks_of(check)}
+        marked = [f.exercise for f in self._checks.values()]
         self.exercises = sorted(marked, key=lambda exercise: contract.natural(exercise["id"]))
         self._guesses = {}
 
@@ -114,6 +115,28 @@ class Lab:
             self._note(exercise, "lent")
             print(f"◐ {id} {contract.LENT}. Write your own any time: it then counts.")
 
+    def resume(self) -> None:
+        """After a restart bring back what had passed: its cells run, and are checked again.
+
+        A training is brought back by its own cell: where it is kept in the cache, in seconds.
+        """
+        found = session.kept(self.stem)
+        for exercise in self.exercises if found else ():
+            id, shell = exercise["id"], get_ipython()
+            if id not in found or self._status(id) in WORKS:
+                continue
+            if found[id]["status"] != "passed":
+                self.reveal(id)
+                continue
+            for source in found[id]["cells"]:
+                shell.run_cell(source, store_history=False)
+            try:
+                self._checks[id](*(shell.user_ns[name] for name in exercise["names"]))
+            except contract.CheckFailed as failure:
+                print(f"{failure} (it had passed)")
+        if not found:
+            print("○ nothing is kept of this notebook: what passes from now on will be")
+
     def score(self) -> None:
         """A table of the exercises: passed, revealed, open, and the points; guesses and results."""
         rows = [self._row(exercise) for exercise in self.exercises]
@@ -159,16 +182,17 @@ def start(stem: str) -> tuple[Lab, ModuleType]:
     models.hush_libraries()
     plots.use_style()
     check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
-    lab, shell, session = Lab(stem, check), get_ipython(), contract.session
-    session.clear()
-    session.reference = functools.partial(reference.reference, stem)
-    session.namespace = shell.user_ns if shell else {}
+    lab, shell, state = Lab(stem, check), get_ipython(), contract.session
+    state.clear()
+    state.reference = functools.partial(reference.reference, stem)
+    state.namespace = shell.user_ns if shell else {}
     torch.manual_seed(lab.seed)
     if shell:
         lost.watch(shell)
+        session.watch(stem)
     names = [name for exercise in lab.exercises for name in exercise["names"]]
     for name in names if shell else ():  # a check before its cell is no traceback
-        session.namespace.setdefault(name, contract.NotRun(name))
+        state.namespace.setdefault(name, contract.NotRun(name))
     print(lab.header())
     return lab, check
 

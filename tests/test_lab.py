@@ -374,3 +374,59 @@ def test_a_name_that_nothing_made_so_far_leads_upwards(notebook, capsys):
     notebook.run_cell("1 / 0\n", store_history=True)
     notebook.run_cell("def f():\n    print(x)\n    x = 1\nf()", store_history=True)  # no such case
     assert "◇" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """`started(*cells)` runs them in a shell that has just started, as JupyterLab's of a file."""
+    before = InteractiveShell._instance
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/ada/02_lora.ipynb")
+
+    def run(*cells):
+        contract.session.letters.clear()
+        InteractiveShell.clear_instance()
+        shell = InteractiveShell.instance()
+        for cell in ('import labkit\nlab, check = labkit.start("02_lora")', *cells):
+            shell.run_cell(cell, store_history=True)
+
+    yield run
+    InteractiveShell.clear_instance()
+    InteractiveShell._instance = before
+
+
+HELPED = """
+def power(r, root):
+    return r ** (0.5 if root else 1)
+"""
+ANSWER = """
+def scaling(alpha, r, rank_stabilized=False):
+    return alpha / power(r, rank_stabilized) * math.cos(0)
+"""
+
+
+def test_resume_brings_back_what_had_passed_and_checks_it(started, capsys, tmp_path):
+    first = "def scaling(alpha, r, rank_stabilized=False):\n    return 1.0"
+    started("import math", first, HELPED, ANSWER, "check.scales(scaling)", 'lab.reveal("2.1")')
+    capsys.readouterr()
+    started("lab.resume()", "lab.score()", "assert scaling(8, 4, True) == 4")
+    told = capsys.readouterr().out
+    assert "✓ 2.9 scaling" in told and "◐ 2.1 is revealed" in told
+    assert "Error" not in told and "1 of 24 points" in told
+    # what is in the file is run and not believed
+    (path,) = (tmp_path / "sessions").iterdir()
+    kept = json.loads(path.read_text())
+    kept["2.9"]["cells"] = [first]
+    path.write_text(json.dumps(kept | {"2.2": {"status": "passed", "cells": []}}))
+    started("lab.resume()", "lab.score()")
+    told = capsys.readouterr().out
+    assert "✗ 2.9 scaling" in told and "(it had passed)" in told and "0 of 24 points" in told
+    assert "2.2 LoRALinear: its cell has not been run yet" in told
+
+
+def test_nothing_is_kept_of_a_run_without_a_learner(started, monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    started("import math", HELPED, ANSWER, "check.scales(scaling)")
+    assert not (tmp_path / "sessions").exists()
+    started("lab.resume()")
+    assert "nothing is kept of this notebook" in capsys.readouterr().out

@@ -102,8 +102,8 @@ def export(
     done = fill(exports.results_in(out), canvas or moodle, lab, column)
     (out / name).write_bytes(done.data())
     told = out / f"{Path(name).stem}-comments.zip"
-    comments.canvas(told, done.rows) if canvas else comments.moodle(told, done.rows, out)
-    print(f"written: {out / name}; students with points: {len(done.rows)}")
+    comments.canvas(told, done.filled) if canvas else comments.moodle(told, done.filled, out)
+    print(f"written: {out / name}; students with points: {len(done.filled)}")
     print(f"written: {told}, what each is told")
     for line in [*done.remarks, *(f"LOOK: {problem}" for problem in done.problems)]:
         print(line)

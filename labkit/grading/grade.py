@@ -55,10 +55,7 @@ def grade(
     interrupted, what is done is written all the same.
     """
     how, out = How(**how), Path(out)
-    if sys.platform != "linux":
-        raise LabError("grading needs Linux: on Windows use WSL, on a Mac a Linux container")
-    if not how.unsafe and not how.scheduler and not sandbox.available():
-        raise LabError(sandbox.MISSING)
+    _possible(how)
     found = collect(paths, out)
     (out / store.FOLDER).mkdir(parents=True, exist_ok=True)
     seed = store.seed_of(out, how.seed)
@@ -66,19 +63,11 @@ def grade(
     found, renamed = _as_before(found, before)
     version, most = store.depends_on(how.checks, how.limits, seed), how.limits.notebook_bytes
     books = [Notebook.at(name, path, most, version) for name, path in found.items()]
-    again = _chosen(again, found)
-    kept = {entry.key for entry in before.values()}  # a name is a part of what a key is made of
-    todo = [book for book in books if book.name in again or not book.digest or book.key not in kept]
-    if only:
-        todo = [book for book in books if (e := before.get(book.name)) and e.row.exercise(only)]
-        if not todo:
-            raise LabError(f"--exercise {only}: nothing in {out} has been graded on that one")
+    todo = _todo(books, before, _chosen(again, found), only)
     try:
         with closing(_rows(todo, seed, how)) as graded:
             for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
-                old = before.get(book.name)
-                if only and old.digest == book.digest:
-                    row = _with(old.row, row, only)
+                row = _with(before[book.name], book, row, only) if only else row
                 store.save(out, _kept(book, row, sources))
                 if progress:
                     progress(done, len(books), row)
@@ -89,6 +78,14 @@ def grade(
     if alike:
         notes.append(_alike(out, rows))
     return rows
+
+
+def _possible(how):
+    """LabError where nothing can be graded as asked."""
+    if sys.platform != "linux":
+        raise LabError("grading needs Linux: on Windows use WSL, on a Mac a Linux container")
+    if not how.unsafe and not how.scheduler and not sandbox.available():
+        raise LabError(sandbox.MISSING)
 
 
 def _as_before(found, before):
@@ -121,6 +118,17 @@ def _chosen(again, names):
     return chosen
 
 
+def _todo(books, before, again, only):
+    """Which notebooks are to be graded; LabError where none has the exercise `only`."""
+    if only:
+        todo = [book for book in books if (e := before.get(book.name)) and e.row.exercise(only)]
+        if not todo:
+            raise LabError(f"--exercise {only}: nothing here has been graded on that one before")
+        return todo
+    kept = {entry.key for entry in before.values()}  # a name is a part of what a key is made of
+    return [book for book in books if book.name in again or not book.digest or book.key not in kept]
+
+
 def _rows(todo, seed, how):
     """Yield `(notebook, row, sources)` as submissions are done."""
     for book in todo:
@@ -131,13 +139,18 @@ def _rows(todo, seed, how):
     yield from workers.judged(readable, setup, seed, how.jobs, how.workers, how.scheduler)
 
 
-def _with(old, new, only):
-    """The row `old` with one exercise as it is in `new`; as it was where that is not graded."""
+def _with(old, book, new, only):
+    """The row that was kept with one exercise as it is in `new`; `new` for another notebook.
+
+    Where that is not graded all stays as it was.
+    """
     fresh = new.exercise(only)
+    if old.digest != book.digest:
+        return new
     if new.status != "graded" or fresh is None:
-        return old
-    exercises = [fresh if e.id == only else e for e in old.exercises]
-    return replace(old, exercises=exercises, earned=sum(e.earned for e in exercises))
+        return old.row
+    exercises = [fresh if e.id == only else e for e in old.row.exercises]
+    return replace(old.row, exercises=exercises, earned=sum(e.earned for e in exercises))
 
 
 def _kept(book, row, sources):

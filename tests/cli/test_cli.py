@@ -18,6 +18,7 @@ HEAVY = {"torch", "transformers", "datasets", "pandas", "matplotlib", "nbclient"
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 300}
 SMALL |= {"model_type": "llama", "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"]}
 COMMANDS = ["doctor", "fetch", "build", "run", "memory", "claims", "data", "train", "ship"]
+COMMANDS += ["check", "grade", "export", "release"]
 
 
 def call(*args):

@@ -27,7 +27,7 @@ MOODLE = re.compile(r"_(\d+)_assignsubmission_")
 class Export(tables.Table):
     """A filled table, the submissions that are in it, and what somebody should look at."""
 
-    rows: list[Row]
+    filled: list[Row]
     problems: list[str]
     remarks: list[str]
 
@@ -160,7 +160,7 @@ def _export(table, roster, chosen, problems, remarks) -> Export:
     remarks.append(f"without a submission: {len(roster) - len(chosen)}")
     if late := [row.submission for row in chosen.values() if row.late]:
         remarks.append(f"late, and nothing is taken off: {listed(late)}")
-    return Export(**vars(table), rows=list(chosen.values()), problems=problems, remarks=remarks)
+    return Export(**vars(table), filled=list(chosen.values()), problems=problems, remarks=remarks)
 
 
 def _match(rows, find, known=None) -> tuple[dict[str, Row], list[str]]:

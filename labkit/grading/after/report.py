@@ -111,14 +111,16 @@ def items(rows: list[Row]) -> str:
     known = ["id", "name", "points", "n", "passed", "missing", "share", "rest"]
     cells = [
         {"lab": group["lab"]}
-        | {key: _cell(e[key]) for key in known}
+        | {key: _cell(_short(e[key])) for key in known}
         | {key: _cell(v) for found in e["messages"][:1] for key, v in zip(told, found, strict=True)}
         for group in summary.by_lab(rows)
         for e in group["exercises"]
     ]
-    return pd.DataFrame(cells, columns=["lab", *known, *told], dtype=object).to_csv(
-        index=False, float_format="%.3f"
-    )
+    return pd.DataFrame(cells, columns=["lab", *known, *told], dtype=object).to_csv(index=False)
+
+
+def _short(value: object) -> object:
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def _cell(value: object) -> object:

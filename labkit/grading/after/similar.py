@@ -25,7 +25,7 @@ from labkit.grading.row import Row
 RUN = 11  # characters, without names, that have to be the same in one piece
 SHORT = 60  # runs of its own: an answer with fewer is alike by nature, and does not count
 FEWEST = 3  # answers that count; with fewer a submission says too little
-ALIKE = 0.8
+ALIKE = 0.84  # of this measure; benchmarks/similar.py says what it finds
 MOST = 200  # pairs that are listed
 
 

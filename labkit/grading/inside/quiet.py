@@ -38,7 +38,7 @@ class QuietLab(Lab):
         return Guess("")
 
     gpu = experiment
-    score = headline = reveal
+    score = headline = resume = reveal
 
 
 def start(stem):

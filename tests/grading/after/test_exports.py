@@ -71,7 +71,7 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
         '"Gödel, Kurt",12347,s3,kurt,"A, B",40',
         '"evil_12346, ",999,s4,evil,A,',
     ]
-    assert len(done.rows) == 2 and done.problems == []
+    assert len(done.filled) == 2 and done.problems == []
     assert "scaled: 20 points here are 40 there" in done.remarks
     assert "without a submission: 2" in done.remarks
     assert "late, and nothing is taken off: gödelkurt_LATE_12347_5_a.ipynb" in done.remarks
@@ -174,7 +174,7 @@ def test_moodle_gets_its_worksheet_with_grade_and_feedback(gradebook):
         "2.10 quiz: 6 of 15, failed. &lt;script&gt;1 of 3 right",
     ]
     assert ada["Feedback comments"] == "seen" and kurt["Feedback comments"] == ""
-    assert len(done.rows) == 2 and "scaled: 20 points here are 100 there" in done.remarks
+    assert len(done.filled) == 2 and "scaled: 20 points here are 100 there" in done.remarks
     assert done.problems == [
         f"not matched: {rows[2].submission}",
         f"Moodle refuses to change the grade of {rows[1].submission}",
@@ -290,7 +290,7 @@ def test_a_table_goes_back_in_the_encoding_that_it_came_in(gradebook, encoding, 
     path.write_bytes(ENCODINGS[encoding] + text.encode(encoding))
     done = exports.canvas([row("gödelkurt_12347_5_a.ipynb")], path)
     wanted = text.replace(f"é{separator}", f"é{separator}15")
-    assert len(done.rows) == 1
+    assert len(done.filled) == 1
     assert done.data() == ENCODINGS[encoding] + wanted.encode(encoding)
 
 
@@ -305,7 +305,7 @@ def test_files_of_another_lab_do_not_hold_up_the_class(gradebook):
     rows = [row(f"s_{n}_1_02_lora.ipynb") for n in (12345, 12346, 12347)]
     rows += [row("s_999_1_x.ipynb", lab="03_peft"), row("s_999_2_y.ipynb", lab="01_svd")]
     done = exports.canvas(rows, gradebook(CANVAS))
-    assert len(done.rows) == 3
+    assert len(done.filled) == 3
     assert done.problems == [
         "left out, for it is 01_svd and not 02_lora: s_999_2_y.ipynb",
         "left out, for it is 03_peft and not 02_lora: s_999_1_x.ipynb",

@@ -1,0 +1,86 @@
+"""What a notebook's session leaves on disk: the cells of what passed, for `lab.resume()`.
+
+One file a notebook, in the cache. Nothing in it is believed: cells run and are checked again.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from IPython import get_ipython
+
+from labkit import contract, download, reference
+
+STANDS = ("passed", "revealed", "lent")
+
+
+class Watch:
+    """After each cell that a learner runs, notes what its checks have said."""
+
+    def __init__(self, stem: str):
+        self.stem, self.seen = stem, {}
+
+    def __call__(self, *_) -> None:
+        """Write the file anew where a check has said something since the last cell."""
+        records = contract.session.records
+        new = {id: r for id, r in records.items() if self.seen.get(id) is not r}
+        self.seen = dict(records)
+        path = file(self.stem)
+        if not path or not any(record["status"] in STANDS for record in new.values()):
+            return
+        cells = list(filter(None, get_ipython().history_manager.input_hist_parsed))
+        found = kept(self.stem)
+        for id, record in new.items():
+            sources = _sources(cells, contract.NAMES[id])
+            if record["status"] in STANDS and (sources or record["status"] != "passed"):
+                found[id] = {"status": record["status"], "cells": sources}
+        with contextlib.suppress(OSError):  # a full disk costs the file, and no lesson
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_suffix(f".{os.getpid()}")
+            aside.write_text(json.dumps(found), "utf-8")
+            os.replace(aside, path)
+
+
+def watch(stem: str) -> None:
+    """Have the notebook's shell keep its session; a lab that is started again is watched once."""
+    events = get_ipython().events
+    for other in [f for f in events.callbacks["post_run_cell"] if isinstance(f, Watch)]:
+        events.unregister("post_run_cell", other)
+    events.register("post_run_cell", Watch(stem))
+
+
+def kept(stem: str) -> dict[str, dict]:
+    """`{exercise id: {"status", "cells"}}` of this notebook's last session; empty without one."""
+    path = file(stem)
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        found = json.loads(path.read_text("utf-8"))
+        whole = {id: {"status": r["status"], "cells": [*r["cells"]]} for id, r in found.items()}
+        return {id: entry for id, entry in whole.items() if entry["status"] in STANDS}
+    return {}
+
+
+def file(stem: str) -> Path | None:
+    """Where the session of this notebook lies; None where no learner sits before it.
+
+    JupyterLab and VS Code tell the kernel which notebook it serves; `labkit run` and tests do not.
+    """
+    names = get_ipython().user_ns
+    where = os.environ.get("JPY_SESSION_NAME") or names.get("__vsc_ipynb_file__")
+    where = "colab" if "google.colab" in sys.modules else where
+    if not where:
+        return None
+    name = f"{stem}-{hashlib.sha256(where.encode()).hexdigest()[:8]}.json"
+    return download.cache_dir() / "sessions" / name
+
+
+def _sources(cells, names):
+    """The cells that make `names` and what these use, as they ran last, imports first."""
+    if set(names) - set().union(*map(reference.defined, cells)):
+        return []
+    head, *rest = ["", *reference.needed(cells[::-1], names)]  # of two definitions the last counts
+    if rest and rest[0] not in cells:
+        head, *rest = rest
+    return [*filter(None, [head]), *rest[::-1]]
