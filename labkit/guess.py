@@ -44,7 +44,7 @@ class Guess:
         if inside:
             line = ax.axhline if axis == "y" else ax.axvline
             line(self.value, color=INK, lw=1.2, ls=(0, (4, 3)))
-            ends = (min(low, value - room / 20), max(high, value + room / 20))
+            ends = (min(low, value - room / 20), max(high, value + room / 12))
             put(*(10**end if log else end for end in ends))
         text = f"your guess: {told(self.value)}" + ("" if inside else ", off the picture")
         style = {"color": INK, "fontsize": 9, "clip_on": True}

@@ -739,14 +739,16 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     compared["at an edge"] = (compared["rate"] == edges[0]) | (compared["rate"] == edges[1])
     display(compared.round(3))
     losses = at_best.groupby("method")["loss"].apply(list)
-    groups = {name: losses[name] for name in compared["method"]}
-    title = tables.verdict(compared, "lora")
+    fair = compared[~compared["at an edge"] | (compared["method"] == "lora")]
+    groups = {name: losses[name] for name in fair["method"]}
+    title = tables.verdict(fair, "lora")
     display(studies.dots(groups, title, "loss on unseen commands; a dot a seed", "{:.3f}"))
 
 # %% [markdown]
 # Read a row as three questions. Is its best rate inside the rates that were tried, or at an edge,
-# beyond which a better one may lie? Is its difference from plain LoRA larger than chance? And is it
-# larger than what a seed is worth, the spread of the dots in one row?
+# beyond which a better one may lie? (The picture leaves those at an edge out, LoRA excepted: a
+# method that was tried at one rate alone is not compared.) Is its difference from plain LoRA larger
+# than chance? And is it larger than what a seed is worth, the spread of the dots in one row?
 #
 # How many errors are more than chance? Two, you may have learned, and that is right for many runs.
 # Of three seeds the error itself is known badly. Chance alone exceeds twice such an error in one

@@ -698,8 +698,8 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # it. *Dequantised, then NF4* is the dead zone, and it opens: of the update arrive 2% after 8 steps,
 # 3% after 25, then 12%, 32% and 62% (means of three seeds). *Original, then NF4* has no dead zone,
 # and stays near all along. `Q4_0` is another grid, on which neither base lies: a new rounding error
-# comes on top, and both sums pay for it. `Q8_0` (in the file, not drawn) is so fine that it changes
-# neither.
+# comes on top, and both sums pay for it (one seed, from 25 steps on). `Q8_0` (in the file, not
+# drawn) is so fine that it changes neither.
 #
 # Right, how good. Zero is the trained model's own loss; the ± of the title is the standard error
 # over the three seeds. Many guides expect the original below zero, since it is the better base:

@@ -5,6 +5,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from labkit.plots.style import INK, PALETTE, figure, smooth
 
+OVER_GUESS = {"frameon": True, "edgecolor": "none"}  # of a legend that a guess may cross
+
 
 def spoiled(clean, spoilt, outlier):
     """Histograms of the same numbers after 4-bit rounding, without and with one outlier."""
@@ -75,7 +77,7 @@ def code_use(shares, misses, guess):
     ax.set_xticks(places)
     top = max(share.max().item() for share in shares.values())
     ax.set(xlabel="code", ylabel="% of the numbers", ylim=(0, 1.3 * top))
-    ax.legend(loc="upper left", ncols=2)
+    ax.legend(loc="upper left", ncols=2, **OVER_GUESS)
     first = next(iter(shares))
     low, high = shares[first].min().item(), shares[first].max().item()
     ax.set_title(f"{first}'s codes serve {low:.1f}% to {high:.1f}% of normal numbers each")
@@ -158,7 +160,7 @@ def crossed(start, end, guess):
     ax.set_xticks(places, [f"trained beside {name}" for name in trained])
     ax.set(ylabel="held-out loss, nats a token", ylim=(0, 1.45 * max(end.values())))
     ax.set_xlim(-0.6, len(trained) - 0.4)
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper left", **OVER_GUESS)
     moved = [f"{end[n, 'NF4'] - end[n, 'plain']:+.3f} trained beside {n}" for n in trained]
     ax.set_title(f"What it costs an adapter to be asked beside NF4:\n{', '.join(moved)}")
     guess.draw(ax)

@@ -150,7 +150,7 @@ def ladder(table, title, guess):
         others = places.drop(name)
         near = others[(others["numbers"] / max(numbers, 1) - 1).abs() < 0.3]["accuracy"]
         under = ((near - mean).between(0, 6)).any()
-        right = others[(others["numbers"] / max(numbers, 1)).between(1.3, 20)]["accuracy"]
+        right = others[(others["numbers"] / max(numbers, 1)).between(1.3, 5)]["accuracy"]
         left = ((right - mean).abs() < 6).any()  # there the name would run over another's bar
         place = {
             "xytext": (-4 if left else 4, -9 if under else 3),

@@ -99,10 +99,11 @@ def crossover(frame, guess):
     for way, (colour, line, marker) in WAYS.items():
         rows = frame[frame["way"] == way]
         means = rows.groupby("steps")[["to_error", "kl", "worse"]].mean()
+        label = way + _fewer_seeds(rows, frame)
         for ax, column in ((left, "kl"), (right, "worse")):
             style = {"color": colour, "marker": marker}
             ax.plot(rows["to_error"], rows[column], ls="", ms=3, alpha=0.4, **style)
-            ax.plot(means["to_error"], means[column], ls=line, ms=5, label=way, **style)
+            ax.plot(means["to_error"], means[column], ls=line, ms=5, label=label, **style)
     ratios = frame.groupby("steps")["to_error"].mean()
     for ax in (left, right):
         ax.set(xscale="log", xlabel="|dW| / |rounding error of NF4|, after so many steps")
@@ -115,6 +116,12 @@ def crossover(frame, guess):
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     guess.draw(right)
     return headed(fig, _verdict(frame))
+
+
+def _fewer_seeds(rows, frame):
+    """How many seeds `rows` have at some length, in words, where it is fewer than elsewhere."""
+    fewest, most = (part.groupby("steps")["seed"].nunique().min() for part in (rows, frame))
+    return f" ({fewest} seed{'s' if fewest > 1 else ''})" if fewest < most else ""
 
 
 def _verdict(frame):
