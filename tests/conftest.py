@@ -143,7 +143,7 @@ def judged_by_axe(browser):
     from axe_playwright_python.base import AXE_FILE_PATH
 
     def faults(folder, names):
-        found, page = [], browser.new_page(reduced_motion="reduce")
+        found, page = [], browser.new_page(reduced_motion="reduce", bypass_csp=True)
         page.set_default_timeout(120_000)
         page.on("request", lambda r: r.url.startswith("http") and found.append(f"fetches {r.url}"))
         for name in names:
