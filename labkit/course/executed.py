@@ -67,7 +67,7 @@ def anchor(stem: str, title: str) -> str:
 
 
 def anchor_of(place: str, stem: str, book: nbformat.NotebookNode) -> str:
-    """The anchor of the heading or experiment of a lab that is `place`, or begins with it, or ""."""
+    """The anchor of the heading or experiment of a lab that is `place` or begins so, or ""."""
     titles = [experiment(cell) for cell in book.cells]
     for cell in book.cells:
         titles += HEADING.findall(cell.source) if cell.cell_type == "markdown" else []
@@ -107,5 +107,6 @@ def _is_noise(output: dict) -> bool:
 def _picture(name: str, told: dict, title: str) -> str:
     """The `<img>` of a figure; its words are those of its metadata, else its experiment's title."""
     sizes = "".join(f' {key}="{int(told[key])}"' for key in ("width", "height") if key in told)
+    sizes += f' style="--width: {int(told["width"])}px"' if "width" in told else ""
     alt = escape(told.get("alt") or title)
     return f'<img src="pictures/{name}" alt="{alt}"{sizes} loading="lazy">'
