@@ -24,6 +24,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# the theme looks for what scrolls 300 ms after the frame in which a window changed its size
+SETTLED = """() => new Promise(done => requestAnimationFrame(
+  () => requestAnimationFrame(() => setTimeout(done, 400))))"""
 AXE = """async () => (await axe.run({preload: false, resultTypes: ["violations"]})).violations
   .filter(found => ["serious", "critical"].includes(found.impact))
   .map(({id, nodes}) => `${id}: ${nodes.length} times, ${nodes[0].html.slice(0, 200)} ` +
@@ -152,7 +155,7 @@ def judged_by_axe(browser):
             for width, theme in ((1440, "light"), (390, "dark")):
                 page.set_viewport_size({"width": width, "height": 900})
                 page.emulate_media(color_scheme=theme)
-                page.wait_for_timeout(500)  # the theme looks again for what scrolls, after 300 ms
+                page.evaluate(SETTLED)
                 found += [f"{name} {width} {theme}: {fault}" for fault in page.evaluate(AXE)]
         page.close()
         return found

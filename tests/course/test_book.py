@@ -195,7 +195,7 @@ def test_on_a_phone_a_picture_keeps_its_letters_and_answers_wrap(built, browser)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     image = page.locator("a.picture img").first
     shown, natural = image.bounding_box()["width"], int(image.get_attribute("width"))
-    assert shown == pytest.approx(0.75 * natural, abs=1) and shown > 600
+    assert shown == pytest.approx(0.75 * natural, abs=1) and shown > 500
     inside = "cell => cell.scrollWidth <= cell.clientWidth + 1"
     cells = page.locator("td", has_text=JSON[:20])
     assert cells.count() == 3 and all(cell.evaluate(inside) for cell in cells.all())
