@@ -9,7 +9,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 
 .PHONY: setup run lab test attacks honest test-gpu
 
-run: $(READY)  ## execute the solved labs; a site with pictures in build/ (or OUT=folder)
+run: $(READY)  ## execute the solved labs; a book with pictures in build/ (or OUT=folder)
 	@$(BIN)/labkit run --out $(OUT)
 
 setup: $(READY)  ## .venv with all that is needed; the other targets do it, too

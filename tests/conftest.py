@@ -25,6 +25,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# the theme looks for what scrolls 300 ms after the frame in which a window changed its size
+SETTLED = """() => new Promise(done => requestAnimationFrame(
+  () => requestAnimationFrame(() => setTimeout(done, 400))))"""
 AXE = """async () => (await axe.run({preload: false, resultTypes: ["violations"]})).violations
   .filter(found => ["serious", "critical"].includes(found.impact))
   .map(({id, nodes}) => `${id}: ${nodes.length} times, ${nodes[0].html.slice(0, 200)} ` +
@@ -157,7 +160,7 @@ def judged_by_axe(browser):
     from axe_playwright_python.base import AXE_FILE_PATH
 
     def faults(folder, names):
-        found, page = [], browser.new_page(reduced_motion="reduce")
+        found, page = [], browser.new_page(reduced_motion="reduce", bypass_csp=True)
         page.set_default_timeout(120_000)
         page.on("request", lambda r: r.url.startswith("http") and found.append(f"fetches {r.url}"))
         for name in names:
@@ -166,7 +169,7 @@ def judged_by_axe(browser):
             for width, theme in ((1440, "light"), (390, "dark")):
                 page.set_viewport_size({"width": width, "height": 900})
                 page.emulate_media(color_scheme=theme)
-                page.wait_for_timeout(500)  # the theme looks again for what scrolls, after 300 ms
+                page.evaluate(SETTLED)
                 found += [f"{name} {width} {theme}: {fault}" for fault in page.evaluate(AXE)]
         page.close()
         return found

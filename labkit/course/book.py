@@ -69,7 +69,9 @@ def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], result
             nbformat.write(page, source / f"{stem}.ipynb")
         for name, text in _texts(root, pages, rows).items():
             (source / f"{name}.md").write_text(text, "utf-8")
-        return _sphinx(source, out, Path(scratch) / "doctrees", root)
+        warnings = _sphinx(source, Path(scratch) / "html", root)
+        shutil.copytree(Path(scratch) / "html", out, dirs_exist_ok=True)
+    return warnings
 
 
 def _texts(root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict]) -> dict[str, str]:
@@ -108,7 +110,7 @@ def _places(claim: claims.Claim, pages: dict) -> list[tuple]:
     return [(s, p, executed.anchor_of(p, s, pages[s])) for s, p in claim.where if s in pages]
 
 
-def _sphinx(source: Path, out: Path, doctrees: Path, root: Path) -> str:
+def _sphinx(source: Path, out: Path, root: Path) -> str:
     """Run Sphinx from source to out; its warnings."""
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
@@ -124,8 +126,10 @@ def _sphinx(source: Path, out: Path, doctrees: Path, root: Path) -> str:
     }
     warnings = io.StringIO()
     with patch_docutils(), docutils_namespace():
-        made = (str(source), None, str(out), str(doctrees), "html")
-        Sphinx(*made, conf, status=None, warning=warnings, freshenv=True).build(force_all=True)
+        folders = (str(source), None, str(out), str(out.parent / "doctrees"))
+        Sphinx(*folders, "html", conf, status=None, warning=warnings, freshenv=True).build(
+            force_all=True
+        )
     return re.sub(r"\x1b\[[\d;]*m", "", warnings.getvalue())
 
 

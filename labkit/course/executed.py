@@ -9,8 +9,6 @@ from pathlib import Path
 import nbformat
 from docutils.nodes import make_id
 
-from labkit.errors import LabError
-
 SET_UP = "# @title Set-up"  # the cell for Colab, which tells a reader nothing
 BADGE = re.compile(r"^\[!\[Open in Colab\].*\n*", re.MULTILINE)
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -69,17 +67,12 @@ def anchor(stem: str, title: str) -> str:
 
 
 def anchor_of(place: str, stem: str, book: nbformat.NotebookNode) -> str:
-    """The anchor of the heading or experiment of a lab that is `place`, or begins with it.
-
-    LabError when there is none.
-    """
+    """The anchor of the heading or experiment of a lab that is `place` or begins so, or ""."""
     titles = [experiment(cell) for cell in book.cells]
     for cell in book.cells:
         titles += HEADING.findall(cell.source) if cell.cell_type == "markdown" else []
     found = [t for t in titles if t == place] + [t for t in titles if t.startswith(f"{place} ")]
-    if not found:
-        raise LabError(f"{stem} has no heading and no experiment called {place!r}")
-    return anchor(stem, found[0])
+    return anchor(stem, found[0]) if found else ""
 
 
 def _lay_out(book: nbformat.NotebookNode, stem: str, pictures: Path) -> str:
@@ -114,5 +107,6 @@ def _is_noise(output: dict) -> bool:
 def _picture(name: str, told: dict, title: str) -> str:
     """The `<img>` of a figure; its words are those of its metadata, else its experiment's title."""
     sizes = "".join(f' {key}="{int(told[key])}"' for key in ("width", "height") if key in told)
+    sizes += f' style="--width: {int(told["width"])}px"' if "width" in told else ""
     alt = escape(told.get("alt") or title)
     return f'<img src="pictures/{name}" alt="{alt}"{sizes} loading="lazy">'

@@ -1,5 +1,11 @@
-// Sort a table by the column whose heading was clicked; again: the other way round.
+// Sort a table by the column whose heading was clicked, or chosen by keyboard; again: reversed.
 document.querySelectorAll("table.sortable th").forEach((th) => {
+  th.tabIndex = 0;
+  th.addEventListener("keydown", (event) => {
+    if (!["Enter", " "].includes(event.key)) return;
+    event.preventDefault();
+    th.click();
+  });
   th.addEventListener("click", () => {
     const body = th.closest("table").tBodies[0];
     const i = th.cellIndex;

@@ -233,6 +233,23 @@ NAMES = [
 ]
 
 
+def test_axe_finds_nothing_serious_and_a_keyboard_sorts(tmp_path, judged_by_axe, browser):
+    results, sources = graded_class(8)
+    results[3] |= {"status": "crashed", "reason": "it is gone", "exercises": []}
+    written(tmp_path, results, sources)
+    pages = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.html"))
+    assert judged_by_axe(tmp_path, [pages[-1], *pages[:3]]) == []
+    page = browser.new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    points = page.locator(".who tbody td:nth-child(2)")
+    page.locator(".who th", has_text="Points").press("Enter")
+    shown = [float(text) for text in points.all_inner_texts()]
+    assert shown == sorted(shown) and len(set(shown)) > 2
+    page.locator(".who th", has_text="Points").press(" ")
+    assert [float(text) for text in points.all_inner_texts()] == shown[::-1]
+    page.close()
+
+
 def test_pages_land_inside_and_apart_whatever_the_names(tmp_path):
     results = [{**graded_class(1)[0][0], "submission": name} for name in [*NAMES, NAMES[2]]]
     out = tmp_path / "deep" / "out"
