@@ -120,10 +120,25 @@ def _guesses(rewards, eps):
         "the deviation is kept at eps or more: eps is added to it": "most",
         "eps is taken away": "less",
         "eps is squared under a root": "square",
-        "eps is added to the result": "after",
     }
     made = functools.partial(_made, rows, n, eps)
-    return combined(made, axes, centres, spreads, epsilons)
+    most = 1 if n == 2 else 2  # two samples differ by little
+    known = {text: torch.nan_to_num(guess).float() for text, guess in _slips(rows, eps).items()}
+    return known | combined(made, axes, centres, spreads, epsilons, most=most)
+
+
+def _slips(rows, eps):
+    """Slips of the pen, and the sign alone."""
+    mean, std = rows.mean(1, keepdim=True), rows.std(1, keepdim=True)
+    return {
+        "brackets are missing: (rewards - mean) / (deviation + eps)": rows - mean / (std + eps),
+        "brackets are missing: eps is added to the deviation, not to the result": (
+            (rows - mean) / std + eps
+        ),
+        "the sign alone is left: a reward twice as far from the mean counts twice": (
+            (rows - mean).sign()
+        ),
+    }
 
 
 def _made(rows, n, eps, axis, centre, spread, epsilon):
@@ -164,11 +179,8 @@ def _made(rows, n, eps, axis, centre, spread, epsilon):
         "most": lambda: scale.clamp(min=eps),
         "less": lambda: scale - eps,
         "square": lambda: (scale.square() + eps**2).sqrt(),
-        "after": lambda: scale,
     }[epsilon]()
-    made = gap / below
-    made = made + eps if epsilon == "after" else made
-    return torch.nan_to_num(made).float()
+    return torch.nan_to_num(gap / below).float()
 
 
 def _small(group_advantages):
@@ -179,5 +191,5 @@ def _small(group_advantages):
     ):
         rewards = torch.tensor([row])
         answer = functools.partial(observe, group_advantages, rewards)
-        wanted = [(x - np.mean(row)) / np.std(row, ddof=1) for x in row]
+        wanted = [float((x - np.mean(row)) / np.std(row, ddof=1)) for x in row]
         yield f"group_advantages([{row}])", answer, wanted, told
