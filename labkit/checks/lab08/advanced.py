@@ -17,6 +17,28 @@ ERRORS = {
     "positional argument": "the parameters are rewards and eps=1e-4",
 }
 
+SPREADS = {
+    "": "std",
+    "the deviation is divided by n, wanted n - 1 (torch's default)": "ddof",
+    "it is not divided by the deviation": "one",
+    "divided by the variance, wanted its root": "variance",
+    "divided by the deviation of all rewards: each prompt has its own": "all",
+    "divided by the range of the rewards": "range",
+    "divided by the mean of the rewards": "mean",
+    "divided by the largest size": "largest",
+    "divided by the mean size of the differences": "mad",
+    "divided by the norm of the differences": "norm",
+}
+EPSILONS = {
+    "": "added",
+    "eps is not added": "none",
+    "eps is hard-coded: the parameter is not used": "fixed",
+    "eps stands under the root: it is added to the deviation": "inside",
+    "the deviation is kept at eps or more: eps is added to it": "most",
+    "eps is taken away": "less",
+    "eps is squared under a root": "square",
+}
+
 
 def groups(rng, prompts, samples):
     """Rewards between 0 and 1, whose rows have means and spreads of their own."""
@@ -100,31 +122,10 @@ def _guesses(rewards, eps):
         "the mean of all rewards is taken away: each prompt has its own": "all",
         "the sign is turned round": "minus",
     }
-    spreads = {
-        "": "std",
-        "the deviation is divided by n, wanted n - 1 (torch's default)": "ddof",
-        "it is not divided by the deviation": "one",
-        "divided by the variance, wanted its root": "variance",
-        "divided by the deviation of all rewards: each prompt has its own": "all",
-        "divided by the range of the rewards": "range",
-        "divided by the mean of the rewards": "mean",
-        "divided by the largest size": "largest",
-        "divided by the mean size of the differences": "mad",
-        "divided by the norm of the differences": "norm",
-    }
-    epsilons = {
-        "": "added",
-        "eps is not added": "none",
-        "eps is hard-coded: the parameter is not used": "fixed",
-        "eps stands under the root: it is added to the deviation": "inside",
-        "the deviation is kept at eps or more: eps is added to it": "most",
-        "eps is taken away": "less",
-        "eps is squared under a root": "square",
-    }
     made = functools.partial(_made, rows, n, eps)
     most = 1 if n == 2 else 2  # two samples differ by little
     known = {text: torch.nan_to_num(guess).float() for text, guess in _slips(rows, eps).items()}
-    return known | combined(made, axes, centres, spreads, epsilons, most=most)
+    return known | combined(made, axes, centres, SPREADS, EPSILONS, most=most)
 
 
 def _slips(rows, eps):
