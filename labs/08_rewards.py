@@ -164,8 +164,8 @@ check.dpo(dpo_loss)
 
 # %% [markdown]
 # Look at what the loss does *not* ask for. Only the difference of the two answers counts. The
-# chosen one may become less likely, as long as the rejected one loses more. That happens in real
-# runs, and you will see it below.
+# chosen one may become less likely, as long as the rejected one loses more. Look below for whether
+# it did.
 #
 # ## The reference is already there
 #
@@ -342,8 +342,10 @@ if lab.experiment("Pairs swapped, and a reference that moves", 60, needs=["8.1",
 # ## The same with TRL
 #
 # `DPOTrainer` takes the same pairs and the same settings. Like your loop, it makes no second model
-# where it is given a `peft_config`: it switches the adapter off. `rewards/margins` is $\beta$ times
-# the difference of the two gains.
+# where it is given a `peft_config`: it switches the adapter off. (Give it a model that *has* an
+# adapter, and it keeps a copy of this adapter as the reference: training goes on from there, and
+# the bare base is not where it started.) `rewards/margins` is $\beta$ times the difference of the
+# two gains.
 
 
 # %%
@@ -481,8 +483,9 @@ check.clipped(grpo_loss)
 
 # %% [markdown]
 # In the first step after sampling `logp` and `old_logp` are the same numbers, each ratio is 1, and
-# the loss is minus the mean advantage: about zero. People see that and report a run that does not
-# learn. Its gradient is not zero. Watch the reward in such a run, and not the loss.
+# the loss is minus the advantage of a mean token: near zero, and it would be zero if all answers
+# were as long as each other. People see that and report a run that does not learn. Its gradient is
+# not zero. Watch the reward in such a run, and not the loss.
 #
 # ## What is an answer worth?
 #
