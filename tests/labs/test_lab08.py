@@ -149,6 +149,7 @@ WRONG_LOGPROBS = [
     ),
     (logprob(total=lambda x, m: torch.where(m, x.exp(), 1.0).prod(1)), "that is the probability"),
     (lambda x, y: (x[:, :-1].log_softmax(-1).amax(-1) * (y[:, 1:] >= 0)).sum(1), "the likeliest"),
+    (logprob(logp=lambda x: (x / 4).log_softmax(-1)), "log 1/4 + log 3/4"),
     (in_place, "changes its input labels"),
     (lambda x, y: None, "is `return` missing?"),
     (lambda x, y: sequence_logprob(x, y).tolist(), "gave a list"),
@@ -613,6 +614,14 @@ WRONG_ADVANTAGES = [
     (lambda x: group_advantages(x), "positional argument"),
     (lambda x, eps=1e-4: x - x.mean(1, keepdim=True) / (std(x) + eps), "brackets are missing"),
     (lambda x, eps=1e-4: (x - x.mean(1, keepdim=True)).sign(), "the sign alone"),
+    (
+        lambda x, eps=1e-4: (
+            (x - x.mean(1)) / (x.std(1) + eps)
+            if x.shape[0] == x.shape[1]
+            else group_advantages(x, eps)
+        ),
+        "means 0.5 and 3.5",
+    ),
     (advantages_in_place, "in place"),
     (lambda x, eps=1e-4: None, "is `return` missing?"),
 ]

@@ -2,7 +2,6 @@
 
 import functools
 
-import numpy as np
 import torch
 
 from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
@@ -185,12 +184,12 @@ def _made(rows, n, eps, axis, centre, spread, epsilon):
 
 
 def _small(group_advantages):
-    """Two samples, then four."""
-    for row, told in (
-        ([0.0, 1.0], "mean 0.5, deviation 0.7071"),
-        ([0, 0, 0, 1.0], "deviation 0.5"),
+    """Two samples, then four, then as many prompts as samples."""
+    for rows, told in (
+        ([[0.0, 1.0]], "mean 0.5, deviation 0.7071"),
+        ([[0.0, 0.0, 0.0, 1.0]], "mean 0.25, deviation 0.5"),
+        ([[0.0, 1.0], [2.0, 5.0]], "means 0.5 and 3.5, deviations 0.7071 and 2.121"),
     ):
-        rewards = torch.tensor([row])
+        rewards = torch.tensor(rows)
         answer = functools.partial(observe, group_advantages, rewards)
-        wanted = [float((x - np.mean(row)) / np.std(row, ddof=1)) for x in row]
-        yield f"group_advantages([{row}])", answer, wanted, told
+        yield f"group_advantages({rows})", answer, z_scores(rewards, 1e-4), told

@@ -168,7 +168,7 @@ def _made(logits, labels, shift, counts, form, way):
 
 
 def _small(sequence_logprob):
-    """Two even chances at each place: an answer of k tokens has k times log 0.5."""
+    """Two even chances at each place: an answer of k tokens has k times log 0.5; then uneven."""
     logits = torch.zeros(1, 4, 2)
     for told, ids in (("a prompt and two tokens", [-100, -100, 1, 0]), ("one token", [-100, 1])):
         labels = torch.tensor([ids])
@@ -176,3 +176,7 @@ def _small(sequence_logprob):
         why = f"{told}, log 0.5 = -0.6931 each"
         answer = functools.partial(observe, sequence_logprob, logits[:, : len(ids)], labels)
         yield call, answer, -0.693147 * sum(i >= 0 for i in ids), why
+    logits[..., 1] = 1.0986123  # log 3
+    call = "sequence_logprob of the logits 0 and log 3 at each place and labels [-100, 0, 1, 1]"
+    answer = functools.partial(observe, sequence_logprob, logits, torch.tensor([[-100, 0, 1, 1]]))
+    yield call, answer, -1.961659, "log 1/4 + log 3/4 + log 3/4"
