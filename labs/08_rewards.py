@@ -698,13 +698,13 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 
 # %% [markdown]
 # Read it with care. A mean of 100 commands has a standard error of about 0.04, a seed adds its own,
-# and the rates were not tuned: one was tried with LoRA and one in full. What the rows bear out is
+# and the rate was not tuned: one was tried. What the rows bear out is
 # that one direction in each matrix is enough to *learn* from rewards at all. Whether it is enough
 # to learn as well as r=16 they cannot say: that takes more seeds. `python benchmarks/rewards.py`
 # adds the runs that are missing, other rates and group sizes among them.
 #
 # Look at the column `kl` too. At the same rate and the same $\alpha$ the small adapter went farther
-# from the start, and for less.
+# from the start in both seeds, and earned no more for it.
 
 # %% [markdown]
 # ## A reward that can be hacked
