@@ -335,8 +335,12 @@ if lab.experiment("Pairs swapped, and a reference that moves", 60, needs=["8.1",
     still = train_dpo(adapted(models.load()[0]), batches[:4], 5e-4, reference_of=moving)
     told = {"as it should be": dpo, "pairs swapped": turned, "reference moves": still}
     falling = {name: curves.values["loss"] for name, curves in told.items()}
-    display(plots.losses(falling, "Swapped pairs have a fine loss, a moving reference log 2"))
-    display(plots.shares({"before": before, "DPO": after, "swapped": share_wrong}, "And the score"))
+    display(plots.losses(falling, plots.loss_title(falling)))
+    display(
+        plots.shares(
+            {"before": before, "DPO": after, "swapped": share_wrong}, "What the verifier says"
+        )
+    )
 
 # %% [markdown]
 # ## The same with TRL
@@ -552,8 +556,8 @@ check.rewards(reward)
 # %% [markdown]
 # ## A warm start
 #
-# The model as it comes answers a spoken command with chatter, never with the JSON that is wanted.
-# Look at what that means: 64 answers, all of them worth nothing, and the gradient of your loss.
+# The model as it comes answers a spoken command with chatter. Look at what that means for a reward:
+# here are 64 answers, what they earn, and the size of the gradient of your loss.
 
 # %% tags=["experiment"]
 if lab.experiment("A step without a warm start", 12, needs=["8.4", "8.5", "8.6"]):

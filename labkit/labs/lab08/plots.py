@@ -46,13 +46,19 @@ def losses(runs, title):
     for colour, (name, told) in zip(PALETTE, runs.items(), strict=False):
         x = np.arange(1, len(told) + 1)
         ax.plot(x, told, color=colour, alpha=0.25, lw=1)
-        ax.plot(x, smooth(told, 0.6), color=colour)
-        ax.annotate(f" {name}", (x[-1], smooth(told, 0.6)[-1]), color=colour, va="center")
+        ax.plot(x, smooth(told, 0.6), color=colour, label=name)
+    ax.legend(fontsize=9, loc="lower left")
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
     longest = max(map(len, runs.values()))
-    ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(1, 1.35 * longest), ylim=(0, None))
+    ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(1, longest), ylim=(0, None))
     ax.set_title(title)
     return fig
+
+
+def loss_title(runs):
+    """The mean loss of each run's last three steps, in a line."""
+    told = ", ".join(f"{name} {np.mean(losses[-3:]):.2f}" for name, losses in runs.items())
+    return f"Last losses: {told}"
 
 
 def paid(runs, wanted, title):
@@ -104,7 +110,8 @@ def by_rank(runs, title):
     right.axhline(runs["before"].mean(), color=INK, lw=0.8, ls=":")
     right.annotate("start", (len(ranks) - 0.6, runs["before"].mean()), va="bottom", color=INK)
     right.set_xticks(range(len(ranks)), names)
-    right.set(ylabel="reward, greedy, unseen commands", ylim=(0, None), xlim=(-0.5, len(ranks)))
+    top = 1.15 * runs["reward"].max()
+    right.set(ylabel="reward on unseen commands", ylim=(0, top), xlim=(-0.5, len(ranks)))
     left.set(xlabel="step", ylabel="reward of the samples, smoothed", ylim=(0, None))
     left.legend(fontsize=9)
     return headed(fig, title)
