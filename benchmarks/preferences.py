@@ -24,7 +24,7 @@ from labkit.training import models, pairs
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "preferences.csv"
 NAMES = ("train_dpo", "followed", "unseen_instructions", "swapped", "adapted")
-STEPS, SIZE, SAMPLES = 24, 8, 4
+STEPS, SIZE, SAMPLES = 20, 6, 4
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Run:
 def every_run():
     """The right pairs first, at three rates one seed; the middle rate with three seeds."""
     for seed in (0, 1, 2):
-        yield Run("right", 2e-4, seed)
-    yield Run("right", 6e-5, 0)
-    yield Run("right", 6e-4, 0)
-    yield Run("swapped", 2e-4, 0)
+        yield Run("right", 5e-4, seed)
+    yield Run("right", 2e-4, 0)
+    yield Run("right", 1e-3, 0)
+    yield Run("swapped", 5e-4, 0)
 
 
 def measure(run):

@@ -32,8 +32,8 @@ from labkit.training import generation, loop, models, rollouts
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rewards.csv"
 NAMES = ("warm_start", "adapted", "train_grpo", "kl_from_start", "reward", "bonus")
-STEPS, UNSEEN = 24, 100
-RATES = {"lora": (1e-3, 3e-4, 3e-3), "full": (3e-5, 1e-5, 1e-4)}  # the middle one first
+STEPS, UNSEEN = 12, 100
+RATES = {"lora": (5e-4, 2e-4, 1e-3), "full": (2e-5, 1e-5, 5e-5)}  # the middle one first
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def measure(run):
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(UNSEEN))
     before = scores(start, lab, unseen)["reward"]
     policy = lab["adapted"](start, run.rank, run.seed) if run.rank else whole(start, lab)
-    home = tasks.load("home")
+    home = tasks.load("home").sort("intent")
     if run.study == "written":
         curve = written(policy, home, lab, run)
     else:

@@ -42,11 +42,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig
 
-from labkit import live, tasks
+from labkit import live, measured, tasks
 from labkit.labs.lab08 import plots
 from labkit.plots import compare_answers
 from labkit.tasks import chat
-from labkit.training import finetuning, generation, hardware, models, pairs, rollouts
+from labkit.training import fast, finetuning, generation, hardware, models, pairs, rollouts
 
 # %% [markdown]
 # ## How likely is an answer?
@@ -107,7 +107,8 @@ check.logprobs(sequence_logprob)
 # file was made by `benchmarks/preference_pairs.py`.
 
 # %% tags=["experiment"]
-if lab.experiment("Pairs, looked at", 3):
+if lab.experiment("The model, and pairs of its answers", 5):
+    model, tokenizer = models.load()
     preferred = chat.pairs()
     asked = [row["prompt"][0]["content"] for row in preferred]
     print(f"{len(preferred)} pairs from {len(set(asked))} instructions")
@@ -163,8 +164,8 @@ check.dpo(dpo_loss)
 
 # %% [markdown]
 # Look at what the loss does *not* ask for. Only the difference of the two answers counts. The
-# chosen one may become less likely, as long as the rejected one loses more. That happens in real
-# runs, and you will see it below.
+# chosen one may become less likely, as long as the rejected one loses more. Look below for whether
+# it did.
 #
 # ## The reference is already there
 #
@@ -254,7 +255,8 @@ def train_dpo(model, batches, rate, reference_of=None, beta=0.1):
     """DPO on batches of pairs; curves of the loss and of what either side has gained, in nats."""
     optimizer, curves = adamw(model, rate), live.Curves("DPO on chat", len(batches))
     for batch in batches:
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        with fast.layers(model):
+            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         policy = sequence_logprob(logits, batch["labels"])
         reference = (reference_of or reference_logprobs)(model, batch)
         loss = dpo_loss(*policy.chunk(2), *reference.chunk(2), beta)
@@ -278,7 +280,7 @@ def unseen_instructions():
 def followed(model, rows, samples=4):
     """Share of the answers to each row that follow its constraint, (n,), and tokens an answer."""
     chance = torch.Generator(model.device).manual_seed(0)
-    answers = rollouts.sample(model, tokenizer, rows, samples, 80, 0.7, chance)
+    answers = rollouts.sample(model, tokenizer, rows, samples, 48, 0.7, chance)
     hits = [chat.follows(answer["row"]["check"], answer["text"]) for answer in answers]
     tokens = sum(label != -100 for answer in answers for label in answer["labels"])
     return torch.tensor(hits).float().view(-1, samples).mean(1), tokens / len(answers)
@@ -288,13 +290,12 @@ def followed(model, rows, samples=4):
 guess_dpo = lab.predict("After DPO: how many percent of unseen constraints are followed?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("DPO on chat, 30 steps of 8 pairs", 120, needs=["8.1", "8.2", "8.3"]):
-    model, tokenizer = models.load()
+if lab.experiment("DPO on chat, 20 steps of 6 pairs", 80, needs=["8.1", "8.2", "8.3"]):
     unseen = unseen_instructions()
     before, _ = followed(model, unseen)
     policy = adapted(model)
-    batches = pairs.batches(preferred, tokenizer, 8, 30)
-    dpo = train_dpo(policy, batches, 2e-4)
+    batches = pairs.batches(preferred, tokenizer, 6, 20)
+    dpo = train_dpo(policy, batches, 5e-4)
     after, _ = followed(policy, unseen)
     gain, error = (after - before).mean(), (after - before).std() / len(unseen) ** 0.5
     title = f"DPO: {gain:+.0%} of constraints followed, standard error {error:.0%}"
@@ -329,20 +330,26 @@ def moving(model, batch):
 # %% tags=["experiment"]
 if lab.experiment("Pairs swapped, and a reference that moves", 60, needs=["8.1", "8.2", "8.3"]):
     wrong = adapted(models.load()[0])
-    turned = train_dpo(wrong, [swapped(batch) for batch in batches[:15]], 2e-4)
+    turned = train_dpo(wrong, [swapped(batch) for batch in batches[:10]], 5e-4)
     share_wrong, _ = followed(wrong, unseen)
-    still = train_dpo(adapted(models.load()[0]), batches[:4], 2e-4, reference_of=moving)
+    still = train_dpo(adapted(models.load()[0]), batches[:4], 5e-4, reference_of=moving)
     told = {"as it should be": dpo, "pairs swapped": turned, "reference moves": still}
     falling = {name: curves.values["loss"] for name, curves in told.items()}
-    display(plots.losses(falling, "Swapped pairs have a fine loss, a moving reference log 2"))
-    display(plots.shares({"before": before, "DPO": after, "swapped": share_wrong}, "And the score"))
+    display(plots.losses(falling, plots.loss_title(falling)))
+    display(
+        plots.shares(
+            {"before": before, "DPO": after, "swapped": share_wrong}, "What the verifier says"
+        )
+    )
 
 # %% [markdown]
 # ## The same with TRL
 #
 # `DPOTrainer` takes the same pairs and the same settings. Like your loop, it makes no second model
-# where it is given a `peft_config`: it switches the adapter off. `rewards/margins` is $\beta$ times
-# the difference of the two gains.
+# where it is given a `peft_config`: it switches the adapter off. (Give it a model that *has* an
+# adapter, and it keeps a copy of this adapter as the reference: training goes on from there, and
+# the bare base is not where it started.) `rewards/margins` is $\beta$ times the difference of the
+# two gains.
 
 
 # %%
@@ -351,7 +358,7 @@ def quiet(kind, **settings):
     silent = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
     steps = {"max_steps": hardware.rehearsed("steps", 3), "logging_steps": 1}
     plain = {"lr_scheduler_type": "constant", "gradient_checkpointing": False}
-    plain |= {"output_dir": "build/trl", "per_device_train_batch_size": 8}
+    plain |= {"output_dir": "build/trl"}
     return kind(**silent, **steps, **plain, **hardware.flags(lab.device), **settings)
 
 
@@ -367,7 +374,7 @@ def three_steps(trainer, columns):
 if lab.experiment("Three steps of TRL's DPOTrainer", 30, needs=["8.1", "8.2", "8.3"]):
     trainer = DPOTrainer(
         models.load()[0],
-        args=quiet(DPOConfig, beta=0.1, learning_rate=2e-4),
+        args=quiet(DPOConfig, per_device_train_batch_size=6, beta=0.1, learning_rate=5e-4),
         train_dataset=preferred.remove_columns("check"),
         processing_class=tokenizer,
         peft_config=lora_config(),
@@ -480,8 +487,9 @@ check.clipped(grpo_loss)
 
 # %% [markdown]
 # In the first step after sampling `logp` and `old_logp` are the same numbers, each ratio is 1, and
-# the loss is minus the mean advantage: about zero. People see that and report a run that does not
-# learn. Its gradient is not zero. Watch the reward in such a run, and not the loss.
+# the loss is minus the advantage of a mean token: near zero, and it would be zero if all answers
+# were as long as each other. People see that and report a run that does not learn. Its gradient is
+# not zero. Watch the reward in such a run, and not the loss.
 #
 # ## What is an answer worth?
 #
@@ -548,12 +556,12 @@ check.rewards(reward)
 # %% [markdown]
 # ## A warm start
 #
-# The model as it comes answers a spoken command with chatter, never with the JSON that is wanted.
-# Look at what that means: 64 answers, all of them worth nothing, and the gradient of your loss.
+# The model as it comes answers a spoken command with chatter. Look at what that means for a reward:
+# here are 64 answers, what they earn, and the size of the gradient of your loss.
 
 # %% tags=["experiment"]
 if lab.experiment("A step without a warm start", 12, needs=["8.4", "8.5", "8.6"]):
-    commands, chance = tasks.load("home"), torch.Generator(lab.device).manual_seed(0)
+    commands, chance = tasks.load("home").sort("intent"), torch.Generator(lab.device).manual_seed(0)
     policy = adapted(models.load()[0])
     rows = next(rollouts.prompts(commands, 8, 1))
     answers = rollouts.sample(policy, tokenizer, rows, 8, generator=chance)
@@ -601,11 +609,11 @@ def warm_start(steps=14):
 
 # %%
 def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0):
-    """GRPO, `size` answers a step; curves of the reward, of KL from the start, of equal groups."""
+    """GRPO, `size` answers a step; curves of reward, KL from the start, equal groups, lengths."""
     optimizer, curves = adamw(model, rate), live.Curves("GRPO on home", steps)
     chance = torch.Generator(model.device).manual_seed(seed)
     for rows in rollouts.prompts(commands, size // samples, steps, seed):
-        answers = rollouts.sample(model, tokenizer, rows, samples, generator=chance)
+        answers = rollouts.sample(model, tokenizer, rows, samples, 32, generator=chance)
         earned = [worth(answer["text"], answer["row"]["answer"]) for answer in answers]
         rewards = torch.tensor(earned, device=model.device).view(-1, samples)
         logp, mask = rollouts.logprobs(model, answers)
@@ -613,7 +621,8 @@ def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0):
         kl = kl_from_start(model, answers, logp, mask)
         step_down(loss, optimizer)
         equal = (rewards.std(1) == 0).float().mean()
-        curves.add(reward=rewards.mean(), kl=kl, equal=equal)
+        tokens = mask.sum() / len(mask)
+        curves.add(reward=rewards.mean(), kl=kl, equal=equal, tokens=tokens)
     return curves
 
 
@@ -628,28 +637,31 @@ def kl_from_start(model, answers, logp, mask):
 
 
 # %%
-def right_keys(answer, wanted):
-    """The share of the wanted keys that are right: nothing is taken off for what is too much."""
-    try:
-        said, goal = json.loads(answer), json.loads(wanted)
-    except ValueError:
-        return 0.0
-    return sum(said.get(k) == v for k, v in goal.items()) / len(goal) if type(said) is dict else 0.0
+guess_grpo = lab.predict("GRPO, 14 steps: how many of 100 unseen commands are right?", None)
 
 
 # %%
-guess_grpo = lab.predict("GRPO, 24 steps: how many of 100 unseen commands are right?", None)
+def keys_named(answers):
+    """The mean number of keys in the answers that are JSON objects."""
+    said = []
+    for answer in answers:
+        try:
+            said.append(json.loads(answer))
+        except ValueError:
+            pass
+    return sum(len(data) for data in said if type(data) is dict) / max(1, len(said))
 
 
 # %%
 def marks(model):
-    """Of 100 unseen commands, answered greedily: right in all, right intent, mean reward."""
+    """Of 100 unseen commands: how many are right, or in the intent; mean reward and keys."""
     rows = tasks.load("home", "test").shuffle(seed=1).select(range(100))
     told = generation.answers(model, tokenizer, rows["messages"], max_new_tokens=40)
     both = list(zip(told, rows["answer"], strict=True))
     intents = sum(a.split(",")[0] == b.split(",")[0] for a, b in both)
     earned = [reward(*pair) for pair in both]
-    return {"exact": earned.count(1), "intent": intents, "reward": sum(earned) / len(both)}
+    means = {"reward": sum(earned) / len(both), "keys": keys_named(told)}
+    return {"exact": earned.count(1), "intent": intents} | means
 
 
 # %% tags=["experiment"]
@@ -657,10 +669,81 @@ if lab.experiment("GRPO on home", 200, needs=["8.4", "8.5", "8.6"]):
     start, tokenizer = warm_start()
     scores = {"warm start": marks(start)}
     policy = adapted(start)
-    grpo = train_grpo(policy, tasks.load("home"), reward, 24, 1e-3)
+    grpo = train_grpo(policy, tasks.load("home").sort("intent"), reward, 14, 5e-4)
     scores["GRPO"] = marks(policy)
     display(pd.DataFrame(scores).T)
     guess_grpo.beside(scores["GRPO"]["exact"])
+
+# %% [markdown]
+# The panel `equal` is the share of groups in which all answers earn the same: those prompts taught
+# nothing in that step. Early on it is prompts where all fail, later those where all are right. Long
+# runs on a fixed set of prompts slow down for this reason, and people then leave such groups out.
+
+# %% [markdown]
+# ## How small may the adapter be?
+#
+# A written answer says what each of its tokens should have been. A reward says one number about all
+# of them: of eight answers, which were better. Schulman et al. ("LoRA Without Regret", 2025) count
+# bits and conclude that rank 1 has room enough for what rewards teach. Here are runs from your
+# warm start, with your loop and your loss, made by `benchmarks/rewards.py`: 12 steps, $\alpha = 32$
+# at every rank, the same learning rate.
+
+# %%
+guess_rank = lab.predict("r=1 has 0.3 million numbers: its reward on unseen commands is?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("Ranks under rewards, from a file", 0):
+    study = measured.load("rewards")
+    ranks = study[study["study"] == "rank"]
+    display(plots.by_rank(ranks, plots.rank_title(ranks)))
+    columns = ["rank", "learning_rate", "seed", "before", "reward", "exact", "kl", "perplexity"]
+    display(ranks[columns].sort_values(["rank", "seed"]))
+    guess_rank.beside(ranks.loc[ranks["rank"] == 1, "reward"].mean())
+
+# %% [markdown]
+# Read it with care. A mean of 100 commands has a standard error of about 0.04, a seed adds its own,
+# and the rate was not tuned: one was tried. What the rows bear out is
+# that one direction in each matrix is enough to *learn* from rewards at all. Whether it is enough
+# to learn as well as r=16 they cannot say: that takes more seeds. `python benchmarks/rewards.py`
+# adds the runs that are missing, other rates and group sizes among them.
+#
+# Look at the column `kl` too. At the same rate and the same $\alpha$ the small adapter went farther
+# from the start in both seeds, and earned no more for it.
+
+# %% [markdown]
+# ## A reward that can be hacked
+#
+# Some answers leave a slot out. So somebody adds a little for each key that is named, "to make the
+# answers complete". Your `reward` takes care that this does not pay. This one does not:
+
+
+# %%
+def bonus(answer, wanted):
+    """Your reward, and a fifth for each key that is named: 1 at most."""
+    try:
+        said = json.loads(answer)
+    except ValueError:
+        return 0.0
+    return min(1.0, reward(answer, wanted) + 0.2 * len(said)) if type(said) is dict else 0.0
+
+
+# %%
+guess_keys = lab.predict("Paid for keys: how many keys has an answer after 8 steps?", None)
+
+
+# %% tags=["experiment"]
+if lab.experiment("Eight steps for a bonus", 50, needs=["8.4", "8.5", "8.6"]):
+    greedy = adapted(warm_start()[0])
+    hacked = train_grpo(greedy, tasks.load("home").sort("intent"), bonus, 8, 5e-4, size=32)
+    scores["paid a bonus"] = marks(greedy)
+    table = pd.DataFrame(scores).T
+    title = plots.hack_title(hacked.values["reward"], table["reward"])
+    runs = {"your reward": grpo.values, "with a bonus": hacked.values}
+    display(
+        plots.paid(runs, {"reward": "reward that is paid", "tokens": "tokens an answer"}, title)
+    )
+    display(table)
+    guess_keys.beside(table.loc["paid a bonus", "keys"])
 
 # %% [markdown]
 # ## The same with TRL
@@ -680,7 +763,13 @@ if lab.experiment("Three steps of TRL's GRPOTrainer", 30, needs=["8.4", "8.5", "
     trainer = GRPOTrainer(
         warm_start()[0],
         reward_funcs=pay,
-        args=quiet(GRPOConfig, num_generations=8, max_completion_length=40, learning_rate=1e-3),
+        args=quiet(
+            GRPOConfig,
+            per_device_train_batch_size=8,
+            num_generations=8,
+            max_completion_length=40,
+            learning_rate=5e-4,
+        ),
         train_dataset=prompts.select_columns(["prompt", "answer"]),
         processing_class=tokenizer,
         peft_config=lora_config(),
@@ -749,5 +838,11 @@ check.quiz(quiz)
 # %%
 lab.score()
 
-# %%
-# EXPERIMENT (mechanics): the result in one line
+# %% tags=["experiment"]
+if lab.experiment("The result in one line", 0, needs=["8.1", "8.2", "8.3", "8.4", "8.5", "8.6"]):
+    earned = [scores[name]["reward"] for name in ("warm start", "GRPO", "paid a bonus")]
+    lab.headline(
+        f"DPO: {gain:+.0%} of constraints followed, standard error {error:.0%}; GRPO: reward on "
+        f"unseen commands {earned[0]:.2f} to {earned[1]:.2f}, KL {grpo.values['kl'][-1]:.2f}; paid "
+        f"a bonus for keys: {earned[2]:.2f}"
+    )

@@ -308,6 +308,22 @@ def test_a_curve_keeps_losses_and_ends_in_a_picture(shown):
     assert any("3/3" in getattr(thing, "data", "") for thing in shown)
 
 
+def test_curves_keep_each_quantity_and_end_in_one_picture(shown):
+    curves = live.Curves("training", 2)
+    for reward, kl in ((0.1, 0.0), (0.3, 0.02)):
+        curves.add(reward=reward, kl=torch.tensor(kl))
+    assert curves.values["reward"] == [0.1, 0.3]
+    assert curves.values["kl"] == pytest.approx([0.0, 0.02])
+    figures = [thing for thing in shown if type(thing).__name__ == "Figure"]
+    assert [ax.get_ylabel() for ax in figures[-1].axes] == ["reward", "kl"]
+
+
+def test_curves_are_lines_where_there_is_no_notebook(monkeypatch, capsys):
+    monkeypatch.setattr(live, "display", lambda *_, **__: None)
+    live.Curves("training", 2).add(reward=0.25)
+    assert "training 1/2 · reward 0.25" in capsys.readouterr().out
+
+
 def test_a_quiz_is_not_lent_and_says_so(release):
     with pytest.raises(LabError, match="A quiz is not lent: write a letter"):
         release[0].reveal("2.10")

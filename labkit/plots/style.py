@@ -88,7 +88,7 @@ def growing_loss(losses, steps, title):
 
 def growing(values, steps, title):
     """A panel a name of `values`, its numbers so far against the step; a figure, not yet shown."""
-    fig, axes = figure(len(values), width=3.6 * len(values), height=2.6, squeeze=False)
+    fig, axes = figure(len(values), width=2.7 * len(values), height=2.4, squeeze=False)
     for ax, colour, (name, told) in zip(axes[0], PALETTE, values.items(), strict=False):
         x = range(1, len(told) + 1)
         ax.plot(x, told, color=colour, alpha=0.3, lw=1)

@@ -18,10 +18,15 @@ Answer = dict  # of `sample`: "row", "text"; "input_ids" and "labels" as `packin
 
 
 def prompts(dataset: Dataset, size: int, steps: int, seed: int = 0) -> Iterator[list[dict]]:
-    """Yield `steps` times `size` rows of `dataset`, drawn anew each time. A few in a rehearsal."""
-    rng, rows = random.Random(seed), dataset.to_list()
+    """Yield `steps` times `size` rows, one drawn from each of `size` equal parts of `dataset`.
+
+    Where it is sorted by kind every step sees about the same mixture, and a curve of rewards has
+    less noise. A few steps in a rehearsal.
+    """
+    rng, n = random.Random(seed), len(dataset)
+    edges = [round(n * k / size) for k in range(size + 1)]
     for _ in range(hardware.rehearsed("steps", steps)):
-        yield rng.sample(rows, size)
+        yield [dataset[rng.randrange(*edges[k : k + 2])] for k in range(size)]
 
 
 def sample(

@@ -143,6 +143,13 @@ WRONG_LOGPROBS = [
         "the sign is turned round",
     ),
     (lambda x, y: x.log_softmax(-1).gather(-1, y[:, 1:].clamp(min=0)).sum(1), "gather"),
+    (
+        logprob(total=lambda x, m: (x * m).sum(1) / m.sum()),
+        ("the tokens of the whole batch", "mean over all places"),
+    ),
+    (logprob(total=lambda x, m: torch.where(m, x.exp(), 1.0).prod(1)), "that is the probability"),
+    (lambda x, y: (x[:, :-1].log_softmax(-1).amax(-1) * (y[:, 1:] >= 0)).sum(1), "the likeliest"),
+    (logprob(logp=lambda x: (x / 4).log_softmax(-1)), "log 1/4 + log 3/4"),
     (in_place, "changes its input labels"),
     (lambda x, y: None, "is `return` missing?"),
     (lambda x, y: sequence_logprob(x, y).tolist(), "gave a list"),
@@ -255,6 +262,9 @@ WRONG_DPO = [
     (loss_of(lambda x, beta: -F.logsigmoid(x.clamp(-20, 20)).mean()), "caps the loss"),
     (loss_of(lambda x, beta: (-F.logsigmoid(x)).mean().item()), "a step needs the tensor"),
     (loss_of(lambda x, beta: (-F.logsigmoid(x)).mean()[None]), "wanted (): one number"),
+    (loss_of(lambda x, beta: -F.logsigmoid(x).max()), "and their mean"),
+    (loss_of(lambda x, beta: -F.logsigmoid(x.sum())), "and their mean"),
+    (margin_of(lambda pc, pr, rc, rr: pc.exp() - rc.exp() - pr.exp() + rr.exp()), "probabilities"),
     (dpo_detached, "no gradient"),
     (dpo_half_detached, "it is zero: is something detached?"),
     (dpo_by_pieces, "a kink there"),
@@ -464,6 +474,13 @@ def zeroed(model, batch):
     return reference(off=nothing)(model, batch)
 
 
+def unscaled(model, batch):
+    for module in model.modules():
+        if isinstance(getattr(module, "scaling", None), dict):
+            module.scaling.update(dict.fromkeys(module.scaling, 0.0))
+    return reference(off=nothing)(model, batch)
+
+
 WRONG_REFERENCES = [
     (reference(off=nothing), "that is the model with its adapter"),
     (reference(off=nothing, run=lambda m, b: logits_of(m.get_base_model(), b)), "get_base_model"),
@@ -491,6 +508,7 @@ WRONG_REFERENCES = [
     (reference(made=lambda x, b: None), "is `return` missing?"),
     (popped, "changes its input batch"),
     (zeroed, "weights are changed"),
+    (unscaled, "scaling is changed"),
     (lambda model, batch: torch.zeros(len(batch["labels"])), "the model was not run"),
 ]
 
@@ -590,10 +608,20 @@ WRONG_ADVANTAGES = [
     (lambda x, eps=1e-4: group_advantages(x, eps).clamp(-1, 1), "wanted"),
     (
         lambda x, eps=1e-4: (x - x.mean(1, keepdim=True)) / std(x) + eps,
-        "eps is added to the result",
+        "brackets are missing",
     ),
     (lambda x, eps=1e-4: x.argsort(1).argsort(1).float(), "gives zeros"),
     (lambda x: group_advantages(x), "positional argument"),
+    (lambda x, eps=1e-4: x - x.mean(1, keepdim=True) / (std(x) + eps), "brackets are missing"),
+    (lambda x, eps=1e-4: (x - x.mean(1, keepdim=True)).sign(), "the sign alone"),
+    (
+        lambda x, eps=1e-4: (
+            (x - x.mean(1)) / (x.std(1) + eps)
+            if x.shape[0] == x.shape[1]
+            else group_advantages(x, eps)
+        ),
+        "means 0.5 and 3.5",
+    ),
     (advantages_in_place, "in place"),
     (lambda x, eps=1e-4: None, "is `return` missing?"),
 ]
@@ -676,6 +704,12 @@ def averaging(f):
     return grpo(mean=lambda x, m: -f(x, m))
 
 
+def grpo_by_answer(logp, old_logp, advantages, mask, clip=0.2):
+    """GSPO's ratio, the geometric mean of an answer's."""
+    mean = ((logp - old_logp) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+    return grpo_loss(mean.expand_as(logp), torch.zeros_like(logp), advantages, mask, clip)
+
+
 def grpo_no_clip_parameter(logp, old_logp, advantages, mask):
     return grpo_loss(logp, old_logp, advantages, mask)
 
@@ -704,7 +738,7 @@ WRONG_LOSSES = [
     (grpo(lambda new, old: new.exp()), "old_logp is not used"),
     (grpo(lambda new, old: new.exp() / (old.exp() + 1e-2)), "in a small case"),
     (grpo(lambda new, old: (new - old).exp().detach()), "no gradient"),
-    (grpo(lambda new, old: (new - new.detach()).exp()), "wanted"),
+    (grpo(lambda new, old: (new - new.detach()).exp()), "the ratio is 1 everywhere"),
     (grpo(gain=lambda a, m: a), ("one an answer", "advantages[:, None]")),
     (grpo(gain=lambda a, m: a.abs()[:, None]), "by size"),
     (grpo(gain=lambda a, m: ((a - a.mean()) / (a.std() + 1e-9))[:, None]), "normalised once more"),
@@ -725,6 +759,12 @@ WRONG_LOSSES = [
         clipping(lambda r, a, c: torch.min(r.detach() * a, r.clamp(1 - c, 1 + c) * a)),
         ("gradient", "detached"),
     ),
+    (grpo(lambda new, old: 1 + new.exp() - old.exp()), "probabilities are taken from"),
+    (
+        clipping(lambda r, a, c: torch.min(r * a, r.detach().clamp(1 - c, 1 + c) * a)),
+        "halved within the clip",
+    ),
+    (grpo_by_answer, "each answer has one ratio"),
     (grpo_no_clip_parameter, "the parameters are"),
     (grpo_in_place, "in place"),
     (lambda *_, **__: None, "is `return` missing?"),

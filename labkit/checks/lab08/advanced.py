@@ -2,7 +2,6 @@
 
 import functools
 
-import numpy as np
 import torch
 
 from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
@@ -15,6 +14,28 @@ ERRORS = {
     "size of tensor": "keepdim=True, so that a row's mean fits its row",
     "unexpected keyword": "the parameters are rewards and eps=1e-4",
     "positional argument": "the parameters are rewards and eps=1e-4",
+}
+
+SPREADS = {
+    "": "std",
+    "the deviation is divided by n, wanted n - 1 (torch's default)": "ddof",
+    "it is not divided by the deviation": "one",
+    "divided by the variance, wanted its root": "variance",
+    "divided by the deviation of all rewards: each prompt has its own": "all",
+    "divided by the range of the rewards": "range",
+    "divided by the mean of the rewards": "mean",
+    "divided by the largest size": "largest",
+    "divided by the mean size of the differences": "mad",
+    "divided by the norm of the differences": "norm",
+}
+EPSILONS = {
+    "": "added",
+    "eps is not added": "none",
+    "eps is hard-coded: the parameter is not used": "fixed",
+    "eps stands under the root: it is added to the deviation": "inside",
+    "the deviation is kept at eps or more: eps is added to it": "most",
+    "eps is taken away": "less",
+    "eps is squared under a root": "square",
 }
 
 
@@ -100,30 +121,24 @@ def _guesses(rewards, eps):
         "the mean of all rewards is taken away: each prompt has its own": "all",
         "the sign is turned round": "minus",
     }
-    spreads = {
-        "": "std",
-        "the deviation is divided by n, wanted n - 1 (torch's default)": "ddof",
-        "it is not divided by the deviation": "one",
-        "divided by the variance, wanted its root": "variance",
-        "divided by the deviation of all rewards: each prompt has its own": "all",
-        "divided by the range of the rewards": "range",
-        "divided by the mean of the rewards": "mean",
-        "divided by the largest size": "largest",
-        "divided by the mean size of the differences": "mad",
-        "divided by the norm of the differences": "norm",
-    }
-    epsilons = {
-        "": "added",
-        "eps is not added": "none",
-        "eps is hard-coded: the parameter is not used": "fixed",
-        "eps stands under the root: it is added to the deviation": "inside",
-        "the deviation is kept at eps or more: eps is added to it": "most",
-        "eps is taken away": "less",
-        "eps is squared under a root": "square",
-        "eps is added to the result": "after",
-    }
     made = functools.partial(_made, rows, n, eps)
-    return combined(made, axes, centres, spreads, epsilons)
+    most = 1 if n == 2 else 2  # two samples differ by little
+    known = {text: torch.nan_to_num(guess).float() for text, guess in _slips(rows, eps).items()}
+    return known | combined(made, axes, centres, SPREADS, EPSILONS, most=most)
+
+
+def _slips(rows, eps):
+    """Slips of the pen, and the sign alone."""
+    mean, std = rows.mean(1, keepdim=True), rows.std(1, keepdim=True)
+    return {
+        "brackets are missing: (rewards - mean) / (deviation + eps)": rows - mean / (std + eps),
+        "brackets are missing: eps is added to the deviation, not to the result": (
+            (rows - mean) / std + eps
+        ),
+        "the sign alone is left: a reward twice as far from the mean counts twice": (
+            (rows - mean).sign()
+        ),
+    }
 
 
 def _made(rows, n, eps, axis, centre, spread, epsilon):
@@ -164,20 +179,17 @@ def _made(rows, n, eps, axis, centre, spread, epsilon):
         "most": lambda: scale.clamp(min=eps),
         "less": lambda: scale - eps,
         "square": lambda: (scale.square() + eps**2).sqrt(),
-        "after": lambda: scale,
     }[epsilon]()
-    made = gap / below
-    made = made + eps if epsilon == "after" else made
-    return torch.nan_to_num(made).float()
+    return torch.nan_to_num(gap / below).float()
 
 
 def _small(group_advantages):
-    """Two samples, then four."""
-    for row, told in (
-        ([0.0, 1.0], "mean 0.5, deviation 0.7071"),
-        ([0, 0, 0, 1.0], "deviation 0.5"),
+    """Two samples, then four, then as many prompts as samples."""
+    for rows, told in (
+        ([[0.0, 1.0]], "mean 0.5, deviation 0.7071"),
+        ([[0.0, 0.0, 0.0, 1.0]], "mean 0.25, deviation 0.5"),
+        ([[0.0, 1.0], [2.0, 5.0]], "means 0.5 and 3.5, deviations 0.7071 and 2.121"),
     ):
-        rewards = torch.tensor([row])
+        rewards = torch.tensor(rows)
         answer = functools.partial(observe, group_advantages, rewards)
-        wanted = [(x - np.mean(row)) / np.std(row, ddof=1) for x in row]
-        yield f"group_advantages([{row}])", answer, wanted, told
+        yield f"group_advantages({rows})", answer, z_scores(rewards, 1e-4), told

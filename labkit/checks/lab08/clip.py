@@ -18,6 +18,8 @@ ERRORS = {
     "unexpected keyword": "the parameters are logp, old_logp, advantages, mask and clip=0.2",
     "positional argument": "the parameters are logp, old_logp, advantages, mask and clip=0.2",
 }
+ALONE = " answers alone"
+FIRST = "the first step, logp = old_logp"
 NO_GRADIENT = "its gradient is zero everywhere: is the ratio or the clip detached?"
 
 
@@ -41,11 +43,11 @@ def expect_clipped(grpo_loss, rng):
         ("a batch", batch(rng), {}),
         ("a batch, clip=0.3", batch(rng), {"clip": 0.3}),
         ("as many answers as tokens", batch(rng, square=True), {}),
-        ("the first step, logp = old_logp", batch(rng, on_policy=True), {}),
+        (FIRST, batch(rng, on_policy=True), {}),
     ]
     gains, losses = batch(rng), batch(rng)
     gains[2], losses[2] = gains[2].abs(), -losses[2].abs()
-    cases += [("good answers alone", gains, {}), ("bad answers alone", losses, {})]
+    cases += [(f"good{ALONE}", gains, {}), (f"bad{ALONE}", losses, {})]
     with part(), simplest(_small(grpo_loss)), likeliest() as case:
         for what, given, options in cases:
             with case():
@@ -65,7 +67,8 @@ def _expect(grpo_loss, what, given, options):
     call, clip = f"grpo_loss of {what}", options.get("clip", 0.2)
     value, gradient = _asked(grpo_loss, call, given, options)
     wanted, slope = by_token(*given, clip)
-    known = {} if close(value, wanted, 1e-5) else _guesses(*given, clip)
+    hinted = what != FIRST and not close(value, wanted, 1e-5)  # there all ratios are 1
+    known = _guesses(*given, clip, most=1 if ALONE in what else 2) if hinted else {}
     expect_close(value, wanted, call, known, tol=1e-5)
     told = {
         NO_GRADIENT: torch.zeros_like(slope),
@@ -75,7 +78,9 @@ def _expect(grpo_loss, what, given, options):
         "its gradient is that of an unclipped mean over all places": (
             _unclipped_slope(*given) * given[3].sum() / given[3].numel()
         ),
-        "its gradient is doubled: old_logp stays as it was, and is a constant": 2 * slope,
+        "its gradient is halved within the clip: the clipped product has lost its own": (
+            torch.where(_within(*given[:2], clip), 0.5 * slope, slope)
+        ),
     }
     expect_close(gradient, slope, f"{call}: its gradient for logp", told, tol=1e-4)
 
@@ -105,12 +110,17 @@ def by_token(logp, old_logp, advantages, mask, clip):
     return torch.tensor(total / n), slope
 
 
+def _within(logp, old_logp, clip):
+    ratio = (logp.double() - old_logp.double()).exp()
+    return (ratio > 1 - clip) & (ratio < 1 + clip)
+
+
 def _unclipped_slope(logp, old_logp, advantages, mask):
     ratio = (logp.double() - old_logp.double()).exp()
     return -(advantages.double()[:, None] * ratio * mask) / mask.sum()
 
 
-def _guesses(logp, old_logp, advantages, mask, clip):
+def _guesses(logp, old_logp, advantages, mask, clip, most):
     """Wrong losses by what is wrong with them, single mistakes first."""
     new, old, gain = logp.double(), old_logp.double(), advantages.double()
     ratios = {
@@ -123,13 +133,25 @@ def _guesses(logp, old_logp, advantages, mask, clip):
         "old_logp is not used: the ratio is new over old": new.exp(),
         "logarithms are divided, wanted exp of their difference": new / old,
         "the log-probability stands in the place of the ratio": new,
+        "probabilities are taken from each other; the ratio divides them": 1
+        + new.exp()
+        - old.exp(),
+        "the ratio is 1 everywhere: old_logp is not used": torch.ones_like(new),
+        "each answer has one ratio here: every token has its own": _of_answers(new - old, mask),
     }
     signs = {"": -1.0, "the minus is missing: a loss falls where the objective grows": 1.0}
 
     def made(ratio, clipped, a, mean, sign):
         return sign * mean(clipped(ratio, a))
 
-    return combined(made, ratios, _clips(clip), _gains(gain, mask), _means(mask.double()), signs)
+    return combined(
+        made, ratios, _clips(clip), _gains(gain, mask), _means(mask.double()), signs, most=most
+    )
+
+
+def _of_answers(gap, mask):
+    m = mask.double()
+    return ((gap * m).sum(1, keepdim=True) / m.sum(1, keepdim=True)).exp().expand_as(gap)
 
 
 def _clips(clip):

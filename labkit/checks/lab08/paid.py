@@ -68,7 +68,7 @@ class _Asked:
 
     def __call__(self, answer, what):
         said = answer if isinstance(answer, str) else text(answer)
-        call = f"reward of {what}, {_short(said)} for {self.wanted},"
+        call = f"reward of {what}, {_short(said)} for {self.wanted}"
         got = ask(call, self.reward, said, self.wanted, hint=RAISES)
         truth = f"{call} gave {kind_of(got)}, wanted a float from 0 to 1"
         expect(type(got) is not bool, truth)

@@ -71,10 +71,10 @@ def _expect(sequence_logprob, kind, logits, labels):
     _expect_form(got, logits, labels, call)
     if not torch.isfinite(got).all():
         hint = "the logarithm of a softmax that is 0 in fp32: log_softmax does both at once"
-        hint = hint if kind == "large logits" else "is something divided by zero tokens?"
+        hint = hint if kind == "large logits" else "is something infinite in it, or divided by 0?"
         raise CheckFailed(f"{call} holds NaN or infinity: {hint}")
     wanted = wanted_of(logits, labels)
-    known = {} if close(got, wanted, 1e-5) else _guesses(logits, labels)
+    known = {} if close(got, wanted, 1e-5) else _guesses(logits, labels, kind)
     expect_close(got, wanted, call, known, tol=1e-5)
 
 
@@ -90,7 +90,7 @@ def _expect_form(got, logits, labels, call):
     expect_shape(got, torch.Size([b]), call)
 
 
-def _guesses(logits, labels):
+def _guesses(logits, labels, kind):
     """Wrong sums by what is wrong with them, single mistakes first."""
     logits = logits.double()
     shifts = {
@@ -113,15 +113,19 @@ def _guesses(logits, labels):
         "these are probabilities, wanted their logarithms: log_softmax": "p",
         "softmax is taken along another axis: dim=-1 is the vocabulary": "axis",
         "these are logarithms to base 2: natural ones are wanted": "base 2",
+        "that is the likeliest token's: take the label's, with gather": "best",
     }
     ways = {
         "": "sum",
         "the sign is turned round: a log-probability is not a loss": "minus",
         "that is the mean over the answer's tokens, wanted their sum": "mean",
         "that is the mean over all places, wanted the sum of the answer's tokens": "all",
+        "divided by the tokens of the whole batch: each sequence has a sum of its own": "batch",
+        "that is the probability, wanted its logarithm": "exp",
     }
     made = functools.partial(_made, logits, labels)
-    return combined(made, shifts, counts, forms, ways)
+    most = 1 if kind == "large logits" else 2  # there much is zero, or huge
+    return combined(made, shifts, counts, forms, ways, most=most)
 
 
 def _made(logits, labels, shift, counts, form, way):
@@ -148,19 +152,23 @@ def _made(logits, labels, shift, counts, form, way):
     ids = there.where(kept, logits.shape[-1] - 1 if counts == "last" else 0)
     value = {
         "logp": lambda: here.log_softmax(-1),
+        "best": lambda: here.log_softmax(-1),
         "logits": lambda: here,
         "p": lambda: here.softmax(-1),
         "axis": lambda: here.log_softmax(1),
         "base 2": lambda: here.log_softmax(-1) / torch.log(torch.tensor(2.0)),
     }[form]()
-    value = value.gather(-1, ids[..., None])[..., 0] * counted
-    total = value.sum(1)
-    over = {"sum": 1, "minus": -1, "mean": counted.sum(1).clamp(min=1), "all": n - 1}[way]
-    return (total / over).float()
+    value = value.max(-1).values if form == "best" else value.gather(-1, ids[..., None])[..., 0]
+    total = (value * counted).sum(1)
+    if way == "exp":
+        return total.exp().float()
+    over = {"sum": 1, "minus": -1, "mean": counted.sum(1).clamp(min=1)}
+    over |= {"all": n - 1, "batch": counted.sum()}
+    return (total / over[way]).float()
 
 
 def _small(sequence_logprob):
-    """Two even chances at each place: an answer of k tokens has k times log 0.5."""
+    """Two even chances at each place: an answer of k tokens has k times log 0.5; then uneven."""
     logits = torch.zeros(1, 4, 2)
     for told, ids in (("a prompt and two tokens", [-100, -100, 1, 0]), ("one token", [-100, 1])):
         labels = torch.tensor([ids])
@@ -168,3 +176,7 @@ def _small(sequence_logprob):
         why = f"{told}, log 0.5 = -0.6931 each"
         answer = functools.partial(observe, sequence_logprob, logits[:, : len(ids)], labels)
         yield call, answer, -0.693147 * sum(i >= 0 for i in ids), why
+    logits[..., 1] = 1.0986123  # log 3
+    call = "sequence_logprob of the logits 0 and log 3 at each place and labels [-100, 0, 1, 1]"
+    answer = functools.partial(observe, sequence_logprob, logits, torch.tensor([[-100, 0, 1, 1]]))
+    yield call, answer, -1.961659, "log 1/4 + log 3/4 + log 3/4"

@@ -46,13 +46,19 @@ def losses(runs, title):
     for colour, (name, told) in zip(PALETTE, runs.items(), strict=False):
         x = np.arange(1, len(told) + 1)
         ax.plot(x, told, color=colour, alpha=0.25, lw=1)
-        ax.plot(x, smooth(told, 0.6), color=colour)
-        ax.annotate(f" {name}", (x[-1], smooth(told, 0.6)[-1]), color=colour, va="center")
+        ax.plot(x, smooth(told, 0.6), color=colour, label=name)
+    ax.legend(fontsize=9, loc="lower left")
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
     longest = max(map(len, runs.values()))
-    ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(1, 1.35 * longest), ylim=(0, None))
+    ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(1, longest), ylim=(0, None))
     ax.set_title(title)
     return fig
+
+
+def loss_title(runs):
+    """The mean loss of each run's last three steps, in a line."""
+    told = ", ".join(f"{name} {np.mean(losses[-3:]):.2f}" for name, losses in runs.items())
+    return f"Last losses: {told}"
 
 
 def paid(runs, wanted, title):
@@ -84,3 +90,38 @@ def hack_title(paid, rewards):
     own = f"Its own reward went from {np.mean(paid[:2]):.2f} to {np.mean(paid[-2:]):.2f}"
     before, after = rewards["warm start"], rewards["paid a bonus"]
     return f"{own};\nthe honest one on unseen commands from {before:.2f} to {after:.2f}"
+
+
+def by_rank(runs, title):
+    """Held-out reward before and after for each rank, a dot a seed, and the paid reward by step.
+
+    `runs` has rows of measured/rewards.csv; rank 0 is full fine-tuning.
+    """
+    fig, (left, right) = figure(2, width=9.0, height=3.2)
+    ranks = sorted(set(runs["rank"]), key=lambda rank: rank or 1e9)
+    names = [f"r={rank}" if rank else "full" for rank in ranks]
+    for x, (rank, colour) in enumerate(zip(ranks, PALETTE, strict=False)):
+        part = runs[runs["rank"] == rank]
+        right.plot(np.full(len(part), x), part["reward"], "o", color=colour, ms=8)
+        curves = [np.array(row.split(), float) for row in part["curve"]]
+        mean = np.mean(curves, axis=0)
+        steps = np.arange(1, len(mean) + 1)
+        left.plot(steps, smooth(mean, 0.7), color=colour, label=names[x])
+    right.axhline(runs["before"].mean(), color=INK, lw=0.8, ls=":")
+    right.annotate("start", (len(ranks) - 0.6, runs["before"].mean()), va="bottom", color=INK)
+    right.set_xticks(range(len(ranks)), names)
+    top = 1.15 * runs["reward"].max()
+    right.set(ylabel="reward on unseen commands", ylim=(0, top), xlim=(-0.5, len(ranks)))
+    left.set(xlabel="step", ylabel="reward of the samples, smoothed", ylim=(0, None))
+    left.legend(fontsize=9)
+    return headed(fig, title)
+
+
+def rank_title(runs):
+    """What each rank came to, in a line, and from how many seeds."""
+    told = []
+    for rank, part in sorted(runs.groupby("rank"), key=lambda pair: pair[0] or 1e9):
+        name = f"r={rank}" if rank else "full"
+        told.append(f"{name} {part['reward'].mean():.2f} ({part['seed'].nunique()})")
+    start = runs["before"].mean()
+    return f"Reward from {start:.2f} to: {', '.join(told)} (seeds)"

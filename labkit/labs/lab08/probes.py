@@ -116,6 +116,7 @@ def _state(model):
         "adapters": sorted(model.peft_config) if hasattr(model, "peft_config") else [],
         "layers": len(layers),
         "flags": told["what of it trains"],
+        "scaling": [dict(m.scaling) for m in layers],
         "weights": told["its weights"],
     }
 
