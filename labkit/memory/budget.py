@@ -35,7 +35,7 @@ ROLLOUT = "rollout"  # what is held before the step alone, beside weights and op
 
 @dataclass(frozen=True)
 class Term:
-    """One term: what it is for (of `ledger.CATEGORIES`, or `ROLLOUT`), name, bytes, formula, source."""
+    """One term: its category (of `ledger`, or `ROLLOUT`), name, bytes, formula and source."""
 
     category: str
     name: str
@@ -59,7 +59,7 @@ class Budget:
     @property
     def before(self) -> int:
         """Bytes at the highest moment of a rollout or a reference; 0 where there is none."""
-        return max((self.moments.get(name, 0) for name in ("in the reference", "in a rollout")))
+        return max(self.moments.get(name, 0) for name in ("in the reference", "in a rollout"))
 
     def static(self) -> dict[str, int]:
         """Bytes that stay from step to step: weights, gradients and optimizer, a dict."""
@@ -101,8 +101,9 @@ def _weights(m):
     yield "embeddings", m.V * m.h * m.rest, row, "a row a token"
     if not m.tied:
         yield "output head", m.V * m.h * m.rest, row, "a row a token"
-    norms = (2 * m.L + 1) * m.h * m.rest
-    yield "norms", norms, "(2 L + 1) h x bytes", "RMSNorm: 1910.07467"
+    norms = (m.L * sum(m.norms) + m.h) * m.rest
+    formula = "(2 L (h + d) + h) x bytes" if m.qk else "(2 L + 1) h x bytes"
+    yield "norms", norms, formula, "RMSNorm: 1910.07467"
     if m.biases:
         biases = m.L * sum(m.biases) * m.rest
         yield "biases", biases, "L sum d_out x bytes", "of the matrices with one"
@@ -173,6 +174,9 @@ def _rollout(m):
 def _layer(m):
     """What one decoder layer saves: (name, bytes a token, formula, source) each."""
     yield "inputs of norms, in fp32", 8 * m.h + 8, "2 (4 h + 4)", RECOMPUTED
+    if m.qk:
+        qk = 4 * m.qk * (m.d + 1) // m.d
+        yield "queries and keys to norm, in fp32", qk, "4 (q + k) (d + 1) / d", RECOMPUTED
     yield from _attention(m)
     yield "SwiGLU", 3 * m.mlp * m.f, "3 f x bytes: gate, silu(gate), up", RECOMPUTED
     if m.full:
@@ -199,6 +203,9 @@ def _attention(m):
 def _of_trained_weights(m):
     """A trained matrix needs its input, a trained norm what it scales."""
     yield "normalised inputs", 2 * m.stream * m.h, "2 h x bytes", RECOMPUTED
+    if m.qk:
+        width = 2 if m.settings.autocast else m.stream
+        yield "normalised queries and keys", width * m.qk, "(q + k) x bytes", RECOMPUTED
     if m.stream == 4 and m.settings.autocast:
         yield "inputs of matrices, cast one by one", 10 * m.h + 2 * m.f, "5 x 2 h + 2 f", RECOMPUTED
     else:

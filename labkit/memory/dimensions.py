@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from labkit.errors import LabError
 from labkit.memory.settings import Settings
 
-FAMILY = ("llama", "mistral", "qwen2")
+FAMILY = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -46,6 +46,7 @@ class Dimensions:
         self.d = getattr(config, "head_dim", None) or self.h // self.H
         self.q, self.k = self.H * self.d, config.num_key_value_heads * self.d
         self.tied = config.tie_word_embeddings
+        self.norms = [self.h, self.h] + 2 * [self.d] * (config.model_type == "qwen3")
         self.full = settings.method == "full"
         self.n_tokens = settings.rows * settings.seq
         self.n_logits = settings.rows * (settings.answer_tokens or settings.seq)
@@ -88,6 +89,11 @@ class Dimensions:
         return self.L * sum(math.prod(shape) for shape in self.matrices.values())
 
     @property
+    def qk(self) -> int:
+        """Numbers a token in queries and keys that are normalised head by head, as in Qwen3."""
+        return self.q + self.k if len(self.norms) > 2 else 0
+
+    @property
     def biases(self) -> list[int]:
         """Numbers in each bias of one layer, a list."""
         if self.config.model_type == "qwen2":
@@ -110,5 +116,5 @@ class Dimensions:
         if not self.full:
             pairs, r = self.targets.values(), self.settings.rank
             return self.L * [n for d_out, d_in in pairs for n in (r * d_in, d_out * r)]
-        layer = [math.prod(shape) for shape in self.matrices.values()] + self.biases + 2 * [self.h]
+        layer = [math.prod(shape) for shape in self.matrices.values()] + self.biases + self.norms
         return [self.V * self.h] * (2 - self.tied) + self.L * layer + [self.h]

@@ -13,8 +13,8 @@ from transformers import PretrainedConfig
 
 from labkit.memory import adapted, optimizers
 from labkit.memory.measure import Peak, track
-from labkit.memory.settings import Settings
 from labkit.memory.objectives import loss_of
+from labkit.memory.settings import Settings
 
 
 def real_model(config: PretrainedConfig, settings: Settings, device: str) -> nn.Module:

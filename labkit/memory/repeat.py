@@ -25,9 +25,9 @@ def shorter(config: PretrainedConfig) -> tuple[PretrainedConfig, PretrainedConfi
     kinds, best = _kinds(config, n_layers), None
     for period in range(1, min(LONGEST, n_layers // 4) + 1):
         first = next(i for i in count() if kinds[i:-period] == kinds[i + period :])
-        few = first + 2  # the first layer of a step differs: its input has no gradient
+        few = first + max(2, period)  # each kind, and a first layer: its input has no gradient
         few += (n_layers - few) % period
-        if few + period < n_layers // 2 and (best is None or few + period < sum(best)):
+        if 2 * few + period < n_layers and (best is None or few + period < sum(best)):
             best = few, period
     if best is None:
         return None

@@ -51,7 +51,7 @@ class Simulation:
     phases: the peak of each of forward, backward and step; before them reference or rollout.
     paged: optimizer states in paged memory, which can leave the GPU and are not in `peak`.
     n_params, n_trainable: numbers, packed weights counted as what they stand for.
-    n_experts: of these, in fused experts, which are no linear layers: 4 bits leave them as they are.
+    n_experts: of these, in fused experts, which are no linear layers: 4 bits leave them alone.
     adapted_experts: whether adapters are on them. PEFT's all-linear means them in some models.
     timeline: None, or a `Timeline`.
     """

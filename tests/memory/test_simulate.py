@@ -90,8 +90,8 @@ REPEATED = [  # models of which layers are left out, and settings whose events c
     ("smollm2-135m", 12, {}),
     ("smollm2-135m", 12, {"method": "full", "optim": "adamw_torch", "checkpointing": True}),
     ("smollm2-135m", 12, {"method": "grpo", "samples": 2, "dropout": 0.1, "padded": True}),
-    ("gemma-3-1b", 26, {"method": "qlora", "optim": "paged_adamw_8bit", "checkpointing": True}),
-    ("deepseek-v3", 14, {"method": "qlora"}),
+    ("gemma-3-1b", 26, {"method": "qlora", "checkpointing": True, "targets": "q_proj"}),
+    ("deepseek-v3", 14, {"targets": "o_proj"}),
 ]
 
 
