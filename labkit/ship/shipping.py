@@ -65,7 +65,8 @@ def ship(asked: Asked) -> dict:
     tokenizer, ends = adapters.tokenizer_of(adapter, base)
     rows, where = measure.rows(adapter, asked.data, tokenizer, ends)
     parts = Parts(adapter, base, tokenizer, ends, rows)
-    facts = {"key": key, "title": asked.out.resolve().name, "base": adapter.base or base.name}
+    known = models.hub_id(base) or adapter.base or base.name
+    facts = {"key": key, "title": asked.out.resolve().name, "base": known}
     facts |= {"rank": adapter.rank, "measured": where if rows else "", "notes": []}
     work = stages.begin(asked.out, key)
     stages.publish(work, asked.out, lambda into: _write(into, asked, parts, facts))

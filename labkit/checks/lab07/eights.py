@@ -8,6 +8,7 @@ from labkit.contract import CheckFailed, expect, part, sound
 from labkit.labs.lab07 import probes
 
 BLOCK = 32
+HALVES = "a half goes towards 0; it goes away from it: is the scale made larger by something?"
 Q8 = {
     "invalid for input of size": "blocks have 32 weights each: w.reshape(-1, 32)",
     "must match the size": "one scale a block, 32 codes: scales[:, None] beside the codes",
@@ -169,11 +170,7 @@ def _expect_codes(q8_0, what, w):
         "half a code too far on the negative side: floor(x + 0.5) goes up there": (
             (exact + 0.5).floor()
         ),
-        (
-            "a half goes towards 0; it goes away from it: is the scale made larger by something?"
-            if tied
-            else "it cuts the fraction off: round"
-        ): exact.trunc(),
+        HALVES if tied else "it cuts the fraction off: round": exact.trunc(),
         "it rounds down: round to the nearest": exact.floor(),
         "it rounds up: round to the nearest": exact.ceil(),
         "the codes are those of a scale over 128": away(exact * 128 / 127).clamp(-128, 127),
