@@ -5,6 +5,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 # tests that run side by side
 WORKERS ?= 2
+# where make lab begins
+LAB ?= $(basename $(notdir $(firstword $(sort $(wildcard notebooks/*.ipynb)))))
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 
 .PHONY: setup run lab test attacks honest test-gpu
@@ -14,8 +16,8 @@ run: $(READY)  ## execute the solved labs; a book with pictures in build/ (or OU
 
 setup: $(READY)  ## .venv with all that is needed; the other targets do it, too
 
-lab: $(READY)  ## open the student notebooks
-	@$(BIN)/jupyter-lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+lab: $(READY)  ## open the student notebooks at lab 1 (LAB=02_lora: at another)
+	@$(BIN)/jupyter-lab --notebook-dir=notebooks notebooks/$(LAB).ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: $(READY)  ## everything that must hold
 	$(BIN)/ruff check .
@@ -38,10 +40,14 @@ test-gpu: $(READY)  ## the CUDA paths, on a machine that has a card; figures in 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'Python 3.11 or newer is needed, for instance: make PYTHON=python3.12'; exit 1; }
+	@test ! -L .venv || { echo '.venv is a link: remove it first, for pip would fill what it leads to'; exit 1; }
 	@$(PYTHON) -m venv .venv >/dev/null || { \
 	  $(PYTHON) -m venv --clear --without-pip .venv && \
 	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } || \
 	  { echo 'No virtual environment: sudo apt install python3-venv, then again'; exit 1; }
 	@echo 'Installing the libraries (minutes, once) ...'
 	@$(BIN)/python -m pip install --quiet -e '.[dev]' $(addprefix -c ,$(CONSTRAINTS))
+	@# JupyterLab asks whether it may fetch news; here the first thing to read is lab 1
+	@$(BIN)/jupyter labextension disable @jupyterlab/apputils-extension:announcements \
+	  --level=sys_prefix 2>/dev/null
 	@touch $@

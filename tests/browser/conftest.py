@@ -19,9 +19,7 @@ from labkit.training import models
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "build" / "screenshots"
 TOKEN = "a-learner"
-PATIENCE = int(
-    __import__("os").environ.get("PATIENCE", "120000")
-)  # milliseconds: a busy machine takes long to load torch
+PATIENCE = 120_000  # milliseconds: a busy machine takes long to load torch
 QUIET = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
