@@ -97,9 +97,9 @@ def _task(task, model, method, rank, steps, batch, rows, learning_rate, seed, dt
     models.hush_libraries()
     state = PartialState(cpu=hardware.device() == "cpu")  # this process's card becomes "cuda"
     with state.local_main_process_first():  # one process fetches, the others find it
+        data = tasks.load(task)  # first: an unknown name should not wait for a model
         name = model or models.default()
         models.path(name)
-        data = tasks.load(task)
     if rows:
         data = data.select(range(min(rows, len(data))))
     how = arguments.in_4_bits() if method == "qlora" else {}

@@ -348,7 +348,7 @@ if lab.experiment("Pairs swapped, and a reference that moves", 60, needs=["8.1",
     )
 
 # %% [markdown]
-# ## The same with TRL
+# ## DPO with TRL
 #
 # `DPOTrainer` takes the same pairs and the same settings. Like your loop, it makes no second model
 # where it is given a `peft_config`: it switches the adapter off. (Give it a model that *has* an
@@ -751,7 +751,7 @@ if lab.experiment("Eight steps for a bonus", 50, needs=["8.4", "8.5", "8.6"]):
     guess_keys.beside(table.loc["paid a bonus", "keys"])
 
 # %% [markdown]
-# ## The same with TRL
+# ## GRPO with TRL
 #
 # `GRPOTrainer` samples, rewards, compares and steps as your loop does. It wants rewards for a list
 # of completions, and hands on the columns of the data set. Eight answers a step are enough to see

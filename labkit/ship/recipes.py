@@ -33,7 +33,10 @@ def modelfile(
         lines += ["# a conversation of several turns is another text here than in training"]
     if tokenizer and not found:
         lines += ["# its chat template has no equal in Ollama's language: serve it by llama.cpp"]
-    lines += [f'SYSTEM """{system}"""'] if system else []
+    if '"""' in (system or ""):
+        lines += ["# its system message holds three quotation marks: give it with each request"]
+    elif system:
+        lines += [f'SYSTEM """{system}"""']
     if tokenizer and tokenizer.eos_token:
         lines += [f'PARAMETER stop "{tokenizer.eos_token}"']
     return "\n".join([*lines, "PARAMETER temperature 0", "PARAMETER repeat_penalty 1"]) + "\n"

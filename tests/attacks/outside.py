@@ -89,14 +89,25 @@ def adopt_orphans():
 
 
 def running(but=(), patience=3.0):
-    """Descendants of this process, but for the pids `but`, that run after `patience` seconds."""
+    """Descendants of this process that run after `patience` seconds.
+
+    But for the pids `but` and what comes from them: an open browser starts helpers when it likes.
+    """
     end = time.monotonic() + patience
     while True:
-        alive = [_told(p) for p in psutil.Process().children(recursive=True) if p.pid not in but]
+        alive = [_told(p) for p in psutil.Process().children(recursive=True) if not _of(p, but)]
         alive = [told for told in alive if told]
         if not alive or time.monotonic() > end:
             return alive
         time.sleep(0.05)
+
+
+def _of(process, pids):
+    """Whether a process or one of its parents is among `pids`."""
+    try:
+        return not {process.pid, *(parent.pid for parent in process.parents())}.isdisjoint(pids)
+    except psutil.Error:
+        return False
 
 
 def _told(process):

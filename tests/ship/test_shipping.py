@@ -206,6 +206,8 @@ def test_ollama_s_template_is_read_off_the_tokenizer_s(tokenizer):
     text = recipes.modelfile("a.gguf", tokenizer=other)
     assert 'SYSTEM """Be kind."""' in text and f'TEMPLATE """{found.template()}"""' in text
     assert 'SYSTEM """Be brief."""' in recipes.modelfile("a.gguf", None, "Be brief.", other)
+    quoting = recipes.modelfile("a.gguf", None, 'Say """ first.')
+    assert "SYSTEM" not in quoting and "three quotation marks" in quoting
     other.chat_template = "{{ messages | length }} {{ messages[-1]['content'] }}"
     assert turns.turns(other) is None
     assert "no equal in Ollama's language" in recipes.modelfile("a.gguf", tokenizer=other)

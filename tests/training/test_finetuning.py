@@ -192,15 +192,17 @@ def test_without_cache_it_trains_anew(tokenizer, pairs, runs):
         assert not result.cached and result.folder.is_dir()
 
 
-def test_an_interrupted_write_leaves_nothing(tokenizer, pairs, runs, monkeypatch):
+def test_an_interrupted_write_loses_nothing(tokenizer, pairs, runs, monkeypatch):
     def interrupted(source, target):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", interrupted)
         finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1))
-    assert list(runs.iterdir()) == []
-    assert not finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1)).cached
+    (half,) = runs.iterdir()
+    assert half.suffix == ".partial"
+    result = finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1))
+    assert not result.cached and list(runs.iterdir()) == [result.folder.parent]
 
 
 def test_a_model_with_an_adapter_is_refused(tokenizer, pairs, runs):

@@ -66,6 +66,8 @@ def _answer(torch, library):
     }
     for name, answer in (fixed | counted).items():
         setattr(torch.cuda, name, answer)
+        if "rng_state" in name:  # transformers asks the module
+            setattr(torch.cuda.random, name, answer)
 
     def clone(storage):  # its own would make storage of CUDA by name, which this torch cannot
         like = torch.empty(storage.nbytes(), dtype=torch.uint8, device=storage.device)
