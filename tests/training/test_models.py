@@ -6,6 +6,7 @@ import threading
 import zipfile
 
 import pytest
+from torch import float32
 
 from labkit import download
 from labkit.course import doctor
@@ -167,7 +168,7 @@ def test_an_unknown_model_is_one_line():
 def test_the_real_model_answers():
     from labkit.training.generation import answers
 
-    model, tokenizer = models.load(dtype=torch.float32)  # in bf16 processors differ
+    model, tokenizer = models.load(dtype=float32)  # in bf16 processors differ
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     assert "Paris" in answers(model, tokenizer, [asked], max_new_tokens=10)[0]
