@@ -67,7 +67,7 @@ def measure(run):
     found = {}
     for name, weights in bases.items():
         put(layers, weights)
-        found[f"on_{name}"] = round(loop.held_out_loss(model, tokenizer, unseen), 4)
+        found[f"on_{name}"] = round(loop.held_out_loss(model, tokenizer, unseen, autocast=False), 4)
     rest = SETTINGS | {"dtype": "float32", "seconds": round(time.perf_counter() - begun)}
     return asdict(run) | found | rest
 

@@ -60,7 +60,7 @@ def measure(run):
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(32))
 
     def look():
-        loss = loop.held_out_loss(model, tokenizer, unseen)
+        loss = loop.held_out_loss(model, tokenizer, unseen, autocast=False)
         with evaluating(model):
             return loss, perplexity(model, tokenizer, tasks.general())
 

@@ -109,7 +109,7 @@ def losses(run):
         seen.append(studies.step(model, batch, optimizer, trained))
         decay.step()
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(100))
-    loss = loop.held_out_loss(model, tokenizer, unseen)
+    loss = loop.held_out_loss(model, tokenizer, unseen, autocast=False)
     count = sum(p.numel() for p in trained)
     return {
         "loss": round(loss, 4),

@@ -106,14 +106,21 @@ def by_length(
 
 @torch.no_grad()
 def held_out_loss(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, size: int = 32
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    size: int = 32,
+    autocast: bool | None = None,
 ) -> float:
-    """Mean loss (nats a token) over every answer token of `dataset`, in eval mode."""
+    """Mean loss (nats a token) over every answer token of `dataset`, in eval mode.
+
+    `autocast` as in `answer_loss`: a study that says fp32 judges in fp32.
+    """
     was_training = model.training
     model.eval()
     total = count = 0
     for batch, lengths in by_length(tokenizer, dataset, size):
-        total += answer_loss(model, batch).item() * sum(lengths)
+        total += answer_loss(model, batch, autocast).item() * sum(lengths)
         count += sum(lengths)
     model.train(was_training)
     return total / count
