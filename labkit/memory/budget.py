@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from labkit.memory import optimizers
+from labkit.memory import optimizers, rollout
 from labkit.memory.adapted import BLOCK, BLOCK_OF_SCALES
 from labkit.memory.dimensions import Dimensions
 from labkit.memory.settings import Settings
@@ -28,7 +28,6 @@ FLASH = "Dao et al. 2022, 2205.14135, section 3.1"
 RECOMPUTED = "after Korthikanti et al. 2022, 2205.05198, section 4.1"
 GRADIENTS_OF_LORA = "Hu et al. 2021, 2106.09685: the gradient of A needs x, that of B needs A x"
 DPO = "Rafailov et al. 2023, 2305.18290, equation 7"
-CACHE = "Pope et al. 2022, 2211.05102, section 2.1"
 STATIC = ("weights", "gradients", "optimizer")
 ROLLOUT = "rollout"  # what is held before the step alone, beside weights and optimizer
 
@@ -164,11 +163,10 @@ def _activations(m):
 
 
 def _rollout(m):
-    """The cache of GRPO's answers when their last token is drawn: keys, and values."""
-    if m.settings.objective == "grpo":
-        tokens = m.settings.rows * (m.settings.seq - 1)
-        n_bytes = m.L * tokens * m.k * (m.stream + m.attention)
-        yield "keys and values", n_bytes, "L rows (seq - 1) k x (bytes + bytes)", CACHE
+    """What a rollout holds besides what stays, at the highest of its moments; [] without one."""
+    if m.settings.objective != "grpo":
+        return []
+    return max(rollout.moments(m).values(), key=lambda rows: sum(row[1] for row in rows))
 
 
 def _layer(m):
@@ -281,14 +279,13 @@ def _moments(m, terms):
     step = sum(held.values())
     if s.optim == "adamw_torch":  # foreach takes the roots of all second moments at once
         step += sum(m.trained_tensors) * m.trained
-    before = lasting + sum(row[1] for row in _casts(m))
     moments = {}
     if s.objective == "dpo":
-        moments["in the reference"] = before + 10 * m.n_logits * m.V
+        casts = sum(row[1] for row in _casts(m))
+        moments["in the reference"] = lasting + casts + 10 * m.n_logits * m.V
     if s.objective == "grpo":
-        prompts = s.rows * (s.seq - s.answer_tokens)
-        cache = sum(row[1] for row in _rollout(m))
-        moments["in a rollout"] = before + cache + 8 * s.rows * m.V + 3 * prompts * m.mlp * m.f
+        drawn = sum(term.bytes for term in terms if term.category == ROLLOUT)
+        moments["in a rollout"] = lasting + drawn
     return moments | {
         "at the loss": lasting + at_loss,
         "inside a layer": lasting + in_layer,
