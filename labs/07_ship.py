@@ -342,7 +342,7 @@ if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"
     display(compare_answers([question(row) for row in test_rows], wanted, told, rows=4))
 
 # %% [markdown]
-# When we ran it (40 steps of 8 rows, seed 0), about 20 of 36 answers were right, and 4 by the
+# When we ran it (40 steps of 8 rows, seed 0), 21 of 36 answers were right, and 2 by the
 # nearest row. Trade and room were right in most of the others; *when* somebody has to come was not,
 # and that takes an understanding of what is broken.
 #
@@ -733,8 +733,9 @@ if lab.experiment("A mixed batch, in one layer", 3, needs=["7.6"]):
     display(plots.batches(sizes, times))
 
 # %% [markdown]
-# On a CPU do not expect the batch to win. A small product starts in a microsecond there, and
-# `A[index]` copies a pair of factors for every row: 64 rows of this layer are 1.2 million numbers.
+# On a CPU the batch wins little or nothing: on one of ours it was slower at every size, on another
+# quicker from 16 rows on. A small product starts in a microsecond there, and `A[index]` copies a
+# pair of factors for every row: 64 rows of this layer are 1.2 million numbers.
 # On a GPU each of the loop's products would take several microseconds to start, whatever its size,
 # and in turn. What engines want is neither: one start for all rows, and no copies. That is why they
 # have a kernel of their own for this one product.
