@@ -51,7 +51,9 @@ def published(tmp_path_factory):
     """Environment variables that lead the course's address to a repository with this tree."""
     tree = tmp_path_factory.mktemp("published")
     for name in ("labkit", "solutions"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "build")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     author = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
