@@ -1,6 +1,8 @@
 """`labkit check`: what lab.score() would say of a saved notebook, as a student sees it."""
 
 import json
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -31,6 +33,15 @@ def called(tmp_path_factory):
     book.cells.append(ran_away)
     nbformat.write(book, path)
     return path, check.check(path, 60)
+
+
+def test_it_needs_nothing_that_the_book_alone_needs():
+    """Students install the extra `jupyter`."""
+    absent = (
+        "for name in ('docutils', 'sphinx', 'myst_nb', 'latex2mathml'): sys.modules[name] = None"
+    )
+    code = f"import sys\n{absent}\nimport labkit.course.check"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_each_exercise_has_what_its_check_says(called):
