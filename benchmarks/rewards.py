@@ -18,7 +18,6 @@ them, `before` the same reward at the start; `kl` nats a token from the start on
 to held-out commands; `perplexity` on everyday English; `curve`, the paid reward of each step.
 """
 
-import json
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from labkit import tasks
 from labkit.training import generation, loop, models, rollouts
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rewards.csv"
-NAMES = ("warm_start", "adapted", "train_grpo", "kl_from_start", "reward", "bonus")
+NAMES = ("warm_start", "adapted", "train_grpo", "kl_from_start", "reward", "bonus", "keys_in")
 STEPS, UNSEEN = 12, 100
 RATES = {"lora": (5e-4, 2e-4, 1e-3), "full": (2e-5, 1e-5, 5e-5)}  # the middle one first
 
@@ -101,22 +100,14 @@ def scores(model, lab, unseen):
     """Means over held-out commands, greedily: the honest reward, exact, intent, keys named."""
     told = generation.answers(model, lab["tokenizer"], unseen["messages"], max_new_tokens=40)
     both = list(zip(told, unseen["answer"], strict=True))
+    earned = [lab["reward"](*pair) for pair in both]
     means = {
-        "reward": sum(lab["reward"](*pair) for pair in both),
-        "exact": sum(lab["reward"](*pair) == 1 for pair in both),
+        "reward": sum(earned),
+        "exact": earned.count(1),
         "intent": sum(a.split(",")[0] == b.split(",")[0] for a, b in both),
-        "keys": sum(map(n_keys, told)),
+        "keys": sum(lab["keys_in"](text) or 0 for text in told),
     }
     return {name: round(value / len(both), 4) for name, value in means.items()}
-
-
-def n_keys(text):
-    """Keys of a JSON object, 0 of another text."""
-    try:
-        data = json.loads(text)
-    except ValueError:
-        return 0
-    return len(data) if isinstance(data, dict) else 0
 
 
 @torch.no_grad()

@@ -11,11 +11,8 @@ Then 1, 8 and 32 mixed requests at once, new tokens a second, the median of thre
 """
 
 import argparse
-import contextlib
 import json
 import os
-import socket
-import subprocess
 import tempfile
 import time
 import urllib.request
@@ -28,7 +25,7 @@ from trl import SFTConfig
 
 from labkit import tasks
 from labkit.ship import gguf, server
-from labkit.training import finetuning, generation, hardware, models
+from labkit.training import finetuning, generation, hardware, models, serving
 
 NAMES, PROMPTS, LIMIT = ("home", "tickets"), 60, 48
 OPTIONS = {"home": {}, "tickets": {"groups": ("delivery", "returns")}}
@@ -50,35 +47,15 @@ def adapter(name, tokenizer):
     return finetuning.finetune(models.load()[0], tokenizer, data, lora, args, title=name).folder
 
 
-@contextlib.contextmanager
 def vllm(python, base, folders):
-    """vLLM's server in another environment; yields its base URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    loras = [f"{name}={folder}" for name, folder in folders.items()]
+    """vLLM's server in another environment, while a block runs; its base URL."""
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
-    command += ["--max-model-len", "1024", "--max-num-seqs", "32", "--enforce-eager"]
-    command += ["--enable-lora", "--max-lora-rank", "16", "--max-loras", "2", "--lora-modules"]
+    command += ["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "32"]
+    command += ["--enforce-eager", "--enable-lora", "--max-lora-rank", "16", "--max-loras", "2"]
+    command += ["--lora-modules", *(f"{name}={folder}" for name, folder in folders.items())]
     env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     env.pop("PYTHONPATH", None)
-    with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen([*command, *loras], env=env, stdout=log, stderr=log)
-        try:
-            until = time.monotonic() + 300
-            while time.monotonic() < until and child.poll() is None:
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                    break
-                time.sleep(1)
-            else:
-                log.seek(0)
-                raise SystemExit(log.read().decode()[-3000:])
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            child.terminate()
-            child.wait()
+    return serving.running("vLLM", command, env, seconds=300)
 
 
 def ask(address, messages, name, limit, choose):

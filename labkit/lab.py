@@ -17,7 +17,6 @@ from labkit.training import hardware, models
 
 MARKS = {"passed": "✓", "revealed": "◐", "lent": "◐", "failed": "✗", "missing": "○"}
 OPEN = {"status": "missing", "earned": 0, "message": ""}  # of what nobody has checked
-WORKS = ("passed", "revealed", "lent")  # the exercise's objects are there, and an experiment runs
 
 
 class Lab:
@@ -80,7 +79,7 @@ class Lab:
 
     def _waits(self, title, needs):
         """Whether exercises are open that an experiment runs; it says so in a line."""
-        open_ids = [id for id in needs if self._status(id) not in WORKS]
+        open_ids = [id for id in needs if self._status(id) not in contract.STANDS]
         if open_ids:
             names = ", ".join(f"{id} ({self._find(id)['name']})" for id in open_ids)
             helps = reference.solved_cells(self.stem)
@@ -123,7 +122,7 @@ class Lab:
         found = session.kept(self.stem)
         for exercise in self.exercises if found else ():
             id, shell = exercise["id"], get_ipython()
-            if id not in found or self._status(id) in WORKS:
+            if id not in found or self._status(id) in contract.STANDS:
                 continue
             if found[id]["status"] != "passed":
                 self.reveal(id)

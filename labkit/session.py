@@ -14,8 +14,6 @@ from IPython import get_ipython
 
 from labkit import contract, download, reference
 
-STANDS = ("passed", "revealed", "lent")
-
 
 class Watch:
     """After each cell that a learner runs, notes what its checks have said."""
@@ -29,13 +27,13 @@ class Watch:
         new = {id: r for id, r in records.items() if self.seen.get(id) is not r}
         self.seen = dict(records)
         path = file(self.stem)
-        if not path or not any(record["status"] in STANDS for record in new.values()):
+        if not path or not any(record["status"] in contract.STANDS for record in new.values()):
             return
         cells = list(filter(None, get_ipython().history_manager.input_hist_parsed))
         found = kept(self.stem)
         for id, record in new.items():
             sources = _sources(cells, contract.NAMES[id])
-            if record["status"] in STANDS and (sources or record["status"] != "passed"):
+            if record["status"] in contract.STANDS and (sources or record["status"] != "passed"):
                 found[id] = {"status": record["status"], "cells": sources}
         with contextlib.suppress(OSError):  # a full disk costs the file, and no lesson
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +56,7 @@ def kept(stem: str) -> dict[str, dict]:
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
         found = json.loads(path.read_text("utf-8"))
         whole = {id: {"status": r["status"], "cells": [*r["cells"]]} for id, r in found.items()}
-        return {id: entry for id, entry in whole.items() if entry["status"] in STANDS}
+        return {id: entry for id, entry in whole.items() if entry["status"] in contract.STANDS}
     return {}
 
 

@@ -646,15 +646,19 @@ guess_grpo = lab.predict("GRPO, 14 steps: how many of 100 unseen commands are ri
 
 
 # %%
+def keys_in(answer):
+    """The number of keys in an answer; None where it is no JSON object."""
+    try:
+        data = json.loads(answer)
+    except ValueError:
+        return None
+    return len(data) if type(data) is dict else None
+
+
 def keys_named(answers):
     """The mean number of keys in the answers that are JSON objects."""
-    said = []
-    for answer in answers:
-        try:
-            said.append(json.loads(answer))
-        except ValueError:
-            pass
-    return sum(len(data) for data in said if type(data) is dict) / max(1, len(said))
+    found = [n for n in map(keys_in, answers) if n is not None]
+    return sum(found) / max(1, len(found))
 
 
 # %%
@@ -725,11 +729,8 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # %%
 def bonus(answer, wanted):
     """Your reward, and a fifth for each key that is named: 1 at most."""
-    try:
-        said = json.loads(answer)
-    except ValueError:
-        return 0.0
-    return min(1.0, reward(answer, wanted) + 0.2 * len(said)) if type(said) is dict else 0.0
+    n = keys_in(answer)
+    return 0.0 if n is None else min(1.0, reward(answer, wanted) + 0.2 * n)
 
 
 # %%

@@ -107,12 +107,18 @@ def test_a_check_before_its_cell_is_one_line(monkeypatch, capsys):
     assert "✓ 2.9" in capsys.readouterr().out
 
 
-def test_an_experiment_counts_down_and_says_what_it_took(lab, shown, monkeypatch):
-    lab, _ = lab
+@pytest.fixture
+def timed(monkeypatch):
+    """A shell whose cells end when a test says so, and the clock, a list of one number."""
     shell, clock = InteractiveShell.instance(), [100.0]
     monkeypatch.setattr("labkit.live.get_ipython", lambda: shell)
     monkeypatch.setattr("labkit.live.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr("labkit.live._pace", 1.0)
+    return shell, clock
+
+
+def test_an_experiment_counts_down_and_says_what_it_took(lab, shown, timed):
+    lab, (shell, clock) = lab[0], timed
     result = ExecutionResult(None)
     waits = []
     for took in (60, 8, 5):
@@ -129,12 +135,8 @@ def test_an_experiment_counts_down_and_says_what_it_took(lab, shown, monkeypatch
     assert waits[2]["text/plain"] == "◆ A < B · about 20 s on two CPU cores"
 
 
-def test_one_countdown_stands_at_a_time_and_none_at_zero(lab, shown, monkeypatch):
-    lab, _ = lab
-    shell, clock = InteractiveShell.instance(), [100.0]
-    monkeypatch.setattr("labkit.live.get_ipython", lambda: shell)
-    monkeypatch.setattr("labkit.live.time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr("labkit.live._pace", 1.0)
+def test_one_countdown_stands_at_a_time_and_none_at_zero(lab, shown, timed):
+    lab, (shell, clock) = lab[0], timed
     assert lab.experiment("Training", 20)
     assert "--labkit-left: 20" in shown[-1]["text/html"]
     assert "--labkit-left: 0" not in shown[-1]["text/html"]

@@ -19,6 +19,7 @@ from types import ModuleType
 
 from labkit.contract.calls import (
     NAMES,
+    STANDS,
     CheckFailed,
     NoAnswer,
     NotWritten,
@@ -30,8 +31,8 @@ from labkit.contract.verdict import LENT, NotRun, Verdict, conclude
 from labkit.errors import LabError
 
 __all__ = [
-    "BROKEN", "LENT", "NAMES", "NO_LETTERS", "ODD", "WITHHELD", "CheckFailed", "NoAnswer", "NotRun",
-    "NotWritten", "Session", "Verdict", "checks_of", "defined_by", "exercise",
+    "BROKEN", "LENT", "NAMES", "NO_LETTERS", "ODD", "STANDS", "WITHHELD", "CheckFailed", "NoAnswer",
+    "NotRun", "NotWritten", "Session", "Verdict", "checks_of", "defined_by", "exercise",
     "expect", "generator", "kept", "natural", "observe", "part", "session", "sound",
 ]  # fmt: skip
 

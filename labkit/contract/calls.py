@@ -26,6 +26,7 @@ HINTS = {
     "unexpected keyword argument": "; do the parameters have the names that the text says?",
     "is not defined": "; was the cell that defines it run?",
 }
+STANDS = ("passed", "revealed", "lent")  # of an exercise whose objects are there
 NAMES = {}  # exercise id -> the learner's objects that it is about
 NOTED = []  # what `kept` found changed, for the call that is under way
 
@@ -110,7 +111,7 @@ class Session:
         found, mine = {}, set(NAMES.get(id, ()))
         for other in NAMES if self.reference else ():
             its_lab, _, its_number = other.partition(".")
-            standing = self.records.get(other, {}).get("status") in ("passed", "revealed", "lent")
+            standing = self.records.get(other, {}).get("status") in STANDS
             before = its_lab == lab and number.isdecimal() and its_number.isdecimal()
             before = before and int(its_number) < int(number) and not mine & set(NAMES[other])
             if before and not standing:

@@ -36,7 +36,7 @@ def trainer_for(model, tokenizer, rows: list[dict], rank: int, args: SFTConfig):
             model=model,
             args=lean.settings(args, model),
             train_dataset=dataset,
-            data_collator=partial(padded, pad=tokenizer.pad_token_id or 0),
+            data_collator=partial(packing.padded, pad=tokenizer.pad_token_id or 0),
             processing_class=tokenizer,
             peft_config=copy.deepcopy(lora),
         )
@@ -76,21 +76,9 @@ def packs(model: PreTrainedModel, rows: list[dict]) -> bool:
     return packed.shape == wanted.shape and bool((packed - wanted).norm() < near * wanted.norm())
 
 
-def padded(rows: list[dict], pad: int = 0) -> dict[str, torch.Tensor]:
-    """Rows as one batch, padded right: `input_ids`, `labels`, `attention_mask`, each `(b, n)`."""
-    n = max(len(row["input_ids"]) for row in rows)
-    batch = {"input_ids": [], "labels": [], "attention_mask": []}
-    for row in rows:
-        more = n - len(row["input_ids"])
-        batch["input_ids"].append(row["input_ids"] + [pad] * more)
-        batch["labels"].append(row["labels"] + [packing.IGNORED] * more)
-        batch["attention_mask"].append([1] * (n - more) + [0] * more)
-    return {name: torch.tensor(values) for name, values in batch.items()}
-
-
 def padded_logits(model, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `(k, vocab)` and targets `(k,)` at the k learned tokens, of padded rows."""
-    batch = {name: values.to(model.device) for name, values in padded(rows).items()}
+    batch = {name: values.to(model.device) for name, values in packing.padded(rows).items()}
     labels = batch.pop("labels")[:, 1:]
     logits = model(**batch).logits[:, :-1]
     asked = labels != packing.IGNORED

@@ -75,12 +75,17 @@ def smooth(values, weight=0.8):
     return pd.Series(values).ewm(alpha=1 - weight).mean().to_numpy()
 
 
+def traced(ax, values, colour, weight=0.8, **options):
+    """Draw `values` against the step, faint, and their `smooth` line; `options` are the line's."""
+    x = range(1, len(values) + 1)
+    ax.plot(x, values, color=colour, alpha=0.3, lw=1)
+    ax.plot(x, smooth(values, weight), color=colour, **options)
+
+
 def growing_loss(losses, steps, title):
     """Loss so far against step, with room for the `steps` to come; a figure, not yet shown."""
     fig, ax = figure(height=2.6)
-    x = range(1, len(losses) + 1)
-    ax.plot(x, losses, color=PALETTE[0], alpha=0.3, lw=1)
-    ax.plot(x, smooth(losses), color=PALETTE[0])
+    traced(ax, losses, PALETTE[0])
     ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats a token)")
     ax.set_title(title)
     return fig
@@ -90,9 +95,7 @@ def growing(values, steps, title):
     """A panel a name of `values`, its numbers so far against the step; a figure, not yet shown."""
     fig, axes = figure(len(values), width=2.7 * len(values), height=2.4, squeeze=False)
     for ax, colour, (name, told) in zip(axes[0], PALETTE, values.items(), strict=False):
-        x = range(1, len(told) + 1)
-        ax.plot(x, told, color=colour, alpha=0.3, lw=1)
-        ax.plot(x, smooth(told, 0.6), color=colour)
+        traced(ax, told, colour, 0.6)
         ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name)
     return headed(fig, title)
 

@@ -199,13 +199,17 @@ def summed_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) ->
 
     A head that is trained, adapted or has a bias goes the usual way.
     """
-    weight = getattr(head, "weight", None)
-    if type(head) is not nn.Linear or head.bias is not None or weight.requires_grad:
+    if not is_fixed(head):
         return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
-    kind = hidden.device.type
+    weight, kind = head.weight, hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden, weight = (x.to(torch.get_autocast_dtype(kind)) for x in (hidden, weight))
     return _Loss.apply(hidden, weight, targets)
+
+
+def is_fixed(head: nn.Module) -> bool:
+    """Whether a head is one product with a weight that is not trained, and nothing else."""
+    return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
 
 
 class _Loss(torch.autograd.Function):

@@ -38,16 +38,21 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list
 def batches(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, steps: int, seed: int = 0
 ) -> Iterator[Batch]:
-    """Yield `steps` batches of `size` conversations, shuffled anew each time through the data.
-
-    In a rehearsal there are a few.
-    """
+    """`steps` batches of `size` conversations, `drawn` from the data."""
     rows = [encode(tokenizer, messages) for messages in dataset["messages"]]
+    return map(packing.pack, drawn(rows, size, steps, seed))
+
+
+def drawn(rows: list, size: int, steps: int, seed: int = 0) -> Iterator[list]:
+    """Yield `steps` times `size` rows, shuffled anew each time through them; all where few.
+
+    In a rehearsal there are a few steps.
+    """
     size, rng, queue = min(size, len(rows)), random.Random(seed), []
     for _ in range(rehearsed("steps", steps)):
         if len(queue) < size:
             queue = rng.sample(rows, len(rows))
-        yield packing.pack([queue.pop() for _ in range(size)])
+        yield [queue.pop() for _ in range(size)]
 
 
 def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,18 +61,20 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, t
     The head is the widest product of a small model: 49,152 columns in SmolLM2, a fifth of a step
     when it is computed for prompts too.
     """
-    hidden, head, targets = _before_head(model, batch)
+    hidden, head, targets = before_head(model, batch)
     return head(hidden), targets
 
 
 def summed_loss(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, int]:
     """Cross-entropy (nats) summed over the answer tokens of a packed batch, and their number."""
-    hidden, head, targets = _before_head(model, batch)
+    hidden, head, targets = before_head(model, batch)
     return fast.summed_loss(hidden, head, targets), len(targets)
 
 
-def _before_head(model, batch):
-    """Hidden states `(k, d)` before the k answer tokens, the head, and the tokens `(k,)`."""
+def before_head(
+    model: PreTrainedModel, batch: Batch
+) -> tuple[torch.Tensor, torch.nn.Module, torch.Tensor]:
+    """Hidden states `(k, d)` before the k answer tokens of a packed batch, the head, the tokens."""
     base = packing.base_of(model)
     batch = {key: value.to(base.device) for key, value in batch.items()}
     with fast.layers(base):

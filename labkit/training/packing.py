@@ -37,6 +37,18 @@ def pack(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor([values]) for name, values in sequence.items()} | {"rows": where}
 
 
+def padded(rows: list[dict[str, list[int]]], pad: int = 0) -> dict[str, torch.Tensor]:
+    """Rows as one batch, padded right: `input_ids`, `labels`, `attention_mask`, each `(b, n)`."""
+    n = max(len(row["input_ids"]) for row in rows)
+    batch = {"input_ids": [], "labels": [], "attention_mask": []}
+    for row in rows:
+        more = n - len(row["input_ids"])
+        batch["input_ids"].append(row["input_ids"] + [pad] * more)
+        batch["labels"].append(row["labels"] + [IGNORED] * more)
+        batch["attention_mask"].append([1] * (n - more) + [0] * more)
+    return {name: torch.tensor(values) for name, values in batch.items()}
+
+
 def shared_prefix(rows: list[dict[str, list[int]]]) -> int:
     """How many leading tokens all rows share; it ends before the last token of any prompt."""
     if len(rows) == 1:

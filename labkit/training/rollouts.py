@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -63,14 +64,11 @@ def logprobs(model: PreTrainedModel, answers: list[Answer]) -> tuple[torch.Tenso
 
     Zero is written where an answer has ended. The gradient flows to the model's trained weights.
     """
-    base = packing.base_of(model)
-    batch = {name: x.to(base.device) for name, x in packing.pack(answers).items()}
-    with fast.layers(base):
-        hidden = packing.hidden_states(base.get_decoder(), batch)[0, :-1]  # (N - 1, d)
-    targets = batch["labels"][0, 1:]
-    asked = targets != packing.IGNORED
-    head = base.get_output_embeddings()
-    logp = _LogProbs.apply(hidden[asked], head.weight, targets[asked])  # (k,)
+    hidden, head, targets = loop.before_head(model, packing.pack(answers))
+    if fast.is_fixed(head):
+        logp = _LogProbs.apply(hidden, head.weight, targets)  # (k,)
+    else:
+        logp = -F.cross_entropy(head(hidden).float(), targets, reduction="none")
     lengths = [sum(y != packing.IGNORED for y in answer["labels"]) for answer in answers]
     padded = torch.nn.utils.rnn.pad_sequence(logp.split(lengths), batch_first=True)
     places = torch.arange(padded.shape[1], device=logp.device)

@@ -1,4 +1,4 @@
-"""A model folder served over OpenAI's protocol by `transformers serve`, a process of its own."""
+"""A model served over OpenAI's protocol by a process of its own, such as `transformers serve`."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,15 +33,27 @@ def transformers_serve(folder: str | Path, seconds: float = 120) -> Iterator[str
     """
     if missing():
         raise LabError(f"{', '.join(missing())} missing: {INSTALL}")
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    command = [_command(), "serve", str(folder)]
+    with running("transformers serve", command, os.environ | quiet, seconds) as address:
+        yield address
+
+
+@contextmanager
+def running(name: str, command: list[str], env: Mapping[str, str], seconds: float) -> Iterator[str]:
+    """Run the server `name`, of OpenAI's protocol, while the block runs; yields the base URL.
+
+    `command` gets --host and --port, of a free port on this machine. Raises LabError when the
+    server ends, or when its /health does not answer within `seconds`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [_command(), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
-    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    command = [*command, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(command, env=os.environ | quiet, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
         try:
-            _wait(server, f"http://127.0.0.1:{port}/health", seconds, log)
+            _wait(name, server, f"http://127.0.0.1:{port}/health", seconds, log)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             _stop(server)
@@ -62,7 +74,7 @@ def _command():
     return shutil.which("transformers", path=here) or "transformers"
 
 
-def _wait(server, address, seconds, log):
+def _wait(name, server, address, seconds, log):
     """Return once `address` answers; LabError with the server's last line when it does not."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and server.poll() is None:
@@ -73,4 +85,4 @@ def _wait(server, address, seconds, log):
     log.seek(0)
     lines = [line.strip() for line in log if line.strip()] or ["it said nothing"]
     state = "ended" if server.poll() is not None else f"did not answer in {seconds} s"
-    raise LabError(f"transformers serve {state}: {lines[-1]}")
+    raise LabError(f"{name} {state}: {lines[-1]}")

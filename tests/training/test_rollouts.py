@@ -54,6 +54,14 @@ def test_logprobs_and_their_gradient_are_those_of_plain_forwards(model, monkeypa
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
 
 
+def test_a_head_that_is_trained_gets_its_gradient(model):
+    weight, answers = model.get_output_embeddings().weight.requires_grad_(True), drawn()
+    logp, mask = rollouts.logprobs(model, answers)
+    wanted = torch.cat([plain(model, answer) for answer in answers])
+    got, asked = (torch.autograd.grad(x.mean(), weight)[0] for x in (logp[mask], wanted))
+    torch.testing.assert_close(got, asked, rtol=1e-4, atol=1e-5)
+
+
 def test_answers_stand_by_prompt_and_have_labels_where_they_are():
     model, tokenizer = tiny.language_model(seed=0)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"

@@ -28,11 +28,9 @@ def expect_made(run, call):
         expect(type(r) is int, f"{call}: train_fn got the rank {_shown(r)}; {hint}")
         number = type(rate) in (int, float)
         expect(number, f"{call}: train_fn got the learning rate {_shown(rate)}")
+        told = f"{call}: train_fn got the learning rate {rate}, which is not asked"
         asked = rate in [wanted for _, wanted in run.pairs]
-        hint_2 = "pass each of the four by its name, and the rate as it is"
-        expect(
-            asked, f"{call}: train_fn got the learning rate {rate}, which is not asked; {hint_2}"
-        )
+        expect(asked, f"{told}; pass each of the four by its name, and the rate as it is")
     made = sorted((r, rate) for r, _, rate, _ in run.calls)
     missing = [pair for pair in run.pairs if pair not in made]
     hint = "every rank meets every learning rate: two loops, one in the other"

@@ -12,9 +12,9 @@ import zipfile
 from pathlib import Path
 
 from labkit.grading.after import report
+from labkit.grading.collect import MOODLE
 from labkit.grading.row import Row
 
-FOLDER = re.compile(r"_\d+_assignsubmission_")  # a part of the name of a student's folder
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$!&~-])")  # what Markdown would take for its own
 
 
@@ -28,7 +28,7 @@ def moodle(path: Path, rows: list[Row], out: Path) -> None:
     """Write the zip for Moodle, of the feedback pages that grading left in `out`."""
     everyone = [row.submission for row in report.rows_in(out)]
     pages = dict(zip(everyone, report.page_names(everyone), strict=True))
-    folders = [next(p for p in row.submission.split("/") if FOLDER.search(p)) for row in rows]
+    folders = [next(p for p in row.submission.split("/") if MOODLE.search(p)) for row in rows]
     texts = [(out / "feedback" / pages[row.submission]).read_text("utf-8") for row in rows]
     _write(path, [f"{folder}/feedback.html" for folder in folders], texts)
 

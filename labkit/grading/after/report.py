@@ -39,17 +39,17 @@ def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> Non
     """
     (out / "feedback").mkdir(parents=True, exist_ok=True)
     data = [row.data() for row in rows]
-    _put(out / "results.json", json.dumps(data, indent=1, ensure_ascii=False))
-    _put(out / "grades.csv", grades(rows))
-    _put(out / "items.csv", items(rows))
+    put(out / "results.json", json.dumps(data, indent=1, ensure_ascii=False))
+    put(out / "grades.csv", grades(rows))
+    put(out / "items.csv", items(rows))
     pages = page_names([row.submission for row in rows])
     for old in {page.name for page in (out / "feedback").glob("*.html")} - set(pages):
         (out / "feedback" / old).unlink()  # of a submission that is no longer among these
     for row, page in zip(rows, pages, strict=True):
         path, cells = out / "feedback" / page, sources.get(row.submission)
         if cells is not None or not path.exists():
-            _put(path, feedback_page(row, cells or {}))
-    _put(out / "index.html", class_page(rows, pages))
+            put(path, feedback_page(row, cells or {}))
+    put(out / "index.html", class_page(rows, pages))
 
 
 def rows_in(out: Path) -> list[Row]:
@@ -170,6 +170,6 @@ def template(name: str):
     return jinja2.Environment(loader=loader, autoescape=True, **options).get_template(name)
 
 
-def _put(path: Path, text: str) -> None:
+def put(path: Path, text: str) -> None:
     """Write the file whole or not at all; a half character from a file name becomes \\udcXX."""
     store.put(path, text.encode("utf-8", "backslashreplace"))

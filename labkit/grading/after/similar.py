@@ -18,7 +18,6 @@ from scipy.sparse import lil_matrix
 
 from labkit import reference
 from labkit.contract import natural
-from labkit.grading import store
 from labkit.grading.after import report
 from labkit.grading.row import Row
 
@@ -55,9 +54,9 @@ def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> lis
         page = report.template("grading_pair.html.j2").render(
             pair=pair, sides=list(zip(pair.names, pair.sides, strict=True))
         )
-        store.put(folder / f"{i}.html", page.encode("utf-8", "backslashreplace"))
+        report.put(folder / f"{i}.html", page)
     page = report.template("grading_similar.html.j2").render(pairs=found[:MOST], n=len(found))
-    store.put(out / "similar.html", page.encode("utf-8", "backslashreplace"))
+    report.put(out / "similar.html", page)
     return found
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from labkit.plots.style import INK, PALETTE, figure, smooth
+from labkit.plots.style import INK, PALETTE, figure, smooth, traced
 
 OVER_GUESS = {"frameon": True, "edgecolor": "none"}  # of a legend that a guess may cross
 
@@ -129,9 +129,7 @@ def losses(curves):
     """Training loss against step; `curves` name -> object with `losses` and `seconds`."""
     fig, ax = figure(height=3)
     for (name, curve), colour, style in zip(curves.items(), PALETTE, ("-", "--"), strict=False):
-        steps = range(1, len(curve.losses) + 1)
-        ax.plot(steps, curve.losses, color=colour, alpha=0.3, lw=1)
-        ax.plot(steps, smooth(curve.losses, 0.6), color=colour, ls=style, label=name)
+        traced(ax, curve.losses, colour, 0.6, ls=style, label=name)
     ax.set(xlabel="step", ylabel="training loss", xlim=(1, len(curve.losses)), yscale="log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")

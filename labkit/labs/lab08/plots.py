@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from labkit.plots.style import INK, PALETTE, figure, headed, smooth
+from labkit.plots.style import INK, PALETTE, figure, headed, smooth, traced
 
 PERCENT = "constraints followed, %"
 
@@ -12,10 +12,8 @@ def gained(values, title):
     fig, ax = figure(height=3.2)
     for colour, name in zip((PALETTE[0], PALETTE[1]), ("chosen", "rejected"), strict=True):
         told = values[name]
-        x = np.arange(1, len(told) + 1)
-        ax.plot(x, told, color=colour, alpha=0.25, lw=1)
-        ax.plot(x, smooth(told), color=colour)
-        ax.annotate(f" {name}", (x[-1], smooth(told)[-1]), color=colour, va="center")
+        traced(ax, told, colour)
+        ax.annotate(f" {name}", (len(told), smooth(told)[-1]), color=colour, va="center")
     ax.axhline(0, color=INK, lw=0.8)
     ax.set(xlabel="step", ylabel="log-probability gained, nats", xlim=(1, 1.18 * len(told)))
     ax.set_title(title)
@@ -44,9 +42,7 @@ def losses(runs, title):
     """Loss against step of several runs, `{name: losses}`, with the loss of no learning."""
     fig, ax = figure(height=3.0)
     for colour, (name, told) in zip(PALETTE, runs.items(), strict=False):
-        x = np.arange(1, len(told) + 1)
-        ax.plot(x, told, color=colour, alpha=0.25, lw=1)
-        ax.plot(x, smooth(told, 0.6), color=colour, label=name)
+        traced(ax, told, colour, 0.6, label=name)
     ax.legend(fontsize=9, loc="lower left")
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
     longest = max(map(len, runs.values()))
@@ -69,9 +65,7 @@ def paid(runs, wanted, title):
     fig, axes = figure(len(wanted), width=3.8 * len(wanted), height=3.1)
     for ax, (name, label) in zip(axes, wanted.items(), strict=True):
         for colour, (run, values) in zip(PALETTE, runs.items(), strict=False):
-            x = np.arange(1, len(values[name]) + 1)
-            ax.plot(x, values[name], color=colour, alpha=0.25, lw=1)
-            ax.plot(x, smooth(values[name], 0.6), color=colour, label=run)
+            traced(ax, values[name], colour, 0.6, label=run)
         ax.set(xlabel="step", ylabel=label, ylim=(0, None))
     axes[0].legend(fontsize=9)
     return headed(fig, title)
