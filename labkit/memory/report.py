@@ -78,6 +78,8 @@ def _notes(config, asked, settings, simulated):
     kind, n = config.model_type, simulated.n_experts
     if whole := getattr(config, "part_of", None):
         yield f"this is the text part of {whole}; what sees or hears is not counted"
+    if same := getattr(config, "taken_for", ""):
+        yield f"transformers has no such model by itself; its layers are counted as those of {same}"
     if asked.attention != settings.attention:
         yield f"transformers has no fused attention for {kind}, so it is eager: all scores are held"
     if n and settings.method == "qlora":
