@@ -25,6 +25,7 @@ SHOWN = {  # file -> lab, experiment; the last picture of it
     "lora_and_full.png": ("02_lora", "What stays between steps, and a step's peak"),
     "qlora_merges.png": ("06_merging", "Merges from short to long training"),
 }
+CUT = next(iter(SHOWN))  # its table says how many answers are right, by rank
 ANSWERS = ("02_lora", "Before and after")
 HEADLINE = "application/vnd.labkit.headline+json"
 
@@ -85,8 +86,10 @@ def recorded(build: Path) -> dict:
             "experiment": title,
             "title": found[-1].metadata["image/png"]["alt"],
             "code": code_until(stem, title),
-            "table": table(shown),
         }
+        if name == CUT:
+            ranks, _, right = table(shown)
+            record["right"] = dict(zip(ranks[1:], map(float, right[1:]), strict=True))
     stem, title = ANSWERS
     rows = table(outputs(build, stem, title))[1:]
     told = [output.get("data", {}) for output in outputs(build, stem)]

@@ -52,9 +52,16 @@ def plain(text):
 @pytest.mark.parametrize("name", readme.SHOWN)
 def test_a_picture_says_what_it_says_in_the_run_that_made_it(name):
     told = RUN["pictures"][name]
-    words = dict(re.findall(r"!\[(.*?)\]\(docs/pictures/(.*?)\)", TEXT))
+    shown = re.findall(r"!\[(.*?)\]\(docs/pictures/(.*?)\)", TEXT)
+    words = {path: alt for alt, path in shown}
     assert words.keys() == readme.SHOWN.keys()
     assert plain(words[name]) == plain(told["title"]), "README's words are not the picture's title"
+
+
+def test_what_it_says_of_a_cut_update_is_in_the_run():
+    whole, cut = RUN["right"]["uncut"], RUN["right"]["8"]
+    assert cut == 0 and "none of the right answers" in plain(TEXT)
+    assert f"the whole update: {whole:.0%} of 48" in plain(TEXT)
 
 
 @pytest.mark.parametrize(
