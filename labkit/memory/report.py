@@ -89,6 +89,11 @@ def _notes(config, asked, settings, simulated):
         )
     if n and settings.method != "full" and not simulated.adapted_experts:
         yield "the experts get no adapters; --experts puts some on them (PEFT's target_parameters)"
+    if kind in adapted.MAMBA and settings.method != "full":
+        yield "out_proj gets no adapter: Mamba's kernel multiplies by it itself, and PEFT refuses"
+    kinds = {*(getattr(config, "layer_types", None) or ())}
+    if kind in adapted.MAMBA or kinds & {"mamba", "linear_attention"}:
+        yield "recurrent layers are those of transformers' own code; kernels for them hold less"
     if simulated.adapted_experts:
         yield "experts get adapters, whose update PEFT adds to a copy of a layer's experts"
 
