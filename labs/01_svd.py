@@ -520,7 +520,7 @@ def gain(loss):
 # %%
 guess_gain = lab.predict("Every update cut to rank 8: how many percent of the gain stay?", None)
 
-# %% tags=["experiment"]
+# %% tags=["experiment", "cover"]
 if lab.experiment("Every update cut to rank r", 15, needs=["1.1", "1.4", "1.5"]):
     ranks, cuts = [1, 2, 4, 8, 16, 32, 64], []
     for r in live.progress(ranks, "ranks"):

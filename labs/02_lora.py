@@ -45,7 +45,7 @@ from labkit import live, tasks
 from labkit.labs.lab02 import plots
 from labkit.memory.measure import track
 from labkit.plots import compare_answers
-from labkit.training import generation, loop, models
+from labkit.training import generation, kept, loop, models
 
 # %% [markdown]
 # ## The idea
@@ -340,7 +340,9 @@ for row in home.select(range(0, 2000, 500)):
 # %% [markdown]
 # Training is a plain PyTorch loop. `loop.batches` tokenizes and shuffles; it packs 16 commands into
 # one long row without padding, in which none of them sees another. `loop.answer_loss` is the mean
-# cross-entropy over the tokens of the answer. The learning rate falls to zero along a line.
+# cross-entropy over the tokens of the answer. The learning rate falls to zero along a line. What is
+# trained stays in the cache: after a restart `kept.bring` has it back in seconds, as long as your
+# layer, the rows and the settings are the same.
 
 
 # %%
@@ -348,8 +350,11 @@ def train(model, title, learning_rate, steps=45):
     """Train what requires grad, in place; return (live curve, optimizer)."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, learning_rate, weight_decay=0.0, fused=True)
-    curve = live.Curve(title, steps)
     model.train()
+    key = kept.key(model, home, train, learning_rate, steps)
+    if earlier := kept.bring(title, model, optimizer, key):
+        return earlier, optimizer
+    curve = live.Curve(title, steps)
     for step, batch in enumerate(loop.batches(home, tokenizer, size=16, steps=steps)):
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
         loss = loop.answer_loss(model, batch)
@@ -358,6 +363,7 @@ def train(model, title, learning_rate, steps=45):
         optimizer.step()
         optimizer.zero_grad()
         curve.add(loss)
+    kept.keep(title, model, curve, key)
     return curve, optimizer
 
 
@@ -424,7 +430,7 @@ if lab.experiment("Your LoRA learns `home`", 75, needs=["2.2", "2.4"]):
     held = {"LoRA": loop.bytes_held(model, optimizer)}
     lora_peak, lora_flops = one_more_step(model, optimizer)
 
-# %% tags=["experiment"]
+# %% tags=["experiment", "cover"]
 if lab.experiment("Before and after", 10, needs=["2.2", "2.4"]):
     lora_answers = generation.answers(model, tokenizer, unseen["messages"])
     lora_loss = loop.held_out_loss(model, tokenizer, unseen)

@@ -374,7 +374,7 @@ if lab.experiment("Which tokens carry the loss", 1, needs=["3.3"]):
         tokens = [tokenizer.decode([token]) for token in row["input_ids"]]
         display(plots.loss_tokens(tokens, [y != -100 for y in row["labels"]]))
 
-# %% tags=["experiment"]
+# %% tags=["experiment", "cover"]
 if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
     rows = rows_of(some, answer_labels)
     mended = finetuning.finetune(

@@ -1129,7 +1129,7 @@ if lab.experiment("Claimed, ruled, simulated", 0, needs=["4.8"]):
 # is 51.5 GB. CUDA's context, workspaces and fragmentation take a few GB of that, and the simulation
 # does not see them. So we draw the line at 48 GB.) Decide what you would turn on before you look.
 
-# %% tags=["experiment"]
+# %% tags=["experiment", "cover"]
 if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
     saving = ways["qlora"].but(checkpointing=True, optim="paged_adamw_8bit")
     tries = {

@@ -424,7 +424,7 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
 # %%
 guess_rank = lab.predict("The smallest rank that gets 9 of 10 of 1,000 values right?", None)
 
-# %% tags=["experiment"]
+# %% tags=["experiment", "cover"]
 if lab.experiment("Where rank binds", 0):
     held = measured.load("capacity")
     by_rank = held[held["study"] == "rank"]

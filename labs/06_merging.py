@@ -681,7 +681,7 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 # %%
 guess_crossover = lab.predict("Longest training: loss of the original less the dequantised?", None)
 
-# %% tags=["experiment"]
+# %% tags=["experiment", "cover"]
 if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"]):
     merges = measured.load("merges")
     display(grids.crossover(merges, guess_crossover))

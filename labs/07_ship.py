@@ -514,7 +514,7 @@ def divergence(p, q):
 # %%
 guess_q4 = lab.predict("In 4 bits (Q4_0): what % of held-out answers are right?", None)
 
-# %% tags=["experiment"]
+# %% tags=["experiment", "cover"]
 if lab.experiment("One model, three files", 50, needs=["7.1", "7.2", "7.3", "7.4"]):
     drafts = Path("build/ship")
     drafts.mkdir(parents=True, exist_ok=True)

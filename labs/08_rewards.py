@@ -743,7 +743,7 @@ def bonus(answer, wanted):
 guess_keys = lab.predict("Paid for keys: how many keys has an answer after 8 steps?", None)
 
 
-# %% tags=["experiment"]
+# %% tags=["experiment", "cover"]
 if lab.experiment("Eight steps for a bonus", 75, needs=["8.4", "8.5", "8.6"]):
     greedy = adapted(warm_start()[0])
     hacked = train_grpo(greedy, tasks.load("home").sort("intent"), bonus, 8, 5e-4, size=32)

@@ -41,8 +41,11 @@ def memory(
     as_json: Json = False,
 ) -> None:
     """Say what a training step takes: simulated without weights, and in closed form."""
+    from transformers import logging
+
     from labkit.memory import configs
 
+    logging.set_verbosity_error()  # nothing runs: which kernels are installed does not matter
     if model is None:
         raise LabError(f"say a model: {', '.join(configs.built_in())}, or a config.json")
     limit, config = parse_size(fit) if fit else None, configs.find(model)

@@ -25,6 +25,7 @@ CONF = {
     "html_theme": "pydata_sphinx_theme",
     "html_title": "LoRA Labs",
     "html_css_files": ["book.css"],
+    "html_favicon": str(TEMPLATES / "static" / "icon.svg"),
     "html_static_path": [str(TEMPLATES / "static")],
     "templates_path": [str(TEMPLATES / "theme")],
     "html_sidebars": {"index": [], "claims": []},
@@ -39,7 +40,7 @@ CONF = {
 }
 THEME = {
     "article_header_end": ["lab-links"],
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": ["page-toc", "improve"],
     "footer_start": [],
     "footer_end": [],
     "search_bar_text": "Search the book",
@@ -61,7 +62,8 @@ def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], result
     for path in sorted((root / "solutions").glob("*.ipynb")):
         ran, stem = books.get(path.stem), path.stem
         shown = ran or nbformat.read(path, as_version=4)
-        pages[stem] = executed.page(shown, stem, out / "pictures" if ran else None)
+        given = nbformat.read(root / "notebooks" / path.name, as_version=4)
+        pages[stem] = executed.page(shown, stem, out / "pictures" if ran else None, given)
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "source"
         source.mkdir()
@@ -119,10 +121,13 @@ def _sphinx(source: Path, out: Path, root: Path) -> str:
     repository = notebooks.repository(project)
     stems = [path.stem for path in source.glob("*.ipynb")]
     colab = {stem: notebooks.colab(f"notebooks/{stem}.ipynb", project) for stem in stems}
+    files = {stem: f"labs/{stem}.py" for stem in stems}
+    files |= {path.stem: f"docs/{path.name}" for path in (root / "docs").glob("*.md")}
     conf = CONF | {
         "project": "LoRA Labs",
         "html_theme_options": THEME | {"icon_links": [_icon(repository)]},
-        "html_context": {"default_mode": "auto", "colab": colab, "repository": repository},
+        "html_context": {"default_mode": "auto", "colab": colab, "repository": repository}
+        | {"files": files, "version": f"v{project['version']}"},
     }
     warnings = io.StringIO()
     with patch_docutils(), docutils_namespace():

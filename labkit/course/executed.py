@@ -15,16 +15,26 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 EXPERIMENT = re.compile(r'lab\.experiment\(\s*"([^"]+)"')
 HEADING = re.compile(r"^#{2,4} +(.+)$", re.MULTILINE)
 EMPTY_HEAD = re.compile(r"<th\b[^>]*>\s*</th>")
+ANSWER = {"code_prompt_show": "The course's answer", "code_prompt_hide": "The course's answer"}
+LETTERS = {"code_prompt_show": "What it says", "code_prompt_hide": "What it says"}
 NOT_RUN = "```{note}\nNot run here: code without its outputs. `labkit run %d` adds them.\n```"
 
 
-def page(book: nbformat.NotebookNode, stem: str, pictures: Path | None) -> nbformat.NotebookNode:
+def page(
+    book: nbformat.NotebookNode,
+    stem: str,
+    pictures: Path | None,
+    given: nbformat.NotebookNode | None = None,
+) -> nbformat.NotebookNode:
     """A copy of a lab's notebook as Sphinx gets it; figures go into `pictures` (None: not run).
 
-    Its metadata's `cover` is the HTML of the picture that stands for the lab: the last one of the
-    cell with the tag `cover`, else the last of all, "" where there is none.
+    An answer is folded, below what a learner is `given` in its place, so that nobody reads it by
+    looking at the exercise. The page's metadata has a `cover`, the HTML of the picture that stands
+    for the lab: the last one of the cell with the tag `cover`, else the last of all, or "".
     """
     book = copy.deepcopy(book)
+    if given and len(given.cells) == len(book.cells):  # else they are of two builds
+        book.cells = _folded(book.cells, given.cells)
     book.cells = [cell for cell in book.cells if not cell.source.startswith(SET_UP)]
     book.cells[0].source = BADGE.sub("", book.cells[0].source)
     book.metadata["cover"] = _lay_out(book, stem, pictures) if pictures else ""
@@ -32,6 +42,25 @@ def page(book: nbformat.NotebookNode, stem: str, pictures: Path | None) -> nbfor
         book.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_RUN % int(stem[:2])))
     book.cells = _with_anchors(book.cells, stem)
     return book
+
+
+def _folded(cells: list, given: list) -> list:
+    """The cells of a solved lab, each answer folded below its stub; `given` are the student's."""
+    made = []
+    for cell, stub in zip(cells, given, strict=True):
+        if cell.cell_type == "code" and cell.source != stub.source:
+            made.append(nbformat.v4.new_code_cell(stub.source))
+            _fold(cell, "hide-input", ANSWER)
+        elif cell.source.startswith("check.quiz("):  # it explains the letters that are right
+            _fold(cell, "hide-output", LETTERS)
+        made.append(cell)
+    return made
+
+
+def _fold(cell: dict, tag: str, words: dict) -> None:
+    """Have myst-nb fold a cell's input or its output, under these words."""
+    cell.metadata["tags"] = [*cell.metadata.get("tags", ()), tag]
+    cell.metadata["mystnb"] = words
 
 
 def _with_anchors(cells: list, stem: str) -> list:

@@ -18,7 +18,10 @@ from labkit.errors import LabError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 AS_IT_IS = (".gitignore", "LICENSE", "constraints.txt", "environment.yml")
-GUIDES = ("learner.md", "troubleshooting.md", "memory.md", "gpu.md")
+GUIDES = tuple(
+    f"{name}.md"
+    for name in ("learner", "words", "papers", "own-data", "troubleshooting", "memory", "gpu")
+)
 NOT_SHIPPED = ("__pycache__", "_solutions", "_lent", ".*")
 SOLUTIONS = re.compile(r"\n\[tool\.hatch\.build\.targets\.wheel\.force-include\]\n[^\[]*\n(?=\[)")
 

@@ -21,6 +21,8 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from labkit.errors import LabError
 from labkit.memory.settings import Settings
 
+# PEFT refuses adapters on their out_proj (tuners_utils._check_lora_target_modules_mamba)
+MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 BLOCK, BLOCK_OF_SCALES = 64, 256  # bitsandbytes' block sizes for NF4 and for its scales
 
 
@@ -97,7 +99,7 @@ def _with_adapter(model, settings):
     lora = peft.LoraConfig(
         r=settings.rank,
         target_modules="all-linear" if names == ["all-linear"] else names,
-        exclude_modules=_routers(model) or None,
+        exclude_modules=_left_out(model) or None,
         target_parameters=_expert_names(model) if settings.experts else None,
         lora_dropout=settings.dropout,
         use_dora=settings.dora,
@@ -125,11 +127,16 @@ def unpacking() -> contextlib.AbstractContextManager:
     return mock.patch.object(dora, "dequantize_module_weight", unpacked)
 
 
-def _routers(model):
-    """Linear layers that return more than a product, such as Llama 4's router: PEFT has none."""
+def _left_out(model):
+    """Linear layers that PEFT's all-linear means and cannot adapt.
+
+    What returns more than a product, such as Llama 4's router, and what Mamba's kernel multiplies
+    by itself.
+    """
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     own = [n for n, m in linear if type(m).forward not in (nn.Linear.forward, Linear4bit.forward)]
-    return sorted({name.rsplit(".", 1)[-1] for name in own})
+    mamba = ["out_proj"] * (model.config.model_type in MAMBA)
+    return sorted({name.rsplit(".", 1)[-1] for name in [*own, *mamba]})
 
 
 def _expert_names(model):

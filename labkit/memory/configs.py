@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
 
+# text parts that transformers has within the whole alone, and the models whose layers they have
+SAME_LAYERS = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -75,22 +83,66 @@ def _configure(fields, name):
     """The configuration object; LabError where transformers has no causal LM for it.
 
     A model that also sees or hears is taken by its text part, and `part_of` is what it is part of.
+    `taken_for` is the type whose layers stand in for those of one that transformers has not.
     """
     import transformers
 
     fields = {key: x for key, x in fields.items() if key not in ("auto_map", "quantization_config")}
-    kind = fields.pop("model_type", None)
+    published = fields.pop("model_type", None)
+    kind = _known(published, fields.get("architectures") or (), name)
     if fields.get("sliding_window") == 0:  # TOML has no null
         fields["sliding_window"] = None
-    try:
-        config = transformers.AutoConfig.for_model(kind, **fields)
-    except Exception as error:  # unknown types, dimensions that don't divide: all in one line
-        raise LabError(f"{name}: {' '.join(str(error).split())[:200]}") from None
+    config = _made(kind, fields, name)
     made_for = " ".join(fields.get("architectures") or ["ForCausalLM"])
     causal = "CausalLM" in made_for or "LMHead" in made_for
-    if isinstance(fields.get("text_config"), dict):
-        config, causal = config.get_text_config(), True
-        config.part_of = kind
+    config.taken_for = kind if kind != published else ""
+    if isinstance(getattr(config, "text_config", None), transformers.PretrainedConfig):
+        config, causal = _text_part(config, name), True
+        config.part_of = published
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or not causal:
-        raise LabError(f"{name} ({kind}, {made_for}) is no causal language model")
+        raise LabError(f"{name} ({published}, {made_for}) is no causal language model")
     return config
+
+
+def _made(kind, fields, name):
+    """transformers' configuration of a type; LabError, in one line, for what it refuses."""
+    import transformers
+
+    try:
+        return transformers.AutoConfig.for_model(kind, **fields)
+    except Exception as error:  # dimensions that don't divide, fields of another kind
+        raise LabError(f"{name}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _known(kind, architectures, name):
+    """The type, or that of the architecture it names where transformers does not know it.
+
+    Kimi-K2 is such a model: a type and code of its own, and the architecture of DeepSeek-V3.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
+
+    if kind in transformers.CONFIG_MAPPING:
+        return kind
+    for known, architecture in causal.items():
+        if architecture in architectures:
+            return known
+    version = transformers.__version__
+    raise LabError(
+        f"{name}: transformers {version} has no model type {kind!r}, a newer one may. "
+        "Code that a model brings (auto_map) is not run here: give the config.json of one whose "
+        "layers are the same, with its dimensions"
+    )
+
+
+def _text_part(config, name):
+    """The text part of a model that also sees or hears, as a causal LM of its own."""
+    text = config.get_text_config()
+    if text.model_type not in SAME_LAYERS:
+        text.taken_for = ""
+        return text
+    kind = SAME_LAYERS[text.model_type]
+    fields = {k: x for k, x in text.to_dict().items() if k not in ("model_type", "rope_parameters")}
+    text = _made(kind, fields, name)
+    text.taken_for = kind
+    return text

@@ -78,6 +78,8 @@ def _notes(config, asked, settings, simulated):
     kind, n = config.model_type, simulated.n_experts
     if whole := getattr(config, "part_of", None):
         yield f"this is the text part of {whole}; what sees or hears is not counted"
+    if same := getattr(config, "taken_for", ""):
+        yield f"transformers has no such model by itself; its layers are counted as those of {same}"
     if asked.attention != settings.attention:
         yield f"transformers has no fused attention for {kind}, so it is eager: all scores are held"
     if n and settings.method == "qlora":
@@ -87,6 +89,11 @@ def _notes(config, asked, settings, simulated):
         )
     if n and settings.method != "full" and not simulated.adapted_experts:
         yield "the experts get no adapters; --experts puts some on them (PEFT's target_parameters)"
+    if kind in adapted.MAMBA and settings.method != "full":
+        yield "out_proj gets no adapter: Mamba's kernel multiplies by it itself, and PEFT refuses"
+    kinds = {*(getattr(config, "layer_types", None) or ())}
+    if kind in adapted.MAMBA or kinds & {"mamba", "linear_attention"}:
+        yield "recurrent layers are those of transformers' own code; kernels for them hold less"
     if simulated.adapted_experts:
         yield "experts get adapters, whose update PEFT adds to a copy of a layer's experts"
 

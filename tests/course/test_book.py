@@ -153,6 +153,48 @@ def test_a_cover_is_the_last_picture_of_the_tagged_cell(tmp_path):
     assert executed.page(lab, "01_a", None).metadata.cover == ""
 
 
+def test_an_answer_is_folded_below_its_stub_and_so_is_what_a_quiz_says(tmp_path):
+    def cells(answer):
+        sources = ("x = 1", f"def f():\n    {answer}", "check.f(f)", "check.quiz(quiz)")
+        return [nbformat.v4.new_code_cell(source) for source in sources]
+
+    solved = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# L"), *cells("42")])
+    stub = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# L"), *cells("TODO")])
+    made = executed.page(solved, "01_a", tmp_path, stub).cells
+    assert [(cell.source[-4:], cell.metadata.get("tags")) for cell in made[1:]] == [
+        ("x = 1"[-4:], None),
+        ("TODO", None),
+        ("  42", ["hide-input"]),
+        ("f(f)", None),
+        ("uiz)", ["hide-output"]),
+    ]
+    assert [cell.source for cell in solved.cells] == ["# L"] + [c.source for c in cells("42")]
+    stub.cells.pop()  # of another build: all is shown
+    assert len(executed.page(solved, "01_a", tmp_path, stub).cells) == len(solved.cells)
+
+
+def test_no_answer_can_be_read_before_somebody_opens_it(built, pages, browser):
+    folds = re.findall(
+        r"<details class=\"fold\"><summary>(.*?)</summary>", pages["01_svd.html"].html
+    )
+    assert folds.count("The course&#x27;s answer") >= 2
+    page = browser.new_page()
+    page.goto((built[0] / "01_svd.html").as_uri())
+    answer, summary = page.locator("details.fold div.cell_input").first, page.locator("summary")
+    assert not answer.is_visible()
+    page.locator("details.fold > summary").first.focus()
+    page.keyboard.press("Enter")
+    assert answer.is_visible() and summary.count() > 2
+    page.close()
+
+
+def test_a_page_leads_to_its_source_and_to_a_report(pages):
+    for name, source in (("02_lora", "labs/02_lora.py"), ("learner", "docs/learner.md")):
+        links = [link for link in pages[f"{name}.html"].links if link.startswith("https://github")]
+        assert any(link.endswith(source) and "/blob/v" in link for link in links)
+        assert any("/issues/new?title=" in link for link in links)
+
+
 def formulas(path):
     """`(block, "")` or `("", inline)` for each formula of a notebook."""
     cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
@@ -183,6 +225,15 @@ def test_links_between_the_texts_lead_somewhere(path):
         assert link.startswith("https://") or (file.parent / link).exists(), link
     if path != "README.md":
         assert re.match(r"# .+\n\n[A-Z`].+", text), "a title, then what the page is for"
+
+
+def test_every_paper_that_is_named_has_a_row():
+    number = re.compile(r"[/(, ]([12]\d[01]\d\.\d{4,5})\b")  # of arXiv
+    listed = set(number.findall((ROOT / "docs" / "papers.md").read_text("utf-8")))
+    files = [*ROOT.glob("labs/*.py"), *ROOT.glob("labkit/memory/*.py")]
+    files += [ROOT / "labkit" / "course" / "claims.toml", ROOT / "docs" / "memory.md"]
+    named = {n for path in files for n in number.findall(path.read_text("utf-8"))}
+    assert len(named) > 15 and named <= listed, f"docs/papers.md lacks {named - listed}"
 
 
 def test_axe_finds_nothing_serious_and_nothing_is_fetched(built, pages, judged_by_axe):

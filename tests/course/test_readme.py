@@ -1,13 +1,24 @@
-"""The first page: its addresses, its labs, its pictures."""
+"""The first page: its addresses, its labs, its pictures, and its numbers.
 
+A number stands in README because something measured it: the run that docs/pictures/run.json tells
+of, a file in labkit/measured, or a table in docs. Where that says something else now, README is
+stale.
+"""
+
+import json
 import re
 import tomllib
 from pathlib import Path
+
+import pandas as pd
+import pytest
+import readme
 
 from labkit.course import masters
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text("utf-8")
+RUN = json.loads((readme.FOLDER / "run.json").read_text("utf-8"))
 STEMS = [path.stem for path in masters.masters(ROOT)]
 
 
@@ -34,6 +45,77 @@ def test_the_first_screen_ends_before_set_up():
     assert len(top.splitlines()) <= 30 and "make lab" in top and "Colab" in top
 
 
-def test_a_picture_has_words():
-    for words, path in re.findall(r"!\[(.*?)\]\((.*?)\)", TEXT):
-        assert len(words) > 20 and (ROOT / path).is_file()
+def plain(text):
+    return " ".join(text.replace("`", "").split())
+
+
+@pytest.mark.parametrize("name", readme.SHOWN)
+def test_a_picture_says_what_it_says_in_the_run_that_made_it(name):
+    told = RUN["pictures"][name]
+    shown = re.findall(r"!\[(.*?)\]\(docs/pictures/(.*?)\)", TEXT)
+    words = {path: alt for alt, path in shown}
+    assert words.keys() == readme.SHOWN.keys()
+    assert plain(words[name]) == plain(told["title"]), "README's words are not the picture's title"
+
+
+def test_what_it_says_of_a_cut_update_is_in_the_run():
+    whole, cut = RUN["right"]["uncut"], RUN["right"]["8"]
+    assert cut == 0 and "none of the right answers" in plain(TEXT)
+    assert f"the whole update: {whole:.0%} of 48" in plain(TEXT)
+
+
+@pytest.mark.parametrize(
+    "told", [*RUN["pictures"].values(), RUN["answers"]], ids=lambda told: told["experiment"]
+)
+def test_the_experiments_are_still_those_of_the_run(told):
+    stale = f"""README shows an older lab: labkit run {told["lab"][:2]}, then
+        python benchmarks/readme.py build"""
+    assert readme.code_until(told["lab"], told["experiment"]) == told["code"], plain(stale)
+
+
+def test_before_and_after_are_answers_of_that_run():
+    top = TEXT[: TEXT.index("\n## ")]
+    rows = re.findall(r"(?m)^\| ([a-z].*?) \| (.*?) \| `(\{.*?\})` \|$", top)
+    known = {asked: (plain(base), tuned) for asked, base, tuned in RUN["answers"]["rows"]}
+    assert len(rows) == 2
+    for asked, base, tuned in rows:
+        assert known[asked][1] == tuned and known[asked][0].startswith(plain(base).strip(" …"))
+    before, after, of = re.search(r"(\d+) → (\d+) of (\d+)", RUN["answers"]["headline"]).groups()
+    seconds = re.search(r"in (\d+) s", RUN["answers"]["headline"])[1]
+    assert f"{after} of {of} unseen commands" in plain(top) and f"{seconds} s" in top
+    assert before == "0" and "answers none of them" in plain(TEXT)
+    assert "answers about half" not in plain(TEXT) or 0.4 < int(after) / int(of) < 0.6
+
+
+def test_the_tasks_are_as_large_as_it_says():
+    folder = ROOT / "labkit" / "tasks"
+    rows = {
+        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("tickets", "chat")
+    }
+    kinds = len({row["category"] for row in rows["tickets"]})
+    told = f"`tickets` ({len(rows['tickets']):,} support tickets in {kinds} categories)"
+    assert told in " ".join(TEXT.split())
+    assert f"`chat` ({len(rows['chat'])} instructions" in " ".join(TEXT.split())
+
+
+def test_what_it_says_of_merges_is_in_the_table():
+    table = pd.read_csv(ROOT / "labkit" / "measured" / "merges.csv")
+    gaps = table[table["way"] == "original"].groupby("steps")["worse"].agg(["mean", "sem", "count"])
+    ratios = table.groupby("steps")["to_error"].mean()
+    assert (gaps["count"] == 3).all() and "three seeds" in plain(TEXT)
+    far = gaps[gaps["mean"].abs() > 2 * gaps["sem"]]
+    assert list(far.index) == [25] and "after 25 steps" in plain(TEXT)
+    assert 1 / 6.5 < ratios[25] < 1 / 5.5 and "a sixth of NF4's rounding error" in plain(TEXT)
+
+
+def test_how_good_memory_is_stands_in_its_guide():
+    guide = (ROOT / "docs" / "memory.md").read_text("utf-8")
+    assert "at most 0.01%" in plain(TEXT) and "within 0.01% of `track()`" in guide
+    assert "51 to 68%" in TEXT and "51 to 68%" in guide
+    off = [-float(x) for x in re.findall(r"\| PEFT .*\| -([\d.]+)% \|", guide)]
+    assert len(off) == 4 and f"0 to {-min(off):.0f}% below" in TEXT
+    off = re.findall(r"litgpt (q?lora) .*?\| (-[\d.]+)% \|", guide)
+    inputs_kept = re.findall(r"inputs kept .*?\| -([\d.]+)% \|", guide)
+    assert {round(float(x)) for way, x in off if way == "lora"} == {-4} and "LoRA 4% below" in TEXT
+    assert {round(float(x)) for x in inputs_kept} == {9, 10} and "QLoRA 9 to 10%" in TEXT

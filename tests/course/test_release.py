@@ -81,7 +81,14 @@ def test_students_get_this_and_nothing_else(students):
     assert not [path for path in files if "__pycache__" in path.parts or path.suffix == ".pyc"]
     ours = {p.relative_to(ROOT) for p in (ROOT / "labkit").rglob("*.py") if p.is_file()}
     assert ours <= {path.relative_to(students) for path in files}
-    assert {p.suffix for p in files} <= TEXT | {".b64", ".css", ".html", ".jsonl", ".json"}
+    assert {p.suffix for p in files} <= TEXT | {".b64", ".css", ".html", ".jsonl", ".json", ".svg"}
+
+
+def test_links_of_a_release_lead_somewhere(students):
+    for page in (students / "README.md", *(students / "docs").glob("*.md")):
+        text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            assert link.startswith("https://") or (page.parent / link).exists(), (page.name, link)
 
 
 def test_no_solution_line_reaches_a_student(students):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import transformers
 
 from labkit import download
@@ -43,6 +44,50 @@ def test_a_model_that_sees_is_taken_by_its_text_part(tmp_path):
     assert not hasattr(found, "quantization_config")
 
 
+def put(tmp_path, **fields):
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    return tmp_path
+
+
+def test_a_type_that_transformers_has_not_is_taken_by_the_architecture_it_names(tmp_path):
+    """Kimi-K2 as published: a type and code of its own, the layers of DeepSeek-V3, fp8."""
+    found = configs.find(
+        put(
+            tmp_path,
+            model_type="kimi_k2",
+            architectures=["DeepseekV3ForCausalLM"],
+            auto_map={"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"},
+            quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]},
+            **{"hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 64},
+            **{"n_routed_experts": 384, "moe_intermediate_size": 2048, "vocab_size": 163840},
+        )
+    )
+    assert (type(found), found.n_routed_experts) == (transformers.DeepseekV3Config, 384)
+    assert found.taken_for == "deepseek_v3"
+
+
+def test_a_text_part_that_is_no_model_by_itself_has_the_layers_of_one_that_is(tmp_path):
+    """As published: Qwen2.5-VL with its text fields beside the vision tower, Qwen3-VL inside."""
+    flat = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    flat |= {"num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 300}
+    rope = {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
+    kind = {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"]}
+    found = configs.find(put(tmp_path, **kind, **flat, **rope, vision_config={"depth": 2}))
+    assert (type(found), found.hidden_size) == (transformers.Qwen2Config, 128)
+    assert (found.part_of, found.taken_for) == ("qwen2_5_vl", "qwen2")
+    kind = {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}
+    text = flat | {"model_type": "qwen3_vl_text", "head_dim": 32}
+    found = configs.find(put(tmp_path, **kind, text_config=text, vision_config={"depth": 2}))
+    assert (type(found), found.head_dim) == (transformers.Qwen3Config, 32)
+    assert found.intermediate_size == 96 and found.part_of == "qwen3_vl"
+    whole = transformers.AutoModelForImageTextToText.from_config
+    with torch.device("meta"):
+        seen = whole(transformers.AutoConfig.for_model(**kind, text_config=text))
+        own = transformers.AutoModelForCausalLM.from_config(found)
+    theirs = {tuple(p.shape) for n, p in seen.named_parameters() if "visual" not in n}
+    assert {tuple(p.shape) for p in own.parameters()} == theirs
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [
@@ -66,7 +111,7 @@ def test_unknown_models_offer_the_nearest(name, line, monkeypatch):
         ("{", "is not JSON"),
         ("[]", "names no model_type"),
         ('{"hidden_size": 4}', "names no model_type"),
-        ('{"model_type": "nonsense"}', "nonsense"),
+        ('{"model_type": "nonsense"}', "no model type 'nonsense', a newer one may.*layers are the"),
         ('{"model_type": "vit"}', "is no causal language model"),
         ('{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}', "no causal"),
         ('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}', "no causal language"),

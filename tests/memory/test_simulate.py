@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from memory_accuracy import FAMILIES, held_by, real_model, sized, tiny, training
+from memory_accuracy import FAMILIES, TINY, held_by, real_model, sized, tiny, training
 
 from labkit.errors import LabError
 from labkit.memory import adapted, configs, fit, optimizers, repeat
@@ -84,6 +84,39 @@ OF_FAMILIES = [(name, {}) for name in FAMILIES if name != "llama-4-scout"] + [
 def test_families_of_2026_are_as_real_steps_of_their_tiny_versions(name, case):
     settings = Settings(**{"batch": 2, "seq": 40, "rank": 4} | case)
     compare_with_a_real_step(tiny(name), settings)
+
+
+NOT_BUILT_IN = {  # what a tiny version has besides `TINY`
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "granitemoehybrid": {
+        **{"layer_types": ["mamba", "attention", "mamba"], "num_local_experts": 4},
+        **{"num_experts_per_tok": 2, "shared_intermediate_size": 64, "mamba_n_heads": 12},
+        **{"mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16},
+    },
+    "qwen3_next": {
+        **{"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+        **{"shared_expert_intermediate_size": 48, "linear_num_key_heads": 2},
+        **{"linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("kind", NOT_BUILT_IN)
+def test_so_are_models_with_layers_of_other_kinds(kind):
+    """Convolutions, Mamba and linear attention between attention, as transformers runs them."""
+    config = transformers.AutoConfig.for_model(kind, **TINY | NOT_BUILT_IN[kind])
+    compare_with_a_real_step(config, Settings(batch=2, seq=40, rank=4))
+
+
+def test_where_peft_refuses_a_mamba_layer_it_is_left_out():
+    """As published all-linear stops in PEFT; Nemotron-3-Nano and Falcon-H1 are such models."""
+    sizes = {"mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 16}
+    config = transformers.AutoConfig.for_model("falcon_h1", **TINY | sizes)
+    model, _ = adapted.build(config, Settings(rank=4))
+    adapters = {n for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    assert adapters and not any(n.endswith("out_proj") for n in adapters)
 
 
 REPEATED = [  # models of which layers are left out, and settings whose events come in odd places

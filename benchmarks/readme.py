@@ -1,0 +1,118 @@
+"""What README shows of a run: its pictures, two answers, one result. Run after `labkit run`:
+
+    python benchmarks/readme.py build
+
+It copies the pictures to docs/pictures and writes down beside them where all of it comes from;
+tests/course/test_readme.py says what in README is no longer so.
+"""
+
+import argparse
+import ast
+import base64
+import hashlib
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+
+from labkit.course.executed import experiment
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "pictures"
+SHOWN = {  # file -> lab, experiment; the last picture of it
+    "energy_and_gain.png": ("01_svd", "Every update cut to rank r"),
+    "lora_and_full.png": ("02_lora", "What stays between steps, and a step's peak"),
+    "qlora_merges.png": ("06_merging", "Merges from short to long training"),
+}
+CUT = next(iter(SHOWN))  # its table says how many answers are right, by rank
+ANSWERS = ("02_lora", "Before and after")
+HEADLINE = "application/vnd.labkit.headline+json"
+
+
+class Cells(HTMLParser):
+    """The texts of a table's cells, row by row."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.rows = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+def code_until(stem: str, title: str) -> str:
+    """A hash of the experiments of a lab up to the one called so, whatever their comments."""
+    digest = hashlib.sha256()
+    for cell in nbformat.read(ROOT / "solutions" / f"{stem}.ipynb", 4).cells:
+        if told := experiment(cell):
+            digest.update(ast.dump(ast.parse(cell.source)).encode())
+            if told == title:
+                return digest.hexdigest()[:16]
+    raise LookupError(f"{stem} has no experiment {title!r}")
+
+
+def outputs(build: Path, stem: str, title: str = "") -> list[dict]:
+    """The outputs of an experiment of the executed lab, or all of the lab's."""
+    book = nbformat.read(build / "executed" / f"{stem}.ipynb", 4)
+    cells = [c for c in book.cells if not title or experiment(c) == title]
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+def table(shown: list[dict]) -> list[list[str]]:
+    """The rows of the last table among outputs; none where there is none."""
+    htmls = ["".join(output.get("data", {}).get("text/html", "")) for output in shown]
+    tables = [Cells(html).rows for html in htmls if "<table" in html]
+    return [[cell.strip() for cell in row] for row in tables[-1]] if tables else []
+
+
+def recorded(build: Path) -> dict:
+    """Copy the pictures of a run; where each comes from, the answers and the headline of lab 2."""
+    record = {"pictures": {}}
+    for name, (stem, title) in SHOWN.items():
+        shown = outputs(build, stem, title)
+        found = [output for output in shown if "image/png" in output.get("data", {})]
+        (FOLDER / name).write_bytes(base64.b64decode(found[-1].data["image/png"]))
+        record["pictures"][name] = {
+            "lab": stem,
+            "experiment": title,
+            "title": found[-1].metadata["image/png"]["alt"],
+            "code": code_until(stem, title),
+        }
+        if name == CUT:
+            ranks, _, right = table(shown)
+            record["right"] = dict(zip(ranks[1:], map(float, right[1:]), strict=True))
+    stem, title = ANSWERS
+    rows = table(outputs(build, stem, title))[1:]
+    told = [output.get("data", {}) for output in outputs(build, stem)]
+    (headline,) = [data[HEADLINE]["headline"] for data in told if HEADLINE in data]
+    head = next(o["text"] for o in outputs(build, stem) if o.get("name") == "stdout")
+    record["answers"] = {
+        "lab": stem,
+        "experiment": title,
+        "code": code_until(stem, title),
+        "machine": head.splitlines()[0],
+        "headline": headline,
+        "rows": [[row[0], *(cell.strip("✓✗ ") for cell in row[2:])] for row in rows],
+    }
+    return record
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("build", type=Path, help="the folder of a run, with `executed` in it")
+    record = recorded(parser.parse_args().build)
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    (FOLDER / "run.json").write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
