@@ -38,7 +38,7 @@ MAY = {
     "grading/judge": ("checks", "contract", "grading", "names", "reference"),
     "grading/after": ("contract", "grading", "reference"),
     "grading": ("contract", "fingerprint", "grading/judge", "grading/after", "grading/inside"),
-    "course": ("download", "grading", "reference", "training"),
+    "course": ("contract", "download", "grading", "reference", "training"),
     "train": ("own", "tasks", "training"),
     "cli": (
         "course",
