@@ -1,6 +1,7 @@
 """Execute the solved labs with live progress; leave a book of them and a summary."""
 
 import difflib
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
             for stem, book in books.items():
                 results.append(LabResult(stem, shown[stem].headings[0]))
                 try:
-                    _run_one(book, results[-1], shown[stem], root)
+                    _run_one(book, results[-1], shown[stem], out)
                 finally:
                     nbformat.write(book, out / "executed" / f"{stem}.ipynb")
     finally:
@@ -85,11 +86,12 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
     return results
 
 
-def _run_one(book: nbformat.NotebookNode, result: LabResult, bar: Bar, root: Path) -> None:
-    """Execute one lab in place, and note in result how it went."""
+def _run_one(book: nbformat.NotebookNode, result: LabResult, bar: Bar, out: Path) -> None:
+    """Execute one lab in a folder of its own, which then goes; note in result how it went."""
     start = time.perf_counter()
     try:
-        failure, result.peak_bytes = execute(book, root / "solutions", bar.at)
+        with tempfile.TemporaryDirectory(dir=out, ignore_cleanup_errors=True) as folder:
+            failure, result.peak_bytes = execute(book, Path(folder).absolute(), bar.at)
         result.status = "failed" if failure else "ok"
         result.error = failure and f"in '{bar.heading}': {failure}"
     finally:
