@@ -1,6 +1,7 @@
 """The tree says what a file may know: who imports whom, and what a submission can never read."""
 
 import ast
+import functools
 import importlib
 import os
 from pathlib import Path
@@ -56,9 +57,13 @@ MAY = {
 }
 
 
+@functools.cache
 def _imports(path):
-    """`(module, whether at the top of the file)` of each import of labkit in a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    """`(module, whether at the top of the file)` of each import in a file, a list."""
+    return list(_found(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def _found(tree):
     for node in ast.walk(tree):
         top = node in tree.body
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("labkit"):
