@@ -9,7 +9,7 @@ parameters as LoRA has at r=16 (which VARIANTS say otherwise about), linear deca
 clipping at 1. Judged by the loss on 100 unseen commands.
 
 The first seed takes five rates half a decade apart, and more while the best is at an end. Other
-seeds take the first one's best rate and its two neighbours.
+seeds take the first one's best rate, then its two neighbours.
 """
 
 import argparse
@@ -64,8 +64,10 @@ def wanted(rows):
         rate = min((r for r in losses if losses[r] == losses[r]), key=losses.get)  # NaN: it failed
         seeds = SEEDS if min(losses) < rate < max(losses) else SEEDS[:1]
         at = LADDER.index(rate)
-        runs += [Run(method, r, seed) for seed in seeds for r in LADDER[max(at - 1, 0) : at + 2]]
-    return sorted((run for run in runs if run not in tried), key=lambda run: run.seed)
+        rates = [rate, *LADDER[max(at - 1, 0) : at], *LADDER[at + 1 : at + 2]]
+        runs += [(n > 0, seed, Run(method, r, seed)) for seed in seeds for n, r in enumerate(rates)]
+    missing = [turn for turn in runs if turn[2] not in tried]
+    return [run for *_, run in sorted(missing, key=lambda turn: turn[:2])]
 
 
 def five(method):

@@ -413,7 +413,7 @@ def replace(label, back, *settings):
 guess_nats = lab.predict("How many nats a token does NF4 add to this model's loss?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Read with rounded weights", 30, needs=["4.2", "4.3"]):
+if lab.experiment("Read with rounded weights", 20, needs=["4.2", "4.3"]):
     linear = [m for n, m in model.named_modules() if type(m) is nn.Linear and n != "lm_head"]
     kept = [m.weight.data for m in linear]
     unrounded, tokens = paragraph_losses(model)
@@ -1082,7 +1082,7 @@ my_guess = claimed  # replace it by a dict of your own
 # is allocated, and a laptop can do it for 70 billion.
 
 # %% tags=["experiment"]
-if lab.experiment("Llama-2 with 7, 13 and 70 billion parameters", 55, needs=["4.8"]):
+if lab.experiment("Llama-2 with 7, 13 and 70 billion parameters", 8, needs=["4.8"]):
     usual = Settings(rank=16, targets="all-linear", batch=1, seq=512)
     ways = {
         "full": usual.but(method="full", dtype="float32"),
@@ -1130,7 +1130,7 @@ if lab.experiment("Claimed, ruled, simulated", 0, needs=["4.8"]):
 # does not see them. So we draw the line at 48 GB.) Decide what you would turn on before you look.
 
 # %% tags=["experiment"]
-if lab.experiment("QLoRA of Llama-2-70B, four settings", 38, needs=["4.8"]):
+if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
     saving = ways["qlora"].but(checkpointing=True, optim="paged_adamw_8bit")
     tries = {
         "checkpointing, paged 8-bit AdamW": saving,

@@ -1,13 +1,17 @@
 """Execute the solved labs with live progress; leave a book of them and a summary."""
 
 import difflib
+import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import psutil
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
@@ -23,6 +27,7 @@ from labkit.course.progress import Bar, bars
 from labkit.errors import LabError
 
 CELL_SECONDS = 3600  # a cell that takes longer hangs
+LAB_BYTES = 6 * 2**30  # of memory for a lab; the largest peaks at 5 GB
 SCORE = "application/vnd.labkit.score+json"
 HEADLINE = "application/vnd.labkit.headline+json"
 
@@ -58,8 +63,22 @@ def find_labs(names: list[str], root: Path) -> list[str]:
     return sorted(found) or stems
 
 
+def side_by_side() -> tuple[int, int]:
+    """How many labs to run at a time, and the threads of each.
+
+    Two labs of half the cores each end sooner than one after the other with all of them: much of a
+    step on a small model is work for one core. On a card, or with little memory, one at a time.
+    """
+    from labkit.training import hardware
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    room = psutil.virtual_memory().available >= 2 * LAB_BYTES
+    n = 2 if cores > 1 and room and hardware.device() == "cpu" else 1
+    return n, cores // n
+
+
 def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabResult]:
-    """Execute the solved labs in order, a failing one too, and write the book of them into out.
+    """Execute the solved labs, a failing one too, and write the book of them into out.
 
     Raises LabError; KeyboardInterrupt passes through once what is done is written.
     """
@@ -67,31 +86,58 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
 
     books = {stem: _solved(root, stem) for stem in find_labs(names, root)}
     (out / "executed").mkdir(parents=True, exist_ok=True)
-    results = []
+    begun = {}
     try:
         with bars(console) as progress:
             shown = {stem: Bar(progress, stem, book.cells) for stem, book in books.items()}
-            for stem, book in books.items():
-                results.append(LabResult(stem, shown[stem].headings[0]))
+
+            def run_lab(stem: str, **options) -> None:
+                begun[stem] = LabResult(stem, shown[stem].headings[0])
                 try:
-                    _run_one(book, results[-1], shown[stem], out)
+                    _run_one(books[stem], begun[stem], shown[stem], out, **options)
                 finally:
-                    nbformat.write(book, out / "executed" / f"{stem}.ipynb")
+                    nbformat.write(books[stem], out / "executed" / f"{stem}.ipynb")
+
+            _run_all(begun, list(books), run_lab)
     finally:
-        if results:
+        if results := [begun[stem] for stem in books if stem in begun]:
             console.print(f"making the book in {out} …", markup=False, soft_wrap=True)
-            ran = {result.lab: books[result.lab] for result in results}
+            ran = {stem: books[stem] for stem in begun}
             console.print(the_book.write(out, root, ran, results), markup=False, end="")
     print_summary(results, console)
     return results
 
 
-def _run_one(book: nbformat.NotebookNode, result: LabResult, bar: Bar, out: Path) -> None:
+def _run_all(results: dict[str, LabResult], stems: list[str], run_lab: Callable[..., None]) -> None:
+    """Run the labs, several at a time. Ctrl-C ends those that run, and no other begins."""
+    at_once, threads = side_by_side()
+    env, kernels = {"OMP_NUM_THREADS": str(threads)} | os.environ, []
+    with ThreadPoolExecutor(at_once) as pool:
+        jobs = {s: pool.submit(run_lab, s, env=env, started=kernels.append) for s in stems}
+        try:
+            for job in jobs.values():
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            cut = {stem: job for stem, job in jobs.items() if job.running()}
+            while wait(cut.values(), timeout=1).not_done:  # a kernel may be about to start
+                for kernel in kernels:
+                    with suppress(psutil.NoSuchProcess):
+                        psutil.Process(kernel).kill()
+            for stem in cut:
+                results[stem].status, results[stem].error = "stopped", ""
+            raise
+
+
+def _run_one(
+    book: nbformat.NotebookNode, result: LabResult, bar: Bar, out: Path, **options
+) -> None:
     """Execute one lab in a folder of its own, which then goes; note in result how it went."""
     start = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory(dir=out, ignore_cleanup_errors=True) as folder:
-            failure, result.peak_bytes = execute(book, Path(folder).absolute(), bar.at)
+            place = Path(folder).absolute()
+            failure, result.peak_bytes = execute(book, place, bar.at, **options)
         result.status = "failed" if failure else "ok"
         result.error = failure and f"in '{bar.heading}': {failure}"
     finally:
@@ -120,10 +166,16 @@ class KernelOfThisPython(AsyncKernelManager):
 
 
 def execute(
-    book: nbformat.NotebookNode, folder: Path, at_cell: Callable[[int], None], **options
+    book: nbformat.NotebookNode,
+    folder: Path,
+    at_cell: Callable[[int], None],
+    started: Callable[[int], None] = id,
+    env: dict[str, str] | None = None,
+    **options,
 ) -> tuple[str, int | None]:
     """Run the cells of book in place, in a fresh kernel in folder, calling at_cell before each.
 
+    `started` is told the kernel's process, `env` is its environment (this process's by default),
     `options` are more of nbclient's. Returns one line that says what failed ("" when nothing did),
     and the kernel's peak bytes.
     """
@@ -138,7 +190,8 @@ def execute(
     )
     failure, peak = "", None
     try:
-        with client.setup_kernel():
+        with client.setup_kernel(env=env or dict(os.environ)):
+            started(client.km.provisioner.pid)
             client.reset_execution_trackers()
             try:
                 for index, cell in enumerate(book.cells):

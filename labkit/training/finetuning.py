@@ -6,11 +6,13 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from IPython import get_ipython
 from IPython.display import display
 from peft import LoraConfig, PeftModel
@@ -58,19 +60,29 @@ def finetune(
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
         raise LabError("this model has an adapter already: load the base model afresh")
     folder = download.cache_dir() / "runs" / _key(model, tokenizer, dataset, peft_config, args)
-    if cache and (folder / "history.json").exists():
-        return _stored(model, folder, title)
-    work = folder.with_name(f"{folder.name}.partial")
-    if not cache:
-        shutil.rmtree(work, ignore_errors=True)
-    args = replace(args, output_dir=str(work), save_total_limit=1)
-    trainer = lean.lean_trainer(model, tokenizer, dataset, peft_config, args)
-    tuned, history = _train(trainer, title, work)
-    if trainer.accelerator.is_main_process:
-        _keep(tuned, history, folder)
-        shutil.rmtree(work, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+    with _alone(folder):
+        if cache and (folder / "history.json").exists():
+            return _stored(model, folder, title)
+        work = folder.with_name(f"{folder.name}.partial")
+        if not cache:
+            shutil.rmtree(work, ignore_errors=True)
+        args = replace(args, output_dir=str(work), save_total_limit=1)
+        trainer = lean.lean_trainer(model, tokenizer, dataset, peft_config, args)
+        tuned, history = _train(trainer, title, work)
+        if trainer.accelerator.is_main_process:
+            _keep(tuned, history, folder)
+            shutil.rmtree(work, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
     return Result(tuned, history["losses"], history["seconds"], folder / "adapter", cached=False)
+
+
+def _alone(folder):
+    """Two notebooks that want the same adapter: the second waits, and finds it. For `with`."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return nullcontext()  # processes that train together
+    locks = download.cache_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / folder.name)
 
 
 class _Losses(TrainerCallback):

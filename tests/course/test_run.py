@@ -1,18 +1,23 @@
 import json
+import os
 import re
 import shutil
+import signal
 import sys
+import threading
+import time
 from html import unescape
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from rich.console import Console
 
 from labkit import cli
 from labkit.course.notebooks import build
 from labkit.course.progress import Left, bars, experiment_seconds, nearest_headings
-from labkit.course.run import find_labs, run
+from labkit.course.run import find_labs, run, side_by_side
 from labkit.errors import LabError
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +162,7 @@ def test_exit_code_and_json_of_the_command(ran, monkeypatch, capfd):
 def test_ctrl_c_leaves_what_is_done(ran, monkeypatch):
     course, *_ = ran
 
-    def interrupted(book, folder, at_cell):
+    def interrupted(book, folder, at_cell, **_):
         at_cell(0)
         raise KeyboardInterrupt
 
@@ -169,6 +174,58 @@ def test_ctrl_c_leaves_what_is_done(ran, monkeypatch):
     (row,) = json.loads((course / "stopped/summary.json").read_text("utf-8"))
     assert row["status"] == "stopped"
     assert (course / "stopped/01_good.html").exists()
+
+
+WAITS = """\
+# %% [markdown]
+# # Lab {number} · Waits
+
+# %%
+import os, pathlib, time
+pathlib.Path("{number}").write_text(f"{{os.getpid()}} {{os.environ['OMP_NUM_THREADS']}}")
+time.sleep(600)
+"""
+
+
+def test_two_labs_at_a_time_and_ctrl_c_ends_both(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "labs").mkdir()
+    for number in (1, 2, 3):
+        text = WAITS.format(number=number)
+        (tmp_path / f"labs/0{number}_waits.py").write_text(text, "utf-8")
+    build(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("labkit.course.run.side_by_side", lambda: (2, 3))
+    notes = [tmp_path / f"solutions/{number}" for number in (1, 2)]
+
+    def interrupt():
+        while not all(note.exists() and note.read_text() for note in notes):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run([], tmp_path, tmp_path / "out", Console(quiet=True))
+    for note in notes:
+        process, threads = note.read_text().split()
+        assert threads == "3"
+        assert not psutil.pid_exists(int(process))
+    summary = json.loads((tmp_path / "out/summary.json").read_text("utf-8"))
+    stopped = [(row["lab"], row["status"], row["error"]) for row in summary]
+    assert stopped == [("01_waits", "stopped", ""), ("02_waits", "stopped", "")]
+
+
+def test_labs_side_by_side_where_cores_and_memory_are_there(monkeypatch):
+    memory = psutil.virtual_memory()._replace(available=13 * 2**30)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert side_by_side() == (2, 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    assert side_by_side() == (1, 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory._replace(available=2**33))
+    assert side_by_side() == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -158,6 +161,29 @@ def test_the_same_call_again_comes_from_the_cache(tokenizer, pairs, runs, capsys
     ids = torch.arange(12)[None]
     torch.testing.assert_close(again.model(ids).logits, first.model(ids).logits)
     assert not again.model.training
+
+
+HOLDS = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]): print(flush=True), input()"
+
+
+def test_what_another_process_trains_is_waited_for_and_loaded(tokenizer, pairs, runs, tmp_path):
+    def trained():
+        return finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1))
+
+    made = trained().folder.parent
+    made.rename(tmp_path / "not yet")
+    holds = [sys.executable, "-c", HOLDS, str(tmp_path / "locks" / made.name)]
+    with (
+        ThreadPoolExecutor() as pool,
+        subprocess.Popen(holds, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
+    ):
+        other.stdout.readline()
+        mine = pool.submit(trained)
+        with pytest.raises(TimeoutError):
+            mine.result(timeout=1)
+        (tmp_path / "not yet").rename(made)
+        other.communicate(b"\n")
+        assert mine.result().cached
 
 
 @pytest.mark.parametrize("change", ["rate", "rank", "rows", "weights", "targets"])
