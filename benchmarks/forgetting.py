@@ -23,7 +23,7 @@ import torch
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "forgetting.csv"
 TARGET, LONGEST = 0.45, 80  # nats a token; steps
 BATCH = 4
-TOP, THRESHOLD = 10, 0.5  # PEFT's own choice
+TOP, THRESHOLD = 10, 0.5  # as in `peft.tuners.lora.intruders`
 
 
 @dataclass(frozen=True)
@@ -140,19 +140,10 @@ def changes(before, after):
     """The update's size relative to the weights', and the intruders among the top directions."""
     squares = [((after[n] - w).square().sum(), w.square().sum()) for n, w in before.items()]
     update, weight = map(sum, zip(*squares, strict=True))
-    found = sum(intruders(w, after[n]) for n, w in before.items())
+    intruders = studies.of_lab("01_svd", "intruders")["intruders"]
+    found = sum(intruders(w, after[n], TOP, THRESHOLD) for n, w in before.items())
     size = round(float((update / weight).sqrt()), 5)
     return {"change": size, "intruders": found, "looked_at": TOP * len(before)}
-
-
-def intruders(W0, W1):
-    """Of the TOP left singular vectors of W1, those that no left singular vector of W0 resembles.
-
-    The best |cos| of each is below THRESHOLD, as in `peft.tuners.lora.intruders`.
-    """
-    U0, U1 = (torch.linalg.svd(W, full_matrices=False).U for W in (W0, W1))
-    best = (U1[:, :TOP].T @ U0).abs().max(dim=1).values
-    return int((best < THRESHOLD).sum())
 
 
 if __name__ == "__main__":

@@ -107,11 +107,11 @@ class Lab:
             print(f"✓ {id} has passed already: yours stays.")
         elif solved:
             get_ipython().run_cell(source, store_history=False).raise_error()
-            self._note(exercise, "revealed")
+            contract.session.note(exercise, "revealed")
             print(f"◐ {id} is revealed: read it, then go on. It earns no points.")
         else:
             contract.session.loans[id] = _lend(id, source, cells)
-            self._note(exercise, "lent")
+            contract.session.note(exercise, "lent")
             print(f"◐ {id} {contract.LENT}. Write your own any time: it then counts.")
 
     def resume(self) -> None:
@@ -155,12 +155,6 @@ class Lab:
 
     def _status(self, id):
         return contract.session.records.get(id, {}).get("status", "missing")
-
-    def _note(self, exercise, status):
-        """Record an exercise that earns nothing."""
-        record = {key: exercise[key] for key in ("id", "name", "points")}
-        record |= {"status": status, "earned": 0, "message": ""}
-        contract.session.records[exercise["id"]] = record
 
     def _row(self, exercise):
         row = {key: exercise[key] for key in ("id", "name", "points")}

@@ -73,21 +73,29 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
             handle.update(HTML(_line(label, done, total, now - begun)))
 
 
-class _Growing:
-    """A progress line, and below it a picture that is drawn anew as time goes by."""
+class Curves:
+    """Quantities of one training, each in a panel of its own that grows in the notebook.
+
+    `curves.add(reward=…, kl=…)` once a step, always with the same names. `values[name]` and
+    `seconds` (since the start, after each step) stay for later plots. The picture stands below a
+    progress line, and is drawn anew as time goes by.
+    """
 
     def __init__(self, title: str, steps: int):
         self.title, self.steps = title, steps
-        self.seconds = []
+        self.values, self.seconds = {}, []
         self._begun = self._shown = time.perf_counter()
         self._text = _begins(_line(title, 0, steps, 0))
         self._picture = None
 
-    def _added(self, note):
-        """One more step is noted; redraw when the picture is older than two seconds."""
+    def add(self, **values: SupportsFloat) -> None:
+        """Note one more step; redraw when the picture is older than two seconds."""
+        for name, value in values.items():  # waits for a GPU, and the clock is read after it
+            number = value.item() if hasattr(value, "item") else float(value)
+            self.values.setdefault(name, []).append(number)
         now = time.perf_counter()
         self.seconds.append(now - self._begun)
-        done = len(self.seconds)
+        done, note = len(self.seconds), self._note()
         if self._text is None:  # no notebook
             return print(f"{self.title} {done}/{self.steps}{note}", flush=True)
         if now - self._shown <= REDRAW_SECONDS and done < self.steps:
@@ -100,44 +108,8 @@ class _Growing:
         else:
             self._picture.update(figure)
 
-
-class Curve(_Growing):
-    """A loss curve that grows in the notebook: `curve.add(loss)` once a step.
-
-    `losses` and `seconds` (since the start, after each step) stay for later plots.
-    """
-
-    def __init__(self, title: str, steps: int):
-        super().__init__(title, steps)
-        self.losses = []
-
-    def add(self, loss: SupportsFloat) -> None:
-        """Note the loss of one more step."""
-        self.losses.append(_number(loss))  # waits for a GPU, and the clock is read after it
-        self._added(f" · loss {self.losses[-1]:.3f}")
-
-    def _figure(self):
-        from labkit import plots
-
-        return plots.growing_loss(self.losses, self.steps, self.title)
-
-
-class Curves(_Growing):
-    """Several quantities of one training, each in a panel of its own that grows.
-
-    `curves.add(reward=…, kl=…)` once a step, always with the same names; `values[name]` and
-    `seconds` stay for later plots.
-    """
-
-    def __init__(self, title: str, steps: int):
-        super().__init__(title, steps)
-        self.values = {}
-
-    def add(self, **values: SupportsFloat) -> None:
-        """Note one more step."""
-        for name, value in values.items():
-            self.values.setdefault(name, []).append(_number(value))
-        self._added("".join(f" · {name} {told[-1]:.3g}" for name, told in self.values.items()))
+    def _note(self):
+        return "".join(f" · {name} {told[-1]:.3g}" for name, told in self.values.items())
 
     def _figure(self):
         from labkit import plots
@@ -145,8 +117,24 @@ class Curves(_Growing):
         return plots.growing(self.values, self.steps, self.title)
 
 
-def _number(value):
-    return value.item() if hasattr(value, "item") else float(value)
+class Curve(Curves):
+    """A loss curve that grows in the notebook: `curve.add(loss)` once a step; `losses` stay."""
+
+    def __init__(self, title: str, steps: int):
+        super().__init__(title, steps)
+        self.losses = self.values["loss"] = []
+
+    def add(self, loss: SupportsFloat) -> None:
+        """Note the loss of one more step."""
+        super().add(loss=loss)
+
+    def _note(self):
+        return f" · loss {self.losses[-1]:.3f}"
+
+    def _figure(self):
+        from labkit import plots
+
+        return plots.growing_loss(self.losses, self.steps, self.title)
 
 
 def _line(label, done, total, seconds, note=""):

@@ -9,7 +9,6 @@ every batch, and the loss is that of one process.
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -87,15 +86,12 @@ def _file(given):
 def _task(task, model, method, rank, steps, batch, rows, learning_rate, seed, dtype, out):
     """Train on a task of the course; loss, time and the adapter's folder are printed."""
     import torch
-    from accelerate import PartialState
 
     from labkit import tasks
     from labkit.training import arguments, hardware, models
 
-    if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
-        hardware.one_card()
+    state = hardware.processes()
     models.hush_libraries()
-    state = PartialState(cpu=hardware.device() == "cpu")  # this process's card becomes "cuda"
     with state.local_main_process_first():  # one process fetches, the others find it
         data = tasks.load(task)  # first: an unknown name should not wait for a model
         name = model or models.default()

@@ -1,6 +1,7 @@
 """The tree says what a file may know: who imports whom, and what a submission can never read."""
 
 import ast
+import functools
 import importlib
 import os
 from pathlib import Path
@@ -38,7 +39,7 @@ MAY = {
     "grading/judge": ("checks", "contract", "grading", "names", "reference"),
     "grading/after": ("contract", "grading", "reference"),
     "grading": ("contract", "fingerprint", "grading/judge", "grading/after", "grading/inside"),
-    "course": ("download", "grading", "reference", "training"),
+    "course": ("contract", "download", "grading", "reference", "training"),
     "train": ("own", "tasks", "training"),
     "cli": (
         "course",
@@ -56,9 +57,13 @@ MAY = {
 }
 
 
+@functools.cache
 def _imports(path):
-    """`(module, whether at the top of the file)` of each import of labkit in a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    """`(module, whether at the top of the file)` of each import in a file, a list."""
+    return list(_found(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def _found(tree):
     for node in ast.walk(tree):
         top = node in tree.body
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("labkit"):

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_llama import small_llama
 
-from labkit.training import models
+from labkit.training import hardware, models
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,13 +20,8 @@ ROOT = Path(__file__).parents[1]
 def model(tmp_path_factory):
     """A folder with a random Llama of two layers in fp32 and the tokenizer of the labs."""
     folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152}
-    LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True)).save_pretrained(
-        folder
-    )
-    models.load()[1].save_pretrained(folder)
+    small_llama().save_pretrained(folder)
+    models.tokenizer(hardware.SMALLEST)[0].save_pretrained(folder)
     return folder
 
 
@@ -86,7 +80,6 @@ def test_a_batch_that_cannot_be_shared_is_one_line(model, tmp_path):
 
 
 def test_a_batch_that_does_not_fit_is_accumulated(model, tmp_path, monkeypatch):
-    from labkit.training import hardware
     from labkit.training.arguments import arguments
 
     monkeypatch.setattr(hardware, "micro_batch", lambda *asked: 2)

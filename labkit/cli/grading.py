@@ -48,15 +48,10 @@ def grade(
     if unsafe:
         show.loud(console)
     how = {"jobs": jobs, "workers": workers, "scheduler": scheduler, "unsafe": unsafe}
-    how |= {
-        "seed": seed,
-        "checks": checks,
-        "again": again or (),
-        "only": exercise,
-        "alike": similar,
-    }
+    how |= {"seed": seed, "checks": checks}
+    chosen = {"again": again or (), "only": exercise, "alike": similar}
     with show.progress(console, now) as told:
-        rows = grade_all(paths, out, progress=told, notes=notes, **how)
+        rows = grade_all(paths, out, **chosen, progress=told, notes=notes, **how)
     if as_json:
         print_json([row.data() for row in rows])
     show.summary(rows, out, console, notes + left_out(paths, out), now)

@@ -137,9 +137,7 @@ def _say(session, exercise, names, verdict):
     id, listed, (status, earned, told, note) = exercise["id"], ", ".join(names), verdict
     before, beside = session.records.get(id, {}).get("status"), f" ({told})" if told else ""
     if before in (None, "lent") or (status != "missing" and before != "revealed"):
-        record = {key: exercise[key] for key in ("id", "name", "points")}
-        record |= {"earned": earned, "status": status, "message": told}
-        session.records[id] = record
+        session.note(exercise, status, earned, told)
     if status == "missing":
         print(f"○ {id} {listed}: not written yet{beside}")
         return

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -93,7 +94,7 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
             def run_lab(stem: str, **options) -> None:
                 begun[stem] = LabResult(stem, shown[stem].headings[0])
                 try:
-                    _run_one(books[stem], begun[stem], shown[stem], root, **options)
+                    _run_one(books[stem], begun[stem], shown[stem], out, **options)
                 finally:
                     nbformat.write(books[stem], out / "executed" / f"{stem}.ipynb")
 
@@ -129,12 +130,14 @@ def _run_all(results: dict[str, LabResult], stems: list[str], run_lab: Callable[
 
 
 def _run_one(
-    book: nbformat.NotebookNode, result: LabResult, bar: Bar, root: Path, **options
+    book: nbformat.NotebookNode, result: LabResult, bar: Bar, out: Path, **options
 ) -> None:
-    """Execute one lab in place, and note in result how it went."""
+    """Execute one lab in a folder of its own, which then goes; note in result how it went."""
     start = time.perf_counter()
     try:
-        failure, result.peak_bytes = execute(book, root / "solutions", bar.at, **options)
+        with tempfile.TemporaryDirectory(dir=out, ignore_cleanup_errors=True) as folder:
+            place = Path(folder).absolute()
+            failure, result.peak_bytes = execute(book, place, bar.at, **options)
         result.status = "failed" if failure else "ok"
         result.error = failure and f"in '{bar.heading}': {failure}"
     finally:

@@ -83,21 +83,20 @@ def audit(
     lengths, learned = [], 0
     words = tokens.control_words(tokenizer) if tokenizer else []
     for example in examples:
-        names = faults.of(example, words)
-        if tokenizer and not any(MEANING[name].level == "wrong" for name in names):
-            told, encoded, detail = _of_tokens(example, tokenizer, max_length, set(ends))
-            names += [(name, detail) for name in told]
+        told = [(name, "") for name in faults.of(example, words)]
+        if tokenizer and not any(MEANING[name].level == "wrong" for name, _ in told):
+            more, encoded = _of_tokens(example, tokenizer, max_length, set(ends))
+            told += more
             if encoded:
                 lengths.append(len(encoded.input_ids))
                 learned += len(encoded.cut(max_length).learned)
-        for name in names:
-            name, detail = name if isinstance(name, tuple) else (name, "")
+        for name, detail in told:
             found.setdefault(name, []).append((example.line, detail))
+    if "cut" in found:
+        found["cut"][0] = (found["cut"][0][0], f"--max-length {max(lengths)} would hold all")
     findings = [
         Finding(name, [line for line, _ in rows], rows[0][1], file) for name, rows in found.items()
     ]
-    if "cut" in found:
-        findings = [_with_longest(one, lengths) for one in findings]
     for name, lines, detail in across.of(examples, part):
         findings.append(Finding(name, lines, detail, file))
     return Audit(len(examples), _ordered(findings), lengths, learned, across.labels(examples))
@@ -109,25 +108,17 @@ def leaks(train: list[Example], test: list[Example], file: str = "") -> list[Fin
 
 
 def _of_tokens(example, tokenizer, max_length, ends):
-    """(ids of findings, the example as tokens or None, a detail)."""
+    """([(id of a finding, a detail)], the example as tokens or None)."""
     try:
         whole = tokens.encode(example, tokenizer)
     except tokens.TemplateFault as error:
-        return ["template"], None, str(error)
+        return [("template", str(error))], None
     kept = whole.cut(max_length)
     if not kept.learned:
-        return ["trains_on_nothing"], whole, ""
+        return [("trains_on_nothing", "")], whole
     if len(whole.input_ids) > max_length:
-        return ["cut"], whole, ""
-    return ([] if kept.ended(ends) else ["no_end"]), whole, ""
-
-
-def _with_longest(finding, lengths):
-    if finding.id != "cut":
-        return finding
-    return Finding(
-        "cut", finding.lines, f"--max-length {max(lengths)} would hold all", finding.file
-    )
+        return [("cut", "")], whole
+    return ([] if kept.ended(ends) else [("no_end", "")]), whole
 
 
 def _ordered(findings):

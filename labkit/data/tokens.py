@@ -41,14 +41,6 @@ class Encoded:
         return not set(ends).isdisjoint(self.learned[-2:])
 
 
-def add_template(tokenizer) -> bool:
-    """Give a tokenizer that has no chat template a plain one; whether it was needed."""
-    needed = tokenizer.chat_template is None
-    if needed:
-        tokenizer.chat_template = PLAIN
-    return needed
-
-
 def ends_of(tokenizer, folder: str | Path = "") -> set[int]:
     """The tokens that end an answer: the tokenizer's, and those at which the model stops."""
     file = Path(folder) / "generation_config.json"

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from labkit.memory.ledger import CATEGORIES
 from labkit.memory.simulate import Simulation
-from labkit.plots.style import INK, PALETTE, figure
+from labkit.plots import INK, PALETTE, figure
 
 COLOURS = dict(zip(CATEGORIES, [*PALETTE[:5], "#999999"], strict=True))
 HATCHES = dict(zip(CATEGORIES, ["", "//", "..", "\\\\", "xx", ""], strict=True))

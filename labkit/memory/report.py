@@ -186,7 +186,6 @@ def _bar(simulated, width):
 
 
 def _table(report):
-
     table = Table("GB", box=None, header_style="bold", pad_edge=False)
     table.add_column("simulated", justify="right")
     table.add_column("closed form", justify="right")
@@ -250,7 +249,6 @@ def _gb(n_bytes):
 
 def figure(report: Report) -> Figure:
     """Bars of the simulation and the closed form, and the timeline: what `--plot` saves."""
-
     use_style()
     rows = {"simulated": report.simulated.by_category}
     if report.closed:

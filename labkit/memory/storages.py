@@ -88,12 +88,6 @@ class Book:
         self._note_peak()
         return self._at_peak
 
-    def forget_peak(self) -> None:
-        """Begin anew with what is held now as the most."""
-        self.catch_up()
-        self._peak = -1
-        self._note_peak()
-
     def _note_peak(self):
         if self.total > self._peak:
             self._peak, self._at_peak = self.total, dict(self.held)

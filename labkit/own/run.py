@@ -1,6 +1,5 @@
 """`train`: audit, split, train, score, and the folder; started again it goes on where it was."""
 
-import os
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,14 +29,11 @@ def train(asked: Asked) -> dict:
     LabError where the data would train wrongly, or where something else lies in the folder.
     """
     loaded = report.load(asked.file)
-    from accelerate import PartialState
 
     from labkit.training import hardware, models
 
-    if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
-        hardware.one_card()
+    state = hardware.processes()
     models.hush_libraries()
-    state = PartialState(cpu=hardware.device() == "cpu")  # this process's card becomes "cuda"
     with state.local_main_process_first():
         name = asked.model or models.default()
         tokenizer, ends = models.tokenizer(name)

@@ -54,12 +54,9 @@ class PaddedTrainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The learned tokens' losses, summed, over their number in all accumulated batches."""
-        labels = inputs["labels"][:, 1:]
-        batch = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        logits = model(**batch, use_cache=False).logits[:, :-1]
-        asked = labels != packing.IGNORED
-        total = F.cross_entropy(logits[asked].float(), labels[asked], reduction="sum")
-        return lean.mean_loss(self, total, asked.sum(), num_items_in_batch)
+        logits, targets = _at_learned(model, inputs)
+        total = F.cross_entropy(logits.float(), targets, reduction="sum")
+        return lean.mean_loss(self, total, len(targets), num_items_in_batch)
 
 
 @torch.no_grad()
@@ -78,11 +75,16 @@ def packs(model: PreTrainedModel, rows: list[dict]) -> bool:
 
 def padded_logits(model, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `(k, vocab)` and targets `(k,)` at the k learned tokens, of padded rows."""
-    batch = {name: values.to(model.device) for name, values in packing.padded(rows).items()}
-    labels = batch.pop("labels")[:, 1:]
-    logits = model(**batch).logits[:, :-1]
+    batch = packing.padded(rows)
+    return _at_learned(model, {name: values.to(model.device) for name, values in batch.items()})
+
+
+def _at_learned(model, batch):
+    """Logits and targets at the learned tokens of a padded batch."""
+    labels = batch["labels"][:, 1:]
     asked = labels != packing.IGNORED
-    return logits[asked], labels[asked]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return model(**inputs, use_cache=False).logits[:, :-1][asked], labels[asked]
 
 
 class Steps(TrainerCallback):

@@ -72,17 +72,10 @@ def tokenizer_of(adapter: Adapter, base: Path) -> tuple["PreTrainedTokenizerBase
 
     The template is a plain one where neither brings one.
     """
-    from transformers import AutoTokenizer
-
-    from labkit.data import tokens
+    from labkit.training import models
 
     own = (adapter.folder / "tokenizer_config.json").is_file()
-    try:
-        found = AutoTokenizer.from_pretrained(adapter.folder if own else base)
-    except (OSError, ValueError) as error:
-        raise LabError(f"no tokenizer that can be read: {str(error).splitlines()[0]}") from None
-    tokens.add_template(found)
-    return found, tokens.ends_of(found, base)
+    return models.tokenizer(base, adapter.folder if own else None)
 
 
 def beside(model: "PreTrainedModel", adapter: Adapter) -> "PeftModel":

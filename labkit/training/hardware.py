@@ -1,9 +1,15 @@
 """What this machine trains with: device, number formats, model and batch. Decided here alone."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 SMALLEST = "smollm2-135m"  # the model of the labs
 LARGER = ("smollm2-1.7b", "smollm2-360m")  # what `default_model` tries, in this order
@@ -61,6 +67,15 @@ def one_card() -> None:
     It does nothing once CUDA is in use, or where CUDA_VISIBLE_DEVICES says which to see.
     """
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
+
+def processes() -> PartialState:
+    """This process among those of `accelerate launch`, or alone; its own card becomes "cuda"."""
+    from accelerate import PartialState
+
+    if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
+        one_card()
+    return PartialState(cpu=device() == "cpu")
 
 
 def rehearsal() -> bool:

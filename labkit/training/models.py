@@ -104,10 +104,12 @@ def load(
     return model.to(where).eval(), transformers.AutoTokenizer.from_pretrained(found)
 
 
-def tokenizer(name: str | Path) -> tuple["PreTrainedTokenizerBase", set[int]]:
+def tokenizer(
+    name: str | Path, own: Path | None = None
+) -> tuple["PreTrainedTokenizerBase", set[int]]:
     """The tokenizer of model `name`, with a chat template, and the tokens that end an answer.
 
-    A plain template is added to one that has none.
+    A plain template is added to one that has none. `own` is a folder with another tokenizer for it.
     """
     import transformers
 
@@ -118,11 +120,12 @@ def tokenizer(name: str | Path) -> tuple["PreTrainedTokenizerBase", set[int]]:
     if not (where / "config.json").is_file():
         raise LabError(f"{name} has no config.json: it is not a model's folder")
     try:
-        found = transformers.AutoTokenizer.from_pretrained(where)
+        found = transformers.AutoTokenizer.from_pretrained(own or where)
     except (OSError, ValueError) as error:
         why = str(error).strip().splitlines()[0]
-        raise LabError(f"{name} has no tokenizer that can be read: {why}") from None
-    tokens.add_template(found)
+        raise LabError(f"{own or name} has no tokenizer that can be read: {why}") from None
+    if found.chat_template is None:
+        found.chat_template = tokens.PLAIN
     return found, tokens.ends_of(found, where)
 
 

@@ -12,8 +12,7 @@ from nbformat.v4 import new_output
 from labkit import live
 from labkit.course import executed
 from labkit.course.run import LabResult
-from labkit.plots import compare_answers, figure
-from labkit.plots.style import described
+from labkit.plots import compare_answers, described, figure
 
 ROOT = Path(__file__).parents[2]
 RAN = ("01_svd", "03_peft")

@@ -43,6 +43,7 @@ display({{"application/vnd.labkit.score+json": score, "text/plain": "2 points"}}
 headline = {{"headline": "exact match <0> to 1"}}
 display({{"application/vnd.labkit.headline+json": headline, "text/plain": "-"}}, raw=True)
 print("noise of a bar", file=sys.stderr)
+open("beside.txt", "w").close()
 print(sys.executable)
 """
 RAISES = """
@@ -139,9 +140,10 @@ def test_executed_notebooks_are_kept(ran):
         assert any(cell.get("outputs") for cell in cells)
 
 
-def test_solved_notebooks_on_disk_stay_unexecuted(ran):
+def test_solved_notebooks_stay_unexecuted_and_what_labs_write_beside_them_goes(ran):
     course, *_ = ran
     assert build(course, check=True) == []
+    assert list(course.rglob("beside.txt")) == []
 
 
 def test_exit_code_and_json_of_the_command(ran, monkeypatch, capfd):

@@ -1,6 +1,6 @@
 """The student notebooks as a student first meets them: nothing written, nothing broken.
 
-Each is executed here from top to bottom in a kernel, experiments included, and no cell may fail
+Each is rehearsed here from top to bottom in a kernel, experiments included, and no cell may fail
 but the checks of hunts, whose cells hold wrong code; grading runs it too (test_judge.py), in its
 own way: without experiments, for a row without points.
 """
@@ -30,14 +30,16 @@ def _hunt(cell, stem):
 
 
 @pytest.fixture(scope="module", params=STEMS)
-def unsolved(request):
+def unsolved(request, tmp_path_factory):
     """An executed student notebook."""
     book = nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
     book.metadata["stem"] = request.param
     for cell in book.cells:
         if _hunt(cell, request.param):
             cell.metadata["tags"] = ["raises-exception"]
-    failure, _ = execute(book, ROOT / "notebooks", lambda index: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABKIT_REHEARSAL", "1")
+        failure, _ = execute(book, tmp_path_factory.mktemp("unsolved"), lambda index: None)
     assert failure == ""
     return book
 

@@ -1,10 +1,12 @@
 """Shared by the tests of training."""
 
 import pytest
+from transformers import AutoTokenizer
 
-from labkit.training import models
+from labkit.training import hardware, models
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer():
-    return models.load()[1]
+    """The real one; its model stays on the disk."""
+    return AutoTokenizer.from_pretrained(models.path(hardware.SMALLEST))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_llama import small_llama as tiny
 from trl import SFTConfig, SFTTrainer
 
 from labkit import tasks
@@ -38,14 +38,6 @@ def runs(tmp_path, monkeypatch):
     """The folder for results, empty."""
     monkeypatch.setattr("labkit.download.cache_dir", lambda: tmp_path)
     return tmp_path / "runs"
-
-
-def tiny(seed=0):
-    """A random Llama of two layers in fp32, two query heads for one key head."""
-    torch.manual_seed(seed)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152}
-    return LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True)).eval()
 
 
 def lora(r=4, targets="all-linear"):

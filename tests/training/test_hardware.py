@@ -82,22 +82,13 @@ def test_a_notebook_sees_one_card_unless_told_otherwise(monkeypatch):
 
 
 def test_training_without_a_launcher_sees_one_card(monkeypatch):
-    from labkit import train
-
-    class Started(Exception):
-        pass
-
-    def stop():
-        raise Started
-
-    monkeypatch.setattr(models, "hush_libraries", stop)
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: cpu)
     for launcher, seen in ((None, "0"), ("1", None)):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.delenv("LOCAL_RANK", raising=False)
         if launcher:
             monkeypatch.setenv("LOCAL_RANK", launcher)
-        with pytest.raises(Started):
-            train.train()
+        assert hardware.processes() == (hardware.device() == "cpu")
         assert hardware.os.environ.get("CUDA_VISIBLE_DEVICES") == seen
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 

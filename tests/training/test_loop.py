@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_llama import small_llama
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -24,13 +25,7 @@ def home():
 
 @pytest.fixture
 def model():
-    """A random Llama of three layers, one key head for two query heads, tied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152}
-    return LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True))
+    return small_llama(n_layers=3).train()
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 7])

@@ -8,11 +8,11 @@ from labkit.checks.compare import ask, draw, expect_numbers_or_first, expect_sha
 from labkit.checks.lab04 import bnb as reference
 from labkit.checks.lab04 import guesses
 from labkit.checks.lab04.blocks import expect_blockwise
+from labkit.checks.lab04.loftq_start import expect_start
 from labkit.checks.lab04.nibbles import expect_nibbles
-from labkit.checks.lab04.rules import expect_rule
 from labkit.checks.lab04.scales import expect_bits, expect_doubled_scales
-from labkit.checks.lab04.starts import expect_start
 from labkit.checks.lab04.symmetric import expect_absmax
+from labkit.checks.lab04.training_bytes import expect_rule
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
 from labkit.labs.lab04 import probes

@@ -3,7 +3,9 @@
 import torch
 
 from labkit.checks.compare import ask, draw, expect_number, expect_numbers, likeliest, randn
-from labkit.checks.lab05 import frames, grid, guesses, paired, small, updates
+from labkit.checks.lab05 import frames, grid, guesses, small
+from labkit.checks.lab05.first_update import expect_updates
+from labkit.checks.lab05.paired_difference import expect_differences
 from labkit.checks.quiz import judge
 from labkit.checks.simplest import simplest
 from labkit.contract import exercise, expect, generator, observe, part, sound
@@ -21,7 +23,7 @@ def _shapes(rng):
 @exercise("5.1", points=3)
 def first_step(first_update):
     """as one step of torch.optim.Adam on A and B: wide, tall, of small and of no gradient"""
-    updates.expect_updates(first_update, generator())
+    expect_updates(first_update, generator())
 
 
 RULES = {"twice the rank": lambda r: 2 * r, "fixed": lambda r: 24}
@@ -169,7 +171,7 @@ def _spread(r, d, rng):
 @exercise("5.5", points=3)
 def pairs(paired_difference):
     """pairs by seed, leaves failed runs out, the error of the mean; nan where too few are shared"""
-    paired.expect_differences(paired_difference, generator())
+    expect_differences(paired_difference, generator())
 
 
 @exercise("5.6", points=4)

@@ -16,8 +16,11 @@ from labkit.checks.compare import (
     randn,
 )
 from labkit.checks.lab02.guesses import merged
-from labkit.checks.lab06 import arriving, combined, dequantized, diverging, guesses, small
+from labkit.checks.lab06 import dequantized, guesses, small
+from labkit.checks.lab06.arrives import expect_arrives
+from labkit.checks.lab06.combine import expect_combined
 from labkit.checks.lab06.dequantized import BLOCK
+from labkit.checks.lab06.kl_divergence import expect_kl
 from labkit.checks.quiz import judge
 from labkit.checks.simplest import simplest
 from labkit.contract import (
@@ -93,13 +96,13 @@ def _expect_merged(got, W, A, B, alpha, call):
 @exercise("6.2", points=2)
 def divergence(kl_divergence):
     """mean per token of KL(p||q) in nats, for any leading shape, and for logits of any size"""
-    diverging.expect_kl(kl_divergence)
+    expect_kl(kl_divergence)
 
 
 @exercise("6.3", points=2)
 def survives(arrives):
     """1 where all is kept, 0 in the dead zone, else least squares' share of dW; in fp32"""
-    arriving.expect_arrives(arrives)
+    expect_arrives(arrives)
 
 
 def _quantized(shape, rng):
@@ -147,7 +150,7 @@ def _expect_dequantized(got, W4, absmax, codebook, A, B, alpha, shape, call):
 @exercise("6.5", points=3)
 def combines(combine_linear, combine_cat):
     """cat is the weighted sum of the updates to 1e-5; linear is that sum plus cross terms"""
-    return combined.expect_combined(combine_linear, combine_cat)
+    return expect_combined(combine_linear, combine_cat)
 
 
 SHAPES = {"layers.0.A": (2, 5), "layers.0.B": (4, 2), "norm": (3,)}

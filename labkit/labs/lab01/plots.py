@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from labkit.plots.style import INK, PALETTE, figure, headed
+from labkit.plots import INK, PALETTE, figure, headed
 
 BLUE, ORANGE, GREEN = PALETTE[:3]
 

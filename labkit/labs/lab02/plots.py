@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from labkit.plots.style import INK, PALETTE, figure, smooth
+from labkit.plots import INK, PALETTE, figure, smooth
 
 PARTS = {"weights": PALETTE[0], "gradients": PALETTE[4], "optimizer": PALETTE[1]}
 PARTS |= {"activations": PALETTE[2]}

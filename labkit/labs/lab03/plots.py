@@ -6,7 +6,7 @@ import numpy as np
 from IPython.display import HTML
 
 from labkit.labs.lab03.tables import forgotten
-from labkit.plots.style import INK, PALETTE, figure
+from labkit.plots import INK, PALETTE, figure
 
 
 def loss_tokens(tokens, has_loss):

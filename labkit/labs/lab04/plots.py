@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from labkit.plots.style import INK, PALETTE, figure, smooth, traced
+from labkit.plots import INK, PALETTE, figure, smooth, traced
 
 OVER_GUESS = {"frameon": True, "edgecolor": "none"}  # of a legend that a guess may cross
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from labkit.plots.style import INK, PALETTE, figure, headed
+from labkit.plots import INK, PALETTE, figure, headed
 
 ASIDE = {"textcoords": "offset points", "color": INK, "fontsize": 9}
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from labkit.plots.style import INK, PALETTE, figure, headed
+from labkit.plots import INK, PALETTE, figure, headed
 
 COLOURS = {"bf16": PALETTE[0], "Q8_0": PALETTE[2], "Q4_0": PALETTE[4], "NF4": PALETTE[1]}
 WAYS = {  # how it is merged -> colour, line, marker

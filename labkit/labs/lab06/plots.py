@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from labkit.plots.style import INK, PALETTE, figure
+from labkit.plots import INK, PALETTE, figure
 
 MARKERS = "osD^v"
 FLOOR = 1e-8  # what fp32 cannot tell from zero

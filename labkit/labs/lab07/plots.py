@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from labkit.plots.style import INK, PALETTE, figure
+from labkit.plots import INK, PALETTE, figure
 
 
 def _bars(values, colours, label, told):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from labkit.plots.style import INK, PALETTE, figure, headed, smooth, traced
+from labkit.plots import INK, PALETTE, figure, headed, smooth, traced
 
 PERCENT = "constraints followed, %"
 

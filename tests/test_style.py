@@ -7,15 +7,14 @@ from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from PIL import Image
 
-from labkit.plots import figure, png
-from labkit.plots.style import headed, said
+from labkit.plots import figure, headed, png, said
 
 
 @pytest.fixture
 def shown(monkeypatch):
     """`shown(figure)` -> the PNG that a notebook gets, and what it is told of it."""
     shell = InteractiveShell.instance()
-    monkeypatch.setattr("labkit.plots.style.get_ipython", lambda: shell)
+    monkeypatch.setattr("labkit.plots.get_ipython", lambda: shell)
     monkeypatch.setitem(shell.display_formatter.formatters, "image/png", png_formatter(shell))
 
     def formatted(fig):

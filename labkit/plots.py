@@ -1,16 +1,25 @@
-"""The look that all figures share, and the loss curve that grows while a model trains."""
+"""What all labs draw with: one look, curves that grow while a model trains, a table of answers.
+
+A figure's title says what to see in it. A lab's own figures are in `labkit.labs.labNN.plots`, those
+of memory in `labkit.memory.plots`.
+"""
 
 import io
+from collections.abc import Sequence
+from pathlib import Path
 
+import jinja2
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython import get_ipython
 from IPython.core.pylabtools import retina_figure
+from IPython.display import HTML
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 INK = "#333333"
+ANSWERS = Path(__file__).parent / "templates" / "answers.html.j2"
 
 
 def use_style():
@@ -105,3 +114,19 @@ def png(fig):
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=2 * fig.dpi)
     return buffer.getvalue()
+
+
+def compare_answers(
+    questions: Sequence[str],
+    wanted: Sequence[str] | None,
+    answers: dict[str, Sequence[str]],
+    rows: int = 8,
+) -> HTML:
+    """An HTML table: question, wanted answer, and what each model said, with ✓ or ✗.
+
+    `answers` maps a model's name to its answers; pass `wanted=None` where nothing is right or
+    wrong. Only the first `rows` questions are shown.
+    """
+    table = jinja2.Template(ANSWERS.read_text("utf-8"), autoescape=True)
+    told = {"questions": questions, "wanted": wanted, "answers": answers}
+    return HTML(table.render(told, n=min(rows, len(questions))))
