@@ -10,6 +10,7 @@ DAMAGED = re.compile(
 )
 ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
 NOTHING = {"nan", "none", "null", "n/a", "na", "tbd", "todo", "-", "--", "?", "...", "…", "xxx"}
+NOTHING |= {"#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!"}  # a spreadsheet's
 
 
 def of(example: Example, control_words: list[str] = ()) -> list[str]:

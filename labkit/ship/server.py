@@ -124,11 +124,15 @@ def tokens_per_second(
     extras: Sequence[Mapping],
     rounds: int = 3,
 ) -> list[float]:
-    """New tokens a second, a number a round: all conversations at once, n tokens for each."""
+    """New tokens a second, a number a round: all conversations at once, n tokens for each.
+
+    The time is that of reading the prompts, too, which are read anew in each round.
+    """
 
     def generate(messages, extra):
         body = {"prompt": prompt_ids(address, messages), "n_predict": n, "ignore_eos": True}
-        return _post(address, "/completion", body | dict(extra))["tokens_predicted"]
+        body |= {"cache_prompt": False} | dict(extra)
+        return _post(address, "/completion", body)["tokens_predicted"]
 
     rates = []
     with ThreadPoolExecutor(len(conversations)) as pool:

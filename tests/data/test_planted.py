@@ -56,6 +56,7 @@ PLANTED = [  # id of the finding, and what makes it of a good row
     ("markup", more(USER, " fish &amp; chips")),
     ("says_nothing", content(ANSWER, "NaN")),
     ("says_nothing", content(ANSWER, "TODO")),
+    ("says_nothing", content(ANSWER, "#REF!")),
     ("echo", lambda row: said(row, ANSWER, row[USER]["content"])),
     ("spaces", more(ANSWER, "\n")),
     ("spelling", lambda row: said(row, ANSWER, row[ANSWER]["content"].upper())),
@@ -150,7 +151,10 @@ def test_an_answer_unlike_all_others(examined):
     assert examined(rows).findings == []
     rows[9]["answer"] = "It was made in 9, by all of"
     assert [(f.id, f.lines) for f in examined(rows).findings] == [("unfinished", [10])]
-    del rows[4]["answer"]
+    rows[12] = {"question": "Question", "answer": "answer "}
+    (header,) = examined(rows).wrong
+    assert (header.id, header.lines) == ("header", [13])
+    del rows[4]["answer"], rows[12]
     assert [(f.id, f.lines) for f in examined(rows).wrong] == [("missing", [5])]
     assert "few_rows" in {f.id for f in examined(rows[:8]).findings}
 

@@ -30,11 +30,11 @@ def variants(question, rng):
     one = question.split()
     return [
         question,
+        question,
         question.upper(),
         f"  {question}\n",
         "  ".join(one),
         "\t".join(one).title(),
-        question.capitalize(),
     ]
 
 
@@ -105,10 +105,13 @@ def _expect_apart(sides, call):
         for r in sides[0]
         for s in sides[1]
     )
-    hint = PROMPT if not exact else "rows with one prompt go to one side, all of them"
     systems = {len(r["messages"]) for r in rows}
-    if shared and not exact and len(systems) > 1 and len(texts) > 1:
-        hint = f"{PROMPT}; the system message does not count"
+    hint = "rows with one prompt go to one side, all of them, whatever is answered"
+    if len(shared) == 1:
+        hint = "a group is cut in two: one that does not fit in half goes to one side whole"
+    elif not exact:
+        more = "; the system message does not count" * (len(systems) > 1 and len(texts) > 1)
+        hint = PROMPT + more
     expect(not shared, f"{call}: {len(shared)} prompts are on both sides; {hint}")
 
 
@@ -128,7 +131,9 @@ def _expect_share(split, rows):
     told = f"{call}: {got} test rows, wanted {share * n:.0f} (± {largest}, the largest group)"
     turned = all(abs(size - (1 - part_of) * n) <= largest for _, part_of, size in sizes)
     hint = "share is the test side's part of the rows"
-    if turned:
+    if all(size == n for *_, size in sizes):
+        hint = f"{hint}, a number from 0 to 1 and no percentage: here all rows are test rows"
+    elif turned:
         hint = "the sides are turned round: return (train, test)"
     elif max(size for *_, size in sizes) - min(size for *_, size in sizes) <= largest:
         hint = "the share is not used"
