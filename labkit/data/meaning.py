@@ -90,7 +90,9 @@ MEANING = {
         "export again as UTF-8, take invisible ones out: the model would learn them",
     ),
     "markup": Meaning(
-        "look", "entities of HTML (&amp;, &#39;) in a text", "unescape them: html.unescape"
+        "look",
+        "HTML in a text (&amp;, &#39;, <br>)",
+        "unescape it: html.unescape, and a line break for <br>",
     ),
     "unfinished": Meaning(
         "look", "the answer ends in mid-sentence, as few others do", "was it cut? write its end"

@@ -54,6 +54,7 @@ PLANTED = [  # id of the finding, and what makes it of a good row
     ("damaged", more(USER, " zero\u200bwidth")),
     ("damaged", more(USER, "\x00")),
     ("markup", more(USER, " fish &amp; chips")),
+    ("markup", more(USER, " fish<br>chips")),
     ("says_nothing", content(ANSWER, "NaN")),
     ("says_nothing", content(ANSWER, "TODO")),
     ("says_nothing", content(ANSWER, "#REF!")),
@@ -122,6 +123,16 @@ def test_different_answers_to_one_prompt_are_wrong(clean, examined):
     said(other, ANSWER, clean[15][ANSWER]["content"])
     found = examined([{"messages": row} for row in [*clean, other]]).findings
     assert [(f.id, f.level, f.lines) for f in found] == [("contradiction", "wrong", [6, 41])]
+
+
+def test_a_sentence_that_comes_back_is_spelled_in_one_way(examined):
+    answers = ["Dogs travel free, on a lead, on the outer deck.", "The last boat leaves at nine."]
+    rows = [{"question": f"Question {n}?", "answer": answers[n % 2]} for n in range(24)]
+    assert examined(rows).findings == [] and len(examined(rows).audit.labels) == 2
+    rows[5]["answer"] = answers[1].upper()
+    assert [(f.id, f.level, f.lines) for f in examined(rows).findings] == [
+        ("spelling", "wrong", [6])
+    ]
 
 
 def test_labels_that_the_training_lacks_and_lopsided_ones(clean, examined):
