@@ -20,7 +20,7 @@
 # that serves three adapters at once, and check each step.
 #
 # About 95 minutes if you know PyTorch well (74 for the exercises), up to 140 if you do not. The
-# experiments take about five minutes on two CPU cores.
+# experiments take about four and a half minutes on two CPU cores.
 
 # %%
 import labkit

@@ -109,7 +109,7 @@ def test_each_request_has_its_own_adapter(files, tokenizer):
     assert children() == []
 
 
-def test_sixty_mixed_answers_of_the_course_s_model_are_peft_s(tmp_path):
+def test_sixty_answers_of_the_course_s_model_are_peft_s(tmp_path):
     """Three adapters of random numbers on the real base: fp32 in PEFT, F16 in llama.cpp."""
     from openai import OpenAI
     from peft import LoraConfig, get_peft_model
@@ -129,19 +129,19 @@ def test_sixty_mixed_answers_of_the_course_s_model_are_peft_s(tmp_path):
     model.save_pretrained(tmp_path)
     parts = [gguf.write_adapter(tmp_path / n, model.config, tmp_path / f"{n}.gguf") for n in names]
     asked = [conversation(text) for text in tasks.load("home", "test")["text"][:60]]
+    plan = [name for name in names for _ in range(20)]  # the most of them in batches of one adapter
     with server.llama_cpp(ground, parts, slots=6, context=256) as address:
         client = OpenAI(base_url=address, api_key="none", timeout=120)
-        extras = [server.choosing(names, names[i % 3]) for i in range(60)]
+        extras = [server.choosing(names, name) for name in plan]
         got = server.ask_all(client, asked, 8, extras, at_once=6)
-    told = {}
-    for name in names:
+    wanted, others = [], []
+    for k, name in enumerate(names):
         model.set_adapter(name)
-        told[name] = generation.answers(model, tokenizer, asked, 8)
-    wanted = [told[names[i % 3]][i] for i in range(60)]
+        wanted += generation.answers(model, tokenizer, asked[20 * k : 20 * k + 20], 8)
+        others += generation.answers(model, tokenizer, asked[:5], 8) if k else []
     unlike = [pair for pair in zip(got, wanted, strict=True) if pair[0] != pair[1]]
     assert len(unlike) <= 3, unlike
-    others = [told[names[(i + 1) % 3]][i] for i in range(60)]
-    assert sum(a == b for a, b in zip(got, others, strict=True)) < 30, "the adapters hardly differ"
+    assert not set(others) & set(wanted[:5]), "the adapters hardly differ"
 
 
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
