@@ -700,6 +700,9 @@ def _q8_of(codes, top=lambda b: b.abs().amax(1), blocks=lambda w: w.float().resh
 
 EIGHTS = [
     (_q8(rounded=lambda x: (x + 0.5).trunc()), "int(x + 0.5)"),
+    (_q8(rounded=lambda x: half_away(x).clamp_max(126)), "127 is a code, too"),
+    (lambda w: (q8_0(w)[0].flip(0), q8_0(w)[1]), "right scales, in another order"),
+    (lambda w: (q8_0(w)[0], q8_0(w)[1].roll(1, 1)), "right codes, in another order"),
     (_q8(rounded=lambda x: x.sign() * (x.abs() + 0.5).ceil()), "one too far from 0"),
     (_q8_of(lambda b, d: half_away(b * d)), "*divided* by the scale"),
     (_q8_of(lambda b, d: half_away(b / d / 127)), "from -1 to 1"),
@@ -833,6 +836,10 @@ def _grouped_only(x, A, B, scaling, index):
 BATCHES = [
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, torch.where(i > 0, i, -1)), "adapter 0 is one"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).relu(), "cut off"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).abs(), "is not linear in x"),
+    (lambda x, A, B, s, i: batched_lora(F.normalize(x), A, B, s, i), "is not linear in x"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).cumsum(0), "each row stands for itself"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s * A.shape[1], i), "times the rank"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i) / x.shape[1] ** 0.5, "sqrt(d_in)"),
     (lambda x, A, B, s, i: torch.bmm(A[i], x[:, :, None])[:, :, 0], "that is A x"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.abs()), "only they are wrong"),

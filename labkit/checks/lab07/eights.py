@@ -110,6 +110,8 @@ def _expect_scales(q8_0, what, w):
     for message, guess in known.items():
         if named and _near(scales, guess):
             raise CheckFailed(f"{call}: {message}")
+    if torch.equal(scales.sort().values, wanted.sort().values):
+        raise CheckFailed(f"{call}: these are the right scales, in another order than the blocks")
     at = int((scales.double() - wanted.double()).abs().argmax())
     told = f"scale {at} is {scales[at].item():.6g}, wanted {wanted[at].item():.6g}"
     ratios = (scales.double() / wanted.double())[wanted > 0]
@@ -141,6 +143,7 @@ def _scale_guesses(w, blocks, top):
         "that is the mean of the sizes; the scale comes from the largest": (
             blocks.abs().mean(1) / 127
         ),
+        "that is the norm of a block; the scale comes from its largest": blocks.norm(dim=1) / 127,
         "that is the range, largest minus smallest; the grid has a 0 in its middle": (
             (blocks.amax(1) - blocks.amin(1)) / 255
         ),
@@ -176,6 +179,9 @@ def _expect_codes(q8_0, what, w):
     for message, guess in known.items():
         if guess is not None and torch.equal(codes.float(), guess):
             raise CheckFailed(f"{call}: {message}")
+    inside = torch.equal(codes.sort(1).values, wanted.sort(1).values)
+    if inside or torch.equal(codes.flatten().sort().values, wanted.flatten().sort().values):
+        raise CheckFailed(f"{call}: these are the right codes, in another order than the weights")
     row, column = (int(i) for i in off.nonzero()[0])
     told = f"code {column} of block {row} is {int(codes[row, column])}"
     weight = f"a weight of {exact[row, column].item():.4g} scales"
@@ -204,6 +210,7 @@ def _code_guesses(w, wanted, exact, fine, rough, tied):
         "the codes are those of a scale over 128": away(exact * 128 / 127).clamp(-128, 127),
         "the codes begin at 0: int8 has a sign, and 0 is 0": away(exact) + 128,
         "codes carry the sign of the largest weight": -wanted.float(),
+        "127 is a code, too: clamp nothing, or from -127 to 127": wanted.float().clamp(-128, 126),
         "int(x + 0.5) rounds positive numbers alone: below 0 it takes half a code too much": (
             (exact + 0.5).trunc()
         ),
