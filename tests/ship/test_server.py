@@ -125,7 +125,7 @@ def test_sixty_answers_of_the_course_s_model_are_peft_s(tmp_path):
     rng = torch.Generator().manual_seed(0)
     for name, p in model.named_parameters():
         if "lora_B" in name:
-            p.data = torch.randn(p.shape, generator=rng) * 0.05
+            p.data = torch.randn(p.shape, generator=rng) * 0.15
     model.save_pretrained(tmp_path)
     parts = [gguf.write_adapter(tmp_path / n, model.config, tmp_path / f"{n}.gguf") for n in names]
     asked = [conversation(text) for text in tasks.load("home", "test")["text"][:60]]
@@ -133,15 +133,16 @@ def test_sixty_answers_of_the_course_s_model_are_peft_s(tmp_path):
     with server.llama_cpp(ground, parts, slots=6, context=256) as address:
         client = OpenAI(base_url=address, api_key="none", timeout=120)
         extras = [server.choosing(names, name) for name in plan]
-        got = server.ask_all(client, asked, 8, extras, at_once=6)
+        got = server.ask_all(client, asked, 6, extras, at_once=6)
     wanted, others = [], []
     for k, name in enumerate(names):
         model.set_adapter(name)
-        wanted += generation.answers(model, tokenizer, asked[20 * k : 20 * k + 20], 8)
-        others += generation.answers(model, tokenizer, asked[:5], 8) if k else []
+        wanted += generation.answers(model, tokenizer, asked[20 * k : 20 * k + 20], 6)
+        others += generation.answers(model, tokenizer, asked[:5], 6) if k else []
     unlike = [pair for pair in zip(got, wanted, strict=True) if pair[0] != pair[1]]
     assert len(unlike) <= 3, unlike
-    assert not set(others) & set(wanted[:5]), "the adapters hardly differ"
+    alike = [a == b for a, b in zip(others, wanted[:5] * 2, strict=True)]
+    assert sum(alike) < 5, "the adapters hardly differ"
 
 
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
