@@ -1,16 +1,21 @@
 """Answers and speed of engines that serve one base and several adapters, beside PEFT's.
 
-    python benchmarks/serving.py                        # llama.cpp, of the extra `serve`
-    python benchmarks/serving.py --vllm PATH/python     # vLLM as well, in an environment of its own
+    python benchmarks/serving.py answers                        # llama.cpp, of the extra `serve`
+    python benchmarks/serving.py speed
+    python benchmarks/serving.py answers --vllm PATH/python     # vLLM, in an environment of its own
+    python benchmarks/serving.py speed --vllm PATH/python
 
-Two adapters are trained as in lab 7 (30 steps of `home` and of two groups of `tickets`, or taken
-from its cache). Each answers 60 held-out prompts, greedily: in PEFT (fp32), and by an engine from
-weights of 16 bits. Where an answer differs, the two texts and the gap between PEFT's two likeliest
-tokens at the first place of difference are printed: a near tie is rounding, a wide gap is not.
-Then 1, 8 and 32 mixed requests at once, new tokens a second, the median of three rounds.
+Two adapters are lab 7's (30 steps of `home` and of two groups of `tickets`). `answers`: each has 60
+held-out prompts, greedily, in PEFT (fp32), and in the engine from weights of 16 bits. Where an
+answer differs, the two texts and the gap between PEFT's two likeliest tokens at the first place of
+difference are printed: a near tie is rounding, a wide gap is not. `speed`: new tokens a second of
+1, 8 and 32 requests at once, 32 tokens each, the median and the range of three rounds, no prompt
+twice; of a merged model, of one adapter apart, and of both mixed. OMP_NUM_THREADS=1 gives each
+engine one thread: where other work runs beside, two wait for each other at every product.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import tempfile
@@ -18,51 +23,84 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import studies
 import torch
-from peft import LoraConfig, PeftModel
-from trl import SFTConfig
+from peft import PeftModel
 
 from labkit import tasks
 from labkit.ship import gguf, server
-from labkit.training import finetuning, generation, hardware, models, serving
+from labkit.training import generation, hardware, models, serving
 
 NAMES, PROMPTS, LIMIT = ("home", "tickets"), 60, 48
 OPTIONS = {"home": {}, "tickets": {"groups": ("delivery", "returns")}}
+AT_ONCE, ROUNDS, NEW = (1, 8, 32), 3, 32
 
 
-def adapter(name, tokenizer):
-    """The folder of lab 7's adapter for a task."""
-    data = tasks.load(name, "train", **OPTIONS[name])
-    if name == "tickets":
-        data = data.map(
-            lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
-            remove_columns=data.column_names,
+def adapters(tokenizer):
+    """{task: folder of lab 7's adapter}, trained now or taken from its cache."""
+    lab = studies.of_lab("07_ship", "train_on", "as_pairs")
+    lab |= {"tokenizer": tokenizer, "lab": SimpleNamespace(device=hardware.device())}
+    rows = {name: tasks.load(name, "train", **OPTIONS[name]) for name in NAMES}
+    rows["tickets"] = lab["as_pairs"](rows["tickets"])
+    return {name: lab["train_on"](rows[name], 30, name).folder for name in NAMES}
+
+
+def prompts(n):
+    """{task: n held-out conversations}."""
+    rows = {name: tasks.load(name, "test", **OPTIONS[name]).shuffle(seed=1) for name in NAMES}
+    return {name: data["messages"][:n] for name, data in rows.items()}
+
+
+def merged(folders):
+    """The base with the first adapter in its weights."""
+    base = models.load(dtype=torch.float32)[0]
+    return PeftModel.from_pretrained(base, folders[NAMES[0]]).merge_and_unload()
+
+
+@contextlib.contextmanager
+def llama_cpp(folders, tokenizer, apart):
+    """llama.cpp's address, and what names an adapter in a request."""
+    with tempfile.TemporaryDirectory() as shelf:
+        shelf, parts = Path(shelf), []
+        model = models.load()[0] if apart else merged(folders)
+        ground = gguf.write_model(model, tokenizer, shelf / "base.gguf", "f16")
+        for name, folder in folders.items() if apart else ():
+            parts.append(gguf.write_adapter(folder, model.config, shelf / f"{name}.gguf"))
+        names = NAMES if apart else ()
+        with server.llama_cpp(ground, parts, slots=max(AT_ONCE), context=512) as address:
+            yield address, lambda name: server.choosing(names, name if apart else None)
+
+
+@contextlib.contextmanager
+def vllm(python, folders, tokenizer, apart):
+    """The same of vLLM in another environment."""
+    with tempfile.TemporaryDirectory() as shelf:
+        model = models.path("smollm2-135m") if apart else Path(shelf)
+        command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+        command += ["--served-model-name", "base", "--dtype", "bfloat16", "--enforce-eager"]
+        command += ["--max-model-len", "512", "--max-num-seqs", str(max(AT_ONCE))]
+        if apart:
+            command += ["--enable-lora", "--max-lora-rank", "16", "--max-loras", "2"]
+            command += ["--lora-modules", *(f"{name}={at}" for name, at in folders.items())]
+        else:
+            merged(folders).bfloat16().save_pretrained(shelf)
+            tokenizer.save_pretrained(shelf)
+        env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+        env |= (
+            {"VLLM_CPU_OMP_THREADS_BIND": "0"} if os.environ.get("OMP_NUM_THREADS") == "1" else {}
         )
-    where = {"target_modules": "all-linear", "bias": "none", "task_type": "CAUSAL_LM"}
-    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, **where)
-    size = {"max_length": 512, "max_steps": 30, "per_device_train_batch_size": 8}
-    flags = hardware.flags(hardware.device())
-    args = SFTConfig("build/ship", learning_rate=2e-3, report_to="none", **size, **flags)
-    return finetuning.finetune(models.load()[0], tokenizer, data, lora, args, title=name).folder
+        env.pop("PYTHONPATH", None)
+        with serving.running("vLLM", command, env, seconds=300) as address:
+            yield address, lambda name: {"model": name if apart else "base"}
 
 
-def vllm(python, base, folders):
-    """vLLM's server in another environment, while a block runs; its base URL."""
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base)]
-    command += ["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "32"]
-    command += ["--enforce-eager", "--enable-lora", "--max-lora-rank", "16", "--max-loras", "2"]
-    command += ["--lora-modules", *(f"{name}={folder}" for name, folder in folders.items())]
-    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    env.pop("PYTHONPATH", None)
-    return serving.running("vLLM", command, env, seconds=300)
-
-
-def ask(address, messages, name, limit, choose):
+def ask(address, messages, body):
     """An answer's text and its number of tokens, over OpenAI's protocol."""
-    body = {"messages": messages[:-1], "max_tokens": limit, "temperature": 0} | choose(name)
-    data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{address}/chat/completions", data, kind)
+    data = json.dumps({"model": "base", "messages": messages[:-1], "temperature": 0} | body)
+    kind = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/chat/completions", data.encode(), kind)
     with urllib.request.urlopen(request, timeout=600) as answer:
         told = json.load(answer)
     return told["choices"][0]["message"]["content"].strip(), told["usage"]["completion_tokens"]
@@ -82,59 +120,65 @@ def gap(fleet, tokenizer, messages, mine, other):
     return f"{words}, {top.values[0] - top.values[1]:.3f} apart"
 
 
-def compare(engine, address, fleet, tokenizer, asked, theirs, choose):
-    """Print how many answers are PEFT's, and tokens a second of mixed requests."""
-    for name in NAMES:
-        with ThreadPoolExecutor(8) as pool:
-            told = list(
-                pool.map(lambda m, n=name: ask(address, m, n, LIMIT, choose)[0], asked[name])
-            )
-        same = sum(a == b for a, b in zip(told, theirs[name], strict=True))
-        print(f"{engine:<10} {name:<8} {same} of {len(told)} answers are PEFT's", flush=True)
-        fleet.set_adapter(name)
-        for messages, a, b in zip(asked[name], theirs[name], told, strict=True):
-            if a != b:
-                print(f"    {a!r}\n    {b!r}\n    {gap(fleet, tokenizer, messages, a, b)}")
-    mixed = [(name, messages) for pair in zip(*asked.values(), strict=True)
-             for name, messages in zip(NAMES, pair, strict=True)]  # fmt: skip
-    for n in (1, 8, 32):
-        rates = []
-        for _ in range(3):
+def answers(serve, folders, tokenizer):
+    """Print how many of the engine's answers are PEFT's, and each that is not."""
+    asked = prompts(PROMPTS)
+    fleet = PeftModel.from_pretrained(models.load(dtype=torch.float32)[0], folders["home"], "home")
+    fleet.eval().load_adapter(folders["tickets"], adapter_name="tickets")
+    with serve(folders, tokenizer, True) as (address, choose):
+        for name in NAMES:
+            body = choose(name) | {"max_tokens": LIMIT}
+            with ThreadPoolExecutor(8) as pool:
+                jobs = [pool.submit(ask, address, messages, body) for messages in asked[name]]
+                told = [job.result()[0] for job in jobs]
+            fleet.set_adapter(name)
+            theirs = generation.answers(fleet, tokenizer, asked[name], LIMIT)
+            same = sum(a == b for a, b in zip(told, theirs, strict=True))
+            print(f"{name:<8} {same} of {len(told)} answers are PEFT's", flush=True)
+            for messages, a, b in zip(asked[name], theirs, told, strict=True):
+                if a != b:
+                    print(f"    {a!r}\n    {b!r}\n    {gap(fleet, tokenizer, messages, a, b)}")
+
+
+def speed(serve, folders, tokenizer):
+    """Print new tokens a second, merged, apart and mixed, by the number of requests at once."""
+    most = ROUNDS * max(AT_ONCE)
+    asked = prompts(most)
+    one = [(NAMES[0], messages) for messages in asked[NAMES[0]]]
+    both = [(NAMES[i % 2], asked[NAMES[i % 2]][i // 2]) for i in range(most)]
+    for apart, plans in ((False, {"merged": one}), (True, {"apart": one, "mixed": both})):
+        with serve(folders, tokenizer, apart) as (address, choose):
+            for way, plan in plans.items():
+                for n in AT_ONCE:
+                    rates = sorted(_rates(address, choose, plan, n))
+                    told = f"{rates[1]:.1f} ({rates[0]:.1f} to {rates[-1]:.1f})"
+                    print(f"{way:<7} {n:>2} at once: {told} tokens a second", flush=True)
+
+
+def _rates(address, choose, plan, n):
+    """A number a round, with prompts that no round before it had."""
+    body = {"max_tokens": NEW, "ignore_eos": True}
+    with ThreadPoolExecutor(n) as pool:
+        for k in range(ROUNDS):
             begun = time.perf_counter()
-            with ThreadPoolExecutor(n) as pool:
-                made = pool.map(lambda one: ask(address, one[1], one[0], LIMIT, choose), mixed[:n])
-                rates.append(sum(count for _, count in made) / (time.perf_counter() - begun))
-        print(f"{engine:<10} {n:>2} requests: {sorted(rates)[1]:.1f} tokens a second", flush=True)
+            jobs = [
+                pool.submit(ask, address, messages, choose(name) | body)
+                for name, messages in plan[k * n : (k + 1) * n]
+            ]
+            made = sum(job.result()[1] for job in jobs)
+            yield made / (time.perf_counter() - begun)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("answers", "speed"))
     parser.add_argument("--vllm", help="the python of an environment that has vLLM")
     given = parser.parse_args()
-    base, tokenizer = models.load(dtype=torch.float32)
-    folders = {name: adapter(name, tokenizer) for name in NAMES}
-    asked = {
-        name: tasks.load(name, "test", **OPTIONS[name]).shuffle(seed=1)["messages"][:PROMPTS]
-        for name in NAMES
-    }
-    fleet = PeftModel.from_pretrained(base, folders["home"], "home").eval()
-    fleet.load_adapter(folders["tickets"], adapter_name="tickets")
-    theirs = {}
-    for name in NAMES:
-        fleet.set_adapter(name)
-        theirs[name] = generation.answers(fleet, tokenizer, asked[name], LIMIT)
-    given_parts = (fleet, tokenizer, asked, theirs)
-    with tempfile.TemporaryDirectory() as shelf:
-        ground = gguf.write_model(models.load()[0], tokenizer, Path(shelf) / "base.gguf", "f16")
-        parts = [
-            gguf.write_adapter(folder, base.config, Path(shelf) / f"{name}.gguf")
-            for name, folder in folders.items()
-        ]
-        with server.llama_cpp(ground, parts, slots=8, context=512) as address:
-            compare("llama.cpp", address, *given_parts, lambda name: server.choosing(NAMES, name))
-    if given.vllm:
-        with vllm(given.vllm, models.path("smollm2-135m"), folders) as address:
-            compare("vLLM", address, *given_parts, lambda name: {"model": name})
+    tokenizer = models.tokenizer("smollm2-135m")[0]
+    folders = adapters(tokenizer)
+    of_vllm = lambda *how: vllm(given.vllm, *how)  # noqa: E731
+    serve = of_vllm if given.vllm else llama_cpp
+    {"answers": answers, "speed": speed}[given.what](serve, folders, tokenizer)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@
 # that serves three adapters at once, and check each step.
 #
 # About 95 minutes if you know PyTorch well (74 for the exercises), up to 140 if you do not. The
-# experiments take about five minutes on two CPU cores.
+# experiments take about four and a half minutes on two CPU cores.
 
 # %%
 import labkit
@@ -45,7 +45,7 @@ from labkit import live, tasks
 from labkit.labs.lab07 import REPAIRS, plots
 from labkit.plots import compare_answers
 from labkit.ship import gguf, recipes, server
-from labkit.training import finetuning, generation, hardware, models
+from labkit.training import finetuning, generation, hardware, loop, models
 from labkit.training.scoring import said
 
 # %% [markdown]
@@ -64,7 +64,7 @@ MAX_LENGTH = 128  # tokens a row; longer rows are cut
 
 
 # %% tags=["experiment"]
-if lab.experiment("The file, opened", 4):
+if lab.experiment("The file, opened", 1):
     base, tokenizer = models.load()
     rows = [json.loads(line) for line in Path(DATA).read_text(encoding="utf-8").splitlines()]
     for row in rows[:3]:
@@ -170,10 +170,10 @@ def fit_to_train(rows):
 
 
 # %%
-guess_faults = lab.predict("How many of the 175 rows would you not train on?", None)
+guess_faults = lab.predict("How many of the rows (ours are 175) would you not train on?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("The file, audited", 2, needs=["7.1"]):
+if lab.experiment("The file, audited", 0, needs=["7.1"]):
     counts = audit(rows, tokenizer, MAX_LENGTH)
     good = fit_to_train(rows)
     display(plots.faults(counts, len(rows), len(rows) - len(good), guess_faults))
@@ -185,24 +185,27 @@ if lab.experiment("The file, audited", 2, needs=["7.1"]):
 # each: rename roles that have other names (`human`, `bot`), cut long *questions* from their front
 # (lab 3's `fit`), and read the rest before you throw it away. Here we leave them out. Look also at
 # what no count shows: some rows have no system message. SmolLM2's template then writes one of its
-# own into them ("You are a helpful AI assistant named SmolLM"). The next cell gives every row the
-# same one.
+# own into them ("You are a helpful AI assistant named SmolLM"). The next cell gives those rows the
+# one that the others have.
 
 
 # %%
 def with_system(rows):
-    """The rows with one system message in front, the first that is found in them."""
+    """The rows; those without a system message get the first that is found in the others."""
     firsts = [row["messages"][0] for row in rows]
     system = [message for message in firsts if message["role"] == "system"][:1]
-    turns = [[m for m in row["messages"] if m["role"] != "system"] for row in rows]
-    return [{"messages": system + messages} for messages in turns]
+    return [
+        {"messages": row["messages"] if first["role"] == "system" else system + row["messages"]}
+        for row, first in zip(rows, firsts, strict=True)
+    ]
 
 
 # %% [markdown]
 # ## Two sides
 #
 # How good is the model on what it has not seen? That needs rows that it has not seen. Our file
-# comes with a field `split`, as somebody's script once wrote it.
+# comes with a field `split`, as somebody's script once wrote it: a coin for each row. (For a file
+# without that field the experiment tosses the coins.)
 #
 # ### Exercise 7.2 · `split`
 #
@@ -261,20 +264,21 @@ def leaked(train, test):
 
 
 # %%
-guess_leak = lab.predict("The file's own split: what % of its test rows leak?", None)
+guess_leak = lab.predict("Split by a coin a row: what % of the test rows leak?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Two ways to split one file", 1, needs=["7.1", "7.2"]):
-    marked = {side: [r for r in rows if r.get("split") == side] for side in ("train", "test")}
-    sides = {"as marked in the file": (marked["train"], marked["test"])}
-    sides["by your split"] = split(rows, 0.25, lab.seed)
+if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
+    coins = random.Random(lab.seed)
+    tossed = [r.get("split") or ("test" if coins.random() < 0.25 else "train") for r in rows]
+    marked = [[r for r, of in zip(rows, tossed, strict=True) if of == s] for s in ("train", "test")]
+    sides = {"a coin a row": marked, "your split": split(rows, 0.25, lab.seed)}
     leaks = {name: 100 * leaked(*pair) / max(1, len(pair[1])) for name, pair in sides.items()}
     display(plots.leaks(leaks, guess_leak))
-    guess_leak.beside(leaks["as marked in the file"])
+    guess_leak.beside(leaks["a coin a row"])
 
 # %% [markdown]
-# A row that was sent twice, or asked twice and answered in two ways, has one half on each side,
-# if a coin is tossed for each row. The model then is asked what it was told. In small files of a
+# A row that was sent twice, or asked twice and answered in two ways, has one half on each side as
+# often as the coins fall so. The model then is asked what it was told. In small files of a
 # busy office that is not rare, and the score is too good by as much.
 #
 # ## A baseline, a training, a score
@@ -326,15 +330,16 @@ def train_on(dataset, steps, title, max_length=512):
 guess_score = lab.predict("Trained on these rows: what % of held-out answers are right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"]):
+if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"]):
     train_rows, test_rows = split(with_system(good), 0.25, lab.seed)
     office = train_on(Dataset.from_list(train_rows), 40, "The office's rows", MAX_LENGTH)
     asked = [row["messages"] for row in test_rows]
-    wanted = [messages[-1]["content"] for messages in asked]
+    wanted = [messages[-1]["content"].strip() for messages in asked]
+    limit = max(len(tokenizer(text)["input_ids"]) for text in wanted) + 8  # an answer's tokens
     told = {
-        "base model": generation.answers(base, tokenizer, asked, 24),
+        "base model": generation.answers(base, tokenizer, asked, limit),
         "nearest row": [nearest(question(row), train_rows) for row in test_rows],
-        "trained": generation.answers(office.model, tokenizer, asked, 24),
+        "trained": generation.answers(office.model, tokenizer, asked, limit),
     }
     shares = {name: share_right(answers, wanted) for name, answers in told.items()}
     display(plots.shares(shares, len(wanted), f"of {len(wanted)} held-out answers", guess_score))
@@ -353,9 +358,9 @@ if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"
 # ### The same model, asked otherwise
 #
 # The messages are data, the prompt is text, and between the two stands a template. A server brings
-# its own. What does it cost when that one differs from the template of training? Here are the ways
+# own. What does it cost when that one differs from the template of training? Here are the ways
 # in which it usually does. The last one has the right prompt, and an engine that was told another
-# end token (people meet it as `pad_token = eos_token`, or as a GGUF with the wrong `eos_token_id`).
+# end token (a GGUF with the wrong `eos_token_id`).
 
 
 # %%
@@ -379,28 +384,50 @@ def otherwise(messages):
     return {way: tokenizer(text)["input_ids"] for way, text in texts.items()}
 
 
+# %% [markdown]
+# One more failure is made in training and shows in serving: **no end in the labels**. Lab 3's
+# collator made it, which takes the end token for padding. So train once more, on the same rows and
+# as long, with that one label less in each. It is asked as it was trained.
+
+# %% tags=["experiment"]
+if lab.experiment("Trained once more, the end without a label", 50, needs=["7.1", "7.2"]):
+    unended = [loop.encode(tokenizer, row["messages"]) for row in train_rows]
+    for row in unended:
+        row["labels"] = [-100 if y == tokenizer.eos_token_id else y for y in row["labels"]]
+    endless = train_on(Dataset.from_list(unended), 40, "The end without a label", MAX_LENGTH)
+    unstopped = generation.answers(endless.model, tokenizer, asked, limit)
+    begin = sum(text.startswith(answer) for text, answer in zip(unstopped, wanted, strict=True))
+    print(f"{unstopped[0]!r}\n{begin} of {len(wanted)} begin with the right answer")
+
 # %%
 guess_template = lab.predict("Asked by Llama 2's template: what % will be right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("The same model, asked in seven ways", 35, needs=["7.1", "7.2"]):
-    ways, settings = {}, office.model.generation_config
+if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"]):
+    ways, settings = {"as trained": shares["trained"]}, office.model.generation_config
     ends = settings.eos_token_id
-    for way in live.progress(otherwise(asked[0]), "ways"):
+    for way in live.progress([way for way in otherwise(asked[0]) if way not in ways], "ways"):
         prompts = [otherwise(messages)[way] for messages in asked]
         settings.eos_token_id = -1 if way == "the end token unknown" else ends
-        ids = generation.continuations(office.model, prompts, max_new_tokens=24)
+        ids = generation.continuations(office.model, prompts, max_new_tokens=limit)
         texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
         ways[way] = share_right(texts, wanted)
         print(f"{way:<34} {texts[0]!r}")
     settings.eos_token_id = ends
+    ways["the end not trained"] = share_right(unstopped, wanted)
     display(plots.shares(ways, len(wanted), "by the way of asking", guess_template))
     guess_template.beside(100 * ways["Llama 2's template"])
 
 # %% [markdown]
-# Read which bars fall and which hardly move: a trained model bears some of these, and each fine
-# answer hides that something is wrong. So do not test a server by reading answers. Ask it for the
-# *ids* that it makes of your messages, and compare them with those of training. Further down we do.
+# When we ran it, the first token written twice cost nothing and a missing generation prompt 3 of 36
+# answers, which is less than their error. The template's own system message left one right answer,
+# the other ways none. So a trained model bears some of these, and each fine answer hides that
+# something is wrong. Do not test a server by reading answers. Ask it for the *ids* that it makes of
+# your messages, and compare them with those of training. Further down we do.
+#
+# The last two bars are no matter of the prompt. There the answer is often right and goes on, behind
+# SmolLM2's own template. In lab 3, with 25 steps on `home`, the habit of a chat model still hid the
+# missing label. Here 40 steps had trained it away.
 #
 # ## One file for everything
 #
@@ -515,7 +542,7 @@ def divergence(p, q):
 guess_q4 = lab.predict("In 4 bits (Q4_0): what % of held-out answers are right?", None)
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("One model, three files", 50, needs=["7.1", "7.2", "7.3", "7.4"]):
+if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4"]):
     drafts = Path("build/ship")
     drafts.mkdir(parents=True, exist_ok=True)
     held_out, whole = Dataset.from_list(test_rows), merged()
@@ -534,11 +561,11 @@ if lab.experiment("One model, three files", 50, needs=["7.1", "7.2", "7.3", "7.4
 
 # %% [markdown]
 # The size falls to a third, and the KL from the model that was trained grows with each step. When
-# we ran it on 16 held-out rows (40 steps, seed 0, fp32), KL was 2e-6 nats a token in bf16, 3e-5 in
-# Q8_0 and 0.03 in Q4_0; 10 of the 16 were right, in Q4_0 9. That difference of one row is none, so
-# a score alone would have told nothing about the grids. With rows in the wrong order KL was 1.9,
-# and no answer was right: the file has the right size, the right names and the right numbers, and
-# is useless. Nothing in it says in which order its rows are.
+# we ran it (40 steps, seed 0, 36 held-out rows), KL was 3e-6 nats a token in bf16, 6e-5 in Q8_0 and
+# 0.02 in Q4_0; 22, 21 and 19 answers were right, 21 before. Differences of one or two rows are
+# none, so a score alone would have told nothing about the grids. With rows in the wrong order KL
+# was 2, and no answer was right: the file has the right size, the right names and the right
+# numbers, and is useless. Nothing in it says in which order its rows are.
 #
 # Two other formats have not been run here, since their kernels want a GPU. **GPTQ** and **AWQ**
 # store 4-bit integers with scales for groups, as Q4_0 does. They also look at what NF4 and Q4_0
@@ -716,7 +743,7 @@ def row_by_row(x, A, B, scaling, index):
 
 
 # %% tags=["experiment"]
-if lab.experiment("A mixed batch, in one layer", 3, needs=["7.6"]):
+if lab.experiment("A mixed batch, in one layer", 1, needs=["7.6"]):
     d, r, k = 576, 16, 3
     A, B, scaling = torch.randn(k, r, d), torch.randn(k, d, r), torch.full((k,), 2.0)
     times = {"one by one": [], "batched": []}
@@ -771,7 +798,7 @@ def by_server(address, plan, limit):
 
 
 # %% tags=["experiment"]
-if lab.experiment("The base and three adapters as files", 10, needs=["7.1", "7.2", "7.5"]):
+if lab.experiment("The base and three adapters as files", 1, needs=["7.1", "7.2", "7.5"]):
     shelf = Path("build/ship")
     shelf.mkdir(parents=True, exist_ok=True)
     ground = gguf.write_model(models.load()[0], tokenizer, shelf / "base.gguf", "f16")
@@ -785,17 +812,17 @@ if lab.experiment("The base and three adapters as files", 10, needs=["7.1", "7.2
 guess_same = lab.predict("Served by llama.cpp: how many of 60 answers equal PEFT's?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("One server, three adapters", 60, needs=["7.1", "7.2", "7.5"]):
+if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"]):
     plan = [(name, turns) for name in folders for turns in conversations(name, 20)]
     if server.missing():
         print(f"Not served: {', '.join(server.missing())} missing. {server.INSTALL} brings it")
     else:
-        limit = hardware.rehearsed("tokens", 48)
-        theirs = by_peft(plan, limit)
+        most = hardware.rehearsed("tokens", 48)
+        theirs = by_peft(plan, most)
         with server.llama_cpp(ground, parts) as address:
             ids = server.prompt_ids(address, plan[0][1])
             print("ids as in training:", ids == otherwise(plan[0][1])["as trained"])
-            served = by_server(address, plan, limit)
+            served = by_server(address, plan, most)
         table = pd.DataFrame({"customer": [name for name, _ in plan], "served": served})
         table["PEFT"] = theirs
         table["equal"] = table["served"] == table["PEFT"]
@@ -804,12 +831,12 @@ if lab.experiment("One server, three adapters", 60, needs=["7.1", "7.2", "7.5"])
         display(table[~table["equal"]])
 
 # %% [markdown]
-# When we asked it for the office's 36 held-out answers, all 36 were PEFT's to the letter, right and
-# wrong ones alike. The server computes with weights of 16 bits where our PEFT model has 32, adds in
-# another order, and keeps its attention's keys and values in fp16. Where an answer differs, look
-# for the first letter at which it does: there two tokens were nearly tied. What you should *not*
-# see is an answer of another customer, or one in the base's chatty style: then the adapter was not
-# chosen, or its rows are in the wrong order.
+# When we ran it, all 60 were PEFT's to the letter, right and wrong ones alike. The server computes
+# with weights of 16 bits where our PEFT model has 32, adds in another order, and keeps its
+# attention's keys and values in fp16. Where an answer differs, look for the first letter at which
+# it does: there two tokens were nearly tied. What you should *not* see is an answer of another
+# customer, or one in the base's chatty style: then the adapter was not chosen, or its rows are in
+# the wrong order.
 #
 # llama.cpp takes no notice of an adapter number that it does not have, and answers with the base.
 # So look names up before you send: `server.choosing` does, and refuses.
@@ -817,29 +844,29 @@ if lab.experiment("One server, three adapters", 60, needs=["7.1", "7.2", "7.5"])
 # ### What does it cost to stay apart?
 
 # %% tags=["experiment"]
-if lab.experiment("Tokens a second: merged, apart, mixed", 30, needs=["7.1", "7.2", "7.5"]):
+if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.2", "7.5"]):
     if server.missing():
         print(f"Not served: {', '.join(server.missing())} missing. {server.INSTALL} brings it")
     else:
         alone = gguf.write_model(merged(), tokenizer, shelf / "office-f16.gguf", "f16")
-        mixed = (list(folders) * 3)[:8]
-        rates = {}
-        for way, path, adapters, chosen in (
-            ("merged", alone, [], [None] * 8),
-            ("apart, one adapter", ground, parts, ["office"] * 8),
-            ("apart, mixed", ground, parts, mixed),
+        mixed, asked_now, rates = (list(folders) * 3)[:8], conversations("office", 8), {}
+        for path, adapters, plans in (
+            (alone, [], {"merged": [None] * 8}),
+            (ground, parts, {"apart, one adapter": ["office"] * 8, "apart, mixed": mixed}),
         ):
             known = list(folders) if adapters else []
-            extras = [server.choosing(known, name) for name in chosen]
             with server.llama_cpp(path, adapters, slots=8, context=512) as address:
-                asked_now = conversations("office", 8)
-                rates[way] = server.tokens_per_second(address, asked_now, 16, extras)
+                for way, chosen in plans.items():
+                    extras = [server.choosing(known, name) for name in chosen]
+                    rates[way] = server.tokens_per_second(address, asked_now, 16, extras)
         display(plots.speeds(rates, "llama.cpp, eight requests at once"))
 
 # %% [markdown]
-# Eight requests of one adapter share a batch. Whether mixed ones do depends on the engine:
-# llama.cpp puts only requests with the same adapters into one batch, so a mixed crowd waits in
-# turns. An engine with a batched product such as yours (vLLM has Punica's kernels) need not.
+# Each prompt is read anew here, as those of new customers are. Eight requests of one adapter share
+# a batch. Whether mixed ones do depends on the engine: llama.cpp puts only requests with the same
+# adapters into one batch, so a mixed crowd waits in turns; it had half of the merged model's tokens
+# a second on our machines, while one adapter apart was no more than a sixth slower. An engine with
+# a batched product such as yours (vLLM has Punica's kernels) need not.
 #
 # ## Elsewhere
 #
@@ -853,7 +880,7 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 30, needs=["7.1", "7.
 
 # %% tags=["experiment"]
 if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "7.2", "7.5"]):
-    system = test_rows[0]["messages"][0]["content"]
+    system = "".join(m["content"] for m in test_rows[0]["messages"][:1] if m["role"] == "system")
     print("--- Modelfile, for `ollama create office -f Modelfile`")
     print(recipes.modelfile("base.gguf", "office.gguf", system, tokenizer))
     adapters = {name: f"{name}.gguf" for name in folders}

@@ -1,4 +1,4 @@
-"""`accelerate launch -m labkit.train`: two processes give the loss of one."""
+"""`accelerate launch -m labkit.train`: two processes give the loss, and the adapter, of one."""
 
 import json
 import os
@@ -11,6 +11,8 @@ import pytest
 from safetensors.torch import load_file
 from small_llama import small_llama
 
+from labkit.own import run
+from labkit.own.settings import Asked
 from labkit.training import hardware, models
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +32,15 @@ def train(model, out, n_processes, batch=8):
 
     In fp32, whose rounding is far below what a lost or doubled gradient would do.
     """
+    what = ["--model", str(model), "--steps", "4", "--batch", str(batch), "--rows", "64"]
+    what += ["--learning-rate", "0.01", "--dtype", "float32"]
+    launched(out, n_processes, [*what, "--out", str(out / "figures.json")])
+    figures = json.loads((out / "figures.json").read_text("utf-8"))
+    return figures, load_file(Path(figures["adapter"]) / "adapter_model.safetensors")
+
+
+def launched(folder, n_processes, what):
+    """Run `labkit.train` with the arguments `what` in so many processes; what it printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,20 +51,16 @@ def train(model, out, n_processes, batch=8):
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     if n_processes == 1:  # as one runs it without accelerate's launcher
         launch = []
-    what = ["--model", str(model), "--steps", "4", "--batch", str(batch), "--rows", "64"]
-    what += ["--learning-rate", "0.01", "--dtype", "float32"]
-    what += ["--out", str(out / "figures.json")]
     env = os.environ | {
-        "LABKIT_CACHE": str(out),
+        "LABKIT_CACHE": str(folder),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, *launch, "-m", "labkit.train", *what]
-    done = subprocess.run(command, cwd=out, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    figures = json.loads((out / "figures.json").read_text("utf-8"))
-    return figures, load_file(Path(figures["adapter"]) / "adapter_model.safetensors")
+    return done.stdout
 
 
 def test_two_processes_give_the_loss_and_the_adapter_of_one(model, tmp_path):
@@ -69,6 +76,26 @@ def test_two_processes_give_the_loss_and_the_adapter_of_one(model, tmp_path):
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
     for name, tensor in alone.items():
         assert (shared[name] - tensor).norm() < 1e-3 * tensor.norm(), name
+
+
+def test_a_file_s_adapter_from_two_processes_is_that_of_one(model, tmp_path):
+    asked = [f"what is {n} and {n * n}?" for n in range(40)]
+    rows = [{"question": q, "answer": ("odd", "even")[n % 2]} for n, q in enumerate(asked)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    what = ["mine.jsonl", "--model", str(model), "--steps", "4", "--learning-rate", "0.01"]
+    told = launched(tmp_path, 2, [*what, "--dtype", "float32", "--out", "two"])
+    assert told.count("most frequent answer") == 1, "one process tells the scores"
+    given = {"file": tmp_path / "mine.jsonl", "out": tmp_path / "one", "model": str(model)}
+    run.train(Asked(**given, steps=4, learning_rate=0.01, dtype="float32"))
+    folders = [tmp_path / name for name in ("one", "two")]
+    one, two = (json.loads((f / "labkit.json").read_text("utf-8")) for f in folders)
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert one["losses"][-1] < one["losses"][0] - 0.1, "nothing was learned or compared"
+    alone, shared = (load_file(f / "adapter_model.safetensors") for f in folders)
+    for name, tensor in alone.items():
+        assert (shared[name] - tensor).norm() < 1e-3 * tensor.norm(), name
+    assert {f.name for f in folders[0].iterdir()} == {f.name for f in folders[1].iterdir()}
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(model, tmp_path):

@@ -8,6 +8,7 @@ from statistics import median
 from labkit.data.shapes import Example, folded
 
 Found = tuple[str, list[int], str]  # an id of `meaning.MEANING`, lines, a detail
+LONGEST, FEW = 30, 3  # words of a label; rows below which it is rare
 ENDINGS = tuple(".!?:;…\"'”’)]}`*>")
 
 
@@ -39,11 +40,12 @@ def between(train: list[Example], test: list[Example]) -> Iterator[Found]:
 def labels(examples: list[Example]) -> dict[str, int]:
     """Rows of each answer, folded, the most frequent first; none where answers are free text.
 
-    Labels are short, and come back: at least four rows for each on average, ten rows in all.
+    Labels are words or a sentence, and come back: at least four rows for each on average, ten rows
+    in all.
     """
     told = [folded(e.answer) for e in examples if e.messages and e.answer.strip()]
     counts = Counter(told)
-    short = all(len(label.split()) <= 6 for label in counts)
+    short = all(len(label.split()) <= LONGEST for label in counts)
     if len(told) < 10 or not short or len(told) < 4 * len(counts):
         return {}
     return dict(counts.most_common())
@@ -82,15 +84,15 @@ def _labels(examples, part):
         yield "spelling", [e.line for e in other], pair
     if not counts or part:
         return
-    ranked = list(counts.items())
-    (most, n), (least, m) = ranked[0], ranked[-1]
+    ranked = [pair for pair in counts.items() if pair[1] >= FEW] or list(counts.items())
+    (most, n), (least, m) = ranked[0], ranked[-1]  # the few of a rare one are told below
     told = f"{n} of {len(examples)} rows say {most!r}"
     if len(counts) == 1:
         yield "one_answer", [e.line for e in examples], told
     elif n > 0.8 * len(examples) or n >= 10 * m:
         lines = [e.line for e in examples if folded(e.answer) == most]
         yield "imbalance", lines, f"{told}, {m} say {least!r}"
-    rare = [e for e in examples if counts[folded(e.answer)] < 3]
+    rare = [e for e in examples if counts[folded(e.answer)] < FEW]
     if rare:
         names = sorted({e.answer.strip() for e in rare})
         yield "rare_label", [e.line for e in rare], ", ".join(names)[:80]

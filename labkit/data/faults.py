@@ -9,7 +9,9 @@ DAMAGED = re.compile(
     "Ã[\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|Â[\u00a0-\u00bf]|[\ufffd\u200b\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]"
 )
 ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
+BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 NOTHING = {"nan", "none", "null", "n/a", "na", "tbd", "todo", "-", "--", "?", "...", "…", "xxx"}
+NOTHING |= {"#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!"}  # a spreadsheet's
 
 
 def of(example: Example, control_words: list[str] = ()) -> list[str]:
@@ -23,11 +25,17 @@ def of(example: Example, control_words: list[str] = ()) -> list[str]:
         found.append("control_words")
     if DAMAGED.search(whole):
         found.append("damaged")
-    if ENTITY.search(whole) and not re.search(r"<\w+|</", whole):
+    if _marked_up(whole):
         found.append("markup")
     if example.messages and not unread:
         found += _of_answer(example)
     return found
+
+
+def _marked_up(text):
+    """Whether plain text has HTML's entities or line breaks in it; text with other tags is code."""
+    whole = BREAK.sub("", text)
+    return bool(ENTITY.search(text) or whole != text) and not re.search(r"<\w+|</", whole)
 
 
 def _empty(example):

@@ -16,6 +16,9 @@ MEANING = {
     "not_text": Meaning(
         "wrong", "a value is no text (null, NaN, a list, an image)", "write a text, or take it out"
     ),
+    "header": Meaning(
+        "wrong", "the columns' names again, as a row", "take it out: were two files joined?"
+    ),
     "no_messages": Meaning("wrong", "a conversation without messages", "take the row out"),
     "unknown_role": Meaning(
         "wrong", "an unknown role", "use system, user and assistant, in lower case"
@@ -79,7 +82,7 @@ MEANING = {
     ),
     "echo": Meaning("look", "the answer repeats the prompt", "is it the right column?"),
     "says_nothing": Meaning(
-        "look", 'the answer is a placeholder ("nan", "N/A", "TODO")', "write what it stands for"
+        "look", 'the answer is a placeholder ("nan", "N/A", "#REF!")', "write what it stands for"
     ),
     "damaged": Meaning(
         "look",
@@ -87,7 +90,9 @@ MEANING = {
         "export again as UTF-8, take invisible ones out: the model would learn them",
     ),
     "markup": Meaning(
-        "look", "entities of HTML (&amp;, &#39;) in a text", "unescape them: html.unescape"
+        "look",
+        "HTML in a text (&amp;, &#39;, <br>)",
+        "unescape it: html.unescape, and a line break for <br>",
     ),
     "unfinished": Meaning(
         "look", "the answer ends in mid-sentence, as few others do", "was it cut? write its end"

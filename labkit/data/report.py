@@ -51,7 +51,7 @@ class Report:
             told.append(f"tokens a row: {span}; cut at {self.max_length}")
             told.append(f"tokens that are learned: {self.audit.learned}")
         if counts := self.audit.labels:
-            named = [f"{label} {n}" for label, n in list(counts.items())[:6]]
+            named = [f"{_short(label)} {n}" for label, n in list(counts.items())[:6]]
             more = f", and {len(counts) - 6} more" if len(counts) > 6 else ""
             told.append(f"answers are {len(counts)} labels: {', '.join(named)}{more}")
         if read.KINDS[self.file.suffix.lower()] != "Parquet" and read.begins_with_mark(self.file):
@@ -84,6 +84,10 @@ class Report:
             "wrong": bool(self.wrong),
             "test": self.test.as_dict() if self.test else None,
         }
+
+
+def _short(text, most=24):
+    return text if len(text) <= most else f"{text[:most].rstrip()}…"
 
 
 def load(file: Path) -> tuple[shapes.Shape, list[shapes.Example]]:

@@ -129,7 +129,7 @@ def _plain(record, columns):
 
 def _turns(record, columns):
     """Prompt and completion, each a text or a list of messages."""
-    messages, bad = [], []
+    messages, bad = [], ["header"] * _repeats_names(record, columns)
     for role in ("system", "user", "assistant"):
         value = _unpacked(record.cells.get(columns.get(role)))
         if isinstance(value, list):
@@ -148,6 +148,11 @@ def _turns(record, columns):
                 messages[at] = {"role": "user", "content": f"{turn['content']}\n\n{text}"}
                 break
     return _example(record.line, messages, bad)
+
+
+def _repeats_names(record, columns):
+    """Whether a row has each column's own name in it, as where files were joined."""
+    return all(folded(str(record.cells.get(name))) == folded(name) for name in columns.values())
 
 
 def _conversation(record, columns):

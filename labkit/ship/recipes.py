@@ -1,5 +1,6 @@
 """The lines that serve a shipped model elsewhere: text, which nothing here runs."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +34,19 @@ def modelfile(
         lines += ["# a conversation of several turns is another text here than in training"]
     if tokenizer and not found:
         lines += ["# its chat template has no equal in Ollama's language: serve it by llama.cpp"]
-    if '"""' in (system or ""):
-        lines += ["# its system message holds three quotation marks: give it with each request"]
+    if _ends_early(system or ""):
+        told = "a line of its system message ends with three quotation marks"
+        lines += [f"# {told}: give it with each request"]
     elif system:
         lines += [f'SYSTEM """{system}"""']
     if tokenizer and tokenizer.eos_token:
         lines += [f'PARAMETER stop "{tokenizer.eos_token}"']
     return "\n".join([*lines, "PARAMETER temperature 0", "PARAMETER repeat_penalty 1"]) + "\n"
+
+
+def _ends_early(text):
+    """Whether Ollama would take a line of the text for its end: marks elsewhere do no harm."""
+    return any(line.rstrip().endswith('"""') for line in re.split("[\r\n]", text)[:-1])
 
 
 def llama_server(gguf: str | Path, adapters: Mapping[str, str | Path]) -> str:

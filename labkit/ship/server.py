@@ -43,9 +43,9 @@ def llama_cpp(
 ) -> Iterator[str]:
     """Serve a GGUF while the block runs; yields the base URL for clients, which ends in /v1.
 
-    `slots` requests run at once, each with room for `context` tokens. Adapters are off unless a
-    request asks: see `choosing`. LabError when a package or a file is missing, or when the server
-    does not answer within `seconds`.
+    `slots` requests run at once, each with room for `context` tokens, on as many threads as
+    OMP_NUM_THREADS says. Adapters are off unless a request asks: see `choosing`. LabError when a
+    package or a file is missing, or when the server does not answer within `seconds`.
     """
     if not find_spec("xllamacpp"):
         raise LabError(f"xllamacpp is missing: {INSTALL}")
@@ -124,11 +124,15 @@ def tokens_per_second(
     extras: Sequence[Mapping],
     rounds: int = 3,
 ) -> list[float]:
-    """New tokens a second, a number a round: all conversations at once, n tokens for each."""
+    """New tokens a second, a number a round: all conversations at once, n tokens for each.
+
+    The time is that of reading the prompts, too, which are read anew in each round.
+    """
 
     def generate(messages, extra):
         body = {"prompt": prompt_ids(address, messages), "n_predict": n, "ignore_eos": True}
-        return _post(address, "/completion", body | dict(extra))["tokens_predicted"]
+        body |= {"cache_prompt": False} | dict(extra)
+        return _post(address, "/completion", body)["tokens_predicted"]
 
     rates = []
     with ThreadPoolExecutor(len(conversations)) as pool:
@@ -179,6 +183,9 @@ def _serve(order):
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.n_parallel, params.n_ctx = order["slots"], order["slots"] * order["context"]
     params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that wait leave the CPU alone
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and int(threads):  # as torch does; else as many as there are cores
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     params.use_jinja, params.ui, params.verbosity = True, False, 0
     adapters = []
     for path in order["adapters"]:

@@ -54,8 +54,10 @@ PLANTED = [  # id of the finding, and what makes it of a good row
     ("damaged", more(USER, " zero\u200bwidth")),
     ("damaged", more(USER, "\x00")),
     ("markup", more(USER, " fish &amp; chips")),
+    ("markup", more(USER, " fish<br>chips")),
     ("says_nothing", content(ANSWER, "NaN")),
     ("says_nothing", content(ANSWER, "TODO")),
+    ("says_nothing", content(ANSWER, "#REF!")),
     ("echo", lambda row: said(row, ANSWER, row[USER]["content"])),
     ("spaces", more(ANSWER, "\n")),
     ("spelling", lambda row: said(row, ANSWER, row[ANSWER]["content"].upper())),
@@ -123,6 +125,16 @@ def test_different_answers_to_one_prompt_are_wrong(clean, examined):
     assert [(f.id, f.level, f.lines) for f in found] == [("contradiction", "wrong", [6, 41])]
 
 
+def test_a_sentence_that_comes_back_is_spelled_in_one_way(examined):
+    answers = ["Dogs travel free, on a lead, on the outer deck.", "The last boat leaves at nine."]
+    rows = [{"question": f"Question {n}?", "answer": answers[n % 2]} for n in range(24)]
+    assert examined(rows).findings == [] and len(examined(rows).audit.labels) == 2
+    rows[5]["answer"] = answers[1].upper()
+    assert [(f.id, f.level, f.lines) for f in examined(rows).findings] == [
+        ("spelling", "wrong", [6])
+    ]
+
+
 def test_labels_that_the_training_lacks_and_lopsided_ones(clean, examined):
     test = copy.deepcopy(clean[35:])
     said(test[2], ANSWER, "praise")
@@ -150,7 +162,10 @@ def test_an_answer_unlike_all_others(examined):
     assert examined(rows).findings == []
     rows[9]["answer"] = "It was made in 9, by all of"
     assert [(f.id, f.lines) for f in examined(rows).findings] == [("unfinished", [10])]
-    del rows[4]["answer"]
+    rows[12] = {"question": "Question", "answer": "answer "}
+    (header,) = examined(rows).wrong
+    assert (header.id, header.lines) == ("header", [13])
+    del rows[4]["answer"], rows[12]
     assert [(f.id, f.lines) for f in examined(rows).wrong] == [("missing", [5])]
     assert "few_rows" in {f.id for f in examined(rows[:8]).findings}
 

@@ -261,6 +261,10 @@ AUDITS = [
     (_audit(key=lambda ms: folded(ms[-1]["content"])), "all messages the same"),
     (_audit(key=lambda ms: folded(" ".join(m["content"] for m in ms))), "one by one"),
     (_audit(ids_of=_starts_twice), "stands twice"),
+    (
+        _audit(key=lambda ms: str([folded(m["content"]) for m in ms[-2:]])),
+        "the system messages differ",
+    ),
     (_audit(good=_last_two), "cannot be rendered"),
     (_audit(good=lambda ms: True), ("cannot be rendered", "last message")),
     (_audit(good=_known_roles), "cannot be rendered"),
@@ -465,7 +469,20 @@ def _marks_rows(rows, share, seed):
     return train, test
 
 
+def _groups_cut(rows, share, seed):
+    """Just the share of the rows, through the middle of a group."""
+    ordered = sorted(rows, key=lambda row: (prompt_of(row), str(row)))
+    n, start = round(share * len(rows)), 17 * seed % 40
+    return ordered[:start] + ordered[start + n :], ordered[start : start + n]
+
+
 SPLITS = [
+    (
+        _split(key=lambda row: prompt_of(row) + row["messages"][-1]["content"]),
+        "whatever is answered",
+    ),
+    (_split(size=lambda rows, groups, share: 100 * share * len(rows)), "no percentage"),
+    (_groups_cut, ("cut in two", "on both sides")),
     (_by_rows, "on both sides; "),
     (_split(key=lambda row: row["messages"][-2]["content"]), "two rows have one prompt"),
     (_split(key=lambda row: row["messages"][-2]["content"].lower()), "two rows have one prompt"),
@@ -540,6 +557,8 @@ def _numpy_rows(w, n_heads):
 
 
 ROWS = [
+    (lambda w, n: w.reshape(n, 2, -1, w.shape[1]).transpose(1, 2), "together again"),
+    (lambda w, n: w.reshape(n, 2, -1).transpose(1, 2).reshape(w.shape), "counted as places"),
     (lambda w, n: w, "nothing moves"),
     (lambda w, n: w.clone(), "nothing moves"),
     (lambda w, n: w.reshape(n, -1, 2, w.shape[1]).transpose(1, 2).reshape(w.shape), "other way"),
@@ -669,7 +688,27 @@ def _q8_columns(w):
     return scales, codes.reshape(-1, 32, 1)
 
 
+def _q8_of(codes, top=lambda b: b.abs().amax(1), blocks=lambda w: w.float().reshape(-1, 32)):
+    """A q8_0 whose codes are made of (blocks, scales)."""
+
+    def quantized(w):
+        d = top(blocks(w)) / 127
+        return d.half(), codes(blocks(w), d[:, None]).nan_to_num(0).to(torch.int8)
+
+    return quantized
+
+
 EIGHTS = [
+    (_q8(rounded=lambda x: (x + 0.5).trunc()), "int(x + 0.5)"),
+    (_q8(rounded=lambda x: half_away(x).clamp_max(126)), "127 is a code, too"),
+    (lambda w: (q8_0(w)[0].flip(0), q8_0(w)[1]), "right scales, in another order"),
+    (lambda w: (q8_0(w)[0], q8_0(w)[1].roll(1, 1)), "right codes, in another order"),
+    (_q8(rounded=lambda x: x.sign() * (x.abs() + 0.5).ceil()), "one too far from 0"),
+    (_q8_of(lambda b, d: half_away(b * d)), "*divided* by the scale"),
+    (_q8_of(lambda b, d: half_away(b / d / 127)), "from -1 to 1"),
+    (_q8(blocks=lambda w: w.float().reshape(32, -1).T), "reshape(-1, 32)"),
+    (_q8(top=lambda b: b.abs().mean(1)), "mean of the sizes"),
+    (lambda w: (q8_0(w)[0].reshape(len(w), -1), q8_0(w)[1]), "block after block"),
     (_q8_more, "is the scale made larger by something"),
     (_q8(by=128), "divided by 128"),
     (_q8(by=127.5), "127.5"),
@@ -696,7 +735,7 @@ EIGHTS = [
     (_q8_rows, "each row of w"),
     (_q8_whole, "the whole matrix"),
     (_q8_columns, "a row a block"),
-    (_q8(blocks=lambda w: w.float().reshape(-1, 64)), "scales of q8_0"),
+    (_q8(blocks=lambda w: w.float().reshape(-1, 64)), "one for each 32 neighbours"),
     (lambda w: q8_0(w)[::-1], "turned round"),
     (lambda w: q8_0(w)[1], "wanted the pair"),
     (lambda w: (q8_0(w)[0][:, None], q8_0(w)[1]), "one number a block"),
@@ -795,6 +834,14 @@ def _grouped_only(x, A, B, scaling, index):
 
 
 BATCHES = [
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, torch.where(i > 0, i, -1)), "adapter 0 is one"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).relu(), "cut off"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).abs(), "is not linear in x"),
+    (lambda x, A, B, s, i: batched_lora(F.normalize(x), A, B, s, i), "is not linear in x"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).cumsum(0), "each row stands for itself"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s * A.shape[1], i), "times the rank"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i) / x.shape[1] ** 0.5, "sqrt(d_in)"),
+    (lambda x, A, B, s, i: torch.bmm(A[i], x[:, :, None])[:, :, 0], "that is A x"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.abs()), "only they are wrong"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i)[i >= 0], "are left out"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.sort().values), "index is sorted here"),
@@ -1100,6 +1147,9 @@ def _of_q_proj(layer):
 
 
 SWAPS = [
+    (_cost(lambda t, n: _sum(t, f".{n}.") // 1000), "in whole kB"),
+    (_cost(lambda t, n: _sum(t, f".{n}.", lambda p: p.itemsize)), "for each tensor"),
+    (lambda m, n: swap_cost(m, n) | {"seconds": "0.1"}, "a float"),
     (_cost(_of_q_proj(0)), "add up all layers"),
     (
         _cost(lambda t, n: _sum(t, f".{n}.") + _sum(t, "base_layer", part="")),
@@ -1312,7 +1362,25 @@ def _dropout_off_for_good(model, prompts, adapter_names):
     return route(model, prompts, adapter_names)
 
 
+def _with_roles(model, prompts, adapter_names):
+    return route(model, [f"user {p}" for p in prompts], adapter_names)
+
+
+@back
+def _masked_elsewhere(model, prompts, adapter_names):
+    batch = _batch(model, prompts)
+    batch["attention_mask"] = batch["attention_mask"].flip(1)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    return _cut(model, out, batch["input_ids"].shape[1])
+
+
 ROUTES = [
+    (_with_roles, "add nothing to them"),
+    (_masked_elsewhere, "hides the other side"),
+    (
+        _route(names=lambda names: [*dict.fromkeys(names), *names][: len(names)]),
+        "one name for each",
+    ),
     (_without_marks, "special tokens inside a prompt stay"),
     (_route(names=lambda names: sorted(names, reverse=True)), "are in another order"),
     (_dropout_off_for_good, "dropout is 0.0, it was 0.5"),

@@ -13,8 +13,10 @@ import psutil
 import pytest
 import torch
 
+from labkit import tasks
 from labkit.errors import LabError
 from labkit.ship import gguf, recipes, server, vocabulary
+from labkit.training import generation, models
 
 pytest.importorskip("xllamacpp")
 PROMPTS = ["turn on the lamp", "the kitchen", "12 times in the kitchen turn", "on"]
@@ -105,6 +107,42 @@ def test_each_request_has_its_own_adapter(files, tokenizer):
     assert ids == right
     assert len(rates) == 2 and min(rates) > 0
     assert children() == []
+
+
+def test_sixty_answers_of_the_course_s_model_are_peft_s(tmp_path):
+    """Three adapters of random numbers on the real base: fp32 in PEFT, F16 in llama.cpp."""
+    from openai import OpenAI
+    from peft import LoraConfig, get_peft_model
+
+    names = ("one", "two", "three")
+    base, tokenizer = models.load(dtype=torch.float32)
+    targets = ["q_proj", "k_proj", "v_proj", "down_proj"]
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules=targets, task_type="CAUSAL_LM")
+    ground = gguf.write_model(base, tokenizer, tmp_path / "base.gguf", "f16")
+    model = get_peft_model(base, lora, "one").eval()
+    for name in names[1:]:
+        model.add_adapter(name, lora)
+    rng = torch.Generator().manual_seed(0)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data = torch.randn(p.shape, generator=rng) * 0.15
+    model.save_pretrained(tmp_path)
+    parts = [gguf.write_adapter(tmp_path / n, model.config, tmp_path / f"{n}.gguf") for n in names]
+    asked = [conversation(text) for text in tasks.load("home", "test")["text"][:60]]
+    plan = [name for name in names for _ in range(20)]  # the most of them in batches of one adapter
+    with server.llama_cpp(ground, parts, slots=6, context=256) as address:
+        client = OpenAI(base_url=address, api_key="none", timeout=120)
+        extras = [server.choosing(names, name) for name in plan]
+        got = server.ask_all(client, asked, 6, extras, at_once=6)
+    wanted, others = [], []
+    for k, name in enumerate(names):
+        model.set_adapter(name)
+        wanted += generation.answers(model, tokenizer, asked[20 * k : 20 * k + 20], 6)
+        others += generation.answers(model, tokenizer, asked[:5], 6) if k else []
+    unlike = [pair for pair in zip(got, wanted, strict=True) if pair[0] != pair[1]]
+    assert len(unlike) <= 3, unlike
+    alike = [a == b for a, b in zip(others, wanted[:5] * 2, strict=True)]
+    assert sum(alike) < 5, "the adapters hardly differ"
 
 
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}

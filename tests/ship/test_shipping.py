@@ -206,8 +206,10 @@ def test_ollama_s_template_is_read_off_the_tokenizer_s(tokenizer):
     text = recipes.modelfile("a.gguf", tokenizer=other)
     assert 'SYSTEM """Be kind."""' in text and f'TEMPLATE """{found.template()}"""' in text
     assert 'SYSTEM """Be brief."""' in recipes.modelfile("a.gguf", None, "Be brief.", other)
-    quoting = recipes.modelfile("a.gguf", None, 'Say """ first.')
-    assert "SYSTEM" not in quoting and "three quotation marks" in quoting
+    quoting = recipes.modelfile("a.gguf", None, 'Say """ first.\nThen """')
+    assert 'SYSTEM """Say """ first.\nThen """"""\n' in quoting
+    ending = recipes.modelfile("a.gguf", None, 'Say """ \nfirst.')
+    assert "SYSTEM" not in ending and "ends with three quotation marks" in ending
     other.chat_template = "{{ messages | length }} {{ messages[-1]['content'] }}"
     assert turns.turns(other) is None
     assert "no equal in Ollama's language" in recipes.modelfile("a.gguf", tokenizer=other)

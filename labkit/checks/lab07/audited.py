@@ -39,12 +39,13 @@ def clean(rng, n=4):
 
 def faults(rng):
     """`{what the rows are: (rows, counts that are not zero, {wrong count's key: why})}`."""
-    cut = "max_length cuts all of its answer off"
+    cut = "cut on the right at max_length, nothing of its answer is left"
     blank = "a blank answer teaches to say nothing: strip() it"
-    whole = "look for the end among the labels: each turn of the prompt has one, too"
+    whole = "look for the end among the labels that the cut on the right leaves: each turn of the"
+    whole += " prompt has one, too"
     mid = [of_length(rng, LENGTH - 3, 4), of_length(rng, LENGTH - 2, 2)]
     gone = [of_length(rng, LENGTH + n) for n in (1, 5)]
-    opened = "the generation prompt belongs to the prompt: labels begin behind it"
+    opened = "the generation prompt belongs to the prompt: behind it no label is left (>=, not >)"
     line = [of_length(rng, LENGTH - 3, 2)]
     return {
         "whose prompt fills max_length": (
@@ -79,7 +80,14 @@ def faults(rng):
         ),
         **_bad(rng),
         **_alike(rng),
+        "that differ in their system messages alone": _but_for_systems(),
     }
+
+
+def _but_for_systems():
+    rows = [row("turn the fan on", "blue", system) for system in ("hall", "attic", None)]
+    why = "the system messages differ: a duplicate has *all* messages the same"
+    return rows, {}, {"duplicates": why}
 
 
 def _bad(rng):
@@ -201,11 +209,9 @@ _MISSED = {
 def _expect_one_start(audit, rng):
     """A template that writes a BOS, and a tokenizer that puts one before any text."""
     rows = [of_length(rng, LENGTH - 1 - 4, 2), of_length(rng, LENGTH - 2, 2)]
-    why = {
-        key: "the first token stands twice: let apply_chat_template give the ids" for key in KEYS
-    }
+    twice = "the first token stands twice: let apply_chat_template give the ids"
     told = "with a template that writes a BOS, of a row that just fits and one cut midway"
-    _expect(audit, told, rows, {"truncated": 1, "no_end": 1}, why, "bos")
+    _expect(audit, told, rows, {"truncated": 1, "no_end": 1}, {}, "bos", twice)
 
 
 def _expect_mixture(audit, plain, listed, rng):
@@ -221,8 +227,11 @@ def _expect_mixture(audit, plain, listed, rng):
     _expect(audit, f"of {len(rows)} mixed rows", rows, wanted, why, "plain")
 
 
-def _expect(audit, told, rows, counts, why, style):
-    """The five counts of an audit; the likeliest reason of the first that is wrong."""
+def _expect(audit, told, rows, counts, why, style, more=""):
+    """The five counts of an audit; the likeliest reason of the first that is wrong.
+
+    `more` is the reason where more is counted than there is.
+    """
     call = f"audit {told}"
     got = ask(call, probes.audited, audit, rows, LENGTH, style)
     expect(isinstance(got, dict), f"{call} gave {kind_of(got)}, wanted a dict of five counts")
@@ -234,7 +243,7 @@ def _expect(audit, told, rows, counts, why, style):
         expect(type(n) is int, f"{call}: {key} is {kind_of(n)}, wanted an int{hint}")
     for key in KEYS:
         wanted = counts.get(key, 0)
-        hint = why.get(key) or (_MISSED if got[key] < wanted else _CLEAN)[key]
+        hint = why.get(key) or (_MISSED[key] if got[key] < wanted else more or _CLEAN[key])
         if key == "truncated" and got[key] > wanted + 1:
             hint = "count the tokens of the rendered row, not its letters"
         gave = f"{call}: {key} is {got[key]}, wanted {wanted}"

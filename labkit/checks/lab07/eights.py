@@ -73,6 +73,11 @@ def _expect_form(q8_0, what, w):
     expect(not turned, f"{call}: the pair is turned round, return (scales, codes)")
     if scales.shape == (n, 1):
         raise CheckFailed(f"{call}: scales have shape ({n}, 1), wanted ({n},): one number a block")
+    if scales.dim() > 1 and scales.numel() == n:
+        told = f"{call}: scales have shape {tuple(scales.shape)}, wanted ({n},)"
+        raise CheckFailed(f"{told}: block after block in one axis")
+    told = f"{call}: {scales.numel()} scales for {w.numel()} weights"
+    expect(scales.numel() == n, f"{told}, wanted {n}: one for each 32 neighbours")
     expect_shape(scales, torch.Size([n]), f"scales of {call}")
     if codes.numel() == n * BLOCK and codes.shape != (n, BLOCK):
         told = f"{call}: codes have shape {tuple(codes.shape)}, wanted ({n}, {BLOCK})"
@@ -105,12 +110,15 @@ def _expect_scales(q8_0, what, w):
     for message, guess in known.items():
         if named and _near(scales, guess):
             raise CheckFailed(f"{call}: {message}")
+    if torch.equal(scales.sort().values, wanted.sort().values):
+        raise CheckFailed(f"{call}: these are the right scales, in another order than the blocks")
     at = int((scales.double() - wanted.double()).abs().argmax())
     told = f"scale {at} is {scales[at].item():.6g}, wanted {wanted[at].item():.6g}"
     ratios = (scales.double() / wanted.double())[wanted > 0]
-    if named and len(ratios) and (ratios - ratios[0]).abs().max() < 2e-3 * ratios[0].abs():
-        told = f"each scale is {ratios.mean().item():.4g} times the wanted"
     near = named and _near(scales, wanted.float())
+    even = len(ratios) and (ratios - ratios[0]).abs().max() < 2e-3 * ratios[0].abs()
+    if named and not near and even:
+        told = f"each scale is {ratios.mean().item():.4g} times the wanted"
     hint = "right but for rounding: divide in fp32, and round to fp16 once" if near else ""
     raise CheckFailed(f"{call}: {told}{'; ' * bool(hint)}{hint}", bare=not near)
 
@@ -129,6 +137,13 @@ def _scale_guesses(w, blocks, top):
         "it takes the largest of the whole matrix: each block of 32 has its own": (
             torch.full_like(top, w.float().abs().max().item()) / 127
         ),
+        "reshape(32, -1) makes 32 rows: a block is 32 neighbours, reshape(-1, 32)": (
+            w.float().reshape(BLOCK, -1).abs().amax(0) / 127
+        ),
+        "that is the mean of the sizes; the scale comes from the largest": (
+            blocks.abs().mean(1) / 127
+        ),
+        "that is the norm of a block; the scale comes from its largest": blocks.norm(dim=1) / 127,
         "that is the range, largest minus smallest; the grid has a 0 in its middle": (
             (blocks.amax(1) - blocks.amin(1)) / 255
         ),
@@ -160,10 +175,29 @@ def _expect_codes(q8_0, what, w):
     if not off.any():
         return
     rough = torch.where(fine > 0, blocks / scales.float()[:, None], 0.0)
-    known = {
-        "codes are those of the scale that fp16 has rounded: divide by it before it is": away(rough)
-        if not torch.equal(away(rough), wanted.float())
-        else None,
+    known = _code_guesses(w, wanted, exact, fine, away(rough), tied)
+    for message, guess in known.items():
+        if guess is not None and torch.equal(codes.float(), guess):
+            raise CheckFailed(f"{call}: {message}")
+    inside = torch.equal(codes.sort(1).values, wanted.sort(1).values)
+    if inside or torch.equal(codes.flatten().sort().values, wanted.flatten().sort().values):
+        raise CheckFailed(f"{call}: these are the right codes, in another order than the weights")
+    row, column = (int(i) for i in off.nonzero()[0])
+    told = f"code {column} of block {row} is {int(codes[row, column])}"
+    weight = f"a weight of {exact[row, column].item():.4g} scales"
+    zero = bool((blocks[row] == 0).all())
+    hint = "; 0 / 0 is no number: a block of zeros has codes 0" if zero else ""
+    told = f"{call}: {told}, wanted {int(wanted[row, column])} for {weight}{hint}"
+    raise CheckFailed(told, bare=not zero)
+
+
+def _code_guesses(w, wanted, exact, fine, rough, tied):
+    """`{message: codes}`, the likeliest first; `exact` are not rounded yet, `rough` of fp16."""
+    blocks = w.float().reshape(-1, BLOCK)
+    return {
+        "codes are those of the scale that fp16 has rounded: divide by it before it is": (
+            rough if not torch.equal(rough, wanted.float()) else None
+        ),
         "torch.round takes a half to the even neighbour; GGUF takes it away from 0, as C does": (
             exact.round()
         ),
@@ -176,23 +210,22 @@ def _expect_codes(q8_0, what, w):
         "the codes are those of a scale over 128": away(exact * 128 / 127).clamp(-128, 127),
         "the codes begin at 0: int8 has a sign, and 0 is 0": away(exact) + 128,
         "codes carry the sign of the largest weight": -wanted.float(),
+        "127 is a code, too: clamp nothing, or from -127 to 127": wanted.float().clamp(-128, 126),
+        "int(x + 0.5) rounds positive numbers alone: below 0 it takes half a code too much": (
+            (exact + 0.5).trunc()
+        ),
+        "ceil of |x| + 0.5 is one too far from 0: floor": exact.sign() * (exact.abs() + 0.5).ceil(),
+        "a code is its weight *divided* by the scale, and no weight again": away(blocks * fine),
+        "these are weights over the largest, from -1 to 1: a code has 127 times that": (
+            away(exact / 127)
+        ),
         "codes of all blocks have one scale: each block of 32 has its own": (
-            away(w.float().reshape(-1, BLOCK) / w.float().abs().max() * 127)
+            away(blocks / blocks.abs().max() * 127)
         ),
         "codes are in the order of columns: a block is 32 neighbours of one row": (
             bytes_of(w.float().T.contiguous())[1].float() if w.shape[0] % BLOCK == 0 else None
         ),
     }
-    for message, guess in known.items():
-        if guess is not None and torch.equal(codes.float(), guess):
-            raise CheckFailed(f"{call}: {message}")
-    row, column = (int(i) for i in off.nonzero()[0])
-    told = f"code {column} of block {row} is {int(codes[row, column])}"
-    weight = f"a weight of {exact[row, column].item():.4g} scales"
-    zero = bool((blocks[row] == 0).all())
-    hint = "; 0 / 0 is no number: a block of zeros has codes 0" if zero else ""
-    told = f"{call}: {told}, wanted {int(wanted[row, column])} for {weight}{hint}"
-    raise CheckFailed(told, bare=not zero)
 
 
 def away(x):

@@ -26,15 +26,15 @@ def asked(row):
 
 
 def variants(question, rng):
-    """The same prompt in other case and spacing."""
+    """The same prompt, in other case and spacing, and as it is."""
     one = question.split()
     return [
         question,
         question.upper(),
-        f"  {question}\n",
+        question,  # without a system message, as the first
         "  ".join(one),
         "\t".join(one).title(),
-        question.capitalize(),
+        question,  # with one
     ]
 
 
@@ -98,17 +98,14 @@ def _expect_apart(sides, call):
     train, test = ({asked(row) for row in side} for side in sides)
     expect(train and test, f"{call}: a side is empty")
     shared = train & test
-    rows = [r for side in sides for r in side if asked(r) in shared]
-    texts = {r["messages"][-2]["content"] for r in rows}
-    exact = any(
-        r["messages"][-2]["content"] == s["messages"][-2]["content"]
-        for r in sides[0]
-        for s in sides[1]
-    )
-    hint = PROMPT if not exact else "rows with one prompt go to one side, all of them"
-    systems = {len(r["messages"]) for r in rows}
-    if shared and not exact and len(systems) > 1 and len(texts) > 1:
-        hint = f"{PROMPT}; the system message does not count"
+    pairs = [(r["messages"][:-1], s["messages"][:-1]) for r in sides[0] for s in sides[1]]
+    exact = any(one == other for one, other in pairs)
+    system = any(one != other and one[-1] == other[-1] for one, other in pairs)
+    hint = PROMPT + "; the system message does not count" * system
+    if len(shared) == 1:
+        hint = "a group is cut in two: one that does not fit in half goes to one side whole"
+    elif exact:
+        hint = "rows with one prompt go to one side, all of them, whatever is answered"
     expect(not shared, f"{call}: {len(shared)} prompts are on both sides; {hint}")
 
 
@@ -128,7 +125,9 @@ def _expect_share(split, rows):
     told = f"{call}: {got} test rows, wanted {share * n:.0f} (± {largest}, the largest group)"
     turned = all(abs(size - (1 - part_of) * n) <= largest for _, part_of, size in sizes)
     hint = "share is the test side's part of the rows"
-    if turned:
+    if all(size == n for *_, size in sizes):
+        hint = f"{hint}, a number from 0 to 1 and no percentage: here all rows are test rows"
+    elif turned:
         hint = "the sides are turned round: return (train, test)"
     elif max(size for *_, size in sizes) - min(size for *_, size in sizes) <= largest:
         hint = "the share is not used"

@@ -80,6 +80,10 @@ def _byte_guesses(name, sizes, before):
         "this is in KiB; bytes are wanted": own[name] / 1024,
         "this is in MB; bytes are wanted": own[name] / 1e6,
         "this counts bits; bytes are wanted": 8 * own[name],
+        "this is in whole kB; bytes are wanted": own[name] // 1000,
+        "this is in whole KiB; bytes are wanted": own[name] // 1024,
+        "this is the size of the saved file, which has names in it, too": sizes["file"][name],
+        "this is one number's bytes for each tensor: nbytes has all of them": sizes["one"][name],
         "this counts the tensors, not their bytes": sizes["tensors"],
         "nothing is counted: no parameter has such a name": 0,
     }
@@ -96,7 +100,8 @@ def _byte_guesses(name, sizes, before):
 def _expect_seconds(seconds, took, call):
     told = f"{call} is {seconds!r}"
     good = type(seconds) in (int, float) and seconds > 0
-    expect(good, f"{told}, wanted the positive time of the switch")
+    hint = ": the end minus the start" if type(seconds) in (int, float) else ": a float"
+    expect(good, f"{told}, wanted the positive time of the switch{hint}")
     hint = "is it in milliseconds, or a time of day?"
     expect(seconds <= took + 1e-3, f"{told}, more than the {took:.2g} s of the whole call: {hint}")
     hint = "the switch lies between the two looks at the clock"
@@ -160,6 +165,9 @@ def _expect_texts(texts, got, seed, prompts, call):
         if alone and yours.endswith(alone):
             hint = "cut off as many tokens as the padded batch has"
             raise CheckFailed(f"{call}: a part of the prompt stands before answer {i}: {hint}")
+    longest = max(len(text.split()) for text in prompts)
+    told = f"{call}: {got['longest']} tokens arrive, and the longest prompt has {longest}"
+    expect(got["longest"] <= longest, f"{told}: prompts come ready, add nothing to them")
     i, yours, alone = wrong[0]
     hint = "is it in eval mode, greedy, padded on the left, with the tokenizer's mask?"
     told = f"{call}: answer {i} is not what {NAMES[i]} gives alone, {_difference(yours, alone)}"
@@ -222,6 +230,11 @@ def _route_guesses(seed, prompts, wanted):
     right = functools.partial(together, seed, prompts, NAMES, "right")
     left = functools.partial(together, seed, prompts, NAMES, "left")
     yield f"padded on the right: {hint}", lambda: right("tokenizer's")
+    each = tuple((list(dict.fromkeys(NAMES)) * len(NAMES))[: len(NAMES)])
+    told = "adapter_names has one name for each prompt, also where a name comes again"
+    yield told, functools.partial(alone, seed, prompts, each)
+    told = "the attention mask hides the other side than that of the padding"
+    yield told, lambda: left("turned round")
     yield "the padding is read as text: pass attention_mask to generate", lambda: left("none")
     hint = "padding_side='left', and the attention mask goes to generate too"
     yield f"padded on the right, and the padding is read as text: {hint}", lambda: right("none")

@@ -64,6 +64,9 @@ def _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng):
     call = f"rotary_rows of {what} ({shape[0]} x {shape[1]})"
     w = randn(*shape, rng=rng).to(dtype)
     got = ask(call, probes.turned, rotary_rows, w, n_heads, hint=SHAPES)
+    apart = torch.is_tensor(got) and got.dim() > 2 and got.numel() == w.numel()
+    told = f"{call} has shape {tuple(got.shape) if apart else ''}, wanted {tuple(w.shape)}"
+    expect(not apart, f"{told}: put the rows' axes together again, reshape(w.shape)")
     expect_shape(got, w.shape, call)
     expect_close(got, wanted_rows(w, n_heads), call, _guesses(w, n_heads), tol=1e-7)
     kind = str(dtype).removeprefix("torch.")
@@ -102,6 +105,9 @@ def _guesses(w, n_heads):
         "halves of all heads are put together: rows stay within their head": one.transpose(
             0, 1
         ).reshape(w.shape),
+        "columns are counted as places of a half: its shape is (n_heads, 2, half, columns)": (
+            w.reshape(n_heads, 2, -1).transpose(1, 2).reshape(w.shape)
+        ),
         "the columns move; of q and k the rows are a head's dimensions": _columns(w, n_heads),
         "the rows of each head are turned round": w.reshape(n_heads, head, -1)
         .flip(1)

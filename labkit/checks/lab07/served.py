@@ -6,6 +6,7 @@ It is no probe: what runs beside the learner's code must not hold the answer.
 import functools
 
 import torch
+from safetensors.torch import save
 
 from labkit.labs.lab07.fleet import ADAPTERS, NEW_TOKENS, tiny_served
 
@@ -36,6 +37,7 @@ def masks(batch, pad):
     """Attention masks by name: the right one, and what is taken for it."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     others = {"none": torch.ones_like(mask), "not the pad token": (ids != pad).long()}
+    others["turned round"] = mask.flip(1)
     return others | {"tokenizer's": mask}
 
 
@@ -58,6 +60,8 @@ def answered(model, prompts, adapter_names=None, side="left", mask="tokenizer's"
 @functools.cache
 def adapter_bytes(seed):
     """Bytes of each adapter by name, and what they are confused with, all from the tensors."""
+    from peft import get_peft_model_state_dict as state
+
     model = tiny_served(seed, brief=True)
 
     def total(part, size=lambda p: p.nbytes):
@@ -71,6 +75,8 @@ def adapter_bytes(seed):
             a: total(lambda n, a=a: f".{a}." in n and ".0.self_attn.q_proj." in n) for a in ADAPTERS
         },
         "beside": total(lambda n: "base_layer" in n),
+        "file": {a: len(save(state(model, adapter_name=a), {"format": "pt"})) for a in ADAPTERS},
+        "one": {a: total(lambda n, a=a: f".{a}." in n, lambda p: p.itemsize) for a in ADAPTERS},
         "tensors": total(lambda n: f".{ADAPTERS[0]}." in n, lambda p: 1),
         "model": total(lambda n: True),
         "base": total(lambda n: "lora_" not in n),

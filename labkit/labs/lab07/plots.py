@@ -3,7 +3,9 @@
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from labkit.plots import INK, PALETTE, figure
+from labkit.plots import INK, PALETTE, figure, headed
+
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that no line runs through text
 
 
 def _bars(values, colours, label, told):
@@ -33,7 +35,7 @@ def leaks(shares, guess):
     colours = [PALETTE[1], PALETTE[0]]
     fig, ax = _bars(shares, colours, "test rows whose question is in training, %", told)
     first, second = told
-    ax.set_title(f"The file's own split leaks {first} of its test rows, yours {second}")
+    ax.set_title(f"A coin for each row leaks {first} of the test rows, your split {second}")
     guess.draw(ax, "x")
     return fig
 
@@ -78,8 +80,8 @@ def files(made, exact, guess):
     gap.set(xscale="log", xlabel="KL, nats a token (log)", xlim=(shown.min() / 4, shown.max() * 40))
     right.barh(names, 100 * rights, color=PALETTE[2], height=0.55)
     for name, value in zip(names, 100 * rights, strict=True):
-        right.text(value, name, f" {value:.0f}", va="center", color=INK)
-    right.axvline(100 * exact, color=INK, ls=":", lw=1.2)
+        right.text(value + 3, name, f"{value:.0f}", va="center", color=INK, bbox=BEHIND)
+    right.axvline(100 * exact, color=INK, ls=":", lw=1.2, zorder=1)
     right.set(xlabel="right, % (dots: as trained)", xlim=(0, 115))
     for ax in (gap, right):
         ax.set_yticks(range(len(names)), [""] * len(names))
@@ -89,7 +91,8 @@ def files(made, exact, guess):
     smallest = min(made, key=lambda name: made[name][0])
     shrunk = made["bf16"][0] / made[smallest][0]
     told = f"{smallest}: {shrunk:.1f} times smaller than bf16, KL {made[smallest][1]:.1g}"
-    fig.suptitle(f"{told}, right {100 * made[smallest][2]:.0f}% (as trained {100 * exact:.0f}%)")
+    told += f", right {100 * made[smallest][2]:.0f}% (as trained {100 * exact:.0f}%)"
+    headed(fig, told)
     guess.draw(right, "x")
     return fig
 

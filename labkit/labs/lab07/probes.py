@@ -95,7 +95,10 @@ def divided(split, rows, share, seed, salt=""):
     pair = isinstance(got, tuple | list) and len(got) == 2
     sides = [list(side) if isinstance(side, list | tuple) else None for side in got] if pair else []
     told = sides if pair and None not in sides else None
-    return {"sides": told, "kind": type(got).__name__, "touched": touched}
+    kind = type(got).__name__
+    if pair:
+        kind += " of " + " and ".join(type(side).__name__ for side in got)
+    return {"sides": told, "kind": kind, "touched": touched}
 
 
 class _Shapes(Watch):
