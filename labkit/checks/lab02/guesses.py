@@ -85,6 +85,14 @@ def gradient(right, layer, dY):
     }
 
 
+def gradient_of_other(name, x, layer, dY, both):
+    """A gradient of A made with that of B in B's place, or the other way; `both` are right."""
+    (dA, dB), s = both, layer.scaling
+    if name == "dA":
+        return {"dA is made with dB; B itself belongs there": s * dB.T @ dY.T @ x}
+    return {"dB is made with dA; A itself belongs there": s * dY.T @ x @ dA.T}
+
+
 def merged(W, update, alpha, r):
     """Wrong versions of `W + update`, where `update` is the right one, (alpha / r) B A."""
     known, product = factors(alpha, r, *W.shape), update / (alpha / r)

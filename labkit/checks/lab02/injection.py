@@ -24,6 +24,8 @@ def expect_injected(inject, targets, names, r, alpha, rng):
         wrapped = "give LoRALinear the layer itself, no copy and no new one"
         gone = ", ".join(got["gone"][:2])
         expect(not gone, f"after {call}, {gone} is no longer in the model: {wrapped}")
+        turned = all(s == [alpha, 8] for s in got["shapes"].values())
+        expect(not turned, f"{call}: r and alpha are changed over: LoRALinear(base, r, alpha)")
         expect(all(s == [r, 8] for s in got["shapes"].values()), f"{call}: r is not passed on")
         _expect_outputs(got["y"], weights, factors, alpha, call)
     with part():

@@ -18,6 +18,7 @@ def counts(shapes, r):
         **counted(shapes, r),
         **_counted_by_name(shapes, r),
         "this counts the dense weights": dense,
+        "that is the mean over the matrices; sum over them": r * (d_out + d_in) // len(pairs),
         "r is missing": d_out + d_in,
         "this is twice as much: a matrix is in shapes once, and a number is no bytes": 2
         * r
@@ -97,6 +98,10 @@ def perplexities(model, tokenizer, texts):
     every, means = torch.cat(losses), torch.stack([x.mean() for x in losses])
     mean = every.mean().item()
     yield "this is the mean of the texts' perplexities; long texts count more", means.exp().mean()
+    for more in (0, 1):
+        counts = torch.tensor([float(len(x) + more) for x in losses], dtype=means.dtype)
+        told = "the texts' perplexities are averaged, weighed by tokens: average losses, then exp"
+        yield told, means.exp() @ counts / counts.sum()
     sizes = torch.tensor([len(text) for text in texts]).double()
     told = "the texts' mean losses are weighed by characters: weigh by predicted tokens"
     yield told, _exp(means.double() @ sizes / sizes.sum())
