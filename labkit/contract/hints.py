@@ -1,6 +1,7 @@
 """What an exception in a learner's code may mean, in a few words, whichever check met it."""
 
 import importlib.util
+import math
 import re
 import sys
 
@@ -16,7 +17,8 @@ HINTS = {  # a piece of an exception's text: what may be behind it
     "first two dimensions of batch": ".T turns all axes round; with more than two use .mT, or "
     "multiply from the other side",
     "size of tensor a": "do the two have the shapes you think?",
-    "batches of square matrices": "only a square matrix has eigenvalues; singular values has any",
+    "batches of square matrices": "only a square matrix has eigenvalues or an inverse; any has an "
+    "SVD",
     "is ambiguous": "`if`, `and`, `or`, `max` ask for one truth value, and these are many",
     "shape of the mask": "a uint8 index is taken for a mask: convert it, .long()",
     "leaf Variable that requires grad": "change it under torch.no_grad()",
@@ -37,7 +39,10 @@ HINTS = {  # a piece of an exception's text: what may be behind it
     "'NoneType'": "something gave None there: what works in place, or has no `return`, does",
     "has no attribute 'append'": "collect dicts in a list, and make one table of it at the end",
     "'numpy.ndarray' object has no": "that is a NumPy array, no tensor: torch.from_numpy()",
-    "too many values to unpack": "a loop over a dict gives its names: .values() or .items()",
+    "too many values to unpack": "there are more parts than names on the left (of a dict a loop "
+    "gives the keys: .values(), .items())",
+    "'Parameter' object has no": "that is a weight by itself, and not the layer that holds it",
+    "'str' object has no": "that is text, such as a name, and not the thing of that name",
     "not enough values to unpack": "there are fewer parts than names on the left",
     "changed size during iteration": "go through list(…) of it",
     "index out of range": "places are counted from 0, so the last is one below their number",
@@ -62,6 +67,8 @@ def hint(what: str) -> str:
 
 def _unknown(name):
     """What to say of a name that nothing defines."""
+    if hasattr(math, name):
+        return f"it is math.{name}"
     if name in SHORT:
         return f"`import {SHORT[name]}` is missing"
     if name in sys.stdlib_module_names or importlib.util.find_spec(name):

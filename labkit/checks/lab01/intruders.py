@@ -148,6 +148,12 @@ def intruder_guesses(W0, W1, k, threshold, wanted):
         }
         | _other_ranges(signed, k, below)
         | _other_limits(top, threshold)
+        | {
+            "k is 10 and the threshold 0.5, whatever is given": int(
+                (cosines[:10].amax(1) < 0.5).sum()
+            ),
+            "the threshold is 0.5, whatever is given": int((best < 0.5).sum()),
+        }
         | _other_matrices(W0, W1, svds, k, threshold)
         | _two_others(signed, right, k, threshold)
     )

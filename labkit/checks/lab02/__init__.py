@@ -1,6 +1,5 @@
 """Checks of lab 2. The reference is the dense layer `W + (alpha / r) B A`, autograd, or torch."""
 
-import math
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,6 @@ from labkit.checks.compare import (
     draw,
     every,
     expect_close,
-    expect_kind,
     expect_linear,
     expect_numbers,
     likeliest,

@@ -47,6 +47,7 @@ def _expect_fit(fit, rng, p, a, longest, what):
     right = [head + kept, [IGNORED] * len(head) + kept]
     if [ids, labels] == right:
         return
+    expect([labels, ids] != right, f"{call}: the pair is turned round: input_ids, then labels")
     told = f"{call}: {len(ids)} input_ids and {len(labels)} labels; every token has a label"
     more = len(labels) - len(ids) == p - len(head) > 0
     hint = "the prompt was cut and its labels were not" if more else "-100 where it is not learned"

@@ -45,6 +45,9 @@ def _expect_labels(answer_labels, side, pad, rng):
     if torch.equal(got.long(), right):
         expect(got.dtype == ids.dtype, f"{call}: {got.dtype}; keep the dtype of input_ids")
         return
+    ignored = got[right == IGNORED].unique()
+    told = f"{call}: ignored tokens have {ignored[0]}; cross_entropy leaves out -100 alone"
+    expect(len(ignored) > 1 or ignored[0] in (IGNORED, 0, -1, pad, END), told)
     for message, guess in mislabelled(ids, mask, prompts, pad).items():
         if torch.equal(got.long(), guess) and not torch.equal(guess, right):
             raise CheckFailed(f"{call}: {message}")
@@ -161,6 +164,9 @@ def _written(ids, real, right, pad):
         f"{late}, the other way": torch.where(asked, ids.roll(1, 1), IGNORED),
         "padding's labels are 0, and 0 is a token: -100 is what the loss leaves out": (
             torch.where(real, right, 0)
+        ),
+        "the prompt's labels are 0, and 0 is a token: -100 is what the loss leaves out": (
+            torch.where(real & ~asked, 0, right)
         ),
         "ignored tokens get -100, which cross_entropy leaves out; 0 is a token": (
             torch.where(asked, ids, 0)
