@@ -23,7 +23,7 @@
 # why, and mend it.
 #
 # About 80 minutes if you know PyTorch well (66 for the exercises), up to 125 if you do not. The
-# experiments take about six minutes on two CPU cores.
+# experiments take five to six minutes on two CPU cores with fast bf16, eight on others.
 
 # %%
 import labkit
@@ -33,6 +33,7 @@ lab, check = labkit.start("03_peft")
 # %%
 import copy
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from IPython.display import display
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -55,8 +57,8 @@ from labkit.training import finetuning, generation, loop, models
 # ## A recipe
 #
 # What do you have to decide before a run, and what can stay as it is? Look at the task first: a
-# spoken command becomes an *intent* in JSON, and the test commands use rooms and patterns that no
-# training command has.
+# spoken command becomes an *intent* in JSON. The test commands have sentence patterns that no
+# training command has, and each a value that none has in that place.
 
 # %% tags=["experiment"]
 if lab.experiment("The model, its tokenizer and the task", 4):
@@ -164,7 +166,7 @@ def on_meta(config, lora):
 
 
 # %% tags=["experiment"]
-if lab.experiment("What r=16 trains in three models", 12, needs=["3.1", "3.2"]):
+if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
     everything = recipe("build/home", "cpu")[0]
     narrow = replace(everything, target_modules=["q_proj", "v_proj"])
     sizes = {"SmolLM2-135M": model.config, "Llama-2-7B": LlamaConfig()}  # LlamaConfig's default
@@ -220,7 +222,7 @@ if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
 # own. There are two ways to train it. Which file is larger?
 
 # %% tags=["experiment"]
-if lab.experiment("One new token, two ways to train it", 8, needs=["3.1"]):
+if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
     grown = copy.deepcopy(tokenizer)
     grown.add_tokens(["<slot>"])
     new = grown.convert_tokens_to_ids("<slot>")
@@ -402,7 +404,7 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
 # apart TRL puts the loss on the completion alone, and the chat template is the model's own.
 
 # %% tags=["experiment"]
-if lab.experiment("Three steps of SFTTrainer as it comes", 20, needs=["3.1"]):
+if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
     kind = "cpu" if lab.device == "cpu" else "t4" if lab.dtype == torch.float16 else "a100"
     lora, args = recipe("build/home", kind)
     pairs = [{"prompt": m[:-1], "completion": m[-1:]} for m in home["messages"]]
@@ -432,7 +434,7 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 20, needs=["3.1"]):
 # - no padding, the system message once a batch, and logits only where there is a label.
 
 # %% tags=["experiment"]
-if lab.experiment("PEFT and TRL learn `home`", 25, needs=["3.1"]):
+if lab.experiment("PEFT and TRL learn `home`", 30, needs=["3.1"]):
     lora, args = recipe("build/home", "cpu")
     tuned = finetuning.finetune(
         models.load()[0],
@@ -464,7 +466,7 @@ def three_prompts(messages):
 guess_closed = lab.predict("Without the generation prompt, what % of 60 will be right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("The same model, asked in three ways", 30, needs=["3.1"]):
+if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
     asked, spoken = {}, {}
     for name in three_prompts(unseen[0]["messages"]):
         prompts = [three_prompts(messages)[name] for messages in unseen["messages"]]
@@ -477,10 +479,11 @@ if lab.experiment("The same model, asked in three ways", 30, needs=["3.1"]):
     print(repr(spoken["no generation prompt"][0]))
 
 # %% [markdown]
-# When we ran it, the three ways could not be told apart: 40%, 45% and 42% of 60, each with a
-# standard error of about 6 points, the thin lines in the picture. After this run the model answers
-# in JSON, whatever stands before the answer. So a bug like this can stay unseen in your own test.
-# It is felt where a model chats: without the generation prompt it may go on in the user's name.
+# When we ran it, the three ways could not be told apart: 40%, 45% and 42% of 60 on one processor,
+# 40%, 38% and 35% on another, each with a standard error of about 6 points, the thin lines in the
+# picture. After this run the model answers in JSON, whatever stands before the answer. So a bug
+# like this can stay unseen in your own test. It is felt where a model chats: without the generation
+# prompt it may go on in the user's name.
 #
 # ### Exercise 3.4 · `render_prompt`
 #
@@ -558,7 +561,7 @@ def left_by(cut, max_length):
 guess_empty = lab.predict("Cut to 64 tokens: how many of 960 rows train on nothing?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("What is left of a row", 8):
+if lab.experiment("What is left of a row", 3):
     tickets = tasks.load("tickets", "train")
     lengths = (48, 64, 96, 128, 192)
     lost = {n: left_by(cut_on_the_right, n) for n in lengths}
@@ -613,7 +616,7 @@ def fit(prompt_ids, answer_ids, max_length):
 check.keeps_answer(fit)
 
 # %% tags=["experiment"]
-if lab.experiment("What is left of a row that you cut", 8, needs=["3.5"]):
+if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
     table = {n: left_by(fit, n) for n in lengths}
     display(pd.DataFrame(table).rename_axis(columns="max_length"))
 
@@ -671,7 +674,7 @@ def intents(answers):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Before and after", 25, needs=["3.1", "3.4", "3.6"]):
+if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
     wanted = unseen["answer"]
     told = {
         "base": answers_of(models.load()[0], unseen["messages"]),
@@ -686,7 +689,7 @@ if lab.experiment("Before and after", 25, needs=["3.1", "3.4", "3.6"]):
 
 # %% [markdown]
 # Two metrics, two stories. The intent is one of ten, with many examples of each. The exact answer
-# also needs every slot under the right key, with words that training never showed. Report the
+# also needs every slot under the right key, with a value that training never showed. Report the
 # metric that your user feels: a smart home that puts the lamp under the wrong key does nothing.
 
 # %% [markdown]
@@ -740,7 +743,7 @@ check.perplexity_weighs_tokens(perplexity)
 # before and after its `home` run:
 
 # %% tags=["experiment"]
-if lab.experiment("Everyday English, before and after", 10, needs=["3.1", "3.7"]):
+if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"]):
     texts = tasks.general()
     surprise = {
         "base": perplexity(models.load()[0], tokenizer, texts),
@@ -839,8 +842,10 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # yours. Look first at how far the two dots of one method lie apart. In the file another seed, that
 # is another order of the commands and another draw of $A$, moves LoRA's perplexity from about +27%
 # to about +12%. The methods differ by less: full fine-tuning minus LoRA of r=4 is -4.8 and +0.6, a
-# mean of -2 with a standard error of 3. So here, after 10 to 15 steps of four commands, nothing
-# says that one method forgets less than the other.
+# mean of -2 with a standard error of 3. A processor moves it as well: with the same seed full
+# fine-tuning took 10 steps to +17% in the file, and 14 steps to +27% where we ran this cell in
+# bf16. So here, after 10 to 16 steps of four commands, nothing says that one method forgets less
+# than the other.
 #
 # Nor are there intruders, in LoRA or in full fine-tuning, at these lengths. Shuttleworth et al.
 # count them after thousands of steps, and PEFT's `reduce_intruder_dimension` has nothing to take
@@ -868,7 +873,7 @@ def few_rows(everything):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Loss on the answer, loss on everything", 55, needs=["3.1"]):
+if lab.experiment("Loss on the answer, loss on everything", 75, needs=["3.1"]):
     lora, args = recipe("build/where", "cpu")
     few_steps = replace(args, max_steps=24, per_device_train_batch_size=4, learning_rate=2e-3)
     losses = []
@@ -930,7 +935,7 @@ def loaded_twice(base, folder):
 
 
 # %% tags=["experiment"]
-if lab.experiment("The adapter, loaded as some do", 20, needs=["3.1", "3.4", "3.6"]):
+if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.6"]):
     again = loaded_twice(models.load()[0], tuned.folder)
     reloaded = {
         "as trained": exact["tuned"],
@@ -980,7 +985,7 @@ def load_tuned(base, folder):
 check.loads_once(load_tuned)
 
 # %% tags=["experiment"]
-if lab.experiment("The adapter, loaded by you", 18, needs=["3.1", "3.4", "3.6", "3.8"]):
+if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.4", "3.6", "3.8"]):
     yours = load_tuned(models.load()[0], tuned.folder)
     reloaded["loaded by you"] = exact_match(answers_of(yours, unseen["messages"]), wanted)
     display(plots.asked(reloaded, len(unseen)))

@@ -31,6 +31,7 @@ import labkit
 lab, check = labkit.start("04_qlora")
 
 # %%
+import math
 import time
 
 import bitsandbytes as bnb

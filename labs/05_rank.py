@@ -32,6 +32,7 @@ import labkit
 lab, check = labkit.start("05_rank")
 
 # %%
+import math
 import re
 from collections import Counter
 

@@ -29,6 +29,7 @@ lab, check = labkit.start("07_ship")
 
 # %%
 import json
+import math
 import random
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from IPython.display import display
 from peft import LoraConfig, PeftModel

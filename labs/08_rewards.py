@@ -33,7 +33,9 @@ lab, check = labkit.start("08_rewards")
 
 # %%
 import json
+import math
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F

@@ -19,6 +19,7 @@ import torch
 
 from labkit.checks.compound import AND, then
 from labkit.contract import CheckFailed, expect, generator, observe, part
+from labkit.contract.hints import HINTS
 
 
 def randn(*shape, rng=None):
@@ -40,10 +41,19 @@ def ask(call, f, *data, hint=""):
         return observe(f, *data)
     except CheckFailed as failure:
         told, advice = str(failure), hint
+        if "it raised NameError" in told and isinstance(hint, str):  # what it is about was not met
+            advice = ""
         if isinstance(hint, dict):
             advice = next((text for sign, text in hint.items() if sign in told), "")
+            told = _without_hint(told) if advice else told
         told = f"{call}: {told}" if call else told
         raise CheckFailed(f"{told}; {advice}" if advice else told, bare=hint == "") from None
+
+
+def _without_hint(told):
+    """The text of a failure without what is said of any such exception: a check knows better."""
+    found = next((text for text in HINTS.values() if f"; {text}" in told), "")
+    return told.replace(f"; {found}", "", 1) if found else told
 
 
 def every(judge, cases):
@@ -131,7 +141,8 @@ def expect_number(got, wanted, call, guesses=None, tol=1e-4):
     if isinstance(got, torch.Tensor):
         raise CheckFailed(f"{call} gave a tensor of shape {tuple(got.shape)}, wanted one number")
     if type(got) not in (int, float):
-        raise CheckFailed(f"{call} gave {kind_of(got)}, wanted {kind_of(wanted)}")
+        several = ": one number, of all together" if isinstance(got, list | dict) else ""
+        raise CheckFailed(f"{call} gave {kind_of(got)}, wanted {kind_of(wanted)}{several}")
     if type(wanted) is int and type(got) is float and got == wanted:
         raise CheckFailed(f"{call} gave {got!r}, wanted the int {wanted}: use // or int()")
     if got == wanted if type(wanted) is int else _near(got, wanted, tol):
@@ -250,6 +261,8 @@ def expect_linear(call, run, inputs):
     for name, tensor in inputs.items():
         for factor, told in ((2.0, "twice"), (-1.0, "minus")):
             got = run(*(inputs | {name: factor * tensor}).values())
+            unused = factor > 0 and close(got, plain, 1e-6)
+            expect(not unused, f"{call}: {name} changes nothing; is something else in its place?")
             linear = close(got, factor * plain, 1e-3)
             hint = "nothing is added to it, squared, normalised or cut off"
             text = f"{call} is not linear in {name}: {told} {name} is not {told} the result"

@@ -6,26 +6,13 @@ import linecache
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from labkit.contract.hints import hint
 from labkit.contract.kept import changes, picture, settings
 from labkit.contract.plain import copied, plain
 from labkit.errors import LabError
 
 AND = " | "  # between the faults of one answer
 OTHER = 1 << 40  # so that a learner's manual_seed(0) is seen
-HINTS = {
-    "shapes cannot be multiplied": "; is a transpose (.T) missing or one too many?",
-    "size of tensor a": "; do the two have the shapes you think?",
-    "is ambiguous": "; `if`, `and`, `or`, `max` ask for one truth value, and these are many",
-    "shape of the mask": "; a uint8 index is taken for a mask: convert it, .long()",
-    "leaf Variable that requires grad": "; change it under torch.no_grad()",
-    "non-leaf Tensor": "; change it in place, under torch.no_grad()",
-    "as parameter 'weight'": "; change it in place, under torch.no_grad()",
-    "unhashable type: 'list'": "; is a list inside another one?",
-    "object is not callable": "; is it still a function, begun by def?",
-    "has no attribute 'append'": "; collect dicts in a list, and make one table of it at the end",
-    "unexpected keyword argument": "; do the parameters have the names that the text says?",
-    "is not defined": "; was the cell that defines it run?",
-}
 STANDS = ("passed", "revealed", "lent")  # of an exercise whose objects are there
 NAMES = {}  # exercise id -> the learner's objects that it is about
 NOTED = []  # what `kept` found changed, for the call that is under way
@@ -176,7 +163,7 @@ def _changed(f, before, after):
 def _told(error):
     """One line on an exception in the learner's code: which, where, and the line itself."""
     what = f"{type(error).__name__}: {error}".strip(": ")
-    what += next((hint for sign, hint in HINTS.items() if sign in what), "")
+    what += hint(what)
     trace, place = error.__traceback__, None
     while trace:
         name = trace.tb_frame.f_code.co_filename

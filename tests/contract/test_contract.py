@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from labkit import contract
+from labkit.checks.compare import ask
 from labkit.contract import CheckFailed, exercise, expect, generator, observe
+from labkit.contract.hints import hint
 from labkit.contract.plain import plain
 
 
@@ -116,3 +118,32 @@ def test_a_hint_follows_the_message():
     with pytest.raises(CheckFailed, match=r"^A is wrong$"):
         expect(False, "A is wrong", hint="")
     expect(True, "A is wrong", hint="is it transposed?")
+
+
+HINTED = {
+    "NameError: name 'np' is not defined": "`import numpy as np` is missing",
+    "NameError: name 'json' is not defined": "`import json` is missing",
+    "NameError: name 'sqrt' is not defined": "it is math.sqrt",
+    "NameError: name 'ranc' is not defined": "is it spelled so",
+    "ValueError: too many values to unpack (expected 2)": ".items()",
+    "RuntimeError: size mismatch, got input (3), mat (3x11), vec (3)": "transpose",
+}
+
+
+@pytest.mark.parametrize("what", HINTED)
+def test_an_exception_is_explained_whichever_check_met_it(what):
+    assert HINTED[what] in hint(what)
+
+
+def test_what_an_exception_means_is_not_guessed():
+    assert hint("OSError: the disk is full") == ""
+
+
+def test_the_advice_of_a_check_takes_the_place_of_the_general_one():
+    def unpacks(double):
+        return sum(a for a, b in {"one": 1})
+
+    with pytest.raises(CheckFailed) as caught:
+        ask("", unpacks, 3, hint={"too many values": "three names"})
+    assert "three names" in str(caught.value)
+    assert ".items()" not in str(caught.value)

@@ -1033,8 +1033,20 @@ AGAIN = [
     ),
 ]
 
+
+def _drawn_anew(theta0, P, z):
+    return theta0 + torch.randn(len(theta0), len(z)) @ z
+
+
+SEEN_LAST = [
+    (check.optimal, lambda W, r: best_rank_r(W, r).half(), "in 16 bits"),
+    (check.counts, lambda W0, W1, *_: intruders(W0, W1, 10, 0.5), "0.5, whatever is given"),
+    (check.subspace, _drawn_anew, project_gradient, "P changes nothing"),
+]
+
 WRONG = [
     *AGAIN,
+    *SEEN_LAST,
     *[(check.optimal, *case) for case in CUTS],
     *[(check.errors, *case) for case in ERRORS],
     *[(check.parameters, *case) for case in PARAMETERS],

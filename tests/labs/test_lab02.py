@@ -1598,8 +1598,38 @@ AGAIN = [
 ]
 
 
+def _dW_for_dB(x, W, A, B, alpha, dY):
+    return lora_gradients(x, W, A, B, alpha, dY)[0], alpha / len(A) * dY.T @ x
+
+
+def _dA_of_dB(x, W, A, B, alpha, dY):
+    dB = lora_gradients(x, W, A, B, alpha, dY)[1]
+    return alpha / len(A) * dB.T @ dY.T @ x, dB
+
+
+def _of_mean_rows(x, W, A, B, alpha, dY):
+    return lora_gradients(x.mean(0, True), W, A, B, alpha, dY.mean(0, True))
+
+
+def _with_attention(shapes, n_tokens, r=None):
+    return step_flops(shapes, n_tokens, r) + 4 * n_tokens**2 * max(o for o, _ in shapes.values())
+
+
+SEEN_LAST = [
+    (check.gradients, _dW_for_dB, "has the shape of W"),
+    (check.gradients, _dA_of_dB, "made with dB"),
+    (check.gradients, _of_mean_rows, "rows are averaged"),
+    (check.injects, lambda m, t, r, alpha: inject(m, t, alpha, r), "alpha stands in its place"),
+    (check.counts, lambda model: (*count_params(model), 0.1), "gave 3 things"),
+    (check.arithmetic, _with_attention, "n_tokens comes squared"),
+    (check.arithmetic, lambda s, n, r=None: sum(o for o, i in s), "more parts than names"),
+    (check.scales, lambda a, r, stable=False: scaling(a, r, not stable), "changed over"),
+    (check.scales, lambda a, r, stable=True: scaling(a, r, stable), "its default is False"),
+]
+
 WRONG = [
     *AGAIN,
+    *SEEN_LAST,
     *[(check.arithmetic, *case) for case in FLOPS],
     *[(check.layer, *case) for case in LAYERS],
     *[(check.injects, *case) for case in INJECTIONS],

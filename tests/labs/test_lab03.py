@@ -863,7 +863,7 @@ FITTED = [
         _fit(lambda p, a, n, ids, labels: (torch.tensor(ids), torch.tensor(labels))),
         "plain lists",
     ),
-    (_fit(lambda p, a, n, ids, labels: (labels, ids)), ("have labels", "-100")),
+    (_fit(lambda p, a, n, ids, labels: (labels, ids)), "turned round"),
     (_fit(lambda p, a, n, ids, labels: (ids, [y if y > 0 else 0 for y in labels])), "own id"),
     (_appends, "changes its input prompt_ids"),
     (_fit(_no_labels_if_cut), "its head is worth learning"),
@@ -1436,7 +1436,62 @@ ADAPTERS = [
     (_no_return, "return"),
 ]
 
+
+def _moved_first(input_ids, attention_mask, prompt_lengths):
+    kept = answer_labels(input_ids, attention_mask, prompt_lengths) != -100
+    return input_ids.roll(-1, 1).masked_fill(~kept, -100)
+
+
+def _one_hundred(*args):
+    labels = answer_labels(*args)
+    return labels.masked_fill(labels == -100, 100)
+
+
+def _by_int_mask(input_ids, attention_mask, prompt_lengths):
+    labels = input_ids.clone()
+    labels[~attention_mask] = -100
+    labels[attention_mask.cumsum(1) <= prompt_lengths[:, None]] = -100
+    return labels
+
+
+def _below_zero(prompt_ids, answer_ids, max_length):
+    answer = answer_ids[:max_length]
+    prompt = prompt_ids[len(prompt_ids) + len(answer) - max_length :]
+    return prompt + answer, [-100] * len(prompt) + answer
+
+
+def _refuses(prompt_ids, answer_ids, max_length):
+    if len(answer_ids) > max_length:
+        raise ValueError("too long")
+    return fit(prompt_ids, answer_ids, max_length)
+
+
+def _after_the_first(predictions, references):
+    for pair in zip(predictions, references, strict=True):
+        return exact_match(*([one] for one in pair)) / len(references)
+
+
+def _merge_undone(base, folder):
+    model = load_tuned(base, folder)
+    model.merge_adapter()
+    model.unmerge_adapter()
+    return model
+
+
+SEEN_LAST = [
+    (check.counts, lambda s, r: r * len(s), "counts the names"),
+    (check.end_trains, _moved_first, "moved before the masks"),
+    (check.end_trains, _one_hundred, "ignored tokens have 100"),
+    (check.end_trains, _by_int_mask, "numbers of rows"),
+    (check.keeps_answer, _below_zero, "a number below 0"),
+    (check.keeps_answer, _refuses, "no row is refused"),
+    (check.matches, _after_the_first, "a return inside the loop"),
+    (check.loads_once, _merge_undone, "a merge that is undone"),
+    (check.loads_once, lambda b, f: load_tuned(load_tuned(b, f), f), "wraps twice"),
+]
+
 WRONG = [
+    *SEEN_LAST,
     *[(check.configs, *case) for case in LORAS + SFTS],
     *[(check.counts, *case) for case in COUNTS],
     *[(check.end_trains, *case) for case in LABELS],

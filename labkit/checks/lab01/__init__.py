@@ -12,7 +12,7 @@ from labkit.checks.compare import (
     randn,
 )
 from labkit.checks.lab01 import cuts, guesses, pairs
-from labkit.checks.lab01.cuts import PLAIN, best, how_far
+from labkit.checks.lab01.cuts import PLAIN, SHAPES, best, how_far
 from labkit.checks.lab01.intruders import asked_intruders, intruder_cases
 from labkit.checks.lab01.subspaces import expect_point, expect_projected, expect_step
 from labkit.checks.lab01.within import asked_within, expect_within, within_cases
@@ -24,9 +24,6 @@ from labkit.labs.lab01 import probes
 def _expect_tensor(call, f, *data):
     array = observe(probes.kind, f, *data) == "ndarray"
     expect(not array, f"{call} gave a NumPy array, wanted a tensor: torch.from_numpy() at the end")
-
-
-_SHAPES = "U is (d_out, k), S a vector (k,) that scales its columns, U * S, and Vh (k, d_in)"
 
 
 @exercise("1.1", points=2)
@@ -47,7 +44,7 @@ def _expect_cut(best_rank_r, name, W, r):
     call = f"best_rank_r(W, {r}) for {name}"
     beyond = r > min(W.shape)
     hint = "r may exceed min(W.shape): full_matrices=False keeps U, S, Vh in step" if beyond else ""
-    got = ask(call, best_rank_r, W, r, hint=hint or _SHAPES)
+    got = ask(call, best_rank_r, W, r, hint=hint or SHAPES)
     if isinstance(got, list) and isinstance(got[0], torch.Tensor):
         raise CheckFailed(f"{call} gave {len(got)} things, wanted one matrix: multiply them out")
     if isinstance(got, torch.Tensor) and got.shape == W.shape[1:]:
@@ -57,6 +54,7 @@ def _expect_cut(best_rank_r, name, W, r):
     if isinstance(got, torch.Tensor) and got.shape != W.shape and r in got.shape:
         shape = f"has shape {tuple(got.shape)}, wanted {tuple(W.shape)}"
         raise CheckFailed(f"{call} {shape}: rank r is not fewer columns; multiply the factors out")
+    expect(getattr(got, "itemsize", 4) > 2, f"{call} is in 16 bits, which round: leave W's dtype")
     known = {} if beyond or name.endswith("2") else cuts.cuts(W, r)
     try:
         expect_close(got, best(W, r), call, known, tol=1e-3)

@@ -6,6 +6,7 @@ import torch
 
 from labkit.contract import CheckFailed, observe
 
+SHAPES = "U is (d_out, k), S a vector (k,) that scales its columns, U * S, and Vh (k, d_in)"
 PLAIN = re.compile("rounding|x the wanted|sign is turned")  # what says enough by itself
 
 

@@ -109,6 +109,15 @@ def _cosines(U1, U0):
     return (U1.T @ U0).abs()
 
 
+def _written_in(cosines, k):
+    """Counts with PEFT's numbers in the place of what is given; `cosines` are absolute."""
+    told = {
+        "k is 10 and the threshold 0.5, whatever is given": 10,
+        "the threshold is 0.5, whatever is given": k,
+    }
+    return {message: int((cosines[:n].amax(1) < 0.5).sum()) for message, n in told.items()}
+
+
 def intruder_guesses(W0, W1, k, threshold, wanted):
     """Wrong counts of intruders."""
     svds = [torch.linalg.svd(W, full_matrices=False) for W in (W0, W1)]
@@ -148,6 +157,7 @@ def intruder_guesses(W0, W1, k, threshold, wanted):
         }
         | _other_ranges(signed, k, below)
         | _other_limits(top, threshold)
+        | _written_in(cosines, k)
         | _other_matrices(W0, W1, svds, k, threshold)
         | _two_others(signed, right, k, threshold)
     )

@@ -63,7 +63,9 @@ def within_guesses(dW, reference, k, wanted):
             "the energy is divided by a norm: square it": (part.square().sum() / dW.norm()).item(),
             "divided by the energy of the reference; the share is of dW's": _share(part, reference),
             "divided by k; a share sums over the k directions": wanted / k,
-            "this is measured by chance, k / d_out; the plain share is asked": wanted * len(dW) / k,
+            "sums of squares are compared, not their means (which measures by chance, k / d_out)": (
+                wanted * len(dW) / k
+            ),
             "this is what chance gives, whatever dW is": k / len(dW),
         }
         | _by_sums(dW, part, k)

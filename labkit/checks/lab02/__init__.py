@@ -1,6 +1,5 @@
 """Checks of lab 2. The reference is the dense layer `W + (alpha / r) B A`, autograd, or torch."""
 
-import math
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,6 @@ from labkit.checks.compare import (
     draw,
     every,
     expect_close,
-    expect_kind,
     expect_linear,
     expect_numbers,
     likeliest,
@@ -20,6 +18,7 @@ from labkit.checks.compare import (
 from labkit.checks.compound import expect_factor
 from labkit.checks.lab02 import counting, guesses, injection, linear, merging
 from labkit.checks.lab02.layers import Layer
+from labkit.checks.lab02.scaled import expect_scaling
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
 from labkit.labs.lab02 import models, probes
@@ -143,8 +142,12 @@ def _expect_gradient(lora_gradients, name, layer, x, dY):
         told = "dB comes first: return the pair (dA, dB)"
         expect(shapes != [layer.B.shape, layer.A.shape], told)
         which = ("dA", "dB").index(name)
-        right = layer.gradients(lambda one: (one.dense(x) * dY).sum())[which]
+        told = f"{name} has the shape of W, as dYᵀ x has: A or B is missing from it"
+        expect(shapes[which] != layer.W.shape, told)
+        both = layer.gradients(lambda one: (one.dense(x) * dY).sum())
+        right = both[which]
         known = guesses.gradient(right, layer, dY)
+        known |= guesses.gradient_of_other(name, x, layer, dY, both)
         where = "" if layer.B.any() else " when B is zero"
         if where and name == "dA" and isinstance(got[0][0], torch.Tensor):
             known["dA has the factor B, so it is zero here"] = got[0][which]
@@ -262,25 +265,7 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
 @exercise("2.9", points=1)
 def scales(scaling):
     """alpha / r, and alpha / sqrt(r) when rank-stabilised"""
-    rng = generator()
-    draws = [draw(low, 63, rng) for low in (33, 33, 3, 17)]
-    cases = [(32, 16), (float(draws[0]), draws[2]), (draws[1], draws[3]), (3.5, draws[0])]
-    for stabilised in (False, True):
-        asked = every(lambda *case, on=stabilised: _asked_scaling(scaling, *case, on), cases)
-        with part():
-            expect_numbers(asked)
-        if len(asked) < len(cases):
-            break
-
-
-def _asked_scaling(scaling, alpha, r, stabilised):
-    call = f"scaling({alpha}, {r}{', rank_stabilized=True' if stabilised else ''})"
-    got = ask(call, scaling, alpha, r, *([True] if stabilised else []))
-    expect_kind(got, call)
-    if stabilised:
-        made = f"sqrt({r}) is {math.sqrt(r):.6g}"
-        return call, got, alpha / math.sqrt(r), guesses.stabilised(alpha, r), made
-    return call, got, alpha / r, guesses.factors(alpha, r) | guesses.powers(alpha, r, "alpha / r")
+    expect_scaling(scaling, generator())
 
 
 @exercise("2.10", points=3)

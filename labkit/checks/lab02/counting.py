@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import flop_registry
 
-from labkit.checks.compare import ask, draw, expect_number, expect_numbers
+from labkit.checks.compare import ask, draw, expect_number, expect_numbers, kind_of
 from labkit.checks.compound import terms_of
 from labkit.checks.lab02 import flops
 from labkit.checks.simplest import simplest
@@ -20,7 +20,8 @@ SMALL = {"k_proj": (4, 8)}  # for a mistake that has no name
 def expect_counts(got, known, where):
     """Judge both numbers; True where both are right. Tensors that hold one number count as such."""
     pair = isinstance(got, list) and len(got) == 2
-    expect(pair, "count_params must return the pair (trainable, total)")
+    mine = f"{len(got)} things" if isinstance(got, list) else kind_of(got)
+    expect(pair, f"count_params gave {mine}, wanted two ints, the pair (trainable, total)")
     right = 0
     for name, mine, (wanted, guess) in zip(("trainable", "the total"), got, known, strict=True):
         with part():
@@ -113,9 +114,20 @@ class _dissected:
 
     def __exit__(self, kind, failure, trace):
         if isinstance(failure, CheckFailed) and failure.bare:
-            odd = flops.odd(self._terms(), self.lora) or self._several()
+            odd = flops.odd(self._terms(), self.lora) or self._squared() or self._several()
             if odd:
                 raise CheckFailed(f"{self.call}: {'; '.join(odd)}") from None
+
+    def _squared(self):
+        """What is wrong where twice the tokens take more than twice the operations."""
+        try:
+            one, two, three = (
+                _answer(self.step_flops, {"layer": (9, 14)}, n, self.lora) for n in (5, 10, 15)
+            )
+        except CheckFailed:
+            return []
+        told = "n_tokens comes squared, as attention has it; linear layers alone are asked"
+        return [told] if one - 2 * two + three else []
 
     def _several(self):
         """What is wrong with several layers, where each by itself may be right."""

@@ -3,7 +3,9 @@
 import itertools
 import math
 
-NOTHING = "nothing was added: the update is missing"
+import torch
+
+NOTHING = "nothing was added: the sum goes into base.weight itself, and merged is set after that"
 
 
 def factors(alpha, r, d_out=None, d_in=None):
@@ -85,6 +87,23 @@ def gradient(right, layer, dY):
     }
 
 
+def gradient_of_other(name, x, layer, dY, both):
+    """A gradient of A made with that of B in B's place, or the other way; `both` are right."""
+    (dA, dB), s = both, layer.scaling
+
+    def made(A, B, dW):
+        return s * B.T @ dW if name == "dA" else s * dW @ A.T
+
+    rows = "before the products; each row has a product of its own, and these are summed"
+    known = {
+        f"rows are averaged {rows}": made(layer.A, layer.B, torch.outer(dY.mean(0), x.mean(0))),
+        f"rows are summed {rows}": made(layer.A, layer.B, torch.outer(dY.sum(0), x.sum(0))),
+    }
+    if name == "dA":
+        return known | {"dA is made with dB; B itself belongs there": made(dA, dB, dY.T @ x)}
+    return known | {"dB is made with dA; A itself belongs there": made(dA, dB, dY.T @ x)}
+
+
 def merged(W, update, alpha, r):
     """Wrong versions of `W + update`, where `update` is the right one, (alpha / r) B A."""
     known, product = factors(alpha, r, *W.shape), update / (alpha / r)
@@ -103,6 +122,7 @@ def stabilised(alpha, r):
         "it is cut off at 1; a factor below 1 is one, too": max(1.0, alpha / math.sqrt(r)),
         "that is 2 r under the root; A and B share one r": alpha / math.sqrt(2 * r),
         "1 is added to the root: alpha / sqrt(r) alone": alpha / (1 + math.sqrt(r)),
+        "2 belongs nowhere: alpha / sqrt(r) alone": alpha / math.sqrt(r) / 2,
         "rank_stabilized changes nothing": alpha / r,
         "the root is over r alone: alpha / sqrt(r)": math.sqrt(alpha / r),
         "the root belongs to r, not to alpha": math.sqrt(alpha) / r,

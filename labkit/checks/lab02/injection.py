@@ -24,7 +24,10 @@ def expect_injected(inject, targets, names, r, alpha, rng):
         wrapped = "give LoRALinear the layer itself, no copy and no new one"
         gone = ", ".join(got["gone"][:2])
         expect(not gone, f"after {call}, {gone} is no longer in the model: {wrapped}")
-        expect(all(s == [r, 8] for s in got["shapes"].values()), f"{call}: r is not passed on")
+        turned = all(s == [alpha, 8] for s in got["shapes"].values())
+        hint = "; alpha stands in its place: LoRALinear(base, r, alpha)" if turned else ""
+        right = all(s == [r, 8] for s in got["shapes"].values())
+        expect(right, f"{call}: r is not passed on{hint}")
         _expect_outputs(got["y"], weights, factors, alpha, call)
     with part():
         _expect_flags(call, got["flags"], names, got["shapes"])
@@ -119,7 +122,8 @@ def _expect_names(adapted, wanted, call, count):
     if again:
         hint = f"it stops too early: another {again[0]} is replaced"
     if count == 0:
-        hint = "it found none: named_modules() tells of all, children of children too"
+        hint = "it found none: named_modules() tells of all, children of children too, and the "
+        hint += "last part of the dotted name is compared"
     if len(missing) == 1 and "." not in missing[0]:
         hint = f"{missing[0]} {ROOT}"
     expect(not missing, f"{call} left {', '.join(missing[:2])} as it was; {hint}")

@@ -12,7 +12,7 @@ PRODUCT = "B @ A is (d_out, r) times (r, d_in), as W is (d_out, d_in)"
 RAISED = {  # what to say of an error whose text has these words
     "size of tensor": PRODUCT,
     "cannot be multiplied": PRODUCT,
-    "has no attribute": "a layer has base, A, B, r, scaling and merged",
+    "has no attribute": "a layer has base, A, B, r, scaling and merged, and keeps them",
 }
 
 

@@ -169,6 +169,10 @@ def _expect_loaded(got, base, tuned, ids):
     with part():
         hint = "leave it beside them, and another one can take its turn"
         expect(not got["merged"], f"load_tuned merges the adapter into the base's weights: {hint}")
+        wrapped = "one PeftModel is put into another, which hides the adapter; load it once"
+        expect(got["wrapped"] == 1, f"load_tuned wraps twice: {wrapped}")
+        undone = "a merge that is undone leaves rounding; merge nothing"
+        expect(got["kept"], f"load_tuned changed the base's own weights: {undone}")
     with torch.no_grad():
         wanted, plain = (m(input_ids=ids).logits for m in (tuned, base))
     twice = "the adapter counts twice, as with twice its alpha: merged into the base and loaded "

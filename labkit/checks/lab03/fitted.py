@@ -11,6 +11,10 @@ FITS = {
     "unsupported operand": "prompt_ids and answer_ids are plain lists of ints",
     "unexpected keyword": "the parameters are prompt_ids, answer_ids, max_length",
 }
+OWN = dict.fromkeys(
+    ("it raised ValueError", "it raised AssertionError"),
+    "no row is refused: the prompt gives way, and an answer too long keeps its head",
+)
 
 
 def expect_fit(fit, rng):
@@ -32,7 +36,7 @@ def expect_fit(fit, rng):
 def _expect_fit(fit, rng, p, a, longest, what):
     prompt, answer = words(p, rng), [*words(a - 1, rng), END]
     call = f"fit of {p} prompt and {a} answer tokens to {longest} ({what})"
-    got = ask(call, fit, prompt, answer, longest, hint=FITS)
+    got = ask(call, fit, prompt, answer, longest, hint=FITS | OWN)
     pair = isinstance(got, list) and len(got) == 2
     expect(pair, f"{call} gave {kind_of(got)}, wanted the pair input_ids, labels")
     lists = all(isinstance(one, list) for one in got)
@@ -43,16 +47,19 @@ def _expect_fit(fit, rng, p, a, longest, what):
     right = [head + kept, [IGNORED] * len(head) + kept]
     if [ids, labels] == right:
         return
+    expect([labels, ids] != right, f"{call}: the pair is turned round: input_ids, then labels")
     told = f"{call}: {len(ids)} input_ids and {len(labels)} labels; every token has a label"
-    expect(len(ids) == len(labels), told, hint="-100 where it is not learned")
+    more = len(labels) - len(ids) == p - len(head) > 0
+    hint = "the prompt was cut and its labels were not" if more else "-100 where it is not learned"
+    expect(len(ids) == len(labels), told, hint=hint)
     for message, guess in _misfit(prompt, answer, longest).items():
         if [list(one) for one in guess] == [ids, labels]:
             raise CheckFailed(f"{call}: {message}")
-    _expect_parts(call, ids, labels, right, longest)
+    _expect_parts(call, ids, labels, right, longest, prompt, kept)
     raise CheckFailed(f"{call} gave {got}, wanted {right}", bare=True)
 
 
-def _expect_parts(call, ids, labels, right, longest):
+def _expect_parts(call, ids, labels, right, longest, prompt, kept):
     """What shows on a row that no known mistake explains."""
     with_label = [y for y in labels if y != IGNORED]
     over = "the row is longer than max_length"
@@ -65,6 +72,14 @@ def _expect_parts(call, ids, labels, right, longest):
     missing = [y for y in right[1] if y != IGNORED and y not in with_label]
     told = "the answer lost tokens that had room; the prompt is what gives way"
     expect(not missing, f"{call}: {told}")
+    asked, n = [i for i, y in zip(*right, strict=True) if y == IGNORED], len(with_label)
+    mine = ids[: len(ids) - n]
+    if ids[len(ids) - n :] == right[0][len(asked) :] and len(mine) < len(asked):
+        told = f"{call}: the prompt lost {len(asked) - len(mine)} tokens that had room"
+        whole = "; a slice takes a number below 0 from the end: max(0, …)"
+        raise CheckFailed(told + whole * (mine == prompt[len(prompt) + len(kept) - longest :]))
+    told = f"{call}: other tokens of the prompt are kept than its last {len(asked)}"
+    expect(ids[len(asked) :] != right[0][len(asked) :], f"{told}: cut it from its front")
 
 
 def _misfit(prompt, answer, n):
@@ -115,7 +130,10 @@ def _parts(prompt, answer, n):
         "an answer that is too long keeps its tail: keep its head": ([], answer[-n:]),
         f"the row keeps one token less than max_length: {other}": (_last(prompt, room - 1), cut),
         f"the row keeps one token more than it holds: {other}": (_last(prompt, room + 1), cut),
-        "the row is dropped: the prompt can give way": ([], []),
+        "the row is dropped: the prompt can give way, and an answer too long keeps its head": (
+            [],
+            [],
+        ),
     }
 
 

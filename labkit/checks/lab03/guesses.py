@@ -18,6 +18,9 @@ def counts(shapes, r):
         **counted(shapes, r),
         **_counted_by_name(shapes, r),
         "this counts the dense weights": dense,
+        "this is what LoRA saves; what A and B hold is asked": dense - r * (d_out + d_in),
+        "this counts the names; a matrix has r * (d_out + d_in) numbers": r * len(pairs),
+        "that is the mean over the matrices; sum over them": r * (d_out + d_in) // len(pairs),
         "r is missing": d_out + d_in,
         "this is twice as much: a matrix is in shapes once, and a number is no bytes": 2
         * r
@@ -84,6 +87,13 @@ def _losses(model, ids, shift=1, mask=None, softmax=False, over=-1):
     return F.cross_entropy(logits[: len(ids) - shift], ids[shift:], reduction="none")
 
 
+@torch.no_grad()
+def _likeliest(model, ids):
+    """Negative log-likelihood, in nats, of the likeliest token at each place but the last."""
+    logits = model(input_ids=ids[None]).logits[0, :-1].double()
+    return -logits.log_softmax(-1).amax(-1)
+
+
 def perplexity(model, tokenizer, texts):
     """The perplexity of the texts."""
     ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
@@ -97,6 +107,10 @@ def perplexities(model, tokenizer, texts):
     every, means = torch.cat(losses), torch.stack([x.mean() for x in losses])
     mean = every.mean().item()
     yield "this is the mean of the texts' perplexities; long texts count more", means.exp().mean()
+    for more in (0, 1):
+        counts = torch.tensor([float(len(x) + more) for x in losses], dtype=means.dtype)
+        told = "the texts' perplexities are averaged, weighed by tokens: average losses, then exp"
+        yield told, means.exp() @ counts / counts.sum()
     sizes = torch.tensor([len(text) for text in texts]).double()
     told = "the texts' mean losses are weighed by characters: weigh by predicted tokens"
     yield told, _exp(means.double() @ sizes / sizes.sum())
@@ -107,6 +121,8 @@ def perplexities(model, tokenizer, texts):
     yield "this is the mean loss; exp is missing", mean
     yield "this is 2 to the power of a loss in nats; use exp", 2**mean
     yield "this is the mean loss in bits", mean / math.log(2)
+    told = "that is the loss of the likeliest tokens; the text's own tokens are asked"
+    yield told, _exp(torch.cat([_likeliest(model, i) for i in ids]).mean())
     told = "the mean is one of losses, not of probabilities: log first"
     yield told, 1 / every.neg().exp().mean()
     yield (

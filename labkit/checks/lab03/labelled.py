@@ -45,10 +45,13 @@ def _expect_labels(answer_labels, side, pad, rng):
     if torch.equal(got.long(), right):
         expect(got.dtype == ids.dtype, f"{call}: {got.dtype}; keep the dtype of input_ids")
         return
+    ignored = got[right == IGNORED].unique()
+    told = f"{call}: ignored tokens have {ignored[0]}; cross_entropy leaves out -100 alone"
+    expect(len(ignored) > 1 or ignored[0] in (IGNORED, 0, -1, pad, END), told)
     for message, guess in mislabelled(ids, mask, prompts, pad).items():
         if torch.equal(got.long(), guess) and not torch.equal(guess, right):
             raise CheckFailed(f"{call}: {message}")
-    raise CheckFailed(f"{call}: {_difference(got.long(), right, ids, mask)}", bare=True)
+    raise CheckFailed(f"{call}: {_difference(got.long(), right, ids, mask)}")
 
 
 def batch(side, pad, rng):
@@ -124,6 +127,11 @@ def _chosen(ids, real, asked, prompts):
         NO_END: asked & ~ends,
         f"{NO_END}; and {LEFT}": counted & ~ends,
         LEFT: counted & real,
+        f"{LEFT}, both at its beginning and at its end": counted & (places < real.sum(1)[:, None]),
+        "`~` of 1 and 0 is -2 and -1, numbers of rows: make the mask bool first": (
+            real.cumsum(1) > prompts[:, None]
+        )
+        & (torch.arange(len(ids)) < len(ids) - 2)[:, None],
         f"{PADDED}, and {LEFT}": counted,
         PADDED: asked | ~real,
         PROMPTED: real,
@@ -150,9 +158,15 @@ def _written(ids, real, right, pad):
     """`{message: labels}` of the right places with wrong numbers in them, or around them."""
     asked = right != IGNORED
     shifts = "the model shifts the labels itself: label t is token t"
+    late = "labels are moved before the masks are laid on; the model shifts them itself"
     return {
+        late: torch.where(asked, ids.roll(-1, 1), IGNORED),
+        f"{late}, the other way": torch.where(asked, ids.roll(1, 1), IGNORED),
         "padding's labels are 0, and 0 is a token: -100 is what the loss leaves out": (
             torch.where(real, right, 0)
+        ),
+        "the prompt's labels are 0, and 0 is a token: -100 is what the loss leaves out": (
+            torch.where(real & ~asked, 0, right)
         ),
         "ignored tokens get -100, which cross_entropy leaves out; 0 is a token": (
             torch.where(asked, ids, 0)
@@ -172,9 +186,18 @@ def _shifted(right, by):
 
 
 def _difference(got, right, ids, mask):
-    """The first row that differs, whole, and how many others do."""
+    """Which kinds of tokens are labelled wrongly, and the first row that differs, whole."""
+    asked, real, has = right != IGNORED, mask.bool(), got != IGNORED
+    kinds = {
+        "of the prompt have a label": real & ~asked & has,
+        "of padding have a label": ~real & has,
+        "of the answer have none": asked & ~has,
+        "of the answer have another number than their own id": asked & has & (got != ids),
+    }
+    told = [f"{int(where.sum())} {name}" for name, where in kinds.items() if where.any()]
     row = int((got != right).any(1).nonzero()[0])
     return (
-        f"of the row {ids[row].tolist()} with attention_mask {mask[row].tolist()} yours are "
-        f"{got[row].tolist()}, wanted {right[row].tolist()}"
+        f"tokens in {len(ids)} rows: {', '.join(told)}. Of the row {ids[row].tolist()} with "
+        f"attention_mask {mask[row].tolist()} yours are {got[row].tolist()}, "
+        f"wanted {right[row].tolist()}"
     )

@@ -32,6 +32,7 @@ SHARES = {
     "this is the number of matches": 4,
     "this is in percent; a share is from 0 to 1": 400 / 6,
     "this is the share of wrong ones": 2 / 6,
+    "a return inside the loop ends it after the first pair": 1 / 6,
     "an answer of which a part is right is wrong: all of it or nothing": 5 / 6,
     "an answer that is right but for one field is wrong: all of it or nothing": (4 + 2 * 4 / 5) / 6,
     "no pair counts: is it eval instead of json.loads, or does all(), //, round() or "

@@ -90,6 +90,8 @@ def _around(ids, wanted, tokenizer):
         return "the generation prompt stands there twice"
     if more and set(more) == {tokenizer.pad_token_id}:
         return "padding stands behind it: one prompt alone needs none"
+    if len(ids) < len(wanted) - 2 and ids == wanted[: len(ids)]:
+        return f"it is cut after {len(ids)} tokens: the prompt is whole, truncation is for rows"
     if ids == wanted[:-2]:
         told = "the last message is left open, as by continue_final_message: it is whole, and the "
         return told + "answer's turn comes after it: add_generation_prompt=True"

@@ -164,6 +164,9 @@ def _differences(pc, pr, rc, rr):
             (pc - rc).exp() - (pr - rr).exp()
         ),
         "logarithms are divided, wanted their differences": pc / rc - pr / rr,
+        "the four are logarithms already: take their differences, no log of a ratio": (
+            (pc / rc).abs().log() - (pr / rr).abs().log()
+        ),
         "probabilities stand in the place of their logarithms": (
             pc.exp() - rc.exp() - pr.exp() + rr.exp()
         ),

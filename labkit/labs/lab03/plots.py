@@ -126,7 +126,7 @@ def forgetting(runs, live, guess):
     base = runs.loc[runs["study"] == "base", "perplexity"].item()
     runs = forgotten(runs)
     ways = list(dict.fromkeys(runs["way"]))[::-1]
-    fig, ax = figure(height=1.5 + 0.42 * len(ways))
+    fig, ax = figure(height=1.8 + 0.42 * len(ways))
     places = [ways.index(way) for way in runs["way"]]
     ax.plot(runs["perplexity"], places, "o", color=PALETTE[0], alpha=0.8, label="a seed each")
     stars = [ways.index(way) for way in live]
@@ -135,13 +135,11 @@ def forgetting(runs, live, guess):
     ax.text(base, len(ways) - 0.45, " base", color=INK, va="top")
     ax.set_yticks(range(len(ways)), ways)
     ax.set(xlabel="perplexity, everyday English", ylim=(-0.5, len(ways) - 0.4))
-    ax.legend(loc="best")
-    means = runs.groupby("way", sort=False)["rise"].mean()
-    least, most = means.idxmin(), means.idxmax()
-    ax.set_title(
-        "At equal task loss, English has become harder by\n"
-        f"{means[least]:.0f}% ({least}) to {means[most]:.0f}% ({most})"
-    )
+    fig.legend(loc="outside lower center", ncols=2, fontsize=9)
+    rises = runs.groupby("way", sort=False)["rise"].agg(["mean", "sem"])
+    ends = [rises["mean"].idxmin(), rises["mean"].idxmax()]
+    told = [f"{rises['mean'][way]:.0f} ± {rises['sem'][way]:.0f}% ({way})" for way in ends]
+    ax.set_title(f"At equal task loss, English has become harder by\n{told[0]} to {told[1]}")
     guess.draw(ax, "x")
     return fig
 

@@ -238,12 +238,14 @@ def scaled_logits(tuned, ids, factor):
 def reloaded(load_tuned, seed, r, ids):
     """What `load_tuned(base, folder)` returns as data: its type, mode, logits.
 
-    `own`: whether `base` itself is in it; `merged`: whether its weights hold the adapter;
+    `own`: whether `base` itself is in it; `wrapped`: how many PeftModels it is; `kept`: whether
+    base's weights are as they were, to the bit; `merged`: whether they hold the adapter;
     `plain`: logits with the adapter switched off.
     """
     from peft import PeftModel
 
     base, tuned = tiny_adapted(seed, r)
+    before = {name: p.detach().clone() for name, p in base.named_parameters()}
     with tempfile.TemporaryDirectory() as folder, _no_other_base():
         tuned.save_pretrained(folder)
         model = load_tuned(base, Path(folder))
@@ -252,6 +254,9 @@ def reloaded(load_tuned, seed, r, ids):
     told = {"training": any(m.training for m in model.modules())}
     told["trains"] = [n for n, p in model.named_parameters() if p.requires_grad][:1]
     told["own"] = any(m is base for m in model.modules())
+    told["wrapped"] = sum(isinstance(m, PeftModel) for m in model.modules())
+    after = {name.replace(".base_layer", ""): p for name, p in base.named_parameters()}
+    told["kept"] = all(torch.equal(p, after.get(name, p)) for name, p in before.items())
     told["merged"] = any(getattr(m, "merged", False) is True for m in model.modules())
     with torch.no_grad():
         told["logits"] = model.eval()(input_ids=ids).logits
