@@ -107,6 +107,9 @@ def codebook():
             _quantiles(7) + [0.0] + [-v for v in _quantiles(6)]
         ),
         "cdf goes from values to probabilities; the way back is icdf": _by(torch.special.ndtr),
+        "cdf goes from values to probabilities, and 0.5 to no zero; the way back is icdf": (
+            _by_cdf()
+        ),
         "erfinv wants 2 p - 1 of a probability p": _by(torch.special.erfinv),
         "these are the probabilities themselves; take their quantiles": _by(lambda p: p),
         "the ends are the largest quantile divided by itself; don't set them": torch.cat(
@@ -174,6 +177,13 @@ def _by(function):
     p = [torch.linspace(OFFSET, 0.5, n + 1, dtype=torch.double)[:-1] for n in (8, 7)]
     above, below = map(function, p)
     values = torch.cat([-below, above.new_zeros(1), above]).sort().values
+    return values / values.max()
+
+
+def _by_cdf():
+    """The recipe with the cdf, of 0.5 too."""
+    p = [torch.linspace(0.5, OFFSET, n, dtype=torch.double) for n in (9, 8)]
+    values = torch.cat([torch.special.ndtr(p[0]), -torch.special.ndtr(p[1][1:])]).sort().values
     return values / values.max()
 
 

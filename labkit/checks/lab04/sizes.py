@@ -73,6 +73,7 @@ def bits(block, double):
     return (told if block != 64 else {}) | {
         "this is the share of the scales alone; add 4 bits for the code": scales,
         "these are bytes; wanted bits": (4 + scales) / 8,
+        "the scales are counted in bytes, the codes in bits": 4 + scales / 8,
         "// rounds the shares down: divide by /": whole,
         "the shares are upside down: 32 bits serve `block` weights, 32 / block": 4 + block / 32,
         "8 bits of code? A code has 4": 8 + scales,
@@ -123,8 +124,10 @@ def training_parts(n, t, method):
     return {
         "weights": weights,
         "gradients": {k: v * t for k, v in two.items()}
-        | {everyone: 4.0 * n, f"{everyone}, and a gradient is fp32": 2.0 * n},
-        "optimizer": {k: v * t for k, v in moments.items()} | {everyone: 8.0 * n},
+        | {everyone: 4.0 * n, f"{everyone}, and a gradient is fp32": 2.0 * n}
+        | {f"{everyone} alone": 4.0 * (n + t)},
+        "optimizer": {k: v * t for k, v in moments.items()}
+        | {everyone: 8.0 * n, f"{everyone} alone": 8.0 * (n + t)},
     }
 
 
@@ -161,6 +164,7 @@ def _parts_in_bf16(n):
         "optimizer": {
             f"{all_bf16}: two moments make 4": 8.0 * n,
             "Adam keeps two moments, 2 bytes each": 2.0 * n,
+            "no fp32 copy of the weights here: two moments of 2 bytes make 4": 12.0 * n,
             "two moments of 2 bytes make 4; gradients are counted apart": 6.0 * n,
         },
     }

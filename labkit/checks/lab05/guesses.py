@@ -121,6 +121,9 @@ def overlaps(A1, A2, i, j):
         "the singular values are in it; wanted are the directions alone": S1[:i, None]
         * product
         * S2[:j],
+        "the singular values over the largest are in it; wanted are the directions alone": (
+            (S1 / S1[0])[:i, None] * product * (S2 / S2[0])[:j]
+        ),
         "these are columns of Vh; its rows are the right vectors (full_matrices=False)": F1[:, :i].T
         @ F2[:, :j],
         "eigh sorts upwards, so the top vectors come last": E1[:, :i].T @ E2[:, :j],
@@ -157,6 +160,13 @@ def _norms(product, total, i, j, ranks):
             values.max() ** 2
         ).item()
         / least,
+        "that is the largest singular value alone: Frobenius sums all squares, over min(i, j)": (
+            (values.max() ** 2).item()
+        ),
+        "that compares the i-th vector with the j-th alone; the first i and the first j count": (
+            product[-1, -1].square().item()
+        ),
+        "the sum is squared; square each entry, then sum": product.sum().square().item() / least,
         "the sum of singular values is another norm: Frobenius sums their squares": (
             values.sum().item() / least
         ),

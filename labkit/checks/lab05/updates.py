@@ -93,6 +93,11 @@ def _factors(G, A, r, alpha, lr):
         "alpha / r comes twice: Adam takes the size of the gradient away, and a factor in it": (
             s * s * lr * step
         ),
+        "alpha is divided by d_in, and belongs over r, the rows of A": alpha
+        / G.shape[1]
+        * lr
+        * step,
+        "alpha is divided by d_out, and belongs over r, the rows of A": alpha / len(G) * lr * step,
         "the factor here is alpha / r, without a root": (alpha / r**0.5 * lr * step),
         "the factor is upside down: alpha / r": (lr / s * step),
         "lr is missing: it is how far Adam moves each number of B": (s * step),

@@ -61,6 +61,12 @@ def _rounded(base, update):
         f"the dequantised weights {sixteen}": base.bfloat16() + update,
         f"the numbers of the update {sixteen}": base + update.bfloat16(),
         f"the numbers of the update {sixteen} (fp16)": base + update.half(),
+        f"the update and the weights {sixteen}, as the sum does": (
+            base.bfloat16() + update.bfloat16()
+        ),
+        f"the update and the weights {sixteen}, as the sum does (fp16)": (
+            base.half() + update.half()
+        ),
         f"the update and the weights {sixteen}": base.bfloat16().float() + update.bfloat16(),
         "the dequantised weights are rounded to fp16 before the sum; stay in fp32": base.half()
         + update,

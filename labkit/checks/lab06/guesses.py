@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from labkit.checks.compare import close
 
 SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
@@ -128,6 +130,12 @@ def souped(states, name, parts):
         "that is the weights' square roots; take them as they are": mixed(
             [math.sqrt(w) for w in parts]
         ),
+        "the weights go through softmax; they sum to 1 already": mixed(
+            torch.tensor(parts).softmax(0).tolist()
+        ),
+        "that is the median of the states, not their mean": torch.stack(
+            [s[name] for s in states]
+        ).median(0)[0],
         "this is the first state alone": states[0][name],
         "this is the last state alone": states[-1][name],
     }
@@ -239,6 +247,9 @@ def _factors(p, q):
         )
         .mean()
         .item(),
+        "only p's likeliest token is looked at; all tokens count, by p": (
+            (log_p - log_q).gather(-1, p.argmax(-1, keepdim=True)).mean().item()
+        ),
         "softmax is taken twice: log_softmax takes the logits": kl(p.softmax(-1), q.softmax(-1))
         .mean()
         .item(),
