@@ -192,6 +192,23 @@ def _count_and_guesses(packed, tied, adapted, *size):
             2 * sum(p.numel() for p in stored if p.dtype == torch.uint8)
         ),
         **_counts_by_name(model, wanted),
+        **_counts_by_size(stored),
+    }
+
+
+def _counts_by_size(stored):
+    """What it gives to leave small ones out, and to take a byte for more or fewer numbers."""
+
+    def each(packed, least=1):
+        sizes = [(p.numel(), p.dtype == torch.uint8) for p in stored if p.dim() >= least]
+        return int(sum(n * (packed if small else 1) for n, small in sizes))
+
+    return {
+        "a byte is 8 bits, and holds two numbers of 4": each(8),
+        "norms and biases, of one dimension, are parameters too": each(2, least=2),
+        "a byte holds two codes; their scales stand elsewhere, and count as nothing": each(
+            8 / 4.127
+        ),
     }
 
 
@@ -226,7 +243,6 @@ def _counts_by_name(model, wanted):
             lambda n, p: 2 - p.requires_grad
         ),
         "a byte holds two numbers of 4 bits, not four": each(lambda n, p: 3 * two(p) - 2),
-        "a byte is 8 bits, and holds two numbers of 4": each(lambda n, p: 7 * two(p) - 6),
         "biases are parameters too": each(lambda n, p: two(p) * ("bias" not in n)),
         "a byte holds two numbers: twice numel(), not half of it": int(
             each(lambda n, p: 1 / two(p))

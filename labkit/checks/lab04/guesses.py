@@ -1,5 +1,6 @@
 """What misconceptions give in lab 4: each function maps a message to the wrong value."""
 
+import math
 from statistics import NormalDist
 
 import torch
@@ -34,6 +35,13 @@ def scales(x, bits):
         half: peak / (2**bits - 1),
         f"{half}, not by 2**bits": peak / 2**bits,
         "the scale is absmax itself; divide it by the largest integer": peak,
+        "the scale is rounded up to a power of two; take it as it comes": (
+            2.0 ** math.ceil(math.log2(peak / top))
+        ),
+        "the scale is rounded down to a power of two; take it as it comes": (
+            2.0 ** math.floor(math.log2(peak / top))
+        ),
+        "the scale is made a whole number; take it as it comes": math.ceil(peak / top),
         "the scale is the mean of |x|; take the largest": x.abs().mean().item() / top,
         "the scale is a standard deviation; take the largest": x.std().item() / top,
         f"^ is no power in Python: 2 ** (bits - 1) - 1 = {top}": peak / ((2 ^ (bits - 1)) - 1 or 1),
@@ -107,9 +115,6 @@ def codebook():
             _quantiles(7) + [0.0] + [-v for v in _quantiles(6)]
         ),
         "cdf goes from values to probabilities; the way back is icdf": _by(torch.special.ndtr),
-        "cdf goes from values to probabilities, and 0.5 to no zero; the way back is icdf": (
-            _by_cdf()
-        ),
         "erfinv wants 2 p - 1 of a probability p": _by(torch.special.erfinv),
         "these are the probabilities themselves; take their quantiles": _by(lambda p: p),
         "the ends are the largest quantile divided by itself; don't set them": torch.cat(
@@ -137,6 +142,7 @@ def codebook():
         ).double(),
         **_in_a_row(),
         **_other_ends(),
+        **_other_functions(),
     }
 
 
@@ -178,6 +184,19 @@ def _by(function):
     above, below = map(function, p)
     values = torch.cat([-below, above.new_zeros(1), above]).sort().values
     return values / values.max()
+
+
+def _other_functions():
+    """Codebooks of other functions than a normal distribution's quantiles."""
+    return {
+        "cdf goes from values to probabilities, and 0.5 to no zero; the way back is icdf": (
+            _by_cdf()
+        ),
+        "these are a Laplace distribution's quantiles; take a normal one's": _by(
+            lambda p: -(2 * (1 - p)).log()
+        ),
+        "these are a logistic distribution's quantiles; take a normal one's": _by(torch.logit),
+    }
 
 
 def _by_cdf():

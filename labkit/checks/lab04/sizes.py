@@ -87,6 +87,9 @@ def bits(block, double):
         "256 scales share a scale, as in a group, not 64": 4 + 8 / block + 32 / (block * 64),
         "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
         "256 blocks of `block` weights are their product": 4 + 8 / block + 32 / (block + 256),
+        "offset is one number for all blocks, and counts as nothing": (
+            4 + 8 / block + 64 / (block * 256)
+        ),
         "double_quant changes nothing": 4 + first,
         "with double_quant=False the scales stay fp32": 4 + second,
         "a scale has 8 bits; 4 are those of a code": 4 + 4 / block + 32 / (block * 256),
@@ -125,7 +128,7 @@ def training_parts(n, t, method):
         "weights": weights,
         "gradients": {k: v * t for k, v in two.items()}
         | {everyone: 4.0 * n, f"{everyone}, and a gradient is fp32": 2.0 * n}
-        | {f"{everyone} alone": 4.0 * (n + t)},
+        | {f"{everyone} alone": 4.0 * (n + t), f"{everyone}, and by no base": 2.0 * n + 4 * t},
         "optimizer": {k: v * t for k, v in moments.items()}
         | {everyone: 8.0 * n, f"{everyone} alone": 8.0 * (n + t)},
     }
@@ -138,6 +141,10 @@ def _weights_in_4_bits(n, t, base):
         "n_params is the base alone: take nothing off": base - 4.126953 / 8 * t + 4 * t,
         "these are bits; 8 make a byte": 8 * base + 4 * t,
         "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
+        "no 16-bit copy stays beside the packed base: it is looked up, used and forgotten": (
+            base + 2 * n + 4 * t
+        ),
+        "two codes share a byte, not four": base / 2 + 4 * t,
         "4 bits are half a byte": 4.126953 * n + 4 * t,
         "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
         "4 bits a parameter, nothing for the scales, and the adapter is fp32": n / 2 + 2 * t,

@@ -80,6 +80,9 @@ def _expect_merged(got, W, A, B, alpha, call):
     """The numbers of a merge; those in W's dtype are rounded once."""
     r, wanted = len(A), _peft_merged(W, A, B, alpha)
     known = merged(W.float(), alpha / r * B @ A, alpha, r)
+    known["that is half of the sum: W stays whole, and the update is added"] = (
+        W.float() + alpha / r * B @ A
+    ) / 2
     for which, at in (("last", -1), ("first", 0)):
         one = f"only the {which} of the r products b a is added: add up all of them"
         known[one] = W.float() + alpha / r * torch.outer(B[:, at], A[at])

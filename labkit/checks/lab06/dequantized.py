@@ -48,8 +48,18 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
         "the codes are taken for numbers; look them up in codebook": (W4 * scales).reshape(shape)
         + update,
         "absmax belongs to blocks of 64 neighbours: repeat_interleave, not repeat": tiled + update,
+        f"the numbers are not shared out evenly: each run has {BLOCK}, the last may be shorter": (
+            values * _even(absmax, n)
+        ).reshape(shape)
+        + update,
         "the numbers are laid out by columns; W is stored row by row": by_column + update,
     }
+
+
+def _even(absmax, n):
+    """The scales of n weights in runs of n // len(absmax), 0 behind them."""
+    each = absmax.repeat_interleave(n // len(absmax))
+    return torch.nn.functional.pad(each, (0, n - len(each)))
 
 
 def _rounded(base, update):
