@@ -930,9 +930,9 @@ if lab.experiment("Time of a step", 18, needs=["4.6"]):
 # %% [markdown]
 # Compare the seconds between the lines with the seconds of the step. By this account they should be
 # the same everywhere. They are small and noisy: when we ran it, 0.03 to 0.08 s. What is sure is
-# that their share falls, there from a quarter to a few percent. With the sixteen commands of the
-# training above it drowns in the machine's noise. "30% slower" is one point on such a line. For a
-# 7-billion model on an A100 litgpt's authors report 56 to 62% at one sequence a step, others 39%
+# that their share falls, there from about a quarter to below a tenth. With the sixteen commands of
+# the training above it drowns in the machine's noise. "30% slower" is one point on such a line. For
+# a 7-billion model on an A100 litgpt's authors report 56 to 62% at one sequence a step, others 39%
 # (their figures; no GPU measured them here). And the price buys memory, with which you can enlarge
 # the batch, or turn checkpointing off.
 #

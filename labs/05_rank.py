@@ -837,8 +837,9 @@ if lab.experiment("Zero-shot on 48 tickets", 20):
     display(compare_answers(some["text"], some["category"], {"zero-shot": told}, rows=4))
 
 # %% [markdown]
-# This model talks where it should name. That is a matter of form, which examples in the prompt can
-# mend, and not yet a verdict on what it knows.
+# This model talks where it should name, and what it says hardly ever holds the right name. A part
+# of that is form, which examples in the prompt can mend. So it is not yet a verdict on what it
+# knows.
 #
 # The rungs above take minutes each, so they are in a file, made by `benchmarks/tickets_study.py`.
 # Two are cheap again: a logistic regression on TF-IDF of words, and one on runs of two to five

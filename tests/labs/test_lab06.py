@@ -1011,7 +1011,38 @@ DIVERGENCES = [
     ),
 ]
 
+
+def of_first_A(adapters, weights):
+    return adapters[0][0], sum(w * B for w, (_, B) in zip(weights, adapters, strict=True))
+
+
+def median_soup(states, weights=None):
+    soup(states, weights)
+    return {name: torch.stack([s[name] for s in states]).median(0)[0] for name in states[0]}
+
+
+def shared_out_evenly(W4, absmax, codebook, A, B, alpha, shape):
+    each = absmax.repeat_interleave(len(W4) // len(absmax))
+    each = F.pad(each, (0, len(W4) - len(each)))
+    return (codebook[W4.long()] * each).reshape(shape) + alpha / len(A) * B @ A
+
+
 WRONG = [
+    (
+        check.merges,
+        lambda W, A, B, alpha: (W.float() + alpha / len(A) * (A.T @ B.T)).to(W.dtype),
+        "and so is its update, B @ A",
+    ),
+    (
+        check.divergence,
+        lambda p, q: (lambda P, Q: ((P - Q) ** 2 / Q).sum(-1).mean().item())(
+            p.double().softmax(-1), q.double().softmax(-1)
+        ),
+        "chi-squared",
+    ),
+    (check.merges_quantized, shared_out_evenly, "shared out evenly"),
+    (check.combines, of_first_A, combine_cat, "A of the first adapter alone"),
+    (check.mixes, median_soup, "median of the states"),
     *[(check.merges, *case) for case in MERGES],
     *[(check.merges_quantized, *case) for case in QUANTIZED],
     *[(check.combines, *case) for case in COMBINES],

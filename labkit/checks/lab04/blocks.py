@@ -122,6 +122,9 @@ def _expect_peaks(peaks, w, block, call):
         "the scale is max(), not abs().max()": torch.stack([p.max() for p in parts]),
         "these are means; absmax is the largest": torch.stack([p.abs().mean() for p in parts]),
         "these are lengths; absmax is the largest": torch.stack([p.norm() for p in parts]),
+        "these are root mean squares; absmax is the largest": torch.stack(
+            [p.square().mean().sqrt() for p in parts]
+        ),
         "these are standard deviations; absmax is the largest": torch.stack(
             [p.std() for p in parts]
         ),

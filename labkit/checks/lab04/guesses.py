@@ -1,5 +1,6 @@
 """What misconceptions give in lab 4: each function maps a message to the wrong value."""
 
+import math
 from statistics import NormalDist
 
 import torch
@@ -34,6 +35,13 @@ def scales(x, bits):
         half: peak / (2**bits - 1),
         f"{half}, not by 2**bits": peak / 2**bits,
         "the scale is absmax itself; divide it by the largest integer": peak,
+        "the scale is rounded up to a power of two; take it as it comes": (
+            2.0 ** math.ceil(math.log2(peak / top))
+        ),
+        "the scale is rounded down to a power of two; take it as it comes": (
+            2.0 ** math.floor(math.log2(peak / top))
+        ),
+        "the scale is made a whole number; take it as it comes": math.ceil(peak / top),
         "the scale is the mean of |x|; take the largest": x.abs().mean().item() / top,
         "the scale is a standard deviation; take the largest": x.std().item() / top,
         f"^ is no power in Python: 2 ** (bits - 1) - 1 = {top}": peak / ((2 ^ (bits - 1)) - 1 or 1),
@@ -134,6 +142,7 @@ def codebook():
         ).double(),
         **_in_a_row(),
         **_other_ends(),
+        **_other_functions(),
     }
 
 
@@ -174,6 +183,26 @@ def _by(function):
     p = [torch.linspace(OFFSET, 0.5, n + 1, dtype=torch.double)[:-1] for n in (8, 7)]
     above, below = map(function, p)
     values = torch.cat([-below, above.new_zeros(1), above]).sort().values
+    return values / values.max()
+
+
+def _other_functions():
+    """Codebooks of other functions than a normal distribution's quantiles."""
+    return {
+        "cdf goes from values to probabilities, and 0.5 to no zero; the way back is icdf": (
+            _by_cdf()
+        ),
+        "these are a Laplace distribution's quantiles; take a normal one's": _by(
+            lambda p: -(2 * (1 - p)).log()
+        ),
+        "these are a logistic distribution's quantiles; take a normal one's": _by(torch.logit),
+    }
+
+
+def _by_cdf():
+    """The recipe with the cdf, of 0.5 too."""
+    p = [torch.linspace(0.5, OFFSET, n, dtype=torch.double) for n in (9, 8)]
+    values = torch.cat([torch.special.ndtr(p[0]), -torch.special.ndtr(p[1][1:])]).sort().values
     return values / values.max()
 
 

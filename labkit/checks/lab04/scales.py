@@ -67,6 +67,7 @@ def _expect_doubled(got, absmax, group, call, tol):
         "offset is taken off with a plus: absmax - mean, and the mean comes back": -mean,
         "this is the smallest one; take the mean": absmax.min().item(),
         "this is the median; take the mean": absmax.median().item(),
+        "this is the geometric mean; take the usual one": absmax.log().mean().exp().item(),
         "this is the largest one; take the mean": absmax.max().item(),
         "this is half way from the smallest to the largest; take the mean": (
             (absmax.max() + absmax.min()).item() / 2

@@ -73,6 +73,7 @@ def bits(block, double):
     return (told if block != 64 else {}) | {
         "this is the share of the scales alone; add 4 bits for the code": scales,
         "these are bytes; wanted bits": (4 + scales) / 8,
+        "the scales are counted in bytes, the codes in bits": 4 + scales / 8,
         "// rounds the shares down: divide by /": whole,
         "the shares are upside down: 32 bits serve `block` weights, 32 / block": 4 + block / 32,
         "8 bits of code? A code has 4": 8 + scales,
@@ -86,6 +87,9 @@ def bits(block, double):
         "256 scales share a scale, as in a group, not 64": 4 + 8 / block + 32 / (block * 64),
         "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
         "256 blocks of `block` weights are their product": 4 + 8 / block + 32 / (block + 256),
+        "offset is one number for all blocks, and counts as nothing": (
+            4 + 8 / block + 64 / (block * 256)
+        ),
         "double_quant changes nothing": 4 + first,
         "with double_quant=False the scales stay fp32": 4 + second,
         "a scale has 8 bits; 4 are those of a code": 4 + 4 / block + 32 / (block * 256),
@@ -123,8 +127,10 @@ def training_parts(n, t, method):
     return {
         "weights": weights,
         "gradients": {k: v * t for k, v in two.items()}
-        | {everyone: 4.0 * n, f"{everyone}, and a gradient is fp32": 2.0 * n},
-        "optimizer": {k: v * t for k, v in moments.items()} | {everyone: 8.0 * n},
+        | {everyone: 4.0 * n, f"{everyone}, and a gradient is fp32": 2.0 * n}
+        | {f"{everyone} alone": 4.0 * (n + t), f"{everyone}, and by no base": 2.0 * n + 4 * t},
+        "optimizer": {k: v * t for k, v in moments.items()}
+        | {everyone: 8.0 * n, f"{everyone} alone": 8.0 * (n + t)},
     }
 
 
@@ -135,6 +141,10 @@ def _weights_in_4_bits(n, t, base):
         "n_params is the base alone: take nothing off": base - 4.126953 / 8 * t + 4 * t,
         "these are bits; 8 make a byte": 8 * base + 4 * t,
         "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
+        "no 16-bit copy stays beside the packed base: it is looked up, used and forgotten": (
+            base + 2 * n + 4 * t
+        ),
+        "two codes share a byte, not four": base / 2 + 4 * t,
         "4 bits are half a byte": 4.126953 * n + 4 * t,
         "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
         "4 bits a parameter, nothing for the scales, and the adapter is fp32": n / 2 + 2 * t,
@@ -161,6 +171,7 @@ def _parts_in_bf16(n):
         "optimizer": {
             f"{all_bf16}: two moments make 4": 8.0 * n,
             "Adam keeps two moments, 2 bytes each": 2.0 * n,
+            "no fp32 copy of the weights here: two moments of 2 bytes make 4": 12.0 * n,
             "two moments of 2 bytes make 4; gradients are counted apart": 6.0 * n,
         },
     }

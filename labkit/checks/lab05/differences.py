@@ -171,6 +171,9 @@ def _error_figures(table):
         "that is the sum of two errors; wanted is that of the differences": (
             sum(map(math.sqrt, apart))
         ),
+        "that is the mean over its error; wanted is the error": (
+            statistics.fmean(right) / (spread / math.sqrt(n))
+        ),
         "that is the variance over n: its root is wanted": (spread**2 / n),
         "that is the variance; its root over sqrt(n) is wanted": (spread**2),
     }

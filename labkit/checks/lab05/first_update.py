@@ -93,6 +93,11 @@ def _factors(G, A, r, alpha, lr):
         "alpha / r comes twice: Adam takes the size of the gradient away, and a factor in it": (
             s * s * lr * step
         ),
+        "alpha is divided by d_in, and belongs over r, the rows of A": alpha
+        / G.shape[1]
+        * lr
+        * step,
+        "alpha is divided by d_out, and belongs over r, the rows of A": alpha / len(G) * lr * step,
         "the factor here is alpha / r, without a root": (alpha / r**0.5 * lr * step),
         "the factor is upside down: alpha / r": (lr / s * step),
         "lr is missing: it is how far Adam moves each number of B": (s * step),
@@ -158,6 +163,10 @@ def _moments(G, A, r, alpha, lr):
         ),
         "no mean over r: the r terms b_k a_k are summed": (right / r),
         "this is half of it": (right / 2),
+        "this is twice a first step": (2 * right),
+        "the gradient is divided by its square; Adam divides by the root of it": (
+            -s * lr * P / P.square().clamp_min(1e-8) @ A
+        ),
         "the root of lr is taken: B moves by lr itself": (right / lr**0.5),
         f"the sign is taken of G, and once more of its product with A; {of_b}": (
             -s * lr * (G.sign() @ A.T).sign() @ A

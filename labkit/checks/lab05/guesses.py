@@ -43,6 +43,7 @@ def ranks_within(shapes, budget, wanted):
         | {
             "that rank is over the budget: round down": math.ceil(exact),
             "that rank is over the budget: round down, also above a half": round(exact),
+            "there are no biases: take nothing off the budget": (budget - d_out) // sides(shapes),
             "one less than fits: a rank that meets the budget exactly is within it": wanted - 1,
             "one matrix alone may use it all; sum over shapes": min(
                 budget // sum(pair) for pair in shapes.values()
@@ -130,6 +131,7 @@ def overlaps(A1, A2, i, j):
         guesses[told] = shifted[0][:i] @ shifted[1][:j].T
     guesses = {message: M.square().sum().item() / least for message, M in guesses.items()}
     guesses |= _norms(product, total, i, j, (len(A1), len(A2)))
+    guesses |= _single(product, total, least, S1[:i] / S1[0], S2[:j] / S2[0])
     if j <= len(A1) and i <= len(A2):
         guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
     return guesses
@@ -167,6 +169,28 @@ def _norms(product, total, i, j, ranks):
         "that is one minus it: 1 where one span contains the other": 1 - total / least,
         "only the pairs on the diagonal are counted; every direction meets every other": (
             product.diagonal().square().sum().item() / least
+        ),
+    }
+
+
+def _single(product, total, least, s1, s2):
+    """Wrong numbers from some of the right products, from their sum, or weighed by s1 and s2."""
+    return {
+        "the singular values over the largest are in it; wanted are the directions alone": (
+            (s1[:, None] * product * s2).square().sum().item() / least
+        ),
+        "that is the largest singular value alone: Frobenius sums all squares, over min(i, j)": (
+            torch.linalg.svdvals(product).max().square().item()
+        ),
+        "that compares the i-th vector with the j-th alone; the first i and the first j count": (
+            product[-1, -1].square().item()
+        ),
+        "the sum is squared; square each entry, then sum": product.sum().square().item() / least,
+        "that is a distance, the root of one minus it; wanted is it alone": math.sqrt(
+            max(0.0, 1 - total / least)
+        ),
+        "one vector less than asked: the first i and the first j count": (
+            product[:-1, :-1].square().sum().item() / max(1, least - 1)
         ),
     }
 

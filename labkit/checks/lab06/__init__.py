@@ -52,7 +52,10 @@ def _peft_merged(W, A, B, alpha):
 
 
 ONCE = "add the two in fp32, and cast the sum once"
-ORDER = {"cannot be multiplied": "the update is B @ A, (d_out, r) times (r, d_in)"}
+ORDER = {
+    "cannot be multiplied": "the update is B @ A, (d_out, r) times (r, d_in)",
+    "size of tensor a": "W is (d_out, d_in), and so is its update, B @ A",
+}
 
 
 @exercise("6.1", points=2)
@@ -80,6 +83,9 @@ def _expect_merged(got, W, A, B, alpha, call):
     """The numbers of a merge; those in W's dtype are rounded once."""
     r, wanted = len(A), _peft_merged(W, A, B, alpha)
     known = merged(W.float(), alpha / r * B @ A, alpha, r)
+    known["that is half of the sum: W stays whole, and the update is added"] = (
+        W.float() + alpha / r * B @ A
+    ) / 2
     for which, at in (("last", -1), ("first", 0)):
         one = f"only the {which} of the r products b a is added: add up all of them"
         known[one] = W.float() + alpha / r * torch.outer(B[:, at], A[at])
@@ -205,6 +211,8 @@ def _expect_soup(got, states, weights, call):
     parts = weights or [1 / len(states)] * len(states)
     for name in states[0]:
         wanted = sum(f * s[name] for f, s in zip(parts, states, strict=True))
+        told = f"{call}: {name} became one number; the mean runs over the states, each number apart"
+        expect(getattr(got[name], "shape", None) != (), told)
         expect_close(got[name], wanted, f"{call}: {name}", guesses.souped(states, name, parts))
         kind = _kind(got[name].dtype)
         told = f"{call}: {name} is in {kind}, wanted float32, as in the states"

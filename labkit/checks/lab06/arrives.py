@@ -117,6 +117,10 @@ def _divided(moved, d, W):
         ),
         "this is a ratio of squared lengths: multiply by dW and sum": moved.square().sum() / size,
         "this is the cosine: divide by |dW| squared": along / (moved.norm() * d.norm()),
+        "1 is where all arrives": 100 * share,
+        "that is the sum of a matrix product's entries; multiply element by element": (
+            (moved @ d.T).sum() / (d @ d.T).sum()
+        ),
         "divided by |dW|, wanted its square": along / d.norm(),
         "divided by what arrived, squared; divide by |dW| squared": along / moved.square().sum(),
         "divided by |W| squared; divide by |dW| squared": along / W.double().square().sum(),

@@ -48,8 +48,18 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
         "the codes are taken for numbers; look them up in codebook": (W4 * scales).reshape(shape)
         + update,
         "absmax belongs to blocks of 64 neighbours: repeat_interleave, not repeat": tiled + update,
+        f"the numbers are not shared out evenly: each run has {BLOCK}, the last may be shorter": (
+            values * _even(absmax, n)
+        ).reshape(shape)
+        + update,
         "the numbers are laid out by columns; W is stored row by row": by_column + update,
     }
+
+
+def _even(absmax, n):
+    """The scales of n weights in runs of n // len(absmax), 0 behind them."""
+    each = absmax.repeat_interleave(n // len(absmax))
+    return torch.nn.functional.pad(each, (0, n - len(each)))
 
 
 def _rounded(base, update):
@@ -61,6 +71,12 @@ def _rounded(base, update):
         f"the dequantised weights {sixteen}": base.bfloat16() + update,
         f"the numbers of the update {sixteen}": base + update.bfloat16(),
         f"the numbers of the update {sixteen} (fp16)": base + update.half(),
+        f"the update and the weights {sixteen}, as the sum does": (
+            base.bfloat16() + update.bfloat16()
+        ),
+        f"the update and the weights {sixteen}, as the sum does (fp16)": (
+            base.half() + update.half()
+        ),
         f"the update and the weights {sixteen}": base.bfloat16().float() + update.bfloat16(),
         "the dequantised weights are rounded to fp16 before the sum; stay in fp32": base.half()
         + update,

@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from labkit.checks.compare import close
 
 SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
@@ -86,6 +88,11 @@ def added(adapters, weights):
         ),
     }
     roots = [math.sqrt(w) for w in weights]
+    pairs["a weight of 0 is taken for 1"] = ([x or 1.0 for x in roots],) * 2
+    pairs["A of the first adapter alone is taken: each A has its sqrt(w)"] = (
+        [1.0] + [0.0] * (n - 1),
+        weights,
+    )
     pairs["B carries sqrt(w) and A nothing: give it to each factor"] = (ones, roots)
     pairs["A carries sqrt(w) and B nothing: give it to each factor"] = (roots, ones)
     for message, parts in {
@@ -128,6 +135,12 @@ def souped(states, name, parts):
         "that is the weights' square roots; take them as they are": mixed(
             [math.sqrt(w) for w in parts]
         ),
+        "the weights go through softmax; they sum to 1 already": mixed(
+            torch.tensor(parts).softmax(0).tolist()
+        ),
+        "that is the median of the states, not their mean": torch.stack(
+            [s[name] for s in states]
+        ).median(0)[0],
         "this is the first state alone": states[0][name],
         "this is the last state alone": states[-1][name],
     }
@@ -239,6 +252,21 @@ def _factors(p, q):
         )
         .mean()
         .item(),
+        "only p's likeliest token is looked at; all tokens count, by p": (
+            (log_p - log_q).gather(-1, p.argmax(-1, keepdim=True)).mean().item()
+        ),
+        "the logits are divided by a temperature of 2 first; take them as they are": (
+            kl(p / 2, q / 2).mean().item()
+        ),
+        "that is chi-squared, (p - q)² / q; KL has logarithms": (
+            ((log_p.exp() - log_q.exp()).square() / log_q.exp()).sum(-1).mean().item()
+        ),
+        "to take the largest logit off is no log_softmax: its logsumexp comes off": (
+            (log_p.exp() * ((p - p.amax(-1, keepdim=True)) - (q - q.amax(-1, keepdim=True))))
+            .sum(-1)
+            .mean()
+            .item()
+        ),
         "softmax is taken twice: log_softmax takes the logits": kl(p.softmax(-1), q.softmax(-1))
         .mean()
         .item(),
