@@ -838,14 +838,14 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
     display(tables.by_way(runs))
 
 # %% [markdown]
-# Blue is a file of the course, made by `benchmarks/forgetting.py` with two seeds; the stars are
-# yours. Look first at how far the two dots of one method lie apart. In the file another seed, that
-# is another order of the commands and another draw of $A$, moves LoRA's perplexity from about +27%
-# to about +12%. The methods differ by less: full fine-tuning minus LoRA of r=4 is -4.8 and +0.6, a
-# mean of -2 with a standard error of 3. A processor moves it as well: with the same seed full
-# fine-tuning took 10 steps to +17% in the file, and 14 steps to +27% where we ran this cell in
-# bf16. So here, after 10 to 16 steps of four commands, nothing says that one method forgets less
-# than the other.
+# Blue is a file of the course, made by `benchmarks/forgetting.py` with three seeds; the stars are
+# yours. Look first at how far the dots of one method lie apart. In the file another seed, that is
+# another order of the commands and another draw of $A$, moves the perplexity of LoRA with r=4 from
+# +12% to +27%. The methods differ by less: full fine-tuning minus LoRA of r=4 is -4.8, +0.6 and
+# -1.2, a mean of -1.8 with a standard error of 1.6, and of three seeds that is no difference. A
+# processor moves it as well: with the same seed full fine-tuning took 10 steps to +17% in the file,
+# and 14 steps to +27% where we ran this cell in bf16. So here, after 10 to 17 steps of four
+# commands, nothing says that one method forgets less than the other.
 #
 # Nor are there intruders, in LoRA or in full fine-tuning, at these lengths. Shuttleworth et al.
 # count them after thousands of steps, and PEFT's `reduce_intruder_dimension` has nothing to take

@@ -24,7 +24,8 @@
 # is one that you remember. A guess costs no points.
 #
 # About 90 minutes if you know PyTorch well (75 for the exercises), up to 140 if you do not. The
-# experiments take about six minutes on two CPU cores, and seconds when you run them again.
+# experiments take about five minutes on two CPU cores with fast bf16, and seconds when you run them
+# again.
 
 # %%
 import labkit
