@@ -849,7 +849,7 @@ QUANTILE = torch.distributions.Normal(0, 1).icdf
 
 
 CODEBOOKS = [
-    (lambda: _recipe(torch.distributions.Laplace(0, 1).icdf), "is the distribution normal?"),
+    (lambda: _recipe(torch.distributions.Laplace(0, 1).icdf), "Laplace"),
     (lambda: _recipe(lambda p: p), "the probabilities themselves"),
     (lambda: _recipe(QUANTILE, begin=0.99), "from 0.9677083 to 0.5"),
     (

@@ -328,7 +328,7 @@ def _without_the_last(W, A, B, alpha):
 MERGES = [
     (_without_the_last, "10 + 3 / 1 * 2 * 1"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, 16), "10 + 3 / 1 * 2 * 1"),
-    (lambda W, A, B, alpha: merged_weight(W, A, B, alpha) / 2, "gave 8, wanted 16"),
+    (lambda W, A, B, alpha: merged_weight(W, A, B, alpha) / 2, "half of the sum"),
     (_factors_cast, "the factors are cast first"),
     (lambda W, A, B, alpha: W + (alpha / len(A) * B @ A).to(W.dtype), "cast before the sum"),
     (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "the update is B @ A"),

@@ -43,7 +43,6 @@ def ranks_within(shapes, budget, wanted):
         | {
             "that rank is over the budget: round down": math.ceil(exact),
             "that rank is over the budget: round down, also above a half": round(exact),
-            "there are no biases: take nothing off the budget": (budget - d_out) // sides(shapes),
             "one less than fits: a rank that meets the budget exactly is within it": wanted - 1,
             "one matrix alone may use it all; sum over shapes": min(
                 budget // sum(pair) for pair in shapes.values()
