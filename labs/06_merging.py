@@ -22,8 +22,8 @@
 # Before each main picture a cell asks for your guess. It costs no points.
 #
 # About 75 minutes if you know PyTorch well (60 for the exercises), up to 120 if you do not. The
-# experiments take about six minutes on two CPU cores with fast bf16, three of them once the adapters
-# are trained.
+# experiments take about six minutes on two CPU cores with fast bf16, three of them once the
+# adapters are trained.
 
 # %%
 import labkit
