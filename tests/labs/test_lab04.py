@@ -668,7 +668,7 @@ ABSMAX = [
     (_large_guard, absmax_dequantize, "guard against a zero"),
     (_ask_if, absmax_dequantize, "one truth value"),
     (_quantize(torch.ceil), absmax_dequantize, "rounds up"),
-    (absmax_quantize, lambda q, scale: q * scale / 2, "the largest error"),
+    (absmax_quantize, lambda q, scale: q * scale / 2, "0.5 times as much"),
     (absmax_quantize, lambda q, scale: (q * scale).to(torch.complex64), "complex"),
     (absmax_quantize, lambda q, scale: (q * scale).to("meta"), "meta tensor"),
     (

@@ -817,8 +817,8 @@ def _first_whole(states, weights=None):
 
 
 SOUPS = [
-    (_median, "(1 + 3) / 2"),
-    (_softmaxed, "0.75 * 1 + 0.25 * 3"),
+    (_median, "median of the states"),
+    (_softmaxed, "through softmax"),
     (_first_whole, "(1 + 3) / 2"),
     (_halved_each_time, ("halved with each new state", "not used")),
     (_by_position, "take each tensor by its name"),

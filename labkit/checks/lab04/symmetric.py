@@ -58,7 +58,7 @@ def _expect_integers_of(x, bits, functions):
     half = f"half of the {2**bits} integers are below zero"
     whole = expect_integers(q, x.numel(), f"q of {call}", -top - 1, top + 1, half)
     told = f"{call}: no integer is below zero; a number keeps its sign in q"
-    expect((whole < 0).any() or not (x < 0).any(), told)
+    expect((whole < 0).any() or not (whole.any() and (x < 0).any()), told)
     wrapped = (whole * x.flatten() < 0).any()
     expect(not wrapped, f"{call}: numbers change sign, beyond int8 they wrap round; {half}")
     _expect_half_a_step(back, x, q, scale, bits)
