@@ -2,10 +2,10 @@
 
     python benchmarks/beside_rounding.py
 
-Each run is one row of build/beside_rounding.csv. A run whose row is there is not repeated, so the
-script can be stopped and called again. All train SmolLM2-135M on `home`, in fp32, one thread;
-rounded means through bitsandbytes' NF4 with double quantization and back. A seed decides the draw
-of A and the order of the batches; the held-out commands are the same for all.
+Each run is one row of labkit/measured/beside_rounding.csv. A run whose row is there is not
+repeated, so the script can be stopped and called again. All train SmolLM2-135M on `home`, in fp32,
+one thread; rounded means through bitsandbytes' NF4 with double quantization and back. A seed
+decides the draw of A and the order of the batches; the held-out commands are the same for all.
 
 none   no training: what the two bases lose by themselves.
 plain  an adapter trained beside the weights as they are.
@@ -20,7 +20,7 @@ from pathlib import Path
 import studies
 import torch
 
-OUT = Path(__file__).parents[1] / "build" / "beside_rounding.csv"
+OUT = Path(__file__).parents[1] / "labkit" / "measured" / "beside_rounding.csv"
 SETTINGS = {"steps": 20, "batch": 16, "rate": 2e-3, "rank": 8, "alpha": 16, "n": 60}
 
 
