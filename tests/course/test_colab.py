@@ -24,6 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 COLAB = {
     "accelerate": "1.12.0",
     "datasets": "4.0.0",
+    "filelock": "3.20.3",
     "google-colab": "1.0.0",
     "ipykernel": "6.17.1",
     "ipython": "7.34.0",

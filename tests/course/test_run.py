@@ -197,6 +197,7 @@ def test_two_labs_at_a_time_and_ctrl_c_ends_both(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("labkit.course.run.side_by_side", lambda: (2, 3))
     notes = [tmp_path / str(number) for number in (1, 2)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 
     def interrupt():
         while not all(note.exists() and note.read_text() for note in notes):
@@ -204,8 +205,11 @@ def test_two_labs_at_a_time_and_ctrl_c_ends_both(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        run([], tmp_path, tmp_path / "out", Console(quiet=True))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run([], tmp_path, tmp_path / "out", Console(quiet=True))
+    finally:
+        signal.signal(signal.SIGINT, before)
     for note in notes:
         process, threads = note.read_text().split()
         assert threads == "3"

@@ -351,7 +351,7 @@ MERGES = [
     (_scaled_twice, "comes twice"),
     (lambda W, A, B, alpha: _scaled(lambda a, r: a / A.shape[1])(W, A, B, alpha), "by d_in"),
     (lambda W, A, B, alpha: _scaled(lambda a, r: a / B.shape[0])(W, A, B, alpha), "by d_out"),
-    (lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "do the two have the shapes"),
+    (lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "and so is its update, B @ A"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).tolist(), "tensor"),
     (_in_float_of_w, "changes its input W in place"),
     (lambda W, A, B, alpha: W.float() + alpha / len(A) * B @ A, "W's dtype"),

@@ -5,7 +5,7 @@ import math
 
 import torch
 
-NOTHING = "nothing was added: the sum goes into base.weight itself, and merged is set after that"
+MISSING = "the update is missing"
 
 
 def factors(alpha, r, d_out=None, d_in=None):
@@ -108,7 +108,7 @@ def merged(W, update, alpha, r):
     """Wrong versions of `W + update`, where `update` is the right one, (alpha / r) B A."""
     known, product = factors(alpha, r, *W.shape), update / (alpha / r)
     return {message: W + factor * product for message, factor in known.items()} | {
-        NOTHING: W,
+        MISSING: W,
         "this is the update alone: add it to W": update,
         "the update is taken away: a merge adds it": W - update,
         "it is added twice": W + 2 * update,

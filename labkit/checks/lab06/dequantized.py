@@ -2,7 +2,7 @@
 
 import torch
 
-from labkit.checks.lab02.guesses import NOTHING, merged
+from labkit.checks.lab02.guesses import MISSING, merged
 
 BLOCK = 64
 
@@ -20,7 +20,7 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
     by_column = (values * scales).reshape(shape[1], shape[0]).T
     tiled = (values * absmax.repeat(BLOCK)[:n]).reshape(shape)
     known = merged(base, update, alpha, r)
-    known["the update is missing, or was rounded away with the codes"] = known.pop(NOTHING)
+    known["the update is missing, or was rounded away with the codes"] = known.pop(MISSING)
     return known | {
         **requantized(base + update, absmax, codebook),
         **_rounded(base, update),
