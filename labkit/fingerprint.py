@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 PACKAGE = Path(__file__).parent
 # what makes an adapter, and what makes its figures
@@ -29,6 +33,17 @@ def of(code: Iterable[str | Path], packages: Iterable[str], settings: dict) -> s
             data = file.read_bytes()
             name = file.relative_to(PACKAGE) if file.is_relative_to(PACKAGE) else file.name
             digest.update(f"{name} {len(data)} ".encode("utf-8", "surrogatepass") + data)
+    return digest.hexdigest()
+
+
+def weights(model: "Module") -> str:
+    """A hash of a model's tensors, their names and types, as hex digits."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 MODEL = "smollm2-135m"
 GIB = 2**30
+LAB_BYTES = 6 * GIB  # of memory for a lab; the largest peaks at 5 GB
 INSTALL = "pip install -e '.[dev]'"
 COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
 
@@ -106,19 +107,24 @@ def check_precision() -> Finding:
     return Finding("precision", "bfloat16, adapters float32")
 
 
-def check_cores() -> Finding:
+def n_cores() -> int:
+    """The cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent outside Linux
-    n_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return _unless(n_cores > 1, "cores", str(n_cores), "times in the labs are for two cores")
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def check_cores() -> Finding:
+    n = n_cores()
+    return _unless(n > 1, "cores", str(n), "times in the labs are for two cores")
 
 
 def check_memory() -> Finding:
-    """Free memory: the labs peak below 6 GiB."""
+    """Free memory: a lab needs LAB_BYTES."""
     import psutil
 
     free = psutil.virtual_memory().available
-    mend = "close other programs: a lab can need 6 GiB"
-    return _unless(free >= 6 * GIB, "memory", f"{free / GIB:.1f} GiB free", mend)
+    mend = f"close other programs: a lab can need {LAB_BYTES // GIB} GiB"
+    return _unless(free >= LAB_BYTES, "memory", f"{free / GIB:.1f} GiB free", mend)
 
 
 def check_disk() -> Finding:

@@ -22,12 +22,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from labkit.course import masters
+from labkit.course import doctor, masters
 from labkit.course.progress import Bar, bars
 from labkit.errors import LabError
 
 CELL_SECONDS = 3600  # a cell that takes longer hangs
-LAB_BYTES = 6 * 2**30  # of memory for a lab; the largest peaks at 5 GB
 SCORE = "application/vnd.labkit.score+json"
 HEADLINE = "application/vnd.labkit.headline+json"
 
@@ -71,8 +70,8 @@ def side_by_side() -> tuple[int, int]:
     """
     from labkit.training import hardware
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    room = psutil.virtual_memory().available >= 2 * LAB_BYTES
+    cores = doctor.n_cores()
+    room = psutil.virtual_memory().available >= 2 * doctor.LAB_BYTES
     n = 2 if cores > 1 and room and hardware.device() == "cpu" else 1
     return n, cores // n
 
@@ -169,7 +168,7 @@ def execute(
     book: nbformat.NotebookNode,
     folder: Path,
     at_cell: Callable[[int], None],
-    started: Callable[[int], None] = id,
+    started: Callable[[int], None] = lambda process: None,
     env: dict[str, str] | None = None,
     **options,
 ) -> tuple[str, int | None]:

@@ -1,6 +1,5 @@
 """`finetune`: TRL's trainer, drawn live, its results cached by configuration."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from filelock import FileLock
 from IPython import get_ipython
@@ -138,18 +136,9 @@ def _key(model, tokenizer, dataset, peft_config, args):
         "template": tokenizer.chat_template,
         "tokenizer": tokenizer.get_vocab(),
         "device": model.device.type,
-        "weights": _weights(model),
+        "weights": fingerprint.weights(model),
     }
     return fingerprint.of(fingerprint.TRAINING, PACKAGES, parts)[:16]
-
-
-def _weights(model):
-    """A hash of a model's tensors, their names and types."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _keep(tuned, history, folder):

@@ -5,7 +5,6 @@ last run of each.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import torch
 from datasets import Dataset
 from IPython.display import display
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from labkit import download, fingerprint, live, plots
@@ -45,7 +44,7 @@ def key(model: nn.Module, rows: Dataset, loop: Callable, *settings: object) -> s
     kinds = {type(module) for module in model.modules()}
     own = [f for kind in kinds if kind.__module__ == "__main__" for f in vars(kind).values()]
     parts = {
-        "weights": hashlib.sha256(save(_whole(model))).hexdigest(),
+        "weights": fingerprint.weights(model),
         "rows": rows.to_list(),
         "code": sorted(_reached([loop, *own]).items()),
         "settings": [*settings, str(next(model.parameters()).device)],
@@ -61,7 +60,7 @@ def bring(title: str, model: nn.Module, optimizer: torch.optim.Optimizer, key: s
     try:
         with safe_open(_place(title), "pt") as file:
             told, names = file.metadata() or {}, set(file.keys())
-            trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+            trained = _trained(model)
             if told.get("key") != key or names != trained.keys():
                 return None
             for name, parameter in trained.items():
@@ -84,7 +83,7 @@ def keep(title: str, model: nn.Module, curve: live.Curve, key: str) -> None:
     aside = path.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError, SafetensorError):  # a full disk costs the file, no lesson
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({n: p for n, p in _whole(model).items() if p.requires_grad}, aside, told)
+        save_file(_trained(model), aside, told)
         os.replace(aside, path)
     aside.unlink(missing_ok=True)
 
@@ -94,9 +93,9 @@ def _place(title: str) -> Path:
     return download.cache_dir() / "runs" / f"{name}.safetensors"
 
 
-def _whole(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's parameters by name; what two modules share comes once."""
-    return dict(model.named_parameters())
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What trains, by name; what two modules share comes once."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def _make_states(optimizer):

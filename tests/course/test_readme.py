@@ -55,6 +55,7 @@ def test_a_picture_says_what_it_says_in_the_run_that_made_it(name):
     shown = re.findall(r"!\[(.*?)\]\(docs/pictures/(.*?)\)", TEXT)
     words = {path: alt for alt, path in shown}
     assert words.keys() == readme.SHOWN.keys()
+    assert len(words[name]) > 20 and (readme.FOLDER / name).is_file()
     assert plain(words[name]) == plain(told["title"]), "README's words are not the picture's title"
 
 

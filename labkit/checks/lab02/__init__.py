@@ -147,7 +147,7 @@ def _expect_gradient(lora_gradients, name, layer, x, dY):
         both = layer.gradients(lambda one: (one.dense(x) * dY).sum())
         right = both[which]
         known = guesses.gradient(right, layer, dY)
-        known |= guesses.gradient_of_other(name, x, layer, dY, both)
+        known |= guesses.gradient_by_other_ways(name, x, layer, dY, both)
         where = "" if layer.B.any() else " when B is zero"
         if where and name == "dA" and isinstance(got[0][0], torch.Tensor):
             known["dA has the factor B, so it is zero here"] = got[0][which]

@@ -87,8 +87,11 @@ def gradient(right, layer, dY):
     }
 
 
-def gradient_of_other(name, x, layer, dY, both):
-    """A gradient of A made with that of B in B's place, or the other way; `both` are right."""
+def gradient_by_other_ways(name, x, layer, dY, both):
+    """A gradient of A or B with rows put together first, or with the other's gradient in it.
+
+    `both` are the right ones.
+    """
     (dA, dB), s = both, layer.scaling
 
     def made(A, B, dW):
