@@ -18,9 +18,11 @@ them, `before` the same reward at the start; `kl` nats a token from the start on
 to held-out commands; `perplexity` on everyday English; `curve`, the paid reward of each step.
 """
 
+import copy
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import studies
@@ -65,13 +67,22 @@ def every_run():
                 yield Run("rank", rank, rate, 8, "honest", STEPS, seed)
 
 
+@cache
+def warm():
+    """The lab's names, the warm start, 100 unseen commands and the start's reward for them."""
+    lab = studies.of_lab("08_rewards", *NAMES)
+    start, lab["tokenizer"] = lab["warm_start"]()
+    lab["adamw_of_lab"] = lab["adamw"]
+    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(UNSEEN))
+    return lab, start, unseen, scores(start, lab, unseen)["reward"]
+
+
 def measure(run):
     """The row of one run."""
-    begun, lab = time.perf_counter(), studies.of_lab("08_rewards", *NAMES)
-    start, lab["tokenizer"] = lab["warm_start"]()
-    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(UNSEEN))
-    before = scores(start, lab, unseen)["reward"]
-    policy = lab["adapted"](start, run.rank, run.seed) if run.rank else whole(start, lab)
+    begun, (lab, start, unseen, before) = time.perf_counter(), warm()
+    start = copy.deepcopy(start)
+    policy = lab["adapted"](start, run.rank, run.seed) if run.rank else whole(start)
+    lab["adamw"] = lab["adamw_of_lab"] if run.rank else Masters
     home = tasks.load("home").sort("intent")
     if run.study == "written":
         curve = written(policy, home, lab, run)
@@ -124,7 +135,7 @@ def distances(policy, lab, unseen):
     return {"kl": round(kl.item(), 5), "perplexity": round(perplexity.item(), 3)}
 
 
-def whole(model, lab):
+def whole(model):
     """`model` with all its linear layers trained; `disable_adapter` puts the start back."""
     model.requires_grad_(False)
     for layer in studies.linear(model).values():
@@ -143,7 +154,7 @@ def whole(model, lab):
             for p, value in zip(shown, now, strict=True):
                 p.data = value
 
-    model.disable_adapter, lab["adamw"] = as_it_was, Masters
+    model.disable_adapter = as_it_was
     return model
 
 

@@ -62,8 +62,8 @@ def find_labs(names: list[str], root: Path) -> list[str]:
     return sorted(found) or stems
 
 
-def side_by_side() -> tuple[int, int]:
-    """How many labs to run at a time, and the threads of each.
+def side_by_side(labs: int) -> tuple[int, int]:
+    """How many of so many labs to run at a time, and the threads of each.
 
     Two labs of half the cores each end sooner than one after the other with all of them: much of a
     step on a small model is work for one core. On a card, or with little memory, one at a time.
@@ -72,7 +72,7 @@ def side_by_side() -> tuple[int, int]:
 
     cores = doctor.n_cores()
     room = psutil.virtual_memory().available >= 2 * doctor.LAB_BYTES
-    n = 2 if cores > 1 and room and hardware.device() == "cpu" else 1
+    n = min(labs, 2) if cores > 1 and room and hardware.device() == "cpu" else 1
     return n, cores // n
 
 
@@ -97,7 +97,7 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
                 finally:
                     nbformat.write(books[stem], out / "executed" / f"{stem}.ipynb")
 
-            _run_all(begun, list(books), run_lab)
+            _run_all(begun, {stem: sum(bar.seconds) for stem, bar in shown.items()}, run_lab)
     finally:
         if results := [begun[stem] for stem in books if stem in begun]:
             console.print(f"making the book in {out} …", markup=False, soft_wrap=True)
@@ -107,9 +107,15 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
     return results
 
 
-def _run_all(results: dict[str, LabResult], stems: list[str], run_lab: Callable[..., None]) -> None:
-    """Run the labs, several at a time. Ctrl-C ends those that run, and no other begins."""
-    at_once, threads = side_by_side()
+def _run_all(
+    results: dict[str, LabResult], seconds: dict[str, float], run_lab: Callable[..., None]
+) -> None:
+    """Run the labs, several at a time, those first which announce the most `seconds`.
+
+    So no core waits for a long one in the end. Ctrl-C ends those that run, and no other begins.
+    """
+    at_once, threads = side_by_side(len(seconds))
+    stems = sorted(seconds, key=seconds.get, reverse=True) if at_once > 1 else list(seconds)
     env, kernels = {"OMP_NUM_THREADS": str(threads)} | os.environ, []
     with ThreadPoolExecutor(at_once) as pool:
         jobs = {s: pool.submit(run_lab, s, env=env, started=kernels.append) for s in stems}

@@ -101,8 +101,11 @@ def _read(decoder, prompts, max_new_tokens, device):
 def _next(logits, temperature, generator):
     if not temperature:
         return logits.argmax(-1)
-    weights = (logits.float() / temperature).softmax(-1)
-    return torch.multinomial(weights, 1, generator=generator)[:, 0]
+    chance = logits.float().div_(temperature).softmax(-1)  # (b, vocab)
+    below = chance.cumsum(-1, dtype=torch.float64)
+    # where one number falls on this scale; torch.multinomial draws one for each word there is
+    at = torch.rand(len(below), 1, dtype=below.dtype, device=below.device, generator=generator)
+    return torch.searchsorted(below, at * below[:, -1:], right=True)[:, 0]
 
 
 def _ends(model):

@@ -184,10 +184,11 @@ WAITS = """\
 import os, pathlib, time
 pathlib.Path("{folder}/{number}").write_text(f"{{os.getpid()}} {{os.environ['OMP_NUM_THREADS']}}")
 time.sleep(600)
+lab.experiment("Waits", {number})
 """
 
 
-def test_two_labs_at_a_time_and_ctrl_c_ends_both(tmp_path, monkeypatch):
+def test_two_labs_at_a_time_the_longest_first_and_ctrl_c_ends_both(tmp_path, monkeypatch):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "labs").mkdir()
     for number in (1, 2, 3):
@@ -195,8 +196,8 @@ def test_two_labs_at_a_time_and_ctrl_c_ends_both(tmp_path, monkeypatch):
         (tmp_path / f"labs/0{number}_waits.py").write_text(text, "utf-8")
     build(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("labkit.course.run.side_by_side", lambda: (2, 3))
-    notes = [tmp_path / str(number) for number in (1, 2)]
+    monkeypatch.setattr("labkit.course.run.side_by_side", lambda labs: (2, 3))
+    notes = [tmp_path / str(number) for number in (2, 3)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 
     def interrupt():
@@ -216,7 +217,7 @@ def test_two_labs_at_a_time_and_ctrl_c_ends_both(tmp_path, monkeypatch):
         assert not psutil.pid_exists(int(process))
     summary = json.loads((tmp_path / "out/summary.json").read_text("utf-8"))
     stopped = [(row["lab"], row["status"], row["error"]) for row in summary]
-    assert stopped == [("01_waits", "stopped", ""), ("02_waits", "stopped", "")]
+    assert stopped == [("02_waits", "stopped", ""), ("03_waits", "stopped", "")]
 
 
 def test_labs_side_by_side_where_cores_and_memory_are_there(monkeypatch):
@@ -224,12 +225,13 @@ def test_labs_side_by_side_where_cores_and_memory_are_there(monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert side_by_side() == (2, 4)
+    assert side_by_side(3) == (2, 4)
+    assert side_by_side(1) == (1, 8)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
-    assert side_by_side() == (1, 1)
+    assert side_by_side(3) == (1, 1)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory._replace(available=2**33))
-    assert side_by_side() == (1, 2)
+    assert side_by_side(3) == (1, 2)
 
 
 @pytest.mark.parametrize(
