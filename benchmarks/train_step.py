@@ -3,16 +3,17 @@
 Both train LoRA r=16 on q and v of the real model (`--targets all-linear`: on every linear layer),
 on the same `home` commands in the same batches, with the same seed, learning rate and schedule.
 TRL's side has TRL's defaults: weights in fp32 with bf16 autocast, its padding, its checkpointing.
-The two take turns, a step each, in one process, and the ratio is the median of the steps' ratios:
-what else the machine does slows both.
+The two are processes that take turns, a step each, and the ratio is the median of the steps'
+ratios: what else the machine does slows both. (In one process one of them would not be its first
+thread, whose small operations take twice their time.)
 
     python benchmarks/train_step.py --steps 20 --out build/train_step.json
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
-import threading
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ WARM_UP = 3  # steps that are run and not timed
 
 
 class Turns(TrainerCallback):
-    """One of several trainers in threads: a step when it is its turn, timed, then the next one's.
+    """One of several trainers: a step when it is its turn, timed, then the next one's.
 
     A turn is all of a step: fetching and padding the batch, forward, backward, optimizer, logging.
     """
@@ -50,7 +51,8 @@ class Turns(TrainerCallback):
                 self._wait()
 
     def _wait(self):
-        self.mine.acquire()
+        if not self.mine.acquire(timeout=600):
+            raise TimeoutError("the other trainer has stopped")
         self.begun = time.perf_counter()
 
 
@@ -70,8 +72,8 @@ def settings(options, **more):
     )
 
 
-def trainers(options):
-    """TRL's trainer with its defaults, and labkit's, for the same examples in the same order."""
+def trainer(name, options):
+    """TRL's trainer with its defaults, or labkit's, for the same examples in the same order."""
     where = options.targets if options.targets == "all-linear" else options.targets.split(",")
     lora = LoraConfig(r=16, lora_alpha=32, target_modules=where)
     rows = tasks.load("home", "train").select(range(16 * (options.steps + WARM_UP)))
@@ -79,44 +81,54 @@ def trainers(options):
         lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
         remove_columns=rows.column_names,
     )
+    if name == "labkit":
+        model, tokenizer = models.load(device="cpu")
+        return lean_trainer(model, tokenizer, examples, lora, settings(options))
     more = {"bf16": False} if options.no_autocast else {}
     path = str(models.fetch())
-    theirs = SFTTrainer(path, settings(options, **more), train_dataset=examples, peft_config=lora)
-    model, tokenizer = models.load(device="cpu")
-    return {
-        "trl": theirs,
-        "labkit": lean_trainer(model, tokenizer, examples, lora, settings(options)),
-    }
+    return SFTTrainer(path, settings(options, **more), train_dataset=examples, peft_config=lora)
 
 
-def race(runners):
-    """Run both trainers in turns; `{name: Turns}` with seconds and losses of each step."""
-    gates = [threading.Semaphore(i == 0) for i in range(len(runners))]
-    turns, threads = {}, []
-    for i, (name, trainer) in enumerate(runners.items()):
-        turns[name] = Turns(gates[i], gates[(i + 1) % len(gates)])
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(turns[name])
-        threads.append(threading.Thread(target=trainer.train))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return turns
+def take_part(name, options, gates, told):
+    """A process of the race: train in turns, then tell seconds and losses of each step."""
+    models.hush_libraries()
+    turns, runner = Turns(*gates), trainer(name, options)
+    runner.remove_callback(PrinterCallback)
+    runner.add_callback(turns)
+    runner.train()
+    told.put((name, {"seconds": turns.seconds, "losses": turns.losses}))
+
+
+def race(options):
+    """Run both trainers in turns; `{name: seconds and losses of each step}`."""
+    spawn = multiprocessing.get_context("spawn")
+    first, second, told = spawn.Semaphore(1), spawn.Semaphore(0), spawn.Queue()
+    gates = {"trl": (first, second), "labkit": (second, first)}
+    parts = [
+        spawn.Process(target=take_part, args=(name, options, pair, told))
+        for name, pair in gates.items()
+    ]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join()
+        if part.exitcode:
+            raise SystemExit("a trainer stopped with an error")
+    return dict(told.get() for _ in gates)
 
 
 def report(turns, options):
     """What was measured, as a dict of numbers and lists."""
-    timed = {name: t.seconds[WARM_UP:] for name, t in turns.items()}
+    timed = {name: t["seconds"][WARM_UP:] for name, t in turns.items()}
     pairs = zip(timed["labkit"], timed["trl"], strict=True)
-    losses = {name: t.losses for name, t in turns.items()}
+    losses = {name: t["losses"] for name, t in turns.items()}
     gaps = [abs(a - b) for a, b in zip(*losses.values(), strict=True)]
     return {
         "ratio": statistics.median(ours / theirs for ours, theirs in pairs),
         "seconds_per_step": {name: statistics.median(times) for name, times in timed.items()},
         "largest_loss_difference": max(gaps),
         "losses": losses,
-        "all_seconds": {name: t.seconds for name, t in turns.items()},
+        "all_seconds": {name: t["seconds"] for name, t in turns.items()},
         "settings": vars(options)
         | {"threads": torch.get_num_threads(), "torch": torch.__version__},
     }
@@ -141,8 +153,7 @@ def main():
     parser.add_argument("--no-autocast", action="store_true", help="TRL with bf16=False")
     parser.add_argument("--out", help="write what was measured here, as JSON")
     options = parser.parse_args()
-    models.hush_libraries()
-    found = report(race(trainers(options)), options)
+    found = report(race(options), options)
     show(found)
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@
 # that teaches nothing, a pair the wrong way round, a reward that is cheaper to fool than to earn.
 #
 # About 100 minutes if you know PyTorch well (71 for the exercises), up to 145 if you do not. The
-# experiments take about ten minutes on two CPU cores: answers are drawn a token at a time.
+# experiments take about six minutes on two CPU cores: answers are drawn a token at a time.
 
 # %%
 import labkit
@@ -292,7 +292,7 @@ def followed(model, rows, samples=4):
 guess_dpo = lab.predict("After DPO: how many percent of unseen constraints are followed?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("DPO on chat, 20 steps of 6 pairs", 165, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("DPO on chat, 20 steps of 6 pairs", 85, needs=["8.1", "8.2", "8.3"]):
     unseen = unseen_instructions()
     before, _ = followed(model, unseen)
     policy = adapted(model)
@@ -341,7 +341,7 @@ def moving(model, batch):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Pairs swapped, and a reference that moves", 45, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("Pairs swapped, and a reference that moves", 60, needs=["8.1", "8.2", "8.3"]):
     wrong = adapted(models.load()[0])
     turned = train_dpo(wrong, [swapped(batch) for batch in batches[:10]], 5e-4)
     share_wrong, _ = followed(wrong, unseen)
@@ -384,7 +384,7 @@ def three_steps(trainer, columns):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Three steps of TRL's DPOTrainer", 15, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("Three steps of TRL's DPOTrainer", 20, needs=["8.1", "8.2", "8.3"]):
     trainer = DPOTrainer(
         models.load()[0],
         args=quiet(DPOConfig, per_device_train_batch_size=6, beta=0.1, learning_rate=5e-4),
@@ -650,7 +650,7 @@ def kl_from_start(model, answers, logp, mask):
 
 
 # %%
-guess_grpo = lab.predict("GRPO, 14 steps: how many of 100 unseen commands are right?", None)
+guess_grpo = lab.predict("GRPO, 12 steps: how many of 100 unseen commands are right?", None)
 
 
 # %%
@@ -682,11 +682,11 @@ def marks(model):
 
 
 # %% tags=["experiment"]
-if lab.experiment("GRPO on home", 260, needs=["8.4", "8.5", "8.6"]):
+if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
     start, tokenizer = warm_start()
     scores = {"warm start": marks(start)}
     policy = adapted(start)
-    grpo = train_grpo(policy, tasks.load("home").sort("intent"), reward, 14, 5e-4)
+    grpo = train_grpo(policy, tasks.load("home").sort("intent"), reward, 12, 5e-4)
     scores["GRPO"] = marks(policy)
     display(pd.DataFrame(scores).T)
     guess_grpo.beside(scores["GRPO"]["exact"])
@@ -746,7 +746,7 @@ guess_keys = lab.predict("Paid for keys: how many keys has an answer after 8 ste
 
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Eight steps for a bonus", 75, needs=["8.4", "8.5", "8.6"]):
+if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
     greedy = adapted(warm_start()[0])
     hacked = train_grpo(greedy, tasks.load("home").sort("intent"), bonus, 8, 5e-4, size=32)
     scores["paid a bonus"] = marks(greedy)
@@ -767,7 +767,7 @@ if lab.experiment("Eight steps for a bonus", 75, needs=["8.4", "8.5", "8.6"]):
 # it work; most of its time goes into `generate`.
 
 # %% tags=["experiment"]
-if lab.experiment("Three steps of TRL's GRPOTrainer", 15, needs=["8.4", "8.5", "8.6"]):
+if lab.experiment("Three steps of TRL's GRPOTrainer", 20, needs=["8.4", "8.5", "8.6"]):
 
     def pay(completions, answer, **_):
         said = [completion[0]["content"].strip() for completion in completions]
