@@ -129,7 +129,7 @@ def energy_and_gain(ranks, energy, gain, right, right_uncut, guess):
         ("energy kept", energy, ORANGE, "s"),
         ("answers right to the letter", right, GREEN, "^"),
     ):
-        ax.plot(ranks, _percent(values), color=colour, marker=marker, label=name)
+        ax.plot(ranks, _percent(values), color=colour, marker=marker, label=name, clip_on=False)
     uncut = f"answers right, uncut: {right_uncut:.0%}"
     ax.axhline(100 * right_uncut, color=GREEN, ls=":", lw=1.5, label=uncut)
     ax.set(xscale="log", xlabel="rank that every update is cut to", ylim=(0, 106))
@@ -163,28 +163,31 @@ def parts_of_update(parts):
     return fig
 
 
-def ways_of_rank_8(results):
-    """Held-out loss and answers right beside each other; `results` maps a way to (loss, share)."""
+def ways_of_rank_8(results, n):
+    """Held-out loss and answers right beside each other; `results` maps a way to (loss, share).
+
+    The thin lines are one standard error of a share of n answers.
+    """
     fig, axes = figure(2, width=9.5, height=0.8 + 0.42 * len(results), sharey=True)
     y = np.arange(len(results))[::-1]
-    colours = [INK, ORANGE, BLUE]
-    axes[0].barh(y, [loss for loss, _ in results.values()], color=colours, height=0.6)
-    axes[1].barh(y, [100 * right for _, right in results.values()], color=colours, height=0.6)
-    for place, (loss, right) in zip(y, results.values(), strict=True):
+    losses, shares = (np.array(values) for values in zip(*results.values(), strict=True))
+    errors = np.sqrt(shares * (1 - shares) / n)
+    look = {"color": [INK, ORANGE, BLUE], "height": 0.6, "ecolor": "#888888", "capsize": 3}
+    axes[0].barh(y, losses, **look)
+    axes[1].barh(y, 100 * shares, xerr=100 * errors, **look)
+    for place, loss, share, error in zip(y, losses, shares, errors, strict=True):
         axes[0].text(loss, place, f" {loss:.3f}", va="center")
-        axes[1].text(100 * right, place, f" {right:.0%}", va="center")
-    most = max(loss for loss, _ in results.values())
-    axes[0].set(xlabel="held-out loss (nats a token)", xlim=(0, 1.2 * most))
-    axes[1].set(xlabel="answers right to the letter", xlim=(0, 115))
+        axes[1].text(100 * (share + error), place, f" {share:.0%}", va="center")
+    axes[0].set(xlabel="held-out loss (nats a token)", xlim=(0, 1.2 * losses.max()))
+    axes[1].set_xlabel(f"of {n} answers, right to the letter (± standard error)")
+    axes[1].set_xlim(0, max(30, 125 * (shares + errors).max()))
     _in_percent(axes[1].xaxis)
     axes[0].set_yticks(y, list(results))
     for ax in axes:
         ax.grid(axis="y", visible=False)
-    (full, _), (cut, _), (trained, _) = results.values()
-    told = (
-        f"Loss {trained:.2f} where rank 8 is trained, {cut:.2f} where it is cut out of {full:.2f}"
-    )
-    return headed(fig, told)
+    full, cut, trained = losses
+    told = f"{trained:.2f} trained at rank 8, {cut:.2f} cut to rank 8, {full:.2f} in full"
+    return headed(fig, f"Held-out loss: {told}")
 
 
 def two_optimizers(spectra, ranks, title):
@@ -233,8 +236,11 @@ def intruders_by_size(sizes, grown, trained, n_directions):
     ax.set_ylabel(f"intruders of {n_directions} directions")
     _in_percent(ax.xaxis)
     ax.legend(loc="upper left")
-    told = " and ".join(f"{number} by {way}" for way, number in trained.items())
-    ax.set_title(f"Intruders as trained: {told}")
+    told = [
+        f"{trained[way]} as trained, {values[-1]} at {sizes[-1]:.0%} of |W0| ({way})"
+        for way, values in grown.items()
+    ]
+    ax.set_title("Intruders: " + ",\n".join(told))
     return fig
 
 
