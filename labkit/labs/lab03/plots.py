@@ -63,7 +63,7 @@ def asked(shares, n, guess=None):
     names, values = list(shares), [100 * share for share in shares.values()]
     errors = [100 * (share * (1 - share) / n) ** 0.5 for share in shares.values()]
     ax.barh(names[::-1], values[::-1], color=PALETTE[0], height=0.55)
-    ax.errorbar(values, names, xerr=errors, fmt="none", ecolor="#888888", capsize=3)
+    ax.errorbar(values, names, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
     for name, value, error in zip(names, values, errors, strict=True):
         ax.text(value + error, name, f" {value:.0f}%", va="center", color=INK)
     ax.set(xlim=(0, 108), xlabel=f"% of {n} answers exactly right (± standard error)")
