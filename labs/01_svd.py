@@ -174,7 +174,8 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 #
 # The nearest matrix of rank $r$ is as large as $W$ until you keep it as two thin factors. Only then
 # does a low rank save anything.
-#
+
+# %% [markdown]
 # ### Exercise 1.3 · `lora_params`, `break_even_rank`
 #
 # ●○○ · 3 min · 1 point
@@ -247,7 +248,8 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
 # - the **energy rank**: how many leading values hold a given fraction of the energy;
 # - the **stable rank** $\lVert W \rVert_F^2 / \lVert W \rVert_2^2$: the whole energy over that of
 #   the largest direction. It is 1 when one direction has it all, the full rank when all are equal.
-#
+
+# %% [markdown]
 # ### Exercise 1.4 · `energy_rank`, `stable_rank`
 #
 # ●●○ · 8 min · 3 points
@@ -369,7 +371,8 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
 # The second is up to training. So there are two questions. How much of the full update does rank 8
 # hold? And where does LoRA arrive when it is trained? This lab measures both. For that it needs a
 # cut, and a way to compare two updates.
-#
+
+# %% [markdown]
 # ### Exercise 1.5 · `truncate_update`, `energy_within`
 #
 # ●●○ · 9 min · 3 points
@@ -775,7 +778,8 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
 #
 # and train $z$ alone. The smallest $d$ that reaches 90% of full training is called $d_{90}$. (The
 # 200 are those of a variant that also learns a scale for each layer. You build the plain one.)
-#
+
+# %% [markdown]
 # ### Exercise 1.6 · `subspace_point`, `project_gradient`
 #
 # ●●○ · 5 min · 2 points
@@ -909,7 +913,8 @@ if lab.experiment("Training in random subspaces", 8, needs=["1.4", "1.6"]):
 # leading directions of $W_1$ that resemble no direction of $W_0$, and called them *intruder
 # dimensions*. In their runs full fine-tuning had hardly any at the same score, and scaling the
 # intruders down gave back some of what the model had forgotten. So they are worth counting.
-#
+
+# %% [markdown]
 # ### Exercise 1.7 · `intruders`
 #
 # ●●○ · 8 min · 3 points

