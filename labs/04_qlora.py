@@ -161,11 +161,11 @@ print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 #
 # ●●○ · 14 min · 3 points
 #
-# Mend that second fault, too, and you have NF4. Each half has its own even steps of probability, from the
-# outermost one, 0.9677083, to 0.5, whose quantile is 0. The two halves share that zero. Of the
-# fifteen other values eight lie above it and seven below. Return all sixteen, ascending, divided by
-# the largest, as a tensor of floats. Compute them; do not type them in. (You may compare with
-# bitsandbytes' table, but not take them from it.)
+# Mend the second fault, too, and you have NF4. Each half has its own even steps of probability,
+# from the outermost one, 0.9677083, to 0.5, whose quantile is 0. The two halves share that zero. Of
+# the fifteen other values eight lie above it and seven below. Return all sixteen, ascending,
+# divided by the largest, as a tensor of floats. Compute them; do not type them in. (You may compare
+# with bitsandbytes' table, but not take them from it.)
 #
 # <details><summary>Hint</summary>
 #
@@ -190,8 +190,7 @@ check.codebook(nf4_codebook)
 
 # %% [markdown]
 # You have derived what bitsandbytes keeps as a table. The formula printed in the QLoRA paper, taken
-# literally, gives other values: averages of neighbouring quantiles. The software that everybody
-# runs has yours.
+# literally, gives other values: averages of neighbouring quantiles. What runs in practice is yours.
 #
 # It has three rivals, each with at most sixteen codes: INT4 with even steps, and two floating-point
 # formats, the standard one (E2M1: one sign bit, two for the exponent, one for the mantissa) and the
@@ -265,7 +264,7 @@ check.blockwise(quantize_blockwise, dequantize_blockwise)
 
 # %%
 def round_trip(w, codebook):
-    """w as its codes remember it."""
+    """w after a round trip through its codes."""
     codes, absmax = quantize_blockwise(w, codebook)
     return dequantize_blockwise(codes, absmax, codebook, w.shape)
 
@@ -405,7 +404,7 @@ def added(after, before, tokens):
 
 
 def rounded(w, name):
-    """w as the format `name` remembers it."""
+    """w after a round trip through the format `name`."""
     if name == "MXFP4":
         return formats.mxfp4(w)
     if name == "NVFP4":
@@ -414,7 +413,7 @@ def rounded(w, name):
 
 
 def replace(label, back, *settings):
-    """Give each linear layer back(w, …) for its weight w; the relative error over all weights."""
+    """Give each layer of `linear` back(w, …) for its weight w in `kept`; the relative error."""
     squares = size = 0.0
     for m, w in live.progress(list(zip(linear, kept, strict=True)), label):
         m.weight.data = back(w.cpu(), *settings).to(w.device)
@@ -463,7 +462,7 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 #
 # - The order of the rounding errors is not the order of the losses. Lloyd-Max rounds these weights
 #   more exactly than NF4, and the model shows no gain. Why? A mean square weighs all weights alike,
-#   and the model does not: some multiply large activations.
+#   and the model does not: some of them multiply large activations.
 # - E2M1 and NVFP4 do not differ from NF4 by more than chance. So what a format is made for decides:
 #   NF4 is for storage, NVFP4 for hardware that multiplies it.
 # - MXFP4 has the fewest bits in the picture and is far behind. (NF4 takes fewer once its scales are
@@ -880,6 +879,7 @@ guess_start = lab.predict(
 
 # %%
 def to_nf4(W):
+    """W after a round trip through NF4."""
     return round_trip(W, books["NF4"])
 
 
@@ -913,8 +913,9 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 
 # %% [markdown]
 # LoftQ's rank 8 takes back little, and lab 1 has shown why. A rounding error is close to noise: no
-# direction in it stands out, so a few directions hold little of its energy. When we ran it, it was
-# a tenth, and a third at eight times the rank, which has eight times the parameters.
+# direction in it stands out, so a few directions hold little of its energy. In our runs it takes
+# back a tenth of the added loss, and a third at eight times the rank, which has eight times the
+# parameters.
 #
 # The numbers on the right are the errors of the weights. PiSSA's start is nearer to $W$ than
 # LoftQ's at the same rank. Whether the loss gains by it these paragraphs cannot say: its error bar
