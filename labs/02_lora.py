@@ -119,7 +119,7 @@ check.matches_dense(lora_forward)
 #   does.
 # - `B` starts at zero, so the new layer computes exactly what the old one did.
 # - `A` and `B` are on the device of `base.weight`, and both have its dtype or both are fp32. (PEFT
-#   takes fp32, since small steps get lost in 16 bits. The output has the dtype of `base(x)`
+#   takes fp32, since small steps can get lost in 16 bits. The output has the dtype of `base(x)`
 #   anyway.)
 # - As in 2.1, `forward` makes nothing as large as `base.weight`.
 # - Gradients flow back to `x` on both paths: layers before this one may train.

@@ -221,8 +221,8 @@ if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
 # So before a run print the names of what trains, and give what is missing to `target_parameters`.
 #
 # Embeddings are not reached either, and a new token (a tool's name, a language's tag) needs a row
-# of its own that is trained. There are two ways to train it. Which file is larger? (By itself PEFT
-# would also save every resized embedding; we turn that off, so that a file shows what was trained.)
+# of its own that is trained. There are two ways to train it. Which file is larger? (PEFT's default
+# would also save an embedding that has grown. That is off here, so a file has only what trained.)
 
 # %% tags=["experiment"]
 if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):

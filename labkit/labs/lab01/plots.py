@@ -71,7 +71,7 @@ def _in_percent(*axes):
 
 def spectra(real, random):
     """Singular values over |W|, a panel for each name; both arguments map a name to an array."""
-    fig, axes = figure(len(real), width=10, height=3.2, sharey=True)
+    fig, axes = figure(len(real), width=8.4, height=3.2, sharey=True)
     tops = []
     for ax, (name, s) in zip(axes, real.items(), strict=True):
         for values, colour, style in ((random[name], ORANGE, "--"), (s, BLUE, "-")):
@@ -82,7 +82,7 @@ def spectra(real, random):
     axes[0].set_ylabel("singular value / |W|")
     axes[0].text(310, 0.06, "random", color=ORANGE)
     axes[0].text(25, 0.2, "trained", color=BLUE)
-    return headed(fig, "Largest singular value against random: " + ", ".join(tops))
+    return headed(fig, "Largest singular value, by that of a random matrix:\n" + ", ".join(tops))
 
 
 def _norm(s):
@@ -95,7 +95,7 @@ def rank_strips(panels, title, guess=None):
     `panels` maps an axis label to {series: {kind: values}}; a series of one value a kind is
     drawn as a dash.
     """
-    fig, axes = figure(len(panels), width=10, height=3.6, squeeze=False)
+    fig, axes = figure(len(panels), width=8.4, height=3.6, squeeze=False)
     for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
         for (name, kinds), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
             _dots(ax, kinds, colour)
@@ -168,7 +168,7 @@ def ways_of_rank_8(results, n):
 
     The thin lines are one standard error of a share of n answers.
     """
-    fig, axes = figure(2, width=9.5, height=0.8 + 0.42 * len(results), sharey=True)
+    fig, axes = figure(2, width=8.4, height=1 + 0.42 * len(results), sharey=True)
     y = np.arange(len(results))[::-1]
     losses, shares = (np.array(values) for values in zip(*results.values(), strict=True))
     errors = np.sqrt(shares * (1 - shares) / n)
@@ -195,7 +195,7 @@ def two_optimizers(spectra, ranks, title):
 
     `spectra` maps an optimizer to an array, `ranks` to {kind: values}.
     """
-    fig, axes = figure(2, width=10, height=3.6, width_ratios=(1, 1.5))
+    fig, axes = figure(2, width=8.4, height=3.6, width_ratios=(1, 1.4))
     for (name, s), colour in zip(spectra.items(), (BLUE, ORANGE), strict=True):
         axes[0].plot(np.arange(1, len(s) + 1), s / np.linalg.norm(s), color=colour, label=name)
     axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position")
@@ -209,7 +209,7 @@ def two_optimizers(spectra, ranks, title):
 
 def learned_factors(errors, bound, A_learned, A_svd):
     """How a trained B A nears the Eckart-Young bound, and the angles between the rows of A."""
-    fig, axes = figure(3, width=10, height=3.2, width_ratios=(1.7, 1, 1))
+    fig, axes = figure(3, width=8.4, height=3, width_ratios=(1.5, 1, 1))
     axes[0].plot(errors, color=BLUE)
     axes[0].axhline(bound, color=INK, ls=":", lw=1.5)
     axes[0].text(0, bound - 0.01, f"Eckart-Young bound {bound:.3f}", va="top", color=INK)

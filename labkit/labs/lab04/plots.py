@@ -10,14 +10,14 @@ OVER_GUESS = {"frameon": True, "edgecolor": "none"}  # of a legend that a guess 
 
 def spoiled(clean, spoilt, outlier):
     """Histograms of the same numbers after 4-bit rounding, without and with one outlier."""
-    fig, axes = figure(2, width=9.5, height=2.8, sharey=True)
+    fig, axes = figure(2, width=8.4, height=2.8, sharey=True)
     for ax, values, colour in zip(axes, (clean, spoilt), PALETTE, strict=False):
         levels, counts = np.unique(values.numpy().round(4), return_counts=True)
         share = counts / counts.sum()
         ax.bar(levels, share, width=0.3, color=colour)
         ax.set(xlim=(-5, 5), xlabel="value after rounding")
         zeros = share[np.abs(levels).argmin()]
-        ax.set_title(f"{len(levels)} values in use, {zeros:.1%} of the numbers are 0")
+        ax.set_title(f"{len(levels)} values in use, {zeros:.1%} are 0")
     axes[0].set_ylabel("share")
     axes[0].text(0.4, 0.8, "without\noutlier", color=PALETTE[0])
     axes[1].text(0.4, 0.8, f"beside one\noutlier of {outlier:g}", color=PALETTE[1])
