@@ -82,7 +82,7 @@ def spectra(real, random):
     axes[0].set_ylabel("singular value / |W|")
     axes[0].text(310, 0.06, "random", color=ORANGE)
     axes[0].text(25, 0.2, "trained", color=BLUE)
-    return headed(fig, "Largest singular value, by that of a random matrix:\n" + ", ".join(tops))
+    return headed(fig, "Largest singular value, relative to a random matrix:\n" + ", ".join(tops))
 
 
 def _norm(s):
