@@ -6,6 +6,7 @@ from matplotlib.ticker import PercentFormatter
 from labkit.plots import INK, PALETTE, figure, headed
 
 BLUE, ORANGE, GREEN = PALETTE[:3]
+DOTS = ((BLUE, "o"), (ORANGE, "s"))  # colour and marker of two series
 
 
 def rank_grid(pictures, errors):
@@ -97,22 +98,23 @@ def rank_strips(panels, title, guess=None):
     """
     fig, axes = figure(len(panels), width=8.4, height=3.6, squeeze=False)
     for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
-        for (name, kinds), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
-            _dots(ax, kinds, colour)
+        for (name, kinds), look in zip(series.items(), DOTS, strict=False):
+            _dots(ax, kinds, *look)
             last = np.median(list(kinds.values())[-1])
-            ax.text(len(kinds) - 0.55, last, name, color=colour, va="center")
+            ax.text(len(kinds) - 0.55, last, name, color=look[0], va="center")
         ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4 * len(panels) - 0.1))
     if guess:
         guess.draw(axes[0][0])
     return headed(fig, title)
 
 
-def _dots(ax, kinds, colour):
+def _dots(ax, kinds, colour, marker):
     """The values of each kind of projection side by side; one alone is a dash."""
     for x, values in enumerate(kinds.values()):
         single = len(values) == 1
         spread = np.linspace(-0.25, 0.25, len(values)) if not single else [0]
-        shape = {"marker": "_", "s": 420, "lw": 2} if single else {"s": 16, "alpha": 0.75}
+        dash, dot = {"marker": "_", "s": 420, "lw": 2}, {"marker": marker, "s": 15, "alpha": 0.75}
+        shape = dash if single else dot
         ax.scatter(x + np.array(spread), values, color=colour, **shape)
     ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
     ax.grid(axis="x", visible=False)
@@ -201,8 +203,8 @@ def two_optimizers(spectra, ranks, title):
     axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position")
     axes[0].set_ylabel("singular value / |update|")
     axes[0].legend(loc="lower left")
-    for kinds, colour in zip(ranks.values(), (BLUE, ORANGE), strict=True):
-        _dots(axes[1], kinds, colour)
+    for kinds, look in zip(ranks.values(), DOTS, strict=True):
+        _dots(axes[1], kinds, *look)
     axes[1].set(ylabel="rank for 90% of the energy", ylim=(0, None))
     return headed(fig, title)
 
