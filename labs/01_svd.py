@@ -16,7 +16,7 @@
 # Fine-tuning changes every weight of a model. LoRA bets that a *low-rank* change is enough, and
 # trains nothing else. In this lab you find out what a low rank can hold, and how good that bet is.
 # You will cut a photograph to a low rank, then the weights of a real language model, then the
-# update that fine-tuning made to them. In the end you train a LoRA on the same data and compare.
+# update that fine-tuning made to them. Then you train a LoRA on the same data and compare.
 #
 # About 70 minutes if you know PyTorch well (50 for the exercises), up to 110 if you do not. The
 # experiments take a little over two minutes on two CPU cores with fast bf16, five on others.
@@ -1013,7 +1013,7 @@ if lab.experiment(
 #
 # The first letter that you check counts; then read what it says.
 #
-# **q1. Rank 8 keeps little of a full update's energy. What does that say of LoRA with r=8?**
+# **q1. Rank 8 keeps only a part of a full update's energy. What does that say of LoRA with r=8?**
 #
 # - (a) It must end at a higher loss, since it has no room for the rest of the update.
 # - (b) Its rank is too small, and should be raised until 90% of the energy fits in.

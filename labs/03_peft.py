@@ -865,7 +865,7 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # method forgets, with LoRA you can switch the adapter off, and the base is what it was.
 
 # %% [markdown]
-# ### Where the loss belongs
+# ## Where the loss belongs
 #
 # So far the loss was on the answer alone. In use the prompt is given, so learning to write prompts
 # looks like a waste. Is it? Shi et al. (2024, 2405.14394) find the contrary where prompts are long,
@@ -901,7 +901,7 @@ if lab.experiment("Loss on the answer, loss on everything", 75, needs=["3.1"]):
 
 # %% [markdown]
 # Each line is a seed, and its slope is the difference between two runs that have everything else in
-# common. If one line rises and the other falls, nothing was shown. (In our last run it was +0.04
+# common. If one line rises and the other falls, nothing was shown. (In one of our runs it was +0.04
 # and -0.06.) If both go the same way, that is a hint and no more: even without a real difference
 # two seeds agree half of the time. Our prompts are hardly longer than the answers, and Shi et al.
 # gain most where they are much longer. So it depends on your rows, and a few more runs tell:
