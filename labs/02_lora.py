@@ -617,7 +617,8 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 #
 # The peak comes when backward begins: all activations are held, and no gradients yet. LoRA needs
 # most activations, too, since the gradient still has to pass every layer on its way down: where all
-# is fp32, it keeps six sevenths of full fine-tuning's green part. (Where its weights are bf16, so
+# is fp32, it keeps six sevenths of full fine-tuning's green part. (The rest is nearly all what a
+# norm keeps for the gradient of its own weights, if these train. Where LoRA's weights are bf16, so
 # are its activations, and that halves them.)
 #
 # That answers the question in the trackers. LoRA saves what comes with each trained weight: its

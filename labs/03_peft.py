@@ -870,8 +870,8 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # So far the loss was on the answer alone. In use the prompt is given, so learning to write prompts
 # looks like a waste. Is it? Shi et al. (2024, 2405.14394) find the contrary where prompts are long,
 # answers short and examples few, and explain it by less overfitting. Examples are few here, too: 24
-# commands, each seen four times, with prompts of about 27 tokens, of which a dozen are the same in
-# every row, and answers of about 20.
+# commands, each seen four times, with prompts of about 27 tokens, 19 of which are the template's
+# and the same in every row, and answers of about 19.
 
 
 # %%

@@ -363,7 +363,7 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
 # of the block (Yoshida, [2023](https://arxiv.org/abs/2306.06965)).
 #
 # Nor is NF4 the most exact: Lloyd-Max has a twentieth less error. It does not use its codes more
-# equally: their entropy is 3.87 bits, NF4's 3.89, where 4 would be equal use. And it gives up two
+# equally: their entropy is 3.86 bits, NF4's 3.88, where 4 would be equal use. And it gives up two
 # things: it has no zero, and its ends no longer hit a block's largest weight exactly.
 #
 # So "optimal" is true for one aim and one distribution, and neither is quite the one that we have.

@@ -181,7 +181,7 @@ def ways_of_rank_8(results, n):
         axes[0].text(loss, place, f" {loss:.3f}", va="center")
         axes[1].text(100 * (share + error), place, f" {share:.0%}", va="center")
     axes[0].set(xlabel="held-out loss (nats a token)", xlim=(0, 1.2 * losses.max()))
-    axes[1].set_xlabel(f"of {n} answers, right to the letter (± standard error)")
+    axes[1].set_xlabel(f"of {n} answers right (± standard error)")
     axes[1].set_xlim(0, max(30, 125 * (shares + errors).max()))
     _in_percent(axes[1].xaxis)
     axes[0].set_yticks(y, list(results))
