@@ -15,8 +15,8 @@
 #
 # Fine-tuning changes every weight of a model. LoRA bets that a *low-rank* change is enough, and
 # trains nothing else. In this lab you find out what a low rank can hold, and how good that bet is.
-# You will cut a photograph, then the weights of a real language model, then what fine-tuning did to
-# them. And you train a LoRA beside it.
+# You will cut a photograph to a low rank, then the weights of a real language model, then the
+# update that fine-tuning made to them. Then you train a LoRA on the same data and compare.
 #
 # About 70 minutes if you know PyTorch well (50 for the exercises), up to 110 if you do not. The
 # experiments take a little over two minutes on two CPU cores with fast bf16, five on others.
@@ -25,6 +25,16 @@
 import labkit
 
 lab, check = labkit.start("01_svd")
+
+# %% [markdown]
+# ## How a lab works
+#
+# You write the cells that say `TODO`, and then run the check below each: it tells you in a line
+# what is wrong. Folded hints give the idea and not the code. If you are stuck, `lab.reveal("1.1")`
+# shows a solved cell and runs it, for no points, and you can go on.
+#
+# Cells that begin with `if lab.experiment(…)` train or measure. They say how long they take and
+# which exercises they wait for. After a restart `lab.resume()` brings back what had passed.
 
 # %%
 import math
@@ -57,7 +67,7 @@ from labkit.training import loop, models, scoring
 #
 # Only $A$ and $B$ are trained. The *rank* $r$ is small: 4, 8, 16. The number $\alpha$ sets the size
 # of the change. Lab 2 builds this. Before you build it, ask whether it can work at all: most
-# matrices are no such product, however you choose $A$ and $B$. Which ones are?
+# matrices are not such a product, whatever $A$ and $B$ you choose. Which ones are?
 
 # %% [markdown]
 # ## A matrix is a sum of simple ones
@@ -67,23 +77,23 @@ from labkit.training import loop, models, scoring
 #
 # $$W = \sum_i s_i\, u_i v_i^\top, \qquad s_1 \ge s_2 \ge \dots \ge 0.$$
 #
-# The $u_i$ are orthogonal and of length 1, and so are the $v_i$. The number of terms with
-# $s_i > 0$ is the *rank*. An update $BA$ has at most rank $r$, because it is a sum of $r$ terms
-# itself: column $i$ of $B$ times row $i$ of $A$. And every matrix of rank $r$ can be written so.
-# The question becomes what $r$ terms can hold.
+# The $u_i$ are orthogonal and of length 1, and so are the $v_i$. The number of terms with $s_i > 0$
+# is the *rank*. An update $BA$ has at most rank $r$, because it is a sum of $r$ terms itself:
+# column $i$ of $B$ times row $i$ of $A$. And every matrix of rank $r$ can be written so. So the
+# question is how much of a matrix $r$ terms can hold.
 #
-# A case to do by hand: the matrix with rows (3, 0) and (0, 1) is the sum of two terms, with
-# $s_1 = 3$ and $s_2 = 1$. Its first term has the rows (3, 0) and (0, 0). Keep it in mind, it will
-# check three of your functions.
+# A case to do by hand: the matrix with rows (3, 0) and (0, 1) is the sum of two terms, with $s_1 =
+# 3$ and $s_2 = 1$. Its first term has the rows (3, 0) and (0, 0). Keep it in mind: you can check
+# three of your functions on it.
 
 # %% [markdown]
 # ### Exercise 1.1 · `best_rank_r`
 #
 # ●●○ · 7 min · 2 points
 #
-# Return the matrix of rank at most `r` that is nearest to `W`: the one that leaves the least sum of
-# squared differences, which is the distance in the *Frobenius norm*. The Eckart-Young theorem says
-# which: keep the first `r` terms of the sum. An `r` beyond the rank is fine, then nothing is cut.
+# Return the matrix of rank at most `r` that is nearest to `W`: the one with the least sum of
+# squared differences (distance in the *Frobenius norm*). The Eckart-Young theorem says which one
+# that is: keep the first `r` terms of the sum. An `r` beyond the rank is fine; then nothing is cut.
 #
 # <details><summary>Hint</summary>
 #
@@ -148,11 +158,12 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
 
 # %% [markdown]
 # Rank 1 is one column of brightness times one row. At rank 5 there is a person, at 20 you would
-# recognise her. Note where the error is: smooth areas are right early, edges and medals come late.
+# recognise her. Look at where the error is: smooth areas are right early, edges and medals come
+# late.
 #
 # Why? "Low rank" means that every row is a mixture of a few patterns. In a smooth area neighbouring
-# rows are nearly alike, so that few patterns serve them all. But smooth and low-rank are not the
-# same: a chessboard is nothing but edges, and has rank 2, since it has only two kinds of rows.
+# rows are nearly alike, so a few patterns serve them all. But smooth and low-rank are not the same:
+# a chessboard is nothing but edges, and has rank 2, since it has only two kinds of rows.
 
 # %% tags=["experiment"]
 if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
@@ -173,7 +184,8 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 #
 # The nearest matrix of rank $r$ is as large as $W$ until you keep it as two thin factors. Only then
 # does a low rank save anything.
-#
+
+# %% [markdown]
 # ### Exercise 1.3 · `lora_params`, `break_even_rank`
 #
 # ●○○ · 3 min · 1 point
@@ -209,11 +221,11 @@ check.parameters(lora_params, break_even_rank)
 # has no $r^2$.)
 #
 # Few numbers are only good if they are enough. So compare the photograph with pure noise of the
-# same shape. From both we take the mean off first: a mean brightness is one direction that any
-# picture has, and a rank of 1 gets it for next to nothing.
+# same shape. First we subtract its mean from each: mean brightness is one direction that every
+# picture has, and rank 1 buys it for next to nothing.
 #
 # Write down what you expect before you run the experiment. A guess costs nothing, is drawn into the
-# picture, and shows you afterwards where your idea of the thing was off.
+# picture, and shows you afterwards where your intuition was off.
 
 # %%
 guess_noise = lab.predict(
@@ -232,21 +244,22 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
     guess_noise.beside(100 * errors["noise"][plots.fifth_of(costs)])
 
 # %% [markdown]
-# On the photograph the error falls at once. On noise no direction stands out: the singular values
-# fall slowly, and the price buys little. So a low rank is no free lunch. It is a bet that the
-# matrix has structure, and the singular values say whether the bet is good.
+# On the photograph the error falls at once. In noise no direction stands out: the singular values
+# fall slowly, and each further term buys little. So a low rank is no free lunch. It is a bet that
+# the matrix has structure, and the singular values say whether the bet is good.
 
 # %% [markdown]
 # ## Two ways to put a spectrum into one number
 #
-# A model has hundreds of matrices, too many to look at each spectrum: you need one number a matrix.
-# The squared singular values add up to the *energy* of a matrix, $\lVert W \rVert_F^2$. Two
+# A model has hundreds of matrices, too many to look at each spectrum. You need one number for each
+# matrix. The squared singular values add up to the *energy* of a matrix, $\lVert W \rVert_F^2$. Two
 # summaries of how it is spread are in use:
 #
 # - the **energy rank**: how many leading values hold a given fraction of the energy;
 # - the **stable rank** $\lVert W \rVert_F^2 / \lVert W \rVert_2^2$: the whole energy over that of
 #   the largest direction. It is 1 when one direction has it all, the full rank when all are equal.
-#
+
+# %% [markdown]
 # ### Exercise 1.4 · `energy_rank`, `stable_rank`
 #
 # ●●○ · 8 min · 3 points
@@ -288,8 +301,11 @@ check.ranks(energy_rank, stable_rank)
 #
 # SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj` and `o_proj` in
 # the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. Are they low-rank? A spectrum by
-# itself does not tell, since every spectrum falls. So beside each one we draw that of a random
-# matrix of the same shape.
+# itself does not tell, since every spectrum falls. So we compare each one with that of a random
+# matrix of the same shape, whose entries are independent. There theory knows the spectrum: the
+# singular values of an $m \times n$ matrix with entries of size $\sigma$ lie between about
+# $\sigma\,|\sqrt m - \sqrt n|$ and $\sigma\,(\sqrt m + \sqrt n)$. What rises well above that is
+# more than chance would make.
 
 # %% tags=["experiment"]
 if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
@@ -303,13 +319,13 @@ if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
     display(plots.spectra(real, noise))
 
 # %% [markdown]
-# Training has given some directions of `q_proj` and the MLP more weight than chance would, and
-# hardly any in `v_proj`. But no curve falls off a cliff that chance would not have: the last values
-# of a square matrix like `q_proj` are near zero, trained or random. There is no rank at which you
-# could say "the rest is nothing".
+# In `q_proj` and in the MLP training has made a few directions larger than chance would; in
+# `v_proj` hardly any. But no trained curve drops to zero where the random one does not: the last
+# values of a square matrix like `q_proj` are near zero in both, as the formula says for $m = n$.
+# There is no rank at which you could say "the rest is nothing".
 #
-# Four matrices are few. Now every fifth block, with your two numbers for each matrix. Before you
-# run it: of the 576 directions of a `q_proj`, how many do you think hold 90% of the energy?
+# Four matrices are few. Now take every fifth block, and your two numbers for each matrix. Before
+# you run it: of the 576 directions of a `q_proj`, how many do you think hold 90% of the energy?
 
 
 # %%
@@ -347,11 +363,11 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
 
 # %% [markdown]
 # Each dot is a matrix, block by block from left to right; the dash is a random one. By energy,
-# queries and keys have the most structure, values and the MLP have little. The stable rank differs
-# more, in the MLP as well, because it only asks how much the largest direction stands out.
+# queries and keys have the most structure, values and the MLP have little. By stable rank the MLP
+# is far from random, too, because this number only asks how much the largest direction stands out.
 #
-# So the weights are *not* low-rank, and the number below the picture says what a cut to rank 8
-# would leave of them. LoRA never says that they are. It bets on their *change*.
+# So the weights are *not* low-rank; the number below the picture says what a cut to rank 8 would
+# leave of them. LoRA does not need them to be. It bets on their *change*.
 
 # %% [markdown]
 # ## What does fine-tuning change?
@@ -365,7 +381,8 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
 # The second is up to training. So there are two questions. How much of the full update does rank 8
 # hold? And where does LoRA arrive when it is trained? This lab measures both. For that it needs a
 # cut, and a way to compare two updates.
-#
+
+# %% [markdown]
 # ### Exercise 1.5 · `truncate_update`, `energy_within`
 #
 # ●●○ · 9 min · 3 points
@@ -408,11 +425,11 @@ check.truncates(truncate_update, energy_within)
 
 # %% [markdown]
 # Now a real update. The task is `home`: a spoken command in, a JSON intent out. The test commands
-# have sentence patterns that training never shows, and each names a room, a thing, a number or
-# another value that no training command has in that place.
+# have sentence patterns that do not occur in training, and each of them contains a room, a device,
+# a number or another value that no training command has in that place.
 #
 # All 210 matrices train, at full rank: 106 million numbers. The embedding and the norms stay
-# frozen, so that *everything* that changes is an update that we can cut.
+# frozen, so *everything* that changes is an update that we can cut.
 
 
 # %%
@@ -457,8 +474,13 @@ if lab.experiment("A short full fine-tune", 24, needs=["1.1", "1.4", "1.5"]):
     print(f"answers right to the letter {right_before:.0%} → {right_after:.0%}")
 
 # %% [markdown]
-# What did that do to the matrices? One SVD of each update serves all that follows. It is what your
-# `truncate_update` does inside; the cell compares the two on one matrix.
+# Why might such an update have a low rank at all? For a layer $y = W x$ the gradient of $W$ is a
+# sum of simple matrices, one for each token: $\sum_t g_t x_t^\top$, where $g_t$ is the gradient of
+# the output. Each has rank 1, and where tokens are alike, in what they read or in what they ask
+# for, their terms point the same way. So the energy gathers in some directions. In how few?
+#
+# One SVD of each update serves everything that follows. It is what your `truncate_update` does
+# inside; the cell compares the two on one matrix.
 
 # %% tags=["experiment"]
 if lab.experiment("The SVD of every update", 10, needs=["1.1", "1.4", "1.5"]):
@@ -486,10 +508,10 @@ if lab.experiment("How many directions an update takes", 1, needs=["1.1", "1.2",
 
 # %% [markdown]
 # Two things are true at once. By energy the update is far lower in rank than the weights it
-# changes. And it is not as low as people say. "Rank 4 to 8 holds over 90% of the signal" is a
+# changes. And its rank is not as low as people say. "Rank 4 to 8 holds over 90% of the signal" is a
 # sentence you will meet; if signal means energy, it is wrong for this update. Longer runs on larger
-# models agree: on code and maths, Biderman et al. (2024) find full fine-tuning updates of 10 to 100
-# times the usual LoRA ranks.
+# models agree: on code and maths, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) find
+# that full fine-tuning makes updates whose rank is 10 to 100 times the usual LoRA ranks.
 #
 # But nobody fine-tunes to collect energy. What matters is what the model can do afterwards.
 
@@ -537,24 +559,26 @@ if lab.experiment("Every update cut to rank r", 11, needs=["1.1", "1.4", "1.5"])
     display(table.T.style.format("{:.2f}"))
 
 # %% [markdown]
-# This is the picture of the lab. "Gain" is how far the held-out loss falls; 100% is what the whole
-# update achieves. The orange curve says that the update is not low-rank. The blue one says that a
-# low-rank cut keeps most of the gain all the same. A claim about energy and a claim about loss are
-# two claims: for this update the first is wrong, the second right. So there is a change of rank 8
-# that brings most of the gain. Whether training finds one is the other half, and comes below.
+# This is the main picture of the lab. "Gain" is how far the held-out loss falls; 100% is what the
+# whole update achieves. The orange curve says that the update is not low-rank. The blue one says
+# that a low-rank cut keeps most of the gain all the same. "Low-rank" can be a claim about energy or
+# about loss: for this update the first is wrong, the second right. So a change of rank 8 exists
+# that brings most of the gain. Whether training finds one is the second question, and comes below.
 #
-# But gain flatters. It starts where the base model chats instead of answering in JSON, and much of
-# the fall is learning the form. Look at the two rows of the table: what is left of the loss, and
-# how many answers are right to the letter. There the cut costs more than the blue curve shows. We
-# ran it on two processors, with fp32 on one and bf16 on the other. Rank 8 kept 95% and 92% of the
-# gain; but it left a loss about twice that of the whole update, and of 27% and 17% right answers it
-# left 8% and none. (With 48 answers a share is uncertain by about 6 points, so read the trend and
-# not the single dot.) The cut is a good change. It is not an equal one.
+# But the gain flatters. It is counted from a base model that chats instead of answering in JSON,
+# and much of the fall is learning the format. Look at the two rows of the table: the loss that is
+# left, and how many answers are right to the letter. There the cut costs more than the blue curve
+# shows.
+#
+# We ran it on two processors, with fp32 on one and bf16 on the other. Rank 8 kept 95% and 92% of
+# the gain. But its loss was about twice that of the whole update, and of 27% and 17% right answers
+# 8% and none were left. (One standard error of a share of 48 answers is up to 6 points, so read the
+# trend and not the single dot.) The cut is a good change, and not an equal one.
 
 # %% [markdown]
-# Is the rest of the update noise, then? Keep only the rest and see. And are any 8 directions good
-# enough? Try the next eight, and the part of the update that acts on 8 random input directions.
-# That part is tiny, so it gets a second chance: scaled up until it is as large as the top 8.
+# Is the rest of the update noise, then? Keep only the rest and see. And would any 8 directions do?
+# Try the next eight, and the part of the update that acts on 8 random input directions. That part
+# is tiny, so it gets a second chance: scaled up until it is as large as the top 8.
 #
 # Before you run it: will the rest alone, without the top 8, gain more or less than the top 8 alone?
 
@@ -588,33 +612,32 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
     display(plots.parts_of_update(parts))
 
 # %% [markdown]
-# The shares of energy of the top 8 and of all others add up to 100%; the shares of the gain do not.
-# With the eight leading directions gone, what is left still lowers the loss, and so do directions
-# 9 to 16 alone. So the tail is no noise. That the gains add up to more than 100% does not mean that
-# both parts say the same: the loss falls steeply at first, and any good part of an update gets some
-# of the way.
+# The energy of the top 8 and that of all the others add up to 100%; the gains add up to more.
+# Without the eight leading directions the rest still lowers the loss, and so do directions 9 to 16
+# alone. So the tail is not noise. Nor does a sum above 100% mean that the two parts do the same:
+# the loss falls steeply at first, so any good part of an update brings much of that easy fall.
 #
-# The last two bars are a warning: a small part and a bad part are two things. Eight random input
-# directions hold a hundredth of the energy, so of course they gain little. Made as large as the top
-# 8, they gain about half. (They are random on the input side alone: what they write still goes to
-# the output directions of the update.) Directions do matter: the leading ones gained about twice as
-# much at the same size, against one random draw. But size matters, too.
+# The last two bars are a warning: a small part is not yet a bad part. Eight random input directions
+# hold a hundredth of the energy, so of course they gain little. Scaled to the size of the top 8,
+# they gain about half. (They are random on the input side alone: what they write still goes to the
+# output directions of the update.) So directions matter: at the same size the leading ones gained
+# nearly twice as much as this one random draw. But size matters, too.
 
 # %% [markdown]
 # ## Where does LoRA arrive?
 #
-# A cut is made after the fact, and knows nothing of the loss. LoRA has rank 8 from the first step
-# on, and each step follows the loss. So train one: on the same batches in the same order, with as
-# many steps. Lab 2 writes LoRA by hand; here the library PEFT puts an $A$ and a $B$ beside each of
-# the 210 matrices.
+# A cut is made after the fact and does not look at the loss. LoRA has rank 8 from the first step
+# on, and each step follows the loss. So train one, on the same batches in the same order. Lab 2
+# writes LoRA by hand; here the library PEFT puts an $A$ and a $B$ beside each of the 210 matrices.
 #
-# The learning rate is another one, 5e-3 instead of 3e-4, because a step of $A$ and $B$ at first
-# moves $W$ less than a step of $W$ itself would. You can do the sum. Adam's first step moves an
-# entry of $W$ by the rate. In LoRA it moves $B$, which is zero, by the rate, and an entry of
-# $\frac{\alpha}{r} B A$ is then a sum of $r$ entries of $A$ with signs. Those are about
-# $1/\sqrt{3 d_\text{in}}$ in size, so that at $r = 8$, $\alpha = 16$ and $d_\text{in} = 576$ an
-# entry moves by $2 \sqrt{8} / \sqrt{1728} = 0.14$ of the rate. (Of two rates that we tried for
-# each method, these ended lower. Lab 5 looks for the best.)
+# The learning rate is higher, 5e-3 instead of 3e-4, because at first a step of $A$ and $B$ moves
+# $W$ less than a step of $W$ itself would. You can do the sum. Adam's first step moves an entry of
+# $W$ by the rate. In LoRA it moves the entries of $B$, which are zero, by the rate. An entry of
+# $\frac{\alpha}{r} B A$ is then $\frac{\alpha}{r}$ times the rate times a sum of $r$ entries of
+# $A$, each with a sign. Those are about $1/\sqrt{3 d_\text{in}}$ in size. So at $r = 8$, $\alpha =
+# 16$ and $d_\text{in} = 576$ an entry of $W$ moves by $2 \sqrt{8} / \sqrt{1728} = 0.14$ of the
+# rate. (We tried two rates for each method and kept the one with the lower loss. Lab 5 looks for
+# the best.)
 
 # %% tags=["experiment"]
 if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4", "1.5"]):
@@ -631,15 +654,15 @@ if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4",
         "its cut to rank 8": (losses[3], right[3]),
         "LoRA, r = 8": (lora_loss, lora_right),
     }
-    display(plots.ways_of_rank_8(results))
+    display(plots.ways_of_rank_8(results, len(unseen)))
     print(f"LoRA trained {sum(p.numel() for p in thin):,} numbers")
 
 # %% [markdown]
 # In our two runs the trained update ended at a lower loss than the cut one, 0.35 against 0.41 in
-# fp32 and 0.35 against 0.58 in bf16: it was free to find a change that is good by itself, while the
-# cut has to do without what was taken away. Neither reached full fine-tuning. That is a statement
-# about twenty steps with these rates and one seed, not about LoRA; lab 2 gives it more time. And by
-# the answers that are right, 48 of them, read no more than a trend.
+# fp32 and 0.35 against 0.58 in bf16. It was free to find a change that is good by itself, while the
+# cut update was made to work together with the part that is now missing. Neither reached full
+# fine-tuning. That is a statement about twenty steps with these rates and one seed, not about LoRA;
+# lab 2 gives it more time. With 48 answers the right panel shows no more than a trend.
 #
 # Two changes of rank 8, both good: are they the same change?
 
@@ -668,13 +691,13 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 
 # %% [markdown]
 # Each dot is a matrix of every fifth block. Left: how much of LoRA's energy lies in the eight
-# output directions that the full update uses most. Right: how much of the full update lies in
-# LoRA's eight. No eight directions could hold more of it than its own top 8, whose share you saw
-# above. By chance it would be 8 of `d_out`: 4.2% for keys and values, 1.4% or less for the others.
+# output directions that the full update uses most. Right: how much of the full update's energy lies
+# in LoRA's eight. (No eight directions can hold more of it than its own top 8, whose share you saw
+# above.) Chance would give 8 of `d_out`: 4.2% for keys and values, 1.4% or less elsewhere.
 #
 # So LoRA, which has never seen the full update, puts more than half of its energy into the same few
-# output directions (54% and 63% in our two runs), where chance would put a few percent at most. But
-# it is not the same update: the rest lies elsewhere.
+# output directions (54% and 63% in our two runs, at the median), where chance would put a few
+# percent. But it is not the same update: the rest of its energy lies elsewhere.
 #
 # There is a reason to expect some overlap. Let $G$ be the gradient of $W$. While $B$ is zero, its
 # own gradient is $\frac{\alpha}{r} G A^\top$ (you will derive it in lab 2): random mixtures of
@@ -684,16 +707,16 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # %% [markdown]
 # ## Does the optimizer shape the spectrum?
 #
-# Adam divides each entry of a gradient by its own running size, so that all entries move about
-# equally far. At its very first step only the signs are left. And signs do not respect rank. Take a
-# gradient with the rows (0.5, -0.5, -1.5), (1.5, 0.5, -0.5) and (2.5, 1.5, 0.5): each row is the
-# one above plus 1, so that its rank is 2. Its signs are (+, -, -), (+, +, -) and (+, +, +), a
-# matrix of rank 3.
+# Adam divides each entry of a gradient by a running average of that entry's size, so all entries
+# move about equally far. At its very first step only the signs are left. And taking signs does not
+# keep the rank. Take a gradient with the rows (0.5, -0.5, -1.5), (1.5, 0.5, -0.5) and (2.5, 1.5,
+# 0.5). Each row is the one above plus 1, so its rank is 2. Its signs are (+, -, -), (+, +, -) and
+# (+, +, +), a matrix of rank 3.
 #
-# Plain gradient descent (SGD) adds up the gradients as they are. So one control run can show
-# whether the rank that you measured belongs to the task alone, or to Adam as well. SGD needs a rate
-# of its own, too: at 0.3, with gradients clipped to length 1, it learns in twenty steps. We have
-# not looked for its best.
+# Plain gradient descent (SGD) adds up the gradients as they are, few directions and all. So one
+# control run shows whether the rank that you measured comes from the task alone, or from Adam as
+# well. SGD needs a rate of its own: at 0.3, with gradients clipped to length 1, it learns in twenty
+# steps. We did not look for its best.
 
 # %% tags=["experiment"]
 if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4", "1.5"]):
@@ -715,10 +738,10 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
 
 # %% [markdown]
 # By SGD the same batches give an update of much lower rank: in the left picture its singular values
-# fall off, where Adam's have a long tail. SGD also ends at a higher loss, so this is no comparison
-# at equal quality, and a longer run may add directions. How large the gap would be at equal loss we
-# have not measured. But twenty steps of the same data are enough to say that the task alone does
-# not set the rank. "Fine-tuning is low-rank", said without the optimizer, is not yet a statement.
+# fall off, where Adam's have a long tail. SGD also ends at a higher loss, so this is not a
+# comparison at equal quality, and a longer run may add directions. How large the gap would be at
+# equal loss we did not measure. But twenty steps on the same data are enough to see that the task
+# alone does not set the rank. "Fine-tuning is low-rank" says little until it names the optimizer.
 
 # %% [markdown]
 # ## Is LoRA an SVD?
@@ -745,25 +768,28 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
     display(plots.learned_factors(errors, relative_error(goal, 8), learned, top))
 
 # %% [markdown]
-# Left: the product comes down to the bound and not below. Middle: the pale squares say that the
-# rows of the learned $A$ are not quite orthogonal. Right: were it the SVD, this would be a
-# diagonal. Instead each learned row is a mixture of the SVD's, in no order. Nothing forbids it:
-# for any invertible $R$, $(BR)(R^{-1}A)$ is the same update. So do not read meaning into single
-# rows of a trained $A$. The subspace that they span is what counts (Lab 5).
+# Left: the error of the product comes down to the bound and stops there. Middle: the pale squares
+# off the diagonal say that the rows of the learned $A$ are not quite orthogonal. Right: if $A$ were
+# the SVD's factor, only the diagonal would be dark. Instead each learned row is a mixture of the
+# SVD's rows. Why not? For any invertible $R$, $(BR)(R^{-1}A)$ is the same update, and the loss
+# cannot tell one pair from another. So do not read meaning into single rows of a trained $A$. What
+# counts is the subspace that they span (lab 5).
 
 # %% [markdown]
 # ## Another small number: intrinsic dimension
 #
 # One more result is often quoted as "fine-tuning is low-rank": 200 parameters reach 90% of full
 # fine-tuning of RoBERTa on a paraphrase task (Aghajanyan et al., 2020). They measured something
-# else, which Li et al. (2018) thought of. All $D$ parameters of a network are one vector $\theta$.
-# Pick a random *affine subspace* of dimension $d$: a line, a plane or more, through the start.
+# else, which goes back to Li et al. (2018). All $D$ parameters of a network form one vector
+# $\theta$. Pick a random *affine subspace* of dimension $d$: a line, a plane or more, through the
+# start.
 #
 # $$\theta = \theta_0 + P z, \qquad P: (D, d) \text{ fixed and random}, \quad z: (d,),$$
 #
 # and train $z$ alone. The smallest $d$ that reaches 90% of full training is called $d_{90}$. (The
 # 200 are those of a variant that also learns a scale for each layer. You build the plain one.)
-#
+
+# %% [markdown]
 # ### Exercise 1.6 · `subspace_point`, `project_gradient`
 #
 # ●●○ · 5 min · 2 points
@@ -865,39 +891,40 @@ if lab.experiment("Training in random subspaces", 8, needs=["1.4", "1.6"]):
     x = (x - x.mean(0)) / x.std()
     dims, accuracies, full, d90 = [1, 2, 5, 10, 20, 50, 100, 200, 300, 500], {}, {}, {}
     for width in (16, 48):
-        D = len(network(width)[2])
+        D, found, rank_of_update = len(network(width)[2]), {}, {}
         full[D] = fit_fully(width, x, y)
-        label = f"subspaces of {D:,} dimensions"
-        runs = [fit_in_subspace(width, d, x, y) for d in live.progress(dims, label)]
-        accuracies[D] = [accuracy for accuracy, _ in runs]
-        d90[D] = next(d for d, (a, _) in zip(dims, runs, strict=True) if a >= 0.9 * full[D])
+        for d in live.progress(dims, f"subspaces of {D:,} dimensions"):
+            found[d], rank_of_update[d] = fit_in_subspace(width, d, x, y)
+        accuracies[D] = list(found.values())
+        d90[D] = min(d for d in dims if found[d] >= 0.9 * full[D])
     display(plots.intrinsic(dims, accuracies, full, d90))
-    told = f"{runs[0][1]} at d = {dims[0]} and {runs[5][1]} at d = {dims[5]}, of {width}"
-    print(f"rank of the first layer's update: {told}")
+    print(f"rank of the first layer's update, at most {width}: ", end="")
+    print(f"{rank_of_update[1]} at d = 1, {rank_of_update[50]} at d = 50")
 
 # %% [markdown]
 # The dotted line is 90% of full training, the dashed one marks the first $d$ we tried that gets
 # there. A few hundred numbers do nine tenths of the work of many thousands. Do not read more into
-# where they stand: one seed, a coarse grid of $d$, and a network that starts untrained. Aghajanyan
-# et al. find that $d_{90}$ falls the longer a model was pretrained, and that larger models have a
+# the exact $d$: this is one seed, a coarse grid, and a network that starts untrained. Aghajanyan et
+# al. find that $d_{90}$ falls the longer a model was pretrained, and that larger models have a
 # lower one. So it describes task and network together.
 #
 # But read the line below the picture. Even a subspace of *one* dimension moved the first layer by a
-# matrix of full rank: its single direction is a random vector of all parameters, and a random
-# matrix has full rank. A small intrinsic dimension says that few numbers suffice; a low matrix rank
-# says that few directions do. LoRA bets on the second, one matrix at a time. Neither proves the
-# other.
+# matrix of full rank. Its single direction is a random vector of all parameters, and the part of it
+# that belongs to one layer is a random matrix, which has full rank. A small intrinsic dimension
+# says that few numbers suffice; a low matrix rank says that few directions do. LoRA bets on the
+# second, one matrix at a time. Neither implies the other.
 
 # %% [markdown]
 # ## What does an update do to the whole matrix?
 #
-# So far you took updates apart. The model never sees an update: it multiplies by $W_1 = W_0 +
-# \Delta W$, whose leading singular vectors mostly are those of $W_0$. Shuttleworth et al. (2024)
-# looked for those that are not. After LoRA they found leading directions of $W_1$ that are like no
-# direction of $W_0$, and called them *intruder dimensions*. In their runs full fine-tuning had
-# hardly any at the same score, and scaling the intruders down gave back some of what the model had
-# forgotten. So it is worth counting them.
-#
+# So far you looked at updates alone. The model never sees an update: it multiplies by $W_1 = W_0 +
+# \Delta W$, whose leading singular vectors are mostly those of $W_0$. Shuttleworth et al.
+# ([2024](https://arxiv.org/abs/2410.21228)) looked for those that are not. After LoRA they found
+# leading directions of $W_1$ that resemble no direction of $W_0$, and called them *intruder
+# dimensions*. In their runs full fine-tuning had hardly any at the same score, and scaling the
+# intruders down gave back some of what the model had forgotten. So they are worth counting.
+
+# %% [markdown]
 # ### Exercise 1.7 · `intruders`
 #
 # ●●○ · 8 min · 3 points
@@ -929,14 +956,14 @@ check.counts(intruders)
 
 # %% [markdown]
 # PEFT counts the same way in `reduce_intruder_dimension`, with $k = 10$ and a threshold of 0.5,
-# before it scales intruders down. What does the threshold ask for? Where the $u_i$ of $W_0$ span
-# the whole output, the squares of a direction's cosines with them add up to 1. With each below 0.5,
+# before it scales intruders down. What does that threshold mean? Where the $u_i$ of $W_0$ span the
+# whole output, the squares of a direction's cosines with them add up to 1. With each below 0.5,
 # each square is below a quarter. So an intruder is spread over at least five old directions.
 #
-# Count those of your two models, whose losses are not far apart. And since twenty steps are few:
-# what if the updates were larger? The cell also lets each one grow to a given share of
-# $\lVert W_0 \rVert$, with its directions as they are. Before you run it: which of the two will
-# show intruders at a smaller size?
+# Count the intruders of your two models, whose losses are close. And since twenty steps are few:
+# what if the updates were larger? The cell also scales each update to a given share of $\lVert W_0
+# \rVert$ and leaves its directions as they are. (Longer training may turn them as well.) Before you
+# run it: which of the two will show intruders at a smaller size?
 
 
 # %%
@@ -969,13 +996,13 @@ if lab.experiment(
 
 # %% [markdown]
 # As trained, neither has an intruder: after twenty steps the updates are two percent of $W_0$ at
-# most, and the leading directions of $W_1$ are still those of $W_0$. That is not the paper's
-# regime, whose models were trained far longer. Growing the updates shows what decides. An intruder
-# appears when a singular value of the update reaches the leading ones of $W_0$. LoRA's energy sits
-# in eight directions, so its first ones stick out at a tenth of $W_0$ (3 or 4 of 70 in our runs,
-# where the full update has one or none). At a fifth the two are about level, and at half the full
-# update, which has more directions, has more intruders. So say at which size you compare. (One
-# block, one seed.)
+# most, and the leading directions of $W_1$ are still those of $W_0$. The paper's models were
+# trained far longer. Scaling the updates shows what matters. An intruder appears when a singular
+# value of the update reaches the leading ones of $W_0$. LoRA's energy sits in eight directions, so
+# its largest ones get there at a tenth of $W_0$ (3 or 4 of 70 in our runs, where the full update
+# has one or none). At a fifth the two are about level, and at half the full update, which has more
+# directions, has more intruders. So a comparison of intruders needs the size of the updates beside
+# it. (One block, one seed.)
 #
 # What a model forgets is measured in lab 3.
 
@@ -986,7 +1013,7 @@ if lab.experiment(
 #
 # The first letter that you check counts; then read what it says.
 #
-# **q1. Rank 8 keeps little of a full update's energy. What does that say of LoRA with r=8?**
+# **q1. Rank 8 keeps only a part of a full update's energy. What does that say of LoRA with r=8?**
 #
 # - (a) It must end at a higher loss, since it has no room for the rest of the update.
 # - (b) Its rank is too small, and should be raised until 90% of the energy fits in.
@@ -1025,13 +1052,13 @@ check.quiz(quiz)
 # - The first $r$ terms of the SVD are the best that rank $r$ can do, and the singular values that
 #   are left say how good that is.
 # - Two thin matrices cost $r\,(d_\text{out} + d_\text{in})$ numbers: linear in the rank.
-# - The weights of a real model are far from low-rank. Their update by Adam is lower, and still not
-#   low in energy; by SGD, in as many steps, it is lower again.
+# - The weights of a real model are far from low-rank. Their update by Adam has a lower rank, and by
+#   energy still not a low one; by SGD, in as many steps, it is lower again.
 # - LoRA does not need this update to be low-rank. It needs that *a* good change of low rank exists
-#   and that training finds it: the cut of the full update is one, what LoRA learns is another, and
+#   and that training finds it. The cut of the full update is one, what LoRA learns is another, and
 #   they share directions.
 # - In this short run the eight leading directions of the finished update bring most of its gain in
-#   loss. The next eight bring less, and so do eight random ones that are made as large.
+#   loss. The next eight bring less, and so do eight random ones scaled to the same size.
 # - Few directions, few parameters and few numbers on disk are three different statements.
 #
 # Lab 2 trains the two thin matrices directly.

@@ -15,11 +15,11 @@
 #
 # How can two thin matrices teach a language model something new? You will write LoRA in about forty
 # lines of PyTorch, put it into a real model, and teach that model a job it cannot do. Then you will
-# measure what people say about LoRA: what it saves, what it does not save, and what a merge leaves
-# behind.
+# measure what people say about LoRA: what it saves, what it does not, and what a merge does to the
+# weights.
 #
-# Before each main picture a cell asks for your guess. Write one down: a number that surprises you
-# is one that you remember. A guess costs no points.
+# Before each main picture a cell asks for your guess. Write one down: you remember the numbers that
+# surprise you. A guess costs no points.
 #
 # About 100 minutes if you know PyTorch well (81 for the exercises), up to 160 if you do not. The
 # experiments take three to four minutes on two CPU cores with fast bf16, nine on others.
@@ -55,15 +55,15 @@ from labkit.training import generation, kept, loop, models
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r).$$
 #
-# The *rank* $r$ is small: 4, 8, 16. Lab 1 asked how much a low-rank change can hold. Here we
-# train one.
+# The *rank* $r$ is small: 4, 8, 16. Lab 1 asked how much a low-rank change can hold. Here you build
+# one and train it.
 
 # %%
 display(plots.thin_matrices(d_out=576, d_in=576, r=16))
 
 # %% [markdown]
-# The picture is to scale: one square projection of the model we will train. Blue is frozen: it gets
-# no gradient and never changes. Orange is all that learns, and all that a LoRA file on disk
+# The picture is to scale: one square projection of the model that you will train. Blue is frozen:
+# it gets no gradient and never changes. Orange is all that learns, and all that a LoRA file
 # contains.
 
 # %% [markdown]
@@ -71,9 +71,9 @@ display(plots.thin_matrices(d_out=576, d_in=576, r=16))
 #
 # ●●○ · 8 min · 2 points
 #
-# Compute the layer's output with its update. `x` may have any leading shape: one vector, a batch,
-# a batch of sequences. Never build $BA$, nor a copy of $W$: they are as large as $W$, and the whole
-# point is to avoid matrices of that size. The check measures the largest tensor you make.
+# Compute the layer's output with its update. `x` may have any leading shape: one vector, a batch, a
+# batch of sequences. Never build $BA$ or a copy of $W$: they are as large as $W$, and the point is
+# to avoid matrices of that size. The check measures the largest tensor you make.
 #
 # Do one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the column
 # (1, 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$. With
@@ -101,8 +101,8 @@ check.matches_dense(lora_forward)
 
 # %% [markdown]
 # Dividing by $r$ looks like a detail, and it is easily lost: a widely used book had it in one copy
-# of its LoRA and not in another for a year. Without it, the update's first steps grow with the rank
-# at the same $\alpha$, so that a comparison of two ranks compares two step sizes as well.
+# of its LoRA and not in another for a year. Without it the first steps of the update grow with the
+# rank, and whoever compares two ranks at the same $\alpha$ compares two step sizes as well.
 
 # %% [markdown]
 # ### Exercise 2.2 · `LoRALinear`
@@ -110,16 +110,16 @@ check.matches_dense(lora_forward)
 # ●●● · 12 min · 3 points
 #
 # A function does not remember what it has learned; a layer does. Wrap an existing `nn.Linear` into
-# one with the attributes `base`, `A`, `B`, `r` and `scaling` (which is $\alpha / r$).
+# a layer with the attributes `base`, `A`, `B`, `r` and `scaling` (which is $\alpha / r$).
 #
-# - `base` is the module you are given, no copy: that would take the memory of the weights once
-#   more. It stays as it is, bias included, and is frozen: no gradient for it.
+# - `base` is the module you are given and not a copy, which would need the memory of the weights
+#   again. It stays as it is, bias included, and is frozen: it gets no gradient.
 # - `A` is drawn at random, about as small as $1/\sqrt{d_\text{in}}$, so that the entries of $A x$
 #   are about as large as those of $x$. `nn.init.kaiming_uniform_(A, a=math.sqrt(5))` is what PEFT
 #   does.
 # - `B` starts at zero, so the new layer computes exactly what the old one did.
 # - `A` and `B` are on the device of `base.weight`, and both have its dtype or both are fp32. (PEFT
-#   takes fp32, since small steps get lost in 16 bits. The output has the dtype of `base(x)`
+#   takes fp32, since small steps can get lost in 16 bits. The output has the dtype of `base(x)`
 #   anyway.)
 # - As in 2.1, `forward` makes nothing as large as `base.weight`.
 # - Gradients flow back to `x` on both paths: layers before this one may train.
@@ -165,12 +165,13 @@ check.layer(LoRALinear)
 
 # %% [markdown]
 # (PEFT's layer also has dropout on the `x` that enters `A`. It is off by default, and off here.)
-#
+
+# %% [markdown]
 # ## Where should training start?
 #
 # At the base model: you chose it because it is good, and a random update would damage it before the
-# first step. So $BA$ has to be zero at first, as long as $W$ stays what it is. The simplest way is
-# to let one of the two be zero. But which, and what if both are? The gradients tell.
+# first step. So, as long as $W$ stays as it is, $BA$ has to be zero at first. The simplest way is
+# to let one of the two be zero. But which one? And what if both are? The gradients tell.
 
 # %% [markdown]
 # ### Exercise 2.3 · `lora_gradients`
@@ -202,8 +203,8 @@ check.gradients(lora_gradients)
 
 # %% [markdown]
 # Read your own formula: $dA$ has the factor $B$. While $B$ is zero, $A$ gets no gradient. $dB$ has
-# the factor $A$, which is random, so $B$ moves at the first step, and $A$ follows at the second.
-# With both at zero, nothing ever moves.
+# the factor $A$, which is random, so $B$ moves at the first step and $A$ follows at the second.
+# With both at zero nothing ever moves.
 #
 # By hand, with one output: $x = (1, 2)$, $A = (1, 1)$, $B = 0$, $\alpha / r = 1$ and $dY = 1$ give
 # $dB = 1 \cdot A x = 3$ and $dA = B\, x = (0, 0)$. The next cell shows the usual start on a toy
@@ -224,15 +225,20 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
     display(plots.first_gradients(norms))
 
 # %% [markdown]
-# Look at step 0: the gradient of `A` is exactly zero. It grows as `B` grows. So "LoRA starts at
-# the base model" is true, and for one step it trains only one of its two matrices.
+# Look at step 0: the gradient of `A` is exactly zero, and it grows as `B` grows. So LoRA does start
+# at the base model, and for one step it trains only one of its two matrices.
 #
-# Would `A` at zero and `B` at random do as well? It starts at the base model, too, and it trains.
-# Yet the two are no mirror images. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447)) find, by
-# theory for wide layers and in fine-tuning runs, that `B` at zero bears larger learning rates
-# before training becomes unstable, and on average ends better. Nor must one of them be zero: PiSSA
-# takes both from the largest singular directions of $W$ and subtracts their product from the frozen
-# weight, so that the sum is $W$ again. Lab 5 tries it.
+# Would `A` at zero and `B` at random do as well? That, too, starts at the base model, and it
+# trains. But the two are not mirror images. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447))
+# find, by theory for wide layers and in fine-tuning runs, that with `B` at zero training stays
+# stable at larger learning rates, and on average ends better. One reason shows at the first step,
+# where Adam moves each number that has a gradient by the rate. If that is `B`, an entry of the
+# output moves by a sum of $r$ such steps, each times an entry of $Ax$. If it is `A`, an entry of
+# $Ax$ moves by a sum of $d_\text{in}$ of them, each times an entry of $x$: 576 terms, say, in place
+# of 8.
+#
+# Nor must one of the two be zero. PiSSA takes both from the largest singular directions of $W$ and
+# subtracts their product from the frozen weight, so that the sum is $W$ again. Lab 5 tries it.
 
 # %% [markdown]
 # ## Into the model
@@ -249,10 +255,10 @@ everything = [*attention, "gate_proj", "up_proj", "down_proj"]
 #
 # ●●● · 12 min · 3 points
 #
-# A layer alone teaches nothing; a model has hundreds. Replace every `nn.Linear` whose own name is
-# in `targets` by a `LoRALinear`, in place. Freeze everything else, an `A` of another kind of module
-# too. Return how many you replaced. A module of another kind stays, whatever its name. All that
-# stays keeps its dtype and its training mode.
+# One layer is not enough; a model has hundreds. Replace every `nn.Linear` whose own name is in
+# `targets` by a `LoRALinear`, in place. A module of another kind stays, whatever its name. Freeze
+# everything but the new `A` and `B` (other modules may have parameters of these names). Return how
+# many layers you replaced. What stays keeps its dtype and its training mode.
 #
 # A layer's own name is the last part of its dotted name: `q_proj` in
 # `model.layers.0.self_attn.q_proj`. A layer of the model itself has no dot in its name.
@@ -293,8 +299,9 @@ check.injects(inject)
 #
 # ●○○ · 4 min · 1 point
 #
-# How many numbers train, and how many are there? Return the pair, two ints. Count a tensor that two
-# modules share once: SmolLM2's embedding and output head are one matrix of 28 million numbers.
+# How many numbers train, and how many are there? Return the pair, two ints. Count a tensor once
+# when two modules share it: SmolLM2's embedding and output head are one matrix of 28 million
+# numbers.
 
 
 # %%
@@ -319,15 +326,15 @@ if lab.experiment("What trains, at three settings", 4, needs=["2.2", "2.4", "2.5
         print(f"r={r:<3} {n:3} layers: {trainable:>9,} of {total:,} train ({share})")
 
 # %% [markdown]
-# People write that this model trains 131,072 numbers at r=16. That is one 4096 × 4096 matrix, not
-# this model: q and v over 30 layers are 921,600. And "LoRA trains under 1%" depends on what you
-# adapt: on all linear layers of a small model, rank 8 is already near 2%.
+# People write that this model trains 131,072 numbers at r=16. That is the count for one 4096 × 4096
+# matrix: q and v over 30 layers are 921,600. And "LoRA trains under 1%" depends on what you adapt:
+# on all linear layers of this small model, rank 8 is already near 2%.
 
 # %% [markdown]
 # ## A job to learn
 #
 # Does it learn? The task is `home`: a spoken command in, a JSON intent out. The test commands use
-# sentence patterns that never occur in training, and each names a room, a device, a number or
+# sentence patterns that do not occur in training, and each contains a room, a device, a number or
 # another value that no training row has in that slot. None of the 300 wanted answers occurs in
 # training. So no answer can be copied from a row; only the format and the mapping carry over.
 
@@ -340,8 +347,8 @@ for row in home.select(range(0, 2000, 500)):
 # %% [markdown]
 # Training is a plain PyTorch loop. `loop.batches` tokenizes and shuffles; it packs 16 commands into
 # one long row without padding, in which none of them sees another. `loop.answer_loss` is the mean
-# cross-entropy over the tokens of the answer. The learning rate falls to zero along a line. What is
-# trained stays in the cache: after a restart `kept.bring` has it back in seconds, as long as your
+# cross-entropy over the tokens of the answer. The learning rate falls to zero along a line. The
+# result stays in the cache: after a restart `kept.bring` loads it in seconds, as long as your
 # layer, the rows and the settings are the same.
 
 
@@ -370,8 +377,11 @@ def train(model, title, learning_rate, steps=45):
 # %%
 def right(told):
     """How many answers are right to the letter, and how many name the right intent."""
-    pairs = list(zip(told, unseen["answer"], strict=True))
-    return sum(a == b for a, b in pairs), sum(a.split(",")[0] == b.split(",")[0] for a, b in pairs)
+    exact = intent = 0
+    for answer, wanted in zip(told, unseen["answer"], strict=True):
+        exact += answer == wanted
+        intent += answer.split(",")[0] == wanted.split(",")[0]  # the first field is the intent
+    return exact, intent
 
 
 def report(told):
@@ -389,22 +399,22 @@ if lab.experiment("What the base model answers", 8, needs=["2.2", "2.4"]):
     print(f"Base model: {report(base_answers)}, loss {base_loss:.2f}")
 
 # %% [markdown]
-# Hold that loss against a number that you can work out. A model to which all 49,152 tokens are
+# Compare that loss with a number that you can work out. A model to which all 49,152 tokens are
 # equally likely has a loss of $\ln 49152 = 10.8$. The base model is far below it: it knows much
-# about text. It does not know what you want of it.
+# about text. But it does not know what you want of it.
 #
-# Now 45 steps of 16 commands: 720 of the 2,000 training rows, each seen at most once. Your LoRA
-# trains 2.4 million numbers meanwhile, under 2% of the model. Its learning rate is 5e-3: in lab 5's
-# runs on this task LoRA does best where rate times $\alpha$ is near 0.1. At which loss does the
-# curve have to begin? `B` is zero, so it begins near the base model's; if it does not, something is
-# wrong with the layer.
+# Now train 45 steps of 16 commands: 720 of the 2,000 training rows, each seen at most once. Your
+# LoRA has 2.4 million numbers, under 2% of the model. Its learning rate is 5e-3: in lab 5's runs on
+# this task LoRA does best where rate times $\alpha$ is near 0.1. At which loss must the curve
+# begin? `B` is zero, so near the base model's. If it begins elsewhere, something is wrong with the
+# layer.
 
 # %%
 guess_right = lab.predict("After 45 steps, how many of the 60 answers are right?", None)
 
 # %% [markdown]
-# After training one more step is measured, at a learning rate of 0: what it holds at its peak, and
-# how much it computes. Both will be needed below.
+# After training the next function measures one more step, at a learning rate of 0: how much memory
+# it holds at its peak, and how much it computes. Both are needed below.
 
 
 # %%
@@ -443,20 +453,20 @@ if lab.experiment("Before and after", 7, needs=["2.2", "2.4"]):
 # %% [markdown]
 # Read the rows, not only the number. The base model chats. In our run the tuned one always answered
 # in JSON, mostly with the right intent. Where yours fails, look at how: a slot left out, a value
-# that nobody said, a word under the wrong key. It learned a format and a mapping from a few hundred
-# examples.
+# that was not in the command, a word under the wrong key. It has learned a format and a mapping
+# from a few hundred examples.
 
 # %% [markdown]
 # ## Against full fine-tuning
 #
-# What would all weights have done with the same 45 batches? The same loop, and three differences.
-# Everything trains, the embedding and the norms too, not only the linear layers. The weights are
-# kept in fp32, since bf16 would swallow many of its steps (we count them below). And the learning
-# rate is another one, since a comparison at one rate compares how well the rate suits each. In lab
-# 5's runs (24 steps of 4, three seeds) full fine-tuning does best at 3e-4, with a loss of 0.29; at
-# 1e-4 it has 0.37, at 1e-3 0.36.
+# What would full fine-tuning have made of the same 45 batches? The loop is the same, with three
+# differences. Everything trains, the embedding and the norms too, not only the linear layers. The
+# weights are kept in fp32, since many of its steps would be lost in bf16 (counted below). And it
+# has a learning rate of its own, since a comparison at one rate shows only which method that rate
+# suits. In lab 5's runs (24 steps of 4, three seeds) full fine-tuning does best at 3e-4, with a
+# loss of 0.29; at 1e-4 it has 0.37, at 1e-3 0.36.
 #
-# Before it runs: how long does a step of LoRA take, if one of full fine-tuning takes 100?
+# Before it runs: if a step of full fine-tuning takes 100, how long does a step of LoRA take?
 
 # %%
 guess_time = lab.predict("A LoRA step's time, in percent of full fine-tuning's?", None)
@@ -477,25 +487,25 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
     display(plots.loss_by_the_clock({"LoRA": curve, "full": full_curve}))
 
 # %% [markdown]
-# Do not call a winner yet: this is one seed, and 60 commands. In lab 5's runs, each method at the
-# best of its rates, full fine-tuning has a loss of 0.29 and LoRA (r=16) 0.32, and the three seeds
-# of one method lie as far apart as that. What the picture does show is that 2% of the numbers come
-# close on a task of this size. Lab 5 looks for tasks where they do not.
+# Do not name a winner yet: this is one seed, and 60 commands. In lab 5's runs, each method at the
+# best of its rates, full fine-tuning has a mean loss of 0.29 and LoRA (r=16) of 0.32, and three
+# seeds of one method differ among themselves by as much. What the picture does show: on a task of
+# this size 2% of the numbers come close. Lab 5 looks for tasks where they do not.
 #
-# Why may `A` and `B` be bf16, where full fine-tuning needs fp32? A step is lost where it is less
-# than half of a weight's last digit. The entries of `A` are about 0.02 at first and LoRA's steps
-# are large, so none is lost. The model's own weights are about 0.2, ten times as large, and so are
-# their last digits. Counted in block 15: in bf16 a step of 3e-4 leaves nearly half of the weights
-# as they were, and one of 1.5e-4, half way through the run, about 70%. (PEFT keeps `A` and `B` in
-# fp32, see lab 3.)
+# Why may `A` and `B` be in bf16 where full fine-tuning needs fp32? A step is lost where it is less
+# than half of the weight's last binary digit. The entries of `A` are about 0.02 at first and LoRA's
+# steps are large, so none is lost. The model's own weights are about 0.2, ten times as large, and
+# so are their last digits. Counted in block 15: in bf16 a step of 3e-4 leaves nearly half of the
+# weights as they were, and one of 1.5e-4, half way through the run, about 70%. (PEFT keeps `A` and
+# `B` in fp32, see lab 3.)
 
 # %% [markdown]
 # ## Where does the time go?
 #
 # Full fine-tuning trains fifty times as many numbers. Why is it not fifty times slower? Count what
-# a step multiplies. A linear layer with $N$ weights takes each token through one multiplication and
-# one addition a weight. Backward has to find two gradients, and each is a product as large: the one
-# of the weights, for the optimizer, and the one of the input, for the layers below.
+# a step multiplies. For each token a linear layer with $N$ weights does one multiplication and one
+# addition a weight. The backward pass has to find two gradients, each by a product of the same
+# size: that of the weights, for the optimizer, and that of the input, for the layers below.
 
 # %% [markdown]
 # ### Exercise 2.6 · `step_flops`
@@ -537,13 +547,12 @@ def step_flops(shapes, n_tokens, r=None):
 check.arithmetic(step_flops)
 
 # %% [markdown]
-# So full fine-tuning takes six operations a weight and token, LoRA four and a little: two thirds.
-# (One 576 × 576 layer, one token, r=8: 1,990,656 in full, and 1,327,104 + 55,296 by LoRA, 69%.) A
-# frozen weight saves the product that would give its own gradient, and no other.
+# So full fine-tuning takes six operations for each weight and token, LoRA four and a little: two
+# thirds. (One 576 × 576 layer, one token, r=8: 1,990,656 in full, and 1,327,104 + 55,296 by LoRA,
+# 69%.) A frozen weight saves the product that would give its own gradient, and no other.
 #
-# Does the clock agree? The next picture has your count for the 210 linear layers, torch's count of
-# all products of the measured step (attention and the output head among them), and the time of a
-# step.
+# Does the clock agree? The next picture shows your count for the 210 linear layers, torch's count
+# of all products of the measured step (with attention and the output head), and the time of a step.
 
 # %% tags=["experiment"]
 if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", "2.6"]):
@@ -562,12 +571,12 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
     print(f"a step of full fine-tuning: {full_flops / 1e9:.0f} GFLOPs in {full_step:.2f} s")
 
 # %% [markdown]
-# Two thirds is what the products say, head and attention included. A clock says something else, for
-# two reasons that pull against each other.
+# By the products it is two thirds, head and attention included. The clock may differ, for two
+# reasons that pull against each other.
 #
 # - A step is more than products. Norms, activation functions and softmax cost LoRA what they cost
-#   full fine-tuning. And thin products are poor work for a processor: they read as many activations
-#   as a wide one and do about a hundredth of its arithmetic. Both raise LoRA's share.
+#   full fine-tuning. And thin products use a processor badly: they read as many activations as a
+#   wide one and do about a hundredth of its arithmetic. Both raise LoRA's share.
 # - Full fine-tuning has work of its own: Adam reads and writes every weight and two moments at
 #   every step, and where products are bf16, fp32 weights are converted first. That lowers LoRA's
 #   share.
@@ -580,14 +589,15 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
 #
 # "Why does LoRA not save memory?" is asked in the tracker of PEFT
 # ([#2196](https://github.com/huggingface/peft/issues/2196)) and in that of the first LoRA library
-# ([#95](https://github.com/microsoft/LoRA/issues/95)). To answer it, tell two moments apart.
-# *Between* steps weights, gradients and optimizer states are there. *Within* a step come the
-# activations: what forward keeps for backward. A training run needs room for its highest moment.
+# ([#95](https://github.com/microsoft/LoRA/issues/95)). The answer needs two moments. *Between*
+# steps a run holds weights, gradients and optimizer states. *Within* a step it also holds
+# activations: what forward keeps for backward. It needs room for the larger of the two.
 #
-# What is there between steps you can work out, with four bytes a number in fp32. Full fine-tuning
-# holds each of 134.5 million weights four times: itself, its gradient and two moments of Adam. That
-# makes 2.15 GB. LoRA holds 134.5 million frozen weights once, and 2.44 million numbers four times:
-# 0.58 GB, and half of that where all of it is bf16. What will the activations add?
+# What is held between steps you can work out, with four bytes a number in fp32. Full fine-tuning
+# holds four numbers for each of 134.5 million weights: the weight, its gradient and Adam's two
+# moments. That makes 2.15 GB. LoRA holds 134.5 million frozen weights, and four numbers for each of
+# 2.44 million trained ones: 0.58 GB, and half of that where all of it is bf16. What will the
+# activations add?
 
 # %%
 guess_peak = lab.predict("LoRA's peak memory, in percent of full fine-tuning's?", None)
@@ -601,26 +611,26 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 # %% [markdown]
 # Compare the two bars of LoRA. Between steps its gradients and Adam moments almost vanish.
 # (Gradients are counted here: they stay wherever several batches are accumulated to one step.) The
-# frozen weights do not vanish: they have to be there. Where LoRA's blue part is half as high, that
-# is precision: frozen weights may rest in bf16, in which many of full fine-tuning's steps would be
-# lost.
+# frozen weights do not vanish: forward needs them. If LoRA's blue part is half as high as that of
+# full fine-tuning, that is precision: frozen weights may be in bf16, in which many of full
+# fine-tuning's steps would be lost.
 #
-# The peak comes when backward begins. Gradients are not there yet, but all activations are. LoRA
-# keeps most of them, too, since the gradient still has to pass every layer on its way down: where
-# all is fp32, six sevenths of full fine-tuning's green part. (Where its weights are bf16, so are
-# its activations, and that halves them once more.)
+# The peak comes when backward begins: all activations are held, and no gradients yet. LoRA needs
+# most activations, too, since the gradient still has to pass every layer on its way down: where all
+# is fp32, it keeps six sevenths of full fine-tuning's green part. (The rest is nearly all what a
+# norm keeps for the gradient of its own weights, if these train. Where LoRA's weights are bf16, so
+# are its activations, and that halves them.)
 #
-# That is the answer to the question in the trackers. LoRA saves what comes on top of a weight that
-# trains, its gradient and its moments. It saves little of what comes with tokens. With longer texts
-# or larger batches the second part grows, and the two peaks move together. Lab 4 has what helps
-# there.
+# That answers the question in the trackers. LoRA saves what comes with each trained weight: its
+# gradient and its moments. It saves little of what comes with each token. With longer texts or
+# larger batches that second part grows, and the share that LoRA saves shrinks. Lab 4 shows what
+# helps there.
 
 # %% [markdown]
 # ## Merge
 #
-# Two thin products in each layer cost time at every token. After training they can go: add the
-# update to $W$, and the layer costs what it did before. Its shape no longer says that it was ever
-# LoRA.
+# Two thin products in each layer cost time at every token. After training you can remove them: add
+# the update to $W$, and the layer costs what it did before.
 #
 # While a layer is merged its forward must not add the update again. So it needs a flag. The next
 # cell copies a model and gives its LoRA layers one. (Python lets an object change to a subclass of
@@ -654,10 +664,11 @@ def mergeable(model):
 # ●●○ · 8 min · 3 points
 #
 # Both take such a layer. `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place;
-# `unmerge_` takes it away. They keep `layer.merged`: calling either twice is the same as once, and
-# between two merges the layer may train. The output stays the same, to rounding. `base.weight`
-# stays the same Parameter, with its dtype; `A`, `B` and the training mode stay as they are. Outside
-# these two calls nothing merges: in this course no `train()` or `eval()` does it behind your back.
+# `unmerge_` takes it away. They keep `layer.merged` up to date: calling either twice is the same as
+# once, and between two merges the layer may train. The output stays the same, to rounding.
+# `base.weight` stays the same Parameter, with its dtype; `A`, `B` and the training mode stay as
+# they are. (Some libraries merge inside `train()` or `eval()`. In this course nothing merges but
+# these two calls.)
 #
 # <details><summary>Hint</summary>
 #
@@ -713,23 +724,24 @@ if lab.experiment("Is a merged model the same model?", 4, needs=["2.2", "2.4", "
     exact = logits_of(model, torch.float32, merged=False)
     gaps = {
         "fp32, merged": logits_of(model, torch.float32, merged=True) - exact,
-        "bf16, apart": logits_of(model, torch.bfloat16, merged=False) - exact,
+        "bf16, unmerged": logits_of(model, torch.bfloat16, merged=False) - exact,
         "bf16, merged": logits_of(model, torch.bfloat16, merged=True) - exact,
     }
     display(plots.merge_rounding(gaps))
 
 # %% [markdown]
-# Each histogram shows how far a logit lies from the unmerged model in fp32. In fp32 merging costs
-# nothing that matters. In bf16 two things happen at once, so look at two colours: computing in
-# bf16 moves the logits whether you merge or not, and merging rounds $W + \Delta W$ once more, to
-# the eight binary digits that bf16 has. If the last two histograms lie on top of each other,
-# merging is not what hurts.
+# Each histogram shows how far a logit is from that of the unmerged model in fp32. In fp32 merging
+# costs nothing that matters. In bf16 two errors add up, so compare two colours: computing in bf16
+# moves the logits whether you merge or not, and merging also rounds $W + \Delta W$ to the eight
+# binary digits that bf16 has. If these two histograms lie on top of each other, merging is not what
+# hurts.
 #
-# "Merging gives exactly the same model" is true of the formula, and true to rounding of the file.
+# So "merging gives exactly the same model" is true of the formula, and of the file up to rounding.
 # Lab 6 asks whether the answers change, and what happens to updates much smaller than this one.
 #
-# And is it true that nobody can tell it was LoRA? From the merged file alone, hardly. Whoever has
-# the base model as well subtracts it and takes the SVD of lab 1.
+# Can anybody tell that it was LoRA? From the merged file alone, hardly. But with the base model at
+# hand you can subtract it and take the SVD of lab 1. (Here in fp32; rounding to bf16 would add
+# noise to it.)
 
 # %% tags=["experiment"]
 if lab.experiment("Can one tell that it was LoRA?", 2, needs=["2.2", "2.4", "2.7"]):
@@ -781,23 +793,24 @@ if lab.experiment("A merge undone", 4, needs=["2.2", "2.4", "2.7"]):
         print(f"{name}: |error| is {error:.1e} of |W|, the update was {update:.1e} of it")
 
 # %% [markdown]
-# Most weights come back exactly: where $W + \Delta W$ has the exponent of $W$, what was rounded is
-# less than half of the last digit, and the subtraction lands on $W$ again. Where the sum needs a
-# larger exponent, the last digit of $W$ is gone, and nothing brings it back. What is left is small
-# beside the update, and in fp32 about a hundred thousand times smaller still.
+# Most weights come back exactly: where $W + \Delta W$ has the exponent of $W$, the rounding error
+# is at most half of the last digit, and the subtraction lands on $W$ again. Where the sum needs a
+# larger exponent, the last digit of $W$ is lost, and nothing brings it back. The error that remains
+# is small compared with the update, and in fp32 about a hundred thousand times smaller still.
 #
 # But it does not stay small. With another adapter each time the errors add up like a random walk:
 # in a simulation (random matrices in bf16, updates of 2.7% of $|W|$) a hundred merges, each undone,
-# left nearly eight times the error of one. So in 16 bits `unmerge_` is no undo. Keep the base, and
-# merge into a fresh copy of it.
+# left nearly eight times the error of one. So in 16 bits `unmerge_` does not undo a merge exactly.
+# Keep the base, and merge into a fresh copy of it.
 
 # %% [markdown]
 # ## Save and load
 #
-# What is there after training that was not there before? An `A` and a `B` in each layer, and
-# nothing else, since all the rest is frozen. So that is all you have to keep, or to send to
-# somebody who has the base.
-#
+# What has training added to the model? An `A` and a `B` in each layer, and nothing else, since
+# everything else is frozen. So these are all you have to keep, or to send to somebody who has the
+# base.
+
+# %% [markdown]
 # ### Exercise 2.8 · `adapter_state`, `load_adapter_`
 #
 # ●●○ · 8 min · 3 points
@@ -806,7 +819,8 @@ if lab.experiment("A merge undone", 4, needs=["2.2", "2.4", "2.7"]):
 # have an `A`, too. A key is the dotted name of the layer, then `.A` or `.B`. `load_adapter_` copies
 # such a dict into the parameters of a model that has the same layers. A key that is missing or that
 # fits nowhere is a `KeyError`, a tensor of another shape a `ValueError`, and the error names the
-# key. Then nothing is copied: an adapter that loads half way is worse than one that does not load.
+# key. In either case nothing is copied: an adapter that is half loaded is worse than one that does
+# not load.
 #
 # <details><summary>Hint</summary>
 #
@@ -851,15 +865,16 @@ if lab.experiment("How large is what you learned?", 2, needs=["2.2", "2.4", "2.5
     )
 
 # %% [markdown]
-# One base model and many such files: that is why adapters are pleasant to serve. You will meet
-# "an adapter is 10 to 50 MB" and "a few KB". Neither is a law: the size is
-# $r\,(d_\text{in} + d_\text{out})$ summed over the adapted layers, times the bytes of a number.
+# One base model serves many such files. You will read "an adapter is 10 to 50 MB" and "a few KB".
+# Neither is a law: the size is $r\,(d_\text{in} + d_\text{out})$ summed over the adapted layers,
+# times the bytes of a number.
 
 # %% [markdown]
 # ## Scaling
 #
 # Why divide by $r$ at all, and not by something else?
-#
+
+# %% [markdown]
 # ### Exercise 2.9 · `scaling`
 #
 # ●○○ · 2 min · 1 point
@@ -883,11 +898,11 @@ check.scales(scaling)
 # learning rate, and measure how far the weights have moved: the size of the update relative to
 # the size of $W$.
 #
-# You can guess what will come. An entry of $BA$ is a sum of $r$ terms. Where their signs have
-# nothing to do with each other, it grows like $\sqrt{r}$. Then from r=4 to r=256 the update under
-# $\alpha / r$ shrinks by $\sqrt{64} = 8$, and under $\alpha / \sqrt{r}$ it stays as large.
-# Where the signs agree, it grows like $r$. Then the first stays as large, and the second grows by
-# 8. Which of the two is it?
+# You can work out two extremes. An entry of $BA$ is a sum of $r$ terms. If their signs are
+# independent, it grows like $\sqrt{r}$. Then from r=4 to r=256 the update under $\alpha / r$
+# shrinks by $\sqrt{64} = 8$, and under $\alpha / \sqrt{r}$ it keeps its size. If the signs agree,
+# it grows like $r$. Then the first keeps its size, and the second grows by 8. Which of the two is
+# nearer?
 
 
 # %%
@@ -916,20 +931,21 @@ if lab.experiment("How far a few steps go, by rank", 20, needs=["2.2", "2.4", "2
     display(plots.update_sizes(ranks, rows))
 
 # %% [markdown]
-# A flat curve means that the norm of the update is as large at every rank. A falling one means that
-# it shrinks as the rank grows. In our run the first fell to a fifth, where signs without any order
-# give an eighth, and the second grew by a tenth: so most of the signs have nothing to do with each
-# other, and some agree.
+# A flat curve means that the norm of the update is the same at every rank. A falling one means that
+# it shrinks as the rank grows. In our run the curve of $\alpha / r$ fell to a fifth, where
+# independent signs give an eighth, and that of $\alpha / \sqrt{r}$ grew by a tenth: most signs are
+# independent, and some agree.
 #
-# The norm is not yet the speed of learning: much of an early update is random, and the loss sees
-# the part that adds up. Lab 5 measures which rule keeps the speed alike. Whenever you read a
-# comparison of ranks, ask which rule it used and whether the learning rate was tuned again.
+# The norm is not yet the speed of learning: much of an early update is random, and the loss
+# responds to the part that adds up. Lab 5 measures which rule keeps the speed the same. Whenever
+# you read a comparison of ranks, ask which rule it used and whether the learning rate was tuned for
+# each rank.
 
 # %% [markdown]
 # ## Is it really LoRA?
 #
-# The last test of your code is somebody else's. Copy your trained `A` and `B` into a PEFT model
-# with the same configuration and compare the logits.
+# The last test of your code is somebody else's code. Copy your trained `A` and `B` into a PEFT
+# model with the same configuration and compare the logits.
 
 # %% tags=["experiment"]
 if lab.experiment("Your adapter inside PEFT", 3, needs=["2.2", "2.4", "2.8"]):
@@ -948,8 +964,9 @@ if lab.experiment("Your adapter inside PEFT", 3, needs=["2.2", "2.4", "2.8"]):
     print(f"largest difference of a logit: {gap:.1e}")
 
 # %% [markdown]
-# Equal to rounding. What you wrote is LoRA, and what PEFT adds in a file of more than a hundred
-# kilobytes is generality: more layer types, several adapters, quantised bases. Lab 3 uses it.
+# They are equal, to rounding. What you wrote is LoRA. What PEFT adds, in a file of more than a
+# hundred kilobytes, is generality: more layer types, several adapters, quantised bases. Lab 3 uses
+# it.
 
 # %% [markdown]
 # ### Exercise 2.10 · Quiz
@@ -1000,7 +1017,7 @@ check.quiz(quiz)
 #   activations.
 # - An adapter is a small file. Merging is exact in the formula and rounded in 16 bits: keep the
 #   base.
-# - A rank is never compared alone: scaling and learning rate come with it.
+# - No comparison of ranks is fair by itself: scaling and learning rate change with them.
 
 # %%
 lab.score()

@@ -14,13 +14,13 @@
 # # Lab 3 · PEFT and TRL, and what goes wrong
 #
 # In lab 2 you wrote LoRA. At work two libraries do it: PEFT puts the layers in and saves them, TRL
-# runs the training. What is left for you are some settings and your rows of data. That looks like
-# the easy part, and it is where runs fail without an error: the loss falls, the training ends well,
-# and the model answers without end, or has learned nothing.
+# runs the training. What is left to you is a few settings and your rows of data. That looks like
+# the easy part, and it is where runs fail without an error message: the loss falls, the training
+# ends as planned, and the model answers without end, or has learned nothing.
 #
-# Four exercises of this lab are *hunts*. Their cell is not empty. It holds code as people really
-# wrote it, and the text names an issue in which it was found. It runs, and it is wrong: find out
-# why, and mend it.
+# Four exercises of this lab are *hunts*. Their cell is not empty. It contains code that people
+# really wrote, and the text names an issue in which it was found. It runs, and it is wrong: find
+# out why, and mend it.
 #
 # About 80 minutes if you know PyTorch well (66 for the exercises), up to 125 if you do not. The
 # experiments take five to six minutes on two CPU cores with fast bf16, eight on others.
@@ -56,9 +56,9 @@ from labkit.training import finetuning, generation, loop, models
 # %% [markdown]
 # ## A recipe
 #
-# What do you have to decide before a run, and what can stay as it is? Look at the task first: a
-# spoken command becomes an *intent* in JSON. The test commands have sentence patterns that no
-# training command has, and each a value that none has in that place.
+# What do you have to decide before a run, and what can you leave at its default? Look at the task
+# first: a spoken command becomes an *intent* in JSON. The test commands have sentence patterns that
+# no training command has, and each contains a value that none has in that place.
 
 # %% tags=["experiment"]
 if lab.experiment("The model, its tokenizer and the task", 4):
@@ -70,19 +70,20 @@ if lab.experiment("The model, its tokenizer and the task", 4):
     print(f"the end is {tokenizer.eos_token}, id {tokenizer.eos_token_id}")
 
 # %% [markdown]
-# Keep the last two lines in mind: in this tokenizer padding and the end are one token. In many
-# others they become one, since a tokenizer without a padding token is given one by a line that
-# stands in many tutorials: `tokenizer.pad_token = tokenizer.eos_token`.
-#
+# Keep the last two lines in mind: in this tokenizer padding and the end are the same token. In many
+# others they become the same, by a line that many tutorials have for a tokenizer without a padding
+# token: `tokenizer.pad_token = tokenizer.eos_token`.
+
+# %% [markdown]
 # ### Exercise 3.1 · `recipe`
 #
 # ●●○ · 7 min · 3 points
 #
 # Two configurations. The `LoraConfig` is for a causal language model (`task_type="CAUSAL_LM"`):
 # rank 16 (`r`), `lora_alpha` twice the rank, `lora_dropout` 0.05, `bias="none"`, and
-# `target_modules="all-linear"`, every linear layer but the head. All else stays at PEFT's
-# defaults. Twice the rank is a habit and no law: it makes the factor before $BA$ a 2. Lab 5
-# measures what follows from it when the rank changes, and says when to leave each of these values.
+# `target_modules="all-linear"`, every linear layer but the head. Everything else stays at PEFT's
+# defaults. Twice the rank is a habit and not a law: it makes the factor before $BA$ a 2. Lab 5
+# measures what that does when the rank changes, and says when to leave each of these values.
 #
 # The `SFTConfig` has `output_dir`, `max_length=512`, a learning rate for LoRA, and the *mixed
 # precision* that the trainer uses on this `device`:
@@ -93,11 +94,11 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # | `"t4"` | a GPU without bf16: `fp16=True`, `bf16=False` |
 # | `"a100"` | Ampere and newer: `bf16=True` |
 #
-# TRL's default rate, 2e-5, is one for full fine-tuning. At alpha 32 LoRA wants about ten times as
-# much or more, up to 5e-3 in a short run. (Older tutorials say `max_seq_length` and
-# `warmup_ratio`; the names are `max_length` and `warmup_steps` now.) Without such a GPU
-# `SFTConfig(bf16=True)` raises an error, so by hand you can call only your own case. The check
-# lets each case believe that its card is there.
+# TRL's default rate, 2e-5, is one for full fine-tuning. At alpha 32 LoRA needs about ten times as
+# much; in runs as short as this lab's 2e-3 to 3e-3 does well. The check accepts 1e-4 to 5e-3.
+# (Older tutorials say `max_seq_length` and `warmup_ratio`; the names are `max_length` and
+# `warmup_steps` now.) Without such a GPU `SFTConfig(bf16=True)` raises an error, so by hand you can
+# call only your own case. The check pretends that the right card is there.
 
 
 # %%
@@ -133,9 +134,9 @@ check.configs(recipe)
 #
 # ●○○ · 3 min · 1 point
 #
-# How large will the adapter be? Lab 1 told it of one matrix. `shapes` maps the name of each
-# adapted matrix to its `(d_out, d_in)`; they differ, since in most of today's models keys and
-# values are narrower than queries. PEFT's own count stands beside yours afterwards.
+# How large will the adapter be? Lab 1 counted the numbers for one matrix. `shapes` maps the name of
+# each adapted matrix to its `(d_out, d_in)`; they differ, since in most of today's models keys and
+# values are narrower than queries. Below, your count is compared with PEFT's.
 
 
 # %%
@@ -150,8 +151,8 @@ def count_lora_params(shapes, r):
 check.counts(count_lora_params)
 
 # %% [markdown]
-# A model on the *meta* device has shapes and no numbers, so even eight billion parameters cost
-# nothing, and PEFT can adapt it like any other.
+# A model on the *meta* device has shapes and no numbers, so even eight billion parameters need no
+# memory, and PEFT can adapt it like any other.
 
 
 # %%
@@ -189,7 +190,8 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 # - *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776."* The first counts q, k, v and o alone.
 #   The total is close to that of a 4-bit model whose packed bytes were counted (lab 4).
 # - *"All-linear is about three times q, v."* Divide two of your lines.
-#
+
+# %% [markdown]
 # ### What the word "all-linear" does not reach
 #
 # The word sounds as if nothing were left out. But PEFT looks for modules of the type `nn.Linear`,
@@ -211,15 +213,16 @@ if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
             reached = "yes" if any("experts" in name for name in names) else "no"
             rows.append((family, f"{small.experts_share(family):.0%}", how, reached, len(names)))
     columns = ["model", "weights in experts", "what is adapted", "experts reached", "tensors"]
-    display(pd.DataFrame(rows, columns=columns))
+    display(pd.DataFrame(rows, columns=columns).set_index("model"))
 
 # %% [markdown]
-# Of one family PEFT (0.21) knows where the experts are, and adds them by itself. Of the other it
-# adapts the attention alone, without a warning, and most of the model has no adapter. So print the
-# names of what trains before a run, and give what is missing to `target_parameters`.
+# For one family PEFT (0.21) knows where the experts are, and adds them by itself. For the other it
+# adapts the attention alone, without a warning, and more than half of the weights get no adapter.
+# So before a run print the names of what trains, and give what is missing to `target_parameters`.
 #
-# Embeddings are not reached either, and a new token (a tool's name, a language's tag) needs its
-# own. There are two ways to train it. Which file is larger?
+# Embeddings are not reached either, and a new token (a tool's name, a language's tag) needs a row
+# of its own that is trained. There are two ways to train it. Which file is larger? (PEFT's default
+# would also save an embedding that has grown. That is off here, so a file has only what trained.)
 
 # %% tags=["experiment"]
 if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
@@ -246,13 +249,13 @@ if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
 # %% [markdown]
 # ## A model that never stops
 #
-# Now train. The first failure stands in many trackers: the tuned model answers well, and then goes
-# on and on. Why does it not stop?
+# Now train. The first failure is reported in many trackers: the tuned model answers well, and then
+# goes on and on. Why does it not stop?
 #
 # To see it happen, write the rows as one does for a base model, without a chat template: the
-# command, a line break, the answer, the end token. The labels say which tokens the loss counts, and
-# are made by a function. This one does what transformers' `DataCollatorForLanguageModeling` does:
-# padding gets no label, and padding is what has the padding token's id.
+# command, a line break, the answer, the end token. The labels say which tokens the loss counts.
+# This function makes them as transformers' `DataCollatorForLanguageModeling` does: padding gets no
+# label, and whatever has the padding token's id counts as padding.
 
 
 # %%
@@ -287,9 +290,9 @@ def endless(model):
 
 
 # %% [markdown]
-# No wanted answer is longer than 48 tokens, so a longer one did not stop. `finetune` is TRL's
-# trainer without what a small run on a CPU can do without (its section comes below). The rate is
-# higher than one for hours, since the run is short.
+# No wanted answer is longer than 48 tokens, so whatever is longer did not stop. `finetune` is TRL's
+# trainer, made lean for a CPU; a section below says how. The rate is higher than that of a run of
+# hours, since this one is short.
 
 # %%
 guess_masked = lab.predict("Trained so, how many of 60 answers will not stop?", None)
@@ -309,10 +312,11 @@ if lab.experiment("Trained with the end token masked", 25, needs=["3.1"]):
         print(repr(text))
 
 # %% [markdown]
-# When we ran it, all of the 60 went on: the JSON is complete, and the next one follows, until the
-# limit. The loss of this run looks as good as any, since the token that was not learned is the one
-# that the loss does not see.
-#
+# When we ran it, all 60 went on: the JSON is complete, and the next one follows, until the limit.
+# The loss of this run looks as good as any, since the one token that was not learned is the one
+# that the loss does not count.
+
+# %% [markdown]
 # ### Exercise 3.3 · `answer_labels`
 #
 # ●●● · 11 min · 3 points
@@ -366,8 +370,8 @@ def answer_labels(input_ids, attention_mask, prompt_lengths):
 check.end_trains(answer_labels)
 
 # %% [markdown]
-# One row with both kinds of labels. Marked is what the model is asked to predict. In how many
-# tokens will the two differ?
+# Here is one row with both kinds of labels. The marked tokens are those that the model learns to
+# predict. In how many tokens will the two differ?
 
 # %% tags=["experiment"]
 if lab.experiment("Which tokens carry the loss", 1, needs=["3.3"]):
@@ -387,21 +391,22 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
     print(f"last loss: end masked {masked.losses[-1]:.2f}, your labels {mended.losses[-1]:.2f}")
 
 # %% [markdown]
-# The same model, data, steps and rate: the two runs differ in one label a row. A chat model can
-# hide this bug, since it learned to stop before you came. With SmolLM2's own template, the end
-# masked in the same way, all of 30 answers came to an end when we tried it (25 steps of 8, one
-# seed), some of them after a second JSON object. A base model has no such habit, nor has a
-# template of your own.
+# Model, data, steps and rate are the same: the two runs differ in one label a row. A chat model can
+# hide this bug, since it had learned to stop before you tuned it. With SmolLM2's own template, and
+# the end masked in the same way, all of 30 answers came to an end when we tried it (25 steps of 8,
+# one seed), some of them only after a second JSON object. A base model has no such habit, and a
+# chat model has it in its own template.
 
 # %% [markdown]
 # ## The trainer, and where an answer begins
 #
-# So far `finetune` trained, and you made the labels. What does TRL's own trainer do for you? It
-# does what your loop of lab 2 did: batches, loss, clipped gradients, a falling rate. It also makes
-# the labels, and keeps a record of the run. Here it is as it comes, for three steps.
+# So far `finetune` trained, and you made the labels. What does TRL's own trainer do for you? What
+# your loop of lab 2 did: batches, loss, clipped gradients, a falling rate. It also makes the
+# labels, and keeps a record of the run. Here it is, unchanged, for three steps.
 #
-# It is the whole program: a model, a dataset, two configurations. With `prompt` and `completion`
-# apart TRL puts the loss on the completion alone, and the chat template is the model's own.
+# This is the whole program: a model, a dataset, two configurations. Where `prompt` and `completion`
+# are two columns, TRL puts the loss on the completion alone, and it uses the model's own chat
+# template.
 
 # %% tags=["experiment"]
 if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
@@ -424,13 +429,13 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
 
 # %% [markdown]
 # Much of that time goes into what a small run on a CPU does not need. `finetune` is the same
-# trainer without it, and its loss is the same number (`benchmarks/train_step.py` compares them):
+# trainer without it, and its loss is the same to rounding (`benchmarks/train_step.py` compares
+# them):
 #
 # - it decides on precision itself: frozen weights are in bf16 where the CPU multiplies bf16, and
-#   adapters are in fp32. So the flags of your recipe, which are for *mixed* precision, have no
-#   say;
-# - nothing is computed twice: TRL checkpoints activations, which saves memory for a second
-#   forward;
+#   adapters are in fp32. So it ignores the flags of your recipe, which are for *mixed* precision;
+# - nothing is computed twice: TRL checkpoints activations, which saves memory and costs a second
+#   forward pass;
 # - no padding, the system message once a batch, and logits only where there is a label.
 
 # %% tags=["experiment"]
@@ -447,9 +452,9 @@ if lab.experiment("PEFT and TRL learn `home`", 30, needs=["3.1"]):
     print(f"{tuned.seconds / 30:.1f} s a step; as TRL comes it was {plain_seconds:.1f} s")
 
 # %% [markdown]
-# How good is the model now? That depends on how it is asked. Here are three ways to turn the same
-# messages into tokens. One is as in training; the others differ by a few tokens in front or
-# behind.
+# How good is the model now? That may depend on how it is asked. Here are three ways to turn the
+# same messages into tokens. One is that of training; the others differ by a few tokens at the front
+# or at the end.
 
 
 # %%
@@ -479,12 +484,13 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
     print(repr(spoken["no generation prompt"][0]))
 
 # %% [markdown]
-# When we ran it, the three ways could not be told apart: 40%, 45% and 42% of 60 on one processor,
-# 40%, 38% and 35% on another, each with a standard error of about 6 points, the thin lines in the
-# picture. After this run the model answers in JSON, whatever stands before the answer. So a bug
-# like this can stay unseen in your own test. It is felt where a model chats: without the generation
-# prompt it may go on in the user's name.
-#
+# When we ran it, there was no difference to be seen: 40%, 45% and 42% of 60 on one processor, 40%,
+# 38% and 35% on another, each with a standard error of about 6 points (the thin lines in the
+# picture). A model that was trained to answer everything in JSON does so, whatever comes before the
+# answer. So your own test may not show such a bug. It shows where a model chats: without the
+# generation prompt it may go on in the user's name.
+
+# %% [markdown]
 # ### Exercise 3.4 · `render_prompt`
 #
 # ●●○ · 7 min · 2 points
@@ -496,8 +502,8 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
 # into its text, and a tokenizer that puts one before any text. SmolLM2's does not, so here you
 # would not notice; Llama's, Gemma's and Mistral's do, and the check asks with both kinds.
 #
-# The messages end with the user's. Return the list of ids after which the answer begins. It is a
-# prefix of the whole conversation's ids: what the model reads is what it read in training.
+# The last message is the user's. Return the list of ids after which the answer begins. It is a
+# prefix of the whole conversation's ids: the model reads what it read in training.
 #
 # <details><summary>Hint: who adds what?</summary>
 #
@@ -530,9 +536,9 @@ check.prompt_opens_answer(render_prompt)
 # %% [markdown]
 # ## Rows that are too long
 #
-# `max_length` cuts. What does it cut? `tickets` are support mails of up to a page, and the answer
-# is a word at the very end. Here is what cutting on the right, the usual way, leaves of its 960
-# rows.
+# A row longer than `max_length` is cut. Where? The task `tickets` has support mails of up to a
+# page, and the answer is a word at the very end. Here is what cutting on the right, the usual way,
+# leaves of its 960 rows.
 
 
 # %%
@@ -574,8 +580,8 @@ if lab.experiment("What is left of a row", 3):
 # ●●● · 9 min · 3 points
 #
 # **A hunt**, from [trl #6668](https://github.com/huggingface/trl/issues/6668): a run reports loss
-# 0.0 and ends well, though every label was cut away. (Newer versions of TRL drop such rows, which
-# is honest, and your longest examples are gone.) Mend it:
+# 0.0 and ends without an error, though every label was cut away. (Newer versions of TRL drop such
+# rows, which is honest, and your longest examples are gone.) Mend it:
 #
 # - the prompt gives way first, from its **front**: what was asked last stays;
 # - the answer stays whole, with its end token, as long as it fits by itself;
@@ -621,16 +627,17 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
     display(pd.DataFrame(table).rename_axis(columns="max_length"))
 
 # %% [markdown]
-# No row is lost, but this has a price: a cut prompt begins in the middle, without its system
-# message. Where that matters, cut the user's text before it goes into the template.
+# No row is lost. The price: a cut prompt begins in the middle, without its system message. Where
+# that matters, shorten the user's text before it goes into the template.
 
 # %% [markdown]
 # ## How to score
 #
-# The loss is a number for the one who trains. Whoever uses the model asks whether an answer is
-# right. For an answer in JSON that is a question of its own: `{"a":1,"b":2}` and `{"b": 2, "a": 1}`
-# are different texts and the same command. So what is to be compared?
-#
+# The loss is for those who train a model. Those who use it ask whether an answer is right. With
+# JSON that is not a matter of comparing texts: `{"a":1,"b":2}` and `{"b": 2, "a": 1}` are different
+# texts and the same command. So what should be compared?
+
+# %% [markdown]
 # ### Exercise 3.6 · `exact_match`
 #
 # ●●○ · 7 min · 3 points
@@ -688,16 +695,18 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
     display(plots.scores(groups, title))
 
 # %% [markdown]
-# Two metrics, two stories. The intent is one of ten, with many examples of each. The exact answer
-# also needs every slot under the right key, with a value that training never showed. Report the
-# metric that your user feels: a smart home that puts the lamp under the wrong key does nothing.
+# Two metrics tell two stories. The intent is one of ten, with many examples of each. The exact
+# answer also needs every slot under the right key, with a value that did not occur in training.
+# Report the metric that your user notices: a smart home that gets the lamp under the wrong key does
+# nothing.
 
 # %% [markdown]
 # ## What was forgotten
 #
-# A model that speaks JSON may speak worse English. To see it, ask how surprised it is by text that
-# has nothing to do with the task.
-#
+# A model that has learned JSON may have become worse at English. To see it, ask how surprised it is
+# by text that has nothing to do with the task.
+
+# %% [markdown]
 # ### Exercise 3.7 · `perplexity`
 #
 # ●●● · 11 min · 3 points
@@ -709,9 +718,9 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 # A text is its own tokens and no others: add no BOS before it and no end after it. The model comes
 # in eval mode, without dropout, and stays in it.
 #
-# By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of
-# $(\ln 2 + \ln 8) / 2 = \ln 4$. The perplexity is 4: the model was as unsure as among four tokens
-# that are equally likely.
+# By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of $(\ln 2 + \ln 8) /
+# 2 = \ln 4$. The perplexity is 4: the model was as unsure as between four tokens that are equally
+# likely.
 #
 # <details><summary>Hint</summary>
 #
@@ -754,11 +763,12 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
 
 # %% [markdown]
 # Does LoRA forget less than full fine-tuning? Biderman et al. (2024, 2405.09673) find so, on code
-# and maths. PEFT's own table of July 2026 has full fine-tuning forget *less*, .030 against .050,
-# at nearly the same accuracy and a ten times lower rate. Task, rate and how far a run has learned
-# all have a say. So hold one of them fixed: let each method train until its held-out loss on `home`
-# has come down to 0.45, and compare there. A step goes past that by a little, and not by the same
-# for each method: therefore read the perplexity between the last two steps, where the loss is 0.45.
+# and maths. PEFT's own table of July 2026 has full fine-tuning forget *less*, .030 against .050, at
+# nearly the same accuracy and a ten times lower rate. Task, rate and the length of training all
+# matter. So keep one thing equal: let each method train until its held-out loss on `home` has come
+# down to 0.45, and compare there. The last step goes a little below that, by an amount that differs
+# between the methods. So the perplexity is interpolated between the last two steps, to where the
+# loss is 0.45.
 
 
 # %%
@@ -788,15 +798,15 @@ def train_until(tried, target, learning_rate, seed):
         before, now = now, look(tried)
         if now[0] <= target:
             break
-    losses, perplexities = zip(now, before, strict=True)
-    return steps, float(np.interp(target, losses, perplexities))
+    losses, perplexities = [now[0], before[0]], [now[1], before[1]]
+    return steps, float(np.interp(target, losses, perplexities))  # where the loss is `target`
 
 
 # %% [markdown]
-# And look at how the weights have changed, not only at how much. Lab 1 counted *intruders*:
-# leading singular directions of the new matrix that resemble none of the old one's. Shuttleworth
-# et al. (2024, 2410.21228) find them in LoRA and hardly any in full fine-tuning, and hold them
-# responsible for forgetting.
+# And look at how the weights have changed, not only at how much. Lab 1 counted *intruders*: leading
+# singular directions of the new matrix that resemble none of the old one's. Shuttleworth et al.
+# (2024, 2410.21228) find them after LoRA and hardly any after full fine-tuning, and argue that they
+# cause forgetting.
 
 
 # %%
@@ -838,29 +848,30 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
     display(tables.by_way(runs))
 
 # %% [markdown]
-# Blue is a file of the course, made by `benchmarks/forgetting.py` with three seeds; the stars are
-# yours. Look first at how far the dots of one method lie apart. In the file another seed, that is
+# The blue dots come from a file of the course, made by `benchmarks/forgetting.py` with three seeds;
+# the stars are yours. Look first at how much the dots of one method differ. Another seed, that is
 # another order of the commands and another draw of $A$, moves the perplexity of LoRA with r=4 from
 # +12% to +27%. The methods differ by less: full fine-tuning minus LoRA of r=4 is -4.8, +0.6 and
-# -1.2, a mean of -1.8 with a standard error of 1.6, and of three seeds that is no difference. A
-# processor moves it as well: with the same seed full fine-tuning took 10 steps to +17% in the file,
-# and 14 steps to +27% where we ran this cell in bf16. So here, after 10 to 17 steps of four
+# -1.2, a mean of -1.8 with a standard error of 1.6. With three seeds that shows no difference. The
+# processor matters as well: with the same seed full fine-tuning needed 10 steps and rose by 17% in
+# the file, 14 steps and 27% where we ran this cell in bf16. So here, after 10 to 17 steps of four
 # commands, nothing says that one method forgets less than the other.
 #
-# Nor are there intruders, in LoRA or in full fine-tuning, at these lengths. Shuttleworth et al.
-# count them after thousands of steps, and PEFT's `reduce_intruder_dimension` has nothing to take
-# out. What does differ is the size of the update: r=4 needs three times the change that r=64 needs
-# for the same loss. With the adapter switched off the base is what it was, and that is the real
-# safety.
+# Nor are there intruders after so few steps, in LoRA or in full fine-tuning, so PEFT's
+# `reduce_intruder_dimension` has nothing to take out. Shuttleworth et al. count them after far
+# longer training. What does differ is the size of the update: for the same loss r=4 changes the
+# weights nearly three times as much as r=64. Lab 2 showed why: at the same $\alpha$ the norm of an
+# early update falls as the rank grows. (Lab 5 shows that its useful part does not.) Whatever a
+# method forgets, with LoRA you can switch the adapter off, and the base is what it was.
 
 # %% [markdown]
-# ### Where the loss belongs
+# ## Where the loss belongs
 #
-# So far the loss was on the answer alone. The prompt is given at work, so learning to write
-# prompts looks like a waste of the adapter. Is it? Shi et al. (2024, 2405.14394) find the contrary
-# where prompts are long, answers short and examples few, and put it down to less overfitting. Here
-# are few examples: 24 commands, four times each, in prompts of about 27 tokens, of which a dozen
-# are the same in every row, with answers of about 20.
+# So far the loss was on the answer alone. In use the prompt is given, so learning to write prompts
+# looks like a waste. Is it? Shi et al. (2024, 2405.14394) find the contrary where prompts are long,
+# answers short and examples few, and explain it by less overfitting. Examples are few here, too: 24
+# commands, each seen four times, with prompts of about 27 tokens, 19 of which are the template's
+# and the same in every row, and answers of about 19.
 
 
 # %%
@@ -889,17 +900,18 @@ if lab.experiment("Loss on the answer, loss on everything", 75, needs=["3.1"]):
     display(plots.where_loss(losses))
 
 # %% [markdown]
-# Each line is a seed, and its slope is one difference between two runs that have all else in
-# common. If one line rises and the other falls, nothing was shown. If both go the same way, that is
-# a hint and no more: where there is no difference, two seeds still agree half of the time. Our
-# prompts are hardly longer than the answers, and Shi et al. gain most where they are much longer.
-# So it depends on your rows, and costs a few more runs to know: `completion_only_loss=False` is
-# TRL's switch.
+# Each line is a seed, and its slope is the difference between two runs that have everything else in
+# common. If one line rises and the other falls, nothing was shown. (In one of our runs it was +0.04
+# and -0.06.) If both go the same way, that is a hint and no more: even without a real difference
+# two seeds agree half of the time. Our prompts are hardly longer than the answers, and Shi et al.
+# gain most where they are much longer. So it depends on your rows, and a few more runs tell:
+# `completion_only_loss=False` is TRL's switch.
 
 # %% [markdown]
 # ## What is on disk
 #
-# A run left a folder. What is in it, and does what you load from it answer like what you trained?
+# A run leaves a folder. What is in it? And does a model that you load from it answer like the one
+# that you trained?
 
 
 # %%
@@ -918,13 +930,12 @@ if lab.experiment("The adapter's folder, opened", 2, needs=["3.1", "3.2"]):
     print(f"{n:,} numbers in {adapter_bytes(tuned.folder) / n:.2f} bytes each")
 
 # %% [markdown]
-# Four bytes a number. PEFT alone trains and stores an adapter in fp32, whatever its base is in.
-# TRL casts the adapters over a *quantised* base to bf16, so there it is two (lab 4). And "an
-# adapter is 10 to 50 MB" is one point of a line: rank times shapes times bytes.
+# Four bytes a number. PEFT by itself trains and stores an adapter in fp32, whatever the dtype of
+# its base. TRL casts the adapters over a *quantised* base to bf16, so there it is two (lab 4).
 #
-# Now load it again. The next cell does so as some people do: merge the adapter, because a merged
-# model is quicker, and load it once more, because a merged model has no adapter any more. What will
-# it answer?
+# Now load it again. The next cell does so as some people do: it merges the adapter, because a
+# merged model is faster, and then loads the adapter again, because a merged model no longer has
+# one. What will it answer?
 
 
 # %%
@@ -939,7 +950,7 @@ if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.
     again = loaded_twice(models.load()[0], tuned.folder)
     reloaded = {
         "as trained": exact["tuned"],
-        "loaded so": exact_match(answers_of(again, unseen["messages"]), wanted),
+        "loaded twice": exact_match(answers_of(again, unseen["messages"]), wanted),
     }
     ids = torch.tensor([render_prompt(unseen[0]["messages"][:-1], tokenizer)])
     with torch.no_grad():
@@ -955,12 +966,12 @@ if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.
 # **A hunt**, from [peft #2438](https://github.com/huggingface/peft/issues/2438) (*"Loading
 # adapters in training mode produces incorrect results"*) and after [peft
 # #1355](https://github.com/huggingface/peft/pull/1355) (*"the delta weights are added again and
-# again"*). Since then PEFT skips an adapter that is merged already. But of a base that you merged
-# yourself it knows nothing.
+# again"*). Since then PEFT skips an adapter that is merged already. But it cannot know that you
+# merged into the base yourself.
 #
 # Mend three things: the adapter's update counts once, dropout is off, and nothing trains. Put the
 # adapter onto `base`, the model that is given, and merge nothing: with the adapter switched off,
-# the base must be what it was.
+# the base must be what it was before.
 #
 # <details><summary>Hint</summary>
 #
@@ -1051,12 +1062,12 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - A recipe is a handful of settings. Its size can be told from shapes, and what it does not reach
-#   shows in the names of what trains.
+# - A recipe is a handful of settings. The size of its adapter follows from shapes, and what it does
+#   not reach shows in the names of what trains.
 # - Read one row before a run, token by token: does the end have a label, does the prompt end where
 #   the answer begins, is anything of the answer left?
-# - One metric is not enough: intent and exact match differ, and forgetting is a third.
-# - After loading compare the answers with those of the run. An update that counts twice, or
+# - One metric is not enough: intent and exact match differ, and forgetting is another matter again.
+# - After loading, compare the answers with those of the run. An update that counts twice, or
 #   dropout left on, raises no error.
 
 # %%

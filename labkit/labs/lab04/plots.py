@@ -10,14 +10,14 @@ OVER_GUESS = {"frameon": True, "edgecolor": "none"}  # of a legend that a guess 
 
 def spoiled(clean, spoilt, outlier):
     """Histograms of the same numbers after 4-bit rounding, without and with one outlier."""
-    fig, axes = figure(2, width=9.5, height=2.8, sharey=True)
+    fig, axes = figure(2, width=8.4, height=2.8, sharey=True)
     for ax, values, colour in zip(axes, (clean, spoilt), PALETTE, strict=False):
         levels, counts = np.unique(values.numpy().round(4), return_counts=True)
         share = counts / counts.sum()
         ax.bar(levels, share, width=0.3, color=colour)
         ax.set(xlim=(-5, 5), xlabel="value after rounding")
         zeros = share[np.abs(levels).argmin()]
-        ax.set_title(f"{len(levels)} values in use, {zeros:.1%} of the numbers are 0")
+        ax.set_title(f"{len(levels)} values in use, {zeros:.1%} are 0")
     axes[0].set_ylabel("share")
     axes[0].text(0.4, 0.8, "without\noutlier", color=PALETTE[0])
     axes[1].text(0.4, 0.8, f"beside one\noutlier of {outlier:g}", color=PALETTE[1])
@@ -101,7 +101,9 @@ def perplexities(rows, guess):
         told = f"perplexity {value:.0f}, weights off by {far:.3f}"
         ax.text(1.04 * right, y, told, va="center", color=INK, fontsize=9.5)
     ax.set(xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.85 * right))
-    ax.set_title(f"{names[-1]} adds {extra[-1]:.2f} nats a token, {names[0]} {extra[0]:.2f}")
+    ends = [f"{names[i]} {extra[i]:.2f}" for i in (-1, 0) if names[i] != "NF4"]
+    told = f"NF4 adds {rows['NF4'][0]:.2f} ± {rows['NF4'][1]:.2f} nats a token"
+    ax.set_title(f"{told}; {', '.join(ends)}")
     guess.draw(ax, axis="x")
     return fig
 
@@ -136,31 +138,31 @@ def losses(curves):
     ax.yaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
-    first, second = (smooth(curve.losses, 0.6)[-1] for curve in curves.values())
-    ax.set_title(f"The same batches: {first:.2f} and {second:.2f} at the end")
+    ends = [f"{name} {smooth(curve.losses, 0.6)[-1]:.2f}" for name, curve in curves.items()]
+    ax.set_title(f"Training loss at the end, same batches: {', '.join(ends)}")
     return fig
 
 
 def crossed(start, end, guess):
     """Held-out loss of each adapter on each base, and of none.
 
-    `start` maps a base to a loss, `end` a pair (trained beside, asked beside) to one; `guess` is of
-    the adapter trained beside NF4 and asked beside the plain base.
+    `start` maps a base to a loss, `end` a pair (trained on, asked on) to one; `guess` is of the
+    adapter trained on NF4 and asked on the plain base.
     """
     fig, ax = figure(height=3.4)
     trained = list(dict.fromkeys(pair[0] for pair in end))
     places = np.arange(len(trained))
     for k, base in enumerate(start):
         heights = [end[name, base] for name in trained]
-        label = f"asked beside {base} (before training: {start[base]:.2f})"
+        label = f"asked on {base} (before training: {start[base]:.2f})"
         bars = ax.bar(places + 0.36 * k - 0.18, heights, 0.34, color=PALETTE[k], label=label)
         ax.bar_label(bars, [f"{height:.3f}" for height in heights], color=INK, padding=2)
-    ax.set_xticks(places, [f"trained beside {name}" for name in trained])
+    ax.set_xticks(places, [f"trained on {name}" for name in trained])
     ax.set(ylabel="held-out loss, nats a token", ylim=(0, 1.45 * max(end.values())))
     ax.set_xlim(-0.6, len(trained) - 0.4)
     ax.legend(loc="upper left", **OVER_GUESS)
-    moved = [f"{end[n, 'NF4'] - end[n, 'plain']:+.3f} trained beside {n}" for n in trained]
-    ax.set_title(f"What it costs an adapter to be asked beside NF4:\n{', '.join(moved)}")
+    moved = [f"{end[n, 'NF4'] - end[n, 'plain']:+.3f} if trained on {n}" for n in trained]
+    ax.set_title(f"From the plain base to NF4 an adapter's loss changes by\n{', '.join(moved)}")
     guess.draw(ax)
     return fig
 
