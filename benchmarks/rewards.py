@@ -19,6 +19,7 @@ to held-out commands; `perplexity` on everyday English; `curve`, the paid reward
 """
 
 import copy
+import gc
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ def warm():
 def measure(run):
     """The row of one run."""
     begun, (lab, start, unseen, before) = time.perf_counter(), warm()
+    gc.collect()  # what is left of the last run: weights, hooks and optimizer hold each other
     start = copy.deepcopy(start)
     policy = lab["adapted"](start, run.rank, run.seed) if run.rank else whole(start)
     lab["adamw"] = lab["adamw_of_lab"] if run.rank else Masters
