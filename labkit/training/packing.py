@@ -130,7 +130,7 @@ class Kept:
         self.places, self.more = lengths, more  # where in its text a row's next token stands
         self.prefix, self.rows = {}, {}  # by layer, keys and values: (1, h, p, d) and (b, h, n, d)
 
-    def keep(self, layer, prefix, rows):
+    def keep(self, layer: int, prefix: tuple, rows: tuple) -> None:
         """A layer's keys and values of the prefix, and of the rows, whose room is made here."""
         self.prefix[layer] = [x[0] for x in prefix]
         self.rows[layer] = [F.pad(x, (0, 0, 0, self.more)) for x in rows]
