@@ -10,12 +10,12 @@ what else the machine does slows both.
 """
 
 import argparse
-import json
 import statistics
 import threading
 import time
 from pathlib import Path
 
+import studies
 import torch
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
@@ -144,9 +144,7 @@ def main():
     models.hush_libraries()
     found = report(race(trainers(options)), options)
     show(found)
-    if options.out:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.out).write_text(json.dumps(found, indent=1))
+    studies.note(options.out, found)
 
 
 if __name__ == "__main__":
