@@ -42,18 +42,17 @@ def every_run():
 
 def measure(run):
     """The row of one run: held-out losses in nats a token on either base, and its settings."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     from labkit import tasks
+    from labkit.measured import short
     from labkit.training import loop, models
 
     begun = time.perf_counter()
     torch.set_num_threads(1)
     model, tokenizer = models.load(dtype=torch.float32)
     torch.manual_seed(run.seed)  # the draw of A
-    how = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    alpha = SETTINGS["alpha"]
-    model = get_peft_model(model, LoraConfig(r=SETTINGS["rank"], lora_alpha=alpha, **how))
+    model = get_peft_model(model, short.lora(SETTINGS["rank"], SETTINGS["alpha"]))
     layers = [m for m in model.modules() if hasattr(m, "lora_A")]
     plain = [layer.base_layer.weight.data for layer in layers]
     bases = {"plain": plain, "NF4": [studies.nf4(w, double_quant=True) for w in plain]}

@@ -88,15 +88,15 @@ NOTHING = {"change": 0.0, "intruders": 0, "looked_at": 0}
 
 def prepare(run):
     """Model (training mode), tokenizer and the parameters that train."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
+    from labkit.measured import short
     from labkit.training import models
 
     model, tokenizer = models.load(dtype=torch.float32)
     torch.manual_seed(run.seed)  # the draw of A
     if run.rank:
-        how = {"target_modules": "all-linear", "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}
-        model = get_peft_model(model, LoraConfig(r=run.rank, lora_alpha=32, **how))
+        model = get_peft_model(model, short.lora(run.rank, 32, lora_dropout=0.05))
         return model.train(), tokenizer, [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
     trained = [m.weight.requires_grad_(True) for m in studies.linear(model).values()]

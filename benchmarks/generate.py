@@ -9,11 +9,10 @@ they must be the same; in bf16 a tie of rounding may fall either way.
 """
 
 import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 
+import studies
 import torch
 from peft import LoraConfig, get_peft_model
 
@@ -109,9 +108,7 @@ def main():
         found["different_in_fp32"] = sum(a != b for a, b in pairs)
         found["compared_in_fp32"] = len(asked)
         print(f"fp32: {found['different_in_fp32']} of {len(asked)} answers differ")
-    if options.out:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.out).write_text(json.dumps(found, indent=1))
+    studies.note(options.out, found)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ share counted once (PSS, looked at twice a second).
 """
 
 import argparse
-import json
 import os
 import random
 import re
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import nbformat
 import psutil
+import studies
 
 ROOT = Path(__file__).parents[1]
 LAB = "02_lora"
@@ -206,9 +206,7 @@ def main():
         )
     ratio = rows["nbgrader"]["each"] / rows["labkit grade"]["each"]
     print(f"labkit grade is {ratio:.1f} times as fast as nbgrader")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(rows, indent=1))
+    studies.note(options.out, rows)
 
 
 if __name__ == "__main__":

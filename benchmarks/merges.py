@@ -70,8 +70,9 @@ STORES = {
 
 def prepare(seed):
     """A model of NF4's values with a LoRA, its tokenizer, and {name: the original weight}."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
+    from labkit.measured import short
     from labkit.training import models
 
     model, tokenizer = models.load(dtype=torch.float32)
@@ -79,8 +80,8 @@ def prepare(seed):
     for layer in studies.linear(model).values():
         layer.weight.data = studies.nf4(layer.weight.data)
     torch.manual_seed(seed)  # the draw of A
-    how = {"target_modules": "all-linear", "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}
-    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, **how)), tokenizer, original
+    lora = short.lora(RANK, ALPHA, lora_dropout=0.05)
+    return get_peft_model(model, lora), tokenizer, original
 
 
 def train(model, tokenizer, seed, first, last):

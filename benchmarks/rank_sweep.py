@@ -7,20 +7,17 @@ the script can be stopped and called again; one that fails leaves a row with its
 pairs, one thread each, which on two cores is quicker than one after the other on two threads.
 """
 
-import argparse
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import studies
 import torch
 
-from labkit.measured.short import BATCH, PLACES, STEPS
+from labkit.measured import short
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rank_sweep.csv"
-TARGETS = {"all-linear": "all-linear"} | {n: list(PLACES[n]) for n in ("attention", "MLPs")}
+TARGETS = {"all-linear": "all-linear"} | {n: list(short.PLACES[n]) for n in ("attention", "MLPs")}
 VARIANTS = {
     "": {},
     "rslora": {"use_rslora": True},
@@ -88,9 +85,11 @@ def _losses(run):
     full = run.rank == 0
     model, tokenizer = models.load(dtype=torch.float32 if full else torch.bfloat16)
     torch.manual_seed(run.seed)  # the draw of A
-    home = tasks.load("home").shuffle(seed=run.seed).select(range(STEPS * BATCH))
-    config = None if full else lora(run)
-    trainer = lean.lean_trainer(model, tokenizer, home, config, arguments(run))
+    home = tasks.load("home").shuffle(seed=run.seed).select(range(short.STEPS * short.BATCH))
+    where = {"target_modules": TARGETS[run.targets]} | VARIANTS[run.variant]
+    config = None if full else short.lora(run.rank, run.alpha, **where)
+    args = short.arguments(run.learning_rate, run.seed, use_cpu=True, bf16=full)
+    trainer = lean.lean_trainer(model, tokenizer, home, config, args)
     if run.variant == "lora+":
         trainer.optimizer = plus(trainer.model, run.learning_rate)
     trainer.remove_callback(PrinterCallback)
@@ -99,35 +98,6 @@ def _losses(run):
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(100))
     loss = loop.held_out_loss(trainer.model, tokenizer, unseen)
     return {"loss": round(loss, 4), "train_loss": round(sum(losses[-4:]) / 4, 4)}
-
-
-def lora(run):
-    """The LoraConfig of a run."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=run.rank,
-        lora_alpha=run.alpha,
-        target_modules=TARGETS[run.targets],
-        task_type="CAUSAL_LM",
-        **VARIANTS[run.variant],
-    )
-
-
-def arguments(run):
-    """The SFTConfig of a run: linear decay to zero, no warm-up, clipping at 1."""
-    from trl import SFTConfig
-
-    return SFTConfig(
-        output_dir="build/sweep",
-        max_steps=STEPS,
-        per_device_train_batch_size=BATCH,
-        learning_rate=run.learning_rate,
-        seed=run.seed,
-        use_cpu=True,
-        bf16=run.rank == 0,
-        report_to="none",
-    )
 
 
 def plus(model, learning_rate):
@@ -139,43 +109,6 @@ def plus(model, learning_rate):
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--study", nargs="*", help="rank, full, targets, variants; default all")
-    parser.add_argument("--seed", type=int, nargs="*", help="only these")
-    parser.add_argument("--rate", type=float, nargs="*", help="only these learning rates")
-    parser.add_argument("--variant", nargs="*", help="only these; plain LoRA is ''")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no run after so many")
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args()
-    there, begun = studies.done(options.out, Run), time.perf_counter()
-    wanted = [
-        run
-        for run in every_run()
-        if run not in there
-        and run.study in (options.study or [run.study])
-        and run.seed in (options.seed or [run.seed])
-        and run.learning_rate in (options.rate or [run.learning_rate])
-        and run.variant in (options.variant or [run.variant])
-    ]
-    print(f"{len(there)} rows are there, {len(wanted)} runs wanted", flush=True)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
-        waiting = iter(wanted)
-        running = set()
-        while True:
-            while len(running) < 2 and time.perf_counter() - begun < 60 * options.minutes:
-                if (run := next(waiting, None)) is None:
-                    break
-                running.add(pool.submit(train, run))
-            if not running:
-                break
-            finished = [future for future in running if future.done()]
-            running -= set(finished)
-            for future in finished:
-                studies.append(options.out, future.result())
-            time.sleep(0.2)
-
-
 if __name__ == "__main__":
-    main()
+    only = ("study", "seed", "learning_rate", "variant")
+    studies.work_off(__doc__.splitlines()[0], every_run(), train, OUT, only, at_once=2)

@@ -5,8 +5,12 @@ And what several of them do in the same way: one step of training, the layers, N
 
 import argparse
 import csv
+import json
+import multiprocessing
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,28 +37,54 @@ def append(path: Path, row: dict) -> None:
     print(row, flush=True)
 
 
+def note(path: str | None, found: object) -> None:
+    """Write what was measured as JSON, where a file for it was named."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(found, indent=1), "utf-8")
+
+
 def work_off(
-    told: str, runs: Iterable, measure: Callable, out: Path, only: tuple[str, ...]
+    told: str,
+    runs: Iterable,
+    measure: Callable,
+    out: Path,
+    only: tuple[str, ...],
+    at_once: int = 1,
 ) -> None:
     """Measure the `runs`, dataclasses of one kind, whose rows are not in a file yet.
 
-    `only` are the fields by which the command line picks some of them; `told` is its help.
+    `only` are the fields by which the command line picks some of them; `told` is its help. Where
+    several are measured at once, each is in a process of its own.
     """
     runs = list(runs)
     kinds = {field.name: field.type for field in fields(runs[0])}
     parser = argparse.ArgumentParser(description=told)
     for name in only:
         parser.add_argument(f"--{name}", type=kinds[name], nargs="*", help="only these")
-    parser.add_argument("--runs", type=int, default=100, help="at most so many")
+    parser.add_argument("--runs", type=int, default=1000, help="at most so many")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so many")
     parser.add_argument("--out", type=Path, default=out)
     options = parser.parse_args()
     there = done(options.out, type(runs[0]))
     for name in only:
         chosen = getattr(options, name)
         runs = [run for run in runs if not chosen or getattr(run, name) in chosen]
-    for run in [run for run in runs if run not in there][: options.runs]:
-        print(run, flush=True)
-        append(options.out, measure(run))
+    runs = [run for run in runs if run not in there][: options.runs]
+    print(f"{len(there)} rows are there, {len(runs)} runs wanted", flush=True)
+    in_time = partial(_in_time, time.time() + 60 * options.minutes, measure)
+    spawn = multiprocessing.get_context("spawn")
+    measured = map if at_once == 1 else spawn.Pool(at_once).imap_unordered
+    for row in filter(None, measured(in_time, runs)):
+        append(options.out, row)
+
+
+def _in_time(end, measure, run):
+    """The row of a run; None where it would begin after `end`."""
+    if time.time() > end:
+        return None
+    print(run, flush=True)
+    return measure(run)
 
 
 def step(model, batch: dict, optimizer: torch.optim.Optimizer, trained: list) -> float:

@@ -20,11 +20,10 @@ from pathlib import Path
 import pandas as pd
 import studies
 import torch
-from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig
 
 from labkit import tasks
+from labkit.measured import short
 from labkit.tasks import tickets
 from labkit.training import generation, hardware, lean, models
 
@@ -72,21 +71,10 @@ def trainer_of(method, seed, rate, steps=STEPS):
     """The trainer of a run, not yet started, and its tokenizer."""
     model, tokenizer = base(method)
     torch.manual_seed(seed)  # the draw of A
-    config = None
-    if method != "full":
-        config = LoraConfig(
-            r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-    args = SFTConfig(
-        output_dir="build/tickets",
-        max_steps=steps,
-        per_device_train_batch_size=BATCH,
-        learning_rate=rate,
-        seed=seed,
-        use_cpu=True,
-        bf16=method == "full" and dtype() == torch.bfloat16,
-        report_to="none",
-    )
+    full = method == "full"
+    config = None if full else short.lora(RANK, 2 * RANK)
+    wide = full and dtype() == torch.bfloat16
+    args = short.arguments(rate, seed, steps, BATCH, use_cpu=True, bf16=wide)
     return lean.lean_trainer(model, tokenizer, tasks.load("tickets"), config, args), tokenizer
 
 

@@ -11,12 +11,12 @@ thread, whose small operations take twice their time.)
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import time
 from pathlib import Path
 
+import studies
 import torch
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
@@ -155,9 +155,7 @@ def main():
     options = parser.parse_args()
     found = report(race(options), options)
     show(found)
-    if options.out:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.out).write_text(json.dumps(found, indent=1))
+    studies.note(options.out, found)
 
 
 if __name__ == "__main__":

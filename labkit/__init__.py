@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 MOVED = ("finetuning", "generation", "hardware", "models", "scoring", "serving")
 
 
-def start(stem):
+def start(stem: str) -> tuple:
     """Begin lab `stem`: print its header; return `(lab, check)`, the lab and the checks it uses."""
     from labkit.course.colab import hide_old_torchao
     from labkit.lab import start

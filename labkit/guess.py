@@ -24,7 +24,7 @@ class Guess:
         """Note what came out; one line sets the guess beside it, if there is one."""
         self.result = float(result)
         if self.value is not None:
-            print(f"◆ You guessed {told(self.value)}; it is {told(self.result)}.")
+            print(f"◆ You guessed {as_text(self.value)}; it is {as_text(self.result)}.")
 
     def draw(self, ax: Axes, axis: str = "y") -> None:
         """A dashed line at the guess in a picture whose `axis`, "x" or "y", has its unit.
@@ -46,7 +46,7 @@ class Guess:
             line(self.value, color=INK, lw=1.2, ls=(0, (4, 3)))
             ends = (min(low, value - room / 20), max(high, value + room / 12))
             put(*(10**end if log else end for end in ends))
-        text = f"your guess: {told(self.value)}" + ("" if inside else ", off the picture")
+        text = f"your guess: {as_text(self.value)}" + ("" if inside else ", off the picture")
         style = {"color": INK, "fontsize": 9, "clip_on": True}
         if axis == "y":
             side = {"va": "top" if where == high else "bottom", "ha": "right"}
@@ -69,13 +69,13 @@ def noted(question: str, given: object) -> Guess:
     except (TypeError, ValueError):
         value = float("nan")
     if abs(value) < float("inf"):
-        print(f"◆ {question} Your guess: {told(value)}.")
+        print(f"◆ {question} Your guess: {as_text(value)}.")
         return Guess(question, value)
     print(f"◇ {question} A guess is one number, such as 40. This one is left out.")
     return Guess(question)
 
 
-def told(value: float) -> str:
+def as_text(value: float) -> str:
     """A number as one says it: 23, 0.0512, 1,234."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
@@ -84,4 +84,4 @@ def table(guesses: list[Guess]) -> list[str]:
     """A line for each guess whose result is known: guess, result, question."""
     known = [g for g in guesses if g.value is not None and g.result is not None]
     head = [f"{'guess':>9} {'measured':>9}"] if known else []
-    return head + [f"{told(g.value):>9} {told(g.result):>9}  {g.question}" for g in known]
+    return head + [f"{as_text(g.value):>9} {as_text(g.result):>9}  {g.question}" for g in known]

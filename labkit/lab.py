@@ -11,7 +11,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import Code, display
 
-from labkit import contract, guess, live, lost, plots, reference, session
+from labkit import contract, guess, live, name_errors, plots, reference, session
 from labkit.errors import LabError
 from labkit.training import hardware, models
 
@@ -35,7 +35,7 @@ class Lab:
         """Two lines: the machine and its precision; the model and where it comes from."""
         on_gpu = self.device == "cuda"
         n = torch.get_num_threads()
-        chip = torch.cuda.get_device_name() if on_gpu else f"{n} CPU thread{'s' * (n > 1)}"
+        chip = torch.cuda.get_device_name() if on_gpu else f"{n} CPU thread{'s' if n > 1 else ''}"
         kind = str(self.dtype).removeprefix("torch.")
         if self.dtype == torch.float16:
             kind += ", weights float32"
@@ -119,7 +119,7 @@ class Lab:
 
         A training is brought back by its own cell: where it is kept in the cache, in seconds.
         """
-        found = session.kept(self.stem)
+        found = session.saved(self.stem)
         for exercise in self.exercises if found else ():
             id, shell = exercise["id"], get_ipython()
             if id not in found or self._status(id) in contract.STANDS:
@@ -181,7 +181,7 @@ def start(stem: str) -> tuple[Lab, ModuleType]:
     state.namespace = shell.user_ns if shell else {}
     torch.manual_seed(lab.seed)
     if shell:
-        lost.watch(shell)
+        name_errors.watch(shell)
         session.watch(stem)
     names = [name for exercise in lab.exercises for name in exercise["names"]]
     for name in names if shell else ():  # a check before its cell is no traceback

@@ -1,4 +1,4 @@
-"""The names in source: what it binds and looks up, and what makes them."""
+"""Names in a cell's source: which ones it binds and looks up, and which cells make them."""
 
 import ast
 import re

@@ -7,13 +7,16 @@ of memory in `labkit.memory.plots`.
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython import get_ipython
 from IPython.core.pylabtools import retina_figure
 from IPython.display import HTML
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print
@@ -22,7 +25,7 @@ INK = "#333333"
 ANSWERS = Path(__file__).parent / "templates" / "answers.html.j2"
 
 
-def use_style():
+def use_style() -> None:
     """Set the labs' look for every figure that follows."""
     plt.rcParams.update(
         {
@@ -46,7 +49,9 @@ def use_style():
     )
 
 
-def figure(n_columns=1, width=7.2, height=3.6, n_rows=1, **options):
+def figure(
+    n_columns: int = 1, width: float = 7.2, height: float = 3.6, n_rows: int = 1, **options
+) -> tuple[Figure, Any]:
     """A figure with `n_columns` axes side by side: `(figure, axes)`; inches."""
     fig, axes = plt.subplots(n_rows, n_columns, figsize=(width, height), **options)
     plt.close(fig)  # a cell displays the figure that it returns; pyplot would show it once more
@@ -57,13 +62,13 @@ def figure(n_columns=1, width=7.2, height=3.6, n_rows=1, **options):
     return fig, axes
 
 
-def described(fig):
+def described(fig: Figure) -> tuple | None:
     """A figure as a notebook shows it: PNG at twice the resolution, and its size and alt text."""
     shown = retina_figure(fig)  # None where it has no axes
-    return shown and (shown[0], shown[1] | {"alt": said(fig)})
+    return shown and (shown[0], shown[1] | {"alt": alt_text(fig)})
 
 
-def said(fig):
+def alt_text(fig: Figure) -> str:
     """What a figure says, in one line: its title, else the titles of its axes."""
     titles = [fig.get_suptitle()] if fig.get_suptitle() else [_title(ax) for ax in fig.axes]
     return " ".join("; ".join(filter(None, titles)).split())
@@ -73,25 +78,25 @@ def _title(ax):
     return next(filter(None, map(ax.get_title, ("left", "center", "right"))), "")
 
 
-def headed(fig, title):
+def headed(fig: Figure, title: str) -> Figure:
     """`fig` under a title that spans its axes."""
     fig.suptitle(title, x=0.01, ha="left", weight="bold", size=12)
     return fig
 
 
-def smooth(values, weight=0.8):
+def smooth(values: Sequence[float], weight: float = 0.8) -> np.ndarray:
     """Exponential moving average of `values`, corrected for its start; an array as long."""
     return pd.Series(values).ewm(alpha=1 - weight).mean().to_numpy()
 
 
-def traced(ax, values, colour, weight=0.8, **options):
+def traced(ax: Axes, values: Sequence[float], colour: str, weight: float = 0.8, **options) -> None:
     """Draw `values` against the step, faint, and their `smooth` line; `options` are the line's."""
     x = range(1, len(values) + 1)
     ax.plot(x, values, color=colour, alpha=0.3, lw=1)
     ax.plot(x, smooth(values, weight), color=colour, **options)
 
 
-def growing_loss(losses, steps, title):
+def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     """Loss so far against step, with room for the `steps` to come; a figure, not yet shown."""
     fig, ax = figure(height=2.6)
     traced(ax, losses, PALETTE[0])
@@ -100,7 +105,7 @@ def growing_loss(losses, steps, title):
     return fig
 
 
-def growing(values, steps, title):
+def growing(values: dict[str, Sequence[float]], steps: int, title: str) -> Figure:
     """A panel a name of `values`, its numbers so far against the step; a figure, not yet shown."""
     fig, axes = figure(len(values), width=2.7 * len(values), height=2.4, squeeze=False)
     for ax, colour, (name, told) in zip(axes[0], PALETTE, values.items(), strict=False):
@@ -109,7 +114,7 @@ def growing(values, steps, title):
     return headed(fig, title)
 
 
-def png(fig):
+def png(fig: Figure) -> bytes:
     """The bytes of `fig` as a PNG image at twice the resolution, for an image widget."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=2 * fig.dpi)

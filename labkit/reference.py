@@ -1,4 +1,4 @@
-"""What stands in for an exercise that is open: source made from the course's own solution."""
+"""The course's own solutions, as source: what stands in for an exercise that is open."""
 
 import ast
 import base64
@@ -92,7 +92,7 @@ def needed(cells: list[str], names: list[str]) -> list[str]:
     wanted = set(names).union(*(_used(cells[i]) for i in chosen)) - homes.keys()
     lines = {name: line for cell in cells for name, line in _imported(cell).items()}
     head = [line for name, line in lines.items() if name in wanted]
-    return ["\n".join(head)] * bool(head) + [cells[i] for i in chosen]
+    return (["\n".join(head)] if head else []) + [cells[i] for i in chosen]
 
 
 def imports(cells: list[str], cell: str) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from IPython import get_ipython
 
 from labkit import contract, download, reference
+from labkit.files import whole
 
 
 class Watch:
@@ -26,20 +27,17 @@ class Watch:
         records = contract.session.records
         new = {id: r for id, r in records.items() if self.seen.get(id) is not r}
         self.seen = dict(records)
-        path = file(self.stem)
+        path = place(self.stem)
         if not path or not any(record["status"] in contract.STANDS for record in new.values()):
             return
         cells = list(filter(None, get_ipython().history_manager.input_hist_parsed))
-        found = kept(self.stem)
+        found = saved(self.stem)
         for id, record in new.items():
             sources = _sources(cells, contract.NAMES[id])
             if record["status"] in contract.STANDS and (sources or record["status"] != "passed"):
                 found[id] = {"status": record["status"], "cells": sources}
-        with contextlib.suppress(OSError):  # a full disk costs the file, and no lesson
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".{os.getpid()}")
-            aside.write_text(json.dumps(found), "utf-8")
-            os.replace(aside, path)
+        with contextlib.suppress(OSError), whole(path) as part:  # a full disk costs no lesson
+            part.write_text(json.dumps(found), "utf-8")
 
 
 def watch(stem: str) -> None:
@@ -50,9 +48,9 @@ def watch(stem: str) -> None:
     events.register("post_run_cell", Watch(stem))
 
 
-def kept(stem: str) -> dict[str, dict]:
+def saved(stem: str) -> dict[str, dict]:
     """`{exercise id: {"status", "cells"}}` of this notebook's last session; empty without one."""
-    path = file(stem)
+    path = place(stem)
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
         found = json.loads(path.read_text("utf-8"))
         whole = {id: {"status": r["status"], "cells": [*r["cells"]]} for id, r in found.items()}
@@ -60,7 +58,7 @@ def kept(stem: str) -> dict[str, dict]:
     return {}
 
 
-def file(stem: str) -> Path | None:
+def place(stem: str) -> Path | None:
     """Where the session of this notebook lies; None where no learner sits before it.
 
     JupyterLab and VS Code tell the kernel which notebook it serves; `labkit run` and tests do not.

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import typer
@@ -57,8 +58,12 @@ def train(
     if file:
         _file(given)
     else:
-        n, size = steps or 50, batch or 16
-        _task(task, model, method, rank, n, size, rows, learning_rate or 2e-3, seed, dtype, out)
+        given |= {
+            "steps": steps or 50,
+            "batch": batch or 16,
+            "learning_rate": learning_rate or 2e-3,
+        }
+        _task(SimpleNamespace(**given))
 
 
 def _file(given):
@@ -83,41 +88,30 @@ def _file(given):
         print(given["out"])
 
 
-def _task(task, model, method, rank, steps, batch, rows, learning_rate, seed, dtype, out):
+def _task(asked):
     """Train on a task of the course; loss, time and the adapter's folder are printed."""
     import torch
 
     from labkit import tasks
-    from labkit.training import arguments, hardware, models
+    from labkit.training import arguments, finetuning, hardware, models
 
     state = hardware.processes()
     models.hush_libraries()
     with state.local_main_process_first():  # one process fetches, the others find it
-        data = tasks.load(task)  # first: an unknown name should not wait for a model
-        name = model or models.default()
+        data = tasks.load(asked.task)  # first: an unknown name should not wait for a model
+        name = asked.model or models.default()
         models.path(name)
-    if rows:
-        data = data.select(range(min(rows, len(data))))
-    how = arguments.in_4_bits() if method == "qlora" else {}
-    base, tokenizer = models.load(name, dtype=getattr(torch, dtype, None), **how)
-    n = state.num_processes
-    args = arguments.arguments(name, method, batch, n, steps, learning_rate, seed)
-    begun = time.perf_counter()
-    result = _finetune(base, tokenizer, data, rank, args, f"{task} on {Path(name).name}")
-    if state.is_main_process:
-        _report(result, args, state.num_processes, time.perf_counter() - begun, out)
-
-
-def _finetune(base, tokenizer, data, rank, args, title):
-    import torch
-    from peft import LoraConfig
-
-    from labkit.training import finetuning
-
+    if asked.rows:
+        data = data.select(range(min(asked.rows, len(data))))
+    how = arguments.in_4_bits() if asked.method == "qlora" else {}
+    base, tokenizer = models.load(name, dtype=getattr(torch, asked.dtype, None), **how)
+    args = arguments.arguments(name, asked, state.num_processes, asked.steps)
+    lora = arguments.lora(asked.rank, 2 * asked.rank)
     torch.manual_seed(args.seed)  # of the adapter's start; data follow `args.seed`
-    where = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, **where)
-    return finetuning.finetune(base, tokenizer, data, lora, args, title, cache=False)
+    title, begun = f"{asked.task} on {Path(name).name}", time.perf_counter()
+    result = finetuning.finetune(base, tokenizer, data, lora, args, title, cache=False)
+    if state.is_main_process:
+        _report(result, args, state.num_processes, time.perf_counter() - begun, asked.out)
 
 
 def _report(result, args, n_processes, seconds, out):

@@ -51,7 +51,7 @@ def test_a_guess_is_a_line_in_the_picture(axis):
     guess.Guess("?", value).draw(ax, axis)
     data = ax.lines[-1].get_xdata() if axis == "x" else ax.lines[-1].get_ydata()
     assert list(data) == [value, value]
-    assert [text.get_text() for text in ax.texts] == [f"your guess: {guess.told(value)}"]
+    assert [text.get_text() for text in ax.texts] == [f"your guess: {guess.as_text(value)}"]
     assert ax.get_xlim() == (0, 1) and ax.get_ylim() == (0, 10)
     fig.draw_without_rendering()
 
@@ -106,4 +106,4 @@ def test_the_last_cell_sets_guesses_beside_results(monkeypatch, capsys):
     [(23, "23"), (0.05123, "0.0512"), (1234.5, "1,234"), (-7, "-7"), (99.96, "100")],
 )
 def test_numbers_are_told_as_one_says_them(value, text):
-    assert guess.told(value) == text
+    assert guess.as_text(value) == text

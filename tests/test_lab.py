@@ -63,9 +63,7 @@ def test_an_experiment_waits_for_open_exercises(lab, capsys):
     assert lab.experiment("Training", 60, needs=["2.9"]) is False
     told = capsys.readouterr().out
     assert "2.9 (scaling)" in told and 'lab.reveal("2.9")' in told
-    check.scales(
-        lambda alpha, r, rank_stabilized=False: alpha / r ** (0.5 if rank_stabilized else 1)
-    )
+    check.scales(scaling)
     assert lab.experiment("Training", 60, needs=["2.9"]) is True
     assert "about 60 s" in capsys.readouterr().out
 
@@ -275,9 +273,7 @@ def test_reveal_of_an_unknown_exercise_lists_the_known(lab):
 
 def test_the_score_counts_points(lab, shown):
     lab, check = lab
-    check.scales(
-        lambda alpha, r, rank_stabilized=False: alpha / r ** (0.5 if rank_stabilized else 1)
-    )
+    check.scales(scaling)
     lab.score()
     record = shown[-1]["application/vnd.labkit.score+json"]
     assert record["lab"] == "02_lora"
@@ -288,9 +284,7 @@ def test_the_score_counts_points(lab, shown):
 
 def test_starting_again_forgets_the_last_score(lab):
     _, check = lab
-    check.scales(
-        lambda alpha, r, rank_stabilized=False: alpha / r ** (0.5 if rank_stabilized else 1)
-    )
+    check.scales(scaling)
     again, _ = labkit.start("02_lora")
     assert not again.experiment("Training", 1, needs=["2.9"])
 

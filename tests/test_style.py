@@ -7,7 +7,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from PIL import Image
 
-from labkit.plots import figure, headed, png, said
+from labkit.plots import alt_text, figure, headed, png
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def test_what_a_figure_says_is_its_title_else_those_of_its_axes():
     fig, (left, right) = figure(2)
     left.set_title("one", loc="center")
     right.set_title("two", loc="left")
-    assert said(fig) == "one; two"
-    assert said(headed(fig, "both  of them")) == "both of them"
-    assert said(Figure()) == ""
+    assert alt_text(fig) == "one; two"
+    assert alt_text(headed(fig, "both  of them")) == "both of them"
+    assert alt_text(Figure()) == ""
 
 
 def test_a_picture_of_a_widget_is_as_sharp(tmp_path):

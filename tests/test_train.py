@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -16,6 +18,7 @@ from labkit.own.settings import Asked
 from labkit.training import hardware, models
 
 ROOT = Path(__file__).parents[1]
+ASKED = partial(SimpleNamespace, method="lora", learning_rate=1e-3, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +106,12 @@ def test_a_batch_that_cannot_be_shared_is_one_line(model, tmp_path):
     from labkit.training.arguments import arguments
 
     with pytest.raises(LabError, match="a batch of 9 rows is not to be shared by 2 processes"):
-        arguments(str(model), "lora", 9, 2, 1, 1e-3, 0)
+        arguments(str(model), ASKED(batch=9), 2, 1)
 
 
 def test_a_batch_that_does_not_fit_is_accumulated(model, tmp_path, monkeypatch):
     from labkit.training.arguments import arguments
 
     monkeypatch.setattr(hardware, "micro_batch", lambda *asked: 2)
-    args = arguments(str(model), "lora", 16, 2, 1, 1e-3, 0)
+    args = arguments(str(model), ASKED(batch=16), 2, 1)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)

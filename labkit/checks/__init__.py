@@ -1,1 +1,1 @@
-"""The checks of the labs, one module a lab; `labkit.start` hands out the right one."""
+"""Closed to submissions: the checks of the labs, a folder a lab, and what they share."""

@@ -40,13 +40,14 @@ def grade(
     as_json: Json = False,
 ) -> None:
     """Grade submissions, each in its sandbox; a second call grades only what is new."""
+    from labkit.grading import sandbox
     from labkit.grading.after import show
     from labkit.grading.collect import left_out
     from labkit.grading.grade import grade as grade_all
 
     console, now, notes = console_for(as_json), [], []
     if unsafe:
-        show.loud(console)
+        console.print(sandbox.UNSAFE, style="bold white on red", highlight=False, soft_wrap=True)
     how = {"jobs": jobs, "workers": workers, "scheduler": scheduler, "unsafe": unsafe}
     how |= {"seed": seed, "checks": checks}
     chosen = {"again": again or (), "only": exercise, "alike": similar}

@@ -16,6 +16,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from labkit.contract.calls import (
     NAMES,
@@ -29,6 +30,9 @@ from labkit.contract.calls import (
 )
 from labkit.contract.verdict import LENT, NotRun, Verdict, conclude
 from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "BROKEN", "LENT", "NAMES", "NO_LETTERS", "ODD", "STANDS", "WITHHELD", "CheckFailed", "NoAnswer",
@@ -52,7 +56,7 @@ def observe(f: Callable, *data: object) -> object:
     return session.call(f, data)
 
 
-def generator():
+def generator() -> "torch.Generator":
     """A `torch.Generator` that depends on the session's seed and the exercise alone."""
     import torch
 

@@ -74,22 +74,22 @@ class Session:
 
         What `f` leaves changed, of its inputs or of torch's settings, goes into `faults`.
         """
-        told, given = [], copied(data)
+        faults, given = [], copied(data)
         NOTED.clear()
         before = picture(list(data))
-        with settings(self.seed + OTHER, told):
+        with settings(self.seed + OTHER, faults):
             try:
                 result = f(*given)
             except NotImplementedError as error:
                 if error.args:  # torch raises it too, with a message
-                    raise CheckFailed(_told(error)) from None
+                    raise CheckFailed(_explained(error)) from None
                 raise NotWritten from None
             except CheckFailed:
                 raise
             except Exception as error:
-                raise CheckFailed(_told(error)) from None
-        told += _changed(f, before, given)
-        self.faults += [CheckFailed(text) for text in told + NOTED]
+                raise CheckFailed(_explained(error)) from None
+        faults += _changed(f, before, given)
+        self.faults += [CheckFailed(text) for text in faults + NOTED]
         try:
             return plain(result)
         except (TypeError, ValueError, NotImplementedError) as error:
@@ -160,7 +160,7 @@ def _changed(f, before, after):
     return [line for triple in triples for line in changes(*triple)]
 
 
-def _told(error):
+def _explained(error):
     """One line on an exception in the learner's code: which, where, and the line itself."""
     what = f"{type(error).__name__}: {error}".strip(": ")
     what += hint(what)

@@ -61,8 +61,8 @@ def hint(what: str) -> str:
     """`; …` on the text of an exception, such as `NameError: name 'np' is not defined`; or ""."""
     if unknown := re.search(r"name '(\w+)' is not defined", what):
         return f"; {_unknown(unknown[1])}"
-    found = next((told for sign, told in HINTS.items() if sign in what), "")
-    return f"; {found}" if found else ""
+    advice = next((advice for sign, advice in HINTS.items() if sign in what), "")
+    return f"; {advice}" if advice else ""
 
 
 def _unknown(name):

@@ -18,14 +18,15 @@ def changes(before: object, after: object, name: str) -> list[str]:
 
     if not isinstance(after, torch.nn.Module):
         return [] if same(before, after) else [f"it changes its input {name} in place: {NEW}"]
-    told, after = [], picture(after)
+    lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]
     for what, was in before.items():
         follows = switched and what == "what of it trains"  # the active adapter does
         if not follows and not same(was, after[what]):
             at = next((k for k in was if not same(was[k], after[what].get(k))), "")
-            told.append(f"it leaves {name} changed: {what}{f' (at {at})' * bool(at)}; put it back")
-    return told
+            where = f"{what} (at {at})" if at else what
+            lines.append(f"it leaves {name} changed: {where}; put it back")
+    return lines
 
 
 def picture(thing: object) -> object:
@@ -100,8 +101,8 @@ def _adapters(model):
 
 
 @contextlib.contextmanager
-def settings(seed: int, told: list[str]) -> Iterator[None]:
-    """Settings of torch that are those from before afterwards; what was changed goes into `told`.
+def settings(seed: int, faults: list[str]) -> Iterator[None]:
+    """torch's settings are put back at the end; a line on each that differs goes into `faults`.
 
     Random numbers begin at `seed` inside; drawing some is no change, seeding them anew is one.
     """
@@ -114,10 +115,10 @@ def settings(seed: int, told: list[str]) -> Iterator[None]:
             yield
         finally:
             if torch.initial_seed() != seed:
-                told.append("it seeds torch's random numbers for everybody: leave the seed alone")
+                faults.append("it seeds torch's random numbers for everybody: leave the seed alone")
             if torch.is_grad_enabled() != grad:
-                told.append("it leaves gradients switched off or on: use `with torch.no_grad():`")
+                faults.append("it leaves gradients switched off or on: use `with torch.no_grad():`")
             if torch.get_default_dtype() != dtype:
-                told.append("it changes torch's default dtype for everybody: say dtype= instead")
+                faults.append("it changes torch's default dtype for everybody: say dtype= instead")
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)

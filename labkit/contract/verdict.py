@@ -35,8 +35,8 @@ def conclude(session: Session, check: Callable, exercise: dict, objects: dict) -
     id, names = exercise["id"], exercise["names"]
     if absent := _not_run(session, id, objects):
         print(f"○ {id} {absent}: its cell has not been run yet")
-    elif told := _borrowed(session, id, objects):
-        print(f"◐ {id} {LENT}: {told}")
+    elif borrowed := _borrowed(session, id, objects):
+        print(f"◐ {id} {LENT}: {borrowed}")
     else:
         verdict = _judge(session, check, objects, exercise)
         open_names = _stubs(id, objects) if verdict.status == "missing" else names
@@ -92,8 +92,8 @@ def _judge(session, check, objects, exercise):
         lent = _verdict(session, check, given, exercise["points"])
     if own and (lent.status, lent.message) == (own.status, own.message):
         return own
-    told = f"judged with the course's own {_listed(list(sources))}, which {_is(sources)} open"
-    return lent._replace(message=f"{lent.message} ({told})" if lent.message else told)
+    note = f"judged with the course's own {_listed(list(sources))}, which {_is(sources)} open"
+    return lent._replace(message=f"{lent.message} ({note})" if lent.message else note)
 
 
 def _listed(several):
@@ -134,15 +134,16 @@ def _joined(faults):
 
 def _say(session, exercise, names, verdict):
     """Keep the verdict and print it; a failure is raised. What was revealed stays revealed."""
-    id, listed, (status, earned, told, note) = exercise["id"], ", ".join(names), verdict
-    before, beside = session.records.get(id, {}).get("status"), f" ({told})" if told else ""
+    id, listed, (status, earned, message, note) = exercise["id"], ", ".join(names), verdict
+    before = session.records.get(id, {}).get("status")
+    beside = f" ({message})" if message else ""
     if before in (None, "lent") or (status != "missing" and before != "revealed"):
-        session.note(exercise, status, earned, told)
+        session.note(exercise, status, earned, message)
     if status == "missing":
         print(f"○ {id} {listed}: not written yet{beside}")
         return
     if status == "failed":
-        raise CheckFailed(f"✗ {id} {names[0]}: {told}")
+        raise CheckFailed(f"✗ {id} {names[0]}: {message}")
     if before == "revealed":
         beside += " (it was revealed, and earns no points)"
     print(f"✓ {id} {listed}: {note}{beside}")

@@ -46,6 +46,7 @@ THEME = {
     "search_bar_text": "Search the book",
     "show_toc_level": 2,
 }
+ICON = {"name": "The course's repository", "icon": "fa-brands fa-github"}  # in each page's head
 
 
 def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], results: list) -> str:
@@ -125,7 +126,7 @@ def _sphinx(source: Path, out: Path, root: Path) -> str:
     files |= {path.stem: f"docs/{path.name}" for path in (root / "docs").glob("*.md")}
     conf = CONF | {
         "project": "LoRA Labs",
-        "html_theme_options": THEME | {"icon_links": [_icon(repository)]},
+        "html_theme_options": THEME | {"icon_links": [ICON | {"url": repository}]},
         "html_context": {"default_mode": "auto", "colab": colab, "repository": repository}
         | {"files": files, "version": f"v{project['version']}"},
     }
@@ -136,8 +137,3 @@ def _sphinx(source: Path, out: Path, root: Path) -> str:
             force_all=True
         )
     return re.sub(r"\x1b\[[\d;]*m", "", warnings.getvalue())
-
-
-def _icon(repository: str) -> dict:
-    """The link to the repository in the head of each page."""
-    return {"name": "The course's repository", "url": repository, "icon": "fa-brands fa-github"}

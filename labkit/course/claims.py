@@ -28,7 +28,7 @@ class Claim:
 
 
 def load(ids: Sequence[str] = ()) -> list[Claim]:
-    """The claims, all or those of `ids` ("A3", "a3"); raises LabError for one that isn't there."""
+    """The claims, all or those of `ids` ("A3", "a3"); LabError for one that isn't there."""
     text = (resources.files(__package__) / "claims.toml").read_text(encoding="utf-8")
     found = {
         name: Claim(id=name, **fields | {"where": tuple(map(tuple, fields.get("where", ())))})

@@ -10,7 +10,7 @@ from labkit.errors import LabError
 def root() -> Path:
     """The folder of the course: the one we are in, else the one labkit was installed from.
 
-    Raises LabError where there is none.
+    LabError where there is none.
     """
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]):
         if (folder / "pyproject.toml").is_file():

@@ -37,7 +37,7 @@ class BuildError(LabError, ValueError):
 def build(root: Path, check: bool = False) -> list[str]:
     """Write both notebooks of each master under root; with check, write nothing.
 
-    Returns the notebooks that changed (or would), relative to root. Raises BuildError.
+    The notebooks that changed (or would), relative to root. BuildError for a faulty master.
     """
     project, changed = masters.project(root), []
     for master in sorted((root / "labs").glob("*.py")):

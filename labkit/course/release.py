@@ -30,7 +30,7 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
     """Make the students' copy of the course at `root` in the new folder `out`; its files.
 
     `repository` is where that copy will be published: Colab installs labkit from there.
-    Raises LabError when `out` holds something, or the notebooks are not what labs/ say.
+    LabError when `out` holds something, or the notebooks are not what labs/ say.
     """
     _prepare(root, out)
     _package(root, out, repository)
@@ -52,7 +52,7 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
 def autograders(root: Path, out: Path, checks: Path | None = None) -> list[str]:
     """Make one zip a lab for Gradescope in the new folder `out`; their names.
 
-    `checks` is a file of private checks that goes into each. Raises LabError as `release` does.
+    `checks` is a file of private checks that goes into each. LabError as `release` does.
     """
     _prepare(root, out)
     source = out / "source"

@@ -79,7 +79,8 @@ def side_by_side(labs: int) -> tuple[int, int]:
 def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabResult]:
     """Execute the solved labs, a failing one too, and write the book of them into out.
 
-    Raises LabError; KeyboardInterrupt passes through once what is done is written.
+    LabError for what is no lab or not built; KeyboardInterrupt passes through once what is done is
+    written.
     """
     from labkit.course import book as the_book  # Sphinx's: `labkit check` does without
 

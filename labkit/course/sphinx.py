@@ -18,20 +18,15 @@ def setup(app: Sphinx) -> dict:
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def formula(latex: str, display: str = "inline") -> str:
-    """LaTeX as MathML; display is `inline` or `block`."""
-    return convert(latex, display=display)
-
-
 def inline(translator, node) -> None:
     """A formula within a line."""
-    translator.body.append(formula(node.astext()))
+    translator.body.append(convert(node.astext()))
     raise nodes.SkipNode
 
 
 def block(translator, node) -> None:
     """A formula on a line of its own, which scrolls where it is too long."""
-    made = formula(node.astext(), "block")
+    made = convert(node.astext(), display="block")
     translator.body.append(f'<div class="formula" tabindex="0">{made}</div>')
     raise nodes.SkipNode
 

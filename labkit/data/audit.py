@@ -3,10 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
+from typing import TYPE_CHECKING
 
 from labkit.data import across, faults, tokens
 from labkit.data.meaning import MEANING
 from labkit.data.shapes import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_LENGTH = 512
 
@@ -53,11 +57,6 @@ class Audit:
     labels: dict[str, int] = field(default_factory=dict)
 
     @property
-    def wrong(self) -> list[Finding]:
-        """The findings for which training would be wrong."""
-        return [finding for finding in self.findings if finding.level == "wrong"]
-
-    @property
     def tokens(self) -> dict[str, int]:
         """Tokens a row, uncut: `min`, `median`, `max`; empty where no row could be read."""
         if not self.lengths:
@@ -68,7 +67,7 @@ class Audit:
 
 def audit(
     examples: list[Example],
-    tokenizer=None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     max_length: int = MAX_LENGTH,
     ends: Iterable[int] = (),
     file: str = "",

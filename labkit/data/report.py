@@ -4,9 +4,13 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.data import read, shapes
 from labkit.data.audit import MAX_LENGTH, Audit, Finding, audit, leaks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHOWN = 5  # lines of a finding that are named
 
@@ -63,7 +67,7 @@ class Report:
         n, what = len(finding.lines), finding.as_dict()["what"]
         named = ", ".join(map(str, finding.lines[:SHOWN]))
         more = f" and {n - SHOWN} more" if n > SHOWN else ""
-        where = f"line{'s' * (n > 1)} {named}{more}"
+        where = f"line{'s' if n > 1 else ''} {named}{more}"
         inside = f" of {finding.file}" if self.test else ""
         detail = f" ({finding.detail})" if finding.detail else ""
         return f"{n} x {what}: {where}{inside}{detail}"
@@ -100,7 +104,7 @@ def load(file: Path) -> tuple[shapes.Shape, list[shapes.Example]]:
 def of(
     file: Path,
     loaded: tuple[shapes.Shape, list[shapes.Example]],
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     ends: Iterable[int],
     max_length: int = MAX_LENGTH,
     test: Path | None = None,

@@ -129,7 +129,7 @@ def _plain(record, columns):
 
 def _turns(record, columns):
     """Prompt and completion, each a text or a list of messages."""
-    messages, bad = [], ["header"] * _repeats_names(record, columns)
+    messages, bad = [], ["header"] if _repeats_names(record, columns) else []
     for role in ("system", "user", "assistant"):
         value = _unpacked(record.cells.get(columns.get(role)))
         if isinstance(value, list):

@@ -4,8 +4,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.data.shapes import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label of a token that is not learned
 # for a model that brings no chat template; it is kept with the adapter
@@ -34,14 +38,19 @@ class Encoded:
     @property
     def learned(self) -> list[int]:
         """The tokens that are learned."""
-        return [token for token in self.labels if token != IGNORED]
+        return learned(self.labels)
 
     def ended(self, ends: Iterable[int]) -> bool:
         """Whether an end is learned: it may stand before the last token, which is a line's end."""
         return not set(ends).isdisjoint(self.learned[-2:])
 
 
-def ends_of(tokenizer, folder: str | Path = "") -> set[int]:
+def learned(labels: list[int]) -> list[int]:
+    """The tokens of a row's labels that are learned."""
+    return [token for token in labels if token != IGNORED]
+
+
+def ends_of(tokenizer: "PreTrainedTokenizerBase", folder: str | Path = "") -> set[int]:
     """The tokens that end an answer: the tokenizer's, and those at which the model stops."""
     file = Path(folder) / "generation_config.json"
     stops = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
@@ -49,10 +58,10 @@ def ends_of(tokenizer, folder: str | Path = "") -> set[int]:
     return {token for token in (tokenizer.eos_token_id, *stops) if token is not None}
 
 
-def encode(example: Example, tokenizer) -> Encoded:
+def encode(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
     """The example whole, of any length: of a conversation its last message is learned.
 
-    Raises TemplateFault when the tokenizer's chat template cannot be used for it.
+    TemplateFault when the tokenizer's chat template cannot be used for it.
     """
     if not example.messages:
         ids = tokenizer(example.text)["input_ids"]
@@ -66,7 +75,7 @@ def encode(example: Example, tokenizer) -> Encoded:
     return Encoded(ids, [IGNORED] * len(prompt) + ids[len(prompt) :])
 
 
-def prompt_ids(example: Example, tokenizer) -> list[int]:
+def prompt_ids(example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The tokens after which the model is to answer."""
     return _templated(tokenizer, example.messages[:-1], add_generation_prompt=True)
 
@@ -78,7 +87,7 @@ def _templated(tokenizer, messages, **how):
         raise TemplateFault(str(error).strip().splitlines()[0] if str(error) else "") from error
 
 
-def control_words(tokenizer) -> list[str]:
+def control_words(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Texts that the tokenizer reads as control tokens, such as `<|im_end|>`, longest first."""
     words = {*tokenizer.all_special_tokens}
     added = getattr(tokenizer, "added_tokens_decoder", {})

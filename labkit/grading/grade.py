@@ -130,13 +130,17 @@ def _todo(books, before, again, only):
 
 
 def _rows(todo, seed, how):
-    """Yield `(notebook, row, sources)` as submissions are done."""
+    """Yield `(notebook, row, sources)` as submissions are done, here or by Dask."""
     for book in todo:
         if not book.digest:
             yield book, Row(book.name, "unreadable", book.reason), {}
     readable = [book for book in todo if book.digest]
     setup = (how.limits, how.unsafe, how.checks and str(Path(how.checks).resolve()))
-    yield from workers.judged(readable, setup, seed, how.jobs, how.workers, how.scheduler)
+    if readable and (how.workers or how.scheduler):
+        with workers.client(how.workers, how.scheduler) as client:
+            yield from workers.on_cluster(readable, setup, seed, client)
+    elif readable:
+        yield from workers.here(readable, setup, seed, how.jobs)
 
 
 def _with(old, book, new, only):
@@ -180,7 +184,7 @@ def _alike(out, rows):
 
     sources = {name: entry.sources for name, entry in store.entries(out).items()}
     n = len(similar.write(out, rows, sources))
-    return f"{'LOOK: ' * bool(n)}pairs that are alike: {n}, {out / 'similar.html'}"
+    return f"{'LOOK: ' if n else ''}pairs that are alike: {n}, {out / 'similar.html'}"
 
 
 def _notes(todo, found, before, renamed):

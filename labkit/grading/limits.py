@@ -1,4 +1,4 @@
-"""What a submission may use."""
+"""What a submission may use; the walls and the supervisor hold it to that."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,7 @@
 """A graded submission: what its judge says of it, what is kept of it, and a row of results.json."""
 
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 ABSENT = {"lab", "reason", "exercises", "message", "late"}  # null in a file is none at all
 
@@ -61,7 +62,7 @@ class Row:
         return data | ({"late": True} if self.late else {})
 
 
-def made(kind: type, data: dict):
+def made(kind: type, data: dict) -> Any:
     """A dataclass of a kind from plain data, what it has no field for left out.
 
     ValueError where something is missing, or is of another type.

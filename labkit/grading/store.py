@@ -7,7 +7,6 @@ and moved into place; what is read, merged and written again is so under a lock.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import secrets
 import sys
@@ -17,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 from labkit import fingerprint
+from labkit.files import whole
 from labkit.grading.limits import Limits
 from labkit.grading.row import Row, made
 
@@ -114,11 +114,8 @@ def _file(out, submission):
 
 def put(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, also where two do at a time; an OSError names it."""
-    part = path.with_name(f".{path.name[:60]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
+        with whole(path) as part:
+            part.write_bytes(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None

@@ -138,35 +138,12 @@ class JudgeProcess:
             self.process = None
 
 
-def judged(
-    books: list[Notebook],
-    setup: tuple,
-    seed: int,
-    jobs: int | None = None,
-    workers: int | None = None,
-    scheduler: str | None = None,
-) -> Done:
-    """Yield `(notebook, row, sources)` as each is done, here or by Dask.
+def here(books: list[Notebook], setup: tuple, seed: int, jobs: int | None = None) -> Done:
+    """Yield `(notebook, row, sources)` as each is done, by judges side by side on this machine.
 
-    `setup` is what `JudgeProcess` takes.
+    `setup` is what `JudgeProcess` takes. Each has cores of its own: none takes another one's time.
     """
-    if not books:
-        return
-    if workers or scheduler:
-        with client(workers, scheduler) as found:
-            yield from on_cluster(books, setup, seed, found)
-    else:
-        yield from here(books, setup, seed, jobs or _jobs())
-
-
-def _jobs():
-    """One a core, where each has a GiB of memory."""
-    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available >> 30))
-
-
-def here(books: list[Notebook], setup: tuple, seed: int, jobs: int) -> Done:
-    """`judged`, by so many judges, each on cores of its own: none takes another one's time."""
-    judges = [JudgeProcess(*setup, cores) for cores in _shares(min(jobs, len(books)))]
+    judges = [JudgeProcess(*setup, cores) for cores in _shares(min(jobs or _jobs(), len(books)))]
     idle, broken = queue.SimpleQueue(), []
     for judge in judges:
         idle.put(judge)
@@ -193,6 +170,11 @@ def here(books: list[Notebook], setup: tuple, seed: int, jobs: int) -> Done:
             threads.shutdown(wait=False, cancel_futures=True)
             for judge in judges:
                 judge.kill()
+
+
+def _jobs():
+    """One a core, where each has a GiB of memory."""
+    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available >> 30))
 
 
 def _gone(name):
@@ -232,7 +214,7 @@ def client(workers: int | None = None, scheduler: str | None = None) -> Iterator
 
 
 def on_cluster(books: list[Notebook], setup: tuple, seed: int, client) -> Done:
-    """`judged`, by the workers of a Dask client."""
+    """As `here`, by the workers of a Dask client."""
     from distributed import as_completed
 
     waiting, futures = list(reversed(books)), {}

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING
+
+from labkit.files import whole
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -57,8 +58,6 @@ def remember(measure: Callable[..., dict], **settings) -> dict:
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     found = measure(**settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(found), encoding="utf-8")
-    os.replace(partial, path)
+    with whole(path) as part:
+        part.write_text(json.dumps(found), encoding="utf-8")
     return found

@@ -13,6 +13,7 @@ from labkit import live, measured, tasks
 from labkit.memory import configs
 from labkit.memory.measure import track
 from labkit.training import finetuning, generation, hardware, loop, models
+from labkit.training.arguments import lora
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,17 +39,10 @@ def shapes(name: str, place: str) -> dict[str, tuple[int, int]]:
     return {n: tuple(m.weight.shape) for n, m in chosen}
 
 
-def lora(rank: int, alpha: float, **switches) -> LoraConfig:
-    """A LoraConfig on all linear layers; `switches` are PEFT's own."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM", **switches
-    )
-
-
-def arguments(learning_rate: float, seed: int, steps: int = STEPS, batch: int = BATCH) -> SFTConfig:
-    """An SFTConfig: linear decay to zero, no warm-up, clipping at 1."""
+def arguments(
+    learning_rate: float, seed: int, steps: int = STEPS, batch: int = BATCH, **switches
+) -> SFTConfig:
+    """An SFTConfig: linear decay to zero, no warm-up, clipping at 1; `switches` are its own."""
     from trl import SFTConfig
 
     return SFTConfig(
@@ -57,9 +51,8 @@ def arguments(learning_rate: float, seed: int, steps: int = STEPS, batch: int = 
         per_device_train_batch_size=batch,
         learning_rate=learning_rate,
         seed=seed,
-        use_cpu=hardware.device() == "cpu",
-        bf16=False,
         report_to="none",
+        **{"use_cpu": hardware.device() == "cpu", "bf16": False} | switches,
     )
 
 

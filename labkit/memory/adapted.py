@@ -135,7 +135,7 @@ def _left_out(model):
     """
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     own = [n for n, m in linear if type(m).forward not in (nn.Linear.forward, Linear4bit.forward)]
-    mamba = ["out_proj"] * (model.config.model_type in MAMBA)
+    mamba = ["out_proj"] if model.config.model_type in MAMBA else []
     return sorted({name.rsplit(".", 1)[-1] for name in [*own, *mamba]})
 
 

@@ -72,7 +72,7 @@ class Budget:
 def closed_form(config: PretrainedConfig, settings: Settings) -> Budget:
     """The `Budget` of one step of a Llama-style causal LM.
 
-    Raises NoClosedForm for another architecture, LabError for targets that it doesn't have.
+    NoClosedForm for another architecture, LabError for targets that it doesn't have.
     """
     m = Dimensions(config, settings)
     n_trained = sum(m.trained_tensors)

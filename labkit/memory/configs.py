@@ -32,7 +32,7 @@ def built_in() -> dict[str, dict]:
 def find(model: str | Path) -> "PretrainedConfig":
     """The transformers configuration of `model`: a built-in name, a path, or a hub id.
 
-    A path is a config.json or the folder that holds one. Raises LabError, in one line.
+    A path is a config.json or the folder that holds one. LabError where there is none.
     """
     name = str(model)
     if name.lower() in built_in():

@@ -57,9 +57,9 @@ def largest_by(about: Callable[[int], int], peak: Callable[[int], int], limit: i
     """
     off = 0
     for _ in range(3):
-        n = max(1, _largest_shifted(about, off, limit))
+        n = max(1, largest(about, limit - off))
         off = peak(n) - about(n)
-        if n > 1 and _largest_shifted(about, off, limit) != n:
+        if n > 1 and largest(about, limit - off) != n:
             continue
         if peak(n) > limit:
             return 0
@@ -67,10 +67,6 @@ def largest_by(about: Callable[[int], int], peak: Callable[[int], int], limit: i
         if not near or peak(n + 1) > limit:
             return n
     return largest(peak, limit)
-
-
-def _largest_shifted(about, off, limit):
-    return largest(lambda n: about(n) + off, limit)
 
 
 def largest(peak: Callable[[int], int], limit: int) -> int:

@@ -42,11 +42,6 @@ class Peak:
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
 
-    @property
-    def grown_bytes(self) -> int:
-        """How far the peak lay above what was held at the start."""
-        return self.bytes - self.start_bytes
-
 
 _open = []  # peaks of blocks that are running now, outermost first
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from labkit.memory.ledger import CATEGORIES
 from labkit.memory.simulate import Simulation
-from labkit.plots import INK, PALETTE, figure
+from labkit.plots import INK, PALETTE, figure, headed
 
 COLOURS = dict(zip(CATEGORIES, [*PALETTE[:5], "#999999"], strict=True))
 HATCHES = dict(zip(CATEGORIES, ["", "//", "..", "\\\\", "xx", ""], strict=True))
@@ -25,24 +25,17 @@ def bars(rows: Rows, title: str, limit: float | None = None) -> Figure:
     return fig
 
 
-def timeline(simulation: Simulation, title: str | None = None) -> Figure:
-    """Bytes held through one step of a `Simulation` that was made with `timeline=True`."""
-    fig, ax = figure(width=8.4, height=3.4)
-    draw_timeline(ax, simulation)
-    top = max(simulation.phases, key=simulation.phases.get)
-    ax.set_title(title or f"The peak, {simulation.peak / GB:.2f} GB, is in {top}")
-    return fig
-
-
 def bars_and_timeline(
     rows: Rows, simulation: Simulation, title: str, limit: float | None = None
 ) -> Figure:
-    """Both in one figure: what `labkit memory --plot` saves."""
+    """`bars`, and bytes held through one step of a `Simulation` that has a timeline.
+
+    What `labkit memory --plot` saves.
+    """
     fig, axes = figure(2, width=12, height=3.8, width_ratios=(1, 1.3))
     draw_bars(axes[0], rows, limit)
     draw_timeline(axes[1], simulation)
-    fig.suptitle(title, x=0.01, ha="left", weight="bold")
-    return fig
+    return headed(fig, title)
 
 
 def draw_bars(ax: Axes, rows: Rows, limit: float | None = None) -> None:
@@ -79,7 +72,7 @@ def draw_bars(ax: Axes, rows: Rows, limit: float | None = None) -> None:
 
 
 def draw_timeline(ax: Axes, simulation: Simulation) -> None:
-    """Draw the stacked areas of `timeline` into `ax`, with the phases marked."""
+    """Draw the stacked areas of a `Simulation`'s timeline into `ax`, with the phases marked."""
     held, starts = _thinned(simulation.timeline)
     x, top, below = np.arange(len(held)), held.sum(axis=1).max() / GB, np.zeros(len(held))
     for name, mine in zip(CATEGORIES, held.T / GB, strict=True):

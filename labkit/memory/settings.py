@@ -21,10 +21,7 @@ CHOICES = {
     "adapter_dtype": ("float32", "bfloat16", "float16"),
 }
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-AT_LEAST = {
-    **{"rank": 1, "batch": 1, "seq": 2, "samples": 2},
-    **{"answer_tokens": 2, "accumulation": 1},
-}
+AT_LEAST = {"rank": 1, "batch": 1, "seq": 2, "samples": 2, "answer_tokens": 2, "accumulation": 1}
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class Settings:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "24GB" or "23.5GiB"; a bare number is in GB. Raises LabError."""
+    """Bytes of "24GB" or "23.5GiB"; a bare number is in GB. LabError for other texts."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MG]i?B)?\s*", str(text), re.IGNORECASE)
     if not match or float(match[1]) == 0:
         offer = "write 16GB, 24GB, 48GB, 80GB or 22GiB"

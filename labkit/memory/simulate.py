@@ -74,7 +74,7 @@ def simulate(
     """Simulate one step of the causal LM that `config` describes; a `Simulation`.
 
     device: "cuda" or "cpu", which keep dropout's mask in one byte and in four.
-    Raises LabError for targets or a rank that the model cannot have.
+    LabError for targets or a rank that the model cannot have.
     """
     found = None
     if few := repeat.shorter(config):

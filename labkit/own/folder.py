@@ -2,8 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.own.stages import RESULT
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 CARD = """---
 base_model: {base}
@@ -45,7 +50,9 @@ loss: nats a token. A share p of n rows is uncertain by about sqrt(p (1 - p) / n
 """
 
 
-def write(folder: Path, model, tokenizer, facts: dict) -> None:
+def write(
+    folder: Path, model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", facts: dict
+) -> None:
     """Adapter, tokenizer with its template, card, and the facts as JSON, into `folder`."""
     model.save_pretrained(folder, save_embedding_layers=False)
     config = folder / "adapter_config.json"

@@ -1,6 +1,5 @@
 """`train`: audit, split, train, score, and the folder; started again it goes on where it was."""
 
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -45,7 +44,7 @@ def train(asked: Asked) -> dict:
     with state.main_process_first():
         done = stages.finished(asked.out, key)
         work = None if done else stages.begin(asked.out, key)
-    say = _say if state.is_main_process else (lambda *_: None)
+    say = stages.say if state.is_main_process else (lambda *_: None)
     if done:
         say(f"{asked.out} is done already: trained on this data with these settings")
         return done if state.is_main_process else {}
@@ -60,10 +59,6 @@ def train(asked: Asked) -> dict:
     facts = {"key": key, "title": asked.out.name, "base": base[0], "base_known": base[1]}
     facts |= _facts(asked, seen, parts) | {"losses": losses}
     return _finish(asked, (tuned, tokenizer, ends), parts, facts, work)
-
-
-def _say(line):
-    print(line, file=sys.stderr, flush=True)
 
 
 def _parts(asked, seen, tokenizer) -> Parts:
@@ -99,20 +94,13 @@ def _tuned(asked, name, tokenizer, parts, work, state, say):
     how = arguments.in_4_bits() if asked.method == "qlora" else {}
     base, _ = models.load(name, dtype=getattr(torch, asked.dtype, None), **how)
     last, step = checkpoints.newest(work, state.num_processes)
-    if last:
-        say(f"going on after step {step} of {steps}")
     if step >= steps:
         return PeftModel.from_pretrained(base, last), checkpoints.losses_until(last)
     longest = max(len(row["input_ids"]) for row in parts.rows[0])
-    args = arguments.arguments(
-        *(name, asked.method, asked.batch, state.num_processes, steps),
-        *(asked.learning_rate, asked.seed, longest, str(work)),
-    )
+    args = arguments.arguments(name, asked, state.num_processes, steps, longest, str(work))
     args.save_total_limit = 2
     trainer = trainer_for(base, tokenizer, parts.rows[0], asked.rank, args)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    losses = checkpoints.losses(trainer.state.log_history)
-    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), losses
+    return checkpoints.train(trainer, work, 20, say)
 
 
 def _facts(asked, seen, parts):
@@ -136,9 +124,9 @@ def _facts(asked, seen, parts):
 
 def _system(examples):
     """The system's message that all rows have; "" where they have none, or several."""
-    first = {e.messages[0]["content"] * (e.messages[0]["role"] == "system") if e.messages else ""
-             for e in examples}  # fmt: skip
-    return first.pop() if len(first) == 1 else ""
+    first = [e.messages[0] if e.messages else {"role": ""} for e in examples]
+    systems = {turn["content"] if turn["role"] == "system" else "" for turn in first}
+    return systems.pop() if len(systems) == 1 else ""
 
 
 def _finish(asked, made, parts, facts, work):

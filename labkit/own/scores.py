@@ -1,16 +1,18 @@
 """Held-out rows answered by the adapter, by its base, and by two simple baselines."""
 
 import math
-import sys
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from labkit.data import baselines, tokens
 from labkit.data.shapes import Example
 from labkit.errors import LabError
+from labkit.own.stages import say
 from labkit.own.trainer import packs, padded_logits
 from labkit.training import generation, hardware, loop, packing
 
@@ -18,11 +20,17 @@ ASKED = 100  # rows that are answered; the loss is of all
 LONGEST = 256  # tokens of an answer
 
 
-def compare(model, tokenizer, train: list[Example], held: list[Example], rows, ends) -> dict:
+def compare(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[Example],
+    held: list[Example],
+    rows: tuple[list[dict], list[dict]],
+    ends: set[int],
+) -> dict:
     """`{"table": {who: {"exact", "overlap", "loss"}}, "samples": […], "asked": n}`.
 
-    `model` is a PeftModel; `rows` are `(train, held out)` as tokens. Texts without a prompt have a
-    loss alone.
+    `rows` are `(train, held out)` as tokens. Texts without a prompt have a loss alone.
     """
     model.eval()
     trained, scored = rows
@@ -31,11 +39,11 @@ def compare(model, tokenizer, train: list[Example], held: list[Example], rows, e
     every = math.ceil(len(held) / ASKED)
     asked = held[::every] if held[0].messages else []
     # as the template writes it: Qwen3's, for one, puts empty thoughts before an answer
-    wanted = [_until_end(_learned(row), ends, tokenizer) for row in scored[::every]]
-    longest = max(len(_learned(row)) for row in trained + scored)
+    wanted = [_until_end(tokens.learned(row["labels"]), ends, tokenizer) for row in scored[::every]]
+    longest = max(len(tokens.learned(row["labels"])) for row in trained + scored)
     told, table = {}, {}
     for who in ("adapter", "base"):
-        print(f"scoring {len(held)} held-out rows: {who} …", file=sys.stderr, flush=True)
+        say(f"scoring {len(held)} held-out rows: {who} …")
         with _as(model, who):
             table[who] = {"loss": _loss(model, scored, packed)}
             if asked:
@@ -54,10 +62,6 @@ def compare(model, tokenizer, train: list[Example], held: list[Example], rows, e
 
 def _as(model, who):
     return nullcontext() if who == "adapter" else model.disable_adapter()
-
-
-def _learned(row):
-    return [token for token in row["labels"] if token != tokens.IGNORED]
 
 
 def _marks(answers, wanted):
@@ -94,19 +98,15 @@ def _loss(model, rows, packed, size=8):
 
 def _answers(model, tokenizer, prompts, n, ends, packed, size=16):
     """Greedy answers as texts; without packed rows by `model.generate`."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    told = {}
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        part = [prompts[i] for i in chosen]
-        try:
-            said = generation.continuations(model, part, n) if packed else None
-        except LabError:  # answers go past a window of attention that the rows fit into
-            said = None
-        if said is None:
-            said = _generated(model, part, hardware.rehearsed("tokens", n), ends)
-        told |= dict(zip(chosen, said, strict=True))
-    return [_until_end(told[i], ends, tokenizer) for i in range(len(prompts))]
+
+    def continued(part):
+        with suppress(LabError):  # answers go past a window of attention that the rows fit into
+            if packed:
+                return generation.continuations(model, part, n)
+        return _generated(model, part, hardware.rehearsed("tokens", n), ends)
+
+    said = generation.in_batches(prompts, size, continued)
+    return [_until_end(ids, ends, tokenizer) for ids in said]
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def _until_end(ids, ends, tokenizer):
 
 def _unigram(trained, scored, n_tokens):
     """Loss of guessing each token by how often the training has it, every token once more."""
-    counts = Counter(token for row in trained for token in _learned(row))
+    counts = Counter(token for row in trained for token in tokens.learned(row["labels"]))
     total = counts.total() + n_tokens
-    asked = [token for row in scored for token in _learned(row)]
+    asked = [token for row in scored for token in tokens.learned(row["labels"])]
     return -sum(math.log((counts[y] + 1) / total) for y in asked) / len(asked)

@@ -7,9 +7,12 @@ FOLDER by one rename.
 import json
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.files import whole
 
 RESULT = "labkit.json"  # in FOLDER: key, settings, scores
 SHIPPED = "ship.json"  # the same of what `labkit ship` has made
@@ -53,11 +56,17 @@ def begin(out: Path, key: str) -> Path:
         told = f"{work} holds unfinished work of other data or settings"
         raise LabError(f"{told}: name another --out, or take that folder away")
     if not known:
-        _write(note, key)
+        with whole(note) as part:
+            part.write_text(key, "utf-8")
     return work
 
 
-def publish(work: Path, out: Path, write) -> None:
+def say(line: str) -> None:
+    """Tell how far it is, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def publish(work: Path, out: Path, write: Callable[[Path], None]) -> None:
     """`write(folder)` into a folder aside, which then becomes FOLDER whole; `work` is removed."""
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)
@@ -65,9 +74,3 @@ def publish(work: Path, out: Path, write) -> None:
     write(made)
     os.replace(made, out.resolve())
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _write(path, text):
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text, "utf-8")
-    os.replace(aside, path)

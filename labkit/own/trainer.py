@@ -1,7 +1,4 @@
-"""The trainer of a file: the course's lean one where packed rows are exact, else TRL's own.
-
-Its checkpoints come every twentieth of the way, and at the end.
-"""
+"""The trainer of a file: the course's lean one where packed rows are exact, else TRL's own."""
 
 import copy
 import sys
@@ -11,23 +8,27 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from labkit.training import checkpoints, lean, loop, packing
+from labkit.memory.adapted import MAMBA
+from labkit.training import arguments, lean, loop, packing
 
-LORA = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 SECONDS = 10  # between two lines of progress in a file
 
 
-def trainer_for(model, tokenizer, rows: list[dict], rank: int, args: SFTConfig):
+def trainer_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    rank: int,
+    args: SFTConfig,
+) -> SFTTrainer:
     """A trainer of a LoRA on rows of `input_ids` and `labels`, not yet started."""
     torch.manual_seed(args.seed)  # of the adapter's start; the rows' order follows `args.seed`
     # PEFT refuses these two of a Mamba, whose kernels read their weights past any adapter
-    spared = ["out_proj", "conv1d"] if model.config.model_type in MAMBAS else None
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, exclude_modules=spared, **LORA)
+    spared = ["out_proj", "conv1d"] if model.config.model_type in MAMBA else None
+    lora = arguments.lora(rank, 2 * rank, exclude_modules=spared)
     dataset = Dataset.from_list(rows)
     if packs(model, rows):
         made = lean.lean_trainer(model, tokenizer, dataset, lora, args)
@@ -40,8 +41,6 @@ def trainer_for(model, tokenizer, rows: list[dict], rank: int, args: SFTConfig):
             processing_class=tokenizer,
             peft_config=copy.deepcopy(lora),
         )
-    made.remove_callback(PrinterCallback)
-    made.add_callback(checkpoints.Saves(parts=20))
     made.add_callback(Steps(made.accelerator.is_main_process))
     return made
 
@@ -73,7 +72,7 @@ def packs(model: PreTrainedModel, rows: list[dict]) -> bool:
     return packed.shape == wanted.shape and bool((packed - wanted).norm() < near * wanted.norm())
 
 
-def padded_logits(model, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_logits(model: PreTrainedModel, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `(k, vocab)` and targets `(k,)` at the k learned tokens, of padded rows."""
     batch = packing.padded(rows)
     return _at_learned(model, {name: values.to(model.device) for name, values in batch.items()})

@@ -3,9 +3,13 @@
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.own.stages import SHIPPED
 from labkit.ship import recipes
+
+if TYPE_CHECKING:
+    from labkit.ship.shipping import Asked, Parts
 
 CARD = """# {title}
 
@@ -23,7 +27,7 @@ MEASURED = """KL: how far the next token's distribution is from the trained mode
 token, over {where}. right: the share of these rows whose answer is right to the letter."""
 
 
-def write(into: Path, asked, parts, facts: dict) -> None:
+def write(into: Path, asked: "Asked", parts: "Parts", facts: dict) -> None:
     """README.md, Modelfile and ship.json into the folder; `facts` gets the lines."""
     facts["lines"] = lines(into, asked, parts, facts)
     (into / SHIPPED).write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
@@ -56,7 +60,7 @@ def table(files: list[dict]) -> str:
     return "\n".join(rows)
 
 
-def lines(into: Path, asked, parts, facts: dict) -> dict[str, str]:
+def lines(into: Path, asked: "Asked", parts: "Parts", facts: dict) -> dict[str, str]:
     """The lines that serve the files, by engine, as typed in the folder; Modelfiles are written."""
     found, system = {}, parts.adapter.facts.get("data", {}).get("system", "")
     name = asked.folder.resolve().name

@@ -5,7 +5,6 @@ written under another name first.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from labkit.errors import LabError
+from labkit.files import whole
 from labkit.ship import families, vocabulary
 
 if TYPE_CHECKING:
@@ -157,15 +157,10 @@ def _add(writer, name, tensor, kind):
 @contextmanager
 def _writer(config, out):
     """A writer whose file takes its name when the block has ended well."""
-    out = Path(out)
-    aside = out.with_name(f".{out.name}.partial")
-    writer = gguf.GGUFWriter(str(aside), config.model_type)
-    try:
+    with whole(Path(out)) as part:
+        writer = gguf.GGUFWriter(str(part), config.model_type)
         yield writer
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -9,10 +10,15 @@ from labkit.data import report, split, tokens
 from labkit.data.shapes import Example
 from labkit.ship.adapter import Adapter
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 ROWS, TOKENS = 40, 600  # that are measured, at most
 
 
-def rows(adapter: Adapter, file: Path | None, tokenizer, ends) -> tuple[list[dict], str]:
+def rows(
+    adapter: Adapter, file: Path | None, tokenizer: "PreTrainedTokenizerBase", ends: set[int]
+) -> tuple[list[dict], str]:
     """Rows of `input_ids` and `labels`, and in words where they are from.
 
     Of the file that was trained on they are the held-out ones, of another file all; without a file
@@ -51,14 +57,14 @@ def _shown(adapter):
 
 
 @torch.no_grad()
-def logits(model, rows: list[dict], size: int = 8) -> list[torch.Tensor]:
+def logits(model: "PreTrainedModel", rows: list[dict], size: int = 8) -> list[torch.Tensor]:
     """Logits (k, vocab), fp32, at the k learned tokens of each row."""
     from labkit.own.trainer import padded_logits
 
     told = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        counts = [len(_learned(row)) for row in part]
+        counts = [len(tokens.learned(row["labels"])) for row in part]
         told += padded_logits(model, part)[0].float().cpu().split(counts)
     return told
 
@@ -73,14 +79,10 @@ def share_right(told: list[torch.Tensor], rows: list[dict], ends: Iterable[int])
     """The share of rows that greedy decoding answers to the letter, up to their end."""
     ends, right = set(ends), 0
     for logits, row in zip(told, rows, strict=True):
-        wanted = _learned(row)
+        wanted = tokens.learned(row["labels"])
         stop = next((i + 1 for i, token in enumerate(wanted) if token in ends), len(wanted))
         right += logits.argmax(-1).tolist()[:stop] == wanted[:stop]
     return right / len(rows)
-
-
-def _learned(row):
-    return [token for token in row["labels"] if token != tokens.IGNORED]
 
 
 def _kl(p, q):

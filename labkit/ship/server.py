@@ -14,23 +14,23 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
+from labkit.training import serving
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 NEEDS = ("openai", "xllamacpp")
-INSTALL = "pip install 'lora-labs[serve]'"
+INSTALL = serving.INSTALL
 READY = "listening on "  # what the child says once it answers
 
 
 def missing() -> list[str]:
     """The packages of the extra `serve` that this needs and that are not installed."""
-    return [name for name in NEEDS if not find_spec(name)]
+    return serving.missing(NEEDS)
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def llama_cpp(
     OMP_NUM_THREADS says. Adapters are off unless a request asks: see `choosing`. LabError when a
     package or a file is missing, or when the server does not answer within `seconds`.
     """
-    if not find_spec("xllamacpp"):
+    if serving.missing(["xllamacpp"]):
         raise LabError(f"xllamacpp is missing: {INSTALL}")
     for path in (model, *adapters):
         if not Path(path).is_file():
@@ -165,12 +165,8 @@ def _address(child, seconds):
 
 
 def _stop(child):
-    child.stdin.close()  # at the end of its input the child ends by itself
-    try:
-        child.wait(10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+    child.stdin.close()
+    serving.stop(child)
     child.stdout.close()
 
 

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from labkit.data import report
 from labkit.errors import LabError
 from labkit.own import stages
+from labkit.own.stages import say
 from labkit.ship import adapter as adapters
 from labkit.ship import card, families, gguf, measure
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 KINDS = ("bf16", "q8_0", "q4_0")  # of the merged model, unless others are asked for
 PLAIN = "merged"  # the folder of the plain model
@@ -37,7 +41,7 @@ class Parts:
 
     adapter: adapters.Adapter
     base: Path
-    tokenizer: "object"
+    tokenizer: "PreTrainedTokenizerBase"
     ends: set[int]
     rows: list[dict]
 
@@ -71,11 +75,6 @@ def ship(asked: Asked) -> dict:
     work = stages.begin(asked.out, key)
     stages.publish(work, asked.out, lambda into: _write(into, asked, parts, facts))
     return facts
-
-
-def say(line: str) -> None:
-    """Tell how far it is, on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _key(asked, adapter, base):

@@ -5,4 +5,4 @@ cd "${AUTOGRADER:-/autograder}"
 options=()
 if [ -f source/private_checks.py ]; then options+=(--checks source/private_checks.py); fi
 exec "${PYTHON:-venv/bin/python}" -m labkit.grading.after.gradescope \
-  submission results/results.json LAB -- "${options[@]}"
+  submission results/results.json LAB "${options[@]}"

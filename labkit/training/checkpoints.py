@@ -1,9 +1,28 @@
-"""A trainer's checkpoints: when they are made, which one is whole, and what its losses were."""
+"""A training that goes on where its last whole checkpoint stands."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from transformers import TrainerCallback
+from peft import PeftModel
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+
+def train(
+    trainer: Trainer, work: Path, parts: int, say: Callable[[str], None]
+) -> tuple[PeftModel, list[float]]:
+    """Train from the newest whole checkpoint in `work` on; the bare model, and all its losses.
+
+    A checkpoint is made after each of so many `parts` of the way. `say` is told where it goes on.
+    """
+    last, step = newest(work, trainer.accelerator.num_processes)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Saves(parts))
+    if last:
+        say(f"going on after step {step} of {trainer.args.max_steps}")
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return model, losses(trainer.state.log_history)
 
 
 class Saves(TrainerCallback):

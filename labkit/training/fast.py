@@ -151,7 +151,9 @@ def _is_rms_norm(kind):
         return False
 
 
-def rotated(q, k, cos, sin, unsqueeze_dim=1):
+def rotated(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """transformers' `apply_rotary_pos_emb`: q and k `(b, heads, n, d)`, cos and sin `(b, n, d)`."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)

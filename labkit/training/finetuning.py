@@ -14,7 +14,7 @@ from filelock import FileLock
 from IPython import get_ipython
 from IPython.display import display
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig
 
 from labkit import download, fingerprint, live, plots
@@ -112,17 +112,10 @@ class _Losses(TrainerCallback):
 
 def _train(trainer, title, work):
     """The tuned model in eval mode, and the history of its training; it goes on in `work`."""
-    last, step = checkpoints.newest(work, trainer.accelerator.num_processes)
     noted = _Losses(title, work / "seconds")
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(checkpoints.Saves(parts=4))
     trainer.add_callback(noted)
-    if last:
-        print(f"{title}: going on after step {step} of {trainer.args.max_steps}")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    seconds, losses = noted.seconds(), checkpoints.losses(trainer.state.log_history)
-    tuned = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return tuned.eval(), {"losses": losses, "seconds": seconds}
+    tuned, losses = checkpoints.train(trainer, work, 4, lambda line: print(f"{title}: {line}"))
+    return tuned.eval(), {"losses": losses, "seconds": noted.seconds()}
 
 
 def _key(model, tokenizer, dataset, peft_config, args):

@@ -4,7 +4,7 @@ What `model.generate` would do again is done once: the prompts' common prefix is
 all rows together, an adapter is cast once, and rows that have come to their end leave the batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,14 +24,18 @@ def answers(
     A trailing assistant message is taken off, so rows of a task can be passed as they are.
     """
     prompts = [loop.prompt_ids(tokenizer, messages) for messages in conversations]
+    said = in_batches(prompts, batch_size, lambda part: continuations(model, part, max_new_tokens))
+    return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+
+def in_batches(prompts: list[list[int]], size: int, continued: Callable) -> list[list[int]]:
+    """`continued` of all prompts, in their order; it is asked for `size` of about one length."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    told = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        rows = continuations(model, [prompts[i] for i in chosen], max_new_tokens)
-        told |= dict(zip(chosen, rows, strict=True))
-    texts = tokenizer.batch_decode([told[i] for i in range(len(told))], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    said = {}
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        said |= dict(zip(chosen, continued([prompts[i] for i in chosen]), strict=True))
+    return [said[i] for i in range(len(prompts))]
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ last run of each.
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from labkit import download, fingerprint, live, plots
+from labkit.files import whole
 from labkit.training.hardware import rehearsal
 
 CODE = tuple(f"training/{name}.py" for name in ("fast", "kept", "loop", "packing"))
@@ -79,13 +79,9 @@ def keep(title: str, model: nn.Module, curve: live.Curve, key: str) -> None:
     if rehearsal():
         return
     told = {"key": key, "losses": json.dumps(curve.losses), "seconds": json.dumps(curve.seconds)}
-    path = _place(title)
-    aside = path.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError, SafetensorError):  # a full disk costs the file, no lesson
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_trained(model), aside, told)
-        os.replace(aside, path)
-    aside.unlink(missing_ok=True)
+    # a full disk costs the file, no lesson
+    with contextlib.suppress(OSError, SafetensorError), whole(_place(title)) as part:
+        save_file(_trained(model), part, told)
 
 
 def _place(title: str) -> Path:
@@ -100,12 +96,11 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _make_states(optimizer):
     """Have the optimizer make its states without a step that moves anything."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     rates = [group["lr"] for group in optimizer.param_groups]
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from labkit.data.tokens import learned
 from labkit.training import fast, packing
 from labkit.training.hardware import precision, rehearsed
 
@@ -19,7 +20,7 @@ Batch = dict[str, torch.Tensor]  # as `packing.pack` makes them
 def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> dict[str, list[int]]:
     """A conversation as `input_ids` and `labels`, equally long lists; prompts have no labels.
 
-    The last message is the answer. Raises ValueError when it is not the assistant's.
+    The last message is the answer. ValueError when it is not the assistant's.
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("the last message must be the assistant's: it is what is learned")
@@ -107,8 +108,7 @@ def by_length(
     rows.sort(key=lambda row: len(row["input_ids"]))
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        lengths = [sum(y != packing.IGNORED for y in row["labels"]) for row in part]
-        yield packing.pack(part), lengths
+        yield packing.pack(part), [len(learned(row["labels"])) for row in part]
 
 
 @torch.no_grad()

@@ -154,11 +154,11 @@ def of_hub(repo: str) -> Path:
             return fetch(name)
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+    how = {"allow_patterns": download.FILES}
     for cached in (True, False):
         if cached or download.hub_answers():
             with contextlib.suppress(Exception):  # whatever it is: the model is not there
-                return Path(snapshot_download(repo, local_files_only=cached, allow_patterns=wanted))
+                return Path(snapshot_download(repo, local_files_only=cached, **how))
     raise LabError(f"{repo} is neither in the hub's cache nor to be had from the hub")
 
 

@@ -117,7 +117,7 @@ class _Layout:
         later0, later = self.later0.to(q.dtype), self.later.to(q.dtype)
         prefix = _softmax_attention(q0, k0, v0, later0, scaling, dropout)
         rows = _softmax_attention(q, k, v, later, scaling, dropout)
-        return torch.cat([prefix, _Empty.apply(rows, self)])
+        return torch.cat([prefix, _Gather.apply(rows, self.slots, self.tokens, self.empty)])
 
 
 class Kept:
@@ -130,7 +130,7 @@ class Kept:
         self.places, self.more = lengths, more  # where in its text a row's next token stands
         self.prefix, self.rows = {}, {}  # by layer, keys and values: (1, h, p, d) and (b, h, n, d)
 
-    def keep(self, layer, prefix, rows):
+    def keep(self, layer: int, prefix: tuple, rows: tuple) -> None:
         """A layer's keys and values of the prefix, and of the rows, whose room is made here."""
         self.prefix[layer] = [x[0] for x in prefix]
         self.rows[layer] = [F.pad(x, (0, 0, 0, self.more)) for x in rows]
@@ -168,31 +168,23 @@ class Kept:
         return out.reshape(b, h * d)
 
 
-class _Fill(torch.autograd.Function):
-    """Tokens `(t, d)` to slots `(b n, d)`. As no token is used twice, its gradient is a gather."""
+class _Gather(torch.autograd.Function):
+    """The rows of `x` at `there`; its gradient is gathered by `back`, and zero at `empty`.
+
+    From tokens `(t, d)` to slots `(b n, d)`, or back: as no token is used twice, nothing is summed.
+    """
 
     @staticmethod
-    def forward(ctx, tokens, layout):
-        ctx.layout = layout
-        return tokens.index_select(0, layout.tokens)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.index_select(0, ctx.layout.slots), None
-
-
-class _Empty(torch.autograd.Function):
-    """Slots `(b n, d)` back to tokens `(t, d)`; empty slots get no gradient."""
-
-    @staticmethod
-    def forward(ctx, slots, layout):
-        ctx.layout = layout
-        return slots.index_select(0, layout.slots)
+    def forward(ctx, x, there, back, empty):
+        ctx.back, ctx.empty = back, empty
+        return x.index_select(0, there)
 
     @staticmethod
     def backward(ctx, gradient):
-        filled = gradient.index_select(0, ctx.layout.tokens)
-        return filled.index_fill_(0, ctx.layout.empty, 0), None
+        gathered = gradient.index_select(0, ctx.back)
+        if ctx.empty is not None:
+            gathered.index_fill_(0, ctx.empty, 0)
+        return gathered, None, None, None
 
 
 def _attend(
@@ -223,7 +215,8 @@ def _check_plain(module, special, layout):
 def _split(x, layout):
     """`(1, h, N, d)` -> the prefix `(1, h, p, d)` and the rows `(b, h, n, d)`."""
     h, d = x.shape[1], x.shape[3]
-    tails = _Fill.apply(x[0, :, layout.p :].transpose(0, 1).reshape(-1, h * d), layout)
+    tails = x[0, :, layout.p :].transpose(0, 1).reshape(-1, h * d)
+    tails = _Gather.apply(tails, layout.tokens, layout.slots, None)
     return x[:, :, : layout.p], tails.view(layout.b, layout.n, h, d).transpose(1, 2)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from labkit.data.tokens import learned
 from labkit.training import fast, generation, hardware, loop, packing
 
 Answer = dict  # of `sample`: "row", "text"; "input_ids" and "labels" as `packing.pack` takes them
@@ -69,7 +70,7 @@ def logprobs(model: PreTrainedModel, answers: list[Answer]) -> tuple[torch.Tenso
         logp = _LogProbs.apply(hidden, head.weight, targets)  # (k,)
     else:
         logp = -F.cross_entropy(head(hidden).float(), targets, reduction="none")
-    lengths = [sum(y != packing.IGNORED for y in answer["labels"]) for answer in answers]
+    lengths = [len(learned(answer["labels"])) for answer in answers]
     padded = torch.nn.utils.rnn.pad_sequence(logp.split(lengths), batch_first=True)
     places = torch.arange(padded.shape[1], device=logp.device)
     return padded, places < torch.tensor(lengths, device=logp.device)[:, None]

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,16 +19,16 @@ NEEDS = ("fastapi", "openai", "uvicorn")
 INSTALL = "pip install 'lora-labs[serve]'"
 
 
-def missing() -> list[str]:
-    """The packages of the extra `serve` that are not installed, a list."""
-    return [name for name in NEEDS if not find_spec(name)]
+def missing(needs: Sequence[str] = ()) -> list[str]:
+    """Which of these packages, or of those that this module needs, are not installed."""
+    return [name for name in needs or NEEDS if not find_spec(name)]
 
 
 @contextmanager
 def transformers_serve(folder: str | Path, seconds: float = 120) -> Iterator[str]:
     """Serve the model in `folder` on this machine while the block runs; yields the base URL.
 
-    The server needs no network. Raises LabError when a package is missing, when the server ends,
+    The server needs no network. LabError when a package is missing, when the server ends,
     or when it does not answer within `seconds`.
     """
     if missing():
@@ -43,7 +43,7 @@ def transformers_serve(folder: str | Path, seconds: float = 120) -> Iterator[str
 def running(name: str, command: list[str], env: Mapping[str, str], seconds: float) -> Iterator[str]:
     """Run the server `name`, of OpenAI's protocol, while the block runs; yields the base URL.
 
-    `command` gets --host and --port, of a free port on this machine. Raises LabError when the
+    `command` gets --host and --port, of a free port on this machine. LabError when the
     server ends, or when its /health does not answer within `seconds`.
     """
     with socket.socket() as probe:
@@ -56,10 +56,11 @@ def running(name: str, command: list[str], env: Mapping[str, str], seconds: floa
             _wait(name, server, f"http://127.0.0.1:{port}/health", seconds, log)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            _stop(server)
+            stop(server)
 
 
-def _stop(server):
+def stop(server: subprocess.Popen) -> None:
+    """End a server, and see it end."""
     server.terminate()
     try:
         server.wait(10)

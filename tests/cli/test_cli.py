@@ -1,3 +1,5 @@
+"""The command: its help, its exit codes, and bad input as one line."""
+
 import json
 import re
 import shutil

@@ -1,3 +1,5 @@
+"""The builder: what is cut, what is refused, and that the committed notebooks are current."""
+
 import ast
 import importlib
 import json

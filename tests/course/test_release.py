@@ -258,11 +258,6 @@ def call(*args):
     return caught.value.code or 0
 
 
-def test_help_has_an_example(capsys):
-    assert call("--help") == 0
-    assert "Example: labkit release" in capsys.readouterr().out
-
-
 def test_the_checks_in_the_guide_are_checks(tmp_path):
     blocks = [block for block in code_of("instructor") if "@exercise" in block]
     path = tmp_path / "mine.py"

@@ -1,3 +1,5 @@
+"""A run of labs: its kernels, its progress, its summary, and what Ctrl-C leaves."""
+
 import json
 import os
 import re

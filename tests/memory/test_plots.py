@@ -31,14 +31,12 @@ def test_bars_stack_to_the_total_and_show_the_limit():
     assert not plt.fignum_exists(fig.number)
 
 
-def test_the_timeline_marks_the_phases_and_names_where_the_peak_is(step):
-    fig = plots.timeline(step)
-    ax = fig.axes[0]
+def test_the_timeline_marks_the_phases_and_reaches_the_peak(step):
+    rows = {"simulated": step.by_category}
+    ax = plots.bars_and_timeline(rows, step, "One step").axes[1]
     assert {"forward", "backward", "step"} <= {text.get_text().strip() for text in ax.texts}
     top = max(area.get_paths()[0].vertices[:, 1].max() for area in ax.collections)
     assert top == pytest.approx(step.peak / 1e9, rel=0.01)
-    phase = max(step.phases, key=step.phases.get)
-    assert ax.get_title(loc="left").endswith(phase) or ax.get_title().endswith(phase)
 
 
 def test_thinning_keeps_the_peak(step):

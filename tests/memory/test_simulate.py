@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from memory_accuracy import FAMILIES, TINY, held_by, real_model, sized, tiny, training
+from real_steps import FAMILIES, TINY, held_by, real_model, sized, tiny, training
 
 from labkit.errors import LabError
 from labkit.memory import adapted, configs, fit, optimizers, repeat

@@ -59,7 +59,7 @@ def a_stray_file(into, *_):
 
 
 MOMENTS = {  # where one training is killed, one after the other
-    "before its key": lambda: at_call(1, stages, "_write"),
+    "before its key": lambda: at_call(1, stages, "whole"),
     "before a step": lambda: at_call(1, LeanTrainer, "compute_loss"),
     "in a step": lambda: at_call(3, LeanTrainer, "compute_loss"),
     "adapter without optimizer": lambda: at_call(2, LeanTrainer, "_save_optimizer_and_scheduler"),

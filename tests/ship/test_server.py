@@ -236,7 +236,7 @@ def test_what_cannot_be_served_is_one_line(files, tmp_path):
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    monkeypatch.setattr(server.serving, "find_spec", lambda name: None)
     assert server.missing() == ["openai", "xllamacpp"]
     with pytest.raises(LabError, match="serve"), server.llama_cpp(tmp_path / "any.gguf"):
         pass

@@ -42,17 +42,6 @@ def test_loss_and_gradients_are_those_of_transformers(model, tokenizer, home, n_
         torch.testing.assert_close(p.grad, gradients[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_a_shared_system_message_is_computed_once(tokenizer, home):
-    rows = [loop.encode(tokenizer, messages) for messages in home["messages"][:8]]
-    batch = packing.pack(rows)
-    ids, where = batch["input_ids"][0], batch["rows"]
-    prefix = ids[: int(where[0, 0])].tolist()
-    assert "Home intent" in tokenizer.decode(prefix)
-    for i, row in enumerate(rows):
-        assert prefix + ids[where[i][where[i] >= 0]].tolist() == row["input_ids"]
-    assert len(ids) == sum(len(row["input_ids"]) - len(prefix) for row in rows) + len(prefix)
-
-
 def test_equal_prompts_still_leave_the_answers_their_own_loss(model, padded_loss):
     rows = [
         {"input_ids": [5, 6, 7, answer], "labels": [-100, -100, -100, answer]} for answer in (8, 9)

@@ -16,11 +16,10 @@ from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.grading.after import gradescope, report, tables, worksheets
-from labkit.grading.collect import listed
+from labkit.grading.collect import MOODLE, listed
 from labkit.grading.row import Exercise, Row
 
 CANVAS = re.compile(r"(?=_(\d+)_\d+_)")  # at every place where it could be the student's number
-MOODLE = re.compile(r"_(\d+)_assignsubmission_")
 
 
 @dataclass
@@ -146,8 +145,10 @@ def moodle(
             more.append(f"Moodle refuses to change the grade of {row.submission}")
     remarks = [f"column: {head[at]}"]
     remarks += tables.scale(rows, "" if most is None else next(iter(numbers.values()))[most])
-    more += ["no column for the highest grade is known: no points are scaled"] * (most is None)
-    more += ["no column for comments is known: verdicts stay out"] * (words is None)
+    if most is None:
+        more.append("no column for the highest grade is known: no points are scaled")
+    if words is None:
+        more.append("no column for comments is known: verdicts stay out")
     return _export(table, numbers, chosen, problems + more, remarks)
 
 

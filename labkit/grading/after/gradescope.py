@@ -4,7 +4,6 @@ The format: https://gradescope-autograders.readthedocs.io/en/latest/specs/ (fiel
 visibility, and that it must be written whatever happens).
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from labkit.grading.after.report import LONGEST_MESSAGE
+from labkit.grading.after.report import LONGEST_MESSAGE, rows_in
 from labkit.grading.row import Row
 
 
@@ -72,17 +71,14 @@ def _last_line(done):
     return (done.stderr.strip() or "it said nothing").splitlines()[-1]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Grade a folder and write results.json, also when grading itself fails; exit 0."""
-    parser = argparse.ArgumentParser("labkit.grading.after.gradescope", description=main.__doc__)
-    parser.add_argument("submission", type=Path)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("lab", help="such as 02_lora")
-    parser.add_argument("options", nargs="*", help="more for 'labkit grade'")
-    args = parser.parse_args(argv)
+def main(submission: str, results: str, lab: str, *options: str) -> None:
+    """Grade the folder `submission` as `lab` ("02_lora"), and write the file `results`.
+
+    It is written also when grading itself fails. `options` are more of `labkit grade`.
+    """
     with TemporaryDirectory() as out:
         command = [sys.executable, "-c", "from labkit.cli import main; main()", "grade"]
-        command += [str(args.submission), "--out", out, *args.options]
+        command += [submission, "--out", out, *options]
         done = graded(command)
         print(done.stdout, done.stderr)  # Gradescope shows it to instructors only
         if done.returncode and "no notebook" in _last_line(done):
@@ -91,11 +87,10 @@ def main(argv: list[str] | None = None) -> None:
             reason = f"the grader stopped ({_last_line(done)}): tell your instructor"
             row = Row("", "crashed", reason)
         else:
-            found = json.loads((Path(out) / "results.json").read_text("utf-8"))
-            row = choose([Row.of(data) for data in found], args.lab)
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    args.results.write_text(json.dumps(as_gradescope(row), indent=1), "utf-8")
+            row = choose(rows_in(Path(out)), lab)
+    Path(results).parent.mkdir(parents=True, exist_ok=True)
+    Path(results).write_text(json.dumps(as_gradescope(row), indent=1), "utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

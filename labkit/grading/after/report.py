@@ -12,12 +12,16 @@ import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.contract import natural
 from labkit.grading import store
 from labkit.grading.after import summary
 from labkit.grading.limits import LONGEST_SOURCE
 from labkit.grading.row import Row
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 LONGEST_MESSAGE = 2_000  # characters shown on a page
@@ -161,7 +165,7 @@ def feedback_page(row: Row, sources: dict[str, str]) -> str:
 
 
 @cache
-def template(name: str):
+def template(name: str) -> "jinja2.Template":
     """A compiled template; autoescape is on, so data never becomes markup."""
     import jinja2
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from labkit.contract import BROKEN, ODD
-from labkit.grading import sandbox
 from labkit.grading.after.summary import by_lab
 from labkit.grading.collect import FEW, listed
 from labkit.grading.row import Row
@@ -31,11 +29,6 @@ def progress(console: Console, now: list[Row]) -> Iterator[Callable]:
             bar.update(task, description="grading", completed=done, total=total, rate=shown)
 
         yield told
-
-
-def loud(console: Console) -> None:
-    """Say that submissions run without a sandbox."""
-    console.print(Text(sandbox.UNSAFE, "bold white on red"), soft_wrap=True)
 
 
 def summary(

@@ -19,7 +19,7 @@ PRIVATE = "labkit_private_checks"  # the module of an instructor's own checks
 LENT = {}  # source -> what it defines
 
 
-def answered(body, modules, namespace, states):
+def answered(body: bytes, modules: dict, namespace: dict, states: dict) -> bytes:
     """The reply to one question: its nonce, how it went, and a value or a message.
 
     For the rest see `runner.serve`.

@@ -20,7 +20,7 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 DEEP = 8  # causes of an error that are looked at
 
 
-def prepare(shell):
+def prepare(shell: object) -> list:
     """Have `shell` go on like this; returns the list in which it leaves the errors of a cell."""
     run, errors = shell.run_ast_nodes, []
 

@@ -1,4 +1,4 @@
-"""What a cell should not take from what comes after it is put back."""
+"""Puts back what a cell should not take from those after it: streams, modules, switches."""
 
 import builtins
 import contextlib
@@ -18,7 +18,7 @@ TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 HANDLED = ("ALRM", "CHLD", "HUP", "PIPE", "PROF", "TERM", "USR1", "USR2", "VTALRM")
 
 
-def mender():
+def mender() -> FunctionType:
     """`mend(all)`, which puts back what is there now.
 
     Between cells these are the standard streams, the modules, and signals and timers. With `all`,
@@ -41,7 +41,7 @@ def mender():
     return mend
 
 
-def small_names(shell):
+def small_names(shell: object) -> dict:
     """{name: object} of what a notebook defines, as far as it is code or a small constant."""
     try:
         return {k: v for k, v in shell.user_ns.items() if k[:1] != "_" and _small(v)}

@@ -1,5 +1,7 @@
 """The lab that a submission gets while its cells run: no header, no checks, no experiments."""
 
+from collections.abc import Callable
+
 import torch
 
 from labkit.guess import Guess
@@ -41,13 +43,13 @@ class QuietLab(Lab):
     score = headline = resume = reveal
 
 
-def start(stem):
+def start(stem: str) -> tuple:
     """`(lab, check)` that do nothing; torch is seeded as in a notebook."""
     torch.manual_seed(0)
     return QuietLab(stem), _Anything()
 
 
-def device_setter(set_default_device):
+def device_setter(set_default_device: Callable) -> Callable:
     """`torch.set_default_device` that leaves it where it is when there is no such device here."""
 
     def setter(device):

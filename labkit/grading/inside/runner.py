@@ -28,14 +28,14 @@ STATES = 400  # cells after which it is kept how names stand
 TOLD = 400  # characters of an error message that go back
 
 
-def obey(channel, shell, cells, most):
+def obey(channel: socket.socket, shell: object, cells: list[str], most: int) -> None:
     """Run cells and serve exercises as ordered, for ever; the supervisor kills this process."""
     mine = untouched(sys.modules[__name__])
     mine["wire"] = SimpleNamespace(**untouched(wire))
     mine["_obey"](channel, shell, cells, most)
 
 
-def untouched(module):
+def untouched(module: ModuleType) -> dict:
     """`{name: object}` of a module as it is now, in which cells do not replace anything.
 
     Its functions and its built-in functions are copies, which no module names.
@@ -113,7 +113,7 @@ def _take_over(before):
             kill(before, signal.SIGKILL)
 
 
-def run_cell(shell, errors, source):
+def run_cell(shell: object, errors: list, source: str) -> str | None:
     """The first error of the cell as one line, or None; `errors` is what `lines.prepare` gave."""
     errors.clear()
     try:
@@ -188,7 +188,7 @@ def _serve(channel, what, fd):
     _exit(0)
 
 
-def load(body):
+def load(body: bytes) -> dict[str, ModuleType]:
     """`{name: module}` of the code that the judge shipped, executed afresh, in the order given.
 
     A package that was here shows them, too: `from labkit.labs import tiny` asks it first.
@@ -204,7 +204,7 @@ def load(body):
     return modules
 
 
-def serve(sock, modules, namespace, states, most):
+def serve(sock: plain_socket, modules: dict, namespace: dict, states: dict, most: int) -> None:
     """Answer the judge's questions about the objects in `namespace` until it hangs up.
 
     `modules` are those that were shipped, by name: each question finds them as they came. `states`

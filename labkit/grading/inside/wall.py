@@ -37,7 +37,7 @@ def _call(name, *args):
 def enclose(limits: Limits) -> None:
     """Return in process 1 of a new tree; the calling process waits for its end and ends with it.
 
-    Raises OSError where the kernel does not allow it.
+    OSError where the kernel does not allow it.
     """
     with contextlib.suppress(OSError):  # when memory is short, a submission goes first
         Path("/proc/self/oom_score_adj").write_text("500")

@@ -125,7 +125,7 @@ def _wait_for_orphans():
             os.waitpid(-1, 0)
 
 
-def warm():
+def warm() -> object:
     """Import and touch what labs use; the IPython shell that runs cells."""
     import matplotlib
 

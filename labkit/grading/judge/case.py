@@ -15,6 +15,7 @@ from labkit import contract
 from labkit.contract import BROKEN, ODD, CheckFailed, Verdict
 from labkit.grading import wire
 from labkit.grading.judge import own
+from labkit.grading.judge.failed_cells import FailedCells
 from labkit.grading.judge.remote import (
     PATIENCE,
     Down,
@@ -26,7 +27,6 @@ from labkit.grading.judge.remote import (
 )
 from labkit.grading.judge.shipped import shipped
 from labkit.grading.judge.submission import PARSED
-from labkit.grading.judge.went import Went
 from labkit.grading.limits import TIME_UP
 from labkit.grading.row import Exercise
 from labkit.reference import reference
@@ -46,7 +46,7 @@ class Case:
         self.limits, self.seed = judge.limits, seed
         self.over = over  # the end of its time on the monotonic clock
         self.names = set(names_of(checks))
-        self.went = Went(work, self.names, ())
+        self.failed = FailedCells(work, self.names, ())
         self.down = ""  # why no exercise can be judged any more
         self.used = False  # whether the process that answers has served an exercise
 
@@ -88,7 +88,7 @@ class Case:
         """How all went, as the columns of a row; a reason where something did not."""
         if self.down:
             return {"status": "crashed", "reason": self.down}
-        troubles = self.went.troubles()
+        troubles = self.failed.troubles()
         if any((e.status, e.message) == ("timeout", TIME_UP) for e in exercises):
             seconds = self.limits.submission_seconds
             told = f"it took more than {seconds:g} s in all, graded until then"
@@ -121,7 +121,7 @@ class Case:
         frame = wire.receive(link, self.limits.reply_bytes, self.over + PATIENCE)
         if frame is None or frame[0] != b"D":
             raise Down(frame[1].decode() if frame else "")
-        self.went = Went(self.work, self.names, json.loads(frame[1]))
+        self.failed = FailedCells(self.work, self.names, json.loads(frame[1]))
         wire.send(link, b"B", shipped(self.stem))
 
     def _exercise(self, check):
@@ -172,7 +172,7 @@ class Case:
         except Undefined as name:
             if str(name) not in check.exercise["names"]:
                 return Verdict("error", 0, str(Forged()))
-            return self.went.undefined(str(name))
+            return self.failed.undefined(str(name))
         except Gone as gone:
             return Verdict(gone.how, 0, str(gone))
         except Forged as forged:
@@ -185,9 +185,9 @@ class Case:
             return Verdict("failed", 0, f"{ODD} ({_where(error, check)})")
         message = record["message"][: 4 * MESSAGE]
         if record["status"] == "missing":  # the stub; did what came after it go wrong?
-            told = [message, *(self.went.of_cell(name)[1] for name in check.exercise["names"])]
+            told = [message, *(self.failed.of_cell(name)[1] for name in check.exercise["names"])]
             message = next(filter(None, told), "")
-        return Verdict(record["status"], record["earned"], message + self.went.cause(message))
+        return Verdict(record["status"], record["earned"], message + self.failed.cause(message))
 
     def _tried(self, check):
         """The record that a check leaves which asks the submission's process."""

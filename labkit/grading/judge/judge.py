@@ -26,8 +26,8 @@ from labkit.grading.warm import WarmProcess
 class Judge:
     """Grades submissions one after another, with one warm process."""
 
-    def __init__(self, limits=None, unsafe=False, checks=None):
-        self.limits = limits or Limits()
+    def __init__(self, limits: Limits, unsafe: bool = False, checks: str | None = None):
+        self.limits = limits
         self.warm = WarmProcess(self.limits, "bare" if unsafe else "nested")
         self.path, self.own, self.known = checks, [], {}
 
@@ -48,7 +48,9 @@ class Judge:
         """End the warm process."""
         self.warm.end()
 
-    def grade(self, name, data, seed, seconds=None):
+    def grade(
+        self, name: str, data: bytes, seed: int, seconds: float | None = None
+    ) -> tuple[Row, dict[str, str]]:
         """`(row, sources)`: the row of results.json, and the learner's cell of each exercise.
 
         `seconds` are what a second try has left of the submission's time.

@@ -475,11 +475,6 @@ def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradeboo
         expect_gradescope(json.loads(file.read_text("utf-8")))
 
 
-def test_help_has_an_example(capsys):
-    assert call("--help") == 0
-    assert "Example: labkit export" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -9,8 +9,8 @@ UNDEFINED = re.compile(r"\bname '(\w+)' is not defined")
 NAMES = 1000  # of a submission, among which one is sought that is nearly right
 
 
-class Went:
-    """How the cells of a submission went, as its supervisor tells: `[index, how, why]` of some.
+class FailedCells:
+    """The cells that went wrong, as the supervisor tells: `[index, how, why]` of each.
 
     `names` are those that the lab's checks are about.
     """
