@@ -316,7 +316,7 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 165, needs=["8.1", "8.2", 
     dpo = train_dpo(policy, batches, 5e-4)
     after, _ = followed(policy, unseen)
     gain, error = (after - before).mean(), (after - before).std() / len(unseen) ** 0.5
-    title = f"DPO: {gain:+.0%} of constraints followed, standard error {error:.0%}"
+    title = f"Constraints followed: {100 * gain:+.0f} points, standard error {100 * error:.0f}"
     display(plots.shares({"before": before, "after": after}, title, guess_dpo))
     guess_dpo.beside(100 * after.mean().item())
 
@@ -370,14 +370,15 @@ if lab.experiment("Pairs swapped, and a reference that moves", 45, needs=["8.1",
     display(plots.shares(rows, title))
 
 # %% [markdown]
-# With swapped pairs the loss may fall as nicely as with right ones: it measures how well the model
-# agrees with the pairs, whatever they say. Only something outside the pairs, here the verifier, can
-# tell. So read a few pairs before you train on them.
+# With swapped pairs the loss falls, too (to 0.63 after ten steps when we ran it, where the right
+# pairs had 0.53): it measures how well the model agrees with the pairs, whatever they say. Only
+# something outside the pairs can tell. Here it is the verifier, which finds no gain. So read a few
+# pairs before you train on them.
 #
-# Where the reference moves, policy and reference are the same number at every step, and the loss is
-# $\log 2 = 0.69$ for ever (the dotted line). The gradient is not zero: every pair pushes as hard as
-# in the first step, and nothing says when it is enough. A DPO loss that stays at exactly 0.69 is a
-# bug.
+# Where the reference moves, policy and reference are the same at every step, and the loss stays at
+# $\log 2 = 0.69$ (the dotted line), but for rounding. The gradient is not zero: every pair pushes
+# as hard as in the first step, and nothing says when it is enough. A DPO loss that stays at 0.69 is
+# a bug.
 
 # %% [markdown]
 # ## DPO with TRL
@@ -420,8 +421,10 @@ if lab.experiment("Three steps of TRL's DPOTrainer", 15, needs=["8.1", "8.2", "8
     print("yours:", [round(loss, 4) for loss in dpo.values["loss"][:3]])
 
 # %% [markdown]
-# The first loss of each is $\log 2$, since nothing has moved yet. The later ones need not agree:
-# the two loops see the pairs in different orders.
+# Nothing has moved before the first step, so both losses should begin at $\log 2 = 0.693$. Where
+# yours is 0.71, that is bf16: policy and reference are computed in two ways, and the roundings add
+# up over the tokens of an answer. The later losses need not agree: the two loops see the pairs in
+# different orders.
 
 # %% [markdown]
 # ## Better than its siblings
@@ -906,7 +909,7 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["8.1", "8.2", "8.3", "8.4", "8.5", "8.6"]):
     earned = [scores[name]["reward"] for name in ("warm start", "GRPO", "paid a bonus")]
     lab.headline(
-        f"DPO: {gain:+.0%} of constraints followed, standard error {error:.0%}; GRPO: reward on "
-        f"unseen commands {earned[0]:.2f} to {earned[1]:.2f}, KL {grpo.values['kl'][-1]:.2f}; paid "
-        f"a bonus for keys: {earned[2]:.2f}"
+        f"DPO: {100 * gain:+.0f} points of constraints followed, standard error {100 * error:.0f}; "
+        f"GRPO: reward on unseen commands {earned[0]:.2f} to {earned[1]:.2f}, KL "
+        f"{grpo.values['kl'][-1]:.2f}; paid a bonus for keys: {earned[2]:.2f}"
     )
