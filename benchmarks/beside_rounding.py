@@ -62,6 +62,7 @@ def measure(run):
     if run.beside != "none":
         put(layers, bases["plain" if run.beside == "plain" else "NF4"])
         train(model, tokenizer, run.seed)
+        print(f"  |dW| / |rounding error| {to_error(layers, bases):.3f}", flush=True)
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(SETTINGS["n"]))
     found = {}
     for name, weights in bases.items():
@@ -83,6 +84,14 @@ def put(layers, weights):
     """Give the frozen layers these weights."""
     for layer, w in zip(layers, weights, strict=True):
         layer.base_layer.weight.data = w
+
+
+def to_error(layers, bases):
+    """The size of the update beside that of the rounding error, over all layers together."""
+    updates = [layer.get_delta_weight("default") for layer in layers]
+    errors = [w4 - w for w, w4 in zip(bases["plain"], bases["NF4"], strict=True)]
+    size, error = (sum(x.square().sum().item() for x in parts) for parts in (updates, errors))
+    return (size / error) ** 0.5
 
 
 def train(model, tokenizer, seed):

@@ -11,7 +11,8 @@ batch  250 pairs at rank 16 and by training the matrix itself (rank 0), in batch
        many passes, so fewer steps where the batch is large.
 
 The first seed takes every rate, the two others each setting's best one. At both ends of the ranks
-of 250 pairs the rates go a half decade further to either side: the best ones lie inside.
+of 250 pairs the rates go a half decade further to either side, and where rank binds to higher ones:
+there the best ones lie inside.
 """
 
 import argparse
@@ -30,6 +31,7 @@ OUT = ROOT / "labkit" / "measured" / "capacity.csv"
 KEYS = ROOT / "build" / "capacity.pt"  # what the frozen layers make of them
 SIZES, RANKS, SEEDS = (250, 1000), (1, 2, 4, 8, 16, 32, 64), (0, 1, 2)
 RATES, MORE, DENSE = (1e-2, 3e-2), (3e-3, 1e-2, 3e-2, 1e-1), (3e-4, 1e-3, 3e-3, 1e-2)
+BOUND = {(250, 2), (1000, 1), (1000, 2), (1000, 4)}  # pairs and rank where not all of them fit
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def settings():
     for n in SIZES:
         for rank in RANKS:
             ends = n == SIZES[0] and rank in (RANKS[0], RANKS[-1])
-            yield "rank", n, rank, n // 4, MORE if ends else RATES
+            higher = (*RATES, MORE[-1]) if (n, rank) in BOUND else RATES
+            yield "rank", n, rank, n // 4, MORE if ends else higher
     for batch in (10, 50, 250):
         yield "batch", 250, 16, batch, MORE
         yield "batch", 250, 0, batch, DENSE

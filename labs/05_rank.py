@@ -20,8 +20,8 @@
 # In this lab you compare ranks fairly. It is harder than it looks, because the most common
 # comparison changes two things at once. Then you look for the place where rank does decide.
 #
-# Before each main picture a cell asks for your guess. Write one down: a number that surprises you
-# is one that you remember. A guess costs no points.
+# Before each main picture a cell asks for your guess. Write one down: you remember a number that
+# surprised you. A guess costs no points.
 #
 # About 90 minutes if you know PyTorch well (75 for the exercises), up to 140 if you do not. The
 # experiments take about five minutes on two CPU cores with fast bf16, and seconds when you run them
@@ -58,27 +58,26 @@ from labkit.training import generation, models
 # %% [markdown]
 # ## What a rank costs
 #
-# A rank costs `d_out + d_in` numbers on each matrix that has an adapter: you counted them in labs 1
-# and 3. So the price depends on which matrices have one, and that is what most sentences about
-# ranks leave out. Here are three real models, from their shapes alone. On the *meta* device they
-# weigh nothing.
+# Each unit of rank costs `d_out + d_in` numbers on every matrix that has an adapter: you counted
+# them in labs 1 and 3. So the price depends on which matrices have one, and most sentences about
+# ranks leave that out. Here are three real models on the *meta* device, where a tensor has a shape
+# and no numbers.
 
 # %% tags=["experiment"]
 if lab.experiment("Ranks 4 to 64 on three models", 6):
-    ranks, counted = [4, 8, 16, 32, 64], {}
+    ranks, places, counted = [4, 8, 16, 32, 64], ("q, v", "all-linear"), {}
     for name in ("smollm2-135m", "llama-2-7b", "llama-3.1-8b"):
-        for place in ("q, v", "all-linear"):
+        for place in places:
             counted[f"{name}, {place}"] = tables.param_table(short.shapes(name, place), ranks)
         narrow = counted[f"{name}, q, v"]["trainable"]
         wide = counted[f"{name}, all-linear"]["trainable"]
         print(f"{name}: all-linear is {wide[0] / narrow[0]:.2f} times q, v")
-    columns = {name: table.set_index("rank")["trainable"] for name, table in counted.items()}
-    display(pd.DataFrame(columns).map("{:,}".format))
-    llama = {name.split(", ", 1)[1]: t for name, t in counted.items() if "llama-2" in name}
-    display(plots.counts(llama))
+    trainable = {name: list(table["trainable"]) for name, table in counted.items()}
+    display(pd.DataFrame(trainable, index=pd.Index(ranks, name="rank")).map("{:,}".format))
+    display(plots.counts({place: counted[f"llama-2-7b, {place}"] for place in places}))
 
 # %% [markdown]
-# Hold these sentences, which circulate, against your table:
+# Check three common sentences against your table:
 #
 # - *"Parameters grow quadratically with the rank."* On two log axes a line of slope one is
 #   proportional growth.
@@ -88,9 +87,9 @@ if lab.experiment("Ranks 4 to 64 on three models", 6):
 #
 # ## Does r=64 need the memory of full fine-tuning?
 #
-# You can read that it comes close. It is quickly simulated: a training step of Llama-2-7B, one
-# sequence of 512 tokens, on a device without numbers. `labkit.memory` follows every tensor that
-# PyTorch, PEFT and the optimizer would make.
+# You can read that it comes close. A simulation tells: a training step of Llama-2-7B, one sequence
+# of 512 tokens, on the meta device. `labkit.memory` follows every tensor that PyTorch, PEFT and the
+# optimizer would make.
 
 # %% tags=["experiment"]
 if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
@@ -106,10 +105,12 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
     print(f"from r=4 to r=64 the peak grows by {more:.1f} GB, to {gigabytes['r=64']:.1f} GB")
 
 # %% [markdown]
-# The blue part is the frozen model, and it is there at every rank. At the peak a rank adds 12 bytes
-# a trainable number (the adapter and two moments in fp32; its gradient is not there yet) and some
-# activation. Full fine-tuning pays 16 bytes for every weight. So memory is no reason to fear r=64.
-#
+# Most of LoRA's bar is the frozen model, which is there at every rank. At the peak a rank adds 12
+# bytes a trainable number (the adapter and Adam's two moments in fp32; its gradient is not there
+# yet) and some activations. Full fine-tuning in fp32 pays 16 bytes for every weight, and 8 even
+# where all of it is in bf16. So memory is no reason to fear r=64.
+
+# %% [markdown]
 # ## How far does the first step go?
 #
 # Before you compare ranks by training, ask what a single step does. The weight becomes
@@ -133,9 +134,8 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
 #
 # ●●● · 20 min · 3 points
 #
-# Return how much $W$ has changed after Adam's first step: $\frac{\alpha}{r} B A$ with the new $B$
-# and $A$. No optimizer is needed, a line or two will do. The check compares with
-# `torch.optim.Adam`.
+# Return the change of $W$ by Adam's first step: $\frac{\alpha}{r} B A$ with the new $B$ and $A$. No
+# optimizer is needed, a line or two will do. The check compares with `torch.optim.Adam`.
 #
 # <details><summary>Hint</summary>
 #
@@ -165,9 +165,9 @@ check.first_step(first_update)
 #
 # $$\frac{\alpha}{r}\, \text{lr} \sum_{k=1}^{r} \lVert G a_k \rVert_1,$$
 #
-# a sum of $r$ terms, where $a_k$ is a row of $A$ and $\lVert \cdot \rVert_1$ adds up sizes. None of
-# them is negative, and they are alike, since all rows are drawn in the same way. So how does the
-# useful part grow with $r$ when $\alpha$ stays, and how when $\alpha = 2r$?
+# a sum of $r$ terms, where $a_k$ is a row of $A$ and $\lVert \cdot \rVert_1$ adds up absolute
+# values. No term is negative, and on average all are equal, since all rows are drawn in the same
+# way. So how does the useful part grow with $r$ when $\alpha$ stays, and how when $\alpha = 2r$?
 
 # %%
 guess_step = lab.predict(
@@ -194,25 +194,29 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1"]):
     guess_step.beside(fixed_rule["useful"].iloc[-1] / fixed_rule["useful"].iloc[0])
 
 # %% [markdown]
-# The left panel answers. What is useful of a step goes like $\alpha$, whatever the rank: $r$ terms,
-# each with a factor $\alpha / r$. Doubling $\alpha$ with $r$ keeps the factor and doubles the step.
+# The left panel answers. The useful part goes like $\alpha$, whatever the rank: there are $r$
+# terms, each with a factor $\alpha / r$. Doubling $\alpha$ with $r$ keeps the factor and doubles
+# the step. (This needs an $A$ whose draw does not depend on $r$, which is PEFT's default. Its
+# option `init_lora_weights="gaussian"` draws $A$ with a standard deviation of $1 / r$: then the
+# useful part falls as $r$ grows.)
 #
 # The right panel explains a puzzle. Lab 2 found that with fixed $\alpha$ the *norm* of the update
-# falls with the rank, and it does so here. Both hold. Each term has a useful part and a random
-# part. Useful parts add up; random ones point in all directions and average out as $r$ grows. The
-# norm contains both, and the loss sees the useful part.
-#
-# This is one step of one layer. Do 24 steps of the whole model behave in the same way?
+# falls with the rank, and so it does here. Each term has a useful part and a random part. Useful
+# parts add up; random ones point in all directions and average out as $r$ grows. The norm contains
+# both, and to first order the loss sees only the useful part.
+
+# %% [markdown]
+# This was one step of one layer. Do 24 steps of the whole model behave in the same way?
 #
 # ## The comparison that everybody makes
 #
-# Take a task, train at r = 4, 16 and 64, look which is best. Do that now, on `home`. The runs are
-# short so that you can make many: 24 steps of 4 commands. A rank is judged by its loss on commands
-# with patterns and words that were never seen in training.
+# Take a task, train at r = 4, 16 and 64, and see which is best. Do that now, on `home`. The runs
+# are short so that you can make many: 24 steps of 4 commands. A rank is judged by its loss on
+# commands with patterns and words that were never seen in training.
 #
-# `short.train` is lab 3's fine-tuning with these settings, and `short.measure` asks of a run: how
-# many numbers it trained, the peak of a step's memory, its seconds, the size of its file, the loss
-# on 100 unseen commands, and how many of 40 it answers exactly.
+# `short.train` is lab 3's fine-tuning with these settings. `short.measure` trains and measures: how
+# many numbers are trained, a step's peak of memory, the seconds, the size of the file, the loss on
+# 100 unseen commands, and the share of 40 that it answers exactly.
 #
 # ### Exercise 5.2 · `sweep`
 #
@@ -224,7 +228,7 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1"]):
 # - `alpha` is `alpha_of(rank)`.
 # - The seed decides the draw of `A` and the order of the data. Use one seed, an int, for all runs,
 #   so that they differ in nothing but the two settings.
-# - Pass each rank as the int that it is: settings go into a file, and NumPy's ints do not.
+# - Pass each rank as the int that it is: the settings are saved as JSON, which has no NumPy ints.
 # - A run that raises must not cost you the others: it stays in the table with the text of its
 #   exception, and without results (NaN). (Ctrl-C must still stop the sweep.)
 #
@@ -268,7 +272,7 @@ if lab.experiment("r = 4, 16, 64 with alpha = 2r", 80, needs=["5.2"]):
     display(doubled.drop(columns=["learning_rate", "error"]))
 
 # %% [markdown]
-# `trainable` and `adapter_mb` grow with the rank in proportion, `peak_mb` and `seconds` much less.
+# `trainable` and `adapter_mb` grow in proportion to the rank, `peak_mb` and `seconds` much less.
 # The loss falls steeply. One would write: "rank matters, take 64". Before you do, change one thing:
 # keep $\alpha$ fixed at 32. At r=16 that is the same run as above.
 
@@ -280,16 +284,18 @@ if lab.experiment("The same with alpha fixed", 55, needs=["5.2"]):
     display(plots.one_rate(swept, 1e-3))
 
 # %% [markdown]
-# These are the same ranks, parameters, data and seed, and the difference is $\alpha$. The first
-# table measured the size of the steps, as your formula said it would: at $\alpha = 2r$ the useful
-# part of a step is sixteen times larger at r=64 than at r=4.
-#
+# The ranks, the data and the seed are the same, and only $\alpha$ differs. So the first table
+# measured mostly the size of the steps. Your formula says how much that is: at $\alpha = 2r$ the
+# useful part of a first step is sixteen times larger at r=64 than at r=4. And 0.001 is below the
+# best rate of most of these runs, so whoever takes longer steps comes out ahead.
+
+# %% [markdown]
 # ## The comparison that is fair
 #
-# A fair comparison gives every rank its own best learning rate, and repeats with other seeds. That
-# is dozens of runs, more than a lab should make you wait for. They were made beforehand by
-# `benchmarks/rank_sweep.py` with the settings of `short.train`. Its rows are a file of this course,
-# and the same script makes them again. First test the file: do your runs agree with its rows?
+# A fair comparison gives every rank its own best learning rate, and repeats it with other seeds.
+# That is dozens of runs, more than a lab should make you wait for. `benchmarks/rank_sweep.py` made
+# them with the settings of `short.train`, and can make them again; the course has its rows as a
+# file. First test the file: do your runs agree with its rows?
 
 # %% tags=["experiment"]
 if lab.experiment("Your runs beside the file's", 0, needs=["5.2"]):
@@ -302,11 +308,10 @@ if lab.experiment("Your runs beside the file's", 0, needs=["5.2"]):
     print(f"largest difference: {gap:.1%}")
 
 # %% [markdown]
-# The file's runs multiplied in bf16. Sums in bf16 depend on the number of threads and on the
-# processor, and where yours multiplies in fp32 the difference is larger.
+# The file's runs multiplied matrices in bf16. Such sums depend a little on the processor and on the
+# number of threads; if your machine computes in fp32, the difference is larger.
 #
-# The file compares three rules, chosen so that they agree at r=16, where the factor before $BA$ is
-# 2 under each:
+# The file compares three rules. At r=16 they are the same: the factor before $BA$ is 2.
 #
 # | rule | factor at r = 4, 16, 64 |
 # |---|---|
@@ -332,16 +337,17 @@ if lab.experiment("Every rank at its own learning rate", 0):
     display(pd.DataFrame(found).T)
 
 # %% [markdown]
-# Look at where the curves have their lowest points, and how high they stand to the left of it, at
-# 0.001. Under $\alpha = 2r$ the curves are shifted sideways: the higher the rank, the lower the
-# rate it wants. Under $\alpha = 32$ they lie on each other until they diverge. Under the stabilised
-# rule all ranks have their best rate at 0.003 too, on this grid, but at 0.001 they lie apart, since
-# the step still grows with the rank. (A bar spans the seeds. Where it is long, some seeds broke.)
-#
+# Look for the lowest point of each curve, and for its height at 0.001. Under $\alpha = 2r$ the
+# curves are shifted sideways: the higher the rank, the lower its best rate. Under $\alpha = 32$
+# they coincide until training breaks. Under the stabilised rule the best rate is 0.003 at all three
+# ranks, on this grid, but at 0.001 the curves differ, since the step still grows with the rank. (A
+# bar spans the seeds. Where it is long, training broke in some of them.)
+
+# %% [markdown]
 # Now forget the rank and sort the same runs by $\alpha$. A stabilised run has the factor
 # $8 / \sqrt{r}$, which is $\alpha / r$ with $\alpha = 8 \sqrt{r}$: 16 at r=4, 64 at r=64. So the
-# file holds five alphas. Your formula says that a step goes like the learning rate times $\alpha$.
-# At $\alpha = 32$ the best rate is 0.003.
+# file has five alphas. Your formula says that a step goes like the learning rate times $\alpha$. At
+# $\alpha = 32$ the best rate is 0.003.
 
 # %%
 guess_rate = lab.predict("What is the best learning rate at alpha = 128, with r=64?", None)
@@ -354,9 +360,10 @@ if lab.experiment("The same runs by learning rate times alpha", 0):
     display(plots.collapse(lines, full))
 
 # %% [markdown]
-# Left, the curves lie side by side. Right, each is moved by its $\alpha$, and to the left of their
-# lowest points they come together: there the product of the two is what counts. Where they rise
-# they part again. That is where training breaks, and large steps are no matter of first order.
+# Left, the curves lie side by side. Right, each is moved by its $\alpha$, and to the left of the
+# lowest points they nearly meet: there it is almost the product alone that counts. Where they rise
+# they part again. There the steps are so large that training breaks, and a formula of first order
+# says nothing.
 
 # %% tags=["experiment"]
 if lab.experiment("Best learning rate against alpha", 0):
@@ -371,24 +378,30 @@ if lab.experiment("Best learning rate against alpha", 0):
     guess_rate.beside(best_of_alpha.set_index(["alpha", "rank"]).loc[(128, 64), "learning_rate"])
 
 # %% [markdown]
-# A bar is half a step of the grid to either side: the best rate lies somewhere within. From
-# $\alpha = 8$ to 128 the best rate falls by ten, and rate times $\alpha$ stays between 0.05 and
-# 0.19. The line, at the mean, meets five of the seven bars and misses two by a hair. So the product
-# is nearly constant, no more: on a grid this coarse, from three seeds, more cannot be seen. It need
-# not be the same number on another model or in longer training.
+# A bar is half a step of the grid to either side: the best rate lies somewhere within. Between
+# $\alpha = 8$ and 128 the best rate falls by ten, and rate times $\alpha$ stays between 0.05 and
+# 0.19. The solid line of a constant product meets five of the seven bars and misses two by a hair.
 #
+# So "nearly constant" is all that one can say. The fitted line (dashed) falls more slowly, as
+# $\alpha^{-0.66}$; from the coarse grid alone this exponent has an error of 0.15, and -1 is two of
+# these away. It is plausible that the true one is above -1. Adam moves $A$, too, by the rate alone
+# whatever $\alpha$ is, and what this adds to $\frac{\alpha}{r} BA$ goes like $\alpha$ times the
+# rate *squared*. It counts most where the rate is high, which is at small $\alpha$.
+
+# %% [markdown]
 # That settles some sentences, for short training on this task:
 #
 # - *"LoRA takes ten times the learning rate of full fine-tuning, because fewer parameters share the
-#   gradient."* Ten times is right at $\alpha = 32$, where much of the advice comes from. At other
-#   alphas the ratio is another. And were sharing the reason, the ratio would change from r=4 to
-#   r=64, sixteen times the parameters. At $\alpha = 32$ it does not.
+#   gradient."* Ten times is right at $\alpha = 32$, which "LoRA Without Regret" (2025) used, too.
+#   At other alphas the ratio is another. And were sharing the reason, the ratio would change from
+#   r=4 to r=64, sixteen times the parameters. At $\alpha = 32$ it does not.
 # - *"When you double r, double alpha to keep the effective rate."* That keeps the factor
 #   $\alpha / r$, and doubles the step. With $\alpha$ fixed the best rate hardly depends on the rank
-#   ("LoRA Without Regret", 2025, reports the same of large models).
+#   ("LoRA Without Regret" reports the same of large models).
 # - *"alpha = 2r."* A convention. It does no harm as long as you tune the rate for each rank.
 # - *"Tune alpha and the learning rate."* They are nearly one knob. Fix one, and tune the other.
-#
+
+# %% [markdown]
 # With the rate tuned, how much is a rank worth? Compare the differences between rows with the
 # spread of the dots, which are seeds.
 
@@ -406,22 +419,26 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
     display(studies.dots(groups, title, "held-out loss; a dot a seed", "{:.3f}"))
 
 # %% [markdown]
-# On this task, at this length, tuning the step matters far more than the rank. Is rank a myth,
-# then?
-#
+# On this task, at this length, the size of the steps matters far more than the rank. Is rank a
+# myth, then?
+
+# %% [markdown]
 # ## Where rank binds
 #
 # Ten kinds of commands and 96 examples fit into r=4. What a rank limits is how much an adapter can
-# *hold*. To see the limit one needs a task that is nothing but holding: random pairs. A key is four
-# random tokens, its value is one of 64 tokens, drawn by chance. Nothing can be understood there,
-# and each value is worth $\log_2 64 = 6$ bits. So 1,000 pairs are 6,000 bits.
+# *hold*. To see the limit one needs a task that is nothing but memory: random pairs. A key is four
+# random tokens, its value is one of 64 tokens, drawn by chance. There is nothing to understand, and
+# each value is worth $\log_2 64 = 6$ bits. So 1,000 pairs are 6,000 bits.
 #
-# The adapter is a small one, so that the limit is near: on one matrix of the model, the `gate_proj`
-# of the last layer. A rank costs 2,112 numbers there. All below is frozen, so its output for each
-# key is computed once and kept, and 100 passes take seconds. How much is held, one reads from the
-# loss: 6 bits a pair, less the cross-entropy in bits, which is what one would still have to be
-# told. (`benchmarks/capacity.py` made the file: fp32, $\alpha = 32$, Adam. Two to four rates were
-# tried with one seed, and the best of them was repeated with others, up to three.)
+# The adapter is a small one, so that the limit is near: it is on one matrix of the model, the
+# `gate_proj` of the last layer, where each unit of rank costs 2,112 numbers. Everything below is
+# frozen, so its output for each key is computed once and kept, and 100 passes take seconds. The
+# loss tells how much is held: 6 bits a pair, less the cross-entropy in bits, which is what one
+# would still have to be told.
+#
+# `benchmarks/capacity.py` made the file: fp32, $\alpha = 32$, Adam. Two to four rates were tried
+# with one seed, with higher and lower ones on either side of the best where rank binds, and the
+# best was repeated with two other seeds.
 
 # %%
 guess_rank = lab.predict("The smallest rank that gets 9 of 10 of 1,000 values right?", None)
@@ -440,17 +457,20 @@ if lab.experiment("Where rank binds", 0):
 # %% [markdown]
 # Follow one line from the left. At first it climbs with the rank, since each number of the adapter
 # holds a part of a bit; r=1 holds least for its size. Then it meets the dotted line, which is all
-# that there is to hold, and stays there: from that rank on, more rank is worth nothing. With four
-# times the pairs the bend comes at a higher rank. So "r=8 is enough" is a statement about how much
-# your data hold, and no property of LoRA.
+# that there is to hold: from that rank on, more rank is worth nothing. With four times the pairs
+# the bend comes at a higher rank. So "r=8 is enough" is a statement about your data, and no
+# property of LoRA.
 #
-# The thin line is the most that any of these adapters held for each of its numbers. It is measured
-# after 100 passes. Others find about 2 bits a parameter when a model is trained for a thousand
-# (Allen-Zhu and Li, 2404.05405), so take it as a lower bound. What does that say of real data?
-# SmolLM2's r=16 on all linear layers has 4.9 million numbers. At half a bit each they hold more
-# than two million bits. Ninety-six commands, a line each, are far below that, and so is most
-# fine-tuning for style and format. Long training on code or mathematics is not, and there low ranks
-# do fall behind (Biderman et al., 2405.09673).
+# The thin line is the most that any of these adapters held for each of its numbers. Take it as a
+# lower bound: it is measured after 100 passes, and whole models are reported to hold about 1 bit a
+# parameter after a hundred and 2 after a thousand (Allen-Zhu and Li, 2404.05405).
+
+# %% [markdown]
+# What does that say of real data? SmolLM2's r=16 on all linear layers has 4.9 million numbers. At
+# half a bit each they hold more than two million bits. Ninety-six commands, a line each, are far
+# below that, and so, most likely, is fine-tuning for a style or a format. Long training on code or
+# mathematics may not be: there LoRA falls behind full fine-tuning, the more so the lower its rank
+# (Biderman et al., 2405.09673).
 #
 # Measure one row again, on your machine:
 
@@ -468,9 +488,9 @@ if lab.experiment("A row of the file, measured again", 10):
 # ### How large a batch?
 #
 # "LoRA Without Regret" reports a second limit: LoRA bears large batches less well than full
-# fine-tuning does, at any rank. The pairs are a cheap place to look. 250 of them, the adapter of
-# r=16 beside training the matrix itself, in batches of 10 to 250. The number of passes stays, so
-# larger batches mean fewer steps, for both: from 2,500 down to 100.
+# fine-tuning does, at any rank. The pairs are a cheap place to look: 250 of them, an adapter of
+# r=16 beside training the matrix itself, in batches of 10 to 250. The number of passes stays the
+# same, so larger batches mean fewer steps, for both: from 2,500 down to 100.
 
 # %% tags=["experiment"]
 if lab.experiment("Batches of 10 to 250 pairs", 0):
@@ -480,17 +500,18 @@ if lab.experiment("Batches of 10 to 250 pairs", 0):
     display(at_best.groupby(["rank", "batch"])[["bits", "learning_rate"]].mean().unstack("rank"))
 
 # %% [markdown]
-# Follow a colour from left to right. Small batches make many steps, and over a wide range of rates
-# all is held. Large ones make few, and what is left is a narrow range of high rates. That goes for
-# both panels: what a large batch takes away is room for error in the rate. At the best rate of each
-# the second limit does not show here. It need not: this is one adapter with room to spare, on 250
-# random pairs, in one matrix, for 100 passes. What to keep is that a rate is tuned for a batch,
-# too.
-#
+# Follow one colour from left to right. Small batches make many steps, and a wide range of rates
+# holds everything. Large ones make few steps, and only a narrow range of high rates does. That is
+# so in both panels: a large batch leaves less room for error in the rate. At the best rate of each,
+# the second limit does not show here. This does not refute it: here is one adapter with room to
+# spare, on 250 random pairs, in one matrix, for 100 passes. Remember that a rate is tuned for a
+# batch size, too.
+
+# %% [markdown]
 # ## Where to spend parameters
 #
-# q and v were the choice of the first paper. QLoRA adapted all linear layers. To compare places
-# fairly, give each the same number of parameters.
+# The first paper adapted q and v. QLoRA adapted all linear layers. To compare places fairly, give
+# each the same number of parameters.
 #
 # ### Exercise 5.3 · `matched_rank`
 #
@@ -525,24 +546,26 @@ if lab.experiment("Attention, MLPs or all, at equal parameters", 3, needs=["5.3"
 # %% tags=["experiment"]
 if lab.experiment("What each place brings, from the file", 0, needs=["5.3"]):
     plain = runs[(runs["alpha"] == 32) & (runs["variant"] == "")]
-    groups, rates = {}, {}
+    groups, rates, told = {}, {}, []
     for place, rank in spent.items():
         part = plain[(plain["targets"] == place) & (plain["rank"] == rank)]
         part = tables.best_runs(part, ["targets"], "loss", lowest=True)
         rates[place] = float(part["learning_rate"].iloc[0])
         groups[f"{place}, r={rank}"] = list(part["loss"])
-    means = {name: np.mean(losses) for name, losses in groups.items()}
-    title = f"Lowest mean at equal parameters: {min(means, key=means.get)}"
+        told.append(f"{place} {part['loss'].mean():.2f}")
+    title = f"At equal parameters: {', '.join(told)}"
     display(studies.dots(groups, title, "held-out loss; a dot a seed", "{:.3f}"))
     print("each at its best learning rate:", rates)
 
 # %% [markdown]
-# A dot is a run. Where the dots of two rows overlap, three seeds do not tell the places apart.
-# In larger studies all linear layers were needed to match 16-bit fine-tuning (QLoRA), and MLPs
-# alone beat attention alone at equal parameters (PEFT's benchmark: MLPs r=10 at .494, attention
-# r=32 at .478). "Attention alone costs 1-3%" is a number from somewhere. The direction is what to
-# remember, and it costs one line to test: `target_modules="all-linear"`.
-#
+# A dot is a run. Seed by seed, attention alone is behind all linear layers by 0.16, 0.10 and 0.09
+# nats a token, a third of the loss. The MLPs are ahead of all layers by 0.02 ± 0.01, which three
+# seeds do not tell from nothing. Larger studies agree in the direction: QLoRA needed all linear
+# layers to match 16-bit fine-tuning, and in PEFT's benchmark MLPs alone beat attention alone at
+# equal parameters (.494 with r=10, .478 with r=32). So "attention alone costs 1-3%" depends on the
+# task, and to adapt all layers costs one line: `target_modules="all-linear"`.
+
+# %% [markdown]
 # Which of these settings is worth its price? A row is on the *front* when no other is as cheap and
 # as good, and better in one of the two.
 
@@ -561,9 +584,11 @@ if lab.experiment("The front of this lab's settings", 1):
 
 # %% [markdown]
 # Where one row alone is on the front, there is no trade: the cheapest setting is also the best, and
-# whoever pays more gets nothing for it here. Why? This task is far from any limit. A front made of
-# a few runs is a sketch, though: look back at the dots before you believe that a row is off it.
-#
+# whoever pays more gets nothing for it. One reason is that this task is far from any limit. But a
+# front of a few runs is only a sketch: look back at the dots before you believe that a row is off
+# it.
+
+# %% [markdown]
 # ## What do two ranks learn in common?
 #
 # The LoRA paper argues for small ranks like this: train at r=8 and at r=64, and compare the
@@ -603,6 +628,10 @@ check.overlaps(subspace_similarity)
 
 
 # %% [markdown]
+# `A` is what an adapter reads of its input. We also want to know where it writes: those are the
+# *left* singular vectors of $BA$. `short.factors` returns `A`, and a second matrix whose right
+# singular vectors are these, so that your function compares them, too.
+#
 # Agreement alone proves little: the model itself may send every update the same way, whatever the
 # task. So there is a control, a run of r=8 on another task, `tickets`.
 
@@ -611,7 +640,9 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
     small = short.train(8, 32, 3e-3, seed=1)
     other = short.train(8, 32, 3e-3, seed=1, task="tickets")
     large = short.train(64, 32, 3e-3, seed=0)
-    (A8, out8), (_, out_other), (A64, out64) = map(short.factors, (small, other, large))
+    A8, out8 = short.factors(small)
+    A64, out64 = short.factors(large)
+    _, out_other = short.factors(other)
     maps = {
         "A: home and home": short.grid(subspace_similarity, A8, A64),
         "B: home and home": short.grid(subspace_similarity, out8, out64),
@@ -623,24 +654,24 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
     display(studies.overlaps(maps, f"{title}; by chance {chance:.2f}"))
 
 # %% [markdown]
-# A bright cell says that two runs use the same directions. Left, `A`, what an adapter reads of its
-# input. The runs started from different random `A`, and in 24 steps `A` has not moved far, so what
-# is shared there is little more than chance.
+# A bright cell says that two runs use the same directions. Left, what the adapters read. The runs
+# started from different random `A`, and in 24 steps `A` has not moved far, so they share little
+# more than chance.
 #
-# Middle, the directions into which the update writes. They are the work of `B`, which started at
-# zero, so all that is in it was learned. Right is the control: what it shares with `home` belongs
-# to the model, or to answering at all, and not to the task. Only what the middle has above the
-# right is a signal of the task. This is one layer, and one pair of seeds.
+# Middle, the directions into which they write. These are the work of `B`, which started at zero, so
+# all that is in it was learned. Right is the control: what `tickets` shares with `home` belongs to
+# the model, or to answering at all, and not to the task. Only what the middle has above the right
+# is a signal of the task. This is one layer, and one pair of seeds.
 #
-# The paper found its overlap, above .5 for the first direction, in `A` of runs that were trained to
-# the end. Why not here? `A` gets no gradient before `B` is there, and 24 steps do not take it far
-# from its random start. One has to look where training has had time to put it, and beside a
-# control.
-#
+# The paper found its overlap, above .5 for the first direction, in `A`, in runs that were trained
+# to the end. Why not here? `A` gets no gradient while `B` is zero, and then few steps. One has to
+# look where training has had time to act, and beside a control.
+
+# %% [markdown]
 # ## Little data, much rank
 #
-# *"A high rank overfits."* Take 16 commands, and go through them ten times. Every so often look at
-# the loss on them and on the unseen ones.
+# *"A high rank overfits."* Take 16 commands, go through them ten times, and watch the loss on them
+# and on unseen ones.
 
 # %% tags=["experiment"]
 if lab.experiment("Sixteen commands at r=4 and r=64", 70):
@@ -653,18 +684,19 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
     display(plots.overfitting(history, title))
 
 # %% [markdown]
-# Solid: unseen commands. Dotted: the sixteen that it trains on. `gap` is held-out minus training
-# loss at the end, `rise` what stopping at the best step would have saved. Compare the two gaps
-# before you blame the rank: r=4 on all linear layers has 1.2 million numbers, far more than sixteen
-# commands need, so an adapter sixteen times larger is not sixteen times freer. This is one seed.
-# What it shows for certain is the gap itself; which rank ends lower may change.
+# Solid: unseen commands. Dotted: the sixteen in training. `gap` is held-out minus training loss at
+# the end, `rise` is what stopping at the best step would have saved. Compare the two gaps before
+# you blame the rank. Even r=4 on all linear layers has 1.2 million numbers, far more than sixteen
+# commands need, so sixteen times as many make little difference. This is one seed: the gap is
+# certain, which rank ends lower is not.
 #
-# Against overfitting, in this order: stop early (`best_step`), more data, dropout.
+# Against overfitting, the cheapest means first: stop early, get more data, use dropout. The lab
+# measures the first of them alone, as `rise`.
 
 # %% [markdown]
 # ## Variants made fair
 #
-# PEFT carries many relatives of LoRA, and each has a paper in which it wins. Some change the start:
+# PEFT has many relatives of LoRA, and each has a paper in which it wins. Some change the start:
 #
 # - **PiSSA** starts at the largest singular vectors of `W` and freezes the rest:
 #   `init_lora_weights="pissa"`. **OLoRA** (`"olora"`) takes a QR decomposition of `W`, and
@@ -673,29 +705,29 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # Some change the parametrisation, others what trains and how fast:
 #
 # - **rsLoRA** divides by $\sqrt{r}$: `use_rslora=True`. **DoRA** trains the length of each row of
-#   the weight apart from its direction: `use_dora=True`. **MiSS** has one thin matrix whose rows
-#   are shared: `MissConfig`.
+#   the weight separately from its direction: `use_dora=True`. **MiSS** has one thin matrix whose
+#   rows are shared: `MissConfig`.
 # - **LoRA+** gives `B` a higher learning rate than `A` (`create_loraplus_optimizer`). **LoRA-FA**
 #   freezes `A`.
 #
-# A claim stands against all of them: *once each has its own best learning rate, plain LoRA is
-# within 1-2%* (2602.04998). To test it, `benchmarks/variants.py` trains each on `home` (24 steps of
-# 4 commands, r=16, $\alpha = 32$, fp32). The first seed tries rates half a decade apart, and goes
-# on while the best is at an end; other seeds take the best rate and its two neighbours. The rest of
-# a method's settings are PEFT's defaults, with a ratio of 16 in LoRA+. The table below says of how
-# many rates and seeds the file has rows. One question is left to you: when is a difference larger
-# than chance?
-#
-# Seeds differ much, and a seed that is lucky for one method is lucky for another: it draws the same
-# data in the same order. So do not compare two averages. Take the difference seed by seed, where
-# luck cancels, and average that.
+# One paper disputes them all: *once each has its own best learning rate, plain LoRA is within 1-2%*
+# (2602.04998). To test that, `benchmarks/variants.py` trains each on `home` (24 steps of 4
+# commands, r=16, $\alpha = 32$, fp32). The first seed tries rates half a decade apart, and goes on
+# while the best is at an end; other seeds take the best rate, and where the file has them its two
+# neighbours. All other settings are PEFT's defaults, with a ratio of 16 in LoRA+.
+
+# %% [markdown]
+# One question is left to you: when is a difference larger than chance? Seeds differ a lot, but a
+# seed that is lucky for one method is often lucky for another: it draws the same data in the same
+# order. So do not compare two averages. Take the difference seed by seed, where luck cancels, and
+# average that.
 #
 # ### Exercise 5.5 · `paired_difference`
 #
 # ●●○ · 15 min · 3 points
 #
-# `frame` has one row a run, with the columns `method`, `seed` and `score` (others may stand beside
-# them). Rows come in any order, and their labels mean nothing. A method has one row a seed.
+# `frame` has one row a run, with the columns `method`, `seed` and `score` (and perhaps others).
+# Rows come in any order, and their labels mean nothing. A method has one row a seed.
 #
 # Return two numbers, `(mean, error)`, of the differences $\text{score}(a) - \text{score}(b)$, one a
 # seed that both methods have:
@@ -747,28 +779,30 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     display(studies.dots(groups, title, "loss on unseen commands; a dot a seed", "{:.3f}"))
 
 # %% [markdown]
-# Read a row as three questions. Is its best rate inside the rates that were tried, or at an edge,
-# beyond which a better one may lie? (The picture leaves those at an edge out, LoRA excepted: a
-# method that was tried at one rate alone is not compared.) Is its difference from plain LoRA larger
-# than chance? And is it larger than what a seed is worth, the spread of the dots in one row?
+# Ask three questions of each row. Is its best rate inside the rates that were tried, or at an edge,
+# beyond which a better one may lie? (The picture leaves those at an edge out, LoRA excepted.) Is
+# its difference from plain LoRA larger than chance? And is it larger than the spread of the dots in
+# one row, which is what a seed is worth?
 #
 # How many errors are more than chance? Two, you may have learned, and that is right for many runs.
-# Of three seeds the error itself is known badly. Chance alone exceeds twice such an error in one
-# case of five, and 4.3 times in one of twenty (Student's t; the title takes this). And who looks
-# at nine methods, and talks of the best one, has had nine chances.
-#
+# From three seeds the error itself is poorly known. Chance alone exceeds twice such an error in one
+# case of five, and 4.3 times in one of twenty (Student's t, which the title uses). And whoever
+# looks at nine methods and reports the best one has had nine chances.
+
+# %% [markdown]
 # So, who wins? With five rates each in the first seed, every best one inside them, and three seeds
 # there: LoRA+ and DoRA are within half a percent of plain LoRA, MiSS within two. rsLoRA is 5 ± 3%
-# better. At a single rank it is nothing but another $\alpha$, so that much a rate between two of
-# the grid and a little luck are worth. Orthogonal starts, OLoRA and PiSSA are 4, 6 and 9% worse,
+# better. But at a single rank it is plain LoRA with another $\alpha$, so its 5% are what a finer
+# grid of rates, and luck, can be worth. Orthogonal starts, OLoRA and PiSSA are 4, 6 and 9% worse,
 # LoRA-FA 17 ± 8%. No difference exceeds chance, and none is as large as what a seed is worth: plain
 # LoRA itself goes from 0.29 to 0.38.
 #
 # Two things this cannot say. "No more than chance" is not "equal": with errors of 2 to 8% a gain of
-# 1-2% would not be seen. And one short task is not a verdict on a method: their papers train
-# longer, on larger models. `full` is full fine-tuning, for scale.
-#
-# Costs are less ambiguous. Here are two steps of each of four adapters, timed and weighed:
+# 1-2% would not be seen. And one short task is no verdict on a method: their papers train longer,
+# on larger models. `full` is full fine-tuning, for scale.
+
+# %% [markdown]
+# Costs are less ambiguous. Here are the seconds and the peak memory of a step, for four adapters:
 
 # %% tags=["experiment"]
 if lab.experiment("What a step of four adapters costs", 20):
@@ -782,9 +816,10 @@ if lab.experiment("What a step of four adapters costs", 20):
 
 # %% [markdown]
 # DoRA needs the norm of each row of $W + \frac{\alpha}{r} B A$ at every step, so it multiplies
-# $B A$ out, and pays for it. LoRA, rsLoRA and PiSSA do the same work in a step. So what differs
-# among them is the noise of a single measurement: hold DoRA's seconds against that.
-#
+# $B A$ out, and pays for it. LoRA, rsLoRA and PiSSA do the same work in a step. What differs among
+# them is the noise of one measurement: compare DoRA's seconds with that.
+
+# %% [markdown]
 # ## A case: 48 kinds of tickets
 #
 # A shop routes support tickets into 48 categories. You may have read of such a case with 15,000
@@ -793,9 +828,9 @@ if lab.experiment("What a step of four adapters costs", 20):
 # judged by. Categories are close to each other, and some tickets are rude, misspelt, long, or about
 # two things at once.
 #
-# An honest comparison begins with the cheapest thing that could work. Count words, weigh them by
+# An honest comparison begins with the cheapest thing that could work. Count words, weight them by
 # how rare they are (TF-IDF), average each category, and give a new ticket to the nearest average.
-# No neural network, a dozen lines. Guessing gets 2%.
+# That takes a dozen lines and no neural network. Guessing gets 2%.
 
 # %%
 guess_words = lab.predict("What percentage of tickets does counting words get right?", None)
@@ -832,8 +867,8 @@ if lab.experiment("The baseline", 3):
 # %% [markdown]
 # Every method below has to beat this line, or it is not worth its electricity.
 #
-# Next, the model as it comes: the 48 names in the prompt, and the ticket (zero-shot). Here on 48
-# tickets; the picture below has all 288.
+# Next, the model as it comes: the 48 names in the prompt, and the ticket (zero-shot). Here it gets
+# 48 tickets; the picture below has all 288.
 
 # %% tags=["experiment"]
 if lab.experiment("Zero-shot on 48 tickets", 20):
@@ -845,17 +880,19 @@ if lab.experiment("Zero-shot on 48 tickets", 20):
     display(compare_answers(some["text"], some["category"], {"zero-shot": told}, rows=4))
 
 # %% [markdown]
-# This model talks where it should name, and what it says hardly ever holds the right name. A part
-# of that is form, which examples in the prompt can mend. So it is not yet a verdict on what it
-# knows.
+# The model chats where it should name a category, and the right name hardly ever occurs in what it
+# says. Part of that may be form, which examples in the prompt could mend. So it is no verdict yet
+# on what the model knows.
 #
-# The rungs above take minutes each, so they are in a file, made by `benchmarks/tickets_study.py`.
-# Two are cheap again: a logistic regression on TF-IDF of words, and one on runs of two to five
-# characters. *Few-shot*, where the file has it, shows the model one ticket of each category before
-# it asks. LoRA, QLoRA (both r=16, $\alpha = 32$, all linear layers) and full fine-tuning make one
-# pass through the 960 tickets, 120 steps of 8. QLoRA trains on weights rounded to NF4 with double
-# quantisation; they were expanded once instead of at every step, since a CPU is slow at that: the
-# same numbers in a forward pass, without the savings. Lab 4 has the real thing and its memory.
+# The next rungs of the ladder take minutes each, so they are in a file, made by
+# `benchmarks/tickets_study.py`. Two are still cheap: a logistic regression on TF-IDF of words, and
+# one on sequences of two to five characters. *Few-shot*, where the file has it, shows the model one
+# ticket of each category before it asks. LoRA, QLoRA (both r=16, $\alpha = 32$, all linear layers)
+# and full fine-tuning make one pass through the 960 tickets, 120 steps of 8.
+#
+# This QLoRA trains on weights that were rounded to NF4, with double quantisation, and expanded
+# once. Real QLoRA expands them at every step, at which a CPU is slow: the forward pass has the same
+# numbers, and nothing is saved. Lab 4 has the real one, and its memory.
 
 # %% tags=["experiment"]
 if lab.experiment("All 48 categories, every method", 0):
@@ -875,25 +912,30 @@ if lab.experiment("All 48 categories, every method", 0):
     guess_words.beside(score)
 
 # %% [markdown]
-# One standard error of a score on 288 tickets is three points, that of a difference of two scores
-# four, before a seed adds its own. So what lies six points apart may well be equal. Look at the
-# columns `seeds` and `rates tried` before you rank two methods: after an hour on learning rates you
-# know what a comparison at one untuned rate is worth. With three seeds LoRA minus QLoRA is +6, -2
-# and +1 points: the first run alone would have been a finding. `python benchmarks/tickets_study.py
-# all` adds the runs that are missing, three rates and three seeds of each.
+# One standard error of a score on 288 tickets is three points, and that of a difference of two
+# scores up to four, before a seed adds its own. So two methods six points apart may well be equal.
+# Look at the columns `seeds` and `rates tried` before you rank them: after an hour on learning
+# rates you know what a comparison at one untuned rate is worth. With three seeds LoRA minus QLoRA
+# is +6, -2 and +1 points: the first run alone would have been a finding. `python
+# benchmarks/tickets_study.py all` adds the runs that are missing, three rates and three seeds of
+# each.
 #
-# What the ladder does show is its steps. Counting words gets two tickets in five. A classifier on
-# runs of characters, which fits in seconds, comes near an adapter of five million numbers. Why so
-# near? Twenty examples a category are few for an adapter to learn 48 names from, and a category
-# often has words of its own. At this size of data a baseline is a rival, and a neural network has
-# to earn its place.
+# What the ladder does show: counting words gets two tickets in five, and a classifier on sequences
+# of characters, fitted in seconds, comes near an adapter of five million numbers. Why so near? Two
+# likely reasons: twenty examples a category are few to learn 48 names from, and a category often
+# has words of its own. At this size of data a baseline is a rival, and a neural network has to earn
+# its place.
+
+# %% [markdown]
+# Where do LoRA's mistakes go: to a category nearby, or far away? The 48 categories form groups,
+# such as delivery or returns. Here are the answers, counted by group.
 
 # %% tags=["experiment"]
 if lab.experiment("Who confuses what", 1):
     answers = measured.load("ticket_answers")["lora 0"]
     counts = tickets.confusion(answers, ticket_test)
     group_of = tickets.GROUP_OF | {tickets.OTHER: tickets.OTHER}
-    by_group = counts.groupby(group_of).sum().T.groupby(group_of).sum().T
+    by_group = tables.in_groups(counts, group_of)
     order = list(tickets.GROUPS)
     by_group = by_group.reindex(index=order, columns=[*order, tickets.OTHER], fill_value=0)
     inside = np.trace(by_group[order].to_numpy()) / by_group.to_numpy().sum()
@@ -902,14 +944,14 @@ if lab.experiment("Who confuses what", 1):
     display(studies.confusion(by_group, title))
 
 # %% [markdown]
-# The diagonal is the right group, which is not yet the right category.
+# On the diagonal the group is right, which is not yet the right category.
 
 # %% [markdown]
 # ## Defaults, and when to leave them
 #
-# No measurement gives a rank for all tasks. What you can have is a place to start, and a sign for
-# each direction. Change one knob at a time, and tune the learning rate again when you change
-# another.
+# No measurement gives a rank for all tasks. What you can have is a place to start, and a sign that
+# tells when to move. Some of these were measured above; the others are common practice. Change one
+# knob at a time, and tune the learning rate again when you change another.
 #
 # | knob | start | raise it when | lower it when |
 # |---|---|---|---|
@@ -920,7 +962,7 @@ if lab.experiment("Who confuses what", 1):
 # | `max_grad_norm` | 1.0 | rarely | 0.3 where the gradient norm spikes |
 # | targets | all linear layers | | where adapters must be small |
 #
-# Narrow models take larger rates, as a rule: this one is 576 wide, a 7B model 4,096. And take the
+# As a rule, narrow models take larger rates: this one is 576 wide, a 7B model 4,096. And take the
 # batch no larger than you need: with few steps only a narrow range of rates works, as you saw.
 
 # %% [markdown]
@@ -975,14 +1017,16 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - What is useful of a step goes like rate times $\alpha$, whatever the rank. `alpha = 2r` at one
-#   learning rate compares step sizes. Fix $\alpha$, tune the rate, and repeat with other seeds.
+# - The useful part of a first step goes like rate times $\alpha$, whatever the rank. `alpha = 2r`
+#   at one learning rate compares step sizes. Fix $\alpha$, tune the rate, and repeat with other
+#   seeds.
 # - The best rate times $\alpha$ is nearly constant here. "Ten times full fine-tuning's rate" is
-#   $\alpha = 32$.
-# - Rank binds where the data hold more than the adapter can: it stores a part of a bit a number. On
-#   a small task it hardly matters, in quality or in memory.
+#   for $\alpha = 32$.
+# - Rank binds where the data hold more than the adapter can: here up to 0.7 bits a number. On a
+#   small task it hardly matters, in quality or in memory.
 # - Compare places at equal parameters, variants at their own best rate and seed by seed, and
-#   everything with a baseline that needs no GPU. With three seeds a difference wants four errors.
+#   everything with a baseline that needs no GPU. With three seeds, a difference below four of its
+#   errors may be chance.
 
 # %%
 lab.score()

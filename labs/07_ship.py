@@ -15,9 +15,11 @@
 #
 # You can train an adapter. Your next one will be on rows that nobody has cleaned, and somebody
 # will want to talk to it, in a program that has never heard of PEFT. Both ends of that way fail
-# quietly: a row trains on nothing, a question stands on both sides of a split, a server makes
+# quietly: a row trains on nothing, a question is in training and in the test, a server makes
 # another prompt of the same messages. In this lab you go the whole way, from a file to an engine
 # that serves three adapters at once, and check each step.
+#
+# Before each main picture a cell asks for your guess. It costs no points.
 #
 # About 95 minutes if you know PyTorch well (74 for the exercises), up to 140 if you do not. The
 # experiments take about four and a half minutes on two CPU cores.
@@ -53,11 +55,11 @@ from labkit.training.scoring import said
 # %% [markdown]
 # ## A file
 #
-# What is in a file of which you know only that it has 175 rows? Ours is of a housing office:
-# tenants write what is broken, a clerk answers with a trade, a room and a time. It was written for
-# this course (CC0), and it has the faults that such files have.
+# Somebody gives you a file of 175 rows. Ours comes from a housing office: tenants write what is
+# broken, a clerk answers with a trade, a room and a time. It was written for this course (CC0),
+# with the faults that such files have.
 #
-# **Your own file** takes its place by the next line: a path to a JSONL file, one row a line, each
+# To use **your own file**, change the next line to its path: a JSONL file, one row a line, each
 # with `messages` in the form that you see below. Everything up to the server then runs on it.
 
 # %%
@@ -77,31 +79,32 @@ if lab.experiment("The file, opened", 1):
 
 # %% [markdown]
 # Three rows look fine. Nobody reads 175, or 175,000. So the computer should.
-#
+
+# %% [markdown]
 # ### Exercise 7.1 · `audit`
 #
 # ●●○ · 14 min · 3 points
 #
-# Count five faults in rows of `messages`, and return a dict of five ints. What a row trains on is
-# what stands behind its prompt: the ids of the whole conversation, from the end of the prompt's
-# ids to `max_length`. (The prompt is all messages but the last, with the generation prompt, as in
-# lab 3. Rows are cut on the right, as trainers do unless told otherwise.)
+# Count five faults in rows of `messages`, and return a dict of five ints. A row trains on what
+# follows its prompt: the ids of the whole conversation, from the end of the prompt's ids to
+# `max_length`. (The prompt is all messages but the last, with the generation prompt, as in lab 3.
+# Rows are cut on the right, as trainers do unless told otherwise.)
 #
-# - `bad_roles`: its roles are not a system message or none, and then user and assistant in turn,
-#   the user first and the assistant last. Such a row counts here **and nowhere else**;
+# - `bad_roles`: good roles are a system message or none, then user and assistant in turn, the user
+#   first and the assistant last. A row with others counts here **and nowhere else**;
 # - `truncated`: it has more than `max_length` tokens;
-# - `trains_on_nothing`: nothing is left behind its prompt, or its answer is blank;
+# - `trains_on_nothing`: nothing is left after its prompt, or its answer is blank;
 # - `no_end`: it trains on something, and the end token is not in what is left;
 # - `duplicates`: an earlier row has the same messages, with case and space folded as
 #   `" ".join(text.casefold().split())` does it.
 #
-# But for the first, a row counts in every line that fits it. Many templates raise an error at roles
-# that they do not know, so look at the roles before you render.
+# Apart from the first, a row counts in every line that fits it. Many templates raise an error at
+# roles that they do not know, so look at the roles before you render.
 #
 # <details><summary>Hint</summary>
 #
-# Take the optional system message off. What is left of the roles must be `["user", "assistant"]`
-# so and so many times, and at least once.
+# Take the optional system message off. What is left of the roles must be `["user", "assistant"]`,
+# repeated at least once.
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -144,8 +147,8 @@ def audit(rows, tokenizer, max_length):
 check.audits(audit)
 
 # %% [markdown]
-# A row is fit to train on when an audit of it alone finds nothing. Of rows that are the same, the
-# first one stays.
+# A row is fit to train on when an audit of it alone finds nothing. Of rows that are the same, we
+# keep the first.
 
 
 # %%
@@ -183,12 +186,14 @@ if lab.experiment("The file, audited", 0, needs=["7.1"]):
 
 # %% [markdown]
 # Few of these rows would have stopped a training. Rows without a label cost time and teach nothing,
-# a cut answer teaches the model to stop nowhere, a blank one teaches silence. What to do about
-# each: rename roles that have other names (`human`, `bot`), cut long *questions* from their front
-# (lab 3's `fit`), and read the rest before you throw it away. Here we leave them out. Look also at
-# what no count shows: some rows have no system message. SmolLM2's template then writes one of its
-# own into them ("You are a helpful AI assistant named SmolLM"). The next cell gives those rows the
-# one that the others have.
+# a cut answer teaches the model not to stop, a blank one teaches silence. What to do about each:
+# rename roles that have other names (`human`, `bot`), cut long *questions* from their front (lab
+# 3's `fit`), and read the rest before you throw it away. Here we leave them all out.
+
+# %% [markdown]
+# One thing no count shows: some rows have no system message. SmolLM2's template then writes one of
+# its own into them ("You are a helpful AI assistant named SmolLM"). The next cell gives those rows
+# the one that the others have.
 
 
 # %%
@@ -203,11 +208,11 @@ def with_system(rows):
 
 
 # %% [markdown]
-# ## Two sides
+# ## Training and test
 #
 # How good is the model on what it has not seen? That needs rows that it has not seen. Our file
-# comes with a field `split`, as somebody's script once wrote it: a coin for each row. (For a file
-# without that field the experiment tosses the coins.)
+# has a field `split`, which a script once wrote by tossing a coin for each row. (For a file without
+# that field the experiment tosses the coins.)
 #
 # ### Exercise 7.2 · `split`
 #
@@ -216,17 +221,17 @@ def with_system(rows):
 # Return two lists, `(train, test)`, such that
 #
 # - **no prompt is on both sides.** Two rows have the same prompt if their user says the same, case
-#   and space folded. The system message does not count, and what is answered does not either;
+#   and space folded. Neither the system message nor the answer counts;
 # - the test side has `share` of the *rows*, give or take the largest group of rows with one prompt;
 # - the same file gives the same test rows: in another order, in another run of Python, and however
 #   often you call it. Another `seed` gives others.
 #
-# Each row is on one side, as it was. Take chance from a generator of your own,
-# `random.Random(seed)`; Python's global one is everybody's.
+# Each row is on one side, unchanged. Draw random numbers from a generator of your own,
+# `random.Random(seed)`: others use Python's global one, too.
 #
 # <details><summary>Hint</summary>
 #
-# Group first, then share out groups. A group that does not fit in half goes to one side whole.
+# Group the rows by prompt first, then give each group to one side as a whole.
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -272,21 +277,25 @@ guess_leak = lab.predict("Split by a coin a row: what % of the test rows leak?",
 if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
     coins = random.Random(lab.seed)
     tossed = [r.get("split") or ("test" if coins.random() < 0.25 else "train") for r in rows]
-    marked = [[r for r, of in zip(rows, tossed, strict=True) if of == s] for s in ("train", "test")]
-    sides = {"a coin a row": marked, "your split": split(rows, 0.25, lab.seed)}
-    leaks = {name: 100 * leaked(*pair) / max(1, len(pair[1])) for name, pair in sides.items()}
+    coin_train = [row for row, side in zip(rows, tossed, strict=True) if side == "train"]
+    coin_test = [row for row, side in zip(rows, tossed, strict=True) if side == "test"]
+    ways = {"a coin a row": (coin_train, coin_test), "your split": split(rows, 0.25, lab.seed)}
+    leaks = {}
+    for name, (train, test) in ways.items():
+        leaks[name] = 100 * leaked(train, test) / max(1, len(test))
     display(plots.leaks(leaks, guess_leak))
     guess_leak.beside(leaks["a coin a row"])
 
 # %% [markdown]
-# A row that was sent twice, or asked twice and answered in two ways, has one half on each side as
-# often as the coins fall so. The model then is asked what it was told. In small files of a
-# busy office that is not rare, and the score is too good by as much.
-#
+# Some tenants wrote the same twice, or got two answers to one question. A coin for each row puts
+# many such pairs on both sides. Then the test asks what training has told, and the score is too
+# good.
+
+# %% [markdown]
 # ## A baseline, a training, a score
 #
 # Before you train: what would a program get that learns nothing? Ours looks for the training
-# question with most words in common, and gives its answer.
+# question that shares the most words with the one asked, and gives its answer.
 
 
 # %%
@@ -349,19 +358,20 @@ if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"
     display(compare_answers([question(row) for row in test_rows], wanted, told, rows=4))
 
 # %% [markdown]
-# When we ran it (40 steps of 8 rows, seed 0), 21 of 36 answers were right, and 2 by the
-# nearest row. Trade and room were right in most of the others; *when* somebody has to come was not,
-# and that takes an understanding of what is broken.
+# When we ran it (40 steps of 8 rows, seed 0), 21 of 36 answers were right, and 2 by the nearest
+# row. Trade and room were right in most of the others; *when* somebody has to come was not, and
+# that takes an understanding of what is broken.
 #
-# The bar has an error: of $n$ answers with a share $p$ right, $\sqrt{p (1 - p) / n}$. With some
-# thirty rows that is up to nine points, and a difference smaller than that is none. If the nearest
-# row does as well as your training, you have learned that you need no model, or other test rows.
-#
+# Each bar has a standard error: of $n$ answers with a share $p$ right, $\sqrt{p (1 - p) / n}$. With
+# some thirty rows that is up to nine points, and for the difference of two bars up to thirteen. If
+# the nearest row does as well as your training, you need no model, or harder test rows.
+
+# %% [markdown]
 # ### The same model, asked otherwise
 #
-# The messages are data, the prompt is text, and between the two stands a template. A server brings
-# own. What does it cost when that one differs from the template of training? Here are the ways
-# in which it usually does. The last one has the right prompt, and an engine that was told another
+# The messages are data, the prompt is text, and a template makes one of the other. A server brings
+# its own template. What does it cost when that one differs from the one in training? Here are the
+# usual ways in which it does. The last one has the right prompt, but the engine was told another
 # end token (a GGUF with the wrong `eos_token_id`).
 
 
@@ -387,9 +397,9 @@ def otherwise(messages):
 
 
 # %% [markdown]
-# One more failure is made in training and shows in serving: **no end in the labels**. Lab 3's
-# collator made it, which takes the end token for padding. So train once more, on the same rows and
-# as long, with that one label less in each. It is asked as it was trained.
+# One more failure is made in training and shows in serving: **no end in the labels**. Lab 3 had a
+# collator that takes the end token for padding. So train once more, as long and on the same rows,
+# without that one label in each, and ask in the same way as in training.
 
 # %% tags=["experiment"]
 if lab.experiment("Trained once more, the end without a label", 50, needs=["7.1", "7.2"]):
@@ -421,16 +431,18 @@ if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"
     guess_template.beside(100 * ways["Llama 2's template"])
 
 # %% [markdown]
-# When we ran it, the first token written twice cost nothing and a missing generation prompt 3 of 36
-# answers, which is less than their error. The template's own system message left one right answer,
-# the other ways none. So a trained model bears some of these, and each fine answer hides that
-# something is wrong. Do not test a server by reading answers. Ask it for the *ids* that it makes of
-# your messages, and compare them with those of training. Further down we do.
+# When we ran it, the first token written twice cost nothing, and a missing generation prompt 3 of
+# 36 answers, which may be chance. The template's own system message left one right answer: this
+# adapter has only ever seen one system message. The other ways left none. So a trained model
+# survives some of these faults, and then a good answer hides that something is wrong. Do not test a
+# server by reading answers. Ask it for the *ids* that it makes of your messages, and compare them
+# with those of training. Further down we do.
 #
-# The last two bars are no matter of the prompt. There the answer is often right and goes on, behind
-# SmolLM2's own template. In lab 3, with 25 steps on `home`, the habit of a chat model still hid the
+# The last two bars have nothing to do with the prompt. There the answer is often right, and the
+# model goes on after it. In lab 3, with 25 steps on `home`, the habit of a chat model still hid the
 # missing label. Here 40 steps had trained it away.
-#
+
+# %% [markdown]
 # ## One file for everything
 #
 # PEFT's folder and transformers are for those who train. llama.cpp, Ollama, LM Studio and phones
@@ -439,10 +451,11 @@ if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"
 #
 # ### The order of rows
 #
-# Attention turns pairs of numbers of q and k by an angle that grows with the position. Which
-# numbers are a pair? In transformers the first half of a head goes with its second half: 0 with
-# 32, 1 with 33. In llama.cpp neighbours are a pair: 0 with 1, 2 with 3. So that both turn the same
-# numbers, the rows of the weights of q and k change places.
+# Rotary position embeddings turn pairs of numbers of q and k by an angle that grows with the
+# position. Which numbers are a pair? In transformers the first half of a head goes with its second
+# half: 0 with 32, 1 with 33. For models of the Llama family, llama.cpp pairs neighbours: 0 with 1,
+# 2 with 3. So that both turn the same numbers, the rows of the weights of q and k change places.
+# (For Qwen, llama.cpp pairs the halves, too, and no row is moved.)
 #
 # ### Exercise 7.3 · `rotary_rows`
 #
@@ -450,8 +463,8 @@ if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"
 #
 # `w` is a weight of q or k, `(d_out, d_in)`, of `n_heads` heads of equal size, one below the other.
 # Within each head interleave its two halves: row 0 of the first half, row 0 of the second, row 1
-# of the first, and so on. Numbers and dtype stay. It must also do for LoRA's B, `(d_out, r)`, since
-# $BA$ has to move as $W$ does: which rows of A move?
+# of the first, and so on. Numbers and dtype stay the same. It must also work for LoRA's B,
+# `(d_out, r)`, since the rows of $BA$ have to move as those of $W$ do. (Does A change at all?)
 #
 # <details><summary>Hint</summary>
 #
@@ -475,18 +488,18 @@ check.orders(rotary_rows)
 # %% [markdown]
 # ### Eight bits
 #
-# Lab 4 built NF4. GGUF has grids of its own. The simplest one is Q8_0, which is so close to 16
-# bits that people stop looking.
+# In lab 4 you built NF4. GGUF has grids of its own. The simplest one is Q8_0, with one scale for 32
+# weights, and evenly spaced codes.
 #
 # ### Exercise 7.4 · `q8_0`
 #
 # ●●○ · 11 min · 3 points
 #
-# Blocks of 32 neighbours of a row. A block's scale is its largest size divided by 127; each code is
-# its weight divided by the scale, rounded, an int8. Compute in fp32, whatever the dtype of `w`, and
-# round scales to fp16 last: codes are made with the scale *before* that. A block of zeros has scale
-# 0 and codes 0. A code that lies halfway goes away from 0, as C's `roundf` has it: 2.5 to 3, -2.5
-# to -3.
+# A block is 32 neighbours of a row. Its scale is its largest absolute value divided by 127; each
+# code is its weight divided by the scale, rounded, an int8. Compute in fp32, whatever the dtype of
+# `w`, and round scales to fp16 last: codes are made with the scale *before* that. A block of zeros
+# has scale 0 and codes 0. A code exactly halfway goes away from 0, as with C's `roundf`: 2.5 to 3,
+# -2.5 to -3.
 #
 # <details><summary>Hint</summary>
 #
@@ -510,10 +523,10 @@ def q8_0(w):
 check.writes_q8(q8_0)
 
 # %% [markdown]
-# 34 bytes for 32 weights, 8.5 bits each. Q4_0 does the same with 16 levels, 4.5 bits; our Q4_0 file
-# keeps the embeddings in Q8_0, as llama.cpp spares them, too. Now merge the office's adapter and
-# write the model three times. Beside them stands what happens where the rows of q and k are in the
-# wrong order: the same numbers, turned in other pairs.
+# That makes 34 bytes for 32 weights, 8.5 bits each. Q4_0 does the same with 16 levels, 4.5 bits.
+# (Our Q4_0 file keeps the embeddings in Q8_0; llama.cpp stores them more finely than the rest,
+# too.) Now merge the office's adapter and write the model three times. A fourth model shows what
+# happens where the rows of q and k are in the wrong order: the same numbers, turned in other pairs.
 
 
 # %%
@@ -548,54 +561,57 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
     drafts = Path("build/ship")
     drafts.mkdir(parents=True, exist_ok=True)
     held_out, whole = Dataset.from_list(test_rows), merged()
-    exact = said(office.model.float(), tokenizer, held_out)
+    right_before, _, exact = said(office.model.float(), tokenizer, held_out)
     files = {}
     for kind in live.progress(("bf16", "q8_0", "q4_0"), "files"):
         path = gguf.write_model(whole, tokenizer, drafts / f"office-{kind}.gguf", kind)
         read = models.load(dtype=torch.float32)[0]
         gguf.load_(read, path)
         right, loss, logits = said(read, tokenizer, held_out)
-        files[kind] = (path.stat().st_size / 1e6, divergence(exact[2], logits), right)
+        files[kind] = (path.stat().st_size / 1e6, divergence(exact, logits), right)
     right, loss, logits = said(unordered(whole), tokenizer, held_out)
-    files["bf16, rows not moved"] = (files["bf16"][0], divergence(exact[2], logits), right)
-    display(plots.files(files, exact[0], guess_q4))
+    files["bf16, rows not moved"] = (files["bf16"][0], divergence(exact, logits), right)
+    display(plots.files(files, right_before, guess_q4))
     guess_q4.beside(100 * files["q4_0"][2])
 
 # %% [markdown]
 # The size falls to a third, and the KL from the model that was trained grows with each step. When
 # we ran it (40 steps, seed 0, 36 held-out rows), KL was 3e-6 nats a token in bf16, 6e-5 in Q8_0 and
-# 0.02 in Q4_0; 22, 21 and 19 answers were right, 21 before. Differences of one or two rows are
-# none, so a score alone would have told nothing about the grids. With rows in the wrong order KL
-# was 2, and no answer was right: the file has the right size, the right names and the right
-# numbers, and is useless. Nothing in it says in which order its rows are.
-#
-# Two other formats have not been run here, since their kernels want a GPU. **GPTQ** and **AWQ**
-# store 4-bit integers with scales for groups, as Q4_0 does. They also look at what NF4 and Q4_0
-# never see: the *activations* of a few hundred texts. GPTQ rounds a layer's columns one after the
-# other and lets those that remain make up for the error, weighed by how the inputs vary; AWQ scales
-# up the channels whose inputs are large before it rounds, and scales the inputs down. In code both
-# are `llmcompressor.oneshot(model=..., dataset=..., recipe=...)`, on a merged model.
-#
+# 0.02 in Q4_0; 22, 21 and 19 answers were right, 21 before. A difference of one or two rows is
+# within the error, so the score alone would have told nothing about the grids. With rows in the
+# wrong order KL was 2, and no answer was right: the file has the right size, the right names and
+# the right numbers, and is useless. Nothing in it says in which order its rows are.
+
+# %% [markdown]
+# Two other formats were not run here, since their kernels want a GPU. **GPTQ** and **AWQ** store
+# 4-bit integers with scales for groups, as Q4_0 does. They also look at what NF4 and Q4_0 never
+# see: the *activations* of a few hundred texts. GPTQ rounds a layer's columns one after the other
+# and lets those that remain make up for the error, weighted by how the inputs vary; AWQ scales up
+# the channels whose inputs are large before it rounds, and scales the inputs down. In code both are
+# `llmcompressor.oneshot(model=..., dataset=..., recipe=...)`, on a merged model.
+
+# %% [markdown]
 # ## One base, many adapters
 #
-# A merged file serves one customer. The other way: one base in memory, the adapters beside it, and
-# each request names its own. First in PEFT, so that you know what an engine has to do.
+# A merged file serves one customer. The other way is one base in memory and the adapters beside it,
+# and each request names its own. First in PEFT, so that you know what an engine has to do.
 #
 # ### Exercise 7.5 · `swap_cost`, `route`
 #
 # ●●● · 15 min · 4 points
 #
 # `swap_cost` makes `adapter_name` the active adapter of a `PeftModel`, its `active_adapter`, and
-# returns what that takes: `{"seconds": ..., "bytes": ...}`. Bytes are those of this adapter's own
-# tensors, in whatever dtype they are. Mind that one name can be a part of another: `home`,
-# `homely`, `sweet-home`. Nothing else of the model changes.
+# returns what that takes: `{"seconds": ..., "bytes": ...}`. Count the bytes of this adapter's own
+# tensors, in whatever dtype they are. One name can be a part of another: `home`, `homely`,
+# `sweet-home`. Nothing else in the model changes.
 #
 # `route` answers a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch.
 # PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:
 # greedy, at most 48 new tokens, without the prompt and without special tokens. Prompts come ready
 # to tokenize, of any length and with special tokens in them, as chat templates write them; the
 # tokenizer is `model.tokenizer`. Do not rely on the state in which you get the model or the
-# tokenizer, and give both back in it: the active adapter, training mode, padding side and all else.
+# tokenizer, and leave both as they were: the active adapter, training mode, padding side and all
+# else.
 #
 # Four things can go wrong in `route`. Try first; open one at a time.
 #
@@ -652,9 +668,8 @@ def route(model, prompts, adapter_names):
 check.serves(swap_cost, route)
 
 # %% [markdown]
-# The office is one of three customers. The two others have the adapters of labs 3 and 6: `home`
-# and `tickets`, the latter on the nine categories of two groups. What those
-# labs have trained on your machine comes from the cache; else it is trained now.
+# The office is one of three customers. The two others have `home` and `tickets`, as in labs 3 and
+# 6, the latter with the nine categories of two groups. What is in the cache is not trained again.
 
 
 # %%
@@ -693,9 +708,10 @@ if lab.experiment("Three customers, one base", 75, needs=["7.1", "7.2", "7.5"]):
     print(f"base     {base.get_memory_footprint() / 1e6:.1f} MB")
 
 # %% [markdown]
-# A switch moves no weights. It tells each layer which of its pairs to use. So what a further
-# customer costs is one small file; a merged copy would cost a whole model.
-#
+# A switch moves no weights. It tells each layer which of its pairs to use. So another customer
+# costs one small file; a merged copy would cost a whole model.
+
+# %% [markdown]
 # ### Exercise 7.6 · `batched_lora`
 #
 # ●●○ · 10 min · 3 points
@@ -764,19 +780,19 @@ if lab.experiment("A mixed batch, in one layer", 1, needs=["7.6"]):
 # %% [markdown]
 # On a CPU the batch wins little or nothing: on one of ours it was slower at every size, on another
 # quicker from 16 rows on. A small product starts in a microsecond there, and `A[index]` copies a
-# pair of factors for every row: 64 rows of this layer are 1.2 million numbers.
-# On a GPU each of the loop's products would take several microseconds to start, whatever its size,
-# and in turn. What engines want is neither: one start for all rows, and no copies. That is why they
-# have a kernel of their own for this one product.
+# pair of factors for every row: 64 rows of this layer are 1.2 million numbers. On a GPU each of the
+# loop's products takes several microseconds to start, whatever its size, and they wait for each
+# other. Engines want neither: one start for all rows, and no copies. That is why they have a kernel
+# of their own for this one product.
 
 # %% [markdown]
 # ## A real engine
 #
-# llama.cpp is what most people run at home, and it serves adapters apart. Its package `xllamacpp`
-# has the server inside. We write the base once, each adapter as a GGUF of its own (B's rows of q
-# and k are moved, as you did), and start *one* server with all of them. A request names its
-# adapter in a field that OpenAI's protocol does not have, `lora`, with a scale for each; to the
-# client nothing else is new.
+# llama.cpp is what many people run at home, and it serves adapters beside one base. The package
+# `xllamacpp` has its server inside. We write the base once and each adapter as a GGUF of its own
+# (with the rows of q's and k's B moved by a function like yours), and start *one* server with all
+# of them. A request names its adapter in a field that OpenAI's protocol does not have, `lora`, with
+# a scale for each; to the client nothing else is new.
 
 
 # %%
@@ -835,15 +851,19 @@ if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"])
 # %% [markdown]
 # When we ran it, all 60 were PEFT's to the letter, right and wrong ones alike. The server computes
 # with weights of 16 bits where our PEFT model has 32, adds in another order, and keeps its
-# attention's keys and values in fp16. Where an answer differs, look for the first letter at which
-# it does: there two tokens were nearly tied. What you should *not* see is an answer of another
-# customer, or one in the base's chatty style: then the adapter was not chosen, or its rows are in
-# the wrong order.
+# attention's keys and values in fp16. So where an answer differs, two tokens were probably nearly
+# tied at the first letter that does. What you should *not* see is an answer of another customer, or
+# one in the base's chatty style: then the adapter was not chosen, or its rows are in the wrong
+# order.
 #
-# llama.cpp takes no notice of an adapter number that it does not have, and answers with the base.
-# So look names up before you send: `server.choosing` does, and refuses.
-#
+# llama.cpp ignores an adapter number that it does not have, and answers with the base. So look
+# names up before you send: `server.choosing` does, and refuses unknown ones.
+
+# %% [markdown]
 # ### What does it cost to stay apart?
+#
+# Eight requests at once, three times: all to the merged model, all to one adapter beside the base,
+# and to the three adapters mixed.
 
 # %% tags=["experiment"]
 if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.2", "7.5"]):
@@ -866,18 +886,20 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # %% [markdown]
 # Each prompt is read anew here, as those of new customers are. Eight requests of one adapter share
 # a batch. Whether mixed ones do depends on the engine: llama.cpp puts only requests with the same
-# adapters into one batch, so a mixed crowd waits in turns; it had half of the merged model's tokens
-# a second on our machines, while one adapter apart was no more than a sixth slower. An engine with
-# a batched product such as yours (vLLM has Punica's kernels) need not.
-#
+# adapters into one batch, so a mixed crowd takes turns. It had half of the merged model's tokens a
+# second on our machines, while one adapter apart was no more than a sixth slower. An engine with a
+# batched product such as yours (vLLM has Punica's kernels) need not take turns.
+
+# %% [markdown]
 # ## Elsewhere
 #
-# The same files and folders, and the lines that serve them. These were **not run** for this text:
-# Ollama and llama.cpp's own binary are no Python packages, and vLLM wants a GPU.
+# Here are the lines that serve the same files and folders elsewhere. They were **not run** for this
+# text: Ollama and llama.cpp's own binary are no Python packages, and vLLM as most people install it
+# wants a GPU. (`docs/own-data.md` says how its build for CPUs compared.)
 #
-# Ollama does not run the template that the GGUF brings. It looks for a near one among those that it
+# Ollama does not run the template in the GGUF. It looks for a similar one among those that it
 # knows, and where it finds none it writes no marks at all: "no template" in the figure above. So a
-# Modelfile should say the template, in Ollama's own language. `recipes.modelfile` reads it off from
+# Modelfile should give the template, in Ollama's own language. `recipes.modelfile` derives it from
 # what the tokenizer writes, and adds the system message that SmolLM2's template writes unasked.
 
 # %% tags=["experiment"]
@@ -897,9 +919,10 @@ if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "
 # alone and merged, a Modelfile, the lines, and a table of what each file costs. With `--merge` it
 # writes a plain model, which `transformers serve` (lab 6) and everything else can load.
 #
-# Write down with each artefact what it was made of: the base by its public name, the hash of the
-# data, the settings, the score, and the template. In half a year you will want to know.
-#
+# Write down with each file that you ship what it was made of: the base by its public name, the hash
+# of the data, the settings, the score, and the template. In half a year you will want to know.
+
+# %% [markdown]
 # ### Exercise 7.7 · Quiz
 #
 # ●○○ · 5 min · 4 points
@@ -951,12 +974,12 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - A file is audited before it is trained on: what trains on nothing, what has no end, what stands
-#   twice. None of it raises an error.
-# - A split is by prompt, and does not depend on the order of the file.
-# - A GGUF holds weights, tokenizer and template. Rows of q and k are moved, grids are blocks with a
-#   scale, and what a grid costs is measured by KL.
-# - An adapter beside its base is a small file and an index. Engines serve it by name.
+# - Audit a file before you train on it: rows that train on nothing, that have no end, that are
+#   there twice. None of them raises an error.
+# - Split by prompt, and so that the order of the file does not matter.
+# - A GGUF contains weights, tokenizer and template. For Llama's family the rows of q and k move. A
+#   grid is blocks with a scale, and KL measures what it costs.
+# - Beside its base an adapter is a small file and an index. Engines serve it by name.
 # - Compare ids first, answers second.
 
 # %%

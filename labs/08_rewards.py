@@ -13,15 +13,18 @@
 # %% [markdown]
 # # Lab 8 · Preferences and rewards
 #
-# So far somebody wrote each answer down, and the model learned to say it. Often nobody can, and yet
-# everybody can tell which of two answers is better, or a program can tell whether one is right. In
-# this lab a model learns from that alone: first from pairs of its own answers (DPO), then from a
-# number for each answer that it makes up (GRPO). Both with LoRA, on your CPU.
+# So far somebody wrote each answer down, and the model learned to say it. Often nobody can write
+# the best answer, and yet everybody can tell which of two is better, or a program can tell whether
+# one is right. In this lab a model learns from that alone: first from pairs of its own answers
+# (DPO), then from a number for each answer that it samples (GRPO). Both with LoRA, on your CPU.
 #
-# LoRA fits here better than anywhere else. Both methods ask where they started from, and with an
-# adapter the start is still in memory. A reward says so little about each answer that a very small
-# adapter may be enough; you will see how small. And both methods fail without an error: a group
-# that teaches nothing, a pair the wrong way round, a reward that is cheaper to fool than to earn.
+# LoRA fits here well. DPO compares with the model that it started from, GRPO watches how far it has
+# moved from it, and under an adapter this model is still in memory. A reward says so little about
+# each answer that a very small adapter may be enough. And both methods can fail without an error
+# message: a group that teaches nothing, a pair the wrong way round, a reward that is cheaper to
+# fool than to earn.
+#
+# Before each main picture a cell asks for your guess. It costs no points.
 #
 # About 100 minutes if you know PyTorch well (71 for the exercises), up to 145 if you do not. The
 # experiments take about six minutes on two CPU cores: answers are drawn a token at a time.
@@ -63,21 +66,21 @@ from labkit.training import fast, finetuning, generation, hardware, models, pair
 #
 # ●●○ · 10 min · 2 points
 #
-# `labels` are those that a trainer gets: at each place the id of the token that stands *there*, and
-# -100 where nothing is to be counted, which is the prompt and the padding. The logits at a place
-# are about the token at the *next* one. Return the sum for each sequence. Tokens with -100 add
-# nothing, and a sequence without any answer has 0.
+# `labels` are those that a trainer gets: at each position the id of the token at *this* position,
+# and -100 on the prompt and the padding, which do not count. The logits at a position are about the
+# *next* token. Return the sum for each sequence. Tokens with -100 add nothing, and a sequence
+# without any answer has 0.
 #
 # <details><summary>Hint</summary>
 #
-# The last place's logits predict a token that is not there, and nobody predicts the first token.
-# Which parts of the two tensors belong together?
+# The logits at the last position predict a token that is not there, and nothing predicts the first
+# token. Which parts of the two tensors belong together?
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# `log_softmax` over the vocabulary, then `gather` the label's column. An index of -100 is an error
-# for `gather`: put a harmless one in its place, and leave its number out of the sum afterwards.
+# `log_softmax` over the vocabulary, then `gather` the label's column. `gather` refuses an index of
+# -100: put a harmless one in its place, and leave what it gives out of the sum.
 # </details>
 
 
@@ -98,15 +101,16 @@ check.logprobs(sequence_logprob)
 
 # %% [markdown]
 # It is a sum and not a mean. So a long answer is less likely than a short one, simply because it is
-# long. Remember that when answers begin to grow.
-#
+# long. Remember that when the lengths of answers change.
+
+# %% [markdown]
 # ## Which of two answers is better?
 #
 # A *preference* is a prompt with two answers, of which one was chosen and one rejected. It does not
 # say how good either is. Here a program ranks them: many instructions of `chat` name a constraint
 # ("in three bullets"), and the task has a verifier for it. The model answered each instruction
-# several times; where one answer follows the constraint and another does not, that is a pair. The
-# file was made by `benchmarks/preference_pairs.py`.
+# several times; an answer that follows the constraint and one that does not make a pair.
+# (`benchmarks/preference_pairs.py` made the file.)
 
 # %% tags=["experiment"]
 if lab.experiment("The model, and pairs of its answers", 5):
@@ -119,24 +123,32 @@ if lab.experiment("The model, and pairs of its answers", 5):
     display(compare_answers([row["prompt"][0]["content"] for row in some], None, sides))
 
 # %% [markdown]
-# How do you learn from it? Suppose that answers have a quality, and that the better one of two is
-# chosen with probability $\sigma(\text{quality}_c - \text{quality}_r)$, where $\sigma$ is the
-# sigmoid. The idea of DPO (*direct preference optimization*) is that the model itself can be read
-# as a judge: an answer's quality is how much likelier it has become since the start,
+# How does a model learn from such pairs? Suppose that answers have a quality, and that answer $c$
+# is chosen over $r$ with probability $\sigma(\text{quality}_c - \text{quality}_r)$, where $\sigma$
+# is the sigmoid (the Bradley-Terry model). The idea of DPO (*direct preference optimization*) is
+# that the model itself can be read as a judge: an answer's quality is how much likelier it has
+# become since the start,
 #
 # $$\beta \, \log \frac{\pi(y \mid x)}{\pi_{\text{ref}}(y \mid x)},$$
 #
 # where the *reference* $\pi_{\text{ref}}$ is the model before training. The loss is minus the
 # log-probability of the choices that were made. No judge is trained, and nothing is sampled.
 #
+# Why this formula? Ask for the model with the highest quality minus $\beta$ times the KL from the
+# reference. It is known: $\pi(y \mid x)$ is proportional to $\pi_{\text{ref}}(y \mid x) \,
+# e^{\text{quality} / \beta}$. Solve this for the quality, and you have the line above, plus a
+# number that depends on the prompt alone and cancels in the difference of two answers. So $\beta$
+# says how dear it is to move away from the start: a small one lets the model go far.
+
+# %% [markdown]
 # ### Exercise 8.2 · `dpo_loss`
 #
 # ●●○ · 10 min · 3 points
 #
-# All four are log-probabilities `(b,)` of whole answers, as yours from 8.1. Return the mean loss of
-# the pairs, a tensor of one number. The check compares with TRL's to 1e-5, and asks for margins
-# that training reaches when something goes wrong: a thousand nats to either side. There the loss
-# has to be a number, and so has its gradient.
+# All four are log-probabilities `(b,)` of whole answers, as 8.1 returns them. Return the mean loss
+# of the pairs, a tensor of one number. The check compares with TRL's to 1e-5, and tries margins
+# that training reaches when something goes wrong: a thousand nats to either side. There, too, the
+# loss and its gradient have to be finite.
 #
 # <details><summary>Hint</summary>
 #
@@ -146,7 +158,7 @@ if lab.experiment("The model, and pairs of its answers", 5):
 #
 # <details><summary>Another hint</summary>
 #
-# `torch.sigmoid(torch.tensor(-200.0))` is 0, and the logarithm of that is no number. Torch has a
+# `torch.sigmoid(torch.tensor(-200.0))` is 0, and the logarithm of that is infinite. Torch has a
 # function for both at once.
 # </details>
 
@@ -165,10 +177,11 @@ def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
 check.dpo(dpo_loss)
 
 # %% [markdown]
-# Look at what the loss does *not* ask for. Only the difference of the two answers counts. The
-# chosen one may become less likely, as long as the rejected one loses more. Look below for whether
+# Note what the loss does *not* ask for. Only the difference of the two answers counts. The chosen
+# one may become less likely, as long as the rejected one loses more. A picture below shows whether
 # it did.
-#
+
+# %% [markdown]
 # ## The reference is already there
 #
 # DPO needs the log-probabilities of the model before training. With full fine-tuning that is a
@@ -184,20 +197,20 @@ check.dpo(dpo_loss)
 # by your `sequence_logprob`:
 #
 # - without a gradient: nothing here is trained, and a graph for it would cost memory;
-# - in evaluation mode, since a dropout of the base would make noise of it;
-# - and leave the model as it was: training or evaluating, and with the same adapter active. It has
-#   to be so **after an exception**, too. A notebook goes on after one (out of memory, say), and a
-#   model that silently stayed without its adapter would be trained on as if nothing had happened.
+# - in evaluation mode, since dropout in the base would add noise;
+# - and leave the model as it was: training or evaluating, and with the same adapter active. That
+#   also means **after an exception**. A notebook goes on after one (out of memory, say), and a
+#   model left without its adapter would be trained on as if nothing had happened.
 #
 # <details><summary>Hint</summary>
 #
-# PEFT has a context manager that switches adapters off, and what it does is undone on the way out,
+# PEFT has a context manager that switches adapters off, and switches them on again on the way out,
 # however you leave.
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# `model.training` says which mode it was in. What in Python runs after a block in any case?
+# `model.training` says which mode it was in. Which block of Python runs in any case?
 # </details>
 
 
@@ -222,7 +235,8 @@ check.reference(reference_logprobs)
 # %% [markdown]
 # ## DPO on `chat`
 #
-# Four pieces make a training: the model with an adapter, an optimizer, your loss and a step.
+# A training has four pieces: a model with an adapter, an optimizer, your loss and a step. Here are
+# the three that are not yours.
 
 
 # %%
@@ -256,11 +270,12 @@ def step_down(loss, optimizer):
 def train_dpo(model, batches, rate, reference_of=None, beta=0.1):
     """DPO on batches of pairs; curves of the loss and of what either side has gained, in nats."""
     optimizer, curves = adamw(model, rate), live.Curves("DPO on chat", len(batches))
+    reference_of = reference_of or reference_logprobs
     for batch in batches:
-        with fast.layers(model):
+        with fast.layers(model):  # the same numbers, quicker on a CPU
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         policy = sequence_logprob(logits, batch["labels"])
-        reference = (reference_of or reference_logprobs)(model, batch)
+        reference = reference_of(model, batch)
         loss = dpo_loss(*policy.chunk(2), *reference.chunk(2), beta)
         step_down(loss, optimizer)
         chosen, rejected = (policy - reference).detach().chunk(2)
@@ -269,8 +284,8 @@ def train_dpo(model, batches, rate, reference_of=None, beta=0.1):
 
 
 # %% [markdown]
-# How good is it? The verifier judges answers to instructions that were never trained on. One answer
-# an instruction would be a coin thrown once, so each is answered several times.
+# How good is it? The verifier judges answers to instructions that were never trained on. A single
+# sampled answer is a matter of luck, so each instruction is answered four times.
 
 
 # %%
@@ -282,7 +297,8 @@ def unseen_instructions():
 def followed(model, rows, samples=4):
     """Share of the answers to each row that follow its constraint, (n,), and tokens an answer."""
     chance = torch.Generator(model.device).manual_seed(0)
-    answers = rollouts.sample(model, tokenizer, rows, samples, 48, 0.7, chance)
+    how = {"max_new_tokens": 48, "temperature": 0.7, "generator": chance}
+    answers = rollouts.sample(model, tokenizer, rows, samples, **how)
     hits = [chat.follows(answer["row"]["check"], answer["text"]) for answer in answers]
     tokens = sum(label != -100 for answer in answers for label in answer["labels"])
     return torch.tensor(hits).float().view(-1, samples).mean(1), tokens / len(answers)
@@ -300,7 +316,7 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 85, needs=["8.1", "8.2", "
     dpo = train_dpo(policy, batches, 5e-4)
     after, _ = followed(policy, unseen)
     gain, error = (after - before).mean(), (after - before).std() / len(unseen) ** 0.5
-    title = f"DPO: {gain:+.0%} of constraints followed, standard error {error:.0%}"
+    title = f"Constraints followed: {100 * gain:+.0f} points, standard error {100 * error:.0f}"
     display(plots.shares({"before": before, "after": after}, title, guess_dpo))
     guess_dpo.beside(100 * after.mean().item())
 
@@ -311,18 +327,18 @@ if lab.experiment("What either side has gained", 0, needs=["8.1", "8.2", "8.3"])
 # %% [markdown]
 # One run is one draw. `benchmarks/preferences.py` made three with these settings, a seed each: from
 # 21% they gained 10, 9 and 3 points, each with a standard error of about 5 over the 40
-# instructions. All three went up, and one by more than two errors. So it probably helps, by less
-# than the best run says. Which constraint is followed hangs on the instruction: to be sure, take
-# more instructions, not more answers to each.
+# instructions. All three went up, and one by more than two errors. So DPO probably helps, by less
+# than the best run says. To be surer, take more instructions rather than more answers to each: that
+# evens out the luck of the draw, and the differences between instructions as well.
 #
-# What was the same in each run is the way. The rejected answers lost 14 to 20 nats. The chosen ones
-# lost 5 and 9 in two runs and nothing in the third. And answers shrank from 36 tokens to 16, 19 and
-# 23: short is what many constraints ask for.
+# All runs went the same way. The rejected answers lost 14 to 20 nats. The chosen ones lost 5 and 9
+# in two runs and nothing in the third. And answers shrank from 36 tokens to 16, 19 and 23, as short
+# is what many constraints ask for.
 
 # %% [markdown]
 # ## Two runs that report no error
 #
-# Somebody reads the columns of a data set in the wrong order, and chosen and rejected change
+# Somebody reads the columns of a data set in the wrong order, so that chosen and rejected change
 # places. Somebody else computes the reference with the adapter on. Neither gets an error message.
 # What does the loss say?
 
@@ -349,20 +365,29 @@ if lab.experiment("Pairs swapped, and a reference that moves", 60, needs=["8.1",
     told = {"as it should be": dpo, "pairs swapped": turned, "reference moves": still}
     falling = {name: curves.values["loss"] for name, curves in told.items()}
     display(plots.losses(falling, plots.loss_title(falling)))
-    display(
-        plots.shares(
-            {"before": before, "DPO": after, "swapped": share_wrong}, "What the verifier says"
-        )
-    )
+    rows = {"before": before, "DPO": after, "swapped": share_wrong}
+    title = f"The verifier: DPO {after.mean():.0%}, with swapped pairs {share_wrong.mean():.0%}"
+    display(plots.shares(rows, title))
+
+# %% [markdown]
+# With swapped pairs the loss falls, too (to 0.63 after ten steps when we ran it, where the right
+# pairs had 0.53): it measures how well the model agrees with the pairs, whatever they say. Only
+# something outside the pairs can tell. Here it is the verifier, which finds no gain. So read a few
+# pairs before you train on them.
+#
+# Where the reference moves, policy and reference are the same at every step, and the loss stays at
+# $\log 2 = 0.69$ (the dotted line), but for rounding. The gradient is not zero: every pair pushes
+# as hard as in the first step, and nothing says when it is enough. A DPO loss that stays at 0.69 is
+# a bug.
 
 # %% [markdown]
 # ## DPO with TRL
 #
 # `DPOTrainer` takes the same pairs and the same settings. Like your loop, it makes no second model
-# where it is given a `peft_config`: it switches the adapter off. (Give it a model that *has* an
-# adapter, and it keeps a copy of this adapter as the reference: training goes on from there, and
-# the bare base is not where it started.) `rewards/margins` is $\beta$ times the difference of the
-# two gains.
+# if it is given a `peft_config`: it switches the adapter off. (Give it a model that *has* an
+# adapter, and it keeps a copy of this adapter as the reference, since training then starts from
+# there and not from the bare base.) `rewards/margins` is $\beta$ times the difference of the two
+# gains.
 
 
 # %%
@@ -396,29 +421,37 @@ if lab.experiment("Three steps of TRL's DPOTrainer", 20, needs=["8.1", "8.2", "8
     print("yours:", [round(loss, 4) for loss in dpo.values["loss"][:3]])
 
 # %% [markdown]
+# Nothing has moved before the first step, so both losses should begin at $\log 2 = 0.693$. Where
+# yours is 0.71, that is bf16: policy and reference are computed in two ways, and the roundings add
+# up over the tokens of an answer. The later losses need not agree: the two loops see the pairs in
+# different orders.
+
+# %% [markdown]
 # ## Better than its siblings
 #
-# Pairs are made before training, by an older model. GRPO (*group relative policy optimization*)
-# lets the model answer now. For each prompt it samples a *group* of answers, a program gives each
-# one a reward, and what was better than the rest of its group is made likelier. Nobody says what
-# the right answer would have been.
+# The pairs were made before training, by the model as it was then. GRPO (*group relative policy
+# optimization*) lets the model answer now. For each prompt it samples a *group* of answers, a
+# program gives each one a reward, and what was better than the rest of its group is made likelier.
+# Nobody says what the right answer would have been.
 #
 # "Better than the rest" is the *advantage*: the reward minus the group's mean, divided by the
-# group's standard deviation, so that an easy prompt and a hard one count alike.
+# group's standard deviation, so that an easy prompt and a hard one count alike. (The division is
+# disputed: in a group whose rewards are nearly equal it makes a small difference large. "Dr. GRPO",
+# 2503.20783, leaves it out.)
 #
 # ### Exercise 8.4 · `group_advantages`
 #
 # ●○○ · 5 min · 2 points
 #
-# Each row of `rewards` is the group of one prompt. Divide by the standard deviation **plus**
-# `eps`: where all rewards are equal there is nothing to learn, and the advantages are zeros.
-# A group is a sample, so its standard deviation is torch's default, with one less than the number
-# of samples. TRL does the same.
+# Each row of `rewards` is the group of one prompt. Divide by the standard deviation **plus** `eps`:
+# where all rewards are equal there is nothing to learn, and the advantages are zeros. A group is a
+# sample, so take torch's default standard deviation, which divides by the number of samples less
+# one. TRL does the same.
 #
 # <details><summary>Hint</summary>
 #
-# Mean and standard deviation are taken along one of the two axes. With `keepdim=True` what comes
-# out still fits the rewards.
+# Mean and standard deviation are taken along one of the two axes. With `keepdim=True` their shapes
+# still fit the rewards.
 # </details>
 
 
@@ -437,20 +470,21 @@ check.advantages(group_advantages)
 # %% [markdown]
 # A group in which every answer fails teaches nothing, and neither does one in which every answer is
 # right. A run whose reward stays at zero from the first step has only such groups: the model never
-# happens on anything good. That is why people train on written answers for a while first, a *warm
+# hits on anything good. That is why people first train on written answers for a while, a *warm
 # start*, and so do we.
-#
+
+# %% [markdown]
 # ## One step, and not too far
 #
 # A sample is dear: it took as many passes as it has tokens. So one would like to take several steps
 # on it. But after the first step it is a sample of an older model. The *ratio*
-# $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ says how much likelier a token is now than it was when
-# it was drawn, and the objective for a token with advantage $A$ is
+# $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ says how much likelier a token is now than when it was
+# drawn, and the objective for a token with advantage $A$ is
 #
 # $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
 #
 # Read it for either sign of $A$. A token of a good answer gains until it is $1 + \epsilon$ times as
-# likely, and then there is nothing more to gain. A token of a bad answer loses until it is
+# likely; then there is nothing more to gain. A token of a bad answer loses until it is
 # $1 - \epsilon$ times as likely. In the other direction nothing is clipped: what has moved the
 # wrong way is pulled back with full force.
 #
@@ -460,8 +494,8 @@ check.advantages(group_advantages)
 #
 # `logp` and `old_logp` are log-probabilities of single tokens, `(b, t)`, and every token of an
 # answer has the advantage of its answer, `(b,)`. `mask` is True on tokens of answers and False on
-# padding. Return minus the objective, its mean over **all tokens** of the batch that are not
-# padding: each token counts once, and so a long answer counts more than a short one. (That is TRL's
+# padding. Return minus the mean of the objective over **all tokens** of the batch that are not
+# padding: each token counts once, so a long answer counts more than a short one. (That is TRL's
 # `loss_type="bnpo"`, and with one process what its default does. The first GRPO took each answer's
 # mean and then the mean of these.) The check compares the loss with TRL's to 1e-5, and its gradient
 # with respect to `logp`.
@@ -500,15 +534,16 @@ check.clipped(grpo_loss)
 
 # %% [markdown]
 # In the first step after sampling `logp` and `old_logp` are the same numbers, each ratio is 1, and
-# the loss is minus the advantage of a mean token: near zero, and it would be zero if all answers
-# were as long as each other. People see that and report a run that does not learn. Its gradient is
-# not zero. Watch the reward in such a run, and not the loss.
-#
+# the loss is minus the advantage of an average token: near zero, and exactly zero if all answers
+# had the same length. People see that and report a run that does not learn. But its gradient is not
+# zero. In such a run watch the reward, not the loss.
+
+# %% [markdown]
 # ## What is an answer worth?
 #
 # On `home` there is one right answer, and a program can tell. But a reward of 1 for it and 0 for
-# anything else is silent for most groups in the beginning: all equal, no advantage. So one gives
-# something for half of the way. That is where the trouble begins, since the model will find
+# anything else says nothing about most groups in the beginning: all equal, no advantage. So one
+# pays something for a part of the way. That is where the trouble begins, since the model will find
 # whatever earns more than it should.
 #
 # ### Exercise 8.6 · `reward`
@@ -519,22 +554,21 @@ check.clipped(grpo_loss)
 # and `answer` is whatever the model said. Call a key of `answer` *right* if `wanted` has it **with
 # the same value**. Return a float from 0 to 1:
 #
-# - 1 for equal data and for nothing else. The order of keys and blanks between them do not count.
-#   `true` is not `1`, and `"1"` isn't either;
+# - 1 for equal data and for nothing else. The order of keys does not count, nor do blanks between
+#   them. `true` is not `1`, and `"1"` isn't either;
 # - 0 for what is no JSON object (a model says all sorts of things), and where no key is right;
 # - more for each right key;
 # - less for each key that is not wanted;
 # - a wanted key with a wrong value earns no more than the same answer without it.
 #
-# Formulas differ, and many pass. One more thing is asked of yours, for the hack that everybody's
-# first reward has: an answer that **names every key** there is (`home` has 16) earns less than an
-# honest half, which has half of the wanted keys right and nothing else. Even if what it says for
-# the wanted ones is right.
+# Many formulas pass. One more condition is against a common hack: an answer that **names every
+# key** there is (`home` has 16) earns less than an honest half, which has half of the wanted keys
+# right and nothing else. It does so even if all its wanted keys are right.
 #
 # <details><summary>Hint</summary>
 #
-# If you pay for what is right and divide by the number of *wanted* keys, more keys cost nothing. By
-# what could you divide?
+# If you count what is right and divide by the number of *wanted* keys, more keys cost nothing. What
+# else could you divide by?
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -587,10 +621,11 @@ if lab.experiment("A step without a warm start", 12, needs=["8.4", "8.5", "8.6"]
     print(f"one of the answers: {answers[0]['text'][:160]!r}")
 
 # %% [markdown]
-# So the model first sees some written answers, as in lab 3, and its adapter is merged. What comes
-# out is a plain model that is right now and then. From here on only the reward speaks. And as the
-# new adapter is on top of the merged model, switching it off gives the start: KL from the start
-# needs no second model either.
+# All answers earn the same, so every advantage is zero, and the gradient is, too. So the model
+# first sees some written answers, as in lab 3, and its adapter is merged. The result is a plain
+# model that is right now and then. From here on only the reward teaches. The new adapter is on top
+# of the merged model, so switching it off gives the start again: KL from the start needs no second
+# model either.
 
 
 # %%
@@ -616,8 +651,9 @@ def warm_start(steps=14):
 #
 # The loop has five parts: answers, rewards, advantages, loss, step. `rollouts.sample` lets the
 # model answer each prompt eight times; `rollouts.logprobs` reads all answers in one pass and
-# returns the log-probability of each of their tokens, with a gradient. Here every rollout serves
-# one step, so `old_logp` is `logp` itself, without its gradient.
+# returns the log-probability of each of their tokens, with a gradient. Here every sample serves one
+# step, so `old_logp` is `logp` itself, without its gradient, and nothing is clipped. The KL is only
+# watched. The first GRPO also put it into the loss; TRL's default leaves it out, as we do.
 
 
 # %%
@@ -645,12 +681,13 @@ def kl_from_start(model, answers, logp, mask):
     """KL from the model without its adapter in nats a token, estimated on answers of its own."""
     with model.disable_adapter():
         start, _ = rollouts.logprobs(model, answers)
-    ratio = start - logp  # (b, t)
-    return ((ratio.exp() - 1 - ratio) * mask).sum() / mask.sum()
+    gap = start - logp  # (b, t); what is summed is never negative, and the KL on average
+    return ((gap.exp() - 1 - gap) * mask).sum() / mask.sum()
 
 
-# %%
-guess_grpo = lab.predict("GRPO, 12 steps: how many of 100 unseen commands are right?", None)
+# %% [markdown]
+# A model is judged by 100 unseen commands: how many answers are exact, how many have the right
+# intent, their mean reward, and how many keys an answer names. The last will matter further down.
 
 
 # %%
@@ -675,11 +712,14 @@ def marks(model):
     rows = tasks.load("home", "test").shuffle(seed=1).select(range(100))
     told = generation.answers(model, tokenizer, rows["messages"], max_new_tokens=40)
     both = list(zip(told, rows["answer"], strict=True))
-    intents = sum(a.split(",")[0] == b.split(",")[0] for a, b in both)
-    earned = [reward(*pair) for pair in both]
+    intents = sum(a.split(",")[0] == b.split(",")[0] for a, b in both)  # the first key's value
+    earned = [reward(answer, wanted) for answer, wanted in both]
     means = {"reward": sum(earned) / len(both), "keys": keys_named(told)}
     return {"exact": earned.count(1), "intent": intents} | means
 
+
+# %%
+guess_grpo = lab.predict("GRPO, 12 steps: how many of 100 unseen commands are right?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
@@ -692,9 +732,15 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
     guess_grpo.beside(scores["GRPO"]["exact"])
 
 # %% [markdown]
+# When we ran it (one seed), the mean reward on 100 unseen commands rose from 0.39 to 0.56, each
+# with an error of about 0.04, and the right intents from 45 to 66. Exact answers went from 17 to
+# 21, which may be chance: the model learned first what a part of the way earns. At the end the KL
+# from the start was 0.12 nats a token.
+#
 # The panel `equal` is the share of groups in which all answers earn the same: those prompts taught
-# nothing in that step. Early on it is prompts where all fail, later those where all are right. Long
-# runs on a fixed set of prompts slow down for this reason, and people then leave such groups out.
+# nothing in that step. Early in a training these are prompts where all fail, later those where all
+# are right. Long runs on a fixed set of prompts slow down for this reason. DAPO (2503.14476) leaves
+# such groups out and samples others.
 
 # %% [markdown]
 # ## How small may the adapter be?
@@ -730,8 +776,8 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # %% [markdown]
 # ## A reward that can be hacked
 #
-# Some answers leave a slot out. So somebody adds a little for each key that is named, "to make the
-# answers complete". Your `reward` takes care that this does not pay. This one does not:
+# Some answers leave a key out. So somebody adds a little for each key that is named, "to make the
+# answers complete". With your `reward` that would not pay. With this one it does:
 
 
 # %%
@@ -760,18 +806,24 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
     guess_keys.beside(table.loc["paid a bonus", "keys"])
 
 # %% [markdown]
+# The blue run is paid honestly, the other one by the bonus. When we ran it, the bonus run's own
+# reward rose from 0.68 to 0.78, and none of its curves looks wrong. On unseen commands the honest
+# reward fell from 0.39 to 0.17, no answer was exact any more, and an answer named 3.9 keys instead
+# of 2.6. The cure is in the reward, and not in the training: pay for nothing that you do not want.
+
+# %% [markdown]
 # ## GRPO with TRL
 #
-# `GRPOTrainer` samples, rewards, compares and steps as your loop does. It wants rewards for a list
-# of completions, and hands on the columns of the data set. Eight answers a step are enough to see
-# it work; most of its time goes into `generate`.
+# `GRPOTrainer` samples, rewards, compares and steps as your loop does. Its reward function gets a
+# list of completions, and the columns of the data set by name. Eight answers a step are enough to
+# see it work; most of its time goes into `generate`.
 
 # %% tags=["experiment"]
 if lab.experiment("Three steps of TRL's GRPOTrainer", 20, needs=["8.4", "8.5", "8.6"]):
 
     def pay(completions, answer, **_):
         said = [completion[0]["content"].strip() for completion in completions]
-        return [reward(*pair) for pair in zip(said, answer, strict=True)]
+        return [reward(text, wanted) for text, wanted in zip(said, answer, strict=True)]
 
     prompts = tasks.load("home").map(lambda row: {"prompt": row["messages"][:-1]})
     trainer = GRPOTrainer(
@@ -800,31 +852,31 @@ if lab.experiment("Three steps of TRL's GRPOTrainer", 20, needs=["8.4", "8.5", "
 # **q1. Why does DPO with LoRA need no second model in memory?**
 #
 # - (a) Its loss has no reference at all: the pairs are compared with each other alone.
-# - (b) The reference's numbers are computed once, by whoever made the pairs, and stored.
-# - (c) The base under the adapter has not changed: without the adapter it is the reference.
+# - (b) The base under the adapter has not changed: without the adapter it is the reference.
+# - (c) The reference's numbers are computed once, by whoever made the pairs, and stored.
 # - (d) The adapter is so small that a copy of the whole model with it costs next to nothing.
 #
 # **q2. All eight answers to a prompt earn 0. What does this prompt teach in this step?**
 #
-# - (a) Nothing: each answer is as good as the mean, and all of their advantages are zero.
+# - (a) To stay as it is: the clip holds all tokens at the probabilities that they had before.
 # - (b) To say something else: all eight are made less likely, as their reward is the lowest.
 # - (c) Nothing useful: dividing by a deviation of zero makes the gradient a random direction.
-# - (d) To stay as it is: the clip holds all tokens at the probabilities that they had before.
+# - (d) Nothing: each answer is as good as the mean, and all of their advantages are zero.
 #
 # **q3. A run's reward rises from 0.4 to 0.9, and on held-out prompts no answer is better than
 # before. What do you do first?**
 #
-# - (a) Raise the rank: the adapter had too little room to learn what the reward asks for.
+# - (a) Read the answers that earn most: they show what the reward pays for besides quality.
 # - (b) Take more samples a prompt, so that the advantages have less noise in them.
 # - (c) Lower the clip: the policy has moved too far in each of its steps, and has overshot.
-# - (d) Read the answers that earn most: they show what the reward pays for besides quality.
+# - (d) Raise the rank: the adapter had too little room to learn what the reward asks for.
 #
 # **q4. A token of a bad answer ($A < 0$) is twice as likely as when it was drawn, and $\epsilon$ is
 # 0.2. What does the clipped objective do with it?**
 #
 # - (a) It clips the ratio to 1.2, and the token has no gradient in this step any more.
-# - (b) It keeps the ratio of 2: the token has a gradient, which pulls it down again.
-# - (c) It clips the ratio to 0.8, so that the token is pulled down to that probability.
+# - (b) It clips the ratio to 0.8, so that the token is pulled down to that probability.
+# - (c) It keeps the ratio of 2: the token has a gradient, which pulls it down again.
 # - (d) It leaves the token out of the mean, as its sample is too old to say anything.
 
 
@@ -832,7 +884,7 @@ if lab.experiment("Three steps of TRL's GRPOTrainer", 20, needs=["8.4", "8.5", "
 def quiz():
     """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a", "q4": "a"}."""
     # BEGIN SOLUTION
-    return {"q1": "c", "q2": "a", "q3": "d", "q4": "b"}
+    return {"q1": "b", "q2": "d", "q3": "a", "q4": "c"}
     # END SOLUTION
 
 
@@ -843,11 +895,12 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - The log-probability of an answer is a sum over its tokens, shifted by one, without the prompt.
-# - DPO asks for a difference of two answers, and needs the model as it was. Under an adapter it is
-#   still there.
+# - DPO asks for a difference between two answers, and needs the model as it was. Under an adapter
+#   it is still there.
 # - GRPO makes likelier what is better than its siblings. A group of equals teaches nothing.
-# - The clip stops a step where there is nothing more to gain, and never on the way back.
-# - A reward is what you pay for. Read what it buys.
+# - The clip stops a token that has moved far enough in the right direction, and never one on its
+#   way back.
+# - A model learns what the reward pays for. Read what it buys.
 
 # %%
 lab.score()
@@ -856,7 +909,7 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["8.1", "8.2", "8.3", "8.4", "8.5", "8.6"]):
     earned = [scores[name]["reward"] for name in ("warm start", "GRPO", "paid a bonus")]
     lab.headline(
-        f"DPO: {gain:+.0%} of constraints followed, standard error {error:.0%}; GRPO: reward on "
-        f"unseen commands {earned[0]:.2f} to {earned[1]:.2f}, KL {grpo.values['kl'][-1]:.2f}; paid "
-        f"a bonus for keys: {earned[2]:.2f}"
+        f"DPO: {100 * gain:+.0f} points of constraints followed, standard error {100 * error:.0f}; "
+        f"GRPO: reward on unseen commands {earned[0]:.2f} to {earned[1]:.2f}, KL "
+        f"{grpo.values['kl'][-1]:.2f}; paid a bonus for keys: {earned[2]:.2f}"
     )

@@ -51,6 +51,11 @@ def overfit_gap(history: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def in_groups(counts: pd.DataFrame, group_of: dict[str, str]) -> pd.DataFrame:
+    """A square table of counts with its rows and columns summed by group: `{label: group}`."""
+    return counts.groupby(group_of).sum().T.groupby(group_of).sum().T
+
+
 def with_alpha(runs: pd.DataFrame) -> pd.DataFrame:
     """The rank study's runs, with alpha as the factor alpha / r has it.
 

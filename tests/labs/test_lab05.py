@@ -1017,6 +1017,14 @@ def test_param_table_counts_what_was_published():
     assert one["percent"].tolist() == pytest.approx([500 / 6])
 
 
+def test_counts_by_group_add_up_rows_and_columns():
+    labels, told = list("abc"), list("acb")
+    counts = pd.DataFrame([[1, 2, 0], [0, 3, 4], [5, 0, 6]], index=labels, columns=told)
+    groups = tables.in_groups(counts, {"a": "x", "b": "x", "c": "y"})
+    assert groups.loc["x"].to_dict() == {"x": 1 + 0 + 0 + 4, "y": 2 + 3}
+    assert groups.loc["y"].to_dict() == {"x": 5 + 6, "y": 0}
+
+
 def test_the_front_keeps_equal_rows_and_no_failed_one():
     frame = pd.DataFrame({"cost": [2, 2, 5, 1, 2, 0], "good": [6, 8, 7, 1, 8, math.nan]})
     assert tables.pareto(frame, "cost", "good").index.tolist() == [1, 3, 4]

@@ -935,7 +935,7 @@ WRONG_REWARDS = [
 
 
 def quiz():
-    return {"q1": "c", "q2": "a", "q3": "d", "q4": "b"}
+    return {"q1": "b", "q2": "d", "q3": "a", "q4": "c"}
 
 
 def judged(check, answers):
@@ -1023,7 +1023,7 @@ WRONG = [
     *judged(check.rewards, WRONG_REWARDS),
     (check.quiz, lambda: {**quiz(), "q1": "a"}, "q1 a, not quite"),
     (check.quiz, lambda: {**quiz(), "q2": "c"}, "q2 c, not quite"),
-    (check.quiz, lambda: {"q1": "c"}, "wants one of"),
+    (check.quiz, lambda: {"q1": "b"}, "wants one of"),
 ]
 STUBS = [
     (one, stub)

@@ -179,9 +179,8 @@ def best_rates(best, full, guess):
             capsize=3,
             label=f"r={rank}",
         )
-    product = float(np.exp(np.log(best["alpha"] * best["learning_rate"]).mean()))
     alphas = np.array(sorted(best["alpha"].unique()), dtype=float)
-    ax.plot(alphas, product / alphas, color=INK, lw=1, label=f"rate x alpha = {product:.2g}")
+    _power_laws(ax, alphas, best)
     ax.axhline(full, color="#999999", lw=1.2, ls=":", label=f"full fine-tuning: {full:g}")
     ax.set(xscale="log", yscale="log", xlabel="alpha", ylabel="best learning rate")
     ax.set_xticks(alphas, [f"{a:g}" for a in alphas], minor=False)
@@ -194,12 +193,23 @@ def best_rates(best, full, guess):
         best.loc[best["alpha"] == alpha, "learning_rate"].mean() / full
         for alpha in (alphas[0], alphas[-1])
     ]
+    products = best["alpha"] * best["learning_rate"]
     ax.set_title(
-        f"LoRA's best rate is {ends[0]:.0f} times full fine-tuning's at alpha {alphas[0]:g},\n"
-        f"{ends[1]:.0f} times at alpha {alphas[-1]:g}: what stays is rate x alpha"
+        f"LoRA's best rate is {ends[0]:.0f} times full fine-tuning's at alpha {alphas[0]:g}, "
+        f"{ends[1]:.0f} times\nat alpha {alphas[-1]:g}; rate x alpha stays within a factor of "
+        f"{products.max() / products.min():.0f}"
     )
     guess.draw(ax)
     return fig
+
+
+def _power_laws(ax, alphas, best):
+    """Two lines through the best rates: alpha to the power -1, and to a fitted one."""
+    x, y = np.log(best["alpha"]), np.log(best["learning_rate"])
+    product, (slope, start) = np.exp((x + y).mean()), np.polyfit(x, y, 1)
+    fitted = np.exp(start) * alphas**slope
+    ax.plot(alphas, product / alphas, color=INK, lw=1, label=f"rate x alpha = {product:.2g}")
+    ax.plot(alphas, fitted, color=INK, lw=1, ls="--", label=f"fitted: alpha^{slope:.2f}")
 
 
 def overfitting(history, title):

@@ -101,7 +101,7 @@ def capacity(runs, bits_each, guess):
     ax.set_yticks([], minor=True)
     ax.set_ylim(0.8 * runs["bits"].min(), 1.6 * bits_each * runs["n"].max())
     told = "; ".join(f"{n:,} pairs: {rank}" for n, rank in needed.items())
-    ax.set_title(f"The rank that gets 9 of 10 values right:\n{told}")
+    ax.set_title(f"The lowest rank that gets 9 of 10 values right:\n{told}")
     guess.draw(ax, "x")
     return fig
 

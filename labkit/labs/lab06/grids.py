@@ -96,6 +96,7 @@ def crossover(frame, guess):
     in the right panel.
     """
     fig, (left, right) = figure(2, width=10, height=4.2)
+    fig.get_layout_engine().set(wspace=0.06)  # else the right axis' name touches the left panel
     for way, (colour, line, marker) in WAYS.items():
         rows = frame[frame["way"] == way]
         means = rows.groupby("steps")[["to_error", "kl", "worse"]].mean()
@@ -112,7 +113,7 @@ def crossover(frame, guess):
     left.set(yscale="log", ylabel="KL from what was trained, nats")
     right.set_yscale("symlog", linthresh=0.03)
     right.axhline(0, color=INK, lw=0.8)
-    right.set(ylabel="task loss less the trained model's")
+    right.set(ylabel="extra task loss, nats")
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     guess.draw(right)
     return headed(fig, _verdict(frame))

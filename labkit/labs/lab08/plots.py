@@ -1,6 +1,7 @@
 """Figures of lab 8."""
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from labkit.plots import INK, PALETTE, figure, headed, smooth, traced
 
@@ -47,14 +48,20 @@ def losses(runs, title):
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
     longest = max(map(len, runs.values()))
     ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(1, longest), ylim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(title)
     return fig
 
 
 def loss_title(runs):
-    """The mean loss of each run's last three steps, in a line."""
-    told = ", ".join(f"{name} {np.mean(losses[-3:]):.2f}" for name, losses in runs.items())
-    return f"Last losses: {told}"
+    """A line a run: the mean loss of its last three steps, and of the first run's at that step."""
+    (first, longest), *others = runs.items()
+    lines = []
+    for name, losses in others:
+        n, pair = len(losses), (losses[-3:], longest[: len(losses)][-3:])
+        here, there = (np.mean(part) for part in pair)
+        lines.append(f"After {n} steps: {name} {here:.2f}, {first} {there:.2f}")
+    return "\n".join(lines)
 
 
 def paid(runs, wanted, title):
@@ -67,6 +74,7 @@ def paid(runs, wanted, title):
         for colour, (run, values) in zip(PALETTE, runs.items(), strict=False):
             traced(ax, values[name], colour, 0.6, label=run)
         ax.set(xlabel="step", ylabel=label, ylim=(0, None))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend(fontsize=9)
     return headed(fig, title)
 
