@@ -10,6 +10,7 @@ grading worksheet are in `worksheets`.
 import html
 import json
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,8 @@ def _canvas_id(name: str, names: dict[str, str]) -> str | None:
 
 def _letters(text: str) -> str:
     """A name as its sorted letters: "Doe, Jane", "Jane Doe" and "doejane" are one."""
-    return "".join(sorted(re.sub(r"\W", "", text.lower())))
+    composed = unicodedata.normalize("NFC", text.lower())  # a Mac unzips é as e and an accent
+    return "".join(sorted(re.sub(r"\W", "", composed)))
 
 
 def moodle(

@@ -87,6 +87,7 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
         ("group7_12347_12346_5_x.ipynb", None),  # two readings, and no name decides
         ("lovelaceada_12346_999_5_x.ipynb", "Lovelace, Ada"),
         ("doejane_77777_67890_x.ipynb", None),
+        ("go\u0308delkurt_12347_12346_5_x.ipynb", "Gödel, Kurt"),  # unzipped by a Mac
         ("anon_4fZq1_67890_x.ipynb", None),
         ("02_lora.ipynb", None),
         ("12345.ipynb", None),
@@ -464,6 +465,10 @@ def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradeboo
     assert call(tmp_path, "--canvas", gradebook(CANVAS)) == 0
     assert "students with points: 1" in capsys.readouterr().out
     assert table((tmp_path / "canvas.csv").read_text("utf-8"))[1]["Lab 2: LoRA (771)"] == "30"
+    assert call(tmp_path, "--canvas", gradebook(CANVAS), "--lab", "2") == 0
+    told = capsys.readouterr().out
+    for name in ("canvas-02_lora.csv", "canvas-02_lora-comments.zip"):  # of each lab its own
+        assert (tmp_path / name).is_file() and str(tmp_path / name) in told
     assert call(tmp_path, "--moodle", gradebook(MOODLE)) == 1
     assert "LOOK: not matched: doejane_12345_1_a.ipynb" in capsys.readouterr().out
     assert (tmp_path / "moodle.csv").is_file()
