@@ -118,6 +118,19 @@ def test_what_needs_a_look_is_listed_and_nothing_is_lost(gradebook):
     ]
 
 
+def test_a_class_that_came_from_two_systems_is_one_line_in_each(gradebook):
+    theirs = [f"Jane Doe_{n}_assignsubmission_file_/x.ipynb" for n in range(900, 930)]
+    rows = [row("doejane_12345_1_a.ipynb"), row("by mail.ipynb"), *map(row, theirs)]
+    first, second = exports.canvas(rows, gradebook(CANVAS)).problems
+    assert first == "not matched: by mail.ipynb"
+    assert second.startswith("not matched, named by Moodle (30): Jane Doe_900_")
+    problems = exports.moodle(
+        [*rows, row("Jane Doe_501_assignsubmission_file_/y.ipynb")], (gradebook(MOODLE))
+    ).problems
+    assert sum(line.startswith("not matched: ") for line in problems) == 31, "30 are not in it"
+    assert problems[-1] == "not matched, named by Canvas (1): doejane_12345_1_a.ipynb"
+
+
 def test_the_lab_and_the_column_are_said_when_they_are_not_clear(gradebook):
     book = gradebook(CANVAS)
     rows = [row("doejane_12345_1_a.ipynb"), row("doejane_12345_2_b.ipynb", lab="03_peft")]
@@ -470,7 +483,8 @@ def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradeboo
     for name in ("canvas-02_lora.csv", "canvas-02_lora-comments.zip"):  # of each lab its own
         assert (tmp_path / name).is_file() and str(tmp_path / name) in told
     assert call(tmp_path, "--moodle", gradebook(MOODLE)) == 1
-    assert "LOOK: not matched: doejane_12345_1_a.ipynb" in capsys.readouterr().out
+    told = "LOOK: not matched, named by Canvas (1): doejane_12345_1_a.ipynb"
+    assert told in capsys.readouterr().out
     assert (tmp_path / "moodle.csv").is_file()
     (tmp_path / "results.json").write_text(json.dumps(rows))
     assert call(tmp_path, "--gradescope") == 0
