@@ -155,14 +155,11 @@ class _Renamed(ast.NodeTransformer):
 def notebook(stem, cells):
     """The bytes of the student's notebook with these answers in the places of the stubs."""
     book = json.loads((ROOT / "notebooks" / f"{stem}.ipynb").read_text("utf-8"))
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    defines = [reference.defined("".join(cell["source"])) for cell in code]  # before any is filled
     for id, source in cells.items():
         names = set(reference.names_of(stem, id)) or {"quiz"}
-        at = next(
-            cell
-            for cell in book["cells"]
-            if cell["cell_type"] == "code" and names & reference.defined("".join(cell["source"]))
-        )
-        at["source"] = source
+        code[next(i for i, defined in enumerate(defines) if names & defined)]["source"] = source
     return json.dumps(book).encode()
 
 

@@ -94,12 +94,14 @@ def export(
     if gradescope:
         print(f"written: {exports.to_gradescope(out)}")
         return 0
-    name, fill = ("canvas.csv", exports.canvas) if canvas else ("moodle.csv", exports.moodle)
+    name, fill = ("canvas", exports.canvas) if canvas else ("moodle", exports.moodle)
     done = fill(exports.results_in(out), canvas or moodle, lab, column)
-    (out / name).write_bytes(done.data())
-    told = out / f"{Path(name).stem}-comments.zip"
+    if lab and done.filled:  # so that the labs of a folder do not write over each other
+        name = f"{name}-{done.filled[0].lab}"
+    table, told = out / f"{name}.csv", out / f"{name}-comments.zip"
+    table.write_bytes(done.data())
     comments.canvas(told, done.filled) if canvas else comments.moodle(told, done.filled, out)
-    print(f"written: {out / name}; students with points: {len(done.filled)}")
+    print(f"written: {table}; students with points: {len(done.filled)}")
     print(f"written: {told}, what each is told")
     for line in [*done.remarks, *(f"LOOK: {problem}" for problem in done.problems)]:
         print(line)

@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
+from logging import getLogger
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,7 @@ def memory(
     from labkit.memory import configs
 
     logging.set_verbosity_error()  # nothing runs: which kernels are installed does not matter
+    getLogger("torch._subclasses.fake_tensor").disabled = True  # what fails there becomes one line
     if model is None:
         raise LabError(f"say a model: {', '.join(configs.built_in())}, or a config.json")
     limit, config = parse_size(fit) if fit else None, configs.find(model)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.grading import sandbox, store, workers
-from labkit.grading.after import report
+from labkit.grading.after import overrides, report
 from labkit.grading.collect import Notebook, absolute, collect, listed
 from labkit.grading.limits import Limits
 from labkit.grading.row import Row
@@ -72,9 +72,9 @@ def grade(
                 if progress:
                     progress(done, len(books), row)
     finally:
-        rows = _report(out, renamed)
+        rows, by_hand = _report(out, renamed)
     notes = [] if notes is None else notes
-    notes += _notes(todo, found, before, renamed)
+    notes += _notes(todo, found, before, renamed) + by_hand
     if alike:
         notes.append(_alike(out, rows))
     return rows
@@ -166,7 +166,10 @@ def _kept(book, row, sources):
 
 
 def _report(out, renamed):
-    """Write the reports of all that was ever graded into the folder; the rows."""
+    """Write the reports of all that was ever graded into the folder.
+
+    `(rows, lines)`, the lines on points that were given by hand.
+    """
     with store.locked(out):
         for name in renamed:
             store.forget(out, name)
@@ -174,8 +177,9 @@ def _report(out, renamed):
         found = {row.submission: row for row in report.rows_in(out)}
         found |= {name: entry.row for name, entry in entries.items()}
         rows = [found[name] for name in sorted(found.keys() - renamed)]
+        rows, lines = overrides.put_over(out, rows)
         report.write(out, rows, {name: entry.sources for name, entry in entries.items()})
-    return rows
+    return rows, lines
 
 
 def _alike(out, rows):

@@ -23,6 +23,8 @@ from labkit.memory.settings import Settings
 
 # PEFT refuses adapters on their out_proj (tuners_utils._check_lora_target_modules_mamba)
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+# linear layers whose weights transformers clips in each step, which packed ones refuse (Gemma 3n)
+CLIPPED = ("correction_coefs", "prediction_coefs")
 BLOCK, BLOCK_OF_SCALES = 64, 256  # bitsandbytes' block sizes for NF4 and for its scales
 
 
@@ -33,14 +35,7 @@ def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]
     """
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            model = transformers.AutoModelForCausalLM.from_config(
-                config,
-                dtype=getattr(torch, settings.dtype),
-                attn_implementation=attention_of(config, settings),
-            )
-        except ValueError as error:  # dimensions or an attention that the architecture refuses
-            raise LabError(str(error)) from None
+        model = _bare(config, settings)
         n_params = sum(parameter.numel() for parameter in model.parameters())
         if settings.method == "qlora":
             _quantise(model, settings)
@@ -49,6 +44,24 @@ def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]
         if settings.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train(), n_params
+
+
+def n_params(config: PretrainedConfig, settings: Settings) -> int:
+    """The number of parameters of the model without adapter, tied weights once."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in _bare(config, settings).parameters())
+
+
+def _bare(config, settings):
+    """The model without adapter; LabError for what the architecture refuses."""
+    try:
+        return transformers.AutoModelForCausalLM.from_config(
+            config,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=attention_of(config, settings),
+        )
+    except ValueError as error:  # dimensions, or an attention
+        raise LabError(str(error)) from None
 
 
 def attention_of(config: PretrainedConfig, settings: Settings) -> str:
@@ -70,7 +83,8 @@ def on_experts(model: nn.Module) -> bool:
 
 def _quantise(model, settings):
     """Replace linear layers by bitsandbytes' as transformers does when it loads in 4-bit."""
-    replace_with_bnb_linear(model, get_keys_to_not_convert(model), in_4_bits(settings))
+    left = [*get_keys_to_not_convert(model), *CLIPPED]
+    replace_with_bnb_linear(model, left, in_4_bits(settings))
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # some CPUs pack the weights anew for inference, and backward cannot use that

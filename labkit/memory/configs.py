@@ -115,18 +115,19 @@ def _made(kind, fields, name):
 
 
 def _known(kind, architectures, name):
-    """The type, or that of the architecture it names where transformers does not know it.
+    """The type, or that of the architecture where this is another model's.
 
-    Kimi-K2 is such a model: a type and code of its own, and the architecture of DeepSeek-V3.
+    Kimi-K2 has a type and code of its own, and the architecture of DeepSeek-V3; MiniMax-M2 was
+    published with the type of MiniMax-01, whose layers are others.
     """
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
 
-    if kind in transformers.CONFIG_MAPPING:
+    fitting = [known for known, architecture in causal.items() if architecture in architectures]
+    if kind in transformers.CONFIG_MAPPING and (kind in fitting or not fitting):
         return kind
-    for known, architecture in causal.items():
-        if architecture in architectures:
-            return known
+    if fitting:
+        return fitting[0]
     version = transformers.__version__
     raise LabError(
         f"{name}: transformers {version} has no model type {kind!r}, a newer one may. "

@@ -13,6 +13,8 @@ from transformers import PretrainedConfig
 
 LONGEST = 12  # layers in a period, at most
 INDICES = ("moe_layers", "mlp_only_layers")  # fields that list the layers which are of a kind
+# fields that say how many layers come before the first with experts
+DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 ALIKE = 64  # events that must agree before two places of a step count as the same
 
 
@@ -39,7 +41,7 @@ def _kinds(config, n_layers):
     """Something for each layer that is equal where the layers are."""
     lists = _lists(config, n_layers)
     chosen = [getattr(config, name, None) or () for name in INDICES]
-    dense = getattr(config, "first_k_dense_replace", 0) or 0
+    dense = max(getattr(config, name, 0) or 0 for name in DENSE)
     every = getattr(config, "decoder_sparse_step", 1) or 1
     return [
         (

@@ -79,13 +79,18 @@ def _notes(config, asked, settings, simulated):
     if whole := getattr(config, "part_of", None):
         yield f"this is the text part of {whole}; what sees or hears is not counted"
     if same := getattr(config, "taken_for", ""):
-        yield f"transformers has no such model by itself; its layers are counted as those of {same}"
+        yield f"its layers are counted as those of {same}, which transformers has"
     if asked.attention != settings.attention:
         yield f"transformers has no fused attention for {kind}, so it is eager: all scores are held"
     if n and settings.method == "qlora":
         yield (
             f"{n / GB:.3g} B of the parameters are fused experts, which stay in {settings.dtype}:"
             " bitsandbytes packs linear layers, and these are none"
+        )
+    if settings.method == "qlora" and kind.startswith("gemma3n"):
+        yield (
+            f"{' and '.join(adapted.CLIPPED)} stay in {settings.dtype}: transformers clips them in"
+            " each step, which 4 bits refuse; name them in llm_int8_skip_modules when you load it"
         )
     if n and settings.method != "full" and not simulated.adapted_experts:
         yield "the experts get no adapters; --experts puts some on them (PEFT's target_parameters)"

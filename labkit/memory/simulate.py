@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, masking_utils
 from transformers.integrations import moe
 
+from labkit.errors import LabError
 from labkit.memory import adapted, objectives, optimizers, repeat
 from labkit.memory.ledger import CATEGORIES, Ledger, category
 from labkit.memory.settings import Settings
@@ -80,6 +81,8 @@ def simulate(
     if few := repeat.shorter(config):
         *parts, times = few
         found = _drawn_out(*(whole(part, settings, device) for part in parts), times)
+        if found and found.n_params != adapted.n_params(config, settings):
+            found = None  # a field that `repeat` does not know makes layers differ
     found = found or whole(config, settings, device)
     return found if timeline else replace(found, timeline=None)
 
@@ -98,7 +101,14 @@ def whole(config: PretrainedConfig, settings: Settings, device: str = "cuda") ->
         adapted.materialise(model, adapted.packed_weight)
         if reference:
             adapted.materialise(reference, adapted.packed_weight)
-        static, paged, history = _step(model, reference, settings)
+        try:
+            static, paged, history = _step(model, reference, settings)
+        except RuntimeError as error:
+            why = " ".join(str(error).split())[:200]
+            raise LabError(
+                f"a step of {config.model_type} does not run so in transformers: {why}; "
+                "try another --method, --dtype or --attention"
+            ) from error
     numbers = {"n_params": n_params, "n_trainable": n_trainable, "n_experts": n_experts}
     numbers["adapted_experts"] = adapted.on_experts(model)
     return _summed_up(history, static, numbers | {"paged": paged})

@@ -66,6 +66,16 @@ def test_a_type_that_transformers_has_not_is_taken_by_the_architecture_it_names(
     assert found.taken_for == "deepseek_v3"
 
 
+def test_a_type_whose_layers_are_others_is_taken_by_the_architecture(tmp_path):
+    """MiniMax-M2 as it was published: the type is that of MiniMax-01."""
+    dims = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+    fields = {"model_type": "minimax", "architectures": ["MiniMaxM2ForCausalLM"], **dims}
+    found = configs.find(put(tmp_path, **fields, num_local_experts=4))
+    assert (type(found), found.taken_for) == (transformers.MiniMaxM2Config, "minimax_m2")
+    same = configs.find(put(tmp_path, **fields | {"architectures": ["MiniMaxForCausalLM"]}))
+    assert (type(same), same.taken_for) == (transformers.MiniMaxConfig, "")
+
+
 def test_a_text_part_that_is_no_model_by_itself_has_the_layers_of_one_that_is(tmp_path):
     """As published: Qwen2.5-VL with its text fields beside the vision tower, Qwen3-VL inside."""
     flat = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}

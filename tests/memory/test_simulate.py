@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from bitsandbytes.nn import Linear4bit
 from real_steps import FAMILIES, TINY, held_by, real_model, sized, tiny, training
 
 from labkit.errors import LabError
@@ -110,6 +111,26 @@ def test_so_are_models_with_layers_of_other_kinds(kind):
     compare_with_a_real_step(config, Settings(batch=2, seq=40, rank=4))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_what_gemma_3n_clips_in_each_step_is_not_packed(monkeypatch):
+    """In 4 bits its real step fails, too; that is told in one line, with what to do."""
+    own = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    own |= {"intermediate_size": [256] * 3, "activation_sparsity_pattern": [0.95, 0.0, 0.0]}
+    own |= {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 700}
+    own |= {"laurel_rank": 8, "num_kv_shared_layers": 0, "sliding_window": 16}
+    config = transformers.AutoConfig.for_model("gemma3n_text", **TINY | own)
+    settings = Settings(batch=2, seq=40, rank=4, method="qlora")
+    model, _ = adapted.build(config, settings)
+    names = [name for name, m in model.named_modules() if isinstance(m, Linear4bit)]
+    packed = {part for name in names for part in name.split(".")}
+    assert "down_proj" in packed and not packed & {"correction_coefs", "prediction_coefs"}
+    alone = simulate(config, settings.but(method="lora")).static["weights"]
+    assert simulate(config, settings).static["weights"] < alone
+    monkeypatch.setattr(adapted, "CLIPPED", ())
+    with pytest.raises(LabError, match=r"gemma3n_text does not run so .*try another --method"):
+        simulate(config, settings)
+
+
 def test_where_peft_refuses_a_mamba_layer_it_is_left_out():
     """As published all-linear stops in PEFT; Nemotron-3-Nano and Falcon-H1 are such models."""
     sizes = {"mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 16}
@@ -138,6 +159,23 @@ def test_a_drawn_out_step_is_event_by_event_that_of_the_whole_model(name, n_laye
     assert (drawn.timeline.held == run.timeline.held).all()
     assert drawn.timeline.starts == run.timeline.starts
     assert dataclasses.replace(drawn, timeline=None) == dataclasses.replace(run, timeline=None)
+
+
+@pytest.mark.parametrize("known", [repeat.DENSE, ("first_k_dense_replace",)])
+def test_layers_that_differ_by_a_field_of_their_own_are_all_counted(known, monkeypatch):
+    """Experts begin at layer 6. Where nothing is known of that field, each layer is run."""
+    monkeypatch.setattr(repeat, "DENSE", known)
+    config = transformers.AutoConfig.for_model(
+        "ernie4_5_moe",
+        **{"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 20},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 200},
+        **{"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 6},
+        moe_intermediate_size=32,
+    )
+    assert repeat.shorter(config)
+    settings = Settings(method="lora", rank=2, seq=16)
+    run = dataclasses.replace(whole(config, settings), timeline=None)
+    assert simulate(config, settings) == run
 
 
 def test_steps_that_do_not_repeat_are_not_drawn_out():

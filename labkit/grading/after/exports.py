@@ -10,6 +10,7 @@ grading worksheet are in `worksheets`.
 import html
 import json
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def canvas(
     at = tables.column(head, open_ones, column, lab)
     roster = {line[id_at].strip(): line for line in lines if line[id_at].strip()}
     names = {id: _letters("".join(line[:id_at])) for id, line in roster.items()}
-    chosen, more = _match(rows, lambda name: _canvas_id(name, names))
+    chosen, more = _match(rows, lambda name: _canvas_id(name, names), ("Moodle", MOODLE))
     for id, row in chosen.items():
         more += tables.put(roster[id], at, tables.points(row, possible[at]), row.submission)
     table.rows = [[*line[:first], line[at]] for line in table.rows]
@@ -119,7 +120,8 @@ def _canvas_id(name: str, names: dict[str, str]) -> str | None:
 
 def _letters(text: str) -> str:
     """A name as its sorted letters: "Doe, Jane", "Jane Doe" and "doejane" are one."""
-    return "".join(sorted(re.sub(r"\W", "", text.lower())))
+    composed = unicodedata.normalize("NFC", text.lower())  # a Mac unzips é as e and an accent
+    return "".join(sorted(re.sub(r"\W", "", composed)))
 
 
 def moodle(
@@ -133,7 +135,7 @@ def moodle(
     if not numbers or len(head) < 3:
         raise LabError(f"{worksheet} is no Moodle grading worksheet: no 'Participant 123' in it")
     at, most, words, free = worksheets.columns(head, list(numbers.values()), column, worksheet)
-    chosen, more = _match(rows, lambda name: m[1] if (m := MOODLE.search(name)) else None, numbers)
+    chosen, more = _match(rows, lambda name: _moodle_id(name, numbers), ("Canvas", CANVAS))
     for number, row in chosen.items():
         line = numbers[number]
         points = tables.points(row, "" if most is None else line[most])
@@ -164,17 +166,30 @@ def _export(table, roster, chosen, problems, remarks) -> Export:
     return Export(**vars(table), filled=list(chosen.values()), problems=problems, remarks=remarks)
 
 
-def _match(rows, find, known=None) -> tuple[dict[str, Row], list[str]]:
-    """The best submission of each student, and a line on all that need a look."""
-    found, problems = defaultdict(list), []
+def _moodle_id(name: str, numbers: dict) -> str | None:
+    """The participant's number in the name of a folder, if the worksheet has it."""
+    found = MOODLE.search(name)
+    return found[1] if found and found[1] in numbers else None
+
+
+def _match(rows, find, other) -> tuple[dict[str, Row], list[str]]:
+    """The best submission of each student, and a line on all that need a look.
+
+    `other` is a system, and what stands in the names that it makes: these are told in one line.
+    """
+    found, problems, others = defaultdict(list), [], []
     for row in rows:
         id = find(row.submission)
-        if id is None or (known is not None and id not in known):
-            problems.append(f"not matched: {row.submission}")
+        if id is None:
+            theirs = other[1].search(row.submission)
+            others += [row.submission] if theirs else []
+            problems += [] if theirs else [f"not matched: {row.submission}"]
             continue
         found[id].append(row)
         if row.status != "graded":
             problems.append(f"{row.submission} is {row.told}; it gets {row.earned:g} points")
+    if others:
+        problems.append(f"not matched, named by {other[0]} ({len(others)}): {listed(others)}")
     best = {id: max(rows, key=lambda row: row.earned) for id, rows in found.items()}
     for several in found.values():
         if len(several) > 1:

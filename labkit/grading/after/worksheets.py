@@ -11,7 +11,7 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.grading.after import tables
 
-# English, German, French, Spanish, Portuguese, Italian, Dutch, Polish
+# English, German, French, Spanish, Portuguese, Italian, Dutch, Polish; of comments Japanese, too
 GRADE = (
     *("grade", "bewertung", "note", "calificación", "nota", "valutazione", "cijfer"),
     *("beoordeling", "ocena"),
@@ -23,7 +23,7 @@ MOST = (
 WORDS = (
     *("feedback comments", "feedback als kommentar", "feedback par commentaires"),
     *("comentarios de retroalimentación", "comentários de feedback", "commenti"),
-    *("feedback tekstvak", "komentarz zwrotny"),
+    *("feedback tekstvak", "komentarz zwrotny", "フィードバックコメント"),
 )
 COMMENT = re.compile("kom+entar|com+ent")  # a part of what other versions call it
 YES = {"yes", "ja", "oui", "sí", "si", "sì", "sim", "tak"}

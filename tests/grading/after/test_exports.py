@@ -87,6 +87,7 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
         ("group7_12347_12346_5_x.ipynb", None),  # two readings, and no name decides
         ("lovelaceada_12346_999_5_x.ipynb", "Lovelace, Ada"),
         ("doejane_77777_67890_x.ipynb", None),
+        ("go\u0308delkurt_12347_12346_5_x.ipynb", "Gödel, Kurt"),  # unzipped by a Mac
         ("anon_4fZq1_67890_x.ipynb", None),
         ("02_lora.ipynb", None),
         ("12345.ipynb", None),
@@ -115,6 +116,19 @@ def test_what_needs_a_look_is_listed_and_nothing_is_lost(gradebook):
         "not matched: nobody.ipynb",
         "2 of one student, the best counts: doejane_12345_1_a.ipynb, doejane_12345_2_b.ipynb",
     ]
+
+
+def test_a_class_that_came_from_two_systems_is_one_line_in_each(gradebook):
+    theirs = [f"Jane Doe_{n}_assignsubmission_file_/x.ipynb" for n in range(900, 930)]
+    rows = [row("doejane_12345_1_a.ipynb"), row("by mail.ipynb"), *map(row, theirs)]
+    first, second = exports.canvas(rows, gradebook(CANVAS)).problems
+    assert first == "not matched: by mail.ipynb"
+    assert second.startswith("not matched, named by Moodle (30): Jane Doe_900_")
+    problems = exports.moodle(
+        [*rows, row("Jane Doe_501_assignsubmission_file_/y.ipynb")], (gradebook(MOODLE))
+    ).problems
+    assert sum(line.startswith("not matched: ") for line in problems) == 31, "30 are not in it"
+    assert problems[-1] == "not matched, named by Canvas (1): doejane_12345_1_a.ipynb"
 
 
 def test_the_lab_and_the_column_are_said_when_they_are_not_clear(gradebook):
@@ -464,8 +478,13 @@ def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradeboo
     assert call(tmp_path, "--canvas", gradebook(CANVAS)) == 0
     assert "students with points: 1" in capsys.readouterr().out
     assert table((tmp_path / "canvas.csv").read_text("utf-8"))[1]["Lab 2: LoRA (771)"] == "30"
+    assert call(tmp_path, "--canvas", gradebook(CANVAS), "--lab", "2") == 0
+    told = capsys.readouterr().out
+    for name in ("canvas-02_lora.csv", "canvas-02_lora-comments.zip"):  # of each lab its own
+        assert (tmp_path / name).is_file() and str(tmp_path / name) in told
     assert call(tmp_path, "--moodle", gradebook(MOODLE)) == 1
-    assert "LOOK: not matched: doejane_12345_1_a.ipynb" in capsys.readouterr().out
+    told = "LOOK: not matched, named by Canvas (1): doejane_12345_1_a.ipynb"
+    assert told in capsys.readouterr().out
     assert (tmp_path / "moodle.csv").is_file()
     (tmp_path / "results.json").write_text(json.dumps(rows))
     assert call(tmp_path, "--gradescope") == 0

@@ -1,0 +1,59 @@
+"""Points that an instructor gives by hand: overrides.csv in the folder of grades.
+
+    submission,exercise,points,why
+    doejane_12345_67890_02_lora.ipynb,2.7,2,another layout of A is right as well
+
+It is put over the verdicts whenever the reports are written, so it holds for whatever is graded or
+exported later. What the judge said is kept, and comes back when the line goes.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from labkit.errors import LabError
+from labkit.grading.after import tables
+from labkit.grading.row import Row
+
+FILE = "overrides.csv"
+COLUMNS = ("submission", "exercise", "points", "why")
+
+
+def put_over(out: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """The rows with the points of `out`'s overrides.csv, and a line on each that is not possible.
+
+    Without that file the rows are as they were.
+    """
+    if not (out / FILE).exists():
+        return rows, []
+    try:
+        head, *lines = tables.read(out / FILE).rows
+        at = [[title.strip().lower() for title in head].index(name) for name in COLUMNS]
+    except (LabError, OSError, ValueError):
+        return rows, [f"LOOK: {FILE} is not used: its first line has to be {','.join(COLUMNS)}"]
+    found, told = {row.submission: row for row in rows}, []
+    for n, line in enumerate(lines, 2):
+        name, id, points, why = (line[i].strip() for i in at)
+        try:
+            found[name] = _given(found.get(name), name, id, points, why)
+        except LabError as error:
+            told.append(f"LOOK: {FILE}, line {n}: {error}")
+    done = len(lines) - len(told)
+    return [found[row.submission] for row in rows], [f"points by hand, {FILE}: {done}", *told]
+
+
+def _given(row, name, id, points, why):
+    """The row with the points for one exercise; LabError for what cannot be."""
+    old, new = row and row.exercise(id), tables.number(points)
+    if row is None:
+        raise LabError(f"no submission is called {name!r}")
+    if old is None:
+        raise LabError(f"{name} has no exercise {id!r}: {row.told}")
+    if new is None or not 0 <= new <= old.points:
+        raise LabError(f"{points!r} is no number from 0 to {old.points:g}")
+    new = int(new) if new == int(new) else new
+    message = f"by hand: {why or 'no reason is given'}"
+    message += f" | {old.message}" if old.message else ""
+    status = "passed" if new == old.points else "failed"
+    given = replace(old, earned=new, status=status, message=message)
+    exercises = [given if e.id == id else e for e in row.exercises]
+    return replace(row, exercises=exercises, earned=sum(e.earned for e in exercises))
