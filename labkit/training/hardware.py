@@ -16,7 +16,7 @@ LARGER = ("smollm2-1.7b", "smollm2-360m")  # what `default_model` tries, in this
 KNOWN = ("smollm2-1.7b", "llama-2-7b", "llama-2-13b", "llama-2-70b")  # by size, for `largest_qlora`
 KEPT_FREE = 1.5 * 2**30  # bytes of a card for CUDA's context, workspaces and gaps
 # of a training, an answer, a score; of a model
-REHEARSED = {"steps": 2, "tokens": 4, "rows": 4, "layers": 16, "mlp": 256}
+REHEARSED = {"steps": 3, "tokens": 4, "rows": 4, "layers": 16, "mlp": 256}
 
 
 def device() -> str:

@@ -24,7 +24,7 @@ def home():
 
 
 def test_a_loop_takes_a_few_steps(rehearsal, tokenizer, home):
-    assert len(list(loop.batches(home, tokenizer, size=2, steps=5))) == (2 if rehearsal else 5)
+    assert len(list(loop.batches(home, tokenizer, size=2, steps=5))) == (3 if rehearsal else 5)
 
 
 def test_an_answer_has_a_few_tokens(rehearsal):
@@ -77,7 +77,7 @@ def test_what_a_rehearsal_trains_and_measures_is_no_result(
     lora = LoraConfig(r=2, target_modules=["q_proj"])
     named = finetuning._key(model, tokenizer, home, lora, args)
     kept = measured.remember(lambda: {"steps": hardware.rehearsed("steps", 5)})
-    assert kept == {"steps": 2 if rehearsal else 5}
+    assert kept == {"steps": 3 if rehearsal else 5}
     assert len(list((download.cache_dir() / "measured").iterdir())) == 1
     monkeypatch.setenv("LABKIT_REHEARSAL", "0" if rehearsal else "1")
     assert finetuning._key(model, tokenizer, home, lora, args) != named
