@@ -23,10 +23,10 @@ test: $(READY)  ## everything that must hold
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/labkit build --check
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup tests
 	@# in a copy: what labs write beside themselves is no part of the course, nor of its wheel
 	@rm -rf build/rehearsal && mkdir -p build && cp -R solutions build/rehearsal
-	LABKIT_REHEARSAL=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(NBVAL) build/rehearsal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder \
+	  $(NBVAL) tests build/rehearsal
 
 attacks: $(READY)  ## every hostile submission, not only a choice of each kind (half an hour)
 	LABKIT_ATTACKS=all $(BIN)/pytest tests/attacks

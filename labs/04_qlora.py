@@ -280,8 +280,8 @@ if lab.experiment("Four sets of numbers to round", 6, needs=["4.2", "4.3"]):
     layers, rng = model.model.layers, torch.Generator().manual_seed(0)
     normal_numbers = torch.randn(1 << 20, generator=rng)
     rare = torch.rand(1 << 20, generator=rng) < 1e-3
-    attention = [p for i in (0, 15, 29) for p in layers[i].self_attn.parameters()]
-    mlp = [p for i in (0, 15, 29) for p in layers[i].mlp.parameters()]
+    attention = [p for i in (0, 15, -1) for p in layers[i].self_attn.parameters()]
+    mlp = [p for i in (0, 15, -1) for p in layers[i].mlp.parameters()]
     cases = {
         "normal numbers": normal_numbers,
         "1 in 1000 is 10x larger": normal_numbers * (1 + 9 * rare),

@@ -15,6 +15,13 @@ from labkit import contract
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONG = (  # groups of tests (`xdist_group`, else the file's name), the longest first
+    *("attacks odd", "attacks even", "test_honest", "06_merging", "03_peft", "08_rewards"),
+    *("04_qlora", "07_ship", "05_rank", "attacks channels", "02_lora", "01_svd", "test_colab"),
+    *("test_finetuning", "test_card", "test_processes", "wire 07", "test_simulate", "test_budget"),
+    *("test_release", "test_book", "test_jupyterlab", "test_judge", "test_sandbox", "test_train"),
+    *("test_killed", "test_train_file", "test_learners", "test_workers", "test_batch"),
+)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--no-sandbox",  # it runs as root in a container
@@ -36,10 +43,24 @@ AXE = """async () => (await axe.run({preload: false, resultTypes: ["violations"]
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Of several workers (`-n 2`) one runs all tests of a file, which share what it made."""
+    """Of several workers (`-n 2`) one runs all tests of a file, which share what it made.
+
+    What takes long comes first, so that no worker is left with it when the others are done.
+    """
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    places = {group: i for i, group in enumerate(LONG)}
+    group = {item: item.get_closest_marker("xdist_group").args[0] for item in items}
+    items.sort(key=lambda item: places.get(group[item], len(places)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Solved notebooks that run beside the tests are rehearsed; tests are not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABKIT_REHEARSAL", "1" if item.path.suffix == ".ipynb" else "0")
+        return (yield)
 
 
 def pytest_itemcollected(item):

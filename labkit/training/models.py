@@ -76,8 +76,36 @@ def fetch(name: str = hardware.SMALLEST) -> Path:
 
 
 def path(name: str | Path) -> Path:
-    """The folder `name`, else the folder of model `name`, fetched if need be."""
-    return Path(name) if Path(name).is_dir() else fetch(name)
+    """The folder `name`, else the folder of model `name`, fetched if need be.
+
+    In a rehearsal that is a small copy of the model: its first layers, with narrow MLPs.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    return _cut(fetch(name)) if hardware.rehearsal() else fetch(name)
+
+
+def _cut(whole):
+    """The folder with a rehearsal's copy of the model in the folder `whole`, made once."""
+    import transformers
+
+    n_layers, width = (hardware.REHEARSED[size] for size in ("layers", "mlp"))
+    target = whole.with_name(f"{whole.name}-{n_layers}-{width}")
+    if target.is_dir():
+        return target
+    few = {"num_hidden_layers": n_layers}
+    model = transformers.AutoModelForCausalLM.from_pretrained(whole, dtype="auto", **few)
+    for layer in model.model.layers:
+        for side in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            side.weight.data = side.weight.data[:width].clone()
+        layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight.data[:, :width].clone()
+    model.config.intermediate_size = width
+    with tempfile.TemporaryDirectory(dir=whole.parent, prefix=".partial-") as scratch:
+        model.save_pretrained(Path(scratch) / "model")
+        transformers.AutoTokenizer.from_pretrained(whole).save_pretrained(Path(scratch) / "model")
+        with contextlib.suppress(OSError):  # another process was quicker: its copy is as good
+            os.replace(Path(scratch) / "model", target)
+    return target
 
 
 def load(

@@ -34,12 +34,41 @@ SMALL = Limits(
 )
 
 
+LITTLE = """
+from labkit.grading.inside import zygote
+zygote.warm = zygote._shell
+zygote.main()
+"""
+
+
+def _with_little(*kinds):
+    """`sandbox.command` whose warm processes of these kinds warm up nothing behind their walls."""
+    real = sandbox.command
+
+    def command(fd, kind):
+        *wall, _, _, own, told = real(fd, kind)
+        return [*wall, "-c", LITTLE, own, told] if kind in kinds else real(fd, kind)
+
+    return command
+
+
+@pytest.fixture
+def little(monkeypatch):
+    """Warm processes without what labs use, for tests that ask for nothing of it."""
+    monkeypatch.setattr(sandbox, "command", _with_little("nested", "alone"))
+
+
 @pytest.fixture(scope="module", params=["nested", "alone"])
 def warm(request):
     """A warm process with both walls, and one with the outer wall alone."""
-    process = WarmProcess(SMALL, request.param)
-    yield process
-    process.end()
+    if request.param == "nested":
+        yield request.getfixturevalue("nested")
+        return
+    with pytest.MonkeyPatch.context() as patch:  # it starts anew for each submission
+        patch.setattr(sandbox, "command", _with_little("alone"))
+        process = WarmProcess(SMALL, request.param)
+        yield process
+        process.end()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +120,7 @@ home |= os.path.exists("/run/proc")
     assert _told(warm, value, code) == [[False, True], False, 2, "work", False, ["lo"]]
 
 
-def test_where_nesting_fails_the_wall_that_shows_the_host_is_not_used(monkeypatch):
+def test_where_nesting_fails_the_wall_that_shows_the_host_is_not_used(little, monkeypatch):
     """Here the warm process is made to say that it cannot nest, behind the wall for nesting."""
     real = sandbox.command
     monkeypatch.setattr(sandbox, "command", lambda fd, kind: [*real(fd, kind)[:-1], "alone"])
@@ -452,7 +481,7 @@ def test_a_tree_is_gone_when_the_judge_hangs_up(nested):
     assert _run(nested, "x = 1") == {}
 
 
-def test_the_warm_process_ends_with_its_judge(nested):
+def test_the_warm_process_ends_with_its_judge(little):
     process = WarmProcess(SMALL, "nested")
     process.wait()
     process.control.close()
@@ -461,7 +490,7 @@ def test_the_warm_process_ends_with_its_judge(nested):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root")
-def test_each_warm_process_of_root_is_a_user_of_its_own(nested):
+def test_each_warm_process_of_root_is_a_user_of_its_own(nested, little):
     """What the kernel counts by user, processes above all, is not shared with others."""
     import psutil
 
@@ -546,7 +575,7 @@ def test_where_ubuntu_forbids_the_sandbox_the_remedy_is_named(monkeypatch, tmp_p
         assert line.endswith(f"sudo sysctl {name}") == told and (name in line) == told
 
 
-def test_where_a_memory_cgroup_can_be_made_a_warm_process_is_in_it(tmp_path, monkeypatch):
+def test_where_a_memory_cgroup_can_be_made_a_warm_process_is_in_it(tmp_path, monkeypatch, little):
     """A folder stands for the kernel's; of two places the first cannot be written."""
     monkeypatch.setattr(cgroup, "_parents", lambda: [tmp_path / "missing", tmp_path])
     process = WarmProcess(SMALL)

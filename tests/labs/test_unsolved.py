@@ -29,7 +29,12 @@ def _hunt(cell, stem):
     return given(stem[:2]).get(name) if cell.source.startswith("check.") else None
 
 
-@pytest.fixture(scope="module", params=STEMS)
+def _apart(stem):
+    """The tests of each notebook may run in another worker."""
+    return pytest.param(stem, marks=pytest.mark.xdist_group(f"unsolved {stem}"))
+
+
+@pytest.fixture(scope="module", params=map(_apart, STEMS))
 def unsolved(request, tmp_path_factory):
     """An executed student notebook."""
     book = nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)

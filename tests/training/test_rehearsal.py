@@ -1,13 +1,14 @@
 """A rehearsal, as `make test` asks: labs run to their end on as little as shows that they do."""
 
 import pytest
+import torch
 from peft import LoraConfig
 from trl import SFTConfig
 
 from labkit import download, lab, measured, tasks
 from labkit.checks import lab01
 from labkit.labs import tiny
-from labkit.training import finetuning, generation, hardware, loop
+from labkit.training import finetuning, generation, hardware, loop, models
 
 
 @pytest.fixture(params=["rehearsal", "for real"])
@@ -30,7 +31,40 @@ def test_an_answer_has_a_few_tokens(rehearsal):
     model, _ = tiny.language_model(seed=0)
     model.generation_config.eos_token_id = []
     [said] = generation.continuations(model, [[3, 4, 5]], max_new_tokens=12)
-    assert len(said) == (8 if rehearsal else 12)
+    assert len(said) == (4 if rehearsal else 12)
+
+
+def test_few_are_asked_and_each_has_an_answer(rehearsal, monkeypatch):
+    said = lambda model, prompts, n: [[prompt[0]] for prompt in prompts]  # noqa: E731
+    monkeypatch.setattr(generation, "continuations", said)
+    monkeypatch.setattr(loop, "prompt_ids", lambda tokenizer, messages: messages)
+    _, tokenizer = tiny.language_model(seed=0)
+    told = generation.answers(None, tokenizer, [[i] for i in range(2, 12)])
+    words = tiny.WORDS[:10]
+    assert told == ((words[:4] * 3)[:10] if rehearsal else words)
+
+
+def test_a_model_is_a_small_copy_made_once(rehearsal, tmp_path, monkeypatch):
+    """Of the same weights; by whichever name of a folder it is asked for later."""
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    monkeypatch.setitem(models.MODELS, "tiny", download.Entry(repo="nobody/tiny"))
+    monkeypatch.setitem(hardware.REHEARSED, "layers", 1)
+    monkeypatch.setitem(hardware.REHEARSED, "mlp", 16)
+    whole, tokenizer = tiny.language_model(seed=0)
+    for part in (whole, tokenizer):
+        part.save_pretrained(models.folder("tiny"))
+    (models.folder("tiny") / "source.txt").write_text("here")
+    found = models.path("tiny")
+    assert (found == models.folder("tiny")) is not rehearsal
+    assert models.path("tiny") == models.path(found) == found
+    model, again = models.load("tiny", dtype=torch.float32)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert len(model.model.layers) == (1 if rehearsal else 2)
+    for name, kept in model.named_parameters():
+        known = whole.get_parameter(name)
+        assert torch.equal(kept, known[tuple(map(slice, kept.shape))]), name
+    assert model.model.layers[0].mlp.down_proj.weight.shape == (32, 16 if rehearsal else 48)
+    model(torch.tensor([[3, 4, 5]]))
 
 
 def test_what_a_rehearsal_trains_and_measures_is_no_result(
