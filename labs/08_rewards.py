@@ -66,7 +66,8 @@ from labkit.training import fast, finetuning, generation, hardware, models, pair
 # `labels` are those that a trainer gets: at each place the id of the token that stands *there*, and
 # -100 where nothing is to be counted, which is the prompt and the padding. The logits at a place
 # are about the token at the *next* one. Return the sum for each sequence. Tokens with -100 add
-# nothing, and a sequence without any answer has 0.
+# nothing, and a sequence without any answer has 0. Training goes through it, so it keeps the
+# gradient.
 #
 # <details><summary>Hint</summary>
 #

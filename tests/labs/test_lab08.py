@@ -110,7 +110,17 @@ def whole(x):
     return x
 
 
+def rolled(logits, labels):
+    """What roll brings round from the first place is counted at the last one."""
+    targets = labels.roll(-1, 1)
+    logp = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return (logp * (targets != -100)).sum(1)
+
+
 WRONG_LOGPROBS = [
+    (rolled, "roll brings the first label round"),
+    (torch.no_grad()(sequence_logprob), "nothing could be trained by it"),
+    (lambda x, y: sequence_logprob(x.detach(), y), "nothing could be trained by it"),
     (logprob(whole, whole), "not shifted"),
     (logprob(lambda x: x[:, 1:], lambda y: y[:, :-1]), "shifted the wrong way"),
     (logprob(mask=lambda y: y == y), "-100 is counted"),
@@ -481,7 +491,26 @@ def unscaled(model, batch):
     return reference(off=nothing)(model, batch)
 
 
+def by_own_loss(model, batch):
+    """The model's loss is a mean over the batch; times a row's tokens it is not the row's sum."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter():
+            return -model(**batch).loss * (batch["labels"][:, 1:] != -100).sum(1)
+    finally:
+        model.train(training)
+
+
+def default_again(model, batch):
+    told = reference_logprobs(model, batch)
+    model.set_adapter("default")
+    return told
+
+
 WRONG_REFERENCES = [
+    (by_own_loss, "a mean over the whole batch"),
+    (default_again, "an adapter may have any name"),
     (reference(off=nothing), "that is the model with its adapter"),
     (reference(off=nothing, run=lambda m, b: logits_of(m.get_base_model(), b)), "get_base_model"),
     (no_with, "that is the model with its adapter"),
@@ -577,6 +606,7 @@ def advantages_in_place(rewards, eps=1e-4):
 
 
 WRONG_ADVANTAGES = [
+    (lambda r, eps=1e-4: group_advantages(r, eps).clamp(min=0), "below zero are cut off"),
     (spread(lambda x, eps: std(x)), "eps is not added"),
     (spread(lambda x, eps: std(x, correction=0) + eps), "wanted n - 1"),
     (spread(lambda x, eps: std(x, unbiased=False) + eps), "wanted n - 1"),
@@ -719,7 +749,24 @@ def grpo_in_place(logp, old_logp, advantages, mask, clip=0.2):
     return grpo_loss(logp, old_logp, advantages, mask, clip)
 
 
+def objective(new, old, gain, clip=0.2):
+    ratio = (new - old).exp()
+    return torch.min(ratio * gain[:, None], ratio.clamp(1 - clip, 1 + clip) * gain[:, None])
+
+
 WRONG_LOSSES = [
+    (
+        lambda n, o, a, m, clip=0.2: -(objective(n, o, a, clip) * n * m).sum() / m.sum(),
+        "multiplied by logp",
+    ),
+    (
+        lambda n, o, a, m, clip=0.2: -objective(n * m, o * m, a, clip).sum() / m.sum(),
+        "padding is masked in the logarithms",
+    ),
+    (
+        lambda n, o, a, m, clip=0.2: grpo_loss(n, o, (a - a.mean()) / (a.std() + 1e-4), m, clip),
+        "normalised once more",
+    ),
     (clipping(lambda r, a, c: r.clamp(1 - c, 1 + c) * a), "what is clipped is taken always"),
     (clipping(lambda r, a, c: r * a), "it is not clipped"),
     (clipping(lambda r, a, c: torch.max(r * a, r.clamp(1 - c, 1 + c) * a)), "the larger"),

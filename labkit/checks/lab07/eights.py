@@ -103,9 +103,12 @@ def _expect_scales(q8_0, what, w):
     top = blocks.abs().amax(1)
     known = _scale_guesses(w, blocks, top)
     zeros = top == 0
-    if bool(zeros.any()) and torch.equal(scales[~zeros], wanted[~zeros]):
+    if bool((scales[zeros] != 0).any()):
         told = f"a block of zeros has scale {scales[zeros][0].item():.3g}, wanted 0"
         raise CheckFailed(f"{call}: {told}; divide where the scale is not 0, and store it as it is")
+    rounded = (w.half().float().reshape(-1, BLOCK).abs().amax(1) / 127).half()
+    told = "the weights themselves are rounded to fp16; compute in fp32, and round scales last"
+    expect(not torch.equal(scales, rounded) or w.dtype != torch.float32, f"{call}: {told}")
     named = "tiny" not in what  # there fp16 has few digits, and many things look alike
     for message, guess in known.items():
         if named and _near(scales, guess):
@@ -210,6 +213,7 @@ def _code_guesses(w, wanted, exact, fine, rough, tied):
         "the codes are those of a scale over 128": away(exact * 128 / 127).clamp(-128, 127),
         "the codes begin at 0: int8 has a sign, and 0 is 0": away(exact) + 128,
         "codes carry the sign of the largest weight": -wanted.float(),
+        "the sign is lost: a negative weight has a negative code": wanted.float().abs(),
         "127 is a code, too: clamp nothing, or from -127 to 127": wanted.float().clamp(-128, 126),
         "int(x + 0.5) rounds positive numbers alone: below 0 it takes half a code too much": (
             (exact + 0.5).trunc()

@@ -124,7 +124,7 @@ def _guesses(rewards, eps):
     made = functools.partial(_made, rows, n, eps)
     most = 1 if n == 2 else 2  # two samples differ by little
     known = {text: torch.nan_to_num(guess).float() for text, guess in _slips(rows, eps).items()}
-    return known | combined(made, axes, centres, SPREADS, EPSILONS, most=most)
+    return combined(made, axes, centres, SPREADS, EPSILONS, most=most) | known
 
 
 def _slips(rows, eps):
@@ -135,6 +135,9 @@ def _slips(rows, eps):
         "brackets are missing: eps is added to the deviation, not to the result": (
             (rows - mean) / std + eps
         ),
+        "advantages below zero are cut off: what is worse than the mean is made less likely": (
+            (rows - mean) / (std + eps)
+        ).clamp(min=0),
         "the sign alone is left: a reward twice as far from the mean counts twice": (
             (rows - mean).sign()
         ),

@@ -138,15 +138,35 @@ def _guesses(logp, old_logp, advantages, mask, clip, most):
         - old.exp(),
         "the ratio is 1 everywhere: old_logp is not used": torch.ones_like(new),
         "each answer has one ratio here: every token has its own": _of_answers(new - old, mask),
+        "each answer has one ratio here, of its whole text: every token has its own": (
+            ((new - old) * mask).sum(1, keepdim=True).exp().expand_as(new)
+        ),
+        "padding is masked in the logarithms, where it makes a ratio of 1: mask the objective": (
+            ((new - old) * mask).exp()
+        ),
     }
     signs = {"": -1.0, "the minus is missing: a loss falls where the objective grows": 1.0}
 
     def made(ratio, clipped, a, mean, sign):
         return sign * mean(clipped(ratio, a))
 
-    return combined(
+    objective = torch.min(ratios[""] * gain[:, None], _held(ratios[""], clip) * gain[:, None])
+    m = mask.double()
+    known = {
+        "the objective is multiplied by logp: its gradient goes through the ratio alone": (
+            -(objective * new * m).sum() / m.sum()
+        ),
+        "logp times the advantage is the plain policy gradient: the ratio is clipped here": (
+            -(new * gain[:, None] * m).sum() / m.sum()
+        ),
+    }
+    return known | combined(
         made, ratios, _clips(clip), _gains(gain, mask), _means(mask.double()), signs, most=most
     )
+
+
+def _held(ratio, clip):
+    return ratio.clamp(1 - clip, 1 + clip)
 
 
 def _of_answers(gap, mask):

@@ -17,6 +17,7 @@ ERRORS = {
     "__enter__": METHOD,
     "disable_adapter": "it is PEFT's: with model.disable_adapter():",
     "copies the whole model": "",
+    "Adapter default": "an adapter may have any name; the context brings the active one back",
 }
 LEFT = {
     "layers": "the adapter is gone: merge_and_unload and unload take it out; switch it off instead",
@@ -131,6 +132,12 @@ def _guesses(base, seed, data):
         "the sign is turned round: log-probabilities are wanted": -wanted,
     }
     counts = (data["labels"][:, 1:] != IGNORED).sum(1)
+    loss = (
+        "that is made of the model's own loss, a mean over the whole batch: take its logits, and "
+    )
+    loss += "your sequence_logprob of them"
+    known[loss] = wanted.sum() / counts.sum() * counts
+    known[f"{loss} (and its adapter is on)"] = active.sum() / counts.sum() * counts
     known["that is a mean over tokens: sequence_logprob gives sums"] = wanted / counts
     ids = data["input_ids"]
     whole = data | {"labels": ids.masked_fill(data["attention_mask"] == 0, IGNORED)}
