@@ -288,7 +288,10 @@ AUDITS = [
     (_audit(over=lambda n, most: n >= most), "just max_length tokens"),
     (_audit(blank=lambda text: False), "blank answer"),
     (_audit(blank=lambda text: text == ""), "blank answer"),
-    (_audit(end=lambda ids, learned, eos: eos not in ids), "each turn of the prompt has one"),
+    (
+        _audit(end=lambda ids, learned, eos: eos not in ids),
+        "each turn of the prompt has an end token",
+    ),
     (_audit(end=lambda ids, learned, eos: eos not in learned[-1:]), "before the line break"),
     (_audit(apart=False), ("counts there alone", "counts as trains_on_nothing alone")),
     (_audit(key=lambda ms: str(ms)), "fold case and space"),
@@ -307,8 +310,8 @@ AUDITS = [
     (_audit(good=_no_system), "a system message may come first"),
     (_audit(good=_one_turn), "may take several turns"),
     (_audit(good=_even_when_empty), "cannot be rendered"),
-    (_all_of_a_kind, "the first of them does not"),
-    (_groups_alike, "the first of them does not"),
+    (_all_of_a_kind, "the first of several equal rows is no duplicate"),
+    (_groups_alike, "three equal rows have two"),
     (_turns_in_any_order, "the order of the turns"),
     (_letters, "not its letters"),
     (_audit_as_lists, "a count, not the rows"),
@@ -316,7 +319,7 @@ AUDITS = [
     (_audit_pads, "changes the tokenizer"),
     (lambda r, t, m: None, "None"),
     (lambda r, t, m: dict.fromkeys(KEYS[:-1], 0), "lacks duplicates"),
-    (lambda r, t, m: dict.fromkeys(KEYS, 0), "trains_on_nothing is 0, wanted"),
+    (lambda r, t, m: dict.fromkeys(KEYS, 0), '"trains_on_nothing" gave 0, wanted'),
 ]
 
 # --- 7.2 -----------------------------------------------------------------------------------
@@ -603,6 +606,17 @@ def _numpy_rows(w, n_heads):
     return rotary_rows(w.float(), n_heads).numpy()
 
 
+def _second_half_backwards(w, n_heads):
+    first, second = w.reshape(n_heads, 2, -1, w.shape[1]).unbind(1)
+    return torch.stack([first, second.flip(1)], 2).reshape(w.shape)
+
+
+def _first_head_alone(w, n_heads):
+    out, size = w.clone(), len(w) // n_heads
+    out[:size] = rotary_rows(w[:size], 1)
+    return out
+
+
 ROWS = [
     (lambda w, n: w.reshape(n, 2, -1, w.shape[1]).transpose(1, 2), "together again"),
     (lambda w, n: w.reshape(n, 2, -1).transpose(1, 2).reshape(w.shape), "counted as places"),
@@ -628,7 +642,11 @@ ROWS = [
     (lambda w, n: rotary_rows(w, n).flatten(), "has shape"),
     (lambda w, n: rotary_rows(rotary_rows(w, n), n), "it is done twice"),
     (lambda w, n: w.reshape(n, -1, 2, w.shape[1]).flip(2).reshape(w.shape), "in a small case"),
-    (lambda w, n: w[torch.arange(len(w)).roll(1)], "in a small case"),
+    (lambda w, n: w[torch.arange(len(w)).roll(1)], "in another head"),
+    (_second_half_backwards, "come one after the other from its second half"),
+    (_first_head_alone, "each head is done alike"),
+    (lambda w, n: rotary_rows(w, n) * torch.tensor([1, -1]).repeat(len(w) // 2)[:, None], "sign"),
+    (lambda w, n: w[: len(w) // n], "the rows of one head come back"),
     (lambda w, n: w.reshape(n, 2, 32, -1).transpose(1, 2).reshape(w.shape), "sizes from w"),
     (lambda w, n: rotary_rows(w, n).tolist(), "a list"),
     (lambda w, n: None, "None"),

@@ -118,6 +118,8 @@ def rolled(logits, labels):
 
 
 WRONG_LOGPROBS = [
+    (lambda x, y: sequence_logprob(x, y) / len(y), "a sequence alone has another number"),
+    (logprob(total=lambda x, m: (x * m).sum(1) / m.sum(1).clamp(min=1) ** 0.5), "by its length"),
     (rolled, "roll brings the first label round"),
     (torch.no_grad()(sequence_logprob), "nothing could be trained by it"),
     (lambda x, y: sequence_logprob(x.detach(), y), "nothing could be trained by it"),
@@ -237,7 +239,20 @@ def dpo_in_place(pc, pr, rc, rr, beta):
     return -F.logsigmoid(beta * (pc - pr)).mean()
 
 
+def margins(pc, pr, rc, rr, beta):
+    return beta * ((pc - rc) - (pr - rr))
+
+
+def smoothed(*given):
+    x = margins(*given)
+    return -(0.9 * F.logsigmoid(x) + 0.1 * F.logsigmoid(-x)).mean()
+
+
 WRONG_DPO = [
+    (smoothed, "0.1 times the margin is added to the loss"),
+    (lambda *given: -F.logsigmoid(margins(*given) - 1).mean(), "plus -1"),
+    (lambda *given: -F.logsigmoid(margins(*given)).min(), "alone have"),
+    (lambda *given: (-F.logsigmoid(margins(*given))).log().mean(), "the logarithm of the loss"),
     (margin_of(lambda pc, pr, rc, rr: (pr - rr) - (pc - rc)), "the pairs are swapped"),
     (margin_of(lambda pc, pr, rc, rr: pc - pr), "the reference is not used"),
     (margin_of(lambda pc, pr, rc, rr: pc - pr + rc - rr), "the reference is added"),
@@ -607,6 +622,9 @@ def advantages_in_place(rewards, eps=1e-4):
 
 WRONG_ADVANTAGES = [
     (lambda r, eps=1e-4: group_advantages(r, eps).clamp(min=0), "below zero are cut off"),
+    (lambda r, eps=1e-4: group_advantages(r, eps).tanh(), "not in proportion"),
+    (lambda r, eps=1e-4: r.softmax(1) - 1 / r.shape[1], "ten times as large"),
+    (lambda r, eps=1e-4: (r - r.cumsum(1) / 3) / (r.std(1, keepdim=True) + eps), "the order of"),
     (spread(lambda x, eps: std(x)), "eps is not added"),
     (spread(lambda x, eps: std(x, correction=0) + eps), "wanted n - 1"),
     (spread(lambda x, eps: std(x, unbiased=False) + eps), "wanted n - 1"),
@@ -755,6 +773,14 @@ def objective(new, old, gain, clip=0.2):
 
 
 WRONG_LOSSES = [
+    (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1.0) * a)), "at 1.1 it is 1"),
+    (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1 + c) * a).clamp(-1.5)), "at 1.6"),
+    (
+        lambda n, o, a, m, clip=0.2: (
+            -((objective(n, o, a, clip) * m).sum(0) / m.sum(0).clamp(min=1)).mean()
+        ),
+        "each token counts once",
+    ),
     (
         lambda n, o, a, m, clip=0.2: -(objective(n, o, a, clip) * n * m).sum() / m.sum(),
         "multiplied by logp",

@@ -153,6 +153,8 @@ def _expect_share(split, rows):
     hint = "share is the test side's part of the rows"
     if all(size == n for *_, size in sizes):
         hint = f"{hint}, a number from 0 to 1 and no percentage: here all rows are test rows"
+    elif all(size <= 3 for *_, size in sizes):
+        hint = f"{hint}, a number from 0 to 1: here it is hardly used"
     elif turned:
         hint = "the sides are turned round: return (train, test)"
     elif whole:

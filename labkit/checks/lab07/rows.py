@@ -68,6 +68,8 @@ def _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng):
     apart = torch.is_tensor(got) and got.dim() > 2 and got.numel() == w.numel()
     told = f"{call} has shape {tuple(got.shape) if apart else ''}, wanted {tuple(w.shape)}"
     expect(not apart, f"{told}: put the rows' axes together again, reshape(w.shape)")
+    one = torch.is_tensor(got) and got.shape == (shape[0] // n_heads, shape[1]) != w.shape
+    expect(not one, f"{call}: the rows of one head come back, of {n_heads}")
     expect_shape(got, w.shape, call)
     try:
         expect_close(got, wanted_rows(w, n_heads), call, _guesses(w, n_heads), tol=1e-7)

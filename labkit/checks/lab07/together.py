@@ -99,7 +99,7 @@ def _expect_simple(batched_lora, call, got, given):
     or it is not linear: of a wrong answer.
     """
     x, A, B, scaling, index = given
-    _expect_own(call, got, *given)
+    _expect_own(call, got, *given, others=True)
 
     def run(x, A, B):
         some = index[-len(x) :]
@@ -108,10 +108,14 @@ def _expect_simple(batched_lora, call, got, given):
     told = f"{call}: its last row alone gives another result; each row stands for itself"
     expect(close(run(x[-1:], A, B), got[-1:], 1e-3), told)
     expect_linear(call, run, {"x": x, "A": A, "B": B})
+    _expect_own(call, got, *given, others=False)
 
 
-def _expect_own(call, got, x, A, B, scaling, index):
-    """Raise CheckFailed with the first wrong row that is a sum of what the adapters give for it."""
+def _expect_own(call, got, x, A, B, scaling, index, others):
+    """Raise CheckFailed with the first wrong row that is a sum of what the adapters give for it.
+
+    With `others` adapters that are not its own have a part in it; else it is its own alone.
+    """
     for i, k in enumerate(index.tolist()):
         each = torch.stack([(B[j] @ (A[j] @ x[i])).double() for j in range(K)])
         shares = torch.linalg.lstsq(each.T, got[i].double()[:, None]).solution[:, 0]
@@ -121,6 +125,8 @@ def _expect_own(call, got, x, A, B, scaling, index):
             continue
         if not close(shares @ each, got[i].double(), 1e-3):
             return
+        if others != any(abs(share) > 1e-3 for j, share in enumerate(shares.tolist()) if j != k):
+            continue
         some = [(j, share) for j, share in enumerate(shares.tolist()) if abs(share) > 1e-3]
         made = [f"{share:.3g} times that of adapter {j}" for j, share in some]
         wanted = f"{right[k]:.3g} times that of adapter {k}" if k >= 0 else "zeros"

@@ -6,6 +6,7 @@ import torch
 
 from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
 from labkit.checks.compound import combined
+from labkit.checks.lab08.behaves import as_advantages, behaving
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, observe, part
 
@@ -67,7 +68,9 @@ def expect_advantages(group_advantages, rng):
         ("very small rewards", 1e-3 * groups(rng, few, 8), None),
         ("rewards that are mostly zero", _sparse(rng), None),
     ]
-    with part(), simplest(_small(group_advantages)), likeliest() as case:
+    run = functools.partial(observe, group_advantages)
+    behaves = behaving(as_advantages, run, "group_advantages")
+    with part(), simplest(_small(group_advantages)), behaves, likeliest() as case:
         for what, rewards, eps in cases:
             with case():
                 _expect(group_advantages, what, rewards, eps)

@@ -6,6 +6,7 @@ import torch
 
 from labkit.checks.compare import ask, close, draw, expect_close, likeliest, randn
 from labkit.checks.compound import combined
+from labkit.checks.lab08.behaves import as_grpo, behaving
 from labkit.checks.lab08.losses import expect_loss
 from labkit.checks.simplest import simplest
 from labkit.contract import part, sound
@@ -48,7 +49,8 @@ def expect_clipped(grpo_loss, rng):
     gains, losses = batch(rng), batch(rng)
     gains[2], losses[2] = gains[2].abs(), -losses[2].abs()
     cases += [(f"good{ALONE}", gains, {}), (f"bad{ALONE}", losses, {})]
-    with part(), simplest(_small(grpo_loss)), likeliest() as case:
+    behaves = behaving(as_grpo, lambda *given: _value(grpo_loss, given), "grpo_loss")
+    with part(), simplest(_small(grpo_loss)), behaves, likeliest() as case:
         for what, given, options in cases:
             with case():
                 _expect(grpo_loss, what, given, options)

@@ -128,6 +128,9 @@ def _guesses(base, seed, data):
         "that is the model with its other adapter: switch all off": logprobs(policy, data),
         "attention_mask is not passed on, and padding is read": logprobs(base, data, mask=False),
         "the adapter is on, and attention_mask is not passed on": logprobs(policy, data, False),
+        "attention_mask is turned round: it is 1 on what is read": logprobs(
+            base, data | {"attention_mask": 1 - data["attention_mask"]}
+        ),
         "that is policy less reference": active - wanted,
         "the sign is turned round: log-probabilities are wanted": -wanted,
     }

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
 from labkit.checks.compound import combined
+from labkit.checks.lab08.behaves import as_logprobs, behaving
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, observe, part, sound
 from labkit.labs.lab08 import probes
@@ -60,7 +61,9 @@ def wanted_of(logits, labels):
 
 def expect_logprobs(sequence_logprob, rng):
     """The sums, however the labels lie; finite with large logits."""
-    with part(), simplest(_small(sequence_logprob)), likeliest() as case:
+    run = functools.partial(observe, sequence_logprob)
+    behaves = behaving(as_logprobs, run, "sequence_logprob")
+    with part(), simplest(_small(sequence_logprob)), behaves, likeliest() as case:
         for kind in KINDS:
             with case():
                 _expect(sequence_logprob, kind, *batch(rng, kind))
@@ -90,6 +93,8 @@ def _expect(sequence_logprob, kind, logits, labels):
     if not torch.isfinite(got).all():
         hint = "the logarithm of a softmax that is 0 in fp32: log_softmax does both at once"
         hint = hint if kind == "large logits" else "is something infinite in it, or divided by 0?"
+        if kind == "one without an answer":
+            hint = "a sequence without any answer has 0"
         raise CheckFailed(f"{call} holds NaN or infinity: {hint}")
     wanted = wanted_of(logits, labels)
     known = {} if close(got, wanted, 1e-5) else _guesses(logits, labels, kind)
