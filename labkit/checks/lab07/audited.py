@@ -59,11 +59,7 @@ def faults(rng):
             {"trains_on_nothing": 1, "truncated": 1},
             {"trains_on_nothing": opened, "no_end": opened},
         ),
-        "of two turns, whose last answer is cut off": (
-            [{"messages": row(words(rng, 2), words(rng, 2))["messages"] + gone[0]["messages"]}],
-            {"trains_on_nothing": 1, "truncated": 1},
-            {"trains_on_nothing": "the prompt is all messages but the last"},
-        ),
+        "of two turns, whose last answer is cut off": _two_turns(rng, gone[0]),
         "of whose answer one token is left": (
             [of_length(rng, LENGTH - 1, 3)],
             {"no_end": 1, "truncated": 1},
@@ -88,6 +84,14 @@ def faults(rng):
         **_alike(rng),
         "that differ in their system messages alone": _but_for_systems(),
     }
+
+
+def _two_turns(rng, last):
+    """A row whose first answer is all there, before a turn of which no label is left."""
+    turns = row(words(rng, 2), words(rng, 2))["messages"] + last["messages"]
+    why = "the prompt is all messages but the last"
+    counts = {"trains_on_nothing": 1, "truncated": 1}
+    return [{"messages": turns}], counts, {"trains_on_nothing": why}
 
 
 def _but_for_systems():

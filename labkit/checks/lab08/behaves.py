@@ -39,7 +39,7 @@ def as_advantages(run, call):
     expect(close(run(10 * r), base, 1e-2), f"{call}: {told}")
     gap = r - r.mean(1, keepdim=True)
     size = (base * gap).sum(1, keepdim=True) / gap.square().sum(1, keepdim=True)
-    told = "an advantage is not in proportion to its distance from the mean: it is divided alone"
+    told = "advantages are not in proportion to the distances from the mean, as these divided are"
     expect(close(size * gap, base, 1e-2), f"{call}: {told}")
 
 
