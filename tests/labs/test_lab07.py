@@ -921,6 +921,7 @@ def _the_next_one(x, A, B, scaling, index):
 BATCHES = [
     (_summed_over_all, "are summed over all adapters"),
     (_the_next_one, "of the updates B A x, row 0"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B.roll(-1, 0), s, i), "with B of adapter"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s.mean().expand(4), i), "mean of the scalings"),
     (
         lambda x, A, B, s, i: batched_lora(x, A, B, s, i).masked_fill(i[:, None] < 0, math.nan),
@@ -1247,6 +1248,7 @@ def _switched_back(model, adapter_name):
 
 SWAPS = [
     (_switched_back, "and leave it so"),
+    (_cost(lambda t, n: 2 * _sum(t, f".{n}.")), "each tensor counts once"),
     (_cost(lambda t, n: _sum(t, f".{n}.") // 1000), "in whole kB"),
     (_cost(lambda t, n: _sum(t, f".{n}.", lambda p: p.itemsize)), "for each tensor"),
     (lambda m, n: swap_cost(m, n) | {"seconds": "0.1"}, "a float"),

@@ -117,6 +117,7 @@ def _expect_scales(q8_0, what, w):
         raise CheckFailed(f"{call}: these are the right scales, in another order than the blocks")
     at = int((scales.double() - wanted.double()).abs().argmax())
     told = f"scale {at} is {scales[at].item():.6g}, wanted {wanted[at].item():.6g}"
+    told += f": a 127th of {top[at].item():.4g}, the largest size in its block"
     ratios = (scales.double() / wanted.double())[wanted > 0]
     near = named and _near(scales, wanted.float())
     even = len(ratios) and (ratios - ratios[0]).abs().max() < 2e-3 * ratios[0].abs()

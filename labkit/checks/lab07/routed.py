@@ -86,6 +86,7 @@ def _byte_guesses(name, sizes, before):
         "this is the size of the saved file, which has names in it, too": sizes["file"][name],
         "this is one number's bytes for each tensor: nbytes has all of them": sizes["one"][name],
         "this counts the tensors, not their bytes": sizes["tensors"],
+        "these are twice the bytes: each tensor counts once": 2 * own[name],
         "that is the size of Python's objects, not of the numbers behind them: nbytes": sizes[
             "objects"
         ][name],
