@@ -69,7 +69,7 @@ from labkit.training import fast, finetuning, generation, hardware, models, pair
 # `labels` are those that a trainer gets: at each position the id of the token at *this* position,
 # and -100 on the prompt and the padding, which do not count. The logits at a position are about the
 # *next* token. Return the sum for each sequence. Tokens with -100 add nothing, and a sequence
-# without any answer has 0.
+# without any answer has 0. Training goes through it, so it keeps the gradient.
 #
 # <details><summary>Hint</summary>
 #

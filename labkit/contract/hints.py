@@ -61,8 +61,18 @@ def hint(what: str) -> str:
     """`; …` on the text of an exception, such as `NameError: name 'np' is not defined`; or ""."""
     if unknown := re.search(r"name '(\w+)' is not defined", what):
         return f"; {_unknown(unknown[1])}"
-    advice = next((advice for sign, advice in HINTS.items() if sign in what), "")
-    return f"; {advice}" if advice else ""
+    if shaped := re.search(r"shape '\[([-\d, ]+)\]' is invalid for input of size (\d+)", what):
+        return f"; {_unfit(shaped[1], int(shaped[2]))}"
+    found = next((told for sign, told in HINTS.items() if sign in what), "")
+    return f"; {found}" if found else ""
+
+
+def _unfit(sizes, n):
+    """What to say of a reshape to `sizes`, a text, of `n` numbers."""
+    made = math.prod(abs(int(size)) for size in sizes.split(","))
+    if "-1" in sizes:
+        return f"{n} numbers cannot be shared out into parts of {made}"
+    return f"{sizes.replace(', ', ' * ')} is {made}, and there are {n} numbers"
 
 
 def _unknown(name):

@@ -20,6 +20,9 @@ from labkit.contract import CheckFailed
     [
         (None, "return"),
         (torch.ones(3, 2), "transposed"),
+        (torch.ones(2, 3, 1), "left over"),
+        (torch.ones(6), "the axes are lost"),
+        (torch.ones(1, 3, 2), "an axis too many"),
         (torch.full((2, 3), torch.nan), "NaN"),
         (torch.arange(6.0).view(2, 3) * 4, "4x"),
         (torch.arange(6.0).view(2, 3) * -1, "sign"),
@@ -78,6 +81,14 @@ def test_a_number_that_is_only_displayed_otherwise_is_told(got, word):
     with pytest.raises(CheckFailed, match=word) as caught:
         expect_number(got, 0.412, "f(x)")
     assert caught.value.bare
+
+
+def test_a_guess_with_another_epsilon_is_the_same_misconception():
+    wanted = torch.arange(1.0, 5.0)
+    with pytest.raises(CheckFailed, match="halved"):
+        expect_close(wanted / 2 * (1 + 2e-3), wanted, "f(x)", {"halved": wanted / 2})
+    with pytest.raises(CheckFailed, match="yours"):
+        expect_close(wanted / 2 + 0.1, wanted, "f(x)", {"halved": wanted / 2})
 
 
 def test_every_case_is_judged_and_each_mistake_told_once(monkeypatch):

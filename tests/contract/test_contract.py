@@ -127,6 +127,9 @@ HINTED = {
     "NameError: name 'ranc' is not defined": "is it spelled so",
     "ValueError: too many values to unpack (expected 2)": ".items()",
     "RuntimeError: size mismatch, got input (3), mat (3x11), vec (3)": "transpose",
+    "RuntimeError: shape '[3, 2, 32, 20]' is invalid for input of size 600": "3 * 2 * 32 * 20 is "
+    "3840, and there are 600 numbers",
+    "RuntimeError: shape '[-1, 32]' is invalid for input of size 600": "into parts of 32",
 }
 
 

@@ -1411,6 +1411,7 @@ def _switched_off(base, folder):
 
 
 ADAPTERS = [
+    (lambda b, f: PeftModel.from_pretrained(b, "home-lora").eval(), "no name of your own"),
     (load_given, "it is to answer, not to learn"),
     (load_given, "in train mode, with dropout"),
     (load_given, "the adapter counts twice"),

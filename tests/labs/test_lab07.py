@@ -4,6 +4,7 @@ import copy
 import functools
 import hashlib
 import itertools
+import math
 import random
 import time
 from collections import Counter, defaultdict
@@ -245,14 +246,52 @@ def _even_when_empty(messages):
     return roles == ["user", "assistant"] * (len(roles) // 2)
 
 
+def _one_fault_a_row(rows, tokenizer, max_length):
+    """An `elif` for each fault, as if a row had one at most."""
+    told, seen = dict.fromkeys(KEYS, 0), []
+    for row in rows:
+        one = audit([row], tokenizer, max_length)
+        key = [(m["role"], folded(m["content"])) for m in row["messages"]]
+        again = roles_are_good(row["messages"]) and key in seen
+        fault = "duplicates" if again else next((key for key in KEYS if one[key]), None)
+        if fault:
+            told[fault] += 1
+        seen.append(key)
+    return told
+
+
+def _answer_by_itself(tokenizer, messages, **more):
+    """The prompt by the template, and behind it the answer's text without one."""
+    if more:
+        return tokenizer.apply_chat_template(messages, return_dict=False, **more)
+    prompt = tokenizer.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, return_dict=False
+    )
+    return prompt + tokenizer(messages[-1]["content"])["input_ids"]
+
+
+def _cut_on_the_left(rows, tokenizer, max_length):
+    """Keeps the last tokens of a row, so that no answer and no end is ever lost."""
+    told, whole = audit(rows, tokenizer, max_length), audit(rows, tokenizer, 10**6)
+    return told | {key: whole[key] for key in ("trains_on_nothing", "no_end")}
+
+
 AUDITS = [
+    (_one_fault_a_row, "a row may have several faults"),
+    (_audit(ids_of=_answer_by_itself), "render the whole conversation"),
+    (_cut_on_the_left, "cut on the right"),
+    (_audit(go_on=True, good=lambda ms: ms[-1]["role"] == "assistant"), "cannot be rendered"),
+    (lambda r, t, m: {k: n / len(r) for k, n in audit(r, t, m).items()}, "not a share of the rows"),
     (_audit(prompt_options={}), "the generation prompt belongs"),
     (_audit(repeats=lambda key, seen: seen[-1:] == [key]), "anywhere above"),
     (lambda r, t, m: {k: float(v) for k, v in audit(r, t, m).items()}, "is a float, wanted an int"),
     (_audit(over=lambda n, most: n >= most), "just max_length tokens"),
     (_audit(blank=lambda text: False), "blank answer"),
     (_audit(blank=lambda text: text == ""), "blank answer"),
-    (_audit(end=lambda ids, learned, eos: eos not in ids), "each turn of the prompt has one"),
+    (
+        _audit(end=lambda ids, learned, eos: eos not in ids),
+        "each turn of the prompt has an end token",
+    ),
     (_audit(end=lambda ids, learned, eos: eos not in learned[-1:]), "before the line break"),
     (_audit(apart=False), ("counts there alone", "counts as trains_on_nothing alone")),
     (_audit(key=lambda ms: str(ms)), "fold case and space"),
@@ -271,8 +310,8 @@ AUDITS = [
     (_audit(good=_no_system), "a system message may come first"),
     (_audit(good=_one_turn), "may take several turns"),
     (_audit(good=_even_when_empty), "cannot be rendered"),
-    (_all_of_a_kind, "the first of them does not"),
-    (_groups_alike, "the first of them does not"),
+    (_all_of_a_kind, "the first of several equal rows is no duplicate"),
+    (_groups_alike, "three equal rows have two"),
     (_turns_in_any_order, "the order of the turns"),
     (_letters, "not its letters"),
     (_audit_as_lists, "a count, not the rows"),
@@ -280,7 +319,7 @@ AUDITS = [
     (_audit_pads, "changes the tokenizer"),
     (lambda r, t, m: None, "None"),
     (lambda r, t, m: dict.fromkeys(KEYS[:-1], 0), "lacks duplicates"),
-    (lambda r, t, m: dict.fromkeys(KEYS, 0), "trains_on_nothing is 0, wanted"),
+    (lambda r, t, m: dict.fromkeys(KEYS, 0), '"trains_on_nothing" gave 0, wanted'),
 ]
 
 # --- 7.2 -----------------------------------------------------------------------------------
@@ -476,7 +515,18 @@ def _groups_cut(rows, share, seed):
     return ordered[:start] + ordered[start + n :], ordered[start : start + n]
 
 
+def _by_opening(row):
+    return folded(next(m["content"] for m in row["messages"] if m["role"] == "user"))
+
+
+def _by_all_before(row):
+    return folded(" ".join(m["content"] for m in row["messages"][:-1] if m["role"] != "system"))
+
+
 SPLITS = [
+    (_split(key=_by_opening), "that begin alike are on one side"),
+    (_split(key=_by_all_before), "what was answered before does not count"),
+    (_first_of_each, "one row of each prompt is left"),
     (
         _split(key=lambda row: prompt_of(row) + row["messages"][-1]["content"]),
         "whatever is answered",
@@ -556,6 +606,17 @@ def _numpy_rows(w, n_heads):
     return rotary_rows(w.float(), n_heads).numpy()
 
 
+def _second_half_backwards(w, n_heads):
+    first, second = w.reshape(n_heads, 2, -1, w.shape[1]).unbind(1)
+    return torch.stack([first, second.flip(1)], 2).reshape(w.shape)
+
+
+def _first_head_alone(w, n_heads):
+    out, size = w.clone(), len(w) // n_heads
+    out[:size] = rotary_rows(w[:size], 1)
+    return out
+
+
 ROWS = [
     (lambda w, n: w.reshape(n, 2, -1, w.shape[1]).transpose(1, 2), "together again"),
     (lambda w, n: w.reshape(n, 2, -1).transpose(1, 2).reshape(w.shape), "counted as places"),
@@ -581,7 +642,12 @@ ROWS = [
     (lambda w, n: rotary_rows(w, n).flatten(), "has shape"),
     (lambda w, n: rotary_rows(rotary_rows(w, n), n), "it is done twice"),
     (lambda w, n: w.reshape(n, -1, 2, w.shape[1]).flip(2).reshape(w.shape), "in a small case"),
-    (lambda w, n: w[torch.arange(len(w)).roll(1)], "in a small case"),
+    (lambda w, n: w[torch.arange(len(w)).roll(1)], "in another head"),
+    (_second_half_backwards, "come one after the other from its second half"),
+    (_first_head_alone, "each head is done alike"),
+    (lambda w, n: rotary_rows(w, n) * torch.tensor([1, -1]).repeat(len(w) // 2)[:, None], "sign"),
+    (lambda w, n: w[: len(w) // n], "the rows of one head come back"),
+    (lambda w, n: w.reshape(n, 2, 32, -1).transpose(1, 2).reshape(w.shape), "sizes from w"),
     (lambda w, n: rotary_rows(w, n).tolist(), "a list"),
     (lambda w, n: None, "None"),
     (lambda w, n: w.copy_(rotary_rows(w, n)), "changes its input w"),
@@ -698,7 +764,17 @@ def _q8_of(codes, top=lambda b: b.abs().amax(1), blocks=lambda w: w.float().resh
     return quantized
 
 
+def _q8_added(w):
+    """A little is added to every scale."""
+    blocks = w.float().reshape(-1, 32)
+    d = blocks.abs().amax(1) / 127 + 1e-5
+    return d.half(), half_away(blocks / d[:, None]).to(torch.int8)
+
+
 EIGHTS = [
+    (_q8_added, "a block of zeros has scale 1e-05"),
+    (_q8(rounded=lambda x: half_away(x).abs()), "the sign is lost"),
+    (_q8(blocks=lambda w: w.half().float().reshape(-1, 32)), "weights themselves are rounded"),
     (_q8(rounded=lambda x: (x + 0.5).trunc()), "int(x + 0.5)"),
     (_q8(rounded=lambda x: half_away(x).clamp_max(126)), "127 is a code, too"),
     (lambda w: (q8_0(w)[0].flip(0), q8_0(w)[1]), "right scales, in another order"),
@@ -833,7 +909,24 @@ def _grouped_only(x, A, B, scaling, index):
     return torch.cat([none, *parts])
 
 
+def _summed_over_all(x, A, B, scaling, index):
+    low = torch.einsum("kri,ni->nr", A, x)
+    return torch.einsum("kor,nr->no", B, low) * (scaling[index] * (index >= 0))[:, None]
+
+
+def _the_next_one(x, A, B, scaling, index):
+    return batched_lora(x, A, B, scaling, torch.where(index < 0, -1, (index + 1) % len(A)))
+
+
 BATCHES = [
+    (_summed_over_all, "are summed over all adapters"),
+    (_the_next_one, "of the updates B A x, row 0"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B.roll(-1, 0), s, i), "with B of adapter"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s.mean().expand(4), i), "mean of the scalings"),
+    (
+        lambda x, A, B, s, i: batched_lora(x, A, B, s, i).masked_fill(i[:, None] < 0, math.nan),
+        "are NaN; they get zeros",
+    ),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, torch.where(i > 0, i, -1)), "adapter 0 is one"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).relu(), "cut off"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).abs(), "is not linear in x"),
@@ -1146,7 +1239,16 @@ def _of_q_proj(layer):
     )
 
 
+def _switched_back(model, adapter_name):
+    before = model.active_adapter
+    told = swap_cost(model, adapter_name)
+    model.set_adapter(before)
+    return told
+
+
 SWAPS = [
+    (_switched_back, "and leave it so"),
+    (_cost(lambda t, n: 2 * _sum(t, f".{n}.")), "each tensor counts once"),
     (_cost(lambda t, n: _sum(t, f".{n}.") // 1000), "in whole kB"),
     (_cost(lambda t, n: _sum(t, f".{n}.", lambda p: p.itemsize)), "for each tensor"),
     (lambda m, n: swap_cost(m, n) | {"seconds": "0.1"}, "a float"),
@@ -1374,7 +1476,16 @@ def _masked_elsewhere(model, prompts, adapter_names):
     return _cut(model, out, batch["input_ids"].shape[1])
 
 
+@back
+def _left_to_the_model(model, prompts, adapter_names):
+    """Says nothing of sampling, and the model's own settings ask for it."""
+    batch = _batch(model, prompts)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48)
+    return _cut(model, out, batch["input_ids"].shape[1])
+
+
 ROUTES = [
+    (_left_to_the_model, "has to be told do_sample=False"),
     (_with_roles, "add nothing to them"),
     (_masked_elsewhere, "hides the other side"),
     (

@@ -110,7 +110,19 @@ def whole(x):
     return x
 
 
+def rolled(logits, labels):
+    """What roll brings round from the first place is counted at the last one."""
+    targets = labels.roll(-1, 1)
+    logp = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return (logp * (targets != -100)).sum(1)
+
+
 WRONG_LOGPROBS = [
+    (lambda x, y: sequence_logprob(x, y) / len(y), "a sequence alone has another number"),
+    (logprob(total=lambda x, m: (x * m).sum(1) / m.sum(1).clamp(min=1) ** 0.5), "by its length"),
+    (rolled, "roll brings the first label round"),
+    (torch.no_grad()(sequence_logprob), "nothing could be trained by it"),
+    (lambda x, y: sequence_logprob(x.detach(), y), "nothing could be trained by it"),
     (logprob(whole, whole), "not shifted"),
     (logprob(lambda x: x[:, 1:], lambda y: y[:, :-1]), "shifted the wrong way"),
     (logprob(mask=lambda y: y == y), "-100 is counted"),
@@ -227,7 +239,20 @@ def dpo_in_place(pc, pr, rc, rr, beta):
     return -F.logsigmoid(beta * (pc - pr)).mean()
 
 
+def margins(pc, pr, rc, rr, beta):
+    return beta * ((pc - rc) - (pr - rr))
+
+
+def smoothed(*given):
+    x = margins(*given)
+    return -(0.9 * F.logsigmoid(x) + 0.1 * F.logsigmoid(-x)).mean()
+
+
 WRONG_DPO = [
+    (smoothed, "0.1 times the margin is added to the loss"),
+    (lambda *given: -F.logsigmoid(margins(*given) - 1).mean(), "plus -1"),
+    (lambda *given: -F.logsigmoid(margins(*given)).min(), "alone have"),
+    (lambda *given: (-F.logsigmoid(margins(*given))).log().mean(), "the logarithm of the loss"),
     (margin_of(lambda pc, pr, rc, rr: (pr - rr) - (pc - rc)), "the pairs are swapped"),
     (margin_of(lambda pc, pr, rc, rr: pc - pr), "the reference is not used"),
     (margin_of(lambda pc, pr, rc, rr: pc - pr + rc - rr), "the reference is added"),
@@ -262,8 +287,8 @@ WRONG_DPO = [
     (loss_of(lambda x, beta: -F.logsigmoid(x.clamp(-20, 20)).mean()), "caps the loss"),
     (loss_of(lambda x, beta: (-F.logsigmoid(x)).mean().item()), "a step needs the tensor"),
     (loss_of(lambda x, beta: (-F.logsigmoid(x)).mean()[None]), "wanted (): one number"),
-    (loss_of(lambda x, beta: -F.logsigmoid(x).max()), "and their mean"),
-    (loss_of(lambda x, beta: -F.logsigmoid(x.sum())), "and their mean"),
+    (loss_of(lambda x, beta: -F.logsigmoid(x).max()), ("and their mean", "alone have")),
+    (loss_of(lambda x, beta: -F.logsigmoid(x.sum())), ("and their mean", "alone have")),
     (margin_of(lambda pc, pr, rc, rr: pc.exp() - rc.exp() - pr.exp() + rr.exp()), "probabilities"),
     (dpo_detached, "no gradient"),
     (dpo_half_detached, "it is zero: is something detached?"),
@@ -481,7 +506,26 @@ def unscaled(model, batch):
     return reference(off=nothing)(model, batch)
 
 
+def by_own_loss(model, batch):
+    """The model's loss is a mean over the batch; times a row's tokens it is not the row's sum."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter():
+            return -model(**batch).loss * (batch["labels"][:, 1:] != -100).sum(1)
+    finally:
+        model.train(training)
+
+
+def default_again(model, batch):
+    told = reference_logprobs(model, batch)
+    model.set_adapter("default")
+    return told
+
+
 WRONG_REFERENCES = [
+    (by_own_loss, "a mean over the whole batch"),
+    (default_again, "an adapter may have any name"),
     (reference(off=nothing), "that is the model with its adapter"),
     (reference(off=nothing, run=lambda m, b: logits_of(m.get_base_model(), b)), "get_base_model"),
     (no_with, "that is the model with its adapter"),
@@ -577,6 +621,10 @@ def advantages_in_place(rewards, eps=1e-4):
 
 
 WRONG_ADVANTAGES = [
+    (lambda r, eps=1e-4: group_advantages(r, eps).clamp(min=0), "below zero are cut off"),
+    (lambda r, eps=1e-4: group_advantages(r, eps).tanh(), "not in proportion"),
+    (lambda r, eps=1e-4: r.softmax(1) - 1 / r.shape[1], "ten times as large"),
+    (lambda r, eps=1e-4: (r - r.cumsum(1) / 3) / (r.std(1, keepdim=True) + eps), "gives zeros"),
     (spread(lambda x, eps: std(x)), "eps is not added"),
     (spread(lambda x, eps: std(x, correction=0) + eps), "wanted n - 1"),
     (spread(lambda x, eps: std(x, unbiased=False) + eps), "wanted n - 1"),
@@ -605,7 +653,7 @@ WRONG_ADVANTAGES = [
     (lambda x, eps=1e-4: -group_advantages(x, eps), "the sign is turned round"),
     (lambda x, eps=1e-4: group_advantages(x, eps).flatten(), "is flat"),
     (lambda x, eps=1e-4: group_advantages(x, eps).softmax(1), "gives zeros"),
-    (lambda x, eps=1e-4: group_advantages(x, eps).clamp(-1, 1), "wanted"),
+    (lambda x, eps=1e-4: group_advantages(x, eps).clamp(-1, 1), "not in proportion"),
     (
         lambda x, eps=1e-4: (x - x.mean(1, keepdim=True)) / std(x) + eps,
         "brackets are missing",
@@ -719,7 +767,32 @@ def grpo_in_place(logp, old_logp, advantages, mask, clip=0.2):
     return grpo_loss(logp, old_logp, advantages, mask, clip)
 
 
+def objective(new, old, gain, clip=0.2):
+    ratio = (new - old).exp()
+    return torch.min(ratio * gain[:, None], ratio.clamp(1 - clip, 1 + clip) * gain[:, None])
+
+
 WRONG_LOSSES = [
+    (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1.0) * a)), "at 1.1 it is 1"),
+    (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1 + c) * a).clamp(-1.5)), "at 1.6"),
+    (
+        lambda n, o, a, m, clip=0.2: (
+            -((objective(n, o, a, clip) * m).sum(0) / m.sum(0).clamp(min=1)).mean()
+        ),
+        "each token counts once",
+    ),
+    (
+        lambda n, o, a, m, clip=0.2: -(objective(n, o, a, clip) * n * m).sum() / m.sum(),
+        "multiplied by logp",
+    ),
+    (
+        lambda n, o, a, m, clip=0.2: -objective(n * m, o * m, a, clip).sum() / m.sum(),
+        "padding is masked in the logarithms",
+    ),
+    (
+        lambda n, o, a, m, clip=0.2: grpo_loss(n, o, (a - a.mean()) / (a.std() + 1e-4), m, clip),
+        "normalised once more",
+    ),
     (clipping(lambda r, a, c: r.clamp(1 - c, 1 + c) * a), "what is clipped is taken always"),
     (clipping(lambda r, a, c: r * a), "it is not clipped"),
     (clipping(lambda r, a, c: torch.max(r * a, r.clamp(1 - c, 1 + c) * a)), "the larger"),
@@ -736,7 +809,7 @@ WRONG_LOSSES = [
     (grpo(lambda new, old: (old - new).exp()), "upside down"),
     (grpo(lambda new, old: new / old), "logarithms are divided"),
     (grpo(lambda new, old: new.exp()), "old_logp is not used"),
-    (grpo(lambda new, old: new.exp() / (old.exp() + 1e-2)), "in a small case"),
+    (grpo(lambda new, old: new.exp() / (old.exp() + 1e-2)), ("in a small case", "weighs")),
     (grpo(lambda new, old: (new - old).exp().detach()), "no gradient"),
     (grpo(lambda new, old: (new - new.detach()).exp()), "the ratio is 1 everywhere"),
     (grpo(gain=lambda a, m: a), ("one an answer", "advantages[:, None]")),

@@ -2,14 +2,15 @@
 
 import torch
 
-from labkit.checks.compare import ask, draw, every, kind_of
+from labkit.checks.compare import ask, draw, every, expect_numbers, kind_of
+from labkit.checks.lab07 import miscounted
+from labkit.checks.lab07.miscounted import TURN
 from labkit.contract import expect, part, sound
 from labkit.labs import tiny
 from labkit.labs.lab07 import probes
 
 KEYS = ("trains_on_nothing", "no_end", "truncated", "bad_roles", "duplicates")
 LENGTH = 24  # max_length; the longest clean row has just so many tokens
-TURN = 3  # tokens of a turn besides its words: its role, the end, the line break
 
 
 def words(rng, n):
@@ -58,6 +59,7 @@ def faults(rng):
             {"trains_on_nothing": 1, "truncated": 1},
             {"trains_on_nothing": opened, "no_end": opened},
         ),
+        "of two turns, whose last answer is cut off": _two_turns(rng, gone[0]),
         "of whose answer one token is left": (
             [of_length(rng, LENGTH - 1, 3)],
             {"no_end": 1, "truncated": 1},
@@ -82,6 +84,14 @@ def faults(rng):
         **_alike(rng),
         "that differ in their system messages alone": _but_for_systems(),
     }
+
+
+def _two_turns(rng, last):
+    """A row whose first answer is all there, before a turn of which no label is left."""
+    turns = row(words(rng, 2), words(rng, 2))["messages"] + last["messages"]
+    why = "the prompt is all messages but the last"
+    counts = {"trains_on_nothing": 1, "truncated": 1}
+    return [{"messages": turns}], counts, {"trains_on_nothing": why}
 
 
 def _but_for_systems():
@@ -168,24 +178,57 @@ def _alike(rng):
 def expect_audit(audit, rng):
     """Each kind of fault is counted, clean rows have none, and a mixture has them all."""
     plain = clean(rng)
-    _expect(audit, "of clean rows", plain, {}, _CLEAN, "plain")
+    _counts(audit, "audit of clean rows", plain, "plain")
     listed = faults(rng)
-    with part():
-        every(
-            lambda what, case: _expect(
-                audit, f"of rows {what}", [*plain, *case[0]], case[1], case[2], "plain"
-            ),
-            list(listed.items()),
-        )
-    with part():
-        endless = "the template writes no end token, so none of these rows has one to learn"
-        why = {"no_end": endless}
-        told = "of clean rows with a template that writes no end"
-        _expect(audit, told, plain[:-1], {"no_end": len(plain) - 1}, why, "endless")
-    with part():
-        _expect_one_start(audit, rng)
+    told = every(
+        lambda what, case: (what, case, _counts(audit, what, [*plain, *case[0]], "plain")),
+        [("audit of clean rows", ([], {}, _CLEAN))]
+        + [(f"audit of rows {what}", case) for what, case in listed.items()],
+    )
+    known = {key: _told_of(key, plain, told) for key in KEYS}
+    if not all(rules or right for rules, right, _ in known.values()):
+        with part():
+            _expect_each(plain, told)
+    for key in KEYS if sound() else ():
+        with part():
+            expect_numbers(known[key][2])
+    if sound():
+        with part():
+            endless = "the template writes no end token, so none of these rows has one to learn"
+            why = {"no_end": endless}
+            what = "of clean rows with a template that writes no end"
+            _expect(audit, what, plain[:-1], {"no_end": len(plain) - 1}, why, "endless")
+        with part():
+            _expect_one_start(audit, rng)
     if sound():
         _expect_mixture(audit, plain, listed, rng)
+
+
+def _expect_each(plain, told):
+    """Raise CheckFailed where one fault of a row takes it out of the counts of others."""
+    cases = [
+        ([*plain, *rows][: len(plain) + (0 if "bad_roles" in counts else len(rows))], got)
+        for _, (rows, counts, _), got in told
+    ]
+    guarded = miscounted.guarded([rows for rows, _ in cases], [got for _, got in cases], LENGTH)
+    expect(not guarded, f"audit: {guarded}; a row may have several faults, and counts in each")
+
+
+def _told_of(key, plain, told):
+    """One count of all audits: mistaken rules that give each, whether all are right, the cases.
+
+    A case is one of `expect_numbers`, with these rules as its guesses and a hint.
+    """
+    cases = []
+    for call, (rows, counts, why), got in told:
+        bad = len(rows) if "bad_roles" in counts else 0
+        known = miscounted.guesses(key, [*plain, *rows], bad, LENGTH)
+        wanted = counts.get(key, 0)
+        hint = why.get(key) or (_MISSED[key] if got[key] < wanted else _CLEAN[key])
+        cases.append((f'{call}: "{key}"', got[key], wanted, known, hint))
+    rules = [m for m in cases[0][3] if all(got == known[m] for _, got, _, known, _ in cases)]
+    right = all(got == wanted for _, got, wanted, *_ in cases)
+    return rules, right, [(*case[:3], {m: case[3][m] for m in rules}, case[4]) for case in cases]
 
 
 _CLEAN = {
@@ -233,6 +276,16 @@ def _expect(audit, told, rows, counts, why, style, more=""):
     `more` is the reason where more is counted than there is.
     """
     call = f"audit {told}"
+    got = _counts(audit, call, rows, style)
+    for key in KEYS:
+        wanted = counts.get(key, 0)
+        hint = why.get(key) or (_MISSED[key] if got[key] < wanted else more or _CLEAN[key])
+        gave = f"{call}: {key} is {got[key]}, wanted {wanted}"
+        expect(got[key] == wanted, gave, hint=hint)
+
+
+def _counts(audit, call, rows, style):
+    """What an audit of `rows` gives, after a look at its form."""
     got = ask(call, probes.audited, audit, rows, LENGTH, style)
     expect(isinstance(got, dict), f"{call} gave {kind_of(got)}, wanted a dict of five counts")
     missing = [key for key in KEYS if key not in got]
@@ -240,11 +293,6 @@ def _expect(audit, told, rows, counts, why, style, more=""):
     for key in KEYS:
         n = got[key]
         hint = ": a count, not the rows themselves" if isinstance(n, list | tuple | set) else ""
+        hint = ": a count, not a share of the rows" if isinstance(n, float) else hint
         expect(type(n) is int, f"{call}: {key} is {kind_of(n)}, wanted an int{hint}")
-    for key in KEYS:
-        wanted = counts.get(key, 0)
-        hint = why.get(key) or (_MISSED[key] if got[key] < wanted else more or _CLEAN[key])
-        if key == "truncated" and got[key] > wanted + 1:
-            hint = "count the tokens of the rendered row, not its letters"
-        gave = f"{call}: {key} is {got[key]}, wanted {wanted}"
-        expect(got[key] == wanted, gave, hint=hint)
+    return got

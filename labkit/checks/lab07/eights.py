@@ -103,9 +103,12 @@ def _expect_scales(q8_0, what, w):
     top = blocks.abs().amax(1)
     known = _scale_guesses(w, blocks, top)
     zeros = top == 0
-    if bool(zeros.any()) and torch.equal(scales[~zeros], wanted[~zeros]):
+    if bool((scales[zeros] != 0).any()):
         told = f"a block of zeros has scale {scales[zeros][0].item():.3g}, wanted 0"
         raise CheckFailed(f"{call}: {told}; divide where the scale is not 0, and store it as it is")
+    rounded = (w.half().float().reshape(-1, BLOCK).abs().amax(1) / 127).half()
+    told = "the weights themselves are rounded to fp16; compute in fp32, and round scales last"
+    expect(not torch.equal(scales, rounded) or w.dtype != torch.float32, f"{call}: {told}")
     named = "tiny" not in what  # there fp16 has few digits, and many things look alike
     for message, guess in known.items():
         if named and _near(scales, guess):
@@ -114,6 +117,7 @@ def _expect_scales(q8_0, what, w):
         raise CheckFailed(f"{call}: these are the right scales, in another order than the blocks")
     at = int((scales.double() - wanted.double()).abs().argmax())
     told = f"scale {at} is {scales[at].item():.6g}, wanted {wanted[at].item():.6g}"
+    told += f": a 127th of {top[at].item():.4g}, the largest size in its block"
     ratios = (scales.double() / wanted.double())[wanted > 0]
     near = named and _near(scales, wanted.float())
     even = len(ratios) and (ratios - ratios[0]).abs().max() < 2e-3 * ratios[0].abs()
@@ -149,6 +153,9 @@ def _scale_guesses(w, blocks, top):
         ),
         "blocks run down the columns: a block is 32 neighbours of one row": (
             w.float().T.reshape(-1, BLOCK).abs().amax(1) / 127
+        ),
+        "the mean of a block is taken off first: a code times its scale is the weight itself": (
+            (blocks - blocks.mean(1, keepdim=True)).abs().amax(1) / 127
         ),
         "the scale keeps the sign of the largest weight: take its size": (
             blocks.gather(1, blocks.abs().argmax(1, keepdim=True))[:, 0] / 127
@@ -188,6 +195,8 @@ def _expect_codes(q8_0, what, w):
     zero = bool((blocks[row] == 0).all())
     hint = "; 0 / 0 is no number: a block of zeros has codes 0" if zero else ""
     told = f"{call}: {told}, wanted {int(wanted[row, column])} for {weight}{hint}"
+    beside = bool(((codes - exact).abs() < 1).all())  # rounded by another rule, or by chance
+    told += "; each code lies beside its weight, and not always at the nearest" * beside
     raise CheckFailed(told, bare=not zero)
 
 
@@ -210,6 +219,8 @@ def _code_guesses(w, wanted, exact, fine, rough, tied):
         "the codes are those of a scale over 128": away(exact * 128 / 127).clamp(-128, 127),
         "the codes begin at 0: int8 has a sign, and 0 is 0": away(exact) + 128,
         "codes carry the sign of the largest weight": -wanted.float(),
+        "negative weights have code 0 here: int8 has a sign": wanted.float().clamp(min=0),
+        "the sign is lost: a negative weight has a negative code": wanted.float().abs(),
         "127 is a code, too: clamp nothing, or from -127 to 127": wanted.float().clamp(-128, 126),
         "int(x + 0.5) rounds positive numbers alone: below 0 it takes half a code too much": (
             (exact + 0.5).trunc()

@@ -6,7 +6,7 @@ from collections import Counter
 import torch
 
 from labkit.checks.compare import ask, draw
-from labkit.contract import CheckFailed, expect, part
+from labkit.contract import CheckFailed, expect, part, sound
 from labkit.labs import tiny
 from labkit.labs.lab07 import probes
 
@@ -17,6 +17,7 @@ SPLIT = {
     "larger than population": "share is the part of the rows that goes to the test side",
 }
 PROMPT = 'two rows have one prompt if their user says the same: " ".join(text.casefold().split())'
+BEFORE = "good morning"  # what an earlier turn says, in words that no question has
 
 
 def asked(row):
@@ -38,18 +39,22 @@ def variants(question, rng):
     ]
 
 
-def rows_of(rng, n=48):
-    """Different rows of n prompts, one to six rows each, some with a system message."""
+def rows_of(rng, n=96):
+    """Different rows of n prompts, one to six rows each; some have a system or an earlier turn.
+
+    All earlier turns ask the same, and are answered in two ways.
+    """
     rows, seen = [], set()
     while len(seen) < n:
-        question = tiny.words(rng, 3, 6)
+        question, earlier = tiny.words(rng, 3, 6), len(seen) % 3 == 0
         if question in seen:
             continue
         seen.add(question)
         size = (1, 1, 1, 2, 2, 3, 6)[draw(0, 6, rng)]
         for k, text in enumerate(variants(question, rng)[:size]):
             turns = [("user", text), ("assistant", f"{tiny.words(rng, 2)} {len(rows)}")]
-            turns = [("system", "Home.")] * (k % 2) + turns
+            before = [("user", BEFORE), ("assistant", ("Hello.", "Yes?")[k % 3 == 2])]
+            turns = [("system", "Home.")] * (k % 2) + before * earlier + turns
             rows.append({"messages": [{"role": r, "content": c} for r, c in turns]})
     order = torch.randperm(len(rows), generator=rng).tolist()
     return [rows[i] for i in order]
@@ -81,7 +86,11 @@ def _sides(split, rows, share, seed, call, salt=""):
     both, wanted = _bag(sides[0] + sides[1]), _bag(rows)
     lost, new = (wanted - both).total(), (both - wanted).total()
     if lost and not new:
-        raise CheckFailed(f"{call}: {lost} of {len(rows)} rows are on neither side; lose none")
+        kept = {asked(row) for side in sides for row in side}
+        alone = all(asked(row) in kept for row in rows) and len(kept) == len(rows) - lost
+        hint = "here one row of each prompt is left: all of a group go to its side" * alone
+        told = f"{call}: {lost} of {len(rows)} rows are on neither side"
+        raise CheckFailed(f"{told}; {hint or 'lose none'}")
     doubled = new and all(row in wanted for row in both)
     expect(not doubled, f"{call}: {new} rows are there twice; each has one side")
     expect(not new, f"{call}: {new} rows are not those of the file; hand rows on as they are")
@@ -98,26 +107,43 @@ def _expect_apart(sides, call):
     train, test = ({asked(row) for row in side} for side in sides)
     expect(train and test, f"{call}: a side is empty")
     shared = train & test
-    pairs = [(r["messages"][:-1], s["messages"][:-1]) for r in sides[0] for s in sides[1]]
-    exact = any(one == other for one, other in pairs)
-    system = any(one != other and one[-1] == other[-1] for one, other in pairs)
-    hint = PROMPT + "; the system message does not count" * system
-    if len(shared) == 1:
-        hint = "a group is cut in two: one that does not fit in half goes to one side whole"
-    elif exact:
-        hint = "rows with one prompt go to one side, all of them, whatever is answered"
+    hint = "a group is cut in two: one that does not fit in half goes to one side whole"
+    if len(shared) > 1:
+        hint = _parted_by(*sides)
     expect(not shared, f"{call}: {len(shared)} prompts are on both sides; {hint}")
+
+
+def _parted_by(train, test):
+    """What rows of one prompt that lie on both sides differ in: all that alone parts some."""
+    pairs = [(r["messages"], s["messages"]) for r in train for s in test if asked(r) == asked(s)]
+    parts = {
+        "the system message does not count": lambda m: [x for x in m if x["role"] == "system"],
+        "what was answered before does not count": (
+            lambda m: [x for x in m[:-1] if x["role"] == "assistant"]
+        ),
+        PROMPT: lambda m: [x["content"] for x in m if x["role"] == "user"],
+    }
+    differ = [[text for text, of in parts.items() if of(r) != of(s)] for r, s in pairs]
+    if [] in differ:
+        return "rows with one prompt go to one side, all of them, whatever is answered"
+    alone = [text for text in parts if [text] in differ]
+    return "; ".join(alone or min(differ, key=len))
 
 
 def _expect_share(split, rows):
     """The test side has its share of the rows, to within the largest group."""
     n, largest = len(rows), max(Counter(map(asked, rows)).values())
-    sizes = []
+    sizes, whole = [], True
     for share in (0.1, 0.25, 0.6):
         for seed in range(4):
             call = f"split of {n} rows, share {share}, seed {seed}"
-            test = _sides(split, rows, share, seed, call)[1]
+            sides = _sides(split, rows, share, seed, call)
+            if sound():
+                _expect_apart(sides, call)
+            test = sides[1]
             sizes.append((call, share, len(test)))
+            earlier = sum(asked(row)[0] == BEFORE for row in test)
+            whole &= earlier in (0, sum(asked(row)[0] == BEFORE for row in rows))
     off = [(call, share, got) for call, share, got in sizes if abs(got - share * n) > largest]
     if not off:
         return
@@ -127,8 +153,12 @@ def _expect_share(split, rows):
     hint = "share is the test side's part of the rows"
     if all(size == n for *_, size in sizes):
         hint = f"{hint}, a number from 0 to 1 and no percentage: here all rows are test rows"
+    elif all(size <= 3 for *_, size in sizes):
+        hint = f"{hint}, a number from 0 to 1: here it is hardly used"
     elif turned:
         hint = "the sides are turned round: return (train, test)"
+    elif whole:
+        hint = "all rows that begin alike are on one side: a prompt is all that its user says"
     elif max(size for *_, size in sizes) - min(size for *_, size in sizes) <= largest:
         hint = "the share is not used"
     else:
@@ -147,7 +177,7 @@ def _expect_same(split, rows, first, rng):
     told = f"{call} gives other test rows in another run of Python"
     hint = "hash() of a text changes from run to run: hashlib.sha256 does not"
     expect(_bag(other[1]) == _bag(first[1]), f"{told}; {hint}")
-    for _ in range(3):
+    for _ in range(12):  # the order of a set of texts does not always show
         order = torch.randperm(len(rows), generator=rng).tolist()
         moved = _sides(split, [rows[i] for i in order], 0.25, 3, call)
         told = f"{call} gives other test rows when the file is in another order"

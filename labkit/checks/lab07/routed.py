@@ -43,6 +43,7 @@ def expect_swaps(swap_cost, seed):
         for name, call, got in runs:
             active = ", ".join(got["active"])
             hint = "switch with model.set_adapter(adapter_name)"
+            hint += ", and leave it so" * got["switched"]
             expect(got["active"] == [name], f"after {call} the active adapter is {active}: {hint}")
             told = f"after {call} the layers have it, but model.active_adapter is {got['named']!r}"
             expect(got["named"] == name, f"{told}: {hint}")
@@ -85,6 +86,10 @@ def _byte_guesses(name, sizes, before):
         "this is the size of the saved file, which has names in it, too": sizes["file"][name],
         "this is one number's bytes for each tensor: nbytes has all of them": sizes["one"][name],
         "this counts the tensors, not their bytes": sizes["tensors"],
+        "these are twice the bytes: each tensor counts once": 2 * own[name],
+        "that is the size of Python's objects, not of the numbers behind them: nbytes": sizes[
+            "objects"
+        ][name],
         "nothing is counted: no parameter has such a name": 0,
     }
     for size, of in (("", own), (", and these are numbers, not bytes", numbers)):
@@ -151,6 +156,9 @@ def _expect_texts(texts, got, seed, prompts, call):
         expect(mine != _tidy(guess()), f"{call}: {message}")
     pairs = zip(mine, wanted, strict=True)
     wrong = [(i, *pair) for i, pair in enumerate(pairs) if pair[0] != pair[1]]
+    if fleet.SAMPLED in got["options"]:
+        told = "the answers are drawn by chance: the model's own generation_config asks for samples"
+        raise CheckFailed(f"{call}: {told}, so generate has to be told do_sample=False")
     if options := got["options"]:
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         raise CheckFailed(f"{call}: generate got {listed}, and greedy decoding takes nothing of it")

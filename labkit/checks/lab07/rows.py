@@ -7,11 +7,12 @@ from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from labkit.checks.compare import ask, draw, expect_close, expect_shape, likeliest, randn
 from labkit.checks.simplest import simplest
-from labkit.contract import expect, observe, part
+from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab07 import probes
 
 SHAPES = {
-    "invalid for input of size": "d_out = n_heads * 2 * half: the other axes stay as they are",
+    "invalid for input of size": "a head has d_out / n_heads rows, half of them in each half: "
+    "compute the sizes from w, of which the columns stay as they are",
     "Dimension out of range": "w has two axes: reshape splits its rows into heads and halves",
     "unexpected keyword": "the parameters are w and n_heads",
     "split_with_sizes": "torch.chunk cuts into so many parts, split into parts of such a size",
@@ -38,9 +39,9 @@ def expect_rows(rotary_rows, rng):
     """The rows of weights, of LoRA's B, in any dtype, for heads of any even size."""
     head = 2 * draw(4, 6, rng)
     cases = [
-        ("a weight, 3 heads", (3 * head, 20), 3, torch.float32),
+        ("a weight, 4 heads", (4 * head, 20), 4, torch.float32),
         ("a weight, one head", (head, 12), 1, torch.float32),
-        ("LoRA's B of rank 2, 4 heads", (4 * head, 2), 4, torch.float32),
+        ("LoRA's B of rank 2, 3 heads", (3 * head, 2), 3, torch.float32),
         ("a square weight, 5 heads", (5 * head, 5 * head), 5, torch.float32),
         ("a weight in bf16, 2 heads", (2 * head, 7), 2, torch.bfloat16),
     ]
@@ -67,10 +68,42 @@ def _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng):
     apart = torch.is_tensor(got) and got.dim() > 2 and got.numel() == w.numel()
     told = f"{call} has shape {tuple(got.shape) if apart else ''}, wanted {tuple(w.shape)}"
     expect(not apart, f"{told}: put the rows' axes together again, reshape(w.shape)")
+    one = torch.is_tensor(got) and got.shape == (shape[0] // n_heads, shape[1]) != w.shape
+    expect(not one, f"{call}: the rows of one head come back, of {n_heads}")
     expect_shape(got, w.shape, call)
-    expect_close(got, wanted_rows(w, n_heads), call, _guesses(w, n_heads), tol=1e-7)
+    try:
+        expect_close(got, wanted_rows(w, n_heads), call, _guesses(w, n_heads), tol=1e-7)
+    except CheckFailed as failure:
+        if failure.bare:
+            _expect_order(call, got.to(w.dtype), w, n_heads)
+        raise
     kind = str(dtype).removeprefix("torch.")
     expect(got.dtype == dtype, f"{call} is in {got.dtype}, wanted {kind}: rows move, numbers stay")
+
+
+def _expect_order(call, got, w, n_heads):
+    """Raise CheckFailed that says of a wrong answer what has become of the rows of w."""
+    plain, minus = ((got[:, None] == sign * w[None]).all(-1) for sign in (1, -1))
+    gone = (~(plain | minus).any(1)).nonzero().flatten().tolist()
+    stay = "rows move, numbers stay"
+    expect(not gone, f"{call}: row {gone[0] if gone else 0} of the answer is no row of w; {stay}")
+    expect(plain.any(1).all(), f"{call}: some rows have another sign than in w; {stay}")
+    order, size = plain.float().argmax(1).tolist(), len(w) // n_heads
+    lost = sorted(set(range(len(w))) - set(order))
+    expect(not lost, f"{call}: {len(lost)} rows of w are lost, and others are there twice")
+    moved = next(((i, k) for i, k in enumerate(order) if i // size != k // size), None)
+    told = f"row {moved[1]} of w lies at {moved[0]}, in another head" if moved else ""
+    expect(not moved, f"{call}: {told}; rows stay within their head")
+    right = wanted_rows(torch.arange(len(w))[:, None], n_heads).flatten().tolist()
+    heads = [order[i : i + size] == right[i : i + size] for i in range(0, len(w), size)]
+    told = f"head {heads.index(False)} is not in the right order, head {0 if heads[0] else 1} is"
+    expect(not any(heads), f"{call}: {told}; each head is done alike")
+    for start, name in ((0, "first"), (1, "second")):
+        other = [order[i] for i in range(1 - start, size, 2)]
+        if other == right[1 - start : size : 2]:
+            mine = ", ".join(map(str, [order[i] for i in range(start, size, 2)]))
+            told = f"rows {mine} of w come one after the other from its {name} half"
+            raise CheckFailed(f"{call}: in head 0 {told}; they keep their order")
 
 
 def _guesses(w, n_heads):

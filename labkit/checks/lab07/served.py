@@ -4,6 +4,7 @@ It is no probe: what runs beside the learner's code must not hold the answer.
 """
 
 import functools
+import sys
 
 import torch
 from safetensors.torch import save
@@ -78,6 +79,7 @@ def adapter_bytes(seed):
         "file": {a: len(save(state(model, adapter_name=a), {"format": "pt"})) for a in ADAPTERS},
         "one": {a: total(lambda n, a=a: f".{a}." in n, lambda p: p.itemsize) for a in ADAPTERS},
         "tensors": total(lambda n: f".{ADAPTERS[0]}." in n, lambda p: 1),
+        "objects": {a: total(lambda n, a=a: f".{a}." in n, sys.getsizeof) for a in ADAPTERS},
         "model": total(lambda n: True),
         "base": total(lambda n: "lora_" not in n),
     }

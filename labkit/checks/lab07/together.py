@@ -16,7 +16,10 @@ from labkit.labs.lab07 import probes
 
 D_IN, D_OUT, R, K = 64, 56, 3, 4
 NONE = "index -1 is the last adapter for torch: rows with -1 get zeros"
+ALONE = "x has d_in numbers a row and the result d_out: it is the update alone"
 BATCH = {
+    f"tensor a ({D_IN}) must match the size of tensor b ({D_OUT})": ALONE,
+    f"tensor a ({D_OUT}) must match the size of tensor b ({D_IN})": ALONE,
     "must match the size of tensor": "scaling has one number an adapter: scaling[index][:, None]",
     "expected scalar type Long": "index is of ints: use it as an index, or index.long()",
     "batch1 must be a 3D": "bmm takes (n, 1, d_in) and (n, d_in, r): x[:, None]",
@@ -76,6 +79,8 @@ def _expect(batched_lora, what, A, B, scaling, index, rng):
     expect(not narrow, f"{told}: that is A x, and B follows")
     expect_shape(got, torch.Size([len(index), D_OUT]), call)
     wanted = alone(x, A, B, scaling, index)
+    lost = without.any() and got[without].isnan().all()
+    expect(not lost, f"{call}: rows with index -1 are NaN; they get zeros")
     known = _guesses(x, A, B, scaling, index)
     if without.any() and not without.all():
         some = torch.where(without[:, None], got.to(wanted.dtype), wanted)
@@ -90,8 +95,11 @@ def _expect(batched_lora, what, A, B, scaling, index, rng):
 
 
 def _expect_simple(batched_lora, call, got, given):
-    """Raise CheckFailed where rows depend on each other, or it is not linear: of a wrong answer."""
+    """Raise CheckFailed where a row is made of other adapters' updates, rows depend on each other,
+    or it is not linear: of a wrong answer.
+    """
     x, A, B, scaling, index = given
+    _expect_own(call, got, *given, others=True)
 
     def run(x, A, B):
         some = index[-len(x) :]
@@ -100,6 +108,36 @@ def _expect_simple(batched_lora, call, got, given):
     told = f"{call}: its last row alone gives another result; each row stands for itself"
     expect(close(run(x[-1:], A, B), got[-1:], 1e-3), told)
     expect_linear(call, run, {"x": x, "A": A, "B": B})
+    _expect_own(call, got, *given, others=False)
+
+
+def _expect_own(call, got, x, A, B, scaling, index, others):
+    """Raise CheckFailed with the first wrong row that is a sum of what the adapters give for it.
+
+    With `others` adapters that are not its own have a part in it; else it is its own alone.
+    """
+    pairs = [(i, j) for i in range(K) for j in range(K)]  # whose A, whose B
+    for row, k in enumerate(index.tolist()):
+        each = torch.stack([(B[j] @ (A[i] @ x[row])).double() for i, j in pairs])
+        found = torch.linalg.lstsq(each.T, got[row].double()[:, None]).solution[:, 0]
+        if not close(found @ each, got[row].double(), 1e-3):
+            return
+        made = {
+            p: share for p, share in zip(pairs, found.tolist(), strict=True) if abs(share) > 1e-3
+        }
+        right = scaling[k].item() if k >= 0 else 0.0
+        mine = {(k, k)} if k >= 0 else set()
+        off = set(made) != mine or any(abs(made[pair] - right) > 1e-3 for pair in mine)
+        if not off or others != bool(set(made) - {(k, k)}):
+            continue
+        told = [f"{share:.3g} times that of {_pair_of(*p)}" for p, share in made.items()]
+        wanted = f"{right:.3g} times that of adapter {k}" if k >= 0 else "zeros"
+        told = f"row {row}, whose index is {k}, is {' plus '.join(told[:3]) or 'zeros'}"
+        raise CheckFailed(f"{call}: of the updates B A x, {told}; wanted {wanted}")
+
+
+def _pair_of(i, j):
+    return f"adapter {i}" if i == j else f"A of adapter {i} with B of adapter {j}"
 
 
 def _of_scaling(x, A, B, scaling, index):
@@ -124,6 +162,9 @@ def _of_scaling(x, A, B, scaling, index):
         "that is the root of the scaling": alone(x, A, B, scaling.sqrt(), index),
         "times the rank: the scaling is alpha / r already": alone(x, A, B, scaling * R, index),
         "divided by the rank: the scaling is alpha / r already": alone(x, A, B, scaling / R, index),
+        "all rows have the mean of the scalings: each row has its own, scaling[index]": alone(
+            x, A, B, scaling.mean().expand(K), index
+        ),
         "all the scalings are added: each row has its own, scaling[index]": alone(
             x, A, B, scaling.sum().expand(K), index
         ),
@@ -158,6 +199,9 @@ def _guesses(x, A, B, scaling, index):
         "B is chosen by index and A is the first one": _crossed(x, A, B, scaling, flat, index),
         "the updates of all adapters are added: each row has one": sum(
             alone(x, A, B, scaling, torch.full_like(index, k)) for k in range(K)
+        ),
+        "A and B are summed over all adapters: A[index] and B[index] pick one for each row": (
+            (scaling[wrapped] * (index >= 0))[:, None] * (x @ A.sum(0).T @ B.sum(0).T)
         ),
         "rows come back in the order of their adapters: put them back": _sorted(
             x, A, B, scaling, index

@@ -6,6 +6,7 @@ import torch
 
 from labkit.checks.compare import ask, close, draw, expect_close, likeliest, randn
 from labkit.checks.compound import combined
+from labkit.checks.lab08.behaves import as_dpo, behaving
 from labkit.checks.lab08.losses import expect_loss
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, part, sound
@@ -39,7 +40,8 @@ def expect_dpo(dpo_loss, rng):
     cases = [("a few pairs", pairs(rng), beta) for beta in (0.1, 0.5, 1.0)]
     chosen, rejected = pairs(rng)[2:]
     same = [chosen, rejected, chosen.clone(), rejected.clone()]
-    with part(), simplest(_small(dpo_loss)), likeliest() as case:
+    behaves = behaving(as_dpo, lambda *four: _asked(dpo_loss, "", four, 1.0)["value"], "dpo_loss")
+    with part(), simplest(_small(dpo_loss)), behaves, likeliest() as case:
         for what, four, beta in cases:
             with case():
                 _expect(dpo_loss, f"dpo_loss of {what}, beta {beta:g}", four, beta)

@@ -6,6 +6,7 @@ import torch
 
 from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
 from labkit.checks.compound import combined
+from labkit.checks.lab08.behaves import as_advantages, behaving
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, observe, part
 
@@ -67,7 +68,9 @@ def expect_advantages(group_advantages, rng):
         ("very small rewards", 1e-3 * groups(rng, few, 8), None),
         ("rewards that are mostly zero", _sparse(rng), None),
     ]
-    with part(), simplest(_small(group_advantages)), likeliest() as case:
+    run = functools.partial(observe, group_advantages)
+    behaves = behaving(as_advantages, run, "group_advantages")
+    with part(), simplest(_small(group_advantages)), behaves, likeliest() as case:
         for what, rewards, eps in cases:
             with case():
                 _expect(group_advantages, what, rewards, eps)
@@ -124,7 +127,7 @@ def _guesses(rewards, eps):
     made = functools.partial(_made, rows, n, eps)
     most = 1 if n == 2 else 2  # two samples differ by little
     known = {text: torch.nan_to_num(guess).float() for text, guess in _slips(rows, eps).items()}
-    return known | combined(made, axes, centres, SPREADS, EPSILONS, most=most)
+    return combined(made, axes, centres, SPREADS, EPSILONS, most=most) | known
 
 
 def _slips(rows, eps):
@@ -135,6 +138,9 @@ def _slips(rows, eps):
         "brackets are missing: eps is added to the deviation, not to the result": (
             (rows - mean) / std + eps
         ),
+        "advantages below zero are cut off: what is worse than the mean is made less likely": (
+            (rows - mean) / (std + eps)
+        ).clamp(min=0),
         "the sign alone is left: a reward twice as far from the mean counts twice": (
             (rows - mean).sign()
         ),

@@ -6,6 +6,7 @@ import torch
 
 from labkit.checks.compare import ask, close, draw, expect_close, likeliest, randn
 from labkit.checks.compound import combined
+from labkit.checks.lab08.behaves import as_grpo, behaving
 from labkit.checks.lab08.losses import expect_loss
 from labkit.checks.simplest import simplest
 from labkit.contract import part, sound
@@ -48,7 +49,8 @@ def expect_clipped(grpo_loss, rng):
     gains, losses = batch(rng), batch(rng)
     gains[2], losses[2] = gains[2].abs(), -losses[2].abs()
     cases += [(f"good{ALONE}", gains, {}), (f"bad{ALONE}", losses, {})]
-    with part(), simplest(_small(grpo_loss)), likeliest() as case:
+    behaves = behaving(as_grpo, lambda *given: _value(grpo_loss, given), "grpo_loss")
+    with part(), simplest(_small(grpo_loss)), behaves, likeliest() as case:
         for what, given, options in cases:
             with case():
                 _expect(grpo_loss, what, given, options)
@@ -138,15 +140,35 @@ def _guesses(logp, old_logp, advantages, mask, clip, most):
         - old.exp(),
         "the ratio is 1 everywhere: old_logp is not used": torch.ones_like(new),
         "each answer has one ratio here: every token has its own": _of_answers(new - old, mask),
+        "each answer has one ratio here, of its whole text: every token has its own": (
+            ((new - old) * mask).sum(1, keepdim=True).exp().expand_as(new)
+        ),
+        "padding is masked in the logarithms, where it makes a ratio of 1: mask the objective": (
+            ((new - old) * mask).exp()
+        ),
     }
     signs = {"": -1.0, "the minus is missing: a loss falls where the objective grows": 1.0}
 
     def made(ratio, clipped, a, mean, sign):
         return sign * mean(clipped(ratio, a))
 
-    return combined(
+    objective = torch.min(ratios[""] * gain[:, None], _held(ratios[""], clip) * gain[:, None])
+    m = mask.double()
+    known = {
+        "the objective is multiplied by logp: its gradient goes through the ratio alone": (
+            -(objective * new * m).sum() / m.sum()
+        ),
+        "logp times the advantage is the plain policy gradient: the ratio is clipped here": (
+            -(new * gain[:, None] * m).sum() / m.sum()
+        ),
+    }
+    return known | combined(
         made, ratios, _clips(clip), _gains(gain, mask), _means(mask.double()), signs, most=most
     )
+
+
+def _held(ratio, clip):
+    return ratio.clamp(1 - clip, 1 + clip)
 
 
 def _of_answers(gap, mask):

@@ -17,6 +17,7 @@ ERRORS = {
     "__enter__": METHOD,
     "disable_adapter": "it is PEFT's: with model.disable_adapter():",
     "copies the whole model": "",
+    "Adapter default": "an adapter may have any name; the context brings the active one back",
 }
 LEFT = {
     "layers": "the adapter is gone: merge_and_unload and unload take it out; switch it off instead",
@@ -127,10 +128,19 @@ def _guesses(base, seed, data):
         "that is the model with its other adapter: switch all off": logprobs(policy, data),
         "attention_mask is not passed on, and padding is read": logprobs(base, data, mask=False),
         "the adapter is on, and attention_mask is not passed on": logprobs(policy, data, False),
+        "attention_mask is turned round: it is 1 on what is read": logprobs(
+            base, data | {"attention_mask": 1 - data["attention_mask"]}
+        ),
         "that is policy less reference": active - wanted,
         "the sign is turned round: log-probabilities are wanted": -wanted,
     }
     counts = (data["labels"][:, 1:] != IGNORED).sum(1)
+    loss = (
+        "that is made of the model's own loss, a mean over the whole batch: take its logits, and "
+    )
+    loss += "your sequence_logprob of them"
+    known[loss] = wanted.sum() / counts.sum() * counts
+    known[f"{loss} (and its adapter is on)"] = active.sum() / counts.sum() * counts
     known["that is a mean over tokens: sequence_logprob gives sums"] = wanted / counts
     ids = data["input_ids"]
     whole = data | {"labels": ids.masked_fill(data["attention_mask"] == 0, IGNORED)}

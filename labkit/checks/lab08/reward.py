@@ -130,6 +130,9 @@ def _expect_nothing_right(asked, data, rng):
     ):
         got, call = asked(said, what)
         hint = "a key alone is worth nothing, or naming keys pays" if "all values" in what else ""
+        hint = (
+            "valid JSON alone is worth nothing, or its form alone is learned" if not said else hint
+        )
         expect(got == 0, f"{call} gave {got:.4g}, wanted 0: no key is right", hint=hint)
 
 

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 
 from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
 from labkit.checks.compound import combined
+from labkit.checks.lab08.behaves import as_logprobs, behaving
 from labkit.checks.simplest import simplest
-from labkit.contract import CheckFailed, expect, observe, part
+from labkit.contract import CheckFailed, expect, observe, part, sound
+from labkit.labs.lab08 import probes
 
 IGNORED = -100
 CUT = "cross_entropy wants the vocabulary second: logits.transpose(1, 2)"
@@ -59,10 +61,29 @@ def wanted_of(logits, labels):
 
 def expect_logprobs(sequence_logprob, rng):
     """The sums, however the labels lie; finite with large logits."""
-    with part(), simplest(_small(sequence_logprob)), likeliest() as case:
+    run = functools.partial(observe, sequence_logprob)
+    behaves = behaving(as_logprobs, run, "sequence_logprob")
+    with part(), simplest(_small(sequence_logprob)), behaves, likeliest() as case:
         for kind in KINDS:
             with case():
                 _expect(sequence_logprob, kind, *batch(rng, kind))
+    if sound():
+        with part():
+            _expect_gradient(sequence_logprob, *batch(rng, KINDS[0]))
+
+
+def _expect_gradient(sequence_logprob, logits, labels):
+    """The gradient of all sums for the logits: what trains goes through it."""
+    call = "sequence_logprob of logits that have a gradient"
+    total = ask(call, probes.added_up, sequence_logprob, logits, labels, hint=ERRORS)
+    lost = "is there a detach(), .item(), .data or no_grad() in it?"
+    told = f"{call} gives none, so nothing could be trained by it: {lost}"
+    expect(total["gradient"] is not None, told)
+    p = logits[:, :-1].double().softmax(-1)
+    targets = labels[:, 1:]
+    wanted = F.one_hot(targets.clamp(min=0), p.shape[-1]) - p
+    wanted = F.pad(wanted * (targets != IGNORED)[..., None], (0, 0, 0, 1))
+    expect_close(total["gradient"], wanted.float(), f"{call}: it", tol=1e-4)
 
 
 def _expect(sequence_logprob, kind, logits, labels):
@@ -72,6 +93,8 @@ def _expect(sequence_logprob, kind, logits, labels):
     if not torch.isfinite(got).all():
         hint = "the logarithm of a softmax that is 0 in fp32: log_softmax does both at once"
         hint = hint if kind == "large logits" else "is something infinite in it, or divided by 0?"
+        if kind == "one without an answer":
+            hint = "a sequence without any answer has 0"
         raise CheckFailed(f"{call} holds NaN or infinity: {hint}")
     wanted = wanted_of(logits, labels)
     known = {} if close(got, wanted, 1e-5) else _guesses(logits, labels, kind)
@@ -97,6 +120,7 @@ def _guesses(logits, labels, kind):
         "": 1,
         "not shifted: the logits at a place are about the token at the next one": 0,
         "shifted the wrong way: logits[:, :-1] are about labels[:, 1:]": -1,
+        "roll brings the first label round to the last place, which predicts nothing: cut it": 2,
     }
     counts = {
         "": "labels",
@@ -136,6 +160,8 @@ def _made(logits, labels, shift, counts, form, way):
         here, there = logits[:, :-1], labels[:, 1:]
     elif shift == -1:
         here, there = logits[:, 1:], labels[:, :-1]
+    elif shift == 2:
+        there = labels.roll(-1, 1)
     kept = there != IGNORED
     if counts in ("first", "last"):
         counted = torch.ones_like(kept)

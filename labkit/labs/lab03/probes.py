@@ -267,12 +267,16 @@ def reloaded(load_tuned, seed, r, ids):
 
 @contextlib.contextmanager
 def _no_other_base():
-    """Refuse what would load a model from disk or a hub: the base is there, and it is tiny."""
+    """Refuse what would load a model from disk or a hub: the base is there, and it is tiny.
+
+    The hub is not asked at all, not for an adapter either: without a network that takes minutes.
+    """
 
     def refused(*_, **__):
         raise CheckFailed("load_tuned loads a base of its own; put the adapter on `base`")
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True))
         for place in LOADERS:
             stack.enter_context(mock.patch(f"{place}.from_pretrained", refused))
         yield

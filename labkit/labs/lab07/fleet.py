@@ -25,9 +25,11 @@ NOT_GREEDY = {  # what generate may be told -> what leaves greedy decoding as it
     "bad_words_ids": (None,),
     "penalty_alpha": (None,),
 }
+SAMPLED = "generation_config.do_sample"  # what the model brings, where nothing else is said
 ROUTE = {  # what an error of `route` says -> a hint
     "max_length": "max_length counts the prompt, too: ask for max_new_tokens",
     "training mode": "model.eval() first, and afterwards as it was",
+    "chat template functions": "prompts come ready to tokenize: no template once more",
     "is not defined": "take the tokenizer from the model: model.tokenizer",
     "out of range": "take the tokenizer from the model: model.tokenizer",
 }
@@ -78,12 +80,15 @@ def _fill(model, rng, brief):
 def swapped(swap_cost, seed, name):
     """What `swap_cost(model, name)` returns, the active adapters then, and the call's seconds.
 
-    `changed` tells what else it changed of the model; another adapter is active before.
+    `switched`: whether set_adapter was called; `changed`: what else of the model is other than
+    before. Another adapter is active at first.
     """
     model = tiny_served(seed, brief=True)
     before = "homely" if name == "sweet-home" else "sweet-home"
     model.set_adapter(before)
     _forbid_copies(model)
+    own, switches = model.set_adapter, []
+    model.set_adapter = lambda *args, **kwargs: switches.append(args) or own(*args, **kwargs)
     was = picture(model)
     begun = time.perf_counter()
     cost = swap_cost(model, name)
@@ -98,6 +103,7 @@ def swapped(swap_cost, seed, name):
         "active": list(model.base_model.active_adapters),
         "named": str(model.active_adapter),
         "before": before,
+        "switched": bool(switches),
         "took": took,
         "changed": [what for what in changed if what != "its active adapter"],
     }
@@ -116,7 +122,7 @@ def routed(route, seed, prompts, adapter_names, training=True):
     base, tokenizer = model.get_base_model(), model.tokenizer
     embedding = model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[:2])))
-    base.generate = _noting(base.generate, options)
+    base.generate = _noting(base, options)
     _forbid_copies(model)
     before, size = _settings(base, tokenizer), len(tokenizer)
     try:
@@ -147,8 +153,9 @@ def _settings(base, tokenizer):
     return settings | sizes
 
 
-def _noting(generate, options):
-    """`generate` that puts into `options`, as text, what is not greedy in its arguments."""
+def _noting(base, options):
+    """`base.generate` that puts into `options`, as text, what is not greedy in its arguments."""
+    generate = base.generate
 
     def noted(*args, **kwargs):
         given = kwargs.get("generation_config")
@@ -156,6 +163,8 @@ def _noting(generate, options):
         for name, value in (told | kwargs).items():
             if name in NOT_GREEDY and value not in NOT_GREEDY[name]:
                 options[name] = str(value)
+        if (told | kwargs).get("do_sample") is None and base.generation_config.do_sample:
+            options[SAMPLED] = "True"
         return generate(*args, **kwargs)
 
     return noted

@@ -28,6 +28,12 @@ def differentiated(loss, given, wrt, options=None):
     return {"value": value, "gradients": gradients}
 
 
+def added_up(sequence_logprob, logits, labels):
+    """The gradient for the logits of what it returns, summed: `{"gradient"}`, None without one."""
+    found = differentiated(lambda *given: sequence_logprob(*given).sum(), [logits, labels], [0])
+    return {"gradient": found["gradients"] and found["gradients"][0]}
+
+
 def tiny_policy(seed):
     """A tiny Llama under two adapters that change what it says, the first made active.
 
