@@ -188,6 +188,18 @@ def test_no_answer_can_be_read_before_somebody_opens_it(built, pages, browser):
     page.close()
 
 
+def test_on_paper_a_folded_answer_is_open(browser):
+    style = (ROOT / "labkit/templates/book/static/book.css").read_text("utf-8")
+    page = browser.new_page()
+    fold = "<details class='fold'><summary>the answer</summary><p>42</p></details>"
+    page.set_content(f"<style>{style}</style>{fold}")
+    seen = "part => part.checkVisibility({contentVisibilityAuto: true})"
+    for medium, shown in (("screen", [True, False]), ("print", [False, True])):
+        page.emulate_media(media=medium)
+        assert [page.locator(tag).evaluate(seen) for tag in ("summary", "p")] == shown
+    page.close()
+
+
 def test_a_page_leads_to_its_source_and_to_a_report(pages):
     for name, source in (("02_lora", "labs/02_lora.py"), ("learner", "docs/learner.md")):
         links = [link for link in pages[f"{name}.html"].links if link.startswith("https://github")]
