@@ -5,8 +5,9 @@ import math
 import torch
 
 from labkit.checks.compare import ask, expect_close, likeliest, randn
-from labkit.checks.lab06 import guesses, small
+from labkit.checks.lab06 import changes, guesses, small
 from labkit.checks.lab06.stubs import unless_open
+from labkit.checks.laws import laws
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, generator, part
 from labkit.labs.lab06 import probes
@@ -18,12 +19,15 @@ def expect_combined(combine_linear, combine_cat):
     mixes = [([3, 3], [0.6, 0.4]), ([2, 4, 3], [1.5, -0.5, 0.7]), ([2, 3], [0.0, 1.2])]
     mixes = [(adapters_of(ranks, rng), weights) for ranks, weights in mixes]
     smaller = small.sums(combine_cat, "combine_cat", small.CAT)
-    with part(), unless_open(open_ones), simplest(smaller), likeliest() as case:
+    followed = laws(*changes.sums(combine_cat, "combine_cat", *mixes[1]))
+    with part(), unless_open(open_ones), simplest(smaller), followed, likeliest() as case:
         for adapters, weights in mixes:
             with case():
                 _expect_cat(combine_cat, adapters, weights)
     smaller = small.sums(combine_linear, "combine_linear", small.LINEAR)
-    with part(), unless_open(open_ones), simplest(smaller), likeliest() as case:
+    three = adapters_of([3, 3, 3], generator()), [0.9, 0.5, 0.4]
+    followed = laws(*changes.sums(combine_linear, "combine_linear", *three))
+    with part(), unless_open(open_ones), simplest(smaller), followed, likeliest() as case:
         for ranks, weights in (([3, 3], [0.6, 0.4]), ([4, 4, 4], [0.9, 0.0, 0.4])):
             adapters = adapters_of(ranks, rng)
             with case():
