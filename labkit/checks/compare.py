@@ -104,11 +104,12 @@ def likeliest():
         raise min(faults, key=lambda fault: fault.bare)
 
 
-def expect_close(got, wanted, call, guesses=None, tol=1e-4):
+def expect_close(got, wanted, call, guesses=None, tol=1e-4, related=False):
     """Raise CheckFailed unless tensor `got` equals `wanted` to `tol`, relative to its size.
 
     `call` is how the learner would write what was asked. `guesses` maps a misconception to the
-    tensor that it gives: when `got` is that tensor, the misconception is the message.
+    tensor that it gives: when `got` is that tensor, the misconception is the message. `related`
+    looks, where none is, for what was done to the right numbers, too.
     """
     expect_shape(got, wanted.shape, call)
     got, wanted = got.double(), wanted.double()
@@ -120,8 +121,13 @@ def expect_close(got, wanted, call, guesses=None, tol=1e-4):
             continue
         if close(got, guess.double(), tol):
             raise CheckFailed(f"{call}: {message}")
-    told, named = difference(got, wanted)
+    told, named = difference(got, wanted, related)
     raise CheckFailed(f"{call}: {told}", bare=not named)
+
+
+def expect_related(*args, **kwargs):
+    """`expect_close` that looks for what was done to the right numbers, too."""
+    expect_close(*args, related=True, **kwargs)
 
 
 def expect_shape(got, shape, call):

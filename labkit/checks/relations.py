@@ -16,10 +16,10 @@ def close(got: torch.Tensor, wanted: torch.Tensor, tol: float) -> bool:
     return bool(((got - wanted).abs() <= tol * scale).all())
 
 
-def difference(got: torch.Tensor, wanted: torch.Tensor) -> tuple[str, bool]:
+def difference(got: torch.Tensor, wanted: torch.Tensor, related: bool) -> tuple[str, bool]:
     """How `got` misses `wanted`, of one shape, and whether that names what was done.
 
-    By a factor, a sign, something else that makes one of the other, or the largest difference.
+    By a factor, a sign, a relation if `related` asks for one, or the largest difference.
     """
     size = (wanted * wanted).sum()
     factor = ((got * wanted).sum() / size).item() if size > 0 else 0.0
@@ -29,7 +29,7 @@ def difference(got: torch.Tensor, wanted: torch.Tensor) -> tuple[str, bool]:
     if factor and close(got, factor * wanted, 1e-3):
         turned = abs(factor + 1) < 1e-3
         return "the sign is turned round" if turned else f"{factor:.3g}x the wanted", False
-    if found := relation(got, wanted):
+    if found := related and relation(got, wanted):
         return found, True
     worst = (got - wanted).abs().argmax()
     yours, theirs = got.flatten()[worst].item(), wanted.flatten()[worst].item()

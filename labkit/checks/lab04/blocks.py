@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from labkit import contract
-from labkit.checks.compare import expect_close, randn
+from labkit.checks.compare import expect_related, randn
 from labkit.checks.lab04 import changes, guesses, small
 from labkit.checks.lab04.bnb import codebook, stored_codes
 from labkit.checks.lab04.guesses import peaks_of
@@ -159,7 +159,7 @@ def _expect_peaks(peaks, w, block, call):
     if w.numel() % block == 0:
         far = w.flatten().view(block, -1).abs().amax(0)
         wrong["a block is a row of neighbours: view(-1, block)"] = far
-    expect_close(peaks.flatten(), wanted, f"absmax of {call}", wrong)
+    expect_related(peaks.flatten(), wanted, f"absmax of {call}", wrong)
 
 
 def _expect_same_codes(codes, w, book, call):
@@ -213,7 +213,7 @@ def _expect_restored(dequantize_blockwise, w, book, block):
     wrong["these are even steps of the code; look it up, codebook[code]"] = _even_steps(
         got, codes, each
     ).view(shape)
-    expect_close(got, wanted, call, wrong)
+    expect_related(got, wanted, call, wrong)
 
 
 def _even_steps(got, codes, each):
@@ -241,4 +241,4 @@ def _expect_round_trip(quantize_blockwise, dequantize_blockwise, w, book, block)
     args = (quantize_blockwise, dequantize_blockwise, w, book, block)
     back = observe(probes.blockwise_round_trip, *args)
     call = f"w {tuple(w.shape)} quantized and dequantized"
-    expect_close(back, wanted, call, tol=1e-3)
+    expect_related(back, wanted, call, tol=1e-3)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from labkit.checks.compare import draw, expect_close, randn
+from labkit.checks.compare import draw, expect_related, randn
 from labkit.checks.lab04 import small
 from labkit.checks.lab04.bnb import stored_codes
 from labkit.checks.lab04.whole import blaming, expect_integers
@@ -66,7 +66,7 @@ def _expect_bytes(got, stored, codes, call):
             wrong[told] = torch.cat([bytes_[:-1], bytes_[-1:] >> 4])
         told = "the filler spills into the code beside it: it is to be below 16"
         wrong[told] = torch.cat([stored[:-1], stored[-1:] | 1])
-    expect_close(got.flatten(), stored, call, wrong)
+    expect_related(got.flatten(), stored, call, wrong)
 
 
 def _expect_unpacked(got, stored):
@@ -99,7 +99,7 @@ def _expect_unpacked(got, stored):
         worst = int(got[(got - 7.5).abs().argmax()])
         signed = ": >> keeps a sign; stay with uint8, which has none" if worst < 0 else ""
         wrong[f"a code is 0 to 15, and this holds {worst}{signed}"] = got
-    expect_close(got, torch.stack([high, low], 1).flatten(), call, wrong)
+    expect_related(got, torch.stack([high, low], 1).flatten(), call, wrong)
 
 
 def packed_otherwise(codes):

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model  # here, or the first check waits fo
 
 from labkit.checks.compare import (
     ask,
-    expect_close,
+    expect_related,
     expect_shape,
     likeliest,
     randn,
@@ -94,7 +94,7 @@ def _expect_merged(got, W, A, B, alpha, call):
         left = f"the {which} of the r products b a is left out: add up all of them"
         known[left] = W.float() + alpha / r * (B @ A - torch.outer(B[:, at], A[at]))
     exact = W.dtype == got.dtype == torch.float32
-    expect_close(got, wanted, call, known, tol=1e-4 if exact else 1e-2)
+    expect_related(got, wanted, call, known, tol=1e-4 if exact else 1e-2)
     if W.dtype == got.dtype:
         differs = (got != wanted).double().mean().item()
         known = guesses.rounded(W, A, B, alpha)
@@ -158,7 +158,7 @@ def _expect_dequantized(got, W4, absmax, codebook, A, B, alpha, shape, call):
     base = (codebook[W4.long()] * dequantized.spread(absmax, len(W4))).reshape(shape)
     expect_shape(got, torch.Size(shape), call)
     try:
-        expect_close(got, base + update, call, known, tol=2e-6)
+        expect_related(got, base + update, call, known, tol=2e-6)
     except CheckFailed as failure:
         said = any(message in str(failure) for message in ("holds NaN", *known))
         told = not said and dequantized.apart(got, W4, absmax, codebook, update, shape, alpha / r)
@@ -233,7 +233,7 @@ def _expect_soup(got, states, weights, call):
         joined = mine in ((n, *shape), (n * shape[0], *shape[1:]), (*shape[:-1], n * shape[-1]))
         told = f"{call}: {name} has shape {tuple(mine or ())}, that is all states side by side"
         expect(not joined, f"{told}; wanted is their mean, {tuple(shape)}")
-        expect_close(got[name], wanted, f"{call}: {name}", guesses.souped(states, name, parts))
+        expect_related(got[name], wanted, f"{call}: {name}", guesses.souped(states, name, parts))
         kind = _kind(got[name].dtype)
         told = f"{call}: {name} is in {kind}, wanted float32, as in the states"
         expect(got[name].dtype == torch.float32, told)

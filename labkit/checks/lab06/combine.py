@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from labkit.checks.compare import ask, expect_close, likeliest, randn
+from labkit.checks.compare import ask, expect_related, likeliest, randn
 from labkit.checks.lab06 import changes, guesses, small
 from labkit.checks.lab06.stubs import unless_open
 from labkit.checks.laws import laws
@@ -67,7 +67,7 @@ def _expect_cat(combine_cat, adapters, weights):
         hint="a weight may be negative: no square root of it",
     )
     wanted, known = guesses.summed(adapters, weights), guesses.concatenated(adapters, weights)
-    expect_close(B @ A, wanted, f"B @ A of {call}", known, tol=1e-5)
+    expect_related(B @ A, wanted, f"B @ A of {call}", known, tol=1e-5)
 
 
 def _expect_linear(combine_linear, adapters, weights):
@@ -78,7 +78,7 @@ def _expect_linear(combine_linear, adapters, weights):
     expect(finite, f"{call} holds NaN or infinity; a weight may be 0: don't divide by it")
     roots = [math.sqrt(w) for w in weights]
     wanted = guesses.crossed(adapters, roots, roots)
-    expect_close(B @ A, wanted, f"B @ A of {call}", guesses.added(adapters, weights))
+    expect_related(B @ A, wanted, f"B @ A of {call}", guesses.added(adapters, weights))
 
 
 def _combined(combine, adapters, weights, r, call, hint):
