@@ -9,6 +9,8 @@ Draw inputs with `randn` and `draw`, from one `generator()` of `labkit.contract`
 With several cases: `every` tells the mistakes of all of them, each once; `likeliest` tells one, for
 cases that show the same few mistakes; `expect_numbers` compares numbers that show the same mistake,
 `expect_numbers_or_first` those that may show several.
+What no guess names is told by `relations` (what was done to the right numbers), `laws` (which input
+is forgotten, or comes twice) and `simplest` (the smallest case in which it shows), in this order.
 What fails in a `with part():` of `labkit.contract` lets the check go on.
 """
 
@@ -17,7 +19,8 @@ import re
 
 import torch
 
-from labkit.checks.compound import AND, then
+from labkit.checks.compound import AND, RIGHT, multiple, then
+from labkit.checks.relations import close, difference
 from labkit.checks.shapes import misshapen
 from labkit.contract import CheckFailed, expect, generator, observe, part
 from labkit.contract.hints import HINTS
@@ -102,11 +105,12 @@ def likeliest():
         raise min(faults, key=lambda fault: fault.bare)
 
 
-def expect_close(got, wanted, call, guesses=None, tol=1e-4):
+def expect_close(got, wanted, call, guesses=None, tol=1e-4, related=False):
     """Raise CheckFailed unless tensor `got` equals `wanted` to `tol`, relative to its size.
 
     `call` is how the learner would write what was asked. `guesses` maps a misconception to the
-    tensor that it gives: when `got` is that tensor, the misconception is the message.
+    tensor that it gives: when `got` is that tensor, the misconception is the message. `related`
+    looks, where none is, for what was done to the right numbers, too.
     """
     expect_shape(got, wanted.shape, call)
     got, wanted = got.double(), wanted.double()
@@ -120,8 +124,13 @@ def expect_close(got, wanted, call, guesses=None, tol=1e-4):
                 continue
             if close(got, guess.double(), near):
                 raise CheckFailed(f"{call}: {message}")
-    told = _difference(got, wanted)
-    raise CheckFailed(f"{call}: {told}", bare="rounding" not in told or got.numel() < 3)
+    told, named = difference(got, wanted, related)
+    raise CheckFailed(f"{call}: {told}", bare=not named)
+
+
+def expect_related(*args, **kwargs):
+    """`expect_close` that looks for what was done to the right numbers, too."""
+    expect_close(*args, related=True, **kwargs)
 
 
 def expect_shape(got, shape, call):
@@ -180,14 +189,15 @@ def expect_kind(got, call):
     expect_number(got, got if type(got) in (int, float) else 1.0, call)
 
 
-def expect_numbers(cases, tol=1e-4):
+def expect_numbers(cases, tol=1e-4, sizes=()):
     """`expect_number` of several `(call, got, wanted, guesses)` that show the same mistakes.
 
     A guess is told when it explains each of them that fails and that has it. One that gives the
     right ones as well comes first: a small int is soon right by accident. Where none is told, a
-    fifth item of the first that fails is: text on what the wanted number is made of.
+    fifth item of the first that fails is: text on what the wanted number is made of. `sizes`, a
+    `{name: size}` a case, names a factor that stands before the right numbers.
     """
-    failing, made, ratios = [], (), set()
+    failing, made = [], ()
     for call, got, wanted, guesses, *parts in cases:
         try:
             expect_number(got, wanted, call, tol=tol)
@@ -195,29 +205,30 @@ def expect_numbers(cases, tol=1e-4):
             if not failure.bare:
                 raise
             made = made if failing else parts
-            failing.append((failure, got, guesses))
-            both_floats = type(got) is type(wanted) is float and wanted
-            ratios.add(round(got / wanted, 4) if both_floats else None)
+            failing.append((failure, got, guesses | {RIGHT: wanted}))
     if not failing:
         return
-    known = {message: None for _, _, guesses in failing for message in guesses}
-    known = [m for m in known if _explains(m, [(got, guesses) for _, got, guesses in failing])]
-    whole = [m for m in known if _explains(m, [(got, guesses) for _, got, _, guesses, *_ in cases])]
+    known = {m: None for _, _, guesses in failing for m in guesses if m != RIGHT}
+    alike = min(1e-3, 10 * tol)
+    told = [(got, guesses) for _, got, guesses in failing]
+    known = [m for m in known if _explains(m, told, alike)]
+    every_one = [(got, guesses) for _, got, _, guesses, *_ in cases]
+    whole = [m for m in known if _explains(m, every_one, alike)]
     known = [m for m in known if AND not in m or m in whole]  # two mistakes are far-fetched
-    alike = len({got for _, got, *_ in cases}) == 1 and len({case[2] for case in cases}) > 2
-    if alike and all(AND in message for message in known):
+    same = len({got for _, got, *_ in cases}) == 1 and len({case[2] for case in cases}) > 2
+    if same and all(AND in message for message in known):
         raise CheckFailed(f"{failing[0][0]}: it is the same number whatever is given")
     if known:
         raise CheckFailed(f"{failing[0][0]}: {(whole or known)[0]}")
-    if more := then([(got, guesses) for _, got, guesses in failing]):
+    if more := then(told):
         raise CheckFailed(f"{failing[0][0]}: {more}")
-    if len(failing) == len(cases) > 1 and len(ratios) == 1 and None not in ratios:
-        made = (f"each time it is {ratios.pop():g}x the wanted",)
-    raise CheckFailed("; ".join([str(failing[0][0]), *made]), bare=True)
+    factor, named = multiple([(got, wanted) for _, got, wanted, *_ in cases], sizes)
+    made = (factor,) if factor else made
+    raise CheckFailed("; ".join([str(failing[0][0]), *made]), bare=not named)
 
 
-def _explains(message, told):
-    """Whether a guess gives each number of `told`, `(number, guesses)`, whose guesses have it."""
+def _explains(message, told, tol):
+    """Whether a guess gives, to `tol`, each number of `told`, `(number, guesses)`, that has it."""
     pairs = [(got, guesses[message]) for got, guesses in told if message in guesses]
     sizes = [abs(guess) for _, guess in pairs if type(guess) is float]
     least = 1e-6 * max(sizes, default=0.0)  # where a guess is 0, rounding gave 1e-8
@@ -226,18 +237,22 @@ def _explains(message, told):
         if type(got) is type(guess) is int:
             return got == guess
         floats = type(got) is type(guess) is float
-        return _near(got, guess, 1e-3) or (floats and abs(got - guess) < least)
+        return _near(got, guess, tol) or (floats and abs(got - guess) < least)
 
     return all(gives(got, guess) for got, guess in pairs)
 
 
-def expect_numbers_or_first(cases):
-    """`expect_numbers`; where no guess explains all, what explains the first that fails is told."""
+def expect_numbers_or_first(cases, tol=1e-4, sizes=()):
+    """`expect_numbers`; where no guess explains all, the first that one explains is told."""
     try:
-        expect_numbers(cases)
+        expect_numbers(cases, tol, sizes)
     except CheckFailed as failure:
-        for call, got, wanted, guesses in cases if failure.bare else ():
-            expect_number(got, wanted, call, guesses)
+        for call, got, wanted, guesses, *_ in cases if failure.bare else ():
+            try:
+                expect_number(got, wanted, call, guesses, tol)
+            except CheckFailed as one:
+                if not one.bare:
+                    raise one from None
         raise
 
 
@@ -270,26 +285,6 @@ def expect_linear(call, run, inputs):
             hint = "nothing is added to it, squared, normalised or cut off"
             text = f"{call} is not linear in {name}: {told} {name} is not {told} the result"
             expect(linear, f"{text}; {hint}")
-
-
-def close(got, wanted, tol):
-    """Whether two tensors are equal to `tol`, relative to the largest number of `wanted`."""
-    scale = wanted.abs().max().clamp_min(1e-8) if wanted.numel() else 1.0
-    return bool(((got - wanted).abs() <= tol * scale).all())
-
-
-def _difference(got, wanted):
-    """How `got` misses `wanted`: by a factor, by a sign, or the largest difference."""
-    size = (wanted * wanted).sum()
-    factor = ((got * wanted).sum() / size).item() if size > 0 else 0.0
-    whole = got.equal(got.round()) and wanted.equal(wanted.round())
-    if abs(factor - 1) < 5e-3 and close(got, wanted, 1e-2) and not whole:
-        return "right but for rounding: computed in 16 bits?"
-    if factor and close(got, factor * wanted, 1e-3):
-        return "the sign is turned round" if abs(factor + 1) < 1e-3 else f"{factor:.3g}x the wanted"
-    worst = (got - wanted).abs().argmax()
-    yours, theirs = got.flatten()[worst].item(), wanted.flatten()[worst].item()
-    return f"yours {yours:.4g}, wanted {theirs:.4g} where they differ most"
 
 
 def kind_of(value: object) -> str:

@@ -110,7 +110,10 @@ WRONG = [
     (share(lambda W, dW, store: store(W) - store(W + dW)), "the sign is turned round"),
     (share(lambda W, dW, store: store(W) - store(W - dW)), "dW is taken away, not added"),
     (share(lambda W, dW, store: store(W + dW) - W - dW), "the rounding error of the sum"),
-    (share(lambda W, dW, store: store(store(W) + dW) - store(W)), "store(0.6) - store(0.4) is 1"),
+    (
+        share(lambda W, dW, store: store(store(W) + dW) - store(W)),
+        "dW is added to store(W); what is stored is W + dW",
+    ),
     (share(moved, lambda W, dW, m: dW.norm()), "divided by |dW|, wanted its square"),
     (share(moved, lambda W, dW, m: dW.norm() * m.norm()), "the cosine"),
     (share(moved, lambda W, dW, m: m.square().sum()), "what arrived, squared"),

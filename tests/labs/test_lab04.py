@@ -1119,7 +1119,7 @@ def _pads_in_front(w, codebook, block=64):
 BLOCKS = [
     (_with(_half_differences), dequantize_blockwise, "half of the sum of two neighbours"),
     (_with(peak=_signed_peak), dequantize_blockwise, "the sign of the largest number"),
-    (_pads_in_front, dequantize_blockwise, "pad behind the numbers"),
+    (_pads_in_front, dequantize_blockwise, ("pad behind the numbers", "make no equal shares")),
     (_one_for_all, dequantize_blockwise, "w (6, 64): one absmax for all of w"),
     (_by_columns, dequantize_blockwise, "read by columns"),
     (_even_steps, dequantize_blockwise, "these are even steps"),
@@ -1164,7 +1164,7 @@ BLOCKS = [
     (_drops_the_last, dequantize_blockwise, "though shorter, is one too"),
     (_no_padding, dequantize_blockwise, "the last block has 44 of them, not 64"),
     (_own_codebook, dequantize_blockwise, "the 6 values of"),
-    (_absmax_of_rows, dequantize_blockwise, "one a block"),
+    (_absmax_of_rows, dequantize_blockwise, "one a row?"),
     (quantize_blockwise, _rows_of_64, "the last block has 44 of them, not 64"),
     (quantize_blockwise, _masks, "long()"),
     (_whole, dequantize_blockwise, "one absmax for all"),
@@ -1446,7 +1446,7 @@ DOUBLES = [
     (_double(torch.floor), lambda b=64, d=False: 4 + b / 32, "rounds down"),
     (_double(torch.floor), lambda b=64, d=False: 4 + b / 32, "upside down"),
     (_guarded(lambda scale: scale.clamp_min(5e-3)), bits_per_param, "guard against a zero"),
-    (_guarded(lambda scale: scale + 1e-2), bits_per_param, "steps"),
+    (_guarded(lambda scale: scale + 1e-2), bits_per_param, "the guard against a zero"),
     (
         lambda a, group=256: (double_quantize(a, group)[0].float(), *double_quantize(a, group)[1:]),
         bits_per_param,
@@ -1689,7 +1689,7 @@ STARTS = [
     (_of(lambda W, quantize: quantize(W) - W), "the sign is turned round"),
     (_of(lambda W, quantize: quantize(W - quantize(W))), "rounded once more"),
     (_of(lambda W, quantize: W + quantize(W)), "the error is their difference"),
-    (_of(lambda W, quantize: (W - quantize(W)).abs()), "of the rounding error is left"),
+    (_of(lambda W, quantize: (W - quantize(W)).abs()), "the errors' sizes are cut"),
     (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, :r])), "singular values are missing"),
     (_factors(lambda U, S, Vh, r: (S[:r, None] * Vh[:r], U[:, :r] * S[:r])), "come in twice"),
     (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, :r] * S[:r].sqrt())), "root of S stands on one"),
@@ -1853,7 +1853,81 @@ def unpacked_beside(n_params, n_trainable, method):
     return parts | {"weights": parts["weights"] + 2 * n_params * (method == "qlora")}
 
 
+def _reversed_codes(w, codebook, block=64):
+    codes, absmax = quantize_blockwise(w, codebook, block)
+    return (len(codebook) - 1 - codes.long()).to(torch.uint8), absmax
+
+
+def _looked_up_codes(w, codebook, block=64):
+    codes, absmax = quantize_blockwise(w, codebook, block)
+    return codebook[codes.long()], absmax
+
+
+def _one_too_many(w, codebook, block=64):
+    codes, absmax = quantize_blockwise(w, codebook, block)
+    return (codes.long() + 1).clamp(max=len(codebook) - 1).to(torch.uint8), absmax
+
+
+def _without_signs(absmax, group=256):
+    q, scale, offset = double_quantize(absmax, group)
+    return q.abs(), scale, offset
+
+
+def _other_rows(W, quantize, r):
+    error = W - quantize(W)
+    A = torch.randn(r, W.shape[1], generator=torch.Generator().manual_seed(0))
+    return A, error @ torch.linalg.pinv(A)
+
+
+def _relative(W, quantize, r):
+    A, B = loftq_start(W, quantize, r)
+    return A, B / W.norm()
+
+
+def _before_it(W, quantize, r):
+    return loftq_start(W, quantize, r)[0], W @ torch.linalg.pinv(loftq_start(W, quantize, r)[0])
+
+
+def _half_normal():
+    quantile = torch.distributions.Normal(0, 1).icdf
+    steps = torch.linspace(0.5, 0.9677083, 17)
+    above = quantile(steps[::2])
+    return torch.cat([-quantile(steps[[16, 14, 12, 10, 8, 6, 4]]), above]) / above.max()
+
+
+def _twelve_bits(n_params, n_trainable, method):
+    parts = training_bytes(n_params, n_trainable, method)
+    if method == "qlora":
+        parts["weights"] = 1.5 * n_params + 4 * n_trainable
+    return parts
+
+
+def _fixed_bits(block=64, double_quant=False):
+    return 4.127 if double_quant else 4.5
+
+
+RARER = [
+    (check.absmax, absmax_quantize, lambda q, s: (q + 0.5) * s, "0.5 is added to q"),
+    (
+        check.absmax,
+        lambda x, bits: (absmax_quantize(x, bits)[0], absmax_quantize(x, bits)[1] * 1.005),
+        absmax_dequantize,
+        "is it rounded?",
+    ),
+    (check.codebook, _half_normal, "below zero these are quantiles of 0.968, 0.909"),
+    (check.blockwise, _reversed_codes, dequantize_blockwise, "from the largest value down"),
+    (check.blockwise, _looked_up_codes, dequantize_blockwise, "values of the codebook"),
+    (check.blockwise, _one_too_many, dequantize_blockwise, "gave [3, 1], wanted [2, 0]"),
+    (check.packs, lambda c: pack_nibbles(c) >> 1, unpack_nibbles, "in a small case, pack_nibbles"),
+    (check.doubles, _without_signs, bits_per_param, "the signs are lost"),
+    (check.doubles, double_quantize, _fixed_bits, "this is for blocks of 64"),
+    (check.start, _other_rows, "B is the best for this A"),
+    (check.start, _relative, "times the best part: nothing scales it"),
+    (check.start, _before_it, "A has the right directions, B has not"),
+    (check.rule, _twelve_bits, "yours is 1.5 (12 bits) a number of the base"),
+]
 WRONG = [
+    *RARER,
     (check.absmax, by_chance, absmax_dequantize, "by chance"),
     (check.absmax, by_power_of_two, absmax_dequantize, "power of two"),
     (check.absmax, without_sign, absmax_dequantize, "keeps its sign"),

@@ -685,7 +685,7 @@ OVERLAPS = [
     (_cut_both, "of axes 1, 2 one lies in the span of 4, 3, 2"),
     (_of_the_product, "both span axis 1"),
     (_distance, "both span axis 1"),
-    (lambda A1, A2, i, j: _similar(A1, A2, i, j) * min(i, j) * 2 / (i + j), "min(i, j) is 1"),
+    (lambda A1, A2, i, j: _similar(A1, A2, i, j) * min(i, j) * 2 / (i + j), "the mean of i and j"),
     (_columns, "these are columns of Vh"),
     (_upwards, "eigh sorts upwards"),
     (_centred, "centred first, as PCA does"),
@@ -905,7 +905,35 @@ def t_value(frame, a, b):
     return mean, mean / error
 
 
+def _by_length(G, A, r, alpha, lr):
+    gradient = alpha / r * G @ A.T
+    return -alpha / r * lr * (gradient / gradient.norm(dim=0)) @ A
+
+
+def _by_pseudo_inverse(G, A, r, alpha, lr):
+    return -alpha / r * lr * (G @ torch.linalg.pinv(A)).sign() @ A
+
+
+def _of_the_first(A1, A2, i, j):
+    first, second = (torch.linalg.svd(A, full_matrices=False).Vh[:i] for A in (A1, A2))
+    return (first @ second.T).square().sum().item() / i
+
+
+def _between(shapes, budget):
+    r = 0
+    while sum((r + 1) * (a + b) + (r + 1) ** 2 for a, b in shapes.values()) <= budget:
+        r += 1
+    return r
+
+
+RARER = [
+    (check.first_step, _by_length, "numbers of B move by"),
+    (check.first_step, _by_pseudo_inverse, "some the wrong way: against the sign of G @ A.T"),
+    (check.overlaps, _of_the_first, "i cuts both"),
+    (check.fits, _between, "no r x r matrix"),
+]
 WRONG = [
+    *RARER,
     (
         check.first_step,
         lambda G, A, r, alpha, lr: -(alpha / len(G)) * lr * (G @ A.T).sign() @ A,

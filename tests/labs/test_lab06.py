@@ -326,8 +326,8 @@ def _without_the_last(W, A, B, alpha):
 
 
 MERGES = [
-    (_without_the_last, "10 + 3 / 1 * 2 * 1"),
-    (lambda W, A, B, alpha: merged_weight(W, A, B, 16), "10 + 3 / 1 * 2 * 1"),
+    (_without_the_last, "the last of the r products b a is left out"),
+    (lambda W, A, B, alpha: merged_weight(W, A, B, 16), "alpha twice as large it stays as it was"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha) / 2, "half of the sum"),
     (_factors_cast, "the factors are cast first"),
     (lambda W, A, B, alpha: W + (alpha / len(A) * B @ A).to(W.dtype), "cast before the sum"),
@@ -482,7 +482,7 @@ QUANTIZED = [
         "divided by d_in",
     ),
     (_held_within_absmax, "the sum is held within absmax"),
-    (_base(_looked_up, lambda m: _repeated(m**2)), "are scaled by"),
+    (_base(_looked_up, lambda m: _repeated(m**2)), "absmax comes twice"),
     (_with_base(_in_runs(lambda k, m, s: k // math.ceil(len(k) / len(m)))), "shares one"),
     (_with_base(_in_runs(lambda k, m, s: k // s[1])), "weight 40 of the flat W4 takes absmax[1]"),
     (_with_base(_in_runs(lambda k, m, s: k // 32)), "weight 32 of the flat W4 takes absmax[1]"),
@@ -660,7 +660,7 @@ def _clamped(adapters, weights):
 
 COMBINES = [
     (combine_linear, lambda a, w: combine_cat(a, [x or 1 for x in w]), "of 0 is taken for 1"),
-    (_linear(math.sqrt, lambda w: w), combine_cat, "A and B carry the root, 2 each"),
+    (_linear(math.sqrt, lambda w: w), combine_cat, "A carries sqrt(w) and B w: each wants sqrt(w)"),
     (combine_linear, _first_unweighted, "the first weight is not used"),
     (combine_linear, _clamped, "a weight may be negative"),
     (_linear(lambda w: 0.5, lambda w: 0.5), combine_cat, ("mean of A and of B", "wanted")),
@@ -679,8 +679,8 @@ COMBINES = [
     (combine_linear, _cat_in_place, "changes its input adapters in place"),
     (_linear_normalised, combine_cat, "normalised"),
     (lambda a, w: combine_linear(a, w[::-1]), combine_cat, "another order"),
-    (combine_linear, _cat(math.sqrt, _one), "one factor carries sqrt(w)"),
-    (combine_linear, _cat(_one, math.sqrt), "one factor carries sqrt(w)"),
+    (combine_linear, _cat(math.sqrt, _one), "sqrt(w) in the place of w"),
+    (combine_linear, _cat(_one, math.sqrt), "sqrt(w) in the place of w"),
     (combine_linear, _in_half, "16 bits"),
     (combine_linear, lambda a, w: combine_cat(a, w)[::-1], "return (A, B)"),
     (combine_linear, lambda a, w: combine_cat(a[:-1], w[:-1]), "does the loop stop early"),
@@ -710,7 +710,7 @@ COMBINES = [
     (combine_linear, lambda a, w: None, "pair"),
     (combine_linear, combine_linear, ("stack", "it raised")),
     (combine_linear, _without_zeros, "weight 0 is stacked too"),
-    (_root_on_B, combine_cat, "B carries sqrt(w)"),
+    (_root_on_B, combine_cat, "A carries nothing and B sqrt(w)"),
     (combine_linear, _turned_round, "another order than the A's"),
 ]
 
@@ -819,7 +819,7 @@ def _first_whole(states, weights=None):
 SOUPS = [
     (_median, "median of the states"),
     (_softmaxed, "through softmax"),
-    (_first_whole, "(1 + 3) / 2"),
+    (_first_whole, "with the states in another order it changes"),
     (_halved_each_time, ("halved with each new state", "not used")),
     (_by_position, "take each tensor by its name"),
     (_every(lambda t: t.double()), "is in float64, wanted float32"),
@@ -943,7 +943,7 @@ DIVERGENCES = [
     (_kl_with(_all_along_one), "softmax and sum run over dimension 1"),
     (_kl_with(lambda p, q: _each(p.bfloat16(), q.bfloat16())), "right but for rounding"),
     (_weighted(lambda p, q: p), "weighted by log p"),
-    (_weighted(lambda p, q: q.exp()), "KL(q||p) with its sign turned round"),
+    (_weighted(lambda p, q: q.exp()), "weighted by q, and that is -KL(q||p)"),
     (_weighted(lambda p, q: 1, torch.abs), "the factor p is missing"),
     (_weighted(lambda p, q: 1, torch.square), "the factor p is missing"),
     (lambda p, q: _each(p.flatten(), q.flatten()).item(), "over all tokens at once"),
@@ -1027,7 +1027,48 @@ def shared_out_evenly(W4, absmax, codebook, A, B, alpha, shape):
     return (codebook[W4.long()] * each).reshape(shape) + alpha / len(A) * B @ A
 
 
+def _added_twice(W, A, B, alpha):
+    update = alpha / len(A) * B @ A
+    return (W.float() + update + update).to(W.dtype)
+
+
+def _subtracted_in_16_bits(W, dW, store):
+    W, dW = W.float(), dW.float()
+    moved = (store(W + dW) - store(W)).float()
+    return ((moved * dW).sum() / dW.square().sum()).item()
+
+
+def _by_columns(W4, absmax, codebook, A, B, alpha, shape):
+    update = (alpha / len(A) * A.T @ B.T).reshape(shape)
+    return merge_quantized(W4, absmax, codebook, 0 * A, B, alpha, shape) + update
+
+
+def _best_of_the_sum(adapters, weights):
+    whole = sum(w * B @ A for w, (A, B) in zip(weights, adapters, strict=True))
+    U, S, Vh = torch.linalg.svd(whole, full_matrices=False)
+    r = len(adapters[0][0])
+    return S[:r, None] * Vh[:r], U[:, :r]
+
+
+def _clamped(p, q):
+    return kl_divergence(p.clamp(-2, 2), q.clamp(-2, 2))
+
+
+RARER = [
+    (check.merges, _added_twice, "it is added twice"),
+    (check.survives, _subtracted_in_16_bits, "the difference is rounded to 16 bits"),
+    (check.merges_quantized, _by_columns, "the update is laid out by columns"),
+    (check.combines, _best_of_the_sum, combine_cat, "the best rank-r part of the sum"),
+    (check.divergence, _clamped, "1 added to all logits of p it becomes"),
+    (check.divergence, lambda p, q: kl_divergence(p[..., :-1, :], q[..., :-1, :]), "last token"),
+    (
+        check.mixes,
+        lambda s, w=None: {k: torch.stack([t[k] for t in s]) for k in s[0]},
+        "all states side by side",
+    ),
+]
 WRONG = [
+    *RARER,
     (
         check.merges,
         lambda W, A, B, alpha: (W.float() + alpha / len(A) * (A.T @ B.T)).to(W.dtype),

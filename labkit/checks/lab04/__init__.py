@@ -4,17 +4,16 @@ import functools
 
 import torch
 
-from labkit.checks.compare import ask, draw, expect_numbers_or_first, expect_shape
-from labkit.checks.lab04 import bnb as reference
-from labkit.checks.lab04 import guesses
+from labkit.checks.compare import ask, draw, expect_numbers_or_first
 from labkit.checks.lab04.blocks import expect_blockwise
+from labkit.checks.lab04.codebook import expect_codebook
 from labkit.checks.lab04.loftq_start import expect_start
 from labkit.checks.lab04.nibbles import expect_nibbles
 from labkit.checks.lab04.scales import expect_bits, expect_doubled_scales
 from labkit.checks.lab04.symmetric import expect_absmax
 from labkit.checks.lab04.training_bytes import expect_rule
 from labkit.checks.quiz import judge
-from labkit.contract import CheckFailed, exercise, expect, generator, observe, part
+from labkit.contract import exercise, expect, generator, observe, part
 from labkit.labs.lab04 import probes
 
 
@@ -27,64 +26,7 @@ def absmax(absmax_quantize, absmax_dequantize):
 @exercise("4.2", points=3)
 def codebook(nf4_codebook):
     """the 16 values of bitsandbytes to 1e-6, from quantiles"""
-    got = observe(probes.codebook, nf4_codebook)
-    values, call = got["values"], "nf4_codebook()"
-    if isinstance(values, torch.Tensor) and not values.is_complex():
-        _expect_no_other_values(values.flatten().double(), call)
-    expect_shape(values, torch.Size([16]), call)
-    values, wanted = values.double(), reference.codebook()
-    expect((values.diff() >= 0).all(), f"{call} is not in ascending order: sort it")
-    error = (values - wanted).abs()
-    worst = int(error.argmax())
-    told = f"value {worst} is {values[worst]:.7f}, wanted {wanted[worst]:.7f}, to 1e-6"
-    near = "near, so are these the quantiles of a sample, or rounded, or is 0.9677083 another "
-    near += "number? Take the exact ones, icdf"
-    begin = "do the probabilities go from 0.9677083 to 0.5, evenly, and is the distribution "
-    begin += "normal?"
-    if abs(values.abs().max() - 1) > 5e-3:
-        begin = "divide by the largest one, so that the ends are -1 and 1"
-    told += f"; {near if error.max() < 2e-2 else begin}"
-    if error.max() > 1e-6:
-        raise CheckFailed(f"{call}: {told}", bare=error.max() >= 2e-2)
-    _expect_no_table(got, values, wanted.tolist(), call)
-
-
-def _expect_no_other_values(values, call):
-    """None of the known misconceptions, and eight values above zero, seven below, one zero."""
-    for message, guess in guesses.codebook().items():
-        if values.shape == guess.shape and (values - guess).abs().max() < 1e-5:
-            raise CheckFailed(f"{call}: {message}")
-    hint = "a quantile at 0 or 1? It has none"
-    expect(torch.isfinite(values).all(), f"{call} holds NaN or infinity: {hint}")
-    hint = "nothing lies below zero: the lower half's quantiles need a minus"
-    expect((values < -1e-5).any() or len(values) < 9, f"{call}: {hint}")
-    below, above = int((values < -1e-5).sum()), int((values > 1e-5).sum())
-    zeros = len(values) - below - above
-    expect(
-        zeros < 2,
-        f"{call} holds 0 more than once, {zeros} times",
-        hint="drop the 0.5, whose quantile is 0, and add one zero at the end",
-    )
-    told = f"{above} values lie above zero, {below} below and {zeros} on it"
-    if not zeros:
-        told += "; one row of quantiles has no zero, so do the two halves apart"
-    expect((above, below, zeros) == (8, 7, 1), f"{call}: {told}; wanted 8, 7 and 1")
-
-
-def _expect_no_table(got, values, wanted, call):
-    """The values are computed; a table may be asked to compare with, not to take them from."""
-    inside, outside = (
-        sum(any(abs(x - w) < 1e-3 for x in got[where]) for w in wanted)
-        for where in ("inside", "outside")
-    )
-    again, hint = got["again"], "compute it from quantiles"
-    still = again is None or getattr(again, "shape", None) == values.shape
-    if still and again is not None:
-        still = torch.allclose(again.double(), values, atol=1e-5)
-    asks = got["names"] or (got["asked"] and not still)
-    expect(not asks, f"{call} asks bitsandbytes for its table: {hint}")
-    typed = max(inside, 0 if still else outside)
-    expect(typed < 5, f"{call} holds {typed} of the values as numbers: {hint}")
+    expect_codebook(nf4_codebook)
 
 
 @exercise("4.3", points=3)
@@ -156,7 +98,8 @@ def _expect_fields(got, dtypes, device, call):
     with part():
         kind = got["bnb_4bit_quant_type"]
         told = f'{call}: bnb_4bit_quant_type is "{kind}"'
-        expect(kind == "nf4", f'{told}: say "nf4", fp4 is the default')
+        names = "by this name: others are dropped without a word, and fp4 is the default"
+        expect(kind == "nf4", f'{told}: say "nf4" {names}')
     with part():
         hint = "bnb_4bit_use_double_quant=True"
         expect(got["bnb_4bit_use_double_quant"], f"{call}: no double quantization: {hint}")
@@ -188,6 +131,13 @@ def _count_and_guesses(packed, tied, adapted, *size):
         "embedding and head are not packed": wanted + 2 * table,
         "embeddings and head are parameters too": wanted - (1 if tied else 2) * table,
         "this counts what trains; count all": sum(p.numel() for p in stored if p.requires_grad),
+        "this leaves out what trains; count all": sum(
+            p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in stored if not p.requires_grad
+        ),
+        "parameters of one shape are counted once; only a shared tensor is": sum(
+            p.numel() * (2 if p.dtype == torch.uint8 else 1)
+            for p in {tuple(p.shape): p for p in stored}.values()
+        ),
         "this counts packed weights alone": (
             2 * sum(p.numel() for p in stored if p.dtype == torch.uint8)
         ),

@@ -35,6 +35,7 @@ def scales(x, bits):
         half: peak / (2**bits - 1),
         f"{half}, not by 2**bits": peak / 2**bits,
         "the scale is absmax itself; divide it by the largest integer": peak,
+        "the scale is rounded to fp16; keep it in fp32": x.new_tensor(peak / top).half().item(),
         "the scale is rounded up to a power of two; take it as it comes": (
             2.0 ** math.ceil(math.log2(peak / top))
         ),
@@ -217,7 +218,11 @@ def codes(w, codebook, block):
     above = torch.bucketize(scaled, codebook).clamp(0, last)
     parts = [p for row in w.view(-1, w.shape[-1]) for p in row.split(block)]
     begun = torch.cat([p.abs().max().clamp_min(1e-30).expand(len(p)) for p in parts])
+    right = nearest(scaled, codebook)
     return {
+        f"counted from the largest value down: the smallest, -1, has code 0, 1 has {last}": (
+            last - right
+        ),
         "blocks begin anew in each row: flatten first": nearest(flat / begun, codebook),
         "one absmax for all of w; take one a block": nearest(flat / w.abs().max(), codebook),
         "rows of w are no blocks; flatten w first": nearest(flat / rows, codebook),
@@ -257,39 +262,3 @@ def restored(codes, peaks, book, shape, block):
         * peaks.repeat_interleave(64)[: len(codes)],
     }
     return {message: value.view(shape) for message, value in wrong.items()}
-
-
-def packed(codes):
-    """Wrong bytes of an even number of codes."""
-    first, second, half = codes[::2], codes[1::2], len(codes) // 2
-    byte = codes.to(torch.uint8)
-    bound = (byte[::2] << (4 + byte[1::2])).long()  # as torch has it, in 8 bits
-    halves = codes[:half] << 4 | codes[half:]
-    return {
-        "the first code goes into the high nibble, as in bitsandbytes": first | second << 4,
-        "neighbours share a byte, not the two halves of the list": halves,
-        "the order is turned round: the first two codes make the first byte": (
-            (first << 4 | second).flip(0)
-        ),
-        "the codes are read from the end: the first two make the first byte": (
-            (second << 4 | first).flip(0)
-        ),
-        "pairs begin with the first code, not with the second": (second << 4 | first.roll(-1)),
-        "| joins the two, * does not": (first << 4) * second & 255,
-        "+ binds before <<: brackets": bound,
-        "+ binds before << (and * before both): brackets": first << (4 + second) & 255,
-        "4 bits are a factor of 16, not of 4": 4 * first + second,
-        "the first one has to move up by 4 bits, not by 2": first << 2 | second,
-        "two of ten decimal digits are no nibbles: 16 * first + second": 10 * first + second,
-        "this multiplies the two; move the first one up by 4 bits": first * second,
-        "the first one has to move up by 4 bits: << 4": first | second,
-        "the first one has to move up by 4 bits: << 4, and | joins them": first ^ second,
-        "the first one is gone: up by 4 bits is << 4": second,
-        "this adds the two; move the first one up by 4 bits": first + second,
-        "& keeps the bits that both have, and there are none; join them by |": 0 * first,
-        "both nibbles are the first code": first << 4 | first,
-        "both nibbles are the second code": second << 4 | second,
-        "the two are added, and the sum moves up: << 4 is for the first one alone": (
-            (first + second) << 4 & 255
-        ),
-    }

@@ -4,7 +4,9 @@ import re
 
 import torch
 
-from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
+from labkit.checks.compare import ask, close, draw, expect_related, expect_shape, likeliest, randn
+from labkit.checks.lab04 import small
+from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect
 from labkit.labs.lab04 import probes
 
@@ -24,7 +26,7 @@ SPLIT = "A is (r, d_in), the first r rows of Vh; B is (d_out, r), the first r co
 
 def expect_start(loftq_start, rng):
     """B A is the best part of W - quantize(W), whatever the shape and the way of rounding."""
-    with likeliest() as case:
+    with simplest(small.starts(loftq_start)), likeliest() as case:
         for d_out, d_in, r in SHAPES:
             W = randn(d_out, d_in, rng=rng) / draw(2, 9, rng)
             for kind in probes.ROUNDINGS:
@@ -46,7 +48,7 @@ def _expect_start(loftq_start, W, kind, r):
             raise CheckFailed(told, bare=True)
         return
     try:
-        expect_close(product, best(error, r), f"{call}: B @ A", guesses(W, kind, r), tol=2e-3)
+        expect_related(product, best(error, r), f"{call}: B @ A", guesses(W, kind, r), tol=2e-3)
     except CheckFailed as failure:
         if not failure.bare or PLAIN.search(str(failure)):
             raise
@@ -54,7 +56,10 @@ def _expect_start(loftq_start, W, kind, r):
         if all(close(M, M4, 1e-3) for M, M4 in zip((A, B), again, strict=True)):
             told = f"{call}: A and B are rounded too; they stay as they are"
             raise CheckFailed(told, bare=kind != "to 4 bits") from None
-        raise CheckFailed(f"{call}: {_how_near(product, error, r)}", bare=True) from None
+        told, named = _how_near(product, error, r)
+        side = "" if named else _which_side(A, B, error, r)
+        told, named = side or told, named or bool(side)
+        raise CheckFailed(f"{call}: {told}", bare=not named) from None
 
 
 def _expect_shapes(A, B, W, r, call):
@@ -74,23 +79,42 @@ def _expect_shapes(A, B, W, r, call):
             raise CheckFailed(f"{failure}; {SPLIT}") from None
 
 
+def _which_side(A, B, error, r):
+    """Which of the two factors has the right directions, if one has; "" if none does."""
+    right, error, A, B = best(error, r), error.double(), A.double(), B.double()
+    rows, columns = torch.linalg.pinv(A), torch.linalg.pinv(B)
+    in_A, in_B = close(right @ rows @ A, right, 1e-3), close(B @ (columns @ right), right, 1e-3)
+    if in_A and in_B:
+        sizes = (torch.linalg.svdvals(M)[:r].tolist() for M in (B @ A, right))
+        mine, wanted = (", ".join(f"{x:.3g}" for x in values) for values in sizes)
+        return f"the directions are right, their sizes are not: {mine}, wanted {wanted}"
+    if in_A or in_B:
+        good, bad, where = ("A", "B", "columns of U") if in_A else ("B", "A", "rows of Vh")
+        told = f"{good} has the right directions, {bad} has not: the first r {where}"
+        return f"{told}, of the error W - quantize(W)"
+    if close(error @ rows @ A, B @ A, 1e-3):
+        told = "B is the best for this A, but A's rows are not the first r of Vh"
+        return f"{told} (svd_lowrank only guesses them)"
+    return ""
+
+
 def _how_near(product, error, r):
-    """What a start without a name leaves of the rounding error."""
+    """What a start without a name leaves of the rounding error, and whether that names it."""
     size = error.double().norm()
     mine, least = (((error - M).norm() / size).item() for M in (product, best(error, r)))
     told = f"{mine:.3f} of the rounding error is left, {least:.3f} can be"
     right = best(error, r)
     factor = ((product * right).sum() / right.square().sum()).item()
     if close(product, factor * right, 1e-3):
-        return (
-            f"it is {factor:.3g} times the best part: nothing scales it, no alpha, r or root of r"
-        )
+        told = f"it is {factor:.3g} times the best part: nothing scales it, no alpha, r or norm"
+        return told, True
     rank = int(torch.linalg.matrix_rank(product, rtol=1e-4))
     if mine > 1.001:
-        return f"{told}, and a start at zero leaves 1: it makes things worse"
+        return f"{told}, and a start at zero leaves 1: it makes things worse", False
     if rank < min(r, *error.shape):
-        return f"{told}; B @ A has rank {rank}, and {r} is allowed"
-    return f"{told}; the largest directions are those of the SVD (svd_lowrank only guesses them)"
+        return f"{told}; B @ A has rank {rank}, and {r} is allowed", True
+    guessed = "the largest directions are those of the SVD (svd_lowrank only guesses them)"
+    return f"{told}; {guessed}", False
 
 
 def best(W, r):
@@ -119,6 +143,12 @@ def guesses(W, kind, r):
         "quantize gets W itself, not its transpose: the blocks run along rows": (
             best(W - quantize(W.T).T, r)
         ),
+        "W less its own best part is rounded, as PiSSA does; LoftQ rounds W itself": (
+            best(W - quantize((W - best(W, r)).float()), r)
+        ),
+        "W less its own best part is rounded, and that is taken from it; LoftQ rounds W itself": (
+            best(W - best(W, r) - quantize((W - best(W, r)).float()), r)
+        ),
         "the error is rounded once more; A and B stay as they are": best(quantize(error), r),
         "the mean is taken off first: that is PCA; the SVD of the error itself is asked": (
             best(error - mean, r)
@@ -126,6 +156,7 @@ def guesses(W, kind, r):
         "B @ A is rounded too; A and B stay as they are": quantize(right.float()),
         "it is divided by r: B @ A is the part itself, no alpha / r here": right / r,
         **_other_factors(error, r),
+        **_of_others(W, rounded, r),
     }
     if kind == "to 4 bits":  # elsewhere a product is soon rounded to 0
         told = "it is 0, LoRA's usual start; LoftQ begins with part of the rounding error"
@@ -134,6 +165,17 @@ def guesses(W, kind, r):
         told = "it alternates as LoftQ does in several rounds; one is asked: quantize(W) stays"
         wrong[f"{told}{' ' * (rounds - 2)}"] = _alternated(W, quantize, r, rounds)
     return {told: value.double() for told, value in wrong.items()}
+
+
+def _of_others(W, rounded, r):
+    """Parts of another matrix than the error."""
+    apart = best(W, r) - best(rounded, r)
+    one_by_one = "W and quantize(W) are cut one by one; take the difference first"
+    return {
+        "the errors' sizes are cut; W - quantize(W) has signs": best((W - rounded).abs(), r),
+        one_by_one: apart,
+        f"{one_by_one}, and cut once": best(apart, r),
+    }
 
 
 def _other_factors(error, r):

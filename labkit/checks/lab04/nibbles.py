@@ -4,10 +4,11 @@ import math
 
 import torch
 
-from labkit.checks.compare import draw, expect_close, randn
-from labkit.checks.lab04 import guesses
+from labkit.checks.compare import draw, expect_related, randn
+from labkit.checks.lab04 import small
 from labkit.checks.lab04.bnb import stored_codes
 from labkit.checks.lab04.whole import blaming, expect_integers
+from labkit.checks.simplest import simplest
 from labkit.contract import expect, observe, part
 from labkit.labs.lab04 import probes
 
@@ -22,7 +23,7 @@ def expect_nibbles(pack_nibbles, unpack_nibbles, rng):
     for w in weights:
         w[-1] = w[-1].abs()  # its code is not 0, which looks the same in either nibble
     cases = [stored_codes(w) for w in weights]
-    with part():
+    with part(), simplest(small.packed(pack_nibbles)):
         for codes, stored in cases:
             n = len(codes)
             with blaming(ODD if n % 2 else ""):
@@ -30,7 +31,7 @@ def expect_nibbles(pack_nibbles, unpack_nibbles, rng):
             _expect_bytes(got, stored, codes, f"pack_nibbles of {n} code{'s' if n > 1 else ''}")
             if n % 2 and got.flatten()[-1] != stored[-1]:
                 note = "right; after an odd number of codes bitsandbytes fills with 7, its zero"
-    with part():
+    with part(), simplest(small.unpacked(unpack_nibbles)):
         for _, stored in cases:
             _expect_unpacked(observe(probes.unpacked, unpack_nibbles, stored), stored)
     work = observe(probes.work_to_pack, pack_nibbles, unpack_nibbles)
@@ -47,8 +48,10 @@ def _expect_bytes(got, stored, codes, call):
     odd = len(codes) % 2
     alone = "an odd one gets a byte of its own" if odd else "an even number needs no filler"
     size = f"wanted {len(stored)}: two codes a byte, {alone}"
+    every = got.numel() == len(codes) > 1
+    size += ". A byte for each code? Pairs do not overlap" if every else ""
     expect(got.numel() == len(stored), f"{call} gave {got.numel()} bytes; {size}")
-    wrong = guesses.packed(torch.cat([codes, codes.new_full((odd,), 7)]))
+    wrong = packed_otherwise(torch.cat([codes, codes.new_full((odd,), 7)]))
     if odd:  # what fills the last byte is free
         low = got.flatten()[-1] & 15
         got, stored = (torch.cat([x[:-1], x[-1:] >> 4]) for x in (got.flatten(), stored))
@@ -63,7 +66,7 @@ def _expect_bytes(got, stored, codes, call):
             wrong[told] = torch.cat([bytes_[:-1], bytes_[-1:] >> 4])
         told = "the filler spills into the code beside it: it is to be below 16"
         wrong[told] = torch.cat([stored[:-1], stored[-1:] | 1])
-    expect_close(got.flatten(), stored, call, wrong)
+    expect_related(got.flatten(), stored, call, wrong)
 
 
 def _expect_unpacked(got, stored):
@@ -93,5 +96,46 @@ def _expect_unpacked(got, stored):
     counts |= {n // 2: "each byte holds two codes", n // 2 + 1: "each byte holds two codes"}
     got = expect_integers(got, n, call, -math.inf, math.inf, kind="uint8", counts=counts)
     if not (got >> 4 == 0).all():
-        wrong[f"a code is 0 to 15, and this holds {got[(got - 7.5).abs().argmax()]}"] = got
-    expect_close(got, torch.stack([high, low], 1).flatten(), call, wrong)
+        worst = int(got[(got - 7.5).abs().argmax()])
+        signed = ": >> keeps a sign; stay with uint8, which has none" if worst < 0 else ""
+        wrong[f"a code is 0 to 15, and this holds {worst}{signed}"] = got
+    expect_related(got, torch.stack([high, low], 1).flatten(), call, wrong)
+
+
+def packed_otherwise(codes):
+    """Wrong bytes of an even number of codes."""
+    first, second, half = codes[::2], codes[1::2], len(codes) // 2
+    byte = codes.to(torch.uint8)
+    bound = (byte[::2] << (4 + byte[1::2])).long()  # as torch has it, in 8 bits
+    halves = codes[:half] << 4 | codes[half:]
+    return {
+        "the first code goes into the high nibble, as in bitsandbytes": first | second << 4,
+        "neighbours share a byte, not the two halves of the list": halves,
+        "the order is turned round: the first two codes make the first byte": (
+            (first << 4 | second).flip(0)
+        ),
+        "the codes are read from the end: the first two make the first byte": (
+            (second << 4 | first).flip(0)
+        ),
+        "pairs begin with the first code, not with the second": (second << 4 | first.roll(-1)),
+        "| joins the two, * does not": (first << 4) * second & 255,
+        "+ binds before <<: brackets": bound,
+        "+ binds before << (and * before both): brackets": first << (4 + second) & 255,
+        **{
+            f"the first one has to move up by 4 bits, << 4, not by {k}{also}": join & 255
+            for k in (1, 2, 3, 5, 6, 7)
+            for also, join in (("", first << k | second), (" ", (first << k) + second))
+        },
+        "two of ten decimal digits are no nibbles: 16 * first + second": 10 * first + second,
+        "this multiplies the two; move the first one up by 4 bits": first * second,
+        "the first one has to move up by 4 bits: << 4": first | second,
+        "the first one has to move up by 4 bits: << 4, and | joins them": first ^ second,
+        "the first one is gone: up by 4 bits is << 4": second,
+        "this adds the two; move the first one up by 4 bits": first + second,
+        "& keeps the bits that both have, and there are none; join them by |": 0 * first,
+        "both nibbles are the first code": first << 4 | first,
+        "both nibbles are the second code": second << 4 | second,
+        "the two are added, and the sum moves up: << 4 is for the first one alone": (
+            (first + second) << 4 & 255
+        ),
+    }

@@ -2,10 +2,21 @@
 
 import torch
 
-from labkit.checks.compare import ask, draw, expect_close, expect_number, randn
+from labkit.checks.compare import (
+    ask,
+    draw,
+    expect_number,
+    expect_numbers_or_first,
+    expect_related,
+    randn,
+)
+from labkit.checks.lab04 import changes, small
 from labkit.checks.lab04 import sizes as guesses
 from labkit.checks.lab04.guesses import peaks_of
 from labkit.checks.lab04.whole import LOST, blaming, expect_integers, number, wrong_counts
+from labkit.checks.laws import laws
+from labkit.checks.relations import relation
+from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab04 import probes
 
@@ -16,7 +27,8 @@ SMALL = "these are small here: is the guard against a zero far smaller, such as 
 
 def expect_doubled_scales(double_quantize, rng):
     """The scales come back to half a step of 8 bits a group; equal scales come back too."""
-    with part():
+    followed = laws(*changes.doubled(double_quantize, 2 + randn(10).abs()))
+    with part(), simplest(small.doubled(double_quantize)), followed:
         for n, group, outlier, size in CASES:
             absmax = 2.5 + randn(n, rng=rng).abs()
             absmax[n // 2] = 0.05  # further from the mean than those above it
@@ -32,7 +44,7 @@ def expect_doubled_scales(double_quantize, rng):
         back = _undone(*got, 256, call)
         hint = "less their mean they are all 0, and so is that group's scale: don't divide by it"
         expect(not back.isnan().any(), f"{call} gives NaN; {hint}")
-        expect_close(back, same, f"{call}, undone,")
+        expect_related(back, same, f"{call}, undone,")
         expect(not lost, f"{call}: {LOST}; {hint}")
 
 
@@ -67,6 +79,8 @@ def _expect_doubled(got, absmax, group, call, tol):
         "offset is taken off with a plus: absmax - mean, and the mean comes back": -mean,
         "this is the smallest one; take the mean": absmax.min().item(),
         "this is the median; take the mean": absmax.median().item(),
+        "this is the mean of logarithms; take that of absmax": absmax.log().mean().item(),
+        "this is the root of the mean square; take the mean": absmax.square().mean().sqrt().item(),
         "this is the geometric mean; take the usual one": absmax.log().mean().exp().item(),
         "this is the largest one; take the mean": absmax.max().item(),
         "this is half way from the smallest to the largest; take the mean": (
@@ -74,7 +88,8 @@ def _expect_doubled(got, absmax, group, call, tol):
         ),
     }
     told = f"offset of {call}, the mean of absmax,"
-    expect_number(number(offset, told), mean, told, wrong)
+    one = "the mean of all, not one a group"
+    expect_number(number(offset, told, one), mean, told, wrong)
     counts = wrong_counts(n, group, 256, "group")[0]
     signed = "int8 has both signs: 0 stands for the mean, nothing is added"
     expect_integers(q, n, f"q of {call}", -128, 127, signed, counts=counts)
@@ -84,10 +99,14 @@ def _expect_doubled(got, absmax, group, call, tol):
         return
     _expect_no_other_way(q.flatten(), scale.flatten(), absmax, group, call)
     hint = "is each group scaled by its own largest distance from the mean, and rounded?"
-    if _guarded(scale.flatten(), peaks_of(absmax - mean, group)[1] / 127):
+    guarded = _guarded(scale.flatten(), peaks_of(absmax - mean, group)[1] / 127)
+    if guarded:
         hint = "the guard against a zero changes scales that are not zero: take 1e-12"
+    found = relation(q.flatten(), ((absmax - mean) / step).round())
+    if found:
+        raise CheckFailed(f"q of {call}: {found}")
     worst = f"a scale is off by {steps_off.max():.2f} steps, wanted 0.5"
-    raise CheckFailed(f"{call}: undone, {worst}; {hint}", bare=True)
+    raise CheckFailed(f"{call}: undone, {worst}; {hint}", bare=not guarded)
 
 
 def _guarded(scale, right):
@@ -131,13 +150,17 @@ def _expect_no_other_way(q, scale, absmax, group, call):
 def expect_bits(bits_per_param, rng):
     """Bits of a parameter for usual block sizes and one that nobody knows by heart."""
     with part():
-        for block in (64, draw(70, 300, rng), 32):
-            for double in (False, True):
-                _expect_bits(observe(bits_per_param, block, double), block, double)
+        for double in (False, True):
+            cases = []
+            for block in (64, draw(70, 300, rng), 32):
+                call = f"bits_per_param({block}, double_quant={double})"
+                wanted = 4 + (8 / block + 32 / (block * 256) if double else 32 / block)
+                got = observe(bits_per_param, block, double)
+                cases.append((call, got, wanted, guesses.bits(block, double), _parts(double)))
+            expect_numbers_or_first(cases, tol=1e-5)
         expect_number(observe(bits_per_param), 4.5, "bits_per_param()", guesses.bits(64, False))
 
 
-def _expect_bits(got, block, double):
-    wanted = 4 + (8 / block + 32 / (block * 256) if double else 32 / block)
-    call = f"bits_per_param({block}, double_quant={double})"
-    expect_number(got, wanted, call, guesses.bits(block, double), tol=1e-5)
+def _parts(double):
+    scales = "8 / block, and 32 / (256 * block) of the scales' scales" if double else "32 / block"
+    return f"that is 4, and {scales}"

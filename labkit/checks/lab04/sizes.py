@@ -85,6 +85,9 @@ def bits(block, double):
         "the 8-bit scales have scales too, 32 bits a block of 256": 4 + 8 / block,
         "the scales of scales are fp32, 32 bits each": 4 + 8 / block + 16 / (block * 256),
         "256 scales share a scale, as in a group, not 64": 4 + 8 / block + 32 / (block * 64),
+        "8 bits serve `block` weights; 256 is how many scales share one": (
+            4 + 8 / 256 + 32 / (block * 256)
+        ),
         "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
         "256 blocks of `block` weights are their product": 4 + 8 / block + 32 / (block + 256),
         "offset is one number for all blocks, and counts as nothing": (

@@ -3,16 +3,19 @@
 import torch
 
 from labkit.checks.compare import draw, expect_shape, randn
-from labkit.checks.lab04 import guesses
+from labkit.checks.lab04 import changes, guesses, small
 from labkit.checks.lab04.whole import GUARD, LOST, blaming, expect_integers, number
-from labkit.contract import CheckFailed, expect, observe, part
+from labkit.checks.laws import laws
+from labkit.checks.simplest import simplest
+from labkit.contract import CheckFailed, expect, generator, observe, part
 from labkit.labs.lab04 import probes
 
 
 def expect_absmax(absmax_quantize, absmax_dequantize, rng):
     """Half a step off at most, as far for -x as for x, for tiny numbers too; zeros stay zeros."""
     functions = absmax_quantize, absmax_dequantize
-    with part():
+    followed = laws(*changes.integers(functions, _drawn(3, generator())))
+    with part(), simplest(small.integers(*functions)), followed:
         for bits in (8, 4, 3, 2):
             _expect_integers_of(_drawn(draw(1, 50, rng), rng), bits, functions)
         with blaming(f"x holds {GUARD}"):
@@ -53,7 +56,7 @@ def _expect_integers_of(x, bits, functions):
     expect_shape(q, x.shape, f"q of {call}")
     told = f"q of {call} is a quantized tensor of torch's own; wanted are plain integers, int8"
     expect(not q.is_quantized, told)
-    scale = number(scale, f"scale of {call}")
+    scale = number(scale, f"scale of {call}", "one scale for all of x, not one a row or a number")
     _expect_no_other_scale(scale, x, bits, call)
     half = f"half of the {2**bits} integers are below zero"
     whole = expect_integers(q, x.numel(), f"q of {call}", -top - 1, top + 1, half)
@@ -112,6 +115,14 @@ def _expect_half_a_step(back, x, q, scale, bits):
     cut = back.abs().max() < x.abs().max() - step
     expect(not cut, f"{told}; the largest numbers are cut off: the scale is absmax / {top}")
     expect("16" not in kind, f"{told}; these are in {kind}: use fp32")
+    one = number(scale, "scale")
+    more = ((back - q * one) / one).double() if one else torch.zeros(1)
+    told_more = f"{call} {more.mean():.3g} is added to q on the way back: q * scale is all"
+    same = more.abs().mean() > 1e-2 and (more - more.mean()).abs().max() < 1e-2
+    expect(not same, told_more)
+    told_scale = f"the scale is {one:.6g}, and absmax / {top} is {step:.6g}: is it rounded?"
+    rounded = min(abs(s / step - 1) for s in (one, 1 / one)) if one else 0
+    expect(not 1e-4 < rounded < 0.2, f"{call} {told_scale}")
     hint = "each went to one of its two neighbours, and not always to the nearer: is it by chance?"
     expect(error > 1 + 1e-3, f"{told}; {hint}")
     raise CheckFailed(told, bare=True)

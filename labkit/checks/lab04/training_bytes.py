@@ -3,7 +3,8 @@
 import torch
 
 from labkit.checks.compare import ask, draw, expect_number
-from labkit.checks.lab04 import sizes
+from labkit.checks.lab04 import sizes, small
+from labkit.checks.simplest import simplest
 from labkit.contract import expect, part
 
 NF4 = 4.126953 / 8  # bytes a parameter, with double quantization
@@ -27,10 +28,10 @@ def expect_rule(training_bytes, rng):
         call = f'training_bytes({n:,}, {trained:,}, "{method}")'
         with part():
             got = ask(call, training_bytes, n, trained, method, hint=RAISED)
-            _expect_parts(got, n, trained, method, wanted, call)
+            _expect_parts(got, n, trained, method, wanted, call, training_bytes)
 
 
-def _expect_parts(got, n, trainable, method, wanted, call):
+def _expect_parts(got, n, trainable, method, wanted, call, training_bytes):
     good = isinstance(got, dict) and set(wanted) <= set(got)
     keys = f"; it has {', '.join(got)}" if isinstance(got, dict) else ""
     told = f'{call} must return a dict with "weights", "gradients" and "optimizer"{keys}'
@@ -50,6 +51,6 @@ def _expect_parts(got, n, trainable, method, wanted, call):
             "these are numbers; wanted bytes": size / (2 if method == "full_bf16" else 4),
             "what trains has a gradient and moments, with any method": 0.0,
         }
-        with part():
+        with part(), simplest(small.bytes_of(training_bytes, method, name)):
             value = float(value) if type(value) is int else value
             expect_number(value, size, f"{name} of {call}", wrong[name] | units, 1e-4)

@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 
+from labkit.checks.compare import kind_of
 from labkit.contract import CheckFailed, expect
 
 GUARD = "numbers below 1e-6 here: is the guard against a zero far smaller, such as 1e-12?"
@@ -15,7 +16,8 @@ def expect_integers(got, n, call, low, high, hint="", kind="int8", counts=None):
 
     `counts` maps a wrong number of them to what was thought.
     """
-    expect(isinstance(got, torch.Tensor), f"{call} gave no tensor of integers")
+    told = f"{call} gave {kind_of(got)}, wanted one tensor of integers"
+    expect(isinstance(got, torch.Tensor), told)
     also = f"; {hint}" if hint else ""
     floats = f"rounding gives floats: convert them, .to(torch.{kind}){also}"
     whole = not (got.is_floating_point() or got.is_complex() or got.dtype == torch.bool)
@@ -28,12 +30,11 @@ def expect_integers(got, n, call, low, high, hint="", kind="int8", counts=None):
     return got
 
 
-def number(value, call):
-    """A Python float of a number or of a tensor with one."""
+def number(value, call, hint=""):
+    """A Python float of a number or of a tensor with one; `hint` says of what it is one."""
     if isinstance(value, torch.Tensor):
-        expect(
-            value.numel() == 1, f"{call} is no single number: it holds {value.numel()}, wanted one"
-        )
+        told = f"{call} is no single number: it holds {value.numel()}, wanted one"
+        expect(value.numel() == 1, told, hint=hint)
         value = value.item()
     expect(type(value) in (int, float), f"{call} is no single number")
     return float(value)
@@ -60,6 +61,7 @@ def wrong_counts(n, block, usual, name="block"):
     whole, blocks = n // block * block, -(-n // block)
     numbers = {whole: short, blocks * block: f"cut the padding off, {n} numbers stay {n}"}
     scales = {1: f"one for all; each {name} has its own", n // block: short}
+    scales[min(block, n)] = f"`{name}` is the size of a {name}, not their number"
     scales[-(-n // usual)] = f"these are {name}s of {usual}; use `{name}`"
     return (
         {count: told for count, told in numbers.items() if count != n},

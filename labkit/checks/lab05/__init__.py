@@ -3,9 +3,10 @@
 import torch
 
 from labkit.checks.compare import ask, draw, expect_number, expect_numbers, likeliest, randn
-from labkit.checks.lab05 import frames, grid, guesses, small
+from labkit.checks.lab05 import changes, frames, grid, guesses, small
 from labkit.checks.lab05.first_update import expect_updates
 from labkit.checks.lab05.paired_difference import expect_differences
+from labkit.checks.laws import laws
 from labkit.checks.quiz import judge
 from labkit.checks.simplest import simplest
 from labkit.contract import exercise, expect, generator, observe, part, sound
@@ -149,16 +150,18 @@ def overlaps(subspace_similarity):
         ("A and a matrix with three of its rows", A1, shared, 6, 3),
         ("a square and a thin matrix", _spread(12, 12, rng), _spread(4, 12, rng), 5, 4),
     ]
-    told = []
-    with simplest(small.overlaps(subspace_similarity)), likeliest() as case:
+    told, sizes = [], []
+    followed = laws(*changes.overlaps(subspace_similarity, A1, A2, 2, 5))
+    with simplest(small.overlaps(subspace_similarity)), followed, likeliest() as case:
         with case():
             for what, first, second, i, j in cases:
                 call = f"subspace_similarity of {what}, i={i}, j={j}"
                 got = frames.number(ask(call, subspace_similarity, first, second, i, j))
                 wanted = guesses.overlap(first, second, i, j) / min(i, j)
                 told.append((call, got, wanted, guesses.overlaps(first, second, i, j)))
+                sizes.append({"i": i, "j": j, "r1": len(first), "r2": len(second), "d_in": d})
         with case():
-            expect_numbers(told, tol=1e-3)
+            expect_numbers(told, tol=1e-3, sizes=sizes)
 
 
 def _spread(r, d, rng):

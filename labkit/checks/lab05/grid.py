@@ -114,7 +114,9 @@ def _rows(run, call, failed=None):
         again = "; is it one dict, appended again and again? Make a new one for each run"
     told = f"{len(keys)} rows, wanted {len(run.pairs)}, one for each pair"
     if len(keys) < len(run.pairs):
-        hint = "; append in the inner loop"
+        ranks, rates = (len({pair[k] for pair in run.pairs}) for k in (0, 1))
+        few = {ranks: "one a rank: ", rates: "one a rate: "}.get(len(keys), "")
+        hint = f"; {few}append in the inner loop, and keep all of them, not the best alone"
         lacks = failed and failed not in keys
         told += "; the run that raised has none: append its row all the same" if lacks else hint
     if len(keys) == len(run.pairs) and not again:

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from labkit.checks.compound import AND
+
 
 def llama(d, d_kv, d_mlp, layers, every=False):
     """Shapes of a Llama-like model's projections: q and v, or `every` linear layer."""
@@ -27,6 +29,9 @@ def dense(shapes):
     return sum(d_out * d_in for d_out, d_in in shapes.values())
 
 
+LEFT = "these are left singular vectors; the right ones are the rows of Vh"
+COLUMNS = "these are columns of Vh; its rows are the right ones"
+CENTRED = "the rows were centred first, as PCA does; take A as it is"
 TWINS = "matrices of one shape are counted once"
 
 
@@ -37,9 +42,9 @@ NONE_FITS = "not even rank 1 fits: 0 is wanted"
 def ranks_within(shapes, budget, wanted):
     """Wrong ranks for a budget, where they differ from the right one."""
     exact = budget / sides(shapes)
-    d_out, d_in = (sum(pair[k] for pair in shapes.values()) for k in (0, 1))
     guesses = (
         ({} if wanted else {NONE_FITS: 1, f"{NONE_FITS}, not less": -1})
+        | _costs(shapes, budget)
         | {
             "that rank is over the budget: round down": math.ceil(exact),
             "that rank is over the budget: round down, also above a half": round(exact),
@@ -47,9 +52,6 @@ def ranks_within(shapes, budget, wanted):
             "one matrix alone may use it all; sum over shapes": min(
                 budget // sum(pair) for pair in shapes.values()
             ),
-            "that divides by the dense size; a rank costs d_out + d_in": budget // dense(shapes),
-            "a rank costs A's row too: d_out + d_in": budget // d_out,
-            "a rank costs B's column too: d_out + d_in": budget // d_in,
             "upside down: divide the budget by what a rank costs": sides(shapes) // max(budget, 1),
             "the budget is not shared out equally: add up all costs, then divide": min(
                 budget // (len(shapes) * sum(pair)) for pair in shapes.values()
@@ -62,6 +64,8 @@ def ranks_within(shapes, budget, wanted):
             ),
             "that is half of what fits: A and B together cost d_out + d_in": budget
             // (2 * sides(shapes)),
+            "only the last matrix is counted; sum over shapes": budget
+            // sum(list(shapes.values())[-1]),
             "only the first matrix is counted; sum over shapes": budget
             // sum(next(iter(shapes.values()))),
             "that is what the rank costs; wanted is the rank": wanted * sides(shapes),
@@ -76,6 +80,25 @@ def ranks_within(shapes, budget, wanted):
         | {"that is a fraction of a rank: round down, with //": exact}
     )
     return {message: guess for message, guess in guesses.items() if guess != wanted}
+
+
+def _costs(shapes, budget):
+    """Ranks where one costs something else."""
+    pairs, n = list(shapes.values()), len(shapes)
+    d_out, d_in = (sum(pair[k] for pair in pairs) for k in (0, 1))
+    root = math.sqrt(sides(shapes) ** 2 + 4 * n * budget)
+    return {
+        "that divides by the dense size; a rank costs d_out + d_in": budget // dense(shapes),
+        "a rank costs A's row too: d_out + d_in": budget // d_out,
+        "a rank costs B's column too: d_out + d_in": budget // d_in,
+        "a rank costs d_out + d_in, not twice the larger side": (
+            budget // sum(2 * max(pair) for pair in pairs)
+        ),
+        "a rank costs d_out + d_in, not twice the smaller side": (
+            budget // sum(2 * min(pair) for pair in pairs)
+        ),
+        "A and B alone: there is no r x r matrix between them": int((root - sides(shapes)) / 2 / n),
+    }
 
 
 def projector(A, k):
@@ -104,11 +127,7 @@ def overlaps(A1, A2, i, j):
     shifted = [torch.linalg.svd(A - A.mean(0), full_matrices=False)[2] for A in (A1, A2)]
     guesses = {}
     if len(A1) == len(A2):
-        guesses = {
-            "these are left singular vectors; the right ones are the rows of Vh": U1[:, :i].T
-            @ U2[:, :j],
-            "these are columns of Vh; its rows are the right ones": T1[:, :i].T @ T2[:, :j],
-        }
+        guesses = {LEFT: U1[:, :i].T @ U2[:, :j], COLUMNS: T1[:, :i].T @ T2[:, :j]}
     guesses |= {
         "these are rows of A, not singular vectors": A1[:i] @ A2[:j].T,
         "these are rows of A of length one, not singular vectors": _rows(A1, i) @ _rows(A2, j).T,
@@ -123,17 +142,32 @@ def overlaps(A1, A2, i, j):
         * S2[:j],
         "these are columns of Vh; its rows are the right vectors (full_matrices=False)": F1[:, :i].T
         @ F2[:, :j],
+        "one vector less than asked: the first i and the first j count": (
+            V1[: i - 1] @ V2[: j - 1].T
+        ),
         "eigh sorts upwards, so the top vectors come last": E1[:, :i].T @ E2[:, :j],
     }
     if i < len(A1) and j < len(A2):
-        told = "the rows were centred first, as PCA does; take A as it is"
-        guesses[told] = shifted[0][:i] @ shifted[1][:j].T
-    guesses = {message: M.square().sum().item() / least for message, M in guesses.items()}
-    guesses |= _norms(product, total, i, j, (len(A1), len(A2)))
+        guesses[CENTRED] = shifted[0][:i] @ shifted[1][:j].T
+    ranks, matrices = (len(A1), len(A2)), guesses
+    guesses = {message: M.square().sum().item() / least for message, M in matrices.items()}
+    guesses |= _norms(product, total, i, j, ranks)
+    guesses |= _twice_wrong(matrices, i, j, ranks)
     guesses |= _single(product, total, least, S1[:i] / S1[0], S2[:j] / S2[0])
     if j <= len(A1) and i <= len(A2):
         guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
     return guesses
+
+
+def _twice_wrong(matrices, i, j, ranks):
+    """Wrong vectors, and another figure of their products."""
+    found = {}
+    for message, M in matrices.items():
+        if not M.numel():
+            continue
+        norms = _norms(M, M.square().sum().item(), i, j, ranks)
+        found |= {f"{message}{AND}{norm}": value for norm, value in norms.items()}
+    return found
 
 
 def _norms(product, total, i, j, ranks):
@@ -146,6 +180,8 @@ def _norms(product, total, i, j, ranks):
         "the norm is squared and divided: no square root of it all": math.sqrt(total / least),
         "square the whole norm once: divide by min(i, j), not by its square": total / least**2,
         "divide by min(i, j), not by the larger one": total / max(i, j),
+        "divide by min(i, j), not by the mean of i and j": 2 * total / (i + j),
+        "divide by min(i, j), not by i + j": total / (i + j),
         "divide by min(i, j), not by i": total / i,
         "divide by min(i, j), not by j": total / j,
         "divide by min(i, j), not by the square root of i * j": total / math.sqrt(i * j),

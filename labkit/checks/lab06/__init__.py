@@ -10,17 +10,18 @@ from peft import LoraConfig, get_peft_model  # here, or the first check waits fo
 
 from labkit.checks.compare import (
     ask,
-    expect_close,
+    expect_related,
     expect_shape,
     likeliest,
     randn,
 )
 from labkit.checks.lab02.guesses import merged
-from labkit.checks.lab06 import dequantized, guesses, small
+from labkit.checks.lab06 import changes, dequantized, guesses, small
 from labkit.checks.lab06.arrives import expect_arrives
 from labkit.checks.lab06.combine import expect_combined
 from labkit.checks.lab06.dequantized import BLOCK
 from labkit.checks.lab06.kl_divergence import expect_kl
+from labkit.checks.laws import laws
 from labkit.checks.quiz import judge
 from labkit.checks.simplest import simplest
 from labkit.contract import (
@@ -61,14 +62,15 @@ ORDER = {
 @exercise("6.1", points=2)
 def merges(merged_weight):
     """equals PEFT's merge_and_unload; in bf16 it is rounded once, at the end; W stays"""
-    rng, r, alpha = generator(), 4, 10
+    rng, r, alpha = generator(), 5, 12  # alpha / sqrt(r) is no double or half of alpha / r
     A, B = _factors(64, 96, r, rng)
     for dtype in (torch.float32, torch.bfloat16):
         W = (randn(64, 96, rng=rng) * 4).to(dtype)
         call = f"merged_weight with W in {_kind(dtype)}, A and B in float32"
         got = ask("", probes.merged, merged_weight, W, A, B, alpha, hint=ORDER)
         expect_shape(got, W.shape, call)
-        with part(), simplest(small.merges(merged_weight)):
+        followed = laws(*changes.merges(merged_weight, A, B, alpha))
+        with part(), simplest(small.merges(merged_weight)), followed:
             _expect_merged(got, W, A, B, alpha, call)
         with part():
             hint = "give back W's dtype, .to(W.dtype)"
@@ -89,8 +91,10 @@ def _expect_merged(got, W, A, B, alpha, call):
     for which, at in (("last", -1), ("first", 0)):
         one = f"only the {which} of the r products b a is added: add up all of them"
         known[one] = W.float() + alpha / r * torch.outer(B[:, at], A[at])
+        left = f"the {which} of the r products b a is left out: add up all of them"
+        known[left] = W.float() + alpha / r * (B @ A - torch.outer(B[:, at], A[at]))
     exact = W.dtype == got.dtype == torch.float32
-    expect_close(got, wanted, call, known, tol=1e-4 if exact else 1e-2)
+    expect_related(got, wanted, call, known, tol=1e-4 if exact else 1e-2)
     if W.dtype == got.dtype:
         differs = (got != wanted).double().mean().item()
         known = guesses.rounded(W, A, B, alpha)
@@ -126,7 +130,17 @@ def _quantized(shape, rng):
 def merges_quantized(merge_quantized):
     """dequantises block by block, adds in fp32, and the update survives"""
     rng, r, alpha = generator(), 4, 11  # alpha over no other size is a factor of alpha / r
-    with likeliest() as case:
+    shape, other = (24, 40), generator()  # so that the inputs below stay as they were
+    several = changes.dequantized(
+        merge_quantized, *_quantized(shape, other), *_factors(*shape, r, other), alpha, shape
+    )
+    followed = [laws(*one) for one in several]
+    with (
+        simplest(small.dequantized(merge_quantized)),
+        followed[0],
+        followed[1],
+        likeliest() as case,
+    ):
         for shape in ((24, 40), (7, 50)):
             with case():
                 W4, absmax, codebook = _quantized(shape, rng)
@@ -142,12 +156,12 @@ def _expect_dequantized(got, W4, absmax, codebook, A, B, alpha, shape, call):
     update, r = alpha / len(A) * B @ A, len(A)
     known = dequantized.quantized(W4, absmax, codebook, update, shape, r, alpha)
     base = (codebook[W4.long()] * dequantized.spread(absmax, len(W4))).reshape(shape)
+    expect_shape(got, torch.Size(shape), call)
     try:
-        expect_close(got, base + update, call, known, tol=2e-6)
+        expect_related(got, base + update, call, known, tol=2e-6)
     except CheckFailed as failure:
-        told = failure.bare and dequantized.apart(
-            got, W4, absmax, codebook, update, shape, alpha / r
-        )
+        said = any(message in str(failure) for message in ("holds NaN", *known))
+        told = not said and dequantized.apart(got, W4, absmax, codebook, update, shape, alpha / r)
         raise CheckFailed(f"{call}: {told}") if told else failure from None
     single = got.dtype == torch.float32
     expect(single, f"{call} is in {_kind(got.dtype)}: return it in float32")
@@ -170,8 +184,9 @@ def _states(n, rng):
 def mixes(soup):
     """the uniform and the weighted mean, key by key; a key that not all have is an error"""
     rng, works = generator(), 0
-    with part(), simplest(small.soups(soup)), likeliest() as case:
-        for n, weights in ((2, None), (3, None), (2, [0.75, 0.25]), (3, [0.5, 0.2, 0.3])):
+    followed = laws(*changes.soups(soup, _states(3, generator())))
+    with part(), simplest(small.soups(soup)), followed, likeliest() as case:
+        for n, weights in ((3, [0.5, 0.2, 0.3]), (3, None), (2, None), (2, [0.75, 0.25])):
             states = _states(n, rng)
             shuffled = [dict(sorted(s.items(), reverse=i % 2 == 1)) for i, s in enumerate(states)]
             call = f"soup of {n} states" + (f" with weights {weights}" if weights else "")
@@ -212,8 +227,13 @@ def _expect_soup(got, states, weights, call):
     for name in states[0]:
         wanted = sum(f * s[name] for f, s in zip(parts, states, strict=True))
         told = f"{call}: {name} became one number; the mean runs over the states, each number apart"
-        expect(getattr(got[name], "shape", None) != (), told)
-        expect_close(got[name], wanted, f"{call}: {name}", guesses.souped(states, name, parts))
+        mine = getattr(got[name], "shape", None)
+        expect(mine != (), told)
+        shape, n = wanted.shape, len(states)
+        joined = mine in ((n, *shape), (n * shape[0], *shape[1:]), (*shape[:-1], n * shape[-1]))
+        told = f"{call}: {name} has shape {tuple(mine or ())}, that is all states side by side"
+        expect(not joined, f"{told}; wanted is their mean, {tuple(shape)}")
+        expect_related(got[name], wanted, f"{call}: {name}", guesses.souped(states, name, parts))
         kind = _kind(got[name].dtype)
         told = f"{call}: {name} is in {kind}, wanted float32, as in the states"
         expect(got[name].dtype == torch.float32, told)

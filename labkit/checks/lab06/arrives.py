@@ -5,6 +5,8 @@ import math
 import torch
 
 from labkit.checks.compare import ask, expect_number, expect_numbers, randn
+from labkit.checks.lab06 import changes
+from labkit.checks.laws import laws
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, generator, part
 from labkit.labs.lab06 import probes
@@ -22,12 +24,15 @@ HINTS = {
 def expect_arrives(arrives):
     """Every part of the check."""
     rng, right = generator(), False
-    with part(), simplest(smallest(arrives)):
+    other = generator()  # so that the inputs below stay as they were
+    pair = randn(*SHAPE, rng=other), 0.1 * randn(*SHAPE, rng=other)
+    with part(), simplest(smallest(arrives)), laws(*changes.arrivals(arrives, *pair)):
         expect_numbers([_asked(arrives, *case) for case in _cases(rng)], tol=1e-3)
         right = True
     with part():
         if right:
             _expect_dead_zone(arrives, rng)
+            _expect_exact(arrives, rng)
     with part():
         _expect_16_bits(arrives, rng, right)
 
@@ -53,6 +58,15 @@ def _expect_dead_zone(arrives, rng):
     hint = "nothing moves there, so don't divide by what moved"
     expect(not isinstance(got, float) or not math.isnan(got), f"{call} gave nan, wanted 0: {hint}")
     expect_number(got, wanted, call, known)
+
+
+def _expect_exact(arrives, rng):
+    """What store returns in 16 bits is subtracted in fp32: 1 - 2**-9 has more digits than bf16."""
+    sign = randn(*SHAPE, rng=rng).sign()
+    W, call = sign * 2**-9, "arrives for a store that returns bf16"
+    got = ask(call, probes.arrived, arrives, W, sign - W, "bf16", hint=HINTS)
+    hint = "the difference is rounded to 16 bits: store(…).float(), and then subtract"
+    expect_numbers([(call, got, 1.0, {hint: got})], tol=1e-3)
 
 
 def _asked(arrives, W, dW, store, told):
@@ -92,6 +106,9 @@ def _stored_otherwise(W, dW, store):
             ((after - W.double()) * d).sum() / size
         ),
         "store(W) is not taken away": (after * d).sum() / size,
+        "dW is added to store(W); what is stored is W + dW": (
+            ((stored((before + d).float()) - before) * d).sum() / size
+        ),
         "dW alone is stored; what is stored is W + dW": (alone * d).sum() / size,
         "dW is added to what is stored; W + dW is stored": (d * d).sum() / size,
         "store gets the transposed matrix, and blocks run along rows": (
@@ -167,6 +184,9 @@ def _compared(moved, d, W):
         "held between 0 and 1: more than 1 can arrive": share.clamp(0, 1),
         "held at 1: more than 1 can arrive": share.clamp(max=1),
         "that is a matrix product: multiply element by element": (moved @ d.T).sum() / size,
+        "that is a matrix product, moved.T @ dW: multiply element by element": (
+            (moved.T @ d).sum() / size
+        ),
         "|dW| is the root of the sum of squares, not the largest singular value": (
             along / torch.linalg.matrix_norm(d, 2).square()
         ),

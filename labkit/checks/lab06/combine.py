@@ -4,9 +4,10 @@ import math
 
 import torch
 
-from labkit.checks.compare import ask, expect_close, likeliest, randn
-from labkit.checks.lab06 import guesses, small
+from labkit.checks.compare import ask, expect_related, likeliest, randn
+from labkit.checks.lab06 import changes, guesses, small
 from labkit.checks.lab06.stubs import unless_open
+from labkit.checks.laws import laws
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, generator, part
 from labkit.labs.lab06 import probes
@@ -18,12 +19,15 @@ def expect_combined(combine_linear, combine_cat):
     mixes = [([3, 3], [0.6, 0.4]), ([2, 4, 3], [1.5, -0.5, 0.7]), ([2, 3], [0.0, 1.2])]
     mixes = [(adapters_of(ranks, rng), weights) for ranks, weights in mixes]
     smaller = small.sums(combine_cat, "combine_cat", small.CAT)
-    with part(), unless_open(open_ones), simplest(smaller), likeliest() as case:
+    followed = laws(*changes.sums(combine_cat, "combine_cat", *mixes[1]))
+    with part(), unless_open(open_ones), simplest(smaller), followed, likeliest() as case:
         for adapters, weights in mixes:
             with case():
                 _expect_cat(combine_cat, adapters, weights)
     smaller = small.sums(combine_linear, "combine_linear", small.LINEAR)
-    with part(), unless_open(open_ones), simplest(smaller), likeliest() as case:
+    three = adapters_of([3, 3, 3], generator()), [0.9, 0.5, 0.4]
+    followed = laws(*changes.sums(combine_linear, "combine_linear", *three))
+    with part(), unless_open(open_ones), simplest(smaller), followed, likeliest() as case:
         for ranks, weights in (([3, 3], [0.6, 0.4]), ([4, 4, 4], [0.9, 0.0, 0.4])):
             adapters = adapters_of(ranks, rng)
             with case():
@@ -63,7 +67,7 @@ def _expect_cat(combine_cat, adapters, weights):
         hint="a weight may be negative: no square root of it",
     )
     wanted, known = guesses.summed(adapters, weights), guesses.concatenated(adapters, weights)
-    expect_close(B @ A, wanted, f"B @ A of {call}", known, tol=1e-5)
+    expect_related(B @ A, wanted, f"B @ A of {call}", known, tol=1e-5)
 
 
 def _expect_linear(combine_linear, adapters, weights):
@@ -74,7 +78,7 @@ def _expect_linear(combine_linear, adapters, weights):
     expect(finite, f"{call} holds NaN or infinity; a weight may be 0: don't divide by it")
     roots = [math.sqrt(w) for w in weights]
     wanted = guesses.crossed(adapters, roots, roots)
-    expect_close(B @ A, wanted, f"B @ A of {call}", guesses.added(adapters, weights))
+    expect_related(B @ A, wanted, f"B @ A of {call}", guesses.added(adapters, weights))
 
 
 def _combined(combine, adapters, weights, r, call, hint):

@@ -24,6 +24,7 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
     return known | {
         **requantized(base + update, absmax, codebook),
         **_rounded(base, update),
+        **_twice_or_turned(base, values * scales**2, update),
         "absmax divides; a weight is its value times absmax": (values / scales).reshape(shape)
         + update,
         "one absmax is used for all blocks (the mean): each has its own": values.reshape(shape)
@@ -60,6 +61,16 @@ def _even(absmax, n):
     """The scales of n weights in runs of n // len(absmax), 0 behind them."""
     each = absmax.repeat_interleave(n // len(absmax))
     return torch.nn.functional.pad(each, (0, n - len(each)))
+
+
+def _twice_or_turned(base, squared, update):
+    """absmax twice, and the update in another layout."""
+    return {
+        "absmax comes twice; a weight is its value times it": squared.reshape(base.shape) + update,
+        "the update multiplies the weights; add it": base * (1 + update),
+        "the update is laid out by columns; it is alpha / r * B @ A, as it comes": base
+        + update.T.flatten().reshape(base.shape),
+    }
 
 
 def _rounded(base, update):

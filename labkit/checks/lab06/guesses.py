@@ -1,11 +1,13 @@
 """What misconceptions give in lab 6: a message for each, and the tensor or number it leads to."""
 
+import itertools
 import math
 
 import torch
 
 from labkit.checks.compare import close
 
+POWERS = {"nothing": 0, "sqrt(w)": 0.5, "w": 1, "w²": 2, "the 4th root of w": 0.25}
 SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
 
 
@@ -13,11 +15,14 @@ def rounded(W, A, B, alpha):
     """Merges that are rounded once too often, in the dtype of W."""
     r, kind = len(A), W.dtype
     low = B.to(kind) @ A.to(kind)
+    lows = [alpha / r * low, B.to(kind) @ (alpha / r * A.to(kind))]
+    lows.append((alpha / r * B.to(kind)) @ A.to(kind))
     short = "the factors are cast first, so their product is in 16 bits: keep A and B in fp32"
     return {
         "the update is cast before the sum: cast the sum alone": W + (alpha / r * B @ A).to(kind),
         short: (W.float() + alpha / r * low.float()).to(kind),
-        f"{short}, and the sum too": W + alpha / r * low,
+        **{f"{short}{' ' * k}": (W.float() + x.float()).to(kind) for k, x in enumerate(lows, 1)},
+        **{f"{short}, and the sum too{' ' * k}": W + x for k, x in enumerate(lows)},
     }
 
 
@@ -58,6 +63,10 @@ def concatenated(adapters, weights):
         "a weight of 0 is taken for 1": [w or 1.0 for w in weights],
         "the first weight is not used": [1.0, *weights[1:]],
     }
+    for name, power in POWERS.items():
+        if power not in (0, 1):
+            told = f"the product has {name} in the place of w: the whole w on one of A and B"
+            wrong[told] = [math.copysign(abs(w) ** power, w) for w in weights]
     if min(weights) >= 0:
         wrong["one factor carries sqrt(w) and the other nothing: the whole w on one of them"] = [
             math.sqrt(w) for w in weights
@@ -88,6 +97,9 @@ def added(adapters, weights):
         ),
     }
     roots = [math.sqrt(w) for w in weights]
+    for (a, on_a), (b, on_b) in itertools.product(POWERS.items(), repeat=2):
+        told = f"A carries {a} and B {b}: each wants sqrt(w)"
+        pairs[told] = [w**on_a for w in weights], [w**on_b for w in weights]
     pairs["a weight of 0 is taken for 1"] = ([x or 1.0 for x in roots],) * 2
     pairs["A of the first adapter alone is taken: each A has its sqrt(w)"] = (
         [1.0] + [0.0] * (n - 1),
@@ -106,7 +118,11 @@ def added(adapters, weights):
         pairs[message] = (parts, parts)
     A, B = (sum(w * pair[k] for pair, w in zip(adapters, weights, strict=True)) for k in (0, 1))
     whole = "the root is drawn from the sums: each term has its own sqrt(w)"
+    r = len(adapters[0][0])
+    U, S, Vh = torch.linalg.svd(summed(adapters, weights), full_matrices=False)
+    exact = "that is the best rank-r part of the sum of updates; linear adds A to A and B to B"
     return {message: crossed(adapters, *parts) for message, parts in pairs.items()} | {
+        exact: (U[:, :r] * S[:r]) @ Vh[:r],
         whole: (B.abs().sqrt() * B.sign()) @ (A.abs().sqrt() * A.sign()),
         f"{whole}, and every sign": B.abs().sqrt() @ A.abs().sqrt(),
     }
@@ -119,13 +135,23 @@ def souped(states, name, parts):
     def mixed(factors):
         return sum(f * s[name] for f, s in zip(factors, states, strict=True))
 
+    def mixed_by(change, factors):
+        return sum(f * change(s[name]) for f, s in zip(factors, states, strict=True))
+
     return {
         "this is the sum; divide it by the number of states": mixed([1.0] * n),
         "divided by the number of states; the weights sum to 1 already": mixed(
             [w / n for w in parts]
         ),
-        "divided by the number of keys, not of states": mixed([1 / keys] * n),
+        "divided by n - 1; the mean of n divides by n": mixed([1 / (n - 1)] * n),
+        "the weights are made of length 1; they sum to 1 already": mixed(
+            [w / math.hypot(*parts) for w in parts]
+        ),
+        "that is a geometric mean; the mean is a sum": (
+            mixed_by(lambda s: s.abs().clamp_min(1e-12).log(), parts).exp() * states[0][name].sign()
+        ),
         "the weights are not used": mixed([1 / n] * n),
+        "divided by the number of keys, not of states": mixed([1 / keys] * n),
         "each state counts half; of n states each counts 1 / n": mixed([0.5] * n),
         "the weights are in another order than the states": mixed(parts[::-1]),
         "halved with each new state: the mean of n divides once, by n": mixed(
@@ -144,153 +170,3 @@ def souped(states, name, parts):
         "this is the first state alone": states[0][name],
         "this is the last state alone": states[-1][name],
     }
-
-
-def kl(p, q, dim=-1):
-    """KL(p||q) of each token in nats, in fp64; another `dim` is where learners normalise too."""
-    log_p, log_q = (x.double().log_softmax(dim) for x in (p, q))
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def divergences(p, q):
-    """Wrong numbers for the mean KL(p||q) a token."""
-    each, back, vocab = kl(p, q), kl(q, p), p.shape[-1]
-    mean = each.mean().item()
-    middle = (0.5 * (p.double().softmax(-1) + q.double().softmax(-1))).log()
-    cross = -(p.double().softmax(-1) * q.double().log_softmax(-1)).sum(-1).mean().item()
-    flat_p, flat_q = p.reshape(1, -1), q.reshape(1, -1)
-    raw = (p.double() * (p.double() - q.double())).sum(-1).mean().item()
-    wrong = {"this is KL(q||p); p is the first argument": back.mean().item()}
-    for message, tokens in _denominators(p.shape).items():
-        wrong[message] = each.sum().item() / tokens
-        wrong[f"this is KL(q||p), and {message}"] = back.sum().item() / tokens
-    wrong |= _dimensions(p, q)
-    return (
-        wrong
-        | _logarithms(p, q)
-        | {
-            "this is the sum over tokens; take the mean": each.sum().item(),
-            "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,
-            "summed over tokens and averaged over the vocabulary: the other way round": (
-                each.sum().item() / vocab
-            ),
-            "this is in bits; nats are wanted": mean / math.log(2),
-            "that is with log10; nats are wanted": mean / math.log(10),
-            "the sign is turned round": -mean,
-            "this is KL(q||p) with its sign turned round": -back.mean().item(),
-            "this is the cross-entropy; the entropy of p is missing": cross,
-            "this is symmetric; KL(p||q) alone is wanted": (0.5 * (each + back)).mean().item(),
-            "this is the Jensen-Shannon divergence": (0.5 * (kl(p, middle) + kl(q, middle)))
-            .mean()
-            .item(),
-            "this is the largest token's, not the mean": each.max().item(),
-            "this is the last token's, not the mean": each[..., -1].mean().item(),
-            "softmax of the logits is missing": raw,
-            "this is the median, not the mean": each.median().item(),
-            "softmax runs over all tokens at once: dim=-1": kl(flat_p, flat_q).item(),
-            "dimension 0 is the tokens: softmax and sum run over dim=-1": (
-                (p.double().softmax(0) * (p.double().log_softmax(0) - q.double().log_softmax(0)))
-                .sum(0)
-                .mean()
-                .item()
-            ),
-        }
-        | _factors(p, q)
-    )
-
-
-def _logarithms(p, q):
-    """What is taken for the logarithm of a probability."""
-    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-    return {
-        "logits are no logarithms of probabilities: take log_softmax of both": (
-            (log_p.exp() * (p.double() - q.double())).sum(-1).mean().item()
-        ),
-        "q's logits are no logarithms of probabilities: take log_softmax of them too": (
-            (log_p.exp() * (log_p - q.double())).sum(-1).mean().item()
-        ),
-        "the sizes of the differences are added: keep their signs": (
-            (log_p.exp() * (log_p - log_q).abs()).sum(-1).mean().item()
-        ),
-    }
-
-
-def _dimensions(p, q):
-    """The softmax, or the sum too, over another dimension than the vocabulary."""
-    wrong = {}
-    for dim in range(p.dim() - 1):
-        message = f"softmax runs over dimension {dim}, not over the vocabulary: dim=-1"
-        wrong[message] = kl(p, q, dim).mean().item()
-    for dim in range(1, p.dim() - 1):
-        message = f"softmax and sum run over dimension {dim}; the vocabulary is the last, dim=-1"
-        wrong[message] = kl(p.transpose(dim, -1), q.transpose(dim, -1)).mean().item()
-    if p.dim() > 2:
-        log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-        terms = log_p.exp() * (log_p - log_q)
-        wrong["the sum runs over dimension 1, not over the vocabulary: dim=-1"] = (
-            terms.sum(1).mean().item()
-        )
-    return wrong
-
-
-def _factors(p, q):
-    """Another factor than p, or another logarithm."""
-    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-    return {
-        "the sum is weighted by log p; p itself is wanted, its exp": (
-            (log_p * (log_p - log_q)).sum(-1).mean().item()
-        ),
-        "the factor p is missing: squares of the differences": (
-            (log_p - log_q).square().sum(-1).mean().item()
-        ),
-        "the factor p is missing: sizes of the differences": (
-            (log_p - log_q).abs().sum(-1).mean().item()
-        ),
-        "the factor p is missing": (log_p - log_q).sum(-1).mean().item(),
-        "that is the loss on p's likeliest token; all tokens count, by p": -log_q.gather(
-            -1, p.argmax(-1, keepdim=True)
-        )
-        .mean()
-        .item(),
-        "only p's likeliest token is looked at; all tokens count, by p": (
-            (log_p - log_q).gather(-1, p.argmax(-1, keepdim=True)).mean().item()
-        ),
-        "the logits are divided by a temperature of 2 first; take them as they are": (
-            kl(p / 2, q / 2).mean().item()
-        ),
-        "that is chi-squared, (p - q)² / q; KL has logarithms": (
-            ((log_p.exp() - log_q.exp()).square() / log_q.exp()).sum(-1).mean().item()
-        ),
-        "to take the largest logit off is no log_softmax: its logsumexp comes off": (
-            (log_p.exp() * ((p - p.amax(-1, keepdim=True)) - (q - q.amax(-1, keepdim=True))))
-            .sum(-1)
-            .mean()
-            .item()
-        ),
-        "softmax is taken twice: log_softmax takes the logits": kl(p.softmax(-1), q.softmax(-1))
-        .mean()
-        .item(),
-        "F.kl_div wants the logarithm of q first, log_softmax": (
-            (log_p.exp() * (log_p - log_q.exp())).sum().item() / len(p)
-        ),
-    }
-
-
-def _denominators(shape):
-    """What the sum is divided by in the place of the number of tokens."""
-    if len(shape) == 2:
-        return {"count the tokens of any leading shape: p[..., 0].numel()": math.prod(shape)}
-    found = {
-        "divided by the number of sequences, not of tokens": shape[0],
-        "divided by one sequence's tokens; divide by all": shape[-2],
-    }
-    if len(shape) == 4:
-        found["divided by the second size alone; divide by all tokens"] = shape[1]
-        found["count the tokens of any leading shape: p[..., 0].numel()"] = shape[0] * shape[1]
-    return found
-
-
-def rough(got, wanted):
-    """A number that is close and not close enough; one mistake only if all numbers are."""
-    near = isinstance(got, float) and abs(got - wanted) < 0.02 * abs(wanted)
-    return {"right but for rounding: computed in 16 bits, or rounded?": got if near else math.nan}

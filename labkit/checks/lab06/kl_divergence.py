@@ -3,7 +3,9 @@
 import math
 
 from labkit.checks.compare import ask, expect_number, expect_numbers, likeliest, randn
-from labkit.checks.lab06 import guesses, small
+from labkit.checks.lab06 import changes, small
+from labkit.checks.lab06 import divergences as guesses
+from labkit.checks.laws import laws
 from labkit.checks.simplest import simplest
 from labkit.contract import expect, generator, observe, part
 
@@ -11,7 +13,10 @@ from labkit.contract import expect, generator, observe, part
 def expect_kl(kl_divergence):
     """Every part of the check."""
     rng, right = generator(), False
-    with part(), simplest(small.divergences(kl_divergence)):
+    other = generator()  # so that the inputs below stay as they were
+    pair = (randn(6, 13, rng=other) * 2, randn(6, 13, rng=other) * 2)
+    followed = laws(*changes.divergences(kl_divergence, *pair))
+    with part(), simplest(small.divergences(kl_divergence)), followed:
         _expect_divergence(kl_divergence, rng)
         right = True
     with part():
@@ -30,7 +35,7 @@ def expect_kl(kl_divergence):
 
 
 def _expect_divergence(kl_divergence, rng):
-    cases = []
+    cases, sizes = [], []
     with likeliest() as case:
         with case():
             for shape in ((9, 13), (2, 5, 31), (3, 2, 4, 13)):
@@ -42,8 +47,9 @@ def _expect_divergence(kl_divergence, rng):
                 expect(not (isinstance(got, float) and math.isnan(got)), told)
                 known = guesses.divergences(p, q) | guesses.rough(got, wanted)
                 cases.append((call, got, wanted, known))
+                sizes.append({"tokens": p[..., 0].numel(), "vocab": shape[-1], "n": shape[0]})
         with case():
-            expect_numbers(cases, tol=1e-3)
+            expect_numbers(cases, tol=1e-3, sizes=sizes)
 
 
 def _expect_finite(kl_divergence, rng, right):

@@ -26,6 +26,24 @@ def merges(merged_weight):
         )
 
 
+def dequantized(merge_quantized):
+    """Of 6.4: values are a tenth of their codes; of 66 weights the last two have a scale alone."""
+    codebook, B = torch.arange(16) / 10, torch.tensor([[5.0]])
+    for codes, peaks, alpha, wanted, why in [
+        ([3, 0, 10], [2.0], 0, [0.6, 0.0, 2.0], "0.3 * 2, 0 * 2 and 1 * 2; alpha is 0"),
+        ([3, 0, 10], [2.0], 2, [10.6, 0.0, 2.0], "as before, and 2 / 1 * 5 in the first place"),
+        ([1] * 65, [2.0, 3.0], 0, [0.2] * 64 + [0.3], "0.1 * 2, and behind 64 of them 0.1 * 3"),
+    ]:
+        A = torch.eye(1, len(codes))
+        data = torch.tensor(codes, dtype=torch.uint8), torch.tensor(peaks), codebook, A, B, alpha
+        few = f"{codes}" if len(codes) < 9 else f"{len(codes)} times 1"
+        call = (
+            f"merge_quantized(W4={few}, absmax={peaks}, [0, 0.1, ...], A, B=[[5]], alpha={alpha})"
+        )
+        args = (probes.merged_quantized, merge_quantized, *data, (1, len(codes)))
+        yield f"{call}, r=1, A=[[1, 0, ...]]", functools.partial(observe, *args), wanted, why
+
+
 CAT = [  # weights, the product where every A and B is [[1]], why
     ([4.0], 4.0, "the product has the weight once"),
     ([-4.0], -4.0, "a weight may be negative"),
