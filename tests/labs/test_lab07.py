@@ -921,7 +921,6 @@ def _the_next_one(x, A, B, scaling, index):
 BATCHES = [
     (_summed_over_all, "are summed over all adapters"),
     (_the_next_one, "of the updates B A x, row 0"),
-    (lambda x, A, B, s, i: batched_lora(x, A, B.roll(-1, 0), s, i), "with B of adapter"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s.mean().expand(4), i), "mean of the scalings"),
     (
         lambda x, A, B, s, i: batched_lora(x, A, B, s, i).masked_fill(i[:, None] < 0, math.nan),

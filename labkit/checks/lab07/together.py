@@ -116,28 +116,22 @@ def _expect_own(call, got, x, A, B, scaling, index, others):
 
     With `others` adapters that are not its own have a part in it; else it is its own alone.
     """
-    pairs = [(i, j) for i in range(K) for j in range(K)]  # whose A, whose B
-    for row, k in enumerate(index.tolist()):
-        each = torch.stack([(B[j] @ (A[i] @ x[row])).double() for i, j in pairs])
-        found = torch.linalg.lstsq(each.T, got[row].double()[:, None]).solution[:, 0]
-        if not close(found @ each, got[row].double(), 1e-3):
-            return
-        made = {
-            p: share for p, share in zip(pairs, found.tolist(), strict=True) if abs(share) > 1e-3
-        }
-        right = scaling[k].item() if k >= 0 else 0.0
-        mine = {(k, k)} if k >= 0 else set()
-        off = set(made) != mine or any(abs(made[pair] - right) > 1e-3 for pair in mine)
-        if not off or others != bool(set(made) - {(k, k)}):
+    for i, k in enumerate(index.tolist()):
+        each = torch.stack([(B[j] @ (A[j] @ x[i])).double() for j in range(K)])
+        shares = torch.linalg.lstsq(each.T, got[i].double()[:, None]).solution[:, 0]
+        right = [scaling[k].item() if j == k else 0.0 for j in range(K)]
+        off = max(abs(share - wanted) for share, wanted in zip(shares.tolist(), right, strict=True))
+        if off < 1e-3:
             continue
-        told = [f"{share:.3g} times that of {_pair_of(*p)}" for p, share in made.items()]
-        wanted = f"{right:.3g} times that of adapter {k}" if k >= 0 else "zeros"
-        told = f"row {row}, whose index is {k}, is {' plus '.join(told[:3]) or 'zeros'}"
+        if not close(shares @ each, got[i].double(), 1e-3):
+            return
+        if others != any(abs(share) > 1e-3 for j, share in enumerate(shares.tolist()) if j != k):
+            continue
+        some = [(j, share) for j, share in enumerate(shares.tolist()) if abs(share) > 1e-3]
+        made = [f"{share:.3g} times that of adapter {j}" for j, share in some]
+        wanted = f"{right[k]:.3g} times that of adapter {k}" if k >= 0 else "zeros"
+        told = f"row {i}, whose index is {k}, is {' plus '.join(made) or 'zeros'}"
         raise CheckFailed(f"{call}: of the updates B A x, {told}; wanted {wanted}")
-
-
-def _pair_of(i, j):
-    return f"adapter {i}" if i == j else f"A of adapter {i} with B of adapter {j}"
 
 
 def _of_scaling(x, A, B, scaling, index):
