@@ -195,7 +195,7 @@ def expect_numbers(cases, tol=1e-4, sizes=()):
     A guess is told when it explains each of them that fails and that has it. One that gives the
     right ones as well comes first: a small int is soon right by accident. Where none is told, a
     fifth item of the first that fails is: text on what the wanted number is made of. `sizes`, a
-    `{name: size}` a case, names a factor that stands before the right numbers.
+    `{name: size}` a case, names a factor of the right numbers, and what is done to them.
     """
     failing, made = [], ()
     for call, got, wanted, guesses, *parts in cases:
@@ -205,7 +205,7 @@ def expect_numbers(cases, tol=1e-4, sizes=()):
             if not failure.bare:
                 raise
             made = made if failing else parts
-            failing.append((failure, got, guesses | {RIGHT: wanted}))
+            failing.append((failure, got, guesses | ({RIGHT: wanted} if sizes else {})))
     if not failing:
         return
     known = {m: None for _, _, guesses in failing for m in guesses if m != RIGHT}
