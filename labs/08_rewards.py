@@ -732,15 +732,15 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
     guess_grpo.beside(scores["GRPO"]["exact"])
 
 # %% [markdown]
-# When we ran it (one seed), the mean reward on 100 unseen commands rose from 0.39 to 0.56, each
-# with an error of about 0.04, and the right intents from 45 to 66. Exact answers went from 17 to
-# 21, which may be chance: the model learned first what a part of the way earns. At the end the KL
-# from the start was 0.12 nats a token.
+# When we ran it (one seed), the mean reward on 100 unseen commands rose from 0.39 to 0.55, each
+# with an error of about 0.04, and the right intents from 41 to 66. Exact answers went from 16 to
+# 26, less than two errors: the model learned first what a part of the way earns. At the end the KL
+# from the start was 0.13 nats a token.
 #
 # The panel `equal` is the share of groups in which all answers earn the same: those prompts taught
 # nothing in that step. Early in a training these are prompts where all fail, later those where all
-# are right. Long runs on a fixed set of prompts slow down for this reason. DAPO (2503.14476) leaves
-# such groups out and samples others.
+# are right. Here it is at most one group of eight in a step. Long runs on a fixed set of prompts
+# slow down for this reason. DAPO (2503.14476) leaves such groups out and samples others.
 
 # %% [markdown]
 # ## How small may the adapter be?
@@ -757,21 +757,23 @@ guess_rank = lab.predict("r=1 has 0.3 million numbers: its reward on unseen comm
 # %% tags=["experiment"]
 if lab.experiment("Ranks under rewards, from a file", 0):
     study = measured.load("rewards")
-    ranks = study[study["study"] == "rank"]
+    one_rate = study["learning_rate"].isin([5e-4, 2e-5])  # of adapters, of full fine-tuning
+    ranks = study[(study["study"] == "rank") & one_rate]
     display(plots.by_rank(ranks, plots.rank_title(ranks)))
     columns = ["rank", "learning_rate", "seed", "before", "reward", "exact", "kl", "perplexity"]
     display(ranks[columns].sort_values(["rank", "seed"]))
     guess_rank.beside(ranks.loc[ranks["rank"] == 1, "reward"].mean())
 
 # %% [markdown]
-# Read it with care. A mean of 100 commands has a standard error of about 0.04, a seed adds its own,
-# and the rate was not tuned: one was tried. What the rows bear out is
-# that one direction in each matrix is enough to *learn* from rewards at all. Whether it is enough
-# to learn as well as r=16 they cannot say: that takes more seeds. `python benchmarks/rewards.py`
-# adds the runs that are missing, other rates and group sizes among them.
+# Read it with care. A mean of 100 commands has a standard error of about 0.04, and a seed adds its
+# own: the three runs of r=16 ended at 0.41, 0.46 and 0.53. Within that no rank is better than
+# another. Over three seeds r=1 gained 0.08 and r=16 as much. So one direction in each matrix was
+# room enough for what 12 steps of rewards teach, as Schulman et al. say. A difference of less than
+# 0.06 or so these runs cannot show.
 #
-# Look at the column `kl` too. At the same rate and the same $\alpha$ the small adapter went farther
-# from the start in both seeds, and earned no more for it.
+# Full fine-tuning ran at a rate of its own, 2e-5. It gained 0.06 in both of its seeds and went less
+# far from the start, by the column `kl`, than any adapter. Its rate was not tuned, and neither was
+# the adapters'. `python benchmarks/rewards.py` adds runs at other rates, group sizes and rewards.
 
 # %% [markdown]
 # ## A reward that can be hacked
@@ -806,10 +808,11 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
     guess_keys.beside(table.loc["paid a bonus", "keys"])
 
 # %% [markdown]
-# The blue run is paid honestly, the other one by the bonus. When we ran it, the bonus run's own
-# reward rose from 0.68 to 0.78, and none of its curves looks wrong. On unseen commands the honest
-# reward fell from 0.39 to 0.17, no answer was exact any more, and an answer named 3.9 keys instead
-# of 2.6. The cure is in the reward, and not in the training: pay for nothing that you do not want.
+# The blue run is paid honestly, the other one by the bonus. When we ran it (one seed), the bonus
+# run's own reward rose from 0.65 to 0.78, and none of its curves looks wrong. On unseen commands
+# the honest reward fell from 0.39 to 0.28, no answer was exact any more, and an answer named 3.2
+# keys instead of 2.5. The cure is in the reward, and not in the training: pay for nothing that you
+# do not want.
 
 # %% [markdown]
 # ## GRPO with TRL

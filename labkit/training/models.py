@@ -215,5 +215,5 @@ def hush_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    for noisy in ("transformers", "torch", "peft", "trl", "accelerate"):
+    for noisy in ("transformers", "torch", "peft", "trl", "accelerate", "pyarrow"):
         warnings.filterwarnings("ignore", module=noisy)

@@ -120,10 +120,8 @@ def by_rank(runs, title):
 
 
 def rank_title(runs):
-    """What each rank came to, in a line, and from how many seeds."""
+    """The mean reward that each rank came to, in a line."""
     told = []
     for rank, part in sorted(runs.groupby("rank"), key=lambda pair: pair[0] or 1e9):
-        name = f"r={rank}" if rank else "full"
-        told.append(f"{name} {part['reward'].mean():.2f} ({part['seed'].nunique()})")
-    start = runs["before"].mean()
-    return f"Reward from {start:.2f} to: {', '.join(told)} (seeds)"
+        told.append(f"{part['reward'].mean():.2f} {f'at r={rank}' if rank else 'in full'}")
+    return f"Reward from {runs['before'].mean():.2f} to {', '.join(told)}"
