@@ -773,8 +773,9 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # show.
 #
 # Full fine-tuning ran at a rate of its own, 2e-5, and gained 0.06: 0.02 ± 0.03 less than r=16. By
-# the column `kl` it went less far from the start than the adapters. Its rate was not tuned, and
-# neither was theirs. `python benchmarks/rewards.py` adds other rates, group sizes and rewards.
+# the column `kl` it went less far from the start than the adapters, and its samples earned less on
+# the way: perhaps the rate is low. It was not tuned, and neither was the adapters'.
+# `python benchmarks/rewards.py` adds other rates, group sizes and rewards.
 
 # %% [markdown]
 # ## A reward that can be hacked
