@@ -886,9 +886,12 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # %% [markdown]
 # Each prompt is read anew here, as those of new customers are. Eight requests of one adapter share
 # a batch. Whether mixed ones do depends on the engine: llama.cpp puts only requests with the same
-# adapters into one batch, so a mixed crowd takes turns. It had half of the merged model's tokens a
-# second on our machines, while one adapter apart was no more than a sixth slower. An engine with a
-# batched product such as yours (vLLM has Punica's kernels) need not take turns.
+# adapters into one batch, so a mixed crowd takes turns. It had 0.4 to 0.5 of the merged model's
+# tokens a second on our machines, while one adapter apart was no more than a sixth slower. An
+# engine with a batched product such as yours need not take turns. vLLM has one (Punica's kernels):
+# on two CPU cores eight requests lost 14% of their tokens a second when they asked for two adapters
+# and not for one. In llama.cpp they lost 60%. (In all vLLM was the slower one there: adapters apart
+# cost it two thirds. `docs/own-data.md` has the table.)
 
 # %% [markdown]
 # ## Elsewhere
