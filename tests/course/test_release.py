@@ -437,4 +437,4 @@ def test_private_checks_are_passed_on(harness):
     (home / "source/private_checks.py").write_text("1 / 0\n")
     run = ["bash", "-x", str(home / "run_autograder")]
     done = subprocess.run(run, env=env | {"PYTHON": "echo"}, capture_output=True, text=True)
-    assert done.stdout.split()[-3:] == ["--", "--checks", "source/private_checks.py"]
+    assert done.stdout.split()[-3:] == ["02_lora", "--checks", "source/private_checks.py"]

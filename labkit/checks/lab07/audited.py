@@ -38,12 +38,16 @@ def clean(rng, n=4):
     return rows
 
 
+ENDS = (
+    "look for the end among the labels that the cut on the right leaves: each turn of the prompt"
+    " has one, too"
+)
+
+
 def faults(rng):
     """`{what the rows are: (rows, counts that are not zero, {wrong count's key: why})}`."""
     cut = "cut on the right at max_length, nothing of its answer is left"
     blank = "a blank answer teaches to say nothing: strip() it"
-    whole = "look for the end among the labels that the cut on the right leaves: each turn of the"
-    whole += " prompt has one, too"
     mid = [of_length(rng, LENGTH - 3, 4), of_length(rng, LENGTH - 2, 2)]
     gone = [of_length(rng, LENGTH + n) for n in (1, 5)]
     opened = "the generation prompt belongs to the prompt: behind it no label is left (>=, not >)"
@@ -63,12 +67,12 @@ def faults(rng):
         "of whose answer one token is left": (
             [of_length(rng, LENGTH - 1, 3)],
             {"no_end": 1, "truncated": 1},
-            {"no_end": whole, "trains_on_nothing": "labels begin behind the generation prompt"},
+            {"no_end": ENDS, "trains_on_nothing": "labels begin behind the generation prompt"},
         ),
         "whose answer is cut midway": (
             mid,
             {"no_end": 2, "truncated": 2},
-            {"no_end": whole, "trains_on_nothing": "part of its answer is left, and trains"},
+            {"no_end": ENDS, "trains_on_nothing": "part of its answer is left, and trains"},
         ),
         "that lose just the line break behind the end": (
             line,
