@@ -117,7 +117,7 @@ def expect_close(got, wanted, call, guesses=None, tol=1e-4, related=False):
     expect(torch.isfinite(got).all(), f"{call} holds NaN or infinity")
     if close(got, wanted, tol):
         return
-    for near in (tol, max(tol, 3e-3)):  # with an epsilon more or less it is the same one
+    for near in (tol, max(tol, min(30 * tol, 3e-3))):  # an epsilon more or less is the same one
         for message, guess in (guesses or {}).items():
             two = near > tol and AND in message  # two mistakes are soon near by accident
             if two or guess.shape != got.shape or close(wanted, guess.double(), near):

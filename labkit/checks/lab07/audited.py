@@ -38,10 +38,7 @@ def clean(rng, n=4):
     return rows
 
 
-ENDS = (
-    "look for the end among the labels that the cut on the right leaves: each turn of the prompt"
-    " has one, too"
-)
+ENDS = "look for the end among the labels left by the cut: each turn of the prompt has one, too"
 
 
 def faults(rng):
