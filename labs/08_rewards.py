@@ -27,7 +27,7 @@
 # Before each main picture a cell asks for your guess. It costs no points.
 #
 # About 100 minutes if you know PyTorch well (71 for the exercises), up to 145 if you do not. The
-# experiments take about six minutes on two CPU cores: answers are drawn a token at a time.
+# experiments take about seven minutes on two CPU cores: answers are drawn a token at a time.
 
 # %%
 import labkit
@@ -308,7 +308,7 @@ def followed(model, rows, samples=4):
 guess_dpo = lab.predict("After DPO: how many percent of unseen constraints are followed?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("DPO on chat, 20 steps of 6 pairs", 85, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("DPO on chat, 20 steps of 6 pairs", 95, needs=["8.1", "8.2", "8.3"]):
     unseen = unseen_instructions()
     before, _ = followed(model, unseen)
     policy = adapted(model)
@@ -357,7 +357,7 @@ def moving(model, batch):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Pairs swapped, and a reference that moves", 60, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("Pairs swapped, and a reference that moves", 65, needs=["8.1", "8.2", "8.3"]):
     wrong = adapted(models.load()[0])
     turned = train_dpo(wrong, [swapped(batch) for batch in batches[:10]], 5e-4)
     share_wrong, _ = followed(wrong, unseen)
@@ -722,7 +722,7 @@ def marks(model):
 guess_grpo = lab.predict("GRPO, 12 steps: how many of 100 unseen commands are right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
+if lab.experiment("GRPO on home", 140, needs=["8.4", "8.5", "8.6"]):
     start, tokenizer = warm_start()
     scores = {"warm start": marks(start)}
     policy = adapted(start)
@@ -732,10 +732,11 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
     guess_grpo.beside(scores["GRPO"]["exact"])
 
 # %% [markdown]
-# When we ran it (one seed), the mean reward on 100 unseen commands rose from 0.39 to 0.55, each
-# with an error of about 0.04, and the right intents from 41 to 66. Exact answers went from 16 to
-# 26, less than two errors: the model learned first what a part of the way earns. At the end the KL
-# from the start was 0.13 nats a token.
+# We ran it twice from one seed, on one thread and on two, which round differently. The mean reward
+# on 100 unseen commands rose from 0.39 to 0.55 in one run and to 0.48 in the other, each with an
+# error of about 0.04, and the right intents from 41 to 66 and from 45 to 56. Exact answers went
+# from 16 to 26 and from 17 to 20, less than two errors: the model learned first what a part of the
+# way earns. At the end the KL from the start was 0.13 and 0.15 nats a token.
 #
 # The panel `equal` is the share of groups in which all answers earn the same: those prompts taught
 # nothing in that step. Early in a training these are prompts where all fail, later those where all
@@ -810,11 +811,11 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
     guess_keys.beside(table.loc["paid a bonus", "keys"])
 
 # %% [markdown]
-# The blue run is paid honestly, the other one by the bonus. When we ran it (one seed), the bonus
-# run's own reward rose from 0.65 to 0.78, and none of its curves looks wrong. On unseen commands
-# the honest reward fell from 0.39 to 0.28, no answer was exact any more, and an answer named 3.2
-# keys instead of 2.5. The cure is in the reward, and not in the training: pay for nothing that you
-# do not want.
+# The blue run is paid honestly, the other one by the bonus. When we ran it, the bonus run's own
+# reward rose from 0.65 to 0.78, and none of its curves looks wrong. On unseen commands the honest
+# reward fell from 0.39 to 0.28 (to 0.36 on two threads), no answer was exact any more (3 of 100),
+# and an answer named 3.2 keys (3.1) instead of 2.5. The cure is in the reward, and not in the
+# training: pay for nothing that you do not want.
 
 # %% [markdown]
 # ## GRPO with TRL
