@@ -19,11 +19,10 @@ to held-out commands; `perplexity` on everyday English; `curve`, the paid reward
 """
 
 import copy
-import gc
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import studies
@@ -81,7 +80,6 @@ def warm():
 def measure(run):
     """The row of one run."""
     begun, (lab, start, unseen, before) = time.perf_counter(), warm()
-    gc.collect()  # what is left of the last run: weights, hooks and optimizer hold each other
     start = copy.deepcopy(start)
     policy = lab["adapted"](start, run.rank, run.seed) if run.rank else whole(start)
     lab["adamw"] = lab["adamw_of_lab"] if run.rank else Masters
@@ -168,10 +166,11 @@ class Masters(torch.optim.AdamW):
         masters = [p.detach().float().clone().requires_grad_() for p in self.shown]
         super().__init__(masters, rate, weight_decay=0.0)
         for p, master in zip(self.shown, masters, strict=True):
-            p.register_post_accumulate_grad_hook(lambda p, master=master: self._take(p, master))
+            # torch's cycles are not collected, so that a weight's hook must not hold the optimizer
+            p.register_post_accumulate_grad_hook(partial(Masters._take, master))
 
     @staticmethod
-    def _take(p, master):
+    def _take(master, p):
         master.grad, p.grad = p.grad.float(), None
 
     def step(self, closure=None):
