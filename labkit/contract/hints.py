@@ -16,8 +16,6 @@ HINTS = {  # a piece of an exception's text: what may be behind it
     "size mismatch, got input": TURN,
     "first two dimensions of batch": ".T turns all axes round; with more than two use .mT, or "
     "multiply from the other side",
-    "is invalid for input of size": "that many numbers do not fill whole rows: pad them, and cut "
-    "the padding off again",
     "size of tensor a": "do the two have the shapes you think?",
     "batches of square matrices": "only a square matrix has eigenvalues or an inverse; any has an "
     "SVD",
