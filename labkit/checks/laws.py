@@ -5,27 +5,26 @@ breaks says which input is forgotten, squared, normalised away or taken for anot
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
 from labkit.checks.relations import close
+from labkit.checks.simplest import unnamed
 from labkit.contract import CheckFailed
 
 
-@contextlib.contextmanager
-def laws(call: str, answer: Callable, data: tuple, changed: dict) -> Iterator[None]:
+def laws(
+    call: str, answer: Callable, data: tuple, changed: dict
+) -> contextlib.AbstractContextManager:
     """Where what is inside fails and no mistake is named, tell the first law that is broken.
 
     `answer(*data)` is a number or a tensor; `changed` is `{words for a change: (other data, the
     factor by which the answer should change)}`, in words such as "with lr twice as large". Answers
     that do not run, or that are no numbers, break none.
     """
-    try:
-        yield
-    except CheckFailed as failure:
-        if not failure.bare:
-            raise
+
+    def say():
         before = _of(answer, data)
         for told, (other, factor) in changed.items() if before is not None else ():
             after = _of(answer, other)
@@ -34,7 +33,8 @@ def laws(call: str, answer: Callable, data: tuple, changed: dict) -> Iterator[No
             if not close(after, factor * before, 2e-3):
                 text = f"{call}: {told} it {_became(after, before)}, and should {_should(factor)}"
                 raise CheckFailed(text) from None
-        raise
+
+    return unnamed(say)
 
 
 def _of(answer, data):

@@ -1,6 +1,7 @@
 """Mistakes without a name: told by the smallest case in which they show."""
 
 import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -8,17 +9,24 @@ from labkit.contract import CheckFailed
 
 
 @contextlib.contextmanager
+def unnamed(say: Callable[[], None]) -> Iterator[None]:
+    """Where what is inside fails and no mistake is named, `say()` may raise what tells more."""
+    try:
+        yield
+    except CheckFailed as failure:
+        if failure.bare:
+            say()
+        raise
+
+
 def simplest(cases):
     """Where what is inside fails and no mistake is named, tell the first of `cases` that fails too.
 
     A case is `(call, answer, wanted, why)`: `answer()` gives a number, a list of them or a tensor,
     and `why` says in a few words how the wanted one comes about.
     """
-    try:
-        yield
-    except CheckFailed as failure:
-        if not failure.bare:
-            raise
+
+    def say():
         for call, answer, wanted, why in cases:
             try:
                 got = _listed(answer())
@@ -27,7 +35,8 @@ def simplest(cases):
             if not _same(got, _listed(wanted)):
                 told = f"{call} gave {_shown(got)}, wanted {_shown(_listed(wanted))}: {why}"
                 raise CheckFailed(f"in a small case, {told}") from None
-        raise
+
+    return unnamed(say)
 
 
 def _listed(value):

@@ -6,7 +6,7 @@ import torch
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from labkit.checks.compare import ask, draw, expect_close, expect_shape, likeliest, randn
-from labkit.checks.simplest import simplest
+from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab07 import probes
 
@@ -71,12 +71,8 @@ def _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng):
     one = torch.is_tensor(got) and got.shape == (shape[0] // n_heads, shape[1]) != w.shape
     expect(not one, f"{call}: the rows of one head come back, of {n_heads}")
     expect_shape(got, w.shape, call)
-    try:
+    with unnamed(lambda: _expect_order(call, got.to(w.dtype), w, n_heads)):
         expect_close(got, wanted_rows(w, n_heads), call, _guesses(w, n_heads), tol=1e-7)
-    except CheckFailed as failure:
-        if failure.bare:
-            _expect_order(call, got.to(w.dtype), w, n_heads)
-        raise
     kind = str(dtype).removeprefix("torch.")
     expect(got.dtype == dtype, f"{call} is in {got.dtype}, wanted {kind}: rows move, numbers stay")
 

@@ -11,6 +11,7 @@ from labkit.checks.compare import (
     likeliest,
     randn,
 )
+from labkit.checks.simplest import unnamed
 from labkit.contract import CheckFailed, expect, part, sound
 from labkit.labs.lab07 import probes
 
@@ -85,12 +86,8 @@ def _expect(batched_lora, what, A, B, scaling, index, rng):
     if without.any() and not without.all():
         some = torch.where(without[:, None], got.to(wanted.dtype), wanted)
         known["the rows with index -1 are not zeros, and only they are wrong"] = some
-    try:
+    with unnamed(lambda: _expect_simple(batched_lora, call, got, (x, A, B, scaling, index))):
         expect_close(got, wanted, call, known)
-    except CheckFailed as failure:
-        if failure.bare:
-            _expect_simple(batched_lora, call, got, (x, A, B, scaling, index))
-        raise
     expect(got.dtype == x.dtype, f"{call} is in {got.dtype}, wanted the dtype of x")
 
 

@@ -4,25 +4,12 @@ Each function asks it small things that a right answer does, and raises CheckFai
 that it does not. `run` calls it and gives a tensor.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
 
 import torch
 
-from labkit.checks.compare import close
-from labkit.contract import CheckFailed, expect
-
-
-@contextlib.contextmanager
-def behaving(of: Callable, run: Callable, call: str) -> Iterator[None]:
-    """Where what is inside fails and no mistake is named, `of(run, call)` may say more."""
-    try:
-        yield
-    except CheckFailed as failure:
-        if failure.bare:
-            of(run, call)
-        raise
+from labkit.checks.relations import close
+from labkit.contract import expect
 
 
 def as_advantages(run, call):

@@ -1,14 +1,15 @@
 """What exercise 8.2 expects of `dpo_loss`: log(1 + exp(-beta margin)) and its derivative."""
 
+import functools
 import math
 
 import torch
 
 from labkit.checks.compare import ask, close, draw, expect_close, likeliest, randn
 from labkit.checks.compound import combined
-from labkit.checks.lab08.behaves import as_dpo, behaving
+from labkit.checks.lab08.behaves import as_dpo
 from labkit.checks.lab08.losses import expect_loss
-from labkit.checks.simplest import simplest
+from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import CheckFailed, expect, part, sound
 from labkit.labs.lab08 import probes
 
@@ -40,7 +41,7 @@ def expect_dpo(dpo_loss, rng):
     cases = [("a few pairs", pairs(rng), beta) for beta in (0.1, 0.5, 1.0)]
     chosen, rejected = pairs(rng)[2:]
     same = [chosen, rejected, chosen.clone(), rejected.clone()]
-    behaves = behaving(as_dpo, lambda *four: _asked(dpo_loss, "", four, 1.0)["value"], "dpo_loss")
+    behaves = unnamed(lambda: as_dpo(functools.partial(_value, dpo_loss), "dpo_loss"))
     with part(), simplest(_small(dpo_loss)), behaves, likeliest() as case:
         for what, four, beta in cases:
             with case():
@@ -63,6 +64,11 @@ def _asked(dpo_loss, call, four, beta):
     got = ask(call, probes.differentiated, dpo_loss, [*four, beta], [0, 1], hint=ERRORS)
     expect_loss(got, call, len(four[0]), "pairs")
     return got
+
+
+def _value(dpo_loss, *four):
+    """The loss at beta 1."""
+    return _asked(dpo_loss, "", four, 1.0)["value"]
 
 
 def _expect(dpo_loss, call, four, beta):

@@ -6,8 +6,8 @@ import torch
 
 from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
 from labkit.checks.compound import combined
-from labkit.checks.lab08.behaves import as_advantages, behaving
-from labkit.checks.simplest import simplest
+from labkit.checks.lab08.behaves import as_advantages
+from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import CheckFailed, observe, part
 
 EQUAL = "a group whose rewards are equal gives zeros: divide by the standard deviation plus eps"
@@ -69,7 +69,7 @@ def expect_advantages(group_advantages, rng):
         ("rewards that are mostly zero", _sparse(rng), None),
     ]
     run = functools.partial(observe, group_advantages)
-    behaves = behaving(as_advantages, run, "group_advantages")
+    behaves = unnamed(lambda: as_advantages(run, "group_advantages"))
     with part(), simplest(_small(group_advantages)), behaves, likeliest() as case:
         for what, rewards, eps in cases:
             with case():

@@ -6,9 +6,9 @@ import torch
 
 from labkit.checks.compare import ask, close, draw, expect_close, likeliest, randn
 from labkit.checks.compound import combined
-from labkit.checks.lab08.behaves import as_grpo, behaving
+from labkit.checks.lab08.behaves import as_grpo
 from labkit.checks.lab08.losses import expect_loss
-from labkit.checks.simplest import simplest
+from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import part, sound
 from labkit.labs.lab08 import probes
 
@@ -49,7 +49,7 @@ def expect_clipped(grpo_loss, rng):
     gains, losses = batch(rng), batch(rng)
     gains[2], losses[2] = gains[2].abs(), -losses[2].abs()
     cases += [(f"good{ALONE}", gains, {}), (f"bad{ALONE}", losses, {})]
-    behaves = behaving(as_grpo, lambda *given: _value(grpo_loss, given), "grpo_loss")
+    behaves = unnamed(lambda: as_grpo(lambda *given: _value(grpo_loss, given), "grpo_loss"))
     with part(), simplest(_small(grpo_loss)), behaves, likeliest() as case:
         for what, given, options in cases:
             with case():

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
 from labkit.checks.compound import combined
-from labkit.checks.lab08.behaves import as_logprobs, behaving
-from labkit.checks.simplest import simplest
+from labkit.checks.lab08.behaves import as_logprobs
+from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import CheckFailed, expect, observe, part, sound
 from labkit.labs.lab08 import probes
 
@@ -62,7 +62,7 @@ def wanted_of(logits, labels):
 def expect_logprobs(sequence_logprob, rng):
     """The sums, however the labels lie; finite with large logits."""
     run = functools.partial(observe, sequence_logprob)
-    behaves = behaving(as_logprobs, run, "sequence_logprob")
+    behaves = unnamed(lambda: as_logprobs(run, "sequence_logprob"))
     with part(), simplest(_small(sequence_logprob)), behaves, likeliest() as case:
         for kind in KINDS:
             with case():
