@@ -7,9 +7,13 @@ all rows together, an adapter is cast once, and rows that have come to their end
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labkit.training import fast, hardware, loop, packing
+
+ROWS = 16  # that are drawn for at once: what fits into a cache takes half the time
+PART = 256  # words of the vocabulary whose chances are summed at once
 
 
 def answers(
@@ -108,11 +112,32 @@ def _read(decoder, prompts, max_new_tokens, device):
 def _next(logits, temperature, generator):
     if not temperature:
         return logits.argmax(-1)
+    drawn = (_drawn(some, temperature, generator) for some in logits.split(ROWS))
+    return torch.cat(list(drawn))
+
+
+def _drawn(logits, temperature, generator):
     chance = logits.float().div_(temperature).softmax(-1)  # (b, vocab)
-    below = chance.cumsum(-1, dtype=torch.float64)
-    # where one number falls on this scale; torch.multinomial draws one for each word there is
-    at = torch.rand(len(below), 1, dtype=below.dtype, device=below.device, generator=generator)
-    return torch.searchsorted(below, at * below[:, -1:], right=True)[:, 0]
+    # one number finds a part of the vocabulary, then a word in it: torch.multinomial draws one for
+    # each word, and sums of all words in fp64 take longer than the softmax
+    parts = F.pad(chance, (0, -chance.shape[1] % PART)).unflatten(1, (-1, PART))
+    at = torch.rand(len(chance), dtype=torch.float64, device=chance.device, generator=generator)
+    part, at = _fall(parts.sum(2), at)
+    word, _ = _fall(parts[torch.arange(len(part), device=part.device), part], at)
+    return part * PART + word
+
+
+def _fall(weights, at):
+    """The piece of a line on which `at` of [0, 1) falls, and where on it; `(b,)` each.
+
+    The pieces of a row's line are as long as its `weights` `(b, n)`.
+    """
+    ends = weights.cumsum(1, dtype=torch.float64)
+    goal = at[:, None] * ends[:, -1:]
+    piece = torch.searchsorted(ends, goal, right=True)
+    long = weights.gather(1, piece)
+    inside = (goal - ends.gather(1, piece)) / long + 1
+    return piece[:, 0], inside[:, 0].clamp(0, 1 - 1e-9)
 
 
 def _ends(model):

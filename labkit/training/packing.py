@@ -138,30 +138,31 @@ class Kept:
         p, n = prefix[0].shape[2], self.end + self.more
         self.longest = p + n
         slots = torch.arange(n, device=self.places.device)
-        self.seen = (slots < self.places[:, None] - p) | (slots >= self.end)  # (b, n)
+        self.unseen = (slots >= self.places[:, None] - p)[:, None, None]  # (b, 1, 1, n)
 
     def choose(self, rows: torch.Tensor) -> None:
         """Only these rows go on, in this order; one may be there more than once."""
-        self.places, self.seen = self.places[rows], self.seen[rows]
+        self.places, self.unseen = self.places[rows], self.unseen[rows]
         self.rows = {layer: [x[rows] for x in both] for layer, both in self.rows.items()}
 
     def step(self, decoder: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states `(b, d)` of one more token `(b,)` in each row."""
+        self.unseen[..., self.end] = False
         hidden = _run(decoder, tokens[:, None], self.places[:, None], self)[:, 0]
         self.places, self.end = self.places + 1, self.end + 1
         return hidden.contiguous()  # of a slice torch would copy a frozen head once a row
 
     def attend(self, layer, query, key, value, scaling, dropout):
         """`(b, heads, 1, d)` queries of the newest tokens -> `(b, heads d)`; softmax in fp32."""
-        (k0, v0), (k, v), end = self.prefix[layer], self.rows[layer], self.end + 1
+        (k0, v0), (k, v) = self.prefix[layer], self.rows[layer]
         k[:, :, self.end], v[:, :, self.end] = key[:, :, 0], value[:, :, 0]
-        k, v = k[:, :, :end], v[:, :, :end]
         (b, h, _, d), (h_kv, p, _) = query.shape, k0.shape
         g = h // h_kv  # heads that share a key head, side by side
         q = query.view(b, h_kv, g, d) * scaling
         common = q.transpose(0, 1).reshape(h_kv, b * g, d) @ k0.transpose(1, 2)  # all rows at once
         common = common.view(h_kv, b, g, p).transpose(0, 1)
-        own = (q @ k.transpose(2, 3)).masked_fill(~self.seen[:, None, None, :end], float("-inf"))
+        # with the room that is still empty: a product with a part of it would copy that part first
+        own = (q @ k.transpose(2, 3)).masked_fill_(self.unseen, float("-inf"))
         weights = torch.cat([common, own], 3).softmax(-1, dtype=torch.float32).to(v.dtype)
         common = weights[..., :p].transpose(0, 1).reshape(h_kv, b * g, p) @ v0
         out = common.view(h_kv, b, g, d).transpose(0, 1) + weights[..., p:] @ v
