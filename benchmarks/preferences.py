@@ -24,7 +24,7 @@ from labkit.training import models, pairs
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "preferences.csv"
 NAMES = ("train_dpo", "followed", "unseen_instructions", "swapped", "adapted")
-STEPS, SIZE, SAMPLES = 20, 6, 4
+STEPS, SIZE, SAMPLES = 16, 6, 4
 
 
 @dataclass(frozen=True)

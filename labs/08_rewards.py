@@ -274,8 +274,8 @@ def train_dpo(model, batches, rate, reference_of=None, beta=0.1):
     for batch in batches:
         with fast.layers(model):  # the same numbers, quicker on a CPU
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            reference = reference_of(model, batch)
         policy = sequence_logprob(logits, batch["labels"])
-        reference = reference_of(model, batch)
         loss = dpo_loss(*policy.chunk(2), *reference.chunk(2), beta)
         step_down(loss, optimizer)
         chosen, rejected = (policy - reference).detach().chunk(2)
@@ -308,11 +308,11 @@ def followed(model, rows, samples=4):
 guess_dpo = lab.predict("After DPO: how many percent of unseen constraints are followed?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("DPO on chat, 20 steps of 6 pairs", 95, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("DPO on chat, 16 steps of 6 pairs", 70, needs=["8.1", "8.2", "8.3"]):
     unseen = unseen_instructions()
     before, _ = followed(model, unseen)
     policy = adapted(model)
-    batches = pairs.batches(preferred, tokenizer, 6, 20)
+    batches = pairs.batches(preferred, tokenizer, 6, 16)
     dpo = train_dpo(policy, batches, 5e-4)
     after, _ = followed(policy, unseen)
     gain, error = (after - before).mean(), (after - before).std() / len(unseen) ** 0.5
@@ -357,11 +357,11 @@ def moving(model, batch):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Pairs swapped, and a reference that moves", 65, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("Pairs swapped, and a reference that moves", 50, needs=["8.1", "8.2", "8.3"]):
     wrong = adapted(models.load()[0])
-    turned = train_dpo(wrong, [swapped(batch) for batch in batches[:10]], 5e-4)
+    turned = train_dpo(wrong, [swapped(batch) for batch in batches[:8]], 5e-4)
     share_wrong, _ = followed(wrong, unseen)
-    still = train_dpo(adapted(models.load()[0]), batches[:4], 5e-4, reference_of=moving)
+    still = train_dpo(adapted(models.load()[0]), batches[:3], 5e-4, reference_of=moving)
     told = {"as it should be": dpo, "pairs swapped": turned, "reference moves": still}
     falling = {name: curves.values["loss"] for name, curves in told.items()}
     display(plots.losses(falling, plots.loss_title(falling)))
@@ -392,15 +392,15 @@ if lab.experiment("Pairs swapped, and a reference that moves", 65, needs=["8.1",
 
 # %%
 def quiet(kind, **settings):
-    """A TRL config of class `kind` for three steps that are logged, and nothing else."""
+    """A TRL config of class `kind` for two steps that are logged, and nothing else."""
     silent = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
-    steps = {"max_steps": hardware.rehearsed("steps", 3), "logging_steps": 1}
+    steps = {"max_steps": hardware.rehearsed("steps", 2), "logging_steps": 1}
     plain = {"lr_scheduler_type": "constant", "gradient_checkpointing": False}
     plain |= {"output_dir": "build/trl"}
     return kind(**silent, **steps, **plain, **hardware.flags(lab.device), **settings)
 
 
-def three_steps(trainer, columns):
+def two_steps(trainer, columns):
     """What a TRL trainer logs of its steps, a table."""
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -409,7 +409,7 @@ def three_steps(trainer, columns):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Three steps of TRL's DPOTrainer", 20, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("Two steps of TRL's DPOTrainer", 18, needs=["8.1", "8.2", "8.3"]):
     trainer = DPOTrainer(
         models.load()[0],
         args=quiet(DPOConfig, per_device_train_batch_size=6, beta=0.1, learning_rate=5e-4),
@@ -417,8 +417,8 @@ if lab.experiment("Three steps of TRL's DPOTrainer", 20, needs=["8.1", "8.2", "8
         processing_class=tokenizer,
         peft_config=lora_config(),
     )
-    display(three_steps(trainer, ["loss", "rewards/margins", "logps/chosen"]))
-    print("yours:", [round(loss, 4) for loss in dpo.values["loss"][:3]])
+    display(two_steps(trainer, ["loss", "rewards/margins", "logps/chosen"]))
+    print("yours:", [round(loss, 4) for loss in dpo.values["loss"][:2]])
 
 # %% [markdown]
 # Nothing has moved before the first step, so both losses should begin at $\log 2 = 0.693$. Where
@@ -719,14 +719,14 @@ def marks(model):
 
 
 # %%
-guess_grpo = lab.predict("GRPO, 12 steps: how many of 100 unseen commands are right?", None)
+guess_grpo = lab.predict("GRPO, 10 steps: how many of 100 unseen commands are right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("GRPO on home", 140, needs=["8.4", "8.5", "8.6"]):
+if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
     start, tokenizer = warm_start()
     scores = {"warm start": marks(start)}
     policy = adapted(start)
-    grpo = train_grpo(policy, tasks.load("home").sort("intent"), reward, 12, 5e-4)
+    grpo = train_grpo(policy, tasks.load("home").sort("intent"), reward, 10, 5e-4)
     scores["GRPO"] = marks(policy)
     display(pd.DataFrame(scores).T)
     guess_grpo.beside(scores["GRPO"]["exact"])
@@ -825,7 +825,7 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
 # see it work; most of its time goes into `generate`.
 
 # %% tags=["experiment"]
-if lab.experiment("Three steps of TRL's GRPOTrainer", 20, needs=["8.4", "8.5", "8.6"]):
+if lab.experiment("Two steps of TRL's GRPOTrainer", 18, needs=["8.4", "8.5", "8.6"]):
 
     def pay(completions, answer, **_):
         said = [completion[0]["content"].strip() for completion in completions]
@@ -846,7 +846,7 @@ if lab.experiment("Three steps of TRL's GRPOTrainer", 20, needs=["8.4", "8.5", "
         processing_class=tokenizer,
         peft_config=lora_config(),
     )
-    display(three_steps(trainer, ["loss", "reward", "frac_reward_zero_std"]))
+    display(two_steps(trainer, ["loss", "reward", "frac_reward_zero_std"]))
 
 # %% [markdown]
 # ### Exercise 8.7 · Quiz
