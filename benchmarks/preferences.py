@@ -14,6 +14,7 @@ constraint that follow it; `gain` and its standard error `error` over instructio
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import studies
@@ -24,7 +25,7 @@ from labkit.training import models, pairs
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "preferences.csv"
 NAMES = ("train_dpo", "followed", "unseen_instructions", "swapped", "adapted")
-STEPS, SIZE, SAMPLES = 16, 6, 4
+STEPS, SIZE, SAMPLES = 20, 6, 16
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,25 @@ def every_run():
     """The right pairs first, at three rates one seed; the middle rate with three seeds."""
     for seed in (0, 1, 2):
         yield Run("right", 5e-4, seed)
-    yield Run("right", 2e-4, 0)
+    for seed in (0, 1, 2):
+        yield Run("right", 2e-4, seed)
     yield Run("right", 1e-3, 0)
     yield Run("swapped", 5e-4, 0)
 
 
-def measure(run):
-    """The row of one run."""
-    begun, lab = time.perf_counter(), studies.of_lab("08_rewards", *NAMES)
+@cache
+def start():
+    """The lab's names, the held-out instructions, and what the base follows of them."""
+    lab = studies.of_lab("08_rewards", *NAMES)
     base, lab["tokenizer"] = models.load()
     unseen = lab["unseen_instructions"]()
-    before, tokens_before = lab["followed"](base, unseen, SAMPLES)
-    policy = lab["adapted"](base, seed=run.seed)
+    return lab, unseen, *lab["followed"](base, unseen, SAMPLES)
+
+
+def measure(run):
+    """The row of one run."""
+    begun, (lab, unseen, before, tokens_before) = time.perf_counter(), start()
+    policy = lab["adapted"](models.load()[0], seed=run.seed)
     batches = pairs.batches(chat.pairs(), lab["tokenizer"], SIZE, STEPS, run.seed)
     if run.pairs == "swapped":
         batches = [lab["swapped"](batch) for batch in batches]

@@ -308,11 +308,11 @@ def followed(model, rows, samples=4):
 guess_dpo = lab.predict("After DPO: how many percent of unseen constraints are followed?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("DPO on chat, 16 steps of 6 pairs", 70, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("DPO on chat, 20 steps of 6 pairs", 80, needs=["8.1", "8.2", "8.3"]):
     unseen = unseen_instructions()
     before, _ = followed(model, unseen)
     policy = adapted(model)
-    batches = pairs.batches(preferred, tokenizer, 6, 16)
+    batches = pairs.batches(preferred, tokenizer, 6, 20)
     dpo = train_dpo(policy, batches, 5e-4)
     after, _ = followed(policy, unseen)
     gain, error = (after - before).mean(), (after - before).std() / len(unseen) ** 0.5

@@ -2,9 +2,10 @@
 
 Sweeps over many seeds take longer than a lab may. Their rows are CSV files beside this module,
 each made by a script in benchmarks/ that can be run again: rank_sweep.csv by rank_sweep.py,
-forgetting.csv by forgetting.py, beside_rounding.csv by beside_rounding.py, capacity.csv by
-capacity.py, variants.csv by variants.py, merges.csv by merges.py, rewards.csv by rewards.py,
-preferences.csv by preferences.py, tickets.csv and ticket_answers.csv by tickets_study.py.
+forgetting.csv by forgetting.py, where_loss.csv by where_loss.py, beside_rounding.csv by
+beside_rounding.py, capacity.csv by capacity.py, variants.csv by variants.py, merges.csv by
+merges.py, rewards.csv by rewards.py, preferences.csv by preferences.py, tickets.csv and
+ticket_answers.csv by tickets_study.py.
 """
 
 from __future__ import annotations

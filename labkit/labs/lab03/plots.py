@@ -143,16 +143,22 @@ def forgetting(runs, live, guess):
     return fig
 
 
-def where_loss(runs):
-    """The answer's held-out loss, with the loss on the answer and on everything: a line a seed."""
-    fig, ax = figure(height=3.0)
-    pairs = runs.pivot(index="seed", columns="loss on", values="held-out loss")
-    for seed, pair in pairs.iterrows():
-        heights = [pair["answer"], pair["everything"]]
-        ax.plot([0, 1], heights, "o-", color=PALETTE[seed], label=f"seed {seed}")
-    ax.set_xticks([0, 1], ["loss on the answer", "loss on everything"])
+def where_loss(runs, yours):
+    """The answer's held-out loss, with the loss on the answer and on everything: a line a seed.
+
+    `runs` is the table of benchmarks/where_loss.py; `yours` maps either way to your own loss.
+    """
+    fig, ax = figure(height=3.2)
+    pairs = runs.pivot(index="seed", columns="loss_on", values="loss")
+    ways = ["answer", "everything"]
+    for _, pair in pairs.iterrows():
+        ax.plot([0, 1], pair[ways], "o-", color=PALETTE[0], alpha=0.6, ms=5)
+    ax.plot([0, 1], [yours[way] for way in ways], "*--", color=PALETTE[1], ms=12, label="yours")
+    ax.plot([], [], "o-", color=PALETTE[0], alpha=0.6, label="a seed of the file")
+    ax.set_xticks([0, 1], [f"loss on {way}" for way in ways])
     ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer")
     ax.legend(loc="best")
-    told = ", ".join(f"{gap:+.2f}" for gap in pairs["everything"] - pairs["answer"])
-    ax.set_title(f"With loss on everything the answer's loss changes by {told}")
+    gap = pairs["everything"] - pairs["answer"]
+    told = f"{gap.mean():+.3f} ± {gap.sem():.3f}"
+    ax.set_title(f"Loss on everything changes the answer's loss by {told}, {len(gap)} seeds")
     return fig
