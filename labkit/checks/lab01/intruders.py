@@ -154,11 +154,13 @@ def intruder_guesses(W0, W1, k, threshold, wanted):
                 torch.linalg.svdvals(top[:, :k])
             ),
             "that is whether there are any; how many is asked": int(wanted > 0),
+            "that is whether all are; how many is asked": int(wanted == k),
         }
         | _other_ranges(signed, k, below)
         | _other_limits(top, threshold)
         | _written_in(cosines, k)
         | _other_matrices(W0, W1, svds, k, threshold)
+        | {"the root of the cosines is taken; compare them as they are": below(best.sqrt())}
         | _two_others(signed, right, k, threshold)
     )
 
@@ -237,7 +239,6 @@ def _other_limits(top, threshold):
         ),
         "1 - |cos| is compared; the threshold is that of |cos|": below(1 - best),
         "the cosines are squared, the threshold is not": below(best**2),
-        "the root of the cosines is taken; compare them as they are": below(best.sqrt()),
         "that is how much lies in the span of W0; each single vector is compared": below(
             top.norm(dim=1)
         ),
@@ -250,7 +251,7 @@ def _other_limits(top, threshold):
 
 def _other_matrices(W0, W1, svds, k, threshold):
     """Wrong counts of intruders: those between other vectors."""
-    (U0, _, V0), (U1, S1, V1) = svds
+    (U0, S0, V0), (U1, S1, V1) = svds
     change = torch.linalg.svd(W1 - W0, full_matrices=False).U
     whole0, whole1 = (torch.linalg.svd(W).U for W in (W0, W1))
     columns0, columns1 = (W / W.norm(dim=0) for W in (W0, W1))
@@ -287,6 +288,10 @@ def _other_matrices(W0, W1, svds, k, threshold):
         "left and right are asked for at once; the left ones decide": below(both),
         "the singular values scale the vectors; a cosine is of vectors of length 1": count(
             U1 * S1, U0
+        ),
+        "the singular values scale both; cosines are of length 1": count(U1 * S1, U0 * S0),
+        "singular values are compared; the directions are the columns of U": int(
+            ((S1 - S0)[:k].abs() > threshold).sum()
         ),
         "eigh has the smallest first: flip its columns": count(
             torch.linalg.eigh(W1 @ W1.T).eigenvectors, torch.linalg.eigh(W0 @ W0.T).eigenvectors

@@ -22,6 +22,14 @@ def counts(shapes, r):
         "this counts the names; a matrix has r * (d_out + d_in) numbers": r * len(pairs),
         "that is the mean over the matrices; sum over them": r * (d_out + d_in) // len(pairs),
         "r is missing": d_out + d_in,
+        "the sides are added; a matrix holds their product": d_out + d_in + r * len(pairs),
+        "this is a share of the dense weights; wanted how many": r * (d_out + d_in) / dense,
+        "the longer side is used twice, as if matrices were square": sum(
+            2 * r * max(pair) for pair in pairs
+        ),
+        "the shorter side is used twice, as if matrices were square": sum(
+            2 * r * min(pair) for pair in pairs
+        ),
         "this is twice as much: a matrix is in shapes once, and a number is no bytes": 2
         * r
         * (d_out + d_in),
@@ -57,7 +65,9 @@ def _counted_by_name(shapes, r):
     size = {name: r * sum(shape) for name, shape in shapes.items()}
     total, last = sum(size.values()), {end: name for name, end in ends.items()}
     wide = sum(n for name, n in size.items() if ends[name] not in ("k_proj", "v_proj"))
+    few = sum(n for name, n in size.items() if ends[name] in ("q_proj", "v_proj"))
     return {
+        "only q and v are counted; all that shapes names is adapted": few,
         "names that end alike are one key here; each name has a matrix of its own": (
             sum(size[name] for name in last.values())
         ),
@@ -121,6 +131,7 @@ def perplexities(model, tokenizer, texts):
     yield "this is the mean loss; exp is missing", mean
     yield "this is 2 to the power of a loss in nats; use exp", 2**mean
     yield "this is the mean loss in bits", mean / math.log(2)
+    yield "exp is taken of a loss in bits; exp wants nats, ln and no log2", _exp(mean / math.log(2))
     told = "that is the loss of the likeliest tokens; the text's own tokens are asked"
     yield told, _exp(torch.cat([_likeliest(model, i) for i in ids]).mean())
     told = "the mean is one of losses, not of probabilities: log first"
@@ -208,6 +219,11 @@ def _tokens(model, tokenizer, ids, losses):
     yield "the texts are joined, so each reads the one before", joined.mean()
     still = [_losses(model, i, shift=0) for i in ids]
     yield "logits at position t predict token t + 1", torch.cat(still).mean()
+    twice = [_losses(model, i, shift=2) for i in ids if len(i) > 2]
+    told = "the labels are shifted twice: a model that is given labels shifts them itself"
+    yield told, torch.cat(twice).mean()
+    counts = torch.tensor([len(x) + 1.0 for x in twice])
+    yield told, torch.stack([x.mean() for x in twice]) @ counts.double() / counts.sum()
     back = [_losses(model, i, shift=-1) for i in ids]
     yield "shifted the wrong way: logits[:, :-1] meet ids[:, 1:]", torch.cat(back).mean()
     twice = [_losses(model, i, softmax=True) for i in ids]
