@@ -30,8 +30,7 @@ def cuts(W, r):
     columns, rows, mean = W.clone(), W.clone(), W.double().mean(0)
     Q, R = torch.linalg.qr(W)
     columns[:, r:], rows[r:] = 0, 0
-    corner = columns.clone()
-    corner[r:] = 0
+    corner = columns * (torch.arange(len(W)) < r)[:, None]
     guesses = {
         "these are the first r columns of W; the SVD's directions are others": columns,
         "these are the first r rows of W; the SVD's directions are others": rows,
@@ -45,6 +44,7 @@ def cuts(W, r):
         "it keeps the smallest singular values; the largest come first": (U * S * head.flip(0))
         @ Vh,
         "the singular values S are missing: U * S scales the columns": (U * head) @ Vh,
+        "it takes the last r rows of Vh; the first r are asked": (U[:, :r] * S[:r]) @ Vh[-r:],
         "S is added to U; it scales the columns, U * S": ((U + S) * head) @ Vh,
         "the singular values come in twice": (U * S.square() * head) @ Vh,
         "that is sqrt(S); split over two factors it comes in both": (U * S.sqrt() * head) @ Vh,

@@ -142,7 +142,7 @@ def _halves(d_out, d_in):
 def energy(s, fraction):
     """The right energy rank, and the wrong ones."""
     wanted, sums = _first(s**2, fraction), (s**2).double().cumsum(0)
-    undivided = "the sums of squares are not divided by the whole energy"
+    undivided = "the whole energy does not divide the sums of squares: divide by it"
     nuclear = s.double().cumsum(0) / s.double().sum()
     share = sums / sums[-1]
     return wanted, {
@@ -200,6 +200,11 @@ def _counted(s, fraction, share, wanted):
         "it counts values above a share of the largest: energy adds up": int(
             (s >= (1 - fraction) * s[0]).sum()
         ),
+        "the fraction is from 0 to 1, and no percent": int((share < 100 * fraction).sum()) + 1,
+        "the first value is left out of the sums, and of the whole": int(
+            ((share[1:] - share[0]) / (1 - share[0]) < fraction).sum()
+        )
+        + 1,
         "these are the values above a quantile of them; energy adds up": int(
             (s >= s.quantile(1 - fraction)).sum()
         ),

@@ -88,6 +88,10 @@ def _lora(N, d_out, d_in, n, r):
         "a multiply-add is two in the thin products, too": dense + 3 * once // 2,
         "a multiply-add is two in the frozen products, too": dense // 2 + 3 * once,
         "these are the numbers that train": r * (d_in + d_out),
+    } | {
+        f"r is {k} here, whatever is given": dense + 6 * n * k * (d_in + d_out)
+        for k in (1, 4, 8, 16)
+        if k != r
     }
 
 

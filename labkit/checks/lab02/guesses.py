@@ -28,7 +28,8 @@ def factors(alpha, r, d_out=None, d_in=None):
 
 def powers(alpha, r, asked):
     """Numbers alpha ** a * r ** b, told as these; `asked` is the right formula."""
-    exponents = itertools.product((0, 0.5, 1, 1.5, 2), (-2, -1.5, -1, -0.5, -0.25, 0, 0.5, 1, 2))
+    of_r = (-2, -1.5, -1, -0.75, -0.5, -0.25, 0, 0.5, 1, 2)
+    exponents = itertools.product((0, 0.5, 1, 1.5, 2), of_r)
     right = (1, -1 if asked == "alpha / r" else -0.5)
     return {
         f"that is alpha ** {a} * r ** {b}; {asked} is asked": alpha**a * r**b

@@ -4,6 +4,7 @@ import torch
 
 from labkit.checks.compare import close, expect_close, randn
 from labkit.checks.lab02 import guesses
+from labkit.checks.relations import difference
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import models
 
@@ -87,7 +88,9 @@ def _expect_outputs(outputs, weights, factors, alpha, call):
     same = same and close(outputs[1], plain, 1e-3)
     expect(same, f"{call} changed the output; {hint}")
     r = len(next(iter(factors.values()))[0])
-    factor_of = {"alpha is not passed on: the factor is 1": 1.0} | guesses.factors(alpha, r)
+    factor_of = {"alpha is not passed on: the factor is 1": 1.0}
+    factor_of["alpha is not passed on: it is 2 r, whatever is given"] = 2.0
+    factor_of |= guesses.factors(alpha, r)
     known = {message: _output(weights, factors, factor) for message, factor in factor_of.items()}
     known["the layers change nothing: their A and B are not in forward"] = plain
     wanted = _output(weights, factors, alpha / r)
@@ -181,7 +184,10 @@ def _expect_part(name, got, wanted):
     other = "B" if name[-1] == "A" else "A"
     crossed = got.shape == wanted.shape[::-1]
     expect(not crossed, f"the state's {name} has the shape of {other}: the two are changed over")
-    expect(right(got), f"the state's {name} is not the {name[-1]} of that layer")
+    if not right(got):
+        same = got.shape == wanted.shape
+        how = f": {difference(got.double(), wanted.double(), True)[0]}" if same else ""
+        raise CheckFailed(f"the state's {name} is not the {name[-1]} of that layer{how}")
 
 
 def load(adapter_state, load_adapter_, *given):

@@ -98,6 +98,7 @@ def _expect_lora(got, call):
         wrong = {
             "0 is PEFT's default: pass lora_dropout": 0.0,
             "that is ten times as much": 0.5,
+            "that is a tenth of it: 5 percent are 0.05": 0.005,
             "that is twice as much": 0.1,
             "a share from 0 to 1, not in percent": 5.0,
         }
