@@ -10,15 +10,19 @@ SHORT |= {"F": "torch.nn.functional as F", "nn": "torch.nn as nn", "tqdm": "tqdm
 TURN = "is a transpose (.T) missing or one too many?"
 SEVERAL = "this tensor holds several numbers: sum them, pick one, or go through them"
 GRAD = "change it in place, under torch.no_grad()"
-PARAMETERS = "leave the names and the number of the parameters as the cell had them"
+PARAMETERS = "the call and the def line differ in their parameters; leave those of the cell"
+ENTRIES = "do the two have the shapes you think? (* and + go entry by entry; @ is the product)"
 HINTS = {  # a piece of an exception's text: what may be behind it
     "shapes cannot be multiplied": TURN,
     "size mismatch, got input": TURN,
     "first two dimensions of batch": ".T turns all axes round; with more than two use .mT, or "
     "multiply from the other side",
-    "size of tensor a": "do the two have the shapes you think?",
+    "size of tensor a": ENTRIES,
     "batches of square matrices": "only a square matrix has eigenvalues or an inverse; any has an "
     "SVD",
+    "to a 0-dim tensor": "that is one number, already taken out of a vector",
+    "return_types": "max and min over an axis give a pair: take its .values, or use amax and amin",
+    "'torch.Size'": "a shape has several sides; numel() is their product",
     "is ambiguous": "`if`, `and`, `or`, `max` ask for one truth value, and these are many",
     "shape of the mask": "a uint8 index is taken for a mask: convert it, .long()",
     "leaf Variable that requires grad": "change it under torch.no_grad()",

@@ -1038,7 +1038,63 @@ def _drawn_anew(theta0, P, z):
     return theta0 + torch.randn(len(theta0), len(z)) @ z
 
 
+def _corner(W, r):
+    out = torch.zeros_like(W)
+    out[:r, :r] = W[:r, :r]
+    return out
+
+
+def _nearest_sum(s, fraction):
+    share = s.square().cumsum(0) / s.square().sum()
+    return int((share - fraction).abs().argmin()) + 1
+
+
+def _first_twice(s, fraction):
+    held, k = s[0] ** 2, 1
+    while held < fraction * s.square().sum():
+        held += s[k - 1] ** 2
+        k += 1
+    return k
+
+
+def _weighed_by_reference(dW, reference, k):
+    part = best_rank_r(reference, k).T @ dW
+    return (part.square().sum() / reference.square().sum() / dW.square().sum()).item()
+
+
+def _scaled_vectors(W0, W1, k, threshold):
+    (U0, S0, _), (U1, S1, _) = (svd(W, full_matrices=False) for W in (W0, W1))
+    return int((((U1 * S1)[:, :k].T @ (U0 * S0)).abs().amax(1) < threshold).sum())
+
+
+STRANGERS = [
+    (check.optimal, _corner, "the corner of W"),
+    (check.optimal, _cut(lambda U, S, Vh, r: (U[:, :r] + S[:r]) @ Vh[:r]), "S is added to U"),
+    (check.optimal, _cut(lambda U, S, Vh, r: (U.half() * S * (S[:r][-1] <= S)) @ Vh), "16 bits"),
+    (check.errors, _error_of(lambda e, r: e[r:].sqrt().mean() / e.sqrt().mean()), "are averaged"),
+    (check.errors, _error_of(lambda e, r: (e[r - len(e) :].sum() / e.sum()).sqrt()), "s[-0:]"),
+    (check.parameters, lambda m, n, r: r * (m * m + n * n), break_even_rank, "sides are squared"),
+    (check.parameters, lora_params, lambda m, n: math.isqrt(m * n), "root of d_out d_in"),
+    (check.parameters, lora_params, lambda m, n: (2 * m * n - 1) // (m + n), "harmonic mean"),
+    (check.ranks, _nearest_sum, stable_rank, "the nearest sum is taken"),
+    (check.ranks, _first_twice, stable_rank, "comes twice in the sums"),
+    (check.ranks, lambda s, f: int((s >= s.quantile(1 - f)).sum()), stable_rank, "a quantile"),
+    (
+        check.ranks,
+        lambda s, f: int((s.square().cumsum(0) <= f * s.square().sum()).sum()),
+        stable_rank,
+        "the last sum within the fraction",
+    ),
+    (check.ranks, energy_rank, lambda W: (W.norm() / svdvals(W)[1]).item() ** 2, "second singular"),
+    (check.truncates, lambda W0, W1, r: W0 + best_rank_r(W0, r), energy_within, "cuts W0 and adds"),
+    (check.truncates, truncate_update, _weighed_by_reference, "the reference weighs"),
+    (check.truncates, truncate_update, lambda dW, ref, k: 1.0, "it is 1 in any case"),
+    (check.subspace, subspace_point, lambda P, g: P.sum(0) * g.mean(), "a sum times a mean"),
+    (check.counts, _scaled_vectors, "singular values scale"),
+]
+
 SEEN_LAST = [
+    *STRANGERS,
     (check.optimal, lambda W, r: best_rank_r(W, r).half(), "in 16 bits"),
     (check.counts, lambda W0, W1, *_: intruders(W0, W1, 10, 0.5), "0.5, whatever is given"),
     (check.subspace, _drawn_anew, project_gradient, "P changes nothing"),

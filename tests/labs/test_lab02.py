@@ -490,12 +490,13 @@ class Unknown(KeyError):
     pass
 
 
-def load_asserting(model, state):
+def load_comparing(model, state):
     own = state_from_dict(model)
     if own.keys() != state.keys():
         raise Unknown(f"keys differ: {own.keys() ^ state.keys()}")
     for name in own:
-        assert own[name].shape == state[name].shape, name
+        if own[name].shape != state[name].shape:
+            raise ValueError(name)
     with torch.no_grad():
         for name, p in state_by_names(model).items():
             p.copy_(state[name])
@@ -527,7 +528,7 @@ def load_by_slices(model, state):
         raise KeyError(name)
     for name, tensor in mine.items():
         if tensor.shape != state[name].shape:
-            raise KeyError(f"{name}: another shape")
+            raise ValueError(f"{name}: another shape")
     for name in mine:
         layer, _, part = name.rpartition(".")
         getattr(model.get_submodule(layer), part)[:] = state[name]
@@ -602,7 +603,7 @@ RIGHT = [
     (check.round_trip, adapter_state, load_adapter_, LoRALinear),
     (check.round_trip, state_all_a_first, load_adapter_, LoRALinear),
     (check.round_trip, state_by_names, load_strict, LoRALinear),
-    (check.round_trip, state_from_dict, load_asserting, LoRALinear),
+    (check.round_trip, state_from_dict, load_comparing, LoRALinear),
     (check.round_trip, adapter_state, load_parts, FromModules),
     (check.round_trip, state_of_parts, load_by_slices, LoRALinear),
     (check.round_trip, state_of_parts, load_by_slices, FromModules),
@@ -987,11 +988,11 @@ INJECTIONS = [
     (_inject_with(_last, after=True), "froze A or B"),
     (_inject_with(_last, count=lambda names: None), "return"),
     (_inject_with(_last, count=lambda names: names), "list"),
-    (_inject_with(_last, count=lambda names: 12), "all nn.Linear; count those you replace"),
+    (_inject_with(_last, count=lambda names: 13), "all nn.Linear; count those you replace"),
     (_inject_with(_last, count=lambda names: 2), "these are the targets"),
     (_inject_with(_last, count=lambda names: 48 * len(names)), "the numbers that train"),
     (_inject_with(_last, count=lambda names: 2 * len(names)), "A and B of each"),
-    (_inject_with(_last, count=lambda names: 24), "these are all modules"),
+    (_inject_with(_last, count=lambda names: 25), "these are all modules"),
     (_inject_with(_last, wrap=_no_bias), "the layer itself"),
     (_inject_with(_last, wrap=_nested), "wrapped a wrapped layer"),
     (_inject_with(_last, wrap=lambda b, r, a: LoRALinear(b, 4, a)), "r is not passed"),
@@ -1314,6 +1315,69 @@ def _load_halfway(model, state):
     found = model.load_state_dict(state, strict=False)
     if missing or found.unexpected_keys:
         raise RuntimeError(f"missing {missing}, unexpected {found.unexpected_keys}")
+
+
+def _load_in_order(model, state):
+    load_adapter_(model, state)
+    for p, tensor in zip(state_by_names(model).values(), state.values(), strict=True):
+        p.data.copy_(tensor)
+
+
+def _load_asserting(model, state):
+    try:
+        load_adapter_(model, state)
+    except ValueError as error:
+        raise AssertionError(*error.args) from None
+
+
+def _once_through(model):
+    every = model.parameters()
+    return sum(p.numel() for p in every if p.requires_grad), sum(p.numel() for p in every)
+
+
+def _one_a_shape(model):
+    kept = {p.shape: p for p in model.parameters()}.values()
+    return sum(p.numel() for p in kept if p.requires_grad), sum(p.numel() for p in kept)
+
+
+def _after_a_step(x, W, A, B, alpha, dY):
+    dB = lora_gradients(x, W, A, B, alpha, dY)[1]
+    return lora_gradients(x, W, A, B - dB, alpha, dY)[0], dB
+
+
+def _stepped(x, W, A, B, alpha, dY):
+    dA, dB = lora_gradients(x, W, A, B, alpha, dY)
+    return A - dA, B - dB
+
+
+def _inject_inside(model, targets, r, alpha):
+    model.requires_grad_(False)
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    names = [n for n in linear if set(n.split(".")) & set(targets)]
+    for name in names:
+        model.set_submodule(name, LoRALinear(model.get_submodule(name), r, alpha))
+    return len(names)
+
+
+def _inject_one_for_all(model, targets, r, alpha):
+    model.requires_grad_(False)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    names, made = [n for n in linear if n.split(".")[-1] in targets], {}
+    for name in names:
+        own = name.split(".")[-1]
+        made.setdefault(own, LoRALinear(linear[name], r, alpha))
+        model.set_submodule(name, made[own])
+    return len(names)
+
+
+@torch.no_grad()
+def _flip(layer, sign):
+    if layer.merged == (sign < 0):
+        layer.base.weight += sign * layer.scaling * layer.B @ layer.A
+    layer.merged = not layer.merged
+
+
+_FLIPS = (lambda layer: _flip(layer, 1), lambda layer: _flip(layer, -1))
 
 
 def _load_until(model, state):
@@ -1718,8 +1782,13 @@ WRONG = [
             (_db_from_y, "dB has the factor A and none of B"),
             (
                 lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY + x @ W.T),
+                "dA takes W in",
+            ),
+            (
+                lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B, a, dY + 1),
                 "not zero where dY is",
             ),
+            (lambda x, W, A, B, a, dY: lora_gradients(x + 1, W, A, B, a, dY), "where x is"),
             (
                 lambda x, W, A, B, a, dY: lora_gradients(x[:1], W, A, B, a, dY[:1]),
                 "only the first of n rows",
@@ -1733,7 +1802,7 @@ WRONG = [
             ),
             (
                 lambda x, W, A, B, a, dY: lora_gradients(x + dY @ W, W, A, B, a, dY),
-                "not zero where x is",
+                "dA takes W in",
             ),
             (
                 lambda x, W, A, B, a, dY: lora_gradients(x, W, A, B + x.sum() * W[:, :3], a, dY),
@@ -1875,7 +1944,7 @@ WRONG = [
     (check.merges, _unscaled, unmerge_, LoRALinear, "scaling alpha / r is missing"),
     (check.merges, _only_flag, unmerge_, LoRALinear, "nothing was added"),
     (check.merges, merge_, _forget, LoRALinear, ("gradient of A", "A gets no gradient")),
-    (check.merges, _merge_without_flag, unmerge_, LoRALinear, "remember that it is merged"),
+    (check.merges, _merge_without_flag, unmerge_, LoRALinear, "layer.merged remembers the first"),
     (check.merges, _no_flag, _no_flag_undone, LoRALinear, "only while layer.merged is True"),
     (check.merges, merge_, _unmerge_without_flag, LoRALinear, "unmerging twice"),
     (
@@ -1983,6 +2052,22 @@ WRONG = [
         "six",
     ),
     (check.counts, lambda model: [32, 640], "trainable, on a small model"),
+    (check.counts, _once_through, "gone through once"),
+    (check.counts, lambda m: (count_params(m)[0], sum(count_params(m))), "in the total already"),
+    (
+        check.counts,
+        _one_a_shape,
+        "trainable, on a small model gave 560, wanted 624: tensors of one",
+    ),
+    (check.gradients, _after_a_step, "B has made a step before dA"),
+    (check.gradients, _stepped, "this is A after a step"),
+    (check.injects, _inject_inside, "also replaced rest.down_proj.0"),
+    (check.injects, _inject_one_for_all, "is one LoRALinear with another layer"),
+    (check.injects, lambda model, *_: len(model.model.layers), "the model may be any"),
+    (check.merges, *_FLIPS, LoRALinear, "it stays False"),
+    (check.round_trip, adapter_state, _load_in_order, LoRALinear, "go by the names"),
+    (check.round_trip, adapter_state, _load_asserting, LoRALinear, "a ValueError is asked for"),
+    (check.arithmetic, lambda s, n, r=None: n * r * sum(map(sum, s.values())), "r is None, and"),
     (check.scales, lambda alpha, r, rank_stabilized=False: alpha, "not divided"),
     (check.scales, lambda alpha, r, rank_stabilized=False: r / alpha, "upside down"),
     (check.scales, lambda alpha, r, rank_stabilized=False: alpha / r, "changes nothing"),

@@ -1479,7 +1479,72 @@ def _merge_undone(base, folder):
     return model
 
 
+def _ends_everywhere(input_ids, *args):
+    return torch.where(input_ids == 2, 2, answer_labels(input_ids, *args))
+
+
+def _padded_on_the_left(input_ids, attention_mask, prompt_lengths):
+    first = input_ids.shape[1] - attention_mask.sum(1) + prompt_lengths
+    return input_ids.masked_fill(torch.arange(input_ids.shape[1]) < first[:, None], -100)
+
+
+def _last_column_back(input_ids, attention_mask, prompt_lengths):
+    labels = labels_given(input_ids, attention_mask, prompt_lengths)
+    labels[:, -1] = input_ids[:, -1]
+    return labels
+
+
+def _summed_down(input_ids, attention_mask, prompt_lengths):
+    kept = attention_mask.bool() & (attention_mask.cumsum(0) > prompt_lengths[:, None])
+    return input_ids.masked_fill(~kept, -100)
+
+
+@torch.no_grad()
+def _shifted_twice(model, tokenizer, texts):
+    total = n = 0
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        labels = F.pad(ids[:, 1:], (0, 1), value=-100)
+        count = ids.shape[1] - 2
+        total += model(ids, labels=labels).loss.item() * count if count > 0 else 0
+        n += max(count, 0)
+    return math.exp(total / n)
+
+
+def _and_the_head(output_dir, device):
+    lora, args = recipe_dotted(output_dir, device)
+    lora.target_modules = [*lora.target_modules, "lm_head"]
+    return lora, args
+
+
+STRANGERS = [
+    (check.configs, _and_the_head, "the head gets no adapter"),
+    (check.counts, lambda s, r: sum(r + sum(pair) for pair in s.values()), "sides are added"),
+    (check.counts, lambda s, r: sum(2 * r * max(pair) for pair in s.values()), "longer side"),
+    (check.counts, lambda s, r: sum(2 * r * min(pair) for pair in s.values()), "shorter side"),
+    (check.counts, lambda s, r: sum(r * (name[0] + name[1]) for name in s), "gives its names"),
+    (
+        check.counts,
+        lambda s, r: count_lora_params({n: p for n, p in s.items() if "q_" in n or "v_" in n}, r),
+        "only q and v",
+    ),
+    (check.end_trains, _ends_everywhere, "every end token has a label"),
+    (check.end_trains, _padded_on_the_left, "taken to stand on the left"),
+    (check.end_trains, _last_column_back, "the last column gets its label back"),
+    (check.end_trains, _summed_down, "summed down the rows"),
+    (
+        check.end_trains,
+        lambda ids, mask, n: ids.masked_fill(mask == 1, -100),
+        "turned round: padding",
+    ),
+    (check.perplexity_weighs_tokens, _shifted_twice, "shifted twice"),
+    (check.perplexity_weighs_tokens, lambda *a: perplexity(*a) ** (1 / math.log(2)), "in bits"),
+    (check.perplexity_weighs_tokens, lambda m, _, texts: m(texts).loss, "reads token ids"),
+    (check.loads_once, lambda base, folder: load_tuned(base.bfloat16(), folder), "the dtype of"),
+]
+
 SEEN_LAST = [
+    *STRANGERS,
     (check.counts, lambda s, r: r * len(s), "counts the names"),
     (check.end_trains, _moved_first, "moved before the masks"),
     (check.end_trains, _one_hundred, "ignored tokens have 100"),

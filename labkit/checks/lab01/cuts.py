@@ -30,9 +30,11 @@ def cuts(W, r):
     columns, rows, mean = W.clone(), W.clone(), W.double().mean(0)
     Q, R = torch.linalg.qr(W)
     columns[:, r:], rows[r:] = 0, 0
+    corner = columns * (torch.arange(len(W)) < r)[:, None]
     guesses = {
         "these are the first r columns of W; the SVD's directions are others": columns,
         "these are the first r rows of W; the SVD's directions are others": rows,
+        "that is the corner of W, its first r rows and columns; take r terms of the SVD": corner,
         "that is QR, whose columns come in the order of W's; the SVD's come by size": Q[:, :r]
         @ R[:r],
         "it is zero: no term is kept at all": 0 * W,
@@ -42,6 +44,8 @@ def cuts(W, r):
         "it keeps the smallest singular values; the largest come first": (U * S * head.flip(0))
         @ Vh,
         "the singular values S are missing: U * S scales the columns": (U * head) @ Vh,
+        "it takes the last r rows of Vh; the first r are asked": (U[:, :r] * S[:r]) @ Vh[-r:],
+        "S is added to U; it scales the columns, U * S": ((U + S) * head) @ Vh,
         "the singular values come in twice": (U * S.square() * head) @ Vh,
         "that is sqrt(S); split over two factors it comes in both": (U * S.sqrt() * head) @ Vh,
         "this is what the cut leaves out, W minus the answer": W - best(W, r),
@@ -90,6 +94,7 @@ def updates(W0, W1, r):
         "it cuts W1; cut the difference W1 - W0, then add W0": best(W1, r),
         "it cuts W1 and adds W0; cut the difference W1 - W0": W0 + best(W1, r),
         "it cuts W0, which stays whole; cut the difference": best(W0, r) + W1 - W0,
+        "it cuts W0 and adds that to W0; cut the difference W1 - W0": W0 + best(W0, r),
         "it cuts W0 too; cut the difference alone": best(W0, r) + cut,
         "it cuts W1 and W0 one by one; cut their difference": W0 + best(W1, r) - best(W0, r),
         "it cuts the whole sum; W0 stays whole, and the difference is cut": best(W0 + cut, r),

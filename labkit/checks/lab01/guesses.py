@@ -41,6 +41,8 @@ def errors(W, r):
         / energy.norm(),
         "divided by how many entries W has; divide by |W|": s[r:].norm() / W.numel() ** 0.5,
         "what is kept is summed and not squared": (1 - (1 - all_but) ** 2).sqrt(),
+        "the singular values are averaged; the norm is the root of the sum of squares": s[r:].mean()
+        / s.mean(),
         "the mean of squares is no norm: sum them": s[r:].square().mean().sqrt()
         / s.square().mean().sqrt(),
     }
@@ -65,6 +67,7 @@ def parameters(d_out, d_in, r):
         "a bias is counted too; LoRA has A and B only": r * (d_out + d_in) + d_out,
         "these are bytes; how many numbers is asked": 4 * r * (d_out + d_in),
         "these are bytes of 16 bits; how many numbers is asked": 2 * r * (d_out + d_in),
+        "the sides are squared; A and B have one side of W each": r * (d_out**2 + d_in**2),
         "it grows with r squared; A and B each grow linearly": r * r * (d_out + d_in),
         "the counts of A and B are multiplied; add them": r * d_in * d_out * r,
         "brackets: both sides come r times, r * (d_out + d_in)": r * d_out + d_in,
@@ -102,6 +105,9 @@ def break_even(d_out, d_in):
         * d_out
         * d_in
         // (d_out + d_in),
+        "twice too many: that is the harmonic mean of the sides, less what is over": (
+            (2 * d_out * d_in - 1) // (d_out + d_in)
+        ),
         "one too many: at that rank A and B store more than W, or as many": wanted + 1,
         "one too many: at that rank A and B store more than W": d_out * d_in // (d_out + d_in) + 1,
         "one too few: at the next rank A and B still store fewer than W": wanted - 1,
@@ -112,7 +118,12 @@ def break_even(d_out, d_in):
         "that is half of it: r counts for A and for B at once": d_out
         * d_in
         // (2 * (d_out + d_in)),
-        "the root of d_out d_in is a side for a square W only": math.isqrt(d_out * d_in) // 2,
+        "half of the root of d_out d_in is right for a square W only": (
+            math.isqrt(d_out * d_in) // 2
+        ),
+        "that is the root of d_out d_in; r (d_out + d_in) is what A and B hold": math.isqrt(
+            d_out * d_in
+        ),
     } | _halves(d_out, d_in)
 
 
@@ -131,7 +142,7 @@ def _halves(d_out, d_in):
 def energy(s, fraction):
     """The right energy rank, and the wrong ones."""
     wanted, sums = _first(s**2, fraction), (s**2).double().cumsum(0)
-    undivided = "the sum of squares is compared as it is: divide by the whole energy"
+    undivided = "the whole energy does not divide the sums of squares: divide by it"
     nuclear = s.double().cumsum(0) / s.double().sum()
     share = sums / sums[-1]
     return wanted, {
@@ -139,7 +150,15 @@ def energy(s, fraction):
             (share <= fraction).sum()
         )
         + 1,
-        "one too few: a position counts from 0, a rank from 1": wanted - 1,
+        "the last sum within the fraction is taken; the first that reaches it is asked": int(
+            (share <= fraction).sum()
+        ),
+        "the nearest sum is taken; the first that reaches the fraction is asked": int(
+            (share - fraction).abs().argmin()
+        )
+        + 1,
+        "one too few: the one that reaches the fraction counts, too (positions start at 0)": wanted
+        - 1,
         "one too many: nothing comes after the one that reaches the fraction": wanted + 1,
         "energy is the squared singular value; these are not squared": _first(s, fraction),
         "not squared, and a position counts from 0": int((nuclear < fraction).sum()),
@@ -181,6 +200,18 @@ def _counted(s, fraction, share, wanted):
         "it counts values above a share of the largest: energy adds up": int(
             (s >= (1 - fraction) * s[0]).sum()
         ),
+        "the fraction is from 0 to 1, and no percent": int((share < 100 * fraction).sum()) + 1,
+        "the first value is left out of the sums, and of the whole": int(
+            ((share[1:] - share[0]) / (1 - share[0]) < fraction).sum()
+        )
+        + 1,
+        "these are the values above a quantile of them; energy adds up": int(
+            (s >= s.quantile(1 - fraction)).sum()
+        ),
+        "the first value comes twice in the sums": int(
+            (share[0] < fraction) + (share[:-1] + share[0] < fraction).sum()
+        )
+        + 1,
         "the first value is left out of the sums": int((share[1:] - share[0] < fraction).sum()) + 1,
         "each value is asked for that share; energy adds up, cumsum": int((own >= fraction).sum()),
         "each value is asked for the rest of it; energy adds up, cumsum": int(
@@ -238,6 +269,7 @@ def stable(M):
         "the entries are summed; sum their squares": (M.double().sum() / s[0]).item() ** 2,
         "the squares are averaged; sum them": wanted / M.numel(),
         "the squares of the singular values are averaged; sum them": wanted / len(s),
+        "divided by the second singular value; the largest is s[0]": (s.norm() / s[1]).item() ** 2,
         "that is the condition number; |W|_F² / |W|_2² is asked": (s[0] / s[-1]).item(),
         "divided by the smallest singular value; the largest is the spectral norm": (
             s.norm() / s[-1]

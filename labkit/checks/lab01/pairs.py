@@ -121,7 +121,7 @@ def hinted(asked, least, most, told, alike):
         got = [number for _, number, *_ in asked]
         one, other = (got[i] for i in alike)
         if abs(one - other) > 1e-3 * max(abs(one), abs(other)):
-            hint = "it changes with the scale of W, which must not matter: a norm over a norm"
+            hint = "it changes with the scale of W, or with .T; neither matters: a norm over a norm"
         elif min(got) < least or max(got) > most + 1e-3:
             hint = told
         else:

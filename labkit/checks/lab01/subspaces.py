@@ -123,6 +123,7 @@ def projected(P, grad_theta, right):
         "these are the first d entries; all of theta depend on z": grad_theta[:d],
         "the columns of P are summed as they are; weigh the rows by the gradient": P.sum(0),
         "the sum of products is asked, not the product of sums": P.sum(0) * grad_theta.sum(),
+        "the sum of products is asked, not a sum times a mean": P.sum(0) * grad_theta.mean(),
     }
     if d == D:
         back = "P leads from z to theta; gradients go back through its transpose, P.T @ g"

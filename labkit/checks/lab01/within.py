@@ -102,6 +102,9 @@ def _by_sums(dW, part, k):
         "each column of dW counts alike; a share of energy weighs them by their squares": (
             (part.square().sum(0) / dW.square().sum(0)).mean().item()
         ),
+        "each column of dW counts alike, by its norm; energy is the sum of squares": (
+            (part.norm(dim=0) / dW.norm(dim=0)).mean().item()
+        ),
         "absolute values are summed; energy is the sum of squares": (
             part.abs().sum() / dW.abs().sum()
         ).item(),
@@ -151,7 +154,14 @@ def _by_sizes(dW, theirs, s, k, part):
     _, S, Vh = theirs
     inside = torch.linalg.svdvals(part)
     with_cut = (part * (S[:k, None] * Vh[:k])).sum()  # with the reference's best rank-k part
+    weighed = (part * S[:k, None]).square().sum() / dW.square().sum()
+    told = "the reference weighs its directions by its size; those of a span have length 1"
     return {
+        told: (weighed / S.square().sum()).item(),
+        f"{told} each": (weighed / S[:k].square().sum()).item(),
+        "that is a cosine with the cut reference, over |reference|; the energy of dW is asked": (
+            with_cut / dW.norm() / S.norm()
+        ).item(),
         "that is the spectral norm; energy is the sum of all squares": (inside[0] / s[0]).item(),
         "that is the spectral norm, squared; energy is the sum of all squares": (
             inside[0] / s[0]
@@ -172,6 +182,8 @@ def _other_spans(dW, reference, U, k):
     whole, dot = torch.linalg.svd(reference).U, (dW * reference).sum()
     cosine = (dot / dW.norm() / reference.norm()).item()
     guesses = {
+        "all columns of U are taken; the first k span the space: U[:, :k]": _share(U.T @ dW, dW),
+        "it is 1 in any case, as where all of U is taken; its first k columns count": 1.0,
         "it takes k + 1 directions, one too many": _share(U[:, : k + 1].T @ dW, dW),
         "the directions start at index 1; indices start at 0": _share(U[:, 1 : k + 1].T @ dW, dW),
         "these are the last k directions; the largest come first": _share(U[:, -k:].T @ dW, dW),

@@ -48,6 +48,9 @@ def _full(N, d_out, d_in, n):
         "this is one multiply-add a weight, and forward alone": n * N,
         "these are the weights; how many operations they take is asked": N,
         "adding up counts within the multiply-add: leave the -1 out": 6 * n * N - 3 * n * d_out,
+        "adding up counts within the multiply-add: leave each -1 out": 6 * n * N
+        - n * (d_out + d_in)
+        - N,
         "it is the sum over shapes of d_out times d_in, not of the sums": 6 * n * d_in * d_out,
     }
 
@@ -85,6 +88,10 @@ def _lora(N, d_out, d_in, n, r):
         "a multiply-add is two in the thin products, too": dense + 3 * once // 2,
         "a multiply-add is two in the frozen products, too": dense // 2 + 3 * once,
         "these are the numbers that train": r * (d_in + d_out),
+    } | {
+        f"r is {k} here, whatever is given": dense + 6 * n * k * (d_in + d_out)
+        for k in (1, 4, 8, 16)
+        if k != r
     }
 
 

@@ -28,7 +28,8 @@ def factors(alpha, r, d_out=None, d_in=None):
 
 def powers(alpha, r, asked):
     """Numbers alpha ** a * r ** b, told as these; `asked` is the right formula."""
-    exponents = itertools.product((0, 0.5, 1, 1.5, 2), (-2, -1.5, -1, -0.5, -0.25, 0, 0.5, 1, 2))
+    of_r = (-2, -1.5, -1, -0.75, -0.5, -0.25, 0, 0.5, 1, 2)
+    exponents = itertools.product((0, 0.5, 1, 1.5, 2), of_r)
     right = (1, -1 if asked == "alpha / r" else -0.5)
     return {
         f"that is alpha ** {a} * r ** {b}; {asked} is asked": alpha**a * r**b
@@ -102,9 +103,16 @@ def gradient_by_other_ways(name, x, layer, dY, both):
         f"rows are averaged {rows}": made(layer.A, layer.B, torch.outer(dY.mean(0), x.mean(0))),
         f"rows are summed {rows}": made(layer.A, layer.B, torch.outer(dY.sum(0), x.sum(0))),
     }
-    if name == "dA":
-        return known | {"dA is made with dB; B itself belongs there": made(dA, dB, dY.T @ x)}
-    return known | {"dB is made with dA; A itself belongs there": made(dA, dB, dY.T @ x)}
+    mine, right, other = (layer.A, dA, "B") if name == "dA" else (layer.B, dB, "A")
+    for sign, way in ((-1, ""), (1, " uphill")):
+        stepped = made(layer.A + sign * dA, layer.B + sign * dB, dY.T @ x)
+        known |= {
+            f"{other} has made a step{way} before {name} is computed; take both as given": stepped,
+            f"this is {name[1]} after a step{way}; its gradient is asked": mine + sign * right,
+        }
+    return known | {
+        f"{name} is made with d{other}; {other} itself belongs there": made(dA, dB, dY.T @ x)
+    }
 
 
 def merged(W, update, alpha, r):
@@ -141,6 +149,7 @@ def stabilised(alpha, r):
         "that is r squared; the root of r is asked": alpha / r**2,
         "the root is cut to a whole number: math.sqrt(r)": alpha / math.isqrt(r),
         "upside down: alpha / sqrt(r)": math.sqrt(r) / alpha,
+        "r and its root are added; the root alone divides": alpha / (r + math.sqrt(r)),
         "that is the cube root; the square root is asked": alpha / r ** (1 / 3),
         "that is the logarithm of r; its root is asked": alpha / math.log(r),
         "that is the logarithm of r to base 2; its root is asked": alpha / math.log2(r),
@@ -154,7 +163,7 @@ def replaced(names, targets, r, modules):
         "these are A and B of each; count the layers you replace": len(names) * 2,
         "only those at the root are counted": sum("." not in name for name in names),
         "these are all modules; count those you replace": modules,
-        "these are all nn.Linear; count those you replace": 12,
+        "these are all nn.Linear; count those you replace": 13,
         "these are the targets; count the layers you replace": len(targets),
     }
 
@@ -174,6 +183,8 @@ def counted(trainable, total, tied, model=None):
         "the tied tensor, embedding and head, is counted twice": total + tied,
         "the tied tensor, embedding and head, counts once, not never": total - tied,
         "frozen parameters belong to the total": trainable,
+        "what trains is in the total already; it counts once": total + trainable,
+        "a generator, such as parameters(), can be gone through once: make a list of it": 0,
         "what trains belongs to the total too": total - trainable,
         "these are bytes; how many numbers is asked": 4 * total,
         "these are bytes of 16 bits; how many numbers is asked": 2 * total,
@@ -181,6 +192,11 @@ def counted(trainable, total, tied, model=None):
     }
     if model:
         first |= _counts({n: p for n, p in model.named_parameters() if p.requires_grad})
+        shapes = {p.shape: p for p in model.parameters()}.values()
+        once = "tensors of one shape are counted once; only a shared one is"
+        first[once] = sum(p.numel() for p in shapes if p.requires_grad)
+        second[once] = sum(p.numel() for p in shapes)
+        first |= _by_kind(model, trains=True)
         second |= _counts(dict(model.named_parameters()))
         second |= _by_kind(model)
         nested = [p for module in model.modules() for p in module.parameters()]
@@ -192,13 +208,13 @@ def counted(trainable, total, tied, model=None):
     return [(trainable, first), (total, second)]
 
 
-def _by_kind(model):
-    """Counts of one kind of module alone, or of all but one kind."""
-    kinds = {}
+def _by_kind(model, trains=False):
+    """Counts of one kind of module alone, or of all but one kind; `trains`: of what trains."""
+    kinds, whole, guesses = {}, set(), {}
     for module in model.modules():
-        own = module.parameters(recurse=False)
+        own = {p for p in module.parameters(recurse=False) if p.requires_grad or not trains}
         kinds.setdefault(type(module).__name__, set()).update(own)
-    whole, guesses = set(model.parameters()), {}
+        whole |= own
     for kind, params in ((kind, params) for kind, params in kinds.items() if params):
         guesses[f"only {kind} is counted"] = sum(p.numel() for p in params)
         guesses[f"{kind} is left out"] = sum(p.numel() for p in whole - params)

@@ -4,6 +4,7 @@ import torch
 
 from labkit.checks.compare import close, expect_close, randn
 from labkit.checks.lab02 import guesses
+from labkit.checks.relations import difference
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import models
 
@@ -20,6 +21,9 @@ def expect_injected(inject, targets, names, r, alpha, rng):
     call = f"inject(model, {targets}, r={r}, alpha={alpha})"
     got = _ask_inject(call, inject, targets, r, alpha, weights, factors)
     with part():
+        alike = ", ".join(got["shared"][:1])
+        told = f"after {call}, {alike} is one LoRALinear with another layer: each has its own"
+        expect(not alike, told)
         _expect_names(set(got["shapes"]), set(names), call, got["count"])
         wrapped = "give LoRALinear the layer itself, no copy and no new one"
         gone = ", ".join(got["gone"][:2])
@@ -53,7 +57,11 @@ def _ask_inject(call, inject, *args):
         text = str(failure)
     told, root = f"{call}: {text}", [name for name in args[0] if name in ("out_proj", "proj")]
     hint = f"; {root[0]} {ROOT}" if root else ""
-    if "Identity" in text:
+    if "'Model' object has no attribute" in text:
+        hint = "; the model may be any: named_modules() tells what it has"
+    if "maximum recursion" in text:
+        hint = ": a module holds itself; the new layer takes the old one's place in its parent"
+    if "'Sequential' object" in text:
         hint = ": a module that is no nn.Linear bears the name too; ask isinstance(m, nn.Linear)"
     if "changed size during iteration" in text or "mutated during" in text:
         hint = ": collect the modules in a list before you replace any"
@@ -80,7 +88,9 @@ def _expect_outputs(outputs, weights, factors, alpha, call):
     same = same and close(outputs[1], plain, 1e-3)
     expect(same, f"{call} changed the output; {hint}")
     r = len(next(iter(factors.values()))[0])
-    factor_of = {"alpha is not passed on: the factor is 1": 1.0} | guesses.factors(alpha, r)
+    factor_of = {"alpha is not passed on: the factor is 1": 1.0}
+    factor_of["alpha is not passed on: it is 2 r, whatever is given"] = 2.0
+    factor_of |= guesses.factors(alpha, r)
     known = {message: _output(weights, factors, factor) for message, factor in factor_of.items()}
     known["the layers change nothing: their A and B are not in forward"] = plain
     wanted = _output(weights, factors, alpha / r)
@@ -110,11 +120,10 @@ def _expect_names(adapted, wanted, call, count):
         inside = f"{name}.{name}" in adapted
         expect(not inside, f"{call} put the new layer into {name} itself; {name} {ROOT}")
     near = sorted(adapted - wanted)
-    expect(
-        not near,
-        f"{call} also replaced {', '.join(near[:2])}",
-        hint="compare the last part of the dotted name with ==, not `in` or endswith",
-    )
+    hint = "compare the last part of the dotted name with ==, not `in` or endswith"
+    if len(adapted) == 13:
+        hint = "these are all nn.Linear; `targets` has the names of those to replace"
+    expect(not near, f"{call} also replaced {', '.join(near[:2])}", hint=hint)
     missing = sorted(wanted - adapted)
     hint = "set the new layer on its parent module in this very model: setattr(parent, name, layer)"
     owns = {name.rpartition(".")[2] for name in adapted}
@@ -175,7 +184,10 @@ def _expect_part(name, got, wanted):
     other = "B" if name[-1] == "A" else "A"
     crossed = got.shape == wanted.shape[::-1]
     expect(not crossed, f"the state's {name} has the shape of {other}: the two are changed over")
-    expect(right(got), f"the state's {name} is not the {name[-1]} of that layer")
+    if not right(got):
+        same = got.shape == wanted.shape
+        how = f": {difference(got.double(), wanted.double(), True)[0]}" if same else ""
+        raise CheckFailed(f"the state's {name} is not the {name[-1]} of that layer{how}")
 
 
 def load(adapter_state, load_adapter_, *given):
@@ -195,8 +207,11 @@ def expect_loaded(loaded, tensors, A, B, x):
     with part():
         for name, theirs in tensors.items():
             call = f"{name} after load_adapter_"
+            names = list(tensors)
+            other = tensors[names[(names.index(name) + 2) % 6]]
             known = {
                 "still as before: copy into the parameter in place": _before(name, A, B, x),
+                "it has another layer's numbers: go by the names, not by their order": other,
                 "it is added to what was there: copy it": theirs + _before(name, A, B, x),
                 "it moves when the state is changed later: copy the numbers": theirs + 1,
             }
@@ -232,6 +247,8 @@ def expect_refused(told, change, key):
     expect(key in error, f"on {what} the error is {error!r}: it does not name the key")
     hint = "compare all names and shapes before you copy"
     expect(kept, f"on {what} it raises, and has copied some already: {hint}")
+    named = change not in ("turned", "thin") or "ValueError" in kinds
+    expect(named, f"on {what} it raises {kinds[0]}; a ValueError is asked for")
 
 
 def _trained(A, B, x):

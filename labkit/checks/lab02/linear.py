@@ -164,7 +164,8 @@ def _expect_gradients(LoRALinear, layer, x):
     kept = torch.equal(after["W"], W) and torch.equal(after["bias"], layer.bias)
     expect(kept, "a training step changed the base layer: freeze the base layer")
     moved = not torch.equal(after["A"], layer.A) and not torch.equal(after["B"], layer.B)
-    expect(moved, "a training step left A or B as it was: both are nn.Parameter in the forward?")
+    told = "a training step left A or B as it was: are both nn.Parameter, and no .data in forward?"
+    expect(moved, told)
 
 
 def _expect_thin(LoRALinear, layer, x):

@@ -79,8 +79,10 @@ def _expect_weights(functions, seen, layer, x):
         "unmerge_ adds the update; it takes it away, where it was merged": W + update,
     }
     expect_close(seen["fresh"][0], W, "base.weight after unmerge_ of a fresh layer", taken, 1e-5)
+    told = "unmerge_ of a layer that was never merged turns layer.merged to True: it stays False"
+    expect(not seen["fresh merged"], told)
     twice = {
-        "merging twice added the update twice: remember that it is merged": W + 2 * update,
+        "merging twice added the update twice: layer.merged remembers the first": W + 2 * update,
         "merging twice took it away again: twice is the same as once": W,
     }
     try:
@@ -95,7 +97,7 @@ def _expect_weights(functions, seen, layer, x):
     expect_close(seen["twice"][0], W + update, "base.weight after merge_ twice", twice)
     below = {
         "unmerging twice took it away twice": W - update,
-        "the update stays": W + update,
+        "the update stays; take it away": W + update,
         "nothing is left: the update alone is taken away": 0 * W,
         "it is added once more: take it away": W + 2 * update,
     } | {message: 2 * W + update - wrong for message, wrong in known.items()}

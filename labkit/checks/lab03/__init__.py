@@ -33,6 +33,7 @@ ADAPTED = [
 
 LOOPS = {
     "values to unpack": "a loop over a dict gives its names: shapes.values() gives the pairs",
+    "'int' and 'str'": "a loop over a dict gives its names: shapes.values() gives the pairs",
     "can only concatenate": "a loop over .items() gives (name, (d_out, d_in))",
     "not subscriptable": "shapes maps a name to a pair (d_out, d_in): shapes.values()",
     "unsupported operand": "each value of shapes is a pair (d_out, d_in)",
@@ -48,6 +49,7 @@ def counts(count_lora_params):
     for r in ranks:  # no rank is a factor that somebody writes down, and no two are the same
         names = [f"layers.{i}.{part}" for i in range(2) for part in ("q_proj", "mlp.up_proj")]
         shapes = {name: (draw(10, 49, rng), draw(50, 99, rng)) for name in names}
+        shapes |= {name: shapes[name][::-1] for name in names[1::2]}  # an MLP's are taller
         wanted = r * sum(sum(pair) for pair in shapes.values())
         call = f"count_lora_params({{{names[0]!r}: {shapes[names[0]]}, … 3 more}}, r={r})"
         got = ask("", count_lora_params, shapes, r, hint=LOOPS)
@@ -105,9 +107,16 @@ def perplexity_weighs_tokens(perplexity):
         (many, "40 short texts and one of 150 words"),
         ([tiny.words(rng, 5, 5), tiny.words(rng, 600, 600)], "a text of 5 words and one of 600"),
     ):
-        got = observe(probes.perplexity_of, perplexity, seed, texts)
+        got = ask("", probes.perplexity_of, perplexity, seed, texts, hint=READS)
         wanted, call = guesses.perplexity(model, tokenizer, texts), f"perplexity of {name}"
         expect_number(got["value"], wanted, call, _thought(got, wanted, seed, texts))
+
+
+READS = {
+    "must be Tensor, not": "a model reads token ids, a tensor (batch, n), and no text",
+    "size of tensor": "a model reads (batch, n): one text is ids[None], (1, n)",
+    "chat_template": "these are plain texts, no conversations: tokenizer(text)",
+}
 
 
 def _thought(got, wanted, seed, texts):
@@ -176,6 +185,8 @@ def _expect_loaded(got, base, tuned, ids):
         wrapped = "one PeftModel is put into another, which hides the adapter; load it once"
         expect(got["wrapped"] == 1, f"load_tuned wraps twice: {wrapped}")
         undone = "a merge that is undone leaves rounding; merge nothing"
+        cast = "load_tuned changed the dtype of the base's weights: leave them as they are"
+        expect(got["dtype"], cast)
         expect(got["kept"], f"load_tuned changed the base's own weights: {undone}")
     with torch.no_grad():
         wanted, plain = (m(input_ids=ids).logits for m in (tuned, base))

@@ -98,6 +98,7 @@ def _expect_lora(got, call):
         wrong = {
             "0 is PEFT's default: pass lora_dropout": 0.0,
             "that is ten times as much": 0.5,
+            "that is a tenth of it: 5 percent are 0.05": 0.005,
             "that is twice as much": 0.1,
             "a share from 0 to 1, not in percent": 5.0,
         }
@@ -130,7 +131,8 @@ def _expect_targets(got, call):
     expect(not isinstance(got, str) or got == "all-linear", f"{told}; wanted {everything}")
     if got not in ("all-linear", ALL):
         missing = ", ".join(name for name in ALL if name not in got)
-        told = f"it leaves out {missing}" if missing else "it names layers that are not there"
+        told = f"it leaves out {missing}" if missing else "it names more than the seven of a block"
+        told = "the head gets no adapter" if {*ALL, "lm_head"} == {*got} else told
         raise CheckFailed(f"{call}: target_modules is {got}, wanted {everything}: {told}")
 
 
@@ -173,6 +175,7 @@ def _expect_devices_apart(seen, failures):
     same = len(kinds) == len(PRECISION) and len(set(kinds)) == 1
     told = f"{' and '.join(kinds[0]) or 'no precision'} on every device" if same else ""
     hint = 'or is an `if` always true? `device == "t4" or "a100"` is'
+    hint = hint if any(kinds[:1]) else "or is each device spelled otherwise where you ask for it?"
     expect(not same, f"{told}: pass the flags that the table has for each; {hint}")
 
 

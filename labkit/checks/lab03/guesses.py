@@ -55,9 +55,19 @@ def _counted_by_name(shapes, r):
     """What it gives to leave some names out, or to count each for something else."""
     ends = {name: name.split(".")[-1] for name in shapes}
     size = {name: r * sum(shape) for name, shape in shapes.items()}
-    total, last = sum(size.values()), {end: name for name, end in ends.items()}
+    last = {end: name for name, end in ends.items()}
     wide = sum(n for name, n in size.items() if ends[name] not in ("k_proj", "v_proj"))
+    pairs, total = list(shapes.values()), sum(size.values())
+    few = sum(n for name, n in size.items() if ends[name] in ("q_proj", "v_proj"))
     return {
+        "the sides are added; a matrix holds their product": sum(map(sum, pairs)) + r * len(pairs),
+        "this is a share of the dense weights; wanted how many": total / sum(map(math.prod, pairs)),
+        "the longer side is used twice, as if matrices were square": 2 * r * sum(map(max, pairs)),
+        "the shorter side is used twice, as if matrices were square": 2 * r * sum(map(min, pairs)),
+        "only q and v, or no MLP, are counted; all that shapes names is adapted": few,
+        "that is half of it, from the mean of both sides: A and B add them": sum(
+            r * (sum(pair) // 2) for pair in pairs
+        ),
         "names that end alike are one key here; each name has a matrix of its own": (
             sum(size[name] for name in last.values())
         ),
@@ -94,6 +104,12 @@ def _likeliest(model, ids):
     return -logits.log_softmax(-1).amax(-1)
 
 
+@torch.no_grad()
+def _of_all(model, ids):
+    """The mean over the vocabulary of -log p, in nats, at each place but the last."""
+    return -model(input_ids=ids[None]).logits[0, :-1].double().log_softmax(-1).mean(-1)
+
+
 def perplexity(model, tokenizer, texts):
     """The perplexity of the texts."""
     ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
@@ -121,6 +137,7 @@ def perplexities(model, tokenizer, texts):
     yield "this is the mean loss; exp is missing", mean
     yield "this is 2 to the power of a loss in nats; use exp", 2**mean
     yield "this is the mean loss in bits", mean / math.log(2)
+    yield "exp is taken of a loss in bits; exp wants nats, ln and no log2", _exp(mean / math.log(2))
     told = "that is the loss of the likeliest tokens; the text's own tokens are asked"
     yield told, _exp(torch.cat([_likeliest(model, i) for i in ids]).mean())
     told = "the mean is one of losses, not of probabilities: log first"
@@ -154,6 +171,15 @@ def _averages(ids, losses):
     if len(ids) > 1:
         yield "this is the first text alone; sum over all", means[0]
         yield "this is the last text alone; sum over all", means[-1]
+    told = "the last prediction of each text alone counts; sum over all tokens"
+    yield told, torch.stack([x[-1] for x in losses if len(x)]).mean()
+    for n in range(3, 11):
+        long = [x for x in losses if len(x) >= n - 1]
+        if 0 < len(long) < len(losses):
+            yield (
+                f"texts of fewer than {n} tokens are left out; sum over all",
+                torch.cat(long).mean(),
+            )
     for n in range(2, len(ids)):
         yield f"these are the first {n} texts alone; sum over all", torch.cat(losses[:n]).mean()
         yield f"these are the last {n} texts alone; sum over all", torch.cat(losses[-n:]).mean()
@@ -208,6 +234,13 @@ def _tokens(model, tokenizer, ids, losses):
     yield "the texts are joined, so each reads the one before", joined.mean()
     still = [_losses(model, i, shift=0) for i in ids]
     yield "logits at position t predict token t + 1", torch.cat(still).mean()
+    told = "averaged over the vocabulary; the loss is that of the text's own tokens"
+    yield told, torch.cat([_of_all(model, i) for i in ids]).mean()
+    twice = [_losses(model, i, shift=2) for i in ids if len(i) > 2]
+    told = "the labels are shifted twice: a model that is given labels shifts them itself"
+    yield told, torch.cat(twice).mean()
+    counts = torch.tensor([len(x) + 1.0 for x in twice])
+    yield told, torch.stack([x.mean() for x in twice]) @ counts.double() / counts.sum()
     back = [_losses(model, i, shift=-1) for i in ids]
     yield "shifted the wrong way: logits[:, :-1] meet ids[:, 1:]", torch.cat(back).mean()
     twice = [_losses(model, i, softmax=True) for i in ids]

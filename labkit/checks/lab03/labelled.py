@@ -99,6 +99,7 @@ def mislabelled(ids, mask, prompts, pad):
     """`{message: labels}`: what misconceptions give, the likeliest first."""
     right, real = labels(ids, mask, prompts), mask.bool()
     chosen = _chosen(ids, real, right != IGNORED, prompts)
+    chosen |= _by_other_counts(ids, real, right != IGNORED, prompts)
     known = _written(ids, real, right, pad)
     known |= {message: torch.where(where, ids, IGNORED) for message, where in chosen.items()}
     moved = {
@@ -151,6 +152,27 @@ def _chosen(ids, real, asked, prompts):
         "the last token of the answer has no label; it says where to stop": asked & ~last,
         "only the last token has a label; all of the answer carries the loss": last,
         "all labels are -100: then a row trains on nothing": torch.zeros_like(asked),
+    }
+
+
+def _by_other_counts(ids, real, asked, prompts):
+    """`{message: where labels are}` of tokens that are counted in the wrong place."""
+    places, ends = torch.arange(ids.shape[1]), ids == END
+    given, last = (places >= prompts[:, None]) & ~ends, places == ids.shape[1] - 1
+    return {
+        "turned round: padding is where attention_mask is 0, and it has the labels": ~real,
+        "padding is taken to stand on the left; attention_mask says where it is": (
+            places >= (ids.shape[1] - real.sum(1) + prompts)[:, None]
+        ),
+        "the mask is summed down the rows; each row counts its own tokens: cumsum(1)": real
+        & (real.cumsum(0) > prompts[:, None]),
+        "ends are no real tokens here, and none is counted; the mask says what is real": ~ends
+        & ((~ends).cumsum(1) > prompts[:, None]),
+        "the last column has a label in each row; padding may stand there": asked | last,
+        "every end token has a label; the prompt's and padding's have none": asked | ends,
+        "the last column gets its label back; an answer ends where its row's mask ends": (
+            given | last
+        ),
     }
 
 

@@ -35,8 +35,8 @@ SHARES = {
     "a return inside the loop ends it after the first pair": 1 / 6,
     "an answer of which a part is right is wrong: all of it or nothing": 5 / 6,
     "an answer that is right but for one field is wrong: all of it or nothing": (4 + 2 * 4 / 5) / 6,
-    "no pair counts: is it eval instead of json.loads, or does all(), //, round() or "
-    "a return inside the loop end it early?": 0.0,
+    "no pair counts: does `except` catch an error of right ones (eval instead of json.loads, "
+    "a set of lists), or does all(), //, round() or a return inside the loop end it early?": 0.0,
     "every pair counts: are keys compared without their values, or does any(), round() or "
     "a return inside the loop end it early?": 1.0,
 }

@@ -27,7 +27,7 @@ class _Attention(nn.Module):
 class Model(nn.Module):
     """Two attention blocks, projections outside of them, and an embedding tied to the head.
 
-    One module is no nn.Linear and bears the name of one.
+    One module is no nn.Linear and bears the name of one, and has an nn.Linear of another name.
     """
 
     def __init__(self, d=8, vocab=11):
@@ -36,7 +36,7 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleDict({"attn": _Attention(d)}) for _ in range(2))
         for name in ("out_proj", "proj", "out_proj_2"):
             setattr(self, name, nn.Linear(d, d))
-        self.rest = nn.ModuleDict({"down_proj": nn.Identity()})
+        self.rest = nn.ModuleDict({"down_proj": nn.Sequential(nn.Linear(d, d))})
         self.head = nn.Linear(d, vocab, bias=False)
         self.head.weight = self.embed.weight
 
@@ -77,7 +77,8 @@ def injected(inject, targets, r, alpha, weights, factors):
     """What `inject` does to a small model with these weights: count, adapted modules, flags, and
     its outputs before, after, and with `factors` {name: (A, B)} in place of the fresh A and B.
 
-    `gone` are parameters that are no longer in it; `modes` tells whether training modes stayed.
+    `gone` are parameters that are no longer in it; `shared` names whose module is that of another
+    one; `modes` tells whether training modes stayed.
     """
     model, ids = small_model(weights), torch.arange(11)
     model.layers[1].eval()
@@ -91,6 +92,8 @@ def injected(inject, targets, r, alpha, weights, factors):
     shapes = {n: list(m.A.shape) for n, m in adapted.items()}
     names = {id(getattr(m, part)): f"{n}.{part}" for n, m in adapted.items() for part in "AB"}
     flags = {names.get(id(p), n): p.requires_grad for n, p in model.named_parameters()}
+    others = {n: _at(model, n) for n in factors if n not in adapted}
+    shared = [n for n, m in others.items() if any(m is one for one in adapted.values())]
     here = {id(p) for p in model.parameters()}
     gone = [name for name, p in before.items() if id(p) not in here]
     named = [(n, m) for n, m in model.named_modules() if n in modes]
@@ -106,9 +109,18 @@ def injected(inject, targets, r, alpha, weights, factors):
         "shapes": shapes,
         "flags": flags,
         "gone": gone,
+        "shared": shared,
         "modes": all(same[n] for n in same if n not in shapes),
         "y": [*y, model(ids)],
     }
+
+
+def _at(model, name):
+    """The module of this name, or None."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def kinds_after(inject, targets, weights):
@@ -188,7 +200,8 @@ def round_trip(adapter_state, load_adapter_, LoRALinear, A, B, x):
     other = _adapted(LoRALinear, A * 0, B * 0, x).eval()
     before, state = _parts(other), adapter_state(_adapted(LoRALinear, A, B, x))
     beside = _beside(other)
-    kept(lambda state: load_adapter_(other, state), state)
+    names = list(state)  # of the layers the first comes last: names count, and no order
+    kept(lambda state: load_adapter_(other, state), {n: state[n] for n in names[2:] + names[:2]})
     with torch.no_grad():
         for tensor in state.values():
             tensor += 1

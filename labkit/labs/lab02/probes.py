@@ -194,6 +194,7 @@ def merging(merge_, unmerge_, LoRALinear, given, x):
         if error.args:
             error.args = (f"{error.args[0]}; unmerge_ of a layer never merged must do nothing",)
         raise
+    seen["fresh merged"] = bool(layer.merged)
     layer.train()
     for name, act in (("once", merge_), ("twice", merge_), ("back", unmerge_), ("end", unmerge_)):
         go(name, act)

@@ -239,8 +239,8 @@ def reloaded(load_tuned, seed, r, ids):
     """What `load_tuned(base, folder)` returns as data: its type, mode, logits.
 
     `own`: whether `base` itself is in it; `wrapped`: how many PeftModels it is; `kept`: whether
-    base's weights are as they were, to the bit; `merged`: whether they hold the adapter;
-    `plain`: logits with the adapter switched off.
+    base's weights are as they were, to the bit; `dtype`: whether they have theirs; `merged`:
+    whether they hold the adapter; `plain`: logits with the adapter switched off.
     """
     from peft import PeftModel
 
@@ -256,6 +256,7 @@ def reloaded(load_tuned, seed, r, ids):
     told["own"] = any(m is base for m in model.modules())
     told["wrapped"] = sum(isinstance(m, PeftModel) for m in model.modules())
     after = {name.replace(".base_layer", ""): p for name, p in base.named_parameters()}
+    told["dtype"] = all(p.dtype == after.get(name, p).dtype for name, p in before.items())
     told["kept"] = all(torch.equal(p, after.get(name, p)) for name, p in before.items())
     told["merged"] = any(getattr(m, "merged", False) is True for m in model.modules())
     with torch.no_grad():
