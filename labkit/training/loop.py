@@ -50,9 +50,9 @@ def batches(
 def drawn(rows: Sequence, size: int, steps: int, seed: int = 0) -> Iterator[list]:
     """Yield `steps` times `size` rows, shuffled anew each time through them; all where few.
 
-    In a rehearsal there are a few steps.
+    In a rehearsal there are a few steps of a few rows.
     """
-    size, rng, queue = min(size, len(rows)), random.Random(seed), []
+    size, rng, queue = min(rehearsed("rows", size), len(rows)), random.Random(seed), []
     for _ in range(rehearsed("steps", steps)):
         if len(queue) < size:
             queue = rng.sample(rows, len(rows))
