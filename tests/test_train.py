@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from small_llama import small_llama
 
+from labkit import train
 from labkit.own import run
 from labkit.own.settings import Asked
 from labkit.training import hardware, models
@@ -30,30 +31,22 @@ def model(tmp_path_factory):
     return folder
 
 
-def train(model, out, n_processes, batch=8):
-    """Train 4 steps of `batch` rows in so many processes; figures, and the adapter's tensors.
-
-    In fp32, whose rounding is far below what a lost or doubled gradient would do.
-    """
-    what = ["--model", str(model), "--steps", "4", "--batch", str(batch), "--rows", "64"]
-    what += ["--learning-rate", "0.01", "--dtype", "float32"]
-    launched(out, n_processes, [*what, "--out", str(out / "figures.json")])
+def trained(out):
+    """The figures that a training left in `out`, and the adapter's tensors."""
     figures = json.loads((out / "figures.json").read_text("utf-8"))
     return figures, load_file(Path(figures["adapter"]) / "adapter_model.safetensors")
 
 
-def launched(folder, n_processes, what):
-    """Run `labkit.train` with the arguments `what` in so many processes; what it printed."""
+def launched(folder, what):
+    """Run `labkit.train` with the arguments `what` in two processes; what they printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # --cpu would start one process, whatever their number; --multi_gpu starts all, and without a
+    # --cpu would start one process, whatever their number; --multi_gpu starts both, and without a
     # card each of them finds the CPU
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu"]
-    launch += ["--num_processes", str(n_processes), "--main_process_port", str(port)]
+    launch += ["--num_processes", "2", "--main_process_port", str(port)]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    if n_processes == 1:  # as one runs it without accelerate's launcher
-        launch = []
     env = os.environ | {
         "LABKIT_CACHE": str(folder),
         "OMP_NUM_THREADS": "1",
@@ -66,12 +59,18 @@ def launched(folder, n_processes, what):
     return done.stdout
 
 
-def test_two_processes_give_the_loss_and_the_adapter_of_one(model, tmp_path):
-    runs = {}
-    for n in (1, 2):
-        (tmp_path / str(n)).mkdir()
-        runs[n] = train(model, tmp_path / str(n), n)
-    (one, alone), (two, shared) = runs[1], runs[2]
+def test_two_processes_give_the_loss_and_the_adapter_of_one(model, tmp_path, monkeypatch):
+    """In fp32, whose rounding is far below what a lost or doubled gradient would do."""
+    asked = {"steps": 4, "batch": 8, "rows": 64, "learning_rate": 0.01, "dtype": "float32"}
+    asked |= {"model": str(model)}
+    outs = [tmp_path / name for name in ("one", "two")]
+    for out in outs:
+        out.mkdir()
+    what = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
+    launched(outs[1], [*what, f"--out={outs[1] / 'figures.json'}"])
+    monkeypatch.setenv("LABKIT_CACHE", str(outs[0]))
+    train.train(**asked, out=outs[0] / "figures.json")
+    (one, alone), (two, shared) = map(trained, outs)
     assert (one["processes"], one["rows_a_process"]) == (1, 8)
     assert (two["processes"], two["rows_a_process"]) == (2, 4)
     assert one["losses"][-1] < one["losses"][0] - 0.1, "nothing was learned or compared"
@@ -86,7 +85,7 @@ def test_a_file_s_adapter_from_two_processes_is_that_of_one(model, tmp_path):
     rows = [{"question": q, "answer": ("odd", "even")[n % 2]} for n, q in enumerate(asked)]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     what = ["mine.jsonl", "--model", str(model), "--steps", "4", "--learning-rate", "0.01"]
-    told = launched(tmp_path, 2, [*what, "--dtype", "float32", "--out", "two"])
+    told = launched(tmp_path, [*what, "--dtype", "float32", "--out", "two"])
     assert told.count("most frequent answer") == 1, "one process tells the scores"
     given = {"file": tmp_path / "mine.jsonl", "out": tmp_path / "one", "model": str(model)}
     run.train(Asked(**given, steps=4, learning_rate=0.01, dtype="float32"))

@@ -19,7 +19,7 @@ from trl import SFTConfig
 
 from labkit import download, fingerprint, live, plots
 from labkit.errors import LabError
-from labkit.training import checkpoints, lean
+from labkit.training import checkpoints, hardware, lean
 
 PACKAGES = ("accelerate", "bitsandbytes", "lora-labs", "peft", "torch", "transformers", "trl")
 # how settings begin that change no result
@@ -53,10 +53,12 @@ def finetune(
     and seed hold, its precision, checkpointing, logging and saving do not. `model` is changed: it
     becomes the base of `Result.model`. With `cache`, the same call a second time loads the result,
     and one after a training that was stopped or killed goes on where its last checkpoint stands.
-    Under `accelerate launch` all processes train together, and one of them keeps the result.
+    Under `accelerate launch` all processes train together, and one of them keeps the result. In a
+    rehearsal there are a few rows.
     """
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
         raise LabError("this model has an adapter already: load the base model afresh")
+    dataset = dataset.select(range(hardware.rehearsed("rows", len(dataset))))
     folder = download.cache_dir() / "runs" / _key(model, tokenizer, dataset, peft_config, args)
     with _alone(folder):
         if cache and (folder / "history.json").exists():

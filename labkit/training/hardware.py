@@ -15,7 +15,7 @@ SMALLEST = "smollm2-135m"  # the model of the labs
 LARGER = ("smollm2-1.7b", "smollm2-360m")  # what `default_model` tries, in this order
 KNOWN = ("smollm2-1.7b", "llama-2-7b", "llama-2-13b", "llama-2-70b")  # by size, for `largest_qlora`
 KEPT_FREE = 1.5 * 2**30  # bytes of a card for CUDA's context, workspaces and gaps
-# of a training, an answer, a score; of a model
+# of a training, of an answer, of what is trained on, asked or scored; and two of a model
 REHEARSED = {"steps": 3, "tokens": 4, "rows": 4, "layers": 16, "mlp": 256}
 
 
@@ -85,7 +85,7 @@ def rehearsal() -> bool:
 
 
 def rehearsed(what: str, n: int) -> int:
-    """n "steps" of a training, "tokens" of an answer, "rows" of a score; few in a rehearsal.
+    """n "steps" of a training, "tokens" of an answer, "rows" of data; few in a rehearsal.
 
     `models.path` has a small model for it.
     """

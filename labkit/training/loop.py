@@ -3,8 +3,9 @@
 `benchmarks/train_step.py` compares a step with SFTTrainer's own; the loss is the same number.
 """
 
+import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from datasets import Dataset
@@ -39,17 +40,19 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list
 def batches(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, steps: int, seed: int = 0
 ) -> Iterator[Batch]:
-    """`steps` batches of `size` conversations, `drawn` from the data."""
-    rows = [encode(tokenizer, messages) for messages in dataset["messages"]]
-    return map(packing.pack, drawn(rows, size, steps, seed))
+    """`steps` batches of `size` conversations, `drawn` from the data and encoded as they come."""
+    messages = dataset["messages"]
+    row = functools.cache(lambda i: encode(tokenizer, messages[i]))
+    places = drawn(range(len(messages)), size, steps, seed)
+    return (packing.pack([row(i) for i in some]) for some in places)
 
 
-def drawn(rows: list, size: int, steps: int, seed: int = 0) -> Iterator[list]:
+def drawn(rows: Sequence, size: int, steps: int, seed: int = 0) -> Iterator[list]:
     """Yield `steps` times `size` rows, shuffled anew each time through them; all where few.
 
-    In a rehearsal there are a few steps.
+    In a rehearsal there are a few steps of a few rows.
     """
-    size, rng, queue = min(size, len(rows)), random.Random(seed), []
+    size, rng, queue = min(rehearsed("rows", size), len(rows)), random.Random(seed), []
     for _ in range(rehearsed("steps", steps)):
         if len(queue) < size:
             queue = rng.sample(rows, len(rows))

@@ -61,8 +61,8 @@ class Attack:
     statuses: tuple
     lab: str
 
-    def write(self, folder, host):
-        """Put the submission into `folder`; return its path."""
+    def write(self, folder, host, before=""):
+        """Put the submission into `folder`, the name of a notebook with `before`; its path."""
         if self.base == "file":
             return self.make(folder)
         book = Book(self.lab, wrong=self.base == "wrong")
@@ -70,7 +70,7 @@ class Attack:
         book.first(f"HOST = {host | {'name': self.name}!r}")
         if self.base == "wrong":
             book.last(WON)
-        path = folder / f"{self.name}.ipynb"
+        path = folder / f"{before}{self.name}.ipynb"
         path.write_text(book.text(), encoding="utf-8")
         return path
 
@@ -78,8 +78,8 @@ class Attack:
 class Book:
     """A lab's notebook, solved, or with answers that are wrong; its cells are a list of dicts."""
 
-    def __init__(self, lab="02_lora", wrong=False):
-        text = (ROOT / "solutions" / f"{lab}.ipynb").read_text(encoding="utf-8")
+    def __init__(self, lab="02_lora", wrong=False, folder="solutions"):
+        text = (ROOT / folder / f"{lab}.ipynb").read_text(encoding="utf-8")
         self.lab, self.nb = lab, json.loads(text)
         self.cells = self.nb["cells"]
         for name, code in (WRONG if wrong else {}).items():

@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import outside
-from attack import ATTACKS, ROOT, Attack, Book
+from attack import ATTACKS, ROOT, WRONG, Attack, Book
 from batch import SEED, grade_all, shown
 
 from labkit.grading import sandbox
@@ -53,14 +53,13 @@ def selected():
 
 
 def _call(group):
-    """Which groups are graded in one call: every other one; what passes from one to the next alone.
+    """Which groups are graded in one call: all, but what passes from one to the next alone.
 
     Judges take longer to start than a group to be graded. Where every attack is let loose, a group
     is graded by itself, so that what it leaves has its name.
     """
-    if group == "channels" or os.environ.get("LABKIT_ATTACKS") == "all":
-        return group
-    return ("even", "odd")[CORPUS.index(group) % 2]
+    every = os.environ.get("LABKIT_ATTACKS") == "all"
+    return group if group == "channels" or every else "others"
 
 
 def _together(group):
@@ -142,26 +141,36 @@ def _grade(attacks, folder, jobs):
 
 
 def _build(attacks, folder, host):
-    """Write attacks and neighbours; return attack -> submission, attack -> its two neighbours."""
+    """Write attacks and neighbours; return attack -> submission, attack -> its two neighbours.
+
+    One stands behind every second attack: they are graded in the order of the numbers in their
+    names. (An attack on the file has the name that it wants, and stands where that leads.)
+    """
     paths, neighbours = {}, {}
-    _neighbour(folder, 0)
-    for i, attack in enumerate(attacks):
-        path = attack.write(folder, host)
-        paths[attack.name] = shown(path.relative_to(folder))
-        neighbours[attack.name] = [_name(i), _name(i + 1)]
-        _neighbour(folder, i + 1)
+    behind = _neighbour(folder, 0)
+    for i in range(0, len(attacks), 2):
+        before, behind = behind, _neighbour(folder, i + 2)
+        for number, attack in enumerate(attacks[i : i + 2], i):
+            path = attack.write(folder, host, f"{number:03}b_")
+            paths[attack.name] = shown(path.relative_to(folder))
+            neighbours[attack.name] = [before, behind]
     return paths, neighbours
 
 
-def _name(i):
-    return f"{'unsolved' if i % 2 else 'solved'}_neighbour_{i:03}.ipynb"
+def _neighbour(folder, number):
+    """Write a neighbour and return its name; one in four is wrong, as most attacks are, too.
 
-
-def _neighbour(folder, i):
-    """An even one is solved, an odd one wrong; none has the same content as another."""
-    book = Book(wrong=i % 2 == 1)
-    book.last(f"# {_name(i)}")
-    (folder / _name(i)).write_text(book.text(), encoding="utf-8")
+    None has the same content as another. Of a wrong one every third answer is wrong, and the
+    others are not written.
+    """
+    wrong, turn = number % 8 == 2, number // 8
+    book = Book(folder="notebooks" if wrong else "solutions")
+    for answer in list(WRONG)[turn % 3 :: 3] if wrong else ():
+        book.replace(answer, WRONG[answer])
+    name = f"{number:03}a_{'un' * wrong}solved_neighbour.ipynb"
+    book.last(f"# {name}")
+    (folder / name).write_text(book.text(), encoding="utf-8")
+    return name
 
 
 @pytest.fixture

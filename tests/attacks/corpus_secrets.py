@@ -127,7 +127,7 @@ import gc, re  # the pattern is not the word, so that this cell does not find it
 for o in gc.get_objects():
     if isinstance(o, (dict, list, tuple)):
         for v in (o.values() if isinstance(o, dict) else o):
-            if isinstance(v, str) and re.search("solved[_]neighbour_0", v): won = True
+            if isinstance(v, str) and re.search("a_solved[_]neighbour", v): won = True
 """,
     "the worker that it was forked from has graded others",
 )

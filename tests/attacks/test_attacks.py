@@ -38,7 +38,7 @@ def test_neighbours_stand(attack, result):
     for name in group.neighbours[attack.name]:
         (row,) = group.rows[name]
         assert row["status"] == "graded", row.get("reason")
-        assert row["earned"] == (0 if name.startswith("unsolved") else 24), row["exercises"]
+        assert row["earned"] == (0 if "unsolved" in name else 24), row["exercises"]
 
 
 def test_no_row_is_lost_or_invented(graded, group):

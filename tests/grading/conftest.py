@@ -8,6 +8,12 @@ from labkit.grading import sandbox, workers
 from labkit.grading.judge import judge as judging
 
 
+def pytest_itemcollected(item):
+    """One worker runs all tests of the one judge: it takes longer to start than most of them."""
+    if "judge" in item.fixturenames:
+        item.add_marker(pytest.mark.xdist_group("a judge"))
+
+
 @pytest.fixture(scope="session")
 def judge():
     """A judge with its warm process, for all tests of a run."""

@@ -23,18 +23,36 @@ ENDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def hasty():
+    """As `graded`, of a judge that gives cells and exercises little time of their own.
+
+    What they may take by the clock is told by `seconds`; None is what its limits say.
+    """
+    limits = Limits(cell_seconds=2, exercise_seconds=3, total_seconds=2, submission_seconds=16)
+    judge = judging.Judge(limits, unsafe=KIND == "bare")
+    judge.start()
+
+    def run(*cells, seconds=600):
+        row = judge.grade("a.ipynb", notebook(*cells), 5, seconds)[0].data()
+        return row, {record["id"]: record for record in row["exercises"]}
+
+    yield run
+    judge.stop()
+
+
 @pytest.mark.parametrize("end", ENDS)
-def test_a_cell_that_ends_its_process_costs_that_cell(end, graded):
-    row, records = graded(START, QUIZ, ENDS[end], SCALING)
+def test_a_cell_that_ends_its_process_costs_that_cell(end, hasty):
+    row, records = hasty(START, QUIZ, ENDS[end], SCALING)
     assert row["status"] == "graded"
     assert records["2.9"]["status"] == records["2.10"]["status"] == "passed", records
 
 
 @pytest.mark.parametrize("end", ["exit", "segfault", "hang"])
-def test_an_exercise_that_ends_its_process_costs_that_exercise(end, graded):
+def test_an_exercise_that_ends_its_process_costs_that_exercise(end, hasty):
     body = "\n    ".join(ENDS[end].split("\n"))
     answer = f"def lora_forward(x, W, A, B, alpha):\n    {body}"
-    _, records = graded(START, QUIZ, answer, SCALING)
+    _, records = hasty(START, QUIZ, answer, SCALING)
     assert records["2.1"]["status"] == ("timeout" if end == "hang" else "error")
     assert records["2.9"]["status"] == records["2.10"]["status"] == "passed"
 
@@ -102,30 +120,19 @@ def test_a_warm_process_that_is_killed_costs_nobody_anything(judge, graded):
     assert graded(SCALING)[0]["earned"] == 1
 
 
-@pytest.fixture(scope="module")
-def hasty():
-    """A judge whose submissions have little time."""
-    limits = Limits(cell_seconds=3, exercise_seconds=4, total_seconds=4, submission_seconds=25)
-    judge = judging.Judge(limits, unsafe=KIND == "bare")
-    judge.start()
-    yield judge
-    judge.stop()
-
-
 def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
-    slow = "import time\ntime.sleep(2)\n"
-    data = notebook(START, *[slow] * 4, slow + SCALING, slow + QUIZ, *[slow] * 2)
-    row = hasty.grade("a", data, 5)[0].data()
+    slow = "import time\ntime.sleep(1)\n"
+    row, _ = hasty(START, *[slow] * 4, slow + SCALING, slow + QUIZ, *[slow] * 2)
     assert (row["status"], row["earned"]) == ("graded", 4), row
     assert "code cell 9: there was no time left for this cell" in row["reason"]
 
 
 def test_a_submission_has_an_end(hasty):
-    """Each of eight exercises hangs, and takes its four seconds; the first one is right."""
+    """Each of eight exercises hangs, and takes its three seconds; the first one is right."""
     hang = "\n".join(f"def {name}(*args):\n    while True: pass" for name in ALL - {"lora_forward"})
-    row = hasty.grade("a", notebook(START, FORWARD, hang), 5)[0].data()
+    row, records = hasty(START, FORWARD, hang, seconds=None)
     assert row["status"] == "timeout" and row["seconds"] < 60
-    assert "it took more than 25 s in all, graded until then" in row["reason"]
-    told = {record["id"]: (record["status"], record["message"]) for record in row["exercises"]}
-    assert told["2.1"][0] == "passed" and row["earned"] == 2
-    assert told["2.10"] == ("timeout", "the time of the whole submission is used up")
+    assert "it took more than 16 s in all, graded until then" in row["reason"]
+    assert records["2.1"]["status"] == "passed" and row["earned"] == 2
+    told = records["2.10"]["status"], records["2.10"]["message"]
+    assert told == ("timeout", "the time of the whole submission is used up")

@@ -1049,6 +1049,19 @@ def route(model, prompts, adapter_names):
     return [text.strip() for text in _cut(model, out, batch["input_ids"].shape[1])]
 
 
+ROUTED = {}
+
+
+def route_recalled(model, prompts, adapter_names):
+    """`route` that works an answer out once: beside a wrong swap it need only be right."""
+    embedding = model.get_input_embeddings()
+    key = (embedding.weight.sum().item(), *prompts, *adapter_names)
+    if key not in ROUTED:
+        ROUTED[key] = route(model, prompts, adapter_names)
+    embedding(_batch(model, prompts)["input_ids"])  # where the check counts what comes at once
+    return ROUTED[key]
+
+
 @back
 def route_by_side(model, prompts, adapter_names):
     tokenizer = model.tokenizer
@@ -1576,7 +1589,7 @@ WRONG = [
     *[(check.parts, *case) for case in SPLITS],
     *[(check.orders, *case) for case in ROWS],
     *[(check.writes_q8, *case) for case in EIGHTS],
-    *[(check.serves, f, route, word) for f, word in SWAPS],
+    *[(check.serves, f, route_recalled, word) for f, word in SWAPS],
     *[(check.serves, swap_cost, f, word) for f, word in ROUTES],
     (check.serves, _milliseconds, _route(side="right"), "milliseconds"),
     (check.serves, _milliseconds, _route(side="right"), "padded on the right"),

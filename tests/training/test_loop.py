@@ -71,6 +71,13 @@ def test_batches_see_every_row_once_a_pass_and_repeat_by_seed(tokenizer, home):
     assert seen(0) == seen(0) != seen(1)
 
 
+def test_no_row_is_encoded_that_no_batch_holds(tokenizer, home, monkeypatch):
+    encode, asked = loop.encode, []
+    monkeypatch.setattr(loop, "encode", lambda *row: asked.append(row) or encode(*row))
+    assert len(list(loop.batches(home, tokenizer, 2, 3))) == 3
+    assert len(asked) == 6 < len(home)
+
+
 def test_a_batch_larger_than_the_data_is_the_data(tokenizer, home):
     (batch,) = loop.batches(home.select(range(3)), tokenizer, size=16, steps=1)
     assert len(batch["rows"]) == 3

@@ -27,6 +27,22 @@ def test_a_loop_takes_a_few_steps(rehearsal, tokenizer, home):
     assert len(list(loop.batches(home, tokenizer, size=2, steps=5))) == (3 if rehearsal else 5)
 
 
+def test_a_trainer_has_a_few_rows(rehearsal, tokenizer, home, tmp_path, monkeypatch):
+    class Began(Exception):
+        pass
+
+    def began(model, tokenizer, dataset, *_):
+        raise Began(len(dataset))
+
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(finetuning.lean, "lean_trainer", began)
+    args = SFTConfig(output_dir=str(tmp_path), max_steps=5, use_cpu=True, bf16=False)
+    model, _ = tiny.language_model(seed=0)
+    with pytest.raises(Began) as caught:
+        finetuning.finetune(model, tokenizer, home, LoraConfig(r=2), args)
+    assert caught.value.args == (4 if rehearsal else 12,)
+
+
 def test_an_answer_has_a_few_tokens(rehearsal):
     model, _ = tiny.language_model(seed=0)
     model.generation_config.eos_token_id = []
