@@ -8,15 +8,18 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections import Counter
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
 import nbformat
 
-from labkit.course import claims, executed, masters, notebooks
+from labkit.course import claims, doctor, executed, masters, notebooks
 
+LIBRARIES = ("torch", "transformers", "peft", "trl")
 TEMPLATES = Path(__file__).parents[1] / "templates" / "book"
 OURS = ("index", "labs", "claims", "guides")
 CONF = {
@@ -41,7 +44,7 @@ CONF = {
 THEME = {
     "article_header_end": ["lab-links"],
     "secondary_sidebar_items": ["page-toc", "improve"],
-    "footer_start": [],
+    "footer_start": ["about"],
     "footer_end": [],
     "search_bar_text": "Search the book",
     "show_toc_level": 2,
@@ -84,6 +87,8 @@ def _texts(root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict]
     known = {
         "labs": [_lab(stem, page, went.get(stem)) for stem, page in pages.items()],
         "rows": rows,
+        "cores": doctor.n_cores(),
+        "libraries": [f"{name} {version(name)}" for name in LIBRARIES],
         "claims": [(claim, _places(claim, pages)) for claim in found],
         "verdicts": Counter(claim.verdict for claim in found).most_common(),
         "guides": guides,
@@ -128,7 +133,8 @@ def _sphinx(source: Path, out: Path, root: Path) -> str:
         "project": "LoRA Labs",
         "html_theme_options": THEME | {"icon_links": [ICON | {"url": repository}]},
         "html_context": {"default_mode": "auto", "colab": colab, "repository": repository}
-        | {"files": files, "version": f"v{project['version']}"},
+        | {"files": files, "version": f"v{project['version']}", "license": project["license"]}
+        | {"made": time.strftime("%Y-%m-%d")},
     }
     warnings = io.StringIO()
     with patch_docutils(), docutils_namespace():

@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -137,6 +138,7 @@ def test_the_first_page_has_a_picture_of_each_lab_that_ran(pages):
 def test_the_table_of_the_run_says_how_each_lab_went(pages):
     text = " ".join(pages["labs.html"].text.split())
     assert "ValueError: no <rank>" in text and "2 labs run 120 6 of 8" in text
+    assert f"with torch {version('torch')}, transformers" in text
     assert text.count("not run") == len(LABS) - 2
 
 
@@ -205,6 +207,12 @@ def test_a_page_leads_to_its_source_and_to_a_report(pages):
         links = [link for link in pages[f"{name}.html"].links if link.startswith("https://github")]
         assert any(link.endswith(source) and "/blob/v" in link for link in links)
         assert any("/issues/new?title=" in link for link in links)
+
+
+def test_each_page_says_its_version_its_licence_and_its_day(pages):
+    for page in pages.values():
+        text = " ".join(page.text.split())
+        assert re.search(r"LoRA Labs v[\d.]+, Apache-2\.0 ?\. This book was made on 20\d\d-", text)
 
 
 def formulas(path):
