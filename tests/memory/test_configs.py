@@ -67,7 +67,7 @@ def test_a_type_that_transformers_has_not_is_taken_by_the_architecture_it_names(
 
 
 def test_a_field_of_an_older_name_is_read_without_a_word(tmp_path, recwarn):
-    """Kimi-Linear as published: `rope_scaling`, and which layers are which in a table of its own."""
+    """Kimi-Linear as published: `rope_scaling`, and a table of which layers are which."""
     layers = {"kda_layers": [1, 2, 3], "full_attn_layers": [4], "head_dim": 8, "num_heads": 2}
     fields = {"hidden_size": 16, "num_hidden_layers": 4, "num_experts": 4, "rope_scaling": None}
     fields |= {"architectures": ["KimiLinearForCausalLM"], "linear_attn_config": layers}
