@@ -4,7 +4,6 @@ A figure's title says what to see in it. A lab's own figures are in `labkit.labs
 of memory in `labkit.memory.plots`.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,19 +105,17 @@ def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
 
 
 def growing(values: dict[str, Sequence[float]], steps: int, title: str) -> Figure:
-    """A panel a name of `values`, its numbers so far against the step; a figure, not yet shown."""
-    fig, axes = figure(len(values), width=2.7 * len(values), height=2.4, squeeze=False)
-    for ax, colour, (name, told) in zip(axes[0], PALETTE, values.items(), strict=False):
+    """A panel a name of `values`, its numbers so far against the step; a figure, not yet shown.
+
+    At most three stand in a row, so that a narrow screen still shows their letters.
+    """
+    n_rows = -(-len(values) // 3)
+    n_columns = -(-len(values) // n_rows)
+    fig, axes = figure(n_columns, height=2.2 * n_rows, n_rows=n_rows, squeeze=False)
+    for ax, colour, (name, told) in zip(axes.flat, PALETTE, values.items(), strict=False):
         traced(ax, told, colour, 0.6)
         ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name)
     return headed(fig, title)
-
-
-def png(fig: Figure) -> bytes:
-    """The bytes of `fig` as a PNG image at twice the resolution, for an image widget."""
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=2 * fig.dpi)
-    return buffer.getvalue()
 
 
 def compare_answers(

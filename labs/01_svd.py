@@ -47,13 +47,13 @@ import peft
 import torch
 import torch.nn.functional as F
 from IPython.display import display
+from ipywidgets import IntSlider, interact
 from matplotlib import cbook
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from labkit import live, tasks
 from labkit.labs.lab01 import plots
-from labkit.plots import png
 from labkit.training import loop, models, scoring
 
 # %% [markdown]
@@ -164,20 +164,16 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
 # Why? "Low rank" means that every row is a mixture of a few patterns. In a smooth area neighbouring
 # rows are nearly alike, so a few patterns serve them all. But smooth and low-rank are not the same:
 # a chessboard is nothing but edges, and has rank 2, since it has only two kinds of rows.
+#
+# Below you choose the rank: move the slider, or type another number beside it and press Enter.
 
 # %% tags=["experiment"]
 if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
-    import ipywidgets
 
-    def picture(r):
+    @interact(r=IntSlider(10, min=1, max=256, continuous_update=False))
+    def show(r):
         title = f"r = {r} · error {relative_error(photo, r):.1%}"
-        return png(plots.one_picture(best_rank_r(photo, r), title))
-
-    slider = ipywidgets.IntSlider(10, 1, 256, description="rank r", continuous_update=False)
-    slider.layout.width = "420px"
-    image = ipywidgets.Image(value=picture(slider.value), width=420)
-    slider.observe(lambda change: setattr(image, "value", picture(change["new"])), "value")
-    display(ipywidgets.VBox([slider, image]))
+        return plots.one_picture(best_rank_r(photo, r), title)
 
 # %% [markdown]
 # ## What does a low rank cost?
@@ -347,19 +343,24 @@ def r90(W):
     return energy_rank(torch.linalg.svdvals(W), 0.9)
 
 
+def trained_and_random(rank, names, title):
+    """`rank` of each matrix and of a random one a kind: {"trained": by kind, "random": by kind}."""
+    trained = {n: rank(start[n].float()) for n in live.progress(names, title)}
+    random = {n: rank(torch.randn_like(start[n].float())) for n in names[:7]}  # of one block
+    return {"trained": by_kind(trained), "random": by_kind(random)}
+
+
 # %% tags=["experiment"]
 if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"]):
-    some = [n for n in start if int(n.split(".")[2]) % 5 == 0]
-    panels = {"rank for 90% of the energy": r90, "stable rank": stable_rank}
-    for label, rank_of in list(panels.items()):
-        trained = {n: rank_of(start[n].float()) for n in live.progress(some, label)}
-        random = {n: rank_of(torch.randn_like(start[n].float())) for n in some[:7]}
-        panels[label] = {"trained": by_kind(trained), "random": by_kind(random)}
-    typical = {name: middle(kinds) for name, kinds in panels["rank for 90% of the energy"].items()}
-    told = f"{typical['trained']:.0f} trained, {typical['random']:.0f} random"
-    display(plots.rank_strips(panels, f"Rank for 90% of the energy, median: {told}"))
-    kept = sorted(1 - relative_error(start[n].float(), 8) ** 2 for n in some)
-    print(f"rank 8 would keep {kept[len(kept) // 2]:.0%} of a matrix's energy (median)")
+    some = [n for n in start if int(n.split(".")[2]) % 5 == 0]  # every fifth block
+    energy_ranks = trained_and_random(r90, some, "rank for 90% of the energy")
+    stable_ranks = trained_and_random(stable_rank, some, "stable rank")
+    medians = [f"{middle(kinds):.0f} {name}" for name, kinds in energy_ranks.items()]
+    title = f"Rank for 90% of the energy, median: {', '.join(medians)}"
+    panels = {"rank for 90% of the energy": energy_ranks, "stable rank": stable_ranks}
+    display(plots.rank_strips(panels, title))
+    kept = [1 - relative_error(start[n].float(), 8) ** 2 for n in some]
+    print(f"rank 8 would keep {statistics.median(kept):.0%} of a matrix's energy (median)")
 
 # %% [markdown]
 # Each dot is a matrix, block by block from left to right; the dash is a random one. By energy,
@@ -500,9 +501,8 @@ guess_rank = lab.predict("How many directions hold 90% of an update's energy (me
 # %% tags=["experiment"]
 if lab.experiment("How many directions an update takes", 1, needs=["1.1", "1.2", "1.4", "1.5"]):
     update_r90 = by_kind({name: energy_rank(S, 0.9) for name, S in spectra.items()})
-    weights_r90 = panels["rank for 90% of the energy"]["trained"]
     title = f"90% of an update's energy takes rank {middle(update_r90):.0f} at the median"
-    both = {"update": update_r90, "weights": weights_r90}
+    both = {"update": update_r90, "weights": energy_ranks["trained"]}
     display(plots.rank_strips({"rank for 90% of the energy": both}, title, guess_rank))
     guess_rank.beside(middle(update_r90))
 

@@ -654,14 +654,14 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
     display(studies.overlaps(maps, f"{title}; by chance {chance:.2f}"))
 
 # %% [markdown]
-# A bright cell says that two runs use the same directions. Left, what the adapters read. The runs
+# A bright cell says that two runs use the same directions. First, what the adapters read. The runs
 # started from different random `A`, and in 24 steps `A` has not moved far, so they share little
 # more than chance.
 #
-# Middle, the directions into which they write. These are the work of `B`, which started at zero, so
-# all that is in it was learned. Right is the control: what `tickets` shares with `home` belongs to
-# the model, or to answering at all, and not to the task. Only what the middle has above the right
-# is a signal of the task. This is one layer, and one pair of seeds.
+# Second, the directions into which they write. These are the work of `B`, which started at zero, so
+# all that is in it was learned. The last panel is the control: what `tickets` shares with `home`
+# belongs to the model, or to answering at all, and not to the task. Only what the second has above
+# the last is a signal of the task. This is one layer, and one pair of seeds.
 #
 # The paper found its overlap, above .5 for the first direction, in `A`, in runs that were trained
 # to the end. Why not here? `A` gets no gradient while `B` is zero, and then few steps. One has to

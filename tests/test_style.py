@@ -7,7 +7,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from PIL import Image
 
-from labkit.plots import alt_text, figure, headed, png
+from labkit.plots import alt_text, figure, headed
 
 
 @pytest.fixture
@@ -47,9 +47,3 @@ def test_what_a_figure_says_is_its_title_else_those_of_its_axes():
     assert alt_text(fig) == "one; two"
     assert alt_text(headed(fig, "both  of them")) == "both of them"
     assert alt_text(Figure()) == ""
-
-
-def test_a_picture_of_a_widget_is_as_sharp(tmp_path):
-    fig, _ = figure(width=3, height=2)
-    (tmp_path / "a.png").write_bytes(png(fig))
-    assert Image.open(tmp_path / "a.png").size == (2 * 3 * fig.dpi, 2 * 2 * fig.dpi)

@@ -8,17 +8,22 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections import Counter
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
 import nbformat
 
-from labkit.course import claims, executed, masters, notebooks
+from labkit.course import claims, doctor, executed, masters, notebooks
 
+LIBRARIES = ("torch", "transformers", "peft", "trl")
 TEMPLATES = Path(__file__).parents[1] / "templates" / "book"
 OURS = ("index", "labs", "claims", "guides")
+GUIDES = ("learner", "troubleshooting", "words", "papers", "own-data", "memory", "gpu")
+GUIDES += ("instructor", "maintainer")
 CONF = {
     "extensions": ["myst_nb", "sphinx_copybutton", "labkit.course.sphinx"],
     "html_math_renderer": "mathml",
@@ -33,7 +38,7 @@ CONF = {
     "html_use_index": False,
     "html_domain_indices": False,
     "language": "en",
-    "myst_enable_extensions": ["dollarmath"],
+    "myst_enable_extensions": ["deflist", "dollarmath"],
     "myst_heading_anchors": 4,
     "nb_execution_mode": "off",
     "copybutton_exclude": ".linenos, .gp, .go",
@@ -41,7 +46,7 @@ CONF = {
 THEME = {
     "article_header_end": ["lab-links"],
     "secondary_sidebar_items": ["page-toc", "improve"],
-    "footer_start": [],
+    "footer_start": ["about"],
     "footer_end": [],
     "search_bar_text": "Search the book",
     "show_toc_level": 2,
@@ -80,10 +85,12 @@ def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], result
 def _texts(root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict]) -> dict[str, str]:
     """The pages beside the labs: the first, the table of this run, the claims, the guides."""
     found, went = claims.load(), {row["lab"]: row for row in rows}
-    guides = [_guide(path) for path in sorted((root / "docs").glob("*.md"))]
+    guides = [_guide(path) for path in sorted((root / "docs").glob("*.md"), key=_place)]
     known = {
         "labs": [_lab(stem, page, went.get(stem)) for stem, page in pages.items()],
         "rows": rows,
+        "cores": doctor.n_cores(),
+        "libraries": [f"{name} {version(name)}" for name in LIBRARIES],
         "claims": [(claim, _places(claim, pages)) for claim in found],
         "verdicts": Counter(claim.verdict for claim in found).most_common(),
         "guides": guides,
@@ -93,6 +100,11 @@ def _texts(root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict]
     texts = jinja2.Environment(loader=loader, autoescape=True, **options)
     made = {n: texts.get_template(f"{n}.md.j2").render(known) for n in OURS}
     return made | {guide["name"]: guide["text"] for guide in guides}
+
+
+def _place(path: Path) -> tuple[int, str]:
+    """Where a guide stands among the others: who learns comes first, who maintains last."""
+    return (GUIDES.index(path.stem) if path.stem in GUIDES else len(GUIDES), path.stem)
 
 
 def _guide(path: Path) -> dict:
@@ -128,7 +140,8 @@ def _sphinx(source: Path, out: Path, root: Path) -> str:
         "project": "LoRA Labs",
         "html_theme_options": THEME | {"icon_links": [ICON | {"url": repository}]},
         "html_context": {"default_mode": "auto", "colab": colab, "repository": repository}
-        | {"files": files, "version": f"v{project['version']}"},
+        | {"files": files, "version": f"v{project['version']}", "license": project["license"]}
+        | {"made": time.strftime("%Y-%m-%d")},
     }
     warnings = io.StringIO()
     with patch_docutils(), docutils_namespace():

@@ -3,6 +3,7 @@
 import difflib
 import json
 import tomllib
+import warnings
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -109,7 +110,9 @@ def _made(kind, fields, name):
     import transformers
 
     try:
-        return transformers.AutoConfig.for_model(kind, **fields)
+        with warnings.catch_warnings():  # of names that a published file still has
+            warnings.simplefilter("ignore")
+            return transformers.AutoConfig.for_model(kind, **fields)
     except Exception as error:  # dimensions that don't divide, fields of another kind
         raise LabError(f"{name}: {' '.join(str(error).split())[:200]}") from None
 

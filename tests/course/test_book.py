@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,20 @@ from labkit.course import book, claims, executed
 
 ROOT = Path(__file__).parents[2]
 LABS = sorted(path.stem for path in ROOT.glob("labs/*.py"))
+# numbers what a keyboard should reach, and says how many they are
+NUMBERED = """() => {
+  const all = [...document.querySelectorAll("a[href], button, input, summary, [tabindex]")];
+  const seen = all.filter(part => part.tabIndex >= 0 && !part.disabled &&
+                                  part.checkVisibility({visibilityProperty: true}));
+  seen.forEach((part, i) => part.dataset.place = i);
+  return seen.length;
+}"""
+# where the keyboard is: the number, and whether somebody sees it
+HERE = """() => {
+  const part = document.activeElement, style = getComputedStyle(part);
+  const ring = style.outlineStyle !== "none" || style.boxShadow !== "none";
+  return [part.dataset.place ?? "", ring];
+}"""
 OWN = {"index", "labs", "claims", "guides", "search"}
 
 
@@ -134,9 +149,18 @@ def test_the_first_page_has_a_picture_of_each_lab_that_ran(pages):
     assert "half < all" in pages["index.html"].text and "Not run here." in pages["index.html"].text
 
 
+def test_on_a_phone_the_table_of_the_run_is_as_wide_as_the_page(built, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((built[0] / "labs.html").as_uri())
+    boxes = [cell.bounding_box() for cell in page.locator("td").all()]
+    assert len(boxes) > len(LABS) and all(box["x"] + box["width"] <= 390 for box in boxes)
+    page.close()
+
+
 def test_the_table_of_the_run_says_how_each_lab_went(pages):
     text = " ".join(pages["labs.html"].text.split())
     assert "ValueError: no <rank>" in text and "2 labs run 120 6 of 8" in text
+    assert f"with torch {version('torch')}, transformers" in text
     assert text.count("not run") == len(LABS) - 2
 
 
@@ -207,6 +231,12 @@ def test_a_page_leads_to_its_source_and_to_a_report(pages):
         assert any("/issues/new?title=" in link for link in links)
 
 
+def test_each_page_says_its_version_its_licence_and_its_day(pages):
+    for page in pages.values():
+        text = " ".join(page.text.split())
+        assert re.search(r"LoRA Labs v[\d.]+, Apache-2\.0 ?\. This book was made on 20\d\d-", text)
+
+
 def formulas(path):
     """`(block, "")` or `("", inline)` for each formula of a notebook."""
     cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
@@ -250,6 +280,39 @@ def test_every_paper_that_is_named_has_a_row():
 
 def test_axe_finds_nothing_serious_and_nothing_is_fetched(built, pages, judged_by_axe):
     assert judged_by_axe(built[0], sorted(pages)) == []
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1440, "light"), (390, "dark")])
+@pytest.mark.parametrize("name", ["index", "01_svd", "labs"])
+def test_tab_alone_reaches_everything_and_one_sees_where_it_is(built, browser, name, width, theme):
+    size = {"width": width, "height": 900}
+    page = browser.new_page(viewport=size, color_scheme=theme, reduced_motion="reduce")
+    page.goto((built[0] / f"{name}.html").as_uri())
+    n, reached = page.evaluate(NUMBERED), {}
+    for _ in range(n + 3):
+        page.keyboard.press("Tab")
+        place, ring = page.evaluate(HERE)
+        reached[place] = ring
+    assert n > 10 and {str(i) for i in range(n)} <= reached.keys()
+    assert all(ring for place, ring in reached.items() if place)
+    page.close()
+
+
+def test_on_a_phone_a_keyboard_opens_the_menu_and_leaves_it(built, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, reduced_motion="reduce")
+    page.goto((built[0] / "01_svd.html").as_uri())
+    for _ in range(2):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    menu = page.locator("dialog[open]")
+    menu.wait_for()
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.closest('dialog[open]') !== null")
+    page.keyboard.press("Escape")
+    menu.wait_for(state="hidden")
+    assert page.evaluate("document.activeElement.matches('button.primary-toggle')")
+    page.close()
 
 
 def test_on_a_phone_a_picture_keeps_its_letters_and_answers_wrap(built, browser):

@@ -27,6 +27,13 @@ def test_it_clones_what_pyproject_names():
     assert f"git clone {urls['Repository']} && cd lora-labs\nmake lab " in TEXT
 
 
+def test_who_cites_it_names_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    cited = dict(re.findall(r"(?m)^([a-z-]+): (.+)$", (ROOT / "CITATION.cff").read_text("utf-8")))
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert cited["repository-code"] == project["urls"]["Repository"]
+
+
 def test_colab_opens_lab_1_as_its_own_badge_does():
     (address,) = re.findall(r"\[lab 1 in Colab\]\((.*?)\)", TEXT)
     assert f"]({address})" in (ROOT / "notebooks" / f"{STEMS[0]}.ipynb").read_text("utf-8")

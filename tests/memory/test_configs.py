@@ -66,6 +66,16 @@ def test_a_type_that_transformers_has_not_is_taken_by_the_architecture_it_names(
     assert found.taken_for == "deepseek_v3"
 
 
+def test_a_field_of_an_older_name_is_read_without_a_word(tmp_path, recwarn):
+    """Kimi-Linear as published: `rope_scaling`, and a table of which layers are which."""
+    layers = {"kda_layers": [1, 2, 3], "full_attn_layers": [4], "head_dim": 8, "num_heads": 2}
+    fields = {"hidden_size": 16, "num_hidden_layers": 4, "num_experts": 4, "rope_scaling": None}
+    fields |= {"architectures": ["KimiLinearForCausalLM"], "linear_attn_config": layers}
+    found = configs.find(put(tmp_path, model_type="kimi_linear", **fields))
+    assert [kind for kind in found.layer_types if "linear" not in kind] == found.layer_types[-1:]
+    assert not recwarn.list
+
+
 def test_a_type_whose_layers_are_others_is_taken_by_the_architecture(tmp_path):
     """MiniMax-M2 as it was published: the type is that of MiniMax-01."""
     dims = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -47,7 +47,8 @@ def _given(row, name, id, points, why):
     if row is None:
         raise LabError(f"no submission is called {name!r}")
     if old is None:
-        raise LabError(f"{name} has no exercise {id!r}: {row.told}")
+        known = ", ".join(exercise.id for exercise in row.exercises)
+        raise LabError(f"{name} has no exercise {id!r}: {known or row.told}")
     if new is None or not 0 <= new <= old.points:
         raise LabError(f"{points!r} is no number from 0 to {old.points:g}")
     new = int(new) if new == int(new) else new

@@ -56,15 +56,15 @@ def rate_curves(panels, title):
     `panels` maps a rule to {rank: frame with learning_rate, mean, low, high}. Error bars span the
     seeds, from the lowest to the highest.
     """
-    fig, axes = figure(len(panels), width=3.3 * len(panels), height=3.5, sharey=True)
+    fig, axes = figure(len(panels), width=2.6 * len(panels), height=3.5, sharey=True)
     for ax, (rule, lines) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         for (rank, frame), colour, marker in zip(lines.items(), PALETTE, MARKERS, strict=False):
             _with_bars(ax, frame, colour, marker, f"r={rank}")
         ax.set(xscale="log", yscale="log", xlabel="learning rate")
         ax.set_title(rule, fontsize=11)
-        ax.legend()
     first = np.atleast_1d(axes)[0]
     first.set_ylabel("held-out loss")
+    first.legend()
     _plain_ticks(first)
     return headed(fig, title)
 

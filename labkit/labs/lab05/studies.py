@@ -31,16 +31,20 @@ def _cycle(n):
 
 
 def overlaps(panels, title):
-    """Heatmaps of subspace similarity; `panels` maps a title to a frame, index i and columns j."""
-    fig, axes = figure(len(panels), width=3.5 * len(panels), height=3.5)
-    for ax, (name, frame) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+    """Heatmaps of subspace similarity, one below the other over the same j.
+
+    `panels` maps a title to a frame, index i and columns j.
+    """
+    n = len(panels)
+    fig, axes = figure(width=5.6, height=1.2 + 1.9 * n, n_rows=n, sharex=True, squeeze=False)
+    for (ax,), (name, frame) in zip(axes, panels.items(), strict=True):
         image = ax.imshow(frame, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
         ax.set_xticks(range(len(frame.columns)), frame.columns)
         ax.set_yticks(range(len(frame)), frame.index)
-        ax.set(xlabel="j, directions of r=64")
+        ax.set_ylabel("i, of r=8")
         ax.set_title(name, fontsize=11)
         ax.grid(visible=False)
-    np.atleast_1d(axes)[0].set_ylabel("i, directions of r=8")
+    ax.set_xlabel("j, directions of r=64")
     fig.colorbar(image, ax=axes, label="similarity")
     return headed(fig, title)
 

@@ -65,7 +65,7 @@ def files(made, exact, guess):
 
     `made` maps a kind to (MB, KL in nats a token, share right), `exact` is the share before.
     """
-    fig, axes = figure(3, width=10.5, height=1.4 + 0.42 * len(made))
+    fig, axes = figure(3, height=1.7 + 0.42 * len(made))
     names = list(made)[::-1]
     sizes, gaps, rights = (np.array([made[name][k] for name in names]) for k in range(3))
     size, gap, right = axes
@@ -77,12 +77,13 @@ def files(made, exact, guess):
     gap.plot(shown, names, "o", color=PALETTE[1], ms=8)
     for name, value in zip(names, shown, strict=True):
         gap.annotate(f"{value:.1g}", (value, name), (9, 0), textcoords="offset points", va="center")
-    gap.set(xscale="log", xlabel="KL, nats a token (log)", xlim=(shown.min() / 4, shown.max() * 40))
+    gap.set(xscale="log", xlabel="KL, nats a token\n(log)")
+    gap.set_xlim(shown.min() / 10, shown.max() * 1000)  # room for the numbers
     right.barh(names, 100 * rights, color=PALETTE[2], height=0.55)
     for name, value in zip(names, 100 * rights, strict=True):
         right.text(value + 3, name, f"{value:.0f}", va="center", color=INK, bbox=BEHIND)
     right.axvline(100 * exact, color=INK, ls=":", lw=1.2, zorder=1)
-    right.set(xlabel="right, % (dots: as trained)", xlim=(0, 115))
+    right.set(xlabel="right, %\n(dots: as trained)", xlim=(0, 125))
     for ax in (gap, right):
         ax.set_yticks(range(len(names)), [""] * len(names))
     for ax in axes:
@@ -91,7 +92,7 @@ def files(made, exact, guess):
     smallest = min(made, key=lambda name: made[name][0])
     shrunk = made["bf16"][0] / made[smallest][0]
     told = f"{smallest}: {shrunk:.1f} times smaller than bf16, KL {made[smallest][1]:.1g}"
-    told += f", right {100 * made[smallest][2]:.0f}% (as trained {100 * exact:.0f}%)"
+    told += f",\nright {100 * made[smallest][2]:.0f}% (as trained {100 * exact:.0f}%)"
     headed(fig, told)
     guess.draw(right, "x")
     return fig

@@ -247,6 +247,9 @@ def test_axe_finds_nothing_serious_and_a_keyboard_sorts(tmp_path, judged_by_axe,
     assert shown == sorted(shown) and len(set(shown)) > 2
     page.locator(".who th", has_text="Points").press(" ")
     assert [float(text) for text in points.all_inner_texts()] == shown[::-1]
+    page.set_viewport_size({"width": 390, "height": 844})  # what the class was told needs no scroll
+    told = page.locator(".scroll", has=page.locator(".exercises")).first
+    assert told.evaluate("box => box.scrollWidth <= box.clientWidth")
     page.close()
 
 
