@@ -94,7 +94,7 @@ def _expect(group_advantages, what, rewards, eps):
     expect_shape(got, rewards.shape, call)
     same = (rewards == rewards[:, :1]).all(1)
     if same.any() and not (got[same].abs() < 1e-3).all():  # NaN is not less, either
-        raise CheckFailed(f"{call}: {EQUAL}")
+        raise CheckFailed(f"{call}: {EQUAL}", bare=bool(torch.isfinite(got).all()))
     if not torch.isfinite(got).all():
         raise CheckFailed(f"{call} holds NaN or infinity: divide by the deviation plus eps")
     eps = 1e-4 if eps is None else eps
@@ -135,6 +135,9 @@ def _slips(rows, eps):
     mean, std = rows.mean(1, keepdim=True), rows.std(1, keepdim=True)
     return {
         "brackets are missing: (rewards - mean) / (deviation + eps)": rows - mean / (std + eps),
+        "the rewards are divided, and then the mean is taken away: first the mean, then divide": (
+            rows / (std + eps) - mean
+        ),
         "brackets are missing: eps is added to the deviation, not to the result": (
             (rows - mean) / std + eps
         ),
