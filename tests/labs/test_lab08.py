@@ -118,6 +118,11 @@ def rolled(logits, labels):
 
 
 WRONG_LOGPROBS = [
+    (logprob(logp=lambda x: x.log_softmax(0)), "taken over the sequences"),
+    (
+        logprob(total=lambda x, m: (-(x * m).sum(1) / m.sum(1).clamp(min=1)).exp()),
+        "that is the perplexity",
+    ),
     (lambda x, y: sequence_logprob(x, y) / len(y), "a sequence alone has another number"),
     (logprob(total=lambda x, m: (x * m).sum(1) / m.sum(1).clamp(min=1) ** 0.5), "by its length"),
     (rolled, "roll brings the first label round"),
@@ -161,7 +166,7 @@ WRONG_LOGPROBS = [
     ),
     (logprob(total=lambda x, m: torch.where(m, x.exp(), 1.0).prod(1)), "that is the probability"),
     (lambda x, y: (x[:, :-1].log_softmax(-1).amax(-1) * (y[:, 1:] >= 0)).sum(1), "the likeliest"),
-    (logprob(logp=lambda x: (x / 4).log_softmax(-1)), "log 1/4 + log 3/4"),
+    (logprob(logp=lambda x: (x / 4).log_softmax(-1)), "no temperature is asked for"),
     (in_place, "changes its input labels"),
     (lambda x, y: None, "is `return` missing?"),
     (lambda x, y: sequence_logprob(x, y).tolist(), "gave a list"),
@@ -637,7 +642,13 @@ def advantages_in_place(rewards, eps=1e-4):
     return rewards / (rewards.std(1, keepdim=True) + eps)
 
 
+def ranked(rewards, eps=1e-4):
+    return group_advantages(rewards.argsort(1).argsort(1).float(), eps)
+
+
 WRONG_ADVANTAGES = [
+    (ranked, "ranks stand in the place of the rewards"),
+    (lambda r, eps=1e-4: group_advantages(r, eps).abs(), "the signs are lost"),
     (lambda r, eps=1e-4: r / (std(r) + eps) - r.mean(1, keepdim=True), "first the mean, then"),
     (lambda r, eps=1e-4: r.softmax(1), "add up to 1, wanted 0"),
     (lambda r, eps=1e-4: group_advantages(r, eps).clamp(min=0), "below zero are cut off"),
@@ -806,7 +817,10 @@ def twice_clipped(r, a, c):
 WRONG_LOSSES = [
     (grpo_with_kl, "something is added to it, such as a KL"),
     (clipping(twice_clipped), "at 4 it is -3, wanted -4"),
-    (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 + c, 1 - c) * a)), "in the wrong order"),
+    (
+        clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 + c, 1 - c) * a)),
+        "the bounds change places",
+    ),
     (clipping(lambda r, a, c: torch.min(r * a, r.clamp(c, 1 / c) * a)), "clip itself is the bound"),
     (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1.0) * a)), "at 1.1 it is 1"),
     (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1 + c) * a).clamp(-1.5)), "at 1.6"),
@@ -1005,7 +1019,16 @@ def by_eval(text):
     return data if isinstance(data, dict) else None
 
 
+def mostly_intent(answer, wanted):
+    """The intent is worth half, so that all keys with it earn more than a half without it."""
+    said, goal = read(answer), json.loads(wanted)
+    if said is None:
+        return 0.0
+    return 0.5 * same(said.get("intent"), goal["intent"]) + 0.5 * reward(answer, wanted)
+
+
 WRONG_REWARDS = [
+    (mostly_intent, "naming every key pays"),
     (lambda answer, wanted: float(answer == wanted), "compare what json.loads gives"),
     (lambda answer, wanted: float(read(answer) == json.loads(wanted)), "part of the way"),
     (lambda answer, wanted: answer == wanted, "gave a bool"),

@@ -50,7 +50,12 @@ def as_logprobs(run, call):
     told = "logits that are all 1 higher give another number: they have to be normalised"
     expect(close(run(logits + 1, labels), base, 1e-3), f"{call}: {told}")
     ids = torch.tensor([[-100, -100, k] for k in range(4)])
-    total = run(logits[:1, :3].expand(4, 3, 4), ids).exp().sum().item()
+    each, z = run(logits[:1, :3].expand(4, 3, 4), ids), logits[0, 1]
+    slope = ((each - each[0])[1:] / (z - z[0])[1:]).tolist()
+    even = max(slope) - min(slope) < 1e-3
+    told = f"the logits count {slope[0]:.3g} times: no temperature is asked for"
+    expect(not even or abs(slope[0] - 1) < 1e-3, f"{call}: {told}")
+    total = each.exp().sum().item()
     told = f"the probabilities of all tokens at one place add up to {total:.3g}, wanted 1"
     expect(abs(total - 1) < 1e-3, f"{call}: {told}")
 

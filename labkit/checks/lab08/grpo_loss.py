@@ -207,12 +207,8 @@ def _clips(clip):
         "the sides are swapped: 1 + clip is for A > 0": (
             lambda r, a: torch.where(a > 0, r.clamp(min=low), r.clamp(max=high)) * a
         ),
-        "the bounds are in the wrong order: from 1 - clip to 1 + clip": smaller(
-            lambda r: r.clamp(high, low)
-        ),
-        "clip itself is the bound, and 1 / clip: from 1 - clip to 1 + clip": smaller(
-            lambda r: r.clamp(clip, 1 / clip)
-        ),
+        "the bounds change places: 1 - clip, 1 + clip": smaller(lambda r: r.clamp(high, low)),
+        "clip itself is the bound: it is 1 - clip": smaller(lambda r: r.clamp(clip, 1 / clip)),
         "the ratio is clipped to ±clip: the bounds are 1 - clip and 1 + clip": smaller(
             lambda r: r.clamp(-clip, clip)
         ),
