@@ -276,7 +276,23 @@ def _cut_on_the_left(rows, tokenizer, max_length):
     return told | {key: whole[key] for key in ("trains_on_nothing", "no_end")}
 
 
+def _len_of_fields(tokenizer, messages, **more):
+    """The dict of ids and mask, taken for the ids."""
+    return tokenizer.apply_chat_template(messages, **more)
+
+
+def _ends_with_a_cut(rows, tokenizer, max_length):
+    """A row that is cut to nothing is not called truncated."""
+    told, whole = audit(rows, tokenizer, max_length), 0
+    for row in rows:
+        one = audit([row], tokenizer, max_length)
+        whole += one["truncated"] and not one["trains_on_nothing"]
+    return told | {"truncated": whole}
+
+
 AUDITS = [
+    (_audit(ids_of=_len_of_fields), "counts its fields"),
+    (_ends_with_a_cut, "counts in trains_on_nothing is looked at no further"),
     (_one_fault_a_row, "a row may have several faults"),
     (_audit(ids_of=_answer_by_itself), "render the whole conversation"),
     (_cut_on_the_left, "cut on the right"),
@@ -308,7 +324,7 @@ AUDITS = [
     (_audit(good=lambda ms: True), ("cannot be rendered", "last message")),
     (_audit(good=_known_roles), "cannot be rendered"),
     (_audit(good=_no_system), "a system message may come first"),
-    (_audit(good=_one_turn), "may take several turns"),
+    (_audit(good=_one_turn), '7.1 audit: audit of clean rows: "bad_roles" gave 1'),
     (_audit(good=_even_when_empty), "cannot be rendered"),
     (_all_of_a_kind, "the first of several equal rows is no duplicate"),
     (_groups_alike, "three equal rows have two"),
@@ -523,8 +539,33 @@ def _by_all_before(row):
     return folded(" ".join(m["content"] for m in row["messages"][:-1] if m["role"] != "system"))
 
 
+def _by_last_turn(rows, share, seed):
+    """Prompts by the last thing that the user says, and small groups first to fill the share."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[folded(row["messages"][-2]["content"])].append(row)
+    order, room, test = sorted(groups), share * len(rows), []
+    random.Random(seed).shuffle(order)
+    for prompt in order:
+        if len(test) + len(groups[prompt]) <= room:
+            test += groups.pop(prompt)
+    return [row for some in groups.values() for row in some], test
+
+
+def _groups_whole(rows, share, seed):
+    groups = defaultdict(list)
+    for row in rows:
+        groups[prompt_of(row)].append(row)
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    n = round(share * len(order))
+    return [groups[prompt] for prompt in order[n:]], [groups[prompt] for prompt in order[:n]]
+
+
 SPLITS = [
-    (_split(key=_by_opening), "that begin alike are on one side"),
+    (_by_last_turn, "that all end alike"),
+    (_groups_whole, "extend() by a group"),
+    (_split(key=_by_opening), "that all begin alike"),
     (_split(key=_by_all_before), "what was answered before does not count"),
     (_first_of_each, "one row of each prompt is left"),
     (
@@ -559,7 +600,7 @@ SPLITS = [
     (lambda rows, share, seed: split(rows, share, 0), "give the same test rows"),
     (lambda rows, share, seed: split(rows[:-3], share, seed), "on neither side"),
     (lambda rows, share, seed: None, "wanted two lists"),
-    (lambda rows, share, seed: (rows, []), "a side is empty"),
+    (lambda rows, share, seed: (rows, []), "the test side is empty"),
 ]
 
 # --- 7.3 -----------------------------------------------------------------------------------
@@ -617,7 +658,12 @@ def _first_head_alone(w, n_heads):
     return out
 
 
+def _order_alone(w, n_heads):
+    return rotary_rows(torch.arange(len(w))[:, None], n_heads)[:, 0]
+
+
 ROWS = [
+    (_order_alone, "that is the order of the rows"),
     (lambda w, n: w.reshape(n, 2, -1, w.shape[1]).transpose(1, 2), "together again"),
     (lambda w, n: w.reshape(n, 2, -1).transpose(1, 2).reshape(w.shape), "counted as places"),
     (lambda w, n: w, "nothing moves"),
@@ -772,6 +818,7 @@ def _q8_added(w):
 
 
 EIGHTS = [
+    (_q8(rounded=lambda x: x.sign() * x.abs().ceil()), "away from 0, whatever the fraction"),
     (_q8_added, "a block of zeros has scale 1e-05"),
     (_q8(rounded=lambda x: half_away(x).abs()), "the sign is lost"),
     (_q8(blocks=lambda w: w.half().float().reshape(-1, 32)), "weights themselves are rounded"),
@@ -945,6 +992,10 @@ BATCHES = [
     (_batched(scaled=lambda s, i: 1 / s[i]), "the scaling divides"),
     (_batched(scaled=lambda s, i: s[i] ** 2), "squared"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, 0 * i), "first adapter"),
+    (
+        lambda x, A, B, s, i: batched_lora(x, A, B, s, torch.where(i < 0, i, i[0] % 4)),
+        "the first row's adapter",
+    ),
     (lambda x, A, B, s, i: batched_lora(x, A[:1].expand_as(A), B, s, i), "A is the first"),
     (lambda x, A, B, s, i: batched_lora(x, A, B[:1].expand_as(B), s, i), "B is the first"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s.sqrt(), i), "the root of the scaling"),
@@ -1230,6 +1281,13 @@ def _swap_and_merge(model, adapter_name):
     return cost
 
 
+def _alone_in_the_model(model, adapter_name):
+    told = swap_cost(model, adapter_name)
+    for name in set(model.peft_config) - {adapter_name}:
+        model.delete_adapter(name)
+    return told
+
+
 def _everything_trains(model, adapter_name):
     cost = swap_cost(model, adapter_name)
     model.requires_grad_(True)
@@ -1279,6 +1337,7 @@ SWAPS = [
     ),
     (_swap_on_a_copy, "copies the whole model"),
     (_swap_and_eval, "changes more than the adapter: its training mode"),
+    (_alone_in_the_model, "tickets taken out of the model"),
     (_milliseconds_and_numbers, "milliseconds"),
     (_milliseconds_and_numbers, "numbers, not bytes"),
     (_cost(lambda t, n: sum(p.nbytes for k, p in t.items() if f"{n}." in k)), "names end so"),
@@ -1496,7 +1555,12 @@ def _left_to_the_model(model, prompts, adapter_names):
     return _cut(model, out, batch["input_ids"].shape[1])
 
 
+def _first_lines(model, prompts, adapter_names):
+    return [text.split("\n")[0] for text in route(model, prompts, adapter_names)]
+
+
 ROUTES = [
+    (_first_lines, "only the first line of an answer is left"),
     (_left_to_the_model, "has to be told do_sample=False"),
     (_with_roles, "add nothing to them"),
     (_masked_elsewhere, "hides the other side"),

@@ -118,6 +118,11 @@ def rolled(logits, labels):
 
 
 WRONG_LOGPROBS = [
+    (logprob(logp=lambda x: x.log_softmax(0)), "taken over the sequences"),
+    (
+        logprob(total=lambda x, m: (-(x * m).sum(1) / m.sum(1).clamp(min=1)).exp()),
+        "that is the perplexity",
+    ),
     (lambda x, y: sequence_logprob(x, y) / len(y), "a sequence alone has another number"),
     (logprob(total=lambda x, m: (x * m).sum(1) / m.sum(1).clamp(min=1) ** 0.5), "by its length"),
     (rolled, "roll brings the first label round"),
@@ -161,7 +166,7 @@ WRONG_LOGPROBS = [
     ),
     (logprob(total=lambda x, m: torch.where(m, x.exp(), 1.0).prod(1)), "that is the probability"),
     (lambda x, y: (x[:, :-1].log_softmax(-1).amax(-1) * (y[:, 1:] >= 0)).sum(1), "the likeliest"),
-    (logprob(logp=lambda x: (x / 4).log_softmax(-1)), "log 1/4 + log 3/4"),
+    (logprob(logp=lambda x: (x / 4).log_softmax(-1)), "no temperature is asked for"),
     (in_place, "changes its input labels"),
     (lambda x, y: None, "is `return` missing?"),
     (lambda x, y: sequence_logprob(x, y).tolist(), "gave a list"),
@@ -248,7 +253,14 @@ def smoothed(*given):
     return -(0.9 * F.logsigmoid(x) + 0.1 * F.logsigmoid(-x)).mean()
 
 
+def each_by_itself(pc, pr, rc, rr, beta):
+    """As KTO does, without its pairs."""
+    good, bad = F.logsigmoid(beta * (pc - rc)), F.logsigmoid(-beta * (pr - rr))
+    return -(good + bad).mean() / 2
+
+
 WRONG_DPO = [
+    (each_by_itself, "each answer has a sigmoid of its own"),
     (smoothed, "0.1 times the margin is added to the loss"),
     (lambda *given: -F.logsigmoid(margins(*given) - 1).mean(), "plus -1"),
     (lambda *given: -F.logsigmoid(margins(*given)).min(), "alone have"),
@@ -523,7 +535,17 @@ def default_again(model, batch):
     return told
 
 
+def by_loss_alone(model, batch):
+    return by_own_loss(model, batch)[0]
+
+
+def root_alone(model, mode):
+    model.training = mode
+
+
 WRONG_REFERENCES = [
+    (by_loss_alone, "the model's own loss is a mean over the whole batch"),
+    (reference(after=root_alone), "the model's parts are in another mode"),
     (by_own_loss, "a mean over the whole batch"),
     (default_again, "an adapter may have any name"),
     (reference(off=nothing), "that is the model with its adapter"),
@@ -547,7 +569,7 @@ WRONG_REFERENCES = [
     (reference(run=lambda model, batch: model(batch["input_ids"]).logits), "attention_mask"),
     (reference(made=lambda x, b: sequence_logprob(x, b["input_ids"])), "counted: pass batch"),
     (reference(made=lambda x, b: -sequence_logprob(x, b["labels"])), "the sign is turned"),
-    (reference(made=lambda x, b: sequence_logprob(x, b["labels"]).sum()), "shape"),
+    (reference(made=lambda x, b: sequence_logprob(x, b["labels"]).sum()), "gave one number"),
     (reference(made=lambda x, b: x.log_softmax(-1)), "wanted"),
     (reference(made=lambda x, b: None), "is `return` missing?"),
     (popped, "changes its input batch"),
@@ -620,11 +642,19 @@ def advantages_in_place(rewards, eps=1e-4):
     return rewards / (rewards.std(1, keepdim=True) + eps)
 
 
+def ranked(rewards, eps=1e-4):
+    return group_advantages(rewards.argsort(1).argsort(1).float(), eps)
+
+
 WRONG_ADVANTAGES = [
+    (ranked, "ranks stand in the place of the rewards"),
+    (lambda r, eps=1e-4: group_advantages(r, eps).abs(), "the signs are lost"),
+    (lambda r, eps=1e-4: r / (std(r) + eps) - r.mean(1, keepdim=True), "first the mean, then"),
+    (lambda r, eps=1e-4: r.softmax(1), "add up to 1, wanted 0"),
     (lambda r, eps=1e-4: group_advantages(r, eps).clamp(min=0), "below zero are cut off"),
     (lambda r, eps=1e-4: group_advantages(r, eps).tanh(), "not in proportion"),
     (lambda r, eps=1e-4: r.softmax(1) - 1 / r.shape[1], "ten times as large"),
-    (lambda r, eps=1e-4: (r - r.cumsum(1) / 3) / (r.std(1, keepdim=True) + eps), "gives zeros"),
+    (lambda r, eps=1e-4: (r - r.cumsum(1) / 3) / (r.std(1, keepdim=True) + eps), "add up to"),
     (spread(lambda x, eps: std(x)), "eps is not added"),
     (spread(lambda x, eps: std(x, correction=0) + eps), "wanted n - 1"),
     (spread(lambda x, eps: std(x, unbiased=False) + eps), "wanted n - 1"),
@@ -652,13 +682,13 @@ WRONG_ADVANTAGES = [
     ),
     (lambda x, eps=1e-4: -group_advantages(x, eps), "the sign is turned round"),
     (lambda x, eps=1e-4: group_advantages(x, eps).flatten(), "is flat"),
-    (lambda x, eps=1e-4: group_advantages(x, eps).softmax(1), "gives zeros"),
+    (lambda x, eps=1e-4: group_advantages(x, eps).softmax(1), "add up to 1, wanted 0"),
     (lambda x, eps=1e-4: group_advantages(x, eps).clamp(-1, 1), "not in proportion"),
     (
         lambda x, eps=1e-4: (x - x.mean(1, keepdim=True)) / std(x) + eps,
         "brackets are missing",
     ),
-    (lambda x, eps=1e-4: x.argsort(1).argsort(1).float(), "gives zeros"),
+    (lambda x, eps=1e-4: x.argsort(1).argsort(1).float(), "add up to"),
     (lambda x: group_advantages(x), "positional argument"),
     (lambda x, eps=1e-4: x - x.mean(1, keepdim=True) / (std(x) + eps), "brackets are missing"),
     (lambda x, eps=1e-4: (x - x.mean(1, keepdim=True)).sign(), "the sign alone"),
@@ -772,7 +802,26 @@ def objective(new, old, gain, clip=0.2):
     return torch.min(ratio * gain[:, None], ratio.clamp(1 - clip, 1 + clip) * gain[:, None])
 
 
+def grpo_with_kl(logp, old_logp, advantages, mask, clip=0.2):
+    gap = old_logp - logp
+    kl = ((gap.exp() - 1 - gap) * mask).sum() / mask.sum()
+    return grpo_loss(logp, old_logp, advantages, mask, clip) + 0.04 * kl
+
+
+def twice_clipped(r, a, c):
+    """A bad answer held at 3 A, as some codes of PPO have it."""
+    held = torch.min(r * a, r.clamp(1 - c, 1 + c) * a)
+    return torch.where(a < 0, torch.max(held, 3 * a), held)
+
+
 WRONG_LOSSES = [
+    (grpo_with_kl, "something is added to it, such as a KL"),
+    (clipping(twice_clipped), "at 4 it is -3, wanted -4"),
+    (
+        clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 + c, 1 - c) * a)),
+        "the bounds change places",
+    ),
+    (clipping(lambda r, a, c: torch.min(r * a, r.clamp(c, 1 / c) * a)), "clip itself is the bound"),
     (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1.0) * a)), "at 1.1 it is 1"),
     (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1 + c) * a).clamp(-1.5)), "at 1.6"),
     (
@@ -970,7 +1019,16 @@ def by_eval(text):
     return data if isinstance(data, dict) else None
 
 
+def mostly_intent(answer, wanted):
+    """The intent is worth half, so that all keys with it earn more than a half without it."""
+    said, goal = read(answer), json.loads(wanted)
+    if said is None:
+        return 0.0
+    return 0.5 * same(said.get("intent"), goal["intent"]) + 0.5 * reward(answer, wanted)
+
+
 WRONG_REWARDS = [
+    (mostly_intent, "naming every key pays"),
     (lambda answer, wanted: float(answer == wanted), "compare what json.loads gives"),
     (lambda answer, wanted: float(read(answer) == json.loads(wanted)), "part of the way"),
     (lambda answer, wanted: answer == wanted, "gave a bool"),

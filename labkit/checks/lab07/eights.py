@@ -214,6 +214,9 @@ def _code_guesses(w, wanted, exact, fine, rough, tied):
             (exact + 0.5).floor()
         ),
         HALVES if tied else "it cuts the fraction off: round": exact.trunc(),
+        "it rounds away from 0, whatever the fraction: round to the nearest": (
+            exact.sign() * exact.abs().ceil()
+        ),
         "it rounds down: round to the nearest": exact.floor(),
         "it rounds up: round to the nearest": exact.ceil(),
         "the codes are those of a scale over 128": away(exact * 128 / 127).clamp(-128, 127),

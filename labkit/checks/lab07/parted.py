@@ -17,7 +17,11 @@ SPLIT = {
     "larger than population": "share is the part of the rows that goes to the test side",
 }
 PROMPT = 'two rows have one prompt if their user says the same: " ".join(text.casefold().split())'
-BEFORE = "good morning"  # what an earlier turn says, in words that no question has
+BEFORE, AFTER = "good morning", "thank you"  # what other turns say, in words of no question
+ALIKE = {  # how rows of many prompts are alike
+    "begin": lambda row: asked(row)[0] == BEFORE,
+    "end": lambda row: asked(row)[-1] == AFTER,
+}
 
 
 def asked(row):
@@ -40,21 +44,23 @@ def variants(question, rng):
 
 
 def rows_of(rng, n=96):
-    """Different rows of n prompts, one to six rows each; some have a system or an earlier turn.
+    """Different rows of n prompts, one to six rows each; some have a system message or two turns.
 
-    All earlier turns ask the same, and are answered in two ways.
+    All that begin so, or end so, have that turn in common; it is answered in two ways.
     """
     rows, seen = [], set()
     while len(seen) < n:
-        question, earlier = tiny.words(rng, 3, 6), len(seen) % 3 == 0
+        question, kind = tiny.words(rng, 3, 6), len(seen) % 3
         if question in seen:
             continue
         seen.add(question)
         size = (1, 1, 1, 2, 2, 3, 6)[draw(0, 6, rng)]
         for k, text in enumerate(variants(question, rng)[:size]):
-            turns = [("user", text), ("assistant", f"{tiny.words(rng, 2)} {len(rows)}")]
-            before = [("user", BEFORE), ("assistant", ("Hello.", "Yes?")[k % 3 == 2])]
-            turns = [("system", "Home.")] * (k % 2) + before * earlier + turns
+            said = {0: [BEFORE, text], 1: [text, AFTER], 2: [text]}[kind]
+            turns = [("system", "Home.")] * (k % 2)
+            for one in said[:-1]:
+                turns += [("user", one), ("assistant", ("Hello.", "Yes?")[k % 3 == 2])]
+            turns += [("user", said[-1]), ("assistant", f"{tiny.words(rng, 2)} {len(rows)}")]
             rows.append({"messages": [{"role": r, "content": c} for r, c in turns]})
     order = torch.randperm(len(rows), generator=rng).tolist()
     return [rows[i] for i in order]
@@ -68,6 +74,8 @@ def expect_split(split, rng):
     with part():
         _expect_apart(first, call)
     with part():
+        if all(first):
+            _expect_alike(split, rows)
         _expect_share(split, rows)
     with part():
         _expect_same(split, rows, first, rng)
@@ -83,6 +91,10 @@ def _sides(split, rows, share, seed, call, salt=""):
     got = ask(call, probes.divided, split, rows, share, seed, salt, hint=SPLIT)
     kind, sides = got["kind"], got["sides"]
     expect(sides is not None, f"{call} gave {kind}, wanted two lists of rows, (train, test)")
+    parts = [part for side in sides for part in side if isinstance(part, list)]
+    whole = any(isinstance(row, dict) and "messages" in row for part in parts for row in part)
+    told = f"{call}: the sides hold lists of rows, and not the rows"
+    expect(not whole, f"{told}: extend() by a group, where append() puts it in as one")
     both, wanted = _bag(sides[0] + sides[1]), _bag(rows)
     lost, new = (wanted - both).total(), (both - wanted).total()
     if lost and not new:
@@ -105,7 +117,8 @@ def _bag(rows):
 
 def _expect_apart(sides, call):
     train, test = ({asked(row) for row in side} for side in sides)
-    expect(train and test, f"{call}: a side is empty")
+    expect(train, f"{call}: the training side is empty")
+    expect(test, f"{call}: the test side is empty")
     shared = train & test
     hint = "a group is cut in two: one that does not fit in half goes to one side whole"
     if len(shared) > 1:
@@ -130,10 +143,20 @@ def _parted_by(train, test):
     return "; ".join(alone or min(differ, key=len))
 
 
+def _expect_alike(split, rows):
+    """A file of rows that all begin alike, or end alike, has two sides like any other."""
+    for how, of in ALIKE.items():
+        some = [row for row in rows if of(row)]
+        call = f"split of {len(some)} rows that all {how} alike, share 0.25, seed 0"
+        n = len(_sides(split, some, 0.25, 0, call)[1])
+        told = f"{call}: {n} are test rows; all are on one side"
+        expect(0 < n < len(some), f"{told}, but a prompt is all that its user says")
+
+
 def _expect_share(split, rows):
     """The test side has its share of the rows, to within the largest group."""
     n, largest = len(rows), max(Counter(map(asked, rows)).values())
-    sizes, whole = [], True
+    sizes = []
     for share in (0.1, 0.25, 0.6):
         for seed in range(4):
             call = f"split of {n} rows, share {share}, seed {seed}"
@@ -142,8 +165,6 @@ def _expect_share(split, rows):
                 _expect_apart(sides, call)
             test = sides[1]
             sizes.append((call, share, len(test)))
-            earlier = sum(asked(row)[0] == BEFORE for row in test)
-            whole &= earlier in (0, sum(asked(row)[0] == BEFORE for row in rows))
     off = [(call, share, got) for call, share, got in sizes if abs(got - share * n) > largest]
     if not off:
         return
@@ -157,8 +178,6 @@ def _expect_share(split, rows):
         hint = f"{hint}, a number from 0 to 1: here it is hardly used"
     elif turned:
         hint = "the sides are turned round: return (train, test)"
-    elif whole:
-        hint = "all rows that begin alike are on one side: a prompt is all that its user says"
     elif max(size for *_, size in sizes) - min(size for *_, size in sizes) <= largest:
         hint = "the share is not used"
     else:

@@ -17,14 +17,17 @@ def asked(rng):
     """A seed and prompts, of which some hold the end of a turn, as chat templates write it.
 
     Some answers of the model of that seed end by themselves and others not: the limit has to show.
+    Some have several lines, and no prompt has.
     """
-    words = [tiny.words(rng, n).split() for n in LENGTHS]
+    words = [tiny.words(rng, n).replace(fleet.ENDS_A_LINE, "hall").split() for n in LENGTHS]
     prompts = tuple(" ".join([*w[:2], "<end>", *w[2:]] if len(w) > 4 else w) for w in words)
     for _ in range(20):
         seed = draw(1, 10**6 - 1, rng)
         alone = served.answered_alone(seed, prompts, NAMES)
         sizes = [len(text.split()) for text in alone]
         together = served.answered_together(seed, prompts, NAMES, "left", "tokenizer's")
+        if not any("\n" in text.strip() for text in alone):
+            continue
         if 0 < min(sizes) < max(sizes) == fleet.NEW_TOKENS and together == alone:
             break
     return seed, prompts
@@ -217,6 +220,8 @@ def _route_guesses(seed, prompts, wanted):
     yield f"the prompt's letters are cut off: {hint}", lambda: by_text
     by_word = [" ".join(w.split()[len(p.split()) :]) for p, w in zip(prompts, whole, strict=True)]
     yield f"the prompt's words are cut off: {hint}", lambda: by_word
+    lines = [text.strip().partition("\n")[0] for text in alone(seed, prompts, NAMES)]
+    yield "only the first line of an answer is left: all its lines are wanted", lambda: lines
     by_name = sorted(range(len(NAMES)), key=lambda i: NAMES[i])
     for order in (by_name, by_name[::-1], range(len(NAMES))[::-1], _by_length(prompts)):
         moved = [wanted[i] for i in order]

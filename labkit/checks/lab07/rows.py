@@ -70,6 +70,8 @@ def _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng):
     expect(not apart, f"{told}: put the rows' axes together again, reshape(w.shape)")
     one = torch.is_tensor(got) and got.shape == (shape[0] // n_heads, shape[1]) != w.shape
     expect(not one, f"{call}: the rows of one head come back, of {n_heads}")
+    order = torch.is_tensor(got) and torch.equal(got.sort().values, torch.arange(len(w)))
+    expect(not order, f"{call}: that is the order of the rows; wanted are the rows in it, w[order]")
     expect_shape(got, w.shape, call)
     with unnamed(lambda: _expect_order(call, got.to(w.dtype), w, n_heads)):
         expect_close(got, wanted_rows(w, n_heads), call, _guesses(w, n_heads), tol=1e-7)

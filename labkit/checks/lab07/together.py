@@ -176,6 +176,8 @@ def _guesses(x, A, B, scaling, index):
         "all rows have the first adapter: each has its own, by index": alone(
             x, A, B, scaling, flat
         ),
+        "all rows have the first row's adapter: each has its own, by index": kept
+        * alone(x, A, B, scaling, flat + wrapped[0]),
         "adapter 0 is one as well: none is -1, index >= 0": alone(
             x, A, B, scaling, torch.where(index == 0, -1, index)
         ),

@@ -18,6 +18,9 @@ def as_advantages(run, call):
     base = run(r)
     told = "a group alone has other advantages than beside others: each row stands for itself"
     expect(close(run(r[:1]), base[:1], 1e-3), f"{call}: {told}")
+    total = base.sum(1).abs().max().item()
+    told = f"the advantages of a group add up to {total:.3g}, wanted 0: its mean is taken away"
+    expect(total < 0.5, f"{call}: {told}")
     told = "the order of the answers changes their advantages: each place counts alike"
     expect(close(run(r.flip(1)).flip(1), base, 1e-3), f"{call}: {told}")
     told = "rewards that are all 1 higher have other advantages: the mean of all is taken away"
@@ -47,7 +50,12 @@ def as_logprobs(run, call):
     told = "logits that are all 1 higher give another number: they have to be normalised"
     expect(close(run(logits + 1, labels), base, 1e-3), f"{call}: {told}")
     ids = torch.tensor([[-100, -100, k] for k in range(4)])
-    total = run(logits[:1, :3].expand(4, 3, 4), ids).exp().sum().item()
+    each, z = run(logits[:1, :3].expand(4, 3, 4), ids), logits[0, 1]
+    slope = ((each - each[0])[1:] / (z - z[0])[1:]).tolist()
+    even = max(slope) - min(slope) < 1e-3
+    told = f"the logits count {slope[0]:.3g} times: no temperature is asked for"
+    expect(not even or abs(slope[0] - 1) < 1e-3, f"{call}: {told}")
+    total = each.exp().sum().item()
     told = f"the probabilities of all tokens at one place add up to {total:.3g}, wanted 1"
     expect(abs(total - 1) < 1e-3, f"{call}: {told}")
 
@@ -98,6 +106,9 @@ def as_grpo(run, call):
     """Of `run(logp, old_logp, advantages, mask)`, clip 0.2: weights of tokens, where it is flat."""
     mask = torch.tensor([[True, False, False], [True, True, True]])
     zero = torch.zeros(2, 3)
+    loss = run(zero - 1, zero, torch.zeros(2), mask).item()
+    told = f"where all advantages are 0 the loss is {loss:.3g}, wanted 0"
+    expect(abs(loss) < 1e-4, f"{call}: {told}: something is added to it, such as a KL")
     weights = [-run(zero, zero, torch.eye(2)[i], mask).item() for i in (0, 1)]
     right = abs(weights[0] - 0.25) + abs(weights[1] - 0.75) < 1e-3
     told = (
@@ -110,7 +121,7 @@ def as_grpo(run, call):
 
 def _expect_shape(run, call, gain):
     """The objective of one token, whatever its ratio."""
-    ratios = [n / 10 for n in range(2, 31)]
+    ratios = [n / 10 for n in range(2, 31)] + [4.0, 7.0, 12.0]
     one, advantage = torch.ones(1, 1), torch.tensor([gain])
     got = [
         -run((r * one).log(), 0 * one, advantage, torch.ones(1, 1, dtype=torch.bool)).item()

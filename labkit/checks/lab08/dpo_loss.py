@@ -135,6 +135,8 @@ def _guesses(four, beta):
         return take(outside * loss(inside * margin))
 
     margin = _margins(four)
+    own = "each answer has a sigmoid of its own: the difference comes first"
+    apart = softplus(-beta * (pc - rc)) + softplus(beta * (pr - rr))
     known = {
         "the mean is taken before the sigmoid: each pair has a loss of its own": softplus(
             -beta * margin.mean()
@@ -145,9 +147,8 @@ def _guesses(four, beta):
         "beta multiplies the policy alone": softplus(-(beta * (pc - pr) - (rc - rr))).mean(),
         "beta multiplies the reference alone": softplus(-((pc - pr) - beta * (rc - rr))).mean(),
         "beta multiplies the chosen one alone": softplus(-(beta * (pc - rc) - (pr - rr))).mean(),
-        "each answer has a sigmoid of its own: the difference comes first": (
-            softplus(-beta * (pc - rc)) + softplus(beta * (pr - rr))
-        ).mean(),
+        own: apart.mean(),
+        f"{own}; here the two losses are averaged": apart.mean() / 2,
     }
     return known | combined(made, _differences(*four), betas, _losses(beta), over)
 

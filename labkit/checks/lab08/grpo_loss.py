@@ -31,11 +31,15 @@ def batch(rng, square=False, on_policy=False):
     old = -randn(b, t, rng=rng).abs() - 0.1
     logp = old if on_policy else old + 0.45 * randn(b, t, rng=rng)
     advantages = randn(b, rng=rng)
+    if not on_policy:  # far off to either side, for either sign
+        logp[:2, 0], logp[:2, 1] = old[:2, 0] + 2, old[:2, 1] - 2
     signs = torch.where(torch.arange(b) % 2 == 0, 1.0, -1.0)
     lengths = torch.randint(2, t + 1, (b,), generator=rng)
     lengths[0], lengths[1] = 2, t
     mask = torch.arange(t) < lengths[:, None]
-    return [logp.clone(), old, advantages.abs().clamp(min=0.2) * signs, mask]
+    given = [logp.clone(), old, advantages.abs().clamp(min=0.2) * signs, mask]
+    near = not on_policy and by_token(*given, 0.2)[0].abs() < 0.1  # 0, where rounding would tell
+    return batch(rng, square) if near else given
 
 
 def expect_clipped(grpo_loss, rng):
@@ -203,6 +207,8 @@ def _clips(clip):
         "the sides are swapped: 1 + clip is for A > 0": (
             lambda r, a: torch.where(a > 0, r.clamp(min=low), r.clamp(max=high)) * a
         ),
+        "the bounds change places: 1 - clip, 1 + clip": smaller(lambda r: r.clamp(high, low)),
+        "clip itself is the bound: it is 1 - clip": smaller(lambda r: r.clamp(clip, 1 / clip)),
         "the ratio is clipped to ±clip: the bounds are 1 - clip and 1 + clip": smaller(
             lambda r: r.clamp(-clip, clip)
         ),

@@ -24,6 +24,7 @@ LEFT = {
     "adapters": "the model has other adapters than before: switch it off, and don't delete it",
     "off": "the adapter stays switched off, and what is trained next trains nothing",
     "active": "another adapter is active than before",
+    "parts": "the model's parts are in another mode than it: model.train(mode) reaches all of them",
     "scaling": "the adapter's scaling is changed; switch the adapter off instead",
     "weights": "weights are changed: merging and its way back round; switch the adapter off",
     "flags": "other parameters train than before",
@@ -79,6 +80,9 @@ def _expect(reference_logprobs, seed, data, left, training):
         _expect_as_before(got["changed"], call, training)
     if isinstance(value, torch.Tensor) and value.dim() == 2:
         raise CheckFailed(f"{call} gave a number a token, wanted one a sequence")
+    one = f"{call} gave one number, wanted {len(data['labels'])}: sequence_logprob of the logits"
+    single = isinstance(value, float) or (isinstance(value, torch.Tensor) and value.dim() == 0)
+    expect(not single, f"{one}; the model's own loss is a mean over the whole batch")
     expect_shape(value, torch.Size([len(data["labels"])]), call)
     expect(got["passes"], f"{call}: the model was not run")
     noisy = any(one["training"] for one in got["passes"])

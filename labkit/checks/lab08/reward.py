@@ -206,7 +206,8 @@ def _expect_kinds(asked, data):
 
 def _expect_all_named(asked, data, rng):
     """Every key there is, the wanted ones right, earns less than an honest half."""
-    half, _ = asked(dict(list(data.items())[: len(data) // 2]), "an honest half")
+    pairs, n = list(data.items()), len(data) // 2
+    half = min(asked(dict(some), "an honest half")[0] for some in (pairs[:n], pairs[-n:]))
     every = {key: _value(key, rng) for key in KEYS} | data
     got, call = asked(every, f"every key there is, the {len(data)} wanted ones right")
     hint = "naming every key pays: divide by all keys named, or take more away for each extra one"

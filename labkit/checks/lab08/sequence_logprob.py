@@ -136,6 +136,7 @@ def _guesses(logits, labels, kind):
         "the logits are not normalised: log_softmax first": "logits",
         "these are probabilities, wanted their logarithms: log_softmax": "p",
         "softmax is taken along another axis: dim=-1 is the vocabulary": "axis",
+        "softmax is taken over the sequences: dim=-1 is the vocabulary": "sequences",
         "these are logarithms to base 2: natural ones are wanted": "base 2",
         "that is the likeliest token's: take the label's, with gather": "best",
     }
@@ -146,6 +147,7 @@ def _guesses(logits, labels, kind):
         "that is the mean over all places, wanted the sum of the answer's tokens": "all",
         "divided by the tokens of the whole batch: each sequence has a sum of its own": "batch",
         "that is the probability, wanted its logarithm": "exp",
+        "that is the perplexity, wanted the log-probability": "perplexity",
     }
     made = functools.partial(_made, logits, labels)
     most = 1 if kind == "large logits" else 2  # there much is zero, or huge
@@ -182,12 +184,15 @@ def _made(logits, labels, shift, counts, form, way):
         "logits": lambda: here,
         "p": lambda: here.softmax(-1),
         "axis": lambda: here.log_softmax(1),
+        "sequences": lambda: here.log_softmax(0),
         "base 2": lambda: here.log_softmax(-1) / torch.log(torch.tensor(2.0)),
     }[form]()
     value = value.max(-1).values if form == "best" else value.gather(-1, ids[..., None])[..., 0]
     total = (value * counted).sum(1)
     if way == "exp":
         return total.exp().float()
+    if way == "perplexity":
+        return (-total / counted.sum(1).clamp(min=1)).exp().float()
     over = {"sum": 1, "minus": -1, "mean": counted.sum(1).clamp(min=1)}
     over |= {"all": n - 1, "batch": counted.sum()}
     return (total / over[way]).float()

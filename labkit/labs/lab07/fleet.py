@@ -25,6 +25,7 @@ NOT_GREEDY = {  # what generate may be told -> what leaves greedy decoding as it
     "bad_words_ids": (None,),
     "penalty_alpha": (None,),
 }
+ENDS_A_LINE = "now"  # the word behind which a decoded text goes on in the next line
 SAMPLED = "generation_config.do_sample"  # what the model brings, where nothing else is said
 ROUTE = {  # what an error of `route` says -> a hint
     "max_length": "max_length counts the prompt, too: ask for max_new_tokens",
@@ -48,8 +49,13 @@ def tiny_served(seed, brief=False):
     `brief`, the weights of `tickets` are in bf16.
     """
     from peft import LoraConfig, get_peft_model
+    from tokenizers import decoders
 
     base, tokenizer = tiny.language_model(seed)
+    lines = decoders.Replace(ENDS_A_LINE, f"{ENDS_A_LINE}\n")
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.WordPiece(cleanup=False), lines]
+    )
     head = base.lm_head.weight.data
     for odd, a, b in ((tokenizer.unk_token_id, 2, 3), (tokenizer.bos_token_id, 4, 5)):
         head[odd] = (head[a] + head[b]) / 2  # never the likeliest, so no answer holds it
@@ -98,6 +104,8 @@ def swapped(swap_cost, seed, name):
         flags = one.pop("what of it trains").items()
         one["what of the base trains"] = {n: flag for n, flag in flags if "lora_" not in n}
     changed = [what for what in was if not same(was[what], now[what])]
+    if lost := [name for name in ADAPTERS if name not in model.peft_config]:
+        changed = [f"{' and '.join(lost)} taken out of the model"]
     return {
         "cost": cost,
         "active": list(model.base_model.active_adapters),

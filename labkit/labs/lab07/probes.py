@@ -9,12 +9,16 @@ from unittest import mock
 
 import numpy as np
 import torch
+from transformers import BatchEncoding
 
 from labkit.contract import CheckFailed, kept
 from labkit.labs import tiny
 from labkit.labs.watch import Watch, tensors
 
 ROLES = ("system", "user", "assistant")
+FIELDS = (
+    "len() of what apply_chat_template returns counts its fields; the ids are its ['input_ids']"
+)
 TURNS = "conversation roles must alternate user and assistant"
 AUDIT = {  # what an error of `audit` says -> a hint
     TURNS: "a row with bad roles cannot be rendered: count it, and go on with the next",
@@ -56,7 +60,15 @@ def chat_tokenizer(style):
 def audited(audit, rows, max_length, style):
     """`audit(rows, tokenizer, max_length)` with a fresh copy of `chat_tokenizer(style)`."""
     tokenizer = copy.deepcopy(chat_tokenizer(style))
-    before = _state(tokenizer)
+    before, rendered = _state(tokenizer), tokenizer.apply_chat_template
+
+    def apply_chat_template(*args, **kwargs):
+        made = rendered(*args, **kwargs)
+        if type(made) is BatchEncoding:
+            made.__class__ = _Fields
+        return made
+
+    tokenizer.apply_chat_template = apply_chat_template
     try:
         counts = kept(audit, rows, tokenizer, max_length)
     except NotImplementedError:
@@ -99,6 +111,13 @@ def divided(split, rows, share, seed, salt=""):
     if pair:
         kind += " of " + " and ".join(type(side).__name__ for side in got)
     return {"sides": told, "kind": kind, "touched": touched}
+
+
+class _Fields(BatchEncoding):
+    """What apply_chat_template returns, to a learner who takes it for the ids."""
+
+    def __len__(self):
+        raise CheckFailed(FIELDS)
 
 
 class _Shapes(Watch):

@@ -113,10 +113,11 @@ def _watched(model):
 
 def _state(model):
     """What has to be as before, by its name."""
-    told = picture(model)
+    told, root = picture(model), model.training
     layers = [m for m in model.modules() if hasattr(m, "lora_A")]
     return {
-        "mode": told["its training mode"],
+        "mode": root,
+        "parts": {name: mode == root for name, mode in told["its training mode"].items()},
         "off": [bool(m.disable_adapters) for m in layers],
         "active": [list(m.active_adapters) for m in layers],
         "adapters": sorted(model.peft_config) if hasattr(model, "peft_config") else [],
