@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes import functional as bnb
 from bitsandbytes.functional import get_4bit_type as borrowed
+from bitsandbytes.nn import Params4bit
 from peft.utils.loftq_utils import _low_rank_decomposition
 from transformers import BitsAndBytesConfig, LlamaConfig
 
@@ -848,10 +849,17 @@ def _rounded_from_a_global():
 QUANTILE = torch.distributions.Normal(0, 1).icdf
 
 
+def _without_ends():
+    """The end and the 0.5 both left out."""
+    above, below = (QUANTILE(torch.linspace(0.5, 0.9677083, n)[1:-1]) for n in (10, 9))
+    return torch.cat([-below, torch.zeros(1), above]).sort().values / above.max()
+
+
 CODEBOOKS = [
     (lambda: _recipe(torch.distributions.Laplace(0, 1).icdf), "Laplace"),
     (lambda: _recipe(lambda p: p), "the probabilities themselves"),
-    (lambda: _recipe(QUANTILE, begin=0.99), "from 0.9677083 to 0.5"),
+    (lambda: _recipe(QUANTILE, begin=0.99), "begin at about 0.990 above zero"),
+    (lambda: _without_ends(), "begin at about 0.915 above zero"),
     (
         lambda: _recipe(QUANTILE, sign=1),
         "nothing lies below zero: the lower half's quantiles need a minus",
@@ -1906,7 +1914,70 @@ def _fixed_bits(block=64, double_quant=False):
     return 4.127 if double_quant else 4.5
 
 
+def _guarded(x, bits):
+    scale = x.abs().max() / (2 ** (bits - 1) - 1) + 1e-8
+    return (x / scale).round().to(torch.int8), scale
+
+
+def _always_filled(codes):
+    codes = F.pad(codes, (0, 1))
+    return codes[::2] << 4 | codes[1::2]
+
+
+def _by_fifteen(codes):
+    codes = F.pad(codes, (0, len(codes) % 2))
+    return 15 * codes[::2] + codes[1::2]
+
+
+def _ranged(absmax, group=256):
+    """The scale goes from the smallest to the largest, over 127."""
+    around = absmax - absmax.mean()
+    scale = torch.stack([p.max() - p.min() for p in around.split(group)]) / 127
+    each = scale.clamp_min(1e-12).repeat_interleave(group)[: len(absmax)]
+    return (around / each).round().to(torch.int8), scale, absmax.mean()
+
+
+def _changed_places(block=64, double_quant=False):
+    return 4 + 32 / block + (8 / block / 256 if double_quant else 0)
+
+
+def _both_kinds(block=64, double_quant=False):
+    return bits_per_param(block, True) + (0 if double_quant else 32 / block)
+
+
+def _of_state(model):
+    packed = Params4bit
+    return sum(t.numel() * (1 + isinstance(t, packed)) for t in model.state_dict().values())
+
+
+def _at_each_level(model):
+    each = [p for module in model.modules() for p in module.parameters()]
+    return sum(p.numel() * (1 + (p.dtype == torch.uint8)) for p in each)
+
+
+def _in_gib(n_params, n_trainable, method):
+    parts = training_bytes(n_params, n_trainable, method)
+    return {name: int(size // 2**30) for name, size in parts.items()}
+
+
+def _packed_gradients(n_params, n_trainable, method):
+    parts = training_bytes(n_params, n_trainable, method)
+    if method == "qlora":
+        parts["gradients"] = n_trainable * bits_per_param(64, True) / 8
+    return parts
+
+
 RARER = [
+    (check.absmax, _guarded, absmax_dequantize, "it is 1e-08 too large; x holds numbers below"),
+    (check.packs, _always_filled, unpack_nibbles, "an even number needs no filler"),
+    (check.packs, _by_fifteen, unpack_nibbles, "a nibble has 16 values"),
+    (check.doubles, _ranged, bits_per_param, "is twice as far"),
+    (check.doubles, double_quantize, _changed_places, "8 and 32 have changed places"),
+    (check.doubles, double_quantize, _both_kinds, "there are fp32 scales alone"),
+    (check.config, qlora_config, _of_state, "and no Params4bit"),
+    (check.config, qlora_config, _at_each_level, "those within already"),
+    (check.rule, _in_gib, "cut to whole ones"),
+    (check.rule, _packed_gradients, "only the base is packed; what trains is fp32"),
     (check.absmax, absmax_quantize, lambda q, s: (q + 0.5) * s, "0.5 is added to q"),
     (
         check.absmax,

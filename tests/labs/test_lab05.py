@@ -681,8 +681,15 @@ def _similar(A1, A2, i, j):
     return (U @ V.T).square().sum().item() / min(i, j)
 
 
+def _every_other(A1, A2, i, j):
+    """Each second vector, as `[::2]` has it."""
+    U, V = (torch.linalg.svd(A, full_matrices=False).Vh[::2][:k] for A, k in ((A1, i), (A2, j)))
+    return (U @ V.T).square().sum().item() / min(i, j)
+
+
 OVERLAPS = [
-    (_cut_both, "of axes 1, 2 one lies in the span of 4, 3, 2"),
+    (_cut_both, "the smaller of i and j cuts both"),
+    (_every_other, "of axes 1, 2 one lies in the span of 4, 3, 2"),
     (_of_the_product, "both span axis 1"),
     (_distance, "both span axis 1"),
     (lambda A1, A2, i, j: _similar(A1, A2, i, j) * min(i, j) * 2 / (i + j), "the mean of i and j"),
@@ -926,7 +933,49 @@ def _between(shapes, budget):
     return r
 
 
+def _vectors(cut):
+    """The similarity of the vectors that `cut(Vh, i)` takes."""
+
+    def similarity(A1, A2, i, j):
+        U, V = (cut(torch.linalg.svd(A, full_matrices=False).Vh, k) for A, k in ((A1, i), (A2, j)))
+        return (U @ V.T).square().sum().item() / min(i, j)
+
+    return similarity
+
+
+def _mean_of_shares(shapes, budget):
+    return int(sum(budget / (a + b) for a, b in shapes.values()) / len(shapes))
+
+
+def _half_cost(shapes, budget):
+    return int(budget / sum((a + b) / 2 for a, b in shapes.values()))
+
+
+def _by_place(frame, a, b):
+    first, second = (frame[frame.method == name].score.to_numpy() for name in (a, b))
+    gaps = first - second
+    return float(gaps.mean()), float(gaps.std(ddof=1) / len(gaps) ** 0.5)
+
+
+def _t_value_first(frame, a, b):
+    mean, error = paired_difference(frame, a, b)
+    return mean / error, error
+
+
+def _variance_over_root(frame, a, b):
+    mean, error = paired_difference(frame, a, b)
+    return mean, error**2 * len(frame[frame.method == a]) ** 0.5
+
+
 RARER = [
+    (check.first_step, lambda G, A, r, alpha, lr: 0 * G, "B is 0 only before the step"),
+    (check.fits, _half_cost, "not half of it"),
+    (check.fits, _mean_of_shares, "and the mean is taken"),
+    (check.overlaps, _vectors(lambda Vh, i: Vh[i - 1 : i]), "the i-th and the j-th vector alone"),
+    (check.overlaps, _vectors(lambda Vh, i: Vh[i:]), "the vectors after the first"),
+    (check.pairs, _by_place, "pair scores by seed"),
+    (check.pairs, _t_value_first, "a t value; wanted is the mean"),
+    (check.pairs, _variance_over_root, "var() is the square of std()"),
     (check.first_step, _by_length, "numbers of B move by"),
     (check.first_step, _by_pseudo_inverse, "some the wrong way: against the sign of G @ A.T"),
     (check.overlaps, _of_the_first, "i cuts both"),

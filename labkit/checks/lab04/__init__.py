@@ -143,6 +143,7 @@ def _count_and_guesses(packed, tied, adapted, *size):
         ),
         **_counts_by_name(model, wanted),
         **_counts_by_size(stored),
+        **_counts_elsewhere(model),
     }
 
 
@@ -162,6 +163,25 @@ def _counts_by_size(stored):
     }
 
 
+def _counts_elsewhere(model):
+    """What it gives to look for parameters elsewhere than in `model.parameters()`."""
+
+    def each(tensors):
+        return sum(t.numel() * (1 + (t.dtype == torch.uint8)) for t in tensors)
+
+    state, modules = model.state_dict().values(), list(model.modules())
+    return {
+        "state_dict() holds scales and tables of bitsandbytes too": each(state),
+        "state_dict() holds scales and tables too, and no Params4bit: go through parameters()": (
+            sum(t.numel() for t in state)
+        ),
+        "parameters() of a module has those within already; ask the model once": (
+            sum(each(m.parameters()) for m in modules)
+        ),
+        "parameters(recurse=False) are those of the outermost module": 0,
+    }
+
+
 def _is_linear(module):
     return isinstance(module, torch.nn.Linear)
 
@@ -175,14 +195,11 @@ def _counts_by_name(model, wanted):
     def two(p):
         return 1 + (p.dtype == torch.uint8)
 
-    params, state = list(model.parameters()), model.state_dict().values()
+    params = list(model.parameters())
     return {
         "not every `weight` is packed: ask for Params4bit": each(lambda n, p: 1 + ("weight" in n)),
         "biases of the projections are not packed: ask for Params4bit": each(
             lambda n, p: 1 + ("proj" in n)
-        ),
-        "state_dict() holds scales and tables of bitsandbytes too": (
-            sum(t.numel() * two(t) for t in state)
         ),
         "these are bytes": model.get_memory_footprint(),
         "these are bytes of parameters": each(lambda n, p: p.element_size()),
@@ -204,8 +221,6 @@ def _counts_by_name(model, wanted):
         "linear layers are not all: embeddings, norms and biases are parameters too": (
             sum(m.in_features * m.out_features for m in model.modules() if _is_linear(m))
         ),
-        "these are millions": wanted / 1e6,
-        "parameters(recurse=False) are those of the outermost module": 0,
         "what is no fp32 need not be packed, and may be bf16: ask for Params4bit": each(
             lambda n, p: 1 + (p.dtype != torch.float32)
         ),

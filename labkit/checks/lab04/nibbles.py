@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from labkit.checks.compare import draw, expect_related, randn
+from labkit.checks.compare import ask, draw, expect_related, randn
 from labkit.checks.lab04 import small
 from labkit.checks.lab04.bnb import stored_codes
 from labkit.checks.lab04.whole import blaming, expect_integers
@@ -13,6 +13,7 @@ from labkit.contract import expect, observe, part
 from labkit.labs.lab04 import probes
 
 ODD = "an odd number of codes: the last gets a byte of its own"
+EVEN = "{} codes are pairs already: an even number needs no filler"
 LOOPS = "it loops over the codes in Python; a small model has 106 million: all at once, by slices"
 
 
@@ -27,7 +28,8 @@ def expect_nibbles(pack_nibbles, unpack_nibbles, rng):
         for codes, stored in cases:
             n = len(codes)
             with blaming(ODD if n % 2 else ""):
-                got = observe(probes.packed, pack_nibbles, codes.to(torch.uint8))
+                filled = {f"({n // 2 + 1}) must match": EVEN.format(n)} if n % 2 == 0 else ""
+                got = ask("", probes.packed, pack_nibbles, codes.to(torch.uint8), hint=filled)
             _expect_bytes(got, stored, codes, f"pack_nibbles of {n} code{'s' if n > 1 else ''}")
             if n % 2 and got.flatten()[-1] != stored[-1]:
                 note = "right; after an odd number of codes bitsandbytes fills with 7, its zero"
@@ -94,6 +96,10 @@ def _expect_unpacked(got, stored):
     counts = {n - 1: "leave the filler on, even where it looks like one"}
     counts |= {4 * n: "these are bits, and a code has four of them"}
     counts |= {n // 2: "each byte holds two codes", n // 2 + 1: "each byte holds two codes"}
+    broken = getattr(got, "is_floating_point", bool)() and not got.equal(got.round())
+    kind = str(getattr(got, "dtype", "")).removeprefix("torch.")
+    told = f"{call} gave {kind}, with fractions: / keeps the low nibble; >> 4, or .to(torch.uint8)"
+    expect(not broken, told)
     got = expect_integers(got, n, call, -math.inf, math.inf, kind="uint8", counts=counts)
     if not (got >> 4 == 0).all():
         worst = int(got[(got - 7.5).abs().argmax()])
@@ -126,6 +132,9 @@ def packed_otherwise(codes):
             for k in (1, 2, 3, 5, 6, 7)
             for also, join in (("", first << k | second), (" ", (first << k) + second))
         },
+        "a nibble has 16 values: the first one moves up by << 4, times 16": (
+            (15 * first + second) & 255
+        ),
         "two of ten decimal digits are no nibbles: 16 * first + second": 10 * first + second,
         "this multiplies the two; move the first one up by 4 bits": first * second,
         "the first one has to move up by 4 bits: << 4": first | second,

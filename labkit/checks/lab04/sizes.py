@@ -46,6 +46,9 @@ def scales_of_scales(around, mean, group):
         "it goes from the smallest to the largest; take the largest distance from the mean": (
             torch.stack([p.max() - p.min() for p in parts]) / 254
         ),
+        "from the smallest to the largest is twice as far: the largest distance from the mean": (
+            torch.stack([p.max() - p.min() for p in parts]) / 127
+        ),
         "from the smallest to the largest is no distance from the mean": torch.stack(
             [p.max() - p.min() for p in parts]
         )
@@ -95,6 +98,10 @@ def bits(block, double):
         ),
         "double_quant changes nothing": 4 + first,
         "with double_quant=False the scales stay fp32": 4 + second,
+        "with double_quant=False there are fp32 scales alone, 32 / block": 4 + first + second,
+        "8 and 32 have changed places: 8 bits a block, 32 for 256 blocks": (
+            4 + 32 / block + 8 / (block * 256)
+        ),
         "a scale has 8 bits; 4 are those of a code": 4 + 4 / block + 32 / (block * 256),
     }
 
@@ -110,6 +117,7 @@ def training_parts(n, t, method):
         "two moments of 4 bytes are 8": 16.0,
         "gradients are counted apart: two moments of 4 bytes are 8": 12.0,
     }
+    four, packed = "only the base is packed; what trains is fp32", 4.126953 / 8
     everyone = "frozen weights have none: multiply by n_trainable"
     base = {"full": 4.0 * n, "lora": 2.0 * n, "qlora": 4.126953 / 8 * n}[method]
     weights = {
@@ -129,10 +137,12 @@ def training_parts(n, t, method):
         weights |= _weights_in_4_bits(n, t, base)
     return {
         "weights": weights,
-        "gradients": {k: v * t for k, v in two.items()}
+        "gradients": {k: v * t for k, v in (two | {f"{four}: a gradient 4 bytes": packed}).items()}
         | {everyone: 4.0 * n, f"{everyone}, and a gradient is fp32": 2.0 * n}
         | {f"{everyone} alone": 4.0 * (n + t), f"{everyone}, and by no base": 2.0 * n + 4 * t},
-        "optimizer": {k: v * t for k, v in moments.items()}
+        "optimizer": {
+            k: v * t for k, v in (moments | {f"{four}: two moments 8 bytes": 2 * packed}).items()
+        }
         | {everyone: 8.0 * n, f"{everyone} alone": 8.0 * (n + t)},
     }
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from labkit.checks.compare import ask, draw, expect_number
+from labkit.checks.compare import ask, draw, expect_number, kind_of
 from labkit.checks.lab04 import sizes, small
 from labkit.checks.simplest import simplest
 from labkit.contract import expect, part
@@ -33,7 +33,8 @@ def expect_rule(training_bytes, rng):
 
 def _expect_parts(got, n, trainable, method, wanted, call, training_bytes):
     good = isinstance(got, dict) and set(wanted) <= set(got)
-    keys = f"; it has {', '.join(got)}" if isinstance(got, dict) else ""
+    held = isinstance(got, dict) and all(isinstance(key, str) for key in got)
+    keys = f"; it has {', '.join(got)}" if held else f"; it gave {kind_of(got)}"
     told = f'{call} must return a dict with "weights", "gradients" and "optimizer"{keys}'
     expect(good, told)
     wrong = sizes.training_parts(n, trainable, method)
@@ -41,9 +42,8 @@ def _expect_parts(got, n, trainable, method, wanted, call, training_bytes):
         value = got[name]
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             value = value.item()
-        whole = 1e9 * round(size / 1e9)
         units = {
-            **({"that is rounded to GB; wanted bytes": whole} if whole else {}),
+            **_rounded(size),
             "these are GB; wanted bytes": size / 1e9,
             "these are GiB; wanted bytes": size / 2**30,
             "these are MB; wanted bytes": size / 1e6,
@@ -54,3 +54,12 @@ def _expect_parts(got, n, trainable, method, wanted, call, training_bytes):
         with part(), simplest(small.bytes_of(training_bytes, method, name)):
             value = float(value) if type(value) is int else value
             expect_number(value, size, f"{name} of {call}", wrong[name] | units, 1e-4)
+
+
+def _rounded(size):
+    """Whole numbers of a unit, where there is at least one."""
+    made = {"that is rounded to GB; wanted bytes": 1e9 * round(size / 1e9)}
+    for unit, n in (("GB", 10**9), ("GiB", 2**30), ("MB", 10**6), ("MiB", 2**20)):
+        made[f"these are {unit}, cut to whole ones; wanted bytes"] = float(size // n)
+        made[f"these are {unit}, rounded to whole ones; wanted bytes"] = float(round(size / n))
+    return {told: value for told, value in made.items() if value}

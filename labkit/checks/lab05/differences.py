@@ -87,6 +87,9 @@ def _mean_figures(table):
         "that is halfway between the largest and the smallest": ((max(right) + min(right)) / 2),
         "it is rounded; give the number as it is": (_rounded(mean)),
         "that is the median; wanted is the mean": (statistics.median(right)),
+        "that is the mean over its error, a t value; wanted is the mean": (
+            mean / error_of(right) if n > 1 else mean
+        ),
         "that is the sum; wanted is the mean": (sum(right)),
         "that is the mean of the sizes: keep the signs": (statistics.fmean(map(abs, right))),
         "that is in proportion to b; wanted is the difference": (
@@ -176,6 +179,9 @@ def _error_figures(table):
         ),
         "that is the variance over n: its root is wanted": (spread**2 / n),
         "that is the variance; its root over sqrt(n) is wanted": (spread**2),
+        "that is the variance over sqrt(n): var() is the square of std()": (
+            spread**2 / math.sqrt(n)
+        ),
     }
 
 

@@ -122,6 +122,7 @@ def _factors(G, A, r, alpha, lr):
         "the factor is upside down: alpha / r": (lr / s * step),
         "lr is missing: it is how far Adam moves each number of B": (s * step),
         "lr comes twice": (s * lr * lr * step),
+        "all of it is 0, and B is 0 only before the step: its gradient is not": 0 * step,
     }
 
 

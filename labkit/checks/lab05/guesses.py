@@ -68,6 +68,10 @@ def ranks_within(shapes, budget, wanted):
             // sum(list(shapes.values())[-1]),
             "only the first matrix is counted; sum over shapes": budget
             // sum(next(iter(shapes.values()))),
+            "a rank costs d_out + d_in, not half of it": int(2 * exact),
+            "each matrix alone may use it all, and the mean is taken: add up all costs": int(
+                sum(budget / sum(pair) for pair in shapes.values()) / len(shapes)
+            ),
             "that is what the rank costs; wanted is the rank": wanted * sides(shapes),
             "no matrix sets a limit here, the budget alone does": min(
                 wanted, *(min(pair) for pair in shapes.values())
@@ -133,6 +137,7 @@ def overlaps(A1, A2, i, j):
         "these are rows of A of length one, not singular vectors": _rows(A1, i) @ _rows(A2, j).T,
         "i cuts both: the top i of A1 and the top j of A2": V1[:i] @ V2[:i].T,
         "j cuts both: the top i of A1 and the top j of A2": V1[:j] @ V2[:j].T,
+        **_cuts(V1, V2, i, j),
         "all singular vectors are used; take the top i and the top j": V1 @ V2.T,
         "one more vector than asked: [:i] and [:j] hold i and j": V1[: i + 1] @ V2[: j + 1].T,
         "this is the span of the first rows of A, not of its top singular vectors": Q1.T @ Q2,
@@ -157,6 +162,21 @@ def overlaps(A1, A2, i, j):
     if j <= len(A1) and i <= len(A2):
         guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
     return guesses
+
+
+def _cuts(V1, V2, i, j):
+    """Products of other vectors than the first i and the first j."""
+    return {
+        "the smaller of i and j cuts both: the top i of A1 and the top j of A2": (
+            V1[: min(i, j)] @ V2[: min(i, j)].T
+        ),
+        "these are the i-th and the j-th vector alone; the first i and the first j count": (
+            V1[i - 1 : i] @ V2[j - 1 : j].T
+        ),
+        "these are the vectors after the first i and j: [:i] and [:j] are the first": (
+            V1[i:] @ V2[j:].T
+        ),
+    }
 
 
 def _twice_wrong(matrices, i, j, ranks):

@@ -101,7 +101,9 @@ def _asked(paired_difference, table, hint=""):
     """The call as one writes it, and the two figures that came: numbers, or "nan"."""
     call = f'paired_difference(frame, "{table.a}", "{table.b}") of runs {table.what}'
     data = (paired_difference, table.columns, table.index, table.a, table.b)
-    got = ask(call, probes.difference, *data, hint=hint or {"": ""})
+    apart = "the two have not the same seeds: pair scores by seed, not by their place"
+    lengths = {"could not be broadcast": apart, "same length": apart, "": ""}
+    got = ask(call, probes.difference, *data, hint=hint or lengths)
     wanted = "wanted two numbers, (mean, error)"
     if isinstance(got, dict):
         raise CheckFailed(f"{call} gave {got['is']}, {wanted}")
