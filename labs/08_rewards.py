@@ -774,9 +774,20 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # show.
 #
 # Full fine-tuning ran at a rate of its own, 2e-5, and gained 0.06: 0.02 ± 0.03 less than r=16. By
-# the column `kl` it went less far from the start than the adapters, and its samples earned less on
-# the way: perhaps the rate is low. It was not tuned, and neither was the adapters'.
-# `python benchmarks/rewards.py` adds other rates, group sizes and rewards.
+# the column `kl` it went less far from the start than the adapters. Is that its rate? And would
+# larger or smaller groups of answers have taught more?
+
+# %% tags=["experiment"]
+if lab.experiment("Other rates and other groups, from the file", 0):
+    honest = study[study["pay"] == "honest"]
+    tried = honest[honest["rank"].isin([0, 1, 16]) & (honest["samples"] == 8)]
+    tried = tried[tried["seed"] == 0]
+    display(tried.pivot_table("reward", "learning_rate", "rank").round(2))
+    groups = honest[(honest["rank"] == 16) & (honest["learning_rate"] == 5e-4)]
+    display(groups.pivot_table("reward", "samples", "seed").round(2))
+
+# %% [markdown]
+# RATES
 
 # %% [markdown]
 # ## A reward that can be hacked
