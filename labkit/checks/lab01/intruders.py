@@ -157,10 +157,6 @@ def intruder_guesses(W0, W1, k, threshold, wanted):
                 torch.linalg.svdvals(top[:, :k])
             ),
             "that is whether there are any; how many is asked": int(wanted > 0),
-            "each direction of W0 is used up by one; several may be like it": used_up(
-                top, threshold
-            ),
-            "that is whether all are; how many is asked": int(wanted == k),
         }
         | _other_ranges(signed, k, below)
         | _other_limits(top, threshold)
@@ -238,6 +234,8 @@ def _other_limits(top, threshold):
         return int((values < limit).sum())
 
     return {
+        "each direction of W0 is used up by one; several may be like it": used_up(top, threshold),
+        "that is whether all are; how many is asked": int(below(best) == len(best)),
         "0.5 is used, whatever `threshold` is": below(best, 0.5),
         "1 - threshold is used; compare with the threshold itself": below(best, 1 - threshold),
         "an angle is compared; the threshold is that of a cosine": below(
