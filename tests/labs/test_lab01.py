@@ -1067,7 +1067,19 @@ def _scaled_vectors(W0, W1, k, threshold):
     return int((((U1 * S1)[:, :k].T @ (U0 * S0)).abs().amax(1) < threshold).sum())
 
 
+def _one_to_one(W0, W1, k, threshold):
+    U0, U1 = (svd(W, full_matrices=False).U for W in (W0, W1))
+    left, n = (U1[:, :k].T @ U0).abs(), 0
+    for row in left:
+        at = int(row.argmax())
+        n += int(row[at] < threshold)
+        left[:, at] = 0
+    return n
+
+
 STRANGERS = [
+    (check.counts, _one_to_one, "used up by one"),
+    (check.ranks, lambda s, f: len(s) + 1, stable_rank, "no percent"),
     (check.optimal, _corner, "the corner of W"),
     (check.optimal, _cut(lambda U, S, Vh, r: (U[:, :r] + S[:r]) @ Vh[:r]), "S is added to U"),
     (check.optimal, _cut(lambda U, S, Vh, r: (U.half() * S * (S[:r][-1] <= S)) @ Vh), "16 bits"),

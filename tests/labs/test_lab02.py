@@ -1350,6 +1350,11 @@ def _stepped(x, W, A, B, alpha, dY):
     return A - dA, B - dB
 
 
+def _clipped(*args):
+    dA, dB = lora_gradients(*args)
+    return dA / dA.norm().clamp(min=1), dB / dB.norm().clamp(min=1)
+
+
 def _inject_inside(model, targets, r, alpha):
     model.requires_grad_(False)
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
@@ -2064,6 +2069,9 @@ WRONG = [
     (check.injects, _inject_inside, "also replaced rest.down_proj.0"),
     (check.injects, _inject_one_for_all, "is one LoRALinear with another layer"),
     (check.injects, lambda model, *_: len(model.model.layers), "the model may be any"),
+    (check.injects, lambda m, t, r, alpha: inject(m, t, r, 2 * r), "2 r, whatever is given"),
+    (check.arithmetic, lambda s, n, r=None: step_flops(s, n, r and 8), "r is 8 here"),
+    (check.gradients, _clipped, "dA is not linear in"),
     (check.merges, *_FLIPS, LoRALinear, "it stays False"),
     (check.round_trip, adapter_state, _load_in_order, LoRALinear, "go by the names"),
     (check.round_trip, adapter_state, _load_asserting, LoRALinear, "a ValueError is asked for"),

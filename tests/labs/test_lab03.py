@@ -1499,6 +1499,14 @@ def _summed_down(input_ids, attention_mask, prompt_lengths):
     return input_ids.masked_fill(~kept, -100)
 
 
+def _ends_unreal(input_ids, attention_mask, prompt_lengths):
+    return answer_labels(input_ids, (input_ids != 2).long(), prompt_lengths)
+
+
+def _longer_ones(model, tokenizer, texts):
+    return perplexity(model, tokenizer, [text for text in texts if len(text.split()) >= 5])
+
+
 @torch.no_grad()
 def _shifted_twice(model, tokenizer, texts):
     total = n = 0
@@ -1537,7 +1545,9 @@ STRANGERS = [
         lambda ids, mask, n: ids.masked_fill(mask == 1, -100),
         "turned round: padding",
     ),
+    (check.end_trains, _ends_unreal, "ends are no real tokens"),
     (check.perplexity_weighs_tokens, _shifted_twice, "shifted twice"),
+    (check.perplexity_weighs_tokens, _longer_ones, "short texts are left out"),
     (check.perplexity_weighs_tokens, lambda *a: perplexity(*a) ** (1 / math.log(2)), "in bits"),
     (check.perplexity_weighs_tokens, lambda m, _, texts: m(texts).loss, "reads token ids"),
     (check.loads_once, lambda base, folder: load_tuned(base.bfloat16(), folder), "the dtype of"),

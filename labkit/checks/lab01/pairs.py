@@ -107,6 +107,16 @@ def stable(s):
     )
 
 
+def used_up(cosines, threshold):
+    """Intruders where each of W0's directions (columns) is taken by one of W1's (rows) alone."""
+    left, found = cosines.clone(), 0
+    for row in left:
+        best, at = row.max(0)
+        found += int(best < threshold)
+        left[:, at] = 0
+    return found
+
+
 @contextlib.contextmanager
 def hinted(asked, least, most, told, alike):
     """Says of wrong numbers without a name that they lie outside of what is possible.

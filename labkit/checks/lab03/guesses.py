@@ -177,7 +177,7 @@ def _averages(ids, losses):
         long = [x for x in losses if len(x) >= n - 1]
         if 0 < len(long) < len(losses):
             yield (
-                f"texts of fewer than {n} tokens are left out; sum over all",
+                "short texts are left out; sum over all",
                 torch.cat(long).mean(),
             )
     for n in range(2, len(ids)):
