@@ -100,9 +100,23 @@ def _configure(fields, name):
     if isinstance(getattr(config, "text_config", None), transformers.PretrainedConfig):
         config, causal = _text_part(config, name), True
         config.part_of = published
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or not causal:
-        raise LabError(f"{name} ({published}, {made_for}) is no causal language model")
+    if not _is_causal(type(config)) or not causal:
+        why = "is no causal language model: give one that writes text"
+        raise LabError(f"{name} ({published}, {made_for}) {why}")
     return config
+
+
+def _is_causal(kind):
+    """Whether transformers has a causal LM for a type of configuration.
+
+    transformers 5.24 has one for Mistral 4, and lists it among others: then it is named here.
+    """
+    import transformers
+
+    own = getattr(transformers, f"{kind.__name__.removesuffix('Config')}ForCausalLM", None)
+    if own and kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        transformers.AutoModelForCausalLM.register(kind, own, exist_ok=True)
+    return kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def _made(kind, fields, name):

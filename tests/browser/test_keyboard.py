@@ -9,7 +9,8 @@ pytestmark = pytest.mark.xdist_group("test_jupyterlab")  # one JupyterLab serves
 ACTIVE = """() => [...document.querySelectorAll(".jp-Cell")].indexOf(
   document.querySelector(".jp-Cell.jp-mod-active"))"""
 PLACE = """code => [...document.querySelectorAll(".jp-Cell")].findIndex(
-  cell => cell.querySelector(".jp-InputArea")?.textContent.includes(code))"""
+  cell => cell.matches(".jp-CodeCell") &&
+          cell.querySelector(".jp-InputArea")?.textContent.includes(code))"""
 IN = "css => document.activeElement.matches(css)"
 
 

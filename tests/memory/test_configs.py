@@ -76,6 +76,16 @@ def test_a_field_of_an_older_name_is_read_without_a_word(tmp_path, recwarn):
     assert not recwarn.list
 
 
+def test_a_causal_lm_that_transformers_lists_elsewhere_is_one(tmp_path):
+    """Mistral Small 4 as published: its text part is a mistral4, within a mistral3."""
+    text = {"model_type": "mistral4", "hidden_size": 64, "num_hidden_layers": 2}
+    fields = {"architectures": ["Mistral3ForConditionalGeneration"], "text_config": text}
+    found = configs.find(put(tmp_path, model_type="mistral3", **fields))
+    assert (type(found), found.part_of) == (transformers.Mistral4Config, "mistral3")
+    with torch.device("meta"):
+        assert transformers.AutoModelForCausalLM.from_config(found).config is found
+
+
 def test_a_type_whose_layers_are_others_is_taken_by_the_architecture(tmp_path):
     """MiniMax-M2 as it was published: the type is that of MiniMax-01."""
     dims = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
