@@ -1,8 +1,8 @@
 """The student notebooks as a student first meets them: nothing written, nothing broken.
 
-Each is rehearsed here from top to bottom in a kernel, experiments included, and no cell may fail
-but the checks of hunts, whose cells hold wrong code; grading runs it too (test_judge.py), in its
-own way: without experiments, for a row without points.
+Each is rehearsed here from top to bottom, experiments included, and no cell may fail but the checks
+of hunts, whose cells hold wrong code; grading runs it too (test_judge.py), in its own way: without
+experiments, for a row without points.
 """
 
 from pathlib import Path
@@ -29,24 +29,34 @@ def _hunt(cell, stem):
     return given(stem[:2]).get(name) if cell.source.startswith("check.") else None
 
 
-def _apart(stem):
-    """The tests of each notebook may run in another worker."""
-    return pytest.param(stem, marks=pytest.mark.xdist_group(f"unsolved {stem}"))
+@pytest.fixture(scope="module")
+def executed(request, tmp_path_factory):
+    """`{stem: book}` of the student notebooks of this run, executed one by one in one kernel.
 
-
-@pytest.fixture(scope="module", params=map(_apart, STEMS))
-def unsolved(request, tmp_path_factory):
-    """An executed student notebook."""
-    book = nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
-    book.metadata["stem"] = request.param
-    for cell in book.cells:
-        if _hunt(cell, request.param):
-            cell.metadata["tags"] = ["raises-exception"]
+    Names are cleared between them. What was imported stays: the solved notebooks import the same,
+    each in a kernel of its own.
+    """
+    specs = [getattr(item, "callspec", None) for item in request.session.items]
+    stems = {spec.params["unsolved"] for spec in specs if spec and "unsolved" in spec.params}
+    books, whole = {}, nbformat.v4.new_notebook()
+    for stem in sorted(stems):
+        books[stem] = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
+        books[stem].metadata["stem"] = stem
+        for cell in books[stem].cells:
+            if _hunt(cell, stem):
+                cell.metadata["tags"] = ["raises-exception"]
+        whole.cells += [nbformat.v4.new_code_cell("%reset -f"), *books[stem].cells]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABKIT_REHEARSAL", "1")
-        failure, _ = execute(book, tmp_path_factory.mktemp("unsolved"), lambda index: None)
+        failure, _ = execute(whole, tmp_path_factory.mktemp("unsolved"), lambda index: None)
     assert failure == ""
-    return book
+    return books
+
+
+@pytest.fixture(params=STEMS)
+def unsolved(request, executed):
+    """An executed student notebook."""
+    return executed[request.param]
 
 
 def _code(book, start):
