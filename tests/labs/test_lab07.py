@@ -311,7 +311,8 @@ AUDITS = [
     (_audit(end=lambda ids, learned, eos: eos not in learned[-1:]), "before the line break"),
     (_audit(apart=False), ("counts there alone", "counts as trains_on_nothing alone")),
     (_audit(key=lambda ms: str(ms)), "fold case and space"),
-    (_audit(key=lambda ms: str(ms).lower()), "fold case and space"),
+    (_audit(key=lambda ms: str(ms).lower()), "here case alone is folded"),
+    (_audit(key=lambda ms: str([m["content"].split() for m in ms])), "here space alone is folded"),
     (_audit(key=lambda ms: folded(ms[0]["content"])), ("answers differ", "all messages the same")),
     (_audit(key=lambda ms: folded(ms[-1]["content"])), "all messages the same"),
     (_audit(key=lambda ms: folded(" ".join(m["content"] for m in ms))), "one by one"),
@@ -849,6 +850,7 @@ EIGHTS = [
     (_q8(kinds=(torch.float16, torch.float32)), "wanted int8"),
     (_q8(kinds=(torch.float16, torch.uint8)), "wanted int8"),
     (_q8(kinds=(torch.bfloat16, torch.int8)), "wanted float16"),
+    (_q8(by=7), "the largest size over 7, wanted over 127"),
     (_q8(by=126), "1.008 times the wanted"),
     (_q8(rounded=torch.ceil), "it rounds up"),
     (lambda w: (2 * q8_0(w)[0], q8_0(w)[1]), "2 times the wanted"),
@@ -965,7 +967,12 @@ def _the_next_one(x, A, B, scaling, index):
     return batched_lora(x, A, B, scaling, torch.where(index < 0, -1, (index + 1) % len(A)))
 
 
+def _b_first(x, A, B, scaling, index):
+    return torch.bmm(A[index].mT, torch.bmm(B[index].mT, x[:, :, None]))[:, :, 0]
+
+
 BATCHES = [
+    (_b_first, "x passes through A first"),
     (_summed_over_all, "are summed over all adapters"),
     (_the_next_one, "of the updates B A x, row 0"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s.mean().expand(4), i), "mean of the scalings"),
@@ -1615,7 +1622,7 @@ ROUTES = [
     (_one_by_one, "one prompt at a time"),
     (_other_tokenizer, "model.tokenizer"),
     (lambda m, p, n: tokenizer(p), "model.tokenizer"),  # noqa: F821
-    (_dropout_alone, "eval"),
+    (_dropout_alone, "where dropout draws by chance"),
     (_not_put_back, "another order"),
     (lambda m, p, n: route(m, p, n)[:-1], "gave 5 texts"),
     (lambda m, p, n: " ".join(route(m, p, n)), "list of texts"),

@@ -141,8 +141,8 @@ def _alike(rng):
             {"duplicates": same},
         ),
         "that are one in other case and spacing": (
-            [row(q2, a2), row(q2.upper(), a2), row("  ".join(q2.split()) + "\n", a2)],
-            {"duplicates": 2},
+            [row(q, a2) for q in (q2, q2.upper(), q2.title(), "  ".join(q2.split()) + "\n")],
+            {"duplicates": 3},
             {"duplicates": folded},
         ),
         "with one question and two answers": (

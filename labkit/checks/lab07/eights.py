@@ -122,7 +122,9 @@ def _expect_scales(q8_0, what, w):
     near = named and _near(scales, wanted.float())
     even = len(ratios) and (ratios - ratios[0]).abs().max() < 2e-3 * ratios[0].abs()
     if named and not near and even:
-        told = f"each scale is {ratios.mean().item():.4g} times the wanted"
+        factor = ratios.mean().item()
+        told = f"each scale is {factor:.4g} times the wanted: the largest size over "
+        told += f"{127 / factor:.4g}, wanted over 127"
     hint = "right but for rounding: divide in fp32, and round to fp16 once" if near else ""
     raise CheckFailed(f"{call}: {told}{'; ' * bool(hint)}{hint}", bare=not near)
 

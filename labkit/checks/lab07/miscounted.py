@@ -156,7 +156,8 @@ def _no_end(n):
         "the end token stands before the line break: look among all labels, not at the last": (
             lambda f: something(f) and min(f.whole, n) - 1 != f.ends[-1]
         ),
-        "no end is ever found: the template writes it, so render the whole conversation": something,
+        "no end is ever found: the template writes one, eos_token_id; render the whole "
+        "conversation": something,
         "no end is ever found, in rows that train on nothing neither; these count there alone": (
             lambda f: True
         ),

@@ -155,6 +155,8 @@ def _expect_texts(texts, got, seed, prompts, call):
     mine, wanted = _tidy(texts), _tidy(served.answered_alone(seed, prompts, NAMES))
     if mine == wanted:
         return
+    drawn = "the model answers in training mode, where dropout draws by chance: model.eval() first"
+    expect(not got["trained"], f"{call}: {drawn}")
     for message, guess in _route_guesses(seed, prompts, wanted):
         expect(mine != _tidy(guess()), f"{call}: {message}")
     pairs = zip(mine, wanted, strict=True)
@@ -200,7 +202,9 @@ def _tidy(texts):
 def _expect_length(mine, wanted, call):
     limit = f"ask for max_new_tokens={fleet.NEW_TOKENS}"
     early = wanted.startswith(mine) and mine != ""
-    expect(not early, f"{call}: an answer stops early: {limit}")
+    short = f"by {len(wanted.split()) - len(mine.split())} of {len(wanted.split())} tokens"
+    told = f"{call}: an answer stops early, {short}: {limit}, and cut nothing off its end"
+    expect(not early, told)
     ended = len(wanted.split()) < fleet.NEW_TOKENS
     over = mine.startswith(wanted) and wanted != ""
     expect(

@@ -22,6 +22,7 @@ BATCH = {
     f"tensor a ({D_IN}) must match the size of tensor b ({D_OUT})": ALONE,
     f"tensor a ({D_OUT}) must match the size of tensor b ({D_IN})": ALONE,
     "must match the size of tensor": "scaling has one number an adapter: scaling[index][:, None]",
+    "Expected size for first two": "x passes through A first, (n, r, d_in), and then through B",
     "expected scalar type Long": "index is of ints: use it as an index, or index.long()",
     "batch1 must be a 3D": "bmm takes (n, 1, d_in) and (n, d_in, r): x[:, None]",
     "same number of dimensions": "bmm takes (n, 1, d_in) and (n, d_in, r): x[:, None]",

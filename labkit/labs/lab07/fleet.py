@@ -126,10 +126,12 @@ def routed(route, seed, prompts, adapter_names, training=True):
     that is active is neither the first nor the last to answer.
     """
     model, sizes, options = tiny_served(seed).train(training), [(0, 0)], {}
+    modes = set()  # of the model, at each pass
     model.set_adapter("sweet-home")
     base, tokenizer = model.get_base_model(), model.tokenizer
     embedding = model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[:2])))
+    embedding.register_forward_pre_hook(lambda *_: modes.add(base.training))
     base.generate = _noting(base, options)
     _forbid_copies(model)
     before, size = _settings(base, tokenizer), len(tokenizer)
@@ -147,6 +149,7 @@ def routed(route, seed, prompts, adapter_names, training=True):
         "batch": max(rows for rows, _ in sizes),
         "longest": max(tokens for _, tokens in sizes),
         "options": options,
+        "trained": True in modes,
         "changed": {what: [was, now[what]] for what, was in before.items() if was != now[what]},
     }
 
