@@ -6,8 +6,8 @@ Each run is one row of labkit/measured/preferences.csv; a run whose row is there
 Loop, loss and score are the lab's own, taken from its solved notebook. `pairs` is "right" or
 "swapped", with chosen and rejected in each other's place.
 
-Columns: `before` and `after`, shares of the sampled answers to the 40 held-out instructions with a
-constraint that follow it; `gain` and its standard error `error` over instructions; `chosen` and
+Columns: `before` and `after`, shares of 16 sampled answers to each of 40 held-out instructions with
+a constraint that follow it; `gain` and its standard error `error` over instructions; `chosen` and
 `rejected`, nats gained since the start, the mean of the last five steps; `tokens_before` and
 `tokens_after` an answer.
 """
@@ -38,7 +38,7 @@ class Run:
 
 
 def every_run():
-    """The right pairs first, at three rates one seed; the middle rate with three seeds."""
+    """The right pairs first, with three seeds at two rates."""
     for seed in (0, 1, 2):
         yield Run("right", 5e-4, seed)
     for seed in (0, 1, 2):
