@@ -1054,7 +1054,36 @@ def _clamped(p, q):
     return kl_divergence(p.clamp(-2, 2), q.clamp(-2, 2))
 
 
+def _weight_scaled(W, A, B, alpha):
+    return (alpha / len(A) * W.float() + B @ A).to(W.dtype)
+
+
+def _twice(W, A, B, alpha):
+    return (W.float() + 2 * B @ A).to(W.dtype)
+
+
+def _variation(logits_p, logits_q):
+    return (logits_p.softmax(-1) - logits_q.softmax(-1)).abs().sum(-1).mean().item() / 2
+
+
+def _of_halves(W, dW, store):
+    W, dW = W.half().float(), dW.half().float()
+    moved = store(W + dW).float() - store(W).float()
+    return ((moved * dW).sum() / dW.square().sum()).item()
+
+
+def _same_order(states, weights=None):
+    if len({tuple(state) for state in states}) > 1:
+        raise KeyError("norm, layers.0.A, layers.0.B")
+    return soup(states, weights)
+
+
 RARER = [
+    (check.merges, _weight_scaled, "W is scaled, and the update is not"),
+    (check.merges, _twice, "with alpha twice as large it stays as it was"),
+    (check.divergence, _variation, "total variation"),
+    (check.survives, _of_halves, "rounded to fp16 first"),
+    (check.mixes, _same_order, "in another order: compare sets"),
     (check.merges, _added_twice, "it is added twice"),
     (check.survives, _subtracted_in_16_bits, "the difference is rounded to 16 bits"),
     (check.merges_quantized, _by_columns, "the update is laid out by columns"),

@@ -138,8 +138,6 @@ def overlaps(A1, A2, i, j):
         "i cuts both: the top i of A1 and the top j of A2": V1[:i] @ V2[:i].T,
         "j cuts both: the top i of A1 and the top j of A2": V1[:j] @ V2[:j].T,
         **_cuts(V1, V2, i, j),
-        "all singular vectors are used; take the top i and the top j": V1 @ V2.T,
-        "one more vector than asked: [:i] and [:j] hold i and j": V1[: i + 1] @ V2[: j + 1].T,
         "this is the span of the first rows of A, not of its top singular vectors": Q1.T @ Q2,
         "these are the last singular vectors; the top ones come first in Vh": own,
         "the singular values are in it; wanted are the directions alone": S1[:i, None]
@@ -167,6 +165,8 @@ def overlaps(A1, A2, i, j):
 def _cuts(V1, V2, i, j):
     """Products of other vectors than the first i and the first j."""
     return {
+        "one more vector than asked: [:i] and [:j] hold i and j": V1[: i + 1] @ V2[: j + 1].T,
+        "all singular vectors are used; take the top i and the top j": V1 @ V2.T,
         "the smaller of i and j cuts both: the top i of A1 and the top j of A2": (
             V1[: min(i, j)] @ V2[: min(i, j)].T
         ),

@@ -62,7 +62,7 @@ ORDER = {
 @exercise("6.1", points=2)
 def merges(merged_weight):
     """equals PEFT's merge_and_unload; in bf16 it is rounded once, at the end; W stays"""
-    rng, r, alpha = generator(), 5, 12  # alpha / sqrt(r) is no double or half of alpha / r
+    rng, r, alpha = generator(), 5, 17  # alpha / r, cut or rooted, is no double or half of itself
     A, B = _factors(64, 96, r, rng)
     for dtype in (torch.float32, torch.bfloat16):
         W = (randn(64, 96, rng=rng) * 4).to(dtype)
@@ -93,6 +93,8 @@ def _expect_merged(got, W, A, B, alpha, call):
         known[one] = W.float() + alpha / r * torch.outer(B[:, at], A[at])
         left = f"the {which} of the r products b a is left out: add up all of them"
         known[left] = W.float() + alpha / r * (B @ A - torch.outer(B[:, at], A[at]))
+    other = "W is scaled, and the update is not: alpha / r belongs to the update alone"
+    known[other] = alpha / r * W.float() + B @ A
     exact = W.dtype == got.dtype == torch.float32
     expect_related(got, wanted, call, known, tol=1e-4 if exact else 1e-2)
     if W.dtype == got.dtype:
@@ -176,6 +178,9 @@ def combines(combine_linear, combine_cat):
 SHAPES = {"layers.0.A": (2, 5), "layers.0.B": (4, 2), "norm": (3,)}
 
 
+SAME_KEYS = {"it raised KeyError": "all have the same keys here, in another order: compare sets"}
+
+
 def _states(n, rng):
     return [{name: randn(*shape, rng=rng) for name, shape in SHAPES.items()} for _ in range(n)]
 
@@ -191,7 +196,7 @@ def mixes(soup):
             shuffled = [dict(sorted(s.items(), reverse=i % 2 == 1)) for i, s in enumerate(states)]
             call = f"soup of {n} states" + (f" with weights {weights}" if weights else "")
             with case():
-                got = ask(call, probes.souped, soup, shuffled, weights)
+                got = ask(call, probes.souped, soup, shuffled, weights, hint=SAME_KEYS)
                 works += 1
                 _expect_soup(got, states, weights, call)
     names = list(SHAPES)

@@ -90,7 +90,13 @@ def mistaken(W, dW, store):
     moved = probes.stored(store, W + dW).double() - probes.stored(store, W).double()
     d = dW.double()
     wrong = _stored_otherwise(W, dW, store) | _divided(moved, d, W) | _compared(moved, d, W)
-    return {message: number.item() for message, number in wrong.items()}
+    return {message: number.item() for message, number in wrong.items()} | {
+        f"W and dW are rounded to {name} first; they stay in fp32": share(
+            W.to(kind).float(), dW.to(kind).float(), store
+        )
+        for name, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16))
+        if W.dtype == torch.float32
+    }
 
 
 def _stored_otherwise(W, dW, store):
@@ -106,6 +112,9 @@ def _stored_otherwise(W, dW, store):
             ((after - W.double()) * d).sum() / size
         ),
         "store(W) is not taken away": (after * d).sum() / size,
+        "this is 1 less the rounding error of the sum: take store(W) away, multiply by dW": (
+            1 - (after - (W + dW).double()).norm() / d.norm()
+        ),
         "dW is added to store(W); what is stored is W + dW": (
             ((stored((before + d).float()) - before) * d).sum() / size
         ),
@@ -175,6 +184,9 @@ def _compared(moved, d, W):
             (moved.sign() == d.sign()).double().mean()
         ),
         "this is what is lost; wanted is what arrives": 1 - share,
+        "this is the mean of the rows' cosines: sum over all, and divide by |dW| squared": (
+            torch.nn.functional.cosine_similarity(moved, d, dim=1).mean()
+        ),
         "the signs are lost: multiply first, then sum": (moved * d).abs().sum() / size,
         "these are sums of sizes: multiply by dW and sum": moved.abs().sum() / d.abs().sum(),
         "these are sums of changes, where plus and minus cancel: multiply by dW and sum": (

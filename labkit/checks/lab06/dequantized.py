@@ -25,6 +25,8 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
         **requantized(base + update, absmax, codebook),
         **_rounded(base, update),
         **_twice_or_turned(base, values * scales**2, update),
+        "absmax is added; a weight is its value times absmax": (values + scales).reshape(shape)
+        + update,
         "absmax divides; a weight is its value times absmax": (values / scales).reshape(shape)
         + update,
         "one absmax is used for all blocks (the mean): each has its own": values.reshape(shape)

@@ -60,6 +60,7 @@ def _of_tokens(each):
         "this is the largest token's, not the mean": each.max(),
         "this is the last token's, not the mean": each[..., -1].mean(),
         "this is the median, not the mean": each.median(),
+        "this is the first token's, not the mean": each[..., 0].mean(),
         "the last token is left out": each[..., :-1].mean(),
         "the first token is left out": each[..., 1:].mean(),
     }
@@ -75,6 +76,9 @@ def _logarithms(p, q):
         ),
         "q's logits are no logarithms of probabilities: take log_softmax of them too": (
             (log_p.exp() * (log_p - q.double())).sum(-1).mean().item()
+        ),
+        "that is the mean squared difference of the logits; KL compares probabilities": (
+            (p.double() - q.double()).square().mean().item()
         ),
         "the sizes of the differences are added: keep their signs": (
             (log_p.exp() * (log_p - log_q).abs()).sum(-1).mean().item()
@@ -116,6 +120,7 @@ def _factors(p, q):
         "the factor p is missing: sizes of the differences": (
             (log_p - log_q).abs().sum(-1).mean().item()
         ),
+        **_variations(p, q),
         "the factor p is missing": (log_p - log_q).sum(-1).mean().item(),
         "that is the loss on p's likeliest token; all tokens count, by p": -log_q.gather(
             -1, p.argmax(-1, keepdim=True)
@@ -142,6 +147,19 @@ def _factors(p, q):
         .item(),
         "F.kl_div wants the logarithm of q first, log_softmax": (
             (log_p.exp() * (log_p - log_q.exp())).sum().item() / len(p)
+        ),
+    }
+
+
+def _variations(p, q):
+    """Sums of |p - q|, and what F.kl_div makes of a q that is no logarithm."""
+    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    variation = (log_p.exp() - log_q.exp()).abs().sum(-1).mean().item()
+    return {
+        "half the sum of |p - q| is the total variation; KL has logarithms": variation / 2,
+        "that is the sum of |p - q|; KL has logarithms": variation,
+        "F.kl_div wants the logarithm of q first, log_softmax, and not q itself": (
+            (log_p.exp() * (log_p - log_q.exp())).sum(-1).mean().item()
         ),
     }
 

@@ -157,6 +157,7 @@ def souped(states, name, parts):
         "halved with each new state: the mean of n divides once, by n": mixed(
             [0.5 ** min(n - 1, n - k) for k in range(n)]
         ),
+        **_of_two(states, name, parts),
         "only the first two states are mixed": mixed([*parts[:2], *[0.0] * (n - 2)]),
         "that is the weights' square roots; take them as they are": mixed(
             [math.sqrt(w) for w in parts]
@@ -169,4 +170,16 @@ def souped(states, name, parts):
         ).median(0)[0],
         "this is the first state alone": states[0][name],
         "this is the last state alone": states[-1][name],
+    }
+
+
+def _of_two(states, name, parts):
+    """Means as if there were two states, and the largest."""
+    (first, second), every = (s[name] for s in states[:2]), torch.stack([s[name] for s in states])
+    return {
+        "the second of two counts 1 - w, and of more states the others nothing": (
+            parts[0] * first + (1 - parts[0]) * second
+        ),
+        "the first two count half each, and the others nothing": 0.5 * first + 0.5 * second,
+        "that is the largest of the states, not their mean": every.amax(0),
     }
