@@ -895,9 +895,9 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 
 # %% [markdown]
 # A blue line is a seed of `benchmarks/where_loss.py`, and its slope is the difference between two
-# runs that have everything else in common. Four lines fall and two rise: over six seeds the answer's
-# loss changes by -0.04 ± 0.03 nats a token, which is no difference yet. (With the first two seeds
-# alone we had written +0.04 and -0.05.) Look at the ends of the lines instead. With the loss on the
+# runs that have everything else in common. Four lines fall and two rise: over six seeds the
+# answer's loss changes by -0.04 ± 0.03 nats a token, which is no difference yet. (The first two
+# seeds alone say +0.04 and -0.05.) Look at the ends of the lines instead. With the loss on the
 # answer the seeds lie between 0.58 and 0.79, with the loss on everything between 0.61 and 0.68:
 # here the labels on the prompts made a run steadier, and not better. Our prompts are hardly longer
 # than the answers, and Shi et al. gain most where they are much longer. So it depends on your rows,

@@ -328,14 +328,14 @@ if lab.experiment("What either side has gained", 0, needs=["8.1", "8.2", "8.3"])
 # One run is one draw, and so is the share before it: with four answers to each instruction the
 # untrained model came to 21% in one draw and to 27% in another. Beside the low one DPO looks like a
 # success. So `benchmarks/preferences.py` took 16 answers, and three seeds. From 25% these settings
-# gained 3, 6 and -6 points, each with a standard error of 3 to 4 over the 40 instructions. At a rate
-# of 2e-4 it was 4, 0 and 2 points, each ± 2 or 3. That is a mean of 1 ± 4 and of 2 ± 1: perhaps a
-# little, and with three seeds no gain is shown. More instructions would tell, rather than more
-# answers to each: they even out the differences between instructions as well.
+# gained 3, 6 and -6 points, each with a standard error of 3 to 4 over the 40 instructions. At a
+# rate of 2e-4 it was 4, 0 and 2 points, each ± 2 or 3. That is a mean of 1 ± 4 and of 2 ± 1:
+# perhaps a little, and with three seeds no gain is shown. More instructions would tell, rather than
+# more answers to each: they even out the differences between instructions as well.
 #
-# What the loss asks for, training did in every run. At 5e-4 the rejected answers lost 14 to 20 nats.
-# The chosen ones lost 5 and 9 in two runs and nothing in the third. And answers shrank from 35
-# tokens to 14, 19 and 24, as short is what many constraints ask for. So a margin that grows says
+# What the loss asks for, training did in every run. At 5e-4 the rejected answers lost 14 to 20
+# nats. The chosen ones lost 5 and 9 in two runs and nothing in the third. And answers shrank from
+# 35 tokens to 14, 19 and 24, as short is what many constraints ask for. So a margin that grows says
 # that the pairs are told apart, and not yet that new answers are better.
 
 # %% [markdown]
@@ -788,11 +788,11 @@ if lab.experiment("Other rates and other groups, from the file", 0):
     display(groups.pivot_table("reward", "samples", "seed").round(2))
 
 # %% [markdown]
-# A row of the first table is a rate, a column a rank (0 is full fine-tuning). With this seed the rate
-# in the middle was the best of three for each: 0.51 at r=1, 0.53 at r=16, 0.45 in full, and 0.44 to
-# 0.52 at the rates beside it. So it was not its rate that held full fine-tuning back. With another
-# seed r=1 came to 0.51, 0.42 and 0.44 at the same three rates. Within the luck of a seed the rate
-# makes no difference here.
+# A row of the first table is a rate, a column a rank (0 is full fine-tuning). With this seed the
+# rate in the middle was the best of three for each: 0.51 at r=1, 0.53 at r=16, 0.45 in full, and
+# 0.44 to 0.52 at the rates beside it. So it was not its rate that held full fine-tuning back. With
+# another seed r=1 came to 0.51, 0.42 and 0.44 at the same three rates. Within the luck of a seed
+# the rate makes no difference here.
 #
 # Nor does the size of a group in the second table. In groups of 4, 8 and 16 the same 64 answers a
 # step came to 0.46, 0.49 and 0.45 over two seeds.
