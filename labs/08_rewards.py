@@ -830,12 +830,14 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
 
 # %% [markdown]
 # The blue run is paid honestly, the other one by the bonus. When we ran it, the bonus run's own
-# reward stayed near 0.6, and none of its curves looks wrong. On unseen commands the honest reward
-# fell from 0.40 to 0.15, one answer of 100 was exact (17 at the start), and an answer named 3.7
-# keys instead of 2.5. Two longer runs, 12 steps of 64 answers with a seed each, were both paid 0.66
-# at first and 0.82 at the end. Both named 3.2 keys, and 4 and 8 answers were exact. Their honest
-# reward fell to 0.35 in one and stayed at 0.39 in the other. The cure is in the reward, and not in
-# the training: pay for nothing that you do not want.
+# reward rose from 0.60 to 0.78 in seven steps, as one would wish. But the answers grew. In the
+# eighth step they had 28 tokens on average, where 32 are the most, and JSON that is cut off there
+# earns nothing. On unseen commands the honest reward fell from 0.40 to 0.15, one answer of 100 was
+# exact (17 at the start), and an answer named 3.7 keys instead of 2.5. Two longer runs, 12 steps of
+# 64 answers with a seed each, were both paid 0.66 at first and 0.82 at the end. Both named 3.2
+# keys, and 4 and 8 answers were exact. Their honest reward fell to 0.35 in one and stayed at 0.39
+# in the other. The cure is in the reward, and not in the training: pay for nothing that you do not
+# want.
 
 # %% [markdown]
 # ## GRPO with TRL
