@@ -325,7 +325,7 @@ AUDITS = [
     (_audit(good=lambda ms: True), ("cannot be rendered", "last message")),
     (_audit(good=_known_roles), "cannot be rendered"),
     (_audit(good=_no_system), "a system message may come first"),
-    (_audit(good=_one_turn), '7.1 audit: audit of clean rows: "bad_roles" gave 1'),
+    (_audit(good=_one_turn), 'audit of clean rows: "bad_roles" gave 1'),
     (_audit(good=_even_when_empty), "cannot be rendered"),
     (_all_of_a_kind, "the first of several equal rows is no duplicate"),
     (_groups_alike, "three equal rows have two"),
