@@ -779,11 +779,10 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 
 # %% tags=["experiment"]
 if lab.experiment("Other rates and other groups, from the file", 0):
-    honest = study[study["pay"] == "honest"]
-    tried = honest[honest["rank"].isin([0, 1, 16]) & (honest["samples"] == 8)]
-    tried = tried[tried["seed"] == 0]
+    honest = study.query("pay == 'honest'")
+    tried = honest.query("samples == 8 and seed == 0 and rank in (0, 1, 16)")
     display(tried.pivot_table("reward", "learning_rate", "rank").round(2))
-    groups = honest[(honest["rank"] == 16) & (honest["learning_rate"] == 5e-4)]
+    groups = honest.query("rank == 16 and learning_rate == 5e-4")
     display(groups.pivot_table("reward", "samples", "seed").round(2))
 
 # %% [markdown]

@@ -346,13 +346,18 @@ def prompt_of(row):
     return folded(" ".join(m["content"] for m in row["messages"] if m["role"] == "user"))
 
 
-def split(rows, share, seed):
+def shuffled(rows, seed, key=prompt_of):
+    """`{prompt: its rows}`, and the prompts in an order that depends on the seed alone."""
     groups = defaultdict(list)
     for row in rows:
-        groups[prompt_of(row)].append(row)
+        groups[key(row)].append(row)
     order = sorted(groups)
     random.Random(seed).shuffle(order)
-    train, test = [], []
+    return groups, order
+
+
+def split(rows, share, seed):
+    (groups, order), train, test = shuffled(rows, seed), [], []
     for prompt in order:
         (test if len(test) < share * len(rows) else train).extend(groups[prompt])
     return train, test
@@ -542,11 +547,8 @@ def _by_all_before(row):
 
 def _by_last_turn(rows, share, seed):
     """Prompts by the last thing that the user says, and small groups first to fill the share."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[folded(row["messages"][-2]["content"])].append(row)
-    order, room, test = sorted(groups), share * len(rows), []
-    random.Random(seed).shuffle(order)
+    groups, order = shuffled(rows, seed, lambda row: folded(row["messages"][-2]["content"]))
+    room, test = share * len(rows), []
     for prompt in order:
         if len(test) + len(groups[prompt]) <= room:
             test += groups.pop(prompt)
@@ -554,11 +556,7 @@ def _by_last_turn(rows, share, seed):
 
 
 def _groups_whole(rows, share, seed):
-    groups = defaultdict(list)
-    for row in rows:
-        groups[prompt_of(row)].append(row)
-    order = sorted(groups)
-    random.Random(seed).shuffle(order)
+    groups, order = shuffled(rows, seed)
     n = round(share * len(order))
     return [groups[prompt] for prompt in order[n:]], [groups[prompt] for prompt in order[:n]]
 

@@ -151,10 +151,9 @@ def where_loss(runs, yours):
     fig, ax = figure(height=3.2)
     pairs = runs.pivot(index="seed", columns="loss_on", values="loss")
     ways = ["answer", "everything"]
-    for _, pair in pairs.iterrows():
-        ax.plot([0, 1], pair[ways], "o-", color=PALETTE[0], alpha=0.6, ms=5)
+    lines = ax.plot([0, 1], pairs[ways].T, "o-", color=PALETTE[0], alpha=0.6, ms=5)
+    lines[0].set_label("a seed of the file")
     ax.plot([0, 1], [yours[way] for way in ways], "*--", color=PALETTE[1], ms=12, label="yours")
-    ax.plot([], [], "o-", color=PALETTE[0], alpha=0.6, label="a seed of the file")
     ax.set_xticks([0, 1], [f"loss on {way}" for way in ways])
     ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer")
     ax.legend(loc="best")
