@@ -298,10 +298,10 @@ check.ranks(energy_rank, stable_rank)
 # SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj` and `o_proj` in
 # the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. Are they low-rank? A spectrum by
 # itself does not tell, since every spectrum falls. So we compare each one with that of a random
-# matrix of the same shape, whose entries are independent. There theory knows the spectrum: the
-# singular values of an $m \times n$ matrix with entries of size $\sigma$ lie between about
-# $\sigma\,|\sqrt m - \sqrt n|$ and $\sigma\,(\sqrt m + \sqrt n)$. What rises well above that is
-# more than chance would make.
+# matrix of the same shape. There theory knows the spectrum: where the entries are independent, with
+# mean 0 and standard deviation $\sigma$, the singular values of an $m \times n$ matrix lie between
+# about $\sigma\,|\sqrt m - \sqrt n|$ and $\sigma\,(\sqrt m + \sqrt n)$. What rises well above that
+# is more than chance would make.
 
 # %% tags=["experiment"]
 if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
@@ -315,10 +315,10 @@ if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
     display(plots.spectra(real, noise))
 
 # %% [markdown]
-# In `q_proj` and in the MLP training has made a few directions larger than chance would; in
-# `v_proj` hardly any. But no trained curve drops to zero where the random one does not: the last
-# values of a square matrix like `q_proj` are near zero in both, as the formula says for $m = n$.
-# There is no rank at which you could say "the rest is nothing".
+# In `q_proj` and in the MLP training has made some dozens of directions larger than the largest of
+# a random matrix; in `v_proj` hardly any. But no trained curve drops to zero where the random one
+# does not: the last values of a square matrix like `q_proj` are near zero in both, as the formula
+# says for $m = n$. There is no rank at which you could say "the rest is nothing".
 #
 # Four matrices are few. Now take every fifth block, and your two numbers for each matrix. Before
 # you run it: of the 576 directions of a `q_proj`, how many do you think hold 90% of the energy?
@@ -699,6 +699,10 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # output directions (54% and 63% in our two runs, at the median), where chance would put a few
 # percent. But it is not the same update: the rest of its energy lies elsewhere.
 #
+# Chance is a weak opponent here, since it means random directions. A model may send every update
+# into much the same directions, whatever the task, and part of this overlap may be that. Lab 5 has
+# the control: a run on another task.
+#
 # There is a reason to expect some overlap. Let $G$ be the gradient of $W$. While $B$ is zero, its
 # own gradient is $\frac{\alpha}{r} G A^\top$ (you will derive it in lab 2): random mixtures of
 # the columns of $G$. Such mixtures point where $G$ writes most; randomised algorithms for the SVD
@@ -707,16 +711,17 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # %% [markdown]
 # ## Does the optimizer shape the spectrum?
 #
-# Adam divides each entry of a gradient by a running average of that entry's size, so all entries
-# move about equally far. At its very first step only the signs are left. And taking signs does not
-# keep the rank. Take a gradient with the rows (0.5, -0.5, -1.5), (1.5, 0.5, -0.5) and (2.5, 1.5,
-# 0.5). Each row is the one above plus 1, so its rank is 2. Its signs are (+, -, -), (+, +, -) and
-# (+, +, +), a matrix of rank 3.
+# For each entry of a gradient Adam keeps two running averages, of the entry and of its square, and
+# moves by the first over the root of the second. So where gradients keep their signs, large and
+# small entries move equally far. At the very first step only the signs are left. And taking signs
+# does not keep the rank. Take a gradient with the rows (0.5, -0.5, -1.5), (1.5, 0.5, -0.5) and
+# (2.5, 1.5, 0.5). Each row is the one above plus 1, so its rank is 2. Its signs are (+, -, -), (+,
+# +, -) and (+, +, +), a matrix of rank 3.
 #
-# Plain gradient descent (SGD) adds up the gradients as they are, few directions and all. So one
-# control run shows whether the rank that you measured comes from the task alone, or from Adam as
-# well. SGD needs a rate of its own: at 0.3, with gradients clipped to length 1, it learns in twenty
-# steps. We did not look for its best.
+# Plain gradient descent (SGD) adds up the gradients themselves, with the few directions that they
+# have. So one control run shows whether the rank that you measured comes from the task alone, or
+# from Adam as well. SGD needs a rate of its own: at 0.3, with gradients clipped to length 1, it
+# learns in twenty steps. We did not look for its best.
 
 # %% tags=["experiment"]
 if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4", "1.5"]):
@@ -738,10 +743,11 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
 
 # %% [markdown]
 # By SGD the same batches give an update of much lower rank: in the left picture its singular values
-# fall off, where Adam's have a long tail. SGD also ends at a higher loss, so this is not a
-# comparison at equal quality, and a longer run may add directions. How large the gap would be at
-# equal loss we did not measure. But twenty steps on the same data are enough to see that the task
-# alone does not set the rank. "Fine-tuning is low-rank" says little until it names the optimizer.
+# fall off, where Adam's have a long tail. (Adam's median is here that of every fifth block, so it
+# differs a little from the one above.) SGD also ends at a higher loss, so this is not a comparison
+# at equal quality, and a longer run may add directions. How large the gap would be at equal loss we
+# did not measure. But twenty steps on the same data are enough to see that the task alone does not
+# set the rank. "Fine-tuning is low-rank" says little until it names the optimizer.
 
 # %% [markdown]
 # ## Is LoRA an SVD?
@@ -768,12 +774,13 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
     display(plots.learned_factors(errors, relative_error(goal, 8), learned, top))
 
 # %% [markdown]
-# Left: the error of the product comes down to the bound and stops there. Middle: the pale squares
-# off the diagonal say that the rows of the learned $A$ are not quite orthogonal. Right: if $A$ were
-# the SVD's factor, only the diagonal would be dark. Instead each learned row is a mixture of the
-# SVD's rows. Why not? For any invertible $R$, $(BR)(R^{-1}A)$ is the same update, and the loss
-# cannot tell one pair from another. So do not read meaning into single rows of a trained $A$. What
-# counts is the subspace that they span (lab 5).
+# Left: the error of the product comes down to the bound and stops there. So the *product* has
+# become the cut. Its factors have not become those of the SVD. Middle: the pale squares off the
+# diagonal say that the rows of the learned $A$ are not quite orthogonal. Right: if $A$ were the
+# SVD's factor, only the diagonal would be dark. Instead each learned row is a mixture of the SVD's
+# rows. Why not? For any invertible $R$, $(BR)(R^{-1}A)$ is the same update, and the loss cannot
+# tell one pair from another. So do not read meaning into single rows of a trained $A$. What counts
+# is the subspace that they span (lab 5).
 
 # %% [markdown]
 # ## Another small number: intrinsic dimension
@@ -824,9 +831,10 @@ check.subspace(subspace_point, project_gradient)
 
 # %% [markdown]
 # For the real model $P$ would not fit in memory: 134.5 million rows of 200 numbers are 108 GB in
-# fp32. So we take a small network. It reads the mean of the model's own word vectors of a `home`
-# command and names one of ten intents. It is trained on 1,600 commands and scored on 400 others of
-# the same patterns.
+# fp32. (Aghajanyan et al. never store it. Their $P$ is a product of fast transforms, called
+# Fastfood, and is computed anew each time.) So we take a small network. It reads the mean of the
+# model's own word vectors of a `home` command and names one of ten intents. It is trained on 1,600
+# commands and scored on 400 others of the same patterns.
 
 
 # %%
@@ -912,7 +920,8 @@ if lab.experiment("Training in random subspaces", 8, needs=["1.4", "1.6"]):
 # matrix of full rank. Its single direction is a random vector of all parameters, and the part of it
 # that belongs to one layer is a random matrix, which has full rank. A small intrinsic dimension
 # says that few numbers suffice; a low matrix rank says that few directions do. LoRA bets on the
-# second, one matrix at a time. Neither implies the other.
+# second, one matrix at a time. Neither gives you the other: here one number moved a matrix at full
+# rank, and rank 8 in every matrix of our model still takes 2.4 million numbers.
 
 # %% [markdown]
 # ## What does an update do to the whole matrix?
@@ -1052,8 +1061,9 @@ check.quiz(quiz)
 # - The first $r$ terms of the SVD are the best that rank $r$ can do, and the singular values that
 #   are left say how good that is.
 # - Two thin matrices cost $r\,(d_\text{out} + d_\text{in})$ numbers: linear in the rank.
-# - The weights of a real model are far from low-rank. Their update by Adam has a lower rank, and by
-#   energy still not a low one; by SGD, in as many steps, it is lower again.
+# - The weights of a real model are far from low-rank. Their update by Adam takes fewer directions
+#   than they do, though by energy far more than eight; by SGD, in as many steps, it takes fewer
+#   again.
 # - LoRA does not need this update to be low-rank. It needs that *a* good change of low rank exists
 #   and that training finds it. The cut of the full update is one, what LoRA learns is another, and
 #   they share directions.

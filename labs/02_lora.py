@@ -119,8 +119,8 @@ check.matches_dense(lora_forward)
 #   does.
 # - `B` starts at zero, so the new layer computes exactly what the old one did.
 # - `A` and `B` are on the device of `base.weight`, and both have its dtype or both are fp32. (PEFT
-#   takes fp32, since small steps can get lost in 16 bits. The output has the dtype of `base(x)`
-#   anyway.)
+#   takes fp32, since small steps can get lost in 16 bits.)
+# - The output has the dtype of `base(x)`.
 # - As in 2.1, `forward` makes nothing as large as `base.weight`.
 # - Gradients flow back to `x` on both paths: layers before this one may train.
 #
@@ -235,7 +235,7 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
 # where Adam moves each number that has a gradient by the rate. If that is `B`, an entry of the
 # output moves by a sum of $r$ such steps, each times an entry of $Ax$. If it is `A`, an entry of
 # $Ax$ moves by a sum of $d_\text{in}$ of them, each times an entry of $x$: 576 terms, say, in place
-# of 8.
+# of 8. And `B`, which is not zero then, passes that on to the output.
 #
 # Nor must one of the two be zero. PiSSA takes both from the largest singular directions of $W$ and
 # subtracts their product from the frozen weight, so that the sum is $W$ again. Lab 5 tries it.
@@ -487,6 +487,9 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
     display(plots.loss_by_the_clock({"LoRA": curve, "full": full_curve}))
 
 # %% [markdown]
+# Read the picture by the clock. When we ran it, LoRA's curve was the lower one at any second, since
+# its steps are shorter. At an equal number of steps full fine-tuning was a little ahead.
+#
 # Do not name a winner yet: this is one seed, and 60 commands. In lab 5's runs, each method at the
 # best of its rates, full fine-tuning has a mean loss of 0.29 and LoRA (r=16) of 0.32, and three
 # seeds of one method differ among themselves by as much. What the picture does show: on a task of
@@ -581,8 +584,8 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
 #   every step, and where products are bf16, fp32 weights are converted first. That lowers LoRA's
 #   share.
 #
-# On two cores with fast bf16 we measured 70% and 77%, on two machines. In any case it is not a
-# fiftieth: what falls away is one product in three.
+# With fast bf16 we measured 70% and 77% on two cores, on two machines, and 63% on one core. In any
+# case it is not a fiftieth: what falls away is one product in three.
 
 # %% [markdown]
 # ## Where do the bytes go?
@@ -617,7 +620,7 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 #
 # The peak comes when backward begins: all activations are held, and no gradients yet. LoRA needs
 # most activations, too, since the gradient still has to pass every layer on its way down: where all
-# is fp32, it keeps six sevenths of full fine-tuning's green part. (The rest is nearly all what a
+# is fp32, it keeps six sevenths of full fine-tuning's activations. (The rest is nearly all what a
 # norm keeps for the gradient of its own weights, if these train. Where LoRA's weights are bf16, so
 # are its activations, and that halves them.)
 #
@@ -665,10 +668,10 @@ def mergeable(model):
 #
 # Both take such a layer. `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place;
 # `unmerge_` takes it away. They keep `layer.merged` up to date: calling either twice is the same as
-# once, and between two merges the layer may train. The output stays the same, to rounding.
-# `base.weight` stays the same Parameter, with its dtype; `A`, `B` and the training mode stay as
-# they are. (Some libraries merge inside `train()` or `eval()`. In this course nothing merges but
-# these two calls.)
+# once. After `unmerge_` the layer may train on, and the next `merge_` adds what it has learned by
+# then. The output stays the same, to rounding. `base.weight` stays the same Parameter, with its
+# dtype; `A`, `B` and the training mode stay as they are. (Some libraries merge inside `train()` or
+# `eval()`. In this course nothing merges but these two calls.)
 #
 # <details><summary>Hint</summary>
 #
@@ -736,8 +739,9 @@ if lab.experiment("Is a merged model the same model?", 4, needs=["2.2", "2.4", "
 # binary digits that bf16 has. If these two histograms lie on top of each other, merging is not what
 # hurts.
 #
-# So "merging gives exactly the same model" is true of the formula, and of the file up to rounding.
-# Lab 6 asks whether the answers change, and what happens to updates much smaller than this one.
+# So "merging gives exactly the same model" is true in exact arithmetic, and up to rounding in a
+# file. Lab 6 asks whether the answers change, and what happens to updates much smaller than this
+# one.
 #
 # Can anybody tell that it was LoRA? From the merged file alone, hardly. But with the base model at
 # hand you can subtract it and take the SVD of lab 1. (Here in fp32; rounding to bf16 would add
@@ -1015,7 +1019,7 @@ check.quiz(quiz)
 # - It saves the frozen weights' gradients and their optimizer states: a third of a step's
 #   arithmetic, and most of what is held between steps. The weights stay, and so do most
 #   activations.
-# - An adapter is a small file. Merging is exact in the formula and rounded in 16 bits: keep the
+# - An adapter is a small file. In exact arithmetic merging changes nothing; 16 bits round: keep the
 #   base.
 # - No comparison of ranks is fair by itself: scaling and learning rate change with them.
 

@@ -94,9 +94,10 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # | `"t4"` | a GPU without bf16: `fp16=True`, `bf16=False` |
 # | `"a100"` | Ampere and newer: `bf16=True` |
 #
-# TRL's default rate, 2e-5, is one for full fine-tuning. At alpha 32 LoRA needs about ten times as
-# much; in runs as short as this lab's 2e-3 to 3e-3 does well. The check accepts 1e-4 to 5e-3.
-# (Older tutorials say `max_seq_length` and `warmup_ratio`; the names are `max_length` and
+# TRL's default rate, 2e-5, is one for full fine-tuning. At alpha 32 LoRA needs about ten times what
+# full fine-tuning needs in the same run: about 2e-4 in a run of hours. In runs as short as this
+# lab's full fine-tuning does best near 3e-4, and LoRA at 2e-3 to 3e-3. The check accepts 1e-4 to
+# 5e-3. (Older tutorials say `max_seq_length` and `warmup_ratio`; the names are `max_length` and
 # `warmup_steps` now.) Without such a GPU `SFTConfig(bf16=True)` raises an error, so by hand you can
 # call only your own case. The check pretends that the right card is there.
 
@@ -218,6 +219,7 @@ if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
 # %% [markdown]
 # For one family PEFT (0.21) knows where the experts are, and adds them by itself. For the other it
 # adapts the attention alone, without a warning, and more than half of the weights get no adapter.
+# (Our models are tiny. In the real gpt-oss-20b the experts hold 19.1 of 20.9 billion parameters.)
 # So before a run print the names of what trains, and give what is missing to `target_parameters`.
 #
 # Embeddings are not reached either, and a new token (a tool's name, a language's tag) needs a row
@@ -395,7 +397,10 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
 # hide this bug, since it had learned to stop before you tuned it. With SmolLM2's own template, and
 # the end masked in the same way, all of 30 answers came to an end when we tried it (25 steps of 8,
 # one seed), some of them only after a second JSON object. A base model has no such habit, and a
-# chat model has it in its own template.
+# chat model has it in its own template only.
+#
+# The other common mend is a padding token that is not the end token. It works as long as nobody
+# sets the two equal again. A mask works whatever the token.
 
 # %% [markdown]
 # ## The trainer, and where an answer begins
@@ -484,11 +489,12 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
     print(repr(spoken["no generation prompt"][0]))
 
 # %% [markdown]
-# When we ran it, there was no difference to be seen: 40%, 45% and 42% of 60 on one processor, 40%,
-# 38% and 35% on another, each with a standard error of about 6 points (the thin lines in the
-# picture). A model that was trained to answer everything in JSON does so, whatever comes before the
-# answer. So your own test may not show such a bug. It shows where a model chats: without the
-# generation prompt it may go on in the user's name.
+# Three runs of ours gave 40%, 45% and 42% of 60, then 40%, 38% and 35%, then 40%, 40% and 33%: no
+# way of asking stands out in all of them. (The thin lines are each bar's own standard error, about
+# 6 points. The questions are the same for all bars, so a difference is surer than the lines
+# suggest. Lab 4 compares in pairs.) A model that has just learned to answer everything in JSON does
+# so here, with these few tokens or without. So your own test may not show such a bug. It shows
+# where a model chats: without the generation prompt it may go on in the user's name.
 
 # %% [markdown]
 # ### Exercise 3.4 · `render_prompt`
@@ -699,6 +705,13 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 # answer also needs every slot under the right key, with a value that did not occur in training.
 # Report the metric that your user notices: a smart home that gets the lamp under the wrong key does
 # nothing.
+#
+# The marks in the table are a third metric. They compare letters, and yours compares data, so a row
+# may have ✗ there and count as right below. In one of our runs that was an answer with `"domain"`
+# twice, first `"entry floor lamp"` and then `"light"`: `json.loads` keeps the last and says
+# nothing. Would your smart home do the same? (`json.loads(text, object_pairs_hook=…)` sees both.
+# The picture of three prompts compared letters, too: in that run it had 40%, and this one 42%, for
+# the same model.)
 
 # %% [markdown]
 # ## What was forgotten
@@ -762,6 +775,9 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {surprise['base']:.1f} before, {surprise['home']:.1f} after: {change:+.1%}")
 
 # %% [markdown]
+# When we ran it, perplexity rose by 14%. In nats that is $\ln 1.14 = 0.13$ a token, less than
+# rounding this model to four bits costs in lab 4.
+#
 # Does LoRA forget less than full fine-tuning? Biderman et al. (2024, 2405.09673) find so, on code
 # and maths. PEFT's own table of July 2026 has full fine-tuning forget *less*, .030 against .050, at
 # nearly the same accuracy and a ten times lower rate. Task, rate and the length of training all
@@ -851,11 +867,11 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # The blue dots come from a file of the course, made by `benchmarks/forgetting.py` with three seeds;
 # the stars are yours. Look first at how much the dots of one method differ. Another seed, that is
 # another order of the commands and another draw of $A$, moves the perplexity of LoRA with r=4 from
-# +12% to +27%. The methods differ by less: full fine-tuning minus LoRA of r=4 is -4.8, +0.6 and
-# -1.2, a mean of -1.8 with a standard error of 1.6. With three seeds that shows no difference. The
-# processor matters as well: with the same seed full fine-tuning needed 10 steps and rose by 17% in
-# the file, 14 steps and 27% where we ran this cell in bf16. So here, after 10 to 17 steps of four
-# commands, nothing says that one method forgets less than the other.
+# +12% to +27%. The methods differ by less: full fine-tuning minus LoRA of r=4 is -10, +1 and -2% of
+# the base's perplexity, a mean of -3.6 with a standard error of 3.2. With three seeds that shows no
+# difference. The processor matters as well: with the same seed full fine-tuning needed 10 steps and
+# rose by 17% in the file, 14 steps and 27% where we ran this cell in bf16. So here, after 10 to 17
+# steps of four commands, nothing says that one method forgets less than the other.
 #
 # Nor are there intruders after so few steps, in LoRA or in full fine-tuning, so PEFT's
 # `reduce_intruder_dimension` has nothing to take out. Shuttleworth et al. count them after far
@@ -899,9 +915,10 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # answer's loss changes by -0.04 ± 0.03 nats a token, which is no difference yet. (The first two
 # seeds alone say +0.04 and -0.05.) Look at the ends of the lines instead. With the loss on the
 # answer the seeds lie between 0.58 and 0.79, with the loss on everything between 0.61 and 0.68:
-# here the labels on the prompts made a run steadier, and not better. Our prompts are hardly longer
-# than the answers, and Shi et al. gain most where they are much longer. So it depends on your rows,
-# and a few runs tell: `completion_only_loss=False` is TRL's switch.
+# here the labels on the prompts made a run steadier, and not better. (That is a hint: six seeds,
+# and a question that we asked after seeing them.) Our prompts are hardly longer than the answers,
+# and Shi et al. gain most where they are much longer. So it depends on your rows, and a few runs
+# tell: `completion_only_loss=False` is TRL's switch.
 
 # %% [markdown]
 # ## What is on disk
@@ -953,6 +970,11 @@ if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.
         first, second = (again(ids.to(again.device)).logits for _ in range(2))
     print(f"the same question twice: logits differ by up to {(first - second).abs().max():.2f}")
     display(plots.asked(reloaded, len(unseen)))
+
+# %% [markdown]
+# Two faults show, and neither raised an error. The answers were drawn without dropout, since our
+# function turns it off: what they have lost is due to the update that counts twice. The printed
+# difference is the other fault. With dropout on, a model gives two answers to one question.
 
 # %% [markdown]
 # ### Exercise 3.8 · `load_tuned`

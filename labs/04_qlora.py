@@ -135,8 +135,9 @@ print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its 
 #
 # <details><summary>Why</summary>
 #
-# A bell curve has no end: no number has all of it on one side. So the quantile of probability 0 is
-# $-\infty$ and that of 1 is $\infty$. Any probability between them has a finite one.
+# A bell curve has no end: however large a number is, a little of the curve lies beyond it. So the
+# quantile of probability 0 is $-\infty$ and that of 1 is $\infty$. Any probability between them has
+# a finite one.
 # </details>
 #
 # Where exactly should they lie? With 16 equal shares the middle of the outermost one is at 31/32,
@@ -358,9 +359,12 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
 
 # %% [markdown]
 # They are not used equally: the most used code serves more than five times as many numbers as the
-# least used one. The derivation took the numbers to be normal. But what you round is a number
-# divided by the absmax of its block, and that has another distribution, which depends on the size
-# of the block (Yoshida, [2023](https://arxiv.org/abs/2306.06965)).
+# least used one. The derivation took the numbers to be normal, and put the outermost value at 1.85
+# standard deviations, the quantile of 0.9677. But what you round is a number divided by the absmax
+# of its block. The largest of 64 normal numbers is near 2.6, and so this is where the outermost
+# value really lies: the whole table is stretched by 1.4, and its outer codes wait where few numbers
+# are. The larger the block, the further it is stretched (Yoshida,
+# [2023](https://arxiv.org/abs/2306.06965)).
 #
 # Nor is NF4 the most exact: Lloyd-Max has a twentieth less error. It does not use its codes more
 # equally: their entropy is 3.86 bits, NF4's 3.88, where 4 would be equal use. And it gives up two
@@ -460,11 +464,14 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 # Compare the printed differences with their errors. A difference below twice its error is one that
 # these ten paragraphs cannot show.
 #
-# - The order of the rounding errors is not the order of the losses. Lloyd-Max rounds these weights
-#   more exactly than NF4, and the model shows no gain. Why? A mean square weighs all weights alike,
-#   and the model does not: some of them multiply large activations.
-# - E2M1 and NVFP4 do not differ from NF4 by more than chance. So what a format is made for decides:
-#   NF4 is for storage, NVFP4 for hardware that multiplies it.
+# - The order of the rounding errors is not the order of the losses. MXFP4 errs less in the weights
+#   than the FP4 of bitsandbytes, and adds more to the loss. A mean square weighs all weights alike,
+#   and a model need not: some of its weights multiply large activations.
+# - Of Lloyd-Max against NF4 these paragraphs say nothing. Its error is smaller by 3%. If the added
+#   loss goes like the square of the error, that is a gain of 0.01 nats a token, and the standard
+#   error is several times as large.
+# - Nor do 508 tokens tell E2M1 and NVFP4 from NF4. As far as they go, choose by purpose: NF4 is for
+#   storage, NVFP4 for hardware that multiplies it.
 # - MXFP4 has the fewest bits in the picture and is far behind. (NF4 takes fewer once its scales are
 #   quantized, as below: 4.127.) MXFP4's scale is a power of two, chosen here by the rule of its
 #   specification. So it fits a block only to within a factor of two, and what exceeds the largest
@@ -672,12 +679,12 @@ if lab.experiment("Load it in 4 bits, and prepare it for training", 6, needs=["4
 # Three lessons in five lines.
 #
 # - `numel()` undercounts. If you read "trainable: 0.30%" about a 4-bit model of 8 billion
-#   parameters, that share was divided by such a count.
+#   parameters, that share was taken of such a count.
 # - The model did not shrink to a quarter. Embedding and head stay in 16 bits, and here they are 28
 #   of 135 million parameters. In Llama-2-7B they are 4%.
 # - `prepare_model_for_kbit_training` casts everything that is not packed to fp32, for stability. If
 #   that was bf16 before, it gives back a good part of what 4 bits saved on this model, as on any
-#   model with a large vocabulary.
+#   model with a large vocabulary. (TRL's `SFTTrainer` no longer calls it; many tutorials do.)
 #
 # **A good place to stop.** You have built the format, from the quantile to the byte, and you know
 # the argument that gives it to a model. What follows trains with it. When you come back, run the
@@ -913,29 +920,38 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 
 # %% [markdown]
 # LoftQ's rank 8 takes back little, and lab 1 has shown why. A rounding error is close to noise: no
-# direction in it stands out, so a few directions hold little of its energy. In our runs it takes
-# back a tenth of the added loss, and a third at eight times the rank, which has eight times the
+# direction in it stands out, so a few directions hold little of its energy. When we ran it, it took
+# back 10 ± 5% of the added loss, and 34 ± 16% at eight times the rank, which has eight times the
 # parameters.
 #
-# The numbers on the right are the errors of the weights. PiSSA's start is nearer to $W$ than
-# LoftQ's at the same rank. Whether the loss gains by it these paragraphs cannot say: its error bar
-# is several times as wide. LoftQ keeps the codes of NF4 and corrects them. PiSSA rounds another
-# matrix, so its error is a new draw, and it changes each paragraph's loss in its own way.
+# How then could the adapter above adapt to the rounding, with the same rank 8? It need not rebuild
+# the error. It has to undo what the error does to answers of `home`, and that may take few
+# directions. Energy is not loss: lab 1 again.
+#
+# The numbers on the right are the errors of the weights, and lab 1 predicts them. Rank 8 holds 9%
+# of a matrix's energy (the median there). So what PiSSA leaves to be rounded has a size of
+# $\sqrt{0.91}$, or 0.95, and so has its error. Of a rounding error rank 8 holds about 7%, which
+# leaves LoftQ 0.96. So PiSSA's start is a little nearer to $W$. Whether the loss gains by it these
+# paragraphs cannot say: its error bar is several times as wide. LoftQ keeps the codes of NF4 and
+# corrects them. PiSSA rounds another matrix, so its error is a new draw, and it changes each
+# paragraph's loss in its own way.
 #
 # A better start is not yet a better end: training moves the loss on `home` by nats, the start by
 # hundredths. The same script also trains from LoftQ's start, 20 steps on NF4. Three seeds end at
 # 0.28, 0.30 and 0.28, where those from zero end at 0.36, 0.34 and 0.35: better by 0.064 with a
 # standard error of 0.013, five errors. A tenth of what NF4 adds here before training would be
 # 0.035, so correcting the known error can hardly be all of it. LoftQ's `B` is not zero, and so `A`
-# learns from the first step on. How much is due to which, and what is left of it after a long
-# training, these runs do not tell.
+# learns from the first step on. And its `A` has another size than the usual one, so at the same
+# rate a step of `B` moves $W$ by another amount (lab 1 does that sum). How much is due to which,
+# and what is left of it after a long training, these runs do not tell.
 
 # %% [markdown]
 # ## "QLoRA trains 30% slower"
 #
-# Looking up the weights takes the same time for one token as for a thousand. So the relative price
-# depends on how much other work a step does. Measure steps of one and of eight commands. LoRA and
-# QLoRA take turns on each batch, so that a slow moment of the machine affects both.
+# A step looks up every packed weight twice, in forward and in backward (with checkpointing a third
+# time). That takes the same time for one token as for a thousand. So the relative price depends on
+# how much other work a step does. Measure steps of one and of eight commands. LoRA and QLoRA take
+# turns on each batch, so that a slow moment of the machine affects both.
 
 
 # %%
@@ -963,9 +979,9 @@ if lab.experiment("Time of a step", 18, needs=["4.6"]):
 
 # %% [markdown]
 # Compare the gap between the two lines with the whole step. By that argument the gap should be the
-# same at both sizes. It is small and noisy: when we ran it, 0.03 to 0.08 s. But its share clearly
-# falls, in our runs from about a quarter to below a tenth, and with the sixteen commands of the
-# training above it is lost in the noise of the machine. "30% slower" is one point on such a line.
+# same at both sizes. It is small and noisy: in our runs, 0.03 to 0.13 s. But its share clearly
+# falls, from a quarter or a third to below a tenth, and with the sixteen commands of the training
+# above it is lost in the noise of the machine. "30% slower" is one point on such a line.
 # For 7 billion parameters on an A100 litgpt's authors report 56 to 62% at one sequence a step,
 # others 39% (their figures; we had no GPU to check them). And the price buys memory, with which you
 # can enlarge the batch, or turn checkpointing off.
@@ -1266,8 +1282,7 @@ check.quiz(quiz)
 #
 # - A 4-bit weight is a code and a share of a scale: 4.127 bits with double quantization.
 # - NF4 puts its sixteen values where normal weights are. Small blocks keep an outlier's damage
-#   small. NF4 is good, and not optimal: the most exact codebook is another, and the model may
-#   prefer a third.
+#   small. NF4 is good, and not optimal: the most exact codebook is another.
 # - QLoRA shrinks the frozen weights that it packs. Embeddings, head and activations stay.
 # - An adapter belongs to the weights that it was trained on, rounded or not. How far it has adapted
 #   to their rounding takes four losses to say, not one.

@@ -28,7 +28,7 @@ MAY = {
     "training": ("data", "download", "fingerprint", "live", "memory", "plots"),
     "own": ("data", "memory", "training"),
     "measured": ("download", "fingerprint", "live", "memory", "tasks", "training"),
-    "labs": ("contract", "plots"),
+    "labs": ("contract", "memory", "plots"),
     "ship": ("data", "own", "training"),
     "checks": ("contract", "labs"),
     "names": (),

@@ -233,16 +233,17 @@ def intruders_by_size(sizes, grown, trained, n_directions):
     """
     fig, ax = figure(height=3.4)
     for (way, values), colour, marker in zip(grown.items(), (BLUE, ORANGE), "os", strict=True):
-        ax.plot(_percent(sizes), values, color=colour, marker=marker, label=way)
+        label = f"{way} ({trained[way]} as trained)"
+        ax.plot(_percent(sizes), values, color=colour, marker=marker, label=label)
     ax.set(xlabel="size of the update, as a share of |W0|", xlim=(0, None), ylim=(-1, None))
     ax.set_ylabel(f"intruders of {n_directions} directions")
     _in_percent(ax.xaxis)
     ax.legend(loc="upper left")
-    told = [
-        f"{trained[way]} as trained, {values[-1]} at {sizes[-1]:.0%} of |W0| ({way})"
-        for way, values in grown.items()
-    ]
-    ax.set_title("Intruders: " + ",\n".join(told))
+    told = []
+    for at in (1, -1):  # a small size and the largest
+        found = ", ".join(f"{way} {values[at]}" for way, values in grown.items())
+        told.append(f"at {sizes[at]:.0%} of |W0|: {found}")
+    ax.set_title("Intruders " + ";\n".join(told))
     return fig
 
 

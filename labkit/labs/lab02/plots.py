@@ -4,10 +4,8 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
+from labkit.memory.plots import COLOURS, HATCHES
 from labkit.plots import INK, PALETTE, figure, smooth
-
-PARTS = {"weights": PALETTE[0], "gradients": PALETTE[4], "optimizer": PALETTE[1]}
-PARTS |= {"activations": PALETTE[2]}
 
 
 def thin_matrices(d_out, d_in, r):
@@ -120,18 +118,22 @@ def memory(held, peaks, guess):
     bars = {"LoRA,\nbetween steps": held["LoRA"], "LoRA,\nat the peak": peaks["LoRA"]}
     bars |= {"full,\nbetween steps": held["full"], "full,\nat the peak": peaks["full"]}
     unit, floor = sum(peaks["full"].values()) / 100, np.zeros(len(bars))
-    for part, colour in PARTS.items():
+    for part, colour in COLOURS.items():
         sizes = np.array([parts.get(part, 0) / unit for parts in bars.values()])
-        ax.bar(list(bars), sizes, bottom=floor, color=colour, width=0.55, label=part)
+        if sizes.any():
+            look = {"color": colour, "hatch": HATCHES[part], "edgecolor": "white", "linewidth": 0}
+            ax.bar(list(bars), sizes, bottom=floor, width=0.55, label=part, **look)
         floor += sizes
-    rest = np.array([sum(parts.values()) / unit for parts in bars.values()])
-    ax.bar(list(bars), rest - floor, bottom=floor, color="#BBBBBB", width=0.55, label="temporary")
-    for x, total in enumerate(rest):
-        ax.text(x, total + 1, f"{total * unit / 1e9:.2f} GB", ha="center", color=INK)
+    gigabytes = [f"{total * unit / 1e9:.2f}" for total in floor]
+    for x, told in enumerate(gigabytes):
+        ax.text(x, floor[x] + 1, f"{told} GB", ha="center", color=INK)
     ax.set(ylabel="% of full fine-tuning's peak", ylim=(0, 118), xlim=(-0.5, len(bars) - 0.1))
     ax.legend(loc="upper left")
-    between = rest[0] / rest[2]
-    ax.set_title(f"LoRA holds {between:.0%} of the bytes between steps, {rest[1]:.0f}% at the peak")
+    between, peak, full_between, full_peak = gigabytes
+    ax.set_title(
+        f"Between steps LoRA holds {between} GB, full fine-tuning {full_between};\n"
+        f"at the peak {peak} and {full_peak}, which is {floor[1]:.0f}%"
+    )
     guess.draw(ax)
     return fig
 
