@@ -41,7 +41,7 @@ def overlaps(panels, title, marked):
     for (ax,), (name, frame) in zip(axes, panels.items(), strict=True):
         image = ax.imshow(frame, vmin=0, vmax=top, cmap="cividis", aspect="auto", origin="lower")
         value, place = frame.loc[marked, marked], frame.columns.get_loc(marked)
-        how = {"color": INK if value > top / 2 else "white", "fontsize": 9, "va": "center"}
+        how = {"color": INK if value > 0.6 * top else "white", "fontsize": 9, "va": "center"}
         ax.text(place, frame.index.get_loc(marked), f"{value:.2f}", ha="center", **how)
         ax.set_xticks(range(len(frame.columns)), frame.columns)
         ax.set_yticks(range(len(frame)), frame.index)
