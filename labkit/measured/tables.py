@@ -1,4 +1,4 @@
-"""What lab 5 makes of the rows of many runs: costs, a front, gaps."""
+"""What lab 5 makes of the rows of many runs: costs, best rates, gaps."""
 
 from __future__ import annotations
 
@@ -19,21 +19,6 @@ def param_table(shapes: dict[str, tuple[int, int]], ranks: Sequence[int]) -> pd.
     table["trainable"] = table["rank"] * sides
     table["percent"] = 100 * table["trainable"] / dense
     return table
-
-
-def pareto(frame: pd.DataFrame, cost: str, quality: str) -> pd.DataFrame:
-    """The rows of `frame` that none beats: low `cost` and high `quality` are good.
-
-    To beat is to be no worse in both and better in one, so equal rows both stay. A row without a
-    quality (NaN) never does.
-    """
-
-    def beaten(row):
-        no_worse = (frame[cost] <= row[cost]) & (frame[quality] >= row[quality])
-        better = (frame[cost] < row[cost]) | (frame[quality] > row[quality])
-        return (no_worse & better).any()
-
-    return frame[frame[quality].notna() & ~frame.apply(beaten, axis=1)]
 
 
 def overfit_gap(history: pd.DataFrame) -> pd.DataFrame:
@@ -130,7 +115,7 @@ def verdict(table: pd.DataFrame, other: str, within: float = 2.0) -> str:
     told += f", +/- {error:.1f} ({seeds} seeds):\n"
     chance = errors_of_chance(seeds) * error
     if abs(gap) < chance:
-        seen = "" if chance <= within else f", which makes {chance:.0f}% with so few"
+        seen = "" if chance <= within else f", which may be {chance:.0f}% with so few seeds"
         return f"{told}no more than chance{seen}"
     size = "within" if abs(gap) <= within else "more than"
     return f"{told}{size} {within:g}%, and beyond its error"

@@ -45,7 +45,7 @@ def draw_bars(ax: Axes, rows: Rows, limit: float | None = None) -> None:
     left = np.zeros(len(rows))
     for category in CATEGORIES:
         widths = np.array([row.get(category, 0) / size for row in rows.values()])
-        if widths.any():
+        if widths.max() > 0.003 * largest / size:  # what one can see
             ax.barh(
                 range(len(rows)),
                 widths,
@@ -55,7 +55,7 @@ def draw_bars(ax: Axes, rows: Rows, limit: float | None = None) -> None:
                 edgecolor="white",
                 label=category,
             )
-            left += widths
+        left += widths
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the card's line
     how = {"textcoords": "offset points", "va": "center", "bbox": paper}
     for i, total in enumerate(left):

@@ -30,15 +30,19 @@ def _cycle(n):
     return [PALETTE[i % len(PALETTE)] for i in range(n)]
 
 
-def overlaps(panels, title):
+def overlaps(panels, title, marked):
     """Heatmaps of subspace similarity, one below the other over the same j.
 
-    `panels` maps a title to a frame, index i and columns j.
+    `panels` maps a title to a frame, index i and columns j; in the cell i = j = `marked` stands its
+    number. The scale ends at the largest value of all.
     """
-    n = len(panels)
+    n, top = len(panels), max(frame.to_numpy().max() for frame in panels.values())
     fig, axes = figure(width=5.6, height=1.2 + 1.9 * n, n_rows=n, sharex=True, squeeze=False)
     for (ax,), (name, frame) in zip(axes, panels.items(), strict=True):
-        image = ax.imshow(frame, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
+        image = ax.imshow(frame, vmin=0, vmax=top, cmap="cividis", aspect="auto", origin="lower")
+        value, place = frame.loc[marked, marked], frame.columns.get_loc(marked)
+        how = {"color": INK if value > 0.6 * top else "white", "fontsize": 9, "va": "center"}
+        ax.text(place, frame.index.get_loc(marked), f"{value:.2f}", ha="center", **how)
         ax.set_xticks(range(len(frame.columns)), frame.columns)
         ax.set_yticks(range(len(frame)), frame.index)
         ax.set_ylabel("i, of r=8")

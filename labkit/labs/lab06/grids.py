@@ -79,13 +79,13 @@ def arrivals(sizes, on, beside, trained, guess):
         ax.axvline(trained, color=INK, ls=":", lw=1.5)
         ax.set(xscale="log", xlabel="|dW| / |W|", title=f"weights {told}")
     top = max(max(shares) for shares in on.values())
-    axes[0].set(ylabel="of the update arrive, %", ylim=(-25, max(160, 1.1 * top)))
+    axes[0].set(ylabel="share of the update that arrives, %", ylim=(-25, max(160, 1.1 * top)))
     axes[0].legend(loc="upper left", ncols=2)
     axes[1].text(trained, -18, " home", color=INK)
     guess.draw(axes[0])
     small = sizes.index(1e-3)
     low, least = on["bf16"][small], on["NF4"][small]
-    title = f"On the grid, of an update of 0.1% arrive {low:.0f}% in bf16 and {least:.0f}% in NF4"
+    title = f"Weights on the grid: of an update of 0.1%, bf16 keeps {low:.0f}% and NF4 {least:.0f}%"
     return headed(fig, title)
 
 
