@@ -23,6 +23,11 @@ def leading(W, k):
     return torch.linalg.eigh(W @ W.T).eigenvectors.flip(1)[:, :k]
 
 
+def _longest(sizes, r):
+    """Which of `sizes`, (n,), are among the r largest, (n,)."""
+    return sizes >= sizes.topk(min(r, len(sizes))).values[-1]
+
+
 def cuts(W, r):
     """Wrong versions of the best matrix of rank r."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)  # signs as the learner's, in fp32
@@ -31,12 +36,17 @@ def cuts(W, r):
     Q, R = torch.linalg.qr(W)
     columns[:, r:], rows[r:] = 0, 0
     corner = columns * (torch.arange(len(W)) < r)[:, None]
+    largest = _longest(W.abs().flatten(), r).view_as(W)
+    long_rows, long_columns = (_longest(W.norm(dim=dim), r) for dim in (1, 0))
     guesses = {
         "these are the first r columns of W; the SVD's directions are others": columns,
         "these are the first r rows of W; the SVD's directions are others": rows,
         "that is the corner of W, its first r rows and columns; take r terms of the SVD": corner,
         "that is QR, whose columns come in the order of W's; the SVD's come by size": Q[:, :r]
         @ R[:r],
+        "the r largest entries of W are kept; the SVD keeps r terms, not entries": W * largest,
+        "the r longest rows of W are kept; the SVD's directions are others": W * long_rows[:, None],
+        "the r longest columns of W are kept; the SVD's directions are others": W * long_columns,
         "it is zero: no term is kept at all": 0 * W,
         "the r terms are averaged; they are added": best(W, r) / r,
         "the first of the r terms is left out; indices start at 0": best(W, r) - best(W, 1),
