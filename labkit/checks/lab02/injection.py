@@ -24,6 +24,8 @@ def expect_injected(inject, targets, names, r, alpha, rng):
         alike = ", ".join(got["shared"][:1])
         told = f"after {call}, {alike} is one LoRALinear with another layer: each has its own"
         expect(not alike, told)
+        tied = ", ".join(got["tied"][:1])
+        expect(not tied, f"after {call}, {tied} has A or B of another layer: each has its own")
         _expect_names(set(got["shapes"]), set(names), call, got["count"])
         wrapped = "give LoRALinear the layer itself, no copy and no new one"
         gone = ", ".join(got["gone"][:2])
@@ -59,6 +61,8 @@ def _ask_inject(call, inject, *args):
     hint = f"; {root[0]} {ROOT}" if root else ""
     if "'Model' object has no attribute" in text:
         hint = "; the model may be any: named_modules() tells what it has"
+    if "same dtype" in text:
+        hint = "; is the model cast to another dtype? No .to(), .half() or .float() on it"
     if "maximum recursion" in text:
         hint = ": a module holds itself; the new layer takes the old one's place in its parent"
     if "'Sequential' object" in text:
@@ -238,7 +242,7 @@ def expect_refused(told, change, key):
         "thin": f"a tensor of another shape ({key}, one column of it, which copy_ would repeat)",
     }[change]
     hint = ": compare .shape" if change in ("turned", "thin") else ": compare both sets of names"
-    expect(told is not None, f"load_adapter_ says nothing about {what}{hint}")
+    expect(told is not None, f"load_adapter_ raises nothing on {what}{hint}")
     expect(told != "returned", f"on {what} load_adapter_ returns an error: raise it")
     kinds, text, kept = told
     error = f"{kinds[0]}: {text}"

@@ -78,7 +78,7 @@ def injected(inject, targets, r, alpha, weights, factors):
     its outputs before, after, and with `factors` {name: (A, B)} in place of the fresh A and B.
 
     `gone` are parameters that are no longer in it; `shared` names whose module is that of another
-    one; `modes` tells whether training modes stayed.
+    one, `tied` those whose A or B is; `modes` tells whether training modes stayed.
     """
     model, ids = small_model(weights), torch.arange(11)
     model.layers[1].eval()
@@ -110,6 +110,7 @@ def injected(inject, targets, r, alpha, weights, factors):
         "flags": flags,
         "gone": gone,
         "shared": shared,
+        "tied": [n for n, m in adapted.items() if n + ".A" not in flags or n + ".B" not in flags],
         "modes": all(same[n] for n in same if n not in shapes),
         "y": [*y, model(ids)],
     }
