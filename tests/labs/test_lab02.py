@@ -842,6 +842,7 @@ LAYERS = [
     (_layer(init=lambda s, b, *_: nn.init.normal_(s.A, std=1 / b.in_features)), "root is asked"),
     (_layer(forward=lambda s, x: LoRALinear.forward(s, x) if s.B.any() else s.base(x)), "fresh"),
     (BesideTheLayer, "no part of the layer"),
+    (_layer(forward=_update), "base(x) is missing"),
     (_layer(init=lambda s, *_: nn.init.uniform_(s.A, 0, 0.1)), "around zero"),
     (_layer(init=_set("A", _param(lambda r, d: torch.randn(d, r) / d))), "shape"),
     (_layer(init=_as_module), "nn.Parameter"),

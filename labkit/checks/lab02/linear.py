@@ -91,6 +91,7 @@ def _expect_start(new, layer, x):
     expect(abs(mean) < 0.3 * std, f"A has mean {mean:.2g}: draw it around zero")
     right, bias = layer.base(x), layer.bias
     known = {"the base layer's bias is lost": right - bias, "the bias comes twice": right + bias}
+    known["it is the update alone, and zero: base(x) is missing"] = 0 * right
     expect_close(new["y"], right, "a new layer's output", known)
 
 
