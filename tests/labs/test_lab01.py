@@ -397,7 +397,18 @@ def _in_place(W, r):
     return W.copy_(best_rank_r(W, r))
 
 
+def _pruned(W, r):
+    """The r largest entries, as pruning keeps them."""
+    least = W.abs().flatten().topk(min(r, W.numel())).values[-1]
+    return W * (W.abs() >= least)
+
+
 CUTS = [
+    (_pruned, "the SVD keeps r terms, not entries"),
+    (
+        lambda W, r: W * (W.norm(dim=1) >= W.norm(dim=1).sort().values[-r:][0])[:, None],
+        "longest rows",
+    ),
     (_cut(lambda U, S, Vh, r: U[:, :r] * S[:r] @ Vh.T[:r]), "already"),
     (_cut(lambda U, S, Vh, r: U[:, :r] @ torch.diag(S[:r]) @ Vh[:, :r].T), "already"),
     (_cut(lambda U, S, Vh, r: (U[:r].T * S[:r]) @ Vh[:r]), "rows of U"),

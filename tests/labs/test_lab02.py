@@ -673,6 +673,26 @@ class MergesInEval(FirstEdition):
         return self
 
 
+def _with_residual(x, W, A, B, alpha):
+    y = x @ W.T + alpha / len(A) * x @ A.T @ B.T
+    return y + x if W.shape[0] == W.shape[1] else y
+
+
+class BesideTheLayer(nn.Module):
+    """The base needs no gradient, so it is hidden in a list, from .to() and state_dict() too."""
+
+    base = property(lambda self: self.hidden[0])
+
+    def __init__(self, base, r, alpha):
+        super().__init__()
+        self.hidden, self.r, self.scaling = [base.requires_grad_(False)], r, alpha / r
+        self.A = nn.Parameter(torch.randn_like(base.weight[:1]).repeat(r, 1) / r)
+        self.B = nn.Parameter(base.weight.new_zeros(base.out_features, r))
+
+    def forward(self, x):
+        return self.base(x) + self.scaling * x @ self.A.T @ self.B.T
+
+
 class Copied(LoRALinear):
     def __init__(self, base, r, alpha):
         super().__init__(copy.deepcopy(base), r, alpha)
@@ -818,7 +838,11 @@ LAYERS = [
     (_layer(init=lambda s, *_: nn.init.normal_(s.B)), "B is not zero"),
     (_layer(init=lambda s, *_: nn.init.zeros_(s.A)), "A is all zeros"),
     (_layer(init=lambda s, *_: nn.init.ones_(s.A)), "same A"),
-    (_layer(init=lambda s, *_: nn.init.normal_(s.A)), "standard deviation"),
+    (_layer(init=lambda s, *_: nn.init.normal_(s.A)), "not divided by sqrt(d_in)"),
+    (_layer(init=lambda s, b, *_: nn.init.normal_(s.A, std=1 / b.in_features)), "root is asked"),
+    (_layer(forward=lambda s, x: LoRALinear.forward(s, x) if s.B.any() else s.base(x)), "fresh"),
+    (BesideTheLayer, "no part of the layer"),
+    (_layer(forward=_update), "base(x) is missing"),
     (_layer(init=lambda s, *_: nn.init.uniform_(s.A, 0, 0.1)), "around zero"),
     (_layer(init=_set("A", _param(lambda r, d: torch.randn(d, r) / d))), "shape"),
     (_layer(init=_as_module), "nn.Parameter"),
@@ -960,9 +984,20 @@ def _into_the_layer(model, targets, r, alpha):
     return len(found)
 
 
+def _inject_by_looks(model, targets, r, alpha):
+    """What has a weight of two axes is taken for a linear layer."""
+    model.requires_grad_(False)
+    named = [(n, m) for n, m in model.named_modules() if n.split(".")[-1] in targets]
+    found = {n: m for n, m in named if getattr(getattr(m, "weight", None), "ndim", 0) == 2}
+    for name, m in found.items():
+        model.set_submodule(name, LoRALinear(m, r, alpha))
+    return len(found)
+
+
 INJECTIONS = [
     (_into_the_layer, "into out_proj itself; out_proj stands at the root"),
     (_any_kind, "ask isinstance(m, nn.Linear)"),
+    (_inject_by_looks, "ask isinstance(m, nn.Linear)"),
     (_then(lambda model: model.to(torch.float32)), "turned a bf16 model's weights to float32"),
     (_then(lambda model: model.train()), "leave the mode as it is"),
     (_then(lambda model: model.eval()), "leave the mode as it is"),
@@ -1375,6 +1410,14 @@ def _inject_one_for_all(model, targets, r, alpha):
     return len(names)
 
 
+def _inject_tied(model, targets, r, alpha):
+    count = inject(model, targets, r, alpha)
+    layers = [m for m in model.modules() if isinstance(m, LoRALinear)]
+    for one in layers:
+        one.A, one.B = layers[0].A, layers[0].B
+    return count
+
+
 @torch.no_grad()
 def _flip(layer, sign):
     if layer.merged == (sign < 0):
@@ -1732,6 +1775,7 @@ WRONG = [
             (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ B @ A, "it is A that reads x"),
             (lambda x, W, A, B, a: x @ W.T + a / len(A) * x @ W.T @ A.T @ B.T, "W has made"),
             (lambda x, W, A, B, a: x + a / len(A) * x @ A.T @ B.T, "x itself is added"),
+            (_with_residual, "that is the block's work"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * x @ A.T @ B.T, "by d_out"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha / len(A.T) * x @ A.T @ B.T, "by d_in"),
             (lambda x, W, A, B, alpha: x @ W.T + alpha // len(A) * x @ A.T @ B.T, "//"),
@@ -1969,7 +2013,7 @@ WRONG = [
     (check.merges, _flag_of_the_class, unmerge_, LoRALinear, "is layer.merged True again?"),
     (check.merges, _and_the_bias, unmerge_, LoRALinear, "or the bias"),
     (check.round_trip, _names_alone, load_adapter_, LoRALinear, "another kind of module"),
-    (check.round_trip, _what_trains, load_adapter_, LoRALinear, "are six"),
+    (check.round_trip, _what_trains, load_adapter_, LoRALinear, "0.1.weight is not LoRA's"),
     (check.round_trip, _swapped, load_adapter_, LoRALinear, "the two are changed over"),
     (
         check.round_trip,
@@ -1990,7 +2034,7 @@ WRONG = [
         adapter_state,
         _loading(lambda p, t: p.data.copy_(t.view_as(p))),
         LoRALinear,
-        "says nothing about a tensor of another shape (0.2.A, transposed)",
+        "raises nothing on a tensor of another shape (0.2.A, transposed)",
     ),
     (check.round_trip, adapter_state, _loading(_set_data), LoRALinear, "another shape"),
     (
@@ -2023,7 +2067,7 @@ WRONG = [
         "unless strict=False",
     ),
     (check.round_trip, adapter_state, _load_returning, LoRALinear, "returns an error: raise it"),
-    (check.round_trip, adapter_state, _load_quietly, LoRALinear, "says nothing"),
+    (check.round_trip, adapter_state, _load_quietly, LoRALinear, "raises nothing"),
     (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "name the key"),
     (check.round_trip, adapter_state, _load_halfway, LoRALinear, "copied some already"),
     (check.round_trip, adapter_state, _load_until, LoRALinear, "copied some already"),
@@ -2068,6 +2112,8 @@ WRONG = [
     (check.gradients, _stepped, "this is A after a step"),
     (check.injects, _inject_inside, "also replaced rest.down_proj.0"),
     (check.injects, _inject_one_for_all, "is one LoRALinear with another layer"),
+    (check.injects, _inject_tied, "has A or B of another layer"),
+    (check.injects, lambda m, *rest: inject(m.bfloat16(), *rest), "cast to another dtype"),
     (check.injects, lambda model, *_: len(model.model.layers), "the model may be any"),
     (check.injects, lambda m, t, r, alpha: inject(m, t, r, 2 * r), "2 r, whatever is given"),
     (check.arithmetic, lambda s, n, r=None: step_flops(s, n, r and 8), "r is 8 here"),

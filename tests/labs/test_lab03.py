@@ -1525,6 +1525,62 @@ def _and_the_head(output_dir, device):
     return lora, args
 
 
+def _picked(model, tokenizer, text):
+    """Log-probabilities (n - 1, vocabulary) and the n - 1 tokens that they are of."""
+    ids = _ids(tokenizer, text)
+    with torch.no_grad():
+        return model(ids).logits[0, :-1].log_softmax(-1), ids[0, 1:]
+
+
+def _entropies(logp, _):
+    return (logp.exp() * logp).sum(-1)
+
+
+def _each_exp(model, tokenizer, texts):
+    pairs = [_picked(model, tokenizer, text) for text in texts]
+    losses = [-logp[range(len(ids)), ids] for logp, ids in pairs]
+    return torch.cat(losses).exp().mean().item()
+
+
+def _by_entropy(model, tokenizer, texts):
+    pairs = [_picked(model, tokenizer, text) for text in texts]
+    return torch.cat([_entropies(*pair) for pair in pairs]).mean().neg().exp().item()
+
+
+def _with_len(model, tokenizer, texts):
+    total = count = 0
+    for text in texts:
+        ids = _ids(tokenizer, text)  # (1, n), whose len() is 1
+        total += model(ids, labels=ids).loss.item() * (len(ids) - 1)
+        count += len(ids) - 1
+    return math.exp(total / max(count, 1))
+
+
+def _means_summed(model, tokenizer, texts):
+    every = [_ids(tokenizer, text) for text in texts]
+    total = sum(model(ids, labels=ids).loss.item() for ids in every)
+    return math.exp(total / sum(ids.shape[1] - 1 for ids in every))
+
+
+def _ends_alone(ids, mask, prompts):
+    right = answer_labels(ids, mask, prompts)
+    return right.masked_fill(right != 2, -100)
+
+
+def _counted_without_ends(ids, mask, prompts):
+    place = (ids != 2).long().cumsum(1)
+    return ids.masked_fill((place <= prompts[:, None]) | (mask == 0), -100)
+
+
+def _from_the_end(ids, mask, prompts):
+    places = torch.arange(ids.shape[1])
+    return ids.masked_fill((places < ids.shape[1] - prompts[:, None]) | (mask == 0), -100)
+
+
+def _single_quotes(predictions, references):
+    return exact_match([text.replace("'", '"') for text in predictions], references)
+
+
 STRANGERS = [
     (check.configs, _and_the_head, "the head gets no adapter"),
     (check.counts, lambda s, r: sum(r + sum(pair) for pair in s.values()), "sides are added"),
@@ -1550,8 +1606,19 @@ STRANGERS = [
     (check.perplexity_weighs_tokens, _longer_ones, "short texts are left out"),
     (check.perplexity_weighs_tokens, lambda *a: perplexity(*a) ** (1 / math.log(2)), "in bits"),
     (check.perplexity_weighs_tokens, lambda m, _, texts: m(texts).loss, "reads token ids"),
+    (check.perplexity_weighs_tokens, _by_entropy, "the entropy of the predictions"),
+    (check.perplexity_weighs_tokens, _each_exp, "exp is taken of each"),
+    (check.perplexity_weighs_tokens, _with_len, "nothing is counted"),
+    (check.perplexity_weighs_tokens, _means_summed, "mean losses are summed"),
+    (check.prompt_opens_answer, lambda m, t: list(t.apply_chat_template(m)), "names of an encod"),
+    (check.prompt_opens_answer, lambda m, t: [9, 40_000], "ids of another tokenizer"),
+    (check.end_trains, _counted_without_ends, "without its ends"),
+    (check.end_trains, _ends_alone, "only ends have a label"),
+    (check.end_trains, _from_the_end, "taken for the answer's length"),
+    (check.matches, _single_quotes, "single quotes are no JSON"),
     (check.loads_once, lambda base, folder: load_tuned(base.bfloat16(), folder), "the dtype of"),
 ]
+
 
 SEEN_LAST = [
     *STRANGERS,

@@ -23,18 +23,35 @@ def leading(W, k):
     return torch.linalg.eigh(W @ W.T).eigenvectors.flip(1)[:, :k]
 
 
+def _longest(sizes, r):
+    """Which of `sizes`, (n,), are among the r largest, (n,)."""
+    return sizes >= sizes.topk(min(r, len(sizes))).values[-1]
+
+
+def _entries(W, r):
+    """W with some of its entries kept and the others zero, as nothing of the SVD is."""
+    rows, columns = (torch.arange(n) < r for n in W.shape)
+    long_rows, long_columns = (_longest(W.norm(dim=dim), r) for dim in (1, 0))
+    other = "the SVD's directions are others"
+    return {
+        f"these are the first r columns of W; {other}": W * columns,
+        f"these are the first r rows of W; {other}": W * rows[:, None],
+        f"the r longest columns of W are kept; {other}": W * long_columns,
+        f"the r longest rows of W are kept; {other}": W * long_rows[:, None],
+        "that is the corner of W, its first r rows and columns; take r terms of the SVD": W
+        * rows[:, None]
+        * columns,
+        "the r largest entries of W are kept; the SVD keeps r terms, not entries": W
+        * _longest(W.abs().flatten(), r).view_as(W),
+    }
+
+
 def cuts(W, r):
     """Wrong versions of the best matrix of rank r."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)  # signs as the learner's, in fp32
     head = torch.arange(len(S)) < r
-    columns, rows, mean = W.clone(), W.clone(), W.double().mean(0)
-    Q, R = torch.linalg.qr(W)
-    columns[:, r:], rows[r:] = 0, 0
-    corner = columns * (torch.arange(len(W)) < r)[:, None]
-    guesses = {
-        "these are the first r columns of W; the SVD's directions are others": columns,
-        "these are the first r rows of W; the SVD's directions are others": rows,
-        "that is the corner of W, its first r rows and columns; take r terms of the SVD": corner,
+    mean, (Q, R) = W.double().mean(0), torch.linalg.qr(W)
+    guesses = _entries(W, r) | {
         "that is QR, whose columns come in the order of W's; the SVD's come by size": Q[:, :r]
         @ R[:r],
         "it is zero: no term is kept at all": 0 * W,

@@ -9,9 +9,12 @@ from labkit.contract import CheckFailed, expect
 
 
 def within_cases(rng):
-    """`(name, dW, reference, k)`: tall, wide, square, its own reference, of rank k and scaled."""
+    """`(name, dW, reference, k)`: tall, wide, square, its own reference, of rank k and scaled.
+
+    Two are tall: in a wide or square one all of U gives 1, and so do other mistakes.
+    """
     cases = []
-    for d_out, d_in, k in [(9, 5, 2), (5, 9, 3), (7, 7, 2), (7, 7, 1)]:
+    for d_out, d_in, k in [(9, 5, 2), (5, 9, 3), (7, 7, 2), (7, 7, 1), (10, 4, 2)]:
         reference = randn(d_out, d_in, rng=rng)
         dW = randn(d_out, d_in, rng=rng) + 0.4 * reference
         cases.append((f"matrices of shape {(d_out, d_in)}", dW, reference, k))
@@ -242,7 +245,7 @@ def expect_within(asked):
         ) from None
 
 
-def _unlike(plain, tall, square, line, larger, turned, thin, own):
+def _unlike(plain, wide, square, line, narrow, larger, turned, thin, own):
     """What a share does not do and these numbers, one a case of `within_cases`, do."""
 
     def differ(a, b):
@@ -252,7 +255,8 @@ def _unlike(plain, tall, square, line, larger, turned, thin, own):
         return ". It changes with the size of dW: divide by the energy of dW"
     if differ(plain, turned):
         return ". It changes with the size or sign of the reference, whose span has neither"
-    if max(plain, tall, square, line, thin) > 1.001 or min(plain, tall, square, line, thin) < 0:
+    shares = (plain, wide, square, line, narrow, thin)
+    if max(shares) > 1.001 or min(shares) < 0:
         return ". A share is between 0 and 1"
     if differ(own, 1.0):
         return ". All of dW lies within its own directions: that must give 1"

@@ -74,6 +74,7 @@ def _turned(x, W, A, B, s):
         "A stands in B's place, too, and comes without .T": frozen + s * x @ A.T @ A.T,
         "B stands in A's place, too": frozen + s * x @ B @ B.T,
         "x itself is added to the update; the frozen part is x @ W.T": x + update,
+        "x itself is added, too: that is the block's work, not the layer's": x + frozen + update,
     }
 
 

@@ -24,6 +24,8 @@ def expect_injected(inject, targets, names, r, alpha, rng):
         alike = ", ".join(got["shared"][:1])
         told = f"after {call}, {alike} is one LoRALinear with another layer: each has its own"
         expect(not alike, told)
+        tied = ", ".join(got["tied"][:1])
+        expect(not tied, f"after {call}, {tied} has A or B of another layer: each has its own")
         _expect_names(set(got["shapes"]), set(names), call, got["count"])
         wrapped = "give LoRALinear the layer itself, no copy and no new one"
         gone = ", ".join(got["gone"][:2])
@@ -59,9 +61,11 @@ def _ask_inject(call, inject, *args):
     hint = f"; {root[0]} {ROOT}" if root else ""
     if "'Model' object has no attribute" in text:
         hint = "; the model may be any: named_modules() tells what it has"
+    if "same dtype" in text:
+        hint = "; is the model cast to another dtype? No .to(), .half() or .float() on it"
     if "maximum recursion" in text:
         hint = ": a module holds itself; the new layer takes the old one's place in its parent"
-    if "'Sequential' object" in text:
+    if "'_Weighted' object" in text:
         hint = ": a module that is no nn.Linear bears the name too; ask isinstance(m, nn.Linear)"
     if "changed size during iteration" in text or "mutated during" in text:
         hint = ": collect the modules in a list before you replace any"
@@ -73,7 +77,7 @@ def _expect_flags(call, flags, names, adapted):
     adapters = {f"{name}.{part}" for name in names for part in "AB"}
     extra = sorted(trains - adapters - {f"{name}.{part}" for name in adapted for part in "AB"})
     other = " (its A is no LoRA layer's)" if extra == ["rest.scale.A"] else ""
-    told = f"after {call}, {', '.join(extra[:3])} still trains{other}: freeze it all first"
+    told = f"after {call}, {', '.join(extra[:3])} still trains{other}: freeze all, then add layers"
     expect(not extra, told)
     frozen = f"{call} froze A or B: freeze before you add the layers"
     expect(trains >= adapters & flags.keys(), frozen)
@@ -120,7 +124,7 @@ def _expect_names(adapted, wanted, call, count):
         inside = f"{name}.{name}" in adapted
         expect(not inside, f"{call} put the new layer into {name} itself; {name} {ROOT}")
     near = sorted(adapted - wanted)
-    hint = "compare the last part of the dotted name with ==, not `in` or endswith"
+    hint = "compare the last part of the dotted name with ==, not `in`, startswith or endswith"
     if len(adapted) == 13:
         hint = "these are all nn.Linear; `targets` has the names of those to replace"
     expect(not near, f"{call} also replaced {', '.join(near[:2])}", hint=hint)
@@ -155,11 +159,11 @@ def expect_state(adapter_state, LoRALinear, A, B, x):
     last = {name.split(".", 1)[-1] for name in tensors}
     hint = f"layers of one name overwrite each other; the whole dotted name, {next(iter(tensors))}"
     expect(state.keys() != last, f"the state has the names {more}: {hint}")
-    expect(
-        len(state) == 6,
-        f"the state holds {len(state)} tensors ({more})",
-        hint="A and B of three adapted layers are six",
-    )
+    hint = "A and B of three adapted layers are six"
+    rest = [name for name in state if name not in tensors]
+    if len(state) > 6 and len(state.keys() & tensors.keys()) == 6:
+        hint += f": {rest[0]} is not LoRA's; isinstance(m, LoRALinear) tells which have them"
+    expect(len(state) == 6, f"the state holds {len(state)} tensors ({more})", hint=hint)
     expect(
         state.keys() == tensors.keys(),
         f"the state has the names {more}",
@@ -238,7 +242,7 @@ def expect_refused(told, change, key):
         "thin": f"a tensor of another shape ({key}, one column of it, which copy_ would repeat)",
     }[change]
     hint = ": compare .shape" if change in ("turned", "thin") else ": compare both sets of names"
-    expect(told is not None, f"load_adapter_ says nothing about {what}{hint}")
+    expect(told is not None, f"load_adapter_ raises nothing on {what}{hint}")
     expect(told != "returned", f"on {what} load_adapter_ returns an error: raise it")
     kinds, text, kept = told
     error = f"{kinds[0]}: {text}"

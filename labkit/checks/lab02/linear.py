@@ -58,6 +58,8 @@ def expect_layer(LoRALinear, layer, x):
     with part():
         hint = "self.base = base; a copy takes its memory again, and merges would miss the model"
         expect(new["same"], f"layer.base is not the module that was given: {hint}")
+        hint = "assign it as it is, self.base = base; else .to() and state_dict() pass it by"
+        expect(new["held"], f"base is no part of the layer: {hint}")
         hint = "freeze the one it has, requires_grad_(False)"
         expect(new["own"], f"base.weight is another Parameter than before: {hint}")
     with part():
@@ -80,10 +82,16 @@ def _expect_start(new, layer, x):
     expect(not torch.equal(new["A"], new["A2"]), "two layers got the same A: draw it at random")
     std, mean = new["A"].std().item(), new["A"].mean().item()
     usual = "kaiming_uniform_(A, a=sqrt(5)) gives about 0.036 here"
-    expect(0.003 < std < 0.7, f"A has standard deviation {std:.2g} for d_in = 256; {usual}")
+    d_in = new["A"].shape[1]
+    sizes = {"its root is asked": 1 / d_in, "it is not divided by sqrt(d_in)": 1.0}
+    sizes |= {"it is multiplied by sqrt(d_in): divide": d_in**0.5}
+    thought = "".join(f", {told}" for told, size in sizes.items() if abs(std / size - 1) < 0.1)
+    told = f"A has standard deviation {std:.2g} for d_in = {d_in}{thought}; {usual}"
+    expect(0.005 < std < 0.7, told)
     expect(abs(mean) < 0.3 * std, f"A has mean {mean:.2g}: draw it around zero")
     right, bias = layer.base(x), layer.bias
     known = {"the base layer's bias is lost": right - bias, "the bias comes twice": right + bias}
+    known["it is the update alone, and zero: base(x) is missing"] = 0 * right
     expect_close(new["y"], right, "a new layer's output", known)
 
 
@@ -166,6 +174,9 @@ def _expect_gradients(LoRALinear, layer, x):
     moved = not torch.equal(after["A"], layer.A) and not torch.equal(after["B"], layer.B)
     told = "a training step left A or B as it was: are both nn.Parameter, and no .data in forward?"
     expect(moved, told)
+    fresh = observe(probes.layer_after_step, LoRALinear, replace(layer, B=0 * layer.B).data, x)
+    told = "a fresh layer never trains: B is left out of forward while it is zero; always add it"
+    expect(fresh["B"].any(), told)
 
 
 def _expect_thin(LoRALinear, layer, x):

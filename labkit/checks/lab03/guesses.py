@@ -105,6 +105,13 @@ def _likeliest(model, ids):
 
 
 @torch.no_grad()
+def _entropy(model, ids):
+    """The entropy, in nats, of the prediction at each place but the last."""
+    logs = model(input_ids=ids[None]).logits[0, :-1].double().log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1)
+
+
+@torch.no_grad()
 def _of_all(model, ids):
     """The mean over the vocabulary of -log p, in nats, at each place but the last."""
     return -model(input_ids=ids[None]).logits[0, :-1].double().log_softmax(-1).mean(-1)
@@ -140,6 +147,10 @@ def perplexities(model, tokenizer, texts):
     yield "exp is taken of a loss in bits; exp wants nats, ln and no log2", _exp(mean / math.log(2))
     told = "that is the loss of the likeliest tokens; the text's own tokens are asked"
     yield told, _exp(torch.cat([_likeliest(model, i) for i in ids]).mean())
+    told = "that is the entropy of the predictions; the text's own tokens are asked"
+    yield told, _exp(torch.cat([_entropy(model, i) for i in ids]).mean())
+    yield "exp is taken of each token's loss; average the losses, then exp", every.exp().mean()
+    yield "it is exp(0), nothing is counted: len() of ids (1, n) is 1, .shape[1] is n", 1.0
     told = "the mean is one of losses, not of probabilities: log first"
     yield told, 1 / every.neg().exp().mean()
     yield (
@@ -168,6 +179,8 @@ def _averages(ids, losses):
     told = "divided by all tokens, or words, but the first has no prediction"
     yield told, every.sum() / sizes.sum()
     yield "divided by the number of texts; divide by predicted tokens", every.sum() / len(ids)
+    told = "the texts' mean losses are summed; sum the losses of tokens, reduction='sum'"
+    yield told, means.sum() / len(every)
     if len(ids) > 1:
         yield "this is the first text alone; sum over all", means[0]
         yield "this is the last text alone; sum over all", means[-1]

@@ -151,6 +151,7 @@ def _chosen(ids, real, asked, prompts):
         "end tokens of the prompt have labels; only the answer's train": asked | (real & ends),
         "the last token of the answer has no label; it says where to stop": asked & ~last,
         "only the last token has a label; all of the answer carries the loss": last,
+        "only ends have a label; all of the answer carries the loss": asked & ends,
         "all labels are -100: then a row trains on nothing": torch.zeros_like(asked),
     }
 
@@ -168,6 +169,10 @@ def _by_other_counts(ids, real, asked, prompts):
         & (real.cumsum(0) > prompts[:, None]),
         "ends are no real tokens here, and none is counted; the mask says what is real": ~ends
         & ((~ends).cumsum(1) > prompts[:, None]),
+        "a prompt's tokens are counted without its ends; the mask says what is real": real
+        & ((~ends).cumsum(1) > prompts[:, None]),
+        "prompt_lengths is taken for the answer's length, counted from the row's end": real
+        & (places >= ids.shape[1] - prompts[:, None]),
         "the last column has a label in each row; padding may stand there": asked | last,
         "every end token has a label; the prompt's and padding's have none": asked | ends,
         "the last column gets its label back; an answer ends where its row's mask ends": (

@@ -138,6 +138,7 @@ def _match_cases(data):
         (f"{text} {text}", False, whole),
         (f"```json\n{text}\n```", False, whole),
         (str(data), False, "single quotes and True are Python, not JSON: use json.loads"),
+        (text.replace('"', "'"), False, "single quotes are no JSON: take the text as it is"),
         (text[:-3], False, "half an answer is no JSON, so it is wrong"),
         ("", False, "text that is no JSON is wrong"),
         ("null", False, "null is JSON, and another answer"),

@@ -37,12 +37,16 @@ def _expect_prompt(render_prompt, bos, roles, rng):
     expect(not nested, f"{call} gave a list inside a list: one conversation is one list of ids")
     tensor = "a tensor, wanted a plain list of ints: without return_tensors, or .tolist()"
     expect(not isinstance(got, torch.Tensor), f"{call} gave {tensor}")
+    keys = isinstance(got, list) and "input_ids" in got
+    expect(not keys, f'{call} gave the names of an encoding\'s parts: take its ["input_ids"]')
     words = isinstance(got, list) and any(isinstance(i, str) for i in got)
     expect(not words, f"{call} gave tokens as text, wanted their ids")
     dict_ = isinstance(got, dict)
     expect(not dict_, f'{call} gave a dict, wanted the list of ids in it: ["input_ids"]')
     ints = isinstance(got, list) and all(type(i) is int for i in got)
     expect(ints, f"{call} gave {kind_of(got)}, wanted a list of ints")
+    other = "ids of another tokenizer; use the one that is given, and no name of your own"
+    expect(all(0 <= i < len(tokenizer) for i in got), f"{call} gave {other}")
     if got == wanted:
         return
     faults = _faults(got, wanted, messages, bos, tokenizer)

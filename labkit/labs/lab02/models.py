@@ -24,6 +24,12 @@ class _Attention(nn.Module):
         return self.normA(self.v_proj(y.tanh()))
 
 
+class _Weighted(nn.Sequential):
+    """No nn.Linear, with a weight (d, d), as an embedding or a convolution has one."""
+
+    weight = property(lambda self: self[0].weight)
+
+
 class Model(nn.Module):
     """Two attention blocks, projections outside of them, and an embedding tied to the head.
 
@@ -36,7 +42,7 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleDict({"attn": _Attention(d)}) for _ in range(2))
         for name in ("out_proj", "proj", "out_proj_2"):
             setattr(self, name, nn.Linear(d, d))
-        self.rest = nn.ModuleDict({"down_proj": nn.Sequential(nn.Linear(d, d))})
+        self.rest = nn.ModuleDict({"down_proj": _Weighted(nn.Linear(d, d))})
         self.head = nn.Linear(d, vocab, bias=False)
         self.head.weight = self.embed.weight
 
@@ -78,7 +84,7 @@ def injected(inject, targets, r, alpha, weights, factors):
     its outputs before, after, and with `factors` {name: (A, B)} in place of the fresh A and B.
 
     `gone` are parameters that are no longer in it; `shared` names whose module is that of another
-    one; `modes` tells whether training modes stayed.
+    one, `tied` those whose A or B is; `modes` tells whether training modes stayed.
     """
     model, ids = small_model(weights), torch.arange(11)
     model.layers[1].eval()
@@ -110,6 +116,7 @@ def injected(inject, targets, r, alpha, weights, factors):
         "flags": flags,
         "gone": gone,
         "shared": shared,
+        "tied": [n for n, m in adapted.items() if n + ".A" not in flags or n + ".B" not in flags],
         "modes": all(same[n] for n in same if n not in shapes),
         "y": [*y, model(ids)],
     }

@@ -67,7 +67,7 @@ def new_layer(LoRALinear, given, x):
     """A fresh layer as data: A of two layers, B, scaling, r, flags of its parameters, output.
 
     `same` says that its base is the very module it was given, `own` that this has the Parameter it
-    had, `W` and `bias` what it holds.
+    had, `held` that it is a part of the layer, `W` and `bias` what it holds.
     """
     W, bias, A, B, alpha = given
     base = _base(W, bias)
@@ -82,6 +82,7 @@ def new_layer(LoRALinear, given, x):
     y = first(x) if fits else None  # shapes are told first, not what they make fail
     numbers = {"r": first.r, "scaling": first.scaling, "flags": flags, "y": y}
     kept = {"same": first.base is base, "own": base.weight is weight}
+    kept["held"] = any(module is first.base for module in first.modules())
     kept |= {"W": base.weight, "bias": base.bias}
     return numbers | kept | {"A": first.A, "A2": second.A, "B": first.B}
 
@@ -154,7 +155,9 @@ def layer_after_step(LoRALinear, given, x):
     """The base weight and bias, A and B after one SGD step on every trainable parameter."""
     layer = _layer(LoRALinear, given)
     optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.1)
-    layer(x).square().mean().backward()
+    y = layer(x)
+    if y.requires_grad:
+        y.square().mean().backward()
     optimizer.step()
     return {"W": layer.base.weight, "bias": layer.base.bias, "A": layer.A, "B": layer.B}
 
