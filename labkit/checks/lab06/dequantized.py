@@ -24,6 +24,14 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
     return known | {
         **requantized(base + update, absmax, codebook),
         **_rounded(base, update),
+        "the codebook is rounded to 16 bits first; stay in fp32": (
+            codebook.bfloat16().float()[W4.long()] * scales
+        ).reshape(shape)
+        + update,
+        "absmax is rounded to 16 bits first; stay in fp32": (
+            values * scales.bfloat16().float()
+        ).reshape(shape)
+        + update,
         **_twice_or_turned(base, values * scales**2, update),
         "absmax is added; a weight is its value times absmax": (values + scales).reshape(shape)
         + update,

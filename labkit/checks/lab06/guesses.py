@@ -56,6 +56,8 @@ def concatenated(adapters, weights):
         "the weights are not used": [1.0] * n,
         "that is the plain mean: the weights are not used": [1 / n] * n,
         "the first weight is used for all": [weights[0]] * n,
+        "the last weight is used for all": [weights[-1]] * n,
+        "a negative weight is taken for 0": [max(w, 0.0) for w in weights],
         SAY_IT_ALL: [w / n for w in weights],
         "the weights are normalised; take them as they are": [w / total for w in weights],
         "both factors carry the sign of the weight, so a minus is lost": [abs(w) for w in weights],
@@ -100,6 +102,9 @@ def added(adapters, weights):
     for (a, on_a), (b, on_b) in itertools.product(POWERS.items(), repeat=2):
         told = f"A carries {a} and B {b}: each wants sqrt(w)"
         pairs[told] = [w**on_a for w in weights], [w**on_b for w in weights]
+    pairs["the root of the sum of the weights is on all: each has its own"] = (
+        [math.sqrt(sum(weights))] * n,
+    ) * 2
     pairs["a weight of 0 is taken for 1"] = ([x or 1.0 for x in roots],) * 2
     pairs["A of the first adapter alone is taken: each A has its sqrt(w)"] = (
         [1.0] + [0.0] * (n - 1),
