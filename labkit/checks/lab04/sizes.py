@@ -91,6 +91,12 @@ def bits(block, double):
         "8 bits serve `block` weights; 256 is how many scales share one": (
             4 + 8 / 256 + 32 / (block * 256)
         ),
+        "32 / block * 256 multiplies by 256: brackets, 32 / (block * 256)": (
+            4 + 8 / block + 32 / block * 256
+        ),
+        "the 256 scales share one fp32 number, 32 bits and not bytes": (
+            4 + 8 / block + 8 * 32 / (block * 256)
+        ),
         "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
         "256 blocks of `block` weights are their product": 4 + 8 / block + 32 / (block + 256),
         "offset is one number for all blocks, and counts as nothing": (
