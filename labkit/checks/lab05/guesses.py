@@ -52,7 +52,6 @@ def ranks_within(shapes, budget, wanted):
             "one matrix alone may use it all; sum over shapes": min(
                 budget // sum(pair) for pair in shapes.values()
             ),
-            "upside down: divide the budget by what a rank costs": sides(shapes) // max(budget, 1),
             "the budget is not shared out equally: add up all costs, then divide": min(
                 budget // (len(shapes) * sum(pair)) for pair in shapes.values()
             ),
@@ -79,9 +78,6 @@ def ranks_within(shapes, budget, wanted):
             f"a power of two {ASKED}": 2 ** max(wanted, 1).bit_length() // 2,
             f"a multiple of 8 {ASKED}": wanted // 8 * 8,
             f"an even rank {ASKED}": wanted // 2 * 2,
-            "each matrix has its share, and the mean is taken: add up all costs, then divide": (
-                sum(budget // len(shapes) // sum(pair) for pair in shapes.values()) // len(shapes)
-            ),
             f"{TWINS}; add up the costs of all": budget // sum(map(sum, set(shapes.values()))),
             "the budget is in numbers, not in bytes": budget // (4 * sides(shapes)),
         }
@@ -91,7 +87,7 @@ def ranks_within(shapes, budget, wanted):
 
 
 def _costs(shapes, budget):
-    """Ranks where one costs something else."""
+    """Ranks where one costs something else, or the budget is shared out otherwise."""
     pairs, n = list(shapes.values()), len(shapes)
     d_out, d_in = (sum(pair[k] for pair in pairs) for k in (0, 1))
     root = math.sqrt(sides(shapes) ** 2 + 4 * n * budget)
@@ -114,6 +110,10 @@ def _costs(shapes, budget):
         "the frozen weights are no part of the budget: adapters alone count": (
             max(0, budget - dense(shapes)) // sides(shapes)
         ),
+        "each matrix has its share, and the mean is taken: add up all costs, then divide": (
+            sum(budget // len(shapes) // sum(pair) for pair in shapes.values()) // len(shapes)
+        ),
+        "upside down: divide the budget by what a rank costs": sides(shapes) // max(budget, 1),
         "A and B alone: there is no r x r matrix between them": int((root - sides(shapes)) / 2 / n),
     }
 

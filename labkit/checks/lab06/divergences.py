@@ -29,9 +29,6 @@ def divergences(p, q):
         | {"weighted by q, and that is -KL(q||p); weigh by p": -back.mean().item()}
         | {
             "this is the sum over tokens; take the mean": each.sum().item(),
-            "a sum over the tokens of a sequence, then a mean: the mean is over all tokens": (
-                each.sum(-1).mean().item()
-            ),
             "averaged over the vocabulary too: sum over it, then take the mean": mean / vocab,
             "summed over tokens and averaged over the vocabulary: the other way round": (
                 each.sum().item() / vocab
@@ -61,6 +58,9 @@ def _of_tokens(each):
     """Another figure than the mean of the right numbers, one a token."""
     wrong = {
         "this is the largest token's, not the mean": each.max(),
+        "a sum over the tokens of a sequence, then a mean: the mean is over all tokens": (
+            each.sum(-1).mean()
+        ),
         "this is the last token's, not the mean": each[..., -1].mean(),
         "this is the median, not the mean": each.median(),
         "this is the first token's, not the mean": each[..., 0].mean(),
@@ -139,12 +139,6 @@ def _factors(p, q):
         "only p's likeliest token is looked at; all tokens count, by p": (
             (log_p - log_q).gather(-1, p.argmax(-1, keepdim=True)).mean().item()
         ),
-        "the logits are divided by a temperature of 2 first; take them as they are": (
-            kl(p / 2, q / 2).mean().item()
-        ),
-        "the logits are divided by a temperature of 2, as in distillation; take them as they are": (
-            4 * kl(p / 2, q / 2).mean().item()
-        ),
         "that is chi-squared, (p - q)² / q; KL has logarithms": (
             ((log_p.exp() - log_q.exp()).square() / log_q.exp()).sum(-1).mean().item()
         ),
@@ -169,6 +163,12 @@ def _variations(p, q):
     middle_p, middle_q = (x.exp().flatten(0, -2).mean(0) for x in (log_p, log_q))
     variation = (log_p.exp() - log_q.exp()).abs().sum(-1).mean().item()
     return {
+        "the logits are divided by a temperature of 2 first; take them as they are": (
+            kl(p / 2, q / 2).mean().item()
+        ),
+        "the logits are divided by a temperature of 2, as in distillation; take them as they are": (
+            4 * kl(p / 2, q / 2).mean().item()
+        ),
         "half the sum of |p - q| is the total variation; KL has logarithms": variation / 2,
         "that is the sum of |p - q|; KL has logarithms": variation,
         "the probabilities are averaged over tokens first: each token has its own KL": (

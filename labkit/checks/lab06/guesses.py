@@ -121,12 +121,19 @@ def added(adapters, weights):
         "the weights are in another order than the adapters": roots[::-1],
     }.items():
         pairs[message] = (parts, parts)
+    return {message: crossed(adapters, *parts) for message, parts in pairs.items()} | _not_added(
+        adapters, weights
+    )
+
+
+def _not_added(adapters, weights):
+    """Products of other pairs than weighted sums of the factors."""
     A, B = (sum(w * pair[k] for pair, w in zip(adapters, weights, strict=True)) for k in (0, 1))
     whole = "the root is drawn from the sums: each term has its own sqrt(w)"
     r = len(adapters[0][0])
     U, S, Vh = torch.linalg.svd(summed(adapters, weights), full_matrices=False)
     exact = "that is the best rank-r part of the sum of updates; linear adds A to A and B to B"
-    return {message: crossed(adapters, *parts) for message, parts in pairs.items()} | {
+    return {
         exact: (U[:, :r] * S[:r]) @ Vh[:r],
         whole: (B.abs().sqrt() * B.sign()) @ (A.abs().sqrt() * A.sign()),
         f"{whole}, and every sign": B.abs().sqrt() @ A.abs().sqrt(),
