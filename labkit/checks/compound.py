@@ -4,7 +4,7 @@
 - `then` names what is done to a number that a guess gives, or to the right one: squared, halved;
 - `multiple` names what several right numbers are multiplied by: ln 2, sqrt(n);
 - `expect_factor` names a factor by the sizes that it is made of: sqrt(alpha), 1 / (d_in r);
-- `terms_of` finds what an answer is a sum of.
+- `terms_of` finds what an answer is a sum of, `expect_terms` which tensors it holds how often.
 """
 
 import itertools
@@ -182,3 +182,24 @@ def terms_of(answer: Callable, rows: list) -> dict:
     fits = (table @ found[:, None] - wanted).abs().max() < 1e-6 * wanted.abs().max()
     whole = (found - found.round()).abs().max() < 1e-3
     return dict(zip(rows[0], found.round().int().tolist(), strict=True)) if fits & whole else {}
+
+
+def expect_terms(got: torch.Tensor, parts: dict, call: str) -> None:
+    """Raise CheckFailed where `got` is a sum of `{name: (tensor, how often)}` in other shares.
+
+    By least squares, so the tensors have to have more numbers than there are parts.
+    """
+    table = torch.stack([tensor.double().flatten() for tensor, _ in parts.values()], dim=1)
+    mine = got.double().flatten()[:, None]
+    if len(table) < 2 * len(parts) or not torch.isfinite(mine).all():
+        return
+    found = torch.linalg.lstsq(table, mine, driver="gelsd").solution
+    if (table @ found - mine).norm() > 3e-3 * mine.norm():
+        return
+    told = [
+        f"{name} comes {share:.3g} times, wanted {often:.3g}"
+        for (name, (_, often)), share in zip(parts.items(), found[:, 0].tolist(), strict=True)
+        if abs(share - often) > 1e-2 * max(1, abs(often))
+    ]
+    if told:
+        raise CheckFailed(f"{call}: in it {'; '.join(told[:3])}")

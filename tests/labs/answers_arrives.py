@@ -92,6 +92,16 @@ def squared_in_16_bits(W, dW, store):
     return ((change * dW).sum() / (dW * dW).sum()).item()
 
 
+def summed_in_16_bits(W, dW, store):
+    change, d = moved(W, dW, store), dW.float()
+    return ((change.bfloat16() * d.bfloat16()).sum().float() / d.square().sum()).item()
+
+
+def along_what_is_stored(W, dW, store):
+    d = store(dW.float()).float()
+    return ((moved(W, dW, store) * d).sum() / d.square().sum()).item()
+
+
 def divided_by_what_moved(W, dW, store):
     """Right where anything moves."""
     change, d = moved(W, dW, store), dW.float()
@@ -143,6 +153,13 @@ WRONG = [
     (lambda W, dW, store: torch.tensor(arrives(W, dW, store)), "use .item()"),
     (lambda W, dW, store: None, "is `return` missing?"),
     (lambda W, dW, store: arrives(W, dW, lambda x: store(x, dW)), "store takes one matrix"),
+    (lambda W, dW, store: abs(arrives(W, dW, store)), "the sign is lost"),
+    (lambda W, dW, store: max(0.0, arrives(W, dW, store)), "held at 0"),
+    (number(lambda m, d: m.sum() / d.square().sum()), "is not multiplied by dW"),
+    (share(lambda W, dW, store: store(store(W + dW) - store(W))), "stored once more"),
+    (share(lambda W, dW, store: W + dW - store(W)), "W + dW is not stored"),
+    (along_what_is_stored, "those of store(dW)"),
+    (summed_in_16_bits, "right but for rounding: computed in 16 bits"),
     (in_place, "changes its input W in place"),
     (in_16_bits, "W.float() and dW.float() first"),
     (added_in_16_bits, "W.float() and dW.float() first"),

@@ -909,6 +909,28 @@ def _codes_of(scaled, absmax, codebook, n):
     return codes.to(torch.uint8), absmax
 
 
+def _next_but_one(scaled, codebook):
+    return (torch.bucketize(scaled, codebook) - 1).clamp_min(0)
+
+
+def _least_signed(scaled, codebook):
+    return (scaled[..., None] - codebook).argmin(-1)
+
+
+def _least_signed_down(scaled, codebook):
+    return (codebook - scaled[..., None]).argmin(-1)
+
+
+def _peaks_over_7(w, codebook, block=64):
+    codes, absmax = quantize_blockwise(w, codebook, block)
+    return codes, absmax / 7
+
+
+def _next_peak(codes, absmax, codebook, shape, block=64):
+    which = (torch.arange(len(codes)) + block - 1) // block
+    return (codebook[codes.long()] * absmax[which.clamp_max(len(absmax) - 1)]).view(shape)
+
+
 def _whole(w, codebook, block=64):
     parts = w.flatten().split(block)
     peaks = torch.stack([p.abs().max() for p in parts])
@@ -1125,6 +1147,11 @@ def _pads_in_front(w, codebook, block=64):
 
 
 BLOCKS = [
+    (_with(_next_but_one), dequantize_blockwise, "where does bucketize begin to count"),
+    (_with(_least_signed), dequantize_blockwise, "abs() is missing"),
+    (_with(_least_signed_down), dequantize_blockwise, "abs() is missing"),
+    (_peaks_over_7, dequantize_blockwise, "absmax is divided by 7"),
+    (quantize_blockwise, _next_peak, "number i has block i // block"),
     (_with(_half_differences), dequantize_blockwise, "half of the sum of two neighbours"),
     (_with(peak=_signed_peak), dequantize_blockwise, "the sign of the largest number"),
     (_pads_in_front, dequantize_blockwise, ("pad behind the numbers", "make no equal shares")),
@@ -1411,6 +1438,11 @@ def _unsigned(absmax, group=256):
 
 
 DOUBLES = [
+    (
+        double_quantize,
+        lambda b=64, d=False: 4 + (8 / b + 32 / b * 256 if d else 32 / b),
+        "brackets",
+    ),
     (_own_means, bits_per_param, "each group is centred on its own mean"),
     (
         lambda a, group=256: (*double_quantize(a, group)[:2], (a.max() + a.min()) / 2),
@@ -1686,7 +1718,14 @@ def _rounded_factors(W, quantize, r):
     return quantize(A), quantize(B)
 
 
+def _low_rank_rounded(W, quantize, r):
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    best = (U[:, :r] * S[:r]) @ Vh[:r]
+    return loftq_start(W, lambda _: quantize(best), r)
+
+
 STARTS = [
+    (_low_rank_rounded, "the best part of W is rounded in the place of W"),
     (_factors(lambda U, S, Vh, r: (S[:r].sqrt()[:, None] * Vh[:r], U[:, :r] * S[:r])), "on each"),
     (
         lambda W, quantize, r: loftq_start(W, lambda M: quantize(M.flatten()).view(M.shape), r),

@@ -261,6 +261,10 @@ RIGHT = [
 # --- wrong answers, each with a word of the message that names what the learner thought -------
 
 
+def _with_weight_decay(G, A, r, alpha, lr):
+    return first_update(G, A, r, alpha, lr) * (1 - 0.01 * lr)  # AdamW's default
+
+
 def _update(step=None, factor=None, up=False):
     """A `first_update` with another step of B, or another factor before B @ A."""
 
@@ -325,6 +329,7 @@ def _unit_rows_of_a(G, A, r, alpha, lr):
 
 
 UPDATES = [
+    (_with_weight_decay, "A shrinks by a weight decay"),
     (_update(step=lambda grad: grad / grad.abs()), "0 / 0? A number whose gradient is 0"),
     (_large_epsilon, "Adam's is 1e-8"),
     (_one_term, "the first of r terms"),
@@ -561,9 +566,20 @@ def _sides(shapes):
     return sum(o + i for o, i in shapes.values())
 
 
+def _dense(shapes):
+    return sum(o * i for o, i in shapes.values())
+
+
 RANKS = [
+    (lambda shapes, budget: max(0, budget - _dense(shapes)) // _sides(shapes), "frozen weights"),
+    (lambda shapes, budget: budget // _sides(shapes) // 2 * 2, "an even rank is not asked for"),
+    (lambda shapes, budget: budget // sum(map(min, shapes.values())), "the smaller side alone"),
+    (
+        lambda s, budget: sum(budget // len(s) // sum(pair) for pair in s.values()) // len(s),
+        "each matrix has its share, and the mean is taken",
+    ),
     (lambda shapes, budget: budget // _sides(shapes) or -1, "0 is wanted, not less"),
-    (lambda shapes, budget: budget // sum(map(max, shapes.values())), "14 holds two"),
+    (lambda shapes, budget: budget // sum(map(max, shapes.values())), "not the larger side alone"),
     (lambda shapes, budget: min(64, budget // _sides(shapes)), "nothing but the budget limits it"),
     (lambda shapes, budget: _sides(shapes) // budget, "upside down"),
     (lambda s, b: min(b // (len(s) * sum(pair)) for pair in s.values()), "not shared out equally"),
@@ -688,6 +704,8 @@ def _every_other(A1, A2, i, j):
 
 
 OVERLAPS = [
+    (lambda A1, A2, i, j: _similar(A1, A1, i, j), "A1, or A2, compared with itself"),
+    (lambda A1, A2, i, j: _similar(A1, A2, i, j) * min(i, j) / len(A1), "number of A1's rows"),
     (_cut_both, "the smaller of i and j cuts both"),
     (_every_other, "of axes 1, 2 one lies in the span of 4, 3, 2"),
     (_of_the_product, "both span axis 1"),
@@ -841,6 +859,31 @@ def _no_hole(frame, a, b):
     return paired_difference(frame.dropna(), a, b)
 
 
+def _of_every_method(frame, a, b):
+    wide = frame.pivot(index="seed", columns="method", values="score").dropna()
+    gaps = wide[a] - wide[b]
+    return gaps.mean(), gaps.sem()
+
+
+def _all_others(frame, a, b):
+    by_seed = frame.set_index("seed")
+    others = by_seed[by_seed["method"] != a].groupby(level=0)["score"].mean()
+    gaps = (by_seed.loc[by_seed["method"] == a, "score"] - others).dropna()
+    return gaps.mean(), gaps.sem()
+
+
+def _failed_stay(frame, a, b):
+    first, second = (frame[frame["method"] == name].set_index("seed")["score"] for name in (a, b))
+    both = first.index.intersection(second.index)
+    gaps = (first[both] - second[both]).to_numpy()
+    return gaps.mean(), gaps.std(ddof=1) / len(gaps) ** 0.5
+
+
+def _about_zero(gaps):
+    n = len(gaps)
+    return ((gaps**2).sum() / (n - 1) / n) ** 0.5 if n > 1 else math.nan
+
+
 def _sorted_by_seed(frame, a, b):
     sides = [frame[frame.method == m].sort_values("seed").score.tolist() for m in (a, b)]
     gaps = pd.Series([x - y for x, y in zip(*sides, strict=False)]).dropna()
@@ -848,6 +891,10 @@ def _sorted_by_seed(frame, a, b):
 
 
 PAIRS = [
+    (_of_every_method, "seeds that another method lacks are gone"),
+    (_all_others, "all other methods are taken for b"),
+    (_failed_stay, "leave failed runs (nan) out, of both"),
+    (_pairs(error=_about_zero), "the mean is not taken off"),
     (
         _pairs(error=lambda gaps: gaps.std() / (len(gaps) - 1) if len(gaps) > 1 else math.nan),
         "which std() has inside",
@@ -864,10 +911,10 @@ PAIRS = [
     (_means_apart, "the means are of all seeds"),
     (_errors_apart, "two means apart"),
     (_by_rows, "paired by their order"),
-    (_by_labels, "let the seeds pair"),
+    (_by_labels, "pair rows by their seed, not by their label"),
     (_nan_as_zero, "a failed run counts with some number"),
     (_outer, "counts as 0 here"),
-    (_nan_stays, "leave failed runs (nan) out"),
+    (_nan_stays, "a seed that one of them lacks is left out"),
     (_all_seeds_count, "not of those that either has"),
     (_failed_count, "failed ones left out"),
     (_within_names, "compare whole names"),

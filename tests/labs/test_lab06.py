@@ -315,6 +315,11 @@ def _last_product(W, A, B, alpha):
     return total.to(W.dtype)
 
 
+def _interpolated(W, A, B, alpha):
+    share = alpha / len(A)
+    return ((1 - share) * W.float() + share * B @ A).to(W.dtype)
+
+
 def _factors_cast(W, A, B, alpha):
     """The sum is in fp32, the product in 16 bits."""
     update = B.to(W.dtype) @ A.to(W.dtype)
@@ -326,8 +331,11 @@ def _without_the_last(W, A, B, alpha):
 
 
 MERGES = [
+    (_scaled(lambda alpha, r: round(alpha / r)), "alpha / r is rounded to a whole number"),
+    (_scaled(lambda alpha, r: alpha / 16), "divided by 16, whatever r is"),
+    (_interpolated, "in it W comes -3.6 times, wanted 1"),
     (_without_the_last, "the last of the r products b a is left out"),
-    (lambda W, A, B, alpha: merged_weight(W, A, B, 16), "alpha twice as large it stays as it was"),
+    (lambda W, A, B, alpha: merged_weight(W, A, B, 16), "in it B @ A comes 3.2 times"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha) / 2, "half of the sum"),
     (_factors_cast, "the factors are cast first"),
     (lambda W, A, B, alpha: W + (alpha / len(A) * B @ A).to(W.dtype), "cast before the sum"),
@@ -471,12 +479,17 @@ def _update_in_16_bits(W4, absmax, codebook, A, B, alpha, shape):
     return _dequantized(W4, absmax, codebook, shape) + (alpha / len(A) * B @ A).bfloat16()
 
 
+def _codebook_in_16_bits(W4, absmax, codebook, A, B, alpha, shape):
+    return merge_quantized(W4, absmax, codebook.bfloat16().float(), A, B, alpha, shape)
+
+
 def _held_within_absmax(W4, absmax, codebook, A, B, alpha, shape):
     limit = _repeated(absmax)[: len(W4)].reshape(shape)
     return merge_quantized(W4, absmax, codebook, A, B, alpha, shape).clamp(-limit, limit)
 
 
 QUANTIZED = [
+    (_codebook_in_16_bits, "the codebook is rounded to 16 bits"),
     (
         lambda W4, m, c, A, B, alpha, s: _dequantized(W4, m, c, s) + alpha / A.shape[1] * B @ A,
         "divided by d_in",
@@ -654,15 +667,53 @@ def _first_unweighted(adapters, weights):
     return combine_cat(adapters, [1.0, *weights[1:]])
 
 
+def _unless_one(adapters, weights):
+    """A weight of 1 takes the first pair itself, and the others are added to it."""
+    A, B = adapters[0] if weights[0] == 1 else combine_linear(adapters[:1], weights[:1])
+    for w, (other, more) in zip(weights[1:], adapters[1:], strict=True):
+        A, B = A.add_(math.sqrt(w) * other), B.add_(math.sqrt(w) * more)
+    return A, B
+
+
+def _linear_of_two(adapters, weights):
+    (A, B), (other, more) = adapters
+    v, w = map(math.sqrt, weights)
+    return v * A + w * other, v * B + w * more
+
+
+def _root_of_all(adapters, weights):
+    return combine_linear(adapters, [sum(weights)] * len(weights))
+
+
+def _a_turned(adapters, weights):
+    return combine_linear(adapters, weights[::-1])[0], combine_linear(adapters, weights)[1]
+
+
+def _stacked(adapters, weights):
+    A, B = zip(*adapters, strict=True)
+    return torch.stack([w * one for w, one in zip(weights, A, strict=True)]), torch.stack(B)
+
+
+def _of_a_alone(adapters, weights):
+    return combine_cat(adapters, weights)[0], torch.cat([A.T for A, _ in adapters], dim=1)
+
+
 def _clamped(adapters, weights):
     return combine_cat(adapters, [max(w, 0.0) for w in weights])
 
 
 COMBINES = [
+    (_unless_one, combine_cat, "changes its input adapters in place"),
+    (_linear_of_two, combine_cat, "any number of adapters"),
+    (_root_of_all, combine_cat, "the root of the sum of the weights is on all"),
+    (_a_turned, combine_cat, "B1 A2 comes 0.6 times, wanted 0.648"),
+    (combine_linear, _stacked, "torch.stack makes a new one, torch.cat joins"),
+    (combine_linear, _of_a_alone, "B is made of A's"),
+    (combine_linear, lambda a, w: combine_cat(a, [w[-1]] * len(w)), "the last weight is used"),
     (combine_linear, lambda a, w: combine_cat(a, [x or 1 for x in w]), "of 0 is taken for 1"),
     (_linear(math.sqrt, lambda w: w), combine_cat, "A carries sqrt(w) and B w: each wants sqrt(w)"),
     (combine_linear, _first_unweighted, "the first weight is not used"),
-    (combine_linear, _clamped, "a weight may be negative"),
+    (combine_linear, _clamped, "a negative weight is taken for 0"),
     (_linear(lambda w: 0.5, lambda w: 0.5), combine_cat, ("mean of A and of B", "wanted")),
     (_linear(lambda w: w / math.sqrt(w), math.sqrt), combine_cat, "don't divide by it"),
     (
@@ -801,6 +852,25 @@ def _by_position(states, weights=None):
     return dict(zip(states[0], means, strict=True))
 
 
+def _by_their_number(states, weights=None):
+    if any(len(state) != len(states[0]) for state in states):
+        raise KeyError(", ".join(set().union(*states)))
+    return _zeros_for_missing(states, weights)
+
+
+def _rest_alike(states, weights=None):
+    """The first has its weight, the others share the rest."""
+    if weights:
+        others = len(states) - 1
+        weights = [weights[0], *[(1 - weights[0]) / others] * others]
+    return soup(states, weights)
+
+
+def _in_bf16(states, weights=None):
+    mean = soup([{name: t.bfloat16() for name, t in state.items()} for state in states], weights)
+    return {name: tensor.float() for name, tensor in mean.items()}
+
+
 def _median(states, weights=None):
     if weights:
         return _quiet(states, weights)
@@ -817,9 +887,14 @@ def _first_whole(states, weights=None):
 
 
 SOUPS = [
+    (_by_their_number, "compare the names, not how many there are"),
+    (lambda s, w=None: soup(s, w or [0.5] * len(s)), "each state counts half"),
+    (lambda s, w=None: soup(s, list(w)), "weights may be None"),
+    (_rest_alike, "in it state 1 comes 0.25 times, wanted 0.2"),
+    (_in_bf16, "right but for rounding: computed in 16 bits"),
     (_median, "median of the states"),
     (_softmaxed, "through softmax"),
-    (_first_whole, "with the states in another order it changes"),
+    (_first_whole, "in it state 0 comes 1 times, wanted 0.5"),
     (_halved_each_time, ("halved with each new state", "not used")),
     (_by_position, "take each tensor by its name"),
     (_every(lambda t: t.double()), "is in float64, wanted float32"),
@@ -916,6 +991,15 @@ def _weighted(weigh, change=lambda d: d):
     return wrong
 
 
+def _of_mean_probabilities(p, q):
+    p, q = (x.softmax(-1).flatten(0, -2).mean(0) for x in (p, q))
+    return (p * (p / q).log()).sum().item()
+
+
+def _of_unnormalised(p, q):
+    return (p.exp() * (p.log_softmax(-1) - q.log_softmax(-1))).sum(-1).mean().item()
+
+
 def _five_likeliest(p, q):
     log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
     at = log_p.topk(5, -1).indices
@@ -930,6 +1014,11 @@ def _without_the_small(p, q):
 
 
 DIVERGENCES = [
+    (lambda p, q: _each(p, q).sum(-1).mean().item(), "a sum over the tokens of a sequence"),
+    (_of_mean_probabilities, "the probabilities are averaged over tokens first"),
+    (lambda p, q: 4 * kl_divergence(p / 2, q / 2), "as in distillation"),
+    (_weighted(lambda p, q: p.exp(), lambda d: d.clamp_min(0)), "terms below 0 are cut off"),
+    (_of_unnormalised, "is no probability: softmax"),
     (lambda p, q: _each(p, q).sum().item() / p.shape[-1], "the other way round"),
     (_five_likeliest, "all 8 count"),
     (_without_the_small, ("left out", "right but for rounding")),
@@ -1080,7 +1169,7 @@ def _same_order(states, weights=None):
 
 RARER = [
     (check.merges, _weight_scaled, "W is scaled, and the update is not"),
-    (check.merges, _twice, "with alpha twice as large it stays as it was"),
+    (check.merges, _twice, "in it B @ A comes 2 times, wanted"),
     (check.divergence, _variation, "total variation"),
     (check.survives, _of_halves, "rounded to fp16 first"),
     (check.mixes, _same_order, "in another order: compare sets"),

@@ -15,6 +15,7 @@ def factors(alpha, r, d_out=None, d_in=None):
         "it is cut off at 1; a factor below 1 is one, too": max(1.0, alpha / r),
         "alpha is not divided by r": alpha,
         "alpha // r drops the fraction: divide with /": alpha // r,
+        "alpha / r is rounded to a whole number: leave the fraction": round(alpha / r),
         "the scaling alpha / r is missing": 1.0,
         "it is divided by r alone; alpha is missing": 1 / r,
         "it is divided by 2 r; A and B share one r": alpha / (2 * r),

@@ -131,6 +131,8 @@ def _expect_peaks(peaks, w, block, call):
     expect(n == len(wanted), told, hint=hint)
     wrong = {
         "upside down: it is 1 / absmax": 1 / wanted,
+        "absmax is divided by 7, a scale of even steps: return absmax itself": wanted / 7,
+        "absmax is divided by 127, a scale of even steps: return absmax itself": wanted / 127,
         "the scale is max(), not abs().max()": torch.stack([p.max() for p in parts]),
         "these are means; absmax is the largest": torch.stack([p.abs().mean() for p in parts]),
         "these are lengths; absmax is the largest": torch.stack([p.norm() for p in parts]),

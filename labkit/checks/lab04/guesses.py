@@ -241,6 +241,13 @@ def codes(w, codebook, block):
             torch.bucketize(scaled, (codebook[1:] - codebook[:-1]) / 2)
         ),
         "these are blocks of 64; use `block`": fixed,
+        "one too low: where does bucketize begin to count? The nearest lies on either side": (
+            (above - 1).clamp(0, last)
+        ),
+        "the least of signed differences is no nearest: abs() is missing": torch.full_like(
+            right, last
+        ),
+        "the least of signed differences is no nearest; abs() is missing": 0 * right,
     }
 
 
@@ -248,12 +255,16 @@ def restored(codes, peaks, book, shape, block):
     """Wrong weights from codes and the absmax of blocks."""
     each, looked_up = peaks.repeat_interleave(block)[: len(codes)], book[codes]
     tiled = peaks.repeat(len(codes))[: len(codes)]
+    late = ((torch.arange(len(codes)) + block - 1) // block).clamp_max(len(peaks) - 1)
     wrong = {
         "absmax is missing": looked_up,
         "each block has its own absmax, and this takes one for all": looked_up * peaks[0],
         "the codes are not looked up in the codebook": codes * each,
         "repeat() runs through all blocks again and again; repeat_interleave": looked_up * tiled,
         "absmax divides here; multiply": looked_up / each,
+        "the next block's absmax from its second number on: number i has block i // block": (
+            looked_up * peaks[late]
+        ),
         "absmax is added here; multiply": looked_up + each,
         "codes begin at 0: the value is codebook[code]": book[codes - 1] * each,
         f"a scale serves {block} numbers, also where the last block is shorter": looked_up

@@ -149,6 +149,9 @@ def guesses(W, kind, r):
         "W less its own best part is rounded, and that is taken from it; LoftQ rounds W itself": (
             best(W - best(W, r) - quantize((W - best(W, r)).float()), r)
         ),
+        "the best part of W is rounded in the place of W: the error is W - quantize(W)": (
+            best(W - quantize(best(W, r).float()), r)
+        ),
         "the error is rounded once more; A and B stay as they are": best(quantize(error), r),
         "the mean is taken off first: that is PCA; the SVD of the error itself is asked": (
             best(error - mean, r)

@@ -73,36 +73,52 @@ def bits(block, double):
         "this is for blocks of 64; use `block`": 4 + fixed,
         "the scales of scales are for blocks of 64; use `block`": half,
     }
-    return (told if block != 64 else {}) | {
-        "this is the share of the scales alone; add 4 bits for the code": scales,
-        "these are bytes; wanted bits": (4 + scales) / 8,
-        "the scales are counted in bytes, the codes in bits": 4 + scales / 8,
-        "// rounds the shares down: divide by /": whole,
-        "the shares are upside down: 32 bits serve `block` weights, 32 / block": 4 + block / 32,
-        "8 bits of code? A code has 4": 8 + scales,
-        "16 bits of code? A code has 4": 16 + scales,
-        "a scale has 8 bits instead of 32, not besides": 4 + 32 / block + 8 / block * double,
-        "8 bits come instead of the 32, not besides": 4 + 32 / block + second * double,
-        "the 8 bits are shared by `block` weights alone": 4 + (8 + 32) / block / 256,
-        "scales are fp32, 32 bits each": 4 + 16 / block * (not double),
-        "the 8-bit scales have scales too, 32 bits a block of 256": 4 + 8 / block,
-        "the scales of scales are fp32, 32 bits each": 4 + 8 / block + 16 / (block * 256),
-        "256 scales share a scale, as in a group, not 64": 4 + 8 / block + 32 / (block * 64),
-        "8 bits serve `block` weights; 256 is how many scales share one": (
-            4 + 8 / 256 + 32 / (block * 256)
+    return (
+        (told if block != 64 else {})
+        | _of_two_levels(block)
+        | {
+            "this is the share of the scales alone; add 4 bits for the code": scales,
+            "these are bytes; wanted bits": (4 + scales) / 8,
+            "the scales are counted in bytes, the codes in bits": 4 + scales / 8,
+            "// rounds the shares down: divide by /": whole,
+            "the shares are upside down: 32 bits serve `block` weights, 32 / block": 4 + block / 32,
+            "8 bits of code? A code has 4": 8 + scales,
+            "16 bits of code? A code has 4": 16 + scales,
+            "a scale has 8 bits instead of 32, not besides": 4 + 32 / block + 8 / block * double,
+            "8 bits come instead of the 32, not besides": 4 + 32 / block + second * double,
+            "the 8 bits are shared by `block` weights alone": 4 + (8 + 32) / block / 256,
+            "scales are fp32, 32 bits each": 4 + 16 / block * (not double),
+            "the 8-bit scales have scales too, 32 bits a block of 256": 4 + 8 / block,
+            "the scales of scales are fp32, 32 bits each": 4 + 8 / block + 16 / (block * 256),
+            "256 scales share a scale, as in a group, not 64": 4 + 8 / block + 32 / (block * 64),
+            "8 bits serve `block` weights; 256 is how many scales share one": (
+                4 + 8 / 256 + 32 / (block * 256)
+            ),
+            "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
+            "256 blocks of `block` weights are their product": 4 + 8 / block + 32 / (block + 256),
+            "offset is one number for all blocks, and counts as nothing": (
+                4 + 8 / block + 64 / (block * 256)
+            ),
+            "double_quant changes nothing": 4 + first,
+            "with double_quant=False the scales stay fp32": 4 + second,
+            "with double_quant=False there are fp32 scales alone, 32 / block": 4 + first + second,
+            "a scale has 8 bits; 4 are those of a code": 4 + 4 / block + 32 / (block * 256),
+        }
+    )
+
+
+def _of_two_levels(block):
+    """Wrong shares of the scales' scales."""
+    return {
+        "32 / block * 256 multiplies by 256: brackets, 32 / (block * 256)": (
+            4 + 8 / block + 32 / block * 256
         ),
-        "a second scale serves 256 blocks, not 256 parameters": 4 + 8 / block + 32 / 256,
-        "256 blocks of `block` weights are their product": 4 + 8 / block + 32 / (block + 256),
-        "offset is one number for all blocks, and counts as nothing": (
-            4 + 8 / block + 64 / (block * 256)
+        "the 256 scales share one fp32 number, 32 bits and not bytes": (
+            4 + 8 / block + 8 * 32 / (block * 256)
         ),
-        "double_quant changes nothing": 4 + first,
-        "with double_quant=False the scales stay fp32": 4 + second,
-        "with double_quant=False there are fp32 scales alone, 32 / block": 4 + first + second,
         "8 and 32 have changed places: 8 bits a block, 32 for 256 blocks": (
             4 + 32 / block + 8 / (block * 256)
         ),
-        "a scale has 8 bits; 4 are those of a code": 4 + 4 / block + 32 / (block * 256),
     }
 
 

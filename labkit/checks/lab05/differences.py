@@ -51,12 +51,17 @@ def _mean_pairs(table):
     zeros = [{seed: 0.0 if x != x else x for seed, x in side.items()} for side in whole]
     both = [zeros[0][seed] - zeros[1][seed] for seed in zeros[0] if seed in zeros[1]]
     filled = [first.get(s, 0.0) - second.get(s, 0.0) for s in {*first, *second}]
+    common = _of_every_method(table) or right
     holes = Table(*table[:1], _without_holes(table.columns), *table[2:]).differences
     return {
         "the sign is turned round: score(a) - score(b)": (-mean),
         'rows with a hole in another column are gone: dropna(subset=["score"]) looks at one': (
             statistics.fmean(holes or right)
         ),
+        "seeds that another method lacks are gone: a and b have to have it, no other": (
+            statistics.fmean(common)
+        ),
+        "all other methods are taken for b": statistics.fmean(_from_all_others(table)),
         "the means are of all seeds; take the difference of each seed that both have": (
             statistics.fmean(first.values()) - statistics.fmean(second.values())
         ),
@@ -113,6 +118,21 @@ def _mean_figures(table):
         "divided by n - 1: the mean divides by n": (sum(right) / max(1, n - 1)),
         '"lora" is in "lora+" too: compare whole names, with ==': (_of_parts(table)),
     }
+
+
+def _of_every_method(table):
+    """Differences of the seeds that every method of the table has."""
+    sides = [table.scores(name) for name in dict.fromkeys(table.columns["method"])]
+    first, second = table.scores(table.a), table.scores(table.b)
+    return [first[s] - second[s] for s in first if all(s in side for side in sides)]
+
+
+def _from_all_others(table):
+    """Differences from the mean of all other methods, seed by seed."""
+    first = table.scores(table.a)
+    others = [table.scores(m) for m in dict.fromkeys(table.columns["method"]) if m != table.a]
+    pools = {s: [side[s] for side in others if s in side] for s in first}
+    return [first[s] - statistics.fmean(pool) for s, pool in pools.items() if pool]
 
 
 def _by_place(sides):
@@ -222,11 +242,19 @@ def _error_pairs(table):
         for name in (table.a, table.b)
     ]
     filled = [zeros[0][seed] - zeros[1][seed] for seed in zeros[0] if seed in zeros[1]]
+    common = _of_every_method(table)
     size = statistics.fmean(abs(x - statistics.fmean(right)) for x in right)
     return {
         "that is the mean size of the deviations over sqrt(n); square them": (size / math.sqrt(n)),
         "a failed run counts with some number here: leave its seed out": (error_of(filled)),
         "mean and error are swapped: (mean, error)": (statistics.fmean(right)),
+        "seeds that another method lacks are gone: a and b have to have it, no other": (
+            error_of(common if len(common) > 1 else right)
+        ),
+        "all other methods are taken for b": error_of(_from_all_others(table)),
+        "the mean is not taken off: the spread is about the mean": (
+            math.sqrt(sum(x * x for x in right) / (n - 1) / n)
+        ),
         "that is a's own error; wanted is that of the differences": (math.sqrt(alone[0])),
         "that is b's own error; wanted is that of the differences": (math.sqrt(alone[1])),
         "that is the difference of two spreads; wanted is the error of the differences": (

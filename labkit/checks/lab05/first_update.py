@@ -17,7 +17,7 @@ HINTS = {
 def expect_updates(first_update, rng):
     """As torch's Adam has it: wide, tall, square, of rank 1, of small gradients, some of them 0."""
     sizes = [(4, 7, 3), (8, 6, 5), (7, 7, 6), (5, 6, 1)]
-    factors = ((4, 0.01), (5, 0.004), (10, 0.002), (7, 0.003))
+    factors = ((4, 0.01), (5, 0.004), (10, 0.5), (7, 0.003))  # at 0.5 a weight decay shows
     cases = []
     for k, ((d_out, d_in, r), (more, lr)) in enumerate(zip(sizes, factors, strict=True)):
         G, A = _drawn(d_out, d_in, r, rng)
@@ -107,6 +107,7 @@ def _factors(G, A, r, alpha, lr):
     return {
         "the sign is turned round: a step goes against the gradient": (-right),
         "alpha / r is missing before B @ A": (lr * step),
+        "A shrinks by a weight decay, as in AdamW: Adam has none": (1 - 0.01 * lr) * right,
         "the factor is alpha / r: the division by r is missing": (alpha * lr * step),
         "the factor is alpha / r: it is divided by r twice": (s / r * lr * step),
         "the factor is alpha / r: alpha is missing": (lr / r * step),

@@ -52,7 +52,6 @@ def ranks_within(shapes, budget, wanted):
             "one matrix alone may use it all; sum over shapes": min(
                 budget // sum(pair) for pair in shapes.values()
             ),
-            "upside down: divide the budget by what a rank costs": sides(shapes) // max(budget, 1),
             "the budget is not shared out equally: add up all costs, then divide": min(
                 budget // (len(shapes) * sum(pair)) for pair in shapes.values()
             ),
@@ -78,6 +77,7 @@ def ranks_within(shapes, budget, wanted):
             ),
             f"a power of two {ASKED}": 2 ** max(wanted, 1).bit_length() // 2,
             f"a multiple of 8 {ASKED}": wanted // 8 * 8,
+            f"an even rank {ASKED}": wanted // 2 * 2,
             f"{TWINS}; add up the costs of all": budget // sum(map(sum, set(shapes.values()))),
             "the budget is in numbers, not in bytes": budget // (4 * sides(shapes)),
         }
@@ -87,7 +87,7 @@ def ranks_within(shapes, budget, wanted):
 
 
 def _costs(shapes, budget):
-    """Ranks where one costs something else."""
+    """Ranks where one costs something else, or the budget is shared out otherwise."""
     pairs, n = list(shapes.values()), len(shapes)
     d_out, d_in = (sum(pair[k] for pair in pairs) for k in (0, 1))
     root = math.sqrt(sides(shapes) ** 2 + 4 * n * budget)
@@ -95,12 +95,25 @@ def _costs(shapes, budget):
         "that divides by the dense size; a rank costs d_out + d_in": budget // dense(shapes),
         "a rank costs A's row too: d_out + d_in": budget // d_out,
         "a rank costs B's column too: d_out + d_in": budget // d_in,
+        "a rank costs d_out + d_in, not the larger side alone": (
+            budget // sum(max(pair) for pair in pairs)
+        ),
+        "a rank costs d_out + d_in, not the smaller side alone": (
+            budget // sum(min(pair) for pair in pairs)
+        ),
         "a rank costs d_out + d_in, not twice the larger side": (
             budget // sum(2 * max(pair) for pair in pairs)
         ),
         "a rank costs d_out + d_in, not twice the smaller side": (
             budget // sum(2 * min(pair) for pair in pairs)
         ),
+        "the frozen weights are no part of the budget: adapters alone count": (
+            max(0, budget - dense(shapes)) // sides(shapes)
+        ),
+        "each matrix has its share, and the mean is taken: add up all costs, then divide": (
+            sum(budget // len(shapes) // sum(pair) for pair in shapes.values()) // len(shapes)
+        ),
+        "upside down: divide the budget by what a rank costs": sides(shapes) // max(budget, 1),
         "A and B alone: there is no r x r matrix between them": int((root - sides(shapes)) / 2 / n),
     }
 
@@ -206,6 +219,9 @@ def _norms(product, total, i, j, ranks):
         "divide by min(i, j), not by j": total / j,
         "divide by min(i, j), not by the square root of i * j": total / math.sqrt(i * j),
         "divide by min(i, j), not by min(r1, r2)": total / min(ranks),
+        "divide by min(i, j), not by the number of A1's rows": total / ranks[0],
+        "divide by min(i, j), not by the number of A2's rows": total / ranks[1],
+        "it is 1 whatever is given: is A1, or A2, compared with itself?": 1.0,
         "that is the mean of the squares; take their sum, over min(i, j)": total / (i * j),
         "that is the mean of the sizes; square each, and sum": product.abs().mean().item(),
         "the entries are not squared, only made positive": product.abs().sum().item() / least,

@@ -15,6 +15,7 @@ from labkit.checks.compare import (
     likeliest,
     randn,
 )
+from labkit.checks.compound import expect_terms
 from labkit.checks.lab02.guesses import merged
 from labkit.checks.lab06 import changes, dequantized, guesses, small
 from labkit.checks.lab06.arrives import expect_arrives
@@ -23,7 +24,7 @@ from labkit.checks.lab06.dequantized import BLOCK
 from labkit.checks.lab06.kl_divergence import expect_kl
 from labkit.checks.laws import laws
 from labkit.checks.quiz import judge
-from labkit.checks.simplest import simplest
+from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import (
     CheckFailed,
     exercise,
@@ -62,7 +63,7 @@ ORDER = {
 @exercise("6.1", points=2)
 def merges(merged_weight):
     """equals PEFT's merge_and_unload; in bf16 it is rounded once, at the end; W stays"""
-    rng, r, alpha = generator(), 5, 17  # alpha / r, cut or rooted, is no double or half of itself
+    rng, r, alpha = generator(), 5, 23  # alpha / r, cut, rounded or rooted, is each another number
     A, B = _factors(64, 96, r, rng)
     for dtype in (torch.float32, torch.bfloat16):
         W = (randn(64, 96, rng=rng) * 4).to(dtype)
@@ -95,8 +96,14 @@ def _expect_merged(got, W, A, B, alpha, call):
         known[left] = W.float() + alpha / r * (B @ A - torch.outer(B[:, at], A[at]))
     other = "W is scaled, and the update is not: alpha / r belongs to the update alone"
     known[other] = alpha / r * W.float() + B @ A
+    for k in (4, 8, 16, 32, 64):
+        known[f"alpha is divided by {k}, whatever r is: r is A.shape[0]"] = (
+            W.float() + alpha / k * B @ A
+        )
     exact = W.dtype == got.dtype == torch.float32
-    expect_related(got, wanted, call, known, tol=1e-4 if exact else 1e-2)
+    terms = {"W": (W.float(), 1.0), "B @ A": (B @ A, alpha / r)}
+    with unnamed(lambda: expect_terms(got, terms, call)):
+        expect_related(got, wanted, call, known, tol=1e-4 if exact else 1e-2)
     if W.dtype == got.dtype:
         differs = (got != wanted).double().mean().item()
         known = guesses.rounded(W, A, B, alpha)
@@ -178,7 +185,11 @@ def combines(combine_linear, combine_cat):
 SHAPES = {"layers.0.A": (2, 5), "layers.0.B": (4, 2), "norm": (3,)}
 
 
-SAME_KEYS = {"it raised KeyError": "all have the same keys here, in another order: compare sets"}
+ASKED = {
+    "it raised KeyError": "all have the same keys here, in another order: compare sets",
+    "values to unpack": "there may be any number of states: go through all of them",
+    "'NoneType'": "weights may be None: then all states count the same",
+}
 
 
 def _states(n, rng):
@@ -191,37 +202,41 @@ def mixes(soup):
     rng, works = generator(), 0
     followed = laws(*changes.soups(soup, _states(3, generator())))
     with part(), simplest(small.soups(soup)), followed, likeliest() as case:
-        for n, weights in ((3, [0.5, 0.2, 0.3]), (3, None), (2, None), (2, [0.75, 0.25])):
+        for n, weights in ((3, [0.5, 0.2, 0.3]), (5, None), (2, None), (2, [0.75, 0.25])):
             states = _states(n, rng)
             shuffled = [dict(sorted(s.items(), reverse=i % 2 == 1)) for i, s in enumerate(states)]
             call = f"soup of {n} states" + (f" with weights {weights}" if weights else "")
             with case():
-                got = ask(call, probes.souped, soup, shuffled, weights, hint=SAME_KEYS)
+                got = ask(call, probes.souped, soup, shuffled, weights, hint=ASKED)
                 works += 1
                 _expect_soup(got, states, weights, call)
     names = list(SHAPES)
     others = [names[i] for i in torch.randperm(2, generator=rng).tolist()]
     with part(), likeliest() as case:
-        for which, name, weights in (
-            *((1, "norm", None), (0, others[0], None), (2, others[1], None)),
-            *((0, others[1], [0.5, 0.2, 0.3]), (1, others[0], [0.5, 0.2, 0.3])),
+        for which, name, weights, other in (
+            *((1, "norm", None, ""), (0, others[0], None, ""), (2, others[1], None, "")),
+            *((0, others[1], [0.5, 0.2, 0.3], ""), (1, others[0], [0.5, 0.2, 0.3], "")),
+            (2, others[0], None, "bias"),
         ):
             states = _states(3, rng)
-            states[which].pop(name)
+            gone = states[which].pop(name)
+            states[which] |= {other: gone} if other else {}
             if works < 4:  # it raised anyway
                 break
             with case():
-                _expect_refusal(
-                    observe(probes.soup_error, soup, states, weights), which, name, weights
-                )
+                told = observe(probes.soup_error, soup, states, weights)
+                _expect_refusal(told, which, name, weights, other)
 
 
-def _expect_refusal(told, which, name, weights):
+def _expect_refusal(told, which, name, weights, other):
+    lacks = f"lacks the key {name}" + (f", and has {other} in its place" if other else "")
     given = " and weights are given" if weights else ""
-    quiet = f"soup raises nothing when state {which} lacks the key {name}{given}"
-    expect(told is not None, f"{quiet}: look at the keys of all states, the first among them")
-    named = f"when a state lacks the key {name}, the error is {told!r}: the key's name is not in it"
-    expect(name in (told or ""), named)
+    quiet = f"soup raises nothing when state {which} {lacks}{given}"
+    hint = "compare the names, not how many there are" if other else ""
+    hint = hint or "look at the keys of all states, the first among them"
+    expect(told is not None, f"{quiet}: {hint}")
+    named = f"when a state {lacks}, the error is {told!r}: the key's name is not in it"
+    expect(name in (told or "") or (other and other in told), named)
 
 
 def _expect_soup(got, states, weights, call):
@@ -238,7 +253,10 @@ def _expect_soup(got, states, weights, call):
         joined = mine in ((n, *shape), (n * shape[0], *shape[1:]), (*shape[:-1], n * shape[-1]))
         told = f"{call}: {name} has shape {tuple(mine or ())}, that is all states side by side"
         expect(not joined, f"{told}; wanted is their mean, {tuple(shape)}")
-        expect_related(got[name], wanted, f"{call}: {name}", guesses.souped(states, name, parts))
+        known, what = guesses.souped(states, name, parts), f"{call}: {name}"
+        terms = {f"state {i}": (s[name], parts[i]) for i, s in enumerate(states)}
+        with unnamed(lambda got=got[name], terms=terms, what=what: expect_terms(got, terms, what)):
+            expect_related(got[name], wanted, what, known)
         kind = _kind(got[name].dtype)
         told = f"{call}: {name} is in {kind}, wanted float32, as in the states"
         expect(got[name].dtype == torch.float32, told)

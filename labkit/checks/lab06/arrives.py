@@ -6,6 +6,7 @@ import torch
 
 from labkit.checks.compare import ask, expect_number, expect_numbers, randn
 from labkit.checks.lab06 import changes
+from labkit.checks.lab06.divergences import rough
 from labkit.checks.laws import laws
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, generator, part
@@ -48,6 +49,19 @@ def _cases(rng):
     yield even, 0.7 * dW, "grid", "a grid with W on it"
     yield W, dW, "blocks", "a grid that each block scales anew"
     yield W, 0.03 * dW, "bf16", "bf16, which store returns"
+    yield *_against(rng), "blocks", "a grid that each block scales anew, W near its boundaries"
+
+
+def _against(rng):
+    """W and dW whose share is below 0: each block's largest weight grows, and with it the steps.
+
+    The others stand just above a boundary, and go down a step while dW goes up a little.
+    """
+    sign = randn(*SHAPE, rng=rng).sign()
+    W = (torch.randint(2, 6, SHAPE, generator=rng) + 0.5) / 7 + 1e-4
+    dW = torch.full(SHAPE, 1e-3)
+    W[:, ::8], dW[:, ::8] = 1.0, 1e-2
+    return sign * W, sign * dW
 
 
 def _expect_dead_zone(arrives, rng):
@@ -74,7 +88,8 @@ def _asked(arrives, W, dW, store, told):
     got = ask(call, probes.arrived, arrives, W, dW, store, hint=HINTS)
     if isinstance(got, float) and abs(got) < 1e-9:
         got = 0.0
-    return call, got, share(W, dW, store), mistaken(W, dW, store)
+    wanted = share(W, dW, store)
+    return call, got, wanted, mistaken(W, dW, store) | rough(got, wanted)
 
 
 def share(W, dW, store):
@@ -119,7 +134,16 @@ def _stored_otherwise(W, dW, store):
             ((stored((before + d).float()) - before) * d).sum() / size
         ),
         "dW alone is stored; what is stored is W + dW": (alone * d).sum() / size,
-        "dW is added to what is stored; W + dW is stored": (d * d).sum() / size,
+        "the product and |dW| squared are those of store(dW): dW itself belongs there": (
+            ((after - before) * alone).sum() / alone.square().sum()
+        ),
+        "it is 1 whatever store does: W + dW is stored, and W": (d * d).sum() / size,
+        "W + dW is not stored: store(W + dW) - store(W)": (
+            (((W + dW).double() - before) * d).sum() / size
+        ),
+        "what moved is stored once more: store(W + dW) - store(W)": (
+            (stored((after - before).float()) * d).sum() / size
+        ),
         "store gets the transposed matrix, and blocks run along rows": (
             ((stored((W + dW).T) - stored(W.T)).T * d).sum() / size
         ),
@@ -162,6 +186,9 @@ def _divided(moved, d, W):
         "this is the mean of the columns' shares: sum over all, then divide": (
             ((moved * d).sum(0) / d.square().sum(0)).mean()
         ),
+        "what moved is not multiplied by dW: multiply element by element, then sum": (
+            moved.sum() / size
+        ),
         "the product is not divided by |dW| squared": along,
         "this is a mean that is not divided by |dW| squared": along / d.numel(),
         "the sum is divided by the number of weights too": share / d.numel(),
@@ -195,6 +222,8 @@ def _compared(moved, d, W):
         "the sign is turned round: store(W + dW) - store(W)": -share,
         "held between 0 and 1: more than 1 can arrive": share.clamp(0, 1),
         "held at 1: more than 1 can arrive": share.clamp(max=1),
+        "held at 0: where a block's scale grows, weights may go against dW": share.clamp(min=0),
+        "the sign is lost: where a block's scale grows, weights may go against dW": share.abs(),
         "that is a matrix product: multiply element by element": (moved @ d.T).sum() / size,
         "that is a matrix product, moved.T @ dW: multiply element by element": (
             (moved.T @ d).sum() / size

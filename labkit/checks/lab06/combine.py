@@ -5,18 +5,28 @@ import math
 import torch
 
 from labkit.checks.compare import ask, expect_related, likeliest, randn
+from labkit.checks.compound import expect_terms
 from labkit.checks.lab06 import changes, guesses, small
 from labkit.checks.lab06.stubs import unless_open
 from labkit.checks.laws import laws
-from labkit.checks.simplest import simplest
-from labkit.contract import CheckFailed, expect, generator, part
+from labkit.checks.simplest import simplest, unnamed
+from labkit.contract import expect, generator, part
 from labkit.labs.lab06 import probes
+
+LINEAR = [([3, 3], [0.6, 0.7]), ([4, 4, 4], [0.9, 0.0, 0.4]), ([3, 3], [1.0, 0.5])]
+NO_ROOT = "a weight may be negative: put the whole w on one factor"
+HINTS = {
+    "division by zero": "a weight may be 0: don't divide by it",
+    "nonnegative": NO_ROOT,
+    "domain": NO_ROOT,
+    "values to unpack": "there may be any number of adapters: go through all of them",
+}
 
 
 def expect_combined(combine_linear, combine_cat):
     """Every part of the check; its verdict in words."""
     rng, open_ones = generator(), []
-    mixes = [([3, 3], [0.6, 0.4]), ([2, 4, 3], [1.5, -0.5, 0.7]), ([2, 3], [0.0, 1.2])]
+    mixes = [([3, 3], [0.6, 0.7]), ([2, 4, 3], [1.5, -0.5, 0.7]), ([2, 3], [0.0, 1.2])]
     mixes = [(adapters_of(ranks, rng), weights) for ranks, weights in mixes]
     smaller = small.sums(combine_cat, "combine_cat", small.CAT)
     followed = laws(*changes.sums(combine_cat, "combine_cat", *mixes[1]))
@@ -28,7 +38,7 @@ def expect_combined(combine_linear, combine_cat):
     three = adapters_of([3, 3, 3], generator()), [0.9, 0.5, 0.4]
     followed = laws(*changes.sums(combine_linear, "combine_linear", *three))
     with part(), unless_open(open_ones), simplest(smaller), followed, likeliest() as case:
-        for ranks, weights in (([3, 3], [0.6, 0.4]), ([4, 4, 4], [0.9, 0.0, 0.4])):
+        for ranks, weights in LINEAR:
             adapters = adapters_of(ranks, rng)
             with case():
                 _expect_linear(combine_linear, adapters, weights)
@@ -44,8 +54,9 @@ def _pair(got, call):
     pair = isinstance(got, list) and len(got) == 2
     expect(pair, f"{call} must return the pair (A, B)")
     for name, factor in zip("AB", got, strict=True):
-        matrix = isinstance(factor, torch.Tensor) and factor.dim() == 2
-        expect(matrix, f"{call}: {name} must be a matrix")
+        axes = factor.dim() if isinstance(factor, torch.Tensor) else 0
+        made = f", and has {axes} axes: torch.stack makes a new one, torch.cat joins" * (axes > 2)
+        expect(axes == 2, f"{call}: {name} must be a matrix{made}")
         hint = "is it the root of a negative weight? Put the whole w on one factor"
         expect(not factor.is_complex(), f"{call}: {name} holds complex numbers; {hint}")
     return [factor.double() for factor in got]
@@ -67,7 +78,20 @@ def _expect_cat(combine_cat, adapters, weights):
         hint="a weight may be negative: no square root of it",
     )
     wanted, known = guesses.summed(adapters, weights), guesses.concatenated(adapters, weights)
-    expect_related(B @ A, wanted, f"B @ A of {call}", known, tol=1e-5)
+    with unnamed(lambda: expect_terms(B @ A, _terms(adapters, weights, 0), f"B @ A of {call}")):
+        expect_related(B @ A, wanted, f"B @ A of {call}", known, tol=1e-5)
+
+
+def _terms(adapters, weights, cross):
+    """`{name: (B_i A_j, how often)}` of adapters of one rank, or of each alone; `cross`: 0 or 1."""
+    found = {}
+    for i, (A, B) in enumerate(adapters):
+        found[f"B{i + 1} A{i + 1}"] = B @ A, weights[i]
+        for j, (other, _) in enumerate(adapters):
+            if i != j and len(other) == len(A):
+                often = cross * math.sqrt(abs(weights[i] * weights[j]))
+                found[f"B{i + 1} A{j + 1}"] = B @ other, often
+    return found
 
 
 def _expect_linear(combine_linear, adapters, weights):
@@ -78,25 +102,21 @@ def _expect_linear(combine_linear, adapters, weights):
     expect(finite, f"{call} holds NaN or infinity; a weight may be 0: don't divide by it")
     roots = [math.sqrt(w) for w in weights]
     wanted = guesses.crossed(adapters, roots, roots)
-    expect_related(B @ A, wanted, f"B @ A of {call}", guesses.added(adapters, weights))
+    known, what = guesses.added(adapters, weights), f"B @ A of {call}"
+    with unnamed(lambda: expect_terms(B @ A, _terms(adapters, weights, 1), what)):
+        expect_related(B @ A, wanted, what, known)
 
 
 def _combined(combine, adapters, weights, r, call, hint):
     """The pair of rank r that `combine` returns."""
-    try:
-        got = ask(call, probes.combined, combine, adapters, weights)
-    except CheckFailed as failure:
-        if "division by zero" in str(failure):
-            raise CheckFailed(f"{failure}; a weight may be 0: don't divide by it") from None
-        if "nonnegative" in str(failure) or "domain" in str(failure):
-            root = "a weight may be negative: put the whole w on one factor"
-            raise CheckFailed(f"{failure}; {root}") from None
-        raise
+    got = ask(call, probes.combined, combine, adapters, weights, hint=HINTS)
     A, B = _pair(got, call)
     told = f"{call} gave A {tuple(A.shape)} and B {tuple(B.shape)}"
     right = A.shape == (r, 40) and B.shape == (24, r)
     if A.shape == (24, r) and B.shape == (r, 40):
         hint = "the pair is turned round: return (A, B)"
+    elif len(B) == 40:
+        hint = "B is made of A's: a pair is (A, B)"
     elif not right and 0.0 not in weights and guesses.of_some(A, B, adapters, weights):
         hint = "not all adapters are in it: does the loop stop early, or begin late?"
     expect(right, f"{told}, wanted {(r, 40)} and {(24, r)}: {hint}")

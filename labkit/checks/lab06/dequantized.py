@@ -24,6 +24,7 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
     return known | {
         **requantized(base + update, absmax, codebook),
         **_rounded(base, update),
+        **_of_rounded(values, scales, codebook.bfloat16().float()[W4.long()], update),
         **_twice_or_turned(base, values * scales**2, update),
         "absmax is added; a weight is its value times absmax": (values + scales).reshape(shape)
         + update,
@@ -35,14 +36,7 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
         "one absmax is used for all blocks (the largest): each has its own": values.reshape(shape)
         * absmax.max()
         + update,
-        "the codes are spread evenly: look them up in codebook": ((W4 - 8.0) / 8 * scales).reshape(
-            shape
-        )
-        + update,
-        "the codes are spread evenly from -1 to 1: look them up in codebook": (
-            (W4 / 7.5 - 1) * scales
-        ).reshape(shape)
-        + update,
+        **_spread_evenly(W4, scales, update),
         "the sum is held within absmax, which bounds the dequantised weights alone": (
             (base + update).clamp(*(sign * scales.reshape(shape) for sign in (-1, 1)))
         ),
@@ -59,6 +53,17 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
     }
 
 
+def _spread_evenly(W4, scales, update):
+    """Codes taken for even steps from -1 to 1."""
+    steps = {"": (W4 - 8.0) / 8, " from -1 to 1": W4 / 7.5 - 1}
+    return {
+        f"the codes are spread evenly{told}: look them up in codebook": (
+            (value * scales).reshape(update.shape) + update
+        )
+        for told, value in steps.items()
+    }
+
+
 def _even(absmax, n):
     """The scales of n weights in runs of n // len(absmax), 0 behind them."""
     each = absmax.repeat_interleave(n // len(absmax))
@@ -72,6 +77,18 @@ def _twice_or_turned(base, squared, update):
         "the update multiplies the weights; add it": base * (1 + update),
         "the update is laid out by columns; it is alpha / r * B @ A, as it comes": base
         + update.T.flatten().reshape(base.shape),
+    }
+
+
+def _of_rounded(values, scales, low, update):
+    """The codebook, whose values are then `low`, or absmax in 16 bits."""
+    return {
+        "the codebook is rounded to 16 bits first; stay in fp32": (
+            (low * scales).reshape(update.shape) + update
+        ),
+        "absmax is rounded to 16 bits first; stay in fp32": (
+            (values * scales.bfloat16().float()).reshape(update.shape) + update
+        ),
     }
 
 

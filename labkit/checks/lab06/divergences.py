@@ -58,6 +58,9 @@ def _of_tokens(each):
     """Another figure than the mean of the right numbers, one a token."""
     wrong = {
         "this is the largest token's, not the mean": each.max(),
+        "a sum over the tokens of a sequence, then a mean: the mean is over all tokens": (
+            each.sum(-1).mean()
+        ),
         "this is the last token's, not the mean": each[..., -1].mean(),
         "this is the median, not the mean": each.median(),
         "this is the first token's, not the mean": each[..., 0].mean(),
@@ -79,6 +82,12 @@ def _logarithms(p, q):
         ),
         "that is the mean squared difference of the logits; KL compares probabilities": (
             (p.double() - q.double()).square().mean().item()
+        ),
+        "terms below 0 are cut off: they belong to the sum": (
+            (log_p.exp() * (log_p - log_q)).clamp_min(0).sum(-1).mean().item()
+        ),
+        "the factor is exp of the logits, which is no probability: softmax": (
+            (p.double().exp() * (log_p - log_q)).sum(-1).mean().item()
         ),
         "the sizes of the differences are added: keep their signs": (
             (log_p.exp() * (log_p - log_q).abs()).sum(-1).mean().item()
@@ -130,9 +139,6 @@ def _factors(p, q):
         "only p's likeliest token is looked at; all tokens count, by p": (
             (log_p - log_q).gather(-1, p.argmax(-1, keepdim=True)).mean().item()
         ),
-        "the logits are divided by a temperature of 2 first; take them as they are": (
-            kl(p / 2, q / 2).mean().item()
-        ),
         "that is chi-squared, (p - q)² / q; KL has logarithms": (
             ((log_p.exp() - log_q.exp()).square() / log_q.exp()).sum(-1).mean().item()
         ),
@@ -152,12 +158,22 @@ def _factors(p, q):
 
 
 def _variations(p, q):
-    """Sums of |p - q|, and what F.kl_div makes of a q that is no logarithm."""
+    """Sums of |p - q|, means taken early, and what F.kl_div makes of a q that is no logarithm."""
     log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    middle_p, middle_q = (x.exp().flatten(0, -2).mean(0) for x in (log_p, log_q))
     variation = (log_p.exp() - log_q.exp()).abs().sum(-1).mean().item()
     return {
+        "the logits are divided by a temperature of 2 first; take them as they are": (
+            kl(p / 2, q / 2).mean().item()
+        ),
+        "the logits are divided by a temperature of 2, as in distillation; take them as they are": (
+            4 * kl(p / 2, q / 2).mean().item()
+        ),
         "half the sum of |p - q| is the total variation; KL has logarithms": variation / 2,
         "that is the sum of |p - q|; KL has logarithms": variation,
+        "the probabilities are averaged over tokens first: each token has its own KL": (
+            (middle_p * (middle_p / middle_q).log()).sum().item()
+        ),
         "F.kl_div wants the logarithm of q first, log_softmax, and not q itself": (
             (log_p.exp() * (log_p - log_q.exp())).sum(-1).mean().item()
         ),

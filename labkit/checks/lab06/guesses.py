@@ -56,6 +56,8 @@ def concatenated(adapters, weights):
         "the weights are not used": [1.0] * n,
         "that is the plain mean: the weights are not used": [1 / n] * n,
         "the first weight is used for all": [weights[0]] * n,
+        "the last weight is used for all": [weights[-1]] * n,
+        "a negative weight is taken for 0": [max(w, 0.0) for w in weights],
         SAY_IT_ALL: [w / n for w in weights],
         "the weights are normalised; take them as they are": [w / total for w in weights],
         "both factors carry the sign of the weight, so a minus is lost": [abs(w) for w in weights],
@@ -100,6 +102,9 @@ def added(adapters, weights):
     for (a, on_a), (b, on_b) in itertools.product(POWERS.items(), repeat=2):
         told = f"A carries {a} and B {b}: each wants sqrt(w)"
         pairs[told] = [w**on_a for w in weights], [w**on_b for w in weights]
+    pairs["the root of the sum of the weights is on all: each has its own"] = (
+        [math.sqrt(sum(weights))] * n,
+    ) * 2
     pairs["a weight of 0 is taken for 1"] = ([x or 1.0 for x in roots],) * 2
     pairs["A of the first adapter alone is taken: each A has its sqrt(w)"] = (
         [1.0] + [0.0] * (n - 1),
@@ -116,12 +121,19 @@ def added(adapters, weights):
         "the weights are in another order than the adapters": roots[::-1],
     }.items():
         pairs[message] = (parts, parts)
+    return {message: crossed(adapters, *parts) for message, parts in pairs.items()} | _not_added(
+        adapters, weights
+    )
+
+
+def _not_added(adapters, weights):
+    """Products of other pairs than weighted sums of the factors."""
     A, B = (sum(w * pair[k] for pair, w in zip(adapters, weights, strict=True)) for k in (0, 1))
     whole = "the root is drawn from the sums: each term has its own sqrt(w)"
     r = len(adapters[0][0])
     U, S, Vh = torch.linalg.svd(summed(adapters, weights), full_matrices=False)
     exact = "that is the best rank-r part of the sum of updates; linear adds A to A and B to B"
-    return {message: crossed(adapters, *parts) for message, parts in pairs.items()} | {
+    return {
         exact: (U[:, :r] * S[:r]) @ Vh[:r],
         whole: (B.abs().sqrt() * B.sign()) @ (A.abs().sqrt() * A.sign()),
         f"{whole}, and every sign": B.abs().sqrt() @ A.abs().sqrt(),
