@@ -841,6 +841,26 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 # step came to 0.46, 0.49 and 0.45 over two seeds.
 
 # %% [markdown]
+# ## Rewards, or written answers?
+#
+# A reward needs no written answers. But suppose that you have some: what do they teach, from the
+# same start? And which of the two forgets more? Shenfeld et al. ("RL's Razor", 2509.04259) find
+# that at equal scores reinforcement learning forgets less, as it stays closer to where it started.
+# The file has runs with 4, 8 and 12 steps of 16 written answers each, at r=16 and a rate of 5e-4.
+
+# %%
+guess_written = lab.predict("As good as 12 steps x 64 rewards: how many written answers?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("Rewards and written answers, from the file", 0):
+    written = study[study["study"] == "written"]  # with 0 steps it is the warm start itself
+    rewarded = study[(study["study"] == "rank") & (study["rank"] == 16)]
+    display(plots.at_score(written, rewarded, plots.score_title(written, rewarded)))
+    means = written.groupby("steps")[["reward", "exact", "kl", "perplexity"]].mean()
+    display(means.round(3))
+    guess_written.beside(16 * (means["reward"] >= rewarded["reward"].mean()).idxmax())
+
+# %% [markdown]
 # ## A reward that can be hacked
 #
 # Some answers leave a key out. So somebody adds a little for each key that is named, "to make the

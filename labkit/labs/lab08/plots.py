@@ -124,3 +124,32 @@ def rank_title(runs):
         f"Means of the ranks: reward {low:.2f} to {high:.2f}, exact answers {100 * few:.0f} to "
         f"{100 * many:.0f} of 100"
     )
+
+
+def at_score(written, rewarded, title):
+    """Two panels: KL from the start, and perplexity of everyday English, against the reward.
+
+    Both have rows of measured/rewards.csv, a dot each; written answers with 0 steps are the start.
+    """
+    start, written = written[written["steps"] == 0], written[written["steps"] > 0]
+    fig, axes = figure(2, width=9.0, height=3.2)
+    told = {"kl": "KL from the start, nats a token", "perplexity": "perplexity, everyday English"}
+    for ax, (column, label) in zip(axes, told.items(), strict=True):
+        for colour, name, runs in (
+            (PALETTE[0], "rewards, 12 steps of 64", rewarded),
+            (PALETTE[1], "written answers", written),
+            (INK, "start", start),
+        ):
+            ax.plot(runs["reward"], runs[column], "o", color=colour, ms=7, alpha=0.7, label=name)
+        ax.set(xlabel="reward on unseen commands", ylabel=label)
+    axes[0].set_ylim(0, 1.5 * rewarded["kl"].max())
+    axes[0].legend(fontsize=9, loc="upper left")
+    return headed(fig, title)
+
+
+def score_title(written, rewarded):
+    """Mean reward and KL after 12 steps of rewards, and of as many written answers, in a line."""
+    many = written[written["steps"] == written["steps"].max()]
+    (paid, far), (told, near) = (runs[["reward", "kl"]].mean() for runs in (rewarded, many))
+    written_to = f"Written answers: reward {told:.2f}, KL {near:.2f}"
+    return f"{written_to}; rewards, as many steps: {paid:.2f} and {far:.2f}"
