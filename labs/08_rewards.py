@@ -1036,8 +1036,10 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["8.1", "8.2", "8.3", "8.4", "8.5", "8.6"]):
     ways = "warm start", "GRPO", "paid a bonus"
     earned, exact = ([scores[name][what] for name in ways] for what in ("reward", "exact"))
+    told = [
+        f"{reward:.2f} with {n:.0f} of 100 exact" for reward, n in zip(earned, exact, strict=True)
+    ]
     lab.headline(
         f"DPO: {100 * gain:+.0f} points of constraints followed, standard error {100 * error:.0f}; "
-        f"GRPO: reward on unseen commands {earned[0]:.2f} to {earned[1]:.2f}, exact answers "
-        f"{exact[0]:.0f} to {exact[1]:.0f} of 100; paid a bonus for keys: {earned[2]:.2f}, {exact[2]:.0f}"
+        f"reward on unseen commands: {told[0]}, GRPO {told[1]}, paid a bonus {told[2]}"
     )
