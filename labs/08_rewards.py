@@ -1034,10 +1034,9 @@ lab.score()
 
 # %% tags=["experiment"]
 if lab.experiment("The result in one line", 0, needs=["8.1", "8.2", "8.3", "8.4", "8.5", "8.6"]):
-    ways = "warm start", "GRPO", "paid a bonus"
-    earned, exact = ([scores[name][what] for name in ways] for what in ("reward", "exact"))
     told = [
-        f"{reward:.2f} with {n:.0f} of 100 exact" for reward, n in zip(earned, exact, strict=True)
+        f"{scores[way]['reward']:.2f} with {scores[way]['exact']:.0f} of 100 exact"
+        for way in ("warm start", "GRPO", "paid a bonus")
     ]
     lab.headline(
         f"DPO: {100 * gain:+.0f} points of constraints followed, standard error {100 * error:.0f}; "
