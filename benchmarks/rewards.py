@@ -32,7 +32,8 @@ from labkit import tasks
 from labkit.training import generation, loop, models, rollouts
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rewards.csv"
-NAMES = ("warm_start", "adapted", "train_grpo", "kl_from_start", "reward", "bonus", "keys_in")
+NAMES = ("warm_start", "adapted", "mean_worth", "train_grpo", "kl_from_start")
+NAMES += ("reward", "bonus", "keys_in")
 STEPS, UNSEEN = 12, 100
 RATES = {"lora": (5e-4, 2e-4, 1e-3), "full": (2e-5, 1e-5, 5e-5)}  # the middle one first
 
@@ -59,7 +60,7 @@ def every_run():
         yield Run("pay", 16, RATES["lora"][0], 8, "bonus", STEPS, seed)
         for samples in (4, 16):
             yield Run("group", 16, RATES["lora"][0], samples, "honest", STEPS, seed)
-        for steps in (4, 8, 12):
+        for steps in (4, 8, 12) if seed else (0, 4, 8, 12):  # 0 is the warm start itself
             yield Run("written", 16, RATES["lora"][0], 0, "", steps, seed)
     for seed in (0, 1, 2):
         for rank in (1, 16, 0):

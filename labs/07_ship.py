@@ -14,9 +14,9 @@
 # # Lab 7 · Your own data, shipped
 #
 # You can train an adapter. Your next one will be on rows that nobody has cleaned, and somebody
-# will want to talk to it, in a program that has never heard of PEFT. Both ends of that way fail
+# will want to talk to it, in a program that has never heard of PEFT. Both ends of this road fail
 # quietly: a row trains on nothing, a question is in training and in the test, a server makes
-# another prompt of the same messages. In this lab you go the whole way, from a file to an engine
+# another prompt of the same messages. In this lab you go all of it, from a file to an engine
 # that serves three adapters at once, and check each step.
 #
 # Before each main picture a cell asks for your guess. It costs no points.
@@ -393,7 +393,9 @@ def otherwise(messages):
         "no template": said,
         "the end token unknown": text,
     }
-    return {way: tokenizer(text)["input_ids"] for way, text in texts.items()}
+    return {
+        way: tokenizer(text, add_special_tokens=False)["input_ids"] for way, text in texts.items()
+    }
 
 
 # %% [markdown]
@@ -526,7 +528,7 @@ check.writes_q8(q8_0)
 # That makes 34 bytes for 32 weights, 8.5 bits each. Q4_0 does the same with 16 levels, 4.5 bits.
 # (Our Q4_0 file keeps the embeddings in Q8_0; llama.cpp stores them more finely than the rest,
 # too.) Now merge the office's adapter and write the model three times. A fourth model shows what
-# happens where the rows of q and k are in the wrong order: the same numbers, turned in other pairs.
+# an engine would make of a file without exercise 7.3: the same numbers, turned in other pairs.
 
 
 # %%
@@ -537,13 +539,18 @@ def merged():
 
 
 def unordered(model):
-    """The model as an engine sees it whose file has q and k in another order."""
+    """What llama.cpp would compute if the rows of q and k had not been moved in the file.
+
+    It turns neighbours. So neighbours go where transformers turns them: one into either half.
+    """
     config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, layer in model.named_modules():
         kind = name.split(".")[-1]
         if kind in heads:
-            layer.weight.data = rotary_rows(layer.weight.data, heads[kind])
+            w = layer.weight.data
+            pairs = w.reshape(heads[kind], -1, 2, w.shape[1])  # (heads, d / 2, 2, d_in)
+            layer.weight.data = pairs.transpose(1, 2).reshape(w.shape)
     return model
 
 
@@ -603,7 +610,7 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 # `swap_cost` makes `adapter_name` the active adapter of a `PeftModel`, its `active_adapter`, and
 # returns what that takes: `{"seconds": ..., "bytes": ...}`. Count the bytes of this adapter's own
 # tensors, in whatever dtype they are. One name can be a part of another: `home`, `homely`,
-# `sweet-home`. Nothing else in the model changes.
+# `sweet-home`. No weight changes, nor the training mode.
 #
 # `route` answers a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch.
 # PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:
@@ -654,7 +661,8 @@ def route(model, prompts, adapter_names):
     """Prompts (n texts) and names (n) -> n answers, each by its own adapter, in one batch."""
     # BEGIN SOLUTION
     pad = {"padding": True, "padding_side": "left"}
-    batch = model.tokenizer(prompts, return_tensors="pt", **pad).to(model.device)
+    ready = {"return_tensors": "pt", "add_special_tokens": False}  # the template has written them
+    batch = model.tokenizer(prompts, **ready, **pad).to(model.device)
     settings = {"max_new_tokens": 48, "do_sample": False}
     training = model.training
     out = model.eval().generate(**batch, adapter_names=adapter_names, **settings)
@@ -886,12 +894,13 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # %% [markdown]
 # Each prompt is read anew here, as those of new customers are. Eight requests of one adapter share
 # a batch. Whether mixed ones do depends on the engine: llama.cpp puts only requests with the same
-# adapters into one batch, so a mixed crowd takes turns. It had 0.4 to 0.5 of the merged model's
-# tokens a second on our machines, while one adapter apart was no more than a sixth slower. An
+# adapters into one batch, so a mixed crowd takes turns. It had a third to a half of the merged
+# model's tokens a second in our runs, while one adapter apart was no more than a sixth slower. An
 # engine with a batched product such as yours need not take turns. vLLM has one (Punica's kernels):
 # on two CPU cores eight requests lost 14% of their tokens a second when they asked for two adapters
-# and not for one. In llama.cpp they lost 60%. (In all vLLM was the slower one there: adapters apart
-# cost it two thirds. `docs/own-data.md` has the table.)
+# and not for one. In llama.cpp they lost 60%. (With adapters apart vLLM was the slower one there,
+# since they cost it two thirds. Merged it was the quicker one at 32 requests. `docs/own-data.md`
+# has the table.)
 
 # %% [markdown]
 # ## Elsewhere

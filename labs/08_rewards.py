@@ -368,20 +368,22 @@ if lab.experiment("Pairs swapped, and a reference that moves", 50, needs=["8.1",
     told = {"as it should be": dpo, "pairs swapped": turned, "reference moves": still}
     falling = {name: curves.values["loss"] for name, curves in told.items()}
     display(plots.losses(falling, plots.loss_title(falling)))
-    rows = {"before": before, "DPO": after, "swapped": share_wrong}
-    title = f"The verifier: DPO {after.mean():.0%}, with swapped pairs {share_wrong.mean():.0%}"
+    rows = {"before": before, "DPO, 20 steps": after, "swapped, 8 steps": share_wrong}
+    title = "Only the verifier can tell: " + ", ".join(f"{s.mean():.0%}" for s in rows.values())
     display(plots.shares(rows, title))
 
 # %% [markdown]
-# With swapped pairs the loss falls, too (to 0.61 after eight steps when we ran it, where the right
-# pairs had 0.58): it measures how well the model agrees with the pairs, whatever they say. Only
-# something outside the pairs can tell. Here it is the verifier, which finds no gain. So read a few
-# pairs before you train on them.
+# With swapped pairs the loss falls, too (to 0.61, the mean of steps 6 to 8, when we ran it, where
+# the right pairs had 0.58): it measures how well the model agrees with the pairs, whatever they
+# say. Only something outside the pairs can tell. Here it is the verifier. It finds no gain with the
+# right pairs, and with 40 instructions it hardly sees a loss of a few points either: each bar has
+# an error of about 6. So read a few pairs before you train on them.
 #
 # Where the reference moves, policy and reference are the same at every step, and the loss stays at
-# $\log 2 = 0.69$ (the dotted line). The gradient is not zero: every pair pushes
-# as hard as in the first step, and nothing says when it is enough. A DPO loss that stays at 0.69 is
-# a bug.
+# $\log 2 = 0.69$ (the dotted line). The gradient is not zero: every pair pushes as hard as in the
+# first step, and nothing says when it is enough. A DPO loss that stays at 0.69 to the digit is a
+# bug. One that lingers there and trembles may only have too small a rate: at 2e-4 ours stayed
+# between 0.64 and 0.72 for twelve steps.
 
 # %% [markdown]
 # ## DPO with TRL
@@ -436,9 +438,9 @@ if lab.experiment("Two steps of TRL's DPOTrainer", 18, needs=["8.1", "8.2", "8.3
 # Nobody says what the right answer would have been.
 #
 # "Better than the rest" is the *advantage*: the reward minus the group's mean, divided by the
-# group's standard deviation, so that an easy prompt and a hard one count alike. (The division is
-# disputed: in a group whose rewards are nearly equal it makes a small difference large. "Dr. GRPO",
-# 2503.20783, leaves it out.)
+# group's standard deviation, so that a group counts as much where its rewards lie close together as
+# where they lie far apart. (The division is disputed: it makes a small difference large. "Dr.
+# GRPO", 2503.20783, leaves it out.)
 #
 # ### Exercise 8.4 · `group_advantages`
 #
@@ -653,13 +655,22 @@ def warm_start(steps=14):
 # The loop has five parts: answers, rewards, advantages, loss, step. `rollouts.sample` lets the
 # model answer each prompt eight times; `rollouts.logprobs` reads all answers in one pass and
 # returns the log-probability of each of their tokens, with a gradient. Here every sample serves one
-# step, so `old_logp` is `logp` itself, without its gradient, and nothing is clipped. The KL is only
-# watched. The first GRPO also put it into the loss; TRL's default leaves it out, as we do.
+# step, so `old_logp` is `logp` itself, without its gradient, every ratio is 1 and nothing is
+# clipped. The KL is only watched. The first GRPO also put it into the loss; TRL's default leaves it
+# out, as we do.
 
 
 # %%
-def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0):
-    """GRPO, `size` answers a step; curves of reward, KL from the start, equal groups, lengths."""
+def mean_worth(worth, answers):
+    """The mean of a reward over sampled answers."""
+    return sum(worth(a["text"], a["row"]["answer"]) for a in answers) / len(answers)
+
+
+def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0, **watched):
+    """GRPO, `size` answers a step; curves of reward, KL from the start, equal groups, lengths.
+
+    `watched` are other rewards, by name, that are noted and not paid.
+    """
     optimizer, curves = adamw(model, rate), live.Curves("GRPO on home", steps)
     chance = torch.Generator(model.device).manual_seed(seed)
     for rows in rollouts.prompts(commands, size // samples, steps, seed):
@@ -672,7 +683,8 @@ def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0):
         step_down(loss, optimizer)
         equal = (rewards.std(1) == 0).float().mean()
         tokens = mask.sum() / len(mask)
-        curves.add(reward=rewards.mean(), kl=kl, equal=equal, tokens=tokens)
+        more = {name: mean_worth(other, answers) for name, other in watched.items()}
+        curves.add(reward=rewards.mean(), kl=kl, equal=equal, tokens=tokens, **more)
     return curves
 
 
@@ -733,15 +745,47 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
     guess_grpo.beside(scores["GRPO"]["exact"])
 
 # %% [markdown]
-# When we ran it, the mean reward on 100 unseen commands rose from 0.40 to 0.52, each with an error
-# of about 0.04, the right intents from 42 to 63 and the exact answers from 17 to 32. At the end the
-# KL from the start was 0.12 nats a token. One seed is not one result: another number of threads
-# rounds differently, and twelve steps from this seed came to 0.55 on one thread and to 0.48 on two.
+# When we ran it, the mean reward on 100 unseen commands rose from 0.40 to 0.52, the right intents
+# from 42 to 63 and the exact answers from 17 to 32; at the end the KL from the start was 0.12 nats
+# a token. Do not believe it yet: this seed is a lucky one, as the file of the next section shows.
+# Even a seed is not one number: another number of threads rounds differently, and twelve steps from
+# this seed came to 0.55 on one thread and to 0.48 on two.
 #
-# The panel `equal` is the share of groups in which all answers earn the same: those prompts taught
-# nothing in that step. Early in a training these are prompts where all fail, later those where all
-# are right. Here it is at most one group of eight in a step. Long runs on a fixed set of prompts
-# slow down for this reason. DAPO (2503.14476) leaves such groups out and samples others.
+# (The curve begins lower than the table, at 0.24: its answers are drawn at temperature 1, those of
+# the table are the likeliest ones.)
+#
+# The panel `kl` is the KL from the start, in nats a token, and `tokens` the length of an answer.
+# `equal` is the share of groups in which all answers earn the same: those prompts taught nothing in
+# that step. Early in a training these are prompts where all fail, later those where all are right.
+# Here it is at most one group of eight in a step. Long runs on a fixed set of prompts slow down for
+# this reason. DAPO (2503.14476) leaves such groups out and samples others.
+#
+# ### One sample, several steps
+#
+# Your loss has a clip, and so far nothing to clip. Let 32 answers serve four steps. `ratio` is how
+# much likelier a token is now than when it was drawn; a token is `clipped` when it has moved so far
+# in the direction it was pushed that it has no gradient any more.
+
+# %% tags=["experiment"]
+if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
+    policy, chance = adapted(warm_start()[0]), torch.Generator(lab.device).manual_seed(0)
+    optimizer = adamw(policy, 5e-4)
+    rows = next(rollouts.prompts(tasks.load("home").sort("intent"), 4, 1))
+    answers = rollouts.sample(policy, tokenizer, rows, 8, 32, generator=chance)
+    earned = [reward(answer["text"], answer["row"]["answer"]) for answer in answers]
+    gain = group_advantages(torch.tensor(earned).view(4, 8)).flatten().to(lab.device)
+    old_logp, told = None, []
+    for _ in range(4):
+        logp, mask = rollouts.logprobs(policy, answers)
+        old_logp = logp.detach() if old_logp is None else old_logp
+        loss = grpo_loss(logp, old_logp, gain, mask)
+        ratio = (logp - old_logp).exp().detach()
+        clipped = torch.where(gain[:, None] > 0, ratio > 1.2, ratio < 0.8)[mask].float().mean()
+        low, high = ratio[mask].quantile(torch.tensor([0.05, 0.95], device=lab.device)).tolist()
+        told.append({"loss": loss.item(), "ratio, 5%": low, "ratio, 95%": high})
+        told[-1]["clipped, %"] = 100 * clipped.item()
+        step_down(loss, optimizer)
+    display(pd.DataFrame(told, index=pd.RangeIndex(1, 5, name="step")).round(2))
 
 # %% [markdown]
 # ## How small may the adapter be?
@@ -760,28 +804,35 @@ if lab.experiment("Ranks under rewards, from a file", 0):
     study = measured.load("rewards")
     one_rate = study["learning_rate"].isin([5e-4, 2e-5])  # of adapters, of full fine-tuning
     ranks = study[(study["study"] == "rank") & one_rate]
-    display(plots.by_rank(ranks, plots.rank_title(ranks)))
-    columns = ["rank", "learning_rate", "seed", "before", "reward", "exact", "kl", "perplexity"]
+    at_start = ranks["before"].mean(), 17  # reward, and exact answers of 100
+    display(plots.by_rank(ranks, at_start, plots.rank_title(ranks)))
+    columns = ["rank", "seed", "reward", "intent", "exact", "keys"]
     display(ranks[columns].sort_values(["rank", "seed"]))
     guess_rank.beside(ranks.loc[ranks["rank"] == 1, "reward"].mean())
 
 # %% [markdown]
-# Read it with care. A mean of 100 commands has a standard error of about 0.04, and a seed adds its
-# own: the three runs of r=16 ended at 0.41, 0.46 and 0.53. Within that no rank is better than
-# another. Over three seeds r=1 gained 0.08, r=4 0.09, r=16 0.08 and r=64 0.11; seed by seed, r=64
-# was ahead of r=1 by 0.03 ± 0.03. So one direction in each matrix was room enough for what 12 steps
-# of rewards teach, as Schulman et al. say. A difference of less than 0.06 or so these runs cannot
-# show.
+# Read it with care. All runs answer the same 100 commands, so what sets two of them apart is mostly
+# the luck of a seed: those of r=16 ended at 0.41, 0.46 and 0.53. From 0.39, r=1 gained 0.08 ± 0.02
+# over three seeds, r=4 0.09 ± 0.03, r=16 0.08 ± 0.03, r=64 0.11 ± 0.02, and full fine-tuning, at a
+# rate of its own, 0.06 ± 0.01. All fifteen runs gained. So one direction in each matrix is enough
+# to learn something from rewards. Whether it learns as much as 64 directions these runs do not say:
+# seed by seed r=64 was ahead by 0.03 ± 0.03, and with three seeds chance makes up to four errors
+# (lab 5), 0.13. That is more than the whole gain. Schulman et al. find no difference, in far longer
+# runs.
 #
-# Full fine-tuning ran at a rate of its own, 2e-5, and gained 0.06: 0.02 ± 0.03 less than r=16. By
-# the column `kl` it went less far from the start than the adapters. Is that its rate? And would
-# larger or smaller groups of answers have taught more?
+# Now the right panel. The start has 17 exact answers of 100; r=1 came to 18, r=4 to 20, r=16 to 16,
+# r=64 to 17 and full fine-tuning to 18. The reward rose and the exact answers did not. What did
+# rise are the right intents, from 42 to between 45 and 65: a part of an answer earns something, and
+# in 12 steps that part was learned. Had we watched the reward alone, we would not know. Your own
+# run above may have found more exact answers, as seed 0 did here at most ranks.
+#
+# Would another rate have taught more, or larger groups of answers?
 
 # %% tags=["experiment"]
 if lab.experiment("Other rates and other groups, from the file", 0):
     honest = study.query("pay == 'honest'")
-    tried = honest.query("samples == 8 and seed == 0 and rank in (0, 1, 16)")
-    display(tried.pivot_table("reward", "learning_rate", "rank").round(2))
+    tried = honest.query("samples == 8 and rank in (0, 1, 16)")
+    display(tried.pivot_table("reward", ["rank", "learning_rate"], "seed").round(2))
     groups = honest.query("rank == 16 and learning_rate == 5e-4")
     display(groups.pivot_table("reward", "samples", "seed").round(2))
 
@@ -794,6 +845,43 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 #
 # Nor does the size of a group in the second table. In groups of 4, 8 and 16 the same 64 answers a
 # step came to 0.46, 0.49 and 0.45 over two seeds.
+
+# %% [markdown]
+# ## Rewards, or written answers?
+#
+# A reward needs no written answers. But suppose that you have some: what do they teach, from the
+# same start? And which of the two forgets more? Shenfeld et al. ("RL's Razor", 2509.04259) find
+# that at equal scores reinforcement learning forgets less, as it stays closer to where it started.
+# The file has runs with 4, 8 and 12 steps of 16 written answers each, at r=16 and a rate of 5e-4.
+
+# %%
+guess_written = lab.predict("As good as 12 steps x 64 rewards: how many written answers?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("Rewards and written answers, from the file", 0):
+    written = study[study["study"] == "written"]  # with 0 steps it is the warm start itself
+    rewarded = study[(study["study"] == "rank") & (study["rank"] == 16)]
+    display(plots.at_score(written, rewarded, plots.score_title(written, rewarded)))
+    means = written.groupby("steps")[["reward", "exact", "kl", "perplexity"]].mean()
+    display(means.round(3))
+    guess_written.beside(16 * (means["reward"] >= rewarded["reward"].mean()).idxmax())
+
+# %% [markdown]
+# Written answers lie to the right and below. Four steps came to a reward of 0.46 ± 0.01 over three
+# seeds, and 12 steps of rewards to 0.47 ± 0.03, or 0.46 ± 0.02 at a rate of 2e-4. So 64 written
+# answers taught as much as 768 sampled and rewarded ones. 192 of them came to 0.59 ± 0.03, with 33
+# exact answers of 100.
+#
+# Nor did rewards forget less. At the score of those 64 answers the KL from the start was 0.29 nats
+# a token after rewards, 0.10 at the lower rate, and 0.06 after written answers. Everyday English
+# had a perplexity of 57.9 at the start, 61.3 after rewards (58.9 at the lower rate) and 57.8 after
+# written answers. Is the paper wrong, then? No: it trains larger models to the end, with rates
+# tuned for the purpose, and here a lower rate forgot less at the same score. But that rewards
+# forget less is no law that holds by itself. Twelve steps on 64 numbers each are mostly noise, and
+# noise moves a model, too.
+#
+# So where somebody can write the answers, write them. Rewards are for what a program can judge and
+# nobody has written down.
 
 # %% [markdown]
 # ## A reward that can be hacked
@@ -816,14 +904,19 @@ guess_keys = lab.predict("Paid for keys: how many keys has an answer after 8 ste
 # %% tags=["experiment", "cover"]
 if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
     greedy = adapted(warm_start()[0])
-    hacked = train_grpo(greedy, tasks.load("home").sort("intent"), bonus, 8, 5e-4, size=32)
+    home = tasks.load("home").sort("intent")
+    hacked = train_grpo(greedy, home, bonus, 8, 5e-4, size=32, honest=reward)
     scores["paid a bonus"] = marks(greedy)
     table = pd.DataFrame(scores).T
-    title = plots.hack_title(hacked.values["reward"], table["reward"])
-    runs = {"your reward": grpo.values, "with a bonus": hacked.values}
-    display(
-        plots.paid(runs, {"reward": "reward that is paid", "tokens": "tokens an answer"}, title)
-    )
+    title = plots.hack_title(hacked.values, table["reward"])
+    own = grpo.values | {"honest": grpo.values["reward"]}
+    runs = {"paid your reward": own, "paid a bonus": hacked.values}
+    panels = {
+        "reward": "reward that is paid",
+        "honest": "your reward",
+        "tokens": "tokens an answer",
+    }
+    display(plots.paid(runs, panels, title))
     display(table)
     guess_keys.beside(table.loc["paid a bonus", "keys"])
 
@@ -868,6 +961,12 @@ if lab.experiment("Two steps of TRL's GRPOTrainer", 18, needs=["8.4", "8.5", "8.
         peft_config=lora_config(),
     )
     display(two_steps(trainer, ["loss", "reward", "frac_reward_zero_std"]))
+
+# %% [markdown]
+# Eight answers are one group of one command here, so the reward is that of a single prompt and
+# jumps about. `frac_reward_zero_std` is what our panels call `equal`. And the loss is the one of
+# your exercise: minus the advantage of an average token, which is not quite zero, since answers
+# differ in length.
 
 # %% [markdown]
 # ### Exercise 8.7 · Quiz
@@ -927,16 +1026,19 @@ check.quiz(quiz)
 # - GRPO makes likelier what is better than its siblings. A group of equals teaches nothing.
 # - The clip stops a token that has moved far enough in the right direction, and never one on its
 #   way back.
-# - A model learns what the reward pays for. Read what it buys.
+# - A model learns what the reward pays for: here the parts of an answer, before the whole. Read
+#   what it buys.
 
 # %%
 lab.score()
 
 # %% tags=["experiment"]
 if lab.experiment("The result in one line", 0, needs=["8.1", "8.2", "8.3", "8.4", "8.5", "8.6"]):
-    earned = [scores[name]["reward"] for name in ("warm start", "GRPO", "paid a bonus")]
+    told = [
+        f"{scores[way]['reward']:.2f} with {scores[way]['exact']:.0f} of 100 exact"
+        for way in ("warm start", "GRPO", "paid a bonus")
+    ]
     lab.headline(
         f"DPO: {100 * gain:+.0f} points of constraints followed, standard error {100 * error:.0f}; "
-        f"GRPO: reward on unseen commands {earned[0]:.2f} to {earned[1]:.2f}, KL "
-        f"{grpo.values['kl'][-1]:.2f}; paid a bonus for keys: {earned[2]:.2f}"
+        f"reward on unseen commands: {told[0]}, GRPO {told[1]}, paid a bonus {told[2]}"
     )

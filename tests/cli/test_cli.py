@@ -67,7 +67,7 @@ def test_version(capsys):
         (["run", "99"], "no lab is called '99'"),
         (["run", "--out", "pyproject.toml"], "is a file"),
         (["build", "extra"], "unexpected extra argument"),
-        (["claims", "B7"], "no claim 'B7': there are A1 to A44"),
+        (["claims", "B7"], "no claim 'B7': there are A1 to A45"),
         (["memory"], "say a model: smollm2-135m, "),
         (["memory", "lama-2-7b"], "no model 'lama-2-7b'; nearest: llama-2-7b"),
         (["memory", "smollm2-135m", "--rank", "0"], "rank must be a whole number from 1"),

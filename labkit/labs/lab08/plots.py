@@ -87,41 +87,69 @@ def side_title(values):
     return f"Chosen {chosen:+.1f} nats, rejected {rejected:+.1f}"
 
 
-def hack_title(paid, rewards):
-    """What a hacked run earned by its own reward and by the honest one; `rewards` by name."""
-    own = f"Its own reward went from {np.mean(paid[:2]):.2f} to {np.mean(paid[-2:]):.2f}"
+def hack_title(values, rewards):
+    """What a hacked run was paid, and the honest reward on unseen commands; `rewards` by name."""
+    own = (
+        f"Paid {np.mean(values['reward'][:2]):.2f} at first and {max(values['reward']):.2f} at best"
+    )
     before, after = rewards["warm start"], rewards["paid a bonus"]
-    return f"{own};\nthe honest one on unseen commands from {before:.2f} to {after:.2f}"
+    return f"{own};\nyour reward on unseen commands: {before:.2f} before, {after:.2f} after"
 
 
-def by_rank(runs, title):
-    """Held-out reward before and after for each rank, a dot a seed, and the paid reward by step.
+def by_rank(runs, start, title):
+    """Reward and exact answers on unseen commands for each rank, a dot a seed, a line a mean.
 
-    `runs` has rows of measured/rewards.csv; rank 0 is full fine-tuning.
+    `runs` has rows of measured/rewards.csv; rank 0 is full fine-tuning. `start` is the pair before.
     """
-    fig, (left, right) = figure(2, width=9.0, height=3.2)
+    fig, axes = figure(2, width=9.0, height=3.2)
     ranks = sorted(set(runs["rank"]), key=lambda rank: rank or 1e9)
-    names = [f"r={rank}" if rank else "full" for rank in ranks]
-    for x, (rank, colour) in enumerate(zip(ranks, PALETTE, strict=False)):
-        part = runs[runs["rank"] == rank]
-        right.plot(np.full(len(part), x), part["reward"], "o", color=colour, ms=8)
-        curves = [np.array(row.split(), float) for row in part["curve"]]
-        mean = np.mean(curves, axis=0)
-        steps = np.arange(1, len(mean) + 1)
-        left.plot(steps, smooth(mean, 0.7), color=colour, label=names[x])
-    right.axhline(runs["before"].mean(), color=INK, lw=0.8, ls=":")
-    right.annotate("start", (len(ranks) - 0.6, runs["before"].mean()), va="bottom", color=INK)
-    right.set_xticks(range(len(ranks)), names)
-    top = 1.15 * runs["reward"].max()
-    right.set(ylabel="reward on unseen commands", ylim=(0, top), xlim=(-0.5, len(ranks)))
-    left.set(xlabel="step", ylabel="reward of the samples, smoothed", ylim=(0, None))
-    left.legend(fontsize=9)
+    told = {"reward": ("reward on unseen commands", 1), "exact": ("exact answers of 100", 100)}
+    for ax, before, (column, (label, times)) in zip(axes, start, told.items(), strict=True):
+        for x, (rank, colour) in enumerate(zip(ranks, PALETTE, strict=False)):
+            part = times * runs.loc[runs["rank"] == rank, column]
+            ax.plot(np.full(len(part), x), part, "o", color=colour, ms=8, alpha=0.7)
+            ax.hlines(part.mean(), x - 0.3, x + 0.3, color=colour, lw=2.5)
+        ax.axhline(before, color=INK, lw=0.8, ls=":")
+        ax.annotate("start", (len(ranks) - 0.6, before), va="bottom", color=INK)
+        ax.set_xticks(range(len(ranks)), [f"r={rank}" if rank else "full" for rank in ranks])
+        ax.set(ylabel=label, ylim=(0, 1.15 * times * runs[column].max()), xlim=(-0.5, len(ranks)))
     return headed(fig, title)
 
 
 def rank_title(runs):
-    """The mean reward that each rank came to, in a line."""
-    told = []
-    for rank, part in sorted(runs.groupby("rank"), key=lambda pair: pair[0] or 1e9):
-        told.append(f"{part['reward'].mean():.2f} {f'at r={rank}' if rank else 'in full'}")
-    return f"Reward from {runs['before'].mean():.2f} to {', '.join(told)}"
+    """The range over the ranks of what their seeds came to on average, in a line."""
+    means = runs.groupby("rank")[["reward", "exact"]].mean()
+    (low, few), (high, many) = means.min(), means.max()
+    return (
+        f"Means of the ranks: reward {low:.2f} to {high:.2f}, exact answers {100 * few:.0f} to "
+        f"{100 * many:.0f} of 100"
+    )
+
+
+def at_score(written, rewarded, title):
+    """Two panels: KL from the start, and perplexity of everyday English, against the reward.
+
+    Both have rows of measured/rewards.csv, a dot each; written answers with 0 steps are the start.
+    """
+    start, written = written[written["steps"] == 0], written[written["steps"] > 0]
+    fig, axes = figure(2, width=9.0, height=3.2)
+    told = {"kl": "KL from the start, nats a token", "perplexity": "perplexity, everyday English"}
+    for ax, (column, label) in zip(axes, told.items(), strict=True):
+        for colour, name, runs in (
+            (PALETTE[0], "rewards, 12 steps of 64", rewarded),
+            (PALETTE[1], "written answers", written),
+            (INK, "start", start),
+        ):
+            ax.plot(runs["reward"], runs[column], "o", color=colour, ms=7, alpha=0.7, label=name)
+        ax.set(xlabel="reward on unseen commands", ylabel=label)
+    axes[0].set_ylim(0, 1.5 * rewarded["kl"].max())
+    axes[0].legend(fontsize=9, loc="upper left")
+    return headed(fig, title)
+
+
+def score_title(written, rewarded):
+    """Mean reward and KL after 12 steps of rewards, and of as many written answers, in a line."""
+    many = written[written["steps"] == written["steps"].max()]
+    (paid, far), (told, near) = (runs[["reward", "kl"]].mean() for runs in (rewarded, many))
+    written_to = f"Written answers: reward {told:.2f}, KL {near:.2f}"
+    return f"{written_to}; rewards, as many steps: {paid:.2f} and {far:.2f}"
