@@ -115,6 +115,9 @@ def growing(values: dict[str, Sequence[float]], steps: int, title: str) -> Figur
     for ax, colour, (name, told) in zip(axes.flat, PALETTE, values.items(), strict=False):
         traced(ax, told, colour, 0.6)
         ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    for ax in axes.flat[len(values) :]:
+        ax.remove()
     return headed(fig, title)
 
 

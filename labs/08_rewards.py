@@ -773,19 +773,26 @@ if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
     rows = next(rollouts.prompts(tasks.load("home").sort("intent"), 4, 1))
     answers = rollouts.sample(policy, tokenizer, rows, 8, 32, generator=chance)
     earned = [reward(answer["text"], answer["row"]["answer"]) for answer in answers]
-    gain = group_advantages(torch.tensor(earned).view(4, 8)).flatten().to(lab.device)
+    better = group_advantages(torch.tensor(earned).view(4, 8)).flatten().to(lab.device)
     old_logp, told = None, []
     for _ in range(4):
         logp, mask = rollouts.logprobs(policy, answers)
         old_logp = logp.detach() if old_logp is None else old_logp
-        loss = grpo_loss(logp, old_logp, gain, mask)
+        loss = grpo_loss(logp, old_logp, better, mask)
         ratio = (logp - old_logp).exp().detach()
-        clipped = torch.where(gain[:, None] > 0, ratio > 1.2, ratio < 0.8)[mask].float().mean()
+        clipped = torch.where(better[:, None] > 0, ratio > 1.2, ratio < 0.8)[mask].float().mean()
         low, high = ratio[mask].quantile(torch.tensor([0.05, 0.95], device=lab.device)).tolist()
         told.append({"loss": loss.item(), "ratio, 5%": low, "ratio, 95%": high})
         told[-1]["clipped, %"] = 100 * clipped.item()
         step_down(loss, optimizer)
     display(pd.DataFrame(told, index=pd.RangeIndex(1, 5, name="step")).round(2))
+
+# %% [markdown]
+# When we ran it, 11% of the tokens were clipped in the second step, 18% in the third and 22% in the
+# fourth. But look at the ratios: before the fourth step one token in twenty was less than a quarter
+# as likely as when it was drawn. So the clip is no wall. It takes a token's own push away once it
+# has moved a fifth, and the token moves on with the weights that it shares with all others. That is
+# why one takes few steps on a sample, and watches the KL as well.
 
 # %% [markdown]
 # ## How small may the adapter be?
@@ -837,14 +844,15 @@ if lab.experiment("Other rates and other groups, from the file", 0):
     display(groups.pivot_table("reward", "samples", "seed").round(2))
 
 # %% [markdown]
-# A row of the first table is a rate, a column a rank (0 is full fine-tuning). With this seed the
-# rate in the middle was the best of three for each: 0.51 at r=1, 0.53 at r=16, 0.45 in full, and
-# 0.44 to 0.52 at the rates beside it. So it was not its rate that held full fine-tuning back. With
-# another seed r=1 came to 0.51, 0.42 and 0.44 at the same three rates. Within the luck of a seed
-# the rate makes no difference here.
+# A row of the first table is a rank (0 is full fine-tuning) and a rate, a column a seed. Over three
+# seeds r=1 came to 0.47 ± 0.03 at 2e-4 and to 0.46 ± 0.02 at 5e-4, and r=16 to 0.46 ± 0.02 and 0.47
+# ± 0.03. With fewer seeds, 1e-3 came to 0.44 to 0.52, and full fine-tuning to 0.44 at the rates on
+# either side of its own. So nothing says that its rate held any of them back; with seeds 0.05 apart
+# these runs could hardly show it. What the rate did change is how far the model went for the same
+# reward: at r=16 the KL from the start was 0.10 nats a token at 2e-4, and 0.29 at 5e-4.
 #
-# Nor does the size of a group in the second table. In groups of 4, 8 and 16 the same 64 answers a
-# step came to 0.46, 0.49 and 0.45 over two seeds.
+# The second table is about the size of a group. In groups of 4, 8 and 16 the same 64 answers a step
+# came to 0.44 ± 0.03, 0.47 ± 0.03 and 0.45 ± 0.02. That shows no difference either.
 
 # %% [markdown]
 # ## Rewards, or written answers?
@@ -922,14 +930,17 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
 
 # %% [markdown]
 # The blue run is paid honestly, the other one by the bonus. When we ran it, the bonus run's own
-# reward rose from 0.60 to 0.78 in seven steps, as one would wish. But the answers grew. In the
-# eighth step they had 28 tokens on average, where 32 are the most, and JSON that is cut off there
-# earns nothing. On unseen commands the honest reward fell from 0.40 to 0.15, one answer of 100 was
-# exact (17 at the start), and an answer named 3.7 keys instead of 2.5. Two longer runs, 12 steps of
-# 64 answers with a seed each, were both paid 0.66 at first and 0.82 at the end. Both named 3.2
-# keys, and 4 and 8 answers were exact. Their honest reward fell to 0.35 in one and stayed at 0.39
-# in the other. The cure is in the reward, and not in the training: pay for nothing that you do not
-# want.
+# reward rose from 0.60 to 0.78 in seven steps, as one would wish. The middle panel has what your
+# reward says of the same answers: it did not rise. And the answers grew. In the eighth step they
+# had 28 tokens on average, where 32 are the most, and JSON that is cut off there earns nothing. On
+# unseen commands your reward fell from 0.40 to 0.15, one answer of 100 was exact (17 at the start),
+# and an answer named 3.7 keys instead of 2.5.
+#
+# So in this run a part of the fall is that last step, which overshot. Three longer runs, 12 steps
+# of 64 answers with a seed each, show the hack without it. All three were paid about 0.8 in the
+# end, up from 0.6 to 0.7, and named more keys: 3.2, 3.2 and 3.7. Exact answers went from 17 to 4, 8
+# and none. Your reward, which pays for parts, hardly shows it in two of them: 0.35, 0.39 and 0.28.
+# The cure is in the reward, and not in the training: pay for nothing that you do not want.
 
 # %% [markdown]
 # ## GRPO with TRL
