@@ -100,6 +100,8 @@ def _expect_merged(got, W, A, B, alpha, call):
         known[f"alpha is divided by {k}, whatever r is: r is A.shape[0]"] = (
             W.float() + alpha / k * B @ A
         )
+    root = "the factor is sqrt(alpha / r): a root for each factor, or all of it for one"
+    known[root] = W.float() + math.sqrt(alpha / r) * B @ A
     exact = W.dtype == got.dtype == torch.float32
     terms = {"W": (W.float(), 1.0), "B @ A": (B @ A, alpha / r)}
     with unnamed(lambda: expect_terms(got, terms, call)):
@@ -138,7 +140,11 @@ def _quantized(shape, rng):
 @exercise("6.4", points=3)
 def merges_quantized(merge_quantized):
     """dequantises block by block, adds in fp32, and the update survives"""
-    rng, r, alpha = generator(), 4, 11  # alpha over no other size is a factor of alpha / r
+    rng, r, alpha = (
+        generator(),
+        5,
+        13,
+    )  # alpha over no other size is a factor of alpha / r, nor a root
     shape, other = (24, 40), generator()  # so that the inputs below stay as they were
     several = changes.dequantized(
         merge_quantized, *_quantized(shape, other), *_factors(*shape, r, other), alpha, shape
@@ -202,7 +208,13 @@ def mixes(soup):
     rng, works = generator(), 0
     followed = laws(*changes.soups(soup, _states(3, generator())))
     with part(), simplest(small.soups(soup)), followed, likeliest() as case:
-        for n, weights in ((3, [0.5, 0.2, 0.3]), (5, None), (2, None), (2, [0.75, 0.25])):
+        for n, weights in (
+            (3, [0.5, 0.2, 0.3]),
+            (5, None),
+            (3, None),
+            (2, None),
+            (2, [0.75, 0.25]),
+        ):
             states = _states(n, rng)
             shuffled = [dict(sorted(s.items(), reverse=i % 2 == 1)) for i, s in enumerate(states)]
             call = f"soup of {n} states" + (f" with weights {weights}" if weights else "")
