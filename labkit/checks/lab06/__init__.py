@@ -24,6 +24,7 @@ from labkit.checks.lab06.dequantized import BLOCK
 from labkit.checks.lab06.kl_divergence import expect_kl
 from labkit.checks.laws import laws
 from labkit.checks.quiz import judge
+from labkit.checks.relations import close
 from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import (
     CheckFailed,
@@ -32,6 +33,7 @@ from labkit.contract import (
     generator,
     observe,
     part,
+    sound,
 )
 from labkit.labs.lab06 import probes
 
@@ -72,7 +74,9 @@ def merges(merged_weight):
         expect_shape(got, W.shape, call)
         followed = laws(*changes.merges(merged_weight, A, B, alpha))
         with part(), simplest(small.merges(merged_weight)), followed:
-            _expect_merged(got, W, A, B, alpha, call)
+            wanted = _peft_merged(W, A, B, alpha)
+            if sound() or close(got, wanted, 1e-2):  # in 16 bits many wrong numbers look alike
+                _expect_merged(got, W, A, B, alpha, call)
         with part():
             hint = "give back W's dtype, .to(W.dtype)"
             expect(got.dtype == dtype, f"{call} is in {_kind(got.dtype)}: {hint}")
@@ -140,11 +144,7 @@ def _quantized(shape, rng):
 @exercise("6.4", points=3)
 def merges_quantized(merge_quantized):
     """dequantises block by block, adds in fp32, and the update survives"""
-    rng, r, alpha = (
-        generator(),
-        5,
-        13,
-    )  # alpha over no other size is a factor of alpha / r, nor a root
+    rng, r, alpha = generator(), 5, 29  # alpha over no other size is a factor of alpha / r
     shape, other = (24, 40), generator()  # so that the inputs below stay as they were
     several = changes.dequantized(
         merge_quantized, *_quantized(shape, other), *_factors(*shape, r, other), alpha, shape
