@@ -197,7 +197,7 @@ def expect_terms(got: torch.Tensor, parts: dict, call: str) -> None:
     if (table @ found - mine).norm() > 3e-3 * mine.norm():
         return
     told = [
-        f"{name} comes {share:.3g} times, wanted {often:.3g}"
+        f"{name} comes {round(share, 4) + 0.0:.3g} times, wanted {often:.3g}"
         for (name, (_, often)), share in zip(parts.items(), found[:, 0].tolist(), strict=True)
         if abs(share - often) > 1e-2 * max(1, abs(often))
     ]

@@ -32,11 +32,21 @@ def simplest(cases):
                 got = _listed(answer())
             except CheckFailed:  # it does not run there: the first failure says more
                 continue
-            if not _same(got, _listed(wanted)):
-                told = f"{call} gave {_shown(got)}, wanted {_shown(_listed(wanted))}: {why}"
+            right = _listed(wanted)
+            if not _same(got, right):
+                got, right, at = _first_wrong(got, right)
+                told = f"{call} gave {_shown(got)}{at}, wanted {_shown(right)}: {why}"
                 raise CheckFailed(f"in a small case, {told}") from None
 
     return unnamed(say)
+
+
+def _first_wrong(got, wanted):
+    """Both lists; of long ones their first numbers that differ, and where these stand."""
+    if len(got) != len(wanted) or len(got) < 9:
+        return got, wanted, ""
+    k = next(k for k in range(len(got)) if not _same(got[k : k + 1], wanted[k : k + 1]))
+    return got[k : k + 1], wanted[k : k + 1], f" at place {k}"
 
 
 def _listed(value):

@@ -630,7 +630,20 @@ def _clamped(x, bits):
     return (x / scale).round().to(torch.int8), scale
 
 
+def _whole_first(x, bits):
+    scale = x.abs().max() / (2 ** (bits - 1) - 1)
+    return (x.to(torch.int8) / scale.clamp_min(1e-12)).round().to(torch.int8), scale
+
+
+def _scale_of_one_for_small(x, bits):
+    peak = x.abs().max()
+    scale = peak / (2 ** (bits - 1) - 1) if peak > 1e-6 else torch.tensor(1.0)
+    return (x / scale).round().to(torch.int8), scale
+
+
 ABSMAX = [
+    (_whole_first, absmax_dequantize, "x is made an integer before it is divided"),
+    (_scale_of_one_for_small, absmax_dequantize, "is the guard against a zero far smaller"),
     (lambda x, bits: absmax_quantize(x, bits - 1), absmax_dequantize, "a bit less than there are"),
     (_rounds_first, absmax_dequantize, "rounded before it is divided"),
     (absmax_quantize, lambda q, scale: q * scale * 7, "7 times as much"),
@@ -909,6 +922,12 @@ def _codes_of(scaled, absmax, codebook, n):
     return codes.to(torch.uint8), absmax
 
 
+def _pads_a_whole_block(w, codebook, block=64):
+    flat = F.pad(w.flatten(), (0, block - w.numel() % block))
+    codes, absmax = quantize_blockwise(flat, codebook, block)
+    return codes[: w.numel()], absmax
+
+
 def _next_but_one(scaled, codebook):
     return (torch.bucketize(scaled, codebook) - 1).clamp_min(0)
 
@@ -1147,6 +1166,7 @@ def _pads_in_front(w, codebook, block=64):
 
 
 BLOCKS = [
+    (_pads_a_whole_block, dequantize_blockwise, "384 numbers fill whole blocks"),
     (_with(_next_but_one), dequantize_blockwise, "where does bucketize begin to count"),
     (_with(_least_signed), dequantize_blockwise, "abs() is missing"),
     (_with(_least_signed_down), dequantize_blockwise, "abs() is missing"),
@@ -1588,6 +1608,7 @@ def _state(model):
 
 
 CONFIGS = [
+    (qlora_config, _each(lambda p: 2 - (p.dtype == torch.uint8)), "the other way round: it is"),
     (
         qlora_config,
         lambda m: sum(

@@ -331,6 +331,7 @@ def _without_the_last(W, A, B, alpha):
 
 
 MERGES = [
+    (_scaled(lambda alpha, r: math.sqrt(alpha / r)), "the factor is sqrt(alpha / r)"),
     (_scaled(lambda alpha, r: round(alpha / r)), "alpha / r is rounded to a whole number"),
     (_scaled(lambda alpha, r: alpha / 16), "divided by 16, whatever r is"),
     (_interpolated, "in it W comes -3.6 times, wanted 1"),
@@ -479,6 +480,16 @@ def _update_in_16_bits(W4, absmax, codebook, A, B, alpha, shape):
     return _dequantized(W4, absmax, codebook, shape) + (alpha / len(A) * B @ A).bfloat16()
 
 
+def _short_runs(W4, absmax, codebook, A, B, alpha, shape):
+    scales = absmax.repeat_interleave(len(W4) // len(absmax))
+    scales = F.pad(scales, (0, len(W4) - len(scales)), value=1.0)
+    return (codebook[W4.long()] * scales).reshape(shape) + alpha / len(A) * B @ A
+
+
+def _merged_twice(W4, absmax, codebook, A, B, alpha, shape):
+    return merge_quantized(W4, absmax, codebook, A, B, 2 * alpha, shape)
+
+
 def _codebook_in_16_bits(W4, absmax, codebook, A, B, alpha, shape):
     return merge_quantized(W4, absmax, codebook.bfloat16().float(), A, B, alpha, shape)
 
@@ -507,8 +518,10 @@ QUANTIZED = [
     (_with_base(_last_run_stays_zero), "those from 320 to 349 are 0: the last run is shorter"),
     (_base(_high_and_low, _repeated), "nothing to unpack"),
     (_base(lambda W4, c: (W4.float() - 8) / 7, _repeated), "the codebook that is given"),
-    (_base(lambda W4, c: c.flip(0)[W4.long()], _repeated), "the codebook that is given"),
-    (_base(lambda W4, c: c.roll(1)[W4.long()], _repeated), "the codebook that is given"),
+    (_base(lambda W4, c: c.flip(0)[W4.long()], _repeated), "the codebook is read from its end"),
+    (_base(lambda W4, c: c.roll(1)[W4.long()], _repeated), "codes begin at 0"),
+    (_short_runs, "takes absmax[1], wanted absmax[0]"),
+    (_merged_twice, "it is added twice"),
     (_with_base(_dequantized, lambda alpha, r: 3 * alpha / r), "the update is in it 3 times"),
     (_with_base(_dequantized, lambda alpha, r: (alpha / r) ** 2), "comes twice"),
     (_update_in_16_bits, "the numbers of the update are rounded to 16 bits"),
@@ -667,6 +680,10 @@ def _first_unweighted(adapters, weights):
     return combine_cat(adapters, [1.0, *weights[1:]])
 
 
+def _softmax(weights):
+    return torch.tensor(weights).softmax(0).tolist()
+
+
 def _unless_one(adapters, weights):
     """A weight of 1 takes the first pair itself, and the others are added to it."""
     A, B = adapters[0] if weights[0] == 1 else combine_linear(adapters[:1], weights[:1])
@@ -703,6 +720,12 @@ def _clamped(adapters, weights):
 
 
 COMBINES = [
+    (
+        lambda a, w: [combine_linear([p], [x]) for p, x in zip(a, w, strict=True)],
+        combine_cat,
+        "pair",
+    ),
+    (lambda a, w: combine_linear(a, _softmax(w)), combine_cat, "go through softmax"),
     (_unless_one, combine_cat, "changes its input adapters in place"),
     (_linear_of_two, combine_cat, "any number of adapters"),
     (_root_of_all, combine_cat, "the root of the sum of the weights is on all"),
@@ -852,6 +875,12 @@ def _by_position(states, weights=None):
     return dict(zip(states[0], means, strict=True))
 
 
+def _largest_in_size(states, weights=None):
+    stacks = {name: torch.stack([s[name] for s in states]) for name in states[0]}
+    found = {name: t.abs().argmax(0, keepdim=True) for name, t in stacks.items()}
+    return {name: t.gather(0, found[name])[0] for name, t in stacks.items()}
+
+
 def _by_their_number(states, weights=None):
     if any(len(state) != len(states[0]) for state in states):
         raise KeyError(", ".join(set().union(*states)))
@@ -887,6 +916,8 @@ def _first_whole(states, weights=None):
 
 
 SOUPS = [
+    (_largest_in_size, "the largest of the states in size"),
+    (lambda s, w=None: soup(s, w or [round(1 / len(s), 2)] * len(s)), "rounded to two digits"),
     (_by_their_number, "compare the names, not how many there are"),
     (lambda s, w=None: soup(s, w or [0.5] * len(s)), "each state counts half"),
     (lambda s, w=None: soup(s, list(w)), "weights may be None"),
@@ -1014,6 +1045,9 @@ def _without_the_small(p, q):
 
 
 DIVERGENCES = [
+    (lambda p, q: -(p.softmax(-1) * p.log_softmax(-1)).sum(-1).mean().item(), "p's entropy alone"),
+    (lambda p, q: _each(p, q).clamp_min(0).sqrt().mean().item(), "a root is drawn of each"),
+    (_weighted(lambda p, q: p.exp(), torch.exp), "the logarithm is missing"),
     (lambda p, q: _each(p, q).sum(-1).mean().item(), "a sum over the tokens of a sequence"),
     (_of_mean_probabilities, "the probabilities are averaged over tokens first"),
     (lambda p, q: 4 * kl_divergence(p / 2, q / 2), "as in distillation"),

@@ -201,6 +201,9 @@ def _counts_by_name(model, wanted):
         "biases of the projections are not packed: ask for Params4bit": each(
             lambda n, p: 1 + ("proj" in n)
         ),
+        "the other way round: it is packed weights that hold two numbers a byte": each(
+            lambda n, p: 3 - two(p)
+        ),
         "these are bytes": model.get_memory_footprint(),
         "these are bytes of parameters": each(lambda n, p: p.element_size()),
         "these are bytes, and twice those of packed weights": each(

@@ -42,7 +42,8 @@ def scales(x, bits):
         "the scale is rounded down to a power of two; take it as it comes": (
             2.0 ** math.floor(math.log2(peak / top))
         ),
-        "the scale is made a whole number; take it as it comes": math.ceil(peak / top),
+        "the scale is made a whole number; take it as it comes": math.ceil(peak / top)
+        * (peak > 1e-6),
         "the scale is the mean of |x|; take the largest": x.abs().mean().item() / top,
         "the scale is a standard deviation; take the largest": x.std().item() / top,
         f"^ is no power in Python: 2 ** (bits - 1) - 1 = {top}": peak / ((2 ^ (bits - 1)) - 1 or 1),
@@ -68,6 +69,9 @@ def absmax(x, top):
         "the scale is max(), not abs().max()": cut,
         "these are the 7 steps of 4 bits; use `bits`": (x / seventh).round() * seventh,
         "x is rounded before it is divided: round x / scale": (x.round() / step).trunc() * step,
+        "x is made an integer before it is divided: round x / scale": (
+            (x.trunc() / step).round() * step
+        ),
     }
 
 

@@ -63,6 +63,8 @@ def wrong_counts(n, block, usual, name="block"):
     scales = {1: f"one for all; each {name} has its own", n // block: short}
     scales[min(block, n)] = f"`{name}` is the size of a {name}, not their number"
     scales[-(-n // usual)] = f"these are {name}s of {usual}; use `{name}`"
+    if n % block == 0:
+        scales[blocks + 1] = f"{n} numbers fill whole {name}s: -n % {name} is 0 there, no padding"
     return (
         {count: told for count, told in numbers.items() if count != n},
         {count: told for count, told in scales.items() if count != blocks},

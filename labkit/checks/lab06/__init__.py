@@ -24,6 +24,7 @@ from labkit.checks.lab06.dequantized import BLOCK
 from labkit.checks.lab06.kl_divergence import expect_kl
 from labkit.checks.laws import laws
 from labkit.checks.quiz import judge
+from labkit.checks.relations import close
 from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import (
     CheckFailed,
@@ -32,6 +33,7 @@ from labkit.contract import (
     generator,
     observe,
     part,
+    sound,
 )
 from labkit.labs.lab06 import probes
 
@@ -72,7 +74,9 @@ def merges(merged_weight):
         expect_shape(got, W.shape, call)
         followed = laws(*changes.merges(merged_weight, A, B, alpha))
         with part(), simplest(small.merges(merged_weight)), followed:
-            _expect_merged(got, W, A, B, alpha, call)
+            wanted = _peft_merged(W, A, B, alpha)
+            if sound() or close(got, wanted, 1e-2):  # in 16 bits many wrong numbers look alike
+                _expect_merged(got, W, A, B, alpha, call)
         with part():
             hint = "give back W's dtype, .to(W.dtype)"
             expect(got.dtype == dtype, f"{call} is in {_kind(got.dtype)}: {hint}")
@@ -100,6 +104,8 @@ def _expect_merged(got, W, A, B, alpha, call):
         known[f"alpha is divided by {k}, whatever r is: r is A.shape[0]"] = (
             W.float() + alpha / k * B @ A
         )
+    root = "the factor is sqrt(alpha / r): a root for each factor, or all of it for one"
+    known[root] = W.float() + math.sqrt(alpha / r) * B @ A
     exact = W.dtype == got.dtype == torch.float32
     terms = {"W": (W.float(), 1.0), "B @ A": (B @ A, alpha / r)}
     with unnamed(lambda: expect_terms(got, terms, call)):
@@ -138,7 +144,7 @@ def _quantized(shape, rng):
 @exercise("6.4", points=3)
 def merges_quantized(merge_quantized):
     """dequantises block by block, adds in fp32, and the update survives"""
-    rng, r, alpha = generator(), 4, 11  # alpha over no other size is a factor of alpha / r
+    rng, r, alpha = generator(), 5, 29  # alpha over no other size is a factor of alpha / r
     shape, other = (24, 40), generator()  # so that the inputs below stay as they were
     several = changes.dequantized(
         merge_quantized, *_quantized(shape, other), *_factors(*shape, r, other), alpha, shape
@@ -202,7 +208,13 @@ def mixes(soup):
     rng, works = generator(), 0
     followed = laws(*changes.soups(soup, _states(3, generator())))
     with part(), simplest(small.soups(soup)), followed, likeliest() as case:
-        for n, weights in ((3, [0.5, 0.2, 0.3]), (5, None), (2, None), (2, [0.75, 0.25])):
+        for n, weights in (
+            (3, [0.5, 0.2, 0.3]),
+            (5, None),
+            (3, None),
+            (2, None),
+            (2, [0.75, 0.25]),
+        ):
             states = _states(n, rng)
             shuffled = [dict(sorted(s.items(), reverse=i % 2 == 1)) for i, s in enumerate(states)]
             call = f"soup of {n} states" + (f" with weights {weights}" if weights else "")

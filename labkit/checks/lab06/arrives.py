@@ -89,7 +89,7 @@ def _asked(arrives, W, dW, store, told):
     if isinstance(got, float) and abs(got) < 1e-9:
         got = 0.0
     wanted = share(W, dW, store)
-    return call, got, wanted, mistaken(W, dW, store) | rough(got, wanted)
+    return call, got, wanted, mistaken(W, dW, store) | rough(got, wanted, 0.02)
 
 
 def share(W, dW, store):
@@ -150,6 +150,9 @@ def _stored_otherwise(W, dW, store):
         "this is the rounding error of the sum: take store(W) away": (
             ((after - (W + dW).double()) * d).sum() / size
         ),
+        "half of what lies between store(W - dW) and store(W + dW): take store(W) away": (
+            ((after - stored(W - dW)) * d).sum() / size / 2
+        ),
         "dW is taken away, not added: store(W + dW)": ((before - stored(W - dW)) * d).sum() / size,
     }
 
@@ -174,6 +177,10 @@ def _divided(moved, d, W):
         "divided by |dW|, wanted its square": along / d.norm(),
         "divided by what arrived, squared; divide by |dW| squared": along / moved.square().sum(),
         "divided by |W| squared; divide by |dW| squared": along / W.double().square().sum(),
+        "divided by |dW| |W|; divide by |dW| squared": along / (d.norm() * W.double().norm()),
+        "that compares the largest numbers alone: multiply by dW and sum": (
+            moved.abs().max() / d.abs().max()
+        ),
         "this is a correlation: divide by |dW| squared": _covariance(moved, d)
         / (moved.std() * d.std()),
         "the means are taken away, and they belong to it": _covariance(moved, d) / d.var(),

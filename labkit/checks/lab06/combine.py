@@ -53,6 +53,8 @@ def _pair(got, call):
     """A and B of what a combination returns, in fp64: their dtypes may differ."""
     pair = isinstance(got, list) and len(got) == 2
     expect(pair, f"{call} must return the pair (A, B)")
+    apart = "that is a pair for each adapter; one is wanted for all of them, (A, B)"
+    expect(not any(isinstance(factor, list) for factor in got), f"{call}: {apart}")
     for name, factor in zip("AB", got, strict=True):
         axes = factor.dim() if isinstance(factor, torch.Tensor) else 0
         made = f", and has {axes} axes: torch.stack makes a new one, torch.cat joins" * (axes > 2)

@@ -24,6 +24,7 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
     return known | {
         **requantized(base + update, absmax, codebook),
         **_rounded(base, update),
+        **_read_otherwise(W4, codebook, scales, update),
         **_of_rounded(values, scales, codebook.bfloat16().float()[W4.long()], update),
         **_twice_or_turned(base, values * scales**2, update),
         "absmax is added; a weight is its value times absmax": (values + scales).reshape(shape)
@@ -77,6 +78,20 @@ def _twice_or_turned(base, squared, update):
         "the update multiplies the weights; add it": base * (1 + update),
         "the update is laid out by columns; it is alpha / r * B @ A, as it comes": base
         + update.T.flatten().reshape(base.shape),
+    }
+
+
+def _read_otherwise(W4, codebook, scales, update):
+    """Another entry of the codebook than that of the code."""
+    codes = W4.long()
+    return {
+        told: (codebook[other] * scales).reshape(update.shape) + update
+        for told, other in {
+            "codes begin at 0: code 0 is codebook[0], and nothing is taken off": codes - 1,
+            "the codebook is read from its end: code 0 is its first value": len(codebook)
+            - 1
+            - codes,
+        }.items()
     }
 
 
@@ -180,7 +195,7 @@ def _taken(rest, values, absmax):
     """Each weight has some entry of absmax, and not that of its run."""
     run, clear = torch.arange(len(rest)) // BLOCK, values.abs() > 0.02
     near = ((rest / values)[:, None] - absmax.double()).abs().min(1)
-    if (near.values[clear] > 1e-3 * absmax.min()).any():
+    if (near.values[clear] > 1e-3 * absmax.min()).double().mean() > 0.1:
         return _scaled(rest / values, run, clear, absmax)
     moved = (clear & (near.indices != run)).nonzero().flatten().tolist()
     if not moved:

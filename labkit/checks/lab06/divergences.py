@@ -130,6 +130,7 @@ def _factors(p, q):
             (log_p - log_q).abs().sum(-1).mean().item()
         ),
         **_variations(p, q),
+        **_of_one(p.double(), q.double()),
         "the factor p is missing": (log_p - log_q).sum(-1).mean().item(),
         "that is the loss on p's likeliest token; all tokens count, by p": -log_q.gather(
             -1, p.argmax(-1, keepdim=True)
@@ -155,6 +156,25 @@ def _factors(p, q):
             (log_p.exp() * (log_p - log_q.exp())).sum().item() / len(p)
         ),
     }
+
+
+def _of_one(p, q):
+    """What comes of one of the two, without a logarithm, or without a softmax."""
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    likely = log_q.argmax(-1, keepdim=True)
+    wrong = {
+        "this is p's entropy alone: its cross-entropy with q, less that": -log_p.exp() * log_p,
+        "the logarithm is missing: p times log(p / q)": log_p.exp() * (log_p - log_q).exp(),
+        "sigmoid looks at each logit alone: log_softmax": (
+            p.sigmoid() * (p.sigmoid() / q.sigmoid()).log()
+        ),
+        "only q's likeliest token is looked at; all tokens count, by p": (log_p - log_q).gather(
+            -1, likely
+        ),
+    }
+    found = {message: value.sum(-1).mean().item() for message, value in wrong.items()}
+    each = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
+    return found | {"a root is drawn of each token's KL": each.sqrt().mean().item()}
 
 
 def _variations(p, q):
@@ -194,7 +214,7 @@ def _denominators(shape):
     return found
 
 
-def rough(got, wanted):
+def rough(got, wanted, tol=0.01):
     """A number that is close and not close enough; one mistake only if all numbers are."""
-    near = isinstance(got, float) and abs(got - wanted) < 0.02 * abs(wanted)
+    near = isinstance(got, float) and abs(got - wanted) < tol * abs(wanted)
     return {"right but for rounding: computed in 16 bits, or rounded?": got if near else math.nan}

@@ -8,6 +8,7 @@ import torch
 from labkit.checks.compare import close
 
 POWERS = {"nothing": 0, "sqrt(w)": 0.5, "w": 1, "w²": 2, "the 4th root of w": 0.25}
+SOFTMAX = "the weights go through softmax; take them as they are"
 SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
 
 
@@ -57,6 +58,7 @@ def concatenated(adapters, weights):
         "that is the plain mean: the weights are not used": [1 / n] * n,
         "the first weight is used for all": [weights[0]] * n,
         "the last weight is used for all": [weights[-1]] * n,
+        SOFTMAX: torch.tensor(weights).softmax(0).tolist(),
         "a negative weight is taken for 0": [max(w, 0.0) for w in weights],
         SAY_IT_ALL: [w / n for w in weights],
         "the weights are normalised; take them as they are": [w / total for w in weights],
@@ -119,6 +121,7 @@ def added(adapters, weights):
             x / math.sqrt(sum(weights)) for x in roots
         ],
         "the weights are in another order than the adapters": roots[::-1],
+        SOFTMAX: torch.tensor(weights).softmax(0).sqrt().tolist(),
     }.items():
         pairs[message] = (parts, parts)
     return {message: crossed(adapters, *parts) for message, parts in pairs.items()} | _not_added(
@@ -163,6 +166,7 @@ def souped(states, name, parts):
             mixed_by(lambda s: s.abs().clamp_min(1e-12).log(), parts).exp() * states[0][name].sign()
         ),
         "the weights are not used": mixed([1 / n] * n),
+        "1 / n is rounded to two digits; take it as it is": mixed([round(1 / n, 2)] * n),
         "divided by the number of keys, not of states": mixed([1 / keys] * n),
         "each state counts half; of n states each counts 1 / n": mixed([0.5] * n),
         "the weights are in another order than the states": mixed(parts[::-1]),
@@ -194,4 +198,7 @@ def _of_two(states, name, parts):
         ),
         "the first two count half each, and the others nothing": 0.5 * first + 0.5 * second,
         "that is the largest of the states, not their mean": every.amax(0),
+        "that is the largest of the states in size, not their mean": (
+            every.gather(0, every.abs().argmax(0, keepdim=True))[0]
+        ),
     }
