@@ -1562,6 +1562,16 @@ def _means_summed(model, tokenizer, texts):
     return math.exp(total / sum(ids.shape[1] - 1 for ids in every))
 
 
+def _stripped(messages, tokenizer):
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+
+
+def _truncated(messages, tokenizer):
+    cut = {"truncation": True, "max_length": 512, "return_dict": False}
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **cut)
+
+
 def _ends_alone(ids, mask, prompts):
     right = answer_labels(ids, mask, prompts)
     return right.masked_fill(right != 2, -100)
@@ -1612,6 +1622,8 @@ STRANGERS = [
     (check.perplexity_weighs_tokens, _means_summed, "mean losses are summed"),
     (check.prompt_opens_answer, lambda m, t: list(t.apply_chat_template(m)), "names of an encod"),
     (check.prompt_opens_answer, lambda m, t: [9, 40_000], "ids of another tokenizer"),
+    (check.prompt_opens_answer, _stripped, "the line break at its end is gone"),
+    (check.prompt_opens_answer, _truncated, "it is cut after 512 tokens"),
     (check.end_trains, _counted_without_ends, "without its ends"),
     (check.end_trains, _ends_alone, "only ends have a label"),
     (check.end_trains, _from_the_end, "taken for the answer's length"),
