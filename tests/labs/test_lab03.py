@@ -1556,6 +1556,13 @@ def _with_len(model, tokenizer, texts):
     return math.exp(total / max(count, 1))
 
 
+def _first_too(model, tokenizer, texts):
+    pairs = [_picked(model, tokenizer, text) for text in texts]
+    losses = [-logp[range(len(ids)), ids] for logp, ids in pairs]
+    first = torch.full((len(texts),), math.log(model.config.vocab_size))
+    return torch.cat([*losses, first]).mean().exp().item()
+
+
 def _means_summed(model, tokenizer, texts):
     every = [_ids(tokenizer, text) for text in texts]
     total = sum(model(ids, labels=ids).loss.item() for ids in every)
@@ -1619,6 +1626,7 @@ STRANGERS = [
     (check.perplexity_weighs_tokens, _by_entropy, "the entropy of the predictions"),
     (check.perplexity_weighs_tokens, _each_exp, "exp is taken of each"),
     (check.perplexity_weighs_tokens, _with_len, "nothing is counted"),
+    (check.perplexity_weighs_tokens, _first_too, "nothing predicts it"),
     (check.perplexity_weighs_tokens, _means_summed, "mean losses are summed"),
     (check.prompt_opens_answer, lambda m, t: list(t.apply_chat_template(m)), "names of an encod"),
     (check.prompt_opens_answer, lambda m, t: [9, 40_000], "ids of another tokenizer"),
