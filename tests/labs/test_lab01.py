@@ -528,6 +528,7 @@ def _without(s, i):
 
 
 ERRORS = [
+    (lambda W, r: relative_error(W, r) / W.numel() ** 0.5, "sqrt(d_out)"),
     (lambda W, r: (svdvals(W)[r:].norm() / W.numel() ** 0.5).item(), "how many entries"),
     (
         lambda W, r: (1 - (svdvals(W)[:r].sum() / svdvals(W).sum()) ** 2).sqrt().item(),
@@ -683,6 +684,7 @@ def _entropy(weights):
 
 
 STABLE = [
+    (lambda W: (W.norm() / W[0].norm()).item() ** 2, "the norm of the first row"),
     (lambda W: W.norm().item() / svdvals(W)[0].item(), "not squared"),
     (lambda W: (svdvals(W).sum() / svdvals(W)[0]).item(), "not squared"),
     (lambda W: (W.norm() ** 2 / svdvals(W)[0]).item(), "spectral norm is not squared"),
@@ -722,8 +724,15 @@ def _full_matrices(W0, W1, r):
     return W0 + (U[:, :r] * S[:r]) @ Vh[:r]
 
 
+def _on_directions_of_w0(W0, W1, r):
+    U = svd(W0, full_matrices=False).U[:, :r]
+    return W0 + U @ (U.T @ (W1 - W0))
+
+
 UPDATES = [
     (lambda W0, W1, r: best_rank_r(W1, r), "it cuts W1"),
+    (lambda W0, W1, r: 2 * W0 + best_rank_r(W1 - W0, r), "W0 is added twice"),
+    (_on_directions_of_w0, "projected on directions of W0"),
     (lambda W0, W1, r: W0 + best_rank_r(W1, r), "cuts W1 and adds W0"),
     (lambda W0, W1, r: best_rank_r(W0, r) + W1 - W0, "it cuts W0"),
     (lambda W0, W1, r: best_rank_r(W0, r) + best_rank_r(W1 - W0, r), "W0 too"),
@@ -746,7 +755,7 @@ UPDATES = [
     (lambda W0, W1, r: (W0, best_rank_r(W1 - W0, r)), "a list"),
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, 1), "first direction of the update alone"),
     (lambda W0, W1, r: W0 + W0 * best_rank_r((W1 - W0) / W0, r), "more than r"),
-    (lambda W0, W1, r: (lambda U: W0 + U @ U.T @ (W1 - W0))(svd(W0).U[:, :r]), "not those of the"),
+    (lambda W0, W1, r: (lambda V: W0 + (W1 - W0) @ V.T @ V)(svd(W0).Vh[:r]), "not those of the"),
     (
         lambda W0, W1, r: W0 + torch.tensor([1.0] * r + [0.0] * 9)[: len(W0), None] * (W1 - W0),
         "rows",
@@ -775,6 +784,7 @@ def _normalises(dW, reference, k):
 
 WITHIN = [
     (lambda d, R, k: _energy_share(d @ _right(R)[:k].T, d), "right singular vectors"),
+    (lambda d, R, k: _energy_share(d @ svd(R).Vh[:, :k], d), "columns of Vh"),
     (lambda d, R, k: energy_within(R, d, k), "swapped"),
     (lambda d, R, k: energy_within(d, R, k) ** 0.5, "norms are not squared"),
     (lambda d, R, k: 1 - energy_within(d, R, k), "outside of the span"),
@@ -846,7 +856,13 @@ def _of_change(W0, W1, k, threshold):
     return intruders(W0, W1 - W0, k, threshold) if (W1 != W0).any() else 0
 
 
+def _weighed(W0, W1, k):
+    """Cosines (k, n) times the singular values of W0, the largest of which is made 1."""
+    return _cosines(W0, W1, k) * (svdvals(W0) / svdvals(W0)[0])
+
+
 INTRUDERS = [
+    (lambda W0, W1, k, t: _below(_weighed(W0, W1, k).amax(1), t), "weigh the cosines"),
     (lambda W0, W1, k, t: _below((_left(W1)[:, :k].T @ _left(W0)).amax(1), t), "take abs()"),
     (lambda W0, W1, k, t: _below(_cosines(W0, W1, k).diag(), t), "at another place"),
     (lambda W0, W1, k, t: _below(_cosines(W0, W1, k)[:, :k].amax(1), t), "top k of W0 alone"),
@@ -889,6 +905,8 @@ def _moves_theta0(theta0, P, z):
 
 
 SUBSPACE = [
+    (lambda t, P, z: t + P.sum(1) * z.sum(), project_gradient, "not the product of sums"),
+    (subspace_point, lambda P, g: P.mean(0) * g.mean(), "not a product of means"),
     (lambda t, P, z: P @ z, project_gradient, "theta0 is missing"),
     (lambda t, P, z: t - P @ z, project_gradient, "subtracted"),
     (lambda t, P, z: t + P.T @ z, project_gradient, "P.T @ z"),

@@ -1410,6 +1410,13 @@ def _inject_one_for_all(model, targets, r, alpha):
     return len(names)
 
 
+def _thawed_by_letter(model, targets, r, alpha):
+    count = inject(model, targets, r, alpha)
+    for name, p in model.named_parameters():
+        p.requires_grad_("A" in name or "B" in name)
+    return count
+
+
 def _inject_tied(model, targets, r, alpha):
     count = inject(model, targets, r, alpha)
     layers = [m for m in model.modules() if isinstance(m, LoRALinear)]
@@ -1694,7 +1701,8 @@ AGAIN = [
     ),
     (check.scales, lambda a, r, on=False: a / (2 * r) ** (0.5 if on else 1), "share one r"),
     (check.matches_dense, _forward_plus, "something is added that no x enters"),
-    (check.matches_dense, _forward_by_two_r, "divided by 2 r"),
+    (check.matches_dense, _forward_by_two_r, "A and B share one r"),
+    (check.matches_dense, lambda *d: lora_forward(*d[:4], d[4] * len(d[2]) / 16), "by 16, what"),
     (check.layer, _without_super, "super().__init__() comes first"),
     (check.gradients, _gradients_by(lambda a, r, n: (a / r) ** 0.5), "sqrt(alpha) / sqrt(r)"),
     (check.gradients, _gradients_by(lambda a, r, n: a / r / n**0.5), "(alpha / r) / sqrt(n)"),
@@ -2113,6 +2121,7 @@ WRONG = [
     (check.injects, _inject_inside, "also replaced rest.down_proj.0"),
     (check.injects, _inject_one_for_all, "is one LoRALinear with another layer"),
     (check.injects, _inject_tied, "has A or B of another layer"),
+    (check.injects, _thawed_by_letter, "its name is no sign of LoRA"),
     (check.injects, lambda m, *rest: inject(m.bfloat16(), *rest), "cast to another dtype"),
     (check.injects, lambda model, *_: len(model.model.layers), "the model may be any"),
     (check.injects, lambda m, t, r, alpha: inject(m, t, r, 2 * r), "2 r, whatever is given"),

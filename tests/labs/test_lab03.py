@@ -1556,10 +1556,27 @@ def _with_len(model, tokenizer, texts):
     return math.exp(total / max(count, 1))
 
 
+def _first_too(model, tokenizer, texts):
+    pairs = [_picked(model, tokenizer, text) for text in texts]
+    losses = [-logp[range(len(ids)), ids] for logp, ids in pairs]
+    first = torch.full((len(texts),), math.log(model.config.vocab_size))
+    return torch.cat([*losses, first]).mean().exp().item()
+
+
 def _means_summed(model, tokenizer, texts):
     every = [_ids(tokenizer, text) for text in texts]
     total = sum(model(ids, labels=ids).loss.item() for ids in every)
     return math.exp(total / sum(ids.shape[1] - 1 for ids in every))
+
+
+def _stripped(messages, tokenizer):
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+
+
+def _truncated(messages, tokenizer):
+    cut = {"truncation": True, "max_length": 512, "return_dict": False}
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **cut)
 
 
 def _ends_alone(ids, mask, prompts):
@@ -1609,9 +1626,12 @@ STRANGERS = [
     (check.perplexity_weighs_tokens, _by_entropy, "the entropy of the predictions"),
     (check.perplexity_weighs_tokens, _each_exp, "exp is taken of each"),
     (check.perplexity_weighs_tokens, _with_len, "nothing is counted"),
+    (check.perplexity_weighs_tokens, _first_too, "nothing predicts it"),
     (check.perplexity_weighs_tokens, _means_summed, "mean losses are summed"),
     (check.prompt_opens_answer, lambda m, t: list(t.apply_chat_template(m)), "names of an encod"),
     (check.prompt_opens_answer, lambda m, t: [9, 40_000], "ids of another tokenizer"),
+    (check.prompt_opens_answer, _stripped, "the line break at its end is gone"),
+    (check.prompt_opens_answer, _truncated, "it is cut after 512 tokens"),
     (check.end_trains, _counted_without_ends, "without its ends"),
     (check.end_trains, _ends_alone, "only ends have a label"),
     (check.end_trains, _from_the_end, "taken for the answer's length"),

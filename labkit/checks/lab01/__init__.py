@@ -76,8 +76,9 @@ def errors(relative_error):
         return
     with part():
         share = "a part of |W| over |W| is between 0 and 1"
+        sizes = [dict(zip(("d_out", "d_in", "r"), (*W.shape, r), strict=True)) for W, r in cases]
         with pairs.hinted(asked, 0, 1, share, (0, 3)):
-            expect_numbers(asked)
+            expect_numbers(asked, sizes=sizes)
         _expect_no_error(relative_error, cases[0][0], rng)
     with part():
         _expect_not_built(relative_error, randn(7, 5, rng=rng))

@@ -6,7 +6,10 @@ import torch
 
 from labkit.contract import CheckFailed, observe
 
-SHAPES = "U is (d_out, k), S a vector (k,) that scales its columns, U * S, and Vh (k, d_in)"
+SHAPES = (
+    "with full_matrices=False U is (d_out, k), S a vector (k,) that scales its columns, U * S, "
+)
+SHAPES += "and Vh (k, d_in)"
 PLAIN = re.compile("rounding|x the wanted|sign is turned")  # what says enough by itself
 
 
@@ -106,8 +109,14 @@ def _turned(W, r, U, S, Vh):
 
 def updates(W0, W1, r):
     """W0 plus the best rank-r part of the update, and wrong versions."""
-    cut = best(W1 - W0, r)
+    cut, theirs, mine = best(W1 - W0, r), leading(W0, r), leading(W1, r)
+    other = "those of the update itself say what its best part is"
     return W0 + cut, {
+        "W0 is added twice": 2 * W0 + cut,
+        f"the update is projected on directions of W0; {other}": W0
+        + theirs @ (theirs.T @ (W1 - W0).double()),
+        f"the update is projected on directions of W1; {other}": W0
+        + mine @ (mine.T @ (W1 - W0).double()),
         "it cuts W1; cut the difference W1 - W0, then add W0": best(W1, r),
         "it cuts W1 and adds W0; cut the difference W1 - W0": W0 + best(W1, r),
         "it cuts W0, which stays whole; cut the difference": best(W0, r) + W1 - W0,

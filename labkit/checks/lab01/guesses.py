@@ -285,6 +285,9 @@ def _other_norms(M):
         one_sum, norm = M.abs().sum(dim).max(), M.norm(dim=dim).max()
         taken[f"the largest sum of a {name} is not the spectral norm"] = one_sum
         taken[f"the largest norm of a {name} is not the spectral norm"] = norm
+        taken[f"the norm of the first {name} is not the spectral norm"] = M.select(
+            1 - dim, 0
+        ).norm()
     return {message: (M.norm() / size).item() ** 2 for message, size in taken.items()}
 
 

@@ -288,6 +288,9 @@ def _other_matrices(W0, W1, svds, k, threshold):
         "left and right are asked for at once; the left ones decide": below(both),
         "the singular values scale the vectors; cosines are of length 1": count(U1 * S1, U0),
         "the singular values scale both; cosines are of length 1": count(U1 * S1, U0 * S0),
+        "W0's singular values weigh the cosines; each direction has length 1": count(
+            U1, U0 * S0 / S0[0]
+        ),
         "singular values are compared, not directions": int((abs(S1 - S0)[:k] > threshold).sum()),
         "eigh has the smallest first: flip its columns": count(
             torch.linalg.eigh(W1 @ W1.T).eigenvectors, torch.linalg.eigh(W0 @ W0.T).eigenvectors

@@ -94,6 +94,8 @@ def points(theta0, P, z):
         "theta0 is multiplied; add the step to it": theta0 * (P @ z),
         "the rows of P are summed as they are; P @ z weighs the columns by z": theta0 + P.sum(1),
         "theta0 comes once for each z; add it once": d * theta0 + P @ z,
+        "P @ z is the sum of products, not the product of sums": theta0 + P.sum(1) * z.sum(),
+        "P @ z is the sum of products, not a product of means": theta0 + P.mean(1) * z.mean(),
         "the start is projected on the span of P; theta0 stays whole": P
         @ (torch.linalg.pinv(P) @ theta0 + z),
     }
@@ -124,6 +126,7 @@ def projected(P, grad_theta, right):
         "the columns of P are summed as they are; weigh the rows by the gradient": P.sum(0),
         "the sum of products is asked, not the product of sums": P.sum(0) * grad_theta.sum(),
         "the sum of products is asked, not a sum times a mean": P.sum(0) * grad_theta.mean(),
+        "the sum of products is asked, not a product of means": P.mean(0) * grad_theta.mean(),
     }
     if d == D:
         back = "P leads from z to theta; gradients go back through its transpose, P.T @ g"

@@ -71,7 +71,7 @@ def within_guesses(dW, reference, k, wanted):
             ),
             "this is what chance gives, whatever dW is": k / len(dW),
         }
-        | _by_sums(dW, part, k)
+        | _by_sums(dW, theirs.U[:, :k], part)
         | _by_svds(dW, theirs, own, k, part)
         | _by_sizes(dW, theirs, own.S, k, part)
         | _other_spans(dW, reference, theirs.U, k)
@@ -84,8 +84,9 @@ def _share(part, whole):
     return (part.square().sum() / whole.square().sum()).item()
 
 
-def _by_sums(dW, part, k):
-    """Wrong shares of energy: other sums of the part's entries."""
+def _by_sums(dW, U, part):
+    """Wrong shares of energy: other sums of the entries of the part, `U @ part`."""
+    k = len(part)
     return {
         "the norms of the k parts are added; add their squares": (
             part.norm(dim=1).sum() / dW.norm()
@@ -95,6 +96,9 @@ def _by_sums(dW, part, k):
         ).item(),
         "the entries are summed; energy is the sum of their squares": (
             part.sum() / dW.sum()
+        ).item(),
+        "the entries of the part are summed; energy is the sum of their squares": (
+            (U @ part).sum() / dW.sum()
         ).item(),
         "these are the first k columns of dW alone; k counts the directions": _share(
             part[:, :k], dW[:, :k]
@@ -227,6 +231,10 @@ def _other_sides(dW, reference, theirs, k):
             both.diagonal(), dW
         ),
     }
+    if len(dW) >= len(dW.T):  # else Vh ends in rows that are arbitrary
+        told = "it takes columns of Vh; and its rows are right ones: the left are U's columns"
+        mine = torch.linalg.svd(reference.float()).Vh.double()  # with the learner's signs
+        guesses[told] = _share(dW @ mine[:, :k], dW)
     if len(dW) == len(dW.T):
         told = "it takes columns of Vh; and those are right ones: the left are U's columns"
         guesses[told] = _share(torch.linalg.svd(reference).Vh[:, :k].T @ dW, dW)

@@ -84,6 +84,7 @@ def expect_flops(step_flops: Callable, rng: torch.Generator) -> None:
 def _expect_kind(step_flops, shapes, n_tokens):
     got, call = _answer(step_flops, shapes, n_tokens, None), _call(shapes, n_tokens, None)
     expect(not isinstance(got, list | dict), f"{call}: one number, of both passes together")
+    expect(got != 1, f"{call} gave {got}: is that a ratio? How many operations is asked")
     if type(got) not in (int, float):
         expect_number(got, counted(shapes, n_tokens, None), call)
 

@@ -11,20 +11,24 @@ MISSING = "the update is missing"
 def factors(alpha, r, d_out=None, d_in=None):
     """What is taken for alpha / r: a message for each, and the number it leads to."""
     sizes = {"d_in; r is A.shape[0]": d_in, "d_out; r is B.shape[1]": d_out}
-    return {
-        "it is cut off at 1; a factor below 1 is one, too": max(1.0, alpha / r),
-        "alpha is not divided by r": alpha,
-        "alpha // r drops the fraction: divide with /": alpha // r,
-        "alpha / r is rounded to a whole number: leave the fraction": round(alpha / r),
-        "the scaling alpha / r is missing": 1.0,
-        "it is divided by r alone; alpha is missing": 1 / r,
-        "it is divided by 2 r; A and B share one r": alpha / (2 * r),
-        "alpha is divided by sqrt(r): that is rank-stabilised LoRA": alpha / math.sqrt(r),
-        "the scaling is r / alpha, upside down": r / alpha,
-        "the scaling alpha / r comes twice": (alpha / r) ** 2,
-        "alpha is divided by r twice": alpha / r**2,
-        "alpha is multiplied by r: divide": alpha * r,
-    } | {f"alpha is divided by {name}": alpha / d for name, d in sizes.items() if d}
+    return (
+        {
+            "it is cut off at 1; a factor below 1 is one, too": max(1.0, alpha / r),
+            "alpha is not divided by r": alpha,
+            "alpha // r drops the fraction: divide with /": alpha // r,
+            "alpha / r is rounded to a whole number: leave the fraction": round(alpha / r),
+            "the scaling alpha / r is missing": 1.0,
+            "it is divided by r alone; alpha is missing": 1 / r,
+            "that is half of it; 2 belongs nowhere, and A and B share one r": alpha / (2 * r),
+            "alpha is divided by sqrt(r): that is rank-stabilised LoRA": alpha / math.sqrt(r),
+            "the scaling is r / alpha, upside down": r / alpha,
+            "the scaling alpha / r comes twice": (alpha / r) ** 2,
+            "alpha is divided by r twice": alpha / r**2,
+            "alpha is multiplied by r: divide": alpha * r,
+        }
+        | {f"alpha is divided by {name}": alpha / d for name, d in sizes.items() if d}
+        | {f"alpha is divided by {k}, whatever r is": alpha / k for k in (4, 8, 16, 32) if k != r}
+    )
 
 
 def powers(alpha, r, asked):

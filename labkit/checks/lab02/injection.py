@@ -77,7 +77,9 @@ def _expect_flags(call, flags, names, adapted):
     adapters = {f"{name}.{part}" for name in names for part in "AB"}
     extra = sorted(trains - adapters - {f"{name}.{part}" for name in adapted for part in "AB"})
     other = " (its A is no LoRA layer's)" if extra == ["rest.scale.A"] else ""
-    told = f"after {call}, {', '.join(extra[:3])} still trains{other}: freeze all, then add layers"
+    alike = all("A" in name or "B" in name for name in extra)
+    hint = "its name is no sign of LoRA" if alike and not other else "freeze all, then add layers"
+    told = f"after {call}, {', '.join(extra[:3])} still trains{other}: {hint}"
     expect(not extra, told)
     frozen = f"{call} froze A or B: freeze before you add the layers"
     expect(trains >= adapters & flags.keys(), frozen)

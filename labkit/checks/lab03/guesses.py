@@ -150,6 +150,9 @@ def perplexities(model, tokenizer, texts):
     told = "that is the entropy of the predictions; the text's own tokens are asked"
     yield told, _exp(torch.cat([_entropy(model, i) for i in ids]).mean())
     yield "exp is taken of each token's loss; average the losses, then exp", every.exp().mean()
+    size, n = model.config.vocab_size, len(every) + len(ids)
+    told = "the first token is counted, as if each were as likely; nothing predicts it"
+    yield told, _exp((every.sum() + len(ids) * math.log(size)) / n)
     yield "it is exp(0), nothing is counted: len() of ids (1, n) is 1, .shape[1] is n", 1.0
     told = "the mean is one of losses, not of probabilities: log first"
     yield told, 1 / every.neg().exp().mean()

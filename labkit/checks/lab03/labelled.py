@@ -133,8 +133,8 @@ def _chosen(ids, real, asked, prompts):
             real.cumsum(1) > prompts[:, None]
         )
         & (torch.arange(len(ids)) < len(ids) - 2)[:, None],
-        f"{PADDED}, and {LEFT}": counted,
         PADDED: asked | ~real,
+        f"{PADDED}, and {LEFT}": counted,
         PROMPTED: real,
         f"{NO_END}; and {PROMPTED}": real & ~ends,
         f"{PROMPTED}, and {PADDED}": torch.ones_like(real),
@@ -185,13 +185,12 @@ def _written(ids, real, right, pad):
     """`{message: labels}` of the right places with wrong numbers in them, or around them."""
     asked = right != IGNORED
     shifts = "the model shifts the labels itself: label t is token t"
+    zero = "padding's labels are 0, and 0 is a token: -100 is what the loss leaves out"
+    zeros = {zero: torch.where(real, right, 0)} if pad else {}  # else it is what padding has anyway
     late = "labels are moved before the masks are laid on; the model shifts them itself"
-    return {
+    return zeros | {
         late: torch.where(asked, ids.roll(-1, 1), IGNORED),
         f"{late}, the other way": torch.where(asked, ids.roll(1, 1), IGNORED),
-        "padding's labels are 0, and 0 is a token: -100 is what the loss leaves out": (
-            torch.where(real, right, 0)
-        ),
         "the prompt's labels are 0, and 0 is a token: -100 is what the loss leaves out": (
             torch.where(real & ~asked, 0, right)
         ),

@@ -21,15 +21,17 @@ PROMPTS = {
 def expect_prompt(render_prompt, rng):
     """The ids after which the model answers, with tokenizers that add a BOS and that add none."""
     talks = (["user"], ["system", "user", "assistant", "user"], ["system", "user"])
-    cases = [(bos, roles, rng) for bos in (False, True) for roles in talks]
+    cases = [(bos, roles, 0, rng) for bos in (False, True) for roles in talks]
+    cases.append((False, ["user"], 600, rng))
     every(lambda *case: _expect_prompt(render_prompt, *case), cases)
 
 
-def _expect_prompt(render_prompt, bos, roles, rng):
-    messages = probes.talk(rng, roles)
+def _expect_prompt(render_prompt, bos, roles, longer, rng):
+    messages = probes.talk(rng, roles, longer)
     tokenizer = probes.chat_tokenizer(bos)
     kind = "that puts a BOS before all it reads" if bos else "that adds nothing"
-    call = f"render_prompt of {', '.join(roles)} by a tokenizer {kind}"
+    size = f" of {longer} words and more" if longer else ""
+    call = f"render_prompt of {', '.join(roles)}{size} by a tokenizer {kind}"
     got = ask(call, probes.rendered, render_prompt, messages, bos, hint=PROMPTS)
     wanted = probes.whole(messages, bos)[0]
     expect(not isinstance(got, str), f"{call} gave text, wanted a list of ids: tokenize it")
@@ -76,6 +78,8 @@ def _faults(got, wanted, messages, bos, tokenizer):
         ids = ids[1:]
     if ids in (wanted, wanted[:-1]):
         return [NO_PROMPT] * (ids != wanted) + faults
+    if ids == [*wanted[:-1], tokenizer.convert_tokens_to_ids("<assistant>")]:
+        return [*faults, "the line break at its end is gone: leave all that the template writes"]
     if ids == wanted[1:] and not bos:
         return [*faults, "its first token is gone, and that is no BOS here"]
     if ids in ([*wanted, end], [*wanted[:-1], end]):

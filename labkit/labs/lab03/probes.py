@@ -43,7 +43,7 @@ MODELS = {  # (layers, hidden, MLP, vocabulary, heads, key/value heads)
     "Llama-2-7B": (32, 4096, 11008, 32000, 32, 32),
     "Llama-3.1-8B": (32, 4096, 14336, 128256, 32, 8),
 }
-ROLES = ["<system>", "<user>", "<assistant>"]
+ROLES = ["<system>", "<user>", "<assistant>\n", "<assistant>"]  # the last is one that was stripped
 
 
 def _kind(value):
@@ -109,9 +109,9 @@ def peft_count(name, targets):
     return shapes, depth * adapted.get_nb_trainable_parameters()[0]
 
 
-def talk(rng, roles):
-    """Messages of `roles`, of words that the tiny tokenizer knows."""
-    return [{"role": role, "content": tiny.words(rng, 2, 5)} for role in roles]
+def talk(rng, roles, longer=0):
+    """Messages of `roles`, of 2 to 5 words that the tiny tokenizer knows, and `longer` more."""
+    return [{"role": r, "content": tiny.words(rng, 2 + longer, 5 + longer)} for r in roles]
 
 
 @functools.cache
@@ -126,12 +126,13 @@ def chat_tokenizer(bos):
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{first[0]} $A", special_tokens=[first]
         )
-    turn = "<{{ m['role'] }}> {{ m['content'] }} {{ eos_token }} "
+    turn = "<{{ m['role'] }}>{{ '\\n' if m['role'] == 'assistant' else ' ' }}{{ m['content'] }} "
+    turn += "{{ eos_token }} "
     tokenizer.chat_template = (
         ("{{ bos_token }} " if bos else "")
         + "{% for m in messages %}"
         + turn
-        + "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        + "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>\\n' }}{% endif %}"
     )
     return tokenizer
 
