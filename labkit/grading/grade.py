@@ -159,7 +159,8 @@ def _with(old, book, new, only):
 
 def _kept(book, row, sources):
     """What is kept of a submission; a row that is not the last word has no key."""
-    late = LATE.search(row.submission.rpartition("/")[2])
+    made = filter(None, map(LATE.search, row.submission.split("/")))
+    late = next(made, None)  # the file's name, or that of the folder of an unpacked zip
     row.late = bool(late and late[1])
     last = row.status not in UNFINISHED and row.reason != workers.GONE
     return store.Kept(book.key if last else "", str(book.path), book.digest, row, sources)
