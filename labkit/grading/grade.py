@@ -71,6 +71,8 @@ def grade(
                 store.save(out, _kept(book, row, sources))
                 if progress:
                     progress(done, len(books), row)
+        if only:
+            _stand(out, set(books) - set(todo), before)
     finally:
         rows, by_hand = _report(out, renamed)
     notes = [] if notes is None else notes
@@ -155,6 +157,14 @@ def _with(old, book, new, only):
         return old.row
     exercises = [fresh if e.id == only else e for e in old.row.exercises]
     return replace(old.row, exercises=exercises, earned=sum(e.earned for e in exercises))
+
+
+def _stand(out, books, before):
+    """Have rows without the exercise that was judged anew stand as the others do: up to date."""
+    for book in books:
+        old = before.get(book.name)
+        if old and old.key and old.digest == book.digest:
+            store.save(out, replace(old, key=book.key))
 
 
 def _kept(book, row, sources):
