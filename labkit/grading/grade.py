@@ -58,8 +58,7 @@ def grade(
     _possible(how)
     found = collect(paths, out)
     (out / store.FOLDER).mkdir(parents=True, exist_ok=True)
-    seed = store.seed_of(out, how.seed)
-    before = store.entries(out)
+    seed, before = store.seed_of(out, how.seed), store.entries(out)
     found, renamed = _as_before(found, before)
     version, most = store.depends_on(how.checks, how.limits, seed), how.limits.notebook_bytes
     books = [Notebook.at(name, path, most, version) for name, path in found.items()]
@@ -75,10 +74,9 @@ def grade(
             _stand(out, set(books) - set(todo), before)
     finally:
         rows, by_hand = _report(out, renamed)
-    notes = [] if notes is None else notes
-    notes += _notes(todo, found, before, renamed) + by_hand
-    if alike:
-        notes.append(_alike(out, rows))
+    told = _notes(todo, found, before, renamed) + by_hand + ([_alike(out, rows)] if alike else [])
+    if notes is not None:
+        notes += told
     return rows
 
 
