@@ -173,7 +173,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(kind.st_mode):
             raise Unreadable("not a plain file")
         if kind.st_size > most:
-            size = f"{kind.st_size >> 20:,} MiB, at most {most >> 20:,} are read"
+            size = f"{kind.st_size / 2**20:,.1f} MiB, at most {most >> 20:,} are read"
             raise Unreadable(f"{size}: clear the outputs and save it once more")
         with open(fd, "rb", closefd=False) as file:
             return file.read(most)

@@ -58,8 +58,7 @@ def grade(
     _possible(how)
     found = collect(paths, out)
     (out / store.FOLDER).mkdir(parents=True, exist_ok=True)
-    seed = store.seed_of(out, how.seed)
-    before = store.entries(out)
+    seed, before = store.seed_of(out, how.seed), store.entries(out)
     found, renamed = _as_before(found, before)
     version, most = store.depends_on(how.checks, how.limits, seed), how.limits.notebook_bytes
     books = [Notebook.at(name, path, most, version) for name, path in found.items()]
@@ -71,12 +70,13 @@ def grade(
                 store.save(out, _kept(book, row, sources))
                 if progress:
                     progress(done, len(books), row)
+        if only:
+            _stand(out, set(books) - set(todo), before)
     finally:
         rows, by_hand = _report(out, renamed)
-    notes = [] if notes is None else notes
-    notes += _notes(todo, found, before, renamed) + by_hand
-    if alike:
-        notes.append(_alike(out, rows))
+    told = _notes(todo, found, before, renamed) + by_hand + ([_alike(out, rows)] if alike else [])
+    if notes is not None:
+        notes += told
     return rows
 
 
@@ -157,9 +157,18 @@ def _with(old, book, new, only):
     return replace(old.row, exercises=exercises, earned=sum(e.earned for e in exercises))
 
 
+def _stand(out, books, before):
+    """Have rows without the exercise that was judged anew stand as the others do: up to date."""
+    for book in books:
+        old = before.get(book.name)
+        if old and old.key and old.digest == book.digest:
+            store.save(out, replace(old, key=book.key))
+
+
 def _kept(book, row, sources):
     """What is kept of a submission; a row that is not the last word has no key."""
-    late = LATE.search(row.submission.rpartition("/")[2])
+    made = filter(None, map(LATE.search, row.submission.split("/")))
+    late = next(made, None)  # the file's name, or that of the folder of an unpacked zip
     row.late = bool(late and late[1])
     last = row.status not in UNFINISHED and row.reason != workers.GONE
     return store.Kept(book.key if last else "", str(book.path), book.digest, row, sources)

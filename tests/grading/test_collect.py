@@ -99,6 +99,7 @@ def test_a_folder_that_cannot_be_read_is_told(batch, monkeypatch):
     [
         ("doejane_LATE_12345_67890_02_lora.ipynb", True),
         ("x/anon_LATE_4fZq1_67890_02_lora.ipynb", True),
+        ("doejane_LATE_12345_67890_lab2/nb/02_lora.ipynb", True),  # a zip, unpacked
         ("doejane_12345_67890_02_lora.ipynb", False),
         ("doejane_12345_67890_is_it_LATE_1_2_.ipynb", False),  # the tail is the learner's
         ("LATE.ipynb", False),

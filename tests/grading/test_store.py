@@ -81,6 +81,21 @@ def test_one_exercise_is_judged_anew_of_all_and_the_others_stand(batch, monkeypa
         batch(only="2.9")
 
 
+def test_rows_of_another_lab_stand_when_an_exercise_is_judged_anew(batch, tmp_path):
+    """With an instructor's file of checks of lab 2, a class of lab 3 was graded again."""
+    batch({f"{i}.ipynb": notebook(f"x = {i}") for i in range(3)})
+    (entry,) = [e for e in store.entries(batch.out).values() if e.row.submission == "1.ipynb"]
+    entry.row.exercises[0].id = "3.1"
+    store.save(batch.out, entry)
+    own = tmp_path / "own.py"
+    own.write_text("1")
+    batch(only="2.1", checks=own)
+    asked = [name for name, _, _ in Fake.asked[3:]]
+    assert asked == ["0.ipynb", "2.ipynb"]
+    batch(checks=own)
+    assert len(Fake.asked) == 5
+
+
 def test_ctrl_c_leaves_what_is_done(batch):
     files = {f"{i}.ipynb": notebook("INTERRUPT" if i == 3 else f"x = {i}") for i in range(6)}
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ alone (generate_comments_from_files, github.com/instructure/canvas-lms). Moodle 
 feedback files in a zip) knows the folder that it made (mod/assign/feedback/file/importziplib.php).
 """
 
+import io
 import json
 import re
 import zipfile
@@ -15,13 +16,20 @@ from labkit.grading.after import report
 from labkit.grading.collect import MOODLE
 from labkit.grading.row import Row
 
+MADE = re.compile(r"_\d+_\d+_")  # in a name that Canvas gave
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$!&~-])")  # what Markdown would take for its own
 
 
 def canvas(path: Path, rows: list[Row]) -> None:
-    """Write the zip for Canvas."""
-    names = [row.submission.rpartition("/")[2] for row in rows]
-    _write(path, names, [json.dumps(as_notebook(row), indent=1) for row in rows])
+    """Write the zip for Canvas; who handed in a zip, unpacked into a folder, gets one back."""
+    names, told = [], []
+    for row in rows:
+        *folders, file = row.submission.split("/")
+        unpacked = next((folder for folder in folders if MADE.search(folder)), None)
+        text = json.dumps(as_notebook(row), indent=1)
+        names.append(f"{unpacked}.zip" if unpacked else file)
+        told.append(_zipped(file, text) if unpacked else text)
+    _write(path, names, told)
 
 
 def moodle(path: Path, rows: list[Row], out: Path) -> None:
@@ -46,6 +54,13 @@ def as_notebook(row: Row) -> dict:
 def _plain(text):
     """Text that Markdown shows as it is: messages may hold what learners wrote."""
     return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _zipped(name, text):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, text)
+    return inner.getvalue()
 
 
 def _write(path, names, texts):

@@ -109,10 +109,17 @@ def canvas(
 
 
 def _canvas_id(name: str, names: dict[str, str]) -> str | None:
-    """The student's number in a file name; learners choose parts of it, so names decide."""
-    file = name.rpartition("/")[2]
-    places = [(m.start(), m[1]) for m in CANVAS.finditer(file) if m[1] in names]
-    whose = [(id, _letters(file[:start].removesuffix("_LATE"))) for start, id in places]
+    """The student's number in a file's name, or in that of the folder of an unpacked zip.
+
+    Learners choose what lies in a zip, so the outermost part that tells a student does.
+    """
+    return next((id for part in name.split("/") if (id := _told(part, names))), None)
+
+
+def _told(part: str, names: dict[str, str]) -> str | None:
+    """The student's number in a name; learners choose parts of it, so names decide."""
+    places = [(m.start(), m[1]) for m in CANVAS.finditer(part) if m[1] in names]
+    whose = [(id, _letters(part[:start].removesuffix("_LATE"))) for start, id in places]
     named = {id for id, letters in whose if names[id] == letters}
     likely = named or {id for _, id in places}  # a group's files bear the name of the group
     return likely.pop() if len(likely) == 1 else None

@@ -11,6 +11,7 @@ from labkit.grading.row import Exercise, Row
 
 NUMBER = re.compile(r"-?\d[\d.,]*(e[+-]?\d+)?")
 RIGHT = re.compile(r"(\d+ of \d+ right\. )?\w+ \w, right: ")  # a part of a quiz's message
+LENT = re.compile(r" ?\(?judged with the course's own [\d., and]+, which (is|are) open\)?$")
 FEW = 10  # submissions that say nothing of a correlation
 LONGEST = 240  # characters of a message on the class page
 
@@ -80,11 +81,12 @@ def frequent(messages: Iterable[str], most: int = 3) -> list[tuple[int, str]]:
     """The most frequent messages with their counts; numbers that differ don't tell apart.
 
     Of a message with several parts, a quiz's or one of several faults, each part counts by itself,
-    and once.
+    and once. That an exercise was judged with the course's own before it is nobody's mistake.
     """
     counts, shown = Counter(), {}
     for message in messages:
-        parts = [part.strip() for part in message.split(" | ") if not RIGHT.match(part)]
+        own = LENT.sub("", message).split(" | ")
+        parts = [part.strip() for part in own if not RIGHT.match(part)]
         lines = [re.sub(r"^\d+ of \d+ right\. ", "", part) for part in filter(None, parts)]
         found = {NUMBER.sub("#", line[:LONGEST]): line for line in reversed(lines)}
         counts.update(found.keys())

@@ -14,7 +14,7 @@ from labkit.grading.limits import Limits
 
 TICKS = os.sysconf("SC_CLK_TCK")
 GONE = 60  # seconds in which killed processes have to vanish, on the busiest machine
-MANY = 4  # processes from which on shared pages are told from private ones, which takes longer
+MANY = 4  # processes from which on shared pages are told from private ones at once: that is slow
 
 _enclosed = False
 
@@ -100,11 +100,13 @@ def memory(pid: int) -> tuple[int, int]:
 
 
 def _proportional(pid):
-    """Bytes of a process, each page that several share divided among them."""
+    """Bytes of a process besides files, each page that several share divided among them."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
-            return int(file.read().partition("\nPss:")[2].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
+            lines = dict(line.split(":", 1) for line in file if line.startswith("Pss"))
+        parts = [lines[name] for name in ("Pss_Anon", "Pss_Shmem") if name in lines]
+        return sum(int(part.split()[0]) for part in parts or [lines["Pss"]]) * 1024
+    except (OSError, ValueError, KeyError):
         return 0
 
 
@@ -126,8 +128,8 @@ def excess(limits: Limits) -> str | None:
         return f"it opened more than {limits.sockets} sockets"
     base = memory(1)[0]
     taken = sum(max(0, memory(pid)[0] - base) for pid in running)
-    if len(running) > MANY:  # pages copied from the warm process count, too
-        taken = max(taken, sum(map(_proportional, running)) - base)
+    if taken > limits.memory_bytes or len(running) > MANY:  # what forks share counts once, and
+        taken = sum(map(_proportional, [1, *running])) - base  # what each has copied each time
     if taken > limits.memory_bytes:
         return f"it took more than {limits.memory_bytes >> 20:,} MiB of memory"
     return None

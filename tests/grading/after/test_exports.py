@@ -88,6 +88,8 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
         ("lovelaceada_12346_999_5_x.ipynb", "Lovelace, Ada"),
         ("doejane_77777_67890_x.ipynb", None),
         ("go\u0308delkurt_12347_12346_5_x.ipynb", "Gödel, Kurt"),  # unzipped by a Mac
+        ("doejane_LATE_12345_67890_lab2/nb/02_lora.ipynb", "Doe, Jane"),  # a zip, unpacked
+        ("doejane_12345_67890_lab2/lovelaceada_12346_5_x.ipynb", "Doe, Jane"),  # and what was in it
         ("anon_4fZq1_67890_x.ipynb", None),
         ("02_lora.ipynb", None),
         ("12345.ipynb", None),
@@ -384,6 +386,15 @@ def test_canvas_gets_a_notebook_of_words_under_the_name_that_it_gave(tmp_path):
     assert cell.cell_type == "markdown" and "# 15 of 20 points" in cell.source
     shown = MarkdownIt().render(cell.source)  # what a learner wrote is text, no link and no tag
     assert "got [1](http://x) &lt;b&gt; and `2`" in shown and "<a" not in shown
+
+
+def test_who_handed_in_a_zip_by_canvas_gets_a_zip_under_its_name(tmp_path):
+    comments.canvas(tmp_path / "c.zip", [row("all/doejane_12345_67890_lab2/nb/02_lora.ipynb")])
+    with zipfile.ZipFile(tmp_path / "c.zip") as archive:
+        assert archive.namelist() == ["doejane_12345_67890_lab2.zip"]
+        inner = zipfile.ZipFile(io.BytesIO(archive.read("doejane_12345_67890_lab2.zip")))
+    book = nbformat.reads(inner.read("02_lora.ipynb").decode(), 4)
+    assert "# 15 of 20 points" in book.cells[0].source
 
 
 def test_the_command_fills_the_table_and_writes_what_each_is_told(tmp_path, capsys):

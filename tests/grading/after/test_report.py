@@ -358,6 +358,14 @@ def test_of_a_quiz_each_wrong_answer_counts():
     }
 
 
+def test_that_an_exercise_was_judged_with_the_courses_own_is_nobodys_mistake():
+    one = "judged with the course's own 2.2, which is open"
+    more = "B is None (judged with the course's own 2.1 and 2.2, which are open)"
+    assert summary.frequent([one, one, more, "B is None", f"B is None ({one})"]) == [
+        (3, "B is None")
+    ]
+
+
 def test_a_message_counts_once_a_submission_however_often_it_repeats_itself():
     told = [" | ".join(["it is 3 times too large"] * 27), "it is 4 times too large | B is None", ""]
     assert summary.frequent(told) == [(2, "it is 3 times too large"), (1, "B is None")]

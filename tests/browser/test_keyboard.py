@@ -1,0 +1,119 @@
+"""Lab 1 by keyboard alone, as docs/learner.md tells it: nothing here moves or clicks a mouse."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.xdist_group("test_jupyterlab")  # one JupyterLab serves both
+PLACES = """code => {
+  const cells = [...document.querySelectorAll(".jp-Cell")];
+  const holds = cell => cell.querySelector(".jp-InputArea")?.textContent.includes(code);
+  return [cells.findIndex(cell => cell.matches(".jp-mod-active")), cells.findIndex(holds)];
+}"""
+MOVED = """before => [...document.querySelectorAll(".jp-Cell")].findIndex(
+  cell => cell.matches(".jp-mod-active")) !== before"""
+FOCUS = "css => document.activeElement.matches(css)"
+
+
+class Keys:
+    """The keys of somebody who has no mouse, in a notebook that is open."""
+
+    def __init__(self, book):
+        self.book, self.page, self.press = book, book.page, book.page.keyboard.press
+
+    def go(self, text):
+        """Choose the first cell whose source holds `text` by the arrows."""
+        while (places := self.page.evaluate(PLACES, text))[0] != places[1]:
+            self.press("ArrowDown" if places[0] < places[1] else "ArrowUp")
+            self.page.wait_for_function(MOVED, arg=places[0])
+
+    def run(self, code):
+        """Choose the cell that holds `code` and run it to its end; its output."""
+        self.go(code)
+        cell = self.book.cell(code)
+        prompt = cell.locator(".jp-InputPrompt")
+        before = prompt.inner_text()
+        self.press("Shift+Enter")
+        expect(prompt).not_to_have_text(before)
+        expect(prompt).to_have_text(re.compile(r"\[\d+\]:"))
+        return cell.locator(".jp-Cell-outputArea")
+
+    def replace(self, code, keys, new):
+        """Go into the cell that holds `code`, select by `keys`, type `new`, and leave it."""
+        self.go(code)
+        self.press("Enter")
+        expect(self.page.locator(".jp-Notebook.jp-mod-editMode")).to_have_count(1)
+        for key in ("Control+End", *keys):
+            self.press(key)
+        self.page.keyboard.type(new)
+        self.press("Escape")
+        expect(self.page.locator(".jp-Notebook.jp-mod-commandMode")).to_have_count(1)
+
+    def tab_to(self, css, key="Tab", most=6):
+        """Tab until it stands on what `css` names."""
+        for _ in range(most):
+            self.press(key)
+            if self.page.evaluate(FOCUS, css):
+                return
+        raise AssertionError(f"{most} times {key} do not lead to {css}")
+
+
+TWO_LINES = ("Shift+Home", "Shift+ArrowUp", "Shift+Home")  # of TODO, and of what raises
+
+
+def test_lab_1_needs_no_mouse(notebook):
+    book = notebook("01_svd.ipynb", "Light")
+    keys = Keys(book)
+    for code in ("labkit.start", "from labkit.training import"):
+        keys.run(code)
+    answer_wrongly_and_mend(keys)
+    keys.go("Exercise 1.2")
+    keys.tab_to("summary")  # past the cell's own buttons
+    keys.press("Space")
+    expect(book.page.locator(".jp-Cell.jp-mod-active details")).to_have_attribute("open", "")
+    wanted = "s = torch.linalg.svdvals(W)\nreturn float(s[r:].norm() / s.norm())"
+    keys.replace("def relative_error", TWO_LINES, f"    {wanted}")
+    keys.run("def relative_error")
+    expect(keys.run("check.errors")).to_contain_text("✓ 1.2")
+    keys.run("A photograph, rank by rank")
+    move_the_slider(keys, keys.run("Move the slider"))
+    keys.tab_to(".jp-Cell", "Shift+Tab")  # and out of it again
+    guess = "guess_noise = lab.predict"
+    keys.replace(guess, ("ArrowUp", "End", "Control+Shift+ArrowLeft"), "60")
+    expect(keys.run(guess)).to_contain_text("Your guess: 60.")
+    book.shoot("01_svd-keyboard", book.cell(guess))
+
+
+def answer_wrongly_and_mend(keys):
+    """Type an answer without the singular values, read what the check says, put them in."""
+    wrong = "U, S, Vh = torch.linalg.svd(W, full_matrices=False)\nreturn U[:, :r] @ Vh[:r]"
+    keys.replace("def best_rank_r", TWO_LINES, f"    {wrong}")
+    keys.run("def best_rank_r")
+    told = keys.run("check.optimal")
+    expect(told).to_contain_text("✗ 1.1")
+    expect(told).to_contain_text("the singular values S are missing")
+    keys.replace("def best_rank_r", ("Shift+Home",), "return U[:, :r] * S[:r] @ Vh[:r]")
+    keys.run("def best_rank_r")
+    expect(keys.run("check.optimal")).to_contain_text("✓ 1.1")
+
+
+def move_the_slider(keys, part):
+    """Another rank, another picture: by the arrows, by Home, and by a number that is typed."""
+    picture, number = part.locator("img"), part.locator(".widget-readout")
+    expect(picture).to_be_visible()
+    expect(number).to_have_text("10")
+    keys.go("Move the slider")
+    keys.tab_to(".noUi-handle")
+    for key, shown in (("ArrowRight", "11"), ("Home", "1")):
+        before = picture.get_attribute("src")
+        keys.press(key)
+        expect(number).to_have_text(shown)
+        expect(picture).not_to_have_attribute("src", before)
+    keys.tab_to(".widget-readout")
+    before = picture.get_attribute("src")
+    keys.press("Control+A")
+    keys.page.keyboard.type("42")
+    keys.press("Enter")
+    expect(number).to_have_text("42")
+    expect(picture).not_to_have_attribute("src", before)

@@ -1,0 +1,41 @@
+"""VS Code's settings and the container: what they name is there."""
+
+import json
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(name):
+    return json.loads((ROOT / name).read_text("utf-8"))
+
+
+def test_vs_code_looks_for_python_where_make_puts_it():
+    """A folder serves Windows too, where the interpreter is not in `bin`."""
+    venv = re.search(r"(?m)^BIN := (.+)/bin$", (ROOT / "Makefile").read_text("utf-8"))[1]
+    folder = read(".vscode/settings.json")["python.defaultInterpreterPath"]
+    assert folder == "${workspaceFolder}/" + venv
+    book = read("notebooks/01_svd.ipynb")
+    assert book["metadata"]["kernelspec"]["name"] == "python3"  # that of the interpreter chosen
+
+
+def test_the_container_brings_what_vs_code_recommends_and_a_python_that_suits():
+    container = read(".devcontainer/devcontainer.json")
+    parts = container["customizations"]
+    wanted = read(".vscode/extensions.json")["recommendations"]
+    assert parts["vscode"]["extensions"] == wanted
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert container["image"].rpartition(":")[2] in SpecifierSet(project["requires-python"])
+    assert all((ROOT / name).is_file() for name in parts["codespaces"]["openFiles"])
+
+
+def test_the_containers_set_up_can_run():
+    script = ROOT / read(".devcontainer/devcontainer.json")["postCreateCommand"]
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)

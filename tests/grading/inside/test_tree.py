@@ -1,0 +1,36 @@
+"""What the processes of a submission hold of memory, as their supervisor counts it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from labkit.grading.inside import tree
+from labkit.grading.limits import MIB, Limits
+
+HOLD = r"""
+import os, sys, time
+held = bytearray(b"x") * (200 << 20)
+os.fork() and os.fork()
+if sys.argv[1] == "copied":
+    held[::4096] = bytes(len(held[::4096]))
+os.write(1, f"{os.getpid()}\n".encode())
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("how", "held"), [("shared", 200), ("copied", 600)])
+def test_what_forks_share_counts_once_and_what_they_copy_each_time(how, held, monkeypatch):
+    """A state of 1.2 GiB and the fork that serves an exercise from it are no 2.4 GiB."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, how], stdout=subprocess.PIPE) as first:
+        pids = [int(first.stdout.readline()) for _ in range(3)]
+        try:
+            monkeypatch.setattr(tree, "others", lambda: pids)
+            real = tree.memory  # process 1 is this machine's, and no parent of theirs
+            monkeypatch.setattr(tree, "memory", lambda pid: real(pid) if pid > 1 else (0, 0))
+            least, most = (Limits(memory_bytes=n * MIB) for n in (held - 20, held + 80))
+            assert "MiB of memory" in tree.excess(least)
+            assert tree.excess(most) is None
+        finally:
+            for pid in pids:
+                tree.kill(pid)
