@@ -528,7 +528,7 @@ def _without(s, i):
 
 
 ERRORS = [
-    (lambda W, r: relative_error(W, r) / W.numel() ** 0.5, "sqrt(d_out)"),
+    (lambda W, r: relative_error(W, r) / W.numel() ** 0.5, "entries W has, too"),
     (lambda W, r: (svdvals(W)[r:].norm() / W.numel() ** 0.5).item(), "how many entries"),
     (
         lambda W, r: (1 - (svdvals(W)[:r].sum() / svdvals(W).sum()) ** 2).sqrt().item(),

@@ -31,7 +31,7 @@ def optimal(best_rank_r):
     """as near to W as rank r can be: square, tall, wide, rank-deficient, r beyond the rank"""
     rng = generator()
     cases = []
-    for d_out, d_in, r in [(6, 6, 2), (9, 5, 3), (5, 9, 3), (6, 6, 1), (7, 4, 9), (4, 7, 9)]:
+    for d_out, d_in, r in [(6, 6, 4), (9, 5, 3), (5, 9, 3), (6, 6, 1), (7, 4, 9), (4, 7, 9)]:
         cases.append((f"W of shape {(d_out, d_in)}", randn(d_out, d_in, rng=rng), r))
     cuts.expect_no_limit(best_rank_r, randn(8, 6, rng=rng))
     thin = randn(8, 2, rng=rng) @ randn(2, 6, rng=rng)
@@ -76,9 +76,8 @@ def errors(relative_error):
         return
     with part():
         share = "a part of |W| over |W| is between 0 and 1"
-        sizes = [dict(zip(("d_out", "d_in", "r"), (*W.shape, r), strict=True)) for W, r in cases]
         with pairs.hinted(asked, 0, 1, share, (0, 3)):
-            expect_numbers(asked, sizes=sizes)
+            expect_numbers(asked)
         _expect_no_error(relative_error, cases[0][0], rng)
     with part():
         _expect_not_built(relative_error, randn(7, 5, rng=rng))

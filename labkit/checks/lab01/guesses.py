@@ -24,6 +24,7 @@ def errors(W, r):
         "that is the head, which is kept; the error is the tail s[r:]": head.sqrt(),
         "that is the share of the energy kept; the error is made of the tail s[r:]": head,
         "squares add up, norms do not: not 1 minus the norm kept": 1 - head.sqrt(),
+        "divided by the root of how many entries W has, too": tail.sqrt() / W.numel() ** 0.5,
         "this is the error itself: divide by |W|": s[r:].norm(),
         "this is the error squared, and not divided by |W|": s[r:].square().sum(),
         "the tail starts one too late: indices start at 0": energy[r + 1 :].sum().sqrt(),
@@ -66,7 +67,9 @@ def parameters(d_out, d_in, r):
         "U, S and Vh are counted; LoRA has A and B only": r * (d_out + d_in + 1),
         "a bias is counted too; LoRA has A and B only": r * (d_out + d_in) + d_out,
         "these are bytes; how many numbers is asked": 4 * r * (d_out + d_in),
-        "these are bytes of 16 bits; how many numbers is asked": 2 * r * (d_out + d_in),
+        "this is twice as much: A and B come once, and numbers are no bytes": 2
+        * r
+        * (d_out + d_in),
         "the sides are squared; A and B have one side of W each": r * (d_out**2 + d_in**2),
         "it grows with r squared; A and B each grow linearly": r * r * (d_out + d_in),
         "the counts of A and B are multiplied; add them": r * d_in * d_out * r,

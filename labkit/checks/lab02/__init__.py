@@ -102,6 +102,9 @@ def _expect_halves(lora_forward, x, layer, call):
                 except CheckFailed as failure:
                     if failure.bare:
                         linear.expect_scaled(run, one, x, told)
+                        empty = replace(one, W=0 * layer.W, B=0 * layer.B)
+                        hint = "something is added that has no factor B"
+                        expect(not run(empty).any(), f"{told}: {hint}")
                     raise
 
 

@@ -24,10 +24,11 @@ def factors(alpha, r, d_out=None, d_in=None):
             "the scaling is r / alpha, upside down": r / alpha,
             "the scaling alpha / r comes twice": (alpha / r) ** 2,
             "alpha is divided by r twice": alpha / r**2,
+            "1 is added to r, which is the rank itself": alpha / (r + 1),
             "alpha is multiplied by r: divide": alpha * r,
         }
         | {f"alpha is divided by {name}": alpha / d for name, d in sizes.items() if d}
-        | {f"alpha is divided by {k}, whatever r is": alpha / k for k in (4, 8, 16, 32) if k != r}
+        | {f"alpha is divided by {k}, whatever r is": alpha / k for k in (8, 16, 32) if k != r}
     )
 
 

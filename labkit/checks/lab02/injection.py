@@ -78,7 +78,8 @@ def _expect_flags(call, flags, names, adapted):
     extra = sorted(trains - adapters - {f"{name}.{part}" for name in adapted for part in "AB"})
     other = " (its A is no LoRA layer's)" if extra == ["rest.scale.A"] else ""
     alike = all("A" in name or "B" in name for name in extra)
-    hint = "its name is no sign of LoRA" if alike and not other else "freeze all, then add layers"
+    alike = alike and not other
+    hint = "freeze all, and thaw nothing by its name" if alike else "freeze all, then add layers"
     told = f"after {call}, {', '.join(extra[:3])} still trains{other}: {hint}"
     expect(not extra, told)
     frozen = f"{call} froze A or B: freeze before you add the layers"

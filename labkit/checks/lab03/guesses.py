@@ -182,6 +182,7 @@ def _averages(ids, losses):
     told = "divided by all tokens, or words, but the first has no prediction"
     yield told, every.sum() / sizes.sum()
     yield "divided by the number of texts; divide by predicted tokens", every.sum() / len(ids)
+    yield "the texts' mean losses are added up: sum losses and tokens, then divide", means.sum()
     told = "the texts' mean losses are summed; sum the losses of tokens, reduction='sum'"
     yield told, means.sum() / len(every)
     if len(ids) > 1:
