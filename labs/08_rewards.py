@@ -845,11 +845,12 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 
 # %% [markdown]
 # A row of the first table is a rank (0 is full fine-tuning) and a rate, a column a seed. Over three
-# seeds r=1 came to 0.47 ± 0.03 at 2e-4 and to 0.46 ± 0.02 at 5e-4, and r=16 to 0.46 ± 0.02 and 0.47
-# ± 0.03. With fewer seeds, 1e-3 came to 0.44 to 0.52, and full fine-tuning to 0.44 at the rates on
-# either side of its own. So nothing says that its rate held any of them back; with seeds 0.05 apart
-# these runs could hardly show it. What the rate did change is how far the model went for the same
-# reward: at r=16 the KL from the start was 0.10 nats a token at 2e-4, and 0.29 at 5e-4.
+# seeds r=1 came to 0.47 ± 0.03 at 2e-4, 0.46 ± 0.02 at 5e-4 and 0.43 ± 0.03 at 1e-3, r=16 to 0.46 ±
+# 0.02 and 0.47 ± 0.03 at the first two. Full fine-tuning came to 0.43, 0.45 and 0.49 ± 0.02 at
+# 1e-5, 2e-5 and 5e-5. So the rate in the picture may have held it back: seed by seed the higher one
+# is ahead by 0.04 ± 0.03, which three seeds cannot settle. With that it stands where r=64 does.
+# What the rate changes for certain is how far the model goes for the same reward: at r=16 the KL
+# from the start was 0.10 nats a token at 2e-4, and 0.29 at 5e-4.
 #
 # The second table is about the size of a group. In groups of 4, 8 and 16 the same 64 answers a step
 # came to 0.44 ± 0.03, 0.47 ± 0.03 and 0.45 ± 0.02. That shows no difference either.
