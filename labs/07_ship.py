@@ -288,8 +288,14 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 
 # %% [markdown]
 # Some tenants wrote the same twice, or got two answers to one question. A coin for each row puts
-# many such pairs on both sides. Then the test asks what training has told, and the score is too
-# good.
+# many such pairs on both sides. Then the test asks what training has told. A program that only
+# looks up the nearest training question (you meet it below) gets 5 of our 8 leaked rows right, and
+# 2 of the other 41.
+#
+# Two things your split does not do. The same question in other words still leaks. And with one row
+# more the shuffle gives other test rows, some of which an earlier model was trained on. For a file
+# that grows, order the prompts by a hash of each, as `labkit train` does: then hardly any row
+# changes sides.
 
 # %% [markdown]
 # ## A baseline, a training, a score
@@ -363,8 +369,10 @@ if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"
 # that takes an understanding of what is broken.
 #
 # Each bar has a standard error: of $n$ answers with a share $p$ right, $\sqrt{p (1 - p) / n}$. With
-# some thirty rows that is up to nine points, and for the difference of two bars up to thirteen. If
-# the nearest row does as well as your training, you need no model, or harder test rows.
+# some thirty rows that is up to nine points. Two bars answer the same rows, so compare them there:
+# where one is right on $b$ rows that the other misses, and wrong on $c$ that it gets, the
+# difference of $b - c$ rows has an error of about $\sqrt{b + c}$. If the nearest row does as well
+# as your training, you need no model, or harder test rows.
 
 # %% [markdown]
 # ### The same model, asked otherwise
@@ -433,16 +441,17 @@ if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"
     guess_template.beside(100 * ways["Llama 2's template"])
 
 # %% [markdown]
-# When we ran it, the first token written twice cost nothing, and a missing generation prompt 3 of
-# 36 answers, which may be chance. The template's own system message left one right answer: this
-# adapter has only ever seen one system message. The other ways left none. So a trained model
-# survives some of these faults, and then a good answer hides that something is wrong. Do not test a
-# server by reading answers. Ask it for the *ids* that it makes of your messages, and compare them
-# with those of training. Further down we do.
+# In two runs, on different machines, the first token written twice cost no answer or one of 36, and
+# a missing generation prompt three or four, which may be chance. The template's own system message
+# left one right answer or none: this adapter has only ever seen one system message. Llama 2's
+# template left one at most, the other ways none. So a trained model survives some of these faults,
+# and then a good answer hides that something is wrong. Do not test a server by reading answers. Ask
+# it for the *ids* that it makes of your messages, and compare them with those of training. Further
+# down we do.
 #
 # The last two bars have nothing to do with the prompt. There the answer is often right, and the
 # model goes on after it. In lab 3, with 25 steps on `home`, the habit of a chat model still hid the
-# missing label. Here 40 steps had trained it away.
+# missing label. Here, after 40 steps on other rows, it is gone.
 
 # %% [markdown]
 # ## One file for everything
@@ -525,10 +534,11 @@ def q8_0(w):
 check.writes_q8(q8_0)
 
 # %% [markdown]
-# That makes 34 bytes for 32 weights, 8.5 bits each. Q4_0 does the same with 16 levels, 4.5 bits.
-# (Our Q4_0 file keeps the embeddings in Q8_0; llama.cpp stores them more finely than the rest,
-# too.) Now merge the office's adapter and write the model three times. A fourth model shows what
-# an engine would make of a file without exercise 7.3: the same numbers, turned in other pairs.
+# That makes 34 bytes for 32 weights, 8.5 bits each. Q4_0 has 16 levels, -8 to 7, and takes its
+# scale from the largest weight with its sign: 4.5 bits each. (Our Q4_0 file keeps the embeddings in
+# Q8_0. llama.cpp, too, stores them more finely where they are also the output layer, as here.) Now
+# merge the office's adapter and write the model three times. A fourth model shows what an engine
+# would make of a file without exercise 7.3: the same numbers, turned in other pairs.
 
 
 # %%
@@ -582,12 +592,17 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
     guess_q4.beside(100 * files["q4_0"][2])
 
 # %% [markdown]
-# The size falls to a third, and the KL from the model that was trained grows with each step. When
-# we ran it (40 steps, seed 0, 36 held-out rows), KL was 3e-6 nats a token in bf16, 6e-5 in Q8_0 and
-# 0.02 in Q4_0; 22, 21 and 19 answers were right, 21 before. A difference of one or two rows is
-# within the error, so the score alone would have told nothing about the grids. With rows in the
-# wrong order KL was 2, and no answer was right: the file has the right size, the right names and
-# the right numbers, and is useless. Nothing in it says in which order its rows are.
+# The size falls to a third, and the KL from the model that was trained grows with each step. In two
+# runs (40 steps, seed 0, 36 held-out rows) KL was 3e-6 nats a token in bf16, 6e-5 and 7e-5 in Q8_0,
+# and 0.02 in Q4_0. Of 21 right answers before, bf16 gave 21 or 22, Q8_0 21, and Q4_0 18 or 19. A
+# difference of one to three rows is within the error, so the score alone would have told nothing
+# about the grids. With rows left in their order KL was 2, and no answer was right: the file has the
+# right size, the right names and the right numbers, and is useless. Nothing in it says in which
+# order its rows are.
+#
+# (Do the lab's first lines say "4-bit weights"? Then your base had been in Q4_1 before it was
+# unpacked to bf16, and only the adapter's part is new to a grid. Measure again for a base that was
+# never in 4 bits.)
 
 # %% [markdown]
 # Two other formats were not run here, since their kernels want a GPU. **GPTQ** and **AWQ** store
@@ -854,7 +869,8 @@ if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"])
         table["equal"] = table["served"] == table["PEFT"]
         display(plots.equal(table.groupby("customer")["equal"].agg(["sum", "count"]), guess_same))
         guess_same.beside(table["equal"].sum())
-        display(table[~table["equal"]])
+        if not table["equal"].all():
+            display(table[~table["equal"]])
 
 # %% [markdown]
 # When we ran it, all 60 were PEFT's to the letter, right and wrong ones alike. The server computes
@@ -864,8 +880,16 @@ if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"])
 # one in the base's chatty style: then the adapter was not chosen, or its rows are in the wrong
 # order.
 #
-# llama.cpp ignores an adapter number that it does not have, and answers with the base. So look
-# names up before you send: `server.choosing` does, and refuses unknown ones.
+# Today's llama.cpp ignores an adapter number that it does not have, and answers with the base. So
+# look names up before you send: `server.choosing` does, and refuses unknown ones.
+#
+# People report a quieter fault ([issue 26207](https://github.com/ggml-org/llama.cpp/issues/26207)).
+# An engine keeps the keys and values of prompts that it has read, to save time, and those depend on
+# the adapter. Where it looks them up by tokens alone, two customers who send the same prompt get
+# each other's. Our 60 would not show it, since no two customers ask the same. With the llama.cpp of
+# this environment we could not provoke it: one prompt, asked eight times through two adapters in
+# turn, had the right answer each time (a tiny model). `server.choosing` sends `cache_prompt: false`
+# all the same. Then each prompt is read anew, which costs time and nothing else.
 
 # %% [markdown]
 # ### What does it cost to stay apart?
@@ -896,11 +920,12 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # a batch. Whether mixed ones do depends on the engine: llama.cpp puts only requests with the same
 # adapters into one batch, so a mixed crowd takes turns. It had a third to a half of the merged
 # model's tokens a second in our runs, while one adapter apart was no more than a sixth slower. An
-# engine with a batched product such as yours need not take turns. vLLM has one (Punica's kernels):
-# on two CPU cores eight requests lost 14% of their tokens a second when they asked for two adapters
-# and not for one. In llama.cpp they lost 60%. (With adapters apart vLLM was the slower one there,
-# since they cost it two thirds. Merged it was the quicker one at 32 requests. `docs/own-data.md`
-# has the table.)
+# engine with a batched product such as yours need not take turns. vLLM has one. On a card it is a
+# kernel (after Punica). On a CPU it is plain PyTorch, much like your `batched_lora`, copies
+# included. On two CPU cores eight requests lost 14% of their tokens a second there when they asked
+# for two adapters and not for one. In llama.cpp they lost 60%. (With adapters apart vLLM was the
+# slower one, since they cost it two thirds. Those copies may be why. Merged it was the quicker one
+# at 32 requests. `docs/own-data.md` has the table.)
 
 # %% [markdown]
 # ## Elsewhere
@@ -912,7 +937,8 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # Ollama does not run the template in the GGUF. It looks for a similar one among those that it
 # knows, and where it finds none it writes no marks at all: "no template" in the figure above. So a
 # Modelfile should give the template, in Ollama's own language. `recipes.modelfile` derives it from
-# what the tokenizer writes, and adds the system message that SmolLM2's template writes unasked.
+# what the tokenizer writes. It also writes your system message, or, where you have none, the one
+# that SmolLM2's template writes unasked.
 
 # %% tags=["experiment"]
 if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "7.2", "7.5"]):
@@ -929,7 +955,7 @@ if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "
 # %% [markdown]
 # `labkit ship FOLDER` does all of this for an adapter's folder, of `labkit train` or of PEFT: GGUF
 # alone and merged, a Modelfile, the lines, and a table of what each file costs. With `--merge` it
-# writes a plain model, which `transformers serve` (lab 6) and everything else can load.
+# writes a plain model, which `transformers serve` (lab 6), vLLM and most trainers can load.
 #
 # Write down with each file that you ship what it was made of: the base by its public name, the hash
 # of the data, the settings, the score, and the template. In half a year you will want to know.

@@ -52,7 +52,8 @@ def _ends_early(text):
 def llama_server(gguf: str | Path, adapters: Mapping[str, str | Path]) -> str:
     """The line that starts llama.cpp's own server with a base and adapters, off until asked for."""
     parts = [f"llama-server -m {gguf} --jinja"]
-    parts += ["--lora-init-without-apply"] if adapters else []
+    # its cache of prompts does not know adapters (ggml-org/llama.cpp issue 26207)
+    parts += ["--lora-init-without-apply", "--no-cache-prompt"] if adapters else []
     parts += [f"--lora {path}" for path in adapters.values()]
     return " \\\n    ".join(parts)
 

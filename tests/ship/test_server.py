@@ -109,6 +109,24 @@ def test_each_request_has_its_own_adapter(files, tokenizer):
     assert children() == []
 
 
+def test_one_prompt_through_another_adapter_is_read_anew(files):
+    """llama.cpp's cache of prompts does not know which adapter has made what it keeps."""
+    from openai import OpenAI
+
+    base, parts, _ = files
+    names, asked = ("one", "two"), conversation(" ".join(PROMPTS))
+    choices = [server.choosing(names, name) for name in names]
+    alone = []
+    for choice in choices:
+        with server.llama_cpp(base, parts, slots=1, context=256) as address:
+            client = OpenAI(base_url=address, api_key="none", timeout=60)
+            alone.append(server.ask(client, asked, 8, choice))
+    with server.llama_cpp(base, parts, slots=1, context=256) as address:
+        client = OpenAI(base_url=address, api_key="none", timeout=60)
+        in_turn = [server.ask(client, asked, 8, choices[k]) for k in (0, 1, 0)]
+    assert in_turn == [alone[0], alone[1], alone[0]] and alone[0] != alone[1]
+
+
 def test_sixty_answers_of_the_course_s_model_are_peft_s(tmp_path):
     """Three adapters of random numbers on the real base: fp32 in PEFT, F16 in llama.cpp."""
     from openai import OpenAI
@@ -187,7 +205,7 @@ def test_a_name_that_is_not_there_is_refused():
     with pytest.raises(LabError, match="no adapter 'tow': the server has one, two"):
         server.choosing(["one", "two"], "tow")
     off = [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
-    assert server.choosing(["one", "two"], None) == {"lora": off}
+    assert server.choosing(["one", "two"], None) == {"lora": off, "cache_prompt": False}
 
 
 def test_it_is_gone_after_an_error_and_after_its_starter(files):

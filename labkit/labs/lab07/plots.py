@@ -106,6 +106,7 @@ def batches(sizes, times):
     ax.set(xscale="log", yscale="log", xlabel="rows of the batch", ylabel="milliseconds")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     ax.set_xticks(sizes)
     ax.legend()
     told = ", ".join(f"{1000 * seconds[-1]:.2g} ms {name}" for name, seconds in times.items())
