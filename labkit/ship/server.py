@@ -73,8 +73,8 @@ def choosing(names: Sequence[str], name: str | None) -> Mapping:
     """The `extra_body` of a request that wants adapter `name` of the server's `names`, or none.
 
     llama.cpp numbers its adapters and takes no notice of a number that it doesn't have; so a name
-    that isn't there is a LabError here, before anything is sent. Each prompt is read anew, since what
-    it keeps of earlier ones was found to be looked up by tokens, whatever adapter had made it
+    that isn't there is a LabError here, before anything is sent. Each prompt is read anew, since
+    what it keeps of earlier ones was found to be looked up by tokens, whatever adapter had made it
     (ggml-org/llama.cpp issue 26207).
     """
     if name is not None and name not in names:
