@@ -53,9 +53,10 @@ def shares(rights, n, how, guess):
         ax.text(value + error, name, f"  {value:.0f}%", va="center", color=INK)
     ax.set_xlim(0, 118)
     ax.set_xticks(range(0, 101, 20))
-    low = min(values, key=values.get)
-    told = f"{values[top]:.0f}% “{top}”, {values[low]:.0f}% “{low}”"
-    ax.set_title(f"Right, {how}:\n{told}")
+    low = min(values.values())
+    lowest = [name for name, value in values.items() if value == low]
+    where = f"“{lowest[0]}”" if len(lowest) == 1 else f"in {len(lowest)} of {len(values)}"
+    ax.set_title(f"Right, {how}:\n{values[top]:.0f}% “{top}”, {low:.0f}% {where}")
     guess.draw(ax, "x")
     return fig
 
@@ -118,7 +119,7 @@ def equal(counts, guess):
     """Bars: how many of a customer's answers are PEFT's to the letter; columns sum and count."""
     values = counts["sum"].to_dict()
     told = [f"{row['sum']} of {row['count']}" for _, row in counts.iterrows()]
-    fig, ax = _bars(values, PALETTE[: len(values)], "answers equal to the letter", told)
+    fig, ax = _bars(values, [PALETTE[0]] * len(values), "answers equal to the letter", told)
     same, n = counts["sum"].sum(), counts["count"].sum()
     ax.set_title(f"{same} of {n} served answers are PEFT's, to the letter")
     if guess.value is not None:
