@@ -790,7 +790,7 @@ if lab.experiment("A mixed batch, in one layer", 1, needs=["7.6"]):
     times = {"one by one": [], "batched": []}
     sizes = (1, 4, 16, 64)
     for n in sizes:
-        x, index = torch.randn(n, d), torch.randint(-1, k, (n,))
+        x, index = torch.randn(n, d), torch.randint(k, (n,))
         for name, add in (("one by one", row_by_row), ("batched", batched_lora)):
             runs = []
             for _ in range(20):
@@ -801,10 +801,10 @@ if lab.experiment("A mixed batch, in one layer", 1, needs=["7.6"]):
     display(plots.batches(sizes, times))
 
 # %% [markdown]
-# On a CPU the batch wins little or nothing: on one of ours it was slower at every size, on another
-# quicker from 16 rows on. A small product starts in a microsecond there, and `A[index]` copies a
-# pair of factors for every row: 64 rows of this layer are 1.2 million numbers. On a GPU each of the
-# loop's products takes several microseconds to start, whatever its size, and they wait for each
+# On a CPU the batch wins little or nothing: here it was slower at every size on one thread, and on
+# two quicker from 16 rows on. A small product starts in a microsecond there, and `A[index]` copies
+# a pair of factors for every row: 64 rows of this layer are 1.2 million numbers. On a GPU each of
+# the loop's products takes several microseconds to start, whatever its size, and they wait for each
 # other. Engines want neither: one start for all rows, and no copies. That is why they have a kernel
 # of their own for this one product.
 
