@@ -32,7 +32,7 @@ from labkit import tasks
 from labkit.training import generation, loop, models, rollouts
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rewards.csv"
-NAMES = ("warm_start", "adapted", "mean_worth", "train_grpo", "kl_from_start")
+NAMES = ("warm_start", "adapted", "earned_by", "train_grpo", "kl_from_start")
 NAMES += ("reward", "bonus", "keys_in")
 STEPS, UNSEEN = 12, 100
 RATES = {"lora": (5e-4, 2e-4, 1e-3), "full": (2e-5, 1e-5, 5e-5)}  # the middle one first

@@ -609,13 +609,20 @@ check.rewards(reward)
 # The model as it comes answers a spoken command with chatter. Look at what that means for a reward:
 # here are 64 answers, what they earn, and the size of the gradient of your loss.
 
+
+# %%
+def earned_by(worth, answers):
+    """What each sampled answer earns, a list."""
+    return [worth(answer["text"], answer["row"]["answer"]) for answer in answers]
+
+
 # %% tags=["experiment"]
 if lab.experiment("A step without a warm start", 12, needs=["8.4", "8.5", "8.6"]):
     commands, chance = tasks.load("home").sort("intent"), torch.Generator(lab.device).manual_seed(0)
     policy = adapted(models.load()[0])
     rows = next(rollouts.prompts(commands, 8, 1))
     answers = rollouts.sample(policy, tokenizer, rows, 8, generator=chance)
-    earned = [reward(answer["text"], answer["row"]["answer"]) for answer in answers]
+    earned = earned_by(reward, answers)
     advantages = group_advantages(torch.tensor(earned).view(8, 8)).flatten()
     logp, mask = rollouts.logprobs(policy, answers)
     grpo_loss(logp, logp.detach(), advantages.to(logp.device), mask).backward()
@@ -661,11 +668,6 @@ def warm_start(steps=14):
 
 
 # %%
-def mean_worth(worth, answers):
-    """The mean of a reward over sampled answers."""
-    return sum(worth(a["text"], a["row"]["answer"]) for a in answers) / len(answers)
-
-
 def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0, **watched):
     """GRPO, `size` answers a step; curves of reward, KL from the start, equal groups, lengths.
 
@@ -675,15 +677,14 @@ def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0, 
     chance = torch.Generator(model.device).manual_seed(seed)
     for rows in rollouts.prompts(commands, size // samples, steps, seed):
         answers = rollouts.sample(model, tokenizer, rows, samples, 32, generator=chance)
-        earned = [worth(answer["text"], answer["row"]["answer"]) for answer in answers]
-        rewards = torch.tensor(earned, device=model.device).view(-1, samples)
+        rewards = torch.tensor(earned_by(worth, answers), device=model.device).view(-1, samples)
         logp, mask = rollouts.logprobs(model, answers)
         loss = grpo_loss(logp, logp.detach(), group_advantages(rewards).flatten(), mask)
         kl = kl_from_start(model, answers, logp, mask)
         step_down(loss, optimizer)
         equal = (rewards.std(1) == 0).float().mean()
         tokens = mask.sum() / len(mask)
-        more = {name: mean_worth(other, answers) for name, other in watched.items()}
+        more = {name: np.mean(earned_by(other, answers)) for name, other in watched.items()}
         curves.add(reward=rewards.mean(), kl=kl, equal=equal, tokens=tokens, **more)
     return curves
 
@@ -772,7 +773,7 @@ if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
     optimizer = adamw(policy, 5e-4)
     rows = next(rollouts.prompts(tasks.load("home").sort("intent"), 4, 1))
     answers = rollouts.sample(policy, tokenizer, rows, 8, 32, generator=chance)
-    earned = [reward(answer["text"], answer["row"]["answer"]) for answer in answers]
+    earned = earned_by(reward, answers)
     better = group_advantages(torch.tensor(earned).view(4, 8)).flatten().to(lab.device)
     old_logp, told = None, []
     for _ in range(4):
@@ -811,7 +812,8 @@ if lab.experiment("Ranks under rewards, from a file", 0):
     study = measured.load("rewards")
     one_rate = study["learning_rate"].isin([5e-4, 2e-5])  # of adapters, of full fine-tuning
     ranks = study[(study["study"] == "rank") & one_rate]
-    at_start = ranks["before"].mean(), 17  # reward, and exact answers of 100
+    start_row = study.query("study == 'written' and steps == 0")  # trained on nothing more
+    at_start = ranks["before"].mean(), 100 * start_row["exact"].item()
     display(plots.by_rank(ranks, at_start, plots.rank_title(ranks)))
     columns = ["rank", "seed", "reward", "intent", "exact", "keys"]
     display(ranks[columns].sort_values(["rank", "seed"]))

@@ -14,6 +14,7 @@ from labkit.grading.judge.submission import Unreadable
 
 # left by macOS and Jupyter, no student's work
 LITTER = ("._", ".DS_Store", ".ipynb_checkpoints", "__MACOSX")
+CANVAS = re.compile(r"(?=_(\d+)_\d+_)")  # at every place where it could be the student's number
 MOODLE = re.compile(r"_(\d+)_assignsubmission_")  # in the name of a student's folder: the number
 FEW = 12  # names that a line lists
 

@@ -8,8 +8,8 @@ from labkit.contract import CheckFailed, observe
 
 SHAPES = (
     "with full_matrices=False U is (d_out, k), S a vector (k,) that scales its columns, U * S, "
+    "and Vh (k, d_in)"
 )
-SHAPES += "and Vh (k, d_in)"
 PLAIN = re.compile("rounding|x the wanted|sign is turned")  # what says enough by itself
 
 

@@ -13,10 +13,9 @@ import zipfile
 from pathlib import Path
 
 from labkit.grading.after import report
-from labkit.grading.collect import MOODLE
+from labkit.grading.collect import CANVAS, MOODLE
 from labkit.grading.row import Row
 
-MADE = re.compile(r"_\d+_\d+_")  # in a name that Canvas gave
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$!&~-])")  # what Markdown would take for its own
 
 
@@ -25,7 +24,7 @@ def canvas(path: Path, rows: list[Row]) -> None:
     names, told = [], []
     for row in rows:
         *folders, file = row.submission.split("/")
-        unpacked = next((folder for folder in folders if MADE.search(folder)), None)
+        unpacked = next((folder for folder in folders if CANVAS.search(folder)), None)
         text = json.dumps(as_notebook(row), indent=1)
         names.append(f"{unpacked}.zip" if unpacked else file)
         told.append(_zipped(file, text) if unpacked else text)

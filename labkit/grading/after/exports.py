@@ -17,10 +17,8 @@ from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.grading.after import gradescope, report, tables, worksheets
-from labkit.grading.collect import MOODLE, listed
+from labkit.grading.collect import CANVAS, MOODLE, listed
 from labkit.grading.row import Exercise, Row
-
-CANVAS = re.compile(r"(?=_(\d+)_\d+_)")  # at every place where it could be the student's number
 
 
 @dataclass
