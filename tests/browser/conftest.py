@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from labkit import download
 from labkit.training import models
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +29,12 @@ QUIET = {
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
-    """A folder with the student notebooks and JupyterLab's settings; the model is in the cache."""
+    """A folder with JupyterLab's settings and a cache without trainings."""
     models.fetch()
     home = tmp_path_factory.mktemp("jupyter")
-    shutil.copytree(ROOT / "notebooks", home / "notebooks")
+    (home / "cache").mkdir()
+    (home / "cache" / "models").symlink_to(download.cache_dir() / "models")
+    (home / "notebooks").mkdir()
     for name, values in QUIET.items():
         set_up(home, name, values)
     return home
@@ -50,6 +53,7 @@ def address(home):
     folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
     own = {name: str(home / name.lower()) for name in (*folders, "JUPYTERLAB_WORKSPACES_DIR")}
     own["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
+    own["LABKIT_CACHE"] = str(home / "cache")  # a kept training would show no curve that moves
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -78,7 +82,11 @@ def wait_for(address, process, log):
 
 @pytest.fixture
 def notebook(browser, home, address, request):
-    """`notebook(name, theme)` opens a notebook in a window of a laptop's size."""
+    """`notebook(name, theme)` opens a notebook in a window of a laptop's size.
+
+    Each test begins with the notebooks as they are given out.
+    """
+    shutil.copytree(ROOT / "notebooks", home / "notebooks", dirs_exist_ok=True)
     SHOTS.mkdir(parents=True, exist_ok=True)
     expect.set_options(timeout=PATIENCE)
     page = browser.new_page(viewport={"width": 1280, "height": 800})

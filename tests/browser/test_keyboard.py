@@ -25,10 +25,12 @@ class Keys:
     def go(self, text):
         """Choose the first cell whose source holds `text` by the arrows.
 
-        A busy page may miss a key. Then one leaves what one is in by Escape, and presses again.
+        A busy page may miss a key, or lose the focus: Escape leaves what one is in, Tab goes
+        back into the notebook, and one presses again.
         """
         lost = 0
         while (places := self.page.evaluate(PLACES, text))[0] != places[1]:
+            assert places[1] >= 0, f"no cell holds {text!r}"
             self.press("ArrowDown" if places[0] < places[1] else "ArrowUp")
             try:
                 self.page.wait_for_function(MOVED, arg=places[0], timeout=5000)
@@ -36,6 +38,8 @@ class Keys:
                 lost += 1
                 assert lost < 5, f"the arrows do not lead to {text!r}"
                 self.press("Escape")
+                if self.page.evaluate(FOCUS, "body"):
+                    self.press("Tab")
 
     def run(self, code):
         """Choose the cell that holds `code` and run it to its end; its output."""
