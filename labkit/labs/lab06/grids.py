@@ -15,11 +15,15 @@ WAYS = {  # how it is merged -> colour, line, marker
 }
 
 
+LOSSES = (-0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3)  # ticks of an axis that is logarithmic from 0.1 on
+
+
 def number_line(rows, step):
     """One weight on several grids, with the same `step` added to it.
 
     `rows` maps a grid to (its values near the weight, the weight, where the sum lands). The band
-    is the dead zone, which rounds back to the weight; an arrow is the step.
+    is the dead zone, which rounds back to the weight; an arrow is the step, a ring the weight, a
+    dot where the sum lands.
     """
     fig, ax = figure(height=0.75 * len(rows) + 1.2)
     reach = 12 * abs(step)
@@ -32,13 +36,16 @@ def number_line(rows, step):
         low, high = _dead_zone(near, reach)
         ax.fill_between([low, high], y - 0.3, y + 0.3, color=COLOURS[name], alpha=0.25, lw=0)
         ax.plot(0, y, "o", color=COLOURS[name], ms=7, mfc="white", mew=2)
-        style = {"arrowstyle": "->", "color": INK, "lw": 1.6}
+        style = {"arrowstyle": "->", "color": INK, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", (step, y + 0.36), (0, y + 0.36), arrowprops=style)
         ax.plot(landed - start, y, "o", color=COLOURS[name], ms=5)
         ax.text(reach * 1.03, y, _told(step, near, landed - start), va="center", color=INK)
+        if len(ticks) == 1 and (near > 0).any():
+            further = f"the next value: {near[near > 0].min():.2g} →"
+            ax.text(reach * 0.97, y, further, va="center", ha="right", color=INK, fontsize=9)
     ax.set_yticks(range(len(rows))[::-1], list(rows))
     ax.set(xlim=(-reach, reach), ylim=(-0.6, len(rows) - 0.35))
-    ax.set(xlabel="distance from the weight (the arrow is the update)")
+    ax.set(xlabel="distance from the weight (ring: before, arrow: the update, dot: after)")
     ax.locator_params(axis="x", nbins=5)
     ax.grid(visible=False)
     stay = [name for name, (_, start, landed) in rows.items() if landed == start]
@@ -62,7 +69,7 @@ def _told(step, near, moved):
     ahead = near[near * np.sign(step) > 0]
     size = abs(step) / np.abs(ahead).min() if len(ahead) else 0.0
     many = f"{size:.2g} steps of this grid" if size else "a small part of a step"
-    return f"{many}:\n" + (f"moves by {moved / step:.0%} of it" if moved else "snaps back")
+    return f"{many}:\n" + (f"moves {moved / step:.0%} as far" if moved else "snaps back")
 
 
 def arrivals(sizes, on, beside, trained, guess):
@@ -77,41 +84,48 @@ def arrivals(sizes, on, beside, trained, guess):
             ax.plot(sizes, shares, color=COLOURS[name], marker=marker, ms=5, label=name)
         ax.axhline(100, color=INK, lw=0.8)
         ax.axvline(trained, color=INK, ls=":", lw=1.5)
-        ax.set(xscale="log", xlabel="|dW| / |W|", title=f"weights {told}")
-    top = max(max(shares) for shares in on.values())
-    axes[0].set(ylabel="share of the update that arrives, %", ylim=(-25, max(160, 1.1 * top)))
-    axes[0].legend(loc="upper left", ncols=2)
-    axes[1].text(trained, -18, " home", color=INK)
+        ax.set(xscale="log", xlabel="size of the update, |dW| / |W|", title=f"weights {told}")
+        ax.set_xticks(sizes, [f"{100 * size:g}%" for size in sizes])
+        ax.minorticks_off()
+        ax.text(trained, 104, " home", color=INK)
+    every = [share for curves in (on, beside) for shares in curves.values() for share in shares]
+    axes[0].set(ylabel="share of the update that arrives, %")
+    axes[0].set_ylim(min(-8, 1.1 * min(every)), max(125, 1.05 * max(every)))
+    axes[1].legend(loc="lower right")
     guess.draw(axes[0])
     small = sizes.index(1e-3)
     low, least = on["bf16"][small], on["NF4"][small]
-    title = f"Weights on the grid: of an update of 0.1%, bf16 keeps {low:.0f}% and NF4 {least:.0f}%"
-    return headed(fig, title)
+    kept = f"weights on the grid keep {low:.0f}% in bf16, and {least:.0f}% in NF4"
+    return headed(fig, f"Of an update of 0.1%, {kept}")
 
 
 def crossover(frame, guess):
     """KL from the trained model and the change of task loss against |dW| / |rounding error|.
 
-    `frame` is measured/merges.csv; dots are seeds, lines their means. `guess` is one of the change,
-    in the right panel.
+    `frame` is measured/merges.csv; faint dots are seeds, lines their means, bars in the right panel
+    standard errors. `guess` is one of the change, in the right panel.
     """
     fig, (left, right) = figure(2, width=10, height=4.2)
     fig.get_layout_engine().set(wspace=0.06)  # else the right axis' name touches the left panel
-    for way, (colour, line, marker) in WAYS.items():
+    for i, (way, (colour, line, marker)) in enumerate(WAYS.items()):
         rows = frame[frame["way"] == way]
-        means = rows.groupby("steps")[["to_error", "kl", "worse"]].mean()
+        by_length = rows.groupby("steps")[["to_error", "kl", "worse"]]
+        means, errors = by_length.mean(), by_length.sem()
         label = way + _fewer_seeds(rows, frame)
-        for ax, column in ((left, "kl"), (right, "worse")):
+        for ax, column, beside in ((left, "kl", 1), (right, "worse", 1.03 ** (i - 2.5))):
             style = {"color": colour, "marker": marker}
-            ax.plot(rows["to_error"], rows[column], ls="", ms=3, alpha=0.4, **style)
-            ax.plot(means["to_error"], means[column], ls=line, ms=5, label=label, **style)
+            x = beside * means["to_error"]  # in the right panel side by side
+            ax.plot(beside * rows["to_error"], rows[column], ls="", ms=3, alpha=0.4, **style)
+            ax.plot(x, means[column], ls=line, ms=5, label=label, **style)
+        right.errorbar(x, means["worse"], errors["worse"], ls="", color=colour, lw=1.2)
     ratios = frame.groupby("steps")["to_error"].mean()
     for ax in (left, right):
         ax.set(xscale="log", xlabel="|dW| / |rounding error of NF4|, after so many steps")
         ax.set_xticks(ratios, [f"{ratio:.2f}\n{n} steps" for n, ratio in ratios.items()])
         ax.minorticks_off()
     left.set(yscale="log", ylabel="KL from what was trained, nats")
-    right.set_yscale("symlog", linthresh=0.03)
+    right.set_yscale("symlog", linthresh=0.1, linscale=2)
+    right.set_yticks(LOSSES, [f"{loss:g}" for loss in LOSSES])
     right.axhline(0, color=INK, lw=0.8)
     right.set(ylabel="extra task loss, nats")
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -129,12 +143,12 @@ def _verdict(frame):
     """Which base is nearest, and the loss of the original, at the shortest and the longest."""
     runs = frame.pivot_table(index=["steps", "seed"], columns="way", values=["kl", "worse"])
     nearer = (runs["kl"]["dequantised"] < runs["kl"]["original"]).all()
-    told = "Nearest at every length: the dequantised base" if nearer else "Nearest: it depends"
+    told = "Closest at every length: the dequantised base" if nearer else "Closest: it depends"
     gaps = (runs["worse"]["original"] - runs["worse"]["dequantised"]).groupby("steps")
     ends = []
     for steps in (frame["steps"].min(), frame["steps"].max()):
         gap = gaps.get_group(steps)
         n = len(gap)
         error = f"± {gap.std() / n**0.5:.2f}" if n > 1 else "(one seed)"
-        ends.append(f"{gap.mean():+.2f} {error} after {steps} steps")
-    return f"{told}.\nLoss of the original less the dequantised: {ends[0]}, {ends[1]}"
+        ends.append(f"{round(gap.mean(), 2) + 0.0:.2f} {error} after {steps} steps")
+    return f"{told}.\nLoss of the original minus the dequantised: {ends[0]}, {ends[1]}"

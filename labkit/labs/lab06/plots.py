@@ -8,25 +8,23 @@ MARKERS = "osD^v"
 FLOOR = 1e-8  # what fp32 cannot tell from zero
 
 
-def by_layer(errors, title, label):
-    """A relative error for each adapted layer on a log axis; `errors` maps a name to a list.
+def combinations(along, rest):
+    """What each recipe makes of a wanted sum of updates, a dot a layer.
 
-    Errors of zero are drawn at the bottom of the axis.
+    Both map a recipe to a list: `along` how many times the sum is in it, `rest` the size of what
+    else is, as a share of the sum's.
     """
     fig, ax = figure(height=3.2)
-    kinds = zip(errors.items(), PALETTE, MARKERS, strict=False)
-    for (name, values), colour, marker in kinds:
-        values = np.maximum(values, FLOOR)
-        ax.plot(values, marker, color=colour, ms=3.5, alpha=0.7)
-        place = (len(values) * 1.01, np.median(values))
-        ax.annotate(f"{name}\nmedian {np.median(values):.2g}", place, color=colour, va="center")
-    ax.set(yscale="log", xlabel="adapted layer, first block to last", ylabel=label)
-    n_layers = max(len(values) for values in errors.values())
-    ax.set_xlim(0, 1.28 * n_layers)
-    ax.set_xticks(range(0, n_layers + 1, 50))
-    every = np.maximum(np.concatenate(list(errors.values())), FLOOR)
-    ax.set_ylim(every.min() / 5, every.max() * 5)  # room for the labels
-    ax.set_title(title)
+    for (name, times), colour, marker in zip(along.items(), PALETTE, MARKERS, strict=False):
+        ax.plot(times, rest[name], marker, color=colour, ms=4, alpha=0.5)
+        x, y = np.median(times), max(rest[name])
+        ax.annotate(name, (x, y), (0, 7), textcoords="offset points", color=colour, ha="center")
+    ax.axvline(1, color=INK, lw=0.8)
+    ax.set(xlabel="times the wanted sum that it holds", ylabel="|the rest| / |the sum|")
+    ax.set_xlim(0, 1.1 * max(max(times) for times in along.values()))
+    ax.set_ylim(-0.08, 1.25 * max(max(sizes) for sizes in rest.values()))
+    times, size = np.median(along["linear"]), np.median(rest["linear"])
+    ax.set_title(f"“linear” holds {times:.1f} times the sum, and a rest {size:.1f} times as large")
     return fig
 
 
@@ -63,6 +61,8 @@ def unmoved(shares, guess):
     fig, ax = figure(height=2.9)
     ax.plot(shares, "o", color=PALETTE[0], ms=3.5, alpha=0.7)
     ax.axhline(np.mean(shares), color=PALETTE[0], lw=1.5)
+    right = {"transform": ax.get_yaxis_transform(), "color": PALETTE[0], "va": "center"}
+    ax.text(1.01, np.mean(shares), f"mean {np.mean(shares):.0f}%", **right)
     ax.set(xlabel="adapted layer, first block to last", ylabel="weights that stay, %")
     ax.set_ylim(0, 1.25 * max(shares))
     ax.set_title(f"Merged in bf16, {np.mean(shares):.0f}% of the weights do not move at all")
@@ -70,23 +70,28 @@ def unmoved(shares, guess):
     return fig
 
 
-def both_tasks(scores, tasks, title, guess):
-    """Two horizontal bars a mixture, one a task, in percent.
+def both_tasks(scores, tasks, n, title, guess):
+    """Two horizontal bars a model, one a task, in percent, with the standard error of n examples.
 
-    `scores` maps a mixture to a pair of shares; `tasks` names the two tasks; `guess` is one of
-    percent.
+    `scores` maps a model to a pair of shares, the base and the two parents first; `tasks` names the
+    two tasks; `guess` is one of percent.
     """
     fig, ax = figure(height=0.5 * len(scores) + 1.2)
     places = np.arange(len(scores))[::-1]
     for i, (task, colour) in enumerate(zip(tasks, PALETTE, strict=False)):
         shares = np.array([100 * pair[i] for pair in scores.values()])
+        errors = np.sqrt(shares * (100 - shares) / n)
         y = places + (0.5 - i) * 0.38
         hatch = "" if i == 0 else "//"
         ax.barh(y, shares, 0.36, color=colour, hatch=hatch, edgecolor="white", label=task)
-        for place, share in zip(y, shares, strict=True):
-            ax.text(share + 0.8, place, f"{share:.0f}", va="center", color=INK, fontsize=9)
+        ax.hlines(y, shares - errors, shares + errors, color=INK, lw=1)
+        for place, share, error in zip(y, shares, errors, strict=True):
+            label = {"va": "center", "color": INK, "fontsize": 9}
+            ax.text(share + error + 0.8, place, f"{share:.0f}", **label)
+    ax.axhline(places[len(tasks)] - 0.5, color=INK, lw=0.8, ls=":")  # mixtures are below it
     ax.set_yticks(places, list(scores))
-    ax.set(xlabel="right to the letter, % of held-out examples", xlim=(0, None))
+    told = f"right to the letter, % of {n} held-out examples (line: ± one standard error)"
+    ax.set(xlabel=told, xlim=(0, None))
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0)
     ax.set_title(title, pad=26)
@@ -100,12 +105,12 @@ def weight_curves(weights, curves, title, guess):
     A dotted line marks the weight with the lowest sum of losses; `guess` is one of that weight.
     """
     fig, ax = figure(height=3.2)
-    top = max(losses[-1] for losses in curves.values())
-    for (task, losses), colour, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
-        ax.plot(weights, losses, color=colour, marker=marker)
-        side = "bottom" if losses[-1] == top else "top"
-        ax.annotate(f"  {task}", (weights[-1], losses[-1]), color=colour, va=side)
-    ax.axvline(weights[np.sum(list(curves.values()), axis=0).argmin()], color=INK, ls=":", lw=1.5)
+    sums = np.sum(list(curves.values()), axis=0)
+    lines = zip((curves | {"sum": sums}).items(), (*PALETTE[:2], INK), MARKERS, strict=False)
+    for (task, losses), colour, marker in lines:
+        ax.plot(weights, losses, color=colour, marker=marker, ls="--" if task == "sum" else "-")
+        ax.annotate(f"  {task}", (weights[-1], losses[-1]), color=colour, va="center")
+    ax.axvline(weights[sums.argmin()], color=INK, ls=":", lw=1.5)
     ax.set(xlabel="weight w of both adapters", ylabel="loss, nats a token", ylim=(0, None))
     ax.set_xlim(None, weights[-1] + 0.2 * (weights[-1] - weights[0]))
     ax.set_title(title)
@@ -120,14 +125,14 @@ def speeds(rates, title):
     """
     fig, ax = figure(height=0.45 * len(rates) + 1.3)
     places = np.arange(len(rates))[::-1]
-    for y, runs, colour in zip(places, rates.values(), PALETTE, strict=False):
+    for y, runs in zip(places, rates.values(), strict=True):
         middle = np.median(runs)
-        ax.barh(y, middle, color=colour, height=0.6)
+        ax.barh(y, middle, color=PALETTE[0], height=0.6)
         ax.plot([min(runs), max(runs)], [y, y], color=INK, lw=1.5, marker="|")
         ax.text(max(runs), y, f"  {middle:.3g}", va="center", color=INK)
     ax.set_yticks(places, list(rates))
-    ax.set(xlabel="new tokens a second, one prompt at a time", xlim=(0, None))
-    ax.margins(x=0.1)
+    fastest = max(max(runs) for runs in rates.values())
+    ax.set(xlabel="new tokens a second, one prompt at a time", xlim=(0, 1.15 * fastest))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
     return fig
