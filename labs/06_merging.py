@@ -356,7 +356,7 @@ if lab.experiment("Speed with and without merging", 12, needs=["6.1", "6.2"]):
 #
 # `store` takes a matrix to a grid and back: it returns what will be read from the file, an fp32
 # matrix or one in 16 bits. The weight before is `store(W)`, the weight after is `store(W + dW)`.
-# Project their difference onto the update, and return how many times the update it holds:
+# Project their difference onto the update, and return which share of the update arrived:
 #
 # $$\frac{\langle\, \mathrm{store}(W + \Delta W) - \mathrm{store}(W),\ \Delta W \,\rangle}
 # {\|\Delta W\|^2}$$
@@ -389,8 +389,8 @@ check.survives(arrives)
 # %% [markdown]
 # We compare four grids. bf16 has 8 bits of precision at any size. The other three scale a block of
 # weights by its largest absolute value. `Q8_0` has 255 evenly spaced values for a block of 32, and
-# `Q4_0` has 16; both are formats of GGUF, the file of llama.cpp. NF4 has the sixteen uneven values
-# of lab 4, for a block of 64.
+# `Q4_0` has 16; both are formats of GGUF, the file type of llama.cpp. NF4 has the sixteen uneven
+# values of lab 4, for a block of 64.
 
 
 # %%
@@ -732,10 +732,10 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # (one seed, from 25 steps on). `Q8_0` (in the file, not drawn) is so fine that it changes little.
 
 # %% [markdown]
-# Right: how good. Zero is the trained model's own loss. The ± in the title is the standard error
-# over the three seeds. One might expect the original below zero, since it is the better base:
-# without an adapter its loss is lower by 0.35 nats (lab 4's 60 commands). Here is what three seeds
-# say:
+# Right: how good. Zero is the trained model's own loss. The axis is linear up to 0.1 and
+# logarithmic beyond. Bars, and the ± in the title, are standard errors over the three seeds. One
+# might expect the original below zero, since it is the better base: without an adapter its loss is
+# lower by 0.35 nats (lab 4's 60 commands). Here is what three seeds say:
 #
 # | steps | original, loss above the trained model's | mean |
 # |---|---|---|

@@ -105,7 +105,7 @@ def crossover(frame, guess):
     `frame` is measured/merges.csv; faint dots are seeds, lines their means, bars in the right panel
     standard errors. `guess` is one of the change, in the right panel.
     """
-    fig, (left, right) = figure(2, width=10, height=4.2)
+    fig, (left, right) = figure(2, width=10, height=4.5)
     fig.get_layout_engine().set(wspace=0.06)  # else the right axis' name touches the left panel
     for i, (way, (colour, line, marker)) in enumerate(WAYS.items()):
         rows = frame[frame["way"] == way]
@@ -128,7 +128,7 @@ def crossover(frame, guess):
     right.set_yticks(LOSSES, [f"{loss:g}" for loss in LOSSES])
     right.axhline(0, color=INK, lw=0.8)
     right.set(ylabel="extra task loss, nats")
-    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     guess.draw(right)
     return headed(fig, _verdict(frame))
 
