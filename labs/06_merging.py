@@ -483,9 +483,9 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # percent, with bf16 those below a few tenths of a percent. It is one mechanism at four scales.
 #
 # The loss is gradual. In bf16 small weights have short steps, and even a small update moves them.
-# In the other three one weight of each block always moves, the largest, because the block's scale
-# is stored with many digits. It is one of 64 or of 32: hence the 1.5 to 3 percent that arrive
-# though all other weights snap back.
+# In the other three one weight of each block hardly ever snaps back, the largest, because it sets
+# the block's scale, which is stored with more digits. It is one of 64 or of 32: hence the one to
+# three percent that arrive where all other weights snap back.
 #
 # So bf16 is not safe as such. `home` was trained at a large rate, and its update is so large that
 # nearly all of it arrives. Of an update of 0.1%, as a small rate and few steps may leave it, a good
