@@ -173,7 +173,7 @@ def parts_of_update(parts):
     ax.grid(axis="y", visible=False)
     gains = [gain for _, gain in parts.values()]
     told = f"Gain: {gains[0]:.0%} by directions 1 to 8, {gains[1]:.0%} by 9 to 16,"
-    return headed(fig, f"{told}\n{gains[-1]:.0%} by random ones as large as 1 to 8")
+    return headed(fig, f"{told}\n{gains[-1]:.0%} by 8 random ones as large as 1 to 8")
 
 
 def ways_of_rank_8(results, n):
@@ -210,9 +210,11 @@ def two_optimizers(spectra, ranks, title):
     """
     fig, axes = figure(2, width=8.4, height=3.6, width_ratios=(1, 1.4))
     for name, s in spectra.items():
-        axes[0].plot(np.arange(1, len(s) + 1), s / np.linalg.norm(s), color=LOOKS[name][0])
+        colour, x = LOOKS[name][0], np.arange(1, len(s) + 1)
+        axes[0].plot(x, s / np.linalg.norm(s), color=colour, label=name)
     axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position")
     axes[0].set_ylabel("singular value / |update|")
+    axes[0].legend(loc="lower left")
     for name, kinds in ranks.items():
         colour, marker = LOOKS[name]
         _dots(axes[1], kinds, colour, marker)
@@ -234,10 +236,10 @@ def learned_factors(errors, bound, A_learned, A_svd):
     mine, theirs = (M / np.linalg.norm(M, axis=1, keepdims=True) for M in (A_learned, A_svd))
     for ax, other, name in ((axes[1], mine, "learned rows"), (axes[2], theirs, "the SVD's rows")):
         ax.imshow(np.abs(mine @ other.T), cmap="Blues", vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[], xlabel=f"|cosine| with\n{name}")
+        ax.set(xticks=[], yticks=[], xlabel=f"|cosine| with {name}\n(white 0, dark blue 1)")
     axes[1].set_ylabel("rows of the learned A")
     told = f"The learned product ends at {errors[-1]:.3f}, the bound is {bound:.3f};"
-    return headed(fig, f"{told}\neach learned row is a mixture of the SVD's (white 0, dark blue 1)")
+    return headed(fig, f"{told}\neach learned row is a mixture of the SVD's")
 
 
 def intruders_by_size(sizes, grown, trained, n_directions):
