@@ -298,7 +298,7 @@ if lab.experiment("The same with alpha fixed", 55, needs=["5.2"]):
 # The ranks, the data and the seed are the same as before; only $\alpha$ differs. So the first table
 # measured mostly how far the steps go. Your formula says by how much: at $\alpha = 2r$ the useful
 # part of a first step is sixteen times larger at r=64 than at r=4. And 0.001 is too low a rate for
-# most of these runs, as you will see, so whichever takes longer steps comes out ahead.
+# most of these runs, as you will see, so the runs that take longer steps come out ahead.
 
 # %% [markdown]
 # ## The comparison that is fair
@@ -1010,7 +1010,7 @@ if lab.experiment("Who confuses what", 1):
 # | targets | all linear layers | | where adapters must be small |
 #
 # As a rule, narrow models take larger rates: this one is 576 wide, a 7B model 4,096. And make the
-# batch no larger than you need: at equal data it means fewer steps, and fewer rates that work.
+# batch no larger than you need: at equal data a larger one means fewer steps, and fewer rates work.
 
 # %% [markdown]
 # ### Exercise 5.6 · Quiz

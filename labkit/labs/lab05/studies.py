@@ -169,7 +169,7 @@ def ladder(table, title, guess):
     labels = [f"{name}\n{told}" for name, told in zip(methods.index, kept, strict=True)]
     ax.set_yticks(range(len(methods)), labels, fontsize=9)
     ax.set(xlabel="right of 288 tickets, % (black: standard error of one score)")
-    ax.set_xlim(-0.5, 1.15 * table["accuracy"].max())
+    ax.set_xlim(-0.5, 1.2 * table["accuracy"].max())
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
     guess.draw(ax, "x")
