@@ -203,7 +203,7 @@ def by_seed(rows, title):
     ax.set_yticks(range(len(rows)), rows)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.margins(x=0.08)
-    ax.set_xlabel("held-out loss, nats a token (a dot is a run, a line joins a seed's)")
+    ax.set_xlabel("held-out loss, nats a token (a dot and its line: a seed)")
     ax.set_title(title)
     return fig
 
