@@ -141,7 +141,7 @@ def memory(held, peaks, guess):
     gigabytes = [f"{total * unit / 1e9:.2f}" for total in floor]
     for x, told in enumerate(gigabytes):
         ax.text(x, floor[x] + 1, f"{told} GB", ha="center", color=INK)
-    ax.set(ylabel="% of full fine-tuning's peak", ylim=(0, 118), xlim=(-0.5, len(bars) - 0.1))
+    ax.set(ylabel="% of full fine-tuning's peak", ylim=(0, 118), xlim=(-0.5, len(bars) + 0.15))
     ax.legend(loc="upper left")
     _bars_alone(ax)
     between, peak, full_between, full_peak = gigabytes
