@@ -51,7 +51,8 @@ from labkit.training import generation, kept, loop, models
 # ## The idea
 #
 # A linear layer computes $y = W x$ with a big matrix $W$ of shape `(d_out, d_in)`. Fine-tuning
-# changes it to $W + \Delta W$. LoRA keeps $W$ frozen and writes the change as two thin matrices:
+# changes it to $W + \Delta W$. LoRA keeps $W$ frozen and writes the change as a product of two thin
+# matrices:
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r).$$
 #
@@ -418,7 +419,8 @@ if lab.experiment("What the base model answers", 8, needs=["2.2", "2.4"]):
 # this task LoRA does best where rate times $\alpha$ is near 0.1; here it is 0.08.
 #
 # At which loss must the curve begin? `B` is zero, so near the base model's. If it begins elsewhere,
-# something is wrong with the layer.
+# something is wrong with the layer. (To train once more, run the cell of the base model's answers
+# first: it loads a fresh model.)
 
 # %%
 guess_right = lab.predict("After 45 steps, how many of the 60 answers are right?", None)
@@ -526,16 +528,18 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 # | the model's weights | 0.2 | 5e-4 | 3e-4 |
 #
 # LoRA's first steps are eighty times as large as what is lost. Its last ones are not, since the
-# rate falls to zero: a step left 4% of the entries of `A` as they were at the 11th of 45 steps, 10%
-# half way, and 53% at the 41st. A weight of 0.2 would lose even the first step of full fine-tuning.
-# Many weights are smaller, so part of them would move: we counted in block 15 that steps of 3e-4
-# would leave nearly half of the weights as they were, and steps of 1.5e-4 about 70%.
+# rate falls to zero. In our run a step left 4% of the entries of `A` as they were at the 11th of 45
+# steps, 10% half way, and 53% at the 41st.
 #
-# So for a short LoRA run bf16 will do. It is no rule. Adam's moments are in bf16 here, too. A
-# second moment falls by at most a thousandth of itself a step. A bf16 number moves by four
-# thousandths of itself or not at all, so the moment never falls. In 45 steps that matters little,
-# since it would lose 4% at most. Over thousands of steps it no longer follows the gradients. PEFT
-# keeps `A` and `B` in fp32 (lab 3), and so their moments are fp32, too.
+# Full fine-tuning in bf16 would be worse off. A weight of 0.2 would lose even the first step.
+# Smaller weights would move, so we counted in block 15: steps of 3e-4 leave nearly half of the
+# weights as they were, and steps of 1.5e-4, half way through the run, about 70%.
+#
+# So for a short LoRA run bf16 will do. It is no rule, since Adam's moments are in bf16 here, too. A
+# step lowers a second moment by a thousandth at most. The nearest bf16 number below is four to
+# eight thousandths away, so the moment never falls. In 45 steps that matters little: it should fall
+# by 4% at most. Over thousands of steps it no longer follows the gradients. PEFT keeps `A` and `B`
+# in fp32 (lab 3), and so their moments are fp32, too.
 
 # %% [markdown]
 # ## Where does the time go?
@@ -613,9 +617,10 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
 # By the products it is about two thirds, head and attention included. The clock may differ, for two
 # reasons that pull against each other.
 #
-# - A step is more than products. Norms, activation functions and softmax cost LoRA what they cost
-#   full fine-tuning. And thin products use a processor badly: they read as many activations as a
-#   wide one and do about a hundredth of its arithmetic. Both raise LoRA's share.
+# - A step is more than products. Norms, activation functions and softmax cost LoRA nearly what they
+#   cost full fine-tuning. (Not quite: `loop` has quicker code for frozen norms and a frozen head.)
+#   And thin products use a processor badly: they read as many activations as a wide one and do
+#   about a hundredth of its arithmetic. Both raise LoRA's share.
 # - Full fine-tuning has work of its own: Adam reads and writes every weight and two moments at
 #   every step, and where products are bf16, fp32 weights are converted first. That lowers LoRA's
 #   share.
@@ -660,8 +665,8 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 #
 # How much of the difference is precision? If LoRA's blue part is half as high as that of full
 # fine-tuning, its frozen weights are in bf16, and so are most of its activations. That halves both.
-# With fp32 weights, as full fine-tuning has them, our LoRA run would have had its peak at 1.35 GB
-# in place of 0.70. That is 52% of full fine-tuning's 2.61 GB.
+# We measured the same step with everything in fp32. LoRA then keeps six sevenths of full
+# fine-tuning's activations, and its peak is 1.37 GB against 2.63: 52%, where a bf16 base has 27%.
 #
 # This is what the reports saw. LoRA saves what training keeps for each weight: its gradient and its
 # moments. It saves little of what training keeps for each token. With longer texts or larger
