@@ -812,6 +812,10 @@ if lab.experiment("Can one tell that it was LoRA?", 2, needs=["2.2", "2.4", "2.7
     print(f"the 9th {sizes[8]:.1e}: {sizes[7] / sizes[8]:,.0f} times less. Its rank was 8.")
 
 # %% [markdown]
+# Eight singular values stand far above the rest, and the rest is rounding. Whoever has the base can
+# read off that the change has low rank, and which.
+
+# %% [markdown]
 # ### Unmerge
 #
 # Some servers merge one adapter, answer, take it away and merge the next, so that no request pays
@@ -999,10 +1003,9 @@ if lab.experiment("How far a few steps go, by rank", 20, needs=["2.2", "2.4", "2
 
 # %% [markdown]
 # A flat curve means that the norm of the update is the same at every rank. A falling one means that
-# it shrinks as the rank grows. In our run the curve of $\alpha / r$ fell to a fifth, and that of
-# $\alpha / \sqrt{r}$ grew by a tenth. Independent signs give an eighth and no growth, signs that
-# agree no fall and a growth by eight. So the signs are much nearer to independent, though not
-# quite.
+# it shrinks as the rank grows. Independent signs would multiply the update by 1/8 under
+# $\alpha / r$ and by 1 under $\alpha / \sqrt{r}$; signs that agree, by 1 and by 8. In our run the
+# factors were 1/5 and 1.1. Both are nearer to independent signs.
 #
 # The norm is not yet the speed of learning. Much of an early update is random, and the loss
 # responds to the part that adds up. Lab 5 measures which rule keeps the speed the same. Whenever
