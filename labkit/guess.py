@@ -53,6 +53,7 @@ class Guess:
             ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **side, **style)
         else:
             side = {"va": "top", "ha": "right", "rotation": 90}
+            side["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over bars
             ax.text(place, 0.99, text, transform=ax.get_xaxis_transform(), **side, **style)
 
 
