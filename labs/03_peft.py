@@ -189,7 +189,7 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 
 # %% [markdown]
 # Why does the smallest model train the largest share? A square matrix of width $d$ has $d^2$
-# weights, and LoRA adds $2rd$ numbers. That is a share of $2r/d$, which falls as models get wider.
+# weights, and LoRA adds $2rd$ numbers: $2r/d$ of it. That share falls as models get wider.
 #
 # Here are three numbers that circulate. Hold each against your lines.
 #
@@ -209,10 +209,11 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 # %% tags=["experiment"]
 if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-    plain = replace(recipe("build/moe", "cpu")[0], lora_dropout=0.0)  # none on parameters
+    # PEFT allows no dropout on parameters
+    plain = replace(recipe("build/moe", "cpu")[0], lora_dropout=0.0)
     rows = []
     for family in ("qwen3_moe", "gpt_oss"):
-        for how, targets in [("all-linear", None), ("and target_parameters", parameters)]:
+        for how, targets in [("all-linear", None), ("with target_parameters", parameters)]:
             adapted = get_peft_model(
                 small.mixture(family), replace(plain, target_parameters=targets)
             )
@@ -403,7 +404,8 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
     print(f"last loss: end masked {masked.losses[-1]:.2f}, your labels {mended.losses[-1]:.2f}")
 
 # %% [markdown]
-# It is. Model, data, steps and rate are the same in both runs.
+# It was when we ran it: none of the 60 went on. Model, data, steps and rate are the same in both
+# runs.
 #
 # A chat model can hide this bug, since it had learned to stop before you tuned it. With SmolLM2's
 # own template, and the end masked in the same way, all of 30 answers came to an end when we tried
