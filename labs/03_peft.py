@@ -808,12 +808,12 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
 # rounding this model to four bits costs in lab 4.
 
 # %% [markdown]
-# ### Does LoRA forget less?
+# ### Does LoRA forget less than full fine-tuning?
 #
-# Less than full fine-tuning, that is. Biderman et al. (2024, 2405.09673) find so, on code and
-# maths. PEFT's own table of July 2026 finds the contrary: its measure of forgetting is .030 after
-# full fine-tuning and .050 after LoRA, at nearly the same accuracy. There full fine-tuning had a
-# ten times lower rate. Task, rate and the length of training all matter.
+# Biderman et al. (2024, 2405.09673) find that it does, on code and maths. PEFT's own table of July
+# 2026 finds the contrary: its measure of forgetting is .030 after full fine-tuning and .050 after
+# LoRA, at nearly the same accuracy. There full fine-tuning had a ten times lower rate. Task, rate
+# and the length of training all matter.
 #
 # So keep one thing equal. Let each method train until its held-out loss on `home` has come down to
 # 0.45, and compare there. The last step goes a little below 0.45, by an amount that differs between
