@@ -719,7 +719,8 @@ def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0, 
 # How far has the model moved from the start? Under an adapter this needs no second model either.
 # The KL is the mean of $-g$ over tokens that the model samples, where
 # $g = \log \pi_{\text{start}} - \log \pi$. This simple estimate is noisy and can come out negative.
-# Since $e^g$ is 1 on average, $e^g - 1 - g$ has the same mean, and it is never negative.
+# Now $e^g$ is 1 on average, since it is a ratio of probabilities and the tokens are drawn from its
+# denominator. So $e^g - 1 - g$ has the same mean as $-g$, and it is never negative.
 #
 # Here the KL is only watched. The first GRPO also put it into the loss. TRL's default leaves it
 # out, as we do.
