@@ -398,11 +398,11 @@ if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"
 # since its room is seldom the one asked about. With that one rule for rooms it got 24. So a look-up
 # does as well as our training.
 #
-# Why? The questions of our test rows are new, but what is broken is not: all 36 damages stand in
-# training rows, too, with another room and another greeting. A split by prompt does not see that.
-# So these rows ask whether a model recognises a damage that it knows, and a look-up can do that. A
-# harder test would keep all rows of one damage on one side. Of your own file ask the same: what is
-# new in the test rows?
+# Why? The questions of our test rows are new, but the problems are not. The file has 36 kinds of
+# them, such as a dripping tap, and each test row's kind stands in a training row, too, with another
+# room or another greeting. A split by prompt does not see that. So these rows ask whether a model
+# recognises a problem that it knows, and a look-up can do that. A harder test would keep all rows
+# of one kind on one side. Of your own file ask the same: what is new in the test rows?
 
 # %% [markdown]
 # How sure is such a score? A share $p$ of $n$ answers has a standard error of
