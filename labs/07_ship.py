@@ -397,7 +397,7 @@ if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"
 # When we ran it (40 steps of 8 rows, seed 0), 21 of 36 answers were right, and 22 in another run.
 # In that one trade and room were right in all the others, and only the time was wrong. The nearest
 # row got 2, since its room is seldom the one asked about. With its rule for rooms it got 24. So a
-# look-up does as well as our training.
+# look-up does as well as our training, as far as 36 rows can tell.
 #
 # Why? The questions of our test rows are new, but the problems are not. The file has 36 kinds of
 # them, such as a dripping tap, and each test row's kind stands in a training row, too, with another
@@ -414,7 +414,7 @@ if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"
 # To compare two bars, use that they answer the same rows. Say that $b$ rows are right in the first
 # alone, and $c$ in the second alone. Then the difference, $b - c$ rows, has an error of about
 # $\sqrt{b + c}$. In the run with 22 the model alone was right on 7 rows, and the look-up with its
-# rule alone on 9. That is a difference of 2 ± 4 rows, which is none.
+# rule alone on 9. That is a difference of 2 ± 4 rows, which may be chance.
 
 # %% [markdown]
 # ### The same model, asked otherwise
