@@ -194,9 +194,7 @@ def execute(
         resources={"metadata": {"path": str(folder)}},
         **{"timeout": CELL_SECONDS} | options,
     )
-    # what a slider draws is the cell's own: nbclient's answer to it can cost the cell's reply, and
-    # then it waits for ever (https://github.com/jupyter/nbclient/issues/312)
-    client.comm_open_handlers.clear()
+    client.comm_open_handlers.clear()  # an answer to a slider can cost a cell's reply (nbclient#312)
     failure, peak = "", None
     try:
         with client.setup_kernel(env=env or dict(os.environ)):
