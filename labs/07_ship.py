@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Lab 7 · Your own data, shipped
 #
-# You can train an adapter. Your next one will be on rows that nobody has cleaned, and somebody
-# will want to talk to it, in a program that has never heard of PEFT. Both ends of this road fail
-# quietly: a row trains on nothing, a question is in training and in the test, a server makes
-# another prompt of the same messages. In this lab you go all of it, from a file to an engine
-# that serves three adapters at once, and check each step.
+# You can train an adapter. The next one will be trained on rows that nobody has cleaned, and used
+# from a program that has never heard of PEFT. Both ends of this road fail quietly: a row trains on
+# nothing, a question is both in training and in the test, a server makes another prompt of the
+# same messages. In this lab you go from a file to an engine that serves three adapters at once, and
+# check each step.
 #
 # Before each main picture a cell asks for your guess. It costs no points.
 #
@@ -78,33 +78,34 @@ if lab.experiment("The file, opened", 1):
     print(f"{len(rows)} rows")
 
 # %% [markdown]
-# Three rows look fine. Nobody reads 175, or 175,000. So the computer should.
+# In our third row the clerk has answered nothing. How many rows have such faults? Nobody reads 175
+# rows, or 175,000. So let a function count.
 
 # %% [markdown]
 # ### Exercise 7.1 · `audit`
 #
 # ●●○ · 14 min · 3 points
 #
-# Count five faults in rows of `messages`, and return a dict of five ints. A row trains on what
-# follows its prompt: the ids of the whole conversation, from the end of the prompt's ids to
-# `max_length`. (The prompt is all messages but the last, with the generation prompt, as in lab 3.
-# Rows are cut on the right, as trainers do unless told otherwise.)
+# Count five faults in rows of `messages`, and return a dict of five ints. What does a row train on?
+# As in lab 3, its prompt is all messages but the last, with the generation prompt. Take the ids of
+# the whole conversation, cut them on the right at `max_length`, as trainers do unless told
+# otherwise, and leave out as many as the prompt has. The rest is learned.
 #
 # - `bad_roles`: good roles are a system message or none, then user and assistant in turn, the user
-#   first and the assistant last. A row with others counts here **and nowhere else**;
+#   first and the assistant last. A row with other roles counts here **and nowhere else**;
 # - `truncated`: it has more than `max_length` tokens;
-# - `trains_on_nothing`: nothing is left after its prompt, or its answer is blank;
-# - `no_end`: it trains on something, and the end token is not in what is left;
+# - `trains_on_nothing`: no id is learned, or the answer is blank;
+# - `no_end`: it trains on something, and the end token is not among the ids that are learned;
 # - `duplicates`: an earlier row has the same messages, with case and space folded as
 #   `" ".join(text.casefold().split())` does it.
 #
-# Apart from the first, a row counts in every line that fits it. Many templates raise an error at
-# roles that they do not know, so look at the roles before you render.
+# Apart from the first, a row counts in every line that fits it. Look at the roles before you
+# render: many templates raise an error at roles that they do not know.
 #
 # <details><summary>Hint</summary>
 #
-# Take the optional system message off. What is left of the roles must be `["user", "assistant"]`,
-# repeated at least once.
+# Take the system message off, if there is one. The other roles must be `["user", "assistant"]`,
+# once or several times.
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -147,11 +148,14 @@ def audit(rows, tokenizer, max_length):
 check.audits(audit)
 
 # %% [markdown]
-# A row is fit to train on when an audit of it alone finds nothing. Of rows that are the same, we
+# A row is fit to train on when an audit of it alone counts no fault. Of rows that are the same, we
 # keep the first.
 
 
 # %%
+FAULTS = ("trains_on_nothing", "no_end", "truncated", "bad_roles", "duplicates")
+
+
 def folded(text):
     """A text in lower case, with one space between words."""
     return " ".join(text.casefold().split())
@@ -162,16 +166,26 @@ def question(row):
     return folded(" ".join(m["content"] for m in row["messages"] if m["role"] == "user"))
 
 
+def faults_of(row):
+    """The faults that an audit of this row alone counts."""
+    counts = audit([row], tokenizer, MAX_LENGTH)
+    return [fault for fault in FAULTS if counts[fault]]
+
+
 def fit_to_train(rows):
     """The rows without a fault, each once."""
     kept, seen = [], set()
     for row in rows:
         told = json.dumps([[m["role"], folded(m["content"])] for m in row["messages"]])
-        sound = not any(audit([row], tokenizer, MAX_LENGTH).values())
-        if sound and told not in seen:
+        if told not in seen and not faults_of(row):
             kept.append(row)
             seen.add(told)
     return kept
+
+
+def shown(row):
+    """The last two messages of a row, in a line."""
+    return " | ".join(f"{m['role']}: {m['content'][:34]!r}" for m in row["messages"][-2:])
 
 
 # %%
@@ -181,19 +195,25 @@ guess_faults = lab.predict("How many of the rows (ours are 175) would you not tr
 if lab.experiment("The file, audited", 0, needs=["7.1"]):
     counts = audit(rows, tokenizer, MAX_LENGTH)
     good = fit_to_train(rows)
-    display(plots.faults(counts, len(rows), len(rows) - len(good), guess_faults))
-    guess_faults.beside(len(rows) - len(good))
+    first = {fault: row for row in reversed(rows) for fault in faults_of(row)}
+    for fault, row in first.items():
+        print(f"{fault:<18} {shown(row)}")
+    left_out = len(rows) - len(good)
+    found = {fault: counts[fault] for fault in FAULTS}
+    display(plots.faults(found, len(rows), left_out, guess_faults))
+    guess_faults.beside(left_out)
 
 # %% [markdown]
-# Few of these rows would have stopped a training. Rows without a label cost time and teach nothing,
-# a cut answer teaches the model not to stop, a blank one teaches silence. What to do about each:
-# rename roles that have other names (`human`, `bot`), cut long *questions* from their front (lab
-# 3's `fit`), and read the rest before you throw it away. Here we leave them all out.
+# Few of these rows would have stopped a training. A row whose prompt fills `max_length` costs time
+# and teaches nothing. A cut answer teaches the model not to stop, and a blank one teaches it to say
+# nothing. What can be saved? Rename roles that have other names (`human`, `bot`), cut long
+# *questions* from their front (lab 3's `fit`), and read the rest before you throw it away. Here we
+# leave them all out.
 
 # %% [markdown]
 # One thing no count shows: some rows have no system message. SmolLM2's template then writes one of
-# its own into them ("You are a helpful AI assistant named SmolLM"). The next cell gives those rows
-# the one that the others have.
+# its own ("You are a helpful AI assistant named SmolLM ..."), and the model would train on two
+# kinds of prompts. The next cell gives those rows the message that the others have.
 
 
 # %%
@@ -210,9 +230,9 @@ def with_system(rows):
 # %% [markdown]
 # ## Training and test
 #
-# How good is the model on what it has not seen? That needs rows that it has not seen. Our file
-# has a field `split`, which a script once wrote by tossing a coin for each row. (For a file without
-# that field the experiment tosses the coins.)
+# How good is the model on what it has not seen? To find out, some rows must be kept from training.
+# Our file has a field `split`, which a script once wrote by tossing a coin for each row. (For a
+# file without that field the experiment tosses the coins.)
 #
 # ### Exercise 7.2 · `split`
 #
@@ -280,39 +300,47 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
     coin_train = [row for row, side in zip(rows, tossed, strict=True) if side == "train"]
     coin_test = [row for row, side in zip(rows, tossed, strict=True) if side == "test"]
     ways = {"a coin a row": (coin_train, coin_test), "your split": split(rows, 0.25, lab.seed)}
-    leaks = {}
-    for name, (train, test) in ways.items():
-        leaks[name] = 100 * leaked(train, test) / max(1, len(test))
+    leaks = {name: (leaked(train, test), len(test)) for name, (train, test) in ways.items()}
     display(plots.leaks(leaks, guess_leak))
-    guess_leak.beside(leaks["a coin a row"])
+    known, n = leaks["a coin a row"]
+    guess_leak.beside(100 * known / max(1, n))
 
 # %% [markdown]
 # Some tenants wrote the same twice, or got two answers to one question. A coin for each row puts
-# many such pairs on both sides. Then the test asks what training has told. A program that only
-# looks up the nearest training question (you meet it below) gets 5 of our 8 leaked rows right, and
-# 2 of the other 41.
+# many such pairs on both sides, and then the test asks what training has told. How much that helps
+# can be counted: a program that only looks up the nearest training question (you meet it below)
+# gets 5 of our 8 leaked rows right, and 2 of the other 41.
 #
-# Two things your split does not do. The same question in other words still leaks. And with one row
-# more the shuffle gives other test rows, some of which an earlier model was trained on. For a file
-# that grows, order the prompts by a hash of each, as `labkit train` does: then hardly any row
-# changes sides.
+# Two things your split does not do. It does not notice the same question in other words. And it
+# does not stay when the file grows: one row more, and the shuffle draws other test rows, some of
+# which an earlier model was trained on. For such a file order the prompts by a hash of each, as
+# `labkit train` does. Then hardly any row changes sides.
 
 # %% [markdown]
 # ## A baseline, a training, a score
 #
-# Before you train: what would a program get that learns nothing? Ours looks for the training
-# question that shares the most words with the one asked, and gives its answer.
+# Before you train: how many answers would a program get right that learns nothing? Ours looks for
+# the training question whose words overlap most with those of the one asked, and gives its answer.
+# A second one knows something about the office: it puts the room that is asked about into that
+# answer.
 
 
 # %%
 def nearest(asked, train):
-    """The answer of the training row whose question shares most words with `asked`."""
+    """The answer of the training row whose question's words overlap most with those of `asked`."""
 
     def likeness(row):
         words, others = set(asked.split()), set(question(row).split())
         return len(words & others) / len(words | others)
 
     return max(train, key=likeness)["messages"][-1]["content"]
+
+
+def with_room(answer, asked, train):
+    """An answer of the office, with the room that is asked about in the place of its own."""
+    rooms = sorted({row["messages"][-1]["content"].split("; ")[1] for row in train})
+    trade, _, when = answer.split("; ")
+    return "; ".join([trade, max(rooms, key=lambda room: room in asked), when])
 
 
 def share_right(told, wanted):
@@ -353,34 +381,48 @@ if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"
     asked = [row["messages"] for row in test_rows]
     wanted = [messages[-1]["content"].strip() for messages in asked]
     limit = max(len(tokenizer(text)["input_ids"]) for text in wanted) + 8  # an answer's tokens
-    told = {
-        "base model": generation.answers(base, tokenizer, asked, limit),
-        "nearest row": [nearest(question(row), train_rows) for row in test_rows],
-        "trained": generation.answers(office.model, tokenizer, asked, limit),
-    }
+    questions = [question(row) for row in test_rows]
+    told = {"base model": generation.answers(base, tokenizer, asked, limit)}
+    told["nearest row"] = [nearest(text, train_rows) for text in questions]
+    if DATA == REPAIRS:
+        pairs = zip(told["nearest row"], questions, strict=True)
+        told["nearest + room"] = [with_room(*pair, train_rows) for pair in pairs]
+    told["trained"] = generation.answers(office.model, tokenizer, asked, limit)
     shares = {name: share_right(answers, wanted) for name, answers in told.items()}
-    display(plots.shares(shares, len(wanted), f"of {len(wanted)} held-out answers", guess_score))
+    display(plots.scores(shares, len(wanted), guess_score))
     guess_score.beside(100 * shares["trained"])
-    display(compare_answers([question(row) for row in test_rows], wanted, told, rows=4))
+    display(compare_answers(questions, wanted, told, rows=4))
 
 # %% [markdown]
-# When we ran it (40 steps of 8 rows, seed 0), 21 of 36 answers were right, and 2 by the nearest
-# row. Trade and room were right in most of the others; *when* somebody has to come was not, and
-# that takes an understanding of what is broken.
+# When we ran it (40 steps of 8 rows, seed 0), 21 of 36 answers were right, and 22 in another run.
+# In that one trade and room were right in all the others, and only the time was wrong. The nearest
+# row got 2, since its room is seldom the one asked about. With its rule for rooms it got 24. So a
+# look-up does as well as our training, as far as 36 rows can tell.
 #
-# Each bar has a standard error: of $n$ answers with a share $p$ right, $\sqrt{p (1 - p) / n}$. With
-# some thirty rows that is up to nine points. Two bars answer the same rows, so compare them there:
-# where one is right on $b$ rows that the other misses, and wrong on $c$ that it gets, the
-# difference of $b - c$ rows has an error of about $\sqrt{b + c}$. If the nearest row does as well
-# as your training, you need no model, or harder test rows.
+# Why? The questions of our test rows are new, but the problems are not. The file has 36 kinds of
+# them, such as a dripping tap, and each test row's kind stands in a training row, too, with another
+# room or another greeting. A split by prompt does not see that. So these rows ask whether a model
+# recognises a problem that it knows, and a look-up can do that. A harder test would keep all rows
+# of one kind on one side. Of your own file ask the same: what is new in the test rows?
+
+# %% [markdown]
+# How sure is such a score? A share $p$ of $n$ answers has a standard error of
+# $\sqrt{p (1 - p) / n}$. With some thirty rows that is up to nine points. (At $p = 0$ the formula
+# gives 0, which is too sure: what is right 8% of the time gets none of 36 rows in one test of
+# twenty.)
+#
+# To compare two bars, use that they answer the same rows. Say that $b$ rows are right in the first
+# alone, and $c$ in the second alone. Then the difference, $b - c$ rows, has an error of about
+# $\sqrt{b + c}$. In the run with 22 the model alone was right on 7 rows, and the look-up with its
+# rule alone on 9. That is a difference of 2 ± 4 rows, which may be chance.
 
 # %% [markdown]
 # ### The same model, asked otherwise
 #
-# The messages are data, the prompt is text, and a template makes one of the other. A server brings
-# its own template. What does it cost when that one differs from the one in training? Here are the
-# usual ways in which it does. The last one has the right prompt, but the engine was told another
-# end token (a GGUF with the wrong `eos_token_id`).
+# Messages are data, a prompt is text, and a chat template makes the prompt of the messages. A
+# server brings its own template. What does it cost when that one differs from the one in training?
+# Here are six things that go wrong in practice. In the last of them the prompt is right, but the
+# engine was told another end token (a GGUF with the wrong `eos_token_id`).
 
 
 # %%
@@ -396,7 +438,7 @@ def otherwise(messages):
         "as trained": text,
         "no generation prompt": closed,
         "first token twice": tokenizer.bos_token + text,
-        "the template's own system message": own,
+        "SmolLM2's own system message": own,
         "Llama 2's template": f"[INST] {said} [/INST]",
         "no template": said,
         "the end token unknown": text,
@@ -407,9 +449,9 @@ def otherwise(messages):
 
 
 # %% [markdown]
-# One more failure is made in training and shows in serving: **no end in the labels**. Lab 3 had a
-# collator that takes the end token for padding. So train once more, as long and on the same rows,
-# without that one label in each, and ask in the same way as in training.
+# A seventh fault is made in training and shows in serving: **the end has no label**. Lab 3 had a
+# collator that takes the end token for padding. So train once more on the same rows, with as many
+# steps, but without that one label in each row. Then ask exactly as in training.
 
 # %% tags=["experiment"]
 if lab.experiment("Trained once more, the end without a label", 50, needs=["7.1", "7.2"]):
@@ -418,55 +460,68 @@ if lab.experiment("Trained once more, the end without a label", 50, needs=["7.1"
         row["labels"] = [-100 if y == tokenizer.eos_token_id else y for y in row["labels"]]
     endless = train_on(Dataset.from_list(unended), 40, "The end without a label", MAX_LENGTH)
     unstopped = generation.answers(endless.model, tokenizer, asked, limit)
-    begin = sum(text.startswith(answer) for text, answer in zip(unstopped, wanted, strict=True))
-    print(f"{unstopped[0]!r}\n{begin} of {len(wanted)} begin with the right answer")
+    print(repr(unstopped[0]))
+
+
+# %%
+def share_begun(told, wanted):
+    """The share of answers that begin with the right one, whatever follows."""
+    return sum(a.startswith(b) for a, b in zip(told, wanted, strict=True)) / len(wanted)
+
 
 # %%
 guess_template = lab.predict("Asked by Llama 2's template: what % will be right?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"]):
-    ways, settings = {"as trained": shares["trained"]}, office.model.generation_config
+    settings, texts = office.model.generation_config, {"as trained": told["trained"]}
     ends = settings.eos_token_id
-    for way in live.progress([way for way in otherwise(asked[0]) if way not in ways], "ways"):
+    for way in live.progress([way for way in otherwise(asked[0]) if way not in texts], "ways"):
         prompts = [otherwise(messages)[way] for messages in asked]
         settings.eos_token_id = -1 if way == "the end token unknown" else ends
         ids = generation.continuations(office.model, prompts, max_new_tokens=limit)
-        texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
-        ways[way] = share_right(texts, wanted)
-        print(f"{way:<34} {texts[0]!r}")
+        texts[way] = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     settings.eos_token_id = ends
-    ways["the end not trained"] = share_right(unstopped, wanted)
-    display(plots.shares(ways, len(wanted), "by the way of asking", guess_template))
-    guess_template.beside(100 * ways["Llama 2's template"])
+    texts["the end not trained"] = unstopped
+    for way, answers in texts.items():
+        print(f"{way:<30} {answers[0]!r}")
+    ways = {
+        way: (share_right(answers, wanted), share_begun(answers, wanted))
+        for way, answers in texts.items()
+    }
+    display(plots.asked(ways, len(wanted), guess_template))
+    guess_template.beside(100 * ways["Llama 2's template"][0])
 
 # %% [markdown]
-# In two runs, on different machines, the first token written twice cost no answer or one of 36, and
-# a missing generation prompt three or four, which may be chance. The template's own system message
-# left one right answer or none: this adapter has only ever seen one system message. Llama 2's
-# template left one at most, the other ways none. So a trained model survives some of these faults,
-# and then a good answer hides that something is wrong. Do not test a server by reading answers. Ask
-# it for the *ids* that it makes of your messages, and compare them with those of training. Further
-# down we do.
+# We ran this twice, on different machines. The first token written twice cost no answer or one of
+# 36, and a missing generation prompt three or four, which may be chance. SmolLM2's own system
+# message left one right answer or none: this adapter was trained on another one, and on no other.
+# Llama 2's template left one at most, and a prompt without a template none.
 #
-# The last two bars have nothing to do with the prompt. There the answer is often right, and the
-# model goes on after it. In lab 3, with 25 steps on `home`, the habit of a chat model still hid the
-# missing label. Here, after 40 steps on other rows, it is gone.
+# So a trained model survives some of these faults, and then a good answer hides that something is
+# wrong. Do not test a server by reading answers. Ask it for the *ids* that it makes of your
+# messages, and compare them with those of training. Further down we do.
+#
+# In the last two rows the prompt is right. There many answers begin as they should, and the model
+# goes on after them. Lab 3 told of a training with a chat template in which the missing label did
+# no harm (25 steps on `home`): the model had learned to stop before. Here, after 40 steps on other
+# rows, it no longer does.
 
 # %% [markdown]
-# ## One file for everything
+# ## One file for other programs
 #
-# PEFT's folder and transformers are for those who train. llama.cpp, Ollama, LM Studio and phones
-# read one file, a GGUF: the weights, the tokenizer and the chat template. To write one you need to
-# know two things about its weights.
+# PEFT's folder and transformers are for those who train. llama.cpp, Ollama and LM Studio read one
+# file, a GGUF: the weights, the tokenizer and the chat template. To write one you need to know two
+# things about its weights.
 #
 # ### The order of rows
 #
 # Rotary position embeddings turn pairs of numbers of q and k by an angle that grows with the
 # position. Which numbers are a pair? In transformers the first half of a head goes with its second
-# half: 0 with 32, 1 with 33. For models of the Llama family, llama.cpp pairs neighbours: 0 with 1,
-# 2 with 3. So that both turn the same numbers, the rows of the weights of q and k change places.
-# (For Qwen, llama.cpp pairs the halves, too, and no row is moved.)
+# half. SmolLM2's heads have 64 numbers: 0 goes with 32, and 1 with 33. For models of the Llama
+# family, which SmolLM2 belongs to, llama.cpp pairs neighbours: 0 with 1, 2 with 3. So the file must
+# have the rows of the weights of q and k in another order. Then both programs turn the same
+# numbers. (For Qwen, llama.cpp pairs the halves, too, and no row is moved.)
 #
 # ### Exercise 7.3 · `rotary_rows`
 #
@@ -499,18 +554,18 @@ check.orders(rotary_rows)
 # %% [markdown]
 # ### Eight bits
 #
-# In lab 4 you built NF4. GGUF has grids of its own. The simplest one is Q8_0, with one scale for 32
-# weights, and evenly spaced codes.
+# In lab 4 you built NF4, and in lab 6 you sent weights through two of GGUF's own grids. Now write
+# the simpler one: Q8_0 has evenly spaced codes, and a scale for every 32 weights.
 #
 # ### Exercise 7.4 · `q8_0`
 #
 # ●●○ · 11 min · 3 points
 #
-# A block is 32 neighbours of a row. Its scale is its largest absolute value divided by 127; each
-# code is its weight divided by the scale, rounded, an int8. Compute in fp32, whatever the dtype of
-# `w`, and round scales to fp16 last: codes are made with the scale *before* that. A block of zeros
-# has scale 0 and codes 0. A code exactly halfway goes away from 0, as with C's `roundf`: 2.5 to 3,
-# -2.5 to -3.
+# A block is 32 neighbours of a row. Its scale is its largest absolute value divided by 127. A code
+# is a weight divided by its block's scale and rounded, an int8. Compute in fp32, whatever the dtype
+# of `w`, and round the scales to fp16 last: codes are made with the scale *before* that. A block of
+# zeros has scale 0 and codes 0. What is exactly halfway goes away from 0, as with C's `roundf`: 2.5
+# to 3, -2.5 to -3.
 #
 # <details><summary>Hint</summary>
 #
@@ -534,11 +589,14 @@ def q8_0(w):
 check.writes_q8(q8_0)
 
 # %% [markdown]
-# That makes 34 bytes for 32 weights, 8.5 bits each. Q4_0 has 16 levels, -8 to 7, and takes its
-# scale from the largest weight with its sign: 4.5 bits each. (Our Q4_0 file keeps the embeddings in
-# Q8_0. llama.cpp, too, stores them more finely where they are also the output layer, as here.) Now
-# merge the office's adapter and write the model three times. A fourth model shows what an engine
-# would make of a file without exercise 7.3: the same numbers, turned in other pairs.
+# That makes 34 bytes for 32 weights, 8.5 bits each. Q4_0 has 16 levels, -8 to 7, and 4.5 bits a
+# weight; its largest weight becomes -8, so the scale has that weight's sign, turned round. (Our
+# Q4_0 file keeps the embeddings in Q8_0. llama.cpp, too, stores them more finely where they are
+# also the output layer, as here.)
+#
+# Now merge the office's adapter and write the model three times. Then read each file back, and
+# compare its model with the one that was trained. A fourth model is what an engine would make of a
+# file without exercise 7.3: the same numbers, turned in other pairs.
 
 
 # %%
@@ -588,44 +646,49 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
         files[kind] = (path.stat().st_size / 1e6, divergence(exact, logits), right)
     right, loss, logits = said(unordered(whole), tokenizer, held_out)
     files["bf16, rows not moved"] = (files["bf16"][0], divergence(exact, logits), right)
-    display(plots.files(files, right_before, guess_q4))
+    print(f"rows not moved: {generation.answers(whole, tokenizer, asked[:1], limit)[0]!r}")
+    display(plots.files(files, right_before, len(held_out), guess_q4))
     guess_q4.beside(100 * files["q4_0"][2])
 
 # %% [markdown]
-# The size falls to a third, and the KL from the model that was trained grows with each step. In two
-# runs (40 steps, seed 0, 36 held-out rows) KL was 3e-6 nats a token in bf16, 6e-5 and 7e-5 in Q8_0,
-# and 0.02 in Q4_0. Of 21 right answers before, bf16 gave 21 or 22, Q8_0 21, and Q4_0 18 or 19. A
-# difference of one to three rows is within the error, so the score alone would have told nothing
-# about the grids. With rows left in their order KL was 2, and no answer was right: the file has the
-# right size, the right names and the right numbers, and is useless. Nothing in it says in which
-# order its rows are.
+# The file shrinks to a third, and with each step the KL from the model that was trained grows. In
+# two runs (40 steps, seed 0, 36 held-out rows) it was 3e-6 nats a token in bf16, 6e-5 and 7e-5 in
+# Q8_0, and 0.02 in Q4_0. Of 21 right answers before, bf16 gave 21 or 22, Q8_0 21, and Q4_0 18 or
+# 19. A difference of one to three rows is within the error. So the score alone would have told
+# nothing about the grids.
 #
-# (Do the lab's first lines say "4-bit weights"? Then your base had been in Q4_1 before it was
-# unpacked to bf16, and only the adapter's part is new to a grid. Measure again for a base that was
-# never in 4 bits.)
+# With the rows not moved KL was 2, and no answer was right. Such a file has the right size, the
+# right names and the right numbers, and it is useless. No field in it says in which order its rows
+# are.
+#
+# (Do the lab's first lines say "4-bit weights"? Then your base was in Q4_1 before it was unpacked
+# to bf16. A base that was never in 4 bits may lose more in Q4_0, or less: measure again.)
 
 # %% [markdown]
-# Two other formats were not run here, since their kernels want a GPU. **GPTQ** and **AWQ** store
-# 4-bit integers with scales for groups, as Q4_0 does. They also look at what NF4 and Q4_0 never
-# see: the *activations* of a few hundred texts. GPTQ rounds a layer's columns one after the other
-# and lets those that remain make up for the error, weighted by how the inputs vary; AWQ scales up
-# the channels whose inputs are large before it rounds, and scales the inputs down. In code both are
-# `llmcompressor.oneshot(model=..., dataset=..., recipe=...)`, on a merged model.
+# Two other formats were not run here, since their usual kernels want a GPU. **GPTQ** and **AWQ**
+# store 4-bit integers with scales for groups, as Q4_0 does. But they look at something that NF4 and
+# Q4_0 never see: the *activations* of a few hundred texts. GPTQ rounds a layer's columns one after
+# the other. After each it changes those that remain, so that they make up for the error on these
+# inputs. AWQ scales up the channels whose inputs are large before it rounds, and scales the inputs
+# down. In code both are `llmcompressor.oneshot(model=..., dataset=..., recipe=...)`, on a merged
+# model.
 
 # %% [markdown]
 # ## One base, many adapters
 #
-# A merged file serves one customer. The other way is one base in memory and the adapters beside it,
-# and each request names its own. First in PEFT, so that you know what an engine has to do.
+# A merged file serves one customer. The other way is one base in memory with the adapters beside
+# it, and each request names the one it wants. First in PEFT, so that you know what an engine has to
+# do.
 #
 # ### Exercise 7.5 · `swap_cost`, `route`
 #
 # ●●● · 15 min · 4 points
 #
 # `swap_cost` makes `adapter_name` the active adapter of a `PeftModel`, its `active_adapter`, and
-# returns what that takes: `{"seconds": ..., "bytes": ...}`. Count the bytes of this adapter's own
-# tensors, in whatever dtype they are. One name can be a part of another: `home`, `homely`,
-# `sweet-home`. No weight changes, nor the training mode.
+# returns `{"seconds": ..., "bytes": ...}`: the time of the switch, and the bytes of this adapter's
+# own tensors, in whatever dtype they are. One name can be a part of another: `home`, `homely`,
+# `sweet-home`. The weights stay as they are, and so does the training
+# mode.
 #
 # `route` answers a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch.
 # PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:
@@ -645,7 +708,7 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 #
 # <details><summary>Hint 2</summary>
 #
-# They still differ? A model brings settings for generation, and they may ask for samples.
+# They still differ? A model brings settings for generation, and those may ask for sampling.
 # </details>
 #
 # <details><summary>Hint 3</summary>
@@ -655,8 +718,8 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 #
 # <details><summary>Hint 4</summary>
 #
-# Still not those of the prompts alone? The model reads the padding, unless something tells it not
-# to; and a token can be padding in one place and the end of a turn in another.
+# Still not those of the prompts alone? The model reads the padding unless something tells it not
+# to, and one token can be padding in one place and the end of a turn in another.
 # </details>
 
 
@@ -692,7 +755,8 @@ check.serves(swap_cost, route)
 
 # %% [markdown]
 # The office is one of three customers. The two others have `home` and `tickets`, as in labs 3 and
-# 6, the latter with the nine categories of two groups. What is in the cache is not trained again.
+# 6; of `tickets` they use two groups with nine categories. At the end your `route` answers one
+# question of each, all in one batch.
 
 
 # %%
@@ -729,29 +793,35 @@ if lab.experiment("Three customers, one base", 75, needs=["7.1", "7.2", "7.5"]):
     for name, cost in costs.items():
         print(f"{name:<8} {cost['bytes'] / 1e6:.1f} MB, a switch {1000 * cost['seconds']:.1f} ms")
     print(f"base     {base.get_memory_footprint() / 1e6:.1f} MB")
+    turns = [conversations(name, 1)[0][:-1] for name in folders]
+    text = {"add_generation_prompt": True, "tokenize": False}
+    prompts = [tokenizer.apply_chat_template(messages, **text) for messages in turns]
+    for name, answer in zip(folders, route(fleet, prompts, list(folders)), strict=True):
+        print(f"{name:<8} {answer!r}")
 
 # %% [markdown]
-# A switch moves no weights. It tells each layer which of its pairs to use. So another customer
-# costs one small file; a merged copy would cost a whole model.
+# Each answer has its own customer's form, out of one batch. A switch moves no weights: it tells
+# each layer which of its pairs to use. So one more customer costs one small file. A merged copy
+# would cost a whole model.
 
 # %% [markdown]
 # ### Exercise 7.6 · `batched_lora`
 #
 # ●●○ · 10 min · 3 points
 #
-# What happens in a layer when a batch is mixed? The base's product is the same for all rows. Each
-# row adds $s_k B_k A_k x$ of its own adapter $k$. Return what is added, for rows `x`, stacked
-# factors and an `index` that names each row's adapter; **-1 stands for none**, and that row gets
-# zeros.
+# What happens in a layer when a batch is mixed? All rows are multiplied with the same base weight.
+# Then each row adds $s_k B_k A_k x$ of its own adapter $k$. Return what is added. You get the rows
+# `x`, the factors of all adapters, stacked, and an `index` that names each row's adapter. **-1
+# stands for none**: that row gets zeros.
 #
 # No Python loop over rows, and no tensor of `d_out` × `d_in` numbers, be it for a row or for an
-# adapter. (On a GPU the copies `A[index]` would cost, too; S-LoRA and Punica have kernels that read
-# each row's factors where they lie.)
+# adapter. (`A[index]` copies factors, and you may use it. S-LoRA and Punica have GPU kernels that
+# read each row's factors where they lie.)
 #
 # <details><summary>Hint</summary>
 #
-# `A[index]` is `(n, r, d_in)`: one small matrix a row. `torch.bmm` multiplies a batch of matrices
-# with a batch of others, and a row of x is a matrix of one column.
+# `A[index]` is `(n, r, d_in)`: one small matrix for each row. `torch.bmm` multiplies a batch of
+# matrices by another, and a row of x can be a matrix of one column.
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -801,21 +871,21 @@ if lab.experiment("A mixed batch, in one layer", 1, needs=["7.6"]):
     display(plots.batches(sizes, times))
 
 # %% [markdown]
-# On a CPU the batch wins little or nothing: here it was slower at every size on one thread, and on
-# two quicker from 16 rows on. A small product starts in a microsecond there, and `A[index]` copies
-# a pair of factors for every row: 64 rows of this layer are 1.2 million numbers. On a GPU each of
-# the loop's products takes several microseconds to start, whatever its size, and they wait for each
-# other. Engines want neither: one start for all rows, and no copies. That is why they have a kernel
-# of their own for this one product.
+# On a CPU the batch wins little or nothing: when we ran it, it was slower at every size on one
+# thread, and on two it was quicker from 16 rows on. Both ways multiply the same numbers. But
+# `A[index]` copies a pair of factors for every row: for 64 rows of this layer that is 1.2 million
+# numbers to write and read again. On a GPU (not run here) the loop is the worse one. A product of
+# one row keeps a small part of the chip busy, and the next one waits for it. Engines want neither:
+# one product for all rows, and no copies. So they have a kernel of their own for it.
 
 # %% [markdown]
 # ## A real engine
 #
-# llama.cpp is what many people run at home, and it serves adapters beside one base. The package
-# `xllamacpp` has its server inside. We write the base once and each adapter as a GGUF of its own
-# (with the rows of q's and k's B moved by a function like yours), and start *one* server with all
-# of them. A request names its adapter in a field that OpenAI's protocol does not have, `lora`, with
-# a scale for each; to the client nothing else is new.
+# Many people run llama.cpp at home, and it serves adapters beside one base. The package `xllamacpp`
+# has its server inside. We write the base as one GGUF and each adapter as another (with the rows of
+# q's and k's B moved, as yours does), and start *one* server with all of them. A request says which
+# adapter it wants in a field `lora`, which gives a scale for each. OpenAI's protocol does not have
+# this field. Nothing else changes for the client.
 
 
 # %%
@@ -873,23 +943,24 @@ if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"])
             display(table[~table["equal"]])
 
 # %% [markdown]
-# When we ran it, all 60 were PEFT's to the letter, right and wrong ones alike. The server computes
-# with weights of 16 bits where our PEFT model has 32, adds in another order, and keeps its
-# attention's keys and values in fp16. So where an answer differs, two tokens were probably nearly
-# tied at the first letter that does. What you should *not* see is an answer of another customer, or
-# one in the base's chatty style: then the adapter was not chosen, or its rows are in the wrong
-# order.
+# When we ran it, all 60 were PEFT's to the letter, right and wrong answers alike. That need not be
+# so. The server computes with weights of 16 bits where our PEFT model has 32, adds in another
+# order, and keeps the keys and values of attention in fp16. So if one of your answers differs, two
+# tokens were probably nearly tied at the place where the texts part. What you should *not* see is
+# an answer of another customer, or one in the base's chatty style. Then the adapter was not chosen,
+# or its rows are in the wrong order.
 #
 # Today's llama.cpp ignores an adapter number that it does not have, and answers with the base. So
-# look names up before you send: `server.choosing` does, and refuses unknown ones.
+# look names up before you send. `server.choosing` does, and refuses unknown ones.
 #
-# People report a quieter fault ([issue 26207](https://github.com/ggml-org/llama.cpp/issues/26207)).
-# An engine keeps the keys and values of prompts that it has read, to save time, and those depend on
-# the adapter. Where it looks them up by tokens alone, two customers who send the same prompt get
-# each other's. Our 60 would not show it, since no two customers ask the same. With the llama.cpp of
-# this environment we could not provoke it: one prompt, asked eight times through two adapters in
-# turn, had the right answer each time (a tiny model). `server.choosing` sends `cache_prompt: false`
-# all the same. Then each prompt is read anew, which costs time and nothing else.
+# A user reports a quieter fault ([issue
+# 26207](https://github.com/ggml-org/llama.cpp/issues/26207)). To save time an engine keeps the keys
+# and values of prompts that it has read. They depend on the adapter. If it finds them by their
+# tokens alone, two customers who send the same prompt get each other's. Our 60 would not show it,
+# since no two customers ask the same. With the llama.cpp of this environment we could not provoke
+# it: one prompt, asked eight times through two adapters in turn, had the right answer each time (on
+# a tiny model). `server.choosing` sends `cache_prompt: false` all the same. Then each prompt is
+# read anew, which takes time and changes nothing else.
 
 # %% [markdown]
 # ### What does it cost to stay apart?
@@ -906,7 +977,7 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
         mixed, asked_now, rates = (list(folders) * 3)[:8], conversations("office", 8), {}
         for path, adapters, plans in (
             (alone, [], {"merged": [None] * 8}),
-            (ground, parts, {"apart, one adapter": ["office"] * 8, "apart, mixed": mixed}),
+            (ground, parts, {"one adapter apart": ["office"] * 8, "three mixed": mixed}),
         ):
             known = list(folders) if adapters else []
             with server.llama_cpp(path, adapters, slots=8, context=512) as address:
@@ -917,28 +988,28 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 
 # %% [markdown]
 # Each prompt is read anew here, as those of new customers are. Eight requests of one adapter share
-# a batch. Whether mixed ones do depends on the engine: llama.cpp puts only requests with the same
-# adapters into one batch, so a mixed crowd takes turns. It had a third to a half of the merged
-# model's tokens a second in our runs, while one adapter apart was no more than a sixth slower. An
-# engine with a batched product such as yours need not take turns. vLLM has one. On a card it is a
-# kernel (after Punica). On a CPU it is plain PyTorch, much like your `batched_lora`, copies
-# included. On two CPU cores eight requests lost 14% of their tokens a second there when they asked
-# for two adapters and not for one. In llama.cpp they lost 60%. (With adapters apart vLLM was the
-# slower one, since they cost it two thirds. Those copies may be why. Merged it was the quicker one
-# at 32 requests. `docs/own-data.md` has the table.)
+# a batch. Whether mixed ones do depends on the engine. llama.cpp puts only requests with the same
+# adapters into one batch, so mixed ones take turns. In our runs they had between a third and
+# two thirds of the merged model's speed. One adapter apart had at least five sixths of it.
+#
+# An engine with a batched product such as yours need not take turns. vLLM has one: on a GPU a
+# kernel after Punica, on a CPU plain PyTorch, much like your `batched_lora`, copies included. Eight
+# requests on two CPU cores, for two adapters in the place of one, were slower by 14% in vLLM and by
+# 60% in llama.cpp. Which of the two was quicker is another question, and has another answer:
+# `docs/own-data.md` has the table.
 
 # %% [markdown]
 # ## Elsewhere
 #
 # Here are the lines that serve the same files and folders elsewhere. They were **not run** for this
 # text: Ollama and llama.cpp's own binary are no Python packages, and vLLM as most people install it
-# wants a GPU. (`docs/own-data.md` says how its build for CPUs compared.)
+# wants a GPU. (`docs/own-data.md` tells how its build for CPUs did.)
 #
 # Ollama does not run the template in the GGUF. It looks for a similar one among those that it
-# knows, and where it finds none it writes no marks at all: "no template" in the figure above. So a
+# knows. Where it finds none it sends the bare text: "no template" in the figure above. So a
 # Modelfile should give the template, in Ollama's own language. `recipes.modelfile` derives it from
-# what the tokenizer writes. It also writes your system message, or, where you have none, the one
-# that SmolLM2's template writes unasked.
+# what the tokenizer writes. It adds your system message or, where you have none, the one that
+# SmolLM2's template writes unasked.
 
 # %% tags=["experiment"]
 if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "7.2", "7.5"]):
@@ -953,12 +1024,13 @@ if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "
     print(recipes.vllm("HuggingFaceTB/SmolLM2-135M-Instruct", named, 16))
 
 # %% [markdown]
-# `labkit ship FOLDER` does all of this for an adapter's folder, of `labkit train` or of PEFT: GGUF
-# alone and merged, a Modelfile, the lines, and a table of what each file costs. With `--merge` it
-# writes a plain model, which `transformers serve` (lab 6), vLLM and most trainers can load.
+# `labkit ship FOLDER` does all of this for the folder of an adapter, made by `labkit train` or by
+# PEFT: it writes GGUF files, merged and of the adapter alone, a Modelfile, the lines, and a table
+# of what each file costs. With `--merge` it writes a plain model, which `transformers serve` (lab
+# 6), vLLM and most trainers can load.
 #
-# Write down with each file that you ship what it was made of: the base by its public name, the hash
-# of the data, the settings, the score, and the template. In half a year you will want to know.
+# With each file that you ship, write down what it was made of: the base by its public name, the
+# hash of the data, the settings, the score, and the template. In half a year you will want to know.
 
 # %% [markdown]
 # ### Exercise 7.7 · Quiz
@@ -1013,8 +1085,9 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - Audit a file before you train on it: rows that train on nothing, that have no end, that are
-#   there twice. None of them raises an error.
-# - Split by prompt, and so that the order of the file does not matter.
+#   there twice. None of these raises an error.
+# - Split by prompt, and so that the order of the file does not matter. Ask what a program without
+#   learning would get.
 # - A GGUF contains weights, tokenizer and template. For Llama's family the rows of q and k move. A
 #   grid is blocks with a scale, and KL measures what it costs.
 # - Beside its base an adapter is a small file and an index. Engines serve it by name.

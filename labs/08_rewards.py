@@ -13,16 +13,18 @@
 # %% [markdown]
 # # Lab 8 · Preferences and rewards
 #
-# So far somebody wrote each answer down, and the model learned to say it. Often nobody can write
-# the best answer, and yet everybody can tell which of two is better, or a program can tell whether
-# one is right. In this lab a model learns from that alone: first from pairs of its own answers
-# (DPO), then from a number for each answer that it samples (GRPO). Both with LoRA, on your CPU.
+# So far somebody wrote each answer down, and the model learned to say it. But the best answer is
+# often hard to write. It is easier to say which of two answers is better, and sometimes a program
+# can tell whether one is right. In this lab a model learns from that alone: first from pairs of its
+# own answers (DPO), then from a number for each answer that it samples (GRPO). Both use LoRA, and
+# both run on your CPU.
 #
-# LoRA fits here well. DPO compares with the model that it started from, GRPO watches how far it has
-# moved from it, and under an adapter this model is still in memory. A reward says so little about
-# each answer that a very small adapter may be enough. And both methods can fail without an error
-# message: a group that teaches nothing, a pair the wrong way round, a reward that is cheaper to
-# fool than to earn.
+# LoRA fits here well. DPO compares a model with what it was before training, and in GRPO one
+# watches how far it has moved from there. Under an adapter that earlier model is still in memory.
+# And a reward says so little about each answer that a very small adapter may be enough.
+#
+# Both methods can fail without an error message. A group of answers may teach nothing. A pair may
+# be the wrong way round. A reward may be easier to fool than to earn. You will see all three.
 #
 # Before each main picture a cell asks for your guess. It costs no points.
 #
@@ -100,16 +102,17 @@ def sequence_logprob(logits, labels):
 check.logprobs(sequence_logprob)
 
 # %% [markdown]
-# It is a sum and not a mean. So a long answer is less likely than a short one, simply because it is
-# long. Remember that when the lengths of answers change.
+# It is a sum and not a mean, and each further token adds a number that is at most zero. So long
+# answers tend to have lower log-probabilities, good or bad. Remember that when the lengths of
+# answers change.
 
 # %% [markdown]
 # ## Which of two answers is better?
 #
 # A *preference* is a prompt with two answers, of which one was chosen and one rejected. It does not
 # say how good either is. Here a program ranks them: many instructions of `chat` name a constraint
-# ("in three bullets"), and the task has a verifier for it. The model answered each instruction
-# several times; an answer that follows the constraint and one that does not make a pair.
+# ("in three bullets"), and the task has a verifier for it. The model answered each of these six
+# times. An answer that follows the constraint and one that does not make a pair.
 # (`benchmarks/preference_pairs.py` made the file.)
 
 # %% tags=["experiment"]
@@ -123,22 +126,30 @@ if lab.experiment("The model, and pairs of its answers", 5):
     display(compare_answers([row["prompt"][0]["content"] for row in some], None, sides))
 
 # %% [markdown]
+# Following a constraint is all that makes an answer the better one here: what it says may be
+# nonsense. Look at the lengths, too. A chosen answer had to end by itself within 48 tokens, a
+# rejected one may be cut there. So the chosen ones are shorter, 16 words on average against 24, and
+# whoever learns from these pairs may learn to be brief.
+
+# %% [markdown]
 # How does a model learn from such pairs? Suppose that answers have a quality, and that answer $c$
 # is chosen over $r$ with probability $\sigma(\text{quality}_c - \text{quality}_r)$, where $\sigma$
-# is the sigmoid (the Bradley-Terry model). The idea of DPO (*direct preference optimization*) is
-# that the model itself can be read as a judge: an answer's quality is how much likelier it has
-# become since the start,
+# is the sigmoid (the Bradley-Terry model). The idea of DPO (*direct preference optimization*,
+# 2305.18290) is that the model itself can be read as a judge: an answer's quality is how much
+# likelier it has become since the start,
 #
 # $$\beta \, \log \frac{\pi(y \mid x)}{\pi_{\text{ref}}(y \mid x)},$$
 #
-# where the *reference* $\pi_{\text{ref}}$ is the model before training. The loss is minus the
-# log-probability of the choices that were made. No judge is trained, and nothing is sampled.
+# where the *reference* $\pi_{\text{ref}}$ is the model before training. Put this quality into the
+# probability above: the loss is minus the logarithm of the probability of the choice that was made.
+# No judge is trained, and nothing is sampled.
 #
-# Why this formula? Ask for the model with the highest quality minus $\beta$ times the KL from the
-# reference. It is known: $\pi(y \mid x)$ is proportional to $\pi_{\text{ref}}(y \mid x) \,
-# e^{\text{quality} / \beta}$. Solve this for the quality, and you have the line above, plus a
-# number that depends on the prompt alone and cancels in the difference of two answers. So $\beta$
-# says how dear it is to move away from the start: a small one lets the model go far.
+# Why this formula? Suppose that you want the model whose answers have the highest mean quality
+# minus $\beta$ times the KL from the reference. That model is known: $\pi(y \mid x)$ is
+# proportional to $\pi_{\text{ref}}(y \mid x) \, e^{\text{quality} / \beta}$. Solve this for the
+# quality, and you have the line above, plus a number that depends on the prompt alone. It cancels
+# in the difference of two answers. So $\beta$ is the price of moving away from the start: a small
+# one lets the model go far.
 
 # %% [markdown]
 # ### Exercise 8.2 · `dpo_loss`
@@ -178,23 +189,22 @@ check.dpo(dpo_loss)
 
 # %% [markdown]
 # Note what the loss does *not* ask for. Only the difference of the two answers counts. The chosen
-# one may become less likely, as long as the rejected one loses more. A picture below shows whether
-# it did.
+# one may become less likely, as long as the rejected one loses more. We will look at both.
 
 # %% [markdown]
 # ## The reference is already there
 #
-# DPO needs the log-probabilities of the model before training. With full fine-tuning that is a
-# second model beside the one that you train. With LoRA the base has not changed: switch the adapter
-# off, and the model that you hold *is* the reference.
+# DPO needs the log-probabilities of the model before training. With full fine-tuning that takes a
+# second model beside the one that you train (or a pass over all pairs beforehand). With LoRA the
+# base has not changed: switch the adapter off, and the model that you hold *is* the reference.
 #
 # ### Exercise 8.3 · `reference_logprobs`
 #
 # ●●○ · 12 min · 3 points
 #
 # `model` is a `PeftModel` in the middle of its training. `batch` is a dict of `input_ids`,
-# `attention_mask` and `labels`. Return what the model without its adapter gives to each sequence,
-# by your `sequence_logprob`:
+# `attention_mask` and `labels`. Return the log-probability of each sequence under the model without
+# its adapter, by your `sequence_logprob`:
 #
 # - without a gradient: nothing here is trained, and a graph for it would cost memory;
 # - in evaluation mode, since dropout in the base would add noise;
@@ -204,8 +214,8 @@ check.dpo(dpo_loss)
 #
 # <details><summary>Hint</summary>
 #
-# PEFT has a context manager that switches adapters off, and switches them on again on the way out,
-# however you leave.
+# PEFT has a context manager that switches adapters off. On the way out it switches them on again,
+# after an exception, too.
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -284,14 +294,21 @@ def train_dpo(model, batches, rate, reference_of=None, beta=0.1):
 
 
 # %% [markdown]
-# How good is it? The verifier judges answers to instructions that were never trained on. A single
-# sampled answer is a matter of luck, so each instruction is answered four times.
+# How good is it? The verifier judges answers to 40 instructions that were never trained on. A
+# single sampled answer is a matter of luck, so each instruction is answered four times. The model
+# as it is follows about a quarter of the constraints.
 
 
 # %%
 def unseen_instructions():
     """The held-out instructions of `chat` that name a constraint."""
     return [row for row in tasks.load("chat", "test").to_list() if row["check"]]
+
+
+def difference(after, before):
+    """What changed on average from `before` to `after`, (n,) each, and its standard error."""
+    change = after - before
+    return change.mean(), change.std() / len(change) ** 0.5
 
 
 def followed(model, rows, samples=4):
@@ -315,28 +332,36 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 80, needs=["8.1", "8.2", "
     batches = pairs.batches(preferred, tokenizer, 6, 20)
     dpo = train_dpo(policy, batches, 5e-4)
     after, _ = followed(policy, unseen)
-    gain, error = (after - before).mean(), (after - before).std() / len(unseen) ** 0.5
+    gain, error = difference(after, before)
     title = f"Constraints followed: {100 * gain:+.0f} points, standard error {100 * error:.0f}"
     display(plots.shares({"before": before, "after": after}, title, guess_dpo))
     guess_dpo.beside(100 * after.mean().item())
+
+# %% [markdown]
+# The loss fell. Did the answers get better? The share that follows its constraint has a standard
+# error of about 6 points here, both from the 40 instructions and from the luck of sampling: in
+# another draw of four answers the untrained model came to 21%. Beside that, DPO would look like a
+# success.
+#
+# So `benchmarks/preferences.py` took 16 answers to each instruction, and three seeds. From 25%
+# these settings gained 3, 6 and -6 points, each with a standard error of 3 to 4 over the
+# instructions. At a rate of 2e-4 they gained 4, 0 and 2 points, each ± 2 or 3. The means are 1 ± 4
+# and 2 ± 1. Perhaps that is a little, but with three seeds no gain is shown. To settle it, take
+# more instructions rather than more answers to each: they even out both kinds of luck.
+#
+# What the loss asks for is something else: the log-probabilities of the two sides should move
+# apart. Here are the panels `chosen` and `rejected` in one picture:
 
 # %% tags=["experiment"]
 if lab.experiment("What either side has gained", 0, needs=["8.1", "8.2", "8.3"]):
     display(plots.gained(dpo.values, plots.side_title(dpo.values)))
 
 # %% [markdown]
-# One run is one draw, and so is the share before it: with four answers to each instruction the
-# untrained model came to 21% in one draw and to 27% in another. Beside the low one DPO looks like a
-# success. So `benchmarks/preferences.py` took 16 answers, and three seeds. From 25% these settings
-# gained 3, 6 and -6 points, each with a standard error of 3 to 4 over the 40 instructions. At a
-# rate of 2e-4 it was 4, 0 and 2 points, each ± 2 or 3. That is a mean of 1 ± 4 and of 2 ± 1:
-# perhaps a little, and with three seeds no gain is shown. More instructions would tell, rather than
-# more answers to each: they even out the differences between instructions as well.
-#
-# What the loss asks for, training did in every run. At 5e-4 the rejected answers lost 14 to 20
-# nats. The chosen ones lost 5 and 9 in two runs and nothing in the third. And answers shrank from
-# 35 tokens to 14, 19 and 24, as short is what many constraints ask for. So a margin that grows says
-# that the pairs are told apart, and not yet that new answers are better.
+# The two sides did move apart, and in every run of the file. (A title takes the last five steps.)
+# At 5e-4 the rejected answers lost 14 to 20 nats. The chosen ones lost 5 and 9 in two runs and
+# gained 1 in the third. Answers to unseen instructions shrank from 35 tokens to 14, 19 and 24. (In
+# the pairs, too, the chosen answer is mostly the shorter one.) So a margin that grows says that the
+# pairs are told apart, and not yet that new answers are better.
 
 # %% [markdown]
 # ## Two runs that report no error
@@ -365,34 +390,34 @@ if lab.experiment("Pairs swapped, and a reference that moves", 50, needs=["8.1",
     turned = train_dpo(wrong, [swapped(batch) for batch in batches[:8]], 5e-4)
     share_wrong, _ = followed(wrong, unseen)
     still = train_dpo(adapted(models.load()[0]), batches[:3], 5e-4, reference_of=moving)
-    told = {"as it should be": dpo, "pairs swapped": turned, "reference moves": still}
+    told = {"right pairs": dpo, "swapped pairs": turned, "moving reference": still}
     falling = {name: curves.values["loss"] for name, curves in told.items()}
     display(plots.losses(falling, plots.loss_title(falling)))
-    rows = {"before": before, "DPO, 20 steps": after, "swapped, 8 steps": share_wrong}
-    title = "Only the verifier can tell: " + ", ".join(f"{s.mean():.0%}" for s in rows.values())
-    display(plots.shares(rows, title))
+    shares = {"before": before, "right pairs, 20 steps": after, "swapped, 8 steps": share_wrong}
+    lost, lost_error = (100 * number for number in difference(share_wrong, before))
+    title = f"After swapped pairs: {lost:+.0f} points, standard error {lost_error:.0f}"
+    display(plots.shares(shares, title))
 
 # %% [markdown]
-# With swapped pairs the loss falls, too (to 0.61, the mean of steps 6 to 8, when we ran it, where
-# the right pairs had 0.58): it measures how well the model agrees with the pairs, whatever they
-# say. Only something outside the pairs can tell. Here it is the verifier. It finds no gain with the
-# right pairs, and with 40 instructions it hardly sees a loss of a few points either: each bar has
-# an error of about 6. So read a few pairs before you train on them.
+# With swapped pairs the loss falls, too. (A title takes the mean of the last three steps.) It
+# measures how well the model agrees with the pairs, whatever they say. Only something outside the
+# pairs can tell, here the verifier. And with 40 instructions even the verifier gives no more than a
+# hint: -8 points with an error of 4 when we ran it. So read a few pairs before you train on them.
 #
 # Where the reference moves, policy and reference are the same at every step, and the loss stays at
 # $\log 2 = 0.69$ (the dotted line). The gradient is not zero: every pair pushes as hard as in the
 # first step, and nothing says when it is enough. A DPO loss that stays at 0.69 to the digit is a
-# bug. One that lingers there and trembles may only have too small a rate: at 2e-4 ours stayed
-# between 0.64 and 0.72 for twelve steps.
+# bug. One that trembles about it may only need time: at 2e-4 the three runs of the file were
+# between 0.59 and 0.72 in their first twelve steps, and at 0.54 to 0.58 in the last five.
 
 # %% [markdown]
 # ## DPO with TRL
 #
 # `DPOTrainer` takes the same pairs and the same settings. Like your loop, it makes no second model
 # if it is given a `peft_config`: it switches the adapter off. (Give it a model that *has* an
-# adapter, and it keeps a copy of this adapter as the reference, since training then starts from
-# there and not from the bare base.) `rewards/margins` is $\beta$ times the difference of the two
-# gains.
+# adapter, and it keeps a copy of that adapter as the reference, since training then starts from
+# there and not from the bare base.) The column `rewards/margins` is $\beta$ times what the chosen
+# answers gained less what the rejected ones gained.
 
 
 # %%
@@ -433,14 +458,15 @@ if lab.experiment("Two steps of TRL's DPOTrainer", 18, needs=["8.1", "8.2", "8.3
 # ## Better than its siblings
 #
 # The pairs were made before training, by the model as it was then. GRPO (*group relative policy
-# optimization*) lets the model answer now. For each prompt it samples a *group* of answers, a
-# program gives each one a reward, and what was better than the rest of its group is made likelier.
-# Nobody says what the right answer would have been.
+# optimization*, 2402.03300) lets the model answer while it learns. For each prompt it samples a
+# *group* of answers, and a program gives each one a reward. Answers better than the rest of their
+# group are made likelier, the others less likely. Nobody says what the right answer would have
+# been.
 #
 # "Better than the rest" is the *advantage*: the reward minus the group's mean, divided by the
-# group's standard deviation, so that a group counts as much where its rewards lie close together as
-# where they lie far apart. (The division is disputed: it makes a small difference large. "Dr.
-# GRPO", 2503.20783, leaves it out.)
+# group's standard deviation. So a group whose rewards lie close together counts as much as one
+# whose rewards lie far apart. (The division is disputed, as it makes a small difference large:
+# "Dr. GRPO", 2503.20783, leaves it out.)
 #
 # ### Exercise 8.4 · `group_advantages`
 #
@@ -472,24 +498,24 @@ check.advantages(group_advantages)
 
 # %% [markdown]
 # A group in which every answer fails teaches nothing, and neither does one in which every answer is
-# right. A run whose reward stays at zero from the first step has only such groups: the model never
-# hits on anything good. That is why people first train on written answers for a while, a *warm
-# start*, and so do we.
+# right. If a run's reward stays at zero from the first step, all its groups are of the first kind:
+# the model never hits on anything good. That is why people first train on written answers for a
+# while. This is called a *warm start*, and you will see below what happens without one.
 
 # %% [markdown]
 # ## One step, and not too far
 #
-# A sample is dear: it took as many passes as it has tokens. So one would like to take several steps
-# on it. But after the first step it is a sample of an older model. The *ratio*
+# A sample is expensive: it took as many passes as it has tokens. So one would like to take several
+# steps on it. But after the first step it is a sample of an older model. The *ratio*
 # $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ says how much likelier a token is now than when it was
 # drawn, and the objective for a token with advantage $A$ is
 #
 # $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
 #
-# Read it for either sign of $A$. A token of a good answer gains until it is $1 + \epsilon$ times as
-# likely; then there is nothing more to gain. A token of a bad answer loses until it is
-# $1 - \epsilon$ times as likely. In the other direction nothing is clipped: what has moved the
-# wrong way is pulled back with full force.
+# Read it for either sign of $A$. A token of a good answer is pushed up until it is $1 + \epsilon$
+# times as likely; beyond that the objective is flat, and there is nothing more to gain. A token of
+# a bad answer is pushed down until it is $1 - \epsilon$ times as likely. In the other direction
+# nothing is clipped: a token that has moved the wrong way keeps its gradient.
 #
 # ### Exercise 8.5 · `grpo_loss`
 #
@@ -498,10 +524,11 @@ check.advantages(group_advantages)
 # `logp` and `old_logp` are log-probabilities of single tokens, `(b, t)`, and every token of an
 # answer has the advantage of its answer, `(b,)`. `mask` is True on tokens of answers and False on
 # padding. Return minus the mean of the objective over **all tokens** of the batch that are not
-# padding: each token counts once, so a long answer counts more than a short one. (That is TRL's
-# `loss_type="bnpo"`, and with one process what its default does. The first GRPO took each answer's
-# mean and then the mean of these.) The check compares the loss with TRL's to 1e-5, and its gradient
-# with respect to `logp`.
+# padding: each token counts once, so a long answer counts more than a short one. The check compares
+# the loss with TRL's to 1e-5, and its gradient with respect to `logp`.
+#
+# (This mean is TRL's `loss_type="bnpo"`; its default, `"dapo"`, is the same with one process and
+# one batch a step. The first GRPO took each answer's mean and then the mean of these.)
 #
 # <details><summary>Hint</summary>
 #
@@ -536,18 +563,18 @@ def grpo_loss(logp, old_logp, advantages, mask, clip=0.2):
 check.clipped(grpo_loss)
 
 # %% [markdown]
-# In the first step after sampling `logp` and `old_logp` are the same numbers, each ratio is 1, and
-# the loss is minus the advantage of an average token: near zero, and exactly zero if all answers
-# had the same length. People see that and report a run that does not learn. But its gradient is not
-# zero. In such a run watch the reward, not the loss.
+# In the first step after sampling `logp` and `old_logp` are the same numbers, and each ratio is 1.
+# So the loss is minus the advantage of an average token: near zero, and zero but for rounding if
+# all answers have the same length. People see that and report a run that does not learn. But its
+# gradient is not zero. Watch the reward, not the loss.
 
 # %% [markdown]
 # ## What is an answer worth?
 #
-# On `home` there is one right answer, and a program can tell. But a reward of 1 for it and 0 for
-# anything else says nothing about most groups in the beginning: all equal, no advantage. So one
-# pays something for a part of the way. That is where the trouble begins, since the model will find
-# whatever earns more than it should.
+# On `home` there is one right answer, and a program can tell. Suppose that it earns 1 and anything
+# else 0. Then in most groups all answers earn 0 in the beginning, and no advantage is left. So one
+# pays something for a part of the way. That is where the trouble begins: training finds whatever
+# earns more than it should.
 #
 # ### Exercise 8.6 · `reward`
 #
@@ -564,9 +591,9 @@ check.clipped(grpo_loss)
 # - less for each key that is not wanted;
 # - a wanted key with a wrong value earns no more than the same answer without it.
 #
-# Many formulas pass. One more condition is against a common hack: an answer that **names every
-# key** there is (`home` has 16) earns less than an honest half, which has half of the wanted keys
-# right and nothing else. It does so even if all its wanted keys are right.
+# Many formulas pass. One more condition is against a common hack. An *honest half* has half of the
+# wanted keys right and nothing else. An answer that **names every key** there is (`home` has 16)
+# earns less than an honest half, even if all of its wanted keys are right.
 #
 # <details><summary>Hint</summary>
 #
@@ -606,8 +633,8 @@ check.rewards(reward)
 # %% [markdown]
 # ## A warm start
 #
-# The model as it comes answers a spoken command with chatter. Look at what that means for a reward:
-# here are 64 answers, what they earn, and the size of the gradient of your loss.
+# The model as it comes answers a spoken command with chatter. What does that mean for a reward?
+# Here are 64 answers, what they earn, and the size of the gradient of your loss.
 
 
 # %%
@@ -631,11 +658,11 @@ if lab.experiment("A step without a warm start", 12, needs=["8.4", "8.5", "8.6"]
     print(f"one of the answers: {answers[0]['text'][:160]!r}")
 
 # %% [markdown]
-# All answers earn the same, so every advantage is zero, and the gradient is, too. So the model
-# first sees some written answers, as in lab 3, and its adapter is merged. The result is a plain
-# model that is right now and then. From here on only the reward teaches. The new adapter is on top
-# of the merged model, so switching it off gives the start again: KL from the start needs no second
-# model either.
+# All answers earn nothing, so every advantage is zero, and so is the gradient. That is why the
+# model first sees some written answers, as in lab 3. Then its adapter is merged. The result is a
+# plain model without an adapter that answers some commands right: 17 of 100 unseen ones when we ran
+# it, at a mean reward of 0.40. From here on only the reward teaches. The new adapter is on top of
+# the merged model, so switching it off gives the start again.
 
 
 # %%
@@ -660,11 +687,10 @@ def warm_start(steps=14):
 # ## GRPO on `home`
 #
 # The loop has five parts: answers, rewards, advantages, loss, step. `rollouts.sample` lets the
-# model answer each prompt eight times; `rollouts.logprobs` reads all answers in one pass and
+# model answer each prompt eight times. `rollouts.logprobs` reads all answers in one pass and
 # returns the log-probability of each of their tokens, with a gradient. Here every sample serves one
-# step, so `old_logp` is `logp` itself, without its gradient, every ratio is 1 and nothing is
-# clipped. The KL is only watched. The first GRPO also put it into the loss; TRL's default leaves it
-# out, as we do.
+# step. So `old_logp` is `logp` itself, without its gradient, every ratio is 1, and nothing is
+# clipped.
 
 
 # %%
@@ -689,19 +715,31 @@ def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0, 
     return curves
 
 
+# %% [markdown]
+# How far has the model moved from the start? Under an adapter this needs no second model either.
+# The KL is the mean of $-g$ over tokens that the model samples, where
+# $g = \log \pi_{\text{start}} - \log \pi$. This simple estimate is noisy and can come out negative.
+# Now $e^g$ is 1 on average, since it is a ratio of probabilities and the tokens are drawn from its
+# denominator. So $e^g - 1 - g$ has the same mean as $-g$, and it is never negative.
+#
+# Here the KL is only watched. The first GRPO also put it into the loss. TRL's default leaves it
+# out, as we do.
+
+
 # %%
 @torch.no_grad()
 def kl_from_start(model, answers, logp, mask):
     """KL from the model without its adapter in nats a token, estimated on answers of its own."""
     with model.disable_adapter():
         start, _ = rollouts.logprobs(model, answers)
-    gap = start - logp  # (b, t); what is summed is never negative, and the KL on average
+    gap = start - logp  # (b, t)
     return ((gap.exp() - 1 - gap) * mask).sum() / mask.sum()
 
 
 # %% [markdown]
 # A model is judged by 100 unseen commands: how many answers are exact, how many have the right
-# intent, their mean reward, and how many keys an answer names. The last will matter further down.
+# intent, their mean reward, and how many keys an answer names (of those that are JSON). The last
+# will matter further down.
 
 
 # %%
@@ -747,25 +785,26 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
 
 # %% [markdown]
 # When we ran it, the mean reward on 100 unseen commands rose from 0.40 to 0.52, the right intents
-# from 42 to 63 and the exact answers from 17 to 32; at the end the KL from the start was 0.12 nats
-# a token. Do not believe it yet: this seed is a lucky one, as the file of the next section shows.
-# Even a seed is not one number: another number of threads rounds differently, and twelve steps from
-# this seed came to 0.55 on one thread and to 0.48 on two.
+# from 42 to 63 and the exact answers from 17 to 32. Do not believe it yet: this seed is a lucky
+# one, as a file with more of them shows below. Even a seed is not one number. Another number of
+# threads rounds differently, and twelve steps from this seed came to 0.55 on one thread and to 0.48
+# on two.
 #
-# (The curve begins lower than the table, at 0.24: its answers are drawn at temperature 1, those of
-# the table are the likeliest ones.)
-#
-# The panel `kl` is the KL from the start, in nats a token, and `tokens` the length of an answer.
-# `equal` is the share of groups in which all answers earn the same: those prompts taught nothing in
-# that step. Early in a training these are prompts where all fail, later those where all are right.
-# Here it is at most one group of eight in a step. Long runs on a fixed set of prompts slow down for
-# this reason. DAPO (2503.14476) leaves such groups out and samples others.
-#
+# Now the panels. The curve of `reward` begins lower than the table, since its answers are drawn at
+# temperature 1, and those of the table are greedy. `kl` is the KL from the start in nats a token,
+# and `tokens` the length of an answer. `equal` is the share of groups in which all answers earn the
+# same: their prompts taught nothing in that step. Early in a training all answers to such a prompt
+# fail, later all are right. Here few groups are of this kind. Long runs on a fixed set of prompts
+# have more and more of them, and learn less and less from a step. DAPO (2503.14476) leaves such
+# groups out and samples others.
+
+# %% [markdown]
 # ### One sample, several steps
 #
-# Your loss has a clip, and so far nothing to clip. Let 32 answers serve four steps. `ratio` is how
-# much likelier a token is now than when it was drawn; a token is `clipped` when it has moved so far
-# in the direction it was pushed that it has no gradient any more.
+# Your loss has a clip, and so far it had nothing to clip. Now let 32 answers serve four steps. The
+# ratio says how much likelier a token is now than when it was drawn: the table has its quantiles at
+# 5% and 95%. A token is *clipped* when it has moved so far in the direction it was pushed that it
+# has no gradient any more.
 
 # %% tags=["experiment"]
 if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
@@ -791,21 +830,25 @@ if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
 # %% [markdown]
 # When we ran it, 11% of the tokens were clipped in the second step, 18% in the third and 22% in the
 # fourth. But look at the ratios: before the fourth step one token in twenty was less than a quarter
-# as likely as when it was drawn. So the clip is no wall. It takes a token's own push away once it
-# has moved a fifth, and the token moves on with the weights that it shares with all others. That is
-# why one takes few steps on a sample, and watches the KL as well.
+# as likely as when it was drawn. So the clip is no wall. It takes away a token's own gradient once
+# the token has moved by a fifth. The token can still move on, by Adam's momentum and by the weights
+# that it shares with all others. That is why one takes few steps on a sample, and watches the KL as
+# well.
 
 # %% [markdown]
 # ## How small may the adapter be?
 #
-# A written answer says what each of its tokens should have been. A reward says one number about all
-# of them: of eight answers, which were better. Schulman et al. ("LoRA Without Regret", 2025) count
-# bits and conclude that rank 1 has room enough for what rewards teach. Here are runs from your
-# warm start, with your loop and your loss, made by `benchmarks/rewards.py`: 12 steps, $\alpha = 32$
-# at every rank, the same learning rate.
+# A written answer says what each of its tokens should have been. A reward is one number for all of
+# them: it tells which of eight answers were better. Schulman et al. ("LoRA Without Regret", 2025)
+# count bits and conclude that rank 1 has room enough for what rewards teach.
+#
+# `benchmarks/rewards.py` ran your loop at four ranks and in full fine-tuning, three seeds each: 12
+# steps of 64 answers. All ranks have $\alpha = 32$ and a learning rate of 5e-4, so that Adam's
+# first step is equally large (lab 5). Full fine-tuning has a rate of its own, 2e-5. All began at a
+# reward of 0.39.
 
 # %%
-guess_rank = lab.predict("r=1 has 0.3 million numbers: its reward on unseen commands is?", None)
+guess_rank = lab.predict("r=1 trains 0.3 million numbers. Its reward goes from 0.39 to?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Ranks under rewards, from a file", 0):
@@ -814,48 +857,54 @@ if lab.experiment("Ranks under rewards, from a file", 0):
     ranks = study[(study["study"] == "rank") & one_rate]
     start_row = study.query("study == 'written' and steps == 0")  # trained on nothing more
     at_start = ranks["before"].mean(), 100 * start_row["exact"].item()
-    display(plots.by_rank(ranks, at_start, plots.rank_title(ranks)))
-    columns = ["rank", "seed", "reward", "intent", "exact", "keys"]
-    display(ranks[columns].sort_values(["rank", "seed"]))
+    display(plots.by_rank(ranks, at_start, plots.rank_title(ranks, at_start)))
+    gains = study.assign(gain=study["reward"] - study["before"])  # of each run from its own start
+    told = gains.loc[ranks.index].groupby("rank")[["gain", "intent", "exact"]]
+    display(told.agg(["mean", "sem"]).round(2))  # sem: the standard error over seeds
     guess_rank.beside(ranks.loc[ranks["rank"] == 1, "reward"].mean())
 
 # %% [markdown]
-# Read it with care. All runs answer the same 100 commands, so what sets two of them apart is mostly
-# the luck of a seed: those of r=16 ended at 0.41, 0.46 and 0.53. From 0.39, r=1 gained 0.08 ± 0.02
-# over three seeds, r=4 0.09 ± 0.03, r=16 0.08 ± 0.03, r=64 0.11 ± 0.02, and full fine-tuning, at a
-# rate of its own, 0.06 ± 0.01. All fifteen runs gained. So one direction in each matrix is enough
-# to learn something from rewards. Whether it learns as much as 64 directions these runs do not say:
-# seed by seed r=64 was ahead by 0.03 ± 0.03, and with three seeds chance makes up to four errors
-# (lab 5), 0.13. That is more than the whole gain. Schulman et al. find no difference, in far longer
-# runs.
+# In the table rank 0 is full fine-tuning. A gain is counted from the start. All runs answer the
+# same 100 commands, so what sets two runs of a rank apart is the luck of a seed: those of r=16
+# ended at 0.41, 0.46 and 0.53. `sem` is the standard error over the three seeds.
 #
-# Now the right panel. The start has 17 exact answers of 100; r=1 came to 18, r=4 to 20, r=16 to 16,
-# r=64 to 17 and full fine-tuning to 18. The reward rose and the exact answers did not. What did
-# rise are the right intents, from 42 to between 45 and 65: a part of an answer earns something, and
-# in 12 steps that part was learned. Had we watched the reward alone, we would not know. Your own
-# run above may have found more exact answers, as seed 0 did here at most ranks.
+# All fifteen runs gained. So one direction in each matrix is enough to learn something from
+# rewards: r=1 gained 0.08 ± 0.02. Is it as much as 64 directions learn? These runs do not say. Seed
+# by seed r=64 was ahead by 0.03 ± 0.03, and with three seeds chance makes up to 4.3 errors (lab 5),
+# 0.13. That is more than the whole gain. Schulman et al. find no difference, in far longer runs.
+
+# %% [markdown]
+# Now the right panel. The start had 17 exact answers of 100. After training the means are 16 to 20,
+# with errors of up to 6: the reward rose, and no rise of exact answers can be seen. What did rise
+# are the right intents, from 42 to between 45 and 65. A part of an answer earns something, and in
+# 12 steps that part was learned. The reward alone would not have told us. (Your own run above may
+# have found more exact answers, as seed 0 did here with every adapter.)
 #
 # Would another rate have taught more, or larger groups of answers?
 
 # %% tags=["experiment"]
 if lab.experiment("Other rates and other groups, from the file", 0):
-    honest = study.query("pay == 'honest'")
-    tried = honest.query("samples == 8 and rank in (0, 1, 16)")
-    display(tried.pivot_table("reward", ["rank", "learning_rate"], "seed").round(2))
-    groups = honest.query("rank == 16 and learning_rate == 5e-4")
-    display(groups.pivot_table("reward", "samples", "seed").round(2))
+    honest = gains.query("pay == 'honest'")
+    tried = honest.query("samples == 8 and rank in (0, 1, 16)").groupby(["rank", "learning_rate"])
+    display(tried[["gain", "kl"]].agg(["mean", "sem", "count"]).round(2))
+    groups = honest.query("rank == 16 and learning_rate == 5e-4").groupby("samples")
+    display(groups["gain"].agg(["mean", "sem", "count"]).round(2))
 
 # %% [markdown]
-# A row of the first table is a rank (0 is full fine-tuning) and a rate, a column a seed. Over three
-# seeds r=1 came to 0.47 ± 0.03 at 2e-4, 0.46 ± 0.02 at 5e-4 and 0.43 ± 0.03 at 1e-3, r=16 to 0.46 ±
-# 0.02 and 0.47 ± 0.03 at the first two. Full fine-tuning came to 0.43, 0.45 and 0.49 ± 0.02 at
-# 1e-5, 2e-5 and 5e-5. So the rate in the picture may have held it back: seed by seed the higher one
-# is ahead by 0.04 ± 0.03, which three seeds cannot settle. With that it stands where r=64 does.
-# What the rate changes for certain is how far the model goes for the same reward: at r=16 the KL
-# from the start was 0.10 nats a token at 2e-4, and 0.29 at 5e-4.
+# A row of the first table is a rank and a rate; `count` says how many seeds were run. For r=1 and
+# r=16 no rate is ahead by more than chance. For full fine-tuning the rate of the picture may have
+# been too low: 5e-5 gained 0.09 ± 0.02, as much as the adapters. Seed by seed that is 0.03 ± 0.03
+# more than 2e-5 gained, and three seeds cannot settle it.
+#
+# What the rate does change is how far the model goes for its gain. At r=16 the KL from the start
+# was 0.10 ± 0.02 nats a token at 2e-4 and 0.29 ± 0.01 at 5e-4, and the gain about the same.
+#
+# (The table has gains and not rewards, since there are two starts. The runs of the picture began at
+# 0.387, all others at 0.396, which is also the start with 17 exact answers. The 14 steps were the
+# same, rounded differently.)
 #
 # The second table is about the size of a group. In groups of 4, 8 and 16 the same 64 answers a step
-# came to 0.44 ± 0.03, 0.47 ± 0.03 and 0.45 ± 0.02. That shows no difference either.
+# gained 0.04 ± 0.03, 0.08 ± 0.03 and 0.05 ± 0.02. That shows no difference either.
 
 # %% [markdown]
 # ## Rewards, or written answers?
@@ -871,26 +920,32 @@ guess_written = lab.predict("As good as 12 steps x 64 rewards: how many written 
 # %% tags=["experiment"]
 if lab.experiment("Rewards and written answers, from the file", 0):
     written = study[study["study"] == "written"]  # with 0 steps it is the warm start itself
-    rewarded = study[(study["study"] == "rank") & (study["rank"] == 16)]
+    rewarded = study.query("study == 'rank' and rank == 16 and learning_rate in (5e-4, 2e-4)")
     display(plots.at_score(written, rewarded, plots.score_title(written, rewarded)))
     means = written.groupby("steps")[["reward", "exact", "kl", "perplexity"]].mean()
     display(means.round(3))
     guess_written.beside(16 * (means["reward"] - rewarded["reward"].mean()).abs().idxmin())
 
 # %% [markdown]
-# Written answers lie to the right and below. Four steps came to a reward of 0.46 ± 0.01 over three
-# seeds, and 12 steps of rewards to 0.47 ± 0.03, or 0.46 ± 0.02 at a rate of 2e-4. So 64 written
-# answers taught as much as 768 sampled and rewarded ones. 192 of them came to 0.59 ± 0.03, with 33
-# exact answers of 100.
+# Four steps of written answers came to a reward of 0.46 ± 0.01 over three seeds, and 12 steps of
+# rewards to 0.47 ± 0.03, or 0.46 ± 0.02 at a rate of 2e-4. So, within these errors, 64 written
+# answers taught as much as 768 sampled and rewarded ones. And 192 written answers came to 0.59 ±
+# 0.03, with 33 ± 5 exact answers of 100.
+
+# %% [markdown]
+# Nor did rewards forget less here. At that equal score of 0.46 the KL from the start was 0.29 ±
+# 0.01 nats a token after rewards, 0.10 ± 0.02 at the lower rate, and 0.06 ± 0.01 after written
+# answers. Everyday English had a perplexity of 57.9 at the start, 61.3 ± 0.7 after rewards (58.9 ±
+# 0.2 at the lower rate) and 57.8 ± 0.3 after written answers.
 #
-# Nor did rewards forget less. At the score of those 64 answers the KL from the start was 0.29 nats
-# a token after rewards, 0.10 at the lower rate, and 0.06 after written answers. Everyday English
-# had a perplexity of 57.9 at the start, 61.3 after rewards (58.9 at the lower rate) and 57.8 after
-# written answers. Is the paper wrong, then? No: it trains larger models to the end, with rates
-# tuned for the purpose. (And it takes the KL on what the start would say; ours is on the new
-# model's own answers.) Here, too, a lower rate forgot less at the same score. But that rewards
-# forget less is no law that holds by itself. One likely reason: a step of rewards is mostly noise
-# at first, and noise moves a model, too.
+# One reason is the number of steps. Adam's steps are about as large whatever the gradient is, and
+# rewards took 12 of them, written answers 4. But 12 steps of written answers had a KL of 0.11 only.
+# A likely second reason: at first a step of rewards is mostly noise, and noise moves a model, too.
+#
+# Does that contradict the paper? No. It trains larger models for longer, and compares the best of
+# many settings. (It also takes the KL on what the start would say; ours is on the new model's own
+# answers.) Here, too, a lower rate forgot less at the same score. But that rewards forget less is
+# no law that holds in every regime.
 #
 # So where somebody can write the answers, write them. Rewards are for what a program can judge and
 # nobody has written down.
@@ -910,7 +965,7 @@ def bonus(answer, wanted):
 
 
 # %%
-guess_keys = lab.predict("Paid for keys: how many keys has an answer after 8 steps?", None)
+guess_keys = lab.predict("At the start an answer names 2.5 keys. How many after 8 steps?", None)
 
 
 # %% tags=["experiment", "cover"]
@@ -933,25 +988,30 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
     guess_keys.beside(table.loc["paid a bonus", "keys"])
 
 # %% [markdown]
-# The blue run is paid honestly, the other one by the bonus. When we ran it, the bonus run's own
-# reward rose from 0.60 to 0.78 in seven steps, as one would wish. The middle panel has what your
-# reward says of the same answers: it did not rise. And the answers grew. In the eighth step they
-# had 28 tokens on average, where 32 are the most, and JSON that is cut off there earns nothing. On
-# unseen commands your reward fell from 0.40 to 0.15, one answer of 100 was exact (17 at the start),
-# and an answer named 3.7 keys instead of 2.5.
+# The blue run is the one from above, paid by your reward, 64 answers a step; the other one is paid
+# by the bonus, 32 answers a step. When we ran it, the bonus run's own reward rose from 0.60 to 0.78
+# in seven steps, which looks like success. The middle panel has what your reward says of the same
+# answers: it did not rise. And the answers grew. In the eighth step they had 28 tokens on average.
+# They are cut after 32, and JSON that is cut off earns nothing. On unseen commands your reward fell
+# from 0.40 to 0.15, one answer of 100 was exact (17 at the start), and an answer named 3.7 keys
+# instead of 2.5.
+
+# %% [markdown]
+# In this run a part of the fall may be its end, where answers grew too long. Three longer runs of
+# the file, 12 steps of 64 answers, show the hack without that. All three were paid about 0.8 in the
+# end, up from 0.6 to 0.7, and named more keys: 3.2, 3.2 and 3.7 an answer. Exact answers went from
+# 17 to 4, 8 and none. Your reward, which pays for parts, hardly shows it in two of them: they ended
+# at 0.35, 0.39 and 0.28, from 0.39 or 0.40.
 #
-# So in this run a part of the fall is that last step, which overshot. Three longer runs, 12 steps
-# of 64 answers with a seed each, show the hack without it. All three were paid about 0.8 in the
-# end, up from 0.6 to 0.7, and named more keys: 3.2, 3.2 and 3.7. Exact answers went from 17 to 4, 8
-# and none. Your reward, which pays for parts, hardly shows it in two of them: 0.35, 0.39 and 0.28.
-# The cure is in the reward, and not in the training: pay for nothing that you do not want.
+# A KL in the loss, or an early stop, would limit the damage. The cause is the reward: pay for
+# nothing that you do not want.
 
 # %% [markdown]
 # ## GRPO with TRL
 #
 # `GRPOTrainer` samples, rewards, compares and steps as your loop does. Its reward function gets a
 # list of completions, and the columns of the data set by name. Eight answers a step are enough to
-# see it work; most of its time goes into `generate`.
+# see it work. Most of the time goes into `generate`.
 
 # %% tags=["experiment"]
 if lab.experiment("Two steps of TRL's GRPOTrainer", 18, needs=["8.4", "8.5", "8.6"]):
@@ -980,8 +1040,8 @@ if lab.experiment("Two steps of TRL's GRPOTrainer", 18, needs=["8.4", "8.5", "8.
 # %% [markdown]
 # Eight answers are one group of one command here, so the reward is that of a single prompt and
 # jumps about. `frac_reward_zero_std` is what our panels call `equal`. And the loss is the one of
-# your exercise: minus the advantage of an average token, which is not quite zero, since answers
-# differ in length.
+# your exercise: minus the advantage of an average token. It is not quite zero, since answers differ
+# in length.
 
 # %% [markdown]
 # ### Exercise 8.7 · Quiz
@@ -1038,9 +1098,10 @@ check.quiz(quiz)
 # - The log-probability of an answer is a sum over its tokens, shifted by one, without the prompt.
 # - DPO asks for a difference between two answers, and needs the model as it was. Under an adapter
 #   it is still there.
-# - GRPO makes likelier what is better than its siblings. A group of equals teaches nothing.
-# - The clip stops a token that has moved far enough in the right direction, and never one on its
-#   way back.
+# - GRPO makes likelier what is better than the rest of its group. A group of equals teaches
+#   nothing.
+# - The clip takes its gradient from a token that has moved far enough in the right direction, and
+#   never from one that has moved the wrong way.
 # - A model learns what the reward pays for: here the parts of an answer, before the whole. Read
 #   what it buys.
 

@@ -109,10 +109,10 @@ def verdict(table: pd.DataFrame, other: str, within: float = 2.0) -> str:
         return f"Nothing to compare with {other} yet"
     best = rivals.iloc[0]
     gap, error, seeds = best["difference_percent"], best["error_percent"], int(best["seeds"])
-    told = f"The best of {len(rivals)}, {best['method']}, {gap:+.1f}% beside {other}"
+    told = f"The best of {len(rivals)}, {best['method']}, beside {other}: {gap:+.1f}"
     if error != error:
-        return f"{told},\nfrom one seed: no error is known, and no winner"
-    told += f", +/- {error:.1f} ({seeds} seeds):\n"
+        return f"{told}%,\nfrom one seed: no error is known, and no winner"
+    told += f" ± {error:.1f}% ({seeds} seeds),\n"
     chance = errors_of_chance(seeds) * error
     if abs(gap) < chance:
         seen = "" if chance <= within else f", which may be {chance:.0f}% with so few seeds"

@@ -47,6 +47,10 @@ display({{"application/vnd.labkit.headline+json": headline, "text/plain": "-"}},
 print("noise of a bar", file=sys.stderr)
 open("beside.txt", "w").close()
 print(sys.executable)
+
+# %%
+from ipywidgets import IntSlider, interact
+interact(lambda r: print("drawn", "at", r), r=IntSlider(10))
 """
 RAISES = """
 # %% [markdown]
@@ -114,6 +118,14 @@ def test_the_kernel_is_this_python_and_noise_stays_out_of_the_page(ran):
     )
     assert page.count("noise of a bar") == 1  # in the cell that writes it
     assert page.startswith("Lab 1 · 01_good — LoRA Labs")
+
+
+def test_what_a_slider_draws_is_in_the_cell(ran):
+    """No answer goes back to the kernel, whose reply could get lost beside it."""
+    course, *_ = ran
+    assert "drawn at 10" in text_of(course / "out/01_good.html")
+    cells = nbformat.read(course / "out/executed/01_good.ipynb", as_version=4).cells
+    assert cells[-1].outputs[0].text == "drawn at 10\n"
 
 
 def test_the_failing_page_shows_the_traceback(ran):

@@ -17,7 +17,7 @@ from labkit.labs.lab04 import probes
 
 CASES = [((6, 64), None), ((3, 100), None), ((7,), None), ((5, 27), 32)]
 BEGIN = "blocks begin at"
-LOOP = "it loops over the blocks in Python; a small model has 1.6 million: one step for all"
+LOOP = "it loops over the blocks in Python; a small model has 1.7 million: one step for all"
 
 
 def expect_blockwise(quantize_blockwise, dequantize_blockwise, rng):

@@ -5,8 +5,19 @@ from matplotlib.ticker import PercentFormatter
 
 from labkit.plots import INK, PALETTE, figure, headed
 
-BLUE, ORANGE, GREEN = PALETTE[:3]
-DOTS = ((BLUE, "o"), (ORANGE, "s"))  # colour and marker of two series
+BLUE, ORANGE, GREEN, PINK, YELLOW = PALETTE[:5]
+GREY = "#777777"  # whatever is random
+LOOKS = {  # colour and marker of a series, the same in every figure
+    "trained": (GREEN, "o"),
+    "weights": (GREEN, "o"),
+    "random": (GREY, "o"),
+    "chance": (GREY, "o"),
+    "update": (ORANGE, "s"),
+    "full": (ORANGE, "s"),
+    "Adam": (ORANGE, "s"),
+    "SGD": (PINK, "^"),
+    "LoRA": (BLUE, "o"),
+}
 
 
 def rank_grid(pictures, errors):
@@ -38,7 +49,7 @@ def error_and_cost(costs, errors, r_even, guess):
     """
     fig, ax = figure(height=3.4)
     fifth = fifth_of(costs)
-    for (name, values), colour in zip(errors.items(), (BLUE, ORANGE), strict=True):
+    for (name, values), colour in zip(errors.items(), (BLUE, GREY), strict=True):
         ax.plot(_percent(costs), _percent(values), color=colour)
         where = (100 * costs[2 * fifth], 100 * values[2 * fifth])
         ax.annotate(name, where, (6, 6), textcoords="offset points", color=colour)
@@ -75,14 +86,14 @@ def spectra(real, random):
     fig, axes = figure(len(real), width=8.4, height=3.2, sharey=True)
     tops = []
     for ax, (name, s) in zip(axes, real.items(), strict=True):
-        for values, colour, style in ((random[name], ORANGE, "--"), (s, BLUE, "-")):
+        for values, colour, style in ((random[name], GREY, "--"), (s, GREEN, "-")):
             ax.plot(values / np.linalg.norm(values), color=colour, ls=style)
         tops.append(f"{name} {s[0] / random[name][0] * _norm(random[name]) / _norm(s):.1f}x")
         ax.set_title(name, fontsize=10.5, weight="normal")
         ax.set(yscale="log", xlabel="position", ylim=(1e-4, 0.5))
     axes[0].set_ylabel("singular value / |W|")
-    axes[0].text(310, 0.06, "random", color=ORANGE)
-    axes[0].text(25, 0.2, "trained", color=BLUE)
+    axes[0].text(310, 0.06, "random", color=GREY)
+    axes[0].text(25, 0.2, "trained", color=GREEN)
     return headed(fig, "Largest singular value, relative to a random matrix:\n" + ", ".join(tops))
 
 
@@ -98,10 +109,10 @@ def rank_strips(panels, title, guess=None):
     """
     fig, axes = figure(len(panels), width=8.4, height=3.6, squeeze=False)
     for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
-        for (name, kinds), look in zip(series.items(), DOTS, strict=False):
-            _dots(ax, kinds, *look)
+        for name, kinds in series.items():
+            _dots(ax, kinds, *LOOKS[name])
             last = np.median(list(kinds.values())[-1])
-            ax.text(len(kinds) - 0.55, last, name, color=look[0], va="center")
+            ax.text(len(kinds) - 0.55, last, name, color=LOOKS[name][0], va="center")
         ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4 * len(panels) - 0.1))
     if guess:
         guess.draw(axes[0][0])
@@ -117,6 +128,7 @@ def _dots(ax, kinds, colour, marker):
         shape = dash if single else dot
         ax.scatter(x + np.array(spread), values, color=colour, **shape)
     ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
+    ax.set_xlabel("kind of matrix, from the first block to the last")
     ax.grid(axis="x", visible=False)
 
 
@@ -160,9 +172,8 @@ def parts_of_update(parts):
     _in_percent(ax.xaxis)
     ax.grid(axis="y", visible=False)
     gains = [gain for _, gain in parts.values()]
-    told = f"1 to 8: {gains[0]:.0%}, 9 to 16: {gains[1]:.0%}, random, as large: {gains[-1]:.0%}"
-    ax.set_title(f"Gain of directions {told}", x=-0.3)
-    return fig
+    told = f"Gain: {gains[0]:.0%} by directions 1 to 8, {gains[1]:.0%} by 9 to 16,"
+    return headed(fig, f"{told}\n{gains[-1]:.0%} by 8 random ones as large as 1 to 8")
 
 
 def ways_of_rank_8(results, n):
@@ -174,7 +185,7 @@ def ways_of_rank_8(results, n):
     y = np.arange(len(results))[::-1]
     losses, shares = (np.array(values) for values in zip(*results.values(), strict=True))
     errors = np.sqrt(shares * (1 - shares) / n)
-    look = {"color": [INK, ORANGE, BLUE], "height": 0.6, "ecolor": "#888888", "capsize": 3}
+    look = {"color": [ORANGE, YELLOW, BLUE], "height": 0.6, "ecolor": INK, "capsize": 3}
     axes[0].barh(y, losses, **look)
     axes[1].barh(y, 100 * shares, xerr=100 * errors, **look)
     for place, loss, share, error in zip(y, losses, shares, errors, strict=True):
@@ -198,14 +209,18 @@ def two_optimizers(spectra, ranks, title):
     `spectra` maps an optimizer to an array, `ranks` to {kind: values}.
     """
     fig, axes = figure(2, width=8.4, height=3.6, width_ratios=(1, 1.4))
-    for (name, s), colour in zip(spectra.items(), (BLUE, ORANGE), strict=True):
-        axes[0].plot(np.arange(1, len(s) + 1), s / np.linalg.norm(s), color=colour, label=name)
+    for name, s in spectra.items():
+        colour, x = LOOKS[name][0], np.arange(1, len(s) + 1)
+        axes[0].plot(x, s / np.linalg.norm(s), color=colour, label=name)
     axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position")
     axes[0].set_ylabel("singular value / |update|")
     axes[0].legend(loc="lower left")
-    for kinds, look in zip(ranks.values(), DOTS, strict=True):
-        _dots(axes[1], kinds, *look)
+    for name, kinds in ranks.items():
+        colour, marker = LOOKS[name]
+        _dots(axes[1], kinds, colour, marker)
+        axes[1].plot([], [], color=colour, marker=marker, ls="", label=name)
     axes[1].set(ylabel="rank for 90% of the energy", ylim=(0, None))
+    axes[1].legend(loc="upper left")
     return headed(fig, title)
 
 
@@ -221,9 +236,10 @@ def learned_factors(errors, bound, A_learned, A_svd):
     mine, theirs = (M / np.linalg.norm(M, axis=1, keepdims=True) for M in (A_learned, A_svd))
     for ax, other, name in ((axes[1], mine, "learned rows"), (axes[2], theirs, "the SVD's rows")):
         ax.imshow(np.abs(mine @ other.T), cmap="Blues", vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[], xlabel=f"|cosine| with {name}")
+        ax.set(xticks=[], yticks=[], xlabel=f"|cosine| with {name}\n(white 0, dark blue 1)")
     axes[1].set_ylabel("rows of the learned A")
-    return headed(fig, f"The learned product ends at {errors[-1]:.3f}, the bound is {bound:.3f}")
+    told = f"The learned product ends at {errors[-1]:.3f}, the bound is {bound:.3f};"
+    return headed(fig, f"{told}\neach learned row is a mixture of the SVD's")
 
 
 def intruders_by_size(sizes, grown, trained, n_directions):
@@ -264,6 +280,6 @@ def intrinsic(dims, accuracies, full, d90):
     ax.set(xscale="log", xlabel="dimension d of the subspace", ylabel="accuracy", ylim=(0, 1.03))
     ax.set_xticks(dims, [str(d) for d in dims])
     ax.minorticks_off()
-    texts = [f"{d} of {D:,}" for D, d in d90.items()]
-    ax.set_title(f"90% of full training takes {' and '.join(texts)} parameters")
+    texts = [f"d = {d} of {D:,}" for D, d in d90.items()]
+    ax.set_title(f"90% of full training: {' and '.join(texts)}")
     return fig

@@ -17,8 +17,9 @@ def thin_matrices(d_out, d_in, r):
     _box(ax, left, 0, r, d_out, PALETTE[1])
     _box(ax, left + 2.2 * r, d_out - r, d_in, r, PALETTE[1])
     ax.text(d_in + gap / 2, d_out / 2, "+ (α/r) ·", ha="center", va="center", fontsize=13)
-    ax.text(left + 1.6 * r, d_out / 2, f"B  {d_out} × {r}", va="center")
-    ax.text(left + 2.2 * r + d_in / 2, d_out - 2 * r, f"A  {r} × {d_in}", ha="center", va="top")
+    ax.text(left + 1.6 * r, d_out / 2, f"B\n{d_out} × {r}\n{d_out * r:,} train", va="center")
+    told = f"A\n{r} × {d_in}\n{r * d_in:,} train"
+    ax.text(left + 2.2 * r + d_in / 2, d_out - 2 * r, told, ha="center", va="top")
     ax.set(xlim=(-10, left + 3 * r + d_in), ylim=(-10, d_out + 10), aspect="equal")
     ax.axis("off")
     ax.set_title(f"At r = {r} the two thin matrices hold {share:.1%} of W's numbers")
@@ -30,10 +31,16 @@ def _box(ax, x, y, width, height, colour, label=""):
     ax.text(x + width / 2, y + height / 2, label, ha="center", va="center", color="white")
 
 
+def _bars_alone(ax):
+    """No grid between bars, and none on them."""
+    ax.grid(axis="x", visible=False)
+    ax.set_axisbelow(True)
+
+
 def first_gradients(norms):
     """Gradient norms of A and B in the first steps; `norms` maps each name to a list."""
     fig, ax = figure(height=2.8)
-    for name, colour, marker in (("A", PALETTE[0], "o"), ("B", PALETTE[1], "s")):
+    for name, colour, marker in (("A", PALETTE[2], "o"), ("B", PALETTE[1], "s")):
         ax.plot(norms[name], color=colour, marker=marker, ms=4)
         ax.annotate(f" {name}", (len(norms[name]) - 1, norms[name][-1]), color=colour, va="center")
     ax.set(xlabel="step", ylabel="gradient norm", ylim=(-0.02 * max(norms["B"]), None))
@@ -56,6 +63,7 @@ def right_answers(counts, n, guess):
     ax.set_xticks(places, list(counts))
     ax.set(ylabel=f"of {n} unseen commands", ylim=(0, 1.12 * n), xlim=(-0.6, len(counts) - 0.1))
     ax.legend(loc="upper left")
+    _bars_alone(ax)
     first, *_, last = [pair[0] for pair in counts.values()]
     ax.set_title(f"Right to the letter: {first} of {n} before, {last} after")
     guess.draw(ax)
@@ -74,7 +82,12 @@ def loss_by_the_clock(curves):
         shift, side = ((-6, -4), ("right", "top")) if lower else ((6, 4), ("left", "bottom"))
         how = {"textcoords": "offset points", "ha": side[0], "va": side[1], "color": colour}
         ax.annotate(name, (at, height), shift, **how)
-    ax.set(xlabel="seconds", ylabel="training loss", yscale="log")
+        end = (curve.seconds[-1], smooth(curve.losses)[-1])
+        ax.plot(*end, "o", color=colour)
+        how |= {"ha": "right", "va": "top"}
+        ax.annotate(f"{len(curve.losses)} steps", end, (4, -7), **how)
+    ax.set(xlabel="seconds", ylabel="training loss (nats a token)", yscale="log")
+    ax.margins(y=0.12)
     _plain_log(ax.yaxis)
     ax.set_xlim(0, 1.03 * max(seconds))
     ends = [f"{smooth(c.losses)[-1]:.2f} after {c.seconds[-1]:.0f} s" for c in curves.values()]
@@ -97,7 +110,8 @@ def step_shares(shares, guess):
     """
     fig, ax = figure(height=3.2)
     percent = [100 * share for share in shares.values()]
-    bars = ax.bar(list(shares), percent, width=0.5, color=[PALETTE[0], PALETTE[0], PALETTE[1]])
+    bars = ax.bar(list(shares), percent, width=0.5, color=PALETTE[1])
+    _bars_alone(ax)
     told = [f"{value:.0f}%" for value in percent]
     ax.bar_label(bars, told, label_type="center", color="white", weight="bold")
     ax.axhline(100, color=INK, lw=1)
@@ -127,8 +141,9 @@ def memory(held, peaks, guess):
     gigabytes = [f"{total * unit / 1e9:.2f}" for total in floor]
     for x, told in enumerate(gigabytes):
         ax.text(x, floor[x] + 1, f"{told} GB", ha="center", color=INK)
-    ax.set(ylabel="% of full fine-tuning's peak", ylim=(0, 118), xlim=(-0.5, len(bars) - 0.1))
+    ax.set(ylabel="% of full fine-tuning's peak", ylim=(0, 118), xlim=(-0.5, len(bars) + 0.15))
     ax.legend(loc="upper left")
+    _bars_alone(ax)
     between, peak, full_between, full_peak = gigabytes
     ax.set_title(
         f"Between steps LoRA holds {between} GB, full fine-tuning {full_between};\n"
@@ -150,8 +165,10 @@ def merge_rounding(gaps):
         height = 0.85 - 0.2 * (list(gaps).index(name) % 2)  # in turns: two may lie on each other
         where = {"xycoords": ax.get_xaxis_transform(), "ha": "right", "va": "center"}
         ax.annotate(name, (np.median(logs) - 0.9, height), color=colour, **where)
-    ax.set(xlabel="|difference of a logit|, power of ten", ylabel="logits", yticks=[])
-    text = ", ".join(f"{value:.1g} ({name})" for name, value in typical.items())
+    powers = range(-8, 2, 2)
+    ax.set_xticks(powers, [f"$10^{{{power}}}$" for power in powers])
+    ax.set(xlabel="|difference of a logit|", ylabel="share of the logits", yticks=[])
+    text = ", ".join(f"{value:.2g} ({name})" for name, value in typical.items())
     ax.set_title(f"Typical distance from the unmerged fp32 model:\n{text}")
     return fig
 
@@ -165,7 +182,8 @@ def undone(left, guess):
     fig, ax = figure(height=3.2)
     percent = [100 * share for share, *_ in left.values()]
     names = [f"{name}\noff by {error:.0e} of |W|" for name, (_, error, _) in left.items()]
-    bars = ax.bar(names, percent, width=0.45, color=PALETTE[1::-1])
+    bars = ax.bar(names, percent, width=0.45, color=PALETTE[1])
+    _bars_alone(ax)
     ax.bar_label(bars, [f"{value:.2g}%" for value in percent], color=INK)
     high = 1.2 * max(*percent, min(guess.value or 0, 100))  # room for the guess beside small bars
     ax.set(ylabel="% of weights changed", ylim=(0, high), xlim=(-0.5, len(left)))
@@ -178,7 +196,7 @@ def undone(left, guess):
 def update_sizes(ranks, rows):
     """Relative update size against rank on log axes; `rows` maps a scaling rule to sizes."""
     fig, ax = figure(height=3.2)
-    for (name, sizes), colour, marker in zip(rows.items(), PALETTE, "os", strict=False):
+    for (name, sizes), colour, marker in zip(rows.items(), PALETTE[1:], "os", strict=False):
         ax.plot(ranks, sizes, color=colour, marker=marker)
         ax.annotate(f"  {name}", (ranks[-1], sizes[-1]), color=colour, va="center")
     ax.set(xscale="log", yscale="log", xlabel="rank r", ylabel="|update| / |W|")

@@ -9,46 +9,54 @@ from labkit.labs.lab03.tables import forgotten
 from labkit.plots import INK, PALETTE, figure
 
 
-def loss_tokens(tokens, has_loss):
-    """The tokens of one conversation as HTML; those that carry the loss are underlaid."""
+def loss_tokens(tokens, has_loss, name):
+    """The tokens of one conversation as HTML; those that carry the loss are underlaid.
+
+    `name` is that of the function which made the labels.
+    """
     spans = []
     for token, loss in zip(tokens, has_loss, strict=True):
-        look = "background:#E69F00;color:#000" if loss else "opacity:0.65"
+        look = "background:#E69F00;color:#000;font-weight:bold" if loss else "opacity:0.65"
         text = escape(token).replace("\n", "⏎<br>")
         spans.append(f'<span style="{look};padding:1px 2px;margin-right:1px">{text}</span>')
-    share = f"{sum(has_loss)} of {len(tokens)} tokens carry the loss"
+    share = f"{escape(name)}: {sum(has_loss)} of {len(tokens)} tokens carry the loss"
     return HTML(f"<p><b>{share}</b></p><p style='font-family:monospace'>{''.join(spans)}</p>")
 
 
 def trained_shares(rows):
-    """Bars on a log axis: the share of a model that trains; `rows` is a list of (label, share)."""
-    fig, ax = figure(height=0.42 * len(rows) + 1.3)
+    """Dots on a log axis: the share of a model that trains; `rows` is a list of (label, share)."""
+    fig, ax = figure(height=0.36 * len(rows) + 1.3)
     labels, shares = zip(*rows, strict=True)
     places = np.arange(len(rows))[::-1]
-    ax.barh(places, [100 * share for share in shares], color=PALETTE[1], height=0.6)
+    ax.plot([100 * share for share in shares], places, "o", color=PALETTE[1], ms=9)
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line of 1%
     how = {"textcoords": "offset points", "va": "center", "color": INK, "bbox": paper}
     for y, share in zip(places, shares, strict=True):
-        ax.annotate(f"{share:.3%}", (100 * share, y), (6, 0), **how)
+        ax.annotate(f"{share:.2%}", (100 * share, y), (10, 0), **how)
     ax.axvline(1, color=INK, ls=":", lw=1, zorder=0)
-    ax.set(xscale="log", xlim=(0.02, 60), xlabel="trainable parameters, % of the model (log)")
+    ax.set(xscale="log", xlim=(0.05, 20), xlabel="trainable parameters, % of the model (log)")
+    ax.set_xticks([0.1, 1, 10], ["0.1%", "1%", "10%"])
     ax.set_yticks(places, labels)
+    ax.set_ylim(-0.6, len(rows) - 0.4)
     low, high = min(shares), max(shares)
-    ax.set_title(f"“Under 1%” depends:\nthe same rank trains {low:.2%} to {high:.1%} of a model")
+    told = f"Width and layers decide: the same rank\ntrains {low:.2%} to {high:.1%} of a model"
+    ax.set_title(told)
     return fig
 
 
 def unstopped(counts, n, guess=None):
     """Bars: how many of n answers the limit ended and not the model, by the labels it had."""
-    fig, ax = figure(height=1.7 + 0.45 * len(counts))
+    fig, ax = figure(height=1.5 + 0.45 * len(counts))
     names, values = list(counts), list(counts.values())
     ax.barh(names[::-1], values[::-1], color=PALETTE[1], height=0.55)
     for name, value in counts.items():
         ax.text(value, name, f" {value}", va="center", color=INK)
     ax.set(xlim=(0, 1.08 * n), xlabel=f"answers of {n} that do not stop")
+    ax.set_ylim(-0.6, len(counts) - 0.4)
     ax.grid(axis="y", visible=False)
-    told = ", ".join(f"{value} with “{name}”" for name, value in counts.items())
-    ax.set_title(f"Answers of {n} that do not stop:\n{told}")
+    told = [f"{values[0]} of {n} answers do not stop with “{names[0]}”"]
+    told += [f"{value} with “{name}”" for name, value in list(counts.items())[1:]]
+    ax.set_title(",\n".join(told))
     if guess:
         guess.draw(ax, "x")
     return fig
@@ -67,6 +75,7 @@ def asked(shares, n, guess=None):
     for name, value, error in zip(names, values, errors, strict=True):
         ax.text(value + error, name, f" {value:.0f}%", va="center", color=INK)
     ax.set(xlim=(0, 108), xlabel=f"% of {n} answers exactly right (± standard error)")
+    ax.set_ylim(-0.6, len(shares) - 0.4)
     ax.grid(axis="y", visible=False)
     told = [f"{value:.0f}% “{name}”" for name, value in zip(names, values, strict=True)]
     ax.set_title(f"Exactly right: {told[0]},\n{', '.join(told[1:])}")
@@ -92,24 +101,32 @@ def lost_rows(lost, n, guess):
     ax.legend(loc="upper right")
     short, counts = list(lost.items())[1]
     told = " and ".join(f"{value} {kind}" for kind, value in counts.items())
-    ax.set_title(f"Cut to {short} tokens on the right, of {n} rows\n{told}")
+    ax.set_title(f"Of {n} rows cut to {short} tokens on the right,\n{told}")
     guess.draw(ax)
     return fig
 
 
-def scores(groups, title):
-    """Grouped bars in percent: `groups` maps a metric to {model: share}."""
+def scores(groups, n, title):
+    """Grouped bars in percent: `groups` maps a metric to {model: share}, each of n answers.
+
+    The thin lines are one standard error of a share of n.
+    """
     fig, ax = figure(height=2.9)
     names = list(next(iter(groups.values())))
     width = 0.8 / len(names)
     for i, (name, colour) in enumerate(zip(names, PALETTE, strict=False)):
         x = np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
-        heights = [100 * group[name] for group in groups.values()]
+        shares = np.array([group[name] for group in groups.values()])
+        heights, errors = 100 * shares, 100 * (shares * (1 - shares) / n) ** 0.5
         ax.bar(x, heights, width * 0.92, color=colour, label=name)
-        for place, height in zip(x, heights, strict=True):
-            ax.text(place, height + 1, f"{height:.0f}%", ha="center", color=INK)
+        some = errors > 0
+        how = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsize": 3}
+        ax.errorbar(x[some], heights[some], yerr=errors[some], **how)
+        for place, height, error in zip(x, heights, errors, strict=True):
+            ax.text(place, height + error + 2, f"{height:.0f}%", ha="center", color=INK)
     ax.set_xticks(range(len(groups)), list(groups))
-    ax.set(ylim=(0, 112), ylabel="%")
+    ax.set(ylim=(0, 116), ylabel=f"% of {n} answers\n(± standard error)")
+    ax.set_yticks(range(0, 101, 20))
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=len(names), loc="upper left")
     ax.set_title(title)
@@ -117,7 +134,7 @@ def scores(groups, title):
 
 
 def forgetting(runs, live, guess):
-    """Perplexity on everyday English by method and rate, at one task loss: a dot a seed.
+    """Perplexity on everyday English by method and rate, at one task loss: a dot a seed, a mean.
 
     `runs` is the table of benchmarks/forgetting.py; `live` maps methods with their rates to what
     was measured just now.
@@ -127,18 +144,22 @@ def forgetting(runs, live, guess):
     ways = list(dict.fromkeys(runs["way"]))[::-1]
     fig, ax = figure(height=1.8 + 0.42 * len(ways))
     places = [ways.index(way) for way in runs["way"]]
-    ax.plot(runs["perplexity"], places, "o", color=PALETTE[0], alpha=0.8, label="a seed each")
+    ax.plot(runs["perplexity"], places, "o", color=PALETTE[0], alpha=0.8, label="one seed (file)")
+    means = runs.groupby("way")["perplexity"].mean()[ways]
+    ax.plot(means, range(len(ways)), "|", color=INK, ms=20, mew=2, label="mean of the seeds")
     stars = [ways.index(way) for way in live]
     ax.plot(list(live.values()), stars, "*", color=PALETTE[1], ms=13, label="measured just now")
     ax.axvline(base, color=INK, ls=":", lw=1)
     ax.text(base, len(ways) - 0.45, " base", color=INK, va="top")
     ax.set_yticks(range(len(ways)), ways)
     ax.set(xlabel="perplexity, everyday English", ylim=(-0.5, len(ways) - 0.4))
-    fig.legend(loc="outside lower center", ncols=2, fontsize=9)
-    rises = runs.groupby("way", sort=False)["rise"].agg(["mean", "sem"])
-    ends = [rises["mean"].idxmin(), rises["mean"].idxmax()]
-    told = [f"{rises['mean'][way]:.0f} ± {rises['sem'][way]:.0f}% ({way})" for way in ends]
-    ax.set_title(f"At equal task loss, English has become harder by\n{told[0]} to {told[1]}")
+    fig.legend(loc="outside lower center", ncols=3, fontsize=9)
+    rises = runs.groupby("way")["rise"]
+    low, high = rises.mean().min(), rises.mean().max()
+    seeds = (rises.max() - rises.min()).max()
+    told = f"At equal task loss perplexity has risen by {low:.0f} to {high:.0f}%:\n"
+    told += f"methods differ by {high - low:.0f} points, seeds of one by up to {seeds:.0f}"
+    ax.set_title(told)
     guess.draw(ax, "x")
     return fig
 
@@ -152,12 +173,13 @@ def where_loss(runs, yours):
     pairs = runs.pivot(index="seed", columns="loss_on", values="loss")
     ways = ["answer", "everything"]
     lines = ax.plot([0, 1], pairs[ways].T, "o-", color=PALETTE[0], alpha=0.6, ms=5)
-    lines[0].set_label("a seed of the file")
+    lines[0].set_label("one seed (file)")
     ax.plot([0, 1], [yours[way] for way in ways], "*--", color=PALETTE[1], ms=12, label="yours")
-    ax.set_xticks([0, 1], [f"loss on {way}" for way in ways])
-    ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer")
+    ax.set_xticks([0, 1], [f"trained with the loss\non {name}" for name in ("the answer", ways[1])])
+    ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer\n(nats a token)")
     ax.legend(loc="best")
     gap = pairs["everything"] - pairs["answer"]
-    told = f"{gap.mean():+.3f} ± {gap.sem():.3f}"
-    ax.set_title(f"Loss on everything changes the answer's loss by {told}, {len(gap)} seeds")
+    told = f"{gap.mean():+.2f} ± {gap.sem():.2f} nats".replace("-", "−")
+    told += f" a token ({len(gap)} seeds)"
+    ax.set_title(f"Training on the prompt, too, changes the answer's loss\nby {told}")
     return fig

@@ -5,6 +5,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from labkit.plots import INK, PALETTE, figure, smooth, traced
 
+BASES = {"plain": PALETTE[0], "NF4": PALETTE[1]}  # and LoRA, QLoRA
+FORMATS = [BASES["NF4"], PALETTE[0], *PALETTE[2:]]  # NF4 comes first
 OVER_GUESS = {"frameon": True, "edgecolor": "none"}  # of a legend that a guess may cross
 
 
@@ -30,17 +32,22 @@ def codebooks(books):
     fig, ax = figure(height=3.4)
     x = np.linspace(-1, 1, 400)
     density = np.exp(-((x * 2.6) ** 2) / 2)  # a block of 64 normal numbers ends near 2.6 sigma
-    ax.fill_between(x, density, color=PALETTE[0], alpha=0.15)
-    ax.text(0.42, 0.75, "weights of a block,\ndivided by their absmax", color=INK)
-    for row, ((name, values), colour) in enumerate(zip(books.items(), PALETTE, strict=False)):
+    ax.fill_between(x, density, color=INK, alpha=0.12)
+    ax.text(0.42, 0.75, "normal weights of a\nblock, over its absmax", color=INK)
+    for row, ((name, values), colour) in enumerate(zip(books.items(), FORMATS, strict=False)):
         y = -0.22 - 0.27 * row
         ax.vlines(values.numpy(), y - 0.09, y + 0.09, color=colour, lw=2)
         ax.text(-1.06, y, name, ha="right", va="center", color=colour)
-    near = {name: int((values.abs() < 0.5).sum()) for name, values in books.items()}
-    ax.set(yticks=[], xlabel="value", xlim=(-1.03, 1.03), ylim=(-0.4 - 0.27 * row, 1.05))
+    near = {name: int((values.abs() < 0.6).sum()) for name, values in books.items()}
+    ax.set(
+        yticks=[],
+        xlabel="value, over the absmax",
+        xlim=(-1.03, 1.03),
+        ylim=(-0.4 - 0.27 * row, 1.05),
+    )
     ax.spines["left"].set_visible(False)
     told = ", ".join(f"{name} {n}" for name, n in near.items())
-    ax.set_title(f"Values between -0.5 and 0.5, where most weights are:\n{told}")
+    ax.set_title(f"Values between -0.6 and 0.6, where most weights are:\n{told}")
     return fig
 
 
@@ -48,10 +55,10 @@ def errors(frame):
     """Relative error of each format (column) in each case (row), a line a format."""
     fig, ax = figure(height=3.4)
     y = np.arange(len(frame))[::-1]
-    for name, colour, marker in zip(frame.columns, PALETTE, "osD^", strict=False):
+    for name, colour, marker in zip(frame.columns, FORMATS, "osD^", strict=False):
         ax.plot(frame[name], y, color=colour, marker=marker, ms=8, ls="", label=name)
     ax.set_yticks(y, frame.index)
-    ax.set(xlabel="root mean square error / size of the weights")
+    ax.set(xlabel="relative error: root mean square of the error / of the numbers")
     ax.set_xlim(0, 1.05 * frame.to_numpy().max())
     ax.set_ylim(-0.5, len(frame) - 0.5)
     ax.legend(loc="upper left", bbox_to_anchor=(0, 0.98))
@@ -70,7 +77,7 @@ def code_use(shares, misses, guess):
     places = np.arange(16)
     for k, (name, share) in enumerate(shares.items()):
         label = f"{name}, error {misses[name]:.4f}"
-        ax.bar(places + 0.4 * k - 0.2, share.numpy(), 0.38, color=PALETTE[k], label=label)
+        ax.bar(places + 0.4 * k - 0.2, share.numpy(), 0.38, color=FORMATS[k], label=label)
     ax.axhline(100 / 16, color=INK, lw=1)
     ax.text(-1.3, 100 / 16 + 0.1, "all alike", ha="left", va="bottom", color=INK, fontsize=9)
     ax.set_xlim(-1.4, 15.8)
@@ -93,19 +100,28 @@ def perplexities(rows, guess):
     fig, ax = figure(height=4)
     names = sorted(rows, key=lambda name: -rows[name][0])
     extra, spread, ppl, bits, miss = (np.array([rows[n][i] for n in names]) for i in range(5))
-    colours = [PALETTE[0] if name == "NF4" else PALETTE[5] for name in names]
+    colours = [BASES["NF4"] if name == "NF4" else PALETTE[5] for name in names]
     labels = [f"{n}, {b:g} bits" for n, b in zip(names, bits, strict=True)]
     ax.barh(labels, extra, xerr=spread, color=colours, height=0.6, ecolor=INK, capsize=3)
     right = (extra + spread).max()
-    for y, (value, far) in enumerate(zip(ppl, miss, strict=True)):
-        told = f"perplexity {value:.0f}, weights off by {far:.3f}"
-        ax.text(1.04 * right, y, told, va="center", color=INK, fontsize=9.5)
+    told = [f"perplexity {p:.0f}, weights off by {m:.3f}" for p, m in zip(ppl, miss, strict=True)]
+    _beside(ax, 0, right, told)
     ax.set(xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.85 * right))
-    ends = [f"{names[i]} {extra[i]:.2f}" for i in (-1, 0) if names[i] != "NF4"]
-    told = f"NF4 adds {rows['NF4'][0]:.2f} ± {rows['NF4'][1]:.2f} nats a token"
-    ax.set_title(f"{told}; {', '.join(ends)}")
+    told = {name: f"{gap:.2f} ± {error:.2f}" for name, (gap, error, *_) in rows.items()}
+    ends = [f"{name} {told[name]}" for name in (names[-1], names[0]) if name != "NF4"]
+    ax.set_title(f"NF4 adds {told['NF4']} nats a token to the loss,\n{', '.join(ends)}")
     guess.draw(ax, axis="x")
     return fig
+
+
+def _beside(ax, low, high, texts):
+    """Write a text to the right of each bar, beyond `high`, where neither grid nor ticks are."""
+    for y, text in enumerate(texts):
+        x = high + 0.04 * (high - low)
+        ax.text(x, y, text, va="center", color=INK, fontsize=9.5)
+    ax.grid(visible=False)
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
+    ax.set_xticks(ticks[(ticks >= low) & (ticks <= high)])
 
 
 def block_sizes(rows):
@@ -119,35 +135,40 @@ def block_sizes(rows):
             how = {"textcoords": "offset points", "ha": side, "fontsize": 9, "color": colour}
             ax.annotate(str(block), (x, y), shift, **how)
         ax.annotate(f"   {name}", (bits[0], error[0]), color=colour, va="top")
-    ax.set(xlabel="bits a parameter", ylabel="relative error")
+    ax.set(xlabel="bits a parameter (at each point: weights in a block)", ylabel="relative error")
     ax.set_xlim(3.9, 1.06 * max(bits for points in rows.values() for _, bits, _ in points))
     ax.margins(y=0.15)
-    saved = [points[[b for b, *_ in points].index(64)][1] for points in rows.values()]
-    ax.set_title(f"At block 64: {saved[0]:.3f} bits with fp32 scales, {saved[1]:.3f} with 8-bit")
+    at_64 = [next(point for point in points if point[0] == 64) for points in rows.values()]
+    pairs = zip(rows, at_64, strict=True)
+    told = [f"with {name}: {bits:.3f} bits, error {error:.4f}" for name, (_, bits, error) in pairs]
+    ax.set_title(f"Blocks of 64 {told[0]};\n{told[1]}")
     return fig
 
 
 def losses(curves):
     """Training loss against step; `curves` name -> object with `losses` and `seconds`."""
     fig, ax = figure(height=3)
-    for (name, curve), colour, style in zip(curves.items(), PALETTE, ("-", "--"), strict=False):
+    colours = BASES.values()
+    for (name, curve), colour, style in zip(curves.items(), colours, ("-", "--"), strict=False):
         traced(ax, curve.losses, colour, 0.6, ls=style, label=name)
-    ax.set(xlabel="step", ylabel="training loss", xlim=(1, len(curve.losses)), yscale="log")
+    ax.set(xlim=(1, len(curve.losses)), yscale="log", ylabel="training loss, nats a token")
+    ax.set_xlabel("step (faint: each step; bold: smoothed)")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
     ends = [f"{name} {smooth(curve.losses, 0.6)[-1]:.2f}" for name, curve in curves.items()]
-    ax.set_title(f"Training loss at the end, same batches: {', '.join(ends)}")
+    ax.set_title(f"Training loss at the end, smoothed: {', '.join(ends)}")
     return fig
 
 
-def crossed(start, end, guess):
+def crossed(start, end, costs, guess):
     """Held-out loss of each adapter on each base, and of none.
 
-    `start` maps a base to a loss, `end` a pair (trained on, asked on) to one; `guess` is of the
-    adapter trained on NF4 and asked on the plain base.
+    `start` maps a base to a loss, `end` a pair (trained on, asked on) to one; `costs` maps what
+    an adapter was trained on to what NF4 adds to its loss and the error of that; `guess` is of
+    the adapter trained on NF4 and asked on the plain base.
     """
     fig, ax = figure(height=3.4)
     trained = list(dict.fromkeys(pair[0] for pair in end))
@@ -155,20 +176,40 @@ def crossed(start, end, guess):
     for k, base in enumerate(start):
         heights = [end[name, base] for name in trained]
         label = f"asked on {base} (before training: {start[base]:.2f})"
-        bars = ax.bar(places + 0.36 * k - 0.18, heights, 0.34, color=PALETTE[k], label=label)
+        bars = ax.bar(places + 0.36 * k - 0.18, heights, 0.34, color=BASES[base], label=label)
         ax.bar_label(bars, [f"{height:.3f}" for height in heights], color=INK, padding=2)
     ax.set_xticks(places, [f"trained on {name}" for name in trained])
     ax.set(ylabel="held-out loss, nats a token", ylim=(0, 1.45 * max(end.values())))
     ax.set_xlim(-0.6, len(trained) - 0.4)
     ax.legend(loc="upper left", **OVER_GUESS)
-    moved = [f"{end[n, 'NF4'] - end[n, 'plain']:+.3f} if trained on {n}" for n in trained]
+    moved = [f"{costs[n][0]:+.2f} ± {costs[n][1]:.2f} if trained on {n}" for n in trained]
     ax.set_title(f"From the plain base to NF4 an adapter's loss changes by\n{', '.join(moved)}")
     guess.draw(ax)
     return fig
 
 
+def by_seed(rows, title):
+    """Held-out losses, a dot a seed, those of a seed joined.
+
+    `rows` maps a label to the base that was asked, which gives the colour, and a loss a seed.
+    """
+    fig, ax = figure(height=1.3 + 0.4 * len(rows))
+    losses = np.array([numbers for _, numbers in rows.values()])
+    ax.plot(losses, range(len(rows)), color=INK, alpha=0.3, lw=1)
+    for y, (base, numbers) in enumerate(rows.values()):
+        ax.plot(numbers, [y] * len(numbers), "o", color=BASES[base], ms=8, alpha=0.65)
+        place = {"transform": ax.get_yaxis_transform(), "va": "center"}
+        ax.text(1.02, y, f"mean {np.mean(numbers):.3f}", **place)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.margins(x=0.08)
+    ax.set_xlabel("held-out loss, nats a token (a dot and its line: a seed)")
+    ax.set_title(title)
+    return fig
+
+
 def taken_back(rows, guess):
-    """Share of NF4's added loss that a start takes back, in percent; `guess` is of the second.
+    """Share of NF4's added loss that a start takes back, in percent; `guess` is of LoftQ, r = 8.
 
     `rows` maps a start to (percent, standard error, relative error of the weights).
     """
@@ -179,13 +220,12 @@ def taken_back(rows, guess):
     ax.barh(names, share, xerr=spread, color=colours, height=0.6, ecolor=INK, capsize=3)
     ax.axvline(0, color=INK, lw=1)
     low, high = min(0, (share - spread).min()), max(10, (share + spread).max())
-    for y, far in enumerate(miss):
-        told = f"weights off by {far:.4f}"
-        ax.text(high + 0.04 * (high - low), y, told, va="center", color=INK, fontsize=9.5)
+    _beside(ax, low, high, [f"weights off by {far:.4f}" for far in miss])
     ax.set_xlim(low - 0.05 * (high - low), high + 0.45 * (high - low))
     ax.set(xlabel="% of the added loss taken back before training (± standard error)")
-    told = [f"{value:.0f}% by {name}" for name, value in zip(names, share, strict=True)]
-    ax.set_title(f"Taken back of what NF4 adds, before training:\n{'; '.join(told[-2::-1])}")
+    loftq = {n.removeprefix("LoftQ, "): rows[n] for n in rows if n.startswith("LoftQ")}
+    told = [f"{value:.0f} ± {error:.0f}% at {r}" for r, (value, error, _) in loftq.items()]
+    ax.set_title(f"Of the loss that NF4 adds LoftQ takes back\n{', '.join(told)}")
     guess.draw(ax, axis="x")
     return fig
 
@@ -193,7 +233,7 @@ def taken_back(rows, guess):
 def step_times(sizes, rows):
     """Seconds of a step against commands in it; `rows` name -> list of medians."""
     fig, ax = figure(height=2.8)
-    for (name, seconds), colour, marker in zip(rows.items(), PALETTE, "os", strict=False):
+    for (name, seconds), colour, marker in zip(rows.items(), BASES.values(), "os", strict=True):
         ax.plot(sizes, seconds, color=colour, marker=marker)
         side = "bottom" if seconds[-1] == max(other[-1] for other in rows.values()) else "top"
         ax.annotate(f"  {name}", (sizes[-1], seconds[-1]), color=colour, va=side)

@@ -1,14 +1,18 @@
 """Figures of lab 5 on ranks, alphas and learning rates."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from labkit.plots import INK, PALETTE, figure, headed
 
 MARKERS = "osD^v"
+RANKS = {4: (PALETTE[0], "o"), 16: (PALETTE[1], "s"), 64: (PALETTE[2], "D")}  # in every figure
+RULES = {"alpha = 32": (PALETTE[3], "o"), "alpha = 2r": (PALETTE[4], "s")}
+LOSS = "held-out loss (nats a token)"
 
 
-def counts(tables):
-    """Trainable parameters against rank on log axes; `tables` maps a name to a
+def counts(tables, model):
+    """Trainable parameters of `model` against rank, log axes; `tables` maps a name to a
     `param_table`.
     """
     fig, ax = figure(height=3.4)
@@ -19,14 +23,16 @@ def counts(tables):
     grown = {
         numbers[-1] / numbers[0] for numbers in (t["trainable"].array for t in tables.values())
     }
-    ax.set(xscale="log", yscale="log", xlabel="rank r", ylabel="trainable parameters")
+    ax.set(xscale="log", yscale="log", xlabel="rank r", ylabel="trainable parameters, millions")
     ax.set_xticks(ranks, [str(r) for r in ranks], minor=False)
-    ax.set_xlim(None, ranks[-1] * 3)
+    ax.set_xlim(None, ranks[-1] * 2)
     ax.set_xticks([], minor=True)
+    millions = [2, 5, 10, 20, 50, 100, 200]
+    ax.set_yticks([n * 1e6 for n in millions], [str(n) for n in millions])
+    ax.set_yticks([], minor=True)
     factor = ", ".join(f"{x:.0f}" for x in sorted(grown))
-    ax.set_title(
-        f"{ranks[-1] / ranks[0]:.0f} times the rank, {factor} times the parameters: a line"
-    )
+    more = f"{ranks[-1] / ranks[0]:.0f} times the rank"
+    ax.set_title(f"{model}: {more} trains {factor} times the parameters")
     return fig
 
 
@@ -34,19 +40,20 @@ def one_rate(frames, learning_rate):
     """Held-out loss against rank, one line a rule; `frames` maps a rule to a sweep's frame."""
     fig, ax = figure(height=3.2)
     spans = {}
-    for (name, frame), colour, marker in zip(frames.items(), PALETTE, MARKERS, strict=False):
-        frame = frame.sort_values("rank")
+    for name, frame in frames.items():
+        (colour, marker), frame = RULES[name], frame.sort_values("rank")
         ax.plot(frame["rank"], frame["loss"], color=colour, marker=marker)
         last = (frame["rank"].iloc[-1], frame["loss"].iloc[-1])
         ax.annotate(f"  {name}", last, color=colour, va="center")
         spans[name] = frame["loss"].max() / frame["loss"].min()
     ranks = sorted(next(iter(frames.values()))["rank"])
-    ax.set(xscale="log", xlabel="rank r", ylabel="held-out loss", ylim=(0, None))
+    ax.set(xscale="log", xlabel="rank r", ylabel=LOSS, ylim=(0, None))
     ax.set_xticks(ranks, [str(r) for r in ranks], minor=False)
     ax.set_xticks([], minor=True)
-    ax.set_xlim(None, ranks[-1] * 3)
-    text = "; ".join(f"{name}: x{span:.2f}" for name, span in spans.items())
-    ax.set_title(f"Learning rate {learning_rate:g}, worst loss over best:\n{text}")
+    ax.set_xlim(None, ranks[-1] * 2.5)
+    text = ", ".join(f"{span:.2f} with {name}" for name, span in spans.items())
+    what = f"At learning rate {learning_rate:g} the ranks' losses differ"
+    ax.set_title(f"{what}\nby a factor of {text}")
     return fig
 
 
@@ -56,23 +63,27 @@ def rate_curves(panels, title):
     `panels` maps a rule to {rank: frame with learning_rate, mean, low, high}. Error bars span the
     seeds, from the lowest to the highest.
     """
-    fig, axes = figure(len(panels), width=2.6 * len(panels), height=3.5, sharey=True)
+    fig, axes = figure(len(panels), width=2.9 * len(panels), height=3.7, sharey=True)
     for ax, (rule, lines) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        for (rank, frame), colour, marker in zip(lines.items(), PALETTE, MARKERS, strict=False):
-            _with_bars(ax, frame, colour, marker, f"r={rank}")
+        best = {}
+        for aside, (rank, frame) in zip((0.93, 1, 1.07), lines.items(), strict=False):
+            _with_bars(ax, frame, aside, *RANKS[rank], f"r={rank}")
+            best[f"{frame.loc[frame['mean'].idxmin(), 'learning_rate']:g}"] = None
         ax.set(xscale="log", yscale="log", xlabel="learning rate")
-        ax.set_title(rule, fontsize=11)
+        _plain_rates(ax)
+        ax.set_title(f"{rule}\nbest at {', '.join(best)}", fontsize=10)
     first = np.atleast_1d(axes)[0]
-    first.set_ylabel("held-out loss")
+    first.set_ylabel(LOSS)
     first.legend()
     _plain_ticks(first)
     return headed(fig, title)
 
 
-def _with_bars(ax, frame, colour, marker, label):
+def _with_bars(ax, frame, aside, colour, marker, label):
+    """Means with bars from lowest to highest, a little `aside` so that no bar hides another."""
     spread = np.array([frame["mean"] - frame["low"], frame["high"] - frame["mean"]])
     ax.errorbar(
-        frame["learning_rate"],
+        frame["learning_rate"] * aside,
         frame["mean"],
         spread.clip(0),
         color=colour,
@@ -92,6 +103,14 @@ def _plain_ticks(ax):
     ax.set_yticks([], minor=True)
 
 
+def _plain_rates(ax):
+    """Learning rates in half decades as plain numbers."""
+    low, high = ax.get_xlim()
+    rates = [r for r in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1) if low <= r <= high]
+    ax.set_xticks(rates, [f"{r:g}" for r in rates], fontsize=8.5)
+    ax.set_xticks([], minor=True)
+
+
 def first_steps(frame, guess):
     """The useful part and the size of a first step against rank, as multiples of the lowest rank's.
 
@@ -100,30 +119,31 @@ def first_steps(frame, guess):
     fig, axes = figure(2, width=8.4, height=3.4, sharey=True)
     grown = {}
     for ax, part in zip(axes, ("useful", "size"), strict=True):
-        for (rule, rows), colour, marker in zip(
-            frame.groupby("rule", sort=False), PALETTE, MARKERS, strict=False
-        ):
+        for rule, rows in frame.groupby("rule", sort=False):
+            colour, marker = RULES[rule]
             values = rows[part].to_numpy() / rows[part].iloc[0]
-            ax.plot(rows["rank"], values, color=colour, marker=marker, ms=5)
-            side = "bottom" if values[-1] < 1 else "center"  # above the axis
-            ax.annotate(f"  {rule}", (rows["rank"].iloc[-1], values[-1]), color=colour, va=side)
+            ax.plot(rows["rank"], values, color=colour, marker=marker, ms=5, label=rule)
             grown[part, rule] = values[-1]
         _rank_axis(ax, rows["rank"])
-        ax.set_ylim(0, None)
-    axes[0].set_title("the useful part", fontsize=11)
-    axes[1].set_title("the size", fontsize=11)
+        ax.set_yscale("log")
+    factors = [0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32]
     low, high = rows["rank"].iloc[0], rows["rank"].iloc[-1]
-    axes[0].set_ylabel(f"times that of r={low}")
-    text = "; ".join(f"{rule} x{grown['useful', rule]:.1f}" for rule in frame["rule"].unique())
+    axes[0].set_yticks(factors, [f"x{x:g}" for x in factors])
+    axes[0].set_yticks([], minor=True)
+    axes[0].set(ylabel=f"as a multiple of r={low}'s", ylim=(0.18, 24))
+    axes[0].set_title("useful part", fontsize=11)
+    axes[1].set_title("size: the norm of the step", fontsize=11)
+    axes[0].legend(loc="lower left")
+    text = ", ".join(f"x{grown['useful', rule]:.1f} with {rule}" for rule in frame["rule"].unique())
     guess.draw(axes[0])
-    return headed(fig, f"Useful part of a first step, r={low} to r={high}: {text}")
+    return headed(fig, f"From r={low} to r={high} the useful part of a first step grows\n{text}")
 
 
 def _rank_axis(ax, ranks):
     ax.set(xscale="log", xlabel="rank r")
     ax.set_xticks(list(ranks), [str(r) for r in ranks], minor=False)
     ax.set_xticks([], minor=True)
-    ax.set_xlim(None, 4 * max(ranks))
+    ax.set_xlim(None, 1.3 * max(ranks))
 
 
 def collapse(lines, full):
@@ -132,21 +152,25 @@ def collapse(lines, full):
     """
     fig, axes = figure(2, width=9.0, height=3.7, sharey=True)
     alphas = sorted({alpha for alpha, _ in lines})
-    colours = dict(zip(alphas, PALETTE, strict=False))
+    colours = dict(zip(alphas, plt.cm.viridis(np.linspace(0, 0.88, len(alphas))), strict=True))
     for (alpha, rank), frame in lines.items():
-        marker = {4: "o", 16: "s", 64: "D"}.get(rank, "v")
+        marker = RANKS[rank][1]
         label = f"alpha {alpha}, r={rank}"
         for ax, factor in zip(axes, (1, alpha), strict=True):
             rate = frame["learning_rate"] * factor
             ax.plot(rate, frame["mean"], color=colours[alpha], marker=marker, ms=5, label=label)
     axes[0].plot(full["learning_rate"], full["mean"], color=INK, ls=":", marker="^", label="full")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8.5)
     for ax, name in zip(axes, ("learning rate", "learning rate x alpha"), strict=True):
         ax.set(xscale="log", yscale="log", xlabel=name)
-    axes[0].set_ylabel("held-out loss")
+    axes[0].set_ylabel(LOSS)
     _plain_ticks(axes[0])
+    _plain_rates(axes[0])
+    products = [0.01, 0.03, 0.1, 0.3, 1]
+    axes[1].set_xticks(products, [f"{x:g}" for x in products], fontsize=8.5)
+    axes[1].set_xticks([], minor=True)
     apart, together = (_spans(lines, by_alpha) for by_alpha in (False, True))
-    title = f"Best rates span a factor of {apart:.0f}; rate x alpha a factor of {together:.1f}"
+    title = f"The best rates span a factor of {apart:.0f}, rate x alpha one of {together:.0f}"
     return headed(fig, title)
 
 
@@ -166,8 +190,8 @@ def best_rates(best, full, guess):
     """
     fig, ax = figure(height=3.7)
     step = 10**0.25
-    for (rank, rows), colour, marker in zip(best.groupby("rank"), PALETTE, MARKERS, strict=False):
-        aside = {4: 0.95, 16: 1.0, 64: 1.05}.get(rank, 1.0)
+    for aside, (rank, rows) in zip((0.95, 1, 1.05), best.groupby("rank"), strict=False):
+        colour, marker = RANKS[rank]
         rate = rows["learning_rate"].to_numpy()
         bars = [rate - rate / step, rate * step - rate]
         ax.errorbar(
@@ -209,17 +233,15 @@ def _power_laws(ax, alphas, best):
     product, (slope, start) = np.exp((x + y).mean()), np.polyfit(x, y, 1)
     fitted = np.exp(start) * alphas**slope
     ax.plot(alphas, product / alphas, color=INK, lw=1, label=f"rate x alpha = {product:.2g}")
-    ax.plot(alphas, fitted, color=INK, lw=1, ls="--", label=f"fitted: alpha^{slope:.2f}")
+    ax.plot(alphas, fitted, color=INK, lw=1, ls="--", label=f"fitted: rate ~ alpha^{slope:.2f}")
 
 
 def overfitting(history, title):
     """Training and held-out loss against step, one colour a rank; columns as in overfit_gap."""
     fig, ax = figure(height=3.4)
     top = history.loc[history["step"] == history["step"].max(), "held_out_loss"].max()
-    for (rank, part), colour, marker in zip(
-        history.groupby("rank"), PALETTE, MARKERS, strict=False
-    ):
-        part = part.sort_values("step")
+    for rank, part in history.groupby("rank"):
+        (colour, marker), part = RANKS[rank], part.sort_values("step")
         ax.plot(part["step"], part["held_out_loss"], color=colour, marker=marker, ms=4)
         ax.plot(part["step"], part["train_loss"], color=colour, ls=":", marker=marker, ms=4)
         last = part.iloc[-1]
@@ -231,5 +253,6 @@ def overfitting(history, title):
     highest = history[["held_out_loss", "train_loss"]].to_numpy().max()
     ax.set_ylim(-0.04 * highest, 1.12 * highest)
     ax.set_xlim(None, 1.28 * history["step"].max())
+    ax.set_xticks(sorted(history["step"].unique()))
     ax.set_title(title)
     return fig

@@ -5,29 +5,33 @@ import numpy as np
 from labkit.plots import INK, PALETTE, figure, headed
 
 ASIDE = {"textcoords": "offset points", "color": INK, "fontsize": 9}
+SEEDS = "os^"
 
 
-def dots(groups, title, xlabel, fmt="{:.2f}"):
-    """One row a group: a dot a run, a bar for the mean; `groups` maps a label to a list."""
-    fig, ax = figure(height=0.5 * len(groups) + 1.1)
+def losses(groups, title, marked=()):
+    """Held-out losses, one row a group: a mark for each seed, a bar and a number for the mean.
+
+    `groups` maps a label to the losses of seeds 0, 1, 2; the `marked` ones have another colour.
+    """
+    fig, ax = figure(height=0.5 * len(groups) + 1.4)
     places = np.arange(len(groups))[::-1]
-    for y, (values, colour) in zip(
-        places, zip(groups.values(), _cycle(len(groups)), strict=True), strict=True
-    ):
-        mean = float(np.mean(values))
-        ax.barh(y, mean, color=colour, alpha=0.35, height=0.6)
-        aside = np.linspace(0.15, -0.15, len(values)) if len(values) > 1 else 0  # dots may coincide
-        ax.plot(values, np.full(len(values), y) + aside, "o", color=colour, ms=6, mec="white")
-        ax.text(max([mean, *values]), y, "  " + fmt.format(mean), va="center", color=INK)
+    for y, (name, values) in zip(places, groups.items(), strict=True):
+        mean, colour = float(np.mean(values)), PALETTE[name in marked]
+        ax.barh(y, mean, color=colour, alpha=0.3, height=0.6)
+        rows = zip(values, (0.16, 0, -0.16), SEEDS, strict=False)
+        for k, (value, aside, marker) in enumerate(rows):
+            label = f"seed {k}" if y == 0 else None
+            ax.plot(value, y + aside, marker, color=colour, ms=6, mec="white", label=label)
+        ax.text(max([mean, *values]), y, f"  {mean:.3f}", va="center", color=INK)
     ax.set_yticks(places, list(groups))
-    ax.set(xlabel=xlabel, xlim=(0, 1.18 * max(max(v) for v in groups.values())))
+    ax.set(xlabel="held-out loss (nats a token)")
+    ax.set_xlim(0, 1.14 * max(max(v) for v in groups.values()))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
+    marks = fig.legend(loc="outside lower right", ncols=len(SEEDS), fontsize=9)
+    for mark in marks.legend_handles:
+        mark.set_color(INK)
     return fig
-
-
-def _cycle(n):
-    return [PALETTE[i % len(PALETTE)] for i in range(n)]
 
 
 def overlaps(panels, title, marked):
@@ -130,44 +134,43 @@ def batches(runs, bits_each):
         ):
             mean = part.groupby("learning_rate")["share"].mean()
             ax.plot(mean.index, mean, color=colour, marker="o", ms=5, label=f"batch {batch}")
-        told.append(f"{name} {mean.max():.0f}%")
+        told.append(f"{name}, {mean.max():.0f}%")
         ax.set(xscale="log", xlabel="learning rate", ylim=(-3, 105))
+        rates = sorted(runs.loc[runs["rank"] == rank, "learning_rate"].unique())
+        ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        ax.set_xticks([], minor=True)
         ax.set_title(name, fontsize=11)
     first = np.atleast_1d(axes)[0]
     first.set_ylabel("bits held, % of all")
     first.legend(loc="lower left", fontsize=9)
-    return headed(fig, f"Held in batches of {batch}, at the best rate: {', '.join(told)}")
+    held = "Fewer rates suffice in larger batches. What batches of"
+    title = f"{held} {batch} hold\nat the best rate: {'; '.join(told)}"
+    return headed(fig, title)
 
 
 def ladder(table, title, guess):
-    """Accuracy in % against the numbers that a method keeps for the task, a dot a run.
+    """Accuracy in %, one row a method, the best on top: a mark for each seed, a bar for the mean.
 
-    Bars are a standard error of 288 tickets. `table` has the columns method, accuracy, numbers.
-    What keeps none stands at the left edge.
+    The black bar is a standard error of 288 tickets. `table` has the columns method, seed,
+    accuracy, numbers: what the method keeps for the task.
     """
-    fig, ax = figure(height=4.2)
-    least = table.loc[table["numbers"] > 0, "numbers"].min() / 6
-    names = table["method"].unique()
-    places = table.groupby("method")[["numbers", "accuracy"]].mean()
-    for k, name in enumerate(names):
-        part, (numbers, mean) = table[table["method"] == name], places.loc[name]
-        x, colour = part["numbers"].clip(lower=least), PALETTE[k % len(PALETTE)]
+    methods = table.groupby("method")[["accuracy", "numbers"]].mean().sort_values("accuracy")
+    fig, ax = figure(height=0.5 * len(methods) + 1.4)
+    for y, (name, (mean, _)) in enumerate(methods.iterrows()):
         error = 100 * (mean / 100 * (1 - mean / 100) / 288) ** 0.5
-        ax.errorbar(x.iloc[0], mean, error, color=colour, lw=1)
-        ax.plot(x, part["accuracy"], "o", color=colour, ms=6, mec="white")
-        others = places.drop(name)
-        near = others[(others["numbers"] / max(numbers, 1) - 1).abs() < 0.3]["accuracy"]
-        under = ((near - mean).between(0, 6)).any()
-        right = others[(others["numbers"] / max(numbers, 1)).between(1.3, 5)]["accuracy"]
-        left = ((right - mean).abs() < 6).any()  # there the name would run over another's bar
-        place = {
-            "xytext": (-4 if left else 4, -9 if under else 3),
-            "ha": "right" if left else "left",
-        }
-        ax.annotate(f" {name} ", (x.iloc[0], mean), **place, **ASIDE)
-    ax.set(xscale="log", xlabel="numbers kept for the task (left edge: none)")
-    ax.set(ylabel="right of 288 tickets, %", ylim=(-4, None))
-    ax.set_xlim(least / 1.5, 30 * table["numbers"].max())
+        ax.barh(y, mean, color=PALETTE[0], alpha=0.3, height=0.6)
+        ax.errorbar(mean, y, xerr=error, color=INK, lw=1, capsize=3)
+        part = table[table["method"] == name]
+        for seed, value in zip(part["seed"], part["accuracy"], strict=True):
+            aside = 0.16 * (1 - seed) if len(part) > 1 else 0
+            ax.plot(value, y + aside, SEEDS[seed], color=PALETTE[0], ms=6, mec="white")
+        ax.text(max(mean + error, part["accuracy"].max()), y, f"   {mean:.0f}%", va="center")
+    kept = [f"{n / 1e6:.1f} million numbers" if n else "keeps nothing" for n in methods["numbers"]]
+    labels = [f"{name}\n{told}" for name, told in zip(methods.index, kept, strict=True)]
+    ax.set_yticks(range(len(methods)), labels, fontsize=9)
+    ax.set(xlabel="right of 288 tickets, % (black: standard error of one score)")
+    ax.set_xlim(-0.5, 1.2 * table["accuracy"].max())
+    ax.grid(axis="y", visible=False)
     ax.set_title(title)
-    guess.draw(ax)
+    guess.draw(ax, "x")
     return fig

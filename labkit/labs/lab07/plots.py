@@ -1,11 +1,11 @@
-"""Figures of lab 7."""
+"""Figures of lab 7: what is right or as it should be in blue, what is wrong in orange."""
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from labkit.plots import INK, PALETTE, figure, headed
 
-BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that no line runs through text
+GOOD, BAD, BESIDE, RUNS_ON = PALETTE[0], PALETTE[1], PALETTE[5], PALETTE[4]
 
 
 def _bars(values, colours, label, told):
@@ -21,121 +21,183 @@ def _bars(values, colours, label, told):
     return fig, ax
 
 
+def _guessed(guess, ax):
+    """The learner's guess as a line, its words readable on a bar, too."""
+    n_texts = len(ax.texts)
+    guess.draw(ax, "x")
+    for text in ax.texts[n_texts:]:
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85})
+
+
 def faults(counts, n, left_out, guess):
-    """Bars: how many of n rows have each fault."""
-    fig, ax = _bars(counts, [PALETTE[1]] * len(counts), f"rows of {n}", list(counts.values()))
-    ax.set_title(f"{left_out} of {n} rows are not fit to train on;\na row may have several faults")
-    guess.draw(ax, "x")
+    """Bars, the longest on top: how many of n rows have each fault."""
+    shown = sorted(counts, key=counts.get, reverse=True)
+    bars = {name.replace("_", " "): counts[name] for name in shown}
+    label = f"rows of {n} with this fault; one row may have several"
+    fig, ax = _bars(bars, [BAD] * len(bars), label, list(bars.values()))
+    headed(fig, f"{left_out} of {n} rows are not fit to train on")
+    _guessed(guess, ax)
     return fig
 
 
-def leaks(shares, guess):
-    """Bars in percent: test rows whose question stands in training, by way of splitting."""
-    told = [f"{share:.0f}%" for share in shares.values()]
-    colours = [PALETTE[1], PALETTE[0]]
-    fig, ax = _bars(shares, colours, "test rows whose question is in training, %", told)
-    first, second = told
-    ax.set_title(f"A coin for each row leaks {first} of the test rows, your split {second}")
-    guess.draw(ax, "x")
-    return fig
+def leaks(leaked, guess):
+    """Bars in percent: test rows whose question stands in training, by way of splitting.
 
-
-def shares(rights, n, how, guess):
-    """Bars in percent with their standard errors: answers right to the letter, of n."""
-    values = {name: 100 * share for name, share in rights.items()}
-    top = max(values, key=values.get)
-    colours = [PALETTE[0] if name == top else PALETTE[5] for name in values]
-    fig, ax = _bars(values, colours, f"answers right to the letter, % of {n}", [""] * len(values))
-    for name, share in rights.items():
-        error = 100 * (share * (1 - share) / n) ** 0.5
-        value = 100 * share
-        ax.plot([value - error, value + error], [name, name], color=INK, lw=1.5)
-        ax.text(value + error, name, f"  {value:.0f}%", va="center", color=INK)
-    ax.set_xlim(0, 118)
-    ax.set_xticks(range(0, 101, 20))
-    low = min(values.values())
-    lowest = [name for name, value in values.items() if value == low]
-    where = f"“{lowest[0]}”" if len(lowest) == 1 else f"in {len(lowest)} of {len(values)}"
-    ax.set_title(f"Right, {how}:\n{values[top]:.0f}% “{top}”, {low:.0f}% {where}")
-    guess.draw(ax, "x")
-    return fig
-
-
-def files(made, exact, guess):
-    """Left the size of each file, middle its KL from what was trained, right its score.
-
-    `made` maps a kind to (MB, KL in nats a token, share right), `exact` is the share before.
+    `leaked` maps a way to (such rows, all test rows).
     """
-    fig, axes = figure(3, height=1.7 + 0.42 * len(made))
+    shares = {way: 100 * some / max(1, n) for way, (some, n) in leaked.items()}
+    told = [f"{some} of {n}" for some, n in leaked.values()]
+    label = "test rows whose question stands in training, %"
+    fig, ax = _bars(shares, [BAD, GOOD], label, told)
+    first, second = shares.values()
+    title = f"{first:.0f}% of the coin's test rows ask what a training row asks,\n"
+    headed(fig, f"{title}{second:.0f}% of those that your split chose")
+    _guessed(guess, ax)
+    return fig
+
+
+def _with_errors(ax, shares, n, begun=None):
+    """Lines of one standard error at shares of n rows, and each in percent, beside `begun`."""
+    for name, share in shares.items():
+        error = 100 * (share * (1 - share) / n) ** 0.5
+        ax.plot([100 * share - error, 100 * share + error], [name, name], color=INK, lw=1.5)
+        first = 100 * (begun or shares)[name]
+        text = f"  {100 * share:.0f}%" + (f", {first:.0f}% begin so" if first > 100 * share else "")
+        ax.text(max(100 * share + error, first), name, text, va="center", color=INK)
+    ax.set_xlim(0, 112)
+    ax.set_xticks(range(0, 101, 20))
+
+
+def scores(rights, n, guess):
+    """Bars in percent with their standard errors: answers right to the letter, of n held out."""
+    values = {name: 100 * share for name, share in rights.items()}
+    colours = [GOOD if name == "trained" else BESIDE for name in values]
+    label = f"right to the letter, % of {n} held-out answers (line: one standard error)"
+    fig, ax = _bars(values, colours, label, [""] * len(values))
+    _with_errors(ax, rights, n)
+    best = max((name for name in values if name != "trained"), key=values.get)
+    told = f"Trained, it answers {values['trained']:.0f}% of unseen questions right;\n"
+    headed(fig, f"{told}the best without training: {best}, {values[best]:.0f}%")
+    _guessed(guess, ax)
+    return fig
+
+
+def asked(ways, n, guess):
+    """Bars by way of asking: right to the letter, and right at first and then going on, % of n.
+
+    `ways` maps a way to two shares: of the answers that are right, and of those that begin right.
+    The first way is the one of training.
+    """
+    rights = {way: right for way, (right, _) in ways.items()}
+    begun = {way: begins for way, (_, begins) in ways.items()}
+    values, firsts = ({k: 100 * v for k, v in shares.items()} for shares in (rights, begun))
+    label = f"% of {n} held-out answers (line: one standard error of what is right)"
+    fig, ax = _bars(firsts, [RUNS_ON] * len(ways), label, [""] * len(ways))
+    ax.containers[0].set_label("begins right, and goes on")
+    ax.barh(list(values), list(values.values()), color=GOOD, height=0.58, label="right")
+    _with_errors(ax, rights, n, begun)
+    fig.legend(loc="outside lower right", reverse=True, ncols=2)
+    first, *others = values.values()
+    title = f"Asked as in training {first:.0f}% are right, otherwise {min(others):.0f}"
+    title += f" to {max(others):.0f}%" if max(others) > min(others) else "%"
+    most = max(firsts, key=lambda way: firsts[way] - values[way])
+    if firsts[most] > values[most]:
+        title += f";\n{most}: {firsts[most]:.0f}% begin right, {values[most]:.0f}% stop there"
+    headed(fig, title)
+    _guessed(guess, ax)
+    return fig
+
+
+def files(made, exact, n, guess):
+    """Left the size of each file, middle its KL from what was trained, right its score of n rows.
+
+    `made` maps a kind to (MB, KL in nats a token, share right), the last one with the rows of q and
+    k not moved; `exact` is the share before.
+    """
+    fig, axes = figure(3, height=1.9 + 0.42 * len(made))
     names = list(made)[::-1]
+    colours = [BAD] + [GOOD] * (len(names) - 1)
     sizes, gaps, rights = (np.array([made[name][k] for name in names]) for k in range(3))
     size, gap, right = axes
-    size.barh(names, sizes, color=PALETTE[0], height=0.55)
+    size.barh(names, sizes, color=colours, height=0.55)
     for name, value in zip(names, sizes, strict=True):
         size.text(value, name, f" {value:.0f}", va="center", color=INK)
-    size.set(xlabel="MB", xlim=(0, 1.3 * sizes.max()))
+    size.set(xlabel="size, MB", xlim=(0, 1.35 * sizes.max()))
     shown = np.maximum(gaps, 1e-8)
-    gap.plot(shown, names, "o", color=PALETTE[1], ms=8)
+    gap.scatter(shown, names, color=colours, s=64)
     for name, value in zip(names, shown, strict=True):
         gap.annotate(f"{value:.1g}", (value, name), (9, 0), textcoords="offset points", va="center")
-    gap.set(xscale="log", xlabel="KL, nats a token\n(log)")
+    gap.set(xscale="log", xlabel="KL, nats a token (log)")
     gap.set_xlim(shown.min() / 10, shown.max() * 1000)  # room for the numbers
-    right.barh(names, 100 * rights, color=PALETTE[2], height=0.55)
-    for name, value in zip(names, 100 * rights, strict=True):
-        right.text(value + 3, name, f"{value:.0f}", va="center", color=INK, bbox=BEHIND)
-    right.axvline(100 * exact, color=INK, ls=":", lw=1.2, zorder=1)
-    right.set(xlabel="right, %\n(dots: as trained)", xlim=(0, 125))
+    right.axvline(100 * exact, color=INK, ls=":", lw=1.2, zorder=0)
+    right.barh(names, 100 * rights, color=colours, height=0.55)
+    _with_errors(right, dict(zip(names, rights, strict=True)), n)
+    right.set(xlabel=f"right, % of {n}\n(dots: as trained)", xlim=(0, 125))
+    right.set_xticks((0, 50, 100))
     for ax in (gap, right):
         ax.set_yticks(range(len(names)), [""] * len(names))
     for ax in axes:
         ax.set_ylim(-0.6, len(names) - 0.4)
         ax.grid(axis="y", visible=False)
-    smallest = min(made, key=lambda name: made[name][0])
-    shrunk = made["bf16"][0] / made[smallest][0]
-    told = f"{smallest}: {shrunk:.1f} times smaller than bf16, KL {made[smallest][1]:.1g}"
-    told += f",\nright {100 * made[smallest][2]:.0f}% (as trained {100 * exact:.0f}%)"
-    headed(fig, told)
-    guess.draw(right, "x")
+    headed(fig, _of_files(made))
+    _guessed(guess, right)
     return fig
+
+
+def _of_files(made):
+    """The title of `files`: what the smallest file costs, and what the wrong order does."""
+    smallest = min(made, key=lambda name: made[name][0])
+    size, kl, _ = made[smallest]
+    _, turned, right = list(made.values())[-1]
+    shrunk = made["bf16"][0] / size
+    told = f"{smallest}: {shrunk:.1f} times smaller than bf16, at a KL of {kl:.1g};\n"
+    return f"{told}rows of q and k not moved: KL {turned:.1g}, and {100 * right:.0f}% right"
 
 
 def batches(sizes, times):
     """Milliseconds of a layer's adapters against the rows of a batch; both axes are logs."""
     fig, ax = figure(height=3.2)
-    for (name, seconds), colour, marker in zip(times.items(), PALETTE, "so", strict=False):
+    for (name, seconds), colour, marker in zip(times.items(), (BESIDE, GOOD), "so", strict=True):
         ax.plot(sizes, [1000 * s for s in seconds], color=colour, marker=marker, label=name)
-    ax.set(xscale="log", yscale="log", xlabel="rows of the batch", ylabel="milliseconds")
+    ax.set(xscale="log", yscale="log", xlabel="rows of the batch (log)")
+    ax.set_ylabel("milliseconds, best of 20 (log)")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
     ax.set_xticks(sizes)
     ax.legend()
     told = ", ".join(f"{1000 * seconds[-1]:.2g} ms {name}" for name, seconds in times.items())
-    ax.set_title(f"{sizes[-1]} mixed rows: {told}")
-    return fig
+    return headed(fig, f"{sizes[-1]} mixed rows in one layer: {told}")
 
 
 def equal(counts, guess):
     """Bars: how many of a customer's answers are PEFT's to the letter; columns sum and count."""
     values = counts["sum"].to_dict()
     told = [f"{row['sum']} of {row['count']}" for _, row in counts.iterrows()]
-    fig, ax = _bars(values, [PALETTE[0]] * len(values), "answers equal to the letter", told)
+    fig, ax = _bars(values, [GOOD] * len(values), "answers equal to the letter", told)
     same, n = counts["sum"].sum(), counts["count"].sum()
-    ax.set_title(f"{same} of {n} served answers are PEFT's, to the letter")
+    ax.set(xlim=(0, 1.15 * counts["count"].max()), xticks=range(0, counts["count"].max() + 1, 5))
+    headed(fig, f"{same} of {n} served answers are PEFT's, to the letter")
     if guess.value is not None:
         ax.set_xlabel(f"answers equal to the letter (your guess: {guess.value:g} of {n})")
     return fig
 
 
-def speeds(rates, title):
-    """Bars of tokens a second, the median of rounds; whiskers from the slowest to the fastest."""
+def speeds(rates, how):
+    """Bars of tokens a second, the median of rounds; lines from the slowest to the fastest.
+
+    `rates` maps a way to the numbers of its rounds; the first way is what others are set beside.
+    """
     middle = {name: float(np.median(runs)) for name, runs in rates.items()}
-    fig, ax = _bars(middle, PALETTE[: len(rates)], "new tokens a second", [""] * len(rates))
+    first, *others = middle
+    n_rounds = len(rates[first])
+    label = f"new tokens a second (median of {n_rounds}; line: slowest to fastest)"
+    colours = [BESIDE] + [GOOD] * len(others)
+    fig, ax = _bars(middle, colours, label, [""] * len(rates))
     for name, runs in rates.items():
         ax.plot([min(runs), max(runs)], [name, name], color=INK, lw=1.5)
         ax.text(max(runs), name, f"  {middle[name]:.3g}", va="center", color=INK)
     ax.set_xlim(0, 1.2 * max(max(runs) for runs in rates.values()))
-    first, *others = middle.items()
-    told = ", ".join(f"{name} {value / first[1]:.0%}" for name, value in others)
-    ax.set_title(f"{title}, {first[0]} = 100%:\n{told}")
+    told = ", ".join(f"{name} {middle[name] / middle[first]:.0%}" for name in others)
+    headed(fig, f"{how}, {first} = 100%:\n{told}")
     return fig

@@ -5,24 +5,25 @@ from matplotlib.ticker import MaxNLocator
 
 from labkit.plots import INK, PALETTE, figure, headed, smooth, traced
 
-PERCENT = "constraints followed, %"
+CHOSEN, REJECTED = PALETTE[1:3]  # as in the panels that grow, where the loss has the first colour
 
 
 def gained(values, title):
     """What chosen and rejected answers gained since the start, nats, against the step."""
     fig, ax = figure(height=3.2)
-    for colour, name in zip((PALETTE[0], PALETTE[1]), ("chosen", "rejected"), strict=True):
+    for colour, name in ((CHOSEN, "chosen"), (REJECTED, "rejected")):
         told = values[name]
         traced(ax, told, colour)
         ax.annotate(f" {name}", (len(told), smooth(told)[-1]), color=colour, va="center")
     ax.axhline(0, color=INK, lw=0.8)
     ax.set(xlabel="step", ylabel="log-probability gained, nats", xlim=(1, 1.18 * len(told)))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.set_title(title)
     return fig
 
 
 def shares(groups, title, guess=None):
-    """A row a name: percent of constraints followed, with two standard errors; `{name: (n,)}`."""
+    """A row a name: percent of constraints followed, ± two standard errors; `{name: (n,)}`."""
     fig, ax = figure(height=0.55 * len(groups) + 1.2)
     places = np.arange(len(groups))[::-1]
     for y, colour, hits in zip(places, PALETTE, groups.values(), strict=False):
@@ -31,7 +32,8 @@ def shares(groups, title, guess=None):
         ax.barh(y, mean, xerr=2 * error, color=colour, alpha=0.6, height=0.6, ecolor=INK)
         ax.text(mean + 2 * error, y, f"  {mean:.0f}%", va="center", color=INK)
     ax.set_yticks(places, list(groups))
-    ax.set(xlabel=f"{PERCENT}; bars of two standard errors", xlim=(0, 100))
+    label = f"constraints followed, % ± two standard errors, {len(hits)} instructions"
+    ax.set(xlabel=label, xlim=(0, 100))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
     if guess:
@@ -40,36 +42,40 @@ def shares(groups, title, guess=None):
 
 
 def losses(runs, title):
-    """Loss against step of several runs, `{name: losses}`, with the loss of no learning."""
-    fig, ax = figure(height=3.0)
+    """Loss against step of several runs, `{name: losses}`, with the loss of no learning.
+
+    A run goes as far as another one that it can be compared with.
+    """
+    fig, ax = figure(height=3.2)
+    last = sorted(map(len, runs.values()))[-2]
     for colour, (name, told) in zip(PALETTE, runs.items(), strict=False):
-        traced(ax, told, colour, 0.6, label=name)
+        traced(ax, told[:last], colour, 0.6, label=name, marker="o", ms=4)
     ax.legend(fontsize=9, loc="lower left")
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
-    longest = max(map(len, runs.values()))
-    ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(1, longest), ylim=(0, None))
+    ax.annotate("log 2 ", (1.1 * last, np.log(2)), ha="right", va="bottom", color=INK)
+    ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(0.9, 1.1 * last))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(title)
     return fig
 
 
 def loss_title(runs):
-    """A line a run: the mean loss of its last three steps, and of the first run's at that step."""
+    """A line a run: the mean loss of its last three steps, and of the first run's same steps."""
     (first, longest), *others = runs.items()
     lines = []
     for name, losses in others:
         n, pair = len(losses), (losses[-3:], longest[: len(losses)][-3:])
         here, there = (np.mean(part) for part in pair)
-        lines.append(f"After {n} steps: {name} {here:.2f}, {first} {there:.2f}")
+        lines.append(f"{name.capitalize()}: loss {here:.2f} by step {n} ({first}: {there:.2f})")
     return "\n".join(lines)
 
 
 def paid(runs, wanted, title):
-    """Two panels: what each run's own reward says, and what the honest one does, by step.
+    """A panel for each of `wanted`, the names of curves and their labels, by step.
 
-    `runs` maps a name to the values of its curves, `wanted` the panels' names to theirs.
+    `runs` maps a name to the values of its curves.
     """
-    fig, axes = figure(len(wanted), width=3.8 * len(wanted), height=3.1)
+    fig, axes = figure(len(wanted), width=3.3 * len(wanted), height=3.2)
     for ax, (name, label) in zip(axes, wanted.items(), strict=True):
         for colour, (run, values) in zip(PALETTE, runs.items(), strict=False):
             traced(ax, values[name], colour, 0.6, label=run)
@@ -82,9 +88,8 @@ def paid(runs, wanted, title):
 def side_title(values):
     """What a DPO run's curves say of its two sides, in a line."""
     chosen, rejected = (np.mean(values[name][-5:]) for name in ("chosen", "rejected"))
-    if chosen < 0:
-        return f"Chosen answers became less likely too, by {-chosen:.1f} nats"
-    return f"Chosen {chosen:+.1f} nats, rejected {rejected:+.1f}"
+    told = f"chosen {chosen:+.1f} nats, rejected {rejected:+.1f}"
+    return f"Both became less likely: {told}" if max(chosen, rejected) < 0 else told.capitalize()
 
 
 def hack_title(values, rewards):
@@ -113,16 +118,17 @@ def by_rank(runs, start, title):
         ax.annotate("start", (len(ranks) - 0.6, before), va="bottom", color=INK)
         ax.set_xticks(range(len(ranks)), [f"r={rank}" if rank else "full" for rank in ranks])
         ax.set(ylabel=label, ylim=(0, 1.15 * times * runs[column].max()), xlim=(-0.5, len(ranks)))
+        ax.set_xlabel("rank; a dot a seed, a line their mean")
     return headed(fig, title)
 
 
-def rank_title(runs):
-    """The range over the ranks of what their seeds came to on average, in a line."""
+def rank_title(runs, start):
+    """From where, and to which range of the ranks' means, reward and exact answers went."""
     means = runs.groupby("rank")[["reward", "exact"]].mean()
     (low, few), (high, many) = means.min(), means.max()
     return (
-        f"Means of the ranks: reward {low:.2f} to {high:.2f}, exact answers {100 * few:.0f} to "
-        f"{100 * many:.0f} of 100"
+        f"Reward from {start[0]:.2f} to between {low:.2f} and {high:.2f};\n"
+        f"exact answers from {start[1]:.0f} to between {100 * few:.0f} and {100 * many:.0f} of 100"
     )
 
 
@@ -132,24 +138,30 @@ def at_score(written, rewarded, title):
     Both have rows of measured/rewards.csv, a dot each; written answers with 0 steps are the start.
     """
     start, written = written[written["steps"] == 0], written[written["steps"] > 0]
-    fig, axes = figure(2, width=9.0, height=3.2)
+    groups = [(f"rewards, rate {rate:g}", part) for rate, part in by_rate(rewarded)]
+    groups += [("written answers", written), ("start", start)]
+    looks = [("o", PALETTE[0]), ("s", PALETTE[5]), ("D", PALETTE[1]), ("X", INK)]
+    fig, axes = figure(2, width=9.0, height=3.4)
     told = {"kl": "KL from the start, nats a token", "perplexity": "perplexity, everyday English"}
     for ax, (column, label) in zip(axes, told.items(), strict=True):
-        for colour, name, runs in (
-            (PALETTE[0], "rewards, 12 steps of 64", rewarded),
-            (PALETTE[1], "written answers", written),
-            (INK, "start", start),
-        ):
-            ax.plot(runs["reward"], runs[column], "o", color=colour, ms=7, alpha=0.7, label=name)
+        for (mark, colour), (name, runs) in zip(looks, groups, strict=True):
+            ax.plot(runs["reward"], runs[column], mark, color=colour, ms=7, alpha=0.8, label=name)
         ax.set(xlabel="reward on unseen commands", ylabel=label)
-    axes[0].set_ylim(0, 1.5 * rewarded["kl"].max())
-    axes[0].legend(fontsize=9, loc="upper left")
+    axes[0].set_ylim(-0.02, 1.15 * rewarded["kl"].max())
+    axes[1].legend(fontsize=9, loc="upper right")
     return headed(fig, title)
 
 
+def by_rate(rewarded):
+    """The learning rates and the rows of each, the largest first."""
+    return sorted(rewarded.groupby("learning_rate"), reverse=True)
+
+
 def score_title(written, rewarded):
-    """Mean reward and KL after 12 steps of rewards, and of as many written answers, in a line."""
-    many = written[written["steps"] == written["steps"].max()]
-    (paid, far), (told, near) = (runs[["reward", "kl"]].mean() for runs in (rewarded, many))
-    written_to = f"Written answers: reward {told:.2f}, KL {near:.2f}"
-    return f"{written_to}; rewards, as many steps: {paid:.2f} and {far:.2f}"
+    """At the rewarded runs' mean reward their KL, one a rate, and the KL after written answers."""
+    score = rewarded["reward"].mean()
+    means = written.groupby("steps")[["reward", "kl"]].mean()
+    near = means.loc[(means["reward"] - score).abs().idxmin()]
+    kls = " and ".join(f"{part['kl'].mean():.2f}" for _, part in by_rate(rewarded))
+    at = f"At a reward of {score:.2f}"
+    return f"{at}: KL {kls} after rewards, {near['kl']:.2f} after written answers"
