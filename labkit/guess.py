@@ -46,16 +46,16 @@ class Guess:
         if inside:
             line = ax.axhline if axis == "y" else ax.axvline
             line(self.value, color=INK, lw=1.2, ls=(0, (4, 3)))
-            ends = (min(low, value - room / 20), max(high, value + room / 12))
+            ends = (min(low, value - room / 20), max(high, value + room / 8))
             put(*(10**end if log else end for end in ends))
         text = f"your guess: {as_text(self.value)}" + ("" if inside else ", off the picture")
-        style = {"color": INK, "fontsize": 9, "clip_on": True}
+        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # over bars
+        style = {"color": INK, "fontsize": 9, "clip_on": True, "bbox": paper}
         if axis == "y":
             side = {"va": "top" if where == high else "bottom", "ha": "right"}
             ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **side, **style)
         else:
-            paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # over bars
-            side = {"va": "top", "ha": "right", "rotation": 90, "bbox": paper}
+            side = {"va": "top", "ha": "right", "rotation": 90}
             beside = offset_copy(ax.get_xaxis_transform(), ax.figure, x=-3, units="points")
             ax.text(place, 0.99, text, transform=beside, **side, **style)
 
