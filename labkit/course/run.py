@@ -194,7 +194,7 @@ def execute(
         resources={"metadata": {"path": str(folder)}},
         **{"timeout": CELL_SECONDS} | options,
     )
-    client.comm_open_handlers.clear()  # an answer to a slider can cost a cell's reply (nbclient#312)
+    client.comm_open_handlers.clear()  # its answer to a slider can cost a reply: nbclient#312
     failure, peak = "", None
     try:
         with client.setup_kernel(env=env or dict(os.environ)):
