@@ -180,7 +180,8 @@ def where_loss(runs, yours):
     ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer\n(nats a token)")
     ax.legend(loc="best")
     gap = pairs["everything"] - pairs["answer"]
-    told = f"{gap.mean():+.2f} ± {gap.sem():.2f} nats".replace("-", "−")
-    told += f" a token ({len(gap)} seeds)"
-    ax.set_title(f"Training on the prompt, too, changes the answer's loss\nby {told}")
+    told = f"{gap.mean():+.2f} ± {gap.sem():.2f} nats a token".replace("-", "−")
+    verdict = "a" if abs(gap.mean()) > 2 * gap.sem() else "no clear"
+    told = f"in the answer's loss, {told} ({len(gap)} seeds)"
+    ax.set_title(f"Training on the prompt, too, makes {verdict} difference\n{told}")
     return fig
