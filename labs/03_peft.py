@@ -57,9 +57,9 @@ from labkit.training import finetuning, generation, loop, models
 # ## A recipe
 #
 # What do you have to decide before a run, and what can you leave at its default? Look at the task
-# first: a spoken command becomes an *intent* in JSON. The test commands are put in sentence
-# patterns that no training command has. Each contains a value, such as a room or a number, that no
-# training command has in that place.
+# first: a spoken command becomes an *intent* in JSON. The test commands use sentence patterns that
+# no training command has. Each also contains a value, such as a room or a number, that no training
+# command has in that place.
 
 # %% tags=["experiment"]
 if lab.experiment("The model, its tokenizer and the task", 4):
@@ -95,10 +95,10 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # | `"t4"` | a GPU without bf16: `fp16=True`, `bf16=False` |
 # | `"a100"` | Ampere and newer: `bf16=True` |
 #
-# TRL's default rate, 2e-5, is one for full fine-tuning. At alpha 32 LoRA needs about ten times the
-# rate that full fine-tuning needs in the same run. In runs of hours 2e-4 is usual. Runs as short as
-# this lab's want more: the best rate is near 3e-4 for full fine-tuning and near 3e-3 for LoRA (lab
-# 5 measures both). The check accepts 1e-4 to 5e-3.
+# TRL's default rate, 2e-5, is meant for full fine-tuning. At alpha 32 LoRA needs about ten times
+# the rate that full fine-tuning needs in the same run. In runs of hours 2e-4 is usual. Runs as
+# short as this lab's want more: the best rate is near 3e-4 for full fine-tuning and near 3e-3 for
+# LoRA (lab 5 measures both). The check accepts 1e-4 to 5e-3.
 #
 # Older tutorials say `max_seq_length` and `warmup_ratio`; the names are `max_length` and
 # `warmup_steps` now. Without such a GPU `SFTConfig(bf16=True)` raises an error, so by hand you can
@@ -196,7 +196,7 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 # - *"Llama-2-7B, q and v, r=16: 4.2 million."* That is r=8.
 # - *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776."* The first counts q, k, v and o alone.
 #   The total is close to that of a 4-bit model whose packed bytes were counted (lab 4).
-# - *"All-linear is about three times q, v."* Divide two of your lines.
+# - *"All-linear is about three times q, v."* Divide your lines: it is 5.3, 4.8 and 6.2 times.
 
 # %% [markdown]
 # ### What the word "all-linear" does not reach
@@ -272,7 +272,7 @@ if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
 
 # %%
 def masked_by_id(input_ids, attention_mask, prompt_lengths):
-    """Labels (b, n): -100 on prompts and on every padding token, told by its id."""
+    """Labels (b, n): -100 on prompts and on every token that has the id of padding."""
     labels = input_ids.clone()
     labels[labels == 2] = -100  # 2 is tokenizer.pad_token_id
     for row, length in zip(labels, prompt_lengths, strict=True):
@@ -404,8 +404,8 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
     print(f"last loss: end masked {masked.losses[-1]:.2f}, your labels {mended.losses[-1]:.2f}")
 
 # %% [markdown]
-# It was when we ran it: none of the 60 went on. Model, data, steps and rate are the same in both
-# runs.
+# It was enough when we ran it: none of the 60 went on. Model, data, steps and rate are the same in
+# both runs.
 #
 # A chat model can hide this bug, since it had learned to stop before you tuned it. With SmolLM2's
 # own template, and the end masked in the same way, all of 30 answers came to an end when we tried
@@ -413,7 +413,8 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
 # such habit, and a chat model has it in its own template, not necessarily in yours.
 #
 # The other common mend is a padding token that is not the end token. It works as long as nobody
-# sets the two equal again. A mask works whatever the token.
+# sets the two equal again. A mask works whatever the token. TRL's trainer goes by the mask today
+# (1.16). transformers' collator for language models (5.24) still goes by the id.
 
 # %% [markdown]
 # ## The trainer, and where an answer begins
@@ -457,7 +458,7 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
 #   forward pass;
 # - no padding, the system message once a batch, and logits only where there is a label.
 #
-# One rule differs. Of a column `messages` it learns the last message, and nothing else.
+# One rule differs. From a column `messages` it learns the last message alone.
 
 # %% tags=["experiment"]
 if lab.experiment("PEFT and TRL learn `home`", 30, needs=["3.1"]):
@@ -500,7 +501,8 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
         spoken[name] = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in told]
         right = [a == b for a, b in zip(spoken[name], unseen["answer"], strict=True)]
         asked[name] = sum(right) / len(right)
-    display(plots.asked(asked, len(unseen), guess_closed))
+    title = "One model, asked in three ways"
+    display(plots.asked(asked, len(unseen), title, guess_closed))
     guess_closed.beside(100 * asked["no generation prompt"])
     print(repr(spoken["no generation prompt"][0]))
 
@@ -511,9 +513,9 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
 # are the same for all bars, so a difference is surer than the lines suggest. Lab 4 compares in
 # pairs.)
 #
-# Why so little? The model has just learned to answer everything in JSON, and does so with these few
-# tokens or without. So your own test may not show such a bug. It shows where a model chats: without
-# the generation prompt it may go on in the user's name.
+# Why so little? Probably because the model has just learned to answer everything in JSON, and does
+# so with these few tokens or without. So your own test may not show such a bug. It shows where a
+# model chats: without the generation prompt it may go on in the user's name.
 
 # %% [markdown]
 # ### Exercise 3.4 · `render_prompt`
@@ -603,9 +605,9 @@ if lab.experiment("What is left of a row", 3):
 
 # %% [markdown]
 # A row that trains on nothing is lost. One without an end teaches what the masked labels taught
-# above. Now look at 96 tokens: the rows lost there are the long mails, all 96 of them. A cut does
-# not take rows at random. Here it takes one kind of example out of the training, and no loss curve
-# shows it.
+# above. Now look at 96 tokens: the rows lost there are the long mails, all 96 of them. At 128 still
+# 94 are lost. A cut does not take rows at random. Here it takes one kind of example out of the
+# training, and no loss curve shows it.
 
 # %% [markdown]
 # ### Exercise 3.5 · `fit`
@@ -679,7 +681,7 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 # The share of predictions that are the same JSON *data* as their reference. The order of keys does
 # not count, nor do spaces outside of strings. Capitals do, `5` is not `"5"`, and `true` is not
 # `1`, though Python's `True == 1`: written again by `json.dumps` the two differ. A prediction that
-# is no JSON is wrong; it must not stop the evaluation, since the base model gives nothing else.
+# is no JSON is wrong, and must not stop the evaluation: the base model answers in plain English.
 
 
 # %%
@@ -725,14 +727,15 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
     exact = {name: exact_match(answers, wanted) for name, answers in told.items()}
     intent = {name: exact_match(intents(a), intents(wanted)) for name, a in told.items()}
     groups = {"exact match": exact, "right intent": intent}
-    title = f"Exact match {exact['base']:.0%} → {exact['tuned']:.0%}, after {tuned.seconds:.0f} s"
+    title = f"After {tuned.seconds:.0f} s of training {intent['tuned']:.0%} of intents are right,\n"
+    title += f"and {exact['tuned']:.0%} of whole answers"
     display(plots.scores(groups, len(wanted), title))
 
 # %% [markdown]
-# Two metrics tell two stories. The intent is one of ten, with many examples of each. The exact
-# answer also needs every slot under the right key, with a value that did not occur in training.
-# Report the metric that your user notices: a smart home that gets the lamp under the wrong key does
-# nothing.
+# Two metrics tell two stories. The intent is one of ten, and the run saw about 24 examples of each.
+# The exact answer also needs every slot under the right key, and one value that no training command
+# had there. Report the metric that your user notices: a smart home that gets the lamp under the
+# wrong key does nothing.
 
 # %% [markdown]
 # The marks in the table are a third metric: they compare texts, and yours compares data. So a row
@@ -804,18 +807,18 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {surprise['base']:.1f} before, {surprise['home']:.1f} after: {change:+.1%}")
 
 # %% [markdown]
-# When we ran it, perplexity rose by 14%. In nats that is $\ln 1.14 = 0.13$ a token, less than
-# rounding this model to four bits costs in lab 4.
+# When we ran it, perplexity rose by 14%. In nats that is $\ln 1.14 = 0.13$ a token. For scale:
+# rounding this model to four bits costs 0.21 ± 0.06 on the same paragraphs (NF4, lab 4).
 
 # %% [markdown]
 # ### Does LoRA forget less than full fine-tuning?
 #
 # Biderman et al. (2024, 2405.09673) find that it does, on code and maths. PEFT's own table of July
-# 2026 finds the contrary: its measure of forgetting is .030 after full fine-tuning and .050 after
-# LoRA, at nearly the same accuracy. There full fine-tuning had a ten times lower rate. Task, rate
-# and the length of training all matter.
+# 2026 says the opposite, from one seed: its measure of forgetting is .030 after full fine-tuning
+# and .050 after LoRA, at nearly the same accuracy. There full fine-tuning had a ten times lower
+# rate. So the answer may depend on task, rate and length of training.
 #
-# So keep one thing equal. Let each method train until its held-out loss on `home` has come down to
+# Keep one thing equal. Let each method train until its held-out loss on `home` has come down to
 # 0.45, and compare there. The last step goes a little below 0.45, by an amount that differs between
 # the methods. So the perplexity is interpolated between the last two steps, to where the loss is
 # 0.45.
@@ -853,7 +856,7 @@ def train_until(tried, target, learning_rate, seed):
 
 
 # %% [markdown]
-# The weights may tell, too. Lab 1 counted *intruders*: leading singular directions of the new
+# The weights may show it, too. Lab 1 counted *intruders*: leading singular directions of the new
 # matrix that resemble none of the old one's. Shuttleworth et al. (2024, 2410.21228) find them after
 # LoRA and hardly any after full fine-tuning, and argue that they cause forgetting. So count them in
 # both models.
@@ -909,8 +912,8 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # does. With the same seed full fine-tuning rose by 17% in the file, and by 23 and 27% in two runs
 # of this cell. So here, after 10 to 17 steps of four commands, nothing says that one method forgets
 # less than the other. (The `home` run above trained longer and forgot less, 14%. Its batches are
-# twice as large, and its rate falls to zero; here the rate is constant. We did not measure which of
-# the two it is.)
+# twice as large, its rank is 16, and its rate falls to zero; here it stays constant. We did not
+# measure which of these it is.)
 
 # %% [markdown]
 # Nor are there intruders after so few steps, in LoRA or in full fine-tuning, so PEFT's
@@ -951,9 +954,9 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 
 # %% [markdown]
 # A blue line is a seed of `benchmarks/where_loss.py`. Its two runs have everything else in common,
-# so look at its slope. Four lines fall and two rise: over six seeds the answer's loss changes by
-# -0.04 ± 0.03 nats a token, which is no difference yet. (The first two seeds alone say +0.04 and
-# -0.05.)
+# so look at its slope. (Yours repeats seed 0, and may lie on that seed's line.) Four blue lines
+# fall and two rise. Over six seeds the answer's loss changes by -0.04 ± 0.03 nats a token, which is
+# no difference yet. (The first two seeds alone say +0.04 and -0.05.)
 #
 # Now look at the ends of the lines. With the loss on the answer the seeds lie between 0.58 and
 # 0.79, with the loss on everything between 0.61 and 0.68. Labels on the prompts may have made the
@@ -961,7 +964,8 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # them.
 #
 # Our prompts are hardly longer than the answers, and Shi et al. gain most where they are much
-# longer. So it depends on your rows. A few runs tell; TRL's switch is `completion_only_loss=False`.
+# longer. So it may depend on your rows. Try a few seeds of both; TRL's switch is
+# `completion_only_loss=False`.
 
 # %% [markdown]
 # ## What is on disk
@@ -1015,7 +1019,8 @@ if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.
     with torch.no_grad():
         first, second = (again(ids.to(again.device)).logits for _ in range(2))
     print(f"the same question twice: logits differ by up to {(first - second).abs().max():.2f}")
-    display(plots.asked(reloaded, len(unseen), guess_twice))
+    title = "The same adapter, from the run and loaded twice"
+    display(plots.asked(reloaded, len(unseen), title, guess_twice))
     guess_twice.beside(100 * reloaded["loaded twice"])
 
 # %% [markdown]
@@ -1064,7 +1069,8 @@ check.loads_once(load_tuned)
 if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.4", "3.6", "3.8"]):
     yours = load_tuned(models.load()[0], tuned.folder)
     reloaded["loaded by you"] = exact_match(answers_of(yours, unseen["messages"]), wanted)
-    display(plots.asked(reloaded, len(unseen)))
+    title = "The same adapter, from the run, loaded twice and by you"
+    display(plots.asked(reloaded, len(unseen), title))
     whole = AutoPeftModelForCausalLM.from_pretrained(tuned.folder)
     print(f"in one call: {type(whole).__name__}, base in {whole.get_base_model().dtype}")
 
@@ -1096,7 +1102,8 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.4", "3.6", 
 # - (c) Most of all: a row without an answer has the largest loss, and so a large gradient.
 # - (d) To give up: the missing answer raises an error, at which the trainer ends the run.
 #
-# **q3. Which of the two forgets more, LoRA or full fine-tuning? What makes the comparison fair?**
+# **q3. You want to know which forgets more, LoRA or full fine-tuning. What makes the comparison
+# fair?**
 #
 # - (a) Both train until the task's held-out loss is equal, each at its own good rate.
 # - (b) Both train for the same number of steps, on the same batches and with the same seed.

@@ -39,8 +39,8 @@ def trained_shares(rows):
     ax.set_yticks(places, labels)
     ax.set_ylim(-0.6, len(rows) - 0.4)
     low, high = min(shares), max(shares)
-    told = f"Width and layers decide: the same rank\ntrains {low:.2%} to {high:.1%} of a model"
-    ax.set_title(told)
+    told = f"The same rank trains {low:.2%} to {high:.1%} of a model:\n"
+    ax.set_title(told + "more with all-linear, less in wider models")
     return fig
 
 
@@ -62,10 +62,11 @@ def unstopped(counts, n, guess=None):
     return fig
 
 
-def asked(shares, n, guess=None):
+def asked(shares, n, title, guess=None):
     """Bars in percent: the share of n answers right, by the way a model was asked or loaded.
 
-    The thin lines are one standard error of a share of n.
+    `title` says what is the same in all of them; the shares follow it. The thin lines are one
+    standard error of a share of n.
     """
     fig, ax = figure(height=1.6 + 0.42 * len(shares))
     names, values = list(shares), [100 * share for share in shares.values()]
@@ -77,8 +78,8 @@ def asked(shares, n, guess=None):
     ax.set(xlim=(0, 108), xlabel=f"% of {n} answers exactly right (± standard error)")
     ax.set_ylim(-0.6, len(shares) - 0.4)
     ax.grid(axis="y", visible=False)
-    told = [f"{value:.0f}% “{name}”" for name, value in zip(names, values, strict=True)]
-    ax.set_title(f"Exactly right: {told[0]},\n{', '.join(told[1:])}")
+    told = ", ".join(f"{value:.0f}%" for value in values[:-1])
+    ax.set_title(f"{title}:\n{told} and {values[-1]:.0f}% of its answers are exactly right")
     if guess:
         guess.draw(ax, "x")
     return fig
@@ -179,7 +180,8 @@ def where_loss(runs, yours):
     ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer\n(nats a token)")
     ax.legend(loc="best")
     gap = pairs["everything"] - pairs["answer"]
-    told = f"{gap.mean():+.2f} ± {gap.sem():.2f} nats".replace("-", "−")
-    told += f" a token ({len(gap)} seeds)"
-    ax.set_title(f"Training on the prompt, too, changes the answer's loss\nby {told}")
+    told = f"{gap.mean():+.2f} ± {gap.sem():.2f} nats a token".replace("-", "−")
+    verdict = "a" if abs(gap.mean()) > 2 * gap.sem() else "no clear"
+    told = f"in the answer's loss, {told} ({len(gap)} seeds)"
+    ax.set_title(f"Training on the prompt, too, makes {verdict} difference\n{told}")
     return fig
