@@ -682,8 +682,8 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
 # A bright cell says that two runs use the same directions. The number in each panel is that of the
 # top 8 of both. Every panel grows brighter to the right, since chance alone gives $j / 576$ there.
 #
-# - **Reads.** The two runs started from different random `A`, and in 24 steps `A` has not moved
-#   far. So they share little more than chance.
+# - **Reads.** The two runs started from different random `A`, and 24 steps moved each by about a
+#   third of its norm. So both are still mostly what was drawn, and share little more than chance.
 # - **Writes.** These directions are the work of `B`. It started at zero, so all that is in it was
 #   learned.
 # - **The control.** What `tickets` shares with `home` belongs to the model, or to answering at all.
