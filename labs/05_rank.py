@@ -206,7 +206,7 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1"]):
 # $r$ terms, and each has the factor $\alpha / r$. If you double $\alpha$ with $r$, the factor stays
 # and the useful part doubles. (This holds where the draw of $A$ does not depend on $r$, which is
 # PEFT's default. With `init_lora_weights="gaussian"` the standard deviation of $A$ is $1 / r$, and
-# the useful part falls as $r$ grows.)
+# at a fixed $\alpha$ the useful part falls as $r$ grows.)
 #
 # The right panel explains a puzzle. In lab 2 the *norm* of the update fell with the rank when
 # $\alpha$ was fixed, and it falls here. Why does the useful part not fall with it? Each of the $r$
@@ -283,8 +283,11 @@ if lab.experiment("r = 4, 16, 64 with alpha = 2r", 80, needs=["5.2"]):
 
 # %% [markdown]
 # `trainable` and `adapter_mb` grow in proportion to the rank, `peak_mb` much less. (`seconds` are
-# of one run each: other work of the machine is in them, and in the first one its warming up.) The
-# loss falls steeply. Many would now conclude: "rank matters, take 64". Before you do, change one
+# of one run each: other work of the machine is in them, and in the first one its warming up.)
+# `exact` is at or near zero in every row: 24 steps at this rate are too few for whole answers. So
+# from here on the loss is what you compare.
+#
+# It falls steeply. Many would now conclude: "rank matters, take 64". Before you do, change one
 # thing: keep $\alpha$ fixed at 32. At r=16 that is the same run as above.
 
 # %% tags=["experiment"]
@@ -351,12 +354,14 @@ if lab.experiment("Every rank at its own learning rate", 0):
     display(pd.DataFrame(found).T)
 
 # %% [markdown]
-# Look for the lowest point of each curve, and for its height at 0.001.
+# Look for the lowest point of each curve, and for its height at 0.001. Where a curve leaves the
+# picture at the top, training broke: losses go up to 7 there.
 #
-# - $\alpha = 32$: the three curves coincide until training breaks.
+# - $\alpha = 32$: the three curves nearly coincide until training breaks.
 # - $\alpha = 2r$: the curves are shifted sideways. The higher the rank, the lower its best rate.
-# - Rank-stabilised: on this grid the best rate is 0.003 at all three ranks. But at 0.001 the curves
-#   differ, since the useful part of a step still grows with the rank, like $\sqrt{r}$.
+# - Rank-stabilised, on the right: on this grid the best rate is 0.003 at all three ranks. But at
+#   0.001 the curves differ, since the useful part of a step still grows with the rank, like
+#   $\sqrt{r}$.
 #
 # A bar spans the three seeds. Where it is long, training broke in some of them. With $\alpha = 32$
 # and a rate of 0.01 one seed broke at r=4, one at r=16, and none at r=64. Remember the picture of
@@ -455,18 +460,19 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
 # %% [markdown]
 # ## Where rank binds
 #
-# Ten kinds of commands and 96 examples fit into r=4. What a rank limits is how much an adapter can
-# *hold*. To see that limit you need a task that is nothing but memory: random pairs. A key is four
-# random tokens, and its value is one of 64 tokens, drawn at random. There is nothing to understand,
-# and each value carries $\log_2 64 = 6$ bits. So 1,000 pairs carry 6,000 bits.
+# Ten kinds of commands and 96 examples seem to fit into r=4: r=64 hardly did better. What a rank
+# limits is how much an adapter can *hold*. To see that limit you need a task that is nothing but
+# memory: random pairs. A key is four random tokens, and its value is one of 64 tokens, drawn at
+# random. There is nothing to understand, and each value carries $\log_2 64 = 6$ bits. So 1,000
+# pairs carry 6,000 bits.
 #
 # The adapter is small, so that it fills up soon. It sits on one matrix of the model, the
 # `gate_proj` of the last layer, where each unit of rank costs 2,112 numbers. All layers below are
 # frozen, so their output for each key is computed once and kept, and 100 passes take seconds.
 #
-# The loss tells how much is held. At a cross-entropy of 6 bits a pair the adapter knows nothing:
-# the whole value would still have to be told. So what it holds of a pair is 6 bits less the
-# cross-entropy in bits.
+# The loss, taken over the 64 possible values, tells how much is held. At a cross-entropy of 6 bits
+# a pair the adapter knows nothing: the whole value would still have to be told. So what it holds of
+# a pair is 6 bits less the cross-entropy in bits.
 #
 # `benchmarks/capacity.py` made the file, in fp32, with $\alpha = 32$ and Adam. With the first seed
 # it tried two to four rates, and where the rank binds the best one lies inside them. Two more seeds
@@ -498,10 +504,10 @@ if lab.experiment("Where rank binds", 0):
 
 # %% [markdown]
 # What does that say about real data? On SmolLM2, r=16 on all linear layers has 4.9 million numbers.
-# At half a bit each they hold more than two million bits. Ninety-six commands, a line each, are far
-# less than that, and so, most likely, is what a style or a format takes. Long training on code or
-# mathematics may ask for more: there LoRA falls behind full fine-tuning, the more so the lower its
-# rank (Biderman et al., 2405.09673).
+# If each held half a bit, as here, they would hold more than two million bits. Ninety-six commands,
+# a line each, are far less than that, and so, most likely, is what a style or a format takes. Long
+# training on code or mathematics may ask for more: there LoRA falls behind full fine-tuning, the
+# more so the lower its rank (Biderman et al., 2405.09673).
 #
 # Measure one row again, on your machine:
 
@@ -600,9 +606,9 @@ if lab.experiment("What each place brings, from the file", 0, needs=["5.3"]):
 #
 # Larger studies point the same way. QLoRA needed all linear layers to match 16-bit fine-tuning, and
 # in "LoRA Without Regret" attention alone lost to MLPs alone at about equal parameters. PEFT's
-# benchmark has .494 for MLPs alone (r=10) and .478 for q and v alone (r=32), one run each at about
-# equal parameters. So what attention alone costs depends on the task, and "1-3%" is no rule. To
-# adapt all layers takes one line: `target_modules="all-linear"`.
+# benchmark has an accuracy of .494 for MLPs alone (r=10) and of .478 for q and v alone (r=32), at
+# about equal parameters: a small gap, of one run each. So what attention alone costs depends on the
+# task, and "1-3%" is no rule. To adapt all layers takes one line: `target_modules="all-linear"`.
 
 # %% [markdown]
 # ## What do two ranks learn in common?
@@ -676,8 +682,8 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
 # A bright cell says that two runs use the same directions. The number in each panel is that of the
 # top 8 of both. Every panel grows brighter to the right, since chance alone gives $j / 576$ there.
 #
-# - **Reads.** The two runs started from different random `A`, and in 24 steps `A` has not moved
-#   far. So they share little more than chance.
+# - **Reads.** The two runs started from different random `A`, and 24 steps moved each by about a
+#   third of its norm. So both are still mostly what was drawn, and share little more than chance.
 # - **Writes.** These directions are the work of `B`. It started at zero, so all that is in it was
 #   learned.
 # - **The control.** What `tickets` shares with `home` belongs to the model, or to answering at all.
@@ -1069,8 +1075,8 @@ check.quiz(quiz)
 #   $\alpha$, tune the rate, and repeat with other seeds.
 # - Rate and $\alpha$ are nearly one knob: when $\alpha$ grew sixteenfold, the best rate fell
 #   tenfold. "Ten times full fine-tuning's rate" is for $\alpha = 32$.
-# - Rank binds where the data hold more than the adapter can: here up to 0.7 bits a number. On this
-#   small task it hardly mattered.
+# - Rank binds where the data hold more than the adapter can: with random pairs and 100 passes, up
+#   to 0.7 bits a number. On the small task of commands it hardly mattered.
 # - Compare places at equal parameters, and variants at their own best rate, seed by seed. Compare
 #   everything with a baseline that needs no GPU. With three seeds, a difference below four of its
 #   errors may be chance.

@@ -9,6 +9,7 @@ MARKERS = "osD^v"
 RANKS = {4: (PALETTE[0], "o"), 16: (PALETTE[1], "s"), 64: (PALETTE[2], "D")}  # in every figure
 RULES = {"alpha = 32": (PALETTE[3], "o"), "alpha = 2r": (PALETTE[4], "s")}
 LOSS = "held-out loss (nats a token)"
+UNBROKEN = (0.25, 1.2)  # losses that are shown: training that broke has some of up to 7
 
 
 def counts(tables, model):
@@ -74,7 +75,7 @@ def rate_curves(panels, title):
         ax.set_title(f"{rule}\nbest at {', '.join(best)}", fontsize=10)
     first = np.atleast_1d(axes)[0]
     first.set_ylabel(LOSS)
-    first.legend()
+    first.legend(loc="upper left")
     _plain_ticks(first)
     return headed(fig, title)
 
@@ -96,11 +97,10 @@ def _with_bars(ax, frame, aside, colour, marker, label):
 
 
 def _plain_ticks(ax):
-    ticks = [0.25, 0.3, 0.4, 0.5, 0.7, 1, 2, 4]
-    low, high = ax.get_ylim()
-    ticks = [t for t in ticks if low <= t <= high]
+    ticks = [0.25, 0.3, 0.4, 0.5, 0.7, 1]
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.set_yticks([], minor=True)
+    ax.set_ylim(*UNBROKEN)
 
 
 def _plain_rates(ax):
@@ -136,7 +136,15 @@ def first_steps(frame, guess):
     axes[0].legend(loc="lower left")
     text = ", ".join(f"x{grown['useful', rule]:.1f} with {rule}" for rule in frame["rule"].unique())
     guess.draw(axes[0])
+    if (guess.value or 0) > 2:
+        _to_the_left(axes[0])  # on the right alpha = 2r's line ends at 16, a likely guess
     return headed(fig, f"From r={low} to r={high} the useful part of a first step grows\n{text}")
+
+
+def _to_the_left(ax):
+    """The name of a guess's line at the left end of it."""
+    for text in ax.texts:
+        text.set(x=0.02, ha="left")
 
 
 def _rank_axis(ax, ranks):
@@ -224,6 +232,8 @@ def best_rates(best, full, guess):
         f"{products.max() / products.min():.0f}"
     )
     guess.draw(ax)
+    if (guess.value or 1) < 0.002:
+        _to_the_left(ax)  # there the bars are high up
     return fig
 
 

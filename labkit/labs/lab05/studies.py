@@ -5,6 +5,7 @@ import numpy as np
 from labkit.plots import INK, PALETTE, figure, headed
 
 ASIDE = {"textcoords": "offset points", "color": INK, "fontsize": 9}
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over a line that passes behind
 SEEDS = "os^"
 
 
@@ -24,7 +25,7 @@ def losses(groups, title, marked=()):
             ax.plot(value, y + aside, marker, color=colour, ms=6, mec="white", label=label)
         ax.text(max([mean, *values]), y, f"  {mean:.3f}", va="center", color=INK)
     ax.set_yticks(places, list(groups))
-    ax.set(xlabel="held-out loss (nats a token)")
+    ax.set(xlabel="held-out loss (nats a token); bar and number: mean of the seeds")
     ax.set_xlim(0, 1.14 * max(max(v) for v in groups.values()))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
@@ -164,7 +165,10 @@ def ladder(table, title, guess):
         for seed, value in zip(part["seed"], part["accuracy"], strict=True):
             aside = 0.16 * (1 - seed) if len(part) > 1 else 0
             ax.plot(value, y + aside, SEEDS[seed], color=PALETTE[0], ms=6, mec="white")
-        ax.text(max(mean + error, part["accuracy"].max()), y, f"   {mean:.0f}%", va="center")
+        end = (max(mean + error, part["accuracy"].max()), y)
+        ax.annotate(
+            f"{mean:.0f}%", end, (8, 0), va="center", bbox=PAPER, **ASIDE | {"fontsize": 10}
+        )
     kept = [f"{n / 1e6:.1f} million numbers" if n else "keeps nothing" for n in methods["numbers"]]
     labels = [f"{name}\n{told}" for name, told in zip(methods.index, kept, strict=True)]
     ax.set_yticks(range(len(methods)), labels, fontsize=9)
@@ -172,5 +176,8 @@ def ladder(table, title, guess):
     ax.set_xlim(-0.5, 1.2 * table["accuracy"].max())
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
+    told = len(ax.texts)
     guess.draw(ax, "x")
+    for text in ax.texts[told:]:
+        text.set(y=0.01, va="bottom")  # beside the shortest bars
     return fig
