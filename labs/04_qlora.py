@@ -23,7 +23,7 @@
 #
 # About 115 minutes if you know PyTorch well (90 for the exercises), up to 170 if you do not. It is
 # the longest lab of the course, with a good place to stop in the middle, after 4.6. The experiments
-# take about three minutes on two CPU cores with fast bf16.
+# take three to four minutes on two CPU cores with fast bf16.
 
 # %%
 import labkit
