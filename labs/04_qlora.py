@@ -23,7 +23,7 @@
 #
 # About 115 minutes if you know PyTorch well (90 for the exercises), up to 170 if you do not. It is
 # the longest lab of the course, with a good place to stop in the middle, after 4.6. The experiments
-# take about three minutes on two CPU cores with fast bf16.
+# take three to four minutes on two CPU cores with fast bf16.
 
 # %%
 import labkit
@@ -491,9 +491,10 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 # - Lloyd-Max errs 4% less than NF4. If the added loss goes like the square of the error, that gains
 #   0.02 nats a token. The standard error is several times as large, so these paragraphs cannot show
 #   it.
-# - Nor do 508 tokens tell E2M1 and NVFP4 from NF4. The QLoRA paper has more models and more text:
-#   there the mean perplexity is 34.3 in INT4, 31.1 in E2M1 and 27.4 in NF4 with double
-#   quantization. Between NF4 and NVFP4 choose by purpose: storage, or hardware that multiplies.
+# - Nor do 508 tokens tell E2M1 and NVFP4 from NF4. They do tell INT4, which adds twice as much as
+#   NF4: the difference is nearly three errors. The QLoRA paper has more models and more text: there
+#   the mean perplexity is 34.3 in INT4, 31.1 in E2M1 and 27.4 in NF4 with double quantization.
+#   Between NF4 and NVFP4 choose by purpose: storage, or hardware that multiplies.
 # - MXFP4 has the fewest bits in the picture and is far behind. (NF4 will need fewer, 4.127, once
 #   its scales are quantized.) A scale that is a power of two fits a block only to within a factor
 #   of two. It is chosen here by the rule of the format's specification, and what exceeds the
@@ -885,8 +886,10 @@ if lab.experiment("The same with three seeds, from a file", 0, needs=["4.6"]):
 # - *Is it the better adapter for NF4?* Probably. By 0.12, which is 3.5 errors. With three runs
 #   chance alone gives more than 4.3 errors in one case of twenty (lab 5 explains why).
 # - *Does QLoRA cost quality?* Before training NF4 cost 0.35 nats a token. After it, QLoRA on NF4 is
-#   worse than LoRA on the plain base by 0.025, two errors: most of the cost is gone, and whether
-#   some is left these runs cannot tell. They are short. The QLoRA paper trained models of up to 65
+#   worse than LoRA on the plain base by 0.025, two errors: whether any cost is left these runs
+#   cannot tell. In nats most of it is gone. But the whole loss fell, too, from 4.17 to 0.33, and
+#   0.025 is about the same share of it as 0.35 was, 8%. What QLoRA escapes is the 0.14 that
+#   rounding costs the other adapter. The runs are short. The QLoRA paper trained models of up to 65
 #   billion parameters to the end, and found no loss on its benchmarks.
 
 # %% [markdown]
@@ -931,10 +934,10 @@ def loftq_start(W, quantize, r):
 check.start(loftq_start)
 
 # %% [markdown]
-# PiSSA starts elsewhere: its adapter takes the largest rank-`r` part of $W$ itself, and only the
-# remainder is rounded (its paper calls that QPiSSA). Why? The remainder is smaller, and so is the
-# error of rounding it. Your function gives that start, too: with a `quantize` that rounds
-# everything to zero, the error is $W$.
+# PiSSA starts elsewhere: its adapter takes the largest rank-`r` part of $W$ itself, so that
+# training moves the main directions of $W$. Only the remainder is rounded (the paper calls that
+# QPiSSA). It is smaller than $W$, and so is the error of rounding it. Your function gives that
+# start, too: with a `quantize` that rounds everything to zero, the error is $W$.
 #
 # How much of the loss that rounding added does each start take back, before any training?
 
@@ -990,7 +993,7 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 # this model five rounds left 0.86 to 0.92 of the error, where one left 0.92 to 0.97.)
 #
 # So PiSSA's start is a little nearer to $W$. Whether the loss gains by it these paragraphs cannot
-# say, since its error bar is several times as wide. Why is it? LoftQ keeps the codes of NF4 and
+# say, since its error bar is several times LoftQ's. Why is it? LoftQ keeps the codes of NF4 and
 # corrects them. PiSSA rounds another matrix, so its error is a new draw, which moves the loss of
 # each paragraph up or down.
 
@@ -1286,8 +1289,9 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
 # %% [markdown]
 # So "QLoRA trains 70B on one 48 GB card" is true under conditions: with checkpointing, short
 # sequences and a small batch. Without checkpointing one sequence of 512 tokens is already too much.
-# The bars leave out one thing: paged states count as moved to the CPU. On the card they would take
-# another 0.4 GB. On the command line `labkit memory llama-2-70b --method qlora` simulates the same.
+# The bars leave out one thing: paged states count as moved to the CPU. So the second bar can end
+# below the 39.7 GB, which hold 1.7 of states in fp32. On the card the 8-bit ones would take 0.4. On
+# the command line `labkit memory llama-2-70b --method qlora` simulates the same.
 #
 # With a GPU you need not believe the simulation. The next cell builds Llama-2-7B on the card, in 4
 # bits from the start, with random weights, which take the same memory as trained ones. Then it
@@ -1370,7 +1374,7 @@ check.quiz(quiz)
 # - Its price in time is a lookup of every weight, in forward and in backward: much of a small step,
 #   little of a large one.
 # - Before training NF4 cost 0.35 nats a token on `home`, after 20 steps 0.025 ± 0.013 (three
-#   seeds).
+#   seeds). Either is about 8% of the loss at its time.
 # - An adapter belongs to the weights that it was trained on, rounded or not. How far it has adapted
 #   to their rounding takes four losses to say, not one.
 # - A rounding error is close to noise, so a LoftQ start of rank 8 takes back little of it.

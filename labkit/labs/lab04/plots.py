@@ -103,10 +103,11 @@ def perplexities(rows, guess):
     colours = [BASES["NF4"] if name == "NF4" else PALETTE[5] for name in names]
     labels = [f"{n}, {b:g} bits" for n, b in zip(names, bits, strict=True)]
     ax.barh(labels, extra, xerr=spread, color=colours, height=0.6, ecolor=INK, capsize=3)
-    right = (extra + spread).max()
     told = [f"perplexity {p:.0f}, weights off by {m:.3f}" for p, m in zip(ppl, miss, strict=True)]
-    _beside(ax, 0, right, told)
-    ax.set(xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.85 * right))
+    _beside(ax, told)
+    ax.set(
+        xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.1 * (extra + spread).max())
+    )
     told = {name: f"{gap:.2f} ± {error:.2f}" for name, (gap, error, *_) in rows.items()}
     ends = [f"{name} {told[name]}" for name in (names[-1], names[0]) if name != "NF4"]
     ax.set_title(f"NF4 adds {told['NF4']} nats a token to the loss,\n{', '.join(ends)}")
@@ -114,14 +115,12 @@ def perplexities(rows, guess):
     return fig
 
 
-def _beside(ax, low, high, texts):
-    """Write a text to the right of each bar, beyond `high`, where neither grid nor ticks are."""
+def _beside(ax, texts):
+    """Write a text to the right of each bar, outside the axes, where no guess can cross it."""
     for y, text in enumerate(texts):
-        x = high + 0.04 * (high - low)
-        ax.text(x, y, text, va="center", color=INK, fontsize=9.5)
-    ax.grid(visible=False)
-    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
-    ax.set_xticks(ticks[(ticks >= low) & (ticks <= high)])
+        place = {"transform": ax.get_yaxis_transform(), "va": "center"}
+        ax.text(1.03, y, text, color=INK, fontsize=9.5, **place)
+    ax.grid(visible=False, axis="y")
 
 
 def block_sizes(rows):
@@ -177,7 +176,9 @@ def crossed(start, end, costs, guess):
         heights = [end[name, base] for name in trained]
         label = f"asked on {base} (before training: {start[base]:.2f})"
         bars = ax.bar(places + 0.36 * k - 0.18, heights, 0.34, color=BASES[base], label=label)
-        ax.bar_label(bars, [f"{height:.3f}" for height in heights], color=INK, padding=2)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # a guess may cross it
+        told = [f"{height:.3f}" for height in heights]
+        ax.bar_label(bars, told, color=INK, padding=3, bbox=paper)
     ax.set_xticks(places, [f"trained on {name}" for name in trained])
     ax.set(ylabel="held-out loss, nats a token", ylim=(0, 1.45 * max(end.values())))
     ax.set_xlim(-0.6, len(trained) - 0.4)
@@ -220,8 +221,8 @@ def taken_back(rows, guess):
     ax.barh(names, share, xerr=spread, color=colours, height=0.6, ecolor=INK, capsize=3)
     ax.axvline(0, color=INK, lw=1)
     low, high = min(0, (share - spread).min()), max(10, (share + spread).max())
-    _beside(ax, low, high, [f"weights off by {far:.4f}" for far in miss])
-    ax.set_xlim(low - 0.05 * (high - low), high + 0.45 * (high - low))
+    _beside(ax, [f"weights off by {far:.4f}" for far in miss])
+    ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     ax.set(xlabel="% of the added loss taken back before training (± standard error)")
     loftq = {n.removeprefix("LoftQ, "): rows[n] for n in rows if n.startswith("LoftQ")}
     told = [f"{value:.0f} ± {error:.0f}% at {r}" for r, (value, error, _) in loftq.items()]
