@@ -111,12 +111,24 @@ def rank_strips(panels, title, guess=None):
     for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
         for name, kinds in series.items():
             _dots(ax, kinds, *LOOKS[name])
-            last = np.median(list(kinds.values())[-1])
-            ax.text(len(kinds) - 0.55, last, name, color=LOOKS[name][0], va="center")
-        ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4 * len(panels) - 0.1))
+        room = 0.5 * len(panels)  # for the names, and for a guess beside them
+        if guess and guess.value is not None and ax is axes[0][0]:
+            room *= 3
+        ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + room))
+        _name_at_last(ax, series)
     if guess:
         guess.draw(axes[0][0])
     return headed(fig, title)
+
+
+def _name_at_last(ax, series):
+    """The name of each series beside its last kind; none lies over another."""
+    last = {name: np.median(list(kinds.values())[-1]) for name, kinds in series.items()}
+    gap, below = 0.07 * ax.get_ylim()[1], -np.inf
+    for name, height in sorted(last.items(), key=lambda item: item[1]):
+        below = max(height, below + gap)
+        style = {"color": LOOKS[name][0], "va": "center", "textcoords": "offset points"}
+        ax.annotate(name, (len(series[name]) - 0.7, below), (7, 0), **style)
 
 
 def _dots(ax, kinds, colour, marker):
@@ -128,7 +140,7 @@ def _dots(ax, kinds, colour, marker):
         shape = dash if single else dot
         ax.scatter(x + np.array(spread), values, color=colour, **shape)
     ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
-    ax.set_xlabel("kind of matrix, from the first block to the last")
+    ax.set_xlabel("kind of matrix (dots: first block to last)")
     ax.grid(axis="x", visible=False)
 
 
@@ -212,7 +224,7 @@ def two_optimizers(spectra, ranks, title):
     for name, s in spectra.items():
         colour, x = LOOKS[name][0], np.arange(1, len(s) + 1)
         axes[0].plot(x, s / np.linalg.norm(s), color=colour, label=name)
-    axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position")
+    axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position, in one matrix")
     axes[0].set_ylabel("singular value / |update|")
     axes[0].legend(loc="lower left")
     for name, kinds in ranks.items():
