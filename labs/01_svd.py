@@ -84,7 +84,7 @@ from labkit.training import loop, models, scoring
 #
 # A case to do by hand: the matrix with rows (3, 0) and (0, 1) is the sum of two terms, with $s_1 =
 # 3$ and $s_2 = 1$. Its first term has the rows (3, 0) and (0, 0). Keep it in mind: you can check
-# four of your functions on it.
+# five of your functions on it.
 
 # %% [markdown]
 # ### Exercise 1.1 · `best_rank_r`
@@ -299,10 +299,10 @@ check.ranks(energy_rank, stable_rank)
 # SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj` and `o_proj` in
 # the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. Are they low-rank? A spectrum by
 # itself does not tell, since every spectrum falls. So we compare each one with that of a random
-# matrix of the same shape, whose spectrum is known. Where the entries are independent, with mean 0
-# and standard deviation $\sigma$, the singular values of a large $m \times n$ matrix lie between
-# about $\sigma\,|\sqrt m - \sqrt n|$ and $\sigma\,(\sqrt m + \sqrt n)$. What rises well above that
-# is more than chance would make.
+# matrix of the same shape, whose spectrum is known (the Marchenko-Pastur law). Where the entries
+# are independent, with mean 0 and standard deviation $\sigma$, the singular values of a large $m
+# \times n$ matrix lie between about $\sigma\,|\sqrt m - \sqrt n|$ and $\sigma\,(\sqrt m + \sqrt
+# n)$. A singular value well above this range is more than chance would make.
 
 # %% tags=["experiment"]
 if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
@@ -368,9 +368,10 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
     print(f"rank 8 would keep {statistics.median(kept):.0%} of a matrix's energy (median)")
 
 # %% [markdown]
-# Each dot is a matrix, block by block from left to right; the dash is a random one. By energy,
-# queries and keys have the most structure, values and the MLP have little. By stable rank the MLP
-# is far from random, too, because this number asks only how much the largest direction stands out.
+# Each dot is a matrix, and the dots of one kind go from the first block on the left to the last on
+# the right. The dash is a random matrix of that shape. By energy, queries and keys have the most
+# structure, values and the MLP have little. By stable rank the MLP is far from random, too, because
+# this number asks only how much the largest direction stands out.
 #
 # So by energy the weights are *not* low-rank. The number below the picture says how much of it a
 # cut to rank 8 would leave. LoRA does not need them to be low-rank. It bets on their *change*.
@@ -396,11 +397,12 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
 # `truncate_update` returns $W_0$ plus the best rank-`r` part of the update $W_1 - W_0$.
 #
 # `energy_within` compares two updates of the same matrix. The left singular vectors $u_i$ of an
-# update are the directions of the layer's *output* that it writes to. Take the first `k` of them
-# for `reference`. They span a space of dimension `k`. Return the share of `dW`'s energy that lies
-# in it: project the columns of `dW` on that space, and compare sums of squares. It is a float, 1
-# where all of `dW` lies inside, and `k / d_out` on average where `dW` is random. The size and the
-# sign of either matrix do not matter. Change no input.
+# update are the directions of the layer's *output* that it writes to. Take the first `k` of those
+# of `reference`. They span a space of dimension `k`. Return the share of `dW`'s energy that lies in
+# it: project the columns of `dW` on that space, and compare sums of squares. It is a float, 1 where
+# all of `dW` lies inside, and `k / d_out` on average where `dW` is random. (The matrix with rows
+# (3, 0) and (0, 1) has 0.9 of its energy in the first direction of its own first term.) The size
+# and the sign of either matrix do not matter. Change no input.
 #
 # <details><summary>Hint</summary>
 #
@@ -574,9 +576,10 @@ if lab.experiment("Every update cut to rank r", 11, needs=["1.1", "1.4", "1.5"])
 # below.
 #
 # But the gain flatters. It is counted from a base model that chats instead of answering in JSON,
-# and much of the fall is learning the format. Look at the two rows of the table: the loss that is
-# left, and the share of answers that is right to the letter. There the cut costs more than the blue
-# curve shows.
+# and much of the fall is learning the format. (Even rank 1 kept four fifths of the gain in our runs
+# in bf16, without one right answer.) Look at the two rows of the table: the loss that is left, and
+# the share of answers that is right to the letter. There the cut costs more than the blue curve
+# shows.
 #
 # We ran it in fp32 on one processor and in bf16 on another. Rank 8 kept 95% of the gain in fp32 and
 # 92% in bf16. But its loss was about twice that of the whole update. The share of right answers
@@ -650,8 +653,9 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
 # d_\text{in}}$ in size, so their sum is about $\sqrt r$ times that. At $r = 8$, $\alpha = 16$ and
 # $d_\text{in} = 576$ an entry of $W$ moves by $2 \sqrt{8} / \sqrt{1728} = 0.14$ of the rate.
 #
-# (We tried two rates for each method and kept the one with the lower loss. Lab 5 looks for the
-# best.)
+# A rate seven times as high would make up for that, at the first step. Which rate is best over all
+# twenty has to be tried. (We tried two for each method and kept the one with the lower loss. Lab 5
+# looks for the best.)
 
 # %% tags=["experiment"]
 if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4", "1.5"]):
@@ -710,8 +714,8 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # above.) Chance would give 8 of `d_out`: 4.2% for keys and values, 1.4% or less elsewhere.
 #
 # So LoRA, which has never seen the full update, puts more than half of its energy into the same few
-# output directions, where chance would put a few percent. (At the median it was 54% in fp32, and 63
-# to 64% in bf16.) But it is not the same update: the rest of its energy lies elsewhere.
+# output directions. (At the median it was 54% in fp32 and 63 to 64% in bf16, where chance would put
+# 1.4%.) But it is not the same update: the rest of its energy lies elsewhere.
 #
 # Chance is a weak opponent here, since it means random directions. A model may send every update
 # into much the same directions, whatever the task, and part of this overlap may be that. Lab 5 has
@@ -758,12 +762,14 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
     print(f"right to the letter {sgd_right:.0%} and {right_after:.0%}")
 
 # %% [markdown]
-# By SGD the same batches give an update of much lower rank: in the left picture its singular values
-# fall off, where Adam's have a long tail. (Adam's median is here that of every fifth block, so it
-# differs a little from the one above.) Mind that SGD also ends at a higher loss. So this is not a
-# comparison at equal quality, and a longer run may add directions. How large the gap would be at
-# equal loss we did not measure. But twenty steps on the same data are enough to see that the task
-# alone does not set the rank. "Fine-tuning is low-rank" says little until it names the optimizer.
+# By SGD the same batches give an update of much lower rank. The left picture shows one matrix,
+# `q_proj` of block 15: SGD's singular values fall off, where Adam's have a long tail. (Adam's
+# median is here that of every fifth block, so it differs a little from the one above.)
+#
+# Mind that SGD also ends at a higher loss. So this is not a comparison at equal quality, and a
+# longer run may add directions. How large the gap would be at equal loss we did not measure. But
+# twenty steps on the same data are enough to see that the task alone does not set the rank.
+# "Fine-tuning is low-rank" says little until it names the optimizer.
 
 # %% [markdown]
 # ## Is LoRA an SVD?
@@ -804,8 +810,9 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
 # ## Another small number: intrinsic dimension
 #
 # One more result is often quoted as "fine-tuning is low-rank": 200 parameters reach 90% of full
-# fine-tuning of RoBERTa on a paraphrase task (Aghajanyan et al., 2020). They measured something
-# else, which goes back to Li et al. (2018). All $D$ parameters of a network form one vector
+# fine-tuning of RoBERTa on a paraphrase task (Aghajanyan et al.,
+# [2020](https://arxiv.org/abs/2012.13255)). They measured something else, which goes back to Li et
+# al. ([2018](https://arxiv.org/abs/1804.08838)). All $D$ parameters of a network form one vector
 # $\theta$. Pick a random *affine subspace* of dimension $d$: a line, a plane or more, through the
 # start.
 #
@@ -1039,7 +1046,7 @@ if lab.experiment(
 # So at a tenth LoRA gets there in some matrices. It had 2 to 4 intruders among 70 directions, the
 # full update one or none: a small difference, from one block and one seed. At a fifth the two are
 # about level. At half the full update, which has more directions, has more intruders. So whoever
-# compares intruders should tell the size of the updates, too.
+# compares intruders should report the size of the updates, too.
 #
 # What a model forgets is measured in lab 3.
 

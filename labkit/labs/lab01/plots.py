@@ -111,12 +111,24 @@ def rank_strips(panels, title, guess=None):
     for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
         for name, kinds in series.items():
             _dots(ax, kinds, *LOOKS[name])
-            last = np.median(list(kinds.values())[-1])
-            ax.text(len(kinds) - 0.55, last, name, color=LOOKS[name][0], va="center")
-        ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + 0.4 * len(panels) - 0.1))
+        room = 0.5 * len(panels)  # for the names, and for a guess beside them
+        if guess and guess.value is not None and ax is axes[0][0]:
+            room *= 3
+        ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + room))
+        _name_at_last(ax, series)
     if guess:
         guess.draw(axes[0][0])
     return headed(fig, title)
+
+
+def _name_at_last(ax, series):
+    """The name of each series beside its last kind; none lies over another."""
+    last = {name: np.median(list(kinds.values())[-1]) for name, kinds in series.items()}
+    gap, below = 0.07 * ax.get_ylim()[1], -np.inf
+    for name, height in sorted(last.items(), key=lambda item: item[1]):
+        below = max(height, below + gap)
+        style = {"color": LOOKS[name][0], "va": "center", "textcoords": "offset points"}
+        ax.annotate(name, (len(series[name]) - 0.7, below), (7, 0), **style)
 
 
 def _dots(ax, kinds, colour, marker):
@@ -128,7 +140,7 @@ def _dots(ax, kinds, colour, marker):
         shape = dash if single else dot
         ax.scatter(x + np.array(spread), values, color=colour, **shape)
     ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
-    ax.set_xlabel("kind of matrix, from the first block to the last")
+    ax.set_xlabel("kind of matrix (dots: first block to last)")
     ax.grid(axis="x", visible=False)
 
 
@@ -171,6 +183,7 @@ def parts_of_update(parts):
     ax.set(xlim=(low, 122), xlabel="share of the full update")
     _in_percent(ax.xaxis)
     ax.grid(axis="y", visible=False)
+    ax.set_axisbelow(True)
     gains = [gain for _, gain in parts.values()]
     told = f"Gain: {gains[0]:.0%} by directions 1 to 8, {gains[1]:.0%} by 9 to 16,"
     return headed(fig, f"{told}\n{gains[-1]:.0%} by 8 random ones as large as 1 to 8")
@@ -198,6 +211,7 @@ def ways_of_rank_8(results, n):
     axes[0].set_yticks(y, list(results))
     for ax in axes:
         ax.grid(axis="y", visible=False)
+        ax.set_axisbelow(True)
     full, cut, trained = losses
     told = f"{trained:.2f} trained at rank 8, {cut:.2f} cut to rank 8, {full:.2f} in full"
     return headed(fig, f"Held-out loss: {told}")
@@ -212,7 +226,7 @@ def two_optimizers(spectra, ranks, title):
     for name, s in spectra.items():
         colour, x = LOOKS[name][0], np.arange(1, len(s) + 1)
         axes[0].plot(x, s / np.linalg.norm(s), color=colour, label=name)
-    axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position")
+    axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position, in one matrix")
     axes[0].set_ylabel("singular value / |update|")
     axes[0].legend(loc="lower left")
     for name, kinds in ranks.items():
