@@ -88,8 +88,8 @@ if lab.experiment("The file, opened", 1):
 #
 # Count five faults in rows of `messages`, and return a dict of five ints. What does a row train on?
 # As in lab 3, its prompt is all messages but the last, with the generation prompt. Take the ids of
-# the whole conversation, cut them on the right at `max_length`, as trainers do unless told
-# otherwise, and leave out as many as the prompt has. The rest is learned.
+# the whole conversation and cut them on the right at `max_length`, as trainers do unless told
+# otherwise. Leave out as many at the front as the prompt has. The rest is learned.
 #
 # - `bad_roles`: good roles are a system message or none, then user and assistant in turn, the user
 #   first and the assistant last. A row with other roles counts here **and nowhere else**;
@@ -595,8 +595,10 @@ check.writes_q8(q8_0)
 # also the output layer, as here.)
 #
 # Now merge the office's adapter and write the model three times. Then read each file back, and
-# compare its model with the one that was trained. A fourth model is what an engine would make of a
-# file without exercise 7.3: the same numbers, turned in other pairs.
+# compare its model with the one that was trained, both in fp32, at the tokens of the held-out
+# answers. An answer counts as right where each of its tokens is the likeliest one. A fourth model
+# is what an engine would make of a file without exercise 7.3: the same numbers, turned in other
+# pairs.
 
 
 # %%
@@ -653,9 +655,9 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 # %% [markdown]
 # The file shrinks to a third, and with each step the KL from the model that was trained grows. In
 # two runs (40 steps, seed 0, 36 held-out rows) it was 3e-6 nats a token in bf16, 6e-5 and 7e-5 in
-# Q8_0, and 0.02 in Q4_0. Of 21 right answers before, bf16 gave 21 or 22, Q8_0 21, and Q4_0 18 or
-# 19. A difference of one to three rows is within the error. So the score alone would have told
-# nothing about the grids.
+# Q8_0, and 0.02 in Q4_0. Counted in this way, 21 answers were right before, in both runs. In bf16
+# they were 21 or 22, in Q8_0 21, and in Q4_0 18 or 19. A difference of one to three rows is within
+# the error. So the score alone would have told nothing about the grids.
 #
 # With the rows not moved KL was 2, and no answer was right. Such a file has the right size, the
 # right names and the right numbers, and it is useless. No field in it says in which order its rows
@@ -665,13 +667,13 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 # to bf16. A base that was never in 4 bits may lose more in Q4_0, or less: measure again.)
 
 # %% [markdown]
-# Two other formats were not run here, since their usual kernels want a GPU. **GPTQ** and **AWQ**
-# store 4-bit integers with scales for groups, as Q4_0 does. But they look at something that NF4 and
-# Q4_0 never see: the *activations* of a few hundred texts. GPTQ rounds a layer's columns one after
-# the other. After each it changes those that remain, so that they make up for the error on these
-# inputs. AWQ scales up the channels whose inputs are large before it rounds, and scales the inputs
-# down. In code both are `llmcompressor.oneshot(model=..., dataset=..., recipe=...)`, on a merged
-# model.
+# Two other ways to 4 bits were not run here, since their usual kernels want a GPU.
+# [GPTQ](https://arxiv.org/abs/2210.17323) and [AWQ](https://arxiv.org/abs/2306.00978) store 4-bit
+# integers with scales for groups, as Q4_0 does. But they look at something that NF4 and Q4_0 never
+# see: the *activations* of a few hundred texts. GPTQ rounds a layer's columns one after the other.
+# After each it changes those that remain, so that they make up for the error on these inputs. AWQ
+# scales up the channels whose inputs are large before it rounds, and scales the inputs down. In
+# code both are `llmcompressor.oneshot(model=..., dataset=..., recipe=...)`, on a merged model.
 
 # %% [markdown]
 # ## One base, many adapters
@@ -687,8 +689,7 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 # `swap_cost` makes `adapter_name` the active adapter of a `PeftModel`, its `active_adapter`, and
 # returns `{"seconds": ..., "bytes": ...}`: the time of the switch, and the bytes of this adapter's
 # own tensors, in whatever dtype they are. One name can be a part of another: `home`, `homely`,
-# `sweet-home`. The weights stay as they are, and so does the training
-# mode.
+# `sweet-home`. The weights stay as they are, and so does the training mode.
 #
 # `route` answers a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch.
 # PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:
@@ -810,13 +811,15 @@ if lab.experiment("Three customers, one base", 75, needs=["7.1", "7.2", "7.5"]):
 # ●●○ · 10 min · 3 points
 #
 # What happens in a layer when a batch is mixed? All rows are multiplied with the same base weight.
-# Then each row adds $s_k B_k A_k x$ of its own adapter $k$. Return what is added. You get the rows
+# Then each row adds $s_k B_k A_k x$ of its own adapter $k$. PEFT loops over the adapters of the
+# batch and gives each its rows. You do all rows at once. Return what is added. You get the rows
 # `x`, the factors of all adapters, stacked, and an `index` that names each row's adapter. **-1
 # stands for none**: that row gets zeros.
 #
 # No Python loop over rows, and no tensor of `d_out` × `d_in` numbers, be it for a row or for an
-# adapter. (`A[index]` copies factors, and you may use it. S-LoRA and Punica have GPU kernels that
-# read each row's factors where they lie.)
+# adapter. (`A[index]` copies factors, and you may use it.
+# [Punica](https://arxiv.org/abs/2310.18547) and [S-LoRA](https://arxiv.org/abs/2311.03285) have GPU
+# kernels that read each row's factors where they lie.)
 #
 # <details><summary>Hint</summary>
 #
@@ -955,9 +958,10 @@ if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"])
 #
 # A user reports a quieter fault ([issue
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)). To save time an engine keeps the keys
-# and values of prompts that it has read. They depend on the adapter. If it finds them by their
-# tokens alone, two customers who send the same prompt get each other's. Our 60 would not show it,
-# since no two customers ask the same. With the llama.cpp of this environment we could not provoke
+# and values of prompts that it has read, for the next prompt that begins alike. They depend on the
+# adapter. If it finds them by their tokens alone, one customer's request goes on from another's
+# keys and values. Our 60 could hardly show it: each customer has a system message of its own, so
+# their prompts part after a few tokens. With the llama.cpp of this environment we could not provoke
 # it: one prompt, asked eight times through two adapters in turn, had the right answer each time (on
 # a tiny model). `server.choosing` sends `cache_prompt: false` all the same. Then each prompt is
 # read anew, which takes time and changes nothing else.
@@ -995,8 +999,8 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # An engine with a batched product such as yours need not take turns. vLLM has one: on a GPU a
 # kernel after Punica, on a CPU plain PyTorch, much like your `batched_lora`, copies included. Eight
 # requests on two CPU cores, for two adapters in the place of one, were slower by 14% in vLLM and by
-# 60% in llama.cpp. Which of the two was quicker is another question, and has another answer:
-# `docs/own-data.md` has the table.
+# 60% in llama.cpp. All the same llama.cpp was the quicker one there, with 53 tokens a second to 40:
+# with one adapter apart it had 133, and vLLM 46. (The table is in `docs/own-data.md`.)
 
 # %% [markdown]
 # ## Elsewhere

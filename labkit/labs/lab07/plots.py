@@ -21,22 +21,15 @@ def _bars(values, colours, label, told):
     return fig, ax
 
 
-def _guessed(guess, ax):
-    """The learner's guess as a line, its words readable on a bar, too."""
-    n_texts = len(ax.texts)
-    guess.draw(ax, "x")
-    for text in ax.texts[n_texts:]:
-        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85})
-
-
 def faults(counts, n, left_out, guess):
-    """Bars, the longest on top: how many of n rows have each fault."""
+    """Bars, the longest on top: how many of n rows have each fault; below, those with any."""
     shown = sorted(counts, key=counts.get, reverse=True)
-    bars = {name.replace("_", " "): counts[name] for name in shown}
+    bars = {name.replace("_", " "): counts[name] for name in shown} | {"any of these": left_out}
+    colours = [RUNS_ON] * len(shown) + [BAD]
     label = f"rows of {n} with this fault; one row may have several"
-    fig, ax = _bars(bars, [BAD] * len(bars), label, list(bars.values()))
+    fig, ax = _bars(bars, colours, label, list(bars.values()))
     headed(fig, f"{left_out} of {n} rows are not fit to train on")
-    _guessed(guess, ax)
+    guess.draw(ax, "x")
     return fig
 
 
@@ -52,7 +45,7 @@ def leaks(leaked, guess):
     first, second = shares.values()
     title = f"{first:.0f}% of the coin's test rows ask what a training row asks,\n"
     headed(fig, f"{title}{second:.0f}% of those that your split chose")
-    _guessed(guess, ax)
+    guess.draw(ax, "x")
     return fig
 
 
@@ -78,7 +71,7 @@ def scores(rights, n, guess):
     best = max((name for name in values if name != "trained"), key=values.get)
     told = f"Trained, it answers {values['trained']:.0f}% of unseen questions right;\n"
     headed(fig, f"{told}the best without training: {best}, {values[best]:.0f}%")
-    _guessed(guess, ax)
+    guess.draw(ax, "x")
     return fig
 
 
@@ -104,7 +97,7 @@ def asked(ways, n, guess):
     if firsts[most] > values[most]:
         title += f";\n{most}: {firsts[most]:.0f}% begin right, {values[most]:.0f}% stop there"
     headed(fig, title)
-    _guessed(guess, ax)
+    guess.draw(ax, "x")
     return fig
 
 
@@ -140,7 +133,7 @@ def files(made, exact, n, guess):
         ax.set_ylim(-0.6, len(names) - 0.4)
         ax.grid(axis="y", visible=False)
     headed(fig, _of_files(made))
-    _guessed(guess, right)
+    guess.draw(right, "x")
     return fig
 
 
