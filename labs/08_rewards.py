@@ -142,7 +142,9 @@ if lab.experiment("The model, and pairs of its answers", 5):
 #
 # where the *reference* $\pi_{\text{ref}}$ is the model before training. Put this quality into the
 # probability above: the loss is minus the logarithm of the probability of the choice that was made.
-# No judge is trained, and nothing is sampled.
+# With $\beta = 0.1$, say, a chosen answer that has gained 10 nats more than the rejected one gives
+# the choice a probability of $\sigma(1) = 0.73$, and a loss of 0.31. No judge is trained, and
+# nothing is sampled.
 #
 # Why this formula? Suppose that you want the model whose answers have the highest mean quality
 # minus $\beta$ times the KL from the reference. That model is known: $\pi(y \mid x)$ is
@@ -464,9 +466,10 @@ if lab.experiment("Two steps of TRL's DPOTrainer", 18, needs=["8.1", "8.2", "8.3
 # been.
 #
 # "Better than the rest" is the *advantage*: the reward minus the group's mean, divided by the
-# group's standard deviation. So a group whose rewards lie close together counts as much as one
-# whose rewards lie far apart. (The division is disputed, as it makes a small difference large:
-# "Dr. GRPO", 2503.20783, leaves it out.)
+# group's standard deviation. If four answers earn 1, 0, 0 and 0, the first has an advantage of 1.5
+# and each of the others one of -0.5. If they earn 0.1, 0, 0 and 0, the advantages are the same: a
+# group whose rewards lie close together counts as much as one whose rewards lie far apart. (That is
+# disputed, as it makes a small difference large: "Dr. GRPO", 2503.20783, leaves the division out.)
 #
 # ### Exercise 8.4 · `group_advantages`
 #
