@@ -142,7 +142,9 @@ if lab.experiment("The model, and pairs of its answers", 5):
 #
 # where the *reference* $\pi_{\text{ref}}$ is the model before training. Put this quality into the
 # probability above: the loss is minus the logarithm of the probability of the choice that was made.
-# No judge is trained, and nothing is sampled.
+# With $\beta = 0.1$, say, a chosen answer that has gained 10 nats more than the rejected one gives
+# the choice a probability of $\sigma(1) = 0.73$, and a loss of 0.31. No judge is trained, and
+# nothing is sampled.
 #
 # Why this formula? Suppose that you want the model whose answers have the highest mean quality
 # minus $\beta$ times the KL from the reference. That model is known: $\pi(y \mid x)$ is
@@ -359,9 +361,9 @@ if lab.experiment("What either side has gained", 0, needs=["8.1", "8.2", "8.3"])
 # %% [markdown]
 # The two sides did move apart, and in every run of the file. (A title takes the last five steps.)
 # At 5e-4 the rejected answers lost 14 to 20 nats. The chosen ones lost 5 and 9 in two runs and
-# gained 1 in the third. Answers to unseen instructions shrank from 35 tokens to 14, 19 and 24. (In
-# the pairs, too, the chosen answer is mostly the shorter one.) So a margin that grows says that the
-# pairs are told apart, and not yet that new answers are better.
+# gained 1 in the third. So a margin that grows says that the pairs are told apart, and not yet that
+# new answers are better. And the model did learn to be brief: its answers to unseen instructions
+# shrank from 35 tokens to 14, 19 and 24.
 
 # %% [markdown]
 # ## Two runs that report no error
@@ -464,9 +466,10 @@ if lab.experiment("Two steps of TRL's DPOTrainer", 18, needs=["8.1", "8.2", "8.3
 # been.
 #
 # "Better than the rest" is the *advantage*: the reward minus the group's mean, divided by the
-# group's standard deviation. So a group whose rewards lie close together counts as much as one
-# whose rewards lie far apart. (The division is disputed, as it makes a small difference large:
-# "Dr. GRPO", 2503.20783, leaves it out.)
+# group's standard deviation. If four answers earn 1, 0, 0 and 0, the first has an advantage of 1.5
+# and each of the others one of -0.5. If they earn 0.1, 0, 0 and 0, the advantages are the same: a
+# group whose rewards lie close together counts as much as one whose rewards lie far apart. (That is
+# disputed, as it makes a small difference large: "Dr. GRPO", 2503.20783, leaves the division out.)
 #
 # ### Exercise 8.4 · `group_advantages`
 #
@@ -868,10 +871,13 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # same 100 commands, so what sets two runs of a rank apart is the luck of a seed: those of r=16
 # ended at 0.41, 0.46 and 0.53. `sem` is the standard error over the three seeds.
 #
-# All fifteen runs gained. So one direction in each matrix is enough to learn something from
-# rewards: r=1 gained 0.08 ± 0.02. Is it as much as 64 directions learn? These runs do not say. Seed
-# by seed r=64 was ahead by 0.03 ± 0.03, and with three seeds chance makes up to 4.3 errors (lab 5),
-# 0.13. That is more than the whole gain. Schulman et al. find no difference, in far longer runs.
+# All fifteen runs gained. At r=1 it was 0.08 ± 0.02. With three seeds chance alone makes up to 4.3
+# errors (lab 5), so these three would not prove it; but of nine runs with r=1, at three rates,
+# eight gained. One direction in each matrix is enough to learn something from rewards.
+#
+# Is it as much as 64 directions learn? These runs do not say. Seed by seed r=64 was ahead by 0.03 ±
+# 0.03, and 4.3 errors are 0.13, more than the whole gain. Schulman et al. find no difference, in
+# far longer runs.
 
 # %% [markdown]
 # Now the right panel. The start had 17 exact answers of 100. After training the means are 16 to 20,
@@ -897,7 +903,8 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 # more than 2e-5 gained, and three seeds cannot settle it.
 #
 # What the rate does change is how far the model goes for its gain. At r=16 the KL from the start
-# was 0.10 ± 0.02 nats a token at 2e-4 and 0.29 ± 0.01 at 5e-4, and the gain about the same.
+# was 0.10 ± 0.02 nats a token at 2e-4 and 0.29 ± 0.01 at 5e-4, and the gain about the same. (The
+# 0.56 ± 0.31 of full fine-tuning at 5e-5 is one run that went as far as 1.2, beside 0.2 and 0.3.)
 #
 # (The table has gains and not rewards, since there are two starts. The runs of the picture began at
 # 0.387, all others at 0.396, which is also the start with 17 exact answers. The 14 steps were the
@@ -927,19 +934,28 @@ if lab.experiment("Rewards and written answers, from the file", 0):
     guess_written.beside(16 * (means["reward"] - rewarded["reward"].mean()).abs().idxmin())
 
 # %% [markdown]
-# Four steps of written answers came to a reward of 0.46 ± 0.01 over three seeds, and 12 steps of
-# rewards to 0.47 ± 0.03, or 0.46 ± 0.02 at a rate of 2e-4. So, within these errors, 64 written
-# answers taught as much as 768 sampled and rewarded ones. And 192 written answers came to 0.59 ±
-# 0.03, with 33 ± 5 exact answers of 100.
+# With the standard errors over three seeds:
+#
+# | | steps | reward | KL, nats a token | perplexity |
+# |---|---|---|---|---|
+# | the start | 0 | 0.40 | 0 | 57.9 |
+# | 64 written answers | 4 | 0.46 ± 0.01 | 0.06 ± 0.01 | 57.8 ± 0.3 |
+# | 768 rewarded, rate 5e-4 | 12 | 0.47 ± 0.03 | 0.29 ± 0.01 | 61.3 ± 0.7 |
+# | 768 rewarded, rate 2e-4 | 12 | 0.46 ± 0.02 | 0.10 ± 0.02 | 58.9 ± 0.2 |
+# | 192 written answers | 12 | 0.59 ± 0.03 | 0.11 ± 0.01 | 57.9 ± 0.4 |
+#
+# The three rows in the middle have about the same score. So, within these errors, 64 written
+# answers taught as much as 768 sampled and rewarded ones. And 192 written answers taught more: 33 ±
+# 5 exact answers of 100.
 
 # %% [markdown]
-# Nor did rewards forget less here. At that equal score of 0.46 the KL from the start was 0.29 ±
-# 0.01 nats a token after rewards, 0.10 ± 0.02 at the lower rate, and 0.06 ± 0.01 after written
-# answers. Everyday English had a perplexity of 57.9 at the start, 61.3 ± 0.7 after rewards (58.9 ±
-# 0.2 at the lower rate) and 57.8 ± 0.3 after written answers.
+# Nor did rewards forget less here. In those three rows everyday English got worse after rewards,
+# by a perplexity of 3.3, or of 1.0 at the lower rate, and not after written answers. The KL says
+# the same at the higher rate. At the lower one, 0.10 and 0.06 are too close for three seeds.
 #
 # One reason is the number of steps. Adam's steps are about as large whatever the gradient is, and
-# rewards took 12 of them, written answers 4. But 12 steps of written answers had a KL of 0.11 only.
+# rewards took 12 of them, written answers 4. But 12 steps of written answers came no further than
+# 0.11.
 # A likely second reason: at first a step of rewards is mostly noise, and noise moves a model, too.
 #
 # Does that contradict the paper? No. It trains larger models for longer, and compares the best of
@@ -992,16 +1008,16 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
 # by the bonus, 32 answers a step. When we ran it, the bonus run's own reward rose from 0.60 to 0.78
 # in seven steps, which looks like success. The middle panel has what your reward says of the same
 # answers: it did not rise. And the answers grew. In the eighth step they had 28 tokens on average.
-# They are cut after 32, and JSON that is cut off earns nothing. On unseen commands your reward fell
-# from 0.40 to 0.15, one answer of 100 was exact (17 at the start), and an answer named 3.7 keys
-# instead of 2.5.
+# They are cut after 32, and JSON that is cut off earns nothing, not even the bonus: the pay itself
+# fell to 0.46 in that step. On unseen commands your reward fell from 0.40 to 0.15, one answer of
+# 100 was exact (17 at the start), and an answer named 3.7 keys instead of 2.5.
 
 # %% [markdown]
-# In this run a part of the fall may be its end, where answers grew too long. Three longer runs of
-# the file, 12 steps of 64 answers, show the hack without that. All three were paid about 0.8 in the
-# end, up from 0.6 to 0.7, and named more keys: 3.2, 3.2 and 3.7 an answer. Exact answers went from
-# 17 to 4, 8 and none. Your reward, which pays for parts, hardly shows it in two of them: they ended
-# at 0.35, 0.39 and 0.28, from 0.39 or 0.40.
+# In this run part of the fall may come from the last step, where answers grew too long. Three
+# longer runs of the file, 12 steps of 64 answers, show the hack without that. All three were paid
+# about 0.8 in the end, up from 0.60, 0.65 and 0.72. They named more keys: 3.2, 3.2 and 3.7 an
+# answer, up from 2.5. Exact answers went from 17 to 4, 8 and none. Your reward, which pays for
+# parts, hardly shows it in two of them: they ended at 0.35, 0.39 and 0.28, from 0.39 or 0.40.
 #
 # A KL in the loss, or an early stop, would limit the damage. The cause is the reward: pay for
 # nothing that you do not want.
@@ -1104,6 +1120,8 @@ check.quiz(quiz)
 #   never from one that has moved the wrong way.
 # - A model learns what the reward pays for: here the parts of an answer, before the whole. Read
 #   what it buys.
+# - Rank 1 learned from rewards. But in these short runs 64 written answers taught as much as 768
+#   rewarded ones, and forgot no more.
 
 # %%
 lab.score()

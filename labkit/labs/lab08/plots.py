@@ -30,8 +30,9 @@ def shares(groups, title, guess=None):
         hits = 100 * np.asarray(hits)
         mean, error = hits.mean(), hits.std(ddof=1) / len(hits) ** 0.5
         ax.barh(y, mean, xerr=2 * error, color=colour, alpha=0.6, height=0.6, ecolor=INK)
-        ax.text(mean + 2 * error, y, f"  {mean:.0f}%", va="center", color=INK)
-    ax.set_yticks(places, list(groups))
+    means = [100 * np.mean(np.asarray(hits)) for hits in groups.values()]
+    names = [f"{name}: {mean:.0f}%" for name, mean in zip(groups, means, strict=True)]
+    ax.set_yticks(places, names)
     label = f"constraints followed, % ± two standard errors, {len(hits)} instructions"
     ax.set(xlabel=label, xlim=(0, 100))
     ax.grid(axis="y", visible=False)
@@ -60,13 +61,19 @@ def losses(runs, title):
 
 
 def loss_title(runs):
-    """A line a run: the mean loss of its last three steps, and of the first run's same steps."""
+    """A line a run: the mean loss of its last three steps, and of the first run's same steps.
+
+    A run that has not moved from log 2 says so.
+    """
     (first, longest), *others = runs.items()
     lines = []
     for name, losses in others:
         n, pair = len(losses), (losses[-3:], longest[: len(losses)][-3:])
         here, there = (np.mean(part) for part in pair)
-        lines.append(f"{name.capitalize()}: loss {here:.2f} by step {n} ({first}: {there:.2f})")
+        said = f"the loss is {here:.2f} by step {n} ({first}: {there:.2f})"
+        if np.allclose(losses, np.log(2), rtol=0, atol=1e-3):
+            said = f"the loss stays at log 2 in all {n} steps"
+        lines.append(f"{name.capitalize()}: {said}")
     return "\n".join(lines)
 
 
@@ -89,7 +96,9 @@ def side_title(values):
     """What a DPO run's curves say of its two sides, in a line."""
     chosen, rejected = (np.mean(values[name][-5:]) for name in ("chosen", "rejected"))
     told = f"chosen {chosen:+.1f} nats, rejected {rejected:+.1f}"
-    return f"Both became less likely: {told}" if max(chosen, rejected) < 0 else told.capitalize()
+    if max(chosen, rejected) < 0:
+        return f"Both became less likely: {told}"
+    return f"They moved apart: {told}" if chosen > rejected else told.capitalize()
 
 
 def hack_title(values, rewards):
@@ -123,12 +132,13 @@ def by_rank(runs, start, title):
 
 
 def rank_title(runs, start):
-    """From where, and to which range of the ranks' means, reward and exact answers went."""
+    """In how many runs the reward rose, and to which range of the ranks' means; exact answers."""
     means = runs.groupby("rank")[["reward", "exact"]].mean()
     (low, few), (high, many) = means.min(), means.max()
+    rose = f"{sum(runs['reward'] > runs['before'])} of {len(runs)} runs"
     return (
-        f"Reward from {start[0]:.2f} to between {low:.2f} and {high:.2f};\n"
-        f"exact answers from {start[1]:.0f} to between {100 * few:.0f} and {100 * many:.0f} of 100"
+        f"The reward rose in {rose}: from {start[0]:.2f} to means of {low:.2f} to {high:.2f};\n"
+        f"exact answers went from {start[1]:.0f} to means of {100 * few:.0f} to {100 * many:.0f}"
     )
 
 
@@ -138,7 +148,7 @@ def at_score(written, rewarded, title):
     Both have rows of measured/rewards.csv, a dot each; written answers with 0 steps are the start.
     """
     start, written = written[written["steps"] == 0], written[written["steps"] > 0]
-    groups = [(f"rewards, rate {rate:g}", part) for rate, part in by_rate(rewarded)]
+    groups = [(f"rewards, rate {short(rate)}", part) for rate, part in by_rate(rewarded)]
     groups += [("written answers", written), ("start", start)]
     looks = [("o", PALETTE[0]), ("s", PALETTE[5]), ("D", PALETTE[1]), ("X", INK)]
     fig, axes = figure(2, width=9.0, height=3.4)
@@ -157,11 +167,20 @@ def by_rate(rewarded):
     return sorted(rewarded.groupby("learning_rate"), reverse=True)
 
 
+def short(rate):
+    """A learning rate as one says it, such as 5e-4."""
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
 def score_title(written, rewarded):
-    """At the rewarded runs' mean reward their KL, one a rate, and the KL after written answers."""
+    """KL and perplexity at the rewarded runs' mean reward: of each rate, and of written answers."""
     score = rewarded["reward"].mean()
-    means = written.groupby("steps")[["reward", "kl"]].mean()
+    means = written.groupby("steps")[["reward", "kl", "perplexity"]].mean()
     near = means.loc[(means["reward"] - score).abs().idxmin()]
-    kls = " and ".join(f"{part['kl'].mean():.2f}" for _, part in by_rate(rewarded))
-    at = f"At a reward of {score:.2f}"
-    return f"{at}: KL {kls} after rewards, {near['kl']:.2f} after written answers"
+    parts = by_rate(rewarded)
+    kls = " and ".join(f"{part['kl'].mean():.2f} (rate {short(rate)})" for rate, part in parts)
+    worse = ", ".join(f"{part['perplexity'].mean():.1f}" for _, part in parts)
+    return (
+        f"At a reward of {score:.2f}: KL {kls} after rewards,\n"
+        f"{near['kl']:.2f} after written answers; perplexity {worse} and {near['perplexity']:.1f}"
+    )
