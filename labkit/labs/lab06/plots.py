@@ -6,6 +6,7 @@ from labkit.plots import INK, PALETTE, figure
 
 MARKERS = "osD^v"
 FLOOR = 1e-8  # what fp32 cannot tell from zero
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind a name that a line crosses
 
 
 def combinations(along, rest):
@@ -18,13 +19,15 @@ def combinations(along, rest):
     for (name, times), colour, marker in zip(along.items(), PALETTE, MARKERS, strict=False):
         ax.plot(times, rest[name], marker, color=colour, ms=4, alpha=0.5)
         x, y = np.median(times), max(rest[name])
-        ax.annotate(name, (x, y), (0, 7), textcoords="offset points", color=colour, ha="center")
-    ax.axvline(1, color=INK, lw=0.8)
+        style = {"color": colour, "ha": "center", "bbox": PAPER}
+        ax.annotate(name, (x, y), (0, 9), textcoords="offset points", **style)
+    ax.axvline(1, color=INK, lw=0.8, zorder=1)
     ax.set(xlabel="times the wanted sum that it holds", ylabel="|the rest| / |the sum|")
     ax.set_xlim(0, 1.1 * max(max(times) for times in along.values()))
     ax.set_ylim(-0.08, 1.25 * max(max(sizes) for sizes in rest.values()))
     times, size = np.median(along["linear"]), np.median(rest["linear"])
-    ax.set_title(f"“linear” holds {times:.1f} times the sum, and a rest {size:.1f} times as large")
+    rest_told = f"a rest of {size:.1f} times its size"
+    ax.set_title(f"“linear” holds {times:.1f} times the sum, and {rest_told}")
     return fig
 
 
@@ -88,6 +91,8 @@ def both_tasks(scores, tasks, n, title, guess):
         for place, share, error in zip(y, shares, errors, strict=True):
             label = {"va": "center", "color": INK, "fontsize": 9}
             ax.text(share + error + 0.8, place, f"{share:.0f}", **label)
+    # a guess's name stands in the room above the bars
+    ax.set_ylim(-0.6, len(scores) - (0.4 if guess.value is None else -0.6))
     ax.axhline(places[len(tasks)] - 0.5, color=INK, lw=0.8, ls=":")  # mixtures are below it
     ax.set_yticks(places, list(scores))
     told = f"right to the letter, % of {n} held-out examples (line: ± one standard error)"
