@@ -507,9 +507,9 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
     display(plots.loss_by_the_clock({"LoRA": curve, "full": full_curve}))
 
 # %% [markdown]
-# Read the picture by the clock. When we ran it, LoRA's curve was the lower one at any second, since
-# its steps are shorter. At an equal number of steps full fine-tuning was ahead, on the training
-# batches more than on the unseen commands.
+# Read the picture by the clock. When we ran it, LoRA's curve was the lower one nearly all the time,
+# since its steps are shorter. At an equal number of steps full fine-tuning was ahead, on the
+# training batches more than on the unseen commands.
 #
 # Do not name a winner yet: this is one seed, and 60 commands. In lab 5's runs, each method at the
 # best of its rates, full fine-tuning has a mean loss of 0.29 and LoRA (r=16) of 0.32. The three
@@ -626,8 +626,8 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
 #   every step, and where products are bf16, fp32 weights are converted first. That lowers LoRA's
 #   share.
 #
-# With fast bf16 we measured 63% to 77%, on one core and on two. In any case it is not a fiftieth:
-# what falls away is one product in three.
+# With fast bf16 we measured 63% to 77%, on one core and on two; once, beside other work, 86%. In
+# any case it is not a fiftieth: what falls away is one product in three.
 
 # %% [markdown]
 # ## Where do the bytes go?
