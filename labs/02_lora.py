@@ -51,8 +51,8 @@ from labkit.training import generation, kept, loop, models
 # ## The idea
 #
 # A linear layer computes $y = W x$ with a big matrix $W$ of shape `(d_out, d_in)`. Fine-tuning
-# changes it to $W + \Delta W$. LoRA keeps $W$ frozen and writes the change as a product of two thin
-# matrices:
+# changes it to $W + \Delta W$. LoRA (Hu et al. [2021](https://arxiv.org/abs/2106.09685)) keeps $W$
+# frozen and writes the change as a product of two thin matrices:
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r).$$
 #
@@ -248,8 +248,9 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
 # - With `A` at zero, `A` moves. An entry of $Ax$ changes by a sum of $d_\text{in}$ terms: a step
 #   times an entry of $x$ each. That may be 576 terms, and `B` passes the change on to the output.
 #
-# Nor must one of the two be zero. PiSSA takes both from the largest singular directions of $W$ and
-# subtracts their product from the frozen weight, so that the sum is $W$ again. Lab 5 tries it.
+# Nor must one of the two be zero. PiSSA (Meng et al. [2024](https://arxiv.org/abs/2404.02948))
+# takes both from the largest singular directions of $W$ and subtracts their product from the frozen
+# weight, so that the sum is $W$ again. Lab 5 tries it.
 
 # %% [markdown]
 # ## Into the model
@@ -466,9 +467,9 @@ if lab.experiment("Before and after", 7, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # Read the rows, not only the number. The base model chats. In our run the tuned one always answered
-# in JSON, mostly with the right intent. Where yours fails, look at how: a slot left out, a value
-# that was not in the command, a word under the wrong key. It has learned a format and a mapping
-# from 720 examples.
+# in JSON, and all sixty intents were right. Where yours fails, look at how: a slot too many, a
+# value that was not in the command, a word under the wrong key. It has learned a format and a
+# mapping from 720 examples.
 #
 # And do not read too much into the number. Sixty commands are few: a count near 35 has a standard
 # error of four.
@@ -506,9 +507,9 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
     display(plots.loss_by_the_clock({"LoRA": curve, "full": full_curve}))
 
 # %% [markdown]
-# Read the picture by the clock. When we ran it, LoRA's curve was the lower one at any second, since
-# its steps are shorter. At an equal number of steps full fine-tuning was ahead, on the training
-# batches more than on the unseen commands.
+# Read the picture by the clock. When we ran it, LoRA's curve was the lower one nearly all the time,
+# since its steps are shorter. At an equal number of steps full fine-tuning was ahead, on the
+# training batches more than on the unseen commands.
 #
 # Do not name a winner yet: this is one seed, and 60 commands. In lab 5's runs, each method at the
 # best of its rates, full fine-tuning has a mean loss of 0.29 and LoRA (r=16) of 0.32. The three
@@ -625,14 +626,14 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
 #   every step, and where products are bf16, fp32 weights are converted first. That lowers LoRA's
 #   share.
 #
-# With fast bf16 we measured 63% to 77%, on one core and on two. In any case it is not a fiftieth:
-# what falls away is one product in three.
+# With fast bf16 we measured 63% to 77%, on one core and on two; once, beside other work, 86%. In
+# any case it is not a fiftieth: what falls away is one product in three.
 
 # %% [markdown]
 # ## Where do the bytes go?
 #
-# LoRA saves memory, as everybody says. But PEFT's tracker has reports of the contrary: TinyLlama on
-# long texts took about as much with LoRA as without
+# LoRA saves memory, as everybody says. But PEFT's issue tracker has reports of the contrary:
+# TinyLlama on long texts took about as much with LoRA as without
 # ([#1514](https://github.com/huggingface/peft/issues/1514)), and the activations of a ResNet-50
 # nearly doubled ([#2196](https://github.com/huggingface/peft/issues/2196)). To see how both can be,
 # look at a run at two times. *Between* steps it holds weights, gradients and optimizer states.
@@ -672,9 +673,10 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 #
 # So LoRA saves what training keeps for each weight: its gradient and its moments. It saves little
 # of what training keeps for each token. With longer texts or larger batches that second part grows,
-# and the share that LoRA saves shrinks. Both reports are of such runs: the ResNet held 1.3 of 1.7
-# GiB in activations before it had LoRA, and TinyLlama's texts were 8,192 tokens long. Lab 4 shows
-# what helps there.
+# and the share that LoRA saves shrinks. Both reports are of such runs: the ResNet held 1.3 of 1.6
+# GiB in activations before it had LoRA, and TinyLlama's texts were 8,192 tokens long. (That the
+# ResNet's grew to 2.6 GiB needs a cause of its own. Dropout before `A`, for one, would keep a
+# second `x` and a mask.) Lab 4 shows what helps there.
 
 # %% [markdown]
 # ## Merge
@@ -950,7 +952,8 @@ if lab.experiment("How large is what you learned?", 2, needs=["2.2", "2.4", "2.5
 #
 # ●○○ · 2 min · 1 point
 #
-# LoRA scales its update by $\alpha / r$. Rank-stabilised LoRA (rsLoRA) uses $\alpha / \sqrt{r}$.
+# LoRA scales its update by $\alpha / r$. Rank-stabilised LoRA (rsLoRA, Kalajdzievski
+# [2023](https://arxiv.org/abs/2312.03732)) uses $\alpha / \sqrt{r}$.
 
 
 # %%
@@ -1003,9 +1006,9 @@ if lab.experiment("How far a few steps go, by rank", 20, needs=["2.2", "2.4", "2
 
 # %% [markdown]
 # A flat curve means that the norm of the update is the same at every rank. A falling one means that
-# it shrinks as the rank grows. Independent signs would multiply the update by 1/8 under
-# $\alpha / r$ and by 1 under $\alpha / \sqrt{r}$; signs that agree, by 1 and by 8. In our run the
-# factors were 1/5 and 1.1. Both are nearer to independent signs.
+# it shrinks as the rank grows. Each band reaches from what independent signs would give (its lower
+# edge) to what signs that agree would give. In our run the factors were 1/5, between 1/8 and 1, and
+# 1.1, between 1 and 8. Both are nearer to independent signs.
 #
 # The norm is not yet the speed of learning. Much of an early update is random, and the loss
 # responds to the part that adds up. Lab 5 measures which rule keeps the speed the same. Whenever

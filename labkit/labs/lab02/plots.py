@@ -7,6 +7,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from labkit.memory.plots import COLOURS, HATCHES
 from labkit.plots import INK, PALETTE, figure, smooth
 
+# a legend that a guess's line passes behind
+PAPER = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
+
 
 def thin_matrices(d_out, d_in, r):
     """W, B and A drawn to scale as rectangles; sizes in numbers."""
@@ -37,6 +40,12 @@ def _bars_alone(ax):
     ax.set_axisbelow(True)
 
 
+def _draw_guess(ax, guess):
+    """The guess, in bars that keep standing on zero when it is a small one."""
+    guess.draw(ax)
+    ax.set_ylim(bottom=0)
+
+
 def first_gradients(norms):
     """Gradient norms of A and B in the first steps; `norms` maps each name to a list."""
     fig, ax = figure(height=2.8)
@@ -62,11 +71,11 @@ def right_answers(counts, n, guess):
         ax.bar_label(bars, color=INK)
     ax.set_xticks(places, list(counts))
     ax.set(ylabel=f"of {n} unseen commands", ylim=(0, 1.12 * n), xlim=(-0.6, len(counts) - 0.1))
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper left", **PAPER)
     _bars_alone(ax)
     first, *_, last = [pair[0] for pair in counts.values()]
     ax.set_title(f"Right to the letter: {first} of {n} before, {last} after")
-    guess.draw(ax)
+    _draw_guess(ax, guess)
     return fig
 
 
@@ -119,7 +128,7 @@ def step_shares(shares, guess):
     ax.set_xlim(-0.6, len(shares) - 0.1)
     title = f"LoRA has {percent[1]:.0f}% of the arithmetic and takes {percent[-1]:.0f}% of the time"
     ax.set_title(title)
-    guess.draw(ax)
+    _draw_guess(ax, guess)
     return fig
 
 
@@ -142,14 +151,14 @@ def memory(held, peaks, guess):
     for x, told in enumerate(gigabytes):
         ax.text(x, floor[x] + 1, f"{told} GB", ha="center", color=INK)
     ax.set(ylabel="% of full fine-tuning's peak", ylim=(0, 118), xlim=(-0.5, len(bars) + 0.15))
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper left", **PAPER)
     _bars_alone(ax)
     between, peak, full_between, full_peak = gigabytes
     ax.set_title(
         f"Between steps LoRA holds {between} GB, full fine-tuning {full_between};\n"
         f"at the peak {peak} and {full_peak}, which is {floor[1]:.0f}%"
     )
-    guess.draw(ax)
+    _draw_guess(ax, guess)
     return fig
 
 
@@ -189,16 +198,28 @@ def undone(left, guess):
     ax.set(ylabel="% of weights changed", ylim=(0, high), xlim=(-0.5, len(left)))
     name = next(iter(left))
     ax.set_title(f"Merged and undone in {name}, {percent[0]:.2g}% of the weights come back wrong")
-    guess.draw(ax)
+    _draw_guess(ax, guess)
     return fig
 
 
 def update_sizes(ranks, rows):
-    """Relative update size against rank on log axes; `rows` maps a scaling rule to sizes."""
-    fig, ax = figure(height=3.2)
-    for (name, sizes), colour, marker in zip(rows.items(), PALETTE[1:], "os", strict=False):
+    """Relative update size against rank on log axes; `rows` maps a scaling rule to sizes.
+
+    The rules are alpha / r and alpha / sqrt(r). A band reaches from where independent signs in B A
+    would take the first size to where signs that agree would.
+    """
+    fig, ax = figure(height=3.8)
+    times = np.array(ranks) / ranks[0]
+    looks = zip(rows.items(), (-1, -0.5), PALETTE[1:], "os", strict=False)
+    for (name, sizes), power, colour, marker in looks:
+        edges = [sizes[0] * times ** (power + growth) for growth in (0.5, 1)]
+        ax.fill_between(ranks, *edges, color=colour, alpha=0.13, lw=0)
         ax.plot(ranks, sizes, color=colour, marker=marker)
         ax.annotate(f"  {name}", (ranks[-1], sizes[-1]), color=colour, va="center")
+        for edge, signs, up in zip(edges, ("independent", "agree"), (-1, 1), strict=True):
+            how = {"ha": "right", "va": "bottom" if up > 0 else "top", "fontsize": 9}
+            how |= {"textcoords": "offset points", "color": colour}
+            ax.annotate(f"signs {signs}", (ranks[-2], edge[-2]), (-6, 3 * up), **how)
     ax.set(xscale="log", yscale="log", xlabel="rank r", ylabel="|update| / |W|")
     ax.set_xticks(ranks, [str(r) for r in ranks])
     ax.xaxis.set_minor_locator(NullLocator())
