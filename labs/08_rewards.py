@@ -823,7 +823,8 @@ if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
         old_logp = logp.detach() if old_logp is None else old_logp
         loss = grpo_loss(logp, old_logp, better, mask)
         ratio = (logp - old_logp).exp().detach()
-        clipped = torch.where(better[:, None] > 0, ratio > 1.2, ratio < 0.8)[mask].float().mean()
+        up, down = (better > 0)[:, None], (better < 0)[:, None]  # where tokens are pushed
+        clipped = ((up & (ratio > 1.2)) | (down & (ratio < 0.8)))[mask].float().mean()
         low, high = ratio[mask].quantile(torch.tensor([0.05, 0.95], device=lab.device)).tolist()
         told.append({"loss": loss.item(), "ratio, 5%": low, "ratio, 95%": high})
         told[-1]["clipped, %"] = 100 * clipped.item()
