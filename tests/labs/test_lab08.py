@@ -952,6 +952,12 @@ def reward_with_penalty(answer, wanted):
     return max(0.0, n_right(said, goal) / len(goal) - 0.2 * extra)
 
 
+def got_alike(said, goal):
+    """A key that is null is as good as one that is missing."""
+    pairs = [(said.get(key), goal.get(key)) for key in said | goal]
+    return sum(json.dumps(given) == json.dumps(wanted) for given, wanted in pairs)
+
+
 def reward_halved(answer, wanted):
     """Half for each key too many."""
     said, goal = read(answer), json.loads(wanted)
@@ -1048,6 +1054,7 @@ WRONG_REWARDS = [
     (paid(none=lambda answer: 0.1 if answer.startswith("{") else 0.0), "no JSON object"),
     (paid(over=lambda said, goal: len(goal), more=lambda s, g: -0.02 * extra(s, g)), "every key"),
     (paid(over=lambda said, goal: len(goal) + 0.1 * extra(said, goal)), "naming every key"),
+    (paid(right=got_alike), "one too many"),
     (lambda a, w: 10 * reward(a, w), "outside of 0 to 1"),
     (lambda a, w: reward(a, w) - 0.5, "outside of 0 to 1"),
     (lambda a, w: 1 - reward(a, w), "wanted 1"),

@@ -169,6 +169,9 @@ def _expect_less_for_extra(asked, data, rng):
     less, _ = asked(half | one, "half of the keys right and an extra one")
     got, call = asked(data | one, "all keys right and an extra one")
     expect(got >= less, f"{call} gave {got:.4g}, less than half of its right keys, {less:.4g}")
+    got, call = asked(data | {others[0]: None}, "all keys right and an extra one that is null")
+    hint = "the key is one too many, though .get gives None for a missing key as well"
+    expect(got < 1, f"{call} gave {got:.4g}, wanted less than 1: {hint}")
 
 
 def _expect_wrong_values(asked, data):
