@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from matplotlib.transforms import offset_copy
 
-from labkit.plots import INK
+from labkit.plots import INK, PAPER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
 
 @dataclass
@@ -28,13 +29,14 @@ class Guess:
         if self.value is not None:
             print(f"◆ You guessed {as_text(self.value)}; it is {as_text(self.result)}.")
 
-    def draw(self, ax: Axes, axis: str = "y") -> None:
+    def draw(self, ax: Axes, axis: str = "y") -> Text | None:
         """A dashed line at the guess in a picture whose `axis`, "x" or "y", has its unit.
 
         The picture grows to hold it, to twice its size; what is further off is named at the edge.
+        Returns the name beside the line, which a lab may move to where its picture has room.
         """
         if self.value is None:
-            return
+            return None
         get, put = getattr(ax, f"get_{axis}lim"), getattr(ax, f"set_{axis}lim")
         log = getattr(ax, f"get_{axis}scale")() == "log"
         value = self.value if not log else math.log10(max(self.value, 1e-300))
@@ -49,15 +51,13 @@ class Guess:
             ends = (min(low, value - room / 20), max(high, value + room / 8))
             put(*(10**end if log else end for end in ends))
         text = f"your guess: {as_text(self.value)}" + ("" if inside else ", off the picture")
-        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # over bars
-        style = {"color": INK, "fontsize": 9, "clip_on": True, "bbox": paper}
+        style = {"color": INK, "fontsize": 9, "clip_on": True, "bbox": PAPER | {"alpha": 0.8}}
         if axis == "y":
             side = {"va": "top" if where == high else "bottom", "ha": "right"}
-            ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **side, **style)
-        else:
-            side = {"va": "top", "ha": "right", "rotation": 90}
-            beside = offset_copy(ax.get_xaxis_transform(), ax.figure, x=-3, units="points")
-            ax.text(place, 0.99, text, transform=beside, **side, **style)
+            return ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **side, **style)
+        side = {"va": "top", "ha": "right", "rotation": 90}
+        beside = offset_copy(ax.get_xaxis_transform(), ax.figure, x=-3, units="points")
+        return ax.text(place, 0.99, text, transform=beside, **side, **style)
 
 
 def noted(question: str, given: object) -> Guess:

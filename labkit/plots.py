@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 INK = "#333333"
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a text that lines cross
+OVER_GUESS = {"frameon": True, "edgecolor": "none"}  # of a legend that a guess may cross
 ANSWERS = Path(__file__).parent / "templates" / "answers.html.j2"
 
 
@@ -28,6 +30,7 @@ def use_style() -> None:
     """Set the labs' look for every figure that follows."""
     plt.rcParams.update(
         {
+            "axes.axisbelow": True,  # no grid on bars
             "axes.edgecolor": INK,
             "axes.grid": True,
             "axes.labelcolor": INK,

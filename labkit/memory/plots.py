@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from labkit.memory.ledger import CATEGORIES
 from labkit.memory.simulate import Simulation
-from labkit.plots import INK, PALETTE, figure, headed
+from labkit.plots import INK, PALETTE, PAPER, figure, headed
 
 COLOURS = dict(zip(CATEGORIES, [*PALETTE[:5], "#999999"], strict=True))
 HATCHES = dict(zip(CATEGORIES, ["", "//", "..", "\\\\", "xx", ""], strict=True))
@@ -56,8 +56,7 @@ def draw_bars(ax: Axes, rows: Rows, limit: float | None = None) -> None:
                 label=category,
             )
         left += widths
-    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the card's line
-    how = {"textcoords": "offset points", "va": "center", "bbox": paper}
+    how = {"textcoords": "offset points", "va": "center", "bbox": PAPER}  # over the card's line
     for i, total in enumerate(left):
         text = f"{total:.3g} {unit}" if total < 1000 else f"{total:,.0f} {unit}"
         ax.annotate(text, (total, i), (5, 0), **how)

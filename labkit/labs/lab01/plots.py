@@ -183,7 +183,6 @@ def parts_of_update(parts):
     ax.set(xlim=(low, 122), xlabel="share of the full update")
     _in_percent(ax.xaxis)
     ax.grid(axis="y", visible=False)
-    ax.set_axisbelow(True)
     gains = [gain for _, gain in parts.values()]
     told = f"Gain: {gains[0]:.0%} by directions 1 to 8, {gains[1]:.0%} by 9 to 16,"
     return headed(fig, f"{told}\n{gains[-1]:.0%} by 8 random ones as large as 1 to 8")
@@ -211,7 +210,6 @@ def ways_of_rank_8(results, n):
     axes[0].set_yticks(y, list(results))
     for ax in axes:
         ax.grid(axis="y", visible=False)
-        ax.set_axisbelow(True)
     full, cut, trained = losses
     told = f"{trained:.2f} trained at rank 8, {cut:.2f} cut to rank 8, {full:.2f} in full"
     return headed(fig, f"Held-out loss: {told}")

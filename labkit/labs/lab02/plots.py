@@ -5,10 +5,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
 from labkit.memory.plots import COLOURS, HATCHES
-from labkit.plots import INK, PALETTE, figure, smooth
-
-# a legend that a guess's line passes behind
-PAPER = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
+from labkit.plots import INK, OVER_GUESS, PALETTE, figure, smooth
 
 
 def thin_matrices(d_out, d_in, r):
@@ -32,12 +29,6 @@ def thin_matrices(d_out, d_in, r):
 def _box(ax, x, y, width, height, colour, label=""):
     ax.add_patch(Rectangle((x, y), width, height, facecolor=colour, alpha=0.85))
     ax.text(x + width / 2, y + height / 2, label, ha="center", va="center", color="white")
-
-
-def _bars_alone(ax):
-    """No grid between bars, and none on them."""
-    ax.grid(axis="x", visible=False)
-    ax.set_axisbelow(True)
 
 
 def _draw_guess(ax, guess):
@@ -71,8 +62,8 @@ def right_answers(counts, n, guess):
         ax.bar_label(bars, color=INK)
     ax.set_xticks(places, list(counts))
     ax.set(ylabel=f"of {n} unseen commands", ylim=(0, 1.12 * n), xlim=(-0.6, len(counts) - 0.1))
-    ax.legend(loc="upper left", **PAPER)
-    _bars_alone(ax)
+    ax.legend(loc="upper left", **OVER_GUESS)
+    ax.grid(axis="x", visible=False)
     first, *_, last = [pair[0] for pair in counts.values()]
     ax.set_title(f"Right to the letter: {first} of {n} before, {last} after")
     _draw_guess(ax, guess)
@@ -120,7 +111,7 @@ def step_shares(shares, guess):
     fig, ax = figure(height=3.2)
     percent = [100 * share for share in shares.values()]
     bars = ax.bar(list(shares), percent, width=0.5, color=PALETTE[1])
-    _bars_alone(ax)
+    ax.grid(axis="x", visible=False)
     told = [f"{value:.0f}%" for value in percent]
     ax.bar_label(bars, told, label_type="center", color="white", weight="bold")
     ax.axhline(100, color=INK, lw=1)
@@ -151,8 +142,8 @@ def memory(held, peaks, guess):
     for x, told in enumerate(gigabytes):
         ax.text(x, floor[x] + 1, f"{told} GB", ha="center", color=INK)
     ax.set(ylabel="% of full fine-tuning's peak", ylim=(0, 118), xlim=(-0.5, len(bars) + 0.15))
-    ax.legend(loc="upper left", **PAPER)
-    _bars_alone(ax)
+    ax.legend(loc="upper left", **OVER_GUESS)
+    ax.grid(axis="x", visible=False)
     between, peak, full_between, full_peak = gigabytes
     ax.set_title(
         f"Between steps LoRA holds {between} GB, full fine-tuning {full_between};\n"
@@ -192,7 +183,7 @@ def undone(left, guess):
     percent = [100 * share for share, *_ in left.values()]
     names = [f"{name}\noff by {error:.0e} of |W|" for name, (_, error, _) in left.items()]
     bars = ax.bar(names, percent, width=0.45, color=PALETTE[1])
-    _bars_alone(ax)
+    ax.grid(axis="x", visible=False)
     ax.bar_label(bars, [f"{value:.2g}%" for value in percent], color=INK)
     high = 1.2 * max(*percent, min(guess.value or 0, 100))  # room for the guess beside small bars
     ax.set(ylabel="% of weights changed", ylim=(0, high), xlim=(-0.5, len(left)))

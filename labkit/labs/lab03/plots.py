@@ -6,7 +6,7 @@ import numpy as np
 from IPython.display import HTML
 
 from labkit.labs.lab03.tables import forgotten
-from labkit.plots import INK, PALETTE, figure
+from labkit.plots import INK, PALETTE, PAPER, figure
 
 
 def loss_tokens(tokens, has_loss, name):
@@ -29,8 +29,7 @@ def trained_shares(rows):
     labels, shares = zip(*rows, strict=True)
     places = np.arange(len(rows))[::-1]
     ax.plot([100 * share for share in shares], places, "o", color=PALETTE[1], ms=9)
-    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line of 1%
-    how = {"textcoords": "offset points", "va": "center", "color": INK, "bbox": paper}
+    how = {"textcoords": "offset points", "va": "center", "color": INK, "bbox": PAPER}
     for y, share in zip(places, shares, strict=True):
         ax.annotate(f"{share:.2%}", (100 * share, y), (10, 0), **how)
     ax.axvline(1, color=INK, ls=":", lw=1, zorder=0)

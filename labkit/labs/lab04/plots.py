@@ -3,11 +3,10 @@
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from labkit.plots import INK, PALETTE, figure, smooth, traced
+from labkit.plots import INK, OVER_GUESS, PALETTE, PAPER, figure, smooth, traced
 
 BASES = {"plain": PALETTE[0], "NF4": PALETTE[1]}  # and LoRA, QLoRA
 FORMATS = [BASES["NF4"], PALETTE[0], *PALETTE[2:]]  # NF4 comes first
-OVER_GUESS = {"frameon": True, "edgecolor": "none"}  # of a legend that a guess may cross
 
 
 def spoiled(clean, spoilt, outlier):
@@ -176,9 +175,8 @@ def crossed(start, end, costs, guess):
         heights = [end[name, base] for name in trained]
         label = f"asked on {base} (before training: {start[base]:.2f})"
         bars = ax.bar(places + 0.36 * k - 0.18, heights, 0.34, color=BASES[base], label=label)
-        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # a guess may cross it
         told = [f"{height:.3f}" for height in heights]
-        ax.bar_label(bars, told, color=INK, padding=3, bbox=paper)
+        ax.bar_label(bars, told, color=INK, padding=3, bbox=PAPER)  # a guess may cross it
     ax.set_xticks(places, [f"trained on {name}" for name in trained])
     ax.set(ylabel="held-out loss, nats a token", ylim=(0, 1.45 * max(end.values())))
     ax.set_xlim(-0.6, len(trained) - 0.4)

@@ -8,6 +8,7 @@ from labkit.plots import INK, PALETTE, figure, headed
 MARKERS = "osD^v"
 RANKS = {4: (PALETTE[0], "o"), 16: (PALETTE[1], "s"), 64: (PALETTE[2], "D")}  # in every figure
 RULES = {"alpha = 32": (PALETTE[3], "o"), "alpha = 2r": (PALETTE[4], "s")}
+LEFT = {"x": 0.02, "ha": "left"}  # where a guess's name stands instead of at the right
 LOSS = "held-out loss (nats a token)"
 UNBROKEN = (0.25, 1.2)  # losses that are shown: training that broke has some of up to 7
 
@@ -135,16 +136,10 @@ def first_steps(frame, guess):
     axes[1].set_title("size: the norm of the step", fontsize=11)
     axes[0].legend(loc="lower left")
     text = ", ".join(f"x{grown['useful', rule]:.1f} with {rule}" for rule in frame["rule"].unique())
-    guess.draw(axes[0])
-    if (guess.value or 0) > 2:
-        _to_the_left(axes[0])  # on the right alpha = 2r's line ends at 16, a likely guess
+    name = guess.draw(axes[0])
+    if name and guess.value > 2:
+        name.set(**LEFT)  # on the right alpha = 2r's line ends at 16, a likely guess
     return headed(fig, f"From r={low} to r={high} the useful part of a first step grows\n{text}")
-
-
-def _to_the_left(ax):
-    """The name of a guess's line at the left end of it."""
-    for text in ax.texts:
-        text.set(x=0.02, ha="left")
 
 
 def _rank_axis(ax, ranks):
@@ -231,9 +226,9 @@ def best_rates(best, full, guess):
         f"{ends[1]:.0f} times\nat alpha {alphas[-1]:g}; rate x alpha stays within a factor of "
         f"{products.max() / products.min():.0f}"
     )
-    guess.draw(ax)
-    if (guess.value or 1) < 0.002:
-        _to_the_left(ax)  # there the bars are high up
+    name = guess.draw(ax)
+    if name and guess.value < 0.002:
+        name.set(**LEFT)  # there the bars are high up
     return fig
 
 

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from labkit.plots import INK, PALETTE, figure, headed
+from labkit.plots import INK, PALETTE, PAPER, figure, headed
 
 ASIDE = {"textcoords": "offset points", "color": INK, "fontsize": 9}
-PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over a line that passes behind
 SEEDS = "os^"
 
 
@@ -176,8 +175,6 @@ def ladder(table, title, guess):
     ax.set_xlim(-0.5, 1.2 * table["accuracy"].max())
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
-    told = len(ax.texts)
-    guess.draw(ax, "x")
-    for text in ax.texts[told:]:
-        text.set(y=0.01, va="bottom")  # beside the shortest bars
+    if told := guess.draw(ax, "x"):
+        told.set(y=0.01, va="bottom")  # beside the shortest bars
     return fig

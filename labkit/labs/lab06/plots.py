@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from labkit.plots import INK, PALETTE, figure
+from labkit.plots import INK, PALETTE, PAPER, figure
 
 MARKERS = "osD^v"
 FLOOR = 1e-8  # what fp32 cannot tell from zero
-PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind a name that a line crosses
 
 
 def combinations(along, rest):

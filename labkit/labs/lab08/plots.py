@@ -25,13 +25,12 @@ def gained(values, title):
 def shares(groups, title, guess=None):
     """A row a name: percent of constraints followed, ± two standard errors; `{name: (n,)}`."""
     fig, ax = figure(height=0.55 * len(groups) + 1.2)
-    places = np.arange(len(groups))[::-1]
-    for y, colour, hits in zip(places, PALETTE, groups.values(), strict=False):
+    places, names = np.arange(len(groups))[::-1], []
+    for y, colour, (name, hits) in zip(places, PALETTE, groups.items(), strict=False):
         hits = 100 * np.asarray(hits)
         mean, error = hits.mean(), hits.std(ddof=1) / len(hits) ** 0.5
         ax.barh(y, mean, xerr=2 * error, color=colour, alpha=0.6, height=0.6, ecolor=INK)
-    means = [100 * np.mean(np.asarray(hits)) for hits in groups.values()]
-    names = [f"{name}: {mean:.0f}%" for name, mean in zip(groups, means, strict=True)]
+        names.append(f"{name}: {mean:.0f}%")
     ax.set_yticks(places, names)
     label = f"constraints followed, % ± two standard errors, {len(hits)} instructions"
     ax.set(xlabel=label, xlim=(0, 100))
