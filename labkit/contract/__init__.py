@@ -53,6 +53,7 @@ def observe(f: Callable, *data: object) -> object:
     `f` and any item of `data` may be the learner's own objects or functions of a lab's probes.
     Inputs are copied, so code that changes them in place changes nothing here.
     """
+    session.observed = (f, *data)
     return session.call(f, data)
 
 
@@ -76,7 +77,7 @@ def part() -> Iterator[None]:
     try:
         yield
     except CheckFailed as failure:
-        session.faults.append(failure)
+        session.blame(failure)
 
 
 def sound() -> bool:

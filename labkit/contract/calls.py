@@ -22,11 +22,12 @@ class CheckFailed(LabError):
     """The answer is wrong; `earned` holds the points that stand all the same.
 
     `bare` says that the message only tells numbers apart: one that names a mistake comes first.
+    `about` are the objects that were observed last, of which one may be meant by "it".
     """
 
     def __init__(self, message, earned=0, bare=False):
         super().__init__(" ".join(str(message).split()))
-        self.earned, self.bare = earned, bare
+        self.earned, self.bare, self.about = earned, bare, ()
 
     def _render_traceback_(self):
         """The faults one below the other."""
@@ -51,6 +52,7 @@ class Session:
     loans: dict = field(default_factory=dict)  # exercise id -> the course's objects, as lent last
     letters: dict = field(default_factory=dict)  # id of a quiz -> {question: its first letter}
     faults: list = field(default_factory=list)  # CheckFailed, of the check that runs
+    observed: tuple = ()  # the objects of the observation that was made last
     reference: object = None  # exercise id -> source of the course's own object, or None
     namespace: dict = field(default_factory=dict)  # where the learner's code looks names up
 
@@ -68,6 +70,11 @@ class Session:
         record = {key: exercise[key] for key in ("id", "name", "points")}
         record |= {"earned": earned, "status": status, "message": message}
         self.records[exercise["id"]] = record
+
+    def blame(self, failure: CheckFailed) -> None:
+        """Collect a fault of what was observed last."""
+        failure.about = self.observed
+        self.faults.append(failure)
 
     def call(self, f: Callable, data: Sequence) -> object:
         """`f(*data)` as plain data; raises NotWritten, or CheckFailed when `f` raises.
@@ -89,7 +96,8 @@ class Session:
             except Exception as error:
                 raise CheckFailed(_explained(error)) from None
         faults += _changed(f, before, given)
-        self.faults += [CheckFailed(text) for text in faults + NOTED]
+        for text in faults + NOTED:
+            self.blame(CheckFailed(text))
         try:
             return plain(result)
         except (TypeError, ValueError, NotImplementedError) as error:

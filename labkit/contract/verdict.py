@@ -115,21 +115,29 @@ def _verdict(session, check, objects, points):
         if not faults:
             return Verdict("missing", 0)
     except CheckFailed as failure:
-        faults.append(failure)
+        session.blame(failure)
     if faults:
-        return Verdict("failed", max(fault.earned for fault in faults), _joined(faults))
+        own = {name: o for name, o in objects.items() if name in NAMES[session.exercise]}
+        return Verdict("failed", max(fault.earned for fault in faults), _joined(faults, own))
     return Verdict("passed", points, "", note or inspect.getdoc(check))
 
 
-def _joined(faults):
+def _joined(faults, own):
     """All faults in one line: those that name a mistake first, each mistake once."""
     if len(faults) == 1:  # such as a quiz, whose answers are all told
-        return str(faults[0])
+        return _named(faults[0], str(faults[0]), own)
     said = {}
     for fault in sorted(faults, key=lambda fault: fault.bare):
         for text in str(fault).split(AND):
-            said.setdefault(text.rpartition(": ")[2], text)
+            said.setdefault(text.rpartition(": ")[2], _named(fault, text, own))
     return AND.join(list(said.values())[:MOST])
+
+
+def _named(fault, text, own):
+    """The text of a fault: where an exercise has several objects, "it" is called by its name."""
+    about = [name for name, one in own.items() if any(one is other for other in fault.about)]
+    it = text.startswith("it ") and len(own) > 1 and len(about) == 1
+    return f"{about[0]}{text[2:]}" if it else text
 
 
 def _say(session, exercise, names, verdict):
@@ -143,7 +151,8 @@ def _say(session, exercise, names, verdict):
         print(f"○ {id} {listed}: not written yet{beside}")
         return
     if status == "failed":
-        raise CheckFailed(f"✗ {id} {names[0]}: {message}")
+        head = next((name for name in NAMES[id] if message.startswith(name)), names[0])
+        raise CheckFailed(f"✗ {id} {head}: {message}")
     if before == "revealed":
         beside += " (it was revealed, and earns no points)"
     print(f"✓ {id} {listed}: {note}{beside}")

@@ -90,6 +90,23 @@ def _stub(x):
     raise NotImplementedError
 
 
+@exercise("99.7", points=2)
+def both(first, second):
+    """first and second"""
+    for f in (first, second):
+        with part():
+            expect(observe(f, [1]) == 1, "of [1] it is not 1")
+
+
+def test_of_several_objects_the_one_that_is_meant_is_named(rejects):
+    """ "It raised" and "it changes its input" are said of the second, where it is the second."""
+    changes = rejects(both, lambda xs: 1, lambda xs: xs.pop())
+    assert changes.startswith("✗ 99.7 second: second changes its input")
+    raises = rejects(both, lambda xs: 1, lambda xs: xs.nothing)
+    assert raises.startswith("✗ 99.7 second: second raised AttributeError")
+    assert rejects(both, lambda xs: xs.nothing, lambda xs: 1).startswith("✗ 99.7 first: first rai")
+
+
 @pytest.mark.parametrize("double", [None, _stub, lambda x: x], ids=["absent", "stub", "wrong"])
 def test_an_open_exercise_is_stood_in_for(double, learner, capsys):
     if double:

@@ -296,7 +296,10 @@ AUDITS = [
     (_one_fault_a_row, "a row may have several faults"),
     (_audit(ids_of=_answer_by_itself), "render the whole conversation"),
     (_cut_on_the_left, "cut on the right"),
-    (_audit(go_on=True, good=lambda ms: ms[-1]["role"] == "assistant"), "cannot be rendered"),
+    (
+        _audit(go_on=True, good=lambda ms: ms[-1]["role"] == "assistant"),
+        "count the row as bad_roles",
+    ),
     (lambda r, t, m: {k: n / len(r) for k, n in audit(r, t, m).items()}, "not a share of the rows"),
     (_audit(prompt_options={}), "the generation prompt belongs"),
     (_audit(repeats=lambda key, seen: seen[-1:] == [key]), "anywhere above"),
@@ -321,12 +324,12 @@ AUDITS = [
         _audit(key=lambda ms: str([folded(m["content"]) for m in ms[-2:]])),
         "the system messages differ",
     ),
-    (_audit(good=_last_two), "cannot be rendered"),
-    (_audit(good=lambda ms: True), ("cannot be rendered", "last message")),
-    (_audit(good=_known_roles), "cannot be rendered"),
+    (_audit(good=_last_two), "count the row as bad_roles"),
+    (_audit(good=lambda ms: True), ("count the row as bad_roles", "last message")),
+    (_audit(good=_known_roles), "count the row as bad_roles"),
     (_audit(good=_no_system), "a system message may come first"),
     (_audit(good=_one_turn), 'audit of clean rows: "bad_roles" gave 1'),
-    (_audit(good=_even_when_empty), "cannot be rendered"),
+    (_audit(good=_even_when_empty), "count the row as bad_roles"),
     (_all_of_a_kind, "the first of several equal rows is no duplicate"),
     (_groups_alike, "three equal rows have two"),
     (_turns_in_any_order, "the order of the turns"),
@@ -588,7 +591,8 @@ SPLITS = [
     (_split(size=lambda rows, groups, share: 20), "the share is not used"),
     (_split(size=lambda rows, groups, share: share * len(groups)), "misses it"),
     (_by_coin, "misses it"),
-    (_by_count_of_prompts, "misses it"),
+    (_by_count_of_prompts, "here a part of the prompts"),
+    (_split(size=lambda rows, groups, share: (1 - share) * len(rows)), "the training side's"),
     (_by_own_hash, "another run of Python"),
     (_first_of_each, "on neither side"),
     (_train_keeps_all, "there twice"),
@@ -661,6 +665,15 @@ def _order_alone(w, n_heads):
     return rotary_rows(torch.arange(len(w))[:, None], n_heads)[:, 0]
 
 
+def _columns_moved(w, n):
+    return w.reshape(len(w), n, 2, -1).transpose(2, 3).reshape(w.shape)
+
+
+def _as_if_square(w, n):
+    d_in = w.shape[1]
+    return w.reshape(n, 2, -1, d_in).transpose(1, 2).reshape(d_in, d_in)
+
+
 ROWS = [
     (_order_alone, "that is the order of the rows"),
     (lambda w, n: w.reshape(n, 2, -1, w.shape[1]).transpose(1, 2), "together again"),
@@ -694,6 +707,8 @@ ROWS = [
     (lambda w, n: w[: len(w) // n], "the rows of one head come back"),
     (lambda w, n: w.reshape(n, 2, 32, -1).transpose(1, 2).reshape(w.shape), "sizes from w"),
     (lambda w, n: rotary_rows(w, n).tolist(), "a list"),
+    (_columns_moved, "the columns move"),
+    (_as_if_square, "need not be square"),
     (lambda w, n: None, "None"),
     (lambda w, n: w.copy_(rotary_rows(w, n)), "changes its input w"),
 ]
@@ -969,7 +984,15 @@ def _b_first(x, A, B, scaling, index):
     return torch.bmm(A[index].mT, torch.bmm(B[index].mT, x[:, :, None]))[:, :, 0]
 
 
+def _squeezed(x, A, B, scaling, index):
+    """Of one row the axis of the rows goes, too."""
+    h = torch.bmm(A[index], x[:, :, None]).squeeze()
+    y = torch.bmm(B[index], h[..., None]).squeeze(2) * scaling[index][:, None]
+    return y * (index >= 0)[:, None]
+
+
 BATCHES = [
+    (_squeezed, "squeeze() without an axis"),
     (_b_first, "x passes through A first"),
     (_summed_over_all, "are summed over all adapters"),
     (_the_next_one, "of the updates B A x, row 0"),
@@ -1583,7 +1606,7 @@ ROUTES = [
     (_route(eos_token_id=None), "goes on after its end token"),
     (lambda m, p, n: [t.upper() for t in route(m, p, n)], "yours '"),
     (lambda m, p, n: [f"{t[:9]}{t[9:].upper()}" for t in route(m, p, n)], "equal up to letter"),
-    (_stays_in_eval, "its training mode; put it back"),
+    (_stays_in_eval, "route leaves model changed: its training mode; put it back"),
     (_left_for_good, "tokenizer.padding_side is left, it was right"),
     (_first_one_active, "its active adapter; put it back"),
     (_on_a_copy, "copies the whole model"),

@@ -179,7 +179,7 @@ def expect_audit(audit, rng):
     _counts(audit, "audit of clean rows", plain, "plain")
     listed = faults(rng)
     told = every(
-        lambda what, case: (what, case, _counts(audit, what, [*plain, *case[0]], "plain")),
+        lambda what, case: (what, case, _counts(audit, what, [*plain, *case[0]], "plain", case)),
         [("audit of clean rows", ([], {}, _CLEAN))]
         + [(f"audit of rows {what}", case) for what, case in listed.items()],
     )
@@ -284,9 +284,11 @@ def _expect(audit, told, rows, counts, why, style, more=""):
         expect(got[key] == wanted, gave, hint=hint)
 
 
-def _counts(audit, call, rows, style):
-    """What an audit of `rows` gives, after a look at its form."""
-    got = ask(call, probes.audited, audit, rows, LENGTH, style)
+def _counts(audit, call, rows, style, case=((), {}, {})):
+    """What an audit of `rows` gives, after a look at its form; `case` tells what is planted."""
+    reason = "bad_roles" in case[1] and case[2]["bad_roles"]
+    hint = f"{reason}: count the row as bad_roles, and go on with the next" if reason else ""
+    got = ask(call, probes.audited, audit, rows, LENGTH, style, hint=hint)
     expect(isinstance(got, dict), f"{call} gave {kind_of(got)}, wanted a dict of five counts")
     missing = [key for key in KEYS if key not in got]
     expect(not missing, f"{call}: the dict lacks {', '.join(missing)}")

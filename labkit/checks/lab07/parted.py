@@ -155,8 +155,9 @@ def _expect_alike(split, rows):
 
 def _expect_share(split, rows):
     """The test side has its share of the rows, to within the largest group."""
-    n, largest = len(rows), max(Counter(map(asked, rows)).values())
-    sizes = []
+    n, groups = len(rows), Counter(map(asked, rows)).values()
+    different, largest = len(groups), max(groups)
+    sizes, prompts = [], []  # and by how much the share of the prompts is off
     for share in (0.1, 0.25, 0.6):
         for seed in range(4):
             call = f"split of {n} rows, share {share}, seed {seed}"
@@ -165,6 +166,7 @@ def _expect_share(split, rows):
                 _expect_apart(sides, call)
             test = sides[1]
             sizes.append((call, share, len(test)))
+            prompts.append(len(set(map(asked, test))) / different - share)
     off = [(call, share, got) for call, share, got in sizes if abs(got - share * n) > largest]
     if not off:
         return
@@ -177,11 +179,13 @@ def _expect_share(split, rows):
     elif all(size <= 3 for *_, size in sizes):
         hint = f"{hint}, a number from 0 to 1: here it is hardly used"
     elif turned:
-        hint = "the sides are turned round: return (train, test)"
+        hint = f"{hint}, so they are turned round, or it is taken for the training side's"
     elif max(size for *_, size in sizes) - min(size for *_, size in sizes) <= largest:
         hint = "the share is not used"
+    elif max(map(abs, prompts)) <= 1.01 / different:
+        hint = f"{hint}, and here a part of the prompts: add group after group until it is full"
     else:
-        hint = f"{hint}: add group after group until it is full; a coin for each, or a part of the "
+        hint = f"{hint}: add group after group until it is full; a coin for each, or a count of "
         hint += "prompts, misses it"
     raise CheckFailed(f"{told}; {hint}")
 

@@ -10,7 +10,9 @@ from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab07 import probes
 
+WIDE = 24  # columns of the first weight; as many as columns would need to be taken for rows
 SHAPES = {
+    f"shape '[{WIDE}, {WIDE}]'": "w need not be square: d_out rows come back, reshape(w.shape)",
     "invalid for input of size": "a head has d_out / n_heads rows, half of them in each half: "
     "compute the sizes from w, of which the columns stay as they are",
     "Dimension out of range": "w has two axes: reshape splits its rows into heads and halves",
@@ -39,7 +41,7 @@ def expect_rows(rotary_rows, rng):
     """The rows of weights, of LoRA's B, in any dtype, for heads of any even size."""
     head = 2 * draw(4, 6, rng)
     cases = [
-        ("a weight, 4 heads", (4 * head, 20), 4, torch.float32),
+        ("a weight, 4 heads", (4 * head, WIDE), 4, torch.float32),
         ("a weight, one head", (head, 12), 1, torch.float32),
         ("LoRA's B of rank 2, 3 heads", (3 * head, 2), 3, torch.float32),
         ("a square weight, 5 heads", (5 * head, 5 * head), 5, torch.float32),

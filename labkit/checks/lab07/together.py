@@ -18,13 +18,15 @@ from labkit.labs.lab07 import probes
 D_IN, D_OUT, R, K = 64, 56, 3, 4
 NONE = "index -1 is the last adapter for torch: rows with -1 get zeros"
 ALONE = "x has d_in numbers a row and the result d_out: it is the update alone"
+SQUEEZED = "squeeze() without an axis takes that of the rows with it, if there is one: squeeze(-1)"
+LONE = dict.fromkeys(("must be a 3D", "same number of dimensions", "out of range"), SQUEEZED)
 BATCH = {
     f"tensor a ({D_IN}) must match the size of tensor b ({D_OUT})": ALONE,
     f"tensor a ({D_OUT}) must match the size of tensor b ({D_IN})": ALONE,
     "must match the size of tensor": "scaling has one number an adapter: scaling[index][:, None]",
     "Expected size for first two": "x passes through A first, (n, r, d_in), and then through B",
     "expected scalar type Long": "index is of ints: use it as an index, or index.long()",
-    "batch1 must be a 3D": "bmm takes (n, 1, d_in) and (n, d_in, r): x[:, None]",
+    "must be a 3D": "bmm takes (n, 1, d_in) and (n, d_in, r): x[:, None]",
     "same number of dimensions": "bmm takes (n, 1, d_in) and (n, d_in, r): x[:, None]",
 }
 
@@ -72,7 +74,8 @@ def expect_together(batched_lora, rng):
 def _expect(batched_lora, what, A, B, scaling, index, rng):
     call = f"batched_lora of {what}"
     x = randn(len(index), D_IN, rng=rng)
-    got = ask(call, probes.batched, batched_lora, x, A, B, scaling, index, hint=BATCH)["y"]
+    hints = BATCH | (LONE if what == "one row" else {})
+    got = ask(call, probes.batched, batched_lora, x, A, B, scaling, index, hint=hints)["y"]
     without = index < 0
     left_out = torch.is_tensor(got) and got.dim() and len(got) == (~without).sum() != len(index)
     expect(not left_out, f"{call}: rows with index -1 are left out; they get zeros")

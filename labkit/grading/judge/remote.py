@@ -74,7 +74,8 @@ class RemoteSession(Session):
             how, what, told = self._reply(nonce)
         except OSError:
             raise Down("the submission's processes ended") from None
-        self.faults += [CheckFailed(text) for text in told]
+        for text in told:
+            self.blame(CheckFailed(text))
         if how == "value":
             return what
         if how == "missing":
