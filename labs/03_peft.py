@@ -609,8 +609,8 @@ if lab.experiment("What is left of a row", 3):
     guess_empty.beside(lost[64]["train on nothing"])
 
 # %% [markdown]
-# A row that trains on nothing is lost. A row without an end does not teach the model to stop, and
-# nor did those with the end masked. Now look at a `max_length` of 96: the rows lost there are the
+# A row that trains on nothing is lost. A row without an end does not teach the model to stop; nor
+# did those with the end masked. Now look at a `max_length` of 96: the rows lost there are the
 # long mails, all of them (96, too, by chance). At 128 still 94 are lost. A cut does not take rows
 # at random. Here it takes one kind of example out of the training, and no loss curve shows it.
 
