@@ -86,7 +86,7 @@ def loss_by_the_clock(curves):
         ax.plot(*end, "o", color=colour)
         how |= {"ha": "right", "va": "top"}
         ax.annotate(f"{len(curve.losses)} steps", end, (4, -7), **how)
-    ax.set(xlabel="seconds", ylabel="training loss (nats a token)", yscale="log")
+    ax.set(xlabel="seconds", ylabel="training loss, running mean\n(nats a token)", yscale="log")
     ax.margins(y=0.12)
     _plain_log(ax.yaxis)
     ax.set_xlim(0, 1.03 * max(seconds))
@@ -169,7 +169,7 @@ def merge_rounding(gaps):
     ax.set_xticks(powers, [f"$10^{{{power}}}$" for power in powers])
     ax.set(xlabel="|difference of a logit|", ylabel="share of the logits", yticks=[])
     text = ", ".join(f"{value:.2g} ({name})" for name, value in typical.items())
-    ax.set_title(f"Typical distance from the unmerged fp32 model:\n{text}")
+    ax.set_title(f"Median distance from the unmerged fp32 model:\n{text}")
     return fig
 
 
