@@ -712,8 +712,8 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
         "% of full's energy in LoRA's 8": {"full": by_kind(in_lora), "chance": by_kind(chance)},
     }
     typical, by_chance = middle(by_kind(in_full)), middle(by_kind(chance))
-    title = f"""{typical:.0f}% of LoRA's energy lies in the top 8 output directions
-of full fine-tuning, at the median; {by_chance:.1f}% would by chance"""
+    told = f"{typical:.0f}% of LoRA's energy lies in the top 8 output directions"
+    title = f"{told}\nof full fine-tuning, at the median; {by_chance:.1f}% would by chance"
     display(plots.rank_strips(shared, title, guess_shared, top=100))
     guess_shared.beside(typical)
 
