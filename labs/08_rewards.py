@@ -886,8 +886,8 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # learn something from rewards.
 #
 # Is it as much as 64 directions learn? These runs do not say. Seed by seed r=64 was ahead by 0.03 ±
-# 0.03. A lead would count only from 4.3 standard errors on: 0.13, which is more than any rank gained
-# at all. Schulman et al. find no difference, in far longer runs.
+# 0.03. A lead would count only from 4.3 standard errors on: 0.13, more than any rank gained at
+# all. Schulman et al. find no difference, in far longer runs.
 
 # %% [markdown]
 # Now the right panel. The start had 17 exact answers of 100. After training the means are 16 to 20,
