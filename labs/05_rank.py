@@ -324,8 +324,8 @@ if lab.experiment("Your runs beside the file's", 0, needs=["5.2"]):
 
 # %% [markdown]
 # Expect a few percent. The file's runs multiplied matrices in bf16, and such sums depend a little
-# on the processor and on the number of threads. If your machine computes in fp32, the difference is
-# larger.
+# on the processor and on the number of threads. If your machine computes in fp32, the difference
+# may be larger.
 #
 # The file compares three rules for the factor before $BA$: the two from above, and the
 # rank-stabilised one of lab 2. At r=16 all three give the factor 2, so that they share a run.
@@ -755,10 +755,10 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # One paper disputes their gains: *once each has its own best learning rate, all are within 1-2%*
 # (Lee et al., 2602.04998). How much of that can a laptop see? `benchmarks/variants.py` trains each
 # on `home`: 24 steps of 4 commands, r=16, $\alpha = 32$, fp32 (MiSS with as many parameters). With
-# the first seed it tries five rates half a decade apart. Two more seeds repeat the best one. (One
-# of them also tried its two neighbours for LoRA, rsLoRA, DoRA, PiSSA and OLoRA: the same rate was
-# best each time.) All else is PEFT's default. LoRA+ has a ratio of 16, and its `rate` is that of
-# `A`.
+# the first seed it tries five rates half a decade apart. Two more seeds repeat the best one. (For
+# LoRA, rsLoRA, DoRA, PiSSA and OLoRA one of them also tried the rates on both sides, and the same
+# rate was best each time.) All else is PEFT's default. LoRA+ has a ratio of 16, and its `rate` is
+# that of `A`.
 
 # %% [markdown]
 # One question is left to you: when is a difference larger than chance? Seeds differ a lot. But a
