@@ -376,7 +376,7 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
 # They are not used equally: the most used code serves more than five times as many numbers as the
 # least used one. Why? The derivation took the numbers to be normal, and put the outermost value at
 # 1.85 standard deviations, the quantile of 0.9677. But what you round is a number divided by the
-# absmax of its block. The largest of 64 normal numbers is near 2.6 standard deviations, so this is
+# absmax of its block. The absmax of 64 normal numbers is near 2.6 standard deviations, so this is
 # where the outermost value comes to lie. The whole table is stretched by 1.4, and its outer codes
 # lie where few numbers are. The larger the block, the further it is stretched (Yoshida,
 # [2023](https://arxiv.org/abs/2306.06965)).
