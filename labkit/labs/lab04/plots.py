@@ -102,7 +102,7 @@ def perplexities(rows, guess):
     colours = [BASES["NF4"] if name == "NF4" else PALETTE[5] for name in names]
     labels = [f"{n}, {b:g} bits" for n, b in zip(names, bits, strict=True)]
     ax.barh(labels, extra, xerr=spread, color=colours, height=0.6, ecolor=INK, capsize=3)
-    told = [f"perplexity {p:.0f}, weights off by {m:.3f}" for p, m in zip(ppl, miss, strict=True)]
+    told = [f"perplexity {p:.0f}, relative error {m:.3f}" for p, m in zip(ppl, miss, strict=True)]
     _beside(ax, told)
     ax.set(
         xlabel="added loss, nats a token (± standard error)", xlim=(0, 1.1 * (extra + spread).max())
@@ -194,9 +194,10 @@ def by_seed(rows, title):
     """
     fig, ax = figure(height=1.3 + 0.4 * len(rows))
     losses = np.array([numbers for _, numbers in rows.values()])
-    ax.plot(losses, range(len(rows)), color=INK, alpha=0.3, lw=1)
+    apart = np.linspace(-0.12, 0.12, losses.shape[1])  # two seeds may have the same loss
+    ax.plot(losses, np.arange(len(rows))[:, None] + apart, color=INK, alpha=0.3, lw=1)
     for y, (base, numbers) in enumerate(rows.values()):
-        ax.plot(numbers, [y] * len(numbers), "o", color=BASES[base], ms=8, alpha=0.65)
+        ax.plot(numbers, y + apart, "o", color=BASES[base], ms=8, alpha=0.65)
         place = {"transform": ax.get_yaxis_transform(), "va": "center"}
         ax.text(1.02, y, f"mean {np.mean(numbers):.3f}", **place)
     ax.set_yticks(range(len(rows)), rows)
@@ -219,7 +220,7 @@ def taken_back(rows, guess):
     ax.barh(names, share, xerr=spread, color=colours, height=0.6, ecolor=INK, capsize=3)
     ax.axvline(0, color=INK, lw=1)
     low, high = min(0, (share - spread).min()), max(10, (share + spread).max())
-    _beside(ax, [f"weights off by {far:.4f}" for far in miss])
+    _beside(ax, [f"relative error {far:.4f}" for far in miss])
     ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     ax.set(xlabel="% of the added loss taken back before training (± standard error)")
     loftq = {n.removeprefix("LoftQ, "): rows[n] for n in rows if n.startswith("LoftQ")}
