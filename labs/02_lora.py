@@ -243,10 +243,14 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
 # One reason shows at the first step. Adam then moves each number that has a gradient by about the
 # learning rate.
 #
-# - With `B` at zero, `B` moves. An entry of the output changes by a sum of $r$ terms: a step times
-#   an entry of $Ax$ each. That may be 8 terms.
-# - With `A` at zero, `A` moves. An entry of $Ax$ changes by a sum of $d_\text{in}$ terms: a step
-#   times an entry of $x$ each. That may be 576 terms, and `B` passes the change on to the output.
+# - With `B` at zero, `B` moves. An entry of the output changes by a sum of $r$ terms, each of them
+#   a step times an entry of $Ax$. That may be 8 terms.
+# - With `A` at zero, `A` moves. An entry of $Ax$ changes by a sum of $d_\text{in}$ terms, each of
+#   them a step times an entry of $x$. That may be 576 terms, and `B` passes the change on to the
+#   output.
+#
+# The more terms, the larger the sum may get. So at one learning rate the second start can move the
+# output much further, and the rate at which training gets unstable is lower.
 #
 # Nor must one of the two be zero. PiSSA (Meng et al. [2024](https://arxiv.org/abs/2404.02948))
 # takes both from the largest singular directions of $W$ and subtracts their product from the frozen
@@ -339,7 +343,7 @@ if lab.experiment("What trains, at three settings", 4, needs=["2.2", "2.4", "2.5
 
 # %% [markdown]
 # People write that this model trains 131,072 numbers at r=16. That is the count for one 4096 × 4096
-# matrix. On `q_proj` and `v_proj` in 30 blocks they are 921,600. "LoRA trains under 1%" depends on
+# matrix. On `q_proj` and `v_proj` in 30 blocks there are 921,600. "LoRA trains under 1%" depends on
 # what you adapt, too: on all seven layers of each block of this small model, rank 8 is 1.8%.
 
 # %% [markdown]
@@ -359,9 +363,9 @@ for row in home.select(range(0, 2000, 500)):
 # %% [markdown]
 # Training is a plain PyTorch loop. `loop.batches` tokenizes and shuffles; it packs 16 commands into
 # one long row without padding, in which none of them sees another. `loop.answer_loss` is the mean
-# cross-entropy over the tokens of the answer. The learning rate falls to zero along a line. The
-# result stays in the cache: after a restart `kept.bring` loads it in seconds, as long as your
-# layer, the rows and the settings are the same.
+# cross-entropy over the tokens of the answer. The learning rate falls linearly to zero. The result
+# stays in the cache: after a restart `kept.bring` loads it in seconds, as long as your layer, the
+# rows and the settings are the same.
 
 
 # %%
@@ -420,15 +424,16 @@ if lab.experiment("What the base model answers", 8, needs=["2.2", "2.4"]):
 # this task LoRA does best where rate times $\alpha$ is near 0.1; here it is 0.08.
 #
 # At which loss must the curve begin? `B` is zero, so near the base model's. If it begins elsewhere,
-# something is wrong with the layer. (To train once more, run the cell of the base model's answers
-# first: it loads a fresh model.)
+# something is wrong with the layer. The faint line of the curve is the loss of each step, the
+# strong one its running mean. (To train once more, run the cell of the base model's answers first:
+# it loads a fresh model.)
 
 # %%
 guess_right = lab.predict("After 45 steps, how many of the 60 answers are right?", None)
 
 # %% [markdown]
 # The next function takes one more step after training, at a learning rate of 0, and measures it:
-# how much memory the step holds at its peak, and how much it computes. Two sections below need
+# how much memory the step holds at its peak, and how much it computes. Two later sections need
 # these numbers.
 
 
@@ -520,8 +525,8 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 # ### Why may `A` and `B` be in bf16?
 #
 # Where your hardware multiplies bf16 quickly, the model was loaded in it, and your `A` and `B` took
-# its dtype. Full fine-tuning got fp32. Why? A bf16 number has eight binary digits. A step is lost
-# where it is less than half of the last of them.
+# its dtype, unless you made them fp32. Full fine-tuning got fp32. Why? A bf16 number has eight
+# binary digits. A step is lost where it is less than half of the last of them.
 #
 # | | a typical entry | a step is lost below | the first steps are |
 # |---|---|---|---|
@@ -815,7 +820,7 @@ if lab.experiment("Can one tell that it was LoRA?", 2, needs=["2.2", "2.4", "2.7
 
 # %% [markdown]
 # Eight singular values stand far above the rest, and the rest is rounding. Whoever has the base can
-# read off that the change has low rank, and which.
+# read off that the change has a low rank, and that this rank is 8.
 
 # %% [markdown]
 # ### Unmerge
@@ -1007,8 +1012,9 @@ if lab.experiment("How far a few steps go, by rank", 20, needs=["2.2", "2.4", "2
 # %% [markdown]
 # A flat curve means that the norm of the update is the same at every rank. A falling one means that
 # it shrinks as the rank grows. Each band reaches from what independent signs would give (its lower
-# edge) to what signs that agree would give. In our run the factors were 1/5, between 1/8 and 1, and
-# 1.1, between 1 and 8. Both are nearer to independent signs.
+# edge) to what signs that agree would give. In our run the norm fell to a fifth under $\alpha / r$,
+# where the two extremes are an eighth and no change. Under $\alpha / \sqrt{r}$ it grew 1.1 times,
+# where they are no change and 8 times. Both are nearer to independent signs.
 #
 # The norm is not yet the speed of learning. Much of an early update is random, and the loss
 # responds to the part that adds up. Lab 5 measures which rule keeps the speed the same. Whenever
@@ -1091,8 +1097,8 @@ check.quiz(quiz)
 #   activations.
 # - An adapter is a small file. In exact arithmetic a merge changes nothing. In 16 bits it rounds,
 #   and `unmerge_` does not bring every weight back: keep the base.
-# - A comparison of ranks at one $\alpha$ and one learning rate may be one of step sizes. Ask which
-#   scaling rule it used, and whether the rate was tuned.
+# - Whoever compares ranks at one $\alpha$ and one learning rate may be comparing step sizes. Ask
+#   which scaling rule was used, and whether the rate was tuned.
 
 # %%
 lab.score()

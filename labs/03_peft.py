@@ -71,9 +71,9 @@ if lab.experiment("The model, its tokenizer and the task", 4):
     print(f"the end is {tokenizer.eos_token}, id {tokenizer.eos_token_id}")
 
 # %% [markdown]
-# Keep the last two lines in mind: in this tokenizer padding and the end are the same token. In many
-# others they become the same, by a line that many tutorials have for a tokenizer without a padding
-# token: `tokenizer.pad_token = tokenizer.eos_token`.
+# Keep the last two lines in mind: in this tokenizer padding and the end are the same token. Many
+# others have no padding token, and tutorials make the two the same there, with the line
+# `tokenizer.pad_token = tokenizer.eos_token`.
 
 # %% [markdown]
 # ### Exercise 3.1 · `recipe`
@@ -87,7 +87,7 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # measures what that does when the rank changes, and says when to leave each of these values.
 #
 # The `SFTConfig` has `output_dir`, `max_length=512`, a learning rate for LoRA, and the *mixed
-# precision* that the trainer uses on this `device`:
+# precision* (matrix products in 16 bits, what trains in 32) for this `device`:
 #
 # | `device` | precision |
 # |---|---|
@@ -101,8 +101,8 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # LoRA (lab 5 measures both). The check accepts 1e-4 to 5e-3.
 #
 # Older tutorials say `max_seq_length` and `warmup_ratio`; the names are `max_length` and
-# `warmup_steps` now. Without such a GPU `SFTConfig(bf16=True)` raises an error, so by hand you can
-# call only your own case. The check pretends that the right card is there.
+# `warmup_steps` now. Without a GPU that has bf16, `SFTConfig(bf16=True)` raises an error, so there
+# you cannot call the case `"a100"` by hand. The check pretends that the right card is there.
 
 
 # %%
@@ -193,9 +193,10 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 #
 # Here are three numbers that circulate. Hold each against your lines.
 #
-# - *"Llama-2-7B, q and v, r=16: 4.2 million."* That is r=8.
-# - *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776."* The first counts q, k, v and o alone.
-#   The total is close to that of a 4-bit model whose packed bytes were counted (lab 4).
+# - *"Llama-2-7B, q and v, r=16: 4.2 million."* That is the count at r=8.
+# - *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776."* The first number counts q, k, v and o
+#   alone. The second is close to what you get if you count a 4-bit model's bytes, each of which
+#   holds two weights (lab 4).
 # - *"All-linear is about three times q, v."* Divide your lines: it is 5.3, 4.8 and 6.2 times.
 
 # %% [markdown]
@@ -220,7 +221,7 @@ if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
             names = [name for name, p in adapted.named_parameters() if p.requires_grad]
             reached = "yes" if any("experts" in name for name in names) else "no"
             rows.append((family, f"{small.experts_share(family):.0%}", how, reached, len(names)))
-    columns = ["model", "weights in experts", "what is adapted", "experts reached", "tensors"]
+    columns = ["model", "weights in experts", "adapted", "experts reached", "trained tensors"]
     display(pd.DataFrame(rows, columns=columns).set_index("model"))
 
 # %% [markdown]
@@ -303,7 +304,9 @@ def endless(model):
 
 # %% [markdown]
 # No wanted answer is longer than 48 tokens, so an answer that is longer did not stop. `finetune` is
-# TRL's trainer, made lean for a CPU; a section below says how. The rate is that of a short run.
+# TRL's trainer, made lean for a CPU; a section below says how. The rate is that of a short run. In
+# the curve that grows meanwhile the faint line is the loss of each step, the strong one its running
+# mean.
 
 # %%
 guess_masked = lab.predict("Trained on these labels, how many of 60 answers will not stop?", None)
@@ -456,7 +459,8 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
 #   adapters are in fp32. So it ignores the flags of your recipe, which are for *mixed* precision;
 # - nothing is computed twice: TRL checkpoints activations, which saves memory and costs a second
 #   forward pass;
-# - no padding, the system message once a batch, and logits only where there is a label.
+# - nothing is computed that has no use: there is no padding, the system message with which all rows
+#   begin passes through the model once a batch, and logits exist only where there is a label.
 #
 # One rule differs. From a column `messages` it learns the last message alone.
 
@@ -513,9 +517,10 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
 # are the same for all bars, so a difference is surer than the lines suggest. Lab 4 compares in
 # pairs.)
 #
-# Why so little? Probably because the model has just learned to answer everything in JSON, and does
-# so with these few tokens or without. So your own test may not show such a bug. It shows where a
-# model chats: without the generation prompt it may go on in the user's name.
+# Why does the wrong prompt do so little harm? Probably because the model has just learned to answer
+# everything in JSON, and does so with these few tokens or without. So your own test may not show
+# such a bug. A model that chats may show it: without the generation prompt it may go on in the
+# user's name.
 
 # %% [markdown]
 # ### Exercise 3.4 · `render_prompt`
@@ -604,10 +609,10 @@ if lab.experiment("What is left of a row", 3):
     guess_empty.beside(lost[64]["train on nothing"])
 
 # %% [markdown]
-# A row that trains on nothing is lost. One without an end teaches what the masked labels taught
-# above. Now look at 96 tokens: the rows lost there are the long mails, all 96 of them. At 128 still
-# 94 are lost. A cut does not take rows at random. Here it takes one kind of example out of the
-# training, and no loss curve shows it.
+# A row that trains on nothing is lost. A row without an end does not teach the model to stop; nor
+# did those with the end masked. Now look at a `max_length` of 96: the rows lost there are the
+# long mails, all of them (96, too, by chance). At 128 still 94 are lost. A cut does not take rows
+# at random. Here it takes one kind of example out of the training, and no loss curve shows it.
 
 # %% [markdown]
 # ### Exercise 3.5 · `fit`
@@ -741,8 +746,8 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 # The marks in the table are a third metric: they compare texts, and yours compares data. So a row
 # may have ✗ there and count as right below. It happened in one of our runs. The answer had
 # `"domain"` twice, first `"entry floor lamp"` and then `"light"`; `json.loads` keeps the last and
-# says nothing. (The picture of three prompts compared texts, too. In that run it said 40% and this
-# one 42%, for the same model.) Would your smart home keep the last as well?
+# says nothing. (The picture of three prompts compared texts, too. In that run it said 40%, and the
+# one above 42%, for the same model.) Would your smart home keep the last as well?
 # `json.loads(text, object_pairs_hook=…)` sees both.
 
 # %% [markdown]
@@ -813,10 +818,10 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
 # %% [markdown]
 # ### Does LoRA forget less than full fine-tuning?
 #
-# Biderman et al. (2024, 2405.09673) find that it does, on code and maths. PEFT's own table of July
-# 2026 says the opposite, from one seed: its measure of forgetting is .030 after full fine-tuning
-# and .050 after LoRA, at nearly the same accuracy. There full fine-tuning had a ten times lower
-# rate. So the answer may depend on task, rate and length of training.
+# Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) find that it does, on code and maths.
+# PEFT's own table of July 2026 says the opposite, from one seed: its measure of forgetting is .030
+# after full fine-tuning and .050 after LoRA, at nearly the same accuracy. There full fine-tuning
+# had a ten times lower rate. So the answer may depend on task, rate and length of training.
 #
 # Keep one thing equal. Let each method train until its held-out loss on `home` has come down to
 # 0.45, and compare there. The last step goes a little below 0.45, by an amount that differs between
@@ -857,9 +862,9 @@ def train_until(tried, target, learning_rate, seed):
 
 # %% [markdown]
 # The weights may show it, too. Lab 1 counted *intruders*: leading singular directions of the new
-# matrix that resemble none of the old one's. Shuttleworth et al. (2024, 2410.21228) find them after
-# LoRA and hardly any after full fine-tuning, and argue that they cause forgetting. So count them in
-# both models.
+# matrix that resemble none of the old one's. Shuttleworth et al.
+# ([2024](https://arxiv.org/abs/2410.21228)) find them after LoRA and hardly any after full
+# fine-tuning, and argue that they cause forgetting. So count them in both models.
 
 
 # %%
@@ -904,33 +909,40 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # %% [markdown]
 # The blue dots come from a file of the course, made by `benchmarks/forgetting.py` with three seeds;
 # the stars are yours. Look first at how far apart the dots of one method are. Another seed is
-# another order of the commands and another draw of $A$. It moves LoRA with r=4 from +12% to +27%.
-# The methods differ by less. Seed by seed, full fine-tuning less LoRA with r=4 is -10, +1 and -2
-# points, a mean of -3.6 ± 3.2 (standard error). With three seeds that shows no difference.
+# another order of the commands and, for LoRA, another draw of $A$. After LoRA with r=4 perplexity
+# has risen by 12% with one seed, and by 27% with another. The methods differ by less. Seed by seed,
+# full fine-tuning's rise minus that of LoRA with r=4 is -10, +1 and -2 points, a mean of -3.6 ± 3.2
+# (standard error). With three seeds that shows no difference.
 #
-# Precision matters as well. The file was made in fp32; this cell multiplies in bf16 where the CPU
-# does. With the same seed full fine-tuning rose by 17% in the file, and by 23 and 27% in two runs
-# of this cell. So here, after 10 to 17 steps of four commands, nothing says that one method forgets
-# less than the other. (The `home` run above trained longer and forgot less, 14%. Its batches are
-# twice as large, its rank is 16, and its rate falls to zero; here it stays constant. We did not
-# measure which of these it is.)
+# Rounding alone moves the result as well. The file was made in fp32; this cell multiplies in bf16
+# where the CPU does. With the same seed full fine-tuning's perplexity rose by 17% in the file, and
+# by 23 and 27% in two runs of this cell. So here, after 10 to 17 steps of four commands, nothing
+# says that one method forgets less than the other.
+#
+# (The `home` run above trained longer and forgot less, 14%. Its batches are twice as large, its
+# rank is 16, and its rate falls to zero; here it stays constant. We did not measure which of these
+# it is.)
 
 # %% [markdown]
 # Nor are there intruders after so few steps, in LoRA or in full fine-tuning, so PEFT's
 # `reduce_intruder_dimension` has nothing to take out. Shuttleworth et al. count them after far
-# longer training. What does differ is the size of the update: for the same loss r=4 changes the
-# weights nearly three times as much as r=64. Lab 2 showed why: at the same $\alpha$ the norm of an
-# early update falls as the rank grows. (Lab 5 shows that its useful part does not.) Whatever a
-# method forgets, with LoRA you can switch the adapter off, and the base is what it was.
+# longer training.
+#
+# What does differ is the size of the update, `|ΔW| / |W|` in the table: for the same loss r=4
+# changes the weights nearly three times as much as r=64. Lab 2 showed why: at the same $\alpha$ the
+# norm of an early update falls as the rank grows. (Lab 5 shows that its useful part does not.)
+#
+# Whatever a method forgets, with LoRA you can switch the adapter off, and the base is what it was.
 
 # %% [markdown]
 # ## Where the loss belongs
 #
 # So far the loss was on the answer alone. In use the prompt is given, so learning to write prompts
-# looks like a waste. Is it? Shi et al. (2024, 2405.14394) find that it helps where prompts are
-# long, answers short and examples few, and explain it by less overfitting. Examples are few here,
-# too: 24 commands, each seen four times. Their prompts have about 27 tokens, of which 19 are the
-# template's and the same in every row. Their answers have about 20, the end among them.
+# looks like a waste. Is it? Shi et al. ([2024](https://arxiv.org/abs/2405.14394)) find that it
+# helps where prompts are long, answers short and examples few, and explain it by less overfitting.
+# In the next experiment examples are few, too: 24 commands, each seen four times. A prompt has
+# about 27 tokens here, of which 19 are the template's and the same in every row. An answer has
+# about 20, the end among them.
 
 
 # %%
@@ -956,7 +968,7 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # A blue line is a seed of `benchmarks/where_loss.py`. Its two runs have everything else in common,
 # so look at its slope. (Yours repeats seed 0, and may lie on that seed's line.) Four blue lines
 # fall and two rise. Over six seeds the answer's loss changes by -0.04 ± 0.03 nats a token, which is
-# no difference yet. (The first two seeds alone say +0.04 and -0.05.)
+# no clear difference. (The first two seeds alone say +0.04 and -0.05.)
 #
 # Now look at the ends of the lines. With the loss on the answer the seeds lie between 0.58 and
 # 0.79, with the loss on everything between 0.61 and 0.68. Labels on the prompts may have made the
@@ -1133,8 +1145,8 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - A recipe is a handful of settings. The size of the adapter follows from shapes. The names of
-#   what trains show what is not reached.
+# - A recipe is a handful of settings. The size of the adapter follows from shapes. Print the names
+#   of what trains: what your targets did not reach is missing there.
 # - Read one row before a run, token by token: does the end have a label, does the prompt end where
 #   the answer begins, is anything of the answer left?
 # - One metric is not enough: intent and exact match differ, and forgetting is another matter again.

@@ -25,7 +25,7 @@
 # is one that you remember. A guess costs no points.
 #
 # About 90 minutes if you know PyTorch well (75 for the exercises), up to 140 if you do not. The
-# experiments take about five minutes on two CPU cores with fast bf16, and seconds when you run them
+# experiments take about six minutes on two CPU cores with fast bf16, and seconds when you run them
 # again.
 
 # %%
@@ -108,10 +108,11 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
     print(f"from r=4 to r=64 the peak grows by {more:.1f} GB, to {gigabytes['r=64']:.1f} GB")
 
 # %% [markdown]
-# Most of LoRA's bar is the frozen model in 16 bits, the same at every rank. A higher rank adds
-# little: at the peak each trainable number takes 12 bytes (itself and Adam's two moments in fp32;
-# its gradient is not there yet), and there are some more activations. Full fine-tuning in fp32 pays
-# 16 bytes for every weight of the model, and 8 even where all of it is in bf16.
+# Most of LoRA's bar is the frozen model in 16 bits, the same at every rank. (The weights grow a
+# little because the adapter's own are among them.) A higher rank adds little: at the peak each
+# trainable number takes 12 bytes (itself and Adam's two moments in fp32; its gradient is not there
+# yet), and there are some more activations. Full fine-tuning in fp32 pays 16 bytes for every weight
+# of the model, and 8 even where all of it is in bf16.
 #
 # So over a 16-bit model memory is no reason to fear r=64. Over a model in 4 bits, as in QLoRA, the
 # same two gigabytes are a larger share.
@@ -323,8 +324,8 @@ if lab.experiment("Your runs beside the file's", 0, needs=["5.2"]):
 
 # %% [markdown]
 # Expect a few percent. The file's runs multiplied matrices in bf16, and such sums depend a little
-# on the processor and on the number of threads. If your machine computes in fp32, the difference is
-# larger.
+# on the processor and on the number of threads. If your machine computes in fp32, the difference
+# may be larger.
 #
 # The file compares three rules for the factor before $BA$: the two from above, and the
 # rank-stabilised one of lab 2. At r=16 all three give the factor 2, so that they share a run.
@@ -373,13 +374,14 @@ if lab.experiment("Every rank at its own learning rate", 0):
 # \sqrt{r}$, which equals $\alpha / r$ with $\alpha = 8 \sqrt{r}$: 16 at r=4, 64 at r=64. So the
 # file has five values of $\alpha$, from 8 to 128. By your formula the useful part of a step is
 # proportional to the learning rate times $\alpha$. At $\alpha = 32$ the best rate is 0.003. Work
-# out what it should be at 128.
+# out what it should be at 128. (What was best there you have seen above, as `alpha = 2r` at r=64.
+# Does the formula lead to it?)
 #
 # (One reservation: alphas below 32 were run at r=4 alone, and those above at r=64 alone. That the
 # rank may be left aside rests on $\alpha = 32$, where the three ranks coincide.)
 
 # %%
-guess_rate = lab.predict("What is the best learning rate at alpha = 128, with r=64?", None)
+guess_rate = lab.predict("By your formula, the best learning rate at alpha = 128?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("The same runs by learning rate times alpha", 0):
@@ -408,7 +410,8 @@ if lab.experiment("Best learning rate against alpha", 0):
 # %% [markdown]
 # A bar reaches half a step of the grid to either side: the true best rate most likely lies in it.
 # It need not. At $\alpha = 16$ the two best rates differ by 0.04 in loss and the seeds of one by up
-# to 0.15, so chance may have picked a neighbour.
+# to 0.15, so chance may have picked a neighbour. At $\alpha = 128$ your formula gives a quarter of
+# 0.003, or 0.00075, which lies in the bar.
 #
 # From $\alpha = 8$ to 128 the best rate falls tenfold, and rate times $\alpha$ stays between 0.05
 # and 0.19. The solid line, a constant product, meets five of the seven bars and narrowly misses
@@ -542,7 +545,7 @@ if lab.experiment("Batches of 10 to 250 pairs", 0):
 # suffices. With all 250 in one batch there are 100 steps, and fewer rates do: LoRA holds nearly all
 # at 0.01 and 0.03, half at 0.003, four fifths at 0.1. The matrix needs 0.003 or more. How far above
 # 0.01 it could go was not tried, so these runs cannot say which of the two leaves more room. Most
-# points are one seed.
+# points are one seed. (The table takes the best of the rates that have three.)
 #
 # At its best rate LoRA holds all in every batch size, so the second limit does not show here. That
 # does not refute it: this is one adapter with room to spare, on 250 random pairs, in one matrix,
@@ -680,7 +683,8 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
 
 # %% [markdown]
 # A bright cell says that two runs use the same directions. The number in each panel is that of the
-# top 8 of both. Every panel grows brighter to the right, since chance alone gives $j / 576$ there.
+# top 8 of both. To the right of it every panel grows brighter. Part of that is chance: random spans
+# have $j / 576$ there, 0.11 at $j = 64$.
 #
 # - **Reads.** The two runs started from different random `A`, and 24 steps moved each by about a
 #   third of its norm. So both are still mostly what was drawn, and share little more than chance.
@@ -746,13 +750,15 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # Two change what trains and how fast:
 #
 # - **LoRA+** (`create_loraplus_optimizer`) gives `B` a higher learning rate than `A`.
-# - **LoRA-FA** (`create_lorafa_optimizer`) freezes `A`.
+# - **LoRA-FA** (`create_lorafa_optimizer`) freezes `A`, so that it trains half as many numbers.
 #
 # One paper disputes their gains: *once each has its own best learning rate, all are within 1-2%*
 # (Lee et al., 2602.04998). How much of that can a laptop see? `benchmarks/variants.py` trains each
 # on `home`: 24 steps of 4 commands, r=16, $\alpha = 32$, fp32 (MiSS with as many parameters). With
-# the first seed it tries five rates half a decade apart. Two more seeds repeat the best one. All
-# else is PEFT's default, with a ratio of 16 in LoRA+.
+# the first seed it tries five rates half a decade apart. Two more seeds repeat the best one. (For
+# LoRA, rsLoRA, DoRA, PiSSA and OLoRA one of them also tried the rates on both sides, and the same
+# rate was best each time.) All else is PEFT's default. LoRA+ has a ratio of 16, and its `rate` is
+# that of `A`.
 
 # %% [markdown]
 # One question is left to you: when is a difference larger than chance? Seeds differ a lot. But a
@@ -840,13 +846,15 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # | DoRA | +0.4 ± 4 | PiSSA | +9 ± 7 |
 # | MiSS | +2 ± 6 | LoRA-FA | +17 ± 8 |
 #
-# None exceeds chance, and none is as large as what a seed is worth: plain LoRA itself goes from
-# 0.29 to 0.38. And at a single rank rsLoRA *is* plain LoRA with a larger $\alpha$. So its 5% is
-# what a finer grid of rates, and luck, can be worth.
+# Taken one by one, none exceeds chance, and none is as large as what a seed is worth: plain LoRA
+# itself goes from 0.29 to 0.38. And at a single rank rsLoRA *is* plain LoRA with a larger $\alpha$.
+# So its 5% is what a finer grid of rates, and luck, can be worth.
 #
 # These runs neither confirm nor refute "1-2%". With three seeds and such errors nothing below 7%
-# would be seen, and for LoRA-FA and PiSSA nothing below about 30%. Nor is one short task a verdict
-# on a method: the papers train longer, and larger models.
+# would be seen, and for LoRA-FA and PiSSA nothing below about 30%. Even the order of the rows is
+# open. `rank_sweep` has a few of these settings in bf16, with the same commands in another order,
+# and there PiSSA (at 0.001) is *ahead* of LoRA, by 0.02 and 0.004 in its two seeds. Nor is one
+# short task a verdict on a method: the papers train longer, and larger models.
 
 # %% [markdown]
 # Costs are easier to tell apart. Here are the seconds and the peak memory of a step, for four

@@ -15,9 +15,9 @@
 #
 # So far somebody wrote each answer down, and the model learned to say it. But the best answer is
 # often hard to write. It is easier to say which of two answers is better, and sometimes a program
-# can tell whether one is right. In this lab a model learns from that alone: first from pairs of its
-# own answers (DPO), then from a number for each answer that it samples (GRPO). Both use LoRA, and
-# both run on your CPU.
+# can tell whether one is right. In this lab a model learns from such judgements: first from pairs
+# of its own answers (DPO), then from a number for each answer that it samples (GRPO). Both use
+# LoRA, and both run on your CPU.
 #
 # LoRA fits here well. DPO compares a model with what it was before training, and in GRPO one
 # watches how far it has moved from there. Under an adapter that earlier model is still in memory.
@@ -113,7 +113,7 @@ check.logprobs(sequence_logprob)
 # say how good either is. Here a program ranks them: many instructions of `chat` name a constraint
 # ("in three bullets"), and the task has a verifier for it. The model answered each of these six
 # times. An answer that follows the constraint and one that does not make a pair.
-# (`benchmarks/preference_pairs.py` made the file.)
+# (`benchmarks/preference_pairs.py` made the file of pairs.)
 
 # %% tags=["experiment"]
 if lab.experiment("The model, and pairs of its answers", 5):
@@ -279,9 +279,9 @@ def step_down(loss, optimizer):
 
 
 # %%
-def train_dpo(model, batches, rate, reference_of=None, beta=0.1):
+def train_dpo(model, batches, rate, reference_of=None, beta=0.1, title="DPO on chat"):
     """DPO on batches of pairs; curves of the loss and of what either side has gained, in nats."""
-    optimizer, curves = adamw(model, rate), live.Curves("DPO on chat", len(batches))
+    optimizer, curves = adamw(model, rate), live.Curves(title, len(batches))
     reference_of = reference_of or reference_logprobs
     for batch in batches:
         with fast.layers(model):  # the same numbers, quicker on a CPU
@@ -299,6 +299,10 @@ def train_dpo(model, batches, rate, reference_of=None, beta=0.1):
 # How good is it? The verifier judges answers to 40 instructions that were never trained on. A
 # single sampled answer is a matter of luck, so each instruction is answered four times. The model
 # as it is follows about a quarter of the constraints.
+#
+# Panels will grow while it trains: the loss, and what the chosen and the rejected answers of each
+# batch have gained since the start, in nats. The faint line is each step, the strong one a running
+# mean.
 
 
 # %%
@@ -340,16 +344,17 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 80, needs=["8.1", "8.2", "
     guess_dpo.beside(100 * after.mean().item())
 
 # %% [markdown]
-# The loss fell. Did the answers get better? The share that follows its constraint has a standard
-# error of about 6 points here, both from the 40 instructions and from the luck of sampling: in
-# another draw of four answers the untrained model came to 21%. Beside that, DPO would look like a
-# success.
+# The loss fell. Did the answers get better? Each of the two shares has a standard error of about 6
+# points here. Most of it comes from the choice of the 40 instructions. The luck of sampling adds to
+# it: drawing the 160 answers anew moves a share of a quarter by up to 3.4 points (one standard
+# error). If the draw before training happens to be low, DPO looks like a success.
 #
 # So `benchmarks/preferences.py` took 16 answers to each instruction, and three seeds. From 25%
 # these settings gained 3, 6 and -6 points, each with a standard error of 3 to 4 over the
-# instructions. At a rate of 2e-4 they gained 4, 0 and 2 points, each ± 2 or 3. The means are 1 ± 4
-# and 2 ± 1. Perhaps that is a little, but with three seeds no gain is shown. To settle it, take
-# more instructions rather than more answers to each: they even out both kinds of luck.
+# instructions. At a rate of 2e-4 they gained 4, 0 and 2 points, each ± 2 or 3. The means over seeds
+# are 1 ± 4 points at 5e-4 and 2 ± 1 at 2e-4: there may be a small gain, but three seeds do not show
+# one. To settle it, take more instructions rather than more answers to each. More instructions even
+# out both kinds of luck.
 #
 # What the loss asks for is something else: the log-probabilities of the two sides should move
 # apart. Here are the panels `chosen` and `rejected` in one picture:
@@ -359,11 +364,11 @@ if lab.experiment("What either side has gained", 0, needs=["8.1", "8.2", "8.3"])
     display(plots.gained(dpo.values, plots.side_title(dpo.values)))
 
 # %% [markdown]
-# The two sides did move apart, and in every run of the file. (A title takes the last five steps.)
-# At 5e-4 the rejected answers lost 14 to 20 nats. The chosen ones lost 5 and 9 in two runs and
-# gained 1 in the third. So a margin that grows says that the pairs are told apart, and not yet that
-# new answers are better. And the model did learn to be brief: its answers to unseen instructions
-# shrank from 35 tokens to 14, 19 and 24.
+# The two sides did move apart, here and in every run of the file. (The numbers in the title are
+# means of the last five steps.) At 5e-4 the rejected answers lost 14 to 20 nats. The chosen ones
+# lost 5 and 9 in two runs and gained 1 in the third. So a margin that grows says that the pairs are
+# told apart, and not yet that new answers are better. And at this rate the model did learn to be
+# brief: its answers to unseen instructions shrank from 35 tokens to 14, 19 and 24.
 
 # %% [markdown]
 # ## Two runs that report no error
@@ -389,9 +394,9 @@ def moving(model, batch):
 # %% tags=["experiment"]
 if lab.experiment("Pairs swapped, and a reference that moves", 50, needs=["8.1", "8.2", "8.3"]):
     wrong = adapted(models.load()[0])
-    turned = train_dpo(wrong, [swapped(batch) for batch in batches[:8]], 5e-4)
+    turned = train_dpo(wrong, [swapped(batch) for batch in batches[:8]], 5e-4, title="DPO, swapped")
     share_wrong, _ = followed(wrong, unseen)
-    still = train_dpo(adapted(models.load()[0]), batches[:3], 5e-4, reference_of=moving)
+    still = train_dpo(adapted(models.load()[0]), batches[:3], 5e-4, moving, title="Reference moves")
     told = {"right pairs": dpo, "swapped pairs": turned, "moving reference": still}
     falling = {name: curves.values["loss"] for name, curves in told.items()}
     display(plots.losses(falling, plots.loss_title(falling)))
@@ -401,16 +406,17 @@ if lab.experiment("Pairs swapped, and a reference that moves", 50, needs=["8.1",
     display(plots.shares(shares, title))
 
 # %% [markdown]
-# With swapped pairs the loss falls, too. (A title takes the mean of the last three steps.) It
-# measures how well the model agrees with the pairs, whatever they say. Only something outside the
-# pairs can tell, here the verifier. And with 40 instructions even the verifier gives no more than a
-# hint: -8 points with an error of 4 when we ran it. So read a few pairs before you train on them.
+# With swapped pairs the loss falls, too. (The title compares means over the last three steps.) A
+# loss measures how well the model agrees with the pairs, whatever they say. Only something outside
+# the pairs can tell that they are wrong, here the verifier. And with 40 instructions even the
+# verifier gives no more than a hint: -8 points with a standard error of 4 when we ran it. So read a
+# few pairs before you train on them.
 #
 # Where the reference moves, policy and reference are the same at every step, and the loss stays at
 # $\log 2 = 0.69$ (the dotted line). The gradient is not zero: every pair pushes as hard as in the
 # first step, and nothing says when it is enough. A DPO loss that stays at 0.69 to the digit is a
-# bug. One that trembles about it may only need time: at 2e-4 the three runs of the file were
-# between 0.59 and 0.72 in their first twelve steps, and at 0.54 to 0.58 in the last five.
+# bug. One that wavers about it may only need time: at 2e-4 the three runs of the file were between
+# 0.59 and 0.72 in their first twelve steps, and their means over the last five were 0.54 to 0.58.
 
 # %% [markdown]
 # ## DPO with TRL
@@ -467,9 +473,10 @@ if lab.experiment("Two steps of TRL's DPOTrainer", 18, needs=["8.1", "8.2", "8.3
 #
 # "Better than the rest" is the *advantage*: the reward minus the group's mean, divided by the
 # group's standard deviation. If four answers earn 1, 0, 0 and 0, the first has an advantage of 1.5
-# and each of the others one of -0.5. If they earn 0.1, 0, 0 and 0, the advantages are the same: a
-# group whose rewards lie close together counts as much as one whose rewards lie far apart. (That is
-# disputed, as it makes a small difference large: "Dr. GRPO", 2503.20783, leaves the division out.)
+# and each of the others one of -0.5. If they earn 0.1, 0, 0 and 0, the advantages are practically
+# the same: a group whose rewards lie close together counts as much as one whose rewards lie far
+# apart. (That is disputed, as it makes a small difference large: "Dr. GRPO", 2503.20783, leaves the
+# division out.)
 #
 # ### Exercise 8.4 · `group_advantages`
 #
@@ -567,17 +574,18 @@ check.clipped(grpo_loss)
 
 # %% [markdown]
 # In the first step after sampling `logp` and `old_logp` are the same numbers, and each ratio is 1.
-# So the loss is minus the advantage of an average token: near zero, and zero but for rounding if
-# all answers have the same length. People see that and report a run that does not learn. But its
-# gradient is not zero. Watch the reward, not the loss.
+# So the loss is minus the mean advantage of the tokens. The advantages of a group add up to zero:
+# if all answers have the same length the loss is zero but for rounding, else it is mostly small.
+# People see that and report a run that does not learn. But its gradient is not zero. Watch the
+# reward, not the loss.
 
 # %% [markdown]
 # ## What is an answer worth?
 #
 # On `home` there is one right answer, and a program can tell. Suppose that it earns 1 and anything
-# else 0. Then in most groups all answers earn 0 in the beginning, and no advantage is left. So one
-# pays something for a part of the way. That is where the trouble begins: training finds whatever
-# earns more than it should.
+# else 0. As long as right answers are rare, many a group then has none and teaches nothing. So one
+# pays something for an answer that is partly right. That is where the trouble begins: training
+# finds whatever earns more than it should.
 #
 # ### Exercise 8.6 · `reward`
 #
@@ -662,10 +670,10 @@ if lab.experiment("A step without a warm start", 12, needs=["8.4", "8.5", "8.6"]
 
 # %% [markdown]
 # All answers earn nothing, so every advantage is zero, and so is the gradient. That is why the
-# model first sees some written answers, as in lab 3. Then its adapter is merged. The result is a
-# plain model without an adapter that answers some commands right: 17 of 100 unseen ones when we ran
-# it, at a mean reward of 0.40. From here on only the reward teaches. The new adapter is on top of
-# the merged model, so switching it off gives the start again.
+# model first sees some written answers, as in lab 3: 14 steps of 16. Then its adapter is merged.
+# The result is a plain model without an adapter that answers some commands right: 17 of 100 unseen
+# ones when we ran it, at a mean reward of 0.40. From here on only the reward teaches. GRPO trains a
+# new adapter on top of the merged model; switch that one off, and you have this start again.
 
 
 # %%
@@ -783,23 +791,23 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
     policy = adapted(start)
     grpo = train_grpo(policy, tasks.load("home").sort("intent"), reward, 10, 5e-4)
     scores["GRPO"] = marks(policy)
-    display(pd.DataFrame(scores).T)
+    display(pd.DataFrame(scores).T.round(2))
     guess_grpo.beside(scores["GRPO"]["exact"])
 
 # %% [markdown]
 # When we ran it, the mean reward on 100 unseen commands rose from 0.40 to 0.52, the right intents
 # from 42 to 63 and the exact answers from 17 to 32. Do not believe it yet: this seed is a lucky
-# one, as a file with more of them shows below. Even a seed is not one number. Another number of
-# threads rounds differently, and twelve steps from this seed came to 0.55 on one thread and to 0.48
-# on two.
+# one, as a file with more of them shows below. And even a seed does not fix the result. Another
+# number of threads rounds differently. Sooner or later another token is drawn, and from there on
+# the run is another one. So your numbers may differ from ours.
 #
 # Now the panels. The curve of `reward` begins lower than the table, since its answers are drawn at
 # temperature 1, and those of the table are greedy. `kl` is the KL from the start in nats a token,
 # and `tokens` the length of an answer. `equal` is the share of groups in which all answers earn the
-# same: their prompts taught nothing in that step. Early in a training all answers to such a prompt
-# fail, later all are right. Here few groups are of this kind. Long runs on a fixed set of prompts
-# have more and more of them, and learn less and less from a step. DAPO (2503.14476) leaves such
-# groups out and samples others.
+# same: their prompts taught nothing in that step. Early in a training such a group has usually
+# failed as a whole, later it is right as a whole. Here few groups are of this kind. Long runs on a
+# fixed set of prompts have more and more of them, and learn less and less from a step. DAPO
+# (2503.14476) leaves such groups out and samples others.
 
 # %% [markdown]
 # ### One sample, several steps
@@ -872,20 +880,21 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # same 100 commands, so what sets two runs of a rank apart is the luck of a seed: those of r=16
 # ended at 0.41, 0.46 and 0.53. `sem` is the standard error over the three seeds.
 #
-# All fifteen runs gained. At r=1 it was 0.08 ± 0.02. With three seeds chance alone makes up to 4.3
-# errors (lab 5), so these three would not prove it; but of nine runs with r=1, at three rates,
-# eight gained. One direction in each matrix is enough to learn something from rewards.
+# All fifteen runs gained. At r=1 the mean gain was 0.08 ± 0.02. With three seeds chance alone makes
+# up to 4.3 standard errors in 19 cases of 20 (lab 5), so these three would not prove a gain. But of
+# the nine runs with r=1, at three rates, eight gained. One direction in each matrix is enough to
+# learn something from rewards.
 #
 # Is it as much as 64 directions learn? These runs do not say. Seed by seed r=64 was ahead by 0.03 ±
-# 0.03, and 4.3 errors are 0.13, more than the whole gain. Schulman et al. find no difference, in
-# far longer runs.
+# 0.03. A lead would count only from 4.3 standard errors on: 0.13, more than any rank gained at
+# all. Schulman et al. find no difference, in far longer runs.
 
 # %% [markdown]
 # Now the right panel. The start had 17 exact answers of 100. After training the means are 16 to 20,
-# with errors of up to 6: the reward rose, and no rise of exact answers can be seen. What did rise
-# are the right intents, from 42 to between 45 and 65. A part of an answer earns something, and in
-# 12 steps that part was learned. The reward alone would not have told us. (Your own run above may
-# have found more exact answers, as seed 0 did here with every adapter.)
+# with standard errors of up to 6: the reward rose, and no rise of exact answers can be seen. What
+# did rise are the right intents, in every run: from 42 of 100 to between 45 and 65. An intent earns
+# a part of the reward, and in 12 steps that part was learned. The reward alone would not have told
+# us. (Your own run above may have found more exact answers, as seed 0 did here with every adapter.)
 #
 # Would another rate have taught more, or larger groups of answers?
 
@@ -904,12 +913,14 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 # more than 2e-5 gained, and three seeds cannot settle it.
 #
 # What the rate does change is how far the model goes for its gain. At r=16 the KL from the start
-# was 0.10 ± 0.02 nats a token at 2e-4 and 0.29 ± 0.01 at 5e-4, and the gain about the same. (The
-# 0.56 ± 0.31 of full fine-tuning at 5e-5 is one run that went as far as 1.2, beside 0.2 and 0.3.)
+# was 0.10 ± 0.02 nats a token at 2e-4 and 0.29 ± 0.01 at 5e-4, and the gain about the same. (In the
+# 0.56 ± 0.31 of full fine-tuning at 5e-5 one run went as far as 1.2. The other two are at 0.2 and
+# 0.3.)
 #
-# (The table has gains and not rewards, since there are two starts. The runs of the picture began at
-# 0.387, all others at 0.396, which is also the start with 17 exact answers. The 14 steps were the
-# same, rounded differently.)
+# Why gains and not rewards? The file has two starts: the same 14 steps, rounded differently. The
+# runs of the picture began at a reward of 0.387, the others of these two tables at 0.396. The 17
+# exact answers and the 42 intents are those of the second start. The file does not have the first
+# one's.
 #
 # The second table is about the size of a group. In groups of 4, 8 and 16 the same 64 answers a step
 # gained 0.04 ± 0.03, 0.08 ± 0.03 and 0.05 ± 0.02. That shows no difference either.
@@ -920,10 +931,11 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 # A reward needs no written answers. But suppose that you have some: what do they teach, from the
 # same start? And which of the two forgets more? Shenfeld et al. ("RL's Razor", 2509.04259) find
 # that at equal scores reinforcement learning forgets less, as it stays closer to where it started.
-# The file has runs with 4, 8 and 12 steps of 16 written answers each, at r=16 and a rate of 5e-4.
+# The runs with rewards took 12 steps of 64 answers, 768 in all. The file also has runs with 4, 8
+# and 12 steps of 16 written answers each, at a rate of 5e-4. All are at r=16.
 
 # %%
-guess_written = lab.predict("As good as 12 steps x 64 rewards: how many written answers?", None)
+guess_written = lab.predict("How many written answers teach as much as 768 rewarded ones?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Rewards and written answers, from the file", 0):
@@ -950,28 +962,28 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 # 5 exact answers of 100.
 
 # %% [markdown]
-# Nor did rewards forget less here. In those three rows everyday English got worse after rewards,
-# by a perplexity of 3.3, or of 1.0 at the lower rate, and not after written answers. The KL says
-# the same at the higher rate. At the lower one, 0.10 and 0.06 are too close for three seeds.
+# Did rewards forget less? Not here. In those three rows the perplexity of everyday English rose by
+# 3.3 after rewards, by 1.0 at the lower rate, and not after written answers. The KL says the same
+# at the higher rate. At the lower one, 0.10 and 0.06 are too close for three seeds.
 #
 # One reason is the number of steps. Adam's steps are about as large whatever the gradient is, and
-# rewards took 12 of them, written answers 4. But 12 steps of written answers came no further than
-# 0.11.
-# A likely second reason: at first a step of rewards is mostly noise, and noise moves a model, too.
+# rewards took 12 of them, written answers 4. But that is not all: 12 steps of written answers came
+# to a KL of 0.11, and as many of rewards at the same rate to 0.29. A likely second reason is that
+# at first a step of rewards is mostly noise, and noise moves a model, too.
 #
 # Does that contradict the paper? No. It trains larger models for longer, and compares the best of
 # many settings. (It also takes the KL on what the start would say; ours is on the new model's own
 # answers.) Here, too, a lower rate forgot less at the same score. But that rewards forget less is
 # no law that holds in every regime.
 #
-# So where somebody can write the answers, write them. Rewards are for what a program can judge and
-# nobody has written down.
+# So where somebody can write the answers, begin with them. Rewards are for what a program can judge
+# and nobody has written down.
 
 # %% [markdown]
 # ## A reward that can be hacked
 #
 # Some answers leave a key out. So somebody adds a little for each key that is named, "to make the
-# answers complete". With your `reward` that would not pay. With this one it does:
+# answers complete". Under your `reward` a needless key costs something. Under this one it pays:
 
 
 # %%
@@ -1001,7 +1013,7 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
         "tokens": "tokens an answer",
     }
     display(plots.paid(runs, panels, title))
-    display(table)
+    display(table.round(2))
     guess_keys.beside(table.loc["paid a bonus", "keys"])
 
 # %% [markdown]
@@ -1009,18 +1021,18 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
 # by the bonus, 32 answers a step. When we ran it, the bonus run's own reward rose from 0.60 to 0.78
 # in seven steps, which looks like success. The middle panel has what your reward says of the same
 # answers: it did not rise. And the answers grew. In the eighth step they had 28 tokens on average.
-# They are cut after 32, and JSON that is cut off earns nothing, not even the bonus: the pay itself
-# fell to 0.46 in that step. On unseen commands your reward fell from 0.40 to 0.15, one answer of
+# They are cut after 32, and JSON that is cut off earns nothing, not even the bonus. So even the pay
+# fell in that step, to 0.46. On unseen commands your reward fell from 0.40 to 0.15, one answer of
 # 100 was exact (17 at the start), and an answer named 3.7 keys instead of 2.5.
 
 # %% [markdown]
 # In this run part of the fall may come from the last step, where answers grew too long. Three
 # longer runs of the file, 12 steps of 64 answers, show the hack without that. All three were paid
-# about 0.8 in the end, up from 0.60, 0.65 and 0.72. They named more keys: 3.2, 3.2 and 3.7 an
-# answer, up from 2.5. Exact answers went from 17 to 4, 8 and none. Your reward, which pays for
-# parts, hardly shows it in two of them: they ended at 0.35, 0.39 and 0.28, from 0.39 or 0.40.
+# about 0.8 in the end, up from 0.65, 0.72 and 0.60. They named more keys, 3.2 to 3.7 an answer
+# instead of 2.5. Exact answers went from 17 to 4, 8 and none. Your reward, which also pays for
+# parts, shows less of it: from 0.39 or 0.40 it went to 0.35, 0.39 and 0.28.
 #
-# A KL in the loss, or an early stop, would limit the damage. The cause is the reward: pay for
+# A KL in the loss, or an early stop, can limit the damage. But the cause is the reward: pay for
 # nothing that you do not want.
 
 # %% [markdown]
@@ -1057,8 +1069,8 @@ if lab.experiment("Two steps of TRL's GRPOTrainer", 18, needs=["8.4", "8.5", "8.
 # %% [markdown]
 # Eight answers are one group of one command here, so the reward is that of a single prompt and
 # jumps about. `frac_reward_zero_std` is what our panels call `equal`. And the loss is the one of
-# your exercise: minus the advantage of an average token. It is not quite zero, since answers differ
-# in length.
+# your exercise: minus the mean advantage of the tokens. It is not zero, since answers differ in
+# length.
 
 # %% [markdown]
 # ### Exercise 8.7 · Quiz
@@ -1119,8 +1131,8 @@ check.quiz(quiz)
 #   nothing.
 # - The clip takes its gradient from a token that has moved far enough in the right direction, and
 #   never from one that has moved the wrong way.
-# - A model learns what the reward pays for: here the parts of an answer, before the whole. Read
-#   what it buys.
+# - A model learns what the reward pays for: here the parts of an answer, before the whole. So read
+#   the answers that earn most.
 # - Rank 1 learned from rewards. But in these short runs 64 written answers taught as much as 768
 #   rewarded ones, and forgot no more.
 

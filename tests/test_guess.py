@@ -69,6 +69,12 @@ def test_the_picture_grows_for_a_guess_nearby_and_not_for_a_wild_one():
     assert ax.texts[0].get_text() == "your guess: 500, off the picture"
 
 
+def test_bars_stay_on_zero_for_a_small_guess():
+    _, ax = picture()
+    guess.Guess("?", 0.2).draw(ax)
+    assert ax.get_ylim() == (0, 10)
+
+
 def test_on_a_logarithmic_axis_a_picture_grows_by_factors():
     for value, low in [(0.5, 0.01), (0.003, 0.003), (1e-7, 0.01), (0, 0.01)]:
         fig, ax = picture()

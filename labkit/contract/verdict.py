@@ -1,6 +1,7 @@
 """The verdict of a check: how it is reached, kept and said."""
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -140,6 +141,12 @@ def _named(fault, text, own):
     return f"{about[0]}{text[2:]}" if it else text
 
 
+def _head(message, own):
+    """The name that the first fault names first; None where it names none."""
+    said = re.findall(r"\w+", message.partition(AND)[0])
+    return next((word for word in said if word in own), None)
+
+
 def _say(session, exercise, names, verdict):
     """Keep the verdict and print it; a failure is raised. What was revealed stays revealed."""
     id, listed, (status, earned, message, note) = exercise["id"], ", ".join(names), verdict
@@ -151,8 +158,7 @@ def _say(session, exercise, names, verdict):
         print(f"○ {id} {listed}: not written yet{beside}")
         return
     if status == "failed":
-        head = next((name for name in NAMES[id] if message.startswith(name)), names[0])
-        raise CheckFailed(f"✗ {id} {head}: {message}")
+        raise CheckFailed(f"✗ {id} {_head(message, NAMES[id]) or names[0]}: {message}")
     if before == "revealed":
         beside += " (it was revealed, and earns no points)"
     print(f"✓ {id} {listed}: {note}{beside}")

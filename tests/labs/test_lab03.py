@@ -1726,4 +1726,4 @@ def test_the_table_of_forgetting_has_means_and_errors_of_seeds_at_one_loss():
     assert row["seeds"] == len(some) > 1
     assert row["perplexity +%"] == pytest.approx(100 * some.mean(), abs=0.06)
     error = 100 * some.std(ddof=1) / len(some) ** 0.5
-    assert row["± %"] == pytest.approx(error, abs=0.06)
+    assert row["± standard error"] == pytest.approx(error, abs=0.06)

@@ -290,9 +290,24 @@ def _ends_with_a_cut(rows, tokenizer, max_length):
     return told | {"truncated": whole}
 
 
+def _blank_looked_at_no_further(rows, tokenizer, max_length):
+    """A row that trains on nothing is never compared with others."""
+    told = audit(rows, tokenizer, max_length)
+    train = [row for row in rows if not audit([row], tokenizer, max_length)["trains_on_nothing"]]
+    return told | {"duplicates": audit(train, tokenizer, max_length)["duplicates"]}
+
+
+def _cut_behind_the_prompt(rows, tokenizer, max_length):
+    """The prompt is taken off first, and what is left is cut."""
+    told = audit(rows, tokenizer, 10**6)
+    return told | {"truncated": audit(rows, tokenizer, max_length)["truncated"]}
+
+
 AUDITS = [
+    (_blank_looked_at_no_further, "a row may have several faults"),
+    (_cut_behind_the_prompt, "is cut on the right, before its prompt is taken off"),
     (_audit(ids_of=_len_of_fields), "counts its fields"),
-    (_ends_with_a_cut, "counts in trains_on_nothing is looked at no further"),
+    (_ends_with_a_cut, "in trains_on_nothing is not looked at for truncated"),
     (_one_fault_a_row, "a row may have several faults"),
     (_audit(ids_of=_answer_by_itself), "render the whole conversation"),
     (_cut_on_the_left, "cut on the right"),
@@ -564,7 +579,12 @@ def _groups_whole(rows, share, seed):
     return [groups[prompt] for prompt in order[n:]], [groups[prompt] for prompt in order[:n]]
 
 
+_KEPT = functools.cache(random.Random)  # one for all calls with a seed
+
+
 SPLITS = [
+    (_split(chance=_KEPT), "a new one in each call"),
+    (_split(key=lambda row: folded(row["messages"][1]["content"])), "by their role"),
     (_by_last_turn, "that all end alike"),
     (_groups_whole, "extend() by a group"),
     (_split(key=_by_opening), "that all begin alike"),
@@ -589,8 +609,8 @@ SPLITS = [
     (_split(chance=_Global), "random numbers, which all share"),
     (_split(turned=True), "turned round"),
     (_split(size=lambda rows, groups, share: 20), "the share is not used"),
-    (_split(size=lambda rows, groups, share: share * len(groups)), "misses it"),
-    (_by_coin, "misses it"),
+    (_split(size=lambda rows, groups, share: share * len(groups)), "taken for that of the rows"),
+    (_by_coin, "a coin for each misses it"),
     (_by_count_of_prompts, "here a part of the prompts"),
     (_split(size=lambda rows, groups, share: (1 - share) * len(rows)), "the training side's"),
     (_by_own_hash, "another run of Python"),
@@ -708,6 +728,10 @@ ROWS = [
     (lambda w, n: w.reshape(n, 2, 32, -1).transpose(1, 2).reshape(w.shape), "sizes from w"),
     (lambda w, n: rotary_rows(w, n).tolist(), "a list"),
     (_columns_moved, "the columns move"),
+    (
+        lambda w, n: w.reshape(n, 2, -1, w.shape[0]).transpose(1, 2).reshape(w.shape),
+        "d_out stands where the columns belong",
+    ),
     (_as_if_square, "need not be square"),
     (lambda w, n: None, "None"),
     (lambda w, n: w.copy_(rotary_rows(w, n)), "changes its input w"),
@@ -831,7 +855,17 @@ def _q8_added(w):
     return d.half(), half_away(blocks / d[:, None]).to(torch.int8)
 
 
+def _q8_above(low):
+    def wrong(w):
+        blocks = w.float().reshape(-1, 32)
+        d = blocks.abs().amax(1) / 127
+        return d.half(), half_away(blocks / d.clamp_min(low)[:, None]).to(torch.int8)
+
+    return wrong
+
+
 EIGHTS = [
+    *[(_q8_above(low), f"kept above {low:.0g} here") for low in (1e-3, 1e-5, 1e-6)],
     (_q8(rounded=lambda x: x.sign() * x.abs().ceil()), "away from 0, whatever the fraction"),
     (_q8_added, "a block of zeros has scale 1e-05"),
     (_q8(rounded=lambda x: half_away(x).abs()), "the sign is lost"),
@@ -1587,7 +1621,13 @@ def _first_lines(model, prompts, adapter_names):
     return [text.split("\n")[0] for text in route(model, prompts, adapter_names)]
 
 
+def _sorted_pairs(model, prompts, adapter_names):
+    names, prompts = zip(*sorted(zip(adapter_names, prompts, strict=True)), strict=True)
+    return route(model, list(prompts), list(names))
+
+
 ROUTES = [
+    (_sorted_pairs, "the answers are in another order"),
     (_first_lines, "only the first line of an answer is left"),
     (_left_to_the_model, "has to be told do_sample=False"),
     (_with_roles, "add nothing to them"),

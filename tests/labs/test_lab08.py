@@ -1064,7 +1064,7 @@ WRONG_REWARDS = [
     (lambda a, w: None, "is `return` missing?"),
     (lambda a, w: round(reward(a, w)), ("part of the way", "each right key")),
     (lambda a, w: min(reward(a, w), 0.9), "wanted 1"),
-    (lambda a, w: reward_by_f1(a, w) if read(a) != {} else 1 / 0, "ZeroDivisionError"),
+    (lambda a, w: reward_by_f1(a, w) if read(a) != {} else 1 / 0, "a JSON object without keys"),
     (
         lambda a, w: sum(x == y for x, y in zip(a, w, strict=False)) / max(len(a), len(w)),
         "no JSON object",

@@ -250,7 +250,10 @@ def _tokens(model, tokenizer, ids, losses):
     joined = _losses(model, torch.cat(ids))
     yield "the texts are joined, so each reads the one before", joined.mean()
     still = [_losses(model, i, shift=0) for i in ids]
-    yield "logits at position t predict token t + 1", torch.cat(still).mean()
+    for first in (0, 1):  # whether the first token counts
+        shifted = torch.cat([x[first:] for x in still])
+        yield "logits at position t predict token t + 1", shifted.mean()
+        yield "logits at position t predict token t + 1", shifted.sum() / sum(map(len, losses))
     told = "averaged over the vocabulary; the loss is that of the text's own tokens"
     yield told, torch.cat([_of_all(model, i) for i in ids]).mean()
     twice = [_losses(model, i, shift=2) for i in ids if len(i) > 2]

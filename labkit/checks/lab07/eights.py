@@ -40,6 +40,7 @@ def matrices(rng):
         "blocks whose largest weight is negative": low,
         "a block whose scale is 1, weights halfway between two codes": tie,
         "tiny weights, whose scale loses digits in fp16": randn(3, 64, rng=rng) * 1e-4,
+        "tiny weights, whose scale is hardly more than 0": randn(2, 64, rng=rng) * 2e-5,
         "a matrix in bf16": randn(4, 64, rng=rng).bfloat16(),
     }
 
@@ -231,6 +232,7 @@ def _code_guesses(w, wanted, exact, fine, rough, tied):
             (exact + 0.5).trunc()
         ),
         "ceil of |x| + 0.5 is one too far from 0: floor": exact.sign() * (exact.abs() + 0.5).ceil(),
+        **_clamped(blocks, fine),
         "a code is its weight *divided* by the scale, and no weight again": away(blocks * fine),
         "these are weights over the largest, from -1 to 1: a code has 127 times that": (
             away(exact / 127)
@@ -242,6 +244,12 @@ def _code_guesses(w, wanted, exact, fine, rough, tied):
             bytes_of(w.float().T.contiguous())[1].float() if w.shape[0] % BLOCK == 0 else None
         ),
     }
+
+
+def _clamped(blocks, fine):
+    told = "the scale is kept above {:.0g} here, and smaller ones exist: divide where it is not 0"
+    lows = [low for low in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8) if low > fine.max()]
+    return {told.format(low): away(blocks / low) for low in lows}
 
 
 def away(x):

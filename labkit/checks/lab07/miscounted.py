@@ -115,9 +115,8 @@ def _nothing(n):
     return {
         opened: lambda f: f.prompt - 1 >= n or f.blank,
         "a blank answer teaches to say nothing: strip() it": lambda f: f.prompt >= n,
-        "rows are cut on the right: behind a prompt of max_length tokens no label is left": (
-            lambda f: f.blank
-        ),
+        "the whole row is cut on the right, before its prompt is taken off: behind a prompt of "
+        "max_length tokens no label is left": (lambda f: f.blank),
         "the prompt is all messages but the last, earlier answers among them": (
             lambda f: f.opening >= n or f.blank
         ),
@@ -141,12 +140,8 @@ def _no_end(n):
         return f.prompt < n and not f.blank
 
     return {
-        "each turn of the prompt has an end token, too: look for it behind the prompt alone": (
-            lambda f: something(f) and f.ends[0] >= n
-        ),
-        "look for the end among ids[len(prompt):max_length], what the cut on the right leaves": (
-            lambda f: False
-        ),
+        "look for the end in ids[len(prompt):max_length], what the cut leaves of the answer: "
+        "each turn of the prompt has an end token, too": lambda f: False,
         "a row that trains on nothing counts there alone: here it has no end as well": (
             lambda f: f.prompt >= n or f.ends[-1] >= n
         ),

@@ -138,6 +138,10 @@ def _parted_by(train, test):
     }
     differ = [[text for text, of in parts.items() if of(r) != of(s)] for r, s in pairs]
     if [] in differ:
+        if all("user" in (r[0]["role"], s[0]["role"]) for r, s in pairs):
+            return (
+                "find the user's messages by their role: not all rows begin with a system message"
+            )
         return "rows with one prompt go to one side, all of them, whatever is answered"
     alone = [text for text in parts if [text] in differ]
     return "; ".join(alone or min(differ, key=len))
@@ -182,11 +186,12 @@ def _expect_share(split, rows):
         hint = f"{hint}, so they are turned round, or it is taken for the training side's"
     elif max(size for *_, size in sizes) - min(size for *_, size in sizes) <= largest:
         hint = "the share is not used"
+    elif all(abs(size - part_of * different) <= largest for _, part_of, size in sizes):
+        hint = f"{hint}, and the number of the prompts is taken for that of the rows"
     elif max(map(abs, prompts)) <= 1.01 / different:
         hint = f"{hint}, and here a part of the prompts: add group after group until it is full"
     else:
-        hint = f"{hint}: add group after group until it is full; a coin for each, or a count of "
-        hint += "prompts, misses it"
+        hint = f"{hint}: add group after group until it is full; a coin for each misses it"
     raise CheckFailed(f"{told}; {hint}")
 
 
@@ -195,7 +200,8 @@ def _expect_same(split, rows, first, rng):
     call = "split(rows, 0.25, seed=3)"
     again = _sides(split, rows, 0.25, 3, call)
     told = f"{call} gives other test rows the second time"
-    expect(_bag(again[1]) == _bag(first[1]), f"{told}; all chance comes from random.Random(seed)")
+    hint = "all chance comes from random.Random(seed), a new one in each call"
+    expect(_bag(again[1]) == _bag(first[1]), f"{told}; {hint}")
     other = _sides(split, rows, 0.25, 3, call, salt="another run")
     told = f"{call} gives other test rows in another run of Python"
     hint = "hash() of a text changes from run to run: hashlib.sha256 does not"
@@ -205,6 +211,7 @@ def _expect_same(split, rows, first, rng):
         moved = _sides(split, [rows[i] for i in order], 0.25, 3, call)
         told = f"{call} gives other test rows when the file is in another order"
         hint = (
-            "sort the prompts before you shuffle them; a set has no order, nor has a dict of rows"
+            "sort the prompts themselves before you shuffle them, and nothing else decides: a set "
         )
+        hint += "has no order, and ties keep the file's"
         expect(_bag(moved[1]) == _bag(first[1]), f"{told}; {hint}")

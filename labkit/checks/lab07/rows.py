@@ -141,6 +141,9 @@ def _guesses(w, n_heads):
         "columns are counted as places of a half: its shape is (n_heads, 2, half, columns)": (
             w.reshape(n_heads, 2, -1).transpose(1, 2).reshape(w.shape)
         ),
+        "d_out stands where the columns belong: reshape(n_heads, 2, half, columns)": _by_rows(
+            w, n_heads
+        ),
         "the columns move; of q and k the rows are a head's dimensions": _columns(w, n_heads),
         "the rows of each head are turned round": w.reshape(n_heads, head, -1)
         .flip(1)
@@ -151,6 +154,11 @@ def _guesses(w, n_heads):
 def _by_size(w, n_heads):
     size = 2 * n_heads if n_heads % 2 else n_heads
     return wanted_rows(w, len(w) // size) if len(w) % size == 0 and size > 1 else w
+
+
+def _by_rows(w, n_heads):
+    fits = w.numel() % (2 * n_heads * len(w)) == 0
+    return w.reshape(n_heads, 2, -1, len(w)).transpose(1, 2).reshape(w.shape) if fits else w
 
 
 def _columns(w, n_heads):

@@ -12,19 +12,25 @@ from safetensors.torch import save
 from labkit.labs.lab07.fleet import ADAPTERS, NEW_TOKENS, tiny_served
 
 
-@functools.cache
 def answered_alone(seed, prompts, adapter_names):
     """Each prompt's answer by itself, greedy, with its own adapter ("__base__" for none)."""
-    model = tiny_served(seed).eval()
-    texts = []
-    for prompt, name in zip(prompts, adapter_names, strict=True):
-        if name == "__base__":
-            with model.disable_adapter():
-                texts += answered(model, [prompt])
-        else:
-            model.set_adapter(name)
-            texts += answered(model, [prompt])
-    return texts
+    pairs = zip(prompts, adapter_names, strict=True)
+    return [_answer_alone(seed, prompt, name) for prompt, name in pairs]
+
+
+@functools.lru_cache(256)
+def _answer_alone(seed, prompt, name):
+    model = _served(seed)
+    if name == "__base__":
+        with model.disable_adapter():
+            return answered(model, [prompt])[0]
+    model.set_adapter(name)
+    return answered(model, [prompt])[0]
+
+
+@functools.lru_cache(1)
+def _served(seed):
+    return tiny_served(seed).eval()
 
 
 @functools.cache

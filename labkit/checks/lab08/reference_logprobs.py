@@ -106,7 +106,7 @@ def _expect_as_before(changed, call, training):
 
 def _mode(training):
     if training:
-        return "the model evaluates, and it was training: put its mode back"
+        return "the model evaluates, and it was training: put back the mode from before eval()"
     return "the model trains, and it was evaluating: put back the mode that it had"
 
 

@@ -14,6 +14,7 @@ KEYS = (
 )  # fmt: skip
 NUMBERS = ("brightness", "temperature", "volume_level", "hours", "minutes", "seconds")
 RAISES = "a model says all sorts of things: for what is no JSON object it is 0"
+EMPTY = "{} is a JSON object without keys: none is right, so it is 0"
 
 
 def drawn(rng, n):
@@ -69,7 +70,8 @@ class _Asked:
     def __call__(self, answer, what):
         said = answer if isinstance(answer, str) else text(answer)
         call = f"reward of {what}, {_short(said)} for {self.wanted}"
-        got = ask(call, self.reward, said, self.wanted, hint=RAISES)
+        hint = RAISES if isinstance(answer, str) else "" if answer else EMPTY
+        got = ask(call, self.reward, said, self.wanted, hint=hint)
         truth = f"{call} gave {kind_of(got)}, wanted a float from 0 to 1"
         expect(type(got) is not bool, truth)
         expect_kind(got, call)

@@ -86,36 +86,37 @@ def spectra(real, random):
     fig, axes = figure(len(real), width=8.4, height=3.2, sharey=True)
     tops = []
     for ax, (name, s) in zip(axes, real.items(), strict=True):
-        for values, colour, style in ((random[name], GREY, "--"), (s, GREEN, "-")):
-            ax.plot(values / np.linalg.norm(values), color=colour, ls=style)
-        tops.append(f"{name} {s[0] / random[name][0] * _norm(random[name]) / _norm(s):.1f}x")
+        chance, trained = (values / np.linalg.norm(values) for values in (random[name], s))
+        ax.plot(chance, color=GREY, ls="--")
+        ax.plot(trained, color=GREEN)
+        tops.append(f"{name} {trained[0] / chance[0]:.1f}×")
         ax.set_title(name, fontsize=10.5, weight="normal")
-        ax.set(yscale="log", xlabel="position", ylim=(1e-4, 0.5))
+        ax.set(yscale="log", xlabel="position", ylim=(5e-4, 0.3))
     axes[0].set_ylabel("singular value / |W|")
     axes[0].text(310, 0.06, "random", color=GREY)
     axes[0].text(25, 0.2, "trained", color=GREEN)
-    return headed(fig, "Largest singular value, relative to a random matrix:\n" + ", ".join(tops))
+    told = "Block 15, largest singular value over that of a random matrix:"
+    return headed(fig, f"{told}\n{', '.join(tops)}")
 
 
-def _norm(s):
-    return np.linalg.norm(s)
-
-
-def rank_strips(panels, title, guess=None):
-    """Dots by kind of projection, an axis a panel; a guess is of the first.
+def rank_strips(panels, title, guess=None, top=None):
+    """Dots by kind of projection, an axis a panel, up to `top`; a guess is of the first.
 
     `panels` maps an axis label to {series: {kind: values}}; a series of one value a kind is
-    drawn as a dash.
+    drawn as a dash. The title is of the first panel, the others have their medians above them.
     """
     fig, axes = figure(len(panels), width=8.4, height=3.6, squeeze=False)
     for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
         for name, kinds in series.items():
             _dots(ax, kinds, *LOOKS[name])
-        room = 0.5 * len(panels)  # for the names, and for a guess beside them
-        if guess and guess.value is not None and ax is axes[0][0]:
-            room *= 3
-        ax.set(ylabel=label, ylim=(0, None), xlim=(-0.6, len(kinds) + room))
+        guessed = ax is axes[0][0] and guess and guess.value is not None
+        room = (1.5 if guessed else 0.5) * len(panels)  # for names, and for a guess beside them
+        ax.set(ylabel=label, ylim=(0, top), xlim=(-0.6, len(kinds) + room))
         _name_at_last(ax, series)
+    for ax, series in zip(axes[0][1:], list(panels.values())[1:], strict=True):
+        medians = [np.median(np.concatenate(list(kinds.values()))) for kinds in series.values()]
+        told = [f"{m:.{int(m < 10)}f} {name}" for m, name in zip(medians, series, strict=True)]
+        ax.set_title(f"median: {', '.join(told)}", fontsize=10.5, weight="normal")
     if guess:
         guess.draw(axes[0][0])
     return headed(fig, title)
@@ -124,7 +125,8 @@ def rank_strips(panels, title, guess=None):
 def _name_at_last(ax, series):
     """The name of each series beside its last kind; none lies over another."""
     last = {name: np.median(list(kinds.values())[-1]) for name, kinds in series.items()}
-    gap, below = 0.07 * ax.get_ylim()[1], -np.inf
+    gap = 0.07 * ax.get_ylim()[1]
+    below = -gap / 2  # none lies over the axis
     for name, height in sorted(last.items(), key=lambda item: item[1]):
         below = max(height, below + gap)
         style = {"color": LOOKS[name][0], "va": "center", "textcoords": "offset points"}
@@ -179,13 +181,12 @@ def parts_of_update(parts):
         for place, value in zip(y + shift, values, strict=True):
             ax.text(max(value, 0) + 1, place, f"{value:.0f}% {name}", va="center", color=colour)
     ax.set_yticks(y, list(parts))
-    low = min(0, *(100 * gain for _, gain in parts.values()))
-    ax.set(xlim=(low, 122), xlabel="share of the full update")
+    gains = [gain for _, gain in parts.values()]
+    ax.set(xlim=(100 * min(0, *gains), 122), xlabel="share of the full update")
     _in_percent(ax.xaxis)
     ax.grid(axis="y", visible=False)
-    gains = [gain for _, gain in parts.values()]
     told = f"Gain: {gains[0]:.0%} by directions 1 to 8, {gains[1]:.0%} by 9 to 16,"
-    return headed(fig, f"{told}\n{gains[-1]:.0%} by 8 random ones as large as 1 to 8")
+    return headed(fig, f"{told}\n{gains[-1]:.0%} by 8 random inputs as large as 1 to 8")
 
 
 def ways_of_rank_8(results, n):
@@ -208,6 +209,7 @@ def ways_of_rank_8(results, n):
     axes[1].set_xlim(0, max(30, 125 * (shares + errors).max()))
     _in_percent(axes[1].xaxis)
     axes[0].set_yticks(y, list(results))
+    axes[1].tick_params(axis="y", left=False)
     for ax in axes:
         ax.grid(axis="y", visible=False)
     full, cut, trained = losses
@@ -218,13 +220,13 @@ def ways_of_rank_8(results, n):
 def two_optimizers(spectra, ranks, title):
     """Singular values of one update by optimizer, and the rank for 90% of the energy of many.
 
-    `spectra` maps an optimizer to an array, `ranks` to {kind: values}.
+    `spectra` maps an optimizer to an array (of q_proj in block 15), `ranks` to {kind: values}.
     """
     fig, axes = figure(2, width=8.4, height=3.6, width_ratios=(1, 1.4))
     for name, s in spectra.items():
         colour, x = LOOKS[name][0], np.arange(1, len(s) + 1)
         axes[0].plot(x, s / np.linalg.norm(s), color=colour, label=name)
-    axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position, in one matrix")
+    axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position (q of block 15)")
     axes[0].set_ylabel("singular value / |update|")
     axes[0].legend(loc="lower left")
     for name, kinds in ranks.items():
@@ -250,7 +252,7 @@ def learned_factors(errors, bound, A_learned, A_svd):
         ax.imshow(np.abs(mine @ other.T), cmap="Blues", vmin=0, vmax=1)
         ax.set(xticks=[], yticks=[], xlabel=f"|cosine| with {name}\n(white 0, dark blue 1)")
     axes[1].set_ylabel("rows of the learned A")
-    told = f"The learned product ends at {errors[-1]:.3f}, the bound is {bound:.3f};"
+    told = f"The learned product's error ends at {errors[-1]:.3f}, the bound is {bound:.3f};"
     return headed(fig, f"{told}\neach learned row is a mixture of the SVD's")
 
 
@@ -271,19 +273,20 @@ def intruders_by_size(sizes, grown, trained, n_directions):
     for at in (1, -1):  # a small size and the largest
         found = ", ".join(f"{way} {values[at]}" for way, values in grown.items())
         told.append(f"at {sizes[at]:.0%} of |W0|: {found}")
-    ax.set_title("Intruders " + ";\n".join(told))
+    ax.set_title("Intruders of updates " + ";\n".join(told))
     return fig
 
 
 def intrinsic(dims, accuracies, full, d90):
     """Accuracy against dimension; the last three map the number of parameters D to their values."""
     fig, ax = figure(height=3.7)
-    styles = zip((BLUE, ORANGE), "os", ((-8, 10), (10, -14)), ("right", "left"), strict=True)
+    looks = (BLUE, "o", (-8, 10), "right", 0), (ORANGE, "s", (10, -14), "left", 4)
     spot = len(dims) // 2
-    for D, (colour, marker, shift, side) in zip(accuracies, styles, strict=True):
+    for D, (colour, marker, shift, side, offset) in zip(accuracies, looks, strict=True):
         values = accuracies[D]
         ax.plot(dims, values, color=colour, marker=marker, ms=5)
-        ax.plot([d90[D]] * 2, [0, values[dims.index(d90[D])]], color=colour, ls="--", lw=1.2)
+        dashes = {"ls": (offset, (4, 4)), "lw": 1.2}  # which take turns where two lines are one
+        ax.plot([d90[D]] * 2, [0, values[dims.index(d90[D])]], color=colour, **dashes)
         where = {"xytext": shift, "textcoords": "offset points", "ha": side}
         ax.annotate(f"D = {D:,}", (dims[spot], values[spot]), color=colour, **where)
     level = 0.9 * np.mean(list(full.values()))
@@ -292,6 +295,6 @@ def intrinsic(dims, accuracies, full, d90):
     ax.set(xscale="log", xlabel="dimension d of the subspace", ylabel="accuracy", ylim=(0, 1.03))
     ax.set_xticks(dims, [str(d) for d in dims])
     ax.minorticks_off()
-    texts = [f"d = {d} of {D:,}" for D, d in d90.items()]
-    ax.set_title(f"90% of full training: {' and '.join(texts)}")
+    texts = [f"d = {d} at D = {D:,}" for D, d in d90.items()]
+    ax.set_title(f"90% of full training: {', '.join(texts)}")
     return fig

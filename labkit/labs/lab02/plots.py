@@ -31,12 +31,6 @@ def _box(ax, x, y, width, height, colour, label=""):
     ax.text(x + width / 2, y + height / 2, label, ha="center", va="center", color="white")
 
 
-def _draw_guess(ax, guess):
-    """The guess, in bars that keep standing on zero when it is a small one."""
-    guess.draw(ax)
-    ax.set_ylim(bottom=0)
-
-
 def first_gradients(norms):
     """Gradient norms of A and B in the first steps; `norms` maps each name to a list."""
     fig, ax = figure(height=2.8)
@@ -66,7 +60,7 @@ def right_answers(counts, n, guess):
     ax.grid(axis="x", visible=False)
     first, *_, last = [pair[0] for pair in counts.values()]
     ax.set_title(f"Right to the letter: {first} of {n} before, {last} after")
-    _draw_guess(ax, guess)
+    guess.draw(ax)
     return fig
 
 
@@ -86,7 +80,7 @@ def loss_by_the_clock(curves):
         ax.plot(*end, "o", color=colour)
         how |= {"ha": "right", "va": "top"}
         ax.annotate(f"{len(curve.losses)} steps", end, (4, -7), **how)
-    ax.set(xlabel="seconds", ylabel="training loss (nats a token)", yscale="log")
+    ax.set(xlabel="seconds", ylabel="training loss, running mean\n(nats a token)", yscale="log")
     ax.margins(y=0.12)
     _plain_log(ax.yaxis)
     ax.set_xlim(0, 1.03 * max(seconds))
@@ -119,7 +113,7 @@ def step_shares(shares, guess):
     ax.set_xlim(-0.6, len(shares) - 0.1)
     title = f"LoRA has {percent[1]:.0f}% of the arithmetic and takes {percent[-1]:.0f}% of the time"
     ax.set_title(title)
-    _draw_guess(ax, guess)
+    guess.draw(ax)
     return fig
 
 
@@ -149,7 +143,7 @@ def memory(held, peaks, guess):
         f"Between steps LoRA holds {between} GB, full fine-tuning {full_between};\n"
         f"at the peak {peak} and {full_peak}, which is {floor[1]:.0f}%"
     )
-    _draw_guess(ax, guess)
+    guess.draw(ax)
     return fig
 
 
@@ -169,7 +163,7 @@ def merge_rounding(gaps):
     ax.set_xticks(powers, [f"$10^{{{power}}}$" for power in powers])
     ax.set(xlabel="|difference of a logit|", ylabel="share of the logits", yticks=[])
     text = ", ".join(f"{value:.2g} ({name})" for name, value in typical.items())
-    ax.set_title(f"Typical distance from the unmerged fp32 model:\n{text}")
+    ax.set_title(f"Median distance from the unmerged fp32 model:\n{text}")
     return fig
 
 
@@ -189,7 +183,7 @@ def undone(left, guess):
     ax.set(ylabel="% of weights changed", ylim=(0, high), xlim=(-0.5, len(left)))
     name = next(iter(left))
     ax.set_title(f"Merged and undone in {name}, {percent[0]:.2g}% of the weights come back wrong")
-    _draw_guess(ax, guess)
+    guess.draw(ax)
     return fig
 
 

@@ -32,7 +32,6 @@ def trained_shares(rows):
     how = {"textcoords": "offset points", "va": "center", "color": INK, "bbox": PAPER}
     for y, share in zip(places, shares, strict=True):
         ax.annotate(f"{share:.2%}", (100 * share, y), (10, 0), **how)
-    ax.axvline(1, color=INK, ls=":", lw=1, zorder=0)
     ax.set(xscale="log", xlim=(0.05, 20), xlabel="trainable parameters, % of the model (log)")
     ax.set_xticks([0.1, 1, 10], ["0.1%", "1%", "10%"])
     ax.set_yticks(places, labels)
@@ -150,7 +149,7 @@ def forgetting(runs, live, guess):
     stars = [ways.index(way) for way in live]
     ax.plot(list(live.values()), stars, "*", color=PALETTE[1], ms=13, label="measured just now")
     ax.axvline(base, color=INK, ls=":", lw=1)
-    ax.text(base, len(ways) - 0.45, " base", color=INK, va="top")
+    ax.text(base, -0.45, " base", color=INK, va="bottom")
     ax.set_yticks(range(len(ways)), ways)
     ax.set(xlabel="perplexity, everyday English", ylim=(-0.5, len(ways) - 0.4))
     fig.legend(loc="outside lower center", ncols=3, fontsize=9)
@@ -160,7 +159,8 @@ def forgetting(runs, live, guess):
     told = f"At equal task loss perplexity has risen by {low:.0f} to {high:.0f}%:\n"
     told += f"methods differ by {high - low:.0f} points, seeds of one by up to {seeds:.0f}"
     ax.set_title(told)
-    guess.draw(ax, "x")
+    if name := guess.draw(ax, "x"):  # above the dots, on the side that has room
+        name.set(rotation=0, ha="left" if guess.value < np.mean(ax.get_xlim()) else "right")
     return fig
 
 

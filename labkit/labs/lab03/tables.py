@@ -17,7 +17,7 @@ def forgotten(runs):
 
 
 def by_way(runs):
-    """Means over seeds for each way of training; `±` is the standard error of `rise`, in %."""
+    """Means over seeds for each way of training; the standard error is that of `rise`, in %."""
     groups = forgotten(runs).groupby("way", sort=False)
     table = groups.agg(
         seeds=("seed", "size"),
@@ -28,5 +28,5 @@ def by_way(runs):
         change=("change", "mean"),
         intruders=("intruders", "mean"),
     )
-    names = {"rise": "perplexity +%", "error": "± %", "change": "|ΔW| / |W|"}
+    names = {"rise": "perplexity +%", "error": "± standard error", "change": "|ΔW| / |W|"}
     return table.round({"steps": 1, "rise": 1, "error": 1, "change": 4}).rename(columns=names)

@@ -65,10 +65,10 @@ def confusion(table, title):
     ax.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     for (y, x), n in np.ndenumerate(values):
         if n:
-            ax.text(x, y, n, ha="center", va="center", color="white" if shares[y, x] > 0.5 else INK)
+            ax.text(x, y, n, ha="center", va="center", color="white" if shares[y, x] > 0.6 else INK)
     ax.set_xticks(range(len(table.columns)), table.columns, rotation=35, ha="right")
     ax.set_yticks(range(len(table)), table.index)
-    ax.set(xlabel="group of the answer", ylabel="group of the ticket")
+    ax.set(xlabel="group of the answer (colour: share of a row)", ylabel="group of the ticket")
     ax.grid(visible=False)
     ax.set_title(title)
     return fig
@@ -114,7 +114,8 @@ def capacity(runs, bits_each, guess):
     ax.set_ylim(0.8 * runs["bits"].min(), 1.6 * bits_each * runs["n"].max())
     told = "; ".join(f"{n:,} pairs: {rank}" for n, rank in needed.items())
     ax.set_title(f"The lowest rank that gets 9 of 10 values right:\n{told}")
-    guess.draw(ax, "x")
+    if name := guess.draw(ax, "x"):
+        name.set(y=0.01, va="bottom")  # at the top it would lie over the lines
     return fig
 
 

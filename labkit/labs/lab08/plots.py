@@ -6,6 +6,8 @@ from matplotlib.ticker import MaxNLocator
 from labkit.plots import INK, PALETTE, figure, headed, smooth, traced
 
 CHOSEN, REJECTED = PALETTE[1:3]  # as in the panels that grow, where the loss has the first colour
+RUNS = [PALETTE[0], PALETTE[3], PALETTE[4]]  # of DPO: as it should be, then those that are not
+BEFORE = "#999999"  # the model that no run has trained yet
 
 
 def gained(values, title):
@@ -13,8 +15,8 @@ def gained(values, title):
     fig, ax = figure(height=3.2)
     for colour, name in ((CHOSEN, "chosen"), (REJECTED, "rejected")):
         told = values[name]
-        traced(ax, told, colour)
-        ax.annotate(f" {name}", (len(told), smooth(told)[-1]), color=colour, va="center")
+        traced(ax, told, colour, 0.6)  # as in the panels that grow
+        ax.annotate(f" {name}", (len(told), smooth(told, 0.6)[-1]), color=colour, va="center")
     ax.axhline(0, color=INK, lw=0.8)
     ax.set(xlabel="step", ylabel="log-probability gained, nats", xlim=(1, 1.18 * len(told)))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -25,15 +27,16 @@ def gained(values, title):
 def shares(groups, title, guess=None):
     """A row a name: percent of constraints followed, ± two standard errors; `{name: (n,)}`."""
     fig, ax = figure(height=0.55 * len(groups) + 1.2)
-    places, names = np.arange(len(groups))[::-1], []
-    for y, colour, (name, hits) in zip(places, PALETTE, groups.items(), strict=False):
+    places, names, furthest = np.arange(len(groups))[::-1], [], 50
+    for y, colour, (name, hits) in zip(places, [BEFORE, *RUNS], groups.items(), strict=False):
         hits = 100 * np.asarray(hits)
         mean, error = hits.mean(), hits.std(ddof=1) / len(hits) ** 0.5
         ax.barh(y, mean, xerr=2 * error, color=colour, alpha=0.6, height=0.6, ecolor=INK)
         names.append(f"{name}: {mean:.0f}%")
+        furthest = max(furthest, mean + 2 * error + 5)
     ax.set_yticks(places, names)
     label = f"constraints followed, % ± two standard errors, {len(hits)} instructions"
-    ax.set(xlabel=label, xlim=(0, 100))
+    ax.set(xlabel=label, xlim=(0, min(100, furthest)))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
     if guess:
@@ -48,7 +51,7 @@ def losses(runs, title):
     """
     fig, ax = figure(height=3.2)
     last = sorted(map(len, runs.values()))[-2]
-    for colour, (name, told) in zip(PALETTE, runs.items(), strict=False):
+    for colour, (name, told) in zip(RUNS, runs.items(), strict=False):
         traced(ax, told[:last], colour, 0.6, label=name, marker="o", ms=4)
     ax.legend(fontsize=9, loc="lower left")
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
@@ -102,9 +105,8 @@ def side_title(values):
 
 def hack_title(values, rewards):
     """What a hacked run was paid, and the honest reward on unseen commands; `rewards` by name."""
-    own = (
-        f"Paid {np.mean(values['reward'][:2]):.2f} at first and {max(values['reward']):.2f} at best"
-    )
+    first, best = np.mean(values["reward"][:2]), max(values["reward"])
+    own = f"Paid a bonus: {first:.2f} at first, {best:.2f} at best"
     before, after = rewards["warm start"], rewards["paid a bonus"]
     return f"{own};\nyour reward on unseen commands: {before:.2f} before, {after:.2f} after"
 
@@ -112,20 +114,23 @@ def hack_title(values, rewards):
 def by_rank(runs, start, title):
     """Reward and exact answers on unseen commands for each rank, a dot a seed, a line a mean.
 
-    `runs` has rows of measured/rewards.csv; rank 0 is full fine-tuning. `start` is the pair before.
+    `runs` has rows of measured/rewards.csv; rank 0 is full fine-tuning, in a colour of its own.
+    `start` is the pair before.
     """
     fig, axes = figure(2, width=9.0, height=3.2)
     ranks = sorted(set(runs["rank"]), key=lambda rank: rank or 1e9)
     told = {"reward": ("reward on unseen commands", 1), "exact": ("exact answers of 100", 100)}
     for ax, before, (column, (label, times)) in zip(axes, start, told.items(), strict=True):
-        for x, (rank, colour) in enumerate(zip(ranks, PALETTE, strict=False)):
+        for x, rank in enumerate(ranks):
+            colour = PALETTE[0 if rank else 2]
             part = times * runs.loc[runs["rank"] == rank, column]
             ax.plot(np.full(len(part), x), part, "o", color=colour, ms=8, alpha=0.7)
             ax.hlines(part.mean(), x - 0.3, x + 0.3, color=colour, lw=2.5)
         ax.axhline(before, color=INK, lw=0.8, ls=":")
         ax.annotate("start", (len(ranks) - 0.6, before), va="bottom", color=INK)
         ax.set_xticks(range(len(ranks)), [f"r={rank}" if rank else "full" for rank in ranks])
-        ax.set(ylabel=label, ylim=(0, 1.15 * times * runs[column].max()), xlim=(-0.5, len(ranks)))
+        ax.margins(y=0.12)
+        ax.set(ylabel=label, xlim=(-0.5, len(ranks)))
         ax.set_xlabel("rank; a dot a seed, a line their mean")
     return headed(fig, title)
 
@@ -144,18 +149,24 @@ def rank_title(runs, start):
 def at_score(written, rewarded, title):
     """Two panels: KL from the start, and perplexity of everyday English, against the reward.
 
-    Both have rows of measured/rewards.csv, a dot each; written answers with 0 steps are the start.
+    Both have rows of measured/rewards.csv, a dot each; written answers with 0 steps are the start,
+    the others have their steps beside them.
     """
     start, written = written[written["steps"] == 0], written[written["steps"] > 0]
     groups = [(f"rewards, rate {short(rate)}", part) for rate, part in by_rate(rewarded)]
-    groups += [("written answers", written), ("start", start)]
+    few, many = written["steps"].agg(["min", "max"])
+    groups += [(f"written answers, {few} to {many} steps", written), ("start", start)]
     looks = [("o", PALETTE[0]), ("s", PALETTE[5]), ("D", PALETTE[1]), ("X", INK)]
     fig, axes = figure(2, width=9.0, height=3.4)
     told = {"kl": "KL from the start, nats a token", "perplexity": "perplexity, everyday English"}
     for ax, (column, label) in zip(axes, told.items(), strict=True):
         for (mark, colour), (name, runs) in zip(looks, groups, strict=True):
             ax.plot(runs["reward"], runs[column], mark, color=colour, ms=7, alpha=0.8, label=name)
+        for steps, x, y in written[["steps", "reward", column]].itertuples(index=False):
+            beside = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right"}
+            ax.annotate(f"{steps:.0f}", (x, y), **beside, va="center", fontsize=8)
         ax.set(xlabel="reward on unseen commands", ylabel=label)
+        ax.margins(x=0.08)
     axes[0].set_ylim(-0.02, 1.15 * rewarded["kl"].max())
     axes[1].legend(fontsize=9, loc="upper right")
     return headed(fig, title)
