@@ -907,15 +907,15 @@ if lab.experiment("Other rates and other groups, from the file", 0):
     display(groups["gain"].agg(["mean", "sem", "count"]).round(2))
 
 # %% [markdown]
-# A row of the first table is a rank and a rate; `count` says how many seeds were run. For r=1 and
-# r=16 no rate is ahead by more than chance. For full fine-tuning the rate of the picture may have
-# been too low: 5e-5 gained 0.09 ± 0.02, as much as the adapters. Seed by seed that is 0.03 ± 0.03
-# more than 2e-5 gained, and three seeds cannot settle it.
+# A row of the first table is a rank and a rate; `count` is the number of seeds. For r=1 and r=16 no
+# rate is ahead by more than chance. For full fine-tuning the rate of the picture may have been too
+# low: 5e-5 gained 0.09 ± 0.02, as much as the adapters. Seed by seed that is 0.03 ± 0.03 more than
+# 2e-5 gained, and three seeds cannot settle it.
 #
-# What the rate does change is how far the model goes for its gain. At r=16 the KL from the start
-# was 0.10 ± 0.02 nats a token at 2e-4 and 0.29 ± 0.01 at 5e-4, and the gain about the same. (In the
-# 0.56 ± 0.31 of full fine-tuning at 5e-5 one run went as far as 1.2. The other two are at 0.2 and
-# 0.3.)
+# What the rate can change is how far the model goes for its gain. At r=16 the KL from the start was
+# 0.10 ± 0.02 nats a token at 2e-4 and 0.29 ± 0.01 at 5e-4, and the gain about the same. It does not
+# simply grow with the rate: at 1e-3 it was 0.24 ± 0.02. (In the 0.56 ± 0.31 of full fine-tuning at
+# 5e-5 one run went as far as 1.2. The other two are at 0.2 and 0.3.)
 #
 # Why gains and not rewards? The file has two starts: the same 14 steps, rounded differently. The
 # runs of the picture began at a reward of 0.387, the others of these two tables at 0.396. The 17
