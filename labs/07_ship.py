@@ -88,8 +88,8 @@ if lab.experiment("The file, opened", 1):
 #
 # Count five faults in rows of `messages`, and return a dict of five ints. What does a row train on?
 # As in lab 3, its prompt is all messages but the last, with the generation prompt. Take the ids of
-# the whole conversation and cut them on the right at `max_length`, as trainers do unless told
-# otherwise. Leave out as many at the front as the prompt has. The rest is learned.
+# the whole conversation and cut them on the right at `max_length`, as TRL's trainer does. Leave out
+# as many at the front as the prompt has. The rest is learned.
 #
 # - `bad_roles`: good roles are a system message or none, then user and assistant in turn, the user
 #   first and the assistant last. A row with other roles counts here **and nowhere else**;
@@ -211,9 +211,14 @@ if lab.experiment("The file, audited", 0, needs=["7.1"]):
 # leave them all out.
 
 # %% [markdown]
-# One thing no count shows: some rows have no system message. SmolLM2's template then writes one of
-# its own ("You are a helpful AI assistant named SmolLM ..."), and the model would train on two
-# kinds of prompts. The next cell gives those rows the message that the others have.
+# Two things none of these counts shows. Six of our questions have two answers each, which differ in
+# the time. A model that gives one of them is wrong by the other, and only somebody from the office
+# could say which one holds. Here the twelve rows stay. (`labkit data` finds such rows in a file of
+# yours.)
+#
+# And some rows have no system message. SmolLM2's template then writes one of its own ("You are a
+# helpful AI assistant named SmolLM ..."), and the model would train on two kinds of prompts. The
+# next cell gives those rows the message that the others have.
 
 
 # %%
@@ -395,9 +400,9 @@ if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"
 
 # %% [markdown]
 # When we ran it (40 steps of 8 rows, seed 0), 21 of 36 answers were right, and 22 in another run.
-# In that one trade and room were right in all the others, and only the time was wrong. The nearest
-# row got 2, since its room is seldom the one asked about. With its rule for rooms it got 24. So a
-# look-up does as well as our training, as far as 36 rows can tell.
+# There the other 14 had trade and room right, too: only the time was wrong. The nearest row got 2,
+# since its room is seldom the one asked about. With its rule for rooms it got 24. So a look-up does
+# as well as our training, as far as 36 rows can tell.
 #
 # Why? The questions of our test rows are new, but the problems are not. The file has 36 kinds of
 # them, such as a dripping tap, and each test row's kind stands in a training row, too, with another
@@ -503,9 +508,9 @@ if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"
 # messages, and compare them with those of training. Further down we do.
 #
 # In the last two rows the prompt is right. There many answers begin as they should, and the model
-# goes on after them. Lab 3 told of a training with a chat template in which the missing label did
-# no harm (25 steps on `home`): the model had learned to stop before. Here, after 40 steps on other
-# rows, it no longer does.
+# goes on after them. Lab 3 told of a training with a chat template in which every answer came to an
+# end without that label, some after a second JSON object (25 steps on `home`): the model had
+# learned to stop before. Here, after 40 steps on other rows, it no longer does.
 
 # %% [markdown]
 # ## One file for other programs
@@ -598,7 +603,7 @@ check.writes_q8(q8_0)
 # compare its model with the one that was trained, both in fp32, at the tokens of the held-out
 # answers. An answer counts as right where each of its tokens is the likeliest one. A fourth model
 # is what an engine would make of a file without exercise 7.3: the same numbers, turned in other
-# pairs.
+# pairs. (This one is not rounded to bf16, which would change next to nothing.)
 
 
 # %%
@@ -656,8 +661,9 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 # The file shrinks to a third, and with each step the KL from the model that was trained grows. In
 # two runs (40 steps, seed 0, 36 held-out rows) it was 3e-6 nats a token in bf16, 6e-5 and 7e-5 in
 # Q8_0, and 0.02 in Q4_0. Counted in this way, 21 answers were right before, in both runs. In bf16
-# they were 21 or 22, in Q8_0 21, and in Q4_0 18 or 19. A difference of one to three rows is within
-# the error. So the score alone would have told nothing about the grids.
+# they were 21 or 22, in Q8_0 21, and in Q4_0 18 or 19. A difference of one to three rows is less
+# than twice its error ($\sqrt{b + c}$ from above), so the score alone would have told nothing about
+# the grids.
 #
 # With the rows not moved KL was 2, and no answer was right. Such a file has the right size, the
 # right names and the right numbers, and it is useless. No field in it says in which order its rows
@@ -878,8 +884,8 @@ if lab.experiment("A mixed batch, in one layer", 1, needs=["7.6"]):
 # thread, and on two it was quicker from 16 rows on. Both ways multiply the same numbers. But
 # `A[index]` copies a pair of factors for every row: for 64 rows of this layer that is 1.2 million
 # numbers to write and read again. On a GPU (not run here) the loop is the worse one. A product of
-# one row keeps a small part of the chip busy, and the next one waits for it. Engines want neither:
-# one product for all rows, and no copies. So they have a kernel of their own for it.
+# one row keeps a small part of the chip busy, and the next one waits for it. Engines want one
+# product for all rows, and without the copies. So they have a kernel of their own for it.
 
 # %% [markdown]
 # ## A real engine
@@ -960,11 +966,11 @@ if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"])
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)). To save time an engine keeps the keys
 # and values of prompts that it has read, for the next prompt that begins alike. They depend on the
 # adapter. If it finds them by their tokens alone, one customer's request goes on from another's
-# keys and values. Our 60 could hardly show it: each customer has a system message of its own, so
-# their prompts part after a few tokens. With the llama.cpp of this environment we could not provoke
-# it: one prompt, asked eight times through two adapters in turn, had the right answer each time (on
-# a tiny model). `server.choosing` sends `cache_prompt: false` all the same. Then each prompt is
-# read anew, which takes time and changes nothing else.
+# keys and values. Our 60 could not show it: `server.choosing` sends `cache_prompt: false` with each
+# request, so every prompt is read anew. That takes time and changes nothing else. With the cache on
+# we could not provoke the fault in the llama.cpp of this environment (a tiny model, one slot). One
+# prompt of 84 tokens, asked eight times through two adapters in turn, was read anew each time, and
+# the answers were right. Asked again through the same adapter, 83 came from the cache.
 
 # %% [markdown]
 # ### What does it cost to stay apart?
@@ -993,8 +999,9 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # %% [markdown]
 # Each prompt is read anew here, as those of new customers are. Eight requests of one adapter share
 # a batch. Whether mixed ones do depends on the engine. llama.cpp puts only requests with the same
-# adapters into one batch, so mixed ones take turns. In our runs they had between a third and
-# two thirds of the merged model's speed. One adapter apart had at least five sixths of it.
+# adapters into one batch, so mixed ones take turns. In our runs, on quiet machines and on busy
+# ones, they had between a third and four fifths of the merged model's speed. One adapter apart had
+# at least four fifths of it.
 #
 # An engine with a batched product such as yours need not take turns. vLLM has one: on a GPU a
 # kernel after Punica, on a CPU plain PyTorch, much like your `batched_lora`, copies included. Eight
@@ -1094,7 +1101,7 @@ check.quiz(quiz)
 #   learning would get.
 # - A GGUF contains weights, tokenizer and template. For Llama's family the rows of q and k move. A
 #   grid is blocks with a scale, and KL measures what it costs.
-# - Beside its base an adapter is a small file and an index. Engines serve it by name.
+# - Beside its base an adapter is a small file and an index. A request says which one it wants.
 # - Compare ids first, answers second.
 
 # %%

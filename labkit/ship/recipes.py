@@ -54,7 +54,7 @@ def llama_server(gguf: str | Path, adapters: Mapping[str, str | Path]) -> str:
     parts = [f"llama-server -m {gguf} --jinja"]
     # its cache of prompts does not know adapters (ggml-org/llama.cpp issue 26207)
     parts += ["--lora-init-without-apply", "--no-cache-prompt"] if adapters else []
-    parts += [f"--lora {path}" for path in adapters.values()]
+    parts += ["--lora " + ",".join(map(str, adapters.values()))] if adapters else []
     return " \\\n    ".join(parts)
 
 

@@ -29,7 +29,8 @@ def faults(counts, n, left_out, guess):
     label = f"rows of {n} with this fault; one row may have several"
     fig, ax = _bars(bars, colours, label, list(bars.values()))
     headed(fig, f"{left_out} of {n} rows are not fit to train on")
-    guess.draw(ax, "x")
+    if name := guess.draw(ax, "x"):
+        name.set(y=0.33, va="center")  # beside the shorter bars
     return fig
 
 
@@ -45,8 +46,17 @@ def leaks(leaked, guess):
     first, second = shares.values()
     title = f"{first:.0f}% of the coin's test rows ask what a training row asks,\n"
     headed(fig, f"{title}{second:.0f}% of those that your split chose")
-    guess.draw(ax, "x")
+    if name := guess.draw(ax, "x"):
+        _laid(name, ax, 0.22)
     return fig
+
+
+def _laid(name, ax, y):
+    """A guess's name along a row or gap without bars, on the side of its line that has room."""
+    low, high = ax.get_xlim()
+    name.set(y=y, va="center", rotation=0)
+    if name.get_position()[0] < (low + high) / 2:
+        name.set(ha="left", text=f"  {name.get_text()}")
 
 
 def _with_errors(ax, shares, n, begun=None):
@@ -97,7 +107,8 @@ def asked(ways, n, guess):
     if firsts[most] > values[most]:
         title += f";\n{most}: {firsts[most]:.0f}% begin right, {values[most]:.0f}% stop there"
     headed(fig, title)
-    guess.draw(ax, "x")
+    if name := guess.draw(ax, "x"):
+        _laid(name, ax, 0.375)  # below the way that it is about
     return fig
 
 
@@ -133,7 +144,8 @@ def files(made, exact, n, guess):
         ax.set_ylim(-0.6, len(names) - 0.4)
         ax.grid(axis="y", visible=False)
     headed(fig, _of_files(made))
-    guess.draw(right, "x")
+    if name := guess.draw(right, "x"):
+        _laid(name, right, 0.26)
     return fig
 
 
