@@ -700,12 +700,12 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 # `route` answers a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch.
 # PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:
 # greedy, at most 48 new tokens, without the prompt and without special tokens. Prompts come ready
-# to tokenize, of any length and with special tokens in them, as chat templates write them; the
-# tokenizer is `model.tokenizer`. Do not rely on the state in which you get the model or the
-# tokenizer, and leave both as they were: the active adapter, training mode, padding side and all
-# else.
+# to tokenize, of any length, as chat templates write them: all special tokens are in them, also the
+# first one, if the model has one. The tokenizer is `model.tokenizer`. Do not rely on the state in
+# which you get the model or the tokenizer, and leave both as they were: the active adapter,
+# training mode, padding side and all else.
 #
-# Four things can go wrong in `route`. Try first; open one at a time.
+# Five things can go wrong in `route`. Try first; open one at a time.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -727,6 +727,12 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 #
 # Still not those of the prompts alone? The model reads the padding unless something tells it not
 # to, and one token can be padding in one place and the end of a turn in another.
+# </details>
+#
+# <details><summary>Hint 5</summary>
+#
+# All right here, and not with Llama's tokenizer? It adds a first token to any text, and a text from
+# a chat template has one already.
 # </details>
 
 

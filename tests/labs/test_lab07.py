@@ -1120,9 +1120,8 @@ def swap_by_layers(model, adapter_name):
 
 
 def _batch(model, prompts, side="left", **kwargs):
-    return model.tokenizer(
-        list(prompts), return_tensors="pt", padding=True, padding_side=side, **kwargs
-    )
+    kwargs |= {"return_tensors": "pt", "padding": True, "padding_side": side}
+    return model.tokenizer(list(prompts), **{"add_special_tokens": False} | kwargs)
 
 
 def back(route):
@@ -1179,7 +1178,7 @@ def route_recalled(model, prompts, adapter_names):
 def route_by_side(model, prompts, adapter_names):
     tokenizer = model.tokenizer
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    batch = tokenizer(prompts, padding=True, return_tensors="pt")
+    batch = tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
     tokenizer.padding_side = side
     with torch.inference_mode():
         out = model.generate(
@@ -1207,7 +1206,8 @@ def route_on_a_copy_of_the_tokenizer(model, prompts, adapter_names):
     """The model is large, its tokenizer is not."""
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
-    batch = tokenizer(prompts, padding="longest", return_tensors="pt")
+    ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    batch = tokenizer.pad({"input_ids": ids}, padding="longest", return_tensors="pt")
     out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
     new = out[:, batch["input_ids"].size(1) :].tolist()
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
@@ -1227,7 +1227,7 @@ def route_with_config(model, prompts, adapter_names):
     """The settings in a GenerationConfig, the padding by hand."""
     from transformers import GenerationConfig
 
-    ids = [model.tokenizer(p)["input_ids"] for p in prompts]
+    ids = [model.tokenizer.convert_tokens_to_ids(model.tokenizer.tokenize(p)) for p in prompts]
     n, pad = max(map(len, ids)), model.tokenizer.pad_token_id
     batch = {
         "input_ids": torch.tensor([[pad] * (n - len(x)) + x for x in ids]),
@@ -1621,12 +1621,20 @@ def _first_lines(model, prompts, adapter_names):
     return [text.split("\n")[0] for text in route(model, prompts, adapter_names)]
 
 
+@back
+def _starts_doubled(model, prompts, adapter_names):
+    batch = _batch(model, prompts, add_special_tokens=True)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    return _cut(model, out, batch["input_ids"].shape[1])
+
+
 def _sorted_pairs(model, prompts, adapter_names):
     names, prompts = zip(*sorted(zip(adapter_names, prompts, strict=True)), strict=True)
     return route(model, list(prompts), list(names))
 
 
 ROUTES = [
+    (_starts_doubled, "the first token stands twice"),
     (_sorted_pairs, "the answers are in another order"),
     (_first_lines, "only the first line of an answer is left"),
     (_left_to_the_model, "has to be told do_sample=False"),
@@ -1640,7 +1648,7 @@ ROUTES = [
     (_route(names=lambda names: sorted(names, reverse=True)), "are in another order"),
     (_dropout_off_for_good, "dropout is 0.0, it was 0.5"),
     (_prompts_sorted_alone, "sorted without their names"),
-    (_prompt_replaced, "a part of the prompt stands before"),
+    (_prompt_replaced, "the prompts are part of the answers"),
     (_larger_model, "len(tokenizer) is"),
     (_route(min_new_tokens=48), "min_new_tokens=48"),
     (_route(eos_token_id=None), "goes on after its end token"),

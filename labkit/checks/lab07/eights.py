@@ -119,6 +119,8 @@ def _expect_scales(q8_0, what, w):
     at = int((scales.double() - wanted.double()).abs().argmax())
     told = f"scale {at} is {scales[at].item():.6g}, wanted {wanted[at].item():.6g}"
     told += f": a 127th of {top[at].item():.4g}, the largest size in its block"
+    low = "the weights themselves are divided in bf16; convert them first, w.float()"
+    expect(w.dtype != torch.bfloat16 or not _in_own_dtype(scales, w), f"{call}: {low}")
     ratios = (scales.double() / wanted.double())[wanted > 0]
     near = named and _near(scales, wanted.float())
     even = len(ratios) and (ratios - ratios[0]).abs().max() < 2e-3 * ratios[0].abs()
@@ -128,6 +130,10 @@ def _expect_scales(q8_0, what, w):
         told += f"{127 / factor:.4g}, wanted over 127"
     hint = "right but for rounding: divide in fp32, and round to fp16 once" if near else ""
     raise CheckFailed(f"{call}: {told}{'; ' * bool(hint)}{hint}", bare=not near)
+
+
+def _in_own_dtype(scales, w):
+    return torch.equal(scales, (w.reshape(-1, BLOCK).abs().amax(1) / 127).half())
 
 
 def _scale_guesses(w, blocks, top):

@@ -129,7 +129,7 @@ def _nothing(n):
         "an answer that has lost its end still trains: it counts as no_end": (
             lambda f: f.ends[-1] >= n or f.blank
         ),
-        "only an answer without a letter is blank here: strip() it": (
+        "an answer of blanks alone is blank, too: strip() it": (
             lambda f: f.prompt >= n or not f.texts[-1]
         ),
     }

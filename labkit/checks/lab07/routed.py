@@ -14,13 +14,14 @@ LENGTHS = (5, 14, 3, 600, 7, 2)
 
 
 def asked(rng):
-    """A seed and prompts, of which some hold the end of a turn, as chat templates write it.
+    """A seed and prompts, with a first token and some with the end of a turn, as templates write.
 
     Some answers of the model of that seed end by themselves and others not: the limit has to show.
     Some have several lines, and no prompt has.
     """
     words = [tiny.words(rng, n).replace(fleet.ENDS_A_LINE, "hall").split() for n in LENGTHS]
-    prompts = tuple(" ".join([*w[:2], "<end>", *w[2:]] if len(w) > 4 else w) for w in words)
+    turns = ([*w[:2], "<end>", *w[2:]] if len(w) > 4 else w for w in words)
+    prompts = tuple(" ".join(["<start>", *turn]) for turn in turns)
     for _ in range(20):
         seed = draw(1, 10**6 - 1, rng)
         alone = served.answered_alone(seed, prompts, NAMES)
@@ -142,6 +143,8 @@ def expect_routed(route, seed, prompts):
         expect(
             not any("<end>" in t for t in texts), f"{call}: special tokens in the answers: {hint}"
         )
+    hint = "the prompt has it, and the tokenizer adds one: add_special_tokens=False"
+    expect(not got["twice"], f"{call}: the first token stands twice; {hint}")
     _expect_texts([t.replace("<end>", " ") for t in texts], got, seed, prompts, call)
 
 
@@ -218,7 +221,7 @@ def _expect_length(mine, wanted, call):
 def _route_guesses(seed, prompts, wanted):
     """`(message, function that gives the texts)` of the misconceptions."""
     alone, together = served.answered_alone, served.answered_together
-    plain = [" ".join(p.replace("<end>", " ").split()) for p in prompts]
+    plain = [" ".join(w for w in p.split() if w not in ("<start>", "<end>")) for p in prompts]
     whole = [f"{p} {w}" for p, w in zip(plain, wanted, strict=True)]
     yield "the prompts are part of the answers: cut the first n tokens off", lambda: whole
     hint = "special tokens vanish in decoding, so cut the prompt off before it, by tokens"

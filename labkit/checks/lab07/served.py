@@ -51,7 +51,8 @@ def masks(batch, pad):
 @torch.no_grad()
 def answered(model, prompts, adapter_names=None, side="left", mask="tokenizer's"):
     """Greedy answers to a batch, without the prompts."""
-    batch = model.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side=side)
+    padded = {"return_tensors": "pt", "padding": True, "padding_side": side}
+    batch = model.tokenizer(list(prompts), **padded, add_special_tokens=False)
     ids = batch["input_ids"]
     extra = {} if adapter_names is None else {"adapter_names": adapter_names}
     out = model.generate(

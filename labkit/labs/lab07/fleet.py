@@ -46,15 +46,19 @@ def tiny_served(seed, brief=False):
     """A tiny Llama with three adapters, `home` active, and its tokenizer as `model.tokenizer`.
 
     It is left as a trainer would leave it: in training mode, with dropout, set to sample. With
-    `brief`, the weights of `tickets` are in bf16.
+    `brief`, the weights of `tickets` are in bf16. As Llama's, the tokenizer puts a <start> first.
     """
     from peft import LoraConfig, get_peft_model
-    from tokenizers import decoders
+    from tokenizers import decoders, processors
 
     base, tokenizer = tiny.language_model(seed)
     lines = decoders.Replace(ENDS_A_LINE, f"{ENDS_A_LINE}\n")
     tokenizer.backend_tokenizer.decoder = decoders.Sequence(
         [decoders.WordPiece(cleanup=False), lines]
+    )
+    first = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first[0]} $A", special_tokens=[first]
     )
     head = base.lm_head.weight.data
     for odd, a, b in ((tokenizer.unk_token_id, 2, 3), (tokenizer.bos_token_id, 4, 5)):
@@ -120,18 +124,23 @@ def swapped(swap_cost, seed, name):
 def routed(route, seed, prompts, adapter_names, training=True):
     """What `route` returns, and how: the largest batch and length seen, generate's options.
 
-    The model is in training mode, or in that of evaluation.
+    The model is in training mode, or in that of evaluation. `twice` tells whether a row had two
+    first tokens.
 
     `changed` tells what it changed of the tokenizer and the settings of generation. The adapter
     that is active is neither the first nor the last to answer.
     """
     model, sizes, options = tiny_served(seed).train(training), [(0, 0)], {}
-    modes = set()  # of the model, at each pass
+    modes, starts = set(), set()  # of the model, at each pass; whether a row has two first tokens
     model.set_adapter("sweet-home")
     base, tokenizer = model.get_base_model(), model.tokenizer
     embedding = model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[:2])))
     embedding.register_forward_pre_hook(lambda *_: modes.add(base.training))
+    first = tokenizer.bos_token_id
+    embedding.register_forward_pre_hook(
+        lambda _, inputs: starts.add(((inputs[0] == first).sum(-1) > 1).any().item())
+    )
     base.generate = _noting(base, options)
     _forbid_copies(model)
     before, size = _settings(base, tokenizer), len(tokenizer)
@@ -150,6 +159,7 @@ def routed(route, seed, prompts, adapter_names, training=True):
         "longest": max(tokens for _, tokens in sizes),
         "options": options,
         "trained": True in modes,
+        "twice": True in starts,
         "changed": {what: [was, now[what]] for what, was in before.items() if was != now[what]},
     }
 
