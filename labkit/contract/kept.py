@@ -6,7 +6,7 @@ A check makes no list of inputs that it compares: every call goes through here.
 import contextlib
 from collections.abc import Iterator
 
-NEW = "make a new one, with no *=, no [...] = and no inplace=True on it"
+NEW = "make a new one, with no += or *=, no [...] = and no inplace=True on it"
 
 
 def changes(before: object, after: object, name: str) -> list[str]:

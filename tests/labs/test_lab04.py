@@ -1205,7 +1205,7 @@ BLOCKS = [
     (_with(cut=False), _drops_absmax, "cut the padding off"),
     (_with(cut=False), _drops_absmax, "absmax is missing"),
     (_sixteen, dequantize_blockwise, "compute in fp32"),
-    (_sixteen_absmax, dequantize_blockwise, "absmax of quantize_blockwise of w (8, 64) is in bf"),
+    (_sixteen_absmax, dequantize_blockwise, "absmax of quantize_blockwise of w (64, 64) is in bf"),
     (_w_in_place, dequantize_blockwise, "changes its input w"),
     (_with(clamp=1.0), dequantize_blockwise, "guard against a zero"),
     (_plus_a_hundredth, dequantize_blockwise, "guard against a zero"),
@@ -1607,6 +1607,11 @@ def _state(model):
     return sum(t.numel() * (1 + (t.dtype == torch.uint8)) for t in model.state_dict().values())
 
 
+def _packed_or_trained(model):
+    some = [p for p in model.parameters() if p.dtype == torch.uint8 or p.requires_grad]
+    return sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in some)
+
+
 CONFIGS = [
     (qlora_config, _each(lambda p: 2 - (p.dtype == torch.uint8)), "the other way round: it is"),
     (
@@ -1668,6 +1673,7 @@ CONFIGS = [
     (qlora_config, _total, "numel() counts bytes"),
     (qlora_config, lambda m: 2 * _total(m), "not packed"),
     (qlora_config, _tied_twice, "one tensor"),
+    (qlora_config, _packed_or_trained, "what is frozen and not packed counts, too"),
     (
         qlora_config,
         lambda m: 2 * sum(p.numel() for p in m.parameters() if p.dtype == torch.uint8),

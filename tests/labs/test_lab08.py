@@ -271,6 +271,7 @@ WRONG_DPO = [
     (margin_of(lambda pc, pr, rc, rr: pc - rc), "the rejected answer does not count"),
     (margin_of(lambda pc, pr, rc, rr: (pc - rc).exp() - (pr - rr).exp()), "turned into ratios"),
     (margin_of(lambda pc, pr, rc, rr: pc / rc - pr / rr), "logarithms are divided"),
+    (margin_of(lambda pc, pr, rc, rr: pc - pr - rc - rr), "take it from that answer first"),
     (margin_of(lambda pc, pr, rc, rr: pc - pr - rc), "the rejected answer has no reference"),
     (margin_of(lambda pc, pr, rc, rr: pc - rc + pr - rr), "both answers are added up"),
     (lambda pc, pr, rc, rr, beta: -F.logsigmoid(pc - rc - pr + rr).mean(), "beta is missing"),
@@ -1033,6 +1034,13 @@ def mostly_intent(answer, wanted):
     return 0.5 * same(said.get("intent"), goal["intent"]) + 0.5 * reward(answer, wanted)
 
 
+def of_keys(answer, wanted):
+    """Shares of keys, of whatever is read: a list of dicts, too."""
+    said, goal = json.loads(answer), json.loads(wanted)
+    keys = set(said) | set(goal)
+    return sum(same(said.get(key), goal.get(key)) for key in keys) / len(keys)
+
+
 WRONG_REWARDS = [
     (mostly_intent, "naming every key pays"),
     (lambda answer, wanted: float(answer == wanted), "compare what json.loads gives"),
@@ -1047,6 +1055,7 @@ WRONG_REWARDS = [
     (paid(right=lambda said, goal: len(said.keys() & goal.keys())), "a key alone is worth nothing"),
     (paid(right=lambda s, g: 0.5 * n_right(s, g) + 0.5 * len(s.keys() & g.keys())), "a key alone"),
     (paid(read=anything), "a model says all sorts of things"),
+    (of_keys, "for what is no JSON object it is 0"),
     (paid(read=any_json), "a model says all sorts of things"),
     (paid(read=bracketed), "no JSON object"),
     (paid(read=by_eval), "no JSON object"),

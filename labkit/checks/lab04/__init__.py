@@ -134,6 +134,9 @@ def _count_and_guesses(packed, tied, adapted, *size):
         "this leaves out what trains; count all": sum(
             p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in stored if not p.requires_grad
         ),
+        "what is frozen and not packed counts, too: embeddings and norms": sum(
+            2 * p.numel() if p.dtype == torch.uint8 else p.numel() * p.requires_grad for p in stored
+        ),
         "parameters of one shape are counted once; only a shared tensor is": sum(
             p.numel() * (2 if p.dtype == torch.uint8 else 1)
             for p in {tuple(p.shape): p for p in stored}.values()

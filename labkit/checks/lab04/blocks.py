@@ -31,7 +31,7 @@ def expect_blockwise(quantize_blockwise, dequantize_blockwise, rng):
     tiny = randn(8, 64, rng=rng) * 2.5e-7
     codes, peaks = (laws(*changes.blocks(quantize_blockwise, nf4, k)) for k in (0, 1))
     with part(), simplest(small.blocks(quantize_blockwise)), peaks, codes:
-        _expect_quantized(quantize_blockwise, cases, tiny, nf4)
+        _expect_quantized(quantize_blockwise, cases, tiny, nf4, 0.01 * randn(64, 64, rng=rng))
     with part():
         _expect_zeros(quantize_blockwise, nf4)
     with part(), simplest(small.restored(dequantize_blockwise)):
@@ -49,7 +49,7 @@ def expect_blockwise(quantize_blockwise, dequantize_blockwise, rng):
         expect(many - few < 3 * probes.MORE_BLOCKS, f"dequantize_blockwise: {LOOP}")
 
 
-def _expect_quantized(quantize_blockwise, cases, tiny, nf4):
+def _expect_quantized(quantize_blockwise, cases, tiny, nf4, wide):
     for w, book, block in cases:
         call = f"quantize_blockwise of w {tuple(w.shape)}" + (f", block={block}" if block else "")
         codes, _ = _expect_blocks(quantize_blockwise, w, book, block, call)
@@ -60,7 +60,7 @@ def _expect_quantized(quantize_blockwise, cases, tiny, nf4):
         _expect_blocks(quantize_blockwise, tiny, nf4, None, call, tol=5e-2)
     few = 1e5 * tiny.flatten()[:70]  # less than the ones that some pad with
     _expect_blocks(quantize_blockwise, few, nf4, None, "quantize_blockwise of w (70,)")
-    w = (tiny * 4e4).bfloat16()
+    w, call = wide.bfloat16(), "quantize_blockwise of w (64, 64)"  # many lie beside a midpoint
     with blaming("w is in bfloat16 here; compute in fp32: w.float()"):
         peaks = _expect_blocks(quantize_blockwise, w, nf4, None, call)[1]
         expect(peaks.dtype != torch.bfloat16, f"absmax of {call} is in bfloat16")

@@ -162,6 +162,9 @@ def _differences(pc, pr, rc, rr):
         "the reference is not used": pc - pr,
         "the reference is not used, and the pairs are swapped": pr - pc,
         "the reference is added; it is taken away, of each answer": pc - pr + rc - rr,
+        "the rejected answer's reference has the wrong sign: take it from that answer first": (
+            pc - rc - pr - rr
+        ),
         "both answers are added up: the rejected one is taken away": pc - rc + pr - rr,
         "the rejected answer does not count": pc - rc,
         "the chosen answer does not count": rr - pr,

@@ -70,7 +70,7 @@ class _Asked:
     def __call__(self, answer, what):
         said = answer if isinstance(answer, str) else text(answer)
         call = f"reward of {what}, {_short(said)} for {self.wanted}"
-        hint = RAISES if isinstance(answer, str) else "" if answer else EMPTY
+        hint = {"": RAISES} if isinstance(answer, str) else "" if answer else EMPTY
         got = ask(call, self.reward, said, self.wanted, hint=hint)
         truth = f"{call} gave {kind_of(got)}, wanted a float from 0 to 1"
         expect(type(got) is not bool, truth)
