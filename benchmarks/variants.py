@@ -9,7 +9,8 @@ parameters as LoRA has at r=16 (which VARIANTS say otherwise about), linear deca
 clipping at 1. Judged by the loss on 100 unseen commands.
 
 The first seed takes five rates half a decade apart, and more while the best is at an end. Other
-seeds take the first one's best rate, then its two neighbours.
+seeds take the first one's best rate. Then all three take a rate between two of them, FINER, where a
+parabola through the first seed's three best is lowest; at last the other seeds take the neighbours.
 """
 
 import argparse
@@ -38,6 +39,8 @@ LORA = {
     "lora-fa": (3e-4, {}),
 }
 LOWEST = {method: lowest for method, (lowest, _) in LORA.items()} | {"miss": 1e-4, "full": 3e-5}
+# what a parabola over log rate says of the first seed, where that lies well off the ladder
+FINER = {"lora": 1.7e-3, "rslora": 1.7e-3, "lora-fa": 5.5e-3, "pissa": 5.5e-4, "olora": 1.7e-4}
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,20 @@ def wanted(rows):
         return sorted(missing, key=from_middle)
     runs = []
     for method in LOWEST:
-        losses = {r.learning_rate: x for r, x in tried.items() if (r.method, r.seed) == (method, 0)}
+        losses = {
+            r.learning_rate: x
+            for r, x in tried.items()
+            if (r.method, r.seed) == (method, 0) and r.learning_rate in LADDER
+        }
         rate = min((r for r in losses if losses[r] == losses[r]), key=losses.get)  # NaN: it failed
         seeds = SEEDS if min(losses) < rate < max(losses) else SEEDS[:1]
         at = LADDER.index(rate)
         rates = [rate, *LADDER[max(at - 1, 0) : at], *LADDER[at + 1 : at + 2]]
-        runs += [(n > 0, seed, Run(method, r, seed)) for seed in seeds for n, r in enumerate(rates)]
+        runs += [
+            (2 * (n > 0), seed, Run(method, r, seed)) for seed in seeds for n, r in enumerate(rates)
+        ]
+        finer = [FINER[method]] if method in FINER else []
+        runs += [(1, seed, Run(method, r, seed)) for seed in SEEDS for r in finer]
     missing = [turn for turn in runs if turn[2] not in tried]
     return [run for *_, run in sorted(missing, key=lambda turn: turn[:2])]
 
