@@ -1,5 +1,6 @@
 """Commands about submissions: their grades, and the tables of other systems."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,7 @@ def grade(
     from labkit.grading.collect import left_out
     from labkit.grading.grade import grade as grade_all
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill`, as Ctrl-C, leaves pages
     console, now, notes = console_for(as_json), [], []
     if unsafe:
         console.print(sandbox.UNSAFE, style="bold white on red", highlight=False, soft_wrap=True)

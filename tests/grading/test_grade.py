@@ -60,7 +60,8 @@ def test_without_a_sandbox_unsafe_has_to_be_said(batch, monkeypatch, capsys):
 
 
 @needs_sandbox
-def test_ctrl_c_ends_every_process_at_once(tmp_path):
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_end_every_process_at_once(sign, tmp_path):
     """The real command, interrupted while a submission hangs."""
     folder = tmp_path / "in"
     folder.mkdir()
@@ -75,7 +76,7 @@ def test_ctrl_c_ends_every_process_at_once(tmp_path):
     end = time.monotonic() + 240
     while not list(results.glob("*.json")) and time.monotonic() < end:
         time.sleep(0.2)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(sign)
     assert run.wait(30) == 130
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert row["submission"] == "a.ipynb" and row["earned"] == 1

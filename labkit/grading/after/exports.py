@@ -167,7 +167,7 @@ def _export(table, roster, chosen, problems, remarks) -> Export:
     """The table, and what it says of students who handed nothing in, or were late."""
     remarks.append(f"without a submission: {len(roster) - len(chosen)}")
     if late := [row.submission for row in chosen.values() if row.late]:
-        remarks.append(f"late, and nothing is taken off: {listed(late)}")
+        remarks.append(f"late, and nothing is taken off but by hand: {listed(late)}")
     return Export(**vars(table), filled=list(chosen.values()), problems=problems, remarks=remarks)
 
 

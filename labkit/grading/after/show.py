@@ -16,7 +16,10 @@ from labkit.grading.row import Row
 
 @contextlib.contextmanager
 def progress(console: Console, now: list[Row]) -> Iterator[Callable]:
-    """A function for `grade(progress=…)` that moves a bar and gathers the rows in `now`."""
+    """A function for `grade(progress=…)` that moves a bar and gathers the rows in `now`.
+
+    Where no bar can move, as in a file of `nohup`, each tenth of a class is a line.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     rate = TextColumn("{task.fields[rate]}")
     with Progress(*columns, rate, TimeRemainingColumn(), console=console) as bar:
@@ -27,6 +30,9 @@ def progress(console: Console, now: list[Row]) -> Iterator[Callable]:
             speed = bar.tasks[0].speed
             shown = f"{1 / speed:.2f} s each" if speed else ""
             bar.update(task, description="grading", completed=done, total=total, rate=shown)
+            tenth = done * 10 // total > (done - 1) * 10 // total
+            if tenth and total > FEW and not console.is_terminal:
+                console.print(f"{done} of {total} {shown}".rstrip(), highlight=False)
 
         yield told
 

@@ -29,7 +29,8 @@ def column(head: list[str], candidates: list[int], wanted: str | None, lab: str)
         found = [i for i in candidates if re.search(names, titles[i])]
     if len(found) != 1:
         listed = ", ".join(repr(head[i]) for i in candidates)
-        raise LabError(f"say --column with the column that takes {wanted or lab}: {listed}")
+        why = f"{wanted!r} is not one column here;" if wanted else f"which column takes {lab}?"
+        raise LabError(f"{why} say --column with one of {listed}")
     return found[0]
 
 
