@@ -74,8 +74,8 @@ def faults(rng):
             {"trains_on_nothing": blank, "no_end": "it counts as trains_on_nothing alone"},
         ),
         **_bad(rng),
+        **_repeated(rng),
         **_alike(rng),
-        "that differ in their system messages alone": _but_for_systems(),
     }
 
 
@@ -85,12 +85,6 @@ def _two_turns(rng, last):
     why = "the prompt is all messages but the last"
     counts = {"trains_on_nothing": 1, "truncated": 1}
     return [{"messages": turns}], counts, {"trains_on_nothing": why}
-
-
-def _but_for_systems():
-    rows = [row("turn the fan on", "blue", system) for system in ("hall", "attic", None)]
-    why = "the system messages differ: a duplicate has *all* messages the same"
-    return rows, {}, {"duplicates": why}
 
 
 def _bad(rng):
@@ -122,12 +116,11 @@ def _bad(rng):
     }
 
 
-def _alike(rng):
-    """Rows that repeat others, and rows that only look so."""
-    (q1, a1), (q2, a2), (q3, a3), (q4, a4) = ((words(rng, 5), words(rng, 3)) for _ in range(4))
+def _repeated(rng):
+    """Rows that repeat others."""
+    q1, a1, q2, a2 = (words(rng, n) for n in (5, 3, 5, 3))
     same = "rows that repeat an earlier one count, and the first of them does not"
     folded = 'fold case and space before you compare: " ".join(text.casefold().split())'
-    first, second = (row(words(rng, 1), word)["messages"] for word in ("turn", "lamp"))
     long, blank = of_length(rng, LENGTH - 3, 4), row(words(rng, 6), " ")
     several = dict.fromkeys(KEYS, "a row may have several faults, and counts in each")
     return {
@@ -141,26 +134,6 @@ def _alike(rng):
             {"duplicates": 3},
             {"duplicates": folded},
         ),
-        "with one question and two answers": (
-            [row(q3, a3), row(q3, f"{a3} on")],
-            {},
-            {"duplicates": "the answers differ: a duplicate has all messages the same"},
-        ),
-        "with one answer to two questions": (
-            [row(q4, a4), row(f"{q4} on", a4)],
-            {},
-            {"duplicates": "the questions differ: a duplicate has all messages the same"},
-        ),
-        "of two turns each, that come in another order": (
-            [{"messages": first + second}, {"messages": second + first}],
-            {},
-            {"duplicates": "the order of the turns differs: compare them one by one"},
-        ),
-        "whose words are shared out to other turns": (
-            [row("turn on", "the lamp"), row("turn", "on the lamp")],
-            {},
-            {"duplicates": "the messages differ: compare one by one, not their texts joined"},
-        ),
         "that are one and cut midway": (
             [long, long],
             {"no_end": 2, "truncated": 2, "duplicates": 1},
@@ -172,3 +145,32 @@ def _alike(rng):
             several,
         ),
     }
+
+
+def _alike(rng):
+    """Rows that only look as if they repeated others."""
+    q1, a1, q2, a2 = (words(rng, n) for n in (5, 3, 5, 3))
+    first, second = (row(words(rng, 1), word)["messages"] for word in ("turn", "lamp"))
+    listed = {
+        "with one question and two answers": (
+            [row(q1, a1), row(q1, f"{a1} on")],
+            "the answers differ: a duplicate has all messages the same",
+        ),
+        "with one answer to two questions": (
+            [row(q2, a2), row(f"{q2} on", a2)],
+            "the questions differ: a duplicate has all messages the same",
+        ),
+        "of two turns each, that come in another order": (
+            [{"messages": first + second}, {"messages": second + first}],
+            "the order of the turns differs: compare them one by one",
+        ),
+        "whose words are shared out to other turns": (
+            [row("turn on", "the lamp"), row("turn", "on the lamp")],
+            "the messages differ: compare one by one, not their texts joined",
+        ),
+        "that differ in their system messages alone": (
+            [row("turn the fan on", "blue", system) for system in ("hall", "attic", None)],
+            "the system messages differ: a duplicate has *all* messages the same",
+        ),
+    }
+    return {what: (rows, {}, {"duplicates": why}) for what, (rows, why) in listed.items()}
