@@ -303,6 +303,16 @@ def _cut_behind_the_prompt(rows, tokenizer, max_length):
     return told | {"truncated": audit(rows, tokenizer, max_length)["truncated"]}
 
 
+def _prompt_that_just_fits(rows, tokenizer, max_length):
+    """A prompt of max_length tokens does not train on nothing: it has no end."""
+    told, one = audit(rows, tokenizer, max_length), audit(rows, tokenizer, max_length + 1)
+    more = told["trains_on_nothing"] - one["trains_on_nothing"]
+    return told | {
+        "trains_on_nothing": one["trains_on_nothing"],
+        "no_end": told["no_end"] + more,
+    }
+
+
 AUDITS = [
     (_blank_looked_at_no_further, "a row may have several faults"),
     (_cut_behind_the_prompt, "is cut on the right, before its prompt is taken off"),
@@ -317,6 +327,7 @@ AUDITS = [
     ),
     (lambda r, t, m: {k: n / len(r) for k, n in audit(r, t, m).items()}, "not a share of the rows"),
     (_audit(prompt_options={}), "the generation prompt belongs"),
+    (_prompt_that_just_fits, "leaves no label: >=, not >"),
     (_audit(repeats=lambda key, seen: seen[-1:] == [key]), "anywhere above"),
     (lambda r, t, m: {k: float(v) for k, v in audit(r, t, m).items()}, "is a float, wanted an int"),
     (_audit(over=lambda n, most: n >= most), "just max_length tokens"),
@@ -582,7 +593,12 @@ def _groups_whole(rows, share, seed):
 _KEPT = functools.cache(random.Random)  # one for all calls with a seed
 
 
+def _messages_alone(rows, share, seed):
+    return split([{"messages": row["messages"]} for row in rows], share, seed)
+
+
 SPLITS = [
+    (_messages_alone, "hand rows on whole"),
     (_split(chance=_KEPT), "a new one in each call"),
     (_split(key=lambda row: folded(row["messages"][1]["content"])), "by their role"),
     (_by_last_turn, "that all end alike"),
@@ -865,6 +881,7 @@ def _q8_above(low):
 
 
 EIGHTS = [
+    (_q8(rounded=lambda x: (x + 1e-6 * x.sign()).round()), "a nudge before rounding"),
     *[(_q8_above(low), f"kept above {low:.0g} here") for low in (1e-3, 1e-5, 1e-6)],
     (_q8(rounded=lambda x: x.sign() * x.abs().ceil()), "away from 0, whatever the fraction"),
     (_q8_added, "a block of zeros has scale 1e-05"),
@@ -1027,6 +1044,10 @@ def _squeezed(x, A, B, scaling, index):
 
 BATCHES = [
     (_squeezed, "squeeze() without an axis"),
+    (
+        lambda x, A, B, s, i: batched_lora(x, A.reshape(4, 64, 3).mT, B, s, i),
+        "A is reshaped where it has to be transposed",
+    ),
     (_b_first, "x passes through A first"),
     (_summed_over_all, "are summed over all adapters"),
     (_the_next_one, "of the updates B A x, row 0"),
@@ -1628,6 +1649,12 @@ def _starts_doubled(model, prompts, adapter_names):
     return _cut(model, out, batch["input_ids"].shape[1])
 
 
+def _right_in_the_end(model, prompts, adapter_names):
+    texts = route(model, prompts, adapter_names)
+    model.tokenizer.padding_side = "right"
+    return texts
+
+
 def _sorted_pairs(model, prompts, adapter_names):
     names, prompts = zip(*sorted(zip(adapter_names, prompts, strict=True)), strict=True)
     return route(model, list(prompts), list(names))
@@ -1635,6 +1662,7 @@ def _sorted_pairs(model, prompts, adapter_names):
 
 ROUTES = [
     (_starts_doubled, "the first token stands twice"),
+    (_right_in_the_end, "tokenizer.padding_side is right, it was left"),
     (_sorted_pairs, "the answers are in another order"),
     (_first_lines, "only the first line of an answer is left"),
     (_left_to_the_model, "has to be told do_sample=False"),

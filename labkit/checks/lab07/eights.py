@@ -29,6 +29,7 @@ def matrices(rng):
     tie = torch.arange(-32, 32).reshape(2, 32) / 1.0
     tie = tie + 0.5 * (torch.arange(32) % 2 == 0)
     tie[:, 5] = 127.0  # so the scale is 1 and a half is a tie
+    tie[:, 20], tie[:, 22] = torch.tensor([100.5, -100.5]), torch.tensor([-34.5, 34.5])
     empty = randn(3, 32, rng=rng)
     empty[1] = 0
     low = -randn(2, 64, rng=rng).abs()
@@ -218,6 +219,9 @@ def _code_guesses(w, wanted, exact, fine, rough, tied):
         ),
         "torch.round takes a half to the even neighbour; GGUF takes it away from 0, as C does": (
             exact.round()
+        ),
+        "a nudge before rounding is lost beside a large code: sign(x) * floor(|x| + 0.5)": (
+            (exact.float() + 1e-6 * exact.float().sign()).round()
         ),
         "half a code too far on the negative side: floor(x + 0.5) goes up there": (
             (exact + 0.5).floor()

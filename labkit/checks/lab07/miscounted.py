@@ -111,7 +111,8 @@ def _counted(flags, pairs):
 
 
 def _nothing(n):
-    opened = "the generation prompt belongs to the prompt: labels begin behind it"
+    opened = "the generation prompt belongs to the prompt, and a prompt of just max_length tokens "
+    opened += "leaves no label: >=, not >"
     return {
         opened: lambda f: f.prompt - 1 >= n or f.blank,
         "a blank answer teaches to say nothing: strip() it": lambda f: f.prompt >= n,
@@ -119,9 +120,6 @@ def _nothing(n):
         "max_length tokens no label is left": (lambda f: f.blank),
         "the prompt is all messages but the last, earlier answers among them": (
             lambda f: f.opening >= n or f.blank
-        ),
-        "a prompt of just max_length tokens leaves no label: >=, not >": (
-            lambda f: f.prompt > n or f.blank
         ),
         "a row that is cut but keeps part of its answer trains on that": (
             lambda f: f.whole > n or f.blank

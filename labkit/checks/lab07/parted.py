@@ -61,7 +61,8 @@ def rows_of(rng, n=96):
             for one in said[:-1]:
                 turns += [("user", one), ("assistant", ("Hello.", "Yes?")[k % 3 == 2])]
             turns += [("user", said[-1]), ("assistant", f"{tiny.words(rng, 2)} {len(rows)}")]
-            rows.append({"messages": [{"role": r, "content": c} for r, c in turns]})
+            messages = [{"role": r, "content": c} for r, c in turns]
+            rows.append({"messages": messages, "source": f"mail {len(rows)}"})
     order = torch.randperm(len(rows), generator=rng).tolist()
     return [rows[i] for i in order]
 
@@ -105,7 +106,9 @@ def _sides(split, rows, share, seed, call, salt=""):
         raise CheckFailed(f"{told}; {hint or 'lose none'}")
     doubled = new and all(row in wanted for row in both)
     expect(not doubled, f"{call}: {new} rows are there twice; each has one side")
-    expect(not new, f"{call}: {new} rows are not those of the file; hand rows on as they are")
+    expect(
+        not new, f"{call}: {new} rows are not those of the file; hand rows on whole, as they are"
+    )
     hint = "random.Random(seed) has numbers of its own"
     expect(not got["touched"], f"{call} uses the global random numbers, which all share; {hint}")
     return sides

@@ -122,18 +122,16 @@ def expect_routed(route, seed, prompts):
     call = f"route with {len(prompts)} prompts"
     got = observe(fleet.routed, route, seed, list(prompts), list(NAMES))
     with part():
-        changed = ", ".join(
-            f"{what} is {now}, it was {was}" for what, (was, now) in got["changed"].items()
-        )
-        expect(not changed, f"{call} leaves settings changed: {changed}; put them back")
+        _expect_settings(got, call)
     texts = got["texts"]
     listed = isinstance(texts, list) and all(isinstance(t, str) for t in texts)
     expect(listed, f"{call} must return a list of texts")
     expect(len(texts) == len(prompts), f"{call} gave {len(texts)} texts, wanted {len(prompts)}")
     with part():
         _expect_batch(got, prompts, call)
-    with part():  # a model that was in evaluation mode stays there
-        observe(fleet.routed, route, seed, list(prompts[:1]), list(NAMES[:1]), False)
+    with part():  # a model that was in evaluation mode stays there, and a side is as it was
+        alone = observe(fleet.routed, route, seed, list(prompts[:1]), list(NAMES[:1]), False)
+        _expect_settings(alone, "route with one prompt")
     longest = max(len(text.split()) for text in prompts)
     whole = "no truncation, no max_length, and special tokens inside a prompt stay"
     told = f"{call}: the longest prompt has {longest} tokens and {got['longest']} of them arrive"
@@ -146,6 +144,11 @@ def expect_routed(route, seed, prompts):
     hint = "the prompt has it, and the tokenizer adds one: add_special_tokens=False"
     expect(not got["twice"], f"{call}: the first token stands twice; {hint}")
     _expect_texts([t.replace("<end>", " ") for t in texts], got, seed, prompts, call)
+
+
+def _expect_settings(got, call):
+    told = [f"{what} is {now}, it was {was}" for what, (was, now) in got["changed"].items()]
+    expect(not told, f"{call} leaves settings changed: {', '.join(told)}; put them back")
 
 
 def _expect_batch(got, prompts, call):

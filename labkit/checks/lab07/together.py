@@ -192,6 +192,7 @@ def _guesses(x, A, B, scaling, index):
         "index is in another order than the rows": alone(x, A, B, scaling, index.flip(0)),
         "index is sorted here, and the rows are not": alone(x, A, B, scaling, index.sort().values),
         "the scalings are in another order than the rows": share,
+        **_reshaped(x, A, B, scaling, index),
         "A is chosen by index and B is the first one": _crossed(x, A, B, scaling, index, flat),
         "B is chosen by index and A is the first one": _crossed(x, A, B, scaling, flat, index),
         "the updates of all adapters are added: each row has one": sum(
@@ -209,6 +210,17 @@ def _guesses(x, A, B, scaling, index):
             _passed_on(x, A, B, scaling, index)
         )
     return known
+
+
+def _reshaped(x, A, B, scaling, index):
+    return {
+        "A is reshaped where it has to be transposed: A[index].mT": alone(
+            x, A.reshape(K, D_IN, R).mT, B, scaling, index
+        ),
+        "B is reshaped where it has to be transposed: B[index].mT": alone(
+            x, A, B.reshape(K, R, D_OUT).mT, scaling, index
+        ),
+    }
 
 
 def _crossed(x, A, B, scaling, of_a, of_b):

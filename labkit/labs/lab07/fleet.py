@@ -124,7 +124,8 @@ def swapped(swap_cost, seed, name):
 def routed(route, seed, prompts, adapter_names, training=True):
     """What `route` returns, and how: the largest batch and length seen, generate's options.
 
-    The model is in training mode, or in that of evaluation. `twice` tells whether a row had two
+    The model is in training mode and the tokenizer pads on the right; or the model evaluates, and
+    it pads on the left. `twice` tells whether a row had two
     first tokens.
 
     `changed` tells what it changed of the tokenizer and the settings of generation. The adapter
@@ -134,6 +135,7 @@ def routed(route, seed, prompts, adapter_names, training=True):
     modes, starts = set(), set()  # of the model, at each pass; whether a row has two first tokens
     model.set_adapter("sweet-home")
     base, tokenizer = model.get_base_model(), model.tokenizer
+    tokenizer.padding_side = "right" if training else "left"
     embedding = model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[:2])))
     embedding.register_forward_pre_hook(lambda *_: modes.add(base.training))
