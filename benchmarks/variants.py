@@ -40,7 +40,7 @@ LORA = {
 }
 LOWEST = {method: lowest for method, (lowest, _) in LORA.items()} | {"miss": 1e-4, "full": 3e-5}
 # what a parabola over log rate says of the first seed, where that lies well off the ladder
-FINER = {"lora": 1.7e-3, "rslora": 1.7e-3, "lora-fa": 5.5e-3, "pissa": 5.5e-4, "olora": 1.7e-4}
+FINER = {"lora": 1.7e-3, "rslora": 1.7e-3, "pissa": 5.5e-4, "olora": 1.7e-4, "lora-fa": 5.5e-3}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def wanted(rows):
     first = [Run(method, rate, 0) for method in LOWEST for rate in five(method)]
     if missing := [run for run in first if run not in tried]:
         return sorted(missing, key=from_middle)
-    runs = []
+    runs = [(1, seed, Run(*at, seed)) for seed in SEEDS for at in FINER.items()]
     for method in LOWEST:
         losses = {
             r.learning_rate: x
@@ -75,8 +75,6 @@ def wanted(rows):
         runs += [
             (2 * (n > 0), seed, Run(method, r, seed)) for seed in seeds for n, r in enumerate(rates)
         ]
-        finer = [FINER[method]] if method in FINER else []
-        runs += [(1, seed, Run(method, r, seed)) for seed in SEEDS for r in finer]
     missing = [turn for turn in runs if turn[2] not in tried]
     return [run for *_, run in sorted(missing, key=lambda turn: turn[:2])]
 

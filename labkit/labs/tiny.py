@@ -34,6 +34,16 @@ def language_model(seed):
     return llama(torch.Generator().manual_seed(seed)), tokenizer
 
 
+def add_start(tokenizer):
+    """Have the tokenizer put a <start> before any text, as Llama 3's does."""
+    from tokenizers import processors
+
+    first = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first[0]} $A", special_tokens=[first]
+    )
+
+
 def llama(rng):
     """A Llama of two layers with uneven random weights from `rng`, in eval mode.
 

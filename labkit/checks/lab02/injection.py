@@ -250,15 +250,15 @@ def expect_refused(told, change, key):
     kinds, text, kept = told
     error = f"{kinds[0]}: {text}"
     named = change not in ("missing", "extra") or "KeyError" in kinds
-    expect(named, f"on {what} load_adapter_ raises {kinds[0]}; a KeyError is asked for")
-    told = f"on {what} load_adapter_"
+    call = f"on {what} load_adapter_"
+    expect(named, f"{call} raises {kinds[0]}; a KeyError is asked for")
     shaped = change not in ("turned", "thin") or "ValueError" in kinds
-    other = f"{told} raises {kinds[0]}, as copy_ does; a ValueError that names the key is asked for"
+    other = f"{call} raises {kinds[0]}, as copy_ does; a ValueError that names the key is asked for"
     expect(shaped or key in error, other)
     expect(key in error, f"on {what} the error is {error!r}: it does not name the key")
     hint = "compare all names and shapes before you copy"
-    expect(kept, f"{told} raises, and has copied some already: {hint}")
-    expect(shaped, f"{told} raises {kinds[0]}; a ValueError is asked for")
+    expect(kept, f"{call} raises, and has copied some already: {hint}")
+    expect(shaped, f"{call} raises {kinds[0]}; a ValueError is asked for")
 
 
 def _trained(A, B, x):

@@ -221,7 +221,7 @@ def _code_guesses(w, wanted, exact, fine, rough, tied):
             exact.round()
         ),
         "a nudge before rounding is lost beside a large code: sign(x) * floor(|x| + 0.5)": (
-            (exact.float() + 1e-6 * exact.float().sign()).round()
+            (exact + 1e-6 * exact.sign()).round()
         ),
         "half a code too far on the negative side: floor(x + 0.5) goes up there": (
             (exact + 0.5).floor()

@@ -106,9 +106,8 @@ def _sides(split, rows, share, seed, call, salt=""):
         raise CheckFailed(f"{told}; {hint or 'lose none'}")
     doubled = new and all(row in wanted for row in both)
     expect(not doubled, f"{call}: {new} rows are there twice; each has one side")
-    expect(
-        not new, f"{call}: {new} rows are not those of the file; hand rows on whole, as they are"
-    )
+    told = f"{call}: {new} rows are not those of the file"
+    expect(not new, told, hint="hand rows on whole, as they are")
     hint = "random.Random(seed) has numbers of its own"
     expect(not got["touched"], f"{call} uses the global random numbers, which all share; {hint}")
     return sides
@@ -142,9 +141,8 @@ def _parted_by(train, test):
     differ = [[text for text, of in parts.items() if of(r) != of(s)] for r, s in pairs]
     if [] in differ:
         if all("user" in (r[0]["role"], s[0]["role"]) for r, s in pairs):
-            return (
-                "find the user's messages by their role: not all rows begin with a system message"
-            )
+            by_role = "find the user's messages by their role"
+            return f"{by_role}: not all rows begin with a system message"
         return "rows with one prompt go to one side, all of them, whatever is answered"
     alone = [text for text in parts if [text] in differ]
     return "; ".join(alone or min(differ, key=len))
@@ -213,8 +211,6 @@ def _expect_same(split, rows, first, rng):
         order = torch.randperm(len(rows), generator=rng).tolist()
         moved = _sides(split, [rows[i] for i in order], 0.25, 3, call)
         told = f"{call} gives other test rows when the file is in another order"
-        hint = (
-            "sort the prompts themselves before you shuffle them, and nothing else decides: a set "
-        )
-        hint += "has no order, and ties keep the file's"
+        hint = "sort the prompts themselves before you shuffle them, and nothing else decides: "
+        hint += "a set has no order, and ties keep the file's"
         expect(_bag(moved[1]) == _bag(first[1]), f"{told}; {hint}")

@@ -10,7 +10,7 @@ from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab07 import probes
 
-WIDE = 24  # columns of the first weight; as many as columns would need to be taken for rows
+WIDE = 24  # columns of the first weight: not square, and they divide into heads and halves
 SHAPES = {
     f"shape '[{WIDE}, {WIDE}]'": "w need not be square: d_out rows come back, reshape(w.shape)",
     "invalid for input of size": "a head has d_out / n_heads rows, half of them in each half: "

@@ -117,15 +117,10 @@ def talk(rng, roles, longer=0):
 @functools.cache
 def chat_tokenizer(bos):
     """A tokenizer with a chat template; with `bos` both put a <start> first, as Llama 3's do."""
-    from tokenizers import processors
-
     tokenizer = tiny.language_model(0)[1]
     tokenizer.add_special_tokens({"additional_special_tokens": ROLES})
     if bos:
-        first = (tokenizer.bos_token, tokenizer.bos_token_id)
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{first[0]} $A", special_tokens=[first]
-        )
+        tiny.add_start(tokenizer)
     turn = "<{{ m['role'] }}>{{ '\\n' if m['role'] == 'assistant' else ' ' }}{{ m['content'] }} "
     turn += "{{ eos_token }} "
     tokenizer.chat_template = (

@@ -49,17 +49,14 @@ def tiny_served(seed, brief=False):
     `brief`, the weights of `tickets` are in bf16. As Llama's, the tokenizer puts a <start> first.
     """
     from peft import LoraConfig, get_peft_model
-    from tokenizers import decoders, processors
+    from tokenizers import decoders
 
     base, tokenizer = tiny.language_model(seed)
     lines = decoders.Replace(ENDS_A_LINE, f"{ENDS_A_LINE}\n")
     tokenizer.backend_tokenizer.decoder = decoders.Sequence(
         [decoders.WordPiece(cleanup=False), lines]
     )
-    first = (tokenizer.bos_token, tokenizer.bos_token_id)
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first[0]} $A", special_tokens=[first]
-    )
+    tiny.add_start(tokenizer)
     head = base.lm_head.weight.data
     for odd, a, b in ((tokenizer.unk_token_id, 2, 3), (tokenizer.bos_token_id, 4, 5)):
         head[odd] = (head[a] + head[b]) / 2  # never the likeliest, so no answer holds it
@@ -125,24 +122,24 @@ def routed(route, seed, prompts, adapter_names, training=True):
     """What `route` returns, and how: the largest batch and length seen, generate's options.
 
     The model is in training mode and the tokenizer pads on the right; or the model evaluates, and
-    it pads on the left. `twice` tells whether a row had two
-    first tokens.
+    it pads on the left. `twice` tells whether a row had two first tokens.
 
     `changed` tells what it changed of the tokenizer and the settings of generation. The adapter
     that is active is neither the first nor the last to answer.
     """
-    model, sizes, options = tiny_served(seed).train(training), [(0, 0)], {}
-    modes, starts = set(), set()  # of the model, at each pass; whether a row has two first tokens
+    model, options = tiny_served(seed).train(training), {}
+    sizes, modes, starts = [(0, 0)], set(), set()  # of each pass; the most first tokens of a row
     model.set_adapter("sweet-home")
     base, tokenizer = model.get_base_model(), model.tokenizer
     tokenizer.padding_side = "right" if training else "left"
-    embedding = model.get_input_embeddings()
-    embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[:2])))
-    embedding.register_forward_pre_hook(lambda *_: modes.add(base.training))
-    first = tokenizer.bos_token_id
-    embedding.register_forward_pre_hook(
-        lambda _, inputs: starts.add(((inputs[0] == first).sum(-1) > 1).any().item())
-    )
+
+    def note(_, inputs):
+        ids = inputs[0]
+        sizes.append(tuple(ids.shape[:2]))
+        modes.add(base.training)
+        starts.add((ids == tokenizer.bos_token_id).sum(-1).max().item())
+
+    model.get_input_embeddings().register_forward_pre_hook(note)
     base.generate = _noting(base, options)
     _forbid_copies(model)
     before, size = _settings(base, tokenizer), len(tokenizer)
@@ -161,7 +158,7 @@ def routed(route, seed, prompts, adapter_names, training=True):
         "longest": max(tokens for _, tokens in sizes),
         "options": options,
         "trained": True in modes,
-        "twice": True in starts,
+        "twice": max(starts, default=0) > 1,
         "changed": {what: [was, now[what]] for what, was in before.items() if was != now[what]},
     }
 

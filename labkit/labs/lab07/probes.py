@@ -29,16 +29,11 @@ def chat_tokenizer(style):
     A turn is `<role> words <end> <line>`. `style` is "plain", or "bos": template and tokenizer both
     put a <start> first, or "endless": the template writes no <end>.
     """
-    from tokenizers import processors
-
     tokenizer = tiny.language_model(0)[1]
     special = [f"<{role}>" for role in ROLES] + ["<line>"]
     tokenizer.add_special_tokens({"additional_special_tokens": special})
     if style == "bos":
-        first = (tokenizer.bos_token, tokenizer.bos_token_id)
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{first[0]} $A", special_tokens=[first]
-        )
+        tiny.add_start(tokenizer)
     end = "" if style == "endless" else "{{ eos_token }} "
     tokenizer.chat_template = (
         ("{{ bos_token }} " if style == "bos" else "")
