@@ -90,12 +90,13 @@ def export(
 ) -> int:
     """Fill the grades into the table of another system; exit 1 if somebody should look."""
     from labkit.grading.after import comments, exports
+    from labkit.grading.grade import mixed
 
     if (canvas is not None) + (moodle is not None) + gradescope != 1:
         raise LabError("say one of --canvas GRADEBOOK.csv, --moodle WORKSHEET.csv, --gradescope")
     if gradescope:
-        print(f"written: {exports.to_gradescope(out)}")
-        return 0
+        print(f"written: {exports.to_gradescope(out)}", *(halves := mixed(out)), sep="\n")
+        return int(bool(halves))
     name, fill = ("canvas", exports.canvas) if canvas else ("moodle", exports.moodle)
     done = fill(exports.results_in(out), canvas or moodle, lab, column)
     if lab and done.filled:  # so that the labs of a folder do not write over each other
@@ -105,6 +106,7 @@ def export(
     comments.canvas(told, done.filled) if canvas else comments.moodle(told, done.filled, out)
     print(f"written: {table}; students with points: {len(done.filled)}")
     print(f"written: {told}, what each is told")
-    for line in [*done.remarks, *(f"LOOK: {problem}" for problem in done.problems)]:
+    look = [*(f"LOOK: {problem}" for problem in done.problems), *mixed(out)]
+    for line in [*done.remarks, *look]:
         print(line)
-    return int(bool(done.problems))
+    return int(bool(look))

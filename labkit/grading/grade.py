@@ -64,7 +64,7 @@ def grade(
     books = [Notebook.at(name, path, most, version) for name, path in found.items()]
     todo = _todo(books, before, _chosen(again, found), only)
     try:
-        with closing(_rows(todo, seed, how)) as graded:
+        with store.judging_anew(out, only), closing(_rows(todo, seed, how)) as graded:
             for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
                 row = _with(before[book.name], book, row, only) if only else row
                 store.save(out, _kept(book, row, sources))
@@ -73,8 +73,8 @@ def grade(
         if only:
             _stand(out, set(books) - set(todo), before)
     finally:
-        rows, by_hand = _report(out, renamed)
-    told = _notes(todo, found, before, renamed) + by_hand + ([_alike(out, rows)] if alike else [])
+        rows, lines = _report(out, renamed)
+    told = _notes(todo, found, before, renamed) + lines + ([_alike(out, rows)] if alike else [])
     if notes is not None:
         notes += told
     return rows
@@ -177,7 +177,7 @@ def _kept(book, row, sources):
 def _report(out, renamed):
     """Write the reports of all that was ever graded into the folder.
 
-    `(rows, lines)`, the lines on points that were given by hand.
+    `(rows, lines)`, the lines on points that were given by hand, and on what is half done.
     """
     with store.locked(out):
         for name in renamed:
@@ -188,7 +188,13 @@ def _report(out, renamed):
         rows = [found[name] for name in sorted(found.keys() - renamed)]
         rows, lines = overrides.put_over(out, rows)
         report.write(out, rows, {name: entry.sources for name, entry in entries.items()})
-    return rows, lines
+    return rows, lines + mixed(out)
+
+
+def mixed(out: Path) -> list[str]:
+    """A line on each exercise of which some verdicts are new and some old."""
+    told = "was stopped: some of its verdicts are new, the others old; give it once more"
+    return [f"LOOK: --exercise {id} {told}" for id in store.half_done(out)]
 
 
 def _alike(out, rows):

@@ -72,6 +72,29 @@ def seed_of(out: Path, seed: int | None = None) -> int:
     return seed
 
 
+@contextlib.contextmanager
+def judging_anew(out: Path, exercise: str | None) -> Iterator[None]:
+    """If the block does not come to its end, `half_done` has the exercise from then on."""
+    anew = {exercise} if exercise else set()
+    _mark(out, lambda ids: ids | anew)
+    yield
+    _mark(out, lambda ids: ids - anew)
+
+
+def half_done(out: Path) -> list[str]:
+    """Exercises whose judging anew was stopped: some of their verdicts are new, some old."""
+    with contextlib.suppress(OSError):
+        return (out / FOLDER / "anew").read_text("utf-8").splitlines()
+    return []
+
+
+def _mark(out, change):
+    with locked(out):
+        ids = set(half_done(out))
+        if change(ids) != ids:
+            put(out / FOLDER / "anew", "\n".join(sorted(change(ids))).encode())
+
+
 def entries(out: Path) -> dict[str, Kept]:
     """What is kept of all that was graded into the folder, by submission, oldest first.
 

@@ -11,6 +11,7 @@ import pytest
 from submissions import QUICK, Fake, notebook
 
 from labkit import fingerprint
+from labkit.cli.grading import export
 from labkit.errors import LabError
 from labkit.grading import grade as grading
 from labkit.grading import store, workers
@@ -79,6 +80,25 @@ def test_one_exercise_is_judged_anew_of_all_and_the_others_stand(batch, monkeypa
     assert batch() == rows and len(Fake.asked) == asked  # and that stands
     with pytest.raises(LabError, match=r"--exercise 2\.9"):
         batch(only="2.9")
+
+
+def test_an_exercise_judged_anew_in_part_is_told_until_it_is_done(batch, capsys):
+    batch({f"{i}.ipynb": notebook(f"x = {i}") for i in range(4)})
+
+    def stopped(self, name, *_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fake, "grade", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            batch(only="2.1")
+    batch(notes=(notes := []))
+    assert [note.split(":")[1] for note in notes] == [" --exercise 2.1 was stopped"]
+    assert export(batch.out, gradescope=True) == 1
+    assert "--exercise 2.1 was stopped" in capsys.readouterr().out
+    batch(only="2.1", notes=(notes := []))
+    assert not notes
+    assert export(batch.out, gradescope=True) == 0
 
 
 def test_rows_of_another_lab_stand_when_an_exercise_is_judged_anew(batch, tmp_path):
