@@ -1,9 +1,6 @@
 """Grades the honest notebooks, all in one call, each as often as LABKIT_HONEST says (once)."""
 
-import contextlib
 import importlib
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,8 +17,8 @@ GROUPS = "setups programs magics states noises answers scratches labs"
 for group in GROUPS.split():
     importlib.import_module(f"books_{group}")
 
-LOAD = 6  # of the machine, where they are graded more than once
-BUSY = max(0, LOAD - round(os.getloadavg()[0])) if TIMES > 1 else 0  # processes that never rest
+# Side by side: graded more than once, they are each other's load.
+JOBS = 7 if TIMES > 1 else 2
 
 
 @pytest.fixture(scope="session")
@@ -39,22 +36,9 @@ def graded(request, tmp_path_factory):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(notebook.data())
     found = {}
-    with _busy(BUSY):
-        for row in grade([folder / "submissions"], folder / "out", jobs=2, seed=915_374_021):
-            found.setdefault(Path(row.submission).stem, []).append(row.data())
+    for row in grade([folder / "submissions"], folder / "out", jobs=JOBS, seed=915_374_021):
+        found.setdefault(Path(row.submission).stem, []).append(row.data())
     return found
-
-
-@contextlib.contextmanager
-def _busy(n):
-    """Keep `n` processes beside the test that never rest."""
-    beside = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
-    try:
-        yield
-    finally:
-        for process in beside:
-            process.kill()
-            process.wait()
 
 
 def pytest_generate_tests(metafunc):
