@@ -20,7 +20,7 @@
 # and compare.
 #
 # About 70 minutes if you know PyTorch well (50 for the exercises), up to 110 if you do not. The
-# experiments take a little over two minutes on two CPU cores with fast bf16, five on others.
+# experiments take two to three and a half minutes on two CPU cores with fast bf16, five on others.
 
 # %%
 import labkit
@@ -479,7 +479,7 @@ if lab.experiment("A short full fine-tune", 24, needs=["1.1", "1.4", "1.5"]):
     loss_before, right_before = judge(tuned, tokenizer, unseen)
     adam = torch.optim.AdamW(matrices.values(), lr=3e-4, weight_decay=0.0, fused=True)
     fine_tune(tuned, tokenizer, "Full fine-tuning on home", adam)
-    del adam  # its two moments are twice as large as the model
+    del adam  # its two moments are twice as large as what it trained
     loss_after, right_after = judge(tuned, tokenizer, unseen)
     print(f"{sum(W.numel() for W in matrices.values()):,} numbers trained")
     print(f"held-out loss {loss_before:.2f} → {loss_after:.2f}")
@@ -492,8 +492,8 @@ if lab.experiment("A short full fine-tune", 24, needs=["1.1", "1.4", "1.5"]):
 # the sum of their terms has nearly rank 1, too. So the energy gathers in some directions. In how
 # few?
 #
-# One SVD of each update serves everything that follows. It is what your `truncate_update` does
-# inside; the cell compares the two on one matrix.
+# One SVD of each update serves all its cuts. It is what your `truncate_update` does inside; the
+# cell compares the two on one matrix.
 
 # %% tags=["experiment"]
 if lab.experiment("The SVD of every update", 10, needs=["1.1", "1.4", "1.5"]):
@@ -586,13 +586,14 @@ if lab.experiment("Every update cut to rank r", 11, needs=["1.1", "1.4", "1.5"])
 # the share of answers that is right to the letter. There the cut costs more than the blue curve
 # shows.
 #
-# We ran it in fp32 on one processor and in bf16 on another. Rank 8 kept 95% of the gain in fp32 and
-# 92% in bf16. But its loss was about twice that of the whole update. The share of right answers
-# fell from 27% to 8% in fp32. In bf16 it fell to none, from 17% in a run with two threads and from
-# 15% in one with a single thread. So the cut is a good change, but not as good as the whole update.
+# We ran it in fp32 on one processor and in bf16 on two others. Rank 8 kept 95% of the gain in fp32
+# and 92 to 93% in bf16. But its loss was about twice that of the whole update. The share of right
+# answers fell from 27% to 8% in fp32. In bf16 it fell to none, from 17% in two runs with two
+# threads and from 15% in one with a single thread. So the cut is a good change, but not as good as
+# the whole update.
 #
 # Read the trend of the green curve and not its single dots. One standard error of a share $p$ of 48
-# answers is $\sqrt{p (1 - p) / 48}$, here 4 to 6 points. And 0 of 48 does not prove that the true
+# answers is $\sqrt{p (1 - p) / 48}$, here 3 to 6 points. And 0 of 48 does not prove that the true
 # share is 0: a model that is right 6 times in 100 gets none of 48 right one time in twenty.
 
 # %% [markdown]
@@ -865,11 +866,11 @@ def project_gradient(P, grad_theta):
 check.subspace(subspace_point, project_gradient)
 
 # %% [markdown]
-# For the real model $P$ would not fit in memory: 134.5 million rows of 200 numbers are 108 GB in
-# fp32. (Aghajanyan et al. never store it. Their $P$ is a product of fast transforms, called
-# Fastfood, and is computed anew each time.) So we take a small network. Its input is the mean of
-# the token embeddings of a `home` command, as the model has them, and it names one of ten intents.
-# It is trained on 1,600 commands and scored on 400 others of the same patterns.
+# For the real model $P$ would be too large: 134.5 million rows of 200 numbers are 108 GB in fp32.
+# (Aghajanyan et al. never store it. Their $P$ is a product of fast transforms, called Fastfood, and
+# is applied without being built.) So we take a small network. Its input is the mean of the token
+# embeddings of a `home` command, as the model has them, and it names one of ten intents. It is
+# trained on 1,600 commands and scored on 400 others, nearly all of the same patterns.
 
 
 # %%
@@ -889,8 +890,9 @@ def fit(net, step, x, y, steps=200):
 
 
 # %% [markdown]
-# First with all parameters, then in a subspace, by your two functions. (The second rate is higher,
-# because $P$ makes steps small: its entries are about $1/\sqrt D$ in size.)
+# First with all parameters, then in a subspace, by your two functions. (The second rate is higher.
+# $P$ makes steps small, since its entries are about $1/\sqrt D$ in size, and in a random subspace
+# $\theta$ has further to go.)
 
 
 # %%
@@ -946,11 +948,12 @@ if lab.experiment("Training in random subspaces", 8, needs=["1.4", "1.6"]):
     print(f"{rank_of_update[1]} at d = 1, {rank_of_update[50]} at d = 50")
 
 # %% [markdown]
-# The dotted line is 90% of full training, the dashed one marks the first $d$ we tried that gets
-# there. A few hundred numbers do nine tenths of the work of many thousands. Do not read more into
-# the exact $d$: this is one seed, a coarse grid, and a network that starts untrained. Aghajanyan et
-# al. find that $d_{90}$ falls the longer a model was pretrained, and that larger models have a
-# lower one. So $d_{90}$ describes task and network together.
+# The dotted line is 90% of full training (the mean of the two networks), the dashed one marks the
+# first $d$ we tried that gets there. A few hundred numbers do nine tenths of the work of many
+# thousands. Do not read more into the exact $d$: this is one seed, a coarse grid, and a network
+# that starts untrained. Aghajanyan et al. find that $d_{90}$ falls the longer a model was
+# pretrained, and that larger models tend to have a lower one. So $d_{90}$ describes task and
+# network together.
 #
 # But read the line below the picture. Even a subspace of *one* dimension moved the first layer by a
 # matrix of full rank. Its single direction is a random vector of all parameters, and the part of it

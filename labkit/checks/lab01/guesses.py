@@ -121,9 +121,7 @@ def break_even(d_out, d_in):
         "that is half of it: r counts for A and for B at once": d_out
         * d_in
         // (2 * (d_out + d_in)),
-        "half of the root of d_out d_in is right for a square W only": (
-            math.isqrt(d_out * d_in) // 2
-        ),
+        "half of the root of d_out d_in takes W for square": math.isqrt(d_out * d_in) // 2,
         "that is the root of d_out d_in; r (d_out + d_in) is what A and B hold": math.isqrt(
             d_out * d_in
         ),
@@ -136,8 +134,8 @@ def _halves(d_out, d_in):
     sides |= {"the shorter side": min(d_out, d_in), "the longer side": max(d_out, d_in)}
     guesses = {}
     for name, side in sides.items():
-        guesses[f"half of {name} is right for a square W only"] = side // 2
-        guesses[f"half of {name}, less one, is right for a square W only"] = side // 2 - 1
+        guesses[f"half of {name} takes W for square"] = side // 2
+        guesses[f"half of {name}, less one, takes W for square"] = side // 2 - 1
         guesses[f"that takes W for square, half of {name}"] = (side - 1) // 2
     return guesses
 
