@@ -144,7 +144,7 @@ def batches(runs, bits_each):
     first = np.atleast_1d(axes)[0]
     first.set_ylabel("bits held, % of all")
     first.legend(loc="lower left", fontsize=9)
-    held = "Fewer rates suffice in larger batches. What batches of"
+    held = "Fewer of these rates suffice in larger batches. What batches of"
     title = f"{held} {batch} hold\nat the best rate: {'; '.join(told)}"
     return headed(fig, title)
 
