@@ -142,11 +142,10 @@ def _expect_half_a_step(back, x, q, scale, bits):
     what = f"it is {one - step:.3g} too large" if guarded else "is it rounded?"
     told_scale = f"the scale is {one:.6g}, and absmax / {top} is {step:.6g}: {what}"
     expect(not guarded, f"{call} the guard against a zero changes the scale: {told_scale}")
+    used = one > 1.2 * step and ((q * one - x).abs() <= 0.51 * one).all()
+    expect(not used, f"{call} the scale is {one / step:.3g} times absmax / {top}, wanted once")
     rounded = min(abs(s / step - 1) for s in (one, 1 / one)) if one else 0
     expect(not 1e-4 < rounded < 0.2, f"{call} {told_scale}")
-    used = one > 1.2 * step and ((q * one - x).abs() <= 0.51 * one).all()
-    times = f"the scale is {one / step:.3g} times absmax / {top}, and errors grow with it"
-    expect(not used, f"{call} {times}")
     hint = "each went to one of its two neighbours, and not always to the nearer: is it by chance?"
     expect(error > 1 + 1e-3, f"{told}; {hint}")
     raise CheckFailed(told, bare=True)
