@@ -573,7 +573,8 @@ if lab.experiment("Your bytes and theirs, for every layer", 12, needs=["4.2", "4
 # - `offset`: the mean of all of `absmax`, one number.
 #
 # The last group may be shorter. Then `absmax[i]` is about `q[i] * scale[i // group] + offset`. If
-# all scales are equal, the differences are zero: no NaN may arise on the way. Leave `absmax` as it
+# all scales are equal, the differences are zero: no NaN may arise on the way. If you guard against
+# that with a small number, let it be far below 1e-6 here too, such as 1e-12. Leave `absmax` as it
 # was; `q` and `scale` are tensors. (bitsandbytes does the same, but with a table of 256 values that
 # are denser near zero, instead of even steps.)
 #

@@ -241,7 +241,7 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1"]):
 #   so that they differ in nothing but the two settings.
 # - Pass each rank as the int that it is: the settings are saved as JSON, which has no NumPy ints.
 # - A run that raises must not cost you the others: it stays in the table with the text of its
-#   exception, and without results (NaN). (Ctrl-C must still stop the sweep.)
+#   exception (some have none), and without results (NaN). (Ctrl-C must still stop the sweep.)
 #
 # The frame has the columns `rank`, `alpha`, `learning_rate`, all that `train_fn` returned, and
 # `error`: the text, or `""` where all went well. Its rows may be in any order.
@@ -785,7 +785,8 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # - A run that failed has the score NaN. Leave its seed out.
 # - `error` is the standard error of the mean: the standard deviation of the differences (a
 #   sample's, with $n - 1$) over $\sqrt{n}$.
-# - With one shared seed there is a mean and no error: NaN. With none both are NaN.
+# - With one shared seed there is a mean and no error: NaN. With none both are NaN, as they are if
+#   all runs of a method failed.
 #
 # Leave `frame` as it is.
 #

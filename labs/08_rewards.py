@@ -599,7 +599,7 @@ check.clipped(grpo_loss)
 #   them. `true` is not `1`, and `"1"` isn't either;
 # - 0 for what is no JSON object (a model says all sorts of things), and where no key is right;
 # - more for each right key;
-# - less for each key that is not wanted;
+# - less for each key that is not wanted, until it is 0;
 # - a wanted key with a wrong value earns no more than the same answer without it.
 #
 # Many formulas pass. One more condition is against a common hack. An *honest half* has half of the

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from labkit.checks.relations import close
-from labkit.checks.simplest import unnamed
+from labkit.checks.simplest import KEPT, unnamed
 from labkit.contract import CheckFailed
 
 
@@ -21,11 +21,14 @@ def laws(
 
     `answer(*data)` is a number or a tensor; `changed` is `{words for a change: (other data, the
     factor by which the answer should change)}`, in words such as "with lr twice as large". Answers
-    that do not run, or that are no numbers, break none.
+    that do not run, or that are no numbers, break none. The first law is that asked again it gives
+    the same.
     """
 
     def say():
-        before = _of(answer, data)
+        before, again = _of(answer, data), _of(answer, data)
+        if before is not None and not _alike(before, again):
+            raise CheckFailed(f"{call}: {KEPT}") from None
         for told, (other, factor) in changed.items() if before is not None else ():
             after = _of(answer, other)
             if after is None or after.shape != before.shape:
@@ -49,6 +52,10 @@ def _of(answer, data):
         return None
     got = got.double()
     return got if torch.isfinite(got).all() and got.any() else None
+
+
+def _alike(before, again):
+    return again is not None and again.shape == before.shape and close(again, before, 1e-3)
 
 
 def _became(after, before):

@@ -19,6 +19,10 @@ def unnamed(say: Callable[[], None]) -> Iterator[None]:
         raise
 
 
+KEPT = "asked the same twice, it gives two answers: is something kept from call to call, such as "
+KEPT += "in a default argument that is a dict or a list, or drawn by chance?"
+
+
 def simplest(cases):
     """Where what is inside fails and no mistake is named, tell the first of `cases` that fails too.
 
@@ -34,11 +38,21 @@ def simplest(cases):
                 continue
             right = _listed(wanted)
             if not _same(got, right):
+                if _shown(got) != _again(answer):
+                    raise CheckFailed(f"{call}: {KEPT}") from None
                 got, right, at = _first_wrong(got, right)
                 told = f"{call} gave {_shown(got)}{at}, wanted {_shown(right)}: {why}"
                 raise CheckFailed(f"in a small case, {told}") from None
 
     return unnamed(say)
+
+
+def _again(answer):
+    """What a second answer looks like; None where there is none."""
+    try:
+        return _shown(_listed(answer()))
+    except CheckFailed:
+        return None
 
 
 def _first_wrong(got, wanted):

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator
 
 NEW = "make a new one, with no += or *=, no [...] = and no inplace=True on it"
+TAKEN = "make a new one, with no pop, del or update, no [...] = and no += or *= on it"
 
 
 def changes(before: object, after: object, name: str) -> list[str]:
@@ -17,7 +18,8 @@ def changes(before: object, after: object, name: str) -> list[str]:
     import torch
 
     if not isinstance(after, torch.nn.Module):
-        return [] if same(before, after) else [f"it changes its input {name} in place: {NEW}"]
+        how = TAKEN if isinstance(before, dict | list) else NEW
+        return [] if same(before, after) else [f"it changes its input {name} in place: {how}"]
     lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]
     for what, was in before.items():

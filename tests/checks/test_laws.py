@@ -37,6 +37,15 @@ def test_what_breaks_no_law_or_has_a_name_is_told_as_before():
     assert _told(lambda a, b: b, named) == ("the sign", False)
 
 
+def test_what_is_kept_from_call_to_call_is_told_first():
+    def answer(a, b, total={}):  # noqa: B006
+        total["sum"] = total.get("sum", 0) + a * b
+        return total["sum"]
+
+    told, bare = _told(answer, CheckFailed("yours 1, wanted 2", bare=True))
+    assert told.startswith("f: asked the same twice, it gives two answers") and not bare
+
+
 def test_an_answer_that_does_not_run_there_breaks_none():
     def answer(a, b):
         raise CheckFailed("it raised")

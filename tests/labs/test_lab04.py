@@ -313,6 +313,15 @@ def double_masked(absmax, group=256):
     return ((absmax - offset) / scale[each]).nan_to_num().round().char(), scale, offset
 
 
+def double_with_a_guard(absmax, group=256):
+    """The guard is in the division alone, and added."""
+    offset = absmax.mean()
+    rows = F.pad(absmax - offset, (0, -len(absmax) % group)).view(-1, group)
+    scale = rows.abs().amax(1) / 127
+    q = (rows / (scale + 1e-9)[:, None]).round().to(torch.int8)
+    return q.flatten()[: len(absmax)], scale, offset
+
+
 def bits_per_param(block=64, double_quant=False):
     return 4 + (8 / block + 32 / (block * 256) if double_quant else 32 / block)
 
@@ -498,6 +507,7 @@ RIGHT = [
     (check.doubles, double_in_a_loop, bits_counted),
     (check.doubles, double_masked, bits_per_param),
     (check.doubles, double_with_columns, bits_counted),
+    (check.doubles, double_with_a_guard, bits_per_param),
     (check.config, qlora_config, true_param_count),
     (check.config, config_by_name, count_by_state),
     (check.config, config_by_hardware, count_by_library),
@@ -2033,7 +2043,67 @@ def _packed_gradients(n_params, n_trainable, method):
     return parts
 
 
+def _absmax_on_the_way(x, bits):
+    peak = x.abs().max().clamp_min(1e-30)
+    return (x / peak * (2 ** (bits - 1) - 1)).round().to(torch.int8), peak
+
+
+def _erfinv_of_p():
+    above, below = (torch.special.erfinv(torch.linspace(0, 0.9677083, n)) for n in (9, 8))
+    return torch.cat([-below[1:].flip(0), above]) / above[-1]
+
+
+def _two_eights():
+    half = torch.distributions.Normal(0, 1).icdf(torch.linspace(0.5, 0.9677083, 8))
+    return torch.cat([-half.flip(0), half]) / half[-1]
+
+
+def _codebook_cast(w, codebook, block=64):
+    return quantize_blockwise(w, codebook.to(w.dtype).float(), block)
+
+
+def _scales_guarded(absmax, group=256):
+    rows = F.pad(absmax - absmax.mean(), (0, -len(absmax) % group)).view(-1, group)
+    scale = (rows.abs().amax(1) / 127).clamp_min(1e-6)
+    q = (rows / scale[:, None]).round().to(torch.int8)
+    return q.flatten()[: len(absmax)], scale, absmax.mean()
+
+
+def _without_the_head(model):
+    named = [p for name, p in model.named_parameters() if "lm_head" not in name]
+    return sum(p.numel() * (1 + (p.dtype == torch.uint8)) for p in named)
+
+
+def _lora_in_method(n_params, n_trainable, method):
+    return training_bytes(n_params, n_trainable, "lora" if "lora" in method else method)
+
+
 RARER = [
+    (
+        check.absmax,
+        _scaled_by(lambda x, b: (x.abs().max() / _top(b)).clamp_min(torch.finfo(x.dtype).eps)),
+        absmax_dequantize,
+        "the guard against a zero changes the scale",
+    ),
+    (
+        check.absmax,
+        _scaled_by(lambda x, b: torch.linalg.norm(x, ord=math.inf) / _top(b)),
+        absmax_dequantize,
+        "the scale is the largest sum of a row",
+    ),
+    (
+        check.absmax,
+        _scaled_by(lambda x, b: 3 * x.abs().max() / _top(b)),
+        absmax_dequantize,
+        "the scale is 3 times absmax / 127",
+    ),
+    (check.absmax, _absmax_on_the_way, lambda q, s: q / 7 * s, "the way back divides by 7"),
+    (check.codebook, _erfinv_of_p, "p goes to 0.9677083, and 2 p - 1 to"),
+    (check.codebook, _two_eights, "and one of the two zeros goes"),
+    (check.blockwise, _codebook_cast, dequantize_blockwise, "the codebook rounded to bfloat16"),
+    (check.doubles, _scales_guarded, bits_per_param, "guard against a zero changes scales"),
+    (check.config, qlora_config, _without_the_head, "the head is left out"),
+    (check.rule, _lora_in_method, 'this is what "lora" takes'),
     (check.absmax, _guarded, absmax_dequantize, "it is 1e-08 too large; x holds numbers below"),
     (check.packs, _always_filled, unpack_nibbles, "an even number needs no filler"),
     (check.packs, _by_fifteen, unpack_nibbles, "a nibble has 16 values"),

@@ -495,7 +495,18 @@ def _tried_again(train_fn, ranks, rates, alpha_of):
     return sweep(twice, ranks, rates, alpha_of)
 
 
+def _first_argument(train_fn, ranks, rates, alpha_of):
+    return _sweep(text=lambda error: error.args[0])(train_fn, ranks, rates, alpha_of)
+
+
+def _fills_all(train_fn, ranks, rates, alpha_of):
+    return sweep(train_fn, ranks, rates, alpha_of).fillna("")
+
+
 SWEEPS = [
+    (_first_argument, "raises an exception without a text, AssertionError()"),
+    (_fills_all, "filled in (fillna fills all columns"),
+    (_sweep(keep="stale"), "that of the run before"),
     (_by_place, "pass each of the four by its name"),
     (_tried_again, "7 runs were made, wanted 6"),
     (_other_parameters, "unexpected keyword argument 'alpha_of'"),
@@ -1014,7 +1025,14 @@ def _variance_over_root(frame, a, b):
     return mean, error**2 * len(frame[frame.method == a]) ** 0.5
 
 
+def _pivot_table(frame, a, b):
+    wide = frame.pivot_table(index="seed", columns="method", values="score")
+    gaps = (wide[a] - wide[b]).dropna()
+    return gaps.mean(), gaps.sem()
+
+
 RARER = [
+    (check.pairs, _pivot_table, "all runs of that method failed"),
     (check.first_step, lambda G, A, r, alpha, lr: 0 * G, "B is 0 only before the step"),
     (check.fits, _half_cost, "not half of it"),
     (check.fits, _mean_of_shares, "and the mean is taken"),

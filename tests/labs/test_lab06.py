@@ -1201,7 +1201,39 @@ def _same_order(states, weights=None):
     return soup(states, weights)
 
 
+def _largest_of_all(p, q):
+    def logs(x):
+        x = x - x.max()
+        return x - x.exp().sum(-1, keepdim=True).log()
+
+    log_p, log_q = logs(p), logs(q)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+
+
+def _weights_in_turns(adapters, weights):
+    A, B = combine_cat(adapters, [1.0] * len(weights))
+    return A * torch.tensor(weights).repeat(len(A))[: len(A), None], B
+
+
+def _kept_sums(states, weights=None, total={}):  # noqa: B006
+    weights = weights or [1 / len(states)] * len(states)
+    for name in set().union(*states):
+        for state, w in zip(states, weights, strict=True):
+            total[name] = total.get(name, 0) + w * state[name]
+    return {name: total[name] for name in states[0]}
+
+
+def _used_up(states, weights=None):
+    soup(states, weights)  # which raises where a key is missing
+    pairs = zip(states, weights or [1 / len(states)] * len(states), strict=True)
+    return {name: sum(w * state[name] for state, w in pairs) for name in states[0]}
+
+
 RARER = [
+    (check.divergence, _largest_of_all, "is the largest logit of all taken off"),
+    (check.combines, combine_linear, _weights_in_turns, "the weights come in turns, w1, w2, w1"),
+    (check.mixes, _kept_sums, "asked the same twice, it gives two answers"),
+    (check.mixes, _used_up, "is 0, the sum over nothing"),
     (check.merges, _weight_scaled, "W is scaled, and the update is not"),
     (check.merges, _twice, "in it B @ A comes 2 times, wanted"),
     (check.divergence, _variation, "total variation"),

@@ -117,7 +117,15 @@ def rolled(logits, labels):
     return (logp * (targets != -100)).sum(1)
 
 
+def laid_anew(logits, labels):
+    cut = logits[:, :-1]
+    turned = cut.reshape(len(cut), cut.shape[2], cut.shape[1])
+    return -F.cross_entropy(turned, labels[:, 1:], reduction="none").sum(1)
+
+
 WRONG_LOGPROBS = [
+    (laid_anew, "reshape lays the logits out anew"),
+    (lambda x, y: torch.tensor([v.item() for v in sequence_logprob(x, y)]), "torch.tensor([...])"),
     (logprob(logp=lambda x: x.log_softmax(0)), "taken over the sequences"),
     (
         logprob(total=lambda x, m: (-(x * m).sum(1) / m.sum(1).clamp(min=1)).exp()),
@@ -260,6 +268,10 @@ def each_by_itself(pc, pr, rc, rr, beta):
 
 
 WRONG_DPO = [
+    (
+        loss_of(lambda x, beta: ((-x).relu() + x.abs().neg().exp().log1p()).mean()),
+        "it is zero at margin 0, where training starts",
+    ),
     (each_by_itself, "each answer has a sigmoid of its own"),
     (smoothed, "0.1 times the margin is added to the loss"),
     (lambda *given: -F.logsigmoid(margins(*given) - 1).mean(), "plus -1"),
@@ -573,7 +585,7 @@ WRONG_REFERENCES = [
     (reference(made=lambda x, b: sequence_logprob(x, b["labels"]).sum()), "gave one number"),
     (reference(made=lambda x, b: x.log_softmax(-1)), "wanted"),
     (reference(made=lambda x, b: None), "is `return` missing?"),
-    (popped, "changes its input batch"),
+    (popped, "changes its input batch in place: make a new one, with no pop"),
     (zeroed, "weights are changed"),
     (unscaled, "scaling is changed"),
     (lambda model, batch: torch.zeros(len(batch["labels"])), "the model was not run"),
@@ -620,6 +632,13 @@ def advantages_where(rewards, eps=1e-4):
         if not (row == row[0]).all():
             made[i] = (row - row.mean()) / (row.std(correction=1) + eps)
     return made
+
+
+def advantages_by_matrix(rewards, eps=1e-4):
+    """A centring matrix leaves 6e-8 of equal rewards, which is 6e-4 over eps."""
+    n = rewards.shape[1]
+    gap = rewards @ (torch.eye(n) - 1 / n)
+    return gap / ((gap.square().sum(1, keepdim=True) / (n - 1)).sqrt() + eps)
 
 
 def scaled(centre=lambda x: x.mean(1, keepdim=True), spread=lambda x, eps: x.std(1, keepdim=True)):
@@ -1041,7 +1060,16 @@ def of_keys(answer, wanted):
     return sum(same(said.get(key), goal.get(key)) for key in keys) / len(keys)
 
 
+def by_hashes(answer, wanted):
+    said, goal = read(answer), json.loads(wanted)
+    if said is None:
+        return 0.0
+    a, b = ({(key, type(value), value) for key, value in data.items()} for data in (said, goal))
+    return len(a & b) / len(a | b)
+
+
 WRONG_REWARDS = [
+    (by_hashes, "a value may be a list or an object, and a set holds neither"),
     (mostly_intent, "naming every key pays"),
     (lambda answer, wanted: float(answer == wanted), "compare what json.loads gives"),
     (lambda answer, wanted: float(read(answer) == json.loads(wanted)), "part of the way"),
@@ -1135,6 +1163,7 @@ RIGHT = [
             advantages_by_hand,
             advantages_by_numpy,
             advantages_where,
+            advantages_by_matrix,
         ],
     ),
     *judged(

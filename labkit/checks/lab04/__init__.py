@@ -128,6 +128,9 @@ def _count_and_guesses(packed, tied, adapted, *size):
         "the tied embedding and head are one tensor" if tied else "embeddings are not packed": (
             wanted + table
         ),
+        "the head is left out; only where it is tied is it the embedding's tensor": (
+            wanted - (0 if tied else table)
+        ),
         "embedding and head are not packed": wanted + 2 * table,
         "embeddings and head are parameters too": wanted - (1 if tied else 2) * table,
         "this counts what trains; count all": sum(p.numel() for p in stored if p.requires_grad),

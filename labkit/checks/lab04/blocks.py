@@ -61,7 +61,7 @@ def _expect_quantized(quantize_blockwise, cases, tiny, nf4, wide):
     few = 1e5 * tiny.flatten()[:70]  # less than the ones that some pad with
     _expect_blocks(quantize_blockwise, few, nf4, None, "quantize_blockwise of w (70,)")
     w, call = wide.bfloat16(), "quantize_blockwise of w (64, 64)"  # many lie beside a midpoint
-    with blaming("w is in bfloat16 here; compute in fp32: w.float()"):
+    with blaming("w is in bfloat16 here; compute in fp32: w.float(), and the codebook as it comes"):
         peaks = _expect_blocks(quantize_blockwise, w, nf4, None, call)[1]
         expect(peaks.dtype != torch.bfloat16, f"absmax of {call} is in bfloat16")
 
@@ -116,6 +116,10 @@ def _expect_nearest(codes, w, book, block, call, tol):
     for message, guess in guesses.codes(w, book, block).items():
         if off.any() and torch.equal(codes, guess):
             raise CheckFailed(f"codes of {call}: {message}")
+    low = (scaled[:, None] - book.bfloat16().float()).abs()
+    cast = (low.gather(1, codes[:, None])[:, 0] - low.amin(1) <= tol).all()
+    hint = "these are nearest to the codebook rounded to bfloat16: leave it as it comes"
+    expect(not (off.any() and cast), f"codes of {call}: {hint}")
     told = f"{int(off.sum())} of {len(off)} codes of {call} are not the nearest"
     if off.any():
         found = relation(codes, gap.argmin(1))

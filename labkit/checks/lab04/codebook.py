@@ -81,7 +81,8 @@ def _expect_no_other_values(values, call):
     expect(
         zeros < 2,
         f"{call} holds 0 more than once, {zeros} times",
-        hint="drop the 0.5, whose quantile is 0, and add one zero at the end",
+        hint="the halves share one: nine probabilities down to 0.5 above, eight below, and one of "
+        "the two zeros goes",
     )
     told = f"{above} values lie above zero, {below} below and {zeros} on it"
     if not zeros:

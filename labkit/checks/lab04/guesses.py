@@ -23,6 +23,7 @@ def scales(x, bits):
     """The right scale of 4.1 and, by message, those of misconceptions."""
     top, peak = 2 ** (bits - 1) - 1, x.abs().max().item()
     half = f"half of the {2**bits} integers are below zero: divide by 2**(bits-1) - 1 = {top}"
+    large = peak > 1e-3  # a small one may be a guard, such as 2**-23, which fp16 holds too
     steps = f"divide absmax by 2**(bits-1) - 1 = {top}, not by 2**(bits-1)"
     return peak / top, {
         "the scale is max(), not abs().max()": x.max().item() / top,
@@ -35,15 +36,17 @@ def scales(x, bits):
         half: peak / (2**bits - 1),
         f"{half}, not by 2**bits": peak / 2**bits,
         "the scale is absmax itself; divide it by the largest integer": peak,
-        "the scale is rounded to fp16; keep it in fp32": x.new_tensor(peak / top).half().item(),
+        "the scale is the largest sum of a row, as of torch.linalg.norm(x, inf); take the largest "
+        "number, x.abs().max()": x.abs().sum(-1).max().item() / top,
+        "the scale is rounded to fp16; keep it in fp32": x.new_tensor(peak / top).half().item()
+        * large,
         "the scale is rounded up to a power of two; take it as it comes": (
-            2.0 ** math.ceil(math.log2(peak / top))
+            2.0 ** math.ceil(math.log2(peak / top)) * large
         ),
         "the scale is rounded down to a power of two; take it as it comes": (
-            2.0 ** math.floor(math.log2(peak / top))
+            2.0 ** math.floor(math.log2(peak / top)) * large
         ),
-        "the scale is made a whole number; take it as it comes": math.ceil(peak / top)
-        * (peak > 1e-6),
+        "the scale is made a whole number; take it as it comes": math.ceil(peak / top) * large,
         "the scale is the mean of |x|; take the largest": x.abs().mean().item() / top,
         "the scale is a standard deviation; take the largest": x.std().item() / top,
         f"^ is no power in Python: 2 ** (bits - 1) - 1 = {top}": peak / ((2 ^ (bits - 1)) - 1 or 1),
@@ -172,8 +175,10 @@ def _in_a_row():
 
 def _other_ends():
     """Codebooks that begin at other probabilities."""
+    row = "erfinv wants 2 p - 1: p goes to 0.9677083, and 2 p - 1 to 0.9354166"
     two = torch.tensor(sorted(_halves(29 / 30, 31 / 32)), dtype=torch.double)
     return {
+        row: _scaled(_halves((1 + OFFSET) / 2)),
         "the offset is the mean of 31/32 and 29/30, not 31/32": _scaled(_halves(31 / 32)),
         "the offset is the mean of 31/32 and 29/30, not 29/30": _scaled(_halves(29 / 30)),
         "both halves begin at the mean of 31/32 and 29/30, not at one each": _scaled(

@@ -179,7 +179,8 @@ def _weights_in_4_bits(n, t, base):
         "4 bits a parameter, nothing for the scales, and the adapter is fp32": n / 2 + 2 * t,
         "4 bits a parameter, and neither scales nor adapter": n / 2,
         "the 8-bit scales have scales too, which makes 4.127 bits": 4.125 / 8 * n + 4 * t,
-        "the base is 4-bit here, not 16-bit": 2.0 * n + 4 * t,
+        'this is what "lora" takes; the base is 4-bit here, not 16-bit ("lora" in method is true '
+        'of "qlora", too: compare with ==)': 2.0 * n + 4 * t,
         "the base is 4-bit here, not 8-bit": 1.0 * n + 4 * t,
     }
 

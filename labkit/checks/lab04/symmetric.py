@@ -59,6 +59,7 @@ def _expect_integers_of(x, bits, functions):
     told = f"q of {call} is a quantized tensor of torch's own; wanted are plain integers, int8"
     expect(not q.is_quantized, told)
     scale = number(scale, f"scale of {call}", "one scale for all of x, not one a row or a number")
+    _expect_no_seven(q, back, x, bits)
     _expect_no_other_scale(scale, x, bits, call)
     half = f"half of the {2**bits} integers are below zero"
     whole = expect_integers(q, x.numel(), f"q of {call}", -math.inf, math.inf, half)
@@ -77,6 +78,18 @@ def _expect_integers_of(x, bits, functions):
     same = torch.equal(other.flatten().long(), -whole)
     expect(same, f"{call}: q of -x is not -q; use -{top} to {top}")
     _expect_from_q(back, whole, x, bits)
+
+
+def _expect_no_seven(q, back, x, bits):
+    """The way back of other bits than 4 does not divide by 7."""
+    top = 2 ** (bits - 1) - 1
+    shaped = isinstance(back, torch.Tensor) and back.shape == x.shape
+    if top == 7 or not shaped or q.is_complex() or back.is_complex():
+        return
+    sevenths = q.double() * (x.abs().max().double() / 7)
+    seven = q.double().abs().max() == top and torch.allclose(back.double(), sevenths, rtol=1e-4)
+    told = f"{bits} bits, quantized and dequantized: the way back divides by 7, the largest integer"
+    expect(not seven, f"{told} of 4 bits; here it is {top}: put absmax / {top} into the scale")
 
 
 def _expect_no_other_scale(scale, x, bits, call):
@@ -125,9 +138,12 @@ def _expect_half_a_step(back, x, q, scale, bits):
     told_more = f"{call} {more.mean():.3g} is added to q on the way back: q * scale is all"
     same = more.abs().mean() > 1e-2 and (more - more.mean()).abs().max() < 1e-2
     expect(not same, told_more)
-    guarded = step < 1e-6 and one > step  # larger numbers came out right
+    guarded = step < 1e-6 and 1.0001 * step < one < 1e-3  # larger numbers came out right
     what = f"it is {one - step:.3g} too large" if guarded else "is it rounded?"
     told_scale = f"the scale is {one:.6g}, and absmax / {top} is {step:.6g}: {what}"
+    expect(not guarded, f"{call} the guard against a zero changes the scale: {told_scale}")
+    used = one > 1.2 * step and ((q * one - x).abs() <= 0.51 * one).all()
+    expect(not used, f"{call} the scale is {one / step:.3g} times absmax / {top}, wanted once")
     rounded = min(abs(s / step - 1) for s in (one, 1 / one)) if one else 0
     expect(not 1e-4 < rounded < 0.2, f"{call} {told_scale}")
     hint = "each went to one of its two neighbours, and not always to the nearer: is it by chance?"

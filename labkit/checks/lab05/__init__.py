@@ -77,6 +77,11 @@ def _expect_failures(sweep, ranks, rates, pairs, readable):
     if readable:
         grid.expect_failed(run, failed, call)
         grid.expect_results(run, call, failed)
+        call = "sweep where one run raises an exception without a text, AssertionError()"
+        hint = "str(e) is '' then, and e.args is empty"
+        got = ask(call, probes.swept, *asked, True, hint={"": hint})
+        run = run._replace(frame=got["frame"], calls=got["calls"])
+        grid.expect_failed(run, failed, call, said=False)
 
 
 @exercise("5.3", points=1)

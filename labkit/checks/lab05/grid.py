@@ -83,20 +83,28 @@ def expect_results(run, call, failed=None):
         expect(row["error"] == "", told)
 
 
-def expect_failed(run, failed, call):
-    """The row of the pair `failed` has the exception's text, its alpha, and no result."""
+def expect_failed(run, failed, call, said=True):
+    """The row of the pair `failed` has the exception's text, if it `said` any, and no result."""
     row = _rows(run, call, failed)[failed]
-    expect(row["error"] is not None, f"{call}: its row has no error; keep its text, str(e)")
+    told = f"{call}: its row has no error; keep its text, str(e)"
+    expect(row["error"] is not None or not said, told)
     text = isinstance(row["error"], str) and f"diverged at rank {failed[0]}" in row["error"]
     told = f"{call}: its error is {row['error']!r}; keep the exception's text, str(e)"
-    expect(text, told)
+    expect(text or not said, told)
     if all(alpha == run.alpha_of(r) for r, alpha, *_ in run.calls):
         at = f"{call}: alpha at rank {failed[0]} (put it into the row before the run)"
         frames.expect_cell(row["alpha"], run.alpha_of(failed[0]), at)
-    told = (
-        f"{call}: the failed row has the loss {row['loss']!r}, but it never got one; leave it out"
-    )
-    expect(row["loss"] is None, told)  # NaN arrives as None
+    told = f"{call}: the failed row has the loss {row['loss']!r}{_whose(run, failed, row['loss'])}"
+    expect(row["loss"] is None, f"{told}, but it never got one; leave it out")  # NaN comes as None
+
+
+def _whose(run, failed, loss):
+    """Where the loss of the failed row is from, as words, if that can be seen."""
+    made = [(r, rate) for r, _, rate, _ in run.calls]
+    at = made.index(failed)
+    if at and loss == run.results["loss"] * sum(made[at - 1]):
+        return ", that of the run before (its result is still there)"
+    return " filled in (fillna fills all columns; a missing number is NaN)" * (loss == "")
 
 
 def _rows(run, call, failed=None):

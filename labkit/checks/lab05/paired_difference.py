@@ -10,6 +10,7 @@ from labkit.contract import CheckFailed, expect, part, sound
 from labkit.labs.lab05 import probes
 
 NONE = float("nan")
+GONE = "all runs of that method failed, and pivot_table or dropna left nothing of it: both are nan"
 
 
 def expect_differences(paired_difference, rng):
@@ -71,8 +72,14 @@ def _expect_few(paired_difference, rng):
     if sound():
         none = _table("with no shared seed", [0, 1, 2], [3, 4, 5], rng)
         hint = "with no difference at all both are nan"
-        call, got = _asked(paired_difference, none, hint)
-        expect(got == ["nan", "nan"], f"{call} gave {_shown(got)}; {hint}")
+        lost = _table("of which one method's all failed", [0, 1, 2], [0, 1, 2], rng)
+        lost.columns["score"][:] = [
+            NONE if method == lost.a else score
+            for method, score in zip(lost.columns["method"], lost.columns["score"], strict=True)
+        ]
+        for table in (none, lost):
+            call, got = _asked(paired_difference, table, {"KeyError": GONE, "": hint})
+            expect(got == ["nan", "nan"], f"{call} gave {_shown(got)}; {hint}")
 
 
 def _shown(got):

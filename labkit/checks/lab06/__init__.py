@@ -255,6 +255,9 @@ def _expect_soup(got, states, weights, call):
     parts = weights or [1 / len(states)] * len(states)
     for name in states[0]:
         wanted = sum(f * s[name] for f, s in zip(parts, states, strict=True))
+        told = f"{call}: {name} is 0, the sum over nothing: a zip or other iterator is used up"
+        nothing = type(got[name]) in (int, float) and got[name] == 0
+        expect(not nothing, f"{told} after the first key; make it for each, or a list of it")
         told = f"{call}: {name} became one number; the mean runs over the states, each number apart"
         mine = getattr(got[name], "shape", None)
         expect(mine != (), told)

@@ -78,6 +78,10 @@ def concatenated(adapters, weights):
     if 0.0 not in weights:
         wrong["the weights divide; multiply by them"] = [1 / w for w in weights]
     products = {message: summed(adapters, parts) for message, parts in wrong.items()}
+    A, B = torch.cat([A for A, _ in adapters]), torch.cat([B for _, B in adapters], dim=1)
+    turns = torch.tensor(weights, dtype=torch.double).repeat(len(A))[: len(A)]
+    told = "the weights come in turns, w1, w2, w1, …; each belongs to all rows of its adapter: "
+    products[f"{told}repeat_interleave, not repeat"] = B.double() * turns @ A.double()
     if len({len(A) for A, _ in adapters}) == 1:
         for factor, parts in (("B", weights[::-1]), ("A", weights)):
             turned = zip(adapters, reversed(adapters), parts, strict=True)

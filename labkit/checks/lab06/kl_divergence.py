@@ -7,7 +7,7 @@ from labkit.checks.lab06 import changes, small
 from labkit.checks.lab06 import divergences as guesses
 from labkit.checks.laws import laws
 from labkit.checks.simplest import simplest
-from labkit.contract import expect, generator, observe, part
+from labkit.contract import CheckFailed, expect, generator, observe, part
 
 
 def expect_kl(kl_divergence):
@@ -52,6 +52,15 @@ def _expect_divergence(kl_divergence, rng):
             expect_numbers(cases, tol=1e-3, sizes=sizes)
 
 
+def _finite_alone(kl_divergence, p, q):
+    """Whether each token by itself has a finite number."""
+    try:
+        alone = [observe(kl_divergence, p[i : i + 1], q[i : i + 1]) for i in range(len(p))]
+    except CheckFailed:
+        return False
+    return all(isinstance(kl, float) and math.isfinite(kl) for kl in alone)
+
+
 def _expect_finite(kl_divergence, rng, right):
     for scale in (300.0, 1e4):
         p, q = (randn(9, 13, rng=rng) * scale for _ in range(2))
@@ -59,8 +68,12 @@ def _expect_finite(kl_divergence, rng, right):
         got = ask(call, kl_divergence, p, q)
         if not (right or isinstance(got, float)):
             return
-        hint = "exp of them overflows or a probability is 0: use log_softmax"
         finite = not isinstance(got, float) or math.isfinite(got)
+        if not finite:
+            told = f"{call} gave {got!r}, and of each token alone a number: is the largest logit of"
+            hint = "all taken off? A token that has lower ones is lost: take its own, dim=-1"
+            expect(not _finite_alone(kl_divergence, p, q), f"{told} {hint}, or log_softmax")
+        hint = "exp of them overflows or a probability is 0: use log_softmax"
         expect(finite, f"{call} gave {got!r}; {hint}")
         if right:
             wanted = guesses.kl(p, q).mean().item()

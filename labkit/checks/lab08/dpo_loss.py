@@ -20,6 +20,9 @@ ERRORS = {
     "logsigmoid(): argument": "beta is a float: multiply the margin by it",
 }
 KINK = "it is doubled: pieces that meet at margin 0, where training starts, have a kink there"
+DETACHED = "it is zero: is something detached?"
+FLAT = "it is zero at margin 0, where training starts, and elsewhere it is not: torch's relu and "
+FLAT += "abs have no slope at 0; logsigmoid and softplus have"
 START = "dpo_loss where policy and reference are the same"
 UNSTABLE = "exp or a sigmoid leaves fp32's range: torch has the logarithm of the sigmoid as one"
 
@@ -82,9 +85,9 @@ def _expect(dpo_loss, call, four, beta):
     expect_close(value, wanted, call, known, tol=1e-5)
     slope = -beta * torch.sigmoid(-x) / len(x)
     for name, gradient, sign in zip(("chosen", "rejected"), got["gradients"], (1, -1), strict=True):
-        told = f"{call} its gradient for policy_{name}"
+        told = f"{call}: its gradient for policy_{name}"
         hint = {
-            "it is zero: is something detached?": torch.zeros_like(slope),
+            FLAT if call == START else DETACHED: torch.zeros_like(slope),
             KINK: 2 * sign * slope,
         }
         expect_close(gradient, sign * slope, told, hint, tol=1e-4)
@@ -107,7 +110,7 @@ def _expect_large(dpo_loss, sign, rng):
         raise CheckFailed(f"{told}: something caps the loss, such as an epsilon in the logarithm")
     slope = -beta * torch.sigmoid(-x) / len(x)
     flat = sign < 0 and (got["gradients"][0].abs() < 1e-3 * slope.abs()).any()
-    expect(not flat, f"{call} its gradient is lost: {UNSTABLE}")
+    expect(not flat, f"{call}: its gradient is lost: {UNSTABLE}")
 
 
 def _guesses(four, beta):

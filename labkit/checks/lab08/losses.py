@@ -5,6 +5,9 @@ import torch
 from labkit.checks.compare import kind_of
 from labkit.contract import CheckFailed, expect
 
+LOST = "is there a detach(), .item(), .data, torch.tensor([...]) or no_grad() in it? (torch.stack "
+LOST += "keeps the gradient)"
+
 
 def expect_loss(got, call, n, units):
     """Raise CheckFailed unless what `probes.differentiated` found is one number with a gradient.
@@ -19,5 +22,4 @@ def expect_loss(got, call, n, units):
     many = f"{call} gave {value.numel()} numbers, wanted one: the mean of the {units}"
     expect(value.numel() == 1, many)
     expect(value.dim() == 0, f"{call} has shape {tuple(value.shape)}, wanted (): one number")
-    lost = "is there a detach(), .item(), .data or no_grad() in it?"
-    expect(got["gradients"] is not None, f"{call} has no gradient, so nothing is learned: {lost}")
+    expect(got["gradients"] is not None, f"{call} has no gradient, so nothing is learned: {LOST}")

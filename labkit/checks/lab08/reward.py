@@ -14,6 +14,7 @@ KEYS = (
 )  # fmt: skip
 NUMBERS = ("brightness", "temperature", "volume_level", "hours", "minutes", "seconds")
 RAISES = "a model says all sorts of things: for what is no JSON object it is 0"
+NESTED = {"unhashable": "a value may be a list or an object, and a set holds neither: use == on it"}
 EMPTY = "{} is a JSON object without keys: none is right, so it is 0"
 
 
@@ -71,6 +72,8 @@ class _Asked:
         said = answer if isinstance(answer, str) else text(answer)
         call = f"reward of {what}, {_short(said)} for {self.wanted}"
         hint = {"": RAISES} if isinstance(answer, str) else "" if answer else EMPTY
+        if not isinstance(answer, str) and any(isinstance(v, list | dict) for v in answer.values()):
+            hint = NESTED
         got = ask(call, self.reward, said, self.wanted, hint=hint)
         truth = f"{call} gave {kind_of(got)}, wanted a float from 0 to 1"
         expect(type(got) is not bool, truth)
@@ -182,9 +185,15 @@ def _expect_wrong_values(asked, data):
     for keys, what in ((most, "all but one right"), (most[:1], "one key right")):
         right = {key: data[key] for key in keys}
         before, _ = asked(right, what)
-        got, call = asked(right | {last: wrong(data[last])}, f"{what} and a wrong value")
-        told = f"{call} gave {got:.4g}, more than without that key, {before:.4g}"
-        expect(got <= before, f"{told}: a guessed value pays; a key counts with its value alone")
+        for given, kind in (
+            (wrong(data[last]), "a wrong value"),
+            ([data[last]], "a list of the right value"),
+            ({}, "an empty object for a value"),
+        ):
+            got, call = asked(right | {last: given}, f"{what} and {kind}")
+            told = f"{call} gave {got:.4g}, more than without that key, {before:.4g}"
+            hint = "a guessed value pays; a key counts with its value alone"
+            expect(got <= before, f"{told}: {hint}")
 
 
 def _expect_kinds(asked, data):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest, randn
 from labkit.checks.compound import combined
 from labkit.checks.lab08.behaves import as_logprobs
+from labkit.checks.lab08.losses import LOST
 from labkit.checks.simplest import simplest, unnamed
 from labkit.contract import CheckFailed, expect, observe, part, sound
 from labkit.labs.lab08 import probes
@@ -76,8 +77,7 @@ def _expect_gradient(sequence_logprob, logits, labels):
     """The gradient of all sums for the logits: what trains goes through it."""
     call = "sequence_logprob of logits that have a gradient"
     total = ask(call, probes.added_up, sequence_logprob, logits, labels, hint=ERRORS)
-    lost = "is there a detach(), .item(), .data or no_grad() in it?"
-    told = f"{call} gives none, so nothing could be trained by it: {lost}"
+    told = f"{call} gives none, so nothing could be trained by it: {LOST}"
     expect(total["gradient"] is not None, told)
     p = logits[:, :-1].double().softmax(-1)
     targets = labels[:, 1:]
@@ -151,7 +151,11 @@ def _guesses(logits, labels, kind):
     }
     made = functools.partial(_made, logits, labels)
     most = 1 if kind == "large logits" else 2  # there much is zero, or huge
-    return combined(made, shifts, counts, forms, ways, most=most)
+    cut, targets = logits[:, :-1], labels[:, 1:]
+    laid = cut.reshape(len(cut), cut.shape[2], cut.shape[1])
+    told = "reshape lays the logits out anew, and mixes those of all places: transpose(1, 2)"
+    mixed = {told: -F.cross_entropy(laid, targets, reduction="none").sum(1).float()}
+    return mixed | combined(made, shifts, counts, forms, ways, most=most)
 
 
 def _made(logits, labels, shift, counts, form, way):
