@@ -58,7 +58,7 @@ from labkit.training import fast, finetuning, generation, hardware, models, pair
 # %% [markdown]
 # ## How likely is an answer?
 #
-# Everything in this lab needs one number: the log-probability that the model gives to a whole
+# DPO needs one number, and GRPO its terms: the log-probability that the model gives to a whole
 # answer. A model writes a token at a time, so the probability of an answer is a product over its
 # tokens, and its logarithm a sum:
 #
@@ -128,8 +128,9 @@ if lab.experiment("The model, and pairs of its answers", 5):
 # %% [markdown]
 # Following a constraint is all that makes an answer the better one here: what it says may be
 # nonsense. Look at the lengths, too. A chosen answer had to end by itself within 48 tokens, a
-# rejected one may be cut there. So the chosen ones are shorter, 16 words on average against 24, and
-# whoever learns from these pairs may learn to be brief.
+# rejected one may be cut there. Mostly for that reason the chosen ones are shorter, 16 words on
+# average against 24 (19 for the rejected ones that were not cut). Whoever learns from these pairs
+# may learn to be brief.
 
 # %% [markdown]
 # How does a model learn from such pairs? Suppose that answers have a quality, and that answer $c$
@@ -284,7 +285,7 @@ def train_dpo(model, batches, rate, reference_of=None, beta=0.1, title="DPO on c
     optimizer, curves = adamw(model, rate), live.Curves(title, len(batches))
     reference_of = reference_of or reference_logprobs
     for batch in batches:
-        with fast.layers(model):  # the same numbers, quicker on a CPU
+        with fast.layers(model):  # the same but for rounding, quicker on a CPU
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             reference = reference_of(model, batch)
         policy = sequence_logprob(logits, batch["labels"])
@@ -346,15 +347,15 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 80, needs=["8.1", "8.2", "
 # %% [markdown]
 # The loss fell. Did the answers get better? Each of the two shares has a standard error of about 6
 # points here. Most of it comes from the choice of the 40 instructions. The luck of sampling adds to
-# it: drawing the 160 answers anew moves a share of a quarter by up to 3.4 points (one standard
-# error). If the draw before training happens to be low, DPO looks like a success.
+# it: 160 draws alone give a share of a quarter a standard error of up to 3.4 points. If the draw
+# before training happens to be low, DPO looks like a success.
 #
 # So `benchmarks/preferences.py` took 16 answers to each instruction, and three seeds. From 25%
 # these settings gained 3, 6 and -6 points, each with a standard error of 3 to 4 over the
 # instructions. At a rate of 2e-4 they gained 4, 0 and 2 points, each ± 2 or 3. The means over seeds
 # are 1 ± 4 points at 5e-4 and 2 ± 1 at 2e-4: there may be a small gain, but three seeds do not show
-# one. To settle it, take more instructions rather than more answers to each. More instructions even
-# out both kinds of luck.
+# one. To settle it, take more seeds, and more instructions rather than more answers to each. More
+# instructions even out the luck of their choice and that of sampling.
 #
 # What the loss asks for is something else: the log-probabilities of the two sides should move
 # apart. Here are the panels `chosen` and `rejected` in one picture:
@@ -409,8 +410,8 @@ if lab.experiment("Pairs swapped, and a reference that moves", 50, needs=["8.1",
 # With swapped pairs the loss falls, too. (The title compares means over the last three steps.) A
 # loss measures how well the model agrees with the pairs, whatever they say. Only something outside
 # the pairs can tell that they are wrong, here the verifier. And with 40 instructions even the
-# verifier gives no more than a hint: -8 points with a standard error of 4 when we ran it. So read a
-# few pairs before you train on them.
+# verifier gives a hint at most: -8 points with a standard error of 4 when we ran it, and -2 with
+# one of 3 on another processor. So read a few pairs before you train on them.
 #
 # Where the reference moves, policy and reference are the same at every step, and the loss stays at
 # $\log 2 = 0.69$ (the dotted line). The gradient is not zero: every pair pushes as hard as in the
@@ -467,9 +468,9 @@ if lab.experiment("Two steps of TRL's DPOTrainer", 18, needs=["8.1", "8.2", "8.3
 #
 # The pairs were made before training, by the model as it was then. GRPO (*group relative policy
 # optimization*, 2402.03300) lets the model answer while it learns. For each prompt it samples a
-# *group* of answers, and a program gives each one a reward. Answers better than the rest of their
-# group are made likelier, the others less likely. Nobody says what the right answer would have
-# been.
+# *group* of answers, and each one gets a reward, here from a program. Answers better than the rest
+# of their group are made likelier, the others less likely. Nobody tells the model what the right
+# answer would have been.
 #
 # "Better than the rest" is the *advantage*: the reward minus the group's mean, divided by the
 # group's standard deviation. If four answers earn 1, 0, 0 and 0, the first has an advantage of 1.5
@@ -672,8 +673,9 @@ if lab.experiment("A step without a warm start", 12, needs=["8.4", "8.5", "8.6"]
 # All answers earn nothing, so every advantage is zero, and so is the gradient. That is why the
 # model first sees some written answers, as in lab 3: 14 steps of 16. Then its adapter is merged.
 # The result is a plain model without an adapter that answers some commands right: 17 of 100 unseen
-# ones when we ran it, at a mean reward of 0.40. From here on only the reward teaches. GRPO trains a
-# new adapter on top of the merged model; switch that one off, and you have this start again.
+# ones on each of two processors, at mean rewards of 0.40 and 0.42. From here on only the reward
+# teaches. GRPO trains a new adapter on top of the merged model; switch that one off, and you have
+# this start again.
 
 
 # %%
@@ -796,10 +798,11 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
 
 # %% [markdown]
 # When we ran it, the mean reward on 100 unseen commands rose from 0.40 to 0.52, the right intents
-# from 42 to 63 and the exact answers from 17 to 32. Do not believe it yet: this seed is a lucky
-# one, as a file with more of them shows below. And even a seed does not fix the result. Another
-# number of threads rounds differently. Sooner or later another token is drawn, and from there on
-# the run is another one. So your numbers may differ from ours.
+# from 42 to 63 and the exact answers from 17 to 32. Do not believe it yet: this run is a lucky one,
+# as a file with more of them shows below. And a seed does not fix the result: on another processor
+# the same one came from 0.42 to 0.49, from 46 to 54 and from 17 to 23. Another processor or number
+# of threads rounds differently. Sooner or later another token is drawn, and from there on the run
+# is another one. So your numbers may differ from ours.
 #
 # Now the panels. The curve of `reward` begins lower than the table, since its answers are drawn at
 # temperature 1, and those of the table are greedy. `kl` is the KL from the start in nats a token,
@@ -841,11 +844,11 @@ if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
 
 # %% [markdown]
 # When we ran it, 11% of the tokens were clipped in the second step, 18% in the third and 22% in the
-# fourth. But look at the ratios: before the fourth step one token in twenty was less than a quarter
-# as likely as when it was drawn. So the clip is no wall. It takes away a token's own gradient once
-# the token has moved by a fifth. The token can still move on, by Adam's momentum and by the weights
-# that it shares with all others. That is why one takes few steps on a sample, and watches the KL as
-# well.
+# fourth (14%, 22% and 25% on another processor). But look at the ratios: before the fourth step one
+# token in twenty was less than a quarter as likely as when it was drawn. So the clip is no wall. It
+# takes away a token's own gradient once the token has moved by a fifth. The token can still move
+# on, by Adam's momentum and by the weights that it shares with all others. That is why one takes
+# few steps on a sample, and watches the KL as well.
 
 # %% [markdown]
 # ## How small may the adapter be?
@@ -886,15 +889,16 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # learn something from rewards.
 #
 # Is it as much as 64 directions learn? These runs do not say. Seed by seed r=64 was ahead by 0.03 ±
-# 0.03. A lead would count only from 4.3 standard errors on: 0.13, more than any rank gained at
-# all. Schulman et al. find no difference, in far longer runs.
+# 0.03. A lead would count only from 4.3 standard errors on: 0.13, more than the mean gain of any
+# rank. Schulman et al. find no difference, in far longer runs.
 
 # %% [markdown]
 # Now the right panel. The start had 17 exact answers of 100. After training the means are 16 to 20,
 # with standard errors of up to 6: the reward rose, and no rise of exact answers can be seen. What
-# did rise are the right intents, in every run: from 42 of 100 to between 45 and 65. An intent earns
-# a part of the reward, and in 12 steps that part was learned. The reward alone would not have told
-# us. (Your own run above may have found more exact answers, as seed 0 did here with every adapter.)
+# did rise are the right intents: from about 42 of 100 to means of 46 to 57. (The 17 and the 42 are
+# of a start that was rounded differently, see below.) An intent earns a part of the reward, and in
+# 12 steps that part was learned. The reward alone would not have told us. (Your own run above may
+# have found more exact answers, as seed 0 did here with every adapter.)
 #
 # Would another rate have taught more, or larger groups of answers?
 
@@ -928,11 +932,11 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 # %% [markdown]
 # ## Rewards, or written answers?
 #
-# A reward needs no written answers. But suppose that you have some: what do they teach, from the
-# same start? And which of the two forgets more? Shenfeld et al. ("RL's Razor", 2509.04259) find
-# that at equal scores reinforcement learning forgets less, as it stays closer to where it started.
-# The runs with rewards took 12 steps of 64 answers, 768 in all. The file also has runs with 4, 8
-# and 12 steps of 16 written answers each, at a rate of 5e-4. All are at r=16.
+# A reward needs no written answers. But suppose that you have some: what do they teach, from such a
+# start? And which of the two forgets more? Shenfeld et al. ("RL's Razor", 2509.04259) find that at
+# equal scores reinforcement learning forgets less, as it stays closer to where it started. The runs
+# with rewards took 12 steps of 64 answers, 768 in all. The file also has runs with 4, 8 and 12
+# steps of 16 written answers each, at a rate of 5e-4. All are at r=16.
 
 # %%
 guess_written = lab.predict("How many written answers teach as much as 768 rewarded ones?", None)
@@ -957,14 +961,18 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 # | 768 rewarded, rate 2e-4 | 12 | 0.46 ± 0.02 | 0.10 ± 0.02 | 58.9 ± 0.2 |
 # | 192 written answers | 12 | 0.59 ± 0.03 | 0.11 ± 0.01 | 57.9 ± 0.4 |
 #
+# The rewarded runs at 5e-4 are those of the first picture: their start had a reward of 0.39, and
+# the file does not have its perplexity. The others began at the start of the table.
+#
 # The three rows in the middle have about the same score. So, within these errors, 64 written
 # answers taught as much as 768 sampled and rewarded ones. And 192 written answers taught more: 33 ±
 # 5 exact answers of 100.
 
 # %% [markdown]
-# Did rewards forget less? Not here. In those three rows the perplexity of everyday English rose by
-# 3.3 after rewards, by 1.0 at the lower rate, and not after written answers. The KL says the same
-# at the higher rate. At the lower one, 0.10 and 0.06 are too close for three seeds.
+# Did rewards forget less? Not here. Beside the start of the table the perplexity of everyday
+# English was 3.3 higher after rewards, 1.0 at the lower rate, and no higher after written answers.
+# The KL says the same at the higher rate. At the lower one, 0.10 and 0.06 are close: seed by seed
+# 0.034 ± 0.007 apart, 4.7 standard errors where chance makes up to 4.3.
 #
 # One reason is the number of steps. Adam's steps are about as large whatever the gradient is, and
 # rewards took 12 of them, written answers 4. But that is not all: 12 steps of written answers came
@@ -973,8 +981,8 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 #
 # Does that contradict the paper? No. It trains larger models for longer, and compares the best of
 # many settings. (It also takes the KL on what the start would say; ours is on the new model's own
-# answers.) Here, too, a lower rate forgot less at the same score. But that rewards forget less is
-# no law that holds in every regime.
+# answers.) Here a lower rate forgot less at the same score. But that rewards forget less is no law
+# that holds in every regime.
 #
 # So where somebody can write the answers, begin with them. Rewards are for what a program can judge
 # and nobody has written down.
@@ -983,7 +991,8 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 # ## A reward that can be hacked
 #
 # Some answers leave a key out. So somebody adds a little for each key that is named, "to make the
-# answers complete". Under your `reward` a needless key costs something. Under this one it pays:
+# answers complete". Under your `reward` a needless key costs something. Under this one it mostly
+# pays:
 
 
 # %%
@@ -994,7 +1003,7 @@ def bonus(answer, wanted):
 
 
 # %%
-guess_keys = lab.predict("At the start an answer names 2.5 keys. How many after 8 steps?", None)
+guess_keys = lab.predict("An answer names about 2.5 keys at first. How many after 8 steps?", None)
 
 
 # %% tags=["experiment", "cover"]
@@ -1023,14 +1032,16 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
 # answers: it did not rise. And the answers grew. In the eighth step they had 28 tokens on average.
 # They are cut after 32, and JSON that is cut off earns nothing, not even the bonus. So even the pay
 # fell in that step, to 0.46. On unseen commands your reward fell from 0.40 to 0.15, one answer of
-# 100 was exact (17 at the start), and an answer named 3.7 keys instead of 2.5.
+# 100 was exact (17 at the start), and an answer named 3.7 keys instead of 2.5. On another processor
+# the answers grew to 22 tokens and the pay to 0.85. Your reward wavered between 0.18 and 0.34. On
+# unseen commands it fell from 0.42 to 0.29, with 2 exact ones and 3.7 keys an answer.
 
 # %% [markdown]
-# In this run part of the fall may come from the last step, where answers grew too long. Three
+# In the first run part of the fall may come from the last step, where answers grew too long. Three
 # longer runs of the file, 12 steps of 64 answers, show the hack without that. All three were paid
-# about 0.8 in the end, up from 0.65, 0.72 and 0.60. They named more keys, 3.2 to 3.7 an answer
-# instead of 2.5. Exact answers went from 17 to 4, 8 and none. Your reward, which also pays for
-# parts, shows less of it: from 0.39 or 0.40 it went to 0.35, 0.39 and 0.28.
+# about 0.8 in their last three steps, up from 0.65, 0.72 and 0.60. They named more keys, 3.2 to 3.7
+# an answer instead of 2.5. Exact answers went from 17 to 4, 8 and none. Your reward, which also
+# pays for parts, shows less of it: from 0.39 or 0.40 it went to 0.35, 0.39 and 0.28.
 #
 # A KL in the loss, or an early stop, can limit the damage. But the cause is the reward: pay for
 # nothing that you do not want.
