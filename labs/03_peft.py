@@ -139,8 +139,8 @@ check.configs(recipe)
 # ●○○ · 3 min · 1 point
 #
 # How large will the adapter be? Lab 1 counted the numbers for one matrix. `shapes` maps the name of
-# each adapted matrix to its `(d_out, d_in)`; they differ, since in most of today's models keys and
-# values are narrower than queries. Below, your count is compared with PEFT's.
+# each adapted matrix to its `(d_out, d_in)`; they differ: MLPs are wider, and in most of today's
+# models keys and values are narrower than queries. Below, your count is compared with PEFT's.
 
 
 # %%
@@ -203,9 +203,9 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 # ### What the word "all-linear" does not reach
 #
 # The word sounds as if nothing were left out. But PEFT looks for *modules* such as `nn.Linear`. In
-# a mixture of experts the weights of all experts are often one large parameter, which is no module.
-# Are the experts adapted? Here are two tiny models with random weights, built like two families
-# that people tune today.
+# a mixture of experts the weights of all experts often lie in large parameters, which are no
+# modules. Are the experts adapted? Here are two tiny models with random weights, built like two
+# families that people tune today.
 
 # %% tags=["experiment"]
 if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
@@ -231,7 +231,7 @@ if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
 # So before a run print the names of what trains, and give what is missing to `target_parameters`.
 #
 # Embeddings are not reached either. A new token (a tool's name, a language's tag) needs a row of
-# the embedding, and that row must be trained. There are two ways to train it. Which file is larger?
+# the embedding, and that row must be trained. Here are two ways to train it. Which file is larger?
 # (PEFT's default would also save the whole embedding once it has grown. That is off here, so a file
 # has only what trained.)
 
@@ -407,8 +407,8 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
     print(f"last loss: end masked {masked.losses[-1]:.2f}, your labels {mended.losses[-1]:.2f}")
 
 # %% [markdown]
-# It was enough when we ran it: none of the 60 went on. Model, data, steps and rate are the same in
-# both runs.
+# It was, or nearly so, when we ran it: none or one of the 60 went on. Model, data, steps and
+# rate are the same with both kinds of labels.
 #
 # A chat model can hide this bug, since it had learned to stop before you tuned it. With SmolLM2's
 # own template, and the end masked in the same way, all of 30 answers came to an end when we tried
@@ -456,11 +456,12 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
 # them):
 #
 # - it decides on precision itself: frozen weights are in bf16 where the CPU multiplies bf16, and
-#   adapters are in fp32. So it ignores the flags of your recipe, which are for *mixed* precision;
+#   adapters are in fp32. On a CPU it ignores your recipe's flags, which are for *mixed* precision;
 # - nothing is computed twice: TRL checkpoints activations, which saves memory and costs a second
 #   forward pass;
-# - nothing is computed that has no use: there is no padding, the system message with which all rows
-#   begin passes through the model once a batch, and logits exist only where there is a label.
+# - nothing is computed that has no use: there is no padding but in attention, the system message
+#   with which all rows begin passes through the model once a batch, and logits exist only where
+#   there is a label.
 #
 # One rule differs. From a column `messages` it learns the last message alone.
 
@@ -511,11 +512,11 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
     print(repr(spoken["no generation prompt"][0]))
 
 # %% [markdown]
-# Asked as trained, the model got 40% of 60 in each of three runs of ours. Without the generation
-# prompt it got 45, 38 and 40%, with the first token twice 42, 35 and 33%. No way of asking stands
-# out in all runs. (The thin lines are each bar's own standard error, about 6 points. The questions
-# are the same for all bars, so a difference is surer than the lines suggest. Lab 4 compares in
-# pairs.)
+# Asked as trained, the model got 40, 40, 40 and 37% of 60 in four runs of ours. Without the
+# generation prompt it got 45, 38, 40 and 40%, with the first token twice 42, 35, 33 and 37%. No way
+# of asking stands out in all runs. (The thin lines are each bar's own standard error, about 6
+# points. The questions are the same for all bars, so a difference is surer than the lines suggest.
+# Lab 4 compares in pairs.)
 #
 # Why does the wrong prompt do so little harm? Probably because the model has just learned to answer
 # everything in JSON, and does so with these few tokens or without. So your own test may not show
@@ -668,8 +669,8 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 
 # %% [markdown]
 # No row is lost. The price: each row that was too long, 173 of them at 64 tokens, now has a prompt
-# that begins in the middle, without its system message. Where that matters, shorten the user's text
-# before it goes into the template.
+# that begins in the middle. In 69 it begins within the system message, in the others behind it.
+# Where that matters, shorten the user's text before it goes into the template.
 
 # %% [markdown]
 # ## How to score
@@ -738,16 +739,16 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 
 # %% [markdown]
 # Two metrics tell two stories. The intent is one of ten, and the run saw about 24 examples of each.
-# The exact answer also needs every slot under the right key, and one value that no training command
-# had there. Report the metric that your user notices: a smart home that gets the lamp under the
-# wrong key does nothing.
+# The exact answer also needs every slot under the right key, and at least one value that no
+# training command had there. Report the metric that your user notices: a smart home that gets the
+# lamp under the wrong key does nothing.
 
 # %% [markdown]
 # The marks in the table are a third metric: they compare texts, and yours compares data. So a row
-# may have ✗ there and count as right below. It happened in one of our runs. The answer had
+# may have ✗ there and count as right below. It happened in two of our runs. The answer had
 # `"domain"` twice, first `"entry floor lamp"` and then `"light"`; `json.loads` keeps the last and
-# says nothing. (The picture of three prompts compared texts, too. In that run it said 40%, and the
-# one above 42%, for the same model.) Would your smart home keep the last as well?
+# says nothing. (The picture of three prompts compared texts, too. In these runs it said 40 and 37%,
+# and the one above 42 and 38%, for the same models.) Would your smart home keep the last as well?
 # `json.loads(text, object_pairs_hook=…)` sees both.
 
 # %% [markdown]
@@ -812,8 +813,9 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {surprise['base']:.1f} before, {surprise['home']:.1f} after: {change:+.1%}")
 
 # %% [markdown]
-# When we ran it, perplexity rose by 14%. In nats that is $\ln 1.14 = 0.13$ a token. For scale:
-# rounding this model to four bits costs 0.21 ± 0.06 on the same paragraphs (NF4, lab 4).
+# When we ran it, perplexity rose by 14 to 16%. In nats that is $\ln 1.14 = 0.13$ to
+# $\ln 1.16 = 0.15$ a token. For scale: rounding this model to four bits costs 0.21 ± 0.06 on the
+# same paragraphs (NF4, lab 4).
 
 # %% [markdown]
 # ### Does LoRA forget less than full fine-tuning?
@@ -909,19 +911,19 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # %% [markdown]
 # The blue dots come from a file of the course, made by `benchmarks/forgetting.py` with three seeds;
 # the stars are yours. Look first at how far apart the dots of one method are. Another seed is
-# another order of the commands and, for LoRA, another draw of $A$. After LoRA with r=4 perplexity
-# has risen by 12% with one seed, and by 27% with another. The methods differ by less. Seed by seed,
-# full fine-tuning's rise minus that of LoRA with r=4 is -10, +1 and -2 points, a mean of -3.6 ± 3.2
-# (standard error). With three seeds that shows no difference.
+# another order of the commands and, for LoRA, another draw of $A$ and of dropout. After LoRA with
+# r=4 perplexity has risen by 12% with one seed, and by 27% with another. The methods differ by
+# less. Seed by seed, full fine-tuning's rise minus that of LoRA with r=4 is -10, +1 and -2 points,
+# a mean of -3.6 ± 3.2 (standard error). With three seeds that shows no difference.
 #
 # Rounding alone moves the result as well. The file was made in fp32; this cell multiplies in bf16
 # where the CPU does. With the same seed full fine-tuning's perplexity rose by 17% in the file, and
-# by 23 and 27% in two runs of this cell. So here, after 10 to 17 steps of four commands, nothing
-# says that one method forgets less than the other.
+# by 19, 23 and 27% in three runs of this cell. So here, after 10 to 17 steps of four commands,
+# nothing says that one method forgets less than the other.
 #
-# (The `home` run above trained longer and forgot less, 14%. Its batches are twice as large, its
-# rank is 16, and its rate falls to zero; here it stays constant. We did not measure which of these
-# it is.)
+# (The `home` run above trained longer and forgot less than these do in the mean, 14 to 16%. Its
+# batches are twice as large, its rank is 16, and its rate falls to zero; here it stays constant. We
+# did not measure which of these it is.)
 
 # %% [markdown]
 # Nor are there intruders after so few steps, in LoRA or in full fine-tuning, so PEFT's
@@ -941,8 +943,8 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # looks like a waste. Is it? Shi et al. ([2024](https://arxiv.org/abs/2405.14394)) find that it
 # helps where prompts are long, answers short and examples few, and explain it by less overfitting.
 # In the next experiment examples are few, too: 24 commands, each seen four times. A prompt has
-# about 27 tokens here, of which 19 are the template's and the same in every row. An answer has
-# about 20, the end among them.
+# about 27 tokens here, of which 19, the template's and the system message's, are the same in every
+# row. An answer has about 20, the end among them.
 
 
 # %%
@@ -1002,8 +1004,8 @@ if lab.experiment("The adapter's folder, opened", 2, needs=["3.1", "3.2"]):
     print(f"{n:,} numbers in {adapter_bytes(tuned.folder) / n:.2f} bytes each")
 
 # %% [markdown]
-# Four bytes a number. PEFT by itself trains and stores an adapter in fp32, whatever the dtype of
-# its base. TRL casts the adapters over a *quantised* base to bf16, so there it is two (lab 4).
+# Four bytes a number. PEFT by itself trains and stores an adapter in fp32, over a base in 16 bits,
+# too. TRL casts the adapters over a *quantised* base to bf16, so there it is two (lab 4).
 #
 # Now load it again. The next cell does so as some people do. It merges the adapter, because a
 # merged model is faster. Then it loads the adapter onto the result, because the merged model seems
