@@ -61,10 +61,10 @@ from labkit.training import hardware, loop, models
 #
 # Four bits hold a number from 0 to 15. So a 4-bit weight is not a value but a *code*: an index into
 # a table of sixteen values, the *codebook*. What is found there is multiplied by a scale. When a
-# layer multiplies, its weights are looked up in 16 bits, used, and dropped. The dtype of that
-# product is called the *compute dtype*. The codes stay as they are: only the adapter trains. PEFT
-# keeps it in 32 bits, so that small steps are not rounded away. (TRL casts it to bf16 if the base
-# is quantized.)
+# layer multiplies, its weights are looked up in 16 bits (in 32 on a CPU without fast bf16), used,
+# and dropped. The dtype of that product is called the *compute dtype*. The codes stay as they are:
+# only the adapter trains. PEFT keeps it in 32 bits, so that small steps are not rounded away. (TRL
+# casts it to bf16 if the base is quantized.)
 #
 # Two questions make up the format: which sixteen values, and which scale?
 
@@ -398,9 +398,9 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
 # of plain English.
 #
 # Two more formats join. Newer hardware multiplies them as they are, without a table. Both consist
-# of E2M1 numbers and differ in their 8-bit scales. **MXFP4** has blocks of 32, and its scale is a
-# power of two (E8M0: eight bits of exponent and nothing else). **NVFP4** has blocks of 16, and its
-# scale is a small float (E4M3, and one fp32 number for the whole tensor).
+# of E2M1 numbers and differ in blocks and 8-bit scales. **MXFP4** has blocks of 32, and its scale
+# is a power of two (E8M0: eight bits of exponent and nothing else). **NVFP4** has blocks of 16, and
+# its scale is a small float (E4M3, and one fp32 number for the whole tensor).
 # `labkit.labs.lab04.formats` has both in a few lines. NF4 is for storage alone: no hardware that we
 # know of multiplies its codes.
 
@@ -487,7 +487,7 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 # these ten paragraphs cannot show.
 #
 # - The order of the rounding errors is not the order of the losses. MXFP4 errs less in the weights
-#   than the FP4 of bitsandbytes, and adds a fifth of a nat more to the loss (last line). One
+#   than the FP4 of bitsandbytes, and adds a fifth of a nat more to the loss (last line). A possible
 #   reason: a mean square weighs all weights alike, while in a model some weights multiply far
 #   larger activations than others.
 # - Lloyd-Max errs 4% less than NF4. If the added loss goes like the square of the error, that gains
@@ -709,8 +709,8 @@ if lab.experiment("Load it in 4 bits, and prepare it for training", 6, needs=["4
 # - `numel()` undercounts, so a share taken of it is too large. Lab 3's "13.6 of 4,544 million,
 #   0.30%" has such a total, or one close to it. That model has 8,030 million, and the share is
 #   0.17%.
-# - The model did not shrink to a quarter. Embedding and head, here one matrix, stay in 16 bits.
-#   They are 28 of 135 million parameters, a fifth. In Llama-2-7B they are 4%.
+# - The model did not shrink to a quarter. Embedding and head, here one matrix, are not packed. They
+#   are 28 of 135 million parameters, a fifth. In Llama-2-7B they are 4%.
 # - `prepare_model_for_kbit_training` casts everything that is not packed to fp32, for stability. If
 #   that was bf16 before, it gives back a third of what 4 bits saved here. How much it is elsewhere
 #   depends on how large the vocabulary is beside the layers. (TRL's `SFTTrainer` no longer calls
@@ -987,15 +987,16 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
     guess_start.beside(back["LoftQ, r = 8"][0])
 
 # %% [markdown]
-# LoftQ's rank 8 takes back little: when we ran it, 10 ± 5% of the added loss. Lab 1 has shown why.
-# A rounding error is close to noise: no direction in it stands out, so a few directions hold little
-# of its energy. Rank 64 took back 34 ± 16%, with eight times the parameters.
+# LoftQ's rank 8 takes back little: when we ran it, 10 ± 5% of the added loss. A rounding error is
+# much like noise: its energy is spread over many directions. In twelve matrices of this model rank
+# 8 holds 6 to 14% of it. Of noise in their shapes it would hold 3 to 10%, so some directions stand
+# out, but not far. Rank 64 took back 34 ± 16%, with eight times the parameters.
 #
 # The numbers on the right are the errors of the weights, and lab 1 predicts them. Rank 8 holds 9%
 # of a matrix's energy (the median there). So what PiSSA leaves to be rounded has $\sqrt{0.91} =
 # 0.95$ of the size, and so has its error. Of a rounding error rank 8 holds about 7%, which leaves
-# LoftQ $\sqrt{0.93} = 0.96$. (The paper's further rounds choose the codes anew. On six matrices of
-# this model five rounds left 0.86 to 0.92 of the error, where one left 0.92 to 0.97.)
+# LoftQ $\sqrt{0.93} = 0.96$. (The paper's further rounds choose the codes anew. On the twelve
+# matrices five rounds left 0.86 to 0.93 of the error, where one left 0.92 to 0.97.)
 #
 # So PiSSA's start is a little nearer to $W$. Whether the loss gains by it these paragraphs cannot
 # say, since its error bar is several times LoftQ's. Why is it? LoftQ keeps the codes of NF4 and
@@ -1035,10 +1036,10 @@ if lab.experiment("From a LoftQ start, from the file", 0, needs=["4.6", "4.7"]):
 # %% [markdown]
 # ## "QLoRA trains 30% slower"
 #
-# A step looks up every packed weight twice, in forward and in backward. That takes the same time
-# for one token as for a thousand. So the relative price depends on how much other work a step does.
-# Measure steps of one and of eight commands. LoRA and QLoRA take turns on each batch, so that a
-# slow moment of the machine affects both.
+# A step looks up the packed weights twice, in forward and in backward. On a CPU that takes the same
+# time for one token as for a thousand. So the relative price depends on how much other work a step
+# does. Measure steps of one and of eight commands. LoRA and QLoRA take turns on each batch, so that
+# a slow moment of the machine affects both.
 
 
 # %%
@@ -1071,16 +1072,17 @@ if lab.experiment("Time of a step", 18, needs=["4.6"]):
 # training above it is lost in the noise of the machine.
 #
 # So "30% slower" is one point on such a curve. For 7 billion parameters on an A100 litgpt's authors
-# report 56 to 62% at one sequence a step, others 39% (their figures; we had no GPU to check them).
-# And the price buys memory, with which you can enlarge the batch.
+# report 56 to 62% at one sequence a step. Raschka writes 39%, beside hours that make it 51% (1.85
+# and 2.79). We had no GPU to check them. And the price buys memory, with which you can enlarge the
+# batch.
 
 # %% [markdown]
 # ## "QLoRA needs four times less than LoRA"
 #
 # Follow every tensor through one training step on four paragraphs, in four settings: LoRA, QLoRA,
 # and then QLoRA as tutorials set it up. They call `prepare_model_for_kbit_training`, and they turn
-# on *gradient checkpointing*: most activations are not kept, but computed again in backward. (Every
-# packed weight is then looked up a third time.)
+# on *gradient checkpointing*: most activations are not kept, but computed again in backward. (For
+# that the packed weights are looked up once more.)
 
 
 # %%
@@ -1331,7 +1333,7 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.8"]):
 #
 # **q1. What happens when a layer whose weights are stored in NF4 multiplies?**
 #
-# - (a) Its codes are looked up, times their scales, in 16 bits; the product is made from these.
+# - (a) Its codes are looked up, times their scales, in the compute dtype, and then multiplied.
 # - (b) Its codes are multiplied with the activations' codes, and the sums are made in 16 bits.
 # - (c) Its weights were unpacked to 16 bits when training began, and are packed again at its end.
 # - (d) Its codes are trained in 4 bits along with the adapter, which itself is kept in 16 bits.
@@ -1349,7 +1351,7 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.8"]):
 # - (a) The adapter starts in fp32, while the error that it has to mend is one of 4-bit weights.
 # - (b) One round is too little: only after several rounds of rounding and cutting is it the best.
 # - (c) Its B is not zero, so that the model no longer starts at the weights that were trained.
-# - (d) The error is close to noise: no few directions of it stand out, so rank 8 holds little.
+# - (d) The error is much like noise: spread over many directions, so that rank 8 holds little.
 #
 # **q4. One table says that full fine-tuning of 7 billion parameters takes 56 GB, another 112. Who
 # is right?**
@@ -1378,13 +1380,13 @@ check.quiz(quiz)
 # - NF4 puts its sixteen values where normal weights are. Small blocks keep an outlier's damage
 #   small. NF4 is good, and not optimal: the most exact codebook is another.
 # - QLoRA shrinks the frozen weights that it packs. Embeddings, head and activations stay.
-# - Its price in time is a lookup of every weight, in forward and in backward: much of a small step,
-#   little of a large one.
+# - Its price in time is a lookup of the packed weights, in forward and in backward: much of a small
+#   step, little of a large one.
 # - Before training NF4 cost 0.35 nats a token on `home`, after 20 steps 0.025 ± 0.013 (three
 #   seeds). Either is about 8% of the loss at its time.
 # - An adapter belongs to the weights that it was trained on, rounded or not. How far it has adapted
 #   to their rounding takes four losses to say, not one.
-# - A rounding error is close to noise, so a LoftQ start of rank 8 takes back little of it.
+# - A rounding error is much like noise, so a LoftQ start of rank 8 takes back little of it.
 # - Any memory figure without batch, length, checkpointing and formats is half a figure.
 
 # %%
