@@ -10,8 +10,8 @@ clipping at 1. Judged by the loss on 100 unseen commands.
 
 The first seed takes five rates half a decade apart, and more while the best is at an end. Other
 seeds take the first one's best rate. Then all three take a rate halfway between two of them, FINER,
-where a parabola through the first seed's best and its neighbours is lowest well off the best, full
-fine-tuning excepted; at last the other seeds take the neighbours.
+where a parabola through the first seed's best and its neighbours is lowest well off the best; at
+last the other seeds take the neighbours.
 """
 
 import argparse
@@ -43,6 +43,7 @@ LOWEST = {method: lowest for method, (lowest, _) in LORA.items()} | {"miss": 1e-
 # halfway to the neighbour towards which a parabola over log rate of the first seed is lowest, where
 # that lies a third of a step or more off the best
 FINER = {"lora": 1.7e-3, "rslora": 1.7e-3, "pissa": 5.5e-4, "olora": 1.7e-4, "lora-fa": 5.5e-3}
+FINER |= {"full": 1.7e-4}
 
 
 @dataclass(frozen=True)
