@@ -64,8 +64,8 @@ display(plots.thin_matrices(d_out=576, d_in=576, r=16))
 
 # %% [markdown]
 # The picture is to scale: one square projection of the model that you will train. Blue is frozen:
-# it gets no gradient and never changes. Orange is all that learns, and all that a LoRA file
-# contains.
+# it gets no gradient, and training never changes it. Orange is all that learns, and all that a LoRA
+# file contains.
 
 # %% [markdown]
 # ### Exercise 2.1 · `lora_forward`
@@ -101,8 +101,8 @@ def lora_forward(x, W, A, B, alpha):
 check.matches_dense(lora_forward)
 
 # %% [markdown]
-# Dividing by $r$ looks like a detail, and it is easily lost. A widely used book left it out in two
-# places; one was mended in 2025
+# Dividing by $r$ looks like a detail, and it is easily lost. The code of a widely used book left it
+# out in two places; one was mended in 2025
 # ([#821](https://github.com/rasbt/LLMs-from-scratch/issues/821)), the other a year later
 # ([#1079](https://github.com/rasbt/LLMs-from-scratch/issues/1079)). Without it a step of training
 # changes the layer more, the larger the rank is. Whoever compares two ranks at the same $\alpha$
@@ -425,8 +425,8 @@ if lab.experiment("What the base model answers", 8, needs=["2.2", "2.4"]):
 #
 # At which loss must the curve begin? `B` is zero, so near the base model's. If it begins elsewhere,
 # something is wrong with the layer. The faint line of the curve is the loss of each step, the
-# strong one its running mean. (To train once more, run the cell of the base model's answers first:
-# it loads a fresh model.)
+# strong one its running mean. (To train at another rate, run the cell of the base model's answers
+# first: it loads a fresh model.)
 
 # %%
 guess_right = lab.predict("After 45 steps, how many of the 60 answers are right?", None)
@@ -528,7 +528,7 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 # its dtype, unless you made them fp32. Full fine-tuning got fp32. Why? A bf16 number has eight
 # binary digits. A step is lost where it is less than half of the last of them.
 #
-# | | a typical entry | a step is lost below | the first steps are |
+# | | an entry's rms size | a step is lost below | the first steps are |
 # |---|---|---|---|
 # | `A` | 0.02 | 6e-5 | 5e-3 |
 # | the model's weights | 0.2 | 5e-4 | 3e-4 |
@@ -690,7 +690,7 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 # the update to $W$, and the layer costs what it did before.
 #
 # While a layer is merged its forward must not add the update again. So it needs a flag. The next
-# cell copies a model and gives its LoRA layers one. (Python lets an object change to a subclass of
+# cell copies a model and gives its LoRA layers one. (In Python a module can change to a subclass of
 # its class, with all that it holds. PyTorch's `fully_shard` does that to modules, too.)
 
 
@@ -725,13 +725,13 @@ def mergeable(model):
 # once. After `unmerge_` the layer may train on, and the next `merge_` adds what it has learned by
 # then. The output stays the same, to rounding. `base.weight` stays the same Parameter, with its
 # dtype; `A`, `B` and the training mode stay as they are. (Some libraries merge inside `train()` or
-# `eval()`. In this course nothing merges but these two calls.)
+# `eval()`. In this lab nothing merges but these two calls.)
 #
 # <details><summary>Hint</summary>
 #
-# What does autograd say, when you add something in place to a Parameter that requires grad, and
-# what lets you do it all the same? `layer.merged` tells a second call that there is nothing to do.
-# Which of `+=` and `= … + …` keeps the Parameter itself?
+# The update requires grad, since `A` and `B` do. What becomes of a frozen Parameter when you add
+# that to it in place, and what prevents it? `layer.merged` tells a second call that there is
+# nothing to do. Which of `+=` and `= … + …` keeps the Parameter itself?
 # </details>
 
 
@@ -937,7 +937,8 @@ if lab.experiment("How large is what you learned?", 2, needs=["2.2", "2.4", "2.5
     learned = adapter_state(model)
     adapter_bytes = sum(t.nbytes for t in learned.values())
     model_bytes = sum(p.nbytes for p in model.parameters()) - adapter_bytes
-    print(f"{len(learned)} tensors, {adapter_bytes / 1e6:.2f} MB in {model.dtype}")
+    kind = next(iter(learned.values())).dtype
+    print(f"{len(learned)} tensors, {adapter_bytes / 1e6:.2f} MB in {kind}")
     print(
         f"the model they belong to: {model_bytes / 1e6:.0f} MB, {model_bytes / adapter_bytes:.0f}x"
     )
