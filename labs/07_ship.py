@@ -204,11 +204,11 @@ if lab.experiment("The file, audited", 0, needs=["7.1"]):
     guess_faults.beside(left_out)
 
 # %% [markdown]
-# Few of these rows would have stopped a training. A row whose prompt fills `max_length` costs time
-# and teaches nothing. A cut answer teaches the model not to stop, and a blank one teaches it to say
-# nothing. What can be saved? Rename roles that have other names (`human`, `bot`), cut long
-# *questions* from their front (lab 3's `fit`), and read the rest before you throw it away. Here we
-# leave them all out.
+# Few of these rows would have stopped a training. A row whose prompt fills `max_length` teaches
+# nothing, and TRL 1.16 drops it. A cut answer never teaches the model to stop, and a blank one
+# teaches it to say nothing. What can be saved? Rename roles that have other names (`human`, `bot`),
+# cut long *questions* from their front (lab 3's `fit`), and read the rest before you throw it away.
+# Here we leave them all out.
 
 # %% [markdown]
 # Two things none of these counts shows. Six of our questions have two answers each, which differ in
@@ -399,10 +399,10 @@ if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"
     display(compare_answers(questions, wanted, told, rows=4))
 
 # %% [markdown]
-# When we ran it (40 steps of 8 rows, seed 0), 21 of 36 answers were right, and 22 in another run.
-# There the other 14 had trade and room right, too: only the time was wrong. The nearest row got 2,
-# since its room is seldom the one asked about. With its rule for rooms it got 24. So a look-up does
-# as well as our training, as far as 36 rows can tell.
+# In three runs on different machines (40 steps of 8 rows, seed 0), 20, 21 and 22 of 36 answers were
+# right. In those with 20 and 22 the others had trade and room right, too: only the time was wrong.
+# The nearest row got 2, since its room is seldom the one asked about. With its rule for rooms it
+# got 24. So a look-up does as well as our training, as far as 36 rows can tell.
 #
 # Why? The questions of our test rows are new, but the problems are not. The file has 36 kinds of
 # them, such as a dripping tap, and each test row's kind stands in a training row, too, with another
@@ -498,10 +498,10 @@ if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"
     guess_template.beside(100 * ways["Llama 2's template"][0])
 
 # %% [markdown]
-# We ran this twice, on different machines. The first token written twice cost no answer or one of
-# 36, and a missing generation prompt three or four, which may be chance. SmolLM2's own system
-# message left one right answer or none: this adapter was trained on another one, and on no other.
-# Llama 2's template left one at most, and a prompt without a template none.
+# We ran this three times, on different machines. The first token written twice moved the score by
+# one of 36 answers at most. A missing generation prompt cost two to four, which may be chance.
+# SmolLM2's own system message left none, one and nine: this adapter was trained on another one, and
+# on no other. Llama 2's template left two at most, and a prompt without a template none.
 #
 # So a trained model survives some of these faults, and then a good answer hides that something is
 # wrong. Do not test a server by reading answers. Ask it for the *ids* that it makes of your
@@ -522,10 +522,10 @@ if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"
 # ### The order of rows
 #
 # Rotary position embeddings turn pairs of numbers of q and k by an angle that grows with the
-# position. Which numbers are a pair? In transformers the first half of a head goes with its second
-# half. SmolLM2's heads have 64 numbers: 0 goes with 32, and 1 with 33. For models of the Llama
-# family, which SmolLM2 belongs to, llama.cpp pairs neighbours: 0 with 1, 2 with 3. So the file must
-# have the rows of the weights of q and k in another order. Then both programs turn the same
+# position. Which numbers are a pair? SmolLM2 belongs to the Llama family, and there transformers
+# pairs the first half of a head with its second half. Its heads have 64 numbers: 0 goes with 32,
+# and 1 with 33. For the same family llama.cpp pairs neighbours: 0 with 1, 2 with 3. So the file
+# must have the rows of the weights of q and k in another order. Then both programs turn the same
 # numbers. (For Qwen, llama.cpp pairs the halves, too, and no row is moved.)
 #
 # ### Exercise 7.3 · `rotary_rows`
@@ -595,9 +595,9 @@ check.writes_q8(q8_0)
 
 # %% [markdown]
 # That makes 34 bytes for 32 weights, 8.5 bits each. Q4_0 has 16 levels, -8 to 7, and 4.5 bits a
-# weight; its largest weight becomes -8, so the scale has that weight's sign, turned round. (Our
-# Q4_0 file keeps the embeddings in Q8_0. llama.cpp, too, stores them more finely where they are
-# also the output layer, as here.)
+# weight; a block's weight of largest absolute value becomes -8, so the scale has that weight's
+# sign, turned round. (Our Q4_0 file keeps the embeddings in Q8_0. llama.cpp, too, stores them more
+# finely where they are also the output layer, as here.)
 #
 # Now merge the office's adapter and write the model three times. Then read each file back, and
 # compare its model with the one that was trained, both in fp32, at the tokens of the held-out
@@ -659,11 +659,11 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 
 # %% [markdown]
 # The file shrinks to a third, and with each step the KL from the model that was trained grows. In
-# two runs (40 steps, seed 0, 36 held-out rows) it was 3e-6 nats a token in bf16, 6e-5 and 7e-5 in
-# Q8_0, and 0.02 in Q4_0. Counted in this way, 21 answers were right before, in both runs. In bf16
-# they were 21 or 22, in Q8_0 21, and in Q4_0 18 or 19. A difference of one to three rows is less
-# than twice its error ($\sqrt{b + c}$ from above), so the score alone would have told nothing about
-# the grids.
+# three runs (40 steps, seed 0, 36 held-out rows) it was 3e-6 nats a token in bf16, 6e-5 to 7e-5 in
+# Q8_0, and 0.02 in Q4_0. Counted in this way, 21 answers were right before, in each run. In bf16
+# they were 21 or 22, in Q8_0 21, and in Q4_0 17 to 19. A difference of up to four rows is at most
+# twice its error ($\sqrt{b + c}$ from above), so in no run could the score alone tell the grids
+# apart.
 #
 # With the rows not moved KL was 2, and no answer was right. Such a file has the right size, the
 # right names and the right numbers, and it is useless. No field in it says in which order its rows
@@ -675,11 +675,12 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 # %% [markdown]
 # Two other ways to 4 bits were not run here, since their usual kernels want a GPU.
 # [GPTQ](https://arxiv.org/abs/2210.17323) and [AWQ](https://arxiv.org/abs/2306.00978) store 4-bit
-# integers with scales for groups, as Q4_0 does. But they look at something that NF4 and Q4_0 never
-# see: the *activations* of a few hundred texts. GPTQ rounds a layer's columns one after the other.
-# After each it changes those that remain, so that they make up for the error on these inputs. AWQ
-# scales up the channels whose inputs are large before it rounds, and scales the inputs down. In
-# code both are `llmcompressor.oneshot(model=..., dataset=..., recipe=...)`, on a merged model.
+# integers with scales for groups, as Q4_0 does. But they look at something that NF4 and our Q4_0
+# never see: the *activations* of a few hundred texts. GPTQ rounds a layer's columns one after the
+# other. After each it changes those that remain, so that they make up for the error on these
+# inputs. AWQ scales up the channels whose inputs are large before it rounds, and scales the inputs
+# down. In code both are `llmcompressor.oneshot(model=..., dataset=..., recipe=...)`, on a merged
+# model.
 
 # %% [markdown]
 # ## One base, many adapters
@@ -973,10 +974,10 @@ if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"])
 # and values of prompts that it has read, for the next prompt that begins alike. They depend on the
 # adapter. If it finds them by their tokens alone, one customer's request goes on from another's
 # keys and values. Our 60 could not show it: `server.choosing` sends `cache_prompt: false` with each
-# request, so every prompt is read anew. That takes time and changes nothing else. With the cache on
-# we could not provoke the fault in the llama.cpp of this environment (a tiny model, one slot). One
-# prompt of 84 tokens, asked eight times through two adapters in turn, was read anew each time, and
-# the answers were right. Asked again through the same adapter, 83 came from the cache.
+# request, so every prompt is read anew. That takes time and changes rounding at most. With the
+# cache on we could not provoke the fault in the llama.cpp of this environment (a tiny model, one
+# slot). One prompt of 84 tokens, asked eight times through two adapters in turn, was read anew each
+# time, and the answers were right. Asked again through the same adapter, 83 came from the cache.
 
 # %% [markdown]
 # ### What does it cost to stay apart?
@@ -1019,8 +1020,8 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # ## Elsewhere
 #
 # Here are the lines that serve the same files and folders elsewhere. They were **not run** for this
-# text: Ollama and llama.cpp's own binary are no Python packages, and vLLM as most people install it
-# wants a GPU. (`docs/own-data.md` tells how its build for CPUs did.)
+# text: Ollama and llama.cpp's own binary are not in the course's environment, and vLLM as most
+# people install it wants a GPU. (`docs/own-data.md` tells how its build for CPUs did.)
 #
 # Ollama does not run the template in the GGUF. It looks for a similar one among those that it
 # knows. Where it finds none it sends the bare text: "no template" in the figure above. So a
@@ -1105,8 +1106,8 @@ check.quiz(quiz)
 #   there twice. None of these raises an error.
 # - Split by prompt, and so that the order of the file does not matter. Ask what a program without
 #   learning would get.
-# - A GGUF contains weights, tokenizer and template. For Llama's family the rows of q and k move. A
-#   grid is blocks with a scale, and KL measures what it costs.
+# - A GGUF contains weights, tokenizer and template. For Llama's family the rows of q and k move.
+#   Q8_0 and Q4_0 are blocks with a scale, and KL measures what a grid costs.
 # - Beside its base an adapter is a small file and an index. A request says which one it wants.
 # - Compare ids first, answers second.
 
