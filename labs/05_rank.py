@@ -864,10 +864,10 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 #
 # Full fine-tuning is the one row that stands apart. It is ahead of plain LoRA by 12% of its loss,
 # ± 0.4: by 0.036 to 0.041 in each of the three seeds. Here, too, the grid decides what one sees: at
-# 3e-4, the best of its first five rates, it was ahead by 5 ± 4, and that could have been chance. The
-# new one, 1.7e-4, is an eighteenth of LoRA's 3e-3: "ten times" is no finer than a grid. Whether a
-# variant makes up what LoRA lacks these runs cannot say. rsLoRA is 0.020 ± 0.021 behind full
-# fine-tuning.
+# 3e-4, the best of its first five rates, it was ahead by 5 ± 4, and that could have been chance.
+# (The new one, 1.7e-4, is an eighteenth of LoRA's 3e-3: "ten times" is no finer than a grid.)
+# Whether a variant makes up what LoRA lacks these runs cannot say: rsLoRA is 0.020 ± 0.021 behind
+# full fine-tuning.
 #
 # These runs neither confirm nor refute "1-2%". With three seeds and such errors nothing below 7%
 # would be seen, and for rsLoRA, MiSS and OLoRA nothing below 20%. Even the order of the rows is

@@ -1047,6 +1047,10 @@ if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "
 # of what each file costs. With `--merge` it writes a plain model, which `transformers serve` (lab
 # 6), vLLM and most trainers can load.
 #
+# The switch `--lora-init-without-apply` should leave all adapters off until a request asks. Users
+# report versions of 2026 that leave them on (llama.cpp issue 28674). So name every adapter in each
+# request, at scale 0 if it is not wanted.
+#
 # With each file that you ship, write down what it was made of: the base by its public name, the
 # hash of the data, the settings, the score, and the template. In half a year you will want to know.
 
