@@ -1790,11 +1790,6 @@ SEEN_LAST = [
         "8 load_adapter_: load_adapter_ ",
     ),
     (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "8 load_adapter_: on a missing"),
-    (
-        check.layer,
-        _layer(init=lambda s, *_: nn.init.normal_(s.A, std=1 / s.r)),
-        "that is 1 / r; it falls with sqrt(d_in)",
-    ),
     (check.gradients, _dW_for_dB, "has the shape of W"),
     (check.gradients, _dA_of_dB, "made with dB"),
     (check.gradients, _of_mean_rows, "rows are averaged"),
