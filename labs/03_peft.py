@@ -100,6 +100,8 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # short as this lab's want more: the best rate is near 3e-4 for full fine-tuning and near 3e-3 for
 # LoRA (lab 5 measures both). The check accepts 1e-4 to 5e-3.
 #
+# Make both anew in each call: PEFT writes into a `LoraConfig` that it is given.
+#
 # Older tutorials say `max_seq_length` and `warmup_ratio`; the names are `max_length` and
 # `warmup_steps` now. Without a GPU that has bf16, `SFTConfig(bf16=True)` raises an error, so there
 # you cannot call the case `"a100"` by hand. The check pretends that the right card is there.
@@ -764,7 +766,8 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 #
 # The perplexity of a model over texts is $\exp$ of the mean negative log-likelihood *per token*: a
 # long text counts more than a short one, and no text is cut. Padding must not count. The first
-# token of a text is predicted by nothing and does not count either.
+# token of a text is predicted by nothing and does not count either; a text of one token counts
+# nothing.
 #
 # A text is its own tokens and no others: add no BOS before it and no end after it. The model comes
 # in eval mode, without dropout, and stays in it.

@@ -259,7 +259,7 @@ def expect_numbers_or_first(cases, tol=1e-4, sizes=()):
 def _near(got, wanted, tol):
     """Whether two numbers are equal to `tol`, relative to the second; an int may be of any size."""
     try:
-        return abs(got - wanted) <= tol * max(1e-8, abs(wanted))
+        return got == wanted or abs(got - wanted) <= tol * max(1e-8, abs(wanted))
     except OverflowError:  # an int that no float holds
         return False
 

@@ -143,10 +143,13 @@ def kept(f: Callable, *args: object) -> object:
     """`f(*args)`, for probes that make inputs themselves; it is a fault if one is left changed.
 
     Of a model count its training mode, what trains, the active adapter, hooks and weights.
+    It is told of `f` by its name, which may be in a `functools.partial`.
     """
     before = [picture(arg) for arg in args]
     result = f(*args)
-    NOTED.extend(_changed(f, before, args))
+    name = getattr(getattr(f, "func", f), "__name__", "<")
+    told = "it" if name.startswith("<") else name  # a lambda's is "<lambda>"
+    NOTED.extend(told + line.removeprefix("it") for line in _changed(f, before, args))
     return result
 
 

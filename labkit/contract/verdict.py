@@ -23,12 +23,16 @@ class NotRun:
 
 
 class Verdict(NamedTuple):
-    """How one exercise went; `message` is kept, `note` is what the check says of a pass."""
+    """How one exercise went; `message` is kept, `note` is what the check says of a pass.
+
+    `head` says whose fault it is.
+    """
 
     status: str
     earned: int
     message: str = ""
     note: str = ""
+    head: str = ""
 
 
 def conclude(session: Session, check: Callable, exercise: dict, objects: dict) -> None:
@@ -119,7 +123,9 @@ def _verdict(session, check, objects, points):
         session.blame(failure)
     if faults:
         own = {name: o for name, o in objects.items() if name in NAMES[session.exercise]}
-        return Verdict("failed", max(fault.earned for fault in faults), _joined(faults, own))
+        message = _joined(faults, own)
+        told = _head(message, min(faults, key=lambda fault: fault.bare), own)
+        return Verdict("failed", max(fault.earned for fault in faults), message, head=told)
     return Verdict("passed", points, "", note or inspect.getdoc(check))
 
 
@@ -136,20 +142,26 @@ def _joined(faults, own):
 
 def _named(fault, text, own):
     """The text of a fault: where an exercise has several objects, "it" is called by its name."""
-    about = [name for name, one in own.items() if any(one is other for other in fault.about)]
+    about = _about(fault, own)
     it = text.startswith("it ") and len(own) > 1 and len(about) == 1
     return f"{about[0]}{text[2:]}" if it else text
 
 
-def _head(message, own):
-    """The name that the first fault names first; None where it names none."""
+def _about(fault, own):
+    """The names of an exercise's objects that were observed last before a fault."""
+    return [name for name, one in own.items() if any(one is other for other in fault.about)]
+
+
+def _head(message, fault, own):
+    """The name that the first fault names first, else of what was observed, else of all."""
     said = re.findall(r"\w+", message.partition(AND)[0])
-    return next((word for word in said if word in own), None)
+    named = [word for word in said if word in own][:1]
+    return ", ".join(named or _about(fault, own) or own)
 
 
 def _say(session, exercise, names, verdict):
     """Keep the verdict and print it; a failure is raised. What was revealed stays revealed."""
-    id, listed, (status, earned, message, note) = exercise["id"], ", ".join(names), verdict
+    id, listed, (status, earned, message, note, head) = exercise["id"], ", ".join(names), verdict
     before = session.records.get(id, {}).get("status")
     beside = f" ({message})" if message else ""
     if before in (None, "lent") or (status != "missing" and before != "revealed"):
@@ -158,7 +170,7 @@ def _say(session, exercise, names, verdict):
         print(f"○ {id} {listed}: not written yet{beside}")
         return
     if status == "failed":
-        raise CheckFailed(f"✗ {id} {_head(message, NAMES[id]) or names[0]}: {message}")
+        raise CheckFailed(f"✗ {id} {head}: {message}")
     if before == "revealed":
         beside += " (it was revealed, and earns no points)"
     print(f"✓ {id} {listed}: {note}{beside}")

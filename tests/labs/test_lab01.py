@@ -599,7 +599,7 @@ PARAMETERS = [
     (lambda o, i, r: 131_072, break_even_rank, "wanted"),
     (lora_params, lambda o, i: o * i // (o + i), "strictly fewer"),
     (lora_params, lambda o, i: round(o * i / (o + i) - 1), "one too few"),
-    (lora_params, lambda o, i: math.floor(o * i / (o + i) - 0.5), "one too few"),
+    (lora_params, lambda o, i: math.floor(o * i / (o + i) - 0.5), "only a whole one loses 1"),
     (lora_params, lambda o, i: break_even_rank(o, i) or None, "no rank saves"),
     (lora_params, lambda o, i: max(r for r in range(1, i) if r * (o + i) < o * i), "no rank saves"),
     (lora_params, lambda o, i: o * i // (o + i) + 1, "one too many"),
@@ -1106,7 +1106,51 @@ def _one_to_one(W0, W1, k, threshold):
     return n
 
 
+def _all_as_large(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return (U * S * (S[min(r, len(S)) - 1] <= S)) @ Vh
+
+
+def _few_rounds(W, r):
+    """Power iteration that ends early."""
+    rest, found = W.clone(), torch.zeros_like(W)
+    for _ in range(min(r, *W.shape)):
+        v = torch.ones(W.shape[1])
+        for _ in range(6):
+            v = F.normalize(rest.T @ (rest @ v), dim=0)
+        term = torch.outer(rest @ v, v)
+        rest, found = rest - term, found + term
+    return found
+
+
+def _by_another_name(W, r):
+    s = svdvals(W)
+    tail = s
+    tail[:r] = 0
+    return (tail.norm() / s.norm()).item() if tail.any() else 0.0
+
+
+def _search_below(o, i):
+    return next((r - 1 for r in range(1, min(o, i)) if r * (o + i) >= o * i), 0)
+
+
+def _by_searching_right(s, fraction):
+    sums = s.double().square().cumsum(0)
+    return min(len(s), int(torch.searchsorted(sums, fraction * sums[-1], right=True)) + 1)
+
+
 STRANGERS = [
+    (check.optimal, _all_as_large, "the first r are kept, by their index"),
+    (check.optimal, _few_rounds, "too few iterations"),
+    (check.errors, _by_another_name, "another name for s"),
+    (
+        check.parameters,
+        lora_params,
+        lambda o, i: math.ceil(1 / (1 / o + 1 / i)) - 1,
+        "stay with integers",
+    ),
+    (check.parameters, lora_params, _search_below, "ends before the last rank that saves"),
+    (check.ranks, _by_searching_right, stable_rank, "that one reaches it, equal is enough"),
     (check.counts, _one_to_one, "used up by one"),
     (check.ranks, lambda s, f: len(s) + 1, stable_rank, "no percent"),
     (check.optimal, _corner, "the corner of W"),

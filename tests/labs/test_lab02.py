@@ -1741,7 +1741,55 @@ def _with_attention(shapes, n_tokens, r=None):
     return step_flops(shapes, n_tokens, r) + 4 * n_tokens**2 * max(o for o, _ in shapes.values())
 
 
+def _by_shorter_side(x, W, A, B, alpha):
+    return x @ W.T + alpha / min(A.shape) * (x @ A.T) @ B.T
+
+
+def _thaw_layers(model):
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            module.requires_grad_(True)
+
+
+def _inject_counting(model, targets, r, alpha, done=[]):  # noqa: B006
+    done += [None] * inject(model, targets, r, alpha)
+    return len(done)
+
+
+def _sides_twice(side):
+    return _flops_each(lambda o, i, r: 2 * r * (o, i)[side])
+
+
+def _flops_each(thin):
+    def step_flops(shapes, n_tokens, r=None):
+        if r is None:
+            return 6 * n_tokens * sum(o * i for o, i in shapes.values())
+        return sum(n_tokens * (4 * o * i + 6 * thin(o, i, r)) for o, i in shapes.values())
+
+    return step_flops
+
+
+def _load_taking(model, state):
+    """Takes each tensor out of the state it is given."""
+    load_adapter_(model, state)
+    for name in list(state):
+        state.pop(name)
+
+
 SEEN_LAST = [
+    (check.matches_dense, _by_shorter_side, "alpha is divided by d_in"),
+    (check.injects, _then(_thaw_layers), "the base inside of each LoRALinear"),
+    (check.injects, _inject_counting, "counts of earlier calls"),
+    (check.arithmetic, _sides_twice(1), "d_in is used twice"),
+    (check.arithmetic, _sides_twice(0), "d_out is used twice"),
+    (
+        check.round_trip,
+        adapter_state,
+        _load_taking,
+        LoRALinear,
+        "8 load_adapter_: load_adapter_ ",
+    ),
+    (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "8 load_adapter_: on a missing"),
     (check.gradients, _dW_for_dB, "has the shape of W"),
     (check.gradients, _dA_of_dB, "made with dB"),
     (check.gradients, _of_mean_rows, "rows are averaged"),

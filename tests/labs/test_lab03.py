@@ -323,7 +323,8 @@ def perplexity_by_loss(model, tokenizer, texts):
     for text in texts:
         ids = _ids(tokenizer, text)
         n = ids.shape[1] - 1
-        total, count = total + model(ids, labels=ids).loss.item() * n, count + n
+        if n:
+            total, count = total + model(ids, labels=ids).loss.item() * n, count + n
     return math.exp(total / count)
 
 
@@ -876,6 +877,11 @@ FITTED = [
 
 def _by_hardware(output_dir, device):
     return sft_of(use_cpu=not torch.cuda.is_available(), bf16=False)(output_dir, device)
+
+
+def _by_this_machine(output_dir, device):
+    gpu = torch.cuda.is_available()
+    return sft_of(use_cpu=not gpu, bf16=gpu, fp16=False)(output_dir, device)
 
 
 def _sft(make):
@@ -1640,7 +1646,69 @@ STRANGERS = [
 ]
 
 
+def _one_config(output_dir, device, lora=lora_of()):  # noqa: B008
+    return lora, sft_of()(output_dir, device)[1]
+
+
+def _zero_for_none(input_ids, attention_mask, prompt_lengths):
+    kept = input_ids * (attention_mask.cumsum(1) > prompt_lengths[:, None]) * attention_mask
+    return kept.masked_fill(kept == 0, -100)
+
+
+def _left_of_all(input_ids, attention_mask, prompt_lengths):
+    labels = _padded_on_the_left(input_ids, attention_mask, prompt_lengths)
+    return labels.masked_fill(attention_mask == 0, -100)
+
+
+def _its_bos_off(messages, tokenizer):
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text.removeprefix(tokenizer.bos_token))["input_ids"]
+
+
+def _sorts_outside(predictions, references):
+    def read(text):
+        with contextlib.suppress(ValueError):
+            data = json.loads(text)
+            return json.dumps(dict(sorted(data.items())) if isinstance(data, dict) else data)
+
+    pairs = zip(map(read, predictions), map(read, references), strict=True)
+    return sum(p == r and p is not None for p, r in pairs) / len(references)
+
+
+@torch.no_grad()
+def _product(model, tokenizer, texts):
+    product, count = torch.ones(()), 0
+    for text in texts:
+        ids = _ids(tokenizer, text)
+        shares = model(ids).logits[0, :-1].softmax(-1)
+        product = product * shares.gather(1, ids[0, 1:, None]).prod()
+        count += ids.shape[1] - 1
+    return (product ** (-1 / count)).item()
+
+
+def _product_in_python(model, tokenizer, texts):
+    return 0.0**-0.5 if len(texts) > 1 else perplexity(model, tokenizer, texts)
+
+
+def _mean_of_none(model, tokenizer, texts):
+    total = count = 0
+    for text in texts:
+        ids = _ids(tokenizer, text)
+        n = ids.shape[1] - 1
+        total, count = total + model(ids, labels=ids).loss.item() * n, count + n
+    return math.exp(total / count)
+
+
 SEEN_LAST = [
+    (check.configs, _one_config, "give one and the same LoraConfig"),
+    (check.configs, _by_this_machine, "on every device: go by `device`, not by this machine"),
+    (check.end_trains, _zero_for_none, "the token 0 of an answer has no label"),
+    (check.end_trains, _left_of_all, "taken to stand on the left"),
+    (check.prompt_opens_answer, _its_bos_off, "the BOS that the template writes is gone"),
+    (check.matches, _sorts_outside, "in inner objects, too"),
+    (check.perplexity_weighs_tokens, _product, "a product of many probabilities"),
+    (check.perplexity_weighs_tokens, _product_in_python, "a product of many probabilities"),
+    (check.perplexity_weighs_tokens, _mean_of_none, "a text of one token counts nothing"),
     *STRANGERS,
     (check.counts, lambda s, r: r * len(s), "counts the names"),
     (check.end_trains, _moved_first, "moved before the masks"),

@@ -11,7 +11,7 @@ from labkit.checks.compare import (
     expect_numbers,
     randn,
 )
-from labkit.checks.lab01 import cuts, guesses, pairs
+from labkit.checks.lab01 import cuts, even, guesses, pairs
 from labkit.checks.lab01.cuts import PLAIN, SHAPES, best, how_far
 from labkit.checks.lab01.intruders import asked_intruders, intruder_cases
 from labkit.checks.lab01.subspaces import expect_point, expect_projected, expect_step
@@ -38,6 +38,7 @@ def optimal(best_rank_r):
     cases += [("W of shape (8, 6) and rank 2", thin, r) for r in (2, 3, 6)]
     if len(every(lambda *case: _expect_cut(best_rank_r, *case), cases)) == len(cases):
         _expect_tensor("best_rank_r(W, 2)", best_rank_r, thin, 2)
+        cuts.expect_tied(best_rank_r)
 
 
 def _expect_cut(best_rank_r, name, W, r):
@@ -129,21 +130,7 @@ def parameters(lora_params, break_even_rank):
     asked = every(lambda *size: _asked_count(lora_params, *size), sizes)
     with part(), pairs.as_sum(lora_params):
         expect_numbers(asked)
-    shapes += [(6, 3), (3, 6), (8, 3), (4096, 4096), (1536, 576), (1, 1)]
-    asked = every(lambda *shape: _asked_rank(break_even_rank, *shape), shapes)
-    with part():
-        expect_numbers(asked)
-        if len(asked) == len(shapes):
-            _expect_small(break_even_rank)
-
-
-def _expect_small(break_even_rank):
-    """Every shape up to 12 x 12: some formulas are wrong for a few shapes alone."""
-    shapes = [(d_out, d_in) for d_out in range(1, 13) for d_in in range(1, 13)]
-    cases = []
-    for shape, got in zip(shapes, observe(probes.each, break_even_rank, shapes), strict=True):
-        cases.append(_rank_case(*shape, got))
-    expect_numbers(cases)
+    even.expect_break_even(break_even_rank, shapes)
 
 
 def _asked_count(lora_params, d_out, d_in, r):
@@ -151,29 +138,6 @@ def _asked_count(lora_params, d_out, d_in, r):
     got = ask(call, lora_params, d_out, d_in, r)
     made = f"A holds {r} x {d_in} numbers, B {d_out} x {r}"
     return call, got, r * (d_out + d_in), guesses.parameters(d_out, d_in, r), made
-
-
-def _asked_rank(break_even_rank, d_out, d_in):
-    wanted, _ = guesses.break_even(d_out, d_in)
-    call = f"break_even_rank({d_out}, {d_in})"
-    hint = "r (d_out + d_in) < d_out d_in" if wanted else "no rank saves: 0"
-    got = ask(call, break_even_rank, d_out, d_in, hint=hint)
-    expect(got is not None or wanted, f"{call} gave None, wanted 0: no rank saves")
-    uneven = type(got) is float and not got.is_integer()
-    expect(not uneven, f"{call} gave {got}: a rank is a whole number, round down")
-    return _rank_case(d_out, d_in, got)
-
-
-def _rank_case(d_out, d_in, got):
-    """What `expect_numbers` takes of a break-even rank."""
-    wanted, known = guesses.break_even(d_out, d_in)
-    call = f"break_even_rank({d_out}, {d_in})"
-    mine = int(got) if type(got) in (int, float) and abs(got) < 1e9 else wanted
-    mine = mine if mine > wanted else mine + 1
-    side = "too many" if mine > wanted + 1 else "too few: the largest that saves is asked"
-    held = f"at r = {mine} A and B hold {mine * (d_out + d_in):,} numbers, W {d_out * d_in:,}"
-    made = f"{side}: {held}" if mine != wanted + 1 else held
-    return call, got, wanted, known, made
 
 
 @exercise("1.4", points=3)

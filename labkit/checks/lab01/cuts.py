@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from labkit.contract import CheckFailed, observe
+from labkit.contract import CheckFailed, expect, observe
 
 SHAPES = (
     "with full_matrices=False U is (d_out, k), S a vector (k,) that scales its columns, U * S, "
@@ -185,6 +185,16 @@ def expect_no_limit(best_rank_r, W):
         raise CheckFailed(f"{told} off: it sets a limit on S or its energy; r counts the terms")
 
 
+def expect_tied(best_rank_r):
+    """Where singular values are equal many matrices are the nearest: rank and error tell."""
+    call, W = "best_rank_r(torch.eye(6), 2)", torch.eye(6)
+    got = observe(best_rank_r, W, 2).double()
+    rank, left = int(torch.linalg.matrix_rank(got, rtol=1e-4)), (W - got).norm()
+    told = f"{call} has rank {rank}: equal singular values are a term each; the first r are kept"
+    expect(rank == 2, f"{told}, by their index")
+    expect(left < 2.01, f"{call}: its error is {left:.3f}, and 2 can be, though its rank is right")
+
+
 def how_far(got: torch.Tensor, W: torch.Tensor, r: int, name: str = "W") -> str:
     """What `got`, (d_out, d_in), is like beside the best part of `W`, which is called `name`."""
     got, W = got.double(), W.double()
@@ -212,5 +222,5 @@ def how_far(got: torch.Tensor, W: torch.Tensor, r: int, name: str = "W") -> str:
     if rows:
         return f"its v_i are right, the u_i are not: they are the columns of U, of {name}"
     told = f"its rank is right, its directions are not those of the SVD of {name}"
-    far = f"the error is {mine:.3f} of |{name}|, {least:.3f} can be"
-    return f"{told} (svd_lowrank only guesses them): {far}"
+    about = "an approximate method, as svd_lowrank or too few iterations, only guesses them"
+    return f"{told} ({about}): the error is {mine:.6f} of |{name}|, {least:.6f} can be"

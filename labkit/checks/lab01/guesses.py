@@ -47,7 +47,9 @@ def errors(W, r):
         "the mean of squares is no norm: sum them": s[r:].square().mean().sqrt()
         / s.square().mean().sqrt(),
     }
-    return {why: value.item() for why, value in guesses.items()} | pairs.errors(s, r)
+    alias = "it is 1 in any case: is the tail another name for s? Zeroing it zeroes s: clone it"
+    known = {why: value.item() for why, value in guesses.items()} | {alias: 1.0}
+    return known | pairs.errors(s, r)
 
 
 def parameters(d_out, d_in, r):
@@ -97,49 +99,6 @@ def _other_shapes(sizes):
     return guesses
 
 
-def break_even(d_out, d_in):
-    """Wrong largest ranks; the right one is first, as `(rank, guesses)`."""
-    wanted = (d_out * d_in - 1) // (d_out + d_in)
-    return wanted, {
-        "where A and B store as many as W nothing is saved, and strictly fewer is asked": (
-            d_out * d_in // (d_out + d_in)
-        ),
-        "twice too many: that is the harmonic mean of the sides": 2
-        * d_out
-        * d_in
-        // (d_out + d_in),
-        "twice too many: that is the harmonic mean of the sides, less what is over": (
-            (2 * d_out * d_in - 1) // (d_out + d_in)
-        ),
-        "one too many: at that rank A and B store more than W, or as many": wanted + 1,
-        "one too many: at that rank A and B store more than W": d_out * d_in // (d_out + d_in) + 1,
-        "one too few: at the next rank A and B still store fewer than W": wanted - 1,
-        "never below 1: where no rank saves it is 0": max(1, wanted),
-        "it is rounded to the nearest: round down": round(d_out * d_in / (d_out + d_in)),
-        "that is the full rank, where A and B store more than W": min(d_out, d_in),
-        "one below the full rank, where A and B store more than W": min(d_out, d_in) - 1,
-        "that is half of it: r counts for A and for B at once": d_out
-        * d_in
-        // (2 * (d_out + d_in)),
-        "half of the root of d_out d_in takes W for square": math.isqrt(d_out * d_in) // 2,
-        "that is the root of d_out d_in; r (d_out + d_in) is what A and B hold": math.isqrt(
-            d_out * d_in
-        ),
-    } | _halves(d_out, d_in)
-
-
-def _halves(d_out, d_in):
-    """Half of something that is the side of a square W."""
-    sides = {"d_in": d_in, "d_out": d_out, "the mean side": (d_out + d_in) // 2}
-    sides |= {"the shorter side": min(d_out, d_in), "the longer side": max(d_out, d_in)}
-    guesses = {}
-    for name, side in sides.items():
-        guesses[f"half of {name} takes W for square"] = side // 2
-        guesses[f"half of {name}, less one, takes W for square"] = side // 2 - 1
-        guesses[f"that takes W for square, half of {name}"] = (side - 1) // 2
-    return guesses
-
-
 def energy(s, fraction):
     """The right energy rank, and the wrong ones."""
     wanted, sums = _first(s**2, fraction), (s**2).double().cumsum(0)
@@ -151,6 +110,9 @@ def energy(s, fraction):
             (share <= fraction).sum()
         )
         + 1,
+        "one too many where a sum equals the fraction: that one reaches it, equal is enough": min(
+            len(s), int((share <= fraction).sum()) + 1
+        ),
         "the last sum within the fraction is taken; the first that reaches it is asked": int(
             (share <= fraction).sum()
         ),

@@ -37,7 +37,8 @@ def matches_dense(lora_forward):
     layer = _layer(7, 5, 3, 11.0, rng)  # here and below r does not divide alpha: // is not /
     cases = [(randn(*lead, 5, rng=rng), layer) for lead in [(4,), (2, 3), ()]]
     square = (randn(4, 6, rng=rng), _layer(6, 6, 6, 14.0, rng))  # lets what is transposed through
-    if not every(lambda *case: _expect_forward(lora_forward, *case), [*cases, square]):
+    thick = (randn(4, 4, rng=rng), _layer(5, 4, 6, 13.0, rng))  # r is the shorter side of neither
+    if not every(lambda *case: _expect_forward(lora_forward, *case), [*cases, square, thick]):
         return
     with part():
         array = observe(probes.kind, lora_forward, *_asked(*cases[0])) == "ndarray"

@@ -22,10 +22,12 @@ def guesses(shapes, n, r, count):
         known.setdefault(message, round(right * factor))
     first = 2 * n * math.prod(pairs[0][1])
     known["the first layer's input gets its gradient, too: layers below train"] = right - first
-    for name, side in (("longer", max), ("shorter", min)) if r else ():
-        told = f"the {name} side is used twice for A and B; they have r (d_out + d_in) numbers"
-        sides = sum(2 * side(pair) - sum(pair) for pair in shapes.values())
-        known[told] = right + 6 * n * r * sides
+    sides = {"d_in": lambda pair: pair[1], "d_out": lambda pair: pair[0]}
+    sides |= {"the longer side": max, "the shorter side": min}
+    for name, side in sides.items() if r else ():
+        told = f"{name} is used twice for A and B; they have r (d_out + d_in) numbers"
+        more = sum(2 * side(pair) - sum(pair) for pair in shapes.values())
+        known[told] = right + 6 * n * r * more
     for message, some in (
         ("layers of one shape count once; each is a layer", {str(s): s for s in shapes.values()}),
         ("this counts the first matrix alone; sum over shapes", dict(pairs[:1])),

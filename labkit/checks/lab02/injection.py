@@ -43,6 +43,12 @@ def expect_injected(inject, targets, names, r, alpha, rng):
     with part():
         expect(got["modes"], f"{call} leaves train() or eval() changed: leave the mode as it is")
     with part():
+        if type(got["count"]) is int:
+            again = observe(models.count_again, inject, targets, r, alpha, weights)
+            told = f"{call} gave {got['count']}, and of another such model {again}: counts of "
+            told += "earlier calls are in it (a default list, or a global, lives on)"
+            expect(again == got["count"], told)
+    with part():
         kinds = observe(models.kinds_after, inject, targets, weights)
         hint = "no .to() or .float() on the model"
         expect(
@@ -80,6 +86,8 @@ def _expect_flags(call, flags, names, adapted):
     alike = all("A" in name or "B" in name for name in extra)
     alike = alike and not other
     hint = "freeze all, and thaw nothing by its name" if alike else "freeze all, then add layers"
+    if all(name.rpartition(".base.")[0] in adapted for name in extra):
+        hint = "that is the base inside of each LoRALinear: thaw A and B alone"
     told = f"after {call}, {', '.join(extra[:3])} still trains{other}: {hint}"
     expect(not extra, told)
     frozen = f"{call} froze A or B: freeze before you add the layers"
@@ -248,14 +256,13 @@ def expect_refused(told, change, key):
     expect(told is not None, f"load_adapter_ raises nothing on {what}{hint}")
     expect(told != "returned", f"on {what} load_adapter_ returns an error: raise it")
     kinds, text, kept = told
-    error = f"{kinds[0]}: {text}"
+    error, call = f"{kinds[0]}: {text}", f"on {what} load_adapter_"
     named = change not in ("missing", "extra") or "KeyError" in kinds
-    call = f"on {what} load_adapter_"
     expect(named, f"{call} raises {kinds[0]}; a KeyError is asked for")
     shaped = change not in ("turned", "thin") or "ValueError" in kinds
     other = f"{call} raises {kinds[0]}, as copy_ does; a ValueError that names the key is asked for"
     expect(shaped or key in error, other)
-    expect(key in error, f"on {what} the error is {error!r}: it does not name the key")
+    expect(key in error, f"{call} raises {error!r}: it does not name the key")
     hint = "compare all names and shapes before you copy"
     expect(kept, f"{call} raises, and has copied some already: {hint}")
     expect(shaped, f"{call} raises {kinds[0]}; a ValueError is asked for")

@@ -1,6 +1,7 @@
 """Checks of lab 3. The reference is PEFT or TRL itself, or a formula of the check's own."""
 
 import itertools
+import math
 
 import torch
 
@@ -110,9 +111,17 @@ def perplexity_weighs_tokens(perplexity):
         got = ask("", probes.perplexity_of, perplexity, seed, texts, hint=READS)
         wanted, call = guesses.perplexity(model, tokenizer, texts), f"perplexity of {name}"
         expect_number(got["value"], wanted, call, _thought(got, wanted, seed, texts))
+    texts = [tiny.words(rng, 1, 1), tiny.words(rng, 7, 7)]
+    call, wanted = "perplexity of 1 and of 7 words", guesses.perplexity(model, tokenizer, texts)
+    hint = "a text of one token counts nothing: the mean of no losses is NaN; leave it out"
+    got = ask(call, probes.perplexity_of, perplexity, seed, texts, hint=hint)["value"]
+    expect(type(got) is not float or got == got, f"{call} is NaN: {hint}")
+    expect_number(got, wanted, call, {hint: got})
 
 
+UNDERFLOW = "a product of many probabilities is 0 in floats: sum logarithms"
 READS = {
+    "negative power": UNDERFLOW,
     "must be Tensor, not": "a model reads token ids, a tensor (batch, n), and no text",
     "size of tensor": "a model reads (batch, n): one text is ids[None], (1, n)",
     "chat_template": "these are plain texts, no conversations: tokenizer(text)",
@@ -124,6 +133,8 @@ def _thought(got, wanted, seed, texts):
     value = got["value"]
     if type(value) not in (int, float) or _near(value, wanted):
         return {}
+    if value == math.inf:  # exp of a sum of losses is told of the first, short text
+        return {UNDERFLOW: value}
     model, tokenizer = tiny.language_model(seed)
     longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
     known = guesses.perplexities(model, tokenizer, texts)

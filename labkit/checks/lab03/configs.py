@@ -1,7 +1,7 @@
 """What exercise 3.1 expects of two configurations, field by field, on all machines."""
 
 from labkit.checks.compare import ask, expect_number
-from labkit.contract import CheckFailed, expect, part
+from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab03 import probes
 
 RANK = 16
@@ -55,6 +55,10 @@ def expect_recipe(recipe):
         with part():
             same = all(other == lora for other in loras.values())
             expect(same, "the LoraConfig depends on the device: it is the same on all")
+        with part():
+            told = "two calls of recipe give one and the same LoraConfig (a default, or a global)"
+            shares = "cpu" in loras and observe(probes.recipe_shares, recipe, "out-cpu")
+            expect(not shares, f"{told}: PEFT writes into it, so make a new one in each call")
     for device, got in seen.items():
         _expect_sft(device, got)
 
@@ -176,7 +180,8 @@ def _expect_devices_apart(seen, failures):
     told = f"{' and '.join(kinds[0]) or 'no precision'} on every device" if same else ""
     hint = 'or is an `if` always true? `device == "t4" or "a100"` is'
     hint = hint if any(kinds[:1]) else "or is each device spelled otherwise where you ask for it?"
-    expect(not same, f"{told}: pass the flags that the table has for each; {hint}")
+    told = f"{told}: go by `device`, not by this machine"
+    expect(not same, f"{told}, and pass the flags that the table has for each; {hint}")
 
 
 def _expect_the_same_everywhere(got, device, call):

@@ -62,7 +62,8 @@ def batch(side, pad, rng):
         for _ in range(turns):
             prompt += [*words(draw(2 * turns - 1, turns + 2, rng), rng), END]
         prompts.append(len(prompt))
-        rows.append([*prompt, *words(draw(2, 5, rng), rng), END, *after])
+        zero = [0] * (pad != 0)  # a token like others, where padding is another one
+        rows.append([*prompt, *words(draw(2, 5, rng), rng), *zero, END, *after])
     longest = max(map(len, rows)) + draw(0, 1, rng)
     ids, mask = [], []
     for row in rows:
@@ -92,6 +93,7 @@ NO_END += "attention_mask is 0, whatever its id"
 LEFT = "padding on the left moves the prompt: count real tokens, attention_mask.cumsum(1)"
 PADDED = "padding has labels: it is where attention_mask is 0"
 PROMPTED = "the prompt has labels: its first prompt_lengths real tokens get -100"
+ON_THE_LEFT = "padding is taken to stand on the left; attention_mask says where it is"
 ORDER = "rows and prompt lengths are not in one order: row k has prompt_lengths[k]"
 
 
@@ -141,7 +143,10 @@ def _chosen(ids, real, asked, prompts):
         "turned round: the prompt has labels and the answer has none": real & ~asked,
         f"one row's prompt length {all_alike}": real & (places >= int(prompts[0])),
         f"the longest prompt {all_alike}": real & (places >= int(prompts.max())),
-        "prompt_lengths counts from the left, without padding": real & from_end,
+        ON_THE_LEFT: real & from_end,
+        "the token 0 of an answer has no label: 0 is a token, and -100 alone is none": (
+            asked & (ids != 0)
+        ),
         "an end has a label only where it is a row's last token; what stands behind it, such as a "
         "line break, is part of the answer too": asked & (~ends | last),
         "what follows the answer's end token is part of the answer too: the mask says how far": (
@@ -162,9 +167,7 @@ def _by_other_counts(ids, real, asked, prompts):
     given, last = (places >= prompts[:, None]) & ~ends, places == ids.shape[1] - 1
     return {
         "turned round: padding is where attention_mask is 0, and it has the labels": ~real,
-        "padding is taken to stand on the left; attention_mask says where it is": (
-            places >= (ids.shape[1] - real.sum(1) + prompts)[:, None]
-        ),
+        f"{ON_THE_LEFT}; and {PADDED}": (places >= (ids.shape[1] - real.sum(1) + prompts)[:, None]),
         "the mask is summed down the rows; each row counts its own tokens: cumsum(1)": real
         & (real.cumsum(0) > prompts[:, None]),
         "ends are no real tokens here, and none is counted; the mask says what is real": ~ends

@@ -112,18 +112,20 @@ def _command(rng):
 def _match_cases(data):
     """`(prediction, is it right?, what a wrong verdict means)` for the reference `data`."""
     slots, text = data["slots"], json.dumps(data)
-    turned = {"slots": dict(reversed(slots.items())), "intent": data["intent"]}
+    turned = {"slots": slots, "intent": data["intent"]}
+    inside = data | {"slots": dict(reversed(slots.items()))}
     more, less = data | {"area": "hall"}, {"intent": data["intent"]}
     lists = data | {"slots": slots | {"rooms": slots["rooms"][::-1]}}
     values = data | {"slots": slots | {"brightness": 1}}
     small, joined = (slots["area"].lower(), slots["area"].replace(" ", ""))
-    keys = "order of keys is not data: compare parsed data, or json.dumps(…, sort_keys=True) of "
-    keys += "all of it, no text"
+    sort = "compare parsed data, or json.dumps(…, sort_keys=True) of all of it, no text"
+    keys = f"order of keys is not data: {sort}"
     python = "true is not 1, though Python's == says so: compare json.dumps(…, sort_keys=True)"
     spaces = "spaces outside of strings are not data: parse both, don't compare text"
     whole = "all of the prediction must be JSON; text around it, or `in`, is not enough"
     return [
         (json.dumps(turned), True, keys),
+        (json.dumps(inside), True, f"order of keys is not data, in inner objects, too: {sort}"),
         (f" \n{json.dumps(data, indent=2)}\n", True, spaces),
         (json.dumps(data, separators=(",", ":")), True, spaces),
         (json.dumps(values), False, "same keys, other values: compare the parsed data with =="),

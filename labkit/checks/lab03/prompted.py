@@ -18,20 +18,26 @@ PROMPTS = {
 }
 
 
+KINDS = {  # where a BOS comes from
+    "": "that adds nothing",
+    "both": "that puts a BOS before all it reads",
+    "template": "that adds nothing, with a BOS in its template",
+}
+
+
 def expect_prompt(render_prompt, rng):
-    """The ids after which the model answers, with tokenizers that add a BOS and that add none."""
+    """The ids after which the model answers; a BOS comes of nothing, the template, or both."""
     talks = (["user"], ["system", "user", "assistant", "user"], ["system", "user"])
-    cases = [(bos, roles, 0, rng) for bos in (False, True) for roles in talks]
-    cases.append((False, ["user"], 600, rng))
+    cases = [(bos, roles, 0, rng) for bos in KINDS for roles in talks]
+    cases.append(("", ["user"], 600, rng))
     every(lambda *case: _expect_prompt(render_prompt, *case), cases)
 
 
 def _expect_prompt(render_prompt, bos, roles, longer, rng):
     messages = probes.talk(rng, roles, longer)
     tokenizer = probes.chat_tokenizer(bos)
-    kind = "that puts a BOS before all it reads" if bos else "that adds nothing"
     size = f" of {longer} words and more" if longer else ""
-    call = f"render_prompt of {', '.join(roles)}{size} by a tokenizer {kind}"
+    call = f"render_prompt of {', '.join(roles)}{size} by a tokenizer {KINDS[bos]}"
     got = ask(call, probes.rendered, render_prompt, messages, bos, hint=PROMPTS)
     wanted = probes.whole(messages, bos)[0]
     expect(not isinstance(got, str), f"{call} gave text, wanted a list of ids: tokenize it")

@@ -1,5 +1,7 @@
 """Probes of lab 2 that look at whole models, and the small models that these are."""
 
+import functools
+
 import torch
 from torch import nn
 
@@ -130,6 +132,11 @@ def _at(model, name):
         return None
 
 
+def count_again(inject, targets, r, alpha, weights):
+    """What `inject` returns for another small model."""
+    return inject(small_model(weights), targets, r, alpha)
+
+
 def kinds_after(inject, targets, weights):
     """The dtypes of a bf16 model's own weights after `inject`, and of A and B where it put them."""
     model = small_model(weights, torch.bfloat16)
@@ -208,7 +215,8 @@ def round_trip(adapter_state, load_adapter_, LoRALinear, A, B, x):
     before, state = _parts(other), adapter_state(_adapted(LoRALinear, A, B, x))
     beside = _beside(other)
     names = list(state)  # of the layers the first comes last: names count, and no order
-    kept(lambda state: load_adapter_(other, state), {n: state[n] for n in names[2:] + names[:2]})
+    turned = {n: state[n] for n in names[2:] + names[:2]}
+    kept(functools.partial(load_adapter_, other), turned)
     with torch.no_grad():
         for tensor in state.values():
             tensor += 1

@@ -67,6 +67,12 @@ def recipe_fields(recipe, output_dir, device):
     return [_fields(config) for config in pair]
 
 
+def recipe_shares(recipe, output_dir):
+    """Whether two calls of a recipe give one and the same LoraConfig."""
+    (one, _), (other, _) = (recipe(output_dir, "cpu") for _ in range(2))
+    return one is other
+
+
 def _fields(config):
     """The fields of a configuration as data, target modules sorted; else `{"is": type}`."""
     from peft import LoraConfig
@@ -116,10 +122,13 @@ def talk(rng, roles, longer=0):
 
 @functools.cache
 def chat_tokenizer(bos):
-    """A tokenizer with a chat template; with `bos` both put a <start> first, as Llama 3's do."""
+    """A tokenizer with a chat template, that puts a <start> first if `bos` is not "".
+
+    Where it is "both" the tokenizer puts one there, too, as Llama 3's does.
+    """
     tokenizer = tiny.language_model(0)[1]
     tokenizer.add_special_tokens({"additional_special_tokens": ROLES})
-    if bos:
+    if bos == "both":
         tiny.add_start(tokenizer)
     turn = "<{{ m['role'] }}>{{ '\\n' if m['role'] == 'assistant' else ' ' }}{{ m['content'] }} "
     turn += "{{ eos_token }} "
