@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import get_peft_model_state_dict
+from safetensors.torch import save
 
 from labkit.checks import lab07 as check
 from labkit.checks.lab07 import served
@@ -313,7 +314,39 @@ def _prompt_that_just_fits(rows, tokenizer, max_length):
     }
 
 
+def _blank_and_cut_count_twice(rows, tokenizer, max_length):
+    told = audit(rows, tokenizer, max_length)
+    good = [row["messages"] for row in rows if roles_are_good(row["messages"])]
+    for turns in good:
+        prompt = tokenizer.apply_chat_template(
+            turns[:-1], add_generation_prompt=True, return_dict=False
+        )
+        told["trains_on_nothing"] += len(prompt) >= max_length and not turns[-1]["content"].strip()
+    return told
+
+
+def _pairs_by_zip(messages):
+    roles = [m["role"] for m in messages]
+    roles = roles[1:] if roles[:1] == ["system"] else roles
+    pairs = [*zip(roles[::2], roles[1::2], strict=False)]
+    return bool(pairs) and all(pair == ("user", "assistant") for pair in pairs)
+
+
+def _keeps_what_was_seen(rows, tokenizer, max_length, seen=[]):  # noqa: B006
+    told = audit([*seen, *rows], tokenizer, max_length)["duplicates"]
+    told -= audit(seen, tokenizer, max_length)["duplicates"]
+    seen += rows
+    return audit(rows, tokenizer, max_length) | {"duplicates": told}
+
+
 AUDITS = [
+    (_blank_and_cut_count_twice, "one `or`, not two ifs"),
+    (
+        _audit(end=lambda ids, learned, eos: bool(learned) and eos not in learned, apart=False),
+        "a blank answer that is cut",
+    ),
+    (_audit(good=_pairs_by_zip), "pairs made by zip"),
+    (_keeps_what_was_seen, "something is kept between calls"),
     (_blank_looked_at_no_further, "a row may have several faults"),
     (_cut_behind_the_prompt, "is cut on the right, before its prompt is taken off"),
     (_audit(ids_of=_len_of_fields), "counts its fields"),
@@ -597,7 +630,46 @@ def _messages_alone(rows, share, seed):
     return split([{"messages": row["messages"]} for row in rows], share, seed)
 
 
+def _false_seed(seed):
+    return random.Random(seed or None)
+
+
+def _by_md5(rows, share, seed):
+    """The seed is added to each key, and the order stays."""
+    groups, _ = shuffled(rows, 0)
+    place = {p: int(hashlib.md5(p.encode()).hexdigest(), 16) + seed for p in groups}
+    train, test = [], []
+    for prompt in sorted(groups, key=place.get):
+        (test if len(test) < share * len(rows) else train).extend(groups[prompt])
+    return train, test
+
+
+def _share_of_train(rows, share, seed):
+    (groups, order), train, test = shuffled(rows, seed), [], []
+    for prompt in order:
+        (test if len(test) < share * len(train) else train).extend(groups[prompt])
+    return train, test
+
+
+def _neighbours_alone(rows, share, seed):
+    def said(row):
+        return " ".join(m["content"] for m in row["messages"] if m["role"] == "user")
+
+    ordered = sorted(rows, key=lambda row: (said(row), str(row)))
+    groups = [list(some) for _, some in itertools.groupby(ordered, key=prompt_of)]
+    random.Random(seed).shuffle(groups)
+    train, test = [], []
+    for some in groups:
+        (test if len(test) < share * len(rows) else train).extend(some)
+    return train, test
+
+
 SPLITS = [
+    (_split(chance=_false_seed), "`seed or None` is None"),
+    (_by_md5, "it leaves their order"),
+    (_share_of_train, "not the training rows alone"),
+    (_split(size=lambda rows, groups, share: len(rows) / round(1 / share)), "1 / share is rounded"),
+    (_neighbours_alone, "only neighbours are joined"),
     (_messages_alone, "hand rows on whole"),
     (_split(chance=_KEPT), "a new one in each call"),
     (_split(key=lambda row: folded(row["messages"][1]["content"])), "by their role"),
@@ -710,10 +782,22 @@ def _as_if_square(w, n):
     return w.reshape(n, 2, -1, d_in).transpose(1, 2).reshape(d_in, d_in)
 
 
+def _overwritten(w, n):
+    out = w.clone()
+    for head in out.chunk(n):
+        first, second = head.chunk(2)
+        head[0::2] = first
+        head[1::2] = second
+    return out
+
+
 ROWS = [
+    (_overwritten, "read while it is overwritten"),
+    (lambda w, n: rotary_rows(w[: len(w) // n], 1).repeat(n, 1), "all heads are head 0"),
+    (lambda w, n: w if len(w) < w.shape[1] else rotary_rows(w, n), "and elsewhere rows do"),
     (_order_alone, "that is the order of the rows"),
     (lambda w, n: w.reshape(n, 2, -1, w.shape[1]).transpose(1, 2), "together again"),
-    (lambda w, n: w.reshape(n, 2, -1).transpose(1, 2).reshape(w.shape), "counted as places"),
+    (lambda w, n: w.reshape(n, 2, -1).transpose(1, 2).reshape(w.shape), "single numbers"),
     (lambda w, n: w, "nothing moves"),
     (lambda w, n: w.clone(), "nothing moves"),
     (lambda w, n: w.reshape(n, -1, 2, w.shape[1]).transpose(1, 2).reshape(w.shape), "other way"),
@@ -880,7 +964,19 @@ def _q8_above(low):
     return wrong
 
 
+def _q8_slabs(w):
+    return q8_0(torch.cat(w.float().split(32, dim=1)))
+
+
+def _q8_half_scales(w):
+    return w.float().reshape(-1, 32).abs().amax(1).half() / 127, q8_0(w)[1]
+
+
 EIGHTS = [
+    (_q8(rounded=lambda x: (x + 1e-3 * x.sign()).round()), "takes up what is just below a half"),
+    (_q8_slabs, "all rows' first blocks come first"),
+    (_q8_half_scales, "the scale is computed in fp16"),
+    (_q8_above(torch.finfo(torch.half).tiny), "is there a smallest one"),
     (_q8(rounded=lambda x: (x + 1e-6 * x.sign()).round()), "a nudge before rounding"),
     *[(_q8_above(low), f"kept above {low:.0g} here") for low in (1e-3, 1e-5, 1e-6)],
     (_q8(rounded=lambda x: x.sign() * x.abs().ceil()), "away from 0, whatever the fraction"),
@@ -1042,7 +1138,30 @@ def _squeezed(x, A, B, scaling, index):
     return y * (index >= 0)[:, None]
 
 
+def _ordered_twice(x, A, B, scaling, index):
+    order = index.argsort(stable=True)
+    return batched_lora(x[order], A, B, scaling, index[order])[order]
+
+
+def _tiled(x, A, B, scaling, index):
+    k, r, _ = A.shape
+    chosen = (F.one_hot(index + 1, k + 1)[:, 1:] * scaling).repeat(1, r)
+    return (x @ A.flatten(0, 1).T * chosen) @ B.transpose(1, 2).flatten(0, 1)
+
+
+def _zeros_as_x(x, A, B, scaling, index):
+    return torch.where(
+        index[:, None] < 0, torch.zeros_like(x), batched_lora(x, A, B, scaling, index)
+    )
+
+
 BATCHES = [
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).float(), "rows in fp64 is in torch.float32"),
+    (_ordered_twice, "the right rows in another order"),
+    (_tiled, "mixes ranks of several adapters"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).squeeze(), "squeeze() without an axis"),
+    (_zeros_as_x, "zeros are of the result's shape"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i) + x, "it is the update alone"),
     (_squeezed, "squeeze() without an axis"),
     (
         lambda x, A, B, s, i: batched_lora(x, A.reshape(4, 64, 3).mT, B, s, i),
@@ -1399,7 +1518,13 @@ def _switched_back(model, adapter_name):
     return told
 
 
+def _bytes_of_a_file(model, adapter_name):
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    return swap_cost(model, adapter_name) | {"bytes": len(save(state))}
+
+
 SWAPS = [
+    (_bytes_of_a_file, "the size of a saved file"),
     (_switched_back, "and leave it so"),
     (_cost(lambda t, n: 2 * _sum(t, f".{n}.")), "each tensor counts once"),
     (_cost(lambda t, n: _sum(t, f".{n}.") // 1000), "in whole kB"),
@@ -1660,7 +1785,22 @@ def _sorted_pairs(model, prompts, adapter_names):
     return route(model, list(prompts), list(names))
 
 
+@back
+def _starts_taken_off(model, prompts, adapter_names):
+    prompts = [p.removeprefix(model.tokenizer.bos_token) for p in prompts]
+    batch = _batch(model, prompts, add_special_tokens=True)
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    return _cut(model, out, batch["input_ids"].shape[1])
+
+
+def _padding_left(model, prompts, adapter_names):
+    model.generation_config.pad_token_id = model.tokenizer.pad_token_id
+    return route(model, prompts, adapter_names)
+
+
 ROUTES = [
+    (_starts_taken_off, "take nothing off them"),
+    (_padding_left, "generation_config.pad_token_id is"),
     (_starts_doubled, "the first token stands twice"),
     (_right_in_the_end, "tokenizer.padding_side is right, it was left"),
     (_sorted_pairs, "the answers are in another order"),

@@ -12,7 +12,12 @@ from labkit.labs.lab07 import probes
 def expect_audit(audit, rng):
     """Each kind of fault is counted, clean rows have none, and a mixture has them all."""
     plain = clean(rng)
-    _counts(audit, "audit of clean rows", plain, "plain")
+    call = "audit of clean rows"
+    once, twice = (_counts(audit, call, plain, "plain") for _ in range(2))
+    hint = "something is kept between calls, as a default argument such as seen=set() is"
+    for key in KEYS:
+        moved = f"{key} is {once[key]} at first and {twice[key]} when asked again"
+        expect(once[key] == twice[key], f"{call}: {moved}; {hint}")
     listed = faults(rng)
     told = every(
         lambda what, case: (what, case, _counts(audit, what, [*plain, *case[0]], "plain", case)),

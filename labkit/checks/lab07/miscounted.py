@@ -1,6 +1,6 @@
 """What mistaken rules count in rows of exercise 7.1, told from the lengths of their turns.
 
-A word of the tiny tokenizer is a token, and a turn has three more: its role, the end, the line.
+A word or line break is a token, and a turn has three more: its role, the end, the line.
 """
 
 import itertools
@@ -32,11 +32,15 @@ class Facts(NamedTuple):
 def facts(row: dict) -> Facts:
     """The Facts of a row with good roles; `<assistant>` opens the answer and is of the prompt."""
     texts = [m["content"] for m in row["messages"]]
-    sizes = list(itertools.accumulate(len(text.split()) + TURN for text in texts))
+    sizes = list(itertools.accumulate(_tokens(text) + TURN for text in texts))
     roles = [m["role"] for m in row["messages"]]
     before = [0, *sizes]  # tokens before each turn
     opening = before[roles.index("assistant")] + 1
     return Facts(before[-2] + 1, sizes[-1], [n - 2 for n in sizes], opening, texts, roles)
+
+
+def _tokens(text):
+    return len(text.split()) + text.count("\n")
 
 
 def guesses(key: str, rows: list, bad: int, length: int) -> dict:
@@ -127,6 +131,9 @@ def _nothing(n):
         "an answer that has lost its end still trains: it counts as no_end": (
             lambda f: f.ends[-1] >= n or f.blank
         ),
+        "a blank answer of which nothing is left counts once: one `or`, not two ifs": (
+            lambda f: (f.prompt >= n) + f.blank
+        ),
         "an answer of blanks alone is blank, too: strip() it": (
             lambda f: f.prompt >= n or not f.texts[-1]
         ),
@@ -160,6 +167,9 @@ def _no_end(n):
         "a row whose end is the last token that stays has it: the end lies at max_length - 1": (
             lambda f: something(f) and f.ends[-1] >= n - 1
         ),
+        "a blank answer that is cut counts in trains_on_nothing alone: here it has no end, too": (
+            lambda f: f.prompt < n <= f.ends[-1]
+        ),
         "a cut row has no end here unless it is lost before: blank and cut are two things": (
             lambda f: f.ends[-1] >= n
         ),
@@ -172,7 +182,7 @@ def _truncated(n):
         "the whole row counts, not its prompt alone": lambda f: f.prompt > n,
         "the whole row counts, not its answer alone": lambda f: f.whole - f.prompt > n,
         "the template's own tokens count too: render the row, and count its ids": (
-            lambda f: sum(len(text.split()) for text in f.texts) > n
+            lambda f: sum(map(_tokens, f.texts)) > n
         ),
         "count the tokens of the rendered row, not its letters": lambda f: True,
         "the end that the template writes behind the answer counts too": lambda f: f.whole - 2 > n,

@@ -1,5 +1,6 @@
 """What exercise 7.2 expects of `split`: two sides without a prompt in common."""
 
+import functools
 import json
 from collections import Counter
 
@@ -73,17 +74,19 @@ def expect_split(split, rng):
     call = "split(rows, 0.25, seed=3)"
     first = _sides(split, rows, 0.25, 3, call)
     with part():
-        _expect_apart(first, call)
+        _expect_apart(first, call, functools.partial(_joined, split))
     with part():
         if all(first):
             _expect_alike(split, rows)
-        _expect_share(split, rows)
+        if not _cut(first):  # else the sizes say nothing of the share
+            _expect_share(split, rows)
     with part():
         _expect_same(split, rows, first, rng)
     with part():
         others = [_sides(split, rows, 0.25, seed, f"split(rows, 0.25, {seed})") for seed in (4, 5)]
         alike = all(_bag(other[1]) == _bag(first[1]) for other in others)
-        hint = "seed chooses: random.Random(seed)"
+        hint = "seed chooses: random.Random(seed), or a hash of seed and prompt together "
+        hint += "(added to the hash of each prompt it leaves their order)"
         expect(not alike, f"seeds 3, 4 and 5 give the same test rows; {hint}")
 
 
@@ -117,14 +120,23 @@ def _bag(rows):
     return Counter(json.dumps(row, sort_keys=True) for row in rows)
 
 
-def _expect_apart(sides, call):
+def _cut(sides):
+    """The prompts on both sides."""
     train, test = ({asked(row) for row in side} for side in sides)
-    expect(train, f"{call}: the training side is empty")
-    expect(test, f"{call}: the test side is empty")
-    shared = train & test
+    return train & test
+
+
+def _expect_apart(sides, call, joined=lambda: False):
+    """No prompt on both sides; `joined()` tells whether one stays whole where rows are sorted."""
+    expect(sides[0], f"{call}: the training side is empty")
+    expect(sides[1], f"{call}: the test side is empty")
+    shared = _cut(sides)
     hint = "a group is cut in two: one that does not fit in half goes to one side whole"
     if len(shared) > 1:
         hint = _parted_by(*sides)
+    if hint == PROMPT and joined():
+        hint = "only neighbours are joined, as itertools.groupby does it: sort rows by the same "
+        hint += "key first, the folded prompt"
     expect(not shared, f"{call}: {len(shared)} prompts are on both sides; {hint}")
 
 
@@ -146,6 +158,17 @@ def _parted_by(train, test):
         return "rows with one prompt go to one side, all of them, whatever is answered"
     alone = [text for text in parts if [text] in differ]
     return "; ".join(alone or min(differ, key=len))
+
+
+def _joined(split):
+    """Whether a prompt stays whole where its rows are neighbours, sorted as they are written."""
+    texts = [*map(str, range(24)), *variants("turn on", None)]
+    turns = [[("user", text), ("assistant", f"{i}")] for i, text in enumerate(texts)]
+    rows = [{"messages": [{"role": r, "content": c} for r, c in some]} for some in turns]
+    try:
+        return not any(_cut(_sides(split, rows, 0.5, seed, "")) for seed in range(6))
+    except CheckFailed:
+        return False
 
 
 def _expect_alike(split, rows):
@@ -177,23 +200,39 @@ def _expect_share(split, rows):
         return
     call, share, got = off[0]
     told = f"{call}: {got} test rows, wanted {share * n:.0f} (± {largest}, the largest group)"
-    turned = all(abs(size - (1 - part_of) * n) <= largest for _, part_of, size in sizes)
-    hint = "share is the test side's part of the rows"
-    if all(size == n for *_, size in sizes):
-        hint = f"{hint}, a number from 0 to 1 and no percentage: here all rows are test rows"
-    elif all(size <= 3 for *_, size in sizes):
-        hint = f"{hint}, a number from 0 to 1: here it is hardly used"
-    elif turned:
-        hint = f"{hint}, so they are turned round, or it is taken for the training side's"
-    elif max(size for *_, size in sizes) - min(size for *_, size in sizes) <= largest:
-        hint = "the share is not used"
-    elif all(abs(size - part_of * different) <= largest for _, part_of, size in sizes):
-        hint = f"{hint}, and the number of the prompts is taken for that of the rows"
-    elif max(map(abs, prompts)) <= 1.01 / different:
-        hint = f"{hint}, and here a part of the prompts: add group after group until it is full"
-    else:
-        hint = f"{hint}: add group after group until it is full; a coin for each misses it"
-    raise CheckFailed(f"{told}; {hint}")
+    by_share = [(share, size) for _, share, size in sizes]
+    hint = _of_sizes(by_share, n, different, largest)
+    if not hint and max(map(abs, prompts)) <= 1.01 / different:
+        hint = ", and here a part of the prompts: add group after group until it is full"
+    spans = [[size for part_of, size in by_share if part_of == share] for share, _ in by_share]
+    chance = any(max(span) - min(span) > largest for span in spans)
+    coin = "; a coin for each misses it" * chance
+    hint = hint or f": add group after group until it is full{coin}"
+    raise CheckFailed(f"{told}; share is the test side's part of the rows{hint}")
+
+
+def _of_sizes(sizes, n, different, largest):
+    """What `(share, test rows)` of several splits are taken for, behind "part of the rows"; ""."""
+    numbers = [size for _, size in sizes]
+    if all(size == n for size in numbers):
+        return ", a number from 0 to 1 and no percentage: here all rows are test rows"
+    if all(size <= 3 for size in numbers):
+        return ", a number from 0 to 1: here it is hardly used"
+    known = {
+        ", so they are turned round, or it is taken for the training side's": lambda s: 1 - s,
+        ", and here the share is not used": lambda s: numbers[0] / n,
+        ", which are all rows, and not the training rows alone": lambda s: s / (1 + s),
+        ", and 1 / share is rounded here to a whole number: compare with share * len(rows)": (
+            lambda s: 1 / round(1 / s)
+        ),
+        ", and the number of the prompts is taken for that of the rows": (
+            lambda s: s * different / n
+        ),
+    }
+    for hint, part_of in known.items():
+        if all(abs(size - part_of(share) * n) <= largest for share, size in sizes):
+            return hint
+    return ""
 
 
 def _expect_same(split, rows, first, rng):
@@ -203,6 +242,10 @@ def _expect_same(split, rows, first, rng):
     told = f"{call} gives other test rows the second time"
     hint = "all chance comes from random.Random(seed), a new one in each call"
     expect(_bag(again[1]) == _bag(first[1]), f"{told}; {hint}")
+    zero = [_sides(split, rows, 0.25, 0, "split(rows, 0.25, seed=0)")[1] for _ in range(2)]
+    told = "split(rows, 0.25, seed=0) gives other test rows the second time"
+    hint = "seed 3 does not: 0 is a seed like others, but false, and `seed or None` is None"
+    expect(_bag(zero[0]) == _bag(zero[1]), f"{told}; {hint}")
     other = _sides(split, rows, 0.25, 3, call, salt="another run")
     told = f"{call} gives other test rows in another run of Python"
     hint = "hash() of a text changes from run to run: hashlib.sha256 does not"
@@ -210,7 +253,9 @@ def _expect_same(split, rows, first, rng):
     for _ in range(12):  # the order of a set of texts does not always show
         order = torch.randperm(len(rows), generator=rng).tolist()
         moved = _sides(split, [rows[i] for i in order], 0.25, 3, call)
+        halves = _cut(first) and _cut(first) | _cut(moved)  # told already: their rows may move
+        tests = [[row for row in side[1] if asked(row) not in halves] for side in (first, moved)]
         told = f"{call} gives other test rows when the file is in another order"
         hint = "sort the prompts themselves before you shuffle them, and nothing else decides: "
         hint += "a set has no order, and ties keep the file's"
-        expect(_bag(moved[1]) == _bag(first[1]), f"{told}; {hint}")
+        expect(_bag(tests[0]) == _bag(tests[1]), f"{told}; {hint}")

@@ -73,9 +73,21 @@ def faults(rng):
             {"trains_on_nothing": 3},
             {"trains_on_nothing": blank, "no_end": "it counts as trains_on_nothing alone"},
         ),
+        **_blank_and_cut(rng),
         **_bad(rng),
         **_repeated(rng),
         **_alike(rng),
+    }
+
+
+def _blank_and_cut(rng):
+    """Rows with a blank answer that is cut off, or midway, where it has many line breaks."""
+    question = of_length(rng, LENGTH - 4)["messages"][0]["content"]
+    counts = {"trains_on_nothing": 1, "truncated": 1}
+    why = {key: "it trains on nothing, and counts so once, and not as no_end" for key in counts}
+    return {
+        "with a blank answer, cut off": ([of_length(rng, LENGTH + 1, 0)], counts, why),
+        "with an answer of line breaks, cut midway": ([row(question, "\n" * 9)], counts, why),
     }
 
 
@@ -94,13 +106,14 @@ def _bad(rng):
     user, answer = good
     human = [{"role": "human", "content": words(rng, 3)}, {"role": "bot", "content": words(rng, 1)}]
     two, odd = "user and assistant take turns", "the roles are system, user and assistant"
+    over = "behind user and assistant one role is left over, which pairs made by zip do not have"
     last = "the last message has to be the assistant's: it is what is learned"
     first = "the user begins"
     nothing = "there is nothing in it to learn"
     late = "a system message comes first or not at all"
     listed = {
         "with two user turns in a row": ([user, *good], two),
-        "with two answers in a row": ([*good, answer], two),
+        "with two answers in a row": ([*good, answer], over),
         "that begin with the assistant": ([answer, *good], first),
         "that end with the user": ([*good, user], last),
         "with the roles human and bot": (human, odd),

@@ -88,6 +88,7 @@ def _byte_guesses(name, sizes, before):
         "this is in whole kB; bytes are wanted": own[name] // 1000,
         "this is in whole KiB; bytes are wanted": own[name] // 1024,
         "this is the size of the saved file, which has names in it, too": sizes["file"][name],
+        "that is the size of a saved file, which has names in it, too": sizes["bare file"][name],
         "this is one number's bytes for each tensor: nbytes has all of them": sizes["one"][name],
         "this counts the tensors, not their bytes": sizes["tensors"],
         "these are twice the bytes: each tensor counts once": 2 * own[name],
@@ -132,6 +133,9 @@ def expect_routed(route, seed, prompts):
     with part():  # a model that was in evaluation mode stays there, and a side is as it was
         alone = observe(fleet.routed, route, seed, list(prompts[:1]), list(NAMES[:1]), False)
         _expect_settings(alone, "route with one prompt")
+        told = "route with one prompt, of a tokenizer that has a first token and adds none"
+        hint = "prompts come ready, take nothing off them: add_special_tokens=False"
+        expect(alone["starts"], f"{told}: the prompt has it, and the model never reads it; {hint}")
     longest = max(len(text.split()) for text in prompts)
     whole = "no truncation, no max_length, and special tokens inside a prompt stay"
     told = f"{call}: the longest prompt has {longest} tokens and {got['longest']} of them arrive"

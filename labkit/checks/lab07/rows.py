@@ -42,15 +42,17 @@ def expect_rows(rotary_rows, rng):
     head = 2 * draw(4, 6, rng)
     cases = [
         ("a weight, 4 heads", (4 * head, WIDE), 4, torch.float32),
-        ("a weight, one head", (head, 12), 1, torch.float32),
         ("LoRA's B of rank 2, 3 heads", (3 * head, 2), 3, torch.float32),
         ("a square weight, 5 heads", (5 * head, 5 * head), 5, torch.float32),
         ("a weight in bf16, 2 heads", (2 * head, 7), 2, torch.bfloat16),
+        ("a weight, one head", (head, 12), 1, torch.float32),  # the last, and the only wide one
     ]
+    right = []
     with part(), simplest(_small(rotary_rows)), likeliest() as case:
         for what, shape, n_heads, dtype in cases:
             with case():
-                _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng)
+                _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng, len(right) == 4)
+                right.append(shape)
 
 
 def _small(rotary_rows):
@@ -63,7 +65,8 @@ def _small(rotary_rows):
         yield call, answer, wanted_rows(w, n_heads), why
 
 
-def _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng):
+def _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng, others):
+    """The rows of one case; `others` tells that all shapes with fewer columns were right."""
     call = f"rotary_rows of {what} ({shape[0]} x {shape[1]})"
     w = randn(*shape, rng=rng).to(dtype)
     got = ask(call, probes.turned, rotary_rows, w, n_heads, hint=SHAPES)
@@ -75,6 +78,9 @@ def _expect_rows(rotary_rows, what, shape, n_heads, dtype, rng):
     order = torch.is_tensor(got) and torch.equal(got.sort().values, torch.arange(len(w)))
     expect(not order, f"{call}: that is the order of the rows; wanted are the rows in it, w[order]")
     expect_shape(got, w.shape, call)
+    still = others and torch.equal(got, w)
+    told = f"{call}: nothing moves where w has fewer rows than columns, and elsewhere rows do"
+    expect(not still, f"{told}; so has a k of few heads, and no A comes here")
     with unnamed(lambda: _expect_order(call, got.to(w.dtype), w, n_heads)):
         expect_close(got, wanted_rows(w, n_heads), call, _guesses(w, n_heads), tol=1e-7)
     kind = str(dtype).removeprefix("torch.")
@@ -90,7 +96,8 @@ def _expect_order(call, got, w, n_heads):
     expect(plain.any(1).all(), f"{call}: some rows have another sign than in w; {stay}")
     order, size = plain.float().argmax(1).tolist(), len(w) // n_heads
     lost = sorted(set(range(len(w))) - set(order))
-    expect(not lost, f"{call}: {len(lost)} rows of w are lost, and others are there twice")
+    told = f"{call}: {len(lost)} rows of w are lost, and others are there twice"
+    expect(not lost, f"{told}: is w read while it is overwritten? A view is no copy")
     moved = next(((i, k) for i, k in enumerate(order) if i // size != k // size), None)
     told = f"row {moved[1]} of w lies at {moved[0]}, in another head" if moved else ""
     expect(not moved, f"{call}: {told}; rows stay within their head")
@@ -138,8 +145,12 @@ def _guesses(w, n_heads):
         "halves of all heads are put together: rows stay within their head": one.transpose(
             0, 1
         ).reshape(w.shape),
-        "columns are counted as places of a half: its shape is (n_heads, 2, half, columns)": (
+        "single numbers of the two halves alternate within a row, not whole rows: columns stay the "
+        "last axis, (n_heads, 2, half, columns), and stack takes dim=2": (
             w.reshape(n_heads, 2, -1).transpose(1, 2).reshape(w.shape)
+        ),
+        "all heads are head 0: add each head's first row": wanted_rows(w[:head], 1).repeat(
+            n_heads, 1
         ),
         "d_out stands where the columns belong: reshape(n_heads, 2, half, columns)": _by_rows(
             w, n_heads

@@ -84,6 +84,7 @@ def adapter_bytes(seed):
         },
         "beside": total(lambda n: "base_layer" in n),
         "file": {a: len(save(state(model, adapter_name=a), {"format": "pt"})) for a in ADAPTERS},
+        "bare file": {a: len(save(state(model, adapter_name=a))) for a in ADAPTERS},
         "one": {a: total(lambda n, a=a: f".{a}." in n, lambda p: p.itemsize) for a in ADAPTERS},
         "tensors": total(lambda n: f".{ADAPTERS[0]}." in n, lambda p: 1),
         "objects": {a: total(lambda n, a=a: f".{a}." in n, sys.getsizeof) for a in ADAPTERS},

@@ -42,11 +42,12 @@ def ranks(seed):
     return dict(zip(ADAPTERS, (2, *((3, 7, 11)[i] for i in order)), strict=True))
 
 
-def tiny_served(seed, brief=False):
+def tiny_served(seed, brief=False, starts=True):
     """A tiny Llama with three adapters, `home` active, and its tokenizer as `model.tokenizer`.
 
     It is left as a trainer would leave it: in training mode, with dropout, set to sample. With
-    `brief`, the weights of `tickets` are in bf16. As Llama's, the tokenizer puts a <start> first.
+    `brief`, the weights of `tickets` are in bf16. With `starts`, the tokenizer
+    puts a <start> first, as Llama's does; without, it has one and adds none, as SmolLM2's.
     """
     from peft import LoraConfig, get_peft_model
     from tokenizers import decoders
@@ -56,7 +57,8 @@ def tiny_served(seed, brief=False):
     tokenizer.backend_tokenizer.decoder = decoders.Sequence(
         [decoders.WordPiece(cleanup=False), lines]
     )
-    tiny.add_start(tokenizer)
+    if starts:
+        tiny.add_start(tokenizer)
     head = base.lm_head.weight.data
     for odd, a, b in ((tokenizer.unk_token_id, 2, 3), (tokenizer.bos_token_id, 4, 5)):
         head[odd] = (head[a] + head[b]) / 2  # never the likeliest, so no answer holds it
@@ -121,17 +123,20 @@ def swapped(swap_cost, seed, name):
 def routed(route, seed, prompts, adapter_names, training=True):
     """What `route` returns, and how: the largest batch and length seen, generate's options.
 
-    The model is in training mode and the tokenizer pads on the right; or the model evaluates, and
-    it pads on the left. `twice` tells whether a row had two first tokens.
+    The model is in training mode and the tokenizer pads on the right; or the model evaluates, it
+    pads on the left and adds no first token, and generate's own padding is another token. `starts`
+    tells whether a row had a first token, `twice` whether one had two.
 
     `changed` tells what it changed of the tokenizer and the settings of generation. The adapter
     that is active is neither the first nor the last to answer.
     """
-    model, options = tiny_served(seed).train(training), {}
+    model, options = tiny_served(seed, starts=training).train(training), {}
     sizes, modes, starts = [(0, 0)], set(), set()  # of each pass; the most first tokens of a row
     model.set_adapter("sweet-home")
     base, tokenizer = model.get_base_model(), model.tokenizer
     tokenizer.padding_side = "right" if training else "left"
+    if not training:
+        base.generation_config.pad_token_id = tokenizer.unk_token_id
 
     def note(_, inputs):
         ids = inputs[0]
@@ -158,6 +163,7 @@ def routed(route, seed, prompts, adapter_names, training=True):
         "longest": max(tokens for _, tokens in sizes),
         "options": options,
         "trained": True in modes,
+        "starts": max(starts, default=0) > 0,
         "twice": max(starts, default=0) > 1,
         "changed": {what: [was, now[what]] for what, was in before.items() if was != now[what]},
     }

@@ -26,11 +26,11 @@ TURNS = "conversation roles must alternate user and assistant"
 def chat_tokenizer(style):
     """A tokenizer, a word a token, with a chat template that refuses odd roles, as many do.
 
-    A turn is `<role> words <end> <line>`. `style` is "plain", or "bos": template and tokenizer both
-    put a <start> first, or "endless": the template writes no <end>.
+    A turn is `<role> words <end> <line>`, and a line break in it is a token. `style` is "plain", or
+    "bos": template and tokenizer both put a <start> first, or "endless": it writes no <end>.
     """
     tokenizer = tiny.language_model(0)[1]
-    special = [f"<{role}>" for role in ROLES] + ["<line>"]
+    special = [f"<{role}>" for role in ROLES] + ["<line>", "\n"]
     tokenizer.add_special_tokens({"additional_special_tokens": special})
     if style == "bos":
         tiny.add_start(tokenizer)
