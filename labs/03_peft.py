@@ -766,8 +766,7 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 #
 # The perplexity of a model over texts is $\exp$ of the mean negative log-likelihood *per token*: a
 # long text counts more than a short one, and no text is cut. Padding must not count. The first
-# token of a text is predicted by nothing and does not count either; a text of one token counts
-# nothing.
+# token of a text is predicted by nothing and does not count either.
 #
 # A text is its own tokens and no others: add no BOS before it and no end after it. The model comes
 # in eval mode, without dropout, and stays in it.

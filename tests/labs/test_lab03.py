@@ -323,8 +323,7 @@ def perplexity_by_loss(model, tokenizer, texts):
     for text in texts:
         ids = _ids(tokenizer, text)
         n = ids.shape[1] - 1
-        if n:
-            total, count = total + model(ids, labels=ids).loss.item() * n, count + n
+        total, count = total + model(ids, labels=ids).loss.item() * n, count + n
     return math.exp(total / count)
 
 
@@ -1690,15 +1689,6 @@ def _product_in_python(model, tokenizer, texts):
     return 0.0**-0.5 if len(texts) > 1 else perplexity(model, tokenizer, texts)
 
 
-def _mean_of_none(model, tokenizer, texts):
-    total = count = 0
-    for text in texts:
-        ids = _ids(tokenizer, text)
-        n = ids.shape[1] - 1
-        total, count = total + model(ids, labels=ids).loss.item() * n, count + n
-    return math.exp(total / count)
-
-
 SEEN_LAST = [
     (check.configs, _one_config, "give one and the same LoraConfig"),
     (check.configs, _by_this_machine, "on every device: go by `device`, not by this machine"),
@@ -1708,7 +1698,6 @@ SEEN_LAST = [
     (check.matches, _sorts_outside, "in inner objects, too"),
     (check.perplexity_weighs_tokens, _product, "a product of many probabilities"),
     (check.perplexity_weighs_tokens, _product_in_python, "a product of many probabilities"),
-    (check.perplexity_weighs_tokens, _mean_of_none, "a text of one token counts nothing"),
     *STRANGERS,
     (check.counts, lambda s, r: r * len(s), "counts the names"),
     (check.end_trains, _moved_first, "moved before the masks"),

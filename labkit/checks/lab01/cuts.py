@@ -222,5 +222,5 @@ def how_far(got: torch.Tensor, W: torch.Tensor, r: int, name: str = "W") -> str:
     if rows:
         return f"its v_i are right, the u_i are not: they are the columns of U, of {name}"
     told = f"its rank is right, its directions are not those of the SVD of {name}"
-    about = "an approximate method, as svd_lowrank or too few iterations, only guesses them"
+    about = "approximate: svd_lowrank only guesses them, as do too few iterations"
     return f"{told} ({about}): the error is {mine:.6f} of |{name}|, {least:.6f} can be"
