@@ -1085,7 +1085,7 @@ def _batched(wrap=False, scaled=lambda s, i: s[i], masked=True):
 
 
 def _in_a_loop(x, A, B, scaling, index):
-    y = torch.zeros(len(x), B.shape[1])
+    y = x.new_zeros(len(x), B.shape[1])
     for i, k in enumerate(index.tolist()):
         if k >= 0:
             y[i] = scaling[k] * (B[k] @ (A[k] @ x[i]))
