@@ -31,7 +31,7 @@ test: $(READY)  ## everything that must hold
 attacks: $(READY)  ## every hostile submission, not only a choice of each kind (half an hour)
 	LABKIT_ATTACKS=all $(BIN)/pytest tests/attacks
 
-honest: $(READY)  ## right notebooks, ten times at load 6: none may lose a point (an hour)
+honest: $(READY)  ## right notebooks, ten times, seven side by side: none may lose a point (half an hour)
 	LABKIT_HONEST=10 $(BIN)/pytest tests/honest
 
 test-gpu: $(READY)  ## the CUDA paths, on a machine that has a card; figures in build/gpu.json
