@@ -119,6 +119,7 @@ def _guesses(w, n_heads):
     head = n // n_heads
     half = head // 2
     one = w.reshape(n_heads, 2, half, -1)
+    all_first = wanted_rows(w[:head], 1).repeat(n_heads, 1)
     return {
         "nothing moves: each head's first row stays, and its next is the second half's first": w,
         "this goes the other way, from neighbours to halves: llama.cpp's order has neighbours": w[
@@ -128,9 +129,9 @@ def _guesses(w, n_heads):
             w, 1
         ),
         "the whole matrix is one head here, and the way is turned round": w[back(n, 1)],
-        "the second half comes first: row 0 of each head stays at its place": one.flip(1)
-        .transpose(1, 2)
-        .reshape(w.shape),
+        "the second half comes first: row 0 of each head stays at its place": wanted_rows(
+            one.flip(1).reshape(w.shape), n_heads
+        ),
         "the halves of each head change places; interleave them": one.flip(1).reshape(w.shape),
         "it is done twice": wanted_rows(wanted_rows(w, n_heads), n_heads),
         "n_heads is taken for the size of a head": _by_size(w, n_heads),
@@ -149,16 +150,12 @@ def _guesses(w, n_heads):
         "last axis, (n_heads, 2, half, columns), and stack takes dim=2": (
             w.reshape(n_heads, 2, -1).transpose(1, 2).reshape(w.shape)
         ),
-        "all heads are head 0: add each head's first row": wanted_rows(w[:head], 1).repeat(
-            n_heads, 1
-        ),
+        "all heads are head 0: add each head's first row": all_first,
         "d_out stands where the columns belong: reshape(n_heads, 2, half, columns)": _by_rows(
             w, n_heads
         ),
         "the columns move; of q and k the rows are a head's dimensions": _columns(w, n_heads),
-        "the rows of each head are turned round": w.reshape(n_heads, head, -1)
-        .flip(1)
-        .reshape(w.shape),
+        "the rows of each head are turned round": one.flip(1, 2).reshape(w.shape),
     }
 
 

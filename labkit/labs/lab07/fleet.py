@@ -26,6 +26,7 @@ NOT_GREEDY = {  # what generate may be told -> what leaves greedy decoding as it
     "penalty_alpha": (None,),
 }
 ENDS_A_LINE = "now"  # the word behind which a decoded text goes on in the next line
+PAD = "a token id lies outside the embedding: pad with one that exists, eos_token"
 SAMPLED = "generation_config.do_sample"  # what the model brings, where nothing else is said
 ROUTE = {  # what an error of `route` says -> a hint
     "max_length": "max_length counts the prompt, too: ask for max_new_tokens",
@@ -124,19 +125,18 @@ def routed(route, seed, prompts, adapter_names, training=True):
     """What `route` returns, and how: the largest batch and length seen, generate's options.
 
     The model is in training mode and the tokenizer pads on the right; or the model evaluates, it
-    pads on the left and adds no first token, and generate's own padding is another token. `starts`
-    tells whether a row had a first token, `twice` whether one had two.
+    pads on the left and adds no first token, and generate's own padding is another token.
 
-    `changed` tells what it changed of the tokenizer and the settings of generation. The adapter
-    that is active is neither the first nor the last to answer.
+    `starts`: whether a row had a first token; `twice`: whether one had two.
+    `changed` tells what it changed of the tokenizer and generate's settings. The active adapter
+    is neither the first nor the last to answer.
     """
     model, options = tiny_served(seed, starts=training).train(training), {}
     sizes, modes, starts = [(0, 0)], set(), set()  # of each pass; the most first tokens of a row
     model.set_adapter("sweet-home")
     base, tokenizer = model.get_base_model(), model.tokenizer
     tokenizer.padding_side = "right" if training else "left"
-    if not training:
-        base.generation_config.pad_token_id = tokenizer.unk_token_id
+    base.generation_config.pad_token_id = 0 if training else tokenizer.unk_token_id
 
     def note(_, inputs):
         ids = inputs[0]
@@ -152,8 +152,7 @@ def routed(route, seed, prompts, adapter_names, training=True):
         texts = kept(route, model, prompts, adapter_names)
     except (IndexError, NameError, ValueError) as error:
         hint = next((hint for sign, hint in ROUTE.items() if sign in str(error)), None)
-        if len(tokenizer) > size:
-            hint = "a token id lies outside the embedding: pad with one that exists, eos_token"
+        hint = PAD if len(tokenizer) > size else hint
         error.args = (f"{error}; {hint}",) if hint else error.args
         raise
     now = _settings(base, tokenizer)
