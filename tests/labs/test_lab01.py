@@ -1141,7 +1141,7 @@ def _by_searching_right(s, fraction):
 
 STRANGERS = [
     (check.optimal, _all_as_large, "the first r are kept, by their index"),
-    (check.optimal, _few_rounds, "too few iterations"),
+    (check.optimal, _few_rounds, ("too few iterations", "right but for rounding")),
     (check.errors, _by_another_name, "another name for s"),
     (
         check.parameters,

@@ -1787,7 +1787,7 @@ SEEN_LAST = [
         adapter_state,
         _load_taking,
         LoRALinear,
-        "8 load_adapter_: load_adapter_ ",
+        "_load_taking changes its input state",
     ),
     (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "8 load_adapter_: on a missing"),
     (check.gradients, _dW_for_dB, "has the shape of W"),
