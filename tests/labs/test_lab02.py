@@ -1787,7 +1787,7 @@ SEEN_LAST = [
         adapter_state,
         _load_taking,
         LoRALinear,
-        "_load_taking changes its input state",
+        "changes its input state in place",
     ),
     (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "8 load_adapter_: on a missing"),
     (check.gradients, _dW_for_dB, "has the shape of W"),
