@@ -1789,7 +1789,7 @@ SEEN_LAST = [
         LoRALinear,
         "changes its input state in place",
     ),
-    (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "8 load_adapter_: on a missing"),
+    (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "it does not name the key"),
     (check.gradients, _dW_for_dB, "has the shape of W"),
     (check.gradients, _dA_of_dB, "made with dB"),
     (check.gradients, _of_mean_rows, "rows are averaged"),
