@@ -90,9 +90,9 @@ def half_done(out: Path) -> list[str]:
 
 def _mark(out, change):
     with locked(out):
-        ids = set(half_done(out))
-        if change(ids) != ids:
-            put(out / FOLDER / "anew", "\n".join(sorted(change(ids))).encode())
+        before = set(half_done(out))
+        if (ids := change(before)) != before:
+            put(out / FOLDER / "anew", "\n".join(sorted(ids)).encode())
 
 
 def entries(out: Path) -> dict[str, Kept]:

@@ -1776,6 +1776,9 @@ def _load_taking(model, state):
         state.pop(name)
 
 
+_load_taking.__name__ = "load_adapter_"  # a changed input is told of a function by its own name
+
+
 SEEN_LAST = [
     (check.matches_dense, _by_shorter_side, "alpha is divided by d_in"),
     (check.injects, _then(_thaw_layers), "the base inside of each LoRALinear"),
@@ -1787,9 +1790,9 @@ SEEN_LAST = [
         adapter_state,
         _load_taking,
         LoRALinear,
-        "changes its input state in place",
+        "load_adapter_ changes its input state in place",
     ),
-    (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "it does not name the key"),
+    (check.round_trip, adapter_state, _load_vaguely, LoRALinear, "load_adapter_ raises"),
     (check.gradients, _dW_for_dB, "has the shape of W"),
     (check.gradients, _dA_of_dB, "made with dB"),
     (check.gradients, _of_mean_rows, "rows are averaged"),

@@ -1650,6 +1650,9 @@ def _stays_in_eval(model, prompts, adapter_names):
     return route(model, prompts, adapter_names)
 
 
+_stays_in_eval.__name__ = "route"  # a changed input is told of a function by its own name
+
+
 def _left_for_good(model, prompts, adapter_names):
     model.tokenizer.padding_side = "left"
     return route(model, prompts, adapter_names)
@@ -1822,7 +1825,7 @@ ROUTES = [
     (_route(eos_token_id=None), "goes on after its end token"),
     (lambda m, p, n: [t.upper() for t in route(m, p, n)], "yours '"),
     (lambda m, p, n: [f"{t[:9]}{t[9:].upper()}" for t in route(m, p, n)], "equal up to letter"),
-    (_stays_in_eval, "leaves model changed: its training mode; put it back"),
+    (_stays_in_eval, "route leaves model changed: its training mode; put it back"),
     (_left_for_good, "tokenizer.padding_side is left, it was right"),
     (_first_one_active, "its active adapter; put it back"),
     (_on_a_copy, "copies the whole model"),

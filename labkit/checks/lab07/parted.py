@@ -250,10 +250,11 @@ def _expect_same(split, rows, first, rng):
     told = f"{call} gives other test rows in another run of Python"
     hint = "hash() of a text changes from run to run: hashlib.sha256 does not"
     expect(_bag(other[1]) == _bag(first[1]), f"{told}; {hint}")
+    cut = _cut(first)  # told already: rows of these prompts may move
     for _ in range(12):  # the order of a set of texts does not always show
         order = torch.randperm(len(rows), generator=rng).tolist()
         moved = _sides(split, [rows[i] for i in order], 0.25, 3, call)
-        halves = _cut(first) and _cut(first) | _cut(moved)  # told already: their rows may move
+        halves = cut and cut | _cut(moved)
         tests = [[row for row in side[1] if asked(row) not in halves] for side in (first, moved)]
         told = f"{call} gives other test rows when the file is in another order"
         hint = "sort the prompts themselves before you shuffle them, and nothing else decides: "

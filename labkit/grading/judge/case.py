@@ -68,7 +68,7 @@ class Case:
         id, name, points = (check.exercise[key] for key in ("id", "name", "points"))
         if id in revealed:
             return Exercise(id, name, points, 0, "revealed", line(revealed[id]))
-        status, earned, message, *_ = self._judge(check)
+        status, earned, message = self._judge(check)[:3]
         if status == "missing" and id in self.work.lent:
             message = "the course lent this one, and no answer of one's own is here"
         return Exercise(id, name, points, earned, status, line(message))
