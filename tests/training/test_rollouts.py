@@ -50,8 +50,8 @@ def test_logprobs_and_their_gradient_are_those_of_plain_forwards(model, monkeypa
     weights = weights[: len(wanted)]
     got = torch.autograd.grad((logp[mask] * weights).sum(), trained)
     asked = torch.autograd.grad((wanted * weights).sum(), trained)
-    for g, w in zip(got, asked, strict=True):
-        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
+    for g, w in zip(got, asked, strict=True):  # rounding goes with a tensor's largest, here to 37
+        torch.testing.assert_close(g, w, rtol=0, atol=2e-5 * float(w.abs().max()))
 
 
 def test_a_head_that_is_trained_gets_its_gradient(model):
