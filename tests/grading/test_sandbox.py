@@ -143,13 +143,17 @@ PATHS = [
     Path("/etc/shadow"),
     Path("/var"),
     Path("/home"),
+    Path.home() / ".bashrc",
+    Path.home() / ".ssh",
     Path("/sys"),
     Path("/run/proc"),
 ]
+NEEDED = [ROOT, Path(sys.prefix), Path(sys.base_prefix)]  # the way to these is there, if they are
 
 
 def test_what_is_secret_is_not_there(nested):
-    paths = [str(path) for path in PATHS if path.exists() or path == Path("/run/proc")]
+    shut = [p for p in PATHS if not any(place.is_relative_to(p) for place in NEEDED)]
+    paths = [str(p) for p in shut if p.exists() or p == Path("/run/proc")]
     assert _told(nested, f"[p for p in {paths} if os.path.exists(p)]") == []
 
 
