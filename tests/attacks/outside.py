@@ -21,7 +21,7 @@ from attack import ROOT
 WORD = "lora-attack"
 SITE = Path(sysconfig.get_paths()["purelib"])
 PLACES = "/ /etc /usr /usr/bin /usr/local/bin /var/tmp /var/spool/cron /opt /srv /run /mnt /boot"
-PLACES += " /root /root/.ipython/profile_default/startup /home /dev/shm /dev/mqueue /tmp"
+PLACES += " /root /home /dev/shm /dev/mqueue /tmp"
 FIXED = ["/etc/passwd", "/etc/shadow", "/etc/hostname", ROOT / "labkit/__init__.py"]
 SYSV_KEY = str(0x10AA77)  # of the shared memory that an attack leaves behind
 PR_SET_CHILD_SUBREAPER = 36
@@ -36,6 +36,8 @@ def snapshot(*folders):
     seen |= {str(path): _print(Path(path)) for path in fixed}
     places = [
         *map(Path, PLACES.split()),
+        Path.home(),
+        Path.home() / ".ipython/profile_default/startup",
         ROOT,
         ROOT / "labkit",
         ROOT / "tests",
@@ -61,7 +63,10 @@ def _print(path):
         return None
     content = ""
     if path.is_file() and not path.is_symlink():
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        if os.access(path, os.R_OK):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        else:  # /etc/shadow, for all but root
+            content = (info.st_size, info.st_mtime_ns)
     return (info.st_mode, info.st_uid, content)
 
 
