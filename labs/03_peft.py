@@ -768,8 +768,9 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 # long text counts more than a short one, and no text is cut. Padding must not count. The first
 # token of a text is predicted by nothing and does not count either.
 #
-# A text is its own tokens and no others: add no BOS before it and no end after it. The model comes
-# in eval mode, without dropout, and stays in it.
+# A text is its own tokens and no others: no BOS before it and no end after it. SmolLM2's tokenizer
+# adds none by itself; others do, unless told `add_special_tokens=False`. The model comes in eval
+# mode, without dropout, and stays in it.
 #
 # By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of $(\ln 2 + \ln 8) /
 # 2 = \ln 4$. The perplexity is 4: the model was as unsure as between four tokens that are equally
@@ -788,7 +789,8 @@ def perplexity(model, tokenizer, texts):
     # BEGIN SOLUTION
     total = count = 0
     for text in texts:
-        ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)  # (1, n)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        ids = ids.to(model.device)  # (1, n)
         with torch.no_grad():
             logits = model(ids).logits[0, :-1].float()  # (n - 1, vocab)
         total += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()

@@ -15,4 +15,9 @@ def counted(shapes: dict, r: int) -> dict:
         "r times both sides: brackets, (d_out + d_in) * r": d_out + r * d_in,
         "the sizes of A and B are multiplied: add them": r * r * sum(o * i for o, i in pairs),
         "this counts the last matrix alone; sum over shapes": r * sum(pairs[-1]),
+        "r singular values a matrix are counted too, or a bias of A; A and B hold all": r
+        * (d_out + d_in + len(pairs)),
+        "a bias of A and one of B are counted too; they have none": (
+            r * (d_out + d_in + len(pairs)) + d_out
+        ),
     }

@@ -238,6 +238,11 @@ def _parsed(text):
         return object()
 
 
+def _typed_outside(p, r):
+    data = _parsed(p)
+    return type(data) is dict and data == _parsed(r)
+
+
 def match_by_helper(predictions, references):
     """== alone takes True for 1; the type of each value settles it."""
 
@@ -516,6 +521,11 @@ COUNTS = [
     (lambda shapes, r: count_lora_params(shapes, r) + len(shapes), "one more a matrix"),
     (lambda shapes, r: sum(r * (o + i) // 2 for o, i in shapes.values()), "half of it"),
     (lambda s, r: sum(r * (o + i) + o for o, i in s.values()), "a bias is counted too"),
+    (lambda s, r: sum(r * (o + i) + o + r for o, i in s.values()), "a bias of A and one of B"),
+    (
+        lambda s, r: sum(r * (o + i + 1) for o, i in s.values()),
+        "r singular values a matrix are counted too",
+    ),
     (lambda s, r: sum(r * (o + i + r) for o, i in s.values()), "nothing stands between"),
     (lambda s, r: sum(min(r, o, i) * (o + i) for o, i in s.values()), "a side of the matrix"),
     (lambda shapes, r: sum(4 * (o + i) for o, i in shapes.values()), "for r=4, whatever r is"),
@@ -905,10 +915,15 @@ SFTS = [
         _sft(lambda o, d: SFTConfig(o, learning_rate=2e-4, use_cpu=d == "cpu")),
         "say bf16=False",
     ),
-    (sft_of(bf16=lambda d: d != "cpu", fp16=False), "T4 has no bf16"),
+    (
+        sft_of(bf16=lambda d: d != "cpu", fp16=False),
+        "raised ValueError: it asks for bf16, and a T4",
+    ),
+    (sft_of(bf16=lambda d: d != "cpu"), "it asks for bf16, and a T4 has no bf16"),
     (sft_of(bf16=False, fp16=lambda d: d == "a100"), "fp32"),
     (sft_of(bf16=False, fp16=lambda d: d != "cpu"), "no gradient scaler"),
     (sft_of(learning_rate=2e-5), "full fine-tuning"),
+    (sft_of(learning_rate=2e-5), "near 3e-3 in runs as short as these"),
     (sft_of(learning_rate=0.2), "too large"),
     (sft_of(max_length=None), "memory"),
     (sft_of(max_length=8), "is 8, wanted 512"),
@@ -1108,6 +1123,7 @@ MATCHES = [
     (_match(_texts), "a text is no number"),
     (_match(_reads_fields), "]): it raised AttributeError"),
     (_match(lambda p, r: _parsed(p) == _parsed(r)), "true is not 1"),
+    (_match(_typed_outside), "true is not 1, inside of slots, too"),
     (_match(lambda p, r: p == r), "compare text"),
     (_match(lambda p, r: p.strip() == r.strip()), "compare text"),
     (_match(lambda p, r: sorted(p.split()) == sorted(r.split())), "compare text"),
@@ -1366,6 +1382,11 @@ def _alpha_doubled(base, folder):
     return PeftModel.from_pretrained(base, folder, config=config).eval()
 
 
+def _by_transformers(base, folder):
+    base.load_adapter(str(folder))
+    return base.eval()
+
+
 def _merged_then_loaded(base, folder):
     merged = load_tuned(base, folder).merge_and_unload()
     return load_tuned(merged, folder)
@@ -1437,8 +1458,14 @@ ADAPTERS = [
     (lambda b, f: load_tuned(b, f).train(), "train mode"),
     (lambda b, f: PeftModel.from_pretrained(b, f, is_trainable=True), "train mode"),
     (lambda b, f: PeftModel.from_pretrained(b, f, is_trainable=True).eval(), "not to learn"),
-    (lambda b, f: load_tuned(b, f).merge_and_unload(), "merged"),
-    (lambda b, f: b, "never adapted"),
+    (lambda b, f: load_tuned(b, f).merge_and_unload(), "merged into `base`, whose own weights are"),
+    (lambda b, f: load_tuned(copy.deepcopy(b), f).merge_and_unload(), "merged into `base`"),
+    (_by_transformers, "transformers' own load_adapter"),
+    (lambda b, f: load_tuned(b, f).get_base_model(), "inside of the PeftModel"),
+    (lambda b, f: load_tuned(b, f).base_model, "inside of the PeftModel"),
+    (lambda b, f: load_tuned(b, f).unload(), "a model without an adapter"),
+    (lambda b, f: b, "a model without an adapter"),
+    (lambda b, f: (load_tuned(b, f), b), "gave a tuple"),
     (_no_return, "return"),
 ]
 

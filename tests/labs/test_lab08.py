@@ -278,6 +278,7 @@ WRONG_DPO = [
     (lambda *given: -F.logsigmoid(margins(*given)).min(), "alone have"),
     (lambda *given: (-F.logsigmoid(margins(*given))).log().mean(), "the logarithm of the loss"),
     (margin_of(lambda pc, pr, rc, rr: (pr - rr) - (pc - rc)), "the pairs are swapped"),
+    (loss_of(lambda x, beta: -F.logsigmoid(-x).mean()), "the sign of the margin is turned"),
     (margin_of(lambda pc, pr, rc, rr: pc - pr), "the reference is not used"),
     (margin_of(lambda pc, pr, rc, rr: pc - pr + rc - rr), "the reference is added"),
     (margin_of(lambda pc, pr, rc, rr: pc - rc), "the rejected answer does not count"),
@@ -562,7 +563,10 @@ WRONG_REFERENCES = [
     (by_own_loss, "a mean over the whole batch"),
     (default_again, "an adapter may have any name"),
     (reference(off=nothing), "that is the model with its adapter"),
-    (reference(off=nothing, run=lambda m, b: logits_of(m.get_base_model(), b)), "get_base_model"),
+    (
+        reference(off=nothing, run=lambda m, b: logits_of(m.get_base_model(), b)),
+        "has inside as well",
+    ),
     (no_with, "that is the model with its adapter"),
     (reference(off=lambda model: model.disable_adapter), "disable_adapter is a method"),
     (reference(grad=nothing), "a graph for gradients was built"),
@@ -834,16 +838,31 @@ def twice_clipped(r, a, c):
     return torch.where(a < 0, torch.max(held, 3 * a), held)
 
 
+def floored(r, a, c):
+    """A good answer held at 0.5 A where it has become less likely."""
+    held = torch.min(r * a, r.clamp(1 - c, 1 + c) * a)
+    return torch.where(a > 0, torch.max(held, 0.5 * a), held)
+
+
 WRONG_LOSSES = [
     (grpo_with_kl, "something is added to it, such as a KL"),
-    (clipping(twice_clipped), "at 4 it is -3, wanted -4"),
+    (clipping(twice_clipped), "clips above 1 + clip, too: with A = -1 the objective stays at -3"),
+    (clipping(floored), "clips below 1 - clip, too: with A = 1 the objective stays at 0.5"),
+    (grpo(lambda new, old: (new - old).clamp(max=1).exp()), "stays at -2.72 where the ratio is"),
     (
         clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 + c, 1 - c) * a)),
         "the bounds change places",
     ),
     (clipping(lambda r, a, c: torch.min(r * a, r.clamp(c, 1 / c) * a)), "clip itself is the bound"),
     (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1.0) * a)), "at 1.1 it is 1"),
-    (clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1 + c) * a).clamp(-1.5)), "at 1.6"),
+    (
+        clipping(lambda r, a, c: torch.min(r * a, r.clamp(1 - c, 1 + c) * a).clamp(-1.5)),
+        "stays at -1.5",
+    ),
+    (
+        clipping(lambda r, a, c: -torch.min(-r * a, -r.clamp(1 - c, 1 + c) * a)),
+        "the larger one: put the minus last, or take max",
+    ),
     (
         lambda n, o, a, m, clip=0.2: (
             -((objective(n, o, a, clip) * m).sum(0) / m.sum(0).clamp(min=1)).mean()
@@ -1069,12 +1088,13 @@ def by_hashes(answer, wanted):
 
 
 WRONG_REWARDS = [
-    (by_hashes, "a value may be a list or an object, and a set holds neither"),
+    (by_hashes, "a set holds neither: put its JSON text there"),
     (mostly_intent, "naming every key pays"),
     (lambda answer, wanted: float(answer == wanted), "compare what json.loads gives"),
     (lambda answer, wanted: float(read(answer) == json.loads(wanted)), "part of the way"),
     (lambda answer, wanted: answer == wanted, "gave a bool"),
-    (paid(over=lambda said, goal: len(goal)), "a key too many has to cost"),
+    (paid(over=lambda said, goal: len(goal)), "a key too many has to cost something, or naming"),
+    (paid(over=lambda s, g: max(len(s), len(g))), "is free as long as wanted ones are missing"),
     (paid(over=lambda said, goal: max(1, len(said))), "1 is for equal data alone"),
     (paid(over=lambda said, goal: max(len(said), len(goal)), read=anything), "it is 0"),
     (paid(right=loose), "in Python True == 1"),
@@ -1085,7 +1105,7 @@ WRONG_REWARDS = [
     (paid(read=anything), "a model says all sorts of things"),
     (of_keys, "for what is no JSON object it is 0"),
     (paid(read=any_json), "a model says all sorts of things"),
-    (paid(read=bracketed), "no JSON object"),
+    (paid(read=bracketed), ' I hope this helps for {"intent"'),
     (paid(read=by_eval), "no JSON object"),
     (paid(more=lambda said, goal: 0.1), "no key is right"),
     (paid(none=lambda answer: 0.1 if answer.startswith("{") else 0.0), "no JSON object"),
@@ -1201,6 +1221,13 @@ WRONG = [
     (check.quiz, lambda: {**quiz(), "q2": "c"}, "q2 c, not quite"),
     (check.quiz, lambda: {"q1": "b"}, "wants one of"),
 ]
+
+
+def test_torch_does_not_warn_above_a_message(rejects, recwarn):
+    rejects(check.advantages, scaled(lambda x: x.mean(0), lambda x, eps: x.std(0) + eps))
+    assert not recwarn.list
+
+
 STUBS = [
     (one, stub)
     for one in (

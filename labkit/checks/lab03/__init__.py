@@ -157,6 +157,17 @@ LOADED = {
 }
 
 
+NO_PEFT = {  # where the adapter is, in what is no PeftModel
+    "merged": "the adapter is merged into `base`, whose own weights are changed by that: no "
+    "merge_and_unload: the adapter stays beside them",
+    "by transformers": "that is transformers' own load_adapter, which makes no PeftModel: "
+    "PeftModel.from_pretrained(base, folder)",
+    "inside": "that is the model inside of the PeftModel: return the PeftModel itself",
+    "nowhere": "that is a model without an adapter, never adapted, or taken off again: return what "
+    "PeftModel.from_pretrained(base, folder) gives",
+}
+
+
 @exercise("3.8", points=2)
 def loads_once(load_tuned):
     """a PeftModel on `base`, in eval mode, nothing trains, and the logits are those of the run"""
@@ -171,6 +182,9 @@ def loads_once(load_tuned):
 
 def _expect_loaded(got, base, tuned, ids):
     """A PeftModel on `base` itself, in eval mode; the base is whole below the adapter."""
+    how = got.get("how")
+    told = f"load_tuned(base, folder): {NO_PEFT.get(how)}; it gave a {got.get('is')}"
+    expect(how is None, f"{told}, wanted a PeftModel")
     expect_object(got, "PeftModel", "load_tuned(base, folder)")
     with part():
         hint = "load_tuned left it in train mode, with dropout: call .eval()"

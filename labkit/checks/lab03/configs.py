@@ -27,8 +27,6 @@ def expect_object(got, kind, call):
         "NoneType": "None (is `return` missing?)",
         "method": "a method (are its brackets missing?)",
         "type": "a class (are its brackets missing?)",
-        "LlamaForCausalLM": "a plain LlamaForCausalLM (`base` itself, merged, never adapted, or "
-        "adapted by transformers)",
     }.get(got.get("is"), f"a {got.get('is')}")
     expect("is" not in got, f"{call} gave {told}, wanted the type {kind}")
 
@@ -203,9 +201,10 @@ def _expect_the_same_everywhere(got, device, call):
 def _expect_rate(rate):
     number = type(rate) in (int, float)
     expect(number, f"learning_rate is {rate!r}, wanted a number, without quotes")
-    hint = "that suits full fine-tuning (TRL's default is 2e-5); LoRA wants 2e-4 or so"
+    hint = "that suits full fine-tuning (TRL's default is 2e-5); LoRA wants ten times as much: "
+    hint += "2e-4 in runs of hours, near 3e-3 in runs as short as these"
     expect(rate >= 1e-4, f"learning_rate is {rate:g}: {hint}")
-    hint = "too large even for LoRA, which wants 2e-4 or so, and 5e-3 at most"
+    hint = "too large even for LoRA in a short run, which wants 3e-3 or so, and 5e-3 at most"
     expect(rate <= 5e-3, f"learning_rate is {rate:g}: {hint}")
 
 

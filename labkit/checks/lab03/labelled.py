@@ -105,8 +105,10 @@ def mislabelled(ids, mask, prompts, pad):
     known = _written(ids, real, right, pad)
     known |= {message: torch.where(where, ids, IGNORED) for message, where in chosen.items()}
     moved = {
-        "the last token of the prompt has a label: its length is one more": -1,
-        "the first token of the answer has no label: the prompt is one shorter": 1,
+        "the last token of the prompt has a label: the answer begins behind prompt_lengths real "
+        "tokens, and cumsum counts from 1, so the prompt is <= prompt_lengths": -1,
+        "the first token of the answer has no label: the prompt is prompt_lengths real tokens, and "
+        "no more": 1,
     }
     known |= {message: labels(ids, mask, prompts, by) for message, by in moved.items()}
     for turned in (prompts.flip(0), prompts.roll(1), prompts.roll(-1)):

@@ -120,7 +120,8 @@ def _match_cases(data):
     small, joined = (slots["area"].lower(), slots["area"].replace(" ", ""))
     sort = "compare parsed data, or json.dumps(…, sort_keys=True) of all of it, no text"
     keys = f"order of keys is not data: {sort}"
-    python = "true is not 1, though Python's == says so: compare json.dumps(…, sort_keys=True)"
+    python = "true is not 1, inside of slots, too, though Python's == says so: compare "
+    python += "json.dumps(…, sort_keys=True)"
     spaces = "spaces outside of strings are not data: parse both, don't compare text"
     whole = "all of the prediction must be JSON; text around it, or `in`, is not enough"
     return [

@@ -131,6 +131,13 @@ def _expect_shape(run, call, gain):
     off = [i for i in range(len(ratios)) if not abs(got[i] - wanted[i]) < 1e-3]
     if not off or 8 in off:  # at ratio 1 it is wrong already, so that the small case says more
         return
+    first = got[off[0]]
+    free = all((ratios[i] - 1) * gain < 0 for i in off)  # where nothing is clipped
+    if free and all(abs(got[i] - first) < 1e-3 for i in off):
+        sign, side, bound = (">", "below", "1 - clip") if gain > 0 else ("<", "above", "1 + clip")
+        told = f"where A {sign} 0 something clips {side} {bound}, too: with A = {gain:g} the"
+        told += f" objective stays at {first:.3g} where the ratio is {side} {first / gain:.3g}"
+        expect(False, f"{call}: {told}, wanted ratio times A there")
     i = min(off, key=lambda i: abs(ratios[i] - 1))
     near = f"right at ratio 1, and at {ratios[i]:g} it is {got[i]:.3g}, wanted {wanted[i]:.3g}"
     bound = {1.0: "no more than 1.2 A, and no bound below", -1.0: "0.8 A at least, none above"}[

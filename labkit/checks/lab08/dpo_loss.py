@@ -161,7 +161,8 @@ def _differences(pc, pr, rc, rr):
     margin = (pc - rc) - (pr - rr)
     return {
         "": margin,
-        "the pairs are swapped, or policy and reference are": -margin,
+        "the sign of the margin is turned: the pairs are swapped, or policy and reference are, or "
+        "a minus stands inside of the sigmoid": -margin,
         "the reference is not used": pc - pr,
         "the reference is not used, and the pairs are swapped": pr - pc,
         "the reference is added; it is taken away, of each answer": pc - pr + rc - rr,

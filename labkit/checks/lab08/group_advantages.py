@@ -8,7 +8,7 @@ from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, 
 from labkit.checks.compound import combined
 from labkit.checks.lab08.behaves import as_advantages
 from labkit.checks.simplest import simplest, unnamed
-from labkit.contract import CheckFailed, observe, part
+from labkit.contract import CheckFailed, observe, part, sound
 
 EQUAL = "a group whose rewards are equal gives zeros: divide by the standard deviation plus eps"
 ERRORS = {
@@ -63,7 +63,6 @@ def expect_advantages(group_advantages, rng):
         ("a few groups", groups(rng, few, few + 3), None),
         ("as many prompts as samples", groups(rng, few, few), None),
         ("two samples a prompt", groups(rng, 5, 2), None),
-        ("one prompt", groups(rng, 1, 6), None),
         ("groups of which some have equal rewards", flat, None),
         ("very small rewards", 1e-3 * groups(rng, few, 8), None),
         ("rewards that are mostly zero", _sparse(rng), None),
@@ -74,6 +73,9 @@ def expect_advantages(group_advantages, rng):
         for what, rewards, eps in cases:
             with case():
                 _expect(group_advantages, what, rewards, eps)
+    if sound():  # of a column of one reward torch warns at length
+        with part():
+            _expect(group_advantages, "one prompt", groups(rng, 1, 6), None)
 
 
 def _sparse(rng):

@@ -193,7 +193,8 @@ def _clips(clip):
         "what is clipped is taken always: the smaller of both products is wanted": (
             lambda r, a: r.clamp(low, high) * a
         ),
-        "the larger of both products is taken, wanted the smaller": (
+        "the larger of both products is taken, wanted the smaller (after a minus min takes the "
+        "larger one: put the minus last, or take max)": (
             lambda r, a: torch.max(r * a, r.clamp(low, high) * a)
         ),
         "where A < 0 the clip is on the wrong side: take the smaller product, not ratio": (

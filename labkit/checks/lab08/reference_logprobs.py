@@ -126,9 +126,9 @@ def _guesses(base, seed, data):
     policy = probes.tiny_policy(seed).eval()
     wanted, active = logprobs(base, data), logprobs(policy, data)
     policy.set_adapter(probes.OTHER)
-    off = "that is the model with its adapter: with model.disable_adapter(): (or get_base_model "
     known = {
-        off + "still has it inside)": active,
+        "that is the model with its adapter, which get_base_model() has inside as well: run it in "
+        "`with model.disable_adapter():`": active,
         "that is the model with its other adapter: switch all off": logprobs(policy, data),
         "attention_mask is not passed on, and padding is read": logprobs(base, data, mask=False),
         "the adapter is on, and attention_mask is not passed on": logprobs(policy, data, False),

@@ -32,6 +32,10 @@ TODAY = {  # what older tutorials write -> what it is called now
     "group_by_length": "it is gone: leave it out",
     "logging_dir": "it is gone: leave it out",
 }
+NO_BF16 = {
+    "t4": "it asks for bf16, and a T4 has no bf16: fp16=True, bf16=False",
+    "cpu": "TRL asks for bf16 unless told otherwise: use_cpu=True, bf16=False",
+}
 LOADERS = (  # whose from_pretrained brings a whole model
     "peft.auto._BaseAutoPeftModel",
     "transformers.PreTrainedModel",
@@ -60,7 +64,7 @@ def recipe_fields(recipe, output_dir, device):
         with mock.patch(has_bf16, return_value=device == "a100"):
             pair = recipe(output_dir, device)
     except (TypeError, ValueError) as error:
-        error.args = (str(error) + _hint(str(error), device), *error.args[1:])
+        error.args = (_advised(str(error), device), *error.args[1:])
         raise
     if not isinstance(pair, tuple | list):
         return _kind(pair)
@@ -165,17 +169,14 @@ def _state(tokenizer):
     return (*map(str, told), tokenizer("turn the lamp")["input_ids"])
 
 
-def _hint(message, device):
-    """What helps against an error of SFTConfig that many meet, to be appended to its message."""
+def _advised(message, device):
+    """The message of an error of SFTConfig that many meet, and what helps against it."""
     name = re.search(r"unexpected keyword argument '(\w+)'", message)
     if name and name[1] in TODAY:
-        return f": {TODAY[name[1]]}"
-    if "support bf16" in message:
-        return {
-            "t4": " (a T4 has no bf16: fp16=True, bf16=False)",
-            "cpu": " (TRL asks for bf16 unless told otherwise: use_cpu=True, bf16=False)",
-        }.get(device, "")
-    return ""
+        return f"{message}: {TODAY[name[1]]}"
+    if "support bf16" in message and device in NO_BF16:  # its own advice helps a CPU alone
+        return f"{NO_BF16[device]} (transformers' own words: {message})"
+    return message
 
 
 def matched(exact_match, predictions, references):
@@ -255,7 +256,7 @@ def reloaded(load_tuned, seed, r, ids):
         tuned.save_pretrained(folder)
         model = load_tuned(base, Path(folder))
     if not isinstance(model, PeftModel):
-        return _kind(model)
+        return _kind(model) | (_how(model, before) if isinstance(model, torch.nn.Module) else {})
     told = {"training": any(m.training for m in model.modules())}
     told["trains"] = [n for n, p in model.named_parameters() if p.requires_grad][:1]
     told["own"] = any(m is base for m in model.modules())
@@ -269,6 +270,16 @@ def reloaded(load_tuned, seed, r, ids):
         with model.disable_adapter():
             told["plain"] = model(input_ids=ids).logits
     return told
+
+
+def _how(model, before):
+    """Where the adapter is in a model that is no PeftModel."""
+    after = dict(model.named_parameters())
+    if any("lora_" in name for name in after):
+        ours = getattr(model, "_hf_peft_config_loaded", False)
+        return {"how": "by transformers" if ours else "inside"}
+    same = all(torch.equal(p, after.get(name, p)) for name, p in before.items())
+    return {"how": "nowhere" if same else "merged"}
 
 
 @contextlib.contextmanager
