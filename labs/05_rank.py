@@ -241,7 +241,8 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1"]):
 #   so that they differ in nothing but the two settings.
 # - Pass each rank as the int that it is: the settings are saved as JSON, which has no NumPy ints.
 # - A run that raises must not cost you the others: it stays in the table with the text of its
-#   exception (some have none), and without results (NaN). (Ctrl-C must still stop the sweep.)
+#   exception (where it has none, `""` or its name), and without results (NaN). (Ctrl-C must still
+#   stop the sweep.)
 #
 # The frame has the columns `rank`, `alpha`, `learning_rate`, all that `train_fn` returned, and
 # `error`: the text, or `""` where all went well. Its rows may be in any order.

@@ -7,7 +7,14 @@ import contextlib
 from collections.abc import Iterator
 
 NEW = "make a new one, with no += or *=, no [...] = and no inplace=True on it"
-TAKEN = "make a new one, with no pop, del or update, no [...] = and no += or *= on it"
+OF_TENSOR = (
+    "make a new one, with no += or *=, no [...] = and no method whose name ends in _ on it, nor on "
+    "its .float(), .to() or .view(), which may be the tensor itself"
+)
+TAKEN = (
+    "make a new one, with no pop, del or update, no [...] =, no += or *= and no method whose name "
+    "ends in _ on it or on what it holds (dict(...) and .copy() share that)"
+)
 
 
 def changes(before: object, after: object, name: str) -> list[str]:
@@ -19,6 +26,7 @@ def changes(before: object, after: object, name: str) -> list[str]:
 
     if not isinstance(after, torch.nn.Module):
         how = TAKEN if isinstance(before, dict | list) else NEW
+        how = OF_TENSOR if isinstance(before, torch.Tensor) else how
         return [] if same(before, after) else [f"it changes its input {name} in place: {how}"]
     lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]

@@ -1015,14 +1015,14 @@ AGAIN = [
     (check.optimal, _of_sizes(lambda S, r: S - (S[r] if r < len(S) else 0)), "each is less by"),
     (check.optimal, _scaled_up, "scaled up to the norm"),
     (check.optimal, lambda W, r: best_rank_r(W, r) / r, "averaged; they are added"),
-    (check.errors, _error_of(lambda e, r: (e[:-r].sum() / e.sum()).sqrt()), "all but the last r"),
+    (check.errors, _error_of(lambda e, r: (e[:-r].sum() / e.sum()).sqrt()), "it is s[:-r]"),
     (check.errors, lambda W, r: -20 * math.log10(relative_error(W, r)), "between 0 and 1"),
     (check.errors, lambda W, r: relative_error(W, r) / W.abs().mean().item(), "scale of W"),
     (check.errors, _error_of(lambda e, r: (1 - (e[:r].sum() / e.sum()).sqrt()).sqrt()), "its root"),
     (check.errors, _error_of(lambda e, r: e[r:].sum() / e[0]), "root is missing; and divided by"),
     (check.errors, _error_of(lambda e, r: e[r:].sum().sqrt() / e.sqrt().sum()), "plain sum"),
     (check.parameters, lambda o, i, r: r * (o + i - r), break_even_rank, "d_out * r - r * r"),
-    (check.parameters, lambda o, i, r: r * (o + i + 1) + o, break_even_rank, "+ d_out + r"),
+    (check.parameters, lambda o, i, r: r * (o + i + 1) + o, break_even_rank, "two biases"),
     (check.parameters, lora_params, lambda o, i: int(2 * o * i / (o + i)), "harmonic mean"),
     (check.parameters, lora_params, lambda o, i: min(o, i) ** 2 // 3, ("too many", "too few")),
     (check.ranks, energy_rank, lambda W: math.ceil(stable_rank(W)), "rounded to a whole number"),
@@ -1178,7 +1178,78 @@ STRANGERS = [
     (check.counts, _scaled_vectors, "singular values scale"),
 ]
 
+
+def _best_squeezed(W, r):
+    U, S, Vh = svd(W, full_matrices=False)
+    return (U[:, :r] * S[:r] @ Vh[:r]).squeeze()
+
+
+def _error_upwards(gram):
+    """The tail of eigenvalues that come from small to large."""
+
+    def error(W, r):
+        e = torch.linalg.eigvalsh(gram(W)).clamp(min=0)
+        return (e[r:].sum() / e.sum()).sqrt().item()
+
+    return error
+
+
+def _intruders_by_rows(full):
+    """Rows of U for its columns."""
+
+    def count(W0, W1, k, threshold):
+        U0, U1 = (np.linalg.svd(W.numpy(), full_matrices=full)[0] for W in (W0, W1))
+        return int((np.abs(U1[:k] @ U0.T).max(1) < threshold).sum())
+
+    return count
+
+
+def _intruders_squeezed(W0, W1, k, threshold):
+    U0, U1 = (svd(W, full_matrices=False).U for W in (W0, W1))
+    return int(((U1[:, :k].squeeze().T @ U0).abs().amax(1) < threshold).sum())
+
+
+def _energy_squeezed(s, fraction):
+    reached = s.square().cumsum(0) / s.square().sum() >= fraction - 1e-6
+    return int(reached.nonzero().squeeze()[0]) + 1
+
+
+def _best_of_rows_in_numpy(W, r):
+    U, S, Vh = np.linalg.svd(W.numpy(), full_matrices=False)
+    return torch.from_numpy((U[:r].T * S[:r]) @ Vh[:r]) if len(W) == len(W.T) else best_rank_r(W, r)
+
+
+def _within_of_rows(dW, reference, k):
+    U = np.linalg.svd(reference.numpy())[0]
+    return float(((U[:k] @ dW.numpy()) ** 2).sum() / (dW.numpy() ** 2).sum())
+
+
+NARROW = [
+    (check.optimal, _best_squeezed, "wanted (5, 1): "),
+    (check.truncates, lambda W0, W1, r: W0 + _best_squeezed(W1 - W0, r), energy_within, "squeeze"),
+    (check.ranks, _energy_squeezed, stable_rank, "here an axis has length 1"),
+    (check.counts, _intruders_squeezed, "here an axis has length 1"),
+    (check.subspace, subspace_point, lambda P, g: (P.T @ g).squeeze(), "squeeze() drops it"),
+    (check.subspace, subspace_point, lambda P, g: (g[None] @ P).squeeze(), "has shape (), wanted"),
+    (check.subspace, lambda t, P, z: t + P @ z.squeeze(), project_gradient, "squeeze() drops it"),
+    (check.subspace, lambda t, P, z: t + P @ z[:, None], project_gradient, "broadcast to (D, D)"),
+    (check.subspace, lambda t, P, z: t[:, None] + P @ z, project_gradient, "broadcast to (D, D)"),
+]
+
+TURNED = [
+    (check.errors, _error_upwards(lambda W: min(W @ W.T, W.T @ W, key=len)), "smallest first"),
+    (check.errors, _error_upwards(lambda W: W.T @ W), "after the zeros of W.T @ W"),
+    (check.errors, _error_upwards(lambda W: W @ W.T), "after the zeros of W @ W.T"),
+    (check.counts, _intruders_by_rows(full=False), "it takes rows of U"),
+    (check.counts, _intruders_by_rows(full=True), "it takes rows of U, of full_matrices=True"),
+    (check.optimal, _best_of_rows_in_numpy, "it takes rows of U"),
+    (check.truncates, truncate_update, _within_of_rows, "it takes rows of U"),
+    (check.parameters, lambda m, n, r: r * (m + n + 1), break_even_rank, "a bias of A"),
+]
+
 SEEN_LAST = [
+    *NARROW,
+    *TURNED,
     *STRANGERS,
     (check.optimal, lambda W, r: best_rank_r(W, r).half(), "in 16 bits"),
     (check.counts, lambda W0, W1, *_: intruders(W0, W1, 10, 0.5), "0.5, whatever is given"),

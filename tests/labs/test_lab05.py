@@ -362,7 +362,7 @@ UPDATES = [
     (lambda G, A, r, alpha, lr: -lr * alpha / r * torch.sign(G), "full fine-tuning, times"),
     (lambda G, A, r, alpha, lr: -lr * alpha / r * G.sign() @ A.T @ A, "the sign is taken of G"),
     (lambda G, A, r, alpha, lr: -lr * alpha / r * (G @ A.T @ A).sign(), "before it"),
-    (_a_moves_after_b, "A moves here too"),
+    (_a_moves_after_b, "both gradients are taken at the old B"),
     (_shifted_sign, "a gradient of 0 moves nothing"),
     (_in_place_on_g, "changes its input G in place"),
     (_two_steps, "twice a first step"),
@@ -441,6 +441,19 @@ def _stops(train_fn, ranks, rates, alpha_of):
             row |= train_fn(rank, alpha_of(rank), rate, 0)
     except Exception as error:
         rows[-1]["error"] = str(error)
+    return pd.DataFrame(rows)
+
+
+def _skips_the_rank(train_fn, ranks, rates, alpha_of):
+    rows = []
+    for rank in ranks:
+        try:
+            for rate in rates:
+                row = {"rank": rank, "alpha": alpha_of(rank), "learning_rate": rate, "error": ""}
+                rows.append(row)
+                row |= train_fn(rank, alpha_of(rank), rate, 0)
+        except Exception as error:
+            rows[-1]["error"] = str(error)
     return pd.DataFrame(rows)
 
 
@@ -530,7 +543,7 @@ SWEEPS = [
         lambda f, r, x, alpha_of: sweep(f, r, x, alpha_of).replace({"error": {"": None}}),
         'wanted is ""',
     ),
-    (lambda f, r, x, alpha_of: sweep(f, np.array(r), x, alpha_of), "LoraConfig wants int(rank)"),
+    (lambda f, r, x, alpha_of: sweep(f, np.array(r), x, alpha_of), "wanted an int, int(rank)"),
     (_sweep(text=lambda error: error), "an exception; wanted is its text"),
     (_sweep(text=lambda error: error.args), "column error holds a tuple"),
     (_failed_as(alpha=None), "alpha at rank"),
@@ -555,6 +568,7 @@ SWEEPS = [
     (_sweep(result=lambda found: {"loss": found["loss"]}), "no column score"),
     (_sweep(result=lambda found: {"result": found}), "no column loss"),
     (_stops, "go on after a failure"),
+    (_skips_the_rank, "no run at (9, 0.075) after it"),
     (_no_error_column, "no column error"),
     (_no_seed, "argument: 'seed'"),
     (lambda train_fn, ranks, rates, alpha_of: None, "return"),
@@ -592,6 +606,10 @@ RANKS = [
     (lambda shapes, budget: budget // _sides(shapes) or -1, "0 is wanted, not less"),
     (lambda shapes, budget: budget // sum(map(max, shapes.values())), "not the larger side alone"),
     (lambda shapes, budget: min(64, budget // _sides(shapes)), "nothing but the budget limits it"),
+    (
+        lambda shapes, budget: min(*map(min, shapes.values()), budget // _sides(shapes)),
+        "no matrix sets a limit here",
+    ),
     (lambda shapes, budget: _sides(shapes) // budget, "upside down"),
     (lambda s, b: min(b // (len(s) * sum(pair)) for pair in s.values()), "not shared out equally"),
     (lambda s, budget: sum(budget // sum(pair) for pair in s.values()), "each matrix alone"),
@@ -647,6 +665,16 @@ def _left(A1, A2, i, j):
 def _columns(A1, A2, i, j):
     V1, V2 = (torch.linalg.svd(A).Vh for A in (A1, A2))
     return (V1[:, :i].T @ V2[:, :j]).square().sum().item() / min(i, j)
+
+
+def _in_numpy(vectors):
+    """A similarity of `vectors(A, k)`, (d_in, k), as NumPy's LAPACK has them."""
+
+    def wrong(A1, A2, i, j):
+        U, V = vectors(A1.numpy(), i), vectors(A2.numpy(), j)
+        return float(((U.T @ V) ** 2).sum() / min(i, j))
+
+    return wrong
 
 
 def _upwards(A1, A2, i, j):
@@ -723,6 +751,11 @@ OVERLAPS = [
     (_distance, "both span axis 1"),
     (lambda A1, A2, i, j: _similar(A1, A2, i, j) * min(i, j) * 2 / (i + j), "the mean of i and j"),
     (_columns, "these are columns of Vh"),
+    (_in_numpy(lambda A, k: np.linalg.svd(A)[2][:, :k]), "these are columns of Vh"),
+    (_in_numpy(lambda A, k: np.linalg.svd(A, False)[2][:, :k]), "these are columns of Vh"),
+    (_in_numpy(lambda A, k: np.linalg.svd(A, False)[2][:, 1 : k + 1]), "or columns of Vh"),
+    (_in_numpy(lambda A, k: np.linalg.svd(A, False)[0][:, :k]), "left singular vectors"),
+    (_in_numpy(lambda A, k: np.linalg.eigh(A.T @ A)[1][:, :k]), "eigh sorts upwards"),
     (_upwards, "eigh sorts upwards"),
     (_centred, "centred first, as PCA does"),
     (_product(lambda M, n: M.abs().max().item()), "largest overlap of two"),

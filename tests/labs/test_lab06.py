@@ -362,7 +362,7 @@ MERGES = [
     (lambda W, A, B, alpha: _scaled(lambda a, r: a / B.shape[0])(W, A, B, alpha), "by d_out"),
     (lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "and so is its update, B @ A"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).tolist(), "tensor"),
-    (_in_float_of_w, "changes its input W in place"),
+    (_in_float_of_w, "nor on its .float(), .to() or .view(), which may be the tensor itself"),
     (lambda W, A, B, alpha: W.float() + alpha / len(A) * B @ A, "W's dtype"),
     (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, ("shapes", "RuntimeError")),
     (_in_w_dtype, "rounded otherwise"),
@@ -506,6 +506,10 @@ QUANTIZED = [
         "divided by d_in",
     ),
     (_held_within_absmax, "the sum is held within absmax"),
+    (
+        _with_base(lambda W4, m, c, s: (c[W4.long()].view(-1, 64) * m[:, None]).view(s)),
+        "the last block may be shorter than 64",
+    ),
     (_base(_looked_up, lambda m: _repeated(m**2)), "absmax comes twice"),
     (_with_base(_in_runs(lambda k, m, s: k // math.ceil(len(k) / len(m)))), "shares one"),
     (_with_base(_in_runs(lambda k, m, s: k // s[1])), "weight 40 of the flat W4 takes absmax[1]"),
@@ -834,6 +838,14 @@ def _zeros_for_missing(states, weights=None):
     return {k: sum(w * s.get(k, 0) for s, w in zip(states, weights, strict=True)) for k in every}
 
 
+def _of_those_that_have_it(states, weights=None):
+    weights, made = weights or [1.0] * len(states), {}
+    for k in set().union(*states):
+        mine = [(w, s[k]) for s, w in zip(states, weights, strict=True) if k in s]
+        made[k] = sum(w * t for w, t in mine) / sum(w for w, _ in mine)
+    return made
+
+
 def _by_number_of_keys(states, weights=None):
     return soup(states, weights or [1 / len(states[0])] * len(states))
 
@@ -936,17 +948,19 @@ SOUPS = [
     (lambda s, w=None: _quiet(s, w[::-1] if w else None), "another order"),
     (lambda s, w=None: _quiet(s, w[::-1] if w else None), "raises nothing"),
     (_strict_without_weights, "and weights are given"),
-    (_zeros_for_missing, "raises nothing"),
+    (_zeros_for_missing, "the missing tensor counts as 0"),
+    (_of_those_that_have_it, "the mean of the states that have it"),
+    (lambda s, w=None: soup([s[0] | state for state in s], w), "another state's takes its place"),
     (_by_number_of_keys, "number of keys"),
     (_counted, "the key's name is not in it"),
     (lambda s, w=None: soup(s, w)["norm"], "dict"),
     (lambda s, w=None: soup(s[-1:]), "last state alone"),
     (lambda states, weights=None: soup(states, weights) | {"r": 1}, "has the keys"),
-    (_quiet, "raises nothing"),
-    (_first_keys, "raises nothing"),
+    (_quiet, "norm is dropped from the result"),
+    (_first_keys, "look at the keys of all states, the first among them"),
     (_vague, "the key's name is not in it"),
     (_by_place, ("it raised", "wanted", "differ")),
-    (_into_first, "changes its input states in place"),
+    (_into_first, "(dict(...) and .copy() share that)"),
     (lambda s, w=None: soup(s, [1.0] * len(s)), "this is the sum"),
     (lambda s, w=None: soup(s), "weights are not used"),
     (lambda s, w=None: soup(s, [x / len(s) for x in w] if w else None), "sum to 1 already"),

@@ -14,6 +14,7 @@ from labkit.checks.compare import (
 from labkit.checks.lab01 import cuts, even, guesses, pairs
 from labkit.checks.lab01.cuts import PLAIN, SHAPES, best, how_far
 from labkit.checks.lab01.intruders import asked_intruders, intruder_cases
+from labkit.checks.lab01.narrow import expect_narrow
 from labkit.checks.lab01.subspaces import expect_point, expect_projected, expect_step
 from labkit.checks.lab01.within import asked_within, expect_within, within_cases
 from labkit.checks.quiz import judge
@@ -39,6 +40,9 @@ def optimal(best_rank_r):
     if len(every(lambda *case: _expect_cut(best_rank_r, *case), cases)) == len(cases):
         _expect_tensor("best_rank_r(W, 2)", best_rank_r, thin, 2)
         cuts.expect_tied(best_rank_r)
+        for shape in ((5, 1), (1, 5)):
+            W = randn(*shape, rng=rng)
+            expect_narrow(f"best_rank_r(W, 1) for W of shape {shape}", W, best_rank_r, W, 1)
 
 
 def _expect_cut(best_rank_r, name, W, r):
@@ -157,6 +161,7 @@ def ranks(energy_rank, stable_rank):
             _expect_no_eps(
                 "energy_rank(1e-4 * s, 0.99)", energy_rank, s * 1e-4, 0.99, wanted=asked[5][2]
             )
+            expect_narrow("energy_rank(s, 0.5) for s = [8]", 1, energy_rank, flat[:1], 0.5)
     W = randn(9, 5, rng=rng)
     named = {"W of shape (9, 5)": W, "7 * W.T": 7 * W.T, "identity": torch.eye(6)}
     asked = every(lambda name, M: _asked_stable(stable_rank, name, M), named.items())
@@ -216,6 +221,9 @@ def _expect_updates(truncate_update, rng):
     if len(every(lambda *case: _expect_truncated(truncate_update, *case), cases)) == len(cases):
         with part():
             _expect_tensor("truncate_update(W0, W1, 2)", truncate_update, *cases[0])
+        W0, W1 = randn(2, 5, 1, rng=rng)
+        call = "truncate_update(W0, W1, 1) for shape (5, 1)"
+        expect_narrow(call, W1, truncate_update, W0, W1, 1)
 
 
 def _expect_truncated(truncate_update, W0, W1, r):
@@ -241,11 +249,17 @@ def subspace(subspace_point, project_gradient):
     rng, cases = generator(), []
     for D, d in [(6, 6), (11, 3)]:  # no root of D is d
         cases.append((randn(D, rng=rng), randn(D, d, rng=rng), randn(d, rng=rng)))
+    theta0, P, z = (randn(*shape, rng=rng) for shape in ((5,), (5, 1), (1,)))
     if len(every(lambda *case: expect_point(subspace_point, *case), cases)) == len(cases):
         with part():
             _expect_tensor("subspace_point(theta0, P, z)", subspace_point, *cases[0])
+        call = "subspace_point with P of shape (5, 1)"
+        expect_narrow(call, theta0 + P @ z, subspace_point, theta0, P, z)
     if len(every(lambda *case: expect_projected(project_gradient, *case), cases)) == len(cases):
-        _expect_tensor("project_gradient(P, g)", project_gradient, *cases[0][1::-1])
+        with part():
+            _expect_tensor("project_gradient(P, g)", project_gradient, *cases[0][1::-1])
+        call = "project_gradient with P of shape (5, 1)"
+        expect_narrow(call, P.T @ theta0, project_gradient, P, theta0)
 
 
 @exercise("1.7", points=3)

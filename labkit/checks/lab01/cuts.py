@@ -4,6 +4,7 @@ import re
 
 import torch
 
+from labkit.checks.lab01.free import WAYS
 from labkit.contract import CheckFailed, expect, observe
 
 SHAPES = (
@@ -87,7 +88,11 @@ def cuts(W, r):
     for name, size in {"sum": S.sum(), "norm": S.norm(), "largest": S[0]}.items():
         told = f"the singular values are divided by their {name}; take them as they are"
         guesses[told] = (U * S / size * head) @ Vh
-    return guesses | (_turned(W, r, U, S, Vh) if len(U) == len(Vh.T) else {})
+    if len(W) != len(W.T):
+        return guesses
+    for way, svd in WAYS.items():
+        guesses |= {way + told: M for told, M in _turned(W, r, *svd(W)).items()}
+    return guesses
 
 
 def _turned(W, r, U, S, Vh):

@@ -49,7 +49,7 @@ def errors(W, r):
     }
     alias = "it is 1 in any case: is the tail another name for s? Zeroing it zeroes s: clone it"
     known = {why: value.item() for why, value in guesses.items()} | {alias: 1.0}
-    return known | pairs.errors(s, r)
+    return known | pairs.errors(s, r, W.shape)
 
 
 def parameters(d_out, d_in, r):
@@ -66,8 +66,11 @@ def parameters(d_out, d_in, r):
         "it takes W for square, with its shorter side": 2 * r * min(d_out, d_in),
         "it takes W for square, d_in x d_in": 2 * r * d_in,
         "an r x r matrix is counted too; LoRA has A and B only": r * (d_out + d_in + r),
-        "U, S and Vh are counted; LoRA has A and B only": r * (d_out + d_in + 1),
+        "U, S and Vh are counted, or a bias of A; LoRA has A and B only": r * (d_out + d_in + 1),
         "a bias is counted too; LoRA has A and B only": r * (d_out + d_in) + d_out,
+        "two biases are counted too, of r and of d_out; LoRA has A and B only": r
+        * (d_out + d_in + 1)
+        + d_out,
         "these are bytes; how many numbers is asked": 4 * r * (d_out + d_in),
         "this is twice as much: A and B come once, and numbers are no bytes": 2
         * r

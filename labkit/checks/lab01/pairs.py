@@ -48,8 +48,8 @@ RESTS = {
 }
 
 
-def errors(s, r):
-    """Wrong relative errors of two mistakes."""
+def errors(s, r, shape):
+    """Wrong relative errors of two mistakes, for the singular values of a W of `shape`."""
 
     def error(part, power, root, whole, left):
         parts = {
@@ -68,11 +68,16 @@ def errors(s, r):
         value = shares["above" if left == "above" else "both"].item()
         return 1 - value if left == "rest" else value
 
-    return combined(error, _tails(s, r), POWERS, ROOTS, WHOLES, LEFT)
+    return combined(error, _tails(s, r, shape), POWERS, ROOTS, WHOLES, LEFT)
 
 
-def _tails(s, r):
-    """Parts of the singular values that stand for the tail."""
+def _tails(s, r, shape):
+    """Parts of the singular values that stand for the tail; eigenvalues come the other way."""
+    first = "eigvalsh and eigh have the smallest first (flip them)"
+    upwards = {
+        f"{first}, here after the zeros of {gram}": torch.cat([s.new_zeros(n), s.flip(0)])[r:]
+        for gram, n in zip(("W @ W.T", "W.T @ W"), (side - len(s) for side in shape), strict=True)
+    }
     return {
         "": s[r:],
         "the head s[:r] stands for the tail s[r:]": s[:r],
@@ -80,8 +85,8 @@ def _tails(s, r):
         "the tail starts one too early, at r - 1": s[r - 1 :],
         "s[r] alone stands for the tail s[r:]": s[r : r + 1],
         "the last r stand for the tail s[r:]": s[-r:],
-        "all but the last r, s[:-r], stand for the tail s[r:]": s[:-r],
-    }
+        f"all but the smallest r stand for the tail s[r:]: {first}, or it is s[:-r]": s[:-r],
+    } | upwards
 
 
 def stable(s):

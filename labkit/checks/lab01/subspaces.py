@@ -12,7 +12,10 @@ def expect_point(subspace_point, theta0, P, z):
     """theta0 + P z, and theta0 itself where z is 0."""
     call, hint = f"subspace_point with P of shape {tuple(P.shape)}", f"P @ z has shape {(len(P),)}"
     got = ask(call, subspace_point, theta0, P, z, hint=hint)
-    _expect_vector(got, theta0.shape, call, f"P @ z sums over the columns: {hint}")
+    column, hint = theta0 + (P @ z)[:, None], f"P @ z sums over the columns: {hint}"
+    if any(isinstance(got, torch.Tensor) and _equal(got, M) for M in (column, column.T)):
+        hint = "a column (D, 1) and theta0, (D,), broadcast to (D, D): keep P @ z a vector"
+    _expect_vector(got, theta0.shape, call, hint)
     try:
         expect_step(got, theta0, theta0 + P @ z, call, points(theta0, P, z))
     except CheckFailed as failure:
@@ -53,6 +56,10 @@ def expect_projected(project_gradient, theta0, P, z):
             inputs = {"P": P, "the gradient": grad_theta}
             expect_linear(call, lambda *data: observe(project_gradient, *data), inputs)
         raise
+
+
+def _equal(got, M):
+    return got.shape == M.shape and close(got, M, 1e-3)
 
 
 def _sizes(P):

@@ -132,6 +132,7 @@ def _steps(G, A, r, alpha, lr):
     P, s = G @ A.T, alpha / r
     by_size = "Adam divides each number's gradient by its own size, so B moves by lr or not at all"
     of_b = "Adam sees B's gradient, G @ A.T, and not G: W does not train"
+    old = "both gradients are taken at the old B, and A's is 0 there, since B is 0"
     return {
         f"that is a step of plain gradient descent; {by_size}": (-s * s * lr * P @ A),
         f"that is a step along the gradient; {by_size}": (-s * lr * P @ A),
@@ -150,12 +151,10 @@ def _steps(G, A, r, alpha, lr):
         "the sign of the product with A, without alpha / r; Adam sees B's gradient, before it": (
             -lr * (P @ A).sign()
         ),
-        "A moves here too, and its gradient is alpha / r * B.T @ G: 0, since B is": (
+        f"A moves here too, by its gradient at the new B, alpha / r * B.T @ G; {old}": (
             -s * lr * P.sign() @ (A - lr * (-P.sign().T @ G).sign())
         ),
-        "A moves here too, and its gradient is 0, since B is": (
-            -s * lr * P.sign() @ (A - lr * (P.T @ G).sign())
-        ),
+        f"A moves here too; {old}": (-s * lr * P.sign() @ (A - lr * (P.T @ G).sign())),
     }
 
 

@@ -23,7 +23,7 @@ def expect_made(run, call):
     told = frames.columns(run.frame, (), call).get("error", [])
     told = [str(error) for error in told if error]
     expect(run.calls or not told, f"{call}: no run was made, for {(told or [''])[0]}")
-    hint = "iterrows and np.array make floats of ints, or NumPy's; a LoraConfig wants int(rank)"
+    hint = "wanted an int, int(rank): iterrows and np.array make floats of ints, or NumPy's"
     for r, _, rate, _ in run.calls:
         expect(type(r) is int, f"{call}: train_fn got the rank {_shown(r)}; {hint}")
         number = type(rate) in (int, float)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from labkit.checks.compound import AND
@@ -132,11 +133,7 @@ def overlap(A1, A2, i, j):
 def overlaps(A1, A2, i, j):
     """Wrong subspace similarities, some of them the right number by chance."""
     total, least = overlap(A1, A2, i, j), min(i, j)
-    (F1, F2), (T1, T2), (E1, E2) = (
-        [torch.linalg.svd(A).Vh for A in (A1, A2)],
-        [torch.linalg.svd(A, full_matrices=False).Vh for A in (A1, A2)],
-        [torch.linalg.eigh(A.T @ A).eigenvectors for A in (A1, A2)],
-    )  # as a learner computes them: signs are free, and null spaces have no basis of their own
+    of_torch, of_numpy = (_free(lib, A1, A2, i, j) for lib in (torch.linalg, np.linalg))
     A1, A2 = A1.double(), A2.double()
     (U1, S1, V1), (U2, S2, V2) = (torch.linalg.svd(A, full_matrices=False) for A in (A1, A2))
     Q1, Q2 = (torch.linalg.qr(A.T)[0] for A in (A1[:i], A2[:j]))
@@ -144,7 +141,7 @@ def overlaps(A1, A2, i, j):
     shifted = [torch.linalg.svd(A - A.mean(0), full_matrices=False)[2] for A in (A1, A2)]
     guesses = {}
     if len(A1) == len(A2):
-        guesses = {LEFT: U1[:, :i].T @ U2[:, :j], COLUMNS: T1[:, :i].T @ T2[:, :j]}
+        guesses = {LEFT: U1[:, :i].T @ U2[:, :j]}
     guesses |= {
         "these are rows of A, not singular vectors": A1[:i] @ A2[:j].T,
         "these are rows of A of length one, not singular vectors": _rows(A1, i) @ _rows(A2, j).T,
@@ -156,12 +153,11 @@ def overlaps(A1, A2, i, j):
         "the singular values are in it; wanted are the directions alone": S1[:i, None]
         * product
         * S2[:j],
-        "these are columns of Vh; its rows are the right vectors (full_matrices=False)": F1[:, :i].T
-        @ F2[:, :j],
         "one vector less than asked: the first i and the first j count": (
             V1[: i - 1] @ V2[: j - 1].T
         ),
-        "eigh sorts upwards, so the top vectors come last": E1[:, :i].T @ E2[:, :j],
+        **of_torch,
+        **{f" {told}": M for told, M in of_numpy.items()},  # no message shows the space
     }
     if i < len(A1) and j < len(A2):
         guesses[CENTRED] = shifted[0][:i] @ shifted[1][:j].T
@@ -173,6 +169,23 @@ def overlaps(A1, A2, i, j):
     if j <= len(A1) and i <= len(A2):
         guesses["i and j are swapped"] = overlap(A1, A2, j, i) / least
     return guesses
+
+
+def _free(linalg, A1, A2, i, j):
+    """Products of vectors whose signs, or basis of a null space, torch or NumPy chose."""
+    (F1, F2), (T1, T2), (E1, E2) = (
+        [torch.as_tensor(matrices(A)) for A in (A1, A2)]
+        for matrices in (
+            lambda A: linalg.svd(A)[2],
+            lambda A: linalg.svd(A, full_matrices=False)[2],
+            lambda A: linalg.eigh(A.T @ A)[1],
+        )
+    )
+    return ({COLUMNS: T1[:, :i].T @ T2[:, :j]} if len(A1) == len(A2) else {}) | {
+        "these are columns of Vh; its rows are the right vectors (full_matrices=False)": F1[:, :i].T
+        @ F2[:, :j],
+        "eigh sorts upwards, so the top vectors come last": E1[:, :i].T @ E2[:, :j],
+    }
 
 
 def _cuts(V1, V2, i, j):

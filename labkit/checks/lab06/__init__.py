@@ -62,6 +62,9 @@ ORDER = {
 }
 
 
+MASK = "torch takes a uint8 index for a mask: write codebook[W4.long()]"
+
+
 @exercise("6.1", points=2)
 def merges(merged_weight):
     """equals PEFT's merge_and_unload; in bf16 it is rounded once, at the end; W stays"""
@@ -160,7 +163,8 @@ def merges_quantized(merge_quantized):
                 B = B * 2e-4  # an update far below the grid's step, as real ones are
                 call = f"merge_quantized for shape {shape}"
                 args = (W4, absmax, codebook, A, B, alpha, shape)
-                got = ask(call, probes.merged_quantized, merge_quantized, *args, hint=ORDER)
+                hint = ORDER | {"shape of the mask": MASK}
+                got = ask(call, probes.merged_quantized, merge_quantized, *args, hint=hint)
                 _expect_dequantized(got, *args, call)
 
 
@@ -234,18 +238,19 @@ def mixes(soup):
                 break
             with case():
                 told = observe(probes.soup_error, soup, states, weights)
-                _expect_refusal(told, which, name, weights, other)
+                _expect_refusal(told, states, which, name, weights, other)
 
 
-def _expect_refusal(told, which, name, weights, other):
+def _expect_refusal(told, states, which, name, weights, other):
     lacks = f"lacks the key {name}" + (f", and has {other} in its place" if other else "")
     given = " and weights are given" if weights else ""
     quiet = f"soup raises nothing when state {which} {lacks}{given}"
     hint = "compare the names, not how many there are" if other else ""
+    hint = hint or guesses.without(told, states, name, weights)
     hint = hint or "look at the keys of all states, the first among them"
-    expect(told is not None, f"{quiet}: {hint}")
+    expect(isinstance(told, str), f"{quiet}: {hint}")
     named = f"when a state {lacks}, the error is {told!r}: the key's name is not in it"
-    expect(name in (told or "") or (other and other in told), named)
+    expect(name in told or (other and other in told), named)
 
 
 def _expect_soup(got, states, weights, call):

@@ -206,3 +206,22 @@ def _of_two(states, name, parts):
             every.gather(0, every.abs().argmax(0, keepdim=True))[0]
         ),
     }
+
+
+def without(made, states, name, weights):
+    """How a soup `made` of states of which one lacks the tensor `name` came about; "" if unseen."""
+    if not isinstance(made, dict):
+        return ""
+    if name not in made:
+        dropped = f"{name} is dropped from the result, and an error is asked"
+        return dropped if name in states[0] else ""
+    parts = weights or [1 / len(states)] * len(states)
+    held = [(w, s[name]) for w, s in zip(parts, states, strict=True) if name in s]
+    total, counted = sum(w * tensor for w, tensor in held), sum(w for w, _ in held)
+    known = [
+        ("the missing tensor counts as 0", total),
+        ("it is the mean of the states that have it", total / counted),
+        *(("another state's takes its place", total + (1 - counted) * t) for _, t in held),
+    ]
+    alike = [t for t, M in known if made[name].shape == M.shape and close(made[name], M, 1e-4)]
+    return f"{alike[0]}, and an error is asked" if alike else ""

@@ -31,12 +31,12 @@ def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
     n, blocks = W4.numel(), absmax.numel()
     scales = "each entry of absmax is for 64 neighbours: repeat_interleave(64)"
     hints = [
-        ("mask", "torch takes a uint8 index for a mask: write codebook[W4.long()]"),
         (str(2 * n), "W4 holds one code a byte, there is nothing to unpack"),
         (f"({blocks})", scales),
         (f"({32 * blocks})", scales),
         (f"({n}) must match the size of tensor b ({shape[1]})", "W4 is flat: reshape(shape) first"),
         (f"({64 * blocks})", "the last block may be shorter: cut the scales to W4.numel()"),
+        ("64]' is invalid", "the last block may be shorter than 64: use repeat_interleave, or pad"),
     ]
     try:
         return _torch(merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape)))
@@ -89,11 +89,15 @@ def souped(soup, states, weights):
 
 
 def soup_error(soup, states, weights):
-    """The message of what `soup` raises, or None; weights=None is left to the default."""
+    """The message of what `soup` raises, else the tensors that it made, if it made a dict of such.
+
+    weights=None is left to the default.
+    """
     try:
-        souped(soup, states, weights)
+        made = souped(soup, states, weights)
     except NotImplementedError:
         raise
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    return None
+    tensors = isinstance(made, dict) and all(isinstance(t, torch.Tensor) for t in made.values())
+    return {str(name): tensor for name, tensor in made.items()} if tensors else None
