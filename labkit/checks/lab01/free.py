@@ -3,13 +3,14 @@
 import numpy as np
 import torch
 
-# before the name of a mistake: one more space makes it another key, and no message shows it
-WAYS = {"": torch.linalg.svd, " ": lambda W, **how: numpys(W, **how)}
-
 
 def numpys(W, full_matrices=True):
     """The SVD of W by NumPy, whose LAPACK need not be torch's."""
     return [torch.from_numpy(M) for M in np.linalg.svd(W.numpy(), full_matrices=full_matrices)]
+
+
+# before the name of a mistake: one more space makes it another key, and no message shows it
+WAYS = {"": torch.linalg.svd, " ": numpys}
 
 
 def intruders(W0, W1, k, threshold):
