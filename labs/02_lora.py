@@ -315,9 +315,9 @@ check.injects(inject)
 #
 # ●○○ · 4 min · 1 point
 #
-# How many numbers train, and how many are there? Return the pair, two ints. Count a tensor once
-# when two modules share it: SmolLM2's embedding and output head are one matrix of 28 million
-# numbers.
+# How many numbers train, and how many are there? Return the pair, two ints, of parameters alone:
+# buffers do not count. Count a tensor once when two modules share it: SmolLM2's embedding and
+# output head are one matrix of 28 million numbers.
 
 
 # %%

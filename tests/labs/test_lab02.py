@@ -777,6 +777,38 @@ def _halved(self, base, *_):
     base.weight.data = base.weight.data / 2
 
 
+def _frozen_by(act):
+    """A layer whose base is frozen by `act(base)`, which freezes nothing."""
+
+    class Unfrozen(LoRALinear):
+        def __init__(self, base, r, alpha):
+            super().__init__(base, r, alpha)
+            base.requires_grad_(True)
+            act(base)
+
+    return Unfrozen
+
+
+class MovedAtTheEnd(LoRALinear):
+    """The Parameters are moved to the base's dtype and device: .to() gives plain tensors."""
+
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
+        plain = torch.randn(r, base.in_features) / 30, torch.zeros(base.out_features, r)
+        del self.A, self.B
+        self.A, self.B = (nn.Parameter(part).to(base.weight) for part in plain)
+
+
+class MovedByDevice(LoRALinear):
+    """As `MovedAtTheEnd`, and only another device makes a plain tensor of A."""
+
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
+        part = torch.randn(r, base.in_features, dtype=base.weight.dtype, device="cpu") / 30
+        del self.A
+        self.A = nn.Parameter(part).to(base.weight.device)
+
+
 def _new_weight(self, base, *_):
     base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
 
@@ -802,6 +834,8 @@ LAYERS = [
     (Seeded, "leave the seed alone"),
     (PaperNames, "its attributes are base, A, B"),
     (Fp32Alone, "x.to(A.dtype)"),
+    (MovedAtTheEnd, "over a base in bf16, A is no Parameter any more"),
+    (MovedByDevice, "over a base on another device, A is no Parameter any more"),
     (Fp32Anywhere, "on base.weight's device"),
     (Fp32Anywhere, "x.to(A.dtype)"),
     (Fp32Out, "gives float32, wanted bfloat16"),
@@ -847,7 +881,11 @@ LAYERS = [
     (_layer(init=_set("A", _param(lambda r, d: torch.randn(d, r) / d))), "shape"),
     (_layer(init=_as_module), "nn.Parameter"),
     (_layer(init=_as_tensor), "not a parameter"),
-    (_layer(init=lambda s, b, *_: b.requires_grad_()), "freeze"),
+    (_layer(init=lambda s, b, *_: b.requires_grad_()), "base.bias still train: freeze the base"),
+    (_frozen_by(lambda b: setattr(b, "requires_grad", False)), "only sets an attribute"),
+    (_frozen_by(lambda b: setattr(b, "requires_grad_", False)), "has to be called; base.requires"),
+    (_frozen_by(lambda b: setattr(b.weight, "requires_grad_", False)), "writes over a method"),
+    (_frozen_by(lambda b: b.eval()), "eval() freezes nothing"),
     (_layer(init=lambda s, b, *_: b.weight.requires_grad_()), "base.weight still trains"),
     (_layer(init=lambda s, *_: s.A.requires_grad_(False)), "A does not require grad"),
     (_layer(forward=lambda s, x: x @ s.base.weight.T + _update(s, x)), "bias is lost"),
@@ -905,6 +943,13 @@ def _hung(base, r, alpha):
     base.A = nn.Parameter(torch.randn(r, base.in_features))
     base.B = nn.Parameter(torch.zeros(base.out_features, r))
     return base
+
+
+def _frozen_by_attribute(model, targets, r, alpha):
+    count = inject(model, targets, r, alpha)
+    model.requires_grad_(True)
+    model.requires_grad = False
+    return count
 
 
 def _set_by_dotted_name(model, targets, r, alpha):
@@ -1001,7 +1046,7 @@ INJECTIONS = [
     (_then(lambda model: model.to(torch.float32)), "turned a bf16 model's weights to float32"),
     (_then(lambda model: model.train()), "leave the mode as it is"),
     (_then(lambda model: model.eval()), "leave the mode as it is"),
-    (_then(_with_capitals), "still trains"),
+    (_then(_with_capitals), "still train: freeze all, and thaw nothing"),
     (_then(_freeze_by_name), "rest.scale.A still trains (its A is no LoRA layer's)"),
     (_count_at_the_root, "only those at the root"),
     (_on_a_copy, "in this very model"),
@@ -1017,9 +1062,10 @@ INJECTIONS = [
         _inject_with(lambda n, t: "proj" in n and any(n.split(".")[-1] in x for x in t)),
         "also replaced proj",
     ),
-    (_inject_with(_inside), "also replaced"),
-    (_inject_with(_endswith), "also replaced"),
-    (_inject_with(_last, freeze=False), "still trains"),
+    (_inject_with(_inside), "as a whole (own in targets)"),
+    (_inject_with(_endswith), "also replaced layers.0.attn.kq_proj"),
+    (_frozen_by_attribute, "only sets an attribute of the module; model.requires_grad_(False)"),
+    (_inject_with(_last, freeze=False), "still train: freeze all, then"),
     (_inject_with(_last, after=True), "froze A or B"),
     (_inject_with(_last, count=lambda names: None), "return"),
     (_inject_with(_last, count=lambda names: names), "list"),
@@ -1181,6 +1227,17 @@ def _merge_as_tensor(layer):
     if not layer.merged:
         layer.base.weight = layer.base.weight + layer.scaling * layer.B @ layer.A
         layer.merged = True
+
+
+def _merge_recorded(layer):
+    if not layer.merged:
+        layer.base.weight += layer.scaling * (layer.B @ layer.A)
+        layer.merged = True
+
+
+def _merge_unguarded(layer):
+    _merge_without_flag(layer)
+    layer.merged = True
 
 
 def _named_by(name_of):
@@ -1510,6 +1567,10 @@ def _with_buffers(model):
     return sum(t.numel() for ts in (model.parameters(), model.buffers()) for t in ts)
 
 
+def _of_state(model):
+    return sum({t.data_ptr(): t.numel() for t in model.state_dict().values()}.values())
+
+
 def _counting(kept):
     """A count of the values of `kept([(name, parameter), ...])`, which train and all."""
 
@@ -1800,7 +1861,7 @@ SEEN_LAST = [
     (check.counts, lambda model: (*count_params(model), 0.1), "gave 3 things"),
     (check.arithmetic, _with_attention, "n_tokens comes squared"),
     (check.arithmetic, lambda s, n, r=None: sum(o for o, i in s), "more parts than names"),
-    (check.scales, lambda a, r, stable=False: scaling(a, r, not stable), "changed over"),
+    (check.scales, lambda a, r, stable=False: scaling(a, r, not stable), "swapped"),
     (check.scales, lambda a, r, stable=True: scaling(a, r, stable), "its default is False"),
 ]
 
@@ -1942,7 +2003,7 @@ WRONG = [
     *[
         (check.counts, *case)
         for case in [
-            (lambda m: count_params(m)[::-1], "order"),
+            (lambda m: count_params(m)[::-1], "wanted 624: the two are swapped: return"),
             (lambda m: count_params(m.requires_grad_(True)), "what of it trains"),
             (lambda m: count_params(m.eval()), "its training mode"),
             (lambda m: (0, count_params(m)[1]), "told by requires_grad"),
@@ -1974,7 +2035,8 @@ WRONG = [
                 "first dim",
             ),
             (_counting(lambda named: {id(p): p for n, p in named if "bias" not in n}), "biases"),
-            (_counting(lambda named: {p.shape: p for _, p in named}), "of one shape count once"),
+            (_counting(lambda named: {p.shape: p for _, p in named}), "only a shared one should"),
+            (_counting(lambda named: {p.numel(): p for _, p in named}), "equal size count once"),
             (_counting(lambda named: {p.ndim: p for _, p in reversed(named)}), "each number of"),
             (
                 lambda m: [
@@ -1987,8 +2049,10 @@ WRONG = [
             (lambda m: sum(p.numel() for p in m.parameters()), "pair"),
             (
                 lambda m: (count_params(m)[0], sum(t.numel() for t in m.state_dict().values())),
-                "tied",
+                "twice, and buffers, which are no parameters",
             ),
+            (lambda m: (count_params(m)[0], _of_state(m)), "small model gave 3,904, wanted 3,856"),
+            (lambda m: (count_params(m)[0], _of_state(m)), "buffers are counted"),
             (
                 lambda m: (
                     sum(
@@ -2058,9 +2122,10 @@ WRONG = [
     (check.merges, _unscaled, unmerge_, LoRALinear, "scaling alpha / r is missing"),
     (check.merges, _only_flag, unmerge_, LoRALinear, "nothing was added"),
     (check.merges, merge_, _forget, LoRALinear, ("gradient of A", "A gets no gradient")),
-    (check.merges, _merge_without_flag, unmerge_, LoRALinear, "layer.merged remembers the first"),
+    (check.merges, _merge_without_flag, unmerge_, LoRALinear, "first, once it is set to True"),
+    (check.merges, _merge_unguarded, _unmerge_unasked, LoRALinear, "neither merge_ nor unmerge_"),
     (check.merges, _no_flag, _no_flag_undone, LoRALinear, "only while layer.merged is True"),
-    (check.merges, merge_, _unmerge_without_flag, LoRALinear, "unmerging twice"),
+    (check.merges, merge_, _unmerge_without_flag, LoRALinear, "still True after unmerge_: set it"),
     (
         check.merges,
         _merge_first_only,
@@ -2074,12 +2139,13 @@ WRONG = [
     (check.merges, _renewed(1), _renewed(-1), LoRALinear, "another Parameter"),
     (check.merges, _merge_a_copy, _unmerge_a_copy, LoRALinear, "another Parameter"),
     (check.merges, _merge_as_tensor, unmerge_, LoRALinear, "in place, under torch.no_grad()"),
+    (check.merges, _merge_recorded, unmerge_, LoRALinear, "autograd records the change: put"),
     (check.merges, merge_, unmerge_, MergesInEval, "eval() has merged by itself"),
     (check.merges, _flag_of_the_class, unmerge_, LoRALinear, "is layer.merged True again?"),
     (check.merges, _and_the_bias, unmerge_, LoRALinear, "or the bias"),
     (check.round_trip, _names_alone, load_adapter_, LoRALinear, "another kind of module"),
     (check.round_trip, _what_trains, load_adapter_, LoRALinear, "0.1.weight is not LoRA's"),
-    (check.round_trip, _swapped, load_adapter_, LoRALinear, "the two are changed over"),
+    (check.round_trip, _swapped, load_adapter_, LoRALinear, "the two are swapped"),
     (
         check.round_trip,
         lambda m: adapter_state(m.eval()),
@@ -2171,7 +2237,7 @@ WRONG = [
     (
         check.counts,
         _one_a_shape,
-        "trainable, on a small model gave 560, wanted 624: tensors of one",
+        "trainable, on a small model gave 560, wanted 624: tensors of equal",
     ),
     (check.gradients, _after_a_step, "B has made a step before dA"),
     (check.gradients, _stepped, "this is A after a step"),

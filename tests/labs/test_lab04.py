@@ -192,6 +192,16 @@ def dequantize_searchsorted(codes, absmax, codebook, shape, block=64):
     return torch.reshape(flat * each, shape)
 
 
+def quantize_by_scaled_edges(w, codebook, block=64):
+    """Nothing is divided: the midpoints are multiplied. A zero in a block of zeros gets code 0."""
+    flat = w.float().flatten()
+    rows = F.pad(flat, (0, -len(flat) % block)).view(-1, block).double()
+    absmax = rows.abs().amax(1)
+    middle = absmax[:, None] * (codebook[1:] + codebook[:-1]).double() / 2
+    codes = (rows[:, :, None] > middle[:, None, :]).sum(-1).flatten()
+    return codes[: len(flat)].to(torch.uint8), absmax.float()
+
+
 def quantize_with_guards(w, codebook, block=64):
     """The usual small number is added to absmax; the shape goes through NumPy."""
     flat = w.float().numpy().ravel()
@@ -497,6 +507,7 @@ RIGHT = [
     (check.blockwise, quantize_blockwise, dequantize_padded),
     (check.blockwise, quantize_searchsorted, dequantize_searchsorted),
     (check.blockwise, quantize_with_guards, dequantize_as_told),
+    (check.blockwise, quantize_by_scaled_edges, dequantize_blockwise),
     (check.blockwise, quantize_code_by_code, dequantize_blockwise),
     (check.blockwise, quantize_in_numpy_inside, dequantize_padded),
     (check.packs, pack_nibbles, unpack_nibbles),
@@ -675,8 +686,17 @@ ABSMAX = [
         absmax_dequantize,
         "guard against a zero",
     ),
-    (_scaled_by(lambda x, b: x.max() / _top(b)), absmax_dequantize, "max(), not abs().max()"),
-    (_scaled_by(lambda x, b: -x.min() / _top(b)), absmax_dequantize, "min(), not abs().max()"),
+    (
+        _scaled_by(lambda x, b: x.max() / _top(b)),
+        absmax_dequantize,
+        "you take max(); take abs().max()",
+    ),
+    (_scaled_by(lambda x, b: x.max()), absmax_dequantize, "abs().max(), and divide it"),
+    (
+        _scaled_by(lambda x, b: -x.min() / _top(b)),
+        absmax_dequantize,
+        "you take min(); take abs().max()",
+    ),
     (_scaled_by(lambda x, b: x.abs().max()), absmax_dequantize, "absmax itself; divide it"),
     (_scaled_by(lambda x, b: x.abs().max() / 2**b), absmax_dequantize, "not by 2**bits"),
     (_scaled_by(lambda x, b: x.abs().mean() / _top(b)), absmax_dequantize, "mean of |x|"),
@@ -709,7 +729,7 @@ ABSMAX = [
     (absmax_quantize, lambda q, scale: (q * scale).to(q.dtype), "an integer again"),
     (_quantize(torch.trunc), absmax_dequantize, "cuts off instead of rounding"),
     (_quantize(torch.floor), absmax_dequantize, "rounds down"),
-    (_quantize(torch.round, lambda x: x.max()), absmax_dequantize, "max(), not abs().max()"),
+    (_quantize(torch.round, lambda x: x.max()), absmax_dequantize, "you take max()"),
     (_quantize(torch.round, kind=torch.float32), absmax_dequantize, "rounding gives floats"),
     (_quantize(torch.round, top=lambda b: 2**b - 1), absmax_dequantize, "half of the 256"),
     (
@@ -757,6 +777,19 @@ def _paper():
     edges = _quantile_table([i / 17 for i in range(1, 17)])
     means = (edges[1:] + edges[:-1]) / 2
     return means / means.max()
+
+
+def _averages(*rows):
+    """Means of neighbouring quantiles of each row of probabilities, sorted, with one zero."""
+    edges = [_quantile_table(row) for row in rows]
+    means = torch.cat([torch.zeros(1)] + [(e[1:] + e[:-1]) / 2 for e in edges])
+    means[means.abs() < 1e-6] = 0.0
+    means = means.unique()
+    return means / means.max()
+
+
+def _evenly(first, last, n):
+    return np.linspace(first, last, n).tolist()
 
 
 def _one_row():
@@ -882,7 +915,8 @@ CODEBOOKS = [
     (lambda: _recipe(torch.distributions.Laplace(0, 1).icdf), "Laplace"),
     (lambda: _recipe(lambda p: p), "the probabilities themselves"),
     (lambda: _recipe(QUANTILE, begin=0.99), "begin at about 0.990 above zero"),
-    (lambda: _without_ends(), "begin at about 0.915 above zero"),
+    (lambda: _recipe(QUANTILE, begin=0.937), "begin at about 0.937 above zero"),
+    (lambda: _without_ends(), "begin at about 0.916 above zero"),
     (
         lambda: _recipe(QUANTILE, sign=1),
         "nothing lies below zero: the lower half's quantiles need a minus",
@@ -914,7 +948,16 @@ CODEBOOKS = [
     (_typed_in, "as numbers"),
     (_typed_inside, "as numbers"),
     (_asks_bitsandbytes, "asks bitsandbytes"),
-    (_paper, "averages of neighbours"),
+    (_paper, "averages of neighbouring quantiles, as the paper prints; take"),
+    (
+        lambda: _averages(_evenly(0.5, 0.9677083, 9), _evenly(0.5, 1 - 0.9677083, 8)),
+        "averages of neighbouring quantiles",
+    ),
+    (lambda: _averages(_evenly(1 - 0.9677083, 0.9677083, 17)), "averages of neighbouring"),
+    (
+        lambda: _averages([i / 19 for i in range(9, 19)], [i / 17 for i in range(1, 10)]),
+        "averages of neighbouring quantiles",
+    ),
     (_one_row, "hold no zero"),
     (_not_scaled, "divide by the largest"),
     (_wrong_offset, "29/30"),
@@ -996,6 +1039,14 @@ def _zero_divided(w, codebook, block=64):
     parts = w.flatten().split(block)
     codes = [(p[:, None] / p.abs().max() - codebook).abs().argmin(1) for p in parts]
     return torch.cat(codes), torch.stack([p.abs().max() for p in parts])
+
+
+def _zero_divided_in_numpy(w, codebook, block=64):
+    parts = [p.float().numpy() for p in w.flatten().split(block)]
+    middle = ((codebook[1:] + codebook[:-1]) / 2).numpy()
+    codes = [np.searchsorted(middle, p / np.abs(p).max()) for p in parts]
+    peaks = torch.tensor([float(np.abs(p).max()) for p in parts])
+    return torch.from_numpy(np.concatenate(codes)).to(torch.uint8), peaks
 
 
 def _nan_back(codes, absmax, codebook, shape, block=64):
@@ -1236,10 +1287,19 @@ BLOCKS = [
     (_rows, dequantize_blockwise, "rows of w are no blocks"),
     (_with(_below), dequantize_blockwise, "next code below"),
     (_with(torch.bucketize), dequantize_blockwise, "next code above"),
-    (_with(peak=lambda rows: rows.amax(1)), dequantize_blockwise, "not abs().max()"),
+    (
+        _with(peak=lambda rows: rows.amax(1)),
+        dequantize_blockwise,
+        "you take max(); take abs().max()",
+    ),
     (_with(cut=False), dequantize_blockwise, "cut the padding off"),
     (_with(swap=True), dequantize_blockwise, "codes come first"),
-    (_zero_divided, dequantize_blockwise, "don't divide by it"),
+    (
+        _zero_divided,
+        dequantize_blockwise,
+        "0 / 0 is NaN, which no code is nearest to, and 0 is luck",
+    ),
+    (_zero_divided_in_numpy, dequantize_blockwise, "don't divide by it"),
     (_ignores_block, dequantize_blockwise, "use `block`"),
     (quantize_blockwise, _drops_absmax, "absmax is missing"),
     (quantize_blockwise, _one_absmax, "has its own absmax"),
@@ -1288,6 +1348,11 @@ def _fills_with_16(codes):
 
 
 PACKS = [
+    (
+        lambda c: c[::2] << 4 | c[1::2],
+        unpack_nibbles,
+        "non-singleton dimension 0; an odd number of codes: the last gets a byte of its own",
+    ),
     (
         _pack_by(lambda c: (c[::2] + c[1::2]) << 4),
         unpack_nibbles,
@@ -1503,7 +1568,7 @@ DOUBLES = [
     (_guarded(lambda scale: scale.clamp_min(1e-4)), bits_per_param, "guard against a zero"),
     (_double(torch.floor), bits_per_param, "rounds down"),
     (_double(torch.trunc), bits_per_param, "cuts off"),
-    (_double(peak=lambda rows: rows.amax(1)), bits_per_param, "max(), not abs().max()"),
+    (_double(peak=lambda rows: rows.amax(1)), bits_per_param, "you take max(); take abs().max()"),
     (_double(peak=lambda rows: rows.std(1)), bits_per_param, "standard deviations"),
     (_double(parts=lambda q, s, o: (q, o, s)), bits_per_param, "then scale, then offset"),
     (_double(parts=lambda q, s, o: (q.numpy(), s.numpy(), o)), bits_per_param, "NumPy array"),
@@ -1623,6 +1688,7 @@ def _packed_or_trained(model):
 
 
 CONFIGS = [
+    (_config(bnb_4bit_compute_dtype=None), true_param_count, "is not set, or float32 everywhere"),
     (qlora_config, _each(lambda p: 2 - (p.dtype == torch.uint8)), "the other way round: it is"),
     (
         qlora_config,
@@ -1668,7 +1734,7 @@ CONFIGS = [
     (qlora_config, lambda m: m.get_memory_footprint(), "these are bytes"),
     (qlora_config, lambda m: true_param_count(m) / 1e6, "millions"),
     (_config(load_in_4bit=False), true_param_count, "load_in_4bit=True"),
-    (_config(bnb_4bit_compute_dtype="float32"), true_param_count, "T4 has no bf16"),
+    (_config(bnb_4bit_compute_dtype="float32"), true_param_count, "float16 suits a T4, bfloat16"),
     (qlora_config, _matrices_twice, "embedding and head are not packed"),
     (qlora_config, lambda m: _matrices_twice(m.model), ("raised", "wanted")),
     (qlora_config, _trained, "count all"),
@@ -1839,6 +1905,10 @@ def _scaled(factor):
     return rule
 
 
+def _of_a_smaller_base(n, t, method):
+    return training_bytes(n if method.startswith("full") else n - t, t, method)
+
+
 RULES = [
     (
         lambda n, t, m: training_bytes(n, t, m) | ({"gradients": 2 * n} if m == "lora" else {}),
@@ -1848,6 +1918,7 @@ RULES = [
         lambda *a: {k: round(v / 1e9) * 10**9 for k, v in training_bytes(*a).items()},
         "rounded to GB",
     ),
+    (_of_a_smaller_base, "8.27213e+09: n_params is the base alone: take nothing off"),
     (_bytes(gradients=0), "has a gradient"),
     (_bytes(gradients=1), "these are numbers"),
     (_bytes({"lora": 4.126953 / 8}), "16-bit here, not 4-bit"),
@@ -2121,7 +2192,11 @@ RARER = [
         absmax_dequantize,
         "is it rounded?",
     ),
-    (check.codebook, _half_normal, "below zero these are quantiles of 0.968, 0.909"),
+    (
+        check.codebook,
+        _half_normal,
+        "nf4_codebook(): below zero these are quantiles of 0.968, 0.909",
+    ),
     (check.blockwise, _reversed_codes, dequantize_blockwise, "from the largest value down"),
     (check.blockwise, _looked_up_codes, dequantize_blockwise, "values of the codebook"),
     (check.blockwise, _one_too_many, dequantize_blockwise, "gave [3, 1], wanted [2, 0]"),

@@ -6,6 +6,7 @@ import math
 import torch
 
 MISSING = "the update is missing"
+SWAPPED = "the two are swapped: return (trainable, total) in this order"
 
 
 def factors(alpha, r, d_out=None, d_in=None):
@@ -178,13 +179,14 @@ def replaced(names, targets, r, modules):
 def counted(trainable, total, tied, model=None):
     """`[(the right number, {message: wrong one})]` for what trains and for all there is."""
     first = {
-        "this is the total: return (trainable, total) in this order": total,
+        "this is the total; what of it trains is told by requires_grad": total,
         "the tied tensor is counted twice": trainable + tied,
         "this is what is frozen; count what requires grad": total - trainable,
         "none is counted: what trains is told by requires_grad, not by a name, a .grad or in MB": 0,
         "these are bytes; how many numbers is asked": 4 * trainable,
         "that is the share that trains; how many train is asked": trainable / total,
         "the tied tensor, embedding and head, counts once, not never": trainable - tied,
+        SWAPPED: total,
     }
     second = {
         "the tied tensor, embedding and head, is counted twice": total + tied,
@@ -196,11 +198,12 @@ def counted(trainable, total, tied, model=None):
         "these are bytes; how many numbers is asked": 4 * total,
         "these are bytes of 16 bits; how many numbers is asked": 2 * total,
         "that is the share that trains; how many there are is asked": trainable / total,
+        SWAPPED: trainable,
     }
     if model:
         first |= _counts({n: p for n, p in model.named_parameters() if p.requires_grad})
         shapes = {p.shape: p for p in model.parameters()}.values()
-        once = "tensors of one shape are counted once; only a shared one is"
+        once = "tensors of equal size are counted once; only a shared one should be"
         first[once] = sum(p.numel() for p in shapes if p.requires_grad)
         second[once] = sum(p.numel() for p in shapes)
         first |= _by_kind(model, trains=True)
@@ -210,9 +213,19 @@ def counted(trainable, total, tied, model=None):
         again = "modules() and parameters() both go all the way down; one of them is enough"
         first[again] = sum(p.numel() for p in nested if p.requires_grad)
         second[again] = sum(p.numel() for p in nested)
+        second |= _with_buffers(total, tied, sum(b.numel() for b in model.buffers()))
     else:
-        second["buffers are counted; they are no parameters"] = total + 64  # of the rotary part
+        second |= _with_buffers(total, tied, 64)  # of the rotary part
     return [(trainable, first), (total, second)]
+
+
+def _with_buffers(total, tied, size):
+    """Counts that take in buffers."""
+    return {
+        "buffers are counted; they are no parameters": total + size,
+        "state_dict() has the tied tensor twice, and buffers, which are no parameters: "
+        "go through parameters()": total + tied + size,
+    }
 
 
 def _by_kind(model, trains=False):
@@ -242,8 +255,7 @@ def _counts(named):
         ),
         "vectors, as biases and norms, are left out": sum(p.numel() for p in params if p.ndim > 1),
         "biases are left out": sum(p.numel() for n, p in named.items() if "bias" not in n),
-        "tensors of one shape count once; only a shared one does": sum(
-            p.numel() for p in {p.shape: p for p in params}.values()
+        "tensors of equal size count once; only a shared one should": sum(
+            {p.numel() for p in params}
         ),
-        "those with as many numbers as another count once": sum({p.numel() for p in params}),
     }

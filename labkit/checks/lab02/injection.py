@@ -4,6 +4,7 @@ import torch
 
 from labkit.checks.compare import close, expect_close, randn
 from labkit.checks.lab02 import guesses
+from labkit.checks.lab02.linear import unfrozen
 from labkit.checks.relations import difference
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import models
@@ -36,7 +37,7 @@ def expect_injected(inject, targets, names, r, alpha, rng):
         expect(right, f"{call}: r is not passed on{hint}")
         _expect_outputs(got["y"], weights, factors, alpha, call)
     with part():
-        _expect_flags(call, got["flags"], names, got["shapes"])
+        _expect_flags(call, got["flags"], names, got["shapes"], got["set"])
     with part():
         module = got["count"] == "a model"
         expect(not module, f"{call} returned a model, wanted how many layers were replaced")
@@ -78,17 +79,19 @@ def _ask_inject(call, inject, *args):
     raise CheckFailed(told + hint)
 
 
-def _expect_flags(call, flags, names, adapted):
+def _expect_flags(call, flags, names, adapted, attributes):
     trains = {name for name, flag in flags.items() if flag}
     adapters = {f"{name}.{part}" for name in names for part in "AB"}
     extra = sorted(trains - adapters - {f"{name}.{part}" for name in adapted for part in "AB"})
     other = " (its A is no LoRA layer's)" if extra == ["rest.scale.A"] else ""
     alike = all("A" in name or "B" in name for name in extra)
     alike = alike and not other
-    hint = "freeze all, and thaw nothing by its name" if alike else "freeze all, then add layers"
+    hint = unfrozen("model", attributes, "freeze all, then add layers")
+    hint = "freeze all, and thaw nothing by its name" if alike else hint
     if all(name.rpartition(".base.")[0] in adapted for name in extra):
         hint = "that is the base inside of each LoRALinear: thaw A and B alone"
-    told = f"after {call}, {', '.join(extra[:3])} still trains{other}: {hint}"
+    still = f"still train{'s' * (len(extra) < 2)}"
+    told = f"after {call}, {', '.join(extra[:3])} {still}{other}: {hint}"
     expect(not extra, told)
     frozen = f"{call} froze A or B: freeze before you add the layers"
     expect(trains >= adapters & flags.keys(), frozen)
@@ -135,10 +138,10 @@ def _expect_names(adapted, wanted, call, count):
         inside = f"{name}.{name}" in adapted
         expect(not inside, f"{call} put the new layer into {name} itself; {name} {ROOT}")
     near = sorted(adapted - wanted)
-    hint = "compare the last part of the dotted name with ==, not `in`, startswith or endswith"
+    hint = "compare the last part of the dotted name as a whole (own in targets), no piece of it"
     if len(adapted) == 13:
         hint = "these are all nn.Linear; `targets` has the names of those to replace"
-    expect(not near, f"{call} also replaced {', '.join(near[:2])}", hint=hint)
+    expect(not near, f"{call} also replaced {', '.join(near[:2])}: {hint}")  # told once of all
     missing = sorted(wanted - adapted)
     hint = "set the new layer on its parent module in this very model: setattr(parent, name, layer)"
     owns = {name.rpartition(".")[2] for name in adapted}
@@ -198,7 +201,7 @@ def _expect_part(name, got, wanted):
     expect(got.itemsize > 2, f"the state's {name} went through 16 bits: leave its dtype")
     other = "B" if name[-1] == "A" else "A"
     crossed = got.shape == wanted.shape[::-1]
-    expect(not crossed, f"the state's {name} has the shape of {other}: the two are changed over")
+    expect(not crossed, f"the state's {name} has the shape of {other}: the two are swapped")
     if not right(got):
         same = got.shape == wanted.shape
         how = f": {difference(got.double(), wanted.double(), True)[0]}" if same else ""

@@ -63,7 +63,7 @@ def expect_layer(LoRALinear, layer, x):
         hint = "freeze the one it has, requires_grad_(False)"
         expect(new["own"], f"base.weight is another Parameter than before: {hint}")
     with part():
-        _expect_flags(new["flags"])
+        _expect_flags(new["flags"], new["set"])
     with part():
         if _expect_forward(*given):  # what follows would only tell it again
             for expect_more in (_expect_resting, _expect_gradients, _expect_thin):
@@ -95,7 +95,20 @@ def _expect_start(new, layer, x):
     expect_close(new["y"], right, "a new layer's output", known)
 
 
-def _expect_flags(flags):
+UNFROZEN = {  # an attribute that a layer or a tensor has got by itself: what it does
+    "requires_grad": "requires_grad = False only sets an attribute of the module",
+    "requires_grad_": "requires_grad_ = False writes over a method, which has to be called",
+    "eval": "eval() freezes nothing",
+}
+
+
+def unfrozen(name, attributes, hint):
+    """Why the module `name`, which was to be frozen, trains: by what it has got; or `hint`."""
+    told = [why for attribute, why in UNFROZEN.items() if attribute in attributes]
+    return f"{told[0]}; {name}.requires_grad_(False) freezes its parameters" if told else hint
+
+
+def _expect_flags(flags, attributes):
     """Exactly A and B are parameters that train."""
     for name in ("A", "B"):
         hint = "wrap it in nn.Parameter, or the optimizer never sees it"
@@ -103,7 +116,8 @@ def _expect_flags(flags):
         expect(flags[name], f"{name} does not require grad")
     others = [name for name in flags if name not in ("A", "B")]
     open_ones = [name for name in others if flags[name] and name.startswith("base")]
-    expect(not open_ones, f"{', '.join(open_ones)} still trains: freeze the base layer")
+    told = f"{', '.join(open_ones)} still train{'s' * (len(open_ones) < 2)}"
+    expect(not open_ones, f"{told}: {unfrozen('base', attributes, 'freeze the base layer')}")
     more = [name for name in others if not name.startswith("base")]
     expect(not more, f"the layer has more parameters than base, A and B: {', '.join(more[:3])}")
 
@@ -226,10 +240,14 @@ def expect_thin(made, call):
 
 def _expect_kinds(LoRALinear, layer, x):
     """A and B have the base's dtype or fp32, and its device; the output has the base's dtype."""
-    kinds = observe(probes.layer_kinds, LoRALinear, layer.data)
+    kinds, plain = observe(probes.layer_kinds, LoRALinear, layer.data)
     right = kinds[0] == kinds[1] and kinds[0] in ("bfloat16", "float32")
     hint = "base.weight.dtype for both, or fp32 for both"
     expect(right, f"over a bf16 base, A is {kinds[0]} and B {kinds[1]}: {hint}")
+    with part():
+        hint = ".to() of a Parameter gives a plain tensor: pass dtype= and device= when you make it"
+        told = f"over a base {''.join(plain[:1])} is no Parameter any more, and would never train"
+        expect(not plain, f"{told}; {hint}")
     with part():
         expect(kinds[2:] == ["meta"] * 2, "A or B is not on base.weight's device: pass device=")
     hint = "where A and B are fp32, bring x to them, x.to(A.dtype), and the sum to the base's dtype"

@@ -13,6 +13,7 @@ PRODUCT = "B @ A is (d_out, r) times (r, d_in), as W is (d_out, d_in)"
 RAISED = {  # what to say of an error whose text has these words
     "size of tensor": PRODUCT,
     "cannot be multiplied": PRODUCT,
+    "non-leaf Tensor": "autograd records the change: put torch.no_grad() around it",
     "has no attribute": "a layer has base, A, B, r, scaling and merged, and keeps them",
 }
 
@@ -78,11 +79,17 @@ def _expect_weights(functions, seen, layer, x):
         "a layer that was never merged has nothing to take away": W - update,
         "unmerge_ adds the update; it takes it away, where it was merged": W + update,
     }
+    if close(seen["twice"][0], seen["once"][0] + update, 1e-5):
+        told = "neither merge_ nor unmerge_ looks at layer.merged: twice is the same as once, and"
+        taken = {f"{told} {message}": wrong for message, wrong in taken.items()}
     expect_close(seen["fresh"][0], W, "base.weight after unmerge_ of a fresh layer", taken, 1e-5)
     told = "unmerge_ of a layer that was never merged turns layer.merged to True: it stays False"
     expect(not seen["fresh merged"], told)
+    late = "" if seen["once"][2] else ", once it is set to True"
     twice = {
-        "merging twice added the update twice: layer.merged remembers the first": W + 2 * update,
+        f"merging twice added the update twice: layer.merged remembers the first{late}": (
+            W + 2 * update
+        ),
         "merging twice took it away again: twice is the same as once": W,
     }
     try:
@@ -102,6 +109,7 @@ def _expect_weights(functions, seen, layer, x):
         "it is added once more: take it away": W + 2 * update,
     } | {message: 2 * W + update - wrong for message, wrong in known.items()}
     expect_close(seen["back"][0], W, "base.weight after unmerge_", below, tol=1e-5)
+    expect(not seen["back"][2], "layer.merged is still True after unmerge_: set it to False")
     expect_close(seen["end"][0], W, "base.weight after unmerge_ twice", below, tol=1e-5)
 
 

@@ -16,7 +16,7 @@ def expect_scaling(scaling, rng):
     )
     pairs = [*zip(plain, stable, strict=False)]
     if pairs and all(_near(one[1], other[2]) for one, other in pairs):
-        told = "rank_stabilized=True gives alpha / r, and without it sqrt(r) divides: changed over"
+        told = "rank_stabilized=True gives alpha / r, and without it sqrt(r) divides: swapped"
         expect(not all(_near(other[1], one[2]) for one, other in pairs), told)
         told = "without rank_stabilized=True sqrt(r) divides: its default is False, leave it there"
         expect(not _near(observe(scaling, *cases[0], False), plain[0][2]), told)

@@ -66,13 +66,19 @@ COUNTED = [  # (name, packed, tied, adapted)
 @exercise("4.6", points=3)
 def config(qlora_config, true_param_count):
     """NF4 with double quantization, the right compute dtype; packed weights counted in full"""
-    for device, dtypes in DTYPES.items():
-        got = ask(
-            f'qlora_config("{device}")', probes.config_fields, qlora_config, device, hint=NAMES
-        )
-        call = f'qlora_config("{device}")'
+    calls = {device: f'qlora_config("{device}")' for device in DTYPES}
+    fields = {}
+    for device, call in calls.items():
+        got = ask(call, probes.config_fields, qlora_config, device, hint=NAMES)
         expect("is" not in got, f"{call} gave a {got.get('is')}, wanted a BitsAndBytesConfig")
-        _expect_fields(got, dtypes, device, call)
+        fields[device] = got
+    unset = {got["bnb_4bit_compute_dtype"] for got in fields.values()} == {"torch.float32"}
+    with part():
+        told = "bnb_4bit_compute_dtype is not set, or float32 everywhere, which is its default"
+        expect(not unset, f"{told}: float16 suits a T4, bfloat16 an A100")
+    for device, got in fields.items():
+        dtypes = (*DTYPES[device], *["float32"] * unset)  # told already
+        _expect_fields(got, dtypes, device, calls[device])
     rng = generator()
     size = (draw(40, 70, rng), 8 * draw(9, 15, rng))
     with part():

@@ -8,6 +8,8 @@ from labkit.checks.lab04 import guesses
 from labkit.contract import CheckFailed, expect, observe
 from labkit.labs.lab04 import probes
 
+NEAR = 1.5e-3  # what a codebook's values may be off, and still be those of such a recipe
+
 
 def expect_codebook(nf4_codebook):
     """Its values to 1e-6; they come from no table."""
@@ -27,29 +29,48 @@ def expect_codebook(nf4_codebook):
     begin += "normal?"
     if abs(values.abs().max() - 1) > 5e-3:
         begin = "divide by the largest one, so that the ends are -1 and 1"
-    found = near if error.max() < 2e-2 else _other_ends(values) or _of_probabilities(values, wanted)
+    if 1e-6 < error.max() < 2e-2:
+        raise CheckFailed(f"{call}: {told}; {near}")
+    found = error.max() > 1e-6 and (_other_ends(values) or _of_probabilities(values, wanted))
+    expect(not found, f"{call}: {found}; {told}")
     if error.max() > 1e-6:
-        raise CheckFailed(f"{call}: {told}; {found or begin}", bare=not found)
+        raise CheckFailed(f"{call}: {told}; {begin}", bare=True)
     _expect_no_table(got, values, wanted.tolist(), call)
 
 
 def _other_ends(values):
     """Where the halves begin, if they go to 0.5 in even steps, but from elsewhere; or ""."""
-    above, below = (_end(half) for half in (values[8:], -values[:7].flip(0)))
-    if not above or not below or max(abs(end - 0.9677083) for end in (above, below)) < 2e-3:
+    (off, above), (off_below, below) = map(_end, (values[8:], -values[:7].flip(0)))
+    near = max(abs(end - 0.9677083) for end in (above, below)) < 2e-3
+    if near or not max(off, off_below) < NEAR:
         return ""
     ends = f"about {above:.3f} above zero and {below:.3f} below"
     return f"the steps of probability are even, and begin at {ends}, wanted 0.9677083"
 
 
-def _end(half):
-    """The probability from which such steps give this half, up to a factor; 0 if none does."""
-    for end in torch.linspace(0.6, 0.999, 400).double().tolist():
-        p = torch.linspace(0.5, end, len(half) + 1).double()[1:]
-        made = torch.distributions.Normal(0, 1).icdf(p)
-        if (made / made[-1] - half / half[-1]).abs().max() < 1.5e-3:
-            return end
-    return 0.0
+def _end(half, averaged=False, first=0.0):
+    """How far this half is from what even steps of probability give, and where they best begin.
+
+    Up to a factor its values are quantiles or, `averaged`, means of neighbours, of which the lowest
+    lies `first` steps above 0.5.
+    """
+    ends, steps = torch.linspace(0.6, 0.999, 3991).double(), len(half) + first
+    places = torch.arange(len(half) + 1).double() + first
+    made = torch.special.ndtri(0.5 + (ends[:, None] - 0.5) * places / steps)
+    made = (made[:, 1:] + made[:, :-1]) / 2 if averaged else made[:, 1:]
+    off = (made / made[:, -1:] - half / half[-1]).abs().amax(1)
+    return off.min().item(), ends[off.argmin()].item()
+
+
+def _averaged(values):
+    """Whether they are averages of neighbouring quantiles on either side of zero."""
+    values = values.sort().values
+    halves = values[values > 1e-5], -values[values < -1e-5].flip(0)
+    if min(map(len, halves)) < 5:
+        return False
+    means = [min(_end(half, True, first)[0] for first in (0.0, 0.5)) for half in halves]
+    plain = [_end(half)[0] for half in halves]  # these are close to means with another end
+    return max(means) < min(NEAR, *plain)
 
 
 def _of_probabilities(values, wanted):
@@ -72,6 +93,8 @@ def _expect_no_other_values(values, call):
     for message, guess in guesses.codebook().items():
         if values.shape == guess.shape and (values - guess).abs().max() < 1e-5:
             raise CheckFailed(f"{call}: {message}")
+    told = "these are averages of neighbouring quantiles, as the paper prints"
+    expect(not _averaged(values), f"{call}: {told}; take the quantiles themselves")
     hint = "a quantile at 0 or 1? It has none"
     expect(torch.isfinite(values).all(), f"{call} holds NaN or infinity: {hint}")
     hint = "nothing lies below zero: the lower half's quantiles need a minus"

@@ -5,6 +5,7 @@ from statistics import NormalDist
 
 import torch
 
+SIGNED = "you take max(); take abs().max()"
 OFFSET = (31 / 32 + 29 / 30) / 2
 
 
@@ -26,9 +27,9 @@ def scales(x, bits):
     large = peak > 1e-3  # a small one may be a guard, such as 2**-23, which fp16 holds too
     steps = f"divide absmax by 2**(bits-1) - 1 = {top}, not by 2**(bits-1)"
     return peak / top, {
-        "the scale is max(), not abs().max()": x.max().item() / top,
-        "the scale is max(), not abs().max(), and it is not divided": x.max().item(),
-        "the scale is min(), not abs().max()": x.min().abs().item() / top,
+        SIGNED: x.max().item() / top,
+        f"{SIGNED}, and divide it": x.max().item(),
+        "you take min(); take abs().max()": x.min().abs().item() / top,
         "the scale goes from min to max; plus and minus are treated alike here: absmax": (
             (x.max() - x.min()).item() / (2**bits - 1)
         ),
@@ -69,7 +70,7 @@ def absmax(x, top):
         "0.5 more and cut off is no rounding below zero: use round": (
             (x / step + 0.5).trunc() * step
         ),
-        "the scale is max(), not abs().max()": cut,
+        SIGNED: cut,
         "these are the 7 steps of 4 bits; use `bits`": (x / seventh).round() * seventh,
         "x is rounded before it is divided: round x / scale": (x.round() / step).trunc() * step,
         "x is made an integer before it is divided: round x / scale": (
@@ -112,8 +113,6 @@ def _halves(offset, below=None):
 
 def codebook():
     """Wrong codebooks."""
-    inverse = NormalDist().inv_cdf
-    paper = [(inverse(i / 17) + inverse((i + 1) / 17)) / 2 for i in range(1, 16)]
     right = torch.tensor(sorted(_halves(OFFSET)), dtype=torch.double)
     book, zero, eight = right / right.max(), torch.zeros(1).double(), _quantiles(8)
     seven = [-v for v in _quantiles(7)]
@@ -140,7 +139,6 @@ def codebook():
         ),
         "divide by the largest one, so that the ends are -1 and 1": right,
         "eight values belong above zero and seven below": -_scaled(_halves(OFFSET)).flip(0),
-        "averages of neighbours, as in the paper; bitsandbytes takes quantiles": _scaled(paper),
         "these are evenly spaced; take quantiles": torch.linspace(-1, 1, 16).double(),
         "both halves have the upper one's steps: the lower one has seven from end to 0.5": _scaled(
             eight + [0.0] + [-v for v in eight[1:]]
@@ -235,7 +233,7 @@ def codes(w, codebook, block):
         "blocks begin anew in each row: flatten first": nearest(flat / begun, codebook),
         "one absmax for all of w; take one a block": nearest(flat / w.abs().max(), codebook),
         "rows of w are no blocks; flatten w first": nearest(flat / rows, codebook),
-        "the scale is max(), not abs().max()": nearest(flat / signed[: len(flat)], codebook),
+        SIGNED: nearest(flat / signed[: len(flat)], codebook),
         "this is the next code below; the nearest lies on either side": below,
         "this is the next code above; the nearest lies on either side": above,
         "w was not divided by its block's absmax": nearest(flat, codebook),

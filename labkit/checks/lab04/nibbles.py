@@ -28,7 +28,8 @@ def expect_nibbles(pack_nibbles, unpack_nibbles, rng):
         for codes, stored in cases:
             n = len(codes)
             with blaming(ODD if n % 2 else ""):
-                filled = {f"({n // 2 + 1}) must match": EVEN.format(n)} if n % 2 == 0 else ""
+                filled = {f"({n // 2 + 1}) must match": EVEN.format(n)}
+                filled = {"must match the size": ODD} if n % 2 else filled
                 got = ask("", probes.packed, pack_nibbles, codes.to(torch.uint8), hint=filled)
             _expect_bytes(got, stored, codes, f"pack_nibbles of {n} code{'s' if n > 1 else ''}")
             if n % 2 and got.flatten()[-1] != stored[-1]:

@@ -2,6 +2,10 @@
 
 import torch
 
+from labkit.checks.lab04.guesses import SIGNED
+
+ALONE = "n_params is the base alone: take nothing off"
+
 
 def undone_scales(q, each, mean):
     """Ways back from 8-bit scales; where one gives the scales, the message is what went wrong."""
@@ -31,7 +35,7 @@ def scales_of_scales(around, mean, group):
     peaks = torch.stack([p.abs().max() for p in parts])
     return {
         "one for all; each group has its own": around.abs().max().expand(len(parts)) / 127,
-        "the scale is max(), not abs().max()": torch.stack([p.max() for p in parts]) / 127,
+        SIGNED: torch.stack([p.max() for p in parts]) / 127,
         "divide by 127, the largest of int8, not by 128": peaks / 128,
         "divide by 127: int8 goes to 127, and half of 256 are below zero": peaks / 255,
         "these are the 7 steps of 4 bits; 8 bits have 127": peaks / 7,
@@ -167,7 +171,7 @@ def _weights_in_4_bits(n, t, base):
     """Wrong bytes of a base in NF4, right in `base`, and of an adapter in fp32."""
     return {
         "the adapter is fp32, 4 bytes, and not packed": base + 4.126953 / 8 * t,
-        "n_params is the base alone: take nothing off": base - 4.126953 / 8 * t + 4 * t,
+        ALONE: base - 4.126953 / 8 * t + 4 * t,
         "these are bits; 8 make a byte": 8 * base + 4 * t,
         "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
         "no 16-bit copy stays beside the packed base: it is looked up, used and forgotten": (

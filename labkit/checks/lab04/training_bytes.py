@@ -5,7 +5,7 @@ import torch
 from labkit.checks.compare import ask, draw, expect_number, kind_of
 from labkit.checks.lab04 import sizes, small
 from labkit.checks.simplest import simplest
-from labkit.contract import expect, part
+from labkit.contract import CheckFailed, expect, observe, part
 
 NF4 = 4.126953 / 8  # bytes a parameter, with double quantization
 # method -> bytes a parameter of the base, and of a number that trains: weight, gradient, moments
@@ -38,6 +38,8 @@ def _expect_parts(got, n, trainable, method, wanted, call, training_bytes):
     told = f'{call} must return a dict with "weights", "gradients" and "optimizer"{keys}'
     expect(good, told)
     wrong = sizes.training_parts(n, trainable, method)
+    if method == "lora" and _takes_off(training_bytes, n, trainable):
+        wrong["weights"] = {sizes.ALONE: wanted["weights"] - 2.0 * trainable} | wrong["weights"]
     for name, size in wanted.items():
         value = got[name]
         if isinstance(value, torch.Tensor) and value.numel() == 1:
@@ -54,6 +56,16 @@ def _expect_parts(got, n, trainable, method, wanted, call, training_bytes):
         with part(), simplest(small.bytes_of(training_bytes, method, name)):
             value = float(value) if type(value) is int else value
             expect_number(value, size, f"{name} of {call}", wrong[name] | units, 1e-4)
+
+
+def _takes_off(training_bytes, n, trainable):
+    """Whether the base is taken for n - trainable: in 16 bits it looks like an adapter in bf16."""
+    try:
+        got = observe(training_bytes, n, trainable, "qlora")["weights"]
+        expect_number(float(got), NF4 * (n - trainable) + 4.0 * trainable, "")
+    except (CheckFailed, KeyError, TypeError):
+        return False
+    return True
 
 
 def _rounded(size):

@@ -48,7 +48,8 @@ def blaming(hint):
     except CheckFailed as failure:
         if "positional argument" in str(failure):
             hint = "keep the line that begins with def as it was given"
-        raise CheckFailed(f"{failure}; {hint}") if hint else failure from None
+        more = hint and hint not in str(failure)
+        raise CheckFailed(f"{failure}; {hint}") if more else failure from None
 
 
 def wrong_counts(n, block, usual, name="block"):

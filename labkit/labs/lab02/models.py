@@ -35,6 +35,7 @@ class _Weighted(nn.Sequential):
 class Model(nn.Module):
     """Two attention blocks, projections outside of them, and an embedding tied to the head.
 
+    A buffer is in its state_dict(), and no parameter.
     One module is no nn.Linear and bears the name of one, and has an nn.Linear of another name.
     """
 
@@ -47,6 +48,7 @@ class Model(nn.Module):
         self.rest = nn.ModuleDict({"down_proj": _Weighted(nn.Linear(d, d))})
         self.head = nn.Linear(d, vocab, bias=False)
         self.head.weight = self.embed.weight
+        self.register_buffer("places", torch.arange(3 * d))
 
     def forward(self, ids):
         x = self.rest["down_proj"](self.embed(ids))
@@ -86,7 +88,8 @@ def injected(inject, targets, r, alpha, weights, factors):
     its outputs before, after, and with `factors` {name: (A, B)} in place of the fresh A and B.
 
     `gone` are parameters that are no longer in it; `shared` names whose module is that of another
-    one, `tied` those whose A or B is; `modes` tells whether training modes stayed.
+    one, `tied` those whose A or B is; `modes` tells whether training modes stayed; `set`
+    are the names of attributes that modules and parameters have.
     """
     model, ids = small_model(weights), torch.arange(11)
     model.layers[1].eval()
@@ -116,6 +119,7 @@ def injected(inject, targets, r, alpha, weights, factors):
         "modules": len(modes),
         "shapes": shapes,
         "flags": flags,
+        "set": sorted({name for one in [*model.modules(), *before.values()] for name in vars(one)}),
         "gone": gone,
         "shared": shared,
         "tied": [n for n, m in adapted.items() if n + ".A" not in flags or n + ".B" not in flags],

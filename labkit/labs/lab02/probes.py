@@ -67,7 +67,8 @@ def new_layer(LoRALinear, given, x):
     """A fresh layer as data: A of two layers, B, scaling, r, flags of its parameters, output.
 
     `same` says that its base is the very module it was given, `own` that this has the Parameter it
-    had, `held` that it is a part of the layer, `W` and `bias` what it holds.
+    had, `held` that it is a part of the layer, `W` and `bias` what it holds; `set` are names that
+    it and its weight have as attributes, and "eval" where it is in that mode.
     """
     W, bias, A, B, alpha = given
     base = _base(W, bias)
@@ -84,6 +85,7 @@ def new_layer(LoRALinear, given, x):
     kept = {"same": first.base is base, "own": base.weight is weight}
     kept["held"] = any(module is first.base for module in first.modules())
     kept |= {"W": base.weight, "bias": base.bias}
+    kept["set"] = [*vars(base), *vars(weight), *["eval"] * (not base.training)]
     return numbers | kept | {"A": first.A, "A2": second.A, "B": first.B}
 
 
@@ -129,16 +131,28 @@ def by_hand(f, x, W, A, B, alpha, dY):
 
 
 def layer_kinds(LoRALinear, given):
-    """`[dtype of A, of B]` over a bf16 base, and their devices over a base on meta."""
+    """`[dtype of A, of B]` over a bf16 base, and their devices over a base on meta.
+
+    Then which of them is no parameter of the layer, and over which base: "in bf16, A".
+    """
     layer = _fresh(LoRALinear, given, dtype=torch.bfloat16)
     kinds = [str(t.dtype).removeprefix("torch.") for t in (layer.A, layer.B)]
+    plain = [f"in bf16, {name}" for name in _unregistered(layer)]
     try:
         apart = LoRALinear(nn.Linear(4, 4, device="meta"), 2, 4)
     except RuntimeError as error:
         if "incompatible tensor type" not in str(error):
             raise
-        return [*kinds, "meta", "meta"]  # it moves .data, which works for any device but this one
-    return [*kinds, apart.A.device.type, apart.B.device.type]
+        kinds += ["meta", "meta"]  # it moves .data, which works for any device but this one
+        return kinds, plain
+    plain += [f"on another device, {name}" for name in _unregistered(apart)]
+    return [*kinds, apart.A.device.type, apart.B.device.type], plain
+
+
+def _unregistered(layer):
+    """Which of A and B is none of the layer's parameters, whatever it calls them."""
+    own = {id(p) for p in layer.parameters()}
+    return [name for name in "AB" if id(getattr(layer, name)) not in own]
 
 
 def layer_output_kind(LoRALinear, given):
@@ -188,7 +202,7 @@ def merging(merge_, unmerge_, LoRALinear, given, x):
         act(layer)
         seen["mode"] &= modes == [m.training for m in layer.modules()]
         seen["parts"] &= all(map(torch.equal, parts, (layer.A, layer.B, layer.base.bias)))
-        seen[name] = [layer.base.weight.clone(), layer(x)]
+        seen[name] = [layer.base.weight.clone(), layer(x), bool(layer.merged)]
         seen["same"] &= layer.base.weight is weight
 
     try:

@@ -37,16 +37,22 @@ def _tensors(call, **found):
             raise CheckFailed(f"{name} of {call} is a NumPy array; {hint}")
 
 
+ASKS = {"isnan", "isfinite", "isinf", "eq", "ne"}  # how a NaN is found: x != x
+
+
 class _Watch(TorchDispatchMode):
-    """Counts torch's operations, and sees a NaN that becomes an integer."""
+    """Sees a NaN that becomes an integer, and one that decides where something belongs."""
 
     def __init__(self):
         super().__init__()
-        self.lost = False
+        self.lost = self.decided = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        several = result if isinstance(result, tuple | list) else [result]
+        if name not in ASKS and not all(map(_floats, several)):
+            self.decided |= any(_floats(x) and bool(x.isnan().any()) for x in args)
         if name in ("_to_copy", "copy_") and not result.is_floating_point():
             source = args[name == "copy_"]
             if source.is_floating_point() and source.isnan().any():
@@ -54,15 +60,22 @@ class _Watch(TorchDispatchMode):
         return result
 
 
+def _floats(x):
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
 @contextlib.contextmanager
-def _nan_watched():
-    """A list that holds something afterwards when a NaN became an integer, in torch or NumPy."""
-    found = []
+def _nan_watched(decides=False):
+    """A list that holds something afterwards when a NaN became an integer, in torch or NumPy.
+
+    `decides`: or when there was one where the largest, the nearest or the like was looked for.
+    """
+    found, sign = [], "invalid value encountered" + " in cast" * (not decides)
     with warnings.catch_warnings(record=True) as told, _Watch() as watch:
         warnings.simplefilter("always")
         yield found
-    casts = [w for w in told if "invalid value encountered in cast" in str(w.message)]
-    found += casts + [watch] * watch.lost
+    found += [w for w in told if sign in str(w.message)]
+    found += [watch] * (watch.decided if decides else watch.lost)
 
 
 def absmax_round_trip(absmax_quantize, absmax_dequantize, x, bits):
@@ -96,6 +109,14 @@ def blockwise(quantize_blockwise, w, codebook, block):
     codes, absmax = _several(quantize_blockwise(w, codebook, *size), 2, "quantize_blockwise")
     _tensors("quantize_blockwise", codes=codes, absmax=absmax)
     return [codes, absmax]
+
+
+def zeros_before_threes(quantize_blockwise, codebook):
+    """`[codes, absmax]` of a block of zeros and one of threes, and whether a NaN decided there."""
+    w = torch.cat([torch.zeros(64), torch.full((64,), 3.0)])
+    with _nan_watched(decides=True) as lost:
+        found = blockwise(quantize_blockwise, w, codebook, None)
+    return [*found, bool(lost)]
 
 
 def dequantized(dequantize_blockwise, codes, absmax, codebook, shape, block=None):
