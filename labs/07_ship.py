@@ -94,7 +94,7 @@ if lab.experiment("The file, opened", 1):
 # - `bad_roles`: good roles are a system message or none, then user and assistant in turn, the user
 #   first and the assistant last. A row with other roles counts here **and nowhere else**;
 # - `truncated`: it has more than `max_length` tokens;
-# - `trains_on_nothing`: no id is learned, or the answer is blank;
+# - `trains_on_nothing`: no id is learned, or the last answer is blank;
 # - `no_end`: it trains on something, and the end token is not among the ids that are learned;
 # - `duplicates`: an earlier row has the same messages, with case and space folded as
 #   `" ".join(text.casefold().split())` does it.

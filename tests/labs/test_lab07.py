@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save
 
 from labkit.checks import lab07 as check
@@ -325,11 +326,47 @@ def _blank_and_cut_count_twice(rows, tokenizer, max_length):
     return told
 
 
+def _blank_anywhere(of):
+    """Every message that `of` takes of a row has to say something."""
+
+    def wrong(rows, tokenizer, max_length):
+        told = audit(rows, tokenizer, max_length)
+        for row in rows:
+            one = audit([row], tokenizer, max_length)
+            blank = any(not m["content"].strip() for m in of(row["messages"]))
+            if not one["bad_roles"] and blank and not one["trains_on_nothing"]:
+                told["trains_on_nothing"] += 1
+                told["no_end"] -= one["no_end"]
+        return told
+
+    return wrong
+
+
+def _answers_of(messages):
+    return [m for m in messages if m["role"] == "assistant"]
+
+
+def _first_answer_blank(rows, tokenizer, max_length):
+    told = audit(rows, tokenizer, max_length)
+    for row in rows if len(rows) > 1 else ():
+        turns, one = row["messages"], audit([row], tokenizer, max_length)
+        if not one["bad_roles"] and len(turns) > 3:
+            last = not turns[-1]["content"].strip()
+            told["trains_on_nothing"] += (not _answers_of(turns)[0]["content"].strip()) - last
+    return told
+
+
 def _pairs_by_zip(messages):
     roles = [m["role"] for m in messages]
     roles = roles[1:] if roles[:1] == ["system"] else roles
     pairs = [*zip(roles[::2], roles[1::2], strict=False)]
     return bool(pairs) and all(pair == ("user", "assistant") for pair in pairs)
+
+
+def _whoever_is_last(messages):
+    roles = [m["role"] for m in messages]
+    roles = roles[1:] if roles[:1] == ["system"] else roles
+    return set(roles[::2]) == {"user"} and set(roles[1::2]) <= {"assistant"}
 
 
 def _keeps_what_was_seen(rows, tokenizer, max_length, seen=[]):  # noqa: B006
@@ -340,6 +377,10 @@ def _keeps_what_was_seen(rows, tokenizer, max_length, seen=[]):  # noqa: B006
 
 
 AUDITS = [
+    (_blank_anywhere(_answers_of), "a blank one before it is part of the prompt"),
+    (_blank_anywhere(lambda messages: messages), "must not be blank: a question may be"),
+    (_first_answer_blank, "and the first is looked at"),
+    (_audit(good=_whoever_is_last), "the last message has to be the assistant's"),
     (_blank_and_cut_count_twice, "one `or`, not two ifs"),
     (
         _audit(end=lambda ids, learned, eos: bool(learned) and eos not in learned, apart=False),
@@ -359,8 +400,8 @@ AUDITS = [
         "count the row as bad_roles",
     ),
     (lambda r, t, m: {k: n / len(r) for k, n in audit(r, t, m).items()}, "not a share of the rows"),
-    (_audit(prompt_options={}), "the generation prompt belongs"),
-    (_prompt_that_just_fits, "leaves no label: >=, not >"),
+    (_audit(prompt_options={}), '"trains_on_nothing" gave 1, wanted 2: the generation prompt'),
+    (_prompt_that_just_fits, "wanted 1: a prompt of just max_length tokens leaves no label: >="),
     (_audit(repeats=lambda key, seen: seen[-1:] == [key]), "anywhere above"),
     (lambda r, t, m: {k: float(v) for k, v in audit(r, t, m).items()}, "is a float, wanted an int"),
     (_audit(over=lambda n, most: n >= most), "just max_length tokens"),
@@ -689,8 +730,9 @@ SPLITS = [
     (_split(key=lambda row: row["messages"][-2]["content"].lower()), "two rows have one prompt"),
     (_split(key=lambda row: row["messages"][-2]["content"].strip()), "two rows have one prompt"),
     (_split(key=_with_all_of_prompt), "the system message does not count"),
-    (_split(order=list), "in another order"),
-    (_split(order=lambda groups: list(set(groups))), "in another order"),
+    (_split(order=list), "the keys of a dict, and ties, keep the file's"),
+    (_split(order=lambda groups: sorted(groups, key=len)), "and ties, keep the file's"),
+    (_split(order=lambda groups: list(set(groups))), "as a set does: its order changes from run"),
     (_split(chance=_Still), "give the same test rows"),
     (_split(chance=_Seven), "give the same test rows"),
     (_split(chance=_Clock), "the second time"),
@@ -791,7 +833,33 @@ def _overwritten(w, n):
     return out
 
 
+def _of_columns(w, n):
+    """Heads by slices, of d_in / n_heads rows each."""
+    head = w.shape[1] // n
+    parts = [w[i * head : (i + 1) * head].unflatten(0, (2, -1)) for i in range(n)]
+    return torch.cat([part.transpose(0, 1).flatten(0, 1) for part in parts])
+
+
 ROWS = [
+    (_of_columns, "d_in stands where d_out belongs"),
+    (
+        lambda w, n: w.reshape(-1, 2, w.shape[1] // n // 2, w.shape[1]).mT.reshape(w.shape),
+        "sizes from w",
+    ),
+    (
+        lambda w, n: (
+            w.reshape(-1, 2, w.shape[1] // n // 2, w.shape[1]).transpose(1, 2).reshape(w.shape)
+        ),
+        "d_in stands where d_out belongs",
+    ),
+    (
+        lambda w, n: w.reshape(2, n, -1, w.shape[1]).permute(1, 2, 0, 3).reshape(w.shape),
+        "the heads' axis stands before that of the halves",
+    ),
+    (
+        lambda w, n: w.reshape(n, 2, w.shape[1] // n // 2, -1).transpose(1, 2).reshape(w.shape),
+        "with d_out / n_heads / 2 in a half",
+    ),
     (_overwritten, "read while it is overwritten"),
     (lambda w, n: rotary_rows(w[: len(w) // n], 1).repeat(n, 1), "all heads are head 0"),
     (lambda w, n: w if len(w) < w.shape[1] else rotary_rows(w, n), "and elsewhere rows do"),
@@ -801,7 +869,7 @@ ROWS = [
     (lambda w, n: w, "nothing moves"),
     (lambda w, n: w.clone(), "nothing moves"),
     (lambda w, n: w.reshape(n, -1, 2, w.shape[1]).transpose(1, 2).reshape(w.shape), "other way"),
-    (lambda w, n: rotary_rows(w, 1), ("one head here", "nothing moves")),
+    (lambda w, n: rotary_rows(w, 1), "the halves are those of the whole matrix"),
     (lambda w, n: w.reshape(n, 2, -1, w.shape[1]).flip(1).reshape(w.shape), "change places"),
     (
         lambda w, n: w.reshape(n, 2, -1, w.shape[1]).flip(1).transpose(1, 2).reshape(w.shape),
@@ -830,9 +898,9 @@ ROWS = [
     (_columns_moved, "the columns move"),
     (
         lambda w, n: w.reshape(n, 2, -1, w.shape[0]).transpose(1, 2).reshape(w.shape),
-        "d_out stands where the columns belong",
+        "d_out and d_in change places",
     ),
-    (_as_if_square, "need not be square"),
+    (_as_if_square, "only in a square w is that right"),
     (lambda w, n: None, "None"),
     (lambda w, n: w.copy_(rotary_rows(w, n)), "changes its input w"),
 ]
@@ -914,6 +982,13 @@ def _q8_eps(w):
     return d.half(), half_away(blocks / d[:, None]).to(torch.int8)
 
 
+def _q8_clamped(w):
+    """The largest size is kept above 1e-5, and stored so."""
+    blocks = w.float().reshape(-1, 32)
+    d = blocks.abs().amax(1).clamp(min=1e-5) / 127
+    return d.half(), half_away(blocks / d[:, None]).to(torch.int8)
+
+
 def _q8_more(w):
     """The scale is made a little larger, so that nothing is divided by 0."""
     blocks = w.float().reshape(-1, 32)
@@ -980,7 +1055,8 @@ EIGHTS = [
     (_q8(rounded=lambda x: (x + 1e-6 * x.sign()).round()), "a nudge before rounding"),
     *[(_q8_above(low), f"kept above {low:.0g} here") for low in (1e-3, 1e-5, 1e-6)],
     (_q8(rounded=lambda x: x.sign() * x.abs().ceil()), "away from 0, whatever the fraction"),
-    (_q8_added, "a block of zeros has scale 1e-05"),
+    (_q8_clamped, "wanted 0: a least scale (clamp, eps)"),
+    (_q8_added, "wanted 0: a least scale (clamp, eps)"),
     (_q8(rounded=lambda x: half_away(x).abs()), "the sign is lost"),
     (_q8(blocks=lambda w: w.half().float().reshape(-1, 32)), "weights themselves are rounded"),
     (_q8(rounded=lambda x: (x + 0.5).trunc()), "int(x + 0.5)"),
@@ -1016,7 +1092,8 @@ EIGHTS = [
     (lambda w: (2 * q8_0(w)[0], q8_0(w)[1]), "2 times the wanted"),
     (lambda w: (q8_0(w)[0], -q8_0(w)[1]), "codes carry the sign"),
     (_q8_nan, "0 / 0 is no number"),
-    (_q8_eps, ("a block of zeros has scale", "store it as it is", "where they differ", "wanted")),
+    (_q8_eps, "a least scale (clamp, eps)"),
+    (_q8(top=lambda b: b.abs().amax(1).where(b.any(1), 127.0)), "another stand-in for 0"),
     (_q8_rows, "each row of w"),
     (_q8_whole, "the whole matrix"),
     (_q8_columns, "a row a block"),
@@ -1156,7 +1233,10 @@ def _zeros_as_x(x, A, B, scaling, index):
 
 
 BATCHES = [
-    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).float(), "rows in fp64 is in torch.float32"),
+    (
+        lambda x, A, B, s, i: batched_lora(x, A, B, s, i).float(),
+        "wanted the dtype of x; torch.zeros and .float() give fp32",
+    ),
     (_ordered_twice, "the right rows in another order"),
     (_tiled, "mixes ranks of several adapters"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).squeeze(), "squeeze() without an axis"),
@@ -1211,7 +1291,7 @@ BATCHES = [
     (_grouped_only, "put them back"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).T, "has shape"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i)[:, :, None], "has shape"),
-    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).double(), "the dtype of x"),
+    (lambda x, A, B, s, i: batched_lora(x, A, B, s, i).double(), "bring it to that in the end"),
     (lambda x, A, B, s, i: batched_lora(x.mul_(2), A, B, s, i) / 2, "changes its input x"),
     (lambda x, A, B, s, i: batched_lora(x, A, B, s, i.clamp_(0)), ("changes its input", "first")),
     (lambda x, A, B, s, i: x, "has shape"),
@@ -1523,7 +1603,48 @@ def _bytes_of_a_file(model, adapter_name):
     return swap_cost(model, adapter_name) | {"bytes": len(save(state))}
 
 
+def _named(*paths, also=None):
+    """Sets the attribute `active_adapter` of parts of the model, as if that were the switch."""
+
+    def wrong(model, adapter_name):
+        begun = time.perf_counter()
+        if also:
+            also(model, adapter_name)
+        for path in paths:
+            model.get_submodule(path).active_adapter = adapter_name
+        seconds = time.perf_counter() - begun
+        mine = [p for n, p in model.named_parameters() if f".{adapter_name}." in n]
+        return {"seconds": seconds, "bytes": sum(p.nbytes for p in mine)}
+
+    return wrong
+
+
+def _layers_of(model):
+    return [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+
+
+def _in_one_layer(model, adapter_name):
+    _layers_of(model)[0].set_adapter(adapter_name)
+
+
+def _in_the_layers(model, adapter_name):
+    for layer in _layers_of(model):
+        layer.set_adapter(adapter_name)
+
+
+def _switched_off(model, adapter_name):
+    model.set_adapter(adapter_name)
+    model.base_model.disable_adapter_layers()
+
+
 SWAPS = [
+    (_named(""), "setting an attribute reaches no layer"),
+    (_named("base_model"), "setting an attribute reaches no layer"),
+    (_named("", "base_model"), "setting an attribute reaches no layer"),
+    (_named("", "base_model", also=_in_one_layer), "the active adapter is home, sweet-home"),
+    (_named("", also=_in_the_layers), "but model.base_model.active_adapter is 'sweet-home'"),
+    (_named(also=_in_the_layers), "but model.active_adapter is 'sweet-home'"),
+    (_named(also=_switched_off), "the layers are switched off"),
     (_bytes_of_a_file, "the size of a saved file"),
     (_switched_back, "and leave it so"),
     (_cost(lambda t, n: 2 * _sum(t, f".{n}.")), "each tensor counts once"),
@@ -1886,6 +2007,7 @@ RIGHT = [
     (check.serves, swap_by_state, route_by_side),
     (check.serves, swap_by_flags, route_sorted),
     (check.serves, swap_by_words, route_by_hand),
+    (check.serves, _named("", "base_model", also=_in_the_layers), route_recalled),
     (check.serves, swap_by_layers, route_on_a_copy_of_the_tokenizer),
     (check.serves, swap_cost, route_with_config),
     (check.serves, swap_cost, route_by_end),
@@ -1932,3 +2054,13 @@ def test_a_mixed_batch_gives_different_answers():
     names = (*fleet.ADAPTERS, "__base__")
     told = [tuple(served.answered_alone(7, prompts, (name,) * 2)) for name in names]
     assert len(set(told)) == len(names)
+
+
+def test_what_follows_from_bad_roles_is_not_told(rejects):
+    """A row that is taken for a good one counts elsewhere, too: only its roles are told."""
+    assert "duplicates" not in rejects(check.audits, _audit(good=_whoever_is_last))
+
+
+def test_a_swap_that_is_none_is_not_timed(rejects):
+    """Where the layers stay as they are, nothing is said of the clock."""
+    assert "clock" not in rejects(check.serves, _named(""), route_recalled)

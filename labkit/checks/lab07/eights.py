@@ -99,7 +99,9 @@ def _expect_scales(q8_0, what, w):
     zeros = top == 0
     if bool((scales[zeros] != 0).any()):
         told = f"a block of zeros has scale {scales[zeros][0].item():.3g}, wanted 0"
-        raise CheckFailed(f"{call}: {told}; divide where the scale is not 0, and store it as it is")
+        low = "a least scale (clamp, eps) or another stand-in for 0 is stored"
+        hint = "divide where the scale is not 0, and store it as it is"
+        raise CheckFailed(f"{call}: {told}: {low}; {hint}")
     rounded = (w.half().float().reshape(-1, BLOCK).abs().amax(1) / 127).half()
     told = "the weights themselves are rounded to fp16; compute in fp32, and round scales last"
     if torch.equal(got["pair"][1], codes):

@@ -1,13 +1,18 @@
 """What mistaken rules count in rows of exercise 7.1, told from the lengths of their turns.
 
-A word or line break is a token, and a turn has three more: its role, the end, the line.
+A word or line break is a token, and a turn has four more: its role, a line, the end, a line.
 """
 
 import itertools
 from collections import Counter
 from typing import NamedTuple
 
-TURN = 3  # tokens of a turn besides its words
+TURN = 4  # tokens of a turn besides its words
+OPENING = 2  # of these stand before the words: the generation prompt
+OPENED = "the generation prompt belongs to the prompt: behind it no label is left"
+FITS = "a prompt of just max_length tokens leaves no label: >=, not >"
+BLANK_BEFORE = "only the last answer is learned: a blank one before it is part of the prompt"
+BLANK_ASKED = "it is the last answer that must not be blank: a question may be"
 
 
 class Facts(NamedTuple):
@@ -30,13 +35,13 @@ class Facts(NamedTuple):
 
 
 def facts(row: dict) -> Facts:
-    """The Facts of a row with good roles; `<assistant>` opens the answer and is of the prompt."""
+    """The Facts of a row with good roles; what opens the answer is of the prompt."""
     texts = [m["content"] for m in row["messages"]]
     sizes = list(itertools.accumulate(_tokens(text) + TURN for text in texts))
     roles = [m["role"] for m in row["messages"]]
     before = [0, *sizes]  # tokens before each turn
-    opening = before[roles.index("assistant")] + 1
-    return Facts(before[-2] + 1, sizes[-1], [n - 2 for n in sizes], opening, texts, roles)
+    opening = before[roles.index("assistant")] + OPENING
+    return Facts(before[-2] + OPENING, sizes[-1], [n - 2 for n in sizes], opening, texts, roles)
 
 
 def _tokens(text):
@@ -115,10 +120,9 @@ def _counted(flags, pairs):
 
 
 def _nothing(n):
-    opened = "the generation prompt belongs to the prompt, and a prompt of just max_length tokens "
-    opened += "leaves no label: >=, not >"
     return {
-        opened: lambda f: f.prompt - 1 >= n or f.blank,
+        OPENED: lambda f: f.prompt - OPENING >= n or f.blank,
+        FITS: lambda f: f.prompt > n or f.blank,
         "a blank answer teaches to say nothing: strip() it": lambda f: f.prompt >= n,
         "the whole row is cut on the right, before its prompt is taken off: behind a prompt of "
         "max_length tokens no label is left": (lambda f: f.blank),
@@ -137,6 +141,11 @@ def _nothing(n):
         "an answer of blanks alone is blank, too: strip() it": (
             lambda f: f.prompt >= n or not f.texts[-1]
         ),
+        BLANK_BEFORE: lambda f: f.prompt >= n or not all(map(str.strip, _of(f, "assistant"))),
+        "it is the last answer that is learned, and the first is looked at": (
+            lambda f: f.prompt >= n or not _of(f, "assistant")[0].strip()
+        ),
+        BLANK_ASKED: lambda f: f.prompt >= n or not all(map(str.strip, f.texts)),
     }
 
 
@@ -150,9 +159,8 @@ def _no_end(n):
         "a row that trains on nothing counts there alone: here it has no end as well": (
             lambda f: f.prompt >= n or f.ends[-1] >= n
         ),
-        "the generation prompt belongs to the prompt: behind it no label is left": (
-            lambda f: f.prompt - 1 < n <= f.ends[-1] and not f.blank
-        ),
+        OPENED: lambda f: f.prompt - OPENING < n <= f.ends[-1] and not f.blank,
+        FITS: lambda f: f.prompt <= n <= f.ends[-1] and not f.blank,
         "the end token stands before the line break: look among all labels, not at the last": (
             lambda f: something(f) and min(f.whole, n) - 1 != f.ends[-1]
         ),
@@ -189,7 +197,9 @@ def _truncated(n):
         "the line break behind the end counts too: the last id is one as well": (
             lambda f: f.whole - 1 > n
         ),
-        "the generation prompt is no part of the whole conversation": lambda f: f.whole + 1 > n,
+        "the generation prompt is no part of the whole conversation": lambda f: (
+            f.whole + OPENING > n
+        ),
         "nothing counts as truncated": lambda f: False,
     }
 
@@ -214,7 +224,7 @@ def _alike(good):
             lambda f: (*f.roles[:-1], *map(_folded, f.texts[:-1]))
         ),
         f"the answers differ: {all_same}, and not what the user says": (
-            lambda f: _folded(" ".join(_said(f)))
+            lambda f: _folded(" ".join(_of(f, "user")))
         ),
         f"the questions differ: {all_same}, and not the answer alone": (
             lambda f: _folded(f.texts[-1])
@@ -232,8 +242,8 @@ def _alike(good):
     return {text: len(good) - len(set(map(key, good))) for text, key in keys.items()}
 
 
-def _said(f):
-    return [text for role, text in zip(f.roles, f.texts, strict=True) if role == "user"]
+def _of(f, role):
+    return [text for one, text in zip(f.roles, f.texts, strict=True) if one == role]
 
 
 def _repeated(rows, good):

@@ -250,13 +250,23 @@ def _expect_same(split, rows, first, rng):
     told = f"{call} gives other test rows in another run of Python"
     hint = "hash() of a text changes from run to run: hashlib.sha256 does not"
     expect(_bag(other[1]) == _bag(first[1]), f"{told}; {hint}")
+    _expect_still(split, rows, first, call, rng)
+
+
+def _expect_still(split, rows, first, call, rng):
+    """The same test rows whatever the order of the file; with a set, other ones for a part."""
     cut = _cut(first)  # told already: rows of these prompts may move
+    same = []  # the share of test rows that stay, of each order
     for _ in range(12):  # the order of a set of texts does not always show
         order = torch.randperm(len(rows), generator=rng).tolist()
         moved = _sides(split, [rows[i] for i in order], 0.25, 3, call)
         halves = cut and cut | _cut(moved)
-        tests = [[row for row in side[1] if asked(row) not in halves] for side in (first, moved)]
-        told = f"{call} gives other test rows when the file is in another order"
-        hint = "sort the prompts themselves before you shuffle them, and nothing else decides: "
-        hint += "a set has no order, and ties keep the file's"
-        expect(_bag(tests[0]) == _bag(tests[1]), f"{told}; {hint}")
+        a, b = (_bag([r for r in side[1] if asked(r) not in halves]) for side in (first, moved))
+        same.append((a & b).total() / max(1, (a | b).total()) if a != b else 1)
+    told = f"{call} gives other test rows when the file is in another order"
+    why = ": the keys of a dict, and ties, keep the file's"
+    if max(same) > 0.6:  # else all of them are drawn anew
+        told += ", as a set does: its order changes from run to run of Python, too"
+        why = ""
+    hint = "sort the prompts themselves before you shuffle them, and nothing else decides"
+    expect(min(same) == 1, f"{told}; {hint}{why}")

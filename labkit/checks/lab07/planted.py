@@ -1,12 +1,12 @@
 """Rows for exercise 7.1: clean ones, and such with planted faults, a kind of fault at a time."""
 
 from labkit.checks.compare import draw
-from labkit.checks.lab07.miscounted import TURN
+from labkit.checks.lab07.miscounted import BLANK_ASKED, BLANK_BEFORE, FITS, OPENED, OPENING, TURN
 from labkit.labs import tiny
 
 KEYS = ("trains_on_nothing", "no_end", "truncated", "bad_roles", "duplicates")
 words = tiny.words
-LENGTH = 24  # max_length; the longest clean row has just so many tokens
+LENGTH = 30  # max_length; the longest clean row has just so many tokens
 
 
 def row(question, answer, system=None):
@@ -17,8 +17,8 @@ def row(question, answer, system=None):
 
 
 def of_length(rng, prompt, answer=2):
-    """A row: its prompt's tokens, `<assistant>` behind it included, and its answer's words."""
-    return row(words(rng, prompt - TURN - 1), words(rng, answer))
+    """A row: its prompt's tokens, the generation prompt included, and its answer's words."""
+    return row(words(rng, prompt - TURN - OPENING), words(rng, answer))
 
 
 def clean(rng, n=4):
@@ -36,10 +36,9 @@ ENDS = "look for the end among the labels left by the cut: each turn of the prom
 def faults(rng):
     """`{what the rows are: (rows, counts that are not zero, {wrong count's key: why})}`."""
     cut = "cut on the right at max_length, nothing of its answer is left"
-    blank = "a blank answer teaches to say nothing: strip() it"
     mid = [of_length(rng, LENGTH - 3, 4), of_length(rng, LENGTH - 2, 2)]
     gone = [of_length(rng, LENGTH + n) for n in (1, 5)]
-    opened = "the generation prompt belongs to the prompt: behind it no label is left (>=, not >)"
+    opened = f"{OPENED}; {FITS}"
     line = [of_length(rng, LENGTH - 3, 2)]
     return {
         "whose prompt fills max_length": (
@@ -68,26 +67,55 @@ def faults(rng):
             {"truncated": 1},
             {"no_end": "its end token is left: look for it among the labels that are left"},
         ),
-        "with a blank answer": (
-            [row(words(rng, 4), blank) for blank in ("", "  ", "\n")],
-            {"trains_on_nothing": 3},
-            {"trains_on_nothing": blank, "no_end": "it counts as trains_on_nothing alone"},
-        ),
-        **_blank_and_cut(rng),
+        **_blank(rng),
+        **_blank_elsewhere(rng),
         **_bad(rng),
         **_repeated(rng),
         **_alike(rng),
     }
 
 
-def _blank_and_cut(rng):
-    """Rows with a blank answer that is cut off, or midway, where it has many line breaks."""
+def _blank(rng):
+    """Rows with a blank answer: whole, cut off, or cut midway, where it has many line breaks."""
+    blank = "a blank answer teaches to say nothing: strip() it"
     question = of_length(rng, LENGTH - 4)["messages"][0]["content"]
     counts = {"trains_on_nothing": 1, "truncated": 1}
     why = {key: "it trains on nothing, and counts so once, and not as no_end" for key in counts}
     return {
+        "with a blank answer": (
+            [row(words(rng, 4), blank) for blank in ("", "  ", "\n")],
+            {"trains_on_nothing": 3},
+            {"trains_on_nothing": blank, "no_end": "it counts as trains_on_nothing alone"},
+        ),
         "with a blank answer, cut off": ([of_length(rng, LENGTH + 1, 0)], counts, why),
         "with an answer of line breaks, cut midway": ([row(question, "\n" * 9)], counts, why),
+    }
+
+
+def _blank_elsewhere(rng):
+    """Rows of which another message is blank than the last, and of two turns the last alone."""
+
+    def turns(first, last):
+        both = (row(words(rng, 2), answer)["messages"] for answer in (first, last))
+        return [{"messages": [*next(both), *next(both)]}]
+
+    last = "it is the last answer that is learned, and here it is blank"
+    return {
+        "of two turns, whose last answer is blank": (
+            turns(words(rng, 1), " "),
+            {"trains_on_nothing": 1},
+            {"trains_on_nothing": last},
+        ),
+        "of two turns, whose first answer is blank": (
+            turns(" ", words(rng, 1)),
+            {},
+            {"trains_on_nothing": BLANK_BEFORE},
+        ),
+        "with a blank question": (
+            [row(" ", words(rng, 2))],
+            {},
+            {"trains_on_nothing": BLANK_ASKED},
+        ),
     }
 
 

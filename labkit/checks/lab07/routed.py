@@ -45,12 +45,7 @@ def expect_swaps(swap_cost, seed):
         runs.append((name, call, got))
     with part():
         for name, call, got in runs:
-            active = ", ".join(got["active"])
-            hint = "switch with model.set_adapter(adapter_name)"
-            hint += ", and leave it so" * got["switched"]
-            expect(got["active"] == [name], f"after {call} the active adapter is {active}: {hint}")
-            told = f"after {call} the layers have it, but model.active_adapter is {got['named']!r}"
-            expect(got["named"] == name, f"{told}: {hint}")
+            _expect_active(name, f"after {call}", got)
     with part():
         sizes, cases = served.adapter_bytes(seed), []
         for name, call, got in runs:
@@ -58,8 +53,9 @@ def expect_swaps(swap_cost, seed):
             cases.append((f'{call}["bytes"]', got["cost"]["bytes"], sizes["bytes"][name], known))
         expect_numbers(cases)
     with part():
-        for _, call, got in runs:
-            _expect_seconds(got["cost"]["seconds"], got["took"], f'{call}["seconds"]')
+        for name, call, got in runs:
+            least = QUICKEST if got["layers"] == [name] else 0  # else there is nothing to time
+            _expect_seconds(got["cost"]["seconds"], least, got["took"], f'{call}["seconds"]')
     for _, call, got in runs:
         changed = ", ".join(got["changed"])
         expect(not changed, f"{call} changes more than the adapter: {changed}")
@@ -107,7 +103,22 @@ def _byte_guesses(name, sizes, before):
     return guesses
 
 
-def _expect_seconds(seconds, took, call):
+def _expect_active(name, after, got):
+    """The layers have the adapter, and both models around them name it."""
+    layers = ", ".join(got["layers"]) or "none, since the layers are switched off"
+    hint = "switch with model.set_adapter(adapter_name)"
+    hint += ", and leave it so" * got["switched"]
+    named = name in (got["named"], *got["active"])
+    if named and name not in got["layers"] and not got["switched"]:
+        told = f"{after} model names {name} as its adapter, but the layers still have {layers}"
+        raise CheckFailed(f"{told}: setting an attribute reaches no layer; {hint}")
+    expect(got["layers"] == [name], f"{after} the active adapter is {layers}: {hint}")
+    for path, named in (("", got["named"]), ("base_model.", ", ".join(got["active"]))):
+        told = f"{after} the layers have it, but model.{path}active_adapter is {named!r}"
+        expect(named == name, f"{told}: {hint}")
+
+
+def _expect_seconds(seconds, least, took, call):
     told = f"{call} is {seconds!r}"
     good = type(seconds) in (int, float) and seconds > 0
     hint = ": the end minus the start" if type(seconds) in (int, float) else ": a float"
@@ -115,7 +126,7 @@ def _expect_seconds(seconds, took, call):
     hint = "is it in milliseconds, or a time of day?"
     expect(seconds <= took + 1e-3, f"{told}, more than the {took:.2g} s of the whole call: {hint}")
     hint = "the switch lies between the two looks at the clock"
-    expect(seconds > QUICKEST, f"{told}, less than any switch takes: {hint}")
+    expect(seconds > least, f"{told}, less than any switch takes: {hint}")
 
 
 def expect_routed(route, seed, prompts):

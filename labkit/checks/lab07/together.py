@@ -18,7 +18,7 @@ from labkit.labs.lab07 import probes
 
 AS_X = "what is shaped as x is (n, d_in): zeros are of the result's shape, x.new_zeros(n, d_out)"
 ALONE = "x has d_in numbers a row and the result d_out: it is the update alone"
-OF_X = "the zeros of torch.zeros are in fp32: x.new_zeros(n, d_out), or .to(x.dtype)"
+OF_X = "torch.zeros and .float() give fp32: x.new_zeros(n, d_out), or .to(x.dtype) in the end"
 SQUEEZED = "squeeze() without an axis takes that of the rows with it, if there is one: squeeze(-1)"
 LONE = dict.fromkeys(("must be a 3D", "same number of dimensions", "out of range"), SQUEEZED)
 BATCH = {
@@ -95,7 +95,8 @@ def _expect(batched_lora, what, A, B, scaling, index, rng):
         known["the rows with index -1 are not zeros, and only they are wrong"] = some
     with unnamed(lambda: _expect_simple(batched_lora, call, got, (x, A, B, scaling, index))):
         expect_close(got, wanted, call, known)
-    expect(got.dtype == x.dtype, f"{call} is in {got.dtype}, wanted the dtype of x; {OF_X}")
+    hint = OF_X if got.dtype == torch.float32 else "bring it to that in the end, .to(x.dtype)"
+    expect(got.dtype == x.dtype, f"{call} is in {got.dtype}, wanted the dtype of x; {hint}")
 
 
 def _right_when_square(batched_lora):

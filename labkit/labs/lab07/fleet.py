@@ -90,6 +90,7 @@ def _fill(model, rng, brief):
 def swapped(swap_cost, seed, name):
     """What `swap_cost(model, name)` returns, the active adapters then, and the call's seconds.
 
+    `layers`: those of PEFT's layers; `active`, `named`: those that the two models around them name;
     `switched`: whether set_adapter was called; `changed`: what else of the model is other than
     before. Another adapter is active at first.
     """
@@ -113,12 +114,19 @@ def swapped(swap_cost, seed, name):
     return {
         "cost": cost,
         "active": list(model.base_model.active_adapters),
+        "layers": sorted({name for m in model.modules() for name in _active(m)}),
         "named": str(model.active_adapter),
         "before": before,
         "switched": bool(switches),
         "took": took,
         "changed": [what for what in changed if what != "its active adapter"],
     }
+
+
+def _active(module):
+    """The active adapters of one of PEFT's layers; [] for another module, or one switched off."""
+    layer = hasattr(module, "base_layer") and not module.disable_adapters
+    return module.active_adapters if layer else []
 
 
 def routed(route, seed, prompts, adapter_names, training=True):

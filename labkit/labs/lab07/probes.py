@@ -26,8 +26,9 @@ TURNS = "conversation roles must alternate user and assistant"
 def chat_tokenizer(style):
     """A tokenizer, a word a token, with a chat template that refuses odd roles, as many do.
 
-    A turn is `<role> words <end> <line>`, and a line break in it is a token. `style` is "plain", or
-    "bos": template and tokenizer both put a <start> first, or "endless": it writes no <end>.
+    A turn is `<role> <line> words <end> <line>`, and a line break in it is a token. `style` is
+    "plain", or "bos": template and tokenizer both put a <start> first, or "endless": it writes no
+    <end>.
     """
     tokenizer = tiny.language_model(0)[1]
     special = [f"<{role}>" for role in ROLES] + ["<line>", "\n"]
@@ -41,8 +42,8 @@ def chat_tokenizer(style):
         + "{% if not (m['role'] == 'system' and loop.first) %}"
         + "{% if m['role'] != ('user', 'assistant')[ns.turn % 2] %}"
         + "{{ raise_exception('" + TURNS + "') }}{% endif %}{% set ns.turn = ns.turn + 1 %}"
-        + "{% endif %}<{{ m['role'] }}> {{ m['content'] }} " + end + "<line> "
-        + "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        + "{% endif %}<{{ m['role'] }}> <line> {{ m['content'] }} " + end + "<line> "
+        + "{% endfor %}{% if add_generation_prompt %}<assistant> <line>{% endif %}"
     )  # fmt: skip
     return tokenizer
 
