@@ -1,5 +1,7 @@
 """What misconceptions give for the parameters of A and B, for lab 3."""
 
+import itertools
+
 
 def counted(shapes: dict, r: int) -> dict:
     """Wrong counts at rank r for matrices `{name: (d_out, d_in)}`, by message."""
@@ -20,4 +22,15 @@ def counted(shapes: dict, r: int) -> dict:
         "a bias of A and one of B are counted too; they have none": (
             r * (d_out + d_in + len(pairs)) + d_out
         ),
+    }
+
+
+def left_out(shapes: dict, r: int) -> dict:
+    """Counts without some of a few matrices, as where their names decide."""
+    total, most = r * sum(map(sum, shapes.values())), len(shapes) if len(shapes) < 8 else 0
+    return {
+        f"{', '.join(some)} left out: all that shapes names is adapted, whatever its name": total
+        - r * sum(sum(shapes[name]) for name in some)
+        for size in range(1, most)
+        for some in itertools.combinations(shapes, size)
     }

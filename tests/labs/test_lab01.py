@@ -424,6 +424,7 @@ CUTS = [
     (_cut(lambda U, S, Vh, r: (U[:, r:] * S[r:]) @ Vh[r:]), "leaves out"),
     (_cut(lambda U, S, Vh, r: (U[:, : r + 1] * S[: r + 1]) @ Vh[: r + 1]), "r + 1"),
     (_cut(lambda U, S, Vh, r: (U[:, : r - 1] * S[: r - 1]) @ Vh[: r - 1]), "r - 1"),
+    (_cut(lambda U, S, Vh, r: (U[:, :-r] * S[:-r]) @ Vh[:-r]), "the last r terms are cut"),
     (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r], Vh[:r])), "2 things, wanted one matrix"),
     (lambda W, r: W, "nothing is cut"),
     (lambda W, r: (lambda s: s.U[:, :r] * s.S[:r] @ s.Vh[:r])(svd(W)), "full_matrices=False"),
@@ -580,6 +581,12 @@ ERRORS = [
     (lambda W, r: f"{relative_error(W, r):.3f}", "gave text"),
 ]
 
+
+def _rounds_but_whole(d_out, d_in):
+    r = round(d_out * d_in / (d_out + d_in))
+    return r - (r * (d_out + d_in) == d_out * d_in)
+
+
 PARAMETERS = [
     (lambda o, i, r: o * i * r, break_even_rank, "add"),
     (lambda o, i, r: o * i, break_even_rank, "this is W"),
@@ -603,7 +610,9 @@ PARAMETERS = [
     (lora_params, lambda o, i: break_even_rank(o, i) or None, "no rank saves"),
     (lora_params, lambda o, i: max(r for r in range(1, i) if r * (o + i) < o * i), "no rank saves"),
     (lora_params, lambda o, i: o * i // (o + i) + 1, "one too many"),
-    (lora_params, lambda o, i: o * i // (o + i) - 1, "one too few"),
+    (lora_params, lambda o, i: o * i // (o + i) - 1, "1 is taken off always"),
+    (lora_params, lambda o, i: max(0, o * i // (o + i) - 1), "1 is taken off always"),
+    (lora_params, lambda o, i: break_even_rank(o, i) - 1, "one too few"),
     (lora_params, lambda o, i: o * i / (o + i), "round down"),
     (lora_params, lambda o, i: float((o * i - 1) // (o + i)), "int"),
     (lora_params, lambda o, i: i // 2, "square"),
@@ -612,6 +621,7 @@ PARAMETERS = [
     (lora_params, lambda o, i: min(o, i) - 1, "full rank"),
     (lora_params, lambda o, i: math.ceil(o * i / (o + i)), "one too many"),
     (lora_params, lambda o, i: round(o * i / (o + i)), "round down"),
+    (lora_params, _rounds_but_whole, "rounded to the nearest"),
     (lora_params, lambda o, i: max(1, break_even_rank(o, i)), "where no rank saves it is 0"),
     (lora_params, lambda o, i: o * i // (2 * (o + i)), "half of it"),
     (lora_params, lambda o, i: i // 2 - 1, "half of d_in, less one"),
@@ -729,6 +739,10 @@ def _on_directions_of_w0(W0, W1, r):
     return W0 + U @ (U.T @ (W1 - W0))
 
 
+def _last_cut(W, r):
+    return best_rank_r(W, max(0, min(W.shape) - r))
+
+
 UPDATES = [
     (lambda W0, W1, r: best_rank_r(W1, r), "it cuts W1"),
     (lambda W0, W1, r: 2 * W0 + best_rank_r(W1 - W0, r), "W0 is added twice"),
@@ -749,6 +763,7 @@ UPDATES = [
     (lambda W0, W1, r: W1 - truncate_update(W0, W1, r), "rest of the update"),
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r - 1), "r - 1"),
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r + 1), "r + 1"),
+    (lambda W0, W1, r: W0 + _last_cut(W1 - W0, r), "the last r terms are cut"),
     (lambda W0, W1, r: best_rank_r(W1, r) - best_rank_r(W0, r), "one by one"),
     (lambda W0, W1, r: W0 + best_rank_r(W1 - W0, r) / 2, "what is added to W0: 0.5x"),
     (lambda W0, W1, r: truncate_update(W0, W1, r).numpy(), "NumPy array"),

@@ -514,10 +514,19 @@ def _wide_alone(shapes, r):
     return count_lora_params({n: s for n, s in shapes.items() if not n.endswith(narrow)}, r)
 
 
+def _of_names(counts):
+    """A count of the matrices whose names it likes."""
+    return lambda s, r: count_lora_params({n: pair for n, pair in s.items() if counts(n)}, r)
+
+
 COUNTS = [
     (_kinds, "names that end alike"),
     (lambda s, r: count_lora_params(dict(list(s.items())[:-1]), r), "last matrix is left out"),
     (_wide_alone, "k and v are left out"),
+    (_of_names(lambda name: "head" not in name), "lm_head left out: all that"),
+    (_of_names(lambda name: "proj" in name), "h.0.attn.c_attn, lm_head left out: all that"),
+    (_of_names(lambda name: "mlp" not in name), "layers.1.mlp.up_proj left out: all that"),
+    (_of_names(lambda name: "q_proj" in name or "v_proj" in name), "only q and v are counted"),
     (lambda shapes, r: count_lora_params(shapes, r) + len(shapes), "one more a matrix"),
     (lambda shapes, r: sum(r * (o + i) // 2 for o, i in shapes.values()), "half of it"),
     (lambda s, r: sum(r * (o + i) + o for o, i in s.values()), "a bias is counted too"),
@@ -746,7 +755,8 @@ RENDERED = [
     (lambda m, t: [t.bos_token_id, *render_prompt(m, t)], "two BOS stand in front"),
     (lambda m, t: [t.bos_token_id, *render_prompt(m, t)], "a BOS stands in front that this"),
     (lambda m, t: [*render_prompt(m, t), t.eos_token_id], "an end token stands behind it"),
-    (_empty_answer, ("an end token stands behind it", "reads")),
+    (_empty_answer, "that of an empty assistant message, which the template closes: add neither"),
+    (_rendered(lambda m: m[:-1]), "the user's last one too, which messages[:-1] takes off"),
     (_asked_twice, "the generation prompt stands there twice"),
     (_rendered(lambda m: m[-1:]), "the last message alone is rendered"),
     (_rendered(lambda m: m[1:] if m[0]["role"] == "system" else m), "the system message is"),
@@ -848,7 +858,33 @@ def _halves(p, a, n, ids, labels):
     return p + a[: n - len(p)], [-100] * len(p) + a[: n - len(p)]
 
 
+def _cut_where(too_long, kept):
+    """A fit that cuts an answer to `kept(n)` tokens where `too_long(its length, n)`."""
+
+    def wrong(prompt_ids, answer_ids, max_length):
+        answer, n = answer_ids, max_length
+        answer = answer[: kept(n)] if too_long(len(answer), n) else answer
+        room = n - len(answer)
+        prompt = prompt_ids[-room:] if room else []
+        return prompt + answer, [-100] * len(prompt) + answer
+
+    return wrong
+
+
+def _ends_at_once(p, a, n, ids, labels):
+    return (ids[: n - 1], labels[: n - 1]) if len(a) >= n else (ids, labels)
+
+
+def _labels_uncut(p, a, n, ids, labels):
+    return ids, ([-100] * len(p) + a[:n])[: len(ids)]
+
+
 FITTED = [
+    (_fit(_ends_at_once), "an answer of exactly max_length fits whole, its end token too"),
+    (_fit(_ends_at_once), "keeps its first max_length tokens, not max_length - 1"),
+    (_cut_where(int.__ge__, lambda n: n - 1), "exactly max_length fits whole, its end token too"),
+    (_cut_where(int.__gt__, lambda n: n - 1), "and no token of the prompt has room"),
+    (_fit(_labels_uncut), "the prompt is cut, but its labels are not, so the answer's labels"),
     (fit_given, "the prompt fills the row, and it trains on nothing"),
     (fit_given, "the answer loses its end"),
     (_fit(_prompt_behind), "the prompt loses its end, where the question is"),

@@ -32,7 +32,8 @@ def optimal(best_rank_r):
     """as near to W as rank r can be: square, tall, wide, rank-deficient, r beyond the rank"""
     rng = generator()
     cases = []
-    for d_out, d_in, r in [(6, 6, 4), (9, 5, 3), (5, 9, 3), (6, 6, 1), (7, 4, 9), (4, 7, 9)]:
+    shapes = [(6, 6, 4), (9, 8, 3), (8, 9, 3), (6, 6, 1)]  # the last r cut are not all but r - 1
+    for d_out, d_in, r in [*shapes, (7, 4, 9), (4, 7, 9)]:
         cases.append((f"W of shape {(d_out, d_in)}", randn(d_out, d_in, rng=rng), r))
     cuts.expect_no_limit(best_rank_r, randn(8, 6, rng=rng))
     thin = randn(8, 2, rng=rng) @ randn(2, 6, rng=rng)
@@ -215,7 +216,7 @@ def truncates(truncate_update, energy_within):
 
 def _expect_updates(truncate_update, rng):
     cases = []
-    for d_out, d_in, r in [(6, 6, 3), (8, 5, 1), (5, 8, 3), (8, 5, 9)]:
+    for d_out, d_in, r in [(6, 6, 4), (8, 5, 1), (6, 8, 4), (8, 5, 9)]:
         W0 = randn(d_out, d_in, rng=rng)
         cases.append((W0, W0 + 0.5 * randn(d_out, d_in, rng=rng), r))
     if len(every(lambda *case: _expect_truncated(truncate_update, *case), cases)) == len(cases):

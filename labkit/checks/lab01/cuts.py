@@ -50,12 +50,28 @@ def _entries(W, r):
     }
 
 
+def _miscounted(W, r):
+    """Sums of other terms of the SVD than the first r."""
+    return {
+        "it keeps the first term alone; the best matrix is the sum of the first r": best(W, 1),
+        "the last r terms are cut; keep the first r, and cut all others": best(
+            W, max(0, min(W.shape) - r)
+        ),
+        "it keeps r - 1 directions, one too few": best(W, r - 1),
+        "it keeps r + 1 directions, one too many": best(W, r + 1),
+        "it keeps term r alone; the best matrix is the sum of the first r": best(W, r + 1)
+        - best(W, r),
+        "it keeps the last of the r terms alone; add them up": best(W, r) - best(W, r - 1),
+    }
+
+
 def cuts(W, r):
     """Wrong versions of the best matrix of rank r."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)  # signs as the learner's, in fp32
     head = torch.arange(len(S)) < r
     mean, (Q, R) = W.double().mean(0), torch.linalg.qr(W)
-    guesses = _entries(W, r) | {
+    guesses = _entries(W, r) | _miscounted(W, r)
+    guesses |= {
         "that is QR, whose columns come in the order of W's; the SVD's come by size": Q[:, :r]
         @ R[:r],
         "it is zero: no term is kept at all": 0 * W,
@@ -71,12 +87,6 @@ def cuts(W, r):
         "that is sqrt(S); split over two factors it comes in both": (U * S.sqrt() * head) @ Vh,
         "this is what the cut leaves out, W minus the answer": W - best(W, r),
         "it is W itself, nothing is cut": W,
-        "it keeps the first term alone; the best matrix is the sum of the first r": best(W, 1),
-        "it keeps r - 1 directions, one too few": best(W, r - 1),
-        "it keeps r + 1 directions, one too many": best(W, r + 1),
-        "it keeps term r alone; the best matrix is the sum of the first r": best(W, r + 1)
-        - best(W, r),
-        "it keeps the last of the r terms alone; add them up": best(W, r) - best(W, r - 1),
         "the mean is taken off first: that is PCA; the SVD of W itself is asked": mean
         + best(W - mean, r),
         "the mean is taken off and lost: that is PCA; cut W itself": best(W - mean, r),

@@ -7,6 +7,7 @@ from labkit.contract import expect, observe, part
 from labkit.labs.lab01 import probes
 
 FLOATS = "a float falls just above or below a whole number there: stay with integers, * and //"
+ALWAYS = "1 is taken off always: only where the quotient is whole do A and B store as many as W"
 
 
 def expect_break_even(break_even_rank, shapes):
@@ -71,6 +72,7 @@ def guesses(d_out, d_in):
         "twice too many: that is the harmonic mean of the sides, less what is over": (
             (2 * d_out * d_in - 1) // (d_out + d_in)
         ),
+        "it is rounded to the nearest: round down": round(d_out * d_in / (d_out + d_in)),
         "one too many: at that rank A and B store more than W, or as many": wanted + 1,
         "one too many: at that rank A and B store more than W": d_out * d_in // (d_out + d_in) + 1,
         "one too few where the quotient's fraction is below a half: only a whole one loses 1": max(
@@ -80,8 +82,9 @@ def guesses(d_out, d_in):
             wanted if wanted + 1 < min(d_out, d_in) else 0
         ),
         "one too few: at the next rank A and B still store fewer than W": wanted - 1,
+        ALWAYS: max(0, d_out * d_in // (d_out + d_in) - 1),
+        f"{ALWAYS}; and where no rank saves it is 0": d_out * d_in // (d_out + d_in) - 1,
         "never below 1: where no rank saves it is 0": max(1, wanted),
-        "it is rounded to the nearest: round down": round(d_out * d_in / (d_out + d_in)),
         "that is the full rank, where A and B store more than W": min(d_out, d_in),
         "one below the full rank, where A and B store more than W": min(d_out, d_in) - 1,
         "that is half of it: r counts for A and for B at once": d_out

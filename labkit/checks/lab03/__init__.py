@@ -47,12 +47,13 @@ def counts(count_lora_params):
     """equals PEFT's count on SmolLM2-135M, Llama-2-7B and Llama-3.1-8B"""
     rng, cases = generator(), []
     ranks = [(11, 13, 17, 19, 23)[i] for i in torch.randperm(5, generator=rng)[:2]]
+    names = [f"layers.{i}.{part}" for i in range(2) for part in ("q_proj", "mlp.up_proj")]
+    names[2:2] = "h.0.attn.c_attn", "lm_head"  # a name decides nothing
     for r in ranks:  # no rank is a factor that somebody writes down, and no two are the same
-        names = [f"layers.{i}.{part}" for i in range(2) for part in ("q_proj", "mlp.up_proj")]
         shapes = {name: (draw(10, 49, rng), draw(50, 99, rng)) for name in names}
         shapes |= {name: shapes[name][::-1] for name in names[1::2]}  # an MLP's are taller
         wanted = r * sum(sum(pair) for pair in shapes.values())
-        call = f"count_lora_params({{{names[0]!r}: {shapes[names[0]]}, … 3 more}}, r={r})"
+        call = f"count_lora_params({{{names[0]!r}: {shapes[names[0]]}, … 5 more}}, r={r})"
         got = ask("", count_lora_params, shapes, r, hint=LOOPS)
         cases.append((call, got, wanted, guesses.counts(shapes, r)))
     expect_numbers_or_first(cases)  # one alone may be a misconception's by accident

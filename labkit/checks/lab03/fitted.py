@@ -92,6 +92,8 @@ def _misfit(prompt, answer, n):
     if len(answer) > n:
         told = "an answer that was cut has no label left; its head is worth learning"
         known[told] = (answer[:n], [IGNORED] * n)
+    if len(answer) >= n:
+        known |= _cut_too_early(prompt, answer, n)
     told = "cut on the right: the answer loses its end, though the prompt has tokens to spare"
     known[told] = (both[:n], marks[:n])
     known["the prompt is left out, though there is room"] = (answer[:n], answer[:n])
@@ -99,6 +101,16 @@ def _misfit(prompt, answer, n):
     known[told] = (both[-n:], marks[-n:])
     pairs = {message: _row(*parts) for message, parts in _parts(prompt, answer, n).items()}
     return known | pairs | {"nothing is cut": (both, marks)} | _relabelled(prompt, answer, n)
+
+
+def _cut_too_early(prompt, answer, n):
+    """Rows of answers of n tokens or more of which n - 1 are kept."""
+    told = "an answer that is too long keeps its first max_length tokens, not max_length - 1"
+    if len(answer) == n:
+        told = "an answer of exactly max_length fits whole, its end token too: it is cut only "
+        told += "where it is longer (is it >= for >, or max_length - 1?)"
+    filled = f"{told}, and no token of the prompt has room"
+    return {told: _row([], answer[: n - 1]), filled: _row(prompt[-1:], answer[: n - 1])}
 
 
 def _row(prompt, answer):
@@ -144,7 +156,8 @@ def _relabelled(prompt, answer, n):
     ids, right = _row(tail, cut)
     more = n - len(ids)
     return {
-        "the answer is cut, but not the prompt's labels: both lists lose the same tokens": (
+        "the prompt is cut, but its labels are not, so the answer's labels fall off: as many -100 "
+        "as prompt tokens are kept": (
             ids,
             ([IGNORED] * len(prompt) + cut)[: len(ids)],
         ),

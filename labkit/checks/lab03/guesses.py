@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from labkit.checks.counts import counted
+from labkit.checks.counts import counted, left_out
 
 
 def counts(shapes, r):
@@ -44,6 +44,7 @@ def counts(shapes, r):
             min(r, o, i) * (o + i) for o, i in pairs
         ),
         "this adds the dense weights; LoRA trains A and B alone": r * (d_out + d_in) + dense,
+        **left_out(shapes, r),
     } | {
         f"this is for r={k}, whatever r is: use r": k * (d_out + d_in)
         for k in (4, 8, 16, 32, 64)
@@ -64,7 +65,7 @@ def _counted_by_name(shapes, r):
         "this is a share of the dense weights; wanted how many": total / sum(map(math.prod, pairs)),
         "the longer side is used twice, as if matrices were square": 2 * r * sum(map(max, pairs)),
         "the shorter side is used twice, as if matrices were square": 2 * r * sum(map(min, pairs)),
-        "only q and v, or no MLP, are counted; all that shapes names is adapted": few,
+        "only q and v are counted; all that shapes names is adapted": few,
         "that is half of it, from the mean of both sides: A and B add them": sum(
             r * (sum(pair) // 2) for pair in pairs
         ),

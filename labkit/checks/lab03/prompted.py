@@ -10,6 +10,8 @@ PROMPTS = {
     "returned a BatchEncoding": 'take its ["input_ids"], or pass return_dict=False',
     "returned an Encoding": 'take its ["input_ids"], or pass return_dict=False',
     "add_generation_tokens": "its name is add_generation_prompt",
+    "empty conversation": "no message is left here: all of them are the prompt, the user's last "
+    "one too, which messages[:-1] takes off",
     "continue_final_message": "the last message is the user's, and whole: add_generation_prompt",
     "unexpected keyword": "the parameters are messages and tokenizer",
     "indices must be": "messages is a list of dicts with role and content",
@@ -89,7 +91,8 @@ def _faults(got, wanted, messages, bos, tokenizer):
     if ids == wanted[1:] and not bos:
         return [*faults, "its first token is gone, and that is no BOS here"]
     if ids in ([*wanted, end], [*wanted[:-1], end]):
-        more = "an end token stands behind it: the model is to write on"
+        more = "an end token stands behind it, yours or that of an empty assistant message, which "
+        more += "the template closes: add neither, add_generation_prompt=True opens the turn"
         return [NO_PROMPT] * (ids[-2:-1] != wanted[-1:]) + [*faults, more]
     for kept, told in _shorter(messages, bos):
         if ids in (kept, kept[:-1]):
