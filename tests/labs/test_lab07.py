@@ -412,7 +412,7 @@ AUDITS = [
         "each turn of the prompt has an end token",
     ),
     (_audit(end=lambda ids, learned, eos: eos not in learned[-1:]), "before the line break"),
-    (_audit(apart=False), ("counts there alone", "counts as trains_on_nothing alone")),
+    (_audit(apart=False), ("not counted in no_end as well", "counts as trains_on_nothing alone")),
     (_audit(key=lambda ms: str(ms)), "fold case and space"),
     (_audit(key=lambda ms: str(ms).lower()), "here case alone is folded"),
     (_audit(key=lambda ms: str([m["content"].split() for m in ms])), "here space alone is folded"),

@@ -156,7 +156,7 @@ def _no_end(n):
     return {
         "look for the end in ids[len(prompt):max_length], what the cut leaves of the answer: "
         "each turn of the prompt has an end token, too": lambda f: False,
-        "a row that trains on nothing counts there alone: here it has no end as well": (
+        "a row that trains on nothing is not counted in no_end as well: elif": (
             lambda f: f.prompt >= n or f.ends[-1] >= n
         ),
         OPENED: lambda f: f.prompt - OPENING < n <= f.ends[-1] and not f.blank,

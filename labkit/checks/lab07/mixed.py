@@ -56,7 +56,8 @@ def guesses(x, A, B, scaling, index):
     share = kept * alone(x, A, B, scaling[wrapped.flip(0)[0]].expand(K), index)
     known = {
         NONE: last,
-        "rows with index -1 get the first adapter; they get zeros": first,
+        "rows with index -1 get the first adapter; they get zeros: ask which they are before "
+        "index is clamped": first,
         **_of_scaling(x, A, B, scaling, index),
         "all rows have the first adapter: each has its own, by index": alone(
             x, A, B, scaling, flat

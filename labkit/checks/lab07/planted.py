@@ -44,7 +44,10 @@ def faults(rng):
         "whose prompt fills max_length": (
             gone,
             {"trains_on_nothing": 2, "truncated": 2},
-            {"trains_on_nothing": cut, "no_end": "it trains on nothing, and counts there alone"},
+            {
+                "trains_on_nothing": cut,
+                "no_end": "it trains on nothing, and is not counted in no_end as well: elif",
+            },
         ),
         "whose prompt has just max_length tokens": (
             [of_length(rng, LENGTH)],

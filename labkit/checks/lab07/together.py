@@ -194,7 +194,8 @@ def _expect_work(batched_lora, A, B, scaling, rng):
     with part():
         large = [shape for shape in few["large"] if not _gathered(shape)]
         shape = " x ".join(map(str, large[0])) if large else ""
-        hint = "x passes through A first, and then through B: never B @ A"
+        hint = "x passes through A first, and then through B: never B @ A, not inside an einsum "
+        hint += "of all three"
         expect(not large, f"batched_lora makes a tensor of {shape}; {hint}")
 
 
