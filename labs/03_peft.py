@@ -789,8 +789,8 @@ def perplexity(model, tokenizer, texts):
     # BEGIN SOLUTION
     total = count = 0
     for text in texts:
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        ids = ids.to(model.device)  # (1, n)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([ids], device=model.device)  # (1, n)
         with torch.no_grad():
             logits = model(ids).logits[0, :-1].float()  # (n - 1, vocab)
         total += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()

@@ -138,7 +138,7 @@ def test_a_check_that_is_broken_is_not_the_learners_fault(judge, tmp_path, monke
         ("1 / 0", "ZeroDivisionError"),
         ("x = 1", "no check"),
         (BAD.replace("2.12", "2.9"), "two checks are of exercise 2.9"),
-        (BAD.replace("2.12", "9.1"), "9.1 is of lab 9, and there is none"),
+        (BAD.replace("2.12", "9.9"), "9.9 is of lab 9, and there is none"),
     ],
 )
 def test_own_checks_that_are_none(text, word, tmp_path):
