@@ -72,6 +72,10 @@ def number(f):
     return lambda W, dW, store: float(f(moved(W, dW, store), dW.float()))
 
 
+def all_squared_in_16_bits(W, dW, store):
+    return ((moved(W, dW, store) * dW.float()).sum() / (dW**2).sum()).item()
+
+
 def in_place(W, dW, store):
     before = store(W.float()).float()
     change = store(W.add_(dW)).float() - before
@@ -167,4 +171,5 @@ WRONG = [
     (in_16_bits, "W.float() and dW.float() first"),
     (added_in_16_bits, "W.float() and dW.float() first"),
     (squared_in_16_bits, "W.float() and dW.float() first"),
+    (all_squared_in_16_bits, "the squares |dW|² are taken"),
 ]

@@ -361,6 +361,10 @@ UPDATES = [
     (lambda G, A, r, alpha, lr: -lr * torch.sign(G), "first step of full fine-tuning"),
     (lambda G, A, r, alpha, lr: -lr * alpha / r * torch.sign(G), "full fine-tuning, times"),
     (lambda G, A, r, alpha, lr: -lr * alpha / r * G.sign() @ A.T @ A, "the sign is taken of G"),
+    (
+        lambda G, A, r, alpha, lr: -lr * (alpha / r) ** 2 * G.sign() @ A.T @ A,
+        "the sign is taken of G, and alpha / r behind it",
+    ),
     (lambda G, A, r, alpha, lr: -lr * alpha / r * (G @ A.T @ A).sign(), "before it"),
     (_a_moves_after_b, "both gradients are taken at the old B"),
     (_shifted_sign, "a gradient of 0 moves nothing"),
@@ -605,6 +609,8 @@ RANKS = [
     ),
     (lambda shapes, budget: budget // _sides(shapes) or -1, "0 is wanted, not less"),
     (lambda shapes, budget: budget // sum(map(max, shapes.values())), "not the larger side alone"),
+    (lambda shapes, budget: budget // sum(2 * i for _, i in shapes.values()), "not twice d_in"),
+    (lambda shapes, budget: budget // sum(2 * o for o, _ in shapes.values()), "not twice d_out"),
     (lambda shapes, budget: min(64, budget // _sides(shapes)), "nothing but the budget limits it"),
     (
         lambda shapes, budget: min(*map(min, shapes.values()), budget // _sides(shapes)),
@@ -757,6 +763,11 @@ OVERLAPS = [
     (_in_numpy(lambda A, k: np.linalg.svd(A, False)[0][:, :k]), "left singular vectors"),
     (_in_numpy(lambda A, k: np.linalg.eigh(A.T @ A)[1][:, :k]), "eigh sorts upwards"),
     (_upwards, "eigh sorts upwards"),
+    (
+        _in_numpy(lambda A, k: np.linalg.eigh(A.T.astype(float) @ A)[1][:, :k]),
+        "the weakest directions: eigh sorts upwards",
+    ),
+    (_in_numpy(lambda A, k: np.linalg.svd(A)[2][-k:].T), "those of an SVD come first"),
     (_centred, "centred first, as PCA does"),
     (_product(lambda M, n: M.abs().max().item()), "largest overlap of two"),
     (_product(lambda M, n: torch.linalg.matrix_norm(M, 2).item() ** 2 / n), "another norm"),

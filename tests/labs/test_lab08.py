@@ -123,6 +123,11 @@ def laid_anew(logits, labels):
     return -F.cross_entropy(turned, labels[:, 1:], reduction="none").sum(1)
 
 
+def product_first(logits, labels):
+    p = logits[:, :-1].softmax(-1).gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0]
+    return p.where(labels[:, 1:] != -100, 1.0).prod(1).log()
+
+
 WRONG_LOGPROBS = [
     (laid_anew, "reshape lays the logits out anew"),
     (lambda x, y: torch.tensor([v.item() for v in sequence_logprob(x, y)]), "torch.tensor([...])"),
@@ -147,6 +152,7 @@ WRONG_LOGPROBS = [
     (logprob(logp=whole), "not normalised"),
     (logprob(logp=lambda x: x.softmax(-1)), "wanted their logarithms"),
     (logprob(logp=lambda x: x.softmax(-1).log()), "the logarithm of a softmax"),
+    (product_first, "or of a product of them"),
     (logprob(logp=lambda x: x.log_softmax(1)), "dim=-1 is the vocabulary"),
     (logprob(logp=lambda x: (x.softmax(-1) + 1e-9).log()), "wanted"),
     (logprob(logp=lambda x: x.log_softmax(-1) / math.log(2)), "base 2"),
@@ -574,10 +580,10 @@ WRONG_REFERENCES = [
     (reference(before=nothing, after=nothing), "a dropout was at work"),
     (reference(after=nothing), "the model evaluates, and it was training"),
     (reference(after=lambda model, mode: model.train()), "trains, and it was evaluating"),
-    (reference(safe=False), "where the model raises an exception"),
+    (reference(safe=False), "where the model raises an exception (MemoryError)"),
     (layers_left_off, "stays switched off"),
     (layers_by_hand, "where the model raises an exception"),
-    (swallowed, "nobody hears of it"),
+    (swallowed, "a `return` inside `finally`"),
     (grad_left_off, "gradients"),
     (copied, "copies the whole model"),
     (unloaded, "the adapter is gone"),
@@ -798,6 +804,16 @@ def grpo(
     return answer
 
 
+def weighing(f):
+    """logp, weighed by what is taken for the objective."""
+
+    def answer(logp, old_logp, advantages, mask, clip=0.2):
+        weight = f((logp - old_logp).exp(), advantages[:, None], clip)
+        return -(weight * logp * mask).sum() / mask.sum()
+
+    return answer
+
+
 def clipping(f):
     return grpo(objective=f)
 
@@ -897,7 +913,10 @@ WRONG_LOSSES = [
     (grpo(lambda new, old: (old - new).exp()), "upside down"),
     (grpo(lambda new, old: new / old), "logarithms are divided"),
     (grpo(lambda new, old: new.exp()), "old_logp is not used"),
-    (grpo(lambda new, old: new.exp() / (old.exp() + 1e-2)), ("in a small case", "weighs")),
+    (grpo(lambda new, old: new.exp() / (old.exp() + 1e-2)), ("in a small case", "the mean of A")),
+    (weighing(lambda r, a, c: r * a), "the ratio multiplies logp"),
+    (weighing(lambda r, a, c: r.clamp(1 - c, 1 + c).detach() * a), "the clipped ratio multiplies"),
+    (grpo(objective=lambda r, a, c: 0.3 * r.log() * a), "the loss is 0 times the mean of A"),
     (grpo(lambda new, old: (new - old).exp().detach()), "no gradient"),
     (grpo(lambda new, old: (new - new.detach()).exp()), "the ratio is 1 everywhere"),
     (grpo(gain=lambda a, m: a), ("one an answer", "advantages[:, None]")),

@@ -145,6 +145,9 @@ def _steps(G, A, r, alpha, lr):
         f"that is a first step of full fine-tuning; {of_b}": (-lr * G.sign()),
         f"that is a first step of full fine-tuning, times alpha / r; {of_b}": (-s * lr * G.sign()),
         f"the sign is taken of G; {of_b}": (-s * lr * G.sign() @ A.T @ A),
+        f"the sign is taken of G, and alpha / r behind it; {of_b}": (
+            -s * s * lr * G.sign() @ A.T @ A
+        ),
         "the sign is taken of the product with A; Adam sees B's gradient, before it": (
             -s * lr * (P @ A).sign()
         ),

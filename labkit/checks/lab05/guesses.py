@@ -33,10 +33,13 @@ def dense(shapes):
 LEFT = "these are left singular vectors; the right ones are the rows of Vh"
 COLUMNS = "these are columns of Vh; its rows are the right ones"
 CENTRED = "the rows were centred first, as PCA does; take A as it is"
+WEAKEST = "these are the weakest directions: eigh sorts upwards, so the top vectors come last "
+WEAKEST += "(those of an SVD come first)"
 TWINS = "matrices of one shape are counted once"
 
 
 ASKED = "is not asked for, take the largest rank that fits"
+EXACT = "one less than fits: a rank that meets the budget exactly is within it"
 NONE_FITS = "not even rank 1 fits: 0 is wanted"
 
 
@@ -45,11 +48,12 @@ def ranks_within(shapes, budget, wanted):
     exact = budget / sides(shapes)
     guesses = (
         ({} if wanted else {NONE_FITS: 1, f"{NONE_FITS}, not less": -1})
+        | {EXACT: (budget - 1) // sides(shapes)}
         | _costs(shapes, budget)
         | {
             "that rank is over the budget: round down": math.ceil(exact),
             "that rank is over the budget: round down, also above a half": round(exact),
-            "one less than fits: a rank that meets the budget exactly is within it": wanted - 1,
+            "one less than fits, whether it meets the budget exactly or not": wanted - 1,
             "one matrix alone may use it all; sum over shapes": min(
                 budget // sum(pair) for pair in shapes.values()
             ),
@@ -80,7 +84,6 @@ def ranks_within(shapes, budget, wanted):
             f"a multiple of 8 {ASKED}": wanted // 8 * 8,
             f"an even rank {ASKED}": wanted // 2 * 2,
             f"{TWINS}; add up the costs of all": budget // sum(map(sum, set(shapes.values()))),
-            "the budget is in numbers, not in bytes": budget // (4 * sides(shapes)),
         }
         | {"that is a fraction of a rank: round down, with //": exact}
     )
@@ -108,6 +111,9 @@ def _costs(shapes, budget):
         "a rank costs d_out + d_in, not twice the smaller side": (
             budget // sum(2 * min(pair) for pair in pairs)
         ),
+        "a rank costs d_out + d_in, not twice d_out": budget // (2 * d_out),
+        "a rank costs d_out + d_in, not twice d_in": budget // (2 * d_in),
+        "the budget is in numbers, not in bytes": budget // (4 * sides(shapes)),
         "the frozen weights are no part of the budget: adapters alone count": (
             max(0, budget - dense(shapes)) // sides(shapes)
         ),
@@ -161,6 +167,8 @@ def overlaps(A1, A2, i, j):
     }
     if i < len(A1) and j < len(A2):
         guesses[CENTRED] = shifted[0][:i] @ shifted[1][:j].T
+    if len(V1) == len(V2) == A1.shape[1]:  # elsewhere any basis of a null space may come first
+        guesses[WEAKEST] = own
     ranks, matrices = (len(A1), len(A2)), guesses
     guesses = {message: M.square().sum().item() / least for message, M in matrices.items()}
     guesses |= _norms(product, total, i, j, ranks)
@@ -173,18 +181,13 @@ def overlaps(A1, A2, i, j):
 
 def _free(linalg, A1, A2, i, j):
     """Products of vectors whose signs, or basis of a null space, torch or NumPy chose."""
-    (F1, F2), (T1, T2), (E1, E2) = (
-        [torch.as_tensor(matrices(A)) for A in (A1, A2)]
-        for matrices in (
-            lambda A: linalg.svd(A)[2],
-            lambda A: linalg.svd(A, full_matrices=False)[2],
-            lambda A: linalg.eigh(A.T @ A)[1],
-        )
+    (F1, F2), (T1, T2) = (
+        [torch.as_tensor(linalg.svd(A, full_matrices=full)[2]) for A in (A1, A2)]
+        for full in (True, False)
     )
     return ({COLUMNS: T1[:, :i].T @ T2[:, :j]} if len(A1) == len(A2) else {}) | {
         "these are columns of Vh; its rows are the right vectors (full_matrices=False)": F1[:, :i].T
         @ F2[:, :j],
-        "eigh sorts upwards, so the top vectors come last": E1[:, :i].T @ E2[:, :j],
     }
 
 

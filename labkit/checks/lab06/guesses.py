@@ -9,6 +9,8 @@ from labkit.checks.compare import close
 
 POWERS = {"nothing": 0, "sqrt(w)": 0.5, "w": 1, "w²": 2, "the 4th root of w": 0.25}
 SOFTMAX = "the weights go through softmax; take them as they are"
+MINUS = "the product has |w| in the place of w, so a minus is lost (is it in neither factor, or in "
+MINUS += "both?): the whole w on one of A and B"
 SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
 
 
@@ -62,7 +64,7 @@ def concatenated(adapters, weights):
         "a negative weight is taken for 0": [max(w, 0.0) for w in weights],
         SAY_IT_ALL: [w / n for w in weights],
         "the weights are normalised; take them as they are": [w / total for w in weights],
-        "both factors carry the sign of the weight, so a minus is lost": [abs(w) for w in weights],
+        MINUS: [abs(w) for w in weights],
         "the weights are in another order than the adapters": weights[::-1],
         "a weight of 0 is taken for 1": [w or 1.0 for w in weights],
         "the first weight is not used": [1.0, *weights[1:]],

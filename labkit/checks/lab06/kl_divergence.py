@@ -77,5 +77,7 @@ def _expect_finite(kl_divergence, rng, right):
         expect(finite, f"{call} gave {got!r}; {hint}")
         if right:
             wanted = guesses.kl(p, q).mean().item()
-            known = {hint: got if isinstance(got, float) else 0.0}
+            capped = "something caps a logarithm, such as an epsilon or a clamp, or leaves out a "
+            capped += "probability that is 0: use log_softmax"
+            known = {capped: got if isinstance(got, float) else 0.0}
             expect_number(got, wanted, call, known, tol=1e-3)

@@ -109,7 +109,13 @@ def as_grpo(run, call):
     loss = run(zero - 1, zero, torch.zeros(2), mask).item()
     told = f"where all advantages are 0 the loss is {loss:.3g}, wanted 0"
     expect(abs(loss) < 1e-4, f"{call}: {told}: something is added to it, such as a KL")
-    weights = [-run(zero, zero, torch.eye(2)[i], mask).item() for i in (0, 1)]
+    weights = [-run(zero - 1, zero - 1, torch.eye(2)[i], mask).item() for i in (0, 1)]
+    total = sum(weights)
+    told = (
+        f"where all ratios are 1 the loss is {0.0 - total:.3g} times the mean of A over all tokens"
+    )
+    even = abs(weights[1] - 3 * weights[0]) < 1e-3  # the weights are right, but for a factor
+    expect(not even or abs(total - 1) < 1e-3, f"{call}: {told}, wanted -1 times")
     right = abs(weights[0] - 0.25) + abs(weights[1] - 0.75) < 1e-3
     told = (
         f"where all ratios are 1, an answer of one token weighs {weights[0]:.3g} and one of three"

@@ -156,16 +156,17 @@ def _guesses(logp, old_logp, advantages, mask, clip, most):
     def made(ratio, clipped, a, mean, sign):
         return sign * mean(clipped(ratio, a))
 
-    objective = torch.min(ratios[""] * gain[:, None], _held(ratios[""], clip) * gain[:, None])
-    m = mask.double()
-    known = {
-        "the objective is multiplied by logp: its gradient goes through the ratio alone": (
-            -(objective * new * m).sum() / m.sum()
+    m, A, r = mask.double(), gain[:, None], ratios[""]
+    objective = torch.min(r * A, _held(r, clip) * A)
+    weighed = {
+        "the objective is multiplied by logp: its gradient goes through the ratio alone": objective,
+        "the ratio multiplies logp: the objective is the ratio times A itself": r * A,
+        "the clipped ratio multiplies logp: the objective is a ratio times A itself": (
+            _held(r, clip) * A
         ),
-        "logp times the advantage is the plain policy gradient: the ratio is clipped here": (
-            -(new * gain[:, None] * m).sum() / m.sum()
-        ),
+        "logp times the advantage is the plain policy gradient: the ratio is clipped here": A,
     }
+    known = {told: -(x * new * m).sum() / m.sum() for told, x in weighed.items()}
     return known | combined(
         made, ratios, _clips(clip), _gains(gain, mask), _means(mask.double()), signs, most=most
     )

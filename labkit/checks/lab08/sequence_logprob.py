@@ -91,7 +91,8 @@ def _expect(sequence_logprob, kind, logits, labels):
     got = ask(call, sequence_logprob, logits, labels, hint=ERRORS)
     _expect_form(got, logits, labels, call)
     if not torch.isfinite(got).all():
-        hint = "the logarithm of a softmax that is 0 in fp32: log_softmax does both at once"
+        hint = "the logarithm of a softmax, or of a product of them, that is 0 in fp32: sum what "
+        hint += "log_softmax gives, which does both at once"
         hint = hint if kind == "large logits" else "is something infinite in it, or divided by 0?"
         if kind == "one without an answer":
             hint = "a sequence without any answer has 0"
