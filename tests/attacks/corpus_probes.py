@@ -64,7 +64,7 @@ def merging(m, u, L, given, x):
     U = alpha / r * B @ A
     seen = {name: [W, y] for name in ("start", "fresh", "back", "end")}
     seen |= {"once": [W + U, y], "twice": [W + U, y], "leaf": [True, False]}
-    seen |= {"same": True, "mode": True, "parts": True}
+    seen |= {"same": True, "mode": "", "parts": ""}
     y2 = y + x @ U.T
     return seen | {"grads": [A.grad, B.grad], "anew": [W + 2 * U, y2], "undone": [W, y2]}
 def merged_kind(*args): return ["bfloat16", "bfloat16"]

@@ -646,6 +646,11 @@ def _param(make):
     return lambda self, base, r, alpha: nn.Parameter(make(r, base.in_features))
 
 
+def _mirrored(self, base, r, alpha):
+    nn.init.zeros_(self.A)
+    nn.init.kaiming_uniform_(self.B, a=math.sqrt(5))
+
+
 def _as_module(self, base, r, alpha):
     del self.A
     self.A = nn.Linear(base.in_features, r, bias=False)
@@ -871,6 +876,7 @@ LAYERS = [
     (_layer(init=_set("scaling", lambda s, b, r, alpha: alpha)), "scaling"),
     (_layer(init=lambda s, *_: nn.init.normal_(s.B)), "B is not zero"),
     (_layer(init=lambda s, *_: nn.init.zeros_(s.A)), "A is all zeros"),
+    (_layer(init=_mirrored), "A and B are exchanged"),
     (_layer(init=lambda s, *_: nn.init.ones_(s.A)), "same A"),
     (_layer(init=lambda s, *_: nn.init.normal_(s.A)), "not divided by sqrt(d_in)"),
     (_layer(init=lambda s, b, *_: nn.init.normal_(s.A, std=1 / b.in_features)), "root is asked"),
@@ -1100,6 +1106,11 @@ def _flag_of_the_class(layer):
     if not layer.merged:
         layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
         type(layer).merged = True
+
+
+def _to_train(layer):
+    unmerge_(layer)
+    layer.train()
 
 
 def _and_the_bias(layer):
@@ -2076,8 +2087,28 @@ WRONG = [
             (lambda m: (count_params(m)[1], count_params(m)[1]), "total"),
         ]
     ],
-    (check.merges, _merging(then=lambda layer: layer.eval()), unmerge_, LoRALinear, "mode"),
-    (check.merges, _merging(then=lambda s: s.B.data.zero_()), unmerge_, LoRALinear, "A or B"),
+    (
+        check.merges,
+        _merging(then=lambda layer: layer.eval()),
+        unmerge_,
+        LoRALinear,
+        "merge_ leaves train()",
+    ),
+    (check.merges, merge_, _to_train, LoRALinear, "unmerge_ leaves train() or eval() changed"),
+    (
+        check.merges,
+        _merging(then=lambda s: s.B.data.zero_()),
+        unmerge_,
+        LoRALinear,
+        "merge_ changes B: only",
+    ),
+    (
+        check.merges,
+        _merging(then=lambda s: [p.data.zero_() for p in (s.A, s.B)]),
+        unmerge_,
+        LoRALinear,
+        "merge_ changes A and B: only",
+    ),
     (check.merges, _merging(then=_to_fp32), unmerge_, LoRALinear, "becomes float32"),
     (
         check.merges,
@@ -2142,7 +2173,7 @@ WRONG = [
     (check.merges, _merge_recorded, unmerge_, LoRALinear, "autograd records the change: put"),
     (check.merges, merge_, unmerge_, MergesInEval, "eval() has merged by itself"),
     (check.merges, _flag_of_the_class, unmerge_, LoRALinear, "is layer.merged True again?"),
-    (check.merges, _and_the_bias, unmerge_, LoRALinear, "or the bias"),
+    (check.merges, _and_the_bias, unmerge_, LoRALinear, "merge_ changes the bias: only"),
     (check.round_trip, _names_alone, load_adapter_, LoRALinear, "another kind of module"),
     (check.round_trip, _what_trains, load_adapter_, LoRALinear, "0.1.weight is not LoRA's"),
     (check.round_trip, _swapped, load_adapter_, LoRALinear, "the two are swapped"),

@@ -203,11 +203,11 @@ def quantize_by_scaled_edges(w, codebook, block=64):
 
 
 def quantize_with_guards(w, codebook, block=64):
-    """The usual small number is added to absmax; the shape goes through NumPy."""
+    """A small number is added to absmax; the shape goes through NumPy."""
     flat = w.float().numpy().ravel()
     rows = np.pad(flat, (0, -flat.size % block)).reshape(-1, block)
     absmax = np.abs(rows).max(1)
-    scaled = torch.from_numpy(rows / (absmax[:, None] + 1e-8))
+    scaled = torch.from_numpy(rows / (absmax[:, None] + 1e-12))
     codes = (scaled[..., None] - codebook).abs().argmin(-1).flatten()[: flat.size]
     return codes.to(torch.uint8), torch.from_numpy(absmax)
 
@@ -636,6 +636,47 @@ def _rounds_first(x, bits):
     return (x.round() / scale.clamp_min(1e-12)).to(torch.int8), scale
 
 
+def _from_the_least(steps):
+    def quantize(x, bits):
+        scale = ((x.max() - x.min()) / steps(bits)).clamp_min(1e-12)
+        return (((x - x.min()) / scale).round() - _top(bits)).to(torch.int8), scale
+
+    return quantize
+
+
+def _shifted(zero_point):
+    """A zero point on top of the right integers, which may be too large for int8."""
+
+    def quantize(x, bits):
+        q, scale = absmax_quantize(x, bits)
+        return (q.int().clamp_max(_top(bits) - zero_point % 128) + zero_point).to(torch.int8), scale
+
+    return quantize
+
+
+def _past_int8(x, bits):
+    scale = x.abs().max().clamp_min(1e-12) / 200
+    return (x / scale).round().int().to(torch.int8), scale
+
+
+def _half_negated(x, bits):
+    q, scale = absmax_quantize(x, bits)
+    return q * (1 - 2 * (q % 2)), scale
+
+
+def _by_127(x, bits):
+    scale = 127 / x.abs().max().clamp_min(1e-12)
+    return (x * scale).round().to(torch.int8), scale
+
+
+def _rounds_before(rounds):
+    def quantize(x, bits):
+        peak = x.abs().max().clamp_min(1e-12)
+        return (rounds(x / peak) * _top(bits)).to(torch.int8), peak / _top(bits)
+
+    return quantize
+
+
 def _top(bits):
     return 2 ** (bits - 1) - 1
 
@@ -724,6 +765,20 @@ ABSMAX = [
     (_one_too_many(torch.int8), absmax_dequantize, "not by 2**(bits-1)"),
     (_one_too_many(torch.int32), absmax_dequantize, "not by 2**(bits-1)"),
     (_zero_point, absmax_dequantize, "plus and minus are treated alike"),
+    (
+        _from_the_least(lambda b: 2 * _top(b)),
+        absmax_dequantize,
+        "goes from min to max, in 254 steps",
+    ),
+    (_from_the_least(lambda b: 2 * _top(b)), absmax_dequantize, "zeros become -7 in q, wanted 0"),
+    (_from_the_least(lambda b: 2**b), absmax_dequantize, "goes from min to max, in 256 steps"),
+    (_shifted(3), absmax_dequantize, "q is shifted by 3, a zero point: 0 has to stay 0"),
+    (_shifted(128), absmax_dequantize, "q is shifted by 128, a zero point: 0 has to stay 0"),
+    (_past_int8, absmax_dequantize, "numbers change sign, beyond int8 they wrap round"),
+    (_half_negated, absmax_dequantize, "numbers change their sign in q"),
+    (_by_127, dequantize_upside_down, "127 is the largest integer of 8 bits; of `bits` it is"),
+    (_rounds_before(torch.round), absmax_dequantize, "x / absmax is rounded before it is multipl"),
+    (_rounds_before(torch.trunc), absmax_dequantize, "x / absmax is made an integer before it is"),
     (lambda x, bits: absmax_quantize(x, bits)[::-1], absmax_dequantize, "then the scale"),
     (lambda x, bits: absmax_quantize(x, 4), absmax_dequantize, "use `bits`"),
     (absmax_quantize, lambda q, scale: (q * scale).to(q.dtype), "an integer again"),
@@ -1130,6 +1185,13 @@ def _plus_a_hundredth(w, codebook, block=64):
     return nearest(scaled, codebook), peaks
 
 
+def _plus_the_usual(w, codebook, block=64):
+    rows = F.pad(w.flatten().float(), (0, -w.numel() % block)).view(-1, block)
+    absmax = rows.abs().amax(1)
+    codes = torch.bucketize(rows / (absmax[:, None] + 1e-8), (codebook[1:] + codebook[:-1]) / 2)
+    return codes.flatten()[: w.numel()].to(torch.uint8), absmax
+
+
 def _masks(codes, absmax, codebook, shape, block=64):
     return (codebook[codes] * absmax.repeat_interleave(block)[: len(codes)]).view(shape)
 
@@ -1270,6 +1332,7 @@ BLOCKS = [
     (_w_in_place, dequantize_blockwise, "changes its input w"),
     (_with(clamp=1.0), dequantize_blockwise, "guard against a zero"),
     (_plus_a_hundredth, dequantize_blockwise, "guard against a zero"),
+    (_plus_the_usual, dequantize_blockwise, "is the guard against a zero far smaller"),
     (
         lambda w, c, block=64: (quantize_blockwise(w, c, block)[0] / 1, 0),
         None,
@@ -1950,7 +2013,8 @@ RULES = [
     (_in_bf16(optimizer=8), "two moments make 4"),
     (_in_bf16(optimizer=2), "Adam keeps two moments, 2 bytes each"),
     (_in_bf16(optimizer=6), "gradients are counted apart"),
-    (_in_bf16(weights=4, gradients=4, optimizer=8), "2 bytes a number, gradients too"),
+    (_in_bf16(weights=4, gradients=4, optimizer=8), "does full_bf16 run into the branch of full?"),
+    (_in_bf16(weights=4, gradients=4), "2 bytes a number, gradients too"),
     (_in_bf16(gradients=1), "these are numbers"),
     (lambda n, t, m: {"full": training_bytes(n, t, m)}[m], "there are four methods"),
     (lambda n, t, m: None if m == "full_bf16" else training_bytes(n, t, m), "must return a dict"),
@@ -2149,6 +2213,10 @@ def _lora_in_method(n_params, n_trainable, method):
     return training_bytes(n_params, n_trainable, "lora" if "lora" in method else method)
 
 
+def _cdf_less_its_half(p):
+    return torch.special.ndtr(p) - torch.special.ndtr(torch.tensor(0.5).double())
+
+
 RARER = [
     (
         check.absmax,
@@ -2221,6 +2289,7 @@ WRONG = [
         ("torch's own", "a check cannot read"),
     ),
     (check.codebook, functools.partial(by_other, torch.special.ndtr), "the way back is icdf"),
+    (check.codebook, functools.partial(by_other, _cdf_less_its_half), "whatever is taken off; the"),
     (
         check.codebook,
         functools.partial(by_other, torch.distributions.Laplace(0, 1).icdf),

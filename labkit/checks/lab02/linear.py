@@ -75,6 +75,8 @@ def expect_layer(LoRALinear, layer, x):
 
 def _expect_start(new, layer, x):
     """A random, B zero, and the output of the base layer."""
+    told = "A and B are exchanged: A is drawn at random, B starts at zero"
+    expect(new["A"].any() or not new["B"].any(), told)
     hint = "B must start at zero, so that training starts from the base model"
     expect(not new["B"].any(), f"B is not zero at the start; {hint}")
     hint = "with B zero as well no gradient ever flows"

@@ -54,15 +54,14 @@ def _expect_update(functions, seen, layer, x):
 
 def _expect_kept(seen):
     """base.weight is the same frozen leaf, A and B the same numbers, the mode the same."""
-    told = {
-        "same": "base.weight is another Parameter than before; change base.weight in place; "
-        "who holds the old Parameter would never know",
-        "mode": "merge_ or unmerge_ leaves train() or eval() changed: leave the mode as it is",
-        "parts": "merge_ or unmerge_ changes A or B, or the bias: only base.weight changes",
-    }
-    for key, message in told.items():
-        with part():
-            expect(seen[key], message)
+    with part():
+        told = "base.weight is another Parameter than before; change base.weight in place; "
+        expect(seen["same"], f"{told}who holds the old Parameter would never know")
+    with part():
+        told = f"{seen['mode']} leaves train() or eval() changed: leave the mode as it is"
+        expect(not seen["mode"], told)
+    with part():
+        expect(not seen["parts"], f"{seen['parts']}: only base.weight changes")
     told = "base.weight trains after a merge and its undoing: it stays frozen"
     expect(seen["leaf"] != [True, True], told)
     hint = "change it under torch.no_grad()"

@@ -30,9 +30,11 @@ def scales(x, bits):
         SIGNED: x.max().item() / top,
         f"{SIGNED}, and divide it": x.max().item(),
         "you take min(); take abs().max()": x.min().abs().item() / top,
-        "the scale goes from min to max; plus and minus are treated alike here: absmax": (
-            (x.max() - x.min()).item() / (2**bits - 1)
-        ),
+        **{
+            f"the scale goes from min to max, in {n} steps; plus and minus are treated alike here: "
+            "absmax": (x.max() - x.min()).item() / n
+            for n in (2**bits - 1, 2**bits, 2 * top)
+        },
         f"use -{top} to {top}: {steps}": peak / (top + 1),
         half: peak / (2**bits - 1),
         f"{half}, not by 2**bits": peak / 2**bits,
@@ -60,7 +62,8 @@ def scales(x, bits):
 
 def absmax(x, top):
     """Wrong reconstructions of `x` with integers from -top to top."""
-    step, low, high = x.abs().max() / top, -top - 1, top
+    peak, low, high = x.abs().max(), -top - 1, top
+    step, late = peak / top, f"before it is multiplied by {top}: multiply first, then round"
     seventh = x.abs().max() / 7
     cut = (x / x.max() * top).round().clamp(low, high) * x.max() / top
     return {
@@ -73,6 +76,8 @@ def absmax(x, top):
         SIGNED: cut,
         "these are the 7 steps of 4 bits; use `bits`": (x / seventh).round() * seventh,
         "x is rounded before it is divided: round x / scale": (x.round() / step).trunc() * step,
+        f"x / absmax is rounded {late}": (x / peak).round() * peak,
+        f"x / absmax is made an integer {late}": (x / peak).trunc() * peak,
         "x is made an integer before it is divided: round x / scale": (
             (x.trunc() / step).round() * step
         ),
@@ -196,7 +201,11 @@ def _by(function):
 
 def _other_functions():
     """Codebooks of other functions than a normal distribution's quantiles."""
+    cdf = torch.special.ndtr
     return {
+        "cdf goes from values to probabilities, whatever is taken off; the way back is icdf": _by(
+            lambda p: cdf(p) - cdf(p.new_tensor(0.5))
+        ),
         "cdf goes from values to probabilities, and 0.5 to no zero; the way back is icdf": (
             _by_cdf()
         ),

@@ -42,6 +42,9 @@ def _expect_zeros(functions):
         return
     expect_shape(back, (5,), "zeros, quantized and dequantized,")
     expect(not back.isnan().any(), f"zeros give NaN; {hint}")
+    first = q.flatten()[0].item()
+    added = not lost and first and (q == first).all()
+    expect(not added, f"zeros become {first:g} in q, wanted 0: nothing is added to q")
     expect(not q.any() and not back.any(), f"zeros don't stay zeros; {hint}")
     expect(not lost, f"zeros: {LOST}; {hint}")
     kind = str(back.dtype).removeprefix("torch.")
@@ -64,12 +67,13 @@ def _expect_integers_of(x, bits, functions):
     half = f"half of the {2**bits} integers are below zero"
     whole = expect_integers(q, x.numel(), f"q of {call}", -math.inf, math.inf, half)
     worst = int(whole[whole.abs().argmax()])
-    told = f"q of {call} holds {worst}, wanted -{top} to {top}; {half}"
-    expect(abs(worst) <= top + 1, told)
+    eight = f"127 is the largest integer of 8 bits; of `bits` it is 2**(bits-1) - 1, here {top}"
+    told = f"q of {call} holds {worst}"
+    expect(abs(worst) != 127 or top == 127, f"{told}: {eight}")
+    expect(abs(worst) <= top + 1, f"{told}, wanted -{top} to {top}; {half}")
     told = f"{call}: no integer is below zero; a number keeps its sign in q"
     expect((whole < 0).any() or not (whole.any() and (x < 0).any()), told)
-    wrapped = (whole * x.flatten() < 0).any()
-    expect(not wrapped, f"{call}: numbers change sign, beyond int8 they wrap round; {half}")
+    _expect_signs(whole, x.flatten().double(), scale, call, half)
     _expect_half_a_step(back, x, q, scale, bits)
     hint = f"divide absmax by 2**(bits-1) - 1 = {top}, not by 2**(bits-1)"
     expect(whole.abs().max() <= top, f"q of {call} goes to {top + 1}; use -{top} to {top}: {hint}")
@@ -78,6 +82,21 @@ def _expect_integers_of(x, bits, functions):
     same = torch.equal(other.flatten().long(), -whole)
     expect(same, f"{call}: q of -x is not -q; use -{top} to {top}")
     _expect_from_q(back, whole, x, bits)
+
+
+def _expect_signs(whole, x, scale, call, half):
+    """Integers have the signs of x: none is shifted, or too large for int8 and wrapped round."""
+    if not (whole * x < 0).any():
+        return
+    for step in (scale, 1 / scale) if scale else ():
+        off = whole - x / step
+        shift = 128 - (128 - off.median().round().item()) % 256
+        same = ((off - shift + 128) % 256 - 128).abs().max() <= 1  # int8 may have wrapped round
+        told = f"{call}: q is shifted by {shift:g}, a zero point: 0 has to stay 0"
+        expect(not (same and shift), told)
+        told = f"{call}: numbers change sign, beyond int8 they wrap round; {half}"
+        expect(not same, told)
+    raise CheckFailed(f"{call}: numbers change their sign in q")
 
 
 def _expect_no_seven(q, back, x, bits):

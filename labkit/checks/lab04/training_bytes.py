@@ -37,6 +37,8 @@ def _expect_parts(got, n, trainable, method, wanted, call, training_bytes):
     keys = f"; it has {', '.join(got)}" if held else f"; it gave {kind_of(got)}"
     told = f'{call} must return a dict with "weights", "gradients" and "optimizer"{keys}'
     expect(good, told)
+    if method == "full_bf16":
+        _expect_not_full(got, wanted, call)
     wrong = sizes.training_parts(n, trainable, method)
     if method == "lora" and _takes_off(training_bytes, n, trainable):
         wrong["weights"] = {sizes.ALONE: wanted["weights"] - 2.0 * trainable} | wrong["weights"]
@@ -56,6 +58,16 @@ def _expect_parts(got, n, trainable, method, wanted, call, training_bytes):
         with part(), simplest(small.bytes_of(training_bytes, method, name)):
             value = float(value) if type(value) is int else value
             expect_number(value, size, f"{name} of {call}", wrong[name] | units, 1e-4)
+
+
+def _expect_not_full(got, wanted, call):
+    """The three sizes are not all those of fp32, as where full_bf16 has no branch of its own."""
+    told = 'these are the bytes of "full", fp32: does full_bf16 run into the branch of full? All is'
+    try:
+        same = all(abs(float(got[name]) / (2 * size) - 1) < 1e-4 for name, size in wanted.items())
+    except (TypeError, ValueError, RuntimeError):  # no numbers, which is told of each part
+        return
+    expect(not same, f"{call}: {told} bf16 here, 2 bytes a number")
 
 
 def _takes_off(training_bytes, n, trainable):

@@ -191,17 +191,25 @@ def _mergeable(layer):
 
 def merging(merge_, unmerge_, LoRALinear, given, x):
     """Weight and output: at first, unmerged, merged, merged again, unmerged, unmerged again; the
-    same with twice the A; and what else of the layer is as it was."""
+    same with twice the A; whether the weight is the same Parameter; which function changed the
+    mode, or which other parts, as text."""
     layer = _mergeable(_layer(LoRALinear, given)).eval()
     weight, seen = layer.base.weight, {"start": [layer.base.weight.clone(), layer(x)]}
-    seen |= {"same": True, "mode": True, "parts": True}
+    seen |= {"same": True, "mode": "", "parts": ""}
 
     def go(name, act):
         parts = [t.detach().clone() for t in (layer.A, layer.B, layer.base.bias)]
         modes = [m.training for m in layer.modules()]
         act(layer)
-        seen["mode"] &= modes == [m.training for m in layer.modules()]
-        seen["parts"] &= all(map(torch.equal, parts, (layer.A, layer.B, layer.base.bias)))
+        own = "merge_" if act is merge_ else "unmerge_"
+        if modes != [m.training for m in layer.modules()]:
+            seen["mode"] = seen["mode"] or own
+        kept = map(torch.equal, parts, (layer.A, layer.B, layer.base.bias))
+        changed = [
+            part for part, same in zip(("A", "B", "the bias"), kept, strict=True) if not same
+        ]
+        if changed:
+            seen["parts"] = seen["parts"] or f"{own} changes {' and '.join(changed)}"
         seen[name] = [layer.base.weight.clone(), layer(x), bool(layer.merged)]
         seen["same"] &= layer.base.weight is weight
 
