@@ -2056,6 +2056,14 @@ def test_a_mixed_batch_gives_different_answers():
     assert len(set(told)) == len(names)
 
 
+def test_what_is_kept_is_told_again_where_a_check_runs_again(rejects):
+    def keeps(rows, tokenizer, max_length, seen=[]):  # noqa: B006
+        return _keeps_what_was_seen(rows, tokenizer, max_length, seen)
+
+    for _ in range(3):
+        assert "something is kept between calls" in rejects(check.audits, keeps)
+
+
 def test_what_follows_from_bad_roles_is_not_told(rejects):
     """A row that is taken for a good one counts elsewhere, too: only its roles are told."""
     assert "duplicates" not in rejects(check.audits, _audit(good=_whoever_is_last))

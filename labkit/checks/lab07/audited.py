@@ -18,6 +18,11 @@ def expect_audit(audit, rng):
     for key in KEYS:
         moved = f"{key} is {once[key]} at first and {twice[key]} when asked again"
         expect(once[key] == twice[key], f"{call}: {moved}; {hint}")
+    if once["duplicates"] == len(plain):  # kept from an earlier run of this check, perhaps
+        rng_of_now = torch.Generator()
+        rng_of_now.seed()
+        new = _counts(audit, call, clean(rng_of_now), "plain")["duplicates"]
+        expect(new, f"{call}: all are duplicates, and of new ones none: {hint}")
     listed = faults(rng)
     told = every(
         lambda what, case: (what, case, _counts(audit, what, [*plain, *case[0]], "plain", case)),
