@@ -449,16 +449,8 @@ def _stops(train_fn, ranks, rates, alpha_of):
 
 
 def _skips_the_rank(train_fn, ranks, rates, alpha_of):
-    rows = []
-    for rank in ranks:
-        try:
-            for rate in rates:
-                row = {"rank": rank, "alpha": alpha_of(rank), "learning_rate": rate, "error": ""}
-                rows.append(row)
-                row |= train_fn(rank, alpha_of(rank), rate, 0)
-        except Exception as error:
-            rows[-1]["error"] = str(error)
-    return pd.DataFrame(rows)
+    frames = [_stops(train_fn, [rank], rates, alpha_of) for rank in ranks]
+    return pd.concat(frames, ignore_index=True)
 
 
 def _no_seed(train_fn, ranks, rates, alpha_of):

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from labkit.checks.lab01.free import WAYS
+from labkit.checks.svds import WAYS
 from labkit.contract import CheckFailed, expect, observe
 
 SHAPES = (

@@ -1,16 +1,6 @@
 """Wrong answers that hang on what an SVD leaves free, signs and null spaces: in torch, in NumPy."""
 
-import numpy as np
-import torch
-
-
-def numpys(W, full_matrices=True):
-    """The SVD of W by NumPy, whose LAPACK need not be torch's."""
-    return [torch.from_numpy(M) for M in np.linalg.svd(W.numpy(), full_matrices=full_matrices)]
-
-
-# before the name of a mistake: one more space makes it another key, and no message shows it
-WAYS = {"": torch.linalg.svd, " ": numpys}
+from labkit.checks.svds import WAYS
 
 
 def intruders(W0, W1, k, threshold):

@@ -4,7 +4,7 @@ import torch
 
 from labkit.checks.compare import close, expect_close, randn
 from labkit.checks.lab02 import guesses
-from labkit.checks.lab02.linear import unfrozen
+from labkit.checks.lab02.linear import still_train, unfrozen
 from labkit.checks.relations import difference
 from labkit.contract import CheckFailed, expect, observe, part
 from labkit.labs.lab02 import models
@@ -90,9 +90,7 @@ def _expect_flags(call, flags, names, adapted, attributes):
     hint = "freeze all, and thaw nothing by its name" if alike else hint
     if all(name.rpartition(".base.")[0] in adapted for name in extra):
         hint = "that is the base inside of each LoRALinear: thaw A and B alone"
-    still = f"still train{'s' * (len(extra) < 2)}"
-    told = f"after {call}, {', '.join(extra[:3])} {still}{other}: {hint}"
-    expect(not extra, told)
+    expect(not extra, f"after {call}, {still_train(extra[:3])}{other}: {hint}")
     frozen = f"{call} froze A or B: freeze before you add the layers"
     expect(trains >= adapters & flags.keys(), frozen)
 

@@ -104,6 +104,11 @@ UNFROZEN = {  # an attribute that a layer or a tensor has got by itself: what it
 }
 
 
+def still_train(names):
+    """That these were to be frozen, as words."""
+    return f"{', '.join(names)} still {'trains' if len(names) == 1 else 'train'}"
+
+
 def unfrozen(name, attributes, hint):
     """Why the module `name`, which was to be frozen, trains: by what it has got; or `hint`."""
     told = [why for attribute, why in UNFROZEN.items() if attribute in attributes]
@@ -118,8 +123,8 @@ def _expect_flags(flags, attributes):
         expect(flags[name], f"{name} does not require grad")
     others = [name for name in flags if name not in ("A", "B")]
     open_ones = [name for name in others if flags[name] and name.startswith("base")]
-    told = f"{', '.join(open_ones)} still train{'s' * (len(open_ones) < 2)}"
-    expect(not open_ones, f"{told}: {unfrozen('base', attributes, 'freeze the base layer')}")
+    hint = unfrozen("base", attributes, "freeze the base layer")
+    expect(not open_ones, f"{still_train(open_ones)}: {hint}")
     more = [name for name in others if not name.startswith("base")]
     expect(not more, f"the layer has more parameters than base, A and B: {', '.join(more[:3])}")
 

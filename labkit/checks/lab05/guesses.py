@@ -2,10 +2,10 @@
 
 import math
 
-import numpy as np
 import torch
 
 from labkit.checks.compound import AND
+from labkit.checks.svds import WAYS
 
 
 def llama(d, d_kv, d_mlp, layers, every=False):
@@ -139,7 +139,9 @@ def overlap(A1, A2, i, j):
 def overlaps(A1, A2, i, j):
     """Wrong subspace similarities, some of them the right number by chance."""
     total, least = overlap(A1, A2, i, j), min(i, j)
-    of_torch, of_numpy = (_free(lib, A1, A2, i, j) for lib in (torch.linalg, np.linalg))
+    free = {}
+    for way, svd in WAYS.items():
+        free |= {way + told: M for told, M in _free(svd, A1, A2, i, j).items()}
     A1, A2 = A1.double(), A2.double()
     (U1, S1, V1), (U2, S2, V2) = (torch.linalg.svd(A, full_matrices=False) for A in (A1, A2))
     Q1, Q2 = (torch.linalg.qr(A.T)[0] for A in (A1[:i], A2[:j]))
@@ -162,8 +164,7 @@ def overlaps(A1, A2, i, j):
         "one vector less than asked: the first i and the first j count": (
             V1[: i - 1] @ V2[: j - 1].T
         ),
-        **of_torch,
-        **{f" {told}": M for told, M in of_numpy.items()},  # no message shows the space
+        **free,
     }
     if i < len(A1) and j < len(A2):
         guesses[CENTRED] = shifted[0][:i] @ shifted[1][:j].T
@@ -179,11 +180,10 @@ def overlaps(A1, A2, i, j):
     return guesses
 
 
-def _free(linalg, A1, A2, i, j):
-    """Products of vectors whose signs, or basis of a null space, torch or NumPy chose."""
+def _free(svd, A1, A2, i, j):
+    """Products of vectors whose signs, or basis of a null space, `svd` chose."""
     (F1, F2), (T1, T2) = (
-        [torch.as_tensor(linalg.svd(A, full_matrices=full)[2]) for A in (A1, A2)]
-        for full in (True, False)
+        [svd(A, full_matrices=full)[2] for A in (A1, A2)] for full in (True, False)
     )
     return ({COLUMNS: T1[:, :i].T @ T2[:, :j]} if len(A1) == len(A2) else {}) | {
         "these are columns of Vh; its rows are the right vectors (full_matrices=False)": F1[:, :i].T

@@ -70,7 +70,8 @@ def _nan_watched(decides=False):
 
     `decides`: or when there was one where the largest, the nearest or the like was looked for.
     """
-    found, sign = [], "invalid value encountered" + " in cast" * (not decides)
+    found = []
+    sign = "invalid value encountered" if decides else "invalid value encountered in cast"
     with warnings.catch_warnings(record=True) as told, _Watch() as watch:
         warnings.simplefilter("always")
         yield found
