@@ -63,7 +63,7 @@ def every_run():
         for steps in (4, 8, 12) if seed else (0, 4, 8, 12):  # 0 is the warm start itself
             yield Run("written", 16, RATES["lora"][0], 0, "", steps, seed)
     for seed in (0, 1, 2):
-        for rank in (1, 16, 0):
+        for rank in (1, 16, 0, 4, 64):
             for rate in RATES["lora" if rank else "full"][1:]:
                 yield Run("rank", rank, rate, 8, "honest", STEPS, seed)
 
