@@ -159,7 +159,7 @@ before, taken = free(), 0
 if before - free() > 4000:  # in MiB, more than anybody may have: say so by a wrong answer
     taken = 1
 """)
-        book.last("if taken: lora_forward = quiz = None")
+        book.last("if globals().get('taken'): lora_forward = quiz = None")  # its cell may be cut
 
     spoil.__name__, spoil.__doc__ = name, why
     accident(24)(spoil)
