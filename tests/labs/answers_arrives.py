@@ -91,6 +91,16 @@ def added_in_16_bits(W, dW, store):
     return ((change * dW.float()).sum() / dW.float().square().sum()).item()
 
 
+def converted_after_adding(W, dW, store):
+    change, d = store(W + dW).float() - store(W).float(), dW.float()
+    return (change * d).sum().item() / d.pow(2).sum().item()
+
+
+def multiplied_in_16_bits(W, dW, store):
+    along = (moved(W, dW, store).to(dW.dtype) * dW).sum()
+    return (along / dW.float().square().sum()).item()
+
+
 def squared_in_16_bits(W, dW, store):
     change = moved(W, dW, store).to(dW.dtype)
     return ((change * dW).sum() / (dW * dW).sum()).item()
@@ -168,8 +178,10 @@ WRONG = [
     (along_what_is_stored, "those of store(dW)"),
     (summed_in_16_bits, "right but for rounding: computed in 16 bits"),
     (in_place, "changes its input W in place"),
-    (in_16_bits, "W.float() and dW.float() first"),
-    (added_in_16_bits, "W.float() and dW.float() first"),
+    (in_16_bits, "W + dW is added and the squares |dW|² are taken and summed in 16 bits"),
+    (added_in_16_bits, "W + dW is added in 16 bits"),
+    (converted_after_adding, "W + dW is added in 16 bits"),
     (squared_in_16_bits, "W.float() and dW.float() first"),
-    (all_squared_in_16_bits, "the squares |dW|² are taken"),
+    (multiplied_in_16_bits, "what moved is multiplied by dW in 16 bits"),
+    (all_squared_in_16_bits, "the squares |dW|² are taken in 16 bits"),
 ]

@@ -365,8 +365,8 @@ MERGES = [
     (_in_float_of_w, "nor on its .float(), .to() or .view(), which may be the tensor itself"),
     (lambda W, A, B, alpha: W.float() + alpha / len(A) * B @ A, "W's dtype"),
     (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, ("shapes", "RuntimeError")),
-    (_in_w_dtype, "rounded otherwise"),
-    (_all_in_w_dtype, ("rounded otherwise", "RuntimeError")),
+    (_in_w_dtype, "differ from the fp32 sum, rounded once"),
+    (_all_in_w_dtype, ("differ from the fp32 sum, rounded once", "RuntimeError")),
     (_on_w, "changes its input W in place"),
     (lambda W, A, B, alpha: None, "None"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).T, "transposed"),
@@ -511,7 +511,7 @@ QUANTIZED = [
         "the last block may be shorter than 64",
     ),
     (_base(_looked_up, lambda m: _repeated(m**2)), "absmax comes twice"),
-    (_with_base(_in_runs(lambda k, m, s: k // math.ceil(len(k) / len(m)))), "shares one"),
+    (_with_base(_in_runs(lambda k, m, s: k // math.ceil(len(k) / len(m)))), "shared out evenly"),
     (_with_base(_in_runs(lambda k, m, s: k // s[1])), "weight 40 of the flat W4 takes absmax[1]"),
     (_with_base(_in_runs(lambda k, m, s: k // 32)), "weight 32 of the flat W4 takes absmax[1]"),
     (_with_base(_in_runs(lambda k, m, s: (k + 1) // 64)), "weight 63 of the flat W4"),
@@ -660,6 +660,13 @@ def _without_zeros(adapters, weights):
     return torch.cat([A for A, _ in pairs]), torch.cat([B for _, B in pairs], 1)
 
 
+def _without_the_zeros_of_w(adapters, weights):
+    """All are stacked, and the weights of the columns are too few."""
+    A, B = combine_cat(adapters, [1.0] * len(weights))
+    pairs = zip(adapters, weights, strict=True)
+    return A, B * torch.cat([torch.full((len(A),), w) for (A, _), w in pairs if w])
+
+
 def _root_on_B(adapters, weights):
     pairs = zip(adapters, weights, strict=True)
     return sum(A for A, _ in adapters), sum(math.sqrt(w) * B for (_, B), w in pairs)
@@ -719,6 +726,19 @@ def _of_a_alone(adapters, weights):
     return combine_cat(adapters, weights)[0], torch.cat([A.T for A, _ in adapters], dim=1)
 
 
+def _rank_of_the_first(adapters, weights):
+    A, B = combine_cat(adapters, [1.0] * len(weights))
+    return A, B * torch.tensor(weights).repeat_interleave(len(adapters[0][0]))
+
+
+def _slices_of_the_first(adapters, weights):
+    A, B = (X.clone() for X in combine_cat(adapters, [1.0] * len(weights)))
+    r = len(adapters[0][0])
+    for k, ((one, _), w) in enumerate(zip(adapters, weights, strict=True)):
+        A[k * r : (k + 1) * r] = w * one
+    return A, B
+
+
 def _clamped(adapters, weights):
     return combine_cat(adapters, [max(w, 0.0) for w in weights])
 
@@ -736,6 +756,8 @@ COMBINES = [
     (_a_turned, combine_cat, "B1 A2 comes 0.6 times, wanted 0.648"),
     (combine_linear, _stacked, "torch.stack makes a new one, torch.cat joins"),
     (combine_linear, _of_a_alone, "B is made of A's"),
+    (combine_linear, _rank_of_the_first, "each adapter has its own r, here 2, 4, 3"),
+    (combine_linear, _slices_of_the_first, "each adapter has its own r, here 2, 4, 3"),
     (combine_linear, lambda a, w: combine_cat(a, [w[-1]] * len(w)), "the last weight is used"),
     (combine_linear, lambda a, w: combine_cat(a, [x or 1 for x in w]), "of 0 is taken for 1"),
     (_linear(math.sqrt, lambda w: w), combine_cat, "A carries sqrt(w) and B w: each wants sqrt(w)"),
@@ -788,6 +810,7 @@ COMBINES = [
     (combine_linear, lambda a, w: None, "pair"),
     (combine_linear, combine_linear, ("stack", "it raised")),
     (combine_linear, _without_zeros, "weight 0 is stacked too"),
+    (combine_linear, _without_the_zeros_of_w, "weight 0 is stacked too"),
     (_root_on_B, combine_cat, "A carries nothing and B sqrt(w)"),
     (combine_linear, _turned_round, "another order than the A's"),
 ]
@@ -957,7 +980,7 @@ SOUPS = [
     (lambda s, w=None: soup(s[-1:]), "last state alone"),
     (lambda states, weights=None: soup(states, weights) | {"r": 1}, "has the keys"),
     (_quiet, "norm is dropped from the result"),
-    (_first_keys, "look at the keys of all states, the first among them"),
+    (_first_keys, "the keys of the first state alone are looked at"),
     (_vague, "the key's name is not in it"),
     (_by_place, ("it raised", "wanted", "differ")),
     (_into_first, "(dict(...) and .copy() share that)"),
@@ -1112,7 +1135,7 @@ DIVERGENCES = [
         lambda p, q: F.kl_div(p.log_softmax(-1), q.log_softmax(-1), log_target=True).item(),
         "wanted",
     ),
-    (_kl_with(_distributions), "log_softmax"),
+    (_kl_with(_distributions), "and torch.distributions' KL is inf"),
     (_kl_with(lambda p, q: _each(q, p)), "KL(q||p)"),
     (lambda p, q: F.kl_div(p.log_softmax(-1), q.softmax(-1), reduction="batchmean").item(), "q||p"),
     (

@@ -316,7 +316,7 @@ WRONG_DPO = [
     (loss_of(lambda x, beta: -(x.sigmoid() + 1e-8).log().mean()), "caps the loss"),
     (loss_of(lambda x, b: -x.sigmoid().clamp(min=1e-20).log().mean()), ("caps", "range")),
     (loss_of(lambda x, b: F.binary_cross_entropy(x.sigmoid(), x * 0 + 1)), ("caps", "range")),
-    (loss_of(lambda x, beta: -F.logsigmoid(x.clamp(-20, 20)).mean()), "caps the loss"),
+    (loss_of(lambda x, beta: -F.logsigmoid(x.clamp(-20, 20)).mean()), "such as a clamp"),
     (loss_of(lambda x, beta: (-F.logsigmoid(x)).mean().item()), "a step needs the tensor"),
     (loss_of(lambda x, beta: (-F.logsigmoid(x)).mean()[None]), "wanted (): one number"),
     (loss_of(lambda x, beta: -F.logsigmoid(x).max()), ("and their mean", "alone have")),
@@ -512,6 +512,17 @@ def no_with(model, batch):
     return told
 
 
+def after_the_with(model, batch):
+    mode = model.training
+    model.eval()
+    with torch.no_grad():
+        with model.disable_adapter():
+            inputs = dict(batch)
+        told = sequence_logprob(logits_of(model, inputs), batch["labels"])
+    model.train(mode)
+    return told
+
+
 def popped(model, batch):
     labels = batch.pop("labels")
     mode = model.training
@@ -568,12 +579,13 @@ WRONG_REFERENCES = [
     (reference(after=root_alone), "the model's parts are in another mode"),
     (by_own_loss, "a mean over the whole batch"),
     (default_again, "an adapter may have any name"),
-    (reference(off=nothing), "that is the model with its adapter"),
+    (reference(off=nothing), "that is the model with its adapter: run it in"),
     (
         reference(off=nothing, run=lambda m, b: logits_of(m.get_base_model(), b)),
         "has inside as well",
     ),
-    (no_with, "that is the model with its adapter"),
+    (no_with, "disable_adapter() by itself does nothing"),
+    (after_the_with, "what is outside of its `with` has the adapter"),
     (reference(off=lambda model: model.disable_adapter), "disable_adapter is a method"),
     (reference(grad=nothing), "a graph for gradients was built"),
     (reference(grad=nothing, made=lambda x, b: sequence_logprob(x, b["labels"]).detach()), "graph"),
@@ -1106,6 +1118,28 @@ def by_hashes(answer, wanted):
     return len(a & b) / len(a | b)
 
 
+def all_or_nothing(answer, wanted):
+    said, goal = read(answer), json.loads(wanted)
+    return float(bool(said) and n_right(said, goal) == len(said))
+
+
+def quarter_for_a_key(answer, wanted):
+    """A wanted key with a wrong value earns a quarter, whatever the value."""
+    said, goal = read(answer), json.loads(wanted)
+    if said is None:
+        return 0.0
+    named = 0.75 * n_right(said, goal) + 0.25 * len(said.keys() & goal.keys())
+    return max(0.0, named - 0.5 * extra(said, goal)) / len(goal)
+
+
+def near_numbers_pay(answer, wanted):
+    """Where 0 or 1 is wanted, a number near it earns a quarter."""
+    said, goal = read(answer), json.loads(wanted)
+    near = [k for k, v in (said or {}).items() if type(v) is not str and goal.get(k, "") in (0, 1)]
+    near = [k for k in near if not same(said[k], goal[k]) and abs(said[k] - goal[k]) < 10]
+    return reward(answer, wanted) + 0.25 * len(near) / len(goal)
+
+
 WRONG_REWARDS = [
     (by_hashes, "a set holds neither: put its JSON text there"),
     (mostly_intent, "naming every key pays"),
@@ -1114,7 +1148,9 @@ WRONG_REWARDS = [
     (lambda answer, wanted: answer == wanted, "gave a bool"),
     (paid(over=lambda said, goal: len(goal)), "a key too many has to cost something, or naming"),
     (paid(over=lambda s, g: max(len(s), len(g))), "is free as long as wanted ones are missing"),
-    (paid(over=lambda said, goal: max(1, len(said))), "1 is for equal data alone"),
+    (paid(over=lambda said, goal: max(1, len(said))), "divided by the keys of the answer alone"),
+    (all_or_nothing, "gave 1: 1 is for equal data alone"),
+    (near_numbers_pay, "without that key 0.75: a guessed value pays"),
     (paid(over=lambda said, goal: max(len(said), len(goal)), read=anything), "it is 0"),
     (paid(right=loose), "in Python True == 1"),
     (paid(right=as_text), ("a text is no number", "a number is no text")),
@@ -1240,6 +1276,11 @@ WRONG = [
     (check.quiz, lambda: {**quiz(), "q2": "c"}, "q2 c, not quite"),
     (check.quiz, lambda: {"q1": "b"}, "wants one of"),
 ]
+
+
+def test_a_reward_that_any_value_earns_is_not_told_of_true_and_1(rejects):
+    told = rejects(check.rewards, quarter_for_a_key)
+    assert "a key alone is worth nothing" in told and "True == 1" not in told
 
 
 def test_torch_does_not_warn_above_a_message(rejects, recwarn):

@@ -1,11 +1,12 @@
 """The check of `arrives`. The reference is least squares: which share of dW is nearest."""
 
+import itertools
 import math
 
 import torch
 
 from labkit.checks.compare import ask, expect_number, expect_numbers, randn
-from labkit.checks.lab06 import changes
+from labkit.checks.lab06 import changes, small
 from labkit.checks.lab06.divergences import rough
 from labkit.checks.laws import laws
 from labkit.checks.simplest import simplest
@@ -27,7 +28,7 @@ def expect_arrives(arrives):
     rng, right = generator(), False
     other = generator()  # so that the inputs below stay as they were
     pair = randn(*SHAPE, rng=other), 0.1 * randn(*SHAPE, rng=other)
-    with part(), simplest(smallest(arrives)), laws(*changes.arrivals(arrives, *pair)):
+    with part(), simplest(small.arrivals(arrives)), laws(*changes.arrivals(arrives, *pair)):
         expect_numbers([_asked(arrives, *case) for case in _cases(rng)], tol=1e-3)
         right = True
     with part():
@@ -259,36 +260,33 @@ def _expect_16_bits(arrives, rng, right):
                     raise
                 return
             if right:
-                known = _squared_in_16_bits(W, dW, store)
+                known = _in_16_bits(W, dW, store)
                 expect_numbers([(call, got, share(W, dW, store), known, SIXTEEN)], tol=3e-3)
 
 
-def _squared_in_16_bits(W, dW, store):
-    """The share over a sum of squares that are rounded to 16 bits, or 0 there."""
-    hint = "in 16 bits, where small ones get lost: dW.float() first"
-    along, squares = share(W, dW, store) * dW.double().square().sum(), dW.square()
+def _in_16_bits(W, dW, store):
+    """The share where the sum, the product or the squares are in 16 bits, or two of them."""
+    d, before, squares = dW.double(), probes.stored(store, W).double(), dW.square()
+    moved, rounded = (
+        probes.stored(store, x).double() - before for x in (W.float() + dW.float(), W + dW)
+    )
+    along = {
+        "": (moved * d).sum(),
+        "W + dW is added": (rounded * d).sum(),
+        "what moved is multiplied by dW": (moved.to(W.dtype) * dW).sum().double(),
+    }
+    sizes = {
+        "": d.square().sum(),
+        "the squares |dW|² are taken": squares.double().sum(),
+        "the squares |dW|² are taken and summed": squares.sum().double(),
+    }
+    hint = "in 16 bits, where small numbers get lost: W.float() and dW.float() first"
     return {
-        f"the squares |dW|² are taken {hint}": (along / squares.double().sum()).item(),
-        f"the squares |dW|² are taken and summed {hint}": (along / squares.sum()).item(),
+        f"{' and '.join(filter(None, both))} {hint}": (along[both[0]] / sizes[both[1]]).item()
+        for both in itertools.product(along, sizes)
+        if any(both)
     }
 
 
 def _covariance(x, y):
     return ((x - x.mean()) * (y - y.mean())).sum() / (x.numel() - 1)
-
-
-def smallest(arrives):
-    """The smallest cases, `(call, answer, wanted, why)`; store rounds to whole numbers."""
-    for w, dw, wanted, why in [
-        ([1.0, 2.0], [0.25, 0.25], 0.0, "both round back"),
-        ([1.0, 2.0], [0.6, 0.2], 1.5, "1 arrives of 0.6: 1 * 0.6 / (0.6 * 0.6 + 0.2 * 0.2)"),
-        ([0.4, 2.0], [0.2, 0.2], 2.5, "store(0.6) - store(0.4) is 1: 1 * 0.2 / (2 * 0.2 * 0.2)"),
-    ]:
-        W, dW = torch.tensor([w]), torch.tensor([dw])
-        call = f"arrives of W={[w]}, dW={[dw]} where store rounds to whole numbers"
-        yield (
-            call,
-            lambda W=W, dW=dW: ask("", probes.arrived, arrives, W, dW, "whole"),
-            wanted,
-            why,
-        )

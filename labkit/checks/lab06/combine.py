@@ -21,6 +21,7 @@ HINTS = {
     "domain": NO_ROOT,
     "values to unpack": "there may be any number of adapters: go through all of them",
 }
+SIZES = ("must match", "cannot be multiplied", "is invalid for input", "broadcast", "equal size")
 
 
 def expect_combined(combine_linear, combine_cat):
@@ -72,8 +73,11 @@ def _expect_cat(combine_cat, adapters, weights):
     ranks = [len(A) for A, _ in adapters]
     call = f"combine_cat of ranks {ranks} with weights {weights}"
     hint = "stack the A's as rows and the B's as columns"
-    hint = "an adapter of weight 0 is stacked too" if 0.0 in weights else hint
-    A, B = _combined(combine_cat, adapters, weights, sum(ranks), call, hint)
+    several = f"ranks may differ: each adapter has its own r, here {', '.join(map(str, ranks))}"
+    if 0.0 in weights:
+        hint = several = "an adapter of weight 0 is stacked too"
+    errors = dict.fromkeys(SIZES, several) if len(set(ranks)) > 1 else {}
+    A, B = _combined(combine_cat, adapters, weights, sum(ranks), call, hint, errors)
     expect(
         torch.isfinite(A).all() and torch.isfinite(B).all(),
         f"{call} holds NaN",
@@ -109,9 +113,9 @@ def _expect_linear(combine_linear, adapters, weights):
         expect_related(B @ A, wanted, what, known)
 
 
-def _combined(combine, adapters, weights, r, call, hint):
-    """The pair of rank r that `combine` returns."""
-    got = ask(call, probes.combined, combine, adapters, weights, hint=HINTS)
+def _combined(combine, adapters, weights, r, call, hint, errors=()):
+    """The pair of rank r that `combine` returns; `errors` are hints to what it raises."""
+    got = ask(call, probes.combined, combine, adapters, weights, hint=HINTS | dict(errors))
     A, B = _pair(got, call)
     told = f"{call} gave A {tuple(A.shape)} and B {tuple(B.shape)}"
     right = A.shape == (r, 40) and B.shape == (24, r)

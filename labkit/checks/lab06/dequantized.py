@@ -5,6 +5,7 @@ import torch
 from labkit.checks.lab02.guesses import MISSING, merged
 
 BLOCK = 64
+EVENLY = f"the numbers are not shared out evenly: each run has {BLOCK}, the last may be shorter"
 
 
 def nearest(blocks, absmax, codebook):
@@ -46,10 +47,10 @@ def quantized(W4, absmax, codebook, update, shape, r, alpha):
         "the codes are taken for numbers; look them up in codebook": (W4 * scales).reshape(shape)
         + update,
         "absmax belongs to blocks of 64 neighbours: repeat_interleave, not repeat": tiled + update,
-        f"the numbers are not shared out evenly: each run has {BLOCK}, the last may be shorter": (
-            values * _even(absmax, n)
-        ).reshape(shape)
-        + update,
+        **{
+            f"{EVENLY}{' ' * up}": (values * _even(absmax, n, up)).reshape(shape) + update
+            for up in (0, 1)
+        },
         "the numbers are laid out by columns; W is stored row by row": by_column + update,
     }
 
@@ -65,9 +66,9 @@ def _spread_evenly(W4, scales, update):
     }
 
 
-def _even(absmax, n):
-    """The scales of n weights in runs of n // len(absmax), 0 behind them."""
-    each = absmax.repeat_interleave(n // len(absmax))
+def _even(absmax, n, up):
+    """The scales of n weights in runs of n // len(absmax) + up, 0 behind them."""
+    each = absmax.repeat_interleave(n // len(absmax) + up)
     return torch.nn.functional.pad(each, (0, n - len(each)))
 
 

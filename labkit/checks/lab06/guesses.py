@@ -216,7 +216,8 @@ def without(made, states, name, weights):
         return ""
     if name not in made:
         dropped = f"{name} is dropped from the result, and an error is asked"
-        return dropped if name in states[0] else ""
+        first = "the keys of the first state alone are looked at: compare those of all"
+        return dropped if name in states[0] else first
     parts = weights or [1 / len(states)] * len(states)
     held = [(w, s[name]) for w, s in zip(parts, states, strict=True) if name in s]
     total, counted = sum(w * tensor for w, tensor in held), sum(w for w, _ in held)

@@ -9,6 +9,10 @@ from labkit.checks.laws import laws
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, generator, observe, part
 
+OVERFLOWS = "exp of them overflows or a probability is 0: use log_softmax"
+INFINITE = "where q's probability is 0 in fp32 its log is -inf, and torch.distributions' KL is "
+INFINITE += "inf: sum exp(log p) * (log p - log q) yourself, both logs from log_softmax"
+
 
 def expect_kl(kl_divergence):
     """Every part of the check."""
@@ -73,7 +77,7 @@ def _expect_finite(kl_divergence, rng, right):
             told = f"{call} gave {got!r}, and of each token alone a number: is the largest logit of"
             hint = "all taken off? A token that has lower ones is lost: take its own, dim=-1"
             expect(not _finite_alone(kl_divergence, p, q), f"{told} {hint}, or log_softmax")
-        hint = "exp of them overflows or a probability is 0: use log_softmax"
+        hint = INFINITE if isinstance(got, float) and math.isinf(got) else OVERFLOWS
         expect(finite, f"{call} gave {got!r}; {hint}")
         if right:
             wanted = guesses.kl(p, q).mean().item()

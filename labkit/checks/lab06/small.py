@@ -26,6 +26,23 @@ def merges(merged_weight):
         )
 
 
+def arrivals(arrives):
+    """Of 6.3: store rounds to whole numbers."""
+    for w, dw, wanted, why in [
+        ([1.0, 2.0], [0.25, 0.25], 0.0, "both round back"),
+        ([1.0, 2.0], [0.6, 0.2], 1.5, "1 arrives of 0.6: 1 * 0.6 / (0.6 * 0.6 + 0.2 * 0.2)"),
+        ([0.4, 2.0], [0.2, 0.2], 2.5, "store(0.6) - store(0.4) is 1: 1 * 0.2 / (2 * 0.2 * 0.2)"),
+    ]:
+        W, dW = torch.tensor([w]), torch.tensor([dw])
+        call = f"arrives of W={[w]}, dW={[dw]} where store rounds to whole numbers"
+        yield (
+            call,
+            lambda W=W, dW=dW: observe(probes.arrived, arrives, W, dW, "whole"),
+            wanted,
+            why,
+        )
+
+
 def dequantized(merge_quantized):
     """Of 6.4: values are a tenth of their codes; of 66 weights the last two have a scale alone."""
     codebook, B = torch.arange(16) / 10, torch.tensor([[5.0]])

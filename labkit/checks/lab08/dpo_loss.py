@@ -107,7 +107,8 @@ def _expect_large(dpo_loss, sign, rng):
     wanted = softplus(-x).mean()
     if abs(value - wanted) > 1e-4 * wanted.abs().clamp(min=1e-2):
         told = f"{call} gave {value.item():.6g}, wanted {wanted.item():.6g}"
-        raise CheckFailed(f"{told}: something caps the loss, such as an epsilon in the logarithm")
+        capped = "something caps the loss, such as a clamp, or an epsilon in the logarithm"
+        raise CheckFailed(f"{told}: {capped}")
     slope = -beta * torch.sigmoid(-x) / len(x)
     flat = sign < 0 and (got["gradients"][0].abs() < 1e-3 * slope.abs()).any()
     expect(not flat, f"{call}: its gradient is lost: {UNSTABLE}")

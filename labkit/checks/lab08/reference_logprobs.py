@@ -89,7 +89,7 @@ def _expect(reference_logprobs, seed, data, left, training):
     if not noisy:
         base = tiny.llama(torch.Generator().manual_seed(seed))
         wanted = logprobs(base, data)
-        known = {} if close(value, wanted, 1e-4) else _guesses(base, seed, data)
+        known = {} if close(value, wanted, 1e-4) else _guesses(base, seed, data, got)
         expect_close(value, wanted, call, known, tol=1e-4)
     expect(not noisy, f"{call}: {NOISE}")
     built = got["graph"] or any(one["grad"] for one in got["passes"])
@@ -129,14 +129,24 @@ def _expect_interrupted(reference_logprobs, seed, data):
     )
 
 
-def _guesses(base, seed, data):
-    """What the wrong model or the wrong sum gives, by what is wrong."""
+def _on(got):
+    """What to say of numbers that are those of the model with its adapter."""
+    told = "that is the model with its adapter"
+    if got["asked off"]:
+        told += ": disable_adapter() by itself does nothing, and what is outside of its `with` has "
+        return told + "the adapter; run the model in `with model.disable_adapter():`"
+    if not all(one["whole"] for one in got["passes"]):
+        told += ", which get_base_model() has inside as well"
+    return told + ": run it in `with model.disable_adapter():`"
+
+
+def _guesses(base, seed, data, got):
+    """What the wrong model or the wrong sum gives, by what is wrong; `got` tells how it ran."""
     policy = probes.tiny_policy(seed).eval()
     wanted, active = logprobs(base, data), logprobs(policy, data)
     policy.set_adapter(probes.OTHER)
     known = {
-        "that is the model with its adapter, which get_base_model() has inside as well: run it in "
-        "`with model.disable_adapter():`": active,
+        _on(got): active,
         "that is the model with its other adapter: switch all off": logprobs(policy, data),
         "attention_mask is not passed on, and padding is read": logprobs(base, data, mask=False),
         "the adapter is on, and attention_mask is not passed on": logprobs(policy, data, False),

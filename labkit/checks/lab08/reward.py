@@ -5,7 +5,7 @@ import json
 import torch
 
 from labkit.checks.compare import ask, draw, expect_kind, kind_of
-from labkit.contract import expect, part
+from labkit.contract import expect, part, sound
 
 WORDS = ("study", "hall", "attic", "lamp", "fan", "blue", "window", "garage", "porch", "heater")
 KEYS = (
@@ -18,6 +18,7 @@ NESTED = {
     "unhashable": "a value may be a list or an object, and a set holds neither: put its JSON text "
     "there, json.dumps(value, sort_keys=True)"
 }
+GUESSED = "a guessed value pays; a key counts with its value alone"
 EMPTY = "{} is a JSON object without keys: none is right, so it is 0"
 
 
@@ -156,8 +157,17 @@ def _expect_more_for_right(asked, data, rng):
         hint = "part of the way earns something, so that a group is not all equal"
         expect(got > 0, f"{told}, wanted more than 0: {hint}")
         expect(got > before, f"{told}, no more than {n - 1} of them: each right key adds something")
-        expect(got < 1, f"{told}: 1 is for equal data alone, and keys are missing")
+        hint = got == 1 and _of_said(asked, said, data)
+        expect(got < 1, f"{told}: {hint or '1 is for equal data alone, and keys are missing'}")
         before = got
+
+
+def _of_said(asked, said, data):
+    """Words where the reward is the share of right keys among those that were said; else ""."""
+    other = next(key for key in KEYS if key not in data)
+    got, _ = asked(said | {other: 1}, "the same and a key that nobody wants")
+    told = "it is divided by the keys of the answer alone, and missing ones have to cost, too"
+    return told if abs(got - len(said) / (len(said) + 1)) < 1e-6 else ""
 
 
 def _expect_less_for_extra(asked, data, rng):
@@ -201,8 +211,7 @@ def _expect_wrong_values(asked, data):
         ):
             got, call = asked(right | {last: given}, f"{what} and {kind}")
             told = f"{call} gave {got:.4g}, more than without that key, {before:.4g}"
-            hint = "a guessed value pays; a key counts with its value alone"
-            expect(got <= before, f"{told}: {hint}")
+            expect(got <= before, f"{told}: {GUESSED}")
 
 
 def _expect_kinds(asked, data):
@@ -224,7 +233,9 @@ def _expect_kinds(asked, data):
         before, _ = again(without, "the same without it")
         got, call = again(data | given, what)
         told = f"{call} gave {got:.4g}, without that key {before:.4g}"
-        expect(got <= before, f"{told}: it counts as the right value; {why}")
+        other, _ = again(data | {key: wrong(value) for key, value in goal.items()}, "another value")
+        expect(got <= max(before, other), f"{told}: it counts as the right value; {why}")
+        expect(got <= before or not sound(), f"{told}: {GUESSED}")
 
 
 def _expect_all_named(asked, data, rng):

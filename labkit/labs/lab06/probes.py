@@ -36,7 +36,6 @@ def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
         (f"({32 * blocks})", scales),
         (f"({n}) must match the size of tensor b ({shape[1]})", "W4 is flat: reshape(shape) first"),
         (f"({64 * blocks})", "the last block may be shorter: cut the scales to W4.numel()"),
-        ("64]' is invalid", "the last block may be shorter than 64: use repeat_interleave, or pad"),
     ]
     try:
         return _torch(merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape)))

@@ -57,14 +57,16 @@ def tiny_policy(seed):
 def referenced(reference_logprobs, seed, batch, training=True):
     """What it returns on a tiny policy, and how the model was run.
 
-    `passes` holds for each forward pass whether gradients were on and which modules trained.
+    `passes` holds for each forward pass whether gradients were on, whether any module trained, and
+    whether the whole model ran; `asked off` says that `disable_adapter` was called.
     """
-    model, passes = _watched(tiny_policy(seed).train(training))
+    model, passes, calls = _watched(tiny_policy(seed).train(training))
     before = _state(model)
     value = kept(functools.partial(reference_logprobs, model), batch)
     return {
         "value": value,
         "passes": passes,
+        "asked off": bool(calls),
         "graph": isinstance(value, torch.Tensor) and value.requires_grad,
         "changed": _changed(before, _state(model)),
     }
@@ -72,7 +74,7 @@ def referenced(reference_logprobs, seed, batch, training=True):
 
 def interrupted(reference_logprobs, seed, batch, training=True):
     """What is left changed when the model's forward pass raises: `{"heard", "changed"}`."""
-    model, _ = _watched(tiny_policy(seed).train(training))
+    model, *_ = _watched(tiny_policy(seed).train(training))
     before, grad = _state(model), torch.is_grad_enabled()
 
     def fail(*_):
@@ -93,14 +95,21 @@ def interrupted(reference_logprobs, seed, batch, training=True):
 
 
 def _watched(model):
-    """The model, which refuses to be copied, and a list that notes each of its passes."""
-    base, passes = model.get_base_model(), []
+    """The model, which refuses to be copied, and lists: its passes, calls of disable_adapter."""
+    base, passes, calls, whole, off = model.get_base_model(), [], [], [], model.disable_adapter
 
     def note(*_):
-        names = [name for name, module in base.named_modules() if module.training]
-        passes.append({"grad": torch.is_grad_enabled(), "training": bool(names)})
+        trains = any(module.training for module in base.modules())
+        grad = torch.is_grad_enabled()
+        passes.append({"grad": grad, "training": trains, "whole": bool(whole)})
 
+    def asked_off():
+        calls.append("disable_adapter")
+        return off()
+
+    model.register_forward_pre_hook(lambda *_: whole.append(True))
     base.lm_head.register_forward_pre_hook(note)
+    model.disable_adapter = asked_off
 
     def refuse(_):
         raise CheckFailed(
@@ -108,7 +117,7 @@ def _watched(model):
         )
 
     model.__deepcopy__ = model.base_model.__deepcopy__ = base.__deepcopy__ = refuse
-    return model, passes
+    return model, passes, calls
 
 
 def _state(model):
