@@ -31,8 +31,9 @@ lab, check = labkit.start("01_svd")
 # ## How a lab works
 #
 # You write the cells that say `TODO`, and then run the check below each: it tells you in a line
-# what is wrong. Folded hints give the idea and not the code. If you are stuck, `lab.reveal("1.1")`
-# shows a solved cell and runs it, for no points, and you can go on.
+# what is wrong. An answer leaves its inputs as they were, and torch's seed and settings too, unless
+# the text says otherwise. Folded hints give the idea and not the code. If you are stuck,
+# `lab.reveal("1.1")` shows a solved cell and runs it, for no points, and you can go on.
 #
 # Cells that begin with `if lab.experiment(…)` train or measure. They say how long they take and
 # which exercises they wait for. After a restart `lab.resume()` brings back what had passed.

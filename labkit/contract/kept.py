@@ -6,10 +6,10 @@ A check makes no list of inputs that it compares: every call goes through here.
 import contextlib
 from collections.abc import Iterator
 
-NEW = "make a new one, with no += or *=, no [...] = and no inplace=True on it"
+NEW = "make a new one, with no += or *=, no [...] = and no inplace=True on it or a slice of it"
 OF_TENSOR = (
-    "make a new one, with no += or *=, no [...] = and no method whose name ends in _ on it, nor on "
-    "its .float(), .to() or .view(), which may be the tensor itself"
+    "make a new one, with no +=, *= or <<=, no [...] = and no method whose name ends in _ on it, "
+    "nor on a slice of it or its .view(), .float() or .to(), which may hold the same numbers"
 )
 TAKEN = (
     "make a new one, with no pop, del or update, no [...] =, no += or *= and no method whose name "
@@ -125,7 +125,8 @@ def settings(seed: int, faults: list[str]) -> Iterator[None]:
             yield
         finally:
             if torch.initial_seed() != seed:
-                faults.append("it seeds torch's random numbers for everybody: leave the seed alone")
+                told = "it seeds torch's random numbers for everybody: leave the seed alone"
+                faults.append(f"{told}, or set it inside `with torch.random.fork_rng():`")
             if torch.is_grad_enabled() != grad:
                 faults.append("it leaves gradients switched off or on: use `with torch.no_grad():`")
             if torch.get_default_dtype() != dtype:

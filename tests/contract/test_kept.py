@@ -72,8 +72,14 @@ def test_settings_of_torch_are_told_and_put_back(setting, words, rejects):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_random_numbers_may_be_drawn(accepts):
+def test_random_numbers_may_be_drawn_and_seeded_apart(accepts):
     accepts(doubled_all, lambda x: torch.randn(3))
+
+    def apart(x):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+
+    accepts(doubled_all, apart)
 
 
 def _model():

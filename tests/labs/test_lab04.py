@@ -692,6 +692,11 @@ def _clamped(x, bits):
     return (x / scale).round().to(torch.int8), scale
 
 
+def _clamped_a_unit(x, bits):
+    q, scale = _clamped(x, bits)
+    return q, 1 / scale
+
+
 def _whole_first(x, bits):
     scale = x.abs().max() / (2 ** (bits - 1) - 1)
     return (x.to(torch.int8) / scale.clamp_min(1e-12)).round().to(torch.int8), scale
@@ -709,7 +714,12 @@ ABSMAX = [
     (lambda x, bits: absmax_quantize(x, bits - 1), absmax_dequantize, "a bit less than there are"),
     (_rounds_first, absmax_dequantize, "rounded before it is divided"),
     (absmax_quantize, lambda q, scale: q * scale * 7, "7 times as much"),
-    (_clamped, absmax_dequantize, "all of q is 0; x holds numbers below 1e-6"),
+    (_clamped, absmax_dequantize, "dequantized: the guard against a zero changes the scale"),
+    (
+        _clamped_a_unit,
+        lambda q, a_unit: q / a_unit,
+        "dequantized: the guard against a zero changes",
+    ),
     (absmax_quantize, lambda q, scale: (q * scale).half(), "these are in float16"),
     (_clipped, absmax_dequantize, "the largest numbers are cut off"),
     (_quantize(lambda x: (x + 0.5).trunc()), absmax_dequantize, "no rounding below zero"),
@@ -1288,12 +1298,18 @@ def _pads_in_front(w, codebook, block=64):
     return codes[-w.numel() :], absmax
 
 
+def _returns_the_guard(w, codebook, block=64):
+    codes, absmax = quantize_blockwise(w, codebook, block)
+    return codes, absmax.clamp_min(1e-12)
+
+
 BLOCKS = [
     (_pads_a_whole_block, dequantize_blockwise, "384 numbers fill whole blocks"),
     (_with(_next_but_one), dequantize_blockwise, "where does bucketize begin to count"),
     (_with(_least_signed), dequantize_blockwise, "abs() is missing"),
     (_with(_least_signed_down), dequantize_blockwise, "abs() is missing"),
     (_peaks_over_7, dequantize_blockwise, "absmax is divided by 7"),
+    (_returns_the_guard, dequantize_blockwise, "comes back as 1e-12, and it is 0"),
     (quantize_blockwise, _next_peak, "number i has block i // block"),
     (_with(_half_differences), dequantize_blockwise, "half of the sum of two neighbours"),
     (_with(peak=_signed_peak), dequantize_blockwise, "the sign of the largest number"),
@@ -1432,6 +1448,8 @@ PACKS = [
     (lambda c: pack_nibbles(c.roll(-1)), unpack_nibbles, "not with the second"),
     (pack_nibbles, lambda p: torch.stack([p >> 4, p & 7], 1).flatten(), "7 keeps three"),
     (_in_place_shift, unpack_nibbles, "changes its input codes in place"),
+    (_in_place_shift, unpack_nibbles, "*= or <<="),
+    (_in_place_shift, unpack_nibbles, "nor on a slice of it"),
     (_pack_by(lambda c: c[::2] << 4 + c[1::2]), unpack_nibbles, "+ binds before <<: brackets"),
     (_pack_by(lambda c: c[::2] | c[1::2]), unpack_nibbles, "has to move up by 4 bits"),
     (_pack_by(lambda c: c[::2] << 2 | c[1::2]), unpack_nibbles, "not by 2"),
@@ -1465,7 +1483,8 @@ PACKS = [
     (pack_nibbles, lambda p: torch.stack([p >> 4, p], 1).flatten(), "byte & 15"),
     (lambda c: None, unpack_nibbles, "return"),
     (pack_nibbles, lambda p: torch.stack([p & 15, p >> 4], 1).flatten(), "high nibble"),
-    (pack_nibbles, lambda p: torch.cat([p >> 4, p & 15]), "neighbours"),
+    (pack_nibbles, lambda p: torch.cat([p >> 4, p & 15]), "all high nibbles come first here"),
+    (pack_nibbles, lambda p: torch.cat([p & 15, p >> 4]), "all low nibbles come first here"),
     (pack_nibbles, lambda p: p >> 4, "integers"),
     (pack_nibbles, lambda p: torch.stack([p / 16, p & 15], 1).flatten(), "float32"),
     (pack_nibbles, lambda p: torch.stack([p / 16, p & 15], 1).flatten(), ".to(torch.uint8)"),
@@ -1998,14 +2017,14 @@ RULES = [
     (_scaled(8), "are bits"),
     (_bytes({"full": 2}, adapter=0), "2 bytes each"),
     (_bytes({"full": 2}, adapter=4), "no 16-bit copy"),
-    (_bytes({"full": 4}, adapter=4), "without an adapter"),
+    (_bytes({"full": 4}, adapter=4), "you add the trainable ones once more"),
     (_bytes(gradients=2), "what trains is kept in fp32"),
     (_bytes(optimizer=4), "two moments"),
     (_bytes(optimizer=2), "moments are fp32"),
     (_bytes(trains=False), "frozen weights have none"),
     (_bytes(adapter=2), "kept in fp32"),
     (lambda n, t, m: _bytes(adapter=4 if m == "full" else 0)(n, t, m), "adapter's own weights"),
-    (_in_bf16(weights=4), "all is bf16 here, 2 bytes a number, and there is no adapter"),
+    (_in_bf16(weights=4), "all is bf16 here, 2 bytes a number, each counted once"),
     (_in_bf16(weights=6), "no fp32 copy"),
     (_in_bf16(weights=8), "n_params and n_trainable are the same numbers here"),
     (_in_bf16(weights=4.126953 / 8 + 4), "this is a 4-bit base and an adapter"),

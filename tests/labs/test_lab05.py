@@ -365,7 +365,14 @@ UPDATES = [
         lambda G, A, r, alpha, lr: -lr * (alpha / r) ** 2 * G.sign() @ A.T @ A,
         "the sign is taken of G, and alpha / r behind it",
     ),
-    (lambda G, A, r, alpha, lr: -lr * alpha / r * (G @ A.T @ A).sign(), "before it"),
+    (
+        lambda G, A, r, alpha, lr: -lr * alpha / r * (G @ A.T @ A).sign(),
+        "the sign is taken of G @ A.T @ A",
+    ),
+    (
+        lambda G, A, r, alpha, lr: -lr * (G @ A.T @ A).sign(),
+        "B's gradient, G @ A.T, and alpha / r and @ A come after",
+    ),
     (_a_moves_after_b, "both gradients are taken at the old B"),
     (_shifted_sign, "a gradient of 0 moves nothing"),
     (_in_place_on_g, "changes its input G in place"),
@@ -425,6 +432,11 @@ def _one_dict(train_fn, ranks, rates, alpha_of):
         row |= train_fn(rank, alpha_of(rank), rate, 0)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _one_dict_a_rank(train_fn, ranks, rates, alpha_of):
+    frames = [_one_dict(train_fn, [rank], rates, alpha_of) for rank in ranks]
+    return pd.concat(frames, ignore_index=True)
 
 
 def _error_stays(train_fn, ranks, rates, alpha_of):
@@ -514,7 +526,7 @@ def _fills_all(train_fn, ranks, rates, alpha_of):
 
 SWEEPS = [
     (_first_argument, "raises an exception without a text, AssertionError()"),
-    (_fills_all, "filled in (fillna fills all columns"),
+    (_fills_all, "filled in (fillna fills all columns; only error needs it)"),
     (_sweep(keep="stale"), "that of the run before"),
     (_by_place, "pass each of the four by its name"),
     (_tried_again, "7 runs were made, wanted 6"),
@@ -548,6 +560,10 @@ SWEEPS = [
     (_failed_as(loss="none"), "never got one"),
     (_failed_as(rank=None), "one for each pair"),
     (_one_dict, "a new one for each run"),
+    (_one_dict, "6 rows are of (rank, learning rate) = "),
+    (_one_dict_a_rank, "2 rows are of (rank, learning rate) = "),
+    (_sweep(seed=lambda k: k), "the seeds are 0, 1, 2, 3, …; one seed"),
+    (_sweep(seed=lambda k: k % 2), "the seeds are 0, 1; one seed"),
     (_error_stays, "and learning rate"),
     (_sweep(pairs=zip), "two loops"),
     (_sweep(pairs=lambda a, b: 2 * list(itertools.product(a, b))), "one a pair"),
@@ -886,6 +902,11 @@ def _needs_two(frame, a, b):
     return (gaps.mean(), gaps.sem()) if len(gaps) > 1 else (math.nan, math.nan)
 
 
+def _needs_three(frame, a, b):
+    gaps = _gaps(frame, a, b)
+    return (gaps.mean(), gaps.sem()) if len(gaps) > 2 else (math.nan, math.nan)
+
+
 def _statistics(frame, a, b):
     gaps = list(_gaps(frame, a, b))
     return statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
@@ -979,6 +1000,11 @@ PAIRS = [
     (_pairs(mean=lambda gaps: gaps.iloc[0]), ("first difference alone", "first seed's difference")),
     (_no_error_is_zero, "nothing to tell its error by"),
     (_needs_two, "the mean is nan"),
+    (_needs_three, "2 differences have a mean, and from two on a spread"),
+    (
+        _pairs(error=lambda gaps: gaps.sem() if len(gaps) > 2 else math.nan),
+        "the error is nan; 2 differences have a mean, and from two on a spread",
+    ),
     (_statistics, "nothing to tell its error by"),
     (_zero_for_none, "both are nan"),
     (_drops_in_place, "changes its input frame in place"),
@@ -1128,6 +1154,11 @@ STUBS = [
 def test_columns_of_vh_are_named_though_their_signs_are_free(seed, rejects, monkeypatch):
     monkeypatch.setattr(contract.session, "seed", seed)
     assert "columns of Vh" in rejects(check.overlaps, _columns)
+
+
+def test_seeds_that_a_third_method_lacks_are_told_alone(rejects):
+    told = rejects(check.pairs, _of_every_method)
+    assert "seeds that another method lacks" in told and "label" not in told
 
 
 def test_each_measured_run_stands_once_and_has_a_loss_or_an_error():

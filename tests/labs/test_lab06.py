@@ -362,7 +362,7 @@ MERGES = [
     (lambda W, A, B, alpha: _scaled(lambda a, r: a / B.shape[0])(W, A, B, alpha), "by d_out"),
     (lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "and so is its update, B @ A"),
     (lambda W, A, B, alpha: merged_weight(W, A, B, alpha).tolist(), "tensor"),
-    (_in_float_of_w, "nor on its .float(), .to() or .view(), which may be the tensor itself"),
+    (_in_float_of_w, "its .view(), .float() or .to(), which may hold the same numbers"),
     (lambda W, A, B, alpha: W.float() + alpha / len(A) * B @ A, "W's dtype"),
     (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, ("shapes", "RuntimeError")),
     (_in_w_dtype, "differ from the fp32 sum, rounded once"),

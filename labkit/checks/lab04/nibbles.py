@@ -77,7 +77,11 @@ def _expect_unpacked(got, stored):
     high, low = stored >> 4, stored & 15
     wrong = {
         "the high nibble comes first": torch.stack([low, high], 1).flatten(),
-        "the two codes of a byte are neighbours": torch.cat([high, low]),
+        **{
+            f"all {one} nibbles come first here, then all {other} ones; "
+            "the two codes of a byte are neighbours": torch.cat(halves)
+            for one, other, *halves in (("high", "low", high, low), ("low", "high", low, high))
+        },
         "the low nibble is the byte & 15": torch.stack([high, stored], 1).flatten(),
         "the high nibble is the byte >> 4": torch.stack([stored & 240, low], 1).flatten(),
         "the low nibble is the byte & 15, all four bits": torch.stack(

@@ -92,7 +92,7 @@ def bits(block, double):
             "8 bits come instead of the 32, not besides": 4 + 32 / block + second * double,
             "the 8 bits are shared by `block` weights alone": 4 + (8 + 32) / block / 256,
             "scales are fp32, 32 bits each": 4 + 16 / block * (not double),
-            "the 8-bit scales have scales too, 32 bits a block of 256": 4 + 8 / block,
+            "the 8-bit scales have scales too, 32 bits a group of 256": 4 + 8 / block,
             "the scales of scales are fp32, 32 bits each": 4 + 8 / block + 16 / (block * 256),
             "256 scales share a scale, as in a group, not 64": 4 + 8 / block + 32 / (block * 64),
             "8 bits serve `block` weights; 256 is how many scales share one": (
@@ -147,7 +147,8 @@ def training_parts(n, t, method):
     }
     if method == "full":
         weights = {message: value * n for message, value in two.items()} | {
-            "without an adapter the weights are all there is, 4 bytes each": 8.0 * n,
+            "n_params and n_trainable are the same weights here: you add the trainable ones once "
+            "more": 8.0 * n,
             "no 16-bit copy beside the fp32 weights in this table": 6.0 * n,
         }
     elif method == "lora":
@@ -194,7 +195,7 @@ def _parts_in_bf16(n):
     all_bf16 = "all is bf16 here, 2 bytes a number"
     return {
         "weights": {
-            f"{all_bf16}, and there is no adapter": 4.0 * n,
+            f"{all_bf16}, each counted once: n_params and n_trainable are the same here": 4.0 * n,
             f"{all_bf16}: no fp32 copy beside it": 6.0 * n,
             "n_params and n_trainable are the same numbers here: no adapter": 8.0 * n,
             "this is a 4-bit base and an adapter; full_bf16 has neither": (4.126953 / 8 + 4) * n,

@@ -133,6 +133,8 @@ def _expect_half_a_step(back, x, q, scale, bits):
     error = ((back - x).abs().max() / step).item()
     if error <= 0.5 + 1e-3:
         return
+    one = number(scale, "scale")
+    _expect_no_guard(one, step, top, call)
     wanted = f"wanted half a step at most, a step being absmax / {top}"
     told = f"{call} the largest error is {error:.4g} steps; {wanted}"
     expect(q.any(), f"{told}; all of q is 0")
@@ -152,15 +154,11 @@ def _expect_half_a_step(back, x, q, scale, bits):
     cut = back.abs().max() < x.abs().max() - step
     expect(not cut, f"{told}; the largest numbers are cut off: the scale is absmax / {top}")
     expect("16" not in kind, f"{told}; these are in {kind}: use fp32")
-    one = number(scale, "scale")
     more = ((back - q * one) / one).double() if one else torch.zeros(1)
     told_more = f"{call} {more.mean():.3g} is added to q on the way back: q * scale is all"
     same = more.abs().mean() > 1e-2 and (more - more.mean()).abs().max() < 1e-2
     expect(not same, told_more)
-    guarded = step < 1e-6 and 1.0001 * step < one < 1e-3  # larger numbers came out right
-    what = f"it is {one - step:.3g} too large" if guarded else "is it rounded?"
-    told_scale = f"the scale is {one:.6g}, and absmax / {top} is {step:.6g}: {what}"
-    expect(not guarded, f"{call} the guard against a zero changes the scale: {told_scale}")
+    told_scale = f"the scale is {one:.6g}, and absmax / {top} is {step:.6g}: is it rounded?"
     used = one > 1.2 * step and ((q * one - x).abs() <= 0.51 * one).all()
     expect(not used, f"{call} the scale is {one / step:.3g} times absmax / {top}, wanted once")
     rounded = min(abs(s / step - 1) for s in (one, 1 / one)) if one else 0
@@ -168,6 +166,16 @@ def _expect_half_a_step(back, x, q, scale, bits):
     hint = "each went to one of its two neighbours, and not always to the nearer: is it by chance?"
     expect(error > 1 + 1e-3, f"{told}; {hint}")
     raise CheckFailed(told, bare=True)
+
+
+def _expect_no_guard(scale, step, top, call):
+    """Small numbers have their own scale, as steps or as steps a unit; larger came out right."""
+    used = scale if scale < 1 else 1 / scale
+    told = (
+        f"a step is {used:.6g}, and absmax / {top} is {step:.6g}: it is {used - step:.3g} too large"
+    )
+    guarded = step < 1e-6 and 1.0001 * step < used < 1e-3
+    expect(not guarded, f"{call} the guard against a zero changes the scale: {told}")
 
 
 def _expect_from_q(back, whole, x, bits):

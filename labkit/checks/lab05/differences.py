@@ -30,6 +30,9 @@ class Table(NamedTuple):
         return [first[seed] - second[seed] for seed in first if seed in second]
 
 
+OTHERS = "seeds that another method lacks are gone: a and b have to have it, no other"
+
+
 def error_of(values):
     """The standard error of a mean."""
     return statistics.stdev(values) / math.sqrt(len(values))
@@ -51,16 +54,14 @@ def _mean_pairs(table):
     zeros = [{seed: 0.0 if x != x else x for seed, x in side.items()} for side in whole]
     both = [zeros[0][seed] - zeros[1][seed] for seed in zeros[0] if seed in zeros[1]]
     filled = [first.get(s, 0.0) - second.get(s, 0.0) for s in {*first, *second}]
-    common = _of_every_method(table) or right
+    common = of_every_method(table) or right
     holes = Table(*table[:1], _without_holes(table.columns), *table[2:]).differences
     return {
         "the sign is turned round: score(a) - score(b)": (-mean),
         'rows with a hole in another column are gone: dropna(subset=["score"]) looks at one': (
             statistics.fmean(holes or right)
         ),
-        "seeds that another method lacks are gone: a and b have to have it, no other": (
-            statistics.fmean(common)
-        ),
+        OTHERS: statistics.fmean(common),
         "all other methods are taken for b": statistics.fmean(_from_all_others(table)),
         "the means are of all seeds; take the difference of each seed that both have": (
             statistics.fmean(first.values()) - statistics.fmean(second.values())
@@ -120,7 +121,7 @@ def _mean_figures(table):
     }
 
 
-def _of_every_method(table):
+def of_every_method(table):
     """Differences of the seeds that every method of the table has."""
     sides = [table.scores(name) for name in dict.fromkeys(table.columns["method"])]
     first, second = table.scores(table.a), table.scores(table.b)
@@ -242,15 +243,13 @@ def _error_pairs(table):
         for name in (table.a, table.b)
     ]
     filled = [zeros[0][seed] - zeros[1][seed] for seed in zeros[0] if seed in zeros[1]]
-    common = _of_every_method(table)
+    common = of_every_method(table)
     size = statistics.fmean(abs(x - statistics.fmean(right)) for x in right)
     return {
         "that is the mean size of the deviations over sqrt(n); square them": (size / math.sqrt(n)),
         "a failed run counts with some number here: leave its seed out": (error_of(filled)),
         "mean and error are swapped: (mean, error)": (statistics.fmean(right)),
-        "seeds that another method lacks are gone: a and b have to have it, no other": (
-            error_of(common if len(common) > 1 else right)
-        ),
+        OTHERS: error_of(common if len(common) > 1 else right),
         "all other methods are taken for b": error_of(_from_all_others(table)),
         "the mean is not taken off: the spread is about the mean": (
             math.sqrt(sum(x * x for x in right) / (n - 1) / n)

@@ -132,6 +132,7 @@ def _steps(G, A, r, alpha, lr):
     P, s = G @ A.T, alpha / r
     by_size = "Adam divides each number's gradient by its own size, so B moves by lr or not at all"
     of_b = "Adam sees B's gradient, G @ A.T, and not G: W does not train"
+    late = "the sign is taken of G @ A.T @ A; Adam takes that of B's gradient, G @ A.T"
     old = "both gradients are taken at the old B, and A's is 0 there, since B is 0"
     return {
         f"that is a step of plain gradient descent; {by_size}": (-s * s * lr * P @ A),
@@ -148,12 +149,8 @@ def _steps(G, A, r, alpha, lr):
         f"the sign is taken of G, and alpha / r behind it; {of_b}": (
             -s * s * lr * G.sign() @ A.T @ A
         ),
-        "the sign is taken of the product with A; Adam sees B's gradient, before it": (
-            -s * lr * (P @ A).sign()
-        ),
-        "the sign of the product with A, without alpha / r; Adam sees B's gradient, before it": (
-            -lr * (P @ A).sign()
-        ),
+        f"{late}, and @ A comes after": -s * lr * (P @ A).sign(),
+        f"{late}, and alpha / r and @ A come after": -lr * (P @ A).sign(),
         f"A moves here too, by its gradient at the new B, alpha / r * B.T @ G; {old}": (
             -s * lr * P.sign() @ (A - lr * (-P.sign().T @ G).sign())
         ),

@@ -66,8 +66,9 @@ def expect_seed(run, call):
         told = f"{call}: train_fn got the seed {_shown(seed)}, wanted an int{hint}"
         expect(type(seed) is int, told)
     hint = "one seed for all, or luck is compared with luck"
-    different = ", ".join(map(str, sorted(set(seeds))[:4]))
-    expect(len(set(seeds)) == 1, f"{call}: the seeds are {different}; {hint}")
+    seeds = sorted(set(seeds))
+    different = ", ".join(map(str, seeds[:4])) + (", …" if len(seeds) > 4 else "")
+    expect(len(seeds) == 1, f"{call}: the seeds are {different}; {hint}")
 
 
 def expect_results(run, call, failed=None):
@@ -95,7 +96,7 @@ def expect_failed(run, failed, call, said=True):
         at = f"{call}: alpha at rank {failed[0]} (put it into the row before the run)"
         frames.expect_cell(row["alpha"], run.alpha_of(failed[0]), at)
     told = f"{call}: the failed row has the loss {row['loss']!r}{_whose(run, failed, row['loss'])}"
-    expect(row["loss"] is None, f"{told}, but it never got one; leave it out")  # NaN comes as None
+    expect(row["loss"] is None, f"{told}, but it never got one; leave it NaN")  # NaN comes as None
 
 
 def _whose(run, failed, loss):
@@ -104,7 +105,8 @@ def _whose(run, failed, loss):
     at = made.index(failed)
     if at and loss == run.results["loss"] * sum(made[at - 1]):
         return ", that of the run before (its result is still there)"
-    return " filled in (fillna fills all columns; a missing number is NaN)" * (loss == "")
+    filled = " filled in (fillna fills all columns; only error needs it)"
+    return filled if loss == "" else ""
 
 
 def _rows(run, call, failed=None):
@@ -117,20 +119,24 @@ def _rows(run, call, failed=None):
     pairs = zip(columns["rank"], columns["learning_rate"], strict=True)
     keys = [(whole(r), rate) for r, rate in pairs]
     same = sorted(keys, key=str) == sorted(run.pairs, key=str)
-    again = ""
-    if len(set(map(str, keys))) < len(keys) == len(run.pairs):
-        again = "; is it one dict, appended again and again? Make a new one for each run"
     told = f"{len(keys)} rows, wanted {len(run.pairs)}, one for each pair"
+    twice = next((key for key in keys if keys.count(key) > 1), None)
     if len(keys) < len(run.pairs):
         ranks, rates = (len({pair[k] for pair in run.pairs}) for k in (0, 1))
         few = {ranks: "one a rank: ", rates: "one a rate: "}.get(len(keys), "")
         hint = f"; {few}append in the inner loop, and keep all of them, not the best alone"
         lacks = failed and failed not in keys
         told += "; the run that raised has none: append its row all the same" if lacks else hint
-    if len(keys) == len(run.pairs) and not again:
+    elif len(keys) == len(run.pairs) and twice:
+        lost = next((pair for pair in run.pairs if pair not in keys), None)
+        told = (
+            f"{keys.count(twice)} rows are of (rank, learning rate) = {twice}, and none of {lost}"
+        )
+        told += "; is it one dict, appended again and again? Make a new one for each run"
+    elif len(keys) == len(run.pairs):
         told = f"rank and learning_rate hold {keys[0]} and others, wanted are {run.pairs}"
         told += ", one for each pair"
-    expect(same, f"{call}: {told}{again}")
+    expect(same, f"{call}: {told}")
     return {key: {n: column[i] for n, column in columns.items()} for i, key in enumerate(keys)}
 
 

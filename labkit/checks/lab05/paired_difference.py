@@ -1,10 +1,11 @@
 """What exercise 5.5 expects of `paired_difference`, and what misconceptions give."""
 
+import math
 import statistics
 
 from labkit.checks.compare import ask, draw, expect_numbers_or_first
 from labkit.checks.lab05 import small
-from labkit.checks.lab05.differences import Table, error_of, errors, means
+from labkit.checks.lab05.differences import OTHERS, Table, error_of, errors, means, of_every_method
 from labkit.checks.simplest import simplest
 from labkit.contract import CheckFailed, expect, part, sound
 from labkit.labs.lab05 import probes
@@ -27,33 +28,39 @@ def expect_differences(paired_difference, rng):
             (call, got[0], statistics.fmean(table.differences), means(table))
             for table, call, got in asked
         ]
-        _expect_no_nan(cases, tables)
+        _expect_no_nan(asked, 0)
         expect_numbers_or_first(cases)
     with part(), simplest(small.differences(paired_difference, 1)):
         cases = [
             (f"{call}: the error", got[1], error_of(table.differences), errors(table))
             for table, call, got in asked
         ]
-        _expect_no_nan(cases, tables)
+        _expect_no_nan(asked, 1)
         expect_numbers_or_first(cases)
     if sound():
         _expect_few(paired_difference, rng)
 
 
-def _expect_no_nan(cases, tables):
-    """Both numbers exist in each of these tables."""
-    for (call, got, *_), table in zip(cases, tables, strict=True):
-        expect(got != "nan", f"{call} is nan; {_why_nan(table)}")
+def _expect_no_nan(asked, which):
+    """The mean (0) or the error (1) exists in each of these tables."""
+    first, _, (mean, _) = asked[0]
+    for table, call, got in asked:
+        told = f"{call}: the error" if which else call
+        expect(got[which] != "nan", f"{told} is nan; {_why_nan(table, first, mean)}")
 
 
-def _why_nan(table):
-    """What is missing in a table, for an answer that is nan."""
+def _why_nan(table, first, mean):
+    """What is missing in a table, for an answer that is nan; of the `first` it gave the `mean`."""
     if any(score != score for score in table.columns["score"]):
         return "leave failed runs (nan) out, of both"
     columns = zip(table.columns["method"], table.columns["seed"], strict=True)
     pairs = set(columns)
     if {seed for m, seed in pairs if m == table.a} != {seed for m, seed in pairs if m == table.b}:
         return "a seed that one of them lacks is left out"
+    if mean != "nan" and math.isclose(mean, statistics.fmean(first.differences), rel_tol=1e-4):
+        return f"{len(table.differences)} differences have a mean, and from two on a spread, too"
+    if mean != "nan" and math.isclose(mean, statistics.fmean(of_every_method(first)), rel_tol=1e-4):
+        return OTHERS
     return "no run failed, and both have all seeds: pair rows by their seed, not by their label"
 
 
