@@ -23,7 +23,7 @@ from labkit.checks.compound import AND, RIGHT, multiple, then
 from labkit.checks.relations import close, difference
 from labkit.checks.shapes import misshapen
 from labkit.contract import CheckFailed, expect, generator, observe, part
-from labkit.contract.hints import HINTS
+from labkit.contract.hints import GUESSES, HINTS
 
 
 def randn(*shape, rng=None):
@@ -44,20 +44,23 @@ def ask(call, f, *data, hint=""):
     try:
         return observe(f, *data)
     except CheckFailed as failure:
-        told, advice = str(failure), hint
-        if "it raised NameError" in told and isinstance(hint, str):  # what it is about was not met
-            advice = ""
-        if isinstance(hint, dict):
-            advice = next((text for sign, text in hint.items() if sign in told), "")
-            told = _without_hint(told) if advice else told
-        told = f"{call}: {told}" if call else told
-        raise CheckFailed(f"{told}; {advice}" if advice else told, bare=hint == "") from None
+        told = _advised(str(failure), hint if isinstance(hint, dict) else {"": hint})
+        raise CheckFailed(f"{call}: {told}" if call else told, bare=hint == "") from None
 
 
-def _without_hint(told):
-    """The text of a failure without what is said of any such exception: a check knows better."""
-    found = next((text for text in HINTS.values() if f"; {text}" in told), "")
-    return told.replace(f"; {found}", "", 1) if found else told
+def _advised(told, hints):
+    """The text of a failure with the check's advice, in place of what is said of any such one.
+
+    Advice for any text, "", takes the place of guesses alone, and follows what else is said.
+    """
+    sign = next((sign for sign in hints if sign in told), "")
+    advice = hints.get(sign, "")
+    if not advice or (not sign and "it raised NameError" in told):  # what it is about was not met
+        return told
+    general = next((text for text in HINTS.values() if f"; {text}" in told), "")
+    if general and (sign or general in GUESSES):
+        told = told.replace(f"; {general}", "", 1)
+    return f"{told}; {advice}"
 
 
 def every(judge, cases):

@@ -173,7 +173,7 @@ def _changed(f, before, after):
 
 def _explained(error):
     """One line on an exception in the learner's code: which, where, and the line itself."""
-    what = f"{type(error).__name__}: {error}".strip(": ")
+    what = f"{type(error).__name__}: {error}".rstrip(".: \n")  # more follows
     what += hint(what)
     trace, place = error.__traceback__, None
     while trace:

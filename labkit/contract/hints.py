@@ -12,6 +12,7 @@ SEVERAL = "this tensor holds several numbers: sum them, pick one, or go through 
 GRAD = "change it in place, under torch.no_grad()"
 PARAMETERS = "the call and the def line differ in their parameters; leave those of the cell"
 ENTRIES = "do the two have the shapes you think? (* and + go entry by entry; @ is the product)"
+GUESSES = (TURN, ENTRIES)  # of what may be wrong: who knows the exercise, knows better
 HINTS = {  # a piece of an exception's text: what may be behind it
     "shapes cannot be multiplied": TURN,
     "size mismatch, got input": TURN,

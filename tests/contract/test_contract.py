@@ -138,6 +138,11 @@ def test_an_exception_is_explained_whichever_check_met_it(what):
     assert HINTED[what] in hint(what)
 
 
+def test_a_full_stop_of_an_exception_does_not_stand_before_what_is_said_of_it(rejects):
+    message = rejects(doubles, lambda x: torch.ones(1, 2, 2) @ torch.ones(1, 3, 2))
+    assert "[1, 3]; " in message or "[1, 2]; " in message
+
+
 def test_what_an_exception_means_is_not_guessed():
     assert hint("OSError: the disk is full") == ""
 
@@ -150,3 +155,28 @@ def test_the_advice_of_a_check_takes_the_place_of_the_general_one():
         ask("", unpacks, 3, hint={"too many values": "three names"})
     assert "three names" in str(caught.value)
     assert ".items()" not in str(caught.value)
+
+
+def _turned(double):
+    return torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def _undefined(double):
+    return np_(double)  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("f", "words", "absent"),
+    [
+        (_turned, "(2x3 and 2x3); x @ W.T", "transpose"),
+        (lambda double: [].append(1)[0], "has no `return`, does; x @ W.T", "transpose"),
+        (_undefined, "is it spelled so there?", "x @ W.T"),
+    ],
+)
+def test_the_advice_of_a_check_takes_the_place_of_guesses_and_follows_what_is_known(
+    f, words, absent
+):
+    with pytest.raises(CheckFailed) as caught:
+        ask("", f, 3, hint="x @ W.T")
+    assert words in str(caught.value)
+    assert absent not in str(caught.value)

@@ -393,6 +393,26 @@ def _largest_entries(W, r):
     return W * (W.abs() >= least)
 
 
+def _of_all(cut):
+    """From all of U and Vh, whose directions are more than S has values."""
+
+    def best(W, r):
+        U, S, Vh = svd(W)
+        S[r:] = 0
+        return cut(U, S, Vh)
+
+    return best
+
+
+OF_ALL = [
+    lambda U, S, Vh: U @ torch.diag(S) @ Vh,
+    lambda U, S, Vh: (U * S) @ Vh,
+    lambda U, S, Vh: U @ (S[:, None] * Vh),
+    lambda U, S, Vh: torch.from_numpy(U.numpy() @ np.diag(S.numpy()) @ Vh.numpy()),
+    lambda U, S, Vh: torch.from_numpy(U.numpy() * S.numpy() @ Vh.numpy()),
+]
+
+
 def _in_place(W, r):
     return W.copy_(best_rank_r(W, r))
 
@@ -428,6 +448,7 @@ CUTS = [
     (_cut(lambda U, S, Vh, r: (U[:, :r] * S[:r], Vh[:r])), "2 things, wanted one matrix"),
     (lambda W, r: W, "nothing is cut"),
     (lambda W, r: (lambda s: s.U[:, :r] * s.S[:r] @ s.Vh[:r])(svd(W)), "full_matrices=False"),
+    *[(_of_all(cut), "is full_matrices=False missing") for cut in OF_ALL],
     (_in_place, "in place"),
     (lambda W, r: None, "return"),
     (lambda W, r: best_rank_r(W, r).tolist(), "gave a list, wanted a tensor"),
@@ -661,9 +682,12 @@ ENERGY = [
     (_energy(lambda s, f: ((s**2).cumsum(0) < f).sum() + 1), "divide by"),
     (lambda s, f: energy_rank(s, f) / len(s), "share"),
     (lambda s, f: _share(s)[energy_rank(s, f) - 1].item(), "the energy they hold"),
-    (_energy(lambda s, f: (s**2 > f * (s**2).mean()).sum()), "with the mean"),
-    (_energy(lambda s, f: (s**2 / (s**2).sum() >= f).sum()), "asked for that share"),
-    (_energy(lambda s, f: (s**2 / (s**2).sum() >= 1 - f).sum()), "asked for the rest of it"),
+    (_energy(lambda s, f: (s**2 > f * (s**2).mean()).sum()), "with fraction of the mean"),
+    (_energy(lambda s, f: (s**2 / (s**2).sum() >= f).sum()), "with fraction of the whole"),
+    (
+        _energy(lambda s, f: (s**2 / (s**2).sum() >= 1 - f).sum()),
+        "with (1 - fraction) of the whole",
+    ),
     (_energy(lambda s, f: (_share(s) - _share(s)[0] < f).sum()), "the first value is left out"),
     (_energy(lambda s, f: energy_rank(s, f) // 2), "of the energy, the first"),
     (_energy(lambda s, f: (_share(s).sqrt() < f).sum() + 1), "a share of the norm"),
@@ -672,7 +696,10 @@ ENERGY = [
     (lambda s, f: (_share(s) < f).sum() + 1, ".item()"),
     (lambda s, f: int(f * len(s)), "share of the number of values"),
     (lambda s, f: math.ceil(f * len(s)), "share of how many"),
-    (_energy(lambda s, f: (s >= f * s[0]).sum()), "above a share of the largest"),
+    (_energy(lambda s, f: (s >= f * s[0]).sum()), "each value is compared by itself"),
+    (_energy(lambda s, f: (s**2 >= (1 - f) * s[0] ** 2).sum()), "with (1 - fraction) of the larg"),
+    (_energy(lambda s, f: (s**2 > f * s[0] ** 2).sum()), "each energy is compared by itself"),
+    (_energy(lambda s, f: (s / s.sum() > 1 - f).sum()), "with (1 - fraction) of the whole"),
     (_energy(lambda s, f: (_share(s.flip(0)) < f).sum() + 1), "the largest come first"),
     (_energy(lambda s, f: (_share(s) >= f).sum()), "the first of them is asked"),
     (_energy(lambda s, f: (_share(s, 1) < f).sum()), "not squared, and a position"),
@@ -889,6 +916,7 @@ INTRUDERS = [
     (lambda W0, W1, k, t: _below(_cosines(W0, W1, k), t), "counts pairs"),
     (lambda W0, W1, k, t: _below(_cosines(W0, W1, k).amin(1), t), "largest |cos| decides"),
     (lambda W0, W1, k, t: _below(_cosines(W0, W1, k).mean(1), t), "no mean, no smallest"),
+    (lambda W0, W1, k, t: _below(_cosines(W0, W1, k).amin(1), t), "(all, not any)"),
     (lambda W0, W1, k, t: intruders(W0, W1, k, t**0.5), "cosines are squared"),
     (lambda W0, W1, k, t: _below(_cosines(W0, W1, k).norm(dim=1), t), "in the span of W0"),
     (lambda W0, W1, k, t: intruders(W0, W1, k + 1, t), "k + 1"),

@@ -1000,6 +1000,24 @@ def _with_capitals(model):
         p.requires_grad_("A" in name or "B" in name)
 
 
+def _by_last_name(model):
+    for name, p in model.named_parameters():
+        p.requires_grad = name.split(".")[-1] in ("A", "B")
+
+
+def _freeze_b(model):
+    for layer in model.modules():
+        if isinstance(layer, LoRALinear):
+            layer.B.requires_grad_(False)
+
+
+def _norms_in_fp32(model):
+    """As PEFT prepares a model in 4 bits."""
+    for name, p in model.named_parameters():
+        if "norm" in name:
+            p.data = p.data.float()
+
+
 def _freeze_by_name(model):
     """Only what is called neither A nor B: the A of another kind of module trains on."""
     model.rest.scale.A.requires_grad_()
@@ -1050,10 +1068,13 @@ INJECTIONS = [
     (_any_kind, "ask isinstance(m, nn.Linear)"),
     (_inject_by_looks, "ask isinstance(m, nn.Linear)"),
     (_then(lambda model: model.to(torch.float32)), "turned a bf16 model's weights to float32"),
+    (_then(_norms_in_fp32), "nor on a p.data of it"),
     (_then(lambda model: model.train()), "leave the mode as it is"),
     (_then(lambda model: model.eval()), "leave the mode as it is"),
     (_then(_with_capitals), "still train: freeze all, and thaw nothing"),
     (_then(_freeze_by_name), "rest.scale.A still trains (its A is no LoRA layer's)"),
+    (_then(_freeze_by_name), "freeze all but A and B of each LoRALinear"),
+    (_then(_by_last_name), "go by the layer, not by names"),
     (_count_at_the_root, "only those at the root"),
     (_on_a_copy, "in this very model"),
     (_into_a_name, "setattr(parent, name, layer)"),
@@ -1072,7 +1093,8 @@ INJECTIONS = [
     (_inject_with(_endswith), "also replaced layers.0.attn.kq_proj"),
     (_frozen_by_attribute, "only sets an attribute of the module; model.requires_grad_(False)"),
     (_inject_with(_last, freeze=False), "still train: freeze all, then"),
-    (_inject_with(_last, after=True), "froze A or B"),
+    (_inject_with(_last, after=True), "froze A and B"),
+    (_then(_freeze_b), "froze B: freeze before"),
     (_inject_with(_last, count=lambda names: None), "return"),
     (_inject_with(_last, count=lambda names: names), "list"),
     (_inject_with(_last, count=lambda names: 13), "all nn.Linear; count those you replace"),

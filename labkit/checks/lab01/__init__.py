@@ -12,7 +12,7 @@ from labkit.checks.compare import (
     randn,
 )
 from labkit.checks.lab01 import cuts, even, guesses, pairs
-from labkit.checks.lab01.cuts import PLAIN, SHAPES, best, how_far
+from labkit.checks.lab01.cuts import PLAIN, best, how_far
 from labkit.checks.lab01.intruders import asked_intruders, intruder_cases
 from labkit.checks.lab01.narrow import expect_narrow
 from labkit.checks.lab01.subspaces import expect_point, expect_projected, expect_step
@@ -49,8 +49,8 @@ def optimal(best_rank_r):
 def _expect_cut(best_rank_r, name, W, r):
     call = f"best_rank_r(W, {r}) for {name}"
     beyond = r > min(W.shape)
-    hint = "r may exceed min(W.shape): full_matrices=False keeps U, S, Vh in step" if beyond else ""
-    got = ask(call, best_rank_r, W, r, hint=hint or SHAPES)
+    hint = cuts.advice(W.shape, cuts.BEYOND if beyond else cuts.SHAPES)
+    got = ask(call, best_rank_r, W, r, hint=hint)
     if isinstance(got, list) and isinstance(got[0], torch.Tensor):
         raise CheckFailed(f"{call} gave {len(got)} things, wanted one matrix: multiply them out")
     if isinstance(got, torch.Tensor) and got.shape == W.shape[1:]:
@@ -230,7 +230,8 @@ def _expect_updates(truncate_update, rng):
 def _expect_truncated(truncate_update, W0, W1, r):
     call = f"truncate_update(W0, W1, {r}) for shape {tuple(W0.shape)}"
     beyond = r > min(W0.shape)
-    got = ask(call, truncate_update, W0, W1, r, hint="is best_rank_r right?")
+    hint = cuts.advice(W0.shape, "is best_rank_r right?")
+    got = ask(call, truncate_update, W0, W1, r, hint=hint)
     if beyond:
         expect_close(got, W1, f"{call}, beyond the rank (W1 is wanted)", tol=1e-3)
         return

@@ -11,7 +11,19 @@ SHAPES = (
     "with full_matrices=False U is (d_out, k), S a vector (k,) that scales its columns, U * S, "
     "and Vh (k, d_in)"
 )
+BEYOND = "r may exceed min(W.shape): full_matrices=False keeps U, S, Vh in step"
 PLAIN = re.compile("rounding|x the wanted|sign is turned")  # what says enough by itself
+
+
+def advice(shape, other):
+    """What to say of an exception, `{piece of its text: advice}`, for a matrix of `shape`."""
+    out, into = shape  # of all of U, and of S where the matrix is tall; else of S, and of all of Vh
+    signs = [f"({out}x{out} and {into}x{into})", f"({out},{out}) ({into},)"]
+    signs.append(f"tensor a ({out}) must match the size of tensor b ({into})")
+    signs.append(f"(size {into} is different from {out})")
+    told = "is full_matrices=False missing? Without it U or Vh has"
+    told = f"{told} {max(shape)} directions, and S {min(shape)} values"
+    return dict.fromkeys(signs, told) | {"shapes cannot be multiplied": SHAPES, "": other}
 
 
 def best(W, r):

@@ -160,12 +160,6 @@ def _counted(s, fraction, share, wanted):
         "it counts the partial sums that are large enough; the first of them is asked": int(
             (share >= fraction).sum()
         ),
-        "it counts values above a share of the largest; energy adds up": int(
-            (s >= fraction * s[0]).sum()
-        ),
-        "it counts values above a share of the largest: energy adds up": int(
-            (s >= (1 - fraction) * s[0]).sum()
-        ),
         "the fraction is from 0 to 1, and no percent": int((share < 100 * fraction).sum()) + 1,
         "the first value is left out of the sums, and of the whole": int(
             ((share[1:] - share[0]) / (1 - share[0]) < fraction).sum()
@@ -179,19 +173,22 @@ def _counted(s, fraction, share, wanted):
         )
         + 1,
         "the first value is left out of the sums": int((share[1:] - share[0] < fraction).sum()) + 1,
-        "each value is asked for that share; energy adds up, cumsum": int((own >= fraction).sum()),
-        "each value is asked for the rest of it; energy adds up, cumsum": int(
-            (own >= 1 - fraction).sum()
-        ),
-        "each value is compared with the mean; energy adds up, cumsum": int(
-            (own > fraction / len(s)).sum()
-        ),
-        "each value is compared by itself; energy adds up, cumsum": int(
-            ((s**2) / (s**2).double().sum() < fraction).sum()
-        )
-        + 1,
+        "each value is compared by itself; energy adds up, cumsum": int((own < fraction).sum()) + 1,
         "that is all of them, nothing is left out": len(s),
-    }
+    } | _one_by_one(s, fraction)
+
+
+def _one_by_one(s, fraction):
+    """Wrong ranks that compare each value by itself, with a limit that is reached or exceeded."""
+    guesses, parts = {}, {"fraction": fraction, "(1 - fraction)": 1 - fraction}
+    for what, sizes in {"energy": s.square(), "value": s}.items():
+        limits = {"largest": sizes[0], "whole": sizes.sum(), "mean": sizes.mean()}
+        for part, whose in itertools.product(parts, limits):
+            limit = parts[part] * limits[whose]
+            told = f"each {what} is compared by itself, with {part} of the {whose}"
+            told += "; energy adds up: compare sums (cumsum) with the whole"
+            guesses |= {told: int((sizes >= limit).sum()), f" {told}": int((sizes > limit).sum())}
+    return guesses
 
 
 def _first(parts, fraction):

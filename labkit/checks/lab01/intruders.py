@@ -188,7 +188,7 @@ def _other_ranges(signed, k, below):
             cosines[:, :k].amax(0)
         ),
         "it counts pairs; a direction counts once, by its largest |cos|": below(cosines[:k]),
-        "that is all k, whatever the cosines: the largest |cos| decides, no mean, no smallest": k,
+        "that is all k: the largest |cos| decides (all, not any), no mean, no smallest": k,
         "it takes k + 1 directions, one too many": below(cosines[: k + 1].amax(1)),
         "it takes k - 1 directions, one too few": below(cosines[: k - 1].amax(1)),
         "the directions start at index 1; indices start at 0": below(cosines[1 : k + 1].amax(1)),

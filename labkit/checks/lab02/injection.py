@@ -51,7 +51,7 @@ def expect_injected(inject, targets, names, r, alpha, rng):
             expect(again == got["count"], told)
     with part():
         kinds = observe(models.kinds_after, inject, targets, weights)
-        hint = "no .to() or .float() on the model"
+        hint = "no .to() or .float() on the model, nor on a p.data of it"
         expect(
             kinds == ["bfloat16"], f"{call} turned a bf16 model's weights to {kinds[-1]}: {hint}"
         )
@@ -85,14 +85,15 @@ def _expect_flags(call, flags, names, adapted, attributes):
     extra = sorted(trains - adapters - {f"{name}.{part}" for name in adapted for part in "AB"})
     other = " (its A is no LoRA layer's)" if extra == ["rest.scale.A"] else ""
     alike = all("A" in name or "B" in name for name in extra)
-    alike = alike and not other
     hint = unfrozen("model", attributes, "freeze all, then add layers")
     hint = "freeze all, and thaw nothing by its name" if alike else hint
+    if other:
+        hint = "go by the layer, not by names: freeze all but A and B of each LoRALinear"
     if all(name.rpartition(".base.")[0] in adapted for name in extra):
         hint = "that is the base inside of each LoRALinear: thaw A and B alone"
     expect(not extra, f"after {call}, {still_train(extra[:3])}{other}: {hint}")
-    frozen = f"{call} froze A or B: freeze before you add the layers"
-    expect(trains >= adapters & flags.keys(), frozen)
+    frozen = " and ".join(sorted({name[-1] for name in adapters & flags.keys() - trains}))
+    expect(not frozen, f"{call} froze {frozen}: freeze before you add the layers")
 
 
 def _expect_outputs(outputs, weights, factors, alpha, call):

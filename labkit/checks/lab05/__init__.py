@@ -82,7 +82,7 @@ def _expect_failures(sweep, ranks, rates, pairs, readable):
         grid.expect_results(run, call, failed)
         call = "sweep where one run raises an exception without a text, AssertionError()"
         hint = "str(e) is '' then, and e.args is empty"
-        got = ask(call, probes.swept, *asked, True, hint={"": hint})
+        got = ask(call, probes.swept, *asked, True, hint={"it raised": hint})
         run = run._replace(frame=got["frame"], calls=got["calls"])
         grid.expect_failed(run, failed, call, said=False)
 

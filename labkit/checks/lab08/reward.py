@@ -75,7 +75,7 @@ class _Asked:
     def __call__(self, answer, what):
         said = answer if isinstance(answer, str) else text(answer)
         call = f"reward of {what}, {_short(said)} for {self.wanted}"
-        hint = {"": RAISES} if isinstance(answer, str) else "" if answer else EMPTY
+        hint = {"it raised": RAISES} if isinstance(answer, str) else "" if answer else EMPTY
         if not isinstance(answer, str) and any(isinstance(v, list | dict) for v in answer.values()):
             hint = NESTED
         got = ask(call, self.reward, said, self.wanted, hint=hint)
