@@ -349,7 +349,8 @@ DOUBLED = [
     _by(lambda peaks: peaks.clamp_min(127e-8)),  # 1e-8 on the scale
     _by(lambda peaks: torch.where(peaks == 0, 1e-6, peaks)),
     _by(lambda peaks: torch.where(peaks < 1e-7, 1.0, peaks)),
-    _by(lambda peaks: peaks + 1e-8),
+    _by(lambda peaks: peaks + 127e-8),
+    _by(lambda peaks: peaks, lambda peaks: peaks.clamp_min(127e-8)),
 ]
 
 
@@ -1685,6 +1686,11 @@ DOUBLES = [
         _by(lambda peaks: peaks, lambda peaks: peaks.clamp_min(1e-6)),
         bits_per_param,
         "wanted 127: the guard against a zero is too large",
+    ),
+    (
+        _by(lambda peaks: peaks, lambda peaks: peaks + 1e-6),
+        bits_per_param,
+        ("guard against a zero has to be far smaller", "guard against a zero is too large"),
     ),
     (_guarded(lambda scale: scale.clamp_min(1e-7)), bits_per_param, "far below 1e-6"),
     (

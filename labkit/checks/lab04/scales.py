@@ -54,9 +54,10 @@ def expect_doubled_scales(double_quantize, rng):
 def _expect_small_guard(double_quantize):
     """What guards against a zero is far below 1e-6, on the distance or on the scale.
 
-    1e-8 on the scale passes, though it does more here than 1e-6 on the distance.
+    1e-8 on the scale passes, though it does more than 1e-6 on the distance. The two lie apart with
+    these numbers, both as they are and less the right scale.
     """
-    absmax, call = 1e-7 * (2.5 + randn(64).abs()), "double_quantize of 64 scales below 1e-6"
+    absmax, call = torch.linspace(1e-7, 3e-7, 64), "double_quantize of 64 scales below 1e-6"
     q, scale, offset, _ = ask("", probes.doubled, double_quantize, absmax, None, hint=RAGGED)
     _undone(q, scale, offset, 256, call)
     peak, top, step = (absmax - absmax.mean()).abs().max().item(), int(q.abs().max()), scale.item()
@@ -65,7 +66,7 @@ def _expect_small_guard(double_quantize):
     hint = "the guard against a zero is too large; take one far below 1e-6, such as 1e-12"
     for told, used in reversed(cases):
         for guard in (used, used - peak / 127):  # it is the least, or it is added
-            far = abs(127 * guard / 1e-6 - 1) > 0.05 and not 5e-8 < guard < 1e-3
+            far = abs(127 * guard / 1e-6 - 1) > 0.08 and not 5e-8 < guard < 1e-3
             expect(far, f"{told}: {hint}")
 
 
