@@ -332,6 +332,28 @@ def double_with_a_guard(absmax, group=256):
     return q.flatten()[: len(absmax)], scale, offset
 
 
+def _by(guard, again=lambda peaks: peaks):
+    """The guard is on the largest distances, and `again` where q is made of them."""
+
+    def double(absmax, group=256):
+        offset = absmax.mean()
+        rows = F.pad(absmax - offset, (0, -len(absmax) % group)).view(-1, group)
+        peaks = guard(rows.abs().amax(1))
+        q = (127 * rows / again(peaks)[:, None]).round().to(torch.int8)
+        return q.flatten()[: len(absmax)], peaks / 127, offset
+
+    return double
+
+
+DOUBLED = [
+    _by(lambda peaks: peaks.clamp_min(127e-8)),  # 1e-8 on the scale
+    _by(lambda peaks: torch.where(peaks == 0, 1e-6, peaks)),
+    _by(lambda peaks: torch.where(peaks < 1e-7, 1.0, peaks)),
+    _by(lambda peaks: peaks + 127e-8),
+    _by(lambda peaks: peaks, lambda peaks: peaks.clamp_min(127e-8)),
+]
+
+
 def bits_per_param(block=64, double_quant=False):
     return 4 + (8 / block + 32 / (block * 256) if double_quant else 32 / block)
 
@@ -519,6 +541,7 @@ RIGHT = [
     (check.doubles, double_masked, bits_per_param),
     (check.doubles, double_with_columns, bits_counted),
     (check.doubles, double_with_a_guard, bits_per_param),
+    *[(check.doubles, double, bits_per_param) for double in DOUBLED],
     (check.config, qlora_config, true_param_count),
     (check.config, config_by_name, count_by_state),
     (check.config, config_by_hardware, count_by_library),
@@ -710,7 +733,7 @@ def _scale_of_one_for_small(x, bits):
 
 ABSMAX = [
     (_whole_first, absmax_dequantize, "x is made an integer before it is divided"),
-    (_scale_of_one_for_small, absmax_dequantize, "is the guard against a zero far smaller"),
+    (_scale_of_one_for_small, absmax_dequantize, "a guard against a zero has to be far smaller"),
     (lambda x, bits: absmax_quantize(x, bits - 1), absmax_dequantize, "a bit less than there are"),
     (_rounds_first, absmax_dequantize, "rounded before it is divided"),
     (absmax_quantize, lambda q, scale: q * scale * 7, "7 times as much"),
@@ -1216,6 +1239,12 @@ def _rows_apart(w, codebook, block=64):
     return codes.flatten(-2)[..., :n].reshape(-1).to(torch.uint8), absmax.reshape(-1)
 
 
+def _rows_back(codes, absmax, codebook, shape, block=64):
+    """Each row has blocks of its own."""
+    each = absmax.view(-1, -(-shape[-1] // block)).repeat_interleave(block, 1)[:, : shape[-1]]
+    return codebook[codes.long()].view(shape) * each.reshape(shape)
+
+
 def _loops(w, codebook, block=64):
     """As the text asks, but block by block."""
     codes, peaks = [], []
@@ -1348,7 +1377,7 @@ BLOCKS = [
     (_w_in_place, dequantize_blockwise, "changes its input w"),
     (_with(clamp=1.0), dequantize_blockwise, "guard against a zero"),
     (_plus_a_hundredth, dequantize_blockwise, "guard against a zero"),
-    (_plus_the_usual, dequantize_blockwise, "is the guard against a zero far smaller"),
+    (_plus_the_usual, dequantize_blockwise, "a guard against a zero has to be far smaller"),
     (
         lambda w, c, block=64: (quantize_blockwise(w, c, block)[0] / 1, 0),
         None,
@@ -1361,6 +1390,7 @@ BLOCKS = [
     (_own_codebook, dequantize_blockwise, "the 6 values of"),
     (_absmax_of_rows, dequantize_blockwise, "one a row?"),
     (quantize_blockwise, _rows_of_64, "the last block has 44 of them, not 64"),
+    (_rows_apart, _rows_back, "not 64: blocks run on from row to row"),
     (quantize_blockwise, _masks, "long()"),
     (_whole, dequantize_blockwise, "one absmax for all"),
     (_rows, dequantize_blockwise, "rows of w are no blocks"),
@@ -1647,6 +1677,27 @@ DOUBLES = [
     ),
     (_minus_in_place, bits_per_param, "changes its input absmax in place"),
     (_guarded(lambda scale: scale), bits_per_param, "0 / 0 gives NaN"),
+    (
+        _by(lambda peaks: peaks.clamp_min(1e-6)),
+        bits_per_param,
+        "of 64 scales below 1e-6 is 7.87e-09, wanted",
+    ),
+    (
+        _by(lambda peaks: peaks, lambda peaks: peaks.clamp_min(1e-6)),
+        bits_per_param,
+        "wanted 127: the guard against a zero is too large",
+    ),
+    (
+        _by(lambda peaks: peaks, lambda peaks: peaks + 1e-6),
+        bits_per_param,
+        ("guard against a zero has to be far smaller", "guard against a zero is too large"),
+    ),
+    (_guarded(lambda scale: scale.clamp_min(1e-7)), bits_per_param, "far below 1e-6"),
+    (
+        lambda a, group=256: double_quantize(a, len(a)),
+        bits_per_param,
+        "holds 1 number, wanted 3: one a group of 256; this is one for all",
+    ),
     (_guarded(lambda scale: scale.clamp_min(1e-4)), bits_per_param, "guard against a zero"),
     (_double(torch.floor), bits_per_param, "rounds down"),
     (_double(torch.trunc), bits_per_param, "cuts off"),
@@ -1909,6 +1960,12 @@ def _low_rank_rounded(W, quantize, r):
     return loftq_start(W, lambda _: quantize(best), r)
 
 
+def _by_eigh(W, quantize, r):
+    error = W - quantize(W)
+    V = torch.linalg.eigh(error.T @ error).eigenvectors[:, :r]
+    return V.T, error @ V
+
+
 STARTS = [
     (_low_rank_rounded, "the best part of W is rounded in the place of W"),
     (_factors(lambda U, S, Vh, r: (S[:r].sqrt()[:, None] * Vh[:r], U[:, :r] * S[:r])), "on each"),
@@ -1927,6 +1984,7 @@ STARTS = [
     (_factors(lambda U, S, Vh, r: (Vh[:r], U[:, :r] * S[:r].sqrt())), "root of S stands on one"),
     (_factors(lambda U, S, Vh, r: (U[:, :r] * S[:r], Vh[:r])), "A comes first, then B"),
     (_factors(lambda U, S, Vh, r: (Vh[-r:], U[:, -r:] * S[-r:])), "smallest singular values"),
+    (_by_eigh, "smallest singular values are kept: an SVD's largest come first, eigh's last"),
     (_factors(lambda U, S, Vh, r: (Vh[1 : r + 1], U[:, 1 : r + 1] * S[1 : r + 1])), "start at 0"),
     (_factors(lambda U, S, Vh, r: (Vh, U * S)), "directions are kept in A"),
     (_factors(lambda U, S, Vh, r: (Vh[:r].T, (U[:, :r] * S[:r]).T)), "transposed"),
@@ -2037,11 +2095,15 @@ RULES = [
     (_in_bf16(gradients=1), "these are numbers"),
     (lambda n, t, m: {"full": training_bytes(n, t, m)}[m], "there are four methods"),
     (lambda n, t, m: None if m == "full_bf16" else training_bytes(n, t, m), "must return a dict"),
-    (lambda n, t, m: _bytes(adapter=4 if m == "full" else 2)(n, t, m), "beside the whole base"),
+    (
+        lambda n, t, m: _bytes(adapter=4 if m == "full" else 2)(n, t, m),
+        "adapter is fp32, 4 bytes a number",
+    ),
     (_bytes({"lora": 4}), "rests in 16 bits"),
     (_bytes({"qlora": 0.5}), "nothing for the scales"),
     (_bytes({"qlora": 4.5 / 8}), "4.127"),
-    (_bytes({"qlora": 4.126953}), "8 make a byte"),
+    (_bytes({"qlora": 4.126953}), "the base is in bits here; 8 make a byte"),
+    (_bytes({"qlora": 4}), "rests in 4 bits"),
     (_bytes({"qlora": 4.125 / 8}), "scales have scales too"),
     (_bytes({"qlora": 4.25 / 8}), "weights of"),
     (_bytes({"qlora": 2}), "4-bit here"),
@@ -2126,11 +2188,12 @@ def _before_it(W, quantize, r):
     return loftq_start(W, quantize, r)[0], W @ torch.linalg.pinv(loftq_start(W, quantize, r)[0])
 
 
-def _half_normal():
+def _half_normal(dropped=2):
+    """The upper half's quantiles below zero too, but one."""
     quantile = torch.distributions.Normal(0, 1).icdf
     steps = torch.linspace(0.5, 0.9677083, 17)
-    above = quantile(steps[::2])
-    return torch.cat([-quantile(steps[[16, 14, 12, 10, 8, 6, 4]]), above]) / above.max()
+    above, below = quantile(steps[::2]), [i for i in range(16, 0, -2) if i != dropped]
+    return torch.cat([-quantile(steps[below]), above]) / above.max()
 
 
 def _twelve_bits(n_params, n_trainable, method):
@@ -2279,10 +2342,11 @@ RARER = [
         absmax_dequantize,
         "is it rounded?",
     ),
+    (check.codebook, _half_normal, "mirror image with one value dropped; it has its own seven"),
     (
         check.codebook,
-        _half_normal,
-        "nf4_codebook(): below zero these are quantiles of 0.968, 0.909",
+        lambda: _half_normal(8),
+        "of 0.968, 0.909, 0.851, …, wanted 0.968, 0.901, 0.834, …, 7 steps of 0.067 to 0.5",
     ),
     (check.blockwise, _reversed_codes, dequantize_blockwise, "from the largest value down"),
     (check.blockwise, _looked_up_codes, dequantize_blockwise, "values of the codebook"),

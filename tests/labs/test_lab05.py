@@ -516,6 +516,26 @@ def _tried_again(train_fn, ranks, rates, alpha_of):
     return sweep(twice, ranks, rates, alpha_of)
 
 
+def _tried_with_other_seeds(train_fn, ranks, rates, alpha_of):
+    def tried(seed, **settings):
+        for other in (seed, 1, 2):
+            try:
+                return train_fn(seed=other, **settings)
+            except Exception as error:
+                failure = error
+        raise failure
+
+    return sweep(tried, ranks, rates, alpha_of)
+
+
+def _last_pair_again(train_fn, ranks, rates, alpha_of):
+    """Where a run failed, the last one is made twice."""
+    frame = sweep(train_fn, ranks, rates, alpha_of)
+    if (frame["error"] != "").any():
+        sweep(train_fn, ranks[-1:], rates[-1:], alpha_of)
+    return frame
+
+
 def _first_argument(train_fn, ranks, rates, alpha_of):
     return _sweep(text=lambda error: error.args[0])(train_fn, ranks, rates, alpha_of)
 
@@ -529,7 +549,9 @@ SWEEPS = [
     (_fills_all, "filled in (fillna fills all columns; only error needs it)"),
     (_sweep(keep="stale"), "that of the run before"),
     (_by_place, "pass each of the four by its name"),
-    (_tried_again, "7 runs were made, wanted 6"),
+    (_tried_again, "was run 2 times; a run that raised is not tried again"),
+    (_tried_with_other_seeds, "was run 3 times; a run that raised is not tried again"),
+    (_last_pair_again, "7 runs were made, wanted 6"),
     (_other_parameters, "unexpected keyword argument 'alpha_of'"),
     (_row_a_rank, "append in the inner loop"),
     (_with_lr, "unexpected keyword argument 'lr'"),
@@ -1159,6 +1181,11 @@ def test_columns_of_vh_are_named_though_their_signs_are_free(seed, rejects, monk
 def test_seeds_that_a_third_method_lacks_are_told_alone(rejects):
     told = rejects(check.pairs, _of_every_method)
     assert "seeds that another method lacks" in told and "label" not in told
+
+
+def test_an_error_without_a_name_is_not_told_beside_a_wrong_mean(rejects):
+    told = rejects(check.pairs, _no_hole)
+    assert "a hole in another column" in told and "the error" not in told
 
 
 def test_each_measured_run_stands_once_and_has_a_loss_or_an_error():

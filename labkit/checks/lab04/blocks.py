@@ -8,7 +8,7 @@ from labkit.checks.compare import expect_related, randn
 from labkit.checks.lab04 import changes, guesses, small
 from labkit.checks.lab04.bnb import codebook, stored_codes
 from labkit.checks.lab04.guesses import peaks_of
-from labkit.checks.lab04.whole import GUARD, blaming, expect_integers, wrong_counts
+from labkit.checks.lab04.whole import GUARD, blaming, expect_integers, holds, wrong_counts
 from labkit.checks.laws import laws
 from labkit.checks.relations import relation
 from labkit.checks.simplest import simplest
@@ -81,6 +81,7 @@ def _expect_blocks(quantize_blockwise, w, book, block, call, tol=1e-5):
 def _ragged(w, block):
     n, rest = w.numel(), w.numel() % block
     told = f"these are {n} numbers, and the last block has {rest} of them, not {block}"
+    told += ": blocks run on from row to row" if w.dim() > 1 else ""
     return told if rest else ""
 
 
@@ -90,7 +91,7 @@ def _expect_no_rows(peaks, w, block, call):
         return
     n = -(-w.numel() // block)
     rows = w.numel() // w.shape[-1] * -(-w.shape[-1] // block)
-    told = f"absmax of {call} holds {peaks.numel()} numbers, wanted {n}"
+    told = f"absmax of {call} {holds(peaks, n)}"
     hint = "blocks begin anew in each row: flatten first"
     expect(peaks.numel() != rows or rows == n, f"{told}: {hint}")
     hint = f"one a row? Blocks are {block} neighbours each: flatten first"
@@ -131,7 +132,7 @@ def _expect_peaks(peaks, w, block, call):
     wanted, parts = peaks_of(w, block)[1], w.flatten().split(block)
     expect(isinstance(peaks, torch.Tensor), f"absmax of {call} is no tensor")
     n = peaks.numel()
-    told = f"absmax of {call} holds {n} numbers, wanted {len(wanted)}: one a block of {block}"
+    told = f"absmax of {call} {holds(peaks, len(wanted))}: one a block of {block}"
     hint = wrong_counts(w.numel(), block, 64)[1].get(n, "")
     expect(n == len(wanted), told, hint=hint)
     wrong = {

@@ -85,7 +85,8 @@ def _of_probabilities(values, wanted):
         normal.cdf(v[side].abs() * top).sort(descending=True)[0] for v in (values, wanted)
     )
     told = [", ".join(f"{p:.3f}" for p in row[:3].tolist()) for row in (mine, right)]
-    return f"{where} zero these are quantiles of {told[0]}, …, wanted {told[1]}, … in even steps"
+    wanted = f"wanted {told[1]}, …, {len(right)} steps of {right[0] - right[1]:.3f} to 0.5"
+    return f"{where} zero these are quantiles of {told[0]}, …, {wanted}"
 
 
 def _expect_no_other_values(values, call):

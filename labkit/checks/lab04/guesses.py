@@ -148,6 +148,8 @@ def codebook():
         "both halves have the upper one's steps: the lower one has seven from end to 0.5": _scaled(
             eight + [0.0] + [-v for v in eight[1:]]
         ),
+        "the lower half is the upper one's mirror image with one value dropped; it has its own "
+        "seven steps from 0.9677083 to 0.5": _scaled(eight + [0.0] + [-v for v in eight[:-1]]),
         "these are evenly spaced on either side; take quantiles": torch.cat(
             [torch.linspace(-1, 0, 8)[:-1], torch.linspace(0, 1, 9)]
         ).double(),

@@ -201,7 +201,7 @@ def _other_factors(error, r):
         "the singular values come in four times, S² on either side: their root": (
             (U * S**4 * head) @ Vh
         ),
-        "the smallest singular values are kept; the largest come first": (
+        "the smallest singular values are kept: an SVD's largest come first, eigh's last": (
             (U * S * head.flip(0)) @ Vh
         ),
         "the first singular value is used for all": (U * S[0] * head) @ Vh,

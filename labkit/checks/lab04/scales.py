@@ -13,7 +13,7 @@ from labkit.checks.compare import (
 from labkit.checks.lab04 import changes, small
 from labkit.checks.lab04 import sizes as guesses
 from labkit.checks.lab04.guesses import peaks_of
-from labkit.checks.lab04.whole import LOST, blaming, expect_integers, number, wrong_counts
+from labkit.checks.lab04.whole import LOST, blaming, expect_integers, holds, number, wrong_counts
 from labkit.checks.laws import laws
 from labkit.checks.relations import relation
 from labkit.checks.simplest import simplest
@@ -24,7 +24,7 @@ CASES = ((600, None, -1, 1), (100, 32, 0, 1), (256, None, -1, 1), (300, None, 0,
 CASES += ((600, None, 0, 1e-5),)  # here a guard of 1e-6 shows, and 1e-9 does not
 RAGGED = {"invalid for input of size": "the last group may be shorter: pad it, and cut q off again"}
 TOLS = {1: 2e-3, 3e-3: 0.1, 1e-5: 1.0}  # in steps, by the size of the scales
-SMALL = "these are small here: is the guard against a zero far smaller, such as 1e-12?"
+SMALL = "these are small here: a guard against a zero has to be far smaller, such as 1e-12"
 
 
 def expect_doubled_scales(double_quantize, rng):
@@ -40,6 +40,7 @@ def expect_doubled_scales(double_quantize, rng):
             with blaming(SMALL if size < 1 else ""):
                 got = ask("", probes.doubled, double_quantize, absmax, group, hint=RAGGED)
                 _expect_doubled(got[:3], absmax, group, call, TOLS[size])
+        _expect_small_guard(double_quantize)
     with part():
         same, call = torch.full((64,), 3.0), "double_quantize of 64 equal scales"
         *got, lost = ask("", probes.doubled, double_quantize, same, None, hint=RAGGED)
@@ -50,6 +51,25 @@ def expect_doubled_scales(double_quantize, rng):
         expect(not lost, f"{call}: {LOST}; {hint}")
 
 
+def _expect_small_guard(double_quantize):
+    """What guards against a zero is far below 1e-6, on the distance or on the scale.
+
+    1e-8 on the scale passes, though it does more than 1e-6 on the distance. The two lie apart with
+    these numbers, both as they are and less the right scale.
+    """
+    absmax, call = torch.linspace(1e-7, 3e-7, 64), "double_quantize of 64 scales below 1e-6"
+    q, scale, offset, _ = ask("", probes.doubled, double_quantize, absmax, None, hint=RAGGED)
+    _undone(q, scale, offset, 256, call)
+    peak, top, step = (absmax - absmax.mean()).abs().max().item(), int(q.abs().max()), scale.item()
+    cases = [(f"q of {call} goes to {top}, wanted 127", peak / top)] if top else []
+    cases.append((f"scale of {call} is {step:.3g}, wanted {peak / 127:.3g}", step))
+    hint = "the guard against a zero is too large; take one far below 1e-6, such as 1e-12"
+    for told, used in reversed(cases):
+        for guard in (used, used - peak / 127):  # it is the least, or it is added
+            far = abs(127 * guard / 1e-6 - 1) > 0.08 and not 5e-8 < guard < 1e-3
+            expect(far, f"{told}: {hint}")
+
+
 def _undone(q, scale, offset, group, call):
     """q * scale + offset, with a scale a group."""
     expect(isinstance(q, torch.Tensor), f"q of {call} is no tensor")
@@ -57,7 +77,7 @@ def _undone(q, scale, offset, group, call):
     groups = -(-len(q) // group)
     expect(isinstance(scale, torch.Tensor), f"scale of {call} is no tensor: one number a group")
     expect(not scale.is_complex(), f"scale of {call} holds complex numbers")
-    told = f"scale of {call} holds {scale.numel()} numbers, wanted {groups}: one a group of {group}"
+    told = f"scale of {call} {holds(scale, groups)}: one a group of {group}"
     hint = wrong_counts(len(q), group, 256, "group")[1].get(scale.numel(), "")
     expect(scale.numel() == groups, told, hint=hint)
     return q * _spread(scale, group, len(q)) + number(offset, f"offset of {call}")

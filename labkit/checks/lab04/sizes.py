@@ -34,7 +34,7 @@ def scales_of_scales(around, mean, group):
     parts, whole = around.split(group), (around + mean).split(group)
     peaks = torch.stack([p.abs().max() for p in parts])
     return {
-        "one for all; each group has its own": around.abs().max().expand(len(parts)) / 127,
+        "it is one for all; each group has its own": around.abs().max().expand(len(parts)) / 127,
         SIGNED: torch.stack([p.max() for p in parts]) / 127,
         "divide by 127, the largest of int8, not by 128": peaks / 128,
         "divide by 127: int8 goes to 127, and half of 256 are below zero": peaks / 255,
@@ -142,8 +142,8 @@ def training_parts(n, t, method):
     base = {"full": 4.0 * n, "lora": 2.0 * n, "qlora": 4.126953 / 8 * n}[method]
     weights = {
         "the adapter's own weights are missing": base,
-        "the adapter is fp32, 4 bytes, and stands beside the whole base": base + 2 * t,
-        "the frozen base rests in 16 bits": 4.0 * (n + t),
+        "the adapter is fp32, 4 bytes a number": base + 2 * t,
+        f"the frozen base rests in {4 if method == 'qlora' else 16} bits": 4.0 * (n + t),
     }
     if method == "full":
         weights = {message: value * n for message, value in two.items()} | {
@@ -173,13 +173,12 @@ def _weights_in_4_bits(n, t, base):
     return {
         "the adapter is fp32, 4 bytes, and not packed": base + 4.126953 / 8 * t,
         ALONE: base - 4.126953 / 8 * t + 4 * t,
-        "these are bits; 8 make a byte": 8 * base + 4 * t,
+        "the base is in bits here; 8 make a byte": 8 * base + 4 * t,
         "4 bits a parameter and nothing for the scales": n / 2 + 4 * t,
         "no 16-bit copy stays beside the packed base: it is looked up, used and forgotten": (
             base + 2 * n + 4 * t
         ),
         "two codes share a byte, not four": base / 2 + 4 * t,
-        "4 bits are half a byte": 4.126953 * n + 4 * t,
         "4.5 bits a parameter; with double quantization it is 4.127": 4.5 / 8 * n + 4 * t,
         "4 bits a parameter, nothing for the scales, and the adapter is fp32": n / 2 + 2 * t,
         "4 bits a parameter, and neither scales nor adapter": n / 2,

@@ -7,7 +7,7 @@ import torch
 from labkit.checks.compare import kind_of
 from labkit.contract import CheckFailed, expect
 
-GUARD = "numbers below 1e-6 here: is the guard against a zero far smaller, such as 1e-12?"
+GUARD = "numbers below 1e-6 here: a guard against a zero has to be far smaller, such as 1e-12"
 LOST = "0 / 0 gives NaN on the way, and an integer has no NaN: that it became 0 is luck"
 
 
@@ -28,6 +28,12 @@ def expect_integers(got, n, call, low, high, hint="", kind="int8", counts=None):
     worst = got[(got - (low + high) / 2).abs().argmax()].item() if n else low
     expect(low <= worst <= high, f"{call} holds {worst}, wanted {low} to {high}{also}")
     return got
+
+
+def holds(tensor, wanted):
+    """How many numbers a tensor has, and how many are wanted, as words."""
+    n = tensor.numel()
+    return f"holds {n} number{'' if n == 1 else 's'}, wanted {wanted}"
 
 
 def number(value, call, hint=""):
@@ -61,7 +67,7 @@ def wrong_counts(n, block, usual, name="block"):
     short = f"the last {name}, though shorter, is one too"
     whole, blocks = n // block * block, -(-n // block)
     numbers = {whole: short, blocks * block: f"cut the padding off, {n} numbers stay {n}"}
-    scales = {1: f"one for all; each {name} has its own", n // block: short}
+    scales = {1: f"this is one for all, and each {name} has its own", n // block: short}
     scales[min(block, n)] = f"`{name}` is the size of a {name}, not their number"
     scales[-(-n // usual)] = f"these are {name}s of {usual}; use `{name}`"
     if n % block == 0:

@@ -74,6 +74,9 @@ def _expect_failures(sweep, ranks, rates, pairs, readable):
     hint = f"`try` stands inside all loops, round one run ({made} of {len(pairs)} were made)"
     told = f"{call}: no run at {(skipped or [''])[0]} after it; go on after a failure"
     expect(not skipped, f"{told}: {hint}")
+    again = [(r, rate) for r, _, rate, _ in got["calls"]].count(failed)
+    hint = "a run that raised is not tried again, its row has the error"
+    expect(again == 1, f"{call}: {failed} was run {again} times; {hint}")
     told = f"{call}: {made} runs were made, wanted {len(pairs)}: one a pair, failed ones too"
     expect(made == len(pairs), told)
     run = grid.Run("fixed", RULES["fixed"], pairs, {"loss": 2.0}, got["frame"], got["calls"])
