@@ -826,8 +826,9 @@ if lab.experiment("Three customers, one base", 75, needs=["7.1", "7.2", "7.5"]):
 # What happens in a layer when a batch is mixed? All rows are multiplied with the same base weight.
 # Then each row adds $s_k B_k A_k x$ of its own adapter $k$. PEFT loops over the adapters of the
 # batch and gives each its rows. You do all rows at once. Return what is added, in the dtype of `x`.
-# You get the rows `x`, the factors of all adapters, stacked, and an `index` that names each row's
-# adapter. **-1 stands for none**: that row gets zeros.
+# You get the rows `x`; the factors of all adapters, stacked, in the same dtype; their `scaling`,
+# which may be in fp32 beside bf16; and an `index` that names each row's adapter. **-1 stands for
+# none**: that row gets zeros.
 #
 # No Python loop over rows, and no tensor of `d_out` × `d_in` numbers, be it for a row or for an
 # adapter. (`A[index]` copies factors, and you may use it.
@@ -852,7 +853,7 @@ def batched_lora(x, A, B, scaling, index):
     # BEGIN SOLUTION
     low = torch.bmm(A[index], x[:, :, None])  # (n, r, 1)
     y = torch.bmm(B[index], low)[:, :, 0]  # (n, d_out)
-    return y * (scaling[index] * (index >= 0))[:, None]
+    return (y * (scaling[index] * (index >= 0))[:, None]).to(x.dtype)
     # END SOLUTION
 
 

@@ -25,6 +25,22 @@ def counted(shapes: dict, r: int) -> dict:
     }
 
 
+def shared(shapes: dict, r: int) -> dict:
+    """Counts in which matrices of a layer that read the same input have one A together."""
+    made, d_out, qkv = {}, sum(o for o, _ in shapes.values()), ("q_proj", "k_proj", "v_proj")
+    for who, readers in (
+        ("q, k and v", qkv),
+        ("q, k and v, or gate and up,", (*qkv, "gate_proj", "up_proj")),
+    ):
+        wide = {}
+        for name, (_, d_in) in shapes.items():
+            layer, _, last = name.rpartition(".")
+            wide[layer, last in readers or last] = d_in
+        told = f"each matrix has an A of its own, also where {who} read the same input"
+        made[told] = r * (sum(wide.values()) + d_out)
+    return made
+
+
 def left_out(shapes: dict, r: int) -> dict:
     """Counts without some of a few matrices, as where their names decide."""
     total, most = r * sum(map(sum, shapes.values())), len(shapes) if len(shapes) < 8 else 0

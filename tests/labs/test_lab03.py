@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -293,7 +294,7 @@ def perplexity(model, tokenizer, texts):
 
 
 def _ids(tokenizer, text):
-    return tokenizer(text, return_tensors="pt")["input_ids"]
+    return tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
 
 
 def perplexity_padded(model, tokenizer, texts):
@@ -305,7 +306,7 @@ def perplexity_padded(model, tokenizer, texts):
 
 def perplexity_left(model, tokenizer, texts):
     tokenizer.padding_side = "left"
-    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     with torch.inference_mode():
         logp = model(**batch).logits.log_softmax(-1)[:, :-1]
     ids, keep = batch["input_ids"][:, 1:], batch["attention_mask"][:, :-1]
@@ -316,7 +317,8 @@ def perplexity_left(model, tokenizer, texts):
 def perplexity_in_batches(model, tokenizer, texts):
     total = count = 0
     for i in range(0, len(texts), 8):
-        batch = tokenizer(texts[i : i + 8], return_tensors="pt", padding=True, truncation=True)
+        some = texts[i : i + 8]
+        batch = tokenizer(some, return_tensors="pt", padding=True, add_special_tokens=False)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         loss, n = _nll(model, batch["input_ids"], labels)
         total, count = total + loss, count + n
@@ -335,7 +337,7 @@ def perplexity_by_loss(model, tokenizer, texts):
 def perplexity_masked(model, tokenizer, texts):
     """Sets eval mode, as many do; one batch, predictions picked by the mask."""
     model.eval()
-    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     with torch.no_grad():
         logits = model(**batch).logits[:, :-1]
     ids, keep = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:].bool()
@@ -514,6 +516,21 @@ def _wide_alone(shapes, r):
     return count_lora_params({n: s for n, s in shapes.items() if not n.endswith(narrow)}, r)
 
 
+def _one_a_for(*readers):
+    """A count in which the matrices of a layer that end in `readers` have one A together."""
+
+    def wrong(shapes, r):
+        inputs, total = set(), 0
+        for name, (d_out, d_in) in shapes.items():
+            layer, _, last = name.rpartition(".")
+            read = layer, "x" if last in readers else last
+            total += r * (d_out + d_in * (read not in inputs))
+            inputs.add(read)
+        return total
+
+    return wrong
+
+
 def _of_names(counts):
     """A count of the matrices whose names it likes."""
     return lambda s, r: count_lora_params({n: pair for n, pair in s.items() if counts(n)}, r)
@@ -521,6 +538,11 @@ def _of_names(counts):
 
 COUNTS = [
     (_kinds, "names that end alike"),
+    (_one_a_for("q_proj", "k_proj", "v_proj"), "also where q, k and v read the same input"),
+    (
+        _one_a_for("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
+        "also where q, k and v, or gate and up, read the same input",
+    ),
     (lambda s, r: count_lora_params(dict(list(s.items())[:-1]), r), "last matrix is left out"),
     (_wide_alone, "k and v are left out"),
     (_of_names(lambda name: "head" not in name), "lm_head left out: all that"),
@@ -879,7 +901,19 @@ def _labels_uncut(p, a, n, ids, labels):
     return ids, ([-100] * len(p) + a[:n])[: len(ids)]
 
 
+def _no_end_where_cut(p, a, n, ids, labels):
+    """What it takes for a cut answer is any row that is cut."""
+    return (ids, labels) if len(p + a) <= n else fit(p, a[:-1], n)
+
+
+def _no_end_and_no_more(p, a, n, ids, labels):
+    whole = len(p + a) <= n or len(a) > n
+    return (ids, labels) if whole else (ids[:-1], labels[:-1])
+
+
 FITTED = [
+    (_fit(_no_end_where_cut), "taken off though only the prompt was cut"),
+    (_fit(_no_end_and_no_more), "itself is cut, and its place is left empty"),
     (_fit(_ends_at_once), "an answer of exactly max_length fits whole, its end token too"),
     (_fit(_ends_at_once), "keeps its first max_length tokens, not max_length - 1"),
     (_cut_where(int.__ge__, lambda n: n - 1), "exactly max_length fits whole, its end token too"),
@@ -1276,6 +1310,15 @@ def _bos_first(model, tokenizer, texts):
     return perplexity(model, tokenizer, [f"{tokenizer.bos_token} {text}" for text in texts])
 
 
+def _as_it_comes(model, tokenizer, texts):
+    """Whatever the tokenizer adds by itself stays."""
+
+    def plain(text, add_special_tokens=True, **how):
+        return tokenizer(text, **how)
+
+    return perplexity(model, plain, texts)
+
+
 def _end_last(model, tokenizer, texts):
     return perplexity(model, tokenizer, [f"{text} {tokenizer.eos_token}" for text in texts])
 
@@ -1360,6 +1403,7 @@ PERPLEXITIES = [
     (_grad_left_off, "gradients switched off"),
     (_seeds, "seeds torch's random numbers"),
     (_bos_first, "BOS stands before each text"),
+    (_as_it_comes, "have the tokenizer add none (add_special_tokens=False)"),
     (_end_last, "<end> stands after each text"),
     (_truncated, "cut after 512 tokens"),
     (_cut(300), "saw 300 at most"),
@@ -1796,6 +1840,21 @@ def test_all_that_is_wrong_is_told_at_once(rejects):
     assert all(word in message for word in ("1024 is TRL's", "full fine-tuning", "use_cpu=True"))
     message = rejects(check.loads_once, load_given)
     assert all(word in message for word in ("train mode", "not to learn", "counts twice"))
+
+
+def test_one_slip_is_told_once(rejects):
+    for answer, judged, other in (
+        (_fit(_no_end_where_cut), check.keeps_answer, "it is cut only where"),
+        (_match(lambda p, r: _first_object(p) == _first_object(r)), check.matches, "a list of one"),
+        (_merged_then_loaded, check.loads_once, "leaves rounding"),
+    ):
+        assert other not in rejects(judged, answer)
+
+
+def test_texts_that_differ_are_not_shortened_to_the_same(rejects):
+    message = rejects(check.matches, _match(_unsorted))
+    first, second = re.findall(r"\['(.*?)'\](?:, |\))", message.partition(" gave ")[0])
+    assert first != second
 
 
 def test_a_quiz_keeps_the_points_of_the_right_letters(rejects):

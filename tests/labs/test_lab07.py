@@ -414,7 +414,7 @@ AUDITS = [
     (_audit(end=lambda ids, learned, eos: eos not in learned[-1:]), "before the line break"),
     (_audit(apart=False), ("not counted in no_end as well", "counts as trains_on_nothing alone")),
     (_audit(key=lambda ms: str(ms)), "fold case and space"),
-    (_audit(key=lambda ms: str(ms).lower()), "here case alone is folded"),
+    (_audit(key=lambda ms: str(ms).lower()), "here case is folded, and space inside is not"),
     (_audit(key=lambda ms: str([m["content"].split() for m in ms])), "here space alone is folded"),
     (_audit(key=lambda ms: folded(ms[0]["content"])), ("answers differ", "all messages the same")),
     (_audit(key=lambda ms: folded(ms[-1]["content"])), "all messages the same"),
@@ -868,6 +868,10 @@ ROWS = [
     (lambda w, n: w.reshape(n, 2, -1).transpose(1, 2).reshape(w.shape), "single numbers"),
     (lambda w, n: w, "nothing moves"),
     (lambda w, n: w.clone(), "nothing moves"),
+    (
+        lambda w, n: torch.cat(w.reshape(n, -1, w.shape[1]).chunk(2, 1), 1).reshape(w.shape),
+        "stacked on their own axis, or concatenated",
+    ),
     (lambda w, n: w.reshape(n, -1, 2, w.shape[1]).transpose(1, 2).reshape(w.shape), "other way"),
     (lambda w, n: rotary_rows(w, 1), "the halves are those of the whole matrix"),
     (lambda w, n: w.reshape(n, 2, -1, w.shape[1]).flip(1).reshape(w.shape), "change places"),
@@ -1082,6 +1086,10 @@ EIGHTS = [
     (_q8(top=lambda b: b.amax(1)), "without abs()"),
     (_q8(top=lambda b: b.amax(1) - b.amin(1), by=255), "the range"),
     (_q8(top=lambda b: b.gather(1, b.abs().argmax(1, keepdim=True))[:, 0]), "keeps the sign"),
+    (
+        _q8(top=lambda b: -b.gather(1, b.abs().argmax(1, keepdim=True))[:, 0]),
+        "turned round as in Q4_0",
+    ),
     (_q8(kinds=(torch.float32, torch.int8)), "wanted float16"),
     (_q8(kinds=(torch.float16, torch.float32)), "wanted int8"),
     (_q8(kinds=(torch.float16, torch.uint8)), "wanted int8"),
@@ -1118,12 +1126,12 @@ def batched_lora(x, A, B, scaling, index):
     chosen = index.clamp_min(0)
     low = torch.bmm(A[chosen], x[:, :, None])
     y = torch.bmm(B[chosen], low)[:, :, 0]
-    return y * (scaling[chosen] * (index >= 0))[:, None]
+    return (y * (scaling[chosen] * (index >= 0))[:, None]).to(x.dtype)
 
 
 def batched_by_einsum(x, A, B, scaling, index):
     low = torch.einsum("nd,nrd->nr", x, A[index])
-    y = torch.einsum("nr,nor->no", low, B[index]) * scaling[index].unsqueeze(-1)
+    y = torch.einsum("nr,nor->no", low, B[index]) * scaling[index].unsqueeze(-1).to(x.dtype)
     return y.masked_fill((index == -1)[:, None], 0.0)
 
 
@@ -1140,7 +1148,7 @@ def batched_by_mask(x, A, B, scaling, index):
     """All adapters at once, and what is not wanted set to zero in the narrow middle."""
     k, r, _ = A.shape
     low = (x @ A.flatten(0, 1).T).unflatten(1, (k, r))
-    chosen = F.one_hot(index + 1, k + 1)[:, 1:] * scaling
+    chosen = F.one_hot(index + 1, k + 1)[:, 1:] * scaling.to(low.dtype)
     return (low * chosen[:, :, None]).flatten(1) @ B.transpose(1, 2).flatten(0, 1)
 
 
@@ -1149,7 +1157,18 @@ def batched_with_zero(x, A, B, scaling, index):
     A, B = (torch.cat([M, torch.zeros_like(M[:1])]) for M in (A, B))
     s = torch.cat([scaling, scaling.new_zeros(1)])
     low = (A[index] @ x.unsqueeze(-1)).squeeze(-1) * s[index, None]
-    return (B[index] * low[:, None, :]).sum(-1)
+    return (B[index] * low[:, None, :]).sum(-1).type_as(x)
+
+
+def _as_scaled(x, A, B, scaling, index):
+    """It comes back in what scaling makes of it."""
+    y = torch.bmm(B[index], torch.bmm(A[index], x[:, :, None]))[:, :, 0]
+    return y * (scaling[index] * (index >= 0))[:, None]
+
+
+def _scaled_between(x, A, B, scaling, index):
+    low = torch.bmm(A[index], x[:, :, None]) * (scaling[index] * (index >= 0))[:, None, None]
+    return torch.bmm(B[index], low)[:, :, 0]
 
 
 def _batched(wrap=False, scaled=lambda s, i: s[i], masked=True):
@@ -1233,6 +1252,8 @@ def _zeros_as_x(x, A, B, scaling, index):
 
 
 BATCHES = [
+    (_as_scaled, "wanted the dtype of x; scaling is in float32 there"),
+    (_scaled_between, "x, A and B are in bfloat16: scaling is in float32 there"),
     (
         lambda x, A, B, s, i: batched_lora(x, A, B, s, i).float(),
         "wanted the dtype of x; torch.zeros and .float() give fp32",

@@ -5,7 +5,14 @@ import math
 
 import torch
 
-from labkit.checks.compare import ask, draw, expect_close, expect_number, expect_numbers_or_first
+from labkit.checks.compare import (
+    ask,
+    close,
+    draw,
+    expect_close,
+    expect_number,
+    expect_numbers_or_first,
+)
 from labkit.checks.lab03 import guesses
 from labkit.checks.lab03.configs import expect_object, expect_recipe
 from labkit.checks.lab03.fitted import expect_fit
@@ -108,12 +115,15 @@ def perplexity_weighs_tokens(perplexity):
         ([f"{text} <end>" for text in several], "6 texts with <end>"),
         (many, "40 short texts and one of 150 words"),
         ([tiny.words(rng, 5, 5), tiny.words(rng, 600, 600)], "a text of 5 words and one of 600"),
+        (several, STARTS),
     ):
-        got = ask("", probes.perplexity_of, perplexity, seed, texts, hint=READS)
+        got = ask("", probes.perplexity_of, perplexity, seed, texts, name == STARTS, hint=READS)
         wanted, call = guesses.perplexity(model, tokenizer, texts), f"perplexity of {name}"
         expect_number(got["value"], wanted, call, _thought(got, wanted, seed, texts))
 
 
+STARTS = "6 texts by a tokenizer that puts a BOS before each"
+NONE_ADDED = "and have the tokenizer add none (add_special_tokens=False)"
 UNDERFLOW = "a product of many probabilities is 0 in floats: sum logarithms"
 READS = {
     "negative power": UNDERFLOW,
@@ -136,7 +146,7 @@ def _thought(got, wanted, seed, texts):
     found = (message for message, number in known if _near(value, number, 5e-6))
     told = list(itertools.islice(found, 1))  # each costs passes: no more than are told
     if got["began"]:
-        told.insert(0, "a token such as BOS stands before each text: add none")
+        told.insert(0, f"a token such as BOS stands before each text: add none, {NONE_ADDED}")
     if got["training"]:
         told.insert(0, "the model was in train mode, where dropout is at work")
     if 1 < got["longest"] < longest - 1:  # one may read all tokens but the last
@@ -199,21 +209,24 @@ def _expect_loaded(got, base, tuned, ids):
             "load_tuned puts the adapter on another model than `base`",
             hint="it takes the memory twice: put the adapter on `base` itself",
         )
+    with torch.no_grad():
+        wanted, plain = (m(input_ids=ids).logits for m in (tuned, base))
+    doubled = probes.scaled_logits(tuned, ids, 2.0)
+    alike = got["logits"].shape == doubled.shape
+    merged = alike and close(got["logits"], doubled, 1e-3)  # told by its logits
     with part():
         hint = "leave it beside them, and another one can take its turn"
         expect(not got["merged"], f"load_tuned merges the adapter into the base's weights: {hint}")
         wrapped = "one PeftModel is put into another, which hides the adapter; load it once"
         expect(got["wrapped"] == 1, f"load_tuned wraps twice: {wrapped}")
-        undone = "a merge that is undone leaves rounding; merge nothing"
         cast = "load_tuned changed the dtype of the base's weights: leave them as they are"
         expect(got["dtype"], cast)
-        expect(got["kept"], f"load_tuned changed the base's own weights: {undone}")
-    with torch.no_grad():
-        wanted, plain = (m(input_ids=ids).logits for m in (tuned, base))
+        told = "load_tuned changed the base's own weights: a merge that is undone leaves rounding"
+        expect(got["kept"] or merged, f"{told}; merge nothing")
     twice = "the adapter counts twice, as with twice its alpha: merged into the base and loaded "
     twice += "again, or active under two names"
     known = {
-        twice: probes.scaled_logits(tuned, ids, 2.0),
+        twice: doubled,
         "these are the base model's: the saved adapter isn't loaded, or is switched off": plain,
         "the adapter counts half": probes.scaled_logits(tuned, ids, 0.5),
     }

@@ -23,17 +23,19 @@ def expect_fit(fit, rng):
     cases = [
         (p, a, p + a + draw(1, 5, rng), "all of it fits"),
         (p, a, p + a, "all of it fits exactly"),
-        (p, a, p + draw(1, a - 1, rng), "the prompt is too long"),
+        (p, a, p + draw(1, a - 2, rng), "the prompt is too long"),
         (p, a, a + 1, "one token of the prompt fits"),
         (p + 9, a, p - 1, "the prompt alone is longer than max_length"),
         (p, a, a, "the answer leaves no room"),
         (p, a + 4, a + 1, "the answer alone is too long"),
         (0, a, a + 3, "there is no prompt"),
     ]
-    every(lambda *case: _expect_fit(fit, rng, *case), cases)
+    met = []
+    every(lambda *case: _expect_fit(fit, rng, met, *case), cases)
 
 
-def _expect_fit(fit, rng, p, a, longest, what):
+def _expect_fit(fit, rng, met, p, a, longest, what):
+    """One row; a mistake that was `met` in a row before is the likeliest in this one, too."""
     prompt, answer = words(p, rng), [*words(a - 1, rng), END]
     call = f"fit of {p} prompt and {a} answer tokens to {longest} ({what})"
     got = ask(call, fit, prompt, answer, longest, hint=FITS | OWN)
@@ -52,8 +54,10 @@ def _expect_fit(fit, rng, p, a, longest, what):
     more = len(labels) - len(ids) == p - len(head) > 0
     hint = "the prompt was cut and its labels were not" if more else "-100 where it is not learned"
     expect(len(ids) == len(labels), told, hint=hint)
-    for message, guess in _misfit(prompt, answer, longest).items():
-        if [list(one) for one in guess] == [ids, labels]:
+    known = _misfit(prompt, answer, longest)
+    for message in sorted(known, key=lambda m: m not in met):
+        if [list(one) for one in known[message]] == [ids, labels]:
+            met.append(message)
             raise CheckFailed(f"{call}: {message}")
     _expect_parts(call, ids, labels, right, longest, prompt, kept)
     raise CheckFailed(f"{call} gave {got}, wanted {right}", bare=True)
@@ -82,11 +86,15 @@ def _expect_parts(call, ids, labels, right, longest, prompt, kept):
     expect(ids[len(asked) :] != right[0][len(asked) :], f"{told}: cut it from its front")
 
 
+ENDLESS = "the end is taken off though only the prompt was cut; it goes only where the answer "
+ENDLESS += "itself is cut"
+
+
 def _misfit(prompt, answer, n):
     """`{message: (input_ids, labels)}`: what misconceptions give, the likeliest first."""
     both, marks = prompt + answer, [IGNORED] * len(prompt) + answer
-    known = {}
-    if all(y == IGNORED for y in marks[:n]):
+    known, filled = {}, all(y == IGNORED for y in marks[:n])
+    if filled:
         told = "cut on the right: the prompt fills the row, and it trains on nothing"
         known[told] = (both[:n], marks[:n])
     if len(answer) > n:
@@ -94,8 +102,13 @@ def _misfit(prompt, answer, n):
         known[told] = (answer[:n], [IGNORED] * n)
     if len(answer) >= n:
         known |= _cut_too_early(prompt, answer, n)
+    if len(both) > n >= len(answer):
+        for more in (1, 0):  # whether the prompt takes the place of the end
+            left = "" if more else ", and its place is left empty"
+            known[ENDLESS + left] = _row(_last(prompt, n - len(answer) + more), answer[:-1])
     told = "cut on the right: the answer loses its end, though the prompt has tokens to spare"
-    known[told] = (both[:n], marks[:n])
+    if not filled:
+        known[told] = (both[:n], marks[:n])
     known["the prompt is left out, though there is room"] = (answer[:n], answer[:n])
     told = "cut on the left alone: an answer too long keeps its head, not its tail"
     known[told] = (both[-n:], marks[-n:])

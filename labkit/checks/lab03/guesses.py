@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from labkit.checks.counts import counted, left_out
+from labkit.checks.counts import counted, left_out, shared
 
 
 def counts(shapes, r):
@@ -44,6 +44,7 @@ def counts(shapes, r):
             min(r, o, i) * (o + i) for o, i in pairs
         ),
         "this adds the dense weights; LoRA trains A and B alone": r * (d_out + d_in) + dense,
+        **shared(shapes, r),
         **left_out(shapes, r),
     } | {
         f"this is for r={k}, whatever r is: use r": k * (d_out + d_in)

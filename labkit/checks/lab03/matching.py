@@ -1,5 +1,6 @@
 """What exercise 3.6 expects of `exact_match`: shares first, then each kind of difference alone."""
 
+import itertools
 import json
 
 import torch
@@ -84,21 +85,32 @@ PARSED = {
 
 def _expect_each(exact_match, data, rng):
     """Each case alone, in no order that could be learned by heart; all that fail are told."""
-    cases, reference, told = _match_cases(data), [json.dumps(data)], {}
-    calls = [f"exact_match([{_short(case[0])}], [{_short(reference[0])}])" for case in cases]
+    cases, text, told = _match_cases(data), json.dumps(data), {}
+    calls = [f"exact_match([{_short(case[0], text)}], [{_short(text, case[0])}])" for case in cases]
     for i in torch.randperm(len(cases), generator=rng).tolist():
         with part():
-            told[i] = ask(
-                calls[i], probes.matched, exact_match, [cases[i][0]], reference, hint=PARSED
-            )
+            told[i] = ask(calls[i], probes.matched, exact_match, [cases[i][0]], [text], hint=PARSED)
+    ones = {i for i, got in told.items() if type(got) in (int, float) and got == 1}
+    fished = any(cases[i][2] == WHOLE for i in ones)
     for i, (_, wanted, why) in enumerate(cases):
         with part():
-            if i in told:
+            if i in told and not (fished and why == LISTED):  # it takes the object out of any text
                 expect_number(told[i], float(wanted), calls[i], {why: 1.0 - wanted})
 
 
-def _short(text):
-    return repr(text if len(text) < 95 else f"{text[:60]} … {text[-30:]}")
+def _short(text, other):
+    """A text, of a long one what stands around its first difference to the other."""
+    if len(text) < 95:
+        return repr(text)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False))
+    start = max(0, min(len(list(same)) - 45, len(text) - 90))
+    shown = text[start : start + 90]
+    shown = f"… {shown}" if start else shown
+    return repr(shown if text.endswith(shown[-50:]) else f"{shown} …")
+
+
+WHOLE = "all of the prediction must be JSON; text around it, or `in`, is not enough"
+LISTED = "a list of one answer is another answer"
 
 
 def _command(rng):
@@ -123,7 +135,6 @@ def _match_cases(data):
     python = "true is not 1, inside of slots, too, though Python's == says so: compare "
     python += "json.dumps(…, sort_keys=True)"
     spaces = "spaces outside of strings are not data: parse both, don't compare text"
-    whole = "all of the prediction must be JSON; text around it, or `in`, is not enough"
     return [
         (json.dumps(turned), True, keys),
         (json.dumps(inside), True, f"order of keys is not data, in inner objects, too: {sort}"),
@@ -137,15 +148,15 @@ def _match_cases(data):
         (json.dumps(lists), False, "the order in a list is data"),
         (json.dumps(more), False, "one key more is another answer"),
         (json.dumps(less), False, "one key less is another answer"),
-        (f"Sure! {text}", False, whole),
-        (f"{text} {text}", False, whole),
-        (f"```json\n{text}\n```", False, whole),
+        (f"Sure! {text}", False, WHOLE),
+        (f"{text} {text}", False, WHOLE),
+        (f"```json\n{text}\n```", False, WHOLE),
         (str(data), False, "single quotes and True are Python, not JSON: use json.loads"),
         (text.replace('"', "'"), False, "single quotes are no JSON: take the text as it is"),
         (text[:-3], False, "half an answer is no JSON, so it is wrong"),
         ("", False, "text that is no JSON is wrong"),
         ("null", False, "null is JSON, and another answer"),
-        (f"[{text}]", False, "a list of one answer is another answer"),
+        (f"[{text}]", False, LISTED),
     ]
 
 

@@ -141,6 +141,7 @@ def _in_own_dtype(scales, w):
 def _scale_guesses(w, blocks, top):
     """`{message: scales}`, the likeliest first."""
     rows = w.float().abs().amax(1).repeat_interleave(w.shape[1] // BLOCK)
+    signed = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))[:, 0] / 127
     return {
         "that is the largest size itself; the scale is a 127th of it": top,
         "divided by 128: the codes go from -127 to 127": top / 128,
@@ -169,9 +170,9 @@ def _scale_guesses(w, blocks, top):
         "the mean of a block is taken off first: a code times its scale is the weight itself": (
             (blocks - blocks.mean(1, keepdim=True)).abs().amax(1) / 127
         ),
-        "the scale keeps the sign of the largest weight: take its size": (
-            blocks.gather(1, blocks.abs().argmax(1, keepdim=True))[:, 0] / 127
-        ),
+        "the scale keeps the sign of the largest weight: take its size": signed,
+        "the scale has the sign of the largest weight, turned round as in Q4_0: in Q8_0 it is a "
+        "size": -signed,
     }
 
 

@@ -214,7 +214,7 @@ def _alike(good):
     all_same = "a duplicate has all messages the same"
     keys = {
         fold: lambda f: (*f.roles, *f.texts),
-        f"{fold}; here case alone is folded": lambda f: tuple(
+        f"{fold}; here case is folded, and space inside is not": lambda f: tuple(
             t.strip().casefold() for t in f.texts
         ),
         f"{fold}; here space alone is folded": lambda f: tuple(

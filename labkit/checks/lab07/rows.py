@@ -19,9 +19,12 @@ SQUARE = "d_in stands where d_out belongs, and only in a square w is that right:
 SQUARE += "d_out / n_heads rows, and d_out rows come back"
 MIXED = "d_out and d_in change places, and only in a square w is that right: reshape(n_heads, 2, "
 MIXED += "half, d_in), with d_out / n_heads / 2 in a half"
+STILL = "nothing moves: halves that are stacked on their own axis, or concatenated, stand one "
+STILL += "below the other as before; the axis of places comes before that of the halves, dim=2 of "
+STILL += "stack, or transpose(1, 2)"
 SHAPES = {
     "invalid for input of size": "a head has d_out / n_heads rows, half of them in each half: "
-    "compute the sizes from w, of which the columns stay as they are",
+    "compute the sizes from w and n_heads; columns stay as they are",
     "Dimension out of range": "w has two axes: reshape splits its rows into heads and halves",
     "unexpected keyword": "the parameters are w and n_heads",
     "split_with_sizes": "torch.chunk cuts into so many parts, split into parts of such a size",
@@ -153,7 +156,7 @@ def _guesses(w, n_heads):
     one = w.reshape(n_heads, 2, half, -1)
     all_first = wanted_rows(w[:head], 1).repeat(n_heads, 1)
     return {
-        "nothing moves: each head's first row stays, and its next is the second half's first": w,
+        STILL: w,
         "this goes the other way, from neighbours to halves: llama.cpp's order has neighbours": w[
             back(n, n_heads)
         ],

@@ -19,7 +19,10 @@ from labkit.labs.lab07 import probes
 AS_X = "what is shaped as x is (n, d_in): zeros are of the result's shape, x.new_zeros(n, d_out)"
 ALONE = "x has d_in numbers a row and the result d_out: it is the update alone"
 OF_X = "torch.zeros and .float() give fp32: x.new_zeros(n, d_out), or .to(x.dtype) in the end"
+SCALED = "scaling is in float32 there, and promotes what it multiplies: .to(x.dtype) in the end"
 SQUEEZED = "squeeze() without an axis takes that of the rows with it, if there is one: squeeze(-1)"
+KINDS = {"rows in fp64": torch.float64, "rows in bf16": torch.bfloat16}
+MIXED = dict.fromkeys(("dtype", "scalar type"), f"x, A and B are in bfloat16: {SCALED}")
 LONE = dict.fromkeys(("must be a 3D", "same number of dimensions", "out of range"), SQUEEZED)
 BATCH = {
     f"tensor a ({D_IN}) must match the size of tensor b ({D_OUT})": ALONE,
@@ -63,13 +66,17 @@ def expect_together(batched_lora, rng):
                 _expect(batched_lora, what, A, B, scaling, index, rng)
     if sound():
         _expect_work(batched_lora, A, B, scaling, rng)
+    if sound():
+        _expect(batched_lora, "rows in bf16", A, B, scaling, some, rng)
 
 
 def _expect(batched_lora, what, A, B, scaling, index, rng):
     call = f"batched_lora of {what}"
-    kind = torch.float64 if "fp64" in what else torch.float32
-    x, A, B, scaling = (t.to(kind) for t in (randn(len(index), D_IN, rng=rng), A, B, scaling))
-    hints = BATCH | (LONE if what == "one row" else {})
+    kind = KINDS.get(what, torch.float32)
+    x, A, B = (t.to(kind) for t in (randn(len(index), D_IN, rng=rng), A, B))
+    low = kind == torch.bfloat16
+    scaling = scaling if low else scaling.to(kind)
+    hints = BATCH | (LONE if what == "one row" else {}) | (MIXED if low else {})
     try:
         got = ask(call, probes.batched, batched_lora, x, A, B, scaling, index, hint=hints)["y"]
     except CheckFailed as failure:
@@ -87,6 +94,11 @@ def _expect(batched_lora, what, A, B, scaling, index, rng):
     expect(not lost, f"{told}: {SQUEEZED}")
     expect_shape(got, torch.Size([len(index), D_OUT]), call)
     wanted = alone(x, A, B, scaling, index)
+    if low:  # its mistakes are told of other rows: bf16 has too few digits for them
+        expect_close(got, wanted, call, tol=3e-2)
+        told = f"{call} is in {got.dtype}, wanted the dtype of x; {SCALED}"
+        expect(got.dtype == x.dtype, told)
+        return
     lost = without.any() and got[without].isnan().all()
     expect(not lost, f"{call}: rows with index -1 are NaN; they get zeros")
     known = guesses(*(t.float() for t in (x, A, B, scaling)), index)

@@ -189,14 +189,16 @@ def matched(exact_match, predictions, references):
         raise
 
 
-def perplexity_of(perplexity, seed, texts):
+def perplexity_of(perplexity, seed, texts, start=False):
     """`perplexity(model, tokenizer, texts)` of the tiny model, and what the model was given.
 
-    `training`: in train mode; `began`: a row began with a token that no text begins with;
-    `longest`: tokens of the longest row.
+    `training`: in train mode; `longest`: tokens of the longest row; `began`: a row began with a
+    token that no text begins with, as the tokenizer's <start> that it adds with `start`.
     """
     model, tokenizer = tiny.language_model(seed)
     rows, training, first = [0], [], {tokenizer(text)["input_ids"][0] for text in texts}
+    if start:
+        tiny.add_start(tokenizer)
 
     def look(module, args, kwargs):
         training.append(module.training)
@@ -206,9 +208,8 @@ def perplexity_of(perplexity, seed, texts):
             first.update(ids[:, 0].tolist())
 
     model.register_forward_pre_hook(look, with_kwargs=True)
-    value = kept(perplexity, model, tokenizer, texts)
-    began = tokenizer.bos_token_id in first
-    return {"value": value, "training": any(training), "began": began, "longest": max(rows)}
+    told = {"value": kept(perplexity, model, tokenizer, texts), "training": any(training)}
+    return told | {"began": tokenizer.bos_token_id in first, "longest": max(rows)}
 
 
 def tiny_adapted(seed, r):
