@@ -466,6 +466,17 @@ def _in_runs(run):
     return base
 
 
+def _runs_of_rows(k, absmax, shape):
+    """Which run a weight is in if each row begins a new one."""
+    return k // shape[1] * math.ceil(shape[1] / 64) + k % shape[1] // 64
+
+
+def _by_index(run):
+    return _with_base(
+        lambda W4, m, c, s: (c[W4.long()] * m[run(torch.arange(len(W4)), m, s)]).view(s)
+    )
+
+
 def _last_run_stays_zero(W4, absmax, codebook, shape):
     W = _dequantized(W4, absmax, codebook, shape).flatten()
     W[len(W4) // 64 * 64 :] = 0
@@ -500,6 +511,16 @@ def _held_within_absmax(W4, absmax, codebook, A, B, alpha, shape):
 
 
 QUANTIZED = [
+    (_by_index(_runs_of_rows), "runs go on across rows"),
+    (_by_index(lambda k, m, s: k // 32), "belongs to absmax[i // 64]"),
+    (
+        _with_base(lambda W4, m, c, s: c[W4.long()].view(s) * m.view(s[0], -1)),
+        "runs go on across rows",
+    ),
+    (
+        _with_base(lambda W4, m, c, s: torch.tensor(c.numpy()[W4] * m.numpy()[W4]).view(s)),
+        "belongs to absmax[i // 64]",
+    ),
     (_codebook_in_16_bits, "the codebook is rounded to 16 bits"),
     (
         lambda W4, m, c, A, B, alpha, s: _dequantized(W4, m, c, s) + alpha / A.shape[1] * B @ A,
@@ -795,7 +816,7 @@ COMBINES = [
     (combine_cat, combine_cat, "rank stays"),
     (lambda a, w: combine_linear(a, w)[::-1], combine_cat, "gave A"),
     (lambda a, w: combine_linear(a, w)[1], combine_cat, "pair"),
-    (lambda a, w: combine_linear(a, [x / len(w) ** 2 for x in w]), combine_cat, "divided"),
+    (lambda a, w: combine_linear(a, [x / len(w) ** 2 for x in w]), combine_cat, "weight alone"),
     (combine_linear, _cat(lambda w: w, lambda w: w), "square"),
     (combine_linear, _cat(_one, _one), "not used"),
     (combine_linear, _cat(lambda w: w / 2, _one), "divided"),
@@ -971,7 +992,7 @@ SOUPS = [
     (lambda s, w=None: _quiet(s, w[::-1] if w else None), "another order"),
     (lambda s, w=None: _quiet(s, w[::-1] if w else None), "raises nothing"),
     (_strict_without_weights, "and weights are given"),
-    (_zeros_for_missing, "the missing tensor counts as 0"),
+    (_zeros_for_missing, "the missing tensor counts as 0: raise an error that names the key"),
     (_of_those_that_have_it, "the mean of the states that have it"),
     (lambda s, w=None: soup([s[0] | state for state in s], w), "another state's takes its place"),
     (_by_number_of_keys, "number of keys"),
@@ -979,7 +1000,7 @@ SOUPS = [
     (lambda s, w=None: soup(s, w)["norm"], "dict"),
     (lambda s, w=None: soup(s[-1:]), "last state alone"),
     (lambda states, weights=None: soup(states, weights) | {"r": 1}, "has the keys"),
-    (_quiet, "norm is dropped from the result"),
+    (_quiet, "norm is dropped from the result: raise an error that names it"),
     (_first_keys, "the keys of the first state alone are looked at"),
     (_vague, "the key's name is not in it"),
     (_by_place, ("it raised", "wanted", "differ")),
@@ -1030,6 +1051,12 @@ def _distributions(p, q):
 def _plus_a_little(p, q):
     p, q = p.softmax(-1), q.softmax(-1)
     return (p * ((p + 1e-9).log() - (q + 1e-9).log())).sum(-1)
+
+
+def _finite_terms(p, q):
+    p, q = p.softmax(-1), q.softmax(-1)
+    terms = p * (p.log() - q.log())
+    return torch.where(torch.isfinite(terms), terms, 0.0).sum(-1).mean().item()
 
 
 def _along(dim):
@@ -1121,6 +1148,7 @@ DIVERGENCES = [
     ),
     (_kl_with(_each, lambda x: round(x.mean().item(), 3)), "small numbers get lost"),
     (_kl_with(lambda p, q: _each(p, q).clamp_min(1e-3)), "small numbers get lost"),
+    (_finite_terms, "as nan_to_num does: they"),
     (_kl_with(_plus_a_little), "something caps a logarithm"),
     (_kl_with(_along(0)), "over dimension 0"),
     (_kl_with(_along(1)), "over dimension 1"),

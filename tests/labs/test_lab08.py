@@ -128,7 +128,21 @@ def product_first(logits, labels):
     return p.where(labels[:, 1:] != -100, 1.0).prod(1).log()
 
 
+def picked(total):
+    """The log-probabilities of all counted tokens in one line."""
+
+    def answer(logits, labels):
+        mask, targets = labels[:, 1:] != -100, labels[:, 1:]
+        logp = logits[:, :-1].log_softmax(-1)
+        return total(logp[mask].gather(1, targets[mask][:, None]))
+
+    return answer
+
+
 WRONG_LOGPROBS = [
+    (picked(lambda x: x.sum()), "puts all rows into one line"),
+    (picked(lambda x: x.sum(-1)), "numbers, one a token of all sequences: a mask as an index"),
+    (picked(lambda x: x), "numbers, one a token of all sequences: a mask as an index"),
     (laid_anew, "reshape lays the logits out anew"),
     (lambda x, y: torch.tensor([v.item() for v in sequence_logprob(x, y)]), "torch.tensor([...])"),
     (logprob(logp=lambda x: x.log_softmax(0)), "taken over the sequences"),
@@ -598,7 +612,7 @@ WRONG_REFERENCES = [
     (swallowed, "a `return` inside `finally`"),
     (grad_left_off, "gradients"),
     (copied, "copies the whole model"),
-    (unloaded, "the adapter is gone"),
+    (unloaded, "afterwards the adapter is gone"),
     (deleted, "other adapters than before"),
     (other_adapter, "another adapter is active"),
     (reference(run=lambda model, batch: model(batch["input_ids"]).logits), "attention_mask"),
@@ -702,7 +716,7 @@ WRONG_ADVANTAGES = [
     (spread(lambda x, eps: std(x, unbiased=False) + eps), "wanted n - 1"),
     (spread(lambda x, eps: std(x) + 1e-4), "eps is hard-coded"),
     (spread(lambda x, eps: std(x) + 1e-8), "eps is not added"),
-    (spread(lambda x, eps: std(x).clamp(min=eps)), "kept at eps or more"),
+    (spread(lambda x, eps: std(x).clamp(min=eps)), "wanted is the deviation plus eps"),
     (spread(lambda x, eps: (x.var(1, keepdim=True) + eps).sqrt()), "under the root"),
     (spread(lambda x, eps: x.var(1, keepdim=True) + eps), "the variance"),
     (spread(lambda x, eps: x.std() + eps), "the deviation of all rewards"),
@@ -1153,7 +1167,7 @@ WRONG_REWARDS = [
     (near_numbers_pay, "without that key 0.75: a guessed value pays"),
     (paid(over=lambda said, goal: max(len(said), len(goal)), read=anything), "it is 0"),
     (paid(right=loose), "in Python True == 1"),
-    (paid(right=as_text), ("a text is no number", "a number is no text")),
+    (paid(right=as_text), "a text is no number (is str() of both compared?)"),
     (paid(right=folded), "case counts"),
     (paid(right=lambda said, goal: len(said.keys() & goal.keys())), "a key alone is worth nothing"),
     (paid(right=lambda s, g: 0.5 * n_right(s, g) + 0.5 * len(s.keys() & g.keys())), "a key alone"),
@@ -1168,7 +1182,8 @@ WRONG_REWARDS = [
     (paid(over=lambda said, goal: len(goal) + 0.1 * extra(said, goal)), "naming every key"),
     (paid(right=got_alike), "one too many"),
     (lambda a, w: 10 * reward(a, w), "outside of 0 to 1"),
-    (lambda a, w: reward(a, w) - 0.5, "outside of 0 to 1"),
+    (lambda a, w: reward(a, w) - 0.5, "ends at 0: max(0.0, …)"),
+    (paid(over=lambda said, goal: len(goal)), "gave 1, and without the last key 1"),
     (lambda a, w: 1 - reward(a, w), "wanted 1"),
     (lambda a, w: float(len(a) == len(w)), "wanted 1"),
     (lambda a, w: torch.tensor(reward(a, w)), "use .item()"),
@@ -1281,6 +1296,16 @@ WRONG = [
 def test_a_reward_that_any_value_earns_is_not_told_of_true_and_1(rejects):
     told = rejects(check.rewards, quarter_for_a_key)
     assert "a key alone is worth nothing" in told and "True == 1" not in told
+
+
+def test_of_an_adapter_that_is_gone_nothing_else_is_told(rejects):
+    told = rejects(check.reference, unloaded)
+    assert told.count("the adapter is gone") == 1 and "finally" not in told
+
+
+def test_frozen_parameters_are_those_of_an_adapter_that_is_off(rejects):
+    told = rejects(check.reference, layers_by_hand)
+    assert "stays switched off" in told and "other parameters" not in told
 
 
 def test_torch_does_not_warn_above_a_message(rejects, recwarn):

@@ -63,6 +63,8 @@ ORDER = {
 
 
 MASK = "torch takes a uint8 index for a mask: write codebook[W4.long()]"
+RUNS = "weight i of the flat W4 belongs to absmax[i // 64]: runs go on across rows, and none "
+RUNS += "starts anew with a row"
 SHORTER = "the last block may be shorter than 64: use repeat_interleave, or pad"
 
 
@@ -164,7 +166,10 @@ def merges_quantized(merge_quantized):
                 B = B * 2e-4  # an update far below the grid's step, as real ones are
                 call = f"merge_quantized for shape {shape}"
                 args = (W4, absmax, codebook, A, B, alpha, shape)
-                hint = ORDER | {"shape of the mask": MASK, "64]' is invalid": SHORTER}
+                n = len(absmax)  # of which there is no other of this size here
+                few = {f"dimension 0 with size {n};": RUNS, f"axis 0 with size {n};": RUNS}
+                few |= {f"invalid for input of size {n};": RUNS}
+                hint = ORDER | few | {"shape of the mask": MASK, "64]' is invalid": SHORTER}
                 got = ask(call, probes.merged_quantized, merge_quantized, *args, hint=hint)
                 _expect_dequantized(got, *args, call)
 

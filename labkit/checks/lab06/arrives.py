@@ -46,7 +46,7 @@ def _cases(rng):
     yield W, dW, "as it is", "a store that keeps every number"
     steps = dW.sign() * (0.13 + 0.05 * torch.rand(SHAPE, generator=rng))
     yield even, steps, "grid", "a grid with W on it, each step of dW just long enough"
-    yield W, dW, "grid", "a grid, W beside it"
+    yield W, dW, "grid", "a grid on which W does not lie"
     yield even, 0.7 * dW, "grid", "a grid with W on it"
     yield W, dW, "blocks", "a grid that each block scales anew"
     yield W, 0.03 * dW, "bf16", "bf16, which store returns"

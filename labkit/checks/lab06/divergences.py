@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 
 def kl(p, q, dim=-1):
     """KL(p||q) of each token in nats, in fp64; another `dim` is where learners normalise too."""
@@ -198,6 +200,13 @@ def _variations(p, q):
             (log_p.exp() * (log_p - log_q.exp())).sum(-1).mean().item()
         ),
     }
+
+
+def finite_alone(p, q):
+    """The mean of each token's sum in fp32 without the terms that are infinite or NaN there."""
+    p, q = p.softmax(-1), q.softmax(-1)
+    terms = torch.nan_to_num(p * (p.log() - q.log()), nan=0.0, posinf=0.0, neginf=0.0)
+    return terms.sum(-1).mean().item()
 
 
 def _denominators(shape):

@@ -11,7 +11,7 @@ POWERS = {"nothing": 0, "sqrt(w)": 0.5, "w": 1, "w²": 2, "the 4th root of w": 0
 SOFTMAX = "the weights go through softmax; take them as they are"
 MINUS = "the product has |w| in the place of w, so a minus is lost (is it in neither factor, or in "
 MINUS += "both?): the whole w on one of A and B"
-SAY_IT_ALL = "divided by the number of adapters; the weights say it all"
+SAY_IT_ALL = "divided by the number of adapters: each counts by its weight alone"
 
 
 def rounded(W, A, B, alpha):
@@ -215,7 +215,7 @@ def without(made, states, name, weights):
     if not isinstance(made, dict):
         return ""
     if name not in made:
-        dropped = f"{name} is dropped from the result, and an error is asked"
+        dropped = f"{name} is dropped from the result: raise an error that names it"
         first = "the keys of the first state alone are looked at: compare those of all"
         return dropped if name in states[0] else first
     parts = weights or [1 / len(states)] * len(states)
@@ -227,4 +227,4 @@ def without(made, states, name, weights):
         *(("another state's takes its place", total + (1 - counted) * t) for _, t in held),
     ]
     alike = [t for t, M in known if made[name].shape == M.shape and close(made[name], M, 1e-4)]
-    return f"{alike[0]}, and an error is asked" if alike else ""
+    return f"{alike[0]}: raise an error that names the key" if alike else ""

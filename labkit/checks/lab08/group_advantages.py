@@ -34,7 +34,7 @@ EPSILONS = {
     "eps is not added": "none",
     "eps is hard-coded: the parameter is not used": "fixed",
     "eps stands under the root: it is added to the deviation": "inside",
-    "the deviation is kept at eps or more: eps is added to it": "most",
+    "the deviation is kept at eps or more: wanted is the deviation plus eps": "most",
     "eps is taken away": "less",
     "eps is squared under a root": "square",
 }

@@ -123,7 +123,11 @@ def _expect_interrupted(reference_logprobs, seed, data):
         "an `except` swallows it, or a `return` inside `finally`; return before, and only tidy up"
     )
     expect(got["heard"], f"{call}: nobody hears of it: {hint} in `finally`")
-    found = [told[what] for what in told if what in got["changed"]]
+    changed = set(got["changed"])
+    gone = "layers" in changed  # and all else with them
+    expect(not gone or not sound(), f"{call}: {LEFT['layers']}")
+    changed -= {"flags"} if "off" in changed else set()  # PEFT's way to switch off freezes them
+    found = [told[what] for what in told if what in changed and not gone]
     expect(
         not found, f"{call}: {'; '.join(found)}", hint="`with` or `finally` undoes it in any case"
     )

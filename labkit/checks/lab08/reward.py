@@ -82,7 +82,8 @@ class _Asked:
         truth = f"{call} gave {kind_of(got)}, wanted a float from 0 to 1"
         expect(type(got) is not bool, truth)
         expect_kind(got, call)
-        expect(0 <= got <= 1, f"{call} gave {got:.4g}: it lies outside of 0 to 1")
+        below = ", and what is taken away ends at 0: max(0.0, …)" if got < 0 else ""
+        expect(0 <= got <= 1, f"{call} gave {got:.4g}: it lies outside of 0 to 1{below}")
         return got, call
 
 
@@ -186,7 +187,7 @@ def _expect_less_for_extra(asked, data, rng):
         for n in (1, 2):
             more = said | dict(list(extra.items())[:n])
             got, call = asked(more, f"{what} and {n} that nobody wants")
-            told = f"{call} gave {got:.4g}, with one key less {before:.4g}"
+            told = f"{call} gave {got:.4g}, and without the last key {before:.4g}"
             expect(got < before or got == before == 0, f"{told}: {cheap}")
             before = got
     one = dict(list(extra.items())[:1])
@@ -218,12 +219,13 @@ def _expect_kinds(asked, data):
     """Values of another kind are other values: true, 1 and "1"; so are texts in other case."""
     number = next(key for key in data if key in NUMBERS)
     name = next(key for key in data if key not in NUMBERS and key != "intent")
+    texts = "(is str() of both compared?)"
     listed = [
         ({number: 1}, {number: True}, "true in the place of 1", "in Python True == 1"),
         ({number: 0}, {number: False}, "false in the place of 0", "in Python False == 0"),
         ({number: True}, {number: 1}, "1 in the place of true", "in Python True == 1"),
-        ({number: 12}, {number: "12"}, '"12" in the place of 12', "a text is no number"),
-        ({name: "12"}, {name: 12}, '12 in the place of "12"', "a number is no text"),
+        ({number: 12}, {number: "12"}, '"12" in the place of 12', f"a text is no number {texts}"),
+        ({name: "12"}, {name: 12}, '12 in the place of "12"', f"a number is no text {texts}"),
         ({name: "study"}, {name: "Study"}, "Study in the place of study", "case counts in data"),
         ({name: "study"}, {name: "study "}, "a blank behind the value", "blanks count in a value"),
     ]

@@ -47,6 +47,8 @@ def batch(rng, kind):
     return (300 * logits if kind == "large logits" else logits), labels
 
 
+JOINED = "a mask as an index, logp[mask], puts all rows into one line: multiply by the mask, or "
+JOINED += "torch.where, and then .sum(-1)"
 KINDS = (
     "prompt and padding", "padded on the left", "every place labelled", "an answer in two parts",
     "one without an answer", "large logits",
@@ -105,13 +107,25 @@ def _expect(sequence_logprob, kind, logits, labels):
 def _expect_form(got, logits, labels, call):
     b, n = labels.shape
     if isinstance(got, float) or (isinstance(got, torch.Tensor) and got.dim() == 0):
-        raise CheckFailed(f"{call} gave one number, wanted {b}: sum over tokens alone")
+        raise CheckFailed(f"{call} gave one number, wanted {b}: sum over tokens alone ({JOINED})")
     if isinstance(got, torch.Tensor) and got.dim() == 2 and got.shape in ((b, n), (b, n - 1)):
         raise CheckFailed(f"{call} gave a number a token, wanted one a sequence: sum over tokens")
-    per_place = isinstance(got, torch.Tensor) and got.shape in ((n,), (n - 1,))
-    hint = "sum over the tokens, the second axis, not over the sequences"
-    expect(not per_place, f"{call} has shape {tuple(got.shape) if per_place else ''}: {hint}")
+    if isinstance(got, torch.Tensor) and got.shape != (b,):
+        _expect_rows(got, labels, call)
     expect_shape(got, torch.Size([b]), call)
+
+
+def _expect_rows(got, labels, call):
+    """Raise CheckFailed where a wrong shape tells that sequences were added up, or joined."""
+    n = labels.shape[1]
+    per_place = got.shape in ((n,), (n - 1,))
+    counted = {int((x != IGNORED).sum()) for x in (labels, labels[:, 1:])}
+    joined = got.numel() == len(got) and len(got) in counted
+    if per_place:  # as many as are counted, by accident: another batch tells which it is
+        hint = "sum over the tokens, the second axis, not over the sequences"
+        raise CheckFailed(f"{call} has shape {tuple(got.shape)}: {hint}", bare=joined)
+    told = f"{call} gave {len(got)} numbers, one a token of all sequences"
+    expect(not joined, f"{told}: {JOINED}")
 
 
 def _guesses(logits, labels, kind):
