@@ -417,6 +417,12 @@ def _in_place(W, r):
     return W.copy_(best_rank_r(W, r))
 
 
+def _refusing(W, r):
+    if r > min(W.shape):
+        raise ValueError("r is too large")
+    return best_rank_r(W, r)
+
+
 def _pruned(W, r):
     """The r largest entries, as pruning keeps them."""
     least = W.abs().flatten().topk(min(r, W.numel())).values[-1]
@@ -450,6 +456,7 @@ CUTS = [
     (lambda W, r: (lambda s: s.U[:, :r] * s.S[:r] @ s.Vh[:r])(svd(W)), "full_matrices=False"),
     *[(_of_all(cut), "is full_matrices=False missing") for cut in OF_ALL],
     (_in_place, "in place"),
+    (_refusing, "r is too large; r may exceed min(W.shape), W itself is best there"),
     (lambda W, r: None, "return"),
     (lambda W, r: best_rank_r(W, r).tolist(), "gave a list, wanted a tensor"),
     (lambda W, r: _centred(W, r) + W.mean(0), "that is PCA"),
@@ -638,6 +645,8 @@ PARAMETERS = [
     (lora_params, lambda o, i: float((o * i - 1) // (o + i)), "int"),
     (lora_params, lambda o, i: i // 2, "square"),
     (lora_params, lambda o, i: min(o, i) // 2, "square"),
+    (lora_params, lambda o, i: (o * i - 1) // (2 * max(o, i)), "with 2 r times the longer side"),
+    (lora_params, lambda o, i: (o * i - 1) // (2 * o), "with 2 r times d_out in A and B"),
     (lora_params, lambda o, i: min(o, i), "full rank"),
     (lora_params, lambda o, i: min(o, i) - 1, "full rank"),
     (lora_params, lambda o, i: math.ceil(o * i / (o + i)), "one too many"),
@@ -974,7 +983,12 @@ SUBSPACE = [
     (subspace_point, lambda P, g: P.T @ g / g.norm(), "the gradient is normalised"),
     (subspace_point, lambda P, g: torch.linalg.qr(P).Q.T @ g, "P is made orthogonal"),
     (subspace_point, lambda P, g: P * g[:, None], "one number for each z, no matrix"),
-    (subspace_point, lambda P, g: P.T @ g[:, None], "one number for each z, no matrix"),
+    (subspace_point, lambda P, g: P.T @ g[:, None], "that is a column or a row"),
+    (subspace_point, lambda P, g: g[None] @ P, "that is a column or a row"),
+    (lambda t, P, z: t + (P * z).sum(0), project_gradient, "(6, 6): P * z is summed over theta"),
+    (lambda t, P, z: t + (P * z[:, None]).sum(1), project_gradient, "z weighs the rows of P"),
+    (subspace_point, lambda P, g: (P * g[:, None]).sum(1), "are summed over z, dim=1"),
+    (subspace_point, lambda P, g: (P * g).sum(0), "the gradient weighs the columns of P"),
     (subspace_point, lambda P, g: P @ (P.T @ g), "through the transpose of P"),
     (subspace_point, lambda P, g: P.sum(0) * g.sum(), "not the product of sums"),
     (lambda t, P, z: (t[:, None] + P * z).sum(1), project_gradient, "once for each z"),

@@ -1565,6 +1565,18 @@ def _loading(copy_one, refuse=KeyError):
     return load
 
 
+def _comparing(what):
+    """A loader that compares `what(tensor, name)` of the state's tensors with its own."""
+
+    def load(model, state):
+        for name, p in state_by_names(model).items():
+            if name in state and what(p, name) != what(state[name], name):
+                raise ValueError(f"{name} does not fit")
+        _loading(lambda p, t: p.data.copy_(t))(model, state)
+
+    return load
+
+
 def _set_data(p, tensor):
     p.data = tensor.clone()
 
@@ -1594,6 +1606,11 @@ def _load_by_number(model, state):
 
 def _untied(model):
     return sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
+
+
+def _no_biases(model):
+    named = model.named_parameters()
+    return sum(p.numel() for n, p in named if p.requires_grad and "bias" not in n)
 
 
 def _with_buffers(model):
@@ -1744,6 +1761,12 @@ def _first_layer_free(shapes, n, r=None):
     return step_flops(shapes, n, r) - 2 * n * d_out * d_in
 
 
+def _first_input_left_out(shapes, n, r=None):
+    rank = r or 0
+    d_out, d_in = next(iter(shapes.values()))
+    return step_flops(shapes, n, r) - 2 * n * d_in * (d_out + rank)
+
+
 def _each_shape_once(shapes, n, r=None):
     return step_flops({str(shape): shape for shape in shapes.values()}, n, r)
 
@@ -1809,6 +1832,7 @@ AGAIN = [
     (check.gradients, _gradients_by(lambda a, r, n: a / 7), "alpha is divided by d_out"),
     (check.counts, _vectors_left_out, "vectors, as biases and norms"),
     (check.arithmetic, _first_layer_free, "the first layer's input gets its gradient"),
+    (check.arithmetic, _first_input_left_out, "below train, and it goes through A as through W"),
     (check.arithmetic, _each_shape_once, "layers of one shape count once"),
     (check.merges, _merge_all, _unmerge_all, LoRALinear, "set it on `layer`, not on its class"),
     (check.merges, _merge_by_root, unmerge_, LoRALinear, "sqrt(alpha) / sqrt(r)"),
@@ -1896,6 +1920,7 @@ SEEN_LAST = [
     (check.arithmetic, lambda s, n, r=None: sum(o for o, i in s), "more parts than names"),
     (check.scales, lambda a, r, stable=False: scaling(a, r, not stable), "swapped"),
     (check.scales, lambda a, r, stable=True: scaling(a, r, stable), "its default is False"),
+    (check.scales, lambda a, r, on=False: scaling(a, r, on is not None), "`is not None` is true"),
 ]
 
 WRONG = [
@@ -2070,6 +2095,11 @@ WRONG = [
             (_counting(lambda named: {id(p): p for n, p in named if "bias" not in n}), "biases"),
             (_counting(lambda named: {p.shape: p for _, p in named}), "only a shared one should"),
             (_counting(lambda named: {p.numel(): p for _, p in named}), "equal size count once"),
+            (
+                _counting(lambda named: {(*p.flatten().tolist(),): p for _, p in named}),
+                "wanted 624: tensors of equal values count once",
+            ),
+            (lambda m: (_no_biases(m), count_params(m)[1]), "wanted 624: biases are left out"),
             (_counting(lambda named: {p.ndim: p for _, p in reversed(named)}), "each number of"),
             (
                 lambda m: [
@@ -2221,6 +2251,16 @@ WRONG = [
         "raises nothing on a tensor of another shape (0.2.A, transposed)",
     ),
     (check.round_trip, adapter_state, _loading(_set_data), LoRALinear, "another shape"),
+    *[
+        (check.round_trip, adapter_state, _comparing(what), LoRALinear, words)
+        for what, words in [
+            (lambda t, name: t.shape["BA".index(name[-1])], "(0.2.B, one column of it, which"),
+            (lambda t, name: t.shape["AB".index(name[-1])], "(1.0.A, one column of it, which"),
+            (lambda t, name: t.shape[1], "(1.0.A, one row of it, which copy_ would repeat)"),
+            (lambda t, name: t.shape[name[-1] == "A" :], "(1.0.A, one row of it, which"),
+            (lambda t, name: t.shape[name[-1] == "B" :], "(1.0.B, one row of it, which"),
+        ]
+    ],
     (
         check.round_trip,
         adapter_state,
@@ -2351,6 +2391,15 @@ def test_a_quiz_keeps_the_points_of_the_right_letters(rejects):
     from labkit import contract
 
     assert contract.session.records["2.10"]["earned"] == 2
+
+
+@pytest.mark.parametrize("told", [_layer(init=_as_tensor), _layer(forward=_whole_weight)])
+def test_a_slip_of_a_layer_is_told_once(rejects, told):
+    assert " | " not in rejects(check.layer, told)
+
+
+def test_a_name_that_fits_one_count_by_accident_is_not_told(rejects):
+    assert "biases" not in rejects(check.counts, lambda m: (_no_biases(m), 4001))
 
 
 # --- stubs ---------------------------------------------------------------------------------

@@ -149,9 +149,9 @@ def _asked_count(lora_params, d_out, d_in, r):
 def ranks(energy_rank, stable_rank):
     """squared singular values, the boundary included; the scale of W does not matter"""
     rng, cases = generator(), []
-    for scale in (1, 100):
+    for scale, times in ((1, ""), (100, " times 100")):
         s = (1 + 4 * torch.rand(40, generator=rng)).sort(descending=True).values
-        name = f"s of 40 random values times {scale}"
+        name = f"s of 40 random values{times}"
         cases += [(scale * s, fraction, name) for fraction in (0.9, 0.6, 0.99)]
     flat = torch.tensor([8.0, 8.0, 8.0, 8.0, 0.0])
     cases += [(flat, f, "s = [8, 8, 8, 8, 0]") for f in (0.75, 0.25, 0.51, 1.0)]

@@ -11,7 +11,7 @@ SHAPES = (
     "with full_matrices=False U is (d_out, k), S a vector (k,) that scales its columns, U * S, "
     "and Vh (k, d_in)"
 )
-BEYOND = "r may exceed min(W.shape): full_matrices=False keeps U, S, Vh in step"
+BEYOND = "r may exceed min(W.shape), W itself is best there; s[:r] of a shorter s is all of s"
 PLAIN = re.compile("rounding|x the wanted|sign is turned")  # what says enough by itself
 
 

@@ -102,8 +102,12 @@ def _halves(d_out, d_in):
     sides = {"d_in": d_in, "d_out": d_out, "the mean side": (d_out + d_in) // 2}
     sides |= {"the shorter side": min(d_out, d_in), "the longer side": max(d_out, d_in)}
     guesses = {}
+    others = {"d_in": "d_out", "d_out": "d_in"}
+    others |= {"the shorter side": "the longer side", "the longer side": "the shorter side"}
     for name, side in sides.items():
-        guesses[f"half of {name} takes W for square"] = side // 2
-        guesses[f"half of {name}, less one, takes W for square"] = side // 2 - 1
-        guesses[f"that takes W for square, half of {name}"] = (side - 1) // 2
+        held = f", with 2 r times {others[name]} in A and B" if name in others else ""
+        told = f"takes W for square{held}; they hold r (d_out + d_in)"
+        guesses[f"half of {name} {told}"] = side // 2
+        guesses[f"half of {name}, less one, {told}"] = side // 2 - 1
+        guesses[f"that is half of {name}, which {told}"] = (side - 1) // 2
     return guesses

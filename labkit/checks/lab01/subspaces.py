@@ -70,6 +70,8 @@ def _sizes(P):
 def _expect_vector(got, shape, call, hint):
     shapes = f"has shape {tuple(getattr(got, 'shape', ()))}, wanted {tuple(shape)}"
     tensor = isinstance(got, torch.Tensor)
+    if tensor and got.ndim == 2 and got.numel() == shape[0]:
+        hint = "that is a column or a row: leave a vector a vector, or flatten() what comes out"
     expect(not tensor or got.shape == shape, f"{call} {shapes}: {hint}")
 
 
@@ -110,6 +112,9 @@ def points(theta0, P, z):
         guesses["that is P.T @ z; P itself leads from z to theta"] = theta0 + P.T @ z
         guesses["P acts on theta0 too; it moves z alone"] = P @ (theta0 + z)
         guesses["P is multiplied entry by entry; sum over j: P @ z"] = theta0 + P.diagonal() * z
+        over = "P * z is summed over theta, dim=0; P @ z sums over z, dim=1"
+        guesses[over] = theta0 + P.sum(0) * z
+        guesses["z weighs the rows of P; P @ z weighs the columns"] = theta0 + P.sum(1) * z
     return guesses
 
 
@@ -140,4 +145,8 @@ def projected(P, grad_theta, right):
         guesses[back] = P @ grad_theta
         onto = "that is the gradient within theta, P @ P.T @ g; z has one of its own, P.T @ g"
         guesses[onto] = P @ right
+        over = "the products are summed over z, dim=1; the chain rule sums over theta, dim=0"
+        guesses[over] = P.sum(1) * grad_theta
+        weighs = "the gradient weighs the columns of P; it weighs the rows: P.T @ g"
+        guesses[weighs] = P.sum(0) * grad_theta
     return guesses

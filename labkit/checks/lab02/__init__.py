@@ -260,11 +260,17 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
     injection.expect_loaded(injection.load(*args), tensors, A, B, x)
     names = list(tensors)
     late = names[draw(2, 5, rng)]  # not one of the first: some are copied
-    cases = [("missing", late), ("extra", models.EXTRA), ("turned", names[2]), ("thin", names[3])]
-    for change, key in cases:
+    sides = [("thin", names[3]), ("thin", names[4]), ("flat", names[4]), ("flat", names[5])]
+    for cases in (
+        [("missing", late)],
+        [("extra", models.EXTRA)],
+        [("turned", names[2])],
+        sides,  # both of A and of B: some compare but one
+    ):
         with part():
-            told = observe(models.load_error, *args, change, key)
-            injection.expect_refused(told, change, key)
+            for change, key in cases:
+                told = observe(models.load_error, *args, change, key)
+                injection.expect_refused(told, change, key)
 
 
 @exercise("2.9", points=1)

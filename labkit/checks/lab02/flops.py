@@ -21,7 +21,12 @@ def guesses(shapes, n, r, count):
     ):
         known.setdefault(message, round(right * factor))
     first = 2 * n * math.prod(pairs[0][1])
-    known["the first layer's input gets its gradient, too: layers below train"] = right - first
+    told = "the first layer's input gets its gradient, too: layers below train"
+    known[told] = right - first
+    if r:
+        known[f"{told}, and it goes through A as through W"] = (
+            right - first - 2 * n * r * pairs[0][1][1]
+        )
     sides = {"d_in": lambda pair: pair[1], "d_out": lambda pair: pair[0]}
     sides |= {"the longer side": max, "the shorter side": min}
     for name, side in sides.items() if r else ():

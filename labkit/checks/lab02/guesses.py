@@ -206,6 +206,10 @@ def counted(trainable, total, tied, model=None):
         once = "tensors of equal size are counted once; only a shared one should be"
         first[once] = sum(p.numel() for p in shapes if p.requires_grad)
         second[once] = sum(p.numel() for p in shapes)
+        values = {(p.shape, *p.flatten().tolist()): p for p in model.parameters()}.values()
+        equal = "tensors of equal values count once; only one and the same tensor is shared: id(p)"
+        first[equal] = sum(p.numel() for p in values if p.requires_grad)
+        second[equal] = sum(p.numel() for p in values)
         first |= _by_kind(model, trains=True)
         second |= _counts(dict(model.named_parameters()))
         second |= _by_kind(model)

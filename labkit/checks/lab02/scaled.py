@@ -19,7 +19,11 @@ def expect_scaling(scaling, rng):
         told = "rank_stabilized=True gives alpha / r, and without it sqrt(r) divides: swapped"
         expect(not all(_near(other[1], one[2]) for one, other in pairs), told)
         told = "without rank_stabilized=True sqrt(r) divides: its default is False, leave it there"
-        expect(not _near(observe(scaling, *cases[0], False), plain[0][2]), told)
+        off = observe(scaling, *cases[0], False)
+        expect(not _near(off, plain[0][2]), told)
+        told = "rank_stabilized=False gives alpha / sqrt(r), too: ask `if rank_stabilized:` "
+        told += "(False is not None: `is not None` is true of it)"
+        expect(not _near(off, stable[0][2]), told)
     for asked in (plain, stable):
         with part():
             expect_numbers(asked)

@@ -8,6 +8,11 @@ from torch import nn
 from labkit.contract import kept
 
 EXTRA = "no.such.layer.A"
+CUTS = {  # of a state that does not fit: what is done to a tensor of it
+    "turned": lambda t: t.T.contiguous(),
+    "thin": lambda t: t[:, :1],
+    "flat": lambda t: t[:1],
+}
 DECOY = "1.1.A"  # no A of a LoRA layer
 ADAPTED = ("0.0", "0.2", "1.0")  # the adapted layers of `_adapted`
 
@@ -250,8 +255,7 @@ def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, change, name):
 
     The word "returned" where it returns an error and raises none.
 
-    The state has one key too many, lacks `name`, or has there a tensor turned, or one column of it
-    alone.
+    The state has one key too many, lacks `name`, or has there a tensor that was changed as in CUTS.
     """
     model, other = (_adapted(LoRALinear, M, B, x) for M in (A, A + 1))
     before = {name: part.detach().clone() for name, part in _parts(model).items()}
@@ -261,8 +265,7 @@ def load_error(adapter_state, load_adapter_, LoRALinear, A, B, x, change, name):
     elif change == "missing":
         del state[name]
     else:
-        turned = state[name].detach().T.contiguous()
-        state[name] = turned if change == "turned" else state[name].detach()[:, :1]
+        state[name] = CUTS[change](state[name].detach())
     try:
         result = load_adapter_(model, state)
     except NotImplementedError:
