@@ -12,11 +12,15 @@ def counted(shapes: dict, r: int) -> dict:
         "this counts B only; A has r * d_in more": r * d_out,
         "d_out is used twice, as if matrices were square": 2 * r * d_out,
         "d_in is used twice, as if matrices were square": 2 * r * d_in,
-        "this counts one matrix; sum over shapes": r * sum(pairs[0]),
+        "this counts the first matrix alone: sum over shapes (is `return` inside the loop?)": (
+            r * sum(pairs[0])
+        ),
         "r times both sides: brackets, r * (d_out + d_in)": r * d_out + d_in,
         "r times both sides: brackets, (d_out + d_in) * r": d_out + r * d_in,
         "the sizes of A and B are multiplied: add them": r * r * sum(o * i for o, i in pairs),
-        "this counts the last matrix alone; sum over shapes": r * sum(pairs[-1]),
+        "this counts the last matrix alone: sum over shapes (is it `=` where `+=` is meant?)": (
+            r * sum(pairs[-1])
+        ),
         "r singular values a matrix are counted too, or a bias of A; A and B hold all": r
         * (d_out + d_in + len(pairs)),
         "a bias of A and one of B are counted too; they have none": (

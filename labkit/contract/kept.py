@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator
 
 NEW = "make a new one, with no += or *=, no [...] = and no inplace=True on it or a slice of it"
+MODES = "its training mode"
 OF_TENSOR = (
     "make a new one, with no +=, *= or <<=, no [...] = and no method whose name ends in _ on it, "
     "nor on a slice of it or its .view(), .float() or .to(), which may hold the same numbers"
@@ -35,6 +36,9 @@ def changes(before: object, after: object, name: str) -> list[str]:
         if not follows and not same(was, after[what]):
             at = next((k for k in was if not same(was[k], after[what].get(k))), "")
             where = f"{what} (at {at})" if at else what
+            if what == MODES and was[""] != after[what][""]:
+                came, left = ("train" if mode[""] else "eval" for mode in (was, after[what]))
+                where = f"{what} (it came in {came} mode and is left in {left} mode)"
             lines.append(f"it leaves {name} changed: {where}; put it back")
     return lines
 
@@ -48,7 +52,7 @@ def picture(thing: object) -> object:
 
     if isinstance(thing, torch.nn.Module):
         return {
-            "its training mode": {name: m.training for name, m in thing.named_modules()},
+            MODES: {name: m.training for name, m in thing.named_modules()},
             "what of it trains": {name: p.requires_grad for name, p in thing.named_parameters()},
             "its active adapter": _adapters(thing),
             "its hooks": {

@@ -90,7 +90,8 @@ def _model():
 @pytest.mark.parametrize(
     "f, words",
     [
-        (lambda model: model.train(), "training mode"),
+        (lambda model: model.train(), "came in eval mode and is left in train mode"),
+        (lambda model: model[1].train(), "training mode (at 1)"),
         (lambda model: model[0].weight.requires_grad_(False), "what of it trains"),
         (lambda model: model[0].weight.data.add_(1), "its weights (at 0.weight)"),
         (lambda model: model[0].register_forward_hook(print), "hooks"),

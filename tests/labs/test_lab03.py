@@ -572,7 +572,7 @@ COUNTS = [
     (lambda shapes, r: sum(r * (o + i) for o, i in shapes), "shapes.values()"),
     (lambda shapes, r: sum(r * (o + i) for o, i in shapes.items()), "(name, (d_out, d_in))"),
     (lambda shapes, r: sum(r * sum(s.shape) for s in shapes.values()), "pairs (d_out, d_in)"),
-    (_last_alone, "last matrix alone"),
+    (_last_alone, "last matrix alone: sum over shapes (is it `=` where `+=` is meant?)"),
     (lambda shapes, r: sum(r * o * i for o, i in shapes.values()), "don't multiply"),
     (lambda shapes, r: sum(o * i for o, i in shapes.values()), "dense"),
     (lambda shapes, r: sum(r * i for o, i in shapes.values()), "A only"),
@@ -583,7 +583,10 @@ COUNTS = [
     (lambda shapes, r: sum(16 * (o + i) for o, i in shapes.values()), "wanted"),
     (lambda shapes, r: 2 * count_lora_params(shapes, r), "twice as much"),
     (lambda shapes, r: r * count_lora_params(shapes, r), "quadratically"),
-    (lambda shapes, r: r * sum(next(iter(shapes.values()))), "one matrix"),
+    (
+        lambda shapes, r: r * sum(next(iter(shapes.values()))),
+        "first matrix alone: sum over shapes (is `return` inside the loop?)",
+    ),
     (lambda shapes, r: float(count_lora_params(shapes, r)), "int"),
     (lambda shapes, r: print(end=""), "return"),
 ]
@@ -779,6 +782,7 @@ RENDERED = [
     (lambda m, t: [*render_prompt(m, t), t.eos_token_id], "an end token stands behind it"),
     (_empty_answer, "that of an empty assistant message, which the template closes: add neither"),
     (_rendered(lambda m: m[:-1]), "the user's last one too, which messages[:-1] takes off"),
+    (_rendered(lambda m: m[:-1]), "the last message is missing: here it is the user's"),
     (_asked_twice, "the generation prompt stands there twice"),
     (_rendered(lambda m: m[-1:]), "the last message alone is rendered"),
     (_rendered(lambda m: m[1:] if m[0]["role"] == "system" else m), "the system message is"),
@@ -1399,7 +1403,7 @@ PERPLEXITIES = [
     (_of_logits(lambda logits, ids: (logits[1:], ids[:-1])), "shifted the wrong way"),
     (_of_logits(lambda logits, ids: (logits[:-1].softmax(-1), ids[1:])), "softmax itself"),
     (_in_train_mode, "the model was in train mode"),
-    (_train_left_on, "leaves model changed: its training mode"),
+    (_train_left_on, "training mode (it came in eval mode and is left in train mode)"),
     (_grad_left_off, "gradients switched off"),
     (_seeds, "seeds torch's random numbers"),
     (_bos_first, "BOS stands before each text"),
@@ -1498,6 +1502,19 @@ def _merged_and_kept(base, folder):
     return model
 
 
+def _not_set(base, folder):
+    model = get_peft_model(base, PeftConfig.from_pretrained(folder))
+    model.load_adapter(folder, adapter_name="tuned")
+    return model.requires_grad_(False).eval()
+
+
+def _another_set(base, folder):
+    model = load_tuned(base, folder)
+    model.add_adapter("fresh", PeftConfig.from_pretrained(folder))
+    model.set_adapter("fresh")
+    return model.requires_grad_(False).eval()
+
+
 def _merged_in_place(base, folder):
     model = load_tuned(base, folder)
     model.merge_adapter()
@@ -1531,7 +1548,9 @@ ADAPTERS = [
     (_by_auto, "a base of its own; put the adapter on `base`"),
     (_merged_and_kept, "was the adapter merged"),
     (_base_changed, ("wanted", "not the base model's")),
-    (_switched_off, "switched off"),
+    (_switched_off, "isn't loaded, or is switched off"),
+    (_not_set, "loaded as 'tuned', but 'default' is active and adds nothing"),
+    (_another_set, "loaded as 'default', but 'fresh' is active and adds nothing"),
     (lambda b, f: PeftModel.from_pretrained(f, b), "base comes first"),
     (lambda b, f: load_tuned(b, f).eval, "brackets"),
     (_fresh, "isn't loaded"),
@@ -1851,6 +1870,16 @@ def test_one_slip_is_told_once(rejects):
         assert other not in rejects(judged, answer)
 
 
+def test_flags_of_this_machine_are_no_if_that_is_always_true(rejects):
+    answer = sft_of(use_cpu=True, bf16=False, fp16=False)
+    assert "always true" not in rejects(check.configs, answer)
+
+
+def test_an_error_that_a_missing_message_raises_is_told_behind_it(rejects):
+    told = rejects(check.prompt_opens_answer, _rendered(lambda m: m[:-1]))
+    assert -1 < told.find("the last message is missing") < told.find("ValueError")
+
+
 def test_texts_that_differ_are_not_shortened_to_the_same(rejects):
     message = rejects(check.matches, _match(_unsorted))
     first, second = re.findall(r"\['(.*?)'\](?:, |\))", message.partition(" gave ")[0])
@@ -1891,7 +1920,9 @@ STUBS = [
 def test_a_count_is_no_other_mistake_by_accident(rejects, monkeypatch):
     """Here the first matrix counts as much as all B do, and the second call tells them apart."""
     monkeypatch.setattr(contract.session, "seed", 3)
-    assert "one matrix" in rejects(check.counts, lambda s, r: r * sum(next(iter(s.values()))))
+    assert "first matrix alone" in rejects(
+        check.counts, lambda s, r: r * sum(next(iter(s.values())))
+    )
 
 
 def test_the_table_of_forgetting_has_means_and_errors_of_seeds_at_one_loss():

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 import random
+import re
 import time
 from collections import Counter, defaultdict
 
@@ -272,6 +273,12 @@ def _answer_by_itself(tokenizer, messages, **more):
     return prompt + tokenizer(messages[-1]["content"])["input_ids"]
 
 
+def _pieces_joined(tokenizer, messages, **more):
+    """Prompt, answer and end token: without the line break that the template writes behind it."""
+    ids = _answer_by_itself(tokenizer, messages, **more)
+    return ids if more else [*ids, tokenizer.eos_token_id]
+
+
 def _cut_on_the_left(rows, tokenizer, max_length):
     """Keeps the last tokens of a row, so that no answer and no end is ever lost."""
     told, whole = audit(rows, tokenizer, max_length), audit(rows, tokenizer, 10**6)
@@ -394,6 +401,7 @@ AUDITS = [
     (_ends_with_a_cut, "in trains_on_nothing is not looked at for truncated"),
     (_one_fault_a_row, "a row may have several faults"),
     (_audit(ids_of=_answer_by_itself), "render the whole conversation"),
+    (_audit(ids_of=_pieces_joined), "counts too: render all messages by the template, don't join"),
     (_cut_on_the_left, "cut on the right"),
     (
         _audit(go_on=True, good=lambda ms: ms[-1]["role"] == "assistant"),
@@ -727,11 +735,15 @@ SPLITS = [
     (_groups_cut, ("cut in two", "on both sides")),
     (_by_rows, "on both sides; "),
     (_split(key=lambda row: row["messages"][-2]["content"]), "two rows have one prompt"),
-    (_split(key=lambda row: row["messages"][-2]["content"].lower()), "two rows have one prompt"),
+    (_split(key=lambda row: row["messages"][-2]["content"].lower()), "spaces inside of a prompt"),
+    (
+        _split(key=lambda row: tuple(row["messages"][-2]["content"].split())),
+        "capitals in a prompt keep two rows apart",
+    ),
     (_split(key=lambda row: row["messages"][-2]["content"].strip()), "two rows have one prompt"),
     (_split(key=_with_all_of_prompt), "the system message does not count"),
-    (_split(order=list), "the keys of a dict, and ties, keep the file's"),
-    (_split(order=lambda groups: sorted(groups, key=len)), "and ties, keep the file's"),
+    (_split(order=list), "a dict's keys keep the order of the file"),
+    (_split(order=lambda groups: sorted(groups, key=len)), "the file, and so do ties"),
     (_split(order=lambda groups: list(set(groups))), "as a set does: its order changes from run"),
     (_split(chance=_Still), "give the same test rows"),
     (_split(chance=_Seven), "give the same test rows"),
@@ -1967,7 +1979,7 @@ ROUTES = [
     (_route(eos_token_id=None), "goes on after its end token"),
     (lambda m, p, n: [t.upper() for t in route(m, p, n)], "yours '"),
     (lambda m, p, n: [f"{t[:9]}{t[9:].upper()}" for t in route(m, p, n)], "equal up to letter"),
-    (_stays_in_eval, "route leaves model changed: its training mode; put it back"),
+    (_stays_in_eval, "(it came in train mode and is left in eval mode); put it back"),
     (_left_for_good, "tokenizer.padding_side is left, it was right"),
     (_first_one_active, "its active adapter; put it back"),
     (_on_a_copy, "copies the whole model"),
@@ -2067,6 +2079,11 @@ STUBS = [
     (check.batches, _stub),
     (check.quiz, _stub),
 ]
+
+
+def test_a_scale_has_a_range_where_its_ends_differ(rejects):
+    told = re.findall("larger scale, (.*?) in the place of", rejects(check.writes_q8, _q8_rows))
+    assert told and not any(len(set(one.split(" to "))) < len(one.split(" to ")) for one in told)
 
 
 def test_a_mixed_batch_gives_different_answers():

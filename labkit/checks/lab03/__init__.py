@@ -22,7 +22,7 @@ from labkit.checks.lab03.prompted import expect_prompt
 from labkit.checks.quiz import judge
 from labkit.contract import exercise, expect, generator, observe, part
 from labkit.labs import tiny
-from labkit.labs.lab03 import probes
+from labkit.labs.lab03 import loading, probes
 
 
 @exercise("3.1", points=3)
@@ -186,8 +186,8 @@ def loads_once(load_tuned):
     seed = draw(1, 10**6, rng)
     ids = torch.randint(len(tiny.WORDS), (2, 9), generator=rng)
     for r in (draw(2, 4, rng), draw(5, 9, rng)):
-        base, tuned = probes.tiny_adapted(seed, r)
-        got = ask("", probes.reloaded, load_tuned, seed, r, ids, hint=LOADED)
+        base, tuned = loading.tiny_adapted(seed, r)
+        got = ask("", loading.reloaded, load_tuned, seed, r, ids, hint=LOADED)
         _expect_loaded(got, base, tuned, ids)
 
 
@@ -211,7 +211,7 @@ def _expect_loaded(got, base, tuned, ids):
         )
     with torch.no_grad():
         wanted, plain = (m(input_ids=ids).logits for m in (tuned, base))
-    doubled = probes.scaled_logits(tuned, ids, 2.0)
+    doubled = loading.scaled_logits(tuned, ids, 2.0)
     alike = got["logits"].shape == doubled.shape
     merged = alike and close(got["logits"], doubled, 1e-3)  # told by its logits
     with part():
@@ -227,13 +227,22 @@ def _expect_loaded(got, base, tuned, ids):
     twice += "again, or active under two names"
     known = {
         twice: doubled,
-        "these are the base model's: the saved adapter isn't loaded, or is switched off": plain,
-        "the adapter counts half": probes.scaled_logits(tuned, ids, 0.5),
+        f"these are the base model's: {_not_at_work(got['idle'])}": plain,
+        "the adapter counts half": loading.scaled_logits(tuned, ids, 0.5),
     }
     expect_close(got["logits"], wanted, "the logits after load_tuned", known)
     hint = "load_tuned changed the base's own weights: don't merge"
     same = got["plain"].shape == plain.shape and torch.allclose(got["plain"], plain, atol=1e-4)
     expect(same, f"with the adapter off, the logits are not the base model's; {hint}")
+
+
+def _not_at_work(idle):
+    """Why the saved adapter adds nothing; `idle` is its name and the names that are active."""
+    if not idle:
+        return "the saved adapter isn't loaded, or is switched off"
+    name, others = idle[0], " and ".join(map(repr, idle[1]))
+    told = f"the saved adapter is loaded as {name!r}, but {others} is active and adds nothing"
+    return f"{told}: model.set_adapter({name!r}), or PeftModel.from_pretrained(base, folder) alone"
 
 
 @exercise("3.9", points=4)

@@ -176,10 +176,11 @@ def _expect_devices_apart(seen, failures):
     kinds += [("bf16",) for failure in failures.values() if "support bf16" in str(failure)]
     same = len(kinds) == len(PRECISION) and len(set(kinds)) == 1
     told = f"{' and '.join(kinds[0]) or 'no precision'} on every device" if same else ""
-    hint = 'or is an `if` always true? `device == "t4" or "a100"` is'
-    hint = hint if any(kinds[:1]) else "or is each device spelled otherwise where you ask for it?"
+    hint = '; or is an `if` always true? `device == "t4" or "a100"` is'
+    hint = "" if kinds[:1] == [("use_cpu",)] else hint  # so the machine itself says
+    hint = hint if any(kinds[:1]) else "; or is each device spelled otherwise where you ask for it?"
     told = f"{told}: go by `device`, not by this machine"
-    expect(not same, f"{told}, and pass the flags that the table has for each; {hint}")
+    expect(not same, f"{told}, and pass the flags that the table has for each{hint}")
 
 
 def _expect_the_same_everywhere(got, device, call):

@@ -29,7 +29,7 @@ KINDS = {  # where a BOS comes from
 
 def expect_prompt(render_prompt, rng):
     """The ids after which the model answers; a BOS comes of nothing, the template, or both."""
-    talks = (["user"], ["system", "user", "assistant", "user"], ["system", "user"])
+    talks = (["system", "user", "assistant", "user"], ["user"], ["system", "user"])
     cases = [(bos, roles, 0, rng) for bos in KINDS for roles in talks]
     cases.append(("", ["user"], 600, rng))
     every(lambda *case: _expect_prompt(render_prompt, *case), cases)

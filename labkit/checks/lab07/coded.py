@@ -87,7 +87,8 @@ def larger(codes, blocks, scales):
     if not (known[off].all() and (low[off] > 1.01 * scales[off, 0]).all() and told.any()):
         return ""
     at = int(told.nonzero()[0])
-    made = f"the codes of block {at} are made with a larger scale, {low[at]:.3g} to {high[at]:.3g}"
+    sizes = " to ".join(dict.fromkeys(f"{edge:.3g}" for edge in (low[at], high[at])))
+    made = f"the codes of block {at} are made with a larger scale, {sizes}"
     least = (
         low[off].max() <= high[off].min()
         and (scales[~off & (scales[:, 0] > 0), 0] >= low[off].max()).all()

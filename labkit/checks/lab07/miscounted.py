@@ -194,9 +194,8 @@ def _truncated(n):
         ),
         "count the tokens of the rendered row, not its letters": lambda f: True,
         "the end that the template writes behind the answer counts too": lambda f: f.whole - 2 > n,
-        "the line break behind the end counts too: the last id is one as well": (
-            lambda f: f.whole - 1 > n
-        ),
+        "the line break behind the end counts too: render all messages by the template, don't join "
+        "the pieces yourself (or is the last id cut off?)": lambda f: f.whole - 1 > n,
         "the generation prompt is no part of the whole conversation": lambda f: (
             f.whole + OPENING > n
         ),

@@ -134,7 +134,7 @@ def _expect_apart(sides, call, joined=lambda: False):
     hint = "a group is cut in two: one that does not fit in half goes to one side whole"
     if len(shared) > 1:
         hint = _parted_by(*sides)
-    if hint == PROMPT and joined():
+    if hint.endswith(PROMPT) and joined():
         hint = "only neighbours are joined, as itertools.groupby does it: sort rows by the same "
         hint += "key first, the folded prompt"
     expect(not shared, f"{call}: {len(shared)} prompts are on both sides; {hint}")
@@ -157,7 +157,21 @@ def _parted_by(train, test):
             return f"{by_role}: not all rows begin with a system message"
         return "rows with one prompt go to one side, all of them, whatever is answered"
     alone = [text for text in parts if [text] in differ]
-    return "; ".join(alone or min(differ, key=len))
+    unfolded = _unfolded(pairs) if alone == [PROMPT] else ""
+    return unfolded + "; ".join(alone or min(differ, key=len))
+
+
+def _unfolded(pairs):
+    """What all texts that should be one prompt differ in, spaces or capitals; "" if in both."""
+    texts = [
+        ["\n".join(m["content"] for m in row if m["role"] == "user") for row in pair]
+        for pair in pairs
+    ]
+    spaces = all(a.casefold() != b.casefold() for a, b in texts)
+    capitals = all(a.split() != b.split() for a, b in texts)
+    if spaces == capitals:
+        return ""
+    return f"{'spaces inside of' if spaces else 'capitals in'} a prompt keep two rows apart: "
 
 
 def _joined(split):
@@ -270,7 +284,7 @@ def _expect_still(split, rows, first, call, rng):
         a, b = (_bag([r for r in side[1] if asked(r) not in halves]) for side in (before, moved))
         same.append((a & b).total() / max(1, (a | b).total()) if a != b else 1)
     told = f"{call} gives other test rows when the file is in another order"
-    why = ": the keys of a dict, and ties, keep the file's"
+    why = ": a dict's keys keep the order of the file, and so do ties"
     if max(same) > 0.6:  # else all of them are drawn anew
         told += ", as a set does: its order changes from run to run of Python, too"
         why = ""

@@ -1,12 +1,9 @@
 """What runs beside the learner's code in lab 3, and brings plain data back to its checks."""
 
-import contextlib
 import copy
 import functools
 import os
 import re
-import tempfile
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -36,12 +33,6 @@ NO_BF16 = {
     "t4": "it asks for bf16, and a T4 has no bf16: fp16=True, bf16=False",
     "cpu": "TRL asks for bf16 unless told otherwise: use_cpu=True, bf16=False",
 }
-LOADERS = (  # whose from_pretrained brings a whole model
-    "peft.auto._BaseAutoPeftModel",
-    "transformers.PreTrainedModel",
-    "transformers.AutoModelForCausalLM",
-    "transformers.models.auto.auto_factory._BaseAutoModelClass",
-)
 MODELS = {  # (layers, hidden, MLP, vocabulary, heads, key/value heads)
     "SmolLM2-135M": (30, 576, 1536, 49152, 9, 3),
     "Llama-2-7B": (32, 4096, 11008, 32000, 32, 32),
@@ -210,91 +201,3 @@ def perplexity_of(perplexity, seed, texts, start=False):
     model.register_forward_pre_hook(look, with_kwargs=True)
     told = {"value": kept(perplexity, model, tokenizer, texts), "training": any(training)}
     return told | {"began": tokenizer.bos_token_id in first, "longest": max(rows)}
-
-
-def tiny_adapted(seed, r):
-    """`(base, tuned)`: the tiny Llama, and one like it with a LoRA adapter that is not zero."""
-    from peft import LoraConfig, get_peft_model
-
-    base, other = (tiny.llama(torch.Generator().manual_seed(seed)) for _ in range(2))
-    config = LoraConfig(
-        r=r, lora_dropout=0.5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-    )
-    with torch.random.fork_rng():
-        tuned = get_peft_model(other, config).eval()
-    rng = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for name, p in tuned.named_parameters():
-            if "lora_" in name:
-                p.copy_(torch.randn(p.shape, generator=rng) * 0.3)
-    return base, tuned
-
-
-def scaled_logits(tuned, ids, factor):
-    """Logits of the adapted model as with `factor` times its alpha."""
-    layers = [m for m in tuned.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")]
-    with torch.no_grad():
-        for layer in layers:
-            layer.lora_B["default"].weight *= factor
-        logits = tuned(input_ids=ids).logits
-        for layer in layers:
-            layer.lora_B["default"].weight /= factor
-    return logits
-
-
-def reloaded(load_tuned, seed, r, ids):
-    """What `load_tuned(base, folder)` returns as data: its type, mode, logits.
-
-    `own`: whether `base` itself is in it; `wrapped`: how many PeftModels it is; `kept`: whether
-    base's weights are as they were, to the bit; `dtype`: whether they have theirs; `merged`:
-    whether they hold the adapter; `plain`: logits with the adapter switched off.
-    """
-    from peft import PeftModel
-
-    base, tuned = tiny_adapted(seed, r)
-    before = {name: p.detach().clone() for name, p in base.named_parameters()}
-    with tempfile.TemporaryDirectory() as folder, _no_other_base():
-        tuned.save_pretrained(folder)
-        model = load_tuned(base, Path(folder))
-    if not isinstance(model, PeftModel):
-        return _kind(model) | (_how(model, before) if isinstance(model, torch.nn.Module) else {})
-    told = {"training": any(m.training for m in model.modules())}
-    told["trains"] = [n for n, p in model.named_parameters() if p.requires_grad][:1]
-    told["own"] = any(m is base for m in model.modules())
-    told["wrapped"] = sum(isinstance(m, PeftModel) for m in model.modules())
-    after = {name.replace(".base_layer", ""): p for name, p in base.named_parameters()}
-    told["dtype"] = all(p.dtype == after.get(name, p).dtype for name, p in before.items())
-    told["kept"] = all(torch.equal(p, after.get(name, p)) for name, p in before.items())
-    told["merged"] = any(getattr(m, "merged", False) is True for m in model.modules())
-    with torch.no_grad():
-        told["logits"] = model.eval()(input_ids=ids).logits
-        with model.disable_adapter():
-            told["plain"] = model(input_ids=ids).logits
-    return told
-
-
-def _how(model, before):
-    """Where the adapter is in a model that is no PeftModel."""
-    after = dict(model.named_parameters())
-    if any("lora_" in name for name in after):
-        ours = getattr(model, "_hf_peft_config_loaded", False)
-        return {"how": "by transformers" if ours else "inside"}
-    same = all(torch.equal(p, after.get(name, p)) for name, p in before.items())
-    return {"how": "nowhere" if same else "merged"}
-
-
-@contextlib.contextmanager
-def _no_other_base():
-    """Refuse what would load a model from disk or a hub: the base is there, and it is tiny.
-
-    The hub is not asked at all, not for an adapter either: without a network that takes minutes.
-    """
-
-    def refused(*_, **__):
-        raise CheckFailed("load_tuned loads a base of its own; put the adapter on `base`")
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True))
-        for place in LOADERS:
-            stack.enter_context(mock.patch(f"{place}.from_pretrained", refused))
-        yield
