@@ -8,7 +8,8 @@ script can be stopped and called again. The loop, the loss, the reward and the w
 lab's own, taken from its solved notebook. On two cores two processes of one thread each are
 quicker than one of two.
 
-Studies: `rank`, with the learning rates that were tried; `group`, the same number of answers in
+Studies: `rank`, with the learning rates that were tried; `rates`, r=4 and r=64 at all three rates
+from one start, as a processor's rounding moves the start; `group`, the same number of answers in
 groups of 4 or 16; `pay`, a reward that asks too little; `written`, more training on written answers
 from the same start, by the number of steps, to compare at equal score. `rank` is 0 for full
 fine-tuning, whose weights are in bf16 beside fp32 masters.
@@ -63,9 +64,12 @@ def every_run():
         for steps in (4, 8, 12) if seed else (0, 4, 8, 12):  # 0 is the warm start itself
             yield Run("written", 16, RATES["lora"][0], 0, "", steps, seed)
     for seed in (0, 1, 2):
-        for rank in (1, 16, 0, 4, 64):
+        for rank in (1, 16, 0):
             for rate in RATES["lora" if rank else "full"][1:]:
                 yield Run("rank", rank, rate, 8, "honest", STEPS, seed)
+        for rank in (4, 64):
+            for rate in RATES["lora"]:
+                yield Run("rates", rank, rate, 8, "honest", STEPS, seed)
 
 
 @cache
