@@ -126,13 +126,20 @@ def _csv(path, text) -> Iterator[Record]:
                 names = _names(path, cells)
                 continue
             if len(cells) != len(names):
-                told = f"{path}, line {line}: {len(cells)} cells, and the header has {len(names)}"
-                raise LabError(f'{told}; put a text that holds "{separator}" in quotes')
+                raise LabError(f"{path}, line {line}: {_uneven(len(cells), names, separator)}")
             yield Record(line, dict(zip(names, cells, strict=True)))
     except csv.Error as error:
         raise LabError(
             f'{path}, line {begun}: {error}; a quote in a quoted text is written twice: ""'
         ) from None
+
+
+def _uneven(n, names, separator):
+    """What is wrong with a row of `n` cells under a header of another number."""
+    told = f"{n} cell{'s' * (n != 1)}, and the header has {len(names)}"
+    if n > len(names):
+        return f'{told}; put a text that holds "{separator}" in quotes'
+    return f'{told}; a cell without text stands there, too: its "{separator}" is missing'
 
 
 def _names(path, cells):

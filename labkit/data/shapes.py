@@ -81,7 +81,8 @@ def recognise(records: list[Record], file: str = "the file") -> Shape:
         wanted = "messages; prompt and completion; question and answer; or text"
         line = records[0].line
         raise LabError(
-            f"{file}, line {line}: no columns to train on in: {told[:200]}. Rename them: {wanted}"
+            f"{file}, line {line}: no columns to train on in: {told[:200].rstrip('.')}. "
+            f"Rename them (a table's first line names its columns): {wanted}"
         )
     used = set(shape.columns.values())
     return Shape(shape.kind, shape.columns, tuple(n for n in common.values() if n not in used))

@@ -1,5 +1,6 @@
 """`train`: audit, split, train, score, and the folder; started again it goes on where it was."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -48,17 +49,19 @@ def train(asked: Asked) -> dict:
     if done:
         say(f"{asked.out} is done already: trained on this data with these settings")
         return done if state.is_main_process else {}
-    for line in seen.summary():
-        say(line)
-    if not base[1]:
-        say(f"the hub's id of {name} is not known: say it by --base-id ORG/NAME")
-    say(f"{len(parts.train)} rows to train on, {len(parts.held)} held out")
-    tuned, losses = _tuned(asked, name, tokenizer, parts, work, state, say)
-    if not state.is_main_process:
-        return {}
-    facts = {"key": key, "title": asked.out.name, "base": base[0], "base_known": base[1]}
-    facts |= _facts(asked, seen, parts) | {"losses": losses}
-    return _finish(asked, (tuned, tokenizer, ends), parts, facts, work)
+    with stages.alone(work) if state.is_main_process else nullcontext():
+        for line in seen.summary():
+            say(line)
+        if not base[1]:
+            say(f"the hub's id of {name} is not known: say it by --base-id ORG/NAME")
+        told = f"{len(parts.train)} rows to train on, {len(parts.held)} held out"
+        say(told + (f", {parts.dropped} left out" if parts.dropped else ""))
+        tuned, losses = _tuned(asked, name, tokenizer, parts, work, state, say)
+        if not state.is_main_process:
+            return {}
+        facts = {"key": key, "title": asked.out.name, "base": base[0], "base_known": base[1]}
+        facts |= _facts(asked, seen, parts) | {"losses": losses}
+        return _finish(asked, (tuned, tokenizer, ends), parts, facts, work)
 
 
 def _parts(asked, seen, tokenizer) -> Parts:

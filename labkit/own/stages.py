@@ -8,8 +8,11 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from labkit.errors import LabError
 from labkit.files import whole
@@ -59,6 +62,24 @@ def begin(out: Path, key: str) -> Path:
         with whole(note) as part:
             part.write_text(key, "utf-8")
     return work
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Nobody else works in that folder meanwhile; LabError where somebody does.
+
+    The lock is the system's: it goes with its process, however that ends.
+    """
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        told = f"{work}: another call is at work there"
+        raise LabError(f"{told}; wait for it, or end it and call again") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def say(line: str) -> None:

@@ -73,7 +73,8 @@ def ship(asked: Asked) -> dict:
     facts = {"key": key, "title": asked.out.resolve().name, "base": known}
     facts |= {"rank": adapter.rank, "measured": where if rows else "", "notes": []}
     work = stages.begin(asked.out, key)
-    stages.publish(work, asked.out, lambda into: _write(into, asked, parts, facts))
+    with stages.alone(work):
+        stages.publish(work, asked.out, lambda into: _write(into, asked, parts, facts))
     return facts
 
 

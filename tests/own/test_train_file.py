@@ -75,6 +75,15 @@ def test_the_same_line_again_is_done_and_another_is_refused(made, capsys):
     assert (out / "labkit.json").stat().st_mtime_ns == before
 
 
+def test_two_calls_do_not_train_in_one_folder(asked):
+    work = stages.partial(asked().out)
+    work.mkdir()
+    with stages.alone(work), pytest.raises(LabError, match="another call is at work there; wait"):
+        run.train(asked())
+    with stages.alone(work):  # it has been let go
+        assert not (work / "made").exists()
+
+
 def test_what_lies_there_is_never_written_over(asked, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
