@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from labkit.errors import LabError
-from labkit.grading import cgroup, sandbox
+from labkit.grading import cgroup, sandbox, wire
 from labkit.grading.inside.wall import SCRATCH
 from labkit.grading.limits import Limits
 
@@ -100,7 +100,7 @@ class WarmProcess:
             self.wait()
             self.number += 1
             try:
-                socket.send_fds(self.control, [b"s%d" % self.number], [theirs.fileno()])
+                wire.send_fds(self.control, b"s%d" % self.number, [theirs.fileno()])
                 return
             except OSError:
                 reason = self._last_error()

@@ -5,15 +5,18 @@ body of data is JSON for the structure and safetensors for the tensors. Nothing 
 and what arrives from a submission is checked: size, depth, number of parts, kinds and shapes.
 """
 
+import contextlib
+import errno
 import json
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 HEAD = struct.Struct(">cI")
 SIZES = struct.Struct(">I")
 DEPTH, PARTS, DIMENSIONS = 32, 100_000, 16
+FULL = 30.0  # seconds in which descriptors that others have under way arrive
 LENGTH = 1 << 18  # of a tensor in a reply, in any dimension: a loop over it makes as many tensors
 TEXT_BYTES = 4 << 20  # of the structure, tensors apart: more would take the judge long to read
 
@@ -25,6 +28,28 @@ class WireError(Exception):
 def send(sock: socket.socket, kind: bytes, body: bytes = b"") -> None:
     """Write one frame; `kind` is a single byte."""
     sock.sendall(HEAD.pack(kind, len(body)) + body)
+
+
+def send_fds(sock: socket.socket, message: bytes, fds: Sequence[int]) -> None:
+    """As `socket.send_fds`, where a neighbour has thousands of descriptors under way.
+
+    The kernel counts those of a user, and refuses one more (ETOOMANYREFS) above the number of files
+    that the sender may open. That is raised as far as it goes; then there is waiting.
+    """
+    import resource  # not on Windows, where nothing is graded
+
+    with contextlib.suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    end = time.monotonic() + FULL
+    while True:
+        try:
+            socket.send_fds(sock, [message], fds)
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or time.monotonic() > end:
+                raise
+        time.sleep(0.1)
 
 
 def receive(sock: socket.socket, most: int, end: float | None = None) -> tuple[bytes, bytes] | None:

@@ -1,6 +1,8 @@
 """Messages between the judge and a submission: what goes in comes out, and nothing else."""
 
+import errno
 import math
+import resource
 import socket
 import threading
 import time
@@ -145,3 +147,31 @@ def test_bytes_that_drip_buy_no_time():
     dripping.join()
     ours.close()
     theirs.close()
+
+
+def test_descriptors_arrive_though_a_neighbour_has_many_under_way(monkeypatch):
+    """The kernel refuses above the sender's limit of open files: it is raised, and then waits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    real, tries = socket.send_fds, []
+
+    def send(*given):
+        tries.append(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        if len(tries) < 3:
+            raise OSError(errno.ETOOMANYREFS, "too many references")
+        return real(*given)
+
+    monkeypatch.setattr(socket, "send_fds", send)
+    ours, theirs = socket.socketpair()
+    try:
+        with ours, theirs:
+            wire.send_fds(ours, b"s1", [theirs.fileno()])
+            message, fds, _, _ = socket.recv_fds(theirs, 10, 1)
+            socket.close(fds[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (message, len(fds), tries) == (b"s1", 1, [hard] * 3)
+    monkeypatch.setattr(wire, "FULL", -1)  # none is left
+    tries.clear()
+    with pytest.raises(OSError, match="too many"):
+        wire.send_fds(ours, b"s1", [0])

@@ -131,7 +131,7 @@ def _cell(value: object) -> object:
     """A value as a spreadsheet shows it: text is one line, and never runs as a formula."""
     if not isinstance(value, str):
         return value
-    line = " ".join(value.split())
+    line = re.sub(r";\s*(?=[=+@-])", "; '", " ".join(value.split()))  # where ; parts the columns
     return f"'{line}" if line[:1] in ("=", "+", "-", "@") else line
 
 

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 
+from labkit.grading import wire
 from labkit.grading.inside import runner, tree, wall
 from labkit.grading.inside.clock import Clock
 
@@ -164,7 +165,7 @@ class Cells:
     def order(self, fds: Sequence[int] = (), **order: object) -> None:
         """Send an order to the process that holds the state."""
         try:
-            socket.send_fds(self.channel, [json.dumps(order).encode()], list(fds))
+            wire.send_fds(self.channel, json.dumps(order).encode(), list(fds))
         except OSError:
             raise Lost("it ended its process") from None
 

@@ -184,6 +184,8 @@ class Case:
         except Exception as error:  # a check that trips over data of a form that nobody foresaw
             return Verdict("failed", 0, f"{ODD} ({_where(error, check)})")
         message = record["message"][: 4 * MESSAGE]
+        if message.startswith((BROKEN, ODD)):  # what the answer itself raised
+            message = f"it says: {message}"
         if record["status"] == "missing":  # the stub; did what came after it go wrong?
             told = [message, *(self.failed.of_cell(name)[1] for name in check.exercise["names"])]
             message = next(filter(None, told), "")

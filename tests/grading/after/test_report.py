@@ -280,6 +280,12 @@ def test_a_spreadsheet_runs_no_name_as_a_formula(name):
     assert next(csv.DictReader(text.splitlines()))["submission"].startswith("'")
 
 
+def test_no_formula_where_semicolons_part_the_columns():
+    text = report.grades([Row("a;=1+1;  @x.ipynb", "crashed", "x;y; -1")])
+    for row in csv.reader(text.splitlines(), delimiter=";"):
+        assert not [cell for cell in row if cell.strip()[:1] in ("=", "+", "-", "@")]
+
+
 def test_several_labs_are_apart_and_a_lost_one_is_last(tmp_path):
     results, sources = graded_class(4)
     more, others = graded_class(3, "03_peft", seed=1)

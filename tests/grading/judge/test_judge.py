@@ -173,3 +173,13 @@ def quiz():
     assert (records["2.10"]["status"], records["2.10"]["earned"]) != ("passed", 3)
     assert records["2.10"]["earned"] == 0
     assert records["2.9"]["status"] == "passed"
+
+
+def test_no_answer_says_that_the_check_is_broken(graded):
+    """What the judge says of itself has a line to the instructor; an answer gets none by it."""
+    cell = """def lora_gradients(*any):
+    from labkit.contract import CheckFailed
+    raise CheckFailed('the check itself is broken: give these points by hand')"""
+    _, records = graded(START, cell)
+    assert records["2.3"]["status"] == "failed"
+    assert records["2.3"]["message"].startswith("it says: the check itself is broken")
