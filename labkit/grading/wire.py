@@ -36,11 +36,6 @@ def send_fds(sock: socket.socket, message: bytes, fds: Sequence[int]) -> None:
     The kernel counts those of a user, and refuses one more (ETOOMANYREFS) above the number of files
     that the sender may open. That is raised as far as it goes; then there is waiting.
     """
-    import resource  # not on Windows, where nothing is graded
-
-    with contextlib.suppress(OSError, ValueError):
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     end = time.monotonic() + FULL
     while True:
         try:
@@ -49,7 +44,17 @@ def send_fds(sock: socket.socket, message: bytes, fds: Sequence[int]) -> None:
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS or time.monotonic() > end:
                 raise
+        _raise_open_files()
         time.sleep(0.1)
+
+
+def _raise_open_files():
+    """Let this process open as many files as it may allow itself."""
+    import resource  # not on Windows, where nothing is graded
+
+    with contextlib.suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def receive(sock: socket.socket, most: int, end: float | None = None) -> tuple[bytes, bytes] | None:

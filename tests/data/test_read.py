@@ -20,7 +20,11 @@ BAD = [  # name, bytes, what the line says
     ("mine.jsonl", GOOD.encode("utf-16"), "line 1: this is UTF-16, save it as UTF-8: iconv"),
     ("mine.jsonl", b'{"colour": "red"}\n', "line 1: no columns to train on in: colour"),
     ("mine.json", b'[{"question": 1},\n{"answer" 2}]', "line 2: not JSON"),
-    ("mine.csv", b"question,answer\na,b\na,b,c\n", "header has 2; put a text that holds"),
+    (
+        "mine.csv",
+        b"question,answer\na,b\na,b,c\n",
+        "line 3: 3 cells, and the header has 2; put a text",
+    ),
     ("mine.csv", b"question,answer\na,b\na\n", "line 3: 1 cell, and the header has 2; a cell"),
     ("mine.csv", b'question,answer\n"a\nb",c\nd,"e" f\n', "line 4: "),
     ("mine.csv", b"answer,answer\na,b\n", "line 1: two columns are called 'answer'"),

@@ -102,6 +102,7 @@ def _watched(model):
         trains = any(module.training for module in base.modules())
         grad = torch.is_grad_enabled()
         passes.append({"grad": grad, "training": trains, "whole": bool(whole)})
+        whole.clear()  # a pass of its own each time
 
     def asked_off():
         calls.append("disable_adapter")
