@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 HEAD = struct.Struct(">cI")
 SIZES = struct.Struct(">I")
 DEPTH, PARTS, DIMENSIONS = 32, 100_000, 16
-FULL = 30.0  # seconds in which descriptors that others have under way arrive
+FULL = 300.0  # seconds in which others' descriptors that are under way arrive, or those end
 LENGTH = 1 << 18  # of a tensor in a reply, in any dimension: a loop over it makes as many tensors
 TEXT_BYTES = 4 << 20  # of the structure, tensors apart: more would take the judge long to read
 
@@ -30,19 +30,23 @@ def send(sock: socket.socket, kind: bytes, body: bytes = b"") -> None:
     sock.sendall(HEAD.pack(kind, len(body)) + body)
 
 
-def send_fds(sock: socket.socket, message: bytes, fds: Sequence[int]) -> None:
+def send_fds(
+    sock: socket.socket, message: bytes, fds: Sequence[int], hopeless: Callable | None = None
+) -> None:
     """As `socket.send_fds`, where a neighbour has thousands of descriptors under way.
 
     The kernel counts those of a user, and refuses one more (ETOOMANYREFS) above the number of files
-    that the sender may open. That is raised as far as it goes; then there is waiting.
+    that the sender may open. That is raised as far as it goes; then there is waiting, until
+    `hopeless()` is true, or for some minutes.
     """
     end = time.monotonic() + FULL
+    hopeless = hopeless or (lambda: time.monotonic() > end)
     while True:
         try:
             socket.send_fds(sock, [message], fds)
             return
         except OSError as error:
-            if error.errno != errno.ETOOMANYREFS or time.monotonic() > end:
+            if error.errno != errno.ETOOMANYREFS or hopeless():
                 raise
         _raise_open_files()
         time.sleep(0.1)

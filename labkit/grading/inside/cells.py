@@ -1,5 +1,6 @@
 """The supervisor's hold on the process that runs the cells."""
 
+import errno
 import json
 import os
 import select
@@ -26,6 +27,10 @@ class Lost(Exception):
     def __init__(self, why, how="error"):
         super().__init__(why)
         self.how = how
+
+
+class Crowded(Exception):
+    """No descriptor can be sent: some submission, this one or another, has too many under way."""
 
 
 class Excess(Lost):
@@ -163,11 +168,17 @@ class Cells:
         tree.kill_but(self.pid)
 
     def order(self, fds: Sequence[int] = (), **order: object) -> None:
-        """Send an order to the process that holds the state."""
+        """Send an order to the process that holds the state. Lost where that is gone."""
         try:
-            wire.send_fds(self.channel, json.dumps(order).encode(), list(fds))
-        except OSError:
+            wire.send_fds(self.channel, json.dumps(order).encode(), list(fds), self._hopeless)
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                raise Crowded("a submission has more descriptors under way than one may") from None
             raise Lost("it ended its process") from None
+
+    def _hopeless(self):
+        """Whether descriptors cannot be sent for this submission's own fault, or time is up."""
+        return tree.under_way() > wall.OPEN_FILES or time.monotonic() > self.over
 
     def new_pid(self) -> int:
         """The process that an order has brought about."""

@@ -15,7 +15,7 @@ import time
 
 from labkit.grading import wire
 from labkit.grading.inside import tree
-from labkit.grading.inside.cells import TICK, Cells, Excess, Lost
+from labkit.grading.inside.cells import TICK, Cells, Crowded, Excess, Lost
 from labkit.grading.inside.clock import Clock
 from labkit.grading.limits import TIME_UP, Limits
 
@@ -33,8 +33,8 @@ def supervise(link: socket.socket, shell: object, limits: Limits, nested: bool) 
         told = [[index, *what] for index, what in sorted(cells.told.items())]
         wire.send(link, b"D", json.dumps(told).encode())
         _carry(link, Answers(cells, limits), limits)
-    except Lost as lost:
-        wire.send(link, b"X", str(lost).encode())
+    except (Lost, Crowded) as why:
+        wire.send(link, b"X", str(why).encode())
     finally:
         cells.end()
 
@@ -117,7 +117,6 @@ class Answers:
             self.cells.run()
             self.settled = False
             self._fork()
-            self.begin()
 
     def _fork(self):
         if not self.settled:
@@ -127,6 +126,7 @@ class Answers:
         with theirs:
             self.cells.order(fds=[theirs.fileno()], serve=True)
         self.line, self.pid = ours, self.cells.new_pid()
+        self.begin()  # to get here may have taken long, and that was not the exercise
         self.line.settimeout(self.clock.left())
         wire.send(self.line, b"B", self.code)
 

@@ -22,6 +22,7 @@ RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 409
 PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
 DETACH = 2
 CAPABILITIES_3 = 0x20080522  # the version of the structure that capset takes
+OPEN_FILES = 256  # of one process
 DEVICES = ("pts", "null", "zero", "full", "random", "urandom", "tty")
 SCRATCH = "labkit-grading-"  # how the folder begins that a submission gets where nothing is mounted
 
@@ -137,7 +138,7 @@ def _limit(limits):
     """Limits of each process; those of the whole tree are the supervisor's affair."""
     wanted = {
         "FSIZE": limits.file_bytes,
-        "NOFILE": 256,
+        "NOFILE": OPEN_FILES,
         "CORE": 0,
         "MSGQUEUE": 0,
         "SIGPENDING": 1024,  # timers, too, which are memory of the kernel

@@ -1,9 +1,11 @@
 """The process that runs cells and its supervisor, without walls: orders of events, and time."""
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from labkit import names
 from labkit.grading.inside import cells as holding
 from labkit.grading.inside import clock as clocks
-from labkit.grading.inside import runner, tree, zygote
+from labkit.grading.inside import runner, supervisor, tree, zygote
 from labkit.grading.inside.cells import Cells
 from labkit.grading.inside.clock import Clock
 from labkit.grading.judge import needs, submission
@@ -228,3 +230,42 @@ def test_what_cells_need_is_found_in_time():
     chain = [f"def f{i}(): return f{i + 1}()" for i in range(12_000)]
     work = submission.Submission(chain)
     assert work.needed({"f0"}) == set(range(12_000))
+
+
+def test_where_no_descriptor_can_be_sent_nobody_is_said_to_have_ended(hold, monkeypatch):
+    """A neighbour may have used them up: it is waited for, but not for a submission's own."""
+    cells = hold("x = 7")
+    asked = []
+
+    def refused(*given):
+        asked.append(given)
+        raise OSError(errno.ETOOMANYREFS, "too many references")
+
+    monkeypatch.setattr(socket, "send_fds", refused)
+    monkeypatch.setattr(tree, "under_way", lambda: 300 * (len(asked) > 2))
+    with pytest.raises(holding.Crowded, match="descriptors under way"):
+        cells.order(fds=[0], serve=True)
+    assert len(asked) == 3, "a neighbour's were waited for, its own were not"
+    monkeypatch.setattr(cells, "over", 0)
+    with pytest.raises(holding.Crowded):
+        cells.order(fds=[0], serve=True)
+    assert tree.alive(cells.pid)
+
+
+def test_the_time_of_an_exercise_begins_with_the_process_that_answers(hold, monkeypatch):
+    """To have one may take long, where others have all descriptors under way."""
+    cells = hold("x = 7")
+    real = cells.order
+
+    def late(**order):
+        time.sleep(0.5)
+        real(**order)
+
+    monkeypatch.setattr(cells, "order", late)
+    answers = supervisor.Answers(cells, QUICK)
+    answers.code = b""
+    began = time.monotonic()
+    answers.begin()
+    answers._fork()
+    answers.line.close()
+    assert answers.clock.end - began >= 0.5 + QUICK.crowding * QUICK.exercise_seconds

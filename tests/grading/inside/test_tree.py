@@ -1,5 +1,7 @@
 """What the processes of a submission hold of memory, as their supervisor counts it."""
 
+import os
+import socket
 import subprocess
 import sys
 
@@ -34,3 +36,15 @@ def test_what_forks_share_counts_once_and_what_they_copy_each_time(how, held, mo
         finally:
             for pid in pids:
                 tree.kill(pid)
+
+
+def test_descriptors_that_are_under_way_are_counted(monkeypatch):
+    monkeypatch.setattr(tree, "others", lambda: [os.getpid()])
+    before = tree.under_way()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        socket.send_fds(ours, [b"x"], [0] * 5)
+        assert tree.under_way() == before + 5
+        for fd in socket.recv_fds(theirs, 1, 5)[1]:
+            os.close(fd)
+        assert tree.under_way() == before
