@@ -43,8 +43,11 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
     for name in AS_IT_IS:
         shutil.copy(root / name, out / name)
     (out / "docs").mkdir()
+    address = project["urls"]["Repository"]
+    own = masters.project(root)["urls"]["Repository"]  # of the course, with its solutions
     for name in GUIDES:
-        shutil.copy(root / "docs" / name, out / "docs" / name)
+        text = (root / "docs" / name).read_text("utf-8").replace(own, address)
+        (out / "docs" / name).write_text(text, "utf-8", newline="\n")
     (out / "Makefile").write_text(makefile((root / "Makefile").read_text("utf-8")), "utf-8")
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 

@@ -57,7 +57,7 @@ class Report:
         if counts := self.audit.labels:
             named = [f"{_short(label)} {n}" for label, n in list(counts.items())[:6]]
             more = f", and {len(counts) - 6} more" if len(counts) > 6 else ""
-            told.append(f"answers are {len(counts)} labels: {', '.join(named)}{more}")
+            told.append(f"answers repeat, {len(counts)} different ones: {', '.join(named)}{more}")
         if read.KINDS[self.file.suffix.lower()] != "Parquet" and read.begins_with_mark(self.file):
             told.append("it begins with a byte order mark, which was left out: nothing to do")
         return told + (self.test.summary() if self.test else [])

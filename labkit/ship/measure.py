@@ -21,15 +21,18 @@ def rows(
 ) -> tuple[list[dict], str]:
     """Rows of `input_ids` and `labels`, and in words where they are from.
 
-    Of the file that was trained on they are the held-out ones, of another file all; without a file
-    the few that the adapter's folder shows.
+    Of the file that was trained on they are the held-out ones, or all where another file was held
+    out; of another file all; without a file the few that the adapter's folder shows.
     """
     settings = adapter.facts.get("settings", {})
     longest = settings.get("max_length", 512)
     if file:
         seen = report.of(file, report.load(file), tokenizer, ends, longest)
         found, what = seen.sound(), f"rows of {file.name}"
-        if seen.sha256() == adapter.facts.get("data", {}).get("sha256"):
+        data = adapter.facts.get("data", {})
+        if seen.sha256() == data.get("sha256") and data.get("test_file"):
+            what += f", which were trained on: --data {data['test_file']} has those held out"
+        elif seen.sha256() == data.get("sha256"):
             _, found = split.split(found, settings["held_out"], settings["seed"])
             what = f"held-out {what}"
     else:

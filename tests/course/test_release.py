@@ -112,6 +112,9 @@ def test_notebooks_are_the_same_bytes_unless_published_elsewhere(students, built
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert "git+https://github.com/me/mine@v" in text
     assert project["urls"]["Repository"] not in text
+    guide = (tmp_path / "mine/docs/own-data.md").read_text("utf-8")
+    assert "git clone https://github.com/me/mine" in guide, "not where the solutions are"
+    assert project["urls"]["Repository"] not in guide
 
 
 def test_the_wheel_of_a_release_wants_no_solutions(students):

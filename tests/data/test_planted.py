@@ -194,3 +194,12 @@ def test_what_is_trained_on_a_text(examined):
         ("empty_text", [4]),
         ("duplicate", [10]),
     ]
+
+
+def test_what_the_file_is_stands_above_the_findings(clean, examined):
+    """Rows, their shape, tokens, and answers that come back: how many there are, and of what."""
+    first, tokens, learned, answers = examined([{"messages": row} for row in clean]).summary()
+    assert first == "mine.jsonl: 40 rows, chat (from messages)"
+    assert tokens.startswith("tokens a row: min ") and tokens.endswith("; cut at 512")
+    assert learned.startswith("tokens that are learned: ")
+    assert answers.startswith("answers repeat, 4 different ones: ") and answers.count(" 10") == 4

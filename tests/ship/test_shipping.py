@@ -1,8 +1,10 @@
 """An adapter's folder becomes files: whole or not at all, measured, with what serves them."""
 
+import hashlib
 import json
 import shutil
 from copy import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from labkit.data.tokens import PLAIN
 from labkit.errors import LabError
-from labkit.ship import card, gguf, recipes, shipping, turns
+from labkit.ship import adapter, card, gguf, measure, recipes, shipping, turns
 from labkit.ship.shipping import Asked
 from labkit.training import models
 
+SETTINGS = {"max_length": 512, "held_out": 0.2, "seed": 0}
 ROWS = [("turn on the lamp", "it's on"), ("the kitchen", "12 times"), ("see the lamp", "on")]
 
 
@@ -71,6 +74,18 @@ def test_every_file_is_there_and_the_table_tells_size_and_cost(shipped):
     assert "3 rows of mine.jsonl" in facts["measured"]
     text = (out / "README.md").read_text("utf-8")
     assert card.table(facts["files"]) in text and facts["measured"] in text
+
+
+@pytest.mark.parametrize("test_file", ["", "other.jsonl"])
+def test_rows_that_were_trained_on_are_not_called_held_out(shelf, tokenizer, test_file):
+    """Beside a file of its own for the test, all of the first one was trained on."""
+    file = shelf / "mine.jsonl"
+    data = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "test_file": test_file}
+    made = replace(adapter.read(shelf / "mine"), facts={"data": data, "settings": SETTINGS})
+    rows, told = measure.rows(made, file, tokenizer, {2})
+    assert len(rows) == (3 if test_file else 1)
+    assert ("held-out rows" in told) == (not test_file)
+    assert ("which were trained on: --data other.jsonl" in told) == bool(test_file)
 
 
 def test_the_cost_is_the_divergence_from_the_adapter_apart(shipped, shelf):
