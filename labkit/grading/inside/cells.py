@@ -170,7 +170,7 @@ class Cells:
     def order(self, fds: Sequence[int] = (), **order: object) -> None:
         """Send an order to the process that holds the state. Lost where that is gone."""
         try:
-            wire.send_fds(self.channel, json.dumps(order).encode(), list(fds), self._hopeless)
+            wire.send_fds(self.channel, json.dumps(order).encode(), fds, self._hopeless)
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
                 raise Crowded("a submission has more descriptors under way than one may") from None
