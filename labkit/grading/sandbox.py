@@ -82,7 +82,7 @@ def available() -> str | None:
     return shutil.which("bwrap")
 
 
-def command(fd: int, kind: str = "nested") -> list[str]:
+def command(fd: int, kind: str) -> list[str]:
     """The command that starts a warm process of a kind, its control socket being `fd`."""
     start = [sys.executable, "-m", "labkit.grading.inside.zygote", str(fd), kind]
     return start if kind == "bare" else [*_outer_wall(kind), "--", *start]

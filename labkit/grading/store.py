@@ -58,7 +58,7 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def seed_of(out: Path, seed: int | None = None) -> int:
+def seed_of(out: Path, seed: int | None) -> int:
     """The seed given, else the one that this folder has, else a new random one; it is kept."""
     file = out / FOLDER / "seed"
     with locked(out):

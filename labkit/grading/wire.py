@@ -124,7 +124,7 @@ def unpack(body: bytes, resolve: Callable | None = None) -> object:
         if size > TEXT_BYTES:
             raise WireError(f"a message of {size:,} bytes besides its tensors")
         tree = json.loads(body[SIZES.size : SIZES.size + size])
-        data = bytes(body[SIZES.size + size :])
+        data = body[SIZES.size + size :]
         tensors = load(data) if data else {}
         return _Decoder(tensors, resolve).decoded(tree, 0)
     except WireError:

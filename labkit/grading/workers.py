@@ -138,7 +138,7 @@ class JudgeProcess:
             self.process = None
 
 
-def here(books: list[Notebook], setup: tuple, seed: int, jobs: int | None = None) -> Done:
+def here(books: list[Notebook], setup: tuple, seed: int, jobs: int | None) -> Done:
     """Yield `(notebook, row, sources)` as each is done, by judges side by side on this machine.
 
     `setup` is what `JudgeProcess` takes. Each has cores of its own: none takes another one's time.

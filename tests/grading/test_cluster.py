@@ -10,9 +10,10 @@ import time
 from collections import Counter
 
 import pytest
+from submissions import needs_sandbox, notebook
 
 from labkit.errors import LabError
-from labkit.grading import sandbox, workers
+from labkit.grading import workers
 from labkit.grading.grade import grade
 
 pytest.importorskip("distributed")
@@ -43,7 +44,7 @@ N = 24
 
 @pytest.fixture
 def machines(tmp_path):
-    """`(address, processes)`: a scheduler and two workers without a nanny, as subprocesses."""
+    """`(address, workers, notes)`: a scheduler and two workers without a nanny, as subprocesses."""
     (tmp_path / "slow_judge.py").write_text(JUDGE)
     notes = tmp_path / "notes"
     notes.touch()
@@ -82,9 +83,7 @@ def _await(look, seconds=120):
 def _submissions(folder):
     folder.mkdir()
     for i in range(N):
-        cell = {"cell_type": "code", "metadata": {}, "source": f"x = {i}", "outputs": []}
-        book = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}
-        (folder / f"{i:02}.ipynb").write_text(json.dumps(book))
+        (folder / f"{i:02}.ipynb").write_bytes(notebook(f"x = {i}"))
 
 
 def test_each_is_graded_once_and_none_is_lost_when_a_worker_is_killed(machines, tmp_path):
@@ -126,21 +125,19 @@ def test_a_second_call_asks_no_worker(machines, tmp_path):
     assert notes.read_text() == before
 
 
-def test_bad_input_is_one_line(tmp_path, monkeypatch):
+def test_bad_input_is_one_line():
     with pytest.raises(LabError, match="not both"), workers.client(2, "tcp://127.0.0.1:1"):
         pass
     with pytest.raises(LabError, match="no Dask scheduler at"), workers.client(None, "tcp://x:y"):
         pass
 
 
-@pytest.mark.skipif(not sandbox.available(), reason="no bubblewrap here")
+@needs_sandbox
 def test_workers_on_this_machine_grade(tmp_path):
     """The real judge, in a worker of a LocalCluster."""
     (tmp_path / "in").mkdir()
     source = "def scaling(alpha, r, rank_stabilized=False):\n    return alpha / r"
-    cell = {"cell_type": "code", "metadata": {}, "source": source, "outputs": []}
-    book = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}
-    (tmp_path / "in" / "a.ipynb").write_text(json.dumps(book))
+    (tmp_path / "in" / "a.ipynb").write_bytes(notebook(source))
     (row,) = grade([tmp_path / "in"], tmp_path / "out", workers=1)
     record = row.exercise("2.9")
     assert (row.status, record.status) == ("graded", "failed")

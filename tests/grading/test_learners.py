@@ -1,14 +1,11 @@
 """What learners do to a notebook, and which answers are found in it all the same."""
 
 import json
-from pathlib import Path
 
 import pytest
 from submissions import FORWARD, QUIZ, SCALING, SOLVED_SCALING, START, STUB, notebook
 
 from labkit.contract import LENT, WITHHELD
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_the_lab_is_told_from_what_is_defined(graded):

@@ -103,7 +103,7 @@ def test_a_warm_process_that_cannot_start_says_why(process, monkeypatch):
         _serve_one(process)
 
 
-def test_an_empty_message_is_the_judges_end(monkeypatch):
+def test_an_empty_message_is_the_judges_end():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:

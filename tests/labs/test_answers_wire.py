@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def across():
                     os._exit(0)
             theirs.close()
             children.append((pid, ours))
-            made[number] = listed, SameSeed(ours, 0, Limits())
+            made[number] = listed, SameSeed(ours, 0, Limits(), time.monotonic() + 600)
         return made[number]
 
     yield get

@@ -57,8 +57,7 @@ def _plain(text):
 
 def _zipped(name, text):
     inner = io.BytesIO()
-    with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(name, text)
+    _write(inner, [name], [text])
     return inner.getvalue()
 
 

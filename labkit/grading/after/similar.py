@@ -87,10 +87,10 @@ def shares(runs: list[list[set[int]]]) -> np.ndarray:
     weighing the more, the fewer have it: log of one over the share of submissions that do. The mean
     over the answers of both is returned, (submissions, submissions).
     """
-    n, place = len(runs), {}
+    n = len(runs)
     often = Counter(run for answers in runs for run in set().union(*answers))
     place = {run: k for k, run in enumerate(often)}
-    weight = np.log((n + 1) / np.array([*often.values(), 1])[:-1])
+    weight = np.log((n + 1) / np.array([*often.values()]))
     units = [(i, [place[run] for run in answer]) for i, own in enumerate(runs) for answer in own]
     has, parts = lil_matrix((n, len(place))), lil_matrix((len(units), len(place)))
     mean = lil_matrix((n, len(units)))

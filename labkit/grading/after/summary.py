@@ -77,8 +77,8 @@ def with_the_rest(rows: list[Row], id: str) -> float | None:
         return correlation(*zip(*pairs, strict=True))
 
 
-def frequent(messages: Iterable[str], most: int = 3) -> list[tuple[int, str]]:
-    """The most frequent messages with their counts; numbers that differ don't tell apart.
+def frequent(messages: Iterable[str]) -> list[tuple[int, str]]:
+    """The three most frequent messages with their counts; numbers that differ don't tell apart.
 
     Of a message with several parts, a quiz's or one of several faults, each part counts by itself,
     and once. That an exercise was judged with the course's own before it is nobody's mistake.
@@ -92,4 +92,4 @@ def frequent(messages: Iterable[str], most: int = 3) -> list[tuple[int, str]]:
         counts.update(found.keys())
         for key, line in found.items():
             shown.setdefault(key, line if len(line) <= LONGEST else f"{line[:LONGEST]}…")
-    return [(count, shown[key]) for key, count in counts.most_common(most)]
+    return [(count, shown[key]) for key, count in counts.most_common(3)]

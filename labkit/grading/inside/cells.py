@@ -127,7 +127,7 @@ class Cells:
         state = pid = self.pid
         if self.apart:
             pid = self.new_pid()
-        clock = self._clock(seconds, state, pid)
+        clock = self.clock(seconds, state, pid)
         try:
             answer = self.answer(clock, state, pid)
         except TimeoutError:
@@ -151,12 +151,12 @@ class Cells:
         """Interrupt a cell that takes too long, then kill it."""
         tree.kill(pid, signal.SIGINT)
         try:
-            return self.answer(self._clock(GRACE, state, pid), state, pid)
+            return self.answer(self.clock(GRACE, state, pid), state, pid)
         except TimeoutError:
             self.skip.add(index)
             tree.kill(pid)
         try:
-            return self.answer(self._clock(SOON, state, pid), state, pid)
+            return self.answer(self.clock(SOON, state, pid), state, pid)
         except TimeoutError:
             raise Lost("it disturbed the grader") from None
 
@@ -170,7 +170,7 @@ class Cells:
     def order(self, fds: Sequence[int] = (), **order: object) -> None:
         """Send an order to the process that holds the state. Lost where that is gone."""
         try:
-            wire.send_fds(self.channel, json.dumps(order).encode(), list(fds), self._hopeless)
+            wire.send_fds(self.channel, json.dumps(order).encode(), fds, self._hopeless)
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
                 raise Crowded("a submission has more descriptors under way than one may") from None
@@ -183,33 +183,41 @@ class Cells:
     def new_pid(self) -> int:
         """The process that an order has brought about."""
         try:
-            pid = self.answer(self._clock(SOON, self.pid), self.pid).get("pid")
+            pid = self.answer(self.clock(SOON, self.pid), self.pid).get("pid")
         except TimeoutError:
             pid = None
         if type(pid) is not int or pid < 2:
             raise Lost("it disturbed the grader")
         return pid
 
-    def _clock(self, seconds, *pids):
+    def clock(self, seconds: float, *pids: int) -> Clock:
+        """A clock for something that has `seconds` of its own; it ends with the submission's."""
         end = min(time.monotonic() + self.limits.crowding * seconds, self.over)
         return Clock(seconds, end, *pids)
 
     def answer(self, clock: Clock, *pids: int) -> dict:
         """The next message. TimeoutError when time is up; Lost when none of `pids` is left."""
-        while True:
-            if select.select([self.channel], [], [], TICK)[0]:
-                try:
-                    answer = json.loads(self.channel.recv(runner.ORDER_BYTES))
-                except (OSError, ValueError, RecursionError):
-                    answer = None
-                if isinstance(answer, dict):
-                    return answer
-                raise Lost("it ended its process")
-            wrong = tree.excess(self.limits)
-            if wrong:
+        self.wait(self.channel, clock, *pids)
+        try:
+            answer = json.loads(self.channel.recv(runner.ORDER_BYTES))
+        except (OSError, ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise Lost("it ended its process")
+        return answer
+
+    def wait(
+        self, link: socket.socket, clock: Clock, *pids: int, gone: str = "it ended its process"
+    ) -> None:
+        """Until `link` can be read. TimeoutError when time is up; Excess; Lost, which says `gone`.
+
+        It is lost when none of `pids` is left.
+        """
+        while not select.select([link], [], [], TICK)[0]:
+            if wrong := tree.excess(self.limits):
                 raise Excess(wrong)
-            over = not any(map(tree.alive, pids))
-            if over and not select.select([self.channel], [], [], 0)[0]:
-                raise Lost("it ended its process")
+            ended = not any(map(tree.alive, pids))
+            if ended and not select.select([link], [], [], 0)[0]:
+                raise Lost(gone)
             if clock.over(*pids):
                 raise TimeoutError

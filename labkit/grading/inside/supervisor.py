@@ -8,15 +8,13 @@ to the judge: D, how the cells went; R, a reply; G, the process that should have
 """
 
 import json
-import select
 import signal
 import socket
 import time
 
 from labkit.grading import wire
 from labkit.grading.inside import tree
-from labkit.grading.inside.cells import TICK, Cells, Crowded, Excess, Lost
-from labkit.grading.inside.clock import Clock
+from labkit.grading.inside.cells import Cells, Crowded, Lost
 from labkit.grading.limits import TIME_UP, Limits
 
 
@@ -69,10 +67,8 @@ class Answers:
         """Begin an exercise and its time; `fresh` asks for a process that has served none."""
         if fresh:
             self._hang_up()
-        seconds = self.limits.exercise_seconds
-        end = time.monotonic() + self.limits.crowding * seconds
         known = [self.pid] if self.pid else []
-        self.clock = Clock(seconds, min(end, self.cells.over), *known)
+        self.clock = self.cells.clock(self.limits.exercise_seconds, *known)
 
     def ask(self, body: bytes) -> bytes:
         """The reply to a question. Lost when there is none in time."""
@@ -96,13 +92,7 @@ class Answers:
         raise lost
 
     def _reply(self):
-        while not select.select([self.line], [], [], TICK)[0]:
-            if wrong := tree.excess(self.limits):
-                raise Excess(wrong)
-            if not tree.alive(self.pid) and not select.select([self.line], [], [], 0)[0]:
-                raise Lost("its process ended")
-            if self.clock.over(self.pid):
-                raise TimeoutError
+        self.cells.wait(self.line, self.clock, self.pid, gone="its process ended")
         frame = wire.receive(self.line, self.limits.reply_bytes, self.clock.end)
         if frame is None or frame[0] != b"R":
             raise Lost("its process ended")

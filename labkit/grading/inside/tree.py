@@ -41,15 +41,15 @@ def alive(pid: int) -> bool:
     return _state(pid) not in "ZX"
 
 
-def _state(pid):
-    """The letter that the kernel gives to the state of a process; "X" when it is gone."""
-    return (_stat(f"/proc/{pid}/stat") or "X")[0]
+def _state(task):
+    """The letter that the kernel gives to the state of a process or thread; "X" when it is gone."""
+    return (_stat(task) or "X")[0]
 
 
-def _stat(path):
+def _stat(task):
     """What the kernel tells of a process or thread, from its state on; None when it is gone."""
     try:
-        with open(path) as file:
+        with open(f"/proc/{task}/stat") as file:
             return file.read().rpartition(")")[2].split() or None
     except OSError:
         return None
@@ -63,7 +63,7 @@ def pulse(*known: int) -> tuple[float, bool]:
     times = os.times()
     computed, ready = times.children_user + times.children_system, False
     for pid in others() or set(known):
-        fields = _stat(f"/proc/{pid}/stat")
+        fields = _stat(pid)
         if fields:  # its own seconds, and those of its children that have ended
             computed += sum(map(int, fields[11:15])) / TICKS
             ready = ready or fields[0] in "RD" or _has_ready_thread(pid)
@@ -71,12 +71,9 @@ def pulse(*known: int) -> tuple[float, bool]:
 
 
 def _has_ready_thread(pid):
-    folder = f"/proc/{pid}/task"
     with contextlib.suppress(OSError):
-        names = os.listdir(folder)
-        return len(names) > 1 and any(
-            (_stat(f"{folder}/{name}/stat") or "X")[0] in "RD" for name in names
-        )
+        names = os.listdir(f"/proc/{pid}/task")
+        return len(names) > 1 and any(_state(f"{pid}/task/{name}") in "RD" for name in names)
     return False
 
 

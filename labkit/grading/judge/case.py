@@ -220,4 +220,4 @@ def _where(error, check):
 def line(message: object) -> str:
     """One line of printable text, cut to a length that a table can take."""
     text = "".join(c if c.isprintable() else " " for c in str(message)[: 4 * MESSAGE])
-    return " ".join(text.encode("utf-8", "replace").decode().split())[:MESSAGE]
+    return " ".join(text.split())[:MESSAGE]

@@ -9,7 +9,6 @@ from submissions import FORWARD, SCALING, notebook
 from labkit.errors import LabError
 from labkit.grading.after import show
 from labkit.grading.judge import private
-from labkit.grading.row import Row
 
 OWN = '''
 import math
@@ -36,16 +35,25 @@ def more(lora_forward):
 '''
 
 
-def test_own_checks_come_on_top_and_replace_those_of_the_same_id(judge, tmp_path, monkeypatch):
-    path = tmp_path / "own.py"
-    path.write_text(OWN)
-    monkeypatch.setattr(judge, "own", private.load(str(path)))
-    monkeypatch.setattr(judge, "known", {})
-    row = judge.grade("a", notebook(SCALING, FORWARD), 1)[0].data()
-    records = {r["id"]: r for r in row["exercises"]}
-    assert list(records)[-1] == "2.12" and row["possible"] == 24 - 1 + 7 + 5
-    assert (records["2.9"]["status"], records["2.9"]["earned"]) == ("passed", 7)
-    assert records["2.12"]["message"] == "nobody passes"
+@pytest.fixture
+def graded_by(judge, tmp_path, monkeypatch):
+    """`graded_by(text, *cells)`: the row of cells; the text is of an instructor's own checks."""
+
+    def run(text, *cells):
+        path = tmp_path / "own.py"
+        path.write_text(text)
+        monkeypatch.setattr(judge, "own", private.load(str(path)))
+        monkeypatch.setattr(judge, "known", {})
+        return judge.grade("a", notebook(*cells), 1)[0]
+
+    return run
+
+
+def test_own_checks_come_on_top_and_replace_those_of_the_same_id(graded_by):
+    row = graded_by(OWN, SCALING, FORWARD)
+    assert row.exercises[-1].id == "2.12" and row.possible == 24 - 1 + 7 + 5
+    assert (row.exercise("2.9").status, row.exercise("2.9").earned) == ("passed", 7)
+    assert row.exercise("2.12").message == "nobody passes"
 
 
 AGAIN = """
@@ -69,17 +77,12 @@ def uses_the_layer(rate):
 
 
 @mock.patch.dict("labkit.contract.NAMES")
-def test_what_an_own_check_is_about_is_not_lent_to_it(judge, tmp_path, monkeypatch):
+def test_what_an_own_check_is_about_is_not_lent_to_it(graded_by):
     """2.1 is open, and 2.11 asks for the same function: the course's own earns no points."""
-    path = tmp_path / "own.py"
-    path.write_text(AGAIN)
-    monkeypatch.setattr(judge, "own", private.load(str(path)))
-    monkeypatch.setattr(judge, "known", {})
     rate = "import torch\n\ndef rate():\n    return LoRALinear(torch.nn.Linear(3, 3), 2, 4).scaling"
-    row = judge.grade("a", notebook(FORWARD.replace("alpha / len(A)", "0"), rate), 1)[0].data()
-    records = {r["id"]: r for r in row["exercises"]}
-    assert (records["2.11"]["status"], records["2.11"]["earned"]) == ("failed", 0)
-    assert records["2.12"]["status"] == "passed", records["2.12"]["message"]
+    row = graded_by(AGAIN, FORWARD.replace("alpha / len(A)", "0"), rate)
+    assert (row.exercise("2.11").status, row.exercise("2.11").earned) == ("failed", 0)
+    assert row.exercise("2.12").status == "passed", row.exercise("2.12").message
 
 
 KEEPS = """
@@ -94,12 +97,8 @@ def leaves_its_input(scaling):
 """
 
 
-def test_what_a_probe_finds_changed_is_a_fault_in_grading_too(judge, tmp_path, monkeypatch):
-    path = tmp_path / "own.py"
-    path.write_text(KEEPS)
-    monkeypatch.setattr(judge, "own", private.load(str(path)))
-    monkeypatch.setattr(judge, "known", {})
-    row, _ = judge.grade("a", notebook("def scaling(alpha, r):\n    alpha.append(r)"), 1)
+def test_what_a_probe_finds_changed_is_a_fault_in_grading_too(graded_by):
+    row = graded_by(KEEPS, "def scaling(alpha, r):\n    alpha.append(r)")
     scaling = row.exercise("2.9")
     assert scaling.status == "failed" and "changes its input alpha in place" in scaling.message
 
@@ -117,18 +116,13 @@ def unforeseen(scaling):
 """
 
 
-def test_a_check_that_is_broken_is_not_the_learners_fault(judge, tmp_path, monkeypatch, capsys):
-    path = tmp_path / "own.py"
-    path.write_text(BAD)
-    monkeypatch.setattr(judge, "own", private.load(str(path)))
-    monkeypatch.setattr(judge, "known", {})
-    row = judge.grade("a", notebook(SCALING), 1)[0].data()
-    records = {r["id"]: r for r in row["exercises"]}
+def test_a_check_that_is_broken_is_not_the_learners_fault(graded_by, tmp_path, capsys):
+    row = graded_by(BAD, SCALING)
     told = "the check itself is broken: NameError in own.py, line 6: name 'obsreve' is not defined"
-    assert (records["2.9"]["status"], records["2.9"]["message"]) == ("error", told)
+    assert (row.exercise("2.9").status, row.exercise("2.9").message) == ("error", told)
     told = "a form that the check cannot read (AttributeError in own.py, line 10)"
-    assert records["2.12"]["status"] == "failed" and told in records["2.12"]["message"]
-    show.summary([Row.of(row), Row.of(row)], tmp_path, Console(width=200))
+    assert row.exercise("2.12").status == "failed" and told in row.exercise("2.12").message
+    show.summary([row, row], tmp_path, Console(width=200))
     assert "LOOK, 2 times in 2.9: the check itself is broken" in capsys.readouterr().out
 
 

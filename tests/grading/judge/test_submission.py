@@ -128,7 +128,7 @@ def test_reading_a_cell_takes_no_time_whatever_is_sent(ugly):
     assert time.process_time() - begun < 20  # a quadratic expression takes hours
 
 
-def test_what_python_takes_long_to_list_is_not_listed(monkeypatch):
+def test_what_python_takes_long_to_list_is_not_listed():
     """Of each name symtable looks at each function: such a cell is one that is needed."""
     many = ",".join(f"n{i}" for i in range(2_000)) + "\n" + "lambda:0," * 2_000
     work = submission.read(_book("x = 1", many, "f = x"))
