@@ -167,8 +167,7 @@ def _headline(report):
     )
 
 
-def _settings_line(settings):
-    s = settings
+def _settings_line(s):
     batch = {"sft": "", "dpo": " pairs", "grpo": f" prompts x {s.samples} answers"}[s.objective]
     parts = [f"batch {s.batch}{batch} x {s.seq} tokens", s.optim, f"{s.dtype} base", s.attention]
     if s.method != "full":
