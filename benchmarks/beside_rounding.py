@@ -44,7 +44,6 @@ def measure(run):
     """The row of one run: held-out losses in nats a token on either base, and its settings."""
     from peft import get_peft_model
 
-    from labkit import tasks
     from labkit.measured import short
     from labkit.training import loop, models
 
@@ -63,8 +62,7 @@ def measure(run):
         put(layers, bases["plain" if run.beside == "plain" else "NF4"])
         train(model, tokenizer, run.seed)
         print(f"  |dW| / |rounding error| {to_error(layers, bases):.3f}", flush=True)
-    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(SETTINGS["n"]))
-    found = {}
+    found, unseen = {}, short.judged(SETTINGS["n"])
     for name, weights in bases.items():
         put(layers, weights)
         found[f"on_{name}"] = round(loop.held_out_loss(model, tokenizer, unseen, autocast=False), 4)

@@ -12,7 +12,6 @@ forgetting  in fours, at a constant rate, until the loss on 32 held-out commands
 """
 
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ OUT = Path(__file__).parents[1] / "labkit" / "measured" / "forgetting.csv"
 TARGET, LONGEST = 0.45, 80  # nats a token; steps
 BATCH = 4
 TOP, THRESHOLD = 10, 0.5  # as in `peft.tuners.lora.intruders`
+NOTHING = {"change": 0.0, "intruders": 0, "looked_at": 0}
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ def measure(run):
 
     def look():
         loss = loop.held_out_loss(model, tokenizer, unseen, autocast=False)
-        with evaluating(model):
-            return loss, perplexity(model, tokenizer, tasks.general())
+        told = perplexity(model.eval(), tokenizer, tasks.general())  # without dropout
+        model.train()
+        return loss, told
 
     found = dict(zip(("steps", "task_loss", "perplexity"), (0, *look()), strict=True))
     if run.study != "base":
@@ -70,20 +71,6 @@ def measure(run):
     found |= changes(start, weights(model)) if run.study != "base" else NOTHING
     found = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
     return asdict(run) | found | {"seconds": round(time.perf_counter() - begun)}
-
-
-@contextmanager
-def evaluating(model):
-    """The model without dropout, meanwhile."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-NOTHING = {"change": 0.0, "intruders": 0, "looked_at": 0}
 
 
 def prepare(run):

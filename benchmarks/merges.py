@@ -116,13 +116,12 @@ def resume(parts, trained, optimizer):
 @torch.no_grad()
 def answers(model, tokenizer):
     """Logits (k, vocab), targets (k,) and tokens of each answer, of the held-out commands."""
-    from labkit import tasks
+    from labkit.measured import short
     from labkit.training import loop
 
-    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(UNSEEN))
     parts = [
         (*loop.answer_logits(model.eval(), batch), lengths)
-        for batch, lengths in loop.by_length(tokenizer, unseen, 16)
+        for batch, lengths in loop.by_length(tokenizer, short.judged(UNSEEN), 16)
     ]
     logits, targets = (torch.cat([part[i] for part in parts]) for i in (0, 1))
     return logits, targets, [n for *_, lengths in parts for n in lengths]

@@ -80,7 +80,7 @@ def _losses(run):
     from transformers import PrinterCallback
 
     from labkit import tasks
-    from labkit.training import lean, loop, models
+    from labkit.training import checkpoints, lean, loop, models
 
     full = run.rank == 0
     model, tokenizer = models.load(dtype=torch.float32 if full else torch.bfloat16)
@@ -91,22 +91,12 @@ def _losses(run):
     args = short.arguments(run.learning_rate, run.seed, use_cpu=True, bf16=full)
     trainer = lean.lean_trainer(model, tokenizer, home, config, args)
     if run.variant == "lora+":
-        trainer.optimizer = plus(trainer.model, run.learning_rate)
+        trainer.optimizer = studies.lora_plus(trainer.model, run.learning_rate)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(100))
-    loss = loop.held_out_loss(trainer.model, tokenizer, unseen)
+    losses = checkpoints.losses(trainer.state.log_history)
+    loss = loop.held_out_loss(trainer.model, tokenizer, short.judged(100))
     return {"loss": round(loss, 4), "train_loss": round(sum(losses[-4:]) / 4, 4)}
-
-
-def plus(model, learning_rate):
-    """LoRA+: B learns 16 times as fast as A."""
-    from peft.optimizers import create_loraplus_optimizer
-
-    return create_loraplus_optimizer(
-        model, torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=16, weight_decay=0.0
-    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import tempfile
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,8 +177,7 @@ def main():
     given = parser.parse_args()
     tokenizer = models.tokenizer("smollm2-135m")[0]
     folders = adapters(tokenizer)
-    of_vllm = lambda *how: vllm(given.vllm, *how)  # noqa: E731
-    serve = of_vllm if given.vllm else llama_cpp
+    serve = partial(vllm, given.vllm) if given.vllm else llama_cpp
     {"answers": answers, "speed": speed}[given.what](serve, folders, tokenizer)
 
 

@@ -25,7 +25,7 @@ from transformers import PrinterCallback, TrainerCallback
 from labkit import tasks
 from labkit.measured import short
 from labkit.tasks import tickets
-from labkit.training import generation, hardware, lean, models
+from labkit.training import checkpoints, generation, hardware, lean, models
 
 FOLDER = Path(__file__).parents[1] / "labkit" / "measured"
 # the middle one first; the two others lie a half decade away
@@ -67,14 +67,14 @@ def base(method):
     return model, tokenizer
 
 
-def trainer_of(method, seed, rate, steps=STEPS):
+def trainer_of(method, seed, rate):
     """The trainer of a run, not yet started, and its tokenizer."""
     model, tokenizer = base(method)
     torch.manual_seed(seed)  # the draw of A
     full = method == "full"
     config = None if full else short.lora(RANK, 2 * RANK)
     wide = full and dtype() == torch.bfloat16
-    args = short.arguments(rate, seed, steps, BATCH, use_cpu=True, bf16=wide)
+    args = short.arguments(rate, seed, STEPS, BATCH, use_cpu=True, bf16=wide)
     return lean.lean_trainer(model, tokenizer, tasks.load("tickets"), config, args), tokenizer
 
 
@@ -85,7 +85,7 @@ def tuned(method, seed, rate):
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = checkpoints.losses(trainer.state.log_history)
     return trainer.model.eval(), tokenizer, losses, statistics.median(clock.seconds)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import studies
 import torch
 
-from labkit.measured.short import BATCH, STEPS, lora
+from labkit.measured.short import BATCH, STEPS, judged, lora
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "variants.csv"
 RANK, ALPHA, SEEDS = 16, 32, (0, 1, 2)
@@ -122,13 +122,11 @@ def losses(run):
     for batch in loop.batches(home, tokenizer, BATCH, STEPS, run.seed):
         seen.append(studies.step(model, batch, optimizer, trained))
         decay.step()
-    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(100))
-    loss = loop.held_out_loss(model, tokenizer, unseen, autocast=False)
-    count = sum(p.numel() for p in trained)
+    loss = loop.held_out_loss(model, tokenizer, judged(100), autocast=False)
     return {
         "loss": round(loss, 4),
         "train_loss": round(sum(seen[-4:]) / 4, 4),
-        "trainable": count,
+        "trainable": sum(p.numel() for p in trained),
     }
 
 
@@ -146,13 +144,11 @@ def adapted(base, method):
 
 def optimizer_of(run, model, trained):
     """AdamW without decay; LoRA+ lets B learn 16 times as fast, LoRA-FA holds A still."""
-    from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+    from peft.optimizers import create_lorafa_optimizer
 
     rate = run.learning_rate
     if run.method == "lora+":
-        return create_loraplus_optimizer(
-            model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=16, weight_decay=0.0
-        )
+        return studies.lora_plus(model, rate)
     if run.method == "lora-fa":
         return create_lorafa_optimizer(model, RANK, ALPHA, rate)
     return torch.optim.AdamW(trained, rate, weight_decay=0.0)

@@ -90,15 +90,14 @@ def needed(cells: list[str], names: list[str]) -> list[str]:
     homes = {name: [i] for i, cell in reversed(list(enumerate(cells))) for name in defined(cell)}
     chosen = sorted(reached(names, homes, lambda i: _used(cells[i])))
     wanted = set(names).union(*(_used(cells[i]) for i in chosen)) - homes.keys()
-    lines = {name: line for cell in cells for name, line in _imported(cell).items()}
-    head = [line for name, line in lines.items() if name in wanted]
+    head = [line for name, line in _imported(cells).items() if name in wanted]
     return (["\n".join(head)] if head else []) + [cells[i] for i in chosen]
 
 
 def imports(cells: list[str], cell: str) -> list[str]:
     """The statements that import what a cell of `cells` uses."""
-    lines = {name: line for one in cells for name, line in _imported(one).items()}
-    return [line for name, line in lines.items() if name in _used(cell)]
+    used = _used(cell)
+    return [line for name, line in _imported(cells).items() if name in used]
 
 
 def defined(cell: str) -> set[str]:
@@ -106,10 +105,10 @@ def defined(cell: str) -> set[str]:
     return {node.name for node in statements(cell) if isinstance(node, DEFINITIONS)}
 
 
-def _imported(cell: str) -> dict[str, str]:
-    """{name: the statement that imports it alone} of a cell's top level."""
+def _imported(cells: list[str]) -> dict[str, str]:
+    """{name: the statement that imports it alone} of the cells' top level, the last of several."""
     found = {}
-    for node in statements(cell):
+    for node in (node for cell in cells for node in statements(cell)):
         for alias in node.names if isinstance(node, IMPORTS) else ():
             name = alias.asname or alias.name.partition(".")[0]
             one = {"module": node.module, "level": 0} if isinstance(node, ast.ImportFrom) else {}

@@ -17,13 +17,12 @@ from pathlib import Path
 import jinja2
 import nbformat
 
-from labkit.course import claims, doctor, executed, masters, notebooks
+from labkit.course import claims, doctor, executed, masters, notebooks, release
 
 LIBRARIES = ("torch", "transformers", "peft", "trl")
 TEMPLATES = Path(__file__).parents[1] / "templates" / "book"
 OURS = ("index", "labs", "claims", "guides")
-GUIDES = ("learner", "troubleshooting", "words", "papers", "own-data", "memory", "gpu")
-GUIDES += ("instructor", "maintainer")
+GUIDES = (*release.GUIDES, "instructor", "maintainer")
 CONF = {
     "extensions": ["myst_nb", "sphinx_copybutton", "labkit.course.sphinx"],
     "html_math_renderer": "mathml",

@@ -1,7 +1,7 @@
 """What `lab.score()` would say of a saved notebook: its cells run here, then each check."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -22,7 +22,7 @@ class Checked:
     lab: str
     score: str  # as it shows it
     exercises: list[dict]
-    errors: list[str] = field(default_factory=list)  # of cells, what no check has said
+    errors: list[str]  # of cells, what no check has said
 
     @property
     def passed(self) -> bool:

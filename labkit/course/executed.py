@@ -15,8 +15,6 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 EXPERIMENT = re.compile(r'lab\.experiment\(\s*"([^"]+)"')
 HEADING = re.compile(r"^#{2,4} +(.+)$", re.MULTILINE)
 EMPTY_HEAD = re.compile(r"<th\b[^>]*>\s*</th>")
-ANSWER = {"code_prompt_show": "The course's answer", "code_prompt_hide": "The course's answer"}
-LETTERS = {"code_prompt_show": "What it says", "code_prompt_hide": "What it says"}
 NOT_RUN = "```{note}\nNot run here: code without its outputs. `labkit run %d` adds them.\n```"
 
 
@@ -50,17 +48,17 @@ def _folded(cells: list, given: list) -> list:
     for cell, stub in zip(cells, given, strict=True):
         if cell.cell_type == "code" and cell.source != stub.source:
             made.append(nbformat.v4.new_code_cell(stub.source))
-            _fold(cell, "hide-input", ANSWER)
+            _fold(cell, "hide-input", "The course's answer")
         elif cell.source.startswith("check.quiz("):  # it explains the letters that are right
-            _fold(cell, "hide-output", LETTERS)
+            _fold(cell, "hide-output", "What it says")
         made.append(cell)
     return made
 
 
-def _fold(cell: dict, tag: str, words: dict) -> None:
-    """Have myst-nb fold a cell's input or its output, under these words."""
+def _fold(cell: dict, tag: str, words: str) -> None:
+    """Have myst-nb fold a cell's input or its output, under these words, open and closed."""
     cell.metadata["tags"] = [*cell.metadata.get("tags", ()), tag]
-    cell.metadata["mystnb"] = words
+    cell.metadata["mystnb"] = {"code_prompt_show": words, "code_prompt_hide": words}
 
 
 def _with_anchors(cells: list, stem: str) -> list:

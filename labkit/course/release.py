@@ -18,10 +18,8 @@ from labkit.errors import LabError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 AS_IT_IS = (".gitignore", "LICENSE", "constraints.txt", "environment.yml")
-GUIDES = tuple(
-    f"{name}.md"
-    for name in ("learner", "words", "papers", "own-data", "troubleshooting", "memory", "gpu")
-)
+# in the order in which the book has them
+GUIDES = ("learner", "troubleshooting", "words", "papers", "own-data", "memory", "gpu")
 NOT_SHIPPED = ("__pycache__", "_solutions", "_lent", ".*")
 SOLUTIONS = re.compile(r"\n\[tool\.hatch\.build\.targets\.wheel\.force-include\]\n[^\[]*\n(?=\[)")
 
@@ -46,8 +44,8 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
     address = project["urls"]["Repository"]
     own = masters.project(root)["urls"]["Repository"]  # of the course, with its solutions
     for name in GUIDES:
-        text = (root / "docs" / name).read_text("utf-8").replace(own, address)
-        (out / "docs" / name).write_text(text, "utf-8", newline="\n")
+        text = (root / "docs" / f"{name}.md").read_text("utf-8").replace(own, address)
+        (out / "docs" / f"{name}.md").write_text(text, "utf-8", newline="\n")
     (out / "Makefile").write_text(makefile((root / "Makefile").read_text("utf-8")), "utf-8")
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 

@@ -1,7 +1,7 @@
 """`audit`: what in a file would train wrongly, which rows, and what to do about it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,8 @@ class Finding:
 
     id: str
     lines: list[int]
-    detail: str = ""
-    file: str = ""
+    detail: str
+    file: str
 
     @property
     def level(self) -> str:
@@ -52,9 +52,9 @@ class Audit:
 
     rows: int
     findings: list[Finding]
-    lengths: list[int] = field(default_factory=list)
-    learned: int = 0
-    labels: dict[str, int] = field(default_factory=dict)
+    lengths: list[int]
+    learned: int
+    labels: dict[str, int]
 
     @property
     def tokens(self) -> dict[str, int]:

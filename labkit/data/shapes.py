@@ -11,7 +11,6 @@ from labkit.data.read import Record
 from labkit.errors import LabError
 
 CHATS = ("messages", "conversations", "conversation", "chat", "turns")
-PROMPTS = ("prompt",)
 COMPLETIONS = ("completion", "response")
 QUESTIONS = ("question", "instruction", "query", "input", "user", "source", "text", "prompt")
 ANSWERS = ("answer", "output", "response", "completion", "assistant", "target", "reply", "label")
@@ -98,7 +97,7 @@ def _chat(common):
 
 
 def _pair(common):
-    prompt, completion = _first(common, PROMPTS), _first(common, COMPLETIONS)
+    prompt, completion = common.get("prompt"), _first(common, COMPLETIONS)
     kind = "prompt-completion"
     if not (prompt and completion):
         kind, prompt = "question-answer", _first(common, QUESTIONS)

@@ -50,9 +50,9 @@ def learned(labels: list[int]) -> list[int]:
     return [token for token in labels if token != IGNORED]
 
 
-def ends_of(tokenizer: "PreTrainedTokenizerBase", folder: str | Path = "") -> set[int]:
+def ends_of(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> set[int]:
     """The tokens that end an answer: the tokenizer's, and those at which the model stops."""
-    file = Path(folder) / "generation_config.json"
+    file = folder / "generation_config.json"
     stops = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
     stops = stops if isinstance(stops, list) else [stops]
     return {token for token in (tokenizer.eos_token_id, *stops) if token is not None}

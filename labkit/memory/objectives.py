@@ -28,7 +28,8 @@ def loss_of(
     kept = settings.answer_tokens
     if settings.objective == "dpo":
         mark("reference")
-        with _unchanged(reference or model), _without_adapter(model, reference):
+        alone = contextlib.nullcontext() if reference else model.disable_adapter()
+        with _unchanged(reference or model), alone:
             before = _logprobs(reference or model, ids, settings, kept)
         mark("forward")
         gain = (_logprobs(model, ids, settings, kept) - before).sum(dim=1)
@@ -70,10 +71,6 @@ def _unchanged(model) -> Iterator[None]:
     with torch.no_grad():
         yield
     model.train()
-
-
-def _without_adapter(model, reference):
-    return contextlib.nullcontext() if reference else model.disable_adapter()
 
 
 def _logprobs(model, ids, settings, kept):

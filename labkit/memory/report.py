@@ -62,10 +62,9 @@ def examine(
     fitting = settings.but(attention=adapted.attention_of(config, settings))
     simulated = simulate(config, fitting, timeline=True)
     notes = tuple(_notes(config, settings, fitting, simulated))
-    settings = fitting
-    report = Report(str(model), settings, simulated, None, notes=notes, limit=limit)
+    report = Report(str(model), fitting, simulated, None, notes=notes, limit=limit)
     try:
-        report.closed = budget.closed_form(config, settings)
+        report.closed = budget.closed_form(config, fitting)
     except NoClosedForm as error:
         report.why_not = str(error)
     if limit:
@@ -168,8 +167,7 @@ def _headline(report):
     )
 
 
-def _settings_line(settings):
-    s = settings
+def _settings_line(s):
     batch = {"sft": "", "dpo": " pairs", "grpo": f" prompts x {s.samples} answers"}[s.objective]
     parts = [f"batch {s.batch}{batch} x {s.seq} tokens", s.optim, f"{s.dtype} base", s.attention]
     if s.method != "full":

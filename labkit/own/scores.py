@@ -44,7 +44,7 @@ def compare(
     told, table = {}, {}
     for who in ("adapter", "base"):
         say(f"scoring {len(held)} held-out rows: {who} …")
-        with _as(model, who):
+        with nullcontext() if who == "adapter" else model.disable_adapter():
             table[who] = {"loss": _loss(model, scored, packed)}
             if asked:
                 prompts = [tokens.prompt_ids(e, tokenizer) for e in asked]
@@ -58,10 +58,6 @@ def compare(
     else:
         table["token frequencies"] = {"loss": _unigram(trained, scored, len(tokenizer))}
     return {"table": table, "samples": _samples(asked, told), "asked": len(asked)}
-
-
-def _as(model, who):
-    return nullcontext() if who == "adapter" else model.disable_adapter()
 
 
 def _marks(answers, wanted):

@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -64,22 +64,16 @@ def begin(out: Path, key: str) -> Path:
     return work
 
 
-@contextmanager
-def alone(work: Path) -> Iterator[None]:
+def alone(work: Path) -> AbstractContextManager:
     """Nobody else works in that folder meanwhile; LabError where somebody does.
 
     The lock is the system's: it goes with its process, however that ends.
     """
-    lock = FileLock(work / "lock")
     try:
-        lock.acquire(timeout=0)
+        return FileLock(work / "lock").acquire(timeout=0)
     except Timeout:
         told = f"{work}: another call is at work there"
         raise LabError(f"{told}; wait for it, or end it and call again") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def say(line: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from labkit.data import report, split, tokens
 from labkit.data.shapes import Example
@@ -74,7 +75,10 @@ def logits(model: "PreTrainedModel", rows: list[dict], size: int = 8) -> list[to
 
 def divergence(exact: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     """Mean KL(exact || other) a token, in nats."""
-    total = sum(_kl(p, q) for p, q in zip(exact, other, strict=True))
+    total = 0.0
+    for p, q in zip(exact, other, strict=True):
+        logs = q.log_softmax(-1), p.log_softmax(-1)
+        total += F.kl_div(*logs, reduction="sum", log_target=True).item()
     return total / sum(map(len, exact))
 
 
@@ -86,8 +90,3 @@ def share_right(told: list[torch.Tensor], rows: list[dict], ends: Iterable[int])
         stop = next((i + 1 for i, token in enumerate(wanted) if token in ends), len(wanted))
         right += logits.argmax(-1).tolist()[:stop] == wanted[:stop]
     return right / len(rows)
-
-
-def _kl(p, q):
-    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum().item()

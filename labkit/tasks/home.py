@@ -7,16 +7,16 @@ templates, readings and open values (names, rooms, items, numbers, colours) that
 import hashlib
 import json
 import math
-import os
 import random
 import re
-import tempfile
 import tomllib
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
 from hassil import parse_sentence, sample_expression
+
+from labkit.files import whole
 
 EVERYDAY = (
     "HassClimateGetTemperature",
@@ -73,7 +73,8 @@ def rows(split="train", full=False, seed=0):
     kind = "full" if full else "everyday"
     path = cache_dir() / "tasks" / f"home-{kind}-{seed}-{_inputs()}.jsonl"
     if not path.exists():
-        _write_whole(path, build(full, seed))
+        with whole(path) as part:
+            part.write_text(build(full, seed), "utf-8", newline="\n")
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [row for row in found if row.pop("split") == split]
 
@@ -102,15 +103,6 @@ def _inputs():
     parts = [Path(__file__).read_bytes(), WORDS.read_bytes(), TEMPLATES.read_bytes()]
     parts += [metadata.version(name).encode() for name in PACKAGES]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
-
-
-def _write_whole(path, text):
-    """Write beside `path`, then move into place: nobody ever reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-    with open(handle, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-    os.replace(part, path)
 
 
 def _pools(words, lists, rng):
