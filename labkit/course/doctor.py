@@ -102,7 +102,7 @@ def check_precision() -> Finding:
         note = "no bf16 on this card: fp16 products with a gradient scaler, plain loops in fp32"
         return Finding("precision", "float16, adapters float32", "ok", note)
     if kind == torch.float32:
-        note = "no fast bf16 here: experiments take about twice as long"
+        note = "no fast bf16 here: experiments take one and a half to three times as long"
         return Finding("precision", "float32", "warn", note)
     return Finding("precision", "bfloat16, adapters float32")
 
