@@ -95,10 +95,10 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # | `"t4"` | a GPU without bf16: `fp16=True`, `bf16=False` |
 # | `"a100"` | Ampere and newer: `bf16=True` |
 #
-# TRL's default rate, 2e-5, is meant for full fine-tuning. At alpha 32 LoRA needs about ten times
-# the rate that full fine-tuning needs in the same run. In runs of hours 2e-4 is usual. Runs as
-# short as this lab's want more: the best rate is near 3e-4 for full fine-tuning and near 3e-3 for
-# LoRA (lab 5 measures both). The check accepts 1e-4 to 5e-3.
+# TRL's default rate, 2e-5, is meant for full fine-tuning. LoRA needs a higher one. In runs of hours
+# 2e-4 is usual. Runs as short as this lab's want more. In lab 5's, of 24 steps at alpha 32, the
+# best rate is 3e-3 for LoRA, and 3e-4 for full fine-tuning, a tenth of it. (With a finer grid of
+# rates it is an eighteenth.) The check accepts 1e-4 to 5e-3.
 #
 # Make both anew in each call: PEFT writes into a `LoraConfig` that it is given.
 #
@@ -197,8 +197,8 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 #
 # - *"Llama-2-7B, q and v, r=16: 4.2 million."* That is the count at r=8.
 # - *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776."* The first number counts q, k, v and o
-#   alone. The second is close to what you get if you count a 4-bit model's bytes, each of which
-#   holds two weights (lab 4).
+#   alone. The second is close to the count of a 4-bit model in which a packed byte, which holds two
+#   weights, is taken for one (lab 4).
 # - *"All-linear is about three times q, v."* Divide your lines: it is 5.3, 4.8 and 6.2 times.
 
 # %% [markdown]
@@ -461,9 +461,9 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
 #   adapters are in fp32. On a CPU it ignores your recipe's flags, which are for *mixed* precision;
 # - nothing is computed twice: TRL checkpoints activations, which saves memory and costs a second
 #   forward pass;
-# - nothing is computed that has no use: there is no padding but in attention, the system message
-#   with which all rows begin passes through the model once a batch, and logits exist only where
-#   there is a label.
+# - nothing is computed that has no use: only attention sees padding, the system message with which
+#   all rows begin passes through the model once a batch, and logits exist only where there is a
+#   label.
 #
 # One rule differs. From a column `messages` it learns the last message alone.
 
@@ -830,9 +830,10 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
 # had a ten times lower rate. So the answer may depend on task, rate and length of training.
 #
 # Keep one thing equal. Let each method train until its held-out loss on `home` has come down to
-# 0.45, and compare there. The last step goes a little below 0.45, by an amount that differs between
-# the methods. So the perplexity is interpolated between the last two steps, to where the loss is
-# 0.45.
+# 0.45, and compare there. Each has a rate that suits it in short runs. Both train the same 210
+# matrices: full fine-tuning leaves out embeddings and norms, as LoRA does. The last step goes a
+# little below 0.45, by an amount that differs between the methods. So the perplexity is
+# interpolated between the last two steps, to where the loss is 0.45.
 
 
 # %%
@@ -916,9 +917,10 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # The blue dots come from a file of the course, made by `benchmarks/forgetting.py` with three seeds;
 # the stars are yours. Look first at how far apart the dots of one method are. Another seed is
 # another order of the commands and, for LoRA, another draw of $A$ and of dropout. After LoRA with
-# r=4 perplexity has risen by 12% with one seed, and by 27% with another. The methods differ by
-# less. Seed by seed, full fine-tuning's rise minus that of LoRA with r=4 is -10, +1 and -2 points,
-# a mean of -3.6 ± 3.2 (standard error). With three seeds that shows no difference.
+# r=4 perplexity has risen by 12% with one seed, and by 27% with another. The means of the methods
+# differ by less, by 4 points. Seed by seed, full fine-tuning's rise minus that of LoRA with r=4 is
+# -10, +1 and -2 points, a mean of -3.6 ± 3.2 (standard error). With three seeds that shows no
+# difference.
 #
 # Rounding alone moves the result as well. The file was made in fp32; this cell multiplies in bf16
 # where the CPU does. With the same seed full fine-tuning's perplexity rose by 17% in the file, and
@@ -930,13 +932,15 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # did not measure which of these it is.)
 
 # %% [markdown]
-# Nor are there intruders after so few steps, in LoRA or in full fine-tuning, so PEFT's
+# Nor are there intruders after so few steps, in LoRA or in full fine-tuning. (The file has none
+# among the ten leading directions of 42 matrices, with any seed.) So PEFT's
 # `reduce_intruder_dimension` has nothing to take out. Shuttleworth et al. count them after far
 # longer training.
 #
 # What does differ is the size of the update, `|ΔW| / |W|` in the table: for the same loss r=4
-# changes the weights nearly three times as much as r=64. Lab 2 showed why: at the same $\alpha$ the
-# norm of an early update falls as the rank grows. (Lab 5 shows that its useful part does not.)
+# changes the weights 2.5 to 3.0 times as much as r=64, by seed. Lab 2 showed why: at the same
+# $\alpha$ the norm of an early update falls as the rank grows. (Lab 5 shows that its useful part
+# does not.)
 #
 # Whatever a method forgets, with LoRA you can switch the adapter off, and the base is what it was.
 
@@ -948,7 +952,7 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # helps where prompts are long, answers short and examples few, and explain it by less overfitting.
 # In the next experiment examples are few, too: 24 commands, each seen four times. A prompt has
 # about 27 tokens here, of which 19, the template's and the system message's, are the same in every
-# row. An answer has about 20, the end among them.
+# row. An answer has about 19, the end among them.
 
 
 # %%
@@ -981,7 +985,7 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # runs steadier. That is a hint and no result: six seeds, and a question that we asked after seeing
 # them.
 #
-# Our prompts are hardly longer than the answers, and Shi et al. gain most where they are much
+# Our prompts are 1.4 times as long as the answers, and Shi et al. gain most where they are much
 # longer. So it may depend on your rows. Try a few seeds of both; TRL's switch is
 # `completion_only_loss=False`.
 
@@ -1052,7 +1056,7 @@ if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.
 # ●●○ · 6 min · 2 points
 #
 # **A hunt**, from [peft #2438](https://github.com/huggingface/peft/issues/2438) (*"Loading
-# adapters in training mode produces incorrect results"*) and after [peft
+# adapters in training mode produces incorrect results …"*) and after [peft
 # #1355](https://github.com/huggingface/peft/pull/1355) (*"the delta weights are added again and
 # again"*). Since then PEFT skips an adapter that is merged already. But it cannot know that you
 # merged into the base yourself.

@@ -214,9 +214,10 @@ if lab.experiment("Four codebooks", 1, needs=["4.2"]):
     display(plots.codebooks(books))
 
 # %% [markdown]
-# Look at the middle, where most weights are. NF4 is denser there than INT4, and pays with wide gaps
-# at the ends, where few weights are. The FP4 of bitsandbytes spends four of its sixteen codes on 0
-# (twice) and $\pm 0.005$, which hardly differ, and leaves wide gaps on either side of them.
+# Each tick is one of a format's values. Look at the middle, where most weights are. NF4 is denser
+# there than INT4, and pays with wide gaps at the ends, where few weights are. The FP4 of
+# bitsandbytes spends four of its sixteen codes on 0 (twice) and $\pm 0.005$, which hardly differ,
+# and leaves wide gaps on either side of them.
 
 # %% [markdown]
 # ### Exercise 4.3 · `quantize_blockwise`, `dequantize_blockwise`
@@ -381,8 +382,8 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
 # lie where few numbers are. The larger the block, the further it is stretched (Yoshida,
 # [2023](https://arxiv.org/abs/2306.06965)).
 #
-# Nor is NF4 the most exact: Lloyd-Max has a twentieth less error. (Not by more equal use: the
-# entropy of its codes is 3.86 bits, that of NF4's 3.88, where equal use would give 4.) And
+# Nor is NF4 the most exact: on normal numbers Lloyd-Max errs a twentieth less. (Not by more equal
+# use: the entropy of its codes is 3.86 bits, that of NF4's 3.88, where equal use would give 4.) And
 # Lloyd-Max gives up two things: it has no zero, and its ends no longer hit a block's largest weight
 # exactly.
 #
@@ -707,8 +708,8 @@ if lab.experiment("Load it in 4 bits, and prepare it for training", 6, needs=["4
 # Three lessons in five lines.
 #
 # - `numel()` undercounts, so a share taken of it is too large. Lab 3's "13.6 of 4,544 million,
-#   0.30%" has such a total, or one close to it. That model has 8,030 million, and the share is
-#   0.17%.
+#   0.30%" has such a total, or one close to it. Of that model's 8,030 million, 13.6 are 0.17%. (And
+#   all-linear, of which it was said, trains 41.9 million, as lab 3 counted: 0.52%.)
 # - The model did not shrink to a quarter. Embedding and head, here one matrix, are not packed. They
 #   are 28 of 135 million parameters, a fifth. In Llama-2-7B they are 4%.
 # - `prepare_model_for_kbit_training` casts everything that is not packed to fp32, for stability. If
@@ -886,14 +887,15 @@ if lab.experiment("The same with three seeds, from a file", 0, needs=["4.6"]):
 #
 # - *Does training on NF4 adapt to the rounding?* Yes. The 0.28 of the title is thirteen times its
 #   error. On the plain base, where nothing needs correcting, that adaptation does harm: the loss
-#   is higher by 0.137 ± 0.005. This is why merging a QLoRA adapter is delicate; lab 6 measures how
-#   much.
-# - *Is it the better adapter for NF4?* Probably. By 0.12, which is 3.5 errors. With three runs
-#   chance alone gives more than 4.3 errors in one case of twenty (lab 5 explains why).
+#   there is 0.137 ± 0.005 higher than on NF4. This is why merging a QLoRA adapter is delicate; lab
+#   6 measures how much.
+# - *Is it the better adapter for NF4?* It was with every seed, by 0.12 in the mean. That is 3.5
+#   errors. With three runs chance alone gives more than 4.3 in one case of twenty (lab 5 explains
+#   why), so this is a hint and no proof.
 # - *Does QLoRA cost quality?* Before training NF4 cost 0.35 nats a token. After it, QLoRA on NF4 is
 #   worse than LoRA on the plain base by 0.025, two errors: whether any cost is left these runs
 #   cannot tell. In nats most of it is gone. But the whole loss fell, too, from 4.17 to 0.33, and
-#   0.025 is about the same share of it as 0.35 was, 8%. What QLoRA escapes is the 0.14 that
+#   0.025 is about the same share of it as 0.35 was, 8%. What QLoRA escapes is the 0.14 ± 0.02 that
 #   rounding costs an adapter that never saw it. The runs are short. The QLoRA paper trained models
 #   of up to 65 billion parameters to the end, and found no loss on its benchmarks.
 
@@ -990,7 +992,8 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 # LoftQ's rank 8 takes back little: when we ran it, 10 ± 5% of the added loss. A rounding error is
 # much like noise: its energy is spread over many directions. In twelve matrices of this model rank
 # 8 holds 6 to 14% of it. Of noise in their shapes it would hold 3 to 10%, so some directions stand
-# out, but not far. Rank 64 took back 34 ± 16%, with eight times the parameters.
+# out, but not far. Rank 64 took back 34 ± 16%, with eight times the parameters. (Both are about
+# twice their error, so ten paragraphs hardly tell them from nothing.)
 #
 # The numbers on the right are the errors of the weights, and lab 1 predicts them. Rank 8 holds 9%
 # of a matrix's energy (the median there). So what PiSSA leaves to be rounded has $\sqrt{0.91} =
@@ -999,9 +1002,9 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 # matrices five rounds left 0.86 to 0.93 of the error, where one left 0.92 to 0.97.)
 #
 # So PiSSA's start is a little nearer to $W$. Whether the loss gains by it these paragraphs cannot
-# say, since its error bar is several times LoftQ's. Why is it? LoftQ keeps the codes of NF4 and
-# corrects them. PiSSA rounds another matrix, so its error is a new draw, which moves the loss of
-# each paragraph up or down.
+# say, since its error bar is several times as long as LoftQ's. Why so long? LoftQ keeps the codes
+# of NF4 and corrects them. PiSSA rounds another matrix, so its error is a new draw, which moves the
+# loss of each paragraph up or down.
 
 # %% [markdown]
 # A better start is not yet a better end: training moves the loss on `home` by nats, the start by
@@ -1260,16 +1263,17 @@ if lab.experiment("Claimed, ruled, simulated", 0, needs=["4.8"]):
 #
 # - **Full**: the claim counts 8 bytes a parameter, so it is right for pure bf16 and half of what
 #   fp32 takes. A figure for full fine-tuning means little without its formats.
-# - **LoRA**: about right, for one short sequence. The part above static grows with batch and
-#   length, and no table without these two can be right for you.
+# - **LoRA**: 16 and 28 lie between static and peak, 160 is near the peak, for one short sequence.
+#   The part above static grows with batch and length, and no table without these two can be right
+#   for you.
 # - **QLoRA**: 6 and 10 lie between static and peak. 36 lies below static: it is the weights of the
 #   largest model and nothing else. Your rule is a little low, since it packs everything, while
 #   embeddings and head stay in 16 bits.
 # - **"LoRA saves 60 to 70%"**: divide two peaks of the table. Against `"full"` it saves more than
 #   80%, against `"full_bf16"` two thirds at 7 billion parameters. In PEFT's own benchmark, whose
-#   full run is in bf16, a 3-billion model went from 36.2 to 20.8 GiB: 43%. LoRA saves gradients and
-#   states. How much that is of the whole depends on their format, and on the activations beside
-#   them.
+#   full run is in bf16, a 3-billion model went from 36.2 to 20.8 GiB, with r = 32 on q and v: 43%.
+#   LoRA saves gradients and states. How much that is of the whole depends on their format, and on
+#   the activations beside them.
 
 # %% [markdown]
 # ## Does 70B fit on a 48 GB card?
@@ -1295,8 +1299,9 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
     display(memory_plots.bars(peaks, title, limit=48e9))
 
 # %% [markdown]
-# So "QLoRA trains 70B on one 48 GB card" is true under conditions: with checkpointing, short
-# sequences and a small batch. Without checkpointing one sequence of 512 tokens is already too much.
+# So "QLoRA trains 70B on one 48 GB card" is true under conditions: with checkpointing, and with few
+# tokens in a step. (With the settings of the second bar about 5,000 fit: docs/memory.md.) Without
+# checkpointing one sequence of 512 tokens is already too much.
 # The bars leave out one thing: paged states count as moved to the CPU. So the second bar can end
 # below the 39.7 GB, which hold 1.7 of states in fp32. On the card the 8-bit ones would take 0.4. On
 # the command line `labkit memory llama-2-70b --method qlora` simulates the first bar; with
@@ -1378,10 +1383,10 @@ check.quiz(quiz)
 #
 # - A 4-bit weight is a code and a share of a scale: 4.127 bits with double quantization.
 # - NF4 puts its sixteen values where normal weights are. Small blocks keep an outlier's damage
-#   small. NF4 is good, and not optimal: the most exact codebook is another.
+#   small. NF4 is good, and not optimal: for normal numbers there is a codebook with less error.
 # - QLoRA shrinks the frozen weights that it packs. Embeddings, head and activations stay.
-# - Its price in time is a lookup of the packed weights, in forward and in backward: much of a small
-#   step, little of a large one.
+# - Its price in time is a lookup of the packed weights, in forward and in backward. On a CPU it is
+#   much of a small step, and little of a large one.
 # - Before training NF4 cost 0.35 nats a token on `home`, after 20 steps 0.025 ± 0.013 (three
 #   seeds). Either is about 8% of the loss at its time.
 # - An adapter belongs to the weights that it was trained on, rounded or not. How far it has adapted
