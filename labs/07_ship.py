@@ -245,8 +245,8 @@ def with_system(rows):
 #
 # Return two lists, `(train, test)`, such that
 #
-# - **no prompt is on both sides.** Two rows have the same prompt if their user says the same, case
-#   and space folded. Neither the system message nor the answer counts;
+# - **no prompt is on both sides.** Two rows have the same prompt if their user says the same in all
+#   turns, case and space folded. Neither the system message nor the answers count;
 # - the test side has `share` of the *rows*, give or take the largest group of rows with one prompt;
 # - the same file gives the same test rows: in another order, in another run of Python, and however
 #   often you call it. Another `seed` gives others.
@@ -503,9 +503,9 @@ if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"
 # SmolLM2's own system message left none, one and nine: this adapter was trained on another one, and
 # on no other. Llama 2's template left two at most, and a prompt without a template none.
 #
-# So a trained model survives some of these faults, and then a good answer hides that something is
-# wrong. Do not test a server by reading answers. Ask it for the *ids* that it makes of your
-# messages, and compare them with those of training. Further down we do.
+# So a model can survive some of these faults, and then a good answer hides that something is wrong.
+# Do not test a server by reading answers. Ask it for the *ids* that it makes of your messages, and
+# compare them with those of training. Further down we do.
 #
 # In the last two rows the prompt is right. There many answers begin as they should, and the model
 # goes on after them. Lab 3 told of a training with a chat template in which every answer came to an
@@ -658,12 +658,12 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
     guess_q4.beside(100 * files["q4_0"][2])
 
 # %% [markdown]
-# The file shrinks to a third, and with each step the KL from the model that was trained grows. In
-# three runs (40 steps, seed 0, 36 held-out rows) it was 3e-6 nats a token in bf16, 6e-5 to 7e-5 in
-# Q8_0, and 0.02 in Q4_0. Counted in this way, 21 answers were right before, in each run. In bf16
-# they were 21 or 22, in Q8_0 21, and in Q4_0 17 to 19. A difference of up to four rows is at most
-# twice its error ($\sqrt{b + c}$ from above), so in no run could the score alone tell the grids
-# apart.
+# The file shrinks to a third, and the coarser the format, the larger the KL from the model that was
+# trained. In three runs (40 steps, seed 0, 36 held-out rows) it was 3e-6 nats a token in bf16, 6e-5
+# to 7e-5 in Q8_0, and 0.02 in Q4_0. Counted in this way, 21 answers were right before, in each run.
+# In bf16 they were 21 or 22, in Q8_0 21, and in Q4_0 17 to 19. A difference of up to four rows is
+# at most twice its error ($\sqrt{b + c}$ from above), so in no run could the score alone tell the
+# grids apart.
 #
 # With the rows not moved KL was 2, and no answer was right. Such a file has the right size, the
 # right names and the right numbers, and it is useless. No field in it says in which order its rows
@@ -888,21 +888,21 @@ if lab.experiment("A mixed batch, in one layer", 1, needs=["7.6"]):
     display(plots.batches(sizes, times))
 
 # %% [markdown]
-# On a CPU the batch wins little or nothing: when we ran it, it was slower at every size on one
-# thread, and on two it was quicker from 16 rows on. Both ways multiply the same numbers. But
-# `A[index]` copies a pair of factors for every row: for 64 rows of this layer that is 1.2 million
-# numbers to write and read again. On a GPU (not run here) the loop is the worse one. A product of
-# one row keeps a small part of the chip busy, and the next one waits for it. Engines want one
-# product for all rows, and without the copies. So they have a kernel of their own for it.
+# On our CPU the batch won little or nothing: it was slower at every size on one thread, and on two
+# it was quicker from 16 rows on. Both ways multiply the same numbers. But `A[index]` copies a pair
+# of factors for every row: for 64 rows of this layer that is 1.2 million numbers to write and read
+# again. On a GPU (not run here) expect the loop to be the slower one. A product of one row keeps a
+# small part of the chip busy, and the next one waits for it. Engines want one product for all rows,
+# and without the copies. So they have a kernel of their own for it.
 
 # %% [markdown]
 # ## A real engine
 #
 # Many people run llama.cpp at home, and it serves adapters beside one base. The package `xllamacpp`
-# has its server inside. We write the base as one GGUF and each adapter as another (with the rows of
-# q's and k's B moved, as yours does), and start *one* server with all of them. A request says which
-# adapter it wants in a field `lora`, which gives a scale for each. OpenAI's protocol does not have
-# this field. Nothing else changes for the client.
+# has its server inside. We write the base as one GGUF and each adapter as another (the rows of q's
+# and k's B are moved as `rotary_rows` moves them), and start *one* server with all of them. A
+# request says which adapter it wants in a field `lora`, which gives a scale for each. OpenAI's
+# protocol does not have this field. Nothing else changes for the client.
 
 
 # %%
@@ -967,8 +967,8 @@ if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"])
 # an answer of another customer, or one in the base's chatty style. Then the adapter was not chosen,
 # or its rows are in the wrong order.
 #
-# Today's llama.cpp ignores an adapter number that it does not have, and answers with the base. So
-# look names up before you send. `server.choosing` does, and refuses unknown ones.
+# The llama.cpp of this environment ignores an adapter number that it does not have, and answers
+# with the base. So look names up before you send. `server.choosing` does, and refuses unknown ones.
 #
 # A user reports a quieter fault ([issue
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)). To save time an engine keeps the keys
@@ -1012,10 +1012,10 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # at least four fifths of it.
 #
 # An engine with a batched product such as yours need not take turns. vLLM has one: on a GPU a
-# kernel after Punica, on a CPU plain PyTorch, much like your `batched_lora`, copies included. Eight
-# requests on two CPU cores, for two adapters in the place of one, were slower by 14% in vLLM and by
-# 60% in llama.cpp. All the same llama.cpp was the quicker one there, with 53 tokens a second to 40:
-# with one adapter apart it had 133, and vLLM 46. (The table is in `docs/own-data.md`.)
+# kernel after Punica, on a CPU plain PyTorch, much like your `batched_lora`, copies included. We
+# sent either engine eight requests at once, on two CPU cores. With two adapters in the place of one
+# vLLM went from 46 tokens a second to 40, and llama.cpp from 133 to 53. So vLLM lost much less by
+# the mixture, and llama.cpp was still the quicker one. (The table is in `docs/own-data.md`.)
 
 # %% [markdown]
 # ## Elsewhere
@@ -1048,8 +1048,9 @@ if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "
 # of what each file costs. With `--merge` it writes a plain model, which `transformers serve` (lab
 # 6), vLLM and most trainers can load.
 #
-# The switch `--lora-init-without-apply` should leave all adapters off until a request asks. Users
-# report versions of 2026 that leave them on (llama.cpp issue 28674). So name every adapter in each
+# In llama.cpp's line above, `--lora-init-without-apply` should leave all adapters off until a
+# request asks. A user reports two versions of 2026 that leave them on ([issue
+# 28674](https://github.com/ggml-org/llama.cpp/issues/28674)). So name every adapter in each
 # request, at scale 0 if it is not wanted.
 #
 # With each file that you ship, write down what it was made of: the base by its public name, the
