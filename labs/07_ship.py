@@ -92,7 +92,8 @@ if lab.experiment("The file, opened", 1):
 # as many at the front as the prompt has. The rest is learned.
 #
 # - `bad_roles`: good roles are a system message or none, then user and assistant in turn, the user
-#   first and the assistant last. A row with other roles counts here **and nowhere else**;
+#   first and the assistant last, at least one of each. A row with other roles counts here
+#   **and nowhere else**;
 # - `truncated`: it has more than `max_length` tokens;
 # - `trains_on_nothing`: no id is learned, or the last answer is blank;
 # - `no_end`: it trains on something, and the end token is not among the ids that are learned;

@@ -52,8 +52,8 @@ def _ends_early(text):
 def llama_server(gguf: str | Path, adapters: Mapping[str, str | Path]) -> str:
     """The line that starts llama.cpp's own server with a base and adapters, off until asked for.
 
-    Versions of 2026 were seen to leave them on (ggml-org/llama.cpp issue 28674): a request is safe
-    if it names every adapter with its scale, as those of `server.choosing` do.
+    A user saw two versions of 2026 leave them on (ggml-org/llama.cpp issue 28674): a request is
+    safe if it names every adapter with its scale, as those of `server.choosing` do.
     """
     parts = [f"llama-server -m {gguf} --jinja"]
     # its cache of prompts does not know adapters (ggml-org/llama.cpp issue 26207)

@@ -105,8 +105,8 @@ def side_title(values):
 
 def hack_title(values, rewards):
     """What a hacked run was paid, and the honest reward on unseen commands; `rewards` by name."""
-    first, best = np.mean(values["reward"][:2]), max(values["reward"])
-    own = f"Paid a bonus: {first:.2f} at first, {best:.2f} at best"
+    pairs = np.convolve(values["reward"], [0.5, 0.5], "valid")  # a single step has more luck
+    own = f"Paid a bonus: {pairs[0]:.2f} in the first two steps, {pairs.max():.2f} in the best two"
     before, after = rewards["warm start"], rewards["paid a bonus"]
     return f"{own};\nyour reward on unseen commands: {before:.2f} before, {after:.2f} after"
 
@@ -142,7 +142,8 @@ def rank_title(runs, start):
     rose = f"{sum(runs['reward'] > runs['before'])} of {len(runs)} runs"
     return (
         f"The reward rose in {rose}: from {start[0]:.2f} to means of {low:.2f} to {high:.2f};\n"
-        f"exact answers went from {start[1]:.0f} to means of {100 * few:.0f} to {100 * many:.0f}"
+        f"exact answers: means of {100 * few:.0f} to {100 * many:.0f}, "
+        f"{start[1]:.0f} at another start"
     )
 
 
