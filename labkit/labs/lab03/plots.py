@@ -6,7 +6,6 @@ import numpy as np
 from IPython.display import HTML
 
 from labkit.labs.lab03.tables import forgotten
-from labkit.measured.tables import errors_of_chance
 from labkit.plots import INK, PALETTE, PAPER, figure
 
 
@@ -181,7 +180,8 @@ def where_loss(runs, yours):
     ax.legend(loc="best")
     gap = pairs["everything"] - pairs["answer"]
     told = f"{gap.mean():+.2f} ± {gap.sem():.2f} nats a token".replace("-", "−")
-    verdict = "a" if abs(gap.mean()) > errors_of_chance(len(gap)) * gap.sem() else "no clear"
+    chance = 2.6 * gap.sem()  # by Student's t, of six seeds
+    verdict = "a" if abs(gap.mean()) > chance else "no clear"
     told = f"in the answer's loss, {told} ({len(gap)} seeds)"
     ax.set_title(f"Training on the prompt, too, makes {verdict} difference\n{told}")
     return fig
