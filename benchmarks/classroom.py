@@ -158,8 +158,8 @@ def notebook(stem, cells):
     code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
     defines = [reference.defined("".join(cell["source"])) for cell in code]  # before any is filled
     for id, source in cells.items():
-        names = set(reference.names_of(stem, id)) or {"quiz"}
-        code[next(i for i, defined in enumerate(defines) if names & defined)]["source"] = source
+        own = [*reference.names_of(stem, id), "quiz"][0]  # the others may be of an exercise before
+        code[next(i for i, defined in enumerate(defines) if own in defined)]["source"] = source
     return json.dumps(book).encode()
 
 

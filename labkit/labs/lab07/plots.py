@@ -1,7 +1,7 @@
 """Figures of lab 7: what is right or as it should be in blue, what is wrong in orange."""
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from labkit.plots import INK, PALETTE, figure, headed
 
@@ -169,9 +169,10 @@ def batches(sizes, times):
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.set_xticks(sizes)
     ax.legend()
-    told = ", ".join(f"{1000 * seconds[-1]:.2g} ms {name}" for name, seconds in times.items())
+    told = ", ".join(f"{1000 * seconds[-1]:.2f} ms {name}" for name, seconds in times.items())
     return headed(fig, f"{sizes[-1]} mixed rows in one layer: {told}")
 
 
