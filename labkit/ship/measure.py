@@ -31,11 +31,12 @@ def rows(
         seen = report.of(file, report.load(file), tokenizer, ends, longest)
         found, what = seen.sound(), f"rows of {file.name}"
         data = adapter.facts.get("data", {})
-        if seen.sha256() == data.get("sha256") and data.get("test_file"):
-            what += f", which were trained on: --data {data['test_file']} has those held out"
-        elif seen.sha256() == data.get("sha256"):
-            _, found = split.split(found, settings["held_out"], settings["seed"])
-            what = f"held-out {what}"
+        if seen.sha256() == data.get("sha256"):
+            if data.get("test_file"):
+                what += f", which were trained on: --data {data['test_file']} has those held out"
+            else:
+                _, found = split.split(found, settings["held_out"], settings["seed"])
+                what = f"held-out {what}"
     else:
         found, what = _shown(adapter), "held-out rows that the adapter's folder shows"
     found = found[:: -(-len(found) // ROWS)] if found else []

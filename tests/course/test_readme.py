@@ -5,6 +5,7 @@ of, a file in labkit/measured, or a table in docs. Where that says something els
 stale.
 """
 
+import importlib
 import json
 import re
 import tomllib
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 import readme
 
+from labkit import contract
 from labkit.course import masters
 
 ROOT = Path(__file__).parents[2]
@@ -130,3 +132,10 @@ def test_how_good_memory_is_stands_in_its_guide():
     inputs_kept = re.findall(r"inputs kept .*?\| -([\d.]+)% \|", guide)
     assert {round(float(x)) for way, x in off if way == "lora"} == {-4} and "LoRA 4% below" in TEXT
     assert {round(float(x)) for x in inputs_kept} == {9, 10} and "QLoRA 9 to 10%" in TEXT
+
+
+def test_the_points_that_instructors_set_are_those_of_the_checks():
+    rooms = [importlib.import_module(f"labkit.checks.lab{n:02}") for n in range(1, 9)]
+    points = [sum(c.exercise["points"] for c in contract.checks_of(room)) for room in rooms]
+    told = ", ".join(map(str, points[:-1])) + f" and {points[-1]} for labs 1 to 8"
+    assert told in plain((ROOT / "docs" / "instructor.md").read_text("utf-8"))
