@@ -101,10 +101,11 @@ def traced(ax: Axes, values: Sequence[float], colour: str, weight: float = 0.8, 
 def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     """Loss so far against step, with room for the `steps` to come; a figure, not yet shown."""
     fig, ax = figure(height=2.6)
-    traced(ax, losses, PALETTE[0], 0.8 if steps >= 40 else 0.6)  # a mean lags behind a short run
+    weight = 0.8 if steps >= 40 else 0.6  # a mean lags behind a short run
+    traced(ax, losses, PALETTE[0], weight)
     ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats a token)")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_title(title)
+    ax.set_title(title + _way("loss", losses, steps, weight))
     return fig
 
 
@@ -120,9 +121,20 @@ def growing(values: dict[str, Sequence[float]], steps: int, title: str) -> Figur
         traced(ax, told, colour, 0.6)
         ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name)
         ax.xaxis.get_major_locator().set_params(integer=True)
+        if min(told) == max(told):  # no ticks about a line that does not move
+            ax.set_yticks(told[:1])
     for ax in axes.flat[len(values) :]:
         ax.remove()
-    return headed(fig, title)
+    name, told = next(iter(values.items()))
+    return headed(fig, title + _way(name, told, steps, 0.6))
+
+
+def _way(name, values, steps, weight):
+    """Where the `smooth` line of a quantity began and ended, once all steps are there."""
+    if not 1 < steps <= len(values):
+        return ""
+    mean = smooth(values, weight)
+    return f": {name} {mean[0]:.2f} → {mean[-1]:.2f} in {len(values)} steps"
 
 
 def compare_answers(

@@ -80,11 +80,16 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 #
 # ●●○ · 7 min · 3 points
 #
-# Two configurations. The `LoraConfig` is for a causal language model (`task_type="CAUSAL_LM"`):
-# rank 16 (`r`), `lora_alpha` twice the rank, `lora_dropout` 0.05, `bias="none"`, and
+# Write two configurations. PEFT's `LoraConfig` says what trains. TRL's `SFTConfig` says how (SFT is
+# supervised fine-tuning).
+#
+# The `LoraConfig` is for a causal language model (`task_type="CAUSAL_LM"`): rank 16 (`r`),
+# `lora_alpha` twice the rank, `lora_dropout` 0.05, `bias="none"`, and
 # `target_modules="all-linear"`, every linear layer but the head. Everything else stays at PEFT's
-# defaults. Twice the rank is a habit and not a law: it makes the factor before $BA$ a 2. Lab 5
-# measures what that does when the rank changes, and says when to leave each of these values.
+# defaults.
+#
+# Twice the rank is a habit and not a law: it makes the factor before $BA$ a 2. Lab 5 measures what
+# that does when the rank changes, and says when to choose other values than these.
 #
 # The `SFTConfig` has `output_dir`, `max_length=512`, a learning rate for LoRA, and the *mixed
 # precision* (matrix products in 16 bits, what trains in 32) for this `device`:
@@ -96,9 +101,9 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # | `"a100"` | Ampere and newer: `bf16=True` |
 #
 # TRL's default rate, 2e-5, is meant for full fine-tuning. LoRA needs a higher one. In runs of hours
-# 2e-4 is usual. Runs as short as this lab's want more. In lab 5's, of 24 steps at alpha 32, the
-# best rate is 3e-3 for LoRA, and 3e-4 for full fine-tuning, a tenth of it. (With a finer grid of
-# rates it is an eighteenth.) The check accepts 1e-4 to 5e-3.
+# 2e-4 is usual. Runs as short as this lab's want more: in lab 5's runs of 24 steps, at alpha 32,
+# the best rate for LoRA is 3e-3. For full fine-tuning it is 3e-4 there, a tenth (on a finer grid of
+# rates, an eighteenth). The check accepts 1e-4 to 5e-3.
 #
 # Make both anew in each call: PEFT writes into a `LoraConfig` that it is given.
 #
@@ -157,8 +162,9 @@ def count_lora_params(shapes, r):
 check.counts(count_lora_params)
 
 # %% [markdown]
-# A model on the *meta* device has shapes and no numbers, so even eight billion parameters need no
-# memory, and PEFT can adapt it like any other.
+# Count in large models, too. A model on the *meta* device has shapes and no numbers, so even eight
+# billion parameters need no memory, and PEFT can adapt it like any other. The picture shows which
+# share of each model trains, for two choices of `target_modules`.
 
 
 # %%
@@ -180,34 +186,34 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
     sizes["Llama-3.1-8B"] = LlamaConfig(
         intermediate_size=14336, vocab_size=128256, num_key_value_heads=8
     )
-    shares = []
+    shares = {name: {} for name in sizes}
     for name, config in sizes.items():
         for label, lora in [("q, v", narrow), ("all-linear", everything)]:
             shapes, counted, base = on_meta(config, lora)
             mine = count_lora_params(shapes, lora.r)
-            shares.append((f"{name}, {label}", mine / (base + mine)))
+            shares[name][label] = mine / (base + mine)
             print(f"{name:<13} {label:<11} yours {mine:>11,}  PEFT {counted:>11,}  of {base:,}")
     display(plots.trained_shares(shares))
 
 # %% [markdown]
 # Why does the smallest model train the largest share? A square matrix of width $d$ has $d^2$
-# weights, and LoRA adds $2rd$ numbers: $2r/d$ of it. That share falls as models get wider.
+# weights, and LoRA adds $2rd$ numbers. That is a share of $2r/d$, which falls as models get wider.
 #
-# Here are three numbers that circulate. Hold each against your lines.
+# Here are three claims that circulate. Hold each against the counts printed above.
 #
 # - *"Llama-2-7B, q and v, r=16: 4.2 million."* That is the count at r=8.
 # - *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776."* The first number counts q, k, v and o
 #   alone. The second is close to the count of a 4-bit model in which a packed byte, which holds two
 #   weights, is taken for one (lab 4).
-# - *"All-linear is about three times q, v."* Divide your lines: it is 5.3, 4.8 and 6.2 times.
+# - *"All-linear is about three times q, v."* Divide the counts: it is 5.3, 4.8 and 6.2 times.
 
 # %% [markdown]
 # ### What the word "all-linear" does not reach
 #
-# The word sounds as if nothing were left out. But PEFT looks for *modules* such as `nn.Linear`. In
-# a mixture of experts the weights of all experts often lie in large parameters, which are no
-# modules. Are the experts adapted? Here are two tiny models with random weights, built like two
-# families that people tune today.
+# The word sounds as if nothing were left out. But PEFT looks for *modules* such as `nn.Linear`. A
+# mixture of experts has many MLPs in a layer, the experts, and each token uses a few of them. Their
+# weights often lie together in large parameters, which are no modules. Are the experts adapted?
+# Here are two tiny models with random weights, built like two families that people tune today.
 
 # %% tags=["experiment"]
 if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
@@ -228,14 +234,14 @@ if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
 
 # %% [markdown]
 # For `qwen3_moe` PEFT (0.21) knows where the experts are, and adds them by itself. For `gpt_oss` it
-# adapts the attention alone, without a warning, and more than half of the weights get no adapter.
-# (Our models are tiny. In the real gpt-oss-20b the experts hold 19.1 of 20.9 billion parameters.)
-# So before a run print the names of what trains, and give what is missing to `target_parameters`.
+# adapts the attention alone, without a warning: more than half of our tiny model's weights get no
+# adapter. In the real gpt-oss-20b the experts hold 19.1 of 20.9 billion parameters. So print the
+# names of what trains before a run, and give what is missing to `target_parameters`.
 #
 # Embeddings are not reached either. A new token (a tool's name, a language's tag) needs a row of
-# the embedding, and that row must be trained. Here are two ways to train it. Which file is larger?
-# (PEFT's default would also save the whole embedding once it has grown. That is off here, so a file
-# has only what trained.)
+# the embedding, and that row must be trained. The next cell trains it in two ways, and prints the
+# size of the adapter's file. (PEFT's default would also save the whole embedding once it has grown.
+# That is off here, so a file has only what trained.) Which file is larger?
 
 # %% tags=["experiment"]
 if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
@@ -268,7 +274,9 @@ if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
 # goes on and on. Why does it not stop?
 #
 # To see it happen, write the rows as one does for a base model, without a chat template: the
-# command, a line break, the answer, the end token. The labels say which tokens the loss counts.
+# command, a line break, the answer, the end token. The labels say which tokens the loss counts. A
+# label of -100 stands for none: the loss skips that token.
+#
 # The next function gives no label to the prompt, and none to padding. It knows padding as
 # transformers' `DataCollatorForLanguageModeling` does: by its id.
 
@@ -306,9 +314,12 @@ def endless(model):
 
 # %% [markdown]
 # No wanted answer is longer than 48 tokens, so an answer that is longer did not stop. `finetune` is
-# TRL's trainer, made lean for a CPU; a section below says how. The rate is that of a short run. In
-# the curve that grows meanwhile the faint line is the loss of each step, the strong one its running
-# mean.
+# TRL's trainer, made lean for a CPU; a section below says how. The learning rate is that of a short
+# run.
+#
+# Two pictures come. The first is the loss curve, drawn while the model trains: the faint line is
+# the loss of each step, the strong one its running mean. The second counts the answers that do not
+# stop.
 
 # %%
 guess_masked = lab.predict("Trained on these labels, how many of 60 answers will not stop?", None)
@@ -409,17 +420,21 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
     print(f"last loss: end masked {masked.losses[-1]:.2f}, your labels {mended.losses[-1]:.2f}")
 
 # %% [markdown]
-# It was, or nearly so, when we ran it: none or one of the 60 went on. Model, data, steps and
-# rate are the same with both kinds of labels.
+# It was, or nearly so, when we ran it: none or one of the 60 went on. Both runs have the same
+# model, data, steps and rate. Only the labels differ.
 #
-# A chat model can hide this bug, since it had learned to stop before you tuned it. With SmolLM2's
-# own template, and the end masked in the same way, all of 30 answers came to an end when we tried
-# it (25 steps of 8, one seed), some of them only after a second JSON object. A base model has no
-# such habit, and a chat model has it in its own template, not necessarily in yours.
+# A chat model can hide this bug, since it had learned to stop before you tuned it. We tried it with
+# SmolLM2's own template, and the end masked in the same way (25 steps of 8, one seed). All of 30
+# answers came to an end, some of them only after a second JSON object. A base model has no such
+# habit. A chat model has it in its own template, not necessarily in yours.
 #
 # The other common mend is a padding token that is not the end token. It works as long as nobody
-# sets the two equal again. A mask works whatever the token. TRL's trainer goes by the mask today
-# (1.16). transformers' collator for language models (5.24) still goes by the id.
+# sets the two equal again. A mask works whatever the token. TRL's trainer (1.16) makes the labels
+# before it pads, so that the id does not matter. transformers' collator for language models (5.24)
+# still goes by the id.
+#
+# Do not compare the two last losses that are printed: one of them counts the end token, and the
+# other does not.
 
 # %% [markdown]
 # ## The trainer, and where an answer begins
@@ -514,11 +529,17 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
     print(repr(spoken["no generation prompt"][0]))
 
 # %% [markdown]
-# Asked as trained, the model got 40, 40, 40 and 37% of 60 in four runs of ours. Without the
-# generation prompt it got 45, 38, 40 and 40%, with the first token twice 42, 35, 33 and 37%. No way
-# of asking stands out in all runs. (The thin lines are each bar's own standard error, about 6
-# points. The questions are the same for all bars, so a difference is surer than the lines suggest.
-# Lab 4 compares in pairs.)
+# Four runs of ours, in % of 60 answers:
+#
+# | asked | right in each run |
+# |---|---|
+# | as trained | 40, 40, 40, 37 |
+# | no generation prompt | 45, 38, 40, 40 |
+# | first token twice | 42, 35, 33, 37 |
+#
+# No way of asking stands out in all runs. The thin lines in the picture are each bar's own standard
+# error, about 6 points. The questions are the same for all bars, so a difference is surer than the
+# lines suggest. (Lab 4 compares in pairs.)
 #
 # Why does the wrong prompt do so little harm? Probably because the model has just learned to answer
 # everything in JSON, and does so with these few tokens or without. So your own test may not show
@@ -530,13 +551,14 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
 #
 # ●●○ · 7 min · 2 points
 #
-# **A hunt**, from [trl #1400](https://github.com/huggingface/trl/issues/1400): *"In tokenizer like
-# LLaMATokenizer, there will be two bos tokens at the very beginning"*, and [helm
-# #3698](https://github.com/stanford-crfm/helm/issues/3698): without `add_generation_prompt` the
-# model *"keeps writing as the user"*. The first bug takes two steps: the template writes a BOS (the
-# token that begins a text), and then the tokenizer puts another one before the text. SmolLM2's
-# tokenizer adds none, so here you would not notice. Llama's, Gemma's and Mistral's do, and the
-# check asks with both kinds.
+# **A hunt** for two bugs. The first is from [trl
+# #1400](https://github.com/huggingface/trl/issues/1400): *"In tokenizer like LLaMATokenizer, there
+# will be two bos tokens at the very beginning"*. The template writes a BOS (the token that begins a
+# text), and then the tokenizer puts another one before the text. SmolLM2's tokenizer adds none, so
+# here you would not notice. Llama's, Gemma's and Mistral's do, and the check asks with both kinds.
+#
+# The second is from [helm #3698](https://github.com/stanford-crfm/helm/issues/3698): without
+# `add_generation_prompt` the model *"keeps writing as the user"*.
 #
 # The last message is the user's. Return the list of ids after which the answer begins. It must be a
 # prefix of the whole conversation's ids, so that the model reads what it read in training.
@@ -574,8 +596,10 @@ check.prompt_opens_answer(render_prompt)
 #
 # A row longer than `max_length` is cut. Where? The rows of the task `tickets` are mails to a
 # support desk: most have two or three sentences, every tenth is a long paragraph. The answer, the
-# mail's category, stands at the very end. Here is what cutting on the right, the usual way, leaves
-# of the 960 rows.
+# mail's category, stands at the very end.
+#
+# The usual way is to cut on the right. The picture counts the damage in 960 rows. There are two
+# kinds: rows in which no label is left, and others whose answer has lost its end.
 
 
 # %%
@@ -613,9 +637,11 @@ if lab.experiment("What is left of a row", 3):
 
 # %% [markdown]
 # A row that trains on nothing is lost. A row without an end does not teach the model to stop; nor
-# did those with the end masked. Now look at a `max_length` of 96: the rows lost there are the
-# long mails, all of them (96, too, by chance). At 128 still 94 are lost. A cut does not take rows
-# at random. Here it takes one kind of example out of the training, and no loss curve shows it.
+# did those with the end masked.
+#
+# Now look at a `max_length` of 96. The 96 rows lost there are the long mails, all of them. (That
+# the two numbers are equal is chance.) At 128 still 94 are lost. A cut does not take rows at
+# random. Here it takes one kind of example out of the training, and no loss curve shows it.
 
 # %% [markdown]
 # ### Exercise 3.5 · `fit`
@@ -741,17 +767,19 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 
 # %% [markdown]
 # Two metrics tell two stories. The intent is one of ten, and the run saw about 24 examples of each.
-# The exact answer also needs every slot under the right key, and at least one value that no
-# training command had there. Report the metric that your user notices: a smart home that gets the
+# An exact answer also needs every value under the right key, and at least one of these values stood
+# there in no training command. Report the metric that your user notices: a smart home that gets the
 # lamp under the wrong key does nothing.
 
 # %% [markdown]
 # The marks in the table are a third metric: they compare texts, and yours compares data. So a row
 # may have ✗ there and count as right below. It happened in two of our runs. The answer had
 # `"domain"` twice, first `"entry floor lamp"` and then `"light"`; `json.loads` keeps the last and
-# says nothing. (The picture of three prompts compared texts, too. In these runs it said 40 and 37%,
-# and the one above 42 and 38%, for the same models.) Would your smart home keep the last as well?
-# `json.loads(text, object_pairs_hook=…)` sees both.
+# says nothing. Would your smart home keep the last as well? `json.loads(text, object_pairs_hook=…)`
+# sees both.
+#
+# The picture of three prompts compared texts, too. In these two runs it said 40 and 37% for the
+# same models for which exact match said 42 and 38%.
 
 # %% [markdown]
 # ## What was forgotten
@@ -803,8 +831,8 @@ def perplexity(model, tokenizer, texts):
 check.perplexity_weighs_tokens(perplexity)
 
 # %% [markdown]
-# Ten paragraphs of everyday English, about tides, bread and bridges, and the model of this lab
-# before and after its `home` run:
+# Measure it, then: the perplexity of ten paragraphs of everyday English, about tides, bread and
+# bridges, before and after the `home` run.
 
 # %% tags=["experiment"]
 if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"]):
@@ -914,22 +942,25 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
     display(tables.by_way(runs))
 
 # %% [markdown]
-# The blue dots come from a file of the course, made by `benchmarks/forgetting.py` with three seeds;
-# the stars are yours. Look first at how far apart the dots of one method are. Another seed is
-# another order of the commands and, for LoRA, another draw of $A$ and of dropout. After LoRA with
-# r=4 perplexity has risen by 12% with one seed, and by 27% with another. The means of the methods
-# differ by less, by 4 points. Seed by seed, full fine-tuning's rise minus that of LoRA with r=4 is
-# -10, +1 and -2 points, a mean of -3.6 ± 3.2 (standard error). With three seeds that shows no
+# Each row of the picture is a method with its rate. The blue dots are its three seeds, from a file
+# of the course made by `benchmarks/forgetting.py`. The stars are yours, and the dotted line is the
+# base. Look first at how far apart the dots of one row are. Another seed is another order of the
+# commands and, for LoRA, another draw of $A$ and of dropout. After LoRA with r=4 perplexity has
+# risen by 12% with one seed, and by 27% with another. The means of the methods differ by less, by 4
+# points.
+#
+# Now compare seed by seed. Full fine-tuning's rise minus that of LoRA with r=4 is -10, +1 and -2
+# points, a mean of -3.6 ± 3.2 (standard error). With three seeds that is no clear
 # difference.
 #
-# Rounding alone moves the result as well. The file was made in fp32; this cell multiplies in bf16
-# where the CPU does. With the same seed full fine-tuning's perplexity rose by 17% in the file, and
-# by 19, 23 and 27% in three runs of this cell. So here, after 10 to 17 steps of four commands,
+# Rounding moves the result as well. The file was made in fp32; this cell multiplies in bf16 where
+# the CPU does. With seed 0 full fine-tuning's perplexity rose by 17% in the file, and by 19, 23 and
+# 27% in three runs of this cell. So here, after 10 to 17 steps of four commands,
 # nothing says that one method forgets less than the other.
 #
-# (The `home` run above trained longer and forgot less than these do in the mean, 14 to 16%. Its
-# batches are twice as large, its rank is 16, and its rate falls to zero; here it stays constant. We
-# did not measure which of these it is.)
+# The `home` run above trained longer, and forgot less than these do in the mean: 14 to 16%. Its
+# batches are twice as large, its rank is 16, and its rate falls to zero, while here the rate stays
+# constant. We did not measure which of these it is.
 
 # %% [markdown]
 # Nor are there intruders after so few steps, in LoRA or in full fine-tuning. (The file has none
@@ -950,9 +981,10 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # So far the loss was on the answer alone. In use the prompt is given, so learning to write prompts
 # looks like a waste. Is it? Shi et al. ([2024](https://arxiv.org/abs/2405.14394)) find that it
 # helps where prompts are long, answers short and examples few, and explain it by less overfitting.
+#
 # In the next experiment examples are few, too: 24 commands, each seen four times. A prompt has
-# about 27 tokens here, of which 19, the template's and the system message's, are the same in every
-# row. An answer has about 19, the end among them.
+# about 27 tokens here, and an answer about 19, the end among them. Of the prompt's tokens 19 are
+# the same in every row: those of the template and of the system message.
 
 
 # %%
@@ -975,10 +1007,11 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
     display(plots.where_loss(measured.load("where_loss"), yours))
 
 # %% [markdown]
-# A blue line is a seed of `benchmarks/where_loss.py`. Its two runs have everything else in common,
-# so look at its slope. (Yours repeats seed 0, and may lie on that seed's line.) Four blue lines
-# fall and two rise. Over six seeds the answer's loss changes by -0.04 ± 0.03 nats a token, which is
-# no clear difference. (The first two seeds alone say +0.04 and -0.05.)
+# A blue line is a seed of `benchmarks/where_loss.py`. Its left end is a run with the loss on the
+# answer, its right end one with the loss on everything. All else is the same in both, so look at
+# the slope. (Your dashed line repeats seed 0, and may lie on that seed's.) Four blue lines fall and
+# two rise. Over six seeds the answer's loss changes by -0.04 ± 0.03 nats a token, which is no clear
+# difference. Of the first two seeds one says +0.04 and the other -0.05.
 #
 # Now look at the ends of the lines. With the loss on the answer the seeds lie between 0.58 and
 # 0.79, with the loss on everything between 0.61 and 0.68. Labels on the prompts may have made the
@@ -1012,8 +1045,8 @@ if lab.experiment("The adapter's folder, opened", 2, needs=["3.1", "3.2"]):
     print(f"{n:,} numbers in {adapter_bytes(tuned.folder) / n:.2f} bytes each")
 
 # %% [markdown]
-# Four bytes a number. PEFT by itself trains and stores an adapter in fp32, over a base in 16 bits,
-# too. TRL casts the adapters over a *quantised* base to bf16, so there it is two (lab 4).
+# Four bytes a number: PEFT by itself trains and stores an adapter in fp32, even over a base in 16
+# bits. TRL casts the adapters over a *quantised* base to bf16, so there it is two bytes (lab 4).
 #
 # Now load it again. The next cell does so as some people do. It merges the adapter, because a
 # merged model is faster. Then it loads the adapter onto the result, because the merged model seems
@@ -1046,8 +1079,9 @@ if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.
     guess_twice.beside(100 * reloaded["loaded twice"])
 
 # %% [markdown]
-# Two faults show, and neither raised an error. The first is in the picture: the update counts
-# twice. (`answers_of` turns dropout off, so dropout is not what these answers suffer from.) The
+# There are two faults, and neither raised an error. The first is what the picture measures: the
+# update counts twice. When we ran it, 7% of the answers were right in place of 38%. (`answers_of`
+# turns dropout off, so dropout is not what these answers suffer from.) The
 # second is in the printed line: dropout is on, and the same question gets other logits each time.
 
 # %% [markdown]

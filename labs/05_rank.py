@@ -109,13 +109,13 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
 
 # %% [markdown]
 # Most of LoRA's bar is the frozen model in 16 bits, the same at every rank. (The weights grow a
-# little because the adapter's own are among them.) A higher rank adds little: at the peak each
-# trainable number takes 12 bytes (itself and Adam's two moments in fp32; its gradient is not there
-# yet), and there are some more activations. Full fine-tuning in fp32 pays 16 bytes for every weight
-# of the model, and 8 even where all of it is in bf16.
+# little because the adapter's own are among them.) A higher rank adds little. At the peak each
+# trainable number takes 12 bytes: itself and Adam's two moments, in fp32. (Its gradient is not
+# there yet.) There are some more activations, too. Full fine-tuning in fp32 pays 16 bytes for every
+# weight of the model, and 8 even where all of it is in bf16.
 #
 # So over a 16-bit model of this size memory is no reason to fear r=64. Over a model in 4 bits, as
-# in QLoRA, the same two gigabytes are a larger share.
+# in QLoRA, the two gigabytes that r=64 adds are a larger share.
 
 # %% [markdown]
 # ## How far does the first step go?
@@ -135,7 +135,7 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
 #
 # Both means start at zero, and the two divisions make up for that: at the first step ($t = 1$)
 # $\hat m$ is $g$ itself, and $\hat v$ is $g^2$. What is left of the fraction? ($\epsilon$ is 1e-8,
-# too small to matter here, but for a gradient of zero: then it makes the fraction zero.)
+# too small to matter here. It counts only for a gradient of zero: it makes the fraction zero.)
 #
 # ### Exercise 5.1 · `first_update`
 #
@@ -173,10 +173,11 @@ check.first_step(first_update)
 # $$\frac{\alpha}{r}\, \text{lr} \sum_{k=1}^{r} \lVert G a_k \rVert_1,$$
 #
 # a sum of $r$ terms. Here $a_k$ is the $k$-th row of $A$, and $\lVert \cdot \rVert_1$ adds up
-# absolute values: column $k$ of $B$ is the sign of $G a_k$ (times -lr), and a number times its own
-# sign is its absolute value. No term is negative, and on average all are equal, since all rows are
-# drawn in the same way. So how does the useful part grow with $r$ when $\alpha$ is fixed, and how
-# when $\alpha = 2r$?
+# absolute values. They come from the signs: column $k$ of $B$ is the sign of $G a_k$, times -lr,
+# and a number times its own sign is its absolute value.
+#
+# No term is negative, and on average all are equal, since all rows are drawn in the same way. So
+# how does the useful part grow with $r$ when $\alpha$ is fixed, and how when $\alpha = 2r$?
 
 # %%
 guess_step = lab.predict(
@@ -209,11 +210,11 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1"]):
 # PEFT's default. With `init_lora_weights="gaussian"` the standard deviation of $A$ is $1 / r$, and
 # at a fixed $\alpha$ the useful part falls as $r$ grows.)
 #
-# The right panel explains a puzzle. In lab 2 the *norm* of the update fell with the rank when
-# $\alpha$ was fixed, and it falls here. Why does the useful part not fall with it? Each of the $r$
-# terms is partly useful and partly random. The useful parts point the same way and add up. The
-# random parts point in all directions, so their average shrinks as $r$ grows. The norm measures
-# both. The loss, to first order, responds to the useful part alone.
+# The right panel shows a puzzle. With $\alpha$ fixed the *norm* of the update falls with the rank,
+# here as in lab 2. Why does the useful part not fall with it? Each of the $r$ terms is partly
+# useful and partly random. The useful parts point the same way and add up. The random parts point
+# in all directions, so their average shrinks as $r$ grows. The norm measures both. The loss, to
+# first order, responds to the useful part alone.
 
 # %% [markdown]
 # This was one step of one layer. Do 24 steps of the whole model behave in the same way?
@@ -285,12 +286,12 @@ if lab.experiment("r = 4, 16, 64 with alpha = 2r", 80, needs=["5.2"]):
 
 # %% [markdown]
 # `trainable` and `adapter_mb` grow in proportion to the rank, `peak_mb` much less. (`seconds` are
-# of one run each: other work of the machine is in them, and in the first one its warming up.)
-# `exact` is at or near zero in every row: 24 steps at this rate are too few for whole answers. So
-# from here on the loss is what you compare.
+# of one run each, so do not compare them: other work of the machine is in them, and in the first
+# one its warming up.) `exact` is at or near zero in every row: 24 steps at this rate are too few
+# for whole answers. So from here on the loss is what you compare.
 #
-# It falls steeply. Many would now conclude: "rank matters, take 64". Before you do, change one
-# thing: keep $\alpha$ fixed at 32. At r=16 that is the same run as above.
+# The loss falls steeply with the rank. Many would now conclude: "rank matters, take 64". Before you
+# do, change one thing: keep $\alpha$ fixed at 32. At r=16 that is the same run as above.
 
 # %% tags=["experiment"]
 if lab.experiment("The same with alpha fixed", 55, needs=["5.2"]):
@@ -300,10 +301,11 @@ if lab.experiment("The same with alpha fixed", 55, needs=["5.2"]):
     display(plots.one_rate(swept, 1e-3))
 
 # %% [markdown]
-# The ranks, the data and the seed are the same as before; only $\alpha$ differs. So the first table
-# measured mostly how far the steps go. Your formula says by how much: at $\alpha = 2r$ the useful
-# part of a first step is sixteen times larger at r=64 than at r=4. And 0.001 is too low a rate for
-# most of these runs, as you will see, so the runs that take longer steps come out ahead.
+# The ranks, the data and the seed are the same as before. Only $\alpha$ differs, and most of the
+# gap between the ranks is gone. So the first table measured mostly how far the steps go. By your
+# formula, at $\alpha = 2r$ the useful part of a first step is sixteen times larger at r=64 than at
+# r=4. And 0.001 is too low a rate for most of these runs, as you will see. So the runs that take
+# longer steps come out ahead.
 
 # %% [markdown]
 # ## The comparison that is fair
@@ -325,8 +327,8 @@ if lab.experiment("Your runs beside the file's", 0, needs=["5.2"]):
 
 # %% [markdown]
 # Expect a few percent. The file's runs multiplied matrices in bf16, and such sums depend a little
-# on the processor and on the number of threads. If your machine computes in fp32, or if your model
-# came from the hub (theirs came from PyPI), the difference may be larger.
+# on the processor and on the number of threads. The difference may be larger if your machine
+# computes in fp32, or if your model came from the hub: the file's runs used the copy from PyPI.
 #
 # The file compares three rules for the factor before $BA$: the two from above, and the
 # rank-stabilised one of lab 2. At r=16 all three give the factor 2, so that they share a run.
@@ -356,8 +358,9 @@ if lab.experiment("Every rank at its own learning rate", 0):
     display(pd.DataFrame(found).T)
 
 # %% [markdown]
-# Look for the lowest point of each curve, and for its height at 0.001. Where a curve leaves the
-# picture at the top, training broke: losses go up to 7 there.
+# Look for the lowest point of each curve, and for its height at 0.001. A bar spans the three seeds.
+# Where a curve or a bar leaves the picture at the top, training broke in at least one seed: losses
+# go up to 7 there.
 #
 # - $\alpha = 32$: the three curves nearly coincide until training breaks.
 # - $\alpha = 2r$: the curves are shifted sideways. The higher the rank, the lower its best rate.
@@ -365,22 +368,21 @@ if lab.experiment("Every rank at its own learning rate", 0):
 #   0.001 the curves differ, since the useful part of a step still grows with the rank, like
 #   $\sqrt{r}$.
 #
-# A bar spans the three seeds. Where it leaves the picture, training broke in some of them. With
-# $\alpha = 32$ and a rate of 0.01 one seed broke at r=4, one at r=16, and none at r=64. Remember
-# the picture of the first step: with $\alpha$ fixed the *size* of a step falls with the rank, and
-# its useful part does not. So a higher rank may bear a higher rate. Three seeds give no more than a
-# hint.
+# Where does training break? With $\alpha = 32$ and a rate of 0.01 one seed broke at r=4, one at
+# r=16, and none at r=64. Remember the picture of the first step: with $\alpha$ fixed the *size* of
+# a step falls with the rank, and its useful part does not. So a higher rank may bear a higher rate.
+# Three seeds give no more than a hint.
 
 # %% [markdown]
 # Now leave the rank aside and sort the same runs by $\alpha$. A stabilised run has the factor $8 /
 # \sqrt{r}$, which equals $\alpha / r$ with $\alpha = 8 \sqrt{r}$: 16 at r=4, 64 at r=64. So the
-# file has five values of $\alpha$, from 8 to 128. By your formula the useful part of a step is
-# proportional to the learning rate times $\alpha$. At $\alpha = 32$ the best rate is 0.003. Work
-# out what it should be at 128. (What was best there you have seen above, as `alpha = 2r` at r=64.
-# Does the formula lead to it?)
+# file has five values of $\alpha$, from 8 to 128. (One reservation: those below 32 were run at r=4
+# alone, those above at r=64 alone. That the rank may be left aside rests on $\alpha = 32$, where
+# the three ranks nearly coincide.)
 #
-# (One reservation: alphas below 32 were run at r=4 alone, and those above at r=64 alone. That the
-# rank may be left aside rests on $\alpha = 32$, where the three ranks coincide.)
+# By your formula the useful part of a step is proportional to the learning rate times $\alpha$. At
+# $\alpha = 32$ the best rate is 0.003. Work out what it should be at 128. You have already seen
+# which rate was best there: that is `alpha = 2r` at r=64. Does the formula lead to it?
 
 # %%
 guess_rate = lab.predict("By your formula, the best learning rate at alpha = 128?", None)
@@ -410,29 +412,32 @@ if lab.experiment("Best learning rate against alpha", 0):
     guess_rate.beside(best_of_alpha.set_index(["alpha", "rank"]).loc[(128, 64), "learning_rate"])
 
 # %% [markdown]
-# A bar reaches half a step of the grid to either side: the true best rate most likely lies in it.
-# It need not. At $\alpha = 16$ the two best rates differ by 0.04 in loss and the seeds of one by up
-# to 0.15, so chance may have picked a neighbour. At $\alpha = 128$ your formula gives a quarter of
-# 0.003, or 0.00075, which lies in the bar.
+# A bar reaches half a step of the grid to either side. At $\alpha = 128$ your formula gives a
+# quarter of 0.003, or 0.00075, which lies in the bar.
+#
+# The true best rate most likely lies in its bar. It need not: at $\alpha = 16$ the two best rates
+# differ by 0.04 in loss, and the seeds of one by up to 0.15. So chance may have picked a neighbour.
 #
 # From $\alpha = 8$ to 128 the best rate falls tenfold, and rate times $\alpha$ stays between 0.05
 # and 0.19. The solid line, a constant product, meets five of the seven bars and narrowly misses
 # two. So "nearly constant" is as much as these runs say.
 #
 # The fitted line (dashed) falls more slowly, as $\alpha^{-0.66}$. The coarse grid alone gives this
-# exponent an error of 0.15, so -1 is about two errors away. One reason for a slower fall may be
-# this (it was not tested here). After the first step Adam moves $A$, too, by the learning rate,
-# whatever $\alpha$ is. What this adds to $\frac{\alpha}{r} BA$ is proportional to $\alpha$ times
-# the rate *squared*. It counts most where the rate is high, which is at small $\alpha$.
+# exponent an error of 0.15, so -1 is about two errors away.
+#
+# Why might it fall more slowly? Here is one reason, which was not tested. After the first step Adam
+# moves $A$, too, by the learning rate, whatever $\alpha$ is. What this adds to $\frac{\alpha}{r}
+# BA$ is proportional to $\alpha$ times the rate *squared*. It counts most where the rate is high,
+# which is at small $\alpha$.
 
 # %% [markdown]
 # Now you can judge some common sentences, for short training on this task:
 #
 # - *"LoRA takes ten times the learning rate of full fine-tuning, because fewer parameters share the
-#   gradient."* On this grid it is ten times at $\alpha = 32$, which "LoRA Without Regret" (2025)
-#   used, too; a finer grid, further below, says eighteen. At $\alpha = 8$ it is 33 times here, at
-#   128 three. If sharing were the reason, the ratio would change from r=4 to r=64, with sixteen
-#   times the parameters. At $\alpha = 32$ it does not, on this grid.
+#   gradient."* On this grid the ratio is 33 at $\alpha = 8$, ten at 32 and three at 128. ("LoRA
+#   Without Regret" (2025) used 32, too. A finer grid, further below, says eighteen there.) If
+#   sharing were the reason, the ratio would change from r=4 to r=64, with sixteen times the
+#   parameters. At $\alpha = 32$ it does not, on this grid.
 # - *"When you double r, double alpha to keep the effective rate."* That keeps the factor $\alpha /
 #   r$, and doubles the useful part of a first step. A fixed $\alpha$ keeps the best rate nearly the
 #   same ("LoRA Without Regret" reports so for large models).
@@ -440,8 +445,8 @@ if lab.experiment("Best learning rate against alpha", 0):
 # - *"Tune alpha and the learning rate."* They are nearly one knob. Fix one, and tune the other.
 
 # %% [markdown]
-# With the rate tuned, how much is a rank worth? Each row has the same three seeds. So compare a
-# circle with the circles of other rows, not a bar with a bar.
+# With the rate tuned, how much is a rank worth? Each row has the same three seeds, and the shape
+# of a mark says which. So compare marks of one shape from row to row, not a bar with a bar.
 
 # %% tags=["experiment"]
 if lab.experiment("How much rank is worth, and how much a seed", 0):
@@ -457,9 +462,9 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
 
 # %% [markdown]
 # Seed by seed, r=64 is ahead of r=4 by 0.014 ± 0.005 (mean and standard error), and full
-# fine-tuning is ahead of r=64 by 0.02 ± 0.02. With three seeds either may be chance: exercise 5.5
-# comes back to that, and to full fine-tuning at a finer rate. With $\alpha = 2r$ and one rate for
-# all, r=4 and r=64 lay 0.6 apart.
+# fine-tuning is ahead of r=64 by 0.02 ± 0.02. With three seeds either may be chance. (Exercise 5.5
+# comes back to that, and to full fine-tuning on a finer grid.) By contrast, with $\alpha = 2r$ and
+# one rate for all, r=4 and r=64 lay 0.6 apart.
 #
 # So on this task, at this length of training, the size of the steps matters far more than the rank.
 # Does rank matter at all, then?
@@ -482,8 +487,8 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
 # a pair is 6 bits less the cross-entropy in bits.
 #
 # `benchmarks/capacity.py` made the file, in fp32, with $\alpha = 32$ and Adam. With the first seed
-# it tried two to four rates, and where the rank binds the best one lies inside them. Two more seeds
-# repeat the best rate.
+# it tried two to four rates. Where the rank binds, the best of them is at neither end. Two more
+# seeds repeat the best rate.
 
 # %%
 guess_rank = lab.predict("The smallest rank that gets 9 of 10 of 1,000 values right?", None)
@@ -506,9 +511,9 @@ if lab.experiment("Where rank binds", 0):
 # the pairs the bend comes at a higher rank. So "r=8 is enough" is a statement about your data, and
 # no property of LoRA.
 #
-# The thin line is the most that any of these adapters held for each of its numbers. With more than
-# these 100 passes it may be more: whole models are reported to hold about 1 bit a parameter after a
-# hundred passes and 2 after a thousand (Allen-Zhu and Li, 2404.05405).
+# On the thin line every number of the adapter would hold as much as in the best of these runs. With
+# more than 100 passes it may be more: whole models are reported to hold about 1 bit a parameter
+# after a hundred passes and 2 after a thousand (Allen-Zhu and Li, 2404.05405).
 
 # %% [markdown]
 # What does that say about real data? On SmolLM2, r=16 on all linear layers has 4.9 million numbers.
@@ -547,10 +552,10 @@ if lab.experiment("Batches of 10 to 250 pairs", 0):
 
 # %% [markdown]
 # Follow one colour from left to right. In batches of 10 there are many steps, and nearly every rate
-# suffices. With all 250 in one batch there are 100 steps, and fewer of these do: LoRA holds nearly
-# all at 0.01 and 0.03, half at 0.003, four fifths at 0.1. The matrix needs 0.003 or more. How far
-# above 0.01 it could go was not tried, so these runs cannot say which of the two leaves more room.
-# Most points are one seed. (The table takes the best of the rates that have three.)
+# suffices. With all 250 in one batch there are 100 steps, and fewer rates do. LoRA then holds
+# nearly all at 0.01 and 0.03, half at 0.003, four fifths at 0.1. The matrix needs 0.003 or more.
+# For the matrix no rate above 0.01 was tried, so these runs cannot say which of the two leaves more
+# room. (Most points are one seed. The table takes the best of the rates that have three.)
 #
 # At its best rate LoRA holds all in every batch size, so the second limit does not show here. That
 # does not refute it: this is one adapter with room to spare, on 250 random pairs, in one matrix,
@@ -559,9 +564,9 @@ if lab.experiment("Batches of 10 to 250 pairs", 0):
 # %% [markdown]
 # ## Where to spend parameters
 #
-# The LoRA paper adapted mostly q and v, QLoRA all linear layers. A common sentence says:
-# *"Attention alone costs 1-3%."* At the same rank fewer layers also mean fewer parameters. So to
-# compare places fairly, give each the same number of parameters.
+# Which layers should have an adapter? The LoRA paper adapted mostly q and v, QLoRA all linear
+# layers. A common sentence says: *"Attention alone costs 1-3%."* But at the same rank fewer layers
+# also mean fewer parameters. So to compare places fairly, give each the same number of parameters.
 #
 # ### Exercise 5.3 · `matched_rank`
 #
@@ -613,18 +618,24 @@ if lab.experiment("What each place brings, from the file", 0, needs=["5.3"]):
 # layers by 0.02 ± 0.01, which three seeds cannot tell from nothing.
 #
 # Larger studies point the same way. QLoRA needed all linear layers to match 16-bit fine-tuning, and
-# in "LoRA Without Regret" attention alone lost to MLPs alone at about equal parameters. In PEFT's
-# benchmark of July 2026 (Llama-3.2-3B on MetaMathQA) MLPs alone (r=10) have an accuracy of .494 and
-# q and v alone (r=32) of .478, at about equal parameters. In its runs of 2025 it was .526 and .482.
-# That is one run each. So what attention alone costs depends on the task, and "1-3%" is no rule. To
-# adapt all layers takes one line: `target_modules="all-linear"`.
+# in "LoRA Without Regret" attention alone lost to MLPs alone at about equal parameters. PEFT's
+# benchmark (Llama-3.2-3B on MetaMathQA) compares MLPs alone with q and v alone, also at about equal
+# parameters. Its accuracies, one run each:
+#
+# | runs of | MLPs alone, r=10 | q and v alone, r=32 |
+# |---|---|---|
+# | 2025 | .526 | .482 |
+# | July 2026 | .494 | .478 |
+#
+# So what attention alone costs depends on the task, and "1-3%" is no rule. To adapt all layers
+# takes one line: `target_modules="all-linear"`.
 
 # %% [markdown]
 # ## What do two ranks learn in common?
 #
 # So far you compared ranks by their loss. The LoRA paper argues for small ranks in another way. It
-# trains at r=8 and at r=64, and compares the subspaces that the two `A` span. If the first
-# direction agrees and the others do not, one direction was signal and the rest noise.
+# trains at r=8 and at r=64, and compares the subspaces that the two `A` span. Its argument: if the
+# first direction agrees and the others do not, one direction was signal and the rest noise.
 #
 # ### Exercise 5.4 · `subspace_similarity`
 #
@@ -688,8 +699,8 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
     display(studies.overlaps(maps, title, marked=8))
 
 # %% [markdown]
-# A cell is $\phi(i, j)$: how much the top $i$ directions of the run at r=8 and the top $j$ of that
-# at r=64 share. The brighter, the more. The number in each panel is that of the top 8 of both. To
+# A cell is $\phi(i, j)$: how much the top $i$ directions of the run at r=8 share with the top $j$
+# of the run at r=64. The brighter, the more. The number in each panel is for the top 8 of both. To
 # the right of it every panel grows brighter. Part of that is chance: random spans have $j / 576$
 # there, 0.11 at $j = 64$.
 #
@@ -763,12 +774,17 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # One paper disputes their gains: *once each has its own best learning rate, all are within 1-2%*
 # (Lee et al., 2602.04998). How much of that can a laptop see? `benchmarks/variants.py` trains each
 # on `home`: 24 steps of 4 commands, r=16, $\alpha = 32$, fp32 (MiSS with about as many parameters).
-# With the first seed it tries five rates half a decade apart. Two more seeds repeat the best one.
-# (One of them, seed 1, also tried the rates on both sides: the same of the five was best for every
-# method.) But a best rate may lie between two of them. Where a parabola through the first seed's
-# best and its neighbours puts it a third of a step or more to one side (LoRA, rsLoRA, PiSSA, OLoRA,
-# LoRA-FA and full fine-tuning), all three seeds take the rate halfway to that neighbour as well.
-# All else is PEFT's default. LoRA+ has a ratio of 16, and its `rate` is that of `A`.
+# All else is PEFT's default. LoRA+ has a ratio of 16, and its `rate` in the table is that of `A`.
+#
+# Each method looks for its own best rate:
+#
+# 1. The first seed tries five rates half a decade apart. Two more seeds repeat the best one.
+# 2. One of them, seed 1, also tries the rates on both sides. For every method the same of the five
+#    was best.
+# 3. But a best rate may lie between two of the five. A parabola through the first seed's best and
+#    its neighbours says where. If that is a third of a step or more to one side, all three seeds
+#    take the rate halfway to that neighbour as well. So it was for LoRA, rsLoRA, PiSSA, OLoRA,
+#    LoRA-FA and full fine-tuning.
 
 # %% [markdown]
 # One question is left to you: when is a difference larger than chance? Seeds differ a lot. But a
@@ -861,23 +877,25 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # itself goes from 0.29 to 0.38. And at a single rank rsLoRA *is* plain LoRA with a larger $\alpha$.
 # So its 6% is what another $\alpha$, other rates and luck can be worth.
 #
-# How much is the grid worth? Before the rates between were tried, PiSSA stood at +9 ± 7 and LoRA-FA
-# at +17 ± 8. Five rates half a decade apart were too few to judge either. (Nor does the parabola
-# always know. For plain LoRA it is lowest at 0.0020, and at the 0.0017 that was tried two seeds of
-# three did worse than at 0.003.) A table with one rate a method would mostly have compared rates.
+# How much is the grid worth? Before the halfway rates were tried, PiSSA stood at +9 ± 7 and LoRA-FA
+# at +17 ± 8. Five rates half a decade apart were too few to judge either. A table with one rate a
+# method would mostly have compared rates. (Nor does the parabola always know. For plain LoRA it is
+# lowest at 0.0020, but at the halfway rate, 0.0017, two seeds of three did worse than at 0.003.)
 #
-# Full fine-tuning is the one row that stands apart. It is ahead of plain LoRA by 12% of its loss,
-# ± 0.4: by 0.036 to 0.041 in each of the three seeds. Here, too, the grid decides what one sees: at
-# 3e-4, the best of its first five rates, it was ahead by 5 ± 4, and that could have been chance.
-# (The new one, 1.7e-4, is an eighteenth of LoRA's 3e-3: "ten times" is no finer than a grid.)
-# Whether a variant makes up what LoRA lacks these runs cannot say: rsLoRA is 0.020 ± 0.021 behind
-# full fine-tuning.
+# Full fine-tuning is the one row that stands apart. It is ahead of plain LoRA by 12 ± 0.4% of
+# LoRA's loss: by 0.036 to 0.041 in each of the three seeds. Here, too, the grid decides what one
+# sees. At 3e-4, the best of its first five rates, it was ahead by 5 ± 4, and that could have been
+# chance. Its halfway rate, 1.7e-4, is an eighteenth of LoRA's 3e-3. So "ten times" is no finer than
+# the grid that it came from.
 #
-# These runs neither confirm nor refute "1-2%". With three seeds and such errors nothing below 7%
-# would be seen, and for rsLoRA, MiSS and OLoRA nothing below 20%. Even the order of the rows is
-# open. `rank_sweep` has a few of these settings in bf16, with the same commands in another order,
-# and there PiSSA (at 0.001) is *ahead* of LoRA, by 0.02 and 0.004 in its two seeds. Nor is one
-# short task a verdict on a method: the papers train longer, and larger models.
+# Does a variant make up what LoRA lacks? These runs cannot say: rsLoRA is 0.020 ± 0.021 behind full
+# fine-tuning. Nor do they confirm or refute "1-2%". With three seeds and such errors nothing below
+# 7% would be seen, and for rsLoRA, MiSS and OLoRA nothing below 20%.
+#
+# Even the order of the rows is open. `rank_sweep` has a few of these settings in bf16, with the
+# same commands in another order. There PiSSA (at 0.001) is *ahead* of LoRA, by 0.02 and 0.004 in
+# its two seeds. Nor is one short task a verdict on a method: the papers train longer, and larger
+# models.
 
 # %% [markdown]
 # Costs are easier to tell apart. Here are the seconds and the peak memory of a step, for four
@@ -896,7 +914,7 @@ if lab.experiment("What a step of four adapters costs", 20):
 # %% [markdown]
 # DoRA needs the norm of each row of $W + \frac{\alpha}{r} B A$ at every step. So it multiplies $B
 # A$ out, and pays for that in time and memory. LoRA, rsLoRA and PiSSA do the same work in a step.
-# What differs among them is the noise of one measurement: compare DoRA's seconds with that.
+# So what differs among these three is the noise of one measurement. Compare DoRA's seconds with it.
 
 # %% [markdown]
 # ## A case: 48 kinds of tickets
@@ -998,9 +1016,8 @@ if lab.experiment("All 48 categories, every method", 0):
 # How sure are these scores? On 288 tickets one standard error is three points, and that of a
 # difference of two scores up to four, before seeds add theirs. So two methods six points apart may
 # well be equal. With three seeds LoRA minus QLoRA is +6, -2 and +1 points: the first seed alone
-# would have looked like a finding. Look at the columns `seeds` and `rates tried`, too, before you
-# rank methods. After an hour on learning rates you know what a comparison at one untuned rate is
-# worth.
+# would have looked like a finding. So before you rank methods, look at the columns `seeds` and
+# `rates tried`, too.
 #
 # What does the table show? Counting words gets two tickets in five, and a classifier on sequences
 # of characters, fitted in seconds, is a rival at this size of data. Do not conclude that LoRA can
@@ -1008,15 +1025,15 @@ if lab.experiment("All 48 categories, every method", 0):
 #
 # Were the rates fair? Each trained method had three, half a decade apart, with three seeds each.
 # For every method and every seed the middle one was best. For LoRA and QLoRA either neighbour loses
-# 14 to 21 points, so their best rate lies close to it. For full fine-tuning the lower one loses 17
-# points. The higher one loses 3.7 ± 2.0, taken ticket by ticket with the three seeds averaged: a
-# rate between may be better still.
+# 14 to 21 points, so their best rate lies close to the middle one. For full fine-tuning the lower
+# rate loses 17 points, but the higher one only 3.7 ± 2.0 (taken ticket by ticket, with the three
+# seeds averaged). So for it a rate between may be better still.
 #
-# Does full fine-tuning win? Here it does, by 7, 5 and 6 points. Taken in the same way that is 6.0 ±
-# 1.6, more than chance. (The title's chance is that of scores on different tickets. These two
-# answered the same ones, so the comparison is sharper.) A rate between would rather widen the gap
-# than close it. What is not settled is whether more passes or another rank would.
-# `benchmarks/tickets_study.py` made the runs.
+# Does full fine-tuning beat LoRA? Here it does, by 7, 5 and 6 points in the three seeds. Taken
+# ticket by ticket in the same way, that is 6.0 ± 1.6, more than chance. (The title's chance is that
+# of scores on different tickets. These two answered the same ones, so the comparison is sharper.) A
+# rate between would rather widen the gap than close it. Whether more passes or another rank would
+# close it is not settled.
 
 # %% [markdown]
 # When LoRA is wrong, is its answer a category nearby, or far away? The 48 categories form groups,
@@ -1049,7 +1066,7 @@ if lab.experiment("Who confuses what", 1):
 #
 # | knob | start | raise it when | lower it when |
 # |---|---|---|---|
-# | `r` | 8 or 16 | training loss stalls at its best rate, on much data | files must be small |
+# | `r` | 8 or 16 | training loss stalls at the best rate, on much data | files must be small |
 # | `lora_alpha` | 32, at every rank | (leave it, tune the learning rate) | (leave it) |
 # | learning rate | 2e-4 for large models, 1e-3 to 3e-3 here | loss falls slowly | spikes |
 # | `lora_dropout` | 0.05 | held-out loss rises, training loss falls | training loss stalls |
@@ -1115,8 +1132,8 @@ check.quiz(quiz)
 #   the rank. So a comparison with `alpha = 2r` at one learning rate compares step sizes. Fix
 #   $\alpha$, tune the rate, and repeat with other seeds.
 # - Rate and $\alpha$ are nearly one knob: when $\alpha$ grew sixteenfold, the best rate fell
-#   tenfold. "Ten times full fine-tuning's rate" was right at $\alpha = 32$ on that grid; on a finer
-#   one it was eighteen times.
+#   tenfold. "Ten times full fine-tuning's rate" was right at $\alpha = 32$ on a grid of half
+#   decades. On a finer grid it was eighteen times.
 # - Rank binds where the data hold more than the adapter can: with random pairs and 100 passes, up
 #   to 0.7 bits a number. On the small task of commands it hardly mattered.
 # - Compare places at equal parameters, and variants at their own best rate, seed by seed. Compare

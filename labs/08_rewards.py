@@ -37,6 +37,7 @@ import labkit
 lab, check = labkit.start("08_rewards")
 
 # %%
+import copy
 import json
 import math
 
@@ -262,9 +263,9 @@ def lora_config(r=16):
 
 
 def adapted(base, r=16, seed=0):
-    """`base` with a fresh LoRA on all linear layers. Switched off, it is `base`."""
+    """A copy of `base` with a fresh LoRA on all linear layers. Switched off, it is `base`."""
     torch.manual_seed(seed)
-    return get_peft_model(base, lora_config(r))
+    return get_peft_model(copy.deepcopy(base), lora_config(r))
 
 
 def adamw(model, rate):
@@ -395,25 +396,21 @@ def moving(model, batch):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Pairs swapped, and a reference that moves", 50, needs=["8.1", "8.2", "8.3"]):
-    wrong = adapted(models.load()[0])
-    turned = train_dpo(wrong, [swapped(batch) for batch in batches[:8]], 5e-4, title="DPO, swapped")
-    share_wrong, _ = followed(wrong, unseen)
-    still = train_dpo(adapted(models.load()[0]), batches[:3], 5e-4, moving, title="Reference moves")
+if lab.experiment("Pairs swapped, and a reference that moves", 35, needs=["8.1", "8.2", "8.3"]):
+    reversed_pairs = [swapped(batch) for batch in batches[:8]]
+    turned = train_dpo(adapted(model), reversed_pairs, 5e-4, title="DPO, swapped")
+    still = train_dpo(adapted(model), batches[:3], 5e-4, moving, title="Reference moves")
     told = {"right pairs": dpo, "swapped pairs": turned, "moving reference": still}
     falling = {name: curves.values["loss"] for name, curves in told.items()}
     display(plots.losses(falling, plots.loss_title(falling)))
-    shares = {"before": before, "right pairs, 20 steps": after, "swapped, 8 steps": share_wrong}
-    lost, lost_error = (100 * number for number in difference(share_wrong, before))
-    title = f"After swapped pairs: {lost:+.0f} points, standard error {lost_error:.0f}"
-    display(plots.shares(shares, title))
 
 # %% [markdown]
 # With swapped pairs the loss falls, too. (The title compares means over the last three steps.) A
 # loss measures how well the model agrees with the pairs, whatever they say. Only something outside
-# the pairs can tell that they are wrong, here the verifier. And with 40 instructions even the
-# verifier gives a hint at most: -8 points with a standard error of 4 when we ran it, and -2 with
-# one of 3 on another processor. So read a few pairs before you train on them.
+# the pairs can tell that they are wrong. Here that would be the verifier, and it would need more
+# than our 40 instructions: after these eight steps it counted 8 points less on one processor, with
+# a standard error of 4, and 2 less on another, with one of 3. Reading a few pairs is cheaper. Do
+# it before you train on them.
 #
 # Where the reference moves, policy and reference are the same at every step, and the loss stays at
 # $\log 2 = 0.69$ (the dotted line). The gradient is not zero: every pair pushes as hard as in the
@@ -452,7 +449,7 @@ def two_steps(trainer, columns):
 # %% tags=["experiment"]
 if lab.experiment("Two steps of TRL's DPOTrainer", 18, needs=["8.1", "8.2", "8.3"]):
     trainer = DPOTrainer(
-        models.load()[0],
+        copy.deepcopy(model),
         args=quiet(DPOConfig, per_device_train_batch_size=6, beta=0.1, learning_rate=5e-4),
         train_dataset=preferred.remove_columns("check"),
         processing_class=tokenizer,
@@ -660,7 +657,7 @@ def earned_by(worth, answers):
 # %% tags=["experiment"]
 if lab.experiment("A step without a warm start", 12, needs=["8.4", "8.5", "8.6"]):
     commands, chance = tasks.load("home").sort("intent"), torch.Generator(lab.device).manual_seed(0)
-    policy = adapted(models.load()[0])
+    policy = adapted(model)
     rows = next(rollouts.prompts(commands, 8, 1))
     answers = rollouts.sample(policy, tokenizer, rows, 8, generator=chance)
     earned = earned_by(reward, answers)
@@ -709,12 +706,14 @@ def warm_start(steps=14):
 
 
 # %%
-def train_grpo(model, commands, worth, steps, rate, samples=8, size=64, seed=0, **watched):
+def train_grpo(
+    model, commands, worth, steps, rate, samples=8, size=64, seed=0, title="GRPO on home", **watched
+):
     """GRPO, `size` answers a step; curves of reward, KL from the start, equal groups, lengths.
 
     `watched` are other rewards, by name, that are noted and not paid.
     """
-    optimizer, curves = adamw(model, rate), live.Curves("GRPO on home", steps)
+    optimizer, curves = adamw(model, rate), live.Curves(title, steps)
     chance = torch.Generator(model.device).manual_seed(seed)
     for rows in rollouts.prompts(commands, size // samples, steps, seed):
         answers = rollouts.sample(model, tokenizer, rows, samples, 32, generator=chance)
@@ -824,7 +823,7 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
 
 # %% tags=["experiment"]
 if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
-    policy, chance = adapted(warm_start()[0]), torch.Generator(lab.device).manual_seed(0)
+    policy, chance = adapted(start), torch.Generator(lab.device).manual_seed(0)
     optimizer = adamw(policy, 5e-4)
     rows = next(rollouts.prompts(tasks.load("home").sort("intent"), 4, 1))
     answers = rollouts.sample(policy, tokenizer, rows, 8, 32, generator=chance)
@@ -1020,9 +1019,9 @@ guess_keys = lab.predict("An answer names about 2.5 keys at first. How many afte
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
-    greedy = adapted(warm_start()[0])
+    greedy = adapted(start)
     home = tasks.load("home").sort("intent")
-    hacked = train_grpo(greedy, home, bonus, 8, 5e-4, size=32, honest=reward)
+    hacked = train_grpo(greedy, home, bonus, 8, 5e-4, size=32, title="Paid a bonus", honest=reward)
     scores["paid a bonus"] = marks(greedy)
     table = pd.DataFrame(scores).T
     title = plots.hack_title(hacked.values, table["reward"])
@@ -1075,7 +1074,7 @@ if lab.experiment("Two steps of TRL's GRPOTrainer", 18, needs=["8.4", "8.5", "8.
 
     prompts = tasks.load("home").map(lambda row: {"prompt": row["messages"][:-1]})
     trainer = GRPOTrainer(
-        warm_start()[0],
+        copy.deepcopy(start),
         reward_funcs=pay,
         args=quiet(
             GRPOConfig,

@@ -1508,6 +1508,16 @@ def _route_grouped(model, prompts, adapter_names):
 
 
 @back
+def route_padded_with_starts(model, prompts, adapter_names):
+    """Any token will do where the mask hides it."""
+    batch = _batch(model, prompts)
+    ids = batch["input_ids"]
+    ids[batch["attention_mask"] == 0] = model.tokenizer.bos_token_id
+    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
+    return _cut(model, out, ids.shape[1])
+
+
+@back
 def route_by_hand(model, prompts, adapter_names):
     """A greedy loop without a cache."""
     tokenizer = model.tokenizer
@@ -2040,6 +2050,7 @@ RIGHT = [
     (check.serves, swap_by_state, route_by_side),
     (check.serves, swap_by_flags, route_sorted),
     (check.serves, swap_by_words, route_by_hand),
+    (check.serves, swap_by_words, route_padded_with_starts),
     (check.serves, _named("", "base_model", also=_in_the_layers), route_recalled),
     (check.serves, swap_by_layers, route_on_a_copy_of_the_tokenizer),
     (check.serves, swap_cost, route_with_config),

@@ -23,21 +23,25 @@ def loss_tokens(tokens, has_loss, name):
     return HTML(f"<p><b>{share}</b></p><p style='font-family:monospace'>{''.join(spans)}</p>")
 
 
-def trained_shares(rows):
-    """Dots on a log axis: the share of a model that trains; `rows` is a list of (label, share)."""
-    fig, ax = figure(height=0.36 * len(rows) + 1.3)
-    labels, shares = zip(*rows, strict=True)
-    places = np.arange(len(rows))[::-1]
-    ax.plot([100 * share for share in shares], places, "o", color=PALETTE[1], ms=9)
-    how = {"textcoords": "offset points", "va": "center", "color": INK, "bbox": PAPER}
-    for y, share in zip(places, shares, strict=True):
-        ax.annotate(f"{share:.2%}", (100 * share, y), (10, 0), **how)
+def trained_shares(models):
+    """A row a model, a dot a choice of layers, on a log axis: `{model: {choice: share}}`."""
+    fig, ax = figure(height=0.55 * len(models) + 1.6)
+    places = np.arange(len(models))[::-1]
+    how = {"textcoords": "offset points", "ha": "center", "color": INK, "bbox": PAPER}
+    for y, shares in zip(places, models.values(), strict=True):
+        ax.plot([100 * share for share in shares.values()], [y, y], color=INK, lw=1, alpha=0.5)
+        for share in shares.values():
+            ax.annotate(f"{share:.2%}", (100 * share, y), (0, 9), **how)
+    for colour, choice in zip(PALETTE, next(iter(models.values())), strict=False):
+        dots = [100 * shares[choice] for shares in models.values()]
+        ax.plot(dots, places, "o", color=colour, ms=9, label=choice)
     ax.set(xscale="log", xlim=(0.05, 20), xlabel="trainable parameters, % of the model (log)")
     ax.set_xticks([0.1, 1, 10], ["0.1%", "1%", "10%"])
-    ax.set_yticks(places, labels)
-    ax.set_ylim(-0.6, len(rows) - 0.4)
-    low, high = min(shares), max(shares)
-    told = f"The same rank trains {low:.2%} to {high:.1%} of a model:\n"
+    ax.set_yticks(places, list(models))
+    ax.set_ylim(-0.5, len(models) - 0.3)
+    ax.legend(loc="lower right")
+    told = [share for shares in models.values() for share in shares.values()]
+    told = f"The same rank trains {min(told):.2%} to {max(told):.1%} of a model:\n"
     ax.set_title(told + "more with all-linear, less in wider models")
     return fig
 
@@ -49,11 +53,11 @@ def unstopped(counts, n, guess=None):
     ax.barh(names[::-1], values[::-1], color=PALETTE[1], height=0.55)
     for name, value in counts.items():
         ax.text(value, name, f" {value}", va="center", color=INK)
-    ax.set(xlim=(0, 1.08 * n), xlabel=f"answers of {n} that do not stop")
+    ax.set(xlim=(0, 1.08 * n), xlabel=f"answers that do not stop, of {n}")
     ax.set_ylim(-0.6, len(counts) - 0.4)
     ax.grid(axis="y", visible=False)
-    told = [f"{values[0]} of {n} answers do not stop with “{names[0]}”"]
-    told += [f"{value} with “{name}”" for name, value in list(counts.items())[1:]]
+    told = [f"Trained with “{names[0]}”, {values[0]} of {n} answers do not stop"]
+    told += [f"with “{name}” {value}" for name, value in list(counts.items())[1:]]
     ax.set_title(",\n".join(told))
     if guess:
         guess.draw(ax, "x")
@@ -95,7 +99,11 @@ def lost_rows(lost, n, guess):
     for x, counts in enumerate(lost.values()):
         text = " + ".join(str(value) for value in counts.values())
         ax.text(x, below[x], text, ha="center", va="bottom", color=INK)
-    ax.set(xlabel="max_length (tokens)", ylabel=f"rows of {n}", ylim=(0, 1.12 * max(n / 4, *below)))
+    ax.set(
+        xlabel="max_length (tokens)",
+        ylabel=f"damaged rows, of {n}",
+        ylim=(0, 1.12 * max(n / 4, *below)),
+    )
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper right")
     short, counts = list(lost.items())[1]
@@ -149,7 +157,7 @@ def forgetting(runs, live, guess):
     stars = [ways.index(way) for way in live]
     ax.plot(list(live.values()), stars, "*", color=PALETTE[1], ms=13, label="measured just now")
     ax.axvline(base, color=INK, ls=":", lw=1)
-    ax.text(base, -0.45, " base", color=INK, va="bottom")
+    ax.text(base, -0.45, f" base: {base:.1f}", color=INK, va="bottom")
     ax.set_yticks(range(len(ways)), ways)
     ax.set(xlabel="perplexity, everyday English", ylim=(-0.5, len(ways) - 0.4))
     fig.legend(loc="outside lower center", ncols=3, fontsize=9)
@@ -157,7 +165,9 @@ def forgetting(runs, live, guess):
     low, high = rises.mean().min(), rises.mean().max()
     seeds = (rises.max() - rises.min()).max()
     told = f"At equal task loss perplexity has risen by {low:.0f} to {high:.0f}%:\n"
-    told += f"methods differ by {high - low:.0f} points, seeds of one by up to {seeds:.0f}"
+    told += (
+        f"means of rows differ by {high - low:.0f} points, seeds of one row by up to {seeds:.0f}"
+    )
     ax.set_title(told)
     if name := guess.draw(ax, "x"):  # above the dots, on the side that has room
         name.set(rotation=0, ha="left" if guess.value < np.mean(ax.get_xlim()) else "right")

@@ -50,9 +50,9 @@ def number_line(rows, step):
     ax.grid(visible=False)
     stay = [name for name, (_, start, landed) in rows.items() if landed == start]
     ax.set_title(
-        f"The same step: in {' and in '.join(stay)} it snaps back"
+        f"The same update: in {' and in '.join(stay)} it snaps back"
         if stay
-        else "The same step: on every grid it reaches another value"
+        else "The same update: on every grid it reaches another value"
     )
     return fig
 
@@ -95,8 +95,9 @@ def arrivals(sizes, on, beside, trained, guess):
     guess.draw(axes[0])
     small = sizes.index(1e-3)
     low, least = on["bf16"][small], on["NF4"][small]
-    kept = f"weights on the grid keep {low:.0f}% in bf16, and {least:.0f}% in NF4"
-    return headed(fig, f"Of an update of 0.1%, {kept}")
+    kept = f"weights on the grid keep {low:.0f}% in bf16 and {least:.0f}% in NF4;"
+    beside_it = f"in NF4 those of the base, which are beside its grid, {beside['NF4'][small]:.0f}%"
+    return headed(fig, f"Of an update of 0.1% {kept}\n{beside_it}")
 
 
 def crossover(frame, guess):

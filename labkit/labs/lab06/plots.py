@@ -21,12 +21,14 @@ def combinations(along, rest):
         style = {"color": colour, "ha": "center", "bbox": PAPER}
         ax.annotate(name, (x, y), (0, 9), textcoords="offset points", **style)
     ax.axvline(1, color=INK, lw=0.8, zorder=1)
-    ax.set(xlabel="times the wanted sum that it holds", ylabel="|the rest| / |the sum|")
+    ax.set(xlabel="how many times it holds the wanted sum", ylabel="|the rest| / |the sum|")
     ax.set_xlim(0, 1.1 * max(max(times) for times in along.values()))
     ax.set_ylim(-0.08, 1.25 * max(max(sizes) for sizes in rest.values()))
-    times, size = np.median(along["linear"]), np.median(rest["linear"])
-    rest_told = f"a rest of {size:.1f} times its size"
-    ax.set_title(f"“linear” holds {times:.1f} times the sum, and {rest_told}")
+    cat, times = np.median(along["cat"]), np.median(along["linear"])
+    told = f"“cat” holds {cat:.1f} times the sum and nothing else; “linear”\n"
+    ax.set_title(
+        f"{told}{times:.1f} times, and a rest of {np.median(rest['linear']):.1f} times its size"
+    )
     return fig
 
 
