@@ -21,8 +21,8 @@
 # comparison changes two things at once. Then you look for a task where the rank does decide. Two
 # parts are headed *If you have time*: nothing after them needs them.
 #
-# Before each main picture a cell asks for your guess. Write one down: a number that surprised you
-# is one that you remember. A guess costs no points.
+# Before some of the main pictures a cell asks for your guess. Write one down: a number that
+# surprised you is one that you remember. A guess costs no points.
 #
 # About 90 minutes if you know PyTorch well (75 for the exercises), up to 140 if you do not. The
 # experiments take about six minutes on two CPU cores with fast bf16, and seconds when you run them
@@ -608,7 +608,7 @@ if lab.experiment("What each place brings, from the file", 0, needs=["5.3"]):
         rates[place] = float(part["learning_rate"].iloc[0])
         groups[f"{place}, r={rank}"] = list(part["loss"])
         told.append(f"{place} {part['loss'].mean():.2f}")
-    title = f"At equal parameters: {', '.join(told)}"
+    title = f"Held-out loss at equal parameters:\n{', '.join(told)}"
     display(studies.losses(groups, title))
     print("each at its best learning rate:", rates)
 
@@ -627,8 +627,7 @@ if lab.experiment("What each place brings, from the file", 0, needs=["5.3"]):
 # | 2025 | .526 | .482 |
 # | July 2026 | .494 | .478 |
 #
-# So what attention alone costs depends on the task, and "1-3%" is no rule. To adapt all layers
-# takes one line: `target_modules="all-linear"`.
+# So "1-3%" is no rule. To adapt all layers takes one line: `target_modules="all-linear"`.
 
 # %% [markdown]
 # ## What do two ranks learn in common?
@@ -730,8 +729,8 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
     gaps = tables.overfit_gap(history)
     display(gaps.round(3))
     low, high = gaps["gap"]
-    title = f"Held-out minus training loss at the end: {low:.2f} at r=4, {high:.2f} at r=64"
-    title += "\n(one seed each)"
+    title = f"In the end the held-out loss is {low:.2f} above the training loss at r=4,"
+    title += f"\nand {high:.2f} at r=64 (one seed each)"
     display(plots.overfitting(history, title))
 
 # %% [markdown]
@@ -741,8 +740,8 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # seed, it was 0.32 and 0.15. So these two runs say nothing about the rank.
 #
 # What the picture does show is that r=4 overfits, too. On all linear layers it has 1.2 million
-# numbers, far more than sixteen commands need. So a small rank is no cure for few examples. Whether
-# a large one is worse would take more seeds.
+# numbers, and sixteen commands cannot fill those. So a small rank is no cure for few examples.
+# Whether a large one is worse would take more seeds.
 #
 # Against overfitting try the cheapest means first: stop early, then get more data or use dropout.
 # This lab measured early stopping alone, as `rise`.
@@ -1015,9 +1014,9 @@ if lab.experiment("All 48 categories, every method", 0):
 #
 # How sure are these scores? On 288 tickets one standard error is three points, and that of a
 # difference of two scores up to four, before seeds add theirs. So two methods six points apart may
-# well be equal. With three seeds LoRA minus QLoRA is +6, -2 and +1 points: the first seed alone
-# would have looked like a finding. So before you rank methods, look at the columns `seeds` and
-# `rates tried`, too.
+# well be equal, on different tickets. With three seeds LoRA minus QLoRA is +6, -2 and +1 points:
+# the first seed alone would have looked like a finding. So before you rank methods, look at the
+# columns `seeds` and `rates tried`, too.
 #
 # What does the table show? Counting words gets two tickets in five, and a classifier on sequences
 # of characters, fitted in seconds, is a rival at this size of data. Do not conclude that LoRA can
@@ -1025,9 +1024,9 @@ if lab.experiment("All 48 categories, every method", 0):
 #
 # Were the rates fair? Each trained method had three, half a decade apart, with three seeds each.
 # For every method and every seed the middle one was best. For LoRA and QLoRA either neighbour loses
-# 14 to 21 points, so their best rate lies close to the middle one. For full fine-tuning the lower
-# rate loses 17 points, but the higher one only 3.7 ± 2.0 (taken ticket by ticket, with the three
-# seeds averaged). So for it a rate between may be better still.
+# 14 to 21 points, so their best rate most likely lies close to the middle one. For full fine-tuning
+# the lower rate loses 17 points, but the higher one only 3.7 ± 2.0 (taken ticket by ticket, with
+# the three seeds averaged). So for it a rate between may be better still.
 #
 # Does full fine-tuning beat LoRA? Here it does, by 7, 5 and 6 points in the three seeds. Taken
 # ticket by ticket in the same way, that is 6.0 ± 1.6, more than chance. (The title's chance is that

@@ -173,7 +173,7 @@ def collapse(lines, full):
     axes[1].set_xticks(products, [f"{x:g}" for x in products], fontsize=8.5)
     axes[1].set_xticks([], minor=True)
     apart, together = (_spans(lines, by_alpha) for by_alpha in (False, True))
-    title = f"The best rates span a factor of {apart:.0f}, rate x alpha one of {together:.0f}"
+    title = f"The best rates span a factor of {apart:.0f}; times alpha, one of {together:.0f}"
     return headed(fig, title)
 
 
