@@ -106,6 +106,7 @@ def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats a token)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_title(title + _way("loss", losses, steps, weight))
+    ax.legend(["each step", "running mean"], fontsize=9, loc="upper right")
     return fig
 
 
@@ -118,11 +119,13 @@ def growing(values: dict[str, Sequence[float]], steps: int, title: str) -> Figur
     n_columns = -(-len(values) // n_rows)
     fig, axes = figure(n_columns, height=2.2 * n_rows, n_rows=n_rows, squeeze=False)
     for ax, colour, (name, told) in zip(axes.flat, PALETTE, values.items(), strict=False):
+        ax.axhline(0, color=INK, lw=0.6)  # in each panel, so that a small change looks small
         traced(ax, told, colour, 0.6)
         ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        if min(told) == max(told):  # no ticks about a line that does not move
-            ax.set_yticks(told[:1])
+        if not any(told):
+            ax.set_yticks([0])
+    axes.flat[0].legend(axes.flat[0].lines[1:3], ["each step", "running mean"], fontsize=8)
     for ax in axes.flat[len(values) :]:
         ax.remove()
     name, told = next(iter(values.items()))

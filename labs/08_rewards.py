@@ -59,11 +59,13 @@ from labkit.training import fast, finetuning, generation, hardware, models, pair
 # %% [markdown]
 # ## How likely is an answer?
 #
-# DPO needs one number, and GRPO its terms: the log-probability that the model gives to a whole
-# answer. A model writes a token at a time, so the probability of an answer is a product over its
-# tokens, and its logarithm a sum:
+# Both methods begin with the same number: the log-probability that the model gives to a whole
+# answer $y$ after a prompt $x$. A model writes a token at a time, so the probability of an answer
+# is a product over its tokens, and its logarithm a sum:
 #
 # $$\log \pi(y \mid x) = \sum_t \log \pi(y_t \mid x, y_{<t}).$$
+#
+# DPO takes the sum, GRPO its terms.
 #
 # ### Exercise 8.1 · `sequence_logprob`
 #
@@ -103,18 +105,21 @@ def sequence_logprob(logits, labels):
 check.logprobs(sequence_logprob)
 
 # %% [markdown]
-# It is a sum and not a mean, and each further token adds a number that is at most zero. So long
-# answers tend to have lower log-probabilities, good or bad. Remember that when the lengths of
+# The result is a sum and not a mean, and each further token adds a number that is at most zero. So
+# long answers tend to have lower log-probabilities, good or bad. Remember that when the lengths of
 # answers change.
 
 # %% [markdown]
 # ## Which of two answers is better?
 #
 # A *preference* is a prompt with two answers, of which one was chosen and one rejected. It does not
-# say how good either is. Here a program ranks them: many instructions of `chat` name a constraint
-# ("in three bullets"), and the task has a verifier for it. The model answered each of these six
-# times. An answer that follows the constraint and one that does not make a pair.
-# (`benchmarks/preference_pairs.py` made the file of pairs.)
+# say how good either is.
+#
+# Here a program ranks them. The task `chat` is short instructions, and many name a constraint ("in
+# three bullets"). A *verifier*, a program of the task, tells whether an answer follows it.
+#
+# The model answered each of these instructions six times. An answer that follows the constraint and
+# one that does not make a pair. (`benchmarks/preference_pairs.py` made the file of pairs.)
 
 # %% tags=["experiment"]
 if lab.experiment("The model, and pairs of its answers", 5):
@@ -128,44 +133,50 @@ if lab.experiment("The model, and pairs of its answers", 5):
 
 # %% [markdown]
 # Following a constraint is all that makes an answer the better one here: what it says may be
-# nonsense. Look at the lengths, too. A chosen answer had to end by itself within 48 tokens, a
-# rejected one may be cut there. Mostly for that reason the chosen ones are shorter, 16 words on
-# average against 24 (19 for the rejected ones that were not cut). Whoever learns from these pairs
+# nonsense.
+#
+# Look at the lengths, too. The chosen answers are shorter: 16 words on average against 24. Mostly
+# that is because a chosen answer had to end by itself within 48 tokens, and a rejected one may be
+# cut there. (The rejected ones that were not cut have 19 words.) Whoever learns from these pairs
 # may learn to be brief.
 
 # %% [markdown]
 # How does a model learn from such pairs? Suppose that answers have a quality, and that answer $c$
 # is chosen over $r$ with probability $\sigma(\text{quality}_c - \text{quality}_r)$, where $\sigma$
-# is the sigmoid (the Bradley-Terry model). The idea of DPO (*direct preference optimization*,
-# 2305.18290) is that the model itself can be read as a judge: an answer's quality is how much
-# likelier it has become since the start,
+# is the sigmoid (the Bradley-Terry model).
+#
+# The idea of DPO (*direct preference optimization*, 2305.18290) is that the model itself can be
+# read as a judge. An answer's quality is how much likelier it has become since the start,
 #
 # $$\beta \, \log \frac{\pi(y \mid x)}{\pi_{\text{ref}}(y \mid x)},$$
 #
 # where the *reference* $\pi_{\text{ref}}$ is the model before training. Put this quality into the
-# probability above: the loss is minus the logarithm of the probability of the choice that was made.
-# With $\beta = 0.1$, say, a chosen answer that has gained 10 nats more than the rejected one gives
-# the choice a probability of $\sigma(1) = 0.73$, and a loss of 0.31. No judge is trained, and
-# nothing is sampled.
+# probability above. The loss is minus the logarithm of the probability of the choice that was made.
+#
+# An example with $\beta = 0.1$: the chosen answer has gained 10 nats more than the rejected one.
+# Then the choice has a probability of $\sigma(1) = 0.73$, and the loss is 0.31. No judge is
+# trained, and nothing is sampled during the training.
 #
 # Why this formula? Suppose that you want the model whose answers have the highest mean quality
-# minus $\beta$ times the KL from the reference. That model is known: $\pi(y \mid x)$ is
+# minus $\beta$ times the KL (lab 6) from the reference. That model is known: $\pi(y \mid x)$ is
 # proportional to $\pi_{\text{ref}}(y \mid x) \, e^{\text{quality} / \beta}$. Solve this for the
-# quality, and you have the line above, plus a number that depends on the prompt alone. It cancels
-# in the difference of two answers. So $\beta$ is the price of moving away from the start: a small
-# one lets the model go far.
+# quality, and you have the line above, plus a number that depends on the prompt alone. That number
+# cancels in the difference of two answers. So $\beta$ is the price of moving away from the start: a
+# small one lets the model go far.
 
 # %% [markdown]
 # ### Exercise 8.2 · `dpo_loss`
 #
 # ●●○ · 10 min · 3 points
 #
-# All four are log-probabilities `(b,)` of whole answers, as 8.1 returns them. The *policy* is the
-# model that trains. Return the mean loss of the pairs, a tensor of one number, without axes.
+# The first four arguments are log-probabilities `(b,)` of whole answers, as 8.1 returns them. The
+# *policy* is the model that trains. Return the mean loss of the pairs, a tensor of one number,
+# without axes.
 #
-# A pair's *margin* is what its chosen answer has gained less what its rejected one has. The check
-# compares with TRL's loss to 1e-5, and tries margins that training reaches when something goes
-# wrong: a thousand nats to either side. There, too, the loss and its gradient have to be finite.
+# A pair's *margin* is what its chosen answer has gained since the start, less what its rejected one
+# has. The check compares with TRL's loss to 1e-5. It also tries margins that training reaches when
+# something goes wrong: a thousand nats to either side. There, too, the loss and its gradient have
+# to be finite.
 #
 # <details><summary>Hint</summary>
 #
@@ -195,7 +206,7 @@ check.dpo(dpo_loss)
 
 # %% [markdown]
 # Note what the loss does *not* ask for. Only the difference of the two answers counts. The chosen
-# one may become less likely, as long as the rejected one loses more. We will look at both.
+# one may become less likely, as long as the rejected one loses more. We will plot each by itself.
 
 # %% [markdown]
 # ## The reference is already there
@@ -300,13 +311,13 @@ def train_dpo(model, batches, rate, reference_of=None, beta=0.1, title="DPO on c
 
 
 # %% [markdown]
-# How good is it? The verifier judges answers to 40 instructions that were never trained on. A
-# single sampled answer is a matter of luck, so each instruction is answered four times. The model
-# as it is follows about a quarter of the constraints.
+# Does training help? The verifier judges answers to 40 instructions that were never trained on. A
+# single sampled answer is a matter of luck, so each instruction is answered four times. Before
+# training the model follows about a quarter of the constraints.
 #
-# Panels will grow while it trains: the loss, and what the chosen and the rejected answers of each
-# batch have gained since the start, in nats. The faint line is each step, the strong one a running
-# mean.
+# Three panels will grow while it trains: the `loss`, and what the `chosen` and the `rejected`
+# answers of each batch have gained since the start, in nats. The faint line is each step, the
+# strong one a running mean.
 
 
 # %%
@@ -344,42 +355,50 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 80, needs=["8.1", "8.2", "
     after, _ = followed(policy, unseen)
     gain, error = difference(after, before)
     title = f"Constraints followed: {100 * gain:+.0f} points, standard error {100 * error:.0f}"
-    display(plots.shares({"before": before, "after": after}, title, guess_dpo))
+    display(plots.shares(before, after, title, guess_dpo))
     guess_dpo.beside(100 * after.mean().item())
 
 # %% [markdown]
 # The loss fell. Did the answers get better? Each of the two shares has a standard error of about 6
-# points here. Most of it comes from the choice of the 40 instructions. The luck of sampling adds to
-# it: 160 draws alone give a share of a quarter a standard error of up to 3.4 points. If the draw
-# before training happens to be low, DPO looks like a success.
+# points here. Most of it comes from the choice of the 40 instructions. They are the same before and
+# after, so that the change, instruction by instruction, is surer: that is the right panel. The luck
+# of sampling stays in it: 160 draws alone give a share of a quarter a standard error of up to 3.4
+# points. If the draw before training happens to be low, DPO looks like a success.
 #
-# So `benchmarks/preferences.py` took 16 answers to each instruction, and three seeds. From 25%
-# these settings gained 3, 6 and -6 points, each with a standard error of 3 to 4 over the
-# instructions. At a rate of 2e-4 they gained 4, 0 and 2 points, each ± 2 or 3. The means over seeds
-# are 1 ± 4 points at 5e-4 and 2 ± 1 at 2e-4: there may be a small gain, but three seeds do not show
-# one. To settle it, take more seeds, and more instructions rather than more answers to each. More
-# instructions even out the luck of their choice and that of sampling.
+# So `benchmarks/preferences.py` took 16 answers to each instruction, and three seeds. Before
+# training 25% of the constraints were followed. In points from there:
+#
+# | rate | gain of each seed | its error over the instructions | mean over seeds |
+# |---|---|---|---|
+# | 5e-4, as above | 3, 6 and -6 | 3 to 4 | 1 ± 4 |
+# | 2e-4 | 4, 0 and 2 | 2 or 3 | 2 ± 1 |
+#
+# There may be a small gain, but three seeds do not show one. To settle it, take more seeds, and
+# more instructions rather than more answers to each. More instructions even out the luck of their
+# choice and that of sampling.
 #
 # What the loss asks for is something else: the log-probabilities of the two sides should move
-# apart. Here are the panels `chosen` and `rejected` in one picture:
+# apart. Here are the panels `chosen` and `rejected` in one picture. The numbers in its title are
+# means of the last five steps.
 
 # %% tags=["experiment"]
 if lab.experiment("What either side has gained", 0, needs=["8.1", "8.2", "8.3"]):
     display(plots.gained(dpo.values, plots.side_title(dpo.values)))
 
 # %% [markdown]
-# The two sides did move apart, here and in every run of the file. (The numbers in the title are
-# means of the last five steps.) At 5e-4 the rejected answers lost 14 to 20 nats. The chosen ones
-# lost 5 and 9 in two runs and gained 1 in the third. So a margin that grows says that the pairs are
-# told apart, and not yet that new answers are better. And at this rate the model did learn to be
-# brief: its answers to unseen instructions shrank from 35 tokens to 14, 19 and 24.
+# The two sides did move apart, here and in every run of the file. At 5e-4 the rejected answers lost
+# 14 to 20 nats. The chosen ones lost 5 and 9 in two runs and gained 1 in the third. So a margin
+# that grows says that the pairs are told apart, and not yet that new answers are better.
+#
+# At this rate the model did learn to be brief: its answers to unseen instructions shrank from 35
+# tokens to 14, 19 and 24.
 
 # %% [markdown]
 # ## Two runs that report no error
 #
-# Somebody reads the columns of a data set in the wrong order, so that chosen and rejected change
-# places. Somebody else computes the reference with the adapter on. Neither gets an error message.
-# What does the loss say?
+# Here are two mistakes, and neither gives an error message. Somebody reads the columns of a data
+# set in the wrong order, so that chosen and rejected change places. Somebody else computes the
+# reference with the adapter on, so that it moves with the policy. What does the loss say?
 
 
 # %%
@@ -407,25 +426,30 @@ if lab.experiment("Pairs swapped, and a reference that moves", 35, needs=["8.1",
 # %% [markdown]
 # With swapped pairs the loss falls, too. (The title compares means over the last three steps.) A
 # loss measures how well the model agrees with the pairs, whatever they say. Only something outside
-# the pairs can tell that they are wrong. Here that would be the verifier, and it would need more
-# than our 40 instructions: after these eight steps it counted 8 points less on one processor, with
-# a standard error of 4, and 2 less on another, with one of 3. Reading a few pairs is cheaper. Do
-# it before you train on them.
+# the pairs can tell that they are wrong.
+#
+# Here that would be the verifier, and it would need more than our 40 instructions. When we asked it
+# after these eight steps, it counted 8 ± 4 points less on one processor, and 2 ± 3 less on another.
+# Reading a few pairs is cheaper. Do it before you train on them.
 #
 # Where the reference moves, policy and reference are the same at every step, and the loss stays at
 # $\log 2 = 0.69$ (the dotted line). The gradient is not zero: every pair pushes as hard as in the
-# first step, and nothing says when it is enough. A DPO loss that stays at 0.69 to the digit is a
-# bug. One that wavers about it may only need time: at 2e-4 the three runs of the file were between
-# 0.59 and 0.72 in their first twelve steps, and their means over the last five were 0.54 to 0.58.
+# first step, and nothing says when it is enough.
+#
+# So a DPO loss that stays at 0.69 to the digit is a bug. One that wavers about it may only need
+# time: at 2e-4 the three runs of the file were between 0.59 and 0.72 in their first twelve steps,
+# and their means over the last five were 0.54 to 0.58.
 
 # %% [markdown]
 # ## DPO with TRL
 #
-# `DPOTrainer` takes the same pairs and the same settings. Like your loop, it makes no second model
-# if it is given a `peft_config`: it switches the adapter off. (Give it a model that *has* an
-# adapter, and it keeps a copy of that adapter as the reference, since training then starts from
-# there and not from the bare base.) The column `rewards/margins` is $\beta$ times the mean margin,
-# and `logps/chosen` the mean log-probability of a chosen answer.
+# TRL has this loop ready-made: `DPOTrainer` takes the same pairs and the same settings. Given a
+# `peft_config`, it makes no second model: like your loop, it switches the adapter off. Given a
+# model that *has* an adapter, it starts from there and not from the bare base. So it keeps a copy
+# of that adapter as the reference.
+#
+# In its table `rewards/margins` is $\beta$ times the mean margin, and `logps/chosen` the mean
+# log-probability of a chosen answer.
 
 
 # %%
@@ -465,18 +489,19 @@ if lab.experiment("Two steps of TRL's DPOTrainer", 18, needs=["8.1", "8.2", "8.3
 # %% [markdown]
 # ## Better than its siblings
 #
-# The pairs were made before training, by the model as it was then. GRPO (*group relative policy
+# DPO's pairs were made before training, by the model as it was then. GRPO (*group relative policy
 # optimization*, 2402.03300) lets the model answer while it learns. For each prompt it samples a
 # *group* of answers, and each one gets a reward, here from a program. Answers better than the rest
 # of their group are made likelier, the others less likely. Nobody tells the model what the right
 # answer would have been.
 #
-# "Better than the rest" is the *advantage*: the reward minus the group's mean, divided by the
-# group's standard deviation. If four answers earn 1, 0, 0 and 0, the first has an advantage of 1.5
-# and each of the others one of -0.5. If they earn 0.1, 0, 0 and 0, the advantages are practically
-# the same: a group whose rewards lie close together counts as much as one whose rewards lie far
-# apart. (That is disputed, as it makes a small difference large: "Dr. GRPO", 2503.20783, leaves the
-# division out.)
+# How much better an answer is than the rest is its *advantage*: the reward minus the group's mean,
+# divided by the group's standard deviation. If four answers earn 1, 0, 0 and 0, the first has an
+# advantage of 1.5 and each of the others one of -0.5.
+#
+# If they earn 0.1, 0, 0 and 0, the advantages are practically the same. A group whose rewards lie
+# close together counts as much as one whose rewards lie far apart. That makes a small difference
+# large, and is disputed: "Dr. GRPO" (2503.20783) leaves the division out.
 #
 # ### Exercise 8.4 · `group_advantages`
 #
@@ -509,16 +534,16 @@ check.advantages(group_advantages)
 # %% [markdown]
 # A group in which every answer fails teaches nothing, and neither does one in which every answer is
 # right. If a run's reward stays at zero from the first step, all its groups are of the first kind:
-# the model never hits on anything good. That is why people first train on written answers for a
+# the model never hits on anything good. That is why people often first train on written answers for a
 # while. This is called a *warm start*, and you will see below what happens without one.
 
 # %% [markdown]
 # ## One step, and not too far
 #
 # A sample is expensive: it took as many passes as it has tokens. So one would like to take several
-# steps on it. But after the first step it is a sample of an older model. The *ratio*
-# $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ says how much likelier a token is now than when it was
-# drawn, and the objective for a token with advantage $A$ is
+# steps on it. But after the first step the model has changed, and the sample is of an older one.
+# The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ says how much likelier a token is now than
+# when it was drawn. For a token with advantage $A$ the objective, which training maximizes, is
 #
 # $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
 #
@@ -582,10 +607,11 @@ check.clipped(grpo_loss)
 # %% [markdown]
 # ## What is an answer worth?
 #
-# On `home` there is one right answer, and a program can tell. Suppose that it earns 1 and anything
-# else 0. As long as right answers are rare, many a group then has none and teaches nothing. So one
-# pays something for an answer that is partly right. That is where the trouble begins: training
-# finds whatever earns more than it should.
+# GRPO needs a reward. The task is now `home`: a spoken command in, a JSON intent out. There is one
+# right answer, and a program can tell. Suppose that it earns 1 and anything else 0. As long as
+# right answers are rare, many a group then has none and teaches nothing. So one pays something for
+# an answer that is partly right. That is where the trouble begins: training finds whatever earns
+# more than it should.
 #
 # ### Exercise 8.6 · `reward`
 #
@@ -670,11 +696,12 @@ if lab.experiment("A step without a warm start", 12, needs=["8.4", "8.5", "8.6"]
 
 # %% [markdown]
 # All answers earn nothing, so every advantage is zero, and so is the gradient. That is why the
-# model first sees some written answers, as in lab 3: 14 steps of 16. Then its adapter is merged.
-# The result is a plain model without an adapter that answers some commands right: 17 of 100 unseen
-# ones on each of two processors, at mean rewards of 0.40 and 0.42. From here on only the reward
-# teaches. GRPO trains a new adapter on top of the merged model; switch that one off, and you have
-# this start again.
+# model first sees some written answers, as in lab 3: 14 steps of 16. Then its adapter is merged,
+# and we have a plain model again.
+#
+# This start answers some commands right: 17 of 100 unseen ones on each of two processors, at mean
+# rewards of 0.40 and 0.42. From here on only the reward teaches. GRPO trains a new adapter on top
+# of the merged model. Switch that one off, and you are back at this start.
 
 
 # %%
@@ -733,8 +760,9 @@ def train_grpo(
 # How far has the model moved from the start? Under an adapter this needs no second model either.
 # The KL is the mean of $-g$ over tokens that the model samples, where
 # $g = \log \pi_{\text{start}} - \log \pi$. This simple estimate is noisy and can come out negative.
-# Now $e^g$ is 1 on average, since it is a ratio of probabilities and the tokens are drawn from its
-# denominator. So $e^g - 1 - g$ has the same mean as $-g$, and it is never negative.
+#
+# So we take another one. On average $e^g$ is 1, since it is a ratio of probabilities and the tokens
+# are drawn from its denominator. So $e^g - 1 - g$ has the same mean as $-g$. It is never negative.
 #
 # Here the KL is only watched. The first GRPO also put it into the loss. TRL's default leaves it
 # out, as we do.
@@ -754,6 +782,14 @@ def kl_from_start(model, answers, logp, mask):
 # A model is judged by 100 unseen commands: how many answers are exact, how many have the right
 # intent, their mean reward, and how many keys an answer names (of those that are JSON). The last
 # will matter further down.
+#
+# Four panels will grow while it trains:
+#
+# - `reward`, the mean of the step's answers;
+# - `kl`, the KL from the start in nats a token;
+# - `equal`, the share of groups in which all answers earn the same: their prompts teach nothing in
+#   that step;
+# - `tokens`, the length of an answer.
 
 
 # %%
@@ -798,28 +834,31 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
     guess_grpo.beside(scores["GRPO"]["exact"])
 
 # %% [markdown]
-# When we ran it, the mean reward on 100 unseen commands rose from 0.40 to 0.52, the right intents
-# from 42 to 63 and the exact answers from 17 to 32. Do not believe it yet: this run is a lucky one,
-# as a file with more of them shows below. And a seed does not fix the result: on another processor
-# the same one came from 0.42 to 0.49, from 46 to 54 and from 17 to 23. Another processor or number
-# of threads rounds differently. Sooner or later another token is drawn, and from there on the run
-# is another one. So your numbers may differ from ours.
+# We ran it on two processors, with the same seed. On 100 unseen commands:
+#
+# | | mean reward | right intents | exact answers |
+# |---|---|---|---|
+# | one processor | 0.40 → 0.52 | 42 → 63 | 17 → 32 |
+# | another | 0.42 → 0.49 | 46 → 54 | 17 → 23 |
+#
+# Do not believe the first row yet: this run is a lucky one, as a file with more of them shows
+# below. And a seed does not fix the result. Another processor or number of threads rounds
+# differently. Sooner or later another token is drawn, and from there on the run is another one. So
+# your numbers may differ from ours.
 #
 # Now the panels. The curve of `reward` begins lower than the table, since its answers are drawn at
-# temperature 1, and those of the table are greedy. `kl` is the KL from the start in nats a token,
-# and `tokens` the length of an answer. `equal` is the share of groups in which all answers earn the
-# same: their prompts taught nothing in that step. Early in a training such a group has usually
-# failed as a whole, later it is right as a whole. Here few groups are of this kind. Long runs on a
-# fixed set of prompts have more and more of them, and learn less and less from a step. DAPO
-# (2503.14476) leaves such groups out and samples others.
+# temperature 1, and those of the table are greedy. The panel `equal` stays low: few groups taught
+# nothing here. Early in a training such a group has usually failed as a whole, later it is right as
+# a whole. Long runs on a fixed set of prompts have more and more of them, and learn less and less
+# from a step. DAPO (2503.14476) leaves such groups out and samples others.
 
 # %% [markdown]
 # ### One sample, several steps
 #
-# Your loss has a clip, and so far it had nothing to clip. Now let 32 answers serve four steps. The
-# ratio says how much likelier a token is now than when it was drawn: the table has its quantiles at
-# 5% and 95%. A token is *clipped* when it has moved so far in the direction it was pushed that it
-# has no gradient any more.
+# Your loss has a clip, and so far it had nothing to clip. Now let 32 answers serve four steps. A
+# row of the table is the state before a step. It has two quantiles of the ratio: 5% of the tokens
+# are below the first, 5% above the second. A token is *clipped* when it has moved so far in the
+# direction it was pushed that it has no gradient any more.
 
 # %% tags=["experiment"]
 if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
@@ -846,10 +885,11 @@ if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
 # %% [markdown]
 # When we ran it, 11% of the tokens were clipped in the second step, 18% in the third and 22% in the
 # fourth (14%, 22% and 25% on another processor). But look at the ratios: before the fourth step one
-# token in twenty was less than a quarter as likely as when it was drawn. So the clip is no wall. It
-# takes away a token's own gradient once the token has moved by a fifth. The token can still move
-# on, by Adam's momentum and by the weights that it shares with all others. That is why one takes
-# few steps on a sample, and watches the KL as well.
+# token in twenty was less than a quarter as likely as when it was drawn.
+#
+# So the clip is no wall. It takes away a token's own gradient once the token has moved by a fifth.
+# The token can still move on, by Adam's momentum and by the weights that it shares with all others.
+# That is why one takes few steps on a sample, and watches the KL as well.
 
 # %% [markdown]
 # ## How small may the adapter be?
@@ -1003,7 +1043,8 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 #
 # Some answers leave a key out. So somebody adds a little for each key that is named, "to make the
 # answers complete". Under your `reward` a needless key costs something. Under this one it mostly
-# pays:
+# pays. While it trains, the panel `reward` shows what is paid, and `honest` what your reward says
+# of the same answers.
 
 
 # %%
@@ -1025,35 +1066,40 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
     scores["paid a bonus"] = marks(greedy)
     table = pd.DataFrame(scores).T
     title = plots.hack_title(hacked.values, table["reward"])
-    own = grpo.values | {"honest": grpo.values["reward"]}
-    runs = {"paid your reward": own, "paid a bonus": hacked.values}
-    panels = {
-        "reward": "reward that is paid",
-        "honest": "your reward",
-        "tokens": "tokens an answer",
-    }
-    display(plots.paid(runs, panels, title))
+    display(plots.paid(hacked.values, grpo.values, list(table["exact"]), title))
     display(table.round(2))
     guess_keys.beside(table.loc["paid a bonus", "keys"])
 
 # %% [markdown]
-# The blue run is the one from above, paid by your reward, 64 answers a step; the other one is paid
-# by the bonus, 32 answers a step. When we ran it, the bonus run's own reward rose from 0.60 to 0.78
-# in seven steps, which looks like success. The middle panel has what your reward says of the same
-# answers: it did not rise. And the answers grew. In the eighth step they had 28 tokens on average.
-# They are cut after 32, and JSON that is cut off earns nothing, not even the bonus. So even the pay
-# fell in that step, to 0.46. On unseen commands your reward fell from 0.40 to 0.15, one answer of
-# 100 was exact (17 at the start), and an answer named 3.7 keys instead of 2.5. On another processor
-# the answers grew to 22 tokens and the pay to 0.85. Your reward wavered between 0.18 and 0.34. On
-# unseen commands it fell from 0.42 to 0.29, with 2 exact ones and 3.7 keys an answer.
+# Left: what the run was paid, and what your reward says of the same answers. Middle: their lengths,
+# beside those of the run from above, which was paid by your reward (64 answers a step, here 32).
+# Right: exact answers to unseen commands. We ran the bonus on two processors:
+#
+# | | one processor | another |
+# |---|---|---|
+# | in training: pay | 0.60 → 0.78 in seven steps | grew to 0.85 |
+# | your reward, same answers | did not rise | wavered between 0.18 and 0.34 |
+# | tokens an answer | grew to 28 | grew to 22 |
+# | on unseen commands: your reward | 0.40 → 0.15 | 0.42 → 0.29 |
+# | exact answers of 100 | 17 → 1 | 17 → 2 |
+# | keys an answer | 2.5 → 3.7 | 3.7 at the end |
+#
+# The pay looks like success. But the answers grew longer, and on unseen commands they got worse. On
+# the first processor even the pay fell in the eighth step, to 0.46. Answers are cut after 32
+# tokens, and JSON that is cut off earns nothing, not even the bonus.
 
 # %% [markdown]
-# In the first run part of the fall may come from the last step, where answers grew too long. Three
-# longer runs of the file, 12 steps of 64 answers, show the hack without that. All three were paid
-# about 0.8 in their last three steps, up from 0.65 to 0.70 in their first three. They named more
-# keys, 3.2 to 3.7 an answer instead of 2.5. (Here an answer that is no JSON counts as 0 keys.)
-# Exact answers went from 17 to 4, 8 and none. Your reward, which also pays for parts, shows less of
-# it: from 0.39 or 0.40 it went to 0.35, 0.39 and 0.28.
+# So on that processor part of the fall on unseen commands may come from the last step, where
+# answers grew too long. Three longer runs of the file, 12 steps of 64 answers, show the hack
+# without that:
+#
+# - All three were paid about 0.8 in their last three steps, up from 0.65 to 0.70 in their first
+#   three.
+# - They named more keys, 3.2 to 3.7 an answer instead of 2.5. (Here an answer that is no JSON
+#   counts as 0 keys.)
+# - Exact answers went from 17 to 4, 8 and none.
+# - Your reward, which also pays for parts, shows less of it: from 0.39 or 0.40 it went to 0.35,
+#   0.39 and 0.28.
 #
 # A KL in the loss, or an early stop, can limit the damage. But the cause is the reward: pay for
 # nothing that you do not want.
@@ -1091,9 +1137,8 @@ if lab.experiment("Two steps of TRL's GRPOTrainer", 18, needs=["8.4", "8.5", "8.
 
 # %% [markdown]
 # Eight answers are one group of one command here, so the reward is that of a single prompt and
-# jumps about. `frac_reward_zero_std` is what our panels call `equal`. And the loss is the one of
-# your exercise: minus the mean advantage of the tokens. It is not zero, since answers differ in
-# length.
+# jumps about. `frac_reward_zero_std` is what our panels call `equal`. The loss is minus the mean
+# advantage of the tokens, as in your exercise. It is not zero, since answers differ in length.
 
 # %% [markdown]
 # ### Exercise 8.7 · Quiz

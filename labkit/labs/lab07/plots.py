@@ -37,17 +37,17 @@ def faults(counts, n, left_out, guess):
 def leaks(leaked, guess):
     """Bars in percent: test rows whose question stands in training, by way of splitting.
 
-    `leaked` maps a way to (such rows, all test rows).
+    `leaked` maps a way to (such rows, all test rows); the last way is by prompt.
     """
     shares = {way: 100 * some / max(1, n) for way, (some, n) in leaked.items()}
     told = [f"{some} of {n}" for some, n in leaked.values()]
     label = "test rows whose question stands in training, %"
-    fig, ax = _bars(shares, [BAD, GOOD], label, told)
-    first, second = shares.values()
+    fig, ax = _bars(shares, [BAD] * (len(shares) - 1) + [GOOD], label, told)
+    first, *_, last = shares.values()
     title = f"{first:.0f}% of the coin's test rows ask what a training row asks,\n"
-    headed(fig, f"{title}{second:.0f}% of those that your split chose")
+    headed(fig, f"{title}{last:.0f}% of those that your split chose")
     if name := guess.draw(ax, "x"):
-        _laid(name, ax, 0.22)
+        _laid(name, ax, 0.16)
     return fig
 
 
@@ -115,8 +115,8 @@ def asked(ways, n, guess):
 def files(made, exact, n, guess):
     """Left the size of each file, middle its KL from what was trained, right its score of n rows.
 
-    `made` maps a kind to (MB, KL in nats a token, share right), the last one with the rows of q and
-    k not moved; `exact` is the share before.
+    `made` maps a kind to (MB, KL in nats a token, share right); the last one has the rows of q and
+    k not moved, and is no file: its size is NaN. `exact` is the share before.
     """
     fig, axes = figure(3, height=1.9 + 0.42 * len(made))
     names = list(made)[::-1]
@@ -124,9 +124,9 @@ def files(made, exact, n, guess):
     sizes, gaps, rights = (np.array([made[name][k] for name in names]) for k in range(3))
     size, gap, right = axes
     size.barh(names, sizes, color=colours, height=0.55)
-    for name, value in zip(names, sizes, strict=True):
+    for name, value in zip(names[1:], sizes[1:], strict=True):
         size.text(value, name, f" {value:.0f}", va="center", color=INK)
-    size.set(xlabel="size, MB", xlim=(0, 1.35 * sizes.max()))
+    size.set(xlabel="size, MB", xlim=(0, 1.35 * np.nanmax(sizes)))
     shown = np.maximum(gaps, 1e-8)
     gap.scatter(shown, names, color=colours, s=64)
     for name, value in zip(names, shown, strict=True):
@@ -151,16 +151,18 @@ def files(made, exact, n, guess):
 
 def _of_files(made):
     """The title of `files`: what the smallest file costs, and what the wrong order does."""
-    smallest = min(made, key=lambda name: made[name][0])
-    size, kl, _ = made[smallest]
-    _, turned, right = list(made.values())[-1]
-    shrunk = made["bf16"][0] / size
-    told = f"{smallest}: {shrunk:.1f} times smaller than bf16, at a KL of {kl:.1g};\n"
+    *files, (_, (_, turned, right)) = made.items()
+    smallest, (size, kl, _) = min(files, key=lambda file: file[1][0])
+    share = size / made["bf16"][0]
+    told = f"{smallest} takes {share:.0%} of bf16's bytes, at a KL of {kl:.1g} nats;\n"
     return f"{told}rows of q and k not moved: KL {turned:.1g}, and {100 * right:.0f}% right"
 
 
-def batches(sizes, times):
-    """Milliseconds of a layer's adapters against the rows of a batch; both axes are logs."""
+def batches(sizes, times, guess):
+    """Milliseconds of a layer's adapters against the rows of a batch; both axes are logs.
+
+    `times` maps two ways to seconds; `guess` is how many times the first one's the second takes.
+    """
     fig, ax = figure(height=3.2)
     for (name, seconds), colour, marker in zip(times.items(), (BESIDE, GOOD), "so", strict=True):
         ax.plot(sizes, [1000 * s for s in seconds], color=colour, marker=marker, label=name)
@@ -172,21 +174,41 @@ def batches(sizes, times):
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.set_xticks(sizes)
     ax.legend()
-    told = ", ".join(f"{1000 * seconds[-1]:.2f} ms {name}" for name, seconds in times.items())
-    return headed(fig, f"{sizes[-1]} mixed rows in one layer: {told}")
-
-
-def equal(counts, guess):
-    """Bars: how many of a customer's answers are PEFT's to the letter; columns sum and count."""
-    values = counts["sum"].to_dict()
-    told = [f"{row['sum']} of {row['count']}" for _, row in counts.iterrows()]
-    fig, ax = _bars(values, [GOOD] * len(values), "answers equal to the letter", told)
-    same, n = counts["sum"].sum(), counts["count"].sum()
-    ax.set(xlim=(0, 1.15 * counts["count"].max()), xticks=range(0, counts["count"].max() + 1, 5))
-    headed(fig, f"{same} of {n} served answers are PEFT's, to the letter")
     if guess.value is not None:
-        ax.set_xlabel(f"answers equal to the letter (your guess: {guess.value:g} of {n})")
-    return fig
+        ax.set_xlabel(f"rows of the batch (log); your guess for {sizes[-1]}: {guess.value:g} times")
+    (one, first), (other, second) = times.items()
+    told = f"{second[-1] / first[-1]:.1f} times as long {other} as {one}"
+    return headed(fig, f"{sizes[-1]} mixed rows in one layer take {told}")
+
+
+def equal(table, guess):
+    """Bars a customer: answers that are PEFT's, right and not, and those that differ.
+
+    `table` has a row an answer, with the columns customer, equal and right.
+    """
+    customers = list(dict.fromkeys(table["customer"]))[::-1]
+    same, right, n = table["equal"], table["right"], len(table)
+    fig, ax = figure(height=1.9 + 0.42 * len(customers))
+    kinds = {"PEFT's, and right": same & right, "PEFT's, and wrong": same & ~right}
+    kinds["not PEFT's"] = ~same
+    end = np.zeros(len(customers), int)
+    for colour, (kind, rows) in zip((GOOD, BESIDE, BAD), kinds.items(), strict=True):
+        counts = table[rows]["customer"].value_counts().reindex(customers, fill_value=0).to_numpy()
+        ax.barh(customers, counts, left=end, color=colour, height=0.58, label=kind)
+        for name, first, count in zip(customers, end, counts, strict=True):
+            if count:
+                ax.text(first + count / 2, name, count, ha="center", va="center", color=INK)
+        end = end + counts
+    ax.set(xlabel="served answers", xlim=(0, 1.05 * end.max()))
+    if guess.value is not None:
+        ax.set_xlabel(f"served answers (your guess: {guess.value:g} of {n} are PEFT's)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(axis="y", visible=False)
+    fig.legend(loc="outside lower right", ncols=3)
+    told = f"{same.sum()} of {n} served answers are PEFT's to the letter,"
+    return headed(
+        fig, f"{told}\n{(same & right).sum()} of them right and {(same & ~right).sum()} wrong"
+    )
 
 
 def speeds(rates, how):

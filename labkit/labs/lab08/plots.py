@@ -8,58 +8,83 @@ from labkit.plots import INK, PALETTE, figure, headed, smooth, traced
 CHOSEN, REJECTED = PALETTE[1:3]  # as in the panels that grow, where the loss has the first colour
 RUNS = [PALETTE[0], PALETTE[3], PALETTE[4]]  # of DPO: as it should be, then those that are not
 BEFORE = "#999999"  # the model that no run has trained yet
+HONEST, HACKED = PALETTE[:2]  # of GRPO, by what is paid
+CUT = 32  # tokens after which the lab cuts a sampled answer
 
 
 def gained(values, title):
     """What chosen and rejected answers gained since the start, nats, against the step."""
     fig, ax = figure(height=3.2)
-    for colour, name in ((CHOSEN, "chosen"), (REJECTED, "rejected")):
-        told = values[name]
-        traced(ax, told, colour, 0.6)  # as in the panels that grow
-        ax.annotate(f" {name}", (len(told), smooth(told, 0.6)[-1]), color=colour, va="center")
+    steps = range(1, len(values["chosen"]) + 1)
+    sides = [smooth(values[name], 0.6) for name in ("chosen", "rejected")]
+    ax.fill_between(steps, *sides, color=REJECTED, alpha=0.12, lw=0)
+    for colour, name, line in zip((CHOSEN, REJECTED), ("chosen", "rejected"), sides, strict=True):
+        traced(ax, values[name], colour, 0.6)  # as in the panels that grow
+        ax.annotate(f" {name}", (len(line), line[-1]), color=colour, va="center")
+    margin = sides[0][-1] - sides[1][-1]
+    middle = (len(steps), (sides[0][-1] + sides[1][-1]) / 2)
+    ax.annotate(f"margin {margin:.0f} nats ", middle, ha="right", va="center", color=INK)
     ax.axhline(0, color=INK, lw=0.8)
-    ax.set(xlabel="step", ylabel="log-probability gained, nats", xlim=(1, 1.18 * len(told)))
+    ax.set(xlabel="step", ylabel="log-probability gained, nats", xlim=(1, 1.18 * len(steps)))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.set_title(title)
     return fig
 
 
-def shares(groups, title, guess=None):
-    """A row a name: percent of constraints followed, ± two standard errors; `{name: (n,)}`."""
-    fig, ax = figure(height=0.55 * len(groups) + 1.2)
-    places, names, furthest = np.arange(len(groups))[::-1], [], 50
-    for y, colour, (name, hits) in zip(places, [BEFORE, *RUNS], groups.items(), strict=False):
-        hits = 100 * np.asarray(hits)
-        mean, error = hits.mean(), hits.std(ddof=1) / len(hits) ** 0.5
-        ax.barh(y, mean, xerr=2 * error, color=colour, alpha=0.6, height=0.6, ecolor=INK)
-        names.append(f"{name}: {mean:.0f}%")
-        furthest = max(furthest, mean + 2 * error + 5)
-    ax.set_yticks(places, names)
-    label = f"constraints followed, % ± two standard errors, {len(hits)} instructions"
-    ax.set(xlabel=label, xlim=(0, min(100, furthest)))
-    ax.grid(axis="y", visible=False)
-    ax.set_title(title)
-    if guess:
-        guess.draw(ax, "x")
-    return fig
+def shares(before, after, title, guess):
+    """Left: percent of constraints followed before and after; right: what changed, by instruction.
+
+    Both are shares `(n,)`, one an instruction; the same instructions, so that changes are paired.
+    """
+    fig, (left, right) = figure(2, width=9.0, height=2.6)
+    means = [100 * float(np.mean(part)) for part in (before, after)]
+    left.barh(["before", "after"], means, color=[BEFORE, RUNS[0]], alpha=0.6, height=0.6)
+    for y, mean in enumerate(means):
+        left.text(mean, y, f" {mean:.0f}%", va="center", color=INK)
+    left.set(xlabel=f"constraints followed, % ({len(before)} instructions)")
+    left.set_xlim(0, min(100, 1.6 * max(*means, 25)))
+    left.invert_yaxis()
+    left.grid(axis="y", visible=False)
+    change = 100 * (np.asarray(after) - np.asarray(before))
+    sizes, counts = np.unique(change, return_counts=True)
+    right.bar(sizes, counts, width=16, color=RUNS[0], alpha=0.6)
+    error = change.std(ddof=1) / len(change) ** 0.5
+    high = 1.15 * counts.max()
+    right.errorbar(change.mean(), high, xerr=2 * error, fmt="|", ms=12, color=INK, capsize=3)
+    beside = (change.mean() + 2 * error, high)
+    right.annotate("  mean ± two errors", beside, va="center", color=INK, fontsize=9)
+    right.axvline(0, color=INK, lw=0.8, ls=":")
+    right.set(xlabel="points more or less of an instruction's answers", ylabel="instructions")
+    right.set(xlim=(-110, 110), ylim=(0, 1.3 * counts.max()))
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
+    guess.draw(left, "x")
+    return headed(fig, title)
 
 
 def losses(runs, title):
     """Loss against step of several runs, `{name: losses}`, with the loss of no learning.
 
-    A run goes as far as another one that it can be compared with.
+    A run goes as far as another one that it can be compared with. One that stays is dashed.
     """
     fig, ax = figure(height=3.2)
     last = sorted(map(len, runs.values()))[-2]
     for colour, (name, told) in zip(RUNS, runs.items(), strict=False):
-        traced(ax, told[:last], colour, 0.6, label=name, marker="o", ms=4)
-    ax.legend(fontsize=9, loc="lower left")
+        style = {"ls": "--", "zorder": 3} if _stays(told) else {"marker": "o", "ms": 4}
+        traced(ax, told[:last], colour, 0.6, **style)
+        end = smooth(told[:last], 0.6)[-1]
+        above = {"xytext": (6, 9 if _stays(told) else 0), "textcoords": "offset points"}
+        ax.annotate(name, (min(len(told), last), end), color=colour, va="center", **above)
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
-    ax.annotate("log 2 ", (1.1 * last, np.log(2)), ha="right", va="bottom", color=INK)
-    ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(0.9, 1.1 * last))
+    ax.annotate("log 2 ", (1.25 * last, np.log(2)), ha="right", va="bottom", color=INK)
+    ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(0.9, 1.25 * last))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(title)
     return fig
+
+
+def _stays(told):
+    """Whether a DPO loss has not moved from that of no learning."""
+    return np.allclose(told, np.log(2), rtol=0, atol=1e-3)
 
 
 def loss_title(runs):
@@ -73,24 +98,42 @@ def loss_title(runs):
         n, pair = len(losses), (losses[-3:], longest[: len(losses)][-3:])
         here, there = (np.mean(part) for part in pair)
         said = f"the loss is {here:.2f} by step {n} ({first}: {there:.2f})"
-        if np.allclose(losses, np.log(2), rtol=0, atol=1e-3):
+        if _stays(losses):
             said = f"the loss stays at log 2 in all {n} steps"
         lines.append(f"{name.capitalize()}: {said}")
     return "\n".join(lines)
 
 
-def paid(runs, wanted, title):
-    """A panel for each of `wanted`, the names of curves and their labels, by step.
+def paid(hacked, honest, exact, title):
+    """What a hacked run is paid and worth, how long its answers grow, and what is right after it.
 
-    `runs` maps a name to the values of its curves.
+    `hacked` and `honest` are the curves of two runs by name, the second one paid the honest reward;
+    `exact` maps the start and both runs to their exact answers of 100.
     """
-    fig, axes = figure(len(wanted), width=3.3 * len(wanted), height=3.2)
-    for ax, (name, label) in zip(axes, wanted.items(), strict=True):
-        for colour, (run, values) in zip(PALETTE, runs.items(), strict=False):
-            traced(ax, values[name], colour, 0.6, label=run)
-        ax.set(xlabel="step", ylabel=label, ylim=(0, None))
+    fig, (pay, length, right) = figure(3, width=10.0, height=3.3)
+    for colour, name, told in (
+        (HACKED, "reward", "paid, with the bonus"),
+        (HONEST, "honest", "your reward"),
+    ):
+        traced(pay, hacked[name], colour, 0.6, label=told)
+    pay.set(ylabel="reward, same answers", ylim=(0, 1.35))
+    pay.set_yticks(np.arange(0, 1.1, 0.25))
+    pay.legend(fontsize=9, loc="upper left")
+    traced(length, hacked["tokens"], HACKED, 0.6, label="paid a bonus")
+    traced(length, honest["tokens"], HONEST, 0.6, label="paid your reward")
+    length.axhline(CUT, color=INK, lw=0.8, ls=":")
+    length.annotate(f"cut at {CUT} ", (1, CUT), va="bottom", color=INK)
+    length.set(ylabel="tokens an answer", ylim=(0, 1.25 * CUT))
+    length.legend(fontsize=9, loc="lower left")
+    for ax in (pay, length):
+        ax.set(xlabel="step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].legend(fontsize=9)
+    names = ["start", "paid your\nreward", "paid\na bonus"]
+    right.bar(names, exact, color=[BEFORE, HONEST, HACKED], alpha=0.8, width=0.6)
+    for x, count in enumerate(exact):
+        right.text(x, count, f"{count:.0f}", ha="center", va="bottom", color=INK)
+    right.set(ylabel="exact answers of 100", ylim=(0, 1.2 * max(*exact, 1)))
+    right.grid(axis="x", visible=False)
     return headed(fig, title)
 
 
