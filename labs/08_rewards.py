@@ -534,8 +534,8 @@ check.advantages(group_advantages)
 # %% [markdown]
 # A group in which every answer fails teaches nothing, and neither does one in which every answer is
 # right. If a run's reward stays at zero from the first step, all its groups are of the first kind:
-# the model never hits on anything good. That is why people often first train on written answers for a
-# while. This is called a *warm start*, and you will see below what happens without one.
+# the model never hits on anything good. That is why people often first train on written answers for
+# a while. This is called a *warm start*, and you will see below what happens without one.
 
 # %% [markdown]
 # ## One step, and not too far

@@ -135,13 +135,12 @@ def routed(route, seed, prompts, adapter_names, training=True):
     The model is in training mode and the tokenizer pads on the right; or the model evaluates, it
     pads on the left and adds no first token, and generate's own padding is another token.
 
-    `starts`: whether a row had a first token; `twice`: whether all had two, for one that is not the
-    longest may be padded with it.
+    `starts`: whether a row had a first token; `twice`: whether all had two (padding may be one).
     `changed` tells what it changed of the tokenizer and generate's settings. The active adapter
     is neither the first nor the last to answer.
     """
     model, options = tiny_served(seed, starts=training).train(training), {}
-    sizes, modes, starts = [(0, 0)], set(), [(0, 0)]  # of each pass; first tokens, fewest and most
+    sizes, modes, starts = [(0, 0)], set(), []  # of each pass; first tokens, fewest and most
     model.set_adapter("sweet-home")
     base, tokenizer = model.get_base_model(), model.tokenizer
     tokenizer.padding_side = "right" if training else "left"
@@ -151,8 +150,7 @@ def routed(route, seed, prompts, adapter_names, training=True):
         ids = inputs[0]
         sizes.append(tuple(ids.shape[:2]))
         modes.add(base.training)
-        firsts = (ids == tokenizer.bos_token_id).sum(-1).tolist()
-        starts.append((min(firsts), max(firsts)))
+        starts.append((ids == tokenizer.bos_token_id).sum(-1).aminmax())
 
     model.get_input_embeddings().register_forward_pre_hook(note)
     base.generate = _noting(base, options)
@@ -172,8 +170,8 @@ def routed(route, seed, prompts, adapter_names, training=True):
         "longest": max(tokens for _, tokens in sizes),
         "options": options,
         "trained": True in modes,
-        "starts": max(most for _, most in starts) > 0,
-        "twice": max(fewest for fewest, _ in starts) > 1,
+        "starts": any(most > 0 for _, most in starts),
+        "twice": any(fewest > 1 for fewest, _ in starts),
         "changed": {what: [was, now[what]] for what, was in before.items() if was != now[what]},
     }
 
