@@ -904,18 +904,18 @@ if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
 # reward of 0.39.
 
 # %%
-guess_rank = lab.predict("r=1 trains 0.3 million numbers. Its reward goes from 0.39 to?", None)
+guess_rank = lab.predict("r=1 trains 0.3 million numbers. Its reward goes from 0.42 to?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Ranks under rewards, from a file", 0):
     study = measured.load("rewards")
-    one_rate = study["learning_rate"].isin([5e-4, 2e-5])  # of adapters, of full fine-tuning
-    ranks = study[(study["study"] == "rank") & one_rate]
+    study["gain"] = study["reward"] - study["before"]
     start_row = study.query("study == 'written' and steps == 0")  # trained on nothing more
-    at_start = ranks["before"].mean(), 100 * start_row["exact"].item()
+    at_start = start_row["reward"].item(), 100 * start_row["exact"].item()
+    every_rate = study[study["study"] == "rank"]
+    ranks = every_rate[every_rate["learning_rate"].isin([5e-4, 2e-5])]  # of adapters, of full
     display(plots.by_rank(ranks, at_start, plots.rank_title(ranks, at_start)))
-    gains = study.assign(gain=study["reward"] - study["before"])  # of each run from its own start
-    told = gains.loc[ranks.index].groupby("rank")[["gain", "intent", "exact"]]
+    told = ranks.groupby("rank")[["gain", "intent", "exact"]]
     display(told.agg(["mean", "sem"]).round(2))  # sem: the standard error over seeds
     guess_rank.beside(ranks.loc[ranks["rank"] == 1, "reward"].mean())
 
@@ -947,12 +947,10 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 
 # %% tags=["experiment"]
 if lab.experiment("Other rates and other groups, from the file", 0):
-    honest = gains.query("pay == 'honest'")
-    tried = honest.query("samples == 8 and (study == 'rates' or rank in (0, 1, 16))")
-    tried = tried.groupby(["rank", "learning_rate"])
+    tried = every_rate.groupby(["rank", "learning_rate"])
     display(tried[["gain", "kl"]].agg(["mean", "sem", "count"]).round(2))
-    groups = honest.query("rank == 16 and learning_rate == 5e-4").groupby("samples")
-    display(groups["gain"].agg(["mean", "sem", "count"]).round(2))
+    groups = study.query("pay == 'honest' and rank == 16 and learning_rate == 5e-4")
+    display(groups.groupby("samples")["gain"].agg(["mean", "sem", "count"]).round(2))
 
 # %% [markdown]
 # A row of the first table is a rank and a rate; `count` is the number of seeds. For r=1, r=4 and

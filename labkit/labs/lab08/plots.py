@@ -37,7 +37,8 @@ def shares(before, after, title, guess):
     Both are shares `(n,)`, one an instruction; the same instructions, so that changes are paired.
     """
     fig, (left, right) = figure(2, width=9.0, height=2.6)
-    means = [100 * float(np.mean(part)) for part in (before, after)]
+    before, after = (100 * np.asarray(part) for part in (before, after))
+    means = [before.mean(), after.mean()]
     left.barh(["before", "after"], means, color=[BEFORE, RUNS[0]], alpha=0.6, height=0.6)
     for y, mean in enumerate(means):
         left.text(mean, y, f" {mean:.0f}%", va="center", color=INK)
@@ -45,7 +46,7 @@ def shares(before, after, title, guess):
     left.set_xlim(0, min(100, 1.6 * max(*means, 25)))
     left.invert_yaxis()
     left.grid(axis="y", visible=False)
-    change = 100 * (np.asarray(after) - np.asarray(before))
+    change = after - before
     sizes, counts = np.unique(change, return_counts=True)
     right.bar(sizes, counts, width=16, color=RUNS[0], alpha=0.6)
     error = change.std(ddof=1) / len(change) ** 0.5
@@ -185,8 +186,7 @@ def rank_title(runs, start):
     rose = f"{sum(runs['reward'] > runs['before'])} of {len(runs)} runs"
     return (
         f"The reward rose in {rose}: from {start[0]:.2f} to means of {low:.2f} to {high:.2f};\n"
-        f"exact answers: means of {100 * few:.0f} to {100 * many:.0f}, "
-        f"{start[1]:.0f} at another start"
+        f"exact answers: {start[1]:.0f} at the start, means of {100 * few:.0f} to {100 * many:.0f}"
     )
 
 
