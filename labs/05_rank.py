@@ -286,9 +286,9 @@ if lab.experiment("r = 4, 16, 64 with alpha = 2r", 80, needs=["5.2"]):
 
 # %% [markdown]
 # `trainable` and `adapter_mb` grow in proportion to the rank, `peak_mb` much less. (`seconds` are
-# of one run each, so do not compare them: other work of the machine is in them, and in the first
-# one its warming up.) `exact` is at or near zero in every row: 24 steps at this rate are too few
-# for whole answers. So from here on the loss is what you compare.
+# of one run each, so do not compare them: other work of the machine is in them.) `exact` is at or
+# near zero in every row: 24 steps at this rate are too few for whole answers. So from here on the
+# loss is what you compare.
 #
 # The loss falls steeply with the rank. Many would now conclude: "rank matters, take 64". Before you
 # do, change one thing: keep $\alpha$ fixed at 32. At r=16 that is the same run as above.
@@ -302,10 +302,10 @@ if lab.experiment("The same with alpha fixed", 55, needs=["5.2"]):
 
 # %% [markdown]
 # The ranks, the data and the seed are the same as before. Only $\alpha$ differs, and most of the
-# gap between the ranks is gone. So the first table measured mostly how far the steps go. By your
+# gap between the ranks is gone. So the first table measured mostly how far the steps lead. By your
 # formula, at $\alpha = 2r$ the useful part of a first step is sixteen times larger at r=64 than at
-# r=4. And 0.001 is too low a rate for most of these runs, as you will see. So the runs that take
-# longer steps come out ahead.
+# r=4. And 0.001 is too low a rate for most of these runs, as you will see. So the runs whose steps
+# lead further come out ahead.
 
 # %% [markdown]
 # ## The comparison that is fair
@@ -466,7 +466,7 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
 # comes back to that, and to full fine-tuning on a finer grid.) By contrast, with $\alpha = 2r$ and
 # one rate for all, r=4 and r=64 lay 0.6 apart.
 #
-# So on this task, at this length of training, the size of the steps matters far more than the rank.
+# So on this task, at this length of training, how far a step leads matters far more than the rank.
 # Does rank matter at all, then?
 
 # %% [markdown]
@@ -627,6 +627,9 @@ if lab.experiment("What each place brings, from the file", 0, needs=["5.3"]):
 # | 2025 | .526 | .482 |
 # | July 2026 | .494 | .478 |
 #
+# (Both took $\alpha = 2r$, 20 and 64, at one rate. By your formula that is not yet a fair
+# comparison.)
+#
 # So "1-3%" is no rule. To adapt all layers takes one line: `target_modules="all-linear"`.
 
 # %% [markdown]
@@ -713,7 +716,7 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
 # This is one layer and one pair of seeds.
 #
 # The paper found an overlap above .5 for the first direction of `A`, in runs that were trained to
-# the end. Why not here? `A` gets no gradient while `B` is zero, and few steps follow. So look where
+# the end. Why not here? Most likely since few steps moved `A`. So look where
 # training has had time to act, and look beside a control.
 
 # %% [markdown]
@@ -737,7 +740,7 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # The solid lines are unseen commands, the dotted ones the sixteen in training. In the table `gap`
 # is held-out minus training loss at the end, and `rise` is what stopping at the best step would
 # have saved. On one processor the rise was 0.15 at r=4 and 0.32 at r=64. On another, with the same
-# seed, it was 0.32 and 0.15. So these two runs say nothing about the rank.
+# seed, it was just the reverse, 0.32 and 0.15. So these two runs say nothing about the rank.
 #
 # What the picture does show is that r=4 overfits, too. On all linear layers it has 1.2 million
 # numbers, and sixteen commands cannot fill those. So a small rank is no cure for few examples.
@@ -754,7 +757,7 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 #
 # - **PiSSA** (`init_lora_weights="pissa"`) trains the part of `W` that belongs to its largest
 #   singular values, and freezes the rest.
-# - **OLoRA** (`"olora"`) does the like with a QR decomposition of `W`.
+# - **OLoRA** (`"olora"`) does the same with a QR decomposition of `W`.
 # - **Orthogonal** (`"orthogonal"`) draws `A` and `B` at random, so that $BA = 0$ with neither at
 #   zero.
 #
@@ -913,7 +916,8 @@ if lab.experiment("What a step of four adapters costs", 20):
 # %% [markdown]
 # DoRA needs the norm of each row of $W + \frac{\alpha}{r} B A$ at every step. So it multiplies $B
 # A$ out, and pays for that in time and memory. LoRA, rsLoRA and PiSSA do the same work in a step.
-# So what differs among these three is the noise of one measurement. Compare DoRA's seconds with it.
+# So what differs among these three is the noise of one measurement. DoRA's extra seconds are far
+# more than that.
 
 # %% [markdown]
 # ## A case: 48 kinds of tickets
@@ -1014,9 +1018,9 @@ if lab.experiment("All 48 categories, every method", 0):
 #
 # How sure are these scores? On 288 tickets one standard error is three points, and that of a
 # difference of two scores up to four, before seeds add theirs. So two methods six points apart may
-# well be equal, on different tickets. With three seeds LoRA minus QLoRA is +6, -2 and +1 points:
-# the first seed alone would have looked like a finding. So before you rank methods, look at the
-# columns `seeds` and `rates tried`, too.
+# be equal, if each is judged on tickets of its own. With three seeds LoRA minus QLoRA is +6, -2 and
+# +1 points: the first seed alone would have looked like a finding. So before you rank methods, look
+# at the columns `seeds` and `rates tried`, too.
 #
 # What does the table show? Counting words gets two tickets in five, and a classifier on sequences
 # of characters, fitted in seconds, is a rival at this size of data. Do not conclude that LoRA can
@@ -1024,9 +1028,9 @@ if lab.experiment("All 48 categories, every method", 0):
 #
 # Were the rates fair? Each trained method had three, half a decade apart, with three seeds each.
 # For every method and every seed the middle one was best. For LoRA and QLoRA either neighbour loses
-# 14 to 21 points, so their best rate most likely lies close to the middle one. For full fine-tuning
-# the lower rate loses 17 points, but the higher one only 3.7 ± 2.0 (taken ticket by ticket, with
-# the three seeds averaged). So for it a rate between may be better still.
+# 14 to 21 points on average, so their best rate most likely lies close to the middle one. For full
+# fine-tuning the lower rate loses 17 points, but the higher one only 3.7 ± 2.0 (taken ticket by
+# ticket, with the three seeds averaged). So for it a rate between may be better still.
 #
 # Does full fine-tuning beat LoRA? Here it does, by 7, 5 and 6 points in the three seeds. Taken
 # ticket by ticket in the same way, that is 6.0 ± 1.6, more than chance. (The title's chance is that
@@ -1070,7 +1074,7 @@ if lab.experiment("Who confuses what", 1):
 # | learning rate | 2e-4 for large models, 1e-3 to 3e-3 here | loss falls slowly | spikes |
 # | `lora_dropout` | 0.05 | held-out loss rises, training loss falls | training loss stalls |
 # | `max_grad_norm` | 1.0 | rarely | 0.3 where the gradient norm spikes |
-# | targets | all linear layers | | where adapters must be small |
+# | targets | all linear layers | (leave it) | (leave it, lower the rank) |
 #
 # As a rule, narrow models take larger rates: this one is 576 wide, a 7B model 4,096. And make the
 # batch no larger than you need: at equal data a larger one means fewer steps, and fewer rates work.
@@ -1128,7 +1132,7 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - The useful part of a first step is proportional to the learning rate times $\alpha$, whatever
-#   the rank. So a comparison with `alpha = 2r` at one learning rate compares step sizes. Fix
+#   the rank. So a comparison with `alpha = 2r` at one rate compares how far steps lead. Fix
 #   $\alpha$, tune the rate, and repeat with other seeds.
 # - Rate and $\alpha$ are nearly one knob: when $\alpha$ grew sixteenfold, the best rate fell
 #   tenfold. "Ten times full fine-tuning's rate" was right at $\alpha = 32$ on a grid of half

@@ -42,7 +42,7 @@ def trained_shares(models):
     ax.legend(loc="lower right")
     told = [share for shares in models.values() for share in shares.values()]
     told = f"The same rank trains {min(told):.2%} to {max(told):.1%} of a model:\n"
-    ax.set_title(told + "more with all-linear, less in wider models")
+    ax.set_title(told + "more with all-linear, most in the smallest model")
     return fig
 
 
@@ -53,7 +53,7 @@ def unstopped(counts, n, guess=None):
     ax.barh(names[::-1], values[::-1], color=PALETTE[1], height=0.55)
     for name, value in counts.items():
         ax.text(value, name, f" {value}", va="center", color=INK)
-    ax.set(xlim=(0, 1.08 * n), xlabel=f"answers that do not stop, of {n}")
+    ax.set(xlim=(0, 1.08 * n), xlabel=f"answers that do not stop by themselves, of {n}")
     ax.set_ylim(-0.6, len(counts) - 0.4)
     ax.grid(axis="y", visible=False)
     told = [f"Trained with “{names[0]}”, {values[0]} of {n} answers do not stop"]
@@ -77,7 +77,9 @@ def asked(shares, n, title, guess=None):
     ax.errorbar(values, names, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
     for name, value, error in zip(names, values, errors, strict=True):
         ax.text(value + error, name, f" {value:.0f}%", va="center", color=INK)
-    ax.set(xlim=(0, 108), xlabel=f"% of {n} answers exactly right (± standard error)")
+    furthest = max(v + e for v, e in zip(values, errors, strict=True))
+    ax.set_xlim(0, min(108, max(30, 1.35 * furthest)))
+    ax.set(xlabel=f"% of {n} answers exactly right (± standard error)")
     ax.set_ylim(-0.6, len(shares) - 0.4)
     ax.grid(axis="y", visible=False)
     told = ", ".join(f"{value:.0f}%" for value in values[:-1])
@@ -182,8 +184,9 @@ def where_loss(runs, yours):
     fig, ax = figure(height=3.2)
     pairs = runs.pivot(index="seed", columns="loss_on", values="loss")
     ways = ["answer", "everything"]
-    lines = ax.plot([0, 1], pairs[ways].T, "o-", color=PALETTE[0], alpha=0.6, ms=5)
-    lines[0].set_label("one seed (file)")
+    first, *others = ax.plot([0, 1], pairs[ways].T, "o-", color=PALETTE[0], alpha=0.5, ms=5)
+    first.set(alpha=1, lw=3, label=f"seed {pairs.index[0]} (file)")
+    others[0].set_label("another seed (file)")
     ax.plot([0, 1], [yours[way] for way in ways], "*--", color=PALETTE[1], ms=12, label="yours")
     ax.set_xticks([0, 1], [f"trained with the loss\non {name}" for name in ("the answer", ways[1])])
     ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer\n(nats a token)")

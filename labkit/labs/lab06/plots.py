@@ -25,7 +25,7 @@ def combinations(along, rest):
     ax.set_xlim(0, 1.1 * max(max(times) for times in along.values()))
     ax.set_ylim(-0.08, 1.25 * max(max(sizes) for sizes in rest.values()))
     cat, times = np.median(along["cat"]), np.median(along["linear"])
-    told = f"“cat” holds {cat:.1f} times the sum and nothing else; “linear”\n"
+    told = f"“cat” holds {cat:.1f} times the sum and nothing else;\n“linear” "
     ax.set_title(
         f"{told}{times:.1f} times, and a rest of {np.median(rest['linear']):.1f} times its size"
     )
