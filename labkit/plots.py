@@ -101,7 +101,7 @@ def traced(ax: Axes, values: Sequence[float], colour: str, weight: float = 0.8, 
 def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     """Loss so far against step, with room for the `steps` to come; a figure, not yet shown."""
     fig, ax = figure(height=2.6)
-    weight = 0.8 if steps >= 40 else 0.4  # a mean lags behind a short run
+    weight = 0.8 if steps > 60 else 0.4  # a mean lags behind a short run
     traced(ax, losses, PALETTE[0], weight)
     ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats a token)")
     ax.xaxis.get_major_locator().set_params(integer=True)

@@ -41,6 +41,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from gguf import GGUFReader, dequantize
 from IPython.display import display
 from peft import LoraConfig, PeftModel
 from trl import SFTConfig
@@ -311,7 +312,7 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
     coin_test = [row for row, side in zip(rows, tossed, strict=True) if side == "test"]
     audited = [[row for row in side if id(row) in kept] for side in (coin_train, coin_test)]
     ways = {"a coin a row": (coin_train, coin_test), "the same, audited": audited}
-    ways["your split"] = split(rows, 0.25, lab.seed)
+    ways["your split"] = split(good, 0.25, lab.seed)
     leaks = {name: (leaked(train, test), len(test)) for name, (train, test) in ways.items()}
     display(plots.leaks(leaks, guess_leak))
     known, n = leaks["a coin a row"]
@@ -413,10 +414,11 @@ if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"
 # got 24. So a look-up does as well as our training, as far as 36 rows can tell.
 #
 # Why? The questions of our test rows are new, but the problems are not. The file has 36 kinds of
-# them, such as a dripping tap, and each test row's kind stands in a training row, too, with another
-# room or another greeting. A split by prompt does not see that. So these rows ask whether a model
-# recognises a problem that it knows, and a look-up can do that. A harder test would keep all rows
-# of one kind on one side. Of your own file ask the same: what is new in the test rows?
+# them (by chance as many as there are test rows), such as a dripping tap, and each test row's kind
+# stands in a training row, too, with another room or another greeting. A split by prompt does not
+# see that. So these rows ask whether a model recognises a problem that it knows, and a look-up can
+# do that. A harder test would keep all rows of one kind on one side. Of your own file ask the same:
+# what is new in the test rows?
 
 # %% [markdown]
 # How sure is such a score? A share $p$ of $n$ answers has a standard error of
@@ -508,8 +510,8 @@ if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"
 # %% [markdown]
 # We ran this three times, on different machines. The first token written twice moved the score by
 # one of 36 answers at most. A missing generation prompt cost two to four, which may be chance.
-# SmolLM2's own system message left 0, 1 and 9 of the 36 right: this adapter was trained on another
-# one, and on no other. What such a prompt does cannot be foretold. Llama 2's template left two at
+# SmolLM2's own system message left 0, 1 and 9 of the 36 right: this adapter was trained on one
+# other message only. What such a prompt does cannot be foretold. Llama 2's template left two at
 # most, and a prompt without a template none.
 #
 # So a model can survive some of these faults, and then a good answer hides that something is wrong.
@@ -517,8 +519,9 @@ if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"
 # compare them with those of training. Further down we do.
 #
 # In the last two rows the prompt is right. There many answers begin as they should, and the model
-# goes on after them. (Look back at the two loss curves. Nothing in them tells the training without
-# that label from the other.) Lab 3 described a training with a chat template in which every answer
+# goes on after them. (Look back at the two loss curves: both fall alike. The
+# one without that label starts lower, since it leaves out a hard token. Alone it would have warned
+# nobody.) Lab 3 described a training with a chat template in which every answer
 # came to an end without that label, some after a second JSON object (25 steps on `home`): the model
 # had learned to stop before. Here, after 40 steps on other rows, it no longer does.
 
@@ -567,6 +570,8 @@ def rotary_rows(w, n_heads):
 check.orders(rotary_rows)
 
 # %% [markdown]
+# And A? It stays: it reads the layer's input, whose order is the same.
+#
 # ### Eight bits
 #
 # In lab 4 you built NF4, and in lab 6 you sent weights through two of GGUF's own grids. Now write
@@ -605,8 +610,8 @@ check.writes_q8(q8_0)
 
 # %% [markdown]
 # That makes 34 bytes for 32 weights, 8.5 bits each. Q4_0 has 16 levels, -8 to 7, and 4.5 bits a
-# weight; a block's weight of largest absolute value becomes -8, so the scale has that weight's
-# sign, turned round. (Our Q4_0 file keeps the embeddings in Q8_0. llama.cpp, too, stores them more
+# weight; a block's weight of largest absolute value becomes -8, so the scale has the
+# opposite sign. (Our Q4_0 file keeps the embeddings in Q8_0. llama.cpp, too, stores them more
 # finely where they are also the output layer, as here.)
 #
 # Now merge the office's adapter and write the model three times. Then read each file back, and
@@ -661,6 +666,11 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
         gguf.load_(read, path)
         right, loss, logits = said(read, tokenizer, held_out)
         files[kind] = (path.stat().st_size / 1e6, divergence(exact, logits), right)
+    name, heads = "blk.0.attn_q.weight", whole.config.num_attention_heads
+    q = next(t for t in GGUFReader(drafts / "office-bf16.gguf").tensors if t.name == name)
+    mine = rotary_rows(whole.model.layers[0].self_attn.q_proj.weight.data, heads)
+    same = torch.equal(torch.from_numpy(dequantize(q.data, q.tensor_type)), mine.bfloat16().float())
+    print(f"{name} in the file is what your rotary_rows gives: {same}")
     right, loss, logits = said(unordered(whole), tokenizer, held_out)
     files["rows not moved"] = (math.nan, divergence(exact, logits), right)  # never written
     print(f"rows not moved: {generation.answers(whole, tokenizer, asked[:1], limit)[0]!r}")
@@ -668,12 +678,12 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
     guess_q4.beside(100 * files["q4_0"][2])
 
 # %% [markdown]
-# The file shrinks to a third, and the coarser the format, the larger the KL from the model that was
-# trained. In three runs (40 steps, seed 0, 36 held-out rows) it was 3e-6 nats a token in bf16, 6e-5
-# to 7e-5 in Q8_0, and 0.02 in Q4_0. Scored in fp32, token by token, 21 answers were right before,
-# in each run. In bf16 they were 21 or 22, in Q8_0 21, and in Q4_0 17 to 19. A difference of up to
-# four rows is at most twice its error ($\sqrt{b + c}$ from above), so in no run could the score
-# alone tell the grids apart.
+# Q4_0 shrinks the file to a third, and the coarser the format, the larger the KL from the model
+# that was trained. In three runs (40 steps, seed 0, 36 held-out rows) it was 3e-6 nats a token in
+# bf16, 6e-5 to 7e-5 in Q8_0, and 0.02 in Q4_0. Scored in fp32, token by token, 21 answers were
+# right before, in each run. In bf16 they were 21 or 22, in Q8_0 21, and in Q4_0 17 to 19. A
+# difference of up to four rows is at most twice its error ($\sqrt{b + c}$ from above), so in no run
+# could the score alone tell the grids apart.
 #
 # With the rows not moved KL was 2, and no answer was right. Such a file has the right size, the
 # right names and the right numbers, and it is useless. No field in it says in which order its rows
@@ -903,12 +913,13 @@ if lab.experiment("A mixed batch, in one layer", 1, needs=["7.6"]):
     guess_batch.beside(times["batched"][-1] / times["one by one"][-1])
 
 # %% [markdown]
-# On our CPU the batch won little or nothing: it was slower at every size on one thread, and on two
-# it was quicker from 16 rows on. Both ways multiply the same numbers. But `A[index]` copies a pair
-# of factors for every row: for 64 rows of this layer that is 1.2 million numbers to write and read
-# again. On a GPU (not run here) expect the loop to be the slower one. A product of one row keeps a
-# small part of the chip busy, and the next one waits for it. Engines want one product for all rows,
-# and without the copies. So they have a kernel of their own for it.
+# On our CPUs it depends on the threads: on one the batch was slower at every size, in one run 2.5
+# times at 64 rows, and on two it was quicker from 16 rows on. Both ways multiply the same numbers.
+# But `A[index]` copies a pair of factors for every row: for 64 rows of this layer that is 1.2
+# million numbers to write and read again. On a GPU (not run here) expect the loop to be the slower
+# one. A product of one row keeps a small part of the chip busy, and the next one waits for it.
+# Engines want one product for all rows, and without the copies. So they have a kernel of their own
+# for it.
 
 # %% [markdown]
 # ## A real engine
@@ -980,8 +991,7 @@ if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"])
 # so. The server computes with weights of 16 bits where our PEFT model has 32, adds in another
 # order, and keeps the keys and values of attention in fp16. So if one of your answers differs, two
 # tokens were probably nearly tied at the place where the texts part. What you should *not* see is
-# an answer of another customer, or one in the base's chatty style. Then the adapter was not chosen,
-# or its rows are in the wrong order.
+# an answer of another customer, or one in the base's chatty style: then the adapter was not chosen.
 #
 # The llama.cpp of this environment ignores an adapter number that it does not have, and answers
 # with the base. So look names up before you send. `server.choosing` does, and refuses unknown ones.
@@ -1032,7 +1042,8 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # sent either engine eight requests at once, on two CPU cores. With two adapters in the place of one
 # vLLM went from 46 tokens a second to 40, and llama.cpp from 133 to 53. So vLLM lost much less by
 # the mixture, and llama.cpp was still the quicker one. But merged, vLLM had made 133 tokens a
-# second, too: one adapter apart had cost it two thirds already. Those are the copies. (The table is
+# second, too: one adapter apart had cost it two thirds already. Those are probably
+# the copies. (The table is
 # in `docs/own-data.md`. Its answers have 32 tokens, those of the cell above 16.)
 
 # %% [markdown]
@@ -1043,9 +1054,9 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # people install it wants a GPU. (`docs/own-data.md` tells how its build for CPUs did.)
 #
 # Ollama does not run the template in the GGUF. It looks for a similar one among those that it
-# knows. Where it finds none it sends the bare text: "no template" in the figure above. So a
-# Modelfile should give the template, in Ollama's own language. `recipes.modelfile` derives it from
-# what the tokenizer writes. It adds your system message or, where you have none, the one that
+# knows. Where it finds none it sends the bare text: "no template" in the figure of wrong prompts.
+# So a Modelfile should give the template, in Ollama's own language. `recipes.modelfile` derives it
+# from what the tokenizer writes. It adds your system message or, where you have none, the one that
 # SmolLM2's template writes unasked.
 
 # %% tags=["experiment"]

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from labkit.plots import INK, PALETTE, figure, headed
+from labkit.plots import INK, PALETTE, PAPER, figure, headed
 
 GOOD, BAD, BESIDE, RUNS_ON = PALETTE[0], PALETTE[1], PALETTE[5], PALETTE[4]
 
@@ -65,8 +65,9 @@ def _with_errors(ax, shares, n, begun=None):
         error = 100 * (share * (1 - share) / n) ** 0.5
         ax.plot([100 * share - error, 100 * share + error], [name, name], color=INK, lw=1.5)
         first = 100 * (begun or shares)[name]
-        text = f"  {100 * share:.0f}%" + (f", {first:.0f}% begin so" if first > 100 * share else "")
-        ax.text(max(100 * share + error, first), name, text, va="center", color=INK)
+        text = f"{100 * share:.0f}%" + (f", {first:.0f}% begin so" if first > 100 * share else "")
+        end, beside = (max(100 * share + error, first), name), {"textcoords": "offset points"}
+        ax.annotate(text, end, (8, 0), va="center", color=INK, bbox=PAPER, **beside)
     ax.set_xlim(0, 112)
     ax.set_xticks(range(0, 101, 20))
 
@@ -94,7 +95,7 @@ def asked(ways, n, guess):
     rights = {way: right for way, (right, _) in ways.items()}
     begun = {way: begins for way, (_, begins) in ways.items()}
     values, firsts = ({k: 100 * v for k, v in shares.items()} for shares in (rights, begun))
-    label = f"% of {n} held-out answers (line: one standard error of what is right)"
+    label = f"% of {n} answers (line: one standard error of what is right)"
     fig, ax = _bars(firsts, [RUNS_ON] * len(ways), label, [""] * len(ways))
     ax.containers[0].set_label("begins right, and goes on")
     ax.barh(list(values), list(values.values()), color=GOOD, height=0.58, label="right")
@@ -126,6 +127,7 @@ def files(made, exact, n, guess):
     size.barh(names, sizes, color=colours, height=0.55)
     for name, value in zip(names[1:], sizes[1:], strict=True):
         size.text(value, name, f" {value:.0f}", va="center", color=INK)
+    size.text(0, names[0], " no file", va="center", color=INK)
     size.set(xlabel="size, MB", xlim=(0, 1.35 * np.nanmax(sizes)))
     shown = np.maximum(gaps, 1e-8)
     gap.scatter(shown, names, color=colours, s=64)
@@ -197,7 +199,7 @@ def equal(table, guess):
         ax.barh(customers, counts, left=end, color=colour, height=0.58, label=kind)
         for name, first, count in zip(customers, end, counts, strict=True):
             if count:
-                ax.text(first + count / 2, name, count, ha="center", va="center", color=INK)
+                ax.text(first + count / 2, name, count, ha="center", va="center", bbox=PAPER)
         end = end + counts
     ax.set(xlabel="served answers", xlim=(0, 1.05 * end.max()))
     if guess.value is not None:
