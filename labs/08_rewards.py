@@ -975,9 +975,10 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 #
 # A reward needs no written answers. But suppose that you have some: what do they teach, from such a
 # start? And which of the two forgets more? Shenfeld et al. ("RL's Razor", 2509.04259) find that at
-# equal scores reinforcement learning forgets less, as it stays closer to where it started. The runs
-# with rewards took 12 steps of 64 answers, 768 in all. The file also has runs with 4, 8 and 12
-# steps of 16 written answers each, at a rate of 5e-4. All are at r=16.
+# equal scores reinforcement learning forgets less, as it stays closer to where it started.
+#
+# The runs with rewards took 12 steps of 64 answers, 768 in all. The file also has runs with 4, 8
+# and 12 steps of 16 written answers each. All are at r=16, a rate of 5e-4 and from the one start.
 
 # %%
 guess_written = lab.predict("How many written answers teach as much as 768 rewarded ones?", None)
@@ -985,7 +986,7 @@ guess_written = lab.predict("How many written answers teach as much as 768 rewar
 # %% tags=["experiment"]
 if lab.experiment("Rewards and written answers, from the file", 0):
     written = study[study["study"] == "written"]  # with 0 steps it is the warm start itself
-    rewarded = study.query("study == 'rank' and rank == 16 and learning_rate in (5e-4, 2e-4)")
+    rewarded = ranks[ranks["rank"] == 16]
     display(plots.at_score(written, rewarded, plots.score_title(written, rewarded)))
     means = written.groupby("steps")[["reward", "exact", "kl", "perplexity"]].mean()
     display(means.round(3))
@@ -998,36 +999,30 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 #
 # | | steps | reward | KL, nats a token | perplexity |
 # |---|---|---|---|---|
-# | the start | 0 | 0.40 | 0 | 57.9 |
-# | 64 written answers | 4 | 0.46 ± 0.01 | 0.06 ± 0.01 | 57.8 ± 0.3 |
-# | 768 rewarded, rate 5e-4 | 12 | 0.47 ± 0.03 | 0.29 ± 0.01 | 61.3 ± 0.7 |
-# | 768 rewarded, rate 2e-4 | 12 | 0.46 ± 0.02 | 0.10 ± 0.02 | 58.9 ± 0.2 |
-# | 192 written answers | 12 | 0.59 ± 0.03 | 0.11 ± 0.01 | 57.9 ± 0.4 |
+# | the start | 0 | 0.42 | 0 | 57.6 |
+# | 64 written answers | 4 | 0.42 ± 0.01 | 0.09 ± 0.03 | 57.9 ± 0.4 |
+# | 128 written answers | 8 | 0.49 ± 0.01 | 0.12 ± 0.02 | 57.7 ± 0.2 |
+# | 768 rewarded | 12 | 0.47 ± 0.01 | 0.25 ± 0.12 | 59.7 ± 0.6 |
+# | 192 written answers | 12 | 0.59 ± 0.03 | 0.12 ± 0.01 | 57.7 ± 0.3 |
 #
-# The rewarded runs at 5e-4 are those of the first picture: their start had a reward of 0.39, and
-# the file does not have its perplexity. The others began at the start of the table.
-#
-# The three rows in the middle have about the same score. So, within these errors, 64 written
-# answers taught as much as 768 sampled and rewarded ones. And 192 written answers taught more:
-# their three runs ended at rewards of 0.56 to 0.65, and the six with rewards at 0.41 to 0.53.
-# (Beside one rate alone three seeds do not settle it: seed by seed they were ahead by 0.13 ± 0.06
-# at 5e-4 and by 0.14 ± 0.05 at 2e-4.)
+# So 128 written answers taught about as much as 768 sampled and rewarded ones. And 192 taught more:
+# seed by seed they ended 0.11 ± 0.02 ahead, which is more than chance. (The exact number is not to
+# be trusted. From a start that another processor had rounded differently, 64 written answers did as
+# much as the 768.)
 
 # %% [markdown]
-# Did rewards forget less? Not here. Beside the start of the table the perplexity of everyday
-# English was 3.3 ± 0.7 higher after rewards, 1.0 ± 0.2 at the lower rate, and no higher after
-# written answers. The KL says the same at the higher rate. At the lower one, 0.10 and 0.06 are
-# close: seed by seed 0.034 ± 0.007 apart, 4.7 standard errors where chance makes up to 4.3.
+# Did rewards forget less? Not here. Perplexity of everyday English was 2.1 ± 0.6 higher after them,
+# and no higher after written answers. Beside 128 written answers that is 2.0 ± 0.5 seed by seed,
+# 4.1 standard errors where chance makes up to 4.3: a strong hint. The KL from the start points the
+# same way in two seeds of three.
 #
-# One reason is the number of steps. Adam's steps are about as large whatever the gradient is, and
-# rewards took 12 of them, written answers 4. But that is not all: 12 steps of written answers came
-# to a KL of 0.11, and as many of rewards at the same rate to 0.29. A likely second reason is that
-# at first a step of rewards is mostly noise, and noise moves a model, too.
+# Why might that be? As many steps of written answers, 12, moved the model half as far in the mean,
+# though not in every seed. A likely reason is that a step of rewards is mostly noise at first, and
+# noise moves a model, too.
 #
 # Does that contradict the paper? No. It trains larger models for longer, and compares the best of
 # many settings. (It also takes the KL on what the start would say; ours is on the new model's own
-# answers.) Here a lower rate forgot less at the same score. But that rewards forget less is no law
-# that holds in every regime.
+# answers.) But that rewards forget less is no law that holds in every regime.
 #
 # So where somebody can write the answers, begin with them. Rewards are for what a program can judge
 # and nobody has written down.
@@ -1084,16 +1079,15 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
 
 # %% [markdown]
 # So on that processor part of the fall on unseen commands may come from the last step, where
-# answers grew too long. Three longer runs of the file, 12 steps of 64 answers, show the hack
-# without that:
+# answers grew too long. Three longer runs of the file, 12 steps of 64 answers, show the hack at
+# leisure:
 #
-# - All three were paid about 0.8 in their last three steps, up from 0.65 to 0.70 in their first
-#   three.
-# - They named more keys, 3.2 to 3.7 an answer instead of 2.5. (Here an answer that is no JSON
+# - In their last three steps they were paid 0.80, 0.85 and 0.77, in their first three 0.57, 0.71
+#   and 0.73.
+# - They named more keys: 3.1, 4.1 and 3.6 an answer instead of 2.6. (Here an answer that is no JSON
 #   counts as 0 keys.)
-# - Exact answers went from 17 to 4, 8 and none.
-# - Your reward, which also pays for parts, shows less of it: from 0.39 or 0.40 it went to 0.35,
-#   0.39 and 0.28.
+# - Exact answers went from 17 to 9, none and none.
+# - Your reward, which also pays for parts, went from 0.42 to 0.40, 0.24 and 0.21.
 #
 # A KL in the loss, or an early stop, can limit the damage. But the cause is the reward: pay for
 # nothing that you do not want.

@@ -197,14 +197,14 @@ def at_score(written, rewarded, title):
     the others have their steps beside them.
     """
     start, written = written[written["steps"] == 0], written[written["steps"] > 0]
-    groups = [(f"rewards, rate {short(rate)}", part) for rate, part in by_rate(rewarded)]
     few, many = written["steps"].agg(["min", "max"])
-    groups += [(f"written answers, {few} to {many} steps", written), ("start", start)]
-    looks = [("o", PALETTE[0]), ("s", PALETTE[5]), ("D", PALETTE[1]), ("X", INK)]
+    groups = {"rewards, 12 steps": rewarded, f"written answers, {few} to {many} steps": written}
+    groups["start"] = start
+    looks = [("o", PALETTE[0]), ("D", PALETTE[1]), ("X", INK)]
     fig, axes = figure(2, width=9.0, height=3.4)
     told = {"kl": "KL from the start, nats a token", "perplexity": "perplexity, everyday English"}
     for ax, (column, label) in zip(axes, told.items(), strict=True):
-        for (mark, colour), (name, runs) in zip(looks, groups, strict=True):
+        for (mark, colour), (name, runs) in zip(looks, groups.items(), strict=True):
             ax.plot(runs["reward"], runs[column], mark, color=colour, ms=7, alpha=0.8, label=name)
         for steps, x, y in written[["steps", "reward", column]].itertuples(index=False):
             beside = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right"}
@@ -216,25 +216,13 @@ def at_score(written, rewarded, title):
     return headed(fig, title)
 
 
-def by_rate(rewarded):
-    """The learning rates and the rows of each, the largest first."""
-    return sorted(rewarded.groupby("learning_rate"), reverse=True)
-
-
-def short(rate):
-    """A learning rate as one says it, such as 5e-4."""
-    return f"{rate:.0e}".replace("e-0", "e-")
-
-
 def score_title(written, rewarded):
-    """KL and perplexity at the rewarded runs' mean reward: of each rate, and of written answers."""
-    score = rewarded["reward"].mean()
+    """KL and perplexity at the rewarded runs' mean reward, and after written answers near it."""
+    after = rewarded[["reward", "kl", "perplexity"]].mean()
     means = written.groupby("steps")[["reward", "kl", "perplexity"]].mean()
-    near = means.loc[(means["reward"] - score).abs().idxmin()]
-    parts = by_rate(rewarded)
-    kls = " and ".join(f"{part['kl'].mean():.2f} (rate {short(rate)})" for rate, part in parts)
-    worse = ", ".join(f"{part['perplexity'].mean():.1f}" for _, part in parts)
+    near = means.loc[(means["reward"] - after["reward"]).abs().idxmin()]
     return (
-        f"At a reward of {score:.2f}: KL {kls} after rewards,\n"
-        f"{near['kl']:.2f} after written answers; perplexity {worse} and {near['perplexity']:.1f}"
+        f"At a reward of {after['reward']:.2f}: KL {after['kl']:.2f} after rewards,\n"
+        f"{near['kl']:.2f} after {16 * near.name} written answers; "
+        f"perplexity {after['perplexity']:.1f} and {near['perplexity']:.1f}"
     )
