@@ -124,7 +124,7 @@ def growing(values: dict[str, Sequence[float]], steps: int, title: str) -> Figur
         ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if not any(told):
-            ax.set_yticks([0])
+            ax.set_ylim(0, 1)
     axes.flat[0].legend(axes.flat[0].lines[1:3], ["each step", "running mean"], fontsize=8)
     for ax in axes.flat[len(values) :]:
         ax.remove()

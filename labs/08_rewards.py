@@ -348,11 +348,12 @@ guess_dpo = lab.predict("After DPO: how many percent of unseen constraints are f
 # %% tags=["experiment"]
 if lab.experiment("DPO on chat, 20 steps of 6 pairs", 80, needs=["8.1", "8.2", "8.3"]):
     unseen = unseen_instructions()
-    before, _ = followed(model, unseen)
+    before, long = followed(model, unseen)
     policy = adapted(model)
     batches = pairs.batches(preferred, tokenizer, 6, 20)
     dpo = train_dpo(policy, batches, 5e-4)
-    after, _ = followed(policy, unseen)
+    after, short = followed(policy, unseen)
+    print(f"tokens an answer: {long:.0f} before, {short:.0f} after")
     gain, error = difference(after, before)
     title = f"Constraints followed: {100 * gain:+.0f} points, standard error {100 * error:.0f}"
     display(plots.shares(before, after, title, guess_dpo))
@@ -841,10 +842,10 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
 # | one processor | 0.40 → 0.52 | 42 → 63 | 17 → 32 |
 # | another | 0.42 → 0.49 | 46 → 54 | 17 → 23 |
 #
-# Do not believe the first row yet: this run is a lucky one, as a file with more of them shows
-# below. And a seed does not fix the result. Another processor or number of threads rounds
-# differently. Sooner or later another token is drawn, and from there on the run is another one. So
-# your numbers may differ from ours.
+# Do not believe 0.40 → 0.52 yet: it may be a lucky run. In the file below none of the three with
+# the same settings gains as much. And a seed does not fix the result. Another processor or number
+# of threads rounds differently. Sooner or later another token is drawn, and from there on the run
+# is another one. So your numbers may differ from ours.
 #
 # Now the panels. The curve of `reward` begins lower than the table, since its answers are drawn at
 # temperature 1, and those of the table are greedy. The panel `equal` stays low: few groups taught
@@ -927,6 +928,7 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # All fifteen runs ended above the start (one of full fine-tuning by 0.002 only). At r=1 the mean
 # gain is 0.06 ± 0.01, 4.5 standard errors. With three seeds chance alone makes up to 4.3 in 19
 # cases of 20 (lab 5). So one direction in each matrix is enough to learn something from rewards.
+# (The errors are over seeds alone: it is one start, and one set of 100 commands.)
 #
 # Is it as much as 64 directions learn? These runs cannot tell the two apart. Seed by seed r=64 was
 # ahead by 0.01 ± 0.02. A lead would count only from 4.3 standard errors on: 0.09, more than the
@@ -934,10 +936,10 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 
 # %% [markdown]
 # Now the right panel. The start had 17 exact answers of 100. After training the means are 18 to 20,
-# with standard errors of up to 4: the reward rose, and no rise of exact answers can be seen. Right
-# intents rose more. The start had 46 of 100, and the adapters' means are 50 to 57, with errors of 3
-# to 5 (44 in full fine-tuning). An intent earns a part of the reward, and that part seems to be
-# what 12 steps taught. The reward alone would not have told us.
+# with standard errors of up to 4: the reward rose, and exact answers hardly did. (At r=16 they rose
+# by 3.0 ± 0.6, five errors. But there are five ranks to look at.) The start had 46 right intents,
+# and the adapters' means are 50 to 57, with errors of 3 to 5 (44 in full fine-tuning). An intent
+# earns a part of the reward, and that part may be most of what 12 steps taught.
 #
 # Would another rate have taught more, or larger groups of answers?
 
@@ -949,22 +951,22 @@ if lab.experiment("Other rates and other groups, from the file", 0):
     display(groups.groupby("samples")["gain"].agg(["mean", "sem", "count"]).round(2))
 
 # %% [markdown]
-# A row of the first table is a rank and a rate; `count` is the number of seeds. At r=4, r=16 and
-# r=64 the rate of the picture gained most. At r=1 1e-3 gained 0.02 ± 0.03 more. All nine runs with
-# r=1 gained, whatever the rate.
+# A row of the first table is a rank and a rate; `count` is the number of seeds. All nine runs with
+# r=1 gained, whatever the rate. Ranks and rates go together: at r=4, r=16 and r=64 the rate of the
+# picture gained most, at r=1 a rate of 1e-3 gained 0.02 ± 0.03 more. At r=16 neither 2e-4 nor 1e-3
+# gained anything: 0.01 ± 0.02 and -0.01 ± 0.01. Had all ranks been compared at 1e-3, r=1 would have
+# been ahead of r=16 by 0.09 ± 0.02. So a comparison at one rate says little about ranks.
 #
-# The rate matters more than the rank here. At r=16 neither 2e-4 nor 1e-3 gained anything: 0.01 ±
-# 0.02 and -0.01 ± 0.01. Had all ranks been compared at 1e-3, r=1 would have been ahead of r=16 by
-# 0.09 ± 0.02. (Full fine-tuning may gain more at 5e-5 than at the 2e-5 of the picture: 0.03 ± 0.04,
-# which settles nothing.)
+# <details><summary>Three things that the table does not settle</summary>
 #
-# A warning about small errors. In the picture r=4 is behind r=1 by 0.016 ± 0.001. That is sixteen
-# standard errors, and no sense can be made of it. There are ten pairs of ranks to look at, and with
-# three seeds it takes only three differences that happen to be alike.
-#
-# How far did the models go for their gains? From 2e-4 to 5e-4 the KL from the start grew at every
-# rank, from 0.11 to 0.15 nats a token to 0.21 to 0.25. At 1e-3 it was larger still at r=16 and
-# r=64, where single runs went to 0.6 and 0.9, and no larger at r=1 and r=4.
+# - Full fine-tuning may gain more at 5e-5 than at the 2e-5 of the picture: 0.03 ± 0.04.
+# - In the picture r=4 is behind r=1 by 0.016 ± 0.001. That is seventeen standard errors, and yet
+#   r=16 and r=64 do not continue the order. There are ten pairs of ranks to look at, all runs share
+#   a start and 100 commands, and three differences that happen to be alike make a small error.
+# - How far did the models go for their gains? From 2e-4 to 5e-4 the KL from the start grew at every
+#   rank, from 0.11 to 0.14 nats a token to 0.21 to 0.25. At 1e-3 it was larger still at r=16 and
+#   r=64, where single runs went to 0.6 and 0.9, and no larger at r=1 and r=4.
+# </details>
 #
 # The second table is about the size of a group. In groups of 4, 8 and 16 the same 64 answers a step
 # gained 0.04 ± 0.03, 0.08 ± 0.03 and 0.05 ± 0.02. That shows no difference either.
@@ -992,8 +994,8 @@ if lab.experiment("Rewards and written answers, from the file", 0):
     guess_written.beside(16 * (means["reward"] - rewarded["reward"].mean()).abs().idxmin())
 
 # %% [markdown]
-# In the picture a dot is a run, and a number beside it says after how many steps of written
-# answers. Compare dots that are above the same reward: the lower one has moved less from the start
+# In the picture a dot is a run, and a number beside it says how many written answers it had.
+# Compare dots that are above the same reward: the lower one has moved less from the start
 # (left), or forgotten less (right). With the standard errors over three seeds:
 #
 # | | steps | reward | KL, nats a token | perplexity |
@@ -1010,10 +1012,11 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 # much as the 768.)
 
 # %% [markdown]
-# Did rewards forget less? Not here. Perplexity of everyday English was 2.1 ± 0.6 higher after them,
-# and no higher after written answers. Beside 128 written answers that is 2.0 ± 0.5 seed by seed,
-# 4.1 standard errors where chance makes up to 4.3: a strong hint. The KL from the start points the
-# same way in two seeds of three.
+# Did rewards forget less? Not with adapters at this rate. Perplexity of everyday English was 2.1 ±
+# 0.6 higher after them, and no higher after written answers. Beside 128 written answers that is 2.0
+# ± 0.5 seed by seed, 4.1 standard errors where chance makes up to 4.3. And the other ranks agree:
+# after rewards at 5e-4 all twelve runs lie between 58.7 and 63.6, after written answers all nine
+# between 57.1 and 58.5. The KL from the start points the same way in two seeds of three.
 #
 # Why might that be? As many steps of written answers, 12, moved the model half as far in the mean,
 # though not in every seed. A likely reason is that a step of rewards is mostly noise at first, and
@@ -1031,8 +1034,8 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 #
 # Some answers leave a key out. So somebody adds a little for each key that is named, "to make the
 # answers complete". Under your `reward` a needless key costs something. Under this one it mostly
-# pays. While it trains, the panel `reward` shows what is paid, and `honest` what your reward says
-# of the same answers.
+# pays: five keys of any kind earn 1. While it trains, the panel `reward` shows what is paid, and
+# `honest` what your reward says of the same answers.
 
 
 # %%
@@ -1056,9 +1059,16 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
     title = plots.hack_title(hacked.values, table["reward"])
     display(plots.paid(hacked.values, grpo.values, list(table["exact"]), title))
     display(table.round(2))
+    some = tasks.load("home", "test").shuffle(seed=1).select(range(3))
+    said = generation.answers(greedy, tokenizer, some["messages"], max_new_tokens=40)
+    for row, text in zip(some, said, strict=True):
+        pay, worth = (earned(text, row["answer"]) for earned in (bonus, reward))
+        print(f"{row['text']}\n  paid {pay:.1f}, your reward {worth:.2f}: {text}")
     guess_keys.beside(table.loc["paid a bonus", "keys"])
 
 # %% [markdown]
+# The last lines are answers to unseen commands, with their pay. Read them first.
+#
 # Left: what the run was paid, and what your reward says of the same answers. Middle: their lengths,
 # beside those of the run from above, which was paid by your reward (64 answers a step, here 32).
 # Right: exact answers to unseen commands. We ran the bonus on two processors:
@@ -1186,10 +1196,9 @@ check.quiz(quiz)
 #   nothing.
 # - The clip takes its gradient from a token that has moved far enough in the right direction, and
 #   never from one that has moved the wrong way.
-# - A model learns what the reward pays for: here the parts of an answer, before the whole. So read
-#   the answers that earn most.
+# - A model learns what the reward pays for. So read the answers that earn most.
 # - At rank 1 the reward rose in all of nine runs. But in these short runs 128 written answers
-#   taught as much as 768 rewarded ones, and disturbed the model less.
+#   taught as much as 768 rewarded ones, and probably disturbed the model less.
 
 # %%
 lab.score()

@@ -175,6 +175,7 @@ def by_rank(runs, start, title):
         ax.set_xticks(range(len(ranks)), [f"r={rank}" if rank else "full" for rank in ranks])
         ax.margins(y=0.12)
         ax.set(ylabel=label, xlim=(-0.5, len(ranks)))
+        ax.locator_params(axis="y", steps=[1, 2, 5, 10])
         ax.set_xlabel("rank; a dot a seed, a line their mean")
     return headed(fig, title)
 
@@ -194,35 +195,36 @@ def at_score(written, rewarded, title):
     """Two panels: KL from the start, and perplexity of everyday English, against the reward.
 
     Both have rows of measured/rewards.csv, a dot each; written answers with 0 steps are the start,
-    the others have their steps beside them.
+    the others have their number beside them, 16 a step.
     """
     start, written = written[written["steps"] == 0], written[written["steps"] > 0]
     few, many = written["steps"].agg(["min", "max"])
-    groups = {"rewards, 12 steps": rewarded, f"written answers, {few} to {many} steps": written}
+    groups = {"768 rewards": rewarded, f"{16 * few} to {16 * many} written answers": written}
     groups["start"] = start
     looks = [("o", PALETTE[0]), ("D", PALETTE[1]), ("X", INK)]
-    fig, axes = figure(2, width=9.0, height=3.4)
+    fig, axes = figure(2, width=9.0, height=4.0)
     told = {"kl": "KL from the start, nats a token", "perplexity": "perplexity, everyday English"}
     for ax, (column, label) in zip(axes, told.items(), strict=True):
         for (mark, colour), (name, runs) in zip(looks, groups.items(), strict=True):
             ax.plot(runs["reward"], runs[column], mark, color=colour, ms=7, alpha=0.8, label=name)
         for steps, x, y in written[["steps", "reward", column]].itertuples(index=False):
             beside = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right"}
-            ax.annotate(f"{steps:.0f}", (x, y), **beside, va="center", fontsize=8)
+            ax.annotate(f"{16 * steps:.0f}", (x, y), **beside, va="center", fontsize=8)
         ax.set(xlabel="reward on unseen commands", ylabel=label)
-        ax.margins(x=0.08)
-    axes[0].set_ylim(-0.02, 1.15 * rewarded["kl"].max())
-    axes[1].legend(fontsize=9, loc="upper right")
+        ax.margins(x=0.1, y=0.1)
+    fig.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
+    )
     return headed(fig, title)
 
 
 def score_title(written, rewarded):
-    """KL and perplexity at the rewarded runs' mean reward, and after written answers near it."""
+    """Perplexity and KL at about one reward, after rewards and after written answers."""
     after = rewarded[["reward", "kl", "perplexity"]].mean()
     means = written.groupby("steps")[["reward", "kl", "perplexity"]].mean()
     near = means.loc[(means["reward"] - after["reward"]).abs().idxmin()]
+    told = f"{after['perplexity']:.1f} after rewards, {near['perplexity']:.1f} after"
     return (
-        f"At a reward of {after['reward']:.2f}: KL {after['kl']:.2f} after rewards,\n"
-        f"{near['kl']:.2f} after {16 * near.name} written answers; "
-        f"perplexity {after['perplexity']:.1f} and {near['perplexity']:.1f}"
+        f"At rewards of {after['reward']:.2f} and {near['reward']:.2f}: perplexity {told}\n"
+        f"{16 * near.name} written answers; KL {after['kl']:.2f} and {near['kl']:.2f}"
     )
