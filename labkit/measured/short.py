@@ -62,7 +62,7 @@ def train(
     """LoRA of `task` on 96 rows, a `finetuning.Result`; the seed draws A and the data."""
     model, tokenizer = models.load()
     commands = tasks.load(task).shuffle(seed=seed).select(range(STEPS * BATCH))
-    title = f"r={rank}, alpha={alpha}, learning rate {learning_rate:g}"
+    title = f"{task}, r={rank}, alpha={alpha}, learning rate {learning_rate:g}"
     torch.manual_seed(seed)
     args = arguments(learning_rate, seed)
     return finetuning.finetune(model, tokenizer, commands, lora(rank, alpha), args, title)

@@ -121,18 +121,18 @@ def verdict(table: pd.DataFrame, other: str, within: float = 2.0) -> str:
     return f"{told}{size} {within:g}%, and beyond its error"
 
 
-def standing(rungs: pd.DataFrame, tickets: int = 288) -> str:
-    """One line on the two best methods of a table with accuracy (%) and seeds, by method.
+def standing(rungs: pd.DataFrame, answers: pd.DataFrame, wanted: Sequence[str]) -> str:
+    """Two lines on the two best methods of a table with accuracy (%) and seeds, by method.
 
-    No winner is named while one of the two has fewer than three seeds, or they lie within twice the
-    standard error of their difference, of the `tickets` alone.
+    `answers` has a row a ticket and a column a method and seed. The difference is taken ticket by
+    ticket, with the seeds averaged, and has a standard error over tickets.
     """
     first, second = rungs.sort_values("accuracy", ascending=False).iloc[:2].itertuples()
     told = f"{first.Index} {first.accuracy:.0f}%, {second.Index} {second.accuracy:.0f}%"
-    shares = [row.accuracy / 100 for row in (first, second)]
-    error = 100 * (sum(p * (1 - p) for p in shares) / tickets) ** 0.5
-    if min(first.seeds, second.seeds) < 3:
-        return f"Highest: {told}; too few seeds for a winner"
-    if first.accuracy - second.accuracy < 2 * error:
-        return f"Highest: {told}; chance makes {2 * error:.0f} points"
-    return f"First {told}, more than chance apart"
+    seeds = int(min(first.seeds, second.seeds))
+    if seeds < 3:
+        return f"Highest: {told};\ntoo few seeds for a winner"
+    right = answers.eq(pd.Series(list(wanted)), axis=0).astype(float)
+    pairs = [right[f"{first.Index} {k}"] - right[f"{second.Index} {k}"] for k in range(seeds)]
+    gap = 100 * sum(pairs) / seeds
+    return f"Highest: {told};\nticket by ticket {gap.mean():.1f} ± {gap.sem():.1f} points apart"

@@ -1323,14 +1323,21 @@ def test_a_verdict_needs_more_than_one_seed_and_more_than_chance():
     assert "dora" in told(-5.0, 0.2) and "full" not in told(-5.0, 0.2)
 
 
-def test_no_winner_of_the_ladder_is_named_from_one_seed():
-    def told(first, seeds):
-        rows = {"accuracy": [first, 50.0], "seeds": [seeds, 3]}
-        return tables.standing(pd.DataFrame(rows, index=["full", "lora"]))
+def test_the_ladder_s_best_two_are_compared_ticket_by_ticket():
+    wanted = ["a", "b"] * 10
+    half = ["a"] * 20
+    answers = {f"lora {k}": half for k in range(3)} | {f"full {k}": half for k in range(3)}
+    answers["full 0"] = answers["full 1"] = wanted
 
-    assert "too few seeds" in told(70.0, 1)
-    assert "chance makes" in told(52.0, 3)
-    assert told(70.0, 3).startswith("First full")
+    def told(seeds):
+        rows = {"accuracy": [83.3, 50.0], "seeds": [seeds, 3]}
+        rungs = pd.DataFrame(rows, index=["full", "lora"])
+        return tables.standing(rungs, pd.DataFrame(answers), wanted)
+
+    assert "too few seeds" in told(1)
+    gaps = [0, 200 / 3] * 10  # two seeds of three are right where the other never is
+    error = statistics.stdev(gaps) / 20**0.5
+    assert f"{statistics.mean(gaps):.1f} ± {error:.1f} points apart" in told(3)
 
 
 def test_an_adapter_of_the_pairs_is_what_peft_makes_of_the_last_mlp():

@@ -35,7 +35,7 @@ def number_line(rows, step):
         ax.vlines(ticks, y - 0.16, y + 0.16, color=INK, lw=0.8, alpha=0.45)
         low, high = _dead_zone(near, reach)
         ax.fill_between([low, high], y - 0.3, y + 0.3, color=COLOURS[name], alpha=0.25, lw=0)
-        ax.plot(0, y, "o", color=COLOURS[name], ms=7, mfc="white", mew=2)
+        ax.plot(0, y, "o", color=COLOURS[name], ms=10, mfc="white", mew=2)
         style = {"arrowstyle": "->", "color": INK, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", (step, y + 0.36), (0, y + 0.36), arrowprops=style)
         ax.plot(landed - start, y, "o", color=COLOURS[name], ms=5)
@@ -95,9 +95,9 @@ def arrivals(sizes, on, beside, trained, guess):
     guess.draw(axes[0])
     small = sizes.index(1e-3)
     low, least = on["bf16"][small], on["NF4"][small]
-    kept = f"weights on the grid keep {low:.0f}% in bf16 and {least:.0f}% in NF4;"
-    beside_it = f"in NF4 those of the base, which are beside its grid, {beside['NF4'][small]:.0f}%"
-    return headed(fig, f"Of an update of 0.1% {kept}\n{beside_it}")
+    kept = f"{low:.0f}% arrives on bf16's grid, {least:.0f}% on NF4's;"
+    off_it = f"in NF4 {beside['NF4'][small]:.0f}% where the weights lie off its grid"
+    return headed(fig, f"Of an update of 0.1% {kept}\n{off_it}")
 
 
 def crossover(frame, guess):

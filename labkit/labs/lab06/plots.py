@@ -42,7 +42,7 @@ def divergences(kls, title, guess=None):
     told = [f"{v:.2g}" if v > FLOOR else f"below {FLOOR:.0e}" for v in values]
     _dots(ax, places, values, told)
     ax.set(xscale="log", xlabel="KL from the model that was trained, nats a token (log)")
-    ax.set_xlim(values.min() / 4, values.max() * 30)
+    ax.set_xlim(values.min() / 4, values.max() * 10)
     ax.set_yticks(places, list(kls))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
@@ -87,7 +87,7 @@ def both_tasks(scores, tasks, n, title, guess):
         errors = np.sqrt(shares * (100 - shares) / n)
         y = places + (0.5 - i) * 0.38
         hatch = "" if i == 0 else "//"
-        ax.barh(y, shares, 0.36, color=colour, hatch=hatch, edgecolor="white", label=task)
+        ax.barh(y, shares, 0.36, color=colour, hatch=hatch, edgecolor="white", label=f"on {task}")
         ax.hlines(y, shares - errors, shares + errors, color=INK, lw=1)
         for place, share, error in zip(y, shares, errors, strict=True):
             label = {"va": "center", "color": INK, "fontsize": 9}
@@ -117,6 +117,8 @@ def weight_curves(weights, curves, title, guess):
         ax.plot(weights, losses, color=colour, marker=marker, ls="--" if task == "sum" else "-")
         ax.annotate(f"  {task}", (weights[-1], losses[-1]), color=colour, va="center")
     ax.axvline(weights[sums.argmin()], color=INK, ls=":", lw=1.5)
+    lowest = (weights[sums.argmin()], sums.min())
+    ax.annotate(f"{sums.min():.2f}", lowest, (6, 6), textcoords="offset points", color=INK)
     ax.set(xlabel="weight w of both adapters", ylabel="loss, nats a token", ylim=(0, None))
     ax.set_xlim(None, weights[-1] + 0.2 * (weights[-1] - weights[0]))
     ax.set_title(title)
@@ -133,7 +135,7 @@ def speeds(rates, title):
     places = np.arange(len(rates))[::-1]
     for y, runs in zip(places, rates.values(), strict=True):
         middle = np.median(runs)
-        ax.barh(y, middle, color=PALETTE[0], height=0.6)
+        ax.barh(y, middle, color=PALETTE[0], height=0.6, alpha=0.6)
         ax.plot([min(runs), max(runs)], [y, y], color=INK, lw=1.5, marker="|")
         ax.text(max(runs), y, f"  {middle:.3g}", va="center", color=INK)
     ax.set_yticks(places, list(rates))
