@@ -23,9 +23,9 @@ def gained(values, title):
         ax.annotate(f" {name}", (len(line), line[-1]), color=colour, va="center")
     margin = sides[0][-1] - sides[1][-1]
     middle = (len(steps), (sides[0][-1] + sides[1][-1]) / 2)
-    ax.annotate(f"margin {margin:.0f} nats ", middle, ha="right", va="center", color=INK)
+    ax.annotate(f" margin {margin:.0f} nats", middle, va="center", color=INK)
     ax.axhline(0, color=INK, lw=0.8)
-    ax.set(xlabel="step", ylabel="log-probability gained, nats", xlim=(1, 1.18 * len(steps)))
+    ax.set(xlabel="step", ylabel="log-probability gained, nats", xlim=(1, 1.25 * len(steps)))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.set_title(title)
     return fig
