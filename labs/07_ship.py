@@ -913,8 +913,9 @@ if lab.experiment("A mixed batch, in one layer", 1, needs=["7.6"]):
     guess_batch.beside(times["batched"][-1] / times["one by one"][-1])
 
 # %% [markdown]
-# On our CPUs it depends on the threads: on one the batch was slower at every size, in one run 2.5
-# times at 64 rows, and on two it was quicker from 16 rows on. Both ways multiply the same numbers.
+# On our CPUs the batch won little or nothing. At 64 rows it took 1.2 times as long as one by one in
+# our last run, on two threads, and 2.5 times in another, on one. In an earlier one it was quicker
+# from 16 rows on. Both ways multiply the same numbers.
 # But `A[index]` copies a pair of factors for every row: for 64 rows of this layer that is 1.2
 # million numbers to write and read again. On a GPU (not run here) expect the loop to be the slower
 # one. A product of one row keeps a small part of the chip busy, and the next one waits for it.
