@@ -812,10 +812,10 @@ def conversations(name, n):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Three customers, one base", 75, needs=["7.1", "7.2", "7.5"]):
-    home_run = train_on(tasks.load("home", "train"), 30, "home")
+if lab.experiment("Three customers, one base", 60, needs=["7.1", "7.2", "7.5"]):
+    home_run = train_on(tasks.load("home", "train"), 25, "home")
     some = as_pairs(tasks.load("tickets", "train", groups=("delivery", "returns")))
-    tickets_run = train_on(some, 30, "tickets")
+    tickets_run = train_on(some, 20, "tickets")
     folders = {"office": office.folder, "home": home_run.folder, "tickets": tickets_run.folder}
     fleet = PeftModel.from_pretrained(
         models.load(dtype=torch.float32)[0], folders["office"], "office"
@@ -1036,7 +1036,7 @@ if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.
 # a batch. Whether mixed ones do depends on the engine. llama.cpp puts only requests with the same
 # adapters into one batch, so mixed ones take turns. In our runs, on quiet machines and on busy
 # ones, they had between a third and nine tenths of the merged model's speed. One adapter apart had
-# at least four fifths of it.
+# about four fifths of it or more.
 #
 # An engine with a batched product such as yours need not take turns. vLLM has one: on a GPU a
 # kernel after Punica, on a CPU plain PyTorch, much like your `batched_lora`, copies included. We

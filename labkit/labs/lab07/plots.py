@@ -134,11 +134,11 @@ def files(made, exact, n, guess):
     for name, value in zip(names, shown, strict=True):
         gap.annotate(f"{value:.1g}", (value, name), (9, 0), textcoords="offset points", va="center")
     gap.set(xscale="log", xlabel="KL, nats a token (log)")
-    gap.set_xlim(shown.min() / 10, shown.max() * 1000)  # room for the numbers
+    gap.set_xlim(shown.min() / 10, shown.max() * 300)  # room for the numbers
     right.axvline(100 * exact, color=INK, ls=":", lw=1.2, zorder=0)
     right.barh(names, 100 * rights, color=colours, height=0.55)
     _with_errors(right, dict(zip(names, rights, strict=True)), n)
-    right.set(xlabel=f"right, % of {n}\n(dots: as trained)", xlim=(0, 125))
+    right.set(xlabel=f"right, % of {n}\n(dots: unmerged, fp32)", xlim=(0, 125))
     right.set_xticks((0, 50, 100))
     for ax in (gap, right):
         ax.set_yticks(range(len(names)), [""] * len(names))
