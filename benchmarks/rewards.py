@@ -82,8 +82,7 @@ def warm():
 def measure(run):
     """The row of one run."""
     begun, (lab, start, unseen, before) = time.perf_counter(), warm()
-    adapted = partial(lab["adapted"], start, run.rank, run.seed)
-    policy = adapted() if run.rank else whole(copy.deepcopy(start))
+    policy = lab["adapted"](start, run.rank, run.seed) if run.rank else whole(copy.deepcopy(start))
     lab["adamw"] = lab["adamw_of_lab"] if run.rank else Masters
     home = tasks.load("home").sort("intent")
     if run.study == "written":

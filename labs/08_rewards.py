@@ -810,9 +810,14 @@ def keys_named(answers):
 
 
 # %%
+def unseen_commands(n=100):
+    """Held-out commands of `home`, the same ones each time."""
+    return tasks.load("home", "test").shuffle(seed=1).select(range(n))
+
+
 def marks(model):
     """Of 100 unseen commands: how many are right, or in the intent; mean reward and keys."""
-    rows = tasks.load("home", "test").shuffle(seed=1).select(range(100))
+    rows = unseen_commands()
     told = generation.answers(model, tokenizer, rows["messages"], max_new_tokens=40)
     both = list(zip(told, rows["answer"], strict=True))
     intents = sum(a.split(",")[0] == b.split(",")[0] for a, b in both)  # the first key's value
@@ -1060,7 +1065,7 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
     title = plots.hack_title(hacked.values, table["reward"])
     display(plots.paid(hacked.values, grpo.values, list(table["exact"]), title))
     display(table.round(2))
-    some = tasks.load("home", "test").shuffle(seed=1).select(range(3))
+    some = unseen_commands(3)
     said = generation.answers(greedy, tokenizer, some["messages"], max_new_tokens=40)
     for row, text in zip(some, said, strict=True):
         pay, worth = (earned(text, row["answer"]) for earned in (bonus, reward))

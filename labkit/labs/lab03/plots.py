@@ -167,9 +167,7 @@ def forgetting(runs, live, guess):
     low, high = rises.mean().min(), rises.mean().max()
     seeds = (rises.max() - rises.min()).max()
     told = f"At equal task loss perplexity has risen by {low:.0f} to {high:.0f}%:\n"
-    told += (
-        f"means of rows differ by {high - low:.0f} points, seeds of one row by up to {seeds:.0f}"
-    )
+    told += f"means differ by {high - low:.0f} points, seeds of one row by up to {seeds:.0f}"
     ax.set_title(told)
     if name := guess.draw(ax, "x"):  # above the dots, on the side that has room
         name.set(rotation=0, ha="left" if guess.value < np.mean(ax.get_xlim()) else "right")

@@ -207,10 +207,9 @@ def equal(table, guess):
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="y", visible=False)
     fig.legend(loc="outside lower right", ncols=3)
-    told = f"{same.sum()} of {n} served answers are PEFT's to the letter,"
-    return headed(
-        fig, f"{told}\n{(same & right).sum()} of them right and {(same & ~right).sum()} wrong"
-    )
+    good, wrong, _ = (rows.sum() for rows in kinds.values())
+    told = f"{good + wrong} of {n} served answers are PEFT's to the letter,"
+    return headed(fig, f"{told}\n{good} of them right and {wrong} wrong")
 
 
 def speeds(rates, how):

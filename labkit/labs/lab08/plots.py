@@ -70,11 +70,11 @@ def losses(runs, title):
     fig, ax = figure(height=3.2)
     last = sorted(map(len, runs.values()))[-2]
     for colour, (name, told) in zip(RUNS, runs.items(), strict=False):
-        style = {"ls": "--", "zorder": 3} if _stays(told) else {"marker": "o", "ms": 4}
-        traced(ax, told[:last], colour, 0.6, **style)
-        end = smooth(told[:last], 0.6)[-1]
-        above = {"xytext": (6, 9 if _stays(told) else 0), "textcoords": "offset points"}
-        ax.annotate(name, (min(len(told), last), end), color=colour, va="center", **above)
+        stays, told = _stays(told), told[:last]
+        style = {"ls": "--", "zorder": 3} if stays else {"marker": "o", "ms": 4}
+        traced(ax, told, colour, 0.6, **style)
+        end, above = (len(told), smooth(told, 0.6)[-1]), (6, 9 if stays else 0)
+        ax.annotate(name, end, above, textcoords="offset points", color=colour, va="center")
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
     ax.annotate("log 2 ", (1.25 * last, np.log(2)), ha="right", va="bottom", color=INK)
     ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(0.9, 1.25 * last))
