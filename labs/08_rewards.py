@@ -54,7 +54,7 @@ from labkit import live, measured, tasks
 from labkit.labs.lab08 import plots
 from labkit.plots import compare_answers
 from labkit.tasks import chat
-from labkit.training import fast, finetuning, generation, hardware, models, pairs, rollouts
+from labkit.training import fast, finetuning, generation, hardware, models, pairs, rollouts, trees
 
 # %% [markdown]
 # ## How likely is an answer?
@@ -299,7 +299,7 @@ def train_dpo(model, batches, rate, reference_of=None, beta=0.1, title="DPO on c
     optimizer, curves = adamw(model, rate), live.Curves(title, len(batches))
     reference_of = reference_of or reference_logprobs
     for batch in batches:
-        with fast.layers(model):  # the same but for rounding, quicker on a CPU
+        with fast.layers(model), trees.forward(model):  # the same but for rounding, and quicker
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             reference = reference_of(model, batch)
         policy = sequence_logprob(logits, batch["labels"])

@@ -100,8 +100,12 @@ class _Layout:
         self.p = int(rows[0, 0])
         self.longest = self.p + self.n
         behind = (rows - self.p).flatten()
-        self.slots = (rows >= 0).flatten().nonzero()[:, 0]  # the slot of each token
-        self.empty = (rows < 0).flatten().nonzero()[:, 0]
+        filled = (behind >= 0).nonzero()[:, 0]
+        slots = behind.new_full((int(behind.max()) + 1,), len(behind))
+        # the slot of each token, the first of them where several rows have it
+        self.slots = slots.scatter_reduce_(0, behind[filled], filled, "amin")
+        self.shared = len(filled) > len(slots)
+        self.empty = torch.ones_like(behind).index_fill_(0, self.slots, 0).nonzero()[:, 0]
         self.tokens = behind.clamp(min=0)  # the token of each slot; an empty one holds the first
         # padding stands at the end of a row, so the causal mask hides it too
         later = torch.full((self.p + self.n, self.p + self.n), float("-inf"), device=rows.device)
@@ -172,7 +176,7 @@ class Kept:
 class _Gather(torch.autograd.Function):
     """The rows of `x` at `there`; its gradient is gathered by `back`, and zero at `empty`.
 
-    From tokens `(t, d)` to slots `(b n, d)`, or back: as no token is used twice, nothing is summed.
+    From tokens `(t, d)` to slots `(b n, d)`, or back, where none is used twice: nothing is summed.
     """
 
     @staticmethod
@@ -217,7 +221,10 @@ def _split(x, layout):
     """`(1, h, N, d)` -> the prefix `(1, h, p, d)` and the rows `(b, h, n, d)`."""
     h, d = x.shape[1], x.shape[3]
     tails = x[0, :, layout.p :].transpose(0, 1).reshape(-1, h * d)
-    tails = _Gather.apply(tails, layout.tokens, layout.slots, None)
+    if layout.shared:  # a token's gradient is a sum over the rows that have it
+        tails = F.embedding(layout.tokens, tails.float()).to(x.dtype)
+    else:
+        tails = _Gather.apply(tails, layout.tokens, layout.slots, None)
     return x[:, :, : layout.p], tails.view(layout.b, layout.n, h, d).transpose(1, 2)
 
 

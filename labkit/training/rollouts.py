@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from labkit.data.tokens import learned
-from labkit.training import fast, generation, hardware, loop, packing
+from labkit.training import fast, generation, hardware, loop, packing, trees
 
 Answer = dict  # of `sample`: "row", "text"; "input_ids" and "labels" as `packing.pack` takes them
 
@@ -64,16 +63,25 @@ def logprobs(model: PreTrainedModel, answers: list[Answer]) -> tuple[torch.Tenso
     """Log-probabilities `(b, t)` of the answers' tokens in fp32, and True where there is a token.
 
     Zero is written where an answer has ended. The gradient flows to the model's trained weights.
+    What several answers begin with is computed once.
     """
-    hidden, head, targets = loop.before_head(model, packing.pack(answers))
+    base = packing.base_of(model)
+    head, labels = base.get_output_embeddings(), packing.padded(answers)["labels"][:, 1:]
+    batch = trees.tree([answer["input_ids"] for answer in answers]) | {"labels": labels}
+    batch = {name: values.to(base.device) for name, values in batch.items()}
+    with fast.layers(base):
+        hidden = packing.hidden_states(base.get_decoder(), batch)[0]  # (N, d)
+    asked = batch["labels"] != packing.IGNORED  # (b, n - 1)
+    before, targets = batch["paths"][:, :-1][asked], batch["labels"][asked]  # (k,)
+    hidden = F.embedding(before, hidden.float()).to(hidden.dtype)  # (k, d)
     if fast.is_fixed(head):
         logp = _LogProbs.apply(hidden, head.weight, targets)  # (k,)
     else:
         logp = -F.cross_entropy(head(hidden).float(), targets, reduction="none")
-    lengths = [len(learned(answer["labels"])) for answer in answers]
-    padded = torch.nn.utils.rnn.pad_sequence(logp.split(lengths), batch_first=True)
+    lengths = asked.sum(1)
+    padded = torch.nn.utils.rnn.pad_sequence(logp.split(lengths.tolist()), batch_first=True)
     places = torch.arange(padded.shape[1], device=logp.device)
-    return padded, places < torch.tensor(lengths, device=logp.device)[:, None]
+    return padded, places < lengths[:, None]
 
 
 class _LogProbs(torch.autograd.Function):
