@@ -781,8 +781,9 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # Each method looks for its own best rate:
 #
 # 1. The first seed tries five rates half a decade apart. Two more seeds repeat the best one.
-# 2. One of them, seed 1, also tries the rates on both sides. For every method the same of the five
-#    was best.
+# 2. These two also try the rates on both sides. By the mean of the three seeds the same of the five
+#    is best for every method. By a single seed it need not be: with seed 2 PiSSA, LoRA-FA and
+#    orthogonal starts did better one rate higher.
 # 3. But a best rate may lie between two of the five. A parabola through the first seed's best and
 #    its neighbours says where. If that is a third of a step or more to one side, all three seeds
 #    take the rate halfway to that neighbour as well. So it was for LoRA, rsLoRA, PiSSA, OLoRA,
