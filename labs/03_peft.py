@@ -57,9 +57,9 @@ from labkit.training import finetuning, generation, loop, models
 # ## A recipe
 #
 # What do you have to decide before a run, and what can you leave at its default? Look at the task
-# first: a spoken command becomes an *intent* in JSON. The test commands use sentence patterns that
-# no training command has. Each also contains a value, such as a room or a number, that no training
-# command has in that place.
+# first. A spoken command becomes JSON: an *intent*, which says what to do, and values such as a
+# room or a number. The test commands use sentence patterns that no training command has. Each also
+# contains a value that no training command has in that place. Sixty of them are this lab's test.
 
 # %% tags=["experiment"]
 if lab.experiment("The model, its tokenizer and the task", 4):
@@ -96,14 +96,15 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 #
 # | `device` | precision |
 # |---|---|
-# | `"cpu"` | none: `use_cpu=True`, `bf16=False` |
+# | `"cpu"` | no mixed precision: `use_cpu=True`, `bf16=False` |
 # | `"t4"` | a GPU without bf16: `fp16=True`, `bf16=False` |
 # | `"a100"` | Ampere and newer: `bf16=True` |
 #
 # TRL's default rate, 2e-5, is meant for full fine-tuning. LoRA needs a higher one. In runs of hours
 # 2e-4 is usual. Runs as short as this lab's want more: in lab 5's runs of 24 steps, at alpha 32,
 # the best rate for LoRA is 3e-3. For full fine-tuning it is 3e-4 there, a tenth (on a finer grid of
-# rates, an eighteenth). The check accepts 1e-4 to 5e-3.
+# rates, an eighteenth). The check accepts 1e-4 to 5e-3. The runs of `finetune` below put 2e-3 in
+# place of your rate.
 #
 # Build both afresh in every call: PEFT writes into a `LoraConfig` that it is given.
 #
@@ -197,9 +198,10 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 
 # %% [markdown]
 # Why does the smallest model train the largest share? A square matrix of width $d$ has $d^2$
-# weights, and LoRA adds $2rd$ numbers. That is a share of $2r/d$, which falls as models get wider.
-# (The two Llamas are equally wide. Llama-3.1 has narrower keys and values, a wider MLP and a larger
-# vocabulary.)
+# weights, and LoRA adds $2rd$ numbers. That is a share of $2r/d$, which falls as models get wider:
+# 5.6% at SmolLM2's width of 576, and 0.8% at the Llamas' 4,096. With all-linear the picture has
+# less, since MLPs are wider than $d$ and embeddings have no adapter. (The two Llamas are equally
+# wide. Llama-3.1 has narrower keys and values, a wider MLP and a larger vocabulary.)
 #
 # Here are three claims that circulate. Check each against the counts printed above.
 #
@@ -242,8 +244,8 @@ if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
 #
 # Embeddings are not reached either. A new token (a tool's name, a language's tag) needs a row of
 # the embedding, and that row must be trained. The next cell prepares that in two ways, and prints
-# the size of the adapter's file. (PEFT's default would also save the whole embedding once it has
-# grown. That is off here, so a file has only what trained.) Which file is larger?
+# the size of the adapter's file. Which file is larger? (PEFT's default would also save the whole
+# embedding once it has grown. That is off here, so a file holds only what trains.)
 
 # %% tags=["experiment"]
 if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
@@ -275,12 +277,12 @@ if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
 # Now train. The first failure is reported in many trackers: the tuned model answers well, and then
 # goes on and on. Why does it not stop?
 #
-# To see it happen, write the rows as one does for a base model, without a chat template: the
-# command, a line break, the answer, the end token. The labels say which tokens the loss counts. A
-# label of -100 stands for none: the loss skips that token.
+# To see it happen, write the rows as one does for a base model: the command, a line break, the
+# answer, the end token. (A chat template can hide the failure, as you will read below.) The labels
+# say which tokens the loss counts. A label of -100 means that the loss skips that token.
 #
-# The next function gives no label to the prompt, and none to padding. It knows padding as
-# transformers' `DataCollatorForLanguageModeling` does: by its id.
+# The next function gives no label to the prompt, and none to padding. It finds padding by its id,
+# as transformers' `DataCollatorForLanguageModeling` does.
 
 
 # %%
@@ -315,11 +317,11 @@ def endless(model):
 
 
 # %% [markdown]
-# No wanted answer is longer than 48 tokens, so an answer that is longer did not stop. `finetune` is
-# TRL's trainer, made lean for a CPU; a section below says how. The learning rate is that of a short
-# run.
+# No wanted answer has more than 48 tokens. So an answer without an end by then did not stop.
+# `finetune` is TRL's trainer without what a small run on a CPU does not need. A section below says
+# what that is.
 #
-# Two pictures come. The first is the loss curve, drawn while the model trains: the faint line is
+# Two pictures follow. The first is the loss curve, drawn while the model trains: the faint line is
 # the loss of each step, the strong one its running mean. The second counts the answers that do not
 # stop.
 
@@ -367,7 +369,7 @@ if lab.experiment("Trained with the end token masked", 25, needs=["3.1"]):
 #
 # <details><summary>Hint: what is padding?</summary>
 #
-# What knows which token is padding, if its id does not?
+# Padding and the end have the same id. Which other input says which tokens are padding?
 # </details>
 #
 # <details><summary>Hint: where does the prompt end?</summary>
@@ -422,8 +424,9 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
     print(f"last loss: end masked {masked.losses[-1]:.2f}, your labels {mended.losses[-1]:.2f}")
 
 # %% [markdown]
-# Nearly: in our runs at most one of the 60 went on. Both runs have the same
-# model, data, steps and rate. Only the labels differ.
+# Almost: in our runs at most one of the 60 went on. Both runs have the same model, data, steps and
+# rate. Only the labels differ. (Do not compare the two last losses that are printed: one of them
+# counts the end token, and the other does not.)
 #
 # A chat model can hide this bug, since it had learned to stop before you tuned it. We tried it with
 # SmolLM2's own template, and the end masked in the same way (25 steps of 8, one seed). All of 30
@@ -434,9 +437,6 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
 # sets the two equal again. A mask works whatever the token. TRL's trainer (1.16) makes the labels
 # before it pads, so that the id does not matter. transformers' collator for language models (5.24)
 # still goes by the id.
-#
-# Do not compare the two last losses that are printed: one of them counts the end token, and the
-# other does not.
 
 # %% [markdown]
 # ## The trainer, and where an answer begins
@@ -448,7 +448,8 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
 # The whole program is a model, a dataset and two configurations. TRL applies the model's own chat
 # template. What carries the loss depends on your columns. With `prompt` and `completion` it is the
 # completion alone. With whole conversations in a column `messages` it is *every* token, the user's
-# too, unless you set `assistant_only_loss=True`. Here is the trainer, unchanged, for three steps.
+# too, unless you set `assistant_only_loss=True` (which needs a template that marks the answers).
+# Here is the trainer, unchanged, for three steps.
 
 # %% tags=["experiment"]
 if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
@@ -500,8 +501,9 @@ if lab.experiment("PEFT and TRL learn `home`", 30, needs=["3.1"]):
 # %% [markdown]
 # How good is the model now? That may depend on how it is asked. Here are three ways to turn the
 # same messages into tokens. The first is that of training. The second leaves out the *generation
-# prompt*, the tokens at the end that open the assistant's turn. The third has one token too many at
-# the front.
+# prompt*, the tokens at the end that open the assistant's turn: `<|im_start|>assistant` and a line
+# break. The third has one token too many at the front. An answer is right here if its text is the
+# wanted one, letter by letter.
 
 
 # %%
@@ -514,7 +516,8 @@ def three_prompts(messages):
 
 
 # %%
-guess_closed = lab.predict("Without the generation prompt, what % of 60 will be right?", None)
+question = "Asked without the generation prompt, what % of 60 answers will be right?"
+guess_closed = lab.predict(question, None)
 
 # %% tags=["experiment"]
 if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
@@ -539,9 +542,9 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
 # | no generation prompt | 45, 38, 40, 40 |
 # | first token twice | 42, 35, 33, 37 |
 #
-# No way of asking stands out in all runs. The thin lines in the picture are each bar's own standard
-# error, about 6 points. The questions are the same for all bars, so a difference is surer than the
-# lines suggest. (Lab 4 compares in pairs.)
+# No way of asking is best in all four runs, or worst in all four. The thin lines in the picture are
+# each bar's own standard error, about 6 points. The questions are the same for all bars, so a
+# difference is surer than the lines suggest. (Lab 4 compares in pairs.)
 #
 # Why does the wrong prompt do so little harm? Probably because the model has just learned to answer
 # everything in JSON, and does so with these few tokens or without. So your own test may not show
@@ -699,7 +702,7 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 
 # %% [markdown]
 # No row is lost. The price: each row that was too long, 173 of them at 64 tokens, now has a prompt
-# that begins in the middle. In 69 it begins within the system message, in the others behind it.
+# without its beginning. In 69 the cut falls within the system message, in the others behind it.
 # Where that matters, shorten the user's text before it goes into the template.
 
 # %% [markdown]
@@ -718,6 +721,13 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 # not count, nor do spaces outside of strings. Capitals do, `5` is not `"5"`, and `true` is not
 # `1`, though Python's `True == 1`: written again by `json.dumps` the two differ. A prediction that
 # is no JSON is wrong, and must not stop the evaluation: the base model answers in plain English.
+#
+# <details><summary>Hint</summary>
+#
+# Read both texts as JSON, and write both again in one way. `help(json.dumps)` lists what that way
+# can fix, the order of keys among it. Which error does `json.loads` raise for a text that is no
+# JSON?
+# </details>
 
 
 # %%
@@ -768,14 +778,15 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
     display(plots.scores(groups, len(wanted), title))
 
 # %% [markdown]
-# Two metrics tell two stories. The intent is one of ten, and the run saw about 24 examples of each.
-# An exact answer also needs every value under the right key, and at least one of these values stood
-# there in no training command. Report the metric that your user notices: a smart home that gets the
-# lamp under the wrong key does nothing.
+# The two metrics lie far apart. The intent is one of ten, and the run saw about 24 examples of
+# each. An exact answer also needs every value under the right key, and at least one of these values
+# stood there in no training command. Report the metric that your user notices: a smart home that
+# gets the lamp under the wrong key does nothing. (The 0% of the base says that it writes no such
+# JSON, and not that it understands nothing.)
 
 # %% [markdown]
 # The marks in the table are a third metric: they compare texts, and yours compares data. So a row
-# may have ✗ there and count as right below. It happened in two of our runs. The answer had
+# may have ✗ there and count as right in the picture. It happened in two of our runs. The answer had
 # `"domain"` twice, first `"entry floor lamp"` and then `"light"`; `json.loads` keeps the last and
 # says nothing. Would your smart home keep the last as well? `json.loads(text, object_pairs_hook=…)`
 # sees both.
@@ -847,17 +858,19 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {surprise['base']:.1f} before, {surprise['home']:.1f} after: {change:+.1%}")
 
 # %% [markdown]
-# When we ran it, perplexity rose by 14 to 16%. In nats that is $\ln 1.14 = 0.13$ to
+# In our runs perplexity rose by 14 to 16%. In nats that is $\ln 1.14 = 0.13$ to
 # $\ln 1.16 = 0.15$ a token. For scale: rounding this model to four bits costs 0.21 ± 0.06 on the
-# same paragraphs (NF4, lab 4).
+# same paragraphs (NF4, lab 4). Such text has become less likely to the model. Which abilities it
+# has lost, if any, perplexity does not say.
 
 # %% [markdown]
 # ### Does LoRA forget less than full fine-tuning?
 #
 # Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) find that it does, on code and maths.
-# PEFT's own table of July 2026 says the opposite, from one seed: its measure of forgetting is .030
-# after full fine-tuning and .050 after LoRA, at nearly the same accuracy. There full fine-tuning
-# had a ten times lower rate. So the answer may depend on task, rate and length of training.
+# PEFT's own benchmark (`method_comparison`, July 2026) says the opposite, from one seed. There the
+# loss on a sample of Wikipedia rose by .030 in full fine-tuning and by .050 in LoRA, at nearly the
+# same accuracy, and full fine-tuning had a ten times lower rate. So the answer may depend on task,
+# rate and length of training.
 #
 # Keep one thing equal. Let each method train until its held-out loss on `home` has come down to
 # 0.45, and compare there. Each has a rate that suits it in short runs. Both train the same 210
@@ -952,13 +965,14 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # points.
 #
 # Now compare seed by seed. Full fine-tuning's rise minus that of LoRA with r=4 is -10, +1 and -2
-# points, a mean of -3.6 ± 3.2 (standard error). With three seeds that is no clear
-# difference.
+# points, a mean of -3.6 ± 3.2 (standard error). Is that more than chance? With three seeds chance
+# alone exceeds 4.3 errors in one case of twenty (lab 5 says more). That is 14 points here. So there
+# is no clear difference, and a true one of 10 points could go unseen.
 #
 # Rounding moves the result as well. The file was made in fp32; this cell multiplies in bf16 where
 # the CPU does. With seed 0 full fine-tuning's perplexity rose by 17% in the file, and by 19, 23 and
-# 27% in three runs of this cell. So here, after 10 to 17 steps of four commands,
-# nothing says that one method forgets less than the other.
+# 27% in three runs of this cell. So here, after 10 to 17 steps of four commands, nothing says that
+# one method forgets less than the other. Nor did we vary the rates, on which that may depend.
 #
 # The `home` run above trained longer, and forgot less than these do in the mean: 14 to 16%. Its
 # batches are twice as large, its rank is 16, and its rate falls to zero, while here the rate stays
@@ -985,8 +999,8 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # helps where prompts are long, answers short and examples few, and explain it by less overfitting.
 #
 # In the next experiment examples are few, too: 24 commands, each seen four times. A prompt has
-# about 27 tokens here, and an answer about 19, the end among them. Of the prompt's tokens 19 are
-# the same in every row: those of the template and of the system message.
+# about 27 tokens here, and an answer about 20, the end and a line break among them. Of the prompt's
+# tokens 19 are the same in every row: those of the template and of the system message.
 
 
 # %%
@@ -1014,7 +1028,11 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # the slope. Four blue lines fall and two rise. (Your dashed line repeats seed 0, the thick one. In
 # our last run the loss on the answer came out at 0.62, where the file has 0.58: rounding alone.)
 # Over six seeds the answer's loss changes by -0.04 ± 0.03 nats a token, which is no clear
-# difference. Of the first two seeds one says +0.04 and the other -0.05.
+# difference. A single seed could have told you either: the first says +0.04, the second -0.05.
+#
+# The loss is a mean over tokens. With the loss on everything, less than half of them are the
+# answer's. So the two loss curves cannot be compared with each other. And the answer has less
+# weight in each step, which is a part of what the slopes show.
 #
 # Now look at the ends of the lines. With the loss on the answer the seeds lie between 0.58 and
 # 0.79, with the loss on everything between 0.61 and 0.68. Labels on the prompts may have made the
@@ -1064,7 +1082,7 @@ def loaded_twice(base, folder):
 
 
 # %%
-guess_twice = lab.predict("Loaded twice, what % of 60 will be right?", None)
+guess_twice = lab.predict("Loaded twice, what % of 60 answers will be right?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.6"]):
@@ -1199,7 +1217,7 @@ check.quiz(quiz)
 #   of what trains: what your targets did not reach is missing there.
 # - Read one row before a run, token by token: does the end have a label, does the prompt end where
 #   the answer begins, is anything of the answer left?
-# - One metric is not enough: intent and exact match differ, and forgetting is another matter again.
+# - One metric is not enough: intent and exact match differ, and neither sees what was forgotten.
 # - Compare methods at equal task loss, and over seeds. Here another seed moved forgetting by more
 #   than another method did.
 # - After loading, compare the answers with those of the run. An update that counts twice, or

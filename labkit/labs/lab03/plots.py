@@ -39,7 +39,7 @@ def trained_shares(models):
     ax.set_xticks([0.1, 1, 10], ["0.1%", "1%", "10%"])
     ax.set_yticks(places, list(models))
     ax.set_ylim(-0.5, len(models) - 0.3)
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower right", title="target_modules")
     told = [share for shares in models.values() for share in shares.values()]
     told = f"The same rank trains {min(told):.2%} to {max(told):.1%} of a model:\n"
     ax.set_title(told + "more with all-linear, most in the smallest model")
@@ -56,8 +56,8 @@ def unstopped(counts, n, guess=None):
     ax.set(xlim=(0, 1.08 * n), xlabel=f"answers that do not stop by themselves, of {n}")
     ax.set_ylim(-0.6, len(counts) - 0.4)
     ax.grid(axis="y", visible=False)
-    told = [f"Trained with “{names[0]}”, {values[0]} of {n} answers do not stop"]
-    told += [f"with “{name}” {value}" for name, value in list(counts.items())[1:]]
+    told = [f"Labels “{names[0]}”: {values[0]} of {n} answers do not stop"]
+    told += [f"“{name}”: {value}" for name, value in list(counts.items())[1:]]
     ax.set_title(",\n".join(told))
     if guess:
         guess.draw(ax, "x")
@@ -157,11 +157,12 @@ def forgetting(runs, live, guess):
     means = runs.groupby("way")["perplexity"].mean()[ways]
     ax.plot(means, range(len(ways)), "|", color=INK, ms=20, mew=2, label="mean of the seeds")
     stars = [ways.index(way) for way in live]
-    ax.plot(list(live.values()), stars, "*", color=PALETTE[1], ms=13, label="measured just now")
+    ax.plot(list(live.values()), stars, "*", color=PALETTE[1], ms=13, label="yours")
     ax.axvline(base, color=INK, ls=":", lw=1)
     ax.text(base, -0.45, f" base: {base:.1f}", color=INK, va="bottom")
     ax.set_yticks(range(len(ways)), ways)
-    ax.set(xlabel="perplexity, everyday English", ylim=(-0.5, len(ways) - 0.4))
+    ax.set_ylim(-0.5, len(ways) - 0.4)
+    ax.set_xlabel("perplexity on everyday English (lower: less forgotten)")
     fig.legend(loc="outside lower center", ncols=3, fontsize=9)
     rises = runs.groupby("way")["rise"]
     low, high = rises.mean().min(), rises.mean().max()
