@@ -99,23 +99,24 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
     llama_7b, rows = configs.find("llama-2-7b"), {}
     for r in live.progress([4, 16, 64, 256], "ranks"):
         rows[f"r={r}"] = simulate(llama_7b, Settings(rank=r)).by_category
-    rows["full"] = simulate(llama_7b, Settings(method="full")).by_category
+    rows["full, fp32"] = simulate(llama_7b, Settings(method="full")).by_category
     gigabytes = {name: sum(parts.values()) / 1e9 for name, parts in rows.items()}
-    share = gigabytes["r=64"] / gigabytes["full"]
+    share = gigabytes["r=64"] / gigabytes["full, fp32"]
     more = gigabytes["r=64"] - gigabytes["r=4"]
-    title = f"r=64 on all linear layers: {share:.0%} of full fine-tuning's peak"
+    title = f"r=64 on all linear layers: {share:.0%} of full fine-tuning's peak in fp32"
     display(memory_plots.bars(rows, title))
     print(f"from r=4 to r=64 the peak grows by {more:.1f} GB, to {gigabytes['r=64']:.1f} GB")
 
 # %% [markdown]
 # Most of LoRA's bar is the frozen model in 16 bits, the same at every rank. (The weights grow a
 # little because the adapter's own are among them.) A higher rank adds little. At the peak each
-# trainable number takes 12 bytes: itself and Adam's two moments, in fp32. (Its gradient is not
-# there yet.) There are some more activations, too. Full fine-tuning in fp32 pays 16 bytes for every
-# weight of the model, and 8 even where all of it is in bf16.
+# trainable number takes 12 bytes: itself and Adam's two moments, in fp32. (The peak comes before
+# its gradient is made.) The activations grow a little, too. Full fine-tuning in fp32 pays 16 bytes
+# for every weight of the model, and 8 even where all of it is in bf16: half of the last bar, still
+# nearly three times r=64.
 #
 # So over a 16-bit model of this size memory is no reason to fear r=64. Over a model in 4 bits, as
-# in QLoRA, the two gigabytes that r=64 adds are a larger share.
+# in QLoRA, the two gigabytes from r=4 to r=64 are a larger share.
 
 # %% [markdown]
 # ## How far does the first step go?
@@ -211,10 +212,11 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1"]):
 # at a fixed $\alpha$ the useful part falls as $r$ grows.)
 #
 # The right panel shows a puzzle. With $\alpha$ fixed the *norm* of the update falls with the rank,
-# here as in lab 2. Why does the useful part not fall with it? Each of the $r$ terms is partly
-# useful and partly random. The useful parts point the same way and add up. The random parts point
-# in all directions, so their average shrinks as $r$ grows. The norm measures both. The loss, to
-# first order, responds to the useful part alone.
+# here as in lab 2. Why does the useful part not fall with it? With the factor $\alpha / r$ the step
+# is $\alpha$ times the *average* of $r$ terms. Each term is partly useful and partly random. The
+# useful parts point the same way, so they survive the average. The random parts point in all
+# directions, so they shrink in it as $r$ grows. The norm measures both. The loss, to first order,
+# responds to the useful part alone.
 
 # %% [markdown]
 # This was one step of one layer. Do 24 steps of the whole model behave in the same way?
@@ -241,9 +243,9 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1"]):
 # - The seed decides the draw of `A`, and which commands are learned in which order. Use one seed,
 #   an int, for all runs, so that they differ in nothing but rank, alpha and learning rate.
 # - Pass each rank as the int that it is: the settings are saved as JSON, which has no NumPy ints.
-# - A run that raises must not cost you the others: it stays in the table with the text of its
-#   exception (where it has none, `""` or its name), and without results (NaN). (Ctrl-C must still
-#   stop the sweep.)
+# - A run that raises must not cost you the others. Its row stays in the table, with the text of its
+#   exception as `error` and without results (NaN). For an exception without text `""` or its name
+#   will do. Ctrl-C must still stop the sweep.
 #
 # The frame has the columns `rank`, `alpha`, `learning_rate`, all that `train_fn` returned, and
 # `error`: the text, or `""` where all went well. Its rows may be in any order.
@@ -285,10 +287,10 @@ if lab.experiment("r = 4, 16, 64 with alpha = 2r", 80, needs=["5.2"]):
     display(doubled.drop(columns=["learning_rate", "error"]))
 
 # %% [markdown]
-# `trainable` and `adapter_mb` grow in proportion to the rank, `peak_mb` much less. (`seconds` are
-# of one run each, so do not compare them: other work of the machine is in them.) `exact` is at or
-# near zero in every row: 24 steps at this rate are too few for whole answers. So from here on the
-# loss is what you compare.
+# The curves are training losses; `loss` in the table is that on unseen commands. `trainable` and
+# `adapter_mb` grow in proportion to the rank, `peak_mb` much less. (Do not compare the `seconds`:
+# each is one run, and other work on the machine slows it.) `exact` is at or near zero in every row:
+# 24 steps at this rate are too few for whole answers. So from here on the loss is what you compare.
 #
 # The loss falls steeply with the rank. Many would now conclude: "rank matters, take 64". Before you
 # do, change one thing: keep $\alpha$ fixed at 32. At r=16 that is the same run as above.
@@ -302,10 +304,10 @@ if lab.experiment("The same with alpha fixed", 55, needs=["5.2"]):
 
 # %% [markdown]
 # The ranks, the data and the seed are the same as before. Only $\alpha$ differs, and most of the
-# gap between the ranks is gone. So the first table measured mostly how far the steps lead. By your
+# gap between the ranks is gone. So the first table measured mostly how far the steps go. By your
 # formula, at $\alpha = 2r$ the useful part of a first step is sixteen times larger at r=64 than at
 # r=4. And 0.001 is too low a rate for most of these runs, as you will see. So the runs whose steps
-# lead further come out ahead.
+# go further come out ahead.
 
 # %% [markdown]
 # ## The comparison that is fair
@@ -351,19 +353,20 @@ if lab.experiment("Every rank at its own learning rate", 0):
         best[rule] = {rank: line.loc[line["mean"].idxmin()] for rank, line in lines.items()}
     means = [row["mean"] for rows in best.values() for row in rows.values()]
     low, high = min(means), max(means)
-    title = f"Each rank at its best learning rate: losses from {low:.2f} to {high:.2f}"
+    title = f"Each rank at its best learning rate: mean losses from {low:.2f} to {high:.2f}"
     display(plots.rate_curves(panels, title))
     found = {rule: {r: x["learning_rate"] for r, x in rows.items()} for rule, rows in best.items()}
     print("best learning rate on the grid, by rank")
     display(pd.DataFrame(found).T)
 
 # %% [markdown]
-# Look for the lowest point of each curve, and for its height at 0.001. A bar spans the three seeds.
-# Where a curve or a bar leaves the picture at the top, training broke in at least one seed: losses
-# go up to 7 there.
+# Look for the lowest point of each curve, and for its height at 0.001. A mark is the mean of three
+# seeds, and a bar spans them. Where a curve or a bar leaves the picture at the top, training broke
+# in at least one seed: losses go up to 7 there.
 #
 # - $\alpha = 32$: the three curves nearly coincide until training breaks.
-# - $\alpha = 2r$: the curves are shifted sideways. The higher the rank, the lower its best rate.
+# - $\alpha = 2r$: the curves are shifted sideways. The higher the rank, the lower its best rate:
+#   0.01, 0.003 and 0.001.
 # - Rank-stabilised, on the right: on this grid the best rate is 0.003 at all three ranks. But at
 #   0.001 the curves differ, since the useful part of a step still grows with the rank, like
 #   $\sqrt{r}$.
@@ -396,8 +399,12 @@ if lab.experiment("The same runs by learning rate times alpha", 0):
 
 # %% [markdown]
 # On the left the curves lie side by side. On the right each is shifted by its $\alpha$. Where they
-# fall they now nearly meet: there almost only the product counts. Where they rise they part again.
-# There the steps are large, training breaks in many runs, and a first-order formula says nothing.
+# fall they now lie close together. The curves of $\alpha = 8$ and 128 reach a loss of 0.5 at rates
+# that differ by a factor of eight, and at products that differ by two. So there it is mostly the
+# product that counts. But an order is left: the smaller $\alpha$, the further to the left.
+#
+# Where they rise they part again. There the steps are large, training breaks in many runs, and a
+# first-order formula says nothing.
 
 # %% tags=["experiment"]
 if lab.experiment("Best learning rate against alpha", 0):
@@ -423,25 +430,30 @@ if lab.experiment("Best learning rate against alpha", 0):
 # two. So "nearly constant" is as much as these runs say.
 #
 # The fitted line (dashed) falls more slowly, as $\alpha^{-0.66}$. The coarse grid alone gives this
-# exponent an error of 0.15, so -1 is about two errors away.
+# exponent an error of 0.15, so -1 is about two errors away. The falling sides of the curves say the
+# same, and need no choice from a grid. Take the rate at which a curve reaches a loss of 0.45, on
+# the line between two points. It falls as $\alpha$ to the power -0.70, -0.72 and -0.76 in the three
+# seeds, and at $\alpha = 32$ it hardly depends on the rank.
 #
-# Why might it fall more slowly? Here is one reason, which was not tested. After the first step Adam
-# moves $A$, too, by the learning rate, whatever $\alpha$ is. What this adds to $\frac{\alpha}{r}
-# BA$ is proportional to $\alpha$ times the rate *squared*. It counts most where the rate is high,
-# which is at small $\alpha$.
+# Why is the fall slower than your formula says? Here is one reason, which was not tested. After the
+# first step Adam moves $A$, too, by the learning rate, whatever $\alpha$ is. What this adds to
+# $\frac{\alpha}{r} BA$ is proportional to $\alpha$ times the rate *squared*. It counts most where
+# the rate is high, which is at small $\alpha$.
 
 # %% [markdown]
 # Now you can judge some common sentences, for short training on this task:
 #
 # - *"LoRA takes ten times the learning rate of full fine-tuning, because fewer parameters share the
 #   gradient."* On this grid the ratio is 33 at $\alpha = 8$, ten at 32 and three at 128. ("LoRA
-#   Without Regret" (2025) used 32, too. A finer grid, further below, says eighteen there.) If
-#   sharing were the reason, the ratio would change from r=4 to r=64, with sixteen times the
-#   parameters. At $\alpha = 32$ it does not, on this grid.
+#   Without Regret" (2025) has 32, too. It reports ten, and about fifteen in very short runs. A
+#   finer grid, further below, says eighteen here.) If sharing were the reason, the ratio would
+#   change from r=4 to r=64, with sixteen times the parameters. At $\alpha = 32$ it does not, on
+#   this grid.
 # - *"When you double r, double alpha to keep the effective rate."* That keeps the factor $\alpha /
 #   r$, and doubles the useful part of a first step. A fixed $\alpha$ keeps the best rate nearly the
 #   same ("LoRA Without Regret" reports so for large models).
-# - *"alpha = 2r."* A convention. With the rate tuned for each rank no harm beyond chance was seen.
+# - *"alpha = 2r."* A convention. Once the rate was tuned for each rank, it did no harm beyond
+#   chance.
 # - *"Tune alpha and the learning rate."* They are nearly one knob. Fix one, and tune the other.
 
 # %% [markdown]
@@ -457,7 +469,7 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
     groups["full"] = list(whole.sort_values("seed")["loss"])
     ranks_apart = [np.mean(losses) for name, losses in groups.items() if name != "full"]
     rank_spread = max(ranks_apart) - min(ranks_apart)
-    title = f"Tuned, the means of the three ranks lie within {rank_spread:.3f}"
+    title = f"Tuned, the three ranks' mean losses lie within {rank_spread:.3f} nats"
     display(studies.losses(groups, title, marked=("full",)))
 
 # %% [markdown]
@@ -466,7 +478,7 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
 # comes back to that, and to full fine-tuning on a finer grid.) By contrast, with $\alpha = 2r$ and
 # one rate for all, r=4 and r=64 lay 0.6 apart.
 #
-# So on this task, at this length of training, how far a step leads matters far more than the rank.
+# So on this task, at this length of training, how far the steps go matters far more than the rank.
 # Does rank matter at all, then?
 
 # %% [markdown]
@@ -483,8 +495,8 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
 # frozen, so their output for each key is computed once and kept, and 100 passes take seconds.
 #
 # The loss, taken over the 64 possible values, tells how much is held. At a cross-entropy of 6 bits
-# a pair the adapter knows nothing: the whole value would still have to be told. So what it holds of
-# a pair is 6 bits less the cross-entropy in bits.
+# a pair the adapter knows nothing: the whole value would still have to be told. So of each pair it
+# holds 6 bits minus the cross-entropy.
 #
 # `benchmarks/capacity.py` made the file, in fp32, with $\alpha = 32$ and Adam. With the first seed
 # it tried two to four rates. Where the rank binds, the best of them is at neither end. Two more
@@ -505,15 +517,15 @@ if lab.experiment("Where rank binds", 0):
     guess_rank.beside(enough[enough >= 0.9].index.min())
 
 # %% [markdown]
-# A dot is a seed, a line joins their means. Follow one line from the left. At first it climbs with
-# the rank: each number of the adapter holds some part of a bit. Then it meets the dotted line,
-# which is all that there is to hold. From that rank on, more rank brings nothing. With four times
-# the pairs the bend comes at a higher rank. So "r=8 is enough" is a statement about your data, and
-# no property of LoRA.
+# A dot is a seed, a line joins their means. The title counts right values instead of bits: see
+# `right` in the table. Follow one line from the left. At first it climbs with the rank: each number
+# of the adapter holds some part of a bit. Then it meets the dotted line, which is all that there is
+# to hold. From that rank on, more rank brings nothing. With four times the pairs the bend comes at
+# a higher rank. So "r=8 is enough" is a statement about your data, and no property of LoRA.
 #
-# On the thin line every number of the adapter would hold as much as in the best of these runs. With
-# more than 100 passes it may be more: whole models are reported to hold about 1 bit a parameter
-# after a hundred passes and 2 after a thousand (Allen-Zhu and Li, 2404.05405).
+# On the thin black line every number of the adapter would hold as much as in the best of these
+# runs. With more than 100 passes it may be more: whole models are reported to hold about 1 bit a
+# parameter after a hundred passes and 2 after a thousand (Allen-Zhu and Li, 2404.05405).
 
 # %% [markdown]
 # What does that say about real data? On SmolLM2, r=16 on all linear layers has 4.9 million numbers.
@@ -690,9 +702,9 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
     A64, out64 = short.factors(large)
     _, out_other = short.factors(other)
     maps = {
-        "reads: home and home": short.grid(subspace_similarity, A8, A64),
-        "writes: home and home": short.grid(subspace_similarity, out8, out64),
-        "writes: tickets and home": short.grid(subspace_similarity, out_other, out64),
+        "reads: home (r=8) and home (r=64)": short.grid(subspace_similarity, A8, A64),
+        "writes: home (r=8) and home (r=64)": short.grid(subspace_similarity, out8, out64),
+        "writes: tickets (r=8) and home (r=64)": short.grid(subspace_similarity, out_other, out64),
     }
     reads, writes, control = (frame.loc[8, 8] for frame in maps.values())
     chance = 8 / A8.shape[1]
@@ -716,8 +728,8 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
 # This is one layer and one pair of seeds.
 #
 # The paper found an overlap above .5 for the first direction of `A`, in runs that were trained to
-# the end. Why not here? Most likely since few steps moved `A`. So look where
-# training has had time to act, and look beside a control.
+# the end. Why not here? Most likely because 24 steps leave `A` close to its random start. So
+# compare what training had time to change, and compare it with a control.
 
 # %% [markdown]
 # ## Little data, much rank
@@ -781,9 +793,9 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # Each method looks for its own best rate:
 #
 # 1. The first seed tries five rates half a decade apart. Two more seeds repeat the best one.
-# 2. These two also try the rates on both sides. By the mean of the three seeds the same of the five
-#    is best for every method. By a single seed it need not be: with seed 2 PiSSA, LoRA-FA and
-#    orthogonal starts did better one rate higher.
+# 2. These two also try the rates on both sides. By the mean of the three seeds the first seed's
+#    choice stands, for every method. Another seed alone may choose otherwise: with seed 2 PiSSA,
+#    LoRA-FA and orthogonal starts did better one rate higher.
 # 3. But a best rate may lie between two of the five. A parabola through the first seed's best and
 #    its neighbours says where. If that is a third of a step or more to one side, all three seeds
 #    take the rate halfway to that neighbour as well. So it was for LoRA, rsLoRA, PiSSA, OLoRA,
@@ -858,7 +870,7 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # - Is its best rate inside the rates that were tried? At an edge a better one may lie beyond. (The
 #   picture leaves such rows out, LoRA excepted.)
 # - Is the difference larger than chance?
-# - Is it larger than the spread of the marks in one row, which is what a seed is worth?
+# - Is it larger than the spread of the marks in one row, which is what another seed changes?
 #
 # How many errors are more than chance? You may have learned two, and that is right for many runs.
 # But from three seeds the error itself is poorly known. Chance alone exceeds twice such an error in
@@ -876,20 +888,21 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # | DoRA | +0.4 ± 4 | orthogonal | +4 ± 2 |
 # | MiSS | +2 ± 6 | LoRA-FA | +7 ± 2 |
 #
-# Taken one by one, none exceeds chance, and none is as large as what a seed is worth: plain LoRA
-# itself goes from 0.29 to 0.38. And at a single rank rsLoRA *is* plain LoRA with a larger $\alpha$.
-# So its 6% is what another $\alpha$, other rates and luck can be worth.
+# Taken one by one, none exceeds chance, and none is as large as the spread of the seeds: plain LoRA
+# itself goes from 0.29 to 0.38. And at a single rank rsLoRA *is* plain LoRA with a larger $\alpha$:
+# 128 here in place of 32. So another $\alpha$, other rates and luck can make 6%.
 #
-# How much is the grid worth? Before the halfway rates were tried, PiSSA stood at +9 ± 7 and LoRA-FA
-# at +17 ± 8. Five rates half a decade apart were too few to judge either. A table with one rate a
-# method would mostly have compared rates. (Nor does the parabola always know. For plain LoRA it is
-# lowest at 0.0020, but at the halfway rate, 0.0017, two seeds of three did worse than at 0.003.)
+# How much does the grid decide? Before the halfway rates were tried, PiSSA stood at +9 ± 7 and
+# LoRA-FA at +17 ± 8. Five rates half a decade apart were too few to judge either. A table with one
+# rate a method would mostly have compared rates. (Nor does the parabola always know. For plain LoRA
+# it is lowest at 0.0020, but at the halfway rate, 0.0017, two seeds of three did worse than at
+# 0.003.)
 #
 # Full fine-tuning is the one row that stands apart. It is ahead of plain LoRA by 12 ± 0.4% of
-# LoRA's loss: by 0.036 to 0.041 in each of the three seeds. Here, too, the grid decides what one
-# sees. At 3e-4, the best of its first five rates, it was ahead by 5 ± 4, and that could have been
-# chance. Its halfway rate, 1.7e-4, is an eighteenth of LoRA's 3e-3. So "ten times" is no finer than
-# the grid that it came from.
+# LoRA's loss: by 0.036 to 0.041 in each of the three seeds. (That three seeds agree so closely is
+# partly luck.) Here, too, the grid decides what one sees. At 3e-4, the best of its first five
+# rates, it was ahead by 5 ± 4, and that could have been chance. Its halfway rate, 1.7e-4, is an
+# eighteenth of LoRA's 3e-3. So "ten times" is no finer than the grid that it came from.
 #
 # Does a variant make up what LoRA lacks? These runs cannot say: rsLoRA is 0.020 ± 0.021 behind full
 # fine-tuning. Nor do they confirm or refute "1-2%". With three seeds and such errors nothing below
@@ -1016,7 +1029,8 @@ if lab.experiment("All 48 categories, every method", 0):
     guess_words.beside(score)
 
 # %% [markdown]
-# Under each name stands how many numbers the method keeps for this task.
+# A bar is the mean of the seeds, and a mark is one seed. Under each name stands how many numbers
+# the method keeps for this task.
 #
 # How sure are these scores? On 288 tickets one standard error is three points, and that of a
 # difference of two scores up to four, before seeds add theirs. So two methods six points apart may
@@ -1036,9 +1050,9 @@ if lab.experiment("All 48 categories, every method", 0):
 #
 # Does full fine-tuning beat LoRA? Here it does, by 7, 5 and 6 points in the three seeds. Taken
 # ticket by ticket, as in the title, that is 6.0 ± 1.6, more than chance: the two answered the same
-# tickets, and so the comparison is sharper than that of two scores. A
-# rate between would rather widen the gap than close it. Whether more passes or another rank would
-# close it is not settled.
+# tickets, and so the comparison is sharper than that of two scores. A better rate for full
+# fine-tuning would widen the gap. Whether more passes or another rank would close it is not
+# settled.
 
 # %% [markdown]
 # When LoRA is wrong, is its answer a category nearby, or far away? The 48 categories form groups,
@@ -1066,8 +1080,9 @@ if lab.experiment("Who confuses what", 1):
 # ## Defaults, and when to leave them
 #
 # No measurement gives a rank for all tasks. What you can have is a place to start, and a sign that
-# tells you when to move. Some of these you saw measured above; the others are common practice.
-# Change one knob at a time, and after each change tune the learning rate again.
+# tells you when to move. You saw measurements of `r`, `lora_alpha`, the targets and the rates
+# "here", on small tasks and one small model. The rest is common practice. Change one knob at a
+# time, and after each change tune the learning rate again.
 #
 # | knob | start | raise it when | lower it when |
 # |---|---|---|---|
@@ -1134,7 +1149,7 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - The useful part of a first step is proportional to the learning rate times $\alpha$, whatever
-#   the rank. So a comparison with `alpha = 2r` at one rate compares how far steps lead. Fix
+#   the rank. So a comparison with `alpha = 2r` at one rate compares how far the steps go. Fix
 #   $\alpha$, tune the rate, and repeat with other seeds.
 # - Rate and $\alpha$ are nearly one knob: when $\alpha$ grew sixteenfold, the best rate fell
 #   tenfold. "Ten times full fine-tuning's rate" was right at $\alpha = 32$ on a grid of half

@@ -174,7 +174,7 @@ def by_rule(runs: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]:
     frames = {
         "alpha = 32": runs[~stable & (runs["alpha"] == 32)],
         "alpha = 2r": runs[~stable & (runs["alpha"] == 2 * runs["rank"])],
-        "8 / sqrt(r)": runs[stable | same],
+        "rank-stabilised": runs[stable | same],
     }
     return {
         rule: {rank: measured.spread(part) for rank, part in frame.groupby("rank")}

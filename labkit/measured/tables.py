@@ -115,7 +115,7 @@ def verdict(table: pd.DataFrame, other: str, within: float = 2.0) -> str:
     told += f" ± {error:.1f}% ({seeds} seeds),\n"
     chance = errors_of_chance(seeds) * error
     if abs(gap) < chance:
-        seen = "" if chance <= within else f", which may be {chance:.0f}% with so few seeds"
+        seen = "" if chance <= within else f", which can make {chance:.0f}% with so few seeds"
         return f"{told}no more than chance{seen}"
     size = "within" if abs(gap) <= within else "more than"
     return f"{told}{size} {within:g}%, and beyond its error"

@@ -1317,7 +1317,7 @@ def test_a_verdict_needs_more_than_one_seed_and_more_than_chance():
 
     assert "no winner" in told(-5, math.nan, 1)
     assert "no more than chance" in told(-1.0, 0.4)
-    assert "chance, which may be 13% with so few seeds" in told(-9.0, 3)
+    assert "chance, which can make 13% with so few seeds" in told(-9.0, 3)
     assert "within 2%" in told(-1.0, 0.2)
     assert "more than 2%" in told(-5.0, 0.2)
     assert "dora" in told(-5.0, 0.2) and "full" not in told(-5.0, 0.2)

@@ -131,7 +131,7 @@ def first_steps(frame, guess):
     low, high = rows["rank"].iloc[0], rows["rank"].iloc[-1]
     axes[0].set_yticks(factors, [f"x{x:g}" for x in factors])
     axes[0].set_yticks([], minor=True)
-    axes[0].set(ylabel=f"as a multiple of r={low}'s", ylim=(0.18, 24))
+    axes[0].set(ylabel=f"multiple of the value at r={low}", ylim=(0.18, 24))
     axes[0].set_title("useful part", fontsize=11)
     axes[1].set_title("size: the norm of the step", fontsize=11)
     axes[0].legend(loc="lower left")

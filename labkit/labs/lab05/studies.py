@@ -28,9 +28,7 @@ def losses(groups, title, marked=()):
     ax.set_xlim(0, 1.14 * max(max(v) for v in groups.values()))
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
-    marks = fig.legend(loc="outside lower right", ncols=len(SEEDS), fontsize=9)
-    for mark in marks.legend_handles:
-        mark.set_color(INK)
+    _seed_legend(fig)
     return fig
 
 
@@ -49,11 +47,11 @@ def overlaps(panels, title, marked):
         ax.text(place, frame.index.get_loc(marked), f"{value:.2f}", ha="center", **how)
         ax.set_xticks(range(len(frame.columns)), frame.columns)
         ax.set_yticks(range(len(frame)), frame.index)
-        ax.set_ylabel("i, of r=8")
+        ax.set_ylabel("top i of r=8")
         ax.set_title(name, fontsize=11)
         ax.grid(visible=False)
-    ax.set_xlabel("j, directions of r=64")
-    fig.colorbar(image, ax=axes, label="similarity")
+    ax.set_xlabel("top j directions of r=64")
+    fig.colorbar(image, ax=axes, label="similarity φ(i, j): 1 where one span holds the other")
     return headed(fig, title)
 
 
@@ -144,8 +142,8 @@ def batches(runs, bits_each):
     first = np.atleast_1d(axes)[0]
     first.set_ylabel("bits held, % of all")
     first.legend(loc="lower left", fontsize=9)
-    held = "Fewer of these rates suffice in larger batches. What batches of"
-    title = f"{held} {batch} hold\nat the best rate: {'; '.join(told)}"
+    fewer = "In larger batches fewer of these rates suffice. At the best rate"
+    title = f"{fewer}\nbatches of {batch} hold, of all bits: {'; '.join(told)}"
     return headed(fig, title)
 
 
@@ -164,7 +162,9 @@ def ladder(table, title, guess):
         part = table[table["method"] == name]
         for seed, value in zip(part["seed"], part["accuracy"], strict=True):
             aside = 0.16 * (1 - seed) if len(part) > 1 else 0
-            ax.plot(value, y + aside, SEEDS[seed], color=PALETTE[0], ms=6, mec="white")
+            label = f"seed {seed}" if name == methods.index[-1] else None
+            how = {"color": PALETTE[0], "ms": 6, "mec": "white", "label": label}
+            ax.plot(value, y + aside, SEEDS[seed], **how)
         end = (max(mean + error, part["accuracy"].max()), y)
         ax.annotate(
             f"{mean:.0f}%", end, (8, 0), va="center", bbox=PAPER, **ASIDE | {"fontsize": 10}
@@ -178,4 +178,12 @@ def ladder(table, title, guess):
     ax.set_title(title)
     if told := guess.draw(ax, "x"):
         told.set(y=0.01, va="bottom")  # beside the shortest bars
+    _seed_legend(fig)
     return fig
+
+
+def _seed_legend(fig):
+    """The marks of the seeds, below the axes."""
+    marks = fig.legend(loc="outside lower right", ncols=len(SEEDS), fontsize=9)
+    for mark in marks.legend_handles:
+        mark.set_color(INK)
