@@ -95,9 +95,9 @@ def arrivals(sizes, on, beside, trained, guess):
     guess.draw(axes[0])
     small = sizes.index(1e-3)
     low, least = on["bf16"][small], on["NF4"][small]
-    kept = f"{low:.0f}% arrives on bf16's grid, {least:.0f}% on NF4's;"
+    kept = f"{low:.0f}% arrives on bf16's grid and {least:.0f}% on NF4's;"
     off_it = f"in NF4 {beside['NF4'][small]:.0f}% where the weights lie off its grid"
-    return headed(fig, f"Of an update of 0.1% {kept}\n{off_it}")
+    return headed(fig, f"Of an update of 0.1%, {kept}\n{off_it}")
 
 
 def crossover(frame, guess):
@@ -106,7 +106,7 @@ def crossover(frame, guess):
     `frame` is measured/merges.csv; faint dots are seeds, lines their means, bars in the right panel
     standard errors. `guess` is one of the change, in the right panel.
     """
-    fig, (left, right) = figure(2, width=10, height=4.5)
+    fig, (left, right) = figure(2, width=10, height=4.8)
     fig.get_layout_engine().set(wspace=0.06)  # else the right axis' name touches the left panel
     for i, (way, (colour, line, marker)) in enumerate(WAYS.items()):
         rows = frame[frame["way"] == way]
@@ -124,12 +124,15 @@ def crossover(frame, guess):
         ax.set(xscale="log", xlabel="|dW| / |rounding error of NF4|, after so many steps")
         ax.set_xticks(ratios, [f"{ratio:.2f}\n{n} steps" for n, ratio in ratios.items()])
         ax.minorticks_off()
-    left.set(yscale="log", ylabel="KL from what was trained, nats")
+    left.set(yscale="log", ylabel="KL from what was trained,\nnats a token", title="how close")
     right.set_yscale("symlog", linthresh=0.1, linscale=2)
     right.set_yticks(LOSSES, [f"{loss:g}" for loss in LOSSES])
     right.set_ylim(top=5)
     right.axhline(0, color=INK, lw=0.8)
-    right.set(ylabel="extra task loss, nats")
+    right.axhline(0.1, color=INK, lw=0.8, ls=":")
+    told = {"transform": right.get_yaxis_transform(), "ha": "center", "va": "bottom", "fontsize": 9}
+    right.text(0.62, 0.1, "↑ logarithmic", color=INK, **told)  # no line comes by there
+    right.set(ylabel="loss above the trained\nmodel's, nats a token", title="how good at the task")
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     guess.draw(right)
     return headed(fig, _verdict(frame))

@@ -67,7 +67,7 @@ def unmoved(shares, guess):
     ax.axhline(np.mean(shares), color=PALETTE[0], lw=1.5)
     right = {"transform": ax.get_yaxis_transform(), "color": PALETTE[0], "va": "center"}
     ax.text(1.01, np.mean(shares), f"mean {np.mean(shares):.0f}%", **right)
-    ax.set(xlabel="adapted layer, first block to last", ylabel="weights that stay, %")
+    ax.set(xlabel="layer, first block to last, seven a block", ylabel="weights that stay, %")
     ax.set_ylim(0, 1.25 * max(shares))
     ax.set_title(f"Merged in bf16, {np.mean(shares):.0f}% of the weights do not move at all")
     guess.draw(ax)
@@ -140,7 +140,8 @@ def speeds(rates, title):
         ax.text(max(runs), y, f"  {middle:.3g}", va="center", color=INK)
     ax.set_yticks(places, list(rates))
     fastest = max(max(runs) for runs in rates.values())
-    ax.set(xlabel="new tokens a second, one prompt at a time", xlim=(0, 1.15 * fastest))
+    ax.set(xlim=(0, 1.15 * fastest))
+    ax.set_xlabel("new tokens a second, one prompt (bar: median run, line: slowest to fastest)")
     ax.grid(axis="y", visible=False)
     ax.set_title(title)
     return fig
