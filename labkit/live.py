@@ -8,7 +8,7 @@ from typing import SupportsFloat
 from IPython import get_ipython
 from IPython.display import HTML, display
 
-REDRAW_SECONDS = 2.0  # a picture a second would cost more than the training step beside it
+REDRAW_SECONDS = 4.0  # a picture a second would cost a tenth of the training beside it
 COUNTDOWN = """<style>
 @property --labkit-left {{ syntax: "<integer>"; inherits: false; initial-value: 1; }}
 @keyframes labkit-{seconds} {{ from {{ --labkit-left: {seconds}; }} to {{ --labkit-left: 1; }} }}
@@ -89,7 +89,7 @@ class Curves:
         self._picture = None
 
     def add(self, **values: SupportsFloat) -> None:
-        """Note one more step; redraw when the picture is older than two seconds."""
+        """Note one more step; redraw when the picture is older than four seconds."""
         for name, value in values.items():  # waits for a GPU, and the clock is read after it
             number = value.item() if hasattr(value, "item") else float(value)
             self.values.setdefault(name, []).append(number)
