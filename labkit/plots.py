@@ -110,10 +110,16 @@ def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     return fig
 
 
-def growing(values: dict[str, Sequence[float]], steps: int, title: str) -> Figure:
+def growing(
+    values: dict[str, Sequence[float]],
+    steps: int,
+    title: str,
+    units: dict[str, str] | None = None,
+) -> Figure:
     """A panel a name of `values`, its numbers so far against the step; a figure, not yet shown.
 
-    At most three stand in a row, so that a narrow screen still shows their letters.
+    An axis has the name, and its unit where `units` has one. At most three panels stand in a row,
+    so that a narrow screen still shows their letters.
     """
     n_rows = -(-len(values) // 3)
     n_columns = -(-len(values) // n_rows)
@@ -121,7 +127,8 @@ def growing(values: dict[str, Sequence[float]], steps: int, title: str) -> Figur
     for ax, colour, (name, told) in zip(axes.flat, PALETTE, values.items(), strict=False):
         ax.axhline(0, color=INK, lw=0.6)  # in each panel, so that a small change looks small
         traced(ax, told, colour, 0.6)
-        ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name)
+        unit = f" ({units[name]})" if units and name in units else ""
+        ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name + unit)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if not any(told):
             ax.set_ylim(0, 1)
