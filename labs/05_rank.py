@@ -432,8 +432,8 @@ if lab.experiment("Best learning rate against alpha", 0):
 # The fitted line (dashed) falls more slowly, as $\alpha^{-0.66}$. The coarse grid alone gives this
 # exponent an error of 0.15, so -1 is about two errors away. The falling sides of the curves say the
 # same, and need no choice from a grid. Take the rate at which a curve reaches a loss of 0.45, on
-# the line between two points. It falls as $\alpha$ to the power -0.70, -0.72 and -0.76 in the three
-# seeds, and at $\alpha = 32$ it hardly depends on the rank.
+# the line between two points of the picture. It falls as $\alpha$ to the power -0.69, -0.73 and
+# -0.77 in the three seeds, and at $\alpha = 32$ it hardly depends on the rank.
 #
 # Why is the fall slower than your formula says? Here is one reason, which was not tested. After the
 # first step Adam moves $A$, too, by the learning rate, whatever $\alpha$ is. What this adds to
