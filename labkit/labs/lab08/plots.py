@@ -26,7 +26,8 @@ def gained(values, title):
     ax.annotate(f" margin {margin:.0f} nats", middle, va="center", color=INK)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set(xlabel="step", ylabel="log-probability gained, nats", xlim=(1, 1.25 * len(steps)))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ticks = MaxNLocator(integer=True, steps=[1, 2, 5, 10]).tick_values(1, len(steps))
+    ax.set_xticks([tick for tick in ticks if 1 <= tick <= len(steps)])  # none beyond the last step
     ax.set_title(title)
     return fig
 
@@ -55,7 +56,7 @@ def shares(before, after, title, guess):
     beside = (change.mean() + 2 * error, high)
     right.annotate("  mean ± two errors", beside, va="center", color=INK, fontsize=9)
     right.axvline(0, color=INK, lw=0.8, ls=":")
-    right.set(xlabel="points more or less of an instruction's answers", ylabel="instructions")
+    right.set(xlabel="change of an instruction's share, points", ylabel="instructions")
     right.set(xlim=(-110, 110), ylim=(0, 1.3 * counts.max()))
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
     guess.draw(left, "x")
@@ -78,7 +79,7 @@ def losses(runs, title):
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
     ax.annotate("log 2 ", (1.25 * last, np.log(2)), ha="right", va="bottom", color=INK)
     ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(0.9, 1.25 * last))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xticks(range(1, last + 1))
     ax.set_title(title)
     return fig
 
@@ -117,7 +118,7 @@ def paid(hacked, honest, exact, title):
         (HONEST, "honest", "your reward"),
     ):
         traced(pay, hacked[name], colour, 0.6, label=told)
-    pay.set(ylabel="reward, same answers", ylim=(0, 1.35))
+    pay.set(ylabel="a step's mean reward", ylim=(0, 1.35))
     pay.set_yticks(np.arange(0, 1.1, 0.25))
     pay.legend(fontsize=9, loc="upper left")
     traced(length, hacked["tokens"], HACKED, 0.6, label="paid a bonus")
@@ -149,8 +150,8 @@ def side_title(values):
 
 def hack_title(values, rewards):
     """What a hacked run was paid, and the honest reward on unseen commands; `rewards` by name."""
-    pairs = np.convolve(values["reward"], [0.5, 0.5], "valid")  # a single step has more luck
-    own = f"Paid a bonus: {pairs[0]:.2f} in the first two steps, {pairs.max():.2f} in the best two"
+    first, last = (np.mean(part) for part in (values["reward"][:3], values["reward"][-3:]))
+    own = f"Paid a bonus: {first:.2f} in the first three steps, {last:.2f} in the last three"
     before, after = rewards["warm start"], rewards["paid a bonus"]
     return f"{own};\nyour reward on unseen commands: {before:.2f} before, {after:.2f} after"
 
@@ -175,7 +176,7 @@ def by_rank(runs, start, title):
         ax.set_xticks(range(len(ranks)), [f"r={rank}" if rank else "full" for rank in ranks])
         ax.margins(y=0.12)
         ax.set(ylabel=label, xlim=(-0.5, len(ranks)))
-        ax.locator_params(axis="y", steps=[1, 2, 5, 10])
+        ax.locator_params(axis="y", steps=[1, 2, 5, 10], nbins=9)
         ax.set_xlabel("rank; a dot a seed, a line their mean")
     return headed(fig, title)
 
@@ -199,7 +200,8 @@ def at_score(written, rewarded, title):
     """
     start, written = written[written["steps"] == 0], written[written["steps"] > 0]
     few, many = written["steps"].agg(["min", "max"])
-    groups = {"768 rewards": rewarded, f"{16 * few} to {16 * many} written answers": written}
+    groups = {"768 rewarded answers": rewarded}
+    groups[f"{16 * few} to {16 * many} written answers"] = written
     groups["start"] = start
     looks = [("o", PALETTE[0]), ("D", PALETTE[1]), ("X", INK)]
     fig, axes = figure(2, width=9.0, height=4.0)
@@ -219,12 +221,12 @@ def at_score(written, rewarded, title):
 
 
 def score_title(written, rewarded):
-    """Perplexity and KL at about one reward, after rewards and after written answers."""
+    """Reward, KL and perplexity after rewards, and after written answers of about that reward."""
     after = rewarded[["reward", "kl", "perplexity"]].mean()
     means = written.groupby("steps")[["reward", "kl", "perplexity"]].mean()
     near = means.loc[(means["reward"] - after["reward"]).abs().idxmin()]
-    told = f"{after['perplexity']:.1f} after rewards, {near['perplexity']:.1f} after"
-    return (
-        f"At rewards of {after['reward']:.2f} and {near['reward']:.2f}: perplexity {told}\n"
-        f"{16 * near.name} written answers; KL {after['kl']:.2f} and {near['kl']:.2f}"
+    both = {"768 rewarded": after, f"{16 * near.name:.0f} written": near}
+    return "\n".join(
+        f"{n} answers: reward {m['reward']:.2f}, KL {m['kl']:.2f}, perplexity {m['perplexity']:.1f}"
+        for n, m in both.items()
     )
