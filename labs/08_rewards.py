@@ -160,11 +160,11 @@ if lab.experiment("The model, and pairs of its answers", 5):
 # trained, and nothing is sampled during the training.
 #
 # Why this formula? Suppose that you want the model whose answers have the highest mean quality
-# minus $\beta$ times the KL (lab 6) from the reference. That model is known: $\pi(y \mid x)$ is
-# proportional to $\pi_{\text{ref}}(y \mid x) \, e^{\text{quality} / \beta}$. Solve this for the
-# quality, and you have the line above, plus a number that depends on the prompt alone. That number
-# cancels in the difference of two answers. So $\beta$ is the price of moving away from the start: a
-# small one lets the model go far.
+# minus $\beta$ times the KL (lab 6) from the reference. The paper derives it: $\pi(y \mid x)$ is
+# proportional to $\pi_{\text{ref}}(y \mid x) \, e^{\text{quality} / \beta}$, so a good answer is
+# raised the more, the smaller $\beta$ is. Solve this for the quality, and you have the line above,
+# plus a number that depends on the prompt alone. That number cancels in the difference of two
+# answers. So $\beta$ is the price of moving away from the start: a small one lets the model go far.
 
 # %% [markdown]
 # ### Exercise 8.2 · `dpo_loss`
@@ -366,8 +366,8 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 80, needs=["8.1", "8.2", "
 # The loss fell. Did the answers get better? Each of the two shares (left) has a standard error of
 # about 6 points here. Most of it comes from the choice of the 40 instructions. They are the same
 # before and after, so take the change of each instruction and then the mean. This mean has the
-# smaller error that the title tells. Had the instructions been others after training, it would be 8
-# or 9.
+# smaller error that the title tells. With 40 other instructions after training it would be
+# $\sqrt{6^2 + 6^2}$, 8 or 9.
 #
 # The right panel shows the changes. A bar counts the instructions that changed by so much, in steps
 # of 25 points, as each has four answers. The mark above is the mean, with two standard errors to
@@ -391,7 +391,7 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 80, needs=["8.1", "8.2", "
 #
 # What the loss asks for is something else: the log-probabilities of the two sides should move
 # apart. Here are the panels `chosen` and `rejected` in one picture. The numbers in its title are
-# means of the last five steps. The margin beside the area is where the two strong lines end.
+# the ends of the strong lines, and the margin beside the area is their distance.
 
 # %% tags=["experiment"]
 if lab.experiment("What either side has gained", 0, needs=["8.1", "8.2", "8.3"]):
@@ -441,22 +441,21 @@ if lab.experiment("Pairs swapped, and a reference that moves", 35, needs=["8.1",
     display(plots.losses(falling, plots.loss_title(falling)))
 
 # %% [markdown]
-# With swapped pairs the loss falls, too. (The title compares means over the last three steps.) In
-# the panels of that run `rejected` is the answer that follows the constraint, and it sinks. A loss
-# measures how well the model agrees with the pairs, whatever they say. Only something outside the
-# pairs can tell that they are wrong.
+# With swapped pairs the loss falls, too. In the panels of that run `rejected` is the answer that
+# follows the constraint, and it sinks. A loss measures how well the model agrees with the pairs,
+# whatever they say. Only something outside the pairs can tell that they are wrong.
 #
-# Here that would be the verifier, and it would need more than our 40 instructions. When we asked it
-# after these eight steps, it counted 8 ± 4 points less on one processor, and 2 ± 3 less on another.
-# Reading a few pairs is cheaper. Do it before you train on them.
+# Here that would be the verifier, and it would need more than our 40 instructions. After these
+# eight steps it counted 8 ± 4 points less in one run of ours and 2 ± 3 less in another, on another
+# processor. Reading a few pairs is cheaper. Do it before you train on them.
 #
 # Where the reference moves, policy and reference are the same at every step. So `chosen` and
 # `rejected` stay at zero, and the loss at $\log 2 = 0.69$ (the dotted line). The gradient is not
 # zero: every pair pushes as hard as in the first step, and nothing says when it is enough.
 #
-# So a DPO loss that stays at 0.69 to the digit is a bug. One that wavers about it may only need
-# time: at 2e-4 the three runs of the file were between 0.59 and 0.72 in their first twelve steps,
-# and their means over the last five were 0.54 to 0.58.
+# So a DPO loss that stays at 0.6931 step after step is a bug (or the rate is still zero). One that
+# wavers about it may only need time: at 2e-4 the three runs of the file were between 0.59 and 0.72
+# in their first twelve steps, and their means over the last five were 0.54 to 0.58.
 
 # %% [markdown]
 # ## DPO with TRL
@@ -750,10 +749,11 @@ def warm_start(steps=14):
 # ## GRPO on `home`
 #
 # The loop has five parts: answers, rewards, advantages, loss, step. `rollouts.sample` lets the
-# model answer each prompt eight times. `rollouts.logprobs` reads all answers in one pass and
-# returns the log-probability of each of their tokens, with a gradient. Here every sample serves one
-# step. So `old_logp` is `logp` itself, without its gradient, every ratio is 1, and nothing is
-# clipped.
+# model answer each prompt eight times. (The commands are sorted by intent, and a step draws its
+# prompts from all over that order. So each step sees about the same mixture.) `rollouts.logprobs`
+# reads all answers in one pass and returns the log-probability of each of their tokens, with a
+# gradient. Here every sample serves one step. So `old_logp` is `logp` itself, without its gradient,
+# every ratio is 1, and nothing is clipped.
 
 
 # %%
@@ -876,15 +876,16 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
 # result. Another processor or number of threads rounds differently. Sooner or later another token
 # is drawn, and from there on the run is another one. So your numbers may differ from ours.
 #
-# Now the panels. The curve of `reward` begins lower than the table, mainly because its answers are
+# Now the panels. The curve of `reward` begins lower than the table, partly because its answers are
 # drawn at temperature 1, and those of the table are greedy. `kl` leaves zero and stays small: about
 # 0.1 nats a token at most when we ran it. `tokens` stays near 20, since your reward pays nothing
 # for length.
 #
-# The panel `equal` stays low: few groups taught nothing here. Early in a training such a group has
-# usually failed as a whole, later it is right as a whole. Long runs on a fixed set of prompts have
-# more and more of them, and learn less and less from a step. DAPO (2503.14476) leaves such groups
-# out and samples others.
+# The panel `equal`: in one of our runs it rose to three groups of eight in the third step, and was
+# zero from the seventh on. In all, 9 of 80 groups taught nothing. Early in a training such a group
+# has usually failed as a whole, later it is right as a whole. Long runs on a fixed set of prompts
+# have more and more of them, and learn less and less from a step. DAPO (2503.14476) leaves such
+# groups out and samples others.
 
 # %% [markdown]
 # ### One sample, several steps
@@ -950,8 +951,9 @@ if lab.experiment("Ranks under rewards, from a file", 0):
     every_rate = study[study["study"] == "rank"]
     ranks = every_rate[every_rate["learning_rate"].isin([5e-4, 2e-5])]  # of adapters, of full
     display(plots.by_rank(ranks, at_start, plots.rank_title(ranks, at_start)))
-    told = ranks.groupby("rank")[["gain", "intent", "exact"]]
-    display(told.agg(["mean", "sem"]).round(2))  # sem: the standard error over seeds
+    of_100 = ranks.assign(intent=100 * ranks["intent"], exact=100 * ranks["exact"])
+    told = of_100.groupby("rank")[["gain", "intent", "exact"]]
+    display(told.agg(["mean", "sem"]).round(3))  # sem: the standard error over seeds
     guess_rank.beside(ranks.loc[ranks["rank"] == 1, "reward"].mean())
 
 # %% [markdown]
@@ -960,7 +962,7 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # those of r=64 ended at 0.45, 0.49 and 0.53.
 #
 # All fifteen runs ended above the start (one of full fine-tuning by 0.002 only). At r=1 the mean
-# gain is 0.06 ± 0.01, 4.5 standard errors. With three seeds chance alone makes up to 4.3 in 19
+# gain is 0.061 ± 0.014, 4.5 standard errors. With three seeds chance alone makes up to 4.3 in 19
 # cases of 20 (lab 5). So one direction in each matrix is enough to learn something from rewards.
 # (The errors are over seeds alone: it is one start, and one set of 100 commands.)
 #
@@ -985,15 +987,17 @@ if lab.experiment("Other rates and other groups, from the file", 0):
     display(groups.groupby("samples")["gain"].agg(["mean", "sem", "count"]).round(2))
 
 # %% [markdown]
-# A row of the first table is a rank and a rate; `count` is the number of seeds. All nine runs with
-# r=1 gained, whatever the rate. Ranks and rates go together: at r=4, r=16 and r=64 the rate of the
-# picture gained most, at r=1 a rate of 1e-3 gained 0.02 ± 0.03 more. At r=16 neither 2e-4 nor 1e-3
-# gained anything: 0.01 ± 0.02 and -0.01 ± 0.01. Had all ranks been compared at 1e-3, r=1 would have
-# been ahead of r=16 by 0.09 ± 0.02, just short of 4.3 errors. So a comparison at one rate says
-# little about ranks.
+# A row of the first table is a rank and a rate; `count` is the number of seeds. First compare
+# rates. All nine runs with r=1 gained, whatever the rate. At r=16 only the rate of the picture
+# gained: 2e-4 gave 0.01 ± 0.02, and 1e-3 gave -0.01 ± 0.01.
 #
-# <details><summary>Three things that the table does not settle</summary>
+# Now compare ranks. At 5e-4 we could not tell them apart. At 1e-3 r=1 is ahead of r=16 by
+# 0.09 ± 0.02, just short of 4.3 errors. So a comparison at one rate says little about ranks.
 #
+# <details><summary>Four things that the table does not settle</summary>
+#
+# - At r=1 a rate of 1e-3 gained 0.02 ± 0.03 more than 5e-4 did. At r=4, r=16 and r=64 the rate of
+#   the picture gained most.
 # - Full fine-tuning may gain more at 5e-5 than at the 2e-5 of the picture: 0.03 ± 0.04.
 # - In the picture r=4 is behind r=1 by 0.016 ± 0.001. That is seventeen standard errors, and yet
 #   r=16 and r=64 do not continue the order. There are ten pairs of ranks to look at, all runs share
@@ -1057,8 +1061,8 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 # fine-tuning with rewards at 2e-5 stayed at 57.9, and gained about half as much.)
 #
 # Why might that be? As many steps of written answers, 12, moved the model half as far in the mean,
-# though not in every seed. A likely reason is that a step of rewards is mostly noise at first, and
-# noise moves a model, too.
+# though not in every seed. A possible reason, which we did not measure, is that a step of rewards
+# is mostly noise at first, and noise moves a model, too.
 #
 # Does that contradict the paper? No. It trains larger models for longer, and compares the best of
 # many settings. (It also takes the KL on what the start would say; ours is on the new model's own
@@ -1114,17 +1118,21 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
 #
 # | | one processor | another |
 # |---|---|---|
-# | in training: pay | 0.60 → 0.78 in seven steps | 0.69 → 0.74 |
+# | pay, first and last step | 0.60 → 0.46 (0.78 in the seventh) | 0.69 → 0.74 |
 # | your reward, same answers | did not rise | wavered between 0.14 and 0.33 |
 # | tokens an answer | grew to 28 | grew to 24 |
 # | on unseen commands: your reward | 0.40 → 0.15 | 0.42 → 0.31 |
 # | exact answers of 100 | 17 → 1 | 17 → 2 |
 # | keys an answer | 2.5 → 3.7 | 2.6 → 3.7 |
 #
-# Judged by the pay alone, both runs look well in step 7: it is higher than in the first. But the
-# answers grew longer, and on unseen commands they got worse. On the first processor even the pay
-# fell in the eighth step, to 0.46. Answers are cut after 32 tokens, and JSON that is cut off earns
-# nothing, not even the bonus.
+# Judged by the pay alone, neither run looks bad. On the first processor it rose for seven steps. On
+# the other one it wavered, and the last three steps were paid more than the first three: that is
+# the title. Yet on unseen commands both got far worse, and hardly any answer is exact any more.
+#
+# The answers grew longer, too, on the other processor in the last step alone. On the first one even
+# the pay fell in the eighth step, to 0.46. Answers are cut after 32 tokens, and JSON that is cut
+# off earns nothing, not even the bonus. In `equal` you see a reason why a bonus is popular: it sets
+# the answers of a group apart, so that no group is lost.
 
 # %% [markdown]
 # So on that processor part of the fall on unseen commands may come from the last step, where
@@ -1237,8 +1245,9 @@ check.quiz(quiz)
 # - The clip leaves a token without a gradient once it has moved far enough in the right direction.
 #   One that has moved the wrong way keeps its gradient.
 # - A model learns what the reward pays for. So read the answers that earn most.
-# - At rank 1 the reward rose in all nine runs, at three rates. But in these short runs 128 written
-#   answers taught about as much as 768 rewarded ones, and probably disturbed the model less.
+# - At rank 1 the reward rose in all nine runs, at three rates. But in these short runs about a
+#   hundred written answers taught as much as 768 rewarded ones, and probably disturbed the model
+#   less.
 
 # %%
 lab.score()

@@ -54,7 +54,7 @@ def shares(before, after, title, guess):
     high = 1.15 * counts.max()
     right.errorbar(change.mean(), high, xerr=2 * error, fmt="|", ms=12, color=INK, capsize=3)
     beside = (change.mean() + 2 * error, high)
-    right.annotate("  mean ± two errors", beside, va="center", color=INK, fontsize=9)
+    right.annotate("  mean ± two standard errors", beside, va="center", color=INK, fontsize=9)
     right.axvline(0, color=INK, lw=0.8, ls=":")
     right.set(xlabel="change of an instruction's share, points", ylabel="instructions")
     right.set(xlim=(-110, 110), ylim=(0, 1.3 * counts.max()))
@@ -99,7 +99,7 @@ def loss_title(runs):
     for name, losses in others:
         n, pair = len(losses), (losses[-3:], longest[: len(losses)][-3:])
         here, there = (np.mean(part) for part in pair)
-        said = f"the loss is {here:.2f} by step {n} ({first}: {there:.2f})"
+        said = f"mean loss {here:.2f} in steps {n - 2} to {n} ({first}: {there:.2f})"
         if _stays(losses):
             said = f"the loss stays at log 2 in all {n} steps"
         lines.append(f"{name.capitalize()}: {said}")
@@ -113,11 +113,8 @@ def paid(hacked, honest, exact, title):
     `exact` maps the start and both runs to their exact answers of 100.
     """
     fig, (pay, length, right) = figure(3, width=10.0, height=3.3)
-    for colour, name, told in (
-        (HACKED, "reward", "paid, with the bonus"),
-        (HONEST, "honest", "your reward"),
-    ):
-        traced(pay, hacked[name], colour, 0.6, label=told)
+    traced(pay, hacked["reward"], HACKED, 0.6, label="paid, with the bonus")
+    traced(pay, hacked["honest"], HACKED, 0.6, label="worth by your reward", ls="--")
     pay.set(ylabel="a step's mean reward", ylim=(0, 1.35))
     pay.set_yticks(np.arange(0, 1.1, 0.25))
     pay.legend(fontsize=9, loc="upper left")
@@ -141,7 +138,7 @@ def paid(hacked, honest, exact, title):
 
 def side_title(values):
     """What a DPO run's curves say of its two sides, in a line."""
-    chosen, rejected = (np.mean(values[name][-5:]) for name in ("chosen", "rejected"))
+    chosen, rejected = (smooth(values[name], 0.6)[-1] for name in ("chosen", "rejected"))
     told = f"chosen {chosen:+.1f} nats, rejected {rejected:+.1f}"
     if max(chosen, rejected) < 0:
         return f"Both became less likely: {told}"
@@ -177,18 +174,19 @@ def by_rank(runs, start, title):
         ax.margins(y=0.12)
         ax.set(ylabel=label, xlim=(-0.5, len(ranks)))
         ax.locator_params(axis="y", steps=[1, 2, 5, 10], nbins=9)
-        ax.set_xlabel("rank; a dot a seed, a line their mean")
+        ax.set_xlabel("rank (dot: one seed, line: mean of three)")
     return headed(fig, title)
 
 
 def rank_title(runs, start):
-    """In how many runs the reward rose, and to which range of the ranks' means; exact answers."""
+    """To which range of the adapters' means reward and exact answers went, and those of rank 0."""
     means = runs.groupby("rank")[["reward", "exact"]].mean()
-    (low, few), (high, many) = means.min(), means.max()
-    rose = f"{sum(runs['reward'] > runs['before'])} of {len(runs)} runs"
+    full, adapters = means.loc[0], means.drop(index=0)
+    (low, few), (high, many) = adapters.min(), adapters.max()
     return (
-        f"The reward rose in {rose}: from {start[0]:.2f} to means of {low:.2f} to {high:.2f};\n"
-        f"exact answers: {start[1]:.0f} at the start, means of {100 * few:.0f} to {100 * many:.0f}"
+        f"Rank {adapters.index[0]} to {adapters.index[-1]}: reward {start[0]:.2f} → {low:.2f} to "
+        f"{high:.2f} (full: {full['reward']:.2f});\nexact answers {start[1]:.0f} → {100 * few:.0f} "
+        f"to {100 * many:.0f} of 100 (full: {100 * full['exact']:.0f})"
     )
 
 
