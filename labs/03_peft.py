@@ -198,10 +198,11 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 
 # %% [markdown]
 # Why does the smallest model train the largest share? A square matrix of width $d$ has $d^2$
-# weights, and LoRA adds $2rd$ numbers. That is a share of $2r/d$, which falls as models get wider:
-# 5.6% at SmolLM2's width of 576, and 0.8% at the Llamas' 4,096. With all-linear the picture has
-# less, since MLPs are wider than $d$ and embeddings have no adapter. (The two Llamas are equally
-# wide. Llama-3.1 has narrower keys and values, a wider MLP and a larger vocabulary.)
+# weights, and LoRA adds $2rd$ numbers. That is $2r/d$ of that matrix's weights, which falls as
+# models get wider: 5.6% at SmolLM2's width of 576, and 0.8% at the Llamas' 4,096. With all-linear
+# the picture has less, since MLPs are wider than $d$ and embeddings have no adapter. (The two
+# Llamas are equally wide. Llama-3.1 has narrower keys and values, a wider MLP and a larger
+# vocabulary.)
 #
 # Here are three claims that circulate. Check each against the counts printed above.
 #
@@ -237,10 +238,12 @@ if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
     display(pd.DataFrame(rows, columns=columns).set_index("model"))
 
 # %% [markdown]
-# For `qwen3_moe` PEFT (0.21) knows where the experts are, and adds them by itself. For `gpt_oss` it
-# adapts the attention alone, without a warning: more than half of our tiny model's weights get no
-# adapter. In the real gpt-oss-20b the experts hold 19.1 of 20.9 billion parameters. So print the
-# names of what trains before a run, and give what is missing to `target_parameters`.
+# For `qwen3_moe` PEFT (0.21) knows where the experts are, and adds them by itself. It adds the
+# router, too, the small matrix that chooses the experts: hence 28 tensors, where `gpt_oss` with its
+# experts has 24. For `gpt_oss` it adapts the attention alone, without a warning: more than half of
+# our tiny model's weights get no adapter. In the real gpt-oss-20b the experts hold 19.1 of 20.9
+# billion parameters. So print the names of what trains before a run, and give what is missing to
+# `target_parameters`.
 #
 # Embeddings are not reached either. A new token (a tool's name, a language's tag) needs a row of
 # the embedding, and that row must be trained. The next cell prepares that in two ways, and prints
@@ -263,7 +266,7 @@ if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
         larger.resize_token_embeddings(len(grown))
         get_peft_model(larger, config).save_pretrained("build/token", save_embedding_layers=False)
         size = Path("build/token/adapter_model.safetensors").stat().st_size
-        print(f"{name:<24} {size / 1e6:6.1f} MB")
+        print(f"{name:<24} {size:>11,} bytes")
 
 # %% [markdown]
 # `modules_to_save` trains and stores a whole copy of the embedding, 49,153 rows, for the sake of
@@ -421,12 +424,11 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
     )
     unstopped["your labels"], said["your labels"] = endless(mended.model)
     display(plots.unstopped(unstopped, len(unseen)))
-    print(f"last loss: end masked {masked.losses[-1]:.2f}, your labels {mended.losses[-1]:.2f}")
 
 # %% [markdown]
 # Almost: in our runs at most one of the 60 went on. Both runs have the same model, data, steps and
-# rate. Only the labels differ. (Do not compare the two last losses that are printed: one of them
-# counts the end token, and the other does not.)
+# rate. Only the labels differ. (The two loss curves look alike. They cannot be compared: one counts
+# the end token, and the other does not.)
 #
 # A chat model can hide this bug, since it had learned to stop before you tuned it. We tried it with
 # SmolLM2's own template, and the end masked in the same way (25 steps of 8, one seed). All of 30
@@ -471,9 +473,9 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
     del trainer
 
 # %% [markdown]
-# Much of that time goes into what a small run on a CPU does not need. `finetune` is the same
-# trainer without it, and its loss is the same to rounding (`benchmarks/train_step.py` compares
-# them):
+# Much of that time goes into what a small run on a CPU does not need, products in fp32 among it.
+# `finetune` is the same trainer without that. Where nothing is dropped out, its loss is the same to
+# rounding (`benchmarks/train_step.py` compares them):
 #
 # - it decides on precision itself: frozen weights are in bf16 where the CPU multiplies bf16, and
 #   adapters are in fp32. On a CPU it ignores your recipe's flags, which are for *mixed* precision;
@@ -702,8 +704,7 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 
 # %% [markdown]
 # No row is lost. The price: each row that was too long, 173 of them at 64 tokens, now has a prompt
-# without its beginning. In 69 the cut falls within the system message, in the others behind it.
-# Where that matters, shorten the user's text before it goes into the template.
+# without its beginning. In 69 the cut falls within the system message or at its end, in the others behind it. Where that matters, shorten the user's text before it goes into the template.
 
 # %% [markdown]
 # ## How to score
@@ -786,10 +787,10 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 
 # %% [markdown]
 # The marks in the table are a third metric: they compare texts, and yours compares data. So a row
-# may have ✗ there and count as right in the picture. It happened in two of our runs. The answer had
-# `"domain"` twice, first `"entry floor lamp"` and then `"light"`; `json.loads` keeps the last and
-# says nothing. Would your smart home keep the last as well? `json.loads(text, object_pairs_hook=…)`
-# sees both.
+# may have ✗ there and count as right in the picture. It happened in two of our runs, with *turn the
+# entry floor lamps off*. The answer had `"domain"` twice, first `"entry floor lamp"` and then
+# `"light"`; `json.loads` keeps the last and says nothing. Would your smart home keep the last as
+# well? `json.loads(text, object_pairs_hook=…)` sees both.
 #
 # The picture of three prompts compared texts, too. In these two runs it said 40 and 37% for the
 # same models for which exact match said 42 and 38%.
@@ -867,16 +868,17 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
 # ### Does LoRA forget less than full fine-tuning?
 #
 # Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) find that it does, on code and maths.
-# PEFT's own benchmark (`method_comparison`, July 2026) says the opposite, from one seed. There the
-# loss on a sample of Wikipedia rose by .030 in full fine-tuning and by .050 in LoRA, at nearly the
-# same accuracy, and full fine-tuning had a ten times lower rate. So the answer may depend on task,
-# rate and length of training.
+# But in most of their runs LoRA also learned less. PEFT's own benchmark (`method_comparison`, July
+# 2026) says the opposite, from one seed. There the loss on a sample of Wikipedia rose by .030 in
+# full fine-tuning and by .050 in LoRA, at nearly the same accuracy, and full fine-tuning had a ten
+# times lower rate. So the answer may depend on task, rate and length of training.
 #
-# Keep one thing equal. Let each method train until its held-out loss on `home` has come down to
-# 0.45, and compare there. Each has a rate that suits it in short runs. Both train the same 210
-# matrices: full fine-tuning leaves out embeddings and norms, as LoRA does. The last step goes a
-# little below 0.45, by an amount that differs between the methods. So the perplexity is
-# interpolated between the last two measurements, to where the loss is 0.45.
+# A method that learns less may forget less for that reason alone. So keep the learning equal. Let
+# each method train until its held-out loss on `home` has come down to 0.45, and compare there. Each
+# has a rate that suits it in short runs. Both train the same 210 matrices: full fine-tuning leaves
+# out embeddings and norms, as LoRA does. The last step goes a little below 0.45, by an amount that
+# differs between the methods. So the perplexity is interpolated between the last two measurements,
+# to where the loss is 0.45.
 
 
 # %%
@@ -971,12 +973,13 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 #
 # Rounding moves the result as well. The file was made in fp32; this cell multiplies in bf16 where
 # the CPU does. With seed 0 full fine-tuning's perplexity rose by 17% in the file, and by 19, 23 and
-# 27% in three runs of this cell. So here, after 10 to 17 steps of four commands, nothing says that
-# one method forgets less than the other. Nor did we vary the rates, on which that may depend.
+# 27% in three runs of this cell, which differ in nothing that we set. (Your two stars are one seed
+# as well.) So here, after 10 to 17 steps of four commands, nothing says that one method forgets
+# less than the other. Nor did we vary the rates, on which that may depend.
 #
-# The `home` run above trained longer, and forgot less than these do in the mean: 14 to 16%. Its
-# batches are twice as large, its rank is 16, and its rate falls to zero, while here the rate stays
-# constant. We did not measure which of these it is.
+# The `home` run above trained longer, and yet its perplexity rose by only 14 to 16%; the means here
+# are 18 to 21%. Its batches are twice as large, its rank is 16, and its rate falls to zero, while
+# here the rate stays constant. We did not measure which of these it is.
 
 # %% [markdown]
 # Nor are there intruders after so few steps, in LoRA or in full fine-tuning. (The file has none
@@ -1025,23 +1028,25 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # %% [markdown]
 # A blue line is a seed of `benchmarks/where_loss.py`. Its left end is a run with the loss on the
 # answer, its right end one with the loss on everything. All else is the same in both, so look at
-# the slope. Four blue lines fall and two rise. (Your dashed line repeats seed 0, the thick one. In
-# our last run the loss on the answer came out at 0.62, where the file has 0.58: rounding alone.)
-# Over six seeds the answer's loss changes by -0.04 ± 0.03 nats a token, which is no clear
-# difference. A single seed could have told you either: the first says +0.04, the second -0.05.
+# the slope. Four blue lines fall and two rise. (Your dashed line repeats seed 0, the thick one,
+# with the same settings. In our last run its left end was 0.62, where the file has 0.58, and the
+# line fell a little, where the file's rises. Even the sign of one seed is not safe: processors
+# round differently.) Over six seeds the answer's loss changes by -0.04 ± 0.03 nats a token, which
+# is no clear difference. A single seed could have told you either: the first says +0.04, the second
+# -0.05.
 #
 # The loss is a mean over tokens. With the loss on everything, less than half of them are the
 # answer's. So the two loss curves cannot be compared with each other. And the answer has less
-# weight in each step, which is a part of what the slopes show.
+# weight in each step, which may be a part of what the slopes show.
 #
 # Now look at the ends of the lines. With the loss on the answer the seeds lie between 0.58 and
 # 0.79, with the loss on everything between 0.61 and 0.68. Labels on the prompts may have made the
 # runs steadier. That is a hint and no result: six seeds, and a question that we asked after seeing
 # them.
 #
-# Our prompts are 1.4 times as long as the answers, and Shi et al. gain most where they are much
-# longer. So it may depend on your rows. Try a few seeds of both; TRL's switch is
-# `completion_only_loss=False`.
+# Shi et al. gain most where prompts are much longer than answers. Here about 8 tokens of a prompt
+# differ from row to row, and an answer has 20. So this is not the case in which they gain most, and
+# your rows may be. Try a few seeds of both; TRL's switch is `completion_only_loss=False`.
 
 # %% [markdown]
 # ## What is on disk

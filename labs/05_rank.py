@@ -19,14 +19,14 @@
 #
 # In this lab you compare ranks fairly. That is harder than it looks, because the most common
 # comparison changes two things at once. Then you look for a task where the rank does decide. Two
-# parts are headed *If you have time*: nothing after them needs them.
+# parts are headed *If you have time*: no exercise after them needs them.
 #
 # Before some of the main pictures a cell asks for your guess. Write one down: a number that
 # surprised you is one that you remember. A guess costs no points.
 #
-# About 90 minutes if you know PyTorch well (75 for the exercises), up to 140 if you do not. The
-# experiments take about six minutes on two CPU cores with fast bf16, and seconds when you run them
-# again.
+# About 100 minutes if you know PyTorch well (75 for the exercises), up to 150 if you do not. The
+# experiments take about six minutes on two CPU cores with fast bf16, and a minute or two when you
+# run them again: what was trained is kept.
 
 # %%
 import labkit
@@ -111,9 +111,10 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
 # Most of LoRA's bar is the frozen model in 16 bits, the same at every rank. (The weights grow a
 # little because the adapter's own are among them.) A higher rank adds little. At the peak each
 # trainable number takes 12 bytes: itself and Adam's two moments, in fp32. (The peak comes before
-# its gradient is made.) The activations grow a little, too. Full fine-tuning in fp32 pays 16 bytes
-# for every weight of the model, and 8 even where all of it is in bf16: half of the last bar, still
-# nearly three times r=64.
+# its gradient is made.) The activations grow a little, too. Full fine-tuning in fp32 peaks later,
+# when all gradients are there and the activations are gone. It pays 16 bytes for every weight of
+# the model, and 8 even where all of it is in bf16: half of the last bar, still nearly three times
+# r=64.
 #
 # So over a 16-bit model of this size memory is no reason to fear r=64. Over a model in 4 bits, as
 # in QLoRA, the two gigabytes from r=4 to r=64 are a larger share.
@@ -361,8 +362,9 @@ if lab.experiment("Every rank at its own learning rate", 0):
 
 # %% [markdown]
 # Look for the lowest point of each curve, and for its height at 0.001. A mark is the mean of three
-# seeds, and a bar spans them. Where a curve or a bar leaves the picture at the top, training broke
-# in at least one seed: losses go up to 7 there.
+# seeds, and a bar spans them. (Ranks are drawn a little side by side; all three have the same
+# rates.) Where a curve or a bar leaves the picture at the top, training broke in at least one seed:
+# losses go up to 7 there.
 #
 # - $\alpha = 32$: the three curves nearly coincide until training breaks.
 # - $\alpha = 2r$: the curves are shifted sideways. The higher the rank, the lower its best rate:
@@ -401,7 +403,7 @@ if lab.experiment("The same runs by learning rate times alpha", 0):
 # On the left the curves lie side by side. On the right each is shifted by its $\alpha$. Where they
 # fall they now lie close together. The curves of $\alpha = 8$ and 128 reach a loss of 0.5 at rates
 # that differ by a factor of eight, and at products that differ by two. So there it is mostly the
-# product that counts. But an order is left: the smaller $\alpha$, the further to the left.
+# product that counts. But they do not coincide: the smaller $\alpha$, the further to the left.
 #
 # Where they rise they part again. There the steps are large, training breaks in many runs, and a
 # first-order formula says nothing.
@@ -419,8 +421,12 @@ if lab.experiment("Best learning rate against alpha", 0):
     guess_rate.beside(best_of_alpha.set_index(["alpha", "rank"]).loc[(128, 64), "learning_rate"])
 
 # %% [markdown]
-# A bar reaches half a step of the grid to either side. At $\alpha = 128$ your formula gives a
-# quarter of 0.003, or 0.00075, which lies in the bar.
+# In short: a larger $\alpha$ wants a lower rate, nearly in proportion. The rest of this cell says
+# how nearly.
+#
+# A bar reaches half a step of the grid to either side, and so does the grey band of full
+# fine-tuning. At $\alpha = 128$ your formula gives a quarter of 0.003, or 0.00075, which lies in
+# the bar.
 #
 # The true best rate most likely lies in its bar. It need not: at $\alpha = 16$ the two best rates
 # differ by 0.04 in loss, and the seeds of one by up to 0.15. So chance may have picked a neighbour.
@@ -432,8 +438,9 @@ if lab.experiment("Best learning rate against alpha", 0):
 # The fitted line (dashed) falls more slowly, as $\alpha^{-0.66}$. The coarse grid alone gives this
 # exponent an error of 0.15, so -1 is about two errors away. The falling sides of the curves say the
 # same, and need no choice from a grid. Take the rate at which a curve reaches a loss of 0.45, on
-# the line between two points of the picture. It falls as $\alpha$ to the power -0.69, -0.73 and
-# -0.77 in the three seeds, and at $\alpha = 32$ it hardly depends on the rank.
+# the line between two points of the picture. It falls as $\alpha$ to the power -0.70, -0.72 and
+# -0.76 in the three seeds (without $\alpha = 64$, which starts below 0.45), and at $\alpha = 32$ it
+# hardly depends on the rank.
 #
 # Why is the fall slower than your formula says? Here is one reason, which was not tested. After the
 # first step Adam moves $A$, too, by the learning rate, whatever $\alpha$ is. What this adds to
@@ -446,9 +453,9 @@ if lab.experiment("Best learning rate against alpha", 0):
 # - *"LoRA takes ten times the learning rate of full fine-tuning, because fewer parameters share the
 #   gradient."* On this grid the ratio is 33 at $\alpha = 8$, ten at 32 and three at 128. ("LoRA
 #   Without Regret" (2025) has 32, too. It reports ten, and about fifteen in very short runs. A
-#   finer grid, further below, says eighteen here.) If sharing were the reason, the ratio would
-#   change from r=4 to r=64, with sixteen times the parameters. At $\alpha = 32$ it does not, on
-#   this grid.
+#   finer grid, further below, gives eighteen, which three seeds cannot tell from ten.) If sharing
+#   were the reason, the ratio would change from r=4 to r=64, with sixteen times the parameters. At
+#   $\alpha = 32$ it does not, on this grid.
 # - *"When you double r, double alpha to keep the effective rate."* That keeps the factor $\alpha /
 #   r$, and doubles the useful part of a first step. A fixed $\alpha$ keeps the best rate nearly the
 #   same ("LoRA Without Regret" reports so for large models).
@@ -485,10 +492,10 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
 # ## Where rank binds
 #
 # Ten kinds of commands and 96 examples seem to fit into r=4: r=64 hardly did better. What a rank
-# limits is how much an adapter can *hold*. To see that limit you need a task that is nothing but
-# memory: random pairs. A key is four random tokens, and its value is one of 64 tokens, drawn at
-# random. There is nothing to understand, and each value carries $\log_2 64 = 6$ bits. So 1,000
-# pairs carry 6,000 bits.
+# limits is how much an adapter can *hold*. A rank *binds* where a higher one would do better, each
+# at its best rate. To see that limit you need a task that is nothing but memory: random pairs. A
+# key is four random tokens, and its value is one of 64 tokens, drawn at random. There is nothing to
+# understand, and each value carries $\log_2 64 = 6$ bits. So 1,000 pairs carry 6,000 bits.
 #
 # The adapter is small, so that it fills up soon. It sits on one matrix of the model, the
 # `gate_proj` of the last layer, where each unit of rank costs 2,112 numbers. All layers below are
@@ -613,21 +620,22 @@ if lab.experiment("Attention, MLPs or all, at equal parameters", 3, needs=["5.3"
 # %% tags=["experiment"]
 if lab.experiment("What each place brings, from the file", 0, needs=["5.3"]):
     plain = runs[(runs["alpha"] == 32) & (runs["variant"] == "")]
-    groups, rates, told = {}, {}, []
+    groups, rates, means = {}, {}, {}
     for place, rank in spent.items():
         part = plain[(plain["targets"] == place) & (plain["rank"] == rank)]
         part = tables.best_runs(part, ["targets"], "loss", lowest=True).sort_values("seed")
         rates[place] = float(part["learning_rate"].iloc[0])
         groups[f"{place}, r={rank}"] = list(part["loss"])
-        told.append(f"{place} {part['loss'].mean():.2f}")
-    title = f"Held-out loss at equal parameters:\n{', '.join(told)}"
-    display(studies.losses(groups, title))
+        means[place] = part["loss"].mean()
+    told = ", ".join(f"{place} {loss:.2f}" for place, loss in means.items())
+    last = max(means, key=means.get)
+    display(studies.losses(groups, f"Last at equal parameters: {last}\n({told})"))
     print("each at its best learning rate:", rates)
 
 # %% [markdown]
 # Seed by seed, attention alone is behind all linear layers by 0.16, 0.10 and 0.09 nats a token.
 # That is a third of the loss, and more than chance even with three seeds. The MLPs are ahead of all
-# layers by 0.02 ± 0.01, which three seeds cannot tell from nothing.
+# layers by 0.02 ± 0.01, with 7% fewer numbers; with three seeds that may be chance.
 #
 # Larger studies point the same way. QLoRA needed all linear layers to match 16-bit fine-tuning, and
 # in "LoRA Without Regret" attention alone lost to MLPs alone at about equal parameters. PEFT's
@@ -642,14 +650,17 @@ if lab.experiment("What each place brings, from the file", 0, needs=["5.3"]):
 # (Both took $\alpha = 2r$, 20 and 64, at one rate. By your formula that is not yet a fair
 # comparison.)
 #
-# So "1-3%" is no rule. To adapt all layers takes one line: `target_modules="all-linear"`.
+# So "1-3%" is no rule: here it was a third of the loss. To adapt all layers takes one line:
+# `target_modules="all-linear"`.
 
 # %% [markdown]
 # ## What do two ranks learn in common?
 #
 # So far you compared ranks by their loss. The LoRA paper argues for small ranks in another way. It
 # trains at r=8 and at r=64, and compares the subspaces that the two `A` span. Its argument: if the
-# first direction agrees and the others do not, one direction was signal and the rest noise.
+# first direction agrees and the others do not, one direction was signal and the rest noise. You
+# write the measure that it used. The optional part then tries it on your own runs, with a control
+# that the argument needs.
 #
 # ### Exercise 5.4 · `subspace_similarity`
 #
@@ -723,7 +734,8 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
 # - **Writes.** These directions are the work of `B`. It started at zero, so all that is in it was
 #   learned.
 # - **The control.** What `tickets` shares with `home` belongs to the model, or to answering at all.
-#   Only what the second panel has above the third is a signal of the task.
+#   Only what the second panel has above the third is a signal of the task: about 0.1 for the top 8
+#   when we ran it (0.16 against 0.06). So most of what the two ranks write differs.
 #
 # This is one layer and one pair of seeds.
 #
@@ -750,9 +762,11 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 
 # %% [markdown]
 # The solid lines are unseen commands, the dotted ones the sixteen in training. In the table `gap`
-# is held-out minus training loss at the end, and `rise` is what stopping at the best step would
-# have saved. On one processor the rise was 0.15 at r=4 and 0.32 at r=64. On another, with the same
-# seed, it was just the reverse, 0.32 and 0.15. So these two runs say nothing about the rank.
+# is held-out minus training loss at the end, and `rise` is what stopping at the best of the
+# measured steps would have saved. (That step is chosen on the commands that judge it, so `rise` is
+# a little too large.) On one processor the rise was 0.15 at r=4 and 0.32 at r=64. On another, with
+# the same seed, it was just the reverse, 0.32 and 0.15. So these two runs say nothing about the
+# rank.
 #
 # What the picture does show is that r=4 overfits, too. On all linear layers it has 1.2 million
 # numbers, and sixteen commands cannot fill those. So a small rank is no cure for few examples.
@@ -785,10 +799,11 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # - **LoRA-FA** (`create_lorafa_optimizer`) freezes `A`, so that it trains about half the numbers.
 #   PEFT's optimizer also multiplies the gradient of `B` by $(A A^\top)^{-1}$.
 #
-# One paper disputes their gains: *once each has its own best learning rate, all are within 1-2%*
-# (Lee et al., 2602.04998). How much of that can a laptop see? `benchmarks/variants.py` trains each
-# on `home`: 24 steps of 4 commands, r=16, $\alpha = 32$, fp32 (MiSS with about as many parameters).
-# All else is PEFT's default. LoRA+ has a ratio of 16, and its `rate` in the table is that of `A`.
+# One paper disputes their gains: *once each has its own best learning rate, all reach peak scores
+# within 1-2%* (Lee et al., 2602.04998). How much of that can a laptop see? `benchmarks/variants.py`
+# trains each on `home`: 24 steps of 4 commands, r=16, $\alpha = 32$, fp32 (MiSS with about as many
+# parameters). All else is PEFT's default. LoRA+ has a ratio of 16, and its `rate` in the table is
+# that of `A`.
 #
 # Each method looks for its own best rate:
 #
@@ -878,8 +893,8 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # uses it.) And whoever looks at eight variants and reports the best one has had eight chances.
 
 # %% [markdown]
-# So, who wins? The best rate of each lies inside those that it tried. The differences from plain
-# LoRA, in percent of its loss, with their errors:
+# So, who wins? No variant, as far as three seeds can tell. The best rate of each lies inside those
+# that it tried. The differences from plain LoRA, in percent of its loss, with their errors:
 #
 # | variant | percent | variant | percent |
 # |---|---|---|---|
@@ -894,19 +909,22 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 #
 # How much does the grid decide? Before the halfway rates were tried, PiSSA stood at +9 ± 7 and
 # LoRA-FA at +17 ± 8. Five rates half a decade apart were too few to judge either. A table with one
-# rate a method would mostly have compared rates. (Nor does the parabola always know. For plain LoRA
+# rate a method would mostly have compared rates. (The parabola can mislead, too. For plain LoRA
 # it is lowest at 0.0020, but at the halfway rate, 0.0017, two seeds of three did worse than at
 # 0.003.)
 #
 # Full fine-tuning is the one row that stands apart. It is ahead of plain LoRA by 12 ± 0.4% of
 # LoRA's loss: by 0.036 to 0.041 in each of the three seeds. (That three seeds agree so closely is
-# partly luck.) Here, too, the grid decides what one sees. At 3e-4, the best of its first five
-# rates, it was ahead by 5 ± 4, and that could have been chance. Its halfway rate, 1.7e-4, is an
-# eighteenth of LoRA's 3e-3. So "ten times" is no finer than the grid that it came from.
+# partly luck. And the error does not cover the choice of rates: between 0.003 and 0.01 none was
+# tried for LoRA, and a better one there would narrow the gap.) Here, too, the grid decides what one
+# sees. At 3e-4, the best of its first five rates, it was ahead by 5 ± 4, and that could have been
+# chance. Its halfway rate, 1.7e-4, is an eighteenth of LoRA's 3e-3. So "ten times" is no finer than
+# the grid that it came from.
 #
 # Does a variant make up what LoRA lacks? These runs cannot say: rsLoRA is 0.020 ± 0.021 behind full
-# fine-tuning. Nor do they confirm or refute "1-2%". With three seeds and such errors nothing below
-# 7% would be seen, and for rsLoRA, MiSS and OLoRA nothing below 20%.
+# fine-tuning. Nor do they confirm or refute "1-2%", which is of scores and not of a loss. And with
+# three seeds and such errors nothing below 7% would be seen, and for rsLoRA, MiSS and OLoRA nothing
+# below 20%.
 #
 # Even the order of the rows is open. `rank_sweep` has a few of these settings in bf16, with the
 # same commands in another order. There PiSSA (at 0.001) is *ahead* of LoRA, by 0.02 and 0.004 in
@@ -1153,7 +1171,7 @@ check.quiz(quiz)
 #   $\alpha$, tune the rate, and repeat with other seeds.
 # - Rate and $\alpha$ are nearly one knob: when $\alpha$ grew sixteenfold, the best rate fell
 #   tenfold. "Ten times full fine-tuning's rate" was right at $\alpha = 32$ on a grid of half
-#   decades. On a finer grid it was eighteen times.
+#   decades. On a finer grid eighteen came out; the seeds cannot tell it from ten.
 # - Rank binds where the data hold more than the adapter can: with random pairs and 100 passes, up
 #   to 0.7 bits a number. On the small task of commands it hardly mattered.
 # - Compare places at equal parameters, and variants at their own best rate, seed by seed. Compare

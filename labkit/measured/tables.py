@@ -99,26 +99,29 @@ def errors_of_chance(n: int) -> float:
     return few.get(n, 2.5 if n > 6 else float("inf"))
 
 
-def verdict(table: pd.DataFrame, other: str, within: float = 2.0) -> str:
-    """Two lines on how far the best variant of a table of `against` lies from `other`.
+def verdict(table: pd.DataFrame, other: str) -> str:
+    """Which variants in a table of `against` differ from `other` by more than chance, in a line.
 
-    Full fine-tuning, which is no variant, is left out.
+    Full fine-tuning is no variant, and has a second line where it is in the table.
     """
     rivals = table[~table["method"].isin([other, "full"])]
     if rivals.empty:
         return f"Nothing to compare with {other} yet"
-    best = rivals.iloc[0]
-    gap, error, seeds = best["difference_percent"], best["error_percent"], int(best["seeds"])
-    told = f"The best of {len(rivals)}, {best['method']}, beside {other}: {gap:+.1f}"
-    if error != error:
-        return f"{told}%,\nfrom one seed: no error is known, and no winner"
-    told += f" ± {error:.1f}% ({seeds} seeds),\n"
-    chance = errors_of_chance(seeds) * error
-    if abs(gap) < chance:
-        seen = "" if chance <= within else f", which can make {chance:.0f}% with so few seeds"
-        return f"{told}no more than chance{seen}"
-    size = "within" if abs(gap) <= within else "more than"
-    return f"{told}{size} {within:g}%, and beyond its error"
+    apart = ", ".join(rivals.loc[_beyond_chance(rivals), "method"]) or "none"
+    told = f"Of {len(rivals)} variants, beyond chance apart from {other}: {apart}"
+    if single := sum(rivals["error_percent"].isna()):
+        told += f" ({single} with one seed: no error is known)"
+    for full in table[table["method"] == "full"].itertuples():
+        off = f"{full.difference_percent:+.0f} ± {full.error_percent:.1f}%"
+        sure = "beyond" if _beyond_chance(table)[full.Index] else "within"
+        told += f"\nfull fine-tuning: {off} ({full.seeds} seeds), {sure} chance"
+    return told
+
+
+def _beyond_chance(table):
+    """For each row whether its difference is more than chance makes of its error."""
+    chance = table["seeds"].map(errors_of_chance) * table["error_percent"]
+    return table["difference_percent"].abs() > chance  # False where no error is known
 
 
 def standing(rungs: pd.DataFrame, answers: pd.DataFrame, wanted: Sequence[str]) -> str:

@@ -1310,17 +1310,17 @@ def test_chance_is_student_s(n):
 
 
 def test_a_verdict_needs_more_than_one_seed_and_more_than_chance():
-    def told(gap, error, seeds=3):
-        rows = [("full", 3, -9, 1), ("dora", seeds, gap, error), ("lora", 3, 0, 0)]
+    def told(gap, error, seeds=3, full=-9):
+        rows = [("full", 3, full, 1), ("dora", seeds, gap, error), ("lora", 3, 0, 0)]
         names = ["method", "seeds", "difference_percent", "error_percent"]
-        return tables.verdict(pd.DataFrame(rows, columns=names), "lora")
+        return tables.verdict(pd.DataFrame(rows, columns=names), "lora").split("\n")
 
-    assert "no winner" in told(-5, math.nan, 1)
-    assert "no more than chance" in told(-1.0, 0.4)
-    assert "chance, which can make 13% with so few seeds" in told(-9.0, 3)
-    assert "within 2%" in told(-1.0, 0.2)
-    assert "more than 2%" in told(-5.0, 0.2)
-    assert "dora" in told(-5.0, 0.2) and "full" not in told(-5.0, 0.2)
+    assert told(-1.0, 0.4)[0] == "Of 1 variants, beyond chance apart from lora: none"
+    assert told(-9.0, 3)[0].endswith("none")
+    assert told(-1.8, 0.4)[0].endswith("dora") and told(1.8, 0.4)[0].endswith("dora")
+    assert told(-5, math.nan, 1)[0].endswith("none (1 with one seed: no error is known)")
+    assert told(-1.0, 0.4)[1] == "full fine-tuning: -9 ± 1.0% (3 seeds), beyond chance"
+    assert told(-1.0, 0.4, full=4)[1].endswith("within chance")
 
 
 def test_the_ladder_s_best_two_are_compared_ticket_by_ticket():

@@ -50,7 +50,8 @@ def unstopped(counts, n, guess=None):
     """Bars: how many of n answers the limit ended and not the model, by the labels it had."""
     fig, ax = figure(height=1.5 + 0.45 * len(counts))
     names, values = list(counts), list(counts.values())
-    ax.barh(names[::-1], values[::-1], color=PALETTE[1], height=0.55)
+    colours = [PALETTE[1], PALETTE[0]][: len(names)]  # the broken one, then the mended one
+    ax.barh(names[::-1], values[::-1], color=colours[::-1], height=0.55)
     for name, value in counts.items():
         ax.text(value, name, f" {value}", va="center", color=INK)
     ax.set(xlim=(0, 1.08 * n), xlabel=f"answers that do not stop by themselves, of {n}")
@@ -151,7 +152,7 @@ def forgetting(runs, live, guess):
     base = runs.loc[runs["study"] == "base", "perplexity"].item()
     runs = forgotten(runs)
     ways = list(dict.fromkeys(runs["way"]))[::-1]
-    fig, ax = figure(height=1.8 + 0.42 * len(ways))
+    fig, ax = figure(height=2.3 + 0.42 * len(ways))
     places = [ways.index(way) for way in runs["way"]]
     ax.plot(runs["perplexity"], places, "o", color=PALETTE[0], alpha=0.8, label="one seed (file)")
     means = runs.groupby("way")["perplexity"].mean()[ways]
@@ -159,10 +160,12 @@ def forgetting(runs, live, guess):
     stars = [ways.index(way) for way in live]
     ax.plot(list(live.values()), stars, "*", color=PALETTE[1], ms=13, label="yours")
     ax.axvline(base, color=INK, ls=":", lw=1)
-    ax.text(base, -0.45, f" base: {base:.1f}", color=INK, va="bottom")
+    ax.text(base, len(ways) - 0.45, f" base: {base:.1f}", color=INK, va="top")
     ax.set_yticks(range(len(ways)), ways)
     ax.set_ylim(-0.5, len(ways) - 0.4)
     ax.set_xlabel("perplexity on everyday English (lower: less forgotten)")
+    rise = (lambda x: 100 * (x / base - 1), lambda percent: base * (1 + percent / 100))
+    ax.secondary_xaxis("top", functions=rise).set_xlabel("rise over the base, %")
     fig.legend(loc="outside lower center", ncols=3, fontsize=9)
     rises = runs.groupby("way")["rise"]
     low, high = rises.mean().min(), rises.mean().max()

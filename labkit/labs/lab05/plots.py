@@ -65,19 +65,19 @@ def rate_curves(panels, title):
     `panels` maps a rule to {rank: frame with learning_rate, mean, low, high}. Error bars span the
     seeds, from the lowest to the highest.
     """
-    fig, axes = figure(len(panels), width=2.9 * len(panels), height=3.7, sharey=True)
+    fig, axes = figure(len(panels), width=2.9 * len(panels), height=3.7, sharex=True, sharey=True)
     for ax, (rule, lines) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         best = {}
         for aside, (rank, frame) in zip((0.93, 1, 1.07), lines.items(), strict=False):
             _with_bars(ax, frame, aside, *RANKS[rank], f"r={rank}")
             best[f"{frame.loc[frame['mean'].idxmin(), 'learning_rate']:g}"] = None
         ax.set(xscale="log", yscale="log", xlabel="learning rate")
-        _plain_rates(ax)
         ax.set_title(f"{rule}\nbest at {', '.join(best)}", fontsize=10)
     first = np.atleast_1d(axes)[0]
     first.set_ylabel(LOSS)
     first.legend(loc="upper left")
     _plain_ticks(first)
+    _plain_rates(first)
     return headed(fig, title)
 
 
@@ -173,7 +173,7 @@ def collapse(lines, full):
     axes[1].set_xticks(products, [f"{x:g}" for x in products], fontsize=8.5)
     axes[1].set_xticks([], minor=True)
     apart, together = (_spans(lines, by_alpha) for by_alpha in (False, True))
-    title = f"The best rates span a factor of {apart:.0f}; times alpha, one of {together:.0f}"
+    title = f"The best rates span a factor of {apart:.0f}, rate x alpha only {together:.0f}"
     return headed(fig, title)
 
 
@@ -209,6 +209,7 @@ def best_rates(best, full, guess):
     alphas = np.array(sorted(best["alpha"].unique()), dtype=float)
     _power_laws(ax, alphas, best)
     ax.axhline(full, color="#999999", lw=1.2, ls=":", label=f"full fine-tuning: {full:g}")
+    ax.axhspan(full / step, full * step, color="#999999", alpha=0.15)
     ax.set(xscale="log", yscale="log", xlabel="alpha", ylabel="best learning rate")
     ax.set_xticks(alphas, [f"{a:g}" for a in alphas], minor=False)
     ax.set_xticks([], minor=True)

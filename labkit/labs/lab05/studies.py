@@ -22,7 +22,7 @@ def losses(groups, title, marked=()):
         for k, (value, aside, marker) in enumerate(rows):
             label = f"seed {k}" if y == 0 else None
             ax.plot(value, y + aside, marker, color=colour, ms=6, mec="white", label=label)
-        ax.text(max([mean, *values]), y, f"  {mean:.3f}", va="center", color=INK)
+        ax.text(0, y, f" {mean:.3f}", va="center", color=INK)
     ax.set_yticks(places, list(groups))
     ax.set(xlabel="held-out loss (nats a token); bar and number: mean of the seeds")
     ax.set_xlim(0, 1.14 * max(max(v) for v in groups.values()))
@@ -43,7 +43,7 @@ def overlaps(panels, title, marked):
     for (ax,), (name, frame) in zip(axes, panels.items(), strict=True):
         image = ax.imshow(frame, vmin=0, vmax=top, cmap="cividis", aspect="auto", origin="lower")
         value, place = frame.loc[marked, marked], frame.columns.get_loc(marked)
-        how = {"color": INK if value > 0.6 * top else "white", "fontsize": 9, "va": "center"}
+        how = {"color": INK if value > 0.6 * top else "white", "fontsize": 12, "va": "center"}
         ax.text(place, frame.index.get_loc(marked), f"{value:.2f}", ha="center", **how)
         ax.set_xticks(range(len(frame.columns)), frame.columns)
         ax.set_yticks(range(len(frame)), frame.index)
@@ -128,11 +128,10 @@ def batches(runs, bits_each):
     told = []
     for ax, rank in zip(np.atleast_1d(axes), ranks, strict=True):
         name = f"LoRA, r={rank}" if rank else "the matrix itself"
-        for (batch, part), colour in zip(
-            runs[runs["rank"] == rank].groupby("batch"), PALETTE, strict=False
-        ):
+        by_batch = runs[runs["rank"] == rank].groupby("batch")
+        for (batch, part), colour, mark in zip(by_batch, PALETTE, "osD^", strict=False):
             mean = part.groupby("learning_rate")["share"].mean()
-            ax.plot(mean.index, mean, color=colour, marker="o", ms=5, label=f"batch {batch}")
+            ax.plot(mean.index, mean, color=colour, marker=mark, ms=6, label=f"batch {batch}")
         told.append(f"{name}, {mean.max():.0f}%")
         ax.set(xscale="log", xlabel="learning rate", ylim=(-3, 105))
         rates = sorted(runs.loc[runs["rank"] == rank, "learning_rate"].unique())
