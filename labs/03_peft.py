@@ -704,7 +704,8 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 
 # %% [markdown]
 # No row is lost. The price: each row that was too long, 173 of them at 64 tokens, now has a prompt
-# without its beginning. In 69 the cut falls within the system message or at its end, in the others behind it. Where that matters, shorten the user's text before it goes into the template.
+# without its beginning. In 69 the cut falls within the system message or at its end, in the others
+# behind it. Where that matters, shorten the user's text before it goes into the template.
 
 # %% [markdown]
 # ## How to score
