@@ -382,10 +382,10 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
 # lie where few numbers are. The larger the block, the further it is stretched (Yoshida,
 # [2023](https://arxiv.org/abs/2306.06965)).
 #
-# Nor is NF4 the most exact: on normal numbers Lloyd-Max errs a twentieth less. (Not by more equal
-# use: the entropy of its codes is 3.86 bits, that of NF4's 3.88, where equal use would give 4.) And
-# Lloyd-Max gives up two things: it has no zero, and its ends no longer hit a block's largest weight
-# exactly.
+# Nor is NF4 the most exact: on normal numbers Lloyd-Max errs a twentieth less. (Its codes are used
+# no more equally: their entropy is 3.86 bits, that of NF4's 3.88, where equal use would give 4.)
+# And Lloyd-Max gives up two things: it has no zero, and its ends no longer hit a block's largest
+# weight exactly.
 #
 # So "optimal" belongs to one aim, equal use, and to one distribution, the normal one. A small error
 # is another aim, and numbers divided by the absmax of their block are no longer normal. What counts
@@ -485,12 +485,13 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 
 # %% [markdown]
 # Compare the printed differences with their errors. A difference below twice its error is one that
-# these ten paragraphs cannot show.
+# these ten paragraphs cannot show. With so many comparisons one just above twice is a hint.
 #
-# - The order of the rounding errors is not the order of the losses. MXFP4 errs less in the weights
-#   than the FP4 of bitsandbytes, and adds a fifth of a nat more to the loss (last line). A possible
-#   reason: a mean square weighs all weights alike, while in a model some weights multiply far
-#   larger activations than others.
+# - The order of the rounding errors does not look like the order of the losses. MXFP4 errs less in
+#   the weights than the FP4 of bitsandbytes, and adds a fifth of a nat more to the loss (last line;
+#   a little over two errors, and a pair that we picked after looking). A possible reason: a mean
+#   square weighs all weights alike, while in a model some weights multiply far larger activations
+#   than others.
 # - Lloyd-Max errs 4% less than NF4. If the added loss goes like the square of the error, that gains
 #   0.02 nats a token. The standard error is several times as large, so these paragraphs cannot show
 #   it.
@@ -499,9 +500,10 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 #   the mean perplexity is 34.3 in INT4, 31.1 in E2M1 and 27.4 in NF4 with double quantization.
 #   Between NF4 and NVFP4 choose by purpose: storage, or hardware that multiplies.
 # - MXFP4 has the fewest bits in the picture and is far behind. (NF4 will need fewer, 4.127, once
-#   its scales are quantized.) A scale that is a power of two fits a block only to within a factor
-#   of two. It is chosen here by the rule of the format's specification, and what exceeds the
-#   largest value is cut off. A scale found by search would lose less.
+#   its scales are quantized.) Its scale is a power of two, so it can miss what a block needs by
+#   almost a factor of two. The specification rounds it down, so a block's largest weight may come
+#   out at up to 8, where the format ends at 6 and cuts it off. A scale found by search would lose
+#   less.
 # - Four bits are not free: every format here adds more than twice its error to the loss. "NF4 loses
 #   nothing" is said of models after fine-tuning, most of them fifty to five hundred times as large.
 #   What fine-tuning makes of this cost you will measure below.
@@ -806,7 +808,8 @@ if lab.experiment("LoRA and QLoRA on home", 58, needs=["4.6"]):
     display(plots.losses(curves))
 
 # %% [markdown]
-# Compare how far apart the two curves end with what NF4 cost before training. If little of that
+# Compare how far apart the two curves end with what NF4 cost before training. (The bold lines are
+# means over past steps, so on a falling curve they lie too high, both alike.) If little of that
 # cost is left, the usual explanation is that the adapter learns to correct what rounding broke. Is
 # it so? Then the adapter from NF4 should be worth less on the plain base, where there is nothing to
 # correct. So ask each adapter twice: on the plain base and on the rounded one. That makes four
@@ -892,12 +895,15 @@ if lab.experiment("The same with three seeds, from a file", 0, needs=["4.6"]):
 # - *Is it the better adapter for NF4?* It was with every seed, by 0.12 in the mean. That is 3.5
 #   errors. With three runs chance alone gives more than 4.3 in one case of twenty (lab 5 explains
 #   why), so this is a hint and no proof.
-# - *Does QLoRA cost quality?* Before training NF4 cost 0.35 nats a token. After it, QLoRA on NF4 is
-#   worse than LoRA on the plain base by 0.025, two errors: whether any cost is left these runs
-#   cannot tell. In nats most of it is gone. But the whole loss fell, too, from 4.17 to 0.33, and
-#   0.025 is about the same share of it as 0.35 was, 8%. What QLoRA escapes is the 0.14 ± 0.02 that
-#   rounding costs an adapter that never saw it. The runs are short. The QLoRA paper trained models
-#   of up to 65 billion parameters to the end, and found no loss on its benchmarks.
+# - *Does QLoRA cost quality?* QLoRA on NF4 ends 0.025 ± 0.013 nats a token worse than LoRA on the
+#   plain base: two errors, so these runs cannot tell whether any cost is left. Before training NF4
+#   cost 0.35 (in fp32; your cell, in bf16, may differ by hundredths). In nats most of it is gone.
+#   As a share of the loss nothing is: 0.35 of 4.17 and 0.025 of 0.33 are both 8%.
+# - *What does it escape?* An adapter that never saw the rounding pays 0.14 ± 0.02 for it. Of that
+#   QLoRA escapes the 0.12 ± 0.03 from above.
+#
+# The runs are short. The QLoRA paper trained models of up to 65 billion parameters to the end, and
+# found no loss on its benchmarks.
 
 # %% [markdown]
 # ## A start that knows the error
@@ -990,10 +996,11 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 
 # %% [markdown]
 # LoftQ's rank 8 takes back little: when we ran it, 10 ± 5% of the added loss. A rounding error is
-# much like noise: its energy is spread over many directions. In twelve matrices of this model rank
-# 8 holds 6 to 14% of it. Of noise in their shapes it would hold 3 to 10%, so some directions stand
-# out, but not far. Rank 64 took back 34 ± 16%, with eight times the parameters. (Both are about
-# twice their error, so ten paragraphs hardly tell them from nothing.)
+# much like noise: its energy is spread over many directions. In twelve matrices of this model,
+# counted apart from this lab, rank 8 holds 6 to 14% of it. Of noise in their shapes it would hold 3
+# to 10%, so some directions stand out, but not far. Rank 64 took back 34 ± 16%, with eight times
+# the parameters. (Both are about twice their error, so ten paragraphs hardly tell them from
+# nothing.)
 #
 # The numbers on the right are the errors of the weights, and lab 1 predicts them. Rank 8 holds 9%
 # of a matrix's energy (the median there). So what PiSSA leaves to be rounded has $\sqrt{0.91} =
@@ -1002,9 +1009,9 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 # matrices five rounds left 0.86 to 0.93 of the error, where one left 0.92 to 0.97.)
 #
 # So PiSSA's start is a little nearer to $W$. Whether the loss gains by it these paragraphs cannot
-# say, since its error bar is several times as long as LoftQ's. Why so long? LoftQ keeps the codes
-# of NF4 and corrects them. PiSSA rounds another matrix, so its error is a new draw, which moves the
-# loss of each paragraph up or down.
+# say, since its error bar is more than twice as long as that of LoftQ at either rank. Why so long?
+# LoftQ keeps the codes of NF4 and corrects them. PiSSA rounds another matrix, so its error is a new
+# draw, which moves the loss of each paragraph up or down.
 
 # %% [markdown]
 # A better start is not yet a better end: training moves the loss on `home` by nats, the start by
@@ -1027,10 +1034,11 @@ if lab.experiment("From a LoftQ start, from the file", 0, needs=["4.6", "4.7"]):
 # lower than LoRA on the plain base, where there is nothing to correct. (With every seed; but by
 # 0.04 ± 0.015, which three seeds do not prove.)
 #
-# Two other things differ. LoftQ's `B` is not zero, so `A` learns from the first step on. And its
-# `A` has another size than usual, so at the same rate a step of `B` moves $W$ by another amount
-# (lab 1 does that sum). How much is due to which, and what is left of it after a long training,
-# these runs do not tell.
+# Something else differs: how far a step moves $W$. A step of `A` moves it by `B` times the step.
+# From `B = 0` that is nothing at first and little for a while; from LoftQ's `B` it counts at once.
+# A step of `B` moves it by the step times `A`, and LoftQ's `A` has another size than usual (lab 1
+# does that sum). So the same rate is not the same rate. How much is due to which, and what is left
+# of it after a long training, these runs do not tell.
 #
 # One riddle is left. How could an adapter of rank 8 adapt to the rounding, if rank 8 holds so
 # little of it? It need not rebuild the error. It has to undo what the error does to answers of
@@ -1070,9 +1078,9 @@ if lab.experiment("Time of a step", 18, needs=["4.6"]):
 
 # %% [markdown]
 # Compare the gap between the two lines with the whole step. If the lookups are all that differs,
-# the gap is the same at both sizes. It is small and noisy: in our runs, 0.03 to 0.13 s. But its
-# share falls clearly, from a quarter or a third to below a tenth. With the sixteen commands of the
-# training above it is lost in the noise of the machine.
+# the gap is the same at both sizes. It is small and noisy: in our runs, 0.03 to 0.13 s. Its share
+# falls: in our runs from between a sixth and a third to below a tenth. At the sixteen commands of
+# the training above it would be a few percent, too little to measure here.
 #
 # So "30% slower" is one point on such a curve. For 7 billion parameters on an A100 litgpt's authors
 # report 56 to 62% at one sequence a step. Raschka writes 39%, beside hours that make it 51% (1.85
@@ -1117,11 +1125,12 @@ if lab.experiment("Where the bytes of a step are", 18, needs=["4.6"]):
     del variants
 
 # %% [markdown]
-# Blue is what QLoRA shrinks, and nothing else. Gradients and Adam's states were small already,
-# thanks to LoRA. Activations are as before: the same tokens pass through the same layers in the
-# same format. Where that format is bf16, preparing adds memory twice: the embeddings are in fp32,
-# and so is what passes between the layers. What cuts activations is checkpointing, which works with
-# plain LoRA as well.
+# Blue is what QLoRA shrinks, and nothing else. Adam's states (green) were small already, thanks to
+# LoRA. So are the gradients; at the peak there are hardly any, so you do not see them. *Temporary*
+# is what lives only within an operation. Activations are as before: the same tokens pass through
+# the same layers in the same format. Where that format is bf16, preparing adds memory twice: the
+# embeddings are in fp32, and so is what passes between the layers. What cuts activations is
+# checkpointing, which works with plain LoRA as well.
 #
 # So "four times" is true of the packed weights alone: $16 / 4.127 = 3.88$. For a whole step it is
 # less. How much less depends on the share of weights in your peak. In 2023 litgpt measured 21.30
@@ -1301,7 +1310,10 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
 # %% [markdown]
 # So "QLoRA trains 70B on one 48 GB card" is true under conditions: with checkpointing, and with few
 # tokens in a step. (With the settings of the second bar about 5,000 fit: docs/memory.md.) Without
-# checkpointing one sequence of 512 tokens is already too much.
+# checkpointing one sequence of 512 tokens is already too much. All this is simulated. Published
+# peaks of QLoRA were about 10% higher: then the second and third bar still fit below the line, and
+# the fourth no longer does.
+#
 # The bars leave out one thing: paged states count as moved to the CPU. So the second bar can end
 # below the 39.7 GB, which hold 1.7 of states in fp32. On the card the 8-bit ones would take 0.4. On
 # the command line `labkit memory llama-2-70b --method qlora` simulates the first bar; with
@@ -1314,7 +1326,8 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
 # %% tags=["experiment"]
 known = (
     "It would set the simulated peak of Llama-2-7B beside the allocator's. Published peaks of LoRA "
-    "and full fine-tuning lie 0 to 7% above the simulation (PEFT, litgpt; docs/memory.md)."
+    "and full fine-tuning lie 0 to 7% above the simulation, of QLoRA about 10% (PEFT, litgpt; "
+    "docs/memory.md)."
 )
 if lab.gpu("Predict 7 billion, then measure", known, needs=["4.8"]):
     from labkit.memory import real
@@ -1385,10 +1398,10 @@ check.quiz(quiz)
 # - NF4 puts its sixteen values where normal weights are. Small blocks keep an outlier's damage
 #   small. NF4 is good, and not optimal: for normal numbers there is a codebook with less error.
 # - QLoRA shrinks the frozen weights that it packs. Embeddings, head and activations stay.
-# - Its price in time is a lookup of the packed weights, in forward and in backward. On a CPU it is
-#   much of a small step, and little of a large one.
-# - Before training NF4 cost 0.35 nats a token on `home`, after 20 steps 0.025 ± 0.013 (three
-#   seeds). Either is about 8% of the loss at its time.
+# - Its price in time is a lookup of the packed weights, in forward and in backward. On a CPU it was
+#   a sixth to a third of a step of one command, and below a tenth with eight.
+# - Before training NF4 cost 0.35 nats a token on `home` (in fp32), after 20 steps 0.025 ± 0.013
+#   (three seeds). Either is about 8% of the loss at its time.
 # - An adapter belongs to the weights that it was trained on, rounded or not. How far it has adapted
 #   to their rounding takes four losses to say, not one.
 # - A rounding error is much like noise, so a LoftQ start of rank 8 takes back little of it.

@@ -123,8 +123,11 @@ def memory(held, peaks, guess):
     Both map "LoRA" and "full" to bytes by category; `guess` is of LoRA's peak, in percent.
     """
     fig, ax = figure(height=3.8)
-    bars = {"LoRA,\nbetween steps": held["LoRA"], "LoRA,\nat the peak": peaks["LoRA"]}
-    bars |= {"full,\nbetween steps": held["full"], "full,\nat the peak": peaks["full"]}
+    half = held["LoRA"]["weights"] < 0.75 * held["full"]["weights"]
+    names = {"LoRA": "LoRA, 16-bit base" if half else "LoRA, fp32 base", "full": "full, fp32"}
+    bars = {}
+    for way, name in names.items():
+        bars |= {f"{name},\nbetween steps": held[way], f"{name},\nat the peak": peaks[way]}
     unit, floor = sum(peaks["full"].values()) / 100, np.zeros(len(bars))
     for part, colour in COLOURS.items():
         sizes = np.array([parts.get(part, 0) / unit for parts in bars.values()])

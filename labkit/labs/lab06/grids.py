@@ -15,7 +15,7 @@ WAYS = {  # how it is merged -> colour, line, marker
 }
 
 
-LOSSES = (-0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3)  # ticks of an axis that is logarithmic from 0.1 on
+LOSSES = (-0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3)  # ticks; logarithmic from 0.15 on
 
 
 def number_line(rows, step):
@@ -121,17 +121,17 @@ def crossover(frame, guess):
         right.errorbar(x, means["worse"], errors["worse"], ls="", color=colour, lw=1.2)
     ratios = frame.groupby("steps")["to_error"].mean()
     for ax in (left, right):
-        ax.set(xscale="log", xlabel="|dW| / |rounding error of NF4|, after so many steps")
-        ax.set_xticks(ratios, [f"{ratio:.2f}\n{n} steps" for n, ratio in ratios.items()])
+        ax.set(xscale="log", xlabel="|dW| / |rounding error of NF4|; below it: steps of training")
+        ax.set_xticks(ratios, [f"{ratio:.2f}\n{n}" for n, ratio in ratios.items()])
         ax.minorticks_off()
     left.set(yscale="log", ylabel="KL from what was trained,\nnats a token", title="how close")
-    right.set_yscale("symlog", linthresh=0.1, linscale=2)
+    right.set_yscale("symlog", linthresh=0.15, linscale=2)
     right.set_yticks(LOSSES, [f"{loss:g}" for loss in LOSSES])
     right.set_ylim(top=5)
     right.axhline(0, color=INK, lw=0.8)
-    right.axhline(0.1, color=INK, lw=0.8, ls=":")
+    right.axhline(0.15, color=INK, lw=0.8, ls=":")
     told = {"transform": right.get_yaxis_transform(), "ha": "center", "va": "bottom", "fontsize": 9}
-    right.text(0.62, 0.1, "↑ logarithmic", color=INK, **told)  # no line comes by there
+    right.text(0.62, 0.15, "↑ logarithmic", color=INK, **told)  # no line comes by there
     right.set(ylabel="loss above the trained\nmodel's, nats a token", title="how good at the task")
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     guess.draw(right)
