@@ -160,8 +160,8 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
 
 # %% [markdown]
 # Rank 1 is one column of brightness times one row. At rank 5 there is a person, at 20 you would
-# recognise her. Look at where the error is: smooth areas are right early, edges and medals come
-# late.
+# recognise her. Look at what is still wrong: large smooth shapes come first, edges and medals late.
+# (The faint bands on the wall are what the missing terms would cancel.)
 #
 # Why? "Low rank" means that every row is a mixture of a few patterns. In a smooth area neighbouring
 # rows are nearly alike, so a few patterns serve them all. But smooth and low-rank are not the same:
@@ -215,7 +215,7 @@ check.parameters(lora_params, break_even_rank)
 # %% [markdown]
 # You have just checked a number that is often quoted. A 4096 × 4096 matrix has 16.8 million
 # entries, and LoRA with $r=16$ trains 131,072 numbers in its place, 128 times fewer. And you have
-# seen that the count grows *linearly* with the rank. (You will read "quadratically" somewhere. Your
+# seen that the count grows *linearly* with the rank. (Some write that it grows quadratically. Your
 # formula has no $r^2$.)
 #
 # But are so few numbers enough? Compare the photograph with pure noise of the same shape. First we
@@ -517,22 +517,24 @@ guess_rank = lab.predict("How many directions hold 90% of an update's energy (me
 # %% tags=["experiment"]
 if lab.experiment("How many directions an update takes", 1, needs=["1.1", "1.2", "1.4", "1.5"]):
     update_r90 = by_kind({name: energy_rank(S, 0.9) for name, S in spectra.items()})
-    title = f"90% of an update's energy takes rank {middle(update_r90):.0f} at the median"
     both = {"update": update_r90, "weights": energy_ranks["trained"]}
+    told = " and ".join(f"{middle(kinds):.0f} in the {name}" for name, kinds in both.items())
+    title = f"90% of the energy takes rank {told} (medians)"
     display(plots.rank_strips({"rank for 90% of the energy": both}, title, guess_rank))
     guess_rank.beside(middle(update_r90))
 
 # %% [markdown]
 # Two things are true at once. By energy the update is far lower in rank than the weights it changes
-# (of which the picture has every fifth block). And its rank is not as low as people say. "Rank 4 to
-# 8 holds over 90% of the signal" is a sentence you will meet. If signal means energy, it is wrong
-# for this update. Longer runs on larger models agree: on code and maths, Biderman et al.
+# (of which the picture has every fifth block). And its rank is not as low as people say. You will
+# read that rank 4 to 8 holds over 90% of the signal. If signal means energy, that is wrong for this
+# update. Longer runs on larger models agree: on code and maths, Biderman et al.
 # ([2024](https://arxiv.org/abs/2405.09673)) find that full fine-tuning makes updates whose rank is
 # 10 to 100 times the usual LoRA ranks.
 #
 # But nobody fine-tunes to collect energy. What matters is what the model can do afterwards. So cut
 # every update to rank $r$, put it back, and test the model. The *gain* is how far the held-out loss
-# falls below that of the base model. We count it in percent of the gain of the whole update.
+# falls below that of the base model. We count it in percent of the gain of the whole update. The
+# energy is counted over all 210 matrices together.
 
 
 # %%
@@ -592,18 +594,18 @@ if lab.experiment("Every update cut to rank r", 11, needs=["1.1", "1.4", "1.5"])
 #
 # We ran it in fp32 on one processor and in bf16 on two others. Rank 8 kept 95% of the gain in fp32
 # and 92 to 93% in bf16. But its loss was about twice that of the whole update. The share of right
-# answers fell from 27% to 8% in fp32. In bf16 it fell to none, from 17% in two runs with two
-# threads and from 15% in one with a single thread. So the cut is a good change, but not as good as
-# the whole update.
+# answers fell from 27% to 8% in fp32. In bf16 it fell to none, from 15% in one run and from 17% in
+# the others. So the cut is a good change, but not as good as the whole update.
 #
 # Read the trend of the green curve and not its single dots. One standard error of a share $p$ of 48
-# answers is $\sqrt{p (1 - p) / 48}$, here 3 to 6 points. And 0 of 48 does not prove that the true
-# share is 0: a model that is right 6 times in 100 gets none of 48 right one time in twenty.
+# answers is $\sqrt{p (1 - p) / 48}$, here 3 to 6 points where it is not 0. (At 0 the formula gives
+# 0, and is of no use.) And 0 of 48 does not prove that the true share is 0: a model that is right 6
+# times in 100 gets none of 48 right one time in twenty.
 
 # %% [markdown]
 # Is the rest of the update noise, then? Keep only the rest and see. And would any 8 directions do?
-# Try the next eight. Try also the part of the update that acts on 8 random input directions. That
-# part is tiny, so it gets a second chance: scaled up until it is as large as the top 8.
+# Try the next eight. Try also the part of the update that acts on 8 random input directions. Such a
+# part is tiny. So draw another 8, and scale that part up until it is as large as the top 8.
 #
 # Before you run it: will the rest alone, without the top 8, gain more or less than the top 8 alone?
 
@@ -726,21 +728,28 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # %% [markdown]
 # Each dot is a matrix of every fifth block. Left: how much of LoRA's energy lies in the eight
 # output directions that the full update uses most. Right: how much of the full update's energy lies
-# in LoRA's eight. (No eight directions can hold more of it than its own top 8, whose share you saw
-# above.) Chance would give 8 of `d_out`: 4.2% for keys and values, 1.4% or less elsewhere.
+# in LoRA's eight. (The ceiling is the share in the update's own top 8. Over all matrices together
+# it was 58% in bf16; it differs from matrix to matrix.) Chance would give 8 of `d_out`: 4.2% for
+# keys and values, 1.4% or less elsewhere.
 #
 # So LoRA, which has never seen the full update, puts more than half of its energy into the same few
 # output directions. (At the median it was 54% in fp32 and 63 to 64% in bf16, where chance would put
-# 1.4%.) But it is not the same update: the rest of its energy lies elsewhere.
+# 1.4%. In some MLP matrices it was 40 to 45%.) But it is not the same update: the rest of its
+# energy lies elsewhere.
 #
-# Chance is a weak opponent here, since it means random directions. A model may send every update
-# into much the same directions, whatever the task, and part of this overlap may be that. Lab 5 has
-# the control: a run on another task.
+# Chance is a weak comparison here: it means random directions. A model may send every update into
+# much the same directions, whatever the task, and part of this overlap may be that. Lab 5 has the
+# control: a run on another task.
 #
 # There is a reason to expect some overlap. Let $G$ be the gradient of $W$. While $B$ is zero, its
 # own gradient is $\frac{\alpha}{r} G A^\top$ (you will derive it in lab 2). Its columns are random
 # mixtures of the columns of $G$. Such mixtures point where $G$ writes most; randomised algorithms
 # for the SVD begin in just this way. (Adam then changes both gradients, as the next section shows.)
+
+# %% [markdown]
+# The main road ends here: a good change of rank 8 exists, and LoRA found one. Four short side roads
+# follow. Each tests a sentence that you will hear: that low rank comes from the task, that LoRA is
+# an SVD, that few parameters mean low rank, and that LoRA harms the leading directions.
 
 # %% [markdown]
 # ## Does the optimizer shape the spectrum?
@@ -755,9 +764,9 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # (+, -, -), (+, +, -) and (+, +, +), a matrix of rank 3.
 #
 # Plain gradient descent (SGD) adds up the gradients themselves, with the few directions that they
-# have. So one control run shows whether the rank that you measured comes from the task alone, or
-# from Adam as well. SGD needs a rate of its own. At 0.3, with gradients clipped to length 1, it
-# learns in twenty steps. We did not look for its best rate.
+# have. A control run with SGD asks whether the optimizer has a part in the rank, too. It is one
+# run, and it ends at a higher loss. SGD needs a rate of its own. At 0.3, with gradients clipped to
+# length 1, it learns in twenty steps. We did not look for its best rate.
 
 # %% tags=["experiment"]
 if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4", "1.5"]):
@@ -790,9 +799,9 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
 # %% [markdown]
 # ## Is LoRA an SVD?
 #
-# You will read that LoRA is "a constrained SVD of the update". It is not. LoRA never sees the
-# update; it follows the loss. Eckart-Young only *bounds* it: no $BA$ of rank 8 can be nearer to the
-# update than the update's own first eight terms. Even when $BA$ is trained for nothing but this
+# You will read that LoRA is an SVD of the update, under a constraint. It is not. LoRA never sees
+# the update; it follows the loss. Eckart-Young only *bounds* it: no $BA$ of rank 8 can be nearer to
+# the update than the update's own first eight terms. Even when $BA$ is trained for nothing but this
 # distance, `B` and `A` do not become the factors of the SVD.
 
 # %% tags=["experiment"]
@@ -812,11 +821,11 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
     display(plots.learned_factors(errors, relative_error(goal, 8), learned, top))
 
 # %% [markdown]
-# Left: the error of the product comes down to the bound and stops there. So the *product* has
-# become the cut. Its factors have not become those of the SVD. Middle: the pale squares off the
-# diagonal say that the rows of the learned $A$ are not quite orthogonal. Right: if $A$ were the
-# SVD's factor, only the diagonal would be dark. Instead each learned row is a mixture of the SVD's
-# rows.
+# The update is that of `q_proj` in block 15. Left: the error of the product comes down to the bound
+# and stops there. So the *product* has become the cut. Its factors have not become those of the
+# SVD. Middle: the pale squares off the diagonal say that the rows of the learned $A$ are not quite
+# orthogonal. Right: if $A$ were the SVD's factor, only the diagonal would be dark. Instead each
+# learned row is a mixture of the SVD's rows.
 #
 # Why? For any invertible $R$, $(BR)(R^{-1}A)$ is the same update, and the loss cannot tell one pair
 # from another. So do not read meaning into single rows of a trained $A$. What counts is the
@@ -955,7 +964,8 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 # %% [markdown]
 # The dotted line is 90% of full training (the mean of the two networks). A dashed one marks the
 # first $d$ we tried at which a network reaches 90% of its own full training. A few hundred numbers
-# bring nine tenths of the accuracy that many thousands bring. Do not read more into the exact $d$:
+# bring nine tenths of the accuracy that many thousands bring. (At $d = 1$ nothing is learned yet:
+# guessing one of ten intents is right about one time in ten.) Do not read more into the exact $d$:
 # this is one seed, a coarse grid, and a network that starts untrained. Aghajanyan et al. find that
 # $d_{90}$ falls the longer a model was pretrained, and that larger models tend to have a lower one.
 # So $d_{90}$ describes task and network together.
@@ -1040,7 +1050,7 @@ if lab.experiment(
     "Intruders of LoRA and of full fine-tuning", 7, needs=["1.1", "1.2", "1.4", "1.5", "1.7"]
 ):
     block = [n for n in some if ".15." in n]  # the seven matrices of one block
-    sizes, grown, trained = [0.03, 0.1, 0.2, 0.5], {}, {}
+    sizes, grown, trained = [0.03, 0.1, 0.2, 0.3, 0.5], {}, {}
     ways = {"LoRA": lora_update, "full fine-tuning": full_update}
     for way, updates in ways.items():
         trained[way] = count_intruders(updates, block)
@@ -1059,17 +1069,17 @@ if lab.experiment(
 # has moved the weights further: in our run by 1.7% of $\lVert W_0 \rVert$ at most, the full update
 # by 0.5%. Yet its loss is no lower. Lab 3 meets that again.)
 #
-# Scaling the updates shows what matters. An intruder appears when a singular value of the update
+# Scaling the updates shows what matters. An intruder can appear once a singular value of the update
 # comes near the ten largest of $W_0$. In this block the tenth is 0.07 to 0.13 of $\lVert W_0
 # \rVert$. So an update that is a tenth as large as $W_0$ gets there only with most of its energy in
 # one direction. LoRA's update has only eight directions, and these are far from equal. In our run
 # the first held 40% to 76% of the energy, that of the full update 15% to 34%.
 #
-# So at a tenth LoRA gets there in some matrices. It had 2 to 4 intruders among 70 directions (the
-# top ten of seven matrices), the full update one or none: a small difference, from one block and
-# one seed. At a fifth the two are about level. At a half it is the other way round: the full update
-# has more intruders, as it has more directions. So whoever compares intruders should report the
-# size of the updates, too.
+# So at a tenth LoRA gets there in at least one matrix. It had 2 to 4 intruders among 70 directions
+# (the top ten of seven matrices), the full update one or none: a small difference, from one block
+# and one seed. At a fifth the two are about level. At a half it is the other way round: the full
+# update has more intruders, probably because its energy is spread over more directions. So whoever
+# compares intruders should report the size of the updates, too.
 #
 # What a model forgets is measured in lab 3.
 
@@ -1123,11 +1133,11 @@ check.quiz(quiz)
 #   directions than they do, though far more than eight. By SGD, in as many steps and at a higher
 #   loss, it takes fewer again.
 # - LoRA does not need this update to be low-rank. It needs that *a* good change of low rank exists
-#   and that training finds it. The cut of the full update is one, what LoRA learns is another, and
-#   they share directions.
+#   and that training finds it. You have seen two: the cut of the full update, and the one that LoRA
+#   learns. They are not the same, but they share output directions.
 # - In this short run the eight leading directions of the finished update bring most of its gain in
-#   loss, though few of its right answers. The next eight bring less, and so do eight random ones
-#   scaled to the same size.
+#   loss, though few of its right answers. The next eight bring less. So does the part on eight
+#   random input directions, scaled to the same size.
 # - A low matrix rank and a low intrinsic dimension are two statements. One number can make an
 #   update of full rank, and rank 8 in every matrix takes millions of numbers.
 # - How many intruders an update makes depends on its size, and on how its energy is spread.
