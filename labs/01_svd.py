@@ -1050,7 +1050,7 @@ if lab.experiment(
     "Intruders of LoRA and of full fine-tuning", 7, needs=["1.1", "1.2", "1.4", "1.5", "1.7"]
 ):
     block = [n for n in some if ".15." in n]  # the seven matrices of one block
-    sizes, grown, trained = [0.03, 0.1, 0.2, 0.3, 0.5], {}, {}
+    sizes, grown, trained = [0.1, 0.2, 0.3, 0.5], {}, {}
     ways = {"LoRA": lora_update, "full fine-tuning": full_update}
     for way, updates in ways.items():
         trained[way] = count_intruders(updates, block)
