@@ -271,7 +271,7 @@ def intruders_by_size(sizes, grown, trained, n_directions):
     _in_percent(ax.xaxis)
     ax.legend(loc="upper left")
     told = []
-    for at in (1, -1):  # a small size and the largest
+    for at in (0, -1):  # the smallest size and the largest
         found = ", ".join(f"{way} {values[at]}" for way, values in grown.items())
         told.append(f"at {sizes[at]:.0%} of |W0|: {found}")
     ax.set_title("Intruders of updates " + ";\n".join(told))
