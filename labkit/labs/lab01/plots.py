@@ -294,7 +294,7 @@ def intrinsic(dims, accuracies, full, d90):
     ax.axhline(level, color=INK, ls=":", lw=1.2)
     ax.text(dims[0], level - 0.02, "90% of full training", va="top", color=INK)
     ax.axhline(0.1, color=INK, ls=":", lw=1.2)
-    ax.text(dims[-1], 0.1, "guessing one of ten", va="bottom", ha="right", color=INK)
+    ax.text(dims[3], 0.09, "guessing one of ten", va="top", color=INK)
     ax.set(xscale="log", xlabel="dimension d of the subspace", ylabel="accuracy", ylim=(0, 1.03))
     ax.set_xticks(dims, [str(d) for d in dims])
     ax.minorticks_off()
