@@ -29,7 +29,7 @@
 # Before each main picture a cell asks for your guess. It costs no points.
 #
 # About 100 minutes if you know PyTorch well (71 for the exercises), up to 145 if you do not. The
-# experiments take six to seven minutes on two CPU cores: answers are drawn a token at a time.
+# experiments take about six minutes on two CPU cores: answers are drawn a token at a time.
 
 # %%
 import labkit
@@ -349,7 +349,7 @@ def followed(model, rows, samples=4):
 guess_dpo = lab.predict("After DPO: what percentage of unseen constraints is followed?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("DPO on chat, 20 steps of 6 pairs", 80, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("DPO on chat, 20 steps of 6 pairs", 85, needs=["8.1", "8.2", "8.3"]):
     unseen = unseen_instructions()
     before, long = followed(model, unseen)
     policy = adapted(model)
@@ -896,7 +896,7 @@ if lab.experiment("GRPO on home", 110, needs=["8.4", "8.5", "8.6"]):
 # direction it was pushed that it has no gradient any more.
 
 # %% tags=["experiment"]
-if lab.experiment("One sample, four steps", 20, needs=["8.4", "8.5", "8.6"]):
+if lab.experiment("One sample, four steps", 10, needs=["8.4", "8.5", "8.6"]):
     policy, chance = adapted(start), torch.Generator(lab.device).manual_seed(0)
     optimizer = adamw(policy, 5e-4)
     rows = next(rollouts.prompts(tasks.load("home").sort("intent"), 4, 1))
@@ -1092,7 +1092,7 @@ guess_keys = lab.predict("An answer names about 2.5 keys at first. How many afte
 
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
+if lab.experiment("Eight steps for a bonus", 60, needs=["8.4", "8.5", "8.6"]):
     greedy = adapted(start)
     home = tasks.load("home").sort("intent")
     hacked = train_grpo(greedy, home, bonus, 8, 5e-4, size=32, title="Paid a bonus", honest=reward)
@@ -1157,7 +1157,7 @@ if lab.experiment("Eight steps for a bonus", 65, needs=["8.4", "8.5", "8.6"]):
 # see it work. Most of the time goes into `generate`.
 
 # %% tags=["experiment"]
-if lab.experiment("Two steps of TRL's GRPOTrainer", 18, needs=["8.4", "8.5", "8.6"]):
+if lab.experiment("Two steps of TRL's GRPOTrainer", 12, needs=["8.4", "8.5", "8.6"]):
 
     def pay(completions, answer, **_):
         said = [completion[0]["content"].strip() for completion in completions]
