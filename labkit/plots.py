@@ -127,11 +127,11 @@ def growing(
     for ax, colour, (name, told) in zip(axes.flat, PALETTE, values.items(), strict=False):
         ax.axhline(0, color=INK, lw=0.6)  # in each panel, so that a small change looks small
         traced(ax, told, colour, 0.6)
-        unit = f" ({units[name]})" if units and name in units else ""
+        unit = f"\n({units[name]})" if units and name in units else ""
         ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name + unit)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if not any(told):
-            ax.set_ylim(0, 1)
+            ax.set_ylim(-0.2, 1)  # or the line would lie on the frame
     axes.flat[0].legend(axes.flat[0].lines[1:3], ["each step", "running mean"], fontsize=8)
     for ax in axes.flat[len(values) :]:
         ax.remove()

@@ -311,7 +311,7 @@ def test_curves_keep_each_quantity_and_end_in_one_picture(shown):
     assert curves.values["reward"] == [0.1, 0.3]
     assert curves.values["kl"] == pytest.approx([0.0, 0.02])
     figures = [thing for thing in shown if type(thing).__name__ == "Figure"]
-    assert [ax.get_ylabel() for ax in figures[-1].axes] == ["reward", "kl (nats)"]
+    assert [ax.get_ylabel() for ax in figures[-1].axes] == ["reward", "kl\n(nats)"]
 
 
 def test_curves_are_lines_where_there_is_no_notebook(monkeypatch, capsys):

@@ -17,6 +17,7 @@ LOOKS = {  # colour and marker of a series, the same in every figure
     "Adam": (ORANGE, "s"),
     "SGD": (PINK, "^"),
     "LoRA": (BLUE, "o"),
+    "ceiling": (YELLOW, "^"),
 }
 
 

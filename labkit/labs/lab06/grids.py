@@ -139,9 +139,12 @@ def crossover(frame, guess):
 
 
 def _fewer_seeds(rows, frame):
-    """How many seeds `rows` have at some length, in words, where it is fewer than elsewhere."""
-    fewest, most = (part.groupby("steps")["seed"].nunique().min() for part in (rows, frame))
-    return f" ({fewest} seed{'s' if fewest > 1 else ''})" if fewest < most else ""
+    """How many seeds `rows` have at their lengths, in words, where it is fewer than elsewhere."""
+    own, most = (part.groupby("steps")["seed"].nunique() for part in (rows, frame))
+    low, high = own.min(), own.max()
+    if low >= most.min():
+        return ""
+    return f" ({low} to {high} seeds)" if low < high else f" ({low} seed{'s' * (low > 1)})"
 
 
 def _verdict(frame):

@@ -40,11 +40,13 @@ def shares(before, after, title, guess):
     fig, (left, right) = figure(2, width=9.0, height=2.6)
     before, after = (100 * np.asarray(part) for part in (before, after))
     means = [before.mean(), after.mean()]
-    left.barh(["before", "after"], means, color=[BEFORE, RUNS[0]], alpha=0.6, height=0.6)
-    for y, mean in enumerate(means):
-        left.text(mean, y, f" {mean:.0f}%", va="center", color=INK)
-    left.set(xlabel=f"constraints followed, % ({len(before)} instructions)")
-    left.set_xlim(0, min(100, 1.6 * max(*means, 25)))
+    errors = [part.std(ddof=1) / len(part) ** 0.5 for part in (before, after)]
+    bars = {"color": [BEFORE, RUNS[0]], "alpha": 0.6, "height": 0.6, "ecolor": INK, "capsize": 3}
+    left.barh(["before", "after"], means, xerr=errors, **bars)
+    for y, (mean, error) in enumerate(zip(means, errors, strict=True)):
+        left.text(mean + error, y, f"  {mean:.0f}%", va="center", color=INK)
+    left.set(xlabel=f"constraints followed, % of {len(before)} (line: standard error)")
+    left.set_xlim(0, min(100, 1.8 * max(*means, 25)))
     left.invert_yaxis()
     left.grid(axis="y", visible=False)
     change = after - before
@@ -183,9 +185,10 @@ def rank_title(runs, start):
     means = runs.groupby("rank")[["reward", "exact"]].mean()
     full, adapters = means.loc[0], means.drop(index=0)
     (low, few), (high, many) = adapters.min(), adapters.max()
+    where = "at every rank" if low > start[0] else "not at every rank"
     return (
-        f"Rank {adapters.index[0]} to {adapters.index[-1]}: reward {start[0]:.2f} → {low:.2f} to "
-        f"{high:.2f} (full: {full['reward']:.2f});\nexact answers {start[1]:.0f} → {100 * few:.0f} "
+        f"The reward rose {where}: {start[0]:.2f} → {low:.2f} to {high:.2f} "
+        f"(full: {full['reward']:.2f});\nexact answers {start[1]:.0f} → {100 * few:.0f} "
         f"to {100 * many:.0f} of 100 (full: {100 * full['exact']:.0f})"
     )
 
@@ -203,7 +206,10 @@ def at_score(written, rewarded, title):
     groups["start"] = start
     looks = [("o", PALETTE[0]), ("D", PALETTE[1]), ("X", INK)]
     fig, axes = figure(2, width=9.0, height=4.0)
-    told = {"kl": "KL from the start, nats a token", "perplexity": "perplexity, everyday English"}
+    told = {
+        "kl": "KL from the start, nats a token",
+        "perplexity": "perplexity (higher: more forgotten)",
+    }
     for ax, (column, label) in zip(axes, told.items(), strict=True):
         for (mark, colour), (name, runs) in zip(looks, groups.items(), strict=True):
             ax.plot(runs["reward"], runs[column], mark, color=colour, ms=7, alpha=0.8, label=name)
@@ -223,8 +229,9 @@ def score_title(written, rewarded):
     after = rewarded[["reward", "kl", "perplexity"]].mean()
     means = written.groupby("steps")[["reward", "kl", "perplexity"]].mean()
     near = means.loc[(means["reward"] - after["reward"]).abs().idxmin()]
-    both = {"768 rewarded": after, f"{16 * near.name:.0f} written": near}
-    return "\n".join(
-        f"{n} answers: reward {m['reward']:.2f}, KL {m['kl']:.2f}, perplexity {m['perplexity']:.1f}"
-        for n, m in both.items()
+    both = ", ".join(
+        f"{name} {near[name]:.{digits}f} and {after[name]:.{digits}f}"
+        for name, digits in {"reward": 2, "perplexity": 1}.items()
     )
+    few = f"{16 * near.name:.0f} written answers teach about as much as 768 rewarded ones"
+    return f"{few}:\n{both}"
