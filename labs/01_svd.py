@@ -700,9 +700,12 @@ if lab.experiment("LoRA of rank 8 on the same batches", 18, needs=["1.1", "1.4",
 # In our runs the trained update ended at a lower loss than the cut one: 0.35 against 0.41 in fp32,
 # and 0.35 against 0.58 or 0.59 in bf16. A likely reason, which was not tested: it was free to find
 # a change that is good by itself. The cut one was made to work together with the part that is now
-# missing. Neither reached full fine-tuning. That is a statement about twenty steps with these rates
-# and one seed, not about LoRA; lab 2 gives it more time. With 48 answers the right panel shows no
-# more than a trend.
+# missing. (In bf16 another reason comes to mind: there $W_0$ plus the cut is rounded, by 0.4 of the
+# cut's own size in the median matrix, and LoRA's $BA$ beside $W$ is not. We judged one such cut in
+# fp32 as well. Its loss was 0.584 in place of 0.578, so rounding is not the reason.) Neither
+# reached full fine-tuning. That is a statement about twenty steps with these rates and one seed,
+# not about LoRA; lab 2 gives it more time. With 48 answers the right panel shows no more than a
+# trend.
 #
 # Two changes of rank 8, both good: are they the same change?
 
