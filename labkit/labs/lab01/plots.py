@@ -7,18 +7,11 @@ from labkit.plots import INK, PALETTE, figure, headed
 
 BLUE, ORANGE, GREEN, PINK, YELLOW = PALETTE[:5]
 GREY = "#777777"  # whatever is random
-LOOKS = {  # colour and marker of a series, the same in every figure
-    "trained": (GREEN, "o"),
-    "weights": (GREEN, "o"),
-    "random": (GREY, "o"),
-    "chance": (GREY, "o"),
-    "update": (ORANGE, "s"),
-    "full": (ORANGE, "s"),
-    "Adam": (ORANGE, "s"),
-    "SGD": (PINK, "^"),
-    "LoRA": (BLUE, "o"),
-    "ceiling": (YELLOW, "^"),
-}
+# colour and marker of a series, the same in every figure
+LOOKS = dict.fromkeys(("trained", "weights"), (GREEN, "o"))
+LOOKS |= dict.fromkeys(("random", "chance"), (GREY, "o"))
+LOOKS |= dict.fromkeys(("update", "full", "Adam"), (ORANGE, "s"))
+LOOKS |= {"SGD": (PINK, "^"), "LoRA": (BLUE, "o"), "ceiling": (YELLOW, "^")}
 
 
 def rank_grid(pictures, errors):
