@@ -872,21 +872,17 @@ if lab.experiment("The same with three seeds, from a file", 0, needs=["4.6"]):
     saved = told(cost["plain"] - cost["NF4"])
     for trained in bases:
         print(f"trained on {trained:<5}: NF4 costs", told(cost[trained]))
-    rows = {
-        f"trained on {trained}, asked on {base}": (base, runs.loc[trained, f"on_{base}"])
-        for trained in bases
-        for base in bases
-    }
+    pairs = {trained: [runs.loc[trained, f"on_{base}"] for base in bases] for trained in bases}
     title = f"Rounding costs the adapter trained on NF4\n{saved} nats a token less than the other"
-    display(plots.by_seed(rows, title))
+    display(plots.on_each_base(pairs, title))
     on_nf4, own = runs["on_NF4"], runs.loc["plain", "on_plain"]
     better = told(on_nf4["plain"] - on_nf4["NF4"])
     print("asked on NF4: the adapter that was trained there is better by", better)
     print("each on its own base: QLoRA is worse than LoRA by", told(on_nf4["NF4"] - own))
 
 # %% [markdown]
-# Each adapter does best on the weights that it was trained on, with every seed. Three questions,
-# and how far three seeds answer them:
+# A line is a seed. Each adapter does best on the weights that it was trained on, with every seed:
+# the lines cross. Three questions, and how far three seeds answer them:
 #
 # - *Does training on NF4 adapt to the rounding?* Yes. The 0.28 of the title is thirteen times its
 #   error. On the plain base, where nothing needs correcting, that adaptation does harm: the loss

@@ -187,6 +187,25 @@ def crossed(start, end, costs, guess):
     return fig
 
 
+def on_each_base(losses, title):
+    """Held-out losses on the plain base and on NF4, a line a seed.
+
+    `losses` maps the base that an adapter was trained on to a pair: a loss a seed on either base.
+    """
+    fig, ax = figure(width=7.0, height=3.6)
+    for trained, pair in losses.items():
+        colour = BASES[trained]
+        ax.plot([0, 1], np.array(pair), "o-", color=colour, alpha=0.65, ms=8, lw=1.5)
+        for x, side, numbers in zip((0, 1), ("right", "left"), pair, strict=True):
+            told = f"trained on {trained}:\nmean {np.mean(numbers):.3f}"
+            beside = {"xytext": (20 * x - 10, 0), "textcoords": "offset points", "va": "center"}
+            ax.annotate(told, (x, np.mean(numbers)), color=colour, ha=side, **beside)
+    ax.set_xticks([0, 1], [f"asked on {base}" for base in losses])
+    ax.set(xlim=(-0.6, 1.6), ylabel="held-out loss, nats a token")
+    ax.set_title(title)
+    return fig
+
+
 def by_seed(rows, title):
     """Held-out losses, a dot a seed, those of a seed joined.
 
