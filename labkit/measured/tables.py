@@ -107,8 +107,8 @@ def verdict(table: pd.DataFrame, other: str) -> str:
     rivals = table[~table["method"].isin([other, "full"])]
     if rivals.empty:
         return f"Nothing to compare with {other} yet"
-    apart = ", ".join(rivals.loc[_beyond_chance(rivals), "method"]) or "none"
-    told = f"Of {len(rivals)} variants, beyond chance apart from {other}: {apart}"
+    apart = ", ".join(rivals.loc[_beyond_chance(rivals), "method"])
+    told = f"Of {len(rivals)} variants {apart or 'none'} differs from {other} by more than chance"
     if single := sum(rivals["error_percent"].isna()):
         told += f" ({single} with one seed: no error is known)"
     for full in table[table["method"] == "full"].itertuples():

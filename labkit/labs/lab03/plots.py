@@ -169,9 +169,12 @@ def forgetting(runs, live, guess):
     fig.legend(loc="outside lower center", ncols=3, fontsize=9)
     rises = runs.groupby("way")["rise"]
     low, high = rises.mean().min(), rises.mean().max()
-    seeds = (rises.max() - rises.min()).max()
-    told = f"At equal task loss perplexity has risen by {low:.0f} to {high:.0f}%:\n"
-    told += f"means differ by {high - low:.0f} points, seeds of one row by up to {seeds:.0f}"
+    at_seed = runs.groupby("seed")["rise"]
+    seeds, ways = ((part.max() - part.min()).max() for part in (rises, at_seed))
+    told = f"At equal task loss perplexity has risen by {low:.0f} to {high:.0f}% (means):\n"
+    told += (
+        f"seeds of a method differ by up to {seeds:.0f} points, methods at one seed by {ways:.0f}"
+    )
     ax.set_title(told)
     if name := guess.draw(ax, "x"):  # above the dots, on the side that has room
         name.set(rotation=0, ha="left" if guess.value < np.mean(ax.get_xlim()) else "right")

@@ -16,7 +16,7 @@ def spoiled(clean, spoilt, outlier):
         levels, counts = np.unique(values.numpy().round(4), return_counts=True)
         share = counts / counts.sum()
         ax.bar(levels, share, width=0.3, color=colour)
-        ax.set(xlim=(-5, 5), xlabel="value after rounding")
+        ax.set(xlim=(-6.5, 6.5), xlabel="value after rounding")
         zeros = share[np.abs(levels).argmin()]
         ax.set_title(f"{len(levels)} values in use, {zeros:.1%} are 0")
     axes[0].set_ylabel("share")

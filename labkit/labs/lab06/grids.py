@@ -131,7 +131,7 @@ def crossover(frame, guess):
     right.axhline(0, color=INK, lw=0.8)
     right.axhline(0.15, color=INK, lw=0.8, ls=":")
     told = {"transform": right.get_yaxis_transform(), "ha": "center", "va": "bottom", "fontsize": 9}
-    right.text(0.62, 0.15, "↑ logarithmic", color=INK, **told)  # no line comes by there
+    right.text(0.55, 0.15, "↑ logarithmic", color=INK, **told)
     right.set(ylabel="loss above the trained\nmodel's, nats a token", title="how good at the task")
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     guess.draw(right)

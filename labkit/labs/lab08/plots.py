@@ -25,7 +25,11 @@ def gained(values, title):
     middle = (len(steps), (sides[0][-1] + sides[1][-1]) / 2)
     ax.annotate(f" margin {margin:.0f} nats", middle, va="center", color=INK)
     ax.axhline(0, color=INK, lw=0.8)
-    ax.set(xlabel="step", ylabel="log-probability gained, nats", xlim=(1, 1.25 * len(steps)))
+    ax.set(
+        xlabel="step (faint: each one)",
+        ylabel="log-probability gained, nats",
+        xlim=(1, 1.25 * len(steps)),
+    )
     ticks = MaxNLocator(integer=True, steps=[1, 2, 5, 10]).tick_values(1, len(steps))
     ax.set_xticks([tick for tick in ticks if 1 <= tick <= len(steps)])  # none beyond the last step
     ax.set_title(title)
@@ -80,7 +84,7 @@ def losses(runs, title):
         ax.annotate(name, end, above, textcoords="offset points", color=colour, va="center")
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
     ax.annotate("log 2 ", (1.25 * last, np.log(2)), ha="right", va="bottom", color=INK)
-    ax.set(xlabel="step", ylabel="DPO loss, nats", xlim=(0.9, 1.25 * last))
+    ax.set(xlabel="step (faint: each one)", ylabel="DPO loss, nats", xlim=(0.9, 1.25 * last))
     ax.set_xticks(range(1, last + 1))
     ax.set_title(title)
     return fig
@@ -106,6 +110,22 @@ def loss_title(runs):
             said = f"the loss stays at log 2 in all {n} steps"
         lines.append(f"{name.capitalize()}: {said}")
     return "\n".join(lines)
+
+
+def clip_shape(epsilon):
+    """GRPO's objective of one token against its ratio, for an advantage of 1 and of -1."""
+    fig, axes = figure(2, width=9.0, height=3.0)
+    ratio = np.linspace(0, 2, 201)
+    told = {1: f"good answer: flat beyond {1 + epsilon:g}", -1: f"bad: flat below {1 - epsilon:g}"}
+    for ax, (sign, name) in zip(axes, told.items(), strict=True):
+        clipped = np.minimum(sign * ratio, sign * ratio.clip(1 - epsilon, 1 + epsilon))
+        ax.plot(ratio, sign * ratio, color=INK, ls="--", lw=1, label="ratio times advantage")
+        ax.plot(ratio, clipped, color=RUNS[0], lw=2.5, label="with the clip")
+        ax.axvline(1, color=INK, lw=0.8, ls=":")
+        ax.set(xlabel="ratio: probability now over then", ylabel="objective of a token")
+        ax.set_title(f"advantage {sign}, {name}", fontsize=11)
+    axes[0].legend(fontsize=9, loc="upper left")
+    return headed(fig, "A token that has moved far enough the right way has no gradient")
 
 
 def paid(hacked, honest, exact, title):
@@ -185,9 +205,10 @@ def rank_title(runs, start):
     means = runs.groupby("rank")[["reward", "exact"]].mean()
     full, adapters = means.loc[0], means.drop(index=0)
     (low, few), (high, many) = adapters.min(), adapters.max()
-    where = "at every rank" if low > start[0] else "not at every rank"
+    every = runs.loc[runs["rank"] > 0, "reward"].min() > start[0]
+    where = "Every adapter run ended above the start" if every else "Adapters"
     return (
-        f"The reward rose {where}: {start[0]:.2f} → {low:.2f} to {high:.2f} "
+        f"{where}: {start[0]:.2f} → {low:.2f} to {high:.2f} "
         f"(full: {full['reward']:.2f});\nexact answers {start[1]:.0f} → {100 * few:.0f} "
         f"to {100 * many:.0f} of 100 (full: {100 * full['exact']:.0f})"
     )
