@@ -171,9 +171,9 @@ def forgetting(runs, live, guess):
     low, high = rises.mean().min(), rises.mean().max()
     at_seed = runs.groupby("seed")["rise"]
     seeds, ways = ((part.max() - part.min()).max() for part in (rises, at_seed))
-    told = f"At equal task loss perplexity has risen by {low:.0f} to {high:.0f}% (means):\n"
+    told = f"At equal task loss perplexity rose by {low:.0f} to {high:.0f}% (means):\n"
     told += (
-        f"seeds of a method differ by up to {seeds:.0f} points, methods at one seed by {ways:.0f}"
+        f"seeds of a method differ by up to {seeds:.0f} points,\nmethods at one seed by {ways:.0f}"
     )
     ax.set_title(told)
     if name := guess.draw(ax, "x"):  # above the dots, on the side that has room
