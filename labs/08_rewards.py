@@ -583,7 +583,7 @@ check.advantages(group_advantages)
 # $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
 
 # %% tags=["experiment"]
-if lab.experiment("The objective, clipped and not", 0):
+if lab.experiment("The objective, clipped and not", 0, needs=["8.4"]):
     display(plots.clip_shape(epsilon=0.2))
 
 # %% [markdown]
