@@ -107,21 +107,17 @@ def verdict(table: pd.DataFrame, other: str) -> str:
     rivals = table[~table["method"].isin([other, "full"])]
     if rivals.empty:
         return f"Nothing to compare with {other} yet"
-    apart = ", ".join(rivals.loc[_beyond_chance(rivals), "method"])
+    chance = table["seeds"].map(errors_of_chance) * table["error_percent"]
+    beyond = table["difference_percent"].abs() > chance  # False where no error is known
+    apart = ", ".join(rivals.loc[beyond[rivals.index], "method"])
     told = f"Of {len(rivals)} variants {apart or 'none'} differs from {other} by more than chance"
     if single := sum(rivals["error_percent"].isna()):
         told += f" ({single} with one seed: no error is known)"
     for full in table[table["method"] == "full"].itertuples():
         off = f"{full.difference_percent:+.0f} ± {full.error_percent:.1f}%"
-        sure = "beyond" if _beyond_chance(table)[full.Index] else "within"
+        sure = "beyond" if beyond[full.Index] else "within"
         told += f"\nfull fine-tuning: {off} ({full.seeds} seeds), {sure} chance"
     return told
-
-
-def _beyond_chance(table):
-    """For each row whether its difference is more than chance makes of its error."""
-    chance = table["seeds"].map(errors_of_chance) * table["error_percent"]
-    return table["difference_percent"].abs() > chance  # False where no error is known
 
 
 def standing(rungs: pd.DataFrame, answers: pd.DataFrame, wanted: Sequence[str]) -> str:

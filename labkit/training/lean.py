@@ -8,7 +8,6 @@ optimizer, schedule, clipping and loss are TRL's (`benchmarks/train_step.py` com
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 
@@ -30,7 +29,7 @@ def lean_trainer(
 ) -> LeanTrainer:
     """The trainer that `finetune` runs, not yet started; it changes `model` in place."""
     chosen = settings(args, model)
-    with _own_forward(model):  # SFTTrainer's, left on it, would keep the model in memory
+    with packing.own_forward(model):  # SFTTrainer's, left on it, would keep the model in memory
         trainer = LeanTrainer(
             model=model,
             args=chosen,
@@ -52,7 +51,7 @@ class LeanTrainer(SFTTrainer):
     def train(self, *args, **options):
         """As Trainer's; meanwhile the base model returns what `loop.summed_loss` does."""
         base = packing.base_of(self.model)
-        with _own_forward(base):
+        with packing.own_forward(base):
             base.forward = partial(_summed_loss, base)
             return super().train(*args, **options)
 
@@ -85,18 +84,6 @@ def _summed_loss(base, rows=None, **batch):
     """`loop.summed_loss` in place of the base model's forward; PEFT adds arguments: None."""
     batch = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     return loop.summed_loss(base, batch | {"rows": rows})
-
-
-@contextmanager
-def _own_forward(model):
-    """Give `model` its own forward back in the end, whatever was put in its place meanwhile."""
-    own = vars(model).get("forward")
-    try:
-        yield
-    finally:
-        vars(model).pop("forward", None)
-        if own is not None:
-            model.forward = own
 
 
 def settings(args: SFTConfig, model: PreTrainedModel) -> SFTConfig:

@@ -80,12 +80,16 @@ def before_head(
 ) -> tuple[torch.Tensor, torch.nn.Module, torch.Tensor]:
     """Hidden states `(k, d)` before the k answer tokens of a packed batch, the head, the tokens."""
     base = packing.base_of(model)
-    batch = {key: value.to(base.device) for key, value in batch.items()}
-    with fast.layers(base):
-        hidden = packing.hidden_states(base.get_decoder(), batch)[0, :-1]  # (N - 1, d)
-    targets = batch["labels"][0, 1:]
+    hidden, targets = hidden_states(base, batch)[:-1], batch["labels"][0, 1:].to(base.device)
     asked = targets != packing.IGNORED
     return hidden[asked], base.get_output_embeddings(), targets[asked]
+
+
+def hidden_states(base: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The last hidden states `(N, d)` of a packed batch, on the model's device, by quick layers."""
+    batch = {key: value.to(base.device) for key, value in batch.items()}
+    with fast.layers(base):
+        return packing.hidden_states(base.get_decoder(), batch)[0]
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch, autocast: bool | None = None) -> torch.Tensor:

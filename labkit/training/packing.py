@@ -6,6 +6,7 @@ padded rows, in which a row sees the prefix and itself. The numbers are those of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -63,6 +64,18 @@ def shared_prefix(rows: list[dict[str, list[int]]]) -> int:
 def base_of(model: torch.nn.Module) -> PreTrainedModel:
     """The model itself, or the one beneath its adapters, whose layers they are in."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def own_forward(model: torch.nn.Module) -> Iterator[None]:
+    """Give `model` its own forward back in the end, whatever was put in its place meanwhile."""
+    own = vars(model).get("forward")
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        if own is not None:
+            model.forward = own
 
 
 def hidden_states(

@@ -66,13 +66,12 @@ def logprobs(model: PreTrainedModel, answers: list[Answer]) -> tuple[torch.Tenso
     What several answers begin with is computed once.
     """
     base = packing.base_of(model)
-    head, labels = base.get_output_embeddings(), packing.padded(answers)["labels"][:, 1:]
-    batch = trees.tree([answer["input_ids"] for answer in answers]) | {"labels": labels}
-    batch = {name: values.to(base.device) for name, values in batch.items()}
-    with fast.layers(base):
-        hidden = packing.hidden_states(base.get_decoder(), batch)[0]  # (N, d)
-    asked = batch["labels"] != packing.IGNORED  # (b, n - 1)
-    before, targets = batch["paths"][:, :-1][asked], batch["labels"][asked]  # (k,)
+    batch = trees.tree([answer["input_ids"] for answer in answers])
+    hidden, head = loop.hidden_states(base, batch), base.get_output_embeddings()  # (N, d)
+    paths = batch["paths"][:, :-1].to(base.device)
+    labels = packing.padded(answers)["labels"][:, 1:].to(base.device)
+    asked = labels != packing.IGNORED  # (b, n - 1)
+    before, targets = paths[asked], labels[asked]  # (k,)
     hidden = F.embedding(before, hidden.float()).to(hidden.dtype)  # (k, d)
     if fast.is_fixed(head):
         logp = _LogProbs.apply(hidden, head.weight, targets)  # (k,)

@@ -64,8 +64,6 @@ def forward(model: PreTrainedModel) -> Iterator[None]:
         paths = F.pad(batch["paths"], (0, input_ids.shape[1] - max(lengths)))
         return CausalLMOutput(logits=F.embedding(paths.clamp(min=0), logits))
 
-    base.forward = as_tree
-    try:
+    with packing.own_forward(base):
+        base.forward = as_tree
         yield
-    finally:
-        del base.forward

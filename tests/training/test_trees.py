@@ -97,6 +97,15 @@ def test_whoever_asks_for_more_gets_the_plain_forward(ask):
     assert (got.loss is None) == (ask != "labels")
 
 
+def test_a_forward_that_was_put_there_before_is_there_again():
+    model = tuned()
+    base = packing.base_of(model)
+    base.forward = before = lambda **_: None
+    with trees.forward(model):
+        assert base.forward is not before
+    assert base.forward is before
+
+
 def test_the_forward_is_the_models_own_again_after_an_error():
     model = tuned()
     with pytest.raises(RuntimeError, match="stop"), trees.forward(model):

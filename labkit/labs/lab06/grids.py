@@ -15,7 +15,8 @@ WAYS = {  # how it is merged -> colour, line, marker
 }
 
 
-LOSSES = (-0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3)  # ticks; logarithmic from 0.15 on
+LOSSES = (-0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3)  # ticks
+LINEAR = 0.15  # as far as this their axis is linear, beyond it logarithmic
 
 
 def number_line(rows, step):
@@ -125,13 +126,13 @@ def crossover(frame, guess):
         ax.set_xticks(ratios, [f"{ratio:.2f}\n{n}" for n, ratio in ratios.items()])
         ax.minorticks_off()
     left.set(yscale="log", ylabel="KL from what was trained,\nnats a token", title="how close")
-    right.set_yscale("symlog", linthresh=0.15, linscale=2)
+    right.set_yscale("symlog", linthresh=LINEAR, linscale=2)
     right.set_yticks(LOSSES, [f"{loss:g}" for loss in LOSSES])
     right.set_ylim(top=5)
     right.axhline(0, color=INK, lw=0.8)
-    right.axhline(0.15, color=INK, lw=0.8, ls=":")
+    right.axhline(LINEAR, color=INK, lw=0.8, ls=":")
     told = {"transform": right.get_yaxis_transform(), "ha": "center", "va": "bottom", "fontsize": 9}
-    right.text(0.55, 0.15, "↑ logarithmic", color=INK, **told)
+    right.text(0.55, LINEAR, "↑ logarithmic", color=INK, **told)
     right.set(ylabel="loss above the trained\nmodel's, nats a token", title="how good at the task")
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     guess.draw(right)
