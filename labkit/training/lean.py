@@ -17,7 +17,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from labkit.training import hardware, loop, packing
+from labkit.training import fast, hardware, loop, packing
 
 
 def lean_trainer(
@@ -51,7 +51,7 @@ class LeanTrainer(SFTTrainer):
     def train(self, *args, **options):
         """As Trainer's; meanwhile the base model returns what `loop.summed_loss` does."""
         base = packing.base_of(self.model)
-        with packing.own_forward(base):
+        with packing.own_forward(base), fast.dropouts(self.model):
             base.forward = partial(_summed_loss, base)
             return super().train(*args, **options)
 

@@ -161,6 +161,57 @@ def test_autocast_multiplies_in_bf16_and_gives_fp32_gradients():
             assert (p.grad - exact[name]).norm() < 0.1 * exact[name].norm(), name
 
 
+def dropped_everywhere(model):
+    """Which numbers each dropout of a model zeroes in one step, by name."""
+    told = {}
+
+    def note(name):
+        return lambda module, given, out: told.update({name: (given[0] != 0) & (out == 0)})
+
+    drops = {n: m for n, m in model.named_modules() if isinstance(m, nn.Dropout)}
+    hooks = [module.register_forward_hook(note(name)) for name, module in drops.items()]
+    torch.manual_seed(3)
+    with fast.dropouts(model):
+        model(torch.arange(90)[None]).logits.sum().backward()
+    for hook in hooks:
+        hook.remove()
+    assert not any("forward" in vars(module) for module in drops.values())
+    return told
+
+
+@pytest.mark.parametrize("p", [0.0, 0.05, 0.3, 0.9])
+def test_dropout_zeroes_a_share_p_and_keeps_the_mean(p):
+    torch.manual_seed(1)
+    x = torch.randn(1001, 999, requires_grad=True)
+    out = fast.dropped(x, p)
+    out.sum().backward()
+    kept = out != 0
+    error = 5 * (p * (1 - p) / x.numel()) ** 0.5  # five standard errors
+    assert (~kept).float().mean() == pytest.approx(p, abs=error + 2**-17)
+    torch.testing.assert_close(out[kept], x[kept] / (1 - p))
+    torch.testing.assert_close(x.grad, kept / (1 - p))
+    # neighbours in a row and rows in a column, which share a random word, fall independently
+    for a, b in ((kept[:, :-1], kept[:, 1:]), (kept[:-1], kept[1:])):
+        both = (~a & ~b).float().mean()
+        assert both == pytest.approx(p * p, abs=5 * (p * p / a.numel()) ** 0.5 + 3e-5)
+
+
+def test_dropout_of_all_and_of_an_odd_number_in_half_precision():
+    x = torch.ones(3, 7, dtype=torch.bfloat16)
+    assert not fast.dropped(x, 1.0).any()
+    assert set(fast.dropped(x, 0.5).flatten().tolist()) <= {0.0, 2.0}
+
+
+def test_each_dropout_of_a_model_draws_for_itself_from_the_seed():
+    model = tuned(lora_dropout=0.3)
+    told = dropped_everywhere(model)
+    assert len(told) == 14 and all(0.2 < zeroed.float().mean() < 0.4 for zeroed in told.values())
+    q, k = (told[n] for n in told if "layers.0" in n and ("q_proj" in n or "k_proj" in n))
+    assert not torch.equal(q, k)
+    assert all(torch.equal(told[n], again) for n, again in dropped_everywhere(model).items())
+    assert not any(zeroed.any() for zeroed in dropped_everywhere(model.eval()).values())
+
+
 def random(*shape, seed=0):
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, dtype=torch.float64, generator=rng, requires_grad=True)
