@@ -89,7 +89,7 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # defaults.
 #
 # Twice the rank is a habit and not a law: it makes the factor before $BA$ a 2. Lab 5 measures what
-# that does when the rank changes, and says when to choose other values than these.
+# that does when the rank changes.
 #
 # The `SFTConfig` has `output_dir`, `max_length=512`, a learning rate for LoRA, and the *mixed
 # precision* (matrix products in 16 bits, what trains in 32) for this `device`:
@@ -322,9 +322,8 @@ def endless(model):
 # `finetune` is TRL's trainer without what a small run on a CPU does not need. A section below says
 # what that is.
 #
-# Two pictures follow. The first is the loss curve, drawn while the model trains: the faint line is
-# the loss of each step, the strong one its running mean. The second counts the answers that do not
-# stop.
+# The loss curve is drawn while the model trains: the faint line is the loss of each step, the
+# strong one its running mean. A second picture counts the answers that do not stop.
 
 # %%
 guess_masked = lab.predict("Trained on these labels, how many of 60 answers will not stop?", None)
@@ -428,8 +427,8 @@ if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
 
 # %% [markdown]
 # Almost: in our runs at most one of the 60 went on. Both runs have the same model, data, steps and
-# rate. Only the labels differ. The two loss curves look alike, and could not tell you. (Nor can
-# they be compared: one counts the end token, and the other does not.)
+# rate. Only the labels differ. The two loss curves look alike: they cannot show what only one of
+# them counts.
 #
 # A chat model can hide this bug, since it had learned to stop before you tuned it. We tried it with
 # SmolLM2's own template, and the end masked in the same way (25 steps of 8, one seed). All of 30
@@ -550,9 +549,9 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
 # difference is surer than the lines suggest. (Lab 4 compares in pairs.)
 #
 # Why does the wrong prompt do so little harm? Probably because the model has just learned to answer
-# everything in JSON, and does so with these few tokens or without. A model that chats may be harmed
-# more: without the generation prompt it may go on in the user's name. So do not wait for a score to
-# show such a bug. Compare the token ids with those of training.
+# everything in JSON, and does so with these few tokens or without. A model that chats may go on in
+# the user's name. So do not wait for a score to show such a bug. Compare the token ids with those
+# of training.
 
 # %% [markdown]
 # ### Exercise 3.4 · `render_prompt`
@@ -705,8 +704,8 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 
 # %% [markdown]
 # No row is lost. The price: each row that was too long, 173 of them at 64 tokens, now has a prompt
-# without its beginning. In 69 the cut falls within the system message or at its end, in the others
-# behind it. Where that matters, shorten the user's text before it goes into the template.
+# without its beginning, and most of them without the system message. Where that matters, shorten
+# the user's text before it goes into the template.
 
 # %% [markdown]
 # ## How to score
@@ -790,10 +789,10 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 
 # %% [markdown]
 # The marks in the table are a third metric: they compare texts, and yours compares data. So a row
-# may have ✗ there and count as right in the picture. It happened in two of our runs, with *turn the
-# entry floor lamps off*. The answer had `"domain"` twice, first `"entry floor lamp"` and then
-# `"light"`; `json.loads` keeps the last and says nothing. Would your smart home keep the last as
-# well? `json.loads(text, object_pairs_hook=…)` sees both.
+# may have ✗ there and count as right in the picture. In two of our runs an answer had `"domain"`
+# twice, first `"entry floor lamp"` and then `"light"`; `json.loads` keeps the last and says
+# nothing. Would your smart home keep the last, too? `json.loads(text, object_pairs_hook=…)` sees
+# both.
 #
 # The picture of the three prompts compared texts, too. So its bar *as trained* may be a point or
 # two below your exact match.
@@ -964,10 +963,10 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # %% [markdown]
 # Each row of the picture is a method with its rate. The blue dots are its three seeds, from a file
 # of the course made by `benchmarks/forgetting.py`. The stars are yours, one seed, and the dotted
-# line is the base. Look first at how far apart the dots of one row are. Another seed is another
-# order of the commands and, for LoRA, another draw of $A$ and of dropout. After LoRA with r=4
-# perplexity has risen by 12% with one seed, and by 27% with another. At one seed two methods differ
-# by up to 10 points. So a seed matters at least as much as the method.
+# line is the base. Another seed is another order of the commands and, for LoRA, another draw of $A$
+# and of dropout. After LoRA with r=4 perplexity has risen by 12% with one seed, and by 27% with
+# another. At one seed two methods differ by up to 10 points. So a seed matters at least as much as
+# the method.
 #
 # Now compare seed by seed: full fine-tuning's rise minus that of LoRA with r=4.
 #
@@ -987,9 +986,8 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # the file, and by 19, 23 and 27% in three runs of this cell, which differ in nothing that we set.
 # All three lie above the file's: bf16 may add a bias besides the scatter.
 #
-# The `home` run above trained longer, and yet its perplexity rose by only 14 to 16%; the means here
-# are 18 to 21%. Its batches are twice as large, its rank is 16, and its rate falls to zero, while
-# here the rate stays constant. We did not measure which of these it is.
+# The `home` run above trained longer and forgot less (14 to 16%). Its batches are twice as large,
+# its rank is 16, and its rate falls to zero. We did not measure which of these it is.
 # </details>
 
 # %% [markdown]
@@ -1045,8 +1043,8 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # seed could have told you either: seed 0 says +0.04, and seed 1 says -0.05.
 #
 # Your dashed line repeats seed 0 with the same settings. Still it may slope the other way. In our
-# last run it fell a little, from 0.62, where the file's rises from 0.58. Probably processors round
-# differently. So not even the sign of one seed is safe.
+# last run it did, probably because processors round differently. So the sign of one seed is not
+# safe.
 #
 # The two curves of the training above cannot be compared with each other. The loss is a mean over
 # tokens, and with the loss on everything less than half of them are the answer's. So the answer
@@ -1058,8 +1056,8 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # them.
 #
 # Shi et al. gain most where prompts are much longer than answers. Here about 8 tokens of a prompt
-# differ from row to row, and an answer has 20. So this is not the case in which they gain most, and
-# your rows may be. Try a few seeds of both; TRL's switch is `completion_only_loss=False`.
+# differ from row to row, and an answer has 20. Where your prompts are longer, try a few seeds of
+# both; TRL's switch is `completion_only_loss=False`.
 
 # %% [markdown]
 # ## What is on disk
