@@ -89,7 +89,7 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # defaults.
 #
 # Twice the rank is a habit and not a law: it makes the factor before $BA$ a 2. Lab 5 measures what
-# that does when the rank changes, and says when to choose other values than these.
+# that does when the rank changes.
 #
 # The `SFTConfig` has `output_dir`, `max_length=512`, a learning rate for LoRA, and the *mixed
 # precision* (matrix products in 16 bits, what trains in 32) for this `device`:
@@ -100,11 +100,9 @@ if lab.experiment("The model, its tokenizer and the task", 4):
 # | `"t4"` | a GPU without bf16: `fp16=True`, `bf16=False` |
 # | `"a100"` | Ampere and newer: `bf16=True` |
 #
-# TRL's default rate, 2e-5, is meant for full fine-tuning. LoRA needs a higher one. In runs of hours
-# 2e-4 is usual. Runs as short as this lab's want more: in lab 5's runs of 24 steps, at alpha 32,
-# the best rate for LoRA is 3e-3. For full fine-tuning it is 3e-4 there, a tenth (on a finer grid of
-# rates, an eighteenth). The check accepts 1e-4 to 5e-3. The runs of `finetune` below put 2e-3 in
-# place of your rate.
+# TRL's default rate, 2e-5, is meant for full fine-tuning. LoRA needs about ten times as much: 2e-4
+# is usual in runs of hours. Short runs want more. This lab's take 2e-3 in place of your rate, and
+# lab 5 finds 3e-3 best for such runs, on a coarse grid of rates. The check accepts 1e-4 to 5e-3.
 #
 # Build both afresh in every call: PEFT writes into a `LoraConfig` that it is given.
 #
@@ -284,13 +282,13 @@ if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
 # answer, the end token. (A chat template can hide the failure, as you will read below.) The labels
 # say which tokens the loss counts. A label of -100 means that the loss skips that token.
 #
-# The next function gives no label to the prompt, and none to padding. It finds padding by its id,
+# The next function is meant to give no label to the prompt, and none to padding. It treats padding
 # as transformers' `DataCollatorForLanguageModeling` does.
 
 
 # %%
-def masked_by_id(input_ids, attention_mask, prompt_lengths):
-    """Labels (b, n): -100 on prompts and on every token that has the id of padding."""
+def given_labels(input_ids, attention_mask, prompt_lengths):
+    """Labels (b, n): -100 on prompts and on padding."""
     labels = input_ids.clone()
     labels[labels == 2] = -100  # 2 is tokenizer.pad_token_id
     for row, length in zip(labels, prompt_lengths, strict=True):
@@ -324,9 +322,8 @@ def endless(model):
 # `finetune` is TRL's trainer without what a small run on a CPU does not need. A section below says
 # what that is.
 #
-# Two pictures follow. The first is the loss curve, drawn while the model trains: the faint line is
-# the loss of each step, the strong one its running mean. The second counts the answers that do not
-# stop.
+# The loss curve is drawn while the model trains: the faint line is the loss of each step, the
+# strong one its running mean. A second picture counts the answers that do not stop.
 
 # %%
 guess_masked = lab.predict("Trained on these labels, how many of 60 answers will not stop?", None)
@@ -336,18 +333,19 @@ if lab.experiment("Trained with the end token masked", 25, needs=["3.1"]):
     lora, args = recipe("build/home", "cpu")
     short = replace(args, max_steps=20, per_device_train_batch_size=8, learning_rate=2e-3)
     some = home.shuffle(seed=0).select(range(160))  # 20 steps of 8
-    rows = rows_of(some, masked_by_id)
-    masked = finetuning.finetune(models.load()[0], tokenizer, rows, lora, short, title="end masked")
+    rows = rows_of(some, given_labels)
+    title = "The given labels look fine"
+    masked = finetuning.finetune(models.load()[0], tokenizer, rows, lora, short, title=title)
     unstopped, said = {}, {}
-    unstopped["end masked"], said["end masked"] = endless(masked.model)
+    unstopped["the given labels"], said["the given labels"] = endless(masked.model)
     display(plots.unstopped(unstopped, len(unseen), guess_masked))
-    guess_masked.beside(unstopped["end masked"])
-    for text in said["end masked"][:3]:
+    guess_masked.beside(unstopped["the given labels"])
+    for text in said["the given labels"][:3]:
         print(repr(text))
 
 # %% [markdown]
 # When we ran it, all 60 went on: the JSON is complete, and the next one follows, until the limit.
-# The loss gave no warning. The one token that was not learned is the one that the loss leaves out.
+# The loss fell as in any good run. Why did it give no warning?
 
 # %% [markdown]
 # ### Exercise 3.3 · `answer_labels`
@@ -408,27 +406,29 @@ check.end_trains(answer_labels)
 
 # %% tags=["experiment"]
 if lab.experiment("Which tokens carry the loss", 1, needs=["3.3"]):
-    for label in (masked_by_id, answer_labels):
+    for label in (given_labels, answer_labels):
         (row,) = rows_of(home.select([0]), label)
         tokens = [tokenizer.decode([token]) for token in row["input_ids"]]
         display(plots.loss_tokens(tokens, [y != -100 for y in row["labels"]], label.__name__))
 
 # %% [markdown]
-# They differ in the last token alone. Is one label a row enough to make a model stop?
+# They differ in the last token alone. The end has the id of padding, so the given code left it out.
+# Hence no warning: the loss did not count the one token that was not learned. Is one label a row
+# enough to make a model stop?
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
     rows = rows_of(some, answer_labels)
     mended = finetuning.finetune(
-        models.load()[0], tokenizer, rows, lora, short, title="your labels"
+        models.load()[0], tokenizer, rows, lora, short, title="Your labels look the same"
     )
     unstopped["your labels"], said["your labels"] = endless(mended.model)
     display(plots.unstopped(unstopped, len(unseen)))
 
 # %% [markdown]
 # Almost: in our runs at most one of the 60 went on. Both runs have the same model, data, steps and
-# rate. Only the labels differ. (The two loss curves look alike. They cannot be compared: one counts
-# the end token, and the other does not.)
+# rate. Only the labels differ. The two loss curves look alike: they cannot show what only one of
+# them counts.
 #
 # A chat model can hide this bug, since it had learned to stop before you tuned it. We tried it with
 # SmolLM2's own template, and the end masked in the same way (25 steps of 8, one seed). All of 30
@@ -496,7 +496,7 @@ if lab.experiment("PEFT and TRL learn `home`", 30, needs=["3.1"]):
         home,  # its column `messages`
         lora,
         replace(args, max_steps=30, per_device_train_batch_size=8, learning_rate=2e-3),
-        title="home, r=16, all-linear",
+        title="PEFT and TRL learn home",
     )
     print(f"{tuned.seconds / 30:.1f} s a step; as TRL comes it was {plain_seconds:.1f} s")
 
@@ -530,13 +530,13 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
         spoken[name] = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in told]
         right = [a == b for a, b in zip(spoken[name], unseen["answer"], strict=True)]
         asked[name] = sum(right) / len(right)
-    title = "One model, asked in three ways"
-    display(plots.asked(asked, len(unseen), title, guess_closed))
+    title = "A wrong prompt need not show in the score"
+    display(plots.asked(asked, len(unseen), title, guess_closed, wrong=list(asked)[1:]))
     guess_closed.beside(100 * asked["no generation prompt"])
     print(repr(spoken["no generation prompt"][0]))
 
 # %% [markdown]
-# Four runs of ours, in % of 60 answers:
+# The orange bars are asked in another way than in training. Four runs of ours, in % of 60 answers:
 #
 # | asked | right in each run |
 # |---|---|
@@ -549,9 +549,9 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
 # difference is surer than the lines suggest. (Lab 4 compares in pairs.)
 #
 # Why does the wrong prompt do so little harm? Probably because the model has just learned to answer
-# everything in JSON, and does so with these few tokens or without. So your own test may not show
-# such a bug. A model that chats may show it: without the generation prompt it may go on in the
-# user's name.
+# everything in JSON, and does so with these few tokens or without. A model that chats may go on in
+# the user's name. So do not wait for a score to show such a bug. Compare the token ids with those
+# of training.
 
 # %% [markdown]
 # ### Exercise 3.4 · `render_prompt`
@@ -704,8 +704,8 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 
 # %% [markdown]
 # No row is lost. The price: each row that was too long, 173 of them at 64 tokens, now has a prompt
-# without its beginning. In 69 the cut falls within the system message or at its end, in the others
-# behind it. Where that matters, shorten the user's text before it goes into the template.
+# without its beginning, and most of them without the system message. Where that matters, shorten
+# the user's text before it goes into the template.
 
 # %% [markdown]
 # ## How to score
@@ -720,9 +720,10 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 # ●●○ · 7 min · 3 points
 #
 # The share of predictions that are the same JSON *data* as their reference. The order of keys does
-# not count, nor do spaces outside of strings. Capitals do, `5` is not `"5"`, and `true` is not `1`,
-# though Python's `True == 1`: written again by `json.dumps` the two differ. A prediction that is no
-# JSON is wrong, and must not stop the evaluation: the base model answers in plain English.
+# not count, nor do spaces outside of strings. Capitals do. `5` is not `"5"`, and `true` is not `1`,
+# though Python's `True == 1`: written again by `json.dumps` the two differ. (So do `5` and `5.0`,
+# but the check accepts either verdict on them.) A prediction that is no JSON is wrong, and must not
+# stop the evaluation: the base model answers in plain English.
 #
 # <details><summary>Hint</summary>
 #
@@ -788,13 +789,13 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 
 # %% [markdown]
 # The marks in the table are a third metric: they compare texts, and yours compares data. So a row
-# may have ✗ there and count as right in the picture. It happened in two of our runs, with *turn the
-# entry floor lamps off*. The answer had `"domain"` twice, first `"entry floor lamp"` and then
-# `"light"`; `json.loads` keeps the last and says nothing. Would your smart home keep the last as
-# well? `json.loads(text, object_pairs_hook=…)` sees both.
+# may have ✗ there and count as right in the picture. In two of our runs an answer had `"domain"`
+# twice, first `"entry floor lamp"` and then `"light"`; `json.loads` keeps the last and says
+# nothing. Would your smart home keep the last, too? `json.loads(text, object_pairs_hook=…)` sees
+# both.
 #
-# The picture of three prompts compared texts, too. In these two runs it said 40 and 37% for the
-# same models for which exact match said 42 and 38%.
+# The picture of the three prompts compared texts, too. So its bar *as trained* may be a point or
+# two below your exact match.
 
 # %% [markdown]
 # ## What was forgotten
@@ -961,27 +962,33 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 
 # %% [markdown]
 # Each row of the picture is a method with its rate. The blue dots are its three seeds, from a file
-# of the course made by `benchmarks/forgetting.py`. The stars are yours, and the dotted line is the
-# base. Look first at how far apart the dots of one row are. Another seed is another order of the
-# commands and, for LoRA, another draw of $A$ and of dropout. After LoRA with r=4 perplexity has
-# risen by 12% with one seed, and by 27% with another. At one seed two methods differ by up to 10
-# points. So a seed matters at least as much as the method.
+# of the course made by `benchmarks/forgetting.py`. The stars are yours, one seed, and the dotted
+# line is the base. Another seed is another order of the commands and, for LoRA, another draw of $A$
+# and of dropout. After LoRA with r=4 perplexity has risen by 12% with one seed, and by 27% with
+# another. At one seed two methods differ by up to 10 points. So a seed matters at least as much as
+# the method.
 #
-# Now compare seed by seed. Full fine-tuning's rise minus that of LoRA with r=4 is -10, +1 and -2
-# points, a mean of -3.6 ± 3.2 (standard error). Is that more than chance? With three seeds chance
-# alone exceeds 4.3 errors in one case of twenty (lab 5 says more). That is 14 points here. So there
-# is no clear difference, and a true one of 10 points could go unseen.
+# Now compare seed by seed: full fine-tuning's rise minus that of LoRA with r=4.
+#
+# | seed 0 | seed 1 | seed 2 | mean ± standard error |
+# |---|---|---|---|
+# | -10 points | +1 | -2 | -3.6 ± 3.2 |
+#
+# With three seeds chance alone exceeds 4.3 standard errors, here 14 points, in one case of twenty
+# (lab 5 says more). So nothing here says that one method forgets less than the other, and a true
+# difference of 10 points could go unseen. These are runs of 10 to 17 steps of four commands, at one
+# rate a method. If forgetting decides your choice, measure it on your task, with several seeds.
+#
+# <details><summary>Two more differences: your stars and the dots, the home run and these</summary>
 #
 # Precision and rounding probably move the result as well. The file was made in fp32; this cell
 # multiplies in bf16 where the CPU does. With seed 0 full fine-tuning's perplexity rose by 17% in
 # the file, and by 19, 23 and 27% in three runs of this cell, which differ in nothing that we set.
-# All three lie above the file's: bf16 may add a bias besides the scatter. (Your two stars are one
-# seed as well.) So here, after 10 to 17 steps of four commands, nothing says that one method
-# forgets less than the other. Nor did we vary the rates, on which that may depend.
+# All three lie above the file's: bf16 may add a bias besides the scatter.
 #
-# The `home` run above trained longer, and yet its perplexity rose by only 14 to 16%; the means here
-# are 18 to 21%. Its batches are twice as large, its rank is 16, and its rate falls to zero, while
-# here the rate stays constant. We did not measure which of these it is.
+# The `home` run above trained longer and forgot less (14 to 16%). Its batches are twice as large,
+# its rank is 16, and its rate falls to zero. We did not measure which of these it is.
+# </details>
 
 # %% [markdown]
 # Nor are there intruders after so few steps, in LoRA or in full fine-tuning. (The file has none
@@ -1018,7 +1025,8 @@ def answer_loss_after(loss_on, seed):
     args = replace(args, max_steps=24, per_device_train_batch_size=4, learning_rate=2e-3, seed=seed)
     torch.manual_seed(seed)  # the draw of A
     base, rows = models.load()[0], Dataset.from_list(rows)
-    run = finetuning.finetune(base, tokenizer, rows, lora, args, title=f"loss on {loss_on}")
+    title = "Answers alone count" if loss_on == "answer" else "All tokens count"
+    run = finetuning.finetune(base, tokenizer, rows, lora, args, title=title)
     return loop.held_out_loss(run.model, tokenizer, unseen)
 
 
@@ -1028,18 +1036,19 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
     display(plots.where_loss(measured.load("where_loss"), yours))
 
 # %% [markdown]
-# A blue line is a seed of `benchmarks/where_loss.py`. Its left end is a run with the loss on the
-# answer, its right end one with the loss on everything. All else is the same in both, so look at
-# the slope. Four blue lines fall and two rise. (Your dashed line repeats seed 0, the thick one,
-# with the same settings. In our last run its left end was 0.62, where the file has 0.58, and the
-# line fell a little, where the file's rises. Even the sign of one seed is not safe: processors
-# round differently.) Over six seeds the answer's loss changes by -0.04 ± 0.03 nats a token
-# (standard error of the paired differences), which is no clear difference. A single seed could have
-# told you either: the first says +0.04, the second -0.05.
+# A blue line is a seed of `benchmarks/where_loss.py`, with its number. Its left end is a run with
+# the loss on the answer, its right end one with the loss on everything. All else is the same in
+# both, so look at the slope. Four blue lines fall and two rise. The mean change is -0.04 ± 0.03
+# nats a token (standard error of the paired differences), which is no clear difference. A single
+# seed could have told you either: seed 0 says +0.04, and seed 1 says -0.05.
 #
-# The loss is a mean over tokens. With the loss on everything, less than half of them are the
-# answer's. So the two loss curves cannot be compared with each other. And the answer has less
-# weight in each step, which may be a part of what the slopes show.
+# Your dashed line repeats seed 0 with the same settings. Still it may slope the other way. In our
+# last run it did, probably because processors round differently. So the sign of one seed is not
+# safe.
+#
+# The two curves of the training above cannot be compared with each other. The loss is a mean over
+# tokens, and with the loss on everything less than half of them are the answer's. So the answer
+# also has less weight in each step, which may be a part of what the slopes show.
 #
 # Now look at the ends of the lines. With the loss on the answer the seeds lie between 0.58 and
 # 0.79, with the loss on everything between 0.61 and 0.68. Labels on the prompts may have made the
@@ -1047,8 +1056,8 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # them.
 #
 # Shi et al. gain most where prompts are much longer than answers. Here about 8 tokens of a prompt
-# differ from row to row, and an answer has 20. So this is not the case in which they gain most, and
-# your rows may be. Try a few seeds of both; TRL's switch is `completion_only_loss=False`.
+# differ from row to row, and an answer has 20. Where your prompts are longer, try a few seeds of
+# both; TRL's switch is `completion_only_loss=False`.
 
 # %% [markdown]
 # ## What is on disk
@@ -1083,35 +1092,34 @@ if lab.experiment("The adapter's folder, opened", 2, needs=["3.1", "3.2"]):
 
 
 # %%
-def loaded_twice(base, folder):
-    """An adapter merged into `base`, and then put onto it."""
-    once = PeftModel.from_pretrained(base, folder).merge_and_unload()
-    return PeftModel.from_pretrained(once, folder, is_trainable=True)
+def loaded_as_some_do(base, folder):
+    """A PeftModel made of `base` and the adapter of `folder`."""
+    model = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)
 
 
 # %%
-guess_twice = lab.predict("Loaded twice, what % of 60 answers will be right?", None)
+guess_loaded = lab.predict("Loaded like this, what % of 60 answers will be right?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.6"]):
-    again = loaded_twice(models.load()[0], tuned.folder)
-    reloaded = {
-        "as trained": exact["tuned"],
-        "loaded twice": exact_match(answers_of(again, unseen["messages"]), wanted),
-    }
+    again = loaded_as_some_do(models.load()[0], tuned.folder)
+    theirs = "loaded as some do"
+    answered = answers_of(again, unseen["messages"])
+    reloaded = {"as trained": exact["tuned"], theirs: exact_match(answered, wanted)}
     ids = torch.tensor([render_prompt(unseen[0]["messages"][:-1], tokenizer)])
     with torch.no_grad():
         first, second = (again(ids.to(again.device)).logits for _ in range(2))
     print(f"the same question twice: logits differ by up to {(first - second).abs().max():.2f}")
-    title = "The same adapter, from the run and loaded twice"
-    display(plots.asked(reloaded, len(unseen), title, guess_twice))
-    guess_twice.beside(100 * reloaded["loaded twice"])
+    title = "Loaded as some do, it is another model"
+    display(plots.asked(reloaded, len(unseen), title, guess_loaded, wrong=[theirs]))
+    guess_loaded.beside(100 * reloaded[theirs])
 
 # %% [markdown]
-# There are two faults, and neither raised an error. One is in the picture: when we ran it, 7% of
-# the answers were right in place of 38%. (`answers_of` turns dropout off, so dropout is not what
-# these answers suffer from.) The other is in the printed line: the same question gets other logits
-# each time. What are they?
+# There are three faults, and none raised an error. The first is the orange bar: when we ran it, 7%
+# of the answers were right in place of 38%. (`answers_of` turns dropout off, so dropout is not what
+# these answers suffer from.) The second is in the printed line: the same question gets other logits
+# each time. The third shows nowhere. What are they?
 
 # %% [markdown]
 # ### Exercise 3.8 · `load_tuned`
@@ -1121,10 +1129,9 @@ if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.
 # **A hunt**, from [peft #2438](https://github.com/huggingface/peft/issues/2438) (*"Loading adapters
 # in training mode produces incorrect results …"*) and after [peft
 # #1355](https://github.com/huggingface/peft/pull/1355) (*"the delta weights are added again and
-# again"*). Since then PEFT skips an adapter that is merged already. But it cannot know that you
-# merged into the base yourself.
+# again"*).
 #
-# Fix three things: the adapter's update counts once, dropout is off, and nothing trains. Put the
+# Mend all three: the model answers as the run's did, dropout is off, and nothing trains. Put the
 # adapter onto `base`, the model that is given, and merge nothing: with the adapter switched off,
 # the base must be what it was before.
 #
@@ -1142,8 +1149,8 @@ def load_tuned(base, folder):
     return PeftModel.from_pretrained(base, folder).eval()
     # END SOLUTION
     # BEGIN GIVEN
-    # once = PeftModel.from_pretrained(base, folder).merge_and_unload()
-    # return PeftModel.from_pretrained(once, folder, is_trainable=True)
+    # model = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    # return PeftModel.from_pretrained(model, folder, is_trainable=True)
     # END GIVEN
 
 
@@ -1154,14 +1161,16 @@ check.loads_once(load_tuned)
 if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.4", "3.6", "3.8"]):
     yours = load_tuned(models.load()[0], tuned.folder)
     reloaded["loaded by you"] = exact_match(answers_of(yours, unseen["messages"]), wanted)
-    title = "The same adapter, from the run, loaded twice and by you"
-    display(plots.asked(reloaded, len(unseen), title))
+    title = "Loaded by you, it is the model that was trained"
+    display(plots.asked(reloaded, len(unseen), title, wrong=[theirs]))
     whole = AutoPeftModelForCausalLM.from_pretrained(tuned.folder)
     print(f"in one call: {type(whole).__name__}, base in {whole.get_base_model().dtype}")
 
 # %% [markdown]
 # Now it answers as trained. Before, the update had counted twice: it was merged into the base, and
-# stood beside it as an adapter as well. And `is_trainable=True` had left dropout on.
+# stood beside it as an adapter as well. (Since #1355 PEFT merges no adapter twice. But it cannot
+# know that you merged one into the base yourself.) And `is_trainable=True` had left dropout on, and
+# the adapter ready to train.
 #
 # The configuration in the folder names its base, so `AutoPeftModelForCausalLM` loads both in one
 # call, from a folder or from the hub. `push_to_hub("your-name/home-lora")` puts yours there. One
@@ -1237,8 +1246,8 @@ lab.score()
 # %% tags=["experiment"]
 if lab.experiment("The result in one line", 0, needs=["3.1", "3.3", "3.4", "3.6", "3.7"]):
     lab.headline(
-        f"PEFT + TRL: {unstopped['end masked']} of {len(unseen)} answers do not stop with the "
-        f"end token masked, {unstopped['your labels']} with it trained; exact match "
+        f"PEFT + TRL: {unstopped['the given labels']} of {len(unseen)} answers do not stop with "
+        f"the end token masked, {unstopped['your labels']} with it trained; exact match "
         f"{exact['base']:.0%} → {exact['tuned']:.0%}; perplexity elsewhere "
         f"{surprise['base']:.1f} → {surprise['home']:.1f}"
     )

@@ -1,4 +1,4 @@
-"""Figures of lab 3."""
+"""Figures of lab 3: what is as it should be in blue, mistakes in orange, the learner's in green."""
 
 from html import escape
 
@@ -7,6 +7,8 @@ from IPython.display import HTML
 
 from labkit.labs.lab03.tables import forgotten
 from labkit.plots import INK, PALETTE, PAPER, figure
+
+GOOD, BAD, YOURS, PARTLY, BESIDE = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[4], PALETTE[5]
 
 
 def loss_tokens(tokens, has_loss, name):
@@ -32,7 +34,7 @@ def trained_shares(models):
         ax.plot([100 * share for share in shares.values()], [y, y], color=INK, lw=1, alpha=0.5)
         for share in shares.values():
             ax.annotate(f"{share:.2%}", (100 * share, y), (0, 9), **how)
-    for colour, choice in zip(PALETTE, next(iter(models.values())), strict=False):
+    for colour, choice in zip((BESIDE, GOOD), next(iter(models.values())), strict=True):
         dots = [100 * shares[choice] for shares in models.values()]
         ax.plot(dots, places, "o", color=colour, ms=9, label=choice)
     ax.set(xscale="log", xlim=(0.05, 20), xlabel="trainable parameters, % of the model (log)")
@@ -50,31 +52,32 @@ def unstopped(counts, n, guess=None):
     """Bars: how many of n answers the limit ended and not the model, by the labels it had."""
     fig, ax = figure(height=1.5 + 0.45 * len(counts))
     names, values = list(counts), list(counts.values())
-    colours = [PALETTE[1], PALETTE[0]][: len(names)]  # the broken one, then the mended one
+    colours = [BAD, GOOD][: len(names)]  # the broken one, then the mended one
     ax.barh(names[::-1], values[::-1], color=colours[::-1], height=0.55)
     for name, value in counts.items():
         ax.text(value, name, f" {value}", va="center", color=INK)
     ax.set(xlim=(0, 1.08 * n), xlabel=f"answers that do not stop by themselves, of {n}")
     ax.set_ylim(-0.6, len(counts) - 0.4)
     ax.grid(axis="y", visible=False)
-    told = [f"Labels “{names[0]}”: {values[0]} of {n} answers do not stop"]
-    told += [f"“{name}”: {value}" for name, value in list(counts.items())[1:]]
+    told = [f"With {names[0]} {values[0]} of {n} answers do not stop"]
+    told += [f"with {name} {value}" for name, value in list(counts.items())[1:]]
     ax.set_title(",\n".join(told))
     if guess:
         guess.draw(ax, "x")
     return fig
 
 
-def asked(shares, n, title, guess=None):
+def asked(shares, n, title, guess=None, wrong=()):
     """Bars in percent: the share of n answers right, by the way a model was asked or loaded.
 
-    `title` says what is the same in all of them; the shares follow it. The thin lines are one
-    standard error of a share of n.
+    `title` says what to see, and the shares follow it; `wrong` names the ways that are mistakes.
+    The thin lines are one standard error of a share of n.
     """
     fig, ax = figure(height=1.6 + 0.42 * len(shares))
     names, values = list(shares), [100 * share for share in shares.values()]
     errors = [100 * (share * (1 - share) / n) ** 0.5 for share in shares.values()]
-    ax.barh(names[::-1], values[::-1], color=PALETTE[0], height=0.55)
+    colours = [BAD if name in wrong else GOOD for name in names]
+    ax.barh(names[::-1], values[::-1], color=colours[::-1], height=0.55)
     ax.errorbar(values, names, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
     for name, value, error in zip(names, values, errors, strict=True):
         ax.text(value + error, name, f" {value:.0f}%", va="center", color=INK)
@@ -84,7 +87,7 @@ def asked(shares, n, title, guess=None):
     ax.set_ylim(-0.6, len(shares) - 0.4)
     ax.grid(axis="y", visible=False)
     told = ", ".join(f"{value:.0f}%" for value in values[:-1])
-    ax.set_title(f"{title}:\n{told} and {values[-1]:.0f}% of its answers are exactly right")
+    ax.set_title(f"{title}:\n{told} and {values[-1]:.0f}% of answers are exactly right")
     if guess:
         guess.draw(ax, "x")
     return fig
@@ -95,7 +98,7 @@ def lost_rows(lost, n, guess):
     fig, ax = figure(height=3.0)
     names = [str(length) for length in lost]
     below = np.zeros(len(lost))
-    for kind, colour in zip(next(iter(lost.values())), (PALETTE[1], PALETTE[4]), strict=True):
+    for kind, colour in zip(next(iter(lost.values())), (BAD, PARTLY), strict=True):
         values = np.array([counts[kind] for counts in lost.values()])
         ax.bar(names, values, bottom=below, color=colour, width=0.6, label=kind)
         below += values
@@ -117,14 +120,14 @@ def lost_rows(lost, n, guess):
 
 
 def scores(groups, n, title):
-    """Grouped bars in percent: `groups` maps a metric to {model: share}, each of n answers.
+    """Grouped bars in percent: `groups` maps a metric to {model: share of n}, the base's first.
 
     The thin lines are one standard error of a share of n.
     """
     fig, ax = figure(height=2.9)
     names = list(next(iter(groups.values())))
     width = 0.8 / len(names)
-    for i, (name, colour) in enumerate(zip(names, PALETTE, strict=False)):
+    for i, (name, colour) in enumerate(zip(names, (BESIDE, GOOD), strict=True)):
         x = np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
         shares = np.array([group[name] for group in groups.values()])
         heights, errors = 100 * shares, 100 * (shares * (1 - shares) / n) ** 0.5
@@ -154,11 +157,11 @@ def forgetting(runs, live, guess):
     ways = list(dict.fromkeys(runs["way"]))[::-1]
     fig, ax = figure(height=2.3 + 0.42 * len(ways))
     places = [ways.index(way) for way in runs["way"]]
-    ax.plot(runs["perplexity"], places, "o", color=PALETTE[0], alpha=0.8, label="one seed (file)")
+    ax.plot(runs["perplexity"], places, "o", color=GOOD, alpha=0.8, label="one seed (file)")
     means = runs.groupby("way")["perplexity"].mean()[ways]
     ax.plot(means, range(len(ways)), "|", color=INK, ms=20, mew=2, label="mean of the seeds")
     stars = [ways.index(way) for way in live]
-    ax.plot(list(live.values()), stars, "*", color=PALETTE[1], ms=13, label="yours")
+    ax.plot(list(live.values()), stars, "*", color=YOURS, ms=13, label="yours")
     ax.axvline(base, color=INK, ls=":", lw=1)
     ax.text(base, len(ways) - 0.45, f" base: {base:.1f}", color=INK, va="top")
     ax.set_yticks(range(len(ways)), ways)
@@ -184,15 +187,21 @@ def forgetting(runs, live, guess):
 def where_loss(runs, yours):
     """The answer's held-out loss, with the loss on the answer and on everything: a line a seed.
 
-    `runs` is the table of benchmarks/where_loss.py; `yours` maps either way to your own loss.
+    `runs` is the table of benchmarks/where_loss.py; `yours` maps either way to your own loss. At
+    its left end a line has its seed's number.
     """
-    fig, ax = figure(height=3.2)
+    fig, ax = figure(height=3.4)
     pairs = runs.pivot(index="seed", columns="loss_on", values="loss")
     ways = ["answer", "everything"]
-    first, *others = ax.plot([0, 1], pairs[ways].T, "o-", color=PALETTE[0], alpha=0.5, ms=5)
-    first.set(alpha=1, lw=3, label=f"seed {pairs.index[0]} (file)")
+    first, *others = ax.plot([0, 1], pairs[ways].T, "o-", color=GOOD, alpha=0.5, ms=5)
+    first.set(alpha=1, lw=3, zorder=3, label=f"seed {pairs.index[0]} (file)")
     others[0].set_label("another seed (file)")
-    ax.plot([0, 1], [yours[way] for way in ways], "*--", color=PALETTE[1], ms=12, label="yours")
+    place, apart = -np.inf, 0.06 * np.ptp(pairs.to_numpy())
+    for seed, loss in pairs["answer"].sort_values().items():
+        place = max(loss, place + apart)
+        ax.text(-0.04, place, seed, ha="right", va="center", color=INK, fontsize=9)
+    mine = f"yours, seed {pairs.index[0]} again"
+    ax.plot([0, 1], [yours[way] for way in ways], "*--", color=YOURS, ms=12, zorder=4, label=mine)
     ax.set_xticks([0, 1], [f"trained with the loss\non {name}" for name in ("the answer", ways[1])])
     ax.set(xlim=(-0.4, 1.4), ylabel="held-out loss of the answer\n(nats a token)")
     ax.legend(loc="best")
