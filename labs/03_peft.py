@@ -329,7 +329,7 @@ def endless(model):
 guess_masked = lab.predict("Trained on these labels, how many of 60 answers will not stop?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Trained with the end token masked", 25, needs=["3.1"]):
+if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
     lora, args = recipe("build/home", "cpu")
     short = replace(args, max_steps=20, per_device_train_batch_size=8, learning_rate=2e-3)
     some = home.shuffle(seed=0).select(range(160))  # 20 steps of 8
@@ -417,7 +417,7 @@ if lab.experiment("Which tokens carry the loss", 1, needs=["3.3"]):
 # enough to make a model stop?
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Trained with your labels", 25, needs=["3.1", "3.3"]):
+if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.3"]):
     rows = rows_of(some, answer_labels)
     mended = finetuning.finetune(
         models.load()[0], tokenizer, rows, lora, short, title="Your labels look the same"
