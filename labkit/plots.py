@@ -91,6 +91,11 @@ def smooth(values: Sequence[float], weight: float = 0.8) -> np.ndarray:
     return pd.Series(values).ewm(alpha=1 - weight).mean().to_numpy()
 
 
+def weight_for(steps: int) -> float:
+    """The weight of `smooth` for a loss curve of so many steps: a mean lags behind a short run."""
+    return 0.8 if steps > 60 else 0.4
+
+
 def traced(ax: Axes, values: Sequence[float], colour: str, weight: float = 0.8, **options) -> None:
     """Draw `values` against the step, faint, and their `smooth` line; `options` are the line's."""
     x = range(1, len(values) + 1)
@@ -101,7 +106,7 @@ def traced(ax: Axes, values: Sequence[float], colour: str, weight: float = 0.8, 
 def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     """Loss so far against step, with room for the `steps` to come; a figure, not yet shown."""
     fig, ax = figure(height=2.6)
-    weight = 0.8 if steps > 60 else 0.4  # a mean lags behind a short run
+    weight = weight_for(steps)
     traced(ax, losses, PALETTE[0], weight)
     ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats a token)")
     ax.xaxis.get_major_locator().set_params(integer=True)

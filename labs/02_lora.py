@@ -102,12 +102,11 @@ check.matches_dense(lora_forward)
 
 # %% [markdown]
 # Dividing by $r$ looks like a detail, and it is easily lost. The code of a widely used book left it
-# out in two places; one was mended in 2025
+# out in two places. One was mended in 2025
 # ([#821](https://github.com/rasbt/LLMs-from-scratch/issues/821)), the other a year later
 # ([#1079](https://github.com/rasbt/LLMs-from-scratch/issues/1079)). Without it a step of training
-# changes the layer more, the larger the rank is. Whoever compares two ranks at the same $\alpha$
-# then compares two step sizes as well. Whether $r$ is the right divisor is asked near the end of
-# the lab.
+# changes the layer more at a larger rank. Whoever compares two ranks at the same $\alpha$ then
+# compares two step sizes as well. Is $r$ the right divisor? We come back to that near the end.
 
 # %% [markdown]
 # ### Exercise 2.2 · `LoRALinear`
@@ -177,9 +176,8 @@ check.layer(LoRALinear)
 # ## Where should training start?
 #
 # At the base model: you chose it because it is good, and a random update would damage it before the
-# first step. So, as long as $W$ stays as it is, $BA$ has to be zero at first. The simplest way is
-# to let one of the two be zero. Which one? And what happens if both are zero? The gradients answer
-# both questions.
+# first step. So $BA$ has to be zero at first. The simplest way is to let one of the two be zero.
+# Which one? And what happens if both are zero? The gradients answer the last question at once.
 
 # %% [markdown]
 # ### Exercise 2.3 · `lora_gradients`
@@ -233,8 +231,8 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
     display(plots.first_gradients(norms))
 
 # %% [markdown]
-# Look at step 0: the gradient of `A` is exactly zero, as $BA$ starts at zero by way of $B$. As `B`
-# grows, so does the gradient of `A`. For one step only one of the two matrices trains.
+# Look at step 0: the gradient of `A` is exactly zero, since `B` is. As `B` grows, so does the
+# gradient of `A`. For one step only one of the two matrices trains.
 #
 # Would `A` at zero and `B` at random do as well? That, too, starts at the base model, and it
 # trains. But the two starts are not mirror images. Hayou et al.
@@ -254,9 +252,9 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
 # The more terms, the larger the sum may get. So at one learning rate the second start can move the
 # output much further, and the rate at which training gets unstable is lower.
 #
-# Nor must one of the two be zero. PiSSA (Meng et al. [2024](https://arxiv.org/abs/2404.02948))
-# takes both from the largest singular directions of $W$ and subtracts their product from the frozen
-# weight, so that the sum is $W$ again. Lab 5 tries it.
+# Neither has to be zero if $W$ may change. PiSSA (Meng et al.
+# [2024](https://arxiv.org/abs/2404.02948)) takes both from the largest singular directions of $W$
+# and subtracts their product from the frozen weight, so that the sum is $W$ again. Lab 5 tries it.
 
 # %% [markdown]
 # ## Into the model
@@ -344,18 +342,18 @@ if lab.experiment("What trains, at three settings", 4, needs=["2.2", "2.4", "2.5
         print(f"r={r:<3} {n:3} layers: {trainable:>9,} of {total:,} train ({share})")
 
 # %% [markdown]
-# A number often quoted for r=16 is 131,072. That is the count for one 4096 × 4096 matrix. On
-# `q_proj` and `v_proj` in 30 blocks there are 921,600. "LoRA trains under 1%" depends on what you
-# adapt, too: on all seven layers of each block of this small model, rank 8 is 1.8%.
+# A number often quoted for r=16 is 131,072. That is the count for one 4096 × 4096 matrix. Here,
+# `q_proj` and `v_proj` of 30 blocks make 921,600. "LoRA trains under 1%" depends on what you adapt,
+# too: with all seven layers of each block it is 1.8% at rank 8, in this small model.
 
 # %% [markdown]
 # ## A job to learn
 #
 # Does it learn? The task is `home`: a spoken command in, a JSON intent out. The test commands use
-# sentence patterns that do not occur in training, and each contains a room, a device, a number or
-# another value that no training row has in that slot. (A slot is a key of the answer.) None of the
-# 300 wanted answers occurs in training. So no answer can be copied from a row; only the format and
-# the mapping carry over.
+# sentence patterns that do not occur in training. Each contains a room, a device, a number or
+# another value that no training row has under that key of the answer. None of the 300 wanted
+# answers occurs in training. So no answer can be copied from a row; only the format and the mapping
+# carry over.
 
 # %%
 home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
@@ -423,22 +421,22 @@ if lab.experiment("What the base model answers", 8, needs=["2.2", "2.4"]):
 # about text. But it does not know what you want of it.
 #
 # Now train 45 steps of 16 commands: 720 of the 2,000 training rows, each seen at most once. Your
-# LoRA has 2.4 million numbers, under 2% of the model. Its learning rate is 5e-3. In lab 5's runs on
-# this task (24 steps of 4, $\alpha$ from 8 to 128) the best rate times $\alpha$ was 0.08 to 0.13;
-# here it is 0.08.
+# LoRA has 2.4 million numbers, under 2% of the model. Its learning rate is 5e-3; times $\alpha$ it
+# is 0.08. In lab 5's runs on this task (24 steps of 4, rates a factor of 3 apart) the best product
+# was 0.08 to 0.13.
 #
 # At which loss must the curve begin? `B` is zero, so near the base model's. If it begins elsewhere,
-# something is wrong with the layer. The faint line of the curve is the loss of each step, the
-# strong one its running mean. (To train at another rate, run the cell of the base model's answers
-# first: it loads a fresh model.)
+# something is wrong with the layer. The faint line is the loss of each step. The strong one is a
+# running mean: 0.6 of the new loss and 0.4 of the mean before it. (To train at another rate, run
+# the cell of the base model's answers first: it loads a fresh model.)
 
 # %%
 guess_right = lab.predict("After 45 steps, how many of the 60 answers are right?", None)
 
 # %% [markdown]
-# The next function takes one more step after training, at a learning rate of 0, and measures it:
-# how much memory the step holds at its peak, and how much it computes. Two later sections need
-# these numbers.
+# Two later sections ask what a step costs in memory and in arithmetic. The next function measures
+# both while the model is there. It takes one more step after training, at a learning rate of 0 so
+# that no weight moves.
 
 
 # %%
@@ -476,12 +474,12 @@ if lab.experiment("Before and after", 7, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # Read the rows, not only the number. The base model chats. In our run the tuned one always answered
-# in JSON, and all sixty intents were right. Where yours fails, look at how: a slot too many, a
-# value that was not in the command, a word under the wrong key. It has learned a format and a
-# mapping from 720 examples.
+# in JSON, and all sixty intents were right. Where yours fails, look at how: a key too many, a value
+# that was not in the command, a word under the wrong key. It has learned a format and a mapping
+# from 720 examples.
 #
-# And do not read too much into the number. Sixty commands are few: a count near 35 has a standard
-# error of four.
+# And do not read too much into the number. Sixty commands are few: a count near 40 has a standard
+# error of nearly four. Another seed of training would add to that.
 
 # %% [markdown]
 # ## Against full fine-tuning
@@ -492,8 +490,8 @@ if lab.experiment("Before and after", 7, needs=["2.2", "2.4"]):
 # - Everything trains: the embedding and the norms, too, not only the linear layers.
 # - The weights are kept in fp32. In bf16 many of its steps would be lost (counted below).
 # - The learning rate is 3e-4. One rate for both would only show which method it suits. In lab 5's
-#   runs (24 steps of 4, three seeds, three rates) this was the best of the three for full
-#   fine-tuning, with each seed: its mean loss was 0.29 there, 0.37 at 1e-4 and 0.36 at 1e-3.
+#   runs (24 steps of 4) this was the best of 1e-4, 3e-4 and 1e-3 for full fine-tuning, with each of
+#   three seeds.
 #
 # Before it runs: if a step of full fine-tuning takes 100, how long does a step of LoRA take?
 
@@ -516,51 +514,65 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
     display(plots.loss_by_the_clock({"LoRA": curve, "full": full_curve}))
 
 # %% [markdown]
-# Read the picture by the clock. When we ran it, LoRA's curve was the lower one nearly all the time,
-# since its steps are shorter. At an equal number of steps full fine-tuning had the lower loss:
-# clearly on the training batches, hardly on the unseen commands (0.105 against 0.108 in one run).
-# Yet it had fewer answers right, 33 against 40. Their difference has a standard error of up to 5.5,
-# so it may be chance.
+# Read the picture twice. By the clock the two lie close together, though LoRA's steps are shorter.
+# In our run LoRA was ahead for forty seconds; then the curves crossed several times. At its end
+# LoRA was ahead again, but there its learning rate has fallen to zero, and the other's has not.
 #
-# Do not name a winner yet: this is one seed, and 60 commands. In lab 5's runs, each method at the
-# best of its rates, full fine-tuning has a mean loss of 0.29 and LoRA (r=16) of 0.32. Full
-# fine-tuning is ahead with each seed, by 0.03 ± 0.015 (standard error). A second study, with a
-# finer rate for it, has 0.038 ± 0.001. So the gap is small, but most likely real. What the picture
-# does show: on this task, in a run this short, 2% of the numbers come close. Lab 5 looks for tasks
-# where they do not.
+# At equal steps full fine-tuning had the lower training loss: compare the two ends. On the unseen
+# commands the two were alike in that run: a loss of 0.105 in full and 0.108 by LoRA, 33 and 40
+# answers right. A difference of two such counts has a standard error of about 5, so 7 may be
+# chance.
+#
+# One seed and 60 commands are too little to name a winner. Lab 5 has three seeds, in runs of 24
+# steps of 4, each method at the best of its rates. The mean loss on unseen commands was:
+#
+# | study | full | LoRA, r=16 | difference ± standard error |
+# |---|---|---|---|
+# | rates a factor of 3 apart | 0.291 | 0.322 | 0.031 ± 0.015 |
+# | again, with one rate more for each | 0.287 | 0.325 | 0.038 ± 0.001 |
+#
+# Full fine-tuning is ahead with every seed. The gap is small, but most likely real. So on this
+# task, in runs this short, 2% of the numbers come close. Lab 5 looks for tasks where they do not.
 
 # %% [markdown]
 # ### Why may `A` and `B` be in bf16?
 #
 # Where your hardware multiplies bf16 quickly, the model was loaded in it, and your `A` and `B` took
 # its dtype, unless you made them fp32. Full fine-tuning got fp32. Why? A bf16 number has eight
-# binary digits. A step is lost where it is less than half of the last of them.
+# binary digits. A step smaller than half of the last digit is lost: the sum is rounded back.
 #
 # | | an entry's rms size | a step is lost below | the first steps are |
 # |---|---|---|---|
 # | `A` | 0.02 | 6e-5 | 5e-3 |
 # | the model's weights | 0.2 | 5e-4 | 3e-4 |
 #
-# LoRA's first steps are eighty times as large as what is lost. Its last ones are not, since the
-# rate falls to zero. In our run a step left 4% of the entries of `A` as they were at the 11th of 45
-# steps, 10% half way, and 53% at the 41st.
+# LoRA's first steps are eighty times as large as what `A` loses. Those of full fine-tuning are
+# smaller than what a weight of 0.2 loses.
 #
-# Full fine-tuning in bf16 would be worse off. A weight of 0.2 would lose even the first step.
-# Smaller weights would move, so we counted in block 15: steps of 3e-4 leave nearly half of the
-# weights as they were, and steps of 1.5e-4, half way through the run, about 70%.
+# But entries differ in size, and the rate falls to zero. So we counted how many entries a step
+# leaves as they were.
 #
-# For a LoRA run as short as this one bf16 will do. For long runs it will not. Where `A` and `B` are
-# in bf16, Adam's moments are, too. A step lowers a second moment by a thousandth at most. The
-# nearest bf16 number below is four to eight thousandths away, so the moment never falls. In 45
-# steps that matters little: it should fall by less than 5%. Over thousands of steps it no longer
-# follows the gradients. PEFT keeps `A` and `B` in fp32 (lab 3), and so their moments are fp32, too.
+# | | early | half way | late |
+# |---|---|---|---|
+# | `A`, in our run | 4% (11th of 45 steps) | 10% | 53% (41st) |
+# | weights of block 15, if in bf16 | nearly half (steps of 3e-4) | about 70% (1.5e-4) | |
+#
+# For a LoRA run as short as this one bf16 will do. For a long one take fp32, as PEFT does (lab 3).
+#
+# <details><summary>Why not for long runs?</summary>
+#
+# Where `A` and `B` are in bf16, Adam's moments are, too. A step lowers a second moment by a
+# thousandth at most. The nearest bf16 number below is four to eight thousandths away, so the moment
+# never falls. In 45 steps that matters little: it should fall by less than 5%. Over thousands of
+# steps it no longer follows the gradients.
+# </details>
 
 # %% [markdown]
 # ## Where does the time go?
 #
 # Full fine-tuning trains fifty times as many numbers. Why is it not fifty times slower? Count what
-# a step multiplies. For each token a linear layer with $N$ weights does one multiplication and one
-# addition a weight. The backward pass has to find two gradients, each by a product of the same
+# a step multiplies. In the forward pass a linear layer does one multiplication and one addition for
+# each weight and token. The backward pass has to find two gradients, each by a product of the same
 # size: that of the weights, for the optimizer, and that of the input, for the layers below.
 
 # %% [markdown]
@@ -628,8 +640,8 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
     print(f"a step of full fine-tuning: {full_flops / 1e9:.0f} GFLOPs in {full_step:.2f} s")
 
 # %% [markdown]
-# By the products it is about two thirds, head and attention included. The clock may differ, for two
-# reasons that pull against each other.
+# By the products it is about two thirds, head and attention included: what falls away is one
+# product in three. The clock may differ, for two reasons that pull against each other.
 #
 # - A step is more than products. Norms, activation functions and softmax cost LoRA nearly what they
 #   cost full fine-tuning. (Not quite: `loop` has quicker code for frozen norms and a frozen head.)
@@ -639,8 +651,8 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
 #   every step, and where products are bf16, fp32 weights are converted first. That lowers LoRA's
 #   share.
 #
-# With fast bf16 we measured 63% to 77%, on one core and on two; once, beside other work, 86%. In
-# any case it is not a fiftieth: what falls away is one product in three.
+# With fast bf16 we measured 63% to 77%, on one core and on two; once, beside other work, 86%.
+# Expect about a third off.
 
 # %% [markdown]
 # ## Where do the bytes go?
@@ -649,15 +661,15 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
 # TinyLlama on long texts took about as much with LoRA as without
 # ([#1514](https://github.com/huggingface/peft/issues/1514)), and the activations of a ResNet-50
 # nearly doubled ([#2196](https://github.com/huggingface/peft/issues/2196)). To see how both can be,
-# look at a run at two times. *Between* steps it holds weights, gradients and optimizer states.
-# *Within* a step it also holds activations: what forward keeps for backward. It needs room for the
-# larger of the two.
+# look at a run at two times. *Between* steps it holds weights, optimizer states and, where several
+# batches are accumulated to one step, gradients. *Within* a step it also holds activations: what
+# forward keeps for backward. It needs room for the larger of the two.
 #
-# What is held between steps you can work out, with four bytes a number in fp32. Full fine-tuning
-# holds four numbers for each of 134.5 million weights: the weight, its gradient and Adam's two
-# moments. That makes 2.15 GB. LoRA holds 134.5 million frozen weights, and four numbers for each of
-# 2.44 million trained ones: 0.58 GB, and half of that where all of it is bf16. What will the
-# activations add?
+# What is held between steps you can work out. Count the gradients, and four bytes a number in fp32.
+# Full fine-tuning holds four numbers for each of 134.5 million weights: the weight, its gradient
+# and Adam's two moments. That makes 2.15 GB. LoRA holds 134.5 million frozen weights, and four
+# numbers for each of 2.44 million trained ones: 0.58 GB, and half of that where all of it is bf16.
+# What will the activations add?
 
 # %%
 guess_peak = lab.predict("LoRA's peak memory, in percent of full fine-tuning's?", None)
@@ -669,29 +681,34 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
     guess_peak.beside(100 * sum(lora_peak.values()) / sum(full_peak.values()))
 
 # %% [markdown]
-# Compare the two bars of LoRA. Between steps its gradients and Adam moments almost vanish.
-# (Gradients are counted here: they stay wherever several batches are accumulated to one step. That
-# would add full fine-tuning's gradients, 0.54 GB, to its peak, too.) The frozen weights do not
-# vanish, since forward needs them.
+# Read each height in percent on the left and in GB on the right. Between steps LoRA's gradients and
+# Adam moments almost vanish. Its frozen weights do not, since forward needs them.
 #
-# Here the peak comes when backward begins: all activations are held, and no gradients yet. LoRA
-# needs most activations, too, since the gradient still has to pass every layer on its way down.
-# (What is called temporary is there for a moment only, here for the loss.)
+# At the peak no bar has gradients: here the peak comes when backward begins, with all activations
+# held. (Accumulated over several batches, they would be there: 0.54 GB more for full fine-tuning.)
+# LoRA needs most activations, too, since the gradient still has to pass every layer on its way
+# down. What is called temporary is there for a moment only, here for the loss.
 #
-# How much of the difference is precision? If LoRA's blue part is half as high as that of full
-# fine-tuning, its frozen weights are in bf16, and so are most of its activations. That halves both.
-# We measured the same step with everything in fp32. Then LoRA's peak was 52% of full fine-tuning's,
-# where a bf16 base has 27%, and it kept six sevenths of the activations. (Part of that is our loop,
-# which keeps less where norms and head are frozen. With PyTorch's own modules: 57%, and 92% of the
-# activations.)
+# How much of the difference is precision? If LoRA's blue part is half as high as the other, its
+# frozen weights are in bf16, and so are most of its activations. We measured the same step with
+# other settings.
 #
-# So LoRA saves what training keeps for each weight: its gradient and its moments. It saves little
-# of what training keeps for each token: one seventh of the activations here, at equal precision.
-# With longer texts or larger batches that second part grows, and the share that LoRA saves shrinks.
-# Both reports are of such runs: the ResNet held 1.3 of 1.6 GiB in activations before it had LoRA,
-# and TinyLlama's texts were 8,192 tokens long. (That the ResNet's grew to 2.6 GiB needs a cause of
-# its own. Dropout before `A`, for one, would keep a second `x` and a mask.) Lab 4 shows what helps
-# there.
+# | LoRA beside full fine-tuning in fp32 | peak | activations |
+# |---|---|---|
+# | base in bf16 | 27% | 43% |
+# | all in fp32 | 52% | 86% |
+# | all in fp32, PyTorch's own modules | 57% | 92% |
+#
+# (Our own loop keeps less where norms and head are frozen.)
+#
+# So LoRA saves what training keeps for each weight: its gradient and its moments. At equal
+# precision it saves little of what training keeps for each token, the activations. With longer
+# texts or larger batches that second part grows, and the share that LoRA saves shrinks.
+#
+# Both reports are of such runs. The ResNet held 1.3 of 1.6 GiB in activations before it had LoRA,
+# and TinyLlama's texts were 8,192 tokens long. (That the ResNet's activations grew to 2.6 GiB needs
+# a cause of its own. Dropout before `A`, for one, would keep a second `x` and a mask.) Lab 4 shows
+# what helps there.
 
 # %% [markdown]
 # ## Merge
@@ -700,8 +717,8 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 # the update to $W$, and the layer costs what it did before.
 #
 # While a layer is merged its forward must not add the update again. So it needs a flag. The next
-# cell copies a model and gives its LoRA layers one. (In Python a module can change to a subclass of
-# its class, with all that it holds. PyTorch's `fully_shard` does that to modules, too.)
+# cell copies a model and gives its LoRA layers one. (It changes a layer's class to a subclass, as
+# PyTorch's `fully_shard` does.)
 
 
 # %%
@@ -800,23 +817,21 @@ if lab.experiment("Is a merged model the same model?", 4, needs=["2.2", "2.4", "
     display(plots.merge_rounding(gaps))
 
 # %% [markdown]
-# Each histogram shows how far a logit is from that of the unmerged model in fp32, at all tokens of
-# eight prompts. In fp32 merging costs nothing that matters. In bf16 there are two kinds of error.
-# Computing in bf16 moves the logits, merged or not. Merging also rounds $W + \Delta W$ to eight
-# binary digits, but saves the rounding of two thin products. So compare the two colours of bf16. If
-# their bulks lie on top of each other, merging is not what hurts most tokens.
+# Each histogram shows how far the logits are from those of the unmerged model in fp32, at all
+# tokens of eight prompts. In fp32 merging costs nothing that matters. In bf16 there are two kinds
+# of error. Computing in bf16 moves the logits, merged or not. Merging also rounds $W + \Delta W$ to
+# eight binary digits, but saves the rounding of two thin products. So compare the two colours of
+# bf16. Where they cover each other, the merged model is no further off than the unmerged one.
 #
-# A median does not see the small bumps at their right ends. They are the logits at the first token
-# of each prompt: off by roughly one, merged or not, where a typical logit is off by a tenth. No
-# answer depends on what is predicted there.
+# The small bumps at their right ends are the logits at the first token of each prompt. They are off
+# by roughly one, merged or not. No answer depends on what is predicted there.
 #
 # So "merging gives exactly the same model" is true in exact arithmetic. In a file it is true up to
 # rounding. Lab 6 asks whether the answers change, and what happens to updates much smaller than
 # this one.
 #
-# Can anybody tell that it was LoRA? Nothing in the merged file says so. But with the base model at
-# hand you can subtract it and take the SVD of lab 1. (Here in fp32; rounding to bf16 would add
-# noise to it.)
+# Can anybody tell that it was LoRA? Nothing in the merged file says so. But whoever has the base
+# model can subtract it and take the SVD of lab 1. (Here in fp32; rounding to bf16 would add noise.)
 
 # %% tags=["experiment"]
 if lab.experiment("Can one tell that it was LoRA?", 2, needs=["2.2", "2.4", "2.7"]):
@@ -828,15 +843,15 @@ if lab.experiment("Can one tell that it was LoRA?", 2, needs=["2.2", "2.4", "2.7
     print(f"the 9th {sizes[8]:.1e}: {sizes[7] / sizes[8]:,.0f} times less. Its rank was 8.")
 
 # %% [markdown]
-# Eight singular values stand far above the rest, and the rest is rounding. Whoever has the base can
-# read off that the change has a low rank, and that this rank is 8.
+# Eight singular values stand far above the rest, and the rest is rounding. So the change has rank
+# 8.
 
 # %% [markdown]
 # ### Unmerge
 #
-# One can merge an adapter, answer, take it away and merge the next, so that no request pays for
-# thin products. In exact arithmetic $W + \Delta W - \Delta W$ is $W$. In bf16 a weight has eight
-# binary digits, and each step rounds.
+# A server could merge an adapter, answer, take it away and merge the next, so that no request pays
+# for thin products. In exact arithmetic $W + \Delta W - \Delta W$ is $W$. In bf16 a weight has
+# eight binary digits, and both the sum and the difference are rounded.
 #
 # Try it with three decimal digits. 5.23 + 0.054 is 5.284, kept as 5.28; minus 0.054 it is 5.226,
 # kept as 5.23 again. But 9.97 + 0.054 is 10.024, kept as 10.0; minus 0.054 it is 9.946, kept as
@@ -872,31 +887,35 @@ if lab.experiment("A merge undone", 4, needs=["2.2", "2.4", "2.7"]):
         print(f"{name}: |error| is {error:.1e} of |W|, the update was {update:.1e} of it")
 
 # %% [markdown]
-# Most weights come back exactly: the sum is off by less than half of the last digit of $W$, and the
-# subtraction lands on $W$ again. Two cases go wrong in bf16, and in our run they made nearly all of
-# the wrong ones (percentages are of all weights).
+# The bars count weights of the adapted layers that differ afterwards, by however little. Below each
+# bar stands how large the error is: its root mean square over all these weights, against that of
+# the update.
+#
+# In bf16 most weights come back exactly. The sum is off by less than half of the last digit of $W$,
+# and the subtraction lands on $W$ again. Two cases went wrong in our run. Together they made nearly
+# all of the 3.7%.
 #
 # - The sum needs a larger exponent, as in 9.97 + 0.054. Then the last digit of $W$ can get lost.
-#   (2.1%)
+#   (2.1% of the weights)
 # - The sum lies exactly between two numbers that bf16 has, and rounding chooses the even one, both
 #   times. In decimals, 5.23 + 0.055 is 5.285, kept as 5.28; minus 0.055 it is 5.225, kept as 5.22.
 #   (1.6%)
 #
-# The error that remains is small compared with the update, and in fp32 about a hundred thousand
-# times smaller still. That is what fp32 buys: a smaller error, and not fewer wrong weights in
-# general. Where model, `A` and `B` come from bf16, as here, most digits of an fp32 number are
-# empty, and many sums are exact.
+# The error is about 2% of the update in bf16, and a hundred thousand times smaller in fp32. That is
+# what fp32 buys: a smaller error, and not fewer wrong weights in general. (Here they are fewer,
+# since model, `A` and `B` come from bf16: most digits of an fp32 number are empty, and many sums
+# are exact.)
 #
-# But it does not stay small. With another adapter each time the errors add up nearly as in a random
-# walk. In a simulation (random matrices in bf16, updates of 2.7% of $|W|$) a hundred merges, each
-# undone, left nearly eight times the error of one. So in 16 bits `unmerge_` does not undo a merge
-# exactly. Keep the base, and merge into a fresh copy of it.
+# In bf16 that grows: with another adapter each time the errors add up nearly as in a random walk.
+# In a simulation (random matrices in bf16, updates of 2.7% of $|W|$) a hundred merges, each undone,
+# left nearly eight times the error of one. So do not rely on `unmerge_` in 16 bits. Keep the base,
+# and merge into a fresh copy of it.
 
 # %% [markdown]
 # ## Save and load
 #
 # What has training added to the model? An `A` and a `B` in each adapted layer, and nothing else,
-# since everything else is frozen. So these are all you have to keep, or to send to somebody who has
+# since everything else is frozen. So that is all you have to keep, or to send to somebody who has
 # the base.
 
 # %% [markdown]
@@ -956,7 +975,7 @@ if lab.experiment("How large is what you learned?", 2, needs=["2.2", "2.4", "2.5
 
 # %% [markdown]
 # One base model serves many such files. You will read "an adapter is 10 to 50 MB" and "a few KB".
-# Neither is a law: the size is $r\,(d_\text{in} + d_\text{out})$ summed over the adapted layers,
+# Neither is a law. The size is $r\,(d_\text{in} + d_\text{out})$, summed over the adapted layers,
 # times the bytes of a number.
 
 # %% [markdown]
@@ -987,14 +1006,19 @@ check.scales(scaling)
 
 # %% [markdown]
 # Does the choice matter? Train a few steps at each rank with the same $\alpha$ and the same
-# learning rate, and measure how far the weights have moved: the size of the update relative to the
-# size of $W$.
+# learning rate. Then measure how far the weights have moved: the norm of the update relative to
+# that of $W$.
 #
 # You can work out two extremes. An entry of $BA$ is a sum of $r$ terms. If their signs are
-# independent, it grows like $\sqrt{r}$. Then from r=4 to r=256 the update under $\alpha / r$
-# shrinks by $\sqrt{64} = 8$, and under $\alpha / \sqrt{r}$ it keeps its size. If the signs agree,
-# it grows like $r$. Then the first keeps its size, and the second grows by 8. Which of the two is
-# nearer?
+# independent, it grows like $\sqrt{r}$; if they agree, like $r$. From r=4 to r=256 the update then
+# changes by these factors:
+#
+# | | signs independent | signs agree |
+# |---|---|---|
+# | $\alpha / r$ | 1/8 | 1 |
+# | $\alpha / \sqrt{r}$ | 1 | 8 |
+#
+# Which of the two is nearer?
 
 
 # %%
@@ -1023,22 +1047,20 @@ if lab.experiment("How far a few steps go, by rank", 20, needs=["2.2", "2.4", "2
     display(plots.update_sizes(ranks, rows))
 
 # %% [markdown]
-# A flat curve means that the norm of the update is the same at every rank. A falling one means that
-# it shrinks as the rank grows. Each band reaches from what independent signs would give (its lower
-# edge) to what signs that agree would give. In our run the norm fell to a fifth under $\alpha / r$,
-# where the two extremes are an eighth and no change. Under $\alpha / \sqrt{r}$ it grew 1.1 times,
-# where they are no change and 8 times. Both are nearer to independent signs.
+# Each band reaches from what independent signs would give (its lower edge) to what signs that agree
+# would give. In our run the norm fell to a fifth under $\alpha / r$ and grew 1.1 times under
+# $\alpha / \sqrt{r}$. Both are nearer to independent signs.
 #
-# The norm is not yet the speed of learning. Much of an early update is random, and to first order
-# the loss responds to the part that adds up. Lab 5 measures which rule keeps the speed the same.
-# Whenever you read a comparison of ranks, ask which rule it used, and whether the learning rate was
-# tuned for each rank.
+# But a norm is not yet a speed of learning. Much of an early update is random, and little of that
+# lowers the loss: what counts is the part in which the terms agree. Lab 5 measures which rule keeps
+# the speed the same. Whenever you read a comparison of ranks, ask which rule it used, and whether
+# the learning rate was tuned for each rank.
 
 # %% [markdown]
 # ## Is it really LoRA?
 #
-# The last test of your code is somebody else's code. Copy your trained `A` and `B` into a PEFT
-# model with the same configuration and compare the logits.
+# The last test of your code is somebody else's code. The next cell copies your trained `A` and `B`
+# into a PEFT model with the same configuration and compares the logits.
 
 # %% tags=["experiment"]
 if lab.experiment("Your adapter inside PEFT", 3, needs=["2.2", "2.4", "2.8"]):
@@ -1105,9 +1127,11 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - LoRA is two thin matrices beside a frozen one, scaled by $\alpha / r$. `B` starts at zero.
-# - It saves the products that would give the frozen weights' gradients, nearly a third of a step's
-#   arithmetic. And it saves those gradients and their optimizer states, most of what is held
-#   between steps. The weights stay, and so do most activations.
+# - It saves the frozen weights' gradients and their optimizer states, most of what is held between
+#   steps. Weights and most activations stay. So it helps where optimizer states fill your memory.
+#   Where activations do, see lab 4.
+# - It saves the products that would give those gradients, nearly a third of a step's arithmetic.
+#   The clock saves about as much.
 # - An adapter is a small file. In exact arithmetic a merge changes nothing. In 16 bits it rounds,
 #   and `unmerge_` does not bring every weight back: keep the base.
 # - Whoever compares ranks at one $\alpha$ and one learning rate may be comparing step sizes. Ask

@@ -5,7 +5,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
 from labkit.memory.plots import COLOURS, HATCHES
-from labkit.plots import INK, OVER_GUESS, PALETTE, figure, smooth
+from labkit.plots import INK, OVER_GUESS, PALETTE, figure, smooth, weight_for
 
 
 def thin_matrices(d_out, d_in, r):
@@ -34,10 +34,14 @@ def _box(ax, x, y, width, height, colour, label=""):
 def first_gradients(norms):
     """Gradient norms of A and B in the first steps; `norms` maps each name to a list."""
     fig, ax = figure(height=2.8)
-    for name, colour, marker in (("A", PALETTE[2], "o"), ("B", PALETTE[1], "s")):
+    looks = (("A", "random", PALETTE[2], "o"), ("B", "zero", PALETTE[1], "s"))
+    for name, start, colour, marker in looks:
         ax.plot(norms[name], color=colour, marker=marker, ms=4)
-        ax.annotate(f" {name}", (len(norms[name]) - 1, norms[name][-1]), color=colour, va="center")
-    ax.set(xlabel="step", ylabel="gradient norm", ylim=(-0.02 * max(norms["B"]), None))
+        end = (len(norms[name]) - 1, norms[name][-1])
+        shift = (0, -18) if name == "B" else (0, 10)  # where the curve does not come by
+        how = {"textcoords": "offset points", "ha": "right", "color": colour}
+        ax.annotate(f"{name} ({start} at first)", end, shift, **how)
+    ax.set(xlabel="step", ylabel="norm of the gradient", ylim=(-0.02 * max(norms["B"]), None))
     ax.set_title(f"At step 0 the gradient of A is {norms['A'][0]:.0f}: A has to wait for B")
     return fig
 
@@ -65,28 +69,34 @@ def right_answers(counts, n, guess):
 
 
 def loss_by_the_clock(curves):
-    """Training loss against seconds; `curves` maps a name to an object with both."""
-    fig, ax = figure(height=3.2)
+    """Training loss against seconds; `curves` maps a name to an object with both.
+
+    The running mean is that of the live curves, which show the same losses against the step.
+    """
+    fig, ax = figure(height=3.4)
+    means = {name: smooth(c.losses, weight_for(len(c.losses))) for name, c in curves.items()}
     seconds = [curve.seconds[-1] for curve in curves.values()]
-    at = min(seconds) / 3  # both curves fall: the lower one is named on its left, below
-    heights = [np.interp(at, c.seconds, smooth(c.losses)) for c in curves.values()]
+    at = min(seconds) / 4  # both curves fall: the lower one is named on its left, below
+    heights = [np.interp(at, c.seconds, means[name]) for name, c in curves.items()]
     for (name, curve), colour, height in zip(curves.items(), PALETTE[1::-1], heights, strict=True):
-        ax.plot(curve.seconds, smooth(curve.losses), color=colour)
+        ax.plot(curve.seconds, curve.losses, color=colour, alpha=0.3, lw=1)
+        ax.plot(curve.seconds, means[name], color=colour)
         lower = height == min(heights)
         shift, side = ((-6, -4), ("right", "top")) if lower else ((6, 4), ("left", "bottom"))
         how = {"textcoords": "offset points", "ha": side[0], "va": side[1], "color": colour}
         ax.annotate(name, (at, height), shift, **how)
-        end = (curve.seconds[-1], smooth(curve.losses)[-1])
-        ax.plot(*end, "o", color=colour)
-        how |= {"ha": "right", "va": "top"}
-        ax.annotate(f"{len(curve.losses)} steps", end, (4, -7), **how)
-    ax.set(xlabel="seconds", ylabel="training loss, running mean\n(nats a token)", yscale="log")
-    ax.margins(y=0.12)
+        ax.plot(curve.seconds[-1], means[name][-1], "o", color=colour)
+    ax.set(xlabel="seconds", ylabel="training loss (nats a token)", yscale="log")
+    ax.margins(y=0.06)
     _plain_log(ax.yaxis)
     ax.set_xlim(0, 1.03 * max(seconds))
-    ends = [f"{smooth(c.losses)[-1]:.2f} after {c.seconds[-1]:.0f} s" for c in curves.values()]
-    told = ", ".join(f"{name} {end}" for name, end in zip(curves, ends, strict=True))
-    ax.set_title(f"Training loss: {told}")
+    told = "faint: each step\nstrong: running mean, as in the two curves above"
+    ax.text(0.99, 0.97, told, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=9)
+    steps = min(len(curve.losses) for curve in curves.values())
+    ends = [
+        f"{name} at {means[name][-1]:.2f} after {c.seconds[-1]:.0f} s" for name, c in curves.items()
+    ]
+    ax.set_title(f"{steps} steps: {', '.join(ends)}")
     return fig
 
 
@@ -109,6 +119,7 @@ def step_shares(shares, guess):
     told = [f"{value:.0f}%" for value in percent]
     ax.bar_label(bars, told, label_type="center", color="white", weight="bold")
     ax.axhline(100, color=INK, lw=1)
+    ax.text(-0.57, 101, "full fine-tuning = 100%", color=INK, fontsize=9, va="bottom")
     ax.set(ylabel="% of full fine-tuning's", ylim=(0, max(115, 1.15 * max(percent))))
     ax.set_xlim(-0.6, len(shares) - 0.1)
     title = f"LoRA has {percent[1]:.0f}% of the arithmetic and takes {percent[-1]:.0f}% of the time"
@@ -122,12 +133,14 @@ def memory(held, peaks, guess):
 
     Both map "LoRA" and "full" to bytes by category; `guess` is of LoRA's peak, in percent.
     """
-    fig, ax = figure(height=3.8)
+    fig, ax = figure(height=4.1)
     half = held["LoRA"]["weights"] < 0.75 * held["full"]["weights"]
-    names = {"LoRA": "LoRA, 16-bit base" if half else "LoRA, fp32 base", "full": "full, fp32"}
+    base = "16-bit base" if half else "fp32 base"
+    names = {"LoRA": f"LoRA\n({base})", "full": "full\n(fp32)"}
     bars = {}
     for way, name in names.items():
-        bars |= {f"{name},\nbetween steps": held[way], f"{name},\nat the peak": peaks[way]}
+        bars |= {f"{name}\nbetween steps,\nwith gradients": held[way]}
+        bars |= {f"{name}\nat the peak": peaks[way]}
     unit, floor = sum(peaks["full"].values()) / 100, np.zeros(len(bars))
     for part, colour in COLOURS.items():
         sizes = np.array([parts.get(part, 0) / unit for parts in bars.values()])
@@ -139,19 +152,25 @@ def memory(held, peaks, guess):
     for x, told in enumerate(gigabytes):
         ax.text(x, floor[x] + 1, f"{told} GB", ha="center", color=INK)
     ax.set(ylabel="% of full fine-tuning's peak", ylim=(0, 118), xlim=(-0.5, len(bars) + 0.15))
+    to_gb = unit / 1e9
+    side = ax.secondary_yaxis("right", functions=(lambda y: y * to_gb, lambda gb: gb / to_gb))
+    side.set_ylabel("GB")
     ax.legend(loc="upper left", **OVER_GUESS)
     ax.grid(axis="x", visible=False)
     between, peak, full_between, full_peak = gigabytes
     ax.set_title(
-        f"Between steps LoRA holds {between} GB, full fine-tuning {full_between};\n"
-        f"at the peak {peak} and {full_peak}, which is {floor[1]:.0f}%"
+        f"Between steps LoRA holds {between} GB, full fine-tuning {full_between} GB;\n"
+        f"at the peak {peak} GB and {full_peak} GB: LoRA needs {floor[1]:.0f}%"
     )
     guess.draw(ax)
     return fig
 
 
 def merge_rounding(gaps):
-    """Histograms of |logit difference| on a log axis; `gaps` maps a name to a tensor."""
+    """Histograms of |logit difference| on a log axis; `gaps` maps a name to a tensor.
+
+    In this order: merged in fp32, unmerged in bf16, merged in bf16.
+    """
     fig, ax = figure(height=3)
     typical = {}
     for (name, gap), colour in zip(gaps.items(), PALETTE, strict=False):
@@ -164,9 +183,14 @@ def merge_rounding(gaps):
         ax.annotate(name, (np.median(logs) - 0.9, height), color=colour, **where)
     powers = range(-8, 2, 2)
     ax.set_xticks(powers, [f"$10^{{{power}}}$" for power in powers])
-    ax.set(xlabel="|difference of a logit|", ylabel="share of the logits", yticks=[])
-    text = ", ".join(f"{value:.2g} ({name})" for name, value in typical.items())
-    ax.set_title(f"Median distance from the unmerged fp32 model:\n{text}")
+    ax.set(
+        xlabel="|logit - that of the unmerged fp32 model|", ylabel="share of the logits", yticks=[]
+    )
+    merged32, plain16, merged16 = (f"{value:.2g}" for value in typical.values())
+    ax.set_title(
+        f"A merge in fp32 moves a typical logit by {merged32};\n"
+        f"bf16 moves it by {plain16} unmerged and by {merged16} merged (medians)"
+    )
     return fig
 
 
@@ -176,14 +200,21 @@ def undone(left, guess):
     `left` maps a dtype to (share, |error| / |W|, |update| / |W|); `guess` is of the first share, in
     percent.
     """
-    fig, ax = figure(height=3.2)
+    fig, ax = figure(height=3.4)
     percent = [100 * share for share, *_ in left.values()]
-    names = [f"{name}\noff by {error:.0e} of |W|" for name, (_, error, _) in left.items()]
+    names = [
+        f"{name}\nrms error: {error / update if update else 0:.1g}\nof the update's rms"
+        for name, (_, error, update) in left.items()
+    ]
     bars = ax.bar(names, percent, width=0.45, color=PALETTE[1])
     ax.grid(axis="x", visible=False)
     ax.bar_label(bars, [f"{value:.2g}%" for value in percent], color=INK)
     high = 1.2 * max(*percent, min(guess.value or 0, 100))  # room for the guess beside small bars
-    ax.set(ylabel="% of weights changed", ylim=(0, high), xlim=(-0.5, len(left)))
+    ax.set(
+        ylabel="% of the adapted weights\nthat come back changed",
+        ylim=(0, high),
+        xlim=(-0.5, len(left)),
+    )
     name = next(iter(left))
     ax.set_title(f"Merged and undone in {name}, {percent[0]:.2g}% of the weights come back wrong")
     guess.draw(ax)
@@ -208,7 +239,9 @@ def update_sizes(ranks, rows):
             how = {"ha": "right", "va": "bottom" if up > 0 else "top", "fontsize": 9}
             how |= {"textcoords": "offset points", "color": colour}
             ax.annotate(f"signs {signs}", (ranks[-2], edge[-2]), (-6, 3 * up), **how)
-    ax.set(xscale="log", yscale="log", xlabel="rank r", ylabel="|update| / |W|")
+    ax.set(
+        xscale="log", yscale="log", xlabel="rank r", ylabel="|update| / |W|\n(mean over the layers)"
+    )
     ax.set_xticks(ranks, [str(r) for r in ranks])
     ax.xaxis.set_minor_locator(NullLocator())
     _plain_log(ax.yaxis)
