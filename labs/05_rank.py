@@ -108,13 +108,13 @@ if lab.experiment("Llama-2-7B at four ranks and in full, simulated", 25):
     print(f"from r=4 to r=64 the peak grows by {more:.1f} GB, to {gigabytes['r=64']:.1f} GB")
 
 # %% [markdown]
-# Most of LoRA's bar is the frozen model in 16 bits, the same at every rank. (The weights grow a
-# little because the adapter's own are among them.) A higher rank adds little. At the peak each
-# trainable number takes 12 bytes: itself and Adam's two moments, in fp32. (The peak comes before
-# its gradient is made.) The activations grow a little, too. Full fine-tuning in fp32 peaks later,
-# when all gradients are there and the activations are gone. It pays 16 bytes for every weight of
-# the model, and 8 even where all of it is in bf16: half of the last bar, still nearly three times
-# r=64.
+# Most of LoRA's bar is the frozen model in 16 bits, the same at every rank. A higher rank adds
+# little: at the peak each trainable number takes 12 bytes, itself and Adam's two moments in fp32.
+# (The peak comes before its gradient is made. The activations grow a little with the rank, too.)
+#
+# Full fine-tuning in fp32 pays 16 bytes for every weight of the model: the weight, its gradient and
+# two moments. (It peaks later, when all gradients are there and the activations are gone.) With all
+# of that in bf16 it would be half of the last bar, still nearly three times r=64.
 #
 # So over a 16-bit model of this size memory is no reason to fear r=64. Over a model in 4 bits, as
 # in QLoRA, the two gigabytes from r=4 to r=64 are a larger share.
@@ -288,10 +288,11 @@ if lab.experiment("r = 4, 16, 64 with alpha = 2r", 80, needs=["5.2"]):
     display(doubled.drop(columns=["learning_rate", "error"]))
 
 # %% [markdown]
-# The curves are training losses; `loss` in the table is that on unseen commands. `trainable` and
-# `adapter_mb` grow in proportion to the rank, `peak_mb` much less. (Do not compare the `seconds`:
-# each is one run, and other work on the machine slows it.) `exact` is below a tenth in every row:
-# these runs are too short for whole answers. So from here on the loss is what you compare.
+# The curves are training losses, and each title has its first and last value; `loss` in the table
+# is that on unseen commands. `trainable` and `adapter_mb` grow in proportion to the rank, `peak_mb`
+# much less. (Do not compare the `seconds`: each is one run, and other work on the machine slows
+# it.) `exact` is below a tenth in every row: these runs are too short for whole answers. So from
+# here on the loss is what you compare.
 #
 # The loss falls steeply with the rank. Many would now conclude: "rank matters, take 64". Before you
 # do, change one thing: keep $\alpha$ fixed at 32. At r=16 that is the same run as above.
@@ -349,30 +350,25 @@ print(f"{len(runs)} runs, seeds {sorted(set(runs['seed']))}, {(runs['error'] != 
 # %% tags=["experiment"]
 if lab.experiment("Every rank at its own learning rate", 0):
     panels = short.by_rule(runs)
-    best = {}
-    for rule, lines in panels.items():
-        best[rule] = {rank: line.loc[line["mean"].idxmin()] for rank, line in lines.items()}
-    means = [row["mean"] for rows in best.values() for row in rows.values()]
+    means = [line["mean"].min() for lines in panels.values() for line in lines.values()]
     low, high = min(means), max(means)
     title = f"Each rank at its best learning rate: mean losses from {low:.2f} to {high:.2f}"
     display(plots.rate_curves(panels, title))
-    found = {rule: {r: x["learning_rate"] for r, x in rows.items()} for rule, rows in best.items()}
-    print("best learning rate on the grid, by rank")
-    display(pd.DataFrame(found).T)
 
 # %% [markdown]
-# Look for the lowest point of each curve, and for its height at 0.001. A mark is the mean of three
-# seeds, and a bar spans them. (Ranks are drawn a little side by side; all three have the same
-# rates. The best rate is chosen on the commands that judge it, so each best loss is a little too
-# low, that of every rank alike.) Where a curve or a bar leaves the picture at the top, training
-# broke in at least one seed: losses go up to 7 there.
+# A mark is the mean of three seeds, and a bar spans them. (Ranks are drawn a little side by side,
+# at the same rates.) Where a curve or a bar leaves the picture at the top, training broke in at
+# least one seed: losses go up to 7 there. Look for the lowest point of each curve, and for its
+# height at 0.001.
 #
 # - $\alpha = 32$: the three curves nearly coincide until training breaks.
-# - $\alpha = 2r$: the curves are shifted sideways. The higher the rank, the lower its best rate:
-#   0.01, 0.003 and 0.001.
+# - $\alpha = 2r$: the curves are shifted sideways. The higher the rank, the lower its best rate.
 # - Rank-stabilised, on the right: on this grid the best rate is 0.003 at all three ranks. But at
 #   0.001 the curves differ, since the useful part of a step still grows with the rank, like
 #   $\sqrt{r}$.
+#
+# (The best rate is chosen on the commands that judge it. So each best loss is a little too low,
+# that of every rank alike.)
 #
 # Where does training break? With $\alpha = 32$ and a rate of 0.01 one seed broke at r=4, one at
 # r=16, and none at r=64. Remember the picture of the first step: with $\alpha$ fixed the *size* of
@@ -422,41 +418,39 @@ if lab.experiment("Best learning rate against alpha", 0):
     guess_rate.beside(best_of_alpha.set_index(["alpha", "rank"]).loc[(128, 64), "learning_rate"])
 
 # %% [markdown]
-# In short: a larger $\alpha$ wants a lower rate, nearly in proportion. The rest of this cell says
-# how nearly.
+# A larger $\alpha$ wants a lower rate, nearly in proportion. So leave $\alpha$ where it is, and
+# tune the rate.
 #
-# A bar reaches half a step of the grid to either side, and so does the grey band of full
-# fine-tuning. At $\alpha = 128$ your formula gives a quarter of 0.003, or 0.00075, which lies in
-# the bar.
+# A mark is the best rate of the grid, and its bar reaches half a step of the grid to either side.
+# (So does the grey band of full fine-tuning.) At $\alpha = 128$ your formula gives a quarter of
+# 0.003, or 0.00075, which lies in the bar. The solid line is a constant product: it meets five of
+# the seven bars and narrowly misses two.
 #
-# The true best rate most likely lies in its bar. It need not: at $\alpha = 16$ the two best rates
-# differ by 0.04 in loss, and the seeds of one by up to 0.15. So chance may have picked a neighbour.
+# <details><summary>How nearly in proportion?</summary>
 #
-# From $\alpha = 8$ to 128 the best rate falls tenfold, and rate times $\alpha$ stays between 0.05
-# and 0.19. The solid line, a constant product, meets five of the seven bars and narrowly misses
-# two. So "nearly constant" is as much as these runs say.
+# The fitted line (dashed) falls as $\alpha^{-0.66}$. The coarse grid alone gives this exponent an
+# error of 0.15, so -1 is about two errors away. And chance may have picked a neighbour: at $\alpha
+# = 16$ the two best rates differ by 0.04 in loss, the seeds of one by up to 0.15.
 #
-# The fitted line (dashed) falls more slowly, as $\alpha^{-0.66}$. The coarse grid alone gives this
-# exponent an error of 0.15, so -1 is about two errors away. The falling sides of the curves say the
-# same, and need no choice from a grid. Take the rate at which a curve reaches a loss of 0.45, on
-# the line between two points of the picture. It falls as $\alpha$ to the power -0.70, -0.72 and
-# -0.76 in the three seeds (without the curves that start below 0.45: $\alpha = 64$, and in one seed
-# r=4 at $\alpha = 32$), and at $\alpha = 32$ it hardly depends on the rank.
+# The falling sides of the curves need no choice from a grid, and say the same. The rate at which a
+# curve reaches a loss of 0.45 falls as $\alpha$ to the power -0.70, -0.72 and -0.76 in the three
+# seeds. (Curves that start below 0.45 are left out.)
 #
 # Why is the fall slower than your formula says? Here is one reason, which was not tested. After the
 # first step Adam moves $A$, too, by the learning rate, whatever $\alpha$ is. What this adds to
 # $\frac{\alpha}{r} BA$ is proportional to $\alpha$ times the rate *squared*. It counts most where
 # the rate is high, which is at small $\alpha$.
+# </details>
 
 # %% [markdown]
 # Now you can judge some common sentences, for short training on this task:
 #
 # - *"LoRA takes ten times the learning rate of full fine-tuning, because fewer parameters share the
-#   gradient."* On this grid the ratio is 33 at $\alpha = 8$, ten at 32 and three at 128. ("LoRA
-#   Without Regret" (2025) has 32, too. It reports ten, and about fifteen in very short runs. A
-#   finer grid, further below, gives eighteen, which three seeds cannot tell from ten.) If sharing
-#   were the reason, the ratio would change from r=4 to r=64, with sixteen times the parameters. At
-#   $\alpha = 32$ it does not, on this grid.
+#   gradient."* On this grid the ratio is 33 at $\alpha = 8$, ten at 32 and three at 128. So "ten"
+#   is a statement about $\alpha = 32$. ("LoRA Without Regret" (2025) has $\alpha = 32$, too. It
+#   reports ten, and about fifteen in very short runs.) Nor is sharing the reason: then the ratio
+#   would change from r=4 to r=64, with sixteen times the parameters. At $\alpha = 32$ it does not,
+#   on this grid.
 # - *"When you double r, double alpha to keep the effective rate."* That keeps the factor $\alpha /
 #   r$, and doubles the useful part of a first step. A fixed $\alpha$ keeps the best rate nearly the
 #   same ("LoRA Without Regret" reports so for large models).
@@ -474,11 +468,11 @@ if lab.experiment("How much rank is worth, and how much a seed", 0):
     chosen = tables.best_runs(at_32, ["rank"], "loss", lowest=True).sort_values("seed")
     groups = {f"LoRA, r={rank}": list(part["loss"]) for rank, part in chosen.groupby("rank")}
     whole = tables.best_runs(runs[runs["study"] == "full"], ["study"], "loss", lowest=True)
-    groups["full"] = list(whole.sort_values("seed")["loss"])
-    ranks_apart = [np.mean(losses) for name, losses in groups.items() if name != "full"]
+    ranks_apart = [np.mean(losses) for losses in groups.values()]
     rank_spread = max(ranks_apart) - min(ranks_apart)
+    groups["full fine-tuning"] = list(whole.sort_values("seed")["loss"])
     title = f"Tuned, the three ranks' mean losses lie within {rank_spread:.3f} nats"
-    display(studies.losses(groups, title, marked=("full",)))
+    display(studies.losses(groups, title, marked=("full fine-tuning",)))
 
 # %% [markdown]
 # Seed by seed, r=64 is ahead of r=4 by 0.014 ± 0.005 (mean and standard error), and full
@@ -525,15 +519,18 @@ if lab.experiment("Where rank binds", 0):
     guess_rank.beside(enough[enough >= 0.9].index.min())
 
 # %% [markdown]
-# A dot is a seed, a line joins their means. The title counts right values instead of bits: see
-# `right` in the table. Follow one line from the left. At first it climbs with the rank: each number
-# of the adapter holds some part of a bit. Then it meets the dotted line, which is all that there is
-# to hold. From that rank on, more rank brings nothing. With four times the pairs the bend comes at
-# a higher rank. So "r=8 is enough" is a statement about your data, and no property of LoRA.
+# A dot is a seed, a line joins their means, and a number beside a dot is such a mean in bits. (The
+# title counts right values instead: see `right` in the table.) Follow the upper line from the left.
+# An adapter of r=1 has 2,112 numbers and holds 777 bits, those of 129 pairs; r=2 has 4,224 numbers
+# and holds 2,756 bits. So here the rank binds. At r=8 the line meets the dotted one, which is all
+# that there is to hold, and from there on more rank brings nothing. With a quarter of the pairs the
+# bend comes at a lower rank. So "r=8 is enough" is a statement about your data, and no property of
+# LoRA.
 #
 # On the thin black line every number of the adapter would hold as much as in the best of these
-# runs. With more than 100 passes it may be more: whole models are reported to hold about 1 bit a
-# parameter after a hundred passes and 2 after a thousand (Allen-Zhu and Li, 2404.05405).
+# runs. (At r=1 each holds only about half of that.) With more than 100 passes it may be more: whole
+# models are reported to hold about 1 bit a parameter after a hundred passes and 2 after a thousand
+# (Allen-Zhu and Li, 2404.05405).
 
 # %% [markdown]
 # What does that say about real data? On SmolLM2, r=16 on all linear layers has 4.9 million numbers.
@@ -727,9 +724,9 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
 
 # %% [markdown]
 # A cell is $\phi(i, j)$: how much the top $i$ directions of the run at r=8 share with the top $j$
-# of the run at r=64. The brighter, the more. The number in each panel is for the top 8 of both. To
-# the right of it every panel grows brighter. Part of that is chance: random spans have $j / 576$
-# there, 0.11 at $j = 64$.
+# of the run at r=64. The brighter, the more. Two cells of each panel have their number: the first
+# direction of both, at the lower left, and the top 8 of both. To the right every panel grows
+# brighter. Part of that is chance: random spans have $j / 576$ there, 0.11 at $j = 64$.
 #
 # - **Reads.** The two runs started from different random `A`, and 24 steps moved each by about a
 #   third of its norm. So both are still mostly what was drawn, and share little more than chance.
@@ -737,16 +734,14 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
 #   learned.
 # - **The control.** What `tickets` shares with `home` belongs to the model, or to answering at all.
 #   Only what the second panel has above the third is a signal of the task: about 0.1 for the top 8
-#   when we ran it (0.16 against 0.06). So most of what the two ranks write differs. But look at the
-#   lower left corner, the first direction of each: by its colour about a third is shared between
-#   the two ranks, and next to nothing with `tickets`. One direction agrees most and the rest less,
-#   as the paper argues, here in `B`.
+#   when we ran it (0.16 against 0.06). So most of what the two ranks write differs. But of
+#   their first directions they shared about a third, and with `tickets` next to nothing. One
+#   direction agrees most and the rest less, as the paper argues, here in `B`.
 #
-# This is one layer and one pair of seeds.
-#
-# The paper found an overlap above .5 for the first direction of `A`, in runs that were trained to
-# the end. Why not in `A` here? Most likely because 24 steps leave `A` close to its random start. So
-# compare what training had time to change, and compare it with a control.
+# This is one layer and one pair of seeds. The paper found an overlap above .5 for the first
+# direction of `A`, in runs that were trained to the end. Why not in `A` here? Most likely because
+# 24 steps leave `A` close to its random start. So compare what training had time to change, and
+# compare it with a control.
 
 # %% [markdown]
 # ## Little data, much rank
@@ -810,7 +805,10 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # parameters). All else is PEFT's default. LoRA+ has a ratio of 16, and its `rate` in the table is
 # that of `A`.
 #
-# Each method looks for its own best rate:
+# Each method looks for its own best rate: five rates half a decade apart, three seeds at the best
+# and its neighbours, and one more rate where the best seems to lie between two.
+#
+# <details><summary>The search, step by step</summary>
 #
 # 1. The first seed tries five rates half a decade apart. Two more seeds repeat the best one.
 # 2. These two also try the rates on both sides. By the mean of the three seeds the first seed's
@@ -819,7 +817,9 @@ if lab.experiment("Sixteen commands at r=4 and r=64", 70):
 # 3. But a best rate may lie between two of the five. A parabola through the first seed's best and
 #    its neighbours says where. If that is a third of a step or more to one side, all three seeds
 #    take the rate halfway to that neighbour as well. So it was for LoRA, rsLoRA, PiSSA, OLoRA,
-#    LoRA-FA and full fine-tuning.
+#    LoRA-FA and full fine-tuning. It can mislead: for LoRA the parabola is lowest at 0.0020, but at
+#    the halfway rate, 0.0017, two seeds of three did worse than at 0.003.
+# </details>
 
 # %% [markdown]
 # One question is left to you: when is a difference larger than chance? Seeds differ a lot. But a
@@ -870,21 +870,21 @@ check.pairs(paired_difference)
 
 # %% tags=["experiment"]
 if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
-    tried = measured.load("variants")
+    tried = measured.load("variants").replace({"method": tables.NAMES})
     at_best = tables.best_runs(tried, ["method"], "loss", lowest=True).sort_values("seed")
-    compared = tables.against(at_best, "lora", paired_difference)
+    compared = tables.against(at_best, "LoRA", paired_difference)
     ends = tried.groupby("method")["learning_rate"].agg(["min", "max", "nunique"])
     edges = compared["method"].map(ends["min"]), compared["method"].map(ends["max"])
     compared["rates tried"] = compared["method"].map(ends["nunique"])
     compared["at an edge"] = (compared["rate"] == edges[0]) | (compared["rate"] == edges[1])
     display(compared.round({"loss": 3, "difference_percent": 1, "error_percent": 1}))
     losses = at_best.groupby("method")["loss"].apply(list)
-    fair = compared[~compared["at an edge"] | (compared["method"] == "lora")]
+    fair = compared[~compared["at an edge"] | (compared["method"] == "LoRA")]
     groups = {name: losses[name] for name in fair["method"]}
-    display(studies.losses(groups, tables.verdict(fair, "lora"), marked=("lora",)))
+    display(studies.losses(groups, tables.verdict(fair, "LoRA"), marked=("LoRA",)))
 
 # %% [markdown]
-# `difference_percent` is of plain LoRA's loss, so below zero is better. `full` is full fine-tuning,
+# `difference_percent` is of plain LoRA's loss, so below zero is better. Full fine-tuning is there
 # for scale. Ask three questions of each row:
 #
 # - Is its best rate inside the rates that were tried? At an edge a better one may lie beyond. (The
@@ -898,8 +898,8 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # uses it.) And whoever looks at eight variants and reports the best one has had eight chances.
 
 # %% [markdown]
-# So, who wins? No variant, as far as three seeds can tell. The best rate of each lies inside those
-# that it tried. The differences from plain LoRA, in percent of its loss, with their errors:
+# So, who wins? No variant, as far as three seeds can tell. The differences from plain LoRA, in
+# percent of its loss, with their errors:
 #
 # | variant | percent | variant | percent |
 # |---|---|---|---|
@@ -908,32 +908,34 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # | DoRA | +0.4 ± 4 | orthogonal | +4 ± 2 |
 # | MiSS | +2 ± 6 | LoRA-FA | +7 ± 2 |
 #
-# Taken one by one, none exceeds chance, and none is as large as the spread of the seeds: plain LoRA
-# itself goes from 0.29 to 0.38. And at a single rank rsLoRA *is* plain LoRA with a larger $\alpha$:
-# 128 here in place of 32. So another $\alpha$, other rates and luck can make 6%.
+# Every best rate lies inside those that were tried. Taken one by one, no difference exceeds chance,
+# and none is as large as the spread of the seeds: plain LoRA itself goes from 0.29 to 0.38. And at
+# a single rank rsLoRA *is* plain LoRA with a larger $\alpha$: 128 here in place of 32.
 #
-# How much does the grid decide? Before the halfway rates were tried, PiSSA stood at +9 ± 7 and
-# LoRA-FA at +17 ± 8. Five rates half a decade apart were too few to judge either. A table with one
-# rate a method would mostly have compared rates. (The parabola can mislead, too. For plain LoRA it
-# is lowest at 0.0020, but at the halfway rate, 0.0017, two seeds of three did worse than at 0.003.)
+# Full fine-tuning is the one row that stands apart. It is ahead of plain LoRA by 12 ± 0.4%: by
+# 0.036 to 0.041 in each of the three seeds. (That they agree so closely is partly luck.)
 #
-# Full fine-tuning is the one row that stands apart. It is ahead of plain LoRA by 12 ± 0.4% of
-# LoRA's loss: by 0.036 to 0.041 in each of the three seeds. (That three seeds agree so closely is
-# partly luck. And the error does not cover the choice of rates: between 0.003 and 0.01 none was
-# tried for LoRA, and a better one there would narrow the gap.) Here, too, the grid decides what one
-# sees. At 3e-4, the best of its first five rates, it was ahead by 5 ± 4, and that could have been
-# chance. Its halfway rate, 1.7e-4, is an eighteenth of LoRA's 3e-3. So "ten times" is no finer than
-# the grid that it came from.
+# One reservation belongs to every row, since every row is compared with LoRA: for LoRA no rate
+# between 0.003 and 0.01 was tried. The errors do not cover that. If a better rate lies there, each
+# variant stands worse than here, and full fine-tuning's lead is smaller. (Their own grids have such
+# gaps, too.)
 #
-# Does a variant make up what LoRA lacks? These runs cannot say: rsLoRA is 0.020 ± 0.021 behind full
-# fine-tuning. Nor do they confirm or refute "1-2%", which is of scores and not of a loss. And with
-# three seeds and such errors nothing below 7% would be seen, and for rsLoRA, MiSS and OLoRA nothing
-# below 20%.
+# How much does the grid decide? On the first five rates alone PiSSA stood at +9 ± 7, LoRA-FA at
+# +17 ± 8, and full fine-tuning at -5 ± 4, which could have been chance. So a table with one rate a
+# method would mostly compare rates. And "ten times full fine-tuning's rate" is no finer than its
+# grid: here LoRA's 0.003 is eighteen times 0.00017, and three seeds cannot tell that from ten.
 #
-# Even the order of the rows is open. `rank_sweep` has a few of these settings in bf16, with the
-# same commands in another order. There PiSSA (at 0.001) is *ahead* of LoRA, by 0.02 and 0.004 in
-# its two seeds. Nor is one short task a verdict on a method: the papers train longer, and larger
-# models.
+# <details><summary>What these runs cannot say</summary>
+#
+# - Whether a variant differs by a little. With three seeds and such errors nothing below 7% would
+#   be seen, and for rsLoRA, MiSS and OLoRA nothing below 20%. So they neither confirm nor refute
+#   "1-2%", which is of scores and not of a loss.
+# - Whether a variant makes up what LoRA lacks: rsLoRA is 0.020 ± 0.021 behind full fine-tuning.
+# - In which order they come. `rank_sweep` has a few of these settings in bf16, with the same
+#   commands in another order. There PiSSA (at 0.001) is *ahead* of LoRA, by 0.02 and 0.004 in its
+#   two seeds.
+# - What longer training or a larger model would show. The papers have both.
+# </details>
 
 # %% [markdown]
 # Costs are easier to tell apart. Here are the seconds and the peak memory of a step, for four
@@ -1046,37 +1048,38 @@ if lab.experiment("All 48 categories, every method", 0):
     rungs["rates tried"] = rates.reindex(rungs.index, fill_value=0)
     rungs = rungs.sort_values("accuracy").astype({"numbers": int})
     title = tables.standing(rungs, measured.load("ticket_answers"), ticket_test["category"])
-    display(studies.ladder(top, title, guess_words))
-    display(rungs.round(1))
+    display(studies.ladder(top.replace({"method": tables.NAMES}), title, guess_words))
+    display(rungs.rename(tables.NAMES).round(1))
     guess_words.beside(score)
 
 # %% [markdown]
-# A bar is the mean of the seeds, and a mark is one seed. Under each name stands how many numbers
-# the method keeps for this task.
+# A bar is the mean of the seeds, and a mark is one seed. A method with a single mark has no chance
+# in it: a second run would give the same score. Under each name stands how many numbers the method
+# keeps for this task. (At zero-shot no error is drawn, since the formula would give 0. With none of
+# 288 right the true share is most likely below 1%.)
 #
 # How sure are these scores? On 288 tickets one standard error is three points, and that of a
-# difference of two scores up to four, before seeds add theirs. So two methods six points apart may
-# be equal, if each is judged on tickets of its own. With three seeds LoRA minus QLoRA is +6, -2 and
-# +1 points: the first seed alone would have looked like a finding. So before you rank methods, look
-# at the columns `seeds` and `rates tried`, too.
+# difference of two scores up to four, before seeds add theirs. So before you rank methods, look at
+# the columns `seeds` and `rates tried`, too. What does the table show?
 #
-# What does the table show? Counting words gets two tickets in five, and a classifier on sequences
-# of characters, fitted in seconds, is a rival at this size of data. Do not conclude that LoRA can
-# do no better. It made one pass, and one rank was tried.
+# - **Counting words** gets two tickets in five, and a classifier on sequences of characters, fitted
+#   in seconds, is a rival at this size of data. Do not conclude that LoRA can do no better. It made
+#   one pass, and one rank was tried.
+# - **LoRA or QLoRA?** The difference is +6, -2 and +1 points in the three seeds: no finding. The
+#   first seed alone would have looked like one.
+# - **Full fine-tuning beats LoRA here**, by 7, 5 and 6 points in the three seeds. Both answered the
+#   same tickets, so the difference can be taken ticket by ticket, as in the title. That is sharper
+#   than to compare two scores: 6.0 ± 1.6, more than chance. Whether more passes or another rank
+#   would close the gap is not settled.
 #
-# Were the rates fair? Each trained method had three, half a decade apart, with three seeds each.
-# For every method and every seed the middle one was best. For LoRA and QLoRA either neighbour loses
-# 14 to 21 points on average, so their best rate most likely lies close to the middle one. For full
-# fine-tuning the lower rate loses 17 points, but the higher one only 3.7 ± 2.0 (taken ticket by
-# ticket, with the three seeds averaged). So for it a rate between may be better still. (The rates
-# were chosen on the tickets that judge them. Where one rate wins by 14 points that changes nothing;
-# for full fine-tuning, with two so close, it may flatter a little.)
+# <details><summary>Were the rates fair?</summary>
 #
-# Does full fine-tuning beat LoRA? Here it does, by 7, 5 and 6 points in the three seeds. Taken
-# ticket by ticket, as in the title, that is 6.0 ± 1.6, more than chance: the two answered the same
-# tickets, and so the comparison is sharper than that of two scores. A better rate for full
-# fine-tuning would widen the gap. Whether more passes or another rank would close it is not
-# settled.
+# Each trained method had three rates, half a decade apart, with three seeds each, and the middle
+# one was best in every seed. For LoRA and QLoRA either neighbour loses 14 to 21 points on average.
+# For full fine-tuning the lower rate loses 17 points, but the higher one only 3.7 ± 2.0. So for it
+# a rate between may be better still, which would widen its lead. (The rates were chosen on the
+# tickets that judge them. For full fine-tuning, with two so close, that may flatter a little.)
+# </details>
 
 # %% [markdown]
 # When LoRA is wrong, is its answer a category nearby, or far away? The 48 categories form groups,
@@ -1176,8 +1179,8 @@ check.quiz(quiz)
 #   the rank. So a comparison with `alpha = 2r` at one rate compares how far the steps go. Fix
 #   $\alpha$, tune the rate, and repeat with other seeds.
 # - Rate and $\alpha$ are nearly one knob: when $\alpha$ grew sixteenfold, the best rate fell
-#   tenfold. "Ten times full fine-tuning's rate" was right at $\alpha = 32$ on a grid of half
-#   decades. On a finer grid eighteen came out; the seeds cannot tell it from ten.
+#   tenfold. "Ten times full fine-tuning's rate" was right at $\alpha = 32$ on a coarse grid. On a
+#   finer one eighteen came out; the seeds cannot tell it from ten.
 # - Rank binds where the data hold more than the adapter can: with random pairs and 100 passes, up
 #   to 0.7 bits a number. On the small task of commands it hardly mattered.
 # - Compare places at equal parameters, and variants at their own best rate, seed by seed. Compare

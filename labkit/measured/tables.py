@@ -6,6 +6,20 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+# methods as a reader knows them, by their names in the files
+NAMES = {
+    "full": "full fine-tuning",
+    "lora": "LoRA",
+    "qlora": "QLoRA",
+    "rslora": "rsLoRA",
+    "lora+": "LoRA+",
+    "lora-fa": "LoRA-FA",
+    "dora": "DoRA",
+    "miss": "MiSS",
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+}
+
 
 def param_table(shapes: dict[str, tuple[int, int]], ranks: Sequence[int]) -> pd.DataFrame:
     """What LoRA trains on the matrices `{name: (d_out, d_in)}`: columns rank, trainable, percent.
@@ -104,7 +118,7 @@ def verdict(table: pd.DataFrame, other: str) -> str:
 
     Full fine-tuning is no variant, and has a second line where it is in the table.
     """
-    rivals = table[~table["method"].isin([other, "full"])]
+    rivals = table[~table["method"].isin([other, NAMES["full"]])]
     if rivals.empty:
         return f"Nothing to compare with {other} yet"
     chance = table["seeds"].map(errors_of_chance) * table["error_percent"]
@@ -113,10 +127,10 @@ def verdict(table: pd.DataFrame, other: str) -> str:
     told = f"Of {len(rivals)} variants {apart or 'none'} differs from {other} by more than chance"
     if single := sum(rivals["error_percent"].isna()):
         told += f" ({single} with one seed: no error is known)"
-    for full in table[table["method"] == "full"].itertuples():
+    for full in table[table["method"] == NAMES["full"]].itertuples():
         off = f"{full.difference_percent:+.0f} ± {full.error_percent:.1f}%"
         sure = "beyond" if beyond[full.Index] else "within"
-        told += f"\nfull fine-tuning: {off} ({full.seeds} seeds), {sure} chance"
+        told += f"\n{full.method}: {off} ({full.seeds} seeds), {sure} chance"
     return told
 
 
@@ -127,7 +141,8 @@ def standing(rungs: pd.DataFrame, answers: pd.DataFrame, wanted: Sequence[str]) 
     ticket, with the seeds averaged, and has a standard error over tickets.
     """
     first, second = rungs.sort_values("accuracy", ascending=False).iloc[:2].itertuples()
-    told = f"{first.Index} {first.accuracy:.0f}%, {second.Index} {second.accuracy:.0f}%"
+    both = [f"{NAMES.get(m.Index, m.Index)} {m.accuracy:.0f}%" for m in (first, second)]
+    told = ", ".join(both)
     seeds = int(min(first.seeds, second.seeds))
     if seeds < 3:
         return f"Highest: {told};\ntoo few seeds for a winner"

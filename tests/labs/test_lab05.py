@@ -1311,7 +1311,7 @@ def test_chance_is_student_s(n):
 
 def test_a_verdict_needs_more_than_one_seed_and_more_than_chance():
     def told(gap, error, seeds=3, full=-9):
-        rows = [("full", 3, full, 1), ("dora", seeds, gap, error), ("lora", 3, 0, 0)]
+        rows = [("full fine-tuning", 3, full, 1), ("dora", seeds, gap, error), ("lora", 3, 0, 0)]
         names = ["method", "seeds", "difference_percent", "error_percent"]
         return tables.verdict(pd.DataFrame(rows, columns=names), "lora").split("\n")
 

@@ -70,14 +70,17 @@ def rate_curves(panels, title):
         best = {}
         for aside, (rank, frame) in zip((0.93, 1, 1.07), lines.items(), strict=False):
             _with_bars(ax, frame, aside, *RANKS[rank], f"r={rank}")
-            best[f"{frame.loc[frame['mean'].idxmin(), 'learning_rate']:g}"] = None
+            best[f"r={rank}"] = f"{frame.loc[frame['mean'].idxmin(), 'learning_rate']:g}"
         ax.set(xscale="log", yscale="log", xlabel="learning rate")
-        ax.set_title(f"{rule}\nbest at {', '.join(best)}", fontsize=10)
+        told = ", ".join(f"{rank}: {rate}" for rank, rate in best.items())
+        if len(set(best.values())) == 1:
+            told = f"all ranks: {best[f'r={rank}']}"
+        ax.set_title(f"{rule}; best rate\n{told}", fontsize=9)
+        _plain_rates(ax)
     first = np.atleast_1d(axes)[0]
     first.set_ylabel(LOSS)
     first.legend(loc="upper left")
     _plain_ticks(first)
-    _plain_rates(first)
     return headed(fig, title)
 
 
@@ -135,11 +138,17 @@ def first_steps(frame, guess):
     axes[0].set_title("useful part", fontsize=11)
     axes[1].set_title("size: the norm of the step", fontsize=11)
     axes[0].legend(loc="lower left")
-    text = ", ".join(f"x{grown['useful', rule]:.1f} with {rule}" for rule in frame["rule"].unique())
+    text = ", ".join(_growth(grown["useful", rule], rule) for rule in frame["rule"].unique())
     name = guess.draw(axes[0])
     if name and guess.value > 2:
         name.set(**LEFT)  # on the right alpha = 2r's line ends at 16, a likely guess
-    return headed(fig, f"From r={low} to r={high} the useful part of a first step grows\n{text}")
+    return headed(fig, f"From r={low} to r={high} the useful part of a first step\n{text}")
+
+
+def _growth(factor, rule):
+    """What becomes of a value that is multiplied by `factor`, in words."""
+    same = abs(factor - 1) < 0.1
+    return f"{'stays the same' if same else f'is multiplied by {factor:.0f}'} with {rule}"
 
 
 def _rank_axis(ax, ranks):
@@ -162,8 +171,9 @@ def collapse(lines, full):
         for ax, factor in zip(axes, (1, alpha), strict=True):
             rate = frame["learning_rate"] * factor
             ax.plot(rate, frame["mean"], color=colours[alpha], marker=marker, ms=5, label=label)
-    axes[0].plot(full["learning_rate"], full["mean"], color=INK, ls=":", marker="^", label="full")
-    axes[0].legend(fontsize=8.5)
+    name = "full fine-tuning"
+    axes[0].plot(full["learning_rate"], full["mean"], color=INK, ls=":", marker="^", label=name)
+    axes[0].legend(fontsize=8.5, labelspacing=0.25)  # above the lines
     for ax, name in zip(axes, ("learning rate", "learning rate x alpha"), strict=True):
         ax.set(xscale="log", yscale="log", xlabel=name)
     axes[0].set_ylabel(LOSS)

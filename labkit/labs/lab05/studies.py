@@ -35,16 +35,17 @@ def losses(groups, title, marked=()):
 def overlaps(panels, title, marked):
     """Heatmaps of subspace similarity, one below the other over the same j.
 
-    `panels` maps a title to a frame, index i and columns j; in the cell i = j = `marked` stands its
-    number. The scale ends at the largest value of all.
+    `panels` maps a title to a frame, index i and columns j; in the cells i = j = 1 and i = j =
+    `marked` stand their numbers. The scale ends at the largest value of all.
     """
     n, top = len(panels), max(frame.to_numpy().max() for frame in panels.values())
     fig, axes = figure(width=5.6, height=1.2 + 1.9 * n, n_rows=n, sharex=True, squeeze=False)
     for (ax,), (name, frame) in zip(axes, panels.items(), strict=True):
         image = ax.imshow(frame, vmin=0, vmax=top, cmap="cividis", aspect="auto", origin="lower")
-        value, place = frame.loc[marked, marked], frame.columns.get_loc(marked)
-        how = {"color": INK if value > 0.6 * top else "white", "fontsize": 12, "va": "center"}
-        ax.text(place, frame.index.get_loc(marked), f"{value:.2f}", ha="center", **how)
+        for k in (1, marked):
+            value, place = frame.loc[k, k], (frame.columns.get_loc(k), frame.index.get_loc(k))
+            how = {"color": INK if value > 0.6 * top else "white", "fontsize": 10, "va": "center"}
+            ax.text(*place, f"{value:.2f}", ha="center", **how)
         ax.set_xticks(range(len(frame.columns)), frame.columns)
         ax.set_yticks(range(len(frame)), frame.index)
         ax.set_ylabel("top i of r=8")
@@ -89,23 +90,15 @@ def capacity(runs, bits_each, guess):
         ax.annotate(there, place, (0, 4), **how)
         known = mean.index[mean["right"] >= 0.9]
         needed[n] = f"r={known[0]}" if len(known) else "none of them"
+        for rank, (bits, _) in mean[mean["right"] < 0.99].iterrows():
+            how["ha"] = "right" if rank == 1 else "left"  # right of r=1 the lines lie
+            ax.annotate(f"{bits:,.0f}", (rank, bits), (-8, -3) if rank == 1 else (8, -10), **how)
     ranks = sorted(runs["rank"].unique())
-    a_number = (runs["bits"] / runs["trainable"]).max()
-    line = a_number * (runs["trainable"] / runs["rank"]).iloc[0] * np.array(ranks)
-    top = 1.15 * bits_each * runs["n"].max()
-    ax.plot(ranks, np.where(line < top, line, np.nan), color=INK, lw=1)
-    ax.annotate(
-        f"{a_number:.1f} bits a number",
-        (ranks[1], line[1]),
-        (-4, 8),
-        color=INK,
-        ha="right",
-        textcoords="offset points",
-        fontsize=9,
-    )
+    _most(ax, runs, ranks, 1.15 * bits_each * runs["n"].max())
     ax.set(xscale="log", yscale="log", xlabel="rank r", ylabel="bits held")
     ax.set_xticks(ranks, [str(r) for r in ranks], minor=False)
     ax.set_xticks([], minor=True)
+    ax.set_xlim(0.7 * ranks[0], None)
     ticks = [250, 500, 1000, 2000, 4000, 8000]
     ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
     ax.set_yticks([], minor=True)
@@ -115,6 +108,15 @@ def capacity(runs, bits_each, guess):
     if name := guess.draw(ax, "x"):
         name.set(y=0.01, va="bottom")  # at the top it would lie over the lines
     return fig
+
+
+def _most(ax, runs, ranks, top):
+    """A line, up to `top`: what ranks hold if each number holds as much as in the best run."""
+    a_number = (runs["bits"] / runs["trainable"]).max()
+    line = a_number * (runs["trainable"] / runs["rank"]).iloc[0] * np.array(ranks)
+    ax.plot(ranks, np.where(line < top, line, np.nan), color=INK, lw=1)
+    place, how = (ranks[1], line[1]), ASIDE | {"ha": "right"}
+    ax.annotate(f"{a_number:.1f} bits a number", place, (-4, 8), **how)
 
 
 def batches(runs, bits_each):
@@ -157,7 +159,8 @@ def ladder(table, title, guess):
     for y, (name, (mean, _)) in enumerate(methods.iterrows()):
         error = 100 * (mean / 100 * (1 - mean / 100) / 288) ** 0.5
         ax.barh(y, mean, color=PALETTE[0], alpha=0.3, height=0.6)
-        ax.errorbar(mean, y, xerr=error, color=INK, lw=1, capsize=3)
+        if error:  # at 0 right the formula gives 0, which nobody should read as certain
+            ax.errorbar(mean, y, xerr=error, color=INK, lw=1, capsize=3)
         part = table[table["method"] == name]
         for seed, value in zip(part["seed"], part["accuracy"], strict=True):
             aside = 0.16 * (1 - seed) if len(part) > 1 else 0
