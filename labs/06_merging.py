@@ -289,33 +289,44 @@ if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2
     guess_unmoved.beside(np.mean(still))
 
 # %% [markdown]
-# Read the first picture from the bottom. The lowest dot is the model without its adapter: its KL,
-# about 4 nats, is how much the adapter changes. The dot above it shows what the rounded weights
-# cost by themselves, as all else is in fp32: a hundred-thousandth of a nat when we ran it. The two
-# dots in bf16 cost sixteen times that, and as much unmerged as merged. So nearly all of it comes
-# from *computing* in bf16, merged or not. The top dot, merged in fp32, is the same model up to
-# rounding: a KL below $10^{-8}$ is drawn there, since fp32 cannot tell it from zero.
+# Read the first picture from the bottom (the numbers are from our run):
 #
-# Yet the second picture says that about one weight in seven does not move at all. And the second
-# line printed above it says how far what arrives in a layer is from the update: by an eighth of the
-# update's size when we ran it.
+# | dot | what moves it away from the trained model | KL, nats |
+# |---|---|---|
+# | bf16, no adapter | the missing update | 4 |
+# | bf16 merge, run in fp32 | the rounded weights alone | 0.00001 |
+# | bf16, merged | the rounded weights, and computing in bf16 | 0.0002 |
+# | bf16, unmerged | computing in bf16 alone | 0.0002 |
+# | fp32, merged | the rounding of fp32 | below $10^{-8}$, drawn there |
+#
+# So nearly all that bf16 costs comes from *computing* in it, and you pay that merged or not.
+#
+# Yet the second picture says that about one weight in seven does not move at all. (The share is
+# largest in `down`. There the update is smallest beside the weights: 1.0% in our run, and 1.3 to
+# 1.6% in the other kinds.) In a layer, what arrives is off from the update by an eighth of the
+# update's size: that is the second line printed above the picture.
 
 # %% [markdown]
 # How can both be true? Rounding moves one weight too little, or not at all, and another too far.
-# Each output of a layer sums over hundreds of weights. In this sum the errors cancel in part, while
-# the update, which was trained, pulls one way. We compared the outputs of every fifth layer on four
-# commands. There the error was 0.06 of what the update does (median), half of the eighth in the
-# weights. And a KL goes with the square of the error, as long as the error is small. If the square
-# held all the way, 0.06 would cost $0.06^2$ of the 4 nats, or 0.014. The run shows a thousandth of
-# that. Two things may explain it, and we measured neither. The errors of the 210 layers should be
-# unrelated, so they may cancel once more. And a trained model is sure of its answers, so a small
-# error moves its probabilities little.
+# Each output of a layer sums over hundreds of weights. In this sum the errors cancel in part. The
+# update was trained: it pulls one way, and does not cancel. And a KL goes with the square of the
+# error, as long as the error is small: half the error is a quarter of the KL.
+#
+# <details><summary>How much cancels, and what this leaves open</summary>
+#
+# We compared the outputs of every fifth layer on four commands. There the error was 0.06 of what
+# the update does (median), half of the eighth in the weights. If the square held all the way, 0.06
+# would cost $0.06^2$ of the 4 nats, or 0.014. The run shows a thousandth of that. Two things may
+# explain it, and we measured neither. The errors of the 210 layers should be unrelated, so they may
+# cancel once more. And a trained model is sure of its answers, so a small error moves its
+# probabilities little.
+# </details>
 #
 # All this holds *as long as the update is not too small*. Where it is, hardly a weight moves. Then
 # the errors are minus the update, and cancel no more than the update does.
 #
-# So in bf16 the merged model is nearly the same here, at the ratio $\|\Delta W\| / \|W\|$ that is
-# printed above. *What a grid lets through*, below, asks what happens to smaller updates.
+# So in bf16 the merged model is nearly the same here, where $\|\Delta W\| / \|W\|$ is about 1%.
+# *What a grid lets through*, below, asks what happens to smaller updates.
 #
 # (PEFT's plain merge adds in fp32, as you do. Its `safe_merge=True` casts the update first.)
 
@@ -350,10 +361,12 @@ if lab.experiment("Speed with and without merging", 15, needs=["6.1", "6.2"]):
 # %% [markdown]
 # A bar is the fastest of three runs, and the line goes back to the slowest. Other work on the
 # machine can only slow a run, so the fastest is the least disturbed. Merged and base do the same
-# arithmetic, so the gap between their bars is noise. Believe the gap to the unmerged model if it is
-# clearly larger. Unmerged, each layer does two more products. They are so small that most of their
-# time probably goes into starting them. On a large model, where a layer's own product takes long,
-# the loss of speed should be smaller.
+# arithmetic: the gap between their bars is noise. Believe the gap to the unmerged model if it is
+# clearly larger.
+#
+# Unmerged, each layer does two more products. They are so small that most of their time probably
+# goes into starting them. On a large model, where a layer's own product takes long, the loss of
+# speed should be smaller.
 
 # %% [markdown]
 # ## What a grid lets through
@@ -471,11 +484,13 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.1", "6.2"]
 # %% [markdown]
 # Grey ticks are the values that a grid has. The ring is the weight before, the dot the weight
 # after; a dot inside the ring has not moved. The band around the ring is the *dead zone*: a sum
-# that falls into it snaps back. The arrow is the update, the same in each row. It is longer than a
-# step of bf16's grid, and a small part of a step of NF4's, whose next value lies far outside the
-# picture. In `Q8_0` it is a little over half a step when we ran it, so the weight jumps a whole
-# step, nearly twice as far as asked. A weight that moves need not move as far as the arrow: it goes
-# to the nearest tick.
+# that falls into it snaps back. The arrow is the update, the same in each row. When we ran it:
+#
+# - In *bf16* the update is longer than a step, and the weight lands near the arrow's tip.
+# - In *Q8_0* it is a little over half a step. The weight jumps a whole step, nearly twice as far as
+#   asked, since it can stop at a tick only.
+# - In *NF4* it is a small part of a step: the next value lies far outside the picture. The weight
+#   snaps back.
 #
 # Now a whole layer. We scale the update of `home`, from tiny to large.
 
@@ -502,15 +517,21 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.1"
 # bits those of a few percent of $\|W\|$ and less, with `Q8_0` those below one percent, with bf16
 # those below a few tenths of a percent. It is one mechanism at three scales.
 #
-# The loss is gradual. The steps of bf16's grid are short around small weights, and even a small
-# update moves those. In NF4 the largest weight of each block hardly ever snaps back: it sets the
-# block's scale, which is stored in fp32. It is one weight of 64, so 1.6% arrive where all others
-# snap back. In `Q8_0` and `Q4_0` it is one of 32, about 3%. Their scale is in fp16, so at 0.03% the
-# largest weight mostly snaps back, too.
+# bf16 loses gradually: its steps are short around small weights, and even a small update moves
+# those.
 #
-# So bf16 is not safe as such. `home` was trained at a large rate, and its update is so large that
-# nearly all of it arrives. A small rate and few steps may leave an update of 0.1%, and of that a
-# good part is lost in the merge. Then there are three ways out:
+# <details><summary>Why not quite 0% arrives in 4 and 8 bits</summary>
+#
+# In NF4 the largest weight of each block hardly ever snaps back: it sets the block's scale, which
+# is stored in fp32. It is one weight of 64, so 1.6% arrive where all others snap back. In `Q8_0`
+# and `Q4_0` it is one of 32, about 3%. Their scale is in fp16, so at 0.03% the largest weight
+# mostly snaps back, too.
+# </details>
+#
+# So a merge in bf16 is not safe as such. `home` was trained at a large rate, and its update is so
+# large that nearly all of it arrives. A small rate and few steps may leave an update of 0.1%, and
+# of that a good part is lost. Print $\|\Delta W\| / \|W\|$ before you merge. If it is small, there
+# are three ways out:
 #
 # - store the sum in fp16, whose steps are an eighth as long (if nothing in the model overflows
 #   fp16, and nobody loads it in bf16 again);
@@ -681,16 +702,32 @@ if lab.experiment("One adapter, merged in every way", 25, needs=["6.1", "6.2", "
     guess_merge.beside(kls["original"])
 
 # %% [markdown]
-# The KL says how *close* a merge is to the model that was trained. It says neither how *good* the
-# merge is nor why. So the next cell prints four things more:
+# Read the dots from the top. The axis is logarithmic: compare the numbers at the dots, not the
+# distances.
 #
-# - the losses;
+# - *Dequantised base*: as good as identical. These are the very weights beside which the adapter
+#   was trained. What little remains is rounding, and nearly all of it comes from computing in the
+#   format that the lab's first lines name. (The next section computes in fp32. There this merge,
+#   stored in bf16, is less than 0.0001 nats away.)
+# - *Original*: another model. NF4's rounding error is missing, and the adapter was trained with it.
+# - *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone. These dots lie near
+#   the last one, which has no adapter at all. This is the dead zone: dequantised weights are
+#   *exactly* on the grid.
+# - *Original, then 4 bits*: the surprise, for here the update arrives. The original is not on NF4's
+#   grid, so this is the right half of the picture of the four grids. Most weights round to the same
+#   value with the update as without. Those near a boundary go up or down, and the update decides
+#   often enough to arrive on average. This merge is even closer than the original itself, probably
+#   because most of its weights now have the very values beside which the adapter was trained.
+
+# %% [markdown]
+# The KL says how *close* a merge is to the model that was trained. It does not say how *good* the
+# merge is. So the next cell prints the losses. It also prints what the explanations above rest on:
+#
 # - the size of the update beside NF4's rounding error;
 # - how much of the update arrives;
 # - how different the two bases are without any adapter.
 #
-# For the second and the third it looks at one matrix in eight, so that all seven kinds are among
-# them.
+# For the first two it looks at one matrix in eight, so that all seven kinds are among them.
 
 # %% tags=["experiment"]
 if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6.3", "6.4"]):
@@ -714,43 +751,25 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
     print(f"KL of the two bases without adapters: {bases:.3f}")
 
 # %% [markdown]
-# Now go back to the picture, and read its dots from the top. The axis is logarithmic: compare the
-# numbers at the dots, not the distances.
+# How much arrives is what the dots said: about 2% from the grid, nearly all from beside it.
 #
-# *Dequantised base*: as good as identical. These are the very weights beside which the adapter was
-# trained. What little remains is rounding, and nearly all of it comes from computing in the format
-# that the lab's first lines name. (The next section computes in fp32. There this merge, stored in
-# bf16, is less than 0.0001 nats away.)
+# The original is closer than one might fear. NF4's rounding changed the weights about ten times as
+# much as the update does. Yet this merge is several times closer to the trained model than the two
+# bases are to each other without an adapter (a KL of 0.4 when we ran it). A trained model is surer
+# of its answers, and that may be why the same difference of weights moves them less.
 #
-# *Original*: another model. NF4's rounding changed the weights about ten times as much as the
-# update does. Yet this model is several times closer to the trained one than the two bases are to
-# each other without an adapter (a KL of 0.4 when we ran it). A trained model is surer of its
-# answers, and that may be why the same difference of weights moves them less.
-#
-# *Dequantised, then 4 bits*, by hand or by PEFT: the update is nearly gone. Their dots lie near the
-# last one, which has no adapter at all. This is the dead zone: dequantised weights are *exactly* on
-# the grid.
-#
-# *Original, then 4 bits*: the surprise, for here the update arrives. The original is not on NF4's
-# grid, so this is the right half of the picture of the four grids. Most of the weights round to the
-# same value with the update as without. Those near a boundary go up or down, and the update decides
-# often enough to arrive on average. This merge is even closer than the original itself, probably
-# because most of its weights now have the very values beside which the adapter was trained.
-
-# %% [markdown]
 # Is the original the better base, or the worse one? When we ran it, its loss was 0.06 to 0.07 above
 # the trained model's. Chance in the choice of the commands hardly explains that: in the trainings
 # of the next section it makes an error of 0.01 to 0.03 in such a difference (`worse_se` in their
-# file). But this is one short training, and another one would give another difference.
+# file). But another training would give another difference, and this is one, and a short one.
 #
 # ## From short to long training
 #
 # NF4's error stays the same, while the update grows with training. So what a merge loses should
-# depend on the ratio $\|\Delta W\|\,/\,\|\text{rounding error}\|$. We measured that beforehand, in
-# three trainings, each with its own seed: batches of two commands, a constant rate of 0.002, r = 16
-# on all layers, in fp32. After 8, 25, 60, 120 and 240 steps the adapter was merged in every way.
-# Each merge was stored in bf16, or on the grid that its name says, and scored on 24 held-out
-# commands.
+# depend on the ratio $\|\Delta W\|\,/\,\|\text{rounding error}\|$. To see it change, we trained
+# beforehand, with three seeds, and merged in every way after 8, 25, 60, 120 and 240 steps. Each
+# merge was stored in bf16, or on the grid that its name says, and scored on 24 held-out commands.
+# (Batches of two commands, a constant rate of 0.002, r = 16 on all layers, in fp32.)
 
 # %%
 guess_crossover = lab.predict("After 240 steps: loss of original minus dequantised, in nats?", None)
@@ -766,67 +785,51 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
     guess_crossover.beside(last["original"] - last["dequantised"])
 
 # %% [markdown]
-# Two results to look for, the solid lines. Left: the dequantised base is nearly the trained model,
-# whatever the length. Right: in loss, three seeds cannot tell the original from it. Dashed and
-# dotted lines are sums rounded to 4 bits again: read them second.
+# The colour is the base. A filled dot is a sum stored in bf16, a hollow one a sum rounded to NF4.
+# Large dots are means of three seeds. On the right small dots are the seeds, and bars ± one
+# standard error over them, as in the title.
 #
-# A faint dot is a seed, a line joins their means. On the right the points of one length stand side
-# by side, so that you see all of them. In the printed table `to_error` is the ratio, `arrives` the
-# share of exercise 6.3, and `worse` the loss above the trained model's.
+# **Left: how close?**
 #
-# Left: how close.
-#
-# - *Dequantised*: it is the trained model at every length.
+# - *Dequantised*: nearly the trained model, at every length.
 # - *Original*: another model, which comes closer as training goes on.
 # - *Dequantised, then NF4*: the dead zone, and how an update outgrows it. After 8, 25, 60, 120 and
 #   240 steps 2, 3, 12, 32 and 62% of the update arrive (means of three seeds).
 # - *Original, then NF4*: no dead zone. Up to 120 steps it is even closer than the original itself.
-# - *Then Q4_0*: another grid, and neither base is on it. So a new rounding error is added to both
-#   sums (two seeds after 8 steps, one from 25 on).
 #
-# <details><summary>Two odd numbers in the printed table</summary>
+# **Right: how good?** Zero is the trained model's own loss. Numbers at the upper edge are means
+# that lie above it.
 #
-# For *dequantised, then Q4_0* after 8 steps there is 1.67 under `arrives`. That is no slip. Where
+# - *Original*: three seeds cannot tell it from zero. One might expect it below: without an adapter
+#   the original has the lower loss, by 0.35 nats (lab 4's 60 commands). The 0.03 ± 0.01 after 25
+#   steps is a hint that it is worse, no more. (It is 3.7 times its error. With three seeds chance
+#   alone gives more than 4.3 times in one case of twenty, as lab 5 says.) After 240 steps anything
+#   from -0.07 to +0.06 fits.
+# - *Original, then NF4*: within 0.07 of zero in every run, in about a quarter of the bytes.
+# - *Dequantised, then NF4*: nearly as bad as no adapter at first. After 240 steps it is no worse
+#   than what was trained, as far as three seeds can tell (-0.01 ± 0.04). Yet its KL of 0.16 says
+#   that it is another model.
+#
+# <details><summary>The printed table: its columns, and two more grids</summary>
+#
+# `to_error` is the ratio, `arrives` the share of exercise 6.3, and `worse` the loss above the
+# trained model's. `Q4_0` and `Q8_0` are not drawn: they have two seeds after 8 steps, and one from
+# 25 on.
+#
+# Neither base is on `Q4_0`'s grid, so a new rounding error is added to both sums. For
+# *dequantised, then Q4_0* after 8 steps there is 1.67 under `arrives`, and that is no slip. Where
 # both grids scale by the same weight, three of NF4's sixteen values lie nearly half way between two
 # of `Q4_0` (one is at 4.501 of its steps). From there even a tiny update moves a weight by a whole
 # step.
 #
-# `Q8_0` (printed, not drawn) is so fine that it changes little. Its 0.056 under `worse`, for the
-# original after 8 steps, is the mean of two seeds. Without `Q8_0` the same two have 0.056 as well.
+# `Q8_0` is so fine that it changes little. Its 0.056 under `worse`, for the original after 8 steps,
+# is the mean of two seeds. Without `Q8_0` the same two have 0.056 as well.
 # </details>
 
 # %% [markdown]
-# Right: how good. Zero is the trained model's own loss. The axis is linear from -0.15 to 0.15, and
-# logarithmic beyond the dotted line. Bars, and the ± in the title, are standard errors over the
-# seeds.
-#
-# Without an adapter the original is the better base: its loss is lower than NF4's by 0.35 nats (lab
-# 4's 60 commands). So one might expect it below zero here. This is what three seeds say:
-#
-# | steps | original, loss above the trained model's | mean |
-# |---|---|---|
-# | 8 | -0.12 to +0.08 | 0.00 ± 0.06 |
-# | 25 | +0.02 to +0.05 | 0.03 ± 0.01 |
-# | 60 | -0.03 to +0.05 | 0.01 ± 0.02 |
-# | 120 | -0.01 to +0.02 | 0.00 ± 0.01 |
-# | 240 | -0.03 to +0.02 | -0.01 ± 0.02 |
-#
-# The 0.03 after 25 steps is a hint, no more. It is 3.7 times its error, and with three seeds chance
-# alone gives more than 4.3 times in one case of twenty (lab 5 says why).
-#
-# After long training we see no difference. There may be one, but it is small: after 240 steps
-# anything from -0.07 to +0.06 fits these three seeds. (One of them alone would have shown the
-# original ahead, by 0.03.)
-#
-# *Original, then NF4* is within 0.07 of zero in every run, and its layers take about a quarter of
-# the bytes. After 240 steps even *dequantised, then NF4* is no worse, as far as three seeds can
-# tell: -0.01 ± 0.04, though its KL of 0.16 says that it is another model.
-
-# %% [markdown]
 # That is one way to train. Lab 4 had another: 20 steps of 16 commands, a falling rate and r = 8.
-# There an adapter that was trained beside NF4 had a loss of 0.34 to 0.36, and on the original it
-# was higher by 0.14, 0.13 and 0.14. Your own QLoRA above is a third way. Here are all of them by
-# their ratio:
+# Your own QLoRA above is a third. Does the ratio decide what the original costs? Here are all of
+# them, by their ratio:
 #
 # | ratio | training | original, loss above the trained model's |
 # |---|---|---|
@@ -836,31 +839,31 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # | 0.16 | 25 steps of two, three seeds | 0.03 ± 0.01 |
 # | 0.26 and more | 60 steps of two or more, three seeds | -0.01 to 0.01, ± 0.01 to 0.02 |
 #
-# Only the first row is clearly beyond chance. (Its ratio was computed once, and no cell prints it.)
-# The rows do not fall in order: at 0.08 the mean is 0. But with its error of 0.06 it may be 0.14 as
-# well, and these models are far from done (their loss is near 1). So the table does not show that
-# the ratio decides. It is not all that changes from row to row, either: these are three recipes.
+# Only the first row is clearly beyond chance. (There the trained models' own losses were 0.34 to
+# 0.36. The ratio was computed once, and no cell prints it.) At 0.08 the mean is 0, but with its
+# error of 0.06 it may be 0.14 as well, and these models are far from done (their loss is near 1).
+# And the rows are three recipes, which differ in more than the ratio. So the table does not show
+# that the ratio decides.
 
 # %% [markdown]
-# Does the ratio decide elsewhere, too? All of this is one small model, one task, and an original
-# that was itself unpacked from 4 bits. A true 16-bit original may have more to offer.
+# What do others find? Unsloth merges into the original, and says why: for most models NF4's error
+# is small beside the effect of the update, and the original is then "the better 16bit checkpoint".
+# Falcon-H1 was an exception. There the error is 10 to 150 times the update in a layer, a ratio of
+# 0.1 and less, and the merge into the original gave a broken model. For it Unsloth now takes the
+# dequantised base ([the pull request](https://github.com/unslothai/unsloth-zoo/pull/810), which
+# points to very large weights and to 44 layers through which the error grows). Our merges, at 0.07
+# to 0.10, were not broken. So there, too, more than the ratio may decide.
 #
-# Unsloth merges into the original, and says why: for most models NF4's error is small beside the
-# effect of the update, and the original is then "the better 16bit checkpoint". In Falcon-H1 the
-# error is 10 to 150 times the update in a layer, a ratio of 0.1 and less. There the merge into the
-# original gave a broken model, and Unsloth now takes the dequantised base for Falcon-H1 ([the pull
-# request](https://github.com/unslothai/unsloth-zoo/pull/810), which points to very large weights
-# and to 44 layers through which the error grows). Our merges, at 0.07 to 0.10, were not broken. So
-# more than the ratio may decide.
+# And all of ours is one small model, one task, and an original that was itself unpacked from 4
+# bits. A true 16-bit original may have more to offer.
 #
 # What to do?
 #
 # - *If you want the model that you trained*, take the dequantised base: it was the closest at every
 #   ratio.
-# - *If you want the lowest loss*, compute the ratio, for a first idea. At 0.07 the original cost
-#   0.14 nats in one recipe; at 0.08 another recipe could not tell; from 0.16 on it cost nothing
-#   beyond chance. Over three seeds it was nowhere better by more than chance. So compare both on
-#   held-out data of your own before you ship.
+# - *If you want the lowest loss*, merge both ways, and compare them on held-out data of your own
+#   before you ship. The ratio is a first idea, no more: below about 0.1 be careful with the
+#   original. Over three seeds it was nowhere better by more than chance.
 # - *If the weights must stay in NF4*, round the original plus the update. Its loss was within 0.07
 #   nats of the trained model's in every run. The dequantised sum, rounded to NF4 again, still cost
 #   0.46 nats after 120 steps.
@@ -1019,12 +1022,14 @@ if lab.experiment("How far each combination is from the sum", 2, needs=["6.1", "
         print(f"and a rest of {np.median(rest[name]):.2g} times its size (medians)")
 
 # %% [markdown]
-# Each dot is a layer. `cat` is the sum itself, up to rounding. `linear` holds more of the sum than
-# was asked for, and something else besides. Both come from the cross terms. The surplus is an
-# accident: the two adapters were trained with the same seed, so they started from the same `A`. In
-# training these have moved, but are still alike, with a cosine of 0.9 at the median of our layers.
-# So $B_1 A_2$ holds a good part of $B_1 A_1$, and is added to it: the 1.7 in the title is the sum
-# itself and 0.7 of it more, from the cross terms.
+# Each dot is a layer. To the right is how much of the wanted sum is in it, upwards how much that
+# nobody asked for. `cat` is the sum itself, up to rounding. `linear` holds more of the sum than was
+# asked for, and something else besides. Both come from the cross terms.
+#
+# The surplus is an accident: the two adapters were trained with the same seed, so they started from
+# the same `A`. In training these have moved, but are still alike, with a cosine of 0.9 at the
+# median of our layers. So $B_1 A_2$ holds a good part of $B_1 A_1$, and is added to it. That is the
+# 0.7 beyond 1 in the title.
 #
 # With `tickets` turned, the accident is gone, and the cross terms are mere noise, nearly as large
 # as the sum. So the result depends on how the input is written, though the input does the same in
@@ -1078,12 +1083,12 @@ check.mixes(soup)
 #
 # Both were made for whole updates. PEFT's `ties` and `dare_ties` apply them to `A` and to `B`
 # separately, so there are cross terms again. `ties_svd` and `dare_ties_svd` apply them to the
-# update of each layer, which is nearer to the papers (TIES trims over all layers at once). Then
-# they need an SVD to write the result as a pair, here of rank 32.
+# update of each layer, which is nearer to the papers (TIES trims over all layers at once). An SVD
+# then writes the result as a pair, here of rank 32.
 #
-# To keep half, with weights of one, is our choice. The TIES paper keeps a fifth, and tunes a factor
-# on the result; DARE drops far more from large models. So the rows below are no verdict on either
-# method. They compare each on whole updates with the same on factors.
+# The rows below are no verdict on either method: to keep half, with weights of one, is our choice.
+# (The TIES paper keeps a fifth, and tunes a factor on the result; DARE drops far more from large
+# models.) They compare each on whole updates with the same on factors.
 
 # %%
 projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -1135,31 +1140,36 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
         table[name] = [score(mixed, tokenizer, data) for data in held_out.values()]
     shares = {name: [right for right, _ in pair] for name, pair in table.items()}
     top, other = (max(shares[name][i] for name in names) for i in (0, 1))
-    title = f"home: {shares['home'][0]:.0%} by its own adapter, {top:.0%} by its best mixture;\n"
-    title += f"tickets: {shares['tickets'][1]:.0%} and {other:.0%}"
+    title = "Right answers by the own adapter and by the best mixture:\nhome "
+    title += f"{shares['home'][0]:.0%} and {top:.0%}, "
+    title += f"tickets {shares['tickets'][1]:.0%} and {other:.0%}"
     display(plots.both_tasks(shares, both, len(held_out["home"]), title, guess_mixture))
     guess_mixture.beside(100 * top)
     for name, pair in table.items():
         print(f"{name:<16} loss on home {pair[0][1]:.2f}, on tickets {pair[1][1]:.2f}")
 
 # %% [markdown]
-# With 36 examples a share is uncertain by up to 8 points (one standard error). A bar at 0 has no
-# line, but a true share of 8% would still give 0 of 36 one time in twenty. In our runs:
+# No mixture does both jobs as well as the two adapters do one each. In our runs:
 #
-# - *On `home`* every token of an answer must be right. The best mixture had 11 to 17%, `home`'s own
-#   adapter 39 to 47%. (It is the best of nine on these very rows, so its true share is probably
-#   lower.)
-# - *On `tickets`* the answer is one short label. The best mixture had 50 to 56%, the own adapter 58
-#   to 67%. Thirty-six examples cannot settle such a difference.
-# - *The losses*, printed below the picture, have less noise. On each task every mixture was far
-#   better than the other task's adapter, and worse than the task's own.
+# | | own adapter | best mixture |
+# |---|---|---|
+# | `home`, every token of an answer right | 39 to 47% | 11 to 17% |
+# | `tickets`, one short label right | 58 to 67% | 50 to 56% |
 #
-# The two adapters change the same weights, and neither was trained with the other's change there.
+# With 36 examples a share is uncertain by up to 8 points (one standard error). So the gap on `home`
+# is hardly chance, and the one on `tickets` may be. (The best of nine on these very rows looks
+# better than it is. And 0 of 36 does not mean none: a true share of 8% gives it one time in
+# twenty.)
+#
+# The losses, printed below the picture, have less noise. On each task every mixture was far better
+# than the other task's adapter, and worse than the task's own. The two adapters change the same
+# weights, and neither was trained with the other's change there.
 
 # %% [markdown]
 # Compare the two rows of TIES, and of DARE. Both settle signs, and TIES drops by size. In `A` and
 # `B` alone a sign says little about the update, since $(-B)(-A)$ is $BA$. In $\Delta W$ it means
-# what it should, but the result has full rank, and the SVD keeps only its 32 largest directions.
+# what it should. (Its price: the result has full rank, and the SVD keeps only its 32 largest
+# directions.)
 #
 # In our runs, on two kinds of CPU, $\Delta W$ had the lower loss in every case but one, a tie. The
 # signs need not be the reason: the rows may also differ in how strong the update comes out, which
@@ -1215,13 +1225,13 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.5", "6.6"]):
 # | TIES and DARE on $\Delta W$, without a search | 0.53 to 0.55 |
 # | for scale: each task by its own adapter | 0.35 in the second run |
 #
-# In both runs the searched weight had the lower loss on rows that were not searched. (It is one
-# pair of adapters, and the error was not measured.) TIES and DARE were a little lower still. In
-# right answers the search showed no gain over half and half: 1 of 36 on `home` beside 3, and 3
-# beside 3; on `tickets` 16 beside 18, and 17 beside 19. Thirty-six rows cannot tell these apart.
+# So neither "a half each" nor "one each" is special. A good weight has to be found on data: in both
+# runs the searched one had the lower loss on rows that were not searched. (It is one pair of
+# adapters, and the error was not measured.) The paper learns a weight for each adapter in each
+# layer. TIES and DARE were a little lower still, without a search.
 #
-# So neither "a half each" nor "one each" is special. A good weight has to be found on data. The
-# paper learns one for each adapter in each layer.
+# In right answers the search showed no gain over half and half: 1 of 36 on `home` beside 3, and 3
+# beside 3; on `tickets` 16 beside 18, and 17 beside 19. Thirty-six rows cannot tell these apart.
 
 # %% [markdown]
 # ## Ship it
@@ -1333,20 +1343,21 @@ check.quiz(quiz)
 # adapters?* Not for these two tasks. For adapters of one task, as the paper has it, you did not
 # try.
 #
-# - What a merge in bf16 keeps depends on the size of the update. In the layer tried here nearly all
-#   of an update of 1% of $\|W\|$ arrives, and about a fifth of one of 0.03%.
-# - A weight that lies on a grid has a dead zone: small updates snap back. Where the weights lie off
-#   the grid at random, a small update arrives on average, with noise.
-# - A QLoRA merge is closest to what was trained if it goes into the dequantised base, stored in 16
-#   bits. Rounding that sum to the same 4 bits loses an update that is small beside the grid's step;
-#   rounding the original plus the update does not.
-# - In *loss* the original was 0.14 nats worse in lab 4's training, whose update was 0.07 of NF4's
-#   rounding error. At 0.08 another training could not tell. From 0.16 on, three seeds show no clear
-#   difference. Nowhere was it better by more than chance.
-# - Updates add up by concatenation. Averaging `A` and `B` is something else. On each task every
+# - *Before you merge in bf16, look at the size of the update.* In the layer tried here nearly all
+#   arrives of an update of 1% of $\|W\|$, and about a fifth of one of 0.03%. Store a small one on a
+#   finer grid, or leave it unmerged.
+# - *Before you round a sum to a grid, ask whether its base lies on that grid.* If so, each weight
+#   has a dead zone, and small updates snap back. If the weights lie off the grid at random, a small
+#   update arrives on average, with noise.
+# - *For the model that QLoRA trained, merge into the dequantised base, and store it in 16 bits.* If
+#   it must be 4 bits, round the original plus the update.
+# - *For the lowest loss, try the original too.* It was 0.14 nats worse in lab 4's training, whose
+#   update was 0.07 of NF4's rounding error. At 0.08 another training could not tell. From 0.16 on,
+#   three seeds show no clear difference. Nowhere was it better by more than chance.
+# - *Add updates by concatenation.* Averaging `A` and `B` is something else. On each task every
 #   mixture here had a higher loss than the adapter of that task.
-# - A merged model saves two small products a layer at every token, and does one job. One base with
-#   adapters beside it does many.
+# - *Merge for speed, and for one job.* It saves two small products a layer at every token. One base
+#   with adapters beside it does many jobs.
 
 # %%
 lab.score()

@@ -5,18 +5,13 @@ import numpy as np
 from labkit.plots import INK, PALETTE, figure, headed
 
 COLOURS = {"bf16": PALETTE[0], "Q8_0": PALETTE[2], "Q4_0": PALETTE[4], "NF4": PALETTE[1]}
-WAYS = {  # how it is merged -> colour, line, marker
-    "dequantised": (PALETTE[1], "-", "o"),
-    "dequantised, then NF4": (PALETTE[1], "--", "s"),
-    "dequantised, then Q4_0": (PALETTE[1], ":", "^"),
-    "original": (PALETTE[0], "-", "o"),
-    "original, then NF4": (PALETTE[0], "--", "s"),
-    "original, then Q4_0": (PALETTE[0], ":", "^"),
+WAYS = {  # how it is merged -> colour, line, inside of a dot, where its name stands (points)
+    "dequantised": (PALETTE[1], "-", PALETTE[1], 9),
+    "dequantised, then NF4": (PALETTE[1], "--", "white", -16),
+    "original": (PALETTE[0], "-", PALETTE[0], 9),
+    "original, then NF4": (PALETTE[0], "--", "white", -21),
 }
-
-
-LOSSES = (-0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3)  # ticks
-LINEAR = 0.15  # as far as this their axis is linear, beyond it logarithmic
+NEAR = 0.15  # nats: how far from zero the panel of losses reaches
 
 
 def number_line(rows, step):
@@ -104,48 +99,46 @@ def arrivals(sizes, on, beside, trained, guess):
 def crossover(frame, guess):
     """KL from the trained model and the change of task loss against |dW| / |rounding error|.
 
-    `frame` is measured/merges.csv; faint dots are seeds, lines their means, bars in the right panel
-    standard errors. `guess` is one of the change, in the right panel.
+    `frame` is measured/merges.csv, of which WAYS are drawn. Faint dots are seeds, large ones their
+    means, bars in the right panel standard errors. `guess` is one of the change, in that panel.
     """
-    fig, (left, right) = figure(2, width=10, height=4.8)
+    fig, (left, right) = figure(2, width=10, height=4.4)
     fig.get_layout_engine().set(wspace=0.06)  # else the right axis' name touches the left panel
-    for i, (way, (colour, line, marker)) in enumerate(WAYS.items()):
+    for i, (way, (colour, line, inside, beside)) in enumerate(WAYS.items()):
         rows = frame[frame["way"] == way]
         by_length = rows.groupby("steps")[["to_error", "kl", "worse"]]
         means, errors = by_length.mean(), by_length.sem()
-        label = way + _fewer_seeds(rows, frame)
-        for ax, column, beside in ((left, "kl", 1), (right, "worse", 1.03 ** (i - 2.5))):
-            style = {"color": colour, "marker": marker}
-            x = beside * means["to_error"]  # in the right panel side by side
-            ax.plot(beside * rows["to_error"], rows[column], ls="", ms=3, alpha=0.4, **style)
-            ax.plot(x, means[column], ls=line, ms=5, label=label, **style)
-        right.errorbar(x, means["worse"], errors["worse"], ls="", color=colour, lw=1.2)
+        style = {"color": colour, "marker": "o", "mfc": inside, "ms": 6}
+        left.plot(means["to_error"], means["kl"], ls=line, **style)
+        start, put = means.iloc[0][["to_error", "kl"]], {"textcoords": "offset points"}
+        left.annotate(way, start, (-3, beside), color=colour, **put)
+        shift = 1.07 ** (i - 1.5)  # the points of one length stand side by side
+        x, off = shift * means["to_error"], means["worse"] > NEAR
+        right.plot(shift * rows["to_error"], rows["worse"], ".", color=colour, ms=5, alpha=0.45)
+        right.errorbar(x, means["worse"], errors["worse"], ls="", label=way, lw=1.5, **style)
+        _above(right, x[off], means["worse"][off], colour)
     ratios = frame.groupby("steps")["to_error"].mean()
     for ax in (left, right):
-        ax.set(xscale="log", xlabel="|dW| / |rounding error of NF4|; below it: steps of training")
+        ax.set(xscale="log", xlabel="|update| / |NF4's rounding error|; below: training steps")
         ax.set_xticks(ratios, [f"{ratio:.2f}\n{n}" for n, ratio in ratios.items()])
         ax.minorticks_off()
-    left.set(yscale="log", ylabel="KL from what was trained,\nnats a token", title="how close")
-    right.set_yscale("symlog", linthresh=LINEAR, linscale=2)
-    right.set_yticks(LOSSES, [f"{loss:g}" for loss in LOSSES])
-    right.set_ylim(top=5)
-    right.axhline(0, color=INK, lw=0.8)
-    right.axhline(LINEAR, color=INK, lw=0.8, ls=":")
-    told = {"transform": right.get_yaxis_transform(), "ha": "center", "va": "bottom", "fontsize": 9}
-    right.text(0.55, LINEAR, "↑ logarithmic", color=INK, **told)
-    right.set(ylabel="loss above the trained\nmodel's, nats a token", title="how good at the task")
-    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    left.set(yscale="log", ylabel="KL from the trained model,\nnats a token", title="how close")
+    right.axhline(0, color=INK, lw=0.8, zorder=1)
+    right.set(ylim=(-NEAR, NEAR), title="how good at the task")
+    right.set(ylabel="loss above the trained\nmodel's, nats a token")
+    right.legend(loc="lower right", fontsize=9)
     guess.draw(right)
     return headed(fig, _verdict(frame))
 
 
-def _fewer_seeds(rows, frame):
-    """How many seeds `rows` have at their lengths, in words, where it is fewer than elsewhere."""
-    own, most = (part.groupby("steps")["seed"].nunique() for part in (rows, frame))
-    low, high = own.min(), own.max()
-    if low >= most.min():
-        return ""
-    return f" ({low} to {high} seeds)" if low < high else f" ({low} seed{'s' * (low > 1)})"
+def _above(ax, places, losses, colour):
+    """The `losses` that lie above the picture as numbers at its upper edge."""
+    style = {"transform": ax.get_xaxis_transform(), "color": colour, "va": "top", "fontsize": 9}
+    for x, loss in zip(places, losses, strict=True):
+        ax.text(x, 0.99, f"{loss:.1f} ↑", ha="center", **style)
+    if len(losses):
+        style["transform"] = ax.transAxes
+        ax.text(0.99, 0.99, "(off the scale)", ha="right", **style)
 
 
 def _verdict(frame):

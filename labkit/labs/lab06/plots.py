@@ -4,6 +4,7 @@ import numpy as np
 
 from labkit.plots import INK, PALETTE, PAPER, figure
 
+KINDS = ["q", "k", "v", "o", "gate", "up", "down"]  # a block's layers, in the model's order
 MARKERS = "osD^v"
 FLOOR = 1e-8  # what fp32 cannot tell from zero
 
@@ -21,14 +22,13 @@ def combinations(along, rest):
         style = {"color": colour, "ha": "center", "bbox": PAPER}
         ax.annotate(name, (x, y), (0, 9), textcoords="offset points", **style)
     ax.axvline(1, color=INK, lw=0.8, zorder=1)
-    ax.set(xlabel="how many times it holds the wanted sum", ylabel="|the rest| / |the sum|")
+    ax.set(xlabel="how many times it holds the wanted sum (1: once, as wanted)")
+    ax.set(ylabel="size of what else it holds,\n|rest| / |wanted sum|")
     ax.set_xlim(0, 1.1 * max(max(times) for times in along.values()))
     ax.set_ylim(-0.08, 1.25 * max(max(sizes) for sizes in rest.values()))
-    cat, times = np.median(along["cat"]), np.median(along["linear"])
-    told = f"“cat” holds {cat:.1f} times the sum and nothing else;\n“linear” "
-    ax.set_title(
-        f"{told}{times:.1f} times, and a rest of {np.median(rest['linear']):.1f} times its size"
-    )
+    cat, linear, other = map(np.median, (along["cat"], along["linear"], rest["linear"]))
+    told = f"“cat” holds the wanted sum {cat:.1f} times and nothing else;\n“linear” holds it "
+    ax.set_title(f"{told}{linear:.1f} times, and other things of {other:.1f} times its size")
     return fig
 
 
@@ -61,14 +61,22 @@ def _dots(ax, places, values, labels):
 
 
 def unmoved(shares, guess):
-    """The percentage of weights that a merge leaves where they were, a dot a layer."""
-    fig, ax = figure(height=2.9)
-    ax.plot(shares, "o", color=PALETTE[0], ms=3.5, alpha=0.7)
-    ax.axhline(np.mean(shares), color=PALETTE[0], lw=1.5)
-    right = {"transform": ax.get_yaxis_transform(), "color": PALETTE[0], "va": "center"}
-    ax.text(1.01, np.mean(shares), f"mean {np.mean(shares):.0f}%", **right)
-    ax.set(xlabel="layer, first block to last, seven a block", ylabel="weights that stay, %")
-    ax.set_ylim(0, 1.25 * max(shares))
+    """The percentage of weights that a merge leaves where they were, a dot a layer.
+
+    `shares` go from the first block to the last, in a block by KINDS: each has its own column.
+    """
+    fig, ax = figure(height=3.1)
+    means = [np.mean(shares[i :: len(KINDS)]) for i in range(len(KINDS))]
+    for i, mean in enumerate(means):
+        own = shares[i :: len(KINDS)]
+        places = i + np.linspace(-0.35, 0.35, len(own))
+        ax.plot(places, own, "o", color=PALETTE[0], ms=3.5, alpha=0.6)
+        ax.hlines(mean, i - 0.42, i + 0.42, color=INK, lw=2)
+    names = [f"{kind}\n{mean:.0f}%" for kind, mean in zip(KINDS, means, strict=True)]
+    ax.set_xticks(range(len(KINDS)), names)
+    ax.set(xlabel="kind of layer, and its mean; within each from the first block to the last")
+    ax.set(ylabel="weights that stay, %", ylim=(0, 1.15 * max(shares)))
+    ax.grid(axis="x", visible=False)
     ax.set_title(f"Merged in bf16, {np.mean(shares):.0f}% of the weights do not move at all")
     guess.draw(ax)
     return fig
