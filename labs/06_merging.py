@@ -282,10 +282,10 @@ if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2
         moved = merged_weight(W, A, B, alpha).float() - W.float()
         still.append(100 * (moved == 0).float().mean().item())
         off.append(((moved - update).norm() / update.norm()).item())
-        size.append((update.norm() / W.float().norm()).item())
-    print(f"|update| / |W| is {np.median(size):.1%} at the median of the layers")
+        size.append(100 * (update.norm() / W.float().norm()).item())
+    print(f"|update| / |W| is {np.median(size):.1f}% at the median of the layers")
     print(f"|what arrives - update| / |update| is {np.median(off):.2g} at the median of the layers")
-    display(plots.unmoved(still, guess_unmoved))
+    display(plots.unmoved(size, still, guess_unmoved))
     guess_unmoved.beside(np.mean(still))
 
 # %% [markdown]
@@ -301,10 +301,9 @@ if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2
 #
 # So nearly all that bf16 costs comes from *computing* in it, and you pay that merged or not.
 #
-# Yet the second picture says that about one weight in seven does not move at all. (The share is
-# largest in `down`. There the update is smallest beside the weights: 1.0% in our run, and 1.3 to
-# 1.6% in the other kinds.) In a layer, what arrives is off from the update by an eighth of the
-# update's size: that is the second line printed above the picture.
+# Yet the second picture says that about one weight in seven does not move at all. How many stay in
+# a layer goes with how large its update is beside its weights. In a layer, what arrives is off from
+# the update by an eighth of the update's size: that is the second line printed above the picture.
 
 # %% [markdown]
 # How can both be true? Rounding moves one weight too little, or not at all, and another too far.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from labkit.plots import INK, PALETTE, PAPER, figure
+from labkit.plots import INK, OVER_GUESS, PALETTE, PAPER, figure
 
 KINDS = ["q", "k", "v", "o", "gate", "up", "down"]  # a block's layers, in the model's order
 MARKERS = "osD^v"
@@ -60,24 +60,22 @@ def _dots(ax, places, values, labels):
     ax.set_ylim(places.min() - 0.6, places.max() + 0.6)
 
 
-def unmoved(shares, guess):
-    """The percentage of weights that a merge leaves where they were, a dot a layer.
+def unmoved(sizes, shares, guess):
+    """The percentage of weights that a merge leaves where they were, against |dW| / |W| in percent.
 
-    `shares` go from the first block to the last, in a block by KINDS: each has its own column.
+    A dot a layer; both go from the first block to the last, in a block by KINDS.
     """
-    fig, ax = figure(height=3.1)
-    means = [np.mean(shares[i :: len(KINDS)]) for i in range(len(KINDS))]
-    for i, mean in enumerate(means):
-        own = shares[i :: len(KINDS)]
-        places = i + np.linspace(-0.35, 0.35, len(own))
-        ax.plot(places, own, "o", color=PALETTE[0], ms=3.5, alpha=0.6)
-        ax.hlines(mean, i - 0.42, i + 0.42, color=INK, lw=2)
-    names = [f"{kind}\n{mean:.0f}%" for kind, mean in zip(KINDS, means, strict=True)]
-    ax.set_xticks(range(len(KINDS)), names)
-    ax.set(xlabel="kind of layer, and its mean; within each from the first block to the last")
-    ax.set(ylabel="weights that stay, %", ylim=(0, 1.15 * max(shares)))
-    ax.grid(axis="x", visible=False)
-    ax.set_title(f"Merged in bf16, {np.mean(shares):.0f}% of the weights do not move at all")
+    fig, ax = figure(height=3.3)
+    sizes, shares = (np.reshape(values, (-1, len(KINDS))) for values in (sizes, shares))
+    groups = {"q, k, v, o": slice(0, 4), "gate, up": slice(4, 6), "down": slice(6, 7)}
+    for (name, part), colour, marker in zip(groups.items(), PALETTE, MARKERS, strict=False):
+        style = {"color": colour, "ms": 4, "alpha": 0.6}
+        ax.plot(sizes[:, part].ravel(), shares[:, part].ravel(), marker, label=name, **style)
+    ax.set(xlabel="size of the update, |ΔW| / |W| of a layer, %", ylabel="weights that stay, %")
+    ax.set(xlim=(0, None), ylim=(0, 1.15 * shares.max()))
+    ax.legend(title="a dot is a layer", loc="lower left", fontsize=9, **OVER_GUESS)
+    told = f"Merged in bf16, {shares.mean():.0f}% of the weights do not move at all:"
+    ax.set_title(f"{told}\nthe smaller a layer's update, the more of them")
     guess.draw(ax)
     return fig
 
