@@ -381,7 +381,7 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 85, needs=["8.1", "8.2", "
 #
 # The right panel shows the changes. A bar counts the instructions that changed by so much, in steps
 # of 25 points, as each has four answers. The mark above is the mean, with two standard errors to
-# either side. In our runs it covers zero.
+# either side. When we ran it, it covered zero.
 #
 # The luck of sampling stays in the change: 160 draws alone give a share of a quarter a standard
 # error of up to 3.4 points. If the draw before training happens to be low, DPO looks like a

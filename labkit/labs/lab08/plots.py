@@ -86,8 +86,7 @@ def losses(runs, title):
     ax.annotate("log 2 ", (1.25 * last, np.log(2)), ha="right", va="bottom", color=INK)
     ax.set(xlabel="step (faint: each one)", ylabel="DPO loss, nats", xlim=(0.9, 1.25 * last))
     ax.set_xticks(range(1, last + 1))
-    ax.set_title(title)
-    return fig
+    return headed(fig, title)
 
 
 def _stays(told):
@@ -105,9 +104,10 @@ def loss_title(runs):
     for name, losses in others:
         n, pair = len(losses), (losses[-3:], longest[: len(losses)][-3:])
         here, there = (np.mean(part) for part in pair)
-        said = f"mean loss {here:.2f} in steps {n - 2} to {n} ({first}: {there:.2f})"
+        way = "falls to" if here < np.log(2) else "is at"
+        said = f"loss {way} {here:.2f} (mean of steps {n - 2} to {n}; {first}: {there:.2f})"
         if _stays(losses):
-            said = f"the loss stays at log 2 in all {n} steps"
+            said = f"loss stays at log 2 in all {n} steps"
         lines.append(f"{name.capitalize()}: {said}")
     return "\n".join(lines)
 
