@@ -78,11 +78,11 @@ class Curves:
 
     `curves.add(reward=…, kl=…)` once a step, always with the same names. `values[name]` and
     `seconds` (since the start, after each step) stay for later plots. The picture stands below a
-    progress line, and is drawn anew as time goes by; `units` has what its axes say behind a name.
+    progress line, and is drawn anew as time goes by; `labels` has what an axis says for a name.
     """
 
-    def __init__(self, title: str, steps: int, units: dict[str, str] | None = None):
-        self.title, self.steps, self.units = title, steps, units
+    def __init__(self, title: str, steps: int, labels: dict[str, str] | None = None):
+        self.title, self.steps, self.labels = title, steps, labels
         self.values, self.seconds = {}, []
         self._begun = self._shown = time.perf_counter()
         self._text = _begins(_line(title, 0, steps, 0))
@@ -114,7 +114,7 @@ class Curves:
     def _figure(self):
         from labkit import plots
 
-        return plots.growing(self.values, self.steps, self.title, self.units)
+        return plots.growing(self.values, self.steps, self.title, self.labels)
 
 
 class Curve(Curves):

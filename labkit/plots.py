@@ -119,12 +119,12 @@ def growing(
     values: dict[str, Sequence[float]],
     steps: int,
     title: str,
-    units: dict[str, str] | None = None,
+    labels: dict[str, str] | None = None,
 ) -> Figure:
     """A panel a name of `values`, its numbers so far against the step; a figure, not yet shown.
 
-    An axis has the name, and its unit where `units` has one. At most three panels stand in a row,
-    so that a narrow screen still shows their letters.
+    An axis has its text in `labels`, else the name. At most three panels stand in a row, so that a
+    narrow screen still shows their letters.
     """
     n_rows = -(-len(values) // 3)
     n_columns = -(-len(values) // n_rows)
@@ -132,11 +132,11 @@ def growing(
     for ax, colour, (name, told) in zip(axes.flat, PALETTE, values.items(), strict=False):
         ax.axhline(0, color=INK, lw=0.6)  # in each panel, so that a small change looks small
         traced(ax, told, colour, 0.6)
-        unit = f"\n({units[name]})" if units and name in units else ""
-        ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=name + unit)
+        ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=(labels or {}).get(name, name))
         ax.xaxis.get_major_locator().set_params(integer=True)
         if not any(told):
             ax.set_ylim(-0.2, 1)  # or the line would lie on the frame
+            ax.text(0.5, 0.5, "0 in each step", transform=ax.transAxes, ha="center", color=INK)
     axes.flat[0].legend(axes.flat[0].lines[1:3], ["each step", "running mean"], fontsize=8)
     for ax in axes.flat[len(values) :]:
         ax.remove()

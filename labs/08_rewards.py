@@ -136,11 +136,10 @@ if lab.experiment("The model, and pairs of its answers", 5):
 # Following a constraint is all that makes an answer the better one here: what it says may be
 # nonsense.
 #
-# Look at the lengths, too. The chosen answers are shorter: 16 words on average against 24. Mostly
-# that is because a chosen answer had to end by itself within 48 tokens, and a rejected one may be
-# cut there. (The rejected ones that were not cut have 19 words.) A part comes from the constraints:
-# 42 of the 182 pairs ask for at most so many words. Whoever learns from these pairs may learn to be
-# brief.
+# Look at the lengths, too. The chosen answers are shorter: 16 words on average against 24. One
+# reason is how the pairs were made: a chosen answer had to end by itself within 48 tokens, and a
+# rejected one may be cut there. Another is that 42 of the 182 pairs ask for at most so many words.
+# Whoever learns from these pairs may learn to be brief.
 
 # %% [markdown]
 # How does a model learn from such pairs? Suppose that answers have a quality, and that answer $c$
@@ -301,8 +300,9 @@ def step_down(loss, optimizer):
 # %%
 def train_dpo(model, batches, rate, reference_of=None, beta=0.1, title="DPO on chat"):
     """DPO on batches of pairs; curves of the loss and of what either side has gained, in nats."""
-    units = dict.fromkeys(("loss", "chosen", "rejected"), "nats")
-    optimizer, curves = adamw(model, rate), live.Curves(title, len(batches), units)
+    labels = {side: f"{side} answers:\nnats gained" for side in ("chosen", "rejected")}
+    labels["loss"] = "DPO loss, nats"
+    optimizer, curves = adamw(model, rate), live.Curves(title, len(batches), labels)
     reference_of = reference_of or reference_logprobs
     for batch in batches:
         with fast.layers(model), trees.forward(model):  # the same but for rounding, and quicker
@@ -321,9 +321,9 @@ def train_dpo(model, batches, rate, reference_of=None, beta=0.1, title="DPO on c
 # single sampled answer is a matter of luck, so each instruction is answered four times. Before
 # training the model follows about a quarter of the constraints.
 #
-# Three panels will grow while it trains: the `loss`, and what the `chosen` and the `rejected`
-# answers of each batch have gained since the start, in nats. The faint line is each step, the
-# strong one a running mean.
+# Three panels will grow while it trains: the loss, and what the log-probabilities of the chosen and
+# of the rejected answers have gained since the start, in nats (the mean of each batch). The faint
+# line is each step, the strong one a running mean.
 
 
 # %%
@@ -374,53 +374,54 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 85, needs=["8.1", "8.2", "
 # Read the three pairs of answers first: are they better, or only shorter?
 #
 # The loss fell. Did the answers get better? Each of the two shares (left) has a standard error of
-# about 6 points here. Most of it comes from the choice of the 40 instructions. They are the same
-# before and after, so take the change of each instruction and then the mean. This mean has the
-# smaller error that the title tells. With 40 other instructions after training it would be
-# $\sqrt{6^2 + 6^2}$, 8 or 9.
+# about 6 points here. Most of it comes from the choice of the 40 instructions. But they are the
+# same before and after. So take the change of each instruction, and then the mean of the changes.
+# Its error is in the title. It is smaller than the 8 or 9 points that 40 other instructions after
+# training would give ($\sqrt{6^2 + 6^2}$).
 #
 # The right panel shows the changes. A bar counts the instructions that changed by so much, in steps
 # of 25 points, as each has four answers. The mark above is the mean, with two standard errors to
-# either side. In our runs it covers zero.
+# either side. When we ran it, it covered zero.
 #
 # The luck of sampling stays in the change: 160 draws alone give a share of a quarter a standard
 # error of up to 3.4 points. If the draw before training happens to be low, DPO looks like a
 # success.
 #
-# So `benchmarks/preferences.py` took 16 answers to each instruction, and three seeds. Before
-# training 25% of the constraints were followed. In points from there:
+# So `benchmarks/preferences.py` took 16 answers to each instruction, and three seeds at each of two
+# rates. Here is the share of constraints followed, in percent:
 #
-# | rate | gain of each seed | its error over the instructions | mean over seeds |
-# |---|---|---|---|
-# | 5e-4, as above | 3, 6 and -6 | 3 to 4 | 1 ± 4 |
-# | 2e-4 | 4, 0 and 2 | 2 or 3 | 2 ± 1 |
+# | rate | before | after, each seed |
+# |---|---|---|
+# | 5e-4, as above | 25 | 28, 31 and 19 |
+# | 2e-4 | 25 | 29, 25 and 27 |
 #
-# There may be a small gain, but three seeds do not show one. To settle it, take more seeds, and
+# Each change has a standard error of 2 to 4 points over the instructions. So these runs show no
+# clear gain: at 5e-4 the seeds do not even agree on its sign. To settle it, take more seeds, and
 # more instructions rather than more answers to each. More instructions even out the luck of their
 # choice and that of sampling.
 #
 # What the loss asks for is something else: the log-probabilities of the two sides should move
-# apart. Here are the panels `chosen` and `rejected` in one picture. The numbers in its title are
-# the ends of the strong lines, and the margin beside the area is their distance.
+# apart. Here are the last two panels in one picture. The numbers in its title are the ends of the
+# strong lines, and the margin beside the area is their distance.
 
 # %% tags=["experiment"]
 if lab.experiment("What either side has gained", 0, needs=["8.1", "8.2", "8.3"]):
     display(plots.gained(dpo.values, plots.side_title(dpo.values)))
 
 # %% [markdown]
-# The two sides did move apart, here and in every run of the file. In the mean of the last five
-# steps, at 5e-4, the rejected answers had lost 14 to 20 nats. The chosen ones had lost 5 and 9 in
-# two runs and gained 1 in the third. So a margin that grows says that the pairs are told apart, and
-# not yet that new answers are better.
+# The two sides did move apart, here and in every run of the file. In its runs at 5e-4 the rejected
+# answers lost 14 to 20 nats (mean of the last five steps). The chosen ones lost 5 and 9 in two runs
+# and gained 1 in the third. So a margin that grows says that the pairs are told apart, and not yet
+# that new answers are better.
 #
 # Why can a chosen answer lose, when the loss pushes it up? The two answers of a pair come from one
 # model and are often alike. What makes one of them less likely can then do the same to the other.
 # Razin et al. (2410.08847) call this *likelihood displacement*, and find it where the model
 # represents both answers in nearly the same way.
 #
-# At this rate the model did learn to be brief: its answers to unseen instructions shrank from 35
-# tokens to 14, 19 and 24. So even a gain would need a second look: a short answer keeps "at most
-# ten words" without having understood it.
+# At 5e-4 the model did learn to be brief: in the file its answers to unseen instructions shrank
+# from 35 tokens to 19, 24 and 14. So even a gain would need a second look: a short answer keeps
+# "at most ten words" without having understood it.
 
 # %% [markdown]
 # ## Two runs that report no error
@@ -453,22 +454,21 @@ if lab.experiment("Pairs swapped, and a reference that moves", 35, needs=["8.1",
     display(plots.losses(falling, plots.loss_title(falling)))
 
 # %% [markdown]
-# With swapped pairs the loss falls, too. In the panels of that run `rejected` is the answer that
-# follows the constraint, and it sinks. A loss measures how well the model agrees with the pairs,
-# whatever they say. Only something outside the pairs can tell that they are wrong.
+# With swapped pairs the loss falls, too. In the panels of that run the "rejected" answer is the one
+# that follows the constraint, and it sinks. A loss measures how well the model agrees with the
+# pairs, whatever they say. Only something outside the pairs can tell that they are wrong.
 #
-# Here that would be the verifier, and it would need more than our 40 instructions. After these
-# eight steps it counted 8 ± 4 points less in one run of ours and 2 ± 3 less in another, on another
-# processor. Reading a few pairs is cheaper. Do it before you train on them.
+# Here that would be the verifier. But 40 instructions do not show a change of a few points, as you
+# have seen. Reading a few pairs is cheaper. Do it before you train on them.
 #
-# Where the reference moves, policy and reference are the same at every step. So `chosen` and
-# `rejected` stay at zero, and the loss at $\log 2 = 0.69$ (the dotted line). The gradient is not
-# zero: every pair keeps the weight $\beta / 2$ that it had in the first step, and nothing says when
-# it is enough.
+# Where the reference moves, policy and reference are the same at every step. So neither side gains
+# anything, and the loss stays at $\log 2 = 0.69$ (the dotted line). The gradient is not zero: every
+# pair keeps the weight $\beta / 2$ that it had in the first step, and nothing says when it is
+# enough.
 #
 # So a DPO loss that stays at 0.6931 step after step is a bug (or the rate is still zero). One that
-# wavers about it may only need time: at 2e-4 the three runs of the file were between 0.59 and 0.72
-# in their first twelve steps, and their means over the last five were 0.54 to 0.58.
+# wavers about it may only need time. In the file's three runs at 2e-4 it went up and down between
+# 0.59 and 0.72 for twelve steps, and fell to 0.54 to 0.58 in the mean of the last five.
 
 # %% [markdown]
 # ## DPO with TRL
@@ -741,9 +741,9 @@ if lab.experiment("A step without a warm start", 8, needs=["8.4", "8.5", "8.6"])
 # model first sees some written answers, as in lab 3: 14 steps of 16 answers. Then its adapter is
 # merged, and we have a plain model again.
 #
-# This start answers some commands right: 17 of 100 unseen ones on each of two processors, at mean
-# rewards of 0.40 and 0.42. From here on only the reward teaches. GRPO trains a new adapter on top
-# of the merged model. Switch that one off, and you are back at this start.
+# This start answers some commands right: 17 of 100 unseen ones when we ran it, at a mean reward of
+# 0.42. From here on only the reward teaches. GRPO trains a new adapter on top of the merged model.
+# Switch that one off, and you are back at this start.
 
 
 # %%
@@ -783,8 +783,10 @@ def train_grpo(
 
     `watched` are other rewards, by name, that are noted and not paid.
     """
-    units = {"kl": "nats a token", "equal": "of the groups", "tokens": "an answer"}
-    optimizer, curves = adamw(model, rate), live.Curves(title, steps, units)
+    labels = {"reward": "mean reward paid", "kl": "KL from the start,\nnats a token"}
+    labels |= {"equal": "share of groups\nwith equal rewards", "tokens": "tokens an answer"}
+    labels |= {name: f"mean {name} reward\n(not paid)" for name in watched}
+    optimizer, curves = adamw(model, rate), live.Curves(title, steps, labels)
     chance = torch.Generator(model.device).manual_seed(seed)
     for rows in rollouts.prompts(commands, size // samples, steps, seed):
         answers = rollouts.sample(model, tokenizer, rows, samples, 32, generator=chance)
@@ -827,13 +829,9 @@ def kl_from_start(model, answers, logp, mask):
 # intent, their mean reward, and how many keys an answer names (of those that are JSON). The last
 # will matter further down.
 #
-# Four panels will grow while it trains:
-#
-# - `reward`, the mean of the step's answers;
-# - `kl`, the KL from the start in nats a token;
-# - `equal`, the share of groups in which all answers earn the same: their prompts teach nothing in
-#   that step;
-# - `tokens`, the length of an answer.
+# Four panels will grow while it trains: the mean reward of the step's answers, the KL from the
+# start, the share of groups in which all answers earn the same (their prompts teach nothing in that
+# step), and the length of an answer.
 
 
 # %%
@@ -883,31 +881,26 @@ if lab.experiment("GRPO on home", 130, needs=["8.4", "8.5", "8.6"]):
     guess_grpo.beside(scores["GRPO"]["exact"])
 
 # %% [markdown]
-# We ran it on two processors, with the same seed. On 100 unseen commands:
+# When we ran it, the mean reward went from 0.42 to 0.52, right intents from 46 to 54 and exact
+# answers from 17 to 27 of 100.
 #
-# | | mean reward | right intents | exact answers |
-# |---|---|---|---|
-# | one processor | 0.40 → 0.52 | 42 → 63 | 17 → 32 |
-# | another | 0.42 → 0.52 | 46 → 54 | 17 → 27 |
+# Do not believe this gain of 0.10 yet: it may be a lucky run. In the file below none of three runs
+# at this rank, rate and group size gains as much, in two steps more. And a seed does not fix the
+# result. Another processor or number of threads rounds differently. Sooner or later another token
+# is drawn, and from there on the run is another one. So your numbers may differ from ours. (With
+# another formula for the reward they will. Ours is the right keys over all keys that are named or
+# wanted.)
 #
-# Do not believe these gains of 0.12 and 0.10 yet: both may be lucky runs. In the file below none of
-# three runs at this rank, rate and group size gains as much, in two steps more. And a seed does not
-# fix the result. Another processor or number of threads rounds differently. Sooner or later another
-# token is drawn, and from there on the run is another one. So your numbers may differ from ours.
-# (With another formula for the reward they will. Ours is the right keys over all keys that are
-# named or wanted.)
+# Now the panels. The curve of the reward begins lower than the table, partly because its answers
+# are drawn at temperature 1, and those of the table are greedy. The KL leaves zero and stays small:
+# below 0.1 nats a token when we ran it. The length stays near 20 tokens, since your reward pays
+# nothing for it.
 #
-# Now the panels. The curve of `reward` begins lower than the table, partly because its answers are
-# drawn at temperature 1, and those of the table are greedy. `kl` leaves zero and stays small: about
-# 0.1 nats a token at most when we ran it. `tokens` stays near 20, since your reward pays nothing
-# for length.
-#
-# The panel `equal`: in one of our runs it rose to three groups of eight in the third step, and was
-# zero from the seventh on. In all, 9 of 80 groups taught nothing. Early in a training one expects
-# such a group to have failed as a whole. Once a prompt is solved, its groups are right as a whole.
-# (The panel does not tell the two apart.) Long runs on a fixed set of prompts have more and more of
-# them, and learn less and less from a step. DAPO (2503.14476) leaves such groups out and samples
-# others.
+# The groups with equal rewards: we had three of eight in the third step, and none from the seventh
+# on. In all, 9 of 80 groups taught nothing. Early in a training one expects such a group to have
+# failed as a whole. Once a prompt is solved, its groups are right as a whole. (The panel does not
+# tell the two apart.) Long runs on a fixed set of prompts have more and more of them, and learn
+# less and less from a step. DAPO (2503.14476) leaves such groups out and samples others.
 
 # %% [markdown]
 # ### One sample, several steps
@@ -948,10 +941,9 @@ if lab.experiment("One sample, four steps", 10, needs=["8.4", "8.5", "8.6"]):
     display(pd.DataFrame(told, index=pd.RangeIndex(1, 5, name="step")).round(2))
 
 # %% [markdown]
-# When we ran it, 11% of the tokens were clipped in the second step, 18% in the third and 22% in the
-# fourth (15%, 22% and 25% on another processor). The loss falls little: once more it is not what to
-# watch. Look at the ratios: before the fourth step one token in twenty was less than a quarter as
-# likely as when it was drawn.
+# When we ran it, 15% of the tokens were clipped in the second step, 22% in the third and 25% in the
+# fourth. The loss falls little: once more it is not what to watch. Look at the ratios: before the
+# fourth step one token in twenty was less than a fifth as likely as when it was drawn.
 #
 # So the clip is no wall. It takes away a token's own gradient once the token has moved by a fifth.
 # The token can still move on, by Adam's momentum and by the weights that it shares with all others.
@@ -967,7 +959,7 @@ if lab.experiment("One sample, four steps", 10, needs=["8.4", "8.5", "8.6"]):
 # `benchmarks/rewards.py` ran your loop at four ranks and in full fine-tuning, three seeds each: 12
 # steps of 64 answers. All ranks have $\alpha = 32$ and a learning rate of 5e-4: the useful part of
 # Adam's first step is then the same (lab 5). Full fine-tuning has a rate of its own, 2e-5. All runs
-# of the file begin at one warm start, made on one of our two processors: its reward is 0.42.
+# of the file begin at one warm start, and its reward is 0.42.
 
 # %%
 guess_rank = lab.predict("r=1 trains 0.3 million numbers. Its reward goes from 0.42 to?", None)
@@ -977,7 +969,7 @@ if lab.experiment("Ranks under rewards, from a file", 0):
     study = measured.load("rewards")
     study["gain"] = study["reward"] - study["before"]
     start_row = study.query("study == 'written' and steps == 0")  # trained on nothing more
-    at_start = start_row["reward"].item(), 100 * start_row["exact"].item()
+    at_start = (start_row[["reward", "intent", "exact"]].iloc[0] * [1, 100, 100]).tolist()
     every_rate = study[study["study"] == "rank"]
     ranks = every_rate[every_rate["learning_rate"].isin([5e-4, 2e-5])]  # of adapters, of full
     display(plots.by_rank(ranks, at_start, plots.rank_title(ranks, at_start)))
@@ -991,21 +983,24 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # runs answer the same 100 commands, so what sets two runs of a rank apart is the luck of a seed:
 # those of r=64 ended at 0.45, 0.49 and 0.53.
 #
-# All fifteen runs ended above the start (one of full fine-tuning by 0.002 only). At r=1 the mean
-# gain is 0.061 ± 0.014, 4.5 standard errors. With three seeds chance alone makes up to 4.3 in 19
-# cases of 20 (lab 5). So one direction in each matrix is enough to learn something from rewards.
-# (The errors are over seeds alone: it is one start, and one set of 100 commands.)
+# **Does rank 1 learn from rewards? Yes.** Its mean gain of 0.06 is 4.5 standard errors, and with
+# three seeds chance alone makes up to 4.3 in 19 cases of 20 (lab 5). So one direction in each
+# matrix is enough to learn something.
 #
-# Is it as much as 64 directions learn? These runs cannot tell the two apart. Seed by seed r=64 was
-# ahead by 0.01 ± 0.02. A lead would count only from 4.3 standard errors on: 0.09, more than the
-# mean gain of any rank. Schulman et al. find no difference, in far longer runs.
-
-# %% [markdown]
-# Now the right panel. Exact answers went from 17 of 100 to means of 18 to 20, with errors of up to
-# 4. Right intents went from 46 to means of 50 to 57 under adapters, with errors of 3 to 5. No gain
-# in intents reaches 4.3 errors. But an intent earns a part of the reward, so it may be most of what
-# 12 steps taught. (Full fine-tuning ended at 44 ± 5 intents. At r=16 exact answers rose by 3.0 ±
-# 0.6. That is five errors, but it is the best of five ranks.)
+# **Does a higher rank learn more? These runs cannot tell.** Schulman et al. find no difference, in
+# far longer runs.
+#
+# **What was learned?** Perhaps the intent more than the whole answer (the middle panel): an intent
+# earns a part of the reward. But over three seeds none of these gains in intents is beyond chance.
+#
+# <details><summary>How sure is that?</summary>
+#
+# - Seed by seed r=64 was ahead of r=1 by 0.01 ± 0.02. A lead would count only from 4.3 standard
+#   errors on: 0.09, more than the mean gain of any rank.
+# - All errors are over seeds alone: it is one start, and one set of 100 commands.
+# - At r=16 exact answers rose by 3.0 ± 0.6. That is five errors, but it is the best of five ranks.
+# - Of full fine-tuning one run gained 0.002 only, and right intents ended at 44 ± 5.
+# </details>
 #
 # Would another rate have taught more, or larger groups of answers?
 
@@ -1018,15 +1013,19 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 
 # %% [markdown]
 # A row of the first table is a rank and a rate; `count` is the number of seeds. First compare
-# rates. All nine runs with r=1 gained, whatever the rate. At r=16 only the rate of the picture
-# gained: 2e-4 gave 0.01 ± 0.02, and 1e-3 gave -0.01 ± 0.01.
+# rates. At r=1 every rate taught something: all nine runs gained. At r=16 only the rate of the
+# picture did: the mean gain is near zero at 2e-4 and at 1e-3.
 #
-# Now compare ranks. At 5e-4 we could not tell them apart. At 1e-3 r=1 is ahead of r=16 by 0.09 ±
-# 0.02, just short of 4.3 errors, and picked from many pairs. If it is real, the order of ranks
-# depends on the rate. So do not compare ranks at one rate alone.
+# Now compare ranks. At 5e-4 we could not tell them apart. At 1e-3 r=1 is ahead of r=16 by 0.09. If
+# that is real, the order of ranks depends on the rate. So do not compare ranks at one rate alone.
 #
-# <details><summary>Four things that the table does not settle</summary>
+# The second table is about the size of a group, at the same 64 answers a step. No size gained
+# clearly more. But the seeds differ most in groups of four: one run lost 0.11, and another gained
+# 0.12.
 #
+# <details><summary>What the tables do not settle</summary>
+#
+# - The lead of r=1 at 1e-3 is 4.0 standard errors, just short of 4.3, and picked from many pairs.
 # - At r=1 a rate of 1e-3 gained 0.02 ± 0.03 more than 5e-4 did. At r=4, r=16 and r=64 the rate of
 #   the picture gained most.
 # - Full fine-tuning may gain more at 5e-5 than at the 2e-5 of the picture: 0.03 ± 0.04.
@@ -1038,10 +1037,6 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 #   larger still at r=16 and r=64, where single runs went to 0.6 and 0.9, and no larger at r=1 and
 #   r=4.
 # </details>
-#
-# The second table is about the size of a group, at the same 64 answers a step. The means are no
-# further apart than their errors. But the seeds differ most in groups of four: one run lost 0.11,
-# and another gained as much.
 
 # %% [markdown]
 # ## Rewards, or written answers?
@@ -1062,39 +1057,39 @@ if lab.experiment("Rewards and written answers, from the file", 0):
     rewarded = ranks[ranks["rank"] == 16]
     display(plots.at_score(written, rewarded, plots.score_title(written, rewarded)))
     means = written.groupby("steps")[["reward", "exact", "kl", "perplexity"]].mean()
-    display(means.round(3))
+    told = means.rename(lambda steps: f"{16 * steps} written").rename_axis("answers")
+    told.loc["768 rewarded"] = rewarded[told.columns].mean()
+    display(told.round(2))
     guess_written.beside(16 * (means["reward"] - rewarded["reward"].mean()).abs().idxmin())
 
 # %% [markdown]
-# In the picture a mark is a run, and a number beside it says how many written answers it had.
-# Compare marks that are above the same reward: the lower one has moved less from the start (left),
-# or forgotten less (right). With the standard errors over three seeds:
+# In the picture a mark is a run, and a number beside it says how many written answers it had. The
+# table has the means of three seeds; the row with 0 written answers is the start itself.
 #
-# | | steps | reward | KL, nats a token | perplexity |
-# |---|---|---|---|---|
-# | the start | 0 | 0.42 | 0 | 57.6 |
-# | 64 written answers | 4 | 0.42 ± 0.01 | 0.09 ± 0.03 | 57.9 ± 0.4 |
-# | 128 written answers | 8 | 0.49 ± 0.01 | 0.12 ± 0.02 | 57.7 ± 0.2 |
-# | 768 rewarded | 12 | 0.47 ± 0.01 | 0.25 ± 0.12 | 59.7 ± 0.6 |
-# | 192 written answers | 12 | 0.59 ± 0.03 | 0.12 ± 0.01 | 57.7 ± 0.3 |
+# **Which teaches more?** 128 written answers taught about as much as 768 sampled and rewarded ones.
+# And 192 taught more, in each of three seeds and by more than chance. (The exact numbers hold for
+# this one start.)
 #
-# So 128 written answers taught about as much as 768 sampled and rewarded ones. And 192 taught more:
-# seed by seed they ended 0.11 ± 0.02 ahead, which is more than chance. (The exact number is not to
-# be trusted. From a start that another processor had rounded differently, 64 written answers did as
-# much as the 768.)
-
-# %% [markdown]
-# Did rewards forget less? With adapters at this rate nothing says so, and the signs are for the
-# opposite. Seed by seed the perplexity of everyday English is 2.0 ± 0.5 higher after rewards than
-# after 128 written answers (4.1 standard errors; chance makes up to 4.3). After rewards at 5e-4 all
-# twelve adapter runs, of any rank, lie between 58.7 and 63.6, after written answers (r=16 alone)
-# all nine between 57.1 and 58.5. At 2e-4 the two overlap: 58.0 to 59.6 after rewards. The KL from
-# the start points the same way in two seeds of three. (Full fine-tuning with rewards at 2e-5 stayed
-# at 57.9, and gained about half as much.)
+# **Which forgets more?** Compare marks above the same reward: the lower one has moved less from the
+# start (left), or forgotten less (right). 128 written answers left the perplexity of everyday
+# English about where it was. After rewards it is higher by 2, in each of three seeds by one and a
+# half or more. So with adapters at this rate nothing says that rewards forget less, and the signs
+# are for the opposite.
 #
-# Why might that be? As many steps of written answers, 12, moved the model half as far in the mean,
-# though not in every seed. A possible reason, which we did not measure, is that a step of rewards
-# is mostly noise at first, and noise moves a model, too.
+# <details><summary>How sure is that?</summary>
+#
+# - Seed by seed 192 written answers ended 0.11 ± 0.02 ahead in reward: 5.2 standard errors, where
+#   chance makes up to 4.3.
+# - After rewards the perplexity is 2.0 ± 0.5 higher than after 128 written answers: 4.1 standard
+#   errors, just short of 4.3. The KL from the start points the same way in two seeds of three.
+# - After rewards at 5e-4 all twelve adapter runs, of any rank, lie between 58.7 and 63.6, after
+#   written answers (r=16 alone) all nine between 57.1 and 58.5. At 2e-4 the two overlap: 58.0 to
+#   59.6 after rewards.
+# - Full fine-tuning with rewards at 2e-5 stayed at 57.9, and gained about half as much.
+# </details>
+#
+# A possible reason, which we did not measure: a step of rewards is mostly noise at first, and noise
+# moves a model, too.
 #
 # Does that contradict the paper? No. It trains larger models for longer, and compares the best of
 # many settings. (It also takes the KL on what the start would say; ours is on the new model's own
@@ -1109,8 +1104,8 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 # Some answers leave a key out. So somebody adds a little for each key that is named, "to make the
 # answers complete". Under your `reward` a needless key costs something. Under this one it mostly
 # pays. An exact answer earns 1, and so do five keys of any kind: being right no longer pays more
-# than being long. While it trains, the panel `reward` shows what is paid, and `honest` what your
-# reward says of the same answers.
+# than being long. While it trains, the first panel shows what is paid, and the last one what your
+# honest reward says of the same answers.
 
 
 # %%
@@ -1146,39 +1141,29 @@ if lab.experiment("Eight steps for a bonus", 60, needs=["8.4", "8.5", "8.6"]):
 #
 # Left: what the run was paid, and what your reward says of the same answers. Middle: their lengths,
 # beside those of the run from above, which was paid by your reward (ten steps of 64 answers, here
-# eight of 32, so compare the direction alone). Right: exact answers to unseen commands, at the
-# start and after either run. We ran the bonus on two processors:
+# eight of 32, so compare the direction alone). Answers are cut after 32 tokens, and JSON that is
+# cut off earns nothing, not even the bonus. Right: exact answers to unseen commands, at the start
+# and after either run.
 #
-# | | one processor | another |
+# One run may be chance. So here it stands beside three longer ones of the file, 12 steps of 64
+# answers:
+#
+# | | this run, when we ran it | three longer runs |
 # |---|---|---|
-# | pay, first and last step | 0.60 → 0.46 (0.78 in the seventh) | 0.69 → 0.74 |
-# | your reward, same answers | did not rise | wavered between 0.14 and 0.33 |
-# | tokens an answer | grew to 28 | grew to 24 |
-# | on unseen commands: your reward | 0.40 → 0.15 | 0.42 → 0.31 |
-# | exact answers of 100 | 17 → 1 | 17 → 2 |
-# | keys an answer | 2.5 → 3.7 | 2.6 → 3.7 |
+# | pay, first → last three steps | 0.63 → 0.71 | 0.57 → 0.80, 0.71 → 0.85, 0.73 → 0.77 |
+# | keys an answer | 2.6 → 3.7 | 2.6 → 3.1, 4.1 and 3.6 |
+# | your reward | 0.42 → 0.31 | 0.42 → 0.40, 0.24 and 0.21 |
+# | exact answers of 100 | 17 → 2 | 17 → 9, 0 and 0 |
 #
-# Would the pay have warned you? On the other processor not at all: its last three steps were paid
-# more than its first three (the title). On the first one it rose for seven steps, and only the last
-# one fell, to 0.46. Yet on unseen commands both models got worse, and hardly any answer is exact
-# any more.
+# (The last three rows are about unseen commands. In the longer runs an answer that is no JSON
+# counts as 0 keys.)
 #
-# The answers grew longer, too. There is a limit: answers are cut after 32 tokens, and JSON that is
-# cut off earns nothing, not even the bonus. `equal` shows what speaks for a bonus: it sets the
-# answers of a group apart. On the other processor none of the 32 groups (four a step) was lost;
-# with your reward 9 of 80 were.
-
-# %% [markdown]
-# So on the first processor part of the fall on unseen commands may come from the last step, where
-# answers grew too long. Three longer runs of the file, 12 steps of 64 answers, show the hack at
-# leisure:
+# Would the pay have warned you? Not at all: it rose in all four runs. Yet on unseen commands every
+# model got worse, and in three of the four hardly any answer is exact any more. So judge a model
+# by something that it is not paid for.
 #
-# - In their last three steps they were paid 0.80, 0.85 and 0.77, in their first three 0.57, 0.71
-#   and 0.73.
-# - They named more keys: 3.1, 4.1 and 3.6 an answer instead of 2.6. (Here an answer that is no JSON
-#   counts as 0 keys.)
-# - Exact answers went from 17 to 9, none and none.
-# - Your reward, which also pays for parts, went from 0.42 to 0.40, 0.24 and 0.21.
+# The bonus has one merit: it sets the answers of a group apart. When we ran it, none of its 32
+# groups (four a step) had equal rewards; with your reward 9 of 80 had.
 #
 # A KL in the loss, or an early stop, can limit the damage. But the cause is the reward: pay for
 # nothing that you do not want.
@@ -1216,8 +1201,9 @@ if lab.experiment("Two steps of TRL's GRPOTrainer", 12, needs=["8.4", "8.5", "8.
 
 # %% [markdown]
 # Eight answers are one group of one command here, so the reward is that of a single prompt and
-# jumps about. `frac_reward_zero_std` is what our panels call `equal`. The loss is minus the mean
-# advantage of the tokens, as in your exercise. It is not zero, since answers differ in length.
+# jumps about. `frac_reward_zero_std` is the share of groups with equal rewards. The loss is minus
+# the mean advantage of the tokens, as in your exercise. It is not zero, since answers differ in
+# length.
 
 # %% [markdown]
 # ### Exercise 8.7 · Quiz
@@ -1273,15 +1259,16 @@ check.quiz(quiz)
 #
 # - The log-probability of an answer is a sum over its tokens, shifted by one, without the prompt.
 # - DPO asks for a difference between two answers, and needs the model as it was. Under an adapter
-#   it is still there.
+#   it is still there. A loss that falls says that the pairs are told apart. Whether new answers are
+#   better, only new answers tell.
 # - GRPO makes likelier what is better than the rest of its group. A group of equals teaches
 #   nothing.
 # - The clip leaves a token without a gradient once it has moved far enough in the right direction.
 #   One that has moved the wrong way keeps its gradient.
 # - A model learns what the reward pays for. So read the answers that earn most.
-# - At rank 1 the reward rose in all nine runs, at three rates. But in these short runs 128 written
-#   answers taught as much as 768 rewarded ones (one start, one rate), and probably disturbed the
-#   model less.
+# - Rank 1 is enough to learn something from rewards: in all nine runs, at three rates. But in these
+#   short runs 128 written answers taught as much as 768 rewarded ones (one start, one rate). So
+#   where somebody can write the answers, begin with them.
 
 # %%
 lab.score()

@@ -305,13 +305,13 @@ def test_a_curve_keeps_losses_and_ends_in_a_picture(shown):
 
 
 def test_curves_keep_each_quantity_and_end_in_one_picture(shown):
-    curves = live.Curves("training", 2, {"kl": "nats"})
+    curves = live.Curves("training", 2, {"kl": "KL, nats"})
     for reward, kl in ((0.1, 0.0), (0.3, 0.02)):
         curves.add(reward=reward, kl=torch.tensor(kl))
     assert curves.values["reward"] == [0.1, 0.3]
     assert curves.values["kl"] == pytest.approx([0.0, 0.02])
     figures = [thing for thing in shown if type(thing).__name__ == "Figure"]
-    assert [ax.get_ylabel() for ax in figures[-1].axes] == ["reward", "kl\n(nats)"]
+    assert [ax.get_ylabel() for ax in figures[-1].axes] == ["reward", "KL, nats"]
 
 
 def test_curves_are_lines_where_there_is_no_notebook(monkeypatch, capsys):

@@ -86,8 +86,7 @@ def losses(runs, title):
     ax.annotate("log 2 ", (1.25 * last, np.log(2)), ha="right", va="bottom", color=INK)
     ax.set(xlabel="step (faint: each one)", ylabel="DPO loss, nats", xlim=(0.9, 1.25 * last))
     ax.set_xticks(range(1, last + 1))
-    ax.set_title(title)
-    return fig
+    return headed(fig, title)
 
 
 def _stays(told):
@@ -105,9 +104,10 @@ def loss_title(runs):
     for name, losses in others:
         n, pair = len(losses), (losses[-3:], longest[: len(losses)][-3:])
         here, there = (np.mean(part) for part in pair)
-        said = f"mean loss {here:.2f} in steps {n - 2} to {n} ({first}: {there:.2f})"
+        way = "falls to" if here < np.log(2) else "is at"
+        said = f"loss {way} {here:.2f} (mean of steps {n - 2} to {n}; {first}: {there:.2f})"
         if _stays(losses):
-            said = f"the loss stays at log 2 in all {n} steps"
+            said = f"loss stays at log 2 in all {n} steps"
         lines.append(f"{name.capitalize()}: {said}")
     return "\n".join(lines)
 
@@ -153,7 +153,7 @@ def paid(hacked, honest, exact, title):
     right.bar(names, exact, color=[BEFORE, HONEST, HACKED], alpha=0.8, width=0.6)
     for x, count in enumerate(exact):
         right.text(x, count, f"{count:.0f}", ha="center", va="bottom", color=INK)
-    right.set(ylabel="exact answers of 100", ylim=(0, 1.2 * max(*exact, 1)))
+    right.set(ylabel="exact answers of 100\n(one run each)", ylim=(0, 1.2 * max(*exact, 1)))
     right.grid(axis="x", visible=False)
     return headed(fig, title)
 
@@ -170,20 +170,24 @@ def side_title(values):
 def hack_title(values, rewards):
     """What a hacked run was paid, and the honest reward on unseen commands; `rewards` by name."""
     first, last = (np.mean(part) for part in (values["reward"][:3], values["reward"][-3:]))
-    own = f"Paid a bonus: {first:.2f} in the first three steps, {last:.2f} in the last three"
     before, after = rewards["warm start"], rewards["paid a bonus"]
-    return f"{own};\nyour reward on unseen commands: {before:.2f} before, {after:.2f} after"
+    point = "Paid more, worth less" if last > first and after < before else "Paid a bonus"
+    return (
+        f"{point}: pay {first:.2f} → {last:.2f} (first and last three steps),\n"
+        f"your reward on unseen commands {before:.2f} → {after:.2f}"
+    )
 
 
 def by_rank(runs, start, title):
-    """Reward and exact answers on unseen commands for each rank, a dot a seed, a line a mean.
+    """Reward, intents and exact answers on unseen commands by rank: a dot a seed, a line a mean.
 
     `runs` has rows of measured/rewards.csv; rank 0 is full fine-tuning, in a colour of its own.
-    `start` is the pair before.
+    `start` has the three before.
     """
-    fig, axes = figure(2, width=9.0, height=3.2)
+    fig, axes = figure(3, width=10.0, height=3.4)
     ranks = sorted(set(runs["rank"]), key=lambda rank: rank or 1e9)
-    told = {"reward": ("reward on unseen commands", 1), "exact": ("exact answers of 100", 100)}
+    told = {"reward": ("mean reward", 1)}
+    told |= {"intent": ("right intents of 100", 100), "exact": ("exact answers of 100", 100)}
     for ax, before, (column, (label, times)) in zip(axes, start, told.items(), strict=True):
         for x, rank in enumerate(ranks):
             colour = PALETTE[0 if rank else 2]
@@ -191,26 +195,30 @@ def by_rank(runs, start, title):
             ax.plot(np.full(len(part), x), part, "o", color=colour, ms=8, alpha=0.7)
             ax.hlines(part.mean(), x - 0.3, x + 0.3, color=colour, lw=2.5)
         ax.axhline(before, color=INK, lw=0.8, ls=":")
-        ax.annotate("start", (len(ranks) - 0.6, before), va="bottom", color=INK)
-        ax.set_xticks(range(len(ranks)), [f"r={rank}" if rank else "full" for rank in ranks])
+        ax.annotate("start", (len(ranks) - 0.55, before), va="bottom", color=INK)
+        ax.set_xticks(range(len(ranks)), [rank or "full" for rank in ranks])
         ax.margins(y=0.12)
-        ax.set(ylabel=label, xlim=(-0.5, len(ranks)))
+        ax.set(xlabel="rank", ylabel=label, xlim=(-0.5, len(ranks) + 0.4))
         ax.locator_params(axis="y", steps=[1, 2, 5, 10], nbins=9)
-        ax.set_xlabel("rank (dot: one seed, line: mean of three)")
+    every = "100 unseen commands; dot: one seed, line: mean of three; full: full fine-tuning"
+    fig.supxlabel(every, fontsize=9)
     return headed(fig, title)
 
 
 def rank_title(runs, start):
-    """To which range of the adapters' means reward and exact answers went, and those of rank 0."""
-    means = runs.groupby("rank")[["reward", "exact"]].mean()
-    full, adapters = means.loc[0], means.drop(index=0)
-    (low, few), (high, many) = adapters.min(), adapters.max()
-    every = runs.loc[runs["rank"] > 0, "reward"].min() > start[0]
+    """From the start to which range of the adapters' means the three went that `by_rank` draws."""
+    adapters = runs[runs["rank"] > 0]
+    means = adapters.groupby("rank")[["reward", "intent", "exact"]].mean()
+    (low, *few), (high, *many) = means.min(), means.max()
+    every = adapters["reward"].min() > start[0]
     where = "Every adapter run ended above the start" if every else "Adapters"
+    intents, exact = (
+        f"{before:.0f} → {100 * least:.0f} to {100 * most:.0f}"
+        for before, least, most in zip(start[1:], few, many, strict=True)
+    )
     return (
-        f"{where}: {start[0]:.2f} → {low:.2f} to {high:.2f} "
-        f"(full: {full['reward']:.2f});\nexact answers {start[1]:.0f} → {100 * few:.0f} "
-        f"to {100 * many:.0f} of 100 (full: {100 * full['exact']:.0f})"
+        f"{where}: mean reward {start[0]:.2f} → {low:.2f} to {high:.2f},\n"
+        f"of 100 commands right intents {intents}, exact answers {exact}"
     )
 
 
@@ -229,7 +237,7 @@ def at_score(written, rewarded, title):
     fig, axes = figure(2, width=9.0, height=4.0)
     told = {
         "kl": "KL from the start, nats a token",
-        "perplexity": "perplexity (higher: more forgotten)",
+        "perplexity": "perplexity of everyday English\n(higher: more forgotten)",
     }
     for ax, (column, label) in zip(axes, told.items(), strict=True):
         for (mark, colour), (name, runs) in zip(looks, groups.items(), strict=True):
@@ -250,9 +258,8 @@ def score_title(written, rewarded):
     after = rewarded[["reward", "kl", "perplexity"]].mean()
     means = written.groupby("steps")[["reward", "kl", "perplexity"]].mean()
     near = means.loc[(means["reward"] - after["reward"]).abs().idxmin()]
-    both = ", ".join(
-        f"{name} {near[name]:.{digits}f} and {after[name]:.{digits}f}"
-        for name, digits in {"reward": 2, "perplexity": 1}.items()
-    )
+    names = {"reward": "reward {:.2f} and {:.2f}", "kl": "KL {:.2f} and {:.2f}"}
+    names["perplexity"] = "perplexity {:.1f} and {:.1f}"
+    both = ", ".join(told.format(near[column], after[column]) for column, told in names.items())
     few = f"{16 * near.name:.0f} written answers teach about as much as 768 rewarded ones"
-    return f"{few}:\n{both}"
+    return f"{few},\nmeans of three runs: {both}"
