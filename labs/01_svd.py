@@ -668,10 +668,10 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
 # on, and each step follows the loss. So train one, on the same batches in the same order. Lab 2
 # writes LoRA by hand; here the library PEFT puts an $A$ and a $B$ beside each of the 210 matrices.
 #
-# The learning rate is higher, 5e-3 instead of 3e-4. At first a step of $A$ and $B$ moves $W$ about
-# a seventh as far as a step of $W$ itself would. A rate seven times as high would make up for that,
-# at the first step. Which rate is best over the whole run has to be tried. (We tried two for each
-# method and kept the one with the lower loss. Lab 5 looks for the best.)
+# The learning rate is higher, 5e-3 instead of 3e-4. At the same rate the first step of $A$ and $B$
+# moves $W$ about a seventh as far as a step of $W$ itself. A rate seven times as high makes up for
+# that, at the first step. Which rate is best over the whole run has to be tried. (We tried two
+# for each method and kept the one with the lower loss. Lab 5 looks for the best.)
 #
 # <details><summary>Why a seventh?</summary>
 #
