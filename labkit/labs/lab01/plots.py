@@ -77,20 +77,24 @@ def _in_percent(*axes):
 
 def spectra(real, random):
     """Singular values over |W|, a panel for each name; both arguments map a name to an array."""
-    fig, axes = figure(len(real), width=8.4, height=3.2, sharey=True)
-    tops = []
+    fig, axes = figure(len(real), width=8.4, height=3.4, sharey=True)
+    counts = []
     for ax, (name, s) in zip(axes, real.items(), strict=True):
         chance, trained = (values / np.linalg.norm(values) for values in (random[name], s))
+        largest, above = chance[0], int((trained > chance[0]).sum())
         ax.plot(chance, color=GREY, ls="--")
         ax.plot(trained, color=GREEN)
-        tops.append(f"{name} {trained[0] / chance[0]:.1f}×")
+        ax.axhline(largest, color=INK, ls=":", lw=1.2)
+        ax.fill_between(range(above), trained[:above], largest, color=GREEN, alpha=0.35)
+        counts.append(f"{above} in {name}")
         ax.set_title(name, fontsize=10.5, weight="normal")
-        ax.set(yscale="log", xlabel="position", ylim=(5e-4, 0.3))
+        ax.set(yscale="log", xlabel="position", ylim=(1e-3, 0.3))
     axes[0].set_ylabel("singular value / |W|")
-    axes[0].text(310, 0.06, "random", color=GREY)
+    axes[0].text(310, 0.045, "random", color=GREY)
     axes[0].text(25, 0.2, "trained", color=GREEN)
-    told = "Block 15, largest singular value over that of a random matrix:"
-    return headed(fig, f"{told}\n{', '.join(tops)}")
+    axes[1].text(len(trained) / 30, 0.15, "dotted: largest random", color=INK, fontsize=9)
+    told = "Block 15: singular values above the largest of a random matrix:"
+    return headed(fig, f"{told}\n{', '.join(counts)}")
 
 
 def rank_strips(panels, title, guess=None, top=None):
@@ -101,12 +105,9 @@ def rank_strips(panels, title, guess=None, top=None):
     """
     fig, axes = figure(len(panels), width=8.4, height=3.6, squeeze=False)
     for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
-        for name, kinds in series.items():
-            _dots(ax, kinds, *LOOKS[name])
         guessed = ax is axes[0][0] and guess and guess.value is not None
         room = (1.5 if guessed else 0.5) * len(panels)  # for names, and for a guess beside them
-        ax.set(ylabel=label, ylim=(0, top), xlim=(-0.6, len(kinds) + room))
-        _name_at_last(ax, series)
+        _strip(ax, label, series, room, top)
     for ax, series in zip(axes[0][1:], list(panels.values())[1:], strict=True):
         medians = [np.median(np.concatenate(list(kinds.values()))) for kinds in series.values()]
         told = [f"{m:.{int(m < 10)}f} {name}" for m, name in zip(medians, series, strict=True)]
@@ -116,8 +117,11 @@ def rank_strips(panels, title, guess=None, top=None):
     return headed(fig, title)
 
 
-def _name_at_last(ax, series):
-    """The name of each series beside its last kind; none lies over another."""
+def _strip(ax, label, series, room, top=None):
+    """Dots by kind, the name of each series beside its last kind; no name lies over another."""
+    for name, kinds in series.items():
+        _dots(ax, kinds, *LOOKS[name])
+    ax.set(ylabel=label, ylim=(0, top), xlim=(-0.6, len(kinds) + room))
     last = {name: np.median(list(kinds.values())[-1]) for name, kinds in series.items()}
     gap = 0.07 * ax.get_ylim()[1]
     below = -gap / 2  # none lies over the axis
@@ -133,26 +137,34 @@ def _dots(ax, kinds, colour, marker):
         single = len(values) == 1
         spread = np.linspace(-0.25, 0.25, len(values)) if not single else [0]
         dash, dot = {"marker": "_", "s": 420, "lw": 2}, {"marker": marker, "s": 15, "alpha": 0.75}
-        shape = dash if single else dot
-        ax.scatter(x + np.array(spread), values, color=colour, **shape)
+        ax.scatter(x + np.array(spread), values, color=colour, **(dash if single else dot))
     ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
     ax.set_xlabel("kind of matrix (dots: first block to last)")
     ax.grid(axis="x", visible=False)
 
 
-def energy_and_gain(ranks, energy, gain, right, right_uncut, guess):
-    """What a cut to each rank keeps of energy and gain, and the share of answers that is right.
+def _likely(shares, n):
+    """Wilson's 95% interval of shares of n answers, which holds at 0 of n too: (lower, upper)."""
+    far = 1.96**2 / n
+    half = np.sqrt(far * (shares * (1 - shares) + far / 4))
+    return [(shares + far / 2 + side * half) / (1 + far) for side in (-1, 1)]
+
+
+def energy_and_gain(ranks, energy, gain, right, right_uncut, guess, n=48):
+    """What a cut to each rank keeps of energy and gain, and the share of n answers that is right.
 
     All are shares; `right_uncut` is that of the whole update, and `guess` is of the gain, in %.
     """
-    fig, ax = figure(height=4.2)
+    fig, ax = figure(height=4.4)
     for name, values, colour, marker in (
         ("loss gain kept", gain, BLUE, "o"),
         ("energy kept", energy, ORANGE, "s"),
-        ("answers right to the letter", right, GREEN, "^"),
+        (f"of {n} answers right (band: 95% interval)", right, GREEN, "^"),
     ):
         ax.plot(ranks, _percent(values), color=colour, marker=marker, label=name, clip_on=False)
-    uncut = f"answers right, uncut: {right_uncut:.0%}"
+    ax.fill_between(ranks, *_percent(_likely(np.array(right), n)), color=GREEN, alpha=0.15, lw=0)
+    low, high = _likely(right_uncut, n)
+    uncut = f"answers right, uncut: {right_uncut:.0%} (95%: {low:.0%} to {high:.0%})"
     ax.axhline(100 * right_uncut, color=GREEN, ls=":", lw=1.5, label=uncut)
     ax.set(xscale="log", xlabel="rank that every update is cut to", ylim=(0, 106))
     ax.set_xticks(ranks, [str(r) for r in ranks])
@@ -180,36 +192,32 @@ def parts_of_update(parts):
     ax.set(xlim=(100 * min(0, *gains), 122), xlabel="share of the full update")
     _in_percent(ax.xaxis)
     ax.grid(axis="y", visible=False)
-    told = f"Gain: {gains[0]:.0%} by directions 1 to 8, {gains[1]:.0%} by 9 to 16,"
-    return headed(fig, f"{told}\n{gains[-1]:.0%} by 8 random inputs as large as 1 to 8")
+    told = f"At one size, directions 1 to 8 gain {gains[0]:.0%}, 8 random inputs {gains[-1]:.0%};"
+    return headed(fig, f"{told}\nthe smaller part in directions 9 to 16 gains {gains[1]:.0%}")
 
 
 def ways_of_rank_8(results, n):
-    """Held-out loss and answers right beside each other; `results` maps a way to (loss, share).
-
-    The thin lines are one standard error of a share of n answers.
-    """
+    """Held-out loss, and the share of n answers right; `results` maps a way to these two."""
     fig, axes = figure(2, width=8.4, height=1 + 0.42 * len(results), sharey=True)
     y = np.arange(len(results))[::-1]
     losses, shares = (np.array(values) for values in zip(*results.values(), strict=True))
-    errors = np.sqrt(shares * (1 - shares) / n)
+    low, high = _likely(shares, n)
     look = {"color": [ORANGE, YELLOW, BLUE], "height": 0.6, "ecolor": INK, "capsize": 3}
     axes[0].barh(y, losses, **look)
-    axes[1].barh(y, 100 * shares, xerr=100 * errors, **look)
-    for place, loss, share, error in zip(y, losses, shares, errors, strict=True):
+    axes[1].barh(y, 100 * shares, xerr=100 * np.abs([shares - low, high - shares]), **look)
+    for place, loss, share, end in zip(y, losses, shares, high, strict=True):
         axes[0].text(loss, place, f" {loss:.3f}", va="center")
-        axes[1].text(100 * (share + error), place, f" {share:.0%}", va="center")
+        axes[1].text(100 * end, place, f" {share:.0%}", va="center")
     axes[0].set(xlabel="held-out loss (nats a token)", xlim=(0, 1.2 * losses.max()))
-    axes[1].set_xlabel(f"of {n} answers right (± standard error)")
-    axes[1].set_xlim(0, max(30, 125 * (shares + errors).max()))
+    axes[1].set(xlabel=f"of {n} answers right (line: 95% interval)", xlim=(0, 120 * high.max()))
     _in_percent(axes[1].xaxis)
     axes[0].set_yticks(y, list(results))
     axes[1].tick_params(axis="y", left=False)
     for ax in axes:
         ax.grid(axis="y", visible=False)
     full, cut, trained = losses
-    told = f"{trained:.2f} trained at rank 8, {cut:.2f} cut to rank 8, {full:.2f} in full"
-    return headed(fig, f"Held-out loss: {told}")
+    told = f"{trained:.2f} if trained, {cut:.2f} if cut from the full update ({full:.2f})"
+    return headed(fig, f"Held-out loss at rank 8: {told}")
 
 
 def two_optimizers(spectra, ranks, title):
@@ -224,12 +232,7 @@ def two_optimizers(spectra, ranks, title):
     axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position (q of block 15)")
     axes[0].set_ylabel("singular value / |update|")
     axes[0].legend(loc="lower left")
-    for name, kinds in ranks.items():
-        colour, marker = LOOKS[name]
-        _dots(axes[1], kinds, colour, marker)
-        axes[1].plot([], [], color=colour, marker=marker, ls="", label=name)
-    axes[1].set(ylabel="rank for 90% of the energy", ylim=(0, None))
-    axes[1].legend(loc="upper left")
+    _strip(axes[1], "rank for 90% of the energy", ranks, 0.9)
     return headed(fig, title)
 
 
@@ -267,8 +270,8 @@ def intruders_by_size(sizes, grown, trained, n_directions):
     told = []
     for at in (0, -1):  # the smallest size and the largest
         found = ", ".join(f"{way} {values[at]}" for way, values in grown.items())
-        told.append(f"at {sizes[at]:.0%} of |W0|: {found}")
-    ax.set_title("Intruders of updates " + ";\n".join(told))
+        told.append(f"{found} where updates are {sizes[at]:.0%} of |W0|")
+    ax.set_title("Intruders: " + ",\n".join(told))
     return fig
 
 
